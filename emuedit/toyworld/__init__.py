@@ -1,0 +1,1 @@
+"""The embedded world: scenes that can be drawn, described, edited and read back exactly, and models trained on them."""

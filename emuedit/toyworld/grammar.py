@@ -1,0 +1,117 @@
+"""What people say about scenes: captions, in several wordings, and the words that the edits share."""
+
+import random
+from collections.abc import Iterator
+
+from emuedit.toyworld.palette import (
+    BACKGROUNDS,
+    CARD,
+    CELLS,
+    COLOURS,
+    CONDITIONS,
+    KINDS,
+    LETTERS,
+    PERSON,
+    POSES,
+    STYLES,
+    TEXTURES,
+)
+from emuedit.toyworld.scene import Scenes, numbers, scenes
+
+WHERE = {
+    "left": ("on the left", "at the left"),
+    "right": ("on the right", "at the right"),
+    "top": ("at the top", "in the upper part"),
+    "bottom": ("at the bottom", "in the lower part"),
+    "centre": ("in the centre", "in the middle"),
+}
+GROUND = {
+    "grass": ("on grass", "on a lawn", "on a grass background"),
+    "sand": ("on sand", "on a beach", "on a sand background"),
+    "sky": ("in the sky", "against the sky", "on a sky background"),
+    "brick": ("on a brick wall", "on bricks", "on a brick background"),
+    "snow": ("on snow", "on snowy ground", "on a snow background"),
+    "water": ("on water", "on the sea", "on a water background"),
+    "wood": ("on wood", "on wooden planks", "on a wood background"),
+    "stone": ("on stone", "on cobblestones", "on a stone background"),
+}
+WEATHER = {
+    "clear": ("",),
+    "night": ("at night", "in the dark of night"),
+    "fog": ("in fog", "in thick fog"),
+    "rain": ("in the rain", "in heavy rain"),
+    "snowfall": ("in snowfall", "while snow is falling"),
+    "sunset": ("at sunset", "in the light of sunset"),
+}
+NOBODY_THERE = "an empty scene"
+STYLE = {
+    "photo": ("",),
+    "pencil sketch": ("as a pencil sketch", "in pencil sketch style"),
+    "pixel art": ("as pixel art", "in pixel art style"),
+    "cartoon": ("as a cartoon", "in cartoon style"),
+    "watercolour": ("as a watercolour", "in watercolour style"),
+}
+
+
+def noun(all_scenes: Scenes, n: int, slot: int) -> str:
+    """What an object is, without its colour: 'star', 'card with the letter A', 'person waving'."""
+    kind, variant = all_scenes.kind[n, slot], all_scenes.variant[n, slot]
+    if kind == CARD:
+        return f"card with the letter {LETTERS[variant]}"
+    if kind == PERSON:
+        pose = POSES[variant]
+        return f"person {pose}" if pose == "waving" else f"person with {pose}"
+    return KINDS[kind]
+
+
+def describe(all_scenes: Scenes, n: int, slot: int, say: random.Random) -> str:
+    """An object in full: 'a big red striped star on the left'."""
+    words = []
+    kind = all_scenes.kind[n, slot]
+    if kind < CARD:
+        words.append("big" if all_scenes.big[n, slot] else "small")
+    words.append(COLOURS[all_scenes.colour[n, slot]])
+    texture = all_scenes.texture[n, slot]
+    if texture:
+        words.append(TEXTURES[texture])
+    words.append(noun(all_scenes, n, slot))
+    article = "an" if words[0][0] in "aeiou" else "a"
+    return " ".join([article, *words, say.choice(WHERE[CELLS[all_scenes.cell[n, slot]]])])
+
+
+def caption(all_scenes: Scenes, n: int, say: random.Random) -> str:
+    """A caption of scene n: objects in any order, background, weather, style."""
+    slots = [s for s in range(all_scenes.kind.shape[1]) if all_scenes.kind[n, s] >= 0]
+    say.shuffle(slots)
+    things = [describe(all_scenes, n, s, say) for s in slots]
+    listed = " and ".join(things) if len(things) < 3 else f"{things[0]}, {things[1]} and {things[2]}"
+    parts = [
+        listed or NOBODY_THERE,
+        say.choice(GROUND[BACKGROUNDS[all_scenes.background[n]]]),
+        say.choice(WEATHER[CONDITIONS[all_scenes.condition[n]]]),
+        say.choice(STYLE[STYLES[all_scenes.style[n]]]),
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def voice(number: int, *purpose: object) -> random.Random:
+    """The random choice of words for a scene number and a purpose: the same whenever it is asked."""
+    return random.Random(f"{int(number)}/" + "/".join(map(str, purpose)))
+
+
+def all_captions(all_scenes: Scenes, purpose: str = "caption") -> list[str]:
+    """One caption a scene."""
+    return [caption(all_scenes, n, voice(all_scenes.number[n], purpose)) for n in range(len(all_scenes))]
+
+
+def captions(split: str, start: int, n: int) -> list[str]:
+    """Captions of the scenes `start .. start + n` of a split ('train' or 'held_out'): a caption source for `params.yaml`."""
+    return all_captions(scenes(numbers(split, start, n)))
+
+
+def vocabulary() -> Iterator[str]:
+    """Phrases that together hold every word of a caption."""
+    for table in (WHERE, GROUND, WEATHER, STYLE):
+        for phrases in table.values():
+            yield from phrases
+    yield from (*COLOURS, *TEXTURES, *KINDS, *POSES, *LETTERS, "a big small card with the letter person and", NOBODY_THERE)

@@ -1,0 +1,219 @@
+"""The toy writer: stands where a chat model stands, and now and then answers as badly as one.
+
+It reads only the last message, which must end in a JSON object with `task` and `caption`, and answers with the JSON
+object of an edit: `instruction`, `original_object`, `edited_object`, `output_caption`.
+"""
+
+import json
+import random
+from dataclasses import dataclass, replace
+
+from emuedit.tasks import task as named_task
+from emuedit.toyworld import phrases
+from emuedit.toyworld.annotate import FILTERS
+from emuedit.toyworld.grammar import GROUND, STYLE, WEATHER, WHERE
+from emuedit.toyworld.palette import COLOURS, LETTERS, SHAPES, TEXTURES
+from emuedit.toyworld.speech import Said, Thing, article, understand
+
+BAD_SHARE = 0.06
+"""How often the answer is one of the bad ones below."""
+
+KEYS = ("instruction", "original_object", "edited_object", "output_caption")
+
+
+class UnsuitedError(ValueError):
+    """The caption has nothing that this task could edit."""
+
+
+@dataclass(frozen=True)
+class ToyWriter:
+    """A writer for captions of the toy world. `bad_share` in [0, 1]."""
+
+    bad_share: float = BAD_SHARE
+
+    def write(
+        self,
+        messages: list[dict[str, str]],
+        *,
+        seed: int,
+        temperature: float = 0.9,
+        top_p: float = 0.9,  # noqa: ARG002 - a chat model has it; there is no tail of words here to cut
+    ) -> str:
+        """The answer to the last message. The same messages and seed give the same answer; temperature 0 never errs."""
+        asked = messages[-1]["content"]
+        say = random.Random(f"{seed}/{asked}")
+        wanted = _request(asked)
+        if wanted is None:
+            return "Please end your message with a JSON object that has the keys task and caption."
+        said = understand(wanted["caption"])
+        if said is None:
+            return f"I do not understand this caption: {wanted['caption']}"
+        try:
+            answer = edit(wanted["task"], said, say)
+        except UnsuitedError as reason:
+            return f"I cannot: {reason}."
+        text = json.dumps(answer)
+        return spoilt(answer, say) if temperature > 0 and say.random() < self.bad_share else text
+
+
+def toy_writer() -> ToyWriter:
+    """The default writer of the toy world: `writer: emuedit.toyworld.writer:toy_writer` in `params.yaml`."""
+    return ToyWriter()
+
+
+def _request(asked: str) -> dict[str, str] | None:
+    """The JSON object that ends the message, if it has a task and a caption."""
+    start = asked.rfind("{")
+    try:
+        found = json.loads(asked[start:])
+    except json.JSONDecodeError:
+        return None
+    known = isinstance(found, dict) and all(isinstance(found.get(key), str) for key in ("task", "caption"))
+    return found if known else None
+
+
+def spoilt(answer: dict[str, str], say: random.Random) -> str:
+    """The answer, gone wrong as chat models go wrong: prose around it, cut off, a key lost, nothing changed, a refusal."""
+    text = json.dumps(answer)
+    lost = {key: value for key, value in answer.items() if key != say.choice(KEYS)}
+    return say.choice(
+        (
+            f"Sure! Here is the edit you asked for:\n{text}\nI hope it helps.",
+            text[: len(text) * 2 // 3],
+            json.dumps(lost),
+            json.dumps({**answer, "instruction": ""}),
+            "I am sorry, but I cannot help with that.",
+        )
+    )
+
+
+def edit(task: str, said: Said, say: random.Random) -> dict[str, str]:
+    """An edit of the caption `said`, for one of the sixteen tasks. Raises UnsuitedError, and UnknownTaskError."""
+    named_task(task)
+    writer = _SCENE_TASKS.get(task)
+    if writer:
+        return writer(said, say)
+    if task == "color":
+        name = say.choice(FILTERS)
+        wording = say.choice(phrases.COLOR[name] + phrases.SHARED.get(("color", name), ()))
+        return _answer(wording, "", "", said)
+    if task in ("detect", "segment"):
+        thing = _any_thing(said, say)
+        table = phrases.DETECT if task == "detect" else phrases.SEGMENT
+        wording = say.choice(table + phrases.SHARED[task, ""]).format(the=_the(thing, say))
+        return _answer(wording, thing.noun, thing.noun, phrases.MARKED[task].format(caption=said, noun=thing.noun))
+    if task == "pose" and not any(thing.noun.startswith("person") for thing in said.things):
+        raise UnsuitedError("there is no person in the picture")
+    wording = say.choice(phrases.MAPS[task] + phrases.SHARED.get((task, ""), ()))
+    return _answer(wording, "", "", phrases.MAP_OF[task].format(caption=said))
+
+
+def _answer(instruction: str, original: str, edited: str, output: Said | str) -> dict[str, str]:
+    return dict(zip(KEYS, (instruction, original, edited, str(output)), strict=True))
+
+
+def _any_thing(said: Said, say: random.Random, roomy: bool = False) -> Thing:
+    """An object of the picture; `roomy`: a big shape, on which a pattern can be seen."""
+    fitting = [thing for thing in said.things if thing.size == "big" or not roomy]
+    if not fitting or (roomy and said.style in STYLE["pixel art"]):
+        raise UnsuitedError("there is no such object in the picture")
+    return say.choice(fitting)
+
+
+def _the(thing: Thing, say: random.Random) -> str:
+    return f"the {thing.noun}" if say.random() < 0.5 else f"the {thing.colour} {thing.noun}"
+
+
+def _another(options: tuple[str, ...], current: str, say: random.Random) -> str:
+    return say.choice([option for option in options if option != current])
+
+
+def _local(said: Said, say: random.Random) -> dict[str, str]:
+    thing = _any_thing(said, say)
+    the = _the(thing, say)
+    if say.random() < 0.5 or not thing.is_shape:
+        new = replace(thing, colour=_another(COLOURS, thing.colour, say))
+        alone = phrases.SHARED["local", "colour"] if len(said.things) == 1 else ()
+        wording = say.choice(phrases.LOCAL_COLOUR + alone).format(the=the, colour=new.colour)
+    else:
+        taken = {other.noun for other in said.things}
+        new = replace(thing, noun=say.choice([shape for shape in SHAPES if shape not in taken]))
+        a_new = f"{article(new.colour)} {new.colour} {new.noun}"
+        wording = say.choice(phrases.LOCAL_SHAPE).format(the=the, a_new=a_new)
+    return _answer(wording, thing.noun, f"{new.colour} {new.noun}", said.with_instead(thing, new))
+
+
+def _remove(said: Said, say: random.Random) -> dict[str, str]:
+    thing = _any_thing(said, say)
+    return _answer(say.choice(phrases.REMOVE).format(the=_the(thing, say)), thing.noun, "", said.without(thing))
+
+
+def _add(said: Said, say: random.Random) -> dict[str, str]:
+    if len(said.things) > 2:
+        raise UnsuitedError("the picture is full")
+    taken = {thing.where for thing in said.things}
+    free = [w for cell, words in WHERE.items() if cell != "centre" and not taken & set(words) for w in words]
+    shapes = [shape for shape in SHAPES if shape not in {thing.noun for thing in said.things}]
+    new = Thing("small", say.choice(COLOURS), "", say.choice(shapes), say.choice(free))
+    wording = say.choice(phrases.ADD).format(a_new=new)
+    return _answer(wording, "", f"{new.colour} {new.noun}", replace(said, things=(*said.things, new)))
+
+
+def _texture(said: Said, say: random.Random) -> dict[str, str]:
+    thing = _any_thing(said, say, roomy=True)
+    texture = _another(TEXTURES, thing.texture or "plain", say)
+    new = replace(thing, texture="" if texture == "plain" else texture)
+    alone = phrases.SHARED["texture", ""] if len(said.things) == 1 else ()
+    words = {"the": _the(thing, say), "texture": texture, "kind": thing.noun}
+    return _answer(
+        say.choice(phrases.TEXTURE + alone).format(**words),
+        thing.noun,
+        f"{texture} {thing.noun}",
+        said.with_instead(thing, new),
+    )
+
+
+def _background(said: Said, say: random.Random) -> dict[str, str]:
+    name = say.choice([name for name, words in GROUND.items() if said.ground not in words])
+    wording = say.choice(phrases.BACKGROUND + phrases.SHARED.get(("background", name), ()))
+    return _answer(wording.format(background=name), "background", name, replace(said, ground=say.choice(GROUND[name])))
+
+
+def _global(said: Said, say: random.Random) -> dict[str, str]:
+    if said.style:
+        raise UnsuitedError("weather is for photos")
+    name = say.choice([name for name, words in WEATHER.items() if said.weather not in words])
+    wording = say.choice(phrases.GLOBAL[name] + phrases.SHARED.get(("global", name), ()))
+    return _answer(wording, "", name, replace(said, weather=say.choice(WEATHER[name])))
+
+
+def _style(said: Said, say: random.Random) -> dict[str, str]:
+    if said.weather:
+        raise UnsuitedError("only a clear picture can be redrawn")
+    name = say.choice([name for name, words in STYLE.items() if said.style not in words])
+    wording = say.choice(phrases.STYLE + phrases.SHARED.get(("style", name), ()))
+    return _answer(wording.format(a_style=phrases.A_STYLE[name]), "", name, replace(said, style=say.choice(STYLE[name])))
+
+
+def _text(said: Said, say: random.Random) -> dict[str, str]:
+    cards = [thing for thing in said.things if thing.noun.startswith("card")]
+    if not cards:
+        raise UnsuitedError("there is no card in the picture")
+    card = say.choice(cards)
+    old = card.noun[-1]
+    letter = _another(LETTERS, old, say)
+    wording = say.choice(phrases.TEXT + phrases.SHARED["text", ""])
+    new = replace(card, noun=card.noun[:-1] + letter)
+    return _answer(wording.format(the=_the(card, say), letter=letter, old=old), card.noun, new.noun, said.with_instead(card, new))
+
+
+_SCENE_TASKS = {
+    "local": _local,
+    "remove": _remove,
+    "add": _add,
+    "texture": _texture,
+    "background": _background,
+    "global": _global,
+    "style": _style,
+    "text": _text,
+}

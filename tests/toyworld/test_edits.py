@@ -1,0 +1,160 @@
+"""Every task's exact edits: they change what they say, and nothing that they do not."""
+
+import json
+from collections import defaultdict
+
+import numpy as np
+import pytest
+
+from emuedit.models.writer import Writer, load_writer
+from emuedit.tasks import HELD_OUT, TASKS
+from emuedit.toyworld import annotate, render
+from emuedit.toyworld.edits import Edits, edits, names
+from emuedit.toyworld.grammar import all_captions, captions
+from emuedit.toyworld.palette import MASK_RGB
+from emuedit.toyworld.scene import numbers, scenes
+from emuedit.toyworld.speech import understand
+from emuedit.toyworld.writer import KEYS, ToyWriter, UnsuitedError, edit
+
+EVERY = (*names(), *(t.name for t in HELD_OUT))
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, Edits]:
+    return {name: edits(name, "held_out", 0, 60) for name in EVERY}
+
+
+def test_there_are_sixteen() -> None:
+    assert names() == tuple(t.name for t in TASKS)
+    assert len(names()) == 16
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_edit_changes_something_and_is_no_alternative(made: dict[str, Edits], name: str) -> None:
+    some = made[name]
+    assert (some.before != some.exact).any((1, 2, 3)).all()
+    for other in some.alternatives:
+        same = (other == some.exact).all((1, 2, 3))
+        assert same.mean() < 0.35, "an alternative is the right answer"
+    assert all(text and "{" not in text for text in some.instructions)
+    assert len(set(some.instructions)) > (2 if name in ("superres", "contour", "inpaint") else 5)
+
+
+@pytest.mark.parametrize("name", ["local", "remove", "add", "texture", "text", "detect", "segment"])
+def test_region_edits_leave_the_rest_alone(made: dict[str, Edits], name: str) -> None:
+    changed = (made[name].before != made[name].exact).any(-1).mean((1, 2))
+    assert changed.max() < 0.45
+    if name != "texture":
+        assert changed.mean() < 0.2
+
+
+def test_edits_depend_on_their_numbers_only() -> None:
+    whole, part = edits("local", "train", 0, 30), edits("local", "train", 20, 10)
+    np.testing.assert_array_equal(whole.exact[20:], part.exact)
+    assert whole.instructions[20:] == part.instructions
+
+
+def test_add_is_remove_in_reverse(made: dict[str, Edits]) -> None:
+    np.testing.assert_array_equal(made["add"].before, made["remove"].exact)
+    np.testing.assert_array_equal(made["add"].exact, made["remove"].before)
+
+
+def test_segment_paints_the_mask_and_only_the_mask() -> None:
+    some = scenes(numbers("held_out", 0, 50))
+    some = some[some.present[:, 0]]
+    known = render.truth(some)
+    zeros = np.zeros(len(some), int)
+    painted = (annotate.segment(known, zeros) == (MASK_RGB * 255).astype(np.uint8)).all(-1)
+    np.testing.assert_array_equal(painted, known.masks[:, 0])
+    boxed = annotate.detect(known, zeros)
+    for n, (x0, y0, x1, y1) in enumerate(known.boxes[:, 0].astype(int)):
+        np.testing.assert_array_equal(boxed[n, y0:y1, x0:x1], known.images[n, y0:y1, x0:x1])
+        assert (boxed[n, y0 + 1, x0 - 1] == (255, 0, 255)).all()
+
+
+def test_filters_do_what_they_are_called() -> None:
+    before = render.images(scenes(numbers("held_out", 0, 20)))
+    n = len(before)
+
+    def after(name: str) -> np.ndarray:
+        return annotate.colour_filter(before, np.full(n, annotate.FILTERS.index(name))).astype(float)
+
+    p = before.astype(float)
+    assert (after("brighten").mean((1, 2, 3)) > p.mean((1, 2, 3))).all()
+    assert (after("darken").mean((1, 2, 3)) < p.mean((1, 2, 3))).all()
+    assert (after("more contrast").std((1, 2, 3)) >= after("less contrast").std((1, 2, 3))).all()
+    assert (np.ptp(after("desaturate"), axis=-1).mean((1, 2)) < np.ptp(p, axis=-1).mean((1, 2))).all()
+    edges = np.abs(np.diff(p, axis=1)).mean((1, 2, 3))
+    assert (np.abs(np.diff(after("blur"), axis=1)).mean((1, 2, 3)) < edges).all()
+    assert (np.abs(np.diff(after("sharpen"), axis=1)).mean((1, 2, 3)) > edges).all()
+    np.testing.assert_array_equal(after("hue"), p[..., [2, 0, 1]])
+
+
+def test_some_wordings_belong_to_several_tasks() -> None:
+    meant: dict[str, set[str]] = defaultdict(set)
+    for name in names():
+        for text in edits(name, "train", 0, 400).instructions:
+            meant[text].add(name)
+    shared = {text: tasks for text, tasks in meant.items() if len(tasks) > 1}
+    pairs = {tuple(sorted(tasks)) for tasks in shared.values()}
+    assert {("color", "global"), ("detect", "segment"), ("sketch", "style"), ("background", "global")} <= pairs
+    assert ("local", "texture") not in pairs
+
+
+def test_captions_can_be_understood_and_said_again() -> None:
+    for caption in captions("held_out", 0, 500):
+        assert str(understand(caption)) == caption
+    assert understand("a photograph of two dogs") is None
+
+
+def test_captions_vary_by_purpose_and_not_by_call() -> None:
+    some = scenes(numbers("train", 0, 100))
+    assert all_captions(some) == all_captions(some)
+    assert sum(a != b for a, b in zip(all_captions(some), all_captions(some, "other"), strict=True)) > 60
+
+
+def ask(writer: Writer, task: str, caption: str, seed: int = 0) -> str:
+    return writer.write([{"role": "user", "content": "Go.\n" + json.dumps({"task": task, "caption": caption})}], seed=seed)
+
+
+def test_the_writer_answers_in_json_from_the_last_message() -> None:
+    writer = load_writer("emuedit.toyworld.writer:toy_writer")
+    assert isinstance(writer, Writer)
+    answer = json.loads(ask(ToyWriter(bad_share=0), "remove", "a big red star on the left and a small blue ring at the top on grass"))
+    assert tuple(answer) == KEYS
+    assert answer["original_object"] in ("star", "ring")
+    assert answer["original_object"] not in answer["output_caption"]
+    assert answer["output_caption"].endswith("on grass")
+
+
+def test_the_writer_errs_at_the_known_rate_and_always_alike() -> None:
+    writer = ToyWriter(bad_share=0.25)
+    caption = "a big red star on the left on grass"
+    good = 0
+    for seed in range(600):
+        text = ask(writer, "local", caption, seed)
+        assert text == ask(writer, "local", caption, seed)
+        try:
+            answer = json.loads(text)
+            good += tuple(answer) == KEYS and all(isinstance(v, str) for v in answer.values()) and bool(answer["instruction"])
+        except json.JSONDecodeError:
+            pass
+    assert abs(good / 600 - 0.75) < 0.07
+
+
+def test_the_writer_speaks_of_every_task_and_refuses_what_cannot_be() -> None:
+    rich = "a card with the letter A"  # not of the language: no colour, no place
+    assert ask(ToyWriter(0), "text", rich).startswith("I do not understand")
+    caption = "a red card with the letter A on the left, a blue person waving on the right and a big green ring at the top on sand"
+    for name in names():
+        if name == "add":
+            continue
+        answer = json.loads(ask(ToyWriter(0), name, caption))
+        assert answer["instruction"], name
+        assert answer["output_caption"] != caption or name == "color"
+    said = understand(caption)
+    assert said is not None
+    import random
+
+    with pytest.raises(UnsuitedError, match="full"):
+        edit("add", said, random.Random(0))

@@ -1,0 +1,118 @@
+"""The CLIP judge: pictures and texts in one space, through open_clip.
+
+Shapes: B pictures or texts, H and W pixels, D the width of the shared space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from emuedit.models import pixels, sources
+
+
+class ClipJudge:
+    """`embed_images` and `embed_texts` give unit vectors: their products are cosine similarities."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.preprocess_cfg: dict[str, Any] = model.visual.preprocess_cfg
+        weight = model.logit_scale
+        self.device: torch.device = weight.device
+        self.dtype: torch.dtype = next(model.visual.parameters()).dtype
+
+    def embed_images(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> unit vectors, float32 [B, D] on the model's device."""
+        shown = preprocess(pixels.check(images).to(self.device, torch.float32), self.preprocess_cfg)
+        with torch.no_grad():
+            vectors: torch.Tensor = self.model.encode_image(shown.to(self.dtype))
+        return torch.nn.functional.normalize(vectors.float(), dim=-1)
+
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """B texts -> unit vectors, float32 [B, D] on the model's device; what exceeds the context is cut."""
+        with torch.no_grad():
+            vectors: torch.Tensor = self.model.encode_text(self.tokenizer(list(texts)).to(self.device))
+        return torch.nn.functional.normalize(vectors.float(), dim=-1)
+
+
+def preprocess(images: torch.Tensor, cfg: dict[str, Any]) -> torch.Tensor:
+    """open_clip's evaluation transform on tensors: [B, 3, H, W] in [-1, 1] -> [B, 3, h, w], normalised.
+
+    Follows open_clip.transform.image_transform; only the resize differs, which there rounds to bytes in between.
+    """
+    tvf = sources.library("torchvision.transforms.functional")
+    mode = getattr(tvf.InterpolationMode, cfg["interpolation"].upper(), tvf.InterpolationMode.BICUBIC)
+    h, w = (cfg["size"], cfg["size"]) if isinstance(cfg["size"], int) else cfg["size"]
+    height, width = images.shape[-2:]
+    unit = (images + 1) / 2  # [0, 1]
+    if cfg["resize_mode"] == "squash":
+        target = [h, w]
+    elif cfg["resize_mode"] == "longest":
+        ratio = max(height / h, width / w)
+        target = [round(height / ratio), round(width / ratio)]
+    elif h == w:  # torchvision's shortest edge cuts the longer one off, and does not round it
+        target = [h, int(h * width / height)] if height <= width else [int(w * height / width), w]
+    else:
+        ratio = min(height / h, width / w)
+        target = [round(height / ratio), round(width / ratio)]
+    if target != [height, width]:
+        unit = tvf.resize(unit, target, interpolation=mode, antialias=True).clamp(0, 1)
+    if cfg["resize_mode"] == "longest":
+        unit = sources.library("open_clip.transform").center_crop_or_pad(unit, [h, w], fill=cfg["fill_color"] / 255)
+    else:
+        unit = tvf.center_crop(unit, [h, w])
+    shown: torch.Tensor = tvf.normalize(unit, list(cfg["mean"]), list(cfg["std"]))
+    return shown
+
+
+def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None) -> ClipJudge:
+    """A judge from an open_clip folder, an open_clip 'model/tag' such as 'ViT-L-14/openai', or a hub id."""
+    if revision is not None:
+        raise ValueError(f"open_clip cannot load a hub revision, got {revision!r}; copy it and give the folder")
+    open_clip = sources.library("open_clip")
+    name, tag, extra = _name(open_clip, name_or_path)
+    precision = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype)
+    if precision is None:
+        raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
+    model = open_clip.create_model(name, pretrained=tag, precision=precision, device=device, require_pretrained=True, **extra)
+    tokenizer = open_clip.get_tokenizer(name)
+    _check_tokenizer(tokenizer, model, name_or_path)
+    return ClipJudge(model.requires_grad_(False).eval(), tokenizer)
+
+
+def _name(open_clip: Any, name_or_path: str) -> tuple[str, str | None, dict[str, Any]]:
+    """The name, the weights' tag and the options open_clip wants for this folder, 'model/tag' or hub id."""
+    if sources.is_folder(name_or_path):
+        sources.manifest(name_or_path, sources.CLIP)
+        return f"local-dir:{name_or_path}", None, {}
+    model, _, tag = name_or_path.partition("/")
+    if model in open_clip.list_models():
+        cfg = open_clip.get_pretrained_cfg(model, tag)
+        if not cfg:
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(model))
+            raise ValueError(f"want '{model}/<tag>' with a tag of {tags}; got {name_or_path!r}")
+        # open_clip only warns when the weights were trained with QuickGELU and the named model has GELU
+        return model, tag, {"force_quick_gelu": bool(cfg.get("quick_gelu", False))}
+    sources.manifest(name_or_path, sources.CLIP)
+    return f"hf-hub:{name_or_path}", None, {}
+
+
+def _check_tokenizer(tokenizer: Any, model: Any, name: str) -> None:
+    embedding = getattr(model, "token_embedding", None)
+    inner = getattr(tokenizer, "tokenizer", None)
+    if embedding is None or inner is None:
+        return
+    if len(inner) > embedding.num_embeddings:
+        raise ValueError(
+            f"{name}: the tokenizer has {len(inner)} tokens and the text tower {embedding.num_embeddings}; "
+            "set text_cfg.vocab_size to the tokenizer's length and train again"
+        )
+    if model.text_pool_type == "eos" and model.text_eos_id != inner.eos_token_id:
+        raise ValueError(f"{name}: text_cfg.eos_id must be the tokenizer's {inner.eos_token_id}, got {model.text_eos_id}")
+    if model.text_pool_type == "argmax" and inner.eos_token_id != len(inner) - 1:
+        raise ValueError(
+            f"{name}: pool_type 'argmax' reads the highest id, so <|endoftext|> must be {len(inner) - 1}, "
+            f"got {inner.eos_token_id}; set pool_type 'eos' and eos_id in text_cfg"
+        )

@@ -1,0 +1,55 @@
+"""The depth judge: relative inverse depth of pictures (Depth Anything, DPT), through transformers.
+
+Shapes: B pictures, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from emuedit.models import pixels, sources
+
+
+class DepthJudge:
+    """`depth` is the one call."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        if getattr(model.config, "depth_estimation_type", "relative") != "relative":
+            raise ValueError(
+                "want a model of relative inverse depth (nearer is larger), got a metric one, where nearer is smaller"
+            )
+        self.model, self.processor = model, processor
+
+    def depth(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> float32 [B, H, W] in [0, 1] on the model's device; nearer is larger.
+
+        Relative depth has neither scale nor offset, so each picture's map is stretched from its own minimum to its own
+        maximum (ours). A flat map has nothing to stretch and becomes all 0.
+        """
+        inputs = self.processor(images=list(pixels.to_bytes(images)), return_tensors="pt")
+        with torch.no_grad():
+            out = self.model(inputs["pixel_values"].to(self.model.device, self.model.dtype))
+        raw: torch.Tensor = out.predicted_depth.float()  # [B, h, w]
+        size = (images.shape[-2], images.shape[-1])
+        return stretch(torch.nn.functional.interpolate(raw[:, None], size=size, mode="bilinear", align_corners=False)[:, 0])
+
+
+def stretch(maps: torch.Tensor) -> torch.Tensor:
+    """[B, H, W] of any range -> [0, 1] per map; a map flat to float32's rounding becomes all 0."""
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    span = high - low
+    flat = span <= 1e-6 * torch.maximum(low.abs(), high.abs())
+    return torch.where(flat, torch.zeros_like(maps), (maps - low) / span.masked_fill(flat, 1.0))
+
+
+def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None) -> DepthJudge:
+    """A judge from a transformers folder or a hub id (depth-anything/Depth-Anything-V2-Small-hf, Intel/dpt-large)."""
+    sources.manifest(name_or_path, sources.DEPTH, revision)
+    transformers = sources.library("transformers")
+    model = transformers.AutoModelForDepthEstimation.from_pretrained(
+        name_or_path, revision=revision, dtype=dtype, use_safetensors=True
+    )
+    processor = transformers.AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
+    return DepthJudge(model.to(device).requires_grad_(False).eval(), processor)

@@ -1,0 +1,36 @@
+"""The DINO judge: pictures as self-supervised ViT vectors (DINO, DINOv2), through transformers.
+
+Shapes: B pictures, H and W pixels, D the width of the ViT.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from emuedit.models import pixels, sources
+
+
+class DinoJudge:
+    """`embed_images` gives unit vectors: their products are cosine similarities."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
+
+    def embed_images(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> unit vectors of the CLS token, float32 [B, D] on the model's device."""
+        inputs = self.processor(images=list(pixels.to_bytes(images)), return_tensors="pt")
+        with torch.no_grad():
+            out = self.model(inputs["pixel_values"].to(self.model.device, self.model.dtype))
+        cls: torch.Tensor = out.last_hidden_state[:, 0]  # [B, D], after the last layer norm
+        return torch.nn.functional.normalize(cls.float(), dim=-1)
+
+
+def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None) -> DinoJudge:
+    """A judge from a transformers folder or a hub id (facebook/dinov2-base, facebook/dino-vits16)."""
+    sources.manifest(name_or_path, sources.DINO, revision)
+    transformers = sources.library("transformers")
+    model = transformers.AutoModel.from_pretrained(name_or_path, revision=revision, dtype=dtype, use_safetensors=True)
+    processor = transformers.AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
+    return DinoJudge(model.to(device).requires_grad_(False).eval(), processor)

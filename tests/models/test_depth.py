@@ -1,0 +1,61 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from emuedit.models import depth, pixels
+
+
+def depth_anything(folder: str, **config: Any) -> None:
+    from transformers import (
+        DepthAnythingConfig,
+        DepthAnythingForDepthEstimation,
+        Dinov2Config,
+        DPTImageProcessor,
+    )
+
+    backbone = Dinov2Config(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=28, patch_size=7,
+        out_features=["stage1", "stage2", "stage3", "stage4"], reshape_hidden_states=False, apply_layernorm=True,
+    )  # fmt: skip
+    sizes = {"reassemble_hidden_size": 16, "neck_hidden_sizes": [8, 8, 8, 8], "fusion_hidden_size": 8}
+    settings = DepthAnythingConfig(backbone_config=backbone, patch_size=7, head_hidden_size=8, **sizes, **config)
+    model = DepthAnythingForDepthEstimation(settings)
+    with torch.no_grad():  # a random network's map is flat, and the last ReLU may leave it all 0
+        model.head.conv3.weight.mul_(1000)
+        model.head.conv3.bias.fill_(1.0)
+    model.save_pretrained(folder)
+    DPTImageProcessor(
+        size={"height": 28, "width": 28}, keep_aspect_ratio=True, ensure_multiple_of=7, do_pad=False
+    ).save_pretrained(folder)
+
+
+def test_depth_is_the_models_own_stretched_to_one(pictures: torch.Tensor, tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+
+    depth_anything(str(tmp_path))
+    got = depth.load(str(tmp_path)).depth(pictures)
+    assert got.shape == (2, 40, 56)
+    torch.testing.assert_close(got.amin(dim=(1, 2)), torch.zeros(2))
+    torch.testing.assert_close(got.amax(dim=(1, 2)), torch.ones(2))
+    model = AutoModelForDepthEstimation.from_pretrained(tmp_path).eval()
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    with torch.no_grad():
+        raw = model(**processor(images=pixels.to_pil(pictures), return_tensors="pt")).predicted_depth
+    small = torch.nn.functional.interpolate(raw[:, None], size=(40, 56), mode="bilinear")[:, 0]
+    for ours, theirs in zip(got, small, strict=True):
+        assert torch.corrcoef(torch.stack([ours.flatten(), theirs.flatten()]))[0, 1] > 0.9999
+
+
+def test_a_flat_map_is_all_zero() -> None:
+    maps = torch.stack([torch.full((2, 3), 7.0), torch.arange(6.0).view(2, 3)])
+    maps[0, 0, 0] += 1e-6  # rounding is no relief
+    torch.testing.assert_close(depth.stretch(maps)[0], torch.zeros(2, 3))
+    torch.testing.assert_close(depth.stretch(maps)[1], torch.arange(6.0).view(2, 3) / 5)
+
+
+def test_a_metric_model_is_refused(tmp_path: Path) -> None:
+    depth_anything(str(tmp_path), depth_estimation_type="metric", max_depth=20)
+    with pytest.raises(ValueError, match=r"relative inverse depth .* got a metric one"):
+        depth.load(str(tmp_path))

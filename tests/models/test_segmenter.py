@@ -1,0 +1,122 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from emuedit.models import pixels, sam, segmenter
+
+TINY = sam.SamConfig(
+    encoder_width=16, encoder_depth=2, encoder_heads=2, global_attn_indexes=(1,), image_size=64, patch_size=8,
+    window_size=3, prompt_embed_dim=16, decoder_heads=2, decoder_mlp_dim=32, iou_head_hidden_dim=16,
+    pixel_mean=(127.5, 120.0, 110.0), pixel_std=(60.0, 61.0, 62.0),
+)  # fmt: skip
+BOXES = [torch.tensor([[2.0, 3.0, 20.0, 30.0], [30.0, 5.0, 55.0, 39.0]]), torch.tensor([[10.0, 10.0, 50.0, 20.0]])]
+
+
+def small() -> segmenter.Segmenter:
+    torch.manual_seed(0)
+    model = sam.build(TINY).eval()
+    torch.nn.init.normal_(model.image_encoder.pos_embed)  # else a random Sam gives flat masks
+    return segmenter.Segmenter(model, TINY)
+
+
+@pytest.mark.parametrize("name", sam.CONFIGS)
+def test_the_named_configs_are_segment_anythings_own(name: str) -> None:
+    from segment_anything import sam_model_registry
+
+    with torch.device("meta"):
+        ours, theirs = sam.build(sam.CONFIGS[name]), sam_model_registry[name]()
+    shapes = {key: value.shape for key, value in theirs.state_dict().items()}
+    assert {key: value.shape for key, value in ours.state_dict().items()} == shapes
+    assert str(ours) == str(theirs)
+    windows = [[block.window_size for block in one.image_encoder.blocks] for one in (ours, theirs)]
+    assert windows[0] == windows[1]
+    with torch.device("cpu"):
+        mean = torch.tensor(sam.CONFIGS[name].pixel_mean)
+    assert mean.tolist() == pytest.approx([123.675, 116.28, 103.53])
+
+
+def test_masks_are_sam_predictors_own(pictures: torch.Tensor) -> None:
+    from segment_anything import SamPredictor
+
+    ours = small()
+    found = ours.segment(pictures, BOXES)
+    predictor = SamPredictor(ours.model)
+    for picture, boxes, got in zip(pixels.to_uint8(pictures), BOXES, found, strict=True):
+        assert got.masks.shape == (len(boxes), 40, 56)
+        assert got.masks.dtype == torch.bool
+        predictor.set_image(picture)
+        for box, mask, iou in zip(boxes, got.masks, got.iou, strict=True):
+            wanted, score, _ = predictor.predict(box=box.numpy(), multimask_output=False)
+            np.testing.assert_array_equal(mask.numpy(), wanted[0])
+            assert iou.item() == pytest.approx(float(score[0]), abs=1e-5)
+    assert 0 < torch.cat([one.masks for one in found]).float().mean() < 1
+
+
+def test_a_picture_of_the_networks_own_size_is_not_resized() -> None:
+    images = torch.rand(1, 3, 64, 48) * 2 - 1
+    ours = small()
+    ours.resize.apply_image = None
+    assert ours.segment(images, [torch.tensor([[1.0, 2.0, 30.0, 60.0]])])[0].masks.shape == (1, 64, 48)
+
+
+def test_no_boxes_no_masks(pictures: torch.Tensor) -> None:
+    ours = small()
+    nothing, something = ours.segment(pictures, [torch.zeros(0, 4), BOXES[1]])
+    assert nothing.masks.shape == (0, 40, 56)
+    torch.testing.assert_close(something, ours.segment(pictures, BOXES)[1])
+    with pytest.raises(ValueError, match=r"\[K, 4\] .* got \(4,\)"):
+        ours.segment(pictures, [BOXES[0][0], BOXES[1]])
+    with pytest.raises(ValueError, match="one tensor of boxes a picture, got 1 for 2"):
+        ours.segment(pictures, BOXES[:1])
+
+
+def test_saved_folder_loads_to_the_same_masks(pictures: torch.Tensor, tmp_path: Path) -> None:
+    ours = small()
+    ours.save(tmp_path)
+    again = segmenter.load(str(tmp_path))
+    assert again.config == TINY
+    torch.testing.assert_close(again.segment(pictures, BOXES), ours.segment(pictures, BOXES))
+    half = segmenter.load(str(tmp_path), dtype=torch.bfloat16).segment(pictures, BOXES)
+    assert half[0].masks.shape == (2, 40, 56)
+    assert half[0].iou.dtype == torch.float32
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_released_checkpoint_is_known_by_its_width(
+    suffix: str, pictures: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import save_file
+
+    ours, file = small(), tmp_path / f"sam{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(ours.model.state_dict(), file)
+    with pytest.raises(ValueError, match=r"vit_b \(768\).*got .*encoder width 16"):
+        segmenter.load(str(file))
+    monkeypatch.setitem(sam.CONFIGS, "vit_xs", TINY)
+    torch.testing.assert_close(segmenter.load(str(file)).segment(pictures, BOXES), ours.segment(pictures, BOXES))
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    import pickle
+
+    torch.save({"image_encoder.pos_embed": print}, tmp_path / "sam.pth")
+    with pytest.raises(pickle.UnpicklingError, match=r"[Ww]eights.only"):
+        segmenter.load(str(tmp_path / "sam.pth"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"colour": 1}, r"unknown keys \['colour'\]; known are"),
+        ({"encoder_width": None}, "incomplete: .*encoder_width"),
+        ({"patch_size": 7}, "image_size / patch_size must be whole, got 64 / 7"),
+    ],
+)
+def test_a_wrong_config_is_named(change: dict[str, int | None], says: str, tmp_path: Path) -> None:
+    small().save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    with pytest.raises(ValueError, match=says):
+        segmenter.load(str(tmp_path))

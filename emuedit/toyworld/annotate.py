@@ -3,11 +3,12 @@
 import numpy as np
 
 from emuedit.toyworld import stamps
-from emuedit.toyworld.palette import BACKGROUND_CLASS_RGB, BOX_RGB, CLASS_RGB, MASK_RGB, PERSON, SIZE, luma
+from emuedit.toyworld.palette import BACKGROUND_CLASS_RGB, BOX_RGB, CLASS_RGB, MASK_RGB, PERSON, POSES, SIZE, luma
 from emuedit.toyworld.render import Truth
 from emuedit.toyworld.scene import SLOTS, Scenes
 
 BOX_WIDTH_PX = 2
+JOINTS = tuple(stamps.joints(0))
 LIMB_RGB = np.array([(255, 60, 60), (60, 90, 255), (250, 250, 250), (70, 220, 70), (250, 220, 50)], np.float32) / 255
 HEAD_RGB = np.array((255, 140, 0), np.float32) / 255
 
@@ -69,14 +70,23 @@ def contour(truth: Truth) -> np.ndarray:
     return _uint8(_outlines(truth.owner).astype(np.float32)[..., None].repeat(3, -1))
 
 
+def keypoints(scenes: Scenes) -> np.ndarray:
+    """float32 [N, 3, 7, 2]: (x, y) in px of the joints `JOINTS` of the figure in every slot; NaN where there is none."""
+    figures = np.array([[stamps.joints(pose)[name] for name in JOINTS] for pose in range(len(POSES))], np.float32)
+    person = scenes.kind == PERSON
+    shape = figures[np.where(person, scenes.variant, 0)] * scenes.radius[..., None, None]
+    at = shape + np.stack([scenes.x, scenes.y], -1)[:, :, None]
+    return np.where(person[..., None, None], at, np.nan).astype(np.float32)
+
+
 def pose(scenes: Scenes) -> np.ndarray:
     """Coloured skeletons of the stick figures on black; uint8 [N, 64, 64, 3]."""
     out = np.zeros((len(scenes), SIZE, SIZE, 3), np.float32)
     axis = np.arange(SIZE, dtype=np.float32)
     y, x = np.meshgrid(axis, axis, indexing="ij")
+    joints = keypoints(scenes)
     for n, slot in np.argwhere(scenes.kind == PERSON):
-        r, cx, cy = (float(getattr(scenes, name)[n, slot]) for name in ("radius", "x", "y"))
-        at = {name: (cx + px * r, cy + py * r) for name, (px, py) in stamps.joints(int(scenes.variant[n, slot])).items()}
+        at = {name: (float(px), float(py)) for name, (px, py) in zip(JOINTS, joints[n, slot], strict=True)}
         for rgb, (a, b) in zip(LIMB_RGB, stamps.LIMBS, strict=True):
             cover = np.clip(1.9 - stamps.segment_distance(x, y, at[a], at[b]), 0, 1)[..., None]
             out[n] += cover * (rgb - out[n])

@@ -11,7 +11,7 @@ from emuedit.tasks import HELD_OUT, TASKS
 from emuedit.toyworld import annotate, render
 from emuedit.toyworld.edits import Edits, edits, names
 from emuedit.toyworld.grammar import all_captions, captions
-from emuedit.toyworld.palette import MASK_RGB
+from emuedit.toyworld.palette import MASK_RGB, PERSON
 from emuedit.toyworld.scene import numbers, scenes
 from emuedit.toyworld.speech import understand
 from emuedit.toyworld.writer import KEYS, ToyWriter, UnsuitedError, edit
@@ -70,6 +70,20 @@ def test_segment_paints_the_mask_and_only_the_mask() -> None:
     for n, (x0, y0, x1, y1) in enumerate(known.boxes[:, 0].astype(int)):
         np.testing.assert_array_equal(boxed[n, y0:y1, x0:x1], known.images[n, y0:y1, x0:x1])
         assert (boxed[n, y0 + 1, x0 - 1] == (255, 0, 255)).all()
+
+
+def test_keypoints_lie_on_the_figure_and_on_its_skeleton() -> None:
+    some = scenes(numbers("held_out", 0, 120))
+    known, drawn, joints = render.truth(some), annotate.pose(some), annotate.keypoints(some)
+    person = some.kind == PERSON
+    assert person.sum() > 5
+    assert np.isfinite(joints[person]).all()
+    assert np.isnan(joints[~person]).all()
+    for n, slot in np.argwhere(person):
+        for x, y in joints[n, slot].round().astype(int):
+            assert known.masks[n, slot, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].any()
+            assert drawn[n, y, x].any()
+    assert not drawn[~person.any(1)].any()
 
 
 def test_filters_do_what_they_are_called() -> None:

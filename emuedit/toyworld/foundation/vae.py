@@ -1,0 +1,51 @@
+"""The painter's autoencoder: 64x64 pictures to 16x16 latents of 8 channels, each of about unit spread."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from torch import Tensor
+
+from emuedit.toyworld.foundation.loop import Recipe, train
+from emuedit.toyworld.foundation.pictures import mixed
+from emuedit.toyworld.scene import numbers
+
+RECIPE = Recipe(steps=4000, batch=16, lr=2e-3, decay_share=0.5, weight_decay=0.0)
+POOL = 24_000  # pictures held in memory, drawn again and again
+
+
+def build() -> AutoencoderTiny:
+    """Random weights. 48 channels, 0.6 M parameters."""
+    return AutoencoderTiny(
+        latent_channels=8,
+        encoder_block_out_channels=(48, 48, 48),
+        decoder_block_out_channels=(48, 48, 48),
+        num_encoder_blocks=(0, 1, 3),
+        num_decoder_blocks=(3, 1, 0),
+        scaling_factor=1.0,
+    )
+
+
+def as_tensor(pictures: np.ndarray) -> Tensor:
+    """uint8 [N, H, W, 3] to float32 [N, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+
+
+def run(scratch: Path, recipe: Recipe = RECIPE) -> AutoencoderTiny:
+    """Train it: L1 and squared error, a pull of every latent channel to zero mean and unit spread, a little latent noise."""
+    vae = build().to(memory_format=torch.channels_last)
+    pool = np.concatenate([mixed(numbers("train", i, 1000)) for i in range(0, POOL, 1000)])
+
+    def loss_at(step: int) -> Tensor:
+        rows = np.random.default_rng(step).integers(len(pool), size=recipe.batch)
+        x = as_tensor(pool[rows]).to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            z = vae.encode(x).latents
+            y = vae.decode(z + 0.04 * torch.randn_like(z)).sample
+        z, y = z.float(), y.float()
+        spread = z.mean((0, 2, 3)).square().mean() + (z.var((0, 2, 3)) - 1).square().mean()
+        return F.l1_loss(y, x) + 2 * F.mse_loss(y, x) + 0.02 * spread
+
+    return train(vae, loss_at, recipe, scratch)  # type: ignore[return-value]

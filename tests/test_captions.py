@@ -1,0 +1,131 @@
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from emuedit import captions
+from emuedit.captions import CaptionsError, Params, clean, run
+from emuedit.params import World, load
+from emuedit.records import Caption, Drop, read_folder, read_summary
+
+ROOT = Path(__file__).parent.parent
+LINES = ["a  red\tstar ", "", "A red star.", "star", "a blue ring", "one two three four five six"]
+
+
+def knobs(source: str, **changes: object) -> Params:
+    world = World(name="w", captions=source, painter="p", detector="d", segmenter="s", clip="c", dino="d", depth="e", writer="w")
+    base = {"world": world, "split": "train", "column": "caption", "n_rows": 100, "rows_per_shard": 2}
+    return Params.model_validate(base | {"min_words": 2, "max_words": 5} | changes)
+
+
+def test_clean_keeps_or_says_why_not() -> None:
+    params, seen = knobs("c.txt"), set[str]()
+    got = [clean(text, i, seen, params) for i, text in enumerate([*LINES, None])]
+    assert [one.text if isinstance(one, Caption) else one.reason for one in got] == [
+        "a red star", "empty", "duplicate", "too_short", "a blue ring", "too_long", "empty",
+    ]  # fmt: skip
+    assert [one.index for one in got] == list(range(7))
+
+
+def write(folder: Path, kind: str) -> str:
+    name = f"captions{kind}"
+    frame = pd.DataFrame({"other": range(len(LINES)), "caption": LINES})
+    if kind == ".txt":
+        (folder / name).write_text("\n".join(LINES) + "\n")
+    elif kind == ".csv":
+        frame.to_csv(folder / name, index=False)
+    elif kind == ".jsonl":
+        (folder / name).write_text("".join(json.dumps({"caption": line}) + "\n" for line in LINES))
+    elif kind == ".parquet":
+        frame.to_parquet(folder / name)
+    else:
+        name = f"source_{abs(hash(str(folder)))}.py"
+        (folder / name).write_text(f"def captions(split, start, n):\n    return {LINES!r}[start : start + n]\n")
+    return name
+
+
+@pytest.mark.parametrize("kind", [".txt", ".csv", ".jsonl", ".parquet", ".py"])
+def test_every_source_gives_the_same_captions(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    summary = run(knobs(write(tmp_path, kind)), tmp_path)
+    out = tmp_path / captions.OUT
+    assert [(one.text, one.index) for one in read_folder(out, Caption)] == [("a red star", 0), ("a blue ring", 4)]
+    dropped = list(read_folder(out, Drop, "dropped-*.parquet"))
+    assert [(one.reason, one.index) for one in dropped] == [("empty", 1), ("duplicate", 2), ("too_short", 3), ("too_long", 5)]
+    counts = {"kept": 2, "dropped_empty": 1, "dropped_duplicate": 1, "dropped_too_short": 1, "dropped_too_long": 1}
+    assert summary.counts == counts
+    assert read_summary(out) == summary
+
+
+def test_reads_n_rows_at_most(tmp_path: Path) -> None:
+    run(knobs(write(tmp_path, ".txt"), n_rows=3), tmp_path)
+    out = tmp_path / captions.OUT
+    assert sum(1 for _ in read_folder(out, Caption)) + sum(1 for _ in read_folder(out, Drop, "dropped-*.parquet")) == 3
+
+
+def test_stopped_run_goes_on_and_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = knobs(write(tmp_path, ".txt"))
+    run(params, tmp_path)
+    out = tmp_path / captions.OUT
+    whole = {file.name: file.read_bytes() for file in out.iterdir()}
+    seen_rows: list[int] = []
+
+    def stopping(text: str | None, index: int, seen: set[str], params: Params) -> Caption | Drop:
+        if index == 4 and 4 not in seen_rows:
+            seen_rows.append(4)
+            raise KeyboardInterrupt
+        seen_rows.append(index)
+        return clean(text, index, seen, params)
+
+    monkeypatch.setattr(captions, "clean", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(params, tmp_path)
+    run(params, tmp_path)
+    assert seen_rows == [0, 1, 2, 3, 4, 4, 5]
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == whole
+
+
+def test_changed_source_starts_afresh(tmp_path: Path) -> None:
+    params = knobs(write(tmp_path, ".txt"))
+    first = run(params, tmp_path)
+    (tmp_path / "captions.txt").write_text("a green heart\n")
+    assert run(params, tmp_path).fingerprint != first.fingerprint
+    assert [one.text for one in read_folder(tmp_path / captions.OUT, Caption)] == ["a green heart"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent.txt", None, "want the caption file of world 'w', got none at"),
+        ("c.csv", "text\nx\n", r"want key 'caption' in .*, got \['text'\] in row 1; set captions.column"),
+        ("c.jsonl", '{"text": 1}\n', "want key 'caption'"),
+        ("c.doc", "x", "want a caption file .txt, .csv"),
+        ("c.txt", "\n\n", "want at least one caption from"),
+        ("no_function.py", "captions = 3\n", r"want a function captions\(split, start, n\)"),
+    ],
+)
+def test_unreadable_sources_are_named(
+    tmp_path: Path, name: str, content: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(CaptionsError, match=message):
+        run(knobs(name), tmp_path)
+    assert not (tmp_path / captions.OUT).exists()
+
+
+def test_python_source_must_lie_below_the_root(tmp_path: Path) -> None:
+    (tmp_path / "c.py").write_text("")
+    (tmp_path / "root").mkdir()
+    with pytest.raises(CaptionsError, match="want a Python file below"):
+        run(knobs("../c.py"), tmp_path / "root")
+
+
+def test_default_world_has_captions(tmp_path: Path) -> None:
+    params = load(Params, "captions", ROOT / "params.yaml").model_copy(update={"n_rows": 64})
+    target = tmp_path / params.world.captions
+    target.parent.mkdir(parents=True)
+    target.symlink_to(ROOT / params.world.captions)
+    assert run(params, tmp_path).counts["kept"] > 32

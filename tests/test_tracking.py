@@ -1,0 +1,206 @@
+import json
+import logging
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emuedit import tracking
+from emuedit.tracking import Tracker, read_stats, replay
+
+
+def free_port() -> int:
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        return int(door.getsockname()[1])
+
+
+class FakeClient:
+    """An MLflow server in memory that can be switched off."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.runs: dict[str, dict[str, Any]] = {}
+
+    def _knock(self) -> None:
+        if self.away:
+            raise ConnectionError("away")
+
+    def get_experiment_by_name(self, name: str) -> None:
+        self._knock()
+
+    def create_experiment(self, name: str) -> str:
+        return name
+
+    def search_runs(self, ids: list[str], query: str, max_results: int) -> list[Any]:
+        self._knock()
+        return [run["entity"] for uid, run in self.runs.items() if uid in query]
+
+    def create_run(self, experiment_id: str, tags: dict[str, str], run_name: str) -> Any:
+        self._knock()
+        uid = tags["emuedit.run"]
+        entity = type("Run", (), {"info": type("Info", (), {"run_id": uid})})
+        self.runs[uid] = {"entity": entity, "name": run_name, "metrics": {}, "params": {}, "status": None}
+        return entity
+
+    def log_batch(self, run_id: str, metrics: Any = (), params: Any = ()) -> None:
+        self._knock()
+        assert len(metrics) <= 1000
+        assert len(params) <= 100
+        self.runs[run_id]["metrics"] |= {(one.key, one.step): one.value for one in metrics}
+        self.runs[run_id]["params"] |= {one.key: one.value for one in params}
+
+    def set_terminated(self, run_id: str, status: str) -> None:
+        self._knock()
+        self.runs[run_id]["status"] = status
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
+    import mlflow.tracking
+
+    fake = FakeClient()
+    monkeypatch.setattr(mlflow.tracking, "MlflowClient", lambda tracking_uri: fake)
+    monkeypatch.setattr(tracking, "_BETWEEN_S", 0.0)
+    return fake
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.getMessage() for one in caplog.records if one.name == "emuedit.tracking"]
+
+
+def test_mirror_gets_what_the_file_has(tmp_path: Path, server: FakeClient) -> None:
+    with Tracker(tmp_path / "one", "train", {"lr": 1e-4}) as tracker:
+        tracker.log(1, loss=0.5, grad=float("nan"))
+        tracker.log(2, loss=0.25)
+        assert tracker.unsent == 0
+    (run,) = server.runs.values()
+    assert run["params"] == {"lr": "0.0001"}
+    assert run["name"] == "one"
+    assert run["status"] == "FINISHED"
+    assert run["metrics"].pop(("grad", 1)) != 0  # nan differs from everything
+    assert run["metrics"] == {("loss", 1): 0.5, ("loss", 2): 0.25}
+    head, *lines = read_stats(tmp_path / "one" / "stats.jsonl")
+    assert head["experiment"] == "train"
+    assert [line.get("metrics") for line in lines] == [{"loss": 0.5, "grad": "nan"}, {"loss": 0.25}, None]
+    assert lines[-1] == {"status": "FINISHED"}
+
+
+def test_failed_run_is_marked(tmp_path: Path, server: FakeClient) -> None:
+    with pytest.raises(KeyError), Tracker(tmp_path, "train") as tracker:  # noqa: PT012
+        tracker.log(1, loss=0.5)
+        raise KeyError
+    assert replay(tmp_path / "stats.jsonl") == 0
+    assert [run["status"] for run in server.runs.values()] == ["FAILED"]
+
+
+def test_server_that_goes_away_and_comes_back(
+    tmp_path: Path, server: FakeClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = iter(range(0, 10**9, 1000))
+    monkeypatch.setattr(tracking.time, "monotonic", lambda: next(clock))
+    with Tracker(tmp_path, "train") as tracker:
+        tracker.log(1, loss=1.0)
+        server.away = True
+        tracker.log(2, loss=2.0)
+        tracker.log(3, loss=3.0)
+        assert tracker.unsent == 2
+        server.away = False
+        tracker.log(4, loss=4.0)
+        assert tracker.unsent == 0
+    (run,) = server.runs.values()
+    assert run["metrics"] == {("loss", step): float(step) for step in (1, 2, 3, 4)}
+    assert [text.split(":")[0] for text in warnings_of(caplog)] == ["MLflow is away"]
+
+
+def test_failures_are_not_retried_at_every_step(tmp_path: Path, server: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.away = True
+    tries = []
+    monkeypatch.setattr(server, "get_experiment_by_name", lambda name: tries.append(name) or server._knock())
+    tracker = Tracker(tmp_path, "train")
+    for step in range(50):
+        tracker.log(step, loss=0.0)
+    assert len(tries) == 1
+    assert tracker.unsent == 50
+    tracker.close()
+
+
+def test_replay_sends_what_was_lost_and_is_harmless_when_repeated(tmp_path: Path, server: FakeClient) -> None:
+    server.away = True
+    with Tracker(tmp_path, "train", {f"p{i}": i for i in range(150)}) as tracker:
+        for step in range(1500):
+            tracker.log(step, loss=float(step))
+    assert tracker.unsent == 1500
+    assert replay(tmp_path / "stats.jsonl") == 1500
+    server.away = False
+    assert replay(tmp_path / "stats.jsonl") == replay(tmp_path / "stats.jsonl") == 0
+    (run,) = server.runs.values()
+    assert len(run["metrics"]) == 1500
+    assert len(run["params"]) == 150
+
+
+def test_a_restart_goes_on_with_the_same_run(tmp_path: Path, server: FakeClient, caplog: pytest.LogCaptureFixture) -> None:
+    with Tracker(tmp_path, "train") as tracker:
+        tracker.log(1, loss=1.0)
+    with (tmp_path / "stats.jsonl").open("a") as stream:
+        stream.write('{"step": 2, "met')  # as kill -9 leaves it
+    with Tracker(tmp_path, "train") as tracker:
+        tracker.log(2, loss=2.0)
+    assert [line["step"] for line in read_stats(tmp_path / "stats.jsonl") if "step" in line] == [1, 2]
+    assert len(server.runs) == 1
+    assert "half a line" in warnings_of(caplog)[0]
+
+
+def test_broken_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "stats.jsonl").write_text("{}\nnonsense\n")
+    with pytest.raises(ValueError, match=r"stats.jsonl, line 2: want a JSON object, got 'nonsense'"):
+        read_stats(tmp_path / "stats.jsonl")
+
+
+def test_dead_port_costs_a_warning_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    with Tracker(tmp_path, "train") as tracker:
+        for step in range(3):
+            tracker.log(step, loss=0.1)
+    assert tracker.unsent == 3
+    assert len(read_stats(tmp_path / "stats.jsonl")) == 5
+    away, unsent = warnings_of(caplog)
+    assert away.startswith("MLflow is away")
+    assert unsent.startswith("3 lines of")
+
+
+def test_without_mlflow_the_file_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in [name for name in sys.modules if name == "mlflow" or name.startswith("mlflow.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with caplog.at_level(logging.WARNING), Tracker(tmp_path, "train") as tracker:
+        tracker.log(1, loss=0.1)
+        tracker.log(2, loss=0.1)
+    assert len(read_stats(tmp_path / "stats.jsonl")) == 4
+    assert sum("stats.jsonl only" in text for text in warnings_of(caplog)) == 1
+
+
+@pytest.mark.slow
+def test_sqlite_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with Tracker(tmp_path / "run", "train", {"lr": 0.1}) as tracker:
+        tracker.log(1, loss=0.5)
+        tracker.log(2, loss=float("inf"))
+    assert tracker.unsent == 0
+    assert replay(tmp_path / "run" / "stats.jsonl") == 0
+    client = MlflowClient(tracking_uri=uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("train").experiment_id])
+    assert run.data.params == {"lr": "0.1"}
+    assert run.info.status == "FINISHED"
+    first, _ = client.get_metric_history(run.info.run_id, "loss")
+    assert (first.step, first.value) == (1, 0.5)
+    assert json.loads((tmp_path / "run" / "stats.jsonl").read_text().splitlines()[2])["metrics"] == {"loss": "inf"}

@@ -123,21 +123,22 @@ def _filtered(name: str, p: np.ndarray) -> np.ndarray:
     if name in ("blur", "sharpen"):
         kernel = np.array([1, 4, 6, 4, 1], np.float32) / 16
         padded = np.pad(p, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
-        rows = sum(k * padded[:, i : i + SIZE] for i, k in enumerate(kernel))
-        soft = sum(k * rows[:, :, i : i + SIZE] for i, k in enumerate(kernel))  # type: ignore[index]
-        return soft if name == "blur" else p + 1.5 * (p - soft)  # type: ignore[return-value]
+        rows = np.sum([k * padded[:, i : i + SIZE] for i, k in enumerate(kernel)], axis=0)
+        soft: np.ndarray = np.sum([k * rows[:, :, i : i + SIZE] for i, k in enumerate(kernel)], axis=0)
+        return soft if name == "blur" else p + 1.5 * (p - soft)
     if name == "hue":  # a third of the wheel: red to green, green to blue
         return p[..., [2, 0, 1]]
     grey = luma(p)[..., None]
     mean = grey.mean((1, 2), keepdims=True)
-    return {
-        "brighten": lambda: p * 0.75 + 0.25,
-        "darken": lambda: p * 0.60,
-        "more contrast": lambda: mean + 1.6 * (p - mean),
-        "less contrast": lambda: mean + 0.5 * (p - mean),
-        "saturate": lambda: grey + 1.8 * (p - grey),
-        "desaturate": lambda: grey + 0.15 * (p - grey),
-    }[name]()
+    origin, share = {
+        "brighten": (np.ones_like(mean), 0.75),
+        "darken": (np.zeros_like(mean), 0.60),
+        "more contrast": (mean, 1.6),
+        "less contrast": (mean, 0.5),
+        "saturate": (grey, 1.8),
+        "desaturate": (grey, 0.15),
+    }[name]
+    return origin + share * (p - origin)
 
 
 def quarter(images: np.ndarray) -> np.ndarray:

@@ -110,7 +110,7 @@ def local(numbers: np.ndarray) -> Change:
         (phrases.LOCAL_COLOUR + (phrases.SHARED["local", "colour"] if alone[n] else ())) if recolour[n] else phrases.LOCAL_SHAPE
         for n in rows
     ]
-    words = [{"colour": COLOURS[colour[n]], "a_new": _named(target, n, slots[n])} for n in rows]
+    words = [{"colour": COLOURS[colour[n]], "a_new": _named(target, n, slots[n])} for n in range(len(rows))]
     return Change(source, target, [other(k) for k in range(1, len(SHAPES))], slots, wordings, words)
 
 
@@ -131,7 +131,7 @@ def add(numbers: np.ndarray) -> Change:
     others = [full.edited(rows, slots, colour=(full.colour[rows, slots] + k) % len(COLOURS)) for k in (2, 4, 6, 8)] + [
         full.edited(rows, slots, kind=(full.kind[rows, slots] + k) % len(SHAPES), variant=0) for k in (1, 3, 5)
     ]
-    words = [{"a_new": _named(full, n, slots[n], where=True)} for n in rows]
+    words = [{"a_new": _named(full, n, slots[n], where=True)} for n in range(len(rows))]
     return Change(back.target, full, others, slots, [phrases.ADD] * len(rows), words)
 
 

@@ -89,13 +89,13 @@ def _vision_edits(name: str, which: np.ndarray) -> Edits:
     if name in ("detect", "segment"):
         draw = {"detect": annotate.detect, "segment": annotate.segment}
         exact = draw[name](known, slots)
-        wordings = (phrases.DETECT if name == "detect" else phrases.SEGMENT) + phrases.SHARED[name, ""]
+        table = (phrases.DETECT if name == "detect" else phrases.SEGMENT) + phrases.SHARED[name, ""]
         misread = [draw[name](known, (slots + k) % 3) for k in (1, 2)]
         misread.append(draw["segment" if name == "detect" else "detect"](known, slots))
         return Edits(
             task=name,
             numbers=which,
-            instructions=_say(name, source, slots, [wordings] * len(which), []),
+            instructions=_say(name, source, slots, [table] * len(which), []),
             input_captions=captions,
             output_captions=[
                 phrases.MARKED[name].format(caption=c, noun=noun(source, n, slots[n])) for n, c in enumerate(captions)

@@ -35,14 +35,14 @@ class Truth:
     def boxes(self) -> np.ndarray:
         """float32 [N, 3, 4], x0 y0 x1 y1 in px, right and lower edges exclusive; zeros where nothing is seen."""
         masks = self.masks
-        columns, rows = masks.any(2), masks.any(3)
+        columns, rows = np.any(masks, 2), np.any(masks, 3)
 
         def span(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return line.argmax(-1), SIZE - line[..., ::-1].argmax(-1)
 
         (x0, x1), (y0, y1) = span(columns), span(rows)
         boxes = np.stack([x0, y0, x1, y1], -1).astype(np.float32)
-        return np.where(masks.any((2, 3))[..., None], boxes, 0)
+        return np.where(np.any(masks, (2, 3))[..., None], boxes, 0)
 
 
 def images(scenes: Scenes) -> np.ndarray:
@@ -90,7 +90,7 @@ def _objects(scenes: Scenes, slot: int) -> _Objects:
 
 def _canvas(n: int, *channels: int, dtype: type = np.float32) -> tuple[np.ndarray, np.ndarray]:
     """Zeros with a margin all round, so that no window leaves it, and the view without the margin."""
-    whole = np.zeros((n, SIZE + 2 * _MARGIN, SIZE + 2 * _MARGIN, *channels), dtype)
+    whole: np.ndarray = np.zeros((n, SIZE + 2 * _MARGIN, SIZE + 2 * _MARGIN, *channels), dtype)
     return whole, whole[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
 
 

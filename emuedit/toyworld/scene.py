@@ -98,8 +98,8 @@ def numbers(split: str, start: int, n: int) -> np.ndarray:
 
 def uniform(number: np.ndarray, field: str) -> np.ndarray:
     """[N] float64 in [0, 1): a hash of (scene number, field), splitmix64 (Steele et al. 2014)."""
-    salt = np.uint64(int.from_bytes(field.encode()[:8].ljust(8, b"_"), "little"))
-    z = number.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + _mix(salt[None])
+    salt = np.array([int.from_bytes(field.encode()[:8].ljust(8, b"_"), "little")], np.uint64)
+    z = number.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + _mix(salt)
     return (_mix(z) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 

@@ -1,6 +1,7 @@
 """Every task's exact edits: they change what they say, and nothing that they do not."""
 
 import json
+import random
 from collections import defaultdict
 
 import numpy as np
@@ -134,7 +135,8 @@ def ask(writer: Writer, task: str, caption: str, seed: int = 0) -> str:
 def test_the_writer_answers_in_json_from_the_last_message() -> None:
     writer = load_writer("emuedit.toyworld.writer:toy_writer")
     assert isinstance(writer, Writer)
-    answer = json.loads(ask(ToyWriter(bad_share=0), "remove", "a big red star on the left and a small blue ring at the top on grass"))
+    caption = "a big red star on the left and a small blue ring at the top on grass"
+    answer = json.loads(ask(ToyWriter(bad_share=0), "remove", caption))
     assert tuple(answer) == KEYS
     assert answer["original_object"] in ("star", "ring")
     assert answer["original_object"] not in answer["output_caption"]
@@ -159,7 +161,8 @@ def test_the_writer_errs_at_the_known_rate_and_always_alike() -> None:
 def test_the_writer_speaks_of_every_task_and_refuses_what_cannot_be() -> None:
     rich = "a card with the letter A"  # not of the language: no colour, no place
     assert ask(ToyWriter(0), "text", rich).startswith("I do not understand")
-    caption = "a red card with the letter A on the left, a blue person waving on the right and a big green ring at the top on sand"
+    things = "a red card with the letter A on the left, a blue person waving on the right and a big green ring at the top"
+    caption = f"{things} on sand"
     for name in names():
         if name == "add":
             continue
@@ -168,7 +171,5 @@ def test_the_writer_speaks_of_every_task_and_refuses_what_cannot_be() -> None:
         assert answer["output_caption"] != caption or name == "color"
     said = understand(caption)
     assert said is not None
-    import random
-
     with pytest.raises(UnsuitedError, match="full"):
         edit("add", said, random.Random(0))

@@ -38,7 +38,7 @@ def test_masks_boxes_and_depth_tell_of_the_same_object(some: Scenes, known: rend
         x0, y0, x1, y1 = known.boxes[n, slot].astype(int)
         assert mask.sum() > 50
         assert mask[y0:y1, x0:x1].sum() == mask.sum()
-        assert mask[y0, x0:x1].any() and mask[y1 - 1, x0:x1].any() and mask[y0:y1, x0].any() and mask[y0:y1, x1 - 1].any()
+        assert all(edge.any() for edge in (mask[y0, x0:x1], mask[y1 - 1, x0:x1], mask[y0:y1, x0], mask[y0:y1, x1 - 1]))
         assert abs((x0 + x1 - 1) / 2 - some.x[n, slot]) <= 3
         assert known.disparity[n][mask].min() > known.disparity[n][known.owner[n] < 0].max()
     assert not known.boxes[~some.present].any()

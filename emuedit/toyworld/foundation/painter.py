@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from emuedit.models.pixels import from_uint8
 from emuedit.toyworld import render
 from emuedit.toyworld.foundation import tokenizer as tokens
-from emuedit.toyworld.foundation.loop import Recipe, train
-from emuedit.toyworld.foundation.vae import as_tensor
+from emuedit.toyworld.foundation.loop import Recipe, bf16, device, train
 from emuedit.toyworld.grammar import caption, voice
 from emuedit.toyworld.scene import numbers, scenes
 
@@ -80,13 +80,14 @@ def pool(vae: AutoencoderTiny, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     files = folder / "latents.npy", folder / "objects.npy"
     if not files[1].exists():
         folder.mkdir(parents=True, exist_ok=True)
+        vae.to(device())
         z = np.zeros((POOL, 8, 16, 16), np.float16)
         objects = np.zeros((POOL, 16, 16), bool)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), bf16():
             for i in tqdm(range(0, POOL, 200), desc="latents"):
                 known = render.truth(scenes(numbers("train", i, 200)))
-                x = as_tensor(known.images).to(memory_format=torch.channels_last)
-                z[i : i + 200] = vae.encode(x).latents.float().numpy()
+                x = from_uint8(known.images).to(device(), memory_format=torch.channels_last)
+                z[i : i + 200] = vae.encode(x).latents.float().cpu().numpy()
                 objects[i : i + 200] = (known.owner >= 0).reshape(-1, 16, 4, 16, 4).any((2, 4))
         np.save(files[0], z)
         np.save(files[1], objects)
@@ -97,6 +98,7 @@ def run(scratch: Path, vae: AutoencoderTiny, recipe: Recipe = RECIPE) -> StableD
     """Train the painter over a finished autoencoder and return it as a pipeline."""
     tokenizer = tokens.build(scratch / "tokenizer")
     end = tokenizer.convert_tokens_to_ids(tokens.END)
+    torch.manual_seed(0)
     model = TextToLatent(len(tokenizer), end).to(memory_format=torch.channels_last)
     z_pool, objects = pool(vae, scratch)
     all_scenes = scenes(numbers("train", 0, POOL))
@@ -110,19 +112,19 @@ def run(scratch: Path, vae: AutoencoderTiny, recipe: Recipe = RECIPE) -> StableD
             for n in rows
         ]
         ids = tokenizer(said, padding="max_length", max_length=tokens.CONTEXT, truncation=True, return_tensors="pt")
-        z = torch.from_numpy(z_pool[rows]).float().to(memory_format=torch.channels_last)
-        weight = 1 + (OBJECT_WEIGHT - 1) * torch.from_numpy(objects[rows])[:, None].float()
+        z = torch.from_numpy(z_pool[rows]).float().to(device(), memory_format=torch.channels_last)
+        weight = 1 + (OBJECT_WEIGHT - 1) * torch.from_numpy(objects[rows])[:, None].to(z)
         eps = torch.randn_like(z)
         # one time in every stratum of the batch: less noise in the loss than independent times
-        t = ((torch.arange(len(z)) + torch.rand(len(z))) * (1000 / len(z))).long().clamp_max(999)
+        t = ((torch.arange(len(z)) + torch.rand(len(z))) * (1000 / len(z))).long().clamp_max(999).to(device())
         z_t = scheduler.add_noise(z, eps, t)
         v = scheduler.get_velocity(z, eps, t)
-        with torch.autocast("cpu", torch.bfloat16):
-            predicted = model(z_t, t, ids.input_ids)
+        with bf16():
+            predicted = model(z_t, t, ids.input_ids.to(device()))
         return (weight * (predicted.float() - v).square()).sum() / (weight.sum() * z.shape[1])
 
     train(model, loss_at, recipe, scratch)
-    return pipeline(model, vae, tokenizer)
+    return pipeline(model, vae.cpu(), tokenizer)
 
 
 def pipeline(model: TextToLatent, vae: AutoencoderTiny, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:

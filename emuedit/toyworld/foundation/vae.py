@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
-from emuedit.toyworld.foundation.loop import Recipe, train
+from emuedit.models.pixels import from_uint8
+from emuedit.toyworld.foundation.loop import Recipe, bf16, device, train
 from emuedit.toyworld.foundation.pictures import mixed
 from emuedit.toyworld.scene import numbers
 
@@ -28,24 +29,23 @@ def build() -> AutoencoderTiny:
     )
 
 
-def as_tensor(pictures: np.ndarray) -> Tensor:
-    """uint8 [N, H, W, 3] to float32 [N, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
-
-
 def run(scratch: Path, recipe: Recipe = RECIPE) -> AutoencoderTiny:
     """Train it: L1 and squared error, a pull of every latent channel to zero mean and unit spread, a little latent noise."""
+    torch.manual_seed(0)
     vae = build().to(memory_format=torch.channels_last)
     pool = np.concatenate([mixed(numbers("train", i, 1000)) for i in range(0, POOL, 1000)])
 
     def loss_at(step: int) -> Tensor:
         rows = np.random.default_rng(step).integers(len(pool), size=recipe.batch)
-        x = as_tensor(pool[rows]).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        x = from_uint8(pool[rows]).to(device(), memory_format=torch.channels_last)
+        with bf16():
             z = vae.encode(x).latents
             y = vae.decode(z + 0.04 * torch.randn_like(z)).sample
         z, y = z.float(), y.float()
         spread = z.mean((0, 2, 3)).square().mean() + (z.var((0, 2, 3)) - 1).square().mean()
         return F.l1_loss(y, x) + 2 * F.mse_loss(y, x) + 0.02 * spread
 
-    return train(vae, loss_at, recipe, scratch)  # type: ignore[return-value]
+    return train(vae, loss_at, recipe, scratch)
+
+
+as_tensor = from_uint8

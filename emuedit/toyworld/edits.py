@@ -8,6 +8,7 @@ from emuedit.tasks import HELD_OUT, TASKS, task
 from emuedit.toyworld import annotate, phrases, render
 from emuedit.toyworld.changes import CHANGES, Change, add, suited
 from emuedit.toyworld.grammar import all_captions, noun, voice
+from emuedit.toyworld.oracle import must_change
 from emuedit.toyworld.palette import COLOURS, PERSON
 from emuedit.toyworld.scene import Scenes, numbers, pick, uniform
 
@@ -26,7 +27,7 @@ class Edits:
     objects: list[str]  # the object that is edited, '' where it is the whole picture
     before: np.ndarray
     exact: np.ndarray
-    alternatives: list[np.ndarray]  # each [N, 64, 64, 3]: another value of what was edited, or another task's answer
+    alternatives: np.ndarray  # uint8 [N, K, 64, 64, 3]: other values of what was edited, or another task's answer
     source: Scenes  # what `before` shows, or, from a map to a picture, what the map was drawn from
 
 
@@ -75,7 +76,7 @@ def _scene_edits(name: str, which: np.ndarray) -> Edits:
         objects=["" if whole else noun(described, n, s) for n, s in enumerate(change.slots)],
         before=render.images(change.source),
         exact=render.images(change.target),
-        alternatives=[render.images(other) for other in change.alternatives],
+        alternatives=np.stack([render.images(other) for other in change.alternatives], 1),
         source=change.source,
     )
 
@@ -103,7 +104,7 @@ def _vision_edits(name: str, which: np.ndarray) -> Edits:
             objects=[noun(source, n, slot) for n, slot in enumerate(slots)],
             before=known.images,
             exact=exact,
-            alternatives=misread,
+            alternatives=np.stack(misread, 1),
             source=source,
         )
     maps = {kind: _map(kind, source, known) for kind in phrases.MAPS}
@@ -122,7 +123,7 @@ def _vision_edits(name: str, which: np.ndarray) -> Edits:
         objects=[""] * len(which),
         before=np.where(flipped, maps[name], known.images),
         exact=np.where(flipped, known.images, maps[name]),
-        alternatives=others,
+        alternatives=np.stack(others, 1),
         source=source,
     )
 
@@ -139,6 +140,8 @@ def _color_edits(which: np.ndarray) -> Edits:
     source, slots = suited(which)
     chosen = pick(which, "filter", np.ones(len(annotate.FILTERS)))
     before = render.images(source)
+    seen = must_change(before, annotate.colour_filter(before, chosen)).any((1, 2))
+    chosen = np.where(seen, chosen, annotate.FILTERS.index("darken"))  # there is nothing to saturate in a grey picture
     captions = all_captions(source)
     spoken = [phrases.COLOR[f] + phrases.SHARED.get(("color", f), ()) for f in (annotate.FILTERS[i] for i in chosen)]
     return Edits(
@@ -150,9 +153,9 @@ def _color_edits(which: np.ndarray) -> Edits:
         objects=[""] * len(which),
         before=before,
         exact=annotate.colour_filter(before, chosen),
-        alternatives=[
-            annotate.colour_filter(before, (chosen + k) % len(annotate.FILTERS)) for k in range(1, len(annotate.FILTERS))
-        ],
+        alternatives=np.stack(
+            [annotate.colour_filter(before, (chosen + k) % len(annotate.FILTERS)) for k in range(1, len(annotate.FILTERS))], 1
+        ),
         source=source,
     )
 
@@ -169,7 +172,7 @@ def _held_out(name: str, which: np.ndarray) -> Edits:
         source, slots = suited(which, plain=name == "superres")  # pixel art is coarse already
         known = render.truth(source)
         words = []
-        others = [annotate.quarter(known.images), annotate.sketch(known)]
+        others = [annotate.depth(known), annotate.sketch(known)]
         if name == "superres":
             before, exact = annotate.quarter(known.images), known.images
         elif name == "contour":
@@ -186,7 +189,7 @@ def _held_out(name: str, which: np.ndarray) -> Edits:
         objects=[""] * len(which),
         before=before,
         exact=exact,
-        alternatives=others,
+        alternatives=np.stack(others, 1),
         source=source,
     )
 

@@ -73,7 +73,8 @@ def run(params: Params, root: Path) -> Summary:
     if not source.exists():
         raise CaptionsError(f"want the caption file of world {params.world.name!r}, got none at {source.resolve()}")
     knobs = params.model_dump(mode="json", exclude={"world"}) | {"source": params.world.captions}
-    scratch = scratch_folder(root, "captions", fingerprint(knobs, source, __file__))
+    behind = source.parent.glob("*.py") if source.suffix == ".py" else ()  # what a Python source may import beside it
+    scratch = scratch_folder(root, "captions", fingerprint(knobs, source, *sorted(behind), __file__))
     seen: set[str] = set()
     counts: Counter[str] = Counter()
     with tqdm(total=params.n_rows, unit="row", desc="captions") as bar:

@@ -108,6 +108,8 @@ def test_flows_name_no_stage() -> None:
 def test_code_deps_are_the_modules_really_imported(stage: str) -> None:
     """Also those behind a Python file that the params name: change one and DVC must run the stage again."""
     listed = {path for dep in STAGES[stage]["deps"] for path in expanded(dep) if path.suffix == ".py"}
+    if not KNOBS["world"]["captions"].endswith(".py"):  # your own captions: what only the toy world's need is then too much
+        listed = {path for path in listed if "toyworld" not in path.parts}
     named = [path for dep in STAGES[stage]["deps"] if dep.startswith("${") for path in expanded(dep) if path.suffix == ".py"]
     wanted = closure(f"emuedit.{stage.split('@')[0]}").union(*(closure(dotted(path)) for path in named))
     assert {str(path.relative_to(ROOT)) for path in listed} == {str(path.relative_to(ROOT)) for path in wanted}

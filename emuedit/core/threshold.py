@@ -19,7 +19,7 @@ def changed(before: Tensor, after: Tensor, alpha: float = ALPHA, sigma_px: float
     if before.shape != after.shape or before.ndim != 4 or before.shape[1] != 3:
         raise ValueError(f"want two images [B, 3, H, W] of one size, got {tuple(before.shape)} and {tuple(after.shape)}")
     d = (after - before).abs().sum(1, keepdim=True) / 2  # from [-1, 1] to [0, 1]: halved
-    return blur(d / 3, sigma_px) * 3 >= alpha
+    return blur((d / 3).clamp(max=1), sigma_px) * 3 >= alpha  # a value may lie beyond 1 by rounding
 
 
 def unchanged_kept(before: Tensor, after: Tensor, alpha: float = ALPHA, sigma_px: float = SIGMA_PX) -> Tensor:

@@ -17,6 +17,7 @@ from emuedit.toyworld.palette import (
     CONDITIONS,
     KINDS,
     LETTERS,
+    POSES,
     RADII,
     SHAPES,
     STYLES,
@@ -43,20 +44,28 @@ def suited(numbers: np.ndarray, kind: int | None = None, plain: bool = False) ->
     Where no object fits, the first one is made to, and what would overlap it leaves. `plain`: a clear photo.
     """
     all_scenes = scenes(numbers)
+    zeros = np.zeros(len(numbers), np.int16)
     if plain:
-        zeros = np.zeros(len(numbers), np.int16)
         all_scenes = replace(all_scenes, condition=zeros, style=zeros)
+    if kind is not None:
+        all_scenes = _no_pixels(all_scenes)
     lacking = np.flatnonzero(~_fits(all_scenes, kind).any(1))
     first = np.zeros(len(lacking), int)
     some = pick(all_scenes.number[lacking], "somekind", np.ones(len(SHAPES))) if kind is None else kind
-    variant = pick(all_scenes.number[lacking], "somevari", np.ones(4)) if kind is not None else 0
+    variants = len(LETTERS) if kind == CARD else len(POSES)
+    variant = pick(all_scenes.number[lacking], "somevari", np.ones(variants)) if kind is not None else 0
     cell = all_scenes.cell[lacking, 0]
     all_scenes = all_scenes.edited(
         lacking, first, kind=some, variant=variant, texture=0, cell=np.where(cell < 0, CELLS.index("centre"), cell)
     )
-    if kind is not None:
-        all_scenes = grown(all_scenes, lacking, first)
+    needs_room = lacking if kind is not None else lacking[all_scenes.style[lacking] == PIXEL_ART]
+    all_scenes = grown(all_scenes, needs_room, np.zeros(len(needs_room), int))
     return all_scenes, pick(all_scenes.number, "theslot", _fits(all_scenes, kind))
+
+
+def _no_pixels(all_scenes: Scenes) -> Scenes:
+    """Pixel art becomes a photo: its blocks would hide letters, limbs and patterns."""
+    return replace(all_scenes, style=np.where(all_scenes.style == PIXEL_ART, 0, all_scenes.style).astype(np.int16))
 
 
 def _fits(all_scenes: Scenes, kind: int | None) -> np.ndarray:
@@ -101,7 +110,7 @@ def local(numbers: np.ndarray) -> Change:
 
     def other(k: int) -> Scenes:
         other_colour = np.where(recolour, (colour + k) % len(COLOURS), colour)
-        other_kind = np.where(recolour, kind, (kind + k) % len(SHAPES))
+        other_kind = np.where(recolour, kind, (kind + min(k, len(SHAPES) - 1)) % len(SHAPES))
         return source.edited(rows, slots, colour=other_colour, kind=other_kind)
 
     target = source.edited(rows, slots, colour=colour, kind=kind)
@@ -111,7 +120,7 @@ def local(numbers: np.ndarray) -> Change:
         for n in rows
     ]
     words = [{"colour": COLOURS[colour[n]], "a_new": _named(target, n, slots[n])} for n in range(len(rows))]
-    return Change(source, target, [other(k) for k in range(1, len(SHAPES))], slots, wordings, words)
+    return Change(source, target, [other(k) for k in range(1, len(COLOURS))], slots, wordings, words)
 
 
 def remove(numbers: np.ndarray) -> Change:
@@ -128,9 +137,9 @@ def add(numbers: np.ndarray) -> Change:
     back = remove(numbers)
     rows = np.arange(len(numbers))
     full, slots = back.source, back.slots
-    others = [full.edited(rows, slots, colour=(full.colour[rows, slots] + k) % len(COLOURS)) for k in (2, 4, 6, 8)] + [
-        full.edited(rows, slots, kind=(full.kind[rows, slots] + k) % len(SHAPES), variant=0) for k in (1, 3, 5)
-    ]
+    kind, colour = full.kind[rows, slots], full.colour[rows, slots]
+    others = [full.edited(rows, slots, colour=(colour + k) % len(COLOURS)) for k in range(1, len(COLOURS))]
+    others += [full.edited(rows, slots, kind=(kind + k) % len(SHAPES), variant=0, texture=0) for k in range(1, len(SHAPES))]
     words = [{"a_new": _named(full, n, slots[n], where=True)} for n in range(len(rows))]
     return Change(back.target, full, others, slots, [phrases.ADD] * len(rows), words)
 
@@ -143,8 +152,7 @@ def texture(numbers: np.ndarray) -> Change:
     unused = unused_shapes(source)[person]
     source = source.edited(person, slots[person], kind=pick(numbers[person], "newkind", unused), variant=0)
     source = grown(source, rows, slots)
-    not_pixels = np.where(source.style == PIXEL_ART, 0, source.style)
-    source = replace(source, style=not_pixels.astype(np.int16))
+    source = _no_pixels(source)
     new = pick(numbers, "newtextu", _others(np.ones(len(TEXTURES), bool), source.texture[rows, slots]))
     target = source.edited(rows, slots, texture=new)
     others = [source.edited(rows, slots, texture=(new + k) % len(TEXTURES)) for k in range(1, len(TEXTURES))]

@@ -1,18 +1,19 @@
 """For every task: before, instruction, exact result, and the results it must not be mistaken for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from emuedit.tasks import HELD_OUT, TASKS, task
 from emuedit.toyworld import annotate, phrases, render
 from emuedit.toyworld.changes import CHANGES, Change, add, suited
-from emuedit.toyworld.grammar import all_captions, noun, voice
+from emuedit.toyworld.grammar import all_captions, noun, pointed_at, voice
 from emuedit.toyworld.oracle import must_change
-from emuedit.toyworld.palette import COLOURS, PERSON
-from emuedit.toyworld.scene import Scenes, numbers, pick, uniform
+from emuedit.toyworld.palette import BACKGROUNDS, COLOURS, CONDITIONS, PERSON
+from emuedit.toyworld.scene import EMPTY, Scenes, numbers, pick, uniform
 
 GREY = 128
+NIGHT = CONDITIONS.index("night")
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,9 @@ def names() -> tuple[str, ...]:
 
 
 def thing(all_scenes: Scenes, n: int, slot: int, *purpose: object) -> str:
-    """How an instruction points at an object: 'the star' or 'the red star' (kinds are distinct within a scene)."""
-    plain = noun(all_scenes, n, slot)
+    """How an instruction points at the object in this slot."""
     colour = COLOURS[all_scenes.colour[n, slot]]
-    say = voice(all_scenes.number[n], "the", *purpose)
-    return f"the {plain}" if say.random() < 0.5 else f"the {colour} {plain}"
+    return pointed_at(noun(all_scenes, n, slot), colour, voice(all_scenes.number[n], "the", *purpose))
 
 
 def _say(name: str, source: Scenes, slots: np.ndarray, wordings: list[tuple[str, ...]], words: list[dict[str, str]]) -> list[str]:
@@ -113,7 +112,8 @@ def _vision_edits(name: str, which: np.ndarray) -> Edits:
     wordings = [phrases.FROM_MAP[name] if back else forward_words for back in reverse]
     about = [phrases.MAP_OF[name].format(caption=c) for c in captions]
     flipped = reverse[:, None, None, None]
-    others = [maps[kind] for kind in phrases.MAPS if kind != name]
+    wrong_maps = [maps[kind] for kind in phrases.MAPS if kind != name]
+    others = [np.where(flipped, a, b) for a, b in zip(_wrong_pictures(source, slots), wrong_maps, strict=True)]
     return Edits(
         task=name,
         numbers=which,
@@ -126,6 +126,16 @@ def _vision_edits(name: str, which: np.ndarray) -> Edits:
         alternatives=np.stack(others, 1),
         source=source,
     )
+
+
+def _wrong_pictures(source: Scenes, slots: np.ndarray) -> list[np.ndarray]:
+    """Four pictures that a map does not ask for: an object of another colour, gone, another ground, another light."""
+    rows = np.arange(len(source))
+    recoloured = source.edited(rows, slots, colour=(source.colour[rows, slots] + 3) % len(COLOURS))
+    gone = source.edited(rows, slots, kind=EMPTY)
+    elsewhere = replace(source, background=(source.background + 1) % len(BACKGROUNDS))
+    at_night = np.where(source.condition == NIGHT, 0, NIGHT).astype(np.int16)
+    return [render.images(some) for some in (recoloured, gone, elsewhere, replace(source, condition=at_night))]
 
 
 def _map(kind: str, source: Scenes, known: render.Truth) -> np.ndarray:
@@ -172,7 +182,7 @@ def _held_out(name: str, which: np.ndarray) -> Edits:
         source, slots = suited(which, plain=name == "superres")  # pixel art is coarse already
         known = render.truth(source)
         words = []
-        others = [annotate.depth(known), annotate.sketch(known)]
+        others = [annotate.depth(known), annotate.sketch(known), *_wrong_pictures(source, slots)[:2]]
         if name == "superres":
             before, exact = annotate.quarter(known.images), known.images
         elif name == "contour":

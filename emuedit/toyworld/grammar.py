@@ -75,23 +75,40 @@ def describe(all_scenes: Scenes, n: int, slot: int, say: random.Random) -> str:
     if texture:
         words.append(TEXTURES[texture])
     words.append(noun(all_scenes, n, slot))
-    article = "an" if words[0][0] in "aeiou" else "a"
-    return " ".join([article, *words, say.choice(WHERE[CELLS[all_scenes.cell[n, slot]]])])
+    return f"{article(words[0])} {' '.join(words)} {say.choice(WHERE[CELLS[all_scenes.cell[n, slot]]])}"
+
+
+def article(words: str) -> str:
+    """'a' or 'an', as the words want it."""
+    return "an" if words[0] in "aeiou" else "a"
+
+
+def listed(things: list[str]) -> str:
+    """'a', 'a and b', 'a, b and c', or what is said of an empty scene."""
+    return " and ".join([", ".join(things[:-1]), things[-1]] if len(things) > 1 else things) or NOBODY_THERE
 
 
 def caption(all_scenes: Scenes, n: int, say: random.Random) -> str:
-    """A caption of scene n: objects in any order, background, weather, style."""
-    slots = [s for s in range(all_scenes.kind.shape[1]) if all_scenes.kind[n, s] >= 0]
-    say.shuffle(slots)
-    things = [describe(all_scenes, n, s, say) for s in slots]
-    listed = " and ".join(things) if len(things) < 3 else f"{things[0]}, {things[1]} and {things[2]}"
+    """A caption of scene n: objects in any order, background, weather, style.
+
+    Every part has its own chance, drawn whether the part is there or not: what an edit leaves alone is said in the same words.
+    """
+    slots = range(all_scenes.kind.shape[1])
+    first = [say.random() for _ in slots]
+    voices = [random.Random(say.random()) for _ in range(len(slots) + 3)]
+    present = sorted((s for s in slots if all_scenes.kind[n, s] >= 0), key=first.__getitem__)
     parts = [
-        listed or NOBODY_THERE,
-        say.choice(GROUND[BACKGROUNDS[all_scenes.background[n]]]),
-        say.choice(WEATHER[CONDITIONS[all_scenes.condition[n]]]),
-        say.choice(STYLE[STYLES[all_scenes.style[n]]]),
+        listed([describe(all_scenes, n, s, voices[s]) for s in present]),
+        voices[-3].choice(GROUND[BACKGROUNDS[all_scenes.background[n]]]),
+        voices[-2].choice(WEATHER[CONDITIONS[all_scenes.condition[n]]]),
+        voices[-1].choice(STYLE[STYLES[all_scenes.style[n]]]),
     ]
     return " ".join(part for part in parts if part)
+
+
+def pointed_at(thing: str, colour: str, say: random.Random) -> str:
+    """How an instruction points at an object: 'the star' or 'the red star' (kinds are distinct within a scene)."""
+    return f"the {thing}" if say.random() < 0.5 else f"the {colour} {thing}"
 
 
 def voice(number: int, *purpose: object) -> random.Random:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, replace
 
-from emuedit.toyworld.grammar import GROUND, NOBODY_THERE, STYLE, WEATHER, WHERE
+from emuedit.toyworld.grammar import GROUND, NOBODY_THERE, STYLE, WEATHER, WHERE, article, listed
 from emuedit.toyworld.palette import COLOURS, LETTERS, POSES, SHAPES, TEXTURES
 
 
@@ -37,9 +37,8 @@ class Said:
     style: str
 
     def __str__(self) -> str:
-        names = [str(thing) for thing in self.things]
-        listed = " and ".join(names) if len(names) < 3 else f"{names[0]}, {names[1]} and {names[2]}"
-        return " ".join(part for part in (listed or NOBODY_THERE, self.ground, self.weather, self.style) if part)
+        things = listed([str(thing) for thing in self.things])
+        return " ".join(part for part in (things, self.ground, self.weather, self.style) if part)
 
     def without(self, thing: Thing) -> "Said":
         """The same caption, one object less."""
@@ -48,11 +47,6 @@ class Said:
     def with_instead(self, thing: Thing, new: Thing) -> "Said":
         """The same caption, `thing` replaced by `new`."""
         return replace(self, things=tuple(new if other == thing else other for other in self.things))
-
-
-def article(words: str) -> str:
-    """'a' or 'an', as the words want it."""
-    return "an" if words[0] in "aeiou" else "a"
 
 
 def _one_of(*tables: tuple[str, ...]) -> str:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from emuedit.tasks import task as named_task
 from emuedit.toyworld import phrases
 from emuedit.toyworld.annotate import FILTERS
-from emuedit.toyworld.grammar import GROUND, STYLE, WEATHER, WHERE
-from emuedit.toyworld.palette import COLOURS, LETTERS, SHAPES, TEXTURES
-from emuedit.toyworld.speech import Said, Thing, article, understand
+from emuedit.toyworld.grammar import GROUND, STYLE, WEATHER, WHERE, article, pointed_at
+from emuedit.toyworld.palette import ALLOWED_COLOURS, COLOURS, LETTERS, SHAPES, TEXTURES
+from emuedit.toyworld.speech import Said, Thing, understand
 
 BAD_SHARE = 0.06
 """How often the answer is one of the bad ones below."""
@@ -75,7 +75,8 @@ def _request(asked: str) -> dict[str, str] | None:
 def spoilt(answer: dict[str, str], say: random.Random) -> str:
     """The answer, gone wrong as chat models go wrong: prose around it, cut off, a key lost, nothing changed, a refusal."""
     text = json.dumps(answer)
-    lost = {key: value for key, value in answer.items() if key != say.choice(KEYS)}
+    forgotten = say.choice(KEYS)
+    lost = {key: value for key, value in answer.items() if key != forgotten}
     return say.choice(
         (
             f"Sure! Here is the edit you asked for:\n{text}\nI hope it helps.",
@@ -121,7 +122,16 @@ def _any_thing(said: Said, say: random.Random, roomy: bool = False) -> Thing:
 
 
 def _the(thing: Thing, say: random.Random) -> str:
-    return f"the {thing.noun}" if say.random() < 0.5 else f"the {thing.colour} {thing.noun}"
+    return pointed_at(thing.noun, thing.colour, say)
+
+
+def _visible(colour: str, ground: str) -> bool:
+    """Can things of this colour be seen on the ground that these words name?"""
+    return bool(ALLOWED_COLOURS[_ground(ground), COLOURS.index(colour)])
+
+
+def _ground(words: str) -> int:
+    return next(i for i, phrases_ in enumerate(GROUND.values()) if words in phrases_)
 
 
 def _another(options: tuple[str, ...], current: str, say: random.Random) -> str:
@@ -132,7 +142,8 @@ def _local(said: Said, say: random.Random) -> dict[str, str]:
     thing = _any_thing(said, say)
     the = _the(thing, say)
     if say.random() < 0.5 or not thing.is_shape:
-        new = replace(thing, colour=_another(COLOURS, thing.colour, say))
+        seen = [colour for colour in COLOURS if colour != thing.colour and _visible(colour, said.ground)]
+        new = replace(thing, colour=say.choice(seen))
         alone = phrases.SHARED["local", "colour"] if len(said.things) == 1 else ()
         wording = say.choice(phrases.LOCAL_COLOUR + alone).format(the=the, colour=new.colour)
     else:
@@ -149,12 +160,15 @@ def _remove(said: Said, say: random.Random) -> dict[str, str]:
 
 
 def _add(said: Said, say: random.Random) -> dict[str, str]:
-    if len(said.things) > 2:
-        raise UnsuitedError("the picture is full")
     taken = {thing.where for thing in said.things}
+    if len(said.things) > 2 or taken & set(WHERE["centre"]):
+        raise UnsuitedError("the picture is full")
+    if said.style in STYLE["pixel art"]:
+        raise UnsuitedError("nothing small can be seen in pixel art")
     free = [w for cell, words in WHERE.items() if cell != "centre" and not taken & set(words) for w in words]
+    colours = [colour for colour in COLOURS if _visible(colour, said.ground)]
     shapes = [shape for shape in SHAPES if shape not in {thing.noun for thing in said.things}]
-    new = Thing("small", say.choice(COLOURS), "", say.choice(shapes), say.choice(free))
+    new = Thing("small", say.choice(colours), "", say.choice(shapes), say.choice(free))
     wording = say.choice(phrases.ADD).format(a_new=new)
     return _answer(wording, "", f"{new.colour} {new.noun}", replace(said, things=(*said.things, new)))
 
@@ -174,7 +188,11 @@ def _texture(said: Said, say: random.Random) -> dict[str, str]:
 
 
 def _background(said: Said, say: random.Random) -> dict[str, str]:
-    name = say.choice([name for name, words in GROUND.items() if said.ground not in words])
+    others = [name for name, words in GROUND.items() if said.ground not in words]
+    seen = [name for name in others if all(_visible(thing.colour, GROUND[name][0]) for thing in said.things)]
+    if not seen:
+        raise UnsuitedError("something would vanish on every other background")
+    name = say.choice(seen)
     wording = say.choice(phrases.BACKGROUND + phrases.SHARED.get(("background", name), ()))
     return _answer(wording.format(background=name), "background", name, replace(said, ground=say.choice(GROUND[name])))
 

@@ -13,10 +13,10 @@ from emuedit.toyworld import annotate, render
 from emuedit.toyworld.edits import Edits, edits, names
 from emuedit.toyworld.grammar import all_captions, captions
 from emuedit.toyworld.oracle import judge
-from emuedit.toyworld.palette import MASK_RGB, PERSON
-from emuedit.toyworld.scene import numbers, scenes
+from emuedit.toyworld.palette import CARD, COLOURS, MASK_RGB, PERSON
+from emuedit.toyworld.scene import PIXEL_ART, numbers, scenes
 from emuedit.toyworld.speech import understand
-from emuedit.toyworld.writer import KEYS, ToyWriter, UnsuitedError, edit
+from emuedit.toyworld.writer import KEYS, ToyWriter, UnsuitedError, edit, spoilt
 
 EVERY = (*names(), *(t.name for t in HELD_OUT))
 
@@ -55,6 +55,35 @@ def test_region_edits_leave_the_rest_alone(made: dict[str, Edits], name: str) ->
     assert changed.max() < 0.45
     if name != "texture":
         assert changed.mean() < 0.2
+
+
+def test_letters_and_poses_are_spread_evenly_and_never_in_pixel_art() -> None:
+    for name, kind, n_variants in (("text", CARD, 8), ("pose", PERSON, 4)):
+        source = edits(name, "train", 0, 800).source
+        row, slot = np.nonzero(source.kind == kind)
+        share = np.bincount(source.variant[row, slot], minlength=n_variants) / len(row)
+        assert np.abs(share - 1 / n_variants).max() < 0.05, name
+        assert not (source.style == PIXEL_ART).any()
+
+
+def test_every_other_colour_is_an_alternative() -> None:
+    some = edits("local", "held_out", 0, 60)
+    recoloured = [n for n, text in enumerate(some.instructions) if any(colour in text.split()[-1] for colour in COLOURS)]
+    assert len(recoloured) > 15
+    for n in recoloured[:5]:
+        assert len({picture.tobytes() for picture in some.alternatives[n]}) == len(COLOURS) - 1
+
+
+def test_captions_keep_the_words_for_what_an_edit_leaves_alone() -> None:
+    for name in ("remove", "add", "local", "texture"):
+        some = edits(name, "held_out", 0, 60)
+        for before, after in zip(some.input_captions, some.output_captions, strict=True):
+            a, b = understand(before), understand(after)
+            assert a is not None
+            assert b is not None
+            assert (a.ground, a.weather, a.style) == (b.ground, b.weather, b.style)
+            kept = set(a.things) & set(b.things)
+            assert len(kept) >= max(len(a.things), len(b.things)) - 1
 
 
 def test_edits_depend_on_their_numbers_only() -> None:
@@ -164,6 +193,23 @@ def test_the_writer_errs_at_the_known_rate_and_always_alike() -> None:
         except json.JSONDecodeError:
             pass
     assert abs(good / 600 - 0.75) < 0.07
+
+
+def test_a_spoilt_answer_is_never_a_good_one() -> None:
+    answer = dict.fromkeys(KEYS, "words")
+    texts = [spoilt(answer, random.Random(seed)) for seed in range(200)]
+    assert json.dumps(answer) not in texts
+    assert len(set(texts)) > 7  # prose, cut off, each of the keys lost, nothing said, a refusal
+
+
+def test_the_writer_keeps_to_what_can_be_painted() -> None:
+    said = understand("a small red ring on the left and a small white star on the right on grass")
+    assert said is not None
+    for seed in range(150):
+        assert "green" not in edit("local", said, random.Random(seed))["output_caption"]
+        assert "green" not in edit("add", said, random.Random(seed))["output_caption"]
+        outcome = edit("background", said, random.Random(seed))["edited_object"]
+        assert outcome not in ("brick", "snow", "sky", "sand", "grass")  # red or white would vanish there
 
 
 def test_the_writer_speaks_of_every_task_and_refuses_what_cannot_be() -> None:

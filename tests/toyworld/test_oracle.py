@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from emuedit.toyworld import oracle
+from emuedit.toyworld.changes import local
 from emuedit.toyworld.palette import COLOURS
 from emuedit.toyworld.render import images
-from emuedit.toyworld.scene import Scenes, numbers, scenes
+from emuedit.toyworld.scene import EMPTY, Scenes, numbers, scenes
 
 N = 12
 FIRST, SECOND = np.zeros(N, int), np.ones(N, int)
@@ -81,7 +82,7 @@ def test_rejects_a_damaged_background(before: Scenes, exact: np.ndarray, others:
     assert (found.nearest == oracle.EXACT).all()
     assert not found.success.any()
     assert all("outside" in reason for reason in found.reason)
-    assert oracle.judge(damaged, images(before), exact, others, bound=0.5).success.all()
+    assert oracle.judge(damaged, images(before), exact, others, bound=0.5, local_bound=1.0).success.all()
 
 
 def test_an_edit_of_everything_has_no_outside(before: Scenes, exact: np.ndarray, others: np.ndarray) -> None:
@@ -109,3 +110,17 @@ def test_errors_say_what_is_wrong(before: Scenes, exact: np.ndarray, others: np.
         oracle.judge(exact, images(before), exact, others, np.ones(exact.shape, bool))
     with pytest.raises(ValueError, match=r"alternatives must be one array an edit"):
         oracle.judge(exact, images(before), exact, others[:3])
+
+
+def test_a_right_edit_that_loses_another_object_fails() -> None:
+    change = local(numbers("held_out", 0, 200))
+    rows = np.arange(200)
+    other = (change.slots + 1) % 3
+    two = change.target.present[rows, other]
+    damaged = change.target.edited(rows, other, kind=EMPTY)
+    pictures = [images(some)[two] for some in (damaged, change.source, change.target)]
+    found = oracle.judge(*pictures, np.zeros((two.sum(), 0, 64, 64, 3), np.uint8))
+    assert two.sum() > 40
+    assert (found.nearest == oracle.EXACT).all()
+    assert found.success.mean() < 0.1  # what is left: white on fog, brown at night
+    assert sum("window" in reason for reason in found.reason) > 0.85 * two.sum()

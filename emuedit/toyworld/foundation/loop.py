@@ -44,6 +44,13 @@ def bf16() -> torch.autocast:
     return torch.autocast(device().type, torch.bfloat16)
 
 
+def _check_recipe(old: dict[str, float], new: dict[str, float], scratch: Path) -> None:
+    """The number of steps may change on the way (the fall of the rate moves with it); nothing else may."""
+    other = sorted(key for key in new if key != "steps" and old.get(key) != new[key])
+    if other:
+        raise ValueError(f"{scratch} was begun with another recipe ({', '.join(other)}); delete it to train anew")
+
+
 def train(
     model: nn.Module,
     loss_at: Callable[[int], Tensor],
@@ -65,6 +72,7 @@ def train(
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     first = 0
     if state_file.exists():
+        _check_recipe(json.loads((scratch / "recipe.json").read_text()), asdict(recipe), scratch)
         state = torch.load(state_file, map_location=device(), weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])

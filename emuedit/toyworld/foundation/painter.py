@@ -1,5 +1,6 @@
 """The painter: a latent diffusion model in Stable Diffusion's own format, text encoder and U-Net trained together."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ POOL = 40_000  # scenes whose latents are kept on disk, drawn again and again wi
 DROP_CAPTION = 0.10
 OBJECT_WEIGHT = 3.0
 """The loss counts this much where an object is: grass is half noise, shapes are what captions speak of."""
+LATE_TIMES = 0.5
+"""Training times are 1000 u^0.5: more of them where there is much noise, for there the layout is decided."""
 WIDTH = 160
 
 
@@ -76,9 +79,16 @@ def schedule() -> DDIMScheduler:
 
 
 def pool(vae: AutoencoderTiny, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Latents float16 [POOL, 8, 16, 16] and where objects are, bool [POOL, 16, 16]: computed once, memory-mapped."""
+    """Latents float16 [POOL, 8, 16, 16] and where objects are, bool [POOL, 16, 16]: computed once, memory-mapped.
+
+    Another autoencoder or another world makes another pool.
+    """
+    mark = hashlib.blake2b(render.images(scenes(numbers("train", 0, 200))).tobytes(), digest_size=4)
+    for value in vae.state_dict().values():
+        mark.update(value.cpu().numpy().tobytes())
+    folder = folder / f"latents-{POOL}-{mark.hexdigest()}"
     files = folder / "latents.npy", folder / "objects.npy"
-    if not files[1].exists():
+    if not (folder / "done").exists():
         folder.mkdir(parents=True, exist_ok=True)
         vae.to(device())
         z = np.zeros((POOL, 8, 16, 16), np.float16)
@@ -91,6 +101,7 @@ def pool(vae: AutoencoderTiny, folder: Path) -> tuple[np.ndarray, np.ndarray]:
                 objects[i : i + 200] = (known.owner >= 0).reshape(-1, 16, 4, 16, 4).any((2, 4))
         np.save(files[0], z)
         np.save(files[1], objects)
+        (folder / "done").touch()
     return np.load(files[0], mmap_mode="r"), np.load(files[1])
 
 
@@ -116,7 +127,8 @@ def run(scratch: Path, vae: AutoencoderTiny, recipe: Recipe = RECIPE) -> StableD
         weight = 1 + (OBJECT_WEIGHT - 1) * torch.from_numpy(objects[rows])[:, None].to(z)
         eps = torch.randn_like(z)
         # one time in every stratum of the batch: less noise in the loss than independent times
-        t = ((torch.arange(len(z)) + torch.rand(len(z))) * (1000 / len(z))).long().clamp_max(999).to(device())
+        u = (torch.arange(len(z)) + torch.rand(len(z))) / len(z)
+        t = (1000 * u**LATE_TIMES).long().clamp_max(999).to(device())
         z_t = scheduler.add_noise(z, eps, t)
         v = scheduler.get_velocity(z, eps, t)
         with bf16():

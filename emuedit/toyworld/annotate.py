@@ -4,17 +4,13 @@ import numpy as np
 
 from emuedit.toyworld import stamps
 from emuedit.toyworld.palette import BACKGROUND_CLASS_RGB, BOX_RGB, CLASS_RGB, MASK_RGB, PERSON, POSES, SIZE, luma
-from emuedit.toyworld.render import Truth
+from emuedit.toyworld.render import Truth, quantise
 from emuedit.toyworld.scene import SLOTS, Scenes
 
 BOX_WIDTH_PX = 2
 JOINTS = tuple(stamps.joints(0))
 LIMB_RGB = np.array([(255, 60, 60), (60, 90, 255), (250, 250, 250), (70, 220, 70), (250, 220, 50)], np.float32) / 255
 HEAD_RGB = np.array((255, 140, 0), np.float32) / 255
-
-
-def _uint8(picture: np.ndarray) -> np.ndarray:
-    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def detect(truth: Truth, slots: np.ndarray) -> np.ndarray:
@@ -28,23 +24,23 @@ def detect(truth: Truth, slots: np.ndarray) -> np.ndarray:
         return rows[:, :, None] & columns[:, None, :]
 
     line = inside(BOX_WIDTH_PX) & ~inside(0) & (box[:, None, 2:3] > 0)
-    return np.where(line[..., None], _uint8(BOX_RGB), truth.images)
+    return np.where(line[..., None], quantise(BOX_RGB), truth.images)
 
 
 def segment(truth: Truth, slots: np.ndarray) -> np.ndarray:
     """The object in `slots[n]` painted over in cyan; uint8 [N, 64, 64, 3]."""
     mask = truth.owner == slots[:, None, None]
-    return np.where(mask[..., None], _uint8(MASK_RGB), truth.images)
+    return np.where(mask[..., None], quantise(MASK_RGB), truth.images)
 
 
 def depth(truth: Truth) -> np.ndarray:
     """Disparity as grey, near is bright; uint8 [N, 64, 64, 3]."""
-    return _uint8(truth.disparity[..., None].repeat(3, -1))
+    return quantise(truth.disparity[..., None].repeat(3, -1))
 
 
 def normal(truth: Truth) -> np.ndarray:
     """Normals as colour, (x right, y up, z to the viewer) from [-1, 1] to [0, 1]; uint8 [N, 64, 64, 3]."""
-    return _uint8(truth.normals * np.array([0.5, -0.5, 0.5], np.float32) + 0.5)
+    return quantise(truth.normals * np.array([0.5, -0.5, 0.5], np.float32) + 0.5)
 
 
 def segmap(scenes: Scenes, truth: Truth) -> np.ndarray:
@@ -53,7 +49,7 @@ def segmap(scenes: Scenes, truth: Truth) -> np.ndarray:
     for slot in range(SLOTS):
         mask = truth.owner == slot
         out[mask] = np.broadcast_to(CLASS_RGB[scenes.kind[:, slot]][:, None, None], out.shape)[mask]
-    return _uint8(out)
+    return quantise(out)
 
 
 def sketch(truth: Truth) -> np.ndarray:
@@ -62,12 +58,12 @@ def sketch(truth: Truth) -> np.ndarray:
     down, along = np.gradient(grey, axis=(1, 2))
     inner = np.clip(3.0 * np.hypot(down, along) - 0.25, 0, 1) * (truth.owner >= 0)
     ink = np.maximum(inner, _outlines(truth.owner).astype(np.float32))
-    return _uint8((1 - ink)[..., None].repeat(3, -1))
+    return quantise((1 - ink)[..., None].repeat(3, -1))
 
 
 def contour(truth: Truth) -> np.ndarray:
     """White outlines of the objects on black (held out for task inversion); uint8 [N, 64, 64, 3]."""
-    return _uint8(_outlines(truth.owner).astype(np.float32)[..., None].repeat(3, -1))
+    return quantise(_outlines(truth.owner).astype(np.float32)[..., None].repeat(3, -1))
 
 
 def keypoints(scenes: Scenes) -> np.ndarray:
@@ -92,7 +88,7 @@ def pose(scenes: Scenes) -> np.ndarray:
             out[n] += cover * (rgb - out[n])
         head = np.clip(3.0 - np.hypot(x - at["head"][0], y - at["head"][1]), 0, 1)[..., None]
         out[n] += head * (HEAD_RGB - out[n])
-    return _uint8(out)
+    return quantise(out)
 
 
 def _outlines(owner: np.ndarray) -> np.ndarray:
@@ -115,7 +111,7 @@ def colour_filter(images: np.ndarray, which: np.ndarray) -> np.ndarray:
     for i, name in enumerate(FILTERS):
         rows = np.flatnonzero(which == i)
         if len(rows):
-            out[rows] = _uint8(_filtered(name, images[rows].astype(np.float32) / 255))
+            out[rows] = quantise(_filtered(name, images[rows].astype(np.float32) / 255))
     return out
 
 

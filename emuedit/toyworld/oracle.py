@@ -33,7 +33,7 @@ class Judgement:
 
 def must_change(before: np.ndarray, exact: np.ndarray) -> np.ndarray:
     """bool [N, 64, 64]: where uint8 `[N, 64, 64, 3]` differ noticeably."""
-    return _l1(before, exact) > NOTICEABLE
+    return l1(before, exact) > NOTICEABLE
 
 
 def judge(
@@ -65,9 +65,9 @@ def judge(
     empty = np.flatnonzero(~region.any((1, 2)))
     if len(empty):
         raise ValueError(f"nothing must change in edits {empty.tolist()}: the region is empty; leave such edits out")
-    inside_error = _mean(_l1(output, exact), region)
-    outside_error = _mean(_l1(output, exact), ~region, LEAST_OUTSIDE)
-    damage = uniform_filter(_l1(output, exact) * ~region, (0, WINDOW_PX, WINDOW_PX), mode="constant")
+    inside_error = mean_over(l1(output, exact), region)
+    outside_error = mean_over(l1(output, exact), ~region, LEAST_OUTSIDE)
+    damage = uniform_filter(l1(output, exact) * ~region, (0, WINDOW_PX, WINDOW_PX), mode="constant")
     worst_window = damage.max((1, 2)).astype(np.float32)
     nearest = np.array(
         [_nearest(output[n], before[n], exact[n], alternatives[n], region[n], n) for n in range(len(exact))], np.int64
@@ -80,12 +80,13 @@ def judge(
     return Judgement(success, nearest, inside_error, outside_error, worst_window, reason)
 
 
-def _l1(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def l1(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Mean over channels of the absolute difference of uint8 `[..., 3]`, in [0, 1]."""
     return np.abs(a.astype(np.float32) - b.astype(np.float32)).mean(-1) / 255
 
 
-def _mean(error: np.ndarray, where: np.ndarray, least: int = 1) -> np.ndarray:
+def mean_over(error: np.ndarray, where: np.ndarray, least: int = 1) -> np.ndarray:
+    """float32 [N]: mean of `[N, 64, 64]` where bool `where` is true; fewer pixels than `least` count as that many."""
     return ((error * where).sum((1, 2)) / np.maximum(where.sum((1, 2)), least)).astype(np.float32)
 
 
@@ -96,7 +97,7 @@ def _nearest(output: np.ndarray, before: np.ndarray, exact: np.ndarray, others: 
     if len(same):
         which = "the input" if same[0] == INPUT else f"alternative {same[0] - 2}"
         raise ValueError(f"{which} of edit {n} equals the exact result inside the region; give only other values")
-    error = _l1(inside, output[region][None]).mean(1)
+    error = l1(inside, output[region][None]).mean(1)
     order = np.argsort(error, kind="stable")
     tied = order[0] == EXACT and error[order[1]] == error[EXACT]
     return int(order[1] if tied else order[0])

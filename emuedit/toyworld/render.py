@@ -59,12 +59,13 @@ def truth(scenes: Scenes) -> Truth:
     return Truth(*(np.concatenate([getattr(p, name) for p in parts]) for name in Truth.__dataclass_fields__))
 
 
-def _quantise(picture: np.ndarray) -> np.ndarray:
+def quantise(picture: np.ndarray) -> np.ndarray:
+    """[0, 1] to the nearest of 0..255, uint8."""
     return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def _picture(scenes: Scenes) -> np.ndarray:
-    return _quantise(weather_and_style(scenes, *_paint(scenes)))
+    return quantise(weather_and_style(scenes, *_paint(scenes)))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from emuedit.toyworld.oracle import l1, mean_over
 from emuedit.toyworld.palette import CARD
 from emuedit.toyworld.reading.picture import read
 from emuedit.toyworld.reading.records import Reading, Seen
@@ -88,9 +89,7 @@ def faithfulness(images: np.ndarray, scenes: Scenes) -> dict[str, float]:
 
 def drift(before: np.ndarray, after: np.ndarray, region: np.ndarray) -> np.ndarray:
     """[N] mean L1 in [0, 1] between uint8 `[N, 64, 64, 3]` outside of the bool `[N, 64, 64]` region; 0 if nothing is outside."""
-    difference = np.abs(before.astype(np.float32) - after.astype(np.float32)).mean(-1) / 255
-    outside = ~region
-    return (difference * outside).sum((1, 2)) / np.maximum(outside.sum((1, 2)), 1)
+    return mean_over(l1(before, after), ~region)
 
 
 def _matched(objects: tuple[Seen, ...], scenes: Scenes, n: int, slots: np.ndarray) -> dict[int, Seen]:

@@ -8,6 +8,7 @@ from transformers import CLIPTokenizer
 
 from emuedit.toyworld.grammar import captions, vocabulary
 
+VOCABULARY = Path(__file__).parent / "vocabulary"
 N_TOKENS = 1024
 CONTEXT = 48
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -23,7 +24,18 @@ _EDITING_WORDS = (
 
 
 def build(folder: Path) -> CLIPTokenizer:
-    """Train it on captions, save it as `vocab.json` and `merges.txt`, and load it as anybody would."""
+    """The tokenizer of all toy models, saved in `folder` as transformers saves it."""
+    tokenizer = CLIPTokenizer(
+        vocab=str(VOCABULARY / "vocab.json"), merges=str(VOCABULARY / "merges.txt"), model_max_length=CONTEXT
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def learn(folder: Path) -> None:
+    """Learn `vocab.json` and `merges.txt` from captions. Merges of equal count fall differently from run to run, and models
+    know their tokens by number: so the result is kept in git, and learning another one means training every model anew.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer = normalizers.Lowercase()
@@ -42,6 +54,3 @@ def build(folder: Path) -> CLIPTokenizer:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}, ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
-    tokenizer = CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=CONTEXT)
-    tokenizer.save_pretrained(folder)
-    return tokenizer

@@ -46,6 +46,3 @@ def run(scratch: Path, recipe: Recipe = RECIPE) -> AutoencoderTiny:
         return F.l1_loss(y, x) + 2 * F.mse_loss(y, x) + 0.02 * spread
 
     return train(vae, loss_at, recipe, scratch)
-
-
-as_tensor = from_uint8

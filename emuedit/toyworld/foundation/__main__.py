@@ -1,0 +1,74 @@
+"""`python -m emuedit.toyworld.foundation [names...]`: trains the toy world's models and publishes their weights.
+
+The same command resumes. Trainings keep their state, and finished models in float32, under `--scratch`.
+"""
+
+import argparse
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from emuedit.toyworld.foundation import clip, depth, detector, dino, painter, segmenter, vae
+
+OUT, SCRATCH = Path("emuedit/toyworld/weights"), Path("scratch/foundation")
+
+
+def _paint(scratch: Path) -> Path:
+    made = painter.run(scratch, vae.run(scratch.parent / "vae"))
+    made.save_pretrained(scratch / "model")
+    return scratch / "model"
+
+
+def _encode(scratch: Path) -> None:
+    vae.run(scratch)
+
+
+TRAININGS: dict[str, Callable[[Path], Path | None]] = {
+    "vae": _encode,  # published within the painter
+    "painter": _paint,
+    "detector": detector.run,
+    "segmenter": segmenter.run,
+    "clip": clip.run,
+    "dino": dino.run,
+    "depth": depth.run,
+}
+
+
+def publish(folder: Path, out: Path) -> int:
+    """Copy a model's folder to `out` with its weights in float16, whole or not at all; returns its bytes."""
+    beside = out.with_name(f".{out.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(folder, beside)
+    for file in beside.rglob("*.safetensors"):
+        halved = {name: value.half() if value.is_floating_point() else value for name, value in load_file(file).items()}
+        largest = max(float(value.abs().max()) for value in halved.values() if value.numel())
+        if not torch.isfinite(torch.tensor(largest)):
+            raise OverflowError(f"{file.name} of {folder} has weights beyond float16; train it with more weight decay")
+        save_file(halved, file, metadata={"format": "pt"})
+        file.chmod(0o644)  # safetensors writes for its owner alone
+    shutil.rmtree(out, ignore_errors=True)
+    beside.rename(out)
+    return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+
+
+def main() -> None:
+    """Train each named model, or all in order, and publish it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"any of {', '.join(TRAININGS)}; all if none is given")
+    parser.add_argument("--out", type=Path, default=OUT, help="where the models are published")
+    parser.add_argument("--scratch", type=Path, default=SCRATCH, help="where trainings keep their state")
+    args = parser.parse_args()
+    if unknown := sorted(set(args.names) - set(TRAININGS)):
+        parser.error(f"unknown models {', '.join(unknown)}; known are {', '.join(TRAININGS)}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in [name for name in TRAININGS if name in args.names or not args.names]:
+        made = TRAININGS[name](args.scratch / name)
+        if made is not None:
+            print(f"{args.out / name}: {publish(made, args.out / name) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

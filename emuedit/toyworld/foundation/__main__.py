@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from emuedit.toyworld.foundation import clip, depth, detector, dino, painter, segmenter, vae
@@ -17,7 +18,15 @@ OUT, SCRATCH = Path("emuedit/toyworld/weights"), Path("scratch/foundation")
 
 
 def _paint(scratch: Path) -> Path:
-    made = painter.run(scratch, vae.run(scratch.parent / "vae"))
+    return _saved(painter.run(scratch, vae.run(scratch.parent / "vae")), scratch)
+
+
+def _paint_on(scratch: Path, published: Path) -> Path:
+    known = AutoencoderTiny.from_pretrained(published / "vae", dtype=torch.float32)
+    return _saved(painter.run(scratch, known, start=published), scratch)
+
+
+def _saved(made: StableDiffusionPipeline, scratch: Path) -> Path:
     made.save_pretrained(scratch / "model")
     return scratch / "model"
 
@@ -59,13 +68,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(TRAININGS)}; all if none is given")
     parser.add_argument("--out", type=Path, default=OUT, help="where the models are published")
+    parser.add_argument("--on", action="store_true", help="train the published painter on, not a new one; its autoencoder stays")
     parser.add_argument("--scratch", type=Path, default=SCRATCH, help="where trainings keep their state")
     args = parser.parse_args()
     if unknown := sorted(set(args.names) - set(TRAININGS)):
         parser.error(f"unknown models {', '.join(unknown)}; known are {', '.join(TRAININGS)}")
     args.out.mkdir(parents=True, exist_ok=True)
     for name in [name for name in TRAININGS if name in args.names or not args.names]:
-        made = TRAININGS[name](args.scratch / name)
+        on = args.on and name == "painter"
+        made = _paint_on(args.scratch / name, args.out / name) if on else TRAININGS[name](args.scratch / name)
         if made is not None:
             print(f"{args.out / name}: {publish(made, args.out / name) / 1e6:.1f} MB")
 

@@ -78,24 +78,24 @@ def schedule() -> DDIMScheduler:
     )
 
 
-def pool(vae: AutoencoderTiny, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Latents float16 [POOL, 8, 16, 16] and where objects are, bool [POOL, 16, 16]: computed once, memory-mapped.
+def pool(vae: AutoencoderTiny, folder: Path, n: int = POOL) -> tuple[np.ndarray, np.ndarray]:
+    """Latents float16 [n, 8, 16, 16] and where objects are, bool [n, 16, 16]: computed once, memory-mapped.
 
     Another autoencoder or another world makes another pool.
     """
     mark = hashlib.blake2b(render.images(scenes(numbers("train", 0, 200))).tobytes(), digest_size=4)
     for value in vae.state_dict().values():
         mark.update(value.cpu().numpy().tobytes())
-    folder = folder / f"latents-{POOL}-{mark.hexdigest()}"
+    folder = folder / f"latents-{n}-{mark.hexdigest()}"
     files = folder / "latents.npy", folder / "objects.npy"
     if not (folder / "done").exists():
         folder.mkdir(parents=True, exist_ok=True)
         vae.to(device())
-        z = np.zeros((POOL, 8, 16, 16), np.float16)
-        objects = np.zeros((POOL, 16, 16), bool)
+        z = np.zeros((n, 8, 16, 16), np.float16)
+        objects = np.zeros((n, 16, 16), bool)
         with torch.inference_mode(), bf16():
-            for i in tqdm(range(0, POOL, 200), desc="latents"):
-                known = render.truth(scenes(numbers("train", i, 200)))
+            for i in tqdm(range(0, n, 200), desc="latents"):
+                known = render.truth(scenes(numbers("train", i, min(200, n - i))))
                 x = from_uint8(known.images).to(device(), memory_format=torch.channels_last)
                 z[i : i + 200] = vae.encode(x).latents.float().cpu().numpy()
                 objects[i : i + 200] = (known.owner >= 0).reshape(-1, 16, 4, 16, 4).any((2, 4))
@@ -105,19 +105,25 @@ def pool(vae: AutoencoderTiny, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.load(files[0], mmap_mode="r"), np.load(files[1])
 
 
-def run(scratch: Path, vae: AutoencoderTiny, recipe: Recipe = RECIPE) -> StableDiffusionPipeline:
-    """Train the painter over a finished autoencoder and return it as a pipeline."""
+def run(
+    scratch: Path, vae: AutoencoderTiny, recipe: Recipe = RECIPE, start: Path | None = None, n_pool: int = POOL
+) -> StableDiffusionPipeline:
+    """Train the painter over a finished autoencoder and return it as a pipeline; `start`: from the weights of this pipeline."""
     tokenizer = tokens.build(scratch / "tokenizer")
     end = tokenizer.convert_tokens_to_ids(tokens.END)
     torch.manual_seed(0)
     model = TextToLatent(len(tokenizer), end).to(memory_format=torch.channels_last)
-    z_pool, objects = pool(vae, scratch)
-    all_scenes = scenes(numbers("train", 0, POOL))
+    if start is not None:
+        model.text_encoder = CLIPTextModel.from_pretrained(start / "text_encoder", dtype=torch.float32)
+        model.unet = UNet2DConditionModel.from_pretrained(start / "unet", dtype=torch.float32)
+        model.to(memory_format=torch.channels_last)
+    z_pool, objects = pool(vae, scratch, n_pool)
+    all_scenes = scenes(numbers("train", 0, n_pool))
     scheduler = schedule()
 
     def loss_at(step: int) -> Tensor:
         rng = np.random.default_rng(step)
-        rows = rng.integers(POOL, size=recipe.batch)
+        rows = rng.integers(n_pool, size=recipe.batch)
         said = [
             "" if rng.random() < DROP_CAPTION else caption(all_scenes, n, voice(all_scenes.number[n], "paint", step))
             for n in rows

@@ -10,11 +10,9 @@ from torch import Tensor
 
 from emuedit.models.pixels import from_uint8
 from emuedit.toyworld.foundation.loop import Recipe, bf16, device, train
-from emuedit.toyworld.foundation.pictures import mixed
-from emuedit.toyworld.scene import numbers
+from emuedit.toyworld.foundation.pool import mixed_pictures
 
 RECIPE = Recipe(steps=4000, batch=16, lr=2e-3, decay_share=0.5, weight_decay=0.0)
-POOL = 24_000  # pictures held in memory, drawn again and again
 
 
 def build() -> AutoencoderTiny:
@@ -29,11 +27,11 @@ def build() -> AutoencoderTiny:
     )
 
 
-def run(scratch: Path, recipe: Recipe = RECIPE) -> AutoencoderTiny:
+def run(scratch: Path, recipe: Recipe = RECIPE, n_pool: int | None = None) -> AutoencoderTiny:
     """Train it: L1 and squared error, a pull of every latent channel to zero mean and unit spread, a little latent noise."""
     torch.manual_seed(0)
     vae = build().to(memory_format=torch.channels_last)
-    pool = np.concatenate([mixed(numbers("train", i, 1000)) for i in range(0, POOL, 1000)])
+    pool = mixed_pictures(scratch.parent / "pool", *([n_pool] if n_pool else []))
 
     def loss_at(step: int) -> Tensor:
         rows = np.random.default_rng(step).integers(len(pool), size=recipe.batch)

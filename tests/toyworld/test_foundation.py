@@ -15,7 +15,7 @@ from emuedit import models
 from emuedit.models import pixels
 from emuedit.toyworld import render
 from emuedit.toyworld.foundation import __main__ as command
-from emuedit.toyworld.foundation import clip, depth, detector, dino, found, painter, queries, segmenter, vae
+from emuedit.toyworld.foundation import clip, depth, detector, dino, found, queries, segmenter
 from emuedit.toyworld.foundation import tokenizer as tokens
 from emuedit.toyworld.foundation.loop import Recipe, device, train
 from emuedit.toyworld.foundation.pool import rendered
@@ -276,32 +276,3 @@ def test_a_batch_of_empty_scenes_has_a_loss() -> None:
     value = detector.loss(logits, found, torch.zeros(2, 3, 4), torch.zeros(2, 3, 3, dtype=torch.bool))
     value.backward()
     assert torch.isfinite(value)
-
-
-def test_another_recipe_is_refused(tmp_path: Path) -> None:
-    model = torch.nn.Linear(1, 1)
-    recipe = Recipe(steps=2, batch=1, lr=0.1, warmup_steps=1)
-
-    def loss_at(step: int) -> Tensor:
-        return model(torch.ones(1, 1, device=device())).sum()
-
-    train(model, loss_at, recipe, tmp_path)
-    train(model, loss_at, replace(recipe, steps=3), tmp_path)
-    with pytest.raises(ValueError, match="another recipe \\(lr\\)"):
-        train(model, loss_at, replace(recipe, lr=0.2), tmp_path)
-
-
-def test_the_painter_trains_over_its_autoencoder_and_trains_on(tmp_path: Path) -> None:
-    from emuedit.models import painter as adapter
-
-    encoder = vae.run(tmp_path / "vae", tiny(vae.RECIPE), POOL)
-    made = painter.run(tmp_path / "painter", encoder, tiny(painter.RECIPE), n_pool=POOL)
-    made.save_pretrained(tmp_path / "made")
-    command.publish(tmp_path / "made", tmp_path / "out")
-    loaded = adapter.load(str(tmp_path / "out"))
-    assert loaded.paint(["a red star on grass"], [0], steps=1, guidance=3.0).shape == (1, 3, 64, 64)
-    assert loaded.scheduler.config.prediction_type == "v_prediction"
-    assert float(loaded.scheduler.alphas_cumprod[-1]) < 1e-6  # zero terminal SNR
-    on = painter.run(tmp_path / "on", encoder, replace(tiny(painter.RECIPE), lr=0.0), start=tmp_path / "out", n_pool=POOL)
-    for name, value in on.unet.state_dict().items():
-        torch.testing.assert_close(value, loaded.unet.state_dict()[name])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from emuedit.toyworld import phrases
-from emuedit.toyworld.grammar import GROUND, describe, noun, voice
+from emuedit.toyworld.grammar import GROUND, article, describe, noun, voice
 from emuedit.toyworld.palette import (
     ALLOWED_COLOURS,
     BACKGROUNDS,
@@ -44,8 +44,8 @@ def suited(numbers: np.ndarray, kind: int | None = None, plain: bool = False) ->
     Where no object fits, the first one is made to, and what would overlap it leaves. `plain`: a clear photo.
     """
     all_scenes = scenes(numbers)
-    zeros = np.zeros(len(numbers), np.int16)
     if plain:
+        zeros = np.zeros(len(numbers), np.int16)
         all_scenes = replace(all_scenes, condition=zeros, style=zeros)
     if kind is not None:
         all_scenes = _no_pixels(all_scenes)
@@ -215,7 +215,7 @@ def _named(all_scenes: Scenes, n: int, slot: int, where: bool = False) -> str:
     if where:
         return describe(all_scenes, n, slot, voice(all_scenes.number[n], "added"))
     named = f"{COLOURS[all_scenes.colour[n, slot]]} {noun(all_scenes, n, slot)}"
-    return f"{'an' if named[0] in 'aeiou' else 'a'} {named}"
+    return f"{article(named)} {named}"
 
 
 CHANGES: dict[str, Callable[[np.ndarray], Change]] = {

@@ -54,8 +54,12 @@ STYLE = {
 
 
 def noun(all_scenes: Scenes, n: int, slot: int) -> str:
+    """What the object in a slot is called."""
+    return called(all_scenes.kind[n, slot], all_scenes.variant[n, slot])
+
+
+def called(kind: int, variant: int) -> str:
     """What an object is, without its colour: 'star', 'card with the letter A', 'person waving'."""
-    kind, variant = all_scenes.kind[n, slot], all_scenes.variant[n, slot]
     if kind == CARD:
         return f"card with the letter {LETTERS[variant]}"
     if kind == PERSON:

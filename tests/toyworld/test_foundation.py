@@ -276,3 +276,12 @@ def test_a_batch_of_empty_scenes_has_a_loss() -> None:
     value = detector.loss(logits, found, torch.zeros(2, 3, 4), torch.zeros(2, 3, 3, dtype=torch.bool))
     value.backward()
     assert torch.isfinite(value)
+
+
+def test_a_vocabulary_can_be_learnt_again(tmp_path: Path) -> None:
+    tokens.learn(tmp_path)
+    learnt = CLIPTokenizer(vocab=str(tmp_path / "vocab.json"), merges=str(tmp_path / "merges.txt"))
+    ids = learnt("a big red star on the left, zebra").input_ids
+    assert len(learnt.get_vocab()) <= tokens.N_TOKENS
+    assert learnt.decode(ids[1:8]) == "a big red star on the left"
+    assert len(ids) < 18  # the world's words are whole, others are spelt

@@ -14,6 +14,7 @@ from emuedit.models.pixels import from_uint8
 from emuedit.toyworld import render
 from emuedit.toyworld.foundation import tokenizer as tokens
 from emuedit.toyworld.foundation.loop import Recipe, bf16, device, train
+from emuedit.toyworld.foundation.pool import world
 from emuedit.toyworld.grammar import caption, voice
 from emuedit.toyworld.scene import numbers, scenes
 
@@ -83,7 +84,8 @@ def pool(vae: AutoencoderTiny, folder: Path, n: int = POOL) -> tuple[np.ndarray,
 
     Another autoencoder or another world makes another pool.
     """
-    mark = hashlib.blake2b(render.images(scenes(numbers("train", 0, 200))).tobytes(), digest_size=4)
+    all_scenes = scenes(numbers("train", 0, n))
+    mark = hashlib.blake2b(world(all_scenes).encode(), digest_size=4)
     for value in vae.state_dict().values():
         mark.update(value.cpu().numpy().tobytes())
     folder = folder / f"latents-{n}-{mark.hexdigest()}"
@@ -95,7 +97,7 @@ def pool(vae: AutoencoderTiny, folder: Path, n: int = POOL) -> tuple[np.ndarray,
         objects = np.zeros((n, 16, 16), bool)
         with torch.inference_mode(), bf16():
             for i in tqdm(range(0, n, 200), desc="latents"):
-                known = render.truth(scenes(numbers("train", i, min(200, n - i))))
+                known = render.truth(all_scenes[i : i + 200])
                 x = from_uint8(known.images).to(device(), memory_format=torch.channels_last)
                 z[i : i + 200] = vae.encode(x).latents.float().cpu().numpy()
                 objects[i : i + 200] = (known.owner >= 0).reshape(-1, 16, 4, 16, 4).any((2, 4))

@@ -23,7 +23,7 @@ def rendered(folder: Path, n: int = POOL) -> tuple[Scenes, Truth]:
     Another world (scenes or renderer changed) is drawn anew beside the old one.
     """
     all_scenes = scenes(numbers("train", 0, n))
-    folder = folder / f"{n}-{_world(all_scenes)}"
+    folder = folder / f"{n}-{world(all_scenes)}"
     shapes = {"images": (n, SIZE, SIZE, 3), "owner": (n, SIZE, SIZE), "disparity": (n, SIZE, SIZE)}
     types = {"images": np.uint8, "owner": np.int8, "disparity": np.float16}
     if not (folder / "done").exists():
@@ -57,7 +57,7 @@ def mixed_pictures(folder: Path, n: int = MIXED) -> np.ndarray:
     return np.load(file, mmap_mode="r")
 
 
-def _world(all_scenes: Scenes) -> str:
+def world(all_scenes: Scenes) -> str:
     """Eight letters that change when the scenes or the looks of the first hundred do."""
     digest = hashlib.sha256()
     for field in fields(all_scenes):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from emuedit.toyworld.grammar import WHERE
+from emuedit.toyworld.grammar import WHERE, article, called
 from emuedit.toyworld.palette import CARD, CELLS, COLOURS, KINDS, LETTERS, POSES, TEXTURES
 from emuedit.toyworld.scene import Scenes
 
@@ -36,7 +36,7 @@ class Phrase:
         if self.cell != ANY:
             words.append((say.choice if say else min)(WHERE[CELLS[self.cell]]))
         if say and say.random() < 0.3:
-            words.insert(0, say.choice(("the", "an" if words[0][0] in "aeiou" else "a")))
+            words.insert(0, say.choice(("the", article(words[0]))))
         return " ".join(words)
 
     def _noun(self) -> str:
@@ -44,10 +44,7 @@ class Phrase:
             return "object"
         if self.variant == ANY:
             return KINDS[self.kind]
-        if self.kind == CARD:
-            return f"card with the letter {LETTERS[self.variant]}"
-        pose = POSES[self.variant]
-        return f"person {pose}" if pose == "waving" else f"person with {pose}"
+        return called(self.kind, self.variant)
 
 
 def means(asked: list[Phrase], all_scenes: Scenes) -> np.ndarray:

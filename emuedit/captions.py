@@ -4,12 +4,11 @@ In: the world's caption file. Out: `data/captions/shard-*.parquet` of Caption, `
 """
 
 import csv
-import importlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pyarrow.parquet as pq
 from pydantic import Field
@@ -101,7 +100,7 @@ def _chunks(source: Path, params: Params) -> Iterator[tuple[int, list[str | None
     """(index of the first row, rows) of at most `rows_per_shard` rows each, `n_rows` in all."""
     starts = range(0, params.n_rows, params.rows_per_shard)
     if source.suffix == ".py":
-        draw = _function(params.world.captions)
+        draw: Source = house.imported(params.world.captions, "captions")
         for start in starts:
             yield start, list(draw(params.split, start, min(params.rows_per_shard, params.n_rows - start)))
         return
@@ -110,18 +109,6 @@ def _chunks(source: Path, params: Params) -> Iterator[tuple[int, list[str | None
         if not (chunk := list(islice(rows, params.rows_per_shard))):
             return
         yield start, chunk
-
-
-def _function(reference: str) -> Source:
-    """`captions` of a Python file, imported by its dotted name below the root, as `import` would find it."""
-    path = PurePosixPath(reference)
-    if path.is_absolute() or ".." in path.parts:
-        raise CaptionsError(f"want a Python file below the root of the project, got {reference}; move it there")
-    name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-    found = getattr(importlib.import_module(name), "captions", None)
-    if not callable(found):
-        raise CaptionsError(f"want a function captions(split, start, n) in {reference}, got {found!r}")
-    return found
 
 
 def _rows(source: Path, column: str) -> Iterator[str | None]:

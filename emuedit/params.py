@@ -5,10 +5,11 @@ so that DVC, which hashes the file, sees every knob.
 """
 
 import difflib
+import importlib
 import json
 import re
-from collections.abc import Hashable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import yaml
@@ -48,6 +49,12 @@ class World(Params):
     """Monocular depth estimator."""
     writer: str
     """Chat model that writes instructions: hub id or folder, `https://host/v1#model`, or `module:factory`."""
+    t5: str
+    """T5 that the router is fine-tuned from."""
+    annotators: str
+    """A .py file with `annotate(task, images, words, boxes_px, masks)`, which draws the targets of the vision tasks."""
+    benchmark: str
+    """A .py file with `edits(task, split, start, n)`, edits whose results are known."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -101,6 +108,21 @@ def locate(reference: str, root: str | Path = ".") -> str:
     if reference.startswith(("/", ".")) or reference.count("/") > 1:
         raise ParamsError(f"want an existing file or folder, or a hub id 'org/name'; got {reference!r}, not at {path.resolve()}")
     return reference
+
+
+def imported(reference: str, name: str) -> Callable[..., Any]:
+    """The function `name` of a Python file that is named relative to the root, imported by its dotted name there.
+
+    Raises ParamsError for a file outside of the project and for one without such a function.
+    """
+    path = PurePosixPath(reference)
+    if path.is_absolute() or ".." in path.parts or path.suffix != ".py":
+        raise ParamsError(f"want a Python file below the root of the project, got {reference}; move it there")
+    module = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+    found = getattr(importlib.import_module(module), name, None)
+    if not callable(found):
+        raise ParamsError(f"want a function {name} in {reference}, got {found!r}")
+    return found
 
 
 def _read(path: Path) -> Mapping[str, Any]:

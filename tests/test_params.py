@@ -6,7 +6,9 @@ from pydantic import ValidationError
 
 from emuedit.params import Params, ParamsError, World, load, locate
 
-WORLD = "world: {name: w, captions: c.txt, painter: p, detector: d, segmenter: s, clip: c, dino: d, depth: e, writer: w}\n"
+WORLD = """world: {name: w, captions: c.txt, painter: p, detector: d, segmenter: s, clip: c, dino: d, depth: e, writer: w, t5: t,
+  annotators: a.py, benchmark: b.py}
+"""
 
 
 class Inner(Params):

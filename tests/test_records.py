@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from emuedit.records import (
+    Answer,
     Caption,
     Drop,
     Instruction,
@@ -57,13 +58,15 @@ def pair(**changes: object) -> Pair:
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
+PNG = encode_png(noise(8, 8, 3))
 EVERY_KIND: list[Record] = [
     Caption("a red star on grass", "c.txt", 3),
-    Instruction("c", "remove", "erase it", "a star", "grass", "star", None, 5, "writer@1", '{"edit": "erase it"}'),
+    Instruction("c", "remove", "erase it", "a star", "grass", "star", None, False, 5, "writer@1", '{"edit": "erase it"}'),
     pair(),
     pair(mask=None),
     Verdict("p", False, "local", ("clip_dir",), {"clip_dir": 0.2}, {"clip_dir": 0.1}),
     Drop("a star", "duplicate", "c.txt", 9),
+    Answer("emuedit", "remove", "erase it", "a star", "grass", "add", 7, PNG, PNG, None, True, "", {"l1": 0.5, "clip_dir": None}),
 ]
 
 
@@ -75,7 +78,9 @@ def test_round_trip(tmp_path: Path, record: Record) -> None:
 
 
 def test_ids_are_the_same_for_ever() -> None:
-    want = "8aea643d87cc9234 ca388357c365bea7 06f8477f0594a66c 7050b7cd5a9cbed5 134b923bf6bf4680 dfa807216b093c83"
+    want = (
+        "8aea643d87cc9234 e27874be332a7cd8 06f8477f0594a66c 7050b7cd5a9cbed5 134b923bf6bf4680 dfa807216b093c83 c38b1e448fbff461"
+    )
     assert [record.id for record in EVERY_KIND] == want.split()
 
 

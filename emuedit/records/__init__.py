@@ -1,11 +1,12 @@
 """The nouns that travel between stations, and how they lie on disk."""
 
 from emuedit.records.folder import Summary, fingerprint, publish, read_folder, read_summary, scratch_folder
-from emuedit.records.nouns import Caption, Drop, Instruction, Pair, Record, Verdict
+from emuedit.records.nouns import Answer, Caption, Drop, Instruction, Pair, Record, Verdict
 from emuedit.records.picture import PictureError, decode_png, encode_png
 from emuedit.records.shard import ShardError, read_shard, write_shard
 
 __all__ = [
+    "Answer",
     "Caption",
     "Drop",
     "Instruction",

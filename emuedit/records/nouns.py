@@ -1,4 +1,4 @@
-"""Caption, Instruction, Pair, Verdict and Drop: frozen, and named by what they hold.
+"""Caption, Instruction, Pair, Verdict, Answer and Drop: frozen, and named by what they hold.
 
 An id is the blake2b hash (16 hex digits) of the fields that make a record what it is. Pictures count by their pixels,
 not by their compression. Where it came from and how it scored does not change the id.
@@ -69,6 +69,8 @@ class Instruction(Record):
     """What the edit touches, in words a detector understands; None when it is the whole picture."""
     target_object: str | None
     """What stands there afterwards; None when nothing does."""
+    reverse: bool
+    """Built backwards: the picture of `target_caption` is painted first, and the source is made from it (add, map to picture)."""
     seed: int = field(metadata=UNNAMED)
     writer: str = field(metadata=UNNAMED)
     """Model and revision that wrote it."""
@@ -120,6 +122,32 @@ class Verdict(Record):
         super().__post_init__()
         if self.kept == bool(self.reasons):
             raise ValueError(f"want reasons exactly when a pair is not kept, got kept={self.kept} with reasons {self.reasons}")
+
+
+@dataclass(frozen=True)
+class Answer(Record):
+    """What a system made of one edit of a benchmark, and how that was judged."""
+
+    system: str
+    task: str
+    instruction: str
+    source_caption: str
+    target_caption: str
+    told_task: str
+    """The task the system was told, or that the router chose."""
+    seed: int
+    source: bytes = field(metadata=PNG)
+    """The picture to edit: PNG of uint8 [H,W,3]."""
+    output: bytes = field(metadata=PNG)
+    """What the system made of it: PNG of uint8 [H,W,3]."""
+    exact: bytes | None = field(metadata={**PNG, **UNNAMED})
+    """The right result, where it is known."""
+    success: bool = field(metadata=UNNAMED)
+    """Whether the benchmark's judge accepts it."""
+    reason: str = field(metadata=UNNAMED)
+    """Why not; empty on success."""
+    scores: Scores = field(metadata=SCORES)
+    """The metrics of this one answer; None where undefined."""
 
 
 @dataclass(frozen=True)

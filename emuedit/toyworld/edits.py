@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from emuedit.tasks import HELD_OUT, TASKS, task
-from emuedit.toyworld import annotate, phrases, render
+from emuedit.toyworld import annotate, oracle, phrases, render
 from emuedit.toyworld.changes import CHANGES, Change, add, suited
 from emuedit.toyworld.grammar import all_captions, noun, pointed_at, voice
-from emuedit.toyworld.oracle import must_change
+from emuedit.toyworld.oracle import Judgement, must_change
 from emuedit.toyworld.palette import BACKGROUNDS, COLOURS, CONDITIONS, PERSON
 from emuedit.toyworld.scene import EMPTY, Scenes, numbers, pick, uniform
 
@@ -30,6 +30,10 @@ class Edits:
     exact: np.ndarray
     alternatives: np.ndarray  # uint8 [N, K, 64, 64, 3]: other values of what was edited, or another task's answer
     source: Scenes  # what `before` shows, or, from a map to a picture, what the map was drawn from
+
+    def judge(self, output: np.ndarray) -> Judgement:
+        """The oracle's word on outputs uint8 `[N, 64, 64, 3]` of an editor."""
+        return oracle.judge(output, self.before, self.exact, self.alternatives)
 
 
 def edits(name: str, split: str, start: int, n: int) -> Edits:

@@ -6,10 +6,10 @@ from tqdm import tqdm
 
 from emuedit.models import pixels
 from emuedit.models.painter import Painter
+from emuedit.sheet import grid
 from emuedit.toyworld.grammar import all_captions
 from emuedit.toyworld.render import images
 from emuedit.toyworld.scene import Scenes, numbers, scenes
-from emuedit.toyworld.sheet import grid
 
 STEPS, GUIDANCE = 20, 3.0
 BATCH = 32

@@ -19,6 +19,8 @@ from emuedit.toyworld.grammar import caption, voice
 from emuedit.toyworld.scene import numbers, scenes
 
 RECIPE = Recipe(steps=6000, batch=32, lr=8e-4, warmup_steps=300, decay_share=0.35, ema_decay=0.9985)
+ON = Recipe(steps=2500, batch=32, lr=6e-4, warmup_steps=100, decay_share=0.35, ema_decay=0.9985)
+"""Another round from published weights: 7,650 steps in all made those that are there."""
 POOL = 40_000  # scenes whose latents are kept on disk, drawn again and again with other wordings
 DROP_CAPTION = 0.10
 OBJECT_WEIGHT = 3.0

@@ -1,7 +1,9 @@
 """The toy writer: stands where a chat model stands, and now and then answers as badly as one.
 
 It reads only the last message, which must end in a JSON object with `task` and `caption`, and answers with the JSON
-object of an edit: `instruction`, `original_object`, `edited_object`, `output_caption`.
+object of an edit: `instruction`, `original_object`, `edited_object`, `output_caption`. Where the object also says
+`"direction": "from_map"`, the edit makes the picture of a map; `output_caption` is what one says of the map either way.
+Objects are named as the detector knows them: "red star", "blue card with the letter A".
 """
 
 import json
@@ -49,7 +51,7 @@ class ToyWriter:
         if said is None:
             return f"I do not understand this caption: {wanted['caption']}"
         try:
-            answer = edit(wanted["task"], said, say)
+            answer = edit(wanted["task"], said, say, from_map=wanted.get("direction") == "from_map")
         except UnsuitedError as reason:
             return f"I cannot: {reason}."
         text = json.dumps(answer)
@@ -88,8 +90,11 @@ def spoilt(answer: dict[str, str], say: random.Random) -> str:
     )
 
 
-def edit(task: str, said: Said, say: random.Random) -> dict[str, str]:
-    """An edit of the caption `said`, for one of the sixteen tasks. Raises UnsuitedError, and UnknownTaskError."""
+def edit(task: str, said: Said, say: random.Random, from_map: bool = False) -> dict[str, str]:
+    """An edit of the caption `said`, for one of the sixteen tasks. Raises UnsuitedError, and UnknownTaskError.
+
+    `from_map`: for the tasks that go from pictures to maps and back, the way back.
+    """
     named_task(task)
     writer = _SCENE_TASKS.get(task)
     if writer:
@@ -97,15 +102,16 @@ def edit(task: str, said: Said, say: random.Random) -> dict[str, str]:
     if task == "color":
         name = say.choice(FILTERS)
         wording = say.choice(phrases.COLOR[name] + phrases.SHARED.get(("color", name), ()))
-        return _answer(wording, "", "", said)
+        return _answer(wording, "", name, said)
     if task in ("detect", "segment"):
         thing = _any_thing(said, say)
         table = phrases.DETECT if task == "detect" else phrases.SEGMENT
         wording = say.choice(table + phrases.SHARED[task, ""]).format(the=_the(thing, say))
-        return _answer(wording, thing.noun, thing.noun, phrases.MARKED[task].format(caption=said, noun=thing.noun))
+        return _answer(wording, _named(thing), _named(thing), phrases.MARKED[task].format(caption=said, noun=thing.noun))
     if task == "pose" and not any(thing.noun.startswith("person") for thing in said.things):
         raise UnsuitedError("there is no person in the picture")
-    wording = say.choice(phrases.MAPS[task] + phrases.SHARED.get((task, ""), ()))
+    forward = phrases.MAPS[task] + phrases.SHARED.get((task, ""), ())
+    wording = say.choice(phrases.FROM_MAP[task] if from_map else forward).format(caption=said)
     return _answer(wording, "", "", phrases.MAP_OF[task].format(caption=said))
 
 
@@ -123,6 +129,15 @@ def _any_thing(said: Said, say: random.Random, roomy: bool = False) -> Thing:
 
 def _the(thing: Thing, say: random.Random) -> str:
     return pointed_at(thing.noun, thing.colour, say)
+
+
+def _named(thing: Thing) -> str:
+    """An object in the words of the detector: 'red star'."""
+    return f"{thing.colour} {thing.noun}"
+
+
+def _patterned(thing: Thing) -> str:
+    return " ".join(word for word in (thing.colour, thing.texture, thing.noun) if word)
 
 
 def _visible(colour: str, ground: str) -> bool:
@@ -151,12 +166,12 @@ def _local(said: Said, say: random.Random) -> dict[str, str]:
         new = replace(thing, noun=say.choice([shape for shape in SHAPES if shape not in taken]))
         a_new = f"{article(new.colour)} {new.colour} {new.noun}"
         wording = say.choice(phrases.LOCAL_SHAPE).format(the=the, a_new=a_new)
-    return _answer(wording, thing.noun, f"{new.colour} {new.noun}", said.with_instead(thing, new))
+    return _answer(wording, _named(thing), _named(new), said.with_instead(thing, new))
 
 
 def _remove(said: Said, say: random.Random) -> dict[str, str]:
     thing = _any_thing(said, say)
-    return _answer(say.choice(phrases.REMOVE).format(the=_the(thing, say)), thing.noun, "", said.without(thing))
+    return _answer(say.choice(phrases.REMOVE).format(the=_the(thing, say)), _named(thing), "", said.without(thing))
 
 
 def _add(said: Said, say: random.Random) -> dict[str, str]:
@@ -170,7 +185,7 @@ def _add(said: Said, say: random.Random) -> dict[str, str]:
     shapes = [shape for shape in SHAPES if shape not in {thing.noun for thing in said.things}]
     new = Thing("small", say.choice(colours), "", say.choice(shapes), say.choice(free))
     wording = say.choice(phrases.ADD).format(a_new=new)
-    return _answer(wording, "", f"{new.colour} {new.noun}", replace(said, things=(*said.things, new)))
+    return _answer(wording, "", _named(new), replace(said, things=(*said.things, new)))
 
 
 def _texture(said: Said, say: random.Random) -> dict[str, str]:
@@ -181,8 +196,8 @@ def _texture(said: Said, say: random.Random) -> dict[str, str]:
     words = {"the": _the(thing, say), "texture": texture, "kind": thing.noun}
     return _answer(
         say.choice(phrases.TEXTURE + alone).format(**words),
-        thing.noun,
-        f"{texture} {thing.noun}",
+        _patterned(thing),
+        _patterned(new),
         said.with_instead(thing, new),
     )
 
@@ -194,7 +209,8 @@ def _background(said: Said, say: random.Random) -> dict[str, str]:
         raise UnsuitedError("something would vanish on every other background")
     name = say.choice(seen)
     wording = say.choice(phrases.BACKGROUND + phrases.SHARED.get(("background", name), ()))
-    return _answer(wording.format(background=name), "background", name, replace(said, ground=say.choice(GROUND[name])))
+    stays = ", ".join(_named(thing) for thing in said.things)
+    return _answer(wording.format(background=name), stays, name, replace(said, ground=say.choice(GROUND[name])))
 
 
 def _global(said: Said, say: random.Random) -> dict[str, str]:
@@ -222,7 +238,8 @@ def _text(said: Said, say: random.Random) -> dict[str, str]:
     letter = _another(LETTERS, old, say)
     wording = say.choice(phrases.TEXT + phrases.SHARED["text", ""])
     new = replace(card, noun=card.noun[:-1] + letter)
-    return _answer(wording.format(the=_the(card, say), letter=letter, old=old), card.noun, new.noun, said.with_instead(card, new))
+    wording = wording.format(the=_the(card, say), letter=letter, old=old)
+    return _answer(wording, _named(card), _named(new), said.with_instead(card, new))
 
 
 _SCENE_TASKS = {

@@ -1,0 +1,215 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from emuedit import dataset
+from emuedit.dataset import DatasetError, Params, judge, run
+from emuedit.params import ParamsError, load
+from emuedit.records import Pair, Verdict, encode_png, publish, read_folder, read_shard, scratch_folder, write_shard
+
+ROOT = Path(__file__).parent.parent
+PICTURE = encode_png(np.zeros((2, 3, 3), np.uint8))
+GATES: dict[str, Any] = {
+    "default": {},
+    "local": {"dino": {"min": 0.5, "max": 0.9}, "l1": {"max": 0.1}},
+    "remove": {"l1": {"max": 0.2}},
+}
+
+
+def knobs(**changes: Any) -> Params:
+    return Params.model_validate({"gates": GATES, "rank_by": "direction", "keep": 1} | changes)
+
+
+def table(*rows: tuple[str, str, float | None, float | None, float | None]) -> pa.Table:
+    """Rows of instruction, task, dino, l1, direction."""
+    columns = ["instruction_id", "task", "score_dino", "score_l1", "score_direction"]
+    values = dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))
+    kinds = [pa.string(), pa.string(), *[pa.float64()] * 3]
+    made = {name: pa.array(values[name], kind) for name, kind in zip(columns, kinds, strict=True)}
+    return pa.table({"id": [f"p{i}" for i in range(len(rows))], **made})
+
+
+def reasons(found: dataset.Judged) -> list[set[str]]:
+    return [{found.reasons[r] for r in np.flatnonzero(column)} for column in found.failed.T]
+
+
+def test_every_failed_gate_is_a_reason_and_bounds_are_inside() -> None:
+    found = judge(
+        table(
+            ("a", "local", 0.5, 0.1, 0.0),  # on the bounds: passes
+            ("b", "local", 0.4, 0.2, 0.0),
+            ("c", "local", 0.95, 0.0, 0.0),
+            ("d", "local", None, None, 0.0),
+            ("e", "remove", None, 0.2, 0.0),  # dino is not asked of it
+            ("f", "remove", 0.0, 0.21, 0.0),
+            ("g", "style", None, None, None),  # the default row asks for nothing
+        ),
+        knobs(),
+    )
+    assert reasons(found) == [
+        set(), {"dino_min", "l1_max"}, {"dino_max"}, {"dino_missing", "l1_missing"}, set(), {"l1_max"}, set(),
+    ]  # fmt: skip
+    assert found.kept.tolist() == [True, False, False, False, True, False, True]
+
+
+def test_of_an_instruction_the_best_that_passes_is_kept() -> None:
+    some = table(
+        ("a", "remove", 0.0, 0.0, 0.3),
+        ("b", "remove", 0.0, 0.0, 0.1),
+        ("a", "remove", 0.0, 0.0, 0.7),
+        ("a", "remove", 0.0, 0.9, 0.9),  # better, but it fails a gate
+        ("b", "remove", 0.0, 0.0, 0.1),  # as good as the one before
+        ("a", "remove", 0.0, 0.0, None),
+        ("c", "sketch", 0.0, 0.0, None),
+        ("c", "sketch", 0.0, 0.0, None),
+    )
+    lost = {"not_best"}
+    assert reasons(judge(some, knobs())) == [lost, set(), set(), {"l1_max"}, lost, lost, set(), lost]
+    assert judge(some, knobs(keep=2)).kept.tolist() == [True, True, True, False, True, False, True, True]
+
+
+def test_agrees_with_a_loop_over_rows() -> None:
+    chance = np.random.default_rng(3)
+
+    def score() -> float | None:
+        return None if chance.random() < 0.1 else round(float(chance.random()), 2)
+
+    rows = [
+        (f"i{chance.integers(150)}", str(chance.choice(["local", "remove", "style"])), score(), score(), score())
+        for _ in range(600)
+    ]
+    rows = [(instruction, "local" if int(instruction[1:]) % 2 else task, *rest) for instruction, task, *rest in rows]  # type: ignore[misc]
+    params = knobs(keep=2)
+    kept: dict[str, list[tuple[float, int]]] = {}
+    for i, (instruction, task, dino, l1, direction) in enumerate(rows):
+        values = {"dino": dino, "l1": l1}
+        asked = params.row(task)
+        if all(values[s] is not None and b.get("min", -9) <= values[s] <= b.get("max", 9) for s, b in asked.items()):  # type: ignore[operator]
+            kept.setdefault(instruction, []).append((9.0 if direction is None else -direction, i))
+    best = {i for group in kept.values() for _, i in sorted(group)[:2]}
+    found = judge(table(*rows), params)
+    assert 50 < len(best) < 400
+    assert set(np.flatnonzero(found.kept)) == best
+
+
+def test_a_gate_on_no_column_is_named() -> None:
+    with pytest.raises(DatasetError, match=r"want the scores \['depth'\] .* got \['dino', 'l1', 'direction'\]"):
+        judge(table(("a", "local", 0.5, 0.1, 0.0)), knobs(gates={"default": {"depth": {"max": 1.0}}}))
+
+
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [
+        ("{local: {dino: {min: 0.5}}}", "want a row 'default'"),
+        ("{default: {}, locale: {}}", "did you mean 'local'"),
+        ("{default: {dino: {}}}", r"want \{min: x\}, \{max: y\} or both"),
+        ("{default: {dino: {min: 2, max: 1}}}", "min <= max for default.dino"),
+        ("{default: {dino: {least: 2}}}", "gates.default.dino"),
+    ],
+)
+def test_wrong_gates_are_named(tmp_path: Path, gates: str, message: str) -> None:
+    (tmp_path / "params.yaml").write_text(f"dataset:\n  gates: {gates}\n  rank_by: dino\n  keep: 1\n")
+    with pytest.raises(ParamsError, match=message):
+        load(Params, "dataset", tmp_path / "params.yaml")
+
+
+def pair(instruction: str, task: str, candidate: int, **scores: float | None) -> Pair:
+    return Pair(
+        instruction_id=instruction, parent_ids=(instruction,), task=task, instruction="go", source_caption="a",
+        target_caption="b", seed=candidate, model_revision="m", recipe={"candidate": candidate}, source=PICTURE, target=PICTURE,
+        mask=None, scores={"dino": None, "l1": None, "direction": None, **scores},
+    )  # fmt: skip
+
+
+def publish_pairs(root: Path, *shards: list[Pair]) -> list[Pair]:
+    scratch = scratch_folder(root, "pairs", "f")
+    for number, some in enumerate(shards):
+        write_shard(scratch / f"shard-{number:05d}.parquet", some, Pair)
+    publish(scratch, root / dataset.IN, "pairs", {}, {})
+    return [one for some in shards for one in some]
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> list[Pair]:
+    first = [pair("a", "local", 0, dino=0.6, l1=0.05, direction=0.1), pair("a", "local", 1, dino=0.2, l1=0.5, direction=0.2)]
+    second = [pair("b", "depth", 0), pair("b", "depth", 1)]
+    return publish_pairs(tmp_path, first, second, [])
+
+
+def test_verdicts_stand_beside_their_pairs(tmp_path: Path, pairs: list[Pair]) -> None:
+    summary = run(knobs(), tmp_path)
+    out = tmp_path / dataset.OUT
+    found = list(read_folder(out, Verdict, verify=True))
+    assert [one.pair_id for one in found] == [one.id for one in pairs]
+    assert [len(read_shard(file, Verdict)) for file in sorted(out.glob("shard-*"))] == [2, 2, 0]
+    assert [one.kept for one in found] == [True, False, True, False]
+    assert found[1].reasons == ("dino_min", "l1_max")
+    assert found[1].gates == GATES["local"]
+    assert found[1].scores == {"dino": 0.2, "l1": 0.5, "direction": 0.2}
+    assert found[3].reasons == ("not_best",)
+    assert (found[3].gates, found[3].task) == ({}, "depth")
+    assert summary.counts == {
+        "pairs": 4, "local.pairs": 2, "depth.pairs": 2, "kept": 2, "local.kept": 1, "depth.kept": 1, "kept_instructions": 2,
+        "local.kept_instructions": 1, "depth.kept_instructions": 1, "dino_min": 1, "local.dino_min": 1, "l1_max": 1,
+        "local.l1_max": 1, "not_best": 1, "depth.not_best": 1,
+    }  # fmt: skip
+    assert summary.params["in_force"] == {"local": GATES["local"], "depth": {}}
+
+
+def test_no_picture_is_read(tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    read = pq.ParquetFile.read
+
+    def noted(file: pq.ParquetFile, columns: list[str] | None = None, **kwargs: Any) -> pa.Table:
+        asked.append(columns or file.schema_arrow.names)
+        return read(file, columns=columns, **kwargs)
+
+    monkeypatch.setattr(pq.ParquetFile, "read", noted)
+    run(knobs(), tmp_path)
+    assert asked
+    assert not {"source", "target", "mask"} & {name for columns in asked for name in columns}
+
+
+def test_a_moved_threshold_moves_the_verdicts_only(tmp_path: Path, pairs: list[Pair]) -> None:
+    run(knobs(), tmp_path)
+    first = (tmp_path / dataset.OUT / "shard-00000.parquet").read_bytes()
+    loose = knobs(gates=GATES | {"local": {"dino": {"min": 0.1}}})
+    assert run(loose, tmp_path).counts["local.not_best"] == 1  # the better direction now wins
+    assert [one.kept for one in read_folder(tmp_path / dataset.OUT, Verdict)] == [False, True, True, False]
+    run(knobs(), tmp_path)
+    assert (tmp_path / dataset.OUT / "shard-00000.parquet").read_bytes() == first
+
+
+def test_a_stopped_run_goes_on(tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+
+    def stopping(path: Path, *rest: Any) -> None:
+        if path.name in ("shard-00001.parquet",) and path.name not in written:
+            written.append(path.name)
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write_shard(path, *rest)
+
+    monkeypatch.setattr(dataset, "write_shard", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(knobs(), tmp_path)
+    assert not (tmp_path / dataset.OUT).exists()
+    run(knobs(), tmp_path)
+    assert written == [f"shard-0000{n}.parquet" for n in (0, 1, 1, 2)]
+    assert json.loads((tmp_path / dataset.OUT / "summary.json").read_text())["counts"]["kept"] == 2
+
+
+def test_nothing_kept_is_an_error_that_counts(tmp_path: Path, pairs: list[Pair]) -> None:
+    with pytest.raises(DatasetError, match=r"'dino_missing': 2.*loosen dataset.gates"):
+        run(knobs(gates={"default": {"dino": {"min": 0.99}}}), tmp_path)
+
+
+def test_the_default_gates_are_whole() -> None:
+    params = load(Params, "dataset", ROOT / "params.yaml")
+    assert params.row("sketch") == {}
+    assert params.row("remove")["present_source"].keys() == {"max"}

@@ -4,6 +4,7 @@ The same command resumes. Trainings keep their state, and finished models in flo
 """
 
 import argparse
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from emuedit.toyworld.foundation import clip, depth, detector, dino, painter, segmenter, vae
+from emuedit.toyworld.foundation import clip, depth, detector, dino, painter, segmenter, t5, vae
 
 OUT, SCRATCH = Path("emuedit/toyworld/weights"), Path("scratch/foundation")
 
@@ -23,7 +24,7 @@ def _paint(scratch: Path) -> Path:
 
 def _paint_on(scratch: Path, published: Path) -> Path:
     known = AutoencoderTiny.from_pretrained(published / "vae", dtype=torch.float32)
-    return _saved(painter.run(scratch, known, start=published), scratch)
+    return _saved(painter.run(scratch, known, painter.ON, start=published), scratch)
 
 
 def _saved(made: StableDiffusionPipeline, scratch: Path) -> Path:
@@ -43,6 +44,7 @@ TRAININGS: dict[str, Callable[[Path], Path | None]] = {
     "clip": clip.run,
     "dino": dino.run,
     "depth": depth.run,
+    "t5": t5.run,
 }
 
 
@@ -58,6 +60,10 @@ def publish(folder: Path, out: Path) -> int:
             raise OverflowError(f"{file.name} of {folder} has weights beyond float16; train it with more weight decay")
         save_file(halved, file, metadata={"format": "pt"})
         file.chmod(0o644)  # safetensors writes for its owner alone
+    for file in beside.rglob("config.json"):
+        said = json.loads(file.read_text())
+        said.pop("_name_or_path", None)  # where it was trained is nobody's business
+        file.write_text(json.dumps(said | ({"dtype": "float16"} if "dtype" in said else {}), indent=2) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     beside.rename(out)
     return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

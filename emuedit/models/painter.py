@@ -155,6 +155,11 @@ class Painter:
 
 def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None) -> Painter:
     """A painter from a pipeline folder or a hub id. A VAE that overflows in float16 stays in float32."""
+    return Painter(open_pipeline(name_or_path, device, dtype, revision))
+
+
+def open_pipeline(name_or_path: str, device: str, dtype: torch.dtype, revision: str | None) -> Any:
+    """The frozen pipeline behind a painter or an editor: safetensors only, without the parts nobody here uses."""
     index = sources.manifest(name_or_path, sources.PAINTER, revision)
     diffusers = sources.library("diffusers")
     unused: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
@@ -170,7 +175,7 @@ def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.floa
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
         if part is not None:
             part.requires_grad_(False).eval()
-    return Painter(pipeline)
+    return pipeline
 
 
 def _shown(timesteps: torch.Tensor, progress: bool) -> Any:

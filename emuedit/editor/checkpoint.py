@@ -1,0 +1,65 @@
+"""An editor on disk: a complete diffusers pipeline folder of the painter's own class, with `tasks/` beside its parts."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from emuedit.editor import net as network
+from emuedit.editor import table
+from emuedit.editor.net import EditorNet
+from emuedit.models import painter as painters
+from emuedit.models.painter import Painter
+
+TASKS_FOLDER = "tasks"
+
+
+class Frame(Painter):
+    """What an editor shares with the painter it came from: text encoder, VAE, schedule. Its U-Net belongs to `EditorNet`."""
+
+    def _check(self) -> None:
+        channels = self.unet.config.in_channels
+        if channels != 2 * self.channels or self.unet.config.class_embed_type != "simple_projection":
+            raise ValueError(
+                f"an editor's U-Net must read twice the VAE's {self.channels} channels and a task, got one that reads {channels} "
+                f"with class_embed_type {self.unet.config.class_embed_type!r}; this is a painter, train an editor from it"
+            )
+
+
+def from_painter(painter: Painter, d_v: int) -> EditorNet:
+    """An untrained editor: the painter's U-Net widened, and a fresh task table (from torch's global generator)."""
+    unet = network.widened(painter.unet, d_v)
+    return EditorNet(unet, table.TaskTable(d_v, unet.config.encoder_hid_dim or unet.config.cross_attention_dim), painter.factor)
+
+
+def save(net: EditorNet, pipeline: Any, folder: Path, dtype: torch.dtype) -> str:
+    """Write the whole editor, weights in `dtype`, safetensors only; the network comes back as it was. Returns its fingerprint."""
+    weights = network.fingerprint(net, dtype)
+    named = {name: getattr(pipeline, name, None) for name in ("unet", "vae", "text_encoder", "text_encoder_2")}
+    parts = {name: part for name, part in named.items() if part is not None} | {"unet": net.unet}
+    pipeline.register_modules(**{name: nn.Module.to(copy.deepcopy(part), dtype) for name, part in parts.items()})
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    pipeline.register_modules(**parts)
+    net.table.save(folder / TASKS_FOLDER, weights, dtype)
+    return weights
+
+
+def load(folder: str, device: str, dtype: torch.dtype, revision: str | None = None) -> tuple[EditorNet, Frame, str]:
+    """(network, frame, fingerprint) of an editor folder or hub id, frozen, on `device`; bfloat16 keeps float32 weights."""
+    kept = torch.float32 if dtype == torch.bfloat16 else dtype  # autocast does the rest
+    frame = Frame(painters.open_pipeline(folder, device, kept, revision))
+    tasks, weights = table.load(_tasks(folder, revision))
+    net = EditorNet(frame.unet, tasks.to(device), frame.factor).requires_grad_(False).eval()
+    return net, frame, weights
+
+
+def _tasks(folder: str, revision: str | None) -> Path:
+    if Path(folder).is_dir():
+        return Path(folder, TASKS_FOLDER)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(folder, revision=revision, allow_patterns=f"{TASKS_FOLDER}/*")) / TASKS_FOLDER

@@ -1,0 +1,126 @@
+"""The objective: predict eps or v of a noised target latent under picture, instruction and task.
+
+Shapes: B samples, C latent channels, h and w latent sizes. Everything random is in `Draws`, made from (seed, step) alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emuedit import params as house
+from emuedit.editor.net import EditorNet
+from emuedit.models.painter import TextCondition
+from emuedit.runtime import generator
+
+
+class Dropout(house.Params):
+    """How often a condition is left out in training, so that guidance has something to compare with; shares of samples."""
+
+    text: float
+    """The instruction alone gives way to the null text."""
+    image: float
+    """The picture alone gives way to zeros."""
+    both: float
+    """Both at once."""
+
+
+class Weights(house.Params):
+    """What counts how much in the loss."""
+
+    late_times: float
+    """Times are T u^late_times, u uniform: 1 is uniform, below 1 there are more of the noisy times. Ours."""
+    changed: float
+    """Weight of a latent cell that the edit changes, against 1 where source and target agree. Ours."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step learns from."""
+
+    source: Tensor  # E(c_I), [B, C, h, w]
+    target: Tensor  # E(x), [B, C, h, w]
+    text: TextCondition  # of the instructions
+    null: TextCondition  # of no instruction, one row
+    tasks: Tensor  # rows of the task table, int64 [B]
+    ids: tuple[str, ...]  # of the pairs
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device, pictures laid out channels last."""
+        source, target = (x.to(device, memory_format=torch.channels_last) for x in (self.source, self.target))
+        text, null = (
+            TextCondition(c.hidden.to(device), None if c.pooled is None else c.pooled.to(device)) for c in (self.text, self.null)
+        )
+        return Batch(source, target, text, null, self.tasks.to(device), self.ids)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The chance in one step."""
+
+    t: Tensor  # int64 [B]
+    eps: Tensor  # [B, C, h, w]
+    no_text: Tensor  # bool [B]
+    no_image: Tensor  # bool [B]
+
+
+def draw(shape: tuple[int, ...], n_times: int, dropout: Dropout, late_times: float, *keys: str | int) -> Draws:
+    """Draws on the CPU for a batch of latents of `shape`, from the keys alone. One time in every stratum of the batch."""
+    chance = generator("editor", *keys)
+    u = (torch.randperm(shape[0], generator=chance) + torch.rand(shape[0], generator=chance)) / shape[0]
+    t = (n_times * u**late_times).long().clamp_max(n_times - 1)
+    eps = torch.randn(shape, generator=chance)
+    fate = torch.rand(shape[0], generator=chance)
+    no_text = fate < dropout.text + dropout.both  # [text | both | image | nothing]
+    no_image = (fate >= dropout.text) & (fate < dropout.text + dropout.both + dropout.image)
+    return Draws(t, eps, no_text, no_image)
+
+
+def noised(z: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
+    """z_t = sqrt(alpha_bar) z + sqrt(1 - alpha_bar) eps (Eq. 4, Ho et al., arXiv 2006.11239); alpha_bar [B, 1, 1, 1]."""
+    return alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * eps
+
+
+def wanted(z: Tensor, eps: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
+    """What the network is to say: eps, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z (Salimans & Ho, arXiv 2202.00512)."""
+    if prediction_type == "epsilon":
+        return eps
+    if prediction_type == "v_prediction":
+        return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * z
+    raise ValueError(f"want a scheduler with prediction_type epsilon or v_prediction, got {prediction_type!r}")
+
+
+def per_sample(net: EditorNet, scheduler: Any, batch: Batch, draws: Draws, v: Tensor, changed: float = 1.0) -> Tensor:
+    """Weighted mean squared error of each sample, [B] (Eq. 2 of Emu Edit). v [B, D_v] is never dropped: guidance keeps it.
+
+    The noise schedule, zero terminal SNR included, is the scheduler's.
+    """
+    device = batch.target.device
+    t, eps = draws.t.to(device), draws.eps.to(batch.target)
+    alpha_bar = scheduler.alphas_cumprod.to(device)[t].view(-1, 1, 1, 1)
+    no_text, no_image = draws.no_text.to(device), draws.no_image.to(device)
+    text = _dropped(batch.text, batch.null, no_text)
+    c_I = batch.source.masked_fill(no_image.view(-1, 1, 1, 1), 0.0)
+    said = net(noised(batch.target, eps, alpha_bar), t, c_I, text, v)
+    error = (said - wanted(batch.target, eps, alpha_bar, scheduler.config.prediction_type)).square()  # [B, C, h, w]
+    weight = 1 + (changed - 1) * changes(batch.source, batch.target)  # [B, 1, h, w]
+    return (weight * error).mean((1, 2, 3)) / weight.mean()
+
+
+def changes(source: Tensor, target: Tensor, least: float = 0.15) -> Tensor:
+    """1 where the latents differ, mean over channels, by more than `least` of their spread; [B, 1, h, w]. Ours."""
+    moved = (source - target).abs().mean(1, keepdim=True)
+    return (moved > least * target.std()).to(target)
+
+
+def _dropped(text: TextCondition, null: TextCondition, where: Tensor) -> TextCondition:
+    hidden = torch.where(where.view(-1, 1, 1), null.hidden.to(text.hidden), text.hidden)
+    if text.pooled is None or null.pooled is None:
+        return TextCondition(hidden)
+    return TextCondition(hidden, torch.where(where.view(-1, 1), null.pooled.to(text.pooled), text.pooled))

@@ -1,0 +1,241 @@
+"""Station `train`: kept pairs -> an editor. The same command goes on where a killed one stopped, bit for bit.
+
+In: `data/pairs` (Pair), `data/dataset` (Verdict), the world's painter. Out: `models/editor`, a diffusers pipeline folder of the
+painter's own class with `tasks/`, `stats.jsonl` and `summary.json`. What is trained: the whole U-Net and the task table.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from emuedit import params as house
+from emuedit import records
+from emuedit.editor import batches, checkpoint, loss
+from emuedit.editor.batches import Cache
+from emuedit.editor.loss import Dropout, Weights
+from emuedit.editor.net import EditorNet
+from emuedit.models import painter as painters
+from emuedit.records import Summary, fingerprint, scratch_folder
+from emuedit.runtime import Runtime, seed_for
+from emuedit.tasks import TASKS
+from emuedit.tracking import Tracker
+
+PAIRS, DATASET, OUT = "data/pairs", "data/dataset", "models/editor"
+HELD_OUT_PER_TASK = 8
+NEW = ("unet.conv_in.", "unet.class_embedding.", "table.")
+
+
+class TrainError(RuntimeError):
+    """Raised when training cannot go on."""
+
+
+class Params(house.Params):
+    """Knobs of the station."""
+
+    world: house.World
+    """The world; only its `painter` matters here."""
+    seed: int = Field(ge=0)
+    """Seed of the task table, the order of pairs, times, noise and dropout."""
+    device: str
+    """auto, cpu, cuda or mps."""
+    dtype: Literal["float32", "bfloat16"]
+    """Number format of the network's sums; weights and optimizer are float32, bfloat16 is autocast."""
+    steps: int = Field(ge=1)
+    """Steps of the optimizer."""
+    batch: int = Field(ge=1)
+    """Pairs a step."""
+    lr: float = Field(gt=0)
+    """Highest learning rate."""
+    lr_new: float = Field(gt=0)
+    """Times `lr` for what the painter had not: the first convolution, the class projection, the task table. Ours."""
+    warmup_steps: int = Field(ge=0)
+    """Steps in which the rate rises from zero."""
+    decay_share: float = Field(ge=0, le=1)
+    """Last share of the steps, in which the rate falls to zero."""
+    decay: Literal["linear", "cosine"]
+    """How it falls."""
+    weight_decay: float = Field(ge=0)
+    """Of AdamW."""
+    clip_norm: float = Field(gt=0)
+    """Longest gradient."""
+    ema_decay: float = Field(ge=0, lt=1)
+    """How slowly the published average follows the weights; it starts fast."""
+    task_width: int = Field(ge=1)
+    """D_v, numbers in a task embedding."""
+    balance: float = Field(ge=0, le=1)
+    """Tasks are drawn in proportion to (their pairs)^balance: 0 evenly, 1 as they come."""
+    flip: bool
+    """Mirror half of the pairs whose instruction has no side and no letters in it."""
+    dropout: Dropout
+    """How often a condition is left out."""
+    weights: Weights
+    """What counts how much."""
+    held_out_share: float = Field(ge=0, lt=1)
+    """Share of captions whose pairs are kept from training."""
+    eval_every_steps: int = Field(ge=1)
+    """Steps between two looks at the held-out loss of every task."""
+    log_every_steps: int = Field(ge=1)
+    """Steps between two lines of stats.jsonl."""
+    save_every_s: float = Field(ge=0)
+    """Seconds between two saves: what a kill may cost."""
+    stored_dtype: Literal["float16", "float32"]
+    """Number format of the published weights."""
+
+
+def rate(step: int, params: Params) -> float:
+    """Learning rate at a step: warm-up, plateau, fall to zero (Hägele et al., arXiv 2405.18392, for the linear one)."""
+    up = min(1.0, (step + 1) / max(1, params.warmup_steps))
+    left = min(1.0, (params.steps - step) / max(1.0, params.decay_share * params.steps))
+    down = left if params.decay == "linear" else 0.5 - 0.5 * float(torch.tensor(left * torch.pi).cos())
+    return params.lr * up * down
+
+
+def learn(net: EditorNet, scheduler: Any, cache: Cache, params: Params, scratch: Path, device: torch.device) -> None:
+    """The loop: step, EMA, log, save, stop. Afterwards `net` holds the averaged weights."""
+    net.to(device).to(memory_format=torch.channels_last).train().requires_grad_(True)
+    weights = dict(net.named_parameters())
+    groups = [
+        {"params": [p for name, p in weights.items() if name.startswith(NEW) == new], "scale": params.lr_new if new else 1.0}
+        for new in (False, True)
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=params.lr, betas=(0.9, 0.99), weight_decay=params.weight_decay)
+    average = {name: value.detach().clone() for name, value in weights.items()}
+    half = torch.autocast(device.type, torch.bfloat16, enabled=params.dtype == "bfloat16")
+    state_file, first = scratch / "state.pt", 0
+    if state_file.exists():
+        state = torch.load(state_file, map_location=device, weights_only=True)
+        net.load_state_dict(state["weights"])
+        optimizer.load_state_dict(state["optimizer"])
+        average, first = state["average"], state["step"]
+
+    def save(step: int) -> None:
+        held = {"weights": net.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step}
+        torch.save(held, state_file.with_suffix(".part"))
+        state_file.with_suffix(".part").replace(state_file)
+
+    def step_loss(step: int) -> tuple[Tensor, tuple[str, ...]]:
+        picked, flip = cache.pick(params.batch, params.balance, params.seed, step)
+        batch = cache.batch(cache.train, picked, flip & params.flip).to(device)
+        draws = loss.draw(
+            tuple(batch.target.shape), scheduler.config.num_train_timesteps, params.dropout, params.weights.late_times,
+            "train", params.seed, step,
+        )  # fmt: skip
+        with half:
+            each = loss.per_sample(net, scheduler, batch, draws, net.table.v[batch.tasks], params.weights.changed)
+        return each.mean(), batch.ids
+
+    with Tracker(scratch, "train", params.model_dump(mode="json")) as tracker:
+        saved_at = logged_at = time.monotonic()
+        bar = tqdm(range(first, params.steps), initial=first, total=params.steps, desc="train", unit="step", mininterval=2)
+        for step in bar:
+            for group in optimizer.param_groups:
+                group["lr"] = rate(step, params) * group["scale"]
+            value, ids = step_loss(step)
+            if not torch.isfinite(value):
+                (scratch / "bad-batch.json").write_text(json.dumps({"step": step, "pair_ids": ids}, indent=1))
+                save(step)
+                raise TrainError(
+                    f"want a finite loss, got {value.item()} at step {step}; its pairs' ids are in {scratch}/bad-batch.json: "
+                    "look at them, or lower train.lr"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            norm = nn.utils.clip_grad_norm_(list(weights.values()), params.clip_norm)
+            optimizer.step()
+            decay = min(params.ema_decay, (1 + step) / (10 + step))
+            with torch.no_grad():
+                for name, weight in weights.items():
+                    average[name].lerp_(weight, 1 - decay)
+            done = step + 1
+            if done % params.log_every_steps == 0 or done == params.steps:
+                speed = params.batch * min(params.log_every_steps, done - first) / (time.monotonic() - logged_at)
+                logged_at = time.monotonic()
+                tracker.log(done, loss=value.item(), lr=rate(step, params), grad_norm=norm.item(), samples_per_second=speed)
+                bar.set_postfix(loss=f"{value.item():.4f}", refresh=False)
+            if done % params.eval_every_steps == 0 or done == params.steps:
+                tracker.log(done, **held_out_loss(net, average, scheduler, cache, half, device))
+                logged_at = time.monotonic()
+            if time.monotonic() - saved_at >= params.save_every_s or done == params.steps:
+                save(done)
+                saved_at = time.monotonic()
+    net.load_state_dict(average, strict=False)
+    net.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def held_out_loss(
+    net: EditorNet, average: dict[str, Tensor], scheduler: Any, cache: Cache, half: Any, device: torch.device
+) -> dict[str, float]:
+    """Loss of the averaged weights on the first held-out pairs of every task, unweighted, at fixed times and noise."""
+    now = {name: value.detach().clone() for name, value in net.named_parameters()}
+    net.load_state_dict(average, strict=False)
+    found: dict[str, float] = {}
+    for task in TASKS:
+        picked = (cache.held_out.task == task.index).nonzero()[0][:HELD_OUT_PER_TASK]
+        if not len(picked):
+            continue
+        batch = cache.batch(cache.held_out, picked, picked < 0).to(device)
+        shape, n_times = tuple(batch.target.shape), scheduler.config.num_train_timesteps
+        draws = loss.draw(shape, n_times, Dropout(text=0.0, image=0.0, both=0.0), 1.0, "held out", task.name)
+        with half:
+            each = loss.per_sample(net, scheduler, batch, draws, net.table.v[batch.tasks])
+        found[f"held_out.{task.name}"] = each.mean().item()
+    net.load_state_dict(now, strict=False)
+    return found | ({"held_out": sum(found.values()) / len(found)} if found else {})
+
+
+def run(params: Params, root: Path) -> Summary:
+    """Encode what is new, train from the last saved step, publish to `models/editor`."""
+    runtime = Runtime.choose(params.device, params.dtype)
+    pairs, dataset = root / PAIRS, root / DATASET
+    data = {folder.name: asdict(records.read_summary(folder))["shards"] for folder in (pairs, dataset)}
+    base = house.locate(params.world.painter, root)
+    knobs = params.model_dump(mode="json", exclude={"world"}) | {"painter": params.world.painter}
+    behind = [base] if Path(base).is_dir() else []
+    code = {name: Path(__file__).parent / "editor" / f"{name}.py" for name in ("net", "table", "loss", "batches", "checkpoint")}
+    painter = painters.load(base, runtime.device)
+    mark = fingerprint(data | {"painter": params.world.painter, "dtype": params.dtype}, *behind, code["batches"])
+    latents = root / "scratch" / "latents" / mark
+    with torch.autocast(runtime.device, torch.bfloat16, enabled=params.dtype == "bfloat16"):
+        batches.build(pairs, dataset, painter, latents)
+    cache = Cache(latents, params.held_out_share)
+    scratch = scratch_folder(root, "train", fingerprint(knobs | {"data": data}, *behind, __file__, *code.values()))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_for("editor", "start", params.seed))
+        net = checkpoint.from_painter(painter, params.task_width)
+    learn(net, painter.scheduler, cache, params, scratch, torch.device(runtime.device))
+    counts = {"steps": params.steps, "pairs": len(cache.train), "held_out_pairs": len(cache.held_out)}
+    return _publish(net, painter.pipeline, scratch, root / OUT, knobs | {"data": data}, counts, params.stored_dtype)
+
+
+def _publish(
+    net: EditorNet, pipeline: Any, scratch: Path, out: Path, knobs: dict[str, Any], counts: dict[str, int], stored: str
+) -> Summary:
+    """Write the editor and what is known of its making; `summary.json` last, then forget the scratch."""
+    shutil.rmtree(out, ignore_errors=True)
+    checkpoint.save(net, pipeline, out, getattr(torch, stored))
+    shutil.copy2(scratch / "stats.jsonl", out / "stats.jsonl")
+    files = {
+        str(file.relative_to(out)): hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
+        for file in sorted(out.rglob("*"))
+        if file.is_file()
+    }
+    summary = Summary("train", scratch.name, knobs, counts, files)
+    partial = out / ".summary.json.part"
+    partial.write_text(json.dumps(asdict(summary), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(out / "summary.json")
+    shutil.rmtree(scratch.parent)
+    return summary
+
+
+if __name__ == "__main__":
+    run(house.load(Params, "train"), Path())

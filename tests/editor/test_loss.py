@@ -1,0 +1,110 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from emuedit.editor import checkpoint, loss
+from emuedit.editor.loss import Batch, Draws, Dropout
+from emuedit.models.painter import Painter, TextCondition
+
+NEVER = Dropout(text=0.0, image=0.0, both=0.0)
+
+
+def batch(n: int = 4) -> Batch:
+    source = torch.randn(n, 8, 8, 8)
+    target = source.clone()
+    target[:, :, 2:4, 2:4] += 3
+    text, null = TextCondition(torch.randn(n, 5, 16)), TextCondition(torch.zeros(1, 5, 16))
+    return Batch(source, target, text, null, torch.arange(n), tuple("abcd"[:n]))
+
+
+class Oracle(torch.nn.Module):
+    """Says what a perfect network would, and remembers what it was shown."""
+
+    def __init__(self, target: Tensor, alpha_bar: Tensor, kind: str) -> None:
+        super().__init__()
+        self.target, self.alpha_bar, self.kind = target, alpha_bar, kind
+
+    def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor) -> Tensor:
+        self.seen = c_I, c_T
+        a = self.alpha_bar[t].view(-1, 1, 1, 1)
+        eps = (z_t - a.sqrt() * self.target) / (1 - a).sqrt()
+        return eps if self.kind == "epsilon" else (a.sqrt() * z_t - self.target) / (1 - a).sqrt()
+
+
+@pytest.mark.parametrize("shape", ["toy", "sd15"])
+def test_a_perfect_network_has_no_loss(shape: str, make_painter: Callable[[str], Painter]) -> None:
+    """eps- and v-prediction with the scheduler's own schedule; z = sqrt(a) z_t - sqrt(1 - a) v gives v from z_t and z."""
+    scheduler, some = make_painter(shape).scheduler, batch()
+    draws = loss.draw((4, 8, 8, 8), 1000, NEVER, 1.0, "test")
+    oracle = Oracle(some.target, scheduler.alphas_cumprod, scheduler.config.prediction_type)
+    each = loss.per_sample(oracle, scheduler, some, draws, torch.zeros(4, 6), 3.0)
+    torch.testing.assert_close(each, torch.zeros(4), rtol=0, atol=1e-6)
+
+
+def test_zero_terminal_snr_hides_the_target(make_painter: Callable[[str], Painter]) -> None:
+    alpha_bar = make_painter("toy").scheduler.alphas_cumprod[-1].view(1, 1, 1, 1)
+    z, eps = torch.randn(2, 1, 8, 8, 8)
+    torch.testing.assert_close(loss.noised(z, eps, alpha_bar), eps, rtol=0, atol=1e-6)
+    torch.testing.assert_close(loss.wanted(z, eps, alpha_bar, "v_prediction"), -z, rtol=0, atol=1e-6)
+
+
+def test_ours_is_diffusers(make_painter: Callable[[str], Painter]) -> None:
+    scheduler = make_painter("toy").scheduler
+    z, eps, t = torch.randn(3, 8, 8, 8), torch.randn(3, 8, 8, 8), torch.tensor([0, 500, 998])
+    a = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+    torch.testing.assert_close(loss.noised(z, eps, a), scheduler.add_noise(z, eps, t))
+    torch.testing.assert_close(loss.wanted(z, eps, a, "v_prediction"), scheduler.get_velocity(z, eps, t))
+    with pytest.raises(ValueError, match="got 'sample'"):
+        loss.wanted(z, eps, a, "sample")
+
+
+def test_dropped_conditions_are_zeros_and_the_null_text() -> None:
+    some = batch()
+    no_text, no_image = torch.tensor([True, False, True, False]), torch.tensor([False, True, True, False])
+    draws = Draws(torch.tensor([10, 20, 30, 40]), torch.randn(4, 8, 8, 8), no_text, no_image)
+    scheduler = type("S", (), {"alphas_cumprod": torch.linspace(0.99, 0.01, 100), "config": type("C", (), {})})
+    scheduler.config.prediction_type = "epsilon"
+    oracle = Oracle(some.target, scheduler.alphas_cumprod, "epsilon")
+    loss.per_sample(oracle, scheduler, some, draws, torch.zeros(4, 6))
+    c_I, c_T = oracle.seen
+    for i in range(4):
+        assert torch.equal(c_T.hidden[i], some.null.hidden[0] if no_text[i] else some.text.hidden[i])
+        assert torch.equal(c_I[i], torch.zeros_like(c_I[i]) if no_image[i] else some.source[i])
+
+
+def test_draws_keep_the_shares_and_follow_from_their_keys() -> None:
+    shares = Dropout(text=0.1, image=0.2, both=0.05)
+    shape = (20_000, 1, 1, 1)
+    one, two, other = (loss.draw(shape, 1000, shares, 1.0, "a", step) for step in (1, 1, 2))
+    for name in ("t", "eps", "no_text", "no_image"):
+        assert torch.equal(getattr(one, name), getattr(two, name))
+        assert not torch.equal(getattr(one, name), getattr(other, name))
+    both = one.no_text & one.no_image
+    found = [(one.no_text & ~both).float().mean(), (one.no_image & ~both).float().mean(), both.float().mean()]
+    torch.testing.assert_close(torch.stack(found), torch.tensor([0.1, 0.2, 0.05]), rtol=0, atol=0.01)
+    assert one.t.min() == 0
+    assert one.t.max() == 999
+    torch.testing.assert_close(one.t.float().mean(), torch.tensor(499.5), rtol=0, atol=5)
+    late = loss.draw(shape, 1000, shares, 0.5, "a", 1).t.float()
+    torch.testing.assert_close(late.mean(), torch.tensor(666.0), rtol=0, atol=8)
+
+
+def test_the_changed_region_counts_more(make_painter: Callable[[str], Painter]) -> None:
+    some = batch()
+    where = loss.changes(some.source, some.target)
+    want = torch.zeros(4, 1, 8, 8)
+    want[:, :, 2:4, 2:4] = 1
+    assert torch.equal(where, want)
+    torch.manual_seed(1)
+    painter = make_painter("toy")
+    net = checkpoint.from_painter(painter, 6)
+    draws = loss.draw((4, 8, 8, 8), 1000, NEVER, 1.0, "test")
+    v = net.table.v[some.tasks].detach()
+    flat, heavy, all_changed = (
+        loss.per_sample(net, painter.scheduler, b, draws, v, w).detach()
+        for b, w in ((some, 1.0), (some, 5.0), (Batch(-9 * some.target, some.target, some.text, some.null, some.tasks, ()), 5.0))
+    )
+    assert not torch.allclose(flat, heavy)
+    assert torch.isfinite(all_changed).all()

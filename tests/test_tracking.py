@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from emuedit import tracking
-from emuedit.tracking import Tracker, read_stats, replay
+from emuedit.tracking import Tracker, read_stats, replay, stats
 
 
 def free_port() -> int:
@@ -23,26 +22,38 @@ class FakeClient:
     def __init__(self) -> None:
         self.away = False
         self.runs: dict[str, dict[str, Any]] = {}
+        self.experiments: list[str] = []
 
     def _knock(self) -> None:
         if self.away:
             raise ConnectionError("away")
 
-    def get_experiment_by_name(self, name: str) -> None:
+    def get_experiment_by_name(self, name: str) -> Any:
         self._knock()
+        return type("Experiment", (), {"experiment_id": name}) if name in self.experiments else None
 
     def create_experiment(self, name: str) -> str:
+        self.experiments.append(name)
         return name
+
+    def get_run(self, run_id: str) -> Any:
+        self._knock()
+        return type("Run", (), {"info": type("Info", (), {"experiment_id": f"home of {run_id}"})})
 
     def search_runs(self, ids: list[str], query: str, max_results: int) -> list[Any]:
         self._knock()
-        return [run["entity"] for uid, run in self.runs.items() if uid in query]
+        return [run["entity"] for uid, run in self.runs.items() if uid in query and run["home"] in ids]
+
+    def set_tag(self, run_id: str, key: str, value: str) -> None:
+        self._knock()
+        self.runs[run_id]["tags"][key] = value
 
     def create_run(self, experiment_id: str, tags: dict[str, str], run_name: str) -> Any:
         self._knock()
         uid = tags["emuedit.run"]
         entity = type("Run", (), {"info": type("Info", (), {"run_id": uid})})
-        self.runs[uid] = {"entity": entity, "name": run_name, "metrics": {}, "params": {}, "status": None}
+        told = {"name": run_name, "home": experiment_id, "tags": dict(tags)}
+        self.runs[uid] = {"entity": entity, "metrics": {}, "params": {}, "status": None, **told}
         return entity
 
     def log_batch(self, run_id: str, metrics: Any = (), params: Any = ()) -> None:
@@ -63,12 +74,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
 
     fake = FakeClient()
     monkeypatch.setattr(mlflow.tracking, "MlflowClient", lambda tracking_uri: fake)
-    monkeypatch.setattr(tracking, "_BETWEEN_S", 0.0)
+    monkeypatch.setattr(stats, "_BETWEEN_S", 0.0)
     return fake
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [one.getMessage() for one in caplog.records if one.name == "emuedit.tracking"]
+    return [one.getMessage() for one in caplog.records if one.name == "emuedit.tracking.stats"]
 
 
 def test_mirror_gets_what_the_file_has(tmp_path: Path, server: FakeClient) -> None:
@@ -100,7 +111,7 @@ def test_server_that_goes_away_and_comes_back(
     tmp_path: Path, server: FakeClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = iter(range(0, 10**9, 1000))
-    monkeypatch.setattr(tracking.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(stats.time, "monotonic", lambda: next(clock))
     with Tracker(tmp_path, "train") as tracker:
         tracker.log(1, loss=1.0)
         server.away = True
@@ -151,6 +162,24 @@ def test_a_restart_goes_on_with_the_same_run(tmp_path: Path, server: FakeClient,
     assert [line["step"] for line in read_stats(tmp_path / "stats.jsonl") if "step" in line] == [1, 2]
     assert len(server.runs) == 1
     assert "half a line" in warnings_of(caplog)[0]
+
+
+def test_under_a_flow_the_run_is_shown_below_the_flows(
+    tmp_path: Path, server: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(stats.PARENT, "flow")
+    with Tracker(tmp_path / "one", "train") as tracker:
+        tracker.log(1, loss=1.0)
+    (run,) = server.runs.values()
+    assert (run["name"], run["home"], run["tags"]["mlflow.parentRunId"]) == ("train one", "home of flow", "flow")
+    monkeypatch.delenv(stats.PARENT)
+    with Tracker(tmp_path / "two", "train") as tracker:
+        tracker.log(1, loss=1.0)
+    monkeypatch.setenv(stats.PARENT, "next")  # stopped before, and now gone on with under a flow
+    with Tracker(tmp_path / "two", "train") as tracker:
+        tracker.log(2, loss=1.0)
+    _, other = server.runs.values()
+    assert (other["name"], other["home"], other["tags"]["mlflow.parentRunId"]) == ("two", "train", "next")
 
 
 def test_broken_file_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The one thin door to MLflow. `stats.jsonl` is the truth, MLflow its mirror: losing the server loses no result.
+"""What a station writes down while it runs. `stats.jsonl` is the truth, MLflow its mirror: losing the server loses no result.
 
     with Tracker(folder, "train", params={"lr": 1e-4}) as tracker:
         tracker.log(step, loss=0.1)
@@ -6,6 +6,7 @@
 Every line goes to `folder/stats.jsonl` first. Then the mirror is tried, briefly; when that fails one warning says so, the
 run goes on, lines wait in memory and are sent later, at the latest by `close`. What still waits then, `replay` sends.
 MLFLOW_TRACKING_URI names the server; without it the mirror is the file `mlflow.db` in the working folder.
+EMUEDIT_PARENT_RUN, which a flow sets, names the run under which this one is shown.
 """
 
 import contextlib
@@ -23,7 +24,8 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 _BATCH = 1000  # metrics in one request; MLflow refuses more
-_TAG = "emuedit.run"  # carries the uid of a stats file, so that a run is found again instead of made twice
+PARENT = "EMUEDIT_PARENT_RUN"
+TAG = "emuedit.run"  # carries the uid of a stats file, so that a run is found again instead of made twice
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 _BETWEEN_S = 1.0  # so that a fast loop does not wait for a request at every step
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 30.0, 600.0  # after a failure
@@ -162,16 +164,31 @@ class _Mirror:
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 
-        self._client = self._client or MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
-        name, uid = self._head["experiment"], self._head["uid"]
-        experiment = self._client.get_experiment_by_name(name)
-        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(name)
-        runs = self._client.search_runs([experiment_id], f"tags.`{_TAG}` = '{uid}'", max_results=1)
-        run = runs[0] if runs else self._client.create_run(experiment_id, tags={_TAG: uid}, run_name=self._head["name"])
+        self._client = self._client or MlflowClient(tracking_uri=tracking_uri())
+        name, uid, parent = self._head["experiment"], self._head["uid"], os.environ.get(PARENT, "")
+        known = self._client.get_experiment_by_name(name)
+        experiments = [known.experiment_id] if known else []
+        tags, title = {TAG: uid}, self._head["name"]
+        if parent:  # shown below its parent only when both are of one experiment
+            experiments.insert(0, self._client.get_run(parent).info.experiment_id)
+            tags, title = tags | {"mlflow.parentRunId": parent}, f"{name} {title}"
+        runs = self._client.search_runs(experiments, f"tags.`{TAG}` = '{uid}'", max_results=1) if experiments else []
+        if runs:
+            run = runs[0]
+            for key, value in tags.items():
+                self._client.set_tag(run.info.run_id, key, value)
+        else:
+            home = experiments[0] if experiments else self._client.create_experiment(name)
+            run = self._client.create_run(home, tags=tags, run_name=title)
         params = [Param(key, str(value)) for key, value in self._head["params"].items()]
         for start in range(0, len(params), 100):  # MLflow refuses more at once
             self._client.log_batch(run.info.run_id, params=params[start : start + 100])
         self._run_id = run.info.run_id
+
+
+def tracking_uri() -> str:
+    """The MLflow in use: MLFLOW_TRACKING_URI, or else the file `mlflow.db` in the working folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
 
 
 @contextlib.contextmanager

@@ -1,0 +1,139 @@
+"""The command line: `emuedit edit in.png "make the circle red" -o out.png`."""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from emuedit import photo
+from emuedit.bundle import EDITOR, Bundle, BundleError, Knobs, Turn
+
+MODELS = Path("models")
+REGISTERED = "models:/emuedit-editor@champion"
+HELP = {
+    "image": "the picture to edit",
+    "instructions": "what to change; several are carried out one after the other",
+    "out": "where to write the result; default: <image>-edited.png",
+    "model": f"a folder, or {REGISTERED} (the default; without one: {MODELS / EDITOR})",
+    "task": "the task, if the router is not to choose it",
+    "seed": "where the noise starts; the same seed gives the same picture",
+    "steps": "denoising steps; more is slower",
+    "image_guidance": "s_I: how much to keep to the picture",
+    "text_guidance": "s_T: how much to follow the instruction",
+    "alpha": "pixels that change less than this stay as they were; 0 keeps none",
+    "keep_turns": "also write the picture after every instruction, as <out>-1.png, <out>-2.png, ...",
+    "overwrite": "allow the result to take the place of the picture itself",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 2 when something was asked for that cannot be."""
+    asked = _parser().parse_args(arguments)
+    try:
+        _edit(asked)
+    except (BundleError, photo.PhotoError, ValueError, FileNotFoundError) as error:
+        print(f"emuedit: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _edit(asked: argparse.Namespace) -> None:
+    out = asked.out or asked.image.with_name(f"{asked.image.stem}-edited.png")
+    if out.exists() and out.samefile(asked.image) and not asked.overwrite:
+        raise photo.PhotoError(f"{out} is the picture itself; name another file with -o, or say --overwrite")
+    if not out.parent.is_dir():
+        raise photo.PhotoError(f"want a folder to write to, got none at {out.parent}")
+    picture = photo.read(asked.image)
+    for note in picture.notes:
+        print(f"{asked.image}: {note}")
+    folder, name = resolve(asked.model)
+    bundle = Bundle.load(folder, knobs=_measured() if folder == MODELS else None)
+    told = {"steps": asked.steps, "s_I": asked.image_guidance, "s_T": asked.text_guidance, "alpha": asked.alpha}
+    knobs = _checked(dataclasses.replace(bundle.knobs, **{key: value for key, value in told.items() if value is not None}))
+    tasks = [asked.task] * len(asked.instructions) if asked.task else []
+    turns = bundle.edit(picture.pixels, asked.instructions, tasks, asked.seed, knobs)
+    for number, turn in enumerate(turns, start=1):
+        where = out.with_name(f"{out.stem}-{number}{out.suffix}") if asked.keep_turns else None
+        print(_said(turn) + (f" -> {where}" if where else ""))
+        if where:
+            _write(where, turn)
+    _write(out, turns[-1])
+    height, width = turns[-1].pixels.shape[:2]
+    print(f"{out}: {width} x {height}, {bundle.seconds:.1f} s, {knobs.steps} steps, {name}")
+
+
+def resolve(model: str | None) -> tuple[Path, str]:
+    """Folder of a model and what to call it. None: the champion of the default tracking store, or else `models/editor` here.
+
+    Raises BundleError when there is neither, RegistryError for a registered model that is not there.
+    """
+    if model is not None and not model.startswith("models:/"):
+        return Path(model), model
+    store = os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").exists()  # opening a store that is not there makes one
+    if model is not None or store:
+        from emuedit.tracking import registry
+
+        if model is not None or registry.at("champion"):
+            uri = model or REGISTERED
+            return registry.fetch(uri), uri
+    if not (MODELS / EDITOR).is_dir():
+        raise BundleError(
+            f"no champion is registered and there is no {MODELS / EDITOR} here; run `uv run retrain` or name a --model"
+        )
+    return MODELS, str(MODELS / EDITOR)
+
+
+def _measured() -> Knobs:
+    """The knobs with which the working folder's own editor was evaluated."""
+    import yaml
+
+    path = Path("params.yaml")
+    section = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("evaluation", {}) if path.exists() else {}
+    return dataclasses.replace(Knobs(), **{key: section[key] for key in dataclasses.asdict(Knobs()) if key in section})
+
+
+def _said(turn: Turn) -> str:
+    if turn.probability is None:
+        return f'"{turn.instruction}": {turn.task}, as told'
+    second = f"; {turn.second} is close, choose it with --task" if turn.second else ""
+    return f'"{turn.instruction}": {turn.task} ({turn.probability:.0%}{second})'
+
+
+def _write(path: Path, turn: Turn) -> None:
+    if path.suffix.lower() == ".png":
+        path.write_bytes(photo.png(turn.pixels))
+        return
+    from PIL import Image
+
+    try:
+        Image.fromarray(turn.pixels).save(path)
+    except ValueError as error:
+        raise photo.PhotoError(f"want an output file such as out.png or out.jpg, got {path}") from error
+
+
+def _checked(knobs: Knobs) -> Knobs:
+    if not 1 <= knobs.steps <= 1000:
+        raise BundleError(f"want --steps from 1 to 1000, got {knobs.steps}")
+    if knobs.alpha < 0:
+        raise BundleError(f"want --alpha of 0 or more, got {knobs.alpha}")
+    return knobs
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="emuedit", description="An open Emu Edit: edit pictures by instruction.")
+    edit = parser.add_subparsers(required=True, metavar="command").add_parser("edit", help="edit a picture")
+    edit.add_argument("image", type=Path, help=HELP["image"])
+    edit.add_argument("instructions", nargs="+", metavar="instruction", help=HELP["instructions"])
+    edit.add_argument("-o", "--out", type=Path, help=HELP["out"])
+    edit.add_argument("--model", help=HELP["model"])
+    edit.add_argument("--task", help=HELP["task"])
+    edit.add_argument("--seed", type=int, default=0, help=HELP["seed"])
+    edit.add_argument("--steps", type=int, help=HELP["steps"])
+    edit.add_argument("--image-guidance", type=float, metavar="S_I", help=HELP["image_guidance"])
+    edit.add_argument("--text-guidance", type=float, metavar="S_T", help=HELP["text_guidance"])
+    edit.add_argument("--alpha", type=float, help=HELP["alpha"])
+    edit.add_argument("--keep-turns", action="store_true", help=HELP["keep_turns"])
+    edit.add_argument("--overwrite", action="store_true", help=HELP["overwrite"])
+    return parser

@@ -1,0 +1,146 @@
+"""The one bridge to DVC: which stages there are, what follows what, what is out of date. Read from DVC, never repeated here."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LOCK = "dvc.lock"
+
+
+class GraphError(ValueError):
+    """Raised for a pipeline that DVC cannot read."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, `foreach` and `matrix` expanded. Paths are relative to the root."""
+
+    name: str
+    """As `dvc repro` takes it, e.g. `pairs` or `pairs@add`."""
+    after: tuple[str, ...] = ()
+    """Stages whose outputs it reads."""
+    outs: tuple[Path, ...] = ()
+    plots: tuple[Path, ...] = ()
+    """Those outs that are declared as plots."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """`meta:` of the stage: what flows need to know about it."""
+
+    @property
+    def retries(self) -> int:
+        """How often it is tried again after a failure: `meta: {retries: 2}`."""
+        return int(self.meta.get("retries", 0))
+
+    @property
+    def timeout_s(self) -> float | None:
+        """Seconds after which it is ended: `meta: {timeout_s: 3600}`."""
+        return float(self.meta["timeout_s"]) if "timeout_s" in self.meta else None
+
+    def parts(self) -> dict[str, Path]:
+        """What of it belongs to a registered model: `meta: {register: editor}`, or `{register: {editor: models/editor}}`."""
+        asked = self.meta.get("register", {})
+        if isinstance(asked, str):
+            if len(self.outs) != 1:
+                raise GraphError(
+                    f"stage {self.name}: want one out for meta.register {asked!r}, got {[*map(str, self.outs)]}; name it"
+                )
+            return {asked: self.outs[0]}
+        return {name: Path(path) for name, path in asked.items()}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The pipeline below one root, in an order in which it can run."""
+
+    root: Path
+    stages: tuple[Stage, ...]
+    metrics: tuple[Path, ...]
+    """Metrics files, of stages and of the pipeline, relative to the root."""
+    changed: Mapping[str, tuple[str, ...]]
+    """Stage that DVC would run -> why. Only what is out of date itself, not what follows it."""
+
+    def stale(self, force: bool = False) -> dict[str, tuple[str, ...]]:
+        """Stages to run, in order -> why: what is out of date, and everything that follows it. All of them, when forced."""
+        found: dict[str, tuple[str, ...]] = {}
+        for stage in self.stages:
+            reasons = [*self.changed.get(stage.name, ()), *(f"follows {name}" for name in stage.after if name in found)]
+            if reasons or force:
+                found[stage.name] = ("forced",) if force else tuple(reasons)
+        return found
+
+    def hashes(self) -> dict[str, str]:
+        """Path of each out that `dvc.lock` knows -> its hash."""
+        return {out["path"]: out[out.get("hash", "md5")] for stage in self._locked().values() for out in stage.get("outs", ())}
+
+    def lock_hash(self) -> str:
+        """16 hex digits (blake2b) of `dvc.lock`, empty when there is none."""
+        lock = self.root / LOCK
+        return hashlib.blake2b(lock.read_bytes(), digest_size=8).hexdigest() if lock.exists() else ""
+
+    def content_of(self, paths: Iterable[Path]) -> str:
+        """16 hex digits for what these outs hold now: equal work, equal digits, whatever else stands in `dvc.lock`."""
+        hashes = self.hashes()
+        told = sorted((path.as_posix(), hashes.get(path.as_posix()) or _hash(self.root / path)) for path in paths)
+        return hashlib.blake2b(json.dumps(told).encode(), digest_size=8).hexdigest()
+
+    def _locked(self) -> dict[str, Any]:
+        lock = self.root / LOCK
+        return dict((yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {})) if lock.exists() else {}
+
+
+def read(root: str | Path) -> Graph:
+    """The pipeline as it is now. Takes DVC's lock for a moment, and waits for it.
+
+    Raises GraphError when there is no pipeline, when DVC cannot read it, or when another run works in the same folder.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    root = Path(root).resolve()
+    try:
+        with Repo(str(root), _wait_for_lock=True) as repo:
+            stages = tuple(_ordered(repo.index.graph, repo.index.stages, root))
+            metrics = {Path(*key) for keys in repo.index.metric_keys.values() for key in keys}
+            changed = {name: tuple(_reasons(found)) for name, found in repo.status().items()}
+    except DvcException as error:
+        raise GraphError(f"DVC cannot tell what is out of date in {root}: {error}; `dvc status` may say more") from error
+    if not stages:
+        raise GraphError(f"want stages in {root / 'dvc.yaml'}, got none")
+    return Graph(root, stages, tuple(sorted(metrics)), changed)
+
+
+def _ordered(graph: Any, known: Sequence[Any], root: Path) -> Iterator[Stage]:
+    """DVC's stages, each behind what it depends on; among equals in the order of `dvc.yaml`."""
+    from networkx import lexicographical_topological_sort
+
+    rank = {id(one): number for number, one in enumerate(known)}
+    for one in lexicographical_topological_sort(graph.reverse(), key=lambda one: rank[id(one)]):
+        if one.is_data_source:  # a file under `dvc add`, which nothing makes
+            continue
+        yield Stage(
+            one.addressing,
+            tuple(sorted(dep.addressing for dep in graph.successors(one) if not dep.is_data_source)),
+            tuple(Path(out.fs_path).relative_to(root) for out in one.outs),
+            tuple(Path(out.fs_path).relative_to(root) for out in one.outs if out.plot),
+            dict(one.meta or {}),
+        )
+
+
+def _reasons(found: Any) -> Iterator[str]:
+    """The entries of `dvc status` for one stage, each as a few words."""
+    for entry in [found] if isinstance(found, str) else found:
+        if isinstance(entry, str):  # "changed command", "always changed"
+            yield entry
+            continue
+        for what, paths in entry.items():
+            for path, state in paths.items():
+                told = ", ".join(f"{key} {value}" for key, value in state.items()) if isinstance(state, dict) else state
+                yield f"{what.removeprefix('changed ').removesuffix('s')} {path}: {told}"
+
+
+def _hash(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() if path.is_file() else ""

@@ -1,0 +1,92 @@
+"""The flow: one Prefect task for each stage that is out of date, in the order of DVC's graph, then the registry.
+
+DVC is the only cache of results. Retries and time limits stand in the `meta:` of a stage in `dvc.yaml`.
+"""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture, as_completed
+
+from emuedit.tracking.stats import PARENT
+from flows import dvc, release, repro
+
+_BUSY_S, _BUSY_TRIES = 5.0, 60  # another dvc is waited for, five minutes in all
+_RETRY_S = 10.0
+
+
+@task(task_run_name="{stage}", cache_policy=NO_CACHE)
+def reproduce(stage: str, root: str, timeout_s: float | None, extra: dict[str, str], force: bool, said: str) -> float:
+    """Run one stage; returns its seconds. Waits while another dvc is busy with the same files."""
+    stop = _stops[root]
+    print(f"== {said}", flush=True)
+    for last in range(_BUSY_TRIES, -1, -1):
+        try:
+            seconds = repro.run(stage, Path(root), stop, timeout_s, extra, force)
+        except repro.BusyError as error:
+            if not last or stop.is_set():
+                raise
+            print(f"== {stage}: {str(error).splitlines()[0]}; again in {_BUSY_S:g} s", flush=True)
+            stop.wait(_BUSY_S)
+        else:
+            print(f"== {stage}: {seconds:.1f} s", flush=True)
+            return seconds
+    raise AssertionError("not reached")
+
+
+_stops: dict[str, threading.Event] = {}  # root -> set when its flow is stopped; tasks are threads of the flow's process
+
+
+@flow(name="retrain", validate_parameters=True)
+def retrain(registry: bool = True, force: bool = False, at_once: int = 1) -> dict[str, Any]:
+    """In the working folder, run what is out of date, then register the editor and let the gate decide.
+
+    registry: whether it is touched. force: run everything. at_once: stages that may run side by side.
+    """
+    home = Path.cwd()
+    graph = dvc.read(home)
+    stale = graph.stale(force)
+    run_id = release.begin(home)
+    try:
+        seconds = _run(graph, stale, {PARENT: run_id} if run_id else {}, force, at_once)
+        outcome = release.finish(home, dvc.read(home) if stale else graph, run_id, seconds, registry)
+    except BaseException as error:
+        release.fail(run_id, error)
+        raise
+    return outcome.told()
+
+
+def _run(
+    graph: dvc.Graph, stale: Mapping[str, tuple[str, ...]], extra: Mapping[str, str], force: bool, at_once: int
+) -> dict[str, float]:
+    """Seconds of each stage that ran. The first failure stops the rest; stages that run beside it are ended."""
+    root = str(graph.root)
+    stop = _stops[root] = threading.Event()
+    waiting = [stage for stage in graph.stages if stage.name in stale]
+    print(f"== {len(graph.stages) - len(waiting)} of {len(graph.stages)} stages are up to date", flush=True)
+    seconds: dict[str, float] = {}
+    running: dict[PrefectFuture[float], str] = {}
+    try:
+        while waiting or running:
+            unfinished = {stage.name for stage in waiting} | set(running.values())
+            ready = [stage for stage in waiting if unfinished.isdisjoint(stage.after)]
+            for stage in ready[: at_once - len(running)]:
+                waiting.remove(stage)
+                left = len(waiting) + len(running)
+                said = f"{stage.name} ({', '.join(stale[stage.name][:3])}); {left} more to come"
+                tried = reproduce.with_options(retries=stage.retries, retry_delay_seconds=_RETRY_S)
+                running[tried.submit(stage.name, root, stage.timeout_s, dict(extra), force, said)] = stage.name
+            done = next(iter(as_completed(list(running))))
+            seconds[running.pop(done)] = done.result()
+    except BaseException:
+        stop.set()
+        for future in running:
+            future.wait(10.0)
+        raise
+    finally:
+        del _stops[root]
+    return seconds

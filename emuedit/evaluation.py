@@ -162,7 +162,8 @@ def run(params: Params, root: Path) -> Summary:
     """Evaluate system by system and task by task, skip what an earlier run left in scratch, publish to `reports/evaluation`."""
     for name in params.tasks:
         task(name)  # an unknown one is an error now, not after minutes
-    knobs = params.model_dump(mode="json", exclude={"world"}) | {"world": params.world.name}
+    named = params.world.model_dump(include={"benchmark", "clip", "dino"})
+    knobs = params.model_dump(mode="json", exclude={"world"}) | named
     models = [root / "models" / name for name in ("editor", "router", "inversion")]
     weights = [Path(house.locate(one, root)) for one in (params.world.clip, params.world.dino)]
     scratch = scratch_folder(root, "evaluation", fingerprint(knobs, *models, *(one for one in weights if one.exists()), __file__))
@@ -175,9 +176,9 @@ def run(params: Params, root: Path) -> Summary:
         for system, name in todo:
             path = scratch / f"shard-{system}-{name}.parquet"
             if not path.exists():
-                judges = judges or tuple(
-                    load(house.locate(one, root), systems.device)
-                    for load, one in ((clip.load, params.world.clip), (dino.load, params.world.dino))
+                judges = judges or (
+                    clip.load(house.locate(params.world.clip, root), systems.device),
+                    dino.load(house.locate(params.world.dino, root), systems.device),
                 )
                 edits = source(name, params.split, 0, params.n_edits)
                 write_shard(path, answers(system, systems[system], edits, judges, params.seed), Answer)
@@ -205,15 +206,13 @@ def summarised(found: list[Answer], tasks: tuple[str, ...]) -> dict[str, Table]:
     trained = [name for name in tasks if task(name) not in HELD_OUT]
     systems = list(dict.fromkeys(one.system for one in found))
     out: dict[str, Table] = {}
-    values = {"edit_success": lambda one: float(one.success), "router": lambda one: float(one.told_task == one.task)}
-    values |= {metric: (lambda one, metric=metric: one.scores[metric]) for metric in METRICS}
-    for metric, value in values.items():
+    for metric in ("edit_success", "router", *METRICS):
         out[metric], missing = {}, {}
         for system in systems:
             row: dict[str, float | None] = {}
             lost: dict[str, float | None] = {}
             for name in tasks:
-                every = [value(one) for one in found if (one.system, one.task) == (system, name)]
+                every = [_value(metric, one) for one in found if (one.system, one.task) == (system, name)]
                 known = [one for one in every if one is not None]
                 row[name] = _mean(known)
                 lost[name] = float(len(every) - len(known))
@@ -239,6 +238,12 @@ def contact_sheet(found: list[Answer], params: Params, metrics: dict[str, Table]
         title = f"{name}: {metrics['edit_success'][shown][name]:.0%} of {params.n_edits} succeed"
         strips.append(sheet.grid(rows, [one.instruction for one in some], 4, title, ("output", [one.success for one in some])))
     return sheet.tiled(strips, columns=2)
+
+
+def _value(metric: str, one: Answer) -> float | None:
+    if metric == "edit_success":
+        return float(one.success)
+    return float(one.told_task == one.task) if metric == "router" else one.scores[metric]
 
 
 def _mean(values: list[float] | list[float | None]) -> float | None:

@@ -19,50 +19,44 @@ ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "bench/results/exact_pairs.json"
 
 
-def world(root: Path) -> None:
-    """A folder beside the project's own, with the same code and models."""
-    root.mkdir(parents=True, exist_ok=True)
-    for name in ("emuedit", "params.yaml"):
-        if not (root / name).exists():
-            (root / name).symlink_to(ROOT / name)
+def world(root: Path, **models: Path) -> Path:
+    """A folder beside the project's own with the same code and knobs, and these models."""
+    (root / "models").mkdir(parents=True, exist_ok=True)
+    links = {root / "emuedit": ROOT / "emuedit", root / "params.yaml": ROOT / "params.yaml"}
+    for link, target in (links | {root / "models" / name: target for name, target in models.items()}).items():
+        if not link.exists():
+            link.symlink_to(target)
+    return root
 
 
-def success(root: Path, quick: bool) -> dict[str, float | None]:
+def success(root: Path, tasks: tuple[str, ...], quick: bool) -> dict[str, float | None]:
     """Edit success per task of the editor in `root`, told the true task, so that only the editor is measured."""
     knobs = house.load(evaluation.Params, "evaluation", ROOT / "params.yaml")
-    trained = tuple(name for name in knobs.tasks if name in house_tasks())
-    knobs = knobs.model_copy(update={"systems": ("told",), "tasks": trained, "n_edits": 4 if quick else knobs.n_edits})
-    evaluation.run(knobs, root)
+    n_edits = 4 if quick else knobs.n_edits
+    evaluation.run(knobs.model_copy(update={"systems": ("told",), "tasks": tasks, "n_edits": n_edits}), root)
     found: dict[str, float | None] = json.loads((root / evaluation.OUT / "metrics.json").read_text())["edit_success"]["told"]
     return found
-
-
-def house_tasks() -> set[str]:
-    """The tasks that our own pairs teach."""
-    return {one.task for one in read_folder(ROOT / "data/dataset", Verdict) if one.kept}
 
 
 def main() -> None:
     """Train on exact pairs, as many of each task as the gates kept of ours; evaluate both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few steps and edits: proves that it runs, measures nothing")
-    args = parser.parse_args()
+    quick = parser.parse_args().quick
     kept = Counter(one.task for one in read_folder(ROOT / "data/dataset", Verdict) if one.kept)
-    beside = ROOT / "scratch/bench/exact_pairs"
-    world(beside)
-    exact.write(beside, {name: min(n, 4) if args.quick else n for name, n in kept.items()})
+    none = ROOT / "scratch/bench/none"  # no task packs: they belong to another editor
+    none.mkdir(parents=True, exist_ok=True)
+    same = {"router": ROOT / "models/router", "inversion": none}
+    beside = world(ROOT / "scratch/bench/exact_pairs", **same)
+    own = world(ROOT / "scratch/bench/own_pairs", editor=ROOT / "models/editor", **same)
+    exact.write(beside, {name: min(n, 4) if quick else n for name, n in kept.items()})
     knobs = house.load(train.Params, "train", ROOT / "params.yaml")
-    train.run(knobs.model_copy(update={"steps": 2}) if args.quick else knobs, beside)
-    own = ROOT / "scratch/bench/own_pairs"
-    world(own)
-    for root in (own, beside):
-        (root / "models").mkdir(exist_ok=True)
-        for name in ("editor", "router", "inversion"):
-            if not (root / "models" / name).exists():
-                (root / "models" / name).symlink_to(ROOT / "models" / name)
-    figures = {"pairs": dict(kept), "own": success(own, args.quick), "exact": success(beside, args.quick)}
-    figures["ratio"] = round((figures["own"]["overall"] or 0) / max(figures["exact"]["overall"] or 0, 1e-9), 3)  # type: ignore[assignment]
-    if not args.quick:
+    train.run(knobs.model_copy(update={"steps": 2}) if quick else knobs, beside)
+    tasks = tuple(kept)
+    ours, theirs = success(own, tasks, quick), success(beside, tasks, quick)
+    ratio = round((ours["overall"] or 0.0) / max(theirs["overall"] or 0.0, 1e-9), 3)
+    figures = {"pairs": dict(kept), "own": ours, "exact": theirs, "ratio": ratio}
+    if not quick:
         RESULT.write_text(json.dumps(figures, indent=1) + "\n")
     print(json.dumps(figures))
 

@@ -34,7 +34,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with exact pairs of two tasks."""
     root = tmp_path_factory.mktemp("world")
-    exact.write(root, 12, ("local", "remove"))
+    exact.write(root, {"local": 12, "remove": 12})
     return root
 
 

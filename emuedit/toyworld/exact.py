@@ -6,7 +6,7 @@ writes `DIR/data/pairs` and `DIR/data/dataset`, published like the stations' own
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from tqdm import tqdm
@@ -48,14 +48,13 @@ def pairs(some: Edits) -> list[Pair]:
     return made
 
 
-def write(root: Path, n: int, tasks: Sequence[str] = ()) -> None:
-    """Publish n pairs of each task (all sixteen if none is named) below `root`, as the stations pairs and dataset would."""
-    chosen = tuple(tasks) or names()
-    knobs = {"n": n, "tasks": list(chosen)}
+def write(root: Path, counts: Mapping[str, int]) -> None:
+    """Publish so many pairs of each task below `root`, as the stations pairs and dataset would."""
+    knobs = {"pairs": dict(counts)}
     mark = fingerprint(knobs, __file__)
     folders = {station: scratch_folder(root, station, mark) for station in ("pairs", "dataset")}
     number = 0
-    for name in tqdm(chosen, desc="exact pairs", unit="task"):
+    for name, n in tqdm(counts.items(), desc="exact pairs", unit="task"):
         for start in range(0, n, ROWS_PER_SHARD):
             some = pairs(edits(name, "train", start, min(ROWS_PER_SHARD, n - start)))
             kept = [Verdict(one.id, kept=True, task=one.task, reasons=(), gates={}, scores={}) for one in some]
@@ -63,7 +62,7 @@ def write(root: Path, n: int, tasks: Sequence[str] = ()) -> None:
             write_shard(folders["dataset"] / f"shard-{number:05d}.parquet", kept, Verdict)
             number += 1
     for station, folder in folders.items():
-        publish(folder, root / "data" / station, station, knobs, {"kept": n * len(chosen)})
+        publish(folder, root / "data" / station, station, knobs, {"kept": sum(counts.values())})
 
 
 def main() -> None:
@@ -73,7 +72,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=400, help="pairs a task")
     parser.add_argument("--tasks", nargs="*", default=(), help="tasks, trained ones; all sixteen if none is named")
     args = parser.parse_args()
-    write(args.root, args.n, args.tasks)
+    write(args.root, dict.fromkeys(args.tasks or names(), args.n))
     print(args.root / "data")
 
 

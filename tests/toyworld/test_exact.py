@@ -8,7 +8,7 @@ from emuedit.toyworld.edits import edits
 
 
 def test_exact_pairs_read_like_the_stations_own(tmp_path: Path) -> None:
-    exact.write(tmp_path, 3, ("remove", "detect"))
+    exact.write(tmp_path, {"remove": 3, "detect": 3})
     pairs = list(read_folder(tmp_path / "data/pairs", Pair, verify=True))
     verdicts = list(read_folder(tmp_path / "data/dataset", Verdict, verify=True))
     assert [one.pair_id for one in verdicts] == [one.id for one in pairs]

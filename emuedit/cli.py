@@ -28,8 +28,12 @@ HELP = {
 }
 
 
+QUIET = {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 when something was asked for that cannot be."""
+    os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
     asked = _parser().parse_args(arguments)
     try:
         _edit(asked)

@@ -1,7 +1,8 @@
-"""Station `dataset`: pairs -> a verdict on each, by the scores that stand beside it. No picture is opened, none painted again.
+"""Station `dataset`: pairs -> a verdict on each, by the scores that stand beside it. Nothing is painted again.
 
-In: the columns id, instruction_id, task and score_* of `data/pairs`. Out: `data/dataset/shard-*.parquet` of Verdict, one for
-each shard of pairs, and `summary.json` with counts per task and gate and the thresholds that were in force.
+In: the columns id, instruction_id, task, model_revision and score_* of `data/pairs`; pictures only of the few pairs shown.
+Out: `data/dataset/shard-*.parquet` of Verdict, one for each shard of pairs; `sheet_<task>.png` and `card.md` for people;
+`summary.json` with counts per task and gate and the thresholds that were in force.
 """
 
 from collections import Counter
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 from tqdm import tqdm
 
+from emuedit import card
 from emuedit import params as house
 from emuedit.records import Summary, Verdict, fingerprint, publish, read_summary, scratch_folder, write_shard
 from emuedit.tasks import task as known_task
@@ -43,6 +45,10 @@ class Params(house.Params):
     """Score by which the candidates of one instruction are ranked, the highest first; those without it come last, as painted."""
     keep: int = Field(ge=1)
     """Candidates of an instruction that may be kept."""
+    sheet_pairs: int = Field(ge=1)
+    """Kept pairs on the contact sheet of a task, and as many rejected ones."""
+    licences: dict[str, str]
+    """Part of the world -> its licence, for the data card; the card calls other parts `not stated`."""
 
     @field_validator("gates")
     @classmethod
@@ -122,7 +128,8 @@ def _beaten(table: pa.Table, passed: npt.NDArray[np.bool_], rank: npt.NDArray[An
 
 def run(params: Params, root: Path) -> Summary:
     """Judge all pairs at once, write one shard of verdicts for each shard of pairs, publish to `data/dataset`."""
-    shards = sorted(name for name in read_summary(root / IN).shards if Path(name).match("shard-*.parquet"))
+    made = read_summary(root / IN)
+    shards = sorted(name for name in made.shards if Path(name).match("shard-*.parquet"))
     parts = [_columns(root / IN / name) for name in tqdm(shards, unit="shard", desc="dataset: read")]
     table = pa.concat_tables(parts, promote_options="default")
     if not len(table):
@@ -130,24 +137,32 @@ def run(params: Params, root: Path) -> Summary:
     judged = judge(table, params)
     knobs = params.model_dump(mode="json")
     scratch = scratch_folder(root, "dataset", fingerprint(knobs, root / IN / "summary.json", __file__))
-    start = 0
-    for name, part in zip(tqdm(shards, unit="shard", desc="dataset: write"), parts, strict=True):
+    ends = np.cumsum([len(part) for part in parts])
+    for name, rows in zip(
+        tqdm(shards, unit="shard", desc="dataset: write"), np.split(np.arange(len(table)), ends[:-1]), strict=True
+    ):
         if not (scratch / name).exists():
-            write_shard(scratch / name, verdicts(table, judged, params, slice(start, start + len(part))), Verdict)
-        start += len(part)
+            write_shard(scratch / name, verdicts(table, judged, params, rows), Verdict)
     counts = tally(table, judged)
     if not counts["kept"]:
         raise DatasetError(f"want at least one pair that passes, got {dict(counts)}; loosen dataset.gates in params.yaml")
     in_force = {task: params.row(task) for task in sorted(set(table["task"].to_pylist()))}
+    tasks, of_shard = _codes(table["task"])[0].astype(np.int64), np.searchsorted(ends, np.arange(len(table)), side="right")
+    few = card.chosen(tasks, judged.failed, of_shard, params.sheet_pairs)
+    shown = card.looked_up(root / IN, [shards[i] for i in of_shard[few]], verdicts(table, judged, params, few))
+    for name, image in card.sheets(shown).items():
+        image.save(scratch / name)
+    revisions = sorted(set(table["model_revision"].unique().to_pylist()))
+    (scratch / card.CARD).write_text(card.text(counts, in_force, revisions, params.licences, made), encoding="utf-8")
     return publish(scratch, root / OUT, "dataset", knobs | {"in_force": in_force}, counts)
 
 
-def verdicts(table: pa.Table, judged: Judged, params: Params, which: slice) -> list[Verdict]:
+def verdicts(table: pa.Table, judged: Judged, params: Params, rows: npt.NDArray[np.int64]) -> list[Verdict]:
     """The records of some rows: every score of a gate or the ranking, and the gates of the pair's own task."""
     names = sorted({score for row in params.gates.values() for score in row} | {params.rank_by})
-    some = table.slice(which.start, which.stop - which.start)
+    some = table.take(rows)
     scores = [some[_SCORE + name].to_pylist() for name in names]
-    failed = judged.failed[:, which]
+    failed = judged.failed[:, rows]
     made = []
     for n, (pair_id, task) in enumerate(zip(some["id"].to_pylist(), some["task"].to_pylist(), strict=True)):
         reasons = tuple(judged.reasons[r] for r in np.flatnonzero(failed[:, n]))
@@ -182,7 +197,7 @@ def _columns(path: Path) -> pa.Table:
     """The few columns of a shard that a verdict needs: bytes of pictures are not read."""
     file = pq.ParquetFile(path, page_checksum_verification=True)
     scores = [name for name in file.schema_arrow.names if name.startswith(_SCORE)]
-    return file.read(columns=["id", "instruction_id", "task", *scores]).replace_schema_metadata(None)
+    return file.read(columns=["id", "instruction_id", "task", "model_revision", *scores]).replace_schema_metadata(None)
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], list[Any]]:

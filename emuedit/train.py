@@ -6,8 +6,10 @@ painter's own class with `tasks/`, `stats.jsonl` and `summary.json`. What is tra
 
 import hashlib
 import json
+import math
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +22,13 @@ from tqdm import tqdm
 from emuedit import params as house
 from emuedit import records
 from emuedit.editor import batches, checkpoint, loss
+from emuedit.editor import crew as crews
 from emuedit.editor.batches import Cache
+from emuedit.editor.crew import Crew
 from emuedit.editor.loss import Dropout, Weights
 from emuedit.editor.net import EditorNet
 from emuedit.models import painter as painters
+from emuedit.models.painter import Painter
 from emuedit.records import Summary, fingerprint, scratch_folder
 from emuedit.runtime import Runtime, seed_for
 from emuedit.tasks import TASKS
@@ -49,6 +54,8 @@ class Params(house.Params):
     """auto, cpu, cuda or mps."""
     dtype: Literal["float32", "bfloat16"]
     """Number format of the network's sums; weights and optimizer are float32, bfloat16 is autocast."""
+    processes: int = Field(ge=0)
+    """Processes that share every batch; 0: one a core on a CPU, else one."""
     steps: int = Field(ge=1)
     """Steps of the optimizer."""
     batch: int = Field(ge=1)
@@ -99,15 +106,29 @@ def rate(step: int, params: Params) -> float:
     return params.lr * up * down
 
 
-def learn(net: EditorNet, scheduler: Any, cache: Cache, params: Params, scratch: Path, device: torch.device) -> None:
-    """The loop: step, EMA, log, save, stop. Afterwards `net` holds the averaged weights."""
-    net.to(device).to(memory_format=torch.channels_last).train().requires_grad_(True)
-    weights = dict(net.named_parameters())
+def _adamw(weights: dict[str, nn.Parameter], params: Params) -> torch.optim.AdamW:
     groups = [
         {"params": [p for name, p in weights.items() if name.startswith(NEW) == new], "scale": params.lr_new if new else 1.0}
         for new in (False, True)
     ]
-    optimizer = torch.optim.AdamW(groups, lr=params.lr, betas=(0.9, 0.99), weight_decay=params.weight_decay)
+    return torch.optim.AdamW(groups, lr=params.lr, betas=(0.9, 0.99), weight_decay=params.weight_decay, fused=True)
+
+
+def _at_a_loss(value: float, step: int, ids: list[str], scratch: Path) -> TrainError:
+    """The error for a loss that is no number, after the ids of its pairs were written down."""
+    (scratch / "bad-batch.json").write_text(json.dumps({"step": step, "pair_ids": ids}, indent=1))
+    return TrainError(
+        f"want a finite loss, got {value} at step {step}; its pairs' ids are in {scratch}/bad-batch.json: look at them, "
+        "or lower train.lr"
+    )
+
+
+def learn(net: EditorNet, scheduler: Any, cache: Cache, params: Params, scratch: Path, device: torch.device, crew: Crew) -> None:
+    """The loop: step, EMA, log, save, stop. Afterwards `net` holds the averaged weights."""
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # on a CPU the former is slower
+    net.to(device).to(memory_format=layout).train().requires_grad_(True)
+    weights = dict(net.named_parameters())
+    optimizer = _adamw(weights, params)
     average = {name: value.detach().clone() for name, value in weights.items()}
     half = torch.autocast(device.type, torch.bfloat16, enabled=params.dtype == "bfloat16")
     state_file, first = scratch / "state.pt", 0
@@ -122,33 +143,30 @@ def learn(net: EditorNet, scheduler: Any, cache: Cache, params: Params, scratch:
         torch.save(held, state_file.with_suffix(".part"))
         state_file.with_suffix(".part").replace(state_file)
 
-    def step_loss(step: int) -> tuple[Tensor, tuple[str, ...]]:
+    def step_loss(step: int) -> tuple[Tensor, list[str]]:
         picked, flip = cache.pick(params.batch, params.balance, params.seed, step)
-        batch = cache.batch(cache.train, picked, flip & params.flip).to(device)
-        draws = loss.draw(
-            tuple(batch.target.shape), scheduler.config.num_train_timesteps, params.dropout, params.weights.late_times,
-            "train", params.seed, step,
-        )  # fmt: skip
+        mine = crew.share(params.batch)
+        batch = cache.batch(cache.train, picked[mine], (flip & params.flip)[mine]).to(device)
+        n_times, late = scheduler.config.num_train_timesteps, params.weights.late_times
+        whole = (params.batch, *batch.target.shape[1:])
+        draws = loss.draw(whole, n_times, params.dropout, late, "train", params.seed, step).of(mine)
         with half:
             each = loss.per_sample(net, scheduler, batch, draws, net.table.v[batch.tasks], params.weights.changed)
-        return each.mean(), batch.ids
+        return each.mean(), cache.train.pair_ids[picked].tolist()
 
-    with Tracker(scratch, "train", params.model_dump(mode="json")) as tracker:
+    with Tracker(scratch, "train", params.model_dump(mode="json")) if crew.leads else nullcontext() as tracker:
         saved_at = logged_at = time.monotonic()
-        bar = tqdm(range(first, params.steps), initial=first, total=params.steps, desc="train", unit="step", mininterval=2)
+        steps = range(first, params.steps)
+        bar = tqdm(steps, "train", params.steps, initial=first, unit="step", mininterval=2, disable=not crew.leads)
         for step in bar:
             for group in optimizer.param_groups:
                 group["lr"] = rate(step, params) * group["scale"]
-            value, ids = step_loss(step)
-            if not torch.isfinite(value):
-                (scratch / "bad-batch.json").write_text(json.dumps({"step": step, "pair_ids": ids}, indent=1))
-                save(step)
-                raise TrainError(
-                    f"want a finite loss, got {value.item()} at step {step}; its pairs' ids are in {scratch}/bad-batch.json: "
-                    "look at them, or lower train.lr"
-                )
+            mean, ids = step_loss(step)
             optimizer.zero_grad(set_to_none=True)
-            value.backward()
+            mean.backward()
+            value = crew.averaged(mean, list(weights.values()))
+            if not math.isfinite(value):
+                raise _at_a_loss(value, step, ids, scratch)
             norm = nn.utils.clip_grad_norm_(list(weights.values()), params.clip_norm)
             optimizer.step()
             decay = min(params.ema_decay, (1 + step) / (10 + step))
@@ -156,11 +174,13 @@ def learn(net: EditorNet, scheduler: Any, cache: Cache, params: Params, scratch:
                 for name, weight in weights.items():
                     average[name].lerp_(weight, 1 - decay)
             done = step + 1
+            if tracker is None:
+                continue
             if done % params.log_every_steps == 0 or done == params.steps:
                 speed = params.batch * min(params.log_every_steps, done - first) / (time.monotonic() - logged_at)
                 logged_at = time.monotonic()
-                tracker.log(done, loss=value.item(), lr=rate(step, params), grad_norm=norm.item(), samples_per_second=speed)
-                bar.set_postfix(loss=f"{value.item():.4f}", refresh=False)
+                tracker.log(done, loss=value, lr=rate(step, params), grad_norm=norm.item(), samples_per_second=speed)
+                bar.set_postfix(loss=f"{value:.4f}", refresh=False)
             if done % params.eval_every_steps == 0 or done == params.steps:
                 tracker.log(done, **held_out_loss(net, average, scheduler, cache, half, device))
                 logged_at = time.monotonic()
@@ -209,12 +229,27 @@ def run(params: Params, root: Path) -> Summary:
         batches.build(pairs, dataset, painter, latents)
     cache = Cache(latents, params.held_out_share)
     scratch = scratch_folder(root, "train", fingerprint(knobs | {"data": data}, *behind, __file__, *code.values()))
+    size = crews.size_for(params.processes, params.batch, runtime.device)
+    Crew(0, size).share(params.batch)  # an uneven batch is an error now, not in every process
+    if size > 1:
+        crews.together(size, _join, params, base, latents, scratch)  # the last step they save is the last one
+    net = learnt(painter, cache, params, scratch, Crew())
+    counts = {"steps": params.steps, "pairs": len(cache.train), "held_out_pairs": len(cache.held_out)}
+    return _publish(net, painter.pipeline, scratch, root / OUT, knobs | {"data": data}, counts, params.stored_dtype)
+
+
+def learnt(painter: Painter, cache: Cache, params: Params, scratch: Path, crew: Crew) -> EditorNet:
+    """The painter made an editor: the same start in every process, then the loop."""
     with torch.random.fork_rng():
         torch.manual_seed(seed_for("editor", "start", params.seed))
         net = checkpoint.from_painter(painter, params.task_width)
-    learn(net, painter.scheduler, cache, params, scratch, torch.device(runtime.device))
-    counts = {"steps": params.steps, "pairs": len(cache.train), "held_out_pairs": len(cache.held_out)}
-    return _publish(net, painter.pipeline, scratch, root / OUT, knobs | {"data": data}, counts, params.stored_dtype)
+    learn(net, painter.scheduler, cache, params, scratch, painter.device, crew)
+    return net
+
+
+def _join(crew: Crew, params: Params, base: str, latents: Path, scratch: Path) -> None:
+    device = Runtime.choose(params.device, params.dtype).device
+    learnt(painters.load(base, device), Cache(latents, params.held_out_share), params, scratch, crew)
 
 
 def _publish(

@@ -25,6 +25,9 @@ QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "DVC_NO_ANALYTICS": "true",
     "GIT_PYTHON_REFRESH": "quiet",
+    "DIFFUSERS_VERBOSITY": "error",  # notes on configs; what matters is raised
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # a bar for each of a dozen small files would hide the stage's own
 }
 
 

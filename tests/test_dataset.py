@@ -22,7 +22,8 @@ GATES: dict[str, Any] = {
 
 
 def knobs(**changes: Any) -> Params:
-    return Params.model_validate({"gates": GATES, "rank_by": "direction", "keep": 1} | changes)
+    fixed = {"gates": GATES, "rank_by": "direction", "keep": 1, "sheet_pairs": 2, "licences": {}}
+    return Params.model_validate(fixed | changes)
 
 
 def table(*rows: tuple[str, str, float | None, float | None, float | None]) -> pa.Table:
@@ -113,7 +114,8 @@ def test_a_gate_on_no_column_is_named() -> None:
     ],
 )
 def test_wrong_gates_are_named(tmp_path: Path, gates: str, message: str) -> None:
-    (tmp_path / "params.yaml").write_text(f"dataset:\n  gates: {gates}\n  rank_by: dino\n  keep: 1\n")
+    rest = "rank_by: dino, keep: 1, sheet_pairs: 2, licences: {}"
+    (tmp_path / "params.yaml").write_text(f"dataset: {{gates: {gates}, {rest}}}\n")
     with pytest.raises(ParamsError, match=message):
         load(Params, "dataset", tmp_path / "params.yaml")
 
@@ -173,6 +175,17 @@ def test_no_picture_is_read(tmp_path: Path, pairs: list[Pair], monkeypatch: pyte
     run(knobs(), tmp_path)
     assert asked
     assert not {"source", "target", "mask"} & {name for columns in asked for name in columns}
+
+
+def test_people_get_sheets_and_a_card(tmp_path: Path, pairs: list[Pair]) -> None:
+    summary = run(knobs(licences={"painter": "MIT"}), tmp_path)
+    out = tmp_path / dataset.OUT
+    extra = {"card.md", "sheet_depth.png", "sheet_local.png"}
+    assert extra | {"shard-00000.parquet", "shard-00001.parquet", "shard-00002.parquet"} == set(summary.shards)
+    written = (out / "card.md").read_text()
+    assert "- local: `dino` >= 0.5, `dino` <= 0.9, `l1` <= 0.1" in written.splitlines()
+    assert "Revision of the painter: `m`." in written
+    assert len(list(read_folder(out, Verdict, verify=True))) == 4  # the extra files are nobody's shards
 
 
 def test_a_moved_threshold_moves_the_verdicts_only(tmp_path: Path, pairs: list[Pair]) -> None:

@@ -16,10 +16,11 @@ from emuedit import train
 from emuedit.editor import edit, loss
 from emuedit.records import read_summary
 from emuedit.toyworld import exact
+from emuedit.tracking import read_stats
 from emuedit.train import Params, TrainError
 
 ROOT = Path(__file__).parent.parent
-SMALL = {"steps": 6, "batch": 4, "dtype": "float32", "device": "cpu", "warmup_steps": 2, "log_every_steps": 1}
+SMALL = {"steps": 6, "processes": 1, "batch": 4, "dtype": "float32", "device": "cpu", "warmup_steps": 2, "log_every_steps": 1}
 SOON = {"eval_every_steps": 3, "save_every_s": 0.0, "held_out_share": 0.3, "stored_dtype": "float32", "task_width": 8}
 
 
@@ -163,3 +164,25 @@ def test_kill_9_costs_nothing(world: Path, tmp_path: Path) -> None:
     train.run(params, killed)
     train.run(params, whole)
     assert weights(killed) == weights(whole)
+
+
+def test_two_processes_train_as_one(world: Path, tmp_path: Path) -> None:
+    """Shares of a batch, gradients averaged: rounding apart, the same weights; and the same command resumes with both."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    alone, both = root_of(world, tmp_path / "one"), root_of(world, tmp_path / "two")
+    train.run(knobs(steps=3), alone)
+    train.run(knobs(steps=3, processes=2), both)
+    one, two = (
+        [line["metrics"] for line in read_stats(root / train.OUT / "stats.jsonl") if "loss" in line.get("metrics", {})]
+        for root in (alone, both)
+    )
+    assert len(one) == len(two) == 3
+    for key, rtol in (("loss", 1e-4), ("grad_norm", 1e-3)):
+        np.testing.assert_allclose(two[0][key], one[0][key], rtol=rtol, err_msg=key)
+        np.testing.assert_allclose(two[2][key], one[2][key], rtol=0.02, err_msg=key)  # Adam makes much of rounding
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="want a batch that 3 processes can share evenly, got 4"):
+        train.run(knobs(processes=3), root_of(world, tmp_path))

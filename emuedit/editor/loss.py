@@ -52,8 +52,9 @@ class Batch:
         return len(self.target)
 
     def to(self, device: torch.device) -> Batch:
-        """The same on a device, pictures laid out channels last."""
-        source, target = (x.to(device, memory_format=torch.channels_last) for x in (self.source, self.target))
+        """The same on a device; on a GPU laid out channels last."""
+        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        source, target = (x.to(device, memory_format=layout) for x in (self.source, self.target))
         text, null = (
             TextCondition(c.hidden.to(device), None if c.pooled is None else c.pooled.to(device)) for c in (self.text, self.null)
         )
@@ -68,6 +69,10 @@ class Draws:
     eps: Tensor  # [B, C, h, w]
     no_text: Tensor  # bool [B]
     no_image: Tensor  # bool [B]
+
+    def of(self, some: slice) -> Draws:
+        """Those of some of the samples."""
+        return Draws(self.t[some], self.eps[some], self.no_text[some], self.no_image[some])
 
 
 def draw(shape: tuple[int, ...], n_times: int, dropout: Dropout, late_times: float, *keys: str | int) -> Draws:
@@ -110,13 +115,12 @@ def per_sample(net: EditorNet, scheduler: Any, batch: Batch, draws: Draws, v: Te
     said = net(noised(batch.target, eps, alpha_bar), t, c_I, text, v)
     error = (said - wanted(batch.target, eps, alpha_bar, scheduler.config.prediction_type)).square()  # [B, C, h, w]
     weight = 1 + (changed - 1) * changes(batch.source, batch.target)  # [B, 1, h, w]
-    return (weight * error).mean((1, 2, 3)) / weight.mean()
+    return (weight * error).mean((1, 2, 3)) / weight.mean((1, 2, 3))
 
 
 def changes(source: Tensor, target: Tensor, least: float = 0.15) -> Tensor:
-    """1 where the latents differ, mean over channels, by more than `least` of their spread; [B, 1, h, w]. Ours."""
-    moved = (source - target).abs().mean(1, keepdim=True)
-    return (moved > least * target.std()).to(target)
+    """1 where the latents, whose spread is about 1, differ by more than `least`, mean over channels; [B, 1, h, w]. Ours."""
+    return ((source - target).abs().mean(1, keepdim=True) > least).to(target)
 
 
 def _dropped(text: TextCondition, null: TextCondition, where: Tensor) -> TextCondition:

@@ -1,0 +1,184 @@
+"""Ways to paint the same instructions, for `pairs.py`: ours in its kinds, InstructPix2Pix's recipe, Prompt-to-Prompt."""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from emuedit.pairs import Params, first_caption
+from emuedit.records import Instruction
+from emuedit.rivals import prompt_to_prompt as p2p
+from emuedit.runtime import rng, seed_for
+from emuedit.synthesis import batches, masks
+from emuedit.synthesis.recipes import Candidate
+from emuedit.synthesis.studio import Studio
+from emuedit.synthesis.trajectory import Variant
+
+STABLE_DIFFUSION_GUIDANCE = 7.5  # what the rivals' numbers are for; the painter's own is `guidance` of the section `pairs`
+CFG, P = (7.5, 15.0), (0.1, 0.9)  # InstructPix2Pix draws both evenly
+CROSS, SELF, GUIDANCE = 0.8, 0.4, 7.5  # Prompt-to-Prompt's usual ones
+BLEND = {"threshold": 0.3, "start": 0.2}
+
+
+@dataclass(frozen=True)
+class Painted:
+    """One pair, not judged yet; pictures float32 [3, H, W]."""
+
+    instruction: Instruction
+    candidate: int
+    source: torch.Tensor
+    target: torch.Tensor
+
+
+class Clock:
+    """Seconds of processor and wall, by what they were spent on."""
+
+    def __init__(self) -> None:
+        self.cpu: defaultdict[tuple[str, int, str], float] = defaultdict(float)
+        self.wall: defaultdict[tuple[str, int, str], float] = defaultdict(float)
+
+    @contextmanager
+    def on(self, method: str, number: int, part: str) -> Iterator[None]:
+        """Count what happens inside to a part (sources, masks, edits, gates) of a method's round."""
+        cpu, wall = time.process_time(), time.perf_counter()
+        yield
+        self.cpu[method, number, part] += time.process_time() - cpu
+        self.wall[method, number, part] += time.perf_counter() - wall
+
+
+def phrases(one: Instruction) -> tuple[str, ...]:
+    """What to find in the picture that is painted first."""
+    return masks.phrases(one.target_object if one.reverse else one.source_object)
+
+
+def places(
+    pictures: torch.Tensor, asked: Sequence[tuple[int, tuple[str, ...]]], studio: Studio, knobs: Params
+) -> list[torch.Tensor | None]:
+    """Precise masks bool [H, W] of the phrases in the pictures, None where there is none to trust."""
+    queries = sorted({(row, phrase) for row, some in asked for phrase in some})
+    found = masks.find(studio.detector, studio.segmenter, pictures, queries, knobs.bounds, knobs.rows_per_batch)
+    unions = [masks.union([found[row, one] for one in some], pictures[0, 0], knobs.bounds) for row, some in asked]
+    return [one if isinstance(one, torch.Tensor) else None for one in unions]
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Soft-mask control as the station `pairs` does it; `mask`: soft, hard (the precise mask alone) or none."""
+
+    mask: str
+    shared: bool  # instructions with the same first picture share it
+
+    def paint(self, name: str, some: Sequence[Instruction], studio: Studio, knobs: Params, clock: Clock) -> list[Painted]:
+        """All candidates of the recipes."""
+        keys = [first_caption(one) if self.shared else f"{first_caption(one)}\n{one.id}" for one in some]
+        rows = {key: row for row, key in enumerate(sorted(set(keys)))}
+        captions = [key.partition("\n")[0] for key in rows]
+        seeds = [seed_for("pairs", "source", caption) for caption in captions]
+        with clock.on(name, 0, "sources"):
+            trajectory, sources = batches.sources(studio.sampler, captions, seeds, knobs.guidance, knobs.rows_per_batch)
+        at = [rows[key] for key in keys]
+        with clock.on(name, 0, "masks"):
+            found: list[torch.Tensor | None] = [torch.ones(1)] * len(some)
+            if self.mask != "none":
+                found = places(sources, [(row, phrases(one)) for row, one in zip(at, some, strict=True)], studio, knobs)
+        jobs = []
+        for one, row, P_ in zip(some, at, found, strict=True):
+            caption = one.source_caption if one.reverse else one.target_caption
+            for k, c in enumerate(knobs.recipes.of(one.task) if P_ is not None else ()):
+                fractions = (c.source_fraction, c.self_fraction, c.blend_from, c.blend_to)
+                jobs.append((one, k, Variant(row, caption, self._soft(c, P_, sources), *fractions, c.guidance)))
+        jobs.sort(key=lambda job: job[2].source)
+        with clock.on(name, 0, "edits"):
+            wanted = [variant for *_, variant in jobs]
+            pictures = torch.cat(list(batches.variants(studio.sampler, trajectory, wanted, knobs.rows_per_batch)))
+        made, firsts = [], list(sources)  # each is one object, embedded once
+        for (one, k, variant), second in zip(jobs, pictures, strict=True):
+            first = firsts[variant.source]
+            made.append(Painted(one, k, *((second, first) if one.reverse else (first, second))))
+        return made
+
+    def _soft(self, c: Candidate, P_: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+        if self.mask == "none" or P_ is None:
+            return torch.ones(1, *like.shape[-2:])
+        assert c.mask is not None
+        hard = {"w_p": 1.0, "w_s": 0.0, "w_b": 0.0, "radius_px": 0.0, "sigma_px": 0.0}
+        return (c.mask if self.mask == "soft" else c.mask.model_copy(update=hard)).soft(P_)
+
+
+@dataclass(frozen=True)
+class InstructPix2Pix:
+    """Two fresh pictures a candidate; how long attention is the source's, and the guidance, are drawn for each."""
+
+    rounds: int
+
+    def paint(self, name: str, some: Sequence[Instruction], studio: Studio, knobs: Params, clock: Clock) -> list[Painted]:
+        """`rounds` candidates of every instruction."""
+        made, painter = [], p2p.PromptToPrompt(studio.sampler.painter, knobs.steps, studio.sampler.dtype)
+        per_batch = knobs.rows_per_batch // 2
+        for k in range(self.rounds):
+            for part in (some[i : i + per_batch] for i in range(0, len(some), per_batch)):
+                chances = [rng("bench", "instruct_pix2pix", one.id, k) for one in part]
+                p = [chance.uniform(*P) for chance in chances]
+                guidance = [chance.uniform(*CFG) * knobs.guidance / STABLE_DIFFUSION_GUIDANCE for chance in chances]
+                seeds = [seed_for("bench", "instruct_pix2pix", one.id, k) for one in part]
+                first = [math.ceil(share * (knobs.steps - 1)) / knobs.steps for share in p]  # their p > i / (S - 1)
+                edits = [p2p.instruct_pix2pix(g, one.target_caption, first[g], guidance[g]) for g, one in enumerate(part)]
+                with clock.on(name, k, "edits"):
+                    z = painter.paint([one.source_caption for one in part], seeds, guidance, edits)
+                    sources, targets = (batches.decoded(painter.painter, latents, knobs.rows_per_batch) for latents in z)
+                made += [Painted(one, k, sources[g], targets[g]) for g, one in enumerate(part)]
+        return made
+
+
+@dataclass(frozen=True)
+class PromptToPrompt:
+    """One candidate; edits of one source caption share its picture."""
+
+    blend: bool
+    tokens_share: float  # layers in which self-attention is taken and words are sought: their tokens, as a share of the latents'
+
+    def paint(self, name: str, some: Sequence[Instruction], studio: Studio, knobs: Params, clock: Clock) -> list[Painted]:
+        """One candidate of every instruction."""
+        made, painter = [], p2p.PromptToPrompt(studio.sampler.painter, knobs.steps, studio.sampler.dtype)
+        guidance = GUIDANCE * knobs.guidance / STABLE_DIFFUSION_GUIDANCE
+        height, width = (n // painter.painter.factor for n in painter.painter.size)
+        tokens = round(height * width * self.tokens_share)
+        blend = p2p.Blend(tokens, **BLEND) if self.blend else None
+        like = p2p.Edit(0, "", CROSS, SELF, tokens, guidance, blend=blend)
+        for part in _together(some, knobs.rows_per_batch):
+            captions = list(dict.fromkeys(one.source_caption for one in part))
+            seeds = [seed_for("pairs", "source", caption) for caption in captions]
+            edits = [replace(like, source=captions.index(one.source_caption), caption=one.target_caption) for one in part]
+            with clock.on(name, 0, "edits"):
+                z = painter.paint(captions, seeds, [guidance] * len(captions), edits)
+                sources, targets = (batches.decoded(painter.painter, latents, knobs.rows_per_batch) for latents in z)
+            firsts = list(sources)  # each is one object, embedded once
+            made += [Painted(one, 0, firsts[e.source], t) for one, e, t in zip(part, edits, targets, strict=True)]
+        return made
+
+
+def _together(some: Sequence[Instruction], rows: int) -> Iterator[list[Instruction]]:
+    """Batches of at most `rows` sources and edits, those of one source caption next to each other."""
+    part: list[Instruction] = []
+    for one in sorted(some, key=lambda one: one.source_caption):
+        if len(part) + 1 + len({other.source_caption for other in [*part, one]}) > rows:
+            yield part
+            part = []
+        part.append(one)
+    if part:
+        yield part
+
+
+METHODS: dict[str, Ours | InstructPix2Pix | PromptToPrompt] = {
+    "ours": Ours("soft", shared=True),
+    "ours_without_sharing": Ours("soft", shared=False),
+    "ours_hard_mask": Ours("hard", shared=True),
+    "ours_no_mask": Ours("none", shared=True),
+    "instruct_pix2pix": InstructPix2Pix(rounds=4),
+    "p2p": PromptToPrompt(blend=False, tokens_share=0.25),
+    "p2p_local_blend": PromptToPrompt(blend=True, tokens_share=0.25),
+}

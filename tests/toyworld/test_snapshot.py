@@ -1,0 +1,18 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emuedit.records import decode_png
+from emuedit.toyworld import render, snapshot
+from emuedit.toyworld.scene import numbers, scenes
+
+
+def test_snapshot_writes_a_held_out_scene(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["snapshot", str(tmp_path / "in.png"), "--scene", "4"])
+    snapshot.main()
+    want = render.images(scenes(numbers("held_out", 4, 1)))[0]
+    assert np.array_equal(decode_png((tmp_path / "in.png").read_bytes()), want)
+    assert "heart" in capsys.readouterr().out

@@ -17,12 +17,12 @@ from emuedit.records import Answer, Instruction, Pair, Verdict, decode_png, read
 ROOT = Path(__file__).parent.parent
 SMALL: dict[str, dict[str, Any]] = {
     "captions": {"n_rows": 24, "rows_per_shard": 12},
-    "instructions": {"n_captions": 6, "captions_per_shard": 3},
+    "instructions": {"n_captions": 4, "captions_per_shard": 2},
     "pairs": {"steps": 3},
-    "dataset": {},
-    "router": {},
-    "train": {},
-    "inversion": {},
+    "dataset": {"sheet_pairs": 1},
+    "router": {"epochs": 1},
+    "train": {"steps": 4, "batch": 4, "processes": 1, "warmup_steps": 1, "eval_every_steps": 4, "held_out_share": 0.0},
+    "inversion": {"steps": 3, "n_examples": 4, "n_held_out": 2, "batch": 2, "eval_every_steps": 3},
     "evaluation": {"n_edits": 2, "steps": 2, "columns": 2},
 }
 

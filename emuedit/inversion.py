@@ -18,6 +18,7 @@ from emuedit.editor import loss, pack
 from emuedit.editor.edit import Editor
 from emuedit.editor.edit import load as load_editor
 from emuedit.editor.loss import Batch, Draws, Dropout
+from emuedit.editor.net import ease_backward
 from emuedit.models import pixels
 from emuedit.models.painter import TextCondition
 from emuedit.records import Summary, fingerprint, scratch_folder
@@ -90,6 +91,7 @@ def invert(editor: Editor, examples: Batch, held_out: Batch, params: Params, log
     """
     shape, n_times = tuple(held_out.target.shape), editor.frame.scheduler.config.num_train_timesteps
     fixed = loss.draw(shape, n_times, NOTHING, params.late_times, "inversion", "held out")
+    ease_backward(editor.net.unet)
 
     def measure(v: Tensor) -> float:
         with torch.no_grad(), editor.autocast():
@@ -131,7 +133,7 @@ def examples(editor: Editor, found: benchmark.Benchmark) -> Batch:
         source, target = (editor.frame.encode(pixels.from_uint8(p).to(editor.device)) for p in (found.before, found.exact))
         text, null = editor.frame.encode_text(found.instructions), editor.frame.null_text(1)
     ids = tuple(str(i) for i in range(len(source)))
-    return Batch(source, target, text, null, torch.zeros(len(source), dtype=torch.long), ids)
+    return Batch(source, target, text, null, torch.zeros(len(source), dtype=torch.long), ids, tuple(found.instructions))
 
 
 def run(params: Params, root: Path) -> Summary:
@@ -163,8 +165,8 @@ def _loss(editor: Editor, batch: Batch, draws: Draws, v: Tensor, changed: float)
 def _some(batch: Batch, rows: Tensor) -> Batch:
     pooled = None if batch.text.pooled is None else batch.text.pooled[rows]
     text = TextCondition(batch.text.hidden[rows], pooled)
-    ids = tuple(batch.ids[int(i)] for i in rows)
-    return Batch(batch.source[rows], batch.target[rows], text, batch.null, batch.tasks, ids)
+    ids, said = (tuple(words[int(i)] for i in rows) for words in (batch.ids, batch.said))
+    return Batch(batch.source[rows], batch.target[rows], text, batch.null, batch.tasks, ids, said)
 
 
 if __name__ == "__main__":

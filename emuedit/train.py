@@ -1,7 +1,8 @@
 """Station `train`: kept pairs -> an editor. The same command goes on where a killed one stopped, bit for bit.
 
 In: `data/pairs` (Pair), `data/dataset` (Verdict), the world's painter. Out: `models/editor`, a diffusers pipeline folder of the
-painter's own class with `tasks/`, `stats.jsonl` and `summary.json`. What is trained: the whole U-Net and the task table.
+painter's own class with `tasks/`, `stats.jsonl` and `summary.json`. What is trained: the whole U-Net, the task table and,
+if asked, the text encoders.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from emuedit.editor.batches import Cache
 from emuedit.editor.crew import Crew
 from emuedit.editor.loss import Dropout, Weights
 from emuedit.editor.net import EditorNet
+from emuedit.editor.pupil import Pupil
 from emuedit.models import painter as painters
 from emuedit.models.painter import Painter
 from emuedit.records import Summary, fingerprint, scratch_folder
@@ -64,6 +66,8 @@ class Params(house.Params):
     """Highest learning rate."""
     lr_new: float = Field(gt=0)
     """Times `lr` for what the painter had not: the first convolution, the class projection, the task table. Ours."""
+    lr_text: float = Field(ge=0)
+    """Times `lr` for the painter's text encoders; 0: they stay as they are (InstructPix2Pix, Emu Edit)."""
     warmup_steps: int = Field(ge=0)
     """Steps in which the rate rises from zero."""
     decay_share: float = Field(ge=0, le=1)
@@ -107,9 +111,11 @@ def rate(step: int, params: Params) -> float:
 
 
 def _adamw(weights: dict[str, nn.Parameter], params: Params) -> torch.optim.AdamW:
+    scales = {NEW: params.lr_new, ("text.",): params.lr_text}
+    of = {name: next((scale for begin, scale in scales.items() if name.startswith(begin)), 1.0) for name in weights}
     groups = [
-        {"params": [p for name, p in weights.items() if name.startswith(NEW) == new], "scale": params.lr_new if new else 1.0}
-        for new in (False, True)
+        {"params": [weight for name, weight in weights.items() if of[name] == scale], "scale": scale}
+        for scale in sorted(set(of.values()))
     ]
     return torch.optim.AdamW(groups, lr=params.lr, betas=(0.9, 0.99), weight_decay=params.weight_decay, fused=True)
 
@@ -123,23 +129,23 @@ def _at_a_loss(value: float, step: int, ids: list[str], scratch: Path) -> TrainE
     )
 
 
-def learn(net: EditorNet, scheduler: Any, cache: Cache, params: Params, scratch: Path, device: torch.device, crew: Crew) -> None:
-    """The loop: step, EMA, log, save, stop. Afterwards `net` holds the averaged weights."""
-    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # on a CPU the former is slower
-    net.to(device).to(memory_format=layout).train().requires_grad_(True)
-    weights = dict(net.named_parameters())
+def learn(pupil: Pupil, cache: Cache, params: Params, scratch: Path, crew: Crew) -> None:
+    """The loop: step, EMA, log, save, stop. Afterwards the pupil holds the averaged weights."""
+    device = pupil.painter.device
+    pupil.begin()
+    weights = dict(pupil.named_parameters())
     optimizer = _adamw(weights, params)
     average = {name: value.detach().clone() for name, value in weights.items()}
     half = torch.autocast(device.type, torch.bfloat16, enabled=params.dtype == "bfloat16")
     state_file, first = scratch / "state.pt", 0
     if state_file.exists():
         state = torch.load(state_file, map_location=device, weights_only=True)
-        net.load_state_dict(state["weights"])
+        pupil.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
         average, first = state["average"], state["step"]
 
     def save(step: int) -> None:
-        held = {"weights": net.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step}
+        held = {"weights": pupil.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step}
         torch.save(held, state_file.with_suffix(".part"))
         state_file.with_suffix(".part").replace(state_file)
 
@@ -147,11 +153,11 @@ def learn(net: EditorNet, scheduler: Any, cache: Cache, params: Params, scratch:
         picked, flip = cache.pick(params.batch, params.balance, params.seed, step)
         mine = crew.share(params.batch)
         batch = cache.batch(cache.train, picked[mine], (flip & params.flip)[mine]).to(device)
-        n_times, late = scheduler.config.num_train_timesteps, params.weights.late_times
+        n_times, late = pupil.painter.scheduler.config.num_train_timesteps, params.weights.late_times
         whole = (params.batch, *batch.target.shape[1:])
         draws = loss.draw(whole, n_times, params.dropout, late, "train", params.seed, step).of(mine)
         with half:
-            each = loss.per_sample(net, scheduler, batch, draws, net.table.v[batch.tasks], params.weights.changed)
+            each = pupil.losses(batch, draws, params.weights.changed)
         return each.mean(), cache.train.pair_ids[picked].tolist()
 
     with Tracker(scratch, "train", params.model_dump(mode="json")) if crew.leads else nullcontext() as tracker:
@@ -182,34 +188,32 @@ def learn(net: EditorNet, scheduler: Any, cache: Cache, params: Params, scratch:
                 tracker.log(done, loss=value, lr=rate(step, params), grad_norm=norm.item(), samples_per_second=speed)
                 bar.set_postfix(loss=f"{value:.4f}", refresh=False)
             if done % params.eval_every_steps == 0 or done == params.steps:
-                tracker.log(done, **held_out_loss(net, average, scheduler, cache, half, device))
+                tracker.log(done, **held_out_loss(pupil, average, cache, half))
                 logged_at = time.monotonic()
             if time.monotonic() - saved_at >= params.save_every_s or done == params.steps:
                 save(done)
                 saved_at = time.monotonic()
-    net.load_state_dict(average, strict=False)
-    net.eval().requires_grad_(False)
+    pupil.load_state_dict(average, strict=False)
+    pupil.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def held_out_loss(
-    net: EditorNet, average: dict[str, Tensor], scheduler: Any, cache: Cache, half: Any, device: torch.device
-) -> dict[str, float]:
+def held_out_loss(pupil: Pupil, average: dict[str, Tensor], cache: Cache, half: torch.autocast) -> dict[str, float]:
     """Loss of the averaged weights on the first held-out pairs of every task, unweighted, at fixed times and noise."""
-    now = {name: value.detach().clone() for name, value in net.named_parameters()}
-    net.load_state_dict(average, strict=False)
+    now = {name: value.detach().clone() for name, value in pupil.named_parameters()}
+    pupil.load_state_dict(average, strict=False)
     found: dict[str, float] = {}
     for task in TASKS:
         picked = (cache.held_out.task == task.index).nonzero()[0][:HELD_OUT_PER_TASK]
         if not len(picked):
             continue
-        batch = cache.batch(cache.held_out, picked, picked < 0).to(device)
-        shape, n_times = tuple(batch.target.shape), scheduler.config.num_train_timesteps
+        batch = cache.batch(cache.held_out, picked, picked < 0).to(pupil.painter.device)
+        shape, n_times = tuple(batch.target.shape), pupil.painter.scheduler.config.num_train_timesteps
         draws = loss.draw(shape, n_times, Dropout(text=0.0, image=0.0, both=0.0), 1.0, "held out", task.name)
         with half:
-            each = loss.per_sample(net, scheduler, batch, draws, net.table.v[batch.tasks])
+            each = pupil.losses(batch, draws)
         found[f"held_out.{task.name}"] = each.mean().item()
-    net.load_state_dict(now, strict=False)
+    pupil.load_state_dict(now, strict=False)
     return found | ({"held_out": sum(found.values()) / len(found)} if found else {})
 
 
@@ -221,7 +225,10 @@ def run(params: Params, root: Path) -> Summary:
     base = house.locate(params.world.painter, root)
     knobs = params.model_dump(mode="json", exclude={"world"}) | {"painter": params.world.painter}
     behind = [base] if Path(base).is_dir() else []
-    code = {name: Path(__file__).parent / "editor" / f"{name}.py" for name in ("net", "table", "loss", "batches", "checkpoint")}
+    code = {
+        name: Path(__file__).parent / "editor" / f"{name}.py"
+        for name in ("net", "pupil", "table", "loss", "batches", "checkpoint")
+    }
     painter = painters.load(base, runtime.device)
     mark = fingerprint(data | {"painter": params.world.painter, "dtype": params.dtype}, *behind, code["batches"])
     latents = root / "scratch" / "latents" / mark
@@ -243,7 +250,7 @@ def learnt(painter: Painter, cache: Cache, params: Params, scratch: Path, crew: 
     with torch.random.fork_rng():
         torch.manual_seed(seed_for("editor", "start", params.seed))
         net = checkpoint.from_painter(painter, params.task_width)
-    learn(net, painter.scheduler, cache, params, scratch, painter.device, crew)
+    learn(Pupil(net, painter, reads=params.lr_text > 0), cache, params, scratch, crew)
     return net
 
 

@@ -95,11 +95,19 @@ def test_what_is_published(world: Path, tmp_path: Path) -> None:
     editor = edit.load(str(root / train.OUT))
     start = train.painters.load(str(ROOT / "emuedit/toyworld/weights/painter"))
     assert not torch.equal(editor.net.unet.conv_out.weight, start.unet.conv_out.weight)
-    frozen = start.text_encoder.state_dict()
-    assert all(torch.equal(value, frozen[name]) for name, value in editor.frame.text_encoder.state_dict().items())
     assert editor.net.unet.conv_in.weight[:, 8:].abs().max() > 0
     got = editor.edit(torch.zeros(1, 3, 64, 64), ["make it red"], ["local"], [0], steps=1, s_I=1.0, s_T=1.0)
     assert got.shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("lr_text", [0.0, 0.3])
+def test_the_text_encoder_learns_only_if_asked(lr_text: float, world: Path, tmp_path: Path) -> None:
+    root = root_of(world, tmp_path)
+    train.run(knobs(steps=2, lr_text=lr_text), root)
+    was = train.painters.load(str(ROOT / "emuedit/toyworld/weights/painter")).text_encoder.state_dict()
+    now = edit.load(str(root / train.OUT)).frame.text_encoder.state_dict()
+    changed = [name for name, value in now.items() if not torch.equal(value, was[name])]
+    assert len(changed) > 0.5 * len(was) if lr_text else not changed
 
 
 def test_the_average_is_stepped_and_published(world: Path, tmp_path: Path) -> None:

@@ -59,11 +59,11 @@ class Cache:
     def __init__(self, folder: Path, held_out_share: float) -> None:
         notes = [json.loads(file.read_text()) for file in sorted(folder.glob("[0-9]*.json"))]
         self._latents = [np.load(file, mmap_mode="r") for file in sorted(folder.glob("[0-9]*.npy"))]
-        texts = json.loads((folder / "texts.json").read_text())
+        self._texts: list[str] = json.loads((folder / "texts.json").read_text())
         self._hidden = np.load(folder / "hidden.npy", mmap_mode="r")  # [n + 1, L, D], the last is the null text
         pooled = folder / "pooled.npy"
         self._pooled = np.load(pooled, mmap_mode="r") if pooled.exists() else None
-        position = {text: i for i, text in enumerate(texts)}
+        position = {text: i for i, text in enumerate(self._texts)}
         index = {task.name: task.index for task in TASKS}
         flat = [(shard, at, note) for shard, found in enumerate(notes) for at, note in enumerate(found)]
         rows = Rows(
@@ -109,6 +109,7 @@ class Cache:
             null=self._text(np.array([len(self._hidden) - 1])),
             tasks=torch.from_numpy(rows.task[picked]),
             ids=tuple(rows.pair_ids[picked].tolist()),
+            said=tuple(self._texts[i] for i in texts),
         )
 
     def _text(self, which: NDArray[np.int64]) -> TextCondition:

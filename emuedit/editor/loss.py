@@ -47,6 +47,7 @@ class Batch:
     null: TextCondition  # of no instruction, one row
     tasks: Tensor  # rows of the task table, int64 [B]
     ids: tuple[str, ...]  # of the pairs
+    said: tuple[str, ...]  # the instructions in words
 
     def __len__(self) -> int:
         return len(self.target)
@@ -58,7 +59,7 @@ class Batch:
         text, null = (
             TextCondition(c.hidden.to(device), None if c.pooled is None else c.pooled.to(device)) for c in (self.text, self.null)
         )
-        return Batch(source, target, text, null, self.tasks.to(device), self.ids)
+        return Batch(source, target, text, null, self.tasks.to(device), self.ids, self.said)
 
 
 @dataclass(frozen=True)

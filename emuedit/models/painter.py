@@ -45,6 +45,8 @@ class Painter:
         self.pipeline = pipeline
         self.unet, self.vae, self.scheduler = pipeline.unet, pipeline.vae, pipeline.scheduler
         self.tokenizer, self.text_encoder = pipeline.tokenizer, pipeline.text_encoder
+        second = getattr(pipeline, "text_encoder_2", None)
+        self.text_encoders = [self.text_encoder] if second is None else [self.text_encoder, second]
         self.factor: int = pipeline.vae_scale_factor
         self.channels: int = pipeline.vae.config.latent_channels
         sample = self.unet.config.sample_size
@@ -61,9 +63,13 @@ class Painter:
     def encode_text(self, captions: Sequence[str]) -> TextCondition:
         """Captions -> their condition. Words beyond the tokenizer's length are cut (diffusers logs which)."""
         with torch.no_grad():
-            got = self.pipeline.encode_prompt(
-                list(captions), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-            )
+            return self.read_text(captions)
+
+    def read_text(self, captions: Sequence[str]) -> TextCondition:
+        """The same with gradients, for those who train the text encoders."""
+        got = self.pipeline.encode_prompt(
+            list(captions), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
         return TextCondition(got[0], got[2] if len(got) == 4 else None)
 
     def null_text(self, n: int, negative: str = "") -> TextCondition:

@@ -16,7 +16,7 @@ def batch(n: int = 4) -> Batch:
     target = source.clone()
     target[:, :, 2:4, 2:4] += 3
     text, null = TextCondition(torch.randn(n, 5, 16)), TextCondition(torch.zeros(1, 5, 16))
-    return Batch(source, target, text, null, torch.arange(n), tuple("abcd"[:n]))
+    return Batch(source, target, text, null, torch.arange(n), tuple("abcd"[:n]), ("make it red",) * n)
 
 
 class Oracle(torch.nn.Module):
@@ -104,7 +104,7 @@ def test_the_changed_region_counts_more(make_painter: Callable[[str], Painter]) 
     v = net.table.v[some.tasks].detach()
     flat, heavy, all_changed = (
         loss.per_sample(net, painter.scheduler, b, draws, v, w).detach()
-        for b, w in ((some, 1.0), (some, 5.0), (Batch(-9 * some.target, some.target, some.text, some.null, some.tasks, ()), 5.0))
+        for b, w in ((some, 1.0), (some, 5.0), (Batch(-9 * some.target, some.target, some.text, some.null, some.tasks, (), ()), 5.0))
     )
     assert not torch.allclose(flat, heavy)
     assert torch.isfinite(all_changed).all()

@@ -1,0 +1,40 @@
+"""What learns: the editor's network and, where asked, the text encoders that read its instructions.
+
+Frozen encoders suit those that read the web. One that read captions alone ("a red circle") does not bind "make the circle red":
+with it frozen, edits of one object's colour are hardly learned at all; trained along, they are (docs/log.md). Ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from emuedit.editor import loss
+from emuedit.editor.loss import Batch, Draws
+from emuedit.editor.net import EditorNet, ease_backward
+from emuedit.models.painter import Painter
+
+
+class Pupil(nn.Module):
+    """What is trained: the network, and where `reads` the painter's text encoders. Its weights: `unet.`, `table.`, `text.`."""
+
+    def __init__(self, net: EditorNet, painter: Painter, reads: bool) -> None:
+        super().__init__()
+        self.unet, self.table, self.text = net.unet, net.table, nn.ModuleList(painter.text_encoders if reads else [])
+        self.net, self.painter = [net], painter  # in a list, so that its weights have one name
+
+    def begin(self) -> None:
+        """Ready to learn, on the painter's device."""
+        device = self.painter.device
+        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # on a CPU the former is slower
+        self.to(device).to(memory_format=layout).train().requires_grad_(True)
+        ease_backward(self.unet)
+
+    def losses(self, batch: Batch, draws: Draws, changed: float = 1.0) -> Tensor:
+        """Loss of each sample, [B]; instructions are read anew while their reader learns."""
+        if self.text:
+            batch = replace(batch, text=self.painter.read_text(batch.said), null=self.painter.null_text(1))
+        v = self.table.v[batch.tasks]
+        return loss.per_sample(self.net[0], self.painter.scheduler, batch, draws, v, changed)

@@ -5,7 +5,6 @@ painter's own class with `tasks/`, `stats.jsonl` and `summary.json`. What is tra
 if asked, the text encoders.
 """
 
-import hashlib
 import json
 import math
 import shutil
@@ -266,15 +265,7 @@ def _publish(
     shutil.rmtree(out, ignore_errors=True)
     checkpoint.save(net, pipeline, out, getattr(torch, stored))
     shutil.copy2(scratch / "stats.jsonl", out / "stats.jsonl")
-    files = {
-        str(file.relative_to(out)): hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
-        for file in sorted(out.rglob("*"))
-        if file.is_file()
-    }
-    summary = Summary("train", scratch.name, knobs, counts, files)
-    partial = out / ".summary.json.part"
-    partial.write_text(json.dumps(asdict(summary), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(out / "summary.json")
+    summary = records.seal(out, "train", scratch.name, knobs, counts)
     shutil.rmtree(scratch.parent)
     return summary
 

@@ -63,7 +63,7 @@ def fail(run_id: str, error: BaseException) -> None:
     try:
         if run_id:
             runs.end(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
-    except Exception as second:
+    except Exception as second:  # whatever MLflow raises: the flow's own error is the one to tell
         print(f"== the run {run_id} could not be closed: {second}", flush=True)
 
 

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nretrain: stopped; the same command goes on where it was", file=sys.stderr)
         return 130
-    except Exception as error:
+    except Exception as error:  # the last door: everything is told, what was not expected with its trace
         if not isinstance(error, EXPECTED):
             traceback.print_exc()
         print(f"\nretrain: {error}\nThe same command goes on where it was.", file=sys.stderr)

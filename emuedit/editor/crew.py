@@ -54,8 +54,7 @@ def size_for(asked: int, batch: int, device: str) -> int:
     """How many processes train: `asked`, or for 0 on a CPU the most cores that share the batch evenly, elsewhere one."""
     if asked or device != "cpu":
         return asked or 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(n for n in range(1, cores + 1) if batch % n == 0)
+    return max(n for n in range(1, _cores() + 1) if batch % n == 0)
 
 
 def together(size: int, work: Callable[..., None], *args: Any) -> None:
@@ -66,10 +65,13 @@ def together(size: int, work: Callable[..., None], *args: Any) -> None:
 
 
 def _member(rank: int, size: int, meeting: str, work: Callable[..., None], args: tuple[Any, ...]) -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // size))
+    torch.set_num_threads(max(1, _cores() // size))
     distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     try:
         work(Crew(rank, size), *args)
     finally:
         distributed.destroy_process_group()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

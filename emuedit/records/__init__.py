@@ -1,6 +1,6 @@
 """The nouns that travel between stations, and how they lie on disk."""
 
-from emuedit.records.folder import Summary, fingerprint, publish, read_folder, read_summary, scratch_folder
+from emuedit.records.folder import Summary, fingerprint, publish, read_folder, read_summary, scratch_folder, seal
 from emuedit.records.nouns import Answer, Caption, Drop, Instruction, Pair, Record, Verdict
 from emuedit.records.picture import PictureError, decode_png, encode_png
 from emuedit.records.shard import ShardError, read_shard, write_shard
@@ -24,5 +24,6 @@ __all__ = [
     "read_shard",
     "read_summary",
     "scratch_folder",
+    "seal",
     "write_shard",
 ]

@@ -59,17 +59,21 @@ def publish(scratch: Path, out: str | Path, station: str, params: Mapping[str, A
     out = Path(out)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    shards = {}
     for file in sorted(scratch.iterdir()):
-        if file.name.startswith("."):  # a shard that was being written when an earlier run was stopped
-            continue
-        _link(file, out / file.name)
-        shards[file.name] = _hash(file)
-    summary = Summary(station, scratch.name, dict(params), dict(counts), shards)
+        if not file.name.startswith("."):  # a shard that was being written when an earlier run was stopped
+            _link(file, out / file.name)
+    summary = seal(out, station, scratch.name, params, counts)
+    shutil.rmtree(scratch.parent)
+    return summary
+
+
+def seal(out: Path, station: str, mark: str, params: Mapping[str, Any], counts: Mapping[str, int]) -> Summary:
+    """Write the `summary.json` that makes what a station left in `out`, sub-folders included, published."""
+    files = {file.relative_to(out).as_posix(): _hash(file) for file in sorted(out.rglob("*")) if file.is_file()}
+    summary = Summary(station, mark, dict(params), dict(counts), files)
     partial = out / f".{_SUMMARY}.part"
     partial.write_text(json.dumps(asdict(summary), indent=1, sort_keys=True) + "\n", encoding="utf-8")
     partial.replace(out / _SUMMARY)
-    shutil.rmtree(scratch.parent)
     return summary
 
 

@@ -137,7 +137,6 @@ def answers(
     verdict = edits.judge(outputs)
     before, after = pixels.from_uint8(edits.before), pixels.from_uint8(outputs)
     found = likeness.measure(*judges, before, after, edits.input_captions, edits.output_captions)
-    scores = {ours: getattr(found, theirs).tolist() for ours, theirs in METRICS.items()}
     return [
         Answer(
             system=name,
@@ -152,7 +151,7 @@ def answers(
             exact=encode_png(edits.exact[i]),
             success=bool(verdict.success[i]),
             reason=verdict.reason[i],
-            scores={key: None if np.isnan(values[i]) else values[i] for key, values in scores.items()},
+            scores={ours: found[theirs][i] for ours, theirs in METRICS.items()},
         )
         for i in range(len(seeds))
     ]

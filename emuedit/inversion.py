@@ -54,8 +54,8 @@ class Params(house.Params):
     """Learning rate of Adam."""
     late_times: float = Field(gt=0)
     """Times are T u^late_times, as in training."""
-    changed: float = Field(gt=0)
-    """Weight of a latent cell that the edit changes, as in training."""
+    rarity: float = Field(ge=0, le=1)
+    """How much more the smaller of what changes and what stays counts, as in training."""
     dropout: Dropout
     """How often a condition is left out, as in training."""
     eval_every_steps: int = Field(ge=1)
@@ -95,7 +95,7 @@ def invert(editor: Editor, examples: Batch, held_out: Batch, params: Params, log
 
     def measure(v: Tensor) -> float:
         with torch.no_grad(), editor.autocast():
-            return _loss(editor, held_out, fixed, v, params.changed).item()
+            return _loss(editor, held_out, fixed, v, params.rarity).item()
 
     scores = {name: measure(v) for name, v in tqdm(starts(editor).items(), desc="zero-shot", unit="row")}
     start = min(scores, key=lambda name: scores[name])
@@ -110,7 +110,7 @@ def invert(editor: Editor, examples: Batch, held_out: Batch, params: Params, log
         for group in optimizer.param_groups:  # a linear fall to a tenth: noise in the gradient is what is left to fight
             group["lr"] = params.lr * (1 - 0.9 * step / params.steps)
         with editor.autocast():
-            value = _loss(editor, batch, draws, v, params.changed)
+            value = _loss(editor, batch, draws, v, params.rarity)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         optimizer.step()
@@ -158,8 +158,8 @@ def run(params: Params, root: Path) -> Summary:
     return records.publish(scratch, root / OUT, "inversion", knobs | {"editor": editor.weights, "record": record}, counts)
 
 
-def _loss(editor: Editor, batch: Batch, draws: Draws, v: Tensor, changed: float) -> Tensor:
-    return loss.per_sample(editor.net, editor.frame.scheduler, batch, draws, v.expand(len(batch), -1), changed).mean()
+def _loss(editor: Editor, batch: Batch, draws: Draws, v: Tensor, rarity: float) -> Tensor:
+    return loss.per_sample(editor.net, editor.frame.scheduler, batch, draws, v.expand(len(batch), -1), rarity).mean()
 
 
 def _some(batch: Batch, rows: Tensor) -> Batch:

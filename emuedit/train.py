@@ -156,7 +156,7 @@ def learn(pupil: Pupil, cache: Cache, params: Params, scratch: Path, crew: Crew)
         whole = (params.batch, *batch.target.shape[1:])
         draws = loss.draw(whole, n_times, params.dropout, late, "train", params.seed, step).of(mine)
         with half:
-            each = pupil.losses(batch, draws, params.weights.changed)
+            each = pupil.losses(batch, draws, params.weights.rarity)
         return each.mean(), cache.train.pair_ids[picked].tolist()
 
     with Tracker(scratch, "train", params.model_dump(mode="json")) if crew.leads else nullcontext() as tracker:
@@ -169,7 +169,7 @@ def learn(pupil: Pupil, cache: Cache, params: Params, scratch: Path, crew: Crew)
             mean, ids = step_loss(step)
             optimizer.zero_grad(set_to_none=True)
             mean.backward()
-            value = crew.averaged(mean, list(weights.values()))
+            value = crew.averaged(mean, list(weights.values()), getattr(torch, params.dtype))
             if not math.isfinite(value):
                 raise _at_a_loss(value, step, ids, scratch)
             norm = nn.utils.clip_grad_norm_(list(weights.values()), params.clip_norm)

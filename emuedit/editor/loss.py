@@ -33,8 +33,8 @@ class Weights(house.Params):
 
     late_times: float
     """Times are T u^late_times, u uniform: 1 is uniform, below 1 there are more of the noisy times. Ours."""
-    changed: float
-    """Weight of a latent cell that the edit changes, against 1 where source and target agree. Ours."""
+    rarity: float
+    """What changes and what stays count (their share of the picture)^-rarity: 0 all cells alike, 1 both halves alike. Ours."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def wanted(z: Tensor, eps: Tensor, alpha_bar: Tensor, prediction_type: str) -> T
     raise ValueError(f"want a scheduler with prediction_type epsilon or v_prediction, got {prediction_type!r}")
 
 
-def per_sample(net: EditorNet, scheduler: Any, batch: Batch, draws: Draws, v: Tensor, changed: float = 1.0) -> Tensor:
+def per_sample(net: EditorNet, scheduler: Any, batch: Batch, draws: Draws, v: Tensor, rarity: float = 0.0) -> Tensor:
     """Weighted mean squared error of each sample, [B] (Eq. 2 of Emu Edit). v [B, D_v] is never dropped: guidance keeps it.
 
     The noise schedule, zero terminal SNR included, is the scheduler's.
@@ -115,13 +115,23 @@ def per_sample(net: EditorNet, scheduler: Any, batch: Batch, draws: Draws, v: Te
     c_I = batch.source.masked_fill(no_image.view(-1, 1, 1, 1), 0.0)
     said = net(noised(batch.target, eps, alpha_bar), t, c_I, text, v)
     error = (said - wanted(batch.target, eps, alpha_bar, scheduler.config.prediction_type)).square()  # [B, C, h, w]
-    weight = 1 + (changed - 1) * changes(batch.source, batch.target)  # [B, 1, h, w]
+    weight = weighed(changes(batch.source, batch.target), rarity)  # [B, 1, h, w]
     return (weight * error).mean((1, 2, 3)) / weight.mean((1, 2, 3))
 
 
 def changes(source: Tensor, target: Tensor, least: float = 0.15) -> Tensor:
     """1 where the latents, whose spread is about 1, differ by more than `least`, mean over channels; [B, 1, h, w]. Ours."""
     return ((source - target).abs().mean(1, keepdim=True) > least).to(target)
+
+
+def weighed(changed: Tensor, rarity: float) -> Tensor:
+    """Where cells change [B, 1, h, w] -> the weight of every cell: share^-rarity of the changed ones, of the kept ones likewise.
+
+    So the small object of an edit counts beside the picture that stays, and the object that stays beside a new background. Ours.
+    """
+    share = changed.mean((1, 2, 3), keepdim=True)
+    least = 1 / changed[0].numel()
+    return torch.where(changed > 0, share.clamp_min(least), (1 - share).clamp_min(least)) ** -rarity
 
 
 def _dropped(text: TextCondition, null: TextCondition, where: Tensor) -> TextCondition:

@@ -32,9 +32,9 @@ class Pupil(nn.Module):
         self.to(device).to(memory_format=layout).train().requires_grad_(True)
         ease_backward(self.unet)
 
-    def losses(self, batch: Batch, draws: Draws, changed: float = 1.0) -> Tensor:
+    def losses(self, batch: Batch, draws: Draws, rarity: float = 0.0) -> Tensor:
         """Loss of each sample, [B]; instructions are read anew while their reader learns."""
         if self.text:
             batch = replace(batch, text=self.painter.read_text(batch.said), null=self.painter.null_text(1))
         v = self.table.v[batch.tasks]
-        return loss.per_sample(self.net[0], self.painter.scheduler, batch, draws, v, changed)
+        return loss.per_sample(self.net[0], self.painter.scheduler, batch, draws, v, rarity)

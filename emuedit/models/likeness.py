@@ -5,8 +5,8 @@ Shapes: N edits, H and W pixels, D the width of an embedding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -14,17 +14,26 @@ from emuedit.core import similarity
 from emuedit.models.clip import ClipJudge
 from emuedit.models.dino import DinoJudge
 
+Column = list[float | None]
+"""One number an edit, None where it is undefined."""
+Sides = tuple[torch.Tensor, torch.Tensor]
+"""Embeddings [N, D] before and after the edits."""
 
-@dataclass(frozen=True)
-class Likeness:
-    """Of N edits, float32 [N] each, NaN where undefined."""
 
-    clip_source: torch.Tensor  # picture before and its caption, cosine
-    clip_target: torch.Tensor  # picture after and its caption, cosine: CLIPout
-    clip_direction: torch.Tensor  # change of the picture and change of the caption: CLIPdir
-    clip_image: torch.Tensor  # both pictures, cosine: CLIPim
-    dino: torch.Tensor  # both pictures, cosine
-    l1: torch.Tensor  # both pictures, mean difference in [0, 1]
+def compared(images: Sides, texts: Sides, dino: Sides) -> dict[str, Column]:
+    """CLIP's embeddings of N pictures and captions before and after, and DINO's of the pictures -> columns of N numbers.
+
+    clip_source: cosine of picture and caption before; clip_target: after (CLIPout); clip_direction: of the change of the
+    picture and the change of the caption (CLIPdir), undefined where the captions are equal or the picture did not change;
+    clip_image: of both pictures (CLIPim); dino: of both pictures.
+    """
+    return {
+        "clip_source": column(similarity.cosine(images[0], texts[0])),
+        "clip_target": column(similarity.cosine(images[1], texts[1])),
+        "clip_direction": column(similarity.direction(*images, *texts)),
+        "clip_image": column(similarity.cosine(*images)),
+        "dino": column(similarity.cosine(*dino)),
+    }
 
 
 def measure(
@@ -34,23 +43,21 @@ def measure(
     after: torch.Tensor,
     source_captions: Sequence[str],
     target_captions: Sequence[str],
-) -> Likeness:
+) -> dict[str, Column]:
     """Pictures [N, 3, H, W] in [-1, 1] and their captions -> the five metrics of Emu Edit (arXiv 2311.10089), and clip_source.
 
-    The pictures are compared with the input, as there, not with a right answer. A direction is undefined where the captions
-    are equal or the picture did not change: an editor that does nothing gets CLIPim 1, DINO 1, L1 0 and no CLIPdir.
+    Those of `compared`, and l1: mean difference of both pictures in [0, 1]. The pictures are compared with the input, as
+    there, not with a right answer: an editor that does nothing gets CLIPim 1, DINO 1, L1 0 and no CLIPdir.
     """
     if before.shape != after.shape:
         raise ValueError(f"want pictures of one shape before and after, got {tuple(before.shape)} and {tuple(after.shape)}")
-    seen = clip.embed_images(torch.cat([before, after]))
-    image_in, image_out = seen.chunk(2)
-    text_in, text_out = clip.embed_texts([*source_captions, *target_captions]).chunk(2)
-    dino_in, dino_out = dino.embed_images(torch.cat([before, after])).chunk(2)
-    return Likeness(
-        clip_source=similarity.cosine(image_in, text_in).cpu(),
-        clip_target=similarity.cosine(image_out, text_out).cpu(),
-        clip_direction=similarity.direction(image_in, image_out, text_in, text_out).cpu(),
-        clip_image=similarity.cosine(image_in, image_out).cpu(),
-        dino=similarity.cosine(dino_in, dino_out).cpu(),
-        l1=(before - after).abs().mean((1, 2, 3)).cpu() / 2,
-    )
+    n = len(before)
+    both, captions = torch.cat([before, after]), [*source_captions, *target_captions]
+    seen, said, vectors = clip.embed_images(both), clip.embed_texts(captions), dino.embed_images(both)
+    l1 = column((before - after).abs().mean((1, 2, 3)) / 2)
+    return compared((seen[:n], seen[n:]), (said[:n], said[n:]), (vectors[:n], vectors[n:])) | {"l1": l1}
+
+
+def column(values: torch.Tensor) -> Column:
+    """[N] -> N numbers, None for NaN."""
+    return [None if math.isnan(value) else value for value in values.tolist()]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_PLAIN = ("AttnProcessor", "AttnProcessor2_0")
+from emuedit.models.attention import Processor, installed
 
 
 class Maps:
@@ -38,14 +38,13 @@ class Maps:
         total, n = self._seen[n_tokens]
         return total / n
 
-    def qk(self, *tensors: Tensor | None) -> list[Tensor | None]:
+    def qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Queries, keys (and their mask) [R, ...] of a self-attention, those of the source where they are wanted."""
-        n_tokens = next(one.shape[-2] for one in tensors if one is not None)
-        taken = self.self_tokens >= n_tokens
+        taken = self.self_tokens >= query.shape[-2]
         if not taken.any():
-            return list(tensors)
-        row = torch.where(taken, self.source_row, torch.arange(len(taken)))
-        return [None if one is None else one[row.to(one.device)] for one in tensors]
+            return query, key, mask
+        row = torch.where(taken, self.source_row, torch.arange(len(taken))).to(query.device)
+        return query[row], key[row], None if mask is None else mask[row]
 
     def free(self, n_tokens: int) -> bool:
         """Whether nobody edits or reads this layer's cross-attention."""
@@ -65,59 +64,31 @@ class Maps:
         return P.index_copy(0, rows, new.to(P.dtype))
 
 
-class MapsProcessor:
-    """An attention processor; but for `maps` it follows diffusers' AttnProcessor2_0 (0.42) and adds its upcast."""
+class MapsProcessor(Processor):
+    """Attention whose cross-attention maps, and self-attention's queries and keys, are edited as Maps say."""
 
     def __init__(self, maps: Maps) -> None:
         self.maps = maps
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        """Hidden states [R, N, D] -> the same shape; `temb` is for the spatial norms that a diffusion U-Net has not."""
-        del temb
-        residual = hidden_states
+    def check(self, attn: Any, hidden_states: Tensor) -> None:
+        """Maps belong to tokens."""
         if hidden_states.ndim != 3 or attn.spatial_norm is not None or attn.group_norm is not None:
             raise ValueError("want attention over rows of tokens, as in a diffusion U-Net, got one over a picture's channels")
-        own = encoder_hidden_states is None
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        rows = len(context)
-        if attention_mask is not None:
-            attention_mask = attn.prepare_attention_mask(attention_mask, context.shape[1], rows)
-            attention_mask = attention_mask.view(rows, attn.heads, -1, attention_mask.shape[-1])
-        if not own and attn.norm_cross:
-            context = attn.norm_encoder_hidden_states(context)
-        query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-        query, key, value = (one.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for one in (query, key, value))
-        query = query if attn.norm_q is None else attn.norm_q(query)
-        key = key if attn.norm_k is None else attn.norm_k(key)
-        if own:
-            query, key, attention_mask = self.maps.qk(query, key, attention_mask)
-        if attn.upcast_attention:
-            with torch.autocast(query.device.type, enabled=False):
-                out = self._attend(own, query.float(), key.float(), value.float(), attention_mask)
-        else:
-            out = self._attend(own, query, key, value, attention_mask)
-        out = attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2).to(query.dtype)))
-        if attn.residual_connection:
-            out = out + residual
-        return out / attn.rescale_output_factor
 
-    def _attend(self, own: bool, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Those of the source where they are wanted."""
+        return self.maps.qk(query, key, mask)
+
+    def attend(self, own: bool, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """As ever, but for cross-attention in the half with text: its maps are made in full where somebody wants them."""
         if own or self.maps.free(query.shape[2]):
-            return _plain(query, key, value, mask)
+            return super().attend(own, query, key, value, mask)
         first = self.maps.first_text_row
         masks = (None, None) if mask is None else (mask[:first], mask[first:])
         out = self._edited(query[first:], key[first:], value[first:], masks[1])
-        return torch.cat([_plain(query[:first], key[:first], value[:first], masks[0]), out]) if first else out
+        return torch.cat([super().attend(own, query[:first], key[:first], value[:first], masks[0]), out]) if first else out
 
     def _edited(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention whose maps are made in full."""
         scores = query @ key.mT * query.shape[-1] ** -0.5
         scores = scores if mask is None else scores + mask
         return (self.maps.edit(scores.softmax(-1)).to(value.dtype) @ value).to(query.dtype)
@@ -125,20 +96,7 @@ class MapsProcessor:
 
 @contextmanager
 def watched(unet: Any) -> Iterator[Maps]:
-    """Put Maps into every attention layer of a U-Net; the processors from before come back at the end.
-
-    Raises ValueError for a U-Net with processors of its own (adapters, other controls): they would be switched off silently.
-    """
-    before = unet.attn_processors
-    if strange := sorted({type(one).__name__ for one in before.values()} - set(_PLAIN)):
-        raise ValueError(f"want a U-Net with plain attention ({', '.join(_PLAIN)}), got {strange}; unload the adapters first")
+    """Put Maps into every attention layer of a U-Net, see `models.attention.installed`."""
     maps = Maps()
-    unet.set_attn_processor({name: MapsProcessor(maps) for name in before})
-    try:
+    with installed(unet, MapsProcessor(maps)):
         yield maps
-    finally:
-        unet.set_attn_processor(dict(before))
-
-
-def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from emuedit.core import alignment, attention
 from emuedit.models.painter import Painter, TextCondition
+from emuedit.rivals import inversion
 from emuedit.rivals.attention_maps import Maps, watched
 
 EVERYWHERE = 1 << 30
@@ -112,17 +113,25 @@ class PromptToPrompt:
     dtype: torch.dtype = torch.float32
 
     def paint(
-        self, captions: Sequence[str], seeds: Sequence[int], guidance: Sequence[float], edits: Sequence[Edit]
+        self,
+        captions: Sequence[str],
+        seeds: Sequence[int],
+        guidance: Sequence[float],
+        edits: Sequence[Edit],
+        path: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Sources and their edits from the same noise, in one batch: latents float32 [G, C, h, w] and [K, C, h, w]."""
+        """Sources and their edits from the same noise, in one batch: latents float32 [G, C, h, w] and [K, C, h, w].
+
+        With a `path` float32 [S + 1, G, C, h, w] of real pictures (`inversion.path`) the sources walk it with DDIM, whatever
+        the guidance, and their edits start from its noise.
+        """
         if not len(captions) == len(seeds) == len(guidance) or not captions:
             raise ValueError(f"want a seed and a guidance a caption, got {len(captions)}, {len(seeds)} and {len(guidance)}")
         of = [*range(len(captions)), *(one.source for one in edits)]
-        scheduler = type(self.painter.scheduler).from_config(self.painter.scheduler.config)
-        scheduler.set_timesteps(self.steps, device=self.painter.device)
+        scheduler = self._scheduler(len(captions), path)
         generators = [torch.Generator().manual_seed(seeds[g]) for g in of]  # the same chance for a source and its edits
         extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        z_t = self.painter.noise(generators) * scheduler.init_noise_sigma  # [R, C, h, w]
+        z_t = self.painter.noise(generators) * scheduler.init_noise_sigma if path is None else path[0, of]  # [R, C, h, w]
         strength = torch.tensor([*guidance, *(one.guidance for one in edits)], device=z_t.device).view(-1, 1, 1, 1)
         guided = bool((strength != 1).any())
         text = self.painter.encode_text([*captions, *(one.caption for one in edits)])
@@ -138,8 +147,21 @@ class PromptToPrompt:
                     e_null, e_text = eps.chunk(2)
                     eps = e_null + strength * (e_text - e_null)
                 z_t = scheduler.step(eps, t, z_t, **extra, return_dict=False)[0]
+                if path is not None:
+                    z_t = torch.cat([path[i + 1], z_t[len(captions) :]])
                 z_t = plan.after(i, z_t)
         return z_t[: len(captions)], z_t[len(captions) :]
+
+    def _scheduler(self, n_sources: int, path: Tensor | None) -> Any:
+        """A fresh one, ready to step: the painter's own, or the one that the path was made with."""
+        if path is None:
+            scheduler = type(self.painter.scheduler).from_config(self.painter.scheduler.config)
+            scheduler.set_timesteps(self.steps, device=self.painter.device)
+            return scheduler
+        if path.shape[:2] != (self.steps + 1, n_sources):
+            want = (self.steps + 1, n_sources)
+            raise ValueError(f"want a path of {want} latents, steps and sources, got {tuple(path.shape[:2])}; invert anew")
+        return inversion.ddim(self.painter, self.steps)
 
 
 class _Plan:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from emuedit.core import attention
-
-_PLAIN = ("AttnProcessor", "AttnProcessor2_0")
+from emuedit.models.attention import Processor, installed
 
 
 class Control:
@@ -38,12 +37,12 @@ class Control:
         self._qk_row = attention.injected(rows, source_row, inject)
         self._at: dict[int, Tensor] = {}
 
-    def qk(self, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    def qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Queries, keys (and their mask) [R, ...] with injection done."""
-        self._check(tensors[0])
+        self._check(query)
         if not self._injects:
-            return tensors
-        return tuple(None if one is None else one[self._qk_row] for one in tensors)
+            return query, key, mask
+        return query[self._qk_row], key[self._qk_row], None if mask is None else mask[self._qk_row]
 
     def mix(self, out: Tensor) -> Tensor:
         """A layer's outputs [R, N, D], mixed."""
@@ -55,82 +54,32 @@ class Control:
             self._at[n_tokens] = attention.tokens(self._M, *attention.grid(n_tokens, *self._size))
         return attention.mixed(out, source_row, self._at[n_tokens])
 
-    def _check(self, rows: Tensor | None) -> Tensor:
+    def _check(self, rows: Tensor) -> Tensor:
         if self._source_row is None:
             raise ValueError("the U-Net runs under a Control of which nothing was set; call Control.set before every forward")
-        if rows is not None and len(rows) != len(self._source_row):
+        if len(rows) != len(self._source_row):
             raise ValueError(f"the Control was set for {len(self._source_row)} rows, the forward has {len(rows)}; set it anew")
         return self._source_row
 
 
-class SoftMaskProcessor:
-    """An attention processor; but for `control` it follows diffusers' AttnProcessor2_0 (0.42) and adds its upcast."""
+class SoftMaskProcessor(Processor):
+    """Attention that mixes its outputs, and takes queries and keys, as a Control says."""
 
     def __init__(self, control: Control) -> None:
         self.control = control
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        """Hidden states [R, N, D] or [R, D, h, w] -> the same shape."""
-        residual, shape = hidden_states, hidden_states.shape
-        if attn.spatial_norm is not None:
-            hidden_states = attn.spatial_norm(hidden_states, temb)
-        if len(shape) == 4:
-            hidden_states = hidden_states.flatten(2).transpose(1, 2)
-        own = encoder_hidden_states is None
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        rows = len(context)
-        if attention_mask is not None:
-            attention_mask = attn.prepare_attention_mask(attention_mask, context.shape[1], rows)
-            attention_mask = attention_mask.view(rows, attn.heads, -1, attention_mask.shape[-1])
-        if attn.group_norm is not None:
-            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
-        if own:
-            context = hidden_states
-        elif attn.norm_cross:
-            context = attn.norm_encoder_hidden_states(context)
-        query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-        query, key, value = (one.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for one in (query, key, value))
-        query = query if attn.norm_q is None else attn.norm_q(query)
-        key = key if attn.norm_k is None else attn.norm_k(key)
-        if own:
-            query, key, attention_mask = self.control.qk(query, key, attention_mask)
-        out = _attend(query, key, value, attention_mask, attn.upcast_attention)
-        out = self.control.mix(out.transpose(1, 2).flatten(2).to(query.dtype))
-        out = attn.to_out[1](attn.to_out[0](out))
-        if len(shape) == 4:
-            out = out.transpose(1, 2).reshape(shape)
-        if attn.residual_connection:
-            out = out + residual
-        return out / attn.rescale_output_factor
+    def qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """With injection done."""
+        return self.control.qk(query, key, mask)
+
+    def out(self, out: Tensor) -> Tensor:
+        """Mixed."""
+        return self.control.mix(out)
 
 
 @contextmanager
 def controlled(unet: Any) -> Iterator[Control]:
-    """Put a Control into every attention layer of a U-Net; the processors from before come back at the end.
-
-    Raises ValueError for a U-Net with processors of its own (adapters, other controls): they would be switched off silently.
-    """
-    before = unet.attn_processors
-    if strange := sorted({type(one).__name__ for one in before.values()} - set(_PLAIN)):
-        raise ValueError(f"want a U-Net with plain attention ({', '.join(_PLAIN)}), got {strange}; unload the adapters first")
+    """Put a Control into every attention layer of a U-Net, see `models.attention.installed`."""
     control = Control()
-    unet.set_attn_processor({name: SoftMaskProcessor(control) for name in before})
-    try:
+    with installed(unet, SoftMaskProcessor(control)):
         yield control
-    finally:
-        unet.set_attn_processor(dict(before))
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, upcast: bool) -> Tensor:
-    if not upcast:
-        return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    with torch.autocast(query.device.type, enabled=False):
-        wide = None if mask is None else mask.float()
-        return torch.nn.functional.scaled_dot_product_attention(query.float(), key.float(), value.float(), attn_mask=wide)

@@ -1,6 +1,6 @@
 """Tiny random painters of the four shapes an editor is made from, and tiny editors made from them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +96,6 @@ def shaken(net: EditorNet) -> EditorNet:
         for weight in net.parameters():
             weight += 0.1 * torch.randn(weight.shape, generator=chance)
     return net
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def test_a_perfect_network_has_no_loss(shape: str, make_painter: Callable[[str],
     scheduler, some = make_painter(shape).scheduler, batch()
     draws = loss.draw((4, 8, 8, 8), 1000, NEVER, 1.0, "test")
     oracle = Oracle(some.target, scheduler.alphas_cumprod, scheduler.config.prediction_type)
-    each = loss.per_sample(oracle, scheduler, some, draws, torch.zeros(4, 6), 3.0)
+    each = loss.per_sample(oracle, scheduler, some, draws, torch.zeros(4, 6), 0.5)
     torch.testing.assert_close(each, torch.zeros(4), rtol=0, atol=1e-6)
 
 
@@ -91,20 +91,27 @@ def test_draws_keep_the_shares_and_follow_from_their_keys() -> None:
     torch.testing.assert_close(late.mean(), torch.tensor(666.0), rtol=0, atol=8)
 
 
-def test_the_changed_region_counts_more(make_painter: Callable[[str], Painter]) -> None:
+def test_what_is_rare_counts_more() -> None:
     some = batch()
     where = loss.changes(some.source, some.target)
     want = torch.zeros(4, 1, 8, 8)
     want[:, :, 2:4, 2:4] = 1
     assert torch.equal(where, want)
+    assert torch.equal(loss.weighed(where, 0.0), torch.ones_like(where))
+    square_root = torch.where(want > 0, (4 / 64) ** -0.5, (60 / 64) ** -0.5)
+    torch.testing.assert_close(loss.weighed(where, 0.5), square_root)
+    halves = loss.weighed(where, 1.0)
+    torch.testing.assert_close((halves * where).sum((1, 2, 3)), (halves * (1 - where)).sum((1, 2, 3)))
+    for all_alike in (torch.zeros_like(where), torch.ones_like(where)):
+        torch.testing.assert_close(loss.weighed(all_alike, 0.5), torch.ones_like(where))
+
+
+def test_the_weights_reach_the_loss(make_painter: Callable[[str], Painter]) -> None:
+    some = batch()
     torch.manual_seed(1)
     painter = make_painter("toy")
     net = checkpoint.from_painter(painter, 6)
     draws = loss.draw((4, 8, 8, 8), 1000, NEVER, 1.0, "test")
     v = net.table.v[some.tasks].detach()
-    flat, heavy, all_changed = (
-        loss.per_sample(net, painter.scheduler, b, draws, v, w).detach()
-        for b, w in ((some, 1.0), (some, 5.0), (Batch(-9 * some.target, some.target, some.text, some.null, some.tasks, (), ()), 5.0))
-    )
-    assert not torch.allclose(flat, heavy)
-    assert torch.isfinite(all_changed).all()
+    flat, weighed = (loss.per_sample(net, painter.scheduler, some, draws, v, rarity).detach() for rarity in (0.0, 0.5))
+    assert not torch.allclose(flat, weighed)

@@ -1,7 +1,7 @@
 """Tiny random networks of the real architectures, saved as their own libraries save them, built without a network."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -65,15 +65,6 @@ def clip_tokenizer() -> Callable[..., Any]:
         return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length, **kwargs)
 
     return build
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small only wait for a second thread, and for long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -29,14 +29,6 @@ def tiny(recipe: Recipe) -> Recipe:
     return replace(recipe, steps=2, batch=3)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every model after two steps, published as the command does."""

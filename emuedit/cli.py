@@ -1,4 +1,4 @@
-"""The command line: `emuedit edit in.png "make the circle red" -o out.png`."""
+"""The command line: `emuedit edit in.png "make the circle red" -o out.png`, and pairs in and out of the formats of others."""
 
 import argparse
 import dataclasses
@@ -6,9 +6,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emuedit import photo
 from emuedit.bundle import EDITOR, Bundle, BundleError, Knobs, Turn
+from emuedit.layouts import NAMES
+
+if TYPE_CHECKING:
+    from emuedit.layouts.reading import Tasks
 
 MODELS = Path("models")
 REGISTERED = "models:/emuedit-editor@champion"
@@ -25,6 +30,14 @@ HELP = {
     "alpha": "pixels that change less than this stay as they were; 0 keeps none",
     "keep_turns": "also write the picture after every instruction, as <out>-1.png, <out>-2.png, ...",
     "overwrite": "allow the result to take the place of the picture itself",
+    "layout": f"whose columns they have: {', '.join(NAMES)}",
+    "folder": "folder with the dataset's Parquet files, at any depth",
+    "pairs": "new folder for the pairs",
+    "files": "which of the files, such as 'train-*.parquet'; default: all",
+    "all_task": "the task of every pair",
+    "router": "folder of the router that tells the task of every pair from its instruction, such as models/router",
+    "size": "pixels a side of the pictures, cut square and scaled; training wants the painter's; default: as they come",
+    "dataset": "new folder for the kept pairs of data/pairs, as a dataset for others",
 }
 
 
@@ -41,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
     asked = _parser().parse_args(arguments)
     try:
-        _edit(asked)
+        asked.do(asked)
     except (BundleError, photo.PhotoError, ValueError, FileNotFoundError) as error:
         print(f"emuedit: {error}", file=sys.stderr)
         return 2
@@ -130,9 +143,43 @@ def _checked(knobs: Knobs) -> Knobs:
     return knobs
 
 
+def _import(asked: argparse.Namespace) -> None:
+    from emuedit.layouts import importer, layout
+    from emuedit.layouts.reading import Wanted
+
+    wanted = Wanted(layout.known(asked.layout), asked.size, *_told(asked.task, asked.router))
+    summary = importer.run(wanted, importer.found(asked.folder, asked.files), asked.out, Path())
+    print(f"{asked.out}: {summary.counts}")
+
+
+def _told(task: str | None, router: Path | None) -> "tuple[str, Tasks | None]":
+    """How imported pairs get their tasks: in words, and as a function. ValueError for a task that no editor is trained on."""
+    if task:
+        from emuedit.tasks import task as known
+
+        if known(task).index is None:
+            raise ValueError(f"want a task that editors are trained on, got {task}, which is for inversion; name another --task")
+        return f"all {task}", lambda texts: [task] * len(texts)
+    if router:
+        from emuedit.editor import router as routers
+        from emuedit.records import read_summary
+
+        guide = routers.load(str(router))
+        return f"by router {read_summary(router).fingerprint}", lambda texts: [guess.task for guess in guide.predict(texts)]
+    return "the dataset alone", None
+
+
+def _export(asked: argparse.Namespace) -> None:
+    from emuedit.layouts import exporter
+
+    print(f"{asked.out}: {exporter.run(asked.out, Path()).counts}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="emuedit", description="An open Emu Edit: edit pictures by instruction.")
-    edit = parser.add_subparsers(required=True, metavar="command").add_parser("edit", help="edit a picture")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    edit = commands.add_parser("edit", help="edit a picture")
+    edit.set_defaults(do=_edit)
     edit.add_argument("image", type=Path, help=HELP["image"])
     edit.add_argument("instructions", nargs="+", metavar="instruction", help=HELP["instructions"])
     edit.add_argument("-o", "--out", type=Path, help=HELP["out"])
@@ -145,4 +192,17 @@ def _parser() -> argparse.ArgumentParser:
     edit.add_argument("--alpha", type=float, help=HELP["alpha"])
     edit.add_argument("--keep-turns", action="store_true", help=HELP["keep_turns"])
     edit.add_argument("--overwrite", action="store_true", help=HELP["overwrite"])
+    bring = commands.add_parser("import", help="make pairs of a public dataset")
+    bring.set_defaults(do=_import)
+    bring.add_argument("layout", help=HELP["layout"])
+    bring.add_argument("folder", type=Path, help=HELP["folder"])
+    bring.add_argument("out", type=Path, help=HELP["pairs"])
+    bring.add_argument("--files", default="*.parquet", metavar="PATTERN", help=HELP["files"])
+    tasks = bring.add_mutually_exclusive_group()
+    tasks.add_argument("--task", help=HELP["all_task"])
+    tasks.add_argument("--router", type=Path, metavar="FOLDER", help=HELP["router"])
+    bring.add_argument("--size", type=int, metavar="PX", help=HELP["size"])
+    give = commands.add_parser("export", help="write the kept pairs as a dataset for others")
+    give.set_defaults(do=_export)
+    give.add_argument("out", type=Path, help=HELP["dataset"])
     return parser

@@ -21,7 +21,7 @@ from emuedit import params as house
 from emuedit.agents import agent as agents
 from emuedit.agents import moderation
 from emuedit.agents.agent import Agent
-from emuedit.agents.answer import BOTH_WAYS, AnswerError, Direction, Edit, Question, read
+from emuedit.agents.answer import BOTH_WAYS, AnswerError, Direction, Edit, Question, read, schema
 from emuedit.agents.diversity import diversity, tidy
 from emuedit.agents.moderation import WordList
 from emuedit.models.writer import FACTORY, ChatWriter, Writer, WriterError, load_writer
@@ -68,6 +68,8 @@ class Params(house.Params):
     """Instructions kept of one task; a task that has them is asked no more."""
     max_failed_share: float = Field(ge=0, le=1)
     """Share of a shard's questions that the writer may fail to answer at all; beyond it the run stops."""
+    constrain: bool
+    """Hold the writer to the JSON Schema of answers; for endpoints that do not know `response_format`: false."""
     concurrency: int = Field(ge=1)
     """Questions asked at the same time; changes no result."""
 
@@ -92,12 +94,13 @@ class Asking:
             return Drop(caption.text, "moderated", source, caption.index)
         asked = Question(task, caption.text, _direction(caption, task))
         told = agent.conversation(asked, params.exemplar_share, caption.id, task)
+        form = schema(task, agent.choices) if params.constrain else None
         failed: AnswerError | WriterError | None = None
         text = ""
         for attempt in range(params.retries + 1):
             seed = seed_for("instructions", caption.id, task, attempt)
             try:
-                text = self.writer.write(told, seed=seed, temperature=params.temperature, top_p=params.top_p)
+                text = self.writer.write(told, seed=seed, temperature=params.temperature, top_p=params.top_p, schema=form)
                 edit = read(text, asked, params.max_words, agent.choices)
             except WriterError as error:
                 failed = error

@@ -2,11 +2,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from emuedit.agents import agent as agents
 from emuedit.agents import moderation
-from emuedit.agents.answer import KEYS, AnswerError, Question, read
+from emuedit.agents.answer import KEYS, AnswerError, Question, read, schema
 from emuedit.agents.diversity import diversity, tidy
 from emuedit.params import ParamsError
 from emuedit.records import Instruction
@@ -39,6 +40,25 @@ def test_an_answer_is_one_json_object() -> None:
     assert error.value.final
 
 
+def test_the_schema_takes_good_answers_and_refusals_and_nothing_else() -> None:
+    def fits(answer: Any, task: str = "remove", choices: tuple[str, ...] = ()) -> bool:
+        return jsonschema.Draft202012Validator(schema(task, choices)).is_valid(answer)
+
+    assert fits(GOOD)
+    assert not fits(GOOD | {"original_object": ""})
+    assert not fits(GOOD | {"edited_object": "cat"})  # nothing is there afterwards
+    assert not fits(GOOD | {"why": "so"})
+    assert not fits({key: GOOD[key] for key in KEYS[1:]})
+    assert not fits(GOOD | {"instruction": "remove " * 50})
+    assert fits(GOOD | {"original_object": "", "edited_object": "blur"}, "color", ("blur",))
+    assert not fits(GOOD | {"original_object": "", "edited_object": "sing"}, "color", ("blur",))
+    no = json.dumps(GOOD | {"instruction": "I cannot: there is no dog."})
+    assert fits(json.loads(no))
+    with pytest.raises(AnswerError, match="there is no dog") as error:
+        read(no, ASKED, 10)
+    assert error.value.final
+
+
 def test_an_answer_must_say_what_its_task_needs() -> None:
     for key in KEYS:
         assert refused(json.dumps({k: v for k, v in GOOD.items() if k != key})) == "lost_key"
@@ -58,6 +78,8 @@ def test_an_answer_must_say_what_its_task_needs() -> None:
 def test_every_task_has_an_agent_whose_exemplars_are_good_answers(task: str) -> None:
     agent = agents.load(AGENTS, task)
     assert len(agent.exemplars) >= 5
+    for one in agent.exemplars:
+        jsonschema.validate({key: one.answer[key] for key in KEYS}, schema(task, agent.choices))
     assert len(set(agent.verbs)) >= 8
     assert task in agent.description
     assert len({one.caption for one in agent.exemplars}) == len(agent.exemplars)

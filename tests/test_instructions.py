@@ -1,13 +1,13 @@
 import json
 import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from emuedit import instructions
+from emuedit.agents import agent as agents
+from emuedit.agents.answer import schema
 from emuedit.instructions import InstructionsError, Params, run
 from emuedit.models.endpoint import OpenAIWriter
 from emuedit.models.writer import WriterError
@@ -47,12 +47,15 @@ class Scripted:
     """A writer of good answers, or of what `say` makes of the question; keeps every conversation."""
 
     def __init__(self, say: Any = None) -> None:
-        self.say, self.heard, self.lock = say, [], threading.Lock()  # type: ignore[var-annotated]
+        self.say, self.heard, self.held_to, self.lock = say, [], [], threading.Lock()  # type: ignore[var-annotated]
 
-    def write(self, messages: list[dict[str, str]], *, seed: int, temperature: float = 0.9, top_p: float = 0.9) -> str:
+    def write(
+        self, messages: list[dict[str, str]], *, seed: int, temperature: float = 0.9, top_p: float = 0.9, schema: Any = None
+    ) -> str:
         asked = json.loads(messages[-1]["content"].splitlines()[-1])
         with self.lock:
             self.heard.append((asked, messages, seed, temperature, top_p))
+            self.held_to.append(schema)
         answer = GOOD | {
             "instruction": f"{asked['task']} it, version {seed % 97}", "edited_object": "cat", "output_caption": f"new {seed}",
         }  # fmt: skip
@@ -105,6 +108,18 @@ def test_every_task_is_asked_once_for_every_caption(tmp_path: Path, hire: Any) -
     figures = json.loads((tmp_path / instructions.OUT / "diversity.json").read_text())
     assert figures["remove"]["instructions"] == 6
     assert figures["all"]["objects"] == {"cat": 6, "dog": 6}
+
+
+def test_the_writer_is_held_to_the_answers_of_its_task(tmp_path: Path, hire: Any) -> None:
+    captions(tmp_path, "one dog")
+    writer = hire(lambda asked, messages, answer: json.dumps(json.loads(answer) | {"edited_object": "blur"}))
+    run(knobs(tasks=("remove", "color")), tmp_path)
+    remove, color = writer.held_to
+    assert remove == schema("remove")
+    assert color["properties"]["edited_object"]["enum"] == list(agents.load(AGENTS, "color").choices)
+    free = hire()
+    run(knobs(tasks=("remove",), constrain=False), tmp_path)
+    assert free.held_to == [None]
 
 
 def test_a_bad_answer_is_complained_about_and_then_dropped(tmp_path: Path, hire: Any) -> None:
@@ -187,52 +202,24 @@ def test_one_silent_answer_is_dropped_and_a_silent_writer_stops_the_run(tmp_path
         run(knobs(tasks=("remove",), max_failed_share=0.0), tmp_path)
 
 
-class Endpoint:
-    """A real HTTP server that speaks the OpenAI protocol; its first answers are a 500 and one with words around two objects."""
-
-    def __init__(self) -> None:
-        self.codes: list[int] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                number = len(outer.codes)
-                outer.codes.append(500 if number == 0 else 200)
-                content = "Here are two: {} {}" if number == 1 else json.dumps(GOOD | {"instruction": f"remove {body['seed']}"})
-                payload = json.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]}).encode()
-                self.send_response(outer.codes[-1])
-                self.send_header("Content-Length", str(len(payload)))
-                self.end_headers()
-                self.wfile.write(payload)
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        self.thread = threading.Thread(target=self.http.serve_forever)
-        self.thread.start()
-
-
-@pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    running = Endpoint()
-    yield running
-    running.http.shutdown()
-    running.thread.join()
-    running.http.server_close()
-
-
-def test_a_real_endpoint_that_stumbles(tmp_path: Path, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_endpoint_that_stumbles(tmp_path: Path, endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     captions(tmp_path)
     monkeypatch.setattr(instructions, "load_writer", lambda spec: OpenAIWriter(*spec.split("#"), backoff_s=0.001))
+
+    def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        good = json.dumps(GOOD | {"instruction": f"remove {body['seed']}"})
+        number = len(endpoint.asked)
+        return (500, {}) if number == 1 else endpoint.said("Here are two: {} {}" if number == 2 else good)
+
+    endpoint.answer = answer
     world = knobs().world.model_copy(update={"writer": f"{endpoint.url}#a-model"})
     assert run(knobs(tasks=("remove",), world=world), tmp_path).counts == {"kept": 6, "kept_remove": 6}
-    assert endpoint.codes == [500, *[200] * 7]
+    assert len(endpoint.asked) == 8
     found = list(read_folder(tmp_path / instructions.OUT, Instruction))
     assert {one.writer for one in found} == {f"{endpoint.url}#a-model"}
     assert all(one.text == f"remove {one.seed}" for one in found)
+    forms = [body["response_format"]["json_schema"]["schema"] for *_, body in endpoint.asked]
+    assert forms == [schema("remove")] * 8
 
 
 def test_nothing_kept_is_an_error(tmp_path: Path, hire: Any) -> None:

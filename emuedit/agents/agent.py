@@ -23,7 +23,8 @@ one JSON object and nothing else. Its keys, each with a text:
   understands ("brown dog"); empty where the description below says so.
 - "edited_object": what is there afterwards, in the same manner; empty where the description below says so.
 - "output_caption": the caption of the edited photograph. Keep the words for what the edit leaves alone.
-Where the caption has nothing that such an edit could touch, answer with "{UNSUITED}" and the reason instead.
+Where the caption has nothing that such an edit could touch, answer with "{UNSUITED}" and the reason instead, or let
+"instruction" say so.
 """
 
 

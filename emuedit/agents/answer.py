@@ -34,7 +34,10 @@ _REFUSALS = re.compile(
     r"\s*(i['’]?m sorry|i am sorry|sorry|i can(not|['’]t)|i won['’]t|i am unable|unfortunately)", re.IGNORECASE
 )
 UNSUITED = "I cannot:"
-"""How a writer says that the caption has nothing this task could edit. It is not asked again."""
+"""How a writer says that the caption has nothing this task could edit, alone or as its instruction. It is not asked again."""
+_TEXT = r"^\S.{0,299}$"
+_MAYBE = r"^.{0,299}$"
+"""What a text may be: one line, not endless (ours), for a needed one not empty. Patterns, as strict endpoints refuse lengths."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,20 @@ class AnswerError(ValueError):
         self.reason, self.final = reason, final
 
 
+def schema(task: str, choices: tuple[str, ...] = ()) -> dict[str, Any]:
+    """JSON Schema of a good answer, for writers that can be held to one: all keys, in order, and nothing else.
+
+    It keeps to what OpenAI's strict mode takes. `read` still has the last word: no schema says "not the caption again".
+    """
+    original, edited = OBJECTS.get(task, (UNUSED, UNUSED))
+    needs = dict(zip(KEYS, (NEEDED, original, edited, NEEDED), strict=True))
+    allowed: dict[str, dict[str, Any]] = {NEEDED: {"pattern": _TEXT}, WELCOME: {"pattern": _MAYBE}, UNUSED: {"enum": [""]}}
+    texts = {key: {"type": "string", **allowed[need]} for key, need in needs.items()}
+    if choices:
+        texts["edited_object"] = {"type": "string", "enum": list(choices)}
+    return {"type": "object", "properties": texts, "required": list(KEYS), "additionalProperties": False}
+
+
 def read(text: str, asked: Question, max_words: int, choices: tuple[str, ...] = ()) -> Edit:
     """The edit that an answer holds. `choices`: what edited_object may be, if not anything.
 
@@ -83,6 +100,8 @@ def read(text: str, asked: Question, max_words: int, choices: tuple[str, ...] = 
         if not isinstance(found[key], str | None):
             raise AnswerError("no_text", f"the value of {key!r} must be text, got {json.dumps(found[key])[:80]}")
     values = {key: " ".join((found[key] or "").split()) for key in KEYS}
+    if values["instruction"].startswith(UNSUITED):
+        raise AnswerError("refused", values["instruction"], final=True)
     original, edited = OBJECTS.get(asked.task, (UNUSED, UNUSED))
     needs = {"instruction": NEEDED, "original_object": original, "edited_object": edited, "output_caption": NEEDED}
     for key, need in needs.items():

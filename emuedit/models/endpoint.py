@@ -8,9 +8,12 @@ import time
 import urllib.error
 import urllib.request
 from http.client import HTTPException
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emuedit.models.writer import TEMPERATURE, TOP_P, Message, WriterError
+
+if TYPE_CHECKING:
+    from emuedit.models.constraint import Schema
 
 RETRIED = {408, 409, 429, 500, 502, 503, 504}
 LONGEST_WAIT_S = 60.0
@@ -21,7 +24,7 @@ class OpenAIWriter:
 
     The key is read from the environment variable `key_env` at each call; without one no Authorization is sent.
     Busy answers (429, 5xx), lost connections and timeouts are tried again after backoff_s, 2 backoff_s, 4 backoff_s, ...
-    or what Retry-After asks, at most `retries` times. With `schema` the answer must be JSON of that schema.
+    or what Retry-After asks, at most `retries` times.
     """
 
     def __init__(
@@ -33,20 +36,30 @@ class OpenAIWriter:
         timeout_s: float = 60.0,
         retries: int = 5,
         backoff_s: float = 1.0,
-        schema: dict[str, Any] | None = None,
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"base_url must be http(s)://host/v1, got {base_url!r}")
         self.url, self.model, self.key_env = base_url.rstrip("/") + "/chat/completions", model, key_env
-        self.timeout_s, self.retries, self.backoff_s, self.schema = timeout_s, retries, backoff_s, schema
+        self.timeout_s, self.retries, self.backoff_s = timeout_s, retries, backoff_s
 
-    def write(self, messages: list[Message], *, seed: int, temperature: float = TEMPERATURE, top_p: float = TOP_P) -> str:
-        """The endpoint's answer; WriterError when it refuses or stays away."""
+    def write(
+        self,
+        messages: list[Message],
+        *,
+        seed: int,
+        temperature: float = TEMPERATURE,
+        top_p: float = TOP_P,
+        schema: Schema | None = None,
+    ) -> str:
+        """The endpoint's answer; WriterError when it refuses or stays away.
+
+        With `schema` the endpoint is asked to hold the model to it (`response_format`, which not every server knows).
+        """
         asked: dict[str, Any] = {
             "model": self.model, "messages": messages, "seed": seed, "temperature": temperature, "top_p": top_p,
         }  # fmt: skip
-        if self.schema is not None:
-            form = {"name": "answer", "schema": self.schema, "strict": True}
+        if schema is not None:
+            form = {"name": "answer", "schema": schema, "strict": True}
             asked["response_format"] = {"type": "json_schema", "json_schema": form}
         body = json.dumps(asked).encode()
         for attempt in range(self.retries + 1):
@@ -55,7 +68,8 @@ class OpenAIWriter:
             except urllib.error.HTTPError as error:
                 said = error.read(2000).decode(errors="replace")
                 if error.code not in RETRIED or attempt == self.retries:
-                    raise WriterError(f"{self.url} answered {error.code} for {self.model!r}: {said}") from error
+                    hint = "; if it knows no response_format, ask without a schema" if schema and error.code in (400, 422) else ""
+                    raise WriterError(f"{self.url} answered {error.code} for {self.model!r}: {said}{hint}") from error
                 wait = _retry_after(error.headers.get("Retry-After"))
             except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
                 if attempt == self.retries:

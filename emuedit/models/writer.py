@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import importlib
 import re
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from emuedit.models import sources
 
 if TYPE_CHECKING:
     import torch
+
+    from emuedit.models.constraint import Schema
 
 Message = dict[str, str]
 TEMPERATURE, TOP_P = 0.9, 0.9
@@ -29,8 +32,16 @@ class WriterError(RuntimeError):
 class Writer(Protocol):
     """Whatever turns messages into text. The same messages and seed give the same text, as far as the writer can."""
 
-    def write(self, messages: list[Message], *, seed: int, temperature: float = TEMPERATURE, top_p: float = TOP_P) -> str:
-        """The answer to these messages."""
+    def write(
+        self,
+        messages: list[Message],
+        *,
+        seed: int,
+        temperature: float = TEMPERATURE,
+        top_p: float = TOP_P,
+        schema: Schema | None = None,
+    ) -> str:
+        """The answer to these messages; JSON of a JSON Schema where one is given and the writer can be held to it."""
         ...
 
 
@@ -42,8 +53,19 @@ class ChatWriter:
             raise ValueError("want a chat model whose tokenizer has a chat_template, got one without; use an -it model")
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
 
-    def write(self, messages: list[Message], *, seed: int, temperature: float = TEMPERATURE, top_p: float = TOP_P) -> str:
-        """The model's answer. Temperature 0 is greedy; the global random state is left as it was."""
+    def write(
+        self,
+        messages: list[Message],
+        *,
+        seed: int,
+        temperature: float = TEMPERATURE,
+        top_p: float = TOP_P,
+        schema: Schema | None = None,
+    ) -> str:
+        """The model's answer. Temperature 0 is greedy; the global random state is left as it was.
+
+        With `schema` it is JSON of that schema, unless it takes more than `max_new_tokens`.
+        """
         import torch
 
         inputs = self.tokenizer.apply_chat_template(
@@ -52,12 +74,26 @@ class ChatWriter:
         sampling: dict[str, Any] = {"do_sample": False}
         if temperature > 0:
             sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        if schema is not None:
+            sampling["logits_processor"] = self._held(schema, inputs["input_ids"].shape[1])
         device = self.model.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
             torch.manual_seed(seed)
             out = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, pad_token_id=self._pad(), **sampling)
         text: str = self.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return text.strip()
+
+    def _held(self, schema: Schema, prompt_tokens: int) -> list[Any]:
+        from emuedit.models.constraint import Constraint
+
+        return sources.library("transformers").LogitsProcessorList([Constraint(schema, self._tokens, prompt_tokens)])
+
+    @cached_property
+    def _tokens(self) -> Any:
+        from emuedit.models.constraint import tokens_of
+
+        ends = self.model.generation_config.eos_token_id
+        return tokens_of(self.tokenizer, self.model.config.vocab_size, self.tokenizer.eos_token_id if ends is None else ends)
 
     def _pad(self) -> Any:
         return self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
@@ -98,5 +134,6 @@ def _made(spec: str) -> Writer:
         raise ValueError(f"want an importable 'module:factory', got {spec!r}: {error}") from error
     made = make()
     if not isinstance(made, Writer):
-        raise TypeError(f"{spec} must return an object with write(messages, *, seed, ...), got {type(made).__name__}")
+        got = type(made).__name__
+        raise TypeError(f"{spec} must return an object with write(messages, *, seed, temperature, top_p, schema), got {got}")
     return made

@@ -9,6 +9,7 @@ Objects are named as the detector knows them: "red star", "blue card with the le
 import json
 import random
 from dataclasses import dataclass, replace
+from typing import Any
 
 from emuedit.tasks import task as named_task
 from emuedit.toyworld import phrases
@@ -40,6 +41,7 @@ class ToyWriter:
         seed: int,
         temperature: float = 0.9,
         top_p: float = 0.9,  # noqa: ARG002 - a chat model has it; there is no tail of words here to cut
+        schema: dict[str, Any] | None = None,  # noqa: ARG002 - a chat model can be held to it; bad answers are wanted here
     ) -> str:
         """The answer to the last message. The same messages and seed give the same answer; temperature 0 never errs."""
         asked = messages[-1]["content"]

@@ -1,10 +1,7 @@
-import json
 import sys
 import types
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -17,63 +14,14 @@ MESSAGES = [{"role": "system", "content": "a small"}, {"role": "user", "content"
 TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}a {% endif %}"
 
 
-class Server:
-    """A real HTTP server that gives the prepared answers in order and keeps what it was asked."""
-
-    def __init__(self) -> None:
-        self.answers: list[tuple[int, Any]] = []
-        self.asked: list[tuple[str, dict[str, str], dict[str, Any]]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.asked.append((self.path, dict(self.headers), body))
-                code, answer = outer.answers.pop(0)
-                if code == 0:  # hang up without a word
-                    self.close_connection = True
-                    return
-                payload = json.dumps(answer).encode()
-                self.send_response(code)
-                self.send_header("Content-Length", str(len(payload)))
-                if code == 429:
-                    self.send_header("Retry-After", "0")
-                self.end_headers()
-                self.wfile.write(payload)
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        self.thread = Thread(target=self.http.serve_forever)
-        self.thread.start()
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.thread.join()
-        self.http.server_close()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    running = Server()
-    yield running
-    running.close()
-
-
-def said(text: str | None) -> tuple[int, Any]:
-    return 200, {"choices": [{"message": {"role": "assistant", "content": text}}]}
-
-
-def test_a_busy_endpoint_is_asked_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_endpoint_is_asked_again(endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    server.answers = [(500, {"error": "oops"}), (0, None), (429, {"error": "slow down"}), said("done")]
+    endpoint.answers = [(500, {"error": "oops"}), (0, None), (429, {"error": "slow down"}), endpoint.said("done")]
     schema = {"type": "object", "properties": {"edit": {"type": "string"}}}
-    asking = OpenAIWriter(server.url, "a-model", backoff_s=0.001, schema=schema)
-    assert asking.write(MESSAGES, seed=5, temperature=0.3) == "done"
-    assert len(server.asked) == 4
-    path, headers, body = server.asked[-1]
+    asking = OpenAIWriter(endpoint.url, "a-model", backoff_s=0.001)
+    assert asking.write(MESSAGES, seed=5, temperature=0.3, schema=schema) == "done"
+    assert len(endpoint.asked) == 4
+    path, headers, body = endpoint.asked[-1]
     assert path == "/v1/chat/completions"
     assert headers["Authorization"] == "Bearer secret"
     assert body["response_format"]["json_schema"]["schema"] == schema
@@ -81,24 +29,28 @@ def test_a_busy_endpoint_is_asked_again(server: Server, monkeypatch: pytest.Monk
     assert body == {"model": "a-model", "messages": MESSAGES, "seed": 5, "temperature": 0.3, "top_p": 0.9}
 
 
-def test_a_refusal_is_not_asked_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_is_not_asked_again(endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    server.answers = [(401, {"error": "who are you"})]
+    endpoint.answers = [(401, {"error": "who are you"})]
     with pytest.raises(writer.WriterError, match=r"answered 401 for 'a-model'.*who are you"):
-        OpenAIWriter(server.url, "a-model").write(MESSAGES, seed=0)
-    assert "Authorization" not in server.asked[0][1]
+        OpenAIWriter(endpoint.url, "a-model").write(MESSAGES, seed=0)
+    assert "Authorization" not in endpoint.asked[0][1]
+    assert "response_format" not in endpoint.asked[0][2]
+    endpoint.answers = [(400, {"error": "what is a json_schema"})]
+    with pytest.raises(writer.WriterError, match=r"answered 400 .* ask without a schema"):
+        OpenAIWriter(endpoint.url, "a-model").write(MESSAGES, seed=0, schema={"type": "object"})
 
 
-def test_an_endpoint_that_stays_busy_or_mute_is_named(server: Server) -> None:
-    server.answers = [(503, {"error": "later"})] * 3
+def test_an_endpoint_that_stays_busy_or_mute_is_named(endpoint: Any) -> None:
+    endpoint.answers = [(503, {"error": "later"})] * 3
     with pytest.raises(writer.WriterError, match="answered 503"):
-        OpenAIWriter(server.url, "m", retries=2, backoff_s=0.001).write(MESSAGES, seed=0)
-    server.answers = [said(None)]
+        OpenAIWriter(endpoint.url, "m", retries=2, backoff_s=0.001).write(MESSAGES, seed=0)
+    endpoint.answers = [endpoint.said(None)]
     with pytest.raises(writer.WriterError, match="want a text from 'm'"):
-        OpenAIWriter(server.url, "m").write(MESSAGES, seed=0)
-    server.answers = [(200, {"unexpected": 1})]
+        OpenAIWriter(endpoint.url, "m").write(MESSAGES, seed=0)
+    endpoint.answers = [(200, {"unexpected": 1})]
     with pytest.raises(writer.WriterError, match="want a chat completion"):
-        OpenAIWriter(server.url, "m").write(MESSAGES, seed=0)
+        OpenAIWriter(endpoint.url, "m").write(MESSAGES, seed=0)
 
 
 def test_nobody_listening_is_named() -> None:
@@ -159,7 +111,9 @@ def test_a_model_that_cannot_chat_is_named(chat_folder: str) -> None:
 
 
 class Parrot:
-    def write(self, messages: list[dict[str, str]], *, seed: int, temperature: float = 1, top_p: float = 1) -> str:
+    def write(
+        self, messages: list[dict[str, str]], *, seed: int, temperature: float = 1, top_p: float = 1, schema: Any = None
+    ) -> str:
         return messages[-1]["content"]
 
 

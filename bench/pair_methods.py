@@ -2,10 +2,10 @@
 
 import math
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -13,7 +13,8 @@ from emuedit.pairs import Params, first_caption
 from emuedit.records import Instruction
 from emuedit.rivals import prompt_to_prompt as p2p
 from emuedit.runtime import rng, seed_for
-from emuedit.synthesis import batches, masks
+from emuedit.synthesis import bandit, batches, masks
+from emuedit.synthesis.bandit import All, Bandit, Spend, Tries
 from emuedit.synthesis.recipes import Candidate
 from emuedit.synthesis.studio import Studio
 from emuedit.synthesis.trajectory import Variant
@@ -22,6 +23,8 @@ STABLE_DIFFUSION_GUIDANCE = 7.5  # what the rivals' numbers are for; the painter
 CFG, P = (7.5, 15.0), (0.1, 0.9)  # InstructPix2Pix draws both evenly
 CROSS, SELF, GUIDANCE = 0.8, 0.4, 7.5  # Prompt-to-Prompt's usual ones
 BLEND = {"threshold": 0.3, "start": 0.2}
+MENU_RADIUS_PX, MENU_SELF = (1.0, 3.0, 6.0), (0.0, 0.4)  # what one would try of each task before anything is known
+SIZES = (0.04, 0.1)  # bounds between small, middling and large objects
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Painted:
     candidate: int
     source: torch.Tensor
     target: torch.Tensor
+    area: float = 0.0  # the object's share of the picture
 
 
 class Clock:
@@ -71,9 +75,17 @@ class Ours:
 
     mask: str
     shared: bool  # instructions with the same first picture share it
+    menu: bool = False  # the candidates of a menu instead of the recipes
+    spend: Spend = All(kind="all")  # noqa: RUF009  frozen
+    tries: Tries = field(default_factory=Counter)
+
+    def learn(self, won: Iterable[tuple[Painted, bool]]) -> None:
+        """What the gates said of a block, for the choices in the next ones."""
+        if self.spend.kind == "bandit":
+            self.tries.update((self.spend.arm(one.instruction.task, one.area, one.candidate), yes) for one, yes in won)
 
     def paint(self, name: str, some: Sequence[Instruction], studio: Studio, knobs: Params, clock: Clock) -> list[Painted]:
-        """All candidates of the recipes."""
+        """The candidates of the recipes, or of the menu: all, or those the bandit chooses."""
         keys = [first_caption(one) if self.shared else f"{first_caption(one)}\n{one.id}" for one in some]
         rows = {key: row for row, key in enumerate(sorted(set(keys)))}
         captions = [key.partition("\n")[0] for key in rows]
@@ -87,22 +99,36 @@ class Ours:
                 found = places(sources, [(row, phrases(one)) for row, one in zip(at, some, strict=True)], studio, knobs)
         jobs = []
         for one, row, P_ in zip(some, at, found, strict=True):
+            if P_ is None:
+                continue
             caption = one.source_caption if one.reverse else one.target_caption
-            for k, c in enumerate(knobs.recipes.of(one.task) if P_ is not None else ()):
+            candidates, area = self._candidates(one.task, knobs), float(P_.float().mean())
+            for k in bandit.choose(self.spend, one.task, area, len(candidates), self.tries, one.id):
+                c = candidates[k]
                 fractions = (c.source_fraction, c.self_fraction, c.blend_from, c.blend_to)
-                jobs.append((one, k, Variant(row, caption, self._soft(c, P_, sources), *fractions, c.guidance)))
-        jobs.sort(key=lambda job: job[2].source)
+                jobs.append((one, k, area, Variant(row, caption, self._soft(c, P_, sources), *fractions, c.guidance)))
+        jobs.sort(key=lambda job: job[-1].source)
         with clock.on(name, 0, "edits"):
             wanted = [variant for *_, variant in jobs]
             pictures = torch.cat(list(batches.variants(studio.sampler, trajectory, wanted, knobs.rows_per_batch)))
         made, firsts = [], list(sources)  # each is one object, embedded once
-        for (one, k, variant), second in zip(jobs, pictures, strict=True):
+        for (one, k, area, variant), second in zip(jobs, pictures, strict=True):
             first = firsts[variant.source]
-            made.append(Painted(one, k, *((second, first) if one.reverse else (first, second))))
+            made.append(Painted(one, k, *((second, first) if one.reverse else (first, second)), area))
         return made
 
-    def _soft(self, c: Candidate, P_: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-        if self.mask == "none" or P_ is None:
+    def _candidates(self, task: str, knobs: Params) -> Sequence[Candidate]:
+        own = knobs.recipes.of(task)
+        if not self.menu:
+            return own
+        mask = own[0].mask
+        assert mask is not None
+        radii = (mask.radius_px,) if mask.complement else MENU_RADIUS_PX
+        masked = [own[0].model_copy(update={"mask": mask.model_copy(update={"radius_px": radius})}) for radius in radii]
+        return [one.model_copy(update={"self_fraction": share}) for one in masked for share in MENU_SELF]
+
+    def _soft(self, c: Candidate, P_: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        if self.mask == "none":
             return torch.ones(1, *like.shape[-2:])
         assert c.mask is not None
         hard = {"w_p": 1.0, "w_s": 0.0, "w_b": 0.0, "radius_px": 0.0, "sigma_px": 0.0}
@@ -173,11 +199,19 @@ def _together(some: Sequence[Instruction], rows: int) -> Iterator[list[Instructi
         yield part
 
 
+def _bandit(per_instruction: int) -> Bandit:
+    """Its gates are asked by the bench: `learn` is told what passed."""
+    return Bandit(kind="bandit", per_instruction=per_instruction, shards_per_round=1, sizes=SIZES, gates={"default": {}})
+
+
 METHODS: dict[str, Ours | InstructPix2Pix | PromptToPrompt] = {
     "ours": Ours("soft", shared=True),
     "ours_without_sharing": Ours("soft", shared=False),
     "ours_hard_mask": Ours("hard", shared=True),
     "ours_no_mask": Ours("none", shared=True),
+    "ours_menu_all": Ours("soft", shared=True, menu=True),
+    "ours_menu_bandit_1": Ours("soft", shared=True, menu=True, spend=_bandit(1)),
+    "ours_menu_bandit_2": Ours("soft", shared=True, menu=True, spend=_bandit(2)),
     "instruct_pix2pix": InstructPix2Pix(rounds=4),
     "p2p": PromptToPrompt(blend=False, tokens_share=0.25),
     "p2p_local_blend": PromptToPrompt(blend=True, tokens_share=0.25),

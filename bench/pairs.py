@@ -6,6 +6,8 @@ process of one thread, block by block in turn. Seconds are those of painting, fi
 scoring for the gates (CLIP for all candidates, the detector for those that pass it). A pair counts when it passes the gates of
 `params.yaml`, is the best of its instruction by CLIP direction, and the oracle reads both pictures as the instruction wants.
 The gate and the oracle's bound outside of the mask use our widest mask on each method's own picture; that costs a rival nothing.
+Ours with a menu has six candidates a task (two for backgrounds), as before anything is known: all of them, or those that a
+bandit chooses, which learns from block to block.
 InstructPix2Pix's guidance is scaled: 7.5 is to Stable Diffusion what the section `pairs` has as guidance for this painter.
 """
 
@@ -18,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pair_methods import METHODS, Clock, InstructPix2Pix, Painted, phrases, places
+from pair_methods import METHODS, Clock, InstructPix2Pix, Ours, Painted, phrases, places
 from tqdm import tqdm
 
 from emuedit import dataset, pairs, sheet
 from emuedit import params as house
 from emuedit.core import similarity
+from emuedit.gates import Bounds
 from emuedit.models import pixels
 from emuedit.pairs import first_caption
 from emuedit.records import Instruction, Pair, encode_png, read_folder
@@ -84,7 +87,8 @@ class Gates:
         M = self._masks(made)
         for n, one in enumerate(made):
             passed[n] = passed[n] and _within(_outside(one, M[n]), bounds[n]["l1_outside"])
-        truths = iter(pair_truth.judge([_pair(one, m) for one, m, yes in zip(made, M, passed, strict=True) if yes]))
+        good = [_pair(one, m) for one, m, yes in zip(made, M, passed, strict=True) if yes]
+        truths = iter(pair_truth.judge(good) if good else ())
         judged = []
         for one, value, yes in zip(made, direction, passed, strict=True):
             faults = next(truths).faults if yes else ("not judged",)
@@ -140,7 +144,7 @@ def by_round(name: str, made: Sequence[Painted]) -> list[tuple[int, Sequence[Pai
     return [(k, [one for one in made if one.candidate == k]) for k in range(method.rounds)]
 
 
-def _within(value: float | None, bounds: dataset.Bounds) -> bool:
+def _within(value: float | None, bounds: Bounds) -> bool:
     return value is not None and bounds.get("min", -1e9) <= value <= bounds.get("max", 1e9)
 
 
@@ -202,6 +206,11 @@ def result(by_method: dict[str, list[Judged]], some: Sequence[Instruction], cloc
     for key, rivals in RATIOS.items():
         theirs = max(table[name]["right_per_cpu_s"] for name in table if name.startswith(rivals))
         found[key] = round(table["ours"]["right_per_cpu_s"] / theirs, 2) if theirs else None
+    for n in (1, 2):  # the bandit against every candidate of the same menu
+        figure, everything = (table[f"ours_menu_{which}"] for which in (f"bandit_{n}", "all"))
+        for unit in ("right_per_cpu_s", "yield"):
+            ratio = figure[unit] / everything[unit] if everything[unit] else None
+            found[f"bandit_{n}_{unit}_vs_all"] = None if ratio is None else round(ratio, 2)
     return found | {"instructions": len(some), "methods": table}
 
 
@@ -242,8 +251,10 @@ def main() -> None:
     for number, start in enumerate(tqdm(range(0, len(some), BLOCK), desc="pairs", disable=None)):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             made = METHODS[name].paint(name, some[start : start + BLOCK], studio, knobs, clock)
-            for k, part in by_round(name, made):
-                by_method[name] += gates.judge(name, k, part, clock)
+            judged = [one for k, part in by_round(name, made) for one in gates.judge(name, k, part, clock)]
+            by_method[name] += judged
+            if isinstance(method := METHODS[name], Ours):
+                method.learn((one.painted, one.passed) for one in judged)
     found = result(by_method, some, clock) | {"quick": args.quick}
     eyeball(by_method, some, PICTURE)
     RESULT.write_text(json.dumps(found, indent=1) + "\n")

@@ -34,7 +34,8 @@ class World(Params):
     name: str
     """What the world is called in reports."""
     captions: str
-    """File of captions (.txt, .csv, .jsonl, .parquet), or a .py file with `captions(split, start, n) -> list[str]`."""
+    """A file (.txt, .csv, .jsonl, .parquet), a dataset's folder, a .yaml file that names one on the hub (`corpus.HubDataset`),
+    or a .py file with `captions(split, start, n) -> list[str]`."""
     painter: str
     """Text-to-image diffusers pipeline."""
     detector: str

@@ -9,6 +9,7 @@ import pytest
 
 from emuedit import dataset
 from emuedit.dataset import DatasetError, Params, judge, run
+from emuedit.gates import GatesError
 from emuedit.params import ParamsError, load
 from emuedit.records import Pair, Verdict, encode_png, publish, read_folder, read_shard, scratch_folder, write_shard
 
@@ -99,7 +100,7 @@ def test_agrees_with_a_loop_over_rows() -> None:
 
 
 def test_a_gate_on_no_column_is_named() -> None:
-    with pytest.raises(DatasetError, match=r"want the scores \['depth'\] .* got \['dino', 'l1', 'direction'\]"):
+    with pytest.raises(GatesError, match=r"want the scores \['depth'\] .* got \['dino', 'l1', 'direction'\]"):
         judge(table(("a", "local", 0.5, 0.1, 0.0)), knobs(gates={"default": {"depth": {"max": 1.0}}}))
 
 

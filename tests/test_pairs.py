@@ -1,14 +1,30 @@
+import json
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from emuedit import pairs
+from emuedit import dataset, pairs
 from emuedit.pairs import PairsError, Params, first_caption, run, shards
 from emuedit.params import load
-from emuedit.records import Drop, Instruction, Pair, decode_png, publish, read_folder, read_shard, scratch_folder, write_shard
+from emuedit.records import (
+    Drop,
+    Instruction,
+    Pair,
+    decode_png,
+    publish,
+    read_folder,
+    read_shard,
+    read_summary,
+    scratch_folder,
+    write_shard,
+)
+from emuedit.synthesis.bandit import Bandit, Tries
 from emuedit.synthesis.studio import Studio
+from emuedit.workers import Ray
 
 ROOT = Path(__file__).parent.parent
 STAR, BARE = "a big red star on the left on grass", "an empty scene on grass"
@@ -90,8 +106,8 @@ def test_add_is_remove_turned_round(done: Path) -> None:
     params = settings()
     params = params.model_copy(update={"recipes": params.recipes.model_copy(update={"remove": params.recipes.of("add")})})
     studio = Studio(params.world, ROOT, pairs.Runtime("cpu", "float32"), params.steps)
-    (there,), _ = pairs.make_shard([forward], studio, params)
-    (back,), _ = pairs.make_shard([work], studio, params)
+    (there,), _ = pairs.make_shard([forward], studio, params, Counter())
+    (back,), _ = pairs.make_shard([work], studio, params, Counter())
     assert (back.source, back.target) == (there.target, there.source)
     assert back.mask == there.mask
     assert back.scores["l1_outside"] == pytest.approx(there.scores["l1_outside"])
@@ -105,8 +121,9 @@ def test_scores_are_those_of_the_contract(done: Path) -> None:
         "clip_source", "clip_target", "clip_direction", "clip_image", "dino", "depth_l1", "l1_inside", "l1_outside",
         "mask_area", "present_source", "present_target", "shift_px",
     }  # fmt: skip
-    assert {name for name, value in local.items() if value is None} == {"shift_px"}
-    assert global_["mask_area"] is global_["present_target"] is None
+    assert None not in local.values()
+    assert local["shift_px"] < 0.2
+    assert global_["mask_area"] is global_["shift_px"] is global_["present_target"] is None
     assert color["clip_direction"] is None
     assert made(done, "background")[0].scores["present_target"] is None
 
@@ -143,6 +160,61 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(done: Path, tmp_path
     for name in names:
         assert (root / pairs.OUT / name).read_bytes() == (done / pairs.OUT / name).read_bytes()
     assert read_shard(root / pairs.OUT / "shard-00000.parquet", Pair, verify=True)
+
+
+def test_a_bandit_learns_between_rounds_and_a_stopped_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grounds = ("grass", "sand", "snow", "water", "brick")
+    work = [
+        instruction("local", f"a big red star on {one}", f"a big blue star on {one}", ("red star", "blue star"))
+        for one in grounds
+    ]
+    gates = {"default": {"clip_direction": {"min": 0.0}}}
+    knob = {"kind": "bandit", "per_instruction": 1, "shards_per_round": 2, "sizes": [0.05], "gates": gates}
+    params = settings(spend=Bandit.model_validate_json(json.dumps(knob)))
+    heart, told = pairs.make_shard, list[Tries]()
+
+    def noted(*args: Any) -> Any:
+        told.append(args[-1])
+        if len(told) == 4:
+            raise KeyboardInterrupt
+        return heart(*args)
+
+    monkeypatch.setattr(pairs, "make_shard", noted)
+    with pytest.raises(KeyboardInterrupt):
+        run(params, given(tmp_path / "stopped", work))
+    run(params, tmp_path / "stopped")
+    assert [one.total() for one in told] == [0, 0, 2, 2, 2, 4]  # the fourth shard was begun twice
+    run(params, given(tmp_path / "whole", work))
+    assert told[6:] == [*told[:3], *told[4:6]]
+    names = sorted(path.name for path in (tmp_path / "whole" / pairs.OUT).iterdir())
+    assert names == [
+        "bandit.json",
+        *(f"dropped-0000{n}.parquet" for n in range(5)),
+        *(f"shard-0000{n}.parquet" for n in range(5)),
+        "summary.json",
+    ]
+    for name in names:
+        assert (tmp_path / "whole" / pairs.OUT / name).read_bytes() == (tmp_path / "stopped" / pairs.OUT / name).read_bytes()
+    assert [one.instruction_id for one in made(tmp_path / "whole", "local")] == [
+        one.id for one in sorted(work, key=first_caption)
+    ]
+    arms = json.loads((tmp_path / "whole" / pairs.OUT / "bandit.json").read_text())["arms"]
+    assert sum(one["won"] + one["lost"] for one in arms) == 5
+
+
+def test_a_bandit_is_given_the_gates_of_the_dataset_by_name(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text()
+    (offered,) = re.findall(r"\{kind: bandit, .*\}", text)
+    (tmp_path / "params.yaml").write_text(text.replace("spend: {kind: all}", f"spend: {offered}"))
+    spend = load(Params, "pairs", tmp_path / "params.yaml").spend
+    assert isinstance(spend, Bandit)
+    assert spend.gates == load(dataset.Params, "dataset", ROOT / "params.yaml").gates
+
+
+def test_who_makes_shards_and_what_gates_ask_changes_nothing(done: Path) -> None:
+    params = settings(workers=Ray(kind="ray", actors=8, cpus=2))
+    assert read_summary(done / pairs.OUT).params == params.model_dump(mode="json", by_alias=True, exclude={"workers"})
+    assert "gates" not in json.dumps(read_summary(done / pairs.OUT).params)
 
 
 def test_shards_keep_groups_together_in_any_order() -> None:

@@ -1,4 +1,4 @@
-"""Where an edit may happen: phrases -> boxes -> precise masks -> soft masks.
+"""Where an edit may happen: phrases -> boxes -> precise masks (or the painter's own, see `difference`) -> soft masks.
 
 Shapes: B pictures of H x W pixels.
 """
@@ -16,6 +16,7 @@ from emuedit import params as house
 from emuedit.core import softmask
 from emuedit.models.detector import Detections, Detector
 from emuedit.models.segmenter import Segmenter
+from emuedit.synthesis.difference import NoiseDifference
 
 Query = tuple[int, str]  # a picture and a phrase to look for in it
 
@@ -35,6 +36,8 @@ class MaskRecipe(house.Params):
     """How much S is blurred."""
     complement: bool
     """True: edit all but what was found (the background)."""
+    noise_difference: NoiseDifference | None
+    """How P is asked of the painter, see `synthesis.difference`; null: P is the mask of the objects that are named."""
 
     @model_validator(mode="after")
     def _weights(self) -> MaskRecipe:

@@ -33,6 +33,11 @@ class Candidate(house.Params):
             raise ValueError(f"blend_from must not exceed blend_to, got {self.blend_from} and {self.blend_to}")
         return self
 
+    @property
+    def needs_objects(self) -> bool:
+        """Whether its mask is made of objects, which a detector has to find first."""
+        return self.mask is not None and self.mask.noise_difference is None
+
 
 Candidates = tuple[Candidate, ...]
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from emuedit.core import similarity
+from emuedit.core.registration import shift
+from emuedit.models import likeness
 from emuedit.models.clip import ClipJudge
 from emuedit.models.depth import DepthJudge
 from emuedit.models.detector import Detector
@@ -48,10 +49,10 @@ class Judges:
 def raw(pictures: Tensor, edits: Sequence[Edit], judges: Judges, batch: int) -> list[Scores]:
     """The scores of N edits among pictures [P, 3, H, W] in [-1, 1]; each judge sees a picture once, `batch` at a time.
 
-    clip_source, clip_target: cosine of a picture and its caption; clip_direction: of both changes; clip_image, dino: of the
-    two pictures; depth_l1: mean difference of the depth maps; l1_inside, l1_outside: mean difference in [0, 1], weighted by
-    M and 1 - M; mask_area: mean of M; present_source, present_target: the detector's best score for the source's and the
-    target's object in the target (of several objects the worst of the best; 0 where it finds nothing).
+    Those of `likeness.compared`; depth_l1: mean difference of the depth maps; l1_inside, l1_outside: mean difference in
+    [0, 1], weighted by M and 1 - M; mask_area: mean of M; present_source, present_target: the detector's best score for the
+    source's and the target's object in the target (of several objects the worst of the best; 0 where it finds nothing);
+    shift_px: how far the target lies from the source, weighted by 1 - M, see `core.registration`.
     """
     if not edits:
         return []
@@ -62,17 +63,13 @@ def raw(pictures: Tensor, edits: Sequence[Edit], judges: Judges, batch: int) -> 
     captions = sorted({text for one in edits for text in (one.source_caption, one.target_caption)})
     at = {text: row for row, text in enumerate(captions)}
     said = torch.cat([judges.clip.embed_texts(captions[i : i + batch]).cpu() for i in range(0, len(captions), batch)])
-    before, after = said[[at[one.source_caption] for one in edits]], said[[at[one.target_caption] for one in edits]]
-    columns: dict[str, list[float | None]] = {
-        "clip_source": _numbers(similarity.cosine(seen[a], before)),
-        "clip_target": _numbers(similarity.cosine(seen[b], after)),
-        "clip_direction": _numbers(similarity.direction(seen[a], seen[b], before, after)),
-        "clip_image": _numbers(similarity.cosine(seen[a], seen[b])),
-        "dino": _numbers(similarity.cosine(vectors[a], vectors[b])),
-        "depth_l1": _numbers((maps[a] - maps[b]).abs().mean((1, 2))),
+    texts = said[[at[one.source_caption] for one in edits]], said[[at[one.target_caption] for one in edits]]
+    columns = likeness.compared((seen[a], seen[b]), texts, (vectors[a], vectors[b]))
+    columns |= {
+        "depth_l1": likeness.column((maps[a] - maps[b]).abs().mean((1, 2))),
         "present_source": _present(pictures, edits, [one.source_object for one in edits], judges.detector, batch),
         "present_target": _present(pictures, edits, [one.target_object for one in edits], judges.detector, batch),
-        "shift_px": [None] * len(edits),
+        "shift_px": [_shifted(pictures[one.source], pictures[one.target], one.M) for one in edits],
     }
     masked = [_masked(pictures[one.source], pictures[one.target], one.M) for one in edits]
     columns |= {name: [one[name] for one in masked] for name in masked[0]}
@@ -91,6 +88,11 @@ def _masked(source: Tensor, target: Tensor, M: Tensor | None) -> Scores:
     }
 
 
+def _shifted(source: Tensor, target: Tensor, M: Tensor | None) -> float | None:
+    d = None if M is None else shift(source, target, 1 - M[0].to(source))
+    return None if d is None else math.hypot(*d)
+
+
 def _weighted(error: Tensor, weight: Tensor) -> float | None:
     total = float(weight.sum())
     return float((error * weight).sum()) / total if total > 0 else None
@@ -98,7 +100,7 @@ def _weighted(error: Tensor, weight: Tensor) -> float | None:
 
 def _present(
     pictures: Tensor, edits: Sequence[Edit], objects: Sequence[str | None], detector: Detector, batch: int
-) -> list[float | None]:
+) -> likeness.Column:
     asked = [[(one.target, phrase) for phrase in masks.phrases(words)] for one, words in zip(edits, objects, strict=True)]
     queries = sorted({query for own in asked for query in own})
     score: dict[masks.Query, float] = {}
@@ -109,7 +111,3 @@ def _present(
 
 def _chunked(judge: Callable[[Tensor], Tensor], pictures: Tensor, batch: int) -> Tensor:
     return torch.cat([judge(pictures[i : i + batch]).cpu() for i in range(0, len(pictures), batch)])
-
-
-def _numbers(values: Tensor) -> list[float | None]:
-    return [None if math.isnan(value) else value for value in values.tolist()]

@@ -70,14 +70,14 @@ class Studio:
         path = sources.library("huggingface_hub").hf_hub_download(name, sources.PAINTER.file)
         return Path(path).parent.name  # .../snapshots/<commit>/model_index.json
 
-    def files(self) -> Iterator[Path]:
-        """Models that lie on this machine, and the annotators with what stands beside them: they decide the result."""
-        for name in MODELS:
-            path = Path(self._at(name))
-            if path.exists():
-                yield path
-        annotators = self.root / self.world.annotators
-        yield from sorted(annotators.parent.rglob("*.py"))
-
     def _at(self, name: str) -> str:
         return house.locate(getattr(self.world, name), self.root)
+
+
+def files(world: house.World, root: Path) -> Iterator[Path]:
+    """Models that lie on this machine, and the annotators with what stands beside them: they decide the result."""
+    for name in MODELS:
+        path = Path(house.locate(getattr(world, name), root))
+        if path.exists():
+            yield path
+    yield from sorted((root / world.annotators).parent.rglob("*.py"))

@@ -84,7 +84,7 @@ class Sampler:
         z_t = self.painter.noise(generators) * scheduler.init_noise_sigma  # [G, C, h, w]
         z, chance = [z_t], []
         for t in scheduler.timesteps:
-            eps = self._predict(scheduler, z_t, t, text, null, z_t.new_full((len(z_t),), guidance))
+            eps = self._guided(scheduler, z_t, t, text, null, z_t.new_full((len(z_t),), guidance))
             chance.append(tuple(one.get_state() for one in generators) if _draws(scheduler) else ())
             z_t = _step(scheduler, eps, t, z_t, generators)
             z.append(z_t)
@@ -117,10 +117,10 @@ class Sampler:
                     continue
                 g, k = list(rows.sources), list(rows.variants)
                 z_t = torch.cat([trajectory.z[i, g], z[k]])
-                condition = TextCondition.cat(_some(trajectory.text, g), _some(text, k))
+                condition = TextCondition.cat(some(trajectory.text, g), some(text, k))
                 guidance = torch.cat([strength.new_full((len(g),), trajectory.guidance), strength[k]])
                 full = torch.cat([M.new_ones(len(g), *M.shape[1:]), M[k]])
-                eps = self._predict(
+                eps = self._guided(
                     scheduler, z_t, t, condition, null, guidance, control, rows.source_row, full, rows.inject, size
                 )
                 generators = [_generator(trajectory.chance[i][wanted[one].source]) for one in k] if _draws(scheduler) else []
@@ -129,7 +129,12 @@ class Sampler:
                 z[blend] = torch.lerp(trajectory.z[i + 1, of[blend]], z[blend], M_z[blend])
         return z
 
-    def _predict(
+    def predict(self, scheduler: Any, z_t: Tensor, t: Tensor, text: TextCondition) -> Tensor:
+        """One forward of the U-Net, float32 [R, C, h, w]: the painter's prediction of whatever kind, without guidance."""
+        with torch.no_grad(), torch.autocast(z_t.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.painter.predict(scheduler.scale_model_input(z_t, t), t, text)
+
+    def _guided(
         self,
         scheduler: Any,
         z_t: Tensor,
@@ -151,11 +156,9 @@ class Sampler:
             active = torch.tensor(inject, device=z_t.device)
             both = torch.cat([row + half * len(row) for half in range(halves)])
             control.set(both, M.repeat(halves, 1, 1, 1), active.repeat(halves), size)
-        scaled = scheduler.scale_model_input(z_t, t)
         if guided:
             text = TextCondition.cat(null.repeat(len(text)), text)
-        with torch.no_grad(), torch.autocast(z_t.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            eps = self.painter.predict(torch.cat([scaled] * halves), t, text)
+        eps = self.predict(scheduler, torch.cat([z_t] * halves), t, text)
         if not guided:
             return eps
         e_null, e_text = eps.chunk(2)
@@ -226,6 +229,7 @@ def _leaning(text: TextCondition, source: TextCondition, of: Tensor, M: Tensor) 
     return TextCondition(text.hidden, torch.lerp(source.pooled[of], text.pooled, share))
 
 
-def _some(text: TextCondition, rows: Sequence[int]) -> TextCondition:
+def some(text: TextCondition, rows: Sequence[int]) -> TextCondition:
+    """The conditions of some rows, in that order."""
     pooled = None if text.pooled is None else text.pooled[list(rows)]
     return TextCondition(text.hidden[list(rows)], pooled)

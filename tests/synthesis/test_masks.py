@@ -12,7 +12,9 @@ from emuedit.synthesis import masks
 from emuedit.synthesis.masks import Bounds, Found, MaskRecipe
 
 BOUNDS = Bounds(threshold=0.2, nms_iou=0.5, min_area=0.01, max_area=0.5)
-PRECISE = {"w_p": 1.0, "w_s": 0.0, "w_b": 0.0, "radius_px": 0.0, "sigma_px": 0.0, "complement": False}
+PRECISE: dict[str, Any] = {
+    "w_p": 1.0, "w_s": 0.0, "w_b": 0.0, "radius_px": 0.0, "sigma_px": 0.0, "complement": False, "noise_difference": None,
+}  # fmt: skip
 
 
 class Finder:

@@ -78,7 +78,17 @@ def test_numbers_of_a_known_edit(judges: Judges) -> None:
     assert got["clip_direction"] > 0.9
     assert got["clip_source"] == pytest.approx(1, abs=1e-3)
     assert got["clip_target"] == pytest.approx(0.5**0.5, abs=1e-2)
-    assert got["shift_px"] is None
+    assert got["shift_px"] is None  # one colour: it may have moved anywhere
+
+
+def test_a_shift_counts_outside_of_the_mask(judges: Judges) -> None:
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    still, moved = (torch.stack([torch.sin(0.7 * (x - d)), torch.cos(0.6 * (y + d)), x * 0]) for d in (0.0, 0.3))
+    M = torch.zeros(1, 32, 32)
+    M[:, 8:20, 8:20] = 1
+    moved[:, 8:20, 8:20] = 0.5
+    (got,) = scores.raw(torch.stack([still, moved]), [edit(M=M)], judges, batch=8)
+    assert got["shift_px"] == pytest.approx(0.3 * 2**0.5, abs=0.01)
 
 
 def test_doing_nothing_scores_as_nothing(judges: Judges) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from emuedit import photo
 from emuedit.bundle import EDITOR, Bundle, BundleError, Knobs, Turn
 from emuedit.layouts import NAMES
+from emuedit.runtime import hush
 
 if TYPE_CHECKING:
     from emuedit.layouts.reading import Tasks
@@ -41,17 +42,9 @@ HELP = {
 }
 
 
-QUIET = {
-    "DIFFUSERS_VERBOSITY": "error",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 when something was asked for that cannot be."""
-    os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
+    hush()
     asked = _parser().parse_args(arguments)
     try:
         asked.do(asked)

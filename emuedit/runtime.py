@@ -5,6 +5,8 @@ Every random number in the project comes from `seed_for` with keys that say what
 """
 
 import hashlib
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,8 +15,21 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+QUIET = {
+    "DIFFUSERS_VERBOSITY": "error",  # notes on configs; what matters is raised
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # a bar for each of a dozen small files would hide our own
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+"""What a command asks of libraries that talk too much."""
+
 _DEVICES = ("cuda", "mps", "cpu")
 _DTYPES = ("float32", "bfloat16", "float16")
+
+
+def hush(wishes: Mapping[str, str] = QUIET) -> None:
+    """Put wishes into the environment, before libraries read it; what the user set there stays."""
+    os.environ.update({name: value for name, value in wishes.items() if name not in os.environ})
 
 
 @dataclass(frozen=True)

@@ -11,30 +11,27 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from emuedit.runtime import QUIET, hush
 from emuedit.tracking.registry import RegistryError
 from flows import dvc, gate, release
 from flows.repro import StageError
 
 EXPECTED = (StageError, RegistryError, dvc.GraphError, gate.GateError)
-QUIET = {
+WISHES = QUIET | {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",  # what fails is told below, once
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # twenty are not enough beside a training
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "DVC_NO_ANALYTICS": "true",
     "GIT_PYTHON_REFRESH": "quiet",
-    "DIFFUSERS_VERBOSITY": "error",  # notes on configs; what matters is raised
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # a bar for each of a dozen small files would hide the stage's own
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done or nothing to do, 1 when a stage or the registry failed, 130 after ctrl-c."""
     asked = _parser().parse_args(arguments)
-    os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
+    hush(WISHES)
     began = time.monotonic()
     root = Path.cwd()
     try:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from emuedit.runtime import hush
+
 
 @dataclass(frozen=True)
 class Crew:
@@ -67,7 +69,7 @@ def size_for(asked: int, batch: int, device: str) -> int:
 
 def together(size: int, work: Callable[..., None], *args: Any) -> None:
     """Run work(crew, *args) in `size` new processes and wait. A failure of one ends all and is raised here; so does our death."""
-    os.environ.update({name: value for name, value in KEEP_MEMORY.items() if name not in os.environ})  # new processes read it
+    hush(KEEP_MEMORY)  # new processes read it
     with tempfile.TemporaryDirectory() as meeting:
         begin: Any = torch.multiprocessing.start_processes  # type: ignore[attr-defined]
         begin(_member, (size, str(Path(meeting, "met")), work, args), size, start_method="spawn")

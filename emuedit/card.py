@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emuedit import sheet
+from emuedit.gates import Bounds, Gates
 from emuedit.records import Summary, Verdict, decode_png
 from emuedit.runtime import rng
 
@@ -30,7 +31,7 @@ _TEXT = """\
 
 Written by the station `dataset` from what it counted. Contact sheets lie beside it: `sheet_<task>.png`.
 
-{kept} of {n} painted pairs are kept ({share}), for {instructions} instructions of {n_tasks} tasks.
+{kept} of {n} {origin} pairs are kept ({share}), for {instructions} instructions of {n_tasks} tasks.
 
 ## How it was made
 
@@ -63,7 +64,7 @@ Revision of the painter: {revisions}.
 | part | name | licence |
 |---|---|---|
 {parts}
-
+{mixed}
 ## Known limits
 
 {limits}
@@ -80,9 +81,31 @@ The same parameters, code and models give the same pairs. Those of the pairs hav
 {knobs}
 ```
 """
+_MIXED = """
+Imported pairs were judged along with the painted ones, by gates of their own. `emuedit export` leaves them out.
+
+| folder | source | licence | pairs | kept | gates |
+|---|---|---|---:|---:|---|
+{rows}
+"""
 _LINES = 14
 _ROWS = 16  # pairs in memory at a time
 _PICTURES = ("source", "target", "mask")
+
+
+class CardError(ValueError):
+    """Raised for pairs that cannot be shown side by side."""
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Imported pairs that were judged along with the painted ones."""
+
+    folder: str
+    made: Summary
+    """Of the import: it has source and licence."""
+    gates: Gates
+    kept: npt.NDArray[np.bool_]  # of each pair
 
 
 @dataclass(frozen=True)
@@ -118,14 +141,14 @@ def chosen(tasks: Ints, failed: npt.NDArray[np.bool_], shards: Ints, most: int) 
     return np.array(sorted(picked), np.int64)
 
 
-def looked_up(folder: Path, shards: Sequence[str], verdicts: Sequence[Verdict]) -> list[Shown]:
-    """The pairs of some verdicts, each with the name of its shard: a few rows of these shards in memory at a time."""
-    picked: dict[str, dict[str, Verdict]] = {}
-    for name, one in zip(shards, verdicts, strict=True):
-        picked.setdefault(name, {})[one.pair_id] = one
+def looked_up(shards: Sequence[Path], verdicts: Sequence[Verdict]) -> list[Shown]:
+    """The pairs of some verdicts, each with its shard: a few rows of these shards in memory at a time."""
+    picked: dict[Path, dict[str, Verdict]] = {}
+    for shard, one in zip(shards, verdicts, strict=True):
+        picked.setdefault(shard, {})[one.pair_id] = one
     found = []
-    for name, wanted in sorted(picked.items()):
-        for batch in pq.ParquetFile(folder / name).iter_batches(batch_size=_ROWS, columns=["id", "instruction", *_PICTURES]):
+    for shard, wanted in sorted(picked.items()):
+        for batch in pq.ParquetFile(shard).iter_batches(batch_size=_ROWS, columns=["id", "instruction", *_PICTURES]):
             rows = [number for number, pair_id in enumerate(batch["id"].to_pylist()) if pair_id in wanted]
             for row in batch.take(pa.array(rows, pa.int64())).to_pylist():
                 before, after, mask = (row[column] and row[column]["bytes"] for column in _PICTURES)
@@ -142,8 +165,8 @@ def sheets(shown: Iterable[Shown]) -> dict[str, Any]:
     for task, own in sorted(by_task.items()):
         own.sort(key=lambda one: (not one.verdict.kept, one.verdict.pair_id))
         rows = [
-            ("before", np.stack([decode_png(one.before) for one in own])),
-            ("after", np.stack([decode_png(one.after) for one in own])),
+            ("before", _stacked([one.before for one in own])),
+            ("after", _stacked([one.after for one in own])),
         ]
         masks = [decode_png(one.mask) for one in own if one.mask is not None]
         if len(masks) == len(own):
@@ -155,6 +178,14 @@ def sheets(shown: Iterable[Shown]) -> dict[str, Any]:
     return made
 
 
+def _stacked(pictures: Sequence[bytes]) -> npt.NDArray[np.uint8]:
+    """PNGs -> uint8 [N, H, W, 3]."""
+    decoded = [decode_png(png) for png in pictures]
+    if len(sizes := {one.shape[:2] for one in decoded}) > 1:
+        raise CardError(f"want pictures of one size, got (height, width) {sorted(sizes)}; make or import them of one size")
+    return np.stack(decoded)
+
+
 def _said(one: Shown) -> str:
     why = "KEPT" if one.verdict.kept else "REJECTED: " + ", ".join(one.verdict.reasons)
     scores = (f"{name}={'none' if value is None else f'{value:.3f}'}" for name, value in sorted(one.verdict.scores.items()))
@@ -162,9 +193,17 @@ def _said(one: Shown) -> str:
 
 
 def text(
-    counts: Mapping[str, int], gates: Mapping[str, Any], revisions: Sequence[str], licences: Mapping[str, str], made: Summary
+    counts: Mapping[str, int],
+    gates: Mapping[str, Any],
+    revisions: Sequence[str],
+    licences: Mapping[str, str],
+    made: Summary,
+    mixed: Sequence[Mixed],
 ) -> str:
-    """The data card, Markdown. `made` is the summary of the pairs; parts of the world without a licence are `not stated`."""
+    """The data card, Markdown. `made` is the summary of the painted pairs, and `gates` and `revisions` are theirs.
+
+    `counts` are of all pairs. Parts of the world without a licence are `not stated`.
+    """
     world = {"name": NOT_STATED, **made.params.get("world", {})}
     tasks = sorted(key.partition(".")[0] for key in counts if key.endswith(".pairs"))
     reasons = sorted(key for key in counts if "." not in key and key not in ("pairs", "kept", "kept_instructions"))
@@ -173,17 +212,19 @@ def text(
     return _TEXT.format(
         world=world["name"],
         **told,
+        origin="painted and imported" if mixed else "painted",
         instructions=counts["kept_instructions"],
         n_tasks=len(tasks),
         counts="\n".join(_row(task, counts) for task in tasks),
         tasks=" | ".join(tasks),
         rule="---:|" * len(tasks),
         failed="\n".join(f"| {why} | {counts[why]} | {_across(why, tasks, counts)} |" for why in reasons),
-        gates="\n".join(f"- {task}: {_bounds(gates.get(task, {}))}" for task in tasks),
+        gates="\n".join(f"- {task}: {_bounds(row)}" for task, row in sorted(gates.items())),
         revisions=", ".join(f"`{one}`" for one in revisions) or NOT_STATED,
         parts="\n".join(
             f"| {part} | `{name}` | {licences.get(part, NOT_STATED)} |" for part, name in sorted(world.items()) if part != "name"
         ),
+        mixed=_MIXED.format(rows="\n".join(map(_imported, mixed))) if mixed else "",
         limits="\n".join(f"- {limit}" for limit in LIMITS),
         mark=made.fingerprint,
         knobs=json.dumps(knobs, sort_keys=True),
@@ -195,11 +236,17 @@ def _row(task: str, counts: Mapping[str, int]) -> str:
     return f"| {task} | {n} | {kept} | {kept / n:.1%} | {counts.get(f'{task}.kept_instructions', 0)} |"
 
 
+def _imported(one: Mixed) -> str:
+    rules = "; ".join(f"{task}: {_bounds(row)}" for task, row in sorted(one.gates.items()))
+    source, licence = (one.made.params.get(key, NOT_STATED) for key in ("source", "licence"))
+    return f"| `{one.folder}` | `{source}` | {licence} | {len(one.kept)} | {one.kept.sum()} | {rules} |"
+
+
 def _across(why: str, tasks: Sequence[str], counts: Mapping[str, int]) -> str:
     return " | ".join(str(counts.get(f"{task}.{why}", 0)) for task in tasks)
 
 
-def _bounds(row: Mapping[str, Mapping[str, float]]) -> str:
+def _bounds(row: Mapping[str, Bounds]) -> str:
     signs = {"min": ">=", "max": "<="}
     told = [f"`{score}` {signs[edge]} {value:g}" for score, bounds in sorted(row.items()) for edge, value in bounds.items()]
     return ", ".join(told) or "none"

@@ -1,18 +1,20 @@
 """Station `dataset`: pairs -> a verdict on each, by the scores that stand beside it. Nothing is painted again.
 
-In: the columns id, instruction_id, task, model_revision and score_* of `data/pairs`; pictures only of the few pairs shown.
-Out: `data/dataset/shard-*.parquet` of Verdict, one for each shard of pairs; `sheet_<task>.png` and `card.md` for people;
-`summary.json` with counts per task and gate and the thresholds that were in force.
+In: the columns id, instruction_id, task, model_revision and score_* of `data/pairs` and of the imported folders that are mixed
+in; pictures only of the few pairs shown.
+Out: `data/dataset/shard-*.parquet` of Verdict, one for each shard of pairs, `shard-mixN-*` for the N-th mixed folder;
+`sheet_<task>.png` and `card.md` for people; `summary.json` with counts per task and gate, what was mixed in, and the thresholds
+that were in force.
 """
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from tqdm import tqdm
 
 from emuedit import card, gates
@@ -28,11 +30,19 @@ class DatasetError(ValueError):
     """Raised when there is nothing to judge, and when nothing was kept."""
 
 
+def _others(mix: dict[str, Gates]) -> dict[str, Gates]:
+    if IN in mix:
+        raise ValueError(f"want folders besides {IN}, which has dataset.gates; got it among {sorted(mix)}")
+    return mix
+
+
 class Params(house.Params):
     """Knobs of the station."""
 
     gates: Gates
     """Task -> score -> {min: x} and/or {max: y}. A task without a row has the row `default`; a row stands for itself alone."""
+    mix: Annotated[dict[str, Gates], AfterValidator(_others)]
+    """Folder of imported pairs -> gates of its own, as above. It is judged, and trained on, along with `data/pairs`."""
     rank_by: str = Field(min_length=1)
     """Score by which the candidates of one instruction are ranked, the highest first; those without it come last, as painted."""
     keep: int = Field(ge=1)
@@ -42,21 +52,32 @@ class Params(house.Params):
     licences: dict[str, str]
     """Part of the world -> its licence, for the data card; the card calls other parts `not stated`."""
 
-    def row(self, task: str) -> dict[str, Bounds]:
-        """The gates of a task."""
-        return gates.row(self.gates, task)
+    @property
+    def sources(self) -> dict[str, Gates]:
+        """Folders of pairs with their gates: `data/pairs`, then what is mixed in, by name."""
+        return {IN: self.gates} | dict(sorted(self.mix.items()))
+
+    def row(self, task: str, folder: str = IN) -> dict[str, Bounds]:
+        """The gates of a task in a folder of pairs."""
+        return gates.row(self.sources[folder], task)
 
 
-def judge(table: pa.Table, params: Params) -> Judged:
+def judge(table: pa.Table, params: Params, *mixed: tuple[pa.Table, Gates]) -> Judged:
     """The heart: one query over the columns instruction_id, task and score_* of N pairs. A pair that fails nothing is kept.
 
     Of the pairs of one instruction that pass the gates, the `keep` best by `rank_by` stay; the others fail as `not_best`.
-    Raises GatesError for a score that is no column.
+    `mixed`: pairs that follow them, each lot with gates of its own. Raises GatesError for a score that is no column.
     """
     gates.require(table, [*gates.asked(params.gates), params.rank_by])
-    found = gates.failures(table, params.gates)
+    found = gates.together([gates.failures(*lot) for lot in ((table, params.gates), *mixed)])
+    table = _joined(table, *(lot for lot, _ in mixed))
     beaten = _beaten(table, found.kept, gates.numbers(table, params.rank_by), params.keep)
     return Judged((*found.reasons, NOT_BEST), np.concatenate([found.failed, beaten[None]]))
+
+
+def _joined(*tables: pa.Table) -> pa.Table:
+    """One table; a score that is no column of some is undefined there."""
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def _beaten(table: pa.Table, passed: npt.NDArray[np.bool_], rank: npt.NDArray[Any], keep: int) -> npt.NDArray[np.bool_]:
@@ -75,18 +96,27 @@ def _beaten(table: pa.Table, passed: npt.NDArray[np.bool_], rank: npt.NDArray[An
 
 def run(params: Params, root: Path) -> Summary:
     """Judge all pairs at once, write one shard of verdicts for each shard of pairs, publish to `data/dataset`."""
-    made = read_summary(root / IN)
-    shards = sorted(name for name in made.shards if Path(name).match("shard-*.parquet"))
-    wanted = ("id", "instruction_id", "task", "model_revision")
-    parts = [gates.columns(root / IN / name, *wanted) for name in tqdm(shards, unit="shard", desc="dataset: read")]
-    table = pa.concat_tables(parts, promote_options="default")
-    if not len(table):
+    made = {folder: read_summary(root / folder) for folder in params.sources}
+    _, *others = made
+    shards = [
+        (folder, name, name.replace("shard-", f"shard-mix{number}-") if number else name)
+        for number, folder in enumerate(made)
+        for name in sorted(made[folder].shards)
+        if Path(name).match("shard-*.parquet")
+    ]
+    parts = [_columns(root, folder, name) for folder, name, _ in tqdm(shards, unit="shard", desc="dataset: read")]
+    own, *mixed = [_joined(*(part for part, (of, *_) in zip(parts, shards, strict=True) if of == folder)) for folder in made]
+    if not len(own):
         raise DatasetError(f"want at least one pair in {IN}, got none; see its dropped-*.parquet")
-    judged = judge(table, params)
+    table = _joined(own, *mixed)
+    if mixed and (twice := len(table) - len(table["id"].unique())):
+        raise DatasetError(f"want every pair once in {', '.join(made)}, got {twice} again; mend dataset.mix in params.yaml")
+    judged = judge(own, params, *zip(mixed, (params.mix[folder] for folder in others), strict=True))
     knobs = params.model_dump(mode="json")
-    scratch = scratch_folder(root, "dataset", fingerprint(knobs, root / IN / "summary.json", __file__, gates.__file__))
+    inputs = [root / folder / "summary.json" for folder in made]
+    scratch = scratch_folder(root, "dataset", fingerprint(knobs, *inputs, __file__, gates.__file__))
     ends = np.cumsum([len(part) for part in parts])
-    for name, rows in zip(
+    for (*_, name), rows in zip(
         tqdm(shards, unit="shard", desc="dataset: write"), np.split(np.arange(len(table)), ends[:-1]), strict=True
     ):
         if not (scratch / name).exists():
@@ -94,28 +124,38 @@ def run(params: Params, root: Path) -> Summary:
     counts = tally(table, judged)
     if not counts["kept"]:
         raise DatasetError(f"want at least one pair that passes, got {dict(counts)}; loosen dataset.gates in params.yaml")
-    in_force = {task: params.row(task) for task in sorted(set(table["task"].to_pylist()))}
+    in_force = {task: params.row(task) for task in sorted(set(own["task"].to_pylist()))}
     tasks, of_shard = gates.codes(table["task"])[0].astype(np.int64), np.searchsorted(ends, np.arange(len(table)), side="right")
     few = card.chosen(tasks, judged.failed, of_shard, params.sheet_pairs)
-    shown = card.looked_up(root / IN, [shards[i] for i in of_shard[few]], verdicts(table, judged, params, few))
+    files = [root / folder / name for folder, name, _ in shards]
+    shown = card.looked_up([files[i] for i in of_shard[few]], verdicts(table, judged, params, few))
     for name, image in card.sheets(shown).items():
         image.save(scratch / name)
-    revisions = sorted(set(table["model_revision"].unique().to_pylist()))
-    (scratch / card.CARD).write_text(card.text(counts, in_force, revisions, params.licences, made), encoding="utf-8")
+    revisions = sorted(set(own["model_revision"].unique().to_pylist()))
+    _, *kept = np.split(judged.kept, np.cumsum([len(own), *map(len, mixed)])[:-1])
+    lots = [card.Mixed(folder, made[folder], params.mix[folder], some) for folder, some in zip(others, kept, strict=True)]
+    written = card.text(counts, in_force, revisions, params.licences, made[IN], lots)
+    (scratch / card.CARD).write_text(written, encoding="utf-8")
     return publish(scratch, root / OUT, "dataset", knobs | {"in_force": in_force}, counts)
 
 
+def _columns(root: Path, folder: str, name: str) -> pa.Table:
+    """What is asked of a shard of pairs, and the folder it lies in."""
+    table = gates.columns(root / folder / name, "id", "instruction_id", "task", "model_revision")
+    return table.append_column("folder", pa.array([folder] * len(table), pa.string()))
+
+
 def verdicts(table: pa.Table, judged: Judged, params: Params, rows: npt.NDArray[np.int64]) -> list[Verdict]:
-    """The records of some rows: every score of a gate or the ranking, and the gates of the pair's own task."""
-    names = sorted({*gates.asked(params.gates), params.rank_by})
+    """The records of some rows: every score of a gate or the ranking, and the gates of the pair's own folder and task."""
+    names = sorted({params.rank_by}.union(*map(gates.asked, params.sources.values())))
     some = table.take(rows)
     scores = [some[SCORE + name].to_pylist() for name in names]
     failed = judged.failed[:, rows]
     made = []
-    for n, (pair_id, task) in enumerate(zip(some["id"].to_pylist(), some["task"].to_pylist(), strict=True)):
+    for n, (pair_id, task, folder) in enumerate(zip(*(some[name].to_pylist() for name in ("id", "task", "folder")), strict=True)):
         reasons = tuple(judged.reasons[r] for r in np.flatnonzero(failed[:, n]))
         values = {name: column[n] for name, column in zip(names, scores, strict=True)}
-        made.append(Verdict(pair_id, not reasons, task, reasons, dict(params.row(task)), values))
+        made.append(Verdict(pair_id, not reasons, task, reasons, dict(params.row(task, folder)), values))
     return made
 
 

@@ -3,7 +3,7 @@
 N pairs, R reasons to fail, T tasks.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -93,11 +93,23 @@ def failures(table: pa.Table, gates: Gates) -> Judged:
     return Judged(tuple(reasons), np.concatenate(failed))
 
 
+def together(judged: Sequence[Judged]) -> Judged:
+    """What was judged apart, by gates of its own each, as one: pairs in the order given, every reason once."""
+    reasons = tuple(dict.fromkeys(reason for one in judged for reason in one.reasons))
+    failed = np.zeros((len(reasons), sum(one.failed.shape[1] for one in judged)), bool)
+    start = 0
+    for one in judged:
+        n = one.failed.shape[1]
+        failed[[reasons.index(reason) for reason in one.reasons], start : start + n] = one.failed
+        start += n
+    return Judged(reasons, failed)
+
+
 def require(table: pa.Table, scores: Iterable[str]) -> None:
     """Raise GatesError for scores that are no column."""
     names = [name.removeprefix(SCORE) for name in table.column_names if name.startswith(SCORE)]
     if lost := sorted({*scores} - set(names)):
-        raise GatesError(f"want the scores {lost} that params.yaml asks of pairs, got {names}; mend dataset.gates or rank_by")
+        raise GatesError(f"want the scores {lost} that params.yaml asks of pairs, got {names}; mend the gates or rank_by there")
 
 
 def columns(path: Path, *names: str) -> pa.Table:

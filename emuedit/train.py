@@ -1,8 +1,8 @@
 """Station `train`: kept pairs -> an editor. The same command goes on where a killed one stopped, bit for bit.
 
-In: `data/pairs` (Pair), `data/dataset` (Verdict), the world's painter. Out: `models/editor`, a diffusers pipeline folder of the
-painter's own class with `tasks/`, `stats.jsonl` and `summary.json`. What is trained: the whole U-Net, the task table and,
-if asked, the text encoders.
+In: `data/pairs` and what `data/dataset` mixed in (Pair), `data/dataset` (Verdict), the world's painter. Out: `models/editor`, a
+diffusers pipeline folder of the painter's own class with `tasks/`, `stats.jsonl` and `summary.json`. What is trained: the whole
+U-Net, the task table and, if asked, the text encoders.
 """
 
 import json
@@ -10,7 +10,6 @@ import math
 import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -219,8 +218,10 @@ def held_out_loss(pupil: Pupil, average: dict[str, Tensor], cache: Cache, half: 
 def run(params: Params, root: Path) -> Summary:
     """Encode what is new, train from the last saved step, publish to `models/editor`."""
     runtime = Runtime.choose(params.device, params.dtype)
-    pairs, dataset = root / PAIRS, root / DATASET
-    data = {folder.name: asdict(records.read_summary(folder))["shards"] for folder in (pairs, dataset)}
+    judged = records.read_summary(root / DATASET)
+    mixed = sorted(judged.params.get("mix", ()))  # pairs that were written with their verdicts tell of no mix
+    data: dict[str, Any] = {"pairs": records.read_summary(root / PAIRS).shards, "dataset": judged.shards}
+    data |= {"mixed": {folder: records.read_summary(root / folder).shards for folder in mixed}} if mixed else {}
     base = house.locate(params.world.painter, root)
     knobs = params.model_dump(mode="json", exclude={"world"}) | {"painter": params.world.painter}
     behind = [base] if Path(base).is_dir() else []
@@ -232,7 +233,7 @@ def run(params: Params, root: Path) -> Summary:
     mark = fingerprint(data | {"painter": params.world.painter, "dtype": params.dtype}, *behind, code["batches"])
     latents = root / "scratch" / "latents" / mark
     with torch.autocast(runtime.device, torch.bfloat16, enabled=params.dtype == "bfloat16"):
-        batches.build(pairs, dataset, painter, latents)
+        batches.build([root / folder for folder in (PAIRS, *mixed)], root / DATASET, painter, latents)
     cache = Cache(latents, params.held_out_share)
     scratch = scratch_folder(root, "train", fingerprint(knobs | {"data": data}, *behind, __file__, *code.values()))
     size = crews.size_for(params.processes, params.batch, runtime.device)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from emuedit import card
-from emuedit.card import Shown
+from emuedit.card import CardError, Shown
+from emuedit.gates import Gates
 from emuedit.records import Pair, Summary, Verdict, encode_png, write_shard
 
 
@@ -46,7 +47,7 @@ def test_pictures_are_looked_up_by_id(tmp_path: Path) -> None:
     write_shard(tmp_path / "one.parquet", pairs[:20], Pair)
     write_shard(tmp_path / "two.parquet", pairs[20:], Pair)
     asked = [(35, "two.parquet"), (3, "one.parquet"), (19, "one.parquet")]
-    found = card.looked_up(tmp_path, [name for _, name in asked], [verdict(pairs[k].id) for k, _ in asked])
+    found = card.looked_up([tmp_path / name for _, name in asked], [verdict(pairs[k].id) for k, _ in asked])
     assert {(one.verdict.pair_id, one.instruction, one.before, one.after) for one in found} == {
         (pairs[k].id, f"do {k}", pairs[k].source, pairs[k].target) for k, _ in asked
     }
@@ -78,7 +79,7 @@ def written() -> str:
         "dino_min": 6,
         "local.dino_min": 6,
     }
-    return card.text(counts, {"local": {"dino": {"min": 0.5, "max": 0.9}}}, ["rev1"], {"painter": "MIT"}, made)
+    return card.text(counts, {"local": {"dino": {"min": 0.5, "max": 0.9}}}, ["rev1"], {"painter": "MIT"}, made, [])
 
 
 def test_the_card_says_what_was_counted(written: str) -> None:
@@ -90,6 +91,24 @@ def test_the_card_says_what_was_counted(written: str) -> None:
         assert line in written.splitlines()
     assert "`rev1`" in written
     assert "f00d" in written
+
+
+def test_the_card_names_what_was_mixed_in() -> None:
+    painted = Summary("pairs", "f00d", {}, {}, {})
+    theirs = Summary("import", "beef", {"source": "org/set", "licence": "CC BY 4.0"}, {}, {})
+    rules: Gates = {"default": {}, "local": {"dinov2_sim": {"min": 0.4}}}
+    lot = card.Mixed("data/theirs", theirs, rules, np.array([True, False, True]))
+    counts = {"pairs": 5, "kept": 3, "kept_instructions": 3, "local.pairs": 5, "local.kept": 3}
+    lines = card.text(counts, {"local": {}}, [], {}, painted, [lot]).splitlines()
+    assert "| `data/theirs` | `org/set` | CC BY 4.0 | 3 | 2 | default: none; local: `dinov2_sim` >= 0.4 |" in lines
+    assert "3 of 5 painted and imported pairs are kept (60.0%), for 3 instructions of 1 tasks." in lines
+
+
+def test_pictures_of_two_sizes_cannot_be_shown() -> None:
+    small = encode_png(np.zeros((4, 4, 3), np.uint8))
+    shown = [Shown(verdict("a"), "go", picture(0), picture(9), None), Shown(verdict("b"), "go", small, small, None)]
+    with pytest.raises(CardError, match=r"one size, got \(height, width\) \[\(4, 4\), \(4, 6\)\]"):
+        card.sheets(shown)
 
 
 def test_the_card_has_no_gap(written: str) -> None:

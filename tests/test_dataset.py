@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from emuedit import dataset
 from emuedit.dataset import DatasetError, Params, judge, run
@@ -23,7 +25,7 @@ GATES: dict[str, Any] = {
 
 
 def knobs(**changes: Any) -> Params:
-    fixed = {"gates": GATES, "rank_by": "direction", "keep": 1, "sheet_pairs": 2, "licences": {}}
+    fixed = {"gates": GATES, "rank_by": "direction", "keep": 1, "sheet_pairs": 2, "licences": {}, "mix": {}}
     return Params.model_validate(fixed | changes)
 
 
@@ -115,7 +117,7 @@ def test_a_gate_on_no_column_is_named() -> None:
     ],
 )
 def test_wrong_gates_are_named(tmp_path: Path, gates: str, message: str) -> None:
-    rest = "rank_by: dino, keep: 1, sheet_pairs: 2, licences: {}"
+    rest = "rank_by: dino, keep: 1, sheet_pairs: 2, licences: {}, mix: {}"
     (tmp_path / "params.yaml").write_text(f"dataset: {{gates: {gates}, {rest}}}\n")
     with pytest.raises(ParamsError, match=message):
         load(Params, "dataset", tmp_path / "params.yaml")
@@ -162,6 +164,57 @@ def test_verdicts_stand_beside_their_pairs(tmp_path: Path, pairs: list[Pair]) ->
         "local.l1_max": 1, "not_best": 1, "depth.not_best": 1,
     }  # fmt: skip
     assert summary.params["in_force"] == {"local": GATES["local"], "depth": {}}
+
+
+def mix_in(root: Path, name: str, *shards: list[Pair]) -> str:
+    scratch = scratch_folder(root, name, "f")
+    for number, some in enumerate(shards):
+        write_shard(scratch / f"shard-{number:05d}.parquet", some, Pair)
+    publish(scratch, root / "data" / name, "import", {"source": f"org/{name}", "licence": "MIT"}, {})
+    return f"data/{name}"
+
+
+def imported(instruction: str, task: str, **scores: float | None) -> Pair:
+    return dataclasses.replace(pair(instruction, task, 0), scores=scores)
+
+
+def test_mixed_pairs_have_gates_of_their_own(tmp_path: Path, pairs: list[Pair]) -> None:
+    theirs = [imported("x", "local", sim=0.9), imported("y", "remove", sim=0.1), imported("z", "local", sim=None)]
+    plain = [imported("v", "style"), imported("w", "depth")]
+    run(knobs(), tmp_path)
+    alone = {file.name: file.read_bytes() for file in (tmp_path / dataset.OUT).glob("shard-*")}
+    mix = {mix_in(tmp_path, "theirs", theirs[:2], theirs[2:]): {"default": {"sim": {"min": 0.5}}}}
+    mix = {mix_in(tmp_path, "plain", plain): {"default": {}}, **mix}
+    summary = run(knobs(mix=dict(reversed(mix.items()))), tmp_path)
+    assert summary.params["mix"] == mix
+    found = list(read_folder(tmp_path / dataset.OUT, Verdict, verify=True))
+    assert [one.pair_id for one in found] == [one.id for one in pairs + plain + theirs], "ours, then folders by name"
+    assert [one.kept for one in found] == [True, False, True, False, True, True, True, False, False]
+    assert [one.reasons for one in found[6:]] == [(), ("sim_min",), ("sim_missing",)]
+    assert (found[6].gates, found[4].gates) == ({"sim": {"min": 0.5}}, {})
+    assert found[6].scores == {"dino": None, "l1": None, "direction": None, "sim": 0.9}
+    written = (tmp_path / dataset.OUT / "card.md").read_text()
+    assert "| `data/plain` | `org/plain` | MIT | 2 | 2 | default: none |" in written
+    assert "| `data/theirs` | `org/theirs` | MIT | 3 | 1 | default: `sim` >= 0.5 |" in written
+    assert "Revision of the painter: `m`." in written
+    again = {file.name for file in (tmp_path / dataset.OUT).glob("shard-*")}
+    assert again - set(alone) == {f"shard-mix{n}.parquet" for n in ("1-00000", "2-00000", "2-00001")}
+    run(knobs(), tmp_path)
+    assert {file.name: file.read_bytes() for file in (tmp_path / dataset.OUT).glob("shard-*")} == alone
+
+
+def test_a_mixed_folder_is_asked_what_it_can_answer(tmp_path: Path, pairs: list[Pair]) -> None:
+    folder = mix_in(tmp_path, "theirs", [imported("x", "local", sim=0.9)])
+    with pytest.raises(GatesError, match=r"want the scores \['dino'\] .* got \['sim'\]"):
+        run(knobs(mix={folder: {"default": {"dino": {"min": 0.5}}}}), tmp_path)
+
+
+def test_a_pair_comes_once(tmp_path: Path, pairs: list[Pair]) -> None:
+    folder = mix_in(tmp_path, "theirs", pairs[:2])
+    with pytest.raises(DatasetError, match="want every pair once in data/pairs, data/theirs, got 2 again"):
+        run(knobs(mix={folder: {"default": {}}}), tmp_path)
+    with pytest.raises(ValidationError, match="want folders besides data/pairs"):
+        knobs(mix={dataset.IN: {"default": {}}})
 
 
 def test_no_picture_is_read(tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:

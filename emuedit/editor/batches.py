@@ -59,6 +59,8 @@ class Cache:
     def __init__(self, folder: Path, held_out_share: float) -> None:
         notes = [json.loads(file.read_text()) for file in sorted(folder.glob("[0-9]*.json"))]
         self._latents = [np.load(file, mmap_mode="r") for file in sorted(folder.glob("[0-9]*.npy"))]
+        if len(sizes := {array.shape[3:] for array in self._latents if len(array)}) > 1:
+            raise BatchesError(f"want latents of one size, got [C, h, w] {sorted(sizes)}; make or import pictures of one size")
         self._texts: list[str] = json.loads((folder / "texts.json").read_text())
         self._hidden = np.load(folder / "hidden.npy", mmap_mode="r")  # [n + 1, L, D], the last is the null text
         pooled = folder / "pooled.npy"
@@ -127,17 +129,20 @@ def may_flip(task: str, instruction: str) -> bool:
     return task != "text" and SIDED.search(instruction) is None
 
 
-def build(pairs: Path, dataset: Path, painter: Painter, folder: Path) -> None:
-    """Encode what the verdicts keep, shard by shard; shards found in `folder` are done. Pictures must share one size."""
+def build(pairs: Sequence[Path], dataset: Path, painter: Painter, folder: Path) -> None:
+    """Encode what the verdicts keep of folders of pairs, shard by shard; shards found in `folder` are done.
+
+    Pictures must share one size.
+    """
     kept = {one.pair_id: one.task for one in read_folder(dataset, Verdict) if one.kept}
     folder.mkdir(parents=True, exist_ok=True)
-    names = sorted(name for name in read_summary(pairs).shards if name.startswith("shard-"))
+    shards = [own / name for own in pairs for name in sorted(read_summary(own).shards) if name.startswith("shard-")]
     size: tuple[int, ...] | None = None
-    for number, name in enumerate(tqdm(names, desc="latents", unit="shard")):
+    for number, shard in enumerate(tqdm(shards, desc="latents", unit="shard")):
         note, array = folder / f"{number:05d}.json", folder / f"{number:05d}.npy"
         if note.exists():
             continue
-        chosen = [pair for pair in read_shard(pairs / name, Pair) if pair.id in kept]
+        chosen = [pair for pair in read_shard(shard, Pair) if pair.id in kept]
         pictures = [np.stack([decode_png(pair.source), decode_png(pair.target)]) for pair in chosen]
         for pair, picture in zip(chosen, pictures, strict=True):
             size = size or picture.shape

@@ -58,7 +58,7 @@ def run(out: Path, root: Path) -> Summary:
             _write(path, _kept(root / PAIRS / name, verdicts[name]))
     for file in (root / DATASET).glob("sheet_*.png"):
         shutil.copy2(file, scratch / file.name)
-    n = dataset.counts["kept"]
+    n = sum(one.kept for found in verdicts.values() for one in found)
     (scratch / README).write_text(_readme(n, dataset, (root / DATASET / card.CARD).read_text(encoding="utf-8")), encoding="utf-8")
     return publish(scratch, out, "export", knobs, {"pairs": n})
 

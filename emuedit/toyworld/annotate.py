@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from emuedit.annotators import drawing
 from emuedit.toyworld import stamps
 from emuedit.toyworld.palette import BACKGROUND_CLASS_RGB, BOX_RGB, CLASS_RGB, MASK_RGB, PERSON, POSES, SIZE, luma
 from emuedit.toyworld.render import Truth, quantise
@@ -15,15 +16,7 @@ HEAD_RGB = np.array((255, 140, 0), np.float32) / 255
 
 def detect(truth: Truth, slots: np.ndarray) -> np.ndarray:
     """A magenta box, 2 px wide, just outside the object in `slots[n]`; uint8 [N, 64, 64, 3]."""
-    box = truth.boxes[np.arange(len(slots)), slots].astype(int)
-    axis = np.arange(SIZE)
-
-    def inside(margin: int) -> np.ndarray:
-        columns = (axis >= box[:, None, 0] - margin) & (axis < box[:, None, 2] + margin)
-        rows = (axis >= box[:, None, 1] - margin) & (axis < box[:, None, 3] + margin)
-        return rows[:, :, None] & columns[:, None, :]
-
-    line = inside(BOX_WIDTH_PX) & ~inside(0) & (box[:, None, 2:3] > 0)
+    line = drawing.frame(truth.boxes[np.arange(len(slots)), slots], SIZE, SIZE, BOX_WIDTH_PX)
     return np.where(line[..., None], quantise(BOX_RGB), truth.images)
 
 
@@ -102,7 +95,7 @@ def _outlines(owner: np.ndarray) -> np.ndarray:
     return change
 
 
-FILTERS = ("brighten", "darken", "more contrast", "less contrast", "saturate", "desaturate", "hue", "blur", "sharpen")
+FILTERS = drawing.FILTERS
 
 
 def colour_filter(images: np.ndarray, which: np.ndarray) -> np.ndarray:
@@ -111,30 +104,8 @@ def colour_filter(images: np.ndarray, which: np.ndarray) -> np.ndarray:
     for i, name in enumerate(FILTERS):
         rows = np.flatnonzero(which == i)
         if len(rows):
-            out[rows] = quantise(_filtered(name, images[rows].astype(np.float32) / 255))
+            out[rows] = quantise(drawing.filtered(name, images[rows].astype(np.float32) / 255))
     return out
-
-
-def _filtered(name: str, p: np.ndarray) -> np.ndarray:
-    if name in ("blur", "sharpen"):
-        kernel = np.array([1, 4, 6, 4, 1], np.float32) / 16
-        padded = np.pad(p, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
-        rows = np.sum([k * padded[:, i : i + SIZE] for i, k in enumerate(kernel)], axis=0)
-        soft: np.ndarray = np.sum([k * rows[:, :, i : i + SIZE] for i, k in enumerate(kernel)], axis=0)
-        return soft if name == "blur" else p + 1.5 * (p - soft)
-    if name == "hue":  # a third of the wheel: red to green, green to blue
-        return p[..., [2, 0, 1]]
-    grey = luma(p)[..., None]
-    mean = grey.mean((1, 2), keepdims=True)
-    origin, share = {
-        "brighten": (np.ones_like(mean), 0.75),
-        "darken": (np.zeros_like(mean), 0.60),
-        "more contrast": (mean, 1.6),
-        "less contrast": (mean, 0.5),
-        "saturate": (grey, 1.8),
-        "desaturate": (grey, 0.15),
-    }[name]
-    return origin + share * (p - origin)
 
 
 def quarter(images: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from emuedit.annotators import drawing
 from emuedit.toyworld import annotate as exact
 from emuedit.toyworld import render
 from emuedit.toyworld.oracle import l1, mean_over
@@ -33,8 +34,9 @@ def annotate(
     (segment); each matters to its task alone. Raises ValueError for a task that is no vision task.
     """
     if task == "detect":
+        line = drawing.frame(boxes_px, images.shape[1], images.shape[2], exact.BOX_WIDTH_PX)
         found = (boxes_px[:, 2] > boxes_px[:, 0]) & (boxes_px[:, 3] > boxes_px[:, 1])
-        return np.where(found[:, None, None, None], _boxed(images, boxes_px), images), found
+        return np.where(line[..., None], quantise(BOX_RGB), images), found
     if task == "segment":
         return np.where(masks[..., None], quantise(MASK_RGB), images), np.asarray(masks.any((1, 2)))
     if task == "color":
@@ -92,17 +94,3 @@ def overlooked(images: np.ndarray, truth: render.Truth) -> np.ndarray:
     )
     largest: np.ndarray = np.abs(soft - read_soft).mean(-1).max((1, 2))
     return largest
-
-
-def _boxed(images: np.ndarray, boxes_px: np.ndarray) -> np.ndarray:
-    """A magenta line, as wide as that of exact targets, just outside of each box."""
-    box = np.concatenate([np.floor(boxes_px[:, :2]), np.ceil(boxes_px[:, 2:])], 1)[:, None]
-    axis = np.arange(images.shape[1])
-
-    def inside(margin: int) -> np.ndarray:
-        columns = (axis >= box[..., 0] - margin) & (axis < box[..., 2] + margin)
-        rows = (axis >= box[..., 1] - margin) & (axis < box[..., 3] + margin)
-        return rows[:, :, None] & columns[:, None, :]
-
-    line = inside(exact.BOX_WIDTH_PX) & ~inside(0)
-    return np.where(line[..., None], quantise(BOX_RGB), images)

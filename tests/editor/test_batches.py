@@ -30,7 +30,7 @@ def pair(n: int, size: tuple[int, int] = (16, 24)) -> Pair:
     )  # fmt: skip
 
 
-def write(root: Path, pairs: list[Pair], per_shard: int = 4) -> tuple[Path, Path]:
+def write(root: Path, pairs: list[Pair], per_shard: int = 4) -> tuple[list[Path], Path]:
     folders = {station: scratch_folder(root, station, "x") for station in ("pairs", "dataset")}
     for number, start in enumerate(range(0, len(pairs), per_shard)):
         some = pairs[start : start + per_shard]
@@ -42,7 +42,7 @@ def write(root: Path, pairs: list[Pair], per_shard: int = 4) -> tuple[Path, Path
         write_shard(folders["dataset"] / f"shard-{number:05d}.parquet", verdicts, Verdict)
     for station, folder in folders.items():
         publish(folder, root / "data" / station, station, {}, {})
-    return root / "data" / "pairs", root / "data" / "dataset"
+    return [root / "data" / "pairs"], root / "data" / "dataset"
 
 
 def test_what_is_kept_is_encoded_under_the_verdicts_task(make_painter: Callable[[str], Painter], tmp_path: Path) -> None:
@@ -100,6 +100,25 @@ def test_pictures_of_two_sizes_are_refused(make_painter: Callable[[str], Painter
     data = write(tmp_path, [pair(0), pair(1, (24, 16))])
     with pytest.raises(BatchesError, match=r"\(16, 24\), got \(24, 16\) in pair"):
         batches.build(*data, make_painter("toy"), tmp_path / "cache")
+
+
+def test_folders_are_encoded_one_after_another(make_painter: Callable[[str], Painter], tmp_path: Path) -> None:
+    painter, pairs = make_painter("toy"), [pair(n) for n in range(6)]
+    (whole,), dataset = write(tmp_path / "whole", pairs)
+    apart = [write(tmp_path / name, some)[0][0] for name, some in (("a", pairs[:4]), ("b", pairs[4:]))]
+    batches.build([whole], dataset, painter, tmp_path / "one")
+    batches.build(apart, dataset, painter, tmp_path / "two")
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
+
+
+def test_another_size_is_refused_after_a_stop_too(make_painter: Callable[[str], Painter], tmp_path: Path) -> None:
+    data = write(tmp_path, [pair(0), pair(1, (24, 16))], per_shard=1)
+    with pytest.raises(BatchesError, match="pictures of one size"):
+        batches.build(*data, make_painter("toy"), tmp_path / "cache")
+    batches.build(*data, make_painter("toy"), tmp_path / "cache")  # the first shard is done and not read again
+    with pytest.raises(BatchesError, match="latents of one size"):
+        Cache(tmp_path / "cache", 0.0)
 
 
 def test_batches_follow_from_seed_and_step_and_balance_tasks(make_painter: Callable[[str], Painter], tmp_path: Path) -> None:

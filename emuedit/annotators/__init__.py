@@ -1,0 +1,1 @@
+"""Annotators of photographs: the targets of the vision tasks from named networks and plain drawing."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pair_chart
 import torch
 from pair_methods import METHODS, Clock, InstructPix2Pix, Ours, Painted, phrases, places
 from tqdm import tqdm
@@ -36,7 +37,7 @@ from emuedit.synthesis.studio import Studio
 from emuedit.toyworld import pair_truth
 
 ROOT = Path(__file__).parent.parent
-RESULT, PICTURE = ROOT / "bench/results/pairs.json", ROOT / "docs/images/pairs_methods.png"
+RESULT, IMAGES = ROOT / "bench/results/pairs.json", ROOT / "docs/images"
 TASKS = ("local", "remove", "add", "texture", "background")
 BLOCK = 48  # instructions a method paints before it is the next one's turn
 Place = torch.Tensor | None
@@ -228,7 +229,6 @@ def eyeball(by_method: dict[str, list[Judged]], some: Sequence[Instruction], pat
             rows.append((side, pixels.to_uint8(stack)))
         marks = [one is not None and one.right for one in best]
         sheets.append(sheet.grid(rows, [one.text for one in picked], 3, name.replace("_", " "), ("target", marks)))
-    path.parent.mkdir(parents=True, exist_ok=True)
     sheet.tiled(sheets).save(path, optimize=True)
 
 
@@ -256,7 +256,9 @@ def main() -> None:
             if isinstance(method := METHODS[name], Ours):
                 method.learn((one.painted, one.passed) for one in judged)
     found = result(by_method, some, clock) | {"quick": args.quick}
-    eyeball(by_method, some, PICTURE)
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    eyeball(by_method, some, IMAGES / "pairs_methods.png")
+    pair_chart.draw(found, IMAGES / "pairs_chart.png")
     RESULT.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
 

@@ -36,7 +36,7 @@ from emuedit.tracking import Tracker
 
 PAIRS, DATASET, OUT = "data/pairs", "data/dataset", "models/editor"
 HELD_OUT_PER_TASK = 8
-NEW = ("unet.conv_in.", "unet.class_embedding.", "table.")
+NEW = ("net.unet.conv_in.", "net.unet.class_embedding.", "net.table.")
 
 
 class TrainError(RuntimeError):

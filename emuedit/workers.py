@@ -93,7 +93,7 @@ def _here(built: Callable[[], Callable[[J], D]], jobs: Mapping[str, J]) -> Itera
     for name, job in jobs.items():
         try:
             done = built()(job)
-        except Exception as error:
+        except Exception as error:  # whatever a job raises goes on its way, with the job's name
             error.add_note(f"in {name}")
             raise
         yield name, done

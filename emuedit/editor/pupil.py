@@ -18,23 +18,23 @@ from emuedit.models.painter import Painter
 
 
 class Pupil(nn.Module):
-    """What is trained: the network, and where `reads` the painter's text encoders. Its weights: `unet.`, `table.`, `text.`."""
+    """What is trained: the network, and where `reads` the painter's text encoders. Its weights: `net.`, `text.`."""
 
     def __init__(self, net: EditorNet, painter: Painter, reads: bool) -> None:
         super().__init__()
-        self.unet, self.table, self.text = net.unet, net.table, nn.ModuleList(painter.text_encoders if reads else [])
-        self.net, self.painter = [net], painter  # in a list, so that its weights have one name
+        self.net, self.text = net, nn.ModuleList(painter.text_encoders if reads else [])
+        self.painter = painter
 
     def begin(self) -> None:
         """Ready to learn, on the painter's device."""
         device = self.painter.device
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # on a CPU the former is slower
         self.to(device).to(memory_format=layout).train().requires_grad_(True)
-        ease_backward(self.unet)
+        ease_backward(self.net.unet)
 
     def losses(self, batch: Batch, draws: Draws, rarity: float = 0.0) -> Tensor:
         """Loss of each sample, [B]; instructions are read anew while their reader learns."""
         if self.text:
             batch = replace(batch, text=self.painter.read_text(batch.said), null=self.painter.null_text(1))
-        v = self.table.v[batch.tasks]
-        return loss.per_sample(self.net[0], self.painter.scheduler, batch, draws, v, rarity)
+        v = self.net.table.v[batch.tasks]
+        return loss.per_sample(self.net, self.painter.scheduler, batch, draws, v, rarity)

@@ -185,7 +185,8 @@ def main() -> None:
         for task, one in told.items():
             print(task, json.dumps(one))
     else:
-        told = measured(pairs, truths, house.load(dataset.Params, "dataset", ROOT / "params.yaml"))
+        params = house.load(dataset.Params, "dataset", ROOT / "params.yaml")
+        told = measured(pairs, truths, params.model_copy(update={"routing": None}))  # the router judges words, not pictures
         told |= {"truth": truth_itself(sorted({p.task for p in pairs}), 6 if args.quick else 40), "n_pairs": len(pairs)}
         (ROOT / "bench/results/gates.json").write_text(json.dumps(told, indent=1) + "\n")
     print(json.dumps(told))

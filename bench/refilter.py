@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 def pairs(n: int, params: Params) -> pa.Table:
     """A table of n pairs with made-up scores, one in ten undefined, `CANDIDATES` for each instruction."""
     chance = np.random.default_rng(0)
-    scores = sorted({score for row in params.gates.values() for score in row} | {params.rank_by})
+    scores = sorted({score for row in params.gates.values() for score in row} | {params.rank_by, dataset.PROBABILITY})
     instruction = np.arange(n) // CANDIDATES
     task = np.array([one.name for one in TASKS])[instruction % len(TASKS)]
     columns: dict[str, Any] = {"id": pa.array([f"{i:016x}" for i in range(n)])}
@@ -39,12 +39,15 @@ def pairs(n: int, params: Params) -> pa.Table:
 def one_by_one(table: pa.Table, params: Params) -> list[bool]:
     """The same verdicts, row by row."""
     best: dict[str, list[tuple[float, int]]] = {}
+    reject = params.routing.reject if params.routing else 0.0
     for i, pair in enumerate(table.to_pylist()):
         for score, bounds in params.row(pair["task"]).items():
             value = pair[f"score_{score}"]
             if value is None or value < bounds.get("min", -np.inf) or value > bounds.get("max", np.inf):
                 break
         else:
+            if (pair["score_task_probability"] or 1) < reject:
+                continue
             rank = pair[f"score_{params.rank_by}"]
             best.setdefault(pair["instruction_id"], []).append((np.inf if rank is None else -rank, i))
     kept = {i for group in best.values() for _, i in sorted(group)[: params.keep]}

@@ -44,7 +44,7 @@ One that passes every gate of its task stays, and of one instruction the best. R
 | task | pairs | kept | share | instructions with a kept pair |
 |---|---:|---:|---:|---:|
 {counts}
-
+{reassigned}
 ## Gates
 
 Pairs that failed each gate; one pair may fail several.
@@ -88,6 +88,7 @@ Imported pairs were judged along with the painted ones, by gates of their own. `
 |---|---|---|---:|---:|---|
 {rows}
 """
+_NO_GATES = ("pairs", "kept", "kept_instructions", "reassigned")
 _LINES = 14
 _ROWS = 16  # pairs in memory at a time
 _PICTURES = ("source", "target", "mask")
@@ -206,7 +207,7 @@ def text(
     """
     world = {"name": NOT_STATED, **made.params.get("world", {})}
     tasks = sorted(key.partition(".")[0] for key in counts if key.endswith(".pairs"))
-    reasons = sorted(key for key in counts if "." not in key and key not in ("pairs", "kept", "kept_instructions"))
+    reasons = sorted(key for key in counts if "." not in key and key not in _NO_GATES)
     told = {"n": counts["pairs"], "kept": counts["kept"], "share": f"{counts['kept'] / counts['pairs']:.1%}"}
     knobs = {key: value for key, value in made.params.items() if key not in ("world", "recipes")}
     return _TEXT.format(
@@ -216,6 +217,7 @@ def text(
         instructions=counts["kept_instructions"],
         n_tasks=len(tasks),
         counts="\n".join(_row(task, counts) for task in tasks),
+        reassigned=_reassigned(tasks, counts),
         tasks=" | ".join(tasks),
         rule="---:|" * len(tasks),
         failed="\n".join(f"| {why} | {counts[why]} | {_across(why, tasks, counts)} |" for why in reasons),
@@ -229,6 +231,14 @@ def text(
         mark=made.fingerprint,
         knobs=json.dumps(knobs, sort_keys=True),
     )
+
+
+def _reassigned(tasks: Sequence[str], counts: Mapping[str, int]) -> str:
+    """What the router gave to other tasks; nothing where it was not asked."""
+    if "reassigned" not in counts:
+        return ""
+    some = [f"{task} {n}" for task in tasks if (n := counts.get(f"{task}.reassigned", 0))]
+    return f"\nThe router gave {counts['reassigned']} of them to another task{': ' if some else ''}{', '.join(some)}.\n"
 
 
 def _row(task: str, counts: Mapping[str, int]) -> str:

@@ -1,7 +1,7 @@
 """Station `dataset`: pairs -> a verdict on each, by the scores that stand beside it. Nothing is painted again.
 
-In: the columns id, instruction_id, task, model_revision and score_* of `data/pairs` and of the imported folders that are mixed
-in; pictures only of the few pairs shown.
+In: the columns id, instruction_id, task, instruction, model_revision and score_* of `data/pairs` and of the imported folders
+that are mixed in; pictures only of the few pairs shown; `models/router`, where it is asked.
 Out: `data/dataset/shard-*.parquet` of Verdict, one for each shard of pairs, `shard-mixN-*` for the N-th mixed folder;
 `sheet_<task>.png` and `card.md` for people; `summary.json` with counts per task and gate, what was mixed in, and the thresholds
 that were in force.
@@ -14,16 +14,20 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import AfterValidator, Field
 from tqdm import tqdm
 
 from emuedit import card, gates
 from emuedit import params as house
+from emuedit.editor import routing
 from emuedit.gates import SCORE, Bounds, Gates, Judged
 from emuedit.records import Summary, Verdict, fingerprint, publish, read_summary, scratch_folder, write_shard
 
-IN, OUT = "data/pairs", "data/dataset"
+IN, OUT, ROUTER = "data/pairs", "data/dataset", "models/router"
 NOT_BEST = "not_best"
+PROBABILITY = "task_probability"
+ROUTED = "routed"
 
 
 class DatasetError(ValueError):
@@ -36,6 +40,15 @@ def _others(mix: dict[str, Gates]) -> dict[str, Gates]:
     return mix
 
 
+class Routing(house.Params):
+    """What the router may say about the tasks of pairs, probabilities in [0, 1]."""
+
+    reassign: float = Field(gt=0.5, le=1)
+    """A task at least this probable takes the place of the pair's own (Emu Edit; the threshold is ours)."""
+    reject: float = Field(ge=0, le=0.5)
+    """Pairs whose task is then less probable are rejected, as `task_probability_min`."""
+
+
 class Params(house.Params):
     """Knobs of the station."""
 
@@ -43,6 +56,8 @@ class Params(house.Params):
     """Task -> score -> {min: x} and/or {max: y}. A task without a row has the row `default`; a row stands for itself alone."""
     mix: Annotated[dict[str, Gates], AfterValidator(_others)]
     """Folder of imported pairs -> gates of its own, as above. It is judged, and trained on, along with `data/pairs`."""
+    routing: Routing | None
+    """null: the router is not asked. Tasks that it does not know are left alone."""
     rank_by: str = Field(min_length=1)
     """Score by which the candidates of one instruction are ranked, the highest first; those without it come last, as painted."""
     keep: int = Field(ge=1)
@@ -66,11 +81,16 @@ def judge(table: pa.Table, params: Params, *mixed: tuple[pa.Table, Gates]) -> Ju
     """The heart: one query over the columns instruction_id, task and score_* of N pairs. A pair that fails nothing is kept.
 
     Of the pairs of one instruction that pass the gates, the `keep` best by `rank_by` stay; the others fail as `not_best`.
-    `mixed`: pairs that follow them, each lot with gates of its own. Raises GatesError for a score that is no column.
+    `mixed`: pairs that follow them, each lot with gates of its own. Under `routing` the column score_task_probability is
+    asked too, of all. Raises GatesError for a score that is no column.
     """
     gates.require(table, [*gates.asked(params.gates), params.rank_by])
     found = gates.together([gates.failures(*lot) for lot in ((table, params.gates), *mixed)])
     table = _joined(table, *(lot for lot, _ in mixed))
+    if params.routing is not None:
+        gates.require(table, [PROBABILITY])
+        unlikely = gates.numbers(table, PROBABILITY) < params.routing.reject  # a comparison with NaN is False
+        found = Judged((*found.reasons, f"{PROBABILITY}_min"), np.concatenate([found.failed, unlikely[None]]))
     beaten = _beaten(table, found.kept, gates.numbers(table, params.rank_by), params.keep)
     return Judged((*found.reasons, NOT_BEST), np.concatenate([found.failed, beaten[None]]))
 
@@ -105,6 +125,8 @@ def run(params: Params, root: Path) -> Summary:
         if Path(name).match("shard-*.parquet")
     ]
     parts = [_columns(root, folder, name) for folder, name, _ in tqdm(shards, unit="shard", desc="dataset: read")]
+    if params.routing is not None:
+        parts = _routed(parts, params.routing, root)
     own, *mixed = [_joined(*(part for part, (of, *_) in zip(parts, shards, strict=True) if of == folder)) for folder in made]
     if not len(own):
         raise DatasetError(f"want at least one pair in {IN}, got none; see its dropped-*.parquet")
@@ -114,7 +136,8 @@ def run(params: Params, root: Path) -> Summary:
     judged = judge(own, params, *zip(mixed, (params.mix[folder] for folder in others), strict=True))
     knobs = params.model_dump(mode="json")
     inputs = [root / folder / "summary.json" for folder in made]
-    scratch = scratch_folder(root, "dataset", fingerprint(knobs, *inputs, __file__, gates.__file__))
+    asked = [root / ROUTER / "summary.json"] if params.routing is not None else []
+    scratch = scratch_folder(root, "dataset", fingerprint(knobs, *inputs, *asked, __file__, gates.__file__, routing.__file__))
     ends = np.cumsum([len(part) for part in parts])
     for (*_, name), rows in zip(
         tqdm(shards, unit="shard", desc="dataset: write"), np.split(np.arange(len(table)), ends[:-1]), strict=True
@@ -141,21 +164,40 @@ def run(params: Params, root: Path) -> Summary:
 
 def _columns(root: Path, folder: str, name: str) -> pa.Table:
     """What is asked of a shard of pairs, and the folder it lies in."""
-    table = gates.columns(root / folder / name, "id", "instruction_id", "task", "model_revision")
+    table = gates.columns(root / folder / name, "id", "instruction_id", "task", "instruction", "model_revision")
     return table.append_column("folder", pa.array([folder] * len(table), pa.string()))
 
 
+def _routed(parts: list[pa.Table], knobs: Routing, root: Path) -> list[pa.Table]:
+    """With two more columns: the task after the router had its say, and score_task_probability."""
+    whole = pa.concat_tables([part.select(["task", "instruction"]) for part in parts])
+    texts, tasks = whole["instruction"].to_pylist(), whole["task"].to_pylist()
+    known, p = routing.read(texts, root / ROUTER, root / "scratch" / "routed")
+    found = routing.reassigned(tasks, texts, known, p, knobs.reassign)
+    columns = {ROUTED: pa.array(found.tasks, pa.string())}
+    columns[SCORE + PROBABILITY] = pa.array(found.probability, pa.float64(), from_pandas=True)  # NaN is null
+    starts = np.cumsum([0, *map(len, parts)])
+    for name, column in columns.items():
+        parts = [part.append_column(name, column.slice(i, len(part))) for part, i in zip(parts, starts, strict=False)]
+    return parts
+
+
 def verdicts(table: pa.Table, judged: Judged, params: Params, rows: npt.NDArray[np.int64]) -> list[Verdict]:
-    """The records of some rows: every score of a gate or the ranking, and the gates of the pair's own folder and task."""
-    names = sorted({params.rank_by}.union(*map(gates.asked, params.sources.values())))
+    """The records of some rows: every score of a gate or the ranking, and the gates of the pair's own folder and task.
+
+    Gates are those of the task that a pair was made for, also where the router gave it to another.
+    """
+    asked = {params.rank_by} | ({PROBABILITY} if params.routing is not None else set())
+    names = sorted(asked.union(*map(gates.asked, params.sources.values())))
     some = table.take(rows)
+    final = some[ROUTED if params.routing is not None else "task"].to_pylist()
     scores = [some[SCORE + name].to_pylist() for name in names]
     failed = judged.failed[:, rows]
     made = []
     for n, (pair_id, task, folder) in enumerate(zip(*(some[name].to_pylist() for name in ("id", "task", "folder")), strict=True)):
         reasons = tuple(judged.reasons[r] for r in np.flatnonzero(failed[:, n]))
         values = {name: column[n] for name, column in zip(names, scores, strict=True)}
-        made.append(Verdict(pair_id, not reasons, task, reasons, dict(params.row(task, folder)), values))
+        made.append(Verdict(pair_id, not reasons, final[n], reasons, dict(params.row(task, folder)), values))
     return made
 
 
@@ -171,11 +213,13 @@ def tally(table: pa.Table, judged: Judged) -> Counter[str]:
     with_one = np.zeros(len(table), bool)
     with_one[np.flatnonzero(kept)[np.unique(instruction[kept], return_index=True)[1]]] = True
     told = {"pairs": per_task(np.ones(len(table), bool)), "kept": per_task(kept), "kept_instructions": per_task(with_one)}
+    if ROUTED in table.column_names:
+        told["reassigned"] = per_task(np.asarray(pc.not_equal(table[ROUTED], table["task"]).to_numpy()))
     told |= {reason: per_task(row) for reason, row in zip(judged.reasons, judged.failed, strict=True)}
     counts: Counter[str] = Counter()
     for name, numbers in told.items():
         for task, count in zip(tasks, numbers, strict=True):
-            if count or name in ("pairs", "kept"):
+            if count or name in ("pairs", "kept", "reassigned"):
                 counts[name] += int(count)
                 counts[f"{task}.{name}"] += int(count)
     return counts

@@ -25,7 +25,7 @@ GATES: dict[str, Any] = {
 
 
 def knobs(**changes: Any) -> Params:
-    fixed = {"gates": GATES, "rank_by": "direction", "keep": 1, "sheet_pairs": 2, "licences": {}, "mix": {}}
+    fixed = {"gates": GATES, "rank_by": "direction", "keep": 1, "sheet_pairs": 2, "licences": {}, "mix": {}, "routing": None}
     return Params.model_validate(fixed | changes)
 
 
@@ -164,6 +164,24 @@ def test_verdicts_stand_beside_their_pairs(tmp_path: Path, pairs: list[Pair]) ->
         "local.l1_max": 1, "not_best": 1, "depth.not_best": 1,
     }  # fmt: skip
     assert summary.params["in_force"] == {"local": GATES["local"], "depth": {}}
+
+
+def test_the_router_reassigns_or_rejects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"a": (0.05, 0.95), "b": (0.6, 0.4), "c": (0.01, 0.8), "d": (0.5, 0.5)}  # p(local), p(remove)
+    some = [
+        dataclasses.replace(pair(name, task, 0, dino=0.6, l1=0.15 if name == "a" else 0.0), instruction=name)
+        for name, task in {"a": "local", "b": "local", "c": "local", "d": "sketch"}.items()
+    ]
+    publish_pairs(tmp_path, some[:1], some[1:])
+    publish(scratch_folder(tmp_path, "router", "f"), tmp_path / dataset.ROUTER, "router", {}, {})
+    monkeypatch.setattr(dataset.routing, "read", lambda texts, *_: (("local", "remove"), np.array([said[t] for t in texts])))
+    summary = run(knobs(routing={"reassign": 0.9, "reject": 0.02}), tmp_path)
+    found = list(read_folder(tmp_path / dataset.OUT, Verdict, verify=True))
+    assert [one.task for one in found] == ["remove", "local", "local", "sketch"]
+    assert [one.reasons for one in found] == [("l1_max",), (), ("task_probability_min",), ()]  # gates of the task it was made for
+    assert [one.scores["task_probability"] for one in found] == [0.95, 0.6, 0.01, None]
+    assert [summary.counts[key] for key in ("reassigned", "local.reassigned", "sketch.reassigned")] == [1, 1, 0]
+    assert "The router gave 1 of them to another task: local 1." in (tmp_path / dataset.OUT / "card.md").read_text()
 
 
 def mix_in(root: Path, name: str, *shards: list[Pair]) -> str:

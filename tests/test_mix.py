@@ -56,7 +56,7 @@ def painted(tmp_path: Path) -> list[Pair]:
 
 def judge(root: Path, mix: dict[str, Any]) -> None:
     knobs = {"gates": {"default": {"dino": {"min": 0.5}}}, "mix": mix, "rank_by": "dino", "keep": 1, "sheet_pairs": 1}
-    dataset.run(dataset.Params.model_validate(knobs | {"licences": {}}), root)
+    dataset.run(dataset.Params.model_validate(knobs | {"licences": {}, "routing": None}), root)
 
 
 def test_imported_pairs_are_judged_and_trained_on(painted: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Pair]:
         write_shard(scratch / f"shard-{number:05d}.parquet", some, Pair)
     publish(scratch, tmp_path / dataset.IN, "pairs", {"world": {"name": "w", "painter": "p"}}, {})
     knobs: dict[str, Any] = {"gates": {"default": {"dino": {"min": 0.5}}}, "rank_by": "dino", "keep": 1, "sheet_pairs": 1}
-    dataset.run(dataset.Params.model_validate(knobs | {"mix": {}, "licences": {"painter": "MIT"}}), tmp_path)
+    dataset.run(dataset.Params.model_validate(knobs | {"mix": {}, "routing": None, "licences": {"painter": "MIT"}}), tmp_path)
     return [shards[0][0], shards[0][2], shards[2][0]]
 
 

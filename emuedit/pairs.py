@@ -76,7 +76,7 @@ def run(params: Params, root: Path) -> Summary:
         raise PairsError(f"want instructions in {root / IN}, got none; run the station instructions")
     knobs = params.model_dump(mode="json", by_alias=True, exclude={"workers"})
     here = Path(__file__).parent
-    code = [path for part in ("core", "models", "synthesis") for path in sorted((here / part).glob("*.py"))]
+    code = [path for part in ("core", "models", "rivals", "synthesis") for path in sorted((here / part).glob("*.py"))]
     behind = [*sorted((root / IN).glob("shard-*.parquet")), *studio.files(params.world, root), Path(__file__), *code]
     scratch = scratch_folder(root, "pairs", fingerprint(knobs, *behind, Path(gates.__file__)))
     work = shards(instructions, params.instructions_per_shard)

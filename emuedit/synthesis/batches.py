@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from emuedit.models import pixels
 from emuedit.models.painter import Painter
+from emuedit.rivals.prompt_to_prompt import Edit, PromptToPrompt
 from emuedit.synthesis.trajectory import Sampler, Trajectory, Variant
 
 
@@ -30,9 +33,17 @@ def variants(sampler: Sampler, trajectory: Trajectory, wanted: Sequence[Variant]
         yield decoded(sampler.painter, sampler.variants(trajectory, batch), rows)
 
 
-def packed(wanted: Sequence[Variant], rows: int) -> Iterator[list[Variant]]:
+class _Sourced(Protocol):
+    @property
+    def source(self) -> int: ...
+
+
+S = TypeVar("S", bound=_Sourced)
+
+
+def packed(wanted: Sequence[S], rows: int) -> Iterator[list[S]]:
     """Batches in order, each of at most `rows` variants and distinct sources together (and of at least one variant)."""
-    batch: list[Variant] = []
+    batch: list[S] = []
     for one in wanted:
         if batch and len(batch) + 1 + len({other.source for other in [*batch, one]}) > rows:
             yield batch
@@ -40,6 +51,17 @@ def packed(wanted: Sequence[Variant], rows: int) -> Iterator[list[Variant]]:
         batch.append(one)
     if batch:
         yield batch
+
+
+def by_words(
+    painter: PromptToPrompt, captions: Sequence[str], seeds: Sequence[int], guidance: float, wanted: Sequence[Edit], rows: int
+) -> Iterator[Tensor]:
+    """Paint edits of G captions by Prompt-to-Prompt, as `variants` does: pictures float32 [k, 3, H, W] on the CPU, in order."""
+    for batch in packed(wanted, rows):
+        own = sorted({one.source for one in batch})
+        edits = [replace(one, source=own.index(one.source)) for one in batch]
+        _, z = painter.paint([captions[g] for g in own], [seeds[g] for g in own], [guidance] * len(own), edits)
+        yield decoded(painter.painter, z, rows)
 
 
 def decoded(painter: Painter, z: Tensor, rows: int) -> Tensor:

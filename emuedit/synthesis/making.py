@@ -14,11 +14,12 @@ from pydantic import Field
 from emuedit import params as house
 from emuedit.models import pixels
 from emuedit.records import Drop, Instruction, Pair, encode_png
+from emuedit.rivals import prompt_to_prompt
 from emuedit.runtime import seed_for
 from emuedit.synthesis import bandit, batches, difference, masks, scores
 from emuedit.synthesis.bandit import Spend, Tries
 from emuedit.synthesis.difference import Contrast
-from emuedit.synthesis.recipes import Candidate, Recipes, described, is_drawn
+from emuedit.synthesis.recipes import Candidate, Recipes, Words, described, is_drawn
 from emuedit.synthesis.scores import Edit
 from emuedit.synthesis.studio import Studio
 from emuedit.synthesis.trajectory import Trajectory, Variant
@@ -68,6 +69,29 @@ class _Made:
 
 
 @dataclass(frozen=True)
+class _Job:
+    """One second picture that the painter is to make."""
+
+    instruction: Instruction
+    recipe: dict[str, Any]
+    candidate: Candidate | Words
+    first: int  # row of the source
+    M: torch.Tensor  # [1, H, W]
+
+    def variant(self, c: Candidate) -> Variant:
+        """Held by its mask."""
+        fractions = (c.source_fraction, c.self_fraction, c.blend_from, c.blend_to)
+        return Variant(self.first, second_caption(self.instruction), self.M, *fractions, c.guidance)
+
+    def edit(self, c: Words) -> prompt_to_prompt.Edit:
+        """Held by its words."""
+        fractions = (c.cross_fraction, c.self_fraction, c.self_tokens)
+        blend = None if c.blend is None else prompt_to_prompt.Blend(c.blend.n_tokens, c.blend.threshold, c.blend.start)
+        said = second_caption(self.instruction)
+        return prompt_to_prompt.Edit(self.first, said, *fractions, c.guidance, c.null_too, blend=blend)
+
+
+@dataclass(frozen=True)
 class _Place:
     """Where an instruction works: the mask, and the box of the first object."""
 
@@ -97,7 +121,7 @@ def make_shard(instructions: Sequence[Instruction], studio: Studio, knobs: Knobs
     seeds = [seed_for("pairs", "source", caption) for caption in firsts]
     trajectory, sources = batches.sources(studio.sampler, firsts, seeds, knobs.guidance, knobs.rows_per_batch)
     places = _places(instructions, row, sources, _differing(instructions, row, trajectory, studio, knobs), studio, knobs)
-    painted = _painted(instructions, places, trajectory, studio, knobs, tries)
+    painted = _painted(instructions, places, row, seeds, trajectory, studio, knobs, tries)
     made = [*painted, *_drawn(instructions, places, sources, studio)]
     reasons = {name: place for name, place in places.items() if isinstance(place, str)}
     settled = {one.instruction.id for one in made} | set(reasons)
@@ -159,19 +183,31 @@ def _places(
         known = {k: mask for k, mask in asked.items() if isinstance(mask, torch.Tensor)}
         place = P if isinstance(P, str) else _Place(row[first_caption(one)], P, box, known)
         places[one.id] = next((mask for mask in asked.values() if isinstance(mask, str)), place)
+        if any(isinstance(c, Words) and c.reads_words for c in knobs.recipes.of(one.task)) and not _fit(one, studio):
+            places[one.id] = "caption_too_long"
     return places
+
+
+def _fit(one: Instruction, studio: Studio) -> bool:
+    """Whether the painter reads both captions to their end."""
+    tokenizer = studio.sampler.painter.tokenizer
+    return all(
+        len(tokenizer(text)["input_ids"]) <= tokenizer.model_max_length for text in (one.source_caption, one.target_caption)
+    )
 
 
 def _painted(
     instructions: Sequence[Instruction],
     places: dict[str, _Place | str],
+    row: dict[str, int],
+    seeds: Sequence[int],
     trajectory: Trajectory,
     studio: Studio,
     knobs: Knobs,
     tries: Tries,
 ) -> list[_Made]:
     """The second pictures that the painter makes."""
-    jobs: list[tuple[Instruction, dict[str, Any], Candidate, Variant]] = []
+    jobs: list[_Job] = []
     facts = {"steps": knobs.steps, "source_guidance": knobs.guidance, "scheduler": type(studio.sampler.scheduler).__name__}
     for one in instructions:
         place = places[one.id]
@@ -181,17 +217,19 @@ def _painted(
         for k in bandit.choose(knobs.spend, one.task, area, len(candidates), tries, one.id):
             c = candidates[k]
             M = torch.ones(1, *place.P.shape) if c.mask is None else c.mask.soft(place.differing.get(k, place.P))
-            fractions = (c.source_fraction, c.self_fraction, c.blend_from, c.blend_to)
-            recipe = described(c, k, object_area=area, **facts)
-            jobs.append((one, recipe, c, Variant(place.first, second_caption(one), M, *fractions, c.guidance)))
-    if not jobs:
-        return []
-    jobs.sort(key=lambda job: job[3].source)
-    variants = [variant for *_, variant in jobs]
-    pictures = torch.cat(list(batches.variants(studio.sampler, trajectory, variants, knobs.rows_per_batch)))
+            jobs.append(_Job(one, described(c, k, object_area=area, **facts), c, place.first, M))
+    jobs.sort(key=lambda job: job.first)
+    by_mask = [(job, job.variant(c)) for job in jobs if isinstance(c := job.candidate, Candidate)]
+    by_words = [(job, job.edit(c)) for job in jobs if isinstance(c := job.candidate, Words)]
+    captions = list(row)
+    painted = batches.variants(studio.sampler, trajectory, [one for _, one in by_mask], knobs.rows_per_batch)
+    edited = batches.by_words(
+        studio.by_words, captions, seeds, knobs.guidance, [one for _, one in by_words], knobs.rows_per_batch
+    )
+    done = [picture for part in (*painted, *edited) for picture in part]
     return [
-        _Made(one, variant.source, picture, None if c.mask is None else variant.M, recipe)
-        for (one, recipe, c, variant), picture in zip(jobs, pictures, strict=True)
+        _Made(job.instruction, job.first, picture, None if job.candidate.mask is None else job.M, job.recipe)
+        for (job, _), picture in zip([*by_mask, *by_words], done, strict=True)
     ]
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from emuedit import params as house
 from emuedit.synthesis.masks import MaskRecipe
@@ -39,7 +39,53 @@ class Candidate(house.Params):
         return self.mask is not None and self.mask.noise_difference is None
 
 
-Candidates = tuple[Candidate, ...]
+class WordBlend(house.Params):
+    """LocalBlend of Prompt-to-Prompt: where the changed words of neither caption look, the source's latents stay."""
+
+    n_tokens: int = Field(ge=1)
+    """Layers of so many tokens are read; the authors' 256 of latents of 64 x 64."""
+    threshold: float = Field(ge=0, lt=1)
+    """Of a map divided by its largest value; the authors' 0.3."""
+    start: float = Field(ge=0, le=1)
+    """Part of the steps before which nothing is blended; the authors' 0.2."""
+
+
+class Words(house.Params):
+    """Prompt-to-Prompt (Hertz et al., arXiv 2208.01626) in the place of a mask: attention maps hold what both captions say."""
+
+    mask: MaskRecipe | None
+    """Where the scores look; it holds nothing. null: everywhere."""
+    cross_fraction: float = Field(ge=0, le=1)
+    """First part of the steps, in which words look where they look in the source; the authors' 0.8."""
+    self_fraction: float = Field(ge=0, le=1)
+    """First part of the steps, in which self-attention is the source's; the authors' 0.4."""
+    self_tokens: int = Field(ge=0)
+    """That in layers of at most so many tokens; the authors' 256 of latents of 64 x 64."""
+    null_too: bool
+    """That in the half without text too, as InstructPix2Pix does."""
+    blend: WordBlend | None
+    """LocalBlend; null: without."""
+    guidance: float = Field(ge=1)
+    """Classifier-free guidance of the second caption."""
+
+    @property
+    def needs_objects(self) -> bool:
+        """Whether its mask is made of objects, which a detector has to find first."""
+        return self.mask is not None and self.mask.noise_difference is None
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether its captions are taken apart: they must then fit the tokenizer whole."""
+        return self.cross_fraction > 0 or self.blend is not None
+
+
+def _way(candidate: Any) -> str:
+    held_by_words = isinstance(candidate, Words) or (isinstance(candidate, dict) and "cross_fraction" in candidate)
+    return "words" if held_by_words else "control"
+
+
+AnyCandidate = Annotated[Annotated[Candidate, Tag("control")] | Annotated[Words, Tag("words")], Discriminator(_way)]
+Candidates = tuple[AnyCandidate, ...]
 
 
 class Recipes(house.Params):
@@ -75,6 +121,6 @@ def is_drawn(name: str) -> bool:
     return task(name).family == "vision"
 
 
-def described(candidate: Candidate, number: int, **facts: Any) -> dict[str, Any]:
+def described(candidate: Candidate | Words, number: int, **facts: Any) -> dict[str, Any]:
     """What a pair keeps of how it was painted."""
-    return {"kind": "control", "candidate": number, **candidate.model_dump(mode="json"), **facts}
+    return {"kind": _way(candidate), "candidate": number, **candidate.model_dump(mode="json"), **facts}

@@ -12,6 +12,7 @@ import torch
 from emuedit import params as house
 from emuedit.models import clip, depth, detector, dino, painter, segmenter, sources
 from emuedit.records import fingerprint
+from emuedit.rivals.prompt_to_prompt import PromptToPrompt
 from emuedit.runtime import Runtime
 from emuedit.synthesis.scores import Judges
 from emuedit.synthesis.trajectory import Sampler
@@ -34,6 +35,11 @@ class Studio:
     def sampler(self) -> Sampler:
         """The painter and how it samples."""
         return Sampler(painter.load(self._at("painter"), **self._how), self.steps, self.runtime.torch_dtype)
+
+    @cached_property
+    def by_words(self) -> PromptToPrompt:
+        """The same painter under Prompt-to-Prompt."""
+        return PromptToPrompt(self.sampler.painter, self.steps, self.runtime.torch_dtype)
 
     @cached_property
     def segmenter(self) -> segmenter.Segmenter:

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from pydantic import ValidationError
 from emuedit.pairs import Params
 from emuedit.params import load
 from emuedit.synthesis import batches
-from emuedit.synthesis.recipes import Candidate, described, is_drawn
+from emuedit.synthesis.recipes import Candidate, Words, described, is_drawn
 from emuedit.synthesis.trajectory import Variant
 from emuedit.tasks import TASKS
 
@@ -43,3 +44,14 @@ def test_batches_count_their_sources() -> None:
     assert [[v.caption for v in batch] for batch in got] == [["0", "1", "2"], ["3", "4"], ["5", "6"]]
     assert all(len(batch) + len({v.source for v in batch}) <= 4 for batch in got)
     assert [len(batch) for batch in batches.packed(wanted, 1)] == [1] * 7
+
+
+def test_a_candidate_is_held_by_a_mask_or_by_words() -> None:
+    words = {"mask": None, "cross_fraction": 0.8, "self_fraction": 0.4, "self_tokens": 64, "null_too": False, "blend": None}
+    known = load(Params, "pairs", ROOT / "params.yaml").model_dump(mode="json", by_alias=True)
+    known["recipes"]["local"] = [ANY, words | {"guidance": 5.0}]
+    by_mask, by_words = Params.model_validate_json(json.dumps(known)).recipes.local
+    assert (type(by_mask), type(by_words)) == (Candidate, Words)
+    known["recipes"]["local"] = [words | {"guidance": 5.0, "blend_from": 0.0}]
+    with pytest.raises(ValidationError, match=r"words\.blend_from"):
+        Params.model_validate_json(json.dumps(known))

@@ -18,12 +18,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from emuedit import crew as crews
 from emuedit import params as house
 from emuedit import records
+from emuedit.crew import Crew
 from emuedit.editor import batches, checkpoint, loss
-from emuedit.editor import crew as crews
 from emuedit.editor.batches import Cache
-from emuedit.editor.crew import Crew
 from emuedit.editor.loss import Dropout, Weights
 from emuedit.editor.net import EditorNet
 from emuedit.editor.pupil import Pupil

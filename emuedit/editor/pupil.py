@@ -30,7 +30,7 @@ class Pupil(nn.Module):
         device = self.painter.device
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # on a CPU the former is slower
         self.to(device).to(memory_format=layout).train().requires_grad_(True)
-        ease_backward(self.net.unet)
+        ease_backward(self.net.unet, self.text)
 
     def losses(self, batch: Batch, draws: Draws, rarity: float = 0.0) -> Tensor:
         """Loss of each sample, [B]; instructions are read anew while their reader learns."""

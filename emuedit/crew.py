@@ -7,6 +7,7 @@ With equal shares the mean of means is the mean, so the number of processes chan
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,8 +52,9 @@ class Crew:
         whole = loss.detach().clone()
         distributed.all_reduce(flat)
         distributed.all_reduce(whole)
+        flat.div_(self.size)
         for grad, total in zip(grads, flat.split([one.numel() for one in grads]), strict=True):
-            grad.copy_(total.view_as(grad)).div_(self.size)
+            grad.copy_(total.view_as(grad))
         return whole.item() / self.size
 
 
@@ -67,7 +69,7 @@ def size_for(asked: int, batch: int, device: str) -> int:
     return max(n for n in range(1, _cores() + 1) if batch % n == 0)
 
 
-def together(size: int, work: Callable[..., None], *args: Any) -> None:
+def together(size: int, work: Callable[..., object], *args: Any) -> None:
     """Run work(crew, *args) in `size` new processes and wait. A failure of one ends all and is raised here; so does our death."""
     hush(KEEP_MEMORY)  # new processes read it
     with tempfile.TemporaryDirectory() as meeting:
@@ -75,7 +77,8 @@ def together(size: int, work: Callable[..., None], *args: Any) -> None:
         begin(_member, (size, str(Path(meeting, "met")), work, args), size, start_method="spawn")
 
 
-def _member(rank: int, size: int, meeting: str, work: Callable[..., None], args: tuple[Any, ...]) -> None:
+def _member(rank: int, size: int, meeting: str, work: Callable[..., object], args: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # torch's word of our parent's death; ignored under `nohup ... &`
     torch.set_num_threads(max(1, _cores() // size))
     distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     try:

@@ -46,6 +46,8 @@ EDGES: dict[str, tuple[proposal.Edge, ...]] = {
     "mask_area": BOTH,
     "present_target": ("min",),
     "present_source": ("max",),
+    "found_source": ("min",),
+    "left_inside": ("max",),
 }
 """Bounds that make sense of each score: only these are proposed."""
 WRONG = "wrong_target"

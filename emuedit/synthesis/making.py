@@ -266,7 +266,9 @@ def _pairs(made: Sequence[_Made], sources: torch.Tensor, seeds: Sequence[int], s
         local = bool(_objects(what, knobs))
         stays = any(c.mask is not None and c.mask.complement for c in knobs.recipes.of(what.task))
         objects = (what.source_object if local else None, what.target_object if local and not stays else None)
-        edits.append(Edit(source, target, one.M, what.source_caption, what.target_caption, *objects))
+        empty = local and not stays and not (what.target_object if not what.reverse else what.source_object)
+        vacant = n if empty else None  # what is built backwards is emptied, then turned round
+        edits.append(Edit(source, target, one.M, what.source_caption, what.target_caption, *objects, vacant))
     raw = scores.raw(pictures, edits, studio.judges, knobs.rows_per_batch)
     png = [encode_png(picture) for picture in pixels.to_uint8(pictures)]
     return [

@@ -6,6 +6,7 @@ Shapes: P pictures of H x W pixels, N edits, D the width of an embedding.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ class Edit:
     target_caption: str
     source_object: str | None
     target_object: str | None
+    vacant: int | None = None
+    """The picture in which nothing should stand inside of M: after removing, before adding."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ def raw(pictures: Tensor, edits: Sequence[Edit], judges: Judges, batch: int) -> 
     Those of `likeness.compared`; depth_l1: mean difference of the depth maps; l1_inside, l1_outside: mean difference in
     [0, 1], weighted by M and 1 - M; mask_area: mean of M; present_source, present_target: the detector's best score for the
     source's and the target's object in the target (of several objects the worst of the best; 0 where it finds nothing);
+    found_source: the same for the source's object in the source, which is what an instruction speaks of; left_inside: its best
+    score for anything that either caption names, among boxes of the vacant picture that have their centre in M;
     shift_px: how far the target lies from the source, weighted by 1 - M, see `core.registration`.
     """
     if not edits:
@@ -67,8 +72,10 @@ def raw(pictures: Tensor, edits: Sequence[Edit], judges: Judges, batch: int) -> 
     columns = likeness.compared((seen[a], seen[b]), texts, (vectors[a], vectors[b]))
     columns |= {
         "depth_l1": likeness.column((maps[a] - maps[b]).abs().mean((1, 2))),
-        "present_source": _present(pictures, edits, [one.source_object for one in edits], judges.detector, batch),
-        "present_target": _present(pictures, edits, [one.target_object for one in edits], judges.detector, batch),
+        "present_source": _present(pictures, [(one.target, one.source_object) for one in edits], judges.detector, batch),
+        "present_target": _present(pictures, [(one.target, one.target_object) for one in edits], judges.detector, batch),
+        "found_source": _present(pictures, [(one.source, one.source_object) for one in edits], judges.detector, batch),
+        "left_inside": _left(pictures, edits, judges.detector, batch),
         "shift_px": [_shifted(pictures[one.source], pictures[one.target], one.M) for one in edits],
     }
     masked = [_masked(pictures[one.source], pictures[one.target], one.M) for one in edits]
@@ -98,15 +105,43 @@ def _weighted(error: Tensor, weight: Tensor) -> float | None:
     return float((error * weight).sum()) / total if total > 0 else None
 
 
-def _present(
-    pictures: Tensor, edits: Sequence[Edit], objects: Sequence[str | None], detector: Detector, batch: int
-) -> likeness.Column:
-    asked = [[(one.target, phrase) for phrase in masks.phrases(words)] for one, words in zip(edits, objects, strict=True)]
+def _present(pictures: Tensor, wanted: Sequence[tuple[int, str | None]], detector: Detector, batch: int) -> likeness.Column:
+    """Of pictures and the objects looked for there."""
+    asked = [[(picture, phrase) for phrase in masks.phrases(words)] for picture, words in wanted]
     queries = sorted({query for own in asked for query in own})
     score: dict[masks.Query, float] = {}
     for query, found in zip(queries, masks.best(detector, pictures, queries, 0.0, 1.0, batch), strict=True):
         score[query] = float(found.scores[0]) if len(found) else 0.0
     return [min(score[query] for query in own) if own else None for own in asked]
+
+
+def _left(pictures: Tensor, edits: Sequence[Edit], detector: Detector, batch: int) -> likeness.Column:
+    column: likeness.Column = [None] * len(edits)
+    asked = [(n, one.vacant, one.M) for n, one in enumerate(edits) if one.vacant is not None and one.M is not None]
+    for i in range(0, len(asked), batch):
+        part = asked[i : i + batch]
+        said = [named(f"{edits[n].source_caption}, {edits[n].target_caption}") for n, *_ in part]
+        found = detector.detect(pictures[[row for _, row, _ in part]], said, 0.0, 1.0)
+        for (n, _, M), one in zip(part, found, strict=True):
+            inside = _at_centres(M[0], one.boxes_px) > 0.5
+            column[n] = float(one.scores[inside].max()) if inside.any() else 0.0
+    return column
+
+
+def _at_centres(M: Tensor, boxes_px: Tensor) -> Tensor:
+    """M [H, W] at the centres of K boxes, [K]."""
+    x, y = ((boxes_px[:, k] + boxes_px[:, k + 2]) / 2 for k in (0, 1))
+    return M[y.long().clamp(0, M.shape[0] - 1), x.long().clamp(0, M.shape[1] - 1)]
+
+
+_JOINTS = re.compile(r"[,.;:]|\b(?:and|with|on|in|at|of|to|by|over|under|behind|beside|near|against|from)\b")
+
+
+def named(caption: str) -> list[str]:
+    """What a caption may name, roughly: its pieces between commas, `and` and prepositions, each once. Also pieces that name no
+    thing; a detector finds nothing for them.
+    """
+    return list(dict.fromkeys(piece for part in _JOINTS.split(caption) if (piece := part.strip())))
 
 
 def _chunked(judge: Callable[[Tensor], Tensor], pictures: Tensor, batch: int) -> Tensor:

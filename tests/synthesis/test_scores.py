@@ -35,11 +35,17 @@ class Finder:
         self, images: torch.Tensor, phrases: Sequence[Sequence[str]], threshold: float, nms_iou: float
     ) -> list[Detections]:
         found = []
-        for image, (phrase,) in zip(images, phrases, strict=True):
-            score = ((image[list(WORDS).index(phrase)] + 1) / 2).mean()[None]
-            n = int(score > 0)
-            found.append(Detections(torch.zeros(n, 4), score[:n], torch.zeros(n, dtype=torch.int64)))
+        for image, asked in zip(images, phrases, strict=True):
+            seen = torch.stack([((image[list(WORDS).index(phrase)] + 1) / 2) for phrase in asked])  # [N, H, W]
+            scores, which = seen.mean((1, 2)).sort(descending=True)
+            boxes = torch.stack([self.around(seen[k] > 0) for k in which])
+            some = scores > 0
+            found.append(Detections(boxes[some], scores[some], which[some]))
         return found
+
+    def around(self, here: torch.Tensor) -> torch.Tensor:
+        y, x = here.nonzero(as_tuple=True)
+        return torch.tensor([x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else [0] * 4, dtype=torch.float32)
 
 
 @pytest.fixture
@@ -74,6 +80,8 @@ def test_numbers_of_a_known_edit(judges: Judges) -> None:
     assert got["depth_l1"] == pytest.approx(0.5)
     assert got["present_source"] == pytest.approx(0.5)
     assert got["present_target"] == pytest.approx(0.5)
+    assert got["found_source"] == 1
+    assert got["left_inside"] is None
     assert got["clip_direction"] is not None
     assert got["clip_direction"] > 0.9
     assert got["clip_source"] == pytest.approx(1, abs=1e-3)
@@ -123,3 +131,25 @@ def test_each_judge_sees_a_picture_once(judges: Judges) -> None:
     scores.raw(pictures(), [edit(), edit(1, 0), edit()], judges, batch=2)
     assert eye.calls == 2  # as clip and as dino
     assert scores.raw(pictures(), [], judges, batch=2) == []
+
+
+def test_what_is_left_where_nothing_should_be(judges: Judges) -> None:
+    """Green stands left, red right; M lies left."""
+    after, before, elsewhere = scores.raw(
+        pictures(),
+        [
+            edit(target_object=None, vacant=1),  # nothing should be left of the red thing, but something green is
+            edit(0, 1, source_object=None, target_object="green", vacant=0),  # built backwards: red covers the middle of M
+            edit(target_object=None, vacant=1, M=torch.zeros(1, 4, 6)),
+        ],
+        judges,
+        batch=2,
+    )
+    assert after["left_inside"] == pytest.approx(0.5)
+    assert before["left_inside"] == 0  # the only box has its centre where M is 0
+    assert elsewhere["left_inside"] == 0
+
+
+def test_pieces_of_a_caption_are_what_it_may_name() -> None:
+    said = "a big red star on the left, a blue ring and a person with arms up, a blue ring in the sand"
+    assert scores.named(said) == ["a big red star", "the left", "a blue ring", "a person", "arms up", "the sand"]

@@ -11,11 +11,23 @@ from emuedit.synthesis.masks import MaskRecipe
 from emuedit.tasks import task
 
 
-class Candidate(house.Params):
+class _Way(house.Params):
     """One way to make the second picture out of the first. Fractions are of the steps."""
 
     mask: MaskRecipe | None
-    """Where the second caption rules; null: everywhere."""
+    """Where the second caption rules, and where the scores look; null: everywhere."""
+    guidance: float = Field(ge=1)
+    """Classifier-free guidance of the second caption."""
+
+    @property
+    def needs_objects(self) -> bool:
+        """Whether its mask is made of objects, which a detector has to find first."""
+        return self.mask is not None and self.mask.noise_difference is None
+
+
+class Candidate(_Way):
+    """Held by its mask: soft-mask attention control."""
+
     source_fraction: float = Field(ge=0, le=1)
     """First part of the steps, in which the latent is the source's."""
     self_fraction: float = Field(ge=0, le=1)
@@ -24,19 +36,12 @@ class Candidate(house.Params):
     """From here on the source's latents are laid over the rest of the mask after each step."""
     blend_to: float = Field(ge=0, le=1)
     """Until here."""
-    guidance: float = Field(ge=1)
-    """Classifier-free guidance of the second caption."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Candidate:
         if self.blend_from > self.blend_to:
             raise ValueError(f"blend_from must not exceed blend_to, got {self.blend_from} and {self.blend_to}")
         return self
-
-    @property
-    def needs_objects(self) -> bool:
-        """Whether its mask is made of objects, which a detector has to find first."""
-        return self.mask is not None and self.mask.noise_difference is None
 
 
 class WordBlend(house.Params):
@@ -50,11 +55,12 @@ class WordBlend(house.Params):
     """Part of the steps before which nothing is blended; the authors' 0.2."""
 
 
-class Words(house.Params):
-    """Prompt-to-Prompt (Hertz et al., arXiv 2208.01626) in the place of a mask: attention maps hold what both captions say."""
+class Words(_Way):
+    """Held by its words, whose attention maps hold what both captions say: Prompt-to-Prompt (Hertz et al., arXiv 2208.01626).
 
-    mask: MaskRecipe | None
-    """Where the scores look; it holds nothing. null: everywhere."""
+    The mask holds nothing; it only tells the scores where to look.
+    """
+
     cross_fraction: float = Field(ge=0, le=1)
     """First part of the steps, in which words look where they look in the source; the authors' 0.8."""
     self_fraction: float = Field(ge=0, le=1)
@@ -65,13 +71,6 @@ class Words(house.Params):
     """That in the half without text too, as InstructPix2Pix does."""
     blend: WordBlend | None
     """LocalBlend; null: without."""
-    guidance: float = Field(ge=1)
-    """Classifier-free guidance of the second caption."""
-
-    @property
-    def needs_objects(self) -> bool:
-        """Whether its mask is made of objects, which a detector has to find first."""
-        return self.mask is not None and self.mask.noise_difference is None
 
     @property
     def reads_words(self) -> bool:

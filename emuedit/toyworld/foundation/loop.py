@@ -1,6 +1,7 @@
 """The one training loop of the foundation models. The same command resumes; a killed run loses a minute."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from emuedit.crew import Crew
 from emuedit.runtime import Runtime
 
 
@@ -57,18 +59,19 @@ def train(
     recipe: Recipe,
     scratch: Path,
     save_every_s: float = 60.0,
+    crew: Crew = Crew(),  # noqa: B008
 ) -> nn.Module:
     """Minimise `loss_at(step)` and return `model` holding the averaged (EMA) weights.
 
     The model trains on `device()` and comes back on the CPU. `loss_at` draws its own batch from the step number alone,
-    so a resumed run sees the data it would have seen.
+    so a resumed run sees the data it would have seen; of several processes, each its share.
     State goes to `scratch/state.pt` by atomic rename, losses to `scratch/stats.jsonl`.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     state_file = scratch / "state.pt"
     model.to(device())
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(weights, lr=recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     first = 0
     if state_file.exists():
@@ -77,7 +80,8 @@ def train(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         average, first = state["average"], state["step"]
-    (scratch / "recipe.json").write_text(json.dumps(asdict(recipe)))
+    if crew.leads:
+        (scratch / "recipe.json").write_text(json.dumps(asdict(recipe)))
 
     def save(step: int) -> None:
         beside = state_file.with_suffix(".tmp")
@@ -86,34 +90,40 @@ def train(
         beside.replace(state_file)
 
     model.train()
-    saved_at, seen = time.monotonic(), 0.0
-    bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc=scratch.name, mininterval=5)
+    saved_at, seen, steps = time.monotonic(), 0.0, range(first, recipe.steps)
+    bar = tqdm(steps, scratch.name, recipe.steps, initial=first, mininterval=5, disable=not crew.leads)
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = rate(step, recipe)
         torch.manual_seed(step)
         loss = loss_at(step)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"{scratch.name}: loss is {loss.item()} at step {step}; lower the rate and resume")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        loss_now = crew.averaged(loss, weights, torch.bfloat16)
+        if not math.isfinite(loss_now):
+            raise FloatingPointError(f"{scratch.name}: loss is {loss_now} at step {step}; lower the rate and resume")
         nn.utils.clip_grad_norm_(weights, recipe.clip_norm)
         optimizer.step()
-        decay = min(recipe.ema_decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for name, value in model.state_dict().items():
-                if value.is_floating_point():
-                    average[name].lerp_(value, 1 - decay)
-                else:
-                    average[name].copy_(value)
-        seen = loss.item() if step == first else 0.98 * seen + 0.02 * loss.item()
-        if step % 20 == 0:
+        _follow(average, model.state_dict(), min(recipe.ema_decay, (1 + step) / (10 + step)))
+        seen = loss_now if step == first else 0.98 * seen + 0.02 * loss_now
+        if step % 20 == 0 and crew.leads:
             bar.set_postfix(loss=f"{seen:.4f}", refresh=False)
             with (scratch / "stats.jsonl").open("a") as stats:
                 stats.write(json.dumps({"step": step, "loss": seen, "lr": rate(step, recipe), "time": time.time()}) + "\n")
-        if time.monotonic() - saved_at > save_every_s:
+        if time.monotonic() - saved_at > save_every_s and crew.leads:
             save(step + 1)
             saved_at = time.monotonic()
-    save(recipe.steps)
+    if crew.leads:
+        save(recipe.steps)
     model.load_state_dict(average)
     return model.cpu().eval()
+
+
+@torch.no_grad()
+def _follow(average: dict[str, Tensor], weights: dict[str, Tensor], decay: float) -> None:
+    """The exponential moving average of what is a number; counters are copied."""
+    for name, value in weights.items():
+        if value.is_floating_point():
+            average[name].lerp_(value, 1 - decay)
+        else:
+            average[name].copy_(value)

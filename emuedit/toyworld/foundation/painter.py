@@ -1,28 +1,31 @@
 """The painter: a latent diffusion model in Stable Diffusion's own format, text encoder and U-Net trained together."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from emuedit.models.pixels import from_uint8
+from emuedit import crew as crews
 from emuedit.toyworld import render
 from emuedit.toyworld.foundation import tokenizer as tokens
+from emuedit.toyworld.foundation import web
 from emuedit.toyworld.foundation.loop import Recipe, bf16, device, train
 from emuedit.toyworld.foundation.pool import world
 from emuedit.toyworld.grammar import caption, voice
 from emuedit.toyworld.scene import numbers, scenes
 
-RECIPE = Recipe(steps=6000, batch=32, lr=8e-4, warmup_steps=300, decay_share=0.35, ema_decay=0.9985)
-ON = Recipe(steps=2500, batch=32, lr=6e-4, warmup_steps=100, decay_share=0.35, ema_decay=0.9985)
-"""Another round from published weights: 7,650 steps in all made those that are there."""
+RECIPE = Recipe(steps=14_000, batch=32, lr=8e-4, warmup_steps=300, decay_share=0.35, ema_decay=0.9985)
+ON = Recipe(steps=7000, batch=32, lr=6e-4, warmup_steps=100, decay_share=0.35, ema_decay=0.9985)
+"""Another round from published weights. Those that are there: 7,650 steps of captions alone, then this round."""
 POOL = 40_000  # scenes whose latents are kept on disk, drawn again and again with other wordings
 DROP_CAPTION = 0.10
+WEB_SHARE = 0.5
+"""Of the samples: pictures from the web, the others are scenes with their captions."""
 OBJECT_WEIGHT = 3.0
 """The loss counts this much where an object is: grass is half noise, shapes are what captions speak of."""
 LATE_TIMES = 0.5
@@ -81,72 +84,104 @@ def schedule() -> DDIMScheduler:
     )
 
 
-def pool(vae: AutoencoderTiny, folder: Path, n: int = POOL) -> tuple[np.ndarray, np.ndarray]:
-    """Latents float16 [n, 8, 16, 16] and where objects are, bool [n, 16, 16]: computed once, memory-mapped.
-
-    Another autoencoder or another world makes another pool.
-    """
+def pool(vae: AutoencoderTiny, folder: Path, n: int = POOL) -> Path:
+    """Where the latents float16 [n, 8, 16, 16] of n scenes and their objects, bool [n, 16, 16], are kept: computed once."""
     all_scenes = scenes(numbers("train", 0, n))
-    mark = hashlib.blake2b(world(all_scenes).encode(), digest_size=4)
-    for value in vae.state_dict().values():
-        mark.update(value.cpu().numpy().tobytes())
-    folder = folder / f"latents-{n}-{mark.hexdigest()}"
-    files = folder / "latents.npy", folder / "objects.npy"
-    if not (folder / "done").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        vae.to(device())
-        z = np.zeros((n, 8, 16, 16), np.float16)
-        objects = np.zeros((n, 16, 16), bool)
-        with torch.inference_mode(), bf16():
-            for i in tqdm(range(0, n, 200), desc="latents"):
-                known = render.truth(all_scenes[i : i + 200])
-                x = from_uint8(known.images).to(device(), memory_format=torch.channels_last)
-                z[i : i + 200] = vae.encode(x).latents.float().cpu().numpy()
-                objects[i : i + 200] = (known.owner >= 0).reshape(-1, 16, 4, 16, 4).any((2, 4))
-        np.save(files[0], z)
-        np.save(files[1], objects)
-        (folder / "done").touch()
-    return np.load(files[0], mmap_mode="r"), np.load(files[1])
+    folder = folder / f"latents-{n}-{web.marked(vae, np.array(world(all_scenes)))}"
+    if (folder / "done").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    vae.to(device())
+    z = np.zeros((n, 8, 16, 16), np.float16)
+    objects = np.zeros((n, 16, 16), bool)
+    for i in tqdm(range(0, n, 200), desc="latents"):
+        known = render.truth(all_scenes[i : i + 200])
+        z[i : i + 200] = web.encoded(vae, known.images)
+        objects[i : i + 200] = web.cells(known.owner >= 0)
+    np.save(folder / "latents.npy", z)
+    np.save(folder / "objects.npy", objects)
+    (folder / "done").touch()
+    return folder
+
+
+class Lessons:
+    """What the painter learns from, a batch at a time: captioned scenes, and what the web holds besides."""
+
+    def __init__(self, captioned: Path, besides: Path) -> None:
+        self.z = np.load(captioned / "latents.npy", mmap_mode="r")
+        self.objects = np.load(captioned / "objects.npy")
+        self.scenes = scenes(numbers("train", 0, len(self.z)))
+        self.web = web.seen(besides)
+
+    def batch(self, step: int, n: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """n texts, their latents float32 [n, 8, 16, 16], and where the objects are, bool [n, 16, 16]; the step decides."""
+        rng = np.random.default_rng(step)
+        said, z, objects = [], [], []
+        for _ in range(n):
+            besides, silent = rng.random() < WEB_SHARE, rng.random() < DROP_CAPTION
+            row = int(rng.integers(len(self.web) if besides else len(self.z)))
+            if besides:
+                text = str(rng.choice(self.web.texts[row]))
+            else:
+                text = caption(self.scenes, row, voice(self.scenes.number[row], "paint", step))
+            said.append("" if silent else text)
+            z.append(self.web.z[row] if besides else self.z[row])
+            objects.append(self.web.objects[row] if besides else self.objects[row])
+        return said, np.stack(z).astype(np.float32), np.stack(objects)
 
 
 def run(
-    scratch: Path, vae: AutoencoderTiny, recipe: Recipe = RECIPE, start: Path | None = None, n_pool: int = POOL
+    scratch: Path,
+    vae: AutoencoderTiny,
+    recipe: Recipe = RECIPE,
+    start: Path | None = None,
+    n_pool: int = POOL,
+    per_task: int = web.PER_TASK,
 ) -> StableDiffusionPipeline:
-    """Train the painter over a finished autoencoder and return it as a pipeline; `start`: from the weights of this pipeline."""
+    """Train the painter over a finished autoencoder and return it as a pipeline; `start`: from the weights of this pipeline.
+
+    On a CPU the cores share every batch.
+    """
+    kept = pool(vae, scratch, n_pool), web.gather(vae, scratch, per_task)
+    size = crews.size_for(0, recipe.batch, device().type)
+    if size > 1:
+        crews.together(size, _learn, scratch, recipe, start, *kept)
+    model = _learn(crews.Crew(), scratch, recipe, start, *kept)
+    return pipeline(model, vae.cpu(), tokens.build(scratch / "tokenizer"))
+
+
+def _learn(crew: crews.Crew, scratch: Path, recipe: Recipe, start: Path | None, captioned: Path, besides: Path) -> TextToLatent:
     tokenizer = tokens.build(scratch / "tokenizer")
     end = tokenizer.convert_tokens_to_ids(tokens.END)
     torch.manual_seed(0)
-    model = TextToLatent(len(tokenizer), end).to(memory_format=torch.channels_last)
+    model = TextToLatent(len(tokenizer), end)
     if start is not None:
         model.text_encoder = CLIPTextModel.from_pretrained(start / "text_encoder", dtype=torch.float32)
         model.unet = UNet2DConditionModel.from_pretrained(start / "unet", dtype=torch.float32)
+    if device().type == "cpu":  # torch's fused attention is slow backwards there
+        model.unet.set_attn_processor(AttnProcessor())
+        model.text_encoder.set_attn_implementation("eager")
+    else:
         model.to(memory_format=torch.channels_last)
-    z_pool, objects = pool(vae, scratch, n_pool)
-    all_scenes = scenes(numbers("train", 0, n_pool))
-    scheduler = schedule()
+    lessons, scheduler = Lessons(captioned, besides), schedule()
 
     def loss_at(step: int) -> Tensor:
-        rng = np.random.default_rng(step)
-        rows = rng.integers(n_pool, size=recipe.batch)
-        said = [
-            "" if rng.random() < DROP_CAPTION else caption(all_scenes, n, voice(all_scenes.number[n], "paint", step))
-            for n in rows
-        ]
-        ids = tokenizer(said, padding="max_length", max_length=tokens.CONTEXT, truncation=True, return_tensors="pt")
-        z = torch.from_numpy(z_pool[rows]).float().to(device(), memory_format=torch.channels_last)
-        weight = 1 + (OBJECT_WEIGHT - 1) * torch.from_numpy(objects[rows])[:, None].to(z)
-        eps = torch.randn_like(z)
+        said, latents, objects = lessons.batch(step, recipe.batch)
+        eps = torch.randn(latents.shape)
         # one time in every stratum of the batch: less noise in the loss than independent times
-        u = (torch.arange(len(z)) + torch.rand(len(z))) / len(z)
-        t = (1000 * u**LATE_TIMES).long().clamp_max(999).to(device())
-        z_t = scheduler.add_noise(z, eps, t)
+        u = (torch.randperm(len(latents)) + torch.rand(len(latents))) / len(latents)
+        mine = crew.share(recipe.batch)
+        ids = tokenizer(said[mine], padding="max_length", max_length=tokens.CONTEXT, truncation=True, return_tensors="pt")
+        z, eps = torch.from_numpy(latents[mine]).to(device()), eps[mine].to(device())
+        t = (1000 * u**LATE_TIMES).long().clamp_max(999)[mine].to(device())
+        weight = 1 + (OBJECT_WEIGHT - 1) * torch.from_numpy(objects[mine])[:, None].to(z)
         v = scheduler.get_velocity(z, eps, t)
         with bf16():
-            predicted = model(z_t, t, ids.input_ids.to(device()))
+            predicted = model(scheduler.add_noise(z, eps, t), t, ids.input_ids.to(device()))
         return (weight * (predicted.float() - v).square()).sum() / (weight.sum() * z.shape[1])
 
-    train(model, loss_at, recipe, scratch)
-    return pipeline(model, vae.cpu(), tokenizer)
+    train(model, loss_at, recipe, scratch, crew=crew)
+    return model
 
 
 def pipeline(model: TextToLatent, vae: AutoencoderTiny, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:

@@ -63,6 +63,8 @@ class Params(house.Params):
     """Guidance by the picture."""
     s_T: float = Field(ge=0)
     """Guidance by the instruction."""
+    focus: float = Field(ge=0, le=1)
+    """How much that guidance keeps to where the instruction matters; 0: it is the same everywhere."""
     alpha: float = Field(ge=0)
     """Pixels that changed less than this are the input's, as between turns; 0 keeps the output as it is."""
     dtype: str
@@ -122,7 +124,9 @@ class Systems:
     def _edit(self, edits: Benchmark, tasks: list[str], seeds: list[int]) -> tuple[Pictures, list[str]]:
         before = pixels.from_uint8(edits.before).to(self.device)
         knobs = self.params
-        after = self.editor.edit(before, edits.instructions, tasks, seeds, steps=knobs.steps, s_I=knobs.s_I, s_T=knobs.s_T)
+        after = self.editor.edit(
+            before, edits.instructions, tasks, seeds, steps=knobs.steps, s_I=knobs.s_I, s_T=knobs.s_T, focus=knobs.focus
+        )
         if knobs.alpha:
             after = threshold.unchanged_kept(before, after.to(before.device), knobs.alpha)
         return pixels.to_uint8(after), tasks

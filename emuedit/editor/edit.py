@@ -59,6 +59,7 @@ class Editor:
         steps: int,
         s_I: float,
         s_T: float,
+        focus: float = 0.0,
         phi: float = 0.0,
         progress: bool = False,
     ) -> Tensor:
@@ -66,6 +67,7 @@ class Editor:
 
         A sample depends on its own picture, instruction, task and seed alone. s_I and s_T guide by picture and instruction
         (Emu Edit: 1.5 and 5.0); at 1 they cost nothing, other values cost up to three evaluations a step, in one forward.
+        focus in [0, 1] keeps s_T to where the instruction matters, see `core.guidance.focused`.
         phi in [0, 1] pulls guidance back to the spread of the conditioned prediction. Raises UnknownTaskError for an unknown
         task, ValueError for pictures out of range and for lists of unequal length.
         """
@@ -82,7 +84,7 @@ class Editor:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         with torch.inference_mode(), self.autocast():
             c_I = self.frame.encode(whole)  # [B, C, h, w]
-            z = self._denoise(c_I, self.frame.encode_text(instructions), v, generators, steps, s_I, s_T, phi, progress)
+            z = self._denoise(c_I, self.frame.encode_text(instructions), v, generators, steps, s_I, s_T, focus, phi, progress)
             edited = self.frame.decode(z)
         return edited[:, :, :height, :width].cpu().clone()
 
@@ -95,6 +97,7 @@ class Editor:
         steps: int,
         s_I: float,
         s_T: float,
+        focus: float,
         phi: float,
         progress: bool,
     ) -> Tensor:
@@ -116,7 +119,9 @@ class Editor:
             if terms > 1:
                 *rest, e_image, e_full = e.chunk(terms)
                 e_null = rest[0] if rest else e_image  # its weight is then zero
-                e = guidance.two_conditions(e_null, e_image, e_full, s_I, s_T)
+                r = guidance.relevance(e_image, e_full) if focus else None
+                s = s_T if r is None else guidance.focused(s_T, r, focus)
+                e = guidance.two_conditions(e_null, e_image, e_full, s_I, s)
                 e = guidance.rescaled(e, e_full, phi) if phi else e
             z_t = scheduler.step(e, t, z_t, **extra, return_dict=False)[0]
         return z_t

@@ -26,7 +26,7 @@ def pictures(n: int, height: int, width: int) -> Tensor:
 def test_guidance_is_three_terms_in_one_forward(shape: str, make_editor: MakeEditor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a sampler that asks for each of the three predictions by itself."""
     editor, images = make_editor(shape), pictures(2, 16, 16)
-    got = editor.edit(images, SAID[:2], TOLD[:2], [3, 4], **KNOBS, phi=0.7)
+    got = editor.edit(images, SAID[:2], TOLD[:2], [3, 4], **KNOBS, focus=0.5, phi=0.7)
     frame, net = editor.frame, editor.net
     v, text = net.table.rows(TOLD[:2]), frame.encode_text(SAID[:2])
     c_I, null = frame.encode(images), frame.null_text(2)
@@ -36,7 +36,8 @@ def test_guidance_is_three_terms_in_one_forward(shape: str, make_editor: MakeEdi
         for t in frame.scheduler.timesteps:
             e_null = net(z_t, t, torch.zeros_like(c_I), null, v)
             e_image, e_full = net(z_t, t, c_I, null, v), net(z_t, t, c_I, text, v)
-            e = guidance.two_conditions(e_null, e_image, e_full, 1.3, 3.0)
+            s_T = guidance.focused(3.0, guidance.relevance(e_image, e_full), 0.5)
+            e = guidance.two_conditions(e_null, e_image, e_full, 1.3, s_T)
             z_t = frame.scheduler.step(guidance.rescaled(e, e_full, 0.7), t, z_t, return_dict=False)[0]
     torch.testing.assert_close(got, frame.decode(z_t), rtol=1e-4, atol=1e-4)
 

@@ -80,7 +80,14 @@ def test_from_first_model_to_refusal_to_next_champion(
 
     folder = registry.fetch("models:/emuedit-editor@champion")
     assert sorted(path.name for path in folder.iterdir()) == ["defaults.json", "editor"]
-    assert json.loads((folder / "defaults.json").read_text()) == {"seed": 0, "steps": 7, "s_I": 1.5, "s_T": 3.0, "alpha": 0.03}
+    assert json.loads((folder / "defaults.json").read_text()) == {
+        "seed": 0,
+        "steps": 7,
+        "s_I": 1.5,
+        "s_T": 3.0,
+        "focus": 0.0,
+        "alpha": 0.03,
+    }
     assert (folder / "editor/weights.safetensors").read_text() == "0.6"
     assert registry.fetch("models:/emuedit-editor/3") == folder
     with pytest.raises(registry.RegistryError, match=r"has no models:/emuedit-editor/9"):

@@ -32,7 +32,8 @@ from emuedit.models import pixels
 from emuedit.pairs import first_caption
 from emuedit.records import Instruction, Pair, encode_png, read_folder
 from emuedit.runtime import Runtime, seed_for
-from emuedit.synthesis import masks
+from emuedit.synthesis import masks, scores
+from emuedit.synthesis.scores import Edit
 from emuedit.synthesis.studio import Studio
 from emuedit.toyworld import pair_truth
 
@@ -81,13 +82,16 @@ class Gates:
             direction = self._direction(made)
             bounds = [self.rows.row(one.instruction.task) for one in made]
             passed = [_within(value, row["clip_direction"]) for value, row in zip(direction, bounds, strict=True)]
-            for which in ("present_source", "present_target"):
+            for which in ("present_source", "present_target", "found_source"):
                 asked = [n for n, row in enumerate(bounds) if passed[n] and which in row]
                 for n, value in zip(asked, self._present([made[n] for n in asked], which), strict=True):
                     passed[n] = _within(value, bounds[n][which])
         M = self._masks(made)
         for n, one in enumerate(made):
             passed[n] = passed[n] and _within(_outside(one, M[n]), bounds[n]["l1_outside"])
+        asked = [n for n, row in enumerate(bounds) if passed[n] and "left_inside" in row]
+        for n, value in zip(asked, self._left([(made[n], M[n]) for n in asked]), strict=True):
+            passed[n] = value is not None and _within(value, bounds[n]["left_inside"])
         good = [_pair(one, m) for one, m, yes in zip(made, M, passed, strict=True) if yes]
         truths = iter(pair_truth.judge(good) if good else ())
         judged = []
@@ -111,15 +115,24 @@ class Gates:
     def _present(self, made: Sequence[Painted], which: str) -> list[float]:
         if not made:
             return []
-        words = [one.instruction.source_object if which == "present_source" else one.instruction.target_object for one in made]
+        words = [one.instruction.target_object if which == "present_target" else one.instruction.source_object for one in made]
+        shown = [one.source if which == "found_source" else one.target for one in made]
         queries = [(n, phrase) for n, some in enumerate(words) for phrase in masks.phrases(some)]
-        found = masks.best(
-            self.studio.detector, torch.stack([one.target for one in made]), queries, 0.0, 1.0, self.knobs.rows_per_batch
-        )
+        found = masks.best(self.studio.detector, torch.stack(shown), queries, 0.0, 1.0, self.knobs.rows_per_batch)
         value = [1.0] * len(made)
         for (n, _), one in zip(queries, found, strict=True):
             value[n] = min(value[n], float(one.scores[0]) if len(one) else 0.0)
         return value
+
+    def _left(self, made: Sequence[tuple[Painted, Place]]) -> list[float | None]:
+        if not made:
+            return []
+        edits = []
+        for n, (one, M) in enumerate(made):
+            what, which = one.instruction, 2 * n + (0 if one.instruction.reverse else 1)
+            edits.append(Edit(2 * n, 2 * n + 1, M, what.source_caption, what.target_caption, None, None, which))
+        shown = torch.stack([picture for one, _ in made for picture in (one.source, one.target)])
+        return scores.left_inside(shown, edits, self.studio.detector, self.knobs.rows_per_batch)
 
     def _masks(self, made: Sequence[Painted]) -> list[Place]:
         """Our widest mask [1, H, W] on the picture with the object; None where it is not found."""

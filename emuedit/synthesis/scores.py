@@ -75,7 +75,7 @@ def raw(pictures: Tensor, edits: Sequence[Edit], judges: Judges, batch: int) -> 
         "present_source": _present(pictures, [(one.target, one.source_object) for one in edits], judges.detector, batch),
         "present_target": _present(pictures, [(one.target, one.target_object) for one in edits], judges.detector, batch),
         "found_source": _present(pictures, [(one.source, one.source_object) for one in edits], judges.detector, batch),
-        "left_inside": _left(pictures, edits, judges.detector, batch),
+        "left_inside": left_inside(pictures, edits, judges.detector, batch),
         "shift_px": [_shifted(pictures[one.source], pictures[one.target], one.M) for one in edits],
     }
     masked = [_masked(pictures[one.source], pictures[one.target], one.M) for one in edits]
@@ -115,7 +115,8 @@ def _present(pictures: Tensor, wanted: Sequence[tuple[int, str | None]], detecto
     return [min(score[query] for query in own) if own else None for own in asked]
 
 
-def _left(pictures: Tensor, edits: Sequence[Edit], detector: Detector, batch: int) -> likeness.Column:
+def left_inside(pictures: Tensor, edits: Sequence[Edit], detector: Detector, batch: int) -> likeness.Column:
+    """The score of that name, for N edits among pictures [P, 3, H, W]; see `raw`."""
     column: likeness.Column = [None] * len(edits)
     asked = [(n, one.vacant, one.M) for n, one in enumerate(edits) if one.vacant is not None and one.M is not None]
     for i in range(0, len(asked), batch):

@@ -90,6 +90,7 @@ def test_the_report_says_how_well(chain: Path) -> None:
 def test_again_gives_the_same_data(chain: Path, tmp_path: Path) -> None:
     """Another folder, another process order, the same bytes: what left of the training can be compared by hash."""
     shutil.copytree(chain / "data/captions", tmp_path / "data/captions")
+    shutil.copytree(chain / "models/router", tmp_path / "models/router")
     (tmp_path / "emuedit").symlink_to(ROOT / "emuedit")
     shutil.copy(chain / "params.yaml", tmp_path)
     for stage in ("instructions", "pairs", "dataset"):

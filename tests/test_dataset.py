@@ -296,5 +296,5 @@ def test_nothing_kept_is_an_error_that_counts(tmp_path: Path, pairs: list[Pair])
 
 def test_the_default_gates_are_whole() -> None:
     params = load(Params, "dataset", ROOT / "params.yaml")
-    assert params.row("sketch") == {}
-    assert params.row("remove")["present_source"].keys() == {"max"}
+    assert params.row("depth") == {}
+    assert params.row("remove")["left_inside"].keys() == {"max"}

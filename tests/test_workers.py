@@ -105,7 +105,7 @@ def test_actors_paint_the_same_bytes(tmp_path: Path) -> None:
         for ground in ("grass", "sand", "snow")
     ]
     quick = {"steps": 2, "device": "cpu", "dtype": "float32", "instructions_per_shard": 1}
-    loose = {"detector_threshold": 0.0, "max_area": 1.0}  # two steps paint no star
+    loose = {"detector_threshold": 0.0, "min_area": 0.0, "max_area": 1.0}  # two steps paint no star
     made = []
     for who in TEAMS:
         root = tmp_path / who.kind

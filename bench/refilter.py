@@ -46,7 +46,8 @@ def one_by_one(table: pa.Table, params: Params) -> list[bool]:
             if value is None or value < bounds.get("min", -np.inf) or value > bounds.get("max", np.inf):
                 break
         else:
-            if (pair["score_task_probability"] or 1) < reject:
+            probability = pair["score_task_probability"]
+            if probability is not None and probability < reject:
                 continue
             rank = pair[f"score_{params.rank_by}"]
             best.setdefault(pair["instruction_id"], []).append((np.inf if rank is None else -rank, i))

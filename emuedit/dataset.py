@@ -176,9 +176,9 @@ def _routed(parts: list[pa.Table], knobs: Routing, root: Path) -> list[pa.Table]
     found = routing.reassigned(tasks, texts, known, p, knobs.reassign)
     columns = {ROUTED: pa.array(found.tasks, pa.string())}
     columns[SCORE + PROBABILITY] = pa.array(found.probability, pa.float64(), from_pandas=True)  # NaN is null
-    starts = np.cumsum([0, *map(len, parts)])
+    starts = np.cumsum([0, *map(len, parts[:-1])])
     for name, column in columns.items():
-        parts = [part.append_column(name, column.slice(i, len(part))) for part, i in zip(parts, starts, strict=False)]
+        parts = [part.append_column(name, column.slice(i, len(part))) for part, i in zip(parts, starts, strict=True)]
     return parts
 
 

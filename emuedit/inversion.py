@@ -18,9 +18,8 @@ from emuedit.editor import loss, pack
 from emuedit.editor.edit import Editor
 from emuedit.editor.edit import load as load_editor
 from emuedit.editor.loss import Batch, Draws, Dropout
-from emuedit.editor.net import ease_backward
 from emuedit.models import pixels
-from emuedit.models.painter import TextCondition
+from emuedit.models.painter import TextCondition, ease_backward
 from emuedit.records import Summary, fingerprint, scratch_folder
 from emuedit.runtime import Runtime, rng
 from emuedit.tracking import Tracker

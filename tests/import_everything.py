@@ -74,7 +74,7 @@ if __name__ == "__main__":
         before, module = state(), name
         try:
             importlib.import_module(name)
-        except Exception as error:
+        except Exception as error:  # whatever a module raises is what is told
             deeds.append(f"{name} cannot be imported: {type(error).__name__}: {error}")
         module = ""
         if (after := state()) != before:

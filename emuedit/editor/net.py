@@ -6,7 +6,6 @@ Shapes: B samples, C latent channels, h and w latent sizes, L text tokens of wid
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 
 from emuedit.editor.table import TaskTable
 from emuedit.models.painter import TextCondition
-from emuedit.models.sources import library
 
 
 class EditorNet(nn.Module):
@@ -86,15 +84,6 @@ def widened(unet: Any, d_v: int) -> Any:
     }
     new.load_state_dict(weights)
     return nn.Module.to(new, device=unet.device, dtype=unet.dtype).eval()  # diffusers' own `to` warns of nothing
-
-
-def ease_backward(unet: Any, text_encoders: Iterable[Any] = ()) -> None:
-    """On a CPU: plain products instead of torch's fused attention, slow backwards there. A fifth off a training step (ours)."""
-    if unet.device.type != "cpu":
-        return
-    unet.set_attn_processor(library("diffusers.models.attention_processor").AttnProcessor())
-    for encoder in text_encoders:
-        encoder.set_attn_implementation("eager")
 
 
 def fingerprint(net: EditorNet, dtype: torch.dtype) -> str:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from emuedit.editor import loss
 from emuedit.editor.loss import Batch, Draws
-from emuedit.editor.net import EditorNet, ease_backward
-from emuedit.models.painter import Painter
+from emuedit.editor.net import EditorNet
+from emuedit.models.painter import Painter, ease_backward
 
 
 class Pupil(nn.Module):

@@ -30,7 +30,7 @@ wrong = []
 for image, more in (("???", {}), (base64.b64encode(b"no picture").decode(), {}), (picture, {"task": ["dance"]})):
     try:
         ask(image, **more)
-    except Exception as error:
+    except Exception as error:  # MLflow may wrap it: the message is what is looked at
         wrong.append(str(error))
 size = Image.open(io.BytesIO(base64.b64decode(told.image[0]))).size
 print(json.dumps({

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from emuedit import crew as crews
+from emuedit.models.painter import ease_backward
 from emuedit.toyworld import render
 from emuedit.toyworld.foundation import tokenizer as tokens
 from emuedit.toyworld.foundation import web
@@ -158,11 +158,10 @@ def _learn(crew: crews.Crew, scratch: Path, recipe: Recipe, start: Path | None, 
     if start is not None:
         model.text_encoder = CLIPTextModel.from_pretrained(start / "text_encoder", dtype=torch.float32)
         model.unet = UNet2DConditionModel.from_pretrained(start / "unet", dtype=torch.float32)
-    if device().type == "cpu":  # torch's fused attention is slow backwards there
-        model.unet.set_attn_processor(AttnProcessor())
-        model.text_encoder.set_attn_implementation("eager")
-    else:
+    if device().type != "cpu":
         model.to(memory_format=torch.channels_last)
+    else:
+        ease_backward(model.unet, [model.text_encoder])
     lessons, scheduler = Lessons(captioned, besides), schedule()
 
     def loss_at(step: int) -> Tensor:

@@ -34,8 +34,8 @@ class Knobs:
     """Guidance by the picture (Emu Edit, arXiv 2311.10089)."""
     s_T: float = 5.0
     """Guidance by the instruction (the same)."""
-    focus: float = 0.0
-    """How much that guidance keeps to where the instruction matters, in [0, 1] (ours)."""
+    hold: float = 1.0
+    """How much the picture is held where the editor sees nothing to change, in [0, 1] (ours)."""
     alpha: float = 0.03
     """Pixels that change less are kept from the turn before (the same); 0 keeps none."""
 

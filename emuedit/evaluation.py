@@ -63,8 +63,8 @@ class Params(house.Params):
     """Guidance by the picture."""
     s_T: float = Field(ge=0)
     """Guidance by the instruction."""
-    focus: float = Field(ge=0, le=1)
-    """How much that guidance keeps to where the instruction matters; 0: it is the same everywhere."""
+    hold: float = Field(ge=0, le=1)
+    """How much the picture is held where the editor sees nothing to change; 0: not at all."""
     alpha: float = Field(ge=0)
     """Pixels that changed less than this are the input's, as between turns; 0 keeps the output as it is."""
     dtype: str
@@ -125,7 +125,7 @@ class Systems:
         before = pixels.from_uint8(edits.before).to(self.device)
         knobs = self.params
         after = self.editor.edit(
-            before, edits.instructions, tasks, seeds, steps=knobs.steps, s_I=knobs.s_I, s_T=knobs.s_T, focus=knobs.focus
+            before, edits.instructions, tasks, seeds, steps=knobs.steps, s_I=knobs.s_I, s_T=knobs.s_T, hold=knobs.hold
         )
         if knobs.alpha:
             after = threshold.unchanged_kept(before, after.to(before.device), knobs.alpha)

@@ -17,7 +17,7 @@ from emuedit import params as house
 from emuedit.editor import loss, pack
 from emuedit.editor.edit import Editor
 from emuedit.editor.edit import load as load_editor
-from emuedit.editor.loss import Batch, Draws, Dropout
+from emuedit.editor.loss import Batch, Draws, Dropout, Weights
 from emuedit.models import pixels
 from emuedit.models.painter import TextCondition, ease_backward
 from emuedit.records import Summary, fingerprint, scratch_folder
@@ -51,10 +51,8 @@ class Params(house.Params):
     """Examples a step, drawn again and again."""
     lr: float = Field(gt=0)
     """Learning rate of Adam."""
-    late_times: float = Field(gt=0)
-    """Times are T u^late_times, as in training."""
-    rarity: float = Field(ge=0, le=1)
-    """How much more the smaller of what changes and what stays counts, as in training."""
+    weights: Weights
+    """What counts how much, as in training."""
     dropout: Dropout
     """How often a condition is left out, as in training."""
     eval_every_steps: int = Field(ge=1)
@@ -89,12 +87,12 @@ def invert(editor: Editor, examples: Batch, held_out: Batch, params: Params, log
     It starts from the row, or the mean of rows, that already serves the held-out edits best.
     """
     shape, n_times = tuple(held_out.target.shape), editor.frame.scheduler.config.num_train_timesteps
-    fixed = loss.draw(shape, n_times, NOTHING, params.late_times, "inversion", "held out")
+    fixed = loss.draw(shape, n_times, NOTHING, params.weights.late_times, "inversion", "held out")
     ease_backward(editor.net.unet)
 
     def measure(v: Tensor) -> float:
         with torch.no_grad(), editor.autocast():
-            return _loss(editor, held_out, fixed, v, params.rarity).item()
+            return _loss(editor, held_out, fixed, v, params.weights).item()
 
     scores = {name: measure(v) for name, v in tqdm(starts(editor).items(), desc="zero-shot", unit="row")}
     start = min(scores, key=lambda name: scores[name])
@@ -105,11 +103,12 @@ def invert(editor: Editor, examples: Batch, held_out: Batch, params: Params, log
     for step in tqdm(range(params.steps), desc=f"inversion {params.task}", unit="step"):
         chosen = rng("inversion", params.seed, step).integers(len(examples), size=params.batch)
         batch = _some(examples, torch.from_numpy(chosen).to(examples.target.device))
-        draws = loss.draw(tuple(batch.target.shape), n_times, params.dropout, params.late_times, "inversion", params.seed, step)
+        shape, late = tuple(batch.target.shape), params.weights.late_times
+        draws = loss.draw(shape, n_times, params.dropout, late, "inversion", params.seed, step)
         for group in optimizer.param_groups:  # a linear fall to a tenth: noise in the gradient is what is left to fight
             group["lr"] = params.lr * (1 - 0.9 * step / params.steps)
         with editor.autocast():
-            value = _loss(editor, batch, draws, v, params.rarity)
+            value = _loss(editor, batch, draws, v, params.weights)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         optimizer.step()
@@ -157,8 +156,8 @@ def run(params: Params, root: Path) -> Summary:
     return records.publish(scratch, root / OUT, "inversion", knobs | {"editor": editor.weights, "record": record}, counts)
 
 
-def _loss(editor: Editor, batch: Batch, draws: Draws, v: Tensor, rarity: float) -> Tensor:
-    return loss.per_sample(editor.net, editor.frame.scheduler, batch, draws, v.expand(len(batch), -1), rarity).mean()
+def _loss(editor: Editor, batch: Batch, draws: Draws, v: Tensor, weights: Weights) -> Tensor:
+    return loss.per_sample(editor.net, editor.frame.scheduler, batch, draws, v.expand(len(batch), -1), weights).mean()
 
 
 def _some(batch: Batch, rows: Tensor) -> Batch:

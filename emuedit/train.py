@@ -21,6 +21,7 @@ from tqdm import tqdm
 from emuedit import crew as crews
 from emuedit import params as house
 from emuedit import records
+from emuedit.core import diffusion
 from emuedit.crew import Crew
 from emuedit.editor import batches, checkpoint, loss
 from emuedit.editor.batches import Cache
@@ -155,7 +156,7 @@ def learn(pupil: Pupil, cache: Cache, params: Params, scratch: Path, crew: Crew)
         whole = (params.batch, *batch.target.shape[1:])
         draws = loss.draw(whole, n_times, params.dropout, late, "train", params.seed, step).of(mine)
         with half:
-            each = pupil.losses(batch, draws, params.weights.rarity)
+            each = pupil.losses(batch, draws, params.weights)
         return each.mean(), cache.train.pair_ids[picked].tolist()
 
     with Tracker(scratch, "train", params.model_dump(mode="json")) if crew.leads else nullcontext() as tracker:
@@ -207,9 +208,9 @@ def held_out_loss(pupil: Pupil, average: dict[str, Tensor], cache: Cache, half: 
             continue
         batch = cache.batch(cache.held_out, picked, picked < 0).to(pupil.painter.device)
         shape, n_times = tuple(batch.target.shape), pupil.painter.scheduler.config.num_train_timesteps
-        draws = loss.draw(shape, n_times, Dropout(text=0.0, image=0.0, both=0.0), 1.0, "held out", task.name)
+        draws = loss.draw(shape, n_times, Dropout(text=0.0, image=0.0, both=0.0), loss.PLAIN.late_times, "held out", task.name)
         with half:
-            each = pupil.losses(batch, draws)
+            each = pupil.losses(batch, draws, loss.PLAIN)
         found[f"held_out.{task.name}"] = each.mean().item()
     pupil.load_state_dict(now, strict=False)
     return found | ({"held_out": sum(found.values()) / len(found)} if found else {})
@@ -225,10 +226,8 @@ def run(params: Params, root: Path) -> Summary:
     base = house.locate(params.world.painter, root)
     knobs = params.model_dump(mode="json", exclude={"world"}) | {"painter": params.world.painter}
     behind = [base] if Path(base).is_dir() else []
-    code = {
-        name: Path(__file__).parent / "editor" / f"{name}.py"
-        for name in ("net", "pupil", "table", "loss", "batches", "checkpoint")
-    }
+    modules = ("net", "pupil", "table", "loss", "batches", "checkpoint")
+    code = {name: Path(__file__).parent / "editor" / f"{name}.py" for name in modules} | {"diffusion": Path(diffusion.__file__)}
     painter = painters.load(base, runtime.device)
     mark = fingerprint(data | {"painter": params.world.painter, "dtype": params.dtype}, *behind, code["batches"])
     latents = root / "scratch" / "latents" / mark

@@ -52,18 +52,18 @@ def editor(published: Path) -> Editor:
     return editing.load(str(published / inversion.EDITOR))
 
 
-def learned(editor: Editor, params: Params) -> inversion.Learned:
+def learned(editor: Editor, params: Params, held_out: slice = slice(4, 6)) -> inversion.Learned:
     found = inversion.benchmark.load(params.world.benchmark)(params.task, "train", 0, 6)
     everything = inversion.examples(editor, found)
-    first, rest = torch.arange(4), torch.arange(4, 6)
-    return inversion.invert(editor, inversion._some(everything, first), inversion._some(everything, rest), params)
+    some = inversion._some(everything, torch.arange(4)), inversion._some(everything, torch.arange(6)[held_out])
+    return inversion.invert(editor, *some, params)
 
 
 def test_only_v_is_learned(editor: Editor) -> None:
-    """And the loss on edits it never saw falls."""
+    """And the loss falls: of the same edits, for a random editor has nothing to generalise, at times and noise it never saw."""
     before = {name: value.clone() for name, value in editor.net.state_dict().items()}
     tasks = editor.tasks
-    got = learned(editor, knobs())
+    got = learned(editor, knobs(), slice(0, 4))
     assert editor.tasks == tasks
     for name, value in editor.net.state_dict().items():
         assert torch.equal(value, before[name]), name

@@ -22,11 +22,16 @@ class Frame(Painter):
     """What an editor shares with the painter it came from: text encoder, VAE, schedule. Its U-Net belongs to `EditorNet`."""
 
     def _check(self) -> None:
-        channels = self.unet.config.in_channels
-        if channels != 2 * self.channels or self.unet.config.class_embed_type != "simple_projection":
+        read, said, kind = (self.unet.config[key] for key in ("in_channels", "out_channels", "class_embed_type"))
+        if kind != "simple_projection":
             raise ValueError(
-                f"an editor's U-Net must read twice the VAE's {self.channels} channels and a task, got one that reads {channels} "
-                f"with class_embed_type {self.unet.config.class_embed_type!r}; this is a painter, train an editor from it"
+                f"an editor's U-Net must read a task, got one with class_embed_type {kind!r}; this is a painter, train an editor "
+                "from it"
+            )
+        if (read, said) != (2 * self.channels, self.channels + 1):
+            raise ValueError(
+                f"an editor's U-Net must read {2 * self.channels} channels and say {self.channels + 1}, twice the VAE's and one "
+                f"more, got {read} and {said}; it was made otherwise, train the editor anew"
             )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from emuedit.core import guidance
+from emuedit.core import diffusion, guidance
 from emuedit.editor import checkpoint, pack, table
 from emuedit.editor.checkpoint import Frame
 from emuedit.editor.net import EditorNet
@@ -59,7 +59,7 @@ class Editor:
         steps: int,
         s_I: float,
         s_T: float,
-        focus: float = 0.0,
+        hold: float = 1.0,
         phi: float = 0.0,
         progress: bool = False,
     ) -> Tensor:
@@ -67,7 +67,7 @@ class Editor:
 
         A sample depends on its own picture, instruction, task and seed alone. s_I and s_T guide by picture and instruction
         (Emu Edit: 1.5 and 5.0); at 1 they cost nothing, other values cost up to three evaluations a step, in one forward.
-        focus in [0, 1] keeps s_T to where the instruction matters, see `core.guidance.focused`.
+        hold in [0, 1] keeps the picture where the editor itself sees nothing to change, see `core.guidance.held`.
         phi in [0, 1] pulls guidance back to the spread of the conditioned prediction. Raises UnknownTaskError for an unknown
         task, ValueError for pictures out of range and for lists of unequal length.
         """
@@ -84,7 +84,7 @@ class Editor:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         with torch.inference_mode(), self.autocast():
             c_I = self.frame.encode(whole)  # [B, C, h, w]
-            z = self._denoise(c_I, self.frame.encode_text(instructions), v, generators, steps, s_I, s_T, focus, phi, progress)
+            z = self._denoise(c_I, self.frame.encode_text(instructions), v, generators, steps, s_I, s_T, hold, phi, progress)
             edited = self.frame.decode(z)
         return edited[:, :, :height, :width].cpu().clone()
 
@@ -97,7 +97,7 @@ class Editor:
         steps: int,
         s_I: float,
         s_T: float,
-        focus: float,
+        hold: float,
         phi: float,
         progress: bool,
     ) -> Tensor:
@@ -105,6 +105,7 @@ class Editor:
         scheduler = type(self.frame.scheduler).from_config(self.frame.scheduler.config)  # a fresh one: some keep a history
         scheduler.set_timesteps(steps, device=self.device)
         extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        source, kind = c_I, scheduler.config.prediction_type
         n, size = len(c_I), (c_I.shape[-2] * self.frame.factor, c_I.shape[-1] * self.frame.factor)
         terms = 1 if s_I == s_T == 1 else 2 if s_I == 1 else 3  # full; image, full; null, image, full
         if terms > 1:
@@ -115,14 +116,16 @@ class Editor:
         z_t = self.frame.noise(generators, size) * scheduler.init_noise_sigma
         for t in tqdm(scheduler.timesteps, desc="edit", disable=not progress):
             scaled = scheduler.scale_model_input(z_t, t)
-            e = self.net(scaled.repeat(terms, 1, 1, 1), t, c_I, c_T, v)
+            e, change = self.net(scaled.repeat(terms, 1, 1, 1), t, c_I, c_T, v)
             if terms > 1:
                 *rest, e_image, e_full = e.chunk(terms)
                 e_null = rest[0] if rest else e_image  # its weight is then zero
-                r = guidance.relevance(e_image, e_full) if focus else None
-                s = s_T if r is None else guidance.focused(s_T, r, focus)
-                e = guidance.two_conditions(e_null, e_image, e_full, s_I, s)
+                e = guidance.two_conditions(e_null, e_image, e_full, s_I, s_T)
                 e = guidance.rescaled(e, e_full, phi) if phi else e
+            if hold:
+                alpha_bar = scheduler.alphas_cumprod[t.round().long().cpu()].to(scaled)
+                e_source = diffusion.implied(source, scaled, alpha_bar, kind)
+                e = guidance.held(e, e_source, change[-n:].sigmoid(), hold)
             z_t = scheduler.step(e, t, z_t, **extra, return_dict=False)[0]
         return z_t
 

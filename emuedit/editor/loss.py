@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from emuedit import params as house
+from emuedit.core import diffusion
 from emuedit.editor.net import EditorNet
 from emuedit.models.painter import TextCondition
 from emuedit.runtime import generator
@@ -31,10 +34,16 @@ class Dropout(house.Params):
 class Weights(house.Params):
     """What counts how much in the loss."""
 
-    late_times: float
+    late_times: float = Field(gt=0)
     """Times are T u^late_times, u uniform: 1 is uniform, below 1 there are more of the noisy times. Ours."""
-    rarity: float
+    rarity: float = Field(ge=0, le=1)
     """What changes and what stays count (their share of the picture)^-rarity: 0 all cells alike, 1 both halves alike. Ours."""
+    change: float = Field(ge=0)
+    """Saying where the picture changes counts this beside painting it. Ours."""
+
+
+PLAIN = Weights(late_times=1.0, rarity=0.0, change=0.0)
+"""Nothing counts more than anything else, and painting alone."""
 
 
 @dataclass(frozen=True)
@@ -88,24 +97,11 @@ def draw(shape: tuple[int, ...], n_times: int, dropout: Dropout, late_times: flo
     return Draws(t, eps, no_text, no_image)
 
 
-def noised(z: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
-    """z_t = sqrt(alpha_bar) z + sqrt(1 - alpha_bar) eps (Eq. 4, Ho et al., arXiv 2006.11239); alpha_bar [B, 1, 1, 1]."""
-    return alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * eps
+def per_sample(net: EditorNet, scheduler: Any, batch: Batch, draws: Draws, v: Tensor, weights: Weights) -> Tensor:
+    """Weighted mean squared error of each sample, [B] (Eq. 2 of Emu Edit), and what saying where it changes adds to it.
 
-
-def wanted(z: Tensor, eps: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
-    """What the network is to say: eps, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z (Salimans & Ho, arXiv 2202.00512)."""
-    if prediction_type == "epsilon":
-        return eps
-    if prediction_type == "v_prediction":
-        return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * z
-    raise ValueError(f"want a scheduler with prediction_type epsilon or v_prediction, got {prediction_type!r}")
-
-
-def per_sample(net: EditorNet, scheduler: Any, batch: Batch, draws: Draws, v: Tensor, rarity: float = 0.0) -> Tensor:
-    """Weighted mean squared error of each sample, [B] (Eq. 2 of Emu Edit). v [B, D_v] is never dropped: guidance keeps it.
-
-    The noise schedule, zero terminal SNR included, is the scheduler's.
+    The latter is the cross-entropy of where source and target differ, for samples that were told all conditions. v [B, D_v] is
+    never dropped: guidance keeps it. The noise schedule, zero terminal SNR included, is the scheduler's.
     """
     device = batch.target.device
     t, eps = draws.t.to(device), draws.eps.to(batch.target)
@@ -113,10 +109,13 @@ def per_sample(net: EditorNet, scheduler: Any, batch: Batch, draws: Draws, v: Te
     no_text, no_image = draws.no_text.to(device), draws.no_image.to(device)
     text = _dropped(batch.text, batch.null, no_text)
     c_I = batch.source.masked_fill(no_image.view(-1, 1, 1, 1), 0.0)
-    said = net(noised(batch.target, eps, alpha_bar), t, c_I, text, v)
-    error = (said - wanted(batch.target, eps, alpha_bar, scheduler.config.prediction_type)).square()  # [B, C, h, w]
-    weight = weighed(changes(batch.source, batch.target), rarity)  # [B, 1, h, w]
-    return (weight * error).mean((1, 2, 3)) / weight.mean((1, 2, 3))
+    said = net(diffusion.noised(batch.target, eps, alpha_bar), t, c_I, text, v)
+    changed = changes(batch.source, batch.target)  # [B, 1, h, w]
+    error = (said.e - diffusion.wanted(batch.target, eps, alpha_bar, scheduler.config.prediction_type)).square()  # [B, C, h, w]
+    lost = F.binary_cross_entropy_with_logits(said.change, changed, reduction="none")  # [B, 1, h, w]
+    told = ~(no_text | no_image).view(-1, 1, 1, 1)
+    weight = weighed(changed, weights.rarity)  # [B, 1, h, w]
+    return (weight * (error + weights.change * told * lost)).mean((1, 2, 3)) / weight.mean((1, 2, 3))
 
 
 def changes(source: Tensor, target: Tensor, least: float = 0.15) -> Tensor:

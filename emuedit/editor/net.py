@@ -1,4 +1,4 @@
-"""The editor's network: a painter's U-Net widened to read a picture, a task embedding beside time and text.
+"""The editor's network: a painter's U-Net widened to read a picture and a task, and to say where the picture changes.
 
 Shapes: B samples, C latent channels, h and w latent sizes, L text tokens of width D, D_v width of a task embedding.
 """
@@ -6,7 +6,7 @@ Shapes: B samples, C latent channels, h and w latent sizes, L text tokens of wid
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,22 @@ from emuedit.editor.table import TaskTable
 from emuedit.models.painter import TextCondition
 
 
+class Said(NamedTuple):
+    """What the network answers."""
+
+    e: Tensor  # the prediction, eps or v, float32 [B, C, h, w]
+    change: Tensor  # where the edit changes the picture, float32 logits [B, 1, h, w]
+
+
 class EditorNet(nn.Module):
-    """e_theta(z_t, t, E(c_I), c_T, v) of Emu Edit (arXiv 2311.10089, Eq. 2). `factor`: pixels a latent cell."""
+    """e_theta(z_t, t, E(c_I), c_T, v) of Emu Edit (arXiv 2311.10089, Eq. 2), and what changes. `factor`: pixels a latent cell."""
 
     def __init__(self, unet: Any, table: TaskTable, factor: int) -> None:
         super().__init__()
         self.unet, self.table, self.factor = unet, table, factor
 
-    def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor | None) -> Tensor:
-        """Latents z_t, c_I [B, C, h, w], t [B] or scalar, v [B, D_v] -> prediction, float32 [B, C, h, w].
+    def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor | None) -> Said:
+        """Latents z_t, c_I [B, C, h, w], t [B] or scalar, v [B, D_v] -> prediction and change.
 
         Without v there is no extra token and the class vector is zero: an untrained editor is then the painter, bit for bit.
         """
@@ -39,7 +46,7 @@ class EditorNet(nn.Module):
             height, width = z_t.shape[-2] * self.factor, z_t.shape[-1] * self.factor
             ids = torch.tensor([height, width, 0, 0, height, width], device=z_t.device, dtype=dtype)
             added = {"text_embeds": c_T.pooled.to(dtype), "time_ids": ids.repeat(len(z_t), 1)}
-        out: Tensor = self.unet(
+        out: Tensor = self.unet(  # [B, C + 1, h, w]
             torch.cat([z_t, c_I], 1).to(dtype),  # [B, 2 C, h, w]
             t,
             encoder_hidden_states=hidden.to(dtype),
@@ -47,13 +54,15 @@ class EditorNet(nn.Module):
             added_cond_kwargs=added,
             return_dict=False,
         )[0]
-        return out.float()
+        e, change = out.float().split([z_t.shape[1], 1], 1)
+        return Said(e, change)
 
 
 def widened(unet: Any, d_v: int) -> Any:
-    """A U-Net with twice the input channels and a class embedding of width d_v that so far says nothing; the rest as it was.
+    """A U-Net with twice the input channels, a class embedding of width d_v that so far says nothing, and one more output.
 
-    New input weights are zero and the bias of the first convolution stays (InstructPix2Pix, arXiv 2211.09800, section 3.2).
+    New weights of the first convolution are zero and its bias stays (InstructPix2Pix, arXiv 2211.09800, section 3.2); those of
+    the new output, where the picture changes, are zero: everywhere or nowhere, one in two. The rest is as it was.
     It reloads by `UNet2DConditionModel.from_pretrained` alone. SDXL shares the config's width with its own size embedding;
     there v is padded with zeros to that width.
     """
@@ -69,6 +78,7 @@ def widened(unet: Any, d_v: int) -> Any:
     channels = config["in_channels"]
     config |= {
         "in_channels": 2 * channels,
+        "out_channels": channels + 1,
         "class_embed_type": "simple_projection",
         "projection_class_embeddings_input_dim": taken or d_v,
     }
@@ -76,8 +86,12 @@ def widened(unet: Any, d_v: int) -> Any:
     weights = unet.state_dict()
     first = torch.zeros_like(new.conv_in.weight, dtype=unet.dtype, device=unet.device)  # [320, 2 C, 3, 3]
     first[:, :channels] = weights["conv_in.weight"]
+    last = {
+        name: torch.cat([weights[name], torch.zeros_like(weights[name][:1])]) for name in ("conv_out.weight", "conv_out.bias")
+    }
     projection = new.class_embedding
     weights |= {
+        **last,
         "conv_in.weight": first,  # conv_in.bias comes with the others
         "class_embedding.weight": torch.zeros_like(projection.weight),
         "class_embedding.bias": torch.zeros_like(projection.bias),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from emuedit.editor import loss
-from emuedit.editor.loss import Batch, Draws
+from emuedit.editor.loss import Batch, Draws, Weights
 from emuedit.editor.net import EditorNet
 from emuedit.models.painter import Painter, ease_backward
 
@@ -32,9 +32,9 @@ class Pupil(nn.Module):
         self.to(device).to(memory_format=layout).train().requires_grad_(True)
         ease_backward(self.net.unet, self.text)
 
-    def losses(self, batch: Batch, draws: Draws, rarity: float = 0.0) -> Tensor:
+    def losses(self, batch: Batch, draws: Draws, weights: Weights) -> Tensor:
         """Loss of each sample, [B]; instructions are read anew while their reader learns."""
         if self.text:
             batch = replace(batch, text=self.painter.read_text(batch.said), null=self.painter.null_text(1))
         v = self.net.table.v[batch.tasks]
-        return loss.per_sample(self.net, self.painter.scheduler, batch, draws, v, rarity)
+        return loss.per_sample(self.net, self.painter.scheduler, batch, draws, v, weights)

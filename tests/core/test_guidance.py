@@ -1,7 +1,7 @@
 import torch
 from torch.testing import assert_close
 
-from emuedit.core.guidance import focused, relevance, rescaled, two_conditions
+from emuedit.core.guidance import held, rescaled, two_conditions
 
 
 def draws(n: int, seed: int = 0) -> list[torch.Tensor]:
@@ -36,24 +36,13 @@ def test_rescaling_restores_the_spread_and_nothing_else() -> None:
     assert_close(rescaled(7 * e, full, 0.0), 7 * e)
 
 
-def test_the_text_matters_where_it_changes_the_prediction() -> None:
-    (image,) = draws(1)
-    full = image.clone()
-    full[0, :, 2, 5] += 3.0
-    r = relevance(image, full)
-    assert r.shape == (2, 1, 8, 8)
-    assert (r[0, 0] > 0).nonzero().tolist() == [[y, x] for y in (1, 2, 3) for x in (4, 5, 6)]
-    assert r[0].max() == 1
-    assert not r[1].any(), "a text that changes nothing matters nowhere"
-
-
-def test_focus_keeps_guidance_to_where_the_text_matters() -> None:
-    r = torch.tensor([0.0, 0.5, 1.0])
-    assert_close(focused(3.0, r, 1.0), torch.tensor([1.0, 2.0, 3.0]))
-    assert_close(focused(3.0, r, 0.5), torch.tensor([2.0, 2.5, 3.0]))
-    assert_close(focused(3.0, r, 0.0), torch.full((3,), 3.0))
-    assert_close(focused(1.0, r, 1.0), torch.ones(3))
-    null, image, full = draws(3)
-    weight = focused(4.0, relevance(image, full), 1.0)
-    got = two_conditions(null, image, full, 1.0, weight)
-    assert_close(got, image + weight * (full - image))
+def test_what_does_not_change_is_the_source() -> None:
+    e, e_source = draws(2)
+    m = torch.zeros(2, 1, 8, 8, dtype=e.dtype)
+    m[0, :, :4] = 1
+    m[1] = 0.25
+    whole = held(e, e_source, m, 1.0)
+    assert_close(whole[0], torch.cat([e[0, :, :4], e_source[0, :, 4:]], 1))
+    assert_close(whole[1], 0.25 * e[1] + 0.75 * e_source[1])
+    assert_close(held(e, e_source, m, 0.5), (e + whole) / 2)
+    assert torch.equal(held(e, e_source, m, 0.0), e)

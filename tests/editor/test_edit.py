@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from emuedit.core import guidance
+from emuedit.core import diffusion, guidance
 from emuedit.editor import edit, pack, turns
 from emuedit.editor.edit import Editor
+from emuedit.editor.net import Said
 from emuedit.editor.pack import Pack, PackError
 from emuedit.models.painter import TextCondition
 from emuedit.tasks import UnknownTaskError
@@ -26,7 +27,7 @@ def pictures(n: int, height: int, width: int) -> Tensor:
 def test_guidance_is_three_terms_in_one_forward(shape: str, make_editor: MakeEditor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a sampler that asks for each of the three predictions by itself."""
     editor, images = make_editor(shape), pictures(2, 16, 16)
-    got = editor.edit(images, SAID[:2], TOLD[:2], [3, 4], **KNOBS, focus=0.5, phi=0.7)
+    got = editor.edit(images, SAID[:2], TOLD[:2], [3, 4], **KNOBS, hold=0.5, phi=0.7)
     frame, net = editor.frame, editor.net
     v, text = net.table.rows(TOLD[:2]), frame.encode_text(SAID[:2])
     c_I, null = frame.encode(images), frame.null_text(2)
@@ -34,11 +35,12 @@ def test_guidance_is_three_terms_in_one_forward(shape: str, make_editor: MakeEdi
     z_t = frame.noise([torch.Generator().manual_seed(seed) for seed in (3, 4)], (16, 16))
     with torch.no_grad():
         for t in frame.scheduler.timesteps:
-            e_null = net(z_t, t, torch.zeros_like(c_I), null, v)
-            e_image, e_full = net(z_t, t, c_I, null, v), net(z_t, t, c_I, text, v)
-            s_T = guidance.focused(3.0, guidance.relevance(e_image, e_full), 0.5)
-            e = guidance.two_conditions(e_null, e_image, e_full, 1.3, s_T)
-            z_t = frame.scheduler.step(guidance.rescaled(e, e_full, 0.7), t, z_t, return_dict=False)[0]
+            e_null, e_image = net(z_t, t, torch.zeros_like(c_I), null, v).e, net(z_t, t, c_I, null, v).e
+            e_full, change = net(z_t, t, c_I, text, v)
+            e = guidance.rescaled(guidance.two_conditions(e_null, e_image, e_full, 1.3, 3.0), e_full, 0.7)
+            alpha_bar = frame.scheduler.alphas_cumprod[t]
+            e_source = diffusion.implied(c_I, z_t, alpha_bar, frame.scheduler.config.prediction_type)
+            z_t = frame.scheduler.step(guidance.held(e, e_source, change.sigmoid(), 0.5), t, z_t, return_dict=False)[0]
     torch.testing.assert_close(got, frame.decode(z_t), rtol=1e-4, atol=1e-4)
 
 
@@ -48,7 +50,7 @@ def test_guidance_of_one_is_free(s_I: float, s_T: float, terms: int, make_editor
     sizes: list[int] = []
     forward = editor.net.forward
 
-    def counted(z_t: Tensor, *rest: Any) -> Tensor:
+    def counted(z_t: Tensor, *rest: Any) -> Said:
         sizes.append(len(z_t))
         return forward(z_t, *rest)
 
@@ -80,9 +82,40 @@ class Copying(torch.nn.Module):
         super().__init__()
         self.table, self.alpha_bar = editor.net.table, editor.frame.scheduler.alphas_cumprod
 
-    def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor) -> Tensor:
+    def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor) -> Said:
         a = self.alpha_bar[t]
-        return (a.sqrt() * z_t - c_I) / (1 - a).sqrt()
+        return Said((a.sqrt() * z_t - c_I) / (1 - a).sqrt(), torch.zeros_like(z_t[:, :1]))
+
+
+class Painting(torch.nn.Module):
+    """A network that wants everything of one value and says that the left half changes."""
+
+    def __init__(self, editor: Editor, sure: float) -> None:
+        super().__init__()
+        self.table, self.alpha_bar, self.kind = editor.net.table, editor.frame.scheduler.alphas_cumprod, editor.frame.scheduler
+        self.sure = sure
+
+    def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor) -> Said:
+        change = torch.full_like(z_t[:, :1], -self.sure)
+        change[..., : z_t.shape[-1] // 2] = self.sure
+        wanted = torch.full_like(z_t, 0.5)
+        return Said(diffusion.implied(wanted, z_t, self.alpha_bar[t].view(1, 1, 1, 1), self.kind.config.prediction_type), change)
+
+
+@pytest.mark.parametrize("shape", ["toy", "sd15"])
+def test_what_is_seen_not_to_change_is_held(shape: str, make_editor: MakeEditor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """eps- and v-prediction: the left half becomes what the network wants, the right half stays the picture's latents."""
+    editor, images, made = make_editor(shape), pictures(2, 16, 16), []
+    decode = editor.frame.decode
+    monkeypatch.setattr(editor.frame, "decode", lambda z: (made.append(z.clone()), decode(z))[1])
+    monkeypatch.setattr(editor, "net", Painting(editor, sure=50.0))
+    for hold in (0.0, 0.5, 1.0):
+        editor.edit(images, SAID[:2], TOLD[:2], [3, 4], steps=4, s_I=1.0, s_T=1.0, hold=hold)
+        z, half = made[-1], made[-1].shape[-1] // 2
+        c_I = editor.frame.encode(images)
+        torch.testing.assert_close(z[..., :half], torch.full_like(z[..., :half], 0.5), rtol=0, atol=0.05)
+        right = torch.lerp(torch.full_like(c_I, 0.5), c_I, hold)[..., half:]
+        torch.testing.assert_close(z[..., half:], right, rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (18, 31), (7, 40), (5, 3)])

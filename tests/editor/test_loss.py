@@ -1,14 +1,18 @@
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
+from emuedit.core import diffusion
 from emuedit.editor import checkpoint, loss
-from emuedit.editor.loss import Batch, Draws, Dropout
+from emuedit.editor.loss import Batch, Draws, Dropout, Weights
+from emuedit.editor.net import Said
 from emuedit.models.painter import Painter, TextCondition
 
 NEVER = Dropout(text=0.0, image=0.0, both=0.0)
+WEIGHTS = Weights(late_times=0.5, rarity=0.5, change=0.3)
 
 
 def batch(n: int = 4) -> Batch:
@@ -25,12 +29,15 @@ class Oracle(torch.nn.Module):
     def __init__(self, target: Tensor, alpha_bar: Tensor, kind: str) -> None:
         super().__init__()
         self.target, self.alpha_bar, self.kind = target, alpha_bar, kind
+        self.change = torch.full_like(target[:, :1], -99.0)  # where `batch` changes, 2 x 2 cells of 8 x 8
+        self.change[:, :, 2:4, 2:4] = 99
 
-    def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor) -> Tensor:
+    def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor) -> Said:
         self.seen = c_I, c_T
         a = self.alpha_bar[t].view(-1, 1, 1, 1)
         eps = (z_t - a.sqrt() * self.target) / (1 - a).sqrt()
-        return eps if self.kind == "epsilon" else (a.sqrt() * z_t - self.target) / (1 - a).sqrt()
+        e = eps if self.kind == "epsilon" else (a.sqrt() * z_t - self.target) / (1 - a).sqrt()
+        return Said(e, self.change)
 
 
 @pytest.mark.parametrize("shape", ["toy", "sd15"])
@@ -39,25 +46,25 @@ def test_a_perfect_network_has_no_loss(shape: str, make_painter: Callable[[str],
     scheduler, some = make_painter(shape).scheduler, batch()
     draws = loss.draw((4, 8, 8, 8), 1000, NEVER, 1.0, "test")
     oracle = Oracle(some.target, scheduler.alphas_cumprod, scheduler.config.prediction_type)
-    each = loss.per_sample(oracle, scheduler, some, draws, torch.zeros(4, 6), 0.5)
+    each = loss.per_sample(oracle, scheduler, some, draws, torch.zeros(4, 6), WEIGHTS)
     torch.testing.assert_close(each, torch.zeros(4), rtol=0, atol=1e-6)
 
 
 def test_zero_terminal_snr_hides_the_target(make_painter: Callable[[str], Painter]) -> None:
     alpha_bar = make_painter("toy").scheduler.alphas_cumprod[-1].view(1, 1, 1, 1)
     z, eps = torch.randn(2, 1, 8, 8, 8)
-    torch.testing.assert_close(loss.noised(z, eps, alpha_bar), eps, rtol=0, atol=1e-6)
-    torch.testing.assert_close(loss.wanted(z, eps, alpha_bar, "v_prediction"), -z, rtol=0, atol=1e-6)
+    torch.testing.assert_close(diffusion.noised(z, eps, alpha_bar), eps, rtol=0, atol=1e-6)
+    torch.testing.assert_close(diffusion.wanted(z, eps, alpha_bar, "v_prediction"), -z, rtol=0, atol=1e-6)
 
 
 def test_ours_is_diffusers(make_painter: Callable[[str], Painter]) -> None:
     scheduler = make_painter("toy").scheduler
     z, eps, t = torch.randn(3, 8, 8, 8), torch.randn(3, 8, 8, 8), torch.tensor([0, 500, 998])
     a = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
-    torch.testing.assert_close(loss.noised(z, eps, a), scheduler.add_noise(z, eps, t))
-    torch.testing.assert_close(loss.wanted(z, eps, a, "v_prediction"), scheduler.get_velocity(z, eps, t))
+    torch.testing.assert_close(diffusion.noised(z, eps, a), scheduler.add_noise(z, eps, t))
+    torch.testing.assert_close(diffusion.wanted(z, eps, a, "v_prediction"), scheduler.get_velocity(z, eps, t))
     with pytest.raises(ValueError, match="got 'sample'"):
-        loss.wanted(z, eps, a, "sample")
+        diffusion.wanted(z, eps, a, "sample")
 
 
 def test_dropped_conditions_are_zeros_and_the_null_text() -> None:
@@ -67,7 +74,7 @@ def test_dropped_conditions_are_zeros_and_the_null_text() -> None:
     scheduler = type("S", (), {"alphas_cumprod": torch.linspace(0.99, 0.01, 100), "config": type("C", (), {})})
     scheduler.config.prediction_type = "epsilon"
     oracle = Oracle(some.target, scheduler.alphas_cumprod, "epsilon")
-    loss.per_sample(oracle, scheduler, some, draws, torch.zeros(4, 6))
+    loss.per_sample(oracle, scheduler, some, draws, torch.zeros(4, 6), loss.PLAIN)
     c_I, c_T = oracle.seen
     for i in range(4):
         assert torch.equal(c_T.hidden[i], some.null.hidden[0] if no_text[i] else some.text.hidden[i])
@@ -113,5 +120,22 @@ def test_the_weights_reach_the_loss(make_painter: Callable[[str], Painter]) -> N
     net = checkpoint.from_painter(painter, 6)
     draws = loss.draw((4, 8, 8, 8), 1000, NEVER, 1.0, "test")
     v = net.table.v[some.tasks].detach()
-    flat, weighed = (loss.per_sample(net, painter.scheduler, some, draws, v, rarity).detach() for rarity in (0.0, 0.5))
+    kinds = loss.PLAIN, Weights(late_times=1.0, rarity=0.5, change=0.0), Weights(late_times=1.0, rarity=0.0, change=0.3)
+    flat, weighed, placed = (loss.per_sample(net, painter.scheduler, some, draws, v, kind).detach() for kind in kinds)
     assert not torch.allclose(flat, weighed)
+    torch.testing.assert_close(placed - flat, torch.full((4,), 0.3 * math.log(2)))  # it starts by saying one in two everywhere
+
+
+def test_where_it_changes_is_asked_of_those_who_were_told_everything() -> None:
+    """Cells that change are 4 of 64; said to change nowhere, they cost 99 each; rare ones count more."""
+    some, weights = batch(), Weights(late_times=1.0, rarity=0.0, change=1.0)
+    scheduler = type("S", (), {"alphas_cumprod": torch.linspace(0.99, 0.01, 100), "config": type("C", (), {})})
+    scheduler.config.prediction_type = "epsilon"
+    oracle = Oracle(some.target, scheduler.alphas_cumprod, "epsilon")
+    oracle.change = torch.full_like(oracle.change, -99.0)
+    no_text, no_image = torch.tensor([True, False, True, False]), torch.tensor([False, True, True, False])
+    draws = Draws(torch.tensor([10, 20, 30, 40]), torch.randn(4, 8, 8, 8), no_text, no_image)
+    each = loss.per_sample(oracle, scheduler, some, draws, torch.zeros(4, 6), weights)
+    torch.testing.assert_close(each, torch.tensor([0.0, 0.0, 0.0, 99 * 4 / 64]), rtol=0, atol=1e-4)
+    halves = loss.per_sample(oracle, scheduler, some, draws, torch.zeros(4, 6), weights.model_copy(update={"rarity": 1.0}))
+    torch.testing.assert_close(halves[3], torch.tensor(99 / 2), rtol=0, atol=1e-3)

@@ -26,7 +26,8 @@ def test_untrained_editor_is_the_painter_bit_for_bit(
     with torch.no_grad():
         want = painter.predict(z_t, t, text)
         got = editor(z_t, t, torch.zeros_like(z_t), text, None)
-    assert torch.equal(want, got)
+    assert torch.equal(want, got.e)
+    assert torch.equal(got.change, torch.zeros_like(z_t[:, :1])), "it does not know yet"
     assert painter.unet.conv_in.bias.abs().sum() > 0, "a bias of zeros would prove nothing"
     assert torch.equal(editor.unet.conv_in.bias, painter.unet.conv_in.bias)
 
@@ -39,8 +40,8 @@ def test_picture_and_task_start_silent_and_learn(shape: str, make_painter: MakeP
     z_t, c_I = torch.randn(2, 2, painter.channels, 8, 8)
     text = painter.encode_text(["a star", "a ring"])
     with torch.no_grad():
-        assert torch.equal(editor(z_t, 500, c_I, text, None), editor(z_t, 500, torch.zeros_like(c_I), text, None))
-    editor(z_t, 500, c_I, text, editor.table.v[:2]).square().mean().backward()
+        assert torch.equal(editor(z_t, 500, c_I, text, None).e, editor(z_t, 500, torch.zeros_like(c_I), text, None).e)
+    editor(z_t, 500, c_I, text, editor.table.v[:2]).e.square().mean().backward()
     grown = editor.unet.conv_in.weight.grad[:, painter.channels :], editor.unet.class_embedding.weight.grad
     for gradient in (*grown, editor.table.to_token.weight.grad, editor.table.v.grad):
         assert gradient is not None
@@ -56,6 +57,7 @@ def test_widened_unet_reloads_by_diffusers_alone(shape: str, make_painter: MakeP
     editor.unet.save_pretrained(tmp_path / "unet")
     again = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
     assert again.config.in_channels == 2 * painter.channels
+    assert again.config.out_channels == painter.channels + 1
     for name, value in editor.unet.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
 
@@ -83,6 +85,18 @@ def test_editor_folder_is_the_painters_own_pipeline_class(shape: str, make_paint
 def test_a_painter_is_no_editor(make_painter: MakePainter, tmp_path: Path) -> None:
     make_painter("toy").pipeline.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="this is a painter, train an editor from it"):
+        checkpoint.load(str(tmp_path), "cpu", torch.float32)
+
+
+def test_an_editor_of_other_channels_is_refused(make_painter: MakePainter, tmp_path: Path) -> None:
+    """Such as one that does not say where the picture changes."""
+    from diffusers import UNet2DConditionModel
+
+    painter = make_painter("toy")
+    editor = checkpoint.from_painter(painter, 6)
+    editor.unet = UNet2DConditionModel.from_config({**editor.unet.config, "out_channels": painter.channels})
+    checkpoint.save(editor, painter.pipeline, tmp_path, torch.float32)
+    with pytest.raises(ValueError, match=r"read 16 channels and say 9.*got 16 and 8; .* train the editor anew"):
         checkpoint.load(str(tmp_path), "cpu", torch.float32)
 
 

@@ -81,7 +81,7 @@ class Gates:
         with clock.on(name, number, "gates"):
             direction = self._direction(made)
             bounds = [self.rows.row(one.instruction.task) for one in made]
-            passed = [_within(value, row["clip_direction"]) for value, row in zip(direction, bounds, strict=True)]
+            passed = [_within(value, row.get("clip_direction", {})) for value, row in zip(direction, bounds, strict=True)]
             for which in ("present_source", "present_target", "found_source"):
                 asked = [n for n, row in enumerate(bounds) if passed[n] and which in row]
                 for n, value in zip(asked, self._present([made[n] for n in asked], which), strict=True):

@@ -25,7 +25,6 @@ from emuedit.runtime import Runtime, rng
 from emuedit.tracking import Tracker
 
 EDITOR, OUT = "models/editor", "models/inversion"
-NOTHING = Dropout(text=0.0, image=0.0, both=0.0)
 
 
 class Params(house.Params):
@@ -87,7 +86,7 @@ def invert(editor: Editor, examples: Batch, held_out: Batch, params: Params, log
     It starts from the row, or the mean of rows, that already serves the held-out edits best.
     """
     shape, n_times = tuple(held_out.target.shape), editor.frame.scheduler.config.num_train_timesteps
-    fixed = loss.draw(shape, n_times, NOTHING, params.weights.late_times, "inversion", "held out")
+    fixed = loss.draw(shape, n_times, loss.NEVER, params.weights.late_times, "inversion", "held out")
     ease_backward(editor.net.unet)
 
     def measure(v: Tensor) -> float:

@@ -208,7 +208,7 @@ def held_out_loss(pupil: Pupil, average: dict[str, Tensor], cache: Cache, half: 
             continue
         batch = cache.batch(cache.held_out, picked, picked < 0).to(pupil.painter.device)
         shape, n_times = tuple(batch.target.shape), pupil.painter.scheduler.config.num_train_timesteps
-        draws = loss.draw(shape, n_times, Dropout(text=0.0, image=0.0, both=0.0), loss.PLAIN.late_times, "held out", task.name)
+        draws = loss.draw(shape, n_times, loss.NEVER, loss.PLAIN.late_times, "held out", task.name)
         with half:
             each = pupil.losses(batch, draws, loss.PLAIN)
         found[f"held_out.{task.name}"] = each.mean().item()

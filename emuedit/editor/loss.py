@@ -31,6 +31,10 @@ class Dropout(house.Params):
     """Both at once."""
 
 
+NEVER = Dropout(text=0.0, image=0.0, both=0.0)
+"""All conditions, always."""
+
+
 class Weights(house.Params):
     """What counts how much in the loss."""
 

@@ -11,7 +11,6 @@ from emuedit.editor.loss import Batch, Draws, Dropout, Weights
 from emuedit.editor.net import Said
 from emuedit.models.painter import Painter, TextCondition
 
-NEVER = Dropout(text=0.0, image=0.0, both=0.0)
 WEIGHTS = Weights(late_times=0.5, rarity=0.5, change=0.3)
 
 
@@ -44,7 +43,7 @@ class Oracle(torch.nn.Module):
 def test_a_perfect_network_has_no_loss(shape: str, make_painter: Callable[[str], Painter]) -> None:
     """eps- and v-prediction with the scheduler's own schedule; z = sqrt(a) z_t - sqrt(1 - a) v gives v from z_t and z."""
     scheduler, some = make_painter(shape).scheduler, batch()
-    draws = loss.draw((4, 8, 8, 8), 1000, NEVER, 1.0, "test")
+    draws = loss.draw((4, 8, 8, 8), 1000, loss.NEVER, 1.0, "test")
     oracle = Oracle(some.target, scheduler.alphas_cumprod, scheduler.config.prediction_type)
     each = loss.per_sample(oracle, scheduler, some, draws, torch.zeros(4, 6), WEIGHTS)
     torch.testing.assert_close(each, torch.zeros(4), rtol=0, atol=1e-6)
@@ -118,7 +117,7 @@ def test_the_weights_reach_the_loss(make_painter: Callable[[str], Painter]) -> N
     torch.manual_seed(1)
     painter = make_painter("toy")
     net = checkpoint.from_painter(painter, 6)
-    draws = loss.draw((4, 8, 8, 8), 1000, NEVER, 1.0, "test")
+    draws = loss.draw((4, 8, 8, 8), 1000, loss.NEVER, 1.0, "test")
     v = net.table.v[some.tasks].detach()
     kinds = loss.PLAIN, Weights(late_times=1.0, rarity=0.5, change=0.0), Weights(late_times=1.0, rarity=0.0, change=0.3)
     flat, weighed, placed = (loss.per_sample(net, painter.scheduler, some, draws, v, kind).detach() for kind in kinds)

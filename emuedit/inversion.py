@@ -86,7 +86,7 @@ def invert(editor: Editor, examples: Batch, held_out: Batch, params: Params, log
     It starts from the row, or the mean of rows, that already serves the held-out edits best.
     """
     shape, n_times = tuple(held_out.target.shape), editor.frame.scheduler.config.num_train_timesteps
-    fixed = loss.draw(shape, n_times, loss.NEVER, params.weights.late_times, "inversion", "held out")
+    fixed = loss.draw(shape, n_times, loss.NEVER, params.weights.late(0.0), "inversion", "held out")
     ease_backward(editor.net.unet)
 
     def measure(v: Tensor) -> float:
@@ -102,7 +102,7 @@ def invert(editor: Editor, examples: Batch, held_out: Batch, params: Params, log
     for step in tqdm(range(params.steps), desc=f"inversion {params.task}", unit="step"):
         chosen = rng("inversion", params.seed, step).integers(len(examples), size=params.batch)
         batch = _some(examples, torch.from_numpy(chosen).to(examples.target.device))
-        shape, late = tuple(batch.target.shape), params.weights.late_times
+        shape, late = tuple(batch.target.shape), params.weights.late(step / params.steps)
         draws = loss.draw(shape, n_times, params.dropout, late, "inversion", params.seed, step)
         for group in optimizer.param_groups:  # a linear fall to a tenth: noise in the gradient is what is left to fight
             group["lr"] = params.lr * (1 - 0.9 * step / params.steps)

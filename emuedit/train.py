@@ -152,7 +152,7 @@ def learn(pupil: Pupil, cache: Cache, params: Params, scratch: Path, crew: Crew)
         picked, flip = cache.pick(params.batch, params.balance, params.seed, step)
         mine = crew.share(params.batch)
         batch = cache.batch(cache.train, picked[mine], (flip & params.flip)[mine]).to(device)
-        n_times, late = pupil.painter.scheduler.config.num_train_timesteps, params.weights.late_times
+        n_times, late = pupil.painter.scheduler.config.num_train_timesteps, params.weights.late(step / params.steps)
         whole = (params.batch, *batch.target.shape[1:])
         draws = loss.draw(whole, n_times, params.dropout, late, "train", params.seed, step).of(mine)
         with half:
@@ -208,7 +208,7 @@ def held_out_loss(pupil: Pupil, average: dict[str, Tensor], cache: Cache, half: 
             continue
         batch = cache.batch(cache.held_out, picked, picked < 0).to(pupil.painter.device)
         shape, n_times = tuple(batch.target.shape), pupil.painter.scheduler.config.num_train_timesteps
-        draws = loss.draw(shape, n_times, loss.NEVER, loss.PLAIN.late_times, "held out", task.name)
+        draws = loss.draw(shape, n_times, loss.NEVER, loss.PLAIN.late(0.0), "held out", task.name)
         with half:
             each = pupil.losses(batch, draws, loss.PLAIN)
         found[f"held_out.{task.name}"] = each.mean().item()

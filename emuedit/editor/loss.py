@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,17 +36,33 @@ NEVER = Dropout(text=0.0, image=0.0, both=0.0)
 
 
 class Weights(house.Params):
-    """What counts how much in the loss."""
+    """What counts how much in the loss. All of it ours."""
 
-    late_times: float = Field(gt=0)
-    """Times are T u^late_times, u uniform: 1 is uniform, below 1 there are more of the noisy times. Ours."""
+    late_times: tuple[float, float]
+    """Times are T u^x, u uniform, x from the first to the second: 1 is uniform, below 1 there are more of the noisy times."""
     rarity: float = Field(ge=0, le=1)
-    """What changes and what stays count (their share of the picture)^-rarity: 0 all cells alike, 1 both halves alike. Ours."""
+    """Errors where it changes and where it stays count (their share of the picture)^-rarity: 0 all cells alike, 1 halves alike."""
+    kept: float = Field(gt=0)
+    """An error where it stays counts this beside one where it changes: an editor is held on the picture there."""
     change: float = Field(ge=0)
-    """Saying where the picture changes counts this beside painting it. Ours."""
+    """Saying where the picture changes counts this beside painting it."""
+    change_rarity: float = Field(ge=0, le=1)
+    """As `rarity`, of saying where: 1 marks too much, 0 too little."""
+
+    @field_validator("late_times")
+    @classmethod
+    def _positive(cls, some: tuple[float, float]) -> tuple[float, float]:
+        if min(some) <= 0:
+            raise ValueError(f"want two exponents above 0, got {list(some)}")
+        return some
+
+    def late(self, done: float) -> float:
+        """The exponent of times when this share of the training is done."""
+        first, last = self.late_times
+        return first + (last - first) * done
 
 
-PLAIN = Weights(late_times=1.0, rarity=0.0, change=0.0)
+PLAIN = Weights(late_times=(1.0, 1.0), rarity=0.0, kept=1.0, change=0.0, change_rarity=0.0)
 """Nothing counts more than anything else, and painting alone."""
 
 
@@ -118,8 +134,13 @@ def per_sample(net: EditorNet, scheduler: Any, batch: Batch, draws: Draws, v: Te
     error = (said.e - diffusion.wanted(batch.target, eps, alpha_bar, scheduler.config.prediction_type)).square()  # [B, C, h, w]
     lost = F.binary_cross_entropy_with_logits(said.change, changed, reduction="none")  # [B, 1, h, w]
     told = ~(no_text | no_image).view(-1, 1, 1, 1)
-    weight = weighed(changed, weights.rarity)  # [B, 1, h, w]
-    return (weight * (error + weights.change * told * lost)).mean((1, 2, 3)) / weight.mean((1, 2, 3))
+    cells = weighed(changed, weights.rarity) * torch.where(changed > 0, 1.0, weights.kept)
+    return _mean(error, cells) + weights.change * _mean(told * lost, weighed(changed, weights.change_rarity))
+
+
+def _mean(error: Tensor, cells: Tensor) -> Tensor:
+    """[B, ., h, w] under weights [B, 1, h, w] -> [B]."""
+    return (cells * error).mean((1, 2, 3)) / cells.mean((1, 2, 3))
 
 
 def changes(source: Tensor, target: Tensor, least: float = 0.15) -> Tensor:

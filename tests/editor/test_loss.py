@@ -11,7 +11,7 @@ from emuedit.editor.loss import Batch, Draws, Dropout, Weights
 from emuedit.editor.net import Said
 from emuedit.models.painter import Painter, TextCondition
 
-WEIGHTS = Weights(late_times=0.5, rarity=0.5, change=0.3)
+WEIGHTS = Weights(late_times=(0.5, 1.0), rarity=1.0, kept=0.3, change=0.5, change_rarity=0.5)
 
 
 def batch(n: int = 4) -> Batch:
@@ -119,15 +119,42 @@ def test_the_weights_reach_the_loss(make_painter: Callable[[str], Painter]) -> N
     net = checkpoint.from_painter(painter, 6)
     draws = loss.draw((4, 8, 8, 8), 1000, loss.NEVER, 1.0, "test")
     v = net.table.v[some.tasks].detach()
-    kinds = loss.PLAIN, Weights(late_times=1.0, rarity=0.5, change=0.0), Weights(late_times=1.0, rarity=0.0, change=0.3)
+    kinds = loss.PLAIN, *(loss.PLAIN.model_copy(update=one) for one in ({"rarity": 0.5}, {"change": 0.3}))
     flat, weighed, placed = (loss.per_sample(net, painter.scheduler, some, draws, v, kind).detach() for kind in kinds)
     assert not torch.allclose(flat, weighed)
     torch.testing.assert_close(placed - flat, torch.full((4,), 0.3 * math.log(2)))  # it starts by saying one in two everywhere
 
 
+def test_what_stays_counts_as_little_as_is_asked() -> None:
+    """An error of 1 in every cell that stays, none where it changes: halves alike, then `kept` beside 1."""
+    some = batch()
+    scheduler = type("S", (), {"alphas_cumprod": torch.linspace(0.99, 0.01, 100), "config": type("C", (), {})})
+    scheduler.config.prediction_type = "epsilon"
+
+    class Careless(Oracle):
+        def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor) -> Said:
+            e, change = super().forward(z_t, t, c_I, c_T, v)
+            return Said(e + (change < 0), change)
+
+    draws = Draws(torch.tensor([10, 20, 30, 40]), torch.randn(4, 8, 8, 8), *[torch.zeros(4, dtype=torch.bool)] * 2)
+    found = {}
+    for kept in (1.0, 0.25):
+        weights = loss.PLAIN.model_copy(update={"rarity": 1.0, "kept": kept})
+        net = Careless(some.target, scheduler.alphas_cumprod, "epsilon")
+        found[kept] = loss.per_sample(net, scheduler, some, draws, torch.zeros(4, 6), weights)
+    torch.testing.assert_close(found[1.0], torch.full((4,), 1 / 2), rtol=0, atol=1e-4)
+    torch.testing.assert_close(found[0.25], torch.full((4,), 0.25 / 1.25), rtol=0, atol=1e-4)
+
+
+def test_times_go_from_the_first_exponent_to_the_second() -> None:
+    assert [WEIGHTS.late(done) for done in (0.0, 0.5, 1.0)] == [0.5, 0.75, 1.0]
+    with pytest.raises(ValueError, match=r"two exponents above 0, got \[0.0, 1.0\]"):
+        Weights(**(WEIGHTS.model_dump() | {"late_times": (0.0, 1.0)}))
+
+
 def test_where_it_changes_is_asked_of_those_who_were_told_everything() -> None:
     """Cells that change are 4 of 64; said to change nowhere, they cost 99 each; rare ones count more."""
-    some, weights = batch(), Weights(late_times=1.0, rarity=0.0, change=1.0)
+    some, weights = batch(), loss.PLAIN.model_copy(update={"change": 1.0})
     scheduler = type("S", (), {"alphas_cumprod": torch.linspace(0.99, 0.01, 100), "config": type("C", (), {})})
     scheduler.config.prediction_type = "epsilon"
     oracle = Oracle(some.target, scheduler.alphas_cumprod, "epsilon")
@@ -136,5 +163,5 @@ def test_where_it_changes_is_asked_of_those_who_were_told_everything() -> None:
     draws = Draws(torch.tensor([10, 20, 30, 40]), torch.randn(4, 8, 8, 8), no_text, no_image)
     each = loss.per_sample(oracle, scheduler, some, draws, torch.zeros(4, 6), weights)
     torch.testing.assert_close(each, torch.tensor([0.0, 0.0, 0.0, 99 * 4 / 64]), rtol=0, atol=1e-4)
-    halves = loss.per_sample(oracle, scheduler, some, draws, torch.zeros(4, 6), weights.model_copy(update={"rarity": 1.0}))
+    halves = loss.per_sample(oracle, scheduler, some, draws, torch.zeros(4, 6), weights.model_copy(update={"change_rarity": 1.0}))
     torch.testing.assert_close(halves[3], torch.tensor(99 / 2), rtol=0, atol=1e-3)

@@ -41,7 +41,7 @@ class Weights(house.Params):
     late_times: tuple[float, float]
     """Times are T u^x, u uniform, x from the first to the second: 1 is uniform, below 1 there are more of the noisy times."""
     rarity: float = Field(ge=0, le=1)
-    """Errors where it changes and where it stays count (their share of the picture)^-rarity: 0 all cells alike, 1 halves alike."""
+    """Errors where it changes and where it stays count (their share)^-rarity: 0 all cells alike, 1 both halves alike."""
     kept: float = Field(gt=0)
     """An error where it stays counts this beside one where it changes: an editor is held on the picture there."""
     change: float = Field(ge=0)

@@ -47,7 +47,7 @@ class Weights(house.Params):
     change: float = Field(ge=0)
     """Saying where the picture changes counts this beside painting it."""
     change_rarity: float = Field(ge=0, le=1)
-    """As `rarity`, of saying where: 1 marks too much, 0 too little."""
+    """As `rarity`, of saying where."""
 
     @field_validator("late_times")
     @classmethod

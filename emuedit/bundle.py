@@ -34,6 +34,8 @@ class Knobs:
     """Guidance by the picture (Emu Edit, arXiv 2311.10089)."""
     s_T: float = 5.0
     """Guidance by the instruction (the same)."""
+    phi: float = 0.0
+    """How far guidance is pulled back to the spread of what it guides, in [0, 1] (Lin et al., arXiv 2305.08891)."""
     hold: float = 1.0
     """How much the picture is held where the editor sees nothing to change, in [0, 1] (ours)."""
     alpha: float = 0.03

@@ -28,6 +28,7 @@ HELP = {
     "steps": "denoising steps; more is slower",
     "image_guidance": "s_I: how much to keep to the picture",
     "text_guidance": "s_T: how much to follow the instruction",
+    "rescale": "0 to 1: how far guidance is pulled back from burnt colours",
     "hold": "0 to 1: how much of the picture is kept where the editor sees nothing to change",
     "alpha": "pixels that change less than this stay as they were; 0 keeps none",
     "keep_turns": "also write the picture after every instruction, as <out>-1.png, <out>-2.png, ...",
@@ -67,7 +68,7 @@ def _edit(asked: argparse.Namespace) -> None:
     folder, name = resolve(asked.model)
     bundle = Bundle.load(folder, knobs=_measured() if folder == MODELS else None)
     told = {"steps": asked.steps, "s_I": asked.image_guidance, "s_T": asked.text_guidance}
-    told |= {"hold": asked.hold, "alpha": asked.alpha}
+    told |= {"phi": asked.rescale, "hold": asked.hold, "alpha": asked.alpha}
     knobs = _checked(dataclasses.replace(bundle.knobs, **{key: value for key, value in told.items() if value is not None}))
     tasks = [asked.task] * len(asked.instructions) if asked.task else []
     turns = bundle.edit(picture.pixels, asked.instructions, tasks, asked.seed, knobs)
@@ -135,8 +136,9 @@ def _checked(knobs: Knobs) -> Knobs:
         raise BundleError(f"want --steps from 1 to 1000, got {knobs.steps}")
     if knobs.alpha < 0:
         raise BundleError(f"want --alpha of 0 or more, got {knobs.alpha}")
-    if not 0 <= knobs.hold <= 1:
-        raise BundleError(f"want --hold from 0 to 1, got {knobs.hold}")
+    for name, value in (("rescale", knobs.phi), ("hold", knobs.hold)):
+        if not 0 <= value <= 1:
+            raise BundleError(f"want --{name} from 0 to 1, got {value}")
     return knobs
 
 
@@ -186,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     edit.add_argument("--steps", type=int, help=HELP["steps"])
     edit.add_argument("--image-guidance", type=float, metavar="S_I", help=HELP["image_guidance"])
     edit.add_argument("--text-guidance", type=float, metavar="S_T", help=HELP["text_guidance"])
+    edit.add_argument("--rescale", type=float, metavar="PHI", help=HELP["rescale"])
     edit.add_argument("--hold", type=float, help=HELP["hold"])
     edit.add_argument("--alpha", type=float, help=HELP["alpha"])
     edit.add_argument("--keep-turns", action="store_true", help=HELP["keep_turns"])

@@ -9,6 +9,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -63,6 +64,8 @@ class Params(house.Params):
     """Guidance by the picture."""
     s_T: float = Field(ge=0)
     """Guidance by the instruction."""
+    phi: float = Field(ge=0, le=1)
+    """How far guidance is pulled back to the spread of what it guides; 0: not at all."""
     hold: float = Field(ge=0, le=1)
     """How much the picture is held where the editor sees nothing to change; 0: not at all."""
     alpha: float = Field(ge=0)
@@ -124,9 +127,8 @@ class Systems:
     def _edit(self, edits: Benchmark, tasks: list[str], seeds: list[int]) -> tuple[Pictures, list[str]]:
         before = pixels.from_uint8(edits.before).to(self.device)
         knobs = self.params
-        after = self.editor.edit(
-            before, edits.instructions, tasks, seeds, steps=knobs.steps, s_I=knobs.s_I, s_T=knobs.s_T, hold=knobs.hold
-        )
+        how: dict[str, Any] = {"steps": knobs.steps, "s_I": knobs.s_I, "s_T": knobs.s_T, "phi": knobs.phi, "hold": knobs.hold}
+        after = self.editor.edit(before, edits.instructions, tasks, seeds, **how)
         if knobs.alpha:
             after = threshold.unchanged_kept(before, after.to(before.device), knobs.alpha)
         return pixels.to_uint8(after), tasks

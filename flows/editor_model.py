@@ -25,7 +25,7 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
         self.bundle = Bundle.load(Path(context.artifacts["defaults"]).parent)
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """One edit a row. `params`: steps, s_I, s_T, hold, alpha, seed; what is missing is as it was measured.
+        """One edit a row. `params`: steps, s_I, s_T, phi, hold, alpha, seed; what is missing is as it was measured.
 
         Raises ValueError, naming the row, for what cannot be edited: nothing is answered then.
         """

@@ -62,11 +62,11 @@ def test_edit_writes_the_picture_and_says_what_it_did(editor: FakeEditor, capsys
 
 def test_turns_follow_each_other(editor: FakeEditor, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["edit", "in.png", "make it red", "remove it", "-o", "out.png", "--keep-turns", "--seed", "7"]
-    assert (
-        cli.main([*words, "--steps", "3", "--image-guidance", "1.2", "--text-guidance", "4", "--hold", ".5", "--alpha", "0"]) == 0
-    )
+    how = "--steps 3 --image-guidance 1.2 --text-guidance 4 --rescale .7 --hold .5 --alpha 0"
+    assert cli.main([*words, *how.split()]) == 0
     assert [(one["text"], one["task"]) for one in editor.asked] == [("make it red", "local"), ("remove it", "remove")]
-    assert [(one["steps"], one["s_I"], one["s_T"], one["hold"]) for one in editor.asked] == [(3, 1.2, 4.0, 0.5)] * 2
+    knobs = [tuple(one[key] for key in ("steps", "s_I", "s_T", "phi", "hold")) for one in editor.asked]
+    assert knobs == [(3, 1.2, 4.0, 0.7, 0.5)] * 2
     assert editor.asked[0]["seed"] == 7
     assert '"remove it": remove (90%) -> out-2.png' in capsys.readouterr().out
     assert Path("out-2.png").read_bytes() == Path("out.png").read_bytes() != Path("out-1.png").read_bytes()
@@ -93,6 +93,7 @@ def test_knobs_are_those_the_editor_was_measured_with(editor: FakeEditor) -> Non
         (["in.png", "x", "--steps", "0"], "want --steps from 1 to 1000, got 0"),
         (["in.png", "x", "--alpha", "-1"], "want --alpha of 0 or more"),
         (["in.png", "x", "--hold", "2"], "want --hold from 0 to 1"),
+        (["in.png", "x", "--rescale", "-1"], "want --rescale from 0 to 1"),
         (["in.png", "x", "-o", "in.png"], "is the picture itself"),
         (["in.png", "x", "-o", "no/out.png"], "want a folder to write to"),
         (["in.png", "x", "-o", "out.xyz"], "want an output file such as out.png"),

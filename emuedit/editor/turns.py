@@ -20,6 +20,7 @@ def edit_in_turns(
     steps: int,
     s_I: float,
     s_T: float,
+    phi: float = 0.0,
     hold: float = 1.0,
     alpha: float = threshold.ALPHA,
     sigma_px: float = threshold.SIGMA_PX,
@@ -37,7 +38,7 @@ def edit_in_turns(
     pictures: list[Tensor] = []
     before = image.float().cpu()
     for turn, (instruction, task) in enumerate(zip(instructions, tasks, strict=True)):
-        after = editor.edit(before, [instruction], [task], [seed + turn], steps=steps, s_I=s_I, s_T=s_T, hold=hold)
+        after = editor.edit(before, [instruction], [task], [seed + turn], steps=steps, s_I=s_I, s_T=s_T, phi=phi, hold=hold)
         before = threshold.unchanged_kept(before, after, alpha, sigma_px) if alpha > 0 else after
         pictures.append(before)
     return pictures

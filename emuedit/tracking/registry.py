@@ -92,7 +92,7 @@ def register(
     """Log the parts as a model of the run and register it as the next version, with the tags.
 
     `model_file`: the Python file that ends in `mlflow.models.set_model(...)`. `package`: the folder of Python files it imports,
-    copied as far as it is not `without` (names directly below it). `defaults` of steps, s_I, s_T, hold, seed and alpha.
+    copied as far as it is not `without` (names directly below it). `defaults` of steps, s_I, s_T, phi, hold, seed and alpha.
     Raises RegistryError for a part that is missing or holds files that could run code, and for a model that cannot answer.
     """
     for name, path in parts.items():
@@ -220,6 +220,7 @@ def _signature(defaults: Mapping[str, float | int]) -> Any:
         "steps": DataType.long,
         "s_I": DataType.double,
         "s_T": DataType.double,
+        "phi": DataType.double,
         "hold": DataType.double,
         "seed": DataType.long,
         "alpha": DataType.double,

@@ -85,6 +85,7 @@ def test_from_first_model_to_refusal_to_next_champion(
         "steps": 7,
         "s_I": 1.5,
         "s_T": 3.0,
+        "phi": 0.0,
         "hold": 1.0,
         "alpha": 0.03,
     }

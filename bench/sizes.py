@@ -30,6 +30,7 @@ from emuedit.synthesis.trajectory import Sampler, Variant
 
 RESULT = Path(__file__).parent / "results/sizes.json"
 KINDS = ("sd15", "sdxl")
+WAYS: dict[str, dict[str, bool]] = {"shared": {}, "alone": {"alone": True}, "none": {"held": False}}
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,11 @@ def painter(kind: str, scale: Scale, device: str, dtype: torch.dtype) -> Painter
         pipeline = diffusers.StableDiffusionXLPipeline(
             unet=network, **shared, text_encoder_2=other, tokenizer_2=words, add_watermarker=False
         )
-    weights = dtype if device != "cpu" else torch.float32
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
-        if part is not None:
-            part.requires_grad_(False).eval().to(device, weights)
-    return Painter(pipeline)
+    pipeline.to(device, dtype if device != "cpu" else torch.float32)
+    made = Painter(pipeline)
+    for part in (made.unet, made.vae, *made.text_encoders):
+        part.requires_grad_(False).eval()
+    return made
 
 
 def variants(scale: Scale, held: bool, alone: bool) -> list[Variant]:
@@ -132,7 +133,7 @@ def seconds(sampler: Sampler, scale: Scale, held: bool = True, alone: bool = Fal
     trajectory = sampler.sources(captions, list(range(len(captions))), 3.0)
     made = sampler.variants(trajectory, variants(scale, held, alone))
     for z in (*trajectory.z[-1].split(1), *made.split(1)):
-        sampler.painter.decode(z.to(sampler.painter.vae.dtype))
+        sampler.painter.decode(z)
     if made.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
@@ -154,10 +155,9 @@ def main() -> None:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         n = scale.captions * scale.candidates
-        ways: dict[str, dict[str, bool]] = {"shared": {}, "alone": {"alone": True}, "none": {"held": False}}
-        took: dict[str, list[float]] = {way: [] for way in ways}
+        took: dict[str, list[float]] = {way: [] for way in WAYS}
         for _ in range(1 + (1 if quick else scale.rounds)):  # the first one warms up
-            for way, how in ways.items():
+            for way, how in WAYS.items():
                 took[way].append(seconds(sampler, scale, **how))
         median = {way: statistics.median(some[1:]) for way, some in took.items()}
         peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -9,7 +9,6 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -127,8 +126,10 @@ class Systems:
     def _edit(self, edits: Benchmark, tasks: list[str], seeds: list[int]) -> tuple[Pictures, list[str]]:
         before = pixels.from_uint8(edits.before).to(self.device)
         knobs = self.params
-        how: dict[str, Any] = {"steps": knobs.steps, "s_I": knobs.s_I, "s_T": knobs.s_T, "phi": knobs.phi, "hold": knobs.hold}
-        after = self.editor.edit(before, edits.instructions, tasks, seeds, **how)
+        after = self.editor.edit(
+            before, edits.instructions, tasks, seeds,
+            steps=knobs.steps, s_I=knobs.s_I, s_T=knobs.s_T, phi=knobs.phi, hold=knobs.hold,
+        )  # fmt: skip
         if knobs.alpha:
             after = threshold.unchanged_kept(before, after.to(before.device), knobs.alpha)
         return pixels.to_uint8(after), tasks

@@ -10,10 +10,11 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from emuedit import evaluation, train
-from emuedit import params as house
-from emuedit.records import Verdict, read_folder
-from emuedit.toyworld import exact
+from emuedit import config as house
+from emuedit.data.publish import read_folder
+from emuedit.data.records import Verdict
+from emuedit.stages import evaluation, train
+from toyworld.edits import exact_dataset as exact
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "bench/results/exact_pairs.json"

@@ -21,15 +21,21 @@ import numpy as np
 import pyarrow as pa
 from scipy.ndimage import maximum_filter
 
-from emuedit import dataset, proposal
-from emuedit import params as house
-from emuedit.models import latents, painter, pixels
-from emuedit.proposal import figures
-from emuedit.records import Pair, encode_png, read_folder
+from emuedit import config as house
+from emuedit.data import filter_search as proposal
+from emuedit.data.filter_search import figures
+from emuedit.data.png import encode_png
+from emuedit.data.publish import read_folder
+from emuedit.data.records import Pair
+from emuedit.models import base_model as painter
+from emuedit.models import image_tensors as pixels
+from emuedit.models import vae_latents as latents
 from emuedit.runtime import rng
-from emuedit.toyworld import exact, pair_truth
-from emuedit.toyworld.edits import edits
-from emuedit.toyworld.pair_truth import Truth
+from emuedit.stages import dataset
+from toyworld.edits import exact_dataset as exact
+from toyworld.edits.exact_edits import edits
+from toyworld.oracle import pair_judge as pair_truth
+from toyworld.oracle.pair_judge import Truth
 
 ROOT = Path(__file__).parent.parent
 RIM_PX = 5

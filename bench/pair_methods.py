@@ -9,15 +9,17 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from emuedit.pairs import Params, first_caption
-from emuedit.records import Instruction
-from emuedit.rivals import prompt_to_prompt as p2p
+from emuedit.data.records import Instruction
 from emuedit.runtime import rng, seed_for
-from emuedit.synthesis import bandit, batches, masks
-from emuedit.synthesis.bandit import All, Bandit, Spend, Tries
+from emuedit.stages.pairs import Params, first_caption
+from emuedit.synthesis import batching as batches
+from emuedit.synthesis import masks
+from emuedit.synthesis import strategy as bandit
+from emuedit.synthesis.methods import prompt_to_prompt as p2p
+from emuedit.synthesis.model_set import Studio
 from emuedit.synthesis.recipes import Candidate
-from emuedit.synthesis.studio import Studio
-from emuedit.synthesis.trajectory import Variant
+from emuedit.synthesis.sampler import Variant
+from emuedit.synthesis.strategy import All, Bandit, Spend, Tries
 
 STABLE_DIFFUSION_GUIDANCE = 7.5  # what the rivals' numbers are for; the painter's own is `guidance` of the section `pairs`
 CFG, P = (7.5, 15.0), (0.1, 0.9)  # InstructPix2Pix draws both evenly

@@ -24,18 +24,22 @@ import torch
 from pair_methods import METHODS, Clock, InstructPix2Pix, Ours, Painted, phrases, places
 from tqdm import tqdm
 
-from emuedit import dataset, pairs, sheet
-from emuedit import params as house
+from emuedit import config as house
 from emuedit.core import similarity
-from emuedit.gates import Bounds
-from emuedit.models import pixels
-from emuedit.pairs import first_caption
-from emuedit.records import Instruction, Pair, encode_png, read_folder
+from emuedit.data import contact_sheet as sheet
+from emuedit.data.filters import Bounds
+from emuedit.data.png import encode_png
+from emuedit.data.publish import read_folder
+from emuedit.data.records import Instruction, Pair
+from emuedit.models import image_tensors as pixels
 from emuedit.runtime import Runtime, seed_for
-from emuedit.synthesis import masks, scores
-from emuedit.synthesis.scores import Edit
-from emuedit.synthesis.studio import Studio
-from emuedit.toyworld import pair_truth
+from emuedit.stages import dataset, pairs
+from emuedit.stages.pairs import first_caption
+from emuedit.synthesis import masks
+from emuedit.synthesis import pair_scores as scores
+from emuedit.synthesis.model_set import Studio
+from emuedit.synthesis.pair_scores import Edit
+from toyworld.oracle import pair_judge as pair_truth
 
 ROOT = Path(__file__).parent.parent
 RESULT, IMAGES = ROOT / "bench/results/pairs.json", ROOT / "docs/images"

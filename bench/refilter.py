@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from emuedit import dataset
-from emuedit import params as house
-from emuedit.dataset import Params, judge
+from emuedit import config as house
+from emuedit.stages import dataset
+from emuedit.stages.dataset import Params, judge
 from emuedit.tasks import TASKS
 
 CANDIDATES = 4

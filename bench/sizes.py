@@ -23,10 +23,10 @@ import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 from tqdm import tqdm
 
-from emuedit.core import softmask
-from emuedit.models.painter import Painter
+from emuedit.core import soft_mask as softmask
+from emuedit.models.base_model import Painter
 from emuedit.runtime import Runtime
-from emuedit.synthesis.trajectory import Sampler, Variant
+from emuedit.synthesis.sampler import Sampler, Variant
 
 RESULT = Path(__file__).parent / "results/sizes.json"
 KINDS = ("sd15", "sdxl")

@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from emuedit.toyworld import backdrop, grammar, render
-from emuedit.toyworld.palette import BACKGROUNDS, RGB, SHAPES, SIZE
-from emuedit.toyworld.scene import Scenes, numbers, scenes
+from toyworld.scenes import backgrounds as backdrop
+from toyworld.scenes import caption_grammar as grammar
+from toyworld.scenes import render
+from toyworld.scenes.palette import BACKGROUNDS, RGB, SHAPES, SIZE
+from toyworld.scenes.scene import Scenes, numbers, scenes
 
 OVERSAMPLING = 4
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emuedit import photo
-from emuedit.bundle import EDITOR, Bundle, BundleError, Knobs, Turn
-from emuedit.layouts import NAMES
+from emuedit.data import image_io as photo
+from emuedit.data.formats import NAMES
+from emuedit.editor.package import EDITOR, Bundle, BundleError, Knobs, Turn
 from emuedit.runtime import hush
 
 if TYPE_CHECKING:
-    from emuedit.layouts.reading import Tasks
+    from emuedit.data.formats.row_conversion import Tasks
 
 MODELS = Path("models")
 REGISTERED = "models:/emuedit-editor@champion"
@@ -143,8 +143,9 @@ def _checked(knobs: Knobs) -> Knobs:
 
 
 def _import(asked: argparse.Namespace) -> None:
-    from emuedit.layouts import importer, layout
-    from emuedit.layouts.reading import Wanted
+    from emuedit.data.formats import pair_format as layout
+    from emuedit.data.formats import pair_import as importer
+    from emuedit.data.formats.row_conversion import Wanted
 
     wanted = Wanted(layout.known(asked.layout), asked.size, *_told(asked.task, asked.router))
     summary = importer.run(wanted, importer.found(asked.folder, asked.files), asked.out, Path())
@@ -160,8 +161,8 @@ def _told(task: str | None, router: Path | None) -> "tuple[str, Tasks | None]":
             raise ValueError(f"want a task that editors are trained on, got {task}, which is for inversion; name another --task")
         return f"all {task}", lambda texts: [task] * len(texts)
     if router:
-        from emuedit.editor import router as routers
-        from emuedit.records import read_summary
+        from emuedit.data.publish import read_summary
+        from emuedit.editor import task_predictor as routers
 
         guide = routers.load(str(router))
         return f"by router {read_summary(router).fingerprint}", lambda texts: [guess.task for guess in guide.predict(texts)]
@@ -169,7 +170,7 @@ def _told(task: str | None, router: Path | None) -> "tuple[str, Tasks | None]":
 
 
 def _export(asked: argparse.Namespace) -> None:
-    from emuedit.layouts import exporter
+    from emuedit.data.formats import pair_export as exporter
 
     print(f"{asked.out}: {exporter.run(asked.out, Path()).counts}")
 

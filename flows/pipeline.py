@@ -13,7 +13,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed
 
 from emuedit.tracking.stats import PARENT
-from flows import dvc, release, repro
+from flows import dvc_graph as dvc
+from flows import release
+from flows import run_stage as repro
 
 _BUSY_S, _BUSY_TRIES = 5.0, 60  # another dvc is waited for, five minutes in all
 _RETRY_S = 10.0

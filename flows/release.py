@@ -17,9 +17,10 @@ from typing import Any
 
 import yaml
 
-from emuedit.bundle import Knobs
+from emuedit.editor.package import Knobs
 from emuedit.tracking import registry, runs
-from flows import dvc, gate
+from flows import dvc_graph as dvc
+from flows import promotion_gate as gate
 
 _NOT_SERVED = ("toyworld",)  # parts of the package that a model does not need
 MODEL_FILE = Path(__file__).with_name("editor_model.py")

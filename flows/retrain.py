@@ -13,8 +13,10 @@ from pathlib import Path
 
 from emuedit.runtime import QUIET, hush
 from emuedit.tracking.registry import RegistryError
-from flows import dvc, gate, release
-from flows.repro import StageError
+from flows import dvc_graph as dvc
+from flows import promotion_gate as gate
+from flows import release
+from flows.run_stage import StageError
 
 EXPECTED = (StageError, RegistryError, dvc.GraphError, gate.GateError)
 WISHES = QUIET | {

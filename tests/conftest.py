@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from emuedit.models.painter import Painter, TextCondition
+from emuedit.models.base_model import Painter, TextCondition
 
 SD = {"layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4, "sample_size": 8}
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"

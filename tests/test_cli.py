@@ -8,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from emuedit import bundle, cli, photo
-from emuedit.bundle import Bundle, Knobs
-from emuedit.core import threshold
-from emuedit.editor.router import Guess
+from emuedit import cli
+from emuedit.core import change_threshold as threshold
+from emuedit.data import image_io as photo
+from emuedit.editor import package as bundle
+from emuedit.editor.package import Bundle, Knobs
+from emuedit.editor.task_predictor import Guess
 
 
 class FakeEditor:

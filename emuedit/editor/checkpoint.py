@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from emuedit.editor import net as network
-from emuedit.editor import table
-from emuedit.editor.net import EditorNet
-from emuedit.models import painter as painters
-from emuedit.models.painter import Painter
+from emuedit.editor import task_embedding as table
+from emuedit.editor import unet as network
+from emuedit.editor.unet import EditorNet
+from emuedit.models import base_model as painters
+from emuedit.models.base_model import Painter
 
 TASKS_FOLDER = "tasks"
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from emuedit.models import pixels, sources
+from emuedit.models import image_tensors as pixels
+from emuedit.models import model_sources as sources
 
 
 class ClipJudge:

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-from emuedit.models import pixels, sam, sources
+from emuedit.models import image_tensors as pixels
+from emuedit.models import model_sources as sources
+from emuedit.models import sam_builder as sam
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from emuedit import params as house
-from emuedit.core import softmask
+from emuedit import config as house
+from emuedit.core import soft_mask as softmask
 from emuedit.models.detector import Detections, Detector
 from emuedit.models.segmenter import Segmenter
-from emuedit.synthesis.difference import NoiseDifference
+from emuedit.synthesis.methods.diffedit import NoiseDifference
 
 Query = tuple[int, str]  # a picture and a phrase to look for in it
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from emuedit import params as house
+from emuedit import config as house
 from emuedit.synthesis.masks import MaskRecipe
 from emuedit.tasks import task
 

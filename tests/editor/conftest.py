@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from emuedit.editor import checkpoint
-from emuedit.editor.edit import Editor
-from emuedit.editor.net import EditorNet
-from emuedit.models.painter import Painter
+from emuedit.editor.sampling import Editor
+from emuedit.editor.unet import EditorNet
+from emuedit.models.base_model import Painter
 
 SHAPES = ("toy", "sd15", "sd2", "sdxl")
 SCHEDULE = {
@@ -112,7 +112,7 @@ def make_painter() -> Callable[[str], Painter]:
 @pytest.fixture
 def make_editor(make_painter: Callable[[str], Painter], tmp_path: Path) -> Callable[..., Editor]:
     """An editor of one of SHAPES whose weights are all at work, saved to `tmp_path/editor` and loaded again."""
-    from emuedit.editor import edit
+    from emuedit.editor import sampling as edit
 
     def build(shape: str = "toy", dtype: torch.dtype = torch.float32) -> Editor:
         painter = make_painter(shape)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from emuedit.tracking import registry, runs
-from flows import dvc, release, repro, retrain
+from flows import dvc_graph as dvc
+from flows import release, retrain
+from flows import run_stage as repro
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from emuedit.tracking import registry, runs
-from flows import dvc, gate, release
+from flows import dvc_graph as dvc
+from flows import promotion_gate as gate
+from flows import release
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def seeded() -> None:
 @pytest.fixture
 def pictures() -> torch.Tensor:
     """Two bytes-exact pictures, 40 x 56: neither square nor symmetric."""
-    from emuedit.models import pixels
+    from emuedit.models import image_tensors as pixels
 
     y, x = np.mgrid[0:40, 0:56]
     first = np.stack([y * 6, x * 4, (x * y) % 256], axis=-1)

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from emuedit.models import clip, pixels
+from emuedit.models import clip
+from emuedit.models import image_tensors as pixels
 
 TEXTS = ["a small red circle on the left over grass", "two blue stars", "make it yellow " * 40]
 

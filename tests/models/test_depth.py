@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from emuedit.models import depth, pixels
+from emuedit.models import depth
+from emuedit.models import image_tensors as pixels
 
 
 def depth_anything(folder: str, **config: Any) -> None:

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from emuedit.models import detector, pixels
+from emuedit.models import detector
+from emuedit.models import image_tensors as pixels
 
 ASKED = [["a red circle", "a blue star", "a red circle on grass"], ["a green square"]]
 

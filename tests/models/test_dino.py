@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from emuedit.models import dino, pixels
+from emuedit.models import dino
+from emuedit.models import image_tensors as pixels
 
 
 def dinov2(folder: str) -> None:

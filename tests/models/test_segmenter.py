@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from emuedit.models import pixels, sam, segmenter
+from emuedit.models import image_tensors as pixels
+from emuedit.models import sam_builder as sam
+from emuedit.models import segmenter
 
 TINY = sam.SamConfig(
     encoder_width=16, encoder_depth=2, encoder_heads=2, global_attn_indexes=(1,), image_size=64, patch_size=8,

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from emuedit.models import sam, segmenter
-from emuedit.pairs import Params
-from emuedit.params import World, load
-from emuedit.records import Drop, Instruction, Pair, decode_png
+from emuedit.config import World, load
+from emuedit.data.png import decode_png
+from emuedit.data.records import Drop, Instruction, Pair
+from emuedit.models import sam_builder as sam
+from emuedit.models import segmenter
 from emuedit.runtime import Runtime
-from emuedit.synthesis.making import make_shard
-from emuedit.synthesis.studio import Studio
+from emuedit.stages.pairs import Params
+from emuedit.synthesis.candidate import make_shard
+from emuedit.synthesis.model_set import Studio
 
 ROOT = Path(__file__).parents[2]
 SIZE = 16
@@ -192,7 +194,7 @@ def world(request: pytest.FixtureRequest, judges: dict[str, str], painted_by: An
     small = painted_by(request.param)
     torch.manual_seed(4)
     pipeline(request.param, small.pipeline).save_pretrained(folder)
-    named = judges | {"painter": folder, "annotators": "emuedit/annotators/photos.py"}
+    named = judges | {"painter": folder, "annotators": "emuedit/annotators/photo_annotators.py"}
     return load(Params, "pairs", ROOT / "params.yaml").world.model_copy(update=named)
 
 

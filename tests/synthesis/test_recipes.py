@@ -6,11 +6,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from emuedit.pairs import Params
-from emuedit.params import load
-from emuedit.synthesis import batches
+from emuedit.config import load
+from emuedit.stages.pairs import Params
+from emuedit.synthesis import batching as batches
 from emuedit.synthesis.recipes import Candidate, Words, described, is_drawn
-from emuedit.synthesis.trajectory import Variant
+from emuedit.synthesis.sampler import Variant
 from emuedit.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from emuedit.toyworld.palette import BACKGROUNDS, CONDITIONS, STYLES
-from emuedit.toyworld.reading import ATTRIBUTES, Reading, compare, drift, faithfulness, read
-from emuedit.toyworld.reading.overall import LOOKS, recognise
-from emuedit.toyworld.render import images
-from emuedit.toyworld.scene import EMPTY, Scenes, numbers, scenes
+from toyworld.reading import ATTRIBUTES, Reading, compare, drift, faithfulness, read
+from toyworld.reading.scene_classifier import LOOKS, recognise
+from toyworld.scenes.palette import BACKGROUNDS, CONDITIONS, STYLES
+from toyworld.scenes.render import images
+from toyworld.scenes.scene import EMPTY, Scenes, numbers, scenes
 
 N = 100
 AT_LEAST = dict.fromkeys(ATTRIBUTES, 0.97) | {"everything": 0.92}

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
 
-from emuedit.toyworld import backdrop, render, stamps
-from emuedit.toyworld.palette import BACKGROUND_RGB, COLOURS, CONDITIONS, RADII, RGB, SHAPES, STYLES
-from emuedit.toyworld.scene import EMPTY, Scenes, numbers, scenes
+from toyworld.scenes import backgrounds as backdrop
+from toyworld.scenes import render, stamps
+from toyworld.scenes.palette import BACKGROUND_RGB, COLOURS, CONDITIONS, RADII, RGB, SHAPES, STYLES
+from toyworld.scenes.scene import EMPTY, Scenes, numbers, scenes
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from emuedit.toyworld.palette import ALLOWED_COLOURS, BIG_RADIUS, CARD, CONDITIONS, KINDS, STYLES
-from emuedit.toyworld.scene import Scenes, concat, numbers, pick, scenes, uniform
+from toyworld.scenes.palette import ALLOWED_COLOURS, BIG_RADIUS, CARD, CONDITIONS, KINDS, STYLES
+from toyworld.scenes.scene import Scenes, concat, numbers, pick, scenes, uniform
 
 
 @pytest.fixture(scope="module")

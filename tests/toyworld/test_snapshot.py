@@ -3,9 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emuedit.records import decode_png
-from emuedit.toyworld import render, snapshot
-from emuedit.toyworld.scene import numbers, scenes
+from emuedit.data.png import decode_png
+from toyworld import snapshot
+from toyworld.scenes import render
+from toyworld.scenes.scene import numbers, scenes
 
 
 def test_snapshot_writes_a_held_out_scene(

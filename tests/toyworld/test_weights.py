@@ -1,6 +1,6 @@
 """The weights that are shipped do what they are for, loaded as the stations load them: by the names in params.yaml.
 
-A few pictures each; the held-out figures are measured by `python -m emuedit.toyworld.foundation.measure`.
+A few pictures each; the held-out figures are measured by `python -m toyworld.training.measure`.
 """
 
 from dataclasses import replace
@@ -11,12 +11,15 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from emuedit.models import clip, depth, detector, dino, painter, pixels, segmenter
-from emuedit.params import World, load, locate
-from emuedit.toyworld import reading, render
-from emuedit.toyworld.grammar import all_captions, noun
-from emuedit.toyworld.palette import COLOURS
-from emuedit.toyworld.scene import Scenes, numbers, scenes
+from emuedit.config import World, load, locate
+from emuedit.models import base_model as painter
+from emuedit.models import clip, depth, detector, dino, segmenter
+from emuedit.models import image_tensors as pixels
+from toyworld import reading
+from toyworld.scenes import render
+from toyworld.scenes.caption_grammar import all_captions, noun
+from toyworld.scenes.palette import COLOURS
+from toyworld.scenes.scene import Scenes, numbers, scenes
 
 ROOT = Path(__file__).parents[2]
 MODELS = ("painter", "detector", "segmenter", "clip", "dino", "depth")

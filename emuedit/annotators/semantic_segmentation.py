@@ -1,0 +1,38 @@
+"""What every pixel shows: semantic segmentation (UPerNet, SegFormer), through transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from emuedit.models import image_tensors as pixels
+from emuedit.models import model_sources as sources
+
+KIND = sources.Kind("a transformers semantic segmentation", "config.json")
+
+
+class Classes:
+    """`labels` is the one call."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
+
+    def labels(self, images: torch.Tensor) -> np.ndarray:
+        """Images [B, 3, H, W] in [-1, 1] -> the number of each pixel's class, int64 [B, H, W]."""
+        inputs = self.processor(images=list(pixels.to_bytes(images)), return_tensors="pt")
+        with torch.no_grad():
+            out = self.model(inputs["pixel_values"].to(self.model.device, self.model.dtype))
+        sizes = [tuple(images.shape[-2:])] * len(images)
+        maps = self.processor.post_process_semantic_segmentation(out, target_sizes=sizes)
+        return torch.stack(maps).cpu().numpy()
+
+
+def load(name_or_path: str, device: str) -> Classes:
+    """A network from a transformers folder or a hub id (openmmlab/upernet-convnext-small)."""
+    sources.manifest(name_or_path, KIND)
+    transformers = sources.library("transformers")
+    model = transformers.AutoModelForSemanticSegmentation.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True)
+    processor = transformers.AutoImageProcessor.from_pretrained(name_or_path)
+    return Classes(model.to(device).requires_grad_(False).eval(), processor)

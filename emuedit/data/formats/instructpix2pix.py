@@ -1,0 +1,20 @@
+"""InstructPix2Pix (arXiv 2211.09800) as `timbrooks/instructpix2pix-clip-filtered`: 313,010 painted pairs of 512 px.
+
+Up to four pairs were made of a prompt. The makers filtered by CLIP and ship no scores; they state no licence.
+"""
+
+from emuedit.data.formats.pair_format import Column, Layout
+
+LAYOUT = Layout(
+    name="instructpix2pix",
+    source="timbrooks/instructpix2pix-clip-filtered",
+    licence="not stated",
+    family="original_prompt",
+    columns={
+        "original_prompt": Column("text", "source_caption"),
+        "original_image": Column("image", "source"),
+        "edit_prompt": Column("text", "instruction"),
+        "edited_prompt": Column("text", "target_caption"),
+        "edited_image": Column("image", "target"),
+    },
+)

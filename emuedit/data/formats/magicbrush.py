@@ -1,0 +1,22 @@
+"""MagicBrush (arXiv 2306.10012): 8,807 turns of 4,512 sessions, painted by people with DALL-E 2. No captions.
+
+The mask is the source with the region to edit made transparent, sometimes in another resolution (OSU-NLP-Group/MagicBrush#10).
+Its makers ask that the test split never be trained on; take the files of `train` alone.
+"""
+
+from emuedit.data.formats.pair_format import NOTE, Column, Layout
+
+LAYOUT = Layout(
+    name="magicbrush",
+    source="osunlp/MagicBrush",
+    licence="CC-BY-4.0",
+    family="img_id",
+    columns={
+        "img_id": Column("text", NOTE),
+        "turn_index": Column("int", NOTE),
+        "source_img": Column("image", "source"),
+        "mask_img": Column("image", "mask"),
+        "instruction": Column("text", "instruction"),
+        "target_img": Column("image", "target"),
+    },
+)

@@ -1,0 +1,26 @@
+"""Ours: the columns of InstructPix2Pix, which trainers elsewhere read, and beside them all that makes a pair what it is."""
+
+from emuedit.data.formats.pair_format import UNUSED, Column, Layout
+
+LAYOUT = Layout(
+    name="emuedit",
+    source="emuedit",
+    licence="as its README.md says",
+    family=None,
+    columns={
+        "original_prompt": Column("text", "source_caption"),
+        "original_image": Column("image", "source"),
+        "edit_prompt": Column("text", "instruction"),
+        "edited_prompt": Column("text", "target_caption"),
+        "edited_image": Column("image", "target"),
+        "mask": Column("image", "mask"),
+        "task": Column("text", "task"),
+        "recipe": Column("json", "recipe"),
+        "seed": Column("int", "seed"),
+        "model_revision": Column("text", "model_revision"),
+        "instruction_id": Column("text", "instruction_id"),
+        "parent_ids": Column("texts", "parent_ids"),
+        "pair_id": Column("text", UNUSED),
+    },
+    scores="score_",
+)

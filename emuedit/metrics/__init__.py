@@ -1,0 +1,1 @@
+"""How edits are measured: benchmarks, scores, baselines and reports."""

@@ -1,0 +1,1 @@
+"""How the editor is trained: latent cache, loss, training loop, distributed processes."""

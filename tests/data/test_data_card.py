@@ -1,0 +1,118 @@
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emuedit.data import data_card as card
+from emuedit.data.data_card import CardError, Shown
+from emuedit.data.filters import Gates
+from emuedit.data.png import encode_png
+from emuedit.data.publish import Summary
+from emuedit.data.records import Pair, Verdict
+from emuedit.data.shards import write_shard
+
+
+def picture(value: int) -> bytes:
+    return encode_png(np.full((4, 6, 3), value, np.uint8))
+
+
+def verdict(pair_id: str, *reasons: str, task: str = "local") -> Verdict:
+    return Verdict(pair_id, not reasons, task, reasons, {}, {"dino": 0.5, "depth": None})
+
+
+def test_kept_and_rejected_of_every_task_from_few_shards() -> None:
+    n = 1200
+    chance = np.random.default_rng(0)
+    tasks, shards = chance.integers(0, 3, n), np.arange(n) // 100
+    failed = chance.random((3, n)) < np.array([[0.3], [0.02], [0.3]])
+    rows = card.chosen(tasks, failed, shards, 5)
+    np.testing.assert_array_equal(rows, np.unique(rows))
+    bad = failed.any(0)
+    for task in range(3):
+        own = rows[tasks[rows] == task]
+        assert (int((~bad[own]).sum()), int(bad[own].sum())) == (5, 5)
+        assert len({tuple(failed[:, row]) for row in own if bad[row]}) >= 4  # different reasons first
+    assert len(set(shards[rows])) <= 6
+    np.testing.assert_array_equal(rows, card.chosen(tasks, failed, shards, 5))
+
+
+def test_all_are_shown_where_there_are_few() -> None:
+    failed = np.array([[False, True, False]])
+    assert card.chosen(np.zeros(3, int), failed, np.zeros(3, int), 5).tolist() == [0, 1, 2]
+
+
+def test_pictures_are_looked_up_by_id(tmp_path: Path) -> None:
+    pairs = [
+        Pair("i", ("i",), "local", f"do {k}", "a", "b", k, "m", {}, picture(k), picture(100 + k), None, {"dino": 0.1})
+        for k in range(40)
+    ]
+    write_shard(tmp_path / "one.parquet", pairs[:20], Pair)
+    write_shard(tmp_path / "two.parquet", pairs[20:], Pair)
+    asked = [(35, "two.parquet"), (3, "one.parquet"), (19, "one.parquet")]
+    found = card.looked_up([tmp_path / name for _, name in asked], [verdict(pairs[k].id) for k, _ in asked])
+    assert {(one.verdict.pair_id, one.instruction, one.before, one.after) for one in found} == {
+        (pairs[k].id, f"do {k}", pairs[k].source, pairs[k].target) for k, _ in asked
+    }
+
+
+def test_a_sheet_a_task_with_a_frame_that_tells() -> None:
+    shown = [
+        Shown(verdict("a"), "make it red", picture(0), picture(9), None),
+        Shown(verdict("b", "dino_min"), "make it blue", picture(0), picture(9), None),
+        Shown(verdict("c", task="remove"), "remove it", picture(0), picture(9), encode_png(np.zeros((4, 6), np.uint8))),
+    ]
+    made = card.sheets(shown)
+    assert list(made) == ["sheet_local.png", "sheet_remove.png"]
+    colours = {colour for _, colour in made["sheet_local.png"].getcolors(1 << 20)}
+    assert {(38, 152, 84), (206, 56, 48)} <= colours  # green and red
+    assert (206, 56, 48) not in {colour for _, colour in made["sheet_remove.png"].getcolors(1 << 20)}
+    assert made["sheet_remove.png"].height > made["sheet_local.png"].height  # a row for the masks
+
+
+@pytest.fixture
+def written() -> str:
+    made = Summary("pairs", "f00d", {"world": {"name": "toy", "painter": "p/q", "clip": "c"}, "steps": 8}, {}, {})
+    counts = {
+        "pairs": 8,
+        "kept": 2,
+        "kept_instructions": 2,
+        "local.pairs": 8,
+        "local.kept": 2,
+        "dino_min": 6,
+        "local.dino_min": 6,
+    }
+    return card.text(counts, {"local": {"dino": {"min": 0.5, "max": 0.9}}}, ["rev1"], {"painter": "MIT"}, made, [])
+
+
+def test_the_card_says_what_was_counted(written: str) -> None:
+    for line in (
+        "2 of 8 painted pairs are kept (25.0%), for 2 instructions of 1 tasks.", "| local | 8 | 2 | 25.0% | 0 |",
+        "| dino_min | 6 | 6 |",
+        "- local: `dino` >= 0.5, `dino` <= 0.9", "| painter | `p/q` | MIT |", "| clip | `c` | not stated |", "dvc repro dataset",
+    ):  # fmt: skip
+        assert line in written.splitlines()
+    assert "`rev1`" in written
+    assert "f00d" in written
+
+
+def test_the_card_names_what_was_mixed_in() -> None:
+    painted = Summary("pairs", "f00d", {}, {}, {})
+    theirs = Summary("import", "beef", {"source": "org/set", "licence": "CC BY 4.0"}, {}, {})
+    rules: Gates = {"default": {}, "local": {"dinov2_sim": {"min": 0.4}}}
+    lot = card.Mixed("data/theirs", theirs, rules, np.array([True, False, True]))
+    counts = {"pairs": 5, "kept": 3, "kept_instructions": 3, "local.pairs": 5, "local.kept": 3}
+    lines = card.text(counts, {"local": {}}, [], {}, painted, [lot]).splitlines()
+    assert "| `data/theirs` | `org/set` | CC BY 4.0 | 3 | 2 | default: none; local: `dinov2_sim` >= 0.4 |" in lines
+    assert "3 of 5 painted and imported pairs are kept (60.0%), for 3 instructions of 1 tasks." in lines
+
+
+def test_pictures_of_two_sizes_cannot_be_shown() -> None:
+    small = encode_png(np.zeros((4, 4, 3), np.uint8))
+    shown = [Shown(verdict("a"), "go", picture(0), picture(9), None), Shown(verdict("b"), "go", small, small, None)]
+    with pytest.raises(CardError, match=r"one size, got \(height, width\) \[\(4, 4\), \(4, 6\)\]"):
+        card.sheets(shown)
+
+
+def test_the_card_has_no_gap(written: str) -> None:
+    assert not re.search(r"\{\w*\}", written)

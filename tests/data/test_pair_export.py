@@ -1,0 +1,131 @@
+"""What is kept goes out, is read by `datasets`, and comes back as the same pairs."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import yaml
+
+from emuedit import cli
+from emuedit.data import data_card as card
+from emuedit.data.formats import pair_export as exporter
+from emuedit.data.formats.pair_export import run
+from emuedit.data.formats.pair_format import LayoutError
+from emuedit.data.png import decode_png, encode_png
+from emuedit.data.publish import publish, read_folder, scratch_folder
+from emuedit.data.records import Pair
+from emuedit.data.shards import write_shard
+from emuedit.stages import dataset
+
+
+def pair(n: int, dino: float | None) -> Pair:
+    pixels = np.random.default_rng(n).integers(0, 256, (2, 8, 10, 3), np.uint8)
+    return Pair(
+        instruction_id=f"i{n}", parent_ids=(f"i{n}", f"c{n}"), task="local", instruction=f"make it {n}", source_caption="a dog",
+        target_caption="a cat", seed=2**62 + n, model_revision="m", recipe={"candidate": n, "mask": {"w_p": 0.1}},
+        source=encode_png(pixels[0]), target=encode_png(pixels[1]), mask=None if n % 2 else encode_png(pixels[0, :, :, 0]),
+        scores={"dino": dino, "l1": None},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Pair]:
+    """Three shards, of which the second keeps nothing."""
+    monkeypatch.chdir(tmp_path)
+    shards = [[pair(0, 0.9), pair(1, 0.1), pair(2, 0.8)], [pair(3, None)], [pair(5, 0.7)]]
+    scratch = scratch_folder(tmp_path, "pairs", "f")
+    for number, some in enumerate(shards):
+        write_shard(scratch / f"shard-{number:05d}.parquet", some, Pair)
+    publish(scratch, tmp_path / dataset.IN, "pairs", {"world": {"name": "w", "painter": "p"}}, {})
+    knobs: dict[str, Any] = {"gates": {"default": {"dino": {"min": 0.5}}}, "rank_by": "dino", "keep": 1, "sheet_pairs": 1}
+    dataset.run(dataset.Params.model_validate(knobs | {"mix": {}, "routing": None, "licences": {"painter": "MIT"}}), tmp_path)
+    return [shards[0][0], shards[0][2], shards[2][0]]
+
+
+def test_out_and_in_again_gives_the_same_pairs(judged: list[Pair], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export", "out"]) == 0
+    assert capsys.readouterr().out == "out: {'pairs': 3}\n"
+    assert cli.main(["import", "emuedit", "out", "in"]) == 0
+    assert list(read_folder("in", Pair, verify=True)) == judged
+
+
+def test_datasets_reads_it_with_pictures(judged: list[Pair], tmp_path: Path) -> None:
+    run(tmp_path / "out", tmp_path)
+    files = sorted(file.name for file in (tmp_path / "out").glob("*.parquet"))
+    assert files == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
+    for found in (
+        datasets.load_dataset(
+            "parquet", data_files=str(tmp_path / "out/train-*.parquet"), split="train", cache_dir=str(tmp_path)
+        ),
+        datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path)),  # by the front matter of README.md
+    ):
+        assert found.features["edited_image"] == found.features["mask"] == datasets.Image()
+        assert found["pair_id"] == [one.id for one in judged]
+        np.testing.assert_array_equal(np.array(found[1]["original_image"]), decode_png(judged[1].source))
+        assert found[2]["mask"] is None
+        assert (found[0]["score_dino"], found[0]["score_l1"], found[0]["task"]) == (0.9, None, "local")
+        assert list(found.features)[:5] == ["original_prompt", "original_image", "edit_prompt", "edited_prompt", "edited_image"]
+
+
+def test_the_card_is_ours_behind_what_a_hub_reads(judged: list[Pair], tmp_path: Path) -> None:
+    run(tmp_path / "out", tmp_path)
+    _, front, text = (tmp_path / "out/README.md").read_text().split("---\n", 2)
+    told = yaml.safe_load(front)
+    assert (told["license"], told["size_categories"], told["task_categories"]) == ("mit", ["n<1K"], ["image-to-image"])
+    assert told["configs"][0]["data_files"] == [{"split": "train", "path": "train-*.parquet"}]
+    assert text.strip().startswith((tmp_path / dataset.OUT / card.CARD).read_text().strip())
+    assert all(f"`{name}`" in text for name in ("original_prompt", "parent_ids", "mask"))
+    assert (tmp_path / "out/sheet_local.png").exists()
+
+
+def test_verdicts_of_other_pairs_and_full_folders_are_refused(judged: list[Pair], tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/mine.txt").write_text("keep me")
+    with pytest.raises(LayoutError, match="which holds other things"):
+        run(tmp_path / "notes", tmp_path)
+    scratch = scratch_folder(tmp_path, "pairs", "f")
+    for number in range(3):
+        write_shard(scratch / f"shard-{number:05d}.parquet", [pair(7 + number, 0.9)], Pair)
+    publish(scratch, tmp_path / exporter.PAIRS, "pairs", {}, {})
+    with pytest.raises(LayoutError, match="got those of other pairs"):
+        run(tmp_path / "out", tmp_path)
+    assert (tmp_path / "notes/mine.txt").exists()
+
+
+def test_the_command_line_says_what_is_missing(judged: list[Pair], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export", "out"]) == 0
+    for words, message in (
+        (["emuedit", "out", "in", "--task", "local"], "leave --task and --router out"),
+        (["ultraedit", "out", "in"], "say --task or --router"),
+        (["ultraedit", "out", "in", "--task", "superres"], "want a task that editors are trained on, got superres"),
+        (["ultraedit", "out", "in", "--task", "local"], "missing ['clip_sim_dir'"),
+        (["ultraedit", "data", "in", "--files", "none.parquet", "--task", "local"], "want Parquet files none.parquet"),
+    ):
+        assert cli.main(["import", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_router_tells_the_tasks(
+    judged: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from emuedit.editor import task_predictor as router
+
+    class Guide:
+        def predict(self, texts: list[str]) -> list[router.Guess]:
+            return [router.Guess("remove" if "2" in text else "add", 0.9, "local", 0.1) for text in texts]
+
+    monkeypatch.setattr(router, "load", lambda folder: Guide())
+    publish(scratch_folder(tmp_path, "router", "f00d"), tmp_path / "models/router", "router", {}, {})
+    run(tmp_path / "out", tmp_path)
+    five = ["original_prompt", "original_image", "edit_prompt", "edited_prompt", "edited_image"]
+    found = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "out/train-*.parquet"), split="train", cache_dir=str(tmp_path)
+    ).select_columns(five)
+    found.to_parquet(tmp_path / "plain/train.parquet")
+    assert cli.main(["import", "instructpix2pix", "plain", "in", "--router", "models/router", "--size", "8"]) == 0
+    assert {one.instruction: one.task for one in read_folder("in", Pair)} == {
+        "make it 0": "add", "make it 2": "remove", "make it 5": "add",
+    }  # fmt: skip
+    assert "by router f00d" in Path("in/card.md").read_text()

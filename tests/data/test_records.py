@@ -1,0 +1,255 @@
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import duckdb
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from emuedit.data.png import PictureError, decode_png, encode_png
+from emuedit.data.publish import fingerprint, publish, read_folder, read_summary, scratch_folder
+from emuedit.data.records import Answer, Caption, Drop, Instruction, Pair, Record, Verdict
+from emuedit.data.shards import ShardError, read_shard, write_shard
+from emuedit.runtime import rng
+
+
+def noise(*shape: int) -> NDArray[np.uint8]:
+    return rng("picture", *shape).integers(0, 256, shape, dtype=np.uint8)
+
+
+def pair(**changes: object) -> Pair:
+    plain = Pair(
+        instruction_id="0123456789abcdef",
+        parent_ids=("a", "b"),
+        task="local",
+        instruction="make the star red",
+        source_caption="a blue star",
+        target_caption="a red star",
+        seed=2**62 + 1,
+        model_revision="painter@1",
+        recipe={"blur_px": 9, "weights": [0.5, 0.25, 0.25]},
+        source=encode_png(noise(48, 64, 3)),
+        target=encode_png(noise(64, 48, 3)),
+        mask=encode_png(noise(48, 64)),
+        scores={"clip_dir": 0.25, "depth_l1": None},
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+PNG = encode_png(noise(8, 8, 3))
+EVERY_KIND: list[Record] = [
+    Caption("a red star on grass", "c.txt", 3),
+    Instruction("c", "remove", "erase it", "a star", "grass", "star", None, False, 5, "writer@1", '{"edit": "erase it"}'),
+    pair(),
+    pair(mask=None),
+    Verdict("p", False, "local", ("clip_dir",), {"clip_dir": 0.2}, {"clip_dir": 0.1}),
+    Drop("a star", "duplicate", "c.txt", 9),
+    Answer("emuedit", "remove", "erase it", "a star", "grass", "add", 7, PNG, PNG, None, True, "", {"l1": 0.5, "clip_dir": None}),
+]
+
+
+@pytest.mark.parametrize("record", EVERY_KIND, ids=lambda record: type(record).__name__)
+def test_round_trip(tmp_path: Path, record: Record) -> None:
+    write_shard(tmp_path / "s.parquet", [record, record])
+    assert read_shard(tmp_path / "s.parquet", type(record), verify=True) == [record, record]
+    assert read_shard(tmp_path / "s.parquet", type(record))[0].id == record.id
+
+
+def test_ids_are_the_same_for_ever() -> None:
+    want = (
+        "8aea643d87cc9234 e27874be332a7cd8 06f8477f0594a66c 7050b7cd5a9cbed5 134b923bf6bf4680 dfa807216b093c83 c38b1e448fbff461"
+    )
+    assert [record.id for record in EVERY_KIND] == want.split()
+
+
+def test_ids_follow_content() -> None:
+    one = pair()
+    other = [
+        pair(seed=1),
+        pair(parent_ids=("ab",)),
+        pair(recipe={"blur_px": 10}),
+        pair(mask=None),
+        pair(source=encode_png(noise(64, 48, 3).reshape(48, 64, 3))),
+    ]
+    assert len({one.id, *(changed.id for changed in other)}) == 6
+    assert pair(scores={"clip_dir": 0.9}).id == one.id
+    assert pair(recipe={"weights": [0.5, 0.25, 0.25], "blur_px": 9}).id == one.id
+    assert Caption("x", "a", 1).id == Caption("x", "b", 2).id != Drop("x", "a", "b", 1).id
+
+
+def test_ids_see_pixels_not_compression() -> None:
+    import io
+
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(noise(48, 64, 3)).save(out, format="PNG", compress_level=0)
+    assert out.getvalue() != pair().source
+    assert pair(source=out.getvalue()).id == pair().id
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([(), (3,), (4,)]))
+def test_png_is_lossless(height: int, width: int, channels: tuple[int, ...]) -> None:
+    pixels = noise(height, width, *channels)
+    again = decode_png(encode_png(pixels))
+    assert again.dtype == np.uint8
+    np.testing.assert_array_equal(again, pixels)
+
+
+@pytest.mark.parametrize("wrong", [noise(4, 4, 2), noise(3, 4, 4, 3), noise(4, 4, 3) / 255.0, noise(4, 0, 3), noise(4)])
+def test_png_refuses_what_is_no_picture(wrong: NDArray[np.generic]) -> None:
+    with pytest.raises(PictureError, match=r"want uint8 \[H,W\].*; got (uint8|float64) \["):
+        encode_png(wrong)
+
+
+@pytest.mark.parametrize("wrong", [b"", b"nonsense", encode_png(noise(32, 32, 3))[:500]])
+def test_damaged_png_is_refused(wrong: bytes) -> None:
+    with pytest.raises(PictureError, match="want PNG bytes"):
+        decode_png(wrong)
+
+
+def test_undefined_scores_are_none_never_nan() -> None:
+    with pytest.raises(ValueError, match="want a finite score or None"):
+        pair(scores={"clip_dir": float("nan")})
+
+
+def test_verdict_has_reasons_exactly_when_rejected() -> None:
+    with pytest.raises(ValueError, match="want reasons exactly when"):
+        Verdict("p", True, "local", ("clip_dir",), {}, {})
+
+
+def test_same_records_same_bytes_in_another_process(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.parquet", [pair(), pair(mask=None)])
+    code = (
+        "from tests.test_records import pair; from emuedit.records import write_shard;"
+        f"write_shard({str(tmp_path / 'b.parquet')!r}, [pair(), pair(mask=None)])"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=Path(__file__).parents[2])
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_pandas_duckdb_and_datasets_read_a_shard(tmp_path: Path) -> None:
+    path = tmp_path / "shard-00000.parquet"
+    one = pair()
+    write_shard(path, [one, pair(mask=None, scores={"clip_dir": -0.5, "depth_l1": 1.0})])
+
+    frame = pd.read_parquet(path)
+    assert frame["id"][0] == one.id
+    assert frame["score_clip_dir"].tolist() == [0.25, -0.5]
+    assert frame["mask"][1] is None
+    np.testing.assert_array_equal(decode_png(frame["target"][0]["bytes"]), noise(64, 48, 3))
+
+    query = f"select source.bytes, recipe->>'blur_px' from '{path}' where score_clip_dir > 0 and score_depth_l1 is null"
+    ((png, blur_px),) = duckdb.sql(query).fetchall()
+    np.testing.assert_array_equal(decode_png(png), noise(48, 64, 3))
+    assert blur_px == "9"
+
+    rows = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert isinstance(rows.features["source"], datasets.Image)
+    row = rows[0]
+    for name, shape in {"source": (48, 64, 3), "target": (64, 48, 3), "mask": (48, 64)}.items():
+        np.testing.assert_array_equal(np.array(row[name]), noise(*shape))
+    assert rows[1]["mask"] is None
+    assert row["parent_ids"] == ["a", "b"]
+    assert row["seed"] == one.seed
+
+
+def test_shard_without_records_keeps_its_kind(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s.parquet", [], Caption)
+    assert read_shard(tmp_path / "s.parquet", Caption) == []
+    with pytest.raises(ShardError, match="pass kind="):
+        write_shard(tmp_path / "t.parquet", [])
+
+
+def test_records_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"want one kind of record.*got Caption and Drop"):
+        write_shard(tmp_path / "s.parquet", [Caption("a", "b", 1), Drop("a", "b", "c", 1)])  # type: ignore[list-item]
+    with pytest.raises(ShardError, match="want the same score names"):
+        write_shard(tmp_path / "s.parquet", [pair(), pair(scores={"other": 1.0})])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
+def test_damaged_shards_are_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "shard-00007.parquet"
+    write_shard(path, [pair()])
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    path.write_bytes(
+        {
+            "cut": whole[:middle],
+            "flip": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+            "empty": b"",
+            "text": b"no",
+        }[damage]
+    )
+    with pytest.raises(ShardError, match=r"shard-00007.parquet is damaged or cut short .*; delete it and run its station again"):
+        read_shard(path, Pair)
+
+
+def test_wrong_and_absent_shards_are_named(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s.parquet", [Caption("a", "b", 1)])
+    with pytest.raises(ShardError, match=r"want records of Drop in .*s.parquet, got Caption"):
+        read_shard(tmp_path / "s.parquet", Drop)
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "p.parquet")
+    with pytest.raises(ShardError, match="got an unknown kind"):
+        read_shard(tmp_path / "p.parquet", Drop)
+    with pytest.raises(ShardError, match="got no file at"):
+        read_shard(tmp_path / "absent.parquet", Drop)
+
+
+def test_verify_sees_changed_content(tmp_path: Path) -> None:
+    record = Caption("a", "b", 1)
+    record.__dict__["id"] = "0" * 16
+    write_shard(tmp_path / "s.parquet", [record])
+    read_shard(tmp_path / "s.parquet", Caption)
+    with pytest.raises(ShardError, match="record 0000000000000000 has the content of"):
+        read_shard(tmp_path / "s.parquet", Caption, verify=True)
+
+
+def published(root: Path) -> Path:
+    scratch = scratch_folder(root, "captions", "f" * 16)
+    for number in range(3):
+        write_shard(scratch / f"shard-{number:05d}.parquet", [Caption(f"caption {number}", "c.txt", number)])
+    (scratch / ".shard-00003.parquet.1.part").write_bytes(b"half")
+    publish(scratch, root / "out", "captions", {"n": 3}, {"kept": 3})
+    return root / "out"
+
+
+def test_publish_leaves_whole_files_a_summary_and_no_scratch(tmp_path: Path) -> None:
+    out = published(tmp_path)
+    assert sorted(file.name for file in out.iterdir()) == [*(f"shard-0000{n}.parquet" for n in range(3)), "summary.json"]
+    assert not (tmp_path / "scratch" / "captions").exists()
+    assert [one.index for one in read_folder(out, Caption)] == [0, 1, 2]
+    assert read_summary(out).counts == {"kept": 3}
+    first = (out / "summary.json").read_bytes()
+    assert (published(tmp_path) / "summary.json").read_bytes() == first
+
+
+def test_unpublished_and_incomplete_folders_are_refused(tmp_path: Path) -> None:
+    out = published(tmp_path)
+    (out / "shard-00001.parquet").unlink()
+    with pytest.raises(ShardError, match=r"want in .* the 3 shards .* got 2; different: \['shard-00001.parquet'\]"):
+        list(read_folder(out, Caption))
+    (out / "summary.json").write_text("{}")
+    with pytest.raises(ShardError, match="is no summary"):
+        read_summary(out)
+    (out / "summary.json").unlink()
+    with pytest.raises(ShardError, match="want a published folder"):
+        list(read_folder(out, Caption))
+
+
+def test_fingerprint_follows_params_and_file_content(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    file = tmp_path / "folder" / "f"
+    file.write_text("a")
+    first = fingerprint({"n": 1}, tmp_path / "folder")
+    assert fingerprint({"n": 1}, tmp_path / "folder") == first != fingerprint({"n": 2}, tmp_path / "folder")
+    file.write_text("b")
+    assert fingerprint({"n": 1}, tmp_path / "folder") != first

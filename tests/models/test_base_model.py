@@ -1,0 +1,185 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from emuedit.models import base_model as painter
+
+# Euler's schedulers give numpy a tensor, whose __array__ is older than numpy 2 likes
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+
+SD = {"layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4, "sample_size": 8}
+SCHEDULER = {
+    "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False,
+    "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "steps_offset": 1,
+}  # fmt: skip
+
+
+def text_encoder(tokenizer: Any, projected: int | None = None) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length, projection_dim=projected or 16,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
+
+
+def kl_vae(**config: Any) -> Any:
+    from diffusers import AutoencoderKL
+
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    sizes = {"block_out_channels": (8, 16), "norm_num_groups": 4, "latent_channels": 4, "sample_size": 16}
+    return AutoencoderKL(**kinds, **sizes, **config).eval()
+
+
+def tiny_vae() -> Any:
+    from diffusers import AutoencoderTiny
+
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), latent_channels=6,
+        num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1), scaling_factor=0.7,
+    ).eval()  # fmt: skip
+
+
+def sd_pipeline(tokenizer: Any, vae: Any, **scheduler: Any) -> Any:
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        **SD, in_channels=vae.config.latent_channels, out_channels=vae.config.latent_channels, cross_attention_dim=16,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=2,
+    ).eval()  # fmt: skip
+    return StableDiffusionPipeline(
+        vae=vae, text_encoder=text_encoder(tokenizer), tokenizer=tokenizer, unet=unet, safety_checker=None,
+        scheduler=DDIMScheduler(**(SCHEDULER | scheduler)), feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def xl_pipeline(tokenizer: Any, vae: Any) -> Any:
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        **SD, in_channels=4, out_channels=4, cross_attention_dim=32, attention_head_dim=(2, 4),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 20, transformer_layers_per_block=(1, 2),
+    ).eval()  # fmt: skip
+    return StableDiffusionXLPipeline(
+        vae=vae, text_encoder=text_encoder(tokenizer), text_encoder_2=text_encoder(tokenizer, 20), tokenizer=tokenizer,
+        tokenizer_2=tokenizer, unet=unet, scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear"),
+        add_watermarker=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["sd15-kl", "toy-tiny", "sdxl-kl"])
+def saved(request: pytest.FixtureRequest, clip_tokenizer: Callable[..., Any], tmp_path_factory: Any) -> tuple[Any, str]:
+    """A pipeline and the folder its own save_pretrained wrote."""
+    torch.manual_seed(1)
+    tokenizer = clip_tokenizer(16)
+    pipeline = {
+        "sd15-kl": lambda: sd_pipeline(tokenizer, kl_vae()),
+        "toy-tiny": lambda: sd_pipeline(tokenizer, tiny_vae()),
+        "sdxl-kl": lambda: xl_pipeline(tokenizer, kl_vae(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[0.5, 2.0, 1.0, 1.5])),
+    }[request.param]()
+    pipeline.set_progress_bar_config(disable=True)
+    folder = str(tmp_path_factory.mktemp(request.param))
+    pipeline.save_pretrained(folder)
+    return pipeline, folder
+
+
+@pytest.mark.parametrize(("guidance", "negative"), [(3.0, ""), (3.0, "grass"), (1.0, "")])
+def test_paint_equals_the_pipelines_own_call(saved: tuple[Any, str], guidance: float, negative: str) -> None:
+    theirs, folder = saved
+    ours = painter.load(folder)
+    seeds = [3, 4]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    captions = ["a small red circle", "two blue stars at night"]
+    got = ours.paint(captions, seeds, steps=4, guidance=guidance, negative=negative)
+    want = theirs(
+        captions, num_inference_steps=4, guidance_scale=guidance, output_type="pt", latents=ours.noise(generators),
+        negative_prompt=[negative] * 2 if negative else None,
+    ).images  # fmt: skip
+    assert got.shape == (2, 3, 16, 16)
+    assert got.std() > 0.01  # a picture, not a flat field
+    torch.testing.assert_close(got, want * 2 - 1, rtol=0, atol=1e-4)
+
+
+def test_a_sample_depends_on_its_seed_and_not_on_its_neighbours(saved: tuple[Any, str]) -> None:
+    ours = painter.load(saved[1])
+    captions = ["a red circle", "blue stars", "a red circle"]
+    batch = ours.paint(captions, [7, 8, 9], steps=3, guidance=2.0)
+    alone = ours.paint(captions[1:2], [8], steps=3, guidance=2.0)
+    moved = ours.paint([captions[1], captions[0]], [8, 7], steps=3, guidance=2.0)
+    torch.testing.assert_close(alone[0], batch[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(moved, batch[[1, 0]], rtol=0, atol=1e-5)
+    assert (batch[0] - batch[2]).abs().max() > 1e-3  # same caption, another seed
+
+
+def test_a_stochastic_scheduler_draws_from_each_samples_own_generator(clip_tokenizer: Callable[..., Any]) -> None:
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    pipeline = sd_pipeline(clip_tokenizer(16), tiny_vae())
+    pipeline.scheduler = EulerAncestralDiscreteScheduler(beta_schedule="scaled_linear")
+    ours = painter.Painter(pipeline)
+    batch = ours.paint(["a", "b"], [1, 2], steps=3, guidance=2.0)
+    torch.testing.assert_close(ours.paint(["b"], [2], steps=3, guidance=2.0)[0], batch[1], rtol=0, atol=1e-5)
+
+
+def test_encode_and_decode_follow_the_vae(saved: tuple[Any, str], pictures: torch.Tensor) -> None:
+    theirs, folder = saved
+    ours, vae = painter.load(folder), theirs.vae
+    z = ours.encode(pictures)
+    assert z.shape == (2, ours.channels, 20, 28)
+    with torch.no_grad():
+        if hasattr(vae.encode(pictures), "latents"):
+            raw = vae.encode(pictures).latents
+            want = raw * 0.7
+        else:
+            raw = vae.encode(pictures).latent_dist.mean
+            want = raw * vae.config.scaling_factor
+            if vae.config.latents_mean is not None:  # as diffusers' SDXL img2img scales them
+                mean, std = (torch.tensor(x).view(1, 4, 1, 1) for x in (vae.config.latents_mean, vae.config.latents_std))
+                want = (raw - mean) * vae.config.scaling_factor / std
+        image = vae.decode(raw).sample.clamp(-1, 1)
+    torch.testing.assert_close(z, want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.decode(z), image, rtol=1e-4, atol=1e-5)
+
+
+def test_other_sizes_in_pixels(saved: tuple[Any, str]) -> None:
+    ours = painter.load(saved[1])
+    assert ours.paint(["a star"], [0], steps=2, guidance=1.0, size=(16, 24)).shape == (1, 3, 16, 24)
+    with pytest.raises(ValueError, match="multiples of 2 px, got 15 x 24"):
+        ours.paint(["a star"], [0], steps=2, guidance=1.0, size=(15, 24))
+
+
+def test_text_conditions(saved: tuple[Any, str]) -> None:
+    ours = painter.load(saved[1])
+    text = ours.encode_text(["a red circle", "a star"])
+    assert text.hidden.shape[:2] == (2, 16)
+    assert (text.pooled is not None) == ("XL" in type(saved[0]).__name__)
+    both = painter.TextCondition.cat(text, ours.null_text(3))
+    assert len(both) == 5
+    assert both.pooled is None or both.pooled.shape == (5, 20)
+
+
+def test_parts_that_do_not_fit_are_named(clip_tokenizer: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="one seed a caption, got 1 captions and 2 seeds"):
+        painter.Painter(sd_pipeline(clip_tokenizer(16), tiny_vae())).paint(["a"], [1, 2], 2, 1.0)
+    pipeline = sd_pipeline(clip_tokenizer(16), tiny_vae())
+    pipeline.tokenizer.model_max_length = 77
+    with pytest.raises(ValueError, match="at most the text encoder's 16 positions, got 77"):
+        painter.Painter(pipeline)
+    pipeline = sd_pipeline(clip_tokenizer(16), tiny_vae())
+    pipeline.vae = kl_vae()
+    with pytest.raises(ValueError, match="must read the VAE's 4 channels, got one that reads 6"):
+        painter.Painter(pipeline)
+
+
+def test_half_precision_keeps_an_overflowing_vae_in_single(saved: tuple[Any, str], tmp_path: Path) -> None:
+    ours = painter.load(saved[1], dtype=torch.float16)
+    assert ours.unet.dtype == torch.float16
+    assert ours.vae.dtype == (torch.float32 if ours.vae.config.force_upcast else torch.float16)

@@ -1,0 +1,91 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emuedit.models import base_model as painter
+from emuedit.models import clip, depth, detector, dino, segmenter
+from emuedit.models import llm as writer
+from emuedit.models import model_sources as sources
+
+LOADERS = {
+    "painter": painter.load,
+    "detector": detector.load,
+    "segmenter": segmenter.load,
+    "clip": clip.load,
+    "dino": dino.load,
+    "depth": depth.load,
+    "writer": writer.load,
+}
+
+
+def test_importing_costs_no_heavy_library() -> None:
+    code = (
+        "import sys, emuedit.models.clip, emuedit.models.depth, emuedit.models.detector, emuedit.models.dino, "
+        "emuedit.models.openai_llm, emuedit.models.base_model, emuedit.models.segmenter, emuedit.models.llm\n"
+        "heavy = {'diffusers', 'transformers', 'open_clip', 'segment_anything', 'torchvision', 'PIL'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def folder(path: Path, file: str, **content: str) -> Path:
+    path.mkdir()
+    (path / file).write_text(json.dumps(content))
+    (path / "model.safetensors").write_bytes(b"")
+    return path
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_missing_folder_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"want .* got .*nowhere"):
+        LOADERS[name](str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_an_empty_folder_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="an empty folder"):
+        LOADERS[name](str(tmp_path))
+
+
+def test_the_wrong_kind_is_named(tmp_path: Path) -> None:
+    owl = folder(tmp_path / "owl", "config.json", model_type="owlvit")
+    with pytest.raises(FileNotFoundError, match=r"want a diffusers .*model_index\.json.* got .*zero-shot detector"):
+        painter.load(str(owl))
+    with pytest.raises(ValueError, match=r"want a transformers ViT .*dinov2.* got .*model_type 'owlvit'"):
+        dino.load(str(owl))
+    upscaler = folder(tmp_path / "up", "model_index.json", _class_name="StableDiffusionUpscalePipeline")
+    with pytest.raises(ValueError, match=r"want .*StableDiffusionXLPipeline.* got .*StableDiffusionUpscalePipeline"):
+        painter.load(str(upscaler))
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    vit = folder(tmp_path / "vit", "config.json", model_type="vit")
+    (vit / "model.safetensors").rename(vit / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="safetensors"):
+        dino.load(str(vit))
+
+
+def test_a_hub_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str, *args: object, **kwargs: object) -> str:
+        raise ConnectionError(name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", absent)
+    with pytest.raises(FileNotFoundError, match=r"owner/name.*ConnectionError"):
+        sources.manifest("owner/name", sources.DEPTH)
+
+
+def test_a_hub_repository_of_the_wrong_kind_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    announced = folder(tmp_path / "hub", "config.json", model_type="bert") / "config.json"
+    asked: list[object] = []
+
+    def give(*args: object, revision: object) -> str:
+        asked.append((*args, revision))
+        return str(announced)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", give)
+    with pytest.raises(ValueError, match="got 'owner/name' with model_type 'bert'"):
+        depth.load("owner/name", revision="abc")
+    assert asked == [("owner/name", "config.json", "abc")]

@@ -1,0 +1,1 @@
+"""Toy edits: instructions, exact results, and a judge that compares with them."""

@@ -1,0 +1,1 @@
+"""Toy scenes: what they are made of, how they are rendered, how captions describe them."""

@@ -10,11 +10,11 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from emuedit import config as house
+from emuedit import config
 from emuedit.data.publish import read_folder
 from emuedit.data.records import Verdict
 from emuedit.stages import evaluation, train
-from toyworld.edits import exact_dataset as exact
+from toyworld.edits import exact_dataset
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "bench/results/exact_pairs.json"
@@ -32,7 +32,7 @@ def world(root: Path, **models: Path) -> Path:
 
 def success(root: Path, tasks: tuple[str, ...], quick: bool) -> dict[str, float | None]:
     """Edit success per task of the editor in `root`, told the true task, so that only the editor is measured."""
-    knobs = house.load(evaluation.Params, "evaluation", ROOT / "params.yaml")
+    knobs = config.load(evaluation.EvaluationParams, "evaluation", ROOT / "params.yaml")
     n_edits = 4 if quick else knobs.n_edits
     evaluation.run(knobs.model_copy(update={"systems": ("told",), "tasks": tasks, "n_edits": n_edits}), root)
     found: dict[str, float | None] = json.loads((root / evaluation.OUT / "metrics.json").read_text())["edit_success"]["told"]
@@ -50,8 +50,8 @@ def main() -> None:
     same = {"router": ROOT / "models/router", "inversion": none}
     beside = world(ROOT / "scratch/bench/exact_pairs", **same)
     own = world(ROOT / "scratch/bench/own_pairs", editor=ROOT / "models/editor", **same)
-    exact.write(beside, {name: min(n, 4) if quick else n for name, n in kept.items()})
-    knobs = house.load(train.Params, "train", ROOT / "params.yaml")
+    exact_dataset.write(beside, {name: min(n, 4) if quick else n for name, n in kept.items()})
+    knobs = config.load(train.TrainParams, "train", ROOT / "params.yaml")
     train.run(knobs.model_copy(update={"steps": 2}) if quick else knobs, beside)
     tasks = tuple(kept)
     ours, theirs = success(own, tasks, quick), success(beside, tasks, quick)

@@ -3,7 +3,7 @@
 `uv run python bench/gates.py [--quick]` writes `bench/results/gates.json`; its last line is the same JSON. It wants data/pairs.
 `precision` and `recall` are those of all gates together, over all pairs; `best` those after the best candidate of each
 instruction was chosen, recall in instructions that have a right candidate. `truth` says what the oracle itself makes of
-exact pairs after the painter's autoencoder, and of the same pairs with a wrong target.
+exact pairs after the base_model's autoencoder, and of the same pairs with a wrong target.
 `--propose 0.95` instead chooses thresholds on one half of the instructions for that precision and judges them on the other;
 where it would cost more recall than `--recall` leaves, the precision comes down.
 """
@@ -21,26 +21,24 @@ import numpy as np
 import pyarrow as pa
 from scipy.ndimage import maximum_filter
 
-from emuedit import config as house
-from emuedit.data import filter_search as proposal
+from emuedit import config
+from emuedit.data import filter_search as filter_search
 from emuedit.data.filter_search import figures
 from emuedit.data.png import encode_png
 from emuedit.data.publish import read_folder
 from emuedit.data.records import Pair
-from emuedit.models import base_model as painter
-from emuedit.models import image_tensors as pixels
-from emuedit.models import vae_latents as latents
+from emuedit.models import image_tensors, text_to_image, vae_latents
 from emuedit.runtime import rng
 from emuedit.stages import dataset
-from toyworld.edits import exact_dataset as exact
+from toyworld.edits import exact_dataset
 from toyworld.edits.exact_edits import edits
-from toyworld.oracle import pair_judge as pair_truth
+from toyworld.oracle import pair_judge
 from toyworld.oracle.pair_judge import Truth
 
 ROOT = Path(__file__).parent.parent
 RIM_PX = 5
-BOTH: tuple[proposal.Edge, ...] = ("min", "max")
-EDGES: dict[str, tuple[proposal.Edge, ...]] = {
+BOTH: tuple[filter_search.Edge, ...] = ("min", "max")
+EDGES: dict[str, tuple[filter_search.Edge, ...]] = {
     "clip_source": ("min",),
     "clip_target": ("min",),
     "clip_direction": ("min",),
@@ -68,12 +66,12 @@ def table(pairs: Sequence[Pair]) -> pa.Table:
     return pa.table(columns)
 
 
-def rounded(one: proposal.Figures) -> dict[str, float | None]:
-    """Figures as they are told."""
+def rounded(one: filter_search.SelectionQuality) -> dict[str, float | None]:
+    """SelectionQuality as they are told."""
     return {name: None if value is None else round(value, 3) for name, value in asdict(one).items()}
 
 
-def measured(pairs: Sequence[Pair], truths: Sequence[Truth], params: dataset.Params) -> dict[str, Any]:
+def measured(pairs: Sequence[Pair], truths: Sequence[Truth], params: dataset.DatasetParams) -> dict[str, Any]:
     """The gates against the truth: of all tasks, of each task, and of each gate alone."""
     judged = dataset.judge(table(pairs), params)
     right = np.array([truth.right for truth in truths])
@@ -117,13 +115,15 @@ def exact_pairs(task: str, n: int, vae: Any, factor: int) -> tuple[list[Pair], l
     some = edits(task, "held_out", 0, n)
 
     def painted(pictures: np.ndarray) -> np.ndarray:
-        return pixels.to_uint8(latents.decode(vae, latents.encode(vae, pixels.from_uint8(pictures), factor)))
+        return image_tensors.to_uint8(
+            vae_latents.decode(vae, vae_latents.encode(vae, image_tensors.from_uint8(pictures), factor))
+        )
 
     made: tuple[list[Pair], list[Pair]] = ([], [])
-    for i, pair in enumerate(exact.pairs(some)):
+    for i, pair in enumerate(exact_dataset.pairs(some)):
         before, targets = some.before[i], (some.exact[i], some.alternatives[i, 0])
         changed = np.abs(before.astype(int) - some.exact[i]).max(-1) > 0
-        drawn = pair_truth.drawn(pair)
+        drawn = pair_judge.drawn(pair)
         source = before if drawn[0] else painted(before[None])[0]
         mask = maximum_filter(changed, RIM_PX if task != "background" else 1)
         for pairs, target in zip(made, targets, strict=True):
@@ -141,11 +141,11 @@ def exact_pairs(task: str, n: int, vae: Any, factor: int) -> tuple[list[Pair], l
 def truth_itself(tasks: Sequence[str], n: int) -> dict[str, dict[str, float]]:
     """How often the oracle accepts n exact pairs of each task, and n with a wrong target."""
     logging.getLogger("diffusers").setLevel(logging.ERROR)
-    made_by = painter.load(str(ROOT / house.load(house.World, "world", ROOT / "params.yaml").painter))
+    made_by = text_to_image.load(str(ROOT / config.load(config.World, "world", ROOT / "params.yaml").base_model))
     accepted: dict[str, dict[str, float]] = {"exact": {}, WRONG: {}}
     for task in tasks:
         for name, pairs in zip(accepted, exact_pairs(task, n, made_by.vae, made_by.factor), strict=True):
-            accepted[name][task] = round(float(np.mean([one.right for one in pair_truth.judge(pairs)])), 3)
+            accepted[name][task] = round(float(np.mean([one.right for one in pair_judge.judge(pairs)])), 3)
     return accepted
 
 
@@ -167,9 +167,9 @@ def proposed(pairs: Sequence[Pair], truths: Sequence[Truth], wanted: float, leas
             for name in pairs[0].scores
         }
         edges = EDGES if task not in ("detect", "segment") else EDGES | {"present_source": ("min",)}
-        first = proposal.halves(np.array([pairs[i].parent_ids[-1] for i in own]))
+        first = filter_search.halves(np.array([pairs[i].parent_ids[-1] for i in own]))
         some = {name: value[first] for name, value in scores.items()}
-        gates = proposal.affordable(some, right[first], edges, wanted, least_recall)
+        gates = filter_search.search_with_recall(some, right[first], edges, wanted, least_recall)
         passed = np.all([gate.passes(scores) for gate in gates] + [np.ones(len(own), bool)], 0)
         told[task] = {"gates": [asdict(gate) for gate in gates], "right": round(float(right.mean()), 3)}
         told[task] |= {
@@ -187,13 +187,13 @@ def main() -> None:
     args = parser.parse_args()
     pairs = list(read_folder(ROOT / dataset.IN, Pair))
     pairs = sample(pairs, 250) if args.quick else pairs
-    truths = pair_truth.judge(pairs)
+    truths = pair_judge.judge(pairs)
     if args.propose:
         told = proposed(pairs, truths, args.propose, args.recall)
         for task, one in told.items():
             print(task, json.dumps(one))
     else:
-        params = house.load(dataset.Params, "dataset", ROOT / "params.yaml")
+        params = config.load(dataset.DatasetParams, "dataset", ROOT / "params.yaml")
         told = measured(pairs, truths, params.model_copy(update={"routing": None}))  # the router judges words, not pictures
         told |= {"truth": truth_itself(sorted({p.task for p in pairs}), 6 if args.quick else 40), "n_pairs": len(pairs)}
         (ROOT / "bench/results/gates.json").write_text(json.dumps(told, indent=1) + "\n")

@@ -12,16 +12,15 @@ import torch
 from emuedit.data.records import Instruction
 from emuedit.runtime import rng, seed_for
 from emuedit.stages.pairs import Params, first_caption
-from emuedit.synthesis import batching as batches
-from emuedit.synthesis import masks
+from emuedit.synthesis import batching, masks
 from emuedit.synthesis import strategy as bandit
-from emuedit.synthesis.methods import prompt_to_prompt as p2p
-from emuedit.synthesis.model_set import Studio
+from emuedit.synthesis.methods import prompt_to_prompt
+from emuedit.synthesis.model_set import ModelSet
 from emuedit.synthesis.recipes import Candidate
 from emuedit.synthesis.sampler import Variant
-from emuedit.synthesis.strategy import All, Bandit, Spend, Tries
+from emuedit.synthesis.strategy import AllCandidates, BanditStrategy, Strategy, TrialCounts
 
-STABLE_DIFFUSION_GUIDANCE = 7.5  # what the rivals' numbers are for; the painter's own is `guidance` of the section `pairs`
+STABLE_DIFFUSION_GUIDANCE = 7.5  # what the rivals' numbers are for; the base_model's own is `guidance` of the section `pairs`
 CFG, P = (7.5, 15.0), (0.1, 0.9)  # InstructPix2Pix draws both evenly
 CROSS, SELF, GUIDANCE = 0.8, 0.4, 7.5  # Prompt-to-Prompt's usual ones
 BLEND = {"threshold": 0.3, "start": 0.2}
@@ -62,11 +61,11 @@ def phrases(one: Instruction) -> tuple[str, ...]:
 
 
 def places(
-    pictures: torch.Tensor, asked: Sequence[tuple[int, tuple[str, ...]]], studio: Studio, knobs: Params
+    pictures: torch.Tensor, asked: Sequence[tuple[int, tuple[str, ...]]], models: ModelSet, knobs: Params
 ) -> list[torch.Tensor | None]:
     """Precise masks bool [H, W] of the phrases in the pictures, None where there is none to trust."""
     queries = sorted({(row, phrase) for row, some in asked for phrase in some})
-    found = masks.find(studio.detector, studio.segmenter, pictures, queries, knobs.bounds, knobs.rows_per_batch)
+    found = masks.find(models.detector, models.segmenter, pictures, queries, knobs.bounds, knobs.rows_per_batch)
     unions = [masks.union([found[row, one] for one in some], pictures[0, 0], knobs.bounds) for row, some in asked]
     return [one if isinstance(one, torch.Tensor) else None for one in unions]
 
@@ -78,41 +77,41 @@ class Ours:
     mask: str
     shared: bool  # instructions with the same first picture share it
     menu: bool = False  # the candidates of a menu instead of the recipes
-    spend: Spend = All(kind="all")  # noqa: RUF009  frozen
-    tries: Tries = field(default_factory=Counter)
+    strategy: Strategy = AllCandidates(kind="all")  # noqa: RUF009  frozen
+    trial_counts: TrialCounts = field(default_factory=Counter)
 
     def learn(self, won: Iterable[tuple[Painted, bool]]) -> None:
         """What the gates said of a block, for the choices in the next ones."""
-        if self.spend.kind == "bandit":
-            self.tries.update((self.spend.arm(one.instruction.task, one.area, one.candidate), yes) for one, yes in won)
+        if self.strategy.kind == "bandit":
+            self.trial_counts.update((self.strategy.arm(one.instruction.task, one.area, one.candidate), yes) for one, yes in won)
 
-    def paint(self, name: str, some: Sequence[Instruction], studio: Studio, knobs: Params, clock: Clock) -> list[Painted]:
+    def generate(self, name: str, some: Sequence[Instruction], models: ModelSet, knobs: Params, clock: Clock) -> list[Painted]:
         """The candidates of the recipes, or of the menu: all, or those the bandit chooses."""
         keys = [first_caption(one) if self.shared else f"{first_caption(one)}\n{one.id}" for one in some]
         rows = {key: row for row, key in enumerate(sorted(set(keys)))}
         captions = [key.partition("\n")[0] for key in rows]
         seeds = [seed_for("pairs", "source", caption) for caption in captions]
         with clock.on(name, 0, "sources"):
-            trajectory, sources = batches.sources(studio.sampler, captions, seeds, knobs.guidance, knobs.rows_per_batch)
+            trajectory, sources = batching.sources(models.sampler, captions, seeds, knobs.guidance, knobs.rows_per_batch)
         at = [rows[key] for key in keys]
         with clock.on(name, 0, "masks"):
             found: list[torch.Tensor | None] = [torch.ones(1)] * len(some)
             if self.mask != "none":
-                found = places(sources, [(row, phrases(one)) for row, one in zip(at, some, strict=True)], studio, knobs)
+                found = places(sources, [(row, phrases(one)) for row, one in zip(at, some, strict=True)], models, knobs)
         jobs = []
         for one, row, P_ in zip(some, at, found, strict=True):
             if P_ is None:
                 continue
             caption = one.source_caption if one.reverse else one.target_caption
             candidates, area = self._candidates(one.task, knobs), float(P_.float().mean())
-            for k in bandit.choose(self.spend, one.task, area, len(candidates), self.tries, one.id):
+            for k in bandit.choose(self.strategy, one.task, area, len(candidates), self.trial_counts, one.id):
                 c = candidates[k]
                 fractions = (c.source_fraction, c.self_fraction, c.blend_from, c.blend_to)
                 jobs.append((one, k, area, Variant(row, caption, self._soft(c, P_, sources), *fractions, c.guidance)))
         jobs.sort(key=lambda job: job[-1].source)
         with clock.on(name, 0, "edits"):
             wanted = [variant for *_, variant in jobs]
-            pictures = torch.cat(list(batches.variants(studio.sampler, trajectory, wanted, knobs.rows_per_batch)))
+            pictures = torch.cat(list(batching.variants(models.sampler, trajectory, wanted, knobs.rows_per_batch)))
         made, firsts = [], list(sources)  # each is one object, embedded once
         for (one, k, area, variant), second in zip(jobs, pictures, strict=True):
             first = firsts[variant.source]
@@ -143,9 +142,9 @@ class InstructPix2Pix:
 
     rounds: int
 
-    def paint(self, name: str, some: Sequence[Instruction], studio: Studio, knobs: Params, clock: Clock) -> list[Painted]:
+    def generate(self, name: str, some: Sequence[Instruction], models: ModelSet, knobs: Params, clock: Clock) -> list[Painted]:
         """`rounds` candidates of every instruction."""
-        made, painter = [], p2p.PromptToPrompt(studio.sampler.painter, knobs.steps, studio.sampler.dtype)
+        made, base_model = [], prompt_to_prompt.PromptToPrompt(models.sampler.base_model, knobs.steps, models.sampler.dtype)
         per_batch = knobs.rows_per_batch // 2
         for k in range(self.rounds):
             for part in (some[i : i + per_batch] for i in range(0, len(some), per_batch)):
@@ -154,10 +153,12 @@ class InstructPix2Pix:
                 guidance = [chance.uniform(*CFG) * knobs.guidance / STABLE_DIFFUSION_GUIDANCE for chance in chances]
                 seeds = [seed_for("bench", "instruct_pix2pix", one.id, k) for one in part]
                 first = [math.ceil(share * (knobs.steps - 1)) / knobs.steps for share in p]  # their p > i / (S - 1)
-                edits = [p2p.instruct_pix2pix(g, one.target_caption, first[g], guidance[g]) for g, one in enumerate(part)]
+                edits = [
+                    prompt_to_prompt.instruct_pix2pix(g, one.target_caption, first[g], guidance[g]) for g, one in enumerate(part)
+                ]
                 with clock.on(name, k, "edits"):
-                    z = painter.paint([one.source_caption for one in part], seeds, guidance, edits)
-                    sources, targets = (batches.decoded(painter.painter, latents, knobs.rows_per_batch) for latents in z)
+                    z = base_model.generate([one.source_caption for one in part], seeds, guidance, edits)
+                    sources, targets = (batching.decoded(base_model.base_model, latents, knobs.rows_per_batch) for latents in z)
                 made += [Painted(one, k, sources[g], targets[g]) for g, one in enumerate(part)]
         return made
 
@@ -169,21 +170,21 @@ class PromptToPrompt:
     blend: bool
     tokens_share: float  # layers in which self-attention is taken and words are sought: their tokens, as a share of the latents'
 
-    def paint(self, name: str, some: Sequence[Instruction], studio: Studio, knobs: Params, clock: Clock) -> list[Painted]:
+    def generate(self, name: str, some: Sequence[Instruction], models: ModelSet, knobs: Params, clock: Clock) -> list[Painted]:
         """One candidate of every instruction."""
-        made, painter = [], p2p.PromptToPrompt(studio.sampler.painter, knobs.steps, studio.sampler.dtype)
+        made, base_model = [], prompt_to_prompt.PromptToPrompt(models.sampler.base_model, knobs.steps, models.sampler.dtype)
         guidance = GUIDANCE * knobs.guidance / STABLE_DIFFUSION_GUIDANCE
-        height, width = (n // painter.painter.factor for n in painter.painter.size)
+        height, width = (n // base_model.base_model.factor for n in base_model.base_model.size)
         tokens = round(height * width * self.tokens_share)
-        blend = p2p.Blend(tokens, **BLEND) if self.blend else None
-        like = p2p.Edit(0, "", CROSS, SELF, tokens, guidance, blend=blend)
+        blend = prompt_to_prompt.Blend(tokens, **BLEND) if self.blend else None
+        like = prompt_to_prompt.Edit(0, "", CROSS, SELF, tokens, guidance, blend=blend)
         for part in _together(some, knobs.rows_per_batch):
             captions = list(dict.fromkeys(one.source_caption for one in part))
             seeds = [seed_for("pairs", "source", caption) for caption in captions]
             edits = [replace(like, source=captions.index(one.source_caption), caption=one.target_caption) for one in part]
             with clock.on(name, 0, "edits"):
-                z = painter.paint(captions, seeds, [guidance] * len(captions), edits)
-                sources, targets = (batches.decoded(painter.painter, latents, knobs.rows_per_batch) for latents in z)
+                z = base_model.generate(captions, seeds, [guidance] * len(captions), edits)
+                sources, targets = (batching.decoded(base_model.base_model, latents, knobs.rows_per_batch) for latents in z)
             firsts = list(sources)  # each is one object, embedded once
             made += [Painted(one, 0, firsts[e.source], t) for one, e, t in zip(part, edits, targets, strict=True)]
         return made
@@ -201,9 +202,9 @@ def _together(some: Sequence[Instruction], rows: int) -> Iterator[list[Instructi
         yield part
 
 
-def _bandit(per_instruction: int) -> Bandit:
+def _bandit(per_instruction: int) -> BanditStrategy:
     """Its gates are asked by the bench: `learn` is told what passed."""
-    return Bandit(kind="bandit", per_instruction=per_instruction, shards_per_round=1, sizes=SIZES, gates={"default": {}})
+    return BanditStrategy(kind="bandit", per_instruction=per_instruction, shards_per_round=1, sizes=SIZES, gates={"default": {}})
 
 
 METHODS: dict[str, Ours | InstructPix2Pix | PromptToPrompt] = {
@@ -212,8 +213,8 @@ METHODS: dict[str, Ours | InstructPix2Pix | PromptToPrompt] = {
     "ours_hard_mask": Ours("hard", shared=True),
     "ours_no_mask": Ours("none", shared=True),
     "ours_menu_all": Ours("soft", shared=True, menu=True),
-    "ours_menu_bandit_1": Ours("soft", shared=True, menu=True, spend=_bandit(1)),
-    "ours_menu_bandit_2": Ours("soft", shared=True, menu=True, spend=_bandit(2)),
+    "ours_menu_bandit_1": Ours("soft", shared=True, menu=True, strategy=_bandit(1)),
+    "ours_menu_bandit_2": Ours("soft", shared=True, menu=True, strategy=_bandit(2)),
     "instruct_pix2pix": InstructPix2Pix(rounds=4),
     "p2p": PromptToPrompt(blend=False, tokens_share=0.25),
     "p2p_local_blend": PromptToPrompt(blend=True, tokens_share=0.25),

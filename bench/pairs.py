@@ -1,14 +1,14 @@
 """What is soft-mask synthesis worth beside Prompt-to-Prompt and InstructPix2Pix's recipe? Right pairs per second of processor.
 
 `uv run python bench/pairs.py [--quick]` writes `bench/results/pairs.json`; its last line is the same JSON.
-It wants `data/instructions`. All methods share painter, steps, number format, batch size, instructions, gates and judge, in one
+It wants `data/instructions`. AllCandidates methods share base_model, steps, number format, batch size, instructions, gates and judge, in one
 process of one thread, block by block in turn. Seconds are those of painting, finding masks where the method needs them, and
 scoring for the gates (CLIP for all candidates, the detector for those that pass it). A pair counts when it passes the gates of
 `params.yaml`, is the best of its instruction by CLIP direction, and the oracle reads both pictures as the instruction wants.
 The gate and the oracle's bound outside of the mask use our widest mask on each method's own picture; that costs a rival nothing.
 Ours with a menu has six candidates a task (two for backgrounds), as before anything is known: all of them, or those that a
 bandit chooses, which learns from block to block.
-InstructPix2Pix's guidance is scaled: 7.5 is to Stable Diffusion what the section `pairs` has as guidance for this painter.
+InstructPix2Pix's guidance is scaled: 7.5 is to Stable Diffusion what the section `pairs` has as guidance for this base_model.
 """
 
 import argparse
@@ -24,22 +24,21 @@ import torch
 from pair_methods import METHODS, Clock, InstructPix2Pix, Ours, Painted, phrases, places
 from tqdm import tqdm
 
-from emuedit import config as house
+from emuedit import config
 from emuedit.core import similarity
-from emuedit.data import contact_sheet as sheet
+from emuedit.data import contact_sheet
 from emuedit.data.filters import Bounds
 from emuedit.data.png import encode_png
 from emuedit.data.publish import read_folder
 from emuedit.data.records import Instruction, Pair
-from emuedit.models import image_tensors as pixels
+from emuedit.models import image_tensors
 from emuedit.runtime import Runtime, seed_for
 from emuedit.stages import dataset, pairs
 from emuedit.stages.pairs import first_caption
-from emuedit.synthesis import masks
-from emuedit.synthesis import pair_scores as scores
-from emuedit.synthesis.model_set import Studio
+from emuedit.synthesis import masks, pair_scores
+from emuedit.synthesis.model_set import ModelSet
 from emuedit.synthesis.pair_scores import Edit
-from toyworld.oracle import pair_judge as pair_truth
+from toyworld.oracle import pair_judge
 
 ROOT = Path(__file__).parent.parent
 RESULT, IMAGES = ROOT / "bench/results/pairs.json", ROOT / "docs/images"
@@ -49,7 +48,7 @@ Place = torch.Tensor | None
 
 
 @dataclass(frozen=True)
-class Judged:
+class FilterResult:
     """A candidate that was scored; `right` and `read_right` (whatever moved outside of the mask) only where it passed."""
 
     painted: Painted
@@ -73,14 +72,14 @@ def chosen(n: int) -> list[Instruction]:
     return some
 
 
-class Gates:
+class Filters:
     """The gates of params.yaml, as far as every method can answer them."""
 
-    def __init__(self, studio: Studio, knobs: pairs.Params, rows: dataset.Params) -> None:
-        self.studio, self.knobs, self.rows = studio, knobs, rows
+    def __init__(self, models: ModelSet, knobs: pairs.PairsParams, rows: dataset.DatasetParams) -> None:
+        self.models, self.knobs, self.rows = models, knobs, rows
         self._places: dict[tuple[bytes, tuple[str, ...]], Place] = {}
 
-    def judge(self, name: str, number: int, made: Sequence[Painted], clock: Clock) -> list[Judged]:
+    def judge(self, name: str, number: int, made: Sequence[Painted], clock: Clock) -> list[FilterResult]:
         """Score candidates of one round and let the gates decide; the oracle looks at those that pass. Its time is nobody's."""
         with clock.on(name, number, "gates"):
             direction = self._direction(made)
@@ -97,15 +96,15 @@ class Gates:
         for n, value in zip(asked, self._left([(made[n], M[n]) for n in asked]), strict=True):
             passed[n] = value is not None and _within(value, bounds[n]["left_inside"])
         good = [_pair(one, m) for one, m, yes in zip(made, M, passed, strict=True) if yes]
-        truths = iter(pair_truth.judge(good) if good else ())
+        truths = iter(pair_judge.judge(good) if good else ())
         judged = []
         for one, value, yes in zip(made, direction, passed, strict=True):
             faults = next(truths).faults if yes else ("not judged",)
-            judged.append(Judged(one, value, yes, not faults, not {*faults} - {"rest_outside"}))
+            judged.append(FilterResult(one, value, yes, not faults, not {*faults} - {"rest_outside"}))
         return judged
 
     def _direction(self, made: Sequence[Painted]) -> list[float]:
-        clip, size = self.studio.judges.clip, self.knobs.rows_per_batch
+        clip, size = self.models.judges.clip, self.knobs.rows_per_batch
         shown = {id(picture): picture for one in made for picture in (one.source, one.target)}
         stack = torch.stack(list(shown.values()))
         seen = torch.cat([clip.embed_images(stack[i : i + size]) for i in range(0, len(stack), size)])
@@ -122,7 +121,7 @@ class Gates:
         words = [one.instruction.target_object if which == "present_target" else one.instruction.source_object for one in made]
         shown = [one.source if which == "found_source" else one.target for one in made]
         queries = [(n, phrase) for n, some in enumerate(words) for phrase in masks.phrases(some)]
-        found = masks.best(self.studio.detector, torch.stack(shown), queries, 0.0, 1.0, self.knobs.rows_per_batch)
+        found = masks.best(self.models.detector, torch.stack(shown), queries, 0.0, 1.0, self.knobs.rows_per_batch)
         value = [1.0] * len(made)
         for (n, _), one in zip(queries, found, strict=True):
             value[n] = min(value[n], float(one.scores[0]) if len(one) else 0.0)
@@ -136,7 +135,7 @@ class Gates:
             what, which = one.instruction, 2 * n + (0 if one.instruction.reverse else 1)
             edits.append(Edit(2 * n, 2 * n + 1, M, what.source_caption, what.target_caption, None, None, which))
         shown = torch.stack([picture for one, _ in made for picture in (one.source, one.target)])
-        return scores.left_inside(shown, edits, self.studio.detector, self.knobs.rows_per_batch)
+        return pair_scores.left_inside(shown, edits, self.models.detector, self.knobs.rows_per_batch)
 
     def _masks(self, made: Sequence[Painted]) -> list[Place]:
         """Our widest mask [1, H, W] on the picture with the object; None where it is not found."""
@@ -146,7 +145,7 @@ class Gates:
         if new:
             stack = torch.stack([shown[n] for n in new])
             asked = [(row, keys[n][1]) for row, n in enumerate(new)]
-            self._places |= dict(zip((keys[n] for n in new), places(stack, asked, self.studio, self.knobs), strict=True))
+            self._places |= dict(zip((keys[n] for n in new), places(stack, asked, self.models, self.knobs), strict=True))
         widest = [self.knobs.recipes.of(one.instruction.task)[-1].mask for one in made]
         return [
             None if (found := self._places[key]) is None or mask is None else mask.soft(found)
@@ -175,15 +174,15 @@ def _outside(one: Painted, M: Place) -> float | None:
 def _pair(one: Painted, M: Place) -> Pair:
     """What the oracle wants to see."""
     assert M is not None
-    what, (source, target) = one.instruction, pixels.to_uint8(torch.stack([one.source, one.target]))
+    what, (source, target) = one.instruction, image_tensors.to_uint8(torch.stack([one.source, one.target]))
     mask = encode_png((M[0] * 255).round().to(torch.uint8).numpy())
     said = (what.task, what.text, what.source_caption, what.target_caption)
     return Pair(what.id, (what.id,), *said, 0, "", {}, encode_png(source), encode_png(target), mask, {})
 
 
-def kept(judged: Iterable[Judged], keep: int) -> list[Judged]:
+def kept(judged: Iterable[FilterResult], keep: int) -> list[FilterResult]:
     """The `keep` best by CLIP direction of those of each instruction that passed."""
-    groups: dict[str, list[Judged]] = defaultdict(list)
+    groups: dict[str, list[FilterResult]] = defaultdict(list)
     for one in judged:
         if one.passed:
             groups[one.painted.instruction.id].append(one)
@@ -191,7 +190,7 @@ def kept(judged: Iterable[Judged], keep: int) -> list[Judged]:
 
 
 def figures(
-    name: str, judged: Sequence[Judged], some: Sequence[Instruction], clock: Clock, rounds: int, keep: int
+    name: str, judged: Sequence[FilterResult], some: Sequence[Instruction], clock: Clock, rounds: int, keep: int
 ) -> dict[str, Any]:
     """One row of the table: of the first `rounds` candidates, keep so many of an instruction."""
     own = [one for one in judged if one.painted.candidate < rounds]
@@ -212,7 +211,7 @@ def figures(
     return row
 
 
-def result(by_method: dict[str, list[Judged]], some: Sequence[Instruction], clock: Clock) -> dict[str, Any]:
+def result(by_method: dict[str, list[FilterResult]], some: Sequence[Instruction], clock: Clock) -> dict[str, Any]:
     """The table, and ours against the best of each kind."""
     table = {name: figures(name, own, some, clock, 99, 1) for name, own in by_method.items()}
     recipe = by_method["instruct_pix2pix"]
@@ -232,7 +231,7 @@ def result(by_method: dict[str, list[Judged]], some: Sequence[Instruction], cloc
     return found | {"instructions": len(some), "methods": table}
 
 
-def eyeball(by_method: dict[str, list[Judged]], some: Sequence[Instruction], path: Path) -> None:
+def eyeball(by_method: dict[str, list[FilterResult]], some: Sequence[Instruction], path: Path) -> None:
     """The first two instructions of every task under all methods: best candidates; a frame in green is right, in red is not."""
     picked = [one for task in TASKS for one in [other for other in some if other.task == task][:2]]
     sheets = []
@@ -243,10 +242,10 @@ def eyeball(by_method: dict[str, list[Judged]], some: Sequence[Instruction], pat
         for side in ("source", "target"):
             blank = torch.zeros_like(by_method[name][0].painted.source)
             stack = torch.stack([blank if one is None else getattr(one.painted, side) for one in best])
-            rows.append((side, pixels.to_uint8(stack)))
+            rows.append((side, image_tensors.to_uint8(stack)))
         marks = [one is not None and one.right for one in best]
-        sheets.append(sheet.grid(rows, [one.text for one in picked], 3, name.replace("_", " "), ("target", marks)))
-    sheet.tiled(sheets).save(path, optimize=True)
+        sheets.append(contact_sheet.grid(rows, [one.text for one in picked], 3, name.replace("_", " "), ("target", marks)))
+    contact_sheet.tiled(sheets).save(path, optimize=True)
 
 
 def main() -> None:
@@ -256,18 +255,18 @@ def main() -> None:
     parser.add_argument("--instructions", type=int, help="how many instead")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    knobs = house.load(pairs.Params, "pairs", ROOT / "params.yaml")
-    studio = Studio(knobs.world, ROOT, Runtime.choose(knobs.device, knobs.dtype), knobs.steps)
-    gates = Gates(studio, knobs, house.load(dataset.Params, "dataset", ROOT / "params.yaml"))
+    knobs = config.load(pairs.PairsParams, "pairs", ROOT / "params.yaml")
+    models = ModelSet(knobs.world, ROOT, Runtime.choose(knobs.device, knobs.dtype), knobs.steps)
+    gates = Filters(models, knobs, config.load(dataset.DatasetParams, "dataset", ROOT / "params.yaml"))
     some = chosen(args.instructions or (8 if args.quick else 2 * BLOCK))
     first = [one for one in some if one.task == "local"][:1]
     for name, method in METHODS.items():  # loads, compiles and caches are nobody's
-        gates.judge(name, 0, method.paint(name, first, studio, knobs, Clock()), Clock())
-    clock, by_method = Clock(), defaultdict[str, list[Judged]](list)
+        gates.judge(name, 0, method.generate(name, first, models, knobs, Clock()), Clock())
+    clock, by_method = Clock(), defaultdict[str, list[FilterResult]](list)
     names = list(METHODS)
     for number, start in enumerate(tqdm(range(0, len(some), BLOCK), desc="pairs", disable=None)):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            made = METHODS[name].paint(name, some[start : start + BLOCK], studio, knobs, clock)
+            made = METHODS[name].generate(name, some[start : start + BLOCK], models, knobs, clock)
             judged = [one for k, part in by_round(name, made) for one in gates.judge(name, k, part, clock)]
             by_method[name] += judged
             if isinstance(method := METHODS[name], Ours):

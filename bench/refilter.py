@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from emuedit import config as house
+from emuedit import config
 from emuedit.stages import dataset
 from emuedit.stages.dataset import Params, judge
 from emuedit.tasks import TASKS
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a hundred thousand pairs and fewer rounds")
     quick = parser.parse_args().quick
     n, rounds = (100_000, 3) if quick else (1_000_000, 5)
-    params = house.load(Params, "dataset", ROOT / "params.yaml")
+    params = config.load(Params, "dataset", ROOT / "params.yaml")
     table = pairs(n, params)
     seconds = []
     for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""How many pairs a second, and in how much memory, do painters of real shapes make? Random weights, soft masks, shared sources.
+"""How many pairs a second, and in how much memory, do text_to_image of real shapes make? Random weights, soft masks, shared sources.
 
 `uv run python bench/sizes.py [--quick]` writes `bench/results/sizes.json`; its last line is the same JSON. On a GPU: Stable
 Diffusion 1.5's and XL's own sizes in bfloat16 at 512 px; on a CPU: the same networks a tenth as wide at 64 px, few steps.
@@ -23,8 +23,8 @@ import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 from tqdm import tqdm
 
-from emuedit.core import soft_mask as softmask
-from emuedit.models.base_model import Painter
+from emuedit.core import soft_mask
+from emuedit.models.text_to_image import TextToImageModel
 from emuedit.runtime import Runtime
 from emuedit.synthesis.sampler import Sampler, Variant
 
@@ -66,8 +66,8 @@ def text_encoder(words: Any, hidden: int, layers: int, heads: int, projected: bo
     return (transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel)(config)
 
 
-def painter(kind: str, scale: Scale, device: str, dtype: torch.dtype) -> Painter:
-    """A random painter of Stable Diffusion 1.5's or XL's layout, `scale.width / 320` as wide."""
+def base_model(kind: str, scale: Scale, device: str, dtype: torch.dtype) -> TextToImageModel:
+    """A random base_model of Stable Diffusion 1.5's or XL's layout, `scale.width / 320` as wide."""
 
     def wide(channels: int) -> int:
         return max(8, channels * scale.width // 320 // 8 * 8)
@@ -108,7 +108,7 @@ def painter(kind: str, scale: Scale, device: str, dtype: torch.dtype) -> Painter
             unet=network, **shared, text_encoder_2=other, tokenizer_2=words, add_watermarker=False
         )
     pipeline.to(device, dtype if device != "cpu" else torch.float32)
-    made = Painter(pipeline)
+    made = TextToImageModel(pipeline)
     for part in (made.unet, made.vae, *made.text_encoders):
         part.requires_grad_(False).eval()
     return made
@@ -118,7 +118,7 @@ def variants(scale: Scale, held: bool, alone: bool) -> list[Variant]:
     """Every candidate: a disc in the middle, softly masked, another word in the caption."""
     y, x = torch.meshgrid(torch.arange(scale.px), torch.arange(scale.px), indexing="ij")
     P = ((y - scale.px / 2) ** 2 + (x - scale.px / 2) ** 2 < (scale.px / 4) ** 2).float()[None]
-    M = softmask.soft(P[None], 0.0, 1.0, 0.0, scale.px // 16, scale.px / 64)[0] if held else torch.ones_like(P)
+    M = soft_mask.soft(P[None], 0.0, 1.0, 0.0, scale.px // 16, scale.px / 64)[0] if held else torch.ones_like(P)
     of = [g for g in range(scale.captions) for _ in range(scale.candidates)]
     rows = range(len(of)) if alone else of
     kept, until = (0.2, 1.0) if held else (0.0, 0.0)
@@ -133,7 +133,7 @@ def seconds(sampler: Sampler, scale: Scale, held: bool = True, alone: bool = Fal
     trajectory = sampler.sources(captions, list(range(len(captions))), 3.0)
     made = sampler.variants(trajectory, variants(scale, held, alone))
     for z in (*trajectory.z[-1].split(1), *made.split(1)):
-        sampler.painter.decode(z)
+        sampler.base_model.decode(z)
     if made.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
@@ -149,9 +149,9 @@ def main() -> None:
     on_gpu = runtime.device == "cuda"
     scale = FULL if on_gpu else SMALL
     told: dict[str, Any] = {"device": torch.cuda.get_device_name() if on_gpu else "cpu", "scale": asdict(scale)}
-    for kind in tqdm(KINDS, desc="painters", unit="painter"):
+    for kind in tqdm(KINDS, desc="text_to_image", unit="base_model"):
         torch.manual_seed(0)
-        sampler = Sampler(painter(kind, scale, runtime.device, runtime.torch_dtype), scale.steps, runtime.torch_dtype)
+        sampler = Sampler(base_model(kind, scale, runtime.device, runtime.torch_dtype), scale.steps, runtime.torch_dtype)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         n = scale.captions * scale.candidates
@@ -162,7 +162,7 @@ def main() -> None:
         median = {way: statistics.median(some[1:]) for way, some in took.items()}
         peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         told[kind] = {
-            "parameters_unet": sum(one.numel() for one in sampler.painter.unet.parameters()),
+            "parameters_unet": sum(one.numel() for one in sampler.base_model.unet.parameters()),
             "pairs_per_second": {way: round(n / value, 3) for way, value in median.items()},
             "shared_over_alone": round(median["alone"] / median["shared"], 2),
             "peak_memory_gib": round(peak / 2**30, 2),

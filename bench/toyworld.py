@@ -15,9 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from toyworld.scenes import backgrounds as backdrop
-from toyworld.scenes import caption_grammar as grammar
-from toyworld.scenes import render
+from toyworld.scenes import backgrounds, caption_grammar, render
 from toyworld.scenes.palette import BACKGROUNDS, RGB, SHAPES, SIZE
 from toyworld.scenes.scene import Scenes, numbers, scenes
 
@@ -26,7 +24,7 @@ OVERSAMPLING = 4
 
 def with_pillow(some: Scenes) -> list[np.ndarray]:
     """The scenes' backgrounds and circles or squares in place of all shapes, one by one."""
-    tiles = [Image.fromarray((tile * 255).astype(np.uint8)) for tile in backdrop.backgrounds()]
+    tiles = [Image.fromarray((tile * 255).astype(np.uint8)) for tile in backgrounds.backgrounds()]
     assert len(tiles) == len(BACKGROUNDS)
     drawn = []
     for n in range(len(some)):
@@ -66,7 +64,7 @@ def main() -> None:
         "scenes_drawn_from_numbers": per_second(lambda: scenes(which), n, rounds),
         "pictures": per_second(lambda: render.images(some), n, rounds),
         "pictures_with_all_truths": per_second(lambda: render.truth(some), n, rounds),
-        "captions": per_second(lambda: grammar.all_captions(some), n, rounds),
+        "captions": per_second(lambda: caption_grammar.all_captions(some), n, rounds),
         "pillow_pictures": per_second(lambda: with_pillow(some), n, rounds),
     }
     figures = {f"{name}_per_second": round(rate) for name, rate in rates.items()}

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emuedit.data import image_io as photo
+from emuedit.data import image_io
 from emuedit.data.formats import NAMES
-from emuedit.editor.package import EDITOR, Bundle, BundleError, Knobs, Turn
-from emuedit.runtime import hush
+from emuedit.editor.package import EDITOR, Bundle, BundleError, EditSettings, Turn
+from emuedit.runtime import set_env_defaults
 
 if TYPE_CHECKING:
     from emuedit.data.formats.row_conversion import Tasks
@@ -39,18 +39,18 @@ HELP = {
     "files": "which of the files, such as 'train-*.parquet'; default: all",
     "all_task": "the task of every pair",
     "router": "folder of the router that tells the task of every pair from its instruction, such as models/router",
-    "size": "pixels a side of the pictures, cut square and scaled; training wants the painter's; default: as they come",
+    "size": "pixels a side of the pictures, cut square and scaled; training wants the base_model's; default: as they come",
     "dataset": "new folder for the kept pairs of data/pairs, as a dataset for others",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 when something was asked for that cannot be."""
-    hush()
+    set_env_defaults()
     asked = _parser().parse_args(arguments)
     try:
         asked.do(asked)
-    except (BundleError, photo.PhotoError, ValueError, FileNotFoundError) as error:
+    except (BundleError, image_io.ImageError, ValueError, FileNotFoundError) as error:
         print(f"emuedit: {error}", file=sys.stderr)
         return 2
     return 0
@@ -59,10 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _edit(asked: argparse.Namespace) -> None:
     out = asked.out or asked.image.with_name(f"{asked.image.stem}-edited.png")
     if out.exists() and out.samefile(asked.image) and not asked.overwrite:
-        raise photo.PhotoError(f"{out} is the picture itself; name another file with -o, or say --overwrite")
+        raise image_io.ImageError(f"{out} is the picture itself; name another file with -o, or say --overwrite")
     if not out.parent.is_dir():
-        raise photo.PhotoError(f"want a folder to write to, got none at {out.parent}")
-    picture = photo.read(asked.image)
+        raise image_io.ImageError(f"want a folder to write to, got none at {out.parent}")
+    picture = image_io.read_image(asked.image)
     for note in picture.notes:
         print(f"{asked.image}: {note}")
     folder, name = resolve(asked.model)
@@ -103,13 +103,15 @@ def resolve(model: str | None) -> tuple[Path, str]:
     return MODELS, str(MODELS / EDITOR)
 
 
-def _measured() -> Knobs:
+def _measured() -> EditSettings:
     """The knobs with which the working folder's own editor was evaluated."""
     import yaml
 
     path = Path("params.yaml")
     section = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("evaluation", {}) if path.exists() else {}
-    return dataclasses.replace(Knobs(), **{key: section[key] for key in dataclasses.asdict(Knobs()) if key in section})
+    return dataclasses.replace(
+        EditSettings(), **{key: section[key] for key in dataclasses.asdict(EditSettings()) if key in section}
+    )
 
 
 def _said(turn: Turn) -> str:
@@ -121,17 +123,17 @@ def _said(turn: Turn) -> str:
 
 def _write(path: Path, turn: Turn) -> None:
     if path.suffix.lower() == ".png":
-        path.write_bytes(photo.png(turn.pixels))
+        path.write_bytes(image_io.to_png(turn.pixels))
         return
     from PIL import Image
 
     try:
         Image.fromarray(turn.pixels).save(path)
     except ValueError as error:
-        raise photo.PhotoError(f"want an output file such as out.png or out.jpg, got {path}") from error
+        raise image_io.ImageError(f"want an output file such as out.png or out.jpg, got {path}") from error
 
 
-def _checked(knobs: Knobs) -> Knobs:
+def _checked(knobs: EditSettings) -> EditSettings:
     if not 1 <= knobs.steps <= 1000:
         raise BundleError(f"want --steps from 1 to 1000, got {knobs.steps}")
     if knobs.alpha < 0:
@@ -143,12 +145,11 @@ def _checked(knobs: Knobs) -> Knobs:
 
 
 def _import(asked: argparse.Namespace) -> None:
-    from emuedit.data.formats import pair_format as layout
-    from emuedit.data.formats import pair_import as importer
-    from emuedit.data.formats.row_conversion import Wanted
+    from emuedit.data.formats import pair_format, pair_import
+    from emuedit.data.formats.row_conversion import ImportOptions
 
-    wanted = Wanted(layout.known(asked.layout), asked.size, *_told(asked.task, asked.router))
-    summary = importer.run(wanted, importer.found(asked.folder, asked.files), asked.out, Path())
+    wanted = ImportOptions(pair_format.known(asked.layout), asked.size, *_told(asked.task, asked.router))
+    summary = pair_import.run(wanted, pair_import.found(asked.folder, asked.files), asked.out, Path())
     print(f"{asked.out}: {summary.counts}")
 
 
@@ -162,17 +163,17 @@ def _told(task: str | None, router: Path | None) -> "tuple[str, Tasks | None]":
         return f"all {task}", lambda texts: [task] * len(texts)
     if router:
         from emuedit.data.publish import read_summary
-        from emuedit.editor import task_predictor as routers
+        from emuedit.editor import task_predictor
 
-        guide = routers.load(str(router))
+        guide = task_predictor.load(str(router))
         return f"by router {read_summary(router).fingerprint}", lambda texts: [guess.task for guess in guide.predict(texts)]
     return "the dataset alone", None
 
 
 def _export(asked: argparse.Namespace) -> None:
-    from emuedit.data.formats import pair_export as exporter
+    from emuedit.data.formats import pair_export
 
-    print(f"{asked.out}: {exporter.run(asked.out, Path()).counts}")
+    print(f"{asked.out}: {pair_export.run(asked.out, Path()).counts}")
 
 
 def _parser() -> argparse.ArgumentParser:

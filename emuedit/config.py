@@ -34,9 +34,9 @@ class World(Params):
     name: str
     """What the world is called in reports."""
     captions: str
-    """A file (.txt, .csv, .jsonl, .parquet), a dataset's folder, a .yaml file that names one on the hub (`corpus.HubDataset`),
+    """A file (.txt, .csv, .jsonl, .parquet), a dataset's folder, a .yaml file that names one on the hub (`caption_sources.HubDataset`),
     or a .py file with `captions(split, start, n) -> list[str]`."""
-    painter: str
+    base_model: str
     """Text-to-image diffusers pipeline."""
     detector: str
     """Zero-shot object detector."""
@@ -48,7 +48,7 @@ class World(Params):
     """DINO vision transformer that scores pictures against pictures."""
     depth: str
     """Monocular depth estimator."""
-    writer: str
+    llm: str
     """Chat model that writes instructions: hub id or folder, `https://host/v1#model`, or `module:factory`."""
     t5: str
     """T5 that the router is fine-tuned from."""
@@ -96,7 +96,7 @@ def load(model: type[P], section: str, path: str | Path = "params.yaml") -> P:
         raise ParamsError(f"{where}:\n{found}") from error
 
 
-def locate(reference: str, root: str | Path = ".") -> str:
+def resolve_path(reference: str, root: str | Path = ".") -> str:
     """Absolute path of a model that exists under `root`; a hub id (`org/name`), a URL or `module:name` comes back as it is.
 
     Raises ParamsError for what is plainly a path (absolute, with a leading dot or two slashes) and does not exist.
@@ -111,7 +111,7 @@ def locate(reference: str, root: str | Path = ".") -> str:
     return reference
 
 
-def imported(reference: str, name: str) -> Callable[..., Any]:
+def import_function(reference: str, name: str) -> Callable[..., Any]:
     """The function `name` of a Python file that is named relative to the root, imported by its dotted name there.
 
     Raises ParamsError for a file outside of the project and for one without such a function.

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-QUIET = {
+QUIET_ENV = {
     "DIFFUSERS_VERBOSITY": "error",  # notes on configs; what matters is raised
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # a bar for each of a dozen small files would hide our own
@@ -27,9 +27,9 @@ _DEVICES = ("cuda", "mps", "cpu")
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-def hush(wishes: Mapping[str, str] = QUIET) -> None:
-    """Put wishes into the environment, before libraries read it; what the user set there stays."""
-    os.environ.update({name: value for name, value in wishes.items() if name not in os.environ})
+def set_env_defaults(defaults: Mapping[str, str] = QUIET_ENV) -> None:
+    """Put defaults into the environment, before libraries read it; what the user set there stays."""
+    os.environ.update({name: value for name, value in defaults.items() if name not in os.environ})
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The flow: one Prefect task for each stage that is out of date, in the order of DVC's graph, then the registry.
 
-DVC is the only cache of results. Retries and time limits stand in the `meta:` of a stage in `dvc.yaml`.
+DVC is the only cache of results. Retries and time limits stand in the `meta:` of a stage in `dvc_graph.yaml`.
 """
 
 import threading
@@ -13,9 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed
 
 from emuedit.tracking.stats import PARENT
-from flows import dvc_graph as dvc
-from flows import release
-from flows import run_stage as repro
+from flows import dvc_graph, release, run_stage
 
 _BUSY_S, _BUSY_TRIES = 5.0, 60  # another dvc is waited for, five minutes in all
 _RETRY_S = 10.0
@@ -28,8 +26,8 @@ def reproduce(stage: str, root: str, timeout_s: float | None, extra: dict[str, s
     print(f"== {said}", flush=True)
     for last in range(_BUSY_TRIES, -1, -1):
         try:
-            seconds = repro.run(stage, Path(root), stop, timeout_s, extra, force)
-        except repro.BusyError as error:
+            seconds = run_stage.run(stage, Path(root), stop, timeout_s, extra, force)
+        except run_stage.BusyError as error:
             if not last or stop.is_set():
                 raise
             print(f"== {stage}: {str(error).splitlines()[0]}; again in {_BUSY_S:g} s", flush=True)
@@ -44,18 +42,18 @@ _stops: dict[str, threading.Event] = {}  # root -> set when its flow is stopped;
 
 
 @flow(name="retrain", validate_parameters=True)
-def retrain(registry: bool = True, force: bool = False, at_once: int = 1) -> dict[str, Any]:
+def retrain(registry: bool = True, force: bool = False, max_parallel: int = 1) -> dict[str, Any]:
     """In the working folder, run what is out of date, then register the editor and let the gate decide.
 
-    registry: whether it is touched. force: run everything. at_once: stages that may run side by side.
+    registry: whether it is touched. force: run everything. max_parallel: stages that may run side by side.
     """
     home = Path.cwd()
-    graph = dvc.read(home)
+    graph = dvc_graph.read(home)
     stale = graph.stale(force)
     run_id = release.begin(home)
     try:
-        seconds = _run(graph, stale, {PARENT: run_id} if run_id else {}, force, at_once)
-        outcome = release.finish(home, dvc.read(home) if stale else graph, run_id, seconds, registry)
+        seconds = _run(graph, stale, {PARENT: run_id} if run_id else {}, force, max_parallel)
+        outcome = release.finish(home, dvc_graph.read(home) if stale else graph, run_id, seconds, registry)
     except BaseException as error:
         release.fail(run_id, error)
         raise
@@ -63,7 +61,7 @@ def retrain(registry: bool = True, force: bool = False, at_once: int = 1) -> dic
 
 
 def _run(
-    graph: dvc.Graph, stale: Mapping[str, tuple[str, ...]], extra: Mapping[str, str], force: bool, at_once: int
+    graph: dvc_graph.Graph, stale: Mapping[str, tuple[str, ...]], extra: Mapping[str, str], force: bool, max_parallel: int
 ) -> dict[str, float]:
     """Seconds of each stage that ran. The first failure stops the rest; stages that run beside it are ended."""
     root = str(graph.root)
@@ -76,7 +74,7 @@ def _run(
         while waiting or running:
             unfinished = {stage.name for stage in waiting} | set(running.values())
             ready = [stage for stage in waiting if unfinished.isdisjoint(stage.after)]
-            for stage in ready[: at_once - len(running)]:
+            for stage in ready[: max_parallel - len(running)]:
                 waiting.remove(stage)
                 left = len(waiting) + len(running)
                 said = f"{stage.name} ({', '.join(stale[stage.name][:3])}); {left} more to come"

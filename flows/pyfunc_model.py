@@ -31,7 +31,7 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
         """
         from dataclasses import replace
 
-        from emuedit.data import image_io as photo
+        from emuedit.data import image_io
 
         if not {"image", "instruction"} <= set(model_input.columns):
             raise ValueError(f"want columns {', '.join(COLUMNS)} (the last may be missing), got {[*model_input.columns]}")
@@ -41,13 +41,13 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
         answers = []
         for number, row in enumerate(model_input.to_dict("records")):
             try:
-                picture = photo.read(_decoded(row["image"]))
+                picture = image_io.read_image(_decoded(row["image"]))
                 task = row.get("task")
                 tasks = [task] if isinstance(task, str) and task else []
                 (turn,) = self.bundle.edit(picture.pixels, [str(row["instruction"] or "")], tasks, seed, knobs)
             except ValueError as error:
                 raise ValueError(f"row {number}: {error}") from error
-            image = base64.b64encode(photo.png(turn.pixels)).decode("ascii")
+            image = base64.b64encode(image_io.to_png(turn.pixels)).decode("ascii")
             answers.append(
                 {"image": image, "task": turn.task, "probability": 1.0 if turn.probability is None else turn.probability}
             )

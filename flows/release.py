@@ -1,6 +1,6 @@
 """From finished stages to the outside world: the run in MLflow, the registered version, the gate and its aliases.
 
-What is registered and what decides stands in the `meta:` of stages in `dvc.yaml`:
+What is registered and what decides stands in the `meta:` of stages in `dvc_graph.yaml`:
 
     meta: {register: editor}   its out becomes the part `editor` of the model
     meta: {gate: emuedit}      its metrics decide, by the row of the system `emuedit`; its params are the model's defaults
@@ -17,10 +17,9 @@ from typing import Any
 
 import yaml
 
-from emuedit.editor.package import Knobs
+from emuedit.editor.package import EditSettings
 from emuedit.tracking import registry, runs
-from flows import dvc_graph as dvc
-from flows import promotion_gate as gate
+from flows import dvc_graph, promotion_gate
 
 _NOT_SERVED = ("toyworld",)  # parts of the package that a model does not need
 MODEL_FILE = Path(__file__).with_name("editor_model.py")
@@ -29,7 +28,7 @@ _SCORES = "emuedit.scores"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RetrainResult:
     """What a retrain came to."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -38,8 +37,8 @@ class Outcome:
     version: registry.Version | None = None
     new: bool = False
     """Whether this retrain registered the version."""
-    decision: gate.Decision | None = None
-    table: Mapping[str, gate.Scores] = field(default_factory=dict)
+    decision: promotion_gate.Decision | None = None
+    table: Mapping[str, promotion_gate.Scores] = field(default_factory=dict)
     """System -> task -> edit success."""
 
     def told(self) -> dict[str, Any]:
@@ -68,13 +67,13 @@ def fail(run_id: str, error: BaseException) -> None:
         print(f"== the run {run_id} could not be closed: {second}", flush=True)
 
 
-def known(graph: dvc.Graph) -> Outcome | None:
+def known(graph: dvc_graph.Graph) -> RetrainResult | None:
     """The outcome, if what the stages hold now is registered already."""
     version = registry.find(content(graph)) if parts(graph) else None
-    return Outcome(run_id=version.run_id, version=version, table=table(graph)) if version else None
+    return RetrainResult(run_id=version.run_id, version=version, table=table(graph)) if version else None
 
 
-def finish(root: Path, graph: dvc.Graph, run_id: str, seconds: Mapping[str, float], register: bool) -> Outcome:
+def finish(root: Path, graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, float], register: bool) -> RetrainResult:
     """Write the run down; register what is new and let the gate decide."""
     shown = {
         str(path): root / path for stage in graph.stages for path in (stage.outs if stage.meta.get("report") else stage.plots)
@@ -88,7 +87,7 @@ def finish(root: Path, graph: dvc.Graph, run_id: str, seconds: Mapping[str, floa
         {**lineage(root, graph), **_stats(root, graph), **{f"seconds.{name}": f"{took:.1f}" for name, took in seconds.items()}},
         {name: path for name, path in {**metrics, **shown}.items() if path.exists()},
     )
-    outcome = Outcome(seconds, run_id, table=table(graph))
+    outcome = RetrainResult(seconds, run_id, table=table(graph))
     if register and parts(graph):
         found = registry.find(content(graph))
         outcome = dataclasses.replace(outcome, version=found) if found else _register(root, graph, outcome)
@@ -96,17 +95,17 @@ def finish(root: Path, graph: dvc.Graph, run_id: str, seconds: Mapping[str, floa
     return outcome
 
 
-def parts(graph: dvc.Graph) -> dict[str, Path]:
+def parts(graph: dvc_graph.Graph) -> dict[str, Path]:
     """Parts of the model -> their folders, as the stages say."""
     return {name: path for stage in graph.stages for name, path in stage.parts().items()}
 
 
-def content(graph: dvc.Graph) -> str:
+def content(graph: dvc_graph.Graph) -> str:
     """The same for models that hold and score the same."""
     return graph.content_of([*parts(graph).values(), *graph.metrics])
 
 
-def merged(graph: dvc.Graph) -> dict[str, Any]:
+def merged(graph: dvc_graph.Graph) -> dict[str, Any]:
     """All metrics files in one mapping. Of a number that two files have, the later one is kept under its file's name."""
     found: dict[str, Any] = {}
     for path in graph.metrics:
@@ -116,19 +115,19 @@ def merged(graph: dvc.Graph) -> dict[str, Any]:
     return found
 
 
-def table(graph: dvc.Graph) -> dict[str, gate.Scores]:
+def table(graph: dvc_graph.Graph) -> dict[str, promotion_gate.Scores]:
     """System -> task -> edit success, empty when nothing measured it."""
-    return dict(merged(graph).get(gate.METRIC, {}))
+    return dict(merged(graph).get(promotion_gate.METRIC, {}))
 
 
-def lineage(root: Path, graph: dvc.Graph) -> dict[str, str]:
-    """Tags that say what a result came from: commit, `dvc.lock`, the hash of every out."""
+def lineage(root: Path, graph: dvc_graph.Graph) -> dict[str, str]:
+    """Tags that say what a result came from: commit, `dvc_graph.lock`, the hash of every out."""
     commit = _git(root, "rev-parse", "HEAD")
     tags = {"emuedit.content": content(graph), "dvc.lock": graph.lock_hash()}
     tags |= (
         {
             "git.commit": commit,
-            "git.dirty": str(bool(_git(root, "status", "--porcelain", "--", ".", f":(exclude){dvc.LOCK}"))).lower(),
+            "git.dirty": str(bool(_git(root, "status", "--porcelain", "--", ".", f":(exclude){dvc_graph.LOCK}"))).lower(),
         }
         if commit
         else {}
@@ -136,15 +135,17 @@ def lineage(root: Path, graph: dvc.Graph) -> dict[str, str]:
     return tags | {f"dvc.{path}": md5 for path, md5 in graph.hashes().items()}
 
 
-def _register(root: Path, graph: dvc.Graph, outcome: Outcome) -> Outcome:
+def _register(root: Path, graph: dvc_graph.Graph, outcome: RetrainResult) -> RetrainResult:
     judges = {stage.name: stage.meta["gate"] for stage in graph.stages if "gate" in stage.meta}
     if len(judges) != 1:
-        raise gate.GateError(f"want one stage with `meta: {{gate: <system>}}` in dvc.yaml, got {sorted(judges) or 'none'}")
+        raise promotion_gate.GateError(
+            f"want one stage with `meta: {{gate: <system>}}` in dvc_graph.yaml, got {sorted(judges) or 'none'}"
+        )
     ((judge, system),) = judges.items()
     metrics = merged(graph)
-    candidate, identity = gate.scores(metrics, system), gate.scores(metrics, gate.IDENTITY)
+    candidate, identity = promotion_gate.scores(metrics, system), promotion_gate.scores(metrics, promotion_gate.IDENTITY)
     champion = registry.at("champion")
-    decision = gate.decide(candidate, identity, _scores(champion) if champion else None)
+    decision = promotion_gate.decide(candidate, identity, _scores(champion) if champion else None)
     version = registry.register(
         outcome.run_id,
         {name: root / path for name, path in parts(graph).items()},
@@ -160,10 +161,10 @@ def _register(root: Path, graph: dvc.Graph, outcome: Outcome) -> Outcome:
 
 
 def defaults(root: Path, judge: str) -> dict[str, float | int]:
-    """Knobs of an edit as the judging stage measured it, so that what is served is what was measured."""
+    """EditSettings of an edit as the judging stage measured it, so that what is served is what was measured."""
     params = root / "params.yaml"
     section = (yaml.safe_load(params.read_text(encoding="utf-8")) or {}).get(judge.split("@")[0], {}) if params.exists() else {}
-    return {"seed": 0, **{key: section.get(key, value) for key, value in dataclasses.asdict(Knobs()).items()}}
+    return {"seed": 0, **{key: section.get(key, value) for key, value in dataclasses.asdict(EditSettings()).items()}}
 
 
 def _scores(version: registry.Version) -> dict[str, float | None]:
@@ -172,7 +173,7 @@ def _scores(version: registry.Version) -> dict[str, float | None]:
     return {key: None if value == "None" else float(value) for key, value in pairs}
 
 
-def _stats(root: Path, graph: dvc.Graph) -> dict[str, str]:
+def _stats(root: Path, graph: dvc_graph.Graph) -> dict[str, str]:
     """Tags that lead to the runs of stations, those that DVC skipped included."""
     found = {}
     for stage in graph.stages:

@@ -11,15 +11,13 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from emuedit.runtime import QUIET, hush
+from emuedit.runtime import QUIET_ENV, set_env_defaults
 from emuedit.tracking.registry import RegistryError
-from flows import dvc_graph as dvc
-from flows import promotion_gate as gate
-from flows import release
+from flows import dvc_graph, promotion_gate, release
 from flows.run_stage import StageError
 
-EXPECTED = (StageError, RegistryError, dvc.GraphError, gate.GateError)
-WISHES = QUIET | {
+EXPECTED = (StageError, RegistryError, dvc_graph.GraphError, promotion_gate.GateError)
+RETRAIN_ENV = QUIET_ENV | {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",  # what fails is told below, once
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # twenty are not enough beside a training
@@ -33,11 +31,11 @@ WISHES = QUIET | {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done or nothing to do, 1 when a stage or the registry failed, 130 after ctrl-c."""
     asked = _parser().parse_args(arguments)
-    hush(WISHES)
+    set_env_defaults(RETRAIN_ENV)
     began = time.monotonic()
     root = Path.cwd()
     try:
-        graph = dvc.read(root)
+        graph = dvc_graph.read(root)
         stale = graph.stale(asked.force)
         if asked.dry_run:
             _list(graph, stale)
@@ -45,10 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = release.known(graph) if not stale and not asked.no_register else None
         if not stale and (known or asked.no_register):
             print(f"Nothing to do: all {len(graph.stages)} stages are up to date" + (", and registered." if known else "."))
-            _say(root, graph, known or release.Outcome(table=release.table(graph)), began)
+            _say(root, graph, known or release.RetrainResult(table=release.table(graph)), began)
             return 0
-        outcome = _flow(root, not asked.no_register, asked.force, asked.at_once)
-        _say(root, dvc.read(root), outcome, began)
+        outcome = _flow(root, not asked.no_register, asked.force, asked.max_parallel)
+        _say(root, dvc_graph.read(root), outcome, began)
     except KeyboardInterrupt:
         print("\nretrain: stopped; the same command goes on where it was", file=sys.stderr)
         return 130
@@ -60,30 +58,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _flow(root: Path, register: bool, force: bool, at_once: int) -> release.Outcome:
+def _flow(root: Path, register: bool, force: bool, max_parallel: int) -> release.RetrainResult:
     from flows import pipeline
 
-    told = pipeline.retrain(register, force, at_once)
-    graph = dvc.read(root)
+    told = pipeline.retrain(register, force, max_parallel)
+    graph = dvc_graph.read(root)
     known = release.known(graph) if register else None
-    decision = gate.Decision(bool(told["promoted"]), told["reason"]) if told["reason"] else None
-    return release.Outcome(
+    decision = promotion_gate.Decision(bool(told["promoted"]), told["reason"]) if told["reason"] else None
+    return release.RetrainResult(
         told["stages"], told["run_id"], known.version if known else None, told["new"], decision, release.table(graph)
     )
 
 
-def _list(graph: dvc.Graph, stale: dict[str, tuple[str, ...]]) -> None:
+def _list(graph: dvc_graph.Graph, stale: dict[str, tuple[str, ...]]) -> None:
     print(f"{len(stale)} of {len(graph.stages)} stages are out of date.")
     for name, reasons in stale.items():
         print(f"  {name}: {'; '.join(reasons)}")
 
 
-def _say(root: Path, graph: dvc.Graph, outcome: release.Outcome, began: float) -> None:
+def _say(root: Path, graph: dvc_graph.Graph, outcome: release.RetrainResult, began: float) -> None:
     """The last words: the table, and where everything is."""
     if outcome.table:
         systems = list(outcome.table)
         rows = list(dict.fromkeys(name for row in outcome.table.values() for name in row))
-        print(f"\n{gate.METRIC.replace('_', ' '):14}" + "".join(f"{name:>12}" for name in systems))
+        print(f"\n{promotion_gate.METRIC.replace('_', ' '):14}" + "".join(f"{name:>12}" for name in systems))
         for row in rows:
             values = [outcome.table[name].get(row) for name in systems]
             print(f"{row:14}" + "".join(f"{'-' if value is None else format(value, '.2f'):>12}" for value in values))
@@ -112,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="only say what is out of date, and why")
     parser.add_argument("--no-register", action="store_true", help="leave the registry alone")
     parser.add_argument("--force", action="store_true", help="run every stage again")
-    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="stages that may run side by side (default: 1)")
+    parser.add_argument("--max-parallel", type=int, default=1, metavar="N", help="stages that may run side by side (default: 1)")
     return parser
 
 

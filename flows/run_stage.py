@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from flows import process_guard as guard
+from flows import process_guard
 
 _BUSY = 255  # exit status of a dvc that met another; also that of any failure, so its words count too
 _TAIL = 20_000  # bytes of output that are kept
@@ -40,7 +40,7 @@ def run(
     began = time.monotonic()
     with _echo() as (sink, tail):
         child = subprocess.Popen(
-            guard.command(dvc, timeout_s), cwd=root, stderr=sink, env={**os.environ, **_width(), **extra, "PATH": path}
+            process_guard.command(dvc, timeout_s), cwd=root, stderr=sink, env={**os.environ, **_width(), **extra, "PATH": path}
         )
         try:
             while child.poll() is None:
@@ -57,7 +57,7 @@ def run(
     if child.returncode == _BUSY and "is busy" in said:
         raise BusyError(f"another dvc works on the files of stage {stage}:\n{_last_lines(said)}")
     if child.returncode != 0:
-        why = {guard.TIMED_OUT: f"ran out of its {timeout_s} s"}.get(
+        why = {process_guard.TIMED_OUT: f"ran out of its {timeout_s} s"}.get(
             child.returncode, f"failed with exit status {child.returncode}"
         )
         raise StageError(f"stage {stage} {why}:\n{_last_lines(said)}")

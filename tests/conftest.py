@@ -1,4 +1,4 @@
-"""One thread for everybody, a chat endpoint, and small random U-Nets of the real shapes under a painter whose text is noise."""
+"""One thread for everybody, a chat endpoint, and small random U-Nets of the real shapes under a base_model whose text is noise."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from emuedit.models.base_model import Painter, TextCondition
+from emuedit.models.text_to_image import TextCondition, TextToImageModel
 
 SD = {"layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4, "sample_size": 8}
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
@@ -52,7 +52,7 @@ def hash_of(text: str) -> int:
     return sum(7**i * ord(c) for i, c in enumerate(text)) % 2**20
 
 
-class NoiseText(Painter):
+class NoiseText(TextToImageModel):
     """Every token has an embedding of its own, and leans on those before it."""
 
     def encode_text(self, captions: Sequence[str]) -> TextCondition:
@@ -65,7 +65,7 @@ class NoiseText(Painter):
         return TextCondition(hidden, torch.stack([torch.randn(20, generator=g) for g in seeded]) if pooled else None)
 
 
-def make_painter(kind: str, scheduler: Any = None) -> Painter:
+def make_painter(kind: str, scheduler: Any = None) -> TextToImageModel:
     from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 
     torch.manual_seed(1)
@@ -91,14 +91,14 @@ def make_painter(kind: str, scheduler: Any = None) -> Painter:
 
 
 @pytest.fixture(scope="session", params=list(KINDS))
-def painter(request: pytest.FixtureRequest) -> Painter:
-    """A painter of each kind: predicts v with zero terminal SNR (toy), or eps (sd15, sdxl)."""
+def base_model(request: pytest.FixtureRequest) -> TextToImageModel:
+    """A base_model of each kind: predicts v with zero terminal SNR (toy), or eps (sd15, sdxl)."""
     return make_painter(request.param)
 
 
 @pytest.fixture(scope="session")
 def painted_by() -> Any:
-    """Builds a painter of a kind (toy, sd15, sdxl) with another scheduler."""
+    """Builds a base_model of a kind (toy, sd15, sdxl) with another scheduler."""
     return make_painter
 
 

@@ -1,4 +1,4 @@
-"""The laws of the house. Each says what it wants and what to do about it."""
+"""The laws of the config. Each says what it wants and what to do about it."""
 
 import ast
 import json

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from emuedit import cli
-from emuedit.core import change_threshold as threshold
-from emuedit.data import image_io as photo
-from emuedit.editor import package as bundle
-from emuedit.editor.package import Bundle, Knobs
-from emuedit.editor.task_predictor import Guess
+from emuedit.core import change_threshold
+from emuedit.data import image_io
+from emuedit.editor import package
+from emuedit.editor.package import Bundle, EditSettings
+from emuedit.editor.task_predictor import TaskPrediction
 
 
 class FakeEditor:
@@ -34,8 +34,11 @@ class FakeEditor:
 
 
 class FakeRouter:
-    def predict(self, texts: Sequence[str]) -> list[Guess]:
-        return [Guess("remove", 0.9, "local", 0.05) if "remove" in text else Guess("local", 0.5, "remove", 0.4) for text in texts]
+    def predict(self, texts: Sequence[str]) -> list[TaskPrediction]:
+        return [
+            TaskPrediction("remove", 0.9, "local", 0.05) if "remove" in text else TaskPrediction("local", 0.5, "remove", 0.4)
+            for text in texts
+        ]
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ def editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEditor:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     made = FakeEditor()
     router = FakeRouter()
-    monkeypatch.setattr(Bundle, "load", classmethod(lambda cls, folder, knobs=None: cls(made, router, knobs or Knobs())))
+    monkeypatch.setattr(Bundle, "load", classmethod(lambda cls, folder, knobs=None: cls(made, router, knobs or EditSettings())))
     (tmp_path / "models/editor").mkdir(parents=True)
     Image.new("RGB", (20, 12), (50, 100, 150)).save(tmp_path / "in.png")
     return made
@@ -85,7 +88,7 @@ def test_knobs_are_those_the_editor_was_measured_with(editor: FakeEditor) -> Non
     Path("params.yaml").write_text("evaluation: {steps: 9, s_T: 2.5, n_edits: 4}\n")
     assert cli.main(["edit", "in.png", "make it red"]) == 0
     assert {key: editor.asked[0][key] for key in ("steps", "s_I", "s_T")} == {"steps": 9, "s_I": 1.5, "s_T": 2.5}
-    assert Knobs().alpha == threshold.ALPHA
+    assert EditSettings().alpha == change_threshold.ALPHA
 
 
 @pytest.mark.parametrize(
@@ -146,7 +149,7 @@ def test_the_champion_comes_first(editor: FakeEditor, tmp_path: Path, monkeypatc
 def test_a_bundle_is_found_from_its_editor(tmp_path: Path) -> None:
     (tmp_path / "editor").mkdir()
     (tmp_path / "editor/model_index.json").write_text("{}")
-    assert bundle.home(tmp_path) == bundle.home(tmp_path / "editor") == tmp_path
+    assert package.home(tmp_path) == package.home(tmp_path / "editor") == tmp_path
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **how: Any) -> bytes:
@@ -156,23 +159,23 @@ def encoded(picture: Image.Image, kind: str = "PNG", **how: Any) -> bytes:
 
 
 def test_pictures_of_many_kinds() -> None:
-    grey = photo.read(encoded(Image.new("L", (9, 8), 77)))
+    grey = image_io.read_image(encoded(Image.new("L", (9, 8), 77)))
     assert (grey.pixels == 77).all()
     assert (grey.pixels.shape, grey.notes) == ((8, 9, 3), ())
-    deep = photo.read(encoded(Image.fromarray(np.full((8, 9), 257 * 100, np.uint16))))
+    deep = image_io.read_image(encoded(Image.fromarray(np.full((8, 9), 257 * 100, np.uint16))))
     assert (deep.pixels == 100).all()
     assert deep.notes == ("16 bits made 8",)
-    clear = photo.read(encoded(Image.new("RGBA", (9, 8), (200, 0, 0, 0))))
+    clear = image_io.read_image(encoded(Image.new("RGBA", (9, 8), (200, 0, 0, 0))))
     assert (clear.pixels == 255).all()
     assert clear.notes == ("transparency laid on white",)
-    full = photo.read(encoded(Image.new("RGBA", (9, 8), (200, 0, 0, 255))))
+    full = image_io.read_image(encoded(Image.new("RGBA", (9, 8), (200, 0, 0, 255))))
     assert (full.pixels == (200, 0, 0)).all()
     assert full.notes == ()
-    assert photo.read(encoded(Image.new("P", (9, 8)))).pixels.shape == (8, 9, 3)
-    assert photo.read(encoded(Image.new("CMYK", (9, 8)), "JPEG")).notes == ("CMYK made RGB, without its colour profile",)
+    assert image_io.read_image(encoded(Image.new("P", (9, 8)))).pixels.shape == (8, 9, 3)
+    assert image_io.read_image(encoded(Image.new("CMYK", (9, 8)), "JPEG")).notes == ("CMYK made RGB, without its colour profile",)
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = photo.read(encoded(Image.new("RGB", (9, 8)), "JPEG", exif=exif))
+    turned = image_io.read_image(encoded(Image.new("RGB", (9, 8)), "JPEG", exif=exif))
     assert (turned.pixels.shape, turned.notes) == ((9, 8, 3), ("turned as its EXIF data says",))
 
 
@@ -192,5 +195,5 @@ def test_pictures_of_many_kinds() -> None:
     ],
 )
 def test_pictures_that_are_refused(content: bytes, message: str) -> None:
-    with pytest.raises(photo.PhotoError, match=message):
-        photo.read(content)
+    with pytest.raises(image_io.ImageError, match=message):
+        image_io.read_image(content)

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from emuedit.config import Params, ParamsError, World, load, locate
 
-WORLD = """world: {name: w, captions: c.txt, painter: p, detector: d, segmenter: s, clip: c, dino: d, depth: e, writer: w, t5: t,
+WORLD = """world: {name: w, captions: c.txt, base_model: p, detector: d, segmenter: s, clip: c, dino: d, depth: e, llm: w, t5: t,
   annotators: a.py, benchmark: b.py}
 """
 
@@ -108,9 +108,9 @@ def test_world_is_written_once_for_all_stations(tmp_path: Path) -> None:
 
 
 def test_locate_knows_folders_from_hub_ids(tmp_path: Path) -> None:
-    (tmp_path / "weights" / "painter").mkdir(parents=True)
-    assert locate("weights/painter", tmp_path) == str((tmp_path / "weights" / "painter").resolve())
-    for name in ("facebook/dinov2-small", "gpt2", "toyworld.edits.rule_llm:toy_writer", "https://host/v1/chat#m"):
+    (tmp_path / "weights" / "base_model").mkdir(parents=True)
+    assert locate("weights/base_model", tmp_path) == str((tmp_path / "weights" / "base_model").resolve())
+    for name in ("facebook/dinov2-small", "gpt2", "toyworld.edits.rule_llm:toy_llm", "https://host/v1/chat#m"):
         assert locate(name, tmp_path) == name
     for name in ("./weights/paintr", "a/b/c", "/nowhere"):
         with pytest.raises(ParamsError, match="want an existing file or folder"):
@@ -121,6 +121,6 @@ def test_default_world_is_there() -> None:
     """Every name in the shipped params.yaml leads somewhere; `locate` refuses a path that does not."""
     root = Path(__file__).parent.parent
     world = load(World, "world", root / "params.yaml")
-    module, _, factory = world.writer.partition(":")
+    module, _, factory = world.llm.partition(":")
     assert callable(getattr(importlib.import_module(module), factory))
     assert (root / world.captions).is_file()

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from emuedit.data.contact_sheet import grid, tiled
-from toyworld.edits import exact_targets as annotate
+from toyworld.edits import exact_targets
 from toyworld.edits.exact_edits import Edits
 from toyworld.edits.exact_edits import edits as task_edits
 from toyworld.scenes import render
@@ -25,10 +25,10 @@ def scene_sheet(n: int = 6, start: int = 34) -> Image.Image:
     rows = {
         "picture": known.images,
         "masks": masks,
-        "depth": annotate.depth(known),
-        "normals": annotate.normal(known),
-        "sketch": annotate.sketch(known),
-        "classes": annotate.segmap(all_scenes, known),
+        "depth": exact_targets.depth(known),
+        "normals": exact_targets.normal(known),
+        "sketch": exact_targets.sketch(known),
+        "classes": exact_targets.segmap(all_scenes, known),
     }
     return grid(list(rows.items()), all_captions(all_scenes), lines=6)
 

@@ -15,14 +15,12 @@ from functools import cached_property
 
 import numpy as np
 
-from emuedit import config as house
-from emuedit.annotators import derived_maps as maps
-from emuedit.annotators import drawing
+from emuedit import config
+from emuedit.annotators import derived_maps, drawing, semantic_segmentation
 from emuedit.annotators import pose_estimation as people
-from emuedit.annotators import semantic_segmentation as classes
 from emuedit.annotators.pose_estimation import People
 from emuedit.models import depth as depths
-from emuedit.models import image_tensors as pixels
+from emuedit.models import image_tensors
 from emuedit.runtime import Runtime
 
 BOX_RGB, MASK_RGB = np.array([(255, 0, 255), (0, 255, 255)], np.uint8)
@@ -67,20 +65,20 @@ class Annotators:
         return Runtime.choose(self.device).device
 
     @cached_property
-    def _depths(self) -> depths.DepthJudge:
-        return depths.load(house.locate(self.depth), self._device)
+    def _depths(self) -> depths.DepthEstimator:
+        return depths.load(config.resolve_path(self.depth), self._device)
 
     @cached_property
     def _people(self) -> People:
-        return people.load(house.locate(self.people), house.locate(self.pose), self._device)
+        return people.load(config.resolve_path(self.people), config.resolve_path(self.pose), self._device)
 
     @cached_property
-    def _classes(self) -> classes.Classes:
-        return classes.load(house.locate(self.segmap), self._device)
+    def _classes(self) -> semantic_segmentation.Classes:
+        return semantic_segmentation.load(config.resolve_path(self.segmap), self._device)
 
     def _relief(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """float [N, H, W] in [0, 1], nearer is larger, and whether there is any."""
-        found = self._depths.depth(pixels.from_uint8(images)).cpu().numpy()
+        found = self._depths.depth(image_tensors.from_uint8(images)).cpu().numpy()
         return found, np.asarray(found.any((1, 2)))
 
     def _depth(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,16 +87,16 @@ class Annotators:
 
     def _normal(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         near, told = self._relief(images)
-        return _bytes(maps.normals(near)), told
+        return _bytes(derived_maps.normals(near)), told
 
     def _pose(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        joints = self._people.joints(pixels.from_uint8(images))
+        joints = self._people.joints(image_tensors.from_uint8(images))
         drawn = np.stack([people.stick_figures(one, *images.shape[1:3]) for one in joints])
         return drawn, np.asarray(drawn.any((1, 2, 3)))
 
     def _segmap(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        labels = self._classes.labels(pixels.from_uint8(images))
-        return maps.class_colours(labels), labels.min((1, 2)) < labels.max((1, 2))
+        labels = self._classes.labels(image_tensors.from_uint8(images))
+        return derived_maps.class_colours(labels), labels.min((1, 2)) < labels.max((1, 2))
 
 
 Draw = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -119,7 +117,7 @@ def _coloured(images: np.ndarray, words: Sequence[str]) -> tuple[np.ndarray, np.
 
 def _sketch(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Black lines on white."""
-    ink = maps.ink(images / 255)
+    ink = derived_maps.ink(images / 255)
     drawn = _bytes((1 - ink)[..., None].repeat(3, -1))
     return drawn, np.asarray((drawn < 255).any((1, 2, 3)))
 

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from emuedit.models import image_tensors as pixels
-from emuedit.models import model_sources as sources
+from emuedit.models import image_tensors, model_sources
 
-DETECTOR = sources.Kind("a transformers object detector", "config.json")
-POSE = sources.Kind("a transformers ViTPose", "config.json", "model_type", ("vitpose",))
+DETECTOR = model_sources.Kind("a transformers object detector", "config.json")
+POSE = model_sources.Kind("a transformers ViTPose", "config.json", "model_type", ("vitpose",))
 PERSON_SCORE = 0.3
 """Score above which a box is a person (transformers' own example of ViTPose)."""
 JOINT_SCORE = 0.3
@@ -47,7 +46,7 @@ class People:
 
     def joints(self, images: torch.Tensor) -> list[np.ndarray]:
         """Images [B, 3, H, W] in [-1, 1] -> for each float32 [K, 17, 3]: x px, y px and score of every person's joints."""
-        shown = list(pixels.to_bytes(images))
+        shown = list(image_tensors.to_bytes(images))
         boxes = self._boxes(shown)
         found = [np.zeros((0, 17, 3), np.float32)] * len(shown)
         some = [i for i, own in enumerate(boxes) if own]
@@ -93,9 +92,9 @@ def stick_figures(joints: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def load(detector: str, pose: str, device: str) -> People:
     """Both networks from transformers folders or hub ids (PekingU/rtdetr_r50vd_coco_o365, usyd-community/vitpose-base-simple)."""
-    sources.manifest(detector, DETECTOR)
-    sources.manifest(pose, POSE)
-    transformers = sources.library("transformers")
+    model_sources.manifest(detector, DETECTOR)
+    model_sources.manifest(pose, POSE)
+    transformers = model_sources.library("transformers")
     parts = []
     for kind, name in ((transformers.AutoModelForObjectDetection, detector), (transformers.VitPoseForPoseEstimation, pose)):
         model = kind.from_pretrained(name, dtype=torch.float32, use_safetensors=True)

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from emuedit.models import image_tensors as pixels
-from emuedit.models import model_sources as sources
+from emuedit.models import image_tensors, model_sources
 
-KIND = sources.Kind("a transformers semantic segmentation", "config.json")
+KIND = model_sources.Kind("a transformers semantic segmentation", "config.json")
 
 
 class Classes:
@@ -21,7 +20,7 @@ class Classes:
 
     def labels(self, images: torch.Tensor) -> np.ndarray:
         """Images [B, 3, H, W] in [-1, 1] -> the number of each pixel's class, int64 [B, H, W]."""
-        inputs = self.processor(images=list(pixels.to_bytes(images)), return_tensors="pt")
+        inputs = self.processor(images=list(image_tensors.to_bytes(images)), return_tensors="pt")
         with torch.no_grad():
             out = self.model(inputs["pixel_values"].to(self.model.device, self.model.dtype))
         sizes = [tuple(images.shape[-2:])] * len(images)
@@ -31,8 +30,8 @@ class Classes:
 
 def load(name_or_path: str, device: str) -> Classes:
     """A network from a transformers folder or a hub id (openmmlab/upernet-convnext-small)."""
-    sources.manifest(name_or_path, KIND)
-    transformers = sources.library("transformers")
+    model_sources.manifest(name_or_path, KIND)
+    transformers = model_sources.library("transformers")
     model = transformers.AutoModelForSemanticSegmentation.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True)
     processor = transformers.AutoImageProcessor.from_pretrained(name_or_path)
     return Classes(model.to(device).requires_grad_(False).eval(), processor)

@@ -11,7 +11,7 @@ row that is the source of row r; a source points at itself.
 import torch
 from torch import Tensor
 
-from emuedit.core import soft_mask as softmask
+from emuedit.core import soft_mask
 
 
 def mixed(out: Tensor, source_row: Tensor, M: Tensor) -> Tensor:
@@ -49,4 +49,4 @@ def grid(n_tokens: int, height: int, width: int) -> tuple[int, int]:
 
 def tokens(M: Tensor, height: int, width: int) -> Tensor:
     """Masks [R, 1, H, W] at the places of a layer of height x width, [R, N, 1]."""
-    return softmask.resized(M, height, width).flatten(2).transpose(1, 2)
+    return soft_mask.resized(M, height, width).flatten(2).transpose(1, 2)

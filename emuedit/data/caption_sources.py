@@ -13,18 +13,18 @@ from typing import Any
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from emuedit import config as house
+from emuedit import config
 
 _TABLES = (".csv", ".jsonl", ".parquet")
 
 Source = Callable[[str, int, int], list[str]]
 
 
-class CorpusError(ValueError):
+class CaptionSourceError(ValueError):
     """Raised for a source that cannot be read."""
 
 
-class HubDataset(house.Params):
+class HubDataset(config.Params):
     """What a .yaml source holds under `captions`: a dataset on the hub, streamed and never stored whole."""
 
     dataset: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
@@ -35,17 +35,17 @@ class HubDataset(house.Params):
     """Its commit: the same file then means the same texts for ever."""
 
 
-def pieces(
+def read_batches(
     source: Path, reference: str, split: str, column: str, n_rows: int, size: int
 ) -> Iterator[tuple[int, list[str | None]]]:
     """(index of the first row, rows) of at most `size` rows each, `n_rows` in all.
 
     `reference` is `source` as the world names it, for a Python file; `split` is for those, and for datasets.
-    Raises CorpusError, and ParamsError for a Python or .yaml file that does not hold what it should.
+    Raises CaptionSourceError, and ParamsError for a Python or .yaml file that does not hold what it should.
     """
     starts = range(0, n_rows, size)
     if source.suffix == ".py":
-        draw: Source = house.imported(reference, "captions")
+        draw: Source = config.import_function(reference, "captions")
         for start in starts:
             yield start, list(draw(split, start, min(size, n_rows - start)))
         return
@@ -65,9 +65,11 @@ def _rows(source: Path, split: str, column: str) -> Iterator[str | None]:
     for number, row in enumerate(_table(source, split, column), start=1):
         if column not in row:
             got = f"{sorted(row)} in row {number}"
-            raise CorpusError(f"want key {column!r} in {source}, got {got}; set captions.column in params.yaml")
+            raise CaptionSourceError(f"want key {column!r} in {source}, got {got}; set captions.column in params.yaml")
         if not isinstance(row[column], str | None):
-            raise CorpusError(f"want text in {column!r} of {source}, got {str(row[column])[:80]!r} in row {number}; name another")
+            raise CaptionSourceError(
+                f"want text in {column!r} of {source}, got {str(row[column])[:80]!r} in row {number}; name another"
+            )
         yield row[column]
 
 
@@ -87,7 +89,7 @@ def _table(source: Path, split: str, column: str) -> Iterator[dict[str, Any]]:
             yield from map(json.loads, filter(str.strip, lines))
     else:
         kinds = f".txt, {', '.join(_TABLES)}, .py or .yaml, or a dataset's folder"
-        raise CorpusError(f"want a caption source {kinds}; got {source}")
+        raise CaptionSourceError(f"want a caption source {kinds}; got {source}")
 
 
 def _dataset(source: Path, split: str, column: str) -> Iterator[dict[str, Any]]:
@@ -96,13 +98,13 @@ def _dataset(source: Path, split: str, column: str) -> Iterator[dict[str, Any]]:
 
     saved = [folder for folder in (source / split, source) if (folder / "state.json").is_file()]  # alone, it has no splits
     if source.suffix == ".yaml":
-        hub = house.load(HubDataset, "captions", source)
+        hub = config.load(HubDataset, "captions", source)
         given: dict[str, Any] = {"path": hub.dataset, "name": hub.config, "revision": hub.revision}
     else:
         given = {"path": str(source)}
     try:
         rows = datasets.load_from_disk(saved[0]) if saved else datasets.load_dataset(**given, split=split, streaming=True)
     except (ValueError, OSError) as error:  # `datasets` raises these two for: no such split, configuration, dataset; no network
-        raise CorpusError(f"want the split {split!r} of the dataset {given['path']}, got none: {error}") from error
+        raise CaptionSourceError(f"want the split {split!r} of the dataset {given['path']}, got none: {error}") from error
     names = rows.column_names
     yield from rows.select_columns([column]) if names and column in names else rows

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from emuedit.data import contact_sheet as sheet
-from emuedit.data.filters import Bounds, Gates
+from emuedit.data import contact_sheet
+from emuedit.data.filters import Bounds, Filters
 from emuedit.data.png import decode_png
 from emuedit.data.publish import Summary
 from emuedit.data.records import Verdict
@@ -37,7 +37,7 @@ Written by the station `dataset` from what it counted. Contact sheets lie beside
 
 ## How it was made
 
-Captions are turned into instructions by a language model. The painter makes the picture of the first caption and, under
+Captions are turned into instructions by a language model. The base_model makes the picture of the first caption and, under
 soft-mask attention control, that of the second; annotators draw the targets of vision tasks. Every candidate has its scores.
 One that passes every gate of its task stays, and of one instruction the best. Rejected pairs keep their verdicts.
 
@@ -47,7 +47,7 @@ One that passes every gate of its task stays, and of one instruction the best. R
 |---|---:|---:|---:|---:|
 {counts}
 {reassigned}
-## Gates
+## Filters
 
 Pairs that failed each gate; one pair may fail several.
 
@@ -61,7 +61,7 @@ Thresholds in force:
 
 ## Sources
 
-Revision of the painter: {revisions}.
+Revision of the base_model: {revisions}.
 
 | part | name | licence |
 |---|---|---|
@@ -107,7 +107,7 @@ class Mixed:
     folder: str
     made: Summary
     """Of the import: it has source and licence."""
-    gates: Gates
+    gates: Filters
     kept: npt.NDArray[np.bool_]  # of each pair
 
 
@@ -177,7 +177,7 @@ def sheets(shown: Iterable[Shown]) -> dict[str, Any]:
         marks = ("after", [one.verdict.kept for one in own])
         n_kept = sum(marks[1])
         title = f"{task}: {n_kept} kept pairs (green), {len(own) - n_kept} rejected ones (red)"
-        made[f"sheet_{task}.png"] = sheet.grid(rows, [_said(one) for one in own], _LINES, title, marks)
+        made[f"sheet_{task}.png"] = contact_sheet.grid(rows, [_said(one) for one in own], _LINES, title, marks)
     return made
 
 

@@ -21,7 +21,7 @@ WORTH = 0.01
 
 
 @dataclass(frozen=True)
-class Gate:
+class ScoreBound:
     """One bound of one score; a pair passes on the bound. A score that is undefined (NaN) does not pass."""
 
     score: str
@@ -35,7 +35,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Figures:
+class SelectionQuality:
     """How well a choice of N pairs hits the right ones; None where nothing is chosen, or nothing is right."""
 
     kept: float
@@ -43,11 +43,11 @@ class Figures:
     recall: float | None
 
 
-def figures(chosen: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> Figures:
+def selection_quality(chosen: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> SelectionQuality:
     """Share that is chosen, of it the share that is right, and of the right ones the share that is chosen; bool [N]."""
     hits = float((chosen & right).sum())
     n_chosen, n_right = int(chosen.sum()), int(right.sum())
-    return Figures(
+    return SelectionQuality(
         kept=n_chosen / max(len(right), 1),
         precision=hits / n_chosen if n_chosen else None,
         recall=hits / n_right if n_right else None,
@@ -59,9 +59,9 @@ def halves(groups: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
     return np.array([int(str(group)[-6:], 16) % 2 == 0 for group in groups], bool)
 
 
-def propose(
+def search_filters(
     scores: Scores, right: npt.NDArray[np.bool_], edges: Mapping[str, Sequence[Edge]], wanted: float, most: int = 3
-) -> tuple[Gate, ...]:
+) -> tuple[ScoreBound, ...]:
     """At most `most` gates for N pairs: the highest recall at precision >= `wanted`, else the highest precision.
 
     `scores`: [N] each, NaN where undefined; `right`: bool [N]; `edges`: the bounds that make sense of each score (one that
@@ -82,25 +82,25 @@ def propose(
     return tuple(tried[i] for i in sorted(set(chosen)))
 
 
-def affordable(
+def search_with_recall(
     scores: Scores,
     right: npt.NDArray[np.bool_],
     edges: Mapping[str, Sequence[Edge]],
     wanted: float,
     least_recall: float,
     most: int = 3,
-) -> tuple[Gate, ...]:
-    """As `propose`, but the wanted precision comes down, a hundredth at a time, until the recall is at least `least_recall`."""
+) -> tuple[ScoreBound, ...]:
+    """As `search_filters`, but the wanted precision comes down, a hundredth at a time, until the recall is at least `least_recall`."""
     while wanted > STEP:
-        gates = propose(scores, right, edges, wanted, most)
+        gates = search_filters(scores, right, edges, wanted, most)
         passed = np.all([gate.passes(scores) for gate in gates] + [np.ones(len(right), bool)], 0)
-        if (figures(passed, right).recall or 0) >= least_recall:
+        if (selection_quality(passed, right).recall or 0) >= least_recall:
             return gates
         wanted -= STEP
     return ()
 
 
-def _gates(scores: Scores, right: npt.NDArray[np.bool_], edges: Mapping[str, Sequence[Edge]]) -> list[Gate]:
+def _gates(scores: Scores, right: npt.NDArray[np.bool_], edges: Mapping[str, Sequence[Edge]]) -> list[ScoreBound]:
     """Every gate worth trying: it rejects something, and not every right pair. Bounds have two digits that count."""
     shares = {"min": np.linspace(0, 0.6, LEVELS), "max": np.linspace(1, 0.4, LEVELS)}
     made = []
@@ -108,7 +108,7 @@ def _gates(scores: Scores, right: npt.NDArray[np.bool_], edges: Mapping[str, Seq
         good = value[right & ~np.isnan(value)]
         for edge in edges.get(name, ()) if len(good) else ():
             for bound in sorted({float(f"{level:.2g}") for level in np.quantile(good, shares[edge])}):
-                gate = Gate(name, edge, bound)
+                gate = ScoreBound(name, edge, bound)
                 passed = gate.passes(scores)
                 if passed.any() and not passed.all():
                     made.append(gate)

@@ -62,12 +62,12 @@ def publish(scratch: Path, out: str | Path, station: str, params: Mapping[str, A
     for file in sorted(scratch.iterdir()):
         if not file.name.startswith("."):  # a shard that was being written when an earlier run was stopped
             _link(file, out / file.name)
-    summary = seal(out, station, scratch.name, params, counts)
+    summary = write_summary(out, station, scratch.name, params, counts)
     shutil.rmtree(scratch.parent)
     return summary
 
 
-def seal(out: Path, station: str, mark: str, params: Mapping[str, Any], counts: Mapping[str, int]) -> Summary:
+def write_summary(out: Path, station: str, mark: str, params: Mapping[str, Any], counts: Mapping[str, int]) -> Summary:
     """Write the `summary.json` that makes what a station left in `out`, sub-folders included, published."""
     files = {file.relative_to(out).as_posix(): _hash(file) for file in sorted(out.rglob("*")) if file.is_file()}
     summary = Summary(station, mark, dict(params), dict(counts), files)

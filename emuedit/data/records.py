@@ -1,4 +1,4 @@
-"""Caption, Instruction, Pair, Verdict, Answer and Drop: frozen, and named by what they hold.
+"""Caption, Instruction, Pair, Verdict, EvalRecord and Drop: frozen, and named by what they hold.
 
 An id is the blake2b hash (16 hex digits) of the fields that make a record what it is. Pictures count by their pixels,
 not by their compression. Where it came from and how it scored does not change the id.
@@ -19,7 +19,7 @@ Scores = dict[str, float | None]
 
 
 # How a field is stored, and whether it counts for the id. Without a mark: as it is, and it counts.
-UNNAMED: Mapping[str, Any] = {"named": False}
+NOT_IN_ID: Mapping[str, Any] = {"named": False}
 PNG: Mapping[str, Any] = {"form": "png"}
 JSON: Mapping[str, Any] = {"form": "json"}
 SCORES: Mapping[str, Any] = {"form": "scores", "named": False}
@@ -50,9 +50,9 @@ class Caption(Record):
     """One sentence that says what a picture shows."""
 
     text: str
-    source: str = field(metadata=UNNAMED)
+    source: str = field(metadata=NOT_IN_ID)
     """File it came from."""
-    index: int = field(metadata=UNNAMED)
+    index: int = field(metadata=NOT_IN_ID)
     """Its row in the source, from 0."""
 
 
@@ -71,11 +71,11 @@ class Instruction(Record):
     """What stands there afterwards; None when nothing does."""
     reverse: bool
     """Built backwards: the picture of `target_caption` is painted first, and the source is made from it (add, map to picture)."""
-    seed: int = field(metadata=UNNAMED)
-    writer: str = field(metadata=UNNAMED)
+    seed: int = field(metadata=NOT_IN_ID)
+    llm: str = field(metadata=NOT_IN_ID)
     """Model and revision that wrote it."""
-    answer: str = field(metadata=UNNAMED)
-    """The writer's whole answer, as it came."""
+    answer: str = field(metadata=NOT_IN_ID)
+    """The LLM's whole answer, as it came."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Verdict(Record):
 
 
 @dataclass(frozen=True)
-class Answer(Record):
+class EvalRecord(Record):
     """What a system made of one edit of a benchmark, and how that was judged."""
 
     system: str
@@ -133,18 +133,18 @@ class Answer(Record):
     instruction: str
     source_caption: str
     target_caption: str
-    told_task: str
+    given_task: str
     """The task the system was told, or that the router chose."""
     seed: int
     source: bytes = field(metadata=PNG)
     """The picture to edit: PNG of uint8 [H,W,3]."""
     output: bytes = field(metadata=PNG)
     """What the system made of it: PNG of uint8 [H,W,3]."""
-    exact: bytes | None = field(metadata={**PNG, **UNNAMED})
+    exact: bytes | None = field(metadata={**PNG, **NOT_IN_ID})
     """The right result, where it is known."""
-    success: bool = field(metadata=UNNAMED)
+    success: bool = field(metadata=NOT_IN_ID)
     """Whether the benchmark's judge accepts it."""
-    reason: str = field(metadata=UNNAMED)
+    reason: str = field(metadata=NOT_IN_ID)
     """Why not; empty on success."""
     scores: Scores = field(metadata=SCORES)
     """The metrics of this one answer; None where undefined."""
@@ -157,8 +157,8 @@ class Drop(Record):
     subject: str
     """The text, or the id of the record."""
     reason: str
-    source: str = field(metadata=UNNAMED)
-    index: int = field(metadata=UNNAMED)
+    source: str = field(metadata=NOT_IN_ID)
+    index: int = field(metadata=NOT_IN_ID)
 
 
 def _canonical(value: Any, form: str) -> bytes:

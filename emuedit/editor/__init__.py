@@ -1,1 +1,1 @@
-"""Our network: a painter's U-Net that reads a picture, an instruction and a task; its loss, its batches, its inference."""
+"""Our network: a base_model's U-Net that reads a picture, an instruction and a task; its loss, its batches, its inference."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from emuedit.core import change_threshold as threshold
+from emuedit.core import change_threshold
 from emuedit.editor.sampling import Editor
 
 
@@ -22,8 +22,8 @@ def edit_in_turns(
     s_T: float,
     phi: float = 0.0,
     hold: float = 1.0,
-    alpha: float = threshold.ALPHA,
-    sigma_px: float = threshold.SIGMA_PX,
+    alpha: float = change_threshold.ALPHA,
+    sigma_px: float = change_threshold.SIGMA_PX,
 ) -> list[Tensor]:
     """Image [1, 3, H, W] in [-1, 1] -> the picture after every turn. Turn i is drawn from seed + i.
 
@@ -39,6 +39,6 @@ def edit_in_turns(
     before = image.float().cpu()
     for turn, (instruction, task) in enumerate(zip(instructions, tasks, strict=True)):
         after = editor.edit(before, [instruction], [task], [seed + turn], steps=steps, s_I=s_I, s_T=s_T, phi=phi, hold=hold)
-        before = threshold.unchanged_kept(before, after, alpha, sigma_px) if alpha > 0 else after
+        before = change_threshold.unchanged_kept(before, after, alpha, sigma_px) if alpha > 0 else after
         pictures.append(before)
     return pictures

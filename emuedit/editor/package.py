@@ -25,7 +25,7 @@ class BundleError(ValueError):
 
 
 @dataclass(frozen=True)
-class Knobs:
+class EditSettings:
     """How an edit is made. A registered model brings the values it was measured with; these are for folders without."""
 
     steps: int = 20
@@ -59,29 +59,29 @@ class Turn:
 class Bundle:
     """An editor that answers instructions."""
 
-    def __init__(self, editor: Any, router: Any, knobs: Knobs) -> None:
+    def __init__(self, editor: Any, router: Any, knobs: EditSettings) -> None:
         self.editor, self.router, self.knobs = editor, router, knobs
         self.seconds = 0.0
         """Time of the last edit."""
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | None = None, knobs: Knobs | None = None) -> "Bundle":
+    def load(cls, folder: str | Path, device: str | None = None, knobs: EditSettings | None = None) -> "Bundle":
         """Open a bundle, or the editor folder inside one; `knobs`: if it brings none. BundleError says what was found."""
         from emuedit.editor import sampling as edit
-        from emuedit.editor import task_pack as packs
+        from emuedit.editor import task_pack
         from emuedit.editor import task_predictor as router
         from emuedit.runtime import Runtime
 
         root = home(folder)
         told = json.loads((root / DEFAULTS).read_text()) if (root / DEFAULTS).exists() else {}
-        known = asdict(knobs or Knobs())
+        known = asdict(knobs or EditSettings())
         known |= {key: value for key, value in told.items() if key in known}
         chosen = device or Runtime.choose().device
         editor = edit.load(str(root / EDITOR), chosen)
         for pack in sorted((root / PACKS).glob("*.safetensors")):
-            packs.add(editor, pack)
+            task_pack.add(editor, pack)
         guide = router.load(str(root / ROUTER), chosen) if (root / ROUTER).is_dir() else None
-        return cls(editor, guide, Knobs(**known))
+        return cls(editor, guide, EditSettings(**known))
 
     def edit(
         self,
@@ -89,13 +89,13 @@ class Bundle:
         instructions: Sequence[str],
         tasks: Sequence[str | None] = (),
         seed: int = 0,
-        knobs: Knobs | None = None,
+        knobs: EditSettings | None = None,
     ) -> list[Turn]:
         """Edit uint8 [H, W, 3] by one instruction after the other. A task that is not told is chosen by the router.
 
         Raises BundleError for an empty instruction, an unknown task, or a missing router.
         """
-        from emuedit.editor import multi_turn as turns
+        from emuedit.editor import multi_turn
         from emuedit.models.image_tensors import from_uint8, to_uint8
 
         knobs = knobs or self.knobs
@@ -106,7 +106,7 @@ class Bundle:
             raise BundleError(f"want a task for each of the {len(instructions)} instructions or none; got {told}")
         chosen = [self._task(text, task) for text, task in zip(instructions, told, strict=True)]
         began = time.monotonic()
-        outputs = turns.edit_in_turns(
+        outputs = multi_turn.edit_in_turns(
             self.editor, from_uint8(pixels), list(instructions), [task for task, _, _ in chosen], seed, **asdict(knobs)
         )
         self.seconds = time.monotonic() - began

@@ -15,19 +15,17 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from emuedit.core import diffusion, guidance
-from emuedit.editor import checkpoint
-from emuedit.editor import task_embedding as table
-from emuedit.editor import task_pack as pack
-from emuedit.editor.checkpoint import Frame
-from emuedit.editor.unet import EditorNet
-from emuedit.models import image_tensors as pixels
-from emuedit.models.base_model import TextCondition
+from emuedit.editor import checkpoint, task_embedding, task_pack
+from emuedit.editor.checkpoint import FrozenParts
+from emuedit.editor.unet import EditorUNet
+from emuedit.models import image_tensors
+from emuedit.models.text_to_image import TextCondition
 
 
 class Editor:
     """An editor that is ready to work. `weights`: fingerprint of the network, which task packs are made for."""
 
-    def __init__(self, net: EditorNet, frame: Frame, weights: str, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, net: EditorUNet, frame: FrozenParts, weights: str, dtype: torch.dtype = torch.float32) -> None:
         self.net, self.frame, self.weights, self.dtype = net, frame, weights, dtype
         levels = len(frame.unet.config.block_out_channels) - 1
         self.grid = frame.factor * 2**levels  # px: the VAE halves a picture, and so does the U-Net
@@ -40,7 +38,7 @@ class Editor:
     @property
     def inverted(self) -> tuple[str, ...]:
         """Those of them that came by inversion."""
-        return self.tasks[len(table.TRAINED) :]
+        return self.tasks[len(task_embedding.TRAINED) :]
 
     @property
     def device(self) -> torch.device:
@@ -73,7 +71,7 @@ class Editor:
         phi in [0, 1] pulls guidance back to the spread of the conditioned prediction. Raises UnknownTaskError for an unknown
         task, ValueError for pictures out of range and for lists of unequal length.
         """
-        n = len(pixels.check(images))
+        n = len(image_tensors.check(images))
         if not n or not n == len(instructions) == len(tasks) == len(seeds):
             raise ValueError(
                 f"want one instruction, task and seed for each picture, got {n} pictures, {len(instructions)} instructions, "
@@ -139,15 +137,15 @@ class Editor:
         """Teach it a task that inversion learned: its embedding v [D_v] becomes one more row."""
         self.net.table.add(name, v)
 
-    def add_pack(self, file: str | Path) -> pack.Pack:
+    def add_pack(self, file: str | Path) -> task_pack.Pack:
         """The same from a task pack. Raises PackError for a file that is none and for a pack made for another editor."""
-        found = pack.load(file)
-        pack.check(found, self.weights)
+        found = task_pack.load(file)
+        task_pack.check(found, self.weights)
         self.add_task(found.name, found.v)
         return found
 
 
 def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None) -> Editor:
-    """An editor from a folder or a hub id. bfloat16: float32 weights under autocast. FileNotFoundError for a painter."""
+    """An editor from a folder or a hub id. bfloat16: float32 weights under autocast. FileNotFoundError for a base_model."""
     net, frame, weights = checkpoint.load(name_or_path, device, dtype, revision)
     return Editor(net, frame, weights, dtype)

@@ -22,7 +22,7 @@ TRAINED = tuple(task.name for task in TASKS)
 """Names of the first rows of every table."""
 
 
-class TaskTable(nn.Module):
+class TaskEmbedding(nn.Module):
     """`names[i]` is the task of row i: the sixteen trained ones in their order, then those that inversion added."""
 
     def __init__(self, d_v: int, d_text: int, names: Sequence[str] = TRAINED) -> None:
@@ -71,11 +71,11 @@ class TaskTable(nn.Module):
         save_file({name: value.to(dtype).contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
 
 
-def load(folder: Path) -> tuple[TaskTable, str]:
-    """(table, fingerprint of the network it belongs to) from what `TaskTable.save` wrote; rows in float32."""
+def load(folder: Path) -> tuple[TaskEmbedding, str]:
+    """(table, fingerprint of the network it belongs to) from what `TaskEmbedding.save` wrote; rows in float32."""
     if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"want an editor's task table, got no {CONFIG} in {folder}; a painter alone is no editor")
+        raise FileNotFoundError(f"want an editor's task table, got no {CONFIG} in {folder}; a base_model alone is no editor")
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    table = TaskTable(config["d_v"], config["d_text"], config["names"])
+    table = TaskEmbedding(config["d_v"], config["d_text"], config["names"])
     table.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
     return table, config["weights"]

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emuedit.models import model_sources as sources
+from emuedit.models import model_sources
 from emuedit.runtime import seed_for
 
-T5 = sources.Kind("a transformers T5", "config.json", "model_type", ("t5", "mt5", "umt5"))
+T5 = model_sources.Kind("a transformers T5", "config.json", "model_type", ("t5", "mt5", "umt5"))
 _NAMED = "router_tasks"  # in config.json: this classifier's labels are tasks
 
 
 @dataclass(frozen=True)
-class Guess:
+class TaskPrediction:
     """The two likeliest tasks of an instruction, with probabilities in [0, 1]. Close ones: ask which is meant."""
 
     task: str
@@ -30,7 +30,7 @@ class Guess:
     second_probability: float
 
 
-class Router:
+class TaskPredictor:
     """A T5 classifier with its tokenizer; the labels in its config are the names of tasks."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -61,12 +61,12 @@ class Router:
         parts = [self.logits(texts[i : i + batch]).softmax(-1).cpu() for i in range(0, len(texts), batch)]
         return torch.cat(parts) if parts else torch.zeros(0, len(self.tasks))
 
-    def predict(self, texts: Sequence[str]) -> list[Guess]:
+    def predict(self, texts: Sequence[str]) -> list[TaskPrediction]:
         """A guess for every instruction."""
         best, which = self.probabilities(texts).topk(2)
         names = self.tasks
         return [
-            Guess(names[i], p, names[j], q) for (p, q), (i, j) in zip(best.tolist(), which.tolist(), strict=True)
+            TaskPrediction(names[i], p, names[j], q) for (p, q), (i, j) in zip(best.tolist(), which.tolist(), strict=True)
         ]  # fmt: skip
 
     def save(self, folder: str | Path) -> None:
@@ -77,17 +77,17 @@ class Router:
             file.chmod(0o644)  # safetensors writes for its owner alone
 
 
-def start(name_or_path: str, tasks: Sequence[str], max_tokens: int, device: str = "cpu", seed: int = 0) -> Router:
+def start(name_or_path: str, tasks: Sequence[str], max_tokens: int, device: str = "cpu", seed: int = 0) -> TaskPredictor:
     """A router to be trained: a T5 folder or hub id (such as `google/flan-t5-xl`) with a new head for these tasks.
 
-    Raises ValueError for fewer than two tasks or one named twice, and what `sources.manifest` raises for a wrong folder.
+    Raises ValueError for fewer than two tasks or one named twice, and what `model_sources.manifest` raises for a wrong folder.
     """
     if len(tasks) < 2 or len(set(tasks)) != len(tasks):
         raise ValueError(f"want two or more different tasks to tell apart, got {list(tasks)}")
-    sources.manifest(name_or_path, T5)
+    model_sources.manifest(name_or_path, T5)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed_for("router", "head", seed))
-        model = sources.library("transformers").AutoModelForSequenceClassification.from_pretrained(
+        model = model_sources.library("transformers").AutoModelForSequenceClassification.from_pretrained(
             name_or_path,
             id2label=dict(enumerate(tasks)),
             label2id={task: i for i, task in enumerate(tasks)},
@@ -96,18 +96,18 @@ def start(name_or_path: str, tasks: Sequence[str], max_tokens: int, device: str 
             use_safetensors=True,
         )
     setattr(model.config, _NAMED, True)
-    tokenizer = sources.library("transformers").AutoTokenizer.from_pretrained(name_or_path, model_max_length=max_tokens)
-    return Router(model.to(device), tokenizer)
+    tokenizer = model_sources.library("transformers").AutoTokenizer.from_pretrained(name_or_path, model_max_length=max_tokens)
+    return TaskPredictor(model.to(device), tokenizer)
 
 
-def load(name_or_path: str, device: str = "cpu") -> Router:
+def load(name_or_path: str, device: str = "cpu") -> TaskPredictor:
     """A trained router from its folder or a hub id. Raises ValueError for a T5 that was not trained to be one."""
-    found = sources.manifest(name_or_path, T5)
+    found = model_sources.manifest(name_or_path, T5)
     if not found.get(_NAMED):
         raise ValueError(f"want a router, got {name_or_path!r}, a T5 whose labels are no tasks; run the station `router`")
-    transformers = sources.library("transformers")
+    transformers = model_sources.library("transformers")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         name_or_path, dtype=torch.float32, use_safetensors=True
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path)
-    return Router(model.to(device).requires_grad_(False).eval(), tokenizer)
+    return TaskPredictor(model.to(device).requires_grad_(False).eval(), tokenizer)

@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from emuedit.data.publish import fingerprint
-from emuedit.editor import task_predictor as routers
+from emuedit.editor import task_predictor
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Routed:
+class Reassignment:
     """The tasks of N pairs after the router had its say."""
 
     tasks: tuple[str, ...]
@@ -28,7 +28,9 @@ class Routed:
     """[N] of that task; NaN where the router does not know the pair's own task, which then stays."""
 
 
-def reassigned(tasks: Sequence[str], texts: Sequence[str], known: Sequence[str], probabilities: Floats, least: float) -> Routed:
+def reassigned(
+    tasks: Sequence[str], texts: Sequence[str], known: Sequence[str], probabilities: Floats, least: float
+) -> Reassignment:
     """Tasks and instructions of N pairs, p [N, K] over the `known` tasks: one at least as probable as `least` takes over."""
     row = {task: k for k, task in enumerate(known)}
     own = np.array([row.get(task, -1) for task in tasks], int)
@@ -36,7 +38,7 @@ def reassigned(tasks: Sequence[str], texts: Sequence[str], known: Sequence[str],
     p = probabilities[np.arange(len(texts)), best]
     chosen = np.where((own >= 0) & (p >= least), best, own)
     found = np.where(chosen >= 0, probabilities[np.arange(len(texts)), chosen], np.nan)
-    return Routed(tuple(task if k < 0 else known[k] for task, k in zip(tasks, chosen, strict=True)), found)
+    return Reassignment(tuple(task if k < 0 else known[k] for task, k in zip(tasks, chosen, strict=True)), found)
 
 
 def read(texts: Sequence[str], folder: Path, cache: Path) -> tuple[tuple[str, ...], Floats]:
@@ -45,9 +47,9 @@ def read(texts: Sequence[str], folder: Path, cache: Path) -> tuple[tuple[str, ..
     What it said once is kept in the folder `cache`: judging by other thresholds reads nothing.
     """
     said = sorted(set(texts))
-    file = cache / f"{fingerprint({'said': said}, folder, routers.__file__)}.npz"
+    file = cache / f"{fingerprint({'said': said}, folder, task_predictor.__file__)}.npz"
     if not file.exists():
-        router = routers.load(str(folder))
+        router = task_predictor.load(str(folder))
         cache.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".part.npz")
         np.savez(partial, tasks=np.array(router.tasks), p=router.probabilities(said).double().numpy())

@@ -1,4 +1,4 @@
-"""The editor's network: a painter's U-Net widened to read a picture and a task, and to say where the picture changes.
+"""The editor's network: a base_model's U-Net widened to read a picture and a task, and to say where the picture changes.
 
 Shapes: B samples, C latent channels, h and w latent sizes, L text tokens of width D, D_v width of a task embedding.
 """
@@ -11,28 +11,28 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from emuedit.editor.task_embedding import TaskTable
-from emuedit.models.base_model import TextCondition
+from emuedit.editor.task_embedding import TaskEmbedding
+from emuedit.models.text_to_image import TextCondition
 
 
-class Said(NamedTuple):
+class Prediction(NamedTuple):
     """What the network answers."""
 
     e: Tensor  # the prediction, eps or v, float32 [B, C, h, w]
     change: Tensor  # where the edit changes the picture, float32 logits [B, 1, h, w]
 
 
-class EditorNet(nn.Module):
+class EditorUNet(nn.Module):
     """e_theta(z_t, t, E(c_I), c_T, v) of Emu Edit (arXiv 2311.10089, Eq. 2), and what changes. `factor`: pixels a latent cell."""
 
-    def __init__(self, unet: Any, table: TaskTable, factor: int) -> None:
+    def __init__(self, unet: Any, table: TaskEmbedding, factor: int) -> None:
         super().__init__()
         self.unet, self.table, self.factor = unet, table, factor
 
-    def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor | None) -> Said:
+    def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor | None) -> Prediction:
         """Latents z_t, c_I [B, C, h, w], t [B] or scalar, v [B, D_v] -> prediction and change.
 
-        Without v there is no extra token and the class vector is zero: an untrained editor is then the painter, bit for bit.
+        Without v there is no extra token and the class vector is zero: an untrained editor is then the base_model, bit for bit.
         """
         hidden, dtype = c_T.hidden.to(z_t), self.unet.dtype
         width = self.unet.class_embedding.in_features
@@ -55,7 +55,7 @@ class EditorNet(nn.Module):
             return_dict=False,
         )[0]
         e, change = out.float().split([z_t.shape[1], 1], 1)
-        return Said(e, change)
+        return Prediction(e, change)
 
 
 def widened(unet: Any, d_v: int) -> Any:
@@ -70,7 +70,7 @@ def widened(unet: Any, d_v: int) -> Any:
     if config["class_embed_type"] is not None or config["num_class_embeds"] is not None:
         raise ValueError(
             f"want a U-Net without class embedding, got class_embed_type {config['class_embed_type']!r}, num_class_embeds "
-            f"{config['num_class_embeds']!r}; its place is the task's, take a plain text-to-image painter"
+            f"{config['num_class_embeds']!r}; its place is the task's, take a plain text-to-image base_model"
         )
     taken = config["projection_class_embeddings_input_dim"]
     if taken is not None and taken < d_v:
@@ -100,7 +100,7 @@ def widened(unet: Any, d_v: int) -> Any:
     return nn.Module.to(new, device=unet.device, dtype=unet.dtype).eval()  # diffusers' own `to` warns of nothing
 
 
-def fingerprint(net: EditorNet, dtype: torch.dtype) -> str:
+def fingerprint(net: EditorUNet, dtype: torch.dtype) -> str:
     """16 hex digits over all weights that give a row of the table its meaning, in the precision they are stored in."""
     digest = hashlib.blake2b(digest_size=8)
     parts = {"unet": net.unet.state_dict(), "token": net.table.to_token.state_dict()}

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from emuedit import config as house
+from emuedit import config
 
 Pictures = npt.NDArray[np.uint8]
 
@@ -75,5 +75,5 @@ class Source(Protocol):
 
 def load(reference: str) -> Source:
     """The edits of a benchmark file such as `toyworld/edits/toy_benchmark.py`. Raises ParamsError where there is none."""
-    source: Source = house.imported(reference, "edits")
+    source: Source = config.import_function(reference, "edits")
     return source

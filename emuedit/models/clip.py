@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
-from emuedit.models import image_tensors as pixels
-from emuedit.models import model_sources as sources
+from emuedit.models import image_tensors, model_sources
 
 
-class ClipJudge:
+class ClipScorer:
     """`embed_images` and `embed_texts` give unit vectors: their products are cosine similarities."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -26,7 +25,7 @@ class ClipJudge:
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> unit vectors, float32 [B, D] on the model's device."""
-        shown = preprocess(pixels.check(images).to(self.device, torch.float32), self.preprocess_cfg)
+        shown = preprocess(image_tensors.check(images).to(self.device, torch.float32), self.preprocess_cfg)
         with torch.no_grad():
             vectors: torch.Tensor = self.model.encode_image(shown.to(self.dtype))
         return torch.nn.functional.normalize(vectors.float(), dim=-1)
@@ -43,7 +42,7 @@ def preprocess(images: torch.Tensor, cfg: dict[str, Any]) -> torch.Tensor:
 
     Follows open_clip.transform.image_transform; only the resize differs, which there rounds to bytes in between.
     """
-    tvf = sources.library("torchvision.transforms.functional")
+    tvf = model_sources.library("torchvision.transforms.functional")
     mode = getattr(tvf.InterpolationMode, cfg["interpolation"].upper(), tvf.InterpolationMode.BICUBIC)
     h, w = (cfg["size"], cfg["size"]) if isinstance(cfg["size"], int) else cfg["size"]
     height, width = images.shape[-2:]
@@ -61,18 +60,18 @@ def preprocess(images: torch.Tensor, cfg: dict[str, Any]) -> torch.Tensor:
     if target != [height, width]:
         unit = tvf.resize(unit, target, interpolation=mode, antialias=True).clamp(0, 1)
     if cfg["resize_mode"] == "longest":
-        unit = sources.library("open_clip.transform").center_crop_or_pad(unit, [h, w], fill=cfg["fill_color"] / 255)
+        unit = model_sources.library("open_clip.transform").center_crop_or_pad(unit, [h, w], fill=cfg["fill_color"] / 255)
     else:
         unit = tvf.center_crop(unit, [h, w])
     shown: torch.Tensor = tvf.normalize(unit, list(cfg["mean"]), list(cfg["std"]))
     return shown
 
 
-def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None) -> ClipJudge:
+def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None) -> ClipScorer:
     """A judge from an open_clip folder, an open_clip 'model/tag' such as 'ViT-L-14/openai', or a hub id."""
     if revision is not None:
         raise ValueError(f"open_clip cannot load a hub revision, got {revision!r}; copy it and give the folder")
-    open_clip = sources.library("open_clip")
+    open_clip = model_sources.library("open_clip")
     name, tag, extra = _name(open_clip, name_or_path)
     precision = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype)
     if precision is None:
@@ -80,13 +79,13 @@ def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.floa
     model = open_clip.create_model(name, pretrained=tag, precision=precision, device=device, require_pretrained=True, **extra)
     tokenizer = open_clip.get_tokenizer(name)
     _check_tokenizer(tokenizer, model, name_or_path)
-    return ClipJudge(model.requires_grad_(False).eval(), tokenizer)
+    return ClipScorer(model.requires_grad_(False).eval(), tokenizer)
 
 
 def _name(open_clip: Any, name_or_path: str) -> tuple[str, str | None, dict[str, Any]]:
     """The name, the weights' tag and the options open_clip wants for this folder, 'model/tag' or hub id."""
-    if sources.is_folder(name_or_path):
-        sources.manifest(name_or_path, sources.CLIP)
+    if model_sources.is_folder(name_or_path):
+        model_sources.manifest(name_or_path, model_sources.CLIP)
         return f"local-dir:{name_or_path}", None, {}
     model, _, tag = name_or_path.partition("/")
     if model in open_clip.list_models():
@@ -96,7 +95,7 @@ def _name(open_clip: Any, name_or_path: str) -> tuple[str, str | None, dict[str,
             raise ValueError(f"want '{model}/<tag>' with a tag of {tags}; got {name_or_path!r}")
         # open_clip only warns when the weights were trained with QuickGELU and the named model has GELU
         return model, tag, {"force_quick_gelu": bool(cfg.get("quick_gelu", False))}
-    sources.manifest(name_or_path, sources.CLIP)
+    model_sources.manifest(name_or_path, model_sources.CLIP)
     return f"hf-hub:{name_or_path}", None, {}
 
 

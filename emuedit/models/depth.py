@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from emuedit.models import image_tensors as pixels
-from emuedit.models import model_sources as sources
+from emuedit.models import image_tensors, model_sources
 
 
-class DepthJudge:
+class DepthEstimator:
     """`depth` is the one call."""
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -29,7 +28,7 @@ class DepthJudge:
         Relative depth has neither scale nor offset, so each picture's map is stretched from its own minimum to its own
         maximum (ours). A flat map has nothing to stretch and becomes all 0.
         """
-        inputs = self.processor(images=list(pixels.to_bytes(images)), return_tensors="pt")
+        inputs = self.processor(images=list(image_tensors.to_bytes(images)), return_tensors="pt")
         with torch.no_grad():
             out = self.model(inputs["pixel_values"].to(self.model.device, self.model.dtype))
         raw: torch.Tensor = out.predicted_depth.float()  # [B, h, w]
@@ -45,12 +44,14 @@ def stretch(maps: torch.Tensor) -> torch.Tensor:
     return torch.where(flat, torch.zeros_like(maps), (maps - low) / span.masked_fill(flat, 1.0))
 
 
-def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None) -> DepthJudge:
+def load(
+    name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None
+) -> DepthEstimator:
     """A judge from a transformers folder or a hub id (depth-anything/Depth-Anything-V2-Small-hf, Intel/dpt-large)."""
-    sources.manifest(name_or_path, sources.DEPTH, revision)
-    transformers = sources.library("transformers")
+    model_sources.manifest(name_or_path, model_sources.DEPTH, revision)
+    transformers = model_sources.library("transformers")
     model = transformers.AutoModelForDepthEstimation.from_pretrained(
         name_or_path, revision=revision, dtype=dtype, use_safetensors=True
     )
     processor = transformers.AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
-    return DepthJudge(model.to(device).requires_grad_(False).eval(), processor)
+    return DepthEstimator(model.to(device).requires_grad_(False).eval(), processor)

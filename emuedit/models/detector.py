@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from emuedit.models import image_tensors as pixels
-from emuedit.models import model_sources as sources
+from emuedit.models import image_tensors, model_sources
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Detector:
         results = [_nothing() for _ in phrases]
         asking = [i for i, asked in enumerate(phrases) if asked]
         if asking:
-            shown = list(pixels.to_bytes(images[asking]))  # uint8 [3, H, W]: what the processors were made for
+            shown = list(image_tensors.to_bytes(images[asking]))  # uint8 [3, H, W]: what the processors were made for
             asked = [list(phrases[i]) for i in asking]
             find = self._grounding if self.kind == "grounding-dino" else self._owl
             with torch.no_grad():
@@ -112,8 +111,8 @@ class Detector:
 
 def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None) -> Detector:
     """A detector from a transformers folder or a hub id."""
-    sources.manifest(name_or_path, sources.DETECTOR, revision)
-    transformers = sources.library("transformers")
+    model_sources.manifest(name_or_path, model_sources.DETECTOR, revision)
+    transformers = model_sources.library("transformers")
     model = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(
         name_or_path, revision=revision, dtype=dtype, use_safetensors=True
     )
@@ -142,7 +141,7 @@ def _tidy(found: Detections, height: int, width: int, nms_iou: float | None) -> 
     solid = ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).nonzero().flatten()
     order = solid[scores[solid].argsort(descending=True, stable=True)]
     if nms_iou is not None and len(order):
-        kept = sources.library("torchvision.ops").batched_nms(boxes[order], scores[order], phrase[order], nms_iou)
+        kept = model_sources.library("torchvision.ops").batched_nms(boxes[order], scores[order], phrase[order], nms_iou)
         order = order[kept]
     return Detections(boxes[order], scores[order], phrase[order])
 

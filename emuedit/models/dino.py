@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from emuedit.models import image_tensors as pixels
-from emuedit.models import model_sources as sources
+from emuedit.models import image_tensors, model_sources
 
 
-class DinoJudge:
+class DinoScorer:
     """`embed_images` gives unit vectors: their products are cosine similarities."""
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -21,17 +20,17 @@ class DinoJudge:
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> unit vectors of the CLS token, float32 [B, D] on the model's device."""
-        inputs = self.processor(images=list(pixels.to_bytes(images)), return_tensors="pt")
+        inputs = self.processor(images=list(image_tensors.to_bytes(images)), return_tensors="pt")
         with torch.no_grad():
             out = self.model(inputs["pixel_values"].to(self.model.device, self.model.dtype))
         cls: torch.Tensor = out.last_hidden_state[:, 0]  # [B, D], after the last layer norm
         return torch.nn.functional.normalize(cls.float(), dim=-1)
 
 
-def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None) -> DinoJudge:
+def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None) -> DinoScorer:
     """A judge from a transformers folder or a hub id (facebook/dinov2-base, facebook/dino-vits16)."""
-    sources.manifest(name_or_path, sources.DINO, revision)
-    transformers = sources.library("transformers")
+    model_sources.manifest(name_or_path, model_sources.DINO, revision)
+    transformers = model_sources.library("transformers")
     model = transformers.AutoModel.from_pretrained(name_or_path, revision=revision, dtype=dtype, use_safetensors=True)
     processor = transformers.AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
-    return DinoJudge(model.to(device).requires_grad_(False).eval(), processor)
+    return DinoScorer(model.to(device).requires_grad_(False).eval(), processor)

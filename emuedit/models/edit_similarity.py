@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from emuedit.core import similarity
-from emuedit.models.clip import ClipJudge
-from emuedit.models.dino import DinoJudge
+from emuedit.models.clip import ClipScorer
+from emuedit.models.dino import DinoScorer
 
 Column = list[float | None]
 """One number an edit, None where it is undefined."""
@@ -37,8 +37,8 @@ def compared(images: Sides, texts: Sides, dino: Sides) -> dict[str, Column]:
 
 
 def measure(
-    clip: ClipJudge,
-    dino: DinoJudge,
+    clip: ClipScorer,
+    dino: DinoScorer,
     before: torch.Tensor,
     after: torch.Tensor,
     source_captions: Sequence[str],

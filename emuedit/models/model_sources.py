@@ -26,7 +26,7 @@ class Kind:
         return f"{self.what} folder with {self.file}{values}"
 
 
-PAINTER = Kind(
+BASE_MODEL = Kind(
     "a diffusers text-to-image pipeline",
     "model_index.json", "_class_name", ("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
 )  # fmt: skip
@@ -36,7 +36,7 @@ CLIP = Kind("an open_clip", "open_clip_config.json")
 DINO = Kind("a transformers ViT", "config.json", "model_type", ("dinov2", "dinov2_with_registers", "vit"))
 DEPTH = Kind("a transformers relative-depth", "config.json", "model_type", ("depth_anything", "dpt"))
 CHAT = Kind("a transformers chat model", "config.json")
-KINDS = (PAINTER, DETECTOR, SEGMENTER, CLIP, DINO, DEPTH)
+KINDS = (BASE_MODEL, DETECTOR, SEGMENTER, CLIP, DINO, DEPTH)
 
 
 def library(name: str) -> Any:

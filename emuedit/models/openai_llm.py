@@ -1,4 +1,4 @@
-"""A writer behind HTTP: any OpenAI-compatible /chat/completions endpoint, with patience for a busy one."""
+"""A llm behind HTTP: any OpenAI-compatible /chat/completions endpoint, with patience for a busy one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import urllib.request
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
-from emuedit.models.llm import TEMPERATURE, TOP_P, Message, WriterError
+from emuedit.models.language_model import TEMPERATURE, TOP_P, LLMError, Message
 
 if TYPE_CHECKING:
     from emuedit.models.constrained_decoding import Schema
@@ -19,7 +19,7 @@ RETRIED = {408, 409, 429, 500, 502, 503, 504}
 LONGEST_WAIT_S = 60.0
 
 
-class OpenAIWriter:
+class OpenAILLM:
     """A model behind `base_url` (such as https://api.openai.com/v1 or http://localhost:8000/v1).
 
     The key is read from the environment variable `key_env` at each call; without one no Authorization is sent.
@@ -51,7 +51,7 @@ class OpenAIWriter:
         top_p: float = TOP_P,
         schema: Schema | None = None,
     ) -> str:
-        """The endpoint's answer; WriterError when it refuses or stays away.
+        """The endpoint's answer; LLMError when it refuses or stays away.
 
         With `schema` the endpoint is asked to hold the model to it (`response_format`, which not every server knows).
         """
@@ -69,11 +69,11 @@ class OpenAIWriter:
                 said = error.read(2000).decode(errors="replace")
                 if error.code not in RETRIED or attempt == self.retries:
                     hint = "; if it knows no response_format, ask without a schema" if schema and error.code in (400, 422) else ""
-                    raise WriterError(f"{self.url} answered {error.code} for {self.model!r}: {said}{hint}") from error
+                    raise LLMError(f"{self.url} answered {error.code} for {self.model!r}: {said}{hint}") from error
                 wait = _retry_after(error.headers.get("Retry-After"))
             except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
                 if attempt == self.retries:
-                    raise WriterError(f"{self.url} did not answer in {attempt + 1} attempts: {error}") from error
+                    raise LLMError(f"{self.url} did not answer in {attempt + 1} attempts: {error}") from error
                 wait = None
             time.sleep(min(LONGEST_WAIT_S, self.backoff_s * 2**attempt if wait is None else wait))
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -88,9 +88,9 @@ class OpenAIWriter:
         try:
             text = json.loads(answer)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError) as error:
-            raise WriterError(f"want a chat completion from {self.url}, got {answer[:500]!r}") from error
+            raise LLMError(f"want a chat completion from {self.url}, got {answer[:500]!r}") from error
         if not isinstance(text, str):
-            raise WriterError(f"want a text from {self.model!r} at {self.url}, got {answer[:500]!r}")
+            raise LLMError(f"want a text from {self.model!r} at {self.url}, got {answer[:500]!r}")
         return text
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from emuedit.models import model_sources as sources
+from emuedit.models import model_sources
 
 WEIGHTS = "model.safetensors"
 
@@ -59,7 +59,7 @@ CONFIGS = {  #              width depth heads  global attention    (segment_anyt
 
 def build(config: SamConfig) -> Any:
     """A Sam of these sizes with fresh weights (segment_anything.modeling.Sam, a torch module)."""
-    parts = sources.library("segment_anything.modeling")
+    parts = model_sources.library("segment_anything.modeling")
     grid = config.image_size // config.patch_size
     return parts.Sam(
         image_encoder=parts.ImageEncoderViT(
@@ -89,10 +89,10 @@ def save(model: Any, config: SamConfig, folder: str | Path) -> None:
     """Write config.json and model.safetensors, the folder that `load` reads."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    written = {"model_type": sources.SEGMENTER.accepts[0], **asdict(config)}
+    written = {"model_type": model_sources.SEGMENTER.accepts[0], **asdict(config)}
     (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    sources.library("safetensors.torch").save_file(weights, folder / WEIGHTS)
+    model_sources.library("safetensors.torch").save_file(weights, folder / WEIGHTS)
 
 
 def load(path: Path) -> tuple[Any, SamConfig]:
@@ -101,10 +101,10 @@ def load(path: Path) -> tuple[Any, SamConfig]:
         weights = _read(path)
         config = _named(weights, path)
     elif path.is_dir():
-        config = _config(sources.manifest(str(path), sources.SEGMENTER), path)
+        config = _config(model_sources.manifest(str(path), model_sources.SEGMENTER), path)
         weights = _read(path / WEIGHTS)
     else:
-        raise FileNotFoundError(f"want {sources.SEGMENTER}, or a checkpoint file, got {str(path)!r}: not there")
+        raise FileNotFoundError(f"want {model_sources.SEGMENTER}, or a checkpoint file, got {str(path)!r}: not there")
     model = build(config)
     model.load_state_dict(weights)
     return model, config
@@ -113,7 +113,7 @@ def load(path: Path) -> tuple[Any, SamConfig]:
 def _read(path: Path) -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor]
     if path.suffix == ".safetensors":
-        weights = sources.library("safetensors.torch").load_file(path)
+        weights = model_sources.library("safetensors.torch").load_file(path)
     else:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     return weights

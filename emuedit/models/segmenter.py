@@ -12,9 +12,7 @@ from typing import Any
 
 import torch
 
-from emuedit.models import image_tensors as pixels
-from emuedit.models import model_sources as sources
-from emuedit.models import sam_builder as sam
+from emuedit.models import image_tensors, model_sources, sam_builder
 
 
 @dataclass(frozen=True)
@@ -28,9 +26,9 @@ class Masks:
 class Segmenter:
     """`segment` is the one call. `model` is segment_anything's own Sam."""
 
-    def __init__(self, model: Any, config: sam.SamConfig, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: Any, config: sam_builder.SamConfig, dtype: torch.dtype = torch.float32) -> None:
         self.model, self.config, self.dtype = model, config, dtype
-        resize = sources.library("segment_anything.utils.transforms").ResizeLongestSide
+        resize = model_sources.library("segment_anything.utils.transforms").ResizeLongestSide
         self.resize = resize(config.image_size)
 
     def segment(self, images: torch.Tensor, boxes_px: Sequence[torch.Tensor]) -> list[Masks]:
@@ -44,7 +42,7 @@ class Segmenter:
         results = [Masks(torch.zeros(0, height, width, dtype=torch.bool), torch.zeros(0)) for _ in boxes_px]
         asking = [i for i, boxes in enumerate(boxes_px) if len(boxes)]
         if asking:
-            pictures = pixels.to_uint8(images[asking])  # uint8 [b, H, W, 3]
+            pictures = image_tensors.to_uint8(images[asking])  # uint8 [b, H, W, 3]
             device = self.model.device
             records = [
                 {
@@ -62,7 +60,7 @@ class Segmenter:
 
     def save(self, folder: str | Path) -> None:
         """Write the folder that `load` reads."""
-        sam.save(self.model, self.config, folder)
+        sam_builder.save(self.model, self.config, folder)
 
     def _fitted(self, picture: Any) -> Any:
         fits = max(picture.shape[:2]) == self.config.image_size
@@ -77,5 +75,5 @@ def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.floa
     """
     if revision is not None:
         raise ValueError(f"a Sam is a local folder or file and has no revision, got {revision!r}; leave it out")
-    model, config = sam.load(Path(name_or_path))
+    model, config = sam_builder.load(Path(name_or_path))
     return Segmenter(model.to(device).requires_grad_(False).eval(), config, dtype)

@@ -1,4 +1,4 @@
-"""What a writer is asked, and what its answer must be: one JSON object with four texts.
+"""What a llm is asked, and what its answer must be: one JSON object with four texts.
 
 Emu Edit's agents give an instruction, an output caption and the objects to update or add (arXiv 2311.10089, section 3).
 The keys are ours.
@@ -34,7 +34,7 @@ _REFUSALS = re.compile(
     r"\s*(i['’]?m sorry|i am sorry|sorry|i can(not|['’]t)|i won['’]t|i am unable|unfortunately)", re.IGNORECASE
 )
 UNSUITED = "I cannot:"
-"""How a writer says that the caption has nothing this task could edit, alone or as its instruction. It is not asked again."""
+"""How a llm says that the caption has nothing this task could edit, alone or as its instruction. It is not asked again."""
 _TEXT = r"^\S.{0,299}$"
 _MAYBE = r"^.{0,299}$"
 """What a text may be: one line, not endless (ours), for a needed one not empty. Patterns, as strict endpoints refuse lengths."""
@@ -65,7 +65,7 @@ class Edit:
 
 
 class AnswerError(ValueError):
-    """An answer that is of no use. `reason` is one word for the records; the message tells the writer what to mend."""
+    """An answer that is of no use. `reason` is one word for the records; the message tells the llm what to mend."""
 
     def __init__(self, reason: str, message: str, final: bool = False) -> None:
         super().__init__(message)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from emuedit import config as house
-from emuedit.models.llm import Message
+from emuedit import config
+from emuedit.models.language_model import Message
 from emuedit.prompts.answer_schema import BOTH_WAYS, KEYS, UNSUITED, AnswerError, Direction, Question, read
 from emuedit.runtime import rng
 
@@ -32,7 +32,7 @@ class AgentError(ValueError):
     """Raised for an agent whose own exemplars would not be accepted as answers."""
 
 
-class Exemplar(house.Params):
+class Exemplar(config.Params):
     """A question and a good answer to it."""
 
     caption: str = Field(min_length=1)
@@ -43,7 +43,7 @@ class Exemplar(house.Params):
     """The answer: instruction, original_object, edited_object, output_caption."""
 
 
-class Agent(house.Params):
+class Agent(config.Params):
     """Who asks for the edits of one task."""
 
     description: str = Field(min_length=1)
@@ -56,7 +56,7 @@ class Agent(house.Params):
     """Questions with good answers."""
 
     def conversation(self, asked: Question, share: float, *keys: str | int) -> list[Message]:
-        """What the writer is told: the description, `share` of the exemplars in a random order, a verb, the question.
+        """What the llm is told: the description, `share` of the exemplars in a random order, a verb, the question.
 
         `keys` choose sample, order and verb. The last message ends in the question's JSON object.
         """
@@ -84,7 +84,7 @@ def load(folder: str | Path, task: str) -> Agent:
     Raises ParamsError for a file that is absent or wrong, and AgentError for an exemplar that breaks the rules for answers.
     """
     path = Path(folder, f"{task}.yaml")
-    agent = house.load(Agent, task, path)
+    agent = config.load(Agent, task, path)
     for number, one in enumerate(agent.exemplars, start=1):
         asked = Question(task, one.caption, one.direction)
         try:

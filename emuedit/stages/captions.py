@@ -9,9 +9,8 @@ from pathlib import Path
 from pydantic import Field
 from tqdm import tqdm
 
-from emuedit import config as house
-from emuedit.data import caption_sources as corpus
-from emuedit.data import language
+from emuedit import config
+from emuedit.data import caption_sources, language
 from emuedit.data.publish import Summary, fingerprint, publish, scratch_folder
 from emuedit.data.records import Caption, Drop
 from emuedit.data.shards import read_shard, write_shard
@@ -23,10 +22,10 @@ class CaptionsError(ValueError):
     """Raised for a caption source that is not there or holds no caption."""
 
 
-class Params(house.Params):
+class CaptionsParams(config.Params):
     """Knobs of the station."""
 
-    world: house.World
+    world: config.World
     """The world; only its `captions` matters here."""
     split: str = Field(min_length=1)
     """Part of the source to draw from; understood by Python files and datasets."""
@@ -46,7 +45,7 @@ class Params(house.Params):
     """Captions that are less probably in one of these languages are dropped."""
 
 
-def clean(text: str | None, index: int, seen: set[str], params: Params) -> Caption | Drop:
+def clean(text: str | None, index: int, seen: set[str], params: CaptionsParams) -> Caption | Drop:
     """The heart: one row of the source -> a Caption with single spaces, or a Drop with its reason.
 
     `seen` holds the captions met so far, case folded and without a final stop; this one is added when it is kept.
@@ -69,7 +68,7 @@ def clean(text: str | None, index: int, seen: set[str], params: Params) -> Capti
     return Caption(tidy, source, index)
 
 
-def run(params: Params, root: Path) -> Summary:
+def run(params: CaptionsParams, root: Path) -> Summary:
     """Read the source shard by shard, skip shards that an earlier run left in scratch, publish to `data/captions`."""
     source = root / params.world.captions
     if not source.exists():
@@ -77,11 +76,13 @@ def run(params: Params, root: Path) -> Summary:
     knobs = params.model_dump(mode="json", exclude={"world"}) | {"source": params.world.captions}
     behind = source.parent.glob("*.py") if source.suffix == ".py" else ()  # what a Python source may import beside it
     scratch = scratch_folder(
-        root, "captions", fingerprint(knobs, source, *sorted(behind), __file__, corpus.__file__, language.__file__)
+        root, "captions", fingerprint(knobs, source, *sorted(behind), __file__, caption_sources.__file__, language.__file__)
     )
     seen: set[str] = set()
     counts: Counter[str] = Counter()
-    pieces = corpus.pieces(source, params.world.captions, params.split, params.column, params.n_rows, params.rows_per_shard)
+    pieces = caption_sources.read_batches(
+        source, params.world.captions, params.split, params.column, params.n_rows, params.rows_per_shard
+    )
     with tqdm(total=params.n_rows, unit="row", desc="captions") as bar:
         for number, (start, rows) in enumerate(pieces):
             kept_path, drop_path = scratch / f"shard-{number:05d}.parquet", scratch / f"dropped-{number:05d}.parquet"
@@ -103,4 +104,4 @@ def run(params: Params, root: Path) -> Summary:
 
 
 if __name__ == "__main__":
-    run(house.load(Params, "captions"), Path())
+    run(config.load(CaptionsParams, "captions"), Path())

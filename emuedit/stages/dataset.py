@@ -3,7 +3,7 @@
 In: the columns id, instruction_id, task, instruction, model_revision and score_* of `data/pairs` and of the imported folders
 that are mixed in; pictures only of the few pairs shown; `models/router`, where it is asked.
 Out: `data/dataset/shard-*.parquet` of Verdict, one for each shard of pairs, `shard-mixN-*` for the N-th mixed folder;
-`sheet_<task>.png` and `card.md` for people; `summary.json` with counts per task and gate, what was mixed in, and the thresholds
+`sheet_<task>.png` and `data_card.md` for people; `summary.json` with counts per task and gate, what was mixed in, and the thresholds
 that were in force.
 """
 
@@ -18,10 +18,9 @@ import pyarrow.compute as pc
 from pydantic import AfterValidator, Field
 from tqdm import tqdm
 
-from emuedit import config as house
-from emuedit.data import data_card as card
-from emuedit.data import filters as gates
-from emuedit.data.filters import SCORE, Bounds, Gates, Judged
+from emuedit import config
+from emuedit.data import data_card, filters
+from emuedit.data.filters import SCORE, Bounds, FilterResult, Filters
 from emuedit.data.publish import Summary, fingerprint, publish, read_summary, scratch_folder
 from emuedit.data.records import Verdict
 from emuedit.data.shards import write_shard
@@ -37,13 +36,13 @@ class DatasetError(ValueError):
     """Raised when there is nothing to judge, and when nothing was kept."""
 
 
-def _others(mix: dict[str, Gates]) -> dict[str, Gates]:
+def _others(mix: dict[str, Filters]) -> dict[str, Filters]:
     if IN in mix:
         raise ValueError(f"want folders besides {IN}, which has dataset.gates; got it among {sorted(mix)}")
     return mix
 
 
-class Routing(house.Params):
+class Routing(config.Params):
     """What the router may say about the tasks of pairs, probabilities in [0, 1]."""
 
     reassign: float = Field(gt=0.5, le=1)
@@ -52,12 +51,12 @@ class Routing(house.Params):
     """Pairs whose task is then less probable are rejected, as `task_probability_min`."""
 
 
-class Params(house.Params):
+class DatasetParams(config.Params):
     """Knobs of the station."""
 
-    gates: Gates
+    gates: Filters
     """Task -> score -> {min: x} and/or {max: y}. A task without a row has the row `default`; a row stands for itself alone."""
-    mix: Annotated[dict[str, Gates], AfterValidator(_others)]
+    mix: Annotated[dict[str, Filters], AfterValidator(_others)]
     """Folder of imported pairs -> gates of its own, as above. It is judged, and trained on, along with `data/pairs`."""
     routing: Routing | None
     """null: the router is not asked. Tasks that it does not know are left alone."""
@@ -71,31 +70,31 @@ class Params(house.Params):
     """Part of the world -> its licence, for the data card; the card calls other parts `not stated`."""
 
     @property
-    def sources(self) -> dict[str, Gates]:
+    def sources(self) -> dict[str, Filters]:
         """Folders of pairs with their gates: `data/pairs`, then what is mixed in, by name."""
         return {IN: self.gates} | dict(sorted(self.mix.items()))
 
     def row(self, task: str, folder: str = IN) -> dict[str, Bounds]:
         """The gates of a task in a folder of pairs."""
-        return gates.row(self.sources[folder], task)
+        return filters.filters_for(self.sources[folder], task)
 
 
-def judge(table: pa.Table, params: Params, *mixed: tuple[pa.Table, Gates]) -> Judged:
+def judge(table: pa.Table, params: DatasetParams, *mixed: tuple[pa.Table, Filters]) -> FilterResult:
     """The heart: one query over the columns instruction_id, task and score_* of N pairs. A pair that fails nothing is kept.
 
     Of the pairs of one instruction that pass the gates, the `keep` best by `rank_by` stay; the others fail as `not_best`.
     `mixed`: pairs that follow them, each lot with gates of its own. Under `routing` the column score_task_probability is
-    asked too, of all. Raises GatesError for a score that is no column.
+    asked too, of all. Raises FiltersError for a score that is no column.
     """
-    gates.require(table, [*gates.asked(params.gates), params.rank_by])
-    found = gates.together([gates.failures(*lot) for lot in ((table, params.gates), *mixed)])
+    filters.check_scores(table, [*filters.scores_used(params.gates), params.rank_by])
+    found = filters.concat_results([filters.apply_filters(*lot) for lot in ((table, params.gates), *mixed)])
     table = _joined(table, *(lot for lot, _ in mixed))
     if params.routing is not None:
-        gates.require(table, [PROBABILITY])
-        unlikely = gates.numbers(table, PROBABILITY) < params.routing.reject  # a comparison with NaN is False
-        found = Judged((*found.reasons, f"{PROBABILITY}_min"), np.concatenate([found.failed, unlikely[None]]))
-    beaten = _beaten(table, found.kept, gates.numbers(table, params.rank_by), params.keep)
-    return Judged((*found.reasons, NOT_BEST), np.concatenate([found.failed, beaten[None]]))
+        filters.check_scores(table, [PROBABILITY])
+        unlikely = filters.score_values(table, PROBABILITY) < params.routing.reject  # a comparison with NaN is False
+        found = FilterResult((*found.reasons, f"{PROBABILITY}_min"), np.concatenate([found.failed, unlikely[None]]))
+    beaten = _beaten(table, found.kept, filters.score_values(table, params.rank_by), params.keep)
+    return FilterResult((*found.reasons, NOT_BEST), np.concatenate([found.failed, beaten[None]]))
 
 
 def _joined(*tables: pa.Table) -> pa.Table:
@@ -106,7 +105,7 @@ def _joined(*tables: pa.Table) -> pa.Table:
 def _beaten(table: pa.Table, passed: npt.NDArray[np.bool_], rank: npt.NDArray[Any], keep: int) -> npt.NDArray[np.bool_]:
     """bool [N]: passed, but `keep` others of the same instruction are better; ties go to the earlier pair."""
     rows = np.flatnonzero(passed)
-    group, _ = gates.codes(table["instruction_id"])
+    group, _ = filters.encode_labels(table["instruction_id"])
     group, rank = group[rows], np.where(np.isnan(rank[rows]), -np.inf, rank[rows])
     order = np.lexsort((-rank, group))  # stable: equals stay as painted
     group = group[order]
@@ -117,7 +116,7 @@ def _beaten(table: pa.Table, passed: npt.NDArray[np.bool_], rank: npt.NDArray[An
     return beaten
 
 
-def run(params: Params, root: Path) -> Summary:
+def run(params: DatasetParams, root: Path) -> Summary:
     """Judge all pairs at once, write one shard of verdicts for each shard of pairs, publish to `data/dataset`."""
     made = {folder: read_summary(root / folder) for folder in params.sources}
     _, *others = made
@@ -140,7 +139,7 @@ def run(params: Params, root: Path) -> Summary:
     knobs = params.model_dump(mode="json")
     inputs = [root / folder / "summary.json" for folder in made]
     asked = [root / ROUTER / "summary.json"] if params.routing is not None else []
-    scratch = scratch_folder(root, "dataset", fingerprint(knobs, *inputs, *asked, __file__, gates.__file__, routing.__file__))
+    scratch = scratch_folder(root, "dataset", fingerprint(knobs, *inputs, *asked, __file__, filters.__file__, routing.__file__))
     ends = np.cumsum([len(part) for part in parts])
     for (*_, name), rows in zip(
         tqdm(shards, unit="shard", desc="dataset: write"), np.split(np.arange(len(table)), ends[:-1]), strict=True
@@ -151,23 +150,26 @@ def run(params: Params, root: Path) -> Summary:
     if not counts["kept"]:
         raise DatasetError(f"want at least one pair that passes, got {dict(counts)}; loosen dataset.gates in params.yaml")
     in_force = {task: params.row(task) for task in sorted(set(own["task"].to_pylist()))}
-    tasks, of_shard = gates.codes(table["task"])[0].astype(np.int64), np.searchsorted(ends, np.arange(len(table)), side="right")
-    few = card.chosen(tasks, judged.failed, of_shard, params.sheet_pairs)
+    tasks, of_shard = (
+        filters.encode_labels(table["task"])[0].astype(np.int64),
+        np.searchsorted(ends, np.arange(len(table)), side="right"),
+    )
+    few = data_card.chosen(tasks, judged.failed, of_shard, params.sheet_pairs)
     files = [root / folder / name for folder, name, _ in shards]
-    shown = card.looked_up([files[i] for i in of_shard[few]], verdicts(table, judged, params, few))
-    for name, image in card.sheets(shown).items():
+    shown = data_card.looked_up([files[i] for i in of_shard[few]], verdicts(table, judged, params, few))
+    for name, image in data_card.sheets(shown).items():
         image.save(scratch / name)
     revisions = sorted(set(own["model_revision"].unique().to_pylist()))
     _, *kept = np.split(judged.kept, np.cumsum([len(own), *map(len, mixed)])[:-1])
-    lots = [card.Mixed(folder, made[folder], params.mix[folder], some) for folder, some in zip(others, kept, strict=True)]
-    written = card.text(counts, in_force, revisions, params.licences, made[IN], lots)
-    (scratch / card.CARD).write_text(written, encoding="utf-8")
+    lots = [data_card.Mixed(folder, made[folder], params.mix[folder], some) for folder, some in zip(others, kept, strict=True)]
+    written = data_card.text(counts, in_force, revisions, params.licences, made[IN], lots)
+    (scratch / data_card.CARD).write_text(written, encoding="utf-8")
     return publish(scratch, root / OUT, "dataset", knobs | {"in_force": in_force}, counts)
 
 
 def _columns(root: Path, folder: str, name: str) -> pa.Table:
     """What is asked of a shard of pairs, and the folder it lies in."""
-    table = gates.columns(root / folder / name, "id", "instruction_id", "task", "instruction", "model_revision")
+    table = filters.read_columns(root / folder / name, "id", "instruction_id", "task", "instruction", "model_revision")
     return table.append_column("folder", pa.array([folder] * len(table), pa.string()))
 
 
@@ -185,13 +187,13 @@ def _routed(parts: list[pa.Table], knobs: Routing, root: Path) -> list[pa.Table]
     return parts
 
 
-def verdicts(table: pa.Table, judged: Judged, params: Params, rows: npt.NDArray[np.int64]) -> list[Verdict]:
+def verdicts(table: pa.Table, judged: FilterResult, params: DatasetParams, rows: npt.NDArray[np.int64]) -> list[Verdict]:
     """The records of some rows: every score of a gate or the ranking, and the gates of the pair's own folder and task.
 
-    Gates are those of the task that a pair was made for, also where the router gave it to another.
+    Filters are those of the task that a pair was made for, also where the router gave it to another.
     """
     asked = {params.rank_by} | ({PROBABILITY} if params.routing is not None else set())
-    names = sorted(asked.union(*map(gates.asked, params.sources.values())))
+    names = sorted(asked.union(*map(filters.scores_used, params.sources.values())))
     some = table.take(rows)
     final = some[ROUTED if params.routing is not None else "task"].to_pylist()
     scores = [some[SCORE + name].to_pylist() for name in names]
@@ -204,10 +206,10 @@ def verdicts(table: pa.Table, judged: Judged, params: Params, rows: npt.NDArray[
     return made
 
 
-def tally(table: pa.Table, judged: Judged) -> Counter[str]:
+def tally(table: pa.Table, judged: FilterResult) -> Counter[str]:
     """Counts over all and per task: pairs, kept, instructions with a kept pair, and how many failed each gate."""
-    codes, tasks = gates.codes(table["task"])
-    instruction, _ = gates.codes(table["instruction_id"])
+    codes, tasks = filters.encode_labels(table["task"])
+    instruction, _ = filters.encode_labels(table["instruction_id"])
     kept = judged.kept
 
     def per_task(which: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
@@ -229,4 +231,4 @@ def tally(table: pa.Table, judged: Judged) -> Counter[str]:
 
 
 if __name__ == "__main__":
-    run(house.load(Params, "dataset"), Path())
+    run(config.load(DatasetParams, "dataset"), Path())

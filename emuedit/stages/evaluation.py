@@ -1,7 +1,7 @@
 """Station `evaluation`: the editor on edits whose results are known, beside an editor that does nothing.
 
 In: `models/editor`, `models/router`, `models/inversion`, the world's benchmark and judges.
-Out: `reports/evaluation/`: `metrics.json`, `metrics.csv`, `contact_sheet.png`, `shard-<system>-<task>.parquet` of Answer,
+Out: `reports/evaluation/`: `metrics.json`, `metrics.csv`, `contact_sheet.png`, `shard-<system>-<task>.parquet` of EvalRecord,
 `summary.json`.
 """
 
@@ -15,20 +15,17 @@ from PIL import Image
 from pydantic import Field
 from tqdm import tqdm
 
-from emuedit import config as house
-from emuedit.core import change_threshold as threshold
+from emuedit import config
+from emuedit.core import change_threshold
 from emuedit.data import contact_sheet as sheet
 from emuedit.data.png import decode_png, encode_png
 from emuedit.data.publish import Summary, fingerprint, publish, scratch_folder
-from emuedit.data.records import Answer
+from emuedit.data.records import EvalRecord
 from emuedit.data.shards import read_shard, write_shard
-from emuedit.editor import sampling as editing
-from emuedit.editor import task_predictor as routing
+from emuedit.editor import sampling, task_predictor
 from emuedit.metrics import benchmark
 from emuedit.metrics.benchmark import Benchmark, Pictures
-from emuedit.models import clip, dino
-from emuedit.models import edit_similarity as likeness
-from emuedit.models import image_tensors as pixels
+from emuedit.models import clip, dino, edit_similarity, image_tensors
 from emuedit.runtime import Runtime, seed_for
 from emuedit.tasks import HELD_OUT, task
 
@@ -40,10 +37,10 @@ System = Callable[[Benchmark, list[int]], tuple[Pictures, list[str]]]
 """Edits and their seeds -> outputs uint8 [N, H, W, 3] and the task each was told."""
 
 
-class Params(house.Params):
+class EvaluationParams(config.Params):
     """Knobs of the station."""
 
-    world: house.World
+    world: config.World
     """The world: its benchmark, CLIP and DINO."""
     systems: tuple[str, ...] = Field(min_length=1)
     """Who is compared: `identity` does nothing, `emuedit` is the editor with the router's task, `told` with the true task."""
@@ -76,17 +73,17 @@ class Params(house.Params):
 class Systems:
     """Every system by its name, made when it is first asked for."""
 
-    def __init__(self, params: Params, root: Path) -> None:
+    def __init__(self, params: EvaluationParams, root: Path) -> None:
         self.params, self.root = params, root
         runtime = Runtime.choose(dtype=params.dtype)
         self.device, self.dtype = runtime.device, runtime.torch_dtype
-        self._editor: editing.Editor | None = None
-        self._router: routing.Router | None = None
+        self._editor: sampling.Editor | None = None
+        self._router: task_predictor.TaskPredictor | None = None
 
     def __getitem__(self, name: str) -> System:
         known: dict[str, System] = {"identity": self.identity, "emuedit": self.emuedit, "told": self.told}
         if name not in known:
-            raise house.ParamsError(f"want systems out of {', '.join(known)}; got {name!r}")
+            raise config.ParamsError(f"want systems out of {', '.join(known)}; got {name!r}")
         return known[name]
 
     def identity(self, edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
@@ -104,50 +101,50 @@ class Systems:
         return self._edit(edits, [edits.task] * len(seeds), seeds)
 
     @property
-    def editor(self) -> editing.Editor:
+    def editor(self) -> sampling.Editor:
         """The editor under test, with what inversion taught it."""
         if self._editor is None:
-            self._editor = editing.load(str(self.root / "models/editor"), self.device, self.dtype)
+            self._editor = sampling.load(str(self.root / "models/editor"), self.device, self.dtype)
             for pack in sorted((self.root / "models/inversion").glob("*.safetensors")):
                 self._editor.add_pack(pack)
         return self._editor
 
     @property
-    def router(self) -> routing.Router:
+    def router(self) -> task_predictor.TaskPredictor:
         """Who tells the editor the task."""
         if self._router is None:
-            self._router = routing.load(str(self.root / "models/router"), self.device)
+            self._router = task_predictor.load(str(self.root / "models/router"), self.device)
         return self._router
 
     def _edit(self, edits: Benchmark, tasks: list[str], seeds: list[int]) -> tuple[Pictures, list[str]]:
-        before = pixels.from_uint8(edits.before).to(self.device)
+        before = image_tensors.from_uint8(edits.before).to(self.device)
         knobs = self.params
         after = self.editor.edit(
             before, edits.instructions, tasks, seeds,
             steps=knobs.steps, s_I=knobs.s_I, s_T=knobs.s_T, phi=knobs.phi, hold=knobs.hold,
         )  # fmt: skip
         if knobs.alpha:
-            after = threshold.unchanged_kept(before, after.to(before.device), knobs.alpha)
-        return pixels.to_uint8(after), tasks
+            after = change_threshold.unchanged_kept(before, after.to(before.device), knobs.alpha)
+        return image_tensors.to_uint8(after), tasks
 
 
 def answers(
-    name: str, system: System, edits: Benchmark, judges: tuple[clip.ClipJudge, dino.DinoJudge], seed: int
-) -> list[Answer]:
+    name: str, system: System, edits: Benchmark, judges: tuple[clip.ClipScorer, dino.DinoScorer], seed: int
+) -> list[EvalRecord]:
     """The heart: one system's outputs for one task, judged and measured."""
     seeds = [seed_for("evaluation", edits.task, i, seed) for i in range(len(edits.instructions))]
     outputs, told = system(edits, seeds)
     verdict = edits.judge(outputs)
-    before, after = pixels.from_uint8(edits.before), pixels.from_uint8(outputs)
-    found = likeness.measure(*judges, before, after, edits.input_captions, edits.output_captions)
+    before, after = image_tensors.from_uint8(edits.before), image_tensors.from_uint8(outputs)
+    found = edit_similarity.measure(*judges, before, after, edits.input_captions, edits.output_captions)
     return [
-        Answer(
+        EvalRecord(
             system=name,
             task=edits.task,
             instruction=edits.instructions[i],
             source_caption=edits.input_captions[i],
             target_caption=edits.output_captions[i],
-            told_task=told[i],
+            given_task=told[i],
             seed=seeds[i],
             source=encode_png(edits.before[i]),
             output=encode_png(outputs[i]),
@@ -160,31 +157,31 @@ def answers(
     ]
 
 
-def run(params: Params, root: Path) -> Summary:
+def run(params: EvaluationParams, root: Path) -> Summary:
     """Evaluate system by system and task by task, skip what an earlier run left in scratch, publish to `reports/evaluation`."""
     for name in params.tasks:
         task(name)  # an unknown one is an error now, not after minutes
     named = params.world.model_dump(include={"benchmark", "clip", "dino"})
     knobs = params.model_dump(mode="json", exclude={"world"}) | named
     models = [root / "models" / name for name in ("editor", "router", "inversion")]
-    weights = [Path(house.locate(one, root)) for one in (params.world.clip, params.world.dino)]
+    weights = [Path(config.resolve_path(one, root)) for one in (params.world.clip, params.world.dino)]
     scratch = scratch_folder(root, "evaluation", fingerprint(knobs, *models, *(one for one in weights if one.exists()), __file__))
     source = benchmark.load(params.world.benchmark)
     systems = Systems(params, root)
     judges = None
-    found: list[Answer] = []
+    found: list[EvalRecord] = []
     todo = [(system, name) for system in params.systems for name in params.tasks]
     with tqdm(total=len(todo) * params.n_edits, unit="edit", desc="evaluation") as bar:
         for system, name in todo:
             path = scratch / f"shard-{system}-{name}.parquet"
             if not path.exists():
                 judges = judges or (
-                    clip.load(house.locate(params.world.clip, root), systems.device),
-                    dino.load(house.locate(params.world.dino, root), systems.device),
+                    clip.load(config.resolve_path(params.world.clip, root), systems.device),
+                    dino.load(config.resolve_path(params.world.dino, root), systems.device),
                 )
                 edits = source(name, params.split, 0, params.n_edits)
-                write_shard(path, answers(system, systems[system], edits, judges, params.seed), Answer)
-            found += read_shard(path, Answer)
+                write_shard(path, answers(system, systems[system], edits, judges, params.seed), EvalRecord)
+            found += read_shard(path, EvalRecord)
             bar.update(params.n_edits)
     metrics = summarised(found, params.tasks)
     (scratch / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
@@ -200,7 +197,7 @@ def run(params: Params, root: Path) -> Summary:
 Table = dict[str, dict[str, float | None]]
 
 
-def summarised(found: list[Answer], tasks: tuple[str, ...]) -> dict[str, Table]:
+def summarised(found: list[EvalRecord], tasks: tuple[str, ...]) -> dict[str, Table]:
     """Means per system and task of `edit_success` and the five metrics; `overall`: mean of the trained tasks' means.
 
     What is undefined is left out of a mean and counted under `undefined_<metric>`; a mean of nothing is None.
@@ -225,7 +222,7 @@ def summarised(found: list[Answer], tasks: tuple[str, ...]) -> dict[str, Table]:
     return out
 
 
-def contact_sheet(found: list[Answer], params: Params, metrics: dict[str, Table]) -> Image.Image:
+def contact_sheet(found: list[EvalRecord], params: EvaluationParams, metrics: dict[str, Table]) -> Image.Image:
     """The first edits of every task: input, output, exact result; a green frame where the judge accepts the output."""
     shown = next((name for name in ("emuedit", "told") if name in params.systems), params.systems[0])
     strips = []
@@ -242,10 +239,10 @@ def contact_sheet(found: list[Answer], params: Params, metrics: dict[str, Table]
     return sheet.tiled(strips, columns=2)
 
 
-def _value(metric: str, one: Answer) -> float | None:
+def _value(metric: str, one: EvalRecord) -> float | None:
     if metric == "edit_success":
         return float(one.success)
-    return float(one.told_task == one.task) if metric == "router" else one.scores[metric]
+    return float(one.given_task == one.task) if metric == "router" else one.scores[metric]
 
 
 def _mean(values: list[float] | list[float | None]) -> float | None:
@@ -263,7 +260,7 @@ def _table(path: Path, metrics: dict[str, Table]) -> None:
                 table.writerow([system, name, *(metrics[metric][system][name] for metric in names)])
 
 
-def _say(metrics: dict[str, Table], params: Params) -> None:
+def _say(metrics: dict[str, Table], params: EvaluationParams) -> None:
     """The table of successes, for whoever watches."""
     success = metrics["edit_success"]
     print(f"{'edit success':14}" + "".join(f"{system:>10}" for system in params.systems))
@@ -273,4 +270,4 @@ def _say(metrics: dict[str, Table], params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run(house.load(Params, "evaluation"), Path())
+    run(config.load(EvaluationParams, "evaluation"), Path())

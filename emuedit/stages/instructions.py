@@ -1,7 +1,7 @@
-"""Station `instructions`: captions -> edits in words, asked of a writer by one agent per task, checked, and sieved.
+"""Station `instructions`: captions -> edits in words, asked of a llm by one agent per task, checked, and sieved.
 
 In: `data/captions`. Out: `data/instructions/shard-*.parquet` of Instruction, `dropped-*.parquet` of Drop, `diversity.json`,
-`summary.json`. A Drop's subject is the text at fault (the writer's last answer, mostly), its source is `<caption id>/<task>`.
+`summary.json`. A Drop's subject is the text at fault (the llm's last answer, mostly), its source is `<caption id>/<task>`.
 """
 
 import importlib.util
@@ -17,12 +17,12 @@ from typing import Any
 from pydantic import Field
 from tqdm import tqdm
 
-from emuedit import config as house
+from emuedit import config
 from emuedit.data.publish import Summary, fingerprint, publish, read_folder
 from emuedit.data.publish import scratch_folder as scratch_for
 from emuedit.data.records import Caption, Drop, Instruction
 from emuedit.data.shards import read_shard, write_shard
-from emuedit.models.llm import FACTORY, ChatWriter, Writer, WriterError, load_writer
+from emuedit.models.language_model import FACTORY, LLM, LLMError, LocalLLM, load_llm
 from emuedit.prompts import conversation as agents
 from emuedit.prompts import moderation
 from emuedit.prompts.answer_schema import BOTH_WAYS, AnswerError, Direction, Edit, Question, read, schema
@@ -39,11 +39,11 @@ class InstructionsError(ValueError):
     """Raised for knobs that do not go together, and when nothing was kept."""
 
 
-class Params(house.Params):
+class InstructionsParams(config.Params):
     """Knobs of the station."""
 
-    world: house.World
-    """The world; only its `writer` matters here."""
+    world: config.World
+    """The world; only its `llm` matters here."""
     tasks: tuple[str, ...] = Field(min_length=1)
     """Tasks to write instructions for; each is asked once for every caption."""
     agents: str
@@ -55,13 +55,13 @@ class Params(house.Params):
     captions_per_shard: int = Field(ge=1)
     """Captions of one shard, the unit of work that a restart does not repeat."""
     temperature: float = Field(ge=0)
-    """Of the writer."""
+    """Of the llm."""
     top_p: float = Field(gt=0, le=1)
-    """Of the writer."""
+    """Of the llm."""
     exemplar_share: float = Field(gt=0, le=1)
-    """Share of an agent's exemplars that is shown to the writer in one call."""
+    """Share of an agent's exemplars that is shown to the llm in one call."""
     retries: int = Field(ge=0)
-    """How often the writer is asked again after an answer of no use, and told why."""
+    """How often the llm is asked again after an answer of no use, and told why."""
     max_words: int = Field(ge=1)
     """Longest instruction, words; the caption, where it is repeated, is not counted."""
     max_repeat_share: float = Field(gt=0, le=1)
@@ -69,9 +69,9 @@ class Params(house.Params):
     max_per_task: int = Field(ge=1)
     """Instructions kept of one task; a task that has them is asked no more."""
     max_failed_share: float = Field(ge=0, le=1)
-    """Share of a shard's questions that the writer may fail to answer at all; beyond it the run stops."""
+    """Share of a shard's questions that the llm may fail to answer at all; beyond it the run stops."""
     constrain: bool
-    """Hold the writer to the JSON Schema of answers; for endpoints that do not know `response_format`: false."""
+    """Hold the llm to the JSON Schema of answers; for endpoints that do not know `response_format`: false."""
     concurrency: int = Field(ge=1)
     """Questions asked at the same time; changes no result."""
 
@@ -80,15 +80,15 @@ class Params(house.Params):
 class Asking:
     """All that one question needs, besides its caption and task. `answer` is the heart: safe to call from several threads."""
 
-    writer: Writer
+    llm: LLM
     agents: dict[str, Agent]
     forbidden: WordList
-    params: Params
+    params: InstructionsParams
 
-    def answer(self, caption: Caption, task: str) -> Instruction | Drop | WriterError:
+    def answer(self, caption: Caption, task: str) -> Instruction | Drop | LLMError:
         """Ask for one edit until the answer is good or the retries are used up.
 
-        A WriterError (no text at all) comes back as a value: only the shard can tell one odd caption from a dead endpoint.
+        A LLMError (no text at all) comes back as a value: only the shard can tell one odd caption from a dead endpoint.
         """
         agent, params = self.agents[task], self.params
         source = f"{caption.id}/{task}"
@@ -97,14 +97,14 @@ class Asking:
         asked = Question(task, caption.text, _direction(caption, task))
         told = agent.conversation(asked, params.exemplar_share, caption.id, task)
         form = schema(task, agent.choices) if params.constrain else None
-        failed: AnswerError | WriterError | None = None
+        failed: AnswerError | LLMError | None = None
         text = ""
         for attempt in range(params.retries + 1):
             seed = seed_for("instructions", caption.id, task, attempt)
             try:
-                text = self.writer.write(told, seed=seed, temperature=params.temperature, top_p=params.top_p, schema=form)
+                text = self.llm.write(told, seed=seed, temperature=params.temperature, top_p=params.top_p, schema=form)
                 edit = read(text, asked, params.max_words, agent.choices)
-            except WriterError as error:
+            except LLMError as error:
                 failed = error
                 continue
             except AnswerError as error:
@@ -113,11 +113,11 @@ class Asking:
                     break
                 told = agents.again(told, text, error, asked)
                 continue
-            written = _instruction(caption, asked, edit, seed, params.world.writer, text)
+            written = _instruction(caption, asked, edit, seed, params.world.llm, text)
             said = (written.text, edit.output_caption, edit.original_object or "", edit.edited_object or "")
             return Drop(text, "moderated", source, caption.index) if self.forbidden.objection(said) else written
         assert failed is not None
-        return failed if isinstance(failed, WriterError) else Drop(text, failed.reason, source, caption.index)
+        return failed if isinstance(failed, LLMError) else Drop(text, failed.reason, source, caption.index)
 
 
 @dataclass
@@ -145,18 +145,18 @@ class Sieve:
         self.kept[one.task] += 1
 
 
-def run(params: Params, root: Path) -> Summary:
+def run(params: InstructionsParams, root: Path) -> Summary:
     """Ask shard by shard, skip shards that an earlier run left in scratch, publish to `data/instructions`."""
-    writer = _writer(params, root)
+    llm = _writer(params, root)
     asking = Asking(
-        writer,
+        llm,
         {known_task(task).name: agents.load(root / params.agents, task) for task in params.tasks},
         moderation.load(root / params.moderation),
         params,
     )
-    knobs = params.model_dump(mode="json", exclude={"world", "concurrency"}) | {"writer": params.world.writer}
+    knobs = params.model_dump(mode="json", exclude={"world", "concurrency"}) | {"llm": params.world.llm}
     behind = [root / IN, *(root / params.agents / f"{task}.yaml" for task in params.tasks), root / params.moderation]
-    code = [*sorted(Path(agents.__file__).parent.glob("*.py")), *_code_of(params.world.writer), Path(__file__)]
+    code = [*sorted(Path(agents.__file__).parent.glob("*.py")), *_code_of(params.world.llm), Path(__file__)]
     scratch = scratch_for(root, "instructions", fingerprint(knobs, *behind, *code))
     sieve = Sieve(max(1, round(params.max_repeat_share * params.n_captions)), params.max_per_task)
     counts: Counter[str] = Counter()
@@ -211,18 +211,18 @@ def _ask_all(asking: Asking, captions: Sequence[Caption], sieve: Sieve, bar: "tq
     try:
         for (caption, task), answer in zip(questions, pool.map(lambda one: asking.answer(*one), questions), strict=True):
             bar.update()
-            if isinstance(answer, WriterError):
+            if isinstance(answer, LLMError):
                 failures += 1
                 if failures > params.max_failed_share * len(questions):
                     raise answer
-                yield Drop(str(answer), "writer_failed", f"{caption.id}/{task}", caption.index)
+                yield Drop(str(answer), "llm_failed", f"{caption.id}/{task}", caption.index)
             else:
                 yield answer
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _instruction(caption: Caption, asked: Question, edit: Edit, seed: int, writer: str, answer: str) -> Instruction:
+def _instruction(caption: Caption, asked: Question, edit: Edit, seed: int, llm: str, answer: str) -> Instruction:
     """The record: `add` and the way from a map are built backwards; there the painted picture is the target's."""
     source, target = caption.text, edit.output_caption
     if asked.direction == "from_map":
@@ -237,7 +237,7 @@ def _instruction(caption: Caption, asked: Question, edit: Edit, seed: int, write
         target_object=edit.edited_object,
         reverse=asked.task == "add" or asked.direction == "from_map",
         seed=seed,
-        writer=writer,
+        llm=llm,
         answer=answer,
     )
 
@@ -258,19 +258,19 @@ def _chunks(captions: Iterator[Caption], size: int) -> Iterator[list[Caption]]:
         yield chunk
 
 
-def _writer(params: Params, root: Path) -> Writer:
-    spec = house.locate(params.world.writer, root)
+def _writer(params: InstructionsParams, root: Path) -> LLM:
+    spec = config.resolve_path(params.world.llm, root)
     if "://" in spec or FACTORY.fullmatch(spec):
-        return load_writer(spec)
+        return load_llm(spec)
     runtime = Runtime.choose()
-    writer = load_writer(spec, runtime.device, runtime.torch_dtype)
-    if isinstance(writer, ChatWriter) and params.concurrency > 1:
+    llm = load_llm(spec, runtime.device, runtime.torch_dtype)
+    if isinstance(llm, LocalLLM) and params.concurrency > 1:
         raise InstructionsError(f"want concurrency 1 for a model on this machine, got {params.concurrency}; its seed is global")
-    return writer
+    return llm
 
 
 def _code_of(spec: str) -> list[Path]:
-    """Files that decide what a writer 'module:factory' says: its module and what lies beside it."""
+    """Files that decide what a llm 'module:factory' says: its module and what lies beside it."""
     if not FACTORY.fullmatch(spec):
         return []
     found = importlib.util.find_spec(spec.partition(":")[0])
@@ -278,4 +278,4 @@ def _code_of(spec: str) -> list[Path]:
 
 
 if __name__ == "__main__":
-    run(house.load(Params, "instructions"), Path())
+    run(config.load(InstructionsParams, "instructions"), Path())

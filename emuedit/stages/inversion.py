@@ -12,14 +12,14 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from emuedit import config as house
+from emuedit import config
 from emuedit.data.publish import Summary, fingerprint, publish, read_summary, scratch_folder
-from emuedit.editor import task_pack as pack
+from emuedit.editor import task_pack
 from emuedit.editor.sampling import Editor
 from emuedit.editor.sampling import load as load_editor
 from emuedit.metrics import benchmark
-from emuedit.models import image_tensors as pixels
-from emuedit.models.base_model import TextCondition, ease_backward
+from emuedit.models import image_tensors
+from emuedit.models.text_to_image import TextCondition, use_unfused_attention_on_cpu
 from emuedit.runtime import Runtime, rng
 from emuedit.tracking import Tracker
 from emuedit.training import loss
@@ -28,10 +28,10 @@ from emuedit.training.loss import Batch, Draws, Dropout, Weights
 EDITOR, OUT = "models/editor", "models/inversion"
 
 
-class Params(house.Params):
+class InversionParams(config.Params):
     """Knobs of the station."""
 
-    world: house.World
+    world: config.World
     """The world; only its `benchmark` matters here."""
     seed: int = Field(ge=0)
     """Seed of the order of examples, times, noise and dropout."""
@@ -81,14 +81,14 @@ def starts(editor: Editor) -> dict[str, Tensor]:
     return {"mean": rows.mean(0)} | dict(zip(editor.tasks, rows, strict=True))
 
 
-def invert(editor: Editor, examples: Batch, held_out: Batch, params: Params, log: Tracker | None = None) -> Learned:
+def invert(editor: Editor, examples: Batch, held_out: Batch, params: InversionParams, log: Tracker | None = None) -> Learned:
     """The heart: min over v_new alone of the training loss (Eq. 3 of Emu Edit, arXiv 2311.10089), stopped on held-out edits.
 
     It starts from the row, or the mean of rows, that already serves the held-out edits best.
     """
     shape, n_times = tuple(held_out.target.shape), editor.frame.scheduler.config.num_train_timesteps
     fixed = loss.draw(shape, n_times, loss.NEVER, params.weights.late(0.0), "inversion", "held out")
-    ease_backward(editor.net.unet)
+    use_unfused_attention_on_cpu(editor.net.unet)
 
     def measure(v: Tensor) -> float:
         with torch.no_grad(), editor.autocast():
@@ -128,13 +128,13 @@ def invert(editor: Editor, examples: Batch, held_out: Batch, params: Params, log
 def examples(editor: Editor, found: benchmark.Benchmark) -> Batch:
     """Edits with known results as a batch on the editor's device."""
     with editor.autocast():
-        source, target = (editor.frame.encode(pixels.from_uint8(p).to(editor.device)) for p in (found.before, found.exact))
+        source, target = (editor.frame.encode(image_tensors.from_uint8(p).to(editor.device)) for p in (found.before, found.exact))
         text, null = editor.frame.encode_text(found.instructions), editor.frame.null_text(1)
     ids = tuple(str(i) for i in range(len(source)))
     return Batch(source, target, text, null, torch.zeros(len(source), dtype=torch.long), ids, tuple(found.instructions))
 
 
-def run(params: Params, root: Path) -> Summary:
+def run(params: InversionParams, root: Path) -> Summary:
     """Learn one task on the published editor and publish its pack to `models/inversion`."""
     runtime = Runtime.choose(params.device, params.dtype)
     folder = root / EDITOR
@@ -150,8 +150,8 @@ def run(params: Params, root: Path) -> Summary:
     with Tracker(scratch, "inversion", params.model_dump(mode="json")) as tracker:
         learned = invert(editor, known, held, params, tracker)
     record: dict[str, Any] = {key: value for key, value in asdict(learned).items() if key != "v"} | {"knobs": knobs}
-    made = pack.Pack(params.task, learned.v, editor.weights, params.n_examples, record)
-    pack.save(made, scratch / f"{params.task}.safetensors")
+    made = task_pack.Pack(params.task, learned.v, editor.weights, params.n_examples, record)
+    task_pack.save(made, scratch / f"{params.task}.safetensors")
     counts = {"examples": params.n_examples, "steps": learned.steps}
     return publish(scratch, root / OUT, "inversion", knobs | {"editor": editor.weights, "record": record}, counts)
 
@@ -168,4 +168,4 @@ def _some(batch: Batch, rows: Tensor) -> Batch:
 
 
 if __name__ == "__main__":
-    run(house.load(Params, "inversion"), Path())
+    run(config.load(InversionParams, "inversion"), Path())

@@ -1,7 +1,7 @@
 """Station `pairs`: instructions -> before/after pictures under soft masks, with every raw score. Nothing is judged here.
 
 In: `data/instructions`. Out: `data/pairs/shard-*.parquet` of Pair (every candidate that was painted), `dropped-*.parquet` of
-Drop, `summary.json`, and `bandit.json` where a bandit chose the candidates. Instructions that share their first picture share a
+Drop, `summary.json`, and `strategy.json` where a bandit chose the candidates. Instructions that share their first picture share a
 shard and paint it once. Shards are the unit of work: any worker makes any of them, in any order, with the same bytes on
 machines alike and as many threads.
 """
@@ -17,17 +17,16 @@ import pyarrow.parquet as pq
 from pydantic import Field
 from tqdm import tqdm
 
-from emuedit import config as house
-from emuedit.data import filters as gates
+from emuedit import config
+from emuedit.data import filters
 from emuedit.data.publish import Summary, fingerprint, publish, read_folder, scratch_folder
 from emuedit.data.records import Drop, Instruction, Pair
 from emuedit.data.shards import write_shard
 from emuedit.runtime import Runtime
-from emuedit.synthesis import model_set as studio
-from emuedit.synthesis import strategy as bandit
+from emuedit.synthesis import model_set, strategy
 from emuedit.synthesis import worker_pool as workers
-from emuedit.synthesis.candidate import IN, Knobs, first_caption, make_shard
-from emuedit.synthesis.strategy import Tries
+from emuedit.synthesis.candidate import IN, SynthesisParams, first_caption, make_shard
+from emuedit.synthesis.strategy import TrialCounts
 from emuedit.synthesis.worker_pool import Workers
 
 OUT, LEARNED = "data/pairs", "bandit.json"
@@ -37,13 +36,13 @@ class PairsError(ValueError):
     """Raised for instructions of which no pair can be made."""
 
 
-class Params(Knobs):
-    """Knobs of the station."""
+class PairsParams(SynthesisParams):
+    """SynthesisParams of the station."""
 
     device: str
     """Where networks run: auto, cuda, mps or cpu."""
     dtype: str
-    """Number format of the painter: auto, float32, bfloat16 or float16."""
+    """Number format of the base_model: auto, float32, bfloat16 or float16."""
     instructions_per_shard: int = Field(ge=1)
     """A shard is closed when it holds this many; the unit of work that a restart does not repeat."""
     workers: Workers
@@ -56,7 +55,7 @@ class Job:
 
     path: Path
     instructions: list[Instruction]
-    tries: Tries
+    trial_counts: TrialCounts
 
 
 def shards(instructions: Sequence[Instruction], per_shard: int) -> list[list[Instruction]]:
@@ -72,7 +71,7 @@ def shards(instructions: Sequence[Instruction], per_shard: int) -> list[list[Ins
     return made
 
 
-def run(params: Params, root: Path) -> Summary:
+def run(params: PairsParams, root: Path) -> Summary:
     """Make the shards that an earlier run did not leave in scratch, publish to `data/pairs`."""
     root = root.resolve()  # a worker elsewhere stands in another folder
     instructions = list(read_folder(root / IN, Instruction))
@@ -81,41 +80,41 @@ def run(params: Params, root: Path) -> Summary:
     knobs = params.model_dump(mode="json", by_alias=True, exclude={"workers"})
     here = Path(__file__).parent
     code = [path for part in ("core", "models", "rivals", "synthesis") for path in sorted((here / part).glob("*.py"))]
-    behind = [*sorted((root / IN).glob("shard-*.parquet")), *studio.files(params.world, root), Path(__file__), *code]
-    scratch = scratch_folder(root, "pairs", fingerprint(knobs, *behind, Path(gates.__file__)))
+    behind = [*sorted((root / IN).glob("shard-*.parquet")), *model_set.files(params.world, root), Path(__file__), *code]
+    scratch = scratch_folder(root, "pairs", fingerprint(knobs, *behind, Path(filters.__file__)))
     work = shards(instructions, params.instructions_per_shard)
     paths = [scratch / f"shard-{number:05d}.parquet" for number in range(len(work))]
     amount = {path.name: sum(_expected(one, params) for one in some) for path, some in zip(paths, work, strict=True)}
     there = sum(amount[path.name] for path in paths if path.exists())
-    tries: Tries = Counter()
+    trial_counts: TrialCounts = Counter()
     dropped = 0
     with (
         workers.hired(params.workers, partial(_workshop, params, root, scratch), params.device) as team,
         tqdm(total=sum(amount.values()), initial=there, unit="pair", desc="pairs") as bar,
     ):
-        for part in bandit.rounds(params.spend, len(work)):
+        for part in strategy.rounds(params.strategy, len(work)):
             todo = [number for number in part if not paths[number].exists()]
-            for name, lost in team({paths[number].name: Job(paths[number], work[number], tries) for number in todo}):
+            for name, lost in team({paths[number].name: Job(paths[number], work[number], trial_counts) for number in todo}):
                 dropped += lost
                 bar.set_postfix(dropped=dropped, refresh=False)
                 bar.update(amount[name])
-            tries = tries + bandit.outcome(params.spend, [paths[number] for number in part])
-    if tries:
-        (scratch / LEARNED).write_text(bandit.told(tries), encoding="utf-8")
+            trial_counts = trial_counts + strategy.outcome(params.strategy, [paths[number] for number in part])
+    if trial_counts:
+        (scratch / LEARNED).write_text(strategy.told(trial_counts), encoding="utf-8")
     counts = _counts(scratch)
     if not counts["pairs"]:
         raise PairsError(f"want at least one pair, got {dict(counts)}; see {scratch}/dropped-*.parquet")
     return publish(scratch, root / OUT, "pairs", knobs, counts)
 
 
-def _workshop(params: Params, root: Path, scratch: Path) -> Callable[[Job], int]:
+def _workshop(params: PairsParams, root: Path, scratch: Path) -> Callable[[Job], int]:
     """What makes shards and says how much it dropped, once on every worker: the models stay loaded."""
     if not scratch.is_dir():
         raise PairsError(f"want the folder {scratch} on every machine that makes shards, got none here; share the project's")
-    models = studio.Studio(params.world, root, Runtime.choose(params.device, params.dtype), params.steps)
+    models = model_set.ModelSet(params.world, root, Runtime.choose(params.device, params.dtype), params.steps)
 
     def make(job: Job) -> int:
-        pairs, drops = make_shard(job.instructions, models, params, job.tries)
+        pairs, drops = make_shard(job.instructions, models, params, job.trial_counts)
         write_shard(job.path.with_name(job.path.name.replace("shard", "dropped")), drops, Drop)
         write_shard(job.path, pairs, Pair)  # after its drops: where it is, both are
         return len(drops)
@@ -135,10 +134,10 @@ def _counts(scratch: Path) -> Counter[str]:
     return counts
 
 
-def _expected(one: Instruction, params: Params) -> int:
-    return bandit.amount(params.spend, len(params.recipes.of(one.task))) or 1
+def _expected(one: Instruction, params: PairsParams) -> int:
+    return strategy.amount(params.strategy, len(params.recipes.of(one.task))) or 1
 
 
 if __name__ == "__main__":
     pairs = import_module("emuedit.stages.pairs")  # by the name under which a worker elsewhere finds it, which is not __main__
-    pairs.run(house.load(pairs.Params, "pairs"), Path())
+    pairs.run(config.load(pairs.PairsParams, "pairs"), Path())

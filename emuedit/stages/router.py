@@ -15,11 +15,11 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from emuedit import config as house
+from emuedit import config
 from emuedit.data.publish import Summary, fingerprint, publish, read_folder, scratch_folder
 from emuedit.data.records import Instruction
-from emuedit.editor import task_predictor as routing
-from emuedit.editor.task_predictor import Router
+from emuedit.editor import task_predictor
+from emuedit.editor.task_predictor import TaskPredictor
 from emuedit.runtime import Runtime, rng, seed_for
 from emuedit.tasks import TASKS
 from emuedit.tracking import Tracker
@@ -33,10 +33,10 @@ class RouterError(ValueError):
     """Raised for instructions that no router can be trained on."""
 
 
-class Params(house.Params):
+class RouterParams(config.Params):
     """Knobs of the station."""
 
-    world: house.World
+    world: config.World
     """The world; only its `t5` matters here."""
     device: str
     """auto, cpu, cuda or mps."""
@@ -60,18 +60,20 @@ class Params(house.Params):
     """Seed of the head, the order and the dropout."""
 
 
-def run(params: Params, root: Path) -> Summary:
+def run(params: RouterParams, root: Path) -> Summary:
     """Train epoch by epoch, each kept in scratch, measure, publish to `models/router`."""
-    base = house.locate(params.world.t5, root)
+    base = config.resolve_path(params.world.t5, root)
     knobs = params.model_dump(mode="json", exclude={"world", "device"}) | {"t5": params.world.t5}
-    inputs = [root / IN / "summary.json", Path(__file__), Path(routing.__file__)] + ([Path(base)] if Path(base).exists() else [])
+    inputs = [root / IN / "summary.json", Path(__file__), Path(task_predictor.__file__)] + (
+        [Path(base)] if Path(base).exists() else []
+    )
     scratch = scratch_folder(root, "router", fingerprint(knobs, *inputs))
     told, held = split(((one.caption_id, one.text, one.task) for one in read_folder(root / IN, Instruction)), params)
     present = {task for _, task in told}
     tasks = [task.name for task in TASKS if task.name in present]
     if len(tasks) < 2 or not held:
         raise RouterError(f"want instructions of two tasks, and some to hold out; got {tasks} and {len(held)} held out")
-    router = routing.start(base, tasks, params.max_tokens, Runtime.choose(params.device).device, params.seed)
+    router = task_predictor.start(base, tasks, params.max_tokens, Runtime.choose(params.device).device, params.seed)
     with Tracker(scratch, "router", knobs) as tracker:
         train(router, told, params, scratch, tracker)
         metrics = measure(router, held, {text for text, _ in told})
@@ -82,7 +84,9 @@ def run(params: Params, root: Path) -> Summary:
     return publish(scratch, root / OUT, "router", knobs, {"trained": len(told), "held_out": len(held), "correct": correct})
 
 
-def split(instructions: Iterable[tuple[str, str, str]], params: Params) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def split(
+    instructions: Iterable[tuple[str, str, str]], params: RouterParams
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """(caption id, text, task) -> (text, task) to train on, and those held out: a caption is on one side, chosen by its id."""
     told: list[tuple[str, str]] = []
     held: list[tuple[str, str]] = []
@@ -92,7 +96,7 @@ def split(instructions: Iterable[tuple[str, str, str]], params: Params) -> tuple
     return told, held
 
 
-def train(router: Router, told: list[tuple[str, str]], params: Params, scratch: Path, tracker: Tracker) -> None:
+def train(router: TaskPredictor, told: list[tuple[str, str]], params: RouterParams, scratch: Path, tracker: Tracker) -> None:
     """Cross-entropy of the task, AdamW. Order and dropout depend on (seed, epoch); the state is saved after every epoch."""
     model, device = router.model, router.model.device
     label = {task: i for i, task in enumerate(router.tasks)}
@@ -140,7 +144,7 @@ def _resumed(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> int:
     return int(state["epoch"])
 
 
-def measure(router: Router, held: list[tuple[str, str]], seen: set[str]) -> dict[str, Any]:
+def measure(router: TaskPredictor, held: list[tuple[str, str]], seen: set[str]) -> dict[str, Any]:
     """Accuracy over all, per task and on texts that training never saw (None if there are none), confusion[true][guessed].
 
     Also the expected calibration error over ten bins: the mean distance of probability and accuracy (Guo et al. 2017,
@@ -169,4 +173,4 @@ def measure(router: Router, held: list[tuple[str, str]], seen: set[str]) -> dict
 
 
 if __name__ == "__main__":
-    run(house.load(Params, "router"), Path())
+    run(config.load(RouterParams, "router"), Path())

@@ -1,7 +1,7 @@
 """Station `train`: kept pairs -> an editor. The same command goes on where a killed one stopped, bit for bit.
 
-In: `data/pairs` and what `data/dataset` mixed in (Pair), `data/dataset` (Verdict), the world's painter. Out: `models/editor`, a
-diffusers pipeline folder of the painter's own class with `tasks/`, `stats.jsonl` and `summary.json`. What is trained: the whole
+In: `data/pairs` and what `data/dataset` mixed in (Pair), `data/dataset` (Verdict), the world's base_model. Out: `models/editor`, a
+diffusers pipeline folder of the base_model's own class with `tasks/`, `stats.jsonl` and `summary.json`. What is trained: the whole
 U-Net, the task table and, if asked, the text encoders.
 """
 
@@ -18,23 +18,21 @@ from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from emuedit import config as house
+from emuedit import config
 from emuedit.core import diffusion
-from emuedit.data.publish import Summary, fingerprint, read_summary, scratch_folder, seal
+from emuedit.data.publish import Summary, fingerprint, read_summary, scratch_folder, write_summary
 from emuedit.editor import checkpoint
-from emuedit.editor.unet import EditorNet
-from emuedit.models import base_model as painters
-from emuedit.models.base_model import Painter
+from emuedit.editor.unet import EditorUNet
+from emuedit.models import text_to_image
+from emuedit.models.text_to_image import TextToImageModel
 from emuedit.runtime import Runtime, seed_for
 from emuedit.tasks import TASKS
 from emuedit.tracking import Tracker
-from emuedit.training import distributed as crews
-from emuedit.training import latent_cache as batches
-from emuedit.training import loss
-from emuedit.training.distributed import Crew
+from emuedit.training import distributed, latent_cache, loss
+from emuedit.training.distributed import ProcessGroup
 from emuedit.training.latent_cache import Cache
 from emuedit.training.loss import Dropout, Weights
-from emuedit.training.trainable_editor import Pupil
+from emuedit.training.trainable_editor import TrainableEditor
 
 PAIRS, DATASET, OUT = "data/pairs", "data/dataset", "models/editor"
 HELD_OUT_PER_TASK = 8
@@ -45,11 +43,11 @@ class TrainError(RuntimeError):
     """Raised when training cannot go on."""
 
 
-class Params(house.Params):
+class TrainParams(config.Params):
     """Knobs of the station."""
 
-    world: house.World
-    """The world; only its `painter` matters here."""
+    world: config.World
+    """The world; only its `base_model` matters here."""
     seed: int = Field(ge=0)
     """Seed of the task table, the order of pairs, times, noise and dropout."""
     device: str
@@ -65,9 +63,9 @@ class Params(house.Params):
     lr: float = Field(gt=0)
     """Highest learning rate."""
     lr_new: float = Field(gt=0)
-    """Times `lr` for what the painter had not: the first convolution, the class projection, the task table. Ours."""
+    """Times `lr` for what the base_model had not: the first convolution, the class projection, the task table. Ours."""
     lr_text: float = Field(ge=0)
-    """Times `lr` for the painter's text encoders; 0: they stay as they are (InstructPix2Pix, Emu Edit)."""
+    """Times `lr` for the base_model's text encoders; 0: they stay as they are (InstructPix2Pix, Emu Edit)."""
     warmup_steps: int = Field(ge=0)
     """Steps in which the rate rises from zero."""
     decay_share: float = Field(ge=0, le=1)
@@ -102,7 +100,7 @@ class Params(house.Params):
     """Number format of the published weights."""
 
 
-def rate(step: int, params: Params) -> float:
+def rate(step: int, params: TrainParams) -> float:
     """Learning rate at a step: warm-up, plateau, fall to zero (Hägele et al., arXiv 2405.18392, for the linear one)."""
     up = min(1.0, (step + 1) / max(1, params.warmup_steps))
     left = min(1.0, (params.steps - step) / max(1.0, params.decay_share * params.steps))
@@ -110,7 +108,7 @@ def rate(step: int, params: Params) -> float:
     return params.lr * up * down
 
 
-def _adamw(weights: dict[str, nn.Parameter], params: Params) -> torch.optim.AdamW:
+def _adamw(weights: dict[str, nn.Parameter], params: TrainParams) -> torch.optim.AdamW:
     scales = {NEW: params.lr_new, ("text.",): params.lr_text}
     of = {name: next((scale for begin, scale in scales.items() if name.startswith(begin)), 1.0) for name in weights}
     groups = [
@@ -129,9 +127,9 @@ def _at_a_loss(value: float, step: int, ids: list[str], scratch: Path) -> TrainE
     )
 
 
-def learn(pupil: Pupil, cache: Cache, params: Params, scratch: Path, crew: Crew) -> None:
+def learn(pupil: TrainableEditor, cache: Cache, params: TrainParams, scratch: Path, crew: ProcessGroup) -> None:
     """The loop: step, EMA, log, save, stop. Afterwards the pupil holds the averaged weights."""
-    device = pupil.painter.device
+    device = pupil.base_model.device
     pupil.begin()
     weights = dict(pupil.named_parameters())
     optimizer = _adamw(weights, params)
@@ -153,7 +151,7 @@ def learn(pupil: Pupil, cache: Cache, params: Params, scratch: Path, crew: Crew)
         picked, flip = cache.pick(params.batch, params.balance, params.seed, step)
         mine = crew.share(params.batch)
         batch = cache.batch(cache.train, picked[mine], (flip & params.flip)[mine]).to(device)
-        n_times, late = pupil.painter.scheduler.config.num_train_timesteps, params.weights.late(step / params.steps)
+        n_times, late = pupil.base_model.scheduler.config.num_train_timesteps, params.weights.late(step / params.steps)
         whole = (params.batch, *batch.target.shape[1:])
         draws = loss.draw(whole, n_times, params.dropout, late, "train", params.seed, step).of(mine)
         with half:
@@ -198,7 +196,7 @@ def learn(pupil: Pupil, cache: Cache, params: Params, scratch: Path, crew: Crew)
 
 
 @torch.no_grad()
-def held_out_loss(pupil: Pupil, average: dict[str, Tensor], cache: Cache, half: torch.autocast) -> dict[str, float]:
+def held_out_loss(pupil: TrainableEditor, average: dict[str, Tensor], cache: Cache, half: torch.autocast) -> dict[str, float]:
     """Loss of the averaged weights on the first held-out pairs of every task, unweighted, at fixed times and noise."""
     now = {name: value.detach().clone() for name, value in pupil.named_parameters()}
     pupil.load_state_dict(average, strict=False)
@@ -207,8 +205,8 @@ def held_out_loss(pupil: Pupil, average: dict[str, Tensor], cache: Cache, half: 
         picked = (cache.held_out.task == task.index).nonzero()[0][:HELD_OUT_PER_TASK]
         if not len(picked):
             continue
-        batch = cache.batch(cache.held_out, picked, picked < 0).to(pupil.painter.device)
-        shape, n_times = tuple(batch.target.shape), pupil.painter.scheduler.config.num_train_timesteps
+        batch = cache.batch(cache.held_out, picked, picked < 0).to(pupil.base_model.device)
+        shape, n_times = tuple(batch.target.shape), pupil.base_model.scheduler.config.num_train_timesteps
         draws = loss.draw(shape, n_times, loss.NEVER, loss.PLAIN.late(0.0), "held out", task.name)
         with half:
             each = pupil.losses(batch, draws, loss.PLAIN)
@@ -217,59 +215,59 @@ def held_out_loss(pupil: Pupil, average: dict[str, Tensor], cache: Cache, half: 
     return found | ({"held_out": sum(found.values()) / len(found)} if found else {})
 
 
-def run(params: Params, root: Path) -> Summary:
+def run(params: TrainParams, root: Path) -> Summary:
     """Encode what is new, train from the last saved step, publish to `models/editor`."""
     runtime = Runtime.choose(params.device, params.dtype)
     judged = read_summary(root / DATASET)
     mixed = sorted(judged.params.get("mix", ()))  # pairs that were written with their verdicts tell of no mix
     data: dict[str, Any] = {"pairs": read_summary(root / PAIRS).shards, "dataset": judged.shards}
     data |= {"mixed": {folder: read_summary(root / folder).shards for folder in mixed}} if mixed else {}
-    base = house.locate(params.world.painter, root)
-    knobs = params.model_dump(mode="json", exclude={"world"}) | {"painter": params.world.painter}
+    base = config.resolve_path(params.world.base_model, root)
+    knobs = params.model_dump(mode="json", exclude={"world"}) | {"base_model": params.world.base_model}
     behind = [base] if Path(base).is_dir() else []
     modules = ("net", "pupil", "table", "loss", "batches", "checkpoint")
     code = {name: Path(__file__).parent / "editor" / f"{name}.py" for name in modules} | {"diffusion": Path(diffusion.__file__)}
-    painter = painters.load(base, runtime.device)
-    mark = fingerprint(data | {"painter": params.world.painter, "dtype": params.dtype}, *behind, code["batches"])
+    base_model = text_to_image.load(base, runtime.device)
+    mark = fingerprint(data | {"base_model": params.world.base_model, "dtype": params.dtype}, *behind, code["batches"])
     latents = root / "scratch" / "latents" / mark
     with torch.autocast(runtime.device, torch.bfloat16, enabled=params.dtype == "bfloat16"):
-        batches.build([root / folder for folder in (PAIRS, *mixed)], root / DATASET, painter, latents)
+        latent_cache.build([root / folder for folder in (PAIRS, *mixed)], root / DATASET, base_model, latents)
     cache = Cache(latents, params.held_out_share)
     scratch = scratch_folder(root, "train", fingerprint(knobs | {"data": data}, *behind, __file__, *code.values()))
-    size = crews.size_for(params.processes, params.batch, runtime.device)
-    Crew(0, size).share(params.batch)  # an uneven batch is an error now, not in every process
+    size = distributed.size_for(params.processes, params.batch, runtime.device)
+    ProcessGroup(0, size).share(params.batch)  # an uneven batch is an error now, not in every process
     if size > 1:
-        crews.together(size, _join, params, base, latents, scratch)  # the last step they save is the last one
-    net = learnt(painter, cache, params, scratch, Crew())
+        distributed.together(size, _join, params, base, latents, scratch)  # the last step they save is the last one
+    net = learnt(base_model, cache, params, scratch, ProcessGroup())
     counts = {"steps": params.steps, "pairs": len(cache.train), "held_out_pairs": len(cache.held_out)}
-    return _publish(net, painter.pipeline, scratch, root / OUT, knobs | {"data": data}, counts, params.stored_dtype)
+    return _publish(net, base_model.pipeline, scratch, root / OUT, knobs | {"data": data}, counts, params.stored_dtype)
 
 
-def learnt(painter: Painter, cache: Cache, params: Params, scratch: Path, crew: Crew) -> EditorNet:
-    """The painter made an editor: the same start in every process, then the loop."""
+def learnt(base_model: TextToImageModel, cache: Cache, params: TrainParams, scratch: Path, crew: ProcessGroup) -> EditorUNet:
+    """The base_model made an editor: the same start in every process, then the loop."""
     with torch.random.fork_rng():
         torch.manual_seed(seed_for("editor", "start", params.seed))
-        net = checkpoint.from_painter(painter, params.task_width)
-    learn(Pupil(net, painter, reads=params.lr_text > 0), cache, params, scratch, crew)
+        net = checkpoint.from_base_model(base_model, params.task_width)
+    learn(TrainableEditor(net, base_model, reads=params.lr_text > 0), cache, params, scratch, crew)
     return net
 
 
-def _join(crew: Crew, params: Params, base: str, latents: Path, scratch: Path) -> None:
+def _join(crew: ProcessGroup, params: TrainParams, base: str, latents: Path, scratch: Path) -> None:
     device = Runtime.choose(params.device, params.dtype).device
-    learnt(painters.load(base, device), Cache(latents, params.held_out_share), params, scratch, crew)
+    learnt(text_to_image.load(base, device), Cache(latents, params.held_out_share), params, scratch, crew)
 
 
 def _publish(
-    net: EditorNet, pipeline: Any, scratch: Path, out: Path, knobs: dict[str, Any], counts: dict[str, int], stored: str
+    net: EditorUNet, pipeline: Any, scratch: Path, out: Path, knobs: dict[str, Any], counts: dict[str, int], stored: str
 ) -> Summary:
     """Write the editor and what is known of its making; `summary.json` last, then forget the scratch."""
     shutil.rmtree(out, ignore_errors=True)
     checkpoint.save(net, pipeline, out, getattr(torch, stored))
     shutil.copy2(scratch / "stats.jsonl", out / "stats.jsonl")
-    summary = seal(out, "train", scratch.name, knobs, counts)
+    summary = write_summary(out, "train", scratch.name, knobs, counts)
     shutil.rmtree(scratch.parent)
     return summary
 
 
 if __name__ == "__main__":
-    run(house.load(Params, "train"), Path())
+    run(config.load(TrainParams, "train"), Path())

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emuedit.core import attention_mixing as attention
+from emuedit.core import attention_mixing
 from emuedit.models.attention_processor import Processor, installed
 
 
@@ -34,7 +34,7 @@ class Control:
         foreign = source_row != rows
         self._mixes = bool((M[foreign] < 1).any())
         self._injects = bool((inject & foreign).any())
-        self._qk_row = attention.injected(rows, source_row, inject)
+        self._qk_row = attention_mixing.injected(rows, source_row, inject)
         self._at: dict[int, Tensor] = {}
 
     def qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -51,8 +51,8 @@ class Control:
             return out
         n_tokens = out.shape[1]
         if n_tokens not in self._at:
-            self._at[n_tokens] = attention.tokens(self._M, *attention.grid(n_tokens, *self._size))
-        return attention.mixed(out, source_row, self._at[n_tokens])
+            self._at[n_tokens] = attention_mixing.tokens(self._M, *attention_mixing.grid(n_tokens, *self._size))
+        return attention_mixing.mixed(out, source_row, self._at[n_tokens])
 
     def _check(self, rows: Tensor) -> Tensor:
         if self._source_row is None:

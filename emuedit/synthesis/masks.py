@@ -1,4 +1,4 @@
-"""Where an edit may happen: phrases -> boxes -> precise masks (or the painter's own, see `difference`) -> soft masks.
+"""Where an edit may happen: phrases -> boxes -> precise masks (or the base_model's own, see `difference`) -> soft masks.
 
 Shapes: B pictures of H x W pixels.
 """
@@ -12,8 +12,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from emuedit import config as house
-from emuedit.core import soft_mask as softmask
+from emuedit import config
+from emuedit.core import soft_mask
 from emuedit.models.detector import Detections, Detector
 from emuedit.models.segmenter import Segmenter
 from emuedit.synthesis.methods.diffedit import NoiseDifference
@@ -21,7 +21,7 @@ from emuedit.synthesis.methods.diffedit import NoiseDifference
 Query = tuple[int, str]  # a picture and a phrase to look for in it
 
 
-class MaskRecipe(house.Params):
+class MaskRecipe(config.Params):
     """M = w_p P + w_s S + w_b B of what was found; see `core.softmask`."""
 
     w_p: float = Field(ge=0)
@@ -37,7 +37,7 @@ class MaskRecipe(house.Params):
     complement: bool
     """True: edit all but what was found (the background)."""
     noise_difference: NoiseDifference | None
-    """How P is asked of the painter, see `synthesis.difference`; null: P is the mask of the objects that are named."""
+    """How P is asked of the base_model, see `synthesis.difference`; null: P is the mask of the objects that are named."""
 
     @model_validator(mode="after")
     def _weights(self) -> MaskRecipe:
@@ -47,7 +47,7 @@ class MaskRecipe(house.Params):
 
     def soft(self, P: Tensor) -> Tensor:
         """bool [H, W] -> float32 [1, H, W] in [0, 1]."""
-        M = softmask.soft(softmask.from_uint8(P[None]), self.w_p, self.w_s, self.w_b, self.radius_px, self.sigma_px)[0]
+        M = soft_mask.soft(soft_mask.from_uint8(P[None]), self.w_p, self.w_s, self.w_b, self.radius_px, self.sigma_px)[0]
         return 1 - M if self.complement else M
 
 

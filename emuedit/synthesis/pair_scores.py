@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from emuedit.core.registration import shift
-from emuedit.models import edit_similarity as likeness
-from emuedit.models.clip import ClipJudge
-from emuedit.models.depth import DepthJudge
+from emuedit.models import edit_similarity
+from emuedit.models.clip import ClipScorer
+from emuedit.models.depth import DepthEstimator
 from emuedit.models.detector import Detector
-from emuedit.models.dino import DinoJudge
+from emuedit.models.dino import DinoScorer
 from emuedit.synthesis import masks
 
 Scores = dict[str, float | None]
@@ -40,19 +40,19 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Judges:
+class Scorers:
     """The networks that look at pairs."""
 
-    clip: ClipJudge
-    dino: DinoJudge
-    depth: DepthJudge
+    clip: ClipScorer
+    dino: DinoScorer
+    depth: DepthEstimator
     detector: Detector
 
 
-def raw(pictures: Tensor, edits: Sequence[Edit], judges: Judges, batch: int) -> list[Scores]:
+def raw(pictures: Tensor, edits: Sequence[Edit], judges: Scorers, batch: int) -> list[Scores]:
     """The scores of N edits among pictures [P, 3, H, W] in [-1, 1]; each judge sees a picture once, `batch` at a time.
 
-    Those of `likeness.compared`; depth_l1: mean difference of the depth maps; l1_inside, l1_outside: mean difference in
+    Those of `edit_similarity.compared`; depth_l1: mean difference of the depth maps; l1_inside, l1_outside: mean difference in
     [0, 1], weighted by M and 1 - M; mask_area: mean of M; present_source, present_target: the detector's best score for the
     source's and the target's object in the target (of several objects the worst of the best; 0 where it finds nothing);
     found_source: the same for the source's object in the source, which is what an instruction speaks of; left_inside: its best
@@ -69,9 +69,9 @@ def raw(pictures: Tensor, edits: Sequence[Edit], judges: Judges, batch: int) -> 
     at = {text: row for row, text in enumerate(captions)}
     said = torch.cat([judges.clip.embed_texts(captions[i : i + batch]).cpu() for i in range(0, len(captions), batch)])
     texts = said[[at[one.source_caption] for one in edits]], said[[at[one.target_caption] for one in edits]]
-    columns = likeness.compared((seen[a], seen[b]), texts, (vectors[a], vectors[b]))
+    columns = edit_similarity.compared((seen[a], seen[b]), texts, (vectors[a], vectors[b]))
     columns |= {
-        "depth_l1": likeness.column((maps[a] - maps[b]).abs().mean((1, 2))),
+        "depth_l1": edit_similarity.column((maps[a] - maps[b]).abs().mean((1, 2))),
         "present_source": _present(pictures, [(one.target, one.source_object) for one in edits], judges.detector, batch),
         "present_target": _present(pictures, [(one.target, one.target_object) for one in edits], judges.detector, batch),
         "found_source": _present(pictures, [(one.source, one.source_object) for one in edits], judges.detector, batch),
@@ -105,7 +105,9 @@ def _weighted(error: Tensor, weight: Tensor) -> float | None:
     return float((error * weight).sum()) / total if total > 0 else None
 
 
-def _present(pictures: Tensor, wanted: Sequence[tuple[int, str | None]], detector: Detector, batch: int) -> likeness.Column:
+def _present(
+    pictures: Tensor, wanted: Sequence[tuple[int, str | None]], detector: Detector, batch: int
+) -> edit_similarity.Column:
     """Of pictures and the objects looked for there."""
     asked = [[(picture, phrase) for phrase in masks.phrases(words)] for picture, words in wanted]
     queries = sorted({query for own in asked for query in own})
@@ -115,9 +117,9 @@ def _present(pictures: Tensor, wanted: Sequence[tuple[int, str | None]], detecto
     return [min(score[query] for query in own) if own else None for own in asked]
 
 
-def left_inside(pictures: Tensor, edits: Sequence[Edit], detector: Detector, batch: int) -> likeness.Column:
+def left_inside(pictures: Tensor, edits: Sequence[Edit], detector: Detector, batch: int) -> edit_similarity.Column:
     """The score of that name, for N edits among pictures [P, 3, H, W]; see `raw`."""
-    column: likeness.Column = [None] * len(edits)
+    column: edit_similarity.Column = [None] * len(edits)
     asked = [(n, one.vacant, one.M) for n, one in enumerate(edits) if one.vacant is not None and one.M is not None]
     for i in range(0, len(asked), batch):
         part = asked[i : i + batch]

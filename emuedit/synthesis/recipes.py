@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from emuedit import config as house
+from emuedit import config
 from emuedit.synthesis.masks import MaskRecipe
 from emuedit.tasks import task
 
 
-class _Way(house.Params):
+class _Way(config.Params):
     """One way to make the second picture out of the first. Fractions are of the steps."""
 
     mask: MaskRecipe | None
@@ -44,7 +44,7 @@ class Candidate(_Way):
         return self
 
 
-class WordBlend(house.Params):
+class WordBlend(config.Params):
     """LocalBlend of Prompt-to-Prompt: where the changed words of neither caption look, the source's latents stay."""
 
     n_tokens: int = Field(ge=1)
@@ -87,7 +87,7 @@ AnyCandidate = Annotated[Annotated[Candidate, Tag("control")] | Annotated[Words,
 Candidates = tuple[AnyCandidate, ...]
 
 
-class Recipes(house.Params):
+class Recipes(config.Params):
     """The candidates of every task that is painted."""
 
     local: Candidates = Field(min_length=1)

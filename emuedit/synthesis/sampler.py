@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emuedit.core import soft_mask as softmask
-from emuedit.models import model_sources as libraries
-from emuedit.models.base_model import Painter, TextCondition
+from emuedit.core import soft_mask
+from emuedit.models import model_sources
+from emuedit.models.text_to_image import TextCondition, TextToImageModel
 from emuedit.synthesis.attention_control import Control, controlled
 
 MEMORYLESS = ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
@@ -59,29 +59,29 @@ class Variant:
 
 @dataclass(frozen=True)
 class Sampler:
-    """How a painter samples sources and variants. `dtype` other than float32 runs the U-Net under autocast."""
+    """How a base_model samples sources and variants. `dtype` other than float32 runs the U-Net under autocast."""
 
-    painter: Painter
+    base_model: TextToImageModel
     steps: int
     dtype: torch.dtype = torch.float32
 
     @property
     def scheduler(self) -> Any:
-        """A fresh scheduler, ready to step: the painter's own, or DDIM on its noise levels where that keeps a history."""
-        own = self.painter.scheduler
-        kind = type(own) if type(own).__name__ in MEMORYLESS else libraries.library("diffusers").DDIMScheduler
+        """A fresh scheduler, ready to step: the base_model's own, or DDIM on its noise levels where that keeps a history."""
+        own = self.base_model.scheduler
+        kind = type(own) if type(own).__name__ in MEMORYLESS else model_sources.library("diffusers").DDIMScheduler
         scheduler = kind.from_config(own.config)
-        scheduler.set_timesteps(self.steps, device=self.painter.device)
+        scheduler.set_timesteps(self.steps, device=self.base_model.device)
         return scheduler
 
     def sources(self, captions: Sequence[str], seeds: Sequence[int], guidance: float) -> Trajectory:
-        """Paint G captions as `Painter.paint` does, and keep the way. One CPU generator a source, seeded by its seed."""
+        """Paint G captions as `TextToImageModel.paint` does, and keep the way. One CPU generator a source, seeded by its seed."""
         if len(captions) != len(seeds) or not captions:
             raise ValueError(f"want one seed a caption and at least one, got {len(captions)} captions and {len(seeds)} seeds")
         scheduler = self.scheduler
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        text, null = self.painter.encode_text(captions), self.painter.null_text(1)
-        z_t = self.painter.noise(generators) * scheduler.init_noise_sigma  # [G, C, h, w]
+        text, null = self.base_model.encode_text(captions), self.base_model.null_text(1)
+        z_t = self.base_model.noise(generators) * scheduler.init_noise_sigma  # [G, C, h, w]
         z, chance = [z_t], []
         for t in scheduler.timesteps:
             eps = self._guided(scheduler, z_t, t, text, null, z_t.new_full((len(z_t),), guidance))
@@ -103,14 +103,14 @@ class Sampler:
         scheduler, device = self.scheduler, trajectory.z.device
         size = (trajectory.z.shape[-2], trajectory.z.shape[-1])
         M = torch.stack([one.M for one in wanted]).to(device, torch.float32)  # [K, 1, H, W]
-        M_z = softmask.resized(M, *size)  # [K, 1, h, w]
+        M_z = soft_mask.resized(M, *size)  # [K, 1, h, w]
         of = torch.tensor([one.source for one in wanted], device=device)
-        text = _leaning(self.painter.encode_text([one.caption for one in wanted]), trajectory.text, of, M)
+        text = _leaning(self.base_model.encode_text([one.caption for one in wanted]), trajectory.text, of, M)
         strength = torch.tensor([one.guidance for one in wanted], device=device)
         z = trajectory.z[plan.start, of]  # [K, C, h, w]
-        null = self.painter.null_text(1)
+        null = self.base_model.null_text(1)
         masked = [bool((one < 1).any()) for one in M]
-        with controlled(self.painter.unet) as control:
+        with controlled(self.base_model.unet) as control:
             for i, t in enumerate(scheduler.timesteps):
                 rows = plan.rows(i, masked)
                 if not rows.variants:
@@ -130,9 +130,9 @@ class Sampler:
         return z
 
     def predict(self, scheduler: Any, z_t: Tensor, t: Tensor, text: TextCondition) -> Tensor:
-        """One forward of the U-Net, float32 [R, C, h, w]: the painter's prediction of whatever kind, without guidance."""
+        """One forward of the U-Net, float32 [R, C, h, w]: the base_model's prediction of whatever kind, without guidance."""
         with torch.no_grad(), torch.autocast(z_t.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.painter.predict(scheduler.scale_model_input(z_t, t), t, text)
+            return self.base_model.predict(scheduler.scale_model_input(z_t, t), t, text)
 
     def _guided(
         self,

@@ -18,8 +18,8 @@ from typing import Annotated, Literal
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from emuedit import config as house
-from emuedit.data import filters as gates
+from emuedit import config
+from emuedit.data import filters
 from emuedit.runtime import rng
 
 
@@ -32,23 +32,23 @@ class Arm:
     candidate: int
 
 
-Tries = Counter[tuple[Arm, bool]]
+TrialCounts = Counter[tuple[Arm, bool]]
 """How often an arm was painted and won (True) or lost (False)."""
 
 
-def posterior(tries: Tries, arm: Arm) -> tuple[int, int]:
+def posterior(trial_counts: TrialCounts, arm: Arm) -> tuple[int, int]:
     """The a and b of Beta(a, b) after what is known, from an even prior; its mean is a / (a + b)."""
-    return 1 + tries[arm, True], 1 + tries[arm, False]
+    return 1 + trial_counts[arm, True], 1 + trial_counts[arm, False]
 
 
-class All(house.Params):
+class AllCandidates(config.Params):
     """Every candidate for every instruction."""
 
     kind: Literal["all"]
     """The word `all`."""
 
 
-class Bandit(house.Params):
+class BanditStrategy(config.Params):
     """Some candidates for every instruction, those that promise to pass the gates."""
 
     kind: Literal["bandit"]
@@ -59,7 +59,7 @@ class Bandit(house.Params):
     """Shards that are made before anything is learned from them; at least as many as there are workers."""
     sizes: tuple[float, ...]
     """Bounds between the sizes of objects, which are learned apart: shares of the picture, growing."""
-    gates: gates.Gates
+    gates: filters.Filters
     """What a pair must pass: the gates of the station dataset."""
 
     @field_validator("sizes")
@@ -74,51 +74,53 @@ class Bandit(house.Params):
         return Arm(task, bisect_right(self.sizes, area), candidate)
 
 
-Spend = Annotated[All | Bandit, Field(discriminator="kind")]
+Strategy = Annotated[AllCandidates | BanditStrategy, Field(discriminator="kind")]
 
 
-def rounds(spend: Spend, n_shards: int) -> list[range]:
+def rounds(strategy: Strategy, n_shards: int) -> list[range]:
     """Numbers of the shards of each round: nothing is learned within one."""
-    if spend.kind == "all":
+    if strategy.kind == "all":
         return [range(n_shards)]
-    starts = range(0, n_shards, spend.shards_per_round)
-    return [range(start, min(start + spend.shards_per_round, n_shards)) for start in starts]
+    starts = range(0, n_shards, strategy.shards_per_round)
+    return [range(start, min(start + strategy.shards_per_round, n_shards)) for start in starts]
 
 
-def amount(spend: Spend, n: int) -> int:
+def amount(strategy: Strategy, n: int) -> int:
     """How many of n candidates an instruction is painted with."""
-    return n if spend.kind == "all" else min(spend.per_instruction, n)
+    return n if strategy.kind == "all" else min(strategy.per_instruction, n)
 
 
-def choose(spend: Spend, task: str, area: float, n: int, tries: Tries, key: str) -> list[int]:
+def choose(strategy: Strategy, task: str, area: float, n: int, trial_counts: TrialCounts, key: str) -> list[int]:
     """Which of n candidates an instruction is painted with, in order; `area` is its object's share of the picture."""
-    if spend.kind == "all":
+    if strategy.kind == "all":
         return list(range(n))
     chance = rng("pairs", "bandit", key)
-    drawn = [chance.beta(*posterior(tries, spend.arm(task, area, k))) for k in range(n)]
-    return sorted(sorted(range(n), key=lambda k: -drawn[k])[: spend.per_instruction])
+    drawn = [chance.beta(*posterior(trial_counts, strategy.arm(task, area, k))) for k in range(n)]
+    return sorted(sorted(range(n), key=lambda k: -drawn[k])[: strategy.per_instruction])
 
 
-def outcome(spend: Spend, shards: Sequence[Path]) -> Tries:
+def outcome(strategy: Strategy, shards: Sequence[Path]) -> TrialCounts:
     """How the arms did in finished shards of pairs; nothing where there is nothing to choose."""
-    if spend.kind == "all":
+    if strategy.kind == "all":
         return Counter()
-    table = pa.concat_tables([gates.columns(path, "task", "recipe") for path in shards], promote_options="default")
+    table = pa.concat_tables([filters.read_columns(path, "task", "recipe") for path in shards], promote_options="default")
     if not len(table):
         return Counter()
-    kept = gates.failures(table, spend.gates).kept.tolist()
+    kept = filters.apply_filters(table, strategy.gates).kept.tolist()
     recipes = [json.loads(text) for text in table["recipe"].to_pylist()]
     return Counter(
-        (spend.arm(task, recipe["object_area"], recipe["candidate"]), won)
+        (strategy.arm(task, recipe["object_area"], recipe["candidate"]), won)
         for task, recipe, won in zip(table["task"].to_pylist(), recipes, kept, strict=True)
         if "object_area" in recipe  # not drawn by an annotator
     )
 
 
-def told(tries: Tries) -> str:
-    """What was learned, as JSON for people: every arm with its tries and the mean of its posterior."""
+def told(trial_counts: TrialCounts) -> str:
+    """What was learned, as JSON for people: every arm with its trial_counts and the mean of its posterior."""
     arms = []
-    for arm in sorted({arm for arm, _ in tries}, key=astuple):
-        a, b = posterior(tries, arm)
-        arms.append({**asdict(arm), "won": tries[arm, True], "lost": tries[arm, False], "mean": round(a / (a + b), 4)})
+    for arm in sorted({arm for arm, _ in trial_counts}, key=astuple):
+        a, b = posterior(trial_counts, arm)
+        arms.append(
+            {**asdict(arm), "won": trial_counts[arm, True], "lost": trial_counts[arm, False], "mean": round(a / (a + b), 4)}
+        )
     return json.dumps({"arms": arms}, indent=1) + "\n"

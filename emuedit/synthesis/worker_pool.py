@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from emuedit import config as house
+from emuedit import config
 
 J = TypeVar("J")
 D = TypeVar("D")
@@ -26,14 +26,14 @@ class WorkersError(RuntimeError):
     """Raised for a job that failed on a worker, a worker that did not start, and where there is no Ray."""
 
 
-class Local(house.Params):
+class Local(config.Params):
     """One job after the other, in this process."""
 
     kind: Literal["local"]
     """The word `local`."""
 
 
-class Ray(house.Params):
+class Ray(config.Params):
     """Actors on the Ray cluster that RAY_ADDRESS names; without it on one started here, for as long as the work takes."""
 
     kind: Literal["ray"]

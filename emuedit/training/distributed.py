@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from emuedit.runtime import hush
+from emuedit.runtime import set_env_defaults
 
 
 @dataclass(frozen=True)
-class Crew:
+class ProcessGroup:
     """Who this process is among those that train together."""
 
     rank: int = 0
@@ -71,7 +71,7 @@ def size_for(asked: int, batch: int, device: str) -> int:
 
 def together(size: int, work: Callable[..., object], *args: Any) -> None:
     """Run work(crew, *args) in `size` new processes and wait. A failure of one ends all and is raised here; so does our death."""
-    hush(KEEP_MEMORY)  # new processes read it
+    set_env_defaults(KEEP_MEMORY)  # new processes read it
     with tempfile.TemporaryDirectory() as meeting:
         begin: Any = torch.multiprocessing.start_processes  # type: ignore[attr-defined]
         begin(_member, (size, str(Path(meeting, "met")), work, args), size, start_method="spawn")
@@ -82,7 +82,7 @@ def _member(rank: int, size: int, meeting: str, work: Callable[..., object], arg
     torch.set_num_threads(max(1, _cores() // size))
     distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     try:
-        work(Crew(rank, size), *args)
+        work(ProcessGroup(rank, size), *args)
     finally:
         distributed.destroy_process_group()
 

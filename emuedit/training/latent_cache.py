@@ -22,8 +22,8 @@ from emuedit.data.png import decode_png
 from emuedit.data.publish import read_folder, read_summary
 from emuedit.data.records import Pair, Verdict
 from emuedit.data.shards import read_shard
-from emuedit.models import image_tensors as pixels
-from emuedit.models.base_model import Painter, TextCondition
+from emuedit.models import image_tensors
+from emuedit.models.text_to_image import TextCondition, TextToImageModel
 from emuedit.runtime import rng, seed_for
 from emuedit.tasks import TASKS
 from emuedit.training.loss import Batch
@@ -132,7 +132,7 @@ def may_flip(task: str, instruction: str) -> bool:
     return task != "text" and SIDED.search(instruction) is None
 
 
-def build(pairs: Sequence[Path], dataset: Path, painter: Painter, folder: Path) -> None:
+def build(pairs: Sequence[Path], dataset: Path, base_model: TextToImageModel, folder: Path) -> None:
     """Encode what the verdicts keep of folders of pairs, shard by shard; shards found in `folder` are done.
 
     Pictures must share one size.
@@ -153,7 +153,7 @@ def build(pairs: Sequence[Path], dataset: Path, painter: Painter, folder: Path) 
                 raise BatchesError(
                     f"want pictures of one size {size[1:3]}, got {picture.shape[1:3]} in pair {pair.id}; make them one size"
                 )
-        _save(array, _encoded(pictures, painter))
+        _save(array, _encoded(pictures, base_model))
         said = [
             {"id": p.id, "caption_id": p.parent_ids[1], "task": kept[p.id], "instruction": p.instruction} for p in chosen
         ]  # parents: an instruction, then its caption
@@ -161,24 +161,26 @@ def build(pairs: Sequence[Path], dataset: Path, painter: Painter, folder: Path) 
     if not (folder / "texts.json").exists():
         notes = [json.loads(file.read_text()) for file in sorted(folder.glob("[0-9]*.json"))]
         texts = sorted({note["instruction"] for found in notes for note in found})
-        parts = [painter.encode_text(texts[i : i + ENCODED_AT_ONCE]) for i in range(0, len(texts), ENCODED_AT_ONCE)]
-        text = TextCondition.cat(*parts, painter.null_text(1))
+        parts = [base_model.encode_text(texts[i : i + ENCODED_AT_ONCE]) for i in range(0, len(texts), ENCODED_AT_ONCE)]
+        text = TextCondition.cat(*parts, base_model.null_text(1))
         _save(folder / "hidden.npy", text.hidden.cpu().numpy().astype(np.float16))
         if text.pooled is not None:
             _save(folder / "pooled.npy", text.pooled.cpu().numpy().astype(np.float16))
         _write(folder / "texts.json", json.dumps(texts))
 
 
-def _encoded(pictures: Sequence[NDArray[np.uint8]], painter: Painter) -> NDArray[np.float16]:
+def _encoded(pictures: Sequence[NDArray[np.uint8]], base_model: TextToImageModel) -> NDArray[np.float16]:
     """Source and target, plain and mirrored: N arrays uint8 [2, H, W, 3] -> float16 [N, 2, 2, C, h, w]."""
     if not pictures:
-        return np.zeros((0, 2, 2, painter.channels, 1, 1), np.float16)
+        return np.zeros((0, 2, 2, base_model.channels, 1, 1), np.float16)
     parts = []
     for start in range(0, len(pictures), ENCODED_AT_ONCE // 4):
         plain = np.stack(pictures[start : start + ENCODED_AT_ONCE // 4])  # [n, 2, H, W, 3]
         both = np.stack([plain, plain[:, :, :, ::-1]], 1)  # [n, 2, 2, H, W, 3]
-        images = pixels.from_uint8(both.reshape(-1, *both.shape[3:])).to(painter.device, memory_format=torch.channels_last)
-        z = painter.encode(images).cpu().numpy().astype(np.float16)
+        images = image_tensors.from_uint8(both.reshape(-1, *both.shape[3:])).to(
+            base_model.device, memory_format=torch.channels_last
+        )
+        z = base_model.encode(images).cpu().numpy().astype(np.float16)
         parts.append(z.reshape(*both.shape[:3], *z.shape[1:]))
     return np.concatenate(parts)
 

@@ -13,14 +13,14 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from emuedit import config as house
+from emuedit import config
 from emuedit.core import diffusion
-from emuedit.editor.unet import EditorNet
-from emuedit.models.base_model import TextCondition
+from emuedit.editor.unet import EditorUNet
+from emuedit.models.text_to_image import TextCondition
 from emuedit.runtime import generator
 
 
-class Dropout(house.Params):
+class Dropout(config.Params):
     """How often a condition is left out in training, so that guidance has something to compare with; shares of samples."""
 
     text: float
@@ -35,7 +35,7 @@ NEVER = Dropout(text=0.0, image=0.0, both=0.0)
 """All conditions, always."""
 
 
-class Weights(house.Params):
+class Weights(config.Params):
     """What counts how much in the loss. All of it ours."""
 
     late_times: tuple[float, float]
@@ -117,7 +117,7 @@ def draw(shape: tuple[int, ...], n_times: int, dropout: Dropout, late_times: flo
     return Draws(t, eps, no_text, no_image)
 
 
-def per_sample(net: EditorNet, scheduler: Any, batch: Batch, draws: Draws, v: Tensor, weights: Weights) -> Tensor:
+def per_sample(net: EditorUNet, scheduler: Any, batch: Batch, draws: Draws, v: Tensor, weights: Weights) -> Tensor:
     """Weighted mean squared error of each sample, [B] (Eq. 2 of Emu Edit), and what saying where it changes adds to it.
 
     The latter is the cross-entropy of where source and target differ, for samples that were told all conditions. v [B, D_v] is

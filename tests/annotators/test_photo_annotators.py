@@ -7,10 +7,8 @@ import pytest
 import torch
 import yaml
 
-from emuedit import config as house
-from emuedit.annotators import derived_maps as maps
-from emuedit.annotators import drawing
-from emuedit.annotators import pose_estimation as people
+from emuedit import config
+from emuedit.annotators import derived_maps, drawing, pose_estimation
 from emuedit.annotators.photo_annotators import MASK_RGB, Annotators, annotate
 
 ROOT = Path(__file__).parents[2]
@@ -170,7 +168,7 @@ def test_the_filters_are_those_the_agent_asks_for(images: np.ndarray) -> None:
 def test_a_plane_has_one_normal() -> None:
     y, x = np.mgrid[0:30, 0:40] / 40  # the longer side is the unit
     depth = np.stack([0.5 * x + 0.25 * y, np.zeros((30, 40)), 1 - x])
-    found = 2 * maps.normals(depth) - 1
+    found = 2 * derived_maps.normals(depth) - 1
     want = np.array([[-0.5, 0.25, 1], [0, 0, 1], [1, 0, 1]])  # nearer to the right: it faces left; below: it faces up
     want /= np.linalg.norm(want, axis=-1, keepdims=True)
     np.testing.assert_allclose(found, np.broadcast_to(want[:, None, None], found.shape), atol=1e-6)
@@ -186,24 +184,23 @@ def test_a_sketch_is_the_outline_of_a_square(images: np.ndarray) -> None:
     assert (drawn[0, :5] == 255).all()
     faint = np.full((1, 20, 20, 3), 100, np.uint8)
     faint[:, :, 10:] += 16  # a step of 1/16: the ink of a step is its height times the gain
-    assert 255 - ask("sketch", faint)[0].min() == pytest.approx(16 * maps.EDGE_GAIN, rel=0.15)
+    assert 255 - ask("sketch", faint)[0].min() == pytest.approx(16 * derived_maps.EDGE_GAIN, rel=0.15)
 
 
 def test_the_colours_of_classes_are_pascal_vocs() -> None:
     want = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (224, 224, 192)]
-    assert maps.class_colours(np.array([0, 1, 2, 3, 4, 255])).tolist() == [list(one) for one in want]
-    assert len(np.unique(maps.class_colours(np.arange(256)), axis=0)) == 256
+    assert derived_maps.class_colours(np.array([0, 1, 2, 3, 4, 255])).tolist() == [list(one) for one in want]
+    assert len(np.unique(derived_maps.class_colours(np.arange(256)), axis=0)) == 256
 
 
 @pytest.mark.parametrize("task", ["depth", "normal"])
 def test_depth_is_drawn_near_bright(small: Annotators, task: str, images: np.ndarray) -> None:
-    from emuedit.models import depth
-    from emuedit.models import image_tensors as pixels
+    from emuedit.models import depth, image_tensors
 
     drawn, fine = ask(task, images[:1], small)
     assert fine.all()
-    near = depth.load(small.depth).depth(pixels.from_uint8(images[:1])).numpy()
-    want = near[..., None].repeat(3, -1) if task == "depth" else maps.normals(near)
+    near = depth.load(small.depth).depth(image_tensors.from_uint8(images[:1])).numpy()
+    want = near[..., None].repeat(3, -1) if task == "depth" else derived_maps.normals(near)
     assert drawn.std() > 1
     np.testing.assert_allclose(drawn / 255, want, atol=0.5 / 255 + 1e-6)
 
@@ -213,7 +210,7 @@ def test_a_map_of_classes_has_their_colours(small: Annotators, images: np.ndarra
     assert fine.all()
     some = np.unique(drawn.reshape(-1, 3), axis=0)
     assert 1 < len(some) <= 5
-    assert set(map(tuple, some.tolist())) <= set(map(tuple, maps.class_colours(np.arange(5)).tolist()))
+    assert set(map(tuple, some.tolist())) <= set(map(tuple, derived_maps.class_colours(np.arange(5)).tolist()))
 
 
 def test_people_become_stick_figures(small: Annotators, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +218,7 @@ def test_people_become_stick_figures(small: Annotators, images: np.ndarray, monk
     assert fine.all()
     assert 0 < drawn.any(-1).mean() < 0.9
     np.testing.assert_array_equal(drawn[:2], ask("pose", images, small)[0])
-    monkeypatch.setattr(people, "PERSON_SCORE", 0.99)
+    monkeypatch.setattr(pose_estimation, "PERSON_SCORE", 0.99)
     drawn, fine = ask("pose", images, small)
     assert not fine.any()  # nobody there
     assert not drawn.any()
@@ -231,7 +228,7 @@ def test_a_figure_has_the_limbs_whose_joints_are_seen() -> None:
     joints = np.zeros((1, 17, 3), np.float32)
     joints[0, [5, 7]] = [(10, 20, 0.9), (40, 20, 0.9)]  # left shoulder and elbow
     joints[0, 9] = (40, 35, 0.1)  # a wrist that is hardly seen
-    drawn = people.stick_figures(joints, 40, 56)
+    drawn = pose_estimation.stick_figures(joints, 40, 56)
     want = np.zeros((40, 56), bool)
     want[20, 10:41] = True
     np.testing.assert_array_equal(drawn.any(-1), want)
@@ -240,10 +237,10 @@ def test_a_figure_has_the_limbs_whose_joints_are_seen() -> None:
 def test_a_detector_that_knows_no_people_is_refused(small: Annotators, tmp_path: Path) -> None:
     rt_detr(tmp_path, ("dog", "tie"))
     with pytest.raises(ValueError, match="want a detector with one class 'person', got 0 of 2"):
-        people.load(str(tmp_path), small.pose, "cpu")
+        pose_estimation.load(str(tmp_path), small.pose, "cpu")
 
 
 def test_a_world_names_them_and_other_tasks_are_refused(images: np.ndarray) -> None:
-    assert house.imported("emuedit/annotators/photo_annotators.py", "annotate") is annotate
+    assert config.import_function("emuedit/annotators/photo_annotators.py", "annotate") is annotate
     with pytest.raises(ValueError, match=r"want detect, segment, color, depth.*got 'remove'"):
         ask("remove", images)

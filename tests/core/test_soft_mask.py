@@ -6,7 +6,7 @@ import torch
 from scipy import ndimage
 from torch.testing import assert_close
 
-from emuedit.core import soft_mask as softmask
+from emuedit.core import soft_mask
 
 
 def disc(r: float, size: tuple[int, int] = (40, 56), at: tuple[int, int] = (18, 30)) -> torch.Tensor:
@@ -21,14 +21,14 @@ def test_dilation_is_scipys_with_a_disc(r: float) -> None:
     reach = int(r)
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     want = ndimage.binary_dilation(P[0, 0].numpy() > 0, structure=y**2 + x**2 <= r * r)
-    np.testing.assert_array_equal(softmask.dilate(P, r)[0, 0].numpy() > 0, want)
-    assert (softmask.dilate(P, r).sum() > P.sum()) == (r >= 1)
+    np.testing.assert_array_equal(soft_mask.dilate(P, r)[0, 0].numpy() > 0, want)
+    assert (soft_mask.dilate(P, r).sum() > P.sum()) == (r >= 1)
 
 
 def test_dilated_is_not_overwritten_by_the_blur() -> None:
     P = disc(5)
-    S = softmask.soft(P, 0, 1, 0, radius_px=4, sigma_px=1.0)
-    assert_close(S.sum(), softmask.dilate(P, 4).sum(), rtol=1e-6, atol=0)  # a blur keeps the area
+    S = soft_mask.soft(P, 0, 1, 0, radius_px=4, sigma_px=1.0)
+    assert_close(S.sum(), soft_mask.dilate(P, 4).sum(), rtol=1e-6, atol=0)  # a blur keeps the area
     assert S.sum() > 2 * P.sum()
     assert (S[P > 0] > 0.99).all()
 
@@ -36,13 +36,13 @@ def test_dilated_is_not_overwritten_by_the_blur() -> None:
 def test_blur_is_scipys() -> None:
     P = disc(7)
     want = ndimage.gaussian_filter(P[0, 0].numpy(), 2.0, mode="nearest", truncate=3.0)
-    assert_close(softmask.blur(P, 2.0)[0, 0].numpy(), want)
-    assert softmask.blur(P, 0.0) is P
+    assert_close(soft_mask.blur(P, 2.0)[0, 0].numpy(), want)
+    assert soft_mask.blur(P, 0.0) is P
 
 
 def test_box_is_the_bounding_box() -> None:
     P = torch.cat([disc(3, at=(10, 40)), disc(5, at=(20, 12)), torch.zeros(1, 1, 40, 56, dtype=torch.float64)])
-    B = softmask.box(P)
+    B = soft_mask.box(P)
     assert B[0, 0, 7:14, 37:44].all()
     assert B[0].sum() == 49
     assert B[1].sum() == 121
@@ -51,10 +51,10 @@ def test_box_is_the_bounding_box() -> None:
 
 def test_limits_and_linearity() -> None:
     P = disc(6)
-    assert_close(softmask.soft(P, 1, 0, 0, 3, 2), P)
-    assert_close(softmask.soft(P, 0, 0, 1, 3, 2), softmask.box(P))
-    S, B = softmask.soft(P, 0, 1, 0, 3, 2), softmask.box(P)
-    M = softmask.soft(P, 0.5, 0.3, 0.2, 3, 2)
+    assert_close(soft_mask.soft(P, 1, 0, 0, 3, 2), P)
+    assert_close(soft_mask.soft(P, 0, 0, 1, 3, 2), soft_mask.box(P))
+    S, B = soft_mask.soft(P, 0, 1, 0, 3, 2), soft_mask.box(P)
+    M = soft_mask.soft(P, 0.5, 0.3, 0.2, 3, 2)
     assert_close(M, 0.5 * P + 0.3 * S + 0.2 * B)
     assert M.min() >= 0
     assert M.max() <= 1
@@ -62,7 +62,7 @@ def test_limits_and_linearity() -> None:
 
 def test_resizing_keeps_the_mean_and_the_sides() -> None:
     P = disc(6)
-    small = softmask.resized(P, 10, 14)
+    small = soft_mask.resized(P, 10, 14)
     assert small.shape == (1, 1, 10, 14)
     assert_close(small.mean(), P.mean())
     assert small[0, 0].amax(0).argmax() == 30 // 4
@@ -70,12 +70,12 @@ def test_resizing_keeps_the_mean_and_the_sides() -> None:
 
 def test_bad_masks_and_weights_say_what_to_do() -> None:
     with pytest.raises(
-        ValueError, match=r"float \[B, 1, H, W\] in \[0, 1\], got \(4, 8, 8\) torch.uint8; call softmask.from_uint8"
+        ValueError, match=r"float \[B, 1, H, W\] in \[0, 1\], got \(4, 8, 8\) torch.uint8; call soft_mask.from_uint8"
     ):
-        softmask.box(torch.zeros(4, 8, 8, dtype=torch.uint8))
+        soft_mask.box(torch.zeros(4, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match="clamp it first"):
-        softmask.box(torch.full((1, 1, 2, 2), math.nan))
+        soft_mask.box(torch.full((1, 1, 2, 2), math.nan))
     with pytest.raises(ValueError, match="sum to 1"):
-        softmask.soft(disc(3), 0.5, 0.2, 0.2, 1, 1)
-    assert_close(softmask.from_uint8(torch.tensor([[[0, 255]]], dtype=torch.uint8)), torch.tensor([[[[0.0, 1.0]]]]))
-    assert_close(softmask.from_uint8(torch.tensor([[[False, True]]])), torch.tensor([[[[0.0, 1.0]]]]))
+        soft_mask.soft(disc(3), 0.5, 0.2, 0.2, 1, 1)
+    assert_close(soft_mask.from_uint8(torch.tensor([[[0, 255]]], dtype=torch.uint8)), torch.tensor([[[[0.0, 1.0]]]]))
+    assert_close(soft_mask.from_uint8(torch.tensor([[[False, True]]])), torch.tensor([[[[0.0, 1.0]]]]))

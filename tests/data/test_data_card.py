@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emuedit.data import data_card as card
+from emuedit.data import data_card
 from emuedit.data.data_card import CardError, Shown
-from emuedit.data.filters import Gates
+from emuedit.data.filters import Filters
 from emuedit.data.png import encode_png
 from emuedit.data.publish import Summary
 from emuedit.data.records import Pair, Verdict
@@ -26,7 +26,7 @@ def test_kept_and_rejected_of_every_task_from_few_shards() -> None:
     chance = np.random.default_rng(0)
     tasks, shards = chance.integers(0, 3, n), np.arange(n) // 100
     failed = chance.random((3, n)) < np.array([[0.3], [0.02], [0.3]])
-    rows = card.chosen(tasks, failed, shards, 5)
+    rows = data_card.chosen(tasks, failed, shards, 5)
     np.testing.assert_array_equal(rows, np.unique(rows))
     bad = failed.any(0)
     for task in range(3):
@@ -34,12 +34,12 @@ def test_kept_and_rejected_of_every_task_from_few_shards() -> None:
         assert (int((~bad[own]).sum()), int(bad[own].sum())) == (5, 5)
         assert len({tuple(failed[:, row]) for row in own if bad[row]}) >= 4  # different reasons first
     assert len(set(shards[rows])) <= 6
-    np.testing.assert_array_equal(rows, card.chosen(tasks, failed, shards, 5))
+    np.testing.assert_array_equal(rows, data_card.chosen(tasks, failed, shards, 5))
 
 
 def test_all_are_shown_where_there_are_few() -> None:
     failed = np.array([[False, True, False]])
-    assert card.chosen(np.zeros(3, int), failed, np.zeros(3, int), 5).tolist() == [0, 1, 2]
+    assert data_card.chosen(np.zeros(3, int), failed, np.zeros(3, int), 5).tolist() == [0, 1, 2]
 
 
 def test_pictures_are_looked_up_by_id(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_pictures_are_looked_up_by_id(tmp_path: Path) -> None:
     write_shard(tmp_path / "one.parquet", pairs[:20], Pair)
     write_shard(tmp_path / "two.parquet", pairs[20:], Pair)
     asked = [(35, "two.parquet"), (3, "one.parquet"), (19, "one.parquet")]
-    found = card.looked_up([tmp_path / name for _, name in asked], [verdict(pairs[k].id) for k, _ in asked])
+    found = data_card.looked_up([tmp_path / name for _, name in asked], [verdict(pairs[k].id) for k, _ in asked])
     assert {(one.verdict.pair_id, one.instruction, one.before, one.after) for one in found} == {
         (pairs[k].id, f"do {k}", pairs[k].source, pairs[k].target) for k, _ in asked
     }
@@ -62,7 +62,7 @@ def test_a_sheet_a_task_with_a_frame_that_tells() -> None:
         Shown(verdict("b", "dino_min"), "make it blue", picture(0), picture(9), None),
         Shown(verdict("c", task="remove"), "remove it", picture(0), picture(9), encode_png(np.zeros((4, 6), np.uint8))),
     ]
-    made = card.sheets(shown)
+    made = data_card.sheets(shown)
     assert list(made) == ["sheet_local.png", "sheet_remove.png"]
     colours = {colour for _, colour in made["sheet_local.png"].getcolors(1 << 20)}
     assert {(38, 152, 84), (206, 56, 48)} <= colours  # green and red
@@ -72,7 +72,7 @@ def test_a_sheet_a_task_with_a_frame_that_tells() -> None:
 
 @pytest.fixture
 def written() -> str:
-    made = Summary("pairs", "f00d", {"world": {"name": "toy", "painter": "p/q", "clip": "c"}, "steps": 8}, {}, {})
+    made = Summary("pairs", "f00d", {"world": {"name": "toy", "base_model": "p/q", "clip": "c"}, "steps": 8}, {}, {})
     counts = {
         "pairs": 8,
         "kept": 2,
@@ -82,14 +82,14 @@ def written() -> str:
         "dino_min": 6,
         "local.dino_min": 6,
     }
-    return card.text(counts, {"local": {"dino": {"min": 0.5, "max": 0.9}}}, ["rev1"], {"painter": "MIT"}, made, [])
+    return data_card.text(counts, {"local": {"dino": {"min": 0.5, "max": 0.9}}}, ["rev1"], {"base_model": "MIT"}, made, [])
 
 
 def test_the_card_says_what_was_counted(written: str) -> None:
     for line in (
         "2 of 8 painted pairs are kept (25.0%), for 2 instructions of 1 tasks.", "| local | 8 | 2 | 25.0% | 0 |",
         "| dino_min | 6 | 6 |",
-        "- local: `dino` >= 0.5, `dino` <= 0.9", "| painter | `p/q` | MIT |", "| clip | `c` | not stated |", "dvc repro dataset",
+        "- local: `dino` >= 0.5, `dino` <= 0.9", "| base_model | `p/q` | MIT |", "| clip | `c` | not stated |", "dvc repro dataset",
     ):  # fmt: skip
         assert line in written.splitlines()
     assert "`rev1`" in written
@@ -99,10 +99,10 @@ def test_the_card_says_what_was_counted(written: str) -> None:
 def test_the_card_names_what_was_mixed_in() -> None:
     painted = Summary("pairs", "f00d", {}, {}, {})
     theirs = Summary("import", "beef", {"source": "org/set", "licence": "CC BY 4.0"}, {}, {})
-    rules: Gates = {"default": {}, "local": {"dinov2_sim": {"min": 0.4}}}
-    lot = card.Mixed("data/theirs", theirs, rules, np.array([True, False, True]))
+    rules: Filters = {"default": {}, "local": {"dinov2_sim": {"min": 0.4}}}
+    lot = data_card.Mixed("data/theirs", theirs, rules, np.array([True, False, True]))
     counts = {"pairs": 5, "kept": 3, "kept_instructions": 3, "local.pairs": 5, "local.kept": 3}
-    lines = card.text(counts, {"local": {}}, [], {}, painted, [lot]).splitlines()
+    lines = data_card.text(counts, {"local": {}}, [], {}, painted, [lot]).splitlines()
     assert "| `data/theirs` | `org/set` | CC BY 4.0 | 3 | 2 | default: none; local: `dinov2_sim` >= 0.4 |" in lines
     assert "3 of 5 painted and imported pairs are kept (60.0%), for 3 instructions of 1 tasks." in lines
 
@@ -111,7 +111,7 @@ def test_pictures_of_two_sizes_cannot_be_shown() -> None:
     small = encode_png(np.zeros((4, 4, 3), np.uint8))
     shown = [Shown(verdict("a"), "go", picture(0), picture(9), None), Shown(verdict("b"), "go", small, small, None)]
     with pytest.raises(CardError, match=r"one size, got \(height, width\) \[\(4, 4\), \(4, 6\)\]"):
-        card.sheets(shown)
+        data_card.sheets(shown)
 
 
 def test_the_card_has_no_gap(written: str) -> None:

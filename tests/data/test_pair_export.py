@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from emuedit import cli
-from emuedit.data import data_card as card
-from emuedit.data.formats import pair_export as exporter
+from emuedit.data import data_card
+from emuedit.data.formats import pair_export
 from emuedit.data.formats.pair_export import run
-from emuedit.data.formats.pair_format import LayoutError
+from emuedit.data.formats.pair_format import FormatError
 from emuedit.data.png import decode_png, encode_png
 from emuedit.data.publish import publish, read_folder, scratch_folder
 from emuedit.data.records import Pair
@@ -38,9 +38,11 @@ def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Pair]:
     scratch = scratch_folder(tmp_path, "pairs", "f")
     for number, some in enumerate(shards):
         write_shard(scratch / f"shard-{number:05d}.parquet", some, Pair)
-    publish(scratch, tmp_path / dataset.IN, "pairs", {"world": {"name": "w", "painter": "p"}}, {})
+    publish(scratch, tmp_path / dataset.IN, "pairs", {"world": {"name": "w", "base_model": "p"}}, {})
     knobs: dict[str, Any] = {"gates": {"default": {"dino": {"min": 0.5}}}, "rank_by": "dino", "keep": 1, "sheet_pairs": 1}
-    dataset.run(dataset.Params.model_validate(knobs | {"mix": {}, "routing": None, "licences": {"painter": "MIT"}}), tmp_path)
+    dataset.run(
+        dataset.DatasetParams.model_validate(knobs | {"mix": {}, "routing": None, "licences": {"base_model": "MIT"}}), tmp_path
+    )
     return [shards[0][0], shards[0][2], shards[2][0]]
 
 
@@ -75,7 +77,7 @@ def test_the_card_is_ours_behind_what_a_hub_reads(judged: list[Pair], tmp_path: 
     told = yaml.safe_load(front)
     assert (told["license"], told["size_categories"], told["task_categories"]) == ("mit", ["n<1K"], ["image-to-image"])
     assert told["configs"][0]["data_files"] == [{"split": "train", "path": "train-*.parquet"}]
-    assert text.strip().startswith((tmp_path / dataset.OUT / card.CARD).read_text().strip())
+    assert text.strip().startswith((tmp_path / dataset.OUT / data_card.CARD).read_text().strip())
     assert all(f"`{name}`" in text for name in ("original_prompt", "parent_ids", "mask"))
     assert (tmp_path / "out/sheet_local.png").exists()
 
@@ -83,13 +85,13 @@ def test_the_card_is_ours_behind_what_a_hub_reads(judged: list[Pair], tmp_path: 
 def test_verdicts_of_other_pairs_and_full_folders_are_refused(judged: list[Pair], tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/mine.txt").write_text("keep me")
-    with pytest.raises(LayoutError, match="which holds other things"):
+    with pytest.raises(FormatError, match="which holds other things"):
         run(tmp_path / "notes", tmp_path)
     scratch = scratch_folder(tmp_path, "pairs", "f")
     for number in range(3):
         write_shard(scratch / f"shard-{number:05d}.parquet", [pair(7 + number, 0.9)], Pair)
-    publish(scratch, tmp_path / exporter.PAIRS, "pairs", {}, {})
-    with pytest.raises(LayoutError, match="got those of other pairs"):
+    publish(scratch, tmp_path / pair_export.PAIRS, "pairs", {}, {})
+    with pytest.raises(FormatError, match="got those of other pairs"):
         run(tmp_path / "out", tmp_path)
     assert (tmp_path / "notes/mine.txt").exists()
 
@@ -110,13 +112,13 @@ def test_the_command_line_says_what_is_missing(judged: list[Pair], capsys: pytes
 def test_a_router_tells_the_tasks(
     judged: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from emuedit.editor import task_predictor as router
+    from emuedit.editor import task_predictor
 
     class Guide:
-        def predict(self, texts: list[str]) -> list[router.Guess]:
-            return [router.Guess("remove" if "2" in text else "add", 0.9, "local", 0.1) for text in texts]
+        def predict(self, texts: list[str]) -> list[task_predictor.Guess]:
+            return [task_predictor.Guess("remove" if "2" in text else "add", 0.9, "local", 0.1) for text in texts]
 
-    monkeypatch.setattr(router, "load", lambda folder: Guide())
+    monkeypatch.setattr(task_predictor, "load", lambda folder: Guide())
     publish(scratch_folder(tmp_path, "router", "f00d"), tmp_path / "models/router", "router", {}, {})
     run(tmp_path / "out", tmp_path)
     five = ["original_prompt", "original_image", "edit_prompt", "edited_prompt", "edited_image"]

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emuedit.data.formats import NAMES
-from emuedit.data.formats import pair_format as layout
-from emuedit.data.formats import pair_import as importer
-from emuedit.data.formats.pair_format import LayoutError, known
+from emuedit.data.formats import NAMES, pair_format, pair_import
+from emuedit.data.formats.pair_format import FormatError, known
 from emuedit.data.formats.pair_import import found, run
-from emuedit.data.formats.row_conversion import Wanted
+from emuedit.data.formats.row_conversion import ImportOptions
 from emuedit.data.png import decode_png
 from emuedit.data.publish import read_folder, read_summary
 from emuedit.data.records import Drop, Pair
@@ -82,8 +80,8 @@ def publish(folder: Path, name: str, rows: list[dict[str, Any]], split: str = "t
     return folder
 
 
-def wanted(name: str, size: int | None = None) -> Wanted:
-    return Wanted(known(name), size, "all local", lambda texts: ["local"] * len(texts))
+def wanted(name: str, size: int | None = None) -> ImportOptions:
+    return ImportOptions(known(name), size, "all local", lambda texts: ["local"] * len(texts))
 
 
 def taken(folder: Path, name: str, out: Path, size: int | None = None) -> tuple[list[Pair], list[Drop]]:
@@ -190,17 +188,17 @@ def test_other_columns_are_named(tmp_path: Path, change: dict[str, Any], message
     features = {key: kind for key, kind in (FEATURES["instructpix2pix"] | change).items() if kind is not None}
     data = datasets.Dataset.from_list([dict.fromkeys(features)], datasets.Features(features))
     data.to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(LayoutError, match=message):
+    with pytest.raises(FormatError, match=message):
         taken(tmp_path, "instructpix2pix", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_stopped_import_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importer, "ROWS", 2)
+    monkeypatch.setattr(pair_import, "ROWS", 2)
     folder = publish(tmp_path / "in", "instructpix2pix", [ip2p(0), ip2p(1), ip2p(0), ip2p(2), ip2p(1)])
     whole = taken(folder, "instructpix2pix", tmp_path / "whole")
     calls: list[int] = []
-    told: Callable[..., Any] = importer._told
+    told: Callable[..., Any] = pair_import._told
 
     def stopping(*given: Any) -> Any:
         calls.append(1)
@@ -208,7 +206,7 @@ def test_a_stopped_import_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             raise KeyboardInterrupt
         return told(*given)
 
-    monkeypatch.setattr(importer, "_told", stopping)
+    monkeypatch.setattr(pair_import, "_told", stopping)
     with pytest.raises(KeyboardInterrupt):
         taken(folder, "instructpix2pix", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -221,21 +219,21 @@ def test_files_are_chosen_and_nobody_elses_folder_is_overwritten(tmp_path: Path)
     folder = publish(tmp_path / "in", "magicbrush", [magic(0)])
     publish(folder, "magicbrush", [magic(1)], split="dev")
     assert [file.name for file in found(folder, "dev-*.parquet")] == ["dev-00000-of-00001.parquet"]
-    with pytest.raises(LayoutError, match="want Parquet files test-"):
+    with pytest.raises(FormatError, match="want Parquet files test-"):
         found(folder, "test-*.parquet")
-    with pytest.raises(LayoutError, match="which holds other things"):
+    with pytest.raises(FormatError, match="which holds other things"):
         taken(folder, "magicbrush", folder)
     for _ in range(2):  # an earlier import may be replaced
         assert len(taken(folder, "magicbrush", tmp_path / "out")[0]) == 2
 
 
 def test_tasks_are_told_once() -> None:
-    with pytest.raises(LayoutError, match="want the tasks of ultraedit told once, got none; say --task or --router"):
-        Wanted(known("ultraedit"), None, "none", None)
-    with pytest.raises(LayoutError, match="leave --task and --router out"):
+    with pytest.raises(FormatError, match="want the tasks of ultraedit told once, got none; say --task or --router"):
+        ImportOptions(known("ultraedit"), None, "none", None)
+    with pytest.raises(FormatError, match="leave --task and --router out"):
         wanted("emuedit")
-    with pytest.raises(LayoutError, match="want pictures of 8 pixels a side or more, got 0"):
+    with pytest.raises(FormatError, match="want pictures of 8 pixels a side or more, got 0"):
         wanted("ultraedit", size=0)
-    with pytest.raises(LayoutError, match="want a layout out of instructpix2pix, "):
+    with pytest.raises(FormatError, match="want a layout out of instructpix2pix, "):
         known("omniedit")
-    assert {layout.known(name).name for name in NAMES} == set(NAMES)
+    assert {pair_format.known(name).name for name in NAMES} == set(NAMES)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from emuedit.data.png import PictureError, decode_png, encode_png
 from emuedit.data.publish import fingerprint, publish, read_folder, read_summary, scratch_folder
-from emuedit.data.records import Answer, Caption, Drop, Instruction, Pair, Record, Verdict
+from emuedit.data.records import Caption, Drop, EvalRecord, Instruction, Pair, Record, Verdict
 from emuedit.data.shards import ShardError, read_shard, write_shard
 from emuedit.runtime import rng
 
@@ -32,7 +32,7 @@ def pair(**changes: object) -> Pair:
         source_caption="a blue star",
         target_caption="a red star",
         seed=2**62 + 1,
-        model_revision="painter@1",
+        model_revision="base_model@1",
         recipe={"blur_px": 9, "weights": [0.5, 0.25, 0.25]},
         source=encode_png(noise(48, 64, 3)),
         target=encode_png(noise(64, 48, 3)),
@@ -45,12 +45,14 @@ def pair(**changes: object) -> Pair:
 PNG = encode_png(noise(8, 8, 3))
 EVERY_KIND: list[Record] = [
     Caption("a red star on grass", "c.txt", 3),
-    Instruction("c", "remove", "erase it", "a star", "grass", "star", None, False, 5, "writer@1", '{"edit": "erase it"}'),
+    Instruction("c", "remove", "erase it", "a star", "grass", "star", None, False, 5, "llm@1", '{"edit": "erase it"}'),
     pair(),
     pair(mask=None),
     Verdict("p", False, "local", ("clip_dir",), {"clip_dir": 0.2}, {"clip_dir": 0.1}),
     Drop("a star", "duplicate", "c.txt", 9),
-    Answer("emuedit", "remove", "erase it", "a star", "grass", "add", 7, PNG, PNG, None, True, "", {"l1": 0.5, "clip_dir": None}),
+    EvalRecord(
+        "emuedit", "remove", "erase it", "a star", "grass", "add", 7, PNG, PNG, None, True, "", {"l1": 0.5, "clip_dir": None}
+    ),
 ]
 
 

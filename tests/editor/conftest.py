@@ -1,4 +1,4 @@
-"""Tiny random painters of the four shapes an editor is made from, and tiny editors made from them."""
+"""Tiny random text_to_image of the four shapes an editor is made from, and tiny editors made from them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +9,8 @@ import torch
 
 from emuedit.editor import checkpoint
 from emuedit.editor.sampling import Editor
-from emuedit.editor.unet import EditorNet
-from emuedit.models.base_model import Painter
+from emuedit.editor.unet import EditorUNet
+from emuedit.models.text_to_image import TextToImageModel
 
 SHAPES = ("toy", "sd15", "sd2", "sdxl")
 SCHEDULE = {
@@ -89,7 +89,7 @@ def pipeline(shape: str) -> Any:
     )
 
 
-def shaken(net: EditorNet) -> EditorNet:
+def shaken(net: EditorUNet) -> EditorUNet:
     """As if it had been trained: no weight is zero any more, so that picture, text and task all matter."""
     chance = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -99,25 +99,25 @@ def shaken(net: EditorNet) -> EditorNet:
 
 
 @pytest.fixture
-def make_painter() -> Callable[[str], Painter]:
-    """A random painter of one of SHAPES."""
+def make_painter() -> Callable[[str], TextToImageModel]:
+    """A random base_model of one of SHAPES."""
 
-    def build(shape: str) -> Painter:
+    def build(shape: str) -> TextToImageModel:
         torch.manual_seed(0)
-        return Painter(pipeline(shape))
+        return TextToImageModel(pipeline(shape))
 
     return build
 
 
 @pytest.fixture
-def make_editor(make_painter: Callable[[str], Painter], tmp_path: Path) -> Callable[..., Editor]:
+def make_editor(make_painter: Callable[[str], TextToImageModel], tmp_path: Path) -> Callable[..., Editor]:
     """An editor of one of SHAPES whose weights are all at work, saved to `tmp_path/editor` and loaded again."""
-    from emuedit.editor import sampling as edit
+    from emuedit.editor import sampling
 
     def build(shape: str = "toy", dtype: torch.dtype = torch.float32) -> Editor:
-        painter = make_painter(shape)
-        net = shaken(checkpoint.from_painter(painter, 6))
-        checkpoint.save(net, painter.pipeline, tmp_path / "editor", torch.float32)
-        return edit.load(str(tmp_path / "editor"), dtype=dtype)
+        base_model = make_painter(shape)
+        net = shaken(checkpoint.from_base_model(base_model, 6))
+        checkpoint.save(net, base_model.pipeline, tmp_path / "editor", torch.float32)
+        return sampling.load(str(tmp_path / "editor"), dtype=dtype)
 
     return build

@@ -7,13 +7,11 @@ import torch
 from torch import Tensor
 
 from emuedit.core import diffusion, guidance
-from emuedit.editor import multi_turn as turns
-from emuedit.editor import sampling as edit
-from emuedit.editor import task_pack as pack
+from emuedit.editor import multi_turn, sampling, task_pack
 from emuedit.editor.sampling import Editor
 from emuedit.editor.task_pack import Pack, PackError
-from emuedit.editor.unet import Said
-from emuedit.models.base_model import TextCondition
+from emuedit.editor.unet import Prediction
+from emuedit.models.text_to_image import TextCondition
 from emuedit.tasks import UnknownTaskError
 
 MakeEditor = Callable[..., Editor]
@@ -52,7 +50,7 @@ def test_guidance_of_one_is_free(s_I: float, s_T: float, terms: int, make_editor
     sizes: list[int] = []
     forward = editor.net.forward
 
-    def counted(z_t: Tensor, *rest: Any) -> Said:
+    def counted(z_t: Tensor, *rest: Any) -> Prediction:
         sizes.append(len(z_t))
         return forward(z_t, *rest)
 
@@ -84,9 +82,9 @@ class Copying(torch.nn.Module):
         super().__init__()
         self.table, self.alpha_bar = editor.net.table, editor.frame.scheduler.alphas_cumprod
 
-    def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor) -> Said:
+    def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor) -> Prediction:
         a = self.alpha_bar[t]
-        return Said((a.sqrt() * z_t - c_I) / (1 - a).sqrt(), torch.zeros_like(z_t[:, :1]))
+        return Prediction((a.sqrt() * z_t - c_I) / (1 - a).sqrt(), torch.zeros_like(z_t[:, :1]))
 
 
 class Painting(torch.nn.Module):
@@ -97,11 +95,13 @@ class Painting(torch.nn.Module):
         self.table, self.alpha_bar, self.kind = editor.net.table, editor.frame.scheduler.alphas_cumprod, editor.frame.scheduler
         self.sure = sure
 
-    def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor) -> Said:
+    def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor) -> Prediction:
         change = torch.full_like(z_t[:, :1], -self.sure)
         change[..., : z_t.shape[-1] // 2] = self.sure
         wanted = torch.full_like(z_t, 0.5)
-        return Said(diffusion.implied(wanted, z_t, self.alpha_bar[t].view(1, 1, 1, 1), self.kind.config.prediction_type), change)
+        return Prediction(
+            diffusion.implied(wanted, z_t, self.alpha_bar[t].view(1, 1, 1, 1), self.kind.config.prediction_type), change
+        )
 
 
 @pytest.mark.parametrize("shape", ["toy", "sd15"])
@@ -174,7 +174,7 @@ def test_saved_and_loaded_it_edits_the_same(make_editor: MakeEditor, tmp_path: P
     editor, images = make_editor(), pictures(1, 16, 16)
     editor.add_task("contour", torch.arange(6) / 3)
     editor.save(tmp_path / "copy", torch.float32)
-    again = edit.load(str(tmp_path / "copy"))
+    again = sampling.load(str(tmp_path / "copy"))
     assert again.tasks == editor.tasks
     assert again.weights == editor.weights
     one, two = (e.edit(images, SAID[:1], ["contour"], [3], **KNOBS) for e in (editor, again))
@@ -192,23 +192,23 @@ def test_turns_keep_what_did_not_change(make_editor: MakeEditor, monkeypatch: py
         return out
 
     monkeypatch.setattr(editor, "edit", fake)
-    after = turns.edit_in_turns(editor, image, SAID, TOLD, 10, **KNOBS)
+    after = multi_turn.edit_in_turns(editor, image, SAID, TOLD, 10, **KNOBS)
     assert [seeds for _, seeds in made] == [[10], [11], [12]]
     assert torch.equal(made[1][0], after[0])
     for one in after:
         assert torch.equal(one[..., 10:, 10:], image[..., 10:, 10:])
         assert not torch.equal(one[..., :4, :4], image[..., :4, :4])
-    loose = turns.edit_in_turns(editor, image, SAID, TOLD, 10, **KNOBS, alpha=0.0)
+    loose = multi_turn.edit_in_turns(editor, image, SAID, TOLD, 10, **KNOBS, alpha=0.0)
     torch.testing.assert_close(loose[-1][..., 10:, 10:], image[..., 10:, 10:] + 0.003)
     with pytest.raises(ValueError, match="3 instructions, 2 tasks"):
-        turns.edit_in_turns(editor, image, SAID, TOLD[:2], 0, **KNOBS)
+        multi_turn.edit_in_turns(editor, image, SAID, TOLD[:2], 0, **KNOBS)
 
 
 def test_a_pack_travels_and_fits_one_editor_only(make_editor: MakeEditor, tmp_path: Path) -> None:
     editor, file = make_editor(), tmp_path / "contour.safetensors"
     made = Pack("contour", torch.arange(6) / 7, editor.weights, 8, {"start": "sketch"})
-    pack.save(made, file)
-    got = pack.add(editor, file)
+    task_pack.save(made, file)
+    got = task_pack.add(editor, file)
     assert vars(got) | {"v": 0} == vars(made) | {"v": 0}
     assert editor.tasks[-1] == "contour"
     assert torch.equal(editor.net.table.rows(["contour"])[0], made.v)
@@ -216,9 +216,9 @@ def test_a_pack_travels_and_fits_one_editor_only(make_editor: MakeEditor, tmp_pa
         editor.net.unet.conv_in.bias += 1
     editor.save(tmp_path / "other")
     with pytest.raises(PackError, match="an embedding means nothing to other weights"):
-        pack.add(edit.load(str(tmp_path / "other")), file)
+        task_pack.add(sampling.load(str(tmp_path / "other")), file)
     with pytest.raises(PackError, match="got no file"):
-        pack.load(tmp_path / "none.safetensors")
+        task_pack.load(tmp_path / "none.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"no pack")
     with pytest.raises(PackError, match="is no task pack"):
-        pack.load(tmp_path / "bad.safetensors")
+        task_pack.load(tmp_path / "bad.safetensors")

@@ -45,4 +45,4 @@ def test_prefect_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
             assert done.returncode == 0, done.stdout + done.stderr
         found = client.read_deployment_by_name("retrain/weekly")
         assert [one.active for one in found.schedules] == [False]
-        assert found.parameter_openapi_schema["properties"].keys() == {"registry", "force", "at_once"}
+        assert found.parameter_openapi_schema["properties"].keys() == {"registry", "force", "max_parallel"}

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from flows import dvc_graph as dvc
+from flows import dvc_graph
 
 
 def test_the_graph_is_dvcs(project: Path) -> None:
-    graph = dvc.read(project)
+    graph = dvc_graph.read(project)
     assert {stage.name: stage.after for stage in graph.stages} == {
         "first": (),
         "branch@x-1": ("first",),
@@ -24,22 +24,22 @@ def test_the_graph_is_dvcs(project: Path) -> None:
 
 @pytest.mark.slow
 def test_stale_is_what_changed_and_what_follows(project: Path, dvc_run: Callable[..., str]) -> None:
-    assert list(dvc.read(project).stale()) == ["first", "branch@x-1", "branch@y-1", "network", "scores"]
-    assert dvc.read(project).lock_hash() == ""
+    assert list(dvc_graph.read(project).stale()) == ["first", "branch@x-1", "branch@y-1", "network", "scores"]
+    assert dvc_graph.read(project).lock_hash() == ""
     dvc_run("repro", "-q")
-    graph = dvc.read(project)
+    graph = dvc_graph.read(project)
     assert graph.stale() == {}
     assert set(graph.stale(force=True).values()) == {("forced",)}
     assert set(graph.hashes()) == {"data", "branch-x.txt", "branch-y.txt", "models/editor", "reports"}
     (project / "branch-y.txt").unlink()
-    assert dvc.read(project).stale() == {
+    assert dvc_graph.read(project).stale() == {
         "branch@y-1": ("out branch-y.txt: deleted",),
         "network": ("dep branch-y.txt: deleted", "follows branch@y-1"),
         "scores": ("follows network",),
     }
     dvc_run("checkout", "-q")
     (project / "params.yaml").write_text("first: {size: 4}\nscores: {steps: 7}\n")
-    stale = dvc.read(project).stale()
+    stale = dvc_graph.read(project).stale()
     assert stale["first"] == ("dep params.yaml: first modified",)
     assert len(stale) == 5
 
@@ -52,29 +52,29 @@ def test_content_follows_outs_and_nothing_else(project: Path) -> None:
 
     def content(cmd: str, md5: str) -> str:
         (project / "dvc.lock").write_text(lock.replace("CMD", cmd).replace("HASH", md5))
-        return dvc.Graph(project, (), (), {}).content_of(paths)
+        return dvc_graph.Graph(project, (), (), {}).content_of(paths)
 
     one = content("make", "aa")
     assert content("make again", "aa") == one
     assert content("make", "bb") != one
     (project / "reports/metrics.json").write_text("{ }")
     assert content("make", "aa") != one
-    assert dvc.Graph(project, (), (), {}).hashes() == {"models/editor": "aa.dir"}
+    assert dvc_graph.Graph(project, (), (), {}).hashes() == {"models/editor": "aa.dir"}
 
 
 def test_what_cannot_be_read_is_said(project: Path, tmp_path: Path) -> None:
     (project / "dvc.yaml").write_text("stages:\n  one:\n    cmd: [}\n")
-    with pytest.raises(dvc.GraphError, match=r"dvc.yaml"):
-        dvc.read(project)
+    with pytest.raises(dvc_graph.GraphError, match=r"dvc.yaml"):
+        dvc_graph.read(project)
     (project / "dvc.yaml").unlink()
-    with pytest.raises(dvc.GraphError, match=r"want stages in .*dvc.yaml, got none"):
-        dvc.read(project)
-    with pytest.raises(dvc.GraphError, match="not inside of a DVC repository"):
-        dvc.read(tmp_path)
+    with pytest.raises(dvc_graph.GraphError, match=r"want stages in .*dvc_graph.yaml, got none"):
+        dvc_graph.read(project)
+    with pytest.raises(dvc_graph.GraphError, match="not inside of a DVC repository"):
+        dvc_graph.read(tmp_path)
 
 
 def test_a_part_needs_one_folder() -> None:
-    stage = dvc.Stage("one", outs=(Path("a"), Path("b")), meta={"register": "editor"})
-    with pytest.raises(dvc.GraphError, match="want one out"):
+    stage = dvc_graph.Stage("one", outs=(Path("a"), Path("b")), meta={"register": "editor"})
+    with pytest.raises(dvc_graph.GraphError, match="want one out"):
         stage.parts()
-    assert dvc.Stage("one", meta={"register": {"editor": "a"}}).parts() == {"editor": Path("a")}
+    assert dvc_graph.Stage("one", meta={"register": {"editor": "a"}}).parts() == {"editor": Path("a")}

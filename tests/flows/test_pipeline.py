@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from emuedit.tracking import registry, runs
-from flows import dvc_graph as dvc
-from flows import release, retrain
-from flows import run_stage as repro
+from flows import dvc_graph, release, retrain, run_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -35,7 +33,7 @@ def test_retrain_twice(
     assert "4 more to come" in said
     assert "champion: edit success 0.500 is above 0.100" in said
     assert "registered  models:/emuedit-editor/1\n" in said
-    assert dvc.read(project).stale() == {}
+    assert dvc_graph.read(project).stale() == {}
     champion = registry.at("champion")
     assert champion is not None
     assert (project / "parent.txt").read_text() == champion.run_id
@@ -60,12 +58,12 @@ def test_a_failure_names_the_stage_and_the_next_run_goes_on(
     assert "The same command goes on where it was." in said.err
     run = runs.client().search_runs([runs.client().get_experiment_by_name(runs.EXPERIMENT).experiment_id])[0]
     assert run.info.status == "FAILED"
-    assert set(dvc.read(project).stale()) == {"branch@y-1", "network", "scores"}
+    assert set(dvc_graph.read(project).stale()) == {"branch@y-1", "network", "scores"}
     (project / "in.txt").write_text("0.7")
     (project / "make.py").write_text(whole)
-    assert retrain.main(["--no-register", "--at-once", "2"]) == 0
+    assert retrain.main(["--no-register", "--max-parallel", "2"]) == 0
     assert json.loads((project / "reports/metrics.json").read_text())["edit_success"]["emuedit"]["overall"] == 0.7
-    assert release.table(dvc.read(project))["identity"]["overall"] == 0.1
+    assert release.table(dvc_graph.read(project))["identity"]["overall"] == 0.1
     assert registry.at("champion") is None
 
 
@@ -77,19 +75,19 @@ def test_another_dvc_is_waited_for(project: Path, dvc_run: Callable[..., str]) -
     other.start()
     while not (project / "begun").exists():
         time.sleep(0.05)
-    with pytest.raises(repro.BusyError, match="is busy"):
-        repro.run("slow", project, threading.Event(), None, {})
+    with pytest.raises(run_stage.BusyError, match="is busy"):
+        run_stage.run("slow", project, threading.Event(), None, {})
     other.join()
-    assert repro.run("slow", project, threading.Event(), None, {}) > 0
+    assert run_stage.run("slow", project, threading.Event(), None, {}) > 0
 
 
 def test_a_stage_can_be_stopped_and_has_its_time(project: Path) -> None:
     (project / "dvc.yaml").write_text("stages:\n  slow:\n    cmd: touch begun && sleep 60\n    always_changed: true\n")
-    with pytest.raises(repro.StageError, match=r"slow ran out of its 5.0 s"):
-        repro.run("slow", project, threading.Event(), 5.0, {})
+    with pytest.raises(run_stage.StageError, match=r"slow ran out of its 5.0 s"):
+        run_stage.run("slow", project, threading.Event(), 5.0, {})
     stop = threading.Event()
     threading.Timer(3.0, stop.set).start()
     began = time.monotonic()
-    with pytest.raises(repro.StageError, match="was stopped"):
-        repro.run("slow", project, stop, None, {})
+    with pytest.raises(run_stage.StageError, match="was stopped"):
+        run_stage.run("slow", project, stop, None, {})
     assert time.monotonic() - began < 15

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import process_guard as guard
+from flows import process_guard
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes that leave the group cannot be followed")
 STAGE = "import os, time; open('pid.part', 'w').write(str(os.getpid())); os.rename('pid.part', 'pid'); time.sleep(60)"
@@ -22,7 +22,7 @@ repro.run("slow", Path.cwd(), threading.Event(), None, {})
 
 def guarded(*command: str, timeout_s: float | None = None) -> tuple[int, float]:
     began = time.monotonic()
-    done = subprocess.run(guard.command(command, timeout_s), timeout=20, stderr=subprocess.DEVNULL)
+    done = subprocess.run(process_guard.command(command, timeout_s), timeout=20, stderr=subprocess.DEVNULL)
     return done.returncode, time.monotonic() - began
 
 
@@ -61,7 +61,7 @@ def test_exit_status_and_signals_come_through() -> None:
 def test_the_time_limit_ends_all(tmp_path: Path) -> None:
     script = f"sleep 60 & echo $! > {tmp_path}/a; setsid sleep 60 & echo $! > {tmp_path}/b; sleep 60"
     status, took_s = guarded("sh", "-c", script, timeout_s=1.0)
-    assert status == guard.TIMED_OUT
+    assert status == process_guard.TIMED_OUT
     assert took_s < 5
     assert gone(*(int((tmp_path / name).read_text()) for name in "ab"), within_s=0.5)
 
@@ -74,7 +74,7 @@ def test_nothing_is_left_when_the_command_ends(tmp_path: Path) -> None:
 
 def test_a_stubborn_command_is_killed(tmp_path: Path) -> None:
     script = f"import os, signal, time; [signal.signal(one, signal.SIG_IGN) for one in (2, 15)]; {STAGE}"
-    asked = subprocess.Popen(guard.command([sys.executable, "-c", script]), cwd=tmp_path)
+    asked = subprocess.Popen(process_guard.command([sys.executable, "-c", script]), cwd=tmp_path)
     pid = pid_in(tmp_path / "pid")
     asked.send_signal(signal.SIGINT)
     assert asked.wait(5) == -signal.SIGINT
@@ -82,7 +82,7 @@ def test_a_stubborn_command_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_guard_whose_parent_died_first_starts_nothing(tmp_path: Path) -> None:
-    command = guard.command([sys.executable, "-c", STAGE])
+    command = process_guard.command([sys.executable, "-c", STAGE])
     command[command.index("--parent") + 1] = str(2**22 + 1)  # no process has this number
     assert subprocess.run(command, cwd=tmp_path).returncode == -signal.SIGTERM
     assert not (tmp_path / "pid").exists()

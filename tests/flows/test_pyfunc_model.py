@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from emuedit.tracking import registry
-from flows import dvc_graph as dvc
-from flows import release
+from flows import dvc_graph, release
 
 ROOT = Path(__file__).resolve().parents[2]
 ELSEWHERE = """
@@ -43,29 +42,30 @@ print(json.dumps({
 
 
 @pytest.fixture
-def untrained(project: Path) -> dvc.Graph:
-    from emuedit.editor import checkpoint
-    from emuedit.editor import task_predictor as router
-    from emuedit.models import base_model as painter
+def untrained(project: Path) -> dvc_graph.Graph:
+    from emuedit.editor import checkpoint, task_predictor
+    from emuedit.models import text_to_image
 
     torch.manual_seed(0)
-    found = painter.load(str(ROOT / "toyworld/weights/base_model"))
-    checkpoint.save(checkpoint.from_painter(found, 6), found.pipeline, project / "models/editor", torch.float16)
-    router.start(str(ROOT / "toyworld/weights/t5"), ["local", "remove"], 64).save(project / "models/router")
+    found = text_to_image.load(str(ROOT / "toyworld/weights/base_model"))
+    checkpoint.save(checkpoint.from_base_model(found, 6), found.pipeline, project / "models/editor", torch.float16)
+    task_predictor.start(str(ROOT / "toyworld/weights/t5"), ["local", "remove"], 64).save(project / "models/router")
     (project / "reports").mkdir()
     table = {"identity": {"overall": 0.1}, "emuedit": {"overall": 0.05}}
     (project / "reports/metrics.json").write_text(json.dumps({"edit_success": table}))
     stages = (
-        dvc.Stage("network", (), (Path("models/editor"),), meta={"register": "editor"}),
-        dvc.Stage("guide", (), (Path("models/router"),), meta={"register": "router"}),
-        dvc.Stage("scores", (), (Path("reports"),), meta={"gate": "emuedit"}),
+        dvc_graph.Stage("network", (), (Path("models/editor"),), meta={"register": "editor"}),
+        dvc_graph.Stage("guide", (), (Path("models/router"),), meta={"register": "router"}),
+        dvc_graph.Stage("scores", (), (Path("reports"),), meta={"gate": "emuedit"}),
     )
-    return dvc.Graph(project, stages, (Path("reports/metrics.json"),), {})
+    return dvc_graph.Graph(project, stages, (Path("reports/metrics.json"),), {})
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_it_answers_where_the_project_is_not_installed(project: Path, untrained: dvc.Graph, store: str, tmp_path: Path) -> None:
+def test_it_answers_where_the_project_is_not_installed(
+    project: Path, untrained: dvc_graph.Graph, store: str, tmp_path: Path
+) -> None:
     outcome = release.finish(project, untrained, release.begin(project), {}, register=True)
     assert outcome.decision is not None
     assert not outcome.decision.promote
@@ -94,12 +94,12 @@ def test_it_answers_where_the_project_is_not_installed(project: Path, untrained:
 
 @pytest.mark.slow
 def test_the_command_line_edits_with_it(
-    project: Path, untrained: dvc.Graph, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    project: Path, untrained: dvc_graph.Graph, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from PIL import Image
 
     from emuedit import cli
-    from emuedit.data import image_io as photo
+    from emuedit.data import image_io
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     Image.new("RGB", (40, 24), (90, 140, 200)).save("in.png")
@@ -107,4 +107,4 @@ def test_the_command_line_edits_with_it(
     said = capsys.readouterr().out
     assert '"make the star red": ' in said
     assert "in-edited.png: 40 x 24" in said
-    assert photo.read("in-edited.png").pixels.shape == (24, 40, 3)
+    assert image_io.read_image("in-edited.png").pixels.shape == (24, 40, 3)

@@ -9,16 +9,14 @@ from typing import Any
 import pytest
 
 from emuedit.tracking import registry, runs
-from flows import dvc_graph as dvc
-from flows import promotion_gate as gate
-from flows import release
+from flows import dvc_graph, promotion_gate, release
 
 
 @pytest.fixture
-def made(project: Path) -> Callable[[float], dvc.Graph]:
+def made(project: Path) -> Callable[[float], dvc_graph.Graph]:
     """The project as its stages would leave it, without running them."""
 
-    def make(success: float) -> dvc.Graph:
+    def make(success: float) -> dvc_graph.Graph:
         for folder in ("models/editor", "reports"):
             (project / folder).mkdir(parents=True, exist_ok=True)
         (project / "models/editor/model_index.json").write_text("{}")
@@ -31,19 +29,19 @@ def made(project: Path) -> Callable[[float], dvc.Graph]:
         lock = f"stages:\n  network:\n    outs:\n    - path: models/editor\n      md5: hash{success}.dir\n"
         (project / "dvc.lock").write_text(lock)
         stages = (
-            dvc.Stage("network", (), (Path("models/editor"),), meta={"register": "editor"}),
-            dvc.Stage("scores", ("network",), (Path("reports"),), meta={"gate": "emuedit", "report": True}),
+            dvc_graph.Stage("network", (), (Path("models/editor"),), meta={"register": "editor"}),
+            dvc_graph.Stage("scores", ("network",), (Path("reports"),), meta={"gate": "emuedit", "report": True}),
         )
-        return dvc.Graph(project, stages, (Path("reports/metrics.json"),), {})
+        return dvc_graph.Graph(project, stages, (Path("reports/metrics.json"),), {})
 
     return make
 
 
 @pytest.mark.slow
 def test_from_first_model_to_refusal_to_next_champion(
-    project: Path, made: Callable[[float], dvc.Graph], store: str, any_model: None
+    project: Path, made: Callable[[float], dvc_graph.Graph], store: str, any_model: None
 ) -> None:
-    def retrain(success: float) -> release.Outcome:
+    def retrain(success: float) -> release.RetrainResult:
         graph = made(success)
         return release.finish(project, graph, release.begin(project), {"network": 1.5}, register=True)
 
@@ -57,7 +55,7 @@ def test_from_first_model_to_refusal_to_next_champion(
     assert (again.version and again.version.number, again.new) == (1, False)
 
     worse = retrain(0.4)
-    assert worse.decision == gate.Decision(False, "edit success 0.400 is not above 0.500, that of the champion")
+    assert worse.decision == promotion_gate.Decision(False, "edit success 0.400 is not above 0.500, that of the champion")
     assert [(one := registry.at(alias)) and one.number for alias in ("champion", "challenger", "previous")] == [1, 2, None]
 
     better = retrain(0.6)
@@ -101,7 +99,7 @@ def test_from_first_model_to_refusal_to_next_champion(
 
 @pytest.mark.slow
 def test_what_cannot_answer_is_not_registered(
-    project: Path, made: Callable[[float], dvc.Graph], store: str, any_model: None
+    project: Path, made: Callable[[float], dvc_graph.Graph], store: str, any_model: None
 ) -> None:
     graph = made(0.5)
     release.MODEL_FILE.write_text(release.MODEL_FILE.read_text().replace('[{"image"', 'no_such_name + [{"image"'))
@@ -119,10 +117,10 @@ def test_a_run_left_open_by_a_killed_flow_is_closed(store: str) -> None:
     assert [runs.client().get_run(one).info.status for one in (left, other)] == ["KILLED", "RUNNING"]
 
 
-def test_an_aim_without_a_judge_is_refused(project: Path, made: Callable[[float], dvc.Graph], store: str) -> None:
+def test_an_aim_without_a_judge_is_refused(project: Path, made: Callable[[float], dvc_graph.Graph], store: str) -> None:
     graph = made(0.5)
-    unjudged = dvc.Graph(project, graph.stages[:1], graph.metrics, {})
-    with pytest.raises(gate.GateError, match="want one stage with `meta"):
+    unjudged = dvc_graph.Graph(project, graph.stages[:1], graph.metrics, {})
+    with pytest.raises(promotion_gate.GateError, match="want one stage with `meta"):
         release.finish(project, unjudged, release.begin(project), {}, register=True)
 
 

@@ -75,9 +75,9 @@ def seeded() -> None:
 @pytest.fixture
 def pictures() -> torch.Tensor:
     """Two bytes-exact pictures, 40 x 56: neither square nor symmetric."""
-    from emuedit.models import image_tensors as pixels
+    from emuedit.models import image_tensors
 
     y, x = np.mgrid[0:40, 0:56]
     first = np.stack([y * 6, x * 4, (x * y) % 256], axis=-1)
     second = np.stack([(x // 8 % 2) * 200, 255 - y * 6, x * 0 + 30], axis=-1)
-    return pixels.from_uint8(np.stack([first, second]).astype(np.uint8))
+    return image_tensors.from_uint8(np.stack([first, second]).astype(np.uint8))

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from emuedit.models import clip
-from emuedit.models import image_tensors as pixels
+from emuedit.models import clip, image_tensors
 
 TEXTS = ["a small red circle on the left over grass", "two blue stars", "make it yellow " * 40]
 
@@ -57,7 +56,7 @@ def test_embeddings_are_open_clips_own(
     model = save(tmp_path, clip_config(tokenizer, **preprocess), tokenizer)
     judge = clip.load(str(tmp_path))
     _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
-    shown = torch.stack([transform(picture) for picture in pixels.to_pil(pictures)])
+    shown = torch.stack([transform(picture) for picture in image_tensors.to_pil(pictures)])
     ours = clip.preprocess(pictures, judge.preprocess_cfg)
     torch.testing.assert_close(ours, shown, rtol=0, atol=5 / 255 / 0.25)  # PIL rounds to bytes between its two passes
     with torch.no_grad():

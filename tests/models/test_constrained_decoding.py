@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from emuedit.models.constrained_decoding import Constraint, tokens_of
-from emuedit.models.llm import ChatWriter
+from emuedit.models.language_model import LocalLLM
 from emuedit.prompts.answer_schema import KEYS, AnswerError, Question, read, schema
 
 MESSAGES = [{"role": "user", "content": "a dog on a sofa"}]
@@ -17,7 +17,7 @@ FILTERS = ("blur", "darken")
 
 
 @pytest.fixture(scope="module")
-def chat() -> ChatWriter:
+def chat() -> LocalLLM:
     """Byte-level pieces as in GPT-2 and Llama 3, a head with more rows than there are tokens, as real ones have."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -34,7 +34,7 @@ def chat() -> ChatWriter:
         vocab_size=len(tokenizer) + 20, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=2048, bos_token_id=0, eos_token_id=1, pad_token_id=1,
     )  # fmt: skip
-    return ChatWriter(LlamaForCausalLM(config).eval(), tokenizer, max_new_tokens=1400)
+    return LocalLLM(LlamaForCausalLM(config).eval(), tokenizer, max_new_tokens=1400)
 
 
 def short(task: str, choices: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def short(task: str, choices: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("task", "choices"), [("remove", ()), ("color", FILTERS), ("background", ())])
-def test_a_random_model_gives_good_answers_only_when_held(chat: ChatWriter, task: str, choices: tuple[str, ...]) -> None:
+def test_a_random_model_gives_good_answers_only_when_held(chat: LocalLLM, task: str, choices: tuple[str, ...]) -> None:
     asked = Question(task, "a dog on a sofa")
     for seed in range(2):
         text = chat.write(MESSAGES, seed=seed, temperature=1.0, top_p=1.0, schema=short(task, choices))
@@ -51,12 +51,12 @@ def test_a_random_model_gives_good_answers_only_when_held(chat: ChatWriter, task
         assert list(json.loads(text)) == list(KEYS)
         read(text, asked, max_words=30, choices=choices)
         assert chat.write(MESSAGES, seed=seed, temperature=1.0, top_p=1.0, schema=short(task, choices)) == text
-    chat_free = ChatWriter(chat.model, chat.tokenizer, max_new_tokens=60)
+    chat_free = LocalLLM(chat.model, chat.tokenizer, max_new_tokens=60)
     with pytest.raises(AnswerError):
         read(chat_free.write(MESSAGES, seed=0, temperature=1.0, top_p=1.0), asked, max_words=30, choices=choices)
 
 
-def test_the_global_state_stays_and_greedy_is_greedy(chat: ChatWriter) -> None:
+def test_the_global_state_stays_and_greedy_is_greedy(chat: LocalLLM) -> None:
     state = torch.get_rng_state()
     greedy = {chat.write(MESSAGES, seed=seed, temperature=0, schema=short("color", FILTERS)) for seed in range(2)}
     assert len(greedy) == 1
@@ -64,7 +64,7 @@ def test_the_global_state_stays_and_greedy_is_greedy(chat: ChatWriter) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_what_is_left_of_the_vocabulary(chat: ChatWriter) -> None:
+def test_what_is_left_of_the_vocabulary(chat: LocalLLM) -> None:
     tokens = tokens_of(chat.tokenizer, chat.model.config.vocab_size, 1)
     held = Constraint(schema("remove"), tokens, prompt_tokens=1)
     prompt = torch.tensor([[7]])

@@ -4,8 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from emuedit.models import depth
-from emuedit.models import image_tensors as pixels
+from emuedit.models import depth, image_tensors
 
 
 def depth_anything(folder: str, **config: Any) -> None:
@@ -43,7 +42,7 @@ def test_depth_is_the_models_own_stretched_to_one(pictures: torch.Tensor, tmp_pa
     model = AutoModelForDepthEstimation.from_pretrained(tmp_path).eval()
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     with torch.no_grad():
-        raw = model(**processor(images=pixels.to_pil(pictures), return_tensors="pt")).predicted_depth
+        raw = model(**processor(images=image_tensors.to_pil(pictures), return_tensors="pt")).predicted_depth
     small = torch.nn.functional.interpolate(raw[:, None], size=(40, 56), mode="bilinear")[:, 0]
     for ours, theirs in zip(got, small, strict=True):
         assert torch.corrcoef(torch.stack([ours.flatten(), theirs.flatten()]))[0, 1] > 0.9999

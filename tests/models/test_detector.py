@@ -4,8 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from emuedit.models import detector
-from emuedit.models import image_tensors as pixels
+from emuedit.models import detector, image_tensors
 
 ASKED = [["a red circle", "a blue star", "a red circle on grass"], ["a green square"]]
 
@@ -58,7 +57,7 @@ def test_owl_boxes_are_the_processors_own(owl_folder: str, pictures: torch.Tenso
         AutoModelForZeroShotObjectDetection.from_pretrained(owl_folder).eval(),
         AutoProcessor.from_pretrained(owl_folder),
     )
-    for picture, names, got in zip(pixels.to_pil(pictures), ASKED, found, strict=True):  # one at a time: no padding
+    for picture, names, got in zip(image_tensors.to_pil(pictures), ASKED, found, strict=True):  # one at a time: no padding
         inputs = processor(images=picture, text=[names], return_tensors="pt", padding="max_length", max_length=16)
         with torch.no_grad():
             outputs = model(**inputs)
@@ -169,7 +168,7 @@ def test_grounding_dino_boxes_are_the_processors_own(grounding_folder: str, pict
     processor = AutoProcessor.from_pretrained(grounding_folder)
     model = AutoModelForZeroShotObjectDetection.from_pretrained(grounding_folder).eval()
     texts = ["a red circle. a blue star. green square.", "a star."]
-    inputs = processor(images=pixels.to_pil(pictures), text=texts, return_tensors="pt", padding=True)
+    inputs = processor(images=image_tensors.to_pil(pictures), text=texts, return_tensors="pt", padding=True)
     with torch.no_grad():
         outputs = model(**inputs)
     wanted = processor.post_process_grounded_object_detection(

@@ -4,8 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from emuedit.models import dino
-from emuedit.models import image_tensors as pixels
+from emuedit.models import dino, image_tensors
 
 
 def dinov2(folder: str) -> None:
@@ -34,6 +33,6 @@ def test_embedding_is_the_unit_cls_token(make: Any, pictures: torch.Tensor, tmp_
     got = dino.load(str(tmp_path)).embed_images(pictures)
     model, processor = AutoModel.from_pretrained(tmp_path).eval(), AutoImageProcessor.from_pretrained(tmp_path)
     with torch.no_grad():
-        cls = model(**processor(images=pixels.to_pil(pictures), return_tensors="pt")).last_hidden_state[:, 0]
+        cls = model(**processor(images=image_tensors.to_pil(pictures), return_tensors="pt")).last_hidden_state[:, 0]
     torch.testing.assert_close(got, cls / cls.norm(dim=-1, keepdim=True), rtol=1e-5, atol=1e-6)
     assert (got[0] - got[1]).norm() > 1e-3

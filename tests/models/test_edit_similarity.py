@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from emuedit.models import edit_similarity as likeness
+from emuedit.models import edit_similarity
 
 
 class Eye:
@@ -27,7 +27,7 @@ def plain(r: float, g: float, b: float) -> torch.Tensor:
 def test_an_edit_that_does_what_was_said_and_one_that_does_nothing() -> None:
     before = torch.stack([plain(1, 0, 0)] * 3)
     after = torch.stack([plain(0, 1, 0), plain(1, 0, 0), plain(0, 1, 0)])
-    got = likeness.measure(EYE, EYE, before, after, ["red"] * 3, ["green", "green", "red"])
+    got = edit_similarity.measure(EYE, EYE, before, after, ["red"] * 3, ["green", "green", "red"])
     assert got["clip_source"] == [1, 1, 1]
     assert got["clip_target"] == [1, 0, 0]
     assert got["clip_direction"] == [pytest.approx(1), None, None]  # nothing changed in the picture; in the caption
@@ -37,4 +37,4 @@ def test_an_edit_that_does_what_was_said_and_one_that_does_nothing() -> None:
 
 def test_pictures_of_two_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="of one shape"):
-        likeness.measure(EYE, EYE, torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 8, 8), ["red"], ["red"])
+        edit_similarity.measure(EYE, EYE, torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 8, 8), ["red"], ["red"])

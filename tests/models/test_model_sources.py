@@ -5,26 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from emuedit.models import base_model as painter
-from emuedit.models import clip, depth, detector, dino, segmenter
-from emuedit.models import llm as writer
-from emuedit.models import model_sources as sources
+from emuedit.models import clip, depth, detector, dino, language_model, model_sources, segmenter, text_to_image
 
 LOADERS = {
-    "painter": painter.load,
+    "base_model": text_to_image.load,
     "detector": detector.load,
     "segmenter": segmenter.load,
     "clip": clip.load,
     "dino": dino.load,
     "depth": depth.load,
-    "writer": writer.load,
+    "llm": language_model.load,
 }
 
 
 def test_importing_costs_no_heavy_library() -> None:
     code = (
         "import sys, emuedit.models.clip, emuedit.models.depth, emuedit.models.detector, emuedit.models.dino, "
-        "emuedit.models.openai_llm, emuedit.models.base_model, emuedit.models.segmenter, emuedit.models.llm\n"
+        "emuedit.models.openai_llm, emuedit.models.text_to_image, emuedit.models.segmenter, emuedit.models.language_model\n"
         "heavy = {'diffusers', 'transformers', 'open_clip', 'segment_anything', 'torchvision', 'PIL'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
@@ -53,12 +50,12 @@ def test_an_empty_folder_is_named(name: str, tmp_path: Path) -> None:
 def test_the_wrong_kind_is_named(tmp_path: Path) -> None:
     owl = folder(tmp_path / "owl", "config.json", model_type="owlvit")
     with pytest.raises(FileNotFoundError, match=r"want a diffusers .*model_index\.json.* got .*zero-shot detector"):
-        painter.load(str(owl))
+        text_to_image.load(str(owl))
     with pytest.raises(ValueError, match=r"want a transformers ViT .*dinov2.* got .*model_type 'owlvit'"):
         dino.load(str(owl))
     upscaler = folder(tmp_path / "up", "model_index.json", _class_name="StableDiffusionUpscalePipeline")
     with pytest.raises(ValueError, match=r"want .*StableDiffusionXLPipeline.* got .*StableDiffusionUpscalePipeline"):
-        painter.load(str(upscaler))
+        text_to_image.load(str(upscaler))
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
@@ -74,7 +71,7 @@ def test_a_hub_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", absent)
     with pytest.raises(FileNotFoundError, match=r"owner/name.*ConnectionError"):
-        sources.manifest("owner/name", sources.DEPTH)
+        model_sources.manifest("owner/name", model_sources.DEPTH)
 
 
 def test_a_hub_repository_of_the_wrong_kind_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,11 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from emuedit.models import image_tensors as pixels
-from emuedit.models import sam_builder as sam
-from emuedit.models import segmenter
+from emuedit.models import image_tensors, sam_builder, segmenter
 
-TINY = sam.SamConfig(
+TINY = sam_builder.SamConfig(
     encoder_width=16, encoder_depth=2, encoder_heads=2, global_attn_indexes=(1,), image_size=64, patch_size=8,
     window_size=3, prompt_embed_dim=16, decoder_heads=2, decoder_mlp_dim=32, iou_head_hidden_dim=16,
     pixel_mean=(127.5, 120.0, 110.0), pixel_std=(60.0, 61.0, 62.0),
@@ -19,24 +17,24 @@ BOXES = [torch.tensor([[2.0, 3.0, 20.0, 30.0], [30.0, 5.0, 55.0, 39.0]]), torch.
 
 def small() -> segmenter.Segmenter:
     torch.manual_seed(0)
-    model = sam.build(TINY).eval()
+    model = sam_builder.build(TINY).eval()
     torch.nn.init.normal_(model.image_encoder.pos_embed)  # else a random Sam gives flat masks
     return segmenter.Segmenter(model, TINY)
 
 
-@pytest.mark.parametrize("name", sam.CONFIGS)
+@pytest.mark.parametrize("name", sam_builder.CONFIGS)
 def test_the_named_configs_are_segment_anythings_own(name: str) -> None:
     from segment_anything import sam_model_registry
 
     with torch.device("meta"):
-        ours, theirs = sam.build(sam.CONFIGS[name]), sam_model_registry[name]()
+        ours, theirs = sam_builder.build(sam_builder.CONFIGS[name]), sam_model_registry[name]()
     shapes = {key: value.shape for key, value in theirs.state_dict().items()}
     assert {key: value.shape for key, value in ours.state_dict().items()} == shapes
     assert str(ours) == str(theirs)
     windows = [[block.window_size for block in one.image_encoder.blocks] for one in (ours, theirs)]
     assert windows[0] == windows[1]
     with torch.device("cpu"):
-        mean = torch.tensor(sam.CONFIGS[name].pixel_mean)
+        mean = torch.tensor(sam_builder.CONFIGS[name].pixel_mean)
     assert mean.tolist() == pytest.approx([123.675, 116.28, 103.53])
 
 
@@ -46,7 +44,7 @@ def test_masks_are_sam_predictors_own(pictures: torch.Tensor) -> None:
     ours = small()
     found = ours.segment(pictures, BOXES)
     predictor = SamPredictor(ours.model)
-    for picture, boxes, got in zip(pixels.to_uint8(pictures), BOXES, found, strict=True):
+    for picture, boxes, got in zip(image_tensors.to_uint8(pictures), BOXES, found, strict=True):
         assert got.masks.shape == (len(boxes), 40, 56)
         assert got.masks.dtype == torch.bool
         predictor.set_image(picture)
@@ -96,7 +94,7 @@ def test_a_released_checkpoint_is_known_by_its_width(
     (save_file if suffix == ".safetensors" else torch.save)(ours.model.state_dict(), file)
     with pytest.raises(ValueError, match=r"vit_b \(768\).*got .*encoder width 16"):
         segmenter.load(str(file))
-    monkeypatch.setitem(sam.CONFIGS, "vit_xs", TINY)
+    monkeypatch.setitem(sam_builder.CONFIGS, "vit_xs", TINY)
     torch.testing.assert_close(segmenter.load(str(file)).segment(pictures, BOXES), ours.segment(pictures, BOXES))
 
 

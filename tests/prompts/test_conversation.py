@@ -7,8 +7,7 @@ import pytest
 
 from emuedit.config import ParamsError
 from emuedit.data.records import Instruction
-from emuedit.prompts import conversation as agents
-from emuedit.prompts import moderation
+from emuedit.prompts import conversation, moderation
 from emuedit.prompts.answer_schema import KEYS, AnswerError, Question, read, schema
 from emuedit.prompts.diversity import diversity, tidy
 from emuedit.tasks import TASKS
@@ -76,7 +75,7 @@ def test_an_answer_must_say_what_its_task_needs() -> None:
 
 @pytest.mark.parametrize("task", [task.name for task in TASKS])
 def test_every_task_has_an_agent_whose_exemplars_are_good_answers(task: str) -> None:
-    agent = agents.load(AGENTS, task)
+    agent = conversation.load(AGENTS, task)
     assert len(agent.exemplars) >= 5
     for one in agent.exemplars:
         jsonschema.validate({key: one.answer[key] for key in KEYS}, schema(task, agent.choices))
@@ -86,7 +85,7 @@ def test_every_task_has_an_agent_whose_exemplars_are_good_answers(task: str) -> 
 
 
 def test_the_conversation_samples_exemplars_and_verbs_and_ends_in_the_question() -> None:
-    agent = agents.load(AGENTS, "remove")
+    agent = conversation.load(AGENTS, "remove")
     told = agent.conversation(ASKED, 0.6, "c1", "remove")
     assert told == agent.conversation(ASKED, 0.6, "c1", "remove")
     assert [one["role"] for one in told] == ["system", *["user", "assistant"] * 4, "user"]
@@ -99,15 +98,15 @@ def test_the_conversation_samples_exemplars_and_verbs_and_ends_in_the_question()
 
 def test_a_wrong_agent_is_named(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match=r"remove.yaml"):
-        agents.load(tmp_path, "remove")
+        conversation.load(tmp_path, "remove")
     text = (AGENTS / "remove.yaml").read_text()
     (tmp_path / "remove.yaml").write_text(text.replace("original_object: tractor", 'original_object: ""'))
-    with pytest.raises(agents.AgentError, match=r"exemplar 6 .* 'original_object' is empty"):
-        agents.load(tmp_path, "remove")
+    with pytest.raises(conversation.AgentError, match=r"exemplar 6 .* 'original_object' is empty"):
+        conversation.load(tmp_path, "remove")
     sketch = (AGENTS / "sketch.yaml").read_text()
     (tmp_path / "sketch.yaml").write_text(sketch.replace("      direction: to_map\n", "", 1))
-    with pytest.raises(agents.AgentError, match=r"exemplar 1 .* want a direction"):
-        agents.load(tmp_path, "sketch")
+    with pytest.raises(conversation.AgentError, match=r"exemplar 1 .* want a direction"):
+        conversation.load(tmp_path, "sketch")
 
 
 def test_the_word_list_knows_whole_words(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from emuedit.config import ParamsError, load
-from emuedit.data.caption_sources import CorpusError
+from emuedit.data.caption_sources import CaptionSourceError
 from emuedit.data.language import LanguageError, probability
 from emuedit.data.publish import read_folder, read_summary
 from emuedit.data.records import Caption, Drop
@@ -75,11 +75,11 @@ def test_a_split_and_a_column_of_a_dataset(tmp_path: Path) -> None:
     source = write(tmp_path, "-dataset")
     for one in (source, write(tmp_path, "-saved")):
         assert run(knobs(one, split="test"), tmp_path).counts == {"kept": 1}
-    with pytest.raises(CorpusError, match="want the split 'dev' of the dataset"):
+    with pytest.raises(CaptionSourceError, match="want the split 'dev' of the dataset"):
         run(knobs(source, split="dev"), tmp_path)
     plain = datasets.Dataset.from_dict({"text": ["a dog"]})
     plain.to_parquet(tmp_path / "plain" / "train.parquet")
-    with pytest.raises(CorpusError, match=r"want key 'caption' in .* got \['text'\] in row 1"):
+    with pytest.raises(CaptionSourceError, match=r"want key 'caption' in .* got \['text'\] in row 1"):
         run(knobs("plain"), tmp_path)
 
 
@@ -167,7 +167,7 @@ def test_unreadable_sources_are_named(
     monkeypatch.syspath_prepend(str(tmp_path))
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises((CaptionsError, CorpusError, ParamsError), match=message):
+    with pytest.raises((CaptionsError, CaptionSourceError, ParamsError), match=message):
         run(knobs(name), tmp_path)
     assert not (tmp_path / captions.OUT).exists()
 

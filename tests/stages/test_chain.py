@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from emuedit import config as house
+from emuedit import config
 from emuedit.data.png import decode_png
 from emuedit.data.publish import read_folder
-from emuedit.data.records import Answer, Instruction, Pair, Verdict
-from emuedit.editor import sampling as editing
-from emuedit.models import image_tensors as pixels
+from emuedit.data.records import EvalRecord, Instruction, Pair, Verdict
+from emuedit.editor import sampling
+from emuedit.models import image_tensors
 
 ROOT = Path(__file__).parents[2]
 SMALL: dict[str, dict[str, Any]] = {
@@ -46,7 +46,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_stage(root: Path, stage: str) -> Any:
     station = importlib.import_module(f"emuedit.{stage}")
-    return station.run(house.load(station.Params, stage, root / "params.yaml"), root)
+    return station.run(config.load(station.Params, stage, root / "params.yaml"), root)
 
 
 @pytest.mark.slow
@@ -66,9 +66,9 @@ def test_every_record_leads_back_to_its_caption(chain: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_editor_it_leaves_edits_a_picture(chain: Path) -> None:
-    editor = editing.load(str(chain / "models/editor"))
-    answer = next(read_folder(chain / "reports/evaluation", Answer))
-    image = pixels.from_uint8(decode_png(answer.source))
+    editor = sampling.load(str(chain / "models/editor"))
+    answer = next(read_folder(chain / "reports/evaluation", EvalRecord))
+    image = image_tensors.from_uint8(decode_png(answer.source))
     out = editor.edit(image, [answer.instruction], [answer.task], [0], steps=2, s_I=1.3, s_T=3.0)
     assert out.shape == image.shape
     assert not out.equal(image)

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from emuedit.config import ParamsError, load
-from emuedit.data.filters import GatesError
+from emuedit.data.filters import FiltersError
 from emuedit.data.png import encode_png
 from emuedit.data.publish import publish, read_folder, scratch_folder
 from emuedit.data.records import Pair, Verdict
@@ -41,7 +41,7 @@ def table(*rows: tuple[str, str, float | None, float | None, float | None]) -> p
     return pa.table({"id": [f"p{i}" for i in range(len(rows))], **made})
 
 
-def reasons(found: dataset.Judged) -> list[set[str]]:
+def reasons(found: dataset.FilterResult) -> list[set[str]]:
     return [{found.reasons[r] for r in np.flatnonzero(column)} for column in found.failed.T]
 
 
@@ -105,7 +105,7 @@ def test_agrees_with_a_loop_over_rows() -> None:
 
 
 def test_a_gate_on_no_column_is_named() -> None:
-    with pytest.raises(GatesError, match=r"want the scores \['depth'\] .* got \['dino', 'l1', 'direction'\]"):
+    with pytest.raises(FiltersError, match=r"want the scores \['depth'\] .* got \['dino', 'l1', 'direction'\]"):
         judge(table(("a", "local", 0.5, 0.1, 0.0)), knobs(gates={"default": {"depth": {"max": 1.0}}}))
 
 
@@ -217,7 +217,7 @@ def test_mixed_pairs_have_gates_of_their_own(tmp_path: Path, pairs: list[Pair]) 
     written = (tmp_path / dataset.OUT / "card.md").read_text()
     assert "| `data/plain` | `org/plain` | MIT | 2 | 2 | default: none |" in written
     assert "| `data/theirs` | `org/theirs` | MIT | 3 | 1 | default: `sim` >= 0.5 |" in written
-    assert "Revision of the painter: `m`." in written
+    assert "Revision of the base_model: `m`." in written
     again = {file.name for file in (tmp_path / dataset.OUT).glob("shard-*")}
     assert again - set(alone) == {f"shard-mix{n}.parquet" for n in ("1-00000", "2-00000", "2-00001")}
     run(knobs(), tmp_path)
@@ -226,7 +226,7 @@ def test_mixed_pairs_have_gates_of_their_own(tmp_path: Path, pairs: list[Pair]) 
 
 def test_a_mixed_folder_is_asked_what_it_can_answer(tmp_path: Path, pairs: list[Pair]) -> None:
     folder = mix_in(tmp_path, "theirs", [imported("x", "local", sim=0.9)])
-    with pytest.raises(GatesError, match=r"want the scores \['dino'\] .* got \['sim'\]"):
+    with pytest.raises(FiltersError, match=r"want the scores \['dino'\] .* got \['sim'\]"):
         run(knobs(mix={folder: {"default": {"dino": {"min": 0.5}}}}), tmp_path)
 
 
@@ -253,13 +253,13 @@ def test_no_picture_is_read(tmp_path: Path, pairs: list[Pair], monkeypatch: pyte
 
 
 def test_people_get_sheets_and_a_card(tmp_path: Path, pairs: list[Pair]) -> None:
-    summary = run(knobs(licences={"painter": "MIT"}), tmp_path)
+    summary = run(knobs(licences={"base_model": "MIT"}), tmp_path)
     out = tmp_path / dataset.OUT
     extra = {"card.md", "sheet_depth.png", "sheet_local.png"}
     assert extra | {"shard-00000.parquet", "shard-00001.parquet", "shard-00002.parquet"} == set(summary.shards)
     written = (out / "card.md").read_text()
     assert "- local: `dino` >= 0.5, `dino` <= 0.9, `l1` <= 0.1" in written.splitlines()
-    assert "Revision of the painter: `m`." in written
+    assert "Revision of the base_model: `m`." in written
     assert len(list(read_folder(out, Verdict, verify=True))) == 4  # the extra files are nobody's shards
 
 

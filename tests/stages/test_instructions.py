@@ -9,9 +9,9 @@ from emuedit.config import load
 from emuedit.data.publish import publish, read_folder, read_summary, scratch_folder
 from emuedit.data.records import Caption, Drop, Instruction
 from emuedit.data.shards import write_shard
-from emuedit.models.llm import WriterError
-from emuedit.models.openai_llm import OpenAIWriter
-from emuedit.prompts import conversation as agents
+from emuedit.models.language_model import LLMError
+from emuedit.models.openai_llm import OpenAILLM
+from emuedit.prompts import conversation
 from emuedit.prompts.answer_schema import schema
 from emuedit.stages import instructions
 from emuedit.stages.instructions import InstructionsError, Params, run
@@ -46,7 +46,7 @@ def captions(root: Path, *texts: str) -> list[Caption]:
 
 
 class Scripted:
-    """A writer of good answers, or of what `say` makes of the question; keeps every conversation."""
+    """A llm of good answers, or of what `say` makes of the question; keeps every conversation."""
 
     def __init__(self, say: Any = None) -> None:
         self.say, self.heard, self.held_to, self.lock = say, [], [], threading.Lock()  # type: ignore[var-annotated]
@@ -70,20 +70,20 @@ class Scripted:
 @pytest.fixture
 def hire(monkeypatch: pytest.MonkeyPatch) -> Any:
     def hired(say: Any = None) -> Scripted:
-        writer = Scripted(say)
-        monkeypatch.setattr(instructions, "load_writer", lambda *spec: writer)
-        return writer
+        llm = Scripted(say)
+        monkeypatch.setattr(instructions, "load_llm", lambda *spec: llm)
+        return llm
 
     return hired
 
 
 def test_every_task_is_asked_once_for_every_caption(tmp_path: Path, hire: Any) -> None:
-    some, writer = captions(tmp_path), hire()
+    some, llm = captions(tmp_path), hire()
     summary = run(knobs(), tmp_path)
     found = list(read_folder(tmp_path / instructions.OUT, Instruction, verify=True))
     assert [(one.caption_id, one.task) for one in found] == [(c.id, t) for c in some for t in ("remove", "add", "sketch")]
-    assert len({seed for *_, seed, _, _ in writer.heard}) == len(writer.heard) == 18
-    assert {(temperature, top_p) for *_, temperature, top_p in writer.heard} == {(0.9, 0.9)}
+    assert len({seed for *_, seed, _, _ in llm.heard}) == len(llm.heard) == 18
+    assert {(temperature, top_p) for *_, temperature, top_p in llm.heard} == {(0.9, 0.9)}
     by_task = {task: [one for one in found if one.task == task] for task in ("remove", "add", "sketch")}
     text = {one.id: one.text for one in some}
     for one in by_task["remove"]:
@@ -103,7 +103,7 @@ def test_every_task_is_asked_once_for_every_caption(tmp_path: Path, hire: Any) -
     for one in by_task["sketch"]:
         assert (one.source_object, one.target_object) == (None, None)
         assert (one.target_caption if one.reverse else one.source_caption) == text[one.caption_id]
-    ways = {asked["caption"]: asked["direction"] for asked, *_ in writer.heard if asked["task"] == "sketch"}
+    ways = {asked["caption"]: asked["direction"] for asked, *_ in llm.heard if asked["task"] == "sketch"}
     assert set(ways.values()) == {"to_map", "from_map"}
     assert all((ways[text[one.caption_id]] == "from_map") == one.reverse for one in by_task["sketch"])
     assert summary.counts == {"kept": 18, "kept_remove": 6, "kept_add": 6, "kept_sketch": 6}
@@ -114,11 +114,11 @@ def test_every_task_is_asked_once_for_every_caption(tmp_path: Path, hire: Any) -
 
 def test_the_writer_is_held_to_the_answers_of_its_task(tmp_path: Path, hire: Any) -> None:
     captions(tmp_path, "one dog")
-    writer = hire(lambda asked, messages, answer: json.dumps(json.loads(answer) | {"edited_object": "blur"}))
+    llm = hire(lambda asked, messages, answer: json.dumps(json.loads(answer) | {"edited_object": "blur"}))
     run(knobs(tasks=("remove", "color")), tmp_path)
-    remove, color = writer.held_to
+    remove, color = llm.held_to
     assert remove == schema("remove")
-    assert color["properties"]["edited_object"]["enum"] == list(agents.load(AGENTS, "color").choices)
+    assert color["properties"]["edited_object"]["enum"] == list(conversation.load(AGENTS, "color").choices)
     free = hire()
     run(knobs(tasks=("remove",), constrain=False), tmp_path)
     assert free.held_to == [None]
@@ -132,12 +132,12 @@ def test_a_bad_answer_is_complained_about_and_then_dropped(tmp_path: Path, hire:
             return answer if len(messages) > 10 else "no idea"
         return "{}" if asked["caption"] == "two dogs" else "I cannot: too many"
 
-    writer = hire(say)
+    llm = hire(say)
     summary = run(knobs(tasks=("remove",), retries=2), tmp_path)
-    assert [asked["caption"] for asked, *_ in writer.heard] == ["one dog"] * 2 + ["two dogs"] * 3 + ["three dogs"]
-    second = writer.heard[1][1]
+    assert [asked["caption"] for asked, *_ in llm.heard] == ["one dog"] * 2 + ["two dogs"] * 3 + ["three dogs"]
+    second = llm.heard[1][1]
     assert second[-2] == {"role": "assistant", "content": "no idea"}
-    assert second[-1]["content"].startswith("That cannot be used: there is no whole JSON object in the answer. Answer again")
+    assert second[-1]["content"].startswith("That cannot be used: there is no whole JSON object in the answer. EvalRecord again")
     dropped = list(read_folder(tmp_path / instructions.OUT, Drop, "dropped-*.parquet"))
     assert [(one.reason, one.subject, one.source, one.index) for one in dropped] == [
         ("lost_key", "{}", f"{some[1].id}/remove", 1),
@@ -158,11 +158,11 @@ def test_repeats_duplicates_full_tasks_and_forbidden_words_are_dropped(tmp_path:
     run(knobs(tasks=("remove",), max_repeat_share=0.34), tmp_path)
     reasons = [one.reason for one in read_folder(tmp_path / instructions.OUT, Drop, "dropped-*.parquet")]
     assert reasons == ["duplicate", "repeated", "moderated", "moderated"]
-    writer = hire(say)
+    llm = hire(say)
     run(knobs(tasks=("remove",), max_repeat_share=1.0, max_per_task=1), tmp_path)
     reasons = [one.reason for one in read_folder(tmp_path / instructions.OUT, Drop, "dropped-*.parquet")]
     assert reasons == ["duplicate"]
-    assert len(writer.heard) == 2  # the other shards were not asked
+    assert len(llm.heard) == 2  # the other shards were not asked
 
 
 @pytest.mark.parametrize("concurrency", [1, 7])
@@ -195,18 +195,18 @@ def test_one_silent_answer_is_dropped_and_a_silent_writer_stops_the_run(tmp_path
     captions(tmp_path)
 
     def odd(asked: Any, messages: Any, answer: str) -> Any:
-        return WriterError("filtered") if asked["caption"].endswith("sofa i") else answer
+        return LLMError("filtered") if asked["caption"].endswith("sofa i") else answer
 
     hire(odd)
     summary = run(knobs(tasks=("remove",), max_failed_share=0.5), tmp_path)
     assert summary.counts == {"kept": 5, "kept_remove": 5, "dropped_writer_failed": 1, "dropped_remove_writer_failed": 1}
-    with pytest.raises(WriterError, match="filtered"):
+    with pytest.raises(LLMError, match="filtered"):
         run(knobs(tasks=("remove",), max_failed_share=0.0), tmp_path)
 
 
 def test_a_real_endpoint_that_stumbles(tmp_path: Path, endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     captions(tmp_path)
-    monkeypatch.setattr(instructions, "load_writer", lambda spec: OpenAIWriter(*spec.split("#"), backoff_s=0.001))
+    monkeypatch.setattr(instructions, "load_llm", lambda spec: OpenAILLM(*spec.split("#"), backoff_s=0.001))
 
     def answer(body: dict[str, Any]) -> tuple[int, Any]:
         good = json.dumps(GOOD | {"instruction": f"remove {body['seed']}"})
@@ -214,11 +214,11 @@ def test_a_real_endpoint_that_stumbles(tmp_path: Path, endpoint: Any, monkeypatc
         return (500, {}) if number == 1 else endpoint.said("Here are two: {} {}" if number == 2 else good)
 
     endpoint.answer = answer
-    world = knobs().world.model_copy(update={"writer": f"{endpoint.url}#a-model"})
+    world = knobs().world.model_copy(update={"llm": f"{endpoint.url}#a-model"})
     assert run(knobs(tasks=("remove",), world=world), tmp_path).counts == {"kept": 6, "kept_remove": 6}
     assert len(endpoint.asked) == 8
     found = list(read_folder(tmp_path / instructions.OUT, Instruction))
-    assert {one.writer for one in found} == {f"{endpoint.url}#a-model"}
+    assert {one.llm for one in found} == {f"{endpoint.url}#a-model"}
     assert all(one.text == f"remove {one.seed}" for one in found)
     forms = [body["response_format"]["json_schema"]["schema"] for *_, body in endpoint.asked]
     assert forms == [schema("remove")] * 8

@@ -3,14 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from emuedit import config as house
+from emuedit import config
 from emuedit.data.publish import publish, read_summary
 from emuedit.data.shards import ShardError
-from emuedit.editor import checkpoint
-from emuedit.editor import sampling as editing
-from emuedit.editor import task_pack as pack
+from emuedit.editor import checkpoint, sampling, task_pack
 from emuedit.editor.sampling import Editor
-from emuedit.models import base_model as painters
+from emuedit.models import text_to_image
 from emuedit.stages import inversion
 from emuedit.stages.inversion import Params
 
@@ -26,7 +24,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def knobs(**changes: object) -> Params:
-    base = house.load(Params, "inversion", ROOT / "params.yaml").model_dump()
+    base = config.load(Params, "inversion", ROOT / "params.yaml").model_dump()
     return Params.model_validate(base | SMALL | changes)
 
 
@@ -34,13 +32,13 @@ def knobs(**changes: object) -> Params:
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with an editor whose every weight is at work."""
     root = tmp_path_factory.mktemp("root")
-    painter = painters.load(str(ROOT / "toyworld/weights/base_model"))
+    base_model = text_to_image.load(str(ROOT / "toyworld/weights/base_model"))
     torch.manual_seed(0)
-    net = checkpoint.from_painter(painter, 8)
+    net = checkpoint.from_base_model(base_model, 8)
     with torch.no_grad():
         for weight in (net.unet.conv_in.weight, net.unet.class_embedding.weight):
             weight += 0.05 * torch.randn_like(weight)
-    checkpoint.save(net, painter.pipeline, root / inversion.EDITOR, torch.float16)
+    checkpoint.save(net, base_model.pipeline, root / inversion.EDITOR, torch.float16)
     scratch = root / "empty" / "x"
     scratch.mkdir(parents=True)
     summary = publish(scratch, root / "made", "train", {}, {})
@@ -51,7 +49,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def editor(published: Path) -> Editor:
-    return editing.load(str(published / inversion.EDITOR))
+    return sampling.load(str(published / inversion.EDITOR))
 
 
 def learned(editor: Editor, params: Params, held_out: slice = slice(4, 6)) -> inversion.Learned:
@@ -91,7 +89,7 @@ def test_station_publishes_a_pack_that_the_editor_takes(published: Path, editor:
     summary = inversion.run(params, published)
     assert read_summary(published / inversion.OUT) == summary
     assert set(summary.shards) == {"superres.safetensors", "stats.jsonl"}
-    made = pack.add(editor, published / inversion.OUT / "superres.safetensors")
+    made = task_pack.add(editor, published / inversion.OUT / "superres.safetensors")
     assert (made.name, made.n_examples, made.base) == ("superres", 4, editor.weights)
     assert made.record["knobs"]["lr"] == params.lr
     got = editor.edit(torch.zeros(1, 3, 64, 64), ["sharpen"], ["superres"], [0], steps=1, s_I=1.0, s_T=1.0)

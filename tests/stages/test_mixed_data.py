@@ -12,16 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from emuedit import config as house
-from emuedit.data.formats import pair_format as layout
-from emuedit.data.formats import pair_import as importer
-from emuedit.data.formats.row_conversion import Wanted
+from emuedit import config
+from emuedit.data.formats import pair_format, pair_import
+from emuedit.data.formats.row_conversion import ImportOptions
 from emuedit.data.publish import publish, read_folder, scratch_folder
 from emuedit.data.records import Pair, Verdict
 from emuedit.data.shards import write_shard
 from emuedit.stages import dataset, train
 from emuedit.training.latent_cache import Cache
-from toyworld.edits import exact_dataset as exact
+from toyworld.edits import exact_dataset
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"steps": 2, "processes": 1, "batch": 4, "dtype": "float32", "device": "cpu", "held_out_share": 0.0, "task_width": 8}
@@ -41,15 +40,15 @@ def bring(root: Path, n: int) -> list[Pair]:
     for name, first in (("original_image", 0), ("edited_image", 100)):
         table = table.append_column(name, pa.array([picture(first + k) for k in range(n)], IMAGE))
     pq.write_table(table, root / "train.parquet")
-    wanted = Wanted(layout.known("instructpix2pix"), 64, "all style", lambda texts: ["style"] * len(texts))
-    importer.run(wanted, [root / "train.parquet"], root / "data/theirs", root)
+    wanted = ImportOptions(pair_format.known("instructpix2pix"), 64, "all style", lambda texts: ["style"] * len(texts))
+    pair_import.run(wanted, [root / "train.parquet"], root / "data/theirs", root)
     return list(read_folder(root / "data/theirs", Pair))
 
 
 @pytest.fixture
 def painted(tmp_path: Path) -> list[Pair]:
     """Exact pairs, with a score."""
-    exact.write(tmp_path, {"local": 6})
+    exact_dataset.write(tmp_path, {"local": 6})
     pairs = [dataclasses.replace(one, scores={"dino": 0.7}) for one in read_folder(tmp_path / "data/pairs", Pair)]
     scratch = scratch_folder(tmp_path, "pairs", "scored")
     write_shard(scratch / "shard-00000.parquet", pairs, Pair)
@@ -59,7 +58,7 @@ def painted(tmp_path: Path) -> list[Pair]:
 
 def judge(root: Path, mix: dict[str, Any]) -> None:
     knobs = {"gates": {"default": {"dino": {"min": 0.5}}}, "mix": mix, "rank_by": "dino", "keep": 1, "sheet_pairs": 1}
-    dataset.run(dataset.Params.model_validate(knobs | {"licences": {}, "routing": None}), root)
+    dataset.run(dataset.DatasetParams.model_validate(knobs | {"licences": {}, "routing": None}), root)
 
 
 def test_imported_pairs_are_judged_and_trained_on(painted: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,9 +70,9 @@ def test_imported_pairs_are_judged_and_trained_on(painted: list[Pair], tmp_path:
     assert [(one.pair_id, one.kept) for one in verdicts] == [(one.id, True) for one in painted + theirs]
     written = (tmp_path / dataset.OUT / "card.md").read_text()
     assert "| `data/theirs` | `timbrooks/instructpix2pix-clip-filtered` | not stated | 3 | 3 | default: none |" in written
-    base = house.load(train.Params, "train", ROOT / "params.yaml").model_dump()
-    base["world"]["painter"] = str(ROOT / "toyworld/weights/base_model")
-    params = train.Params.model_validate(base | SMALL)
+    base = config.load(train.TrainParams, "train", ROOT / "params.yaml").model_dump()
+    base["world"]["base_model"] = str(ROOT / "toyworld/weights/base_model")
+    params = train.TrainParams.model_validate(base | SMALL)
     summary = train.run(params, tmp_path)
     assert summary.counts["pairs"] == len(painted) + len(theirs)
     assert set(summary.params["data"]["mixed"]) == {"data/theirs"}

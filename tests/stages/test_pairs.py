@@ -14,8 +14,8 @@ from emuedit.data.records import Drop, Instruction, Pair
 from emuedit.data.shards import read_shard, write_shard
 from emuedit.stages import dataset, pairs
 from emuedit.stages.pairs import PairsError, Params, first_caption, run, shards
-from emuedit.synthesis.model_set import Studio
-from emuedit.synthesis.strategy import Bandit, Tries
+from emuedit.synthesis.model_set import ModelSet
+from emuedit.synthesis.strategy import BanditStrategy, TrialCounts
 from emuedit.synthesis.worker_pool import Ray
 
 ROOT = Path(__file__).parents[2]
@@ -97,9 +97,9 @@ def test_add_is_remove_turned_round(done: Path) -> None:
     forward = instruction("remove", RING, STAR, ("blue ring", None))
     params = settings()
     params = params.model_copy(update={"recipes": params.recipes.model_copy(update={"remove": params.recipes.of("add")})})
-    studio = Studio(params.world, ROOT, pairs.Runtime("cpu", "float32"), params.steps)
-    (there,), _ = pairs.make_shard([forward], studio, params, Counter())
-    (back,), _ = pairs.make_shard([work], studio, params, Counter())
+    models = ModelSet(params.world, ROOT, pairs.Runtime("cpu", "float32"), params.steps)
+    (there,), _ = pairs.make_shard([forward], models, params, Counter())
+    (back,), _ = pairs.make_shard([work], models, params, Counter())
     assert (back.source, back.target) == (there.target, there.source)
     assert back.mask == there.mask
     assert back.scores["l1_outside"] == pytest.approx(there.scores["l1_outside"])
@@ -162,8 +162,8 @@ def test_a_bandit_learns_between_rounds_and_a_stopped_one_goes_on(tmp_path: Path
     ]
     gates = {"default": {"clip_direction": {"min": 0.0}}}
     knob = {"kind": "bandit", "per_instruction": 1, "shards_per_round": 2, "sizes": [0.05], "gates": gates}
-    params = settings(spend=Bandit.model_validate_json(json.dumps(knob)))
-    heart, told = pairs.make_shard, list[Tries]()
+    params = settings(strategy=BanditStrategy.model_validate_json(json.dumps(knob)))
+    heart, told = pairs.make_shard, list[TrialCounts]()
 
     def noted(*args: Any) -> Any:
         told.append(args[-1])
@@ -197,10 +197,10 @@ def test_a_bandit_learns_between_rounds_and_a_stopped_one_goes_on(tmp_path: Path
 def test_a_bandit_is_given_the_gates_of_the_dataset_by_name(tmp_path: Path) -> None:
     text = (ROOT / "params.yaml").read_text()
     (offered,) = re.findall(r"\{kind: bandit, .*\}", text)
-    (tmp_path / "params.yaml").write_text(text.replace("spend: {kind: all}", f"spend: {offered}"))
-    spend = load(Params, "pairs", tmp_path / "params.yaml").spend
-    assert isinstance(spend, Bandit)
-    assert spend.gates == load(dataset.Params, "dataset", ROOT / "params.yaml").gates
+    (tmp_path / "params.yaml").write_text(text.replace("strategy: {kind: all}", f"strategy: {offered}"))
+    strategy = load(Params, "pairs", tmp_path / "params.yaml").strategy
+    assert isinstance(strategy, BanditStrategy)
+    assert strategy.gates == load(dataset.DatasetParams, "dataset", ROOT / "params.yaml").gates
 
 
 def test_who_makes_shards_and_what_gates_ask_changes_nothing(done: Path) -> None:

@@ -10,7 +10,7 @@ from emuedit.config import load
 from emuedit.data.publish import publish, read_summary, scratch_folder
 from emuedit.data.records import Instruction
 from emuedit.data.shards import write_shard
-from emuedit.editor import task_predictor as routing
+from emuedit.editor import task_predictor
 from emuedit.stages import router as station
 from emuedit.stages.router import Params, RouterError, run, split
 
@@ -53,7 +53,7 @@ def test_learns_what_words_ask_for(tmp_path: Path) -> None:
     assert metrics["accuracy"] > 0.95
     assert metrics["n"] == summary.counts["held_out"]
     assert summary.counts["trained"] + summary.counts["held_out"] == 120
-    router = routing.load(str(out))
+    router = task_predictor.load(str(out))
     assert router.tasks == ("remove", "sketch")  # in the order of the table of tasks
     guesses = router.predict(["delete the circle", "draw the lines of the heart"])
     assert [guess.task for guess in guesses] == ["remove", "sketch"]

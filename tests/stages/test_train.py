@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from emuedit import config as house
+from emuedit import config
 from emuedit.data.publish import read_summary
-from emuedit.editor import sampling as edit
+from emuedit.editor import sampling
 from emuedit.stages import train
 from emuedit.stages.train import Params, TrainError
 from emuedit.tracking import read_stats
 from emuedit.training import loss
-from toyworld.edits import exact_dataset as exact
+from toyworld.edits import exact_dataset
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"steps": 6, "processes": 1, "batch": 4, "dtype": "float32", "device": "cpu", "warmup_steps": 2, "log_every_steps": 1}
@@ -36,13 +36,13 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with exact pairs of two tasks."""
     root = tmp_path_factory.mktemp("world")
-    exact.write(root, {"local": 12, "remove": 12})
+    exact_dataset.write(root, {"local": 12, "remove": 12})
     return root
 
 
 def knobs(**changes: object) -> Params:
-    base = house.load(Params, "train", ROOT / "params.yaml").model_dump()
-    base["world"]["painter"] = str(ROOT / "toyworld/weights/base_model")
+    base = config.load(Params, "train", ROOT / "params.yaml").model_dump()
+    base["world"]["base_model"] = str(ROOT / "toyworld/weights/base_model")
     return Params.model_validate(base | SMALL | SOON | changes)
 
 
@@ -93,8 +93,8 @@ def test_what_is_published(world: Path, tmp_path: Path) -> None:
     for line in lines:
         logged |= line.get("metrics", {})
     assert {"loss", "lr", "grad_norm", "samples_per_second", "held_out", "held_out.local", "held_out.remove"} <= set(logged)
-    editor = edit.load(str(root / train.OUT))
-    start = train.painters.load(str(ROOT / "toyworld/weights/base_model"))
+    editor = sampling.load(str(root / train.OUT))
+    start = train.text_to_image.load(str(ROOT / "toyworld/weights/base_model"))
     assert not torch.equal(editor.net.unet.conv_out.weight, start.unet.conv_out.weight)
     assert editor.net.unet.conv_in.weight[:, 8:].abs().max() > 0
     got = editor.edit(torch.zeros(1, 3, 64, 64), ["make it red"], ["local"], [0], steps=1, s_I=1.0, s_T=1.0)
@@ -105,8 +105,8 @@ def test_what_is_published(world: Path, tmp_path: Path) -> None:
 def test_the_text_encoder_learns_only_if_asked(lr_text: float, world: Path, tmp_path: Path) -> None:
     root = root_of(world, tmp_path)
     train.run(knobs(steps=2, lr_text=lr_text), root)
-    was = train.painters.load(str(ROOT / "toyworld/weights/base_model")).text_encoder.state_dict()
-    now = edit.load(str(root / train.OUT)).frame.text_encoder.state_dict()
+    was = train.text_to_image.load(str(ROOT / "toyworld/weights/base_model")).text_encoder.state_dict()
+    now = sampling.load(str(root / train.OUT)).frame.text_encoder.state_dict()
     changed = [name for name, value in now.items() if not torch.equal(value, was[name])]
     assert len(changed) > 0.5 * len(was) if lr_text else not changed
 
@@ -118,7 +118,7 @@ def test_the_average_is_stepped_and_published(world: Path, tmp_path: Path) -> No
         (tmp_path / name).mkdir()
         roots.append(root_of(world, tmp_path / name))
         train.run(knobs(steps=3, ema_decay=decay), roots[-1])
-    raw, slow = (edit.load(str(root / train.OUT)).net.unet.conv_in.weight[:, 8:].abs().mean() for root in roots)
+    raw, slow = (sampling.load(str(root / train.OUT)).net.unet.conv_in.weight[:, 8:].abs().mean() for root in roots)
     assert 0 < slow < raw, "the average starts at zero there and lags behind"
 
 
@@ -152,7 +152,7 @@ def test_kill_9_costs_nothing(world: Path, tmp_path: Path) -> None:
     script = (
         "import sys, pathlib, torch, emuedit.tracking.stats as k; torch.set_num_threads(1); k._Mirror._try = lambda self: None\n"
         "from emuedit import train\n"
-        "train.run(train.Params.model_validate_json(sys.argv[1]), pathlib.Path(sys.argv[2]))"
+        "train.run(train.TrainParams.model_validate_json(sys.argv[1]), pathlib.Path(sys.argv[2]))"
     )
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

@@ -12,12 +12,11 @@ import torch
 from emuedit.config import World, load
 from emuedit.data.png import decode_png
 from emuedit.data.records import Drop, Instruction, Pair
-from emuedit.models import sam_builder as sam
-from emuedit.models import segmenter
+from emuedit.models import sam_builder, segmenter
 from emuedit.runtime import Runtime
 from emuedit.stages.pairs import Params
 from emuedit.synthesis.candidate import make_shard
-from emuedit.synthesis.model_set import Studio
+from emuedit.synthesis.model_set import ModelSet
 
 ROOT = Path(__file__).parents[2]
 SIZE = 16
@@ -67,7 +66,7 @@ def text_encoder(tokenizer: Any, projected: bool = False) -> Any:
 
 
 def pipeline(kind: str, parts: Any) -> Any:
-    """Stable Diffusion 1.5 or XL around the U-Net and VAE of a small painter."""
+    """Stable Diffusion 1.5 or XL around the U-Net and VAE of a small base_model."""
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     tokenizer = letters()
@@ -114,11 +113,11 @@ def grounding_dino(folder: Path) -> None:
 
 
 def segment_anything(folder: Path) -> None:
-    config = sam.SamConfig(
+    config = sam_builder.SamConfig(
         encoder_width=16, encoder_depth=2, encoder_heads=2, global_attn_indexes=(1,), image_size=64, patch_size=8,
         window_size=3, prompt_embed_dim=16, decoder_heads=2, decoder_mlp_dim=32, iou_head_hidden_dim=16,
     )  # fmt: skip
-    model = sam.build(config).eval()
+    model = sam_builder.build(config).eval()
     torch.nn.init.normal_(model.image_encoder.pos_embed)  # else a random Sam gives flat masks
     segmenter.Segmenter(model, config).save(folder)
 
@@ -171,7 +170,7 @@ def depth_anything(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def judges(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The folders of all but the painter."""
+    """The folders of all but the base_model."""
     root, folders = tmp_path_factory.mktemp("judges"), {}
     makers = {
         "detector": grounding_dino,
@@ -194,7 +193,7 @@ def world(request: pytest.FixtureRequest, judges: dict[str, str], painted_by: An
     small = painted_by(request.param)
     torch.manual_seed(4)
     pipeline(request.param, small.pipeline).save_pretrained(folder)
-    named = judges | {"painter": folder, "annotators": "emuedit/annotators/photo_annotators.py"}
+    named = judges | {"base_model": folder, "annotators": "emuedit/annotators/photo_annotators.py"}
     return load(Params, "pairs", ROOT / "params.yaml").world.model_copy(update=named)
 
 
@@ -204,10 +203,10 @@ def make(world: World, some: list[Instruction], blind: bool = False) -> tuple[li
     knobs = load(Params, "pairs", ROOT / "params.yaml").model_copy(
         update=loose | {"world": world, "steps": 2, "rows_per_batch": 6}
     )
-    studio = Studio(world, ROOT, Runtime("cpu", "float32"), knobs.steps)
+    models = ModelSet(world, ROOT, Runtime("cpu", "float32"), knobs.steps)
     if blind:
-        studio.segmenter.model.mask_threshold = float("inf")
-    return make_shard(some, studio, knobs, Counter())
+        models.segmenter.model.mask_threshold = float("inf")
+    return make_shard(some, models, knobs, Counter())
 
 
 def test_a_shard_is_made_whole_and_the_same_again(world: World) -> None:

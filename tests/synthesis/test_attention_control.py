@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from emuedit.models.base_model import Painter
+from emuedit.models.text_to_image import TextToImageModel
 from emuedit.synthesis.attention_control import Control, SoftMaskProcessor, controlled
 
 LAYERS: dict[str, dict[str, Any]] = {
@@ -83,43 +83,43 @@ def test_cross_attention_keeps_its_own_queries() -> None:
     assert torch.equal(attn(x, context), plain)
 
 
-def test_the_unet_gets_its_processors_back(painter: Painter) -> None:
-    before = painter.unet.attn_processors
+def test_the_unet_gets_its_processors_back(base_model: TextToImageModel) -> None:
+    before = base_model.unet.attn_processors
 
     def stop() -> None:
-        assert all(isinstance(one, SoftMaskProcessor) for one in painter.unet.attn_processors.values())
+        assert all(isinstance(one, SoftMaskProcessor) for one in base_model.unet.attn_processors.values())
         raise RuntimeError("stopped")
 
-    with pytest.raises(RuntimeError, match="stopped"), controlled(painter.unet):
+    with pytest.raises(RuntimeError, match="stopped"), controlled(base_model.unet):
         stop()
-    assert {name: id(one) for name, one in painter.unet.attn_processors.items()} == {n: id(p) for n, p in before.items()}
+    assert {name: id(one) for name, one in base_model.unet.attn_processors.items()} == {n: id(p) for n, p in before.items()}
 
 
-def test_adapters_are_not_switched_off_silently(painter: Painter) -> None:
+def test_adapters_are_not_switched_off_silently(base_model: TextToImageModel) -> None:
     class Adapter:
         def __call__(self, attn: Any, hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
             return hidden_states
 
-    before = painter.unet.attn_processors
+    before = base_model.unet.attn_processors
     try:
-        painter.unet.set_attn_processor(Adapter())
-        with pytest.raises(ValueError, match=r"plain attention.*\['Adapter'\]"), controlled(painter.unet):
+        base_model.unet.set_attn_processor(Adapter())
+        with pytest.raises(ValueError, match=r"plain attention.*\['Adapter'\]"), controlled(base_model.unet):
             pass
     finally:
-        painter.unet.set_attn_processor(dict(before))
+        base_model.unet.set_attn_processor(dict(before))
 
 
-def test_what_was_not_set_or_does_not_fit_is_named(painter: Painter) -> None:
-    x, t, text = painter.noise([torch.Generator().manual_seed(0)] * 2), 5, painter.encode_text(["a", "b"])
+def test_what_was_not_set_or_does_not_fit_is_named(base_model: TextToImageModel) -> None:
+    x, t, text = base_model.noise([torch.Generator().manual_seed(0)] * 2), 5, base_model.encode_text(["a", "b"])
     M = torch.zeros(2, 1, 16, 16)
-    with controlled(painter.unet) as control:
+    with controlled(base_model.unet) as control:
         with torch.no_grad(), pytest.raises(ValueError, match=r"call Control\.set before every forward"):
-            painter.predict(x, t, text)
+            base_model.predict(x, t, text)
         control.set(torch.tensor([0, 0]), M, torch.tensor([False, False]), (6, 6))  # the latents are 8 x 8
         with torch.no_grad(), pytest.raises(ValueError, match=r"for latents of 6 x 6, got (64|16)"):
-            painter.predict(x, t, text)
+            base_model.predict(x, t, text)
         control.set(torch.tensor([0, 0, 0]), torch.zeros(3, 1, 16, 16), torch.tensor([False] * 3), (8, 8))
         with torch.no_grad(), pytest.raises(ValueError, match="set for 3 rows, the forward has 2"):
-            painter.predict(x, t, text)
+            base_model.predict(x, t, text)
         with pytest.raises(ValueError, match="got 2, 3, 2"):
             control.set(torch.tensor([0, 0]), torch.zeros(3, 1, 16, 16), torch.tensor([False] * 2), (8, 8))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from emuedit.models.base_model import Painter
+from emuedit.models.text_to_image import TextToImageModel
 from emuedit.synthesis.methods.attention_maps import Maps, MapsProcessor, watched
 
 LAYERS: dict[str, dict[str, Any]] = {
@@ -112,22 +112,22 @@ def test_self_attention_is_taken_in_small_layers_only() -> None:
     assert_close(got[1], result(attn, probabilities(attn, x[0], x[0]), x[1]), rtol=1e-5, atol=1e-6)
 
 
-def test_the_unet_gets_its_processors_back_and_adapters_are_named(painter: Painter) -> None:
-    before = painter.unet.attn_processors
-    with watched(painter.unet):
-        assert all(isinstance(one, MapsProcessor) for one in painter.unet.attn_processors.values())
-    assert {name: id(one) for name, one in painter.unet.attn_processors.items()} == {n: id(p) for n, p in before.items()}
+def test_the_unet_gets_its_processors_back_and_adapters_are_named(base_model: TextToImageModel) -> None:
+    before = base_model.unet.attn_processors
+    with watched(base_model.unet):
+        assert all(isinstance(one, MapsProcessor) for one in base_model.unet.attn_processors.values())
+    assert {name: id(one) for name, one in base_model.unet.attn_processors.items()} == {n: id(p) for n, p in before.items()}
 
     class Adapter:
         def __call__(self, attn: Any, hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
             return hidden_states
 
     try:
-        painter.unet.set_attn_processor(Adapter())
-        with pytest.raises(ValueError, match=r"plain attention.*\['Adapter'\]"), watched(painter.unet):
+        base_model.unet.set_attn_processor(Adapter())
+        with pytest.raises(ValueError, match=r"plain attention.*\['Adapter'\]"), watched(base_model.unet):
             pass
     finally:
-        painter.unet.set_attn_processor(dict(before))
+        base_model.unet.set_attn_processor(dict(before))
 
 
 def test_attention_over_channels_is_refused() -> None:

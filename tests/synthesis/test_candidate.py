@@ -14,7 +14,7 @@ from emuedit.stages.pairs import Params
 from emuedit.synthesis import masks
 from emuedit.synthesis.candidate import make_shard
 from emuedit.synthesis.methods.diffedit import NoiseDifference
-from emuedit.synthesis.model_set import Studio
+from emuedit.synthesis.model_set import ModelSet
 from emuedit.synthesis.recipes import Candidate, WordBlend, Words
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ HOW = NoiseDifference(strength=0.5, n_noises=2, threshold=0.5)
 
 
 def make(some: Sequence[Instruction], both: bool) -> tuple[list[Pair], list[Drop]]:
-    """Pairs of `local` under a mask that is asked of the painter; with `both` after one of the object."""
+    """Pairs of `local` under a mask that is asked of the base_model; with `both` after one of the object."""
     candidate = load(Params, "pairs", ROOT / "params.yaml").recipes.local[0]
     assert candidate.mask is not None
     own = candidate.model_copy(update={"mask": candidate.mask.model_copy(update={"noise_difference": HOW})})
@@ -36,7 +36,7 @@ def made_by(some: Sequence[Instruction], *candidates: Candidate | Words) -> tupl
     recipes = knobs.recipes.model_copy(update={"local": candidates})
     quick = {"recipes": recipes, "steps": 3, "rows_per_batch": 6, "detector_threshold": 0.0, "max_area": 0.9}
     knobs = knobs.model_copy(update=quick)
-    return make_shard(some, Studio(knobs.world, ROOT, Runtime("cpu", "float32"), knobs.steps), knobs, Counter())
+    return make_shard(some, ModelSet(knobs.world, ROOT, Runtime("cpu", "float32"), knobs.steps), knobs, Counter())
 
 
 def instruction(target: str, named: str | None) -> Instruction:
@@ -55,7 +55,7 @@ def test_a_mask_that_is_asked_of_the_painter_needs_no_detector(monkeypatch: pyte
     assert pair.mask is not None
     M = decode_png(pair.mask)
     assert 0 < (M > 0).mean() < 1
-    assert drop.reason == "no_difference"  # the painter has nothing to tell apart
+    assert drop.reason == "no_difference"  # the base_model has nothing to tell apart
 
 
 def test_candidates_may_differ_in_where_their_masks_come_from() -> None:

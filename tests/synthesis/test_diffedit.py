@@ -7,8 +7,8 @@ import torch
 from pydantic import ValidationError
 from torch.testing import assert_close
 
-from emuedit.models.base_model import Painter, TextCondition
-from emuedit.synthesis.methods import diffedit as difference
+from emuedit.models.text_to_image import TextCondition, TextToImageModel
+from emuedit.synthesis.methods import diffedit
 from emuedit.synthesis.methods.diffedit import Contrast, NoiseDifference
 from emuedit.synthesis.sampler import Sampler
 
@@ -49,19 +49,19 @@ def square(value: float = 1.0) -> torch.Tensor:
     return where
 
 
-def asked(painter: Any, *wanted: Contrast, rows: int = 64, sources: int = 2) -> list[torch.Tensor | str]:
+def asked(base_model: Any, *wanted: Contrast, rows: int = 64, sources: int = 2) -> list[torch.Tensor | str]:
     z_0 = torch.randn(sources, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    return difference.found(Sampler(painter, STEPS), z_0, [7, 8][:sources], wanted, (16, 16), rows)
+    return diffedit.found(Sampler(base_model, STEPS), z_0, [7, 8][:sources], wanted, (16, 16), rows)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("factor", [1.0, 1e-4])
 def test_predictions_that_differ_in_a_square_give_the_square(kind: str, factor: float) -> None:
-    painter = Told(square(factor), kind)
-    (P,) = asked(painter, replace(ASKED, after="grass"))
+    base_model = Told(square(factor), kind)
+    (P,) = asked(base_model, replace(ASKED, after="grass"))
     assert isinstance(P, torch.Tensor)
     assert torch.equal(P, square().bool().repeat_interleave(2, 0).repeat_interleave(2, 1))
-    assert {t for _, t in painter.seen} == {499}  # half of the way, as the paper has it
+    assert {t for _, t in base_model.seen} == {499}  # half of the way, as the paper has it
 
 
 def test_what_the_painter_predicts_does_not_matter() -> None:
@@ -77,32 +77,32 @@ def test_differences_are_averaged_clamped_and_rescaled() -> None:
     e = torch.randn(3, 2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     e[2] = e[0]  # the same as the source
     d = sum((e[1, n, c] - e[0, n, c]).abs() for n in range(2) for c in range(4)) / 8
-    got = difference.rescaled(e)
+    got = diffedit.rescaled(e)
     assert_close(got[0], d.clamp(max=3 * d.mean()) / (3 * d.mean()))
     assert not got[1].any()
 
 
 def test_captions_that_do_not_differ_have_no_mask() -> None:
-    painter = Told(square())
-    got = asked(painter, replace(ASKED, after=ASKED.before), replace(ASKED, after="a red star on grasS"))
-    assert got == ["no_difference"] * 2  # the same caption; another one that this painter reads alike
-    assert len(painter.seen) == 1
+    base_model = Told(square())
+    got = asked(base_model, replace(ASKED, after=ASKED.before), replace(ASKED, after="a red star on grasS"))
+    assert got == ["no_difference"] * 2  # the same caption; another one that this base_model reads alike
+    assert len(base_model.seen) == 1
 
 
 def test_the_source_is_asked_once_for_all_its_captions() -> None:
-    painter = Told(square())
+    base_model = Told(square())
     wanted = [replace(ASKED, after="grass"), replace(ASKED, after="snow by night"), replace(ASKED, source=1, after="grass")]
-    asked(painter, *wanted, rows=4)
-    assert [rows for rows, _ in painter.seen] == [4, 4, 1, 4, 2]  # (1 + 2) captions of 3 noises, then (1 + 1)
+    asked(base_model, *wanted, rows=4)
+    assert [rows for rows, _ in base_model.seen] == [4, 4, 1, 4, 2]  # (1 + 2) captions of 3 noises, then (1 + 1)
 
 
-def test_real_shapes_depend_on_their_own_seed_only(painter: Painter) -> None:
-    z_0 = torch.randn(2, painter.channels, 8, 8, generator=torch.Generator().manual_seed(3))
+def test_real_shapes_depend_on_their_own_seed_only(base_model: TextToImageModel) -> None:
+    z_0 = torch.randn(2, base_model.channels, 8, 8, generator=torch.Generator().manual_seed(3))
     wanted = [ASKED, replace(ASKED, source=1, before="two blue rings", after="two red rings at night")]
-    sampler = Sampler(painter, STEPS)
+    sampler = Sampler(base_model, STEPS)
 
     def of(*some: Contrast, seeds: Sequence[int] = (7, 8), rows: int = 5) -> torch.Tensor:
-        found = difference.found(sampler, z_0, seeds, some, (16, 16), rows)
+        found = diffedit.found(sampler, z_0, seeds, some, (16, 16), rows)
         return torch.stack([P for P in found if isinstance(P, torch.Tensor)])
 
     both = of(*wanted)
@@ -128,6 +128,6 @@ def test_schedulers_that_scale_their_input_serve_too(painted_by: Any) -> None:
 
 def test_wrong_wishes_are_named() -> None:
     with pytest.raises(ValueError, match="one seed a source, got 2 for 3"):
-        difference.found(Sampler(Told(square()), STEPS), torch.zeros(3, 4, 8, 8), [7, 8], [ASKED], (16, 16), 4)  # type: ignore[arg-type]
+        diffedit.found(Sampler(Told(square()), STEPS), torch.zeros(3, 4, 8, 8), [7, 8], [ASKED], (16, 16), 4)  # type: ignore[arg-type]
     with pytest.raises(ValidationError, match="greater than 0"):
         NoiseDifference(strength=0.0, n_noises=10, threshold=0.5)

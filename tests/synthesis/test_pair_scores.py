@@ -6,7 +6,7 @@ import torch
 
 from emuedit.models.detector import Detections
 from emuedit.synthesis import pair_scores as scores
-from emuedit.synthesis.pair_scores import Edit, Judges
+from emuedit.synthesis.pair_scores import Edit, Scorers
 
 WORDS = {"red": [1.0, 0, 0], "green": [0, 1.0, 0], "blue": [0, 0, 1.0]}
 
@@ -52,7 +52,7 @@ class Finder:
 def judges() -> Any:
     eye: Any = Eye()
     finder: Any = Finder()
-    return Judges(eye, eye, eye, finder)
+    return Scorers(eye, eye, eye, finder)
 
 
 def pictures() -> torch.Tensor:
@@ -71,7 +71,7 @@ def edit(source: int = 0, target: int = 1, **changes: Any) -> Edit:
     return Edit(source, target, **(how | {"source_object": "red", "target_object": "green"} | changes))
 
 
-def test_numbers_of_a_known_edit(judges: Judges) -> None:
+def test_numbers_of_a_known_edit(judges: Scorers) -> None:
     (got,) = scores.raw(pictures(), [edit()], judges, batch=8)
     assert got["mask_area"] == pytest.approx(2.5 / 6)
     # two of three channels turn round over the left three columns: 2/3 there
@@ -89,7 +89,7 @@ def test_numbers_of_a_known_edit(judges: Judges) -> None:
     assert got["shift_px"] is None  # one colour: it may have moved anywhere
 
 
-def test_a_shift_counts_outside_of_the_mask(judges: Judges) -> None:
+def test_a_shift_counts_outside_of_the_mask(judges: Scorers) -> None:
     y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     still, moved = (torch.stack([torch.sin(0.7 * (x - d)), torch.cos(0.6 * (y + d)), x * 0]) for d in (0.0, 0.3))
     M = torch.zeros(1, 32, 32)
@@ -99,7 +99,7 @@ def test_a_shift_counts_outside_of_the_mask(judges: Judges) -> None:
     assert got["shift_px"] == pytest.approx(0.3 * 2**0.5, abs=0.01)
 
 
-def test_doing_nothing_scores_as_nothing(judges: Judges) -> None:
+def test_doing_nothing_scores_as_nothing(judges: Scorers) -> None:
     (got,) = scores.raw(pictures(), [edit(target=0)], judges, batch=8)
     assert got["clip_direction"] is None  # an untouched picture has no direction
     assert got["l1_inside"] == got["l1_outside"] == got["depth_l1"] == 0
@@ -108,7 +108,7 @@ def test_doing_nothing_scores_as_nothing(judges: Judges) -> None:
     assert got["present_target"] == 0
 
 
-def test_undefined_is_none(judges: Judges) -> None:
+def test_undefined_is_none(judges: Scorers) -> None:
     whole, bare, kept = scores.raw(
         pictures(),
         [
@@ -126,14 +126,14 @@ def test_undefined_is_none(judges: Judges) -> None:
     assert set(whole) == set(bare)
 
 
-def test_each_judge_sees_a_picture_once(judges: Judges) -> None:
+def test_each_judge_sees_a_picture_once(judges: Scorers) -> None:
     eye: Any = judges.clip
     scores.raw(pictures(), [edit(), edit(1, 0), edit()], judges, batch=2)
     assert eye.calls == 2  # as clip and as dino
     assert scores.raw(pictures(), [], judges, batch=2) == []
 
 
-def test_what_is_left_where_nothing_should_be(judges: Judges) -> None:
+def test_what_is_left_where_nothing_should_be(judges: Scorers) -> None:
     """Green stands left, red right; M lies left."""
     after, before, elsewhere = scores.raw(
         pictures(),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from emuedit.models.base_model import Painter
+from emuedit.models.text_to_image import TextToImageModel
 from emuedit.synthesis.methods.prompt_to_prompt import (
     EVERYWHERE,
     Blend,
@@ -24,67 +24,69 @@ FREE = Edit(0, "a blue star on grass", 0.0, 0.0, EVERYWHERE, 3.0)
 BLEND = Blend(16, 0.3, 0.25)
 
 
-def paint(painter: Painter, *edits: Edit, guidance: float = 3.0, **how: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return PromptToPrompt(painter, 4, **how).paint(FIRST, SEEDS, [guidance] * 2, edits)
+def generate(base_model: TextToImageModel, *edits: Edit, guidance: float = 3.0, **how: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return PromptToPrompt(base_model, 4, **how).generate(FIRST, SEEDS, [guidance] * 2, edits)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_without_control_it_paints_as_the_painter_does_bit_for_bit(painter: Painter, guidance: float) -> None:
+def test_without_control_it_paints_as_the_painter_does_bit_for_bit(base_model: TextToImageModel, guidance: float) -> None:
     other = replace(FREE, source=1, caption="two red CD rings", guidance=guidance)
-    z = torch.cat(paint(painter, replace(FREE, guidance=guidance), other, guidance=guidance))
-    want = painter.paint([*FIRST, FREE.caption, other.caption], [*SEEDS, *SEEDS], steps=4, guidance=guidance)
-    assert torch.equal(painter.decode(z), want)
+    z = torch.cat(generate(base_model, replace(FREE, guidance=guidance), other, guidance=guidance))
+    want = base_model.generate([*FIRST, FREE.caption, other.caption], [*SEEDS, *SEEDS], steps=4, guidance=guidance)
+    assert torch.equal(base_model.decode(z), want)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("null_too", [False, True])
 def test_its_own_caption_under_all_of_its_attention_is_the_source_bit_for_bit(
-    painter: Painter, dtype: torch.dtype, null_too: bool
+    base_model: TextToImageModel, dtype: torch.dtype, null_too: bool
 ) -> None:
     same = [replace(FREE, source=g, caption=caption, cross_fraction=1.0, self_fraction=1.0, null_too=null_too, blend=BLEND)
             for g, caption in enumerate(FIRST)]  # fmt: skip
-    sources, edits = paint(painter, *same, dtype=dtype)
+    sources, edits = generate(base_model, *same, dtype=dtype)
     assert torch.equal(edits, sources)
 
 
-def test_sources_do_not_see_their_edits(painter: Painter) -> None:
-    alone, _ = paint(painter)
-    beside, _ = paint(painter, replace(FREE, cross_fraction=0.8, self_fraction=0.4, blend=BLEND), replace(FREE, source=1))
+def test_sources_do_not_see_their_edits(base_model: TextToImageModel) -> None:
+    alone, _ = generate(base_model)
+    beside, _ = generate(base_model, replace(FREE, cross_fraction=0.8, self_fraction=0.4, blend=BLEND), replace(FREE, source=1))
     assert_close(beside, alone, rtol=0, atol=1e-4)
 
 
-def test_every_control_draws_the_edit_nearer_to_its_source_or_moves_it(painter: Painter) -> None:
-    free = paint(painter, FREE)[1][0]
+def test_every_control_draws_the_edit_nearer_to_its_source_or_moves_it(base_model: TextToImageModel) -> None:
+    free = generate(base_model, FREE)[1][0]
     kinds = {"cross_fraction": 1.0, "self_fraction": 1.0}
     for name, value in kinds.items():
-        one = paint(painter, replace(FREE, **{name: value}))[1][0]
-        half = paint(painter, replace(FREE, **{name: value / 2}))[1][0]
+        one = generate(base_model, replace(FREE, **{name: value}))[1][0]
+        half = generate(base_model, replace(FREE, **{name: value / 2}))[1][0]
         assert (one - free).abs().max() > 1e-4, name
         assert (half - one).abs().max() > 1e-5, name
-    small = paint(painter, replace(FREE, self_fraction=1.0, self_tokens=1))[1][0]
+    small = generate(base_model, replace(FREE, self_fraction=1.0, self_tokens=1))[1][0]
     assert_close(small, free, rtol=0, atol=1e-5)
 
 
-def test_reweighting_moves_the_edit_and_factor_one_does_not(painter: Painter) -> None:
+def test_reweighting_moves_the_edit_and_factor_one_does_not(base_model: TextToImageModel) -> None:
     plain = replace(FREE, cross_fraction=1.0)
-    _, (some, one, more) = paint(painter, plain, replace(plain, weights={"blue": 1.0}), replace(plain, weights={"blue": 4.0}))
+    _, (some, one, more) = generate(
+        base_model, plain, replace(plain, weights={"blue": 1.0}), replace(plain, weights={"blue": 4.0})
+    )
     assert_close(some, one, rtol=0, atol=1e-5)
     assert (some - more).abs().max() > 1e-4
 
 
-def test_neighbours_do_not_matter(painter: Painter) -> None:
+def test_neighbours_do_not_matter(base_model: TextToImageModel) -> None:
     wanted = [
         replace(FREE, cross_fraction=0.8, self_fraction=0.4, blend=BLEND),
         replace(FREE, source=1, caption="two blue and red rings", cross_fraction=0.5, self_tokens=16, guidance=5.0),
         instruct_pix2pix(0, "a green thing", 0.5, 2.0),
     ]
-    together = paint(painter, *wanted)[1]
-    alone = torch.cat([paint(painter, one)[1] for one in wanted])
+    together = generate(base_model, *wanted)[1]
+    alone = torch.cat([generate(base_model, one)[1] for one in wanted])
     assert_close(together, alone, rtol=0, atol=1e-4)
 
 
-def test_local_blend_keeps_the_source_outside_of_the_words(painter: Painter) -> None:
-    sources, (edit, nowhere) = paint(painter, replace(FREE, blend=replace(BLEND, threshold=0.995, start=0.0)),
+def test_local_blend_keeps_the_source_outside_of_the_words(base_model: TextToImageModel) -> None:
+    sources, (edit, nowhere) = generate(base_model, replace(FREE, blend=replace(BLEND, threshold=0.995, start=0.0)),
                                      replace(FREE, blend=replace(BLEND, threshold=1.0, start=0.0)))  # fmt: skip
     assert torch.equal(nowhere, sources[0])
     kept = (edit == sources[0]).all(0)  # [h, w]
@@ -104,13 +106,13 @@ def test_a_large_place_in_a_map_is_its_maximum_and_what_touches_it() -> None:
 def test_chance_of_the_steps_is_shared(painted_by: Any) -> None:
     from diffusers import EulerAncestralDiscreteScheduler
 
-    painter = painted_by("sd15", EulerAncestralDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1))
-    sources, edits = paint(painter, replace(FREE, caption=FIRST[0]))
+    base_model = painted_by("sd15", EulerAncestralDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1))
+    sources, edits = generate(base_model, replace(FREE, caption=FIRST[0]))
     assert_close(edits[0], sources[0], rtol=0, atol=1e-3)
 
 
-def test_captions_choose_between_replacing_and_refining(painter: Painter) -> None:
-    a, b, c = (Words.of(painter.tokenizer, text) for text in ("a red star", "a BLUE star", "a big red star"))
+def test_captions_choose_between_replacing_and_refining(base_model: TextToImageModel) -> None:
+    a, b, c = (Words.of(base_model.tokenizer, text) for text in ("a red star", "a BLUE star", "a big red star"))
     assert b.lengths == [1, 4, 1]
     swap, added = mapping(a, b, 12), mapping(a, c, 12)
     assert swap.A[2, 2:6].tolist() == [0.25] * 4
@@ -119,16 +121,16 @@ def test_captions_choose_between_replacing_and_refining(painter: Painter) -> Non
     assert b.at([1], 12).nonzero().flatten().tolist() == [2, 3, 4, 5]
 
 
-def test_wrong_wishes_are_named(painter: Painter) -> None:
+def test_wrong_wishes_are_named(base_model: TextToImageModel) -> None:
     with pytest.raises(ValueError, match=r"fractions of the steps must lie in \[0, 1\], got \[1.5\]"):
-        paint(painter, replace(FREE, cross_fraction=1.5))
+        generate(base_model, replace(FREE, cross_fraction=1.5))
     with pytest.raises(ValueError, match="to reweight, got 'green'"):
-        paint(painter, replace(FREE, cross_fraction=1.0, weights={"green": 2.0}))
+        generate(base_model, replace(FREE, cross_fraction=1.0, weights={"green": 2.0}))
     with pytest.raises(ValueError, match="a cross_fraction above 0"):
-        paint(painter, replace(FREE, weights={"blue": 2.0}))
+        generate(base_model, replace(FREE, weights={"blue": 2.0}))
     with pytest.raises(ValueError, match=r"at most 12 tokens.*got 14"):
-        paint(painter, replace(FREE, cross_fraction=1.0, caption="a " * 12))
+        generate(base_model, replace(FREE, cross_fraction=1.0, caption="a " * 12))
     with pytest.raises(ValueError, match="got 2, 1 and 2"):
-        PromptToPrompt(painter, 4).paint(FIRST, [1], [3.0] * 2, [])
+        PromptToPrompt(base_model, 4).generate(FIRST, [1], [3.0] * 2, [])
     with pytest.raises(ValueError, match="layers of 9 tokens"):
-        paint(painter, replace(FREE, blend=replace(BLEND, n_tokens=9)))
+        generate(base_model, replace(FREE, blend=replace(BLEND, n_tokens=9)))

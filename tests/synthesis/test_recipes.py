@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from emuedit.config import load
 from emuedit.stages.pairs import Params
-from emuedit.synthesis import batching as batches
+from emuedit.synthesis import batching
 from emuedit.synthesis.recipes import Candidate, Words, described, is_drawn
 from emuedit.synthesis.sampler import Variant
 from emuedit.tasks import TASKS
@@ -40,10 +40,10 @@ def test_a_pair_keeps_all_that_made_it() -> None:
 def test_batches_count_their_sources() -> None:
     one = Variant(0, "a", torch.ones(1, 2, 2), 0.0, 0.0, 0.0, 0.0, 3.0)
     wanted = [replace(one, source=g, caption=str(n)) for n, g in enumerate([0, 0, 0, 1, 1, 2, 2])]
-    got = list(batches.packed(wanted, 4))
+    got = list(batching.packed(wanted, 4))
     assert [[v.caption for v in batch] for batch in got] == [["0", "1", "2"], ["3", "4"], ["5", "6"]]
     assert all(len(batch) + len({v.source for v in batch}) <= 4 for batch in got)
-    assert [len(batch) for batch in batches.packed(wanted, 1)] == [1] * 7
+    assert [len(batch) for batch in batching.packed(wanted, 1)] == [1] * 7
 
 
 def test_a_candidate_is_held_by_a_mask_or_by_words() -> None:

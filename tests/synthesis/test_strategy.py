@@ -11,18 +11,29 @@ from emuedit.data.png import encode_png
 from emuedit.data.records import Pair
 from emuedit.data.shards import write_shard
 from emuedit.runtime import rng
-from emuedit.synthesis.strategy import All, Arm, Bandit, Tries, amount, choose, outcome, posterior, rounds, told
+from emuedit.synthesis.strategy import (
+    AllCandidates,
+    Arm,
+    BanditStrategy,
+    TrialCounts,
+    amount,
+    choose,
+    outcome,
+    posterior,
+    rounds,
+    told,
+)
 
 PICTURE = encode_png(np.zeros((2, 2, 3), np.uint8))
 GATES: dict[str, Any] = {"default": {}, "local": {"dino": {"min": 0.5}}}
 
 
-def bandit(**changes: Any) -> Bandit:
+def bandit(**changes: Any) -> BanditStrategy:
     fixed = {"kind": "bandit", "per_instruction": 1, "shards_per_round": 2, "sizes": (0.1, 0.3), "gates": GATES}
-    return Bandit.model_validate(fixed | changes)
+    return BanditStrategy.model_validate(fixed | changes)
 
 
-def tries(won: int, lost: int, candidate: int = 0, size: int = 0) -> Tries:
+def trial_counts(won: int, lost: int, candidate: int = 0, size: int = 0) -> TrialCounts:
     arm = Arm("local", size, candidate)
     return Counter({(arm, True): won, (arm, False): lost})
 
@@ -37,36 +48,36 @@ def pair(candidate: int, area: float, dino: float | None, task: str = "local") -
 def test_the_posterior_is_beta_from_an_even_prior() -> None:
     arm = Arm("local", 0, 0)
     assert posterior(Counter(), arm) == (1, 1)
-    a, b = posterior(tries(won=7, lost=1), arm)
+    a, b = posterior(trial_counts(won=7, lost=1), arm)
     assert (a, b) == (8, 2)
     assert a / (a + b) == pytest.approx(0.8)
-    drawn = [choose(bandit(), "local", 0.05, 2, tries(7, 1), f"i{n}") for n in range(2000)]
+    drawn = [choose(bandit(), "local", 0.05, 2, trial_counts(7, 1), f"i{n}") for n in range(2000)]
     # P(Beta(8, 2) > uniform) is the mean of Beta(8, 2)
     assert np.mean([one == [0] for one in drawn]) == pytest.approx(0.8, abs=0.03)
 
 
 def test_the_same_state_and_key_choose_the_same() -> None:
-    known = tries(3, 2) + tries(2, 4, candidate=1)
+    known = trial_counts(3, 2) + trial_counts(2, 4, candidate=1)
     chosen = [tuple(choose(bandit(), "local", 0.05, 4, known, f"i{n}")) for n in range(40)]
     assert chosen == [tuple(choose(bandit(), "local", 0.05, 4, known, f"i{n}")) for n in range(40)]
     assert len(set(chosen)) > 2
     two = bandit(per_instruction=2)
     assert {len(set(choose(two, "local", 0.05, 4, known, f"i{n}"))) for n in range(40)} == {2}
-    for spend, n in ((bandit(per_instruction=9), 3), (All(kind="all"), 3), (two, 2)):
-        assert choose(spend, "local", 0.05, n, known, "i") == list(range(n))
-        assert amount(spend, n) == n
+    for strategy, n in ((bandit(per_instruction=9), 3), (AllCandidates(kind="all"), 3), (two, 2)):
+        assert choose(strategy, "local", 0.05, n, known, "i") == list(range(n))
+        assert amount(strategy, n) == n
     assert amount(two, 4) == 2
 
 
 def test_sizes_are_learned_apart() -> None:
-    known = tries(500, 0, candidate=0, size=0) + tries(0, 500, candidate=1, size=0)
-    known += tries(0, 500, candidate=0, size=1) + tries(500, 0, candidate=1, size=1)
+    known = trial_counts(500, 0, candidate=0, size=0) + trial_counts(0, 500, candidate=1, size=0)
+    known += trial_counts(0, 500, candidate=0, size=1) + trial_counts(500, 0, candidate=1, size=1)
     assert [choose(bandit(), "local", area, 2, known, "i") for area in (0.05, 0.1, 0.2)] == [[0], [1], [1]]
 
 
 def test_it_spends_on_what_wins(tmp_path: Path) -> None:
     """Two candidates that win nine times in ten, and one in ten; shards of ten instructions, rounds of two shards."""
-    knob, known, spent = bandit(), Tries(), Counter[int]()
+    knob, known, spent = bandit(), TrialCounts(), Counter[int]()
     for part in rounds(knob, 20):
         paths = []
         for shard in part:
@@ -101,7 +112,7 @@ def test_what_passes_the_gates_wins(tmp_path: Path) -> None:
 
 def test_rounds_are_whole_and_in_order() -> None:
     assert rounds(bandit(), 5) == [range(2), range(2, 4), range(4, 5)]
-    assert rounds(All(kind="all"), 5) == [range(5)]
+    assert rounds(AllCandidates(kind="all"), 5) == [range(5)]
 
 
 @pytest.mark.parametrize("sizes", [(0.3, 0.1), (0.1, 0.1), (0.0, 0.5), (1.0,)])

@@ -12,7 +12,7 @@ from emuedit.data.publish import publish, scratch_folder
 from emuedit.data.records import Instruction
 from emuedit.data.shards import write_shard
 from emuedit.stages import pairs
-from emuedit.synthesis import worker_pool as workers
+from emuedit.synthesis import worker_pool
 from emuedit.synthesis.worker_pool import Local, Ray, Workers, WorkersError, hired
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "local"}.items():
             patch.setenv(name, value)
-        ray = workers._ray()
+        ray = worker_pool._ray()
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=80 * 2**20)
         yield
         ray.shutdown()
@@ -116,7 +116,7 @@ def test_actors_paint_the_same_bytes(tmp_path: Path) -> None:
         write_shard(scratch / "shard-00000.parquet", given, Instruction)
         publish(scratch, root / pairs.IN, "instructions", {}, {})
         (root / "emuedit").symlink_to(ROOT / "emuedit")
-        params = load(pairs.Params, "pairs", ROOT / "params.yaml").model_copy(update={**quick, **loose, "workers": who})
+        params = load(pairs.PairsParams, "pairs", ROOT / "params.yaml").model_copy(update={**quick, **loose, "workers": who})
         assert pairs.run(params, root).counts["pairs_remove"] == 3
         made.append({path.name: path.read_bytes() for path in sorted((root / pairs.OUT).iterdir())})
     assert len(made[0]) == 7  # pairs, drops, the summary

@@ -1,4 +1,4 @@
-"""The training loop, and the painter trained by it over its autoencoder."""
+"""The training loop, and the base_model trained by it over its autoencoder."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from emuedit.models import base_model as adapter
+from emuedit.models import text_to_image as adapter
 from emuedit.tasks import TASKS
-from toyworld.edits import exact_edits as edits
+from toyworld.edits import exact_edits
 from toyworld.training import __main__ as command
-from toyworld.training import pretraining_corpus as web
-from toyworld.training import train_base_model as painter
-from toyworld.training import train_vae as vae
+from toyworld.training import pretraining_corpus, train_base_model, train_vae
 from toyworld.training.training_run import Recipe, device, train
 
 POOL = 60
@@ -38,40 +36,42 @@ def test_another_recipe_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_painter_trains_over_its_autoencoder_and_trains_on(tmp_path: Path) -> None:
-    encoder = vae.run(tmp_path / "vae", tiny(vae.RECIPE), POOL)
-    made = painter.run(tmp_path / "painter", encoder, tiny(painter.RECIPE), n_pool=POOL, per_task=2)
+    encoder = train_vae.run(tmp_path / "vae", tiny(train_vae.RECIPE), POOL)
+    made = train_base_model.run(tmp_path / "base_model", encoder, tiny(train_base_model.RECIPE), n_pool=POOL, per_task=2)
     made.save_pretrained(tmp_path / "made")
     command.publish(tmp_path / "made", tmp_path / "out")
     loaded = adapter.load(str(tmp_path / "out"))
-    assert loaded.paint(["a red star on grass"], [0], steps=1, guidance=3.0).shape == (1, 3, 64, 64)
+    assert loaded.generate(["a red star on grass"], [0], steps=1, guidance=3.0).shape == (1, 3, 64, 64)
     assert loaded.scheduler.config.prediction_type == "v_prediction"
     assert float(loaded.scheduler.alphas_cumprod[-1]) < 1e-6  # zero terminal SNR
-    on = painter.run(
-        tmp_path / "on", encoder, replace(tiny(painter.RECIPE), lr=0.0), start=tmp_path / "out", n_pool=POOL, per_task=2
+    on = train_base_model.run(
+        tmp_path / "on", encoder, replace(tiny(train_base_model.RECIPE), lr=0.0), start=tmp_path / "out", n_pool=POOL, per_task=2
     )
     for name, value in on.unet.state_dict().items():
         torch.testing.assert_close(value, loaded.unet.state_dict()[name])
 
 
 def test_the_web_shows_results_and_says_how_they_came_about(tmp_path: Path) -> None:
-    encoder = vae.build()
-    kept = web.seen(web.gather(encoder, tmp_path, per_task=3))
+    encoder = train_vae.build()
+    kept = pretraining_corpus.seen(pretraining_corpus.gather(encoder, tmp_path, per_task=3))
     assert len(kept) == 3 * len(TASKS)
     for k, task in enumerate(TASKS):
-        some = edits.edits(task.name, "train", web.FROM, 3)
+        some = exact_edits.edits(task.name, "train", pretraining_corpus.FROM, 3)
         for n in range(3):
             assert set(kept.texts[3 * k + n]) == {some.instructions[n], some.output_captions[n]}
-        assert np.abs(kept.z[3 * k : 3 * k + 3] - web.encoded(encoder, some.exact)).max() < 0.05, (
+        assert np.abs(kept.z[3 * k : 3 * k + 3] - pretraining_corpus.encoded(encoder, some.exact)).max() < 0.05, (
             f"not the results of {task.name}"
         )
-    here = web.gather(encoder, tmp_path, per_task=3)
-    assert here == web.gather(encoder, tmp_path, per_task=3)
-    assert here != web.gather(vae.build(), tmp_path, per_task=3), "another autoencoder sees another web"
+    here = pretraining_corpus.gather(encoder, tmp_path, per_task=3)
+    assert here == pretraining_corpus.gather(encoder, tmp_path, per_task=3)
+    assert here != pretraining_corpus.gather(train_vae.build(), tmp_path, per_task=3), "another autoencoder sees another web"
 
 
 def test_a_batch_is_the_same_whoever_takes_a_share(tmp_path: Path) -> None:
-    encoder = vae.build()
-    lessons = painter.Lessons(painter.pool(encoder, tmp_path, POOL), web.gather(encoder, tmp_path, per_task=3))
+    encoder = train_vae.build()
+    lessons = train_base_model.Lessons(
+        train_base_model.pool(encoder, tmp_path, POOL), pretraining_corpus.gather(encoder, tmp_path, per_task=3)
+    )
     said, z, objects = lessons.batch(7, 40)
     again = lessons.batch(7, 40)
     assert said == again[0]

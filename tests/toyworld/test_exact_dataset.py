@@ -5,12 +5,12 @@ import numpy as np
 from emuedit.data.png import decode_png
 from emuedit.data.publish import read_folder
 from emuedit.data.records import Pair, Verdict
-from toyworld.edits import exact_dataset as exact
+from toyworld.edits import exact_dataset
 from toyworld.edits.exact_edits import edits
 
 
 def test_exact_pairs_read_like_the_stations_own(tmp_path: Path) -> None:
-    exact.write(tmp_path, {"remove": 3, "detect": 3})
+    exact_dataset.write(tmp_path, {"remove": 3, "detect": 3})
     pairs = list(read_folder(tmp_path / "data/pairs", Pair, verify=True))
     verdicts = list(read_folder(tmp_path / "data/dataset", Verdict, verify=True))
     assert [one.pair_id for one in verdicts] == [one.id for one in pairs]

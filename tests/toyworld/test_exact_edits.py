@@ -7,13 +7,13 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from emuedit.models.llm import Writer, load_writer
+from emuedit.models.language_model import LLM, load_llm
 from emuedit.tasks import HELD_OUT, TASKS
-from toyworld.edits import exact_targets as annotate
-from toyworld.edits.caption_parser import understand
+from toyworld.edits import exact_targets
+from toyworld.edits.caption_parser import parse
 from toyworld.edits.exact_edits import Edits, edits, names
 from toyworld.edits.exact_judge import judge
-from toyworld.edits.rule_llm import KEYS, ToyWriter, UnsuitedError, edit, spoilt
+from toyworld.edits.rule_llm import KEYS, RuleLLM, UnsuitedError, edit, spoilt
 from toyworld.scenes import render
 from toyworld.scenes.caption_grammar import all_captions, captions
 from toyworld.scenes.palette import CARD, COLOURS, MASK_RGB, PERSON
@@ -79,7 +79,7 @@ def test_captions_keep_the_words_for_what_an_edit_leaves_alone() -> None:
     for name in ("remove", "add", "local", "texture"):
         some = edits(name, "held_out", 0, 60)
         for before, after in zip(some.input_captions, some.output_captions, strict=True):
-            a, b = understand(before), understand(after)
+            a, b = parse(before), parse(after)
             assert a is not None
             assert b is not None
             assert (a.ground, a.weather, a.style) == (b.ground, b.weather, b.style)
@@ -103,9 +103,9 @@ def test_segment_paints_the_mask_and_only_the_mask() -> None:
     some = some[some.present[:, 0]]
     known = render.truth(some)
     zeros = np.zeros(len(some), int)
-    painted = (annotate.segment(known, zeros) == (MASK_RGB * 255).astype(np.uint8)).all(-1)
+    painted = (exact_targets.segment(known, zeros) == (MASK_RGB * 255).astype(np.uint8)).all(-1)
     np.testing.assert_array_equal(painted, known.masks[:, 0])
-    boxed = annotate.detect(known, zeros)
+    boxed = exact_targets.detect(known, zeros)
     for n, (x0, y0, x1, y1) in enumerate(known.boxes[:, 0].astype(int)):
         np.testing.assert_array_equal(boxed[n, y0:y1, x0:x1], known.images[n, y0:y1, x0:x1])
         assert (boxed[n, y0 + 1, x0 - 1] == (255, 0, 255)).all()
@@ -113,7 +113,7 @@ def test_segment_paints_the_mask_and_only_the_mask() -> None:
 
 def test_keypoints_lie_on_the_figure_and_on_its_skeleton() -> None:
     some = scenes(numbers("held_out", 0, 120))
-    known, drawn, joints = render.truth(some), annotate.pose(some), annotate.keypoints(some)
+    known, drawn, joints = render.truth(some), exact_targets.pose(some), exact_targets.keypoints(some)
     person = some.kind == PERSON
     assert person.sum() > 5
     assert np.isfinite(joints[person]).all()
@@ -130,7 +130,7 @@ def test_filters_do_what_they_are_called() -> None:
     n = len(before)
 
     def after(name: str) -> np.ndarray:
-        return annotate.colour_filter(before, np.full(n, annotate.FILTERS.index(name))).astype(float)
+        return exact_targets.colour_filter(before, np.full(n, exact_targets.FILTERS.index(name))).astype(float)
 
     p = before.astype(float)
     assert (after("brighten").mean((1, 2, 3)) > p.mean((1, 2, 3))).all()
@@ -156,8 +156,8 @@ def test_some_wordings_belong_to_several_tasks() -> None:
 
 def test_captions_can_be_understood_and_said_again() -> None:
     for caption in captions("held_out", 0, 500):
-        assert str(understand(caption)) == caption
-    assert understand("a photograph of two dogs") is None
+        assert str(parse(caption)) == caption
+    assert parse("a photograph of two dogs") is None
 
 
 def test_captions_vary_by_purpose_and_not_by_call() -> None:
@@ -166,15 +166,15 @@ def test_captions_vary_by_purpose_and_not_by_call() -> None:
     assert sum(a != b for a, b in zip(all_captions(some), all_captions(some, "other"), strict=True)) > 60
 
 
-def ask(writer: Writer, task: str, caption: str, seed: int = 0) -> str:
-    return writer.write([{"role": "user", "content": "Go.\n" + json.dumps({"task": task, "caption": caption})}], seed=seed)
+def ask(llm: LLM, task: str, caption: str, seed: int = 0) -> str:
+    return llm.write([{"role": "user", "content": "Go.\n" + json.dumps({"task": task, "caption": caption})}], seed=seed)
 
 
 def test_the_writer_answers_in_json_from_the_last_message() -> None:
-    writer = load_writer("toyworld.edits.rule_llm:toy_writer")
-    assert isinstance(writer, Writer)
+    llm = load_llm("toyworld.edits.rule_llm:toy_llm")
+    assert isinstance(llm, LLM)
     caption = "a big red star on the left and a small blue ring at the top on grass"
-    answer = json.loads(ask(ToyWriter(bad_share=0), "remove", caption))
+    answer = json.loads(ask(RuleLLM(bad_share=0), "remove", caption))
     assert tuple(answer) == KEYS
     assert answer["original_object"] in ("red star", "blue ring")
     assert answer["original_object"].split()[-1] not in answer["output_caption"]
@@ -182,12 +182,12 @@ def test_the_writer_answers_in_json_from_the_last_message() -> None:
 
 
 def test_the_writer_errs_at_the_known_rate_and_always_alike() -> None:
-    writer = ToyWriter(bad_share=0.25)
+    llm = RuleLLM(bad_share=0.25)
     caption = "a big red star on the left on grass"
     good = 0
     for seed in range(600):
-        text = ask(writer, "local", caption, seed)
-        assert text == ask(writer, "local", caption, seed)
+        text = ask(llm, "local", caption, seed)
+        assert text == ask(llm, "local", caption, seed)
         try:
             answer = json.loads(text)
             good += tuple(answer) == KEYS and all(isinstance(v, str) for v in answer.values()) and bool(answer["instruction"])
@@ -204,7 +204,7 @@ def test_a_spoilt_answer_is_never_a_good_one() -> None:
 
 
 def test_the_writer_keeps_to_what_can_be_painted() -> None:
-    said = understand("a small red ring on the left and a small white star on the right on grass")
+    said = parse("a small red ring on the left and a small white star on the right on grass")
     assert said is not None
     for seed in range(150):
         assert "green" not in edit("local", said, random.Random(seed))["output_caption"]
@@ -215,16 +215,16 @@ def test_the_writer_keeps_to_what_can_be_painted() -> None:
 
 def test_the_writer_speaks_of_every_task_and_refuses_what_cannot_be() -> None:
     rich = "a card with the letter A"  # not of the language: no colour, no place
-    assert ask(ToyWriter(0), "text", rich).startswith("I do not understand")
+    assert ask(RuleLLM(0), "text", rich).startswith("I do not parse")
     things = "a red card with the letter A on the left, a blue person waving on the right and a big green ring at the top"
     caption = f"{things} on sand"
     for name in names():
         if name == "add":
             continue
-        answer = json.loads(ask(ToyWriter(0), name, caption))
+        answer = json.loads(ask(RuleLLM(0), name, caption))
         assert answer["instruction"], name
         assert answer["output_caption"] != caption or name == "color"
-    said = understand(caption)
+    said = parse(caption)
     assert said is not None
     with pytest.raises(UnsuitedError, match="full"):
         edit("add", said, random.Random(0))
@@ -239,14 +239,14 @@ def test_the_writer_speaks_of_every_task_and_refuses_what_cannot_be() -> None:
         ("texture", {"red striped star"}, {"red star", "red dotted star", "red checkered star"}),
         ("background", {"red star, blue ring"}, {"snow", "stone", "wood", "sand"}),
         ("global", {""}, None),
-        ("color", {""}, set(annotate.FILTERS)),
+        ("color", {""}, set(exact_targets.FILTERS)),
         ("detect", {"red star", "blue ring"}, {"red star", "blue ring"}),
         ("segment", {"red star", "blue ring"}, {"red star", "blue ring"}),
         ("depth", {""}, {""}),
     ],
 )
 def test_the_writer_names_objects_as_a_detector_knows_them(task: str, original: set[str], edited: set[str] | None) -> None:
-    said = understand("a big red striped star on the left and a small blue ring at the top on grass")
+    said = parse("a big red striped star on the left and a small blue ring at the top on grass")
     assert said is not None
     answers = [edit(task, said, random.Random(seed)) for seed in range(80)]
     assert {answer["original_object"] for answer in answers} <= original
@@ -258,8 +258,8 @@ def test_the_writer_goes_from_maps_to_pictures_when_asked() -> None:
     caption = "a red person waving on the left on sand"
     for task in ("depth", "sketch", "normal", "pose", "segmap"):
         asked = "Go.\n" + json.dumps({"task": task, "caption": caption, "direction": "from_map"})
-        back = json.loads(ToyWriter(0).write([{"role": "user", "content": asked}], seed=1))
-        there = json.loads(ask(ToyWriter(0), task, caption))
+        back = json.loads(RuleLLM(0).write([{"role": "user", "content": asked}], seed=1))
+        there = json.loads(ask(RuleLLM(0), task, caption))
         assert back["instruction"].endswith(caption)
         assert caption not in there["instruction"]
         assert back["output_caption"] == there["output_caption"]

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from toyworld.edits import exact_judge as oracle
+from toyworld.edits import exact_judge
 from toyworld.edits.scene_changes import local
 from toyworld.scenes.palette import COLOURS
 from toyworld.scenes.render import images
@@ -38,8 +38,8 @@ def others(before: Scenes) -> np.ndarray:
     return np.stack([recoloured(before, FIRST, k) for k in (1, 2, 3)], 1)
 
 
-def judged(output: np.ndarray, before: Scenes, exact: np.ndarray, others: np.ndarray) -> oracle.Judgement:
-    return oracle.judge(output, images(before), exact, others)
+def judged(output: np.ndarray, before: Scenes, exact: np.ndarray, others: np.ndarray) -> exact_judge.Judgement:
+    return exact_judge.judge(output, images(before), exact, others)
 
 
 def test_accepts_the_exact_result(before: Scenes, exact: np.ndarray, others: np.ndarray) -> None:
@@ -58,7 +58,7 @@ def test_accepts_a_slightly_noisy_result(before: Scenes, exact: np.ndarray, othe
 def test_rejects_the_input(before: Scenes, exact: np.ndarray, others: np.ndarray) -> None:
     found = judged(images(before), before, exact, others)
     assert not found.success.any()
-    assert (found.nearest == oracle.INPUT).all()
+    assert (found.nearest == exact_judge.INPUT).all()
     assert all("nothing was done" in reason for reason in found.reason)
 
 
@@ -72,44 +72,44 @@ def test_rejects_another_value(before: Scenes, exact: np.ndarray, others: np.nda
 def test_rejects_the_wrong_object(before: Scenes, exact: np.ndarray, others: np.ndarray) -> None:
     found = judged(recoloured(before, SECOND, 0), before, exact, others)
     assert not found.success.any()
-    assert (found.nearest == oracle.INPUT).all()
+    assert (found.nearest == exact_judge.INPUT).all()
 
 
 def test_rejects_a_damaged_background(before: Scenes, exact: np.ndarray, others: np.ndarray) -> None:
-    region = oracle.must_change(images(before), exact)
+    region = exact_judge.must_change(images(before), exact)
     damaged = np.where(region[..., None], exact, exact // 4 * 3)
     found = judged(damaged, before, exact, others)
-    assert (found.nearest == oracle.EXACT).all()
+    assert (found.nearest == exact_judge.EXACT).all()
     assert not found.success.any()
     assert all("outside" in reason for reason in found.reason)
-    assert oracle.judge(damaged, images(before), exact, others, bound=0.5, local_bound=1.0).success.all()
+    assert exact_judge.judge(damaged, images(before), exact, others, bound=0.5, local_bound=1.0).success.all()
 
 
 def test_an_edit_of_everything_has_no_outside(before: Scenes, exact: np.ndarray, others: np.ndarray) -> None:
     night, fog, rain = (images(replace(before, condition=before.condition + k)) for k in (1, 2, 3))
     everywhere = np.ones(exact.shape[:3], bool)
-    found = oracle.judge(night, images(before), night, np.stack([fog, rain], 1), everywhere)
+    found = exact_judge.judge(night, images(before), night, np.stack([fog, rain], 1), everywhere)
     assert found.success.all()
     assert (found.outside_error == 0).all()
 
 
 def test_without_alternatives_the_input_is_left(before: Scenes, exact: np.ndarray) -> None:
     none = np.zeros((N, 0, *exact.shape[1:]), np.uint8)
-    assert oracle.judge(exact, images(before), exact, none).success.all()
-    assert not oracle.judge(images(before), images(before), exact, none).success.any()
+    assert exact_judge.judge(exact, images(before), exact, none).success.all()
+    assert not exact_judge.judge(images(before), images(before), exact, none).success.any()
 
 
 def test_errors_say_what_is_wrong(before: Scenes, exact: np.ndarray, others: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"the region is empty"):
-        oracle.judge(exact, exact, exact, others)
+        exact_judge.judge(exact, exact, exact, others)
     with pytest.raises(ValueError, match=r"alternative 0 of edit 0 equals the exact result"):
-        oracle.judge(exact, images(before), exact, np.stack([exact], 1))
+        exact_judge.judge(exact, images(before), exact, np.stack([exact], 1))
     with pytest.raises(ValueError, match=r"output must be uint8"):
-        oracle.judge(exact.astype(np.float32), images(before), exact, others)
+        exact_judge.judge(exact.astype(np.float32), images(before), exact, others)
     with pytest.raises(ValueError, match=r"region must be bool"):
-        oracle.judge(exact, images(before), exact, others, np.ones(exact.shape, bool))
+        exact_judge.judge(exact, images(before), exact, others, np.ones(exact.shape, bool))
     with pytest.raises(ValueError, match=r"alternatives must be one array an edit"):
-        oracle.judge(exact, images(before), exact, others[:3])
+        exact_judge.judge(exact, images(before), exact, others[:3])
 
 
 def test_a_right_edit_that_loses_another_object_fails() -> None:
@@ -119,8 +119,8 @@ def test_a_right_edit_that_loses_another_object_fails() -> None:
     two = change.target.present[rows, other]
     damaged = change.target.edited(rows, other, kind=EMPTY)
     pictures = [images(some)[two] for some in (damaged, change.source, change.target)]
-    found = oracle.judge(*pictures, np.zeros((two.sum(), 0, 64, 64, 3), np.uint8))
+    found = exact_judge.judge(*pictures, np.zeros((two.sum(), 0, 64, 64, 3), np.uint8))
     assert two.sum() > 40
-    assert (found.nearest == oracle.EXACT).all()
+    assert (found.nearest == exact_judge.EXACT).all()
     assert found.success.mean() < 0.1  # what is left: white on fog, brown at night
     assert sum("window" in reason for reason in found.reason) > 0.85 * two.sum()

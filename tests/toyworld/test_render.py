@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
 
-from toyworld.scenes import backgrounds as backdrop
-from toyworld.scenes import render, stamps
+from toyworld.scenes import backgrounds, render, stamps
 from toyworld.scenes.palette import BACKGROUND_RGB, COLOURS, CONDITIONS, RADII, RGB, SHAPES, STYLES
 from toyworld.scenes.scene import EMPTY, Scenes, numbers, scenes
 
@@ -99,8 +98,8 @@ def test_stamps_are_closed_form_where_it_is_known() -> None:
 
 
 def test_tiles_are_periodic() -> None:
-    tiles = backdrop.backgrounds()
-    np.testing.assert_array_equal(tiles[:, : backdrop.TILE - 64, :64], tiles[:, : backdrop.TILE - 64, backdrop.TILE :])
+    tiles = backgrounds.backgrounds()
+    np.testing.assert_array_equal(tiles[:, : backgrounds.TILE - 64, :64], tiles[:, : backgrounds.TILE - 64, backgrounds.TILE :])
     assert tiles.min() >= 0
     assert tiles.max() <= 1
     distance = np.abs(tiles.mean((1, 2))[:, None] - tiles.mean((1, 2))[None]).sum(-1)

@@ -12,23 +12,24 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from emuedit import models
-from emuedit.models import image_tensors as pixels
+from emuedit.models import image_tensors
 from toyworld.scenes import render
 from toyworld.scenes.scene import numbers, scenes
 from toyworld.training import __main__ as command
 from toyworld.training import detection_metrics as found
-from toyworld.training import detection_phrases as queries
+from toyworld.training import detection_phrases, train_clip, train_depth, train_detector, train_dino, train_segmenter
 from toyworld.training import tokenizer as tokens
-from toyworld.training import train_clip as clip
-from toyworld.training import train_depth as depth
-from toyworld.training import train_detector as detector
-from toyworld.training import train_dino as dino
-from toyworld.training import train_segmenter as segmenter
 from toyworld.training.render_cache import rendered
 from toyworld.training.training_run import Recipe, device, train
 
 POOL = 60
-TRAINED = {"detector": detector, "segmenter": segmenter, "clip": clip, "dino": dino, "depth": depth}
+TRAINED = {
+    "detector": train_detector,
+    "segmenter": train_segmenter,
+    "clip": train_clip,
+    "dino": train_dino,
+    "depth": train_depth,
+}
 
 
 def tiny(recipe: Recipe) -> Recipe:
@@ -47,7 +48,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def x() -> Tensor:
-    return pixels.from_uint8(render.images(scenes(numbers("held_out", 0, 3))))
+    return image_tensors.from_uint8(render.images(scenes(numbers("held_out", 0, 3))))
 
 
 def test_the_detector_loads_and_finds(published: dict[str, Path], x: Tensor) -> None:
@@ -72,13 +73,13 @@ def test_the_segmenter_loads_and_cuts_out(published: dict[str, Path], x: Tensor)
 
 def test_prompts_of_a_batch_are_decoded_as_sam_decodes_them_one_by_one(x: Tensor) -> None:
     torch.manual_seed(0)
-    model = segmenter.build().eval()
+    model = train_segmenter.build().eval()
     boxes = torch.tensor([[10.0, 12.0, 40.0, 50.0], [1.0, 2.0, 30.0, 20.0]])
     shown = (x[:2] + 1) * 127.5
     with torch.no_grad():
         grids = model.image_encoder(model.preprocess(shown))
-        prompted = segmenter.embed(model, boxes, torch.zeros(2, 1, 2), torch.tensor([False, False]))
-        logits, guessed = segmenter.decode(model, grids, prompted)
+        prompted = train_segmenter.embed(model, boxes, torch.zeros(2, 1, 2), torch.tensor([False, False]))
+        logits, guessed = train_segmenter.decode(model, grids, prompted)
         records = [{"image": shown[i], "original_size": (64, 64), "boxes": boxes[i : i + 1]} for i in range(2)]
         want = model(records, multimask_output=False)
     torch.testing.assert_close(logits[:, :1], torch.cat([one["low_res_logits"] for one in want]), rtol=1e-4, atol=1e-5)
@@ -129,19 +130,19 @@ class KilledError(Exception):
 def detector_training(scratch: Path, until: int | None = None) -> dict[str, Tensor]:
     """Four steps of the detector, or killed before step `until`, with the state saved after every step."""
     torch.manual_seed(0)
-    model = detector.build()
+    model = train_detector.build()
     tokenizer = tokens.build(scratch.parent / "tokenizer")
     all_scenes, known = rendered(scratch.parent / "pool", POOL)
     ids = tokenizer(["red star", "a card"], padding=True, return_tensors="pt").input_ids
-    meant = torch.from_numpy(queries.means([queries.Phrase(4, 0), queries.Phrase(8)], all_scenes))
+    meant = torch.from_numpy(detection_phrases.means([detection_phrases.Phrase(4, 0), detection_phrases.Phrase(8)], all_scenes))
 
     def loss_at(step: int) -> Tensor:
         if step == until:
             raise KilledError
         rows = np.random.default_rng(step).integers(POOL, size=4)
-        x = detector.jittered(pixels.from_uint8(known.images[rows])).to(device())
-        logits, boxes = detector.look(model, x, ids.to(device()))
-        return detector.loss(logits, boxes, torch.from_numpy(known.rows(rows).boxes).to(device()), meant[rows].to(device()))
+        x = train_detector.jittered(image_tensors.from_uint8(known.images[rows])).to(device())
+        logits, boxes = train_detector.look(model, x, ids.to(device()))
+        return train_detector.loss(logits, boxes, torch.from_numpy(known.rows(rows).boxes).to(device()), meant[rows].to(device()))
 
     return train(model, loss_at, Recipe(steps=4, batch=4, lr=1e-3, warmup_steps=2), scratch, save_every_s=-1).state_dict()
 
@@ -172,23 +173,23 @@ def test_phrases_mean_the_objects_they_were_said_of() -> None:
     all_scenes = scenes(numbers("train", 0, 200))
     say = random.Random(0)
     for n, slot in np.argwhere(all_scenes.present):
-        phrase = queries.about(all_scenes, n, slot, say)
-        assert queries.means([phrase], all_scenes[n : n + 1])[0, slot, 0], phrase.text()
-    asked = queries.ask(all_scenes, 50, say)
+        phrase = detection_phrases.about(all_scenes, n, slot, say)
+        assert detection_phrases.means([phrase], all_scenes[n : n + 1])[0, slot, 0], phrase.text()
+    asked = detection_phrases.ask(all_scenes, 50, say)
     assert len({phrase.text() for phrase in asked}) == 50
 
 
 @pytest.mark.parametrize(
     ("phrase", "text"),
     [
-        (queries.Phrase(4, 0, 1, 1), "big red striped star"),
-        (queries.Phrase(8, variant=0), "card with the letter A"),
-        (queries.Phrase(9, 3, variant=3), "green person waving"),
-        (queries.Phrase(9, variant=0), "person with arms up"),
-        (queries.Phrase(colour=1), "orange object"),
+        (detection_phrases.Phrase(4, 0, 1, 1), "big red striped star"),
+        (detection_phrases.Phrase(8, variant=0), "card with the letter A"),
+        (detection_phrases.Phrase(9, 3, variant=3), "green person waving"),
+        (detection_phrases.Phrase(9, variant=0), "person with arms up"),
+        (detection_phrases.Phrase(colour=1), "orange object"),
     ],
 )
-def test_phrases_are_worded_as_captions_are(phrase: queries.Phrase, text: str) -> None:
+def test_phrases_are_worded_as_captions_are(phrase: detection_phrases.Phrase, text: str) -> None:
     assert phrase.text() == text
 
 
@@ -201,7 +202,7 @@ def answers(score: Callable[[bool], float]) -> float:
     asked = [found._asked(all_scenes, n, full=True) for n in range(40)]
     results = []
     for n, phrases in enumerate(asked):
-        meant = queries.means(phrases, all_scenes[n : n + 1])[0]
+        meant = detection_phrases.means(phrases, all_scenes[n : n + 1])[0]
         pairs = [(s, p) for s in np.flatnonzero(all_scenes.present[n]) for p in range(len(phrases))]
         pairs.sort(key=lambda pair: -score(meant[pair]))
         slots, said = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
@@ -222,22 +223,22 @@ def test_what_is_said_of_a_map_names_no_colour(tmp_path: Path) -> None:
     all_scenes = scenes(numbers("train", 0, 50))
     for kind in ("depth", "sketch", "contour", "pose"):
         for n in range(50):
-            assert not set(clip.spoken(all_scenes, n, kind, random.Random(n)).split()) & set(COLOURS)
+            assert not set(train_clip.spoken(all_scenes, n, kind, random.Random(n)).split()) & set(COLOURS)
 
 
 def test_clip_starts_from_the_detectors_towers(tmp_path: Path) -> None:
     tokenizer = tokens.build(tmp_path / "tokenizer")
     torch.manual_seed(0)
-    owl, model = detector.build().eval(), clip.build().eval()
-    detector.save(owl, tokenizer, tmp_path / "owl")
-    clip.borrow(model, tmp_path / "owl")
+    owl, model = train_detector.build().eval(), train_clip.build().eval()
+    train_detector.save(owl, tokenizer, tmp_path / "owl")
+    train_clip.borrow(model, tmp_path / "owl")
     shown, ids = torch.rand(2, 3, 64, 64), tokenizer(["red star", "a card"], padding="max_length", return_tensors="pt").input_ids
     with torch.no_grad():
         seen = owl.owlvit.vision_model(pixel_values=shown)
         torch.testing.assert_close(
             model.visual.ln_post(model.visual.transformer(_embedded(model, shown)))[:, 0], seen.pooler_output
         )
-        read = owl.owlvit.text_projection(owl.owlvit.text_model(input_ids=ids[:, : detector.CONTEXT]).pooler_output)
+        read = owl.owlvit.text_projection(owl.owlvit.text_model(input_ids=ids[:, : train_detector.CONTEXT]).pooler_output)
         torch.testing.assert_close(model.encode_text(ids), read)
 
 
@@ -251,7 +252,7 @@ def test_the_command_knows_its_models(capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setattr("sys.argv", ["foundation", "detectro"])
     with pytest.raises(SystemExit):
         command.main()
-    assert "detectro; known are vae, painter, detector" in capsys.readouterr().err
+    assert "detectro; known are vae, base_model, detector" in capsys.readouterr().err
 
 
 def test_recipes_and_configs_are_kept_beside_the_weights(published: dict[str, Path]) -> None:
@@ -264,14 +265,14 @@ def test_every_model_reads_the_same_tokens(tmp_path: Path) -> None:
     text = "make the red star on the left a zebra"
     assert first(text).input_ids == again(text).input_ids
     assert first.decode(first(text).input_ids, skip_special_tokens=True) == text
-    for folder in ("painter/tokenizer", "clip", "detector"):
+    for folder in ("base_model/tokenizer", "clip", "detector"):
         shipped = CLIPTokenizer.from_pretrained(command.OUT / folder)
         assert shipped.get_vocab() == first.get_vocab(), folder
 
 
 def test_a_batch_of_empty_scenes_has_a_loss() -> None:
     logits, found = torch.zeros(2, 64, 3, requires_grad=True), torch.rand(2, 64, 4)
-    value = detector.loss(logits, found, torch.zeros(2, 3, 4), torch.zeros(2, 3, 3, dtype=torch.bool))
+    value = train_detector.loss(logits, found, torch.zeros(2, 3, 4), torch.zeros(2, 3, 3, dtype=torch.bool))
     value.backward()
     assert torch.isfinite(value)
 

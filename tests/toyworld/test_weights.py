@@ -12,9 +12,7 @@ import torch
 from torchvision.ops import box_iou
 
 from emuedit.config import World, load, locate
-from emuedit.models import base_model as painter
-from emuedit.models import clip, depth, detector, dino, segmenter
-from emuedit.models import image_tensors as pixels
+from emuedit.models import clip, depth, detector, dino, image_tensors, segmenter, text_to_image
 from toyworld import reading
 from toyworld.scenes import render
 from toyworld.scenes.caption_grammar import all_captions, noun
@@ -22,7 +20,7 @@ from toyworld.scenes.palette import COLOURS
 from toyworld.scenes.scene import Scenes, numbers, scenes
 
 ROOT = Path(__file__).parents[2]
-MODELS = ("painter", "detector", "segmenter", "clip", "dino", "depth")
+MODELS = ("base_model", "detector", "segmenter", "clip", "dino", "depth")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +43,7 @@ def known(some: Scenes) -> render.Truth:
 
 @pytest.fixture(scope="module")
 def x(known: render.Truth) -> torch.Tensor:
-    return pixels.from_uint8(known.images)
+    return image_tensors.from_uint8(known.images)
 
 
 def test_the_detector_finds_what_is_asked_for(world: dict[str, str], some: Scenes, known: render.Truth, x: torch.Tensor) -> None:
@@ -72,7 +70,7 @@ def test_clip_knows_a_caption_from_another(world: dict[str, str], some: Scenes, 
 def test_dino_knows_a_scene_under_other_noise(world: dict[str, str], some: Scenes, x: torch.Tensor) -> None:
     judge = dino.load(world["dino"])
     moved = replace(some, tile_x=(some.tile_x + 40) % 128)
-    likeness = judge.embed_images(x) @ judge.embed_images(pixels.from_uint8(render.images(moved))).T
+    likeness = judge.embed_images(x) @ judge.embed_images(image_tensors.from_uint8(render.images(moved))).T
     assert likeness.diag().mean() > likeness[~torch.eye(len(some), dtype=torch.bool)].mean() + 0.1
 
 
@@ -83,8 +81,8 @@ def test_depth_sees_what_is_near(world: dict[str, str], known: render.Truth, x: 
 
 
 def test_the_painter_paints_what_the_oracle_can_read(world: dict[str, str], some: Scenes) -> None:
-    painted = painter.load(world["painter"]).paint(all_captions(some), list(range(len(some))), steps=12, guidance=3.0)
-    seen = reading.faithfulness(pixels.to_uint8(painted), some)
+    painted = text_to_image.load(world["base_model"]).generate(all_captions(some), list(range(len(some))), steps=12, guidance=3.0)
+    seen = reading.faithfulness(image_tensors.to_uint8(painted), some)
     assert seen["background"] > 0.8
     assert seen["condition"] > 0.8
     assert seen["colour"] > 0.6

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from emuedit.core import diffusion
 from emuedit.editor import checkpoint
-from emuedit.editor.unet import Said
-from emuedit.models.base_model import Painter, TextCondition
+from emuedit.editor.unet import Prediction
+from emuedit.models.text_to_image import TextCondition, TextToImageModel
 from emuedit.training import loss
 from emuedit.training.loss import Batch, Draws, Dropout, Weights
 
@@ -32,16 +32,16 @@ class Oracle(torch.nn.Module):
         self.change = torch.full_like(target[:, :1], -99.0)  # where `batch` changes, 2 x 2 cells of 8 x 8
         self.change[:, :, 2:4, 2:4] = 99
 
-    def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor) -> Said:
+    def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor) -> Prediction:
         self.seen = c_I, c_T
         a = self.alpha_bar[t].view(-1, 1, 1, 1)
         eps = (z_t - a.sqrt() * self.target) / (1 - a).sqrt()
         e = eps if self.kind == "epsilon" else (a.sqrt() * z_t - self.target) / (1 - a).sqrt()
-        return Said(e, self.change)
+        return Prediction(e, self.change)
 
 
 @pytest.mark.parametrize("shape", ["toy", "sd15"])
-def test_a_perfect_network_has_no_loss(shape: str, make_painter: Callable[[str], Painter]) -> None:
+def test_a_perfect_network_has_no_loss(shape: str, make_painter: Callable[[str], TextToImageModel]) -> None:
     """eps- and v-prediction with the scheduler's own schedule; z = sqrt(a) z_t - sqrt(1 - a) v gives v from z_t and z."""
     scheduler, some = make_painter(shape).scheduler, batch()
     draws = loss.draw((4, 8, 8, 8), 1000, loss.NEVER, 1.0, "test")
@@ -50,14 +50,14 @@ def test_a_perfect_network_has_no_loss(shape: str, make_painter: Callable[[str],
     torch.testing.assert_close(each, torch.zeros(4), rtol=0, atol=1e-6)
 
 
-def test_zero_terminal_snr_hides_the_target(make_painter: Callable[[str], Painter]) -> None:
+def test_zero_terminal_snr_hides_the_target(make_painter: Callable[[str], TextToImageModel]) -> None:
     alpha_bar = make_painter("toy").scheduler.alphas_cumprod[-1].view(1, 1, 1, 1)
     z, eps = torch.randn(2, 1, 8, 8, 8)
     torch.testing.assert_close(diffusion.noised(z, eps, alpha_bar), eps, rtol=0, atol=1e-6)
     torch.testing.assert_close(diffusion.wanted(z, eps, alpha_bar, "v_prediction"), -z, rtol=0, atol=1e-6)
 
 
-def test_ours_is_diffusers(make_painter: Callable[[str], Painter]) -> None:
+def test_ours_is_diffusers(make_painter: Callable[[str], TextToImageModel]) -> None:
     scheduler = make_painter("toy").scheduler
     z, eps, t = torch.randn(3, 8, 8, 8), torch.randn(3, 8, 8, 8), torch.tensor([0, 500, 998])
     a = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
@@ -113,15 +113,15 @@ def test_what_is_rare_counts_more() -> None:
         torch.testing.assert_close(loss.weighed(all_alike, 0.5), torch.ones_like(where))
 
 
-def test_the_weights_reach_the_loss(make_painter: Callable[[str], Painter]) -> None:
+def test_the_weights_reach_the_loss(make_painter: Callable[[str], TextToImageModel]) -> None:
     some = batch()
     torch.manual_seed(1)
-    painter = make_painter("toy")
-    net = checkpoint.from_painter(painter, 6)
+    base_model = make_painter("toy")
+    net = checkpoint.from_base_model(base_model, 6)
     draws = loss.draw((4, 8, 8, 8), 1000, loss.NEVER, 1.0, "test")
     v = net.table.v[some.tasks].detach()
     kinds = loss.PLAIN, *(loss.PLAIN.model_copy(update=one) for one in ({"rarity": 0.5}, {"change": 0.3}))
-    flat, weighed, placed = (loss.per_sample(net, painter.scheduler, some, draws, v, kind).detach() for kind in kinds)
+    flat, weighed, placed = (loss.per_sample(net, base_model.scheduler, some, draws, v, kind).detach() for kind in kinds)
     assert not torch.allclose(flat, weighed)
     torch.testing.assert_close(placed - flat, torch.full((4,), 0.3 * math.log(2)))  # it starts by saying one in two everywhere
 
@@ -133,9 +133,9 @@ def test_what_stays_counts_as_little_as_is_asked() -> None:
     scheduler.config.prediction_type = "epsilon"
 
     class Careless(Oracle):
-        def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor) -> Said:
+        def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor) -> Prediction:
             e, change = super().forward(z_t, t, c_I, c_T, v)
-            return Said(e + (change < 0), change)
+            return Prediction(e + (change < 0), change)
 
     draws = Draws(torch.tensor([10, 20, 30, 40]), torch.randn(4, 8, 8, 8), *[torch.zeros(4, dtype=torch.bool)] * 2)
     found = {}

@@ -28,7 +28,7 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Said:
+class ParsedCaption:
     """A caption in parts, each in the words that were used."""
 
     things: tuple[Thing, ...]
@@ -40,11 +40,11 @@ class Said:
         things = listed([str(thing) for thing in self.things])
         return " ".join(part for part in (things, self.ground, self.weather, self.style) if part)
 
-    def without(self, thing: Thing) -> "Said":
+    def without(self, thing: Thing) -> "ParsedCaption":
         """The same caption, one object less."""
         return replace(self, things=tuple(other for other in self.things if other != thing))
 
-    def with_instead(self, thing: Thing, new: Thing) -> "Said":
+    def with_instead(self, thing: Thing, new: Thing) -> "ParsedCaption":
         """The same caption, `thing` replaced by `new`."""
         return replace(self, things=tuple(new if other == thing else other for other in self.things))
 
@@ -65,7 +65,7 @@ _REST = re.compile(
 )
 
 
-def understand(caption: str) -> Said | None:
+def parse(caption: str) -> ParsedCaption | None:
     """The parts of a caption, or None where it is not of this language."""
     things = []
     at = len(NOBODY_THERE) if caption.startswith(NOBODY_THERE) else 0
@@ -77,4 +77,4 @@ def understand(caption: str) -> Said | None:
     rest = _REST.match(caption, at)
     if rest is None or at == 0:
         return None
-    return Said(tuple(things), rest["ground"], rest["weather"] or "", rest["style"] or "")
+    return ParsedCaption(tuple(things), rest["ground"], rest["weather"] or "", rest["style"] or "")

@@ -1,4 +1,4 @@
-"""Exact pairs: what the data stations would leave if painter, masks and gates were perfect. The upper bound of an editor.
+"""Exact pairs: what the data stations would leave if base_model, masks and gates were perfect. The upper bound of an editor.
 
     python -m toyworld.edits.exact_dataset --root DIR -n 400 [--tasks local remove]
 
@@ -19,7 +19,7 @@ from toyworld.edits.exact_edits import Edits, edits, names
 
 ROWS_PER_SHARD = 500
 REVISION = "exact"
-"""Stands where the painter's revision would."""
+"""Stands where the base_model's revision would."""
 
 
 def pairs(some: Edits) -> list[Pair]:
@@ -29,7 +29,7 @@ def pairs(some: Edits) -> list[Pair]:
         caption = Caption(some.input_captions[n], "exact", int(some.numbers[n]))
         said = Instruction(
             caption.id, some.task, text, caption.text, some.output_captions[n], some.objects[n] or None, some.objects[n] or None,
-            reverse=False, seed=0, writer=REVISION, answer="",
+            reverse=False, seed=0, llm=REVISION, answer="",
         )  # fmt: skip
         made.append(
             Pair(

@@ -5,9 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from emuedit.tasks import HELD_OUT, TASKS, task
-from toyworld.edits import exact_judge as oracle
-from toyworld.edits import exact_targets as annotate
-from toyworld.edits import phrasings as phrases
+from toyworld.edits import exact_judge, exact_targets, phrasings
 from toyworld.edits.exact_judge import Judgement, must_change
 from toyworld.edits.scene_changes import CHANGES, Change, add, suited
 from toyworld.scenes import render
@@ -36,7 +34,7 @@ class Edits:
 
     def judge(self, output: np.ndarray) -> Judgement:
         """The oracle's word on outputs uint8 `[N, 64, 64, 3]` of an editor."""
-        return oracle.judge(output, self.before, self.exact, self.alternatives)
+        return exact_judge.judge(output, self.before, self.exact, self.alternatives)
 
 
 def edits(name: str, split: str, start: int, n: int) -> Edits:
@@ -94,9 +92,9 @@ def _vision_edits(name: str, which: np.ndarray) -> Edits:
     known = render.truth(source)
     captions = all_captions(source)
     if name in ("detect", "segment"):
-        draw = {"detect": annotate.detect, "segment": annotate.segment}
+        draw = {"detect": exact_targets.detect, "segment": exact_targets.segment}
         exact = draw[name](known, slots)
-        table = (phrases.DETECT if name == "detect" else phrases.SEGMENT) + phrases.SHARED[name, ""]
+        table = (phrasings.DETECT if name == "detect" else phrasings.SEGMENT) + phrasings.SHARED[name, ""]
         misread = [draw[name](known, (slots + k) % 3) for k in (1, 2)]
         misread.append(draw["segment" if name == "detect" else "detect"](known, slots))
         return Edits(
@@ -105,7 +103,7 @@ def _vision_edits(name: str, which: np.ndarray) -> Edits:
             instructions=_say(name, source, slots, [table] * len(which), []),
             input_captions=captions,
             output_captions=[
-                phrases.MARKED[name].format(caption=c, noun=noun(source, n, slots[n])) for n, c in enumerate(captions)
+                phrasings.MARKED[name].format(caption=c, noun=noun(source, n, slots[n])) for n, c in enumerate(captions)
             ],
             objects=[noun(source, n, slot) for n, slot in enumerate(slots)],
             before=known.images,
@@ -113,13 +111,13 @@ def _vision_edits(name: str, which: np.ndarray) -> Edits:
             alternatives=np.stack(misread, 1),
             source=source,
         )
-    maps = {kind: _map(kind, source, known) for kind in phrases.MAPS}
+    maps = {kind: _map(kind, source, known) for kind in phrasings.MAPS}
     reverse = uniform(which, "reverse") < 0.5
-    forward_words = phrases.MAPS[name] + phrases.SHARED.get((name, ""), ())
-    wordings = [phrases.FROM_MAP[name] if back else forward_words for back in reverse]
-    about = [phrases.MAP_OF[name].format(caption=c) for c in captions]
+    forward_words = phrasings.MAPS[name] + phrasings.SHARED.get((name, ""), ())
+    wordings = [phrasings.FROM_MAP[name] if back else forward_words for back in reverse]
+    about = [phrasings.MAP_OF[name].format(caption=c) for c in captions]
     flipped = reverse[:, None, None, None]
-    wrong_maps = [maps[kind] for kind in phrases.MAPS if kind != name]
+    wrong_maps = [maps[kind] for kind in phrasings.MAPS if kind != name]
     others = [np.where(flipped, a, b) for a, b in zip(_wrong_pictures(source, slots), wrong_maps, strict=True)]
     return Edits(
         task=name,
@@ -147,20 +145,20 @@ def _wrong_pictures(source: Scenes, slots: np.ndarray) -> list[np.ndarray]:
 
 def _map(kind: str, source: Scenes, known: render.Truth) -> np.ndarray:
     if kind == "segmap":
-        return annotate.segmap(source, known)
+        return exact_targets.segmap(source, known)
     if kind == "pose":
-        return annotate.pose(source)
-    return {"depth": annotate.depth, "normal": annotate.normal, "sketch": annotate.sketch}[kind](known)
+        return exact_targets.pose(source)
+    return {"depth": exact_targets.depth, "normal": exact_targets.normal, "sketch": exact_targets.sketch}[kind](known)
 
 
 def _color_edits(which: np.ndarray) -> Edits:
     source, slots = suited(which)
-    chosen = pick(which, "filter", np.ones(len(annotate.FILTERS)))
+    chosen = pick(which, "filter", np.ones(len(exact_targets.FILTERS)))
     before = render.images(source)
-    seen = must_change(before, annotate.colour_filter(before, chosen)).any((1, 2))
-    chosen = np.where(seen, chosen, annotate.FILTERS.index("darken"))  # there is nothing to saturate in a grey picture
+    seen = must_change(before, exact_targets.colour_filter(before, chosen)).any((1, 2))
+    chosen = np.where(seen, chosen, exact_targets.FILTERS.index("darken"))  # there is nothing to saturate in a grey picture
     captions = all_captions(source)
-    spoken = [phrases.COLOR[f] + phrases.SHARED.get(("color", f), ()) for f in (annotate.FILTERS[i] for i in chosen)]
+    spoken = [phrasings.COLOR[f] + phrasings.SHARED.get(("color", f), ()) for f in (exact_targets.FILTERS[i] for i in chosen)]
     return Edits(
         task="color",
         numbers=which,
@@ -169,9 +167,13 @@ def _color_edits(which: np.ndarray) -> Edits:
         output_captions=captions,
         objects=[""] * len(which),
         before=before,
-        exact=annotate.colour_filter(before, chosen),
+        exact=exact_targets.colour_filter(before, chosen),
         alternatives=np.stack(
-            [annotate.colour_filter(before, (chosen + k) % len(annotate.FILTERS)) for k in range(1, len(annotate.FILTERS))], 1
+            [
+                exact_targets.colour_filter(before, (chosen + k) % len(exact_targets.FILTERS))
+                for k in range(1, len(exact_targets.FILTERS))
+            ],
+            1,
         ),
         source=source,
     )
@@ -183,24 +185,24 @@ def _held_out(name: str, which: np.ndarray) -> Edits:
         change = add(which)
         source, slots = change.source, change.slots
         full = render.truth(change.target)
-        before, exact = render.images(source), annotate.detect(full, slots)
+        before, exact = render.images(source), exact_targets.detect(full, slots)
         others, words = [full.images], change.words
     else:
         source, slots = suited(which, plain=name == "superres")  # pixel art is coarse already
         known = render.truth(source)
         words = []
-        others = [annotate.depth(known), annotate.sketch(known), *_wrong_pictures(source, slots)[:2]]
+        others = [exact_targets.depth(known), exact_targets.sketch(known), *_wrong_pictures(source, slots)[:2]]
         if name == "superres":
-            before, exact = annotate.quarter(known.images), known.images
+            before, exact = exact_targets.quarter(known.images), known.images
         elif name == "contour":
-            before, exact = known.images, annotate.contour(known)
+            before, exact = known.images, exact_targets.contour(known)
         else:
             before, exact = _with_hole(source, slots, known.images), known.images
     captions = all_captions(source)
     return Edits(
         task=name,
         numbers=which,
-        instructions=_say(name, source, slots, [phrases.HELD_OUT[name]] * len(which), words),
+        instructions=_say(name, source, slots, [phrasings.HELD_OUT[name]] * len(which), words),
         input_captions=captions,
         output_captions=captions,
         objects=[""] * len(which),

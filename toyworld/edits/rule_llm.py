@@ -1,4 +1,4 @@
-"""The toy writer: stands where a chat model stands, and now and then answers as badly as one.
+"""The toy llm: stands where a chat model stands, and now and then answers as badly as one.
 
 It reads only the last message, which must end in a JSON object with `task` and `caption`, and answers with the JSON
 object of an edit: `instruction`, `original_object`, `edited_object`, `output_caption`. Where the object also says
@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from emuedit.tasks import task as named_task
-from toyworld.edits import phrasings as phrases
-from toyworld.edits.caption_parser import Said, Thing, understand
+from toyworld.edits import phrasings
+from toyworld.edits.caption_parser import ParsedCaption, Thing, parse
 from toyworld.edits.exact_targets import FILTERS
 from toyworld.scenes.caption_grammar import GROUND, STYLE, WEATHER, WHERE, article, pointed_at
 from toyworld.scenes.palette import ALLOWED_COLOURS, COLOURS, LETTERS, SHAPES, TEXTURES
@@ -29,8 +29,8 @@ class UnsuitedError(ValueError):
 
 
 @dataclass(frozen=True)
-class ToyWriter:
-    """A writer for captions of the toy world. `bad_share` in [0, 1]."""
+class RuleLLM:
+    """A llm for captions of the toy world. `bad_share` in [0, 1]."""
 
     bad_share: float = BAD_SHARE
 
@@ -49,9 +49,9 @@ class ToyWriter:
         wanted = _request(asked)
         if wanted is None:
             return "Please end your message with a JSON object that has the keys task and caption."
-        said = understand(wanted["caption"])
+        said = parse(wanted["caption"])
         if said is None:
-            return f"I do not understand this caption: {wanted['caption']}"
+            return f"I do not parse this caption: {wanted['caption']}"
         try:
             answer = edit(wanted["task"], said, say, from_map=wanted.get("direction") == "from_map")
         except UnsuitedError as reason:
@@ -60,9 +60,9 @@ class ToyWriter:
         return spoilt(answer, say) if temperature > 0 and say.random() < self.bad_share else text
 
 
-def toy_writer() -> ToyWriter:
-    """The default writer of the toy world: `writer: toyworld.edits.rule_llm:toy_writer` in `params.yaml`."""
-    return ToyWriter()
+def toy_llm() -> RuleLLM:
+    """The default llm of the toy world: `llm: toyworld.edits.rule_llm:toy_llm` in `params.yaml`."""
+    return RuleLLM()
 
 
 def _request(asked: str) -> dict[str, str] | None:
@@ -92,36 +92,36 @@ def spoilt(answer: dict[str, str], say: random.Random) -> str:
     )
 
 
-def edit(task: str, said: Said, say: random.Random, from_map: bool = False) -> dict[str, str]:
+def edit(task: str, said: ParsedCaption, say: random.Random, from_map: bool = False) -> dict[str, str]:
     """An edit of the caption `said`, for one of the sixteen tasks. Raises UnsuitedError, and UnknownTaskError.
 
     `from_map`: for the tasks that go from pictures to maps and back, the way back.
     """
     named_task(task)
-    writer = _SCENE_TASKS.get(task)
-    if writer:
-        return writer(said, say)
+    llm = _SCENE_TASKS.get(task)
+    if llm:
+        return llm(said, say)
     if task == "color":
         name = say.choice(FILTERS)
-        wording = say.choice(phrases.COLOR[name] + phrases.SHARED.get(("color", name), ()))
+        wording = say.choice(phrasings.COLOR[name] + phrasings.SHARED.get(("color", name), ()))
         return _answer(wording, "", name, said)
     if task in ("detect", "segment"):
         thing = _any_thing(said, say)
-        table = phrases.DETECT if task == "detect" else phrases.SEGMENT
-        wording = say.choice(table + phrases.SHARED[task, ""]).format(the=_the(thing, say))
-        return _answer(wording, _named(thing), _named(thing), phrases.MARKED[task].format(caption=said, noun=thing.noun))
+        table = phrasings.DETECT if task == "detect" else phrasings.SEGMENT
+        wording = say.choice(table + phrasings.SHARED[task, ""]).format(the=_the(thing, say))
+        return _answer(wording, _named(thing), _named(thing), phrasings.MARKED[task].format(caption=said, noun=thing.noun))
     if task == "pose" and not any(thing.noun.startswith("person") for thing in said.things):
         raise UnsuitedError("there is no person in the picture")
-    forward = phrases.MAPS[task] + phrases.SHARED.get((task, ""), ())
-    wording = say.choice(phrases.FROM_MAP[task] if from_map else forward).format(caption=said)
-    return _answer(wording, "", "", phrases.MAP_OF[task].format(caption=said))
+    forward = phrasings.MAPS[task] + phrasings.SHARED.get((task, ""), ())
+    wording = say.choice(phrasings.FROM_MAP[task] if from_map else forward).format(caption=said)
+    return _answer(wording, "", "", phrasings.MAP_OF[task].format(caption=said))
 
 
-def _answer(instruction: str, original: str, edited: str, output: Said | str) -> dict[str, str]:
+def _answer(instruction: str, original: str, edited: str, output: ParsedCaption | str) -> dict[str, str]:
     return dict(zip(KEYS, (instruction, original, edited, str(output)), strict=True))
 
 
-def _any_thing(said: Said, say: random.Random, roomy: bool = False) -> Thing:
+def _any_thing(said: ParsedCaption, say: random.Random, roomy: bool = False) -> Thing:
     """An object of the picture; `roomy`: a big shape, on which a pattern can be seen."""
     fitting = [thing for thing in said.things if thing.size == "big" or not roomy]
     if not fitting or (roomy and said.style in STYLE["pixel art"]):
@@ -155,28 +155,28 @@ def _another(options: tuple[str, ...], current: str, say: random.Random) -> str:
     return say.choice([option for option in options if option != current])
 
 
-def _local(said: Said, say: random.Random) -> dict[str, str]:
+def _local(said: ParsedCaption, say: random.Random) -> dict[str, str]:
     thing = _any_thing(said, say)
     the = _the(thing, say)
     if say.random() < 0.5 or not thing.is_shape:
         seen = [colour for colour in COLOURS if colour != thing.colour and _visible(colour, said.ground)]
         new = replace(thing, colour=say.choice(seen))
-        alone = phrases.SHARED["local", "colour"] if len(said.things) == 1 else ()
-        wording = say.choice(phrases.LOCAL_COLOUR + alone).format(the=the, colour=new.colour)
+        alone = phrasings.SHARED["local", "colour"] if len(said.things) == 1 else ()
+        wording = say.choice(phrasings.LOCAL_COLOUR + alone).format(the=the, colour=new.colour)
     else:
         taken = {other.noun for other in said.things}
         new = replace(thing, noun=say.choice([shape for shape in SHAPES if shape not in taken]))
         a_new = f"{article(new.colour)} {new.colour} {new.noun}"
-        wording = say.choice(phrases.LOCAL_SHAPE).format(the=the, a_new=a_new)
+        wording = say.choice(phrasings.LOCAL_SHAPE).format(the=the, a_new=a_new)
     return _answer(wording, _named(thing), _named(new), said.with_instead(thing, new))
 
 
-def _remove(said: Said, say: random.Random) -> dict[str, str]:
+def _remove(said: ParsedCaption, say: random.Random) -> dict[str, str]:
     thing = _any_thing(said, say)
-    return _answer(say.choice(phrases.REMOVE).format(the=_the(thing, say)), _named(thing), "", said.without(thing))
+    return _answer(say.choice(phrasings.REMOVE).format(the=_the(thing, say)), _named(thing), "", said.without(thing))
 
 
-def _add(said: Said, say: random.Random) -> dict[str, str]:
+def _add(said: ParsedCaption, say: random.Random) -> dict[str, str]:
     taken = {thing.where for thing in said.things}
     if len(said.things) > 2 or taken & set(WHERE["centre"]):
         raise UnsuitedError("the picture is full")
@@ -186,59 +186,59 @@ def _add(said: Said, say: random.Random) -> dict[str, str]:
     colours = [colour for colour in COLOURS if _visible(colour, said.ground)]
     shapes = [shape for shape in SHAPES if shape not in {thing.noun for thing in said.things}]
     new = Thing("small", say.choice(colours), "", say.choice(shapes), say.choice(free))
-    wording = say.choice(phrases.ADD).format(a_new=new)
+    wording = say.choice(phrasings.ADD).format(a_new=new)
     return _answer(wording, "", _named(new), replace(said, things=(*said.things, new)))
 
 
-def _texture(said: Said, say: random.Random) -> dict[str, str]:
+def _texture(said: ParsedCaption, say: random.Random) -> dict[str, str]:
     thing = _any_thing(said, say, roomy=True)
     texture = _another(TEXTURES, thing.texture or "plain", say)
     new = replace(thing, texture="" if texture == "plain" else texture)
-    alone = phrases.SHARED["texture", ""] if len(said.things) == 1 else ()
+    alone = phrasings.SHARED["texture", ""] if len(said.things) == 1 else ()
     words = {"the": _the(thing, say), "texture": texture, "kind": thing.noun}
     return _answer(
-        say.choice(phrases.TEXTURE + alone).format(**words),
+        say.choice(phrasings.TEXTURE + alone).format(**words),
         _patterned(thing),
         _patterned(new),
         said.with_instead(thing, new),
     )
 
 
-def _background(said: Said, say: random.Random) -> dict[str, str]:
+def _background(said: ParsedCaption, say: random.Random) -> dict[str, str]:
     others = [name for name, words in GROUND.items() if said.ground not in words]
     seen = [name for name in others if all(_visible(thing.colour, GROUND[name][0]) for thing in said.things)]
     if not seen:
         raise UnsuitedError("something would vanish on every other background")
     name = say.choice(seen)
-    wording = say.choice(phrases.BACKGROUND + phrases.SHARED.get(("background", name), ()))
+    wording = say.choice(phrasings.BACKGROUND + phrasings.SHARED.get(("background", name), ()))
     stays = ", ".join(_named(thing) for thing in said.things)
     return _answer(wording.format(background=name), stays, name, replace(said, ground=say.choice(GROUND[name])))
 
 
-def _global(said: Said, say: random.Random) -> dict[str, str]:
+def _global(said: ParsedCaption, say: random.Random) -> dict[str, str]:
     if said.style:
         raise UnsuitedError("weather is for photos")
     name = say.choice([name for name, words in WEATHER.items() if said.weather not in words])
-    wording = say.choice(phrases.GLOBAL[name] + phrases.SHARED.get(("global", name), ()))
+    wording = say.choice(phrasings.GLOBAL[name] + phrasings.SHARED.get(("global", name), ()))
     return _answer(wording, "", name, replace(said, weather=say.choice(WEATHER[name])))
 
 
-def _style(said: Said, say: random.Random) -> dict[str, str]:
+def _style(said: ParsedCaption, say: random.Random) -> dict[str, str]:
     if said.weather:
         raise UnsuitedError("only a clear picture can be redrawn")
     name = say.choice([name for name, words in STYLE.items() if said.style not in words])
-    wording = say.choice(phrases.STYLE + phrases.SHARED.get(("style", name), ()))
-    return _answer(wording.format(a_style=phrases.A_STYLE[name]), "", name, replace(said, style=say.choice(STYLE[name])))
+    wording = say.choice(phrasings.STYLE + phrasings.SHARED.get(("style", name), ()))
+    return _answer(wording.format(a_style=phrasings.A_STYLE[name]), "", name, replace(said, style=say.choice(STYLE[name])))
 
 
-def _text(said: Said, say: random.Random) -> dict[str, str]:
+def _text(said: ParsedCaption, say: random.Random) -> dict[str, str]:
     cards = [thing for thing in said.things if thing.noun.startswith("card")]
     if not cards:
         raise UnsuitedError("there is no card in the picture")
     card = say.choice(cards)
     old = card.noun[-1]
     letter = _another(LETTERS, old, say)
-    wording = say.choice(phrases.TEXT + phrases.SHARED["text", ""])
+    wording = say.choice(phrasings.TEXT + phrasings.SHARED["text", ""])
     new = replace(card, noun=card.noun[:-1] + letter)
     wording = wording.format(the=_the(card, say), letter=letter, old=old)
     return _answer(wording, _named(card), _named(new), said.with_instead(card, new))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from toyworld.edits import phrasings as phrases
+from toyworld.edits import phrasings
 from toyworld.scenes.caption_grammar import GROUND, article, describe, noun, voice
 from toyworld.scenes.palette import (
     ALLOWED_COLOURS,
@@ -116,7 +116,9 @@ def local(numbers: np.ndarray) -> Change:
     target = source.edited(rows, slots, colour=colour, kind=kind)
     alone = source.count == 1
     wordings = [
-        (phrases.LOCAL_COLOUR + (phrases.SHARED["local", "colour"] if alone[n] else ())) if recolour[n] else phrases.LOCAL_SHAPE
+        (phrasings.LOCAL_COLOUR + (phrasings.SHARED["local", "colour"] if alone[n] else ()))
+        if recolour[n]
+        else phrasings.LOCAL_SHAPE
         for n in rows
     ]
     words = [{"colour": COLOURS[colour[n]], "a_new": _named(target, n, slots[n])} for n in range(len(rows))]
@@ -129,7 +131,7 @@ def remove(numbers: np.ndarray) -> Change:
     rows = np.arange(len(source))
     target = source.edited(rows, slots, kind=EMPTY)
     others = [source.edited(rows, (slots + k) % 3, kind=EMPTY) for k in (1, 2)]
-    return Change(source, target, others, slots, [phrases.REMOVE] * len(rows))
+    return Change(source, target, others, slots, [phrasings.REMOVE] * len(rows))
 
 
 def add(numbers: np.ndarray) -> Change:
@@ -141,7 +143,7 @@ def add(numbers: np.ndarray) -> Change:
     others = [full.edited(rows, slots, colour=(colour + k) % len(COLOURS)) for k in range(1, len(COLOURS))]
     others += [full.edited(rows, slots, kind=(kind + k) % len(SHAPES), variant=0, texture=0) for k in range(1, len(SHAPES))]
     words = [{"a_new": _named(full, n, slots[n], where=True)} for n in range(len(rows))]
-    return Change(back.target, full, others, slots, [phrases.ADD] * len(rows), words)
+    return Change(back.target, full, others, slots, [phrasings.ADD] * len(rows), words)
 
 
 def texture(numbers: np.ndarray) -> Change:
@@ -158,7 +160,7 @@ def texture(numbers: np.ndarray) -> Change:
     others = [source.edited(rows, slots, texture=(new + k) % len(TEXTURES)) for k in range(1, len(TEXTURES))]
     words = [{"texture": TEXTURES[new[n]], "kind": KINDS[source.kind[n, slots[n]]]} for n in rows]
     alone = source.count == 1
-    wordings = [phrases.TEXTURE + (phrases.SHARED["texture", ""] if alone[n] else ()) for n in rows]
+    wordings = [phrasings.TEXTURE + (phrasings.SHARED["texture", ""] if alone[n] else ()) for n in rows]
     return Change(source, target, others, slots, wordings, words)
 
 
@@ -172,7 +174,7 @@ def background(numbers: np.ndarray) -> Change:
     target = replace(source, background=new)
     others = [replace(source, background=(new + k) % len(BACKGROUNDS)) for k in range(1, len(BACKGROUNDS))]
     names = [BACKGROUNDS[b] for b in new]
-    wordings = [phrases.BACKGROUND + phrases.SHARED.get(("background", name), ()) for name in names]
+    wordings = [phrasings.BACKGROUND + phrasings.SHARED.get(("background", name), ()) for name in names]
     words = [{"background": GROUND[name][0].split(" ", 1)[1].removeprefix("a ").removeprefix("the ")} for name in names]
     return Change(source, target, others, slots, wordings, words)
 
@@ -184,7 +186,7 @@ def global_(numbers: np.ndarray) -> Change:
     new = pick(numbers, "newcond", _others(np.array([0.5, 1, 1, 1, 1, 1]), source.condition))
     others = [replace(source, condition=(new + k) % len(CONDITIONS)) for k in range(1, len(CONDITIONS))]
     names = [CONDITIONS[c] for c in new]
-    wordings = [phrases.GLOBAL[name] + phrases.SHARED.get(("global", name), ()) for name in names]
+    wordings = [phrasings.GLOBAL[name] + phrasings.SHARED.get(("global", name), ()) for name in names]
     return Change(source, replace(source, condition=new), others, slots, wordings)
 
 
@@ -194,8 +196,8 @@ def style(numbers: np.ndarray) -> Change:
     new = pick(numbers, "newstyle", _others(np.ones(len(STYLES)), source.style))
     others = [replace(source, style=(new + k) % len(STYLES)) for k in range(1, len(STYLES))]
     names = [STYLES[i] for i in new]
-    wordings = [phrases.STYLE + phrases.SHARED.get(("style", name), ()) for name in names]
-    words = [{"a_style": phrases.A_STYLE[name]} for name in names]
+    wordings = [phrasings.STYLE + phrasings.SHARED.get(("style", name), ()) for name in names]
+    words = [{"a_style": phrasings.A_STYLE[name]} for name in names]
     return Change(source, replace(source, style=new), others, slots, wordings, words)
 
 
@@ -207,7 +209,7 @@ def text(numbers: np.ndarray) -> Change:
     target = source.edited(rows, slots, variant=new)
     others = [source.edited(rows, slots, variant=(new + k) % len(LETTERS)) for k in range(1, len(LETTERS))]
     words = [{"letter": LETTERS[new[n]], "old": LETTERS[source.variant[n, slots[n]]]} for n in rows]
-    return Change(source, target, others, slots, [phrases.TEXT + phrases.SHARED["text", ""]] * len(rows), words)
+    return Change(source, target, others, slots, [phrasings.TEXT + phrasings.SHARED["text", ""]] * len(rows), words)
 
 
 def _named(all_scenes: Scenes, n: int, slot: int, where: bool = False) -> str:

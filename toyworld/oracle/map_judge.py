@@ -4,9 +4,8 @@ import numpy as np
 
 from emuedit.data.png import decode_png
 from emuedit.data.records import Pair
-from toyworld.edits import exact_targets as annotate
-from toyworld.edits import phrasings as phrases
-from toyworld.edits.caption_parser import understand
+from toyworld.edits import exact_targets, phrasings
+from toyworld.edits.caption_parser import parse
 from toyworld.edits.exact_judge import BOUND, l1
 from toyworld.oracle.object_matching import Picture, find, index, looked_again, named
 from toyworld.reading.toy_annotators import scene
@@ -25,13 +24,13 @@ WHOLE = ("background", "condition", "style")
 
 def from_map(pair: Pair) -> bool:
     """Is it the way back, from a map to the picture?"""
-    return pair.source_caption.startswith(phrases.MAP_OF[pair.task].format(caption=""))
+    return pair.source_caption.startswith(phrasings.MAP_OF[pair.task].format(caption=""))
 
 
 def marked(pair: Pair, source: Picture) -> list[str]:
     """detect, segment: is the mark on the object, and on nothing else?"""
-    noun = pair.target_caption.rpartition(phrases.MARKED[pair.task].format(caption="", noun=""))[2]
-    said = understand(pair.source_caption)
+    noun = pair.target_caption.rpartition(phrasings.MARKED[pair.task].format(caption="", noun=""))[2]
+    said = parse(pair.source_caption)
     things = [thing for thing in said.things if thing.noun == noun] if said else []
     if not things:
         raise ValueError(f"want an object of {pair.source_caption!r} to be marked, got {pair.target_caption!r}")
@@ -46,9 +45,9 @@ def marked(pair: Pair, source: Picture) -> list[str]:
     changed = l1(source.pixels, pixels) > OUTSIDE
     painted &= changed
     if pair.task == "detect":
-        mask, painted = _box(mask, 0), _box(painted, annotate.BOX_WIDTH_PX)
+        mask, painted = _box(mask, 0), _box(painted, exact_targets.BOX_WIDTH_PX)
     iou = float((mask & painted).sum()) / max(float((mask | painted).sum()), 1)
-    others = changed & ~painted & ~_box(painted, -annotate.BOX_WIDTH_PX)
+    others = changed & ~painted & ~_box(painted, -exact_targets.BOX_WIDTH_PX)
     return ["target_mark"] * (iou < LEAST_IOU) + ["rest_outside"] * (float(others.mean()) > BOUND)
 
 
@@ -67,10 +66,10 @@ def sketched(pair: Pair, lines: np.ndarray, picture: Picture) -> list[str]:
     """sketch: do the lines fit the picture; from lines to a picture also: is it the picture that was asked for?"""
     back = from_map(pair)
     faults = []
-    exact = annotate.sketch(render.truth(scene([picture.seen])))[0]
+    exact = exact_targets.sketch(render.truth(scene([picture.seen])))[0]
     if float(l1(lines, exact).mean()) > LINES:
         faults.append("source_lines" if back else "target_lines")
-    said = understand(pair.target_caption) if back else None
+    said = parse(pair.target_caption) if back else None
     if said is not None:
         for thing in said.things:
             picture = looked_again(picture, thing, {"kind", "colour", "where"}, None)

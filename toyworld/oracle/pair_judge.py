@@ -13,8 +13,8 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 
 from emuedit.data.png import decode_png
 from emuedit.data.records import Pair
-from toyworld.edits import phrasings as phrases
-from toyworld.edits.caption_parser import Said, Thing, understand
+from toyworld.edits import phrasings
+from toyworld.edits.caption_parser import ParsedCaption, Thing, parse
 from toyworld.edits.exact_judge import BOUND, LOCAL_BOUND, WINDOW_PX, l1, mean_over
 from toyworld.oracle.map_judge import WHOLE, from_map, marked, sketched
 from toyworld.oracle.object_matching import Picture, find, index, like, looked_again, named, near, noun, shown, shows
@@ -74,7 +74,7 @@ def drawn(pair: Pair) -> tuple[bool, bool]:
     """Whether source and target are maps or marked pictures, which cannot be read."""
     if pair.task in ("detect", "segment"):
         return False, True
-    if pair.task in phrases.MAPS:
+    if pair.task in phrasings.MAPS:
         return from_map(pair), not from_map(pair)
     return False, False
 
@@ -87,7 +87,7 @@ def _judged(pair: Pair, seen: Mapping[bytes, Picture]) -> Truth:
         return Truth(tuple(sketched(pair, decode_png(lines), seen[picture])))
     if pair.task not in _SCENE:
         raise ValueError(f"want a task of {[*_SCENE, 'detect', 'segment', 'sketch']}, got {pair.task!r}")
-    before, after = understand(pair.source_caption), understand(pair.target_caption)
+    before, after = parse(pair.source_caption), parse(pair.target_caption)
     if before is None or after is None:
         raise ValueError(f"want captions of the toy world, got {pair.source_caption!r} and {pair.target_caption!r}")
     size = seen[pair.source].pixels.shape[:2]
@@ -102,8 +102,8 @@ class _Both:
 
     source: Picture
     target: Picture
-    before: Said
-    after: Said
+    before: ParsedCaption
+    after: ParsedCaption
     inside: np.ndarray
 
     def turned(self) -> "_Both":
@@ -213,5 +213,5 @@ def _matched(one: Seen, both: _Both, but: Seen | None, whole: bool) -> bool:
     return any(other is not but and like(one, other, whole) for other in both.target.seen.objects)
 
 
-def _only(these: Said, others: Said) -> tuple[Thing, ...]:
+def _only(these: ParsedCaption, others: ParsedCaption) -> tuple[Thing, ...]:
     return tuple(thing for thing in these.things if thing not in others.things)

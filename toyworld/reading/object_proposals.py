@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from toyworld.reading import object_hypotheses as g
+from toyworld.reading import object_hypotheses
 from toyworld.reading.scene_classifier import LOOKS
 from toyworld.reading.weather_removal import cells, density, flat
 from toyworld.scenes import stamps
@@ -26,7 +26,7 @@ def odds(p: np.ndarray, look: int, log_ground: np.ndarray) -> np.ndarray:
     return _things(look)[:, cells(p)] - log_ground
 
 
-def promising(odds: np.ndarray, style: int) -> tuple[g.Guesses, float]:
+def promising(odds: np.ndarray, style: int) -> tuple[object_hypotheses.Guesses, float]:
     """Guesses about the one place where most odds gather: outlines with the colours that suit them, textures yet open;
     and the odds gathered there."""
     margin = stamps.HALF - _FIRST
@@ -35,7 +35,7 @@ def promising(odds: np.ndarray, style: int) -> tuple[g.Guesses, float]:
     half = wide.reshape(len(COLOURS), side // 2, 2, side // 2, 2).sum((2, 4))
     windows = np.lib.stride_tricks.sliding_window_view(half, (17, 17), axis=(1, 2))[:, :_N, :_N]
     score = (windows.reshape(-1, 17 * 17) @ _half_masks()).reshape(len(COLOURS), _N * _N, -1)
-    score[..., ~g.possible(style)[_MASKS, 0]] = -np.inf
+    score[..., ~object_hypotheses.possible(style)[_MASKS, 0]] = -np.inf
     place = int(score.max((0, 2)).argmax())
     py, px = np.divmod(np.arange(_N * _N), _N)
     reach = _NEAR_PX // 2
@@ -44,7 +44,7 @@ def promising(odds: np.ndarray, style: int) -> tuple[g.Guesses, float]:
     value = score[:, near].max(1)
     colour, mask = np.unravel_index(np.argsort(-value, axis=None)[:_PAIRS_KEPT], value.shape)
     at = near[best[colour, mask]]
-    return g.of(_MASKS[mask], colour, np.zeros(1), _FIRST + 2 * px[at], _FIRST + 2 * py[at]), float(value.max())
+    return object_hypotheses.of(_MASKS[mask], colour, np.zeros(1), _FIRST + 2 * px[at], _FIRST + 2 * py[at]), float(value.max())
 
 
 @lru_cache(maxsize=len(LOOKS))
@@ -52,8 +52,8 @@ def _things(look: int) -> np.ndarray:
     """[10, bins] float32: log densities of the flat colours of objects, from what stamps are made of."""
     style = int(LOOKS[look, 2])
     one = flat(look)
-    table = g.shares(style, 0, 0)
-    outline, texture = np.nonzero(g.possible(style))
+    table = object_hypotheses.shares(style, 0, 0)
+    outline, texture = np.nonzero(object_hypotheses.possible(style))
     some = table.weight[outline, ::7] > 0.9
     share = table.share[outline, texture, ::7][some]  # [M, 3]
     found = []
@@ -66,6 +66,6 @@ def _things(look: int) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _half_masks() -> np.ndarray:
     """[17 * 17, masks] float32: coverage at half size; window rows begin 16 px above the centre."""
-    alpha = stamps.atlas().alpha.reshape(g.N_OUTLINES, stamps.WINDOW, stamps.WINDOW)[_MASKS]
+    alpha = stamps.atlas().alpha.reshape(object_hypotheses.N_OUTLINES, stamps.WINDOW, stamps.WINDOW)[_MASKS]
     wide = np.pad(alpha, ((0, 0), (0, 1), (0, 1)))
     return np.ascontiguousarray(wide.reshape(len(_MASKS), 17, 2, 17, 2).mean((2, 4)).reshape(len(_MASKS), -1).T)

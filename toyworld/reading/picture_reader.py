@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from toyworld.reading import object_search as objects
+from toyworld.reading import object_search
 from toyworld.reading.reading_records import Reading, Seen
 from toyworld.reading.scene_classifier import LOOKS, recognise
 from toyworld.scenes.palette import CELL_CENTRES, SIZE
@@ -32,17 +32,17 @@ def read(images: np.ndarray) -> list[Reading]:
 
 def _reading(picture: np.ndarray, look: int, sure: np.ndarray) -> Reading:
     trust = float(sure.min())
-    seen = [_seen(tried, trust) for tried in objects.find(picture, look)]
+    seen = [_seen(tried, trust) for tried in object_search.find(picture, look)]
     background, condition, style = (int(v) for v in LOOKS[look])
     confidence = {name: float(v) for name, v in zip(("background", "condition", "style"), sure, strict=True)}
     confidence["count"] = trust * min((quality for _, quality in seen), default=1.0)
     return Reading(background, condition, style, tuple(one for one, _ in seen), confidence)
 
 
-def _seen(tried: objects.Tried, trust: float) -> tuple[Seen, float]:
+def _seen(tried: object_search.Tried, trust: float) -> tuple[Seen, float]:
     """The best guess, as sure of each attribute as it beats the best rival that differs in it; and how well it explains."""
     guesses, gain = tried
-    quality = float(np.clip(gain[0] / (_CLEAR_GAIN * objects.area(int(guesses.outline[0]))), 0, 1))
+    quality = float(np.clip(gain[0] / (_CLEAR_GAIN * object_search.area(int(guesses.outline[0]))), 0, 1))
     sure = {}
     for name in ("kind", "colour", "texture", "variant", "big"):
         values = getattr(guesses, name)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from emuedit.annotators import drawing
-from toyworld.edits import exact_targets as exact
+from toyworld.edits import exact_targets
 from toyworld.edits.exact_judge import l1, mean_over
 from toyworld.reading import Reading, read
 from toyworld.scenes import render
@@ -34,16 +34,16 @@ def annotate(
     (segment); each matters to its task alone. Raises ValueError for a task that is no vision task.
     """
     if task == "detect":
-        line = drawing.frame(boxes_px, images.shape[1], images.shape[2], exact.BOX_WIDTH_PX)
+        line = drawing.frame(boxes_px, images.shape[1], images.shape[2], exact_targets.BOX_WIDTH_PX)
         found = (boxes_px[:, 2] > boxes_px[:, 0]) & (boxes_px[:, 3] > boxes_px[:, 1])
         return np.where(line[..., None], quantise(BOX_RGB), images), found
     if task == "segment":
         return np.where(masks[..., None], quantise(MASK_RGB), images), np.asarray(masks.any((1, 2)))
     if task == "color":
-        which = np.array([exact.FILTERS.index(word) if word in exact.FILTERS else -1 for word in words], np.int64)
+        which = np.array([exact_targets.FILTERS.index(word) if word in exact_targets.FILTERS else -1 for word in words], np.int64)
         known = which >= 0
         out = images.copy()
-        out[known] = exact.colour_filter(images[known], which[known])
+        out[known] = exact_targets.colour_filter(images[known], which[known])
         return out, known
     if task in MAPS:
         return _mapped(task, images)
@@ -70,11 +70,11 @@ def _mapped(task: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scenes = scene(read(images))
     truth = render.truth(scenes)
     draw = {
-        "depth": lambda: exact.depth(truth),
-        "normal": lambda: exact.normal(truth),
-        "sketch": lambda: exact.sketch(truth),
-        "segmap": lambda: exact.segmap(scenes, truth),
-        "pose": lambda: exact.pose(scenes),
+        "depth": lambda: exact_targets.depth(truth),
+        "normal": lambda: exact_targets.normal(truth),
+        "sketch": lambda: exact_targets.sketch(truth),
+        "segmap": lambda: exact_targets.segmap(scenes, truth),
+        "pose": lambda: exact_targets.pose(scenes),
     }
     fine = np.asarray((misread(images, truth) <= READABLE) & (overlooked(images, truth) <= OVERLOOKED))
     if task == "pose":

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toyworld.scenes import backgrounds as backdrop
-from toyworld.scenes import stamps
+from toyworld.scenes import backgrounds, stamps
 from toyworld.scenes.palette import BACKGROUND_RGB, RADII, RGB, SECOND_RGB, SIZE, STYLES
 from toyworld.scenes.scene import SLOTS, Scenes
 from toyworld.scenes.weather_style import weather_and_style
@@ -101,7 +100,7 @@ def _paint(scenes: Scenes) -> tuple[np.ndarray, np.ndarray]:
     cartoon = scenes.style == STYLES.index("cartoon")
     canvas, picture = _canvas(len(scenes), 3)
     covered, coverage = _canvas(len(scenes))
-    picture[:] = backdrop.window(backdrop.backgrounds(), scenes.background, scenes.tile_x, scenes.tile_y)
+    picture[:] = backgrounds.window(backgrounds.backgrounds(), scenes.background, scenes.tile_x, scenes.tile_y)
     flat = BACKGROUND_RGB[scenes.background[cartoon]][:, None, None]
     picture[cartoon] = flat + 0.30 * (picture[cartoon] - flat)
     atlas, patterns = stamps.atlas(), stamps.patterns()

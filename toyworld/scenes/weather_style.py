@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from toyworld.scenes import backgrounds as backdrop
+from toyworld.scenes import backgrounds
 from toyworld.scenes.palette import CONDITIONS, SIZE, STYLES, luma
 from toyworld.scenes.scene import Scenes
 
@@ -39,8 +39,8 @@ def _fog(p: np.ndarray, _covered: np.ndarray, _scenes: Scenes) -> np.ndarray:
 
 
 def _streaks(p: np.ndarray, scenes: Scenes, which: int, colour: tuple[float, float, float], share: float) -> np.ndarray:
-    tile = backdrop.window(
-        backdrop.streaks(), np.full(len(scenes), which), scenes.tile_y, scenes.tile_x
+    tile = backgrounds.window(
+        backgrounds.streaks(), np.full(len(scenes), which), scenes.tile_y, scenes.tile_x
     )  # swapped: another window than the background's
     return _mix(p, np.array(colour, np.float32), share * tile[..., None])
 
@@ -86,7 +86,7 @@ def _cartoon(p: np.ndarray, _covered: np.ndarray, _scenes: Scenes) -> np.ndarray
 def _watercolour(p: np.ndarray, covered: np.ndarray, scenes: Scenes) -> np.ndarray:
     for _ in range(2):
         p = (p + np.roll(p, 1, 1) + np.roll(p, -1, 1) + np.roll(p, 1, 2) + np.roll(p, -1, 2)) / 5
-    grain = backdrop.window(backdrop.paper(), np.zeros(len(scenes), int), scenes.tile_x, scenes.tile_y)
+    grain = backgrounds.window(backgrounds.paper(), np.zeros(len(scenes), int), scenes.tile_x, scenes.tile_y)
     axis = np.arange(SIZE, dtype=np.float32)
     edge = np.minimum(axis, axis[::-1])
     border = np.clip((np.minimum(edge[:, None], edge[None]) + 1.2 * grain - 3.0) / 2, 0, 1)[..., None]

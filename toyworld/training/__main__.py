@@ -13,25 +13,27 @@ import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from toyworld.training import train_base_model as painter
-from toyworld.training import train_clip as clip
-from toyworld.training import train_depth as depth
-from toyworld.training import train_detector as detector
-from toyworld.training import train_dino as dino
-from toyworld.training import train_segmenter as segmenter
-from toyworld.training import train_t5 as t5
-from toyworld.training import train_vae as vae
+from toyworld.training import (
+    train_base_model,
+    train_clip,
+    train_depth,
+    train_detector,
+    train_dino,
+    train_segmenter,
+    train_t5,
+    train_vae,
+)
 
 OUT, SCRATCH = Path("toyworld/weights"), Path("scratch/foundation")
 
 
-def _paint(scratch: Path) -> Path:
-    return _saved(painter.run(scratch, vae.run(scratch.parent / "vae")), scratch)
+def _train_base_model(scratch: Path) -> Path:
+    return _saved(train_base_model.run(scratch, train_vae.run(scratch.parent / "vae")), scratch)
 
 
-def _paint_on(scratch: Path, published: Path) -> Path:
+def _continue_base_model(scratch: Path, published: Path) -> Path:
     known = AutoencoderTiny.from_pretrained(published / "vae", dtype=torch.float32)
-    return _saved(painter.run(scratch, known, painter.ON, start=published), scratch)
+    return _saved(train_base_model.run(scratch, known, train_base_model.ON, start=published), scratch)
 
 
 def _saved(made: StableDiffusionPipeline, scratch: Path) -> Path:
@@ -40,18 +42,18 @@ def _saved(made: StableDiffusionPipeline, scratch: Path) -> Path:
 
 
 def _encode(scratch: Path) -> None:
-    vae.run(scratch)
+    train_vae.run(scratch)
 
 
 TRAININGS: dict[str, Callable[[Path], Path | None]] = {
-    "vae": _encode,  # published within the painter
-    "painter": _paint,
-    "detector": detector.run,
-    "segmenter": segmenter.run,
-    "clip": clip.run,
-    "dino": dino.run,
-    "depth": depth.run,
-    "t5": t5.run,
+    "vae": _encode,  # published within the base_model
+    "base_model": _train_base_model,
+    "detector": train_detector.run,
+    "segmenter": train_segmenter.run,
+    "clip": train_clip.run,
+    "dino": train_dino.run,
+    "depth": train_depth.run,
+    "t5": train_t5.run,
 }
 
 
@@ -81,15 +83,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(TRAININGS)}; all if none is given")
     parser.add_argument("--out", type=Path, default=OUT, help="where the models are published")
-    parser.add_argument("--on", action="store_true", help="train the published painter on, not a new one; its autoencoder stays")
+    parser.add_argument(
+        "--on", action="store_true", help="train the published base_model on, not a new one; its autoencoder stays"
+    )
     parser.add_argument("--scratch", type=Path, default=SCRATCH, help="where trainings keep their state")
     args = parser.parse_args()
     if unknown := sorted(set(args.names) - set(TRAININGS)):
         parser.error(f"unknown models {', '.join(unknown)}; known are {', '.join(TRAININGS)}")
     args.out.mkdir(parents=True, exist_ok=True)
     for name in [name for name in TRAININGS if name in args.names or not args.names]:
-        on = args.on and name == "painter"
-        made = _paint_on(args.scratch / name, args.out / name) if on else TRAININGS[name](args.scratch / name)
+        on = args.on and name == "base_model"
+        made = _continue_base_model(args.scratch / name, args.out / name) if on else TRAININGS[name](args.scratch / name)
         if made is not None:
             print(f"{args.out / name}: {publish(made, args.out / name) / 1e6:.1f} MB")
 

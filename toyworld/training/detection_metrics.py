@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from emuedit.models import detector, segmenter
-from emuedit.models import image_tensors as pixels
+from emuedit.models import detector, image_tensors, segmenter
 from toyworld.scenes import render
 from toyworld.scenes.palette import CARD, COLOURS, KINDS
 from toyworld.scenes.scene import Scenes, numbers, scenes
@@ -29,7 +28,7 @@ def detection(folder: Path, n: int = 600) -> dict[str, float]:
     model = detector.load(str(folder))
     all_scenes = scenes(numbers("held_out", 0, n))
     known = render.truth(all_scenes)
-    x, boxes = pixels.from_uint8(known.images), torch.from_numpy(known.boxes)
+    x, boxes = image_tensors.from_uint8(known.images), torch.from_numpy(known.boxes)
     figures = {}
     for name, full in (("ap50", True), ("ap50_nouns", False)):
         asked = [_asked(all_scenes, i, full) for i in range(n)]
@@ -42,7 +41,7 @@ def segmentation(folder: Path, detector_folder: Path, n: int = 600) -> dict[str,
     model = segmenter.load(str(folder))
     all_scenes = scenes(numbers("held_out", 0, n))
     known = render.truth(all_scenes)
-    x, truth, true_boxes = pixels.from_uint8(known.images), known.masks, torch.from_numpy(known.boxes)
+    x, truth, true_boxes = image_tensors.from_uint8(known.images), known.masks, torch.from_numpy(known.boxes)
     slots = [np.flatnonzero(all_scenes.present[i]) for i in range(n)]
     asked = [[_named(all_scenes, i, int(slot)) for slot in slots[i]] for i in range(n)]
     found = _found(detector.load(str(detector_folder)), x, asked)

@@ -1,12 +1,12 @@
-"""What the painter makes of held-out captions: pictures for people and for the oracle."""
+"""What the base_model makes of held-out captions: pictures for people and for the oracle."""
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from emuedit.data.contact_sheet import grid
-from emuedit.models import image_tensors as pixels
-from emuedit.models.base_model import Painter
+from emuedit.models import image_tensors
+from emuedit.models.text_to_image import TextToImageModel
 from toyworld.scenes.caption_grammar import all_captions
 from toyworld.scenes.render import images
 from toyworld.scenes.scene import Scenes, numbers, scenes
@@ -16,15 +16,15 @@ BATCH = 32
 
 
 def held_out(
-    painter: Painter, n: int, start: int = 0, steps: int = STEPS, guidance: float = GUIDANCE
+    base_model: TextToImageModel, n: int, start: int = 0, steps: int = STEPS, guidance: float = GUIDANCE
 ) -> tuple[Scenes, np.ndarray]:
     """Held-out scenes and pictures painted from their captions alone, uint8 [N, 64, 64, 3]. Seeds are scene numbers."""
     asked = scenes(numbers("held_out", start, n))
     said, seeds = all_captions(asked), asked.number.tolist()
     parts = []
-    for i in tqdm(range(0, n, BATCH), desc="painter", unit="batch"):
-        x = painter.paint(said[i : i + BATCH], seeds[i : i + BATCH], steps, guidance)
-        parts.append(pixels.to_uint8(x))
+    for i in tqdm(range(0, n, BATCH), desc="base_model", unit="batch"):
+        x = base_model.generate(said[i : i + BATCH], seeds[i : i + BATCH], steps, guidance)
+        parts.append(image_tensors.to_uint8(x))
     return asked, np.concatenate(parts)
 
 

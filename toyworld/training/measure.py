@@ -14,22 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from emuedit.models import base_model as painter
-from emuedit.models import clip, depth, dino
-from emuedit.models import image_tensors as pixels
-from emuedit.models import vae_latents as latents
+from emuedit.models import clip, depth, dino, image_tensors, text_to_image, vae_latents
 from toyworld import reading
 from toyworld.scenes import render
 from toyworld.scenes.caption_grammar import all_captions
 from toyworld.scenes.palette import ALLOWED_COLOURS, COLOURS, CONDITIONS
 from toyworld.scenes.scene import Scenes, numbers, scenes
-from toyworld.training import generated_samples as painter_at_work
+from toyworld.training import generated_samples
 from toyworld.training.detection_metrics import detection, segmentation
 from toyworld.training.mixed_pictures import mixed
 
 Figures = dict[str, float]
 WEIGHTS, REPORT = Path("toyworld/weights"), Path("docs/toyworld.json")
-SAMPLES = Path("docs/images/painter.png")
+SAMPLES = Path("docs/images/base_model.png")
 _BATCH = 64
 
 
@@ -41,7 +38,7 @@ def retrieval(folder: Path, draws: int = 16, n: int = 64) -> Figures:
         all_scenes = scenes(numbers("held_out", 10_000 + draw * 2 * n, 2 * n))
         said = all_captions(all_scenes)
         rows = [i for i, text in enumerate(said) if said.index(text) == i][:n]
-        pictures = judge.embed_images(pixels.from_uint8(render.images(all_scenes[np.array(rows)])))
+        pictures = judge.embed_images(image_tensors.from_uint8(render.images(all_scenes[np.array(rows)])))
         likeness = judge.embed_texts([said[i] for i in rows]) @ pictures.T  # [n texts, n pictures]
         same = torch.arange(n)
         to_picture.append((likeness.argmax(1) == same).float().mean())
@@ -55,7 +52,7 @@ def nearness(folder: Path, n: int = 600) -> Figures:
     """
     judge = depth.load(str(folder))
     known = render.truth(scenes(numbers("held_out", 0, n)))
-    x, truth = pixels.from_uint8(known.images), torch.from_numpy(known.disparity)
+    x, truth = image_tensors.from_uint8(known.images), torch.from_numpy(known.disparity)
     with torch.no_grad():
         raw = torch.cat([judge.model(part).predicted_depth for part in x.split(_BATCH)])
     stretched = torch.cat([judge.depth(part) for part in x.split(_BATCH)])
@@ -74,7 +71,7 @@ def likeness(folder: Path, n: int = 600, n_known: int = 2400, k: int = 10) -> Fi
     judge = dino.load(str(folder))
 
     def embed(some: Scenes) -> Tensor:
-        x = pixels.from_uint8(render.images(some))
+        x = image_tensors.from_uint8(render.images(some))
         return torch.cat([judge.embed_images(part) for part in x.split(_BATCH)])
 
     held = scenes(numbers("held_out", 0, n))
@@ -112,25 +109,25 @@ def likeness(folder: Path, n: int = 600, n_known: int = 2400, k: int = 10) -> Fi
 
 
 def fidelity(folder: Path, n: int = 1024) -> Figures:
-    """PSNR in dB of the painter's autoencoder, mean over held-out pictures: of every kind, and of scenes alone."""
-    model = painter.load(str(folder))
+    """PSNR in dB of the base_model's autoencoder, mean over held-out pictures: of every kind, and of scenes alone."""
+    model = text_to_image.load(str(folder))
     figures = {}
     for name, make in (("psnr", mixed), ("psnr_scenes", lambda which: render.images(scenes(which)))):
-        x = pixels.from_uint8(make(numbers("held_out", 0, n)))
-        y = torch.cat([latents.decode(model.vae, model.encode(part)) for part in x.split(_BATCH)])
+        x = image_tensors.from_uint8(make(numbers("held_out", 0, n)))
+        y = torch.cat([vae_latents.decode(model.vae, model.encode(part)) for part in x.split(_BATCH)])
         error = F.mse_loss(y, x, reduction="none").mean((1, 2, 3)).clamp_min(1e-10)
         figures[name] = float((10 * torch.log10(4 / error)).mean())
     return figures
 
 
 def faithfulness(folder: Path, shown: Path, n: int = 256) -> Figures:
-    """How often what a held-out caption asks for is seen in the painter's picture: a share per attribute, by the oracle.
+    """How often what a held-out caption asks for is seen in the base_model's picture: a share per attribute, by the oracle.
 
     The first sixteen pictures go to the file `shown`, beside what the renderer draws for the same captions.
     """
-    asked, painted = painter_at_work.held_out(painter.load(str(folder)), n)
+    asked, painted = generated_samples.held_out(text_to_image.load(str(folder)), n)
     shown.parent.mkdir(parents=True, exist_ok=True)
-    painter_at_work.sheet(asked[:16], painted[:16]).save(shown, optimize=True)
+    generated_samples.sheet(asked[:16], painted[:16]).save(shown, optimize=True)
     return reading.faithfulness(painted, asked)
 
 
@@ -142,7 +139,7 @@ def megabytes(folder: Path) -> float:
 def main() -> None:
     """Measure the models that are there, or the named ones, and renew their part of the report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="detector, segmenter, clip, depth, dino, vae, painter; all if none is given")
+    parser.add_argument("names", nargs="*", help="detector, segmenter, clip, depth, dino, vae, base_model; all if none is given")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--report", type=Path, default=REPORT)
     parser.add_argument("--samples", type=Path, default=SAMPLES, help="where a sheet of painted pictures goes")
@@ -154,8 +151,8 @@ def main() -> None:
         "clip": lambda: retrieval(at / "clip"),
         "depth": lambda: nearness(at / "depth"),
         "dino": lambda: likeness(at / "dino"),
-        "vae": lambda: fidelity(at / "painter"),
-        "painter": lambda: faithfulness(at / "painter", args.samples),
+        "vae": lambda: fidelity(at / "base_model"),
+        "base_model": lambda: faithfulness(at / "base_model", args.samples),
     }
     if unknown := sorted(set(args.names) - set(measures)):
         parser.error(f"unknown models {', '.join(unknown)}; known are {', '.join(measures)}")
@@ -163,7 +160,7 @@ def main() -> None:
     for name, measure in measures.items():
         if args.names and name not in args.names:
             continue
-        folder = at / ("painter" if name == "vae" else name)
+        folder = at / ("base_model" if name == "vae" else name)
         if not folder.exists():
             print(f"{name}: no {folder}; train it with python -m toyworld.training {name}")
             continue

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from toyworld.edits import exact_targets as annotate
+from toyworld.edits import exact_targets
 from toyworld.scenes.render import truth
 from toyworld.scenes.scene import pick, scenes, uniform
 
@@ -23,16 +23,16 @@ def mixed(numbers: np.ndarray) -> np.ndarray:
             continue
         part, part_scenes = known.rows(rows), all_scenes[rows]
         if kind in ("detect", "segment"):
-            out[rows] = getattr(annotate, kind)(part, slots[rows])
+            out[rows] = getattr(exact_targets, kind)(part, slots[rows])
         elif kind == "segmap":
-            out[rows] = annotate.segmap(part_scenes, part)
+            out[rows] = exact_targets.segmap(part_scenes, part)
         elif kind == "pose":
-            out[rows] = annotate.pose(part_scenes)
+            out[rows] = exact_targets.pose(part_scenes)
         elif kind == "filter":
-            chosen = pick(numbers[rows], "filter", np.ones(len(annotate.FILTERS)))
-            out[rows] = annotate.colour_filter(part.images, chosen)
+            chosen = pick(numbers[rows], "filter", np.ones(len(exact_targets.FILTERS)))
+            out[rows] = exact_targets.colour_filter(part.images, chosen)
         elif kind == "quarter":
-            out[rows] = annotate.quarter(part.images)
+            out[rows] = exact_targets.quarter(part.images)
         else:
-            out[rows] = getattr(annotate, kind)(part)
+            out[rows] = getattr(exact_targets, kind)(part)
     return out

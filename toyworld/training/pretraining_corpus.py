@@ -1,6 +1,6 @@
 """What the toy world's web holds besides captioned scenes: pictures of every task's results, beside what was said of them.
 
-A painter that only ever read "a red circle" does not read "make the circle red"; one that read the web does, and has seen
+A base_model that only ever read "a red circle" does not read "make the circle red"; one that read the web does, and has seen
 boxes, masks, line drawings and depth maps. This stands for that web. It shows results alone: never what was there before an
 edit, never a held-out task.
 """
@@ -16,7 +16,7 @@ from diffusers import AutoencoderTiny
 from tqdm import tqdm
 
 from emuedit.models.image_tensors import from_uint8
-from toyworld.edits import exact_edits as edits
+from toyworld.edits import exact_edits
 from toyworld.scenes import render
 from toyworld.training.training_run import bf16, device
 
@@ -60,7 +60,7 @@ def marked(vae: AutoencoderTiny, *looks: np.ndarray) -> str:
 
 def gather(vae: AutoencoderTiny, folder: Path, per_task: int = PER_TASK) -> Path:
     """Where results of all sixteen tasks are kept, `per_task` each: made once, below `folder`."""
-    first = [edits.edits(name, "train", FROM, 4) for name in edits.names()]
+    first = [exact_edits.edits(name, "train", FROM, 4) for name in exact_edits.names()]
     looks = [np.concatenate([one.exact for one in first]), np.array([text for one in first for text in one.instructions])]
     folder = folder / f"web-{per_task}-{marked(vae, *looks)}"
     if (folder / "texts.json").exists():
@@ -68,9 +68,9 @@ def gather(vae: AutoencoderTiny, folder: Path, per_task: int = PER_TASK) -> Path
     folder.mkdir(parents=True, exist_ok=True)
     vae.to(device())
     z, objects, texts = [], [], []
-    for name in tqdm(edits.names(), "web"):
+    for name in tqdm(exact_edits.names(), "web"):
         for start in range(0, per_task, _CHUNK):
-            some = edits.edits(name, "train", FROM + start, min(_CHUNK, per_task - start))
+            some = exact_edits.edits(name, "train", FROM + start, min(_CHUNK, per_task - start))
             changed = (some.exact != some.before).any(-1)
             local = changed.mean((1, 2), keepdims=True) < 0.5
             z.append(encoded(vae, some.exact))

@@ -1,4 +1,4 @@
-"""The painter: a latent diffusion model in Stable Diffusion's own format, text encoder and U-Net trained together."""
+"""The base_model: a latent diffusion model in Stable Diffusion's own format, text encoder and U-Net trained together."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from emuedit.models.base_model import ease_backward
-from emuedit.training import distributed as crews
+from emuedit.models.text_to_image import use_unfused_attention_on_cpu
+from emuedit.training import distributed
 from toyworld.scenes import render
 from toyworld.scenes.caption_grammar import caption, voice
 from toyworld.scenes.scene import numbers, scenes
-from toyworld.training import pretraining_corpus as web
+from toyworld.training import pretraining_corpus
 from toyworld.training import tokenizer as tokens
 from toyworld.training.render_cache import world
 from toyworld.training.training_run import Recipe, bf16, device, train
@@ -87,7 +87,7 @@ def schedule() -> DDIMScheduler:
 def pool(vae: AutoencoderTiny, folder: Path, n: int = POOL) -> Path:
     """Where the latents float16 [n, 8, 16, 16] of n scenes and their objects, bool [n, 16, 16], are kept: computed once."""
     all_scenes = scenes(numbers("train", 0, n))
-    folder = folder / f"latents-{n}-{web.marked(vae, np.array(world(all_scenes)))}"
+    folder = folder / f"latents-{n}-{pretraining_corpus.marked(vae, np.array(world(all_scenes)))}"
     if (folder / "done").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,8 +96,8 @@ def pool(vae: AutoencoderTiny, folder: Path, n: int = POOL) -> Path:
     objects = np.zeros((n, 16, 16), bool)
     for i in tqdm(range(0, n, 200), desc="latents"):
         known = render.truth(all_scenes[i : i + 200])
-        z[i : i + 200] = web.encoded(vae, known.images)
-        objects[i : i + 200] = web.cells(known.owner >= 0)
+        z[i : i + 200] = pretraining_corpus.encoded(vae, known.images)
+        objects[i : i + 200] = pretraining_corpus.cells(known.owner >= 0)
     np.save(folder / "latents.npy", z)
     np.save(folder / "objects.npy", objects)
     (folder / "done").touch()
@@ -105,13 +105,13 @@ def pool(vae: AutoencoderTiny, folder: Path, n: int = POOL) -> Path:
 
 
 class Lessons:
-    """What the painter learns from, a batch at a time: captioned scenes, and what the web holds besides."""
+    """What the base_model learns from, a batch at a time: captioned scenes, and what the web holds besides."""
 
     def __init__(self, captioned: Path, besides: Path) -> None:
         self.z = np.load(captioned / "latents.npy", mmap_mode="r")
         self.objects = np.load(captioned / "objects.npy")
         self.scenes = scenes(numbers("train", 0, len(self.z)))
-        self.web = web.seen(besides)
+        self.web = pretraining_corpus.seen(besides)
 
     def batch(self, step: int, n: int) -> tuple[list[str], np.ndarray, np.ndarray]:
         """n texts, their latents float32 [n, 8, 16, 16], and where the objects are, bool [n, 16, 16]; the step decides."""
@@ -136,21 +136,23 @@ def run(
     recipe: Recipe = RECIPE,
     start: Path | None = None,
     n_pool: int = POOL,
-    per_task: int = web.PER_TASK,
+    per_task: int = pretraining_corpus.PER_TASK,
 ) -> StableDiffusionPipeline:
-    """Train the painter over a finished autoencoder and return it as a pipeline; `start`: from the weights of this pipeline.
+    """Train the base_model over a finished autoencoder and return it as a pipeline; `start`: from the weights of this pipeline.
 
     On a CPU the cores share every batch.
     """
-    kept = pool(vae, scratch, n_pool), web.gather(vae, scratch, per_task)
-    size = crews.size_for(0, recipe.batch, device().type)
+    kept = pool(vae, scratch, n_pool), pretraining_corpus.gather(vae, scratch, per_task)
+    size = distributed.size_for(0, recipe.batch, device().type)
     if size > 1:
-        crews.together(size, _learn, scratch, recipe, start, *kept)
-    model = _learn(crews.Crew(), scratch, recipe, start, *kept)
+        distributed.together(size, _learn, scratch, recipe, start, *kept)
+    model = _learn(distributed.ProcessGroup(), scratch, recipe, start, *kept)
     return pipeline(model, vae.cpu(), tokens.build(scratch / "tokenizer"))
 
 
-def _learn(crew: crews.Crew, scratch: Path, recipe: Recipe, start: Path | None, captioned: Path, besides: Path) -> TextToLatent:
+def _learn(
+    crew: distributed.ProcessGroup, scratch: Path, recipe: Recipe, start: Path | None, captioned: Path, besides: Path
+) -> TextToLatent:
     tokenizer = tokens.build(scratch / "tokenizer")
     end = tokenizer.convert_tokens_to_ids(tokens.END)
     torch.manual_seed(0)
@@ -161,7 +163,7 @@ def _learn(crew: crews.Crew, scratch: Path, recipe: Recipe, start: Path | None, 
     if device().type != "cpu":
         model.to(memory_format=torch.channels_last)
     else:
-        ease_backward(model.unet, [model.text_encoder])
+        use_unfused_attention_on_cpu(model.unet, [model.text_encoder])
     lessons, scheduler = Lessons(captioned, besides), schedule()
 
     def loss_at(step: int) -> Tensor:

@@ -22,13 +22,13 @@ from toyworld.scenes.caption_grammar import WHERE, caption, noun, voice
 from toyworld.scenes.palette import CELLS, PERSON, SIZE
 from toyworld.scenes.scene import Scenes, numbers, pick, scenes, uniform
 from toyworld.training import tokenizer as tokens
-from toyworld.training import train_detector as detector
+from toyworld.training import train_detector
 from toyworld.training.mixed_pictures import KINDS, SHARES
 from toyworld.training.render_cache import mixed_pictures
 from toyworld.training.training_run import Recipe, bf16, device, train
 
 RECIPE = Recipe(steps=900, batch=128, lr=1e-3, warmup_steps=60, decay_share=0.5, ema_decay=0.995)
-WIDTH = detector.WIDTH
+WIDTH = train_detector.WIDTH
 _MAPS = {
     "depth": "a depth map of",
     "normal": "a normal map of",
@@ -178,7 +178,7 @@ def run(scratch: Path, recipe: Recipe = RECIPE, n_pool: int | None = None) -> Pa
         rows = np.sort(np.random.default_rng(step).choice(n, size=recipe.batch, replace=recipe.batch > n))
         said = [spoken(all_scenes, i, KINDS[kinds[i]], voice(all_scenes.number[i], "clip", step)) for i in rows]
         ids = tokenizer(said, padding="max_length", max_length=tokens.CONTEXT, truncation=True, return_tensors="pt")
-        return loss(model, detector.jittered(from_uint8(pictures[rows]).to(device())), ids.input_ids.to(device()))
+        return loss(model, train_detector.jittered(from_uint8(pictures[rows]).to(device())), ids.input_ids.to(device()))
 
     train(model, loss_at, recipe, scratch)
     save(model, tokenizer, scratch / "model")

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from emuedit.models import sam_builder as sam
+from emuedit.models import sam_builder
 from toyworld.scenes.palette import SIZE
 from toyworld.training.render_cache import rendered
 from toyworld.training.training_run import Recipe, bf16, device, train
 
 RECIPE = Recipe(steps=1600, batch=16, lr=1.5e-3, warmup_steps=150, decay_share=0.5, ema_decay=0.997)
-CONFIG = sam.SamConfig(
+CONFIG = sam_builder.SamConfig(
     encoder_width=96,
     encoder_depth=3,
     encoder_heads=3,
@@ -36,9 +36,9 @@ POINT_SHARE = 0.15  # of the prompts are a point, the others a box
 BOX_JITTER = 0.08  # standard deviation of an edge, in sides of the box
 
 
-def build(config: sam.SamConfig = CONFIG) -> Any:
+def build(config: sam_builder.SamConfig = CONFIG) -> Any:
     """Random weights, segment_anything's own classes; 0.6 M parameters."""
-    return sam.build(config)
+    return sam_builder.build(config)
 
 
 def prompts(boxes: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,5 +116,5 @@ def run(scratch: Path, recipe: Recipe = RECIPE, n_pool: int | None = None) -> Pa
         return loss(logits.float(), guessed.float(), masks)
 
     train(model, loss_at, recipe, scratch)
-    sam.save(model, CONFIG, scratch / "model")
+    sam_builder.save(model, CONFIG, scratch / "model")
     return scratch / "model"

@@ -14,7 +14,7 @@ from tokenizers.normalizers import Lowercase
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration, T5Tokenizer
 
 from emuedit.runtime import seed_for
-from toyworld.edits import phrasings as phrases
+from toyworld.edits import phrasings
 from toyworld.scenes.caption_grammar import vocabulary
 from toyworld.scenes.palette import BACKGROUNDS, CONDITIONS, STYLES
 
@@ -26,11 +26,18 @@ _MARK = "▁"  # what SentencePiece writes for the space before a word
 
 def words() -> list[str]:
     """Every word of captions and instructions, in lower case, in a fixed order."""
-    tables = [phrases.LOCAL_COLOUR, phrases.LOCAL_SHAPE, phrases.REMOVE, phrases.ADD, phrases.TEXTURE, phrases.BACKGROUND]
-    tables += [phrases.STYLE, phrases.TEXT, phrases.DETECT, phrases.SEGMENT]
-    named = (phrases.GLOBAL, phrases.COLOR, phrases.MAPS, phrases.FROM_MAP, phrases.HELD_OUT, phrases.SHARED)
+    tables = [
+        phrasings.LOCAL_COLOUR,
+        phrasings.LOCAL_SHAPE,
+        phrasings.REMOVE,
+        phrasings.ADD,
+        phrasings.TEXTURE,
+        phrasings.BACKGROUND,
+    ]
+    tables += [phrasings.STYLE, phrasings.TEXT, phrasings.DETECT, phrasings.SEGMENT]
+    named = (phrasings.GLOBAL, phrasings.COLOR, phrasings.MAPS, phrasings.FROM_MAP, phrasings.HELD_OUT, phrasings.SHARED)
     tables += [wordings for table in named for wordings in table.values()]
-    single = (phrases.A_STYLE, phrases.MAP_OF, phrases.MARKED)
+    single = (phrasings.A_STYLE, phrasings.MAP_OF, phrasings.MARKED)
     texts: list[str] = [*vocabulary(), *BACKGROUNDS, *CONDITIONS, *STYLES]
     texts += [text for table in tables for text in table] + [text for table in single for text in table.values()]
     return sorted(set(_split(texts)))

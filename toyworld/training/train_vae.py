@@ -1,4 +1,4 @@
-"""The painter's autoencoder: 64x64 pictures to 16x16 latents of 8 channels, each of about unit spread."""
+"""The base_model's autoencoder: 64x64 pictures to 16x16 latents of 8 channels, each of about unit spread."""
 
 from pathlib import Path
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from emuedit.runtime import Runtime
-from emuedit.training.distributed import Crew
+from emuedit.training.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def train(
     recipe: Recipe,
     scratch: Path,
     save_every_s: float = 60.0,
-    crew: Crew = Crew(),  # noqa: B008
+    crew: ProcessGroup = ProcessGroup(),  # noqa: B008
 ) -> nn.Module:
     """Minimise `loss_at(step)` and return `model` holding the averaged (EMA) weights.
 

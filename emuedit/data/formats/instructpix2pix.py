@@ -3,9 +3,9 @@
 Up to four pairs were made of a prompt. The makers filtered by CLIP and ship no scores; they state no licence.
 """
 
-from emuedit.data.formats.pair_format import Column, Layout
+from emuedit.data.formats.pair_format import Column, PairFormat
 
-LAYOUT = Layout(
+FORMAT = PairFormat(
     name="instructpix2pix",
     source="timbrooks/instructpix2pix-clip-filtered",
     licence="not stated",

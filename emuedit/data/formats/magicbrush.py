@@ -4,9 +4,9 @@ The mask is the source with the region to edit made transparent, sometimes in an
 Its makers ask that the test split never be trained on; take the files of `train` alone.
 """
 
-from emuedit.data.formats.pair_format import NOTE, Column, Layout
+from emuedit.data.formats.pair_format import NOTE, Column, PairFormat
 
-LAYOUT = Layout(
+FORMAT = PairFormat(
     name="magicbrush",
     source="osunlp/MagicBrush",
     licence="CC-BY-4.0",

@@ -1,8 +1,8 @@
 """Ours: the columns of InstructPix2Pix, which trainers elsewhere read, and beside them all that makes a pair what it is."""
 
-from emuedit.data.formats.pair_format import UNUSED, Column, Layout
+from emuedit.data.formats.pair_format import UNUSED, Column, PairFormat
 
-LAYOUT = Layout(
+FORMAT = PairFormat(
     name="emuedit",
     source="emuedit",
     licence="as its README.md says",

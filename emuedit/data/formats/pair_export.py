@@ -1,6 +1,6 @@
 """The kept pairs for trainers elsewhere: Parquet in the columns of InstructPix2Pix and ours, with a dataset card.
 
-In: `data/pairs` (Pair), `data/dataset` (Verdict, `card.md`, sheets). Out: a folder that `datasets.load_dataset` reads as it is:
+In: `data/pairs` (Pair), `data/dataset` (Verdict, `data_card.md`, sheets). Out: a folder that `datasets.load_dataset` reads as it is:
 `train-*.parquet`, whose picture columns are marked as `Image`, `README.md`, the sheets, `summary.json`.
 """
 
@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import yaml
 from tqdm import tqdm
 
-from emuedit.data import data_card as card
-from emuedit.data.formats.own_format import LAYOUT
-from emuedit.data.formats.pair_format import UNUSED, LayoutError
+from emuedit.data import data_card
+from emuedit.data.formats.own_format import FORMAT
+from emuedit.data.formats.pair_format import UNUSED, FormatError
 from emuedit.data.formats.pair_import import free
 from emuedit.data.publish import Summary, fingerprint, publish, read_summary, scratch_folder
 from emuedit.data.records import Verdict
@@ -43,12 +43,12 @@ pair was made. Pairs with the same second entry of `parent_ids` share a caption 
 def run(out: Path, root: Path) -> Summary:
     """Write the kept pairs of `root`, a file for each shard that has any, and publish to `out`.
 
-    Raises LayoutError when the verdicts are of other pairs or have no card, and for an `out` that holds other things.
+    Raises FormatError when the verdicts are of other pairs or have no card, and for an `out` that holds other things.
     """
     free(out, "export")
     pairs, dataset = read_summary(root / PAIRS), read_summary(root / DATASET)
-    if card.CARD not in dataset.shards:
-        raise LayoutError(f"want a data card in {DATASET}, got {len(dataset.shards)} files without one; run `dvc repro dataset`")
+    if data_card.CARD not in dataset.shards:
+        raise FormatError(f"want a data card in {DATASET}, got {len(dataset.shards)} files without one; run `dvc repro dataset`")
     names = sorted(name for name in pairs.shards if Path(name).match("shard-*.parquet"))
     verdicts = {name: read_shard(root / DATASET / name, Verdict) for name in names}
     some = [name for name in names if any(one.kept for one in verdicts[name])]
@@ -61,7 +61,9 @@ def run(out: Path, root: Path) -> Summary:
     for file in (root / DATASET).glob("sheet_*.png"):
         shutil.copy2(file, scratch / file.name)
     n = sum(one.kept for found in verdicts.values() for one in found)
-    (scratch / README).write_text(_readme(n, dataset, (root / DATASET / card.CARD).read_text(encoding="utf-8")), encoding="utf-8")
+    (scratch / README).write_text(
+        _readme(n, dataset, (root / DATASET / data_card.CARD).read_text(encoding="utf-8")), encoding="utf-8"
+    )
     return publish(scratch, out, "export", knobs, {"pairs": n})
 
 
@@ -69,15 +71,15 @@ def _kept(path: Path, verdicts: list[Verdict]) -> pa.Table:
     """The kept rows of a shard of pairs, under their new names; a task is what the verdict says it is."""
     table = pq.ParquetFile(path, page_checksum_verification=True).read()
     if table["id"].to_pylist() != [one.pair_id for one in verdicts]:
-        raise LayoutError(f"want the verdicts of {path}, got those of other pairs in {DATASET}; run `dvc repro dataset`")
+        raise FormatError(f"want the verdicts of {path}, got those of other pairs in {DATASET}; run `dvc repro dataset`")
     table = table.set_column(table.schema.get_field_index("task"), "task", pa.array([one.task for one in verdicts], pa.string()))
     table = table.filter(pa.array([one.kept for one in verdicts]))
-    columns = {name: table["id" if column.field == UNUSED else column.field] for name, column in LAYOUT.columns.items()}
-    return pa.table(columns | {name: table[name] for name in table.column_names if name.startswith(str(LAYOUT.scores))})
+    columns = {name: table["id" if column.field == UNUSED else column.field] for name, column in FORMAT.columns.items()}
+    return pa.table(columns | {name: table[name] for name in table.column_names if name.startswith(str(FORMAT.scores))})
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    pictures = [name for name, column in LAYOUT.columns.items() if column.kind == "image"]
+    pictures = [name for name, column in FORMAT.columns.items() if column.kind == "image"]
     features = {"info": {"features": {name: {"_type": "Image"} for name in pictures}}}
     partial = path.with_name(f".{path.name}.part")
     plain = [name for name in table.column_names if name not in pictures]

@@ -13,7 +13,7 @@ NOTE, SCORE, UNUSED = "note", "score", "unused"
 Kind = Literal["image", "text", "texts", "int", "plain", "number", "json"]
 
 
-class LayoutError(ValueError):
+class FormatError(ValueError):
     """Raised for data that is not in the layout it is said to be in."""
 
 
@@ -29,7 +29,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PairFormat:
     """A dataset as its makers publish it: Parquet files whose pictures are structs {bytes, path}."""
 
     name: str
@@ -48,7 +48,7 @@ class Layout:
         return {column.field for column in self.columns.values()}
 
     def read_as(self, schema: pa.Schema, where: str) -> dict[str, Column]:
-        """The columns of a file, by name. Raises LayoutError for unknown, missing and wrongly stored ones."""
+        """The columns of a file, by name. Raises FormatError for unknown, missing and wrongly stored ones."""
         found = {name: self._column(name) for name in schema.names}
         known = {name: column for name, column in found.items() if column is not None}
         lost = sorted(name for name, column in self.columns.items() if not column.optional and name not in known)
@@ -58,7 +58,7 @@ class Layout:
         if lost or len(known) < len(found) or wrong:
             odd = {"missing": lost, "unknown": sorted(set(found) - set(known)), "stored otherwise": wrong}
             told = "; ".join(f"{what} {names}" for what, names in odd.items() if names)
-            raise LayoutError(
+            raise FormatError(
                 f"want the columns of {self.name}, {', '.join(f'{name} ({one.kind})' for name, one in self.columns.items())}, "
                 f"in {where}; got {told}; name another layout ({', '.join(NAMES)}), or rename and drop columns first"
             )
@@ -68,12 +68,12 @@ class Layout:
         return self.columns.get(name) or (Column("number", SCORE) if self.scores and name.startswith(self.scores) else None)
 
 
-def known(name: str) -> Layout:
+def known(name: str) -> PairFormat:
     """The layout called `name`."""
     if name not in NAMES:
-        raise LayoutError(f"want a layout out of {', '.join(NAMES)}; got {name!r}")
-    found = importlib.import_module(f"emuedit.data.formats.{name}").LAYOUT
-    assert isinstance(found, Layout)
+        raise FormatError(f"want a layout out of {', '.join(NAMES)}; got {name!r}")
+    found = importlib.import_module(f"emuedit.data.formats.{name}").FORMAT
+    assert isinstance(found, PairFormat)
     return found
 
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from emuedit.data import image_io as photo
-from emuedit.data.formats.pair_format import Column, LayoutError
-from emuedit.data.formats.row_conversion import Tasks, Wanted, mark
+from emuedit.data import image_io
+from emuedit.data.formats.pair_format import Column, FormatError
+from emuedit.data.formats.row_conversion import ImportOptions, Tasks, mark
 from emuedit.data.publish import Summary, fingerprint, publish, read_summary, scratch_folder
 from emuedit.data.records import Drop, Pair
 from emuedit.data.shards import read_shard, write_shard
@@ -36,10 +36,10 @@ their second parent, by which training holds out.
 """
 
 
-def run(wanted: Wanted, files: Sequence[Path], out: Path, root: Path) -> Summary:
+def run(wanted: ImportOptions, files: Sequence[Path], out: Path, root: Path) -> Summary:
     """Import Parquet files, shard by shard, and publish to `out`; scratch lies below `root`.
 
-    Raises LayoutError for files in another layout, for an `out` that holds other things, and when no pair is left.
+    Raises FormatError for files in another layout, for an `out` that holds other things, and when no pair is left.
     """
     free(out, "import")
     columns = [wanted.layout.read_as(pq.read_schema(file), str(file)) for file in files]
@@ -47,7 +47,7 @@ def run(wanted: Wanted, files: Sequence[Path], out: Path, root: Path) -> Summary
     knobs = {"layout": layout.name, "source": layout.source, "licence": layout.licence}
     knobs |= {"task": wanted.task, "size": f"{wanted.size} px a side" if wanted.size else "as they came"}
     code = sorted(Path(__file__).parent.glob("*.py"))
-    scratch = scratch_folder(root, "import", fingerprint(knobs, *files, *code, photo.__file__))
+    scratch = scratch_folder(root, "import", fingerprint(knobs, *files, *code, image_io.__file__))
     seen: set[bytes] = set()
     counts: Counter[str] = Counter()
     n_rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
@@ -66,7 +66,7 @@ def run(wanted: Wanted, files: Sequence[Path], out: Path, root: Path) -> Summary
             counts.update(f"dropped_{one.reason}" for one in drops)
             bar.update(batch.num_rows)
     if not counts["pairs"]:
-        raise LayoutError(f"want at least one pair in {len(files)} files, got {dict(counts)}; see {scratch}/dropped-*.parquet")
+        raise FormatError(f"want at least one pair in {len(files)} files, got {dict(counts)}; see {scratch}/dropped-*.parquet")
     dropped = [f"| {key.removeprefix('dropped_')} | {n} |" for key, n in sorted(counts.items()) if key.startswith("dropped_")]
     card = _TEXT.format(**knobs, pairs=counts["pairs"], dropped="\n".join(dropped) or "| none | 0 |")
     (scratch / CARD).write_text(card, encoding="utf-8")
@@ -74,18 +74,18 @@ def run(wanted: Wanted, files: Sequence[Path], out: Path, root: Path) -> Summary
 
 
 def found(folder: Path, pattern: str) -> list[Path]:
-    """The Parquet files below a folder whose names match, in order. Raises LayoutError when there are none."""
+    """The Parquet files below a folder whose names match, in order. Raises FormatError when there are none."""
     files = sorted(file for file in folder.rglob(pattern) if file.suffix == ".parquet")
     if not files:
-        raise LayoutError(f"want Parquet files {pattern} below {folder}, got none; download the dataset's own, or say --files")
+        raise FormatError(f"want Parquet files {pattern} below {folder}, got none; download the dataset's own, or say --files")
     return files
 
 
 def free(out: Path, station: str) -> None:
-    """LayoutError unless `out` is new, empty, or was published by the same station: publishing takes its place."""
+    """FormatError unless `out` is new, empty, or was published by the same station: publishing takes its place."""
     ours = (out / "summary.json").is_file() and read_summary(out).station == station
     if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
-        raise LayoutError(f"want a new folder to write to, got {out}, which holds other things; name another")
+        raise FormatError(f"want a new folder to write to, got {out}, which holds other things; name another")
 
 
 def _batches(
@@ -100,7 +100,7 @@ def _batches(
 
 
 def _shard(
-    batch: pa.RecordBatch, name: str, start: int, columns: Mapping[str, Column], wanted: Wanted, seen: set[bytes]
+    batch: pa.RecordBatch, name: str, start: int, columns: Mapping[str, Column], wanted: ImportOptions, seen: set[bytes]
 ) -> tuple[list[Pair], list[Drop]]:
     """Pairs, with their tasks, and what is dropped. Duplicates are told from all shards so far."""
     (instruction,) = (key for key, column in columns.items() if column.field == "instruction")

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from emuedit.data import image_io as photo
-from emuedit.data.formats.pair_format import NOTE, SCORE, Column, Layout, LayoutError
+from emuedit.data import image_io
+from emuedit.data.formats.pair_format import NOTE, SCORE, Column, FormatError, PairFormat
 from emuedit.data.png import encode_png
 from emuedit.data.records import Pair
 from emuedit.runtime import seed_for
@@ -26,10 +26,10 @@ Tasks = Callable[[Sequence[str]], Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to make of the rows. Raises LayoutError when their tasks are told twice or not at all, and for too small a size."""
+class ImportOptions:
+    """What to make of the rows. Raises FormatError when their tasks are told twice or not at all, and for too small a size."""
 
-    layout: Layout
+    layout: PairFormat
     size: int | None
     """Pixels a side; None keeps what is there."""
     task: str
@@ -40,9 +40,11 @@ class Wanted:
     def __post_init__(self) -> None:
         if (self.tasks is None) != ("task" in self.layout.fields):
             mend = "say --task or --router" if self.tasks is None else "leave --task and --router out"
-            raise LayoutError(f"want the tasks of {self.layout.name} told once, got {self.task}; {mend}")
-        if self.size is not None and self.size < photo.MIN_SIDE_PX:
-            raise LayoutError(f"want pictures of {photo.MIN_SIDE_PX} pixels a side or more, got {self.size}; say another --size")
+            raise FormatError(f"want the tasks of {self.layout.name} told once, got {self.task}; {mend}")
+        if self.size is not None and self.size < image_io.MIN_SIDE_PX:
+            raise FormatError(
+                f"want pictures of {image_io.MIN_SIDE_PX} pixels a side or more, got {self.size}; say another --size"
+            )
 
     def pair(self, row: Mapping[str, Any], columns: Mapping[str, Column]) -> Pair | str:
         """The heart. The task is "" where `tasks` is still to tell it.
@@ -57,8 +59,8 @@ class Wanted:
         pictures: dict[str, npt.NDArray[np.uint8]] = {}
         for field in ("source", "target"):
             try:
-                pictures[field] = photo.read(_bytes(said[field])).pixels
-            except photo.PhotoError:
+                pictures[field] = image_io.read_image(_bytes(said[field])).pixels
+            except image_io.ImageError:
                 return f"{field}_unreadable"
         height, width, _ = pictures["source"].shape
         if pictures["target"].shape != (height, width, 3):

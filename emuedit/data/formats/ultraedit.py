@@ -3,9 +3,9 @@
 The scores are of its makers' CLIP, DINOv2 and SSIM, so they keep their makers' names: ours come from other networks.
 """
 
-from emuedit.data.formats.pair_format import NOTE, SCORE, Column, Layout
+from emuedit.data.formats.pair_format import NOTE, SCORE, Column, PairFormat
 
-LAYOUT = Layout(
+FORMAT = PairFormat(
     name="ultraedit",
     source="BleachNick/UltraEdit",
     licence="CC-BY-4.0",

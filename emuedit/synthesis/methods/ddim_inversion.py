@@ -15,20 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emuedit.models import model_sources as libraries
-from emuedit.models.base_model import Painter
+from emuedit.models import model_sources
+from emuedit.models.text_to_image import TextToImageModel
 
 
-def ddim(painter: Painter, steps: int) -> Any:
-    """DDIM on the painter's noise levels, ready to step, without clipping: its step is affine, so it can be taken back."""
-    kind = libraries.library("diffusers").DDIMScheduler
-    scheduler = kind.from_config(painter.scheduler.config, clip_sample=False, thresholding=False)
-    scheduler.set_timesteps(steps, device=painter.device)
+def ddim(base_model: TextToImageModel, steps: int) -> Any:
+    """DDIM on the base_model's noise levels, ready to step, without clipping: its step is affine, so it can be taken back."""
+    kind = model_sources.library("diffusers").DDIMScheduler
+    scheduler = kind.from_config(base_model.scheduler.config, clip_sample=False, thresholding=False)
+    scheduler.set_timesteps(steps, device=base_model.device)
     return scheduler
 
 
 def path(
-    painter: Painter, z_0: Tensor, captions: Sequence[str], steps: int, iterations: int, dtype: torch.dtype = torch.float32
+    base_model: TextToImageModel,
+    z_0: Tensor,
+    captions: Sequence[str],
+    steps: int,
+    iterations: int,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Latents [G, C, h, w] of pictures and their captions -> the way to them from noise, float32 [S + 1, G, C, h, w].
 
@@ -40,7 +45,7 @@ def path(
         raise ValueError(f"want one caption a picture, got {len(captions)} for {len(z_0)}")
     if iterations < 1:
         raise ValueError(f"want at least one iteration a step, got {iterations}")
-    scheduler, text = ddim(painter, steps), painter.encode_text(captions)
+    scheduler, text = ddim(base_model, steps), base_model.encode_text(captions)
     z = [z_0]
     for t in scheduler.timesteps.flip(0):
         zero, one = torch.zeros(1, device=z_0.device), torch.ones(1, device=z_0.device)
@@ -48,6 +53,6 @@ def path(
         z_t = z[-1]
         for _ in range(iterations):
             with torch.no_grad(), torch.autocast(z_0.device.type, dtype, enabled=dtype != torch.float32):
-                z_t = (z[-1] - b * painter.predict(scheduler.scale_model_input(z_t, t), t, text)) / a
+                z_t = (z[-1] - b * base_model.predict(scheduler.scale_model_input(z_t, t), t, text)) / a
         z.append(z_t)
     return torch.stack(z[::-1])

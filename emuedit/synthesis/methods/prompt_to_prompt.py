@@ -20,10 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from emuedit.core import attention_mixing as attention
-from emuedit.core import token_alignment as alignment
-from emuedit.models.base_model import Painter, TextCondition
-from emuedit.synthesis.methods import ddim_inversion as inversion
+from emuedit.core import attention_mixing, token_alignment
+from emuedit.models.text_to_image import TextCondition, TextToImageModel
+from emuedit.synthesis.methods import ddim_inversion
 from emuedit.synthesis.methods.attention_maps import Maps, watched
 
 EVERYWHERE = 1 << 30
@@ -92,28 +91,28 @@ class Words:
 
     def at(self, places: Sequence[int], length: int) -> Tensor:
         """1 at the tokens of the words at these places, float [L]."""
-        spans, found = alignment.spans(self.lengths), torch.zeros(length)
+        spans, found = token_alignment.spans(self.lengths), torch.zeros(length)
         for place in places:
             found[list(spans[place])] = 1
         return found
 
 
-def mapping(source: Words, target: Words, length: int) -> alignment.Mapping:
+def mapping(source: Words, target: Words, length: int) -> token_alignment.Mapping:
     """`replace` for captions of equally many words, else `refine`, as people choose by hand."""
     if len(source.words) == len(target.words):
-        return alignment.replace(source.lengths, target.lengths, length)
-    return alignment.refine(source.tokens, target.tokens, length)
+        return token_alignment.replace(source.lengths, target.lengths, length)
+    return token_alignment.refine(source.tokens, target.tokens, length)
 
 
 @dataclass(frozen=True)
 class PromptToPrompt:
-    """A painter that paints sources and edits together. `dtype` other than float32 runs the U-Net under autocast."""
+    """A base_model that paints sources and edits together. `dtype` other than float32 runs the U-Net under autocast."""
 
-    painter: Painter
+    base_model: TextToImageModel
     steps: int
     dtype: torch.dtype = torch.float32
 
-    def paint(
+    def generate(
         self,
         captions: Sequence[str],
         seeds: Sequence[int],
@@ -123,7 +122,7 @@ class PromptToPrompt:
     ) -> tuple[Tensor, Tensor]:
         """Sources and their edits from the same noise, in one batch: latents float32 [G, C, h, w] and [K, C, h, w].
 
-        With a `path` float32 [S + 1, G, C, h, w] of real pictures (`inversion.path`) the sources walk it with DDIM, whatever
+        With a `path` float32 [S + 1, G, C, h, w] of real pictures (`ddim_inversion.path`) the sources walk it with DDIM, whatever
         the guidance, and their edits start from its noise.
         """
         if not len(captions) == len(seeds) == len(guidance) or not captions:
@@ -132,18 +131,18 @@ class PromptToPrompt:
         scheduler = self._scheduler(len(captions), path)
         generators = [torch.Generator().manual_seed(seeds[g]) for g in of]  # the same chance for a source and its edits
         extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        z_t = self.painter.noise(generators) * scheduler.init_noise_sigma if path is None else path[0, of]  # [R, C, h, w]
+        z_t = self.base_model.noise(generators) * scheduler.init_noise_sigma if path is None else path[0, of]  # [R, C, h, w]
         strength = torch.tensor([*guidance, *(one.guidance for one in edits)], device=z_t.device).view(-1, 1, 1, 1)
         guided = bool((strength != 1).any())
-        text = self.painter.encode_text([*captions, *(one.caption for one in edits)])
-        both = TextCondition.cat(self.painter.null_text(len(of)), text) if guided else text
-        with watched(self.painter.unet) as maps, torch.no_grad():
+        text = self.base_model.encode_text([*captions, *(one.caption for one in edits)])
+        both = TextCondition.cat(self.base_model.null_text(len(of)), text) if guided else text
+        with watched(self.base_model.unet) as maps, torch.no_grad():
             plan = _Plan(self, captions, edits, text.hidden.shape[1], maps)
             for i, t in enumerate(scheduler.timesteps):
                 plan.before(i, len(of), guided)
                 scaled = scheduler.scale_model_input(z_t, t)
                 with torch.autocast(z_t.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                    eps = self.painter.predict(torch.cat([scaled, scaled]) if guided else scaled, t, both)
+                    eps = self.base_model.predict(torch.cat([scaled, scaled]) if guided else scaled, t, both)
                 if guided:
                     e_null, e_text = eps.chunk(2)
                     eps = e_null + strength * (e_text - e_null)
@@ -154,15 +153,15 @@ class PromptToPrompt:
         return z_t[: len(captions)], z_t[len(captions) :]
 
     def _scheduler(self, n_sources: int, path: Tensor | None) -> Any:
-        """A fresh one, ready to step: the painter's own, or the one that the path was made with."""
+        """A fresh one, ready to step: the base_model's own, or the one that the path was made with."""
         if path is None:
-            scheduler = type(self.painter.scheduler).from_config(self.painter.scheduler.config)
-            scheduler.set_timesteps(self.steps, device=self.painter.device)
+            scheduler = type(self.base_model.scheduler).from_config(self.base_model.scheduler.config)
+            scheduler.set_timesteps(self.steps, device=self.base_model.device)
             return scheduler
         if path.shape[:2] != (self.steps + 1, n_sources):
             want = (self.steps + 1, n_sources)
             raise ValueError(f"want a path of {want} latents, steps and sources, got {tuple(path.shape[:2])}; invert anew")
-        return inversion.ddim(self.painter, self.steps)
+        return ddim_inversion.ddim(self.base_model, self.steps)
 
 
 class _Plan:
@@ -176,7 +175,7 @@ class _Plan:
             raise ValueError(f"want a cross_fraction above 0 for edits that reweight words, got 0 with {idle}")
         self.edits, self.steps, self.maps, self.n_sources = edits, how.steps, maps, len(captions)
         self.source = torch.tensor([one.source for one in edits], dtype=torch.int64)
-        tokenizer = how.painter.tokenizer
+        tokenizer = how.base_model.tokenizer
         needed = [bool(one.cross_fraction or one.weights or one.blend) for one in edits]
         said = {text: Words.of(tokenizer, text) for one, yes in zip(edits, needed, strict=True) if yes
                 for text in (captions[one.source], one.caption)}  # fmt: skip
@@ -193,7 +192,7 @@ class _Plan:
                 if not places:
                     raise ValueError(f"want words of {one.caption!r} to reweight, got {word!r}")
                 self.weight[k] = torch.where(b.at(places, length) > 0, factor, self.weight[k])
-            before, after = alignment.changed(a.words, b.words)
+            before, after = token_alignment.changed(a.words, b.words)
             self.looked_for[0, k], self.looked_for[1, k] = a.at(before, length), b.at(after, length)
 
     def before(self, i: int, n_rows: int, guided: bool) -> None:
@@ -233,6 +232,6 @@ class _Plan:
 
 def blended(P: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
     """Where a map [N] is large: 3 x 3 max-pool, made as large as the latents, over its maximum; bool [1, 1, h, w]."""
-    M = P.reshape(1, 1, *attention.grid(len(P), *size)).float()
+    M = P.reshape(1, 1, *attention_mixing.grid(len(P), *size)).float()
     M = F.interpolate(F.max_pool2d(M, 3, stride=1, padding=1), size)
     return M / M.amax() > threshold

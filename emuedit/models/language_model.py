@@ -1,4 +1,4 @@
-"""The writer: chat messages in, one text out. An OpenAI-compatible endpoint, a local chat model, or any factory.
+"""The llm: chat messages in, one text out. An OpenAI-compatible endpoint, a local chat model, or any factory.
 
 Messages are the usual [{"role": "system" | "user" | "assistant", "content": "..."}].
 Emu Edit samples at temperature 0.9 and top-p 0.9 (arXiv 2311.10089); these are the defaults.
@@ -11,7 +11,7 @@ import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from emuedit.models import model_sources as sources
+from emuedit.models import model_sources
 
 if TYPE_CHECKING:
     import torch
@@ -24,13 +24,13 @@ TEMPERATURE, TOP_P = 0.9, 0.9
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-class WriterError(RuntimeError):
-    """The writer gave no text, and asking again would not help."""
+class LLMError(RuntimeError):
+    """The llm gave no text, and asking again would not help."""
 
 
 @runtime_checkable
-class Writer(Protocol):
-    """Whatever turns messages into text. The same messages and seed give the same text, as far as the writer can."""
+class LLM(Protocol):
+    """Whatever turns messages into text. The same messages and seed give the same text, as far as the llm can."""
 
     def write(
         self,
@@ -41,11 +41,11 @@ class Writer(Protocol):
         top_p: float = TOP_P,
         schema: Schema | None = None,
     ) -> str:
-        """The answer to these messages; JSON of a JSON Schema where one is given and the writer can be held to it."""
+        """The answer to these messages; JSON of a JSON Schema where one is given and the llm can be held to it."""
         ...
 
 
-class ChatWriter:
+class LocalLLM:
     """A chat model on this machine (any transformers causal model whose tokenizer has a chat template)."""
 
     def __init__(self, model: Any, tokenizer: Any, max_new_tokens: int = 512) -> None:
@@ -86,7 +86,7 @@ class ChatWriter:
     def _held(self, schema: Schema, prompt_tokens: int) -> list[Any]:
         from emuedit.models.constrained_decoding import Constraint
 
-        return sources.library("transformers").LogitsProcessorList([Constraint(schema, self._tokens, prompt_tokens)])
+        return model_sources.library("transformers").LogitsProcessorList([Constraint(schema, self._tokens, prompt_tokens)])
 
     @cached_property
     def _tokens(self) -> Any:
@@ -99,41 +99,41 @@ class ChatWriter:
         return self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
 
 
-def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype | None = None, revision: str | None = None) -> ChatWriter:
+def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype | None = None, revision: str | None = None) -> LocalLLM:
     """A chat model from a transformers folder or a hub id; dtype None is float32."""
     import torch
 
-    sources.manifest(name_or_path, sources.CHAT, revision)
-    transformers = sources.library("transformers")
+    model_sources.manifest(name_or_path, model_sources.CHAT, revision)
+    transformers = model_sources.library("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(
         name_or_path, revision=revision, dtype=dtype or torch.float32, use_safetensors=True
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-    return ChatWriter(model.to(device).requires_grad_(False).eval(), tokenizer)
+    return LocalLLM(model.to(device).requires_grad_(False).eval(), tokenizer)
 
 
-def load_writer(spec: str, device: str = "cpu", dtype: torch.dtype | None = None, revision: str | None = None) -> Writer:
-    """A writer from 'https://host/v1#model' (OpenAI-compatible), 'package.module:factory', a folder or a hub id."""
+def load_llm(spec: str, device: str = "cpu", dtype: torch.dtype | None = None, revision: str | None = None) -> LLM:
+    """A llm from 'https://host/v1#model' (OpenAI-compatible), 'package.module:factory', a folder or a hub id."""
     if spec.startswith(("http://", "https://")):
-        from emuedit.models.openai_llm import OpenAIWriter
+        from emuedit.models.openai_llm import OpenAILLM
 
         url, _, model = spec.partition("#")
         if not model:
             raise ValueError(f"want 'https://host/v1#model', got {spec!r}; add '#' and the model's name")
-        return OpenAIWriter(url, model)
+        return OpenAILLM(url, model)
     if FACTORY.fullmatch(spec):
         return _made(spec)
     return load(spec, device, dtype, revision)
 
 
-def _made(spec: str) -> Writer:
+def _made(spec: str) -> LLM:
     module, _, factory = spec.partition(":")
     try:
         make = getattr(importlib.import_module(module), factory)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"want an importable 'module:factory', got {spec!r}: {error}") from error
     made = make()
-    if not isinstance(made, Writer):
+    if not isinstance(made, LLM):
         got = type(made).__name__
         raise TypeError(f"{spec} must return an object with write(messages, *, seed, temperature, top_p, schema), got {got}")
     return made

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from emuedit.models import llm as writer
-from emuedit.models.openai_llm import OpenAIWriter
+from emuedit.models import language_model
+from emuedit.models.openai_llm import OpenAILLM
 
 MESSAGES = [{"role": "system", "content": "a small"}, {"role": "user", "content": "red circle"}]
 TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}a {% endif %}"
@@ -18,7 +18,7 @@ def test_a_busy_endpoint_is_asked_again(endpoint: Any, monkeypatch: pytest.Monke
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     endpoint.answers = [(500, {"error": "oops"}), (0, None), (429, {"error": "slow down"}), endpoint.said("done")]
     schema = {"type": "object", "properties": {"edit": {"type": "string"}}}
-    asking = OpenAIWriter(endpoint.url, "a-model", backoff_s=0.001)
+    asking = OpenAILLM(endpoint.url, "a-model", backoff_s=0.001)
     assert asking.write(MESSAGES, seed=5, temperature=0.3, schema=schema) == "done"
     assert len(endpoint.asked) == 4
     path, headers, body = endpoint.asked[-1]
@@ -32,30 +32,30 @@ def test_a_busy_endpoint_is_asked_again(endpoint: Any, monkeypatch: pytest.Monke
 def test_a_refusal_is_not_asked_again(endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     endpoint.answers = [(401, {"error": "who are you"})]
-    with pytest.raises(writer.WriterError, match=r"answered 401 for 'a-model'.*who are you"):
-        OpenAIWriter(endpoint.url, "a-model").write(MESSAGES, seed=0)
+    with pytest.raises(language_model.LLMError, match=r"answered 401 for 'a-model'.*who are you"):
+        OpenAILLM(endpoint.url, "a-model").write(MESSAGES, seed=0)
     assert "Authorization" not in endpoint.asked[0][1]
     assert "response_format" not in endpoint.asked[0][2]
     endpoint.answers = [(400, {"error": "what is a json_schema"})]
-    with pytest.raises(writer.WriterError, match=r"answered 400 .* ask without a schema"):
-        OpenAIWriter(endpoint.url, "a-model").write(MESSAGES, seed=0, schema={"type": "object"})
+    with pytest.raises(language_model.LLMError, match=r"answered 400 .* ask without a schema"):
+        OpenAILLM(endpoint.url, "a-model").write(MESSAGES, seed=0, schema={"type": "object"})
 
 
 def test_an_endpoint_that_stays_busy_or_mute_is_named(endpoint: Any) -> None:
     endpoint.answers = [(503, {"error": "later"})] * 3
-    with pytest.raises(writer.WriterError, match="answered 503"):
-        OpenAIWriter(endpoint.url, "m", retries=2, backoff_s=0.001).write(MESSAGES, seed=0)
+    with pytest.raises(language_model.LLMError, match="answered 503"):
+        OpenAILLM(endpoint.url, "m", retries=2, backoff_s=0.001).write(MESSAGES, seed=0)
     endpoint.answers = [endpoint.said(None)]
-    with pytest.raises(writer.WriterError, match="want a text from 'm'"):
-        OpenAIWriter(endpoint.url, "m").write(MESSAGES, seed=0)
+    with pytest.raises(language_model.LLMError, match="want a text from 'm'"):
+        OpenAILLM(endpoint.url, "m").write(MESSAGES, seed=0)
     endpoint.answers = [(200, {"unexpected": 1})]
-    with pytest.raises(writer.WriterError, match="want a chat completion"):
-        OpenAIWriter(endpoint.url, "m").write(MESSAGES, seed=0)
+    with pytest.raises(language_model.LLMError, match="want a chat completion"):
+        OpenAILLM(endpoint.url, "m").write(MESSAGES, seed=0)
 
 
 def test_nobody_listening_is_named() -> None:
-    with pytest.raises(writer.WriterError, match="did not answer in 2 attempts"):
-        OpenAIWriter("http://127.0.0.1:9/v1", "m", retries=1, backoff_s=0.001).write(MESSAGES, seed=0)
+    with pytest.raises(language_model.LLMError, match="did not answer in 2 attempts"):
+        OpenAILLM("http://127.0.0.1:9/v1", "m", retries=1, backoff_s=0.001).write(MESSAGES, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def chat_folder(clip_tokenizer: Callable[..., Any], tmp_path_factory: Any) -> st
 
 
 def test_a_chat_model_answers_by_its_seed(chat_folder: str) -> None:
-    chat = writer.load_writer(chat_folder)
-    assert isinstance(chat, writer.ChatWriter)
+    chat = language_model.load_llm(chat_folder)
+    assert isinstance(chat, language_model.LocalLLM)
     chat.max_new_tokens = 8
     state = torch.get_rng_state()
     first = chat.write(MESSAGES, seed=1)
@@ -91,7 +91,7 @@ def test_a_chat_model_answers_by_its_seed(chat_folder: str) -> None:
 
 
 def test_the_prompt_is_the_chat_template(chat_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = writer.load(chat_folder)
+    chat = language_model.load(chat_folder)
     seen: list[str] = []
 
     def generate(input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -104,10 +104,10 @@ def test_the_prompt_is_the_chat_template(chat_folder: str, monkeypatch: pytest.M
 
 
 def test_a_model_that_cannot_chat_is_named(chat_folder: str) -> None:
-    chat = writer.load(chat_folder)
+    chat = language_model.load(chat_folder)
     chat.tokenizer.chat_template = None
     with pytest.raises(ValueError, match="chat_template"):
-        writer.ChatWriter(chat.model, chat.tokenizer)
+        language_model.LocalLLM(chat.model, chat.tokenizer)
 
 
 class Parrot:
@@ -121,13 +121,13 @@ def test_specs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     module = types.ModuleType("toys")
     module.parrot, module.nothing = Parrot, dict  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "toys", module)
-    assert writer.load_writer("toys:parrot").write(MESSAGES, seed=0) == "red circle"
-    endpoint = writer.load_writer("https://example.org/v1/#org/model:tag")
-    assert isinstance(endpoint, OpenAIWriter)
+    assert language_model.load_llm("toys:parrot").write(MESSAGES, seed=0) == "red circle"
+    endpoint = language_model.load_llm("https://example.org/v1/#org/model:tag")
+    assert isinstance(endpoint, OpenAILLM)
     assert (endpoint.url, endpoint.model) == ("https://example.org/v1/chat/completions", "org/model:tag")
     with pytest.raises(ValueError, match="add '#' and the model's name"):
-        writer.load_writer("https://example.org/v1")
+        language_model.load_llm("https://example.org/v1")
     with pytest.raises(TypeError, match="must return an object with write"):
-        writer.load_writer("toys:nothing")
+        language_model.load_llm("toys:nothing")
     with pytest.raises(ValueError, match="importable 'module:factory'"):
-        writer.load_writer("toys:absent")
+        language_model.load_llm("toys:absent")

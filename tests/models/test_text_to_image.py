@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from emuedit.models import base_model as painter
+from emuedit.models import text_to_image
 
 # Euler's schedulers give numpy a tensor, whose __array__ is older than numpy 2 likes
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
@@ -94,11 +94,11 @@ def saved(request: pytest.FixtureRequest, clip_tokenizer: Callable[..., Any], tm
 @pytest.mark.parametrize(("guidance", "negative"), [(3.0, ""), (3.0, "grass"), (1.0, "")])
 def test_paint_equals_the_pipelines_own_call(saved: tuple[Any, str], guidance: float, negative: str) -> None:
     theirs, folder = saved
-    ours = painter.load(folder)
+    ours = text_to_image.load(folder)
     seeds = [3, 4]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     captions = ["a small red circle", "two blue stars at night"]
-    got = ours.paint(captions, seeds, steps=4, guidance=guidance, negative=negative)
+    got = ours.generate(captions, seeds, steps=4, guidance=guidance, negative=negative)
     want = theirs(
         captions, num_inference_steps=4, guidance_scale=guidance, output_type="pt", latents=ours.noise(generators),
         negative_prompt=[negative] * 2 if negative else None,
@@ -109,11 +109,11 @@ def test_paint_equals_the_pipelines_own_call(saved: tuple[Any, str], guidance: f
 
 
 def test_a_sample_depends_on_its_seed_and_not_on_its_neighbours(saved: tuple[Any, str]) -> None:
-    ours = painter.load(saved[1])
+    ours = text_to_image.load(saved[1])
     captions = ["a red circle", "blue stars", "a red circle"]
-    batch = ours.paint(captions, [7, 8, 9], steps=3, guidance=2.0)
-    alone = ours.paint(captions[1:2], [8], steps=3, guidance=2.0)
-    moved = ours.paint([captions[1], captions[0]], [8, 7], steps=3, guidance=2.0)
+    batch = ours.generate(captions, [7, 8, 9], steps=3, guidance=2.0)
+    alone = ours.generate(captions[1:2], [8], steps=3, guidance=2.0)
+    moved = ours.generate([captions[1], captions[0]], [8, 7], steps=3, guidance=2.0)
     torch.testing.assert_close(alone[0], batch[1], rtol=0, atol=1e-5)
     torch.testing.assert_close(moved, batch[[1, 0]], rtol=0, atol=1e-5)
     assert (batch[0] - batch[2]).abs().max() > 1e-3  # same caption, another seed
@@ -124,14 +124,14 @@ def test_a_stochastic_scheduler_draws_from_each_samples_own_generator(clip_token
 
     pipeline = sd_pipeline(clip_tokenizer(16), tiny_vae())
     pipeline.scheduler = EulerAncestralDiscreteScheduler(beta_schedule="scaled_linear")
-    ours = painter.Painter(pipeline)
-    batch = ours.paint(["a", "b"], [1, 2], steps=3, guidance=2.0)
-    torch.testing.assert_close(ours.paint(["b"], [2], steps=3, guidance=2.0)[0], batch[1], rtol=0, atol=1e-5)
+    ours = text_to_image.TextToImageModel(pipeline)
+    batch = ours.generate(["a", "b"], [1, 2], steps=3, guidance=2.0)
+    torch.testing.assert_close(ours.generate(["b"], [2], steps=3, guidance=2.0)[0], batch[1], rtol=0, atol=1e-5)
 
 
 def test_encode_and_decode_follow_the_vae(saved: tuple[Any, str], pictures: torch.Tensor) -> None:
     theirs, folder = saved
-    ours, vae = painter.load(folder), theirs.vae
+    ours, vae = text_to_image.load(folder), theirs.vae
     z = ours.encode(pictures)
     assert z.shape == (2, ours.channels, 20, 28)
     with torch.no_grad():
@@ -150,36 +150,36 @@ def test_encode_and_decode_follow_the_vae(saved: tuple[Any, str], pictures: torc
 
 
 def test_other_sizes_in_pixels(saved: tuple[Any, str]) -> None:
-    ours = painter.load(saved[1])
-    assert ours.paint(["a star"], [0], steps=2, guidance=1.0, size=(16, 24)).shape == (1, 3, 16, 24)
+    ours = text_to_image.load(saved[1])
+    assert ours.generate(["a star"], [0], steps=2, guidance=1.0, size=(16, 24)).shape == (1, 3, 16, 24)
     with pytest.raises(ValueError, match="multiples of 2 px, got 15 x 24"):
-        ours.paint(["a star"], [0], steps=2, guidance=1.0, size=(15, 24))
+        ours.generate(["a star"], [0], steps=2, guidance=1.0, size=(15, 24))
 
 
 def test_text_conditions(saved: tuple[Any, str]) -> None:
-    ours = painter.load(saved[1])
+    ours = text_to_image.load(saved[1])
     text = ours.encode_text(["a red circle", "a star"])
     assert text.hidden.shape[:2] == (2, 16)
     assert (text.pooled is not None) == ("XL" in type(saved[0]).__name__)
-    both = painter.TextCondition.cat(text, ours.null_text(3))
+    both = text_to_image.TextCondition.cat(text, ours.null_text(3))
     assert len(both) == 5
     assert both.pooled is None or both.pooled.shape == (5, 20)
 
 
 def test_parts_that_do_not_fit_are_named(clip_tokenizer: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="one seed a caption, got 1 captions and 2 seeds"):
-        painter.Painter(sd_pipeline(clip_tokenizer(16), tiny_vae())).paint(["a"], [1, 2], 2, 1.0)
+        text_to_image.TextToImageModel(sd_pipeline(clip_tokenizer(16), tiny_vae())).generate(["a"], [1, 2], 2, 1.0)
     pipeline = sd_pipeline(clip_tokenizer(16), tiny_vae())
     pipeline.tokenizer.model_max_length = 77
     with pytest.raises(ValueError, match="at most the text encoder's 16 positions, got 77"):
-        painter.Painter(pipeline)
+        text_to_image.TextToImageModel(pipeline)
     pipeline = sd_pipeline(clip_tokenizer(16), tiny_vae())
     pipeline.vae = kl_vae()
     with pytest.raises(ValueError, match="must read the VAE's 4 channels, got one that reads 6"):
-        painter.Painter(pipeline)
+        text_to_image.TextToImageModel(pipeline)
 
 
 def test_half_precision_keeps_an_overflowing_vae_in_single(saved: tuple[Any, str], tmp_path: Path) -> None:
-    ours = painter.load(saved[1], dtype=torch.float16)
+    ours = text_to_image.load(saved[1], dtype=torch.float16)
     assert ours.unet.dtype == torch.float16
     assert ours.vae.dtype == (torch.float32 if ours.vae.config.force_upcast else torch.float16)

@@ -1,4 +1,4 @@
-"""The painter: a text-to-image U-Net diffusion pipeline (Stable Diffusion 1.x, 2.x, XL, or a toy of the same make).
+"""The base_model: a text-to-image U-Net diffusion pipeline (Stable Diffusion 1.x, 2.x, XL, or a toy of the same make).
 
 Shapes: B samples, H and W pixels, h = H / factor and w = W / factor, C latent channels, L tokens, D their width.
 Prediction type (eps, v) and zero terminal SNR are the scheduler's business; nothing here knows them.
@@ -13,9 +13,7 @@ from typing import Any
 
 import torch
 
-from emuedit.models import image_tensors as pixels
-from emuedit.models import model_sources as sources
-from emuedit.models import vae_latents as latents
+from emuedit.models import image_tensors, model_sources, vae_latents
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class TextCondition:
         return TextCondition(torch.cat([part.hidden for part in parts]), torch.cat(pooled) if pooled else None)
 
 
-class Painter:
+class TextToImageModel:
     """A text-to-image pipeline with its parts open: `unet`, `scheduler`, `vae`, `tokenizer`, `text_encoder`."""
 
     def __init__(self, pipeline: Any) -> None:
@@ -84,16 +82,16 @@ class Painter:
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> scaled latents, float32 [B, C, h, w] (the mean, not a draw)."""
-        return latents.encode(self.vae, pixels.check(images), self.factor)
+        return vae_latents.encode(self.vae, image_tensors.check(images), self.factor)
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """Scaled latents [B, C, h, w] -> images, float32 [B, 3, H, W] clamped to [-1, 1]."""
-        return latents.decode(self.vae, z)
+        return vae_latents.decode(self.vae, z)
 
     def noise(self, generators: Sequence[torch.Generator], size: tuple[int, int] | None = None) -> torch.Tensor:
         """Standard normal latents [B, C, h, w], one CPU generator a sample; `size` is (H, W) in pixels."""
         height, width = size or self.size
-        latents.check_size(height, width, self.factor)
+        vae_latents.check_size(height, width, self.factor)
         shape = (1, self.channels, height // self.factor, width // self.factor)
         return torch.cat([torch.randn(shape, generator=g) for g in generators]).to(self.device)
 
@@ -110,7 +108,7 @@ class Painter:
         )[0]
         return out.float()
 
-    def paint(
+    def generate(
         self,
         captions: Sequence[str],
         seeds: Sequence[int],
@@ -150,7 +148,7 @@ class Painter:
         channels = self.unet.config.in_channels
         if channels != self.channels:
             raise ValueError(
-                f"a painter's U-Net must read the VAE's {self.channels} channels, got one that reads {channels}; "
+                f"a base_model's U-Net must read the VAE's {self.channels} channels, got one that reads {channels}; "
                 "an editor's weights belong to the editor's own loader"
             )
         length, room = self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings
@@ -161,15 +159,17 @@ class Painter:
             )
 
 
-def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None) -> Painter:
-    """A painter from a pipeline folder or a hub id. A VAE that overflows in float16 stays in float32."""
-    return Painter(open_pipeline(name_or_path, device, dtype, revision))
+def load(
+    name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None
+) -> TextToImageModel:
+    """A base_model from a pipeline folder or a hub id. A VAE that overflows in float16 stays in float32."""
+    return TextToImageModel(open_pipeline(name_or_path, device, dtype, revision))
 
 
 def open_pipeline(name_or_path: str, device: str, dtype: torch.dtype, revision: str | None) -> Any:
-    """The frozen pipeline behind a painter or an editor: safetensors only, without the parts nobody here uses."""
-    index = sources.manifest(name_or_path, sources.PAINTER, revision)
-    diffusers = sources.library("diffusers")
+    """The frozen pipeline behind a base_model or an editor: safetensors only, without the parts nobody here uses."""
+    index = model_sources.manifest(name_or_path, model_sources.BASE_MODEL, revision)
+    diffusers = model_sources.library("diffusers")
     unused: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
     unused = {part: nothing for part, nothing in unused.items() if part in index}
     if "requires_safety_checker" in index:
@@ -187,13 +187,13 @@ def open_pipeline(name_or_path: str, device: str, dtype: torch.dtype, revision: 
 
 
 def _shown(timesteps: torch.Tensor, progress: bool) -> Any:
-    return sources.library("tqdm").tqdm(timesteps, desc="paint") if progress else timesteps
+    return model_sources.library("tqdm").tqdm(timesteps, desc="paint") if progress else timesteps
 
 
-def ease_backward(unet: Any, text_encoders: Iterable[Any] = ()) -> None:
+def use_unfused_attention_on_cpu(unet: Any, text_encoders: Iterable[Any] = ()) -> None:
     """On a CPU: plain products instead of torch's fused attention, slow backwards there. A fifth off a training step (ours)."""
     if unet.device.type != "cpu":
         return
-    unet.set_attn_processor(sources.library("diffusers.models.attention_processor").AttnProcessor())
+    unet.set_attn_processor(model_sources.library("diffusers.models.attention_processor").AttnProcessor())
     for encoder in text_encoders:
         encoder.set_attn_implementation("eager")

@@ -1,0 +1,81 @@
+"""Names that a reader understands at first sight: variables are named after what they hold, and no name means two things."""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("emuedit", "toyworld", "flows", "bench", "tests")
+PRONOUNS = {
+    "one", "some", "own", "found", "told", "said", "asked", "every", "whole", "theirs", "mine", "made", "wanted", "known",
+    "shown", "given", "lost", "held", "gone", "few", "which", "what", "how", "those", "these", "them", "it",
+}  # fmt: skip
+DIALECT = re.compile(
+    r"\b(pupil|crew|hush|told|knobs?|painter|studio|rivals?|heart|station|house|mend|law|roof|dwell|hired|paint(s|ed|ing)?)\b",
+    re.IGNORECASE,
+)
+MAY_SHARE_A_NAME = {"__init__", "__main__", "conftest"}
+
+
+def python_files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def assigned_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every name that is bound, with its line; names bound in a comprehension of one line, or by an import, are left out."""
+    short: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp) and node.lineno == node.end_lineno:
+            short.update(child for generator in node.generators for child in ast.walk(generator.target))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node not in short:
+            yield node.id, node.lineno
+        elif isinstance(node, ast.arg):
+            yield node.arg, node.lineno
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name, node.lineno
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_variable_is_named_by_a_pronoun(package: str) -> None:
+    bad = [
+        f"{path.relative_to(ROOT)}:{line} {name}"
+        for path in python_files(package)
+        for name, line in assigned_names(ast.parse(path.read_text()))
+        if name.strip("_") in PRONOUNS and not (isinstance(name, str) and name == "_")
+    ]
+    assert not bad, f"{len(bad)} names say nothing about what they hold:\n" + "\n".join(bad)
+
+
+@pytest.mark.parametrize("package", ["emuedit", "toyworld", "flows", "bench"])
+def test_no_word_of_the_old_dialect(package: str) -> None:
+    bad = [
+        f"{path.relative_to(ROOT)}:{number} {match.group()}"
+        for path in python_files(package)
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        for match in DIALECT.finditer(line)
+    ]
+    assert not bad, f"{len(bad)} words that a practitioner would not understand:\n" + "\n".join(bad)
+
+
+def test_no_two_modules_share_a_name() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for package in ("emuedit", "toyworld", "flows"):
+        for path in python_files(package):
+            if path.stem not in MAY_SHARE_A_NAME:
+                places[path.stem].append(str(path.relative_to(ROOT)))
+    assert not {name: paths for name, paths in places.items() if len(paths) > 1}
+
+
+def test_no_two_classes_share_a_name() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for package in ("emuedit", "toyworld", "flows"):
+        for path in python_files(package):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    places[node.name].append(str(path.relative_to(ROOT)))
+    assert not {name: paths for name, paths in places.items() if len(paths) > 1}

@@ -1,1 +1,1 @@
-"""The embedded world: scenes that can be drawn, described, edited and read back exactly, and models trained on them."""
+"""The embedded toy world: scenes with an exact renderer, captions, edits, an oracle, and models trained on them."""

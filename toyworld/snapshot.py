@@ -1,4 +1,4 @@
-"""`python -m toyworld.snapshot out.png [--scene 2]`: one held-out picture of the toy world, to try an editor on."""
+"""`python -m toyworld.snapshot out.png [--scene 2]`: writes a held-out picture of the toy world to try an editor."""
 
 import argparse
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 from emuedit.data.png import encode_png
 from toyworld.scenes import render
 from toyworld.scenes.caption_grammar import all_captions
-from toyworld.scenes.scene import numbers, scenes
+from toyworld.scenes.scene import generate_scenes, scene_numbers
 
 
 def main() -> None:
-    """Write the picture and say what it shows."""
+    """Write the picture and print its caption."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, help="where to write it")
-    parser.add_argument("--scene", type=int, default=2, help="which held-out scene (default: 2)")
+    parser.add_argument("out", type=Path, help="path of the PNG to write")
+    parser.add_argument("--scene", type=int, default=2, help="index of the held-out scene (default: 2)")
     args = parser.parse_args()
-    scene = scenes(numbers("held_out", args.scene, 1))
+    scene = generate_scenes(scene_numbers("held_out", args.scene, 1))
     args.out.write_bytes(encode_png(render.images(scene)[0]))
     print(f"{args.out}: {all_captions(scene)[0]}")
 

@@ -1,4 +1,4 @@
-"""Every task's exact edits: they change what they say, and nothing that they do not."""
+"""Exact edits of every task change what the instruction asks for and nothing else. The rule-based LLM writes edits."""
 
 import json
 import random
@@ -7,227 +7,230 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from emuedit.models.language_model import LLM, load_llm
+from emuedit.models.language_model import LLM
+from emuedit.models.llm_loading import load_llm
 from emuedit.tasks import HELD_OUT, TASKS
 from toyworld.edits import exact_targets
 from toyworld.edits.caption_parser import parse
-from toyworld.edits.exact_edits import Edits, edits, names
+from toyworld.edits.exact_edits import Edits, build_edits, trained_task_names
 from toyworld.edits.exact_judge import judge
-from toyworld.edits.rule_llm import KEYS, RuleLLM, UnsuitedError, edit, spoilt
+from toyworld.edits.rule_llm import KEYS, RuleLLM, UnsuitableCaptionError, corrupt_answer, write_edit
 from toyworld.scenes import render
 from toyworld.scenes.caption_grammar import all_captions, captions
 from toyworld.scenes.palette import CARD, COLOURS, MASK_RGB, PERSON
-from toyworld.scenes.scene import PIXEL_ART, numbers, scenes
+from toyworld.scenes.scene import PIXEL_ART, generate_scenes, scene_numbers
 
-EVERY = (*names(), *(t.name for t in HELD_OUT))
+ALL_TASKS = (*trained_task_names(), *(task.name for task in HELD_OUT))
 
 
 @pytest.fixture(scope="module")
-def made() -> dict[str, Edits]:
-    return {name: edits(name, "held_out", 0, 60) for name in EVERY}
+def edits_of() -> dict[str, Edits]:
+    """Task -> 60 held-out edits."""
+    return {task: build_edits(task, "held_out", 0, 60) for task in ALL_TASKS}
 
 
-def test_there_are_sixteen() -> None:
-    assert names() == tuple(t.name for t in TASKS)
-    assert len(names()) == 16
+def test_there_are_sixteen_trained_tasks() -> None:
+    assert trained_task_names() == tuple(task.name for task in TASKS)
+    assert len(trained_task_names()) == 16
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_every_edit_changes_something_and_is_no_alternative(made: dict[str, Edits], name: str) -> None:
-    some = made[name]
-    assert (some.before != some.exact).any((1, 2, 3)).all()
-    assert (some.alternatives != some.exact[:, None]).any((2, 3, 4)).all(), "an alternative is the right answer"
-    assert all(text and "{" not in text for text in some.instructions)
-    assert len(set(some.instructions)) > (2 if name in ("superres", "contour", "inpaint") else 5)
+@pytest.mark.parametrize("task", ALL_TASKS)
+def test_edits_change_the_image_and_differ_from_their_alternatives(edits_of: dict[str, Edits], task: str) -> None:
+    edits = edits_of[task]
+    assert (edits.before != edits.exact).any((1, 2, 3)).all()
+    assert (edits.alternatives != edits.exact[:, None]).any((2, 3, 4)).all(), "an alternative equals the exact result"
+    assert all(text and "{" not in text for text in edits.instructions)
+    assert len(set(edits.instructions)) > (2 if task in ("superres", "contour", "inpaint") else 5)
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_the_oracle_takes_the_exact_result_and_refuses_the_input_and_every_alternative(made: dict[str, Edits], name: str) -> None:
-    some = made[name]
-    assert judge(some.exact, some.before, some.exact, some.alternatives).success.all()
-    assert not judge(some.before, some.before, some.exact, some.alternatives).success.any()
-    for k in range(some.alternatives.shape[1]):
-        assert not judge(some.alternatives[:, k], some.before, some.exact, some.alternatives).success.any()
+@pytest.mark.parametrize("task", ALL_TASKS)
+def test_judge_accepts_the_exact_result_and_rejects_input_and_alternatives(edits_of: dict[str, Edits], task: str) -> None:
+    edits = edits_of[task]
+    assert judge(edits.exact, edits.before, edits.exact, edits.alternatives).success.all()
+    assert not judge(edits.before, edits.before, edits.exact, edits.alternatives).success.any()
+    for k in range(edits.alternatives.shape[1]):
+        assert not judge(edits.alternatives[:, k], edits.before, edits.exact, edits.alternatives).success.any()
 
 
-@pytest.mark.parametrize("name", ["local", "remove", "add", "texture", "text", "detect", "segment"])
-def test_region_edits_leave_the_rest_alone(made: dict[str, Edits], name: str) -> None:
-    changed = (made[name].before != made[name].exact).any(-1).mean((1, 2))
-    assert changed.max() < 0.45
-    if name != "texture":
-        assert changed.mean() < 0.2
+@pytest.mark.parametrize("task", ["local", "remove", "add", "texture", "text", "detect", "segment"])
+def test_region_edits_change_a_small_area(edits_of: dict[str, Edits], task: str) -> None:
+    changed_share = (edits_of[task].before != edits_of[task].exact).any(-1).mean((1, 2))
+    assert changed_share.max() < 0.45
+    if task != "texture":
+        assert changed_share.mean() < 0.2
 
 
-def test_letters_and_poses_are_spread_evenly_and_never_in_pixel_art() -> None:
-    for name, kind, n_variants in (("text", CARD, 8), ("pose", PERSON, 4)):
-        source = edits(name, "train", 0, 800).source
+def test_letters_and_poses_are_uniform_and_never_in_pixel_art() -> None:
+    for task, kind, n_variants in (("text", CARD, 8), ("pose", PERSON, 4)):
+        source = build_edits(task, "train", 0, 800).source
         row, slot = np.nonzero(source.kind == kind)
         share = np.bincount(source.variant[row, slot], minlength=n_variants) / len(row)
-        assert np.abs(share - 1 / n_variants).max() < 0.05, name
+        assert np.abs(share - 1 / n_variants).max() < 0.05, task
         assert not (source.style == PIXEL_ART).any()
 
 
-def test_every_other_colour_is_an_alternative() -> None:
-    some = edits("local", "held_out", 0, 60)
-    recoloured = [n for n, text in enumerate(some.instructions) if any(colour in text.split()[-1] for colour in COLOURS)]
-    assert len(recoloured) > 15
-    for n in recoloured[:5]:
-        assert len({picture.tobytes() for picture in some.alternatives[n]}) == len(COLOURS) - 1
+def test_all_other_colours_are_alternatives_of_a_recolouring() -> None:
+    edits = build_edits("local", "held_out", 0, 60)
+    recolourings = [n for n, text in enumerate(edits.instructions) if any(colour in text.split()[-1] for colour in COLOURS)]
+    assert len(recolourings) > 15
+    for n in recolourings[:5]:
+        assert len({image.tobytes() for image in edits.alternatives[n]}) == len(COLOURS) - 1
 
 
-def test_captions_keep_the_words_for_what_an_edit_leaves_alone() -> None:
-    for name in ("remove", "add", "local", "texture"):
-        some = edits(name, "held_out", 0, 60)
-        for before, after in zip(some.input_captions, some.output_captions, strict=True):
-            a, b = parse(before), parse(after)
-            assert a is not None
-            assert b is not None
-            assert (a.ground, a.weather, a.style) == (b.ground, b.weather, b.style)
-            kept = set(a.things) & set(b.things)
-            assert len(kept) >= max(len(a.things), len(b.things)) - 1
+def test_captions_keep_the_words_for_unedited_parts() -> None:
+    for task in ("remove", "add", "local", "texture"):
+        edits = build_edits(task, "held_out", 0, 60)
+        for input_caption, output_caption in zip(edits.input_captions, edits.output_captions, strict=True):
+            before, after = parse(input_caption), parse(output_caption)
+            assert before is not None
+            assert after is not None
+            assert (before.background, before.weather, before.style) == (after.background, after.weather, after.style)
+            kept_objects = set(before.objects) & set(after.objects)
+            assert len(kept_objects) >= max(len(before.objects), len(after.objects)) - 1
 
 
-def test_edits_depend_on_their_numbers_only() -> None:
-    whole, part = edits("local", "train", 0, 30), edits("local", "train", 20, 10)
-    np.testing.assert_array_equal(whole.exact[20:], part.exact)
-    assert whole.instructions[20:] == part.instructions
+def test_edits_depend_only_on_their_scene_numbers() -> None:
+    all_edits, last_edits = build_edits("local", "train", 0, 30), build_edits("local", "train", 20, 10)
+    np.testing.assert_array_equal(all_edits.exact[20:], last_edits.exact)
+    assert all_edits.instructions[20:] == last_edits.instructions
 
 
-def test_add_is_remove_in_reverse(made: dict[str, Edits]) -> None:
-    np.testing.assert_array_equal(made["add"].before, made["remove"].exact)
-    np.testing.assert_array_equal(made["add"].exact, made["remove"].before)
+def test_add_is_the_reverse_of_remove(edits_of: dict[str, Edits]) -> None:
+    np.testing.assert_array_equal(edits_of["add"].before, edits_of["remove"].exact)
+    np.testing.assert_array_equal(edits_of["add"].exact, edits_of["remove"].before)
 
 
-def test_segment_paints_the_mask_and_only_the_mask() -> None:
-    some = scenes(numbers("held_out", 0, 50))
-    some = some[some.present[:, 0]]
-    known = render.truth(some)
-    zeros = np.zeros(len(some), int)
-    painted = (exact_targets.segment(known, zeros) == (MASK_RGB * 255).astype(np.uint8)).all(-1)
-    np.testing.assert_array_equal(painted, known.masks[:, 0])
-    boxed = exact_targets.detect(known, zeros)
-    for n, (x0, y0, x1, y1) in enumerate(known.boxes[:, 0].astype(int)):
-        np.testing.assert_array_equal(boxed[n, y0:y1, x0:x1], known.images[n, y0:y1, x0:x1])
+def test_segment_and_detect_mark_exactly_the_object() -> None:
+    scenes = generate_scenes(scene_numbers("held_out", 0, 50))
+    scenes = scenes[scenes.present[:, 0]]
+    truth = render.truth(scenes)
+    slots = np.zeros(len(scenes), int)
+    is_mask_colour = (exact_targets.segment(truth, slots) == (MASK_RGB * 255).astype(np.uint8)).all(-1)
+    np.testing.assert_array_equal(is_mask_colour, truth.masks[:, 0])
+    boxed = exact_targets.detect(truth, slots)
+    for n, (x0, y0, x1, y1) in enumerate(truth.boxes[:, 0].astype(int)):
+        np.testing.assert_array_equal(boxed[n, y0:y1, x0:x1], truth.images[n, y0:y1, x0:x1])
         assert (boxed[n, y0 + 1, x0 - 1] == (255, 0, 255)).all()
 
 
 def test_keypoints_lie_on_the_figure_and_on_its_skeleton() -> None:
-    some = scenes(numbers("held_out", 0, 120))
-    known, drawn, joints = render.truth(some), exact_targets.pose(some), exact_targets.keypoints(some)
-    person = some.kind == PERSON
-    assert person.sum() > 5
-    assert np.isfinite(joints[person]).all()
-    assert np.isnan(joints[~person]).all()
-    for n, slot in np.argwhere(person):
+    scenes = generate_scenes(scene_numbers("held_out", 0, 120))
+    truth, skeletons, joints = render.truth(scenes), exact_targets.pose(scenes), exact_targets.keypoints(scenes)
+    is_person = scenes.kind == PERSON
+    assert is_person.sum() > 5
+    assert np.isfinite(joints[is_person]).all()
+    assert np.isnan(joints[~is_person]).all()
+    for n, slot in np.argwhere(is_person):
         for x, y in joints[n, slot].round().astype(int):
-            assert known.masks[n, slot, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].any()
-            assert drawn[n, y, x].any()
-    assert not drawn[~person.any(1)].any()
+            assert truth.masks[n, slot, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].any()
+            assert skeletons[n, y, x].any()
+    assert not skeletons[~is_person.any(1)].any()
 
 
-def test_filters_do_what_they_are_called() -> None:
-    before = render.images(scenes(numbers("held_out", 0, 20)))
-    n = len(before)
+def test_colour_filters_have_the_effect_of_their_names() -> None:
+    images = render.images(generate_scenes(scene_numbers("held_out", 0, 20)))
+    n_images = len(images)
 
-    def after(name: str) -> np.ndarray:
-        return exact_targets.colour_filter(before, np.full(n, exact_targets.FILTERS.index(name))).astype(float)
+    def apply(name: str) -> np.ndarray:
+        filter_ids = np.full(n_images, exact_targets.FILTERS.index(name))
+        return exact_targets.apply_colour_filter(images, filter_ids).astype(float)
 
-    p = before.astype(float)
-    assert (after("brighten").mean((1, 2, 3)) > p.mean((1, 2, 3))).all()
-    assert (after("darken").mean((1, 2, 3)) < p.mean((1, 2, 3))).all()
-    assert (after("more contrast").std((1, 2, 3)) >= after("less contrast").std((1, 2, 3))).all()
-    assert (np.ptp(after("desaturate"), axis=-1).mean((1, 2)) < np.ptp(p, axis=-1).mean((1, 2))).all()
-    edges = np.abs(np.diff(p, axis=1)).mean((1, 2, 3))
-    assert (np.abs(np.diff(after("blur"), axis=1)).mean((1, 2, 3)) < edges).all()
-    assert (np.abs(np.diff(after("sharpen"), axis=1)).mean((1, 2, 3)) > edges).all()
-    np.testing.assert_array_equal(after("hue"), p[..., [2, 0, 1]])
-
-
-def test_some_wordings_belong_to_several_tasks() -> None:
-    meant: dict[str, set[str]] = defaultdict(set)
-    for name in names():
-        for text in edits(name, "train", 0, 400).instructions:
-            meant[text].add(name)
-    shared = {text: tasks for text, tasks in meant.items() if len(tasks) > 1}
-    pairs = {tuple(sorted(tasks)) for tasks in shared.values()}
-    assert {("color", "global"), ("detect", "segment"), ("sketch", "style"), ("background", "global")} <= pairs
-    assert ("local", "texture") not in pairs
+    before = images.astype(float)
+    assert (apply("brighten").mean((1, 2, 3)) > before.mean((1, 2, 3))).all()
+    assert (apply("darken").mean((1, 2, 3)) < before.mean((1, 2, 3))).all()
+    assert (apply("more contrast").std((1, 2, 3)) >= apply("less contrast").std((1, 2, 3))).all()
+    assert (np.ptp(apply("desaturate"), axis=-1).mean((1, 2)) < np.ptp(before, axis=-1).mean((1, 2))).all()
+    edge_strength = np.abs(np.diff(before, axis=1)).mean((1, 2, 3))
+    assert (np.abs(np.diff(apply("blur"), axis=1)).mean((1, 2, 3)) < edge_strength).all()
+    assert (np.abs(np.diff(apply("sharpen"), axis=1)).mean((1, 2, 3)) > edge_strength).all()
+    np.testing.assert_array_equal(apply("hue"), before[..., [2, 0, 1]])
 
 
-def test_captions_can_be_understood_and_said_again() -> None:
+def test_some_instructions_belong_to_several_tasks() -> None:
+    tasks_of_instruction: dict[str, set[str]] = defaultdict(set)
+    for task in trained_task_names():
+        for text in build_edits(task, "train", 0, 400).instructions:
+            tasks_of_instruction[text].add(task)
+    shared_by = {tuple(sorted(tasks)) for tasks in tasks_of_instruction.values() if len(tasks) > 1}
+    assert {("color", "global"), ("detect", "segment"), ("sketch", "style"), ("background", "global")} <= shared_by
+    assert ("local", "texture") not in shared_by
+
+
+def test_parsed_captions_print_the_original_text() -> None:
     for caption in captions("held_out", 0, 500):
         assert str(parse(caption)) == caption
     assert parse("a photograph of two dogs") is None
 
 
-def test_captions_vary_by_purpose_and_not_by_call() -> None:
-    some = scenes(numbers("train", 0, 100))
-    assert all_captions(some) == all_captions(some)
-    assert sum(a != b for a, b in zip(all_captions(some), all_captions(some, "other"), strict=True)) > 60
+def test_captions_depend_on_the_purpose_and_not_on_the_call() -> None:
+    scenes = generate_scenes(scene_numbers("train", 0, 100))
+    assert all_captions(scenes) == all_captions(scenes)
+    assert sum(a != b for a, b in zip(all_captions(scenes), all_captions(scenes, "other"), strict=True)) > 60
 
 
 def ask(llm: LLM, task: str, caption: str, seed: int = 0) -> str:
     return llm.write([{"role": "user", "content": "Go.\n" + json.dumps({"task": task, "caption": caption})}], seed=seed)
 
 
-def test_the_writer_answers_in_json_from_the_last_message() -> None:
+def test_llm_answers_the_last_message_in_json() -> None:
     llm = load_llm("toyworld.edits.rule_llm:toy_llm")
     assert isinstance(llm, LLM)
     caption = "a big red star on the left and a small blue ring at the top on grass"
-    answer = json.loads(ask(RuleLLM(bad_share=0), "remove", caption))
+    answer = json.loads(ask(RuleLLM(bad_answer_rate=0), "remove", caption))
     assert tuple(answer) == KEYS
     assert answer["original_object"] in ("red star", "blue ring")
     assert answer["original_object"].split()[-1] not in answer["output_caption"]
     assert answer["output_caption"].endswith("on grass")
 
 
-def test_the_writer_errs_at_the_known_rate_and_always_alike() -> None:
-    llm = RuleLLM(bad_share=0.25)
+def test_llm_gives_bad_answers_reproducibly_at_the_set_rate() -> None:
+    llm = RuleLLM(bad_answer_rate=0.25)
     caption = "a big red star on the left on grass"
-    good = 0
+    n_good = 0
     for seed in range(600):
         text = ask(llm, "local", caption, seed)
         assert text == ask(llm, "local", caption, seed)
         try:
             answer = json.loads(text)
-            good += tuple(answer) == KEYS and all(isinstance(v, str) for v in answer.values()) and bool(answer["instruction"])
+            n_good += tuple(answer) == KEYS and all(isinstance(v, str) for v in answer.values()) and bool(answer["instruction"])
         except json.JSONDecodeError:
             pass
-    assert abs(good / 600 - 0.75) < 0.07
+    assert abs(n_good / 600 - 0.75) < 0.07
 
 
-def test_a_spoilt_answer_is_never_a_good_one() -> None:
+def test_a_corrupted_answer_is_never_good() -> None:
     answer = dict.fromkeys(KEYS, "words")
-    texts = [spoilt(answer, random.Random(seed)) for seed in range(200)]
+    texts = [corrupt_answer(answer, random.Random(seed)) for seed in range(200)]
     assert json.dumps(answer) not in texts
-    assert len(set(texts)) > 7  # prose, cut off, each of the keys lost, nothing said, a refusal
+    assert len(set(texts)) > 7  # prose, truncation, four missing keys, an empty instruction, a refusal
 
 
-def test_the_writer_keeps_to_what_can_be_painted() -> None:
-    said = parse("a small red ring on the left and a small white star on the right on grass")
-    assert said is not None
+def test_llm_chooses_only_colours_that_are_visible_on_the_background() -> None:
+    caption = parse("a small red ring on the left and a small white star on the right on grass")
+    assert caption is not None
     for seed in range(150):
-        assert "green" not in edit("local", said, random.Random(seed))["output_caption"]
-        assert "green" not in edit("add", said, random.Random(seed))["output_caption"]
-        outcome = edit("background", said, random.Random(seed))["edited_object"]
-        assert outcome not in ("brick", "snow", "sky", "sand", "grass")  # red or white would vanish there
+        assert "green" not in write_edit("local", caption, random.Random(seed))["output_caption"]
+        assert "green" not in write_edit("add", caption, random.Random(seed))["output_caption"]
+        new_background = write_edit("background", caption, random.Random(seed))["edited_object"]
+        # Grass is the old background. On the others red or white has too little contrast.
+        assert new_background not in ("brick", "snow", "sky", "sand", "grass")
 
 
-def test_the_writer_speaks_of_every_task_and_refuses_what_cannot_be() -> None:
-    rich = "a card with the letter A"  # not of the language: no colour, no place
-    assert ask(RuleLLM(0), "text", rich).startswith("I do not parse")
-    things = "a red card with the letter A on the left, a blue person waving on the right and a big green ring at the top"
-    caption = f"{things} on sand"
-    for name in names():
-        if name == "add":
+def test_llm_writes_edits_for_all_tasks_and_refuses_impossible_ones() -> None:
+    outside_grammar = "a card with the letter A"  # no colour, no position
+    assert ask(RuleLLM(0), "text", outside_grammar).startswith("I do not parse")
+    objects = "a red card with the letter A on the left, a blue person waving on the right and a big green ring at the top"
+    caption = f"{objects} on sand"
+    for task in trained_task_names():
+        if task == "add":
             continue
-        answer = json.loads(ask(RuleLLM(0), name, caption))
-        assert answer["instruction"], name
-        assert answer["output_caption"] != caption or name == "color"
-    said = parse(caption)
-    assert said is not None
-    with pytest.raises(UnsuitedError, match="full"):
-        edit("add", said, random.Random(0))
+        answer = json.loads(ask(RuleLLM(0), task, caption))
+        assert answer["instruction"], task
+        assert answer["output_caption"] != caption or task == "color"
+    parsed_caption = parse(caption)
+    assert parsed_caption is not None
+    with pytest.raises(UnsuitableCaptionError, match="full"):
+        write_edit("add", parsed_caption, random.Random(0))
 
 
 @pytest.mark.parametrize(
@@ -245,21 +248,21 @@ def test_the_writer_speaks_of_every_task_and_refuses_what_cannot_be() -> None:
         ("depth", {""}, {""}),
     ],
 )
-def test_the_writer_names_objects_as_a_detector_knows_them(task: str, original: set[str], edited: set[str] | None) -> None:
-    said = parse("a big red striped star on the left and a small blue ring at the top on grass")
-    assert said is not None
-    answers = [edit(task, said, random.Random(seed)) for seed in range(80)]
+def test_llm_names_objects_in_the_words_of_the_detector(task: str, original: set[str], edited: set[str] | None) -> None:
+    caption = parse("a big red striped star on the left and a small blue ring at the top on grass")
+    assert caption is not None
+    answers = [write_edit(task, caption, random.Random(seed)) for seed in range(80)]
     assert {answer["original_object"] for answer in answers} <= original
-    found = {answer["edited_object"] for answer in answers}
-    assert found <= edited if edited is not None else all(found)
+    edited_objects = {answer["edited_object"] for answer in answers}
+    assert edited_objects <= edited if edited is not None else all(edited_objects)
 
 
-def test_the_writer_goes_from_maps_to_pictures_when_asked() -> None:
+def test_llm_writes_edits_from_map_to_image_on_request() -> None:
     caption = "a red person waving on the left on sand"
     for task in ("depth", "sketch", "normal", "pose", "segmap"):
-        asked = "Go.\n" + json.dumps({"task": task, "caption": caption, "direction": "from_map"})
-        back = json.loads(RuleLLM(0).write([{"role": "user", "content": asked}], seed=1))
-        there = json.loads(ask(RuleLLM(0), task, caption))
-        assert back["instruction"].endswith(caption)
-        assert caption not in there["instruction"]
-        assert back["output_caption"] == there["output_caption"]
+        request = "Go.\n" + json.dumps({"task": task, "caption": caption, "direction": "from_map"})
+        from_map = json.loads(RuleLLM(0).write([{"role": "user", "content": request}], seed=1))
+        to_map = json.loads(ask(RuleLLM(0), task, caption))
+        assert from_map["instruction"].endswith(caption)
+        assert caption not in to_map["instruction"]
+        assert from_map["output_caption"] == to_map["output_caption"]

@@ -6,7 +6,7 @@ import pytest
 from emuedit.data.png import decode_png
 from toyworld import snapshot
 from toyworld.scenes import render
-from toyworld.scenes.scene import numbers, scenes
+from toyworld.scenes.scene import generate_scenes, scene_numbers
 
 
 def test_snapshot_writes_a_held_out_scene(
@@ -14,6 +14,6 @@ def test_snapshot_writes_a_held_out_scene(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["snapshot", str(tmp_path / "in.png"), "--scene", "4"])
     snapshot.main()
-    want = render.images(scenes(numbers("held_out", 4, 1)))[0]
-    assert np.array_equal(decode_png((tmp_path / "in.png").read_bytes()), want)
+    expected = render.images(generate_scenes(scene_numbers("held_out", 4, 1)))[0]
+    assert np.array_equal(decode_png((tmp_path / "in.png").read_bytes()), expected)
     assert "heart" in capsys.readouterr().out

@@ -1,1 +1,1 @@
-"""Toy edits: instructions, exact results, and a judge that compares with them."""
+"""Toy edits with known results: instructions, exact targets, the benchmark and its judge, and a rule-based LLM."""

@@ -1,80 +1,93 @@
-"""Captions taken apart and put together again: what a reader of the toy world's language understands."""
+"""Parser of toy captions: it splits a caption into objects, background, weather and style, and joins them again."""
 
 import re
 from dataclasses import dataclass, replace
 
-from toyworld.scenes.caption_grammar import GROUND, NOBODY_THERE, STYLE, WEATHER, WHERE, article, listed
+from toyworld.scenes.caption_grammar import (
+    BACKGROUND_PHRASES,
+    EMPTY_SCENE,
+    POSITION_PHRASES,
+    STYLE_PHRASES,
+    WEATHER_PHRASES,
+    indefinite_article,
+    join_list,
+)
 from toyworld.scenes.palette import COLOURS, LETTERS, POSES, SHAPES, TEXTURES
 
 
 @dataclass(frozen=True)
-class Thing:
-    """An object as a caption names it; size and texture may be ''."""
+class CaptionObject:
+    """One object of a caption, in the caption's words. `size` and `texture` are '' where the caption omits them."""
 
     size: str
     colour: str
     texture: str
     noun: str
-    where: str
+    position: str
 
     def __str__(self) -> str:
         words = " ".join(word for word in (self.size, self.colour, self.texture, self.noun) if word)
-        return f"{article(words)} {words} {self.where}"
+        return f"{indefinite_article(words)} {words} {self.position}"
 
     @property
     def is_shape(self) -> bool:
-        """A plain shape: it has a size and may wear a texture."""
+        """Whether the object is a plain shape. Only shapes have a size and a texture in captions."""
         return self.noun in SHAPES
 
 
 @dataclass(frozen=True)
 class ParsedCaption:
-    """A caption in parts, each in the words that were used."""
+    """The parts of a caption, each in the caption's words. `weather` and `style` may be ''."""
 
-    things: tuple[Thing, ...]
-    ground: str
+    objects: tuple[CaptionObject, ...]
+    background: str
     weather: str
     style: str
 
     def __str__(self) -> str:
-        things = listed([str(thing) for thing in self.things])
-        return " ".join(part for part in (things, self.ground, self.weather, self.style) if part)
+        objects = join_list([str(caption_object) for caption_object in self.objects])
+        return " ".join(part for part in (objects, self.background, self.weather, self.style) if part)
 
-    def without(self, thing: Thing) -> "ParsedCaption":
-        """The same caption, one object less."""
-        return replace(self, things=tuple(other for other in self.things if other != thing))
+    def remove_object(self, old: CaptionObject) -> "ParsedCaption":
+        """Return a copy without the object `old`."""
+        return replace(self, objects=tuple(other for other in self.objects if other != old))
 
-    def with_instead(self, thing: Thing, new: Thing) -> "ParsedCaption":
-        """The same caption, `thing` replaced by `new`."""
-        return replace(self, things=tuple(new if other == thing else other for other in self.things))
+    def replace_object(self, old: CaptionObject, new: CaptionObject) -> "ParsedCaption":
+        """Return a copy in which the object `new` takes the place of `old`."""
+        return replace(self, objects=tuple(new if other == old else other for other in self.objects))
 
 
-def _one_of(*tables: tuple[str, ...]) -> str:
+def _alternation(*tables: tuple[str, ...]) -> str:
+    """A regular expression that matches any phrase of the tables. Longer phrases come before their prefixes."""
     phrases = sorted({phrase for table in tables for phrase in table if phrase}, key=len, reverse=True)
     return "|".join(map(re.escape, phrases))
 
 
 _NOUNS = (*SHAPES, *(f"card with the letter {c}" for c in LETTERS), "person waving", *(f"person with {p}" for p in POSES))
-_THING = re.compile(
-    rf"an? (?:(?P<size>big|small) )?(?P<colour>{_one_of(COLOURS)}) (?:(?P<texture>{_one_of(TEXTURES)}) )?"
-    rf"(?P<noun>{_one_of(_NOUNS)}) (?P<where>{_one_of(*WHERE.values())})"
+_OBJECT = re.compile(
+    rf"an? (?:(?P<size>big|small) )?(?P<colour>{_alternation(COLOURS)}) (?:(?P<texture>{_alternation(TEXTURES)}) )?"
+    rf"(?P<noun>{_alternation(_NOUNS)}) (?P<position>{_alternation(*POSITION_PHRASES.values())})"
 )
-_REST = re.compile(
-    rf" (?P<ground>{_one_of(*GROUND.values())})"
-    rf"(?: (?P<weather>{_one_of(*WEATHER.values())}))?(?: (?P<style>{_one_of(*STYLE.values())}))?$"
+_SEPARATOR = re.compile(r", | and ")
+_SCENE_PHRASES = re.compile(
+    rf" (?P<background>{_alternation(*BACKGROUND_PHRASES.values())})"
+    rf"(?: (?P<weather>{_alternation(*WEATHER_PHRASES.values())}))?"
+    rf"(?: (?P<style>{_alternation(*STYLE_PHRASES.values())}))?$"
 )
 
 
 def parse(caption: str) -> ParsedCaption | None:
-    """The parts of a caption, or None where it is not of this language."""
-    things = []
-    at = len(NOBODY_THERE) if caption.startswith(NOBODY_THERE) else 0
-    while found := _THING.match(caption, at):
-        things.append(Thing(**{k: v or "" for k, v in found.groupdict().items()}))
-        at = found.end()
-        joint = re.compile(r", | and ").match(caption, at)
-        at = joint.end() if joint else at
-    rest = _REST.match(caption, at)
-    if rest is None or at == 0:
+    """Parse a caption. Returns None if the caption does not follow the toy grammar."""
+    objects = []
+    position = len(EMPTY_SCENE) if caption.startswith(EMPTY_SCENE) else 0
+    while match := _OBJECT.match(caption, position):
+        objects.append(CaptionObject(**{name: words or "" for name, words in match.groupdict().items()}))
+        position = match.end()
+        separator = _SEPARATOR.match(caption, position)
+        position = separator.end() if separator else position
+    scene_phrases = _SCENE_PHRASES.match(caption, position)
+    if scene_phrases is None or position == 0:
         return None
-    return ParsedCaption(tuple(things), rest["ground"], rest["weather"] or "", rest["style"] or "")
+    return ParsedCaption(
+        tuple(objects), scene_phrases["background"], scene_phrases["weather"] or "", scene_phrases["style"] or ""
+    )

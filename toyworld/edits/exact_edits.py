@@ -1,83 +1,97 @@
-"""For every task: before, instruction, exact result, and the results it must not be mistaken for."""
+"""Edits with known results for every task: input, instruction, exact result, and plausible wrong results."""
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from emuedit.tasks import HELD_OUT, TASKS, task
+from emuedit.tasks import HELD_OUT, TASKS, get_task
 from toyworld.edits import exact_judge, exact_targets, phrasings
-from toyworld.edits.exact_judge import Judgement, must_change
-from toyworld.edits.scene_changes import CHANGES, Change, add, suited
+from toyworld.edits.exact_judge import Judgement, edit_region
+from toyworld.edits.exact_targets import FILTERS
+from toyworld.edits.scene_changes import CHANGES, add, scenes_with_object
 from toyworld.scenes import render
-from toyworld.scenes.caption_grammar import all_captions, noun, pointed_at, voice
+from toyworld.scenes.caption_grammar import all_captions, referring_expression, slot_noun, wording_rng
 from toyworld.scenes.palette import BACKGROUNDS, COLOURS, CONDITIONS, PERSON
-from toyworld.scenes.scene import EMPTY, Scenes, numbers, pick, uniform
+from toyworld.scenes.scene import EMPTY, SLOTS, Scenes, pick, scene_numbers, uniform
 
 GREY = 128
+"""Value of the pixels that the task `inpaint` must fill."""
 NIGHT = CONDITIONS.index("night")
 
 
 @dataclass(frozen=True)
 class Edits:
-    """N edits of one task. Pictures are uint8 `[N, 64, 64, 3]`."""
+    """N edits of one task. Images are uint8 `[N, 64, 64, 3]`."""
 
     task: str
-    numbers: np.ndarray  # [N] the scenes they were made from
+    numbers: np.ndarray  # [N] numbers of the scenes from which the edits were generated
     instructions: list[str]
     input_captions: list[str]
     output_captions: list[str]
-    objects: list[str]  # the object that is edited, '' where it is the whole picture
+    objects: list[str]  # noun of the edited object, '' where the task edits the whole image
     before: np.ndarray
     exact: np.ndarray
-    alternatives: np.ndarray  # uint8 [N, K, 64, 64, 3]: other values of what was edited, or another task's answer
-    source: Scenes  # what `before` shows, or, from a map to a picture, what the map was drawn from
+    alternatives: np.ndarray  # uint8 [N, K, 64, 64, 3]: other values of the edited attribute, or results of other tasks
+    source: Scenes  # the scenes in `before`; if `before` is a map, the scenes from which the map was rendered
 
     def judge(self, output: np.ndarray) -> Judgement:
-        """The oracle's word on outputs uint8 `[N, 64, 64, 3]` of an editor."""
+        """Judge an editor's outputs, uint8 `[N, 64, 64, 3]`, against the exact results."""
         return exact_judge.judge(output, self.before, self.exact, self.alternatives)
 
 
-def edits(name: str, split: str, start: int, n: int) -> Edits:
-    """The edits `start .. start + n` of a task, trained or held out, in a split ('train' or 'held_out')."""
-    known = task(name)
-    which = numbers(split, start, n)
-    if known in HELD_OUT:
-        return _held_out(name, which)
-    return _scene_edits(name, which) if name in CHANGES else _vision_edits(name, which)
+def build_edits(task: str, split: str, start: int, n: int) -> Edits:
+    """Build the edits `start .. start + n` of a task, trained or held out, in a split ('train' or 'held_out').
+
+    The same arguments give the same edits. Raises UnknownTaskError for a name that is no task.
+    """
+    task_row = get_task(task)
+    numbers = scene_numbers(split, start, n)
+    if task_row in HELD_OUT:
+        return _held_out_edits(task, numbers)
+    if task in CHANGES:
+        return _scene_edits(task, numbers)
+    if task == "color":
+        return _color_edits(numbers)
+    if task in ("detect", "segment"):
+        return _annotation_edits(task, numbers)
+    return _map_edits(task, numbers)
 
 
-def names() -> tuple[str, ...]:
-    """The sixteen tasks in their order."""
-    return tuple(t.name for t in TASKS)
+def trained_task_names() -> tuple[str, ...]:
+    """Names of the sixteen trained tasks, in the order of the task table."""
+    return tuple(task.name for task in TASKS)
 
 
-def thing(all_scenes: Scenes, n: int, slot: int, *purpose: object) -> str:
-    """How an instruction points at the object in this slot."""
-    colour = COLOURS[all_scenes.colour[n, slot]]
-    return pointed_at(noun(all_scenes, n, slot), colour, voice(all_scenes.number[n], "the", *purpose))
+def object_reference(scenes: Scenes, row: int, slot: int, *purpose: object) -> str:
+    """A referring expression for the object in this slot: 'the star' or 'the red star'. `purpose` seeds the choice."""
+    colour = COLOURS[scenes.colour[row, slot]]
+    return referring_expression(slot_noun(scenes, row, slot), colour, wording_rng(scenes.number[row], "the", *purpose))
 
 
-def _say(name: str, source: Scenes, slots: np.ndarray, wordings: list[tuple[str, ...]], words: list[dict[str, str]]) -> list[str]:
-    spoken = []
-    for n, options in enumerate(wordings):
-        template = voice(source.number[n], name, "wording").choice(options)
-        fills = words[n] if words else {}
-        the = thing(source, n, slots[n], name) if "{the}" in template else ""
-        spoken.append(template.format(the=the, **fills))
-    return spoken
+def _instructions(
+    task: str, scenes: Scenes, slots: np.ndarray, templates: list[tuple[str, ...]], values: list[dict[str, str]]
+) -> list[str]:
+    """Choose one template per scene and fill it. `{the}` refers to the object in the slot; `values` may be empty."""
+    texts = []
+    for row, options in enumerate(templates):
+        template = wording_rng(scenes.number[row], task, "wording").choice(options)
+        reference = object_reference(scenes, row, slots[row], task) if "{the}" in template else ""
+        texts.append(template.format(the=reference, **(values[row] if values else {})))
+    return texts
 
 
-def _scene_edits(name: str, which: np.ndarray) -> Edits:
-    change: Change = CHANGES[name](which)
-    described = change.target if name == "add" else change.source
-    whole = name in ("background", "global", "style")
+def _scene_edits(task: str, numbers: np.ndarray) -> Edits:
+    """Tasks that change the scene itself: the result is a rendering of the changed scene."""
+    change = CHANGES[task](numbers)
+    scenes_with_edited_object = change.target if task == "add" else change.source
+    edits_object = task not in ("background", "global", "style")
     return Edits(
-        task=name,
-        numbers=which,
-        instructions=_say(name, described, change.slots, change.wordings, change.words),
+        task=task,
+        numbers=numbers,
+        instructions=_instructions(task, scenes_with_edited_object, change.slots, change.templates, change.values),
         input_captions=all_captions(change.source),
         output_captions=all_captions(change.target),
-        objects=["" if whole else noun(described, n, s) for n, s in enumerate(change.slots)],
+        objects=[slot_noun(scenes_with_edited_object, n, s) if edits_object else "" for n, s in enumerate(change.slots)],
         before=render.images(change.source),
         exact=render.images(change.target),
         alternatives=np.stack([render.images(other) for other in change.alternatives], 1),
@@ -85,137 +99,148 @@ def _scene_edits(name: str, which: np.ndarray) -> Edits:
     )
 
 
-def _vision_edits(name: str, which: np.ndarray) -> Edits:
-    if name == "color":
-        return _color_edits(which)
-    source, slots = suited(which, kind=PERSON if name == "pose" else None)
-    known = render.truth(source)
+def _annotation_edits(task: str, numbers: np.ndarray) -> Edits:
+    """detect and segment. Alternatives: the annotation of each other slot, and the other kind of annotation."""
+    source, slots = scenes_with_object(numbers)
+    truth = render.truth(source)
     captions = all_captions(source)
-    if name in ("detect", "segment"):
-        draw = {"detect": exact_targets.detect, "segment": exact_targets.segment}
-        exact = draw[name](known, slots)
-        table = (phrasings.DETECT if name == "detect" else phrasings.SEGMENT) + phrasings.SHARED[name, ""]
-        misread = [draw[name](known, (slots + k) % 3) for k in (1, 2)]
-        misread.append(draw["segment" if name == "detect" else "detect"](known, slots))
-        return Edits(
-            task=name,
-            numbers=which,
-            instructions=_say(name, source, slots, [table] * len(which), []),
-            input_captions=captions,
-            output_captions=[
-                phrasings.MARKED[name].format(caption=c, noun=noun(source, n, slots[n])) for n, c in enumerate(captions)
-            ],
-            objects=[noun(source, n, slot) for n, slot in enumerate(slots)],
-            before=known.images,
-            exact=exact,
-            alternatives=np.stack(misread, 1),
-            source=source,
-        )
-    maps = {kind: _map(kind, source, known) for kind in phrasings.MAPS}
-    reverse = uniform(which, "reverse") < 0.5
-    forward_words = phrasings.MAPS[name] + phrasings.SHARED.get((name, ""), ())
-    wordings = [phrasings.FROM_MAP[name] if back else forward_words for back in reverse]
-    about = [phrasings.MAP_OF[name].format(caption=c) for c in captions]
-    flipped = reverse[:, None, None, None]
-    wrong_maps = [maps[kind] for kind in phrasings.MAPS if kind != name]
-    others = [np.where(flipped, a, b) for a, b in zip(_wrong_pictures(source, slots), wrong_maps, strict=True)]
+    if task == "detect":
+        annotate, annotate_otherwise, templates = exact_targets.detect, exact_targets.segment, phrasings.DETECT
+    else:
+        annotate, annotate_otherwise, templates = exact_targets.segment, exact_targets.detect, phrasings.SEGMENT
+    alternatives = [annotate(truth, (slots + k) % SLOTS) for k in range(1, SLOTS)]
+    alternatives.append(annotate_otherwise(truth, slots))
+    nouns = [slot_noun(source, n, slot) for n, slot in enumerate(slots)]
     return Edits(
-        task=name,
-        numbers=which,
-        instructions=_say(name, source, slots, wordings, [{"caption": c} for c in captions]),
-        input_captions=[a if back else c for a, c, back in zip(about, captions, reverse, strict=True)],
-        output_captions=[c if back else a for a, c, back in zip(about, captions, reverse, strict=True)],
-        objects=[""] * len(which),
-        before=np.where(flipped, maps[name], known.images),
-        exact=np.where(flipped, known.images, maps[name]),
-        alternatives=np.stack(others, 1),
+        task=task,
+        numbers=numbers,
+        instructions=_instructions(task, source, slots, [templates + phrasings.SHARED[task, ""]] * len(numbers), []),
+        input_captions=captions,
+        output_captions=[
+            phrasings.ANNOTATED_CAPTION[task].format(caption=caption, noun=noun)
+            for caption, noun in zip(captions, nouns, strict=True)
+        ],
+        objects=nouns,
+        before=truth.images,
+        exact=annotate(truth, slots),
+        alternatives=np.stack(alternatives, 1),
         source=source,
     )
 
 
-def _wrong_pictures(source: Scenes, slots: np.ndarray) -> list[np.ndarray]:
-    """Four pictures that a map does not ask for: an object of another colour, gone, another ground, another light."""
+def _map_edits(task: str, numbers: np.ndarray) -> Edits:
+    """depth, normal, sketch, segmap and pose. About half of the edits go from the map to the image."""
+    source, slots = scenes_with_object(numbers, kind=PERSON if task == "pose" else None)
+    truth = render.truth(source)
+    captions = all_captions(source)
+    map_captions = [phrasings.MAP_CAPTION[task].format(caption=caption) for caption in captions]
+    maps = {kind: _render_map(kind, source, truth) for kind in phrasings.MAPS}
+    from_map = uniform(numbers, "reverse") < 0.5
+    to_map_templates = phrasings.MAPS[task] + phrasings.SHARED.get((task, ""), ())
+    templates = [phrasings.FROM_MAP[task] if reverse else to_map_templates for reverse in from_map]
+    reverse_images = from_map[:, None, None, None]  # broadcasts over [N, 64, 64, 3]
+    other_maps = [maps[kind] for kind in phrasings.MAPS if kind != task]
+    alternatives = [
+        np.where(reverse_images, image, map_image)
+        for image, map_image in zip(_wrong_images(source, slots), other_maps, strict=True)
+    ]
+    return Edits(
+        task=task,
+        numbers=numbers,
+        instructions=_instructions(task, source, slots, templates, [{"caption": caption} for caption in captions]),
+        input_captions=[map_captions[n] if reverse else captions[n] for n, reverse in enumerate(from_map)],
+        output_captions=[captions[n] if reverse else map_captions[n] for n, reverse in enumerate(from_map)],
+        objects=[""] * len(numbers),
+        before=np.where(reverse_images, maps[task], truth.images),
+        exact=np.where(reverse_images, truth.images, maps[task]),
+        alternatives=np.stack(alternatives, 1),
+        source=source,
+    )
+
+
+def _wrong_images(source: Scenes, slots: np.ndarray) -> list[np.ndarray]:
+    """Four images that contradict a map: object recoloured, object removed, another background, another light."""
     rows = np.arange(len(source))
-    recoloured = source.edited(rows, slots, colour=(source.colour[rows, slots] + 3) % len(COLOURS))
-    gone = source.edited(rows, slots, kind=EMPTY)
-    elsewhere = replace(source, background=(source.background + 1) % len(BACKGROUNDS))
-    at_night = np.where(source.condition == NIGHT, 0, NIGHT).astype(np.int16)
-    return [render.images(some) for some in (recoloured, gone, elsewhere, replace(source, condition=at_night))]
+    recoloured = source.replace_fields(rows, slots, colour=(source.colour[rows, slots] + 3) % len(COLOURS))
+    without_object = source.replace_fields(rows, slots, kind=EMPTY)
+    other_background = replace(source, background=(source.background + 1) % len(BACKGROUNDS))
+    day_night_swapped = np.where(source.condition == NIGHT, 0, NIGHT).astype(np.int16)
+    other_light = replace(source, condition=day_night_swapped)
+    return [render.images(scenes) for scenes in (recoloured, without_object, other_background, other_light)]
 
 
-def _map(kind: str, source: Scenes, known: render.Truth) -> np.ndarray:
+def _render_map(kind: str, source: Scenes, truth: render.GroundTruth) -> np.ndarray:
+    """The map of one kind, uint8 [N, 64, 64, 3]. `truth` is the rendering of `source`."""
     if kind == "segmap":
-        return exact_targets.segmap(source, known)
+        return exact_targets.segmap(source, truth)
     if kind == "pose":
         return exact_targets.pose(source)
-    return {"depth": exact_targets.depth, "normal": exact_targets.normal, "sketch": exact_targets.sketch}[kind](known)
+    return {"depth": exact_targets.depth, "normal": exact_targets.normal, "sketch": exact_targets.sketch}[kind](truth)
 
 
-def _color_edits(which: np.ndarray) -> Edits:
-    source, slots = suited(which)
-    chosen = pick(which, "filter", np.ones(len(exact_targets.FILTERS)))
+def _color_edits(numbers: np.ndarray) -> Edits:
+    """Colour filters. Alternatives: the results of all other filters."""
+    source, slots = scenes_with_object(numbers)
+    filter_ids = pick(numbers, "filter", np.ones(len(FILTERS)))
     before = render.images(source)
-    seen = must_change(before, exact_targets.colour_filter(before, chosen)).any((1, 2))
-    chosen = np.where(seen, chosen, exact_targets.FILTERS.index("darken"))  # there is nothing to saturate in a grey picture
+    has_effect = edit_region(before, exact_targets.apply_colour_filter(before, filter_ids)).any((1, 2))
+    # A filter may have no visible effect, such as "saturate" on a grey image. Such images are darkened instead.
+    filter_ids = np.where(has_effect, filter_ids, FILTERS.index("darken"))
+    names = [FILTERS[i] for i in filter_ids]
     captions = all_captions(source)
-    spoken = [phrasings.COLOR[f] + phrasings.SHARED.get(("color", f), ()) for f in (exact_targets.FILTERS[i] for i in chosen)]
+    templates = [phrasings.COLOR[name] + phrasings.SHARED.get(("color", name), ()) for name in names]
+    alternatives = [exact_targets.apply_colour_filter(before, (filter_ids + k) % len(FILTERS)) for k in range(1, len(FILTERS))]
     return Edits(
         task="color",
-        numbers=which,
-        instructions=_say("color", source, slots, spoken, []),
+        numbers=numbers,
+        instructions=_instructions("color", source, slots, templates, []),
         input_captions=captions,
         output_captions=captions,
-        objects=[""] * len(which),
+        objects=[""] * len(numbers),
         before=before,
-        exact=exact_targets.colour_filter(before, chosen),
-        alternatives=np.stack(
-            [
-                exact_targets.colour_filter(before, (chosen + k) % len(exact_targets.FILTERS))
-                for k in range(1, len(exact_targets.FILTERS))
-            ],
-            1,
-        ),
+        exact=exact_targets.apply_colour_filter(before, filter_ids),
+        alternatives=np.stack(alternatives, 1),
         source=source,
     )
 
 
-def _held_out(name: str, which: np.ndarray) -> Edits:
-    """Tasks that nobody trains on; task inversion learns them from a few examples."""
-    if name == "add_detect":
-        change = add(which)
-        source, slots = change.source, change.slots
-        full = render.truth(change.target)
-        before, exact = render.images(source), exact_targets.detect(full, slots)
-        others, words = [full.images], change.words
+def _held_out_edits(task: str, numbers: np.ndarray) -> Edits:
+    """superres, contour, inpaint and add_detect: never trained on; task inversion learns them from a few examples."""
+    values: list[dict[str, str]] = []
+    if task == "add_detect":
+        change = add(numbers)
+        source, slots, values = change.source, change.slots, change.values
+        target_truth = render.truth(change.target)
+        before, exact = render.images(source), exact_targets.detect(target_truth, slots)
+        alternatives = [target_truth.images]
     else:
-        source, slots = suited(which, plain=name == "superres")  # pixel art is coarse already
-        known = render.truth(source)
-        words = []
-        others = [exact_targets.depth(known), exact_targets.sketch(known), *_wrong_pictures(source, slots)[:2]]
-        if name == "superres":
-            before, exact = exact_targets.quarter(known.images), known.images
-        elif name == "contour":
-            before, exact = known.images, exact_targets.contour(known)
+        source, slots = scenes_with_object(numbers, clear_photo=task == "superres")  # pixel art is coarse already
+        truth = render.truth(source)
+        alternatives = [exact_targets.depth(truth), exact_targets.sketch(truth), *_wrong_images(source, slots)[:2]]
+        if task == "superres":
+            before, exact = exact_targets.downsample_4x(truth.images), truth.images
+        elif task == "contour":
+            before, exact = truth.images, exact_targets.contour(truth)
         else:
-            before, exact = _with_hole(source, slots, known.images), known.images
+            before, exact = _cut_hole(source, slots, truth.images), truth.images
     captions = all_captions(source)
     return Edits(
-        task=name,
-        numbers=which,
-        instructions=_say(name, source, slots, [phrasings.HELD_OUT[name]] * len(which), words),
+        task=task,
+        numbers=numbers,
+        instructions=_instructions(task, source, slots, [phrasings.HELD_OUT[task]] * len(numbers), values),
         input_captions=captions,
         output_captions=captions,
-        objects=[""] * len(which),
+        objects=[""] * len(numbers),
         before=before,
         exact=exact,
-        alternatives=np.stack(others, 1),
+        alternatives=np.stack(alternatives, 1),
         source=source,
     )
 
 
-def _with_hole(source: Scenes, slots: np.ndarray, pictures: np.ndarray) -> np.ndarray:
-    """A grey square of 20 px over a corner of the object."""
-    out = pictures.copy()
+def _cut_hole(source: Scenes, slots: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """A copy of the images with a grey square of 20 px over the upper left part of the object in the slot."""
+    out = images.copy()
     for n, slot in enumerate(slots):
         x, y = int(source.x[n, slot]), int(source.y[n, slot])
         out[n, max(y - 16, 0) : y + 4, max(x - 16, 0) : x + 4] = GREY

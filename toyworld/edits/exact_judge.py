@@ -1,4 +1,7 @@
-"""Did an edit succeed? Against the exact result, which the renderer knows for every edit of the toy world."""
+"""Judge of edits with a known result: it compares an editor's output with the exact result from the renderer.
+
+The method and its bounds are ours, not from a paper.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,34 +9,34 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import uniform_filter
 
-BOUND = 0.06
-"""Most mean L1 outside of the region, in [0, 1]: the toy VAE alone costs 0.01 to 0.05, a background drawn anew about 0.1."""
-LEAST_OUTSIDE = 1024
-"""Fewer pixels outside count as this many (a quarter of a picture): rims alone are what every decoder blurs."""
-LOCAL_BOUND = 0.16
-"""Most mean L1 in any window of 8x8 px outside of the region: an object lost or recoloured elsewhere is small, but not there."""
+MAX_OUTSIDE_L1 = 0.06
+"""Largest mean L1 outside the region, in [0, 1]. The toy VAE alone costs 0.01 to 0.05, a new background about 0.1."""
+MIN_OUTSIDE_PX = 1024
+"""A smaller outside counts as this many pixels (a quarter of an image): decoders blur a thin rim."""
+MAX_WINDOW_L1 = 0.16
+"""Largest mean L1 in any window of 8x8 px outside the region. It detects small objects that were lost or recoloured."""
 WINDOW_PX = 8
-NOTICEABLE = 0.06
-"""Pixels whose mean L1 differs by more than this must change."""
+CHANGED_L1 = 0.06
+"""A pixel belongs to the edit region if its L1 between input and exact result is larger than this."""
 EXACT, INPUT = 0, 1
-"""Values of `Judgement.nearest`; `2 + k` is alternative k."""
+"""Values of `Judgement.nearest`; the value `2 + k` stands for alternative k."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Of N edits."""
+    """Results for N edits. Errors are mean L1 distances to the exact result, in [0, 1]."""
 
     success: np.ndarray  # bool [N]
-    nearest: np.ndarray  # int64 [N]: EXACT, INPUT, or 2 + row of the alternatives, inside the region
-    inside_error: np.ndarray  # float32 [N], mean L1 to the exact result inside the region, in [0, 1]
-    outside_error: np.ndarray  # float32 [N], likewise outside, 0 if there is no outside
-    worst_window: np.ndarray  # float32 [N], likewise in the worst window outside
-    reason: tuple[str, ...]  # why not; empty on success
+    nearest: np.ndarray  # int64 [N]: image nearest to the output inside the region: EXACT, INPUT or 2 + alternative
+    inside_error: np.ndarray  # float32 [N], inside the region
+    outside_error: np.ndarray  # float32 [N], outside the region; 0 if there is no outside
+    worst_window: np.ndarray  # float32 [N], in the worst window outside the region
+    reason: tuple[str, ...]  # why the edit failed; '' on success
 
 
-def must_change(before: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """bool [N, 64, 64]: where uint8 `[N, 64, 64, 3]` differ noticeably."""
-    return l1(before, exact) > NOTICEABLE
+def edit_region(before: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """bool [N, 64, 64]: the pixels that the edit must change. Images are uint8 `[N, 64, 64, 3]`."""
+    return l1(before, exact) > CHANGED_L1
 
 
 def judge(
@@ -42,75 +45,88 @@ def judge(
     exact: np.ndarray,
     alternatives: Sequence[np.ndarray] | np.ndarray,
     region: np.ndarray | None = None,
-    bound: float = BOUND,
-    local_bound: float = LOCAL_BOUND,
+    max_outside_l1: float = MAX_OUTSIDE_L1,
+    max_window_l1: float = MAX_WINDOW_L1,
 ) -> Judgement:
-    """Judge outputs of edits, all pictures uint8 `[N, 64, 64, 3]`.
+    """Judge N outputs of an editor. All images are uint8 `[N, 64, 64, 3]`.
 
-    An edit succeeds when, inside the region, the output is strictly nearer (mean L1) to the exact result than to the input
-    and to each alternative, and outside of it the mean L1 to the exact result stays within `bound`, and within
-    `local_bound` in every window of `WINDOW_PX`.
-    `alternatives[n]` is uint8 `[K_n, 64, 64, 3]`: the same edit with the other values of the edited attribute.
-    `region` is bool `[N, 64, 64]`, by default `must_change(before, exact)`.
+    An edit succeeds if three conditions hold (distances are mean L1):
+    - inside the region, the output is strictly nearer to the exact result than to the input or any alternative;
+    - outside the region, the mean L1 to the exact result is at most `max_outside_l1`;
+    - in every window of `WINDOW_PX` outside the region, it is at most `max_window_l1`.
+
+    `alternatives[n]` is uint8 `[K_n, 64, 64, 3]`: the same edit with other values of the edited attribute.
+    `region` is bool `[N, 64, 64]`; the default is `edit_region(before, exact)`.
+    Raises ValueError if a shape or dtype is wrong, if a region is empty, or if the input or an alternative equals the
+    exact result inside the region.
     """
-    for name, pictures in (("output", output), ("before", before), ("exact", exact)):
-        if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape != exact.shape:
-            raise ValueError(f"{name} must be uint8 {list(exact.shape)} as exact is, got {pictures.dtype} {list(pictures.shape)}")
+    _check_images(output, before, exact)
     if len(alternatives) != len(exact):
-        raise ValueError(f"alternatives must be one array an edit, want {len(exact)}, got {len(alternatives)}")
+        raise ValueError(f"alternatives must be one array per edit, want {len(exact)}, got {len(alternatives)}")
     if region is None:
-        region = must_change(before, exact)
+        region = edit_region(before, exact)
     if region.dtype != bool or region.shape != exact.shape[:3]:
         raise ValueError(f"region must be bool {list(exact.shape[:3])}, got {region.dtype} {list(region.shape)}")
-    empty = np.flatnonzero(~region.any((1, 2)))
-    if len(empty):
-        raise ValueError(f"nothing must change in edits {empty.tolist()}: the region is empty; leave such edits out")
-    inside_error = mean_over(l1(output, exact), region)
-    outside_error = mean_over(l1(output, exact), ~region, LEAST_OUTSIDE)
-    damage = uniform_filter(l1(output, exact) * ~region, (0, WINDOW_PX, WINDOW_PX), mode="constant")
-    worst_window = damage.max((1, 2)).astype(np.float32)
+    empty_rows = np.flatnonzero(~region.any((1, 2)))
+    if len(empty_rows):
+        raise ValueError(f"nothing must change in edits {empty_rows.tolist()}: the region is empty; leave such edits out")
+    error = l1(output, exact)  # [N, 64, 64]
+    inside_error = masked_mean(error, region)
+    outside_error = masked_mean(error, ~region, MIN_OUTSIDE_PX)
+    window_errors = uniform_filter(error * ~region, (0, WINDOW_PX, WINDOW_PX), mode="constant")
+    worst_window = window_errors.max((1, 2)).astype(np.float32)
     nearest = np.array(
         [_nearest(output[n], before[n], exact[n], alternatives[n], region[n], n) for n in range(len(exact))], np.int64
     )
-    success = (nearest == EXACT) & (outside_error <= bound) & (worst_window <= local_bound)
+    success = (nearest == EXACT) & (outside_error <= max_outside_l1) & (worst_window <= max_window_l1)
     reason = tuple(
-        _reason(int(k), float(e), bound, float(w), local_bound)
-        for k, e, w in zip(nearest, outside_error, worst_window, strict=True)
+        _failure_reason(int(nearest[n]), float(outside_error[n]), max_outside_l1, float(worst_window[n]), max_window_l1)
+        for n in range(len(exact))
     )
     return Judgement(success, nearest, inside_error, outside_error, worst_window, reason)
 
 
 def l1(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Mean over channels of the absolute difference of uint8 `[..., 3]`, in [0, 1]."""
+    """L1 distance per pixel `[...]`: mean absolute difference over the channels of uint8 `[..., 3]`, in [0, 1]."""
     return np.abs(a.astype(np.float32) - b.astype(np.float32)).mean(-1) / 255
 
 
-def mean_over(error: np.ndarray, where: np.ndarray, least: int = 1) -> np.ndarray:
-    """float32 [N]: mean of `[N, 64, 64]` where bool `where` is true; fewer pixels than `least` count as that many."""
-    return ((error * where).sum((1, 2)) / np.maximum(where.sum((1, 2)), least)).astype(np.float32)
+def masked_mean(values: np.ndarray, mask: np.ndarray, min_px: int = 1) -> np.ndarray:
+    """float32 [N]: sum of `[N, 64, 64]` over a bool mask, divided by the larger of the mask's size and `min_px`."""
+    return ((values * mask).sum((1, 2)) / np.maximum(mask.sum((1, 2)), min_px)).astype(np.float32)
 
 
-def _nearest(output: np.ndarray, before: np.ndarray, exact: np.ndarray, others: np.ndarray, region: np.ndarray, n: int) -> int:
-    candidates = np.concatenate([exact[None], before[None], others]) if len(others) else np.stack([exact, before])
+def _check_images(output: np.ndarray, before: np.ndarray, exact: np.ndarray) -> None:
+    for name, images in (("output", output), ("before", before), ("exact", exact)):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape != exact.shape:
+            raise ValueError(f"{name} must be uint8 {list(exact.shape)} as exact is, got {images.dtype} {list(images.shape)}")
+
+
+def _nearest(
+    output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray, region: np.ndarray, n: int
+) -> int:
+    """The candidate nearest to the output of edit n: EXACT, INPUT or 2 + alternative. EXACT loses ties."""
+    has_alternatives = len(alternatives) > 0
+    candidates = np.concatenate([exact[None], before[None], alternatives]) if has_alternatives else np.stack([exact, before])
     inside = candidates[:, region]  # [2 + K, P, 3]
-    same = np.flatnonzero((inside[1:] == inside[0]).all((1, 2))) + 1
-    if len(same):
-        which = "the input" if same[0] == INPUT else f"alternative {same[0] - 2}"
-        raise ValueError(f"{which} of edit {n} equals the exact result inside the region; give only other values")
-    error = l1(inside, output[region][None]).mean(1)
+    equal = np.flatnonzero((inside[1:] == inside[0]).all((1, 2))) + 1
+    if len(equal):
+        name = "the input" if equal[0] == INPUT else f"alternative {equal[0] - 2}"
+        raise ValueError(f"{name} of edit {n} equals the exact result inside the region; give only other values")
+    error = l1(inside, output[region][None]).mean(1)  # [2 + K]
     order = np.argsort(error, kind="stable")
-    tied = order[0] == EXACT and error[order[1]] == error[EXACT]
-    return int(order[1] if tied else order[0])
+    exact_is_tied = order[0] == EXACT and error[order[1]] == error[EXACT]
+    return int(order[1] if exact_is_tied else order[0])
 
 
-def _reason(nearest: int, outside_error: float, bound: float, worst_window: float, local_bound: float) -> str:
-    said = []
+def _failure_reason(nearest: int, outside_error: float, max_outside_l1: float, worst_window: float, max_window_l1: float) -> str:
+    reasons = []
     if nearest == INPUT:
-        said.append("inside the region the output is nearest to the input: nothing was done")
+        reasons.append("inside the region the output is nearest to the input: nothing was done")
     elif nearest != EXACT:
-        said.append(f"inside the region the output is nearest to alternative {nearest - 2}")
-    if outside_error > bound:
-        said.append(f"outside of the region the mean L1 is {outside_error:.3f}, over {bound:.3f}")
-    if worst_window > local_bound:
-        said.append(f"in a window outside of the region the mean L1 is {worst_window:.3f}, over {local_bound:.3f}")
-    return "; ".join(said)
+        reasons.append(f"inside the region the output is nearest to alternative {nearest - 2}")
+    if outside_error > max_outside_l1:
+        reasons.append(f"outside of the region the mean L1 is {outside_error:.3f}, over {max_outside_l1:.3f}")
+    if worst_window > max_window_l1:
+        reasons.append(f"in a window outside of the region the mean L1 is {worst_window:.3f}, over {max_window_l1:.3f}")
+    return "; ".join(reasons)

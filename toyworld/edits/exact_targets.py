@@ -1,43 +1,46 @@
-"""Exact targets of the vision tasks, drawn from the truth: boxes, masks, maps, lines, skeletons, colour filters."""
+"""Exact targets of the vision tasks, computed from the scene: boxes, masks, maps, drawings, skeletons, filters."""
 
 import numpy as np
 
 from emuedit.annotators import drawing
 from toyworld.scenes import stamps
 from toyworld.scenes.palette import BACKGROUND_CLASS_RGB, BOX_RGB, CLASS_RGB, MASK_RGB, PERSON, POSES, SIZE, luma
-from toyworld.scenes.render import Truth, quantise
+from toyworld.scenes.render import GroundTruth, quantise
 from toyworld.scenes.scene import SLOTS, Scenes
 
 BOX_WIDTH_PX = 2
 JOINTS = tuple(stamps.joints(0))
+"""Names of the joints of a stick figure, in the order of `keypoints`."""
 LIMB_RGB = np.array([(255, 60, 60), (60, 90, 255), (250, 250, 250), (70, 220, 70), (250, 220, 50)], np.float32) / 255
 HEAD_RGB = np.array((255, 140, 0), np.float32) / 255
+FILTERS = drawing.COLOUR_FILTERS
+"""Names of the filters of the task `color`."""
 
 
-def detect(truth: Truth, slots: np.ndarray) -> np.ndarray:
-    """A magenta box, 2 px wide, just outside the object in `slots[n]`; uint8 [N, 64, 64, 3]."""
-    line = drawing.frame(truth.boxes[np.arange(len(slots)), slots], SIZE, SIZE, BOX_WIDTH_PX)
+def detect(truth: GroundTruth, slots: np.ndarray) -> np.ndarray:
+    """The images with a magenta box, 2 px wide, just outside the object in `slots[n]`; uint8 [N, 64, 64, 3]."""
+    line = drawing.box_outline(truth.boxes[np.arange(len(slots)), slots], SIZE, SIZE, BOX_WIDTH_PX)
     return np.where(line[..., None], quantise(BOX_RGB), truth.images)
 
 
-def segment(truth: Truth, slots: np.ndarray) -> np.ndarray:
-    """The object in `slots[n]` painted over in cyan; uint8 [N, 64, 64, 3]."""
+def segment(truth: GroundTruth, slots: np.ndarray) -> np.ndarray:
+    """The images with the pixels of the object in `slots[n]` filled in cyan; uint8 [N, 64, 64, 3]."""
     mask = truth.owner == slots[:, None, None]
     return np.where(mask[..., None], quantise(MASK_RGB), truth.images)
 
 
-def depth(truth: Truth) -> np.ndarray:
-    """Disparity as grey, near is bright; uint8 [N, 64, 64, 3]."""
+def depth(truth: GroundTruth) -> np.ndarray:
+    """Disparity as grey values, bright is near; uint8 [N, 64, 64, 3]."""
     return quantise(truth.disparity[..., None].repeat(3, -1))
 
 
-def normal(truth: Truth) -> np.ndarray:
-    """Normals as colour, (x right, y up, z to the viewer) from [-1, 1] to [0, 1]; uint8 [N, 64, 64, 3]."""
+def normal(truth: GroundTruth) -> np.ndarray:
+    """Normals as colours: (x right, y up, z to the viewer), mapped from [-1, 1] to [0, 1]; uint8 [N, 64, 64, 3]."""
     return quantise(truth.normals * np.array([0.5, -0.5, 0.5], np.float32) + 0.5)
 
 
-def segmap(scenes: Scenes, truth: Truth) -> np.ndarray:
-    """One colour per kind of object and per background; uint8 [N, 64, 64, 3]."""
+def segmap(scenes: Scenes, truth: GroundTruth) -> np.ndarray:
+    """Semantic segmentation: one colour per kind of object and per background; uint8 [N, 64, 64, 3]."""
     out = np.broadcast_to(BACKGROUND_CLASS_RGB[scenes.background][:, None, None], truth.images.shape).copy()
     for slot in range(SLOTS):
         mask = truth.owner == slot
@@ -45,27 +48,27 @@ def segmap(scenes: Scenes, truth: Truth) -> np.ndarray:
     return quantise(out)
 
 
-def sketch(truth: Truth) -> np.ndarray:
+def sketch(truth: GroundTruth) -> np.ndarray:
     """Black lines on white: outlines of the objects and the stronger edges within them; uint8 [N, 64, 64, 3]."""
     grey = luma(truth.images.astype(np.float32) / 255)
-    down, along = np.gradient(grey, axis=(1, 2))
-    inner = np.clip(3.0 * np.hypot(down, along) - 0.25, 0, 1) * (truth.owner >= 0)
-    ink = np.maximum(inner, _outlines(truth.owner).astype(np.float32))
+    gradient_y, gradient_x = np.gradient(grey, axis=(1, 2))
+    inner_edges = np.clip(3.0 * np.hypot(gradient_y, gradient_x) - 0.25, 0, 1) * (truth.owner >= 0)
+    ink = np.maximum(inner_edges, _outlines(truth.owner).astype(np.float32))
     return quantise((1 - ink)[..., None].repeat(3, -1))
 
 
-def contour(truth: Truth) -> np.ndarray:
-    """White outlines of the objects on black (held out for task inversion); uint8 [N, 64, 64, 3]."""
+def contour(truth: GroundTruth) -> np.ndarray:
+    """White outlines of the objects on black, for the held-out task `contour`; uint8 [N, 64, 64, 3]."""
     return quantise(_outlines(truth.owner).astype(np.float32)[..., None].repeat(3, -1))
 
 
 def keypoints(scenes: Scenes) -> np.ndarray:
-    """float32 [N, 3, 7, 2]: (x, y) in px of the joints `JOINTS` of the figure in every slot; NaN where there is none."""
-    figures = np.array([[stamps.joints(pose)[name] for name in JOINTS] for pose in range(len(POSES))], np.float32)
-    person = scenes.kind == PERSON
-    shape = figures[np.where(person, scenes.variant, 0)] * scenes.radius[..., None, None]
-    at = shape + np.stack([scenes.x, scenes.y], -1)[:, :, None]
-    return np.where(person[..., None, None], at, np.nan).astype(np.float32)
+    """float32 [N, 3, 7, 2]: (x, y) in px of the joints `JOINTS` in each slot. NaN where the slot holds no person."""
+    unit_joints = np.array([[stamps.joints(pose)[name] for name in JOINTS] for pose in range(len(POSES))], np.float32)
+    is_person = scenes.kind == PERSON
+    offsets = unit_joints[np.where(is_person, scenes.variant, 0)] * scenes.radius[..., None, None]
+    points = offsets + np.stack([scenes.x, scenes.y], -1)[:, :, None]
+    return np.where(is_person[..., None, None], points, np.nan).astype(np.float32)
 
 
 def pose(scenes: Scenes) -> np.ndarray:
@@ -75,41 +78,39 @@ def pose(scenes: Scenes) -> np.ndarray:
     y, x = np.meshgrid(axis, axis, indexing="ij")
     joints = keypoints(scenes)
     for n, slot in np.argwhere(scenes.kind == PERSON):
-        at = {name: (float(px), float(py)) for name, (px, py) in zip(JOINTS, joints[n, slot], strict=True)}
+        points = {name: (float(px), float(py)) for name, (px, py) in zip(JOINTS, joints[n, slot], strict=True)}
         for rgb, (a, b) in zip(LIMB_RGB, stamps.LIMBS, strict=True):
-            cover = np.clip(1.9 - stamps.segment_distance(x, y, at[a], at[b]), 0, 1)[..., None]
-            out[n] += cover * (rgb - out[n])
-        head = np.clip(3.0 - np.hypot(x - at["head"][0], y - at["head"][1]), 0, 1)[..., None]
-        out[n] += head * (HEAD_RGB - out[n])
+            coverage = np.clip(1.9 - stamps.segment_distance(x, y, points[a], points[b]), 0, 1)[..., None]
+            out[n] += coverage * (rgb - out[n])
+        head_x, head_y = points["head"]
+        coverage = np.clip(3.0 - np.hypot(x - head_x, y - head_y), 0, 1)[..., None]
+        out[n] += coverage * (HEAD_RGB - out[n])
     return quantise(out)
 
 
 def _outlines(owner: np.ndarray) -> np.ndarray:
     """bool [N, 64, 64]: the two pixels on either side of every change of owner."""
-    change = np.zeros(owner.shape, bool)
-    down, along = owner[:, 1:] != owner[:, :-1], owner[:, :, 1:] != owner[:, :, :-1]
-    change[:, 1:] |= down
-    change[:, :-1] |= down
-    change[:, :, 1:] |= along
-    change[:, :, :-1] |= along
-    return change
+    outline = np.zeros(owner.shape, bool)
+    differs_y, differs_x = owner[:, 1:] != owner[:, :-1], owner[:, :, 1:] != owner[:, :, :-1]
+    outline[:, 1:] |= differs_y
+    outline[:, :-1] |= differs_y
+    outline[:, :, 1:] |= differs_x
+    outline[:, :, :-1] |= differs_x
+    return outline
 
 
-FILTERS = drawing.FILTERS
-
-
-def colour_filter(images: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """The colour task: filter `FILTERS[which[n]]` upon picture n; uint8 [N, 64, 64, 3]."""
+def apply_colour_filter(images: np.ndarray, filter_ids: np.ndarray) -> np.ndarray:
+    """Apply filter `FILTERS[filter_ids[n]]` to image n, for the task `color`; uint8 [N, 64, 64, 3]."""
     out = np.empty_like(images)
-    for i, name in enumerate(FILTERS):
-        rows = np.flatnonzero(which == i)
+    for filter_id, name in enumerate(FILTERS):
+        rows = np.flatnonzero(filter_ids == filter_id)
         if len(rows):
-            out[rows] = quantise(drawing.filtered(name, images[rows].astype(np.float32) / 255))
+            out[rows] = quantise(drawing.apply_colour_filter(name, images[rows].astype(np.float32) / 255))
     return out
 
 
-def quarter(images: np.ndarray) -> np.ndarray:
-    """Four times smaller, shown at full size again (held out: the input of super-resolution)."""
+def downsample_4x(images: np.ndarray) -> np.ndarray:
+    """Average blocks of 4x4 px and repeat them to full size: the input of the held-out task `superres`; uint8."""
     n = len(images)
     small = images.reshape(n, SIZE // 4, 4, SIZE // 4, 4, 3).astype(np.float32).mean((2, 4))
     return (small + 0.5).astype(np.uint8).repeat(4, 1).repeat(4, 2)

@@ -1,5 +1,7 @@
-"""How people word edits. `{...}` is filled by `edits`; the lists under SHARED stand under several tasks on purpose:
-only the task label tells which of the edits is meant."""
+"""Instruction templates and caption templates of the edits.
+
+`exact_edits` and `rule_llm` fill the `{...}` fields. The texts are training data: other words give other results.
+"""
 
 LOCAL_COLOUR = (
     "make {the} {colour}",
@@ -67,14 +69,17 @@ MAPS = {
     "segmap": ("show the segmentation map", "colour every object by its class", "turn it into a segmentation map"),
     "pose": ("show the pose", "draw the skeleton", "turn it into a pose map"),
 }
-MAP_OF = {
+MAP_CAPTION = {  # caption of a map, where {caption} describes the image
     "depth": "a depth map of {caption}",
     "normal": "a normal map of {caption}",
     "sketch": "a line drawing of {caption}",
     "segmap": "a segmentation map of {caption}",
     "pose": "a skeleton of {caption}",
 }
-MARKED = {"detect": "{caption} with a box around the {noun}", "segment": "{caption} with a mask on the {noun}"}
+ANNOTATED_CAPTION = {  # caption of an image with a box or a mask
+    "detect": "{caption} with a box around the {noun}",
+    "segment": "{caption} with a mask on the {noun}",
+}
 FROM_MAP = {
     "depth": ("depth map to image: {caption}", "turn the depth map into a picture of {caption}"),
     "normal": ("normal map to image: {caption}", "turn the normal map into a picture of {caption}"),
@@ -89,7 +94,8 @@ HELD_OUT = {
     "add_detect": ("add {a_new} and draw a box around it", "put in {a_new} and box it"),
 }
 
-SHARED: dict[tuple[str, str], tuple[str, ...]] = {  # (task, case): wordings that another task uses too
+# (task, case) -> templates. Most belong to several tasks on purpose: only the task label tells which edit is meant.
+SHARED: dict[tuple[str, str], tuple[str, ...]] = {
     ("color", "darken"): ("make it darker",),
     ("global", "night"): ("make it darker", "make it dark"),
     ("color", "brighten"): ("make it brighter",),

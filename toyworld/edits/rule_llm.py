@@ -1,38 +1,49 @@
-"""The toy llm: stands where a chat model stands, and now and then answers as badly as one.
+"""A rule-based LLM for toy captions. It has the interface of a chat model and sometimes gives a bad answer on purpose.
 
-It reads only the last message, which must end in a JSON object with `task` and `caption`, and answers with the JSON
-object of an edit: `instruction`, `original_object`, `edited_object`, `output_caption`. Where the object also says
-`"direction": "from_map"`, the edit makes the picture of a map; `output_caption` is what one says of the map either way.
-Objects are named as the detector knows them: "red star", "blue card with the letter A".
+It reads only the last message, which must end in a JSON object with the keys `task` and `caption`. It answers with a
+JSON object that describes an edit: `instruction`, `original_object`, `edited_object`, `output_caption`. If the request
+has `"direction": "from_map"`, the edit goes from the map to the image. `output_caption` always describes the map.
+Objects are named in words that the detector knows: "red star", "blue card with the letter A".
 """
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from emuedit.tasks import task as named_task
+from emuedit.tasks import get_task
 from toyworld.edits import phrasings
-from toyworld.edits.caption_parser import ParsedCaption, Thing, parse
+from toyworld.edits.caption_parser import CaptionObject, ParsedCaption, parse
 from toyworld.edits.exact_targets import FILTERS
-from toyworld.scenes.caption_grammar import GROUND, STYLE, WEATHER, WHERE, article, pointed_at
-from toyworld.scenes.palette import ALLOWED_COLOURS, COLOURS, LETTERS, SHAPES, TEXTURES
+from toyworld.scenes.caption_grammar import (
+    BACKGROUND_PHRASES,
+    POSITION_PHRASES,
+    STYLE_PHRASES,
+    WEATHER_PHRASES,
+    indefinite_article,
+    referring_expression,
+)
+from toyworld.scenes.palette import ALLOWED_COLOURS, BACKGROUNDS, COLOURS, LETTERS, SHAPES, TEXTURES
 
-BAD_SHARE = 0.06
-"""How often the answer is one of the bad ones below."""
+BAD_ANSWER_RATE = 0.06
+"""Default share of answers that `corrupt_answer` makes unusable."""
 
 KEYS = ("instruction", "original_object", "edited_object", "output_caption")
 
+EditAnswer = dict[str, str]
+"""One text for each of `KEYS`."""
 
-class UnsuitedError(ValueError):
+
+class UnsuitableCaptionError(ValueError):
     """The caption has nothing that this task could edit."""
 
 
 @dataclass(frozen=True)
 class RuleLLM:
-    """A llm for captions of the toy world. `bad_share` in [0, 1]."""
+    """An LLM for captions of the toy world. `bad_answer_rate` lies in [0, 1]."""
 
-    bad_share: float = BAD_SHARE
+    bad_answer_rate: float = BAD_ANSWER_RATE
 
     def write(
         self,
@@ -40,211 +51,221 @@ class RuleLLM:
         *,
         seed: int,
         temperature: float = 0.9,
-        top_p: float = 0.9,  # noqa: ARG002 - a chat model has it; there is no tail of words here to cut
-        schema: dict[str, Any] | None = None,  # noqa: ARG002 - a chat model can be held to it; bad answers are wanted here
+        top_p: float = 0.9,  # noqa: ARG002 - part of the LLM interface; there is no token distribution to truncate
+        schema: dict[str, Any] | None = None,  # noqa: ARG002 - part of the LLM interface; bad answers are wanted
     ) -> str:
-        """The answer to the last message. The same messages and seed give the same answer; temperature 0 never errs."""
-        asked = messages[-1]["content"]
-        say = random.Random(f"{seed}/{asked}")
-        wanted = _request(asked)
-        if wanted is None:
+        """Answer the last message. Equal messages and seeds give equal answers. At temperature 0 no answer is bad."""
+        message = messages[-1]["content"]
+        rng = random.Random(f"{seed}/{message}")
+        request = _parse_request(message)
+        if request is None:
             return "Please end your message with a JSON object that has the keys task and caption."
-        said = parse(wanted["caption"])
-        if said is None:
-            return f"I do not parse this caption: {wanted['caption']}"
+        caption = parse(request["caption"])
+        if caption is None:
+            return f"I do not parse this caption: {request['caption']}"
         try:
-            answer = edit(wanted["task"], said, say, from_map=wanted.get("direction") == "from_map")
-        except UnsuitedError as reason:
+            answer = write_edit(request["task"], caption, rng, from_map=request.get("direction") == "from_map")
+        except UnsuitableCaptionError as reason:
             return f"I cannot: {reason}."
-        text = json.dumps(answer)
-        return spoilt(answer, say) if temperature > 0 and say.random() < self.bad_share else text
+        is_bad = temperature > 0 and rng.random() < self.bad_answer_rate
+        return corrupt_answer(answer, rng) if is_bad else json.dumps(answer)
 
 
 def toy_llm() -> RuleLLM:
-    """The default llm of the toy world: `llm: toyworld.edits.rule_llm:toy_llm` in `params.yaml`."""
+    """The default LLM of the toy world: `llm: toyworld.edits.rule_llm:toy_llm` in `params.yaml`."""
     return RuleLLM()
 
 
-def _request(asked: str) -> dict[str, str] | None:
-    """The JSON object that ends the message, if it has a task and a caption."""
-    start = asked.rfind("{")
+def _parse_request(message: str) -> dict[str, str] | None:
+    """The JSON object at the end of the message, or None if there is none with a task and a caption."""
+    start = message.rfind("{")
     try:
-        found = json.loads(asked[start:])
+        request = json.loads(message[start:])
     except json.JSONDecodeError:
         return None
-    known = isinstance(found, dict) and all(isinstance(found.get(key), str) for key in ("task", "caption"))
-    return found if known else None
+    is_valid = isinstance(request, dict) and all(isinstance(request.get(key), str) for key in ("task", "caption"))
+    return request if is_valid else None
 
 
-def spoilt(answer: dict[str, str], say: random.Random) -> str:
-    """The answer, gone wrong as chat models go wrong: prose around it, cut off, a key lost, nothing changed, a refusal."""
+def corrupt_answer(answer: EditAnswer, rng: random.Random) -> str:
+    """Corrupt an answer in a way typical of chat models.
+
+    Five ways: prose around the JSON, a truncated answer, a missing key, an empty instruction, a refusal.
+    """
     text = json.dumps(answer)
-    forgotten = say.choice(KEYS)
-    lost = {key: value for key, value in answer.items() if key != forgotten}
-    return say.choice(
+    missing_key = rng.choice(KEYS)
+    incomplete = {key: value for key, value in answer.items() if key != missing_key}
+    return rng.choice(
         (
             f"Sure! Here is the edit you asked for:\n{text}\nI hope it helps.",
             text[: len(text) * 2 // 3],
-            json.dumps(lost),
+            json.dumps(incomplete),
             json.dumps({**answer, "instruction": ""}),
             "I am sorry, but I cannot help with that.",
         )
     )
 
 
-def edit(task: str, said: ParsedCaption, say: random.Random, from_map: bool = False) -> dict[str, str]:
-    """An edit of the caption `said`, for one of the sixteen tasks. Raises UnsuitedError, and UnknownTaskError.
+def write_edit(task: str, caption: ParsedCaption, rng: random.Random, from_map: bool = False) -> EditAnswer:
+    """Write an edit of the caption for one of the sixteen tasks.
 
-    `from_map`: for the tasks that go from pictures to maps and back, the way back.
+    `from_map` matters only to tasks that go both ways between image and map: True goes from the map to the image.
+    Raises UnsuitableCaptionError if the caption has nothing to edit, and UnknownTaskError for an unknown task.
     """
-    named_task(task)
-    llm = _SCENE_TASKS.get(task)
-    if llm:
-        return llm(said, say)
+    get_task(task)
+    if task in _SCENE_TASKS:
+        return _SCENE_TASKS[task](caption, rng)
     if task == "color":
-        name = say.choice(FILTERS)
-        wording = say.choice(phrasings.COLOR[name] + phrasings.SHARED.get(("color", name), ()))
-        return _answer(wording, "", name, said)
+        name = rng.choice(FILTERS)
+        instruction = rng.choice(phrasings.COLOR[name] + phrasings.SHARED.get(("color", name), ()))
+        return _answer(instruction, "", name, caption)
     if task in ("detect", "segment"):
-        thing = _any_thing(said, say)
-        table = phrasings.DETECT if task == "detect" else phrasings.SEGMENT
-        wording = say.choice(table + phrasings.SHARED[task, ""]).format(the=_the(thing, say))
-        return _answer(wording, _named(thing), _named(thing), phrasings.MARKED[task].format(caption=said, noun=thing.noun))
-    if task == "pose" and not any(thing.noun.startswith("person") for thing in said.things):
-        raise UnsuitedError("there is no person in the picture")
-    forward = phrasings.MAPS[task] + phrasings.SHARED.get((task, ""), ())
-    wording = say.choice(phrasings.FROM_MAP[task] if from_map else forward).format(caption=said)
-    return _answer(wording, "", "", phrasings.MAP_OF[task].format(caption=said))
+        edited = _choose_object(caption, rng)
+        templates = (phrasings.DETECT if task == "detect" else phrasings.SEGMENT) + phrasings.SHARED[task, ""]
+        instruction = rng.choice(templates).format(the=_refer_to(edited, rng))
+        output_caption = phrasings.ANNOTATED_CAPTION[task].format(caption=caption, noun=edited.noun)
+        return _answer(instruction, _detector_name(edited), _detector_name(edited), output_caption)
+    if task == "pose" and not any(other.noun.startswith("person") for other in caption.objects):
+        raise UnsuitableCaptionError("there is no person in the picture")
+    to_map = phrasings.MAPS[task] + phrasings.SHARED.get((task, ""), ())
+    instruction = rng.choice(phrasings.FROM_MAP[task] if from_map else to_map).format(caption=caption)
+    return _answer(instruction, "", "", phrasings.MAP_CAPTION[task].format(caption=caption))
 
 
-def _answer(instruction: str, original: str, edited: str, output: ParsedCaption | str) -> dict[str, str]:
-    return dict(zip(KEYS, (instruction, original, edited, str(output)), strict=True))
+def _answer(instruction: str, original_object: str, edited_object: str, output_caption: ParsedCaption | str) -> EditAnswer:
+    return dict(zip(KEYS, (instruction, original_object, edited_object, str(output_caption)), strict=True))
 
 
-def _any_thing(said: ParsedCaption, say: random.Random, roomy: bool = False) -> Thing:
-    """An object of the picture; `roomy`: a big shape, on which a pattern can be seen."""
-    fitting = [thing for thing in said.things if thing.size == "big" or not roomy]
-    if not fitting or (roomy and said.style in STYLE["pixel art"]):
-        raise UnsuitedError("there is no such object in the picture")
-    return say.choice(fitting)
+def _choose_object(caption: ParsedCaption, rng: random.Random, for_texture: bool = False) -> CaptionObject:
+    """Choose an object. `for_texture` allows only big shapes and no pixel art, so that the texture is visible."""
+    candidates = [candidate for candidate in caption.objects if candidate.size == "big" or not for_texture]
+    if not candidates or (for_texture and caption.style in STYLE_PHRASES["pixel art"]):
+        raise UnsuitableCaptionError("there is no such object in the picture")
+    return rng.choice(candidates)
 
 
-def _the(thing: Thing, say: random.Random) -> str:
-    return pointed_at(thing.noun, thing.colour, say)
+def _refer_to(edited: CaptionObject, rng: random.Random) -> str:
+    """'the star' or 'the red star'."""
+    return referring_expression(edited.noun, edited.colour, rng)
 
 
-def _named(thing: Thing) -> str:
-    """An object in the words of the detector: 'red star'."""
-    return f"{thing.colour} {thing.noun}"
+def _detector_name(named: CaptionObject) -> str:
+    """The object in the detector's words: 'red star'."""
+    return f"{named.colour} {named.noun}"
 
 
-def _patterned(thing: Thing) -> str:
-    return " ".join(word for word in (thing.colour, thing.texture, thing.noun) if word)
+def _textured_name(named: CaptionObject) -> str:
+    """The object with its texture, if the caption names one: 'red striped star'."""
+    return " ".join(word for word in (named.colour, named.texture, named.noun) if word)
 
 
-def _visible(colour: str, ground: str) -> bool:
-    """Can things of this colour be seen on the ground that these words name?"""
-    return bool(ALLOWED_COLOURS[_ground(ground), COLOURS.index(colour)])
+def _is_visible(colour: str, background_phrase: str) -> bool:
+    """Whether objects of this colour are clearly visible on the background that the phrase describes."""
+    background = next(name for name, phrases in BACKGROUND_PHRASES.items() if background_phrase in phrases)
+    return bool(ALLOWED_COLOURS[BACKGROUNDS.index(background), COLOURS.index(colour)])
 
 
-def _ground(words: str) -> int:
-    return next(i for i, phrases_ in enumerate(GROUND.values()) if words in phrases_)
+def _choose_other(options: tuple[str, ...], current: str, rng: random.Random) -> str:
+    return rng.choice([option for option in options if option != current])
 
 
-def _another(options: tuple[str, ...], current: str, say: random.Random) -> str:
-    return say.choice([option for option in options if option != current])
-
-
-def _local(said: ParsedCaption, say: random.Random) -> dict[str, str]:
-    thing = _any_thing(said, say)
-    the = _the(thing, say)
-    if say.random() < 0.5 or not thing.is_shape:
-        seen = [colour for colour in COLOURS if colour != thing.colour and _visible(colour, said.ground)]
-        new = replace(thing, colour=say.choice(seen))
-        alone = phrasings.SHARED["local", "colour"] if len(said.things) == 1 else ()
-        wording = say.choice(phrasings.LOCAL_COLOUR + alone).format(the=the, colour=new.colour)
+def _local(caption: ParsedCaption, rng: random.Random) -> EditAnswer:
+    old = _choose_object(caption, rng)
+    reference = _refer_to(old, rng)
+    if rng.random() < 0.5 or not old.is_shape:
+        colours = [colour for colour in COLOURS if colour != old.colour and _is_visible(colour, caption.background)]
+        new = replace(old, colour=rng.choice(colours))
+        is_single = len(caption.objects) == 1  # "make it red" is clear only if there is a single object
+        templates = phrasings.LOCAL_COLOUR + (phrasings.SHARED["local", "colour"] if is_single else ())
+        instruction = rng.choice(templates).format(the=reference, colour=new.colour)
     else:
-        taken = {other.noun for other in said.things}
-        new = replace(thing, noun=say.choice([shape for shape in SHAPES if shape not in taken]))
-        a_new = f"{article(new.colour)} {new.colour} {new.noun}"
-        wording = say.choice(phrasings.LOCAL_SHAPE).format(the=the, a_new=a_new)
-    return _answer(wording, _named(thing), _named(new), said.with_instead(thing, new))
+        used_nouns = {other.noun for other in caption.objects}
+        new = replace(old, noun=rng.choice([shape for shape in SHAPES if shape not in used_nouns]))
+        a_new = f"{indefinite_article(new.colour)} {new.colour} {new.noun}"
+        instruction = rng.choice(phrasings.LOCAL_SHAPE).format(the=reference, a_new=a_new)
+    return _answer(instruction, _detector_name(old), _detector_name(new), caption.replace_object(old, new))
 
 
-def _remove(said: ParsedCaption, say: random.Random) -> dict[str, str]:
-    thing = _any_thing(said, say)
-    return _answer(say.choice(phrasings.REMOVE).format(the=_the(thing, say)), _named(thing), "", said.without(thing))
+def _remove(caption: ParsedCaption, rng: random.Random) -> EditAnswer:
+    old = _choose_object(caption, rng)
+    instruction = rng.choice(phrasings.REMOVE).format(the=_refer_to(old, rng))
+    return _answer(instruction, _detector_name(old), "", caption.remove_object(old))
 
 
-def _add(said: ParsedCaption, say: random.Random) -> dict[str, str]:
-    taken = {thing.where for thing in said.things}
-    if len(said.things) > 2 or taken & set(WHERE["centre"]):
-        raise UnsuitedError("the picture is full")
-    if said.style in STYLE["pixel art"]:
-        raise UnsuitedError("nothing small can be seen in pixel art")
-    free = [w for cell, words in WHERE.items() if cell != "centre" and not taken & set(words) for w in words]
-    colours = [colour for colour in COLOURS if _visible(colour, said.ground)]
-    shapes = [shape for shape in SHAPES if shape not in {thing.noun for thing in said.things}]
-    new = Thing("small", say.choice(colours), "", say.choice(shapes), say.choice(free))
-    wording = say.choice(phrasings.ADD).format(a_new=new)
-    return _answer(wording, "", _named(new), replace(said, things=(*said.things, new)))
+def _add(caption: ParsedCaption, rng: random.Random) -> EditAnswer:
+    used_positions = {other.position for other in caption.objects}
+    if len(caption.objects) > 2 or used_positions & set(POSITION_PHRASES["centre"]):
+        raise UnsuitableCaptionError("the picture is full")
+    if caption.style in STYLE_PHRASES["pixel art"]:
+        raise UnsuitableCaptionError("nothing small can be seen in pixel art")
+    free_positions = [
+        phrase
+        for cell, phrases in POSITION_PHRASES.items()
+        if cell != "centre" and not used_positions & set(phrases)
+        for phrase in phrases
+    ]
+    colours = [colour for colour in COLOURS if _is_visible(colour, caption.background)]
+    shapes = [shape for shape in SHAPES if shape not in {other.noun for other in caption.objects}]
+    new = CaptionObject("small", rng.choice(colours), "", rng.choice(shapes), rng.choice(free_positions))
+    instruction = rng.choice(phrasings.ADD).format(a_new=new)
+    return _answer(instruction, "", _detector_name(new), replace(caption, objects=(*caption.objects, new)))
 
 
-def _texture(said: ParsedCaption, say: random.Random) -> dict[str, str]:
-    thing = _any_thing(said, say, roomy=True)
-    texture = _another(TEXTURES, thing.texture or "plain", say)
-    new = replace(thing, texture="" if texture == "plain" else texture)
-    alone = phrasings.SHARED["texture", ""] if len(said.things) == 1 else ()
-    words = {"the": _the(thing, say), "texture": texture, "kind": thing.noun}
-    return _answer(
-        say.choice(phrasings.TEXTURE + alone).format(**words),
-        _patterned(thing),
-        _patterned(new),
-        said.with_instead(thing, new),
-    )
+def _texture(caption: ParsedCaption, rng: random.Random) -> EditAnswer:
+    old = _choose_object(caption, rng, for_texture=True)
+    texture = _choose_other(TEXTURES, old.texture or "plain", rng)
+    new = replace(old, texture="" if texture == "plain" else texture)
+    templates = phrasings.TEXTURE + (phrasings.SHARED["texture", ""] if len(caption.objects) == 1 else ())
+    reference = _refer_to(old, rng)
+    instruction = rng.choice(templates).format(the=reference, texture=texture, kind=old.noun)
+    return _answer(instruction, _textured_name(old), _textured_name(new), caption.replace_object(old, new))
 
 
-def _background(said: ParsedCaption, say: random.Random) -> dict[str, str]:
-    others = [name for name, words in GROUND.items() if said.ground not in words]
-    seen = [name for name in others if all(_visible(thing.colour, GROUND[name][0]) for thing in said.things)]
-    if not seen:
-        raise UnsuitedError("something would vanish on every other background")
-    name = say.choice(seen)
-    wording = say.choice(phrasings.BACKGROUND + phrasings.SHARED.get(("background", name), ()))
-    stays = ", ".join(_named(thing) for thing in said.things)
-    return _answer(wording.format(background=name), stays, name, replace(said, ground=say.choice(GROUND[name])))
+def _background(caption: ParsedCaption, rng: random.Random) -> EditAnswer:
+    other_names = [name for name, phrases in BACKGROUND_PHRASES.items() if caption.background not in phrases]
+    names = [
+        name for name in other_names if all(_is_visible(shown.colour, BACKGROUND_PHRASES[name][0]) for shown in caption.objects)
+    ]
+    if not names:
+        raise UnsuitableCaptionError("something would vanish on every other background")
+    name = rng.choice(names)
+    template = rng.choice(phrasings.BACKGROUND + phrasings.SHARED.get(("background", name), ()))
+    kept_objects = ", ".join(_detector_name(kept) for kept in caption.objects)
+    output_caption = replace(caption, background=rng.choice(BACKGROUND_PHRASES[name]))
+    return _answer(template.format(background=name), kept_objects, name, output_caption)
 
 
-def _global(said: ParsedCaption, say: random.Random) -> dict[str, str]:
-    if said.style:
-        raise UnsuitedError("weather is for photos")
-    name = say.choice([name for name, words in WEATHER.items() if said.weather not in words])
-    wording = say.choice(phrasings.GLOBAL[name] + phrasings.SHARED.get(("global", name), ()))
-    return _answer(wording, "", name, replace(said, weather=say.choice(WEATHER[name])))
+def _global(caption: ParsedCaption, rng: random.Random) -> EditAnswer:
+    if caption.style:
+        raise UnsuitableCaptionError("weather is for photos")
+    name = rng.choice([name for name, phrases in WEATHER_PHRASES.items() if caption.weather not in phrases])
+    instruction = rng.choice(phrasings.GLOBAL[name] + phrasings.SHARED.get(("global", name), ()))
+    return _answer(instruction, "", name, replace(caption, weather=rng.choice(WEATHER_PHRASES[name])))
 
 
-def _style(said: ParsedCaption, say: random.Random) -> dict[str, str]:
-    if said.weather:
-        raise UnsuitedError("only a clear picture can be redrawn")
-    name = say.choice([name for name, words in STYLE.items() if said.style not in words])
-    wording = say.choice(phrasings.STYLE + phrasings.SHARED.get(("style", name), ()))
-    return _answer(wording.format(a_style=phrasings.A_STYLE[name]), "", name, replace(said, style=say.choice(STYLE[name])))
+def _style(caption: ParsedCaption, rng: random.Random) -> EditAnswer:
+    if caption.weather:
+        raise UnsuitableCaptionError("only a clear picture can be redrawn")
+    name = rng.choice([name for name, phrases in STYLE_PHRASES.items() if caption.style not in phrases])
+    template = rng.choice(phrasings.STYLE + phrasings.SHARED.get(("style", name), ()))
+    instruction = template.format(a_style=phrasings.A_STYLE[name])
+    return _answer(instruction, "", name, replace(caption, style=rng.choice(STYLE_PHRASES[name])))
 
 
-def _text(said: ParsedCaption, say: random.Random) -> dict[str, str]:
-    cards = [thing for thing in said.things if thing.noun.startswith("card")]
+def _text(caption: ParsedCaption, rng: random.Random) -> EditAnswer:
+    cards = [candidate for candidate in caption.objects if candidate.noun.startswith("card")]
     if not cards:
-        raise UnsuitedError("there is no card in the picture")
-    card = say.choice(cards)
-    old = card.noun[-1]
-    letter = _another(LETTERS, old, say)
-    wording = say.choice(phrasings.TEXT + phrasings.SHARED["text", ""])
+        raise UnsuitableCaptionError("there is no card in the picture")
+    card = rng.choice(cards)
+    old_letter = card.noun[-1]
+    letter = _choose_other(LETTERS, old_letter, rng)
+    template = rng.choice(phrasings.TEXT + phrasings.SHARED["text", ""])
     new = replace(card, noun=card.noun[:-1] + letter)
-    wording = wording.format(the=_the(card, say), letter=letter, old=old)
-    return _answer(wording, _named(card), _named(new), said.with_instead(card, new))
+    instruction = template.format(the=_refer_to(card, rng), letter=letter, old=old_letter)
+    return _answer(instruction, _detector_name(card), _detector_name(new), caption.replace_object(card, new))
 
 
-_SCENE_TASKS = {
+_SCENE_TASKS: dict[str, Callable[[ParsedCaption, random.Random], EditAnswer]] = {
     "local": _local,
     "remove": _remove,
     "add": _add,
@@ -254,3 +275,4 @@ _SCENE_TASKS = {
     "style": _style,
     "text": _text,
 }
+"""Tasks that change what the caption says -> function that writes such an edit."""

@@ -1,4 +1,4 @@
-"""Edits that change a scene: which scenes they start from, what they end in, what they might have ended in instead."""
+"""Edits of the scene itself: for each task the source scenes, the target scenes, and plausible wrong targets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from toyworld.edits import phrasings
-from toyworld.scenes.caption_grammar import GROUND, article, describe, noun, voice
+from toyworld.scenes.caption_grammar import BACKGROUND_PHRASES, describe_object, indefinite_article, slot_noun, wording_rng
 from toyworld.scenes.palette import (
     ALLOWED_COLOURS,
     BACKGROUNDS,
@@ -23,204 +23,219 @@ from toyworld.scenes.palette import (
     STYLES,
     TEXTURES,
 )
-from toyworld.scenes.scene import EMPTY, PIXEL_ART, Scenes, pick, scenes, uniform
+from toyworld.scenes.scene import EMPTY, PIXEL_ART, SLOTS, Scenes, generate_scenes, pick, uniform
 
 
 @dataclass(frozen=True)
-class Change:
-    """N edits of one task, before anything is drawn or said."""
+class SceneChange:
+    """N edits of one task, before rendering and before the instruction is written."""
 
     source: Scenes
     target: Scenes
-    alternatives: list[Scenes]  # each: all N scenes with another value of what was edited
-    slots: np.ndarray  # [N] the object meant; of the source, except for `add`
-    wordings: list[tuple[str, ...]]  # [N] templates that fit
-    words: list[dict[str, str]] = field(default_factory=list)  # [N] what fills them, besides the object
+    alternatives: list[Scenes]  # each holds all N scenes, with another value of the edited attribute
+    slots: np.ndarray  # [N] slot of the edited object: in the source, except for `add`, where it is in the target
+    templates: list[tuple[str, ...]]  # [N] instruction templates that fit the edit
+    values: list[dict[str, str]] = field(default_factory=list)  # [N] values of the template fields other than `{the}`
 
 
-def suited(numbers: np.ndarray, kind: int | None = None, plain: bool = False) -> tuple[Scenes, np.ndarray]:
-    """The scenes with these numbers, with at least one object, and a slot each that holds one (of `kind`, if named).
+def scenes_with_object(numbers: np.ndarray, kind: int | None = None, clear_photo: bool = False) -> tuple[Scenes, np.ndarray]:
+    """Generate the scenes with these numbers such that each has an object to edit. Returns scenes and slots `[N]`.
 
-    Where no object fits, the first one is made to, and what would overlap it leaves. `plain`: a clear photo.
+    `kind` limits the slot to objects of that kind. In a scene without such an object, the object in slot 0 is given
+    a fitting kind, and objects that would overlap it are removed. `clear_photo` sets clear weather and the photo style.
     """
-    all_scenes = scenes(numbers)
-    if plain:
+    scenes = generate_scenes(numbers)
+    if clear_photo:
         zeros = np.zeros(len(numbers), np.int16)
-        all_scenes = replace(all_scenes, condition=zeros, style=zeros)
+        scenes = replace(scenes, condition=zeros, style=zeros)
     if kind is not None:
-        all_scenes = _no_pixels(all_scenes)
-    lacking = np.flatnonzero(~_fits(all_scenes, kind).any(1))
-    first = np.zeros(len(lacking), int)
-    some = pick(all_scenes.number[lacking], "somekind", np.ones(len(SHAPES))) if kind is None else kind
-    variants = len(LETTERS) if kind == CARD else len(POSES)
-    variant = pick(all_scenes.number[lacking], "somevari", np.ones(variants)) if kind is not None else 0
-    cell = all_scenes.cell[lacking, 0]
-    all_scenes = all_scenes.edited(
-        lacking, first, kind=some, variant=variant, texture=0, cell=np.where(cell < 0, CELLS.index("centre"), cell)
-    )
-    needs_room = lacking if kind is not None else lacking[all_scenes.style[lacking] == PIXEL_ART]
-    all_scenes = grown(all_scenes, needs_room, np.zeros(len(needs_room), int))
-    return all_scenes, pick(all_scenes.number, "theslot", _fits(all_scenes, kind))
+        scenes = _pixel_art_to_photo(scenes)
+    unfit_rows = np.flatnonzero(~_fitting_slots(scenes, kind).any(1))
+    slot_0 = np.zeros(len(unfit_rows), int)
+    new_kind = pick(scenes.number[unfit_rows], "somekind", np.ones(len(SHAPES))) if kind is None else kind
+    n_variants = len(LETTERS) if kind == CARD else len(POSES)
+    variant = pick(scenes.number[unfit_rows], "somevari", np.ones(n_variants)) if kind is not None else 0
+    cell = scenes.cell[unfit_rows, 0]
+    cell = np.where(cell < 0, CELLS.index("centre"), cell)
+    scenes = scenes.replace_fields(unfit_rows, slot_0, kind=new_kind, variant=variant, texture=0, cell=cell)
+    rows_to_enlarge = unfit_rows if kind is not None else unfit_rows[scenes.style[unfit_rows] == PIXEL_ART]
+    scenes = enlarge_objects(scenes, rows_to_enlarge, np.zeros(len(rows_to_enlarge), int))
+    return scenes, pick(scenes.number, "theslot", _fitting_slots(scenes, kind))
 
 
-def _no_pixels(all_scenes: Scenes) -> Scenes:
-    """Pixel art becomes a photo: its blocks would hide letters, limbs and patterns."""
-    return replace(all_scenes, style=np.where(all_scenes.style == PIXEL_ART, 0, all_scenes.style).astype(np.int16))
+def _pixel_art_to_photo(scenes: Scenes) -> Scenes:
+    """Replace the style pixel art by photo, because its blocks would hide letters, limbs and textures."""
+    return replace(scenes, style=np.where(scenes.style == PIXEL_ART, 0, scenes.style).astype(np.int16))
 
 
-def _fits(all_scenes: Scenes, kind: int | None) -> np.ndarray:
-    return all_scenes.present if kind is None else all_scenes.kind == kind
+def _fitting_slots(scenes: Scenes, kind: int | None) -> np.ndarray:
+    """bool [N, 3]: slots that hold an object of this kind, or any object if `kind` is None."""
+    return scenes.present if kind is None else scenes.kind == kind
 
 
-def grown(all_scenes: Scenes, rows: np.ndarray, slots: np.ndarray) -> Scenes:
-    """Make the objects at `(rows, slots)` big, and empty the slots that they would then touch."""
-    small = all_scenes.radius[rows, slots] < BIG_RADIUS
-    rows, slots = rows[small], slots[small]
-    inside = {name: np.clip(getattr(all_scenes, name)[rows, slots], RADII[2] + 1, 62 - RADII[2]) for name in ("x", "y")}
-    out = all_scenes.edited(rows, slots, radius=RADII[2], **inside)
+def enlarge_objects(scenes: Scenes, rows: np.ndarray, slots: np.ndarray) -> Scenes:
+    """Make the objects at `(rows, slots)` big, and empty the other slots that they would then overlap."""
+    is_small = scenes.radius[rows, slots] < BIG_RADIUS
+    rows, slots = rows[is_small], slots[is_small]
+    inside = {axis: np.clip(getattr(scenes, axis)[rows, slots], RADII[2] + 1, 62 - RADII[2]) for axis in ("x", "y")}
+    out = scenes.replace_fields(rows, slots, radius=RADII[2], **inside)
     kind = out.kind.copy()
-    for other in range(kind.shape[1]):
-        gap = np.hypot(out.x[rows, other] - out.x[rows, slots], out.y[rows, other] - out.y[rows, slots])
-        touches = (other != slots) & (gap < out.radius[rows, other] + RADII[2] - 2)
-        kind[rows[touches], other] = EMPTY
+    for other in range(SLOTS):
+        distance = np.hypot(out.x[rows, other] - out.x[rows, slots], out.y[rows, other] - out.y[rows, slots])
+        overlaps = (other != slots) & (distance < out.radius[rows, other] + RADII[2] - 2)
+        kind[rows[overlaps], other] = EMPTY
     return replace(out, kind=kind)
 
 
-def unused_shapes(all_scenes: Scenes) -> np.ndarray:
-    """bool [N, 8]: shapes that no object of the scene has."""
-    return ~(all_scenes.kind[:, :, None] == np.arange(len(SHAPES))).any(1)
+def unused_shapes(scenes: Scenes) -> np.ndarray:
+    """bool [N, 8]: the shapes that no object of the scene has."""
+    return ~(scenes.kind[:, :, None] == np.arange(len(SHAPES))).any(1)
 
 
-def _others(weights: np.ndarray, current: np.ndarray) -> np.ndarray:
-    """Weights `[N, K]` with the current value of each row forbidden."""
+def _exclude_current(weights: np.ndarray, current: np.ndarray) -> np.ndarray:
+    """Copy weights `[K]` or `[N, K]` to `[N, K]` and set the weight of each row's current value to 0."""
     allowed = np.broadcast_to(weights, (len(current), weights.shape[-1])).copy()
     allowed[np.arange(len(current)), current] = False
     return allowed
 
 
-def local(numbers: np.ndarray) -> Change:
-    """Half change an object's colour, half its shape."""
-    source, slots = suited(numbers)
+# One function per task, named after the task. Each takes scene numbers [N].
+
+
+def local(numbers: np.ndarray) -> SceneChange:
+    """Change the colour of an object in about half of the scenes, and its shape in the others."""
+    source, slots = scenes_with_object(numbers)
     rows = np.arange(len(source))
     recolour = (uniform(numbers, "recolor") < 0.5) | (source.kind[rows, slots] >= CARD)
-    now_colour, now_kind = source.colour[rows, slots], source.kind[rows, slots]
-    colour = pick(numbers, "newcolor", _others(ALLOWED_COLOURS[source.background], now_colour))
-    kind = np.where(recolour, now_kind, pick(numbers, "newkind", unused_shapes(source)))
-    colour = np.where(recolour, colour, now_colour)
+    old_colour, old_kind = source.colour[rows, slots], source.kind[rows, slots]
+    colour = pick(numbers, "newcolor", _exclude_current(ALLOWED_COLOURS[source.background], old_colour))
+    kind = np.where(recolour, old_kind, pick(numbers, "newkind", unused_shapes(source)))
+    colour = np.where(recolour, colour, old_colour)
 
-    def other(k: int) -> Scenes:
+    def alternative(k: int) -> Scenes:
         other_colour = np.where(recolour, (colour + k) % len(COLOURS), colour)
         other_kind = np.where(recolour, kind, (kind + min(k, len(SHAPES) - 1)) % len(SHAPES))
-        return source.edited(rows, slots, colour=other_colour, kind=other_kind)
+        return source.replace_fields(rows, slots, colour=other_colour, kind=other_kind)
 
-    target = source.edited(rows, slots, colour=colour, kind=kind)
-    alone = source.count == 1
-    wordings = [
-        (phrasings.LOCAL_COLOUR + (phrasings.SHARED["local", "colour"] if alone[n] else ()))
+    target = source.replace_fields(rows, slots, colour=colour, kind=kind)
+    is_single = source.count == 1  # "make it red" is clear only if there is a single object
+    templates = [
+        (phrasings.LOCAL_COLOUR + (phrasings.SHARED["local", "colour"] if is_single[n] else ()))
         if recolour[n]
         else phrasings.LOCAL_SHAPE
         for n in rows
     ]
-    words = [{"colour": COLOURS[colour[n]], "a_new": _named(target, n, slots[n])} for n in range(len(rows))]
-    return Change(source, target, [other(k) for k in range(1, len(COLOURS))], slots, wordings, words)
+    values = [{"colour": COLOURS[colour[n]], "a_new": _describe_new_object(target, n, slots[n])} for n in range(len(rows))]
+    return SceneChange(source, target, [alternative(k) for k in range(1, len(COLOURS))], slots, templates, values)
 
 
-def remove(numbers: np.ndarray) -> Change:
-    """An object goes; it might have been another one, or nothing at all."""
-    source, slots = suited(numbers)
+def remove(numbers: np.ndarray) -> SceneChange:
+    """Remove an object. Alternatives: another slot is emptied instead."""
+    source, slots = scenes_with_object(numbers)
     rows = np.arange(len(source))
-    target = source.edited(rows, slots, kind=EMPTY)
-    others = [source.edited(rows, (slots + k) % 3, kind=EMPTY) for k in (1, 2)]
-    return Change(source, target, others, slots, [phrasings.REMOVE] * len(rows))
+    target = source.replace_fields(rows, slots, kind=EMPTY)
+    alternatives = [source.replace_fields(rows, (slots + k) % SLOTS, kind=EMPTY) for k in range(1, SLOTS)]
+    return SceneChange(source, target, alternatives, slots, [phrasings.REMOVE] * len(rows))
 
 
-def add(numbers: np.ndarray) -> Change:
-    """The reverse of removing, as in Emu Edit: the target is the scene that was made first."""
-    back = remove(numbers)
+def add(numbers: np.ndarray) -> SceneChange:
+    """Add an object: the reverse of `remove`, as in Emu Edit (arXiv 2311.10089). The target is the generated scene."""
+    removal = remove(numbers)
     rows = np.arange(len(numbers))
-    full, slots = back.source, back.slots
-    kind, colour = full.kind[rows, slots], full.colour[rows, slots]
-    others = [full.edited(rows, slots, colour=(colour + k) % len(COLOURS)) for k in range(1, len(COLOURS))]
-    others += [full.edited(rows, slots, kind=(kind + k) % len(SHAPES), variant=0, texture=0) for k in range(1, len(SHAPES))]
-    words = [{"a_new": _named(full, n, slots[n], where=True)} for n in range(len(rows))]
-    return Change(back.target, full, others, slots, [phrasings.ADD] * len(rows), words)
+    target, slots = removal.source, removal.slots
+    kind, colour = target.kind[rows, slots], target.colour[rows, slots]
+    alternatives = [target.replace_fields(rows, slots, colour=(colour + k) % len(COLOURS)) for k in range(1, len(COLOURS))]
+    alternatives += [
+        target.replace_fields(rows, slots, kind=(kind + k) % len(SHAPES), variant=0, texture=0) for k in range(1, len(SHAPES))
+    ]
+    values = [{"a_new": _describe_new_object(target, n, slots[n], in_full=True)} for n in range(len(rows))]
+    return SceneChange(removal.target, target, alternatives, slots, [phrasings.ADD] * len(rows), values)
 
 
-def texture(numbers: np.ndarray) -> Change:
-    """A shape gets another pattern. Cards and people wear none."""
-    source, slots = suited(numbers, kind=None)
+def texture(numbers: np.ndarray) -> SceneChange:
+    """Change the texture of a shape. Cards and people have no texture, so they are replaced by shapes first."""
+    source, slots = scenes_with_object(numbers, kind=None)
     rows = np.arange(len(source))
-    person = rows[source.kind[rows, slots] >= CARD]
-    unused = unused_shapes(source)[person]
-    source = source.edited(person, slots[person], kind=pick(numbers[person], "newkind", unused), variant=0)
-    source = grown(source, rows, slots)
-    source = _no_pixels(source)
-    new = pick(numbers, "newtextu", _others(np.ones(len(TEXTURES), bool), source.texture[rows, slots]))
-    target = source.edited(rows, slots, texture=new)
-    others = [source.edited(rows, slots, texture=(new + k) % len(TEXTURES)) for k in range(1, len(TEXTURES))]
-    words = [{"texture": TEXTURES[new[n]], "kind": KINDS[source.kind[n, slots[n]]]} for n in rows]
-    alone = source.count == 1
-    wordings = [phrasings.TEXTURE + (phrasings.SHARED["texture", ""] if alone[n] else ()) for n in rows]
-    return Change(source, target, others, slots, wordings, words)
+    not_shape = rows[source.kind[rows, slots] >= CARD]
+    new_kind = pick(numbers[not_shape], "newkind", unused_shapes(source)[not_shape])
+    source = source.replace_fields(not_shape, slots[not_shape], kind=new_kind, variant=0)
+    source = enlarge_objects(source, rows, slots)
+    source = _pixel_art_to_photo(source)
+    new_texture = pick(numbers, "newtextu", _exclude_current(np.ones(len(TEXTURES), bool), source.texture[rows, slots]))
+    target = source.replace_fields(rows, slots, texture=new_texture)
+    alternatives = [
+        source.replace_fields(rows, slots, texture=(new_texture + k) % len(TEXTURES)) for k in range(1, len(TEXTURES))
+    ]
+    values = [{"texture": TEXTURES[new_texture[n]], "kind": KINDS[source.kind[n, slots[n]]]} for n in rows]
+    is_single = source.count == 1
+    templates = [phrasings.TEXTURE + (phrasings.SHARED["texture", ""] if is_single[n] else ()) for n in rows]
+    return SceneChange(source, target, alternatives, slots, templates, values)
 
 
-def background(numbers: np.ndarray) -> Change:
-    """Another ground, on which every object can still be seen."""
-    source, slots = suited(numbers)
+def background(numbers: np.ndarray) -> SceneChange:
+    """Change the background to one on which every object is clearly visible."""
+    source, slots = scenes_with_object(numbers)
     visible = np.ones((len(source), len(BACKGROUNDS)), bool)
-    for s in range(source.kind.shape[1]):
-        visible &= ALLOWED_COLOURS[:, source.colour[:, s]].T | ~source.present[:, s, None]
-    new = pick(numbers, "newback", _others(visible, source.background) & visible)
-    target = replace(source, background=new)
-    others = [replace(source, background=(new + k) % len(BACKGROUNDS)) for k in range(1, len(BACKGROUNDS))]
-    names = [BACKGROUNDS[b] for b in new]
-    wordings = [phrasings.BACKGROUND + phrasings.SHARED.get(("background", name), ()) for name in names]
-    words = [{"background": GROUND[name][0].split(" ", 1)[1].removeprefix("a ").removeprefix("the ")} for name in names]
-    return Change(source, target, others, slots, wordings, words)
+    for slot in range(SLOTS):
+        visible &= ALLOWED_COLOURS[:, source.colour[:, slot]].T | ~source.present[:, slot, None]
+    new_background = pick(numbers, "newback", _exclude_current(visible, source.background) & visible)
+    target = replace(source, background=new_background)
+    alternatives = [replace(source, background=(new_background + k) % len(BACKGROUNDS)) for k in range(1, len(BACKGROUNDS))]
+    names = [BACKGROUNDS[i] for i in new_background]
+    templates = [phrasings.BACKGROUND + phrasings.SHARED.get(("background", name), ()) for name in names]
+    values = [{"background": _background_noun(name)} for name in names]
+    return SceneChange(source, target, alternatives, slots, templates, values)
 
 
-def global_(numbers: np.ndarray) -> Change:
-    """Other weather or light over the whole scene."""
-    source, slots = suited(numbers)
+def _background_noun(name: str) -> str:
+    """The first phrase of a background without preposition and article: 'on a brick wall' -> 'brick wall'."""
+    return BACKGROUND_PHRASES[name][0].split(" ", 1)[1].removeprefix("a ").removeprefix("the ")
+
+
+def global_(numbers: np.ndarray) -> SceneChange:
+    """Change the weather or the light of the whole scene. The sources are photos."""
+    source, slots = scenes_with_object(numbers)
     source = replace(source, style=np.zeros(len(source), np.int16))
-    new = pick(numbers, "newcond", _others(np.array([0.5, 1, 1, 1, 1, 1]), source.condition))
-    others = [replace(source, condition=(new + k) % len(CONDITIONS)) for k in range(1, len(CONDITIONS))]
-    names = [CONDITIONS[c] for c in new]
-    wordings = [phrasings.GLOBAL[name] + phrasings.SHARED.get(("global", name), ()) for name in names]
-    return Change(source, replace(source, condition=new), others, slots, wordings)
+    new_condition = pick(numbers, "newcond", _exclude_current(np.array([0.5, 1, 1, 1, 1, 1]), source.condition))
+    alternatives = [replace(source, condition=(new_condition + k) % len(CONDITIONS)) for k in range(1, len(CONDITIONS))]
+    names = [CONDITIONS[i] for i in new_condition]
+    templates = [phrasings.GLOBAL[name] + phrasings.SHARED.get(("global", name), ()) for name in names]
+    return SceneChange(source, replace(source, condition=new_condition), alternatives, slots, templates)
 
 
-def style(numbers: np.ndarray) -> Change:
-    """A clear photo, redrawn."""
-    source, slots = suited(numbers, plain=True)
-    new = pick(numbers, "newstyle", _others(np.ones(len(STYLES)), source.style))
-    others = [replace(source, style=(new + k) % len(STYLES)) for k in range(1, len(STYLES))]
-    names = [STYLES[i] for i in new]
-    wordings = [phrasings.STYLE + phrasings.SHARED.get(("style", name), ()) for name in names]
-    words = [{"a_style": phrasings.A_STYLE[name]} for name in names]
-    return Change(source, replace(source, style=new), others, slots, wordings, words)
+def style(numbers: np.ndarray) -> SceneChange:
+    """Change the style of a clear photo."""
+    source, slots = scenes_with_object(numbers, clear_photo=True)
+    new_style = pick(numbers, "newstyle", _exclude_current(np.ones(len(STYLES)), source.style))
+    alternatives = [replace(source, style=(new_style + k) % len(STYLES)) for k in range(1, len(STYLES))]
+    names = [STYLES[i] for i in new_style]
+    templates = [phrasings.STYLE + phrasings.SHARED.get(("style", name), ()) for name in names]
+    values = [{"a_style": phrasings.A_STYLE[name]} for name in names]
+    return SceneChange(source, replace(source, style=new_style), alternatives, slots, templates, values)
 
 
-def text(numbers: np.ndarray) -> Change:
-    """Another letter on a card."""
-    source, slots = suited(numbers, kind=CARD)
+def text(numbers: np.ndarray) -> SceneChange:
+    """Change the letter on a card."""
+    source, slots = scenes_with_object(numbers, kind=CARD)
     rows = np.arange(len(source))
-    new = pick(numbers, "newlettr", _others(np.ones(len(LETTERS)), source.variant[rows, slots]))
-    target = source.edited(rows, slots, variant=new)
-    others = [source.edited(rows, slots, variant=(new + k) % len(LETTERS)) for k in range(1, len(LETTERS))]
-    words = [{"letter": LETTERS[new[n]], "old": LETTERS[source.variant[n, slots[n]]]} for n in rows]
-    return Change(source, target, others, slots, [phrasings.TEXT + phrasings.SHARED["text", ""]] * len(rows), words)
+    letter = source.variant[rows, slots]
+    new_letter = pick(numbers, "newlettr", _exclude_current(np.ones(len(LETTERS)), letter))
+    target = source.replace_fields(rows, slots, variant=new_letter)
+    alternatives = [source.replace_fields(rows, slots, variant=(new_letter + k) % len(LETTERS)) for k in range(1, len(LETTERS))]
+    templates = [phrasings.TEXT + phrasings.SHARED["text", ""]] * len(rows)
+    values = [{"letter": LETTERS[new_letter[n]], "old": LETTERS[letter[n]]} for n in rows]
+    return SceneChange(source, target, alternatives, slots, templates, values)
 
 
-def _named(all_scenes: Scenes, n: int, slot: int, where: bool = False) -> str:
-    """'a red star', as a new object is asked for; with its size and place if `where`."""
-    if where:
-        return describe(all_scenes, n, slot, voice(all_scenes.number[n], "added"))
-    named = f"{COLOURS[all_scenes.colour[n, slot]]} {noun(all_scenes, n, slot)}"
-    return f"{article(named)} {named}"
+def _describe_new_object(scenes: Scenes, row: int, slot: int, in_full: bool = False) -> str:
+    """The object as an instruction asks for it: 'a red star'. `in_full` adds size, texture and position."""
+    if in_full:
+        return describe_object(scenes, row, slot, wording_rng(scenes.number[row], "added"))
+    words = f"{COLOURS[scenes.colour[row, slot]]} {slot_noun(scenes, row, slot)}"
+    return f"{indefinite_article(words)} {words}"
 
 
-CHANGES: dict[str, Callable[[np.ndarray], Change]] = {
+CHANGES: dict[str, Callable[[np.ndarray], SceneChange]] = {
     "local": local,
     "remove": remove,
     "add": add,
@@ -230,3 +245,4 @@ CHANGES: dict[str, Callable[[np.ndarray], Change]] = {
     "style": style,
     "text": text,
 }
+"""Task -> function that builds its scene changes from scene numbers `[N]`."""

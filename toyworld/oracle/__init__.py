@@ -1,1 +1,1 @@
-"""Scorers of generated pairs, which have no exact result: the scene is read back from the pictures."""
+"""Judges of generated pairs, which have no exact result: they read the scenes back from the images and compare them."""

@@ -1,4 +1,4 @@
-"""Is the target of a vision task right? Boxes, masks and lines against what is read from the picture they belong to."""
+"""Judge targets of vision tasks: compare boxes, masks and line drawings with the scene read from the image."""
 
 import numpy as np
 
@@ -6,53 +6,61 @@ from emuedit.data.png import decode_png
 from emuedit.data.records import Pair
 from toyworld.edits import exact_targets, phrasings
 from toyworld.edits.caption_parser import parse
-from toyworld.edits.exact_judge import BOUND, l1
-from toyworld.oracle.object_matching import Picture, find, index, looked_again, named
-from toyworld.reading.toy_annotators import scene
+from toyworld.edits.exact_judge import MAX_OUTSIDE_L1, l1
+from toyworld.oracle.object_matching import ReadImage, find_object, named_attributes, phrase_row, reread_expecting
+from toyworld.reading.toy_annotators import scenes_from_readings
 from toyworld.scenes import render
-from toyworld.scenes.caption_grammar import GROUND, STYLE, WEATHER
+from toyworld.scenes.caption_grammar import BACKGROUND_PHRASES, STYLE_PHRASES, WEATHER_PHRASES
 from toyworld.scenes.palette import BOX_RGB, MASK_RGB
 
-LEAST_IOU = 0.6
-"""Least overlap of a box or mask with the object that was read: a pixel all round costs a small object a third of its area."""
-LINES = 0.05
-"""Most mean L1 in [0, 1] between a sketch and the sketch of what was read."""
-_NEAR_RGB = 40  # of the colour of a box or mask, in levels
-OUTSIDE = 0.05  # difference in [0, 1] above which a pixel was painted over
-WHOLE = ("background", "condition", "style")
+MIN_IOU = 0.6
+"""Smallest overlap of a box or mask with the object. A margin of one pixel costs a small object a third of its area."""
+MAX_SKETCH_L1 = 0.05
+"""Largest mean L1 in [0, 1] between a line drawing and the line drawing of the scene that was read."""
+MAX_COLOUR_DIFFERENCE = 40
+"""Largest difference per channel, in levels of 255, between a pixel of a box or mask and its nominal colour."""
+CHANGED_L1 = 0.05
+"""A pixel of the target counts as changed if its L1 to the source, in [0, 1], is larger than this."""
+SCENE_ATTRIBUTES = ("background", "condition", "style")
 
 
-def from_map(pair: Pair) -> bool:
-    """Is it the way back, from a map to the picture?"""
-    return pair.source_caption.startswith(phrasings.MAP_OF[pair.task].format(caption=""))
+def is_from_map(pair: Pair) -> bool:
+    """Whether the pair of a map task goes from the map to the image."""
+    return pair.source_caption.startswith(phrasings.MAP_CAPTION[pair.task].format(caption=""))
 
 
-def marked(pair: Pair, source: Picture) -> list[str]:
-    """detect, segment: is the mark on the object, and on nothing else?"""
-    noun = pair.target_caption.rpartition(phrasings.MARKED[pair.task].format(caption="", noun=""))[2]
-    said = parse(pair.source_caption)
-    things = [thing for thing in said.things if thing.noun == noun] if said else []
-    if not things:
+def judge_mark(pair: Pair, source: ReadImage) -> list[str]:
+    """Faults of a pair of detect or segment: the box or mask must lie on the object and nothing else may change.
+
+    Raises ValueError if the source caption does not contain the object that the target caption names.
+    """
+    noun = pair.target_caption.rpartition(phrasings.ANNOTATED_CAPTION[pair.task].format(caption="", noun=""))[2]
+    caption = parse(pair.source_caption)
+    candidates = [candidate for candidate in caption.objects if candidate.noun == noun] if caption else []
+    if not candidates:
         raise ValueError(f"want an object of {pair.source_caption!r} to be marked, got {pair.target_caption!r}")
-    source = looked_again(source, things[0], named(pair, things[0]), None)
-    found = find(source.seen, things[0], named(pair, things[0]))
-    if found is None:
+    described = candidates[0]
+    attributes = named_attributes(pair, described)
+    source = reread_expecting(source, described, attributes, competitor=None)
+    seen = find_object(source.reading, described, attributes)
+    if seen is None:
         return ["source_object"]
-    mask = source.masks[source.seen.objects.index(found)]
-    pixels = decode_png(pair.target)
+    object_area = source.mask(seen)
+    target = decode_png(pair.target)
     rgb = render.quantise(BOX_RGB if pair.task == "detect" else MASK_RGB)
-    painted = (np.abs(pixels.astype(int) - rgb) <= _NEAR_RGB).all(-1)
-    changed = l1(source.pixels, pixels) > OUTSIDE
-    painted &= changed
+    changed = l1(source.pixels, target) > CHANGED_L1
+    marked_area = (np.abs(target.astype(int) - rgb) <= MAX_COLOUR_DIFFERENCE).all(-1) & changed
     if pair.task == "detect":
-        mask, painted = _box(mask, 0), _box(painted, exact_targets.BOX_WIDTH_PX)
-    iou = float((mask & painted).sum()) / max(float((mask | painted).sum()), 1)
-    others = changed & ~painted & ~_box(painted, -exact_targets.BOX_WIDTH_PX)
-    return ["target_mark"] * (iou < LEAST_IOU) + ["rest_outside"] * (float(others.mean()) > BOUND)
+        object_area = _fill_box(object_area, 0)
+        marked_area = _fill_box(marked_area, exact_targets.BOX_WIDTH_PX)
+    iou = float((object_area & marked_area).sum()) / max(float((object_area | marked_area).sum()), 1)
+    changed_elsewhere = changed & ~marked_area & ~_fill_box(marked_area, -exact_targets.BOX_WIDTH_PX)
+    faults = ["target_mark"] if iou < MIN_IOU else []
+    return faults + ["rest_outside"] * (float(changed_elsewhere.mean()) > MAX_OUTSIDE_L1)
 
 
-def _box(mask: np.ndarray, inset_px: int) -> np.ndarray:
-    """The bounding box of a mask, filled, made smaller by `inset_px` on each side; bool [H, W]."""
+def _fill_box(mask: np.ndarray, inset_px: int) -> np.ndarray:
+    """The filled bounding box of a mask, smaller by `inset_px` on each side; bool [H, W]."""
     out = np.zeros_like(mask)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if len(rows):
@@ -62,21 +70,30 @@ def _box(mask: np.ndarray, inset_px: int) -> np.ndarray:
     return out
 
 
-def sketched(pair: Pair, lines: np.ndarray, picture: Picture) -> list[str]:
-    """sketch: do the lines fit the picture; from lines to a picture also: is it the picture that was asked for?"""
-    back = from_map(pair)
+def judge_sketch(pair: Pair, lines: np.ndarray, image: ReadImage) -> list[str]:
+    """Faults of a pair of sketch: the lines, uint8 [64, 64, 3], must fit the image.
+
+    If the image is the target, it must also show what the target caption describes.
+    """
+    from_map = is_from_map(pair)
     faults = []
-    exact = exact_targets.sketch(render.truth(scene([picture.seen])))[0]
-    if float(l1(lines, exact).mean()) > LINES:
-        faults.append("source_lines" if back else "target_lines")
-    said = parse(pair.target_caption) if back else None
-    if said is not None:
-        for thing in said.things:
-            picture = looked_again(picture, thing, {"kind", "colour", "where"}, None)
-        look = (index(GROUND, said.ground), index(WEATHER, said.weather), index(STYLE, said.style))
-        faults += [f"target_{n}" for n, want in zip(WHOLE, look, strict=True) if getattr(picture.seen, n) != want]
-        if len(said.things) != picture.seen.count:
-            faults.append("target_count")
-        if any(find(picture.seen, thing, {"kind", "colour", "where"}) is None for thing in said.things):
-            faults.append("target_object")
+    exact_lines = exact_targets.sketch(render.truth(scenes_from_readings([image.reading])))[0]
+    if float(l1(lines, exact_lines).mean()) > MAX_SKETCH_L1:
+        faults.append("source_lines" if from_map else "target_lines")
+    caption = parse(pair.target_caption) if from_map else None
+    if caption is None:
+        return faults
+    attributes = {"kind", "colour", "position"}
+    for described in caption.objects:
+        image = reread_expecting(image, described, attributes, competitor=None)
+    described_scene = {
+        "background": phrase_row(BACKGROUND_PHRASES, caption.background),
+        "condition": phrase_row(WEATHER_PHRASES, caption.weather),
+        "style": phrase_row(STYLE_PHRASES, caption.style),
+    }
+    faults += [f"target_{name}" for name in SCENE_ATTRIBUTES if getattr(image.reading, name) != described_scene[name]]
+    if len(caption.objects) != image.reading.count:
+        faults.append("target_count")
+    if any(find_object(image.reading, described, attributes) is None for described in caption.objects):
+        faults.append("target_object")
     return faults

@@ -1,4 +1,4 @@
-"""Are things said and things seen the same? A reading that took one for another gets a second look."""
+"""Match the objects of a caption with the objects read from an image, and read the image again if one is missing."""
 
 import re
 from collections.abc import Mapping
@@ -7,106 +7,142 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from emuedit.data.records import Pair
-from toyworld.edits.caption_parser import Thing
-from toyworld.reading import Reading, Seen
-from toyworld.reading.object_search import find as tried_objects
-from toyworld.reading.scene_classifier import LOOKS
-from toyworld.reading.toy_annotators import scene
+from toyworld.edits.caption_parser import CaptionObject
+from toyworld.reading import Reading, SeenObject
+from toyworld.reading.object_search import find_objects
+from toyworld.reading.scene_classifier import SCENE_CLASSES
+from toyworld.reading.toy_annotators import scenes_from_readings
 from toyworld.scenes import render
-from toyworld.scenes.caption_grammar import WHERE, called
+from toyworld.scenes.caption_grammar import POSITION_PHRASES, object_noun
 from toyworld.scenes.palette import CELL_CENTRES, COLOURS, TEXTURES
 
-PLACE_PX = 8.0
-"""Most distance between two readings of one object."""
-DOUBT = 0.15
-"""Share of its gain by which a guess may stand behind the best one: painted objects are blurred, bent and spotted."""
+SAME_PLACE_PX = 8.0
+"""Largest distance between the centres of two objects at the same place."""
+MAX_SCORE_DEFICIT = 0.15
+"""A hypothesis is plausible if its score is at most this share below the best: generated objects are distorted."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Pixels uint8 [64, 64, 3], what was read, how that is drawn, and where its objects are (bool [K, 64, 64])."""
+class ReadImage:
+    """An image and the scene that was read from it. The object masks are in the order of `reading.objects`."""
 
-    pixels: np.ndarray
-    seen: Reading
-    drawn: np.ndarray
-    masks: np.ndarray
+    pixels: np.ndarray  # uint8 [64, 64, 3]
+    reading: Reading
+    rendered: np.ndarray  # uint8 [64, 64, 3], rendering of the reading
+    masks: np.ndarray  # bool [K, 64, 64], pixels of each object in the rendering
+
+    def mask(self, seen: SeenObject) -> np.ndarray:
+        """bool [64, 64]: the pixels of an object of the reading."""
+        return np.asarray(self.masks[self.reading.objects.index(seen)])
 
 
-def shown(pixels: np.ndarray, readings: list[Reading]) -> list[Picture]:
-    """Pictures uint8 [N, 64, 64, 3] and their readings."""
-    truth = render.truth(scene(readings))
+def build_read_images(pixels: np.ndarray, readings: list[Reading]) -> list[ReadImage]:
+    """Combine images uint8 [N, 64, 64, 3] with their N readings."""
+    truth = render.truth(scenes_from_readings(readings))
     masks = truth.masks
-    return [Picture(pixels[i], one, truth.images[i], masks[i, : one.count]) for i, one in enumerate(readings)]
+    return [ReadImage(pixels[n], reading, truth.images[n], masks[n, : reading.count]) for n, reading in enumerate(readings)]
 
 
-def looked_again(picture: Picture, thing: Thing, words: set[str], rival: Thing | None) -> Picture:
-    """The picture, read so that it shows the thing where that explains it nearly as well as what was read, and better than the
-    `rival` does; else as it was.
+def reread_expecting(
+    image: ReadImage, expected: CaptionObject, attributes: set[str], competitor: CaptionObject | None
+) -> ReadImage:
+    """Read the image again, given an object that it should show: it may have been confused with a similar one.
+
+    The new reading contains the expected object if a plausible hypothesis agrees with it in these attributes and ranks
+    above every hypothesis that agrees with the `competitor`. Otherwise the image is returned unchanged.
     """
-    if find(picture.seen, thing, words) is not None:
-        return picture
-    seen = picture.seen
-    look = int(np.flatnonzero((np.array([seen.background, seen.condition, seen.style]) == LOOKS).all(1))[0])
-    for guesses, gain in tried_objects(picture.pixels.astype(np.float32) / 255, look):
-        if gain[0] <= 0:
+    reading = image.reading
+    if find_object(reading, expected, attributes) is not None:
+        return image
+    scene_class = np.array([reading.background, reading.condition, reading.style])
+    class_index = int(np.flatnonzero((scene_class == SCENE_CLASSES).all(1))[0])
+    for hypotheses, score in find_objects(image.pixels.astype(np.float32) / 255, class_index):
+        if score[0] <= 0:
             continue
-        columns = (guesses.kind, guesses.colour, guesses.texture, guesses.variant, guesses.radius, guesses.x, guesses.y)
-        some = [_seen(*row) for row in np.stack(columns, 1)[gain >= (1 - DOUBT) * gain[0]].tolist()]
-        fits = next((one for one in some if shows(one, thing, words)), None)
-        against = next((one for one in some if rival is not None and shows(one, rival, words)), None)
-        if fits is not None and (against is None or some.index(fits) < some.index(against)):
-            others = tuple(one for one in seen.objects if not near(one, fits))
-            return shown(picture.pixels[None], [replace(seen, objects=(fits, *others)[:3])])[0]
-    return picture
+        fields = ("kind", "colour", "texture", "variant", "radius", "x", "y")
+        columns = np.stack([getattr(hypotheses, name) for name in fields], 1)
+        is_plausible = score >= (1 - MAX_SCORE_DEFICIT) * score[0]
+        candidates = [_to_seen_object(*row) for row in columns[is_plausible].tolist()]
+        rank = _first_match(candidates, expected, attributes)
+        competitor_rank = None if competitor is None else _first_match(candidates, competitor, attributes)
+        if rank is not None and (competitor_rank is None or rank < competitor_rank):
+            new = candidates[rank]
+            others = tuple(seen for seen in reading.objects if not same_place(seen, new))
+            return build_read_images(image.pixels[None], [replace(reading, objects=(new, *others)[:3])])[0]
+    return image
 
 
-def _seen(kind: int, colour: int, texture: int, variant: int, radius: int, x: int, y: int) -> Seen:
+def _to_seen_object(kind: int, colour: int, texture: int, variant: int, radius: int, x: int, y: int) -> SeenObject:
     cell = int(np.hypot(*(CELL_CENTRES - np.array([x, y])).T).argmin())
-    return Seen(kind, colour, texture, variant, cell, radius, x, y, {})
+    return SeenObject(kind, colour, texture, variant, cell, radius, x, y, {})
 
 
-def like(one: Seen, other: Seen, whole: bool = True) -> bool:
-    """Two readings of one object; not `whole`: only its place, for a picture in another style is read less surely."""
-    same = ("kind", "variant", "colour", "texture") if whole else ()
-    close = np.hypot(other.x - one.x, other.y - one.y) <= PLACE_PX / 2
-    return bool(close) and all(getattr(other, name) == getattr(one, name) for name in same)
+def _first_match(candidates: list[SeenObject], described: CaptionObject, attributes: set[str]) -> int | None:
+    """Index of the first candidate that agrees with the description, or None."""
+    return next((rank for rank, seen in enumerate(candidates) if matches(seen, described, attributes)), None)
 
 
-def named(pair: Pair, thing: Thing) -> set[str]:
-    """Which words for a thing stand in the instruction: what it is always counts."""
-    return {noun(pair.task)} | ({"colour"} if re.search(rf"\b{thing.colour}\b", pair.instruction) else set())
+def same_object(first: SeenObject, second: SeenObject, compare_attributes: bool = True) -> bool:
+    """Whether two readings show the same object: at nearly the same place, with the same attributes.
+
+    `compare_attributes=False` compares only the place: across styles the attributes are less reliable.
+    """
+    names = ("kind", "variant", "colour", "texture") if compare_attributes else ()
+    is_close = np.hypot(second.x - first.x, second.y - first.y) <= SAME_PLACE_PX / 2
+    return bool(is_close) and all(getattr(second, name) == getattr(first, name) for name in names)
 
 
-def noun(task: str) -> str:
-    """Letters and poses count where they are edited: elsewhere there is no other card or person, and they are hard to read."""
+def named_attributes(pair: Pair, described: CaptionObject) -> set[str]:
+    """The attributes by which the instruction names the object: its noun, and its colour if the text contains it."""
+    names_colour = re.search(rf"\b{described.colour}\b", pair.instruction)
+    return {noun_attribute(pair.task)} | ({"colour"} if names_colour else set())
+
+
+def noun_attribute(task: str) -> str:
+    """How strictly nouns are compared: "noun" includes the letter of a card or the pose of a person, "kind" does not.
+
+    Only the task `text` edits letters. For other tasks the kind is enough, because kinds are distinct within a scene
+    and letters and poses are hard to read.
+    """
     return "noun" if task == "text" else "kind"
 
 
-def find(seen: Reading, thing: Thing, words: set[str], beside: Seen | None = None) -> Seen | None:
-    """The object that is what the words of the thing say, the one nearest to its place if there are several."""
-    fitting = [one for one in seen.objects if shows(one, thing, words) and (beside is None or near(one, beside))]
-    cell = index(WHERE, thing.where)
-    return min(fitting, key=lambda one: (one.cell != cell, seen.objects.index(one)), default=None)
+def find_object(
+    reading: Reading, described: CaptionObject, attributes: set[str], near: SeenObject | None = None
+) -> SeenObject | None:
+    """The object of the reading that agrees with the description in these attributes, or None.
+
+    If there are several, an object in the described position is preferred. `near` limits the search to its place.
+    """
+    candidates = [
+        seen for seen in reading.objects if matches(seen, described, attributes) and (near is None or same_place(seen, near))
+    ]
+    cell = phrase_row(POSITION_PHRASES, described.position)
+    return min(candidates, key=lambda seen: seen.cell != cell, default=None)
 
 
-def shows(one: Seen, thing: Thing, words: set[str]) -> bool:
-    """Is the object what these words of the thing say: kind, noun (with letter or pose), colour, texture, size, where?"""
-    facts = {
-        "kind": called(one.kind, one.variant).split()[0] == thing.noun.split()[0],
-        "noun": called(one.kind, one.variant) == thing.noun,
-        "colour": COLOURS[one.colour] == thing.colour,
-        "texture": TEXTURES[one.texture] == (thing.texture or "plain"),
-        "size": one.big == (thing.size == "big"),
-        "where": one.cell == index(WHERE, thing.where),
+def matches(seen: SeenObject, described: CaptionObject, attributes: set[str]) -> bool:
+    """Whether the object agrees with the description in all these attributes.
+
+    Attributes: kind, noun (kind with letter or pose), colour, texture, size, position.
+    """
+    noun = object_noun(seen.kind, seen.variant)
+    agreement = {
+        "kind": noun.split()[0] == described.noun.split()[0],
+        "noun": noun == described.noun,
+        "colour": COLOURS[seen.colour] == described.colour,
+        "texture": TEXTURES[seen.texture] == (described.texture or "plain"),
+        "size": seen.big == (described.size == "big"),
+        "position": seen.cell == phrase_row(POSITION_PHRASES, described.position),
     }
-    return all(facts[word] for word in words)
+    return all(agreement[name] for name in attributes)
 
 
-def near(one: Seen, other: Seen) -> bool:
-    """In one place."""
-    return bool(np.hypot(one.x - other.x, one.y - other.y) <= PLACE_PX)
+def same_place(first: SeenObject, second: SeenObject) -> bool:
+    """Whether the centres of two objects are at most `SAME_PLACE_PX` apart."""
+    return bool(np.hypot(first.x - second.x, first.y - second.y) <= SAME_PLACE_PX)
 
 
-def index(table: Mapping[str, tuple[str, ...]], words: str) -> int:
-    """Which row of a table of phrases holds these words."""
-    return next(i for i, phrases_ in enumerate(table.values()) if words in phrases_)
+def phrase_row(table: Mapping[str, tuple[str, ...]], phrase: str) -> int:
+    """Index of the row of a phrase table that contains the phrase. It equals the index of the value in `palette`."""
+    return next(row for row, phrases in enumerate(table.values()) if phrase in phrases)

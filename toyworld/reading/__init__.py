@@ -1,7 +1,17 @@
-"""Reading a picture back: what stands in it and how it looks, by rendering and comparing, without any learned model."""
+"""Recover the scene that a picture shows by analysis by synthesis: compare with renders, without any learned model."""
 
 from toyworld.reading.agreement import ATTRIBUTES, Agreement, ObjectAgreement, compare, drift, faithfulness
-from toyworld.reading.picture_reader import read
-from toyworld.reading.reading_records import Reading, Seen
+from toyworld.reading.picture_reader import read_scenes
+from toyworld.reading.reading_records import Reading, SeenObject
 
-__all__ = ["ATTRIBUTES", "Agreement", "ObjectAgreement", "Reading", "Seen", "compare", "drift", "faithfulness", "read"]
+__all__ = [
+    "ATTRIBUTES",
+    "Agreement",
+    "ObjectAgreement",
+    "Reading",
+    "SeenObject",
+    "compare",
+    "drift",
+    "faithfulness",
+    "read_scenes",
+]

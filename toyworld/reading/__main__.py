@@ -1,7 +1,7 @@
-"""`python -m toyworld.reading [--n 400] [--vae FOLDER]`: one JSON line, what is recovered from held-out renders.
+"""`python -m toyworld.reading [--n 400] [--vae FOLDER]`: measures how well scenes are read from held-out renders.
 
-Shares per attribute on renders as they are, on blurred and noisy ones, and on what a VAE makes of them (the folder of
-a diffusers AutoencoderTiny).
+Prints one line of JSON: the accuracy per attribute on the renders, on degraded renders (blur, tint, noise) and, with
+`--vae`, on the reconstructions of a diffusers AutoencoderTiny.
 """
 
 import argparse
@@ -12,28 +12,31 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from toyworld.reading import faithfulness, read
+from toyworld.reading import faithfulness, read_scenes
 from toyworld.scenes.render import images
-from toyworld.scenes.scene import numbers, scenes
+from toyworld.scenes.scene import generate_scenes, scene_numbers
 
 
-def roughened(pictures: np.ndarray) -> np.ndarray:
-    """Blurred by 0.6 px, each channel up to a few per cent off, noise of 0.03: a stand-in for a decoder."""
+def degrade(pictures: np.ndarray) -> np.ndarray:
+    """Imitate the errors of a decoder; uint8 `[N, 64, 64, 3]` to the same.
+
+    Applies a Gaussian blur of 0.6 px, a random gain per channel (sigma 0.02) and Gaussian noise (sigma 0.03).
+    """
     rng = np.random.default_rng(0)
-    soft = gaussian_filter(pictures.astype(np.float32) / 255, (0, 0.6, 0.6, 0))
-    tinted = soft * (1 + rng.normal(0, 0.02, (len(pictures), 1, 1, 3)))
+    blurred = gaussian_filter(pictures.astype(np.float32) / 255, (0, 0.6, 0.6, 0))
+    tinted = blurred * (1 + rng.normal(0, 0.02, (len(pictures), 1, 1, 3)))
     noisy = tinted + rng.normal(0, 0.03, pictures.shape)
     return (np.clip(noisy, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def through(folder: Path, pictures: np.ndarray) -> np.ndarray:
-    """Encoded and decoded by the VAE in the folder."""
-    import torch  # only here: reading itself needs none
+def reconstruct(vae_folder: Path, pictures: np.ndarray) -> np.ndarray:
+    """Encode and decode pictures with the VAE in the folder; uint8 `[N, 64, 64, 3]` to the same."""
+    import torch  # imported here because only this function needs it
     from diffusers import AutoencoderTiny
 
     from emuedit.models.image_tensors import from_uint8, to_uint8
 
-    vae = AutoencoderTiny.from_pretrained(folder).eval()
+    vae = AutoencoderTiny.from_pretrained(vae_folder).eval()
     parts = []
     with torch.inference_mode():
         for i in range(0, len(pictures), 50):
@@ -43,28 +46,31 @@ def through(folder: Path, pictures: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    """Read, compare, print."""
-    parse = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parse.add_argument("--n", type=int, default=400, help="how many held-out scenes")
-    parse.add_argument(
-        "--start", type=int, default=2000, help="the first of them; the bounds in `reading` were set by looking at 0..399"
+    """Measure and print the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--n", type=int, default=400, help="number of held-out scenes")
+    parser.add_argument(
+        "--start",
+        type=int,
+        default=2000,
+        help="index of the first held-out scene; the thresholds in `reading` were chosen on the scenes 0..399",
     )
-    parse.add_argument("--vae", type=Path, help="folder of an AutoencoderTiny")
-    args = parse.parse_args()
-    truth = scenes(numbers("held_out", args.start, args.n))
+    parser.add_argument("--vae", type=Path, help="folder of an AutoencoderTiny")
+    args = parser.parse_args()
+    truth = generate_scenes(scene_numbers("held_out", args.start, args.n))
     pictures = images(truth)
-    found: dict[str, object] = {"clean": faithfulness(pictures, truth), "rough": faithfulness(roughened(pictures), truth)}
+    report: dict[str, object] = {"clean": faithfulness(pictures, truth), "rough": faithfulness(degrade(pictures), truth)}
     if args.vae is not None:
-        found["vae"] = faithfulness(through(args.vae, pictures), truth)
-    began = time.process_time()
-    read(pictures[:100])
-    found["ms_a_picture"] = 1000 * (time.process_time() - began) / len(pictures[:100])
-    print(json.dumps({"n": args.n} | {k: _rounded(v) for k, v in found.items()}))
+        report["vae"] = faithfulness(reconstruct(args.vae, pictures), truth)
+    start_s = time.process_time()
+    read_scenes(pictures[:100])
+    report["ms_a_picture"] = 1000 * (time.process_time() - start_s) / len(pictures[:100])
+    print(json.dumps({"n": args.n} | {name: _round(value) for name, value in report.items()}))
 
 
-def _rounded(value: object) -> object:
+def _round(value: object) -> object:
     if isinstance(value, dict):
-        return {k: round(v, 4) for k, v in value.items()}
+        return {name: round(v, 4) for name, v in value.items()}
     return round(value, 1) if isinstance(value, float) else value
 
 

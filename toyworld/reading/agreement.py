@@ -1,126 +1,133 @@
-"""Is what a scene says there to be seen? And did the rest stay as it was?"""
+"""Compare what is read from pictures with given scenes, and measure changes outside of a region."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
 
-from toyworld.edits.exact_judge import l1, mean_over
-from toyworld.reading.picture_reader import read
-from toyworld.reading.reading_records import Reading, Seen
+from toyworld.edits.exact_judge import l1, masked_mean
+from toyworld.reading.picture_reader import read_scenes
+from toyworld.reading.reading_records import Reading, SeenObject
 from toyworld.scenes.palette import CARD
 from toyworld.scenes.scene import Scenes
 
 _SAME_PLACE_PX = 10.0
-"""An object of another kind this near to where one should be is taken for it, drawn wrongly."""
+"""An object of another kind is matched to an object of the scene if the distance of their centres is at most this."""
 
 
 @dataclass(frozen=True)
 class ObjectAgreement:
-    """Of one object of the scene. None: cannot be seen, because the object is missing or has no such attribute."""
+    """Which attributes of one object of the scene were read correctly.
+
+    None: not applicable, because the object was not found or because its kind has no such attribute.
+    """
 
     kind: bool
     colour: bool | None = None
     texture: bool | None = None  # shapes only
-    variant: bool | None = None  # letter or pose
+    variant: bool | None = None  # letter or pose, not for shapes
     cell: bool | None = None
     big: bool | None = None  # shapes only, as in captions
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of one picture."""
+    """Which attributes of one scene were read correctly."""
 
     background: bool
     condition: bool
     style: bool
     count: bool
-    objects: tuple[ObjectAgreement, ...]  # in the order of the scene's slots, empty ones left out
+    objects: tuple[ObjectAgreement, ...]  # in the order of the scene's slots, without empty slots
 
-    def named(self) -> Iterator[tuple[str, bool]]:
-        """Every attribute that can be seen, with its name."""
+    def attributes(self) -> Iterator[tuple[str, bool]]:
+        """Yield (name, correct) for every applicable attribute of the scene and its objects."""
         for name in ("background", "condition", "style", "count"):
             yield name, getattr(self, name)
-        for one in self.objects:
-            for field in fields(one):
-                right = getattr(one, field.name)
-                if right is not None:
-                    yield field.name, right
+        for object_agreement in self.objects:
+            for field in fields(object_agreement):
+                correct = getattr(object_agreement, field.name)
+                if correct is not None:
+                    yield field.name, correct
 
     @property
-    def everything(self) -> bool:
-        """Nothing is wrong or missing."""
-        return all(right for _, right in self.named())
+    def all_correct(self) -> bool:
+        """Whether no attribute is wrong and no object is missing."""
+        return all(correct for _, correct in self.attributes())
 
 
 ATTRIBUTES = ("background", "condition", "style", "count", *(f.name for f in fields(ObjectAgreement)))
 
 
 def compare(reading: Reading, scenes: Scenes, n: int) -> Agreement:
-    """What of scene n was read. Objects are matched by kind, then by place; exact places are free within a cell."""
+    """Compare a reading with scene n. Objects are matched by kind, then by distance; of a position only the cell."""
     slots = np.flatnonzero(scenes.present[n])
-    partner = _matched(reading.objects, scenes, n, slots)
+    matches = _match_objects(reading.objects, scenes, n, slots)
     return Agreement(
         background=reading.background == int(scenes.background[n]),
         condition=reading.condition == int(scenes.condition[n]),
         style=reading.style == int(scenes.style[n]),
         count=reading.count == len(slots),
-        objects=tuple(_object(partner.get(int(slot)), scenes, n, int(slot)) for slot in slots),
+        objects=tuple(_compare_object(matches.get(int(slot)), scenes, n, int(slot)) for slot in slots),
     )
 
 
 def faithfulness(images: np.ndarray, scenes: Scenes) -> dict[str, float]:
-    """Share of what the captions of scenes say that is seen in uint8 `[N, 64, 64, 3]`.
+    """Accuracy of the attributes of `scenes` as read from their pictures, uint8 `[N, 64, 64, 3]`.
 
-    Per attribute (see `ATTRIBUTES`) a share in [0, 1], nan if never seen, and under `n_<attribute>` of how many; attributes of
-    objects are counted where an object was found for the scene's. `everything`: share of pictures with nothing wrong or missing.
+    For every name in `ATTRIBUTES` the share of correct values in [0, 1] (nan without values), and under `n_<attribute>`
+    the number of values. Attributes of an object are counted only if an object was matched to it. `everything` is the
+    share of pictures without any error. Raises ValueError unless there is one picture per scene.
     """
     if len(images) != len(scenes):
-        raise ValueError(f"one picture a scene: got {len(images)} pictures and {len(scenes)} scenes")
-    found = [compare(reading, scenes, n) for n, reading in enumerate(read(images))]
-    votes: dict[str, list[bool]] = {name: [] for name in ATTRIBUTES}
-    for one in found:
-        for name, right in one.named():
-            votes[name].append(right)
-    votes["everything"] = [one.everything for one in found]
-    shares = {name: float(np.mean(v)) if v else float("nan") for name, v in votes.items()}
-    return shares | {f"n_{name}": float(len(v)) for name, v in votes.items()}
+        raise ValueError(f"want one picture a scene, got {len(images)} pictures and {len(scenes)} scenes")
+    agreements = [compare(reading, scenes, n) for n, reading in enumerate(read_scenes(images))]
+    outcomes: dict[str, list[bool]] = {name: [] for name in ATTRIBUTES}
+    for agreement in agreements:
+        for name, correct in agreement.attributes():
+            outcomes[name].append(correct)
+    outcomes["everything"] = [agreement.all_correct for agreement in agreements]
+    accuracy = {name: float(np.mean(values)) if values else float("nan") for name, values in outcomes.items()}
+    return accuracy | {f"n_{name}": float(len(values)) for name, values in outcomes.items()}
 
 
 def drift(before: np.ndarray, after: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """[N] mean L1 in [0, 1] between uint8 `[N, 64, 64, 3]` outside of the bool `[N, 64, 64]` region; 0 if nothing is outside."""
-    return mean_over(l1(before, after), ~region)
+    """[N] mean L1 in [0, 1] between uint8 pictures `[N, 64, 64, 3]` outside of the region, bool `[N, 64, 64]`.
+
+    The value is 0 if nothing is outside.
+    """
+    return masked_mean(l1(before, after), ~region)
 
 
-def _matched(objects: tuple[Seen, ...], scenes: Scenes, n: int, slots: np.ndarray) -> dict[int, Seen]:
-    """Slot to object: nearest of the same kind first, then whatever stands in its place."""
-    pairs = []
-    for i, seen in enumerate(objects):
+def _match_objects(objects: tuple[SeenObject, ...], scenes: Scenes, n: int, slots: np.ndarray) -> dict[int, SeenObject]:
+    """Greedy matching of slots to objects: first the nearest of the same kind, then the nearest in the same place."""
+    candidates = []
+    for i, seen_object in enumerate(objects):
         for slot in slots:
-            away = float(np.hypot(seen.x - scenes.x[n, slot], seen.y - scenes.y[n, slot]))
-            other = seen.kind != int(scenes.kind[n, slot])
-            if not other or away <= _SAME_PLACE_PX:
-                pairs.append((other, away, int(slot), i))
-    partner: dict[int, int] = {}
-    for _, _, slot, i in sorted(pairs):
-        if slot not in partner and i not in partner.values():
-            partner[slot] = i
-    return {slot: objects[i] for slot, i in partner.items()}
+            distance = float(np.hypot(seen_object.x - scenes.x[n, slot], seen_object.y - scenes.y[n, slot]))
+            other_kind = seen_object.kind != int(scenes.kind[n, slot])
+            if not other_kind or distance <= _SAME_PLACE_PX:
+                candidates.append((other_kind, distance, int(slot), i))
+    matches: dict[int, int] = {}
+    for _, _, slot, i in sorted(candidates):
+        if slot not in matches and i not in matches.values():
+            matches[slot] = i
+    return {slot: objects[i] for slot, i in matches.items()}
 
 
-def _object(seen: Seen | None, scenes: Scenes, n: int, slot: int) -> ObjectAgreement:
-    if seen is None:
+def _compare_object(seen_object: SeenObject | None, scenes: Scenes, n: int, slot: int) -> ObjectAgreement:
+    if seen_object is None:
         return ObjectAgreement(kind=False)
-    shape = int(scenes.kind[n, slot]) < CARD
+    is_shape = int(scenes.kind[n, slot]) < CARD
     same = {
-        name: getattr(seen, name) == getattr(scenes, name)[n, slot]
+        name: getattr(seen_object, name) == getattr(scenes, name)[n, slot]
         for name in ("kind", "colour", "texture", "variant", "cell", "big")
     }
     return ObjectAgreement(
         kind=bool(same["kind"]),
         colour=bool(same["colour"]),
-        texture=bool(same["texture"]) if shape else None,
-        variant=None if shape else bool(same["variant"] and same["kind"]),
+        texture=bool(same["texture"]) if is_shape else None,
+        variant=None if is_shape else bool(same["variant"] and same["kind"]),
         cell=bool(same["cell"]),
-        big=bool(same["big"]) if shape else None,
+        big=bool(same["big"]) if is_shape else None,
     )

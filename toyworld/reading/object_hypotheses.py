@@ -1,7 +1,8 @@
-"""Guesses at one object, and how well each explains the pixels it claims.
+"""Hypotheses about one object, scored by the log likelihood ratio of object against background over their pixels.
 
-A guess says which stamp, radius, colour, texture and place. The colour it expects at a pixel is linear in three
-colours, the object's two and the background's, with shares known from the stamp: that makes hundreds of guesses cheap.
+A hypothesis is a stamp, a radius, a colour, a texture and a position. The colour that it predicts for a pixel is a
+linear mixture of three colours, the object's two and the background's. The weights depend only on the stamp, radius and
+texture, so they are tabulated, and hundreds of hypotheses are scored at once. The likelihood model is ours.
 """
 
 from dataclasses import dataclass
@@ -12,22 +13,23 @@ from scipy.ndimage import gaussian_filter
 
 from toyworld.reading.weather_removal import OUTLIERS
 from toyworld.scenes import stamps
-from toyworld.scenes.palette import BIG_RADIUS, CARD, RADII, RGB, SECOND_RGB, SHAPES, SIZE, STYLES, TEXTURES, luma
+from toyworld.scenes.palette import BIG_RADIUS, CARD, LETTERS, RADII, RGB, SECOND_RGB, SHAPES, SIZE, STYLES, TEXTURES, luma
 
 MARGIN = stamps.HALF + 3
-"""Pictures are padded by this much, px, so that every window of a guess lies within."""
+"""Padding of pictures on each side, px, so that the window of every hypothesis lies inside."""
 SIDE = SIZE + 2 * MARGIN
+"""Side length of a padded picture, px."""
 N_OUTLINES = stamps.N_STAMPS * len(RADII)
-_PIXELS = 600  # the largest object has 580
-_SOFT_PX = 0.5  # expected pictures are a little soft: between a render and what a decoder makes of it
-_BLOCK = 4  # of pixel art
-_PENCIL, _PIXEL_ART, _CARTOON, _WATERCOLOUR = (STYLES.index(s) for s in STYLES[1:])
-_MOST_GROUND = 0.35  # pixels with more of the background in them are left out: edges may wobble
+_MAX_PIXELS = 600  # the largest object has 580
+_BLUR_PX = 0.5  # sigma by which predictions are blurred: between a render (0) and what a decoder makes of it
+_BLOCK = 4  # px, side length of the blocks of pixel art
+_PENCIL, _PIXEL_ART, _CARTOON, _WATERCOLOUR = (STYLES.index(name) for name in STYLES[1:])
+_MAX_BACKGROUND = 0.35  # pixels with a larger background weight are ignored, because decoders distort edges
 
 
 @dataclass(frozen=True)
-class Guesses:
-    """H guesses, int64 `[H]` each. An outline is a stamp at a radius: `stamp * len(RADII) + row of RADII`."""
+class Hypotheses:
+    """H hypotheses, int64 `[H]` each. An outline is a stamp at a radius: `stamp * len(RADII) + position in RADII`."""
 
     outline: np.ndarray
     colour: np.ndarray
@@ -38,23 +40,23 @@ class Guesses:
     def __len__(self) -> int:
         return len(self.outline)
 
-    def __getitem__(self, rows: np.ndarray | slice) -> "Guesses":
-        return Guesses(self.outline[rows], self.colour[rows], self.texture[rows], self.x[rows], self.y[rows])
+    def __getitem__(self, rows: np.ndarray | slice) -> "Hypotheses":
+        return Hypotheses(self.outline[rows], self.colour[rows], self.texture[rows], self.x[rows], self.y[rows])
 
     @property
     def kind(self) -> np.ndarray:
-        """[H] index into KINDS."""
-        return np.minimum(self.stamp, CARD) + (self.stamp >= CARD + 8)
+        """[H] position in KINDS."""
+        return np.minimum(self.stamp, CARD) + (self.stamp >= CARD + len(LETTERS))
 
     @property
     def stamp(self) -> np.ndarray:
-        """[H] row of the atlas."""
+        """[H] first index into the atlas."""
         return self.outline // len(RADII)
 
     @property
     def variant(self) -> np.ndarray:
-        """[H] letter or pose, 0 for shapes."""
-        return np.where(self.stamp < CARD, 0, (self.stamp - CARD) % 8)
+        """[H] letter of a card, pose of a person, 0 for shapes."""
+        return np.where(self.stamp < CARD, 0, (self.stamp - CARD) % len(LETTERS))
 
     @property
     def radius(self) -> np.ndarray:
@@ -63,129 +65,142 @@ class Guesses:
 
     @property
     def big(self) -> np.ndarray:
-        """[H] bool."""
+        """[H] bool: whether the object is big."""
         return self.radius >= BIG_RADIUS
 
 
-def of(outline: np.ndarray, colour: np.ndarray, texture: np.ndarray, x: np.ndarray, y: np.ndarray) -> Guesses:
-    """Guesses from anything that broadcasts together."""
-    return Guesses(*(a.ravel().astype(np.int64) for a in np.broadcast_arrays(outline, colour, texture, x, y)))
+def broadcast_hypotheses(
+    outline: np.ndarray, colour: np.ndarray, texture: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> Hypotheses:
+    """Hypotheses from arrays that broadcast together, flattened."""
+    return Hypotheses(*(a.ravel().astype(np.int64) for a in np.broadcast_arrays(outline, colour, texture, x, y)))
 
 
-def joined(parts: list[Guesses]) -> Guesses:
-    """One after the other."""
-    return Guesses(*(np.concatenate([getattr(p, n) for p in parts]) for n in ("outline", "colour", "texture", "x", "y")))
+def concat_hypotheses(parts: list[Hypotheses]) -> Hypotheses:
+    """Concatenate the parts in order."""
+    names = ("outline", "colour", "texture", "x", "y")
+    return Hypotheses(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 @lru_cache(maxsize=len(STYLES))
-def possible(style: int) -> np.ndarray:
-    """bool [outlines, textures]: only big shapes are textured; letters and people are big; all of pixel art is, and plain."""
+def allowed_textures(style: int) -> np.ndarray:
+    """bool [outlines, textures]: combinations that scenes of a style contain.
+
+    Only big shapes have a texture, and letters and people are big. In pixel art all objects are big and plain.
+    """
     stamp, radius = np.divmod(np.arange(N_OUTLINES), len(RADII))
     big = np.array(RADII)[radius] >= BIG_RADIUS
     shape = stamp < len(SHAPES)
-    found = np.zeros((N_OUTLINES, len(TEXTURES)), bool)
-    found[:, 0] = big | (shape & (style != _PIXEL_ART))
-    found[:, 1:] = (big & shape & (style != _PIXEL_ART))[:, None]
-    return found
+    allowed = np.zeros((N_OUTLINES, len(TEXTURES)), bool)
+    allowed[:, 0] = big | (shape & (style != _PIXEL_ART))
+    allowed[:, 1:] = (big & shape & (style != _PIXEL_ART))[:, None]
+    return allowed
 
 
 @dataclass(frozen=True)
-class Shares:
-    """What each pixel of an outline is made of. K pixels, the rest of weight 0."""
+class MixTable:
+    """The mixture of colours at each pixel of an outline: K pixels, of which unused ones have weight 0."""
 
-    offset: np.ndarray  # [outlines, K] int64, from the centre in a padded picture, flattened
-    weight: np.ndarray  # [outlines, K] float32 in [0, 1]
-    share: np.ndarray  # [outlines, textures, K, 3] float32, of first colour, second colour, background
-    slopes: np.ndarray | None  # [2, outlines, textures, K, 3], for pencils: their differences down and along
+    offset: np.ndarray  # [outlines, K] int64, from the object's centre in a padded, flattened picture
+    weight: np.ndarray  # [outlines, K] float32 in [0, 1], of the pixel in the score
+    mix: np.ndarray  # [outlines, textures, K, 3] float32, weights of first colour, second colour and background
+    gradient: np.ndarray | None  # [2, outlines, textures, K, 3], vertical and horizontal gradient of `mix`; pencil only
 
 
 @lru_cache(maxsize=40)
-def shares(style: int, phase_y: int, phase_x: int) -> Shares:
-    """The table of a style; the phases (0..3, place modulo the block) matter to pixel art alone."""
+def mix_table(style: int, phase_y: int, phase_x: int) -> MixTable:
+    """The table of a style. The phases (0..3, centre modulo the block size) only matter for pixel art."""
     atlas, patterns = stamps.atlas(), stamps.patterns()
     ink, alpha = atlas.ink[:, :, None], atlas.alpha[:, :, None]
     second = np.maximum(patterns[None, None], ink)  # [stamp, radius, texture, W, W]
     shade = (atlas.flat if style == _CARTOON else atlas.shade)[:, :, None]
-    parts = np.stack([alpha * shade * (1 - second), alpha * shade * second, np.broadcast_to(1 - alpha, second.shape)], -1)
-    parts = parts.reshape(N_OUTLINES, len(TEXTURES), stamps.WINDOW, stamps.WINDOW, 3)
-    if style == _WATERCOLOUR:
+    mix = np.stack([alpha * shade * (1 - second), alpha * shade * second, np.broadcast_to(1 - alpha, second.shape)], -1)
+    mix = mix.reshape(N_OUTLINES, len(TEXTURES), stamps.WINDOW, stamps.WINDOW, 3)
+    if style == _WATERCOLOUR:  # the same blur as in `weather_style`
         for _ in range(2):
-            parts = (parts + sum(np.roll(parts, s, a) for a in (2, 3) for s in (1, -1))) / 5
+            mix = (mix + sum(np.roll(mix, shift, axis) for axis in (2, 3) for shift in (1, -1))) / 5
     else:
-        parts = gaussian_filter(parts, (0, 0, _SOFT_PX, _SOFT_PX, 0), mode="nearest")
+        mix = gaussian_filter(mix, (0, 0, _BLUR_PX, _BLUR_PX, 0), mode="nearest")
     if style == _PIXEL_ART:
-        parts = _blocks(parts, phase_y, phase_x)
-    slopes = np.array(np.gradient(parts, axis=(2, 3))) if style == _PENCIL else None
-    ground = parts[:, 0, ..., 2].reshape(N_OUTLINES, -1)
-    order = np.argsort(ground, axis=1, kind="stable")[:, :_PIXELS]
-    rows = np.arange(N_OUTLINES)[:, None]
-    dy, dx = np.divmod(order, stamps.WINDOW)
-    inside = ground[rows, order]
+        mix = _average_blocks(mix, phase_y, phase_x)
+    gradient = np.array(np.gradient(mix, axis=(2, 3))) if style == _PENCIL else None
+    background = mix[:, 0, ..., 2].reshape(N_OUTLINES, -1)
+    pixels = np.argsort(background, axis=1, kind="stable")[:, :_MAX_PIXELS]  # those with least background first
+    dy, dx = np.divmod(pixels, stamps.WINDOW)
+    background = background[np.arange(N_OUTLINES)[:, None], pixels]
 
-    def picked(a: np.ndarray) -> np.ndarray:
+    def take_pixels(a: np.ndarray) -> np.ndarray:
         a = a.reshape(N_OUTLINES, len(TEXTURES), -1, 3)
-        return np.take_along_axis(a, order[:, None, :, None], 2).astype(np.float32)
+        return np.take_along_axis(a, pixels[:, None, :, None], 2).astype(np.float32)
 
-    return Shares(
+    return MixTable(
         offset=(dy - stamps.HALF) * SIDE + dx - stamps.HALF,
-        weight=np.where(inside < _MOST_GROUND, 1 - inside, 0).astype(np.float32),
-        share=picked(parts),
-        slopes=None if slopes is None else np.stack([picked(s) for s in slopes]),
+        weight=np.where(background < _MAX_BACKGROUND, 1 - background, 0).astype(np.float32),
+        mix=take_pixels(mix),
+        gradient=None if gradient is None else np.stack([take_pixels(g) for g in gradient]),
     )
 
 
-def _blocks(parts: np.ndarray, phase_y: int, phase_x: int) -> np.ndarray:
-    """Means over blocks of 4 px, whose seams lie where they do when the centre is at `phase` modulo 4."""
-    before_y, before_x = ((p - stamps.HALF) % _BLOCK for p in (phase_y, phase_x))
+def _average_blocks(mix: np.ndarray, phase_y: int, phase_x: int) -> np.ndarray:
+    """Means over blocks of 4 x 4 px, aligned as they are when the object's centre is at `phase` modulo 4."""
+    before_y, before_x = ((phase - stamps.HALF) % _BLOCK for phase in (phase_y, phase_x))
     side = stamps.WINDOW + 2 * _BLOCK - 1
     side -= side % _BLOCK
-    pad = [(0, 0), (0, 0), *((b, side - stamps.WINDOW - b) for b in (before_y, before_x)), (0, 0)]
-    wide = np.pad(parts, pad)
-    wide[..., 2] = np.pad(parts[..., 2], pad[:-1], constant_values=1)
+    pad = [(0, 0), (0, 0), *((before, side - stamps.WINDOW - before) for before in (before_y, before_x)), (0, 0)]
+    padded = np.pad(mix, pad)
+    padded[..., 2] = np.pad(mix[..., 2], pad[:-1], constant_values=1)
     n = side // _BLOCK
-    small = wide.reshape(*parts.shape[:2], n, _BLOCK, n, _BLOCK, 3).mean((3, 5))
-    full = small.repeat(_BLOCK, 2).repeat(_BLOCK, 3)
+    means = padded.reshape(*mix.shape[:2], n, _BLOCK, n, _BLOCK, 3).mean((3, 5))
+    full = means.repeat(_BLOCK, 2).repeat(_BLOCK, 3)
     return full[:, :, before_y : before_y + stamps.WINDOW, before_x : before_x + stamps.WINDOW]
 
 
 @dataclass(frozen=True)
-class Canvas:
-    """One picture as guesses see it: undone, padded, flattened."""
+class PaddedPicture:
+    """One clean picture (see `weather_removal`), padded by `MARGIN` and flattened, with its background model."""
 
-    p: np.ndarray  # [SIDE * SIDE, 3] float32
-    log_ground: np.ndarray  # [SIDE * SIDE] float32, log density as background
-    ground: np.ndarray  # [3], the flat colour of the background
-    sigma: np.ndarray  # [3]
+    colours: np.ndarray  # [SIDE * SIDE, 3] float32
+    log_background: np.ndarray  # [SIDE * SIDE] float32, log density of each colour under the background's distribution
+    background_rgb: np.ndarray  # [3], base colour of the background
+    sigma: np.ndarray  # [3], standard deviation of clean colours
     style: int
 
 
-def gains(canvas: Canvas, guesses: Guesses, every: int = 1) -> np.ndarray:
-    """[H] log odds that the guess rather than the background made the pixels it claims; every n-th pixel is looked at."""
-    if canvas.style != _PIXEL_ART:
-        return _gains(canvas, guesses, shares(canvas.style, 0, 0), every)
-    out = np.zeros(len(guesses), np.float32)
-    phase = guesses.y % _BLOCK * _BLOCK + guesses.x % _BLOCK
-    for one in np.unique(phase):
-        rows = np.flatnonzero(phase == one)
-        out[rows] = _gains(canvas, guesses[rows], shares(canvas.style, int(one) // _BLOCK, int(one) % _BLOCK), every)
+def log_likelihood_ratios(picture: PaddedPicture, hypotheses: Hypotheses, stride: int = 1) -> np.ndarray:
+    """[H] log likelihood ratio of each hypothesis against the background.
+
+    The ratio is the sum over the pixels of the outline of w log(p_object / p_background), where w is the weight of the
+    pixel in `MixTable`. With a stride above 1 only every stride-th pixel is evaluated, and the sum is multiplied by it.
+    """
+    if picture.style != _PIXEL_ART:
+        return _score(picture, hypotheses, mix_table(picture.style, 0, 0), stride)
+    out = np.zeros(len(hypotheses), np.float32)
+    phases = hypotheses.y % _BLOCK * _BLOCK + hypotheses.x % _BLOCK
+    for phase in np.unique(phases):
+        rows = np.flatnonzero(phases == phase)
+        table = mix_table(picture.style, int(phase) // _BLOCK, int(phase) % _BLOCK)
+        out[rows] = _score(picture, hypotheses[rows], table, stride)
     return out
 
 
-def _gains(canvas: Canvas, guesses: Guesses, table: Shares, every: int) -> np.ndarray:
-    pixels = slice(0, None, every)
-    at = table.offset[guesses.outline, pixels] + ((guesses.y + MARGIN) * SIDE + guesses.x + MARGIN)[:, None]
-    weight = table.weight[guesses.outline, pixels]  # [H, K]
-    longest = max(int((weight > 0).sum(1).max()), 1)
-    at, weight = at[:, :longest], weight[:, :longest]
-    three = np.stack([RGB[guesses.colour], SECOND_RGB[guesses.colour], np.broadcast_to(canvas.ground, (len(guesses), 3))], 1)
-    share = table.share[guesses.outline, guesses.texture, pixels][:, :longest]
-    expected = share @ three.astype(np.float32)  # [H, K, 3]
-    if table.slopes is not None:
-        slopes = table.slopes[:, guesses.outline, guesses.texture, pixels][:, :, :longest]
-        steps = (slopes @ luma(three)[..., None])[..., 0]
-        line = np.clip(3.2 * np.hypot(*steps) - 0.10, 0, 0.85)[..., None]  # as looks draws it
+def _score(picture: PaddedPicture, hypotheses: Hypotheses, table: MixTable, stride: int) -> np.ndarray:
+    pixels = slice(0, None, stride)
+    centre = (hypotheses.y + MARGIN) * SIDE + hypotheses.x + MARGIN
+    position = table.offset[hypotheses.outline, pixels] + centre[:, None]  # [H, K]
+    weight = table.weight[hypotheses.outline, pixels]  # [H, K]
+    n_used = max(int((weight > 0).sum(1).max()), 1)
+    position, weight = position[:, :n_used], weight[:, :n_used]
+    background_rgb = np.broadcast_to(picture.background_rgb, (len(hypotheses), 3))
+    colours = np.stack([RGB[hypotheses.colour], SECOND_RGB[hypotheses.colour], background_rgb], 1)  # [H, 3 colours, RGB]
+    mix = table.mix[hypotheses.outline, hypotheses.texture, pixels][:, :n_used]
+    expected = mix @ colours.astype(np.float32)  # [H, K, 3]
+    if table.gradient is not None:
+        gradient = table.gradient[:, hypotheses.outline, hypotheses.texture, pixels][:, :, :n_used]
+        luma_gradient = (gradient @ luma(colours)[..., None])[..., 0]
+        line = np.clip(3.2 * np.hypot(*luma_gradient) - 0.10, 0, 0.85)[..., None]  # as in `weather_style`
         expected = 1 - (1 - expected) * (1 - line) - 0.84 * 2.3 * line  # 2.3: mean of 1 / tint over the hatching
-    off = (canvas.p[at] - expected) / canvas.sigma
-    peak = (1 - OUTLIERS) / ((2 * np.pi) ** 1.5 * canvas.sigma.prod())
-    seen = np.log(peak * np.exp(-0.5 * (off * off).sum(-1)) + OUTLIERS)
-    return ((seen - canvas.log_ground[at]) * weight).sum(1) * every
+    # p_object is a mixture of a Gaussian around the expected colour and the uniform density of outliers
+    residual = (picture.colours[position] - expected) / picture.sigma
+    peak = (1 - OUTLIERS) / ((2 * np.pi) ** 1.5 * picture.sigma.prod())
+    log_object = np.log(peak * np.exp(-0.5 * (residual * residual).sum(-1)) + OUTLIERS)
+    return ((log_object - picture.log_background[position]) * weight).sum(1) * stride

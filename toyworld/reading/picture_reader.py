@@ -1,59 +1,64 @@
-"""Pictures to readings: the look over the whole first, then what stands in it."""
+"""Read scenes from pictures: first the background, weather and style, then the objects."""
 
 import numpy as np
 
-from toyworld.reading import object_search
-from toyworld.reading.reading_records import Reading, Seen
-from toyworld.reading.scene_classifier import LOOKS, recognise
+from toyworld.reading.object_search import ScoredHypotheses, find_objects, outline_area
+from toyworld.reading.reading_records import Reading, SeenObject
+from toyworld.reading.scene_classifier import SCENE_CLASSES, classify_scenes
 from toyworld.scenes.palette import CELL_CENTRES, SIZE
 
 _CHUNK = 64  # pictures at a time
-_CLEAR_MARGIN = 0.06  # share of the gain by which a guess should beat its rivals
-_CLEAR_GAIN = 2.0  # log odds a pixel of an object that is well explained
-_CELL_PX = 8.0  # nearer to one cell than to the next by this: no doubt
+# Scales of the confidences. They are ours, chosen by hand, and the confidences are not calibrated probabilities.
+_MARGIN_SCALE = 0.06  # relative margin to the best hypothesis with another value at which confidence reaches 1 - 1/e
+_FULL_EVIDENCE = 2.0  # log likelihood ratio per px of the object at which its fit counts as perfect
+_CELL_MARGIN_PX = 8.0  # margin between the nearest and the second nearest cell at which the cell is certain
 
 
-def read(images: np.ndarray) -> list[Reading]:
-    """Read uint8 `[N, 64, 64, 3]`: background, condition, style and up to three objects each, with confidences.
+def read_scenes(images: np.ndarray) -> list[Reading]:
+    """Read background, condition, style and up to three objects, with confidences, from uint8 `[N, 64, 64, 3]`.
 
-    Rendering is compared with what is seen, nothing is learned. The references are rendered at first use (some
-    seconds a process); then a picture takes about 25 ms on one core.
+    Pictures are compared with renders; nothing is learned. The reference renders are made at first use (some seconds
+    per process); after that a picture takes about 25 ms on one core. Raises ValueError for another dtype or shape.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (SIZE, SIZE, 3):
         raise ValueError(f"images must be uint8 [N,{SIZE},{SIZE},3], got {images.dtype} {list(images.shape)}")
-    found: list[Reading] = []
+    readings: list[Reading] = []
     for start in range(0, len(images), _CHUNK):
         pictures = images[start : start + _CHUNK].astype(np.float32) / 255
-        overall = recognise(pictures)
-        for picture, look, sure in zip(pictures, overall.look, overall.confidence, strict=True):
-            found.append(_reading(picture, int(look), sure))
-    return found
+        classes = classify_scenes(pictures)
+        for picture, scene_class, confidence in zip(pictures, classes.scene_class, classes.confidence, strict=True):
+            readings.append(_read_scene(picture, int(scene_class), confidence))
+    return readings
 
 
-def _reading(picture: np.ndarray, look: int, sure: np.ndarray) -> Reading:
-    trust = float(sure.min())
-    seen = [_seen(tried, trust) for tried in object_search.find(picture, look)]
-    background, condition, style = (int(v) for v in LOOKS[look])
-    confidence = {name: float(v) for name, v in zip(("background", "condition", "style"), sure, strict=True)}
-    confidence["count"] = trust * min((quality for _, quality in seen), default=1.0)
-    return Reading(background, condition, style, tuple(one for one, _ in seen), confidence)
+def _read_scene(picture: np.ndarray, scene_class: int, class_confidence: np.ndarray) -> Reading:
+    """Read the objects of a picture, given its class and the confidence [3] in background, condition and style."""
+    lowest = float(class_confidence.min())
+    objects = [_read_object(scored, lowest) for scored in find_objects(picture, scene_class)]
+    background, condition, style = (int(v) for v in SCENE_CLASSES[scene_class])
+    confidence = {name: float(v) for name, v in zip(("background", "condition", "style"), class_confidence, strict=True)}
+    confidence["count"] = lowest * min((fit for _, fit in objects), default=1.0)
+    return Reading(background, condition, style, tuple(seen_object for seen_object, _ in objects), confidence)
 
 
-def _seen(tried: object_search.Tried, trust: float) -> tuple[Seen, float]:
-    """The best guess, as sure of each attribute as it beats the best rival that differs in it; and how well it explains."""
-    guesses, gain = tried
-    quality = float(np.clip(gain[0] / (_CLEAR_GAIN * object_search.area(int(guesses.outline[0]))), 0, 1))
-    sure = {}
+def _read_object(scored: ScoredHypotheses, class_confidence: float) -> tuple[SeenObject, float]:
+    """The object of the best hypothesis, and how well it fits in [0, 1].
+
+    The confidence in an attribute grows with the margin to the best hypothesis with another value of this attribute.
+    """
+    hypotheses, score = scored
+    fit = float(np.clip(score[0] / (_FULL_EVIDENCE * outline_area(int(hypotheses.outline[0]))), 0, 1))
+    confidence = {}
     for name in ("kind", "colour", "texture", "variant", "big"):
-        values = getattr(guesses, name)
-        rivals = gain[values != values[0]]
-        margin = (gain[0] - rivals.max()) / gain[0] if len(rivals) else np.inf
-        sure[name] = trust * quality * float(1 - np.exp(-margin / _CLEAR_MARGIN))
-    x, y = int(guesses.x[0]), int(guesses.y[0])
-    away = np.hypot(*(CELL_CENTRES - np.array([x, y])).T)
-    near, second = np.sort(away)[:2]
-    sure["cell"] = trust * quality * float(min((second - near) / _CELL_PX, 1))
+        values = getattr(hypotheses, name)
+        competing = score[values != values[0]]
+        margin = (score[0] - competing.max()) / score[0] if len(competing) else np.inf
+        confidence[name] = class_confidence * fit * float(1 - np.exp(-margin / _MARGIN_SCALE))
+    x, y = int(hypotheses.x[0]), int(hypotheses.y[0])
+    distances = np.hypot(*(CELL_CENTRES - np.array([x, y])).T)
+    nearest, second_nearest = np.sort(distances)[:2]
+    confidence["cell"] = class_confidence * fit * float(min((second_nearest - nearest) / _CELL_MARGIN_PX, 1))
     kind, colour, texture, variant, radius = (
-        int(getattr(guesses, n)[0]) for n in ("kind", "colour", "texture", "variant", "radius")
+        int(getattr(hypotheses, name)[0]) for name in ("kind", "colour", "texture", "variant", "radius")
     )
-    return Seen(kind, colour, texture, variant, int(away.argmin()), radius, x, y, sure), quality
+    return SeenObject(kind, colour, texture, variant, int(distances.argmin()), radius, x, y, confidence), fit

@@ -1,4 +1,4 @@
-"""What is read from a picture. Values are indices into the lists of `palette`, or px; confidences lie in [0, 1]."""
+"""Records of what is read from a picture. A field holds a position in a list of `palette` unless its unit is given."""
 
 from dataclasses import dataclass
 
@@ -18,22 +18,22 @@ from toyworld.scenes.palette import (
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One object."""
+class SeenObject:
+    """An object that was read from a picture."""
 
     kind: int
     colour: int
     texture: int
     variant: int  # letter of a card, pose of a person, else 0
-    cell: int  # whose centre is nearest
+    cell: int  # the cell with the nearest centre
     radius: int  # px
     x: int  # px
     y: int  # px
-    sure: dict[str, float]  # confidence in kind, colour, texture, variant, cell, big
+    confidence: dict[str, float]  # in [0, 1], for kind, colour, texture, variant, cell, big
 
     @property
     def big(self) -> bool:
-        """Big or small."""
+        """Whether the object is big."""
         return self.radius >= BIG_RADIUS
 
     def __str__(self) -> str:
@@ -46,19 +46,19 @@ class Seen:
 
 @dataclass(frozen=True)
 class Reading:
-    """One picture."""
+    """The scene that was read from a picture."""
 
     background: int
     condition: int
     style: int
-    objects: tuple[Seen, ...]  # the clearest first
-    sure: dict[str, float]  # confidence in background, condition, style, count
+    objects: tuple[SeenObject, ...]  # in the order in which they were found: the strongest evidence first
+    confidence: dict[str, float]  # in [0, 1], for background, condition, style, count
 
     @property
     def count(self) -> int:
-        """How many objects."""
+        """Number of objects."""
         return len(self.objects)
 
     def __str__(self) -> str:
-        things = "; ".join(map(str, self.objects)) or "nothing"
-        return f"{things}; {BACKGROUNDS[self.background]}, {CONDITIONS[self.condition]}, {STYLES[self.style]}"
+        objects = "; ".join(map(str, self.objects)) or "nothing"
+        return f"{objects}; {BACKGROUNDS[self.background]}, {CONDITIONS[self.condition]}, {STYLES[self.style]}"

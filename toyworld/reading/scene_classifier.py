@@ -1,8 +1,9 @@
-"""What lies over a whole picture: background, condition and style, by the nearest of many rendered references.
+"""Classify background, condition and style of a whole picture by the nearest class mean of rendered references.
 
-A picture becomes a row of statistics (quantiles of colour, of gradients, energies of frequencies) in which objects
-matter little. The rows of rendered references say how much each statistic varies within one look; distances are
-measured in that unit (Mahalanobis, pooled covariance), so nothing is fitted but a mean and a spread.
+A picture becomes a vector of statistics (quantiles of colour and of gradients, spectral energies) that objects change
+little. Rendered references give the mean of every class and the covariance within classes, pooled over all classes.
+The distance is Mahalanobis's (1936), so that no parameters are fitted except means and one covariance. The choice of
+statistics is ours.
 """
 
 from dataclasses import dataclass, replace
@@ -13,135 +14,148 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 
 from toyworld.scenes import render
 from toyworld.scenes.palette import BACKGROUNDS, CONDITIONS, SIZE, STYLES, luma
-from toyworld.scenes.scene import numbers, scenes
+from toyworld.scenes.scene import generate_scenes, scene_numbers
 
-LOOKS = np.array(
+SCENE_CLASSES = np.array(
     [(b, c, 0) for b in range(len(BACKGROUNDS)) for c in range(len(CONDITIONS))]
     + [(b, 0, s) for b in range(len(BACKGROUNDS)) for s in range(1, len(STYLES))],
     np.int16,
 )
-"""[80, 3] every (background, condition, style) there is: weather is only photographed, styles only in clear weather."""
+"""[80, 3] every (background, condition, style) that occurs: only photos have weather."""
 
-_REFERENCES = 40  # rendered pictures a look
-_SOFT_PX = (0.0, 0.5, 0.8, 1.1)  # the references are blurred by these in turn: pictures to be read come through a decoder
-_SHRINK = 0.02
-_TEMPERATURE = 6.0  # squared distances are that many times too sure of themselves
+_REFERENCES = 40  # rendered pictures per class
+_BLUR_PX = (0.0, 0.5, 0.8, 1.1)  # sigmas by which the references are blurred in turn, as a decoder may blur pictures
+_SHRINKAGE = 0.02  # added to the eigenvalues of the correlation matrix
+_TEMPERATURE = 6.0  # divides squared distances: the statistics are not Gaussian, so that the posterior is too sharp
 
 
 @dataclass(frozen=True)
-class Overall:
-    """What was found of N pictures."""
+class SceneClassification:
+    """Classes of N pictures."""
 
-    look: np.ndarray  # [N] row of LOOKS
-    confidence: np.ndarray  # [N, 3] in [0, 1], of background, condition, style
+    scene_class: np.ndarray  # [N] row of SCENE_CLASSES
+    confidence: np.ndarray  # [N, 3] in [0, 1], in background, condition, style
 
 
-def recognise(pictures: np.ndarray) -> Overall:
-    """The nearest look of each of `[N, 64, 64, 3]` float32 pictures in [0, 1]."""
-    mean, whiten, usual = _bank()
-    rows = statistics(pictures) @ whiten
+def classify_scenes(pictures: np.ndarray) -> SceneClassification:
+    """The nearest class of each of the pictures `[N, 64, 64, 3]`, float32 in [0, 1].
+
+    The confidence is the posterior probability, summed over the classes that share the value, times a factor that falls
+    exponentially once a picture lies farther from its class than the references do.
+    """
+    mean, whitening, typical_max = _reference_statistics()
+    rows = image_statistics(pictures) @ whitening
     distance = ((rows[:, None] - mean[None]) ** 2).sum(-1)  # [N, 80]
-    best = distance.argmin(1)
-    likely = np.exp(-0.5 * (distance - distance.min(1, keepdims=True)) / _TEMPERATURE)
-    likely /= likely.sum(1, keepdims=True)
-    same = LOOKS[best][:, None] == LOOKS[None]  # [N, 80, 3]
-    strange = np.maximum(distance.min(1) / usual - 1, 0)  # 0: like any reference, 1: twice as far as the farthest
-    return Overall(best, np.clip((likely[..., None] * same).sum(1), 0, 1) * np.exp(-strange)[:, None])
+    nearest = distance.argmin(1)
+    posterior = np.exp(-0.5 * (distance - distance.min(1, keepdims=True)) / _TEMPERATURE)
+    posterior /= posterior.sum(1, keepdims=True)
+    same_value = SCENE_CLASSES[nearest][:, None] == SCENE_CLASSES[None]  # [N, 80, 3]
+    excess = np.maximum(distance.min(1) / typical_max - 1, 0)  # 0: within the range of the references
+    confidence = np.clip((posterior[..., None] * same_value).sum(1), 0, 1) * np.exp(-excess)[:, None]
+    return SceneClassification(nearest, confidence)
 
 
-def statistics(p: np.ndarray) -> np.ndarray:
-    """`[N, F]` float64 statistics of `[N, 64, 64, 3]` pictures in [0, 1]."""
-    grey = luma(p)
-    return np.concatenate([_colours(p), _gradients(grey), _frequencies(grey), _marks(p, grey)], 1)
+def image_statistics(pictures: np.ndarray) -> np.ndarray:
+    """The vectors of statistics `[N, F]`, float64, of pictures `[N, 64, 64, 3]` in [0, 1]."""
+    grey = luma(pictures)
+    return np.concatenate(
+        [_colour_statistics(pictures), _gradient_statistics(grey), _spectral_energies(grey), _style_statistics(pictures, grey)], 1
+    )
 
 
 @lru_cache(maxsize=1)
-def _bank() -> tuple[np.ndarray, np.ndarray, float]:
-    """Whitened mean of each look `[80, F]`, the whitening `[F, F]`, and the usual largest squared distance to the own mean."""
-    pool = scenes(numbers("train", 900_000, 12 * 8 * _REFERENCES))
+def _reference_statistics() -> tuple[np.ndarray, np.ndarray, float]:
+    """Whitened class means `[80, F]`, whitening matrix `[F, F]`, 0.995 quantile of squared distances in classes."""
+    pool = generate_scenes(scene_numbers("train", 900_000, 12 * 8 * _REFERENCES))
     rows = []
-    for background, condition, style in LOOKS:
-        own = pool[np.flatnonzero(pool.background == background)[:_REFERENCES]]
-        zero = np.zeros(len(own), np.int16)
-        pictures = render.images(replace(own, condition=zero + condition, style=zero + style)).astype(np.float32) / 255
-        for i, sigma_px in enumerate(_SOFT_PX[1:], 1):
-            part = pictures[i :: len(_SOFT_PX)]
-            pictures[i :: len(_SOFT_PX)] = gaussian_filter(part, (0, sigma_px, sigma_px, 0))
-        rows.append(statistics(pictures))
+    for background, condition, style in SCENE_CLASSES:
+        references = pool[np.flatnonzero(pool.background == background)[:_REFERENCES]]
+        zero = np.zeros(len(references), np.int16)
+        references = replace(references, condition=zero + condition, style=zero + style)
+        pictures = render.images(references).astype(np.float32) / 255
+        for i, sigma_px in enumerate(_BLUR_PX[1:], 1):
+            part = pictures[i :: len(_BLUR_PX)]
+            pictures[i :: len(_BLUR_PX)] = gaussian_filter(part, (0, sigma_px, sigma_px, 0))
+        rows.append(image_statistics(pictures))
     table = np.stack(rows)  # [80, R, F]
     mean = table.mean(1)
-    inner = (table - mean[:, None]).reshape(-1, table.shape[-1])
-    spread = inner.std(0)
-    values, vectors = np.linalg.eigh(np.cov((inner / spread).T))
-    whiten = (vectors / np.sqrt(values + _SHRINK)) / spread[:, None]
-    usual = np.quantile(((inner @ whiten) ** 2).sum(1), 0.995)
-    return mean @ whiten, whiten, float(usual)
+    residuals = (table - mean[:, None]).reshape(-1, table.shape[-1])
+    std = residuals.std(0)
+    eigenvalues, eigenvectors = np.linalg.eigh(np.cov((residuals / std).T))
+    whitening = (eigenvectors / np.sqrt(eigenvalues + _SHRINKAGE)) / std[:, None]
+    typical_max = np.quantile(((residuals @ whitening) ** 2).sum(1), 0.995)
+    return mean @ whitening, whitening, float(typical_max)
 
 
-def _quantiles(values: np.ndarray, at: tuple[float, ...]) -> np.ndarray:
-    """`[N, len(at)]` of `[N, M]`, by sorting once."""
+def _quantiles(values: np.ndarray, levels: tuple[float, ...]) -> np.ndarray:
+    """Quantiles `[N, len(levels)]` of the rows of `[N, M]`, without interpolation, by one sort."""
     ordered = np.sort(values, axis=1)
-    return ordered[:, [round(q * (values.shape[1] - 1)) for q in at]]
+    return ordered[:, [round(q * (values.shape[1] - 1)) for q in levels]]
 
 
-def _colours(p: np.ndarray) -> np.ndarray:
-    n = len(p)
-    found = [_quantiles(p[..., c].reshape(n, -1), (0.1, 0.25, 0.5, 0.75, 0.9)) for c in range(3)]
-    bands = p.reshape(n, 4, -1, 3)  # of 16 lines each
-    found.append(np.median(bands[:, :, ::3], 2).reshape(n, -1))
-    found.append(_quantiles((p.max(-1) - p.min(-1)).reshape(n, -1), (0.1, 0.5, 0.9)))
-    return np.concatenate(found, 1)
+def _colour_statistics(pictures: np.ndarray) -> np.ndarray:
+    """Quantiles of each channel, channel medians of four horizontal bands, quantiles of chroma (max - min)."""
+    n = len(pictures)
+    columns = [_quantiles(pictures[..., c].reshape(n, -1), (0.1, 0.25, 0.5, 0.75, 0.9)) for c in range(3)]
+    bands = pictures.reshape(n, 4, -1, 3)  # of 16 lines each
+    columns.append(np.median(bands[:, :, ::3], 2).reshape(n, -1))
+    columns.append(_quantiles((pictures.max(-1) - pictures.min(-1)).reshape(n, -1), (0.1, 0.5, 0.9)))
+    return np.concatenate(columns, 1)
 
 
-def _gradients(grey: np.ndarray) -> np.ndarray:
-    """Logarithms of quantiles of differences along, down, and along and against the slant of rain."""
+def _gradient_statistics(grey: np.ndarray) -> np.ndarray:
+    """Log quantiles of absolute differences: horizontal, vertical, and along both diagonals (3 px down, 1 px across).
+
+    One of the diagonals is about the direction of rain.
+    """
     n = len(grey)
-    found = []
+    columns = []
     for a, b in (
         (grey[:, :, 1:], grey[:, :, :-1]),
         (grey[:, 1:], grey[:, :-1]),
         (grey[:, 3:, 1:], grey[:, :-3, :-1]),
         (grey[:, 3:, :-1], grey[:, :-3, 1:]),
     ):
-        step = np.abs(a - b).reshape(n, -1)
-        found.append(np.log(_quantiles(step, (0.3, 0.5, 0.7, 0.85, 0.95)) + 0.006))
-    return np.concatenate(found, 1)
+        difference = np.abs(a - b).reshape(n, -1)
+        columns.append(np.log(_quantiles(difference, (0.3, 0.5, 0.7, 0.85, 0.95)) + 0.006))
+    return np.concatenate(columns, 1)
 
 
 @lru_cache(maxsize=1)
-def _bins() -> tuple[np.ndarray, np.ndarray]:
-    """A window against the edges `[64, 64]`, and the frequency bin of each of the 64 x 33 coefficients (one-hot, mean)."""
-    axis = np.hanning(SIZE + 2)[1:-1]
+def _spectral_bins() -> tuple[np.ndarray, np.ndarray]:
+    """A Hann window `[64, 64]`, and averaging weights over 5 rings x 4 directions of frequency `[64 * 33, 20]`."""
+    hann = np.hanning(SIZE + 2)[1:-1]
     fy, fx = np.fft.fftfreq(SIZE)[:, None], np.fft.rfftfreq(SIZE)[None]
     ring = np.digitize(np.hypot(fx, fy), (0.03, 0.08, 0.14, 0.22, 0.36))
-    turn = (np.arctan2(fy, fx) / (np.pi / 4) + 0.5) // 1 % 4
-    which = np.where((ring > 0) & (ring < 6), (ring - 1) * 4 + turn, 20).astype(int).ravel()
-    hot = np.eye(21)[which][:, :20]
-    return np.outer(axis, axis), hot / hot.sum(0)
+    direction = (np.arctan2(fy, fx) / (np.pi / 4) + 0.5) // 1 % 4
+    bin_index = np.where((ring > 0) & (ring < 6), (ring - 1) * 4 + direction, 20).astype(int).ravel()
+    one_hot = np.eye(21)[bin_index][:, :20]
+    return np.outer(hann, hann), one_hot / one_hot.sum(0)
 
 
-def _frequencies(grey: np.ndarray) -> np.ndarray:
-    window, bins = _bins()
+def _spectral_energies(grey: np.ndarray) -> np.ndarray:
+    """Logarithms of the mean power in every bin of frequency, `[N, 20]`."""
+    window, bins = _spectral_bins()
     power = np.abs(np.fft.rfft2((grey - grey.mean((1, 2), keepdims=True)) * window)) ** 2
     return np.log(power.reshape(len(grey), -1) @ bins + 1e-2)
 
 
-def _marks(p: np.ndarray, grey: np.ndarray) -> np.ndarray:
-    """What tells single looks: hatching, blocks of four, a paper border, flecks, black rims."""
-    n = len(p)
+def _style_statistics(pictures: np.ndarray, grey: np.ndarray) -> np.ndarray:
+    """Features of single styles and conditions: hatching, blocks of pixel art, paper border, flakes, black rims."""
+    n = len(pictures)
     axis = np.arange(SIZE)
-    window, _ = _bins()
-    hatch = np.exp(1j * (axis[:, None] - axis[None]) * np.pi / 2.5) * window
-    wave = np.einsum("nyx,yx->n", grey - grey.mean((1, 2), keepdims=True), hatch)
-    along, down = np.abs(np.diff(grey, axis=2)).mean(1), np.abs(np.diff(grey, axis=1)).mean(2)  # [N, 63]
+    window, _ = _spectral_bins()
+    hatching = np.exp(1j * (axis[:, None] - axis[None]) * np.pi / 2.5) * window
+    amplitude = np.einsum("nyx,yx->n", grey - grey.mean((1, 2), keepdims=True), hatching)
+    column_steps, row_steps = np.abs(np.diff(grey, axis=2)).mean(1), np.abs(np.diff(grey, axis=1)).mean(2)  # [N, 63]
     seam = axis[:-1] % 4 == 3
-    blocks = [np.log((d[:, seam].mean(1) + 0.004) / (d[:, ~seam].mean(1) + 0.004)) for d in (along, down)]
-    edge = np.minimum(axis, axis[::-1])
-    edge2 = np.minimum(edge[:, None], edge[None])
-    borders = [p[:, edge2 == k].mean(1) for k in (0, 2, 5)]
-    even = [p[:, edge2 == k].std(1).mean(1, keepdims=True) for k in (0, 2)]
-    fleck = grey - np.stack([uniform_filter(g, 7) for g in grey])
-    tails = _quantiles(fleck.reshape(n, -1), (0.01, 0.05, 0.95, 0.99))
-    dark = np.sqrt((grey < 0.13).mean((1, 2)))[:, None]
-    lines = np.stack([wave.real / 40, np.log(np.abs(wave) + 2), *blocks], 1)
-    return np.concatenate([lines, *borders, *even, tails, dark], 1)
+    seams = [np.log((d[:, seam].mean(1) + 0.004) / (d[:, ~seam].mean(1) + 0.004)) for d in (column_steps, row_steps)]
+    edge_distance = np.minimum(axis, axis[::-1])
+    border_distance = np.minimum(edge_distance[:, None], edge_distance[None])  # px to the nearest border, [64, 64]
+    border_colours = [pictures[:, border_distance == k].mean(1) for k in (0, 2, 5)]
+    border_stds = [pictures[:, border_distance == k].std(1).mean(1, keepdims=True) for k in (0, 2)]
+    local_contrast = grey - np.stack([uniform_filter(g, 7) for g in grey])
+    contrast_tails = _quantiles(local_contrast.reshape(n, -1), (0.01, 0.05, 0.95, 0.99))
+    black_share = np.sqrt((grey < 0.13).mean((1, 2)))[:, None]
+    periodic = np.stack([amplitude.real / 40, np.log(np.abs(amplitude) + 2), *seams], 1)
+    return np.concatenate([periodic, *border_colours, *border_stds, contrast_tails, black_share], 1)

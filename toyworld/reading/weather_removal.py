@@ -1,6 +1,7 @@
-"""Undoing a look: every weather and style is, but for streaks and lines, an affine map of colour at each pixel.
+"""Remove weather and style from a picture.
 
-Legend: p is a flat picture, as painted before weather and style; I is what is seen; I = A p + b at each pixel.
+Apart from streaks and lines, every weather and style is an affine map of the colour at each pixel: I = A p + b, where p
+is the clean picture (before weather and style) and I the picture as rendered. A and b are estimated from renders.
 """
 
 from dataclasses import dataclass, replace
@@ -9,121 +10,127 @@ from functools import lru_cache
 import numpy as np
 from scipy.ndimage import gaussian_filter, maximum_filter
 
-from toyworld.reading.scene_classifier import LOOKS
+from toyworld.reading.scene_classifier import SCENE_CLASSES
 from toyworld.scenes import render
 from toyworld.scenes.palette import BACKGROUND_RGB, SIZE, STYLES, luma
-from toyworld.scenes.scene import EMPTY, Scenes, numbers, scenes
-from toyworld.scenes.weather_style import weather_and_style
+from toyworld.scenes.scene import EMPTY, Scenes, generate_scenes, scene_numbers
+from toyworld.scenes.weather_style import apply_weather_and_style
 
 PENCIL = STYLES.index("pencil sketch")
 SIGMA = 0.05
-"""How far a colour that is seen may lie from the colour that is meant, as a standard deviation in [0, 1] before undoing."""
+"""Standard deviation of the difference between rendered and expected colours, in [0, 1], before the removal."""
 OUTLIERS = 0.04
-"""Share of pixels that may have any colour."""
-_LOW, _STEP, _BINS = -0.25, 0.05, 32  # the grid upon which densities of flat colours are kept
-_MEAN_TINT = 0.47  # of pencils
-_HATCH_PX = 4.0
-_SOFT_PX = 0.7  # half of the references are blurred by this, as a decoder may do
-_BORDER_PX = 8  # papers of watercolours are white this far in
+"""Weight of the uniform density over all colours in the mixture models of pixel colours."""
+_LOW, _STEP, _BINS = -0.25, 0.05, 32  # histograms of clean colours: lower bound, bin width, bins per channel
+_MEAN_TINT = 0.47  # mean over the hatching of 0.30 + 0.34 hatch, the tint of pencil sketches in `weather_style`
+_HATCH_PX = 4.0  # sigma of the window in which the strength of the hatching is estimated
+_BLUR_PX = 0.7  # sigma by which half of the references are blurred, as a decoder may blur pictures
+_BORDER_PX = 8  # width of the border zone: watercolours show white paper there
 
 
 @dataclass(frozen=True)
-class Flat:
-    """How one look is undone, and the colours it then leaves."""
+class WeatherInverse:
+    """The inverse of one scene class's weather and style, and the colours of its background after the removal."""
 
     inverse: np.ndarray  # [64, 64, 3, 3] float32, A^-1
     offset: np.ndarray  # [64, 64, 3] float32, b
-    sigma: np.ndarray  # [3], SIGMA after undoing
-    log_ground: np.ndarray  # [2, 32^3] float32, log density of background colours: inside, near the border
+    sigma: np.ndarray  # [3], SIGMA after the removal
+    log_background: np.ndarray  # [2, 32^3] float32, log density of background colours: inner zone, border zone
+    hatched: bool  # pencil sketches
 
-    hatched: bool
-
-    def undo(self, pictures: np.ndarray) -> np.ndarray:
-        """p of I, `[N, 64, 64, 3]`."""
-        return _undone(self.inverse, self.offset, pictures, self.hatched)
-
-
-def log_ground(flat: Flat, p: np.ndarray) -> np.ndarray:
-    """Log density `[64, 64]` of each colour of the flat picture p, as background."""
-    edge = np.minimum(np.arange(SIZE), np.arange(SIZE)[::-1])
-    zone = (np.minimum(edge[:, None], edge[None]) < _BORDER_PX).astype(int)
-    return flat.log_ground[zone, cells(p)]
+    def apply(self, pictures: np.ndarray) -> np.ndarray:
+        """The clean pictures p of I, `[N, 64, 64, 3]`."""
+        return _remove(self.inverse, self.offset, pictures, self.hatched)
 
 
-@lru_cache(maxsize=len(LOOKS))
-def flat(look: int) -> Flat:
-    """Made of renders at first use (about 0.1 s a look)."""
-    background, condition, style = LOOKS[look]
-    pool = scenes(numbers("train", 900_000, 800))
-    own = pool[np.flatnonzero(pool.background == background)[:48]]
-    zero = np.zeros(len(own), np.int16)
-    own = replace(own, condition=zero + condition, style=zero + style)
-    matrix, offset = _affine(own)
+def log_background_density(inverse: WeatherInverse, clean: np.ndarray) -> np.ndarray:
+    """Log density `[64, 64]` of each colour of a clean picture `[64, 64, 3]` under the background's distribution."""
+    edge_distance = np.minimum(np.arange(SIZE), np.arange(SIZE)[::-1])
+    zone = (np.minimum(edge_distance[:, None], edge_distance[None]) < _BORDER_PX).astype(int)
+    return inverse.log_background[zone, bin_indices(clean)]
+
+
+@lru_cache(maxsize=len(SCENE_CLASSES))
+def fit_inverse(scene_class: int) -> WeatherInverse:
+    """Fit the inverse of a scene class to renders (about 0.1 s at the first call for a class)."""
+    background, condition, style = SCENE_CLASSES[scene_class]
+    pool = generate_scenes(scene_numbers("train", 900_000, 800))
+    references = pool[np.flatnonzero(pool.background == background)[:48]]
+    zero = np.zeros(len(references), np.int16)
+    references = replace(references, condition=zero + condition, style=zero + style)
+    matrix, offset = _fit_affine(references)
     inverse = np.linalg.inv(matrix).astype(np.float32)
     sigma = SIGMA * np.sqrt((inverse**2).sum(-1).mean((0, 1)))
-    bare = replace(
-        own[:16], kind=np.full((16, own.kind.shape[1]), EMPTY, np.int16), tile_x=own.tile_y[:16], tile_y=own.tile_x[:16]
+    empty_scenes = replace(
+        references[:16],
+        kind=np.full((16, references.kind.shape[1]), EMPTY, np.int16),
+        tile_x=references.tile_y[:16],
+        tile_y=references.tile_x[:16],
     )
     hatched = bool(style == PENCIL)
-    truth = render.truth(own)
-    empty, p = (_undone(inverse, offset, _some_soft(seen), hatched) for seen in (render.images(bare), truth.images))
-    ground = ~maximum_filter(truth.owner >= 0, (1, 5, 5))
+    truth = render.truth(references)
+    clean_empty, clean = (
+        _remove(inverse, offset, _blur_half(pictures), hatched) for pictures in (render.images(empty_scenes), truth.images)
+    )
+    is_background = ~maximum_filter(truth.owner >= 0, (1, 5, 5))
     border = np.ones((SIZE, SIZE), bool)
     border[_BORDER_PX:-_BORDER_PX, _BORDER_PX:-_BORDER_PX] = False
-    grounds = []
+    densities = []
     for zone in (~border, border):
-        grounds.append(density(np.concatenate([empty[:, zone].reshape(-1, 3), p[ground & zone]]), sigma))
-    return Flat(inverse, offset.astype(np.float32), sigma, np.stack(grounds), hatched)
+        colours = np.concatenate([clean_empty[:, zone].reshape(-1, 3), clean[is_background & zone]])
+        densities.append(log_density(colours, sigma))
+    return WeatherInverse(inverse, offset.astype(np.float32), sigma, np.stack(densities), hatched)
 
 
-def _affine(own: Scenes) -> tuple[np.ndarray, np.ndarray]:
-    """A `[64, 64, 3, 3]` and b `[64, 64, 3]`, from pictures of one colour; the median over scenes drops streaks."""
-    some = own[:15]
-    full = np.ones((len(some), SIZE, SIZE), np.float32)
-    seen = []
+def _fit_affine(references: Scenes) -> tuple[np.ndarray, np.ndarray]:
+    """A `[64, 64, 3, 3]` and b `[64, 64, 3]`, from pictures of one colour. The median over scenes drops streaks."""
+    scenes = references[:15]
+    full_coverage = np.ones((len(scenes), SIZE, SIZE), np.float32)
+    responses = []  # to black, red, green and blue
     for colour in np.vstack([np.zeros((1, 3)), np.eye(3)]).astype(np.float32):
-        pictures = np.broadcast_to(colour, (*full.shape, 3)).copy()
-        seen.append(np.median(weather_and_style(some, pictures, full), 0))
-    if some.style[0] == STYLES.index("watercolour"):  # the same everywhere but for the paper's border
-        seen = [np.broadcast_to(np.median(s, (0, 1)), s.shape) for s in seen]
-    offset = seen[0]
-    return np.stack([s - offset for s in seen[1:]], -1), offset
+        pictures = np.broadcast_to(colour, (*full_coverage.shape, 3)).copy()
+        responses.append(np.median(apply_weather_and_style(scenes, pictures, full_coverage), 0))
+    if scenes.style[0] == STYLES.index("watercolour"):  # A and b are constant except at the border of the paper
+        responses = [np.broadcast_to(np.median(response, (0, 1)), response.shape) for response in responses]
+    offset = responses[0]
+    return np.stack([response - offset for response in responses[1:]], -1), offset
 
 
-def _undone(inverse: np.ndarray, offset: np.ndarray, pictures: np.ndarray, hatched: bool) -> np.ndarray:
-    p = np.einsum("yxij,nyxj->nyxi", inverse, pictures - offset)
+def _remove(inverse: np.ndarray, offset: np.ndarray, pictures: np.ndarray, hatched: bool) -> np.ndarray:
+    clean = np.einsum("yxij,nyxj->nyxi", inverse, pictures - offset)
     if not hatched:
-        return p
-    # a decoder may lose the hatching here and there: what is left of it says how much of it to undo
-    paler = 1 - luma(pictures) / 0.98
+        return clean
+    # A decoder may lose the hatching in places, so its local strength in [0, 1] is estimated by least squares
+    # and only that much of it is removed.
+    darkness = 1 - luma(pictures) / 0.98
     inverse_tint = inverse[..., 0, 0] * 0.98  # 1 / (0.30 + 0.34 hatch)
     wave = 1 / inverse_tint - _MEAN_TINT
-    near = (0, _HATCH_PX, _HATCH_PX)
-    left = gaussian_filter(paler * wave, near) / (gaussian_filter(paler * wave**2, near) / _MEAN_TINT + 1e-4)
-    tint = _MEAN_TINT + np.clip(left, 0, 1) * wave
+    window = (0, _HATCH_PX, _HATCH_PX)
+    strength = gaussian_filter(darkness * wave, window) / (gaussian_filter(darkness * wave**2, window) / _MEAN_TINT + 1e-4)
+    tint = _MEAN_TINT + np.clip(strength, 0, 1) * wave
     return 1 - (1 - pictures / 0.98) / tint[..., None]
 
 
-def _some_soft(pictures: np.ndarray) -> np.ndarray:
-    """uint8 to float32 in [0, 1], every other one blurred."""
+def _blur_half(pictures: np.ndarray) -> np.ndarray:
+    """uint8 pictures as float32 in [0, 1], every second one blurred."""
     out = pictures.astype(np.float32) / 255
-    out[::2] = gaussian_filter(out[::2], (0, _SOFT_PX, _SOFT_PX, 0))
+    out[::2] = gaussian_filter(out[::2], (0, _BLUR_PX, _BLUR_PX, 0))
     return out
 
 
-def cells(p: np.ndarray) -> np.ndarray:
-    """Where colours `[..., 3]` lie in a table of densities."""
-    at = np.clip((p - _LOW) / _STEP, 0, _BINS - 1).astype(np.int64)
-    return (at[..., 0] * _BINS + at[..., 1]) * _BINS + at[..., 2]
+def bin_indices(colours: np.ndarray) -> np.ndarray:
+    """Indices into a flattened 32 x 32 x 32 histogram for colours `[..., 3]`; out of range: the nearest bin."""
+    index = np.clip((colours - _LOW) / _STEP, 0, _BINS - 1).astype(np.int64)
+    return (index[..., 0] * _BINS + index[..., 1]) * _BINS + index[..., 2]
 
 
-def density(colours: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """Log density per unit volume of colours `[M, 3]`, smoothed by sigma, with room for outliers; `[32^3]`."""
-    count = np.bincount(cells(colours), minlength=_BINS**3).reshape(_BINS, _BINS, _BINS)
+def log_density(colours: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """Log density `[32^3]` of colours `[M, 3]`: a histogram smoothed by sigma, mixed with a uniform outlier density."""
+    count = np.bincount(bin_indices(colours), minlength=_BINS**3).reshape(_BINS, _BINS, _BINS)
     smooth = gaussian_filter(count.astype(np.float32), sigma / _STEP, mode="nearest") / (len(colours) * _STEP**3)
     return np.log((1 - OUTLIERS) * smooth + OUTLIERS).ravel()
 
 
-def ground_colour(look: int) -> np.ndarray:
-    """[3] the flat colour of the background."""
-    return BACKGROUND_RGB[LOOKS[look, 0]]
+def background_colour(scene_class: int) -> np.ndarray:
+    """[3] base colour of the background, without texture."""
+    return BACKGROUND_RGB[SCENE_CLASSES[scene_class, 0]]

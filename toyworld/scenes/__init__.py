@@ -1,1 +1,1 @@
-"""Toy scenes: what they are made of, how they are rendered, how captions describe them."""
+"""Toy scenes: their random generation, their rendering with ground truth, and their captions."""

@@ -1,4 +1,4 @@
-"""The words of the toy world and the colours they stand for. Every list here is an index: order is data."""
+"""Attribute values of the toy world and their colours. Scenes store positions in these lists: keep their order."""
 
 import numpy as np
 
@@ -14,8 +14,10 @@ TEXTURES = ("plain", "striped", "checkered", "dotted")
 RADII = (9, 10, 13, 14)
 """Radii of the objects, px: the first two are small, the last two are big."""
 BIG_RADIUS = 12
+"""Objects of at least this radius are big, px."""
 CELLS = ("left", "right", "top", "bottom", "centre")
-CELL_CENTRES = np.array([(16, 32), (48, 32), (32, 16), (32, 48), (32, 32)], np.int16)  # (x, y) px
+CELL_CENTRES = np.array([(16, 32), (48, 32), (32, 16), (32, 48), (32, 32)], np.int16)
+"""[5, 2] nominal (x, y) of an object in each cell, px."""
 BACKGROUNDS = ("grass", "sand", "sky", "brick", "snow", "water", "wood", "stone")
 CONDITIONS = ("clear", "night", "fog", "rain", "snowfall", "sunset")
 STYLES = ("photo", "pencil sketch", "pixel art", "cartoon", "watercolour")
@@ -36,16 +38,17 @@ RGB = np.array(
     ],
     np.float32,
 )
+"""[10, 3] of COLOURS."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def luma(rgb: np.ndarray) -> np.ndarray:
-    """Rec. 601 luma of `[..., 3]` in [0, 1]."""
+    """Luma (ITU-R BT.601) of RGB colours `[..., 3]` in [0, 1]; `[...]`."""
     return rgb @ _LUMA
 
 
-# The second colour of stripes, checks, dots and letters: light on dark objects, dark on light ones.
 SECOND_RGB = np.where(luma(RGB)[:, None] > 0.5, RGB * 0.30, RGB * 0.20 + 0.80).astype(np.float32)
+"""[10, 3] second colour of stripes, checks, dots and letters: light on dark objects, dark on light ones."""
 
 BACKGROUND_RGB = np.array(
     [
@@ -60,8 +63,9 @@ BACKGROUND_RGB = np.array(
     ],
     np.float32,
 )
+"""[8, 3] base colour of every background."""
 
-_CLASHES = {
+_LOW_CONTRAST_COLOURS = {
     "grass": {"green"},
     "sand": {"yellow", "white"},
     "sky": {"white", "blue"},
@@ -71,13 +75,13 @@ _CLASHES = {
     "wood": {"brown", "orange"},
     "stone": set(),
 }
-ALLOWED_COLOURS = np.array([[c not in _CLASHES[b] for c in COLOURS] for b in BACKGROUNDS])
-"""[8, 10] bool: may an object of this colour stand on this background and be seen?"""
+ALLOWED_COLOURS = np.array([[c not in _LOW_CONTRAST_COLOURS[b] for c in COLOURS] for b in BACKGROUNDS])
+"""[8, 10] bool: whether an object of this colour is clearly visible on this background."""
 
 BOX_RGB = np.array((1.0, 0.0, 1.0), np.float32)
-"""Magenta, a colour no object has: the box of the detect task."""
+"""Colour of the box in the detect task: magenta, which no object has."""
 MASK_RGB = np.array((0.0, 1.0, 1.0), np.float32)
-"""Cyan, likewise: the mask of the segment task."""
+"""Colour of the mask in the segment task: cyan, which no object has."""
 CLASS_RGB = np.array(
     [
         (0.90, 0.10, 0.29),
@@ -93,7 +97,7 @@ CLASS_RGB = np.array(
     ],
     np.float32,
 )
-"""One colour per kind on segmentation maps."""
+"""[10, 3] colour of every kind of object in a segmentation map."""
 BACKGROUND_CLASS_RGB = np.array(
     [
         (0.00, 0.35, 0.10),
@@ -107,4 +111,4 @@ BACKGROUND_CLASS_RGB = np.array(
     ],
     np.float32,
 )
-"""One darker colour per background on segmentation maps."""
+"""[8, 3] colour of every background in a segmentation map, darker than those of the objects."""

@@ -1,7 +1,7 @@
-"""Every object of the toy world as a small precomputed window: coverage, shading, normals, ink.
+"""Stamps: every object of the toy world as a small precomputed window of coverage, shading and normals.
 
-Shapes are signed distance fields (negative inside, px), antialiased over one pixel. Drawing a scene is then
-pasting windows, which is what makes the renderer fast and reading a picture back a finite search.
+Shapes are signed distance fields (negative inside, px), antialiased over one pixel. The renderer only pastes windows,
+so it is fast, and the objects of a picture can be found by a finite search over stamps.
 """
 
 from dataclasses import dataclass
@@ -13,17 +13,19 @@ import numpy as np
 from toyworld.scenes.palette import LETTERS, POSES, RADII, SHAPES
 
 HALF = 16
+"""Pixels of a stamp on each side of its middle pixel."""
 WINDOW = 2 * HALF + 1
-"""Side of a stamp, px; the object's centre is the middle pixel."""
+"""Side length of a stamp, px. The object's centre is the middle pixel."""
 
+# a stamp for every shape, every letter of a card and every pose of a person, in this order
 N_STAMPS = len(SHAPES) + len(LETTERS) + len(POSES)
-_LIGHT = np.array([-0.45, -0.6, 0.66], np.float32)
+_LIGHT = np.array([-0.45, -0.6, 0.66], np.float32)  # direction to the light: upper left, towards the viewer
 
 Points = list[tuple[float, float]]
 
 
 def stamp_index(kind: np.ndarray, variant: np.ndarray) -> np.ndarray:
-    """Row of the atlas for `kind` (index into KINDS) and `variant` (letter of a card, pose of a person)."""
+    """First index into the atlas for `kind` (position in KINDS) and `variant` (letter of a card, pose of a person)."""
     card = len(SHAPES)
     person = card + len(LETTERS)
     return np.where(kind < card, kind, np.where(kind == card, card + variant, person + variant))
@@ -31,19 +33,19 @@ def stamp_index(kind: np.ndarray, variant: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Atlas:
-    """Windows indexed `[stamp, radius, WINDOW, WINDOW]`, float32."""
+    """All stamps at all radii. Arrays are float32, indexed `[stamp, position in RADII, y, x]`."""
 
     alpha: np.ndarray  # coverage in [0, 1]
-    ink: np.ndarray  # coverage of the letter on a card, in [0, 1]
-    shade: np.ndarray  # factor on the colour: bevel lit from the upper left, darker rim
-    flat: np.ndarray  # factor on the colour in cartoons: black rim, no bevel
+    ink: np.ndarray  # coverage by the letter of a card, in [0, 1]
+    shade: np.ndarray  # factor on the colour: a bevel that is lit from the upper left, and a darker rim
+    flat: np.ndarray  # factor on the colour in cartoons: a black rim and no bevel
     bump: np.ndarray  # height of the bevel in [0, 1]
-    normals: np.ndarray  # [..., 3], unit, x right, y down, z to the viewer
+    normals: np.ndarray  # [..., 3], unit vectors, x right, y down, z to the viewer
 
 
 @lru_cache(maxsize=1)
 def atlas() -> Atlas:
-    """Build all stamps (about 0.1 s, once a process)."""
+    """Build all stamps (about 0.1 s, once per process)."""
     fields = [[_object_field(i, float(r)) for r in RADII] for i in range(N_STAMPS)]
     sdf = np.array([[f[0] for f in row] for row in fields], np.float32)
     ink = np.array([[f[1] for f in row] for row in fields], np.float32)
@@ -68,7 +70,7 @@ def atlas() -> Atlas:
 
 @lru_cache(maxsize=1)
 def patterns() -> np.ndarray:
-    """Share of the second colour, `[texture, WINDOW, WINDOW]` in [0, 1]: plain, striped, checkered, dotted."""
+    """Weight of the second colour in every one of TEXTURES; float32 `[4, WINDOW, WINDOW]` in [0, 1]."""
     y, x = _grid()
     stripes = np.clip(0.5 + 1.6 * np.sin((x + y) * np.pi / 4.5), 0, 1)
     checks = np.clip(0.5 + 2.5 * np.sin((x + 2.5) * np.pi / 5) * np.sin((y + 2.5) * np.pi / 5), 0, 1)
@@ -77,7 +79,7 @@ def patterns() -> np.ndarray:
 
 
 def joints(pose: int) -> dict[str, tuple[float, float]]:
-    """Joints of the stick figure in units of its radius, y down, centred on the figure's middle."""
+    """(x, y) of the stick figure's joints in units of its radius, y down, origin at the object's centre."""
     up, out, down = (0.62, -0.92), (0.80, -0.42), (0.45, 0.18)
     left, right = ((up, up), (out, out), (down, down), (down, up))[pose]
     return {
@@ -98,8 +100,9 @@ LIMBS = (
     ("hip", "left foot"),
     ("hip", "right foot"),
 )
+"""Pairs of joints that a limb connects."""
 
-_STROKES: dict[str, list[Points]] = {  # letters in a box of half-size 1, y down
+_STROKES: dict[str, list[Points]] = {  # polylines of the letters in the box [-1, 1] x [-1, 1], y down
     "A": [[(-0.9, 1), (0, -1), (0.9, 1)], [(-0.5, 0.3), (0.5, 0.3)]],
     "E": [[(0.8, -1), (-0.7, -1), (-0.7, 1), (0.8, 1)], [(-0.7, 0), (0.6, 0)]],
     "H": [[(-0.8, -1), (-0.8, 1)], [(0.8, -1), (0.8, 1)], [(-0.8, 0), (0.8, 0)]],
@@ -112,17 +115,19 @@ _STROKES: dict[str, list[Points]] = {  # letters in a box of half-size 1, y down
 
 
 def _grid() -> tuple[np.ndarray, np.ndarray]:
+    """Pixel coordinates y and x of a window, origin at its middle pixel, `[WINDOW, WINDOW]` each."""
     axis = np.arange(-HALF, HALF + 1, dtype=np.float64)
     y, x = np.meshgrid(axis, axis, indexing="ij")
     return y, x
 
 
 def _coverage(sdf: np.ndarray) -> np.ndarray:
+    """Antialiased coverage in [0, 1] of a signed distance field in px."""
     return np.clip(0.5 - sdf, 0, 1).astype(np.float32)
 
 
 def segment_distance(x: np.ndarray, y: np.ndarray, a: tuple[float, float], b: tuple[float, float]) -> np.ndarray:
-    """Distance from each (x, y) to the segment ab."""
+    """Distance from each point (x, y) to the line segment ab."""
     ex, ey = b[0] - a[0], b[1] - a[1]
     t = np.clip(((x - a[0]) * ex + (y - a[1]) * ey) / (ex * ex + ey * ey), 0, 1)
     return np.hypot(x - a[0] - t * ex, y - a[1] - t * ey)
@@ -142,6 +147,7 @@ def _polygon(points: Points) -> np.ndarray:
 
 
 def _strokes(lines: list[Points], half_width: float) -> np.ndarray:
+    """Signed distance to polylines of a given half width, px."""
     y, x = _grid()
     pairs = [pair for line in lines for pair in pairwise(line)]
     return np.min([segment_distance(x, y, a, b) for a, b in pairs], axis=0) - half_width
@@ -152,42 +158,43 @@ def _scaled(points: Points, sx: float, sy: float) -> Points:
 
 
 def _object_field(stamp: int, r: float) -> tuple[np.ndarray, np.ndarray]:
-    """Signed distance of the object and of the ink upon it (+inf where there is none)."""
-    none = np.full((WINDOW, WINDOW), np.inf)
+    """Signed distances to the object and to the letter on it (+inf if there is none), px; `r` is the radius."""
+    no_ink = np.full((WINDOW, WINDOW), np.inf)
     if stamp < len(SHAPES):
-        return _shape_field(SHAPES[stamp], r), none
+        return _shape_field(SHAPES[stamp], r), no_ink
     if stamp < len(SHAPES) + len(LETTERS):
         letter = LETTERS[stamp - len(SHAPES)]
         card = _polygon(_scaled([(-1, -1), (1, -1), (1, 1), (-1, 1)], 0.80 * r, 0.96 * r))
         lines = [_scaled(line, 0.44 * r, 0.56 * r) for line in _STROKES[letter]]
         return card, _strokes(lines, 0.125 * r)
-    at = joints(stamp - len(SHAPES) - len(LETTERS))
+    joint = joints(stamp - len(SHAPES) - len(LETTERS))
     y, x = _grid()
-    head = np.hypot(x - at["head"][0] * r, y - at["head"][1] * r) - 0.25 * r
-    body = _strokes([_scaled([at[a], at[b]], r, r) for a, b in LIMBS], 0.14 * r)
-    return np.minimum(head, body), none
+    head = np.hypot(x - joint["head"][0] * r, y - joint["head"][1] * r) - 0.25 * r
+    body = _strokes([_scaled([joint[a], joint[b]], r, r) for a, b in LIMBS], 0.14 * r)
+    return np.minimum(head, body), no_ink
 
 
 def _shape_field(name: str, r: float) -> np.ndarray:
+    """Signed distance to the shape of this name and radius, px."""
     y, x = _grid()
     if name == "circle":
         return np.hypot(x, y) - 0.94 * r
     if name == "ring":
         return np.abs(np.hypot(x, y) - 0.70 * r) - 0.28 * r
-    turn = 2 * np.pi * np.arange(10) / 10 - np.pi / 2
-    spokes = np.where(np.arange(10) % 2 == 0, 1.08, 0.46)
-    curve = 2 * np.pi * np.arange(48) / 48
+    star_angles = 2 * np.pi * np.arange(10) / 10 - np.pi / 2
+    star_radii = np.where(np.arange(10) % 2 == 0, 1.08, 0.46)
+    heart_angles = 2 * np.pi * np.arange(48) / 48
     outlines: dict[str, Points] = {
         "square": [(-0.83, -0.83), (0.83, -0.83), (0.83, 0.83), (-0.83, 0.83)],
         "triangle": [(0.0, -1.0), (1.02, 0.86), (-1.02, 0.86)],
         "diamond": [(0.0, -1.12), (0.80, 0.0), (0.0, 1.12), (-0.80, 0.0)],
-        "star": [(float(s * np.cos(a)), float(s * np.sin(a)) + 0.06) for s, a in zip(spokes, turn, strict=True)],
+        "star": [(float(s * np.cos(a)), float(s * np.sin(a)) + 0.06) for s, a in zip(star_radii, star_angles, strict=True)],
         "heart": [
             (
                 float(np.sin(a) ** 3) * 1.04,
                 -float(13 * np.cos(a) - 5 * np.cos(2 * a) - 2 * np.cos(3 * a) - np.cos(4 * a)) / 15.5 - 0.10,
             )
-            for a in curve
+            for a in heart_angles
         ],
         "cross": [
             *((-0.34, -1.0), (0.34, -1.0), (0.34, -0.34), (1.0, -0.34), (1.0, 0.34), (0.34, 0.34)),

@@ -1,1 +1,1 @@
-"""How the toy world's own pretrained models were trained: one file a model, one loop for all."""
+"""Training of the toy models: one module per model, and one training loop that all of them share."""

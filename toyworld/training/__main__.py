@@ -1,6 +1,6 @@
-"""`python -m toyworld.training [names...]`: trains the toy world's models and publishes their weights.
+"""`python -m toyworld.training [names...]`: trains the toy models and publishes their weights.
 
-The same command resumes. Trainings keep their state, and finished models in float32, under `--scratch`.
+The same command resumes an interrupted training. Training state and finished float32 models are kept below `--scratch`.
 """
 
 import argparse
@@ -24,29 +24,32 @@ from toyworld.training import (
     train_vae,
 )
 
-OUT, SCRATCH = Path("toyworld/weights"), Path("scratch/foundation")
+WEIGHTS, SCRATCH = Path("toyworld/weights"), Path("scratch/toyworld-training")
 
 
-def _train_base_model(scratch: Path) -> Path:
-    return _saved(train_base_model.run(scratch, train_vae.run(scratch.parent / "vae")), scratch)
-
-
-def _continue_base_model(scratch: Path, published: Path) -> Path:
-    known = AutoencoderTiny.from_pretrained(published / "vae", dtype=torch.float32)
-    return _saved(train_base_model.run(scratch, known, train_base_model.ON, start=published), scratch)
-
-
-def _saved(made: StableDiffusionPipeline, scratch: Path) -> Path:
-    made.save_pretrained(scratch / "model")
-    return scratch / "model"
-
-
-def _encode(scratch: Path) -> None:
+def _train_vae(scratch: Path) -> None:
     train_vae.run(scratch)
 
 
+def _train_base_model(scratch: Path) -> Path:
+    vae = train_vae.run(scratch.parent / "vae")
+    return _save_pipeline(train_base_model.run(scratch, vae), scratch)
+
+
+def _continue_base_model(scratch: Path, published: Path) -> Path:
+    vae = AutoencoderTiny.from_pretrained(published / "vae", dtype=torch.float32)
+    pipeline = train_base_model.run(scratch, vae, train_base_model.CONTINUE_RECIPE, start=published)
+    return _save_pipeline(pipeline, scratch)
+
+
+def _save_pipeline(pipeline: StableDiffusionPipeline, scratch: Path) -> Path:
+    folder = scratch / "model"
+    pipeline.save_pretrained(folder)
+    return folder
+
+
 TRAININGS: dict[str, Callable[[Path], Path | None]] = {
-    "vae": _encode,  # published within the base_model
+    "vae": _train_vae,  # returns no folder: the VAE is published as a part of the base model
     "base_model": _train_base_model,
     "detector": train_detector.run,
     "segmenter": train_segmenter.run,
@@ -58,44 +61,60 @@ TRAININGS: dict[str, Callable[[Path], Path | None]] = {
 
 
 def publish(folder: Path, out: Path) -> int:
-    """Copy a model's folder to `out` with its weights in float16, whole or not at all; returns its bytes."""
-    beside = out.with_name(f".{out.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(folder, beside)
-    for file in beside.rglob("*.safetensors"):
-        halved = {name: value.half() if value.is_floating_point() else value for name, value in load_file(file).items()}
-        largest = max(float(value.abs().max()) for value in halved.values() if value.numel())
+    """Copy a model folder to `out` with its weights in float16 and return the size of the copy in bytes.
+
+    The copy is prepared in a hidden folder beside `out`, which replaces `out` only when it is complete.
+    Raises OverflowError if a weight is too large for float16; `out` is then left as it was.
+    """
+    staging = out.with_name(f".{out.name}.new")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(folder, staging)
+    for file in staging.rglob("*.safetensors"):
+        tensors = {name: value.half() if value.is_floating_point() else value for name, value in load_file(file).items()}
+        largest = max(float(value.abs().max()) for value in tensors.values() if value.numel())
         if not torch.isfinite(torch.tensor(largest)):
-            raise OverflowError(f"{file.name} of {folder} has weights beyond float16; train it with more weight decay")
-        save_file(halved, file, metadata={"format": "pt"})
-        file.chmod(0o644)  # safetensors writes for its owner alone
-    for file in beside.rglob("config.json"):
-        said = json.loads(file.read_text())
-        said.pop("_name_or_path", None)  # where it was trained is nobody's business
-        file.write_text(json.dumps(said | ({"dtype": "float16"} if "dtype" in said else {}), indent=2) + "\n")
+            raise OverflowError(
+                f"want weights that fit into float16, got larger ones in {file.name} of {folder}; "
+                "train the model with more weight decay"
+            )
+        save_file(tensors, file, metadata={"format": "pt"})
+        file.chmod(0o644)  # safetensors makes files that only their owner can read
+    for file in staging.rglob("config.json"):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)  # a path of the machine that trained the model
+        file.write_text(json.dumps(config | ({"dtype": "float16"} if "dtype" in config else {}), indent=2) + "\n")
     shutil.rmtree(out, ignore_errors=True)
-    beside.rename(out)
+    staging.rename(out)
     return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
 
 
 def main() -> None:
-    """Train each named model, or all in order, and publish it."""
+    """Train and publish each named model, or all of them, in the order of `TRAININGS`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"any of {', '.join(TRAININGS)}; all if none is given")
-    parser.add_argument("--out", type=Path, default=OUT, help="where the models are published")
+    parser.add_argument("names", nargs="*", help=f"any of {', '.join(TRAININGS)}; all if no name is given")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder that the models are published in")
     parser.add_argument(
-        "--on", action="store_true", help="train the published base_model on, not a new one; its autoencoder stays"
+        "--continue",
+        action="store_true",
+        dest="continue_training",
+        help="continue the training of the published base model instead of training a new one; its VAE does not change",
     )
-    parser.add_argument("--scratch", type=Path, default=SCRATCH, help="where trainings keep their state")
+    parser.add_argument("--on", action="store_true", help=argparse.SUPPRESS)  # the former name of --continue
+    parser.add_argument("--scratch", type=Path, default=SCRATCH, help="folder for training state")
     args = parser.parse_args()
+    if args.on:
+        parser.error("unknown flag --on; it is now called --continue")
     if unknown := sorted(set(args.names) - set(TRAININGS)):
         parser.error(f"unknown models {', '.join(unknown)}; known are {', '.join(TRAININGS)}")
     args.out.mkdir(parents=True, exist_ok=True)
     for name in [name for name in TRAININGS if name in args.names or not args.names]:
-        on = args.on and name == "base_model"
-        made = _continue_base_model(args.scratch / name, args.out / name) if on else TRAININGS[name](args.scratch / name)
-        if made is not None:
-            print(f"{args.out / name}: {publish(made, args.out / name) / 1e6:.1f} MB")
+        scratch, out = args.scratch / name, args.out / name
+        if args.continue_training and name == "base_model":
+            folder: Path | None = _continue_base_model(scratch, out)
+        else:
+            folder = TRAININGS[name](scratch)
+        if folder is not None:
+            print(f"{out}: {publish(folder, out) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What the toy world's web holds besides captioned scenes: pictures of every task's results, beside what was said of them.
+"""The pretraining corpus of the base model besides captioned scenes: exact results of every task, each with two texts.
 
-A base_model that only ever read "a red circle" does not read "make the circle red"; one that read the web does, and has seen
-boxes, masks, line drawings and depth maps. This stands for that web. It shows results alone: never what was there before an
-edit, never a held-out task.
+A text-to-image model that was trained on the web has read instructions and has seen boxes, masks, line drawings and depth
+maps. This corpus stands in for that part of the web. An image comes with the instruction that led to it and with its caption.
+The corpus holds results alone: no image from before an edit, and no held-out task.
 """
 
 import hashlib
@@ -18,71 +18,75 @@ from tqdm import tqdm
 from emuedit.models.image_tensors import from_uint8
 from toyworld.edits import exact_edits
 from toyworld.scenes import render
-from toyworld.training.training_run import bf16, device
+from toyworld.training.training_run import autocast, device
 
 PER_TASK = 1500
-FROM = 50_000
-"""Scene numbers of the training split from here on: behind those of the scenes that are learned with captions."""
+FIRST_SCENE = 50_000
+"""The first scene of the corpus in the training split. Earlier ones are the captioned scenes of the base model."""
 _CHUNK = 250
 
 
 @dataclass(frozen=True)
-class Seen:
-    """N pictures, encoded, and the texts that stand beside each."""
+class CorpusPart:
+    """N images as latents, and the texts of each."""
 
     z: np.ndarray  # float16 [N, 8, 16, 16]
-    objects: np.ndarray  # bool [N, 16, 16]: where objects are, or what the edit drew
-    texts: list[list[str]]  # [N] of one or two: the instruction that led here, and what is seen
+    objects: np.ndarray  # bool [N, 16, 16]: where objects are, or what a local edit changed
+    texts: list[list[str]]  # [N] lists of one or two texts: the instruction and the caption of the result
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
-def cells(mask: np.ndarray) -> np.ndarray:
-    """Pixels to latent cells: bool [N, 64, 64] -> [N, 16, 16], true where any pixel is."""
+def to_latent_mask(mask: np.ndarray) -> np.ndarray:
+    """Reduce a pixel mask to latent resolution: bool [N, 64, 64] -> [N, 16, 16], true where any pixel is."""
     return np.asarray(mask.reshape(-1, 16, 4, 16, 4).any((2, 4)))
 
 
-def encoded(vae: AutoencoderTiny, pictures: np.ndarray) -> np.ndarray:
-    """uint8 [N, 64, 64, 3] -> float16 latents [N, 8, 16, 16]."""
-    x = from_uint8(pictures).to(device(), memory_format=torch.channels_last)
-    with torch.inference_mode(), bf16():
+def encode_latents(vae: AutoencoderTiny, images: np.ndarray) -> np.ndarray:
+    """Encode images: uint8 [N, 64, 64, 3] -> float16 latents [N, 8, 16, 16]."""
+    x = from_uint8(images).to(device(), memory_format=torch.channels_last)
+    with torch.inference_mode(), autocast():
         return vae.encode(x).latents.float().cpu().numpy().astype(np.float16)
 
 
-def marked(vae: AutoencoderTiny, *looks: np.ndarray) -> str:
-    """Eight letters that change with the autoencoder and with how the world looks."""
+def content_digest(vae: AutoencoderTiny, *arrays: np.ndarray) -> str:
+    """Eight hex digits of a hash of the arrays and of the VAE's weights."""
     digest = hashlib.blake2b(digest_size=4)
-    for array in (*looks, *(value.cpu().numpy() for value in vae.state_dict().values())):
+    for array in (*arrays, *(value.cpu().numpy() for value in vae.state_dict().values())):
         digest.update(array.tobytes())
     return digest.hexdigest()
 
 
-def gather(vae: AutoencoderTiny, folder: Path, per_task: int = PER_TASK) -> Path:
-    """Where results of all sixteen tasks are kept, `per_task` each: made once, below `folder`."""
-    first = [exact_edits.edits(name, "train", FROM, 4) for name in exact_edits.names()]
-    looks = [np.concatenate([one.exact for one in first]), np.array([text for one in first for text in one.instructions])]
-    folder = folder / f"web-{per_task}-{marked(vae, *looks)}"
+def build_corpus(vae: AutoencoderTiny, folder: Path, per_task: int = PER_TASK) -> Path:
+    """Encode `per_task` results of each of the sixteen tasks and return their subfolder of `folder`.
+
+    An existing subfolder is reused if the VAE and the first four edits of every task are the same.
+    """
+    samples = [exact_edits.build_edits(name, "train", FIRST_SCENE, 4) for name in exact_edits.trained_task_names()]
+    sample_images = np.concatenate([sample.exact for sample in samples])
+    sample_texts = np.array([text for sample in samples for text in sample.instructions])
+    folder = folder / f"web-{per_task}-{content_digest(vae, sample_images, sample_texts)}"
     if (folder / "texts.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     vae.to(device())
     z, objects, texts = [], [], []
-    for name in tqdm(exact_edits.names(), "web"):
+    for name in tqdm(exact_edits.trained_task_names(), "pretraining corpus"):
         for start in range(0, per_task, _CHUNK):
-            some = exact_edits.edits(name, "train", FROM + start, min(_CHUNK, per_task - start))
-            changed = (some.exact != some.before).any(-1)
-            local = changed.mean((1, 2), keepdims=True) < 0.5
-            z.append(encoded(vae, some.exact))
-            objects.append(cells((changed & local) | (render.truth(some.source).owner >= 0)))
-            texts += [sorted({a, b}) for a, b in zip(some.instructions, some.output_captions, strict=True)]
+            chunk = exact_edits.build_edits(name, "train", FIRST_SCENE + start, min(_CHUNK, per_task - start))
+            changed = (chunk.exact != chunk.before).any(-1)
+            is_local = changed.mean((1, 2), keepdims=True) < 0.5
+            z.append(encode_latents(vae, chunk.exact))
+            objects.append(to_latent_mask((changed & is_local) | (render.truth(chunk.source).owner >= 0)))
+            texts += [sorted({a, b}) for a, b in zip(chunk.instructions, chunk.output_captions, strict=True)]
     np.save(folder / "latents.npy", np.concatenate(z))
     np.save(folder / "objects.npy", np.concatenate(objects))
     (folder / "texts.json").write_text(json.dumps(texts))
     return folder
 
 
-def seen(folder: Path) -> Seen:
-    """What `gather` kept there."""
+def load_corpus(folder: Path) -> CorpusPart:
+    """Read the folder that `build_corpus` wrote; latents are memory-mapped."""
     texts = json.loads((folder / "texts.json").read_text())
-    return Seen(np.load(folder / "latents.npy", mmap_mode="r"), np.load(folder / "objects.npy"), texts)
+    return CorpusPart(np.load(folder / "latents.npy", mmap_mode="r"), np.load(folder / "objects.npy"), texts)

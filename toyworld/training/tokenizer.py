@@ -1,4 +1,4 @@
-"""The toy world's tokenizer: a byte-level BPE in CLIP's own format, so that any text can be read, unseen words too."""
+"""The tokenizer of the toy models: a byte-level BPE in CLIP's format, which can encode any text."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ VOCABULARY = Path(__file__).parent / "vocabulary"
 N_TOKENS = 1024
 CONTEXT = 48
 START, END = "<|startoftext|>", "<|endoftext|>"
-_WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+_WORD_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 _EDITING_WORDS = (
     "make turn change replace remove add put place paint draw show find detect segment mark mask outline box delete "
     "erase take away get rid of swap with for into it its that this the everything picture image photo whole scene "
@@ -24,7 +24,7 @@ _EDITING_WORDS = (
 
 
 def build(folder: Path) -> CLIPTokenizer:
-    """The tokenizer of all toy models, saved in `folder` as transformers saves it."""
+    """The tokenizer of all toy models, from the committed vocabulary; also written to `folder` for transformers."""
     tokenizer = CLIPTokenizer(
         vocab=str(VOCABULARY / "vocab.json"), merges=str(VOCABULARY / "merges.txt"), model_max_length=CONTEXT
     )
@@ -32,25 +32,27 @@ def build(folder: Path) -> CLIPTokenizer:
     return tokenizer
 
 
-def learn(folder: Path) -> None:
-    """Learn `vocab.json` and `merges.txt` from captions. Merges of equal count fall differently from run to run, and models
-    know their tokens by number: so the result is kept in git, and learning another one means training every model anew.
+def train_vocabulary(folder: Path) -> None:
+    """Train the BPE on captions and write `vocab.json` and `merges.txt` to `folder`.
+
+    The result is not reproducible: the order of merges with equal counts differs from run to run. Models depend on the
+    token ids, so the vocabulary is committed to git, and a new one requires that every model is trained again.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.normalizer = normalizers.Lowercase()
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_WORDS), "removed", invert=True),
+            pre_tokenizers.Split(Regex(_WORD_PATTERN), "removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    room = N_TOKENS - 2 * len(alphabet) - 2
+    max_merges = N_TOKENS - 2 * len(alphabet) - 2
     trainer = trainers.BpeTrainer(vocab_size=N_TOKENS, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
     lines = captions("train", 0, 4000) + [*vocabulary(), _EDITING_WORDS] * 50
-    learner.train_from_iterator(lines, trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]][:room]
-    words = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges), START, END]
+    bpe.train_from_iterator(lines, trainer)
+    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]][:max_merges]
+    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges), START, END]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}, ensure_ascii=False))
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")

@@ -1,4 +1,7 @@
-"""The base_model: a latent diffusion model in Stable Diffusion's own format, text encoder and U-Net trained together."""
+"""Training of the base model: a latent diffusion model in Stable Diffusion's format.
+
+The text encoder and the U-Net train jointly, on the latents of a frozen VAE.
+"""
 
 from pathlib import Path
 
@@ -10,31 +13,32 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from emuedit.models.text_to_image import use_unfused_attention_on_cpu
-from emuedit.training import distributed
+from emuedit.training.distributed import TrainingProcess, n_processes, run_distributed
 from toyworld.scenes import render
-from toyworld.scenes.caption_grammar import caption, voice
-from toyworld.scenes.scene import numbers, scenes
+from toyworld.scenes.caption_grammar import caption, wording_rng
+from toyworld.scenes.scene import generate_scenes, scene_numbers
 from toyworld.training import pretraining_corpus
 from toyworld.training import tokenizer as tokens
-from toyworld.training.render_cache import world
-from toyworld.training.training_run import Recipe, bf16, device, train
+from toyworld.training.render_cache import N_SCENES, scenes_digest
+from toyworld.training.training_run import Recipe, autocast, device, train
 
 RECIPE = Recipe(steps=14_000, batch=32, lr=8e-4, warmup_steps=300, decay_share=0.35, ema_decay=0.9985)
-ON = Recipe(steps=7000, batch=32, lr=6e-4, warmup_steps=100, decay_share=0.35, ema_decay=0.9985)
-"""Another round from published weights. Those that are there: 7,650 steps of captions alone, then this round."""
-POOL = 40_000  # scenes whose latents are kept on disk, drawn again and again with other wordings
-DROP_CAPTION = 0.10
-WEB_SHARE = 0.5
-"""Of the samples: pictures from the web, the others are scenes with their captions."""
+CONTINUE_RECIPE = Recipe(steps=7000, batch=32, lr=6e-4, warmup_steps=100, decay_share=0.35, ema_decay=0.9985)
+"""Continues from published weights. The shipped model had 7,650 steps on captions alone, then this recipe."""
+CAPTION_DROPOUT = 0.10
+CORPUS_SHARE = 0.5
+"""Share of samples from the pretraining corpus. The others are scenes with their captions."""
 OBJECT_WEIGHT = 3.0
-"""The loss counts this much where an object is: grass is half noise, shapes are what captions speak of."""
-LATE_TIMES = 0.5
-"""Training times are 1000 u^0.5: more of them where there is much noise, for there the layout is decided."""
+"""Loss weight of latent pixels with objects; others have weight 1. Captions describe objects, and half of a background
+like grass is noise. This weight is ours."""
+TIMESTEP_POWER = 0.5
+"""Training timesteps are 1000 u^0.5 with u uniform in [0, 1). This puts more of them at high noise, where the layout of
+the image is decided. The power is ours."""
 WIDTH = 160
 
 
 class TextToLatent(nn.Module):
-    """What is trained together: caption tokens to U-Net prediction."""
+    """The modules that train jointly: a text encoder, and a U-Net that it conditions."""
 
     def __init__(self, n_tokens: int, end: int) -> None:
         super().__init__()
@@ -59,18 +63,18 @@ class TextToLatent(nn.Module):
             down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
             layers_per_block=1,
-            attention_head_dim=(1, 2, 4),  # diffusers' old name: these are numbers of heads
+            attention_head_dim=(1, 2, 4),  # a misnomer in diffusers: these are numbers of heads
             cross_attention_dim=WIDTH,
             norm_num_groups=16,
         )
 
     def forward(self, z_t: Tensor, t: Tensor, ids: Tensor) -> Tensor:
-        """Predicted v: z_t [B, 8, 16, 16], t [B] in [0, 999], ids [B, 48] -> [B, 8, 16, 16]."""
+        """Predict v: z_t [B, 8, 16, 16], t [B] in [0, 999], ids [B, 48] -> [B, 8, 16, 16]."""
         return self.unet(z_t, t, self.text_encoder(ids).last_hidden_state).sample
 
 
-def schedule() -> DDIMScheduler:
-    """Stable Diffusion's betas rescaled to zero terminal SNR, v-prediction (Lin et al. 2023, arXiv 2305.08891)."""
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's betas rescaled to zero terminal SNR, with v-prediction (Lin et al. 2023, arXiv 2305.08891)."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -84,10 +88,15 @@ def schedule() -> DDIMScheduler:
     )
 
 
-def pool(vae: AutoencoderTiny, folder: Path, n: int = POOL) -> Path:
-    """Where the latents float16 [n, 8, 16, 16] of n scenes and their objects, bool [n, 16, 16], are kept: computed once."""
-    all_scenes = scenes(numbers("train", 0, n))
-    folder = folder / f"latents-{n}-{pretraining_corpus.marked(vae, np.array(world(all_scenes)))}"
+def encode_scenes(vae: AutoencoderTiny, folder: Path, n: int = N_SCENES) -> Path:
+    """Encode the first n scenes of the training split and return their subfolder of `folder`.
+
+    It holds the latents, float16 [n, 8, 16, 16], and a mask of the objects, bool [n, 16, 16].
+    An existing subfolder is reused if the scenes, the renderer and the VAE are the same.
+    """
+    scenes = generate_scenes(scene_numbers("train", 0, n))
+    scenes_hash = np.array(scenes_digest(scenes))
+    folder = folder / f"latents-{n}-{pretraining_corpus.content_digest(vae, scenes_hash)}"
     if (folder / "done").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,39 +104,39 @@ def pool(vae: AutoencoderTiny, folder: Path, n: int = POOL) -> Path:
     z = np.zeros((n, 8, 16, 16), np.float16)
     objects = np.zeros((n, 16, 16), bool)
     for i in tqdm(range(0, n, 200), desc="latents"):
-        known = render.truth(all_scenes[i : i + 200])
-        z[i : i + 200] = pretraining_corpus.encoded(vae, known.images)
-        objects[i : i + 200] = pretraining_corpus.cells(known.owner >= 0)
+        truth = render.truth(scenes[i : i + 200])
+        z[i : i + 200] = pretraining_corpus.encode_latents(vae, truth.images)
+        objects[i : i + 200] = pretraining_corpus.to_latent_mask(truth.owner >= 0)
     np.save(folder / "latents.npy", z)
     np.save(folder / "objects.npy", objects)
     (folder / "done").touch()
     return folder
 
 
-class Lessons:
-    """What the base_model learns from, a batch at a time: captioned scenes, and what the web holds besides."""
+class TrainingData:
+    """Training batches of the base model: captioned scenes, and samples of the pretraining corpus."""
 
-    def __init__(self, captioned: Path, besides: Path) -> None:
-        self.z = np.load(captioned / "latents.npy", mmap_mode="r")
-        self.objects = np.load(captioned / "objects.npy")
-        self.scenes = scenes(numbers("train", 0, len(self.z)))
-        self.web = pretraining_corpus.seen(besides)
+    def __init__(self, scenes_folder: Path, corpus_folder: Path) -> None:
+        self.z = np.load(scenes_folder / "latents.npy", mmap_mode="r")
+        self.objects = np.load(scenes_folder / "objects.npy")
+        self.scenes = generate_scenes(scene_numbers("train", 0, len(self.z)))
+        self.corpus = pretraining_corpus.load_corpus(corpus_folder)
 
     def batch(self, step: int, n: int) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """n texts, their latents float32 [n, 8, 16, 16], and where the objects are, bool [n, 16, 16]; the step decides."""
+        """n texts, latents float32 [n, 8, 16, 16] and object masks bool [n, 16, 16]; they depend on `step` alone."""
         rng = np.random.default_rng(step)
-        said, z, objects = [], [], []
+        texts, z, objects = [], [], []
         for _ in range(n):
-            besides, silent = rng.random() < WEB_SHARE, rng.random() < DROP_CAPTION
-            row = int(rng.integers(len(self.web) if besides else len(self.z)))
-            if besides:
-                text = str(rng.choice(self.web.texts[row]))
+            from_corpus, is_dropped = rng.random() < CORPUS_SHARE, rng.random() < CAPTION_DROPOUT
+            row = int(rng.integers(len(self.corpus) if from_corpus else len(self.z)))
+            if from_corpus:
+                text = str(rng.choice(self.corpus.texts[row]))
             else:
-                text = caption(self.scenes, row, voice(self.scenes.number[row], "paint", step))
-            said.append("" if silent else text)
-            z.append(self.web.z[row] if besides else self.z[row])
-            objects.append(self.web.objects[row] if besides else self.objects[row])
-        return said, np.stack(z).astype(np.float32), np.stack(objects)
+                text = caption(self.scenes, row, wording_rng(self.scenes.number[row], "paint", step))
+            texts.append("" if is_dropped else text)
+            z.append(self.corpus.z[row] if from_corpus else self.z[row])
+            objects.append(self.corpus.objects[row] if from_corpus else self.objects[row])
+        return texts, np.stack(z).astype(np.float32), np.stack(objects)
 
 
 def run(
@@ -135,24 +144,33 @@ def run(
     vae: AutoencoderTiny,
     recipe: Recipe = RECIPE,
     start: Path | None = None,
-    n_pool: int = POOL,
+    n_scenes: int = N_SCENES,
     per_task: int = pretraining_corpus.PER_TASK,
 ) -> StableDiffusionPipeline:
-    """Train the base_model over a finished autoencoder and return it as a pipeline; `start`: from the weights of this pipeline.
+    """Train the base model on the latents of a trained VAE and return it as a pipeline.
 
-    On a CPU the cores share every batch.
+    `start` is the folder of a pipeline whose text encoder and U-Net initialise the training; None starts from random weights.
+    On a CPU, several processes share each batch.
     """
-    kept = pool(vae, scratch, n_pool), pretraining_corpus.gather(vae, scratch, per_task)
-    size = distributed.size_for(0, recipe.batch, device().type)
-    if size > 1:
-        distributed.together(size, _learn, scratch, recipe, start, *kept)
-    model = _learn(distributed.ProcessGroup(), scratch, recipe, start, *kept)
-    return pipeline(model, vae.cpu(), tokens.build(scratch / "tokenizer"))
+    scenes_folder = encode_scenes(vae, scratch, n_scenes)
+    corpus_folder = pretraining_corpus.build_corpus(vae, scratch, per_task)
+    settings = (scratch, recipe, start, scenes_folder, corpus_folder)
+    world_size = n_processes(0, recipe.batch, device().type)
+    if world_size > 1:
+        run_distributed(world_size, _train_in_process, *settings)
+    model = _train_in_process(TrainingProcess(), *settings)  # resumes from their finished state
+    return build_pipeline(model, vae.cpu(), tokens.build(scratch / "tokenizer"))
 
 
-def _learn(
-    crew: distributed.ProcessGroup, scratch: Path, recipe: Recipe, start: Path | None, captioned: Path, besides: Path
+def _train_in_process(
+    process: TrainingProcess,
+    scratch: Path,
+    recipe: Recipe,
+    start: Path | None,
+    scenes_folder: Path,
+    corpus_folder: Path,
 ) -> TextToLatent:
+    """The training of one process; returns the model with its EMA weights."""
     tokenizer = tokens.build(scratch / "tokenizer")
     end = tokenizer.convert_tokens_to_ids(tokens.END)
     torch.manual_seed(0)
@@ -164,35 +182,35 @@ def _learn(
         model.to(memory_format=torch.channels_last)
     else:
         use_unfused_attention_on_cpu(model.unet, [model.text_encoder])
-    lessons, scheduler = Lessons(captioned, besides), schedule()
+    data, scheduler = TrainingData(scenes_folder, corpus_folder), build_scheduler()
 
     def loss_at(step: int) -> Tensor:
-        said, latents, objects = lessons.batch(step, recipe.batch)
+        texts, latents, objects = data.batch(step, recipe.batch)
         eps = torch.randn(latents.shape)
-        # one time in every stratum of the batch: less noise in the loss than independent times
+        # one time in each of B equal intervals: the loss has less variance than with independent times
         u = (torch.randperm(len(latents)) + torch.rand(len(latents))) / len(latents)
-        mine = crew.share(recipe.batch)
-        ids = tokenizer(said[mine], padding="max_length", max_length=tokens.CONTEXT, truncation=True, return_tensors="pt")
-        z, eps = torch.from_numpy(latents[mine]).to(device()), eps[mine].to(device())
-        t = (1000 * u**LATE_TIMES).long().clamp_max(999)[mine].to(device())
-        weight = 1 + (OBJECT_WEIGHT - 1) * torch.from_numpy(objects[mine])[:, None].to(z)
+        shard = process.shard(recipe.batch)
+        ids = tokenizer(texts[shard], padding="max_length", max_length=tokens.CONTEXT, truncation=True, return_tensors="pt")
+        z, eps = torch.from_numpy(latents[shard]).to(device()), eps[shard].to(device())
+        t = (1000 * u**TIMESTEP_POWER).long().clamp_max(999)[shard].to(device())
+        weight = 1 + (OBJECT_WEIGHT - 1) * torch.from_numpy(objects[shard])[:, None].to(z)
         v = scheduler.get_velocity(z, eps, t)
-        with bf16():
-            predicted = model(scheduler.add_noise(z, eps, t), t, ids.input_ids.to(device()))
-        return (weight * (predicted.float() - v).square()).sum() / (weight.sum() * z.shape[1])
+        with autocast():
+            v_pred = model(scheduler.add_noise(z, eps, t), t, ids.input_ids.to(device()))
+        return (weight * (v_pred.float() - v).square()).sum() / (weight.sum() * z.shape[1])
 
-    train(model, loss_at, recipe, scratch, crew=crew)
+    train(model, loss_at, recipe, scratch, process=process)
     return model
 
 
-def pipeline(model: TextToLatent, vae: AutoencoderTiny, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
-    """The parts as a diffusers pipeline."""
+def build_pipeline(model: TextToLatent, vae: AutoencoderTiny, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
+    """Combine the parts into a diffusers pipeline."""
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=model.text_encoder,
         tokenizer=tokenizer,
         unet=model.unet,
-        scheduler=schedule(),
+        scheduler=build_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

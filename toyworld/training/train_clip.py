@@ -1,6 +1,6 @@
-"""The CLIP judge: a small open_clip model that puts pictures of every kind and what is said of them into one space.
+"""Training of the CLIP scorer: a small open_clip model for images of every kind and their captions.
 
-Shapes: B pictures or captions, T tokens, D the shared width.
+Shapes: B images or captions, T tokens.
 """
 
 import json
@@ -18,14 +18,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from emuedit.models.image_tensors import from_uint8
 from toyworld.edits.exact_targets import FILTERS
-from toyworld.scenes.caption_grammar import WHERE, caption, noun, voice
+from toyworld.scenes.caption_grammar import POSITION_PHRASES, caption, slot_noun, wording_rng
 from toyworld.scenes.palette import CELLS, PERSON, SIZE
-from toyworld.scenes.scene import Scenes, numbers, pick, scenes, uniform
+from toyworld.scenes.scene import Scenes, generate_scenes, pick, scene_numbers, uniform
 from toyworld.training import tokenizer as tokens
 from toyworld.training import train_detector
 from toyworld.training.mixed_pictures import KINDS, SHARES
-from toyworld.training.render_cache import mixed_pictures
-from toyworld.training.training_run import Recipe, bf16, device, train
+from toyworld.training.render_cache import N_MIXED, cache_folder, load_mixed
+from toyworld.training.training_run import Recipe, autocast, device, train
 
 RECIPE = Recipe(steps=900, batch=128, lr=1e-3, warmup_steps=60, decay_share=0.5, ema_decay=0.995)
 WIDTH = train_detector.WIDTH
@@ -46,7 +46,7 @@ _FILTERED = dict(
 
 
 def config(n_tokens: int = tokens.N_TOKENS) -> dict[str, Any]:
-    """The open_clip_config.json: towers of the detector's sizes, so that they can start from its weights."""
+    """The content of open_clip_config.json. The towers have the detector's sizes, so that its weights fit them."""
     vision = {"image_size": SIZE, "patch_size": 8, "width": WIDTH, "layers": 4, "head_width": WIDTH // 4}
     text = {
         "context_length": tokens.CONTEXT,
@@ -62,44 +62,47 @@ def config(n_tokens: int = tokens.N_TOKENS) -> dict[str, Any]:
 
 
 def build(n_tokens: int = tokens.N_TOKENS) -> open_clip.CLIP:
-    """Random weights."""
+    """A model with random weights."""
     return open_clip.CLIP(**config(n_tokens)["model_cfg"])
 
 
-def borrow(model: open_clip.CLIP, folder: Path) -> None:
-    """Start both towers from the detector's. OWL-ViT (arXiv 2205.06230) goes the other way, from a CLIP with a web of
-    captions; here boxes and phrases are known exactly and teach more a picture than captions do.
+def load_detector_weights(model: open_clip.CLIP, folder: Path) -> None:
+    """Initialise both towers from the detector in `folder`.
+
+    OWL-ViT (arXiv 2205.06230) initialises its detector from a CLIP that was trained on captions from the web. We do the
+    reverse: in the toy world boxes and phrases are known exactly, and they are more informative per image than captions.
     """
-    from_owl = load_file(folder / "model.safetensors")
-    ours = model.state_dict()
-    for tower, blocks in (("vision_model", "visual.transformer"), ("text_model", "transformer")):
-        for name, value in from_owl.items():
-            head = f"owlvit.{tower}.encoder.layers."
-            if not name.startswith(head):
+    detector_weights = load_file(folder / "model.safetensors")
+    clip_weights = model.state_dict()
+    for tower, transformer in (("vision_model", "visual.transformer"), ("text_model", "transformer")):
+        prefix = f"owlvit.{tower}.encoder.layers."
+        for name, value in detector_weights.items():
+            if not name.startswith(prefix):
                 continue
-            layer, _, rest = name.removeprefix(head).partition(".")
-            part, _, kind = rest.rpartition(".")
-            block = f"{blocks}.resblocks.{layer}."
-            if part.startswith("self_attn.") and part[10] in "qkv" and part[10:] != "out_proj":
-                third = "qkv".index(part[10])
-                ours[f"{block}attn.in_proj_{kind}"][third * WIDTH : (third + 1) * WIDTH] = value
+            layer, _, rest = name.removeprefix(prefix).partition(".")
+            module, _, kind = rest.rpartition(".")  # kind: weight or bias
+            block = f"{transformer}.resblocks.{layer}."
+            if module.startswith("self_attn.") and module[10] in "qkv" and module[10:] != "out_proj":
+                third = "qkv".index(module[10])  # open_clip stores q, k and v in one matrix
+                clip_weights[f"{block}attn.in_proj_{kind}"][third * WIDTH : (third + 1) * WIDTH] = value
             else:
-                ours[f"{block}{_PARTS[part]}.{kind}"].copy_(value)
-    for name, other in _WHOLE.items():
-        value = from_owl[f"owlvit.{other}"].float()
-        ours[name][: len(value)] = value
-    ours["text_projection"].copy_(from_owl["owlvit.text_projection.weight"].T)
-    model.load_state_dict(ours)
+                clip_weights[f"{block}{_BLOCK_MODULES[module]}.{kind}"].copy_(value)
+    for name, detector_name in _OTHER_TENSORS.items():
+        value = detector_weights[f"owlvit.{detector_name}"].float()
+        clip_weights[name][: len(value)] = value  # the detector has fewer text positions
+    clip_weights["text_projection"].copy_(detector_weights["owlvit.text_projection.weight"].T)
+    model.load_state_dict(clip_weights)
 
 
-_PARTS = {
+_BLOCK_MODULES = {
     "self_attn.out_proj": "attn.out_proj",
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
 }
-_WHOLE = {
+"""Modules of a transformer block: the detector's name to open_clip's."""
+_OTHER_TENSORS = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
@@ -112,73 +115,83 @@ _WHOLE = {
     "ln_final.weight": "text_model.final_layer_norm.weight",
     "ln_final.bias": "text_model.final_layer_norm.bias",
 }
+"""Tensors outside the transformer blocks: open_clip's name to the detector's."""
 
 
 def save(model: open_clip.CLIP, tokenizer: Any, folder: Path) -> None:
-    """The folder that open_clip reads as `local-dir:`."""
+    """Write a folder that open_clip loads as `local-dir:`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps(config(len(tokenizer)), indent=2) + "\n")
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "open_clip_model.safetensors")
     tokenizer.save_pretrained(folder)
 
 
-def spoken(all_scenes: Scenes, n: int, kind: str, say: random.Random) -> str:
-    """What one says of the picture of a kind that `pictures.mixed` makes of scene n: no colours where none are seen."""
-    number = all_scenes.number[n : n + 1]
+def caption_picture(scenes: Scenes, n: int, kind: str, rng: random.Random) -> str:
+    """A caption for the image of this kind that `mixed_pictures.render_mixed` renders of scene n.
+
+    Captions of maps, drawings and skeletons name no colours of objects, because these images do not show them.
+    """
+    number = scenes.number[n : n + 1]
     if kind in _MAPS:
-        return f"{_MAPS[kind]} {_forms(all_scenes, n, say)}"
+        return f"{_MAPS[kind]} {_name_objects(scenes, n, rng)}"
     if kind == "pose":
-        people = [noun(all_scenes, n, int(s)) for s in np.flatnonzero(all_scenes.kind[n] == PERSON)]
+        people = [slot_noun(scenes, n, int(s)) for s in np.flatnonzero(scenes.kind[n] == PERSON)]
         return f"a skeleton of a {people[0]}" if people else "an empty pose map"
-    told = caption(all_scenes, n, say)
+    scene_caption = caption(scenes, n, rng)
     if kind in ("detect", "segment"):
-        count = int(all_scenes.count[n])
-        if not count:
-            return told
-        thing = noun(all_scenes, n, int(uniform(number, "anyslot")[0] * count))
-        return f"a box around the {thing}, {told}" if kind == "detect" else f"the {thing} marked in cyan, {told}"
+        n_objects = int(scenes.count[n])
+        if not n_objects:
+            return scene_caption
+        target = slot_noun(scenes, n, int(uniform(number, "anyslot")[0] * n_objects))
+        return (
+            f"a box around the {target}, {scene_caption}" if kind == "detect" else f"the {target} marked in cyan, {scene_caption}"
+        )
     if kind == "filter":
-        return f"a {_FILTERED[FILTERS[pick(number, 'filter', np.ones(len(FILTERS)))[0]]]} picture, {told}"
-    return f"a low resolution picture, {told}" if kind == "quarter" else told
+        filter_name = FILTERS[pick(number, "filter", np.ones(len(FILTERS)))[0]]
+        return f"a {_FILTERED[filter_name]} picture, {scene_caption}"
+    return f"a low resolution picture, {scene_caption}" if kind == "quarter" else scene_caption
 
 
-def _forms(all_scenes: Scenes, n: int, say: random.Random) -> str:
-    slots = [int(s) for s in np.flatnonzero(all_scenes.present[n])]
-    say.shuffle(slots)
-    return (
-        " and ".join(f"a {noun(all_scenes, n, s)} {say.choice(WHERE[CELLS[all_scenes.cell[n, s]]])}" for s in slots) or "nothing"
-    )
+def _name_objects(scenes: Scenes, n: int, rng: random.Random) -> str:
+    """The objects of scene n and their places, without colours."""
+    slots = [int(s) for s in np.flatnonzero(scenes.present[n])]
+    rng.shuffle(slots)
+    objects = [f"a {slot_noun(scenes, n, slot)} {rng.choice(POSITION_PHRASES[CELLS[scenes.cell[n, slot]]])}" for slot in slots]
+    return " and ".join(objects) or "nothing"
 
 
 def loss(model: open_clip.CLIP, x: Tensor, ids: Tensor) -> Tensor:
     """The symmetric contrastive loss (Radford et al. 2021, arXiv 2103.00020, figure 3); x [B, 3, H, W], ids [B, T]."""
-    # on a CPU the plain attention trains three times as fast as the fused one
-    with bf16(), sdpa_kernel(SDPBackend.MATH):
-        pictures, texts = model.encode_image(x), model.encode_text(ids)
+    # on a CPU, unfused attention trains three times as fast as fused attention
+    with autocast(), sdpa_kernel(SDPBackend.MATH):
+        image_embeddings, text_embeddings = model.encode_image(x), model.encode_text(ids)
     scale = model.logit_scale.clamp_max(4.6052).exp()  # at most 100
-    logits = scale * F.normalize(pictures.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T  # [B, B]
-    same = torch.arange(len(x), device=x.device)
-    return (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
+    logits = scale * F.normalize(image_embeddings.float(), dim=-1) @ F.normalize(text_embeddings.float(), dim=-1).T  # [B, B]
+    labels = torch.arange(len(x), device=x.device)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
-def run(scratch: Path, recipe: Recipe = RECIPE, n_pool: int | None = None) -> Path:
-    """Train it, from the detector beside it if that is there, and return the folder it was saved in."""
-    trained = scratch.parent / "detector" / "model"
+def run(scratch: Path, recipe: Recipe = RECIPE, n_images: int = N_MIXED) -> Path:
+    """Train the model and return the folder it is saved in.
+
+    If a trained detector exists in the neighbouring scratch folder, the training starts from its weights.
+    """
+    detector_folder = scratch.parent / "detector" / "model"
     tokenizer = tokens.build(scratch / "tokenizer")
     torch.manual_seed(0)
     model = build(len(tokenizer))
-    if trained.exists():
-        borrow(model, trained)
-    pictures = mixed_pictures(scratch.parent / "pool", *([n_pool] if n_pool else []))
-    n = len(pictures)
-    which = numbers("train", 0, n)
-    all_scenes, kinds = scenes(which), pick(which, "picture", SHARES)
+    if detector_folder.exists():
+        load_detector_weights(model, detector_folder)
+    images = load_mixed(cache_folder(scratch), n_images)
+    image_numbers = scene_numbers("train", 0, n_images)
+    scenes, kinds = generate_scenes(image_numbers), pick(image_numbers, "picture", SHARES)
 
     def loss_at(step: int) -> Tensor:
-        rows = np.sort(np.random.default_rng(step).choice(n, size=recipe.batch, replace=recipe.batch > n))
-        said = [spoken(all_scenes, i, KINDS[kinds[i]], voice(all_scenes.number[i], "clip", step)) for i in rows]
-        ids = tokenizer(said, padding="max_length", max_length=tokens.CONTEXT, truncation=True, return_tensors="pt")
-        return loss(model, train_detector.jittered(from_uint8(pictures[rows]).to(device())), ids.input_ids.to(device()))
+        rows = np.sort(np.random.default_rng(step).choice(n_images, size=recipe.batch, replace=recipe.batch > n_images))
+        captions = [caption_picture(scenes, i, KINDS[kinds[i]], wording_rng(scenes.number[i], "clip", step)) for i in rows]
+        ids = tokenizer(captions, padding="max_length", max_length=tokens.CONTEXT, truncation=True, return_tensors="pt")
+        x = train_detector.jitter_colours(from_uint8(images[rows]).to(device()))
+        return loss(model, x, ids.input_ids.to(device()))
 
     train(model, loss_at, recipe, scratch)
     save(model, tokenizer, scratch / "model")

@@ -1,7 +1,7 @@
-"""The toy world's T5: random weights in T5's own format, with a tokenizer that knows the words of the toy world.
+"""The toy T5: random weights in T5's format, with a tokenizer that contains the words of the toy world.
 
-It is not trained here. The router is fine-tuned from it, as it is from `google/flan-t5-*`; what there is to know of a language
-this small, it learns on the way.
+The model is not trained here. The router stage fine-tunes it, as it fine-tunes `google/flan-t5-*`. The toy language is so
+small that no pretraining is needed.
 """
 
 import re
@@ -19,13 +19,14 @@ from toyworld.scenes.caption_grammar import vocabulary
 from toyworld.scenes.palette import BACKGROUNDS, CONDITIONS, STYLES
 
 WIDTH, HEADS, ENCODER_LAYERS, DECODER_LAYERS = 64, 4, 2, 1
-LONGEST = 96  # tokens
-_WORD_SCORE, _PIECE_SCORE, _LETTER_SCORE = -8.0, -12.0, -16.0  # log-probabilities: a known word wins over its letters
-_MARK = "▁"  # what SentencePiece writes for the space before a word
+MAX_TOKENS = 96
+_WORD_SCORE, _PIECE_SCORE, _LETTER_SCORE = -8.0, -12.0, -16.0
+"""Log-probabilities of the unigram model. A word in the vocabulary scores higher than the sequence of its letters."""
+_SPACE = "▁"  # SentencePiece writes this for the space before a word
 
 
-def words() -> list[str]:
-    """Every word of captions and instructions, in lower case, in a fixed order."""
+def list_words() -> list[str]:
+    """Every word of captions and instructions, in lower case and sorted."""
     tables = [
         phrasings.LOCAL_COLOUR,
         phrasings.LOCAL_SHAPE,
@@ -35,11 +36,18 @@ def words() -> list[str]:
         phrasings.BACKGROUND,
     ]
     tables += [phrasings.STYLE, phrasings.TEXT, phrasings.DETECT, phrasings.SEGMENT]
-    named = (phrasings.GLOBAL, phrasings.COLOR, phrasings.MAPS, phrasings.FROM_MAP, phrasings.HELD_OUT, phrasings.SHARED)
-    tables += [wordings for table in named for wordings in table.values()]
-    single = (phrasings.A_STYLE, phrasings.MAP_OF, phrasings.MARKED)
+    table_groups = (
+        phrasings.GLOBAL,
+        phrasings.COLOR,
+        phrasings.MAPS,
+        phrasings.FROM_MAP,
+        phrasings.HELD_OUT,
+        phrasings.SHARED,
+    )
+    tables += [wordings for group in table_groups for wordings in group.values()]
+    single_wordings = (phrasings.A_STYLE, phrasings.MAP_CAPTION, phrasings.ANNOTATED_CAPTION)
     texts: list[str] = [*vocabulary(), *BACKGROUNDS, *CONDITIONS, *STYLES]
-    texts += [text for table in tables for text in table] + [text for table in single for text in table.values()]
+    texts += [text for table in tables for text in table] + [text for table in single_wordings for text in table.values()]
     return sorted(set(_split(texts)))
 
 
@@ -48,24 +56,24 @@ def _split(texts: list[str]) -> Iterator[str]:
         yield from re.findall(r"[a-z]+", re.sub(r"{\w+}", " ", text.lower()))
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A unigram tokenizer (Kudo 2018, arXiv 1804.10959) of the known words, and of letters for all others. Case counts not.
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A unigram tokenizer (Kudo 2018, arXiv 1804.10959) of the toy world's words, and of letters for all other words.
 
-    `T5Tokenizer` would forget on loading that it ignores case, so only its parts are taken.
+    It ignores case. `T5Tokenizer` does not keep this property when it is saved and loaded, so only its backend is used.
     """
     letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    pieces += [(_MARK + word, _WORD_SCORE) for word in words() if len(word) > 1]
-    pieces += [(_MARK, _LETTER_SCORE)] + [(letter, _LETTER_SCORE) for letter in letters]
-    pieces += [(_MARK + letter, _PIECE_SCORE) for letter in letters]
-    parts = T5Tokenizer(vocab=pieces, extra_ids=0).backend_tokenizer
-    parts.normalizer = Lowercase()
-    marks = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=parts, model_max_length=LONGEST, **marks)
+    pieces += [(_SPACE + word, _WORD_SCORE) for word in list_words() if len(word) > 1]
+    pieces += [(_SPACE, _LETTER_SCORE)] + [(letter, _LETTER_SCORE) for letter in letters]
+    pieces += [(_SPACE + letter, _PIECE_SCORE) for letter in letters]
+    backend = T5Tokenizer(vocab=pieces, extra_ids=0).backend_tokenizer
+    backend.normalizer = Lowercase()
+    special_tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=MAX_TOKENS, **special_tokens)
 
 
 def build(n_tokens: int) -> T5ForConditionalGeneration:
-    """Random weights, the same every time."""
+    """A T5 with random weights from a fixed seed."""
     config = T5Config(
         vocab_size=n_tokens,
         d_model=WIDTH,
@@ -74,7 +82,7 @@ def build(n_tokens: int) -> T5ForConditionalGeneration:
         num_layers=ENCODER_LAYERS,
         num_decoder_layers=DECODER_LAYERS,
         num_heads=HEADS,
-        dropout_rate=0.0,  # a fifth of the time on a CPU, and nothing gained in the few passes over its instructions
+        dropout_rate=0.0,  # takes a fifth of the time on a CPU and does not help in a few epochs
         decoder_start_token_id=0,
     )
     with torch.random.fork_rng([]):
@@ -83,8 +91,9 @@ def build(n_tokens: int) -> T5ForConditionalGeneration:
 
 
 def run(scratch: Path) -> Path:
-    """Make it and return the folder it was saved in."""
-    made = tokenizer()
-    build(len(made)).save_pretrained(scratch / "model")
-    made.save_pretrained(scratch / "model")
-    return scratch / "model"
+    """Build the model and the tokenizer and return the folder they are saved in."""
+    folder = scratch / "model"
+    tokenizer = build_tokenizer()
+    build(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

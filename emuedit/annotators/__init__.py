@@ -1,1 +1,1 @@
-"""Annotators of photographs: the targets of the vision tasks from named networks and plain drawing."""
+"""Annotators for photographs: they create target images of the vision tasks with public networks and plain drawing."""

@@ -1,6 +1,6 @@
-"""The people in pictures as stick figures: a detector finds them, ViTPose their joints, both through transformers.
+"""Pose estimation and stick figures: an object detector finds people, ViTPose finds their joints, through transformers.
 
-Shapes: K people of one picture, 17 joints in the order of COCO.
+Shapes: K people of one image, 17 joints in COCO's order.
 """
 
 from __future__ import annotations
@@ -13,71 +13,71 @@ import torch
 
 from emuedit.models import image_tensors, model_sources
 
-DETECTOR = model_sources.Kind("a transformers object detector", "config.json")
-POSE = model_sources.Kind("a transformers ViTPose", "config.json", "model_type", ("vitpose",))
+DETECTOR = model_sources.ModelKind("a transformers object detector", "config.json")
+POSE = model_sources.ModelKind("a transformers ViTPose", "config.json", "model_type", ("vitpose",))
 PERSON_SCORE = 0.3
-"""Score above which a box is a person (transformers' own example of ViTPose)."""
+"""Score above which a box counts as a person, from transformers' example for ViTPose."""
 JOINT_SCORE = 0.3
-"""Score above which a joint is drawn (the same example)."""
+"""Score above which a joint is drawn, from the same example."""
 LIMBS = (
     (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
     (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
 )  # fmt: skip
-"""Pairs of joints: the skeleton of COCO's annotations (Lin et al. 2014), counted from 0."""
+"""Pairs of joints, counted from 0: the skeleton of COCO's annotations (Lin et al. 2014)."""
 
 
-class People:
-    """`joints` is the one call."""
+class PoseEstimator:
+    """Estimates the joints of all people with the method `estimate_joints`."""
 
     def __init__(self, detector: Any, detector_processor: Any, pose: Any, pose_processor: Any) -> None:
-        self.detector, self.detector_processor, self.pose, self.pose_processor = (
-            detector,
-            detector_processor,
-            pose,
-            pose_processor,
-        )
-        named = [number for number, name in detector.config.id2label.items() if name == "person"]
-        if len(named) != 1:
+        self.detector, self.detector_processor = detector, detector_processor
+        self.pose, self.pose_processor = pose, pose_processor
+        person_labels = [number for number, name in detector.config.id2label.items() if name == "person"]
+        if len(person_labels) != 1:
             raise ValueError(
-                f"want a detector with one class 'person', got {len(named)} of {len(detector.config.id2label)} classes; "
-                "take one that was trained on COCO"
+                f"want a detector with one class 'person', got {len(person_labels)} of {len(detector.config.id2label)} "
+                "classes; take one that was trained on COCO"
             )
-        self.person = int(named[0])
+        self.person_label = int(person_labels[0])
 
-    def joints(self, images: torch.Tensor) -> list[np.ndarray]:
-        """Images [B, 3, H, W] in [-1, 1] -> for each float32 [K, 17, 3]: x px, y px and score of every person's joints."""
-        shown = list(image_tensors.to_bytes(images))
-        boxes = self._boxes(shown)
-        found = [np.zeros((0, 17, 3), np.float32)] * len(shown)
-        some = [i for i, own in enumerate(boxes) if own]
-        if some:
-            asked = [boxes[i] for i in some]
-            inputs = self.pose_processor(images=[shown[i] for i in some], boxes=asked, return_tensors="pt")
+    def estimate_joints(self, images: torch.Tensor) -> list[np.ndarray]:
+        """Images [B, 3, H, W] in [-1, 1] -> per image float32 [K, 17, 3]: x px, y px and score of every joint."""
+        image_bytes = list(image_tensors.to_bytes(images))
+        boxes = self._detect_people(image_bytes)
+        joints = [np.zeros((0, 17, 3), np.float32)] * len(image_bytes)
+        with_people = [i for i, image_boxes in enumerate(boxes) if image_boxes]
+        if with_people:
+            people_boxes = [boxes[i] for i in with_people]
+            inputs = self.pose_processor(images=[image_bytes[i] for i in with_people], boxes=people_boxes, return_tensors="pt")
             with torch.no_grad():
                 out = self.pose(inputs["pixel_values"].to(self.pose.device, self.pose.dtype))
-            for i, own in zip(some, self.pose_processor.post_process_pose_estimation(out, boxes=asked), strict=True):
-                found[i] = np.stack([np.concatenate([one["keypoints"], one["scores"][:, None]], 1) for one in own])
-        return found
+            poses = self.pose_processor.post_process_pose_estimation(out, boxes=people_boxes)
+            for i, people in zip(with_people, poses, strict=True):
+                joints[i] = np.stack([np.concatenate([person["keypoints"], person["scores"][:, None]], 1) for person in people])
+        return joints
 
-    def _boxes(self, shown: list[torch.Tensor]) -> list[list[list[float]]]:
-        """Of each picture the people's boxes as COCO has them: x0 y0 width height, px."""
-        inputs = self.detector_processor(images=shown, return_tensors="pt").to(self.detector.device)
+    def _detect_people(self, image_bytes: list[torch.Tensor]) -> list[list[list[float]]]:
+        """The boxes of each image's people in COCO's form: x0 y0 width height, px."""
+        inputs = self.detector_processor(images=image_bytes, return_tensors="pt").to(self.detector.device)
         with torch.no_grad():
             out = self.detector(**inputs)
-        sizes = [tuple(one.shape[-2:]) for one in shown]
-        found = self.detector_processor.post_process_object_detection(out, threshold=PERSON_SCORE, target_sizes=sizes)
+        sizes = [tuple(image.shape[-2:]) for image in image_bytes]
+        detections = self.detector_processor.post_process_object_detection(out, threshold=PERSON_SCORE, target_sizes=sizes)
         return [
             [
                 [x0, y0, x1 - x0, y1 - y0]
-                for x0, y0, x1, y1 in one["boxes"][one["labels"] == self.person].tolist()
+                for x0, y0, x1, y1 in detection["boxes"][detection["labels"] == self.person_label].tolist()
                 if x1 > x0 and y1 > y0
             ]
-            for one in found
+            for detection in detections
         ]
 
 
-def stick_figures(joints: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Joints [K, 17, 3] -> their limbs in colours on black, uint8 [height, width, 3]. Joints below `JOINT_SCORE` are left out."""
+def draw_stick_figures(joints: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Draw the limbs between joints [K, 17, 3] in colours on black, uint8 [height, width, 3].
+
+    Joints whose score is not above `JOINT_SCORE` are left out.
+    """
     from PIL import Image, ImageDraw
 
     canvas = Image.new("RGB", (width, height))
@@ -90,13 +90,17 @@ def stick_figures(joints: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def load(detector: str, pose: str, device: str) -> People:
-    """Both networks from transformers folders or hub ids (PekingU/rtdetr_r50vd_coco_o365, usyd-community/vitpose-base-simple)."""
-    model_sources.manifest(detector, DETECTOR)
-    model_sources.manifest(pose, POSE)
-    transformers = model_sources.library("transformers")
+def load(detector: str, pose: str, device: str) -> PoseEstimator:
+    """Load both networks from transformers folders or hub ids.
+
+    Examples of hub ids: PekingU/rtdetr_r50vd_coco_o365 and usyd-community/vitpose-base-simple.
+    """
+    model_sources.read_manifest(detector, DETECTOR)
+    model_sources.read_manifest(pose, POSE)
+    transformers = model_sources.import_library("transformers")
     parts = []
-    for kind, name in ((transformers.AutoModelForObjectDetection, detector), (transformers.VitPoseForPoseEstimation, pose)):
-        model = kind.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+    model_names = ((transformers.AutoModelForObjectDetection, detector), (transformers.VitPoseForPoseEstimation, pose))
+    for model_class, name in model_names:
+        model = model_class.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
         parts += [model.to(device).requires_grad_(False).eval(), transformers.AutoImageProcessor.from_pretrained(name)]
-    return People(*parts)
+    return PoseEstimator(*parts)

@@ -1,4 +1,4 @@
-"""What every pixel shows: semantic segmentation (UPerNet, SegFormer), through transformers."""
+"""Semantic segmentation (UPerNet, SegFormer), through transformers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 
 from emuedit.models import image_tensors, model_sources
 
-KIND = model_sources.Kind("a transformers semantic segmentation", "config.json")
+KIND = model_sources.ModelKind("a transformers semantic segmentation", "config.json")
 
 
-class Classes:
-    """`labels` is the one call."""
+class SemanticSegmenter:
+    """Predicts the class of every pixel with the method `predict_labels`."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
 
-    def labels(self, images: torch.Tensor) -> np.ndarray:
-        """Images [B, 3, H, W] in [-1, 1] -> the number of each pixel's class, int64 [B, H, W]."""
+    def predict_labels(self, images: torch.Tensor) -> np.ndarray:
+        """Images [B, 3, H, W] in [-1, 1] -> class index of each pixel, int64 [B, H, W]."""
         inputs = self.processor(images=list(image_tensors.to_bytes(images)), return_tensors="pt")
         with torch.no_grad():
             out = self.model(inputs["pixel_values"].to(self.model.device, self.model.dtype))
@@ -28,10 +28,10 @@ class Classes:
         return torch.stack(maps).cpu().numpy()
 
 
-def load(name_or_path: str, device: str) -> Classes:
-    """A network from a transformers folder or a hub id (openmmlab/upernet-convnext-small)."""
-    model_sources.manifest(name_or_path, KIND)
-    transformers = model_sources.library("transformers")
+def load(name_or_path: str, device: str) -> SemanticSegmenter:
+    """Load a network from a transformers folder or a hub id, such as openmmlab/upernet-convnext-small."""
+    model_sources.read_manifest(name_or_path, KIND)
+    transformers = model_sources.import_library("transformers")
     model = transformers.AutoModelForSemanticSegmentation.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True)
     processor = transformers.AutoImageProcessor.from_pretrained(name_or_path)
-    return Classes(model.to(device).requires_grad_(False).eval(), processor)
+    return SemanticSegmenter(model.to(device).requires_grad_(False).eval(), processor)

@@ -1,1 +1,1 @@
-"""Ground floor: pure functions on tensors. Nothing here opens a file, loads a weight or knows a model."""
+"""The lowest layer: pure functions on tensors and numbers. Nothing here opens a file or depends on a model."""

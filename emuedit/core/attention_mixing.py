@@ -1,11 +1,11 @@
-"""Soft-mask attention control: the outputs of two attentions mixed by a mask, and the source's queries and keys.
+"""Soft-mask attention control: mix the attention outputs of an edit and of its source, and share queries and keys.
 
-out = M out_target + (1 - M) out_source (ours, from Emu Edit's mask-based attention control, arXiv 2311.10089: a mask made
-before editing needs no word-to-word alignment of two captions). Injected queries and keys are Plug-and-Play's way to keep
-a structure (arXiv 2211.12572).
+out = M out_target + (1 - M) out_source. The formula is ours; it follows Emu Edit's mask-based attention control
+(arXiv 2311.10089): a mask that is computed before the edit needs no word-to-word alignment of the two captions.
+Taking queries and keys from the source preserves its structure, as in Plug-and-Play (arXiv 2211.12572).
 
-Shapes: R rows of a batch, N tokens of a layer (row by row of its grid), D their width. `source_row[r]` is the index of the
-row that is the source of row r; a source points at itself.
+Shapes: R batch rows, N tokens of a layer (row by row of its grid), D the layer's width.
+`source_row[r]` is the index of the batch row that is the source of row r; a source points at itself.
 """
 
 import torch
@@ -14,23 +14,27 @@ from torch import Tensor
 from emuedit.core import soft_mask
 
 
-def mixed(out: Tensor, source_row: Tensor, M: Tensor) -> Tensor:
-    """Each row's output [R, N, D] mixed with its source's by M [R, N, 1]: M = 0 gives the source bit for bit, M = 1 the row."""
-    if M.shape != (*out.shape[:2], 1):
-        want = (*out.shape[:2], 1)
-        raise ValueError(f"M must be {want} for outputs {tuple(out.shape)}, got {tuple(M.shape)}; call tokens first")
+def mix_outputs(out: Tensor, source_row: Tensor, M: Tensor) -> Tensor:
+    """Mix each row's output [R, N, D] with the output of its source by M [R, N, 1].
+
+    M = 0 gives the source's output bit for bit, M = 1 the row's. Raises ValueError for an M of another shape.
+    """
+    expected = (*out.shape[:2], 1)
+    if M.shape != expected:
+        raise ValueError(f"M must be {expected} for outputs {tuple(out.shape)}, got {tuple(M.shape)}; call mask_to_tokens first")
     return torch.lerp(out[source_row], out, M.to(out.dtype))
 
 
-def injected(rows: Tensor, source_row: Tensor, active: Tensor) -> Tensor:
-    """From which row [R] each row takes its queries and keys: from its source where `active` (bool [R]), else from itself."""
+def injection_rows(rows: Tensor, source_row: Tensor, active: Tensor) -> Tensor:
+    """Index [R] of the row whose queries and keys each row takes: its source where `active` (bool [R]), else itself."""
     return torch.where(active, source_row, rows)
 
 
-def grid(n_tokens: int, height: int, width: int) -> tuple[int, int]:
-    """(h, w) of a layer with `n_tokens` tokens in a U-Net on latents of height x width that halves both, rounding up.
+def layer_grid(n_tokens: int, height: int, width: int) -> tuple[int, int]:
+    """Grid (h, w) of a layer with `n_tokens` tokens, in a U-Net on latents of height x width.
 
-    Raises ValueError when no level has that many: the layer's tokens are then no places of the picture.
+    Each level of the U-Net halves both sides and rounds up. Raises ValueError when no level has that many tokens:
+    the layer's tokens then do not correspond to places of the image.
     """
     h, w = height, width
     levels = []
@@ -43,10 +47,10 @@ def grid(n_tokens: int, height: int, width: int) -> tuple[int, int]:
         h, w = -(-h // 2), -(-w // 2)
     raise ValueError(
         f"want a layer of {' or '.join(levels)} tokens, for latents of {height} x {width}, got {n_tokens}; "
-        "soft masks need a network whose tokens lie on the latents' grid"
+        "soft masks need a network whose tokens lie on the grid of the latents"
     )
 
 
-def tokens(M: Tensor, height: int, width: int) -> Tensor:
-    """Masks [R, 1, H, W] at the places of a layer of height x width, [R, N, 1]."""
-    return soft_mask.resized(M, height, width).flatten(2).transpose(1, 2)
+def mask_to_tokens(M: Tensor, height: int, width: int) -> Tensor:
+    """Resize masks [R, 1, H, W] to the grid of a layer, height x width, and flatten them to [R, N, 1]."""
+    return soft_mask.resize(M, height, width).flatten(2).transpose(1, 2)

@@ -1,9 +1,9 @@
-"""How far a picture moved, in parts of a pixel: weighted least squares over what should have stayed.
+"""Sub-pixel registration: estimate how far one image is shifted against another, by weighted least squares.
 
-Lucas and Kanade, "An Iterative Image Registration Technique with an Application to Stereo Vision", IJCAI 1981, for one shift d
-of the whole picture: minimise over d the sum of W (target(x) - source(x - d))^2 by Gauss-Newton. Phase correlation would need
-the weights as a window on both pictures, and a window stays where it is: it pulls small shifts to zero. Ours: the margin, the
-bound on flat pictures, and when to stop.
+Lucas and Kanade, "An Iterative Image Registration Technique with an Application to Stereo Vision", IJCAI 1981, for one
+shift d of the whole image: minimise the sum of W (target(x) - source(x - d))^2 over d by Gauss-Newton steps.
+Phase correlation would apply the weights as a window on both images; the window does not move with the content, which
+biases small shifts towards zero. The margin, the flatness bound and the stopping rule are ours.
 """
 
 import math
@@ -12,18 +12,21 @@ import torch
 from torch import Tensor
 
 MARGIN_PX = 3
-"""What lies so near to the border counts for nothing: it may have come from outside."""
+"""Pixels this near to the border are ignored: a shift may have brought them in from outside the image."""
 FLAT = 1e-5
-"""Mean squared slope per pixel, colours in [-1, 1], below which a picture has no structure in some direction."""
-STEPS, CLOSE_PX = 20, 1e-3
-"""Steps at most, and the step after which there is no need for another."""
+"""Mean squared gradient per pixel, colours in [-1, 1], below which an image has no structure in some direction."""
+STEPS = 20
+"""Gauss-Newton steps at most."""
+CLOSE_PX = 1e-3
+"""A step shorter than this ends the iteration."""
 
 
-def shift(source: Tensor, target: Tensor, weight: Tensor) -> tuple[float, float] | None:
-    """(dx, dy) in px by which `target` lies to the right of and below `source`, images [3, H, W] in [-1, 1]; weight [H, W] >= 0.
+def estimate_shift(source: Tensor, target: Tensor, weight: Tensor) -> tuple[float, float] | None:
+    """Estimate (dx, dy) in px by which `target` lies to the right of and below `source`.
 
-    None where that is undefined: nothing has weight, what has is flat in some direction, or no shift explains the difference
-    (the steps do not come to rest within the margin). Meant for shifts of a pixel or two.
+    Images are [3, H, W] in [-1, 1], weight is [H, W] >= 0. Meant for shifts of one or two pixels. Returns None where
+    the shift is undefined: all weights are 0, the weighted part is flat in some direction, or no shift explains the
+    difference (the iteration leaves the margin or does not converge). Raises ValueError for different sizes.
     """
     if source.shape != target.shape or source.shape[1:] != weight.shape:
         got = f"{tuple(source.shape)}, {tuple(target.shape)} and {tuple(weight.shape)}"
@@ -35,12 +38,12 @@ def shift(source: Tensor, target: Tensor, weight: Tensor) -> tuple[float, float]
     source, target = source.double(), target.double()
     d = W.new_zeros(2)
     for _ in range(STEPS):
-        moved = _moved(source, d)
-        slopes = torch.stack(torch.gradient(moved, dim=(2, 1)))  # d/dx, d/dy: [2, 3, H, W]
-        A = torch.einsum("ichw,jchw,hw->ij", slopes, slopes, W)
+        shifted = _shift_image(source, d)
+        gradients = torch.stack(torch.gradient(shifted, dim=(2, 1)))  # d/dx, d/dy: [2, 3, H, W]
+        A = torch.einsum("ichw,jchw,hw->ij", gradients, gradients, W)
         if torch.linalg.eigvalsh(A)[0] < FLAT * W.sum():
             return None
-        step = torch.linalg.solve(A, torch.einsum("ichw,chw,hw->i", slopes, moved - target, W))
+        step = torch.linalg.solve(A, torch.einsum("ichw,chw,hw->i", gradients, shifted - target, W))
         d = d + step
         if d.abs().max() > MARGIN_PX:
             return None
@@ -49,16 +52,19 @@ def shift(source: Tensor, target: Tensor, weight: Tensor) -> tuple[float, float]
     return None
 
 
-def _moved(image: Tensor, d: Tensor) -> Tensor:
-    """image(x - d), [3, H, W]."""
-    return _along(_along(image, float(d[0]), 2), float(d[1]), 1)
+def _shift_image(image: Tensor, d: Tensor) -> Tensor:
+    """image(x - d), [3, H, W]; d is (dx, dy) in px."""
+    return _shift_along(_shift_along(image, float(d[0]), 2), float(d[1]), 1)
 
 
-def _along(image: Tensor, d: float, dim: int) -> Tensor:
-    """Moved along one side by Keys's cubic convolution (IEEE TASSP 29, 1981): torch's own, with a = -0.75, bends a ramp."""
+def _shift_along(image: Tensor, d: float, dim: int) -> Tensor:
+    """Shift an image by d px along one dimension, by cubic convolution with a = -0.5 (Keys, IEEE TASSP 29, 1981).
+
+    torch's own bicubic resampling has a = -0.75, which does not reproduce a linear ramp.
+    """
     n = math.floor(-d)
     f = -d - n
     taps = (-f + 2 * f**2 - f**3, 2 - 5 * f**2 + 3 * f**3, f + 4 * f**2 - 3 * f**3, -(f**2) + f**3)
-    at = torch.arange(image.shape[dim], device=image.device) + n - 1
-    parts = [tap / 2 * image.index_select(dim, (at + i).clamp(0, len(at) - 1)) for i, tap in enumerate(taps)]
+    first = torch.arange(image.shape[dim], device=image.device) + n - 1  # pixel under the first tap
+    parts = [tap / 2 * image.index_select(dim, (first + i).clamp(0, len(first) - 1)) for i, tap in enumerate(taps)]
     return torch.stack(parts).sum(0)

@@ -1,23 +1,24 @@
-"""Likeness of embeddings, as the field measures edits. Shapes: N items, D dimensions."""
+"""Similarity of embeddings, as the field measures edits. Shapes: N items, D dimensions."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 LEAST_CHANGE = 1e-4
-"""A change of unit vectors shorter than this has no direction (ours: float32 embeddings of equal captions differ by less)."""
+"""A shorter difference of unit vectors has no direction. Ours: float32 embeddings of equal captions differ by less."""
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of each pair, [N, D] and [N, D] -> [N] in [-1, 1]."""
+    """Cosine similarity of each pair of rows, [N, D] and [N, D] -> [N] in [-1, 1]."""
     return F.cosine_similarity(a, b, dim=-1)
 
 
-def direction(image_in: Tensor, image_out: Tensor, text_in: Tensor, text_out: Tensor) -> Tensor:
-    """CLIP directional similarity: cosine of the change of the image and the change of the caption; all [N, D] -> [N].
+def directional_similarity(image_in: Tensor, image_out: Tensor, text_in: Tensor, text_out: Tensor) -> Tensor:
+    """CLIP directional similarity: cosine of the image's change and the caption's change; all [N, D] -> [N] in [-1, 1].
 
-    Gal et al. (StyleGAN-NADA, arXiv 2108.00946), as InstructPix2Pix and Emu Edit use it, on unit vectors. NaN where either
-    change has no direction (equal captions, an untouched picture): undefined, to be counted and not to be averaged in.
+    From Gal et al. (StyleGAN-NADA, arXiv 2108.00946), computed on unit vectors as in InstructPix2Pix and Emu Edit.
+    NaN where either change has no direction (equal captions, or an unchanged image): the value is undefined there, and
+    the caller should count such items and leave them out of averages.
     """
     d_image = F.normalize(image_out, dim=-1) - F.normalize(image_in, dim=-1)
     d_text = F.normalize(text_out, dim=-1) - F.normalize(text_in, dim=-1)

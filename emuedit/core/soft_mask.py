@@ -1,8 +1,10 @@
-"""Soft masks: where the instruction rules (1) and where the original stays (0).
+"""Soft masks: 1 where the edit applies, 0 where the source is preserved.
 
-M = clip(w_p P + w_s S + w_b B, 0, 1). P: the precise mask of an object, S: P dilated and blurred, B: its filled bounding
-box; the weights sum to 1. Three masks against an object that comes back as a look-alike are Emu Edit's (arXiv 2311.10089);
-weighing them into one, the radius and the blur are ours. Shapes: masks are float [B, 1, H, W] in [0, 1].
+M = clip(w_p P + w_s S + w_b B, 0, 1). P is the precise mask of an object, S is P dilated and blurred, B is its filled
+bounding box; the weights sum to 1. The three masks are Emu Edit's (arXiv 2311.10089): with the precise mask alone, a
+removed object may reappear as a similar one. The weighted sum, the radius and the blur are ours.
+
+Shapes: masks are float [B, 1, H, W] in [0, 1].
 """
 
 import math
@@ -13,15 +15,15 @@ from torch import Tensor
 
 
 def from_uint8(mask: Tensor) -> Tensor:
-    """uint8 [B, H, W], 0..255 (or bool) -> float32 [B, 1, H, W] in [0, 1]."""
+    """Convert masks: uint8 [B, H, W] in 0..255, or bool -> float32 [B, 1, H, W] in [0, 1]."""
     scale = 1.0 if mask.dtype == torch.bool else 255.0
     return mask[:, None].to(torch.float32) / scale
 
 
-def soft(P: Tensor, w_p: float, w_s: float, w_b: float, radius_px: float, sigma_px: float) -> Tensor:
-    """The soft mask M of the precise mask P, [B, 1, H, W].
+def soft_mask(P: Tensor, w_p: float, w_s: float, w_b: float, radius_px: float, sigma_px: float) -> Tensor:
+    """Compute the soft mask M of the precise mask P, [B, 1, H, W].
 
-    Raises ValueError for weights that are negative or do not sum to 1, and for a P that is no mask.
+    Raises ValueError for weights that are negative or do not sum to 1, and for a P that is not a mask.
     """
     _check(P)
     if min(w_p, w_s, w_b) < 0 or not math.isclose(w_p + w_s + w_b, 1, abs_tol=1e-6):
@@ -35,7 +37,7 @@ def soft(P: Tensor, w_p: float, w_s: float, w_b: float, radius_px: float, sigma_
 
 
 def dilate(P: Tensor, radius_px: float) -> Tensor:
-    """Every pixel takes the largest value within `radius_px` of it (a disc); [B, 1, H, W]."""
+    """Dilate by a disc: every pixel takes the largest value within `radius_px` of it; [B, 1, H, W]."""
     _check(P)
     if radius_px < 0:
         raise ValueError(f"radius_px must be at least 0, got {radius_px}")
@@ -44,14 +46,14 @@ def dilate(P: Tensor, radius_px: float) -> Tensor:
     padded = F.pad(P, (reach,) * 4)
     height, width = P.shape[-2:]
     for dy in range(-reach, reach + 1):
-        half = int(math.sqrt(radius_px**2 - dy**2))  # half the disc's chord in this row
+        half = int(math.sqrt(radius_px**2 - dy**2))  # half the width of the disc in this row
         rows = padded[..., reach + dy : reach + dy + height, reach - half : reach + half + width]
         out = torch.maximum(out, F.max_pool2d(rows, (1, 2 * half + 1), stride=1))
     return out
 
 
 def blur(P: Tensor, sigma_px: float) -> Tensor:
-    """Gaussian blur, the border continued outwards; [B, 1, H, W]. Sigma 0 changes nothing."""
+    """Gaussian blur with replicated borders; [B, 1, H, W]. sigma_px 0 returns P itself."""
     _check(P)
     if sigma_px < 0:
         raise ValueError(f"sigma_px must be at least 0, got {sigma_px}")
@@ -66,21 +68,21 @@ def blur(P: Tensor, sigma_px: float) -> Tensor:
 
 
 def box(P: Tensor) -> Tensor:
-    """The filled bounding box of what is above one half; zeros where nothing is; [B, 1, H, W]."""
+    """Filled bounding box of the pixels above one half, all zeros where there is none; [B, 1, H, W]."""
     _check(P)
     inside = P > 0.5
     return (_span(inside.any(-1, keepdim=True), -2) & _span(inside.any(-2, keepdim=True), -1)).to(P.dtype)
 
 
-def resized(M: Tensor, height: int, width: int) -> Tensor:
-    """M at the size of a layer, [B, 1, height, width]: means over areas, so that a soft edge stays one."""
+def resize(M: Tensor, height: int, width: int) -> Tensor:
+    """Resize M to [B, 1, height, width] by area means, which keeps soft edges soft."""
     _check(M)
     return F.interpolate(M, (height, width), mode="area")
 
 
-def _span(hit: Tensor, dim: int) -> Tensor:
-    """True from the first to the last hit along `dim`."""
-    counts = hit.to(torch.int32)
+def _span(occupied: Tensor, dim: int) -> Tensor:
+    """True from the first to the last true element along `dim`."""
+    counts = occupied.to(torch.int32)
     after_first = counts.cumsum(dim) > 0
     before_last = counts.flip(dim).cumsum(dim).flip(dim) > 0
     return after_first & before_last
@@ -89,7 +91,7 @@ def _span(hit: Tensor, dim: int) -> Tensor:
 def _check(mask: Tensor) -> None:
     want = "a mask must be float [B, 1, H, W] in [0, 1]"
     if mask.ndim != 4 or mask.shape[1] != 1 or not mask.is_floating_point():
-        raise ValueError(f"{want}, got {tuple(mask.shape)} {mask.dtype}; call softmask.from_uint8 first")
+        raise ValueError(f"{want}, got {tuple(mask.shape)} {mask.dtype}; call soft_mask.from_uint8 first")
     if mask.numel():
         low, high = mask.aminmax()
         if not (low >= 0 and high <= 1):  # written so that NaN fails too

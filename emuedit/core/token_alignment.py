@@ -1,8 +1,8 @@
-"""Which tokens of one caption stand for which of another: what Prompt-to-Prompt needs to carry attention maps across.
+"""Align the tokens of two captions, so that Prompt-to-Prompt can copy attention maps from one to the other.
 
-Hertz et al., arXiv 2208.01626. L tokens a caption, starts, ends and padding included. A `Mapping` turns the source's map
-P_s [..., L] and the target's own P_t [..., L] into P_s A + P_t diag(own): one form for the paper's word swap ("replace") and
-for its added phrases ("refine").
+Hertz et al., arXiv 2208.01626. L: tokens of a caption, with start, end and padding. A `TokenMapping` combines the
+source's attention map P_s [..., L] and the target's own map P_t [..., L] as P_s A + P_t diag(target_weight). This one
+form covers the paper's word swap (`replace`) and its added phrases (`refine`).
 """
 
 from collections.abc import Hashable, Sequence
@@ -14,22 +14,22 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Mapping:
-    """How much of each source token's map a target token takes, and how much of its own it keeps."""
+class TokenMapping:
+    """Weights with which each target token takes the maps of source tokens, and the weight of its own map."""
 
     A: Tensor  # float32 [L, L], source by target
-    own: Tensor  # float32 [L]
+    target_weight: Tensor  # float32 [L], weight of the target's own map
 
     def __call__(self, P_s: Tensor, P_t: Tensor) -> Tensor:
-        """Maps [..., L] of both captions -> the target's new ones."""
-        return P_s @ self.A.to(P_s) + P_t * self.own.to(P_t)
+        """Combine the maps [..., L] of both captions into new maps for the target."""
+        return P_s @ self.A.to(P_s) + P_t * self.target_weight.to(P_t)
 
 
-def aligned(source: Sequence[Hashable], target: Sequence[Hashable]) -> list[int | None]:
-    """For every item of `target` its partner in `source`, or None: the longest common subsequence.
+def align_tokens(source: Sequence[Hashable], target: Sequence[Hashable]) -> list[int | None]:
+    """For every item of `target`, find the index of its partner in `source`, or None: the longest common subsequence.
 
-    It is Needleman and Wunsch's global alignment with match 1, mismatch -1, gap 0, the scores of the authors' code; of
-    equally good alignments it takes the one whose partners come first, as theirs does.
+    This is Needleman and Wunsch's global alignment with match 1, mismatch -1 and gap 0, the scores of the paper's code.
+    Of equally good alignments it takes the one whose partners come first, as the paper's code does.
     """
     n, m = len(source), len(target)
     best = [[0] * (m + 1) for _ in range(n + 1)]
@@ -50,61 +50,69 @@ def aligned(source: Sequence[Hashable], target: Sequence[Hashable]) -> list[int 
     return partner
 
 
-def refine(source: Sequence[Hashable], target: Sequence[Hashable], length: int) -> Mapping:
-    """Tokens with a partner take its map, new ones keep their own; padding takes padding's. `length` is L.
+def refine(source: Sequence[Hashable], target: Sequence[Hashable], length: int) -> TokenMapping:
+    """Mapping for added words: tokens with a partner take its map, new tokens keep their own. `length` is L.
 
-    Raises ValueError where a caption has more than L tokens.
+    Padding tokens take the maps of the source's padding at the same positions. Raises ValueError where a caption has
+    more than L tokens.
     """
-    _check(max(len(source), len(target)), length)
-    A, own = torch.zeros(length, length), torch.zeros(length)
-    for j, i in enumerate(aligned(source, target)):
+    _check_length(max(len(source), len(target)), length)
+    A, target_weight = torch.zeros(length, length), torch.zeros(length)
+    for j, i in enumerate(align_tokens(source, target)):
         if i is None:
-            own[j] = 1
+            target_weight[j] = 1
         else:
             A[i, j] = 1
-    rest = range(len(target), length)
-    A[rest, rest] = 1
-    return Mapping(A, own)
+    padding = range(len(target), length)
+    A[padding, padding] = 1
+    return TokenMapping(A, target_weight)
 
 
-def replace(lengths: Sequence[int], others: Sequence[int], length: int) -> Mapping:
-    """Word n of one caption gives its maps to word n of the other; the words have so many tokens each.
+def replace(source_lengths: Sequence[int], target_lengths: Sequence[int], length: int) -> TokenMapping:
+    """Mapping for a word swap: word n of the target takes the maps of word n of the source. `length` is L.
 
-    Words of equally many tokens give token by token; others spread every token's map evenly over the partner's tokens. Start,
-    end and padding move along. All of a map is given: the rows of A sum to 1. (Behind a swap of unequal lengths the authors'
-    code takes maps from the tokens at the same place instead of the same words; we do not follow it there.)
+    `source_lengths` and `target_lengths` are the numbers of tokens of each word. Words with equally many tokens are
+    mapped token by token; otherwise every source token's map is spread evenly over the target word's tokens. Start, end
+    and padding are shifted along. All of every map is passed on: the rows of A sum to 1. (After a swap of words of
+    unequal lengths, the paper's code copies maps by token position and not by word; we do not follow it there.)
+
     Raises ValueError for captions with unequally many words and for more than L tokens.
     """
-    if len(lengths) != len(others):
-        raise ValueError(f"want as many words in both captions to replace, got {len(lengths)} and {len(others)}; use refine")
-    _check(2 + max(sum(lengths), sum(others)), length)
+    if len(source_lengths) != len(target_lengths):
+        raise ValueError(
+            f"want as many words in both captions to replace, got {len(source_lengths)} and {len(target_lengths)}; use refine"
+        )
+    n_source, n_target = sum(source_lengths), sum(target_lengths)
+    _check_length(2 + max(n_source, n_target), length)
     A = torch.zeros(length, length)
     A[0, 0] = 1
-    for n_s, n_t, i, j in zip(lengths, others, _starts(lengths), _starts(others), strict=True):
+    starts = zip(_word_starts(source_lengths), _word_starts(target_lengths), strict=True)
+    for n_s, n_t, (i, j) in zip(source_lengths, target_lengths, starts, strict=True):
         A[i : i + n_s, j : j + n_t] = torch.eye(n_s) if n_s == n_t else 1 / n_t
-    shift = sum(others) - sum(lengths)
-    for i in range(1 + sum(lengths), length):
-        A[i, min(i + shift, length - 1)] = 1
-    return Mapping(A, torch.zeros(length))
+    for i in range(1 + n_source, length):
+        A[i, min(i + n_target - n_source, length - 1)] = 1
+    return TokenMapping(A, torch.zeros(length))
 
 
-def changed(source: Sequence[str], target: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Places of the words that only one of the captions has; punctuation and case do not count."""
-    a, b = ([word.strip(",.;:!?").lower() for word in words] for words in (source, target))
-    partner = aligned(a, b)
-    kept = set(partner)
-    return [i for i in range(len(a)) if i not in kept], [j for j, i in enumerate(partner) if i is None]
+def changed_words(source: Sequence[str], target: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Positions of the words that only one of the two captions has; punctuation and case are ignored."""
+    source_words, target_words = ([word.strip(",.;:!?").lower() for word in words] for words in (source, target))
+    partner = align_tokens(source_words, target_words)
+    aligned = set(partner)
+    removed = [i for i in range(len(source_words)) if i not in aligned]
+    added = [j for j, i in enumerate(partner) if i is None]
+    return removed, added
 
 
 def spans(lengths: Sequence[int]) -> list[range]:
-    """Token places of every word, behind the start token."""
-    return [range(i, i + n) for i, n in zip(_starts(lengths), lengths, strict=True)]
+    """Token positions of every word, counted behind the start token; `lengths` are the words' numbers of tokens."""
+    return [range(i, i + n) for i, n in zip(_word_starts(lengths), lengths, strict=True)]
 
 
-def _starts(lengths: Sequence[int]) -> list[int]:
+def _word_starts(lengths: Sequence[int]) -> list[int]:
     return list(accumulate(lengths, initial=1))[:-1]
 
 
-def _check(n_tokens: int, length: int) -> None:
+def _check_length(n_tokens: int, length: int) -> None:
     if n_tokens > length:
         raise ValueError(f"want captions of at most {length} tokens, start and end included, got {n_tokens}; shorten them")

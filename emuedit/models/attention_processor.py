@@ -1,6 +1,6 @@
-"""An attention layer of diffusers with its inside open: what controls or reads a U-Net's attention overrides one of the hooks.
+"""An attention processor for diffusers with hooks: a subclass overrides a hook to read or change a U-Net's attention.
 
-Shapes: R rows of a batch, N tokens of a layer, D their width, L tokens it looks at, h and w the size of the latents.
+Shapes: R batch rows, N query tokens of a layer, D the layer's width, L key tokens, h and w the size of the latents.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_PLAIN = ("AttnProcessor", "AttnProcessor2_0")
+PLAIN_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0")
 
 
-class Processor:
-    """An attention processor; but for its hooks it follows diffusers' AttnProcessor2_0 (0.42) and adds its upcast."""
+class HookedAttnProcessor:
+    """Computes the same as diffusers' AttnProcessor2_0 (0.42) and AttnProcessor's upcast, and calls the hooks."""
 
-    def check(self, attn: Any, hidden_states: Tensor) -> None:
-        """Hook: refuse a layer."""
+    def check_layer(self, attn: Any, hidden_states: Tensor) -> None:
+        """Hook: raise an error for a layer that the subclass does not support."""
 
-    def qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Hook: queries and keys of a self-attention [R, heads, N, D / heads] and their mask, before they meet."""
+    def process_qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Hook: queries and keys of a self-attention [R, heads, N, D / heads], and their mask, before the attention."""
         return query, key, mask
 
-    def attend(self, own: bool, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Hook: queries [R, heads, N, ...] look at keys and values [R, heads, L, ...]; `own` in a self-attention."""
-        del own
+    def attend(self, is_self_attention: bool, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Hook: the attention of queries [R, heads, N, ...] over keys and values [R, heads, L, ...]."""
+        del is_self_attention
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
-    def out(self, out: Tensor) -> Tensor:
-        """Hook: what was seen [R, N, D], before the layer's last projection."""
+    def process_output(self, out: Tensor) -> Tensor:
+        """Hook: the attention's output [R, N, D], before the layer's output projection."""
         return out
 
     def __call__(
@@ -44,13 +44,13 @@ class Processor:
         temb: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [R, N, D] or [R, D, h, w] -> the same shape."""
-        self.check(attn, hidden_states)
+        self.check_layer(attn, hidden_states)
         residual, shape = hidden_states, hidden_states.shape
         if attn.spatial_norm is not None:
             hidden_states = attn.spatial_norm(hidden_states, temb)
         if len(shape) == 4:
             hidden_states = hidden_states.flatten(2).transpose(1, 2)
-        own = encoder_hidden_states is None
+        is_self_attention = encoder_hidden_states is None
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         rows = len(context)
         if attention_mask is not None:
@@ -58,23 +58,23 @@ class Processor:
             attention_mask = attention_mask.view(rows, attn.heads, -1, attention_mask.shape[-1])
         if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
-        if own:
+        if is_self_attention:
             context = hidden_states
         elif attn.norm_cross:
             context = attn.norm_encoder_hidden_states(context)
         query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-        query, key, value = (one.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for one in (query, key, value))
+        query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
         query = query if attn.norm_q is None else attn.norm_q(query)
         key = key if attn.norm_k is None else attn.norm_k(key)
-        if own:
-            query, key, attention_mask = self.qk(query, key, attention_mask)
+        if is_self_attention:
+            query, key, attention_mask = self.process_qk(query, key, attention_mask)
         if attn.upcast_attention:
-            wide = None if attention_mask is None else attention_mask.float()
+            mask = None if attention_mask is None else attention_mask.float()
             with torch.autocast(query.device.type, enabled=False):
-                out = self.attend(own, query.float(), key.float(), value.float(), wide)
+                out = self.attend(is_self_attention, query.float(), key.float(), value.float(), mask)
         else:
-            out = self.attend(own, query, key, value, attention_mask)
-        out = self.out(out.transpose(1, 2).flatten(2).to(query.dtype))
+            out = self.attend(is_self_attention, query, key, value, attention_mask)
+        out = self.process_output(out.transpose(1, 2).flatten(2).to(query.dtype))
         out = attn.to_out[1](attn.to_out[0](out))
         if len(shape) == 4:
             out = out.transpose(1, 2).reshape(shape)
@@ -84,14 +84,17 @@ class Processor:
 
 
 @contextmanager
-def installed(unet: Any, processor: Processor) -> Iterator[None]:
-    """Put a processor into every attention layer of a U-Net; the processors from before come back at the end.
+def install_processor(unet: Any, processor: HookedAttnProcessor) -> Iterator[None]:
+    """Use a processor in every attention layer of a U-Net inside a `with` block, and restore the old ones afterwards.
 
-    Raises ValueError for a U-Net with processors of its own (adapters, other controls): they would be switched off silently.
+    Raises ValueError for a U-Net with other processors than the plain ones (adapters, other attention controls), which
+    would be switched off silently.
     """
     before = unet.attn_processors
-    if strange := sorted({type(one).__name__ for one in before.values()} - set(_PLAIN)):
-        raise ValueError(f"want a U-Net with plain attention ({', '.join(_PLAIN)}), got {strange}; unload the adapters first")
+    if others := sorted({type(old).__name__ for old in before.values()} - set(PLAIN_PROCESSORS)):
+        raise ValueError(
+            f"want a U-Net with plain attention ({', '.join(PLAIN_PROCESSORS)}), got {others}; unload the adapters first"
+        )
     unet.set_attn_processor(dict.fromkeys(before, processor))
     try:
         yield

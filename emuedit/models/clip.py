@@ -1,6 +1,6 @@
-"""The CLIP judge: pictures and texts in one space, through open_clip.
+"""The CLIP scorer: images and texts embedded in one space, through open_clip.
 
-Shapes: B pictures or texts, H and W pixels, D the width of the shared space.
+Shapes: B images or texts, H and W pixels, D the width of the shared space.
 """
 
 from __future__ import annotations
@@ -14,24 +14,23 @@ from emuedit.models import image_tensors, model_sources
 
 
 class ClipScorer:
-    """`embed_images` and `embed_texts` give unit vectors: their products are cosine similarities."""
+    """`embed_images` and `embed_texts` return unit vectors, so their dot products are cosine similarities."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.preprocess_cfg: dict[str, Any] = model.visual.preprocess_cfg
-        weight = model.logit_scale
-        self.device: torch.device = weight.device
+        self.device: torch.device = model.logit_scale.device
         self.dtype: torch.dtype = next(model.visual.parameters()).dtype
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, H, W] in [-1, 1] -> unit vectors, float32 [B, D] on the model's device."""
-        shown = preprocess(image_tensors.check(images).to(self.device, torch.float32), self.preprocess_cfg)
+        """Embed images [B, 3, H, W] in [-1, 1] as unit vectors, float32 [B, D] on the model's device."""
+        pixels = preprocess(image_tensors.check_images(images).to(self.device, torch.float32), self.preprocess_cfg)
         with torch.no_grad():
-            vectors: torch.Tensor = self.model.encode_image(shown.to(self.dtype))
+            vectors: torch.Tensor = self.model.encode_image(pixels.to(self.dtype))
         return torch.nn.functional.normalize(vectors.float(), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """B texts -> unit vectors, float32 [B, D] on the model's device; what exceeds the context is cut."""
+        """Embed B texts as unit vectors, float32 [B, D] on the model's device. Texts are cut to the context length."""
         with torch.no_grad():
             vectors: torch.Tensor = self.model.encode_text(self.tokenizer(list(texts)).to(self.device))
         return torch.nn.functional.normalize(vectors.float(), dim=-1)
@@ -40,9 +39,9 @@ class ClipScorer:
 def preprocess(images: torch.Tensor, cfg: dict[str, Any]) -> torch.Tensor:
     """open_clip's evaluation transform on tensors: [B, 3, H, W] in [-1, 1] -> [B, 3, h, w], normalised.
 
-    Follows open_clip.transform.image_transform; only the resize differs, which there rounds to bytes in between.
+    It follows open_clip.transform.image_transform, except that the resize does not round to bytes in between.
     """
-    tvf = model_sources.library("torchvision.transforms.functional")
+    tvf = model_sources.import_library("torchvision.transforms.functional")
     mode = getattr(tvf.InterpolationMode, cfg["interpolation"].upper(), tvf.InterpolationMode.BICUBIC)
     h, w = (cfg["size"], cfg["size"]) if isinstance(cfg["size"], int) else cfg["size"]
     height, width = images.shape[-2:]
@@ -52,7 +51,7 @@ def preprocess(images: torch.Tensor, cfg: dict[str, Any]) -> torch.Tensor:
     elif cfg["resize_mode"] == "longest":
         ratio = max(height / h, width / w)
         target = [round(height / ratio), round(width / ratio)]
-    elif h == w:  # torchvision's shortest edge cuts the longer one off, and does not round it
+    elif h == w:  # torchvision resizes the shortest edge to h; the longer edge is truncated to an integer, not rounded
         target = [h, int(h * width / height)] if height <= width else [int(w * height / width), w]
     else:
         ratio = min(height / h, width / w)
@@ -60,32 +59,32 @@ def preprocess(images: torch.Tensor, cfg: dict[str, Any]) -> torch.Tensor:
     if target != [height, width]:
         unit = tvf.resize(unit, target, interpolation=mode, antialias=True).clamp(0, 1)
     if cfg["resize_mode"] == "longest":
-        unit = model_sources.library("open_clip.transform").center_crop_or_pad(unit, [h, w], fill=cfg["fill_color"] / 255)
+        unit = model_sources.import_library("open_clip.transform").center_crop_or_pad(unit, [h, w], fill=cfg["fill_color"] / 255)
     else:
         unit = tvf.center_crop(unit, [h, w])
-    shown: torch.Tensor = tvf.normalize(unit, list(cfg["mean"]), list(cfg["std"]))
-    return shown
+    normalised: torch.Tensor = tvf.normalize(unit, list(cfg["mean"]), list(cfg["std"]))
+    return normalised
 
 
 def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None) -> ClipScorer:
-    """A judge from an open_clip folder, an open_clip 'model/tag' such as 'ViT-L-14/openai', or a hub id."""
+    """Load a scorer from an open_clip folder, an open_clip 'model/tag' such as 'ViT-L-14/openai', or a hub id."""
     if revision is not None:
-        raise ValueError(f"open_clip cannot load a hub revision, got {revision!r}; copy it and give the folder")
-    open_clip = model_sources.library("open_clip")
-    name, tag, extra = _name(open_clip, name_or_path)
+        raise ValueError(f"open_clip cannot load a hub revision, got {revision!r}; download that revision and give its folder")
+    open_clip = model_sources.import_library("open_clip")
+    name, tag, options = _resolve_name(open_clip, name_or_path)
     precision = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype)
     if precision is None:
         raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
-    model = open_clip.create_model(name, pretrained=tag, precision=precision, device=device, require_pretrained=True, **extra)
+    model = open_clip.create_model(name, pretrained=tag, precision=precision, device=device, require_pretrained=True, **options)
     tokenizer = open_clip.get_tokenizer(name)
     _check_tokenizer(tokenizer, model, name_or_path)
     return ClipScorer(model.requires_grad_(False).eval(), tokenizer)
 
 
-def _name(open_clip: Any, name_or_path: str) -> tuple[str, str | None, dict[str, Any]]:
-    """The name, the weights' tag and the options open_clip wants for this folder, 'model/tag' or hub id."""
+def _resolve_name(open_clip: Any, name_or_path: str) -> tuple[str, str | None, dict[str, Any]]:
+    """The model name, weights tag and options that open_clip needs for a folder, a 'model/tag' or a hub id."""
     if model_sources.is_folder(name_or_path):
-        model_sources.manifest(name_or_path, model_sources.CLIP)
+        model_sources.read_manifest(name_or_path, model_sources.CLIP)
         return f"local-dir:{name_or_path}", None, {}
     model, _, tag = name_or_path.partition("/")
     if model in open_clip.list_models():
@@ -95,11 +94,12 @@ def _name(open_clip: Any, name_or_path: str) -> tuple[str, str | None, dict[str,
             raise ValueError(f"want '{model}/<tag>' with a tag of {tags}; got {name_or_path!r}")
         # open_clip only warns when the weights were trained with QuickGELU and the named model has GELU
         return model, tag, {"force_quick_gelu": bool(cfg.get("quick_gelu", False))}
-    model_sources.manifest(name_or_path, model_sources.CLIP)
+    model_sources.read_manifest(name_or_path, model_sources.CLIP)
     return f"hf-hub:{name_or_path}", None, {}
 
 
 def _check_tokenizer(tokenizer: Any, model: Any, name: str) -> None:
+    """Raise ValueError where the tokenizer does not fit the text encoder."""
     embedding = getattr(model, "token_embedding", None)
     inner = getattr(tokenizer, "tokenizer", None)
     if embedding is None or inner is None:

@@ -1,6 +1,6 @@
-"""The depth judge: relative inverse depth of pictures (Depth Anything, DPT), through transformers.
+"""The depth estimator: relative inverse depth of images (Depth Anything, DPT), through transformers.
 
-Shapes: B pictures, H and W pixels.
+Shapes: B images, H and W pixels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from emuedit.models import image_tensors, model_sources
 
 
 class DepthEstimator:
-    """`depth` is the one call."""
+    """Estimates depth maps with the method `depth`."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         if getattr(model.config, "depth_estimation_type", "relative") != "relative":
@@ -25,8 +25,8 @@ class DepthEstimator:
     def depth(self, images: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> float32 [B, H, W] in [0, 1] on the model's device; nearer is larger.
 
-        Relative depth has neither scale nor offset, so each picture's map is stretched from its own minimum to its own
-        maximum (ours). A flat map has nothing to stretch and becomes all 0.
+        Relative depth has neither scale nor offset, so each map is stretched from its own minimum to its own maximum.
+        This choice is ours. A flat map becomes all 0.
         """
         inputs = self.processor(images=list(image_tensors.to_bytes(images)), return_tensors="pt")
         with torch.no_grad():
@@ -37,7 +37,7 @@ class DepthEstimator:
 
 
 def stretch(maps: torch.Tensor) -> torch.Tensor:
-    """[B, H, W] of any range -> [0, 1] per map; a map flat to float32's rounding becomes all 0."""
+    """Stretch each map of [B, H, W] to [0, 1]. A map that is flat up to the rounding of float32 becomes all 0."""
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     span = high - low
     flat = span <= 1e-6 * torch.maximum(low.abs(), high.abs())
@@ -47,9 +47,12 @@ def stretch(maps: torch.Tensor) -> torch.Tensor:
 def load(
     name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None
 ) -> DepthEstimator:
-    """A judge from a transformers folder or a hub id (depth-anything/Depth-Anything-V2-Small-hf, Intel/dpt-large)."""
-    model_sources.manifest(name_or_path, model_sources.DEPTH, revision)
-    transformers = model_sources.library("transformers")
+    """Load an estimator from a transformers folder or a hub id.
+
+    Examples of hub ids: depth-anything/Depth-Anything-V2-Small-hf, Intel/dpt-large.
+    """
+    model_sources.read_manifest(name_or_path, model_sources.DEPTH, revision)
+    transformers = model_sources.import_library("transformers")
     model = transformers.AutoModelForDepthEstimation.from_pretrained(
         name_or_path, revision=revision, dtype=dtype, use_safetensors=True
     )

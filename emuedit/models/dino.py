@@ -1,6 +1,6 @@
-"""The DINO judge: pictures as self-supervised ViT vectors (DINO, DINOv2), through transformers.
+"""The DINO scorer: images as embeddings of a self-supervised ViT (DINO, DINOv2), through transformers.
 
-Shapes: B pictures, H and W pixels, D the width of the ViT.
+Shapes: B images, H and W pixels, D the width of the ViT.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from emuedit.models import image_tensors, model_sources
 
 
 class DinoScorer:
-    """`embed_images` gives unit vectors: their products are cosine similarities."""
+    """`embed_images` returns unit vectors, so their dot products are cosine similarities."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
@@ -28,9 +28,9 @@ class DinoScorer:
 
 
 def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None) -> DinoScorer:
-    """A judge from a transformers folder or a hub id (facebook/dinov2-base, facebook/dino-vits16)."""
-    model_sources.manifest(name_or_path, model_sources.DINO, revision)
-    transformers = model_sources.library("transformers")
+    """Load a scorer from a transformers folder or a hub id, such as facebook/dinov2-base or facebook/dino-vits16."""
+    model_sources.read_manifest(name_or_path, model_sources.DINO, revision)
+    transformers = model_sources.import_library("transformers")
     model = transformers.AutoModel.from_pretrained(name_or_path, revision=revision, dtype=dtype, use_safetensors=True)
     processor = transformers.AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
     return DinoScorer(model.to(device).requires_grad_(False).eval(), processor)

@@ -1,4 +1,4 @@
-"""Where a network comes from: the table of the kinds of folder, and one check that names what was found instead."""
+"""Model sources: the table of model kinds, and one check that a folder or hub repository is of the wanted kind."""
 
 from __future__ import annotations
 
@@ -13,35 +13,41 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One kind of model folder: the file that announces it, and which values of `key` in it are welcome."""
+class ModelKind:
+    """One kind of model folder: its manifest file, and the accepted values of `key` in it."""
 
-    what: str
+    name: str
     file: str
     key: str | None = None
     accepts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         values = f" with {self.key} {' | '.join(self.accepts)}" if self.accepts else ""
-        return f"{self.what} folder with {self.file}{values}"
+        return f"{self.name} folder with {self.file}{values}"
 
 
-BASE_MODEL = Kind(
+BASE_MODEL = ModelKind(
     "a diffusers text-to-image pipeline",
     "model_index.json", "_class_name", ("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
 )  # fmt: skip
-DETECTOR = Kind("a transformers zero-shot detector", "config.json", "model_type", ("owlvit", "owlv2", "grounding-dino"))
-SEGMENTER = Kind("a segment_anything", "config.json", "model_type", ("segment_anything",))
-CLIP = Kind("an open_clip", "open_clip_config.json")
-DINO = Kind("a transformers ViT", "config.json", "model_type", ("dinov2", "dinov2_with_registers", "vit"))
-DEPTH = Kind("a transformers relative-depth", "config.json", "model_type", ("depth_anything", "dpt"))
-CHAT = Kind("a transformers chat model", "config.json")
+DETECTOR = ModelKind("a transformers zero-shot detector", "config.json", "model_type", ("owlvit", "owlv2", "grounding-dino"))
+SEGMENTER = ModelKind("a segment_anything", "config.json", "model_type", ("segment_anything",))
+CLIP = ModelKind("an open_clip", "open_clip_config.json")
+DINO = ModelKind("a transformers ViT", "config.json", "model_type", ("dinov2", "dinov2_with_registers", "vit"))
+DEPTH = ModelKind("a transformers relative-depth", "config.json", "model_type", ("depth_anything", "dpt"))
+CHAT = ModelKind("a transformers chat model", "config.json")
 KINDS = (BASE_MODEL, DETECTOR, SEGMENTER, CLIP, DINO, DEPTH)
 
 
-def library(name: str) -> Any:
-    """A heavy library, imported when a model is loaded and not before."""
-    return importlib.import_module(name)
+def import_library(name: str) -> Any:
+    """Import a heavy library at the time a model is loaded, and not when its adapter is imported.
+
+    diffusers and transformers draw a progress bar for every folder that they load, which would hide our own: it is disabled.
+    """
+    library = importlib.import_module(name)
+    if name in ("diffusers", "transformers"):
+        library.utils.logging.disable_progress_bar()
+    return library
 
 
 def is_folder(name_or_path: str) -> bool:
@@ -49,60 +55,60 @@ def is_folder(name_or_path: str) -> bool:
     return Path(name_or_path).is_dir()
 
 
-def manifest(name_or_path: str, kind: Kind, revision: str | None = None) -> dict[str, Any]:
-    """The announcing file of a local folder or a hub repository, once it is known to be of this kind.
+def read_manifest(name_or_path: str, kind: ModelKind, revision: str | None = None) -> dict[str, Any]:
+    """Read the manifest file of a local folder or a hub repository, and check that it is of this kind.
 
-    Raises FileNotFoundError or ValueError with what was wanted, what was found and what to do.
+    Raises FileNotFoundError or ValueError that states what was wanted, what was found and what to do.
     """
     if is_folder(name_or_path):
         folder = Path(name_or_path)
         path = folder / kind.file
         if not path.is_file():
-            raise FileNotFoundError(f"want {kind}, got {describe(folder)}")
+            raise FileNotFoundError(f"want {kind}, got {describe_folder(folder)}")
         if not any(folder.rglob("*.safetensors")):
             raise FileNotFoundError(
-                f"want {kind} and *.safetensors weights, got {describe(folder)} without them; "
+                f"want {kind} and *.safetensors weights, got {describe_folder(folder)} without them; "
                 "save it again with safe_serialization"
             )
     elif HUB_ID.fullmatch(name_or_path):
-        path = _from_hub(name_or_path, kind, revision)
+        path = _download_manifest(name_or_path, kind, revision)
     else:
         raise FileNotFoundError(
             f"want {kind} or a hub id 'owner/name', got {name_or_path!r}, which is neither; "
             "check the path, or train the toy models first"
         )
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if kind.key is not None and found.get(kind.key) not in kind.accepts:
-        raise ValueError(f"want {kind}, got {name_or_path!r} with {kind.key} {found.get(kind.key)!r}")
-    return found
+    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if kind.key is not None and manifest.get(kind.key) not in kind.accepts:
+        raise ValueError(f"want {kind}, got {name_or_path!r} with {kind.key} {manifest.get(kind.key)!r}")
+    return manifest
 
 
-def describe(folder: Path) -> str:
-    """One phrase on what a folder holds: the kinds it would serve as, else its first file names."""
+def describe_folder(folder: Path) -> str:
+    """Describe a folder in one phrase: the kinds of model that it fits, or else its first file names."""
+    fitting = [str(kind) for kind in KINDS if _fits(folder, kind)]
+    if fitting:
+        return f"{str(folder)!r}, {' or '.join(fitting)}"
     names = sorted(path.name for path in folder.iterdir())
-    fits = [str(kind) for kind in KINDS if _fits(folder, kind)]
-    if fits:
-        return f"{str(folder)!r}, {' or '.join(fits)}"
     if not names:
         return f"{str(folder)!r}, an empty folder"
     return f"{str(folder)!r} holding {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
 
 
-def _fits(folder: Path, kind: Kind) -> bool:
+def _fits(folder: Path, kind: ModelKind) -> bool:
     path = folder / kind.file
     if not path.is_file():
         return False
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # not JSON
         return False
-    return kind.key is None or found.get(kind.key) in kind.accepts
+    return kind.key is None or manifest.get(kind.key) in kind.accepts
 
 
-def _from_hub(hub_id: str, kind: Kind, revision: str | None) -> Path:
+def _download_manifest(hub_id: str, kind: ModelKind, revision: str | None) -> Path:
     try:
-        return Path(library("huggingface_hub").hf_hub_download(hub_id, kind.file, revision=revision))
-    except Exception as error:  # the hub raises a dozen classes for: offline, no such repository, no such file
+        return Path(import_library("huggingface_hub").hf_hub_download(hub_id, kind.file, revision=revision))
+    except Exception as error:  # the hub has many error classes: offline, no such repository, no such file, no access
         raise FileNotFoundError(
             f"want {kind} or its hub id, got {hub_id!r}: no such folder here, and the hub did not give "
             f"{kind.file} ({type(error).__name__}); check the name, the network and the login"

@@ -1,4 +1,4 @@
-"""A llm behind HTTP: any OpenAI-compatible /chat/completions endpoint, with patience for a busy one."""
+"""An LLM behind HTTP: any OpenAI-compatible /chat/completions endpoint, with retries."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from emuedit.models.language_model import TEMPERATURE, TOP_P, LLMError, Message
 if TYPE_CHECKING:
     from emuedit.models.constrained_decoding import Schema
 
-RETRIED = {408, 409, 429, 500, 502, 503, 504}
+RETRIED_STATUS = {408, 409, 429, 500, 502, 503, 504}
 LONGEST_WAIT_S = 60.0
 
 
 class OpenAILLM:
     """A model behind `base_url` (such as https://api.openai.com/v1 or http://localhost:8000/v1).
 
-    The key is read from the environment variable `key_env` at each call; without one no Authorization is sent.
-    Busy answers (429, 5xx), lost connections and timeouts are tried again after backoff_s, 2 backoff_s, 4 backoff_s, ...
-    or what Retry-After asks, at most `retries` times.
+    The API key is read from the environment variable `key_env` at each call; if it is not set, no Authorization header
+    is sent. Status codes 408, 409, 429 and 5xx, lost connections and timeouts are retried at most `retries` times,
+    after backoff_s, 2 backoff_s, 4 backoff_s, ... or the time of the Retry-After header, never more than a minute.
     """
 
     def __init__(
@@ -51,26 +51,23 @@ class OpenAILLM:
         top_p: float = TOP_P,
         schema: Schema | None = None,
     ) -> str:
-        """The endpoint's answer; LLMError when it refuses or stays away.
-
-        With `schema` the endpoint is asked to hold the model to it (`response_format`, which not every server knows).
-        """
-        asked: dict[str, Any] = {
+        """See `LLM.write`. The schema is sent as `response_format`, which not every server supports."""
+        payload: dict[str, Any] = {
             "model": self.model, "messages": messages, "seed": seed, "temperature": temperature, "top_p": top_p,
         }  # fmt: skip
         if schema is not None:
             form = {"name": "answer", "schema": schema, "strict": True}
-            asked["response_format"] = {"type": "json_schema", "json_schema": form}
-        body = json.dumps(asked).encode()
+            payload["response_format"] = {"type": "json_schema", "json_schema": form}
+        body = json.dumps(payload).encode()
         for attempt in range(self.retries + 1):
             try:
-                return self._ask(body)
+                return self._request(body)
             except urllib.error.HTTPError as error:
-                said = error.read(2000).decode(errors="replace")
-                if error.code not in RETRIED or attempt == self.retries:
+                answer = error.read(2000).decode(errors="replace")
+                if error.code not in RETRIED_STATUS or attempt == self.retries:
                     hint = "; if it knows no response_format, ask without a schema" if schema and error.code in (400, 422) else ""
-                    raise LLMError(f"{self.url} answered {error.code} for {self.model!r}: {said}{hint}") from error
-                wait = _retry_after(error.headers.get("Retry-After"))
+                    raise LLMError(f"{self.url} answered {error.code} for {self.model!r}: {answer}{hint}") from error
+                wait = _retry_after_s(error.headers.get("Retry-After"))
             except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
                 if attempt == self.retries:
                     raise LLMError(f"{self.url} did not answer in {attempt + 1} attempts: {error}") from error
@@ -78,11 +75,12 @@ class OpenAILLM:
             time.sleep(min(LONGEST_WAIT_S, self.backoff_s * 2**attempt if wait is None else wait))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _ask(self, body: bytes) -> str:
+    def _request(self, body: bytes) -> str:
+        """Send one request and return the text of its first choice."""
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self.key_env):
             headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(self.url, data=body, headers=headers)  # noqa: S310 - the scheme is checked at the start
+        request = urllib.request.Request(self.url, data=body, headers=headers)  # noqa: S310 - scheme is checked
         with urllib.request.urlopen(request, timeout=self.timeout_s) as response:  # noqa: S310 - as above
             answer = response.read()
         try:
@@ -94,8 +92,8 @@ class OpenAILLM:
         return text
 
 
-def _retry_after(header: str | None) -> float | None:
-    """Seconds asked for, where the header is a number; the date form is ignored and the back-off used."""
+def _retry_after_s(header: str | None) -> float | None:
+    """The seconds of a Retry-After header, or None where it is missing or a date; the back-off is then used."""
     try:
         return max(0.0, float(header)) if header else None
     except ValueError:

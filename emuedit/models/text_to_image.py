@@ -1,24 +1,25 @@
-"""The base_model: a text-to-image U-Net diffusion pipeline (Stable Diffusion 1.x, 2.x, XL, or a toy of the same make).
+"""The base model: a text-to-image U-Net diffusion pipeline (Stable Diffusion 1.x, 2.x, XL, or a toy model).
 
 Shapes: B samples, H and W pixels, h = H / factor and w = W / factor, C latent channels, L tokens, D their width.
-Prediction type (eps, v) and zero terminal SNR are the scheduler's business; nothing here knows them.
+The scheduler handles the prediction type (eps, v) and zero terminal SNR; this module does not depend on them.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from emuedit.core.guidance import classifier_free
 from emuedit.models import image_tensors, model_sources, vae_latents
+from emuedit.models.denoising import Denoiser, size_conditions
 
 
 @dataclass(frozen=True)
 class TextCondition:
-    """What the U-Net reads: `hidden` [B, L, D], and for SDXL also `pooled` [B, P]."""
+    """The U-Net's text input: `hidden` [B, L, D], and for SDXL also `pooled` [B, P]."""
 
     hidden: torch.Tensor
     pooled: torch.Tensor | None = None
@@ -27,19 +28,22 @@ class TextCondition:
         return len(self.hidden)
 
     def repeat(self, n: int) -> TextCondition:
-        """One condition for n samples: [1, ...] -> [n, ...]."""
+        """Repeat one condition for n samples: [1, ...] -> [n, ...]."""
         pooled = None if self.pooled is None else self.pooled.expand(n, -1)
         return TextCondition(self.hidden.expand(n, -1, -1), pooled)
 
     @staticmethod
     def cat(*parts: TextCondition) -> TextCondition:
-        """The conditions of several batches as one, in order."""
+        """Concatenate the conditions of several batches."""
         pooled = [part.pooled for part in parts if part.pooled is not None]
         return TextCondition(torch.cat([part.hidden for part in parts]), torch.cat(pooled) if pooled else None)
 
 
 class TextToImageModel:
-    """A text-to-image pipeline with its parts open: `unet`, `scheduler`, `vae`, `tokenizer`, `text_encoder`."""
+    """A text-to-image pipeline of diffusers with direct access to its parts.
+
+    The parts are `unet`, `scheduler`, `vae`, `tokenizer` and `text_encoder` (SDXL: all of `text_encoders`).
+    """
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
@@ -51,29 +55,32 @@ class TextToImageModel:
         self.channels: int = pipeline.vae.config.latent_channels
         sample = self.unet.config.sample_size
         h, w = (sample, sample) if isinstance(sample, int) else sample
-        self.size: tuple[int, int] = (h * self.factor, w * self.factor)  # (H, W) the U-Net was trained at
+        self.size: tuple[int, int] = (h * self.factor, w * self.factor)  # (H, W) in px at which the U-Net was trained
         self._check()
 
     @property
     def device(self) -> torch.device:
-        """Where the U-Net lives; text, noise and latents are made there."""
+        """The U-Net's device; text conditions, noise and latents are created on it."""
         device: torch.device = self.unet.device
         return device
 
     def encode_text(self, captions: Sequence[str]) -> TextCondition:
-        """Captions -> their condition. Words beyond the tokenizer's length are cut (diffusers logs which)."""
+        """Encode captions. Tokens beyond the tokenizer's maximum length are cut; diffusers logs which."""
         with torch.no_grad():
-            return self.read_text(captions)
+            return self.encode_text_with_grad(captions)
 
-    def read_text(self, captions: Sequence[str]) -> TextCondition:
-        """The same with gradients, for those who train the text encoders."""
-        got = self.pipeline.encode_prompt(
+    def encode_text_with_grad(self, captions: Sequence[str]) -> TextCondition:
+        """Encode captions with gradients, to train the text encoders."""
+        embeddings = self.pipeline.encode_prompt(
             list(captions), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
-        return TextCondition(got[0], got[2] if len(got) == 4 else None)
+        return TextCondition(embeddings[0], embeddings[2] if len(embeddings) == 4 else None)
 
     def null_text(self, n: int, negative: str = "") -> TextCondition:
-        """The condition to guide away from, for n samples; SDXL wants zeros where there is no negative text."""
+        """The negative condition of classifier-free guidance, for n samples.
+
+        It is all zeros where the negative text is empty and the pipeline's config asks for that, as SDXL's does.
+        """
         text = self.encode_text([negative])
         if not negative and getattr(self.pipeline.config, "force_zeros_for_empty_prompt", False):
             pooled = None if text.pooled is None else torch.zeros_like(text.pooled)
@@ -81,30 +88,25 @@ class TextToImageModel:
         return text.repeat(n)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, H, W] in [-1, 1] -> scaled latents, float32 [B, C, h, w] (the mean, not a draw)."""
-        return vae_latents.encode(self.vae, image_tensors.check(images), self.factor)
+        """Images [B, 3, H, W] in [-1, 1] -> scaled latents, float32 [B, C, h, w] (the mean, not a sample)."""
+        return vae_latents.encode(self.vae, image_tensors.check_images(images), self.factor)
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """Scaled latents [B, C, h, w] -> images, float32 [B, 3, H, W] clamped to [-1, 1]."""
         return vae_latents.decode(self.vae, z)
 
-    def noise(self, generators: Sequence[torch.Generator], size: tuple[int, int] | None = None) -> torch.Tensor:
-        """Standard normal latents [B, C, h, w], one CPU generator a sample; `size` is (H, W) in pixels."""
+    def initial_noise(self, generators: Sequence[torch.Generator], size: tuple[int, int] | None = None) -> torch.Tensor:
+        """Draw standard normal latents [B, C, h, w] with one CPU generator per sample; `size` is (H, W) in px."""
         height, width = size or self.size
         vae_latents.check_size(height, width, self.factor)
         shape = (1, self.channels, height // self.factor, width // self.factor)
         return torch.cat([torch.randn(shape, generator=g) for g in generators]).to(self.device)
 
     def predict(self, z_t: torch.Tensor, t: torch.Tensor | int, text: TextCondition) -> torch.Tensor:
-        """One forward of the U-Net: z_t [B, C, h, w] at timestep t -> its prediction, float32 [B, C, h, w]."""
-        added: dict[str, torch.Tensor] | None = None
-        if text.pooled is not None:
-            # SDXL's size conditions: original size, crop corner, target size (arXiv 2307.01952, section 2.2)
-            height, width = z_t.shape[-2] * self.factor, z_t.shape[-1] * self.factor
-            ids = torch.tensor([height, width, 0, 0, height, width], device=z_t.device, dtype=text.hidden.dtype)
-            added = {"text_embeds": text.pooled, "time_ids": ids.repeat(len(z_t), 1)}
+        """Run the U-Net once: z_t [B, C, h, w] at timestep t -> its prediction, float32 [B, C, h, w]."""
+        added_cond = size_conditions(text.pooled, z_t, self.factor, text.hidden.dtype)
         out: torch.Tensor = self.unet(
-            z_t.to(self.unet.dtype), t, encoder_hidden_states=text.hidden, added_cond_kwargs=added, return_dict=False
+            z_t.to(self.unet.dtype), t, encoder_hidden_states=text.hidden, added_cond_kwargs=added_cond, return_dict=False
         )[0]
         return out.float()
 
@@ -113,68 +115,65 @@ class TextToImageModel:
         captions: Sequence[str],
         seeds: Sequence[int],
         steps: int,
-        guidance: float,
+        guidance_scale: float,
         negative: str = "",
-        *,
         size: tuple[int, int] | None = None,
-        progress: bool = False,
     ) -> torch.Tensor:
-        """Captions -> images, float32 [B, 3, H, W] in [-1, 1]. A sample depends on its caption and seed alone.
+        """Generate an image per caption, float32 [B, 3, H, W] in [-1, 1]. It depends only on the caption and the seed.
 
-        Classifier-free guidance (arXiv 2207.12598): e(null) + guidance (e(text) - e(null)), both in one forward;
-        guidance 1 is the plain conditional model. `size` is (H, W) in pixels, the U-Net's own if None.
+        Classifier-free guidance (arXiv 2207.12598): e(null) + s (e(text) - e(null)), both in one forward pass;
+        a scale s of 1 is the conditional model alone. `size` is (H, W) in px; None is the U-Net's training size.
+        Raises ValueError for another number of seeds than of captions, and for no captions.
         """
         if len(captions) != len(seeds) or not captions:
-            raise ValueError(f"paint wants one seed a caption, got {len(captions)} captions and {len(seeds)} seeds")
-        guided = guidance != 1.0
+            raise ValueError(f"want one seed per caption, got {len(captions)} captions and {len(seeds)} seeds")
+        guided = guidance_scale != 1.0
         text = self.encode_text(captions)
         text = TextCondition.cat(self.null_text(len(text), negative), text) if guided else text
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        scheduler = type(self.scheduler).from_config(self.scheduler.config)  # a fresh one: some keep a history
-        scheduler.set_timesteps(steps, device=self.device)
-        extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        z_t = self.noise(generators, size) * scheduler.init_noise_sigma  # [B, C, h, w]
+        denoiser = Denoiser(self.scheduler, steps, self.device, generators)
+        z_t = denoiser.start(self.initial_noise(generators, size))  # [B, C, h, w]
         with torch.no_grad():
-            for t in _shown(scheduler.timesteps, progress):
-                scaled = scheduler.scale_model_input(z_t, t)
+            for t in denoiser.timesteps:
+                scaled = denoiser.scale(z_t, t)
                 e = self.predict(torch.cat([scaled, scaled]) if guided else scaled, t, text)
                 if guided:
-                    e_null, e_text = e.chunk(2)
-                    e = e_null + guidance * (e_text - e_null)
-                z_t = scheduler.step(e, t, z_t, **extra, return_dict=False)[0]
+                    e = classifier_free(*e.chunk(2), guidance_scale)
+                z_t = denoiser.step(e, t, z_t)
         return self.decode(z_t)
 
     def _check(self) -> None:
+        """Raise ValueError where the parts do not fit each other."""
         channels = self.unet.config.in_channels
         if channels != self.channels:
             raise ValueError(
-                f"a base_model's U-Net must read the VAE's {self.channels} channels, got one that reads {channels}; "
-                "an editor's weights belong to the editor's own loader"
+                f"a base model's U-Net must read the VAE's {self.channels} channels, got one that reads {channels}; "
+                "load the weights of an editor with emuedit.editor.checkpoint"
             )
-        length, room = self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings
-        if length > room:
+        length, positions = self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings
+        if length > positions:
             raise ValueError(
-                f"the tokenizer's model_max_length must be at most the text encoder's {room} positions, "
-                f"got {length}; build the tokenizer with model_max_length={room} and save it again"
+                f"the tokenizer's model_max_length must be at most the text encoder's {positions} positions, "
+                f"got {length}; build the tokenizer with model_max_length={positions} and save it again"
             )
 
 
 def load(
     name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None
 ) -> TextToImageModel:
-    """A base_model from a pipeline folder or a hub id. A VAE that overflows in float16 stays in float32."""
+    """Load a base model from a pipeline folder or a hub id. A VAE that overflows in float16 stays in float32."""
     return TextToImageModel(open_pipeline(name_or_path, device, dtype, revision))
 
 
 def open_pipeline(name_or_path: str, device: str, dtype: torch.dtype, revision: str | None) -> Any:
-    """The frozen pipeline behind a base_model or an editor: safetensors only, without the parts nobody here uses."""
-    index = model_sources.manifest(name_or_path, model_sources.BASE_MODEL, revision)
-    diffusers = model_sources.library("diffusers")
+    """Load the frozen pipeline of a base model or an editor from safetensors, without the unused parts."""
+    manifest = model_sources.read_manifest(name_or_path, model_sources.BASE_MODEL, revision)
+    diffusers = model_sources.import_library("diffusers")
     unused: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-    unused = {part: nothing for part, nothing in unused.items() if part in index}
-    if "requires_safety_checker" in index:
+    unused = {part: value for part, value in unused.items() if part in manifest}
+    if "requires_safety_checker" in manifest:
         unused["requires_safety_checker"] = False
-    pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(
+    pipeline = getattr(diffusers, manifest["_class_name"]).from_pretrained(
         name_or_path, revision=revision, dtype=dtype, use_safetensors=True, **unused
     )
     if dtype == torch.float16 and getattr(pipeline.vae.config, "force_upcast", False):
@@ -186,14 +185,13 @@ def open_pipeline(name_or_path: str, device: str, dtype: torch.dtype, revision: 
     return pipeline
 
 
-def _shown(timesteps: torch.Tensor, progress: bool) -> Any:
-    return model_sources.library("tqdm").tqdm(timesteps, desc="paint") if progress else timesteps
-
-
 def use_unfused_attention_on_cpu(unet: Any, text_encoders: Iterable[Any] = ()) -> None:
-    """On a CPU: plain products instead of torch's fused attention, slow backwards there. A fifth off a training step (ours)."""
+    """On a CPU, replace torch's fused attention by plain matrix products; on other devices, do nothing.
+
+    The backward pass of fused attention is slow on a CPU. We measured a training step that takes a fifth less time.
+    """
     if unet.device.type != "cpu":
         return
-    unet.set_attn_processor(model_sources.library("diffusers.models.attention_processor").AttnProcessor())
+    unet.set_attn_processor(model_sources.import_library("diffusers.models.attention_processor").AttnProcessor())
     for encoder in text_encoders:
         encoder.set_attn_implementation("eager")

@@ -1,7 +1,8 @@
-"""Pixels to latents and back, for every VAE class of diffusers.
+"""Encode images to latents and decode them, for every VAE class of diffusers.
 
-The classes differ in three ways, all read from the VAE itself: a distribution or plain latents; one scaling factor and
-perhaps a shift; or, where the config carries `latents_mean` and `latents_std`, a normalisation per channel.
+The classes differ in three ways, all of which are read from the VAE itself: whether `encode` returns a distribution or
+plain latents; whether there is a shift beside the scaling factor; and whether the config has `latents_mean` and
+`latents_std`, a normalisation per channel.
 """
 
 from __future__ import annotations
@@ -12,36 +13,40 @@ import torch
 
 
 def encode(vae: Any, images: torch.Tensor, factor: int) -> torch.Tensor:
-    """Images [B, 3, H, W] in [-1, 1] -> scaled latents, float32 [B, C, H/factor, W/factor]; the mean, not a draw."""
+    """Images [B, 3, H, W] in [-1, 1] -> scaled latents, float32 [B, C, H/factor, W/factor].
+
+    Latents are the mean of the VAE's distribution, not a sample. Raises ValueError for sides that are not multiples of
+    `factor`.
+    """
     check_size(images.shape[-2], images.shape[-1], factor)
     with torch.no_grad():
         out = vae.encode(images.to(vae.device, vae.dtype))
     raw: torch.Tensor = (out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents).float()
-    shift, scale = _affine(vae, raw)
+    shift, scale = _shift_and_scale(vae, raw)
     z: torch.Tensor = (raw - shift) * scale
     return z
 
 
 def decode(vae: Any, z: torch.Tensor) -> torch.Tensor:
     """Scaled latents [B, C, h, w] -> images, float32 [B, 3, H, W] clamped to [-1, 1]."""
-    shift, scale = _affine(vae, z)
+    shift, scale = _shift_and_scale(vae, z)
     with torch.no_grad():
         image: torch.Tensor = vae.decode((z / scale + shift).to(vae.device, vae.dtype)).sample
     return image.float().clamp(-1, 1)
 
 
 def check_size(height: int, width: int, factor: int) -> None:
-    """A VAE halves a picture several times: both sides must be multiples of its factor."""
+    """Raise ValueError unless both sides are multiples of `factor`, by which the VAE reduces an image."""
     if height % factor or width % factor:
         raise ValueError(f"height and width must be multiples of {factor} px, got {height} x {width}; crop or resize first")
 
 
-def _affine(vae: Any, like: torch.Tensor) -> tuple[Any, Any]:
-    """(shift, scale) with scaled = (raw - shift) * scale; per channel [1, C, 1, 1] where the config says so."""
+def _shift_and_scale(vae: Any, like: torch.Tensor) -> tuple[Any, Any]:
+    """(shift, scale) with scaled = (raw - shift) * scale; per channel [1, C, 1, 1] where the config has statistics."""
     config = vae.config
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is not None and std is not None:
         shift = torch.tensor(mean, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
-        spread = torch.tensor(std, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
-        return shift, config.scaling_factor / spread
+        channel_std = torch.tensor(std, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
+        return shift, config.scaling_factor / channel_std
     return getattr(config, "shift_factor", None) or 0.0, config.scaling_factor

@@ -4,12 +4,12 @@ import torch
 from emuedit.core import diffusion
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_the_implied_prediction_is_what_a_perfect_network_says(kind: str) -> None:
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_prediction_for_clean_is_the_prediction_of_a_perfect_network(prediction_type: str) -> None:
     z, eps = torch.randn(2, 3, 8, 8, 8)
-    for a in (0.0 if kind == "v_prediction" else 0.01, 0.5, 0.99):
-        alpha_bar = torch.full((1, 1, 1, 1), a)
-        z_t = diffusion.noised(z, eps, alpha_bar)
-        torch.testing.assert_close(
-            diffusion.implied(z, z_t, alpha_bar, kind), diffusion.wanted(z, eps, alpha_bar, kind), rtol=0, atol=1e-4
-        )
+    for value in (0.0 if prediction_type == "v_prediction" else 0.01, 0.5, 0.99):
+        alpha_bar = torch.full((1, 1, 1, 1), value)
+        z_t = diffusion.add_noise(z, eps, alpha_bar)
+        prediction = diffusion.prediction_for_clean(z, z_t, alpha_bar, prediction_type)
+        target = diffusion.training_target(z, eps, alpha_bar, prediction_type)
+        torch.testing.assert_close(prediction, target, rtol=0, atol=1e-4)

@@ -15,28 +15,28 @@ def disc(r: float, size: tuple[int, int] = (40, 56), at: tuple[int, int] = (18, 
 
 
 @pytest.mark.parametrize("r", [0.0, 1.0, 2.5, 5.0])
-def test_dilation_is_scipys_with_a_disc(r: float) -> None:
+def test_dilation_equals_scipys_with_a_disc(r: float) -> None:
     P = disc(6)
-    P[..., 0, 0] = 1  # a lone corner: the border must not wrap round
+    P[..., 0, 0] = 1  # a single pixel in the corner: the border must not wrap around
     reach = int(r)
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    want = ndimage.binary_dilation(P[0, 0].numpy() > 0, structure=y**2 + x**2 <= r * r)
-    np.testing.assert_array_equal(soft_mask.dilate(P, r)[0, 0].numpy() > 0, want)
+    expected = ndimage.binary_dilation(P[0, 0].numpy() > 0, structure=y**2 + x**2 <= r * r)
+    np.testing.assert_array_equal(soft_mask.dilate(P, r)[0, 0].numpy() > 0, expected)
     assert (soft_mask.dilate(P, r).sum() > P.sum()) == (r >= 1)
 
 
-def test_dilated_is_not_overwritten_by_the_blur() -> None:
+def test_the_blur_keeps_the_dilated_area() -> None:
     P = disc(5)
-    S = soft_mask.soft(P, 0, 1, 0, radius_px=4, sigma_px=1.0)
-    assert_close(S.sum(), soft_mask.dilate(P, 4).sum(), rtol=1e-6, atol=0)  # a blur keeps the area
+    S = soft_mask.soft_mask(P, 0, 1, 0, radius_px=4, sigma_px=1.0)
+    assert_close(S.sum(), soft_mask.dilate(P, 4).sum(), rtol=1e-6, atol=0)  # a blur keeps the sum
     assert S.sum() > 2 * P.sum()
     assert (S[P > 0] > 0.99).all()
 
 
-def test_blur_is_scipys() -> None:
+def test_blur_equals_scipys() -> None:
     P = disc(7)
-    want = ndimage.gaussian_filter(P[0, 0].numpy(), 2.0, mode="nearest", truncate=3.0)
-    assert_close(soft_mask.blur(P, 2.0)[0, 0].numpy(), want)
+    expected = ndimage.gaussian_filter(P[0, 0].numpy(), 2.0, mode="nearest", truncate=3.0)
+    assert_close(soft_mask.blur(P, 2.0)[0, 0].numpy(), expected)
     assert soft_mask.blur(P, 0.0) is P
 
 
@@ -49,26 +49,26 @@ def test_box_is_the_bounding_box() -> None:
     assert B[2].sum() == 0
 
 
-def test_limits_and_linearity() -> None:
+def test_soft_mask_is_a_weighted_sum_in_zero_to_one() -> None:
     P = disc(6)
-    assert_close(soft_mask.soft(P, 1, 0, 0, 3, 2), P)
-    assert_close(soft_mask.soft(P, 0, 0, 1, 3, 2), soft_mask.box(P))
-    S, B = soft_mask.soft(P, 0, 1, 0, 3, 2), soft_mask.box(P)
-    M = soft_mask.soft(P, 0.5, 0.3, 0.2, 3, 2)
+    assert_close(soft_mask.soft_mask(P, 1, 0, 0, 3, 2), P)
+    assert_close(soft_mask.soft_mask(P, 0, 0, 1, 3, 2), soft_mask.box(P))
+    S, B = soft_mask.soft_mask(P, 0, 1, 0, 3, 2), soft_mask.box(P)
+    M = soft_mask.soft_mask(P, 0.5, 0.3, 0.2, 3, 2)
     assert_close(M, 0.5 * P + 0.3 * S + 0.2 * B)
     assert M.min() >= 0
     assert M.max() <= 1
 
 
-def test_resizing_keeps_the_mean_and_the_sides() -> None:
+def test_resizing_keeps_the_mean_and_the_axes() -> None:
     P = disc(6)
-    small = soft_mask.resized(P, 10, 14)
+    small = soft_mask.resize(P, 10, 14)
     assert small.shape == (1, 1, 10, 14)
     assert_close(small.mean(), P.mean())
     assert small[0, 0].amax(0).argmax() == 30 // 4
 
 
-def test_bad_masks_and_weights_say_what_to_do() -> None:
+def test_errors_for_bad_masks_and_weights_say_what_to_do() -> None:
     with pytest.raises(
         ValueError, match=r"float \[B, 1, H, W\] in \[0, 1\], got \(4, 8, 8\) torch.uint8; call soft_mask.from_uint8"
     ):
@@ -76,6 +76,6 @@ def test_bad_masks_and_weights_say_what_to_do() -> None:
     with pytest.raises(ValueError, match="clamp it first"):
         soft_mask.box(torch.full((1, 1, 2, 2), math.nan))
     with pytest.raises(ValueError, match="sum to 1"):
-        soft_mask.soft(disc(3), 0.5, 0.2, 0.2, 1, 1)
+        soft_mask.soft_mask(disc(3), 0.5, 0.2, 0.2, 1, 1)
     assert_close(soft_mask.from_uint8(torch.tensor([[[0, 255]]], dtype=torch.uint8)), torch.tensor([[[[0.0, 1.0]]]]))
     assert_close(soft_mask.from_uint8(torch.tensor([[[False, True]]])), torch.tensor([[[[0.0, 1.0]]]]))

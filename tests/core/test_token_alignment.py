@@ -11,19 +11,19 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), max_size=5)
 
 
 @given(WORDS, WORDS)
-def test_partners_are_equal_in_order_and_as_many_as_can_be(source: list[str], target: list[str]) -> None:
-    partner = token_alignment.aligned(source, target)
-    found = [(i, j) for j, i in enumerate(partner) if i is not None]
-    assert all(source[i] == target[j] for i, j in found)
-    assert [i for i, _ in found] == sorted({i for i, _ in found})
+def test_alignment_is_a_longest_common_subsequence(source: list[str], target: list[str]) -> None:
+    partner = token_alignment.align_tokens(source, target)
+    aligned = [(i, j) for j, i in enumerate(partner) if i is not None]
+    assert all(source[i] == target[j] for i, j in aligned)
+    assert [i for i, _ in aligned] == sorted({i for i, _ in aligned})
     longest = [[0] * (len(target) + 1) for _ in range(len(source) + 1)]
     for i, a in enumerate(source):
         for j, b in enumerate(target):
             longest[i + 1][j + 1] = longest[i][j] + 1 if a == b else max(longest[i][j + 1], longest[i + 1][j])
-    assert len(found) == longest[-1][-1]
+    assert len(aligned) == longest[-1][-1]
 
 
-def test_the_authors_own_example_of_an_added_word() -> None:
+def test_the_example_of_an_added_word_of_the_papers_code() -> None:
     source, target = ["<s>", "a", "cat", "sits", "</s>"], ["<s>", "a", "fat", "cat", "sits", "</s>"]
     mapping = token_alignment.refine(source, target, 8)
     P_s, P_t = torch.arange(8.0)[None], 10 + torch.arange(8.0)[None]
@@ -33,38 +33,38 @@ def test_the_authors_own_example_of_an_added_word() -> None:
 def test_a_word_swap_of_equal_length_is_the_identity() -> None:
     mapping = token_alignment.replace([1, 2, 1], [1, 2, 1], 9)
     assert torch.equal(mapping.A, torch.eye(9))
-    assert not mapping.own.any()
+    assert not mapping.target_weight.any()
 
 
-def test_a_swap_of_one_token_for_two_spreads_its_map_and_moves_the_rest() -> None:
+def test_a_swap_of_one_token_for_two_spreads_its_map_and_shifts_the_rest() -> None:
     P_s = torch.tensor([[0.1, 0.2, 0.4, 0.2, 0.06, 0.03, 0.01]])  # <s> a cat sits </s> pad pad
-    got = token_alignment.replace([1, 1, 1], [1, 2, 1], 7)(P_s, torch.full((1, 7), 9.0))
-    assert_close(got, torch.tensor([[0.1, 0.2, 0.2, 0.2, 0.2, 0.06, 0.04]]))
-    back = token_alignment.replace([1, 2, 1], [1, 1, 1], 7)(torch.tensor([[0.1, 0.2, 0.2, 0.2, 0.2, 0.06, 0.04]]), P_s)
-    assert_close(back, torch.tensor([[0.1, 0.2, 0.4, 0.2, 0.06, 0.04, 0.0]]))
+    new_map = token_alignment.replace([1, 1, 1], [1, 2, 1], 7)(P_s, torch.full((1, 7), 9.0))
+    assert_close(new_map, torch.tensor([[0.1, 0.2, 0.2, 0.2, 0.2, 0.06, 0.04]]))
+    reverse = token_alignment.replace([1, 2, 1], [1, 1, 1], 7)(torch.tensor([[0.1, 0.2, 0.2, 0.2, 0.2, 0.06, 0.04]]), P_s)
+    assert_close(reverse, torch.tensor([[0.1, 0.2, 0.4, 0.2, 0.06, 0.04, 0.0]]))
 
 
 @given(LENGTHS)
-def test_a_swap_gives_all_of_every_map(words: list[tuple[int, int]]) -> None:
+def test_a_swap_passes_on_all_of_every_map(words: list[tuple[int, int]]) -> None:
     mapping = token_alignment.replace([a for a, _ in words], [b for _, b in words], 18)
     assert_close(mapping.A.sum(1), torch.ones(18))
 
 
 @given(WORDS)
-def test_equal_captions_give_the_sources_maps_bit_for_bit(words: list[str]) -> None:
+def test_equal_captions_keep_the_sources_maps_bit_for_bit(words: list[str]) -> None:
     P_s, P_t = torch.rand(2, 3, 9, generator=torch.Generator().manual_seed(len(words)))
-    both = token_alignment.refine(words, words, 9), token_alignment.replace([1] * len(words), [1] * len(words), 9)
-    assert all(torch.equal(mapping(P_s, P_t), P_s) for mapping in both)
+    mappings = token_alignment.refine(words, words, 9), token_alignment.replace([1] * len(words), [1] * len(words), 9)
+    assert all(torch.equal(mapping(P_s, P_t), P_s) for mapping in mappings)
 
 
-def test_words_that_changed() -> None:
+def test_changed_words_and_spans() -> None:
     source = ["A", "red", "star,", "a", "blue", "ring", "on", "grass"]
-    assert token_alignment.changed(source, ["a", "red", "star", "and", "a", "blue", "ring", "on", "sand"]) == ([7], [3, 8])
-    assert token_alignment.changed(source, source) == ([], [])
+    assert token_alignment.changed_words(source, ["a", "red", "star", "and", "a", "blue", "ring", "on", "sand"]) == ([7], [3, 8])
+    assert token_alignment.changed_words(source, source) == ([], [])
     assert token_alignment.spans([1, 2, 1]) == [range(1, 2), range(2, 4), range(4, 5)]
 
 
-def test_what_cannot_be_mapped_is_named() -> None:
+def test_captions_that_cannot_be_mapped_are_an_error() -> None:
     with pytest.raises(ValueError, match="got 1 and 2; use refine"):
         token_alignment.replace([1], [1, 1], 9)
     with pytest.raises(ValueError, match="at most 4 tokens, start and end included, got 5"):

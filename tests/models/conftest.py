@@ -1,4 +1,4 @@
-"""Tiny random networks of the real architectures, saved as their own libraries save them, built without a network."""
+"""A small CLIP tokenizer and two images, for tests with tiny random networks. Nothing is downloaded."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +18,7 @@ CAPTIONS = [
 
 
 def clip_vocabulary(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's own layout: 256 bytes, 256 bytes that end a word, one token a merge, start of text, end of text."""
+    """Vocabulary in CLIP's order (256 bytes, 256 bytes that end a word, merges, start, end), and the merges."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     alphabet = sorted(ByteLevel.alphabet())
@@ -50,13 +50,13 @@ def clip_vocabulary(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 @pytest.fixture(scope="session")
 def clip_words() -> Callable[[int], tuple[dict[str, int], list[tuple[str, str]]]]:
-    """The vocabulary and merges a small CLIPTokenizer is built of."""
+    """Builds the vocabulary and merges of a small CLIPTokenizer from its size."""
     return clip_vocabulary
 
 
 @pytest.fixture(scope="session")
 def clip_tokenizer() -> Callable[..., Any]:
-    """Builds a small CLIPTokenizer of a given length."""
+    """Builds a small CLIPTokenizer of a given maximum length and vocabulary size."""
 
     def build(length: int = 16, size: int = 600, **kwargs: Any) -> Any:
         from transformers import CLIPTokenizer
@@ -68,13 +68,13 @@ def clip_tokenizer() -> Callable[..., Any]:
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
+def fixed_seed() -> None:
     torch.manual_seed(0)
 
 
 @pytest.fixture
-def pictures() -> torch.Tensor:
-    """Two bytes-exact pictures, 40 x 56: neither square nor symmetric."""
+def two_images() -> torch.Tensor:
+    """Two images 40 x 56, neither square nor symmetric, with values that convert exactly to bytes."""
     from emuedit.models import image_tensors
 
     y, x = np.mgrid[0:40, 0:56]

@@ -22,7 +22,7 @@ def depth_anything(folder: str, **config: Any) -> None:
     sizes = {"reassemble_hidden_size": 16, "neck_hidden_sizes": [8, 8, 8, 8], "fusion_hidden_size": 8}
     settings = DepthAnythingConfig(backbone_config=backbone, patch_size=7, head_hidden_size=8, **sizes, **config)
     model = DepthAnythingForDepthEstimation(settings)
-    with torch.no_grad():  # a random network's map is flat, and the last ReLU may leave it all 0
+    with torch.no_grad():  # the map of a random network is flat, and the last ReLU may set it all to 0
         model.head.conv3.weight.mul_(1000)
         model.head.conv3.bias.fill_(1.0)
     model.save_pretrained(folder)
@@ -31,31 +31,31 @@ def depth_anything(folder: str, **config: Any) -> None:
     ).save_pretrained(folder)
 
 
-def test_depth_is_the_models_own_stretched_to_one(pictures: torch.Tensor, tmp_path: Path) -> None:
+def test_depth_is_the_models_map_stretched_to_zero_to_one(two_images: torch.Tensor, tmp_path: Path) -> None:
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
     depth_anything(str(tmp_path))
-    got = depth.load(str(tmp_path)).depth(pictures)
-    assert got.shape == (2, 40, 56)
-    torch.testing.assert_close(got.amin(dim=(1, 2)), torch.zeros(2))
-    torch.testing.assert_close(got.amax(dim=(1, 2)), torch.ones(2))
+    maps = depth.load(str(tmp_path)).depth(two_images)
+    assert maps.shape == (2, 40, 56)
+    torch.testing.assert_close(maps.amin(dim=(1, 2)), torch.zeros(2))
+    torch.testing.assert_close(maps.amax(dim=(1, 2)), torch.ones(2))
     model = AutoModelForDepthEstimation.from_pretrained(tmp_path).eval()
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     with torch.no_grad():
-        raw = model(**processor(images=image_tensors.to_pil(pictures), return_tensors="pt")).predicted_depth
-    small = torch.nn.functional.interpolate(raw[:, None], size=(40, 56), mode="bilinear")[:, 0]
-    for ours, theirs in zip(got, small, strict=True):
-        assert torch.corrcoef(torch.stack([ours.flatten(), theirs.flatten()]))[0, 1] > 0.9999
+        raw = model(**processor(images=image_tensors.to_pil(two_images), return_tensors="pt")).predicted_depth
+    resized = torch.nn.functional.interpolate(raw[:, None], size=(40, 56), mode="bilinear")[:, 0]
+    for stretched, reference in zip(maps, resized, strict=True):
+        assert torch.corrcoef(torch.stack([stretched.flatten(), reference.flatten()]))[0, 1] > 0.9999
 
 
 def test_a_flat_map_is_all_zero() -> None:
     maps = torch.stack([torch.full((2, 3), 7.0), torch.arange(6.0).view(2, 3)])
-    maps[0, 0, 0] += 1e-6  # rounding is no relief
+    maps[0, 0, 0] += 1e-6  # a difference by rounding
     torch.testing.assert_close(depth.stretch(maps)[0], torch.zeros(2, 3))
     torch.testing.assert_close(depth.stretch(maps)[1], torch.arange(6.0).view(2, 3) / 5)
 
 
-def test_a_metric_model_is_refused(tmp_path: Path) -> None:
+def test_a_metric_model_is_an_error(tmp_path: Path) -> None:
     depth_anything(str(tmp_path), depth_estimation_type="metric", max_depth=20)
     with pytest.raises(ValueError, match=r"relative inverse depth .* got a metric one"):
         depth.load(str(tmp_path))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from emuedit.models import clip, depth, detector, dino, language_model, model_sources, segmenter, text_to_image
+from emuedit.models import clip, depth, detector, dino, local_llm, model_sources, segmenter, text_to_image
 
 LOADERS = {
     "base_model": text_to_image.load,
@@ -14,21 +14,22 @@ LOADERS = {
     "clip": clip.load,
     "dino": dino.load,
     "depth": depth.load,
-    "llm": language_model.load,
+    "llm": local_llm.load,
 }
 
 
-def test_importing_costs_no_heavy_library() -> None:
+def test_importing_the_adapters_imports_no_heavy_library() -> None:
     code = (
         "import sys, emuedit.models.clip, emuedit.models.depth, emuedit.models.detector, emuedit.models.dino, "
-        "emuedit.models.openai_llm, emuedit.models.text_to_image, emuedit.models.segmenter, emuedit.models.language_model\n"
+        "emuedit.models.llm_loading, emuedit.models.text_to_image, emuedit.models.segmenter\n"
         "heavy = {'diffusers', 'transformers', 'open_clip', 'segment_anything', 'torchvision', 'PIL'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def folder(path: Path, file: str, **content: str) -> Path:
+def write_folder(path: Path, file: str, **content: str) -> Path:
+    """A model folder with a manifest file and empty weights."""
     path.mkdir()
     (path / file).write_text(json.dumps(content))
     (path / "model.safetensors").write_bytes(b"")
@@ -36,53 +37,53 @@ def folder(path: Path, file: str, **content: str) -> Path:
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_a_missing_folder_is_named(name: str, tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(name: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"want .* got .*nowhere"):
         LOADERS[name](str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_an_empty_folder_is_named(name: str, tmp_path: Path) -> None:
+def test_an_empty_folder_is_an_error(name: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="an empty folder"):
         LOADERS[name](str(tmp_path))
 
 
-def test_the_wrong_kind_is_named(tmp_path: Path) -> None:
-    owl = folder(tmp_path / "owl", "config.json", model_type="owlvit")
+def test_a_folder_of_the_wrong_kind_is_an_error(tmp_path: Path) -> None:
+    owl = write_folder(tmp_path / "owl", "config.json", model_type="owlvit")
     with pytest.raises(FileNotFoundError, match=r"want a diffusers .*model_index\.json.* got .*zero-shot detector"):
         text_to_image.load(str(owl))
     with pytest.raises(ValueError, match=r"want a transformers ViT .*dinov2.* got .*model_type 'owlvit'"):
         dino.load(str(owl))
-    upscaler = folder(tmp_path / "up", "model_index.json", _class_name="StableDiffusionUpscalePipeline")
+    upscaler = write_folder(tmp_path / "up", "model_index.json", _class_name="StableDiffusionUpscalePipeline")
     with pytest.raises(ValueError, match=r"want .*StableDiffusionXLPipeline.* got .*StableDiffusionUpscalePipeline"):
         text_to_image.load(str(upscaler))
 
 
-def test_pickled_weights_are_refused(tmp_path: Path) -> None:
-    vit = folder(tmp_path / "vit", "config.json", model_type="vit")
+def test_pickled_weights_are_an_error(tmp_path: Path) -> None:
+    vit = write_folder(tmp_path / "vit", "config.json", model_type="vit")
     (vit / "model.safetensors").rename(vit / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match="safetensors"):
         dino.load(str(vit))
 
 
-def test_a_hub_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str, *args: object, **kwargs: object) -> str:
+def test_a_hub_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_error(name: str, *args: object, **kwargs: object) -> str:
         raise ConnectionError(name)
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", absent)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", raise_error)
     with pytest.raises(FileNotFoundError, match=r"owner/name.*ConnectionError"):
-        model_sources.manifest("owner/name", model_sources.DEPTH)
+        model_sources.read_manifest("owner/name", model_sources.DEPTH)
 
 
-def test_a_hub_repository_of_the_wrong_kind_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    announced = folder(tmp_path / "hub", "config.json", model_type="bert") / "config.json"
-    asked: list[object] = []
+def test_a_hub_repository_of_the_wrong_kind_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    manifest = write_folder(tmp_path / "hub", "config.json", model_type="bert") / "config.json"
+    requests: list[object] = []
 
-    def give(*args: object, revision: object) -> str:
-        asked.append((*args, revision))
-        return str(announced)
+    def download(*args: object, revision: object) -> str:
+        requests.append((*args, revision))
+        return str(manifest)
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", give)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     with pytest.raises(ValueError, match="got 'owner/name' with model_type 'bert'"):
         depth.load("owner/name", revision="abc")
-    assert asked == [("owner/name", "config.json", "abc")]
+    assert requests == [("owner/name", "config.json", "abc")]

@@ -15,90 +15,90 @@ TINY = sam_builder.SamConfig(
 BOXES = [torch.tensor([[2.0, 3.0, 20.0, 30.0], [30.0, 5.0, 55.0, 39.0]]), torch.tensor([[10.0, 10.0, 50.0, 20.0]])]
 
 
-def small() -> segmenter.Segmenter:
+def small_segmenter() -> segmenter.Segmenter:
     torch.manual_seed(0)
     model = sam_builder.build(TINY).eval()
-    torch.nn.init.normal_(model.image_encoder.pos_embed)  # else a random Sam gives flat masks
+    torch.nn.init.normal_(model.image_encoder.pos_embed)  # with the initial 0, a random Sam gives flat masks
     return segmenter.Segmenter(model, TINY)
 
 
 @pytest.mark.parametrize("name", sam_builder.CONFIGS)
-def test_the_named_configs_are_segment_anythings_own(name: str) -> None:
+def test_the_named_configs_equal_those_of_segment_anything(name: str) -> None:
     from segment_anything import sam_model_registry
 
     with torch.device("meta"):
-        ours, theirs = sam_builder.build(sam_builder.CONFIGS[name]), sam_model_registry[name]()
-    shapes = {key: value.shape for key, value in theirs.state_dict().items()}
+        ours, reference = sam_builder.build(sam_builder.CONFIGS[name]), sam_model_registry[name]()
+    shapes = {key: value.shape for key, value in reference.state_dict().items()}
     assert {key: value.shape for key, value in ours.state_dict().items()} == shapes
-    assert str(ours) == str(theirs)
-    windows = [[block.window_size for block in one.image_encoder.blocks] for one in (ours, theirs)]
+    assert str(ours) == str(reference)
+    windows = [[block.window_size for block in model.image_encoder.blocks] for model in (ours, reference)]
     assert windows[0] == windows[1]
     with torch.device("cpu"):
         mean = torch.tensor(sam_builder.CONFIGS[name].pixel_mean)
     assert mean.tolist() == pytest.approx([123.675, 116.28, 103.53])
 
 
-def test_masks_are_sam_predictors_own(pictures: torch.Tensor) -> None:
+def test_masks_equal_those_of_sam_predictor(two_images: torch.Tensor) -> None:
     from segment_anything import SamPredictor
 
-    ours = small()
-    found = ours.segment(pictures, BOXES)
+    ours = small_segmenter()
+    results = ours.segment(two_images, BOXES)
     predictor = SamPredictor(ours.model)
-    for picture, boxes, got in zip(image_tensors.to_uint8(pictures), BOXES, found, strict=True):
-        assert got.masks.shape == (len(boxes), 40, 56)
-        assert got.masks.dtype == torch.bool
-        predictor.set_image(picture)
-        for box, mask, iou in zip(boxes, got.masks, got.iou, strict=True):
-            wanted, score, _ = predictor.predict(box=box.numpy(), multimask_output=False)
-            np.testing.assert_array_equal(mask.numpy(), wanted[0])
+    for array, boxes, result in zip(image_tensors.to_uint8(two_images), BOXES, results, strict=True):
+        assert result.masks.shape == (len(boxes), 40, 56)
+        assert result.masks.dtype == torch.bool
+        predictor.set_image(array)
+        for box, mask, iou in zip(boxes, result.masks, result.iou, strict=True):
+            expected, score, _ = predictor.predict(box=box.numpy(), multimask_output=False)
+            np.testing.assert_array_equal(mask.numpy(), expected[0])
             assert iou.item() == pytest.approx(float(score[0]), abs=1e-5)
-    assert 0 < torch.cat([one.masks for one in found]).float().mean() < 1
+    assert 0 < torch.cat([result.masks for result in results]).float().mean() < 1
 
 
-def test_a_picture_of_the_networks_own_size_is_not_resized() -> None:
+def test_an_image_of_the_networks_size_is_not_resized() -> None:
     images = torch.rand(1, 3, 64, 48) * 2 - 1
-    ours = small()
+    ours = small_segmenter()
     ours.resize.apply_image = None
     assert ours.segment(images, [torch.tensor([[1.0, 2.0, 30.0, 60.0]])])[0].masks.shape == (1, 64, 48)
 
 
-def test_no_boxes_no_masks(pictures: torch.Tensor) -> None:
-    ours = small()
-    nothing, something = ours.segment(pictures, [torch.zeros(0, 4), BOXES[1]])
-    assert nothing.masks.shape == (0, 40, 56)
-    torch.testing.assert_close(something, ours.segment(pictures, BOXES)[1])
+def test_an_image_without_boxes_has_no_masks(two_images: torch.Tensor) -> None:
+    ours = small_segmenter()
+    no_masks, masks = ours.segment(two_images, [torch.zeros(0, 4), BOXES[1]])
+    assert no_masks.masks.shape == (0, 40, 56)
+    torch.testing.assert_close(masks, ours.segment(two_images, BOXES)[1])
     with pytest.raises(ValueError, match=r"\[K, 4\] .* got \(4,\)"):
-        ours.segment(pictures, [BOXES[0][0], BOXES[1]])
-    with pytest.raises(ValueError, match="one tensor of boxes a picture, got 1 for 2"):
-        ours.segment(pictures, BOXES[:1])
+        ours.segment(two_images, [BOXES[0][0], BOXES[1]])
+    with pytest.raises(ValueError, match="one tensor of boxes per image, got 1 for 2"):
+        ours.segment(two_images, BOXES[:1])
 
 
-def test_saved_folder_loads_to_the_same_masks(pictures: torch.Tensor, tmp_path: Path) -> None:
-    ours = small()
+def test_a_saved_folder_gives_the_same_masks(two_images: torch.Tensor, tmp_path: Path) -> None:
+    ours = small_segmenter()
     ours.save(tmp_path)
-    again = segmenter.load(str(tmp_path))
-    assert again.config == TINY
-    torch.testing.assert_close(again.segment(pictures, BOXES), ours.segment(pictures, BOXES))
-    half = segmenter.load(str(tmp_path), dtype=torch.bfloat16).segment(pictures, BOXES)
-    assert half[0].masks.shape == (2, 40, 56)
-    assert half[0].iou.dtype == torch.float32
+    loaded = segmenter.load(str(tmp_path))
+    assert loaded.config == TINY
+    torch.testing.assert_close(loaded.segment(two_images, BOXES), ours.segment(two_images, BOXES))
+    bfloat16 = segmenter.load(str(tmp_path), dtype=torch.bfloat16).segment(two_images, BOXES)
+    assert bfloat16[0].masks.shape == (2, 40, 56)
+    assert bfloat16[0].iou.dtype == torch.float32
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_released_checkpoint_is_known_by_its_width(
-    suffix: str, pictures: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_released_checkpoint_is_identified_by_its_width(
+    suffix: str, two_images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from safetensors.torch import save_file
 
-    ours, file = small(), tmp_path / f"sam{suffix}"
+    ours, file = small_segmenter(), tmp_path / f"sam{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(ours.model.state_dict(), file)
     with pytest.raises(ValueError, match=r"vit_b \(768\).*got .*encoder width 16"):
         segmenter.load(str(file))
     monkeypatch.setitem(sam_builder.CONFIGS, "vit_xs", TINY)
-    torch.testing.assert_close(segmenter.load(str(file)).segment(pictures, BOXES), ours.segment(pictures, BOXES))
+    torch.testing.assert_close(segmenter.load(str(file)).segment(two_images, BOXES), ours.segment(two_images, BOXES))
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_that_would_run_code_is_an_error(tmp_path: Path) -> None:
     import pickle
 
     torch.save({"image_encoder.pos_embed": print}, tmp_path / "sam.pth")
@@ -107,16 +107,16 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"colour": 1}, r"unknown keys \['colour'\]; known are"),
         ({"encoder_width": None}, "incomplete: .*encoder_width"),
-        ({"patch_size": 7}, "image_size / patch_size must be whole, got 64 / 7"),
+        ({"patch_size": 7}, "image_size / patch_size must be a whole number, got 64 / 7"),
     ],
 )
-def test_a_wrong_config_is_named(change: dict[str, int | None], says: str, tmp_path: Path) -> None:
-    small().save(tmp_path)
+def test_a_wrong_config_is_an_error(change: dict[str, int | None], message: str, tmp_path: Path) -> None:
+    small_segmenter().save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         segmenter.load(str(tmp_path))

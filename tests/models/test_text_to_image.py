@@ -7,7 +7,7 @@ import torch
 
 from emuedit.models import text_to_image
 
-# Euler's schedulers give numpy a tensor, whose __array__ is older than numpy 2 likes
+# Euler's schedulers pass a tensor to numpy, whose __array__ has the signature from before numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 
 SD = {"layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4, "sample_size": 8}
@@ -77,7 +77,7 @@ def xl_pipeline(tokenizer: Any, vae: Any) -> Any:
 
 @pytest.fixture(scope="module", params=["sd15-kl", "toy-tiny", "sdxl-kl"])
 def saved(request: pytest.FixtureRequest, clip_tokenizer: Callable[..., Any], tmp_path_factory: Any) -> tuple[Any, str]:
-    """A pipeline and the folder its own save_pretrained wrote."""
+    """A pipeline, and the folder that its save_pretrained wrote."""
     torch.manual_seed(1)
     tokenizer = clip_tokenizer(16)
     pipeline = {
@@ -92,68 +92,68 @@ def saved(request: pytest.FixtureRequest, clip_tokenizer: Callable[..., Any], tm
 
 
 @pytest.mark.parametrize(("guidance", "negative"), [(3.0, ""), (3.0, "grass"), (1.0, "")])
-def test_paint_equals_the_pipelines_own_call(saved: tuple[Any, str], guidance: float, negative: str) -> None:
-    theirs, folder = saved
+def test_generate_equals_the_pipelines_call(saved: tuple[Any, str], guidance: float, negative: str) -> None:
+    pipeline, folder = saved
     ours = text_to_image.load(folder)
     seeds = [3, 4]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     captions = ["a small red circle", "two blue stars at night"]
-    got = ours.generate(captions, seeds, steps=4, guidance=guidance, negative=negative)
-    want = theirs(
-        captions, num_inference_steps=4, guidance_scale=guidance, output_type="pt", latents=ours.noise(generators),
+    images = ours.generate(captions, seeds, steps=4, guidance_scale=guidance, negative=negative)
+    expected = pipeline(
+        captions, num_inference_steps=4, guidance_scale=guidance, output_type="pt", latents=ours.initial_noise(generators),
         negative_prompt=[negative] * 2 if negative else None,
     ).images  # fmt: skip
-    assert got.shape == (2, 3, 16, 16)
-    assert got.std() > 0.01  # a picture, not a flat field
-    torch.testing.assert_close(got, want * 2 - 1, rtol=0, atol=1e-4)
+    assert images.shape == (2, 3, 16, 16)
+    assert images.std() > 0.01  # not a flat image
+    torch.testing.assert_close(images, expected * 2 - 1, rtol=0, atol=1e-4)
 
 
-def test_a_sample_depends_on_its_seed_and_not_on_its_neighbours(saved: tuple[Any, str]) -> None:
+def test_a_sample_depends_on_its_seed_and_not_on_the_batch(saved: tuple[Any, str]) -> None:
     ours = text_to_image.load(saved[1])
     captions = ["a red circle", "blue stars", "a red circle"]
-    batch = ours.generate(captions, [7, 8, 9], steps=3, guidance=2.0)
-    alone = ours.generate(captions[1:2], [8], steps=3, guidance=2.0)
-    moved = ours.generate([captions[1], captions[0]], [8, 7], steps=3, guidance=2.0)
-    torch.testing.assert_close(alone[0], batch[1], rtol=0, atol=1e-5)
-    torch.testing.assert_close(moved, batch[[1, 0]], rtol=0, atol=1e-5)
+    batch = ours.generate(captions, [7, 8, 9], steps=3, guidance_scale=2.0)
+    single = ours.generate(captions[1:2], [8], steps=3, guidance_scale=2.0)
+    swapped = ours.generate([captions[1], captions[0]], [8, 7], steps=3, guidance_scale=2.0)
+    torch.testing.assert_close(single[0], batch[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(swapped, batch[[1, 0]], rtol=0, atol=1e-5)
     assert (batch[0] - batch[2]).abs().max() > 1e-3  # same caption, another seed
 
 
-def test_a_stochastic_scheduler_draws_from_each_samples_own_generator(clip_tokenizer: Callable[..., Any]) -> None:
+def test_a_stochastic_scheduler_uses_one_generator_per_sample(clip_tokenizer: Callable[..., Any]) -> None:
     from diffusers import EulerAncestralDiscreteScheduler
 
     pipeline = sd_pipeline(clip_tokenizer(16), tiny_vae())
     pipeline.scheduler = EulerAncestralDiscreteScheduler(beta_schedule="scaled_linear")
     ours = text_to_image.TextToImageModel(pipeline)
-    batch = ours.generate(["a", "b"], [1, 2], steps=3, guidance=2.0)
-    torch.testing.assert_close(ours.generate(["b"], [2], steps=3, guidance=2.0)[0], batch[1], rtol=0, atol=1e-5)
+    batch = ours.generate(["a", "b"], [1, 2], steps=3, guidance_scale=2.0)
+    torch.testing.assert_close(ours.generate(["b"], [2], steps=3, guidance_scale=2.0)[0], batch[1], rtol=0, atol=1e-5)
 
 
-def test_encode_and_decode_follow_the_vae(saved: tuple[Any, str], pictures: torch.Tensor) -> None:
-    theirs, folder = saved
-    ours, vae = text_to_image.load(folder), theirs.vae
-    z = ours.encode(pictures)
+def test_encode_and_decode_follow_the_vae(saved: tuple[Any, str], two_images: torch.Tensor) -> None:
+    pipeline, folder = saved
+    ours, vae = text_to_image.load(folder), pipeline.vae
+    z = ours.encode(two_images)
     assert z.shape == (2, ours.channels, 20, 28)
     with torch.no_grad():
-        if hasattr(vae.encode(pictures), "latents"):
-            raw = vae.encode(pictures).latents
-            want = raw * 0.7
+        if hasattr(vae.encode(two_images), "latents"):
+            raw = vae.encode(two_images).latents
+            expected = raw * 0.7
         else:
-            raw = vae.encode(pictures).latent_dist.mean
-            want = raw * vae.config.scaling_factor
-            if vae.config.latents_mean is not None:  # as diffusers' SDXL img2img scales them
+            raw = vae.encode(two_images).latent_dist.mean
+            expected = raw * vae.config.scaling_factor
+            if vae.config.latents_mean is not None:  # as in diffusers' SDXL img2img pipeline
                 mean, std = (torch.tensor(x).view(1, 4, 1, 1) for x in (vae.config.latents_mean, vae.config.latents_std))
-                want = (raw - mean) * vae.config.scaling_factor / std
+                expected = (raw - mean) * vae.config.scaling_factor / std
         image = vae.decode(raw).sample.clamp(-1, 1)
-    torch.testing.assert_close(z, want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(z, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours.decode(z), image, rtol=1e-4, atol=1e-5)
 
 
-def test_other_sizes_in_pixels(saved: tuple[Any, str]) -> None:
+def test_generate_in_another_size(saved: tuple[Any, str]) -> None:
     ours = text_to_image.load(saved[1])
-    assert ours.generate(["a star"], [0], steps=2, guidance=1.0, size=(16, 24)).shape == (1, 3, 16, 24)
+    assert ours.generate(["a star"], [0], steps=2, guidance_scale=1.0, size=(16, 24)).shape == (1, 3, 16, 24)
     with pytest.raises(ValueError, match="multiples of 2 px, got 15 x 24"):
-        ours.generate(["a star"], [0], steps=2, guidance=1.0, size=(15, 24))
+        ours.generate(["a star"], [0], steps=2, guidance_scale=1.0, size=(15, 24))
 
 
 def test_text_conditions(saved: tuple[Any, str]) -> None:
@@ -161,13 +161,13 @@ def test_text_conditions(saved: tuple[Any, str]) -> None:
     text = ours.encode_text(["a red circle", "a star"])
     assert text.hidden.shape[:2] == (2, 16)
     assert (text.pooled is not None) == ("XL" in type(saved[0]).__name__)
-    both = text_to_image.TextCondition.cat(text, ours.null_text(3))
-    assert len(both) == 5
-    assert both.pooled is None or both.pooled.shape == (5, 20)
+    joined = text_to_image.TextCondition.cat(text, ours.null_text(3))
+    assert len(joined) == 5
+    assert joined.pooled is None or joined.pooled.shape == (5, 20)
 
 
-def test_parts_that_do_not_fit_are_named(clip_tokenizer: Callable[..., Any]) -> None:
-    with pytest.raises(ValueError, match="one seed a caption, got 1 captions and 2 seeds"):
+def test_parts_that_do_not_fit_are_an_error(clip_tokenizer: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="one seed per caption, got 1 captions and 2 seeds"):
         text_to_image.TextToImageModel(sd_pipeline(clip_tokenizer(16), tiny_vae())).generate(["a"], [1, 2], 2, 1.0)
     pipeline = sd_pipeline(clip_tokenizer(16), tiny_vae())
     pipeline.tokenizer.model_max_length = 77
@@ -179,7 +179,7 @@ def test_parts_that_do_not_fit_are_named(clip_tokenizer: Callable[..., Any]) -> 
         text_to_image.TextToImageModel(pipeline)
 
 
-def test_half_precision_keeps_an_overflowing_vae_in_single(saved: tuple[Any, str], tmp_path: Path) -> None:
+def test_float16_keeps_a_vae_that_would_overflow_in_float32(saved: tuple[Any, str], tmp_path: Path) -> None:
     ours = text_to_image.load(saved[1], dtype=torch.float16)
     assert ours.unet.dtype == torch.float16
     assert ours.vae.dtype == (torch.float32 if ours.vae.config.force_upcast else torch.float16)

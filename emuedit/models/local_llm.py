@@ -1,0 +1,82 @@
+"""A chat model on this machine, through transformers."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from emuedit.models import model_sources
+from emuedit.models.language_model import TEMPERATURE, TOP_P, Message
+
+if TYPE_CHECKING:
+    import torch
+
+    from emuedit.models.constrained_decoding import Schema
+
+
+class LocalLLM:
+    """Any causal language model of transformers whose tokenizer has a chat template."""
+
+    def __init__(self, model: Any, tokenizer: Any, max_new_tokens: int = 512) -> None:
+        if not tokenizer.chat_template:
+            raise ValueError("want a chat model whose tokenizer has a chat_template, got one without; use an -it model")
+        self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
+
+    def write(
+        self,
+        messages: list[Message],
+        *,
+        seed: int,
+        temperature: float = TEMPERATURE,
+        top_p: float = TOP_P,
+        schema: Schema | None = None,
+    ) -> str:
+        """See `LLM.write`. The global random state is restored. An answer is cut after `max_new_tokens`, JSON too."""
+        import torch
+
+        inputs = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).to(self.model.device)
+        prompt_tokens = inputs["input_ids"].shape[1]
+        sampling: dict[str, Any] = {"do_sample": False}
+        if temperature > 0:
+            sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        if schema is not None:
+            sampling["logits_processor"] = self._schema_processors(schema, prompt_tokens)
+        device = self.model.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+            torch.manual_seed(seed)
+            out = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, pad_token_id=self._pad_token_id(), **sampling)
+        text: str = self.tokenizer.decode(out[0, prompt_tokens:], skip_special_tokens=True)
+        return text.strip()
+
+    def _schema_processors(self, schema: Schema, prompt_tokens: int) -> list[Any]:
+        from emuedit.models.constrained_decoding import SchemaConstraint
+
+        constraint = SchemaConstraint(schema, self._constraint_tokenizer, prompt_tokens)
+        return model_sources.import_library("transformers").LogitsProcessorList([constraint])
+
+    @cached_property
+    def _constraint_tokenizer(self) -> Any:
+        from emuedit.models.constrained_decoding import build_constraint_tokenizer
+
+        end_tokens = self.model.generation_config.eos_token_id
+        if end_tokens is None:
+            end_tokens = self.tokenizer.eos_token_id
+        return build_constraint_tokenizer(self.tokenizer, self.model.config.vocab_size, end_tokens)
+
+    def _pad_token_id(self) -> Any:
+        return self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+
+
+def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype | None = None, revision: str | None = None) -> LocalLLM:
+    """Load a chat model from a transformers folder or a hub id; dtype None is float32."""
+    import torch
+
+    model_sources.read_manifest(name_or_path, model_sources.CHAT, revision)
+    transformers = model_sources.import_library("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        name_or_path, revision=revision, dtype=dtype or torch.float32, use_safetensors=True
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+    return LocalLLM(model.to(device).requires_grad_(False).eval(), tokenizer)

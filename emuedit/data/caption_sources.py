@@ -1,6 +1,7 @@
-"""Texts from anywhere, a piece at a time: a file of lines or rows, a dataset's folder, a dataset on the hub, a Python file.
+"""Read captions in batches from a text file, a table, a dataset folder, a dataset on the hub or a Python file.
 
-Each is a path below the root, so that DVC can hash it. A dataset on the hub is named by a .yaml file, with its commit.
+Every source is a path below the project root, so that DVC can hash it. A hub dataset is named by a .yaml file that
+states its commit.
 """
 
 import csv
@@ -15,9 +16,10 @@ from pydantic import Field
 
 from emuedit import config
 
-_TABLES = (".csv", ".jsonl", ".parquet")
+_TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 
-Source = Callable[[str, int, int], list[str]]
+CaptionFunction = Callable[[str, int, int], list[str]]
+"""`captions(split, start, n)` of a Python source: the captions number start to start + n - 1 of a split."""
 
 
 class CaptionSourceError(ValueError):
@@ -25,58 +27,60 @@ class CaptionSourceError(ValueError):
 
 
 class HubDataset(config.Params):
-    """What a .yaml source holds under `captions`: a dataset on the hub, streamed and never stored whole."""
+    """Section `captions` of a .yaml source: a dataset on the hub, which is streamed and never stored as a whole."""
 
     dataset: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
     """owner/name."""
     config: str | None
-    """One of its configurations; null where it has only one."""
+    """Name of the dataset configuration; null when the dataset has only one."""
     revision: str = Field(pattern=r"^[0-9a-f]{40}$")
-    """Its commit: the same file then means the same texts for ever."""
+    """Commit of the dataset. It fixes the captions that the file stands for."""
 
 
 def read_batches(
     source: Path, reference: str, split: str, column: str, n_rows: int, size: int
 ) -> Iterator[tuple[int, list[str | None]]]:
-    """(index of the first row, rows) of at most `size` rows each, `n_rows` in all.
+    """Yield (index of the first row, rows) in batches of at most `size` rows, `n_rows` rows in total.
 
-    `reference` is `source` as the world names it, for a Python file; `split` is for those, and for datasets.
-    Raises CaptionSourceError, and ParamsError for a Python or .yaml file that does not hold what it should.
+    `reference` is `source` as `params.yaml` names it; Python files are imported by it. `split` applies to Python
+    files and datasets. Raises CaptionSourceError for a source that cannot be read, and ParamsError for a Python
+    file without the function `captions` or a .yaml file without valid keys.
     """
     starts = range(0, n_rows, size)
     if source.suffix == ".py":
-        draw: Source = config.import_function(reference, "captions")
+        captions: CaptionFunction = config.import_function(reference, "captions")
         for start in starts:
-            yield start, list(draw(split, start, min(size, n_rows - start)))
+            yield start, list(captions(split, start, min(size, n_rows - start)))
         return
-    rows = islice(_rows(source, split, column), n_rows)
+    texts = islice(_read_texts(source, split, column), n_rows)
     for start in starts:
-        if not (piece := list(islice(rows, size))):
+        if not (batch := list(islice(texts, size))):
             return
-        yield start, piece
+        yield start, batch
 
 
-def _rows(source: Path, split: str, column: str) -> Iterator[str | None]:
-    """The texts of a text file (one a line), or of one column of all others."""
+def _read_texts(source: Path, split: str, column: str) -> Iterator[str | None]:
+    """Texts of a text file (one a line), or of one column of any other source."""
     if source.suffix == ".txt":
         with source.open(encoding="utf-8") as lines:
             yield from lines
         return
-    for number, row in enumerate(_table(source, split, column), start=1):
+    for number, row in enumerate(_read_table(source, split, column), start=1):
         if column not in row:
             got = f"{sorted(row)} in row {number}"
             raise CaptionSourceError(f"want key {column!r} in {source}, got {got}; set captions.column in params.yaml")
         if not isinstance(row[column], str | None):
             raise CaptionSourceError(
-                f"want text in {column!r} of {source}, got {str(row[column])[:80]!r} in row {number}; name another"
+                f"want text in {column!r} of {source}, got {str(row[column])[:80]!r} in row {number}; "
+                "set captions.column in params.yaml to a column of texts"
             )
         yield row[column]
 
 
-def _table(source: Path, split: str, column: str) -> Iterator[dict[str, Any]]:
-    """Rows by column; of Parquet files and datasets only the one that is asked for, where it is there."""
+def _read_table(source: Path, split: str, column: str) -> Iterator[dict[str, Any]]:
+    """Rows as dicts. Of Parquet files and datasets only `column` is read, if it exists."""
     if source.is_dir() or source.suffix == ".yaml":
-        yield from _dataset(source, split, column)
+        yield from _read_dataset(source, split, column)
     elif source.suffix == ".parquet":
         names = pq.ParquetFile(source).schema_arrow.names
         for batch in pq.ParquetFile(source).iter_batches(columns=[column] if column in names else names):
@@ -88,23 +92,24 @@ def _table(source: Path, split: str, column: str) -> Iterator[dict[str, Any]]:
         with source.open(encoding="utf-8") as lines:
             yield from map(json.loads, filter(str.strip, lines))
     else:
-        kinds = f".txt, {', '.join(_TABLES)}, .py or .yaml, or a dataset's folder"
+        kinds = f".txt, {', '.join(_TABLE_SUFFIXES)}, .py or .yaml, or a dataset's folder"
         raise CaptionSourceError(f"want a caption source {kinds}; got {source}")
 
 
-def _dataset(source: Path, split: str, column: str) -> Iterator[dict[str, Any]]:
-    """Rows of a dataset in any form that `datasets` reads, streamed; one saved by `save_to_disk` is mapped."""
+def _read_dataset(source: Path, split: str, column: str) -> Iterator[dict[str, Any]]:
+    """Rows of a dataset in any form that `datasets` reads, streamed. One saved by `save_to_disk` is memory-mapped."""
     import datasets
 
-    saved = [folder for folder in (source / split, source) if (folder / "state.json").is_file()]  # alone, it has no splits
+    # `save_to_disk` of a single Dataset writes `state.json` into the folder; of a DatasetDict, into a folder per split.
+    saved = [folder for folder in (source / split, source) if (folder / "state.json").is_file()]
     if source.suffix == ".yaml":
         hub = config.load(HubDataset, "captions", source)
-        given: dict[str, Any] = {"path": hub.dataset, "name": hub.config, "revision": hub.revision}
+        arguments: dict[str, Any] = {"path": hub.dataset, "name": hub.config, "revision": hub.revision}
     else:
-        given = {"path": str(source)}
+        arguments = {"path": str(source)}
     try:
-        rows = datasets.load_from_disk(saved[0]) if saved else datasets.load_dataset(**given, split=split, streaming=True)
-    except (ValueError, OSError) as error:  # `datasets` raises these two for: no such split, configuration, dataset; no network
-        raise CaptionSourceError(f"want the split {split!r} of the dataset {given['path']}, got none: {error}") from error
+        rows = datasets.load_from_disk(saved[0]) if saved else datasets.load_dataset(**arguments, split=split, streaming=True)
+    except (ValueError, OSError) as error:  # raised for an unknown split, configuration or dataset, and without a network
+        raise CaptionSourceError(f"want the split {split!r} of the dataset {arguments['path']}, got none: {error}") from error
     names = rows.column_names
     yield from rows.select_columns([column]) if names and column in names else rows

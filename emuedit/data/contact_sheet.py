@@ -1,4 +1,4 @@
-"""Contact sheets: pictures in named rows with a caption under every column, for people who would rather look than read."""
+"""Contact sheets: images in named rows, with a caption under every column."""
 
 import textwrap
 from collections.abc import Sequence
@@ -8,65 +8,75 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 CELL_PX = 128
-PAD = 8
-INK, PAPER, FAINT = (32, 32, 36), (252, 252, 250), (120, 120, 126)
-GOOD, BAD = (38, 152, 84), (206, 56, 48)
-_LINE_CHARS = 22
+PAD_PX = 8
+TEXT_COLOR, BACKGROUND_COLOR, ROW_NAME_COLOR = (32, 32, 36), (252, 252, 250), (120, 120, 126)
+GOOD_COLOR, BAD_COLOR = (38, 152, 84), (206, 56, 48)
+_CAPTION_LINE_CHARS = 22
+_CAPTION_LINE_PX = 15
+_ROW_NAME_WIDTH_PX = 60
+_TITLE_HEIGHT_PX = 28
 
 Pictures = npt.NDArray[np.uint8]
 
 
-def grid(
+def picture_grid(
     rows: Sequence[tuple[str, Pictures]],
     captions: Sequence[str],
     lines: int,
     title: str = "",
     marks: tuple[str, Sequence[bool]] | None = None,
 ) -> Image.Image:
-    """Pictures uint8 `[N, H, W, 3]` in named rows, with a caption of at most `lines` lines under every column.
+    """Draw pictures uint8 `[N, H, W, 3]` in named rows, with a caption of at most `lines` lines under each column.
 
-    `marks`: the name of a row and N bools; a green frame stands for True, a red one for False.
+    `marks`: the name of a row and N bools; its pictures get a green frame for True and a red one for False.
     """
-    font, small = ImageFont.load_default(15), ImageFont.load_default(12)
-    left, top, step = 60, 28 if title else PAD, 15
-    n = len(captions)
-    size = (left + n * (CELL_PX + PAD) + PAD, top + len(rows) * (CELL_PX + PAD) + lines * step + PAD)
-    sheet = Image.new("RGB", size, PAPER)
+    title_font, small_font = ImageFont.load_default(15), ImageFont.load_default(12)
+    left, top, step = _ROW_NAME_WIDTH_PX, _TITLE_HEIGHT_PX if title else PAD_PX, CELL_PX + PAD_PX
+    n_columns = len(captions)
+    captions_top = top + len(rows) * step
+    size = (left + n_columns * step + PAD_PX, captions_top + lines * _CAPTION_LINE_PX + PAD_PX)
+    sheet = Image.new("RGB", size, BACKGROUND_COLOR)
     draw = ImageDraw.Draw(sheet)
-    draw.text((PAD, PAD), title, INK, font)
-    for r, (name, pictures) in enumerate(rows):
-        y = top + r * (CELL_PX + PAD)
-        draw.text((PAD, y + CELL_PX // 2 - 8), name, FAINT, small)
-        for c in range(n):
-            x = left + c * (CELL_PX + PAD)
-            sheet.paste(_cell(pictures[c]), (x, y))
-            if marks and marks[0] == name:
-                draw.rectangle((x - 3, y - 3, x + CELL_PX + 2, y + CELL_PX + 2), outline=GOOD if marks[1][c] else BAD, width=3)
-    y = top + len(rows) * (CELL_PX + PAD)
-    for c, caption in enumerate(captions):
-        wrapped = textwrap.wrap(caption, _LINE_CHARS)
-        if len(wrapped) > lines:
-            wrapped = [*wrapped[: lines - 1], wrapped[lines - 1][: _LINE_CHARS - 2] + "…"]
-        draw.multiline_text((left + c * (CELL_PX + PAD), y), "\n".join(wrapped), INK, small, spacing=2)
+    draw.text((PAD_PX, PAD_PX), title, TEXT_COLOR, title_font)
+    for row_index, (row_name, pictures) in enumerate(rows):
+        y = top + row_index * step
+        draw.text((PAD_PX, y + CELL_PX // 2 - 8), row_name, ROW_NAME_COLOR, small_font)
+        for column_index in range(n_columns):
+            x = left + column_index * step
+            sheet.paste(_fit_cell(pictures[column_index]), (x, y))
+            if marks and marks[0] == row_name:
+                color = GOOD_COLOR if marks[1][column_index] else BAD_COLOR
+                draw.rectangle((x - 3, y - 3, x + CELL_PX + 2, y + CELL_PX + 2), outline=color, width=3)
+    for column_index, caption in enumerate(captions):
+        text = _wrap_caption(caption, lines)
+        draw.multiline_text((left + column_index * step, captions_top), text, TEXT_COLOR, small_font, spacing=2)
     return sheet
 
 
-def tiled(sheets: Sequence[Image.Image], columns: int = 1) -> Image.Image:
-    """Sheets of one size side by side, `columns` to a row."""
+def tile_sheets(sheets: Sequence[Image.Image], columns: int = 1) -> Image.Image:
+    """Arrange sheets of equal size in rows of `columns` sheets."""
     width, height = sheets[0].size
     n_rows = -(-len(sheets) // columns)
-    out = Image.new("RGB", (columns * (width + PAD) - PAD, n_rows * (height + PAD)), PAPER)
-    for i, one in enumerate(sheets):
-        out.paste(one, ((i % columns) * (width + PAD), i // columns * (height + PAD)))
-    return out
+    tiled = Image.new("RGB", (columns * (width + PAD_PX) - PAD_PX, n_rows * (height + PAD_PX)), BACKGROUND_COLOR)
+    for index, sheet in enumerate(sheets):
+        tiled.paste(sheet, ((index % columns) * (width + PAD_PX), index // columns * (height + PAD_PX)))
+    return tiled
 
 
-def _cell(picture: Pictures) -> Image.Image:
-    """Longer side to the cell, in the middle of a paper-coloured square; enlarged pixels stay pixels."""
-    shown = Image.fromarray(picture)
-    scale = CELL_PX / max(shown.size)
-    how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
-    shown = shown.resize((max(1, round(shown.width * scale)), max(1, round(shown.height * scale))), how)
-    square = Image.new("RGB", (CELL_PX, CELL_PX), PAPER)
-    square.paste(shown, ((CELL_PX - shown.width) // 2, (CELL_PX - shown.height) // 2))
-    return square
+def _wrap_caption(caption: str, lines: int) -> str:
+    """The caption in at most `lines` lines; a cut one ends in an ellipsis."""
+    wrapped = textwrap.wrap(caption, _CAPTION_LINE_CHARS)
+    if len(wrapped) > lines:
+        wrapped = [*wrapped[: lines - 1], wrapped[lines - 1][: _CAPTION_LINE_CHARS - 2] + "…"]
+    return "\n".join(wrapped)
+
+
+def _fit_cell(picture: Pictures) -> Image.Image:
+    """Scale the longer side to the cell and centre the picture. Small pictures are enlarged without blur."""
+    image = Image.fromarray(picture)
+    scale = CELL_PX / max(image.size)
+    resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), resampling)
+    cell = Image.new("RGB", (CELL_PX, CELL_PX), BACKGROUND_COLOR)
+    cell.paste(image, ((CELL_PX - image.width) // 2, (CELL_PX - image.height) // 2))
+    return cell

@@ -1,6 +1,7 @@
-"""Thresholds proposed from pairs whose truth is known: the most recall at a wanted precision, with few gates.
+"""Search for filters on pairs with known labels: the highest recall at a minimum precision, with few score bounds.
 
-The truth comes from whoever has it: the toy world's oracle, or people who looked at some hundred pairs. Ours.
+The labels (is this pair right?) come from the toy world's oracle, or from people who checked some hundred pairs.
+The search is ours, not the paper's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,131 +12,153 @@ import numpy as np
 import numpy.typing as npt
 
 Scores = Mapping[str, npt.NDArray[np.float64]]
+"""Score name -> value of each pair, [N]; NaN where undefined."""
 Edge = Literal["min", "max"]
 LEVELS = 25
-"""Thresholds tried of each score and edge: quantiles of the right pairs, so that none lies where nothing is."""
-STEP = 0.01
-"""By how much a precision that cannot be had is lowered."""
-WORTH = 0.01
-"""Least gain in the quality of a choice for which one more gate is taken: fewer gates fit less noise."""
+"""Number of thresholds tried for each score and edge: quantiles of the scores of right pairs."""
+PRECISION_STEP = 0.01
+"""By how much the precision is lowered when it is not reached at the wanted recall."""
+MIN_GAIN = 0.01
+"""Least gain in quality for which one more bound is added. Fewer bounds fit less noise."""
+_QUANTILE_RANGE = {"min": (0.0, 0.6), "max": (1.0, 0.4)}
+_FULL_CREDIT_RECALL = 0.3
 
 
 @dataclass(frozen=True)
 class ScoreBound:
-    """One bound of one score; a pair passes on the bound. A score that is undefined (NaN) does not pass."""
+    """One bound on one score. A pair whose score equals the bound passes; an undefined score (NaN) fails."""
 
     score: str
     edge: Edge
     bound: float
 
     def passes(self, scores: Scores) -> npt.NDArray[np.bool_]:
-        """bool [N]."""
+        """Which pairs pass, bool [N]."""
         value = scores[self.score]
         return np.asarray(value >= self.bound if self.edge == "min" else value <= self.bound)
 
 
 @dataclass(frozen=True)
 class SelectionQuality:
-    """How well a choice of N pairs hits the right ones; None where nothing is chosen, or nothing is right."""
+    """Share of kept pairs, precision (None when no pair is kept) and recall (None when no pair is right)."""
 
     kept: float
     precision: float | None
     recall: float | None
 
 
-def selection_quality(chosen: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> SelectionQuality:
-    """Share that is chosen, of it the share that is right, and of the right ones the share that is chosen; bool [N]."""
-    hits = float((chosen & right).sum())
-    n_chosen, n_right = int(chosen.sum()), int(right.sum())
+def selection_quality(kept: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> SelectionQuality:
+    """Measure a selection of N pairs; both arguments are bool [N]."""
+    n_right_kept = float((kept & right).sum())
+    n_kept, n_right = int(kept.sum()), int(right.sum())
     return SelectionQuality(
-        kept=n_chosen / max(len(right), 1),
-        precision=hits / n_chosen if n_chosen else None,
-        recall=hits / n_right if n_right else None,
+        kept=n_kept / max(len(right), 1),
+        precision=n_right_kept / n_kept if n_kept else None,
+        recall=n_right_kept / n_right if n_right else None,
     )
 
 
-def halves(groups: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
-    """bool [N]: True for the half to choose thresholds on. What shares a group (hex digits) stays together."""
+def calibration_half(groups: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
+    """Split pairs in two halves; True for the half on which thresholds are chosen, bool [N].
+
+    `groups`: hex digits of each pair. Pairs of one group are in the same half.
+    """
     return np.array([int(str(group)[-6:], 16) % 2 == 0 for group in groups], bool)
 
 
 def search_filters(
-    scores: Scores, right: npt.NDArray[np.bool_], edges: Mapping[str, Sequence[Edge]], wanted: float, most: int = 3
+    scores: Scores,
+    right: npt.NDArray[np.bool_],
+    edges: Mapping[str, Sequence[Edge]],
+    min_precision: float,
+    max_bounds: int = 3,
 ) -> tuple[ScoreBound, ...]:
-    """At most `most` gates for N pairs: the highest recall at precision >= `wanted`, else the highest precision.
+    """Find at most `max_bounds` bounds with the highest recall at `min_precision`, or else with the highest precision.
 
-    `scores`: [N] each, NaN where undefined; `right`: bool [N]; `edges`: the bounds that make sense of each score (one that
-    is not named is not used). Precision is counted as if one more wrong pair had been
-    chosen, so that a handful of lucky pairs does not win. All pairs of gates are tried, then single ones are added.
-    Empty where no gate is worth it. Raises ValueError unless 0 < wanted < 1 and there is a right pair.
+    `right`: the labels, bool [N]. `edges`: the meaningful bounds of each score; other scores are not used.
+    Precision is computed as if one more wrong pair had been kept, so that a few lucky pairs do not win. All single
+    bounds and all pairs of bounds are tried; further bounds are added greedily. Returns () when no bound improves
+    the selection. Raises ValueError unless 0 < min_precision < 1 and at least one pair is right.
     """
-    if not 0 < wanted < 1 or not right.any():
-        raise ValueError(f"want 0 < wanted < 1 and at least one right pair, got {wanted} and {int(right.sum())} of {len(right)}")
-    tried = _gates(scores, right, edges)
-    passes = np.array([gate.passes(scores) for gate in tried], np.float64).reshape(len(tried), len(right))
+    if not 0 < min_precision < 1 or not right.any():
+        raise ValueError(
+            f"want 0 < min_precision < 1 and at least one right pair, "
+            f"got {min_precision} and {int(right.sum())} of {len(right)}; change the precision or label more pairs"
+        )
+    candidates = _candidate_bounds(scores, right, edges)
+    passes = np.array([bound.passes(scores) for bound in candidates], np.float64).reshape(len(candidates), len(right))
     chosen: tuple[int, ...] = ()
-    best = float(_quality(np.array([right.sum()]), np.array([len(right)]), int(right.sum()), wanted)[0])
-    for size in range(1, most + 1):
-        found, quality = _best(passes, right, chosen, size, wanted)
-        if quality > best + WORTH:
-            chosen, best = found, quality
-    return tuple(tried[i] for i in sorted(set(chosen)))
+    all_kept = (np.array([right.sum()]), np.array([len(right)]))
+    best_quality = float(_quality(*all_kept, int(right.sum()), min_precision)[0])
+    for size in range(1, max_bounds + 1):
+        indices, quality = _best_combination(passes, right, chosen, size, min_precision)
+        if quality > best_quality + MIN_GAIN:
+            chosen, best_quality = indices, quality
+    return tuple(candidates[index] for index in sorted(set(chosen)))
 
 
 def search_with_recall(
     scores: Scores,
     right: npt.NDArray[np.bool_],
     edges: Mapping[str, Sequence[Edge]],
-    wanted: float,
-    least_recall: float,
-    most: int = 3,
+    min_precision: float,
+    min_recall: float,
+    max_bounds: int = 3,
 ) -> tuple[ScoreBound, ...]:
-    """As `search_filters`, but the wanted precision comes down, a hundredth at a time, until the recall is at least `least_recall`."""
-    while wanted > STEP:
-        gates = search_filters(scores, right, edges, wanted, most)
-        passed = np.all([gate.passes(scores) for gate in gates] + [np.ones(len(right), bool)], 0)
-        if (selection_quality(passed, right).recall or 0) >= least_recall:
-            return gates
-        wanted -= STEP
+    """As `search_filters`, but lower the precision in steps of 0.01 until the recall is at least `min_recall`."""
+    while min_precision > PRECISION_STEP:
+        bounds = search_filters(scores, right, edges, min_precision, max_bounds)
+        kept = np.all([bound.passes(scores) for bound in bounds] + [np.ones(len(right), bool)], 0)
+        if (selection_quality(kept, right).recall or 0) >= min_recall:
+            return bounds
+        min_precision -= PRECISION_STEP
     return ()
 
 
-def _gates(scores: Scores, right: npt.NDArray[np.bool_], edges: Mapping[str, Sequence[Edge]]) -> list[ScoreBound]:
-    """Every gate worth trying: it rejects something, and not every right pair. Bounds have two digits that count."""
-    shares = {"min": np.linspace(0, 0.6, LEVELS), "max": np.linspace(1, 0.4, LEVELS)}
-    made = []
+def _candidate_bounds(scores: Scores, right: npt.NDArray[np.bool_], edges: Mapping[str, Sequence[Edge]]) -> list[ScoreBound]:
+    """Bounds to try, rounded to two significant digits. Those that keep all pairs or none are left out."""
+    candidates = []
     for name, value in sorted(scores.items()):
-        good = value[right & ~np.isnan(value)]
-        for edge in edges.get(name, ()) if len(good) else ():
-            for bound in sorted({float(f"{level:.2g}") for level in np.quantile(good, shares[edge])}):
-                gate = ScoreBound(name, edge, bound)
-                passed = gate.passes(scores)
+        right_values = value[right & ~np.isnan(value)]
+        for edge in edges.get(name, ()) if len(right_values) else ():
+            quantiles = np.quantile(right_values, np.linspace(*_QUANTILE_RANGE[edge], LEVELS))
+            for threshold in sorted({float(f"{quantile:.2g}") for quantile in quantiles}):
+                bound = ScoreBound(name, edge, threshold)
+                passed = bound.passes(scores)
                 if passed.any() and not passed.all():
-                    made.append(gate)
-    return made
+                    candidates.append(bound)
+    return candidates
 
 
-def _best(
-    passes: npt.NDArray[np.float64], right: npt.NDArray[np.bool_], chosen: tuple[int, ...], size: int, wanted: float
+def _best_combination(
+    passes: npt.NDArray[np.float64], right: npt.NDArray[np.bool_], chosen: tuple[int, ...], size: int, min_precision: float
 ) -> tuple[tuple[int, ...], float]:
-    """The best set of up to `size` gates: all singles and all pairs are tried; a third and further join what was chosen."""
+    """Indices and quality of the best combination of up to `size` bounds.
+
+    `passes`: 0 or 1, [n_bounds, N]. For sizes 1 and 2 all combinations are tried; for larger sizes, `chosen` plus
+    one bound.
+    """
     if not len(passes):
         return (), -np.inf
     if size == 2:
         rows = passes
     else:
         rows = np.prod(passes[list(chosen)], 0, keepdims=True) if chosen and size > 2 else np.ones((1, len(right)))
-    hits, kept = (rows * right) @ passes.T, rows @ passes.T  # [1 or G, G]
-    quality = _quality(hits, kept, int(right.sum()), wanted)
-    i, j = np.unravel_index(int(quality.argmax()), quality.shape)
-    before = (int(i),) if size == 2 else (chosen if size > 2 else ())
-    return (*before, int(j)), float(quality[i, j])
+    n_right_kept, n_kept = (rows * right) @ passes.T, rows @ passes.T  # [1 or n_bounds, n_bounds]
+    quality = _quality(n_right_kept, n_kept, int(right.sum()), min_precision)
+    row, column = np.unravel_index(int(quality.argmax()), quality.shape)
+    others = (int(row),) if size == 2 else (chosen if size > 2 else ())
+    return (*others, int(column)), float(quality[row, column])
 
 
 def _quality(
-    hits: npt.NDArray[np.float64], kept: npt.NDArray[np.float64], n_right: int, wanted: float
+    n_right_kept: npt.NDArray[np.float64], n_kept: npt.NDArray[np.float64], n_right: int, min_precision: float
 ) -> npt.NDArray[np.float64]:
-    """1 + recall where the precision is as wanted; else below 1, the nearer to it the better, a little for recall."""
-    precision, recall = hits / (kept + 1), hits / n_right
-    short = precision / wanted * np.clip(recall / 0.3, 0, 1)  # a precision that keeps next to nothing is worth nothing
-    return np.asarray(np.where((precision >= wanted) & (recall > 0), 1 + recall, short))
+    """Quality of selections: 1 + recall where the precision is reached; below 1, growing with precision, elsewhere.
+
+    This choice is ours.
+    """
+    precision, recall = n_right_kept / (n_kept + 1), n_right_kept / n_right
+    recall_credit = np.clip(recall / _FULL_CREDIT_RECALL, 0, 1)  # a precise selection that keeps almost nothing is worthless
+    shortfall = precision / min_precision * recall_credit
+    return np.asarray(np.where((precision >= min_precision) & (recall > 0), 1 + recall, shortfall))

@@ -1,6 +1,6 @@
-"""Filters: bounds on the raw scores of pairs, asked as one query over columns. No picture is opened.
+"""Filters: bounds on the scores of pairs, applied to columns of a table. No picture is opened.
 
-N pairs, R reasons to fail, T tasks.
+Shapes: N pairs, R reasons to be rejected, T tasks.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,119 +14,128 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import AfterValidator
 
-from emuedit.tasks import task as known_task
+from emuedit.tasks import get_task
 
 DEFAULT = "default"
-SCORE = "score_"
-"""What the name of a score has in front of it as a column."""
+"""Key of the filters that apply to tasks without filters of their own."""
+SCORE_PREFIX = "score_"
+"""Prefix of the column names of scores."""
 
 Edge = Literal["min", "max"]
-Bounds = dict[Edge, float]
+ScoreBounds = dict[Edge, float]
 EDGES: tuple[tuple[Edge, Callable[..., npt.NDArray[np.bool_]]], ...] = (("min", np.less), ("max", np.greater))
+"""Each edge, and the comparison that is true for a value beyond it."""
 
 
 class FiltersError(ValueError):
-    """Raised for gates that the pairs cannot answer."""
+    """Raised for filters that use scores which the pairs do not have."""
 
 
-def _whole(gates: dict[str, dict[str, Bounds]]) -> dict[str, dict[str, Bounds]]:
-    for row, scores in gates.items():
-        if row != DEFAULT:
-            known_task(row)
-        for score, bounds in scores.items():
+def _check_filters(filters: dict[str, dict[str, ScoreBounds]]) -> dict[str, dict[str, ScoreBounds]]:
+    for task, score_bounds in filters.items():
+        if task != DEFAULT:
+            get_task(task)
+        for score, bounds in score_bounds.items():
             if not bounds or bounds.get("min", -np.inf) > bounds.get("max", np.inf):
-                raise ValueError(f"want {{min: x}}, {{max: y}} or both with min <= max for {row}.{score}, got {bounds}")
-    if DEFAULT not in gates:
-        raise ValueError(f"want a row {DEFAULT!r} for the tasks without their own, got {sorted(gates)}; it may be empty")
-    return gates
+                raise ValueError(f"want {{min: x}}, {{max: y}} or both with min <= max for {task}.{score}, got {bounds}")
+    if DEFAULT not in filters:
+        raise ValueError(f"want a row {DEFAULT!r} for the tasks without their own, got {sorted(filters)}; it may be empty")
+    return filters
 
 
-Filters = Annotated[dict[str, dict[str, Bounds]], AfterValidator(_whole)]
-"""Task -> score -> {min: x} and/or {max: y}. A task without a row has the row `default`; a row stands for itself alone."""
+Filters = Annotated[dict[str, dict[str, ScoreBounds]], AfterValidator(_check_filters)]
+"""Task -> score -> {min: x} and/or {max: y}. A task that is not named has the filters of `default`. A task that is
+named has only its own: they are not merged with `default`."""
 
 
 @dataclass(frozen=True)
 class FilterResult:
-    """What N pairs failed. A pair with no failure is kept."""
+    """Which filters N pairs failed. A pair that failed none is kept."""
 
     reasons: tuple[str, ...]
-    """The R names: <score>_min, <score>_max, <score>_missing (a gate asks for a score that is undefined)."""
+    """The R names: <score>_min, <score>_max, and <score>_missing for an undefined score that a filter uses."""
     failed: npt.NDArray[np.bool_]  # [R, N]
+
+    def with_reason(self, reason: str, failed: npt.NDArray[np.bool_]) -> "FilterResult":
+        """The result with one more reason; `failed` is bool [N]."""
+        return FilterResult((*self.reasons, reason), np.concatenate([self.failed, failed[None]]))
 
     @property
     def kept(self) -> npt.NDArray[np.bool_]:
-        """bool [N]."""
+        """Which pairs are kept, bool [N]."""
         return np.asarray(~self.failed.any(0))
 
 
-def filters_for(gates: Filters, task: str) -> dict[str, Bounds]:
-    """The gates of a task."""
-    return gates.get(task, gates[DEFAULT])
+def filters_for(filters: Filters, task: str) -> dict[str, ScoreBounds]:
+    """The filters of a task: score -> bounds."""
+    return filters.get(task, filters[DEFAULT])
 
 
-def scores_used(gates: Filters) -> list[str]:
-    """Every score that some gate asks for."""
-    return sorted({score for bounds in gates.values() for score in bounds})
+def scores_used(filters: Filters) -> list[str]:
+    """Names of all scores that any filter uses, sorted."""
+    return sorted({score for score_bounds in filters.values() for score in score_bounds})
 
 
-def apply_filters(table: pa.Table, gates: Filters) -> FilterResult:
-    """Ask the gates of N pairs: the columns task and score_*.
+def apply_filters(table: pa.Table, filters: Filters) -> FilterResult:
+    """Apply filters to N pairs, given as a table with the columns task and score_*.
 
-    A gate whose score is null fails: what could not be measured was not shown to be good. A task for which a score is never
-    defined must not ask for it. Raises FiltersError for a score that is no column.
+    A filter on a score that is null fails, because an unmeasured pair is not known to be good. So a task for which
+    a score is never defined must not have a filter on it. Raises FiltersError for a score without a column.
     """
-    check_scores(table, scores_used(gates))
-    of_pair, tasks = encode_labels(table["task"])
-    rows = [filters_for(gates, str(task)) for task in tasks]
+    check_scores(table, scores_used(filters))
+    task_code, tasks = encode_labels(table["task"])  # [N], [T]
+    filters_by_task = [filters_for(filters, str(task)) for task in tasks]
     reasons: list[str] = []
     failed = [np.zeros((0, len(table)), bool)]
-    for score in scores_used(gates):
+    for score in scores_used(filters):
         value = score_values(table, score)
-        for edge, beyond in EDGES:
-            bounds = np.array([one.get(score, {}).get(edge, np.nan) for one in rows])
+        for edge, is_beyond in EDGES:
+            bounds = np.array([task_filters.get(score, {}).get(edge, np.nan) for task_filters in filters_by_task])  # [T]
             if not np.isnan(bounds).all():
                 reasons.append(f"{score}_{edge}")
-                failed.append(beyond(value, bounds[of_pair])[None])  # a comparison with NaN is False
-        wants = np.array([score in one for one in rows], bool)
+                failed.append(is_beyond(value, bounds[task_code])[None])  # a comparison with NaN is False
+        uses_score = np.array([score in task_filters for task_filters in filters_by_task], bool)  # [T]
         reasons.append(f"{score}_missing")
-        failed.append((np.isnan(value) & wants[of_pair])[None])
+        failed.append((np.isnan(value) & uses_score[task_code])[None])
     return FilterResult(tuple(reasons), np.concatenate(failed))
 
 
-def concat_results(judged: Sequence[FilterResult]) -> FilterResult:
-    """What was judged apart, by gates of its own each, as one: pairs in the order given, every reason once."""
-    reasons = tuple(dict.fromkeys(reason for one in judged for reason in one.reasons))
-    failed = np.zeros((len(reasons), sum(one.failed.shape[1] for one in judged)), bool)
+def concat_results(results: Sequence[FilterResult]) -> FilterResult:
+    """Join results of different filters on different pairs: pairs in the given order, every reason once."""
+    reasons = tuple(dict.fromkeys(reason for result in results for reason in result.reasons))
+    failed = np.zeros((len(reasons), sum(result.failed.shape[1] for result in results)), bool)
     start = 0
-    for one in judged:
-        n = one.failed.shape[1]
-        failed[[reasons.index(reason) for reason in one.reasons], start : start + n] = one.failed
-        start += n
+    for result in results:
+        stop = start + result.failed.shape[1]
+        failed[[reasons.index(reason) for reason in result.reasons], start:stop] = result.failed
+        start = stop
     return FilterResult(reasons, failed)
 
 
 def check_scores(table: pa.Table, scores: Iterable[str]) -> None:
-    """Raise FiltersError for scores that are no column."""
-    names = [name.removeprefix(SCORE) for name in table.column_names if name.startswith(SCORE)]
-    if lost := sorted({*scores} - set(names)):
-        raise FiltersError(f"want the scores {lost} that params.yaml asks of pairs, got {names}; mend the gates or rank_by there")
+    """Raise FiltersError for scores without a column in the table."""
+    present = [name.removeprefix(SCORE_PREFIX) for name in table.column_names if name.startswith(SCORE_PREFIX)]
+    if missing := sorted({*scores} - set(present)):
+        raise FiltersError(
+            f"want the scores {missing} that params.yaml asks of pairs, got {present}; fix the filters or rank_by there"
+        )
 
 
 def read_columns(path: Path, *names: str) -> pa.Table:
-    """Some columns of a shard of pairs, and all scores: bytes of pictures are not read."""
+    """Read the named columns of a shard of pairs, and all scores. Pictures are not read."""
     file = pq.ParquetFile(path, page_checksum_verification=True)
-    scores = [name for name in file.schema_arrow.names if name.startswith(SCORE)]
+    scores = [name for name in file.schema_arrow.names if name.startswith(SCORE_PREFIX)]
     return file.read(columns=[*names, *scores]).replace_schema_metadata(None)
 
 
 def encode_labels(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], list[Any]]:
-    """Texts as numbers [N], and what each number stands for."""
-    coded = column.combine_chunks().dictionary_encode()
-    coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
-    return coded.indices.to_numpy(zero_copy_only=False), coded.dictionary.to_pylist()
+    """Encode a column of N texts as (codes [N], the text of each code)."""
+    encoded = column.combine_chunks().dictionary_encode()
+    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+    return encoded.indices.to_numpy(zero_copy_only=False), encoded.dictionary.to_pylist()
 
 
 def score_values(table: pa.Table, score: str) -> npt.NDArray[np.float64]:
-    """A score [N], NaN where it is null."""
-    column = table[SCORE + score].cast(pa.float64())
+    """Values of a score, [N]; NaN where it is null."""
+    column = table[SCORE_PREFIX + score].cast(pa.float64())
     return np.asarray(column.to_numpy(), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Pictures as people have them: a file of any kind -> upright RGB bytes, with notes on what was changed; or a clear refusal."""
+"""Read image files of any format as upright RGB arrays, with notes on every conversion, or raise a clear error."""
 
 import io
 from dataclasses import dataclass
@@ -8,28 +8,32 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-MAX_PIXELS = 2**24  # an edit of more needs more memory than most have; ours
+MAX_PIXELS = 2**24
+"""Larger images need more memory than most machines have. The limit is ours."""
 MIN_SIDE_PX = 8
+_EXIF_ORIENTATION = 0x0112
 
 
 class ImageError(ValueError):
-    """Raised for a picture that cannot be edited."""
+    """Raised for an image that cannot be edited."""
 
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """A picture that can be edited."""
+    """An image that can be edited."""
 
     pixels: npt.NDArray[np.uint8]
     """[H, W, 3]"""
     notes: tuple[str, ...]
-    """What was changed to make it so."""
+    """Conversions that were applied."""
 
 
 def read_image(source: str | Path | bytes) -> LoadedImage:
-    """A picture file, or its bytes. Turned as EXIF says; 16-bit grey scaled to 8 bit; transparency laid on white; CMYK converted.
+    """Read an image file, or its bytes, as RGB.
 
-    Raises ImageError for what is no picture, moves, is damaged, is too large or too small, or holds 32-bit values.
+    The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparency is composited on white, and CMYK
+    is converted. Raises ImageError for a file that is no image, is animated, damaged, too large or too small, or
+    has 32-bit values.
     """
     name = "the picture" if isinstance(source, bytes) else str(source)
     try:
@@ -43,47 +47,48 @@ def read_image(source: str | Path | bytes) -> LoadedImage:
             raise ImageError(f"want a picture (PNG, JPEG, WebP, ...), got {name}, which is none that can be read") from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise ImageError(f"want at most {MAX_PIXELS} pixels, got more in {name}; scale it down") from error
-        with opened as picture:
-            _check(picture, name)
+        with opened as image:
+            _check_image(image, name)
             try:
-                picture.load()
+                image.load()
             except (OSError, ValueError, SyntaxError) as error:
                 raise ImageError(f"{name} is damaged: {error}") from error
-            return _upright(picture)
+            return _convert_to_rgb(image)
 
 
 def to_png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """uint8 [H, W, 3] -> the bytes of a PNG file."""
+    """Encode uint8 [H, W, 3] as the bytes of a PNG file."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()
 
 
-def _check(picture: Image.Image, name: str) -> None:
-    width, height = picture.size
+def _check_image(image: Image.Image, name: str) -> None:
+    width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"want at most {MAX_PIXELS} pixels, got {width} x {height} in {name}; scale it down")
     if min(width, height) < MIN_SIDE_PX:
         raise ImageError(f"want at least {MIN_SIDE_PX} pixels a side, got {width} x {height} in {name}")
-    if getattr(picture, "n_frames", 1) > 1:
-        raise ImageError(f"want one picture, got {getattr(picture, 'n_frames', 1)} frames in {name}; save one of them")
-    if picture.mode in ("I", "F"):
-        raise ImageError(f"want 8 or 16 bits a value, got 32 in {name} (mode {picture.mode}); save it as 8-bit RGB")
+    n_frames = getattr(image, "n_frames", 1)
+    if n_frames > 1:
+        raise ImageError(f"want one picture, got {n_frames} frames in {name}; save one of them")
+    if image.mode in ("I", "F"):
+        raise ImageError(f"want 8 or 16 bits a value, got 32 in {name} (mode {image.mode}); save it as 8-bit RGB")
 
 
-def _upright(picture: Image.Image) -> LoadedImage:
+def _convert_to_rgb(image: Image.Image) -> LoadedImage:
     notes = []
-    turned = ImageOps.exif_transpose(picture)
-    if picture.getexif().get(0x0112, 1) != 1:  # Orientation
+    upright = ImageOps.exif_transpose(image)
+    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
         notes.append("turned as its EXIF data says")
-    if turned.mode.startswith("I;16"):
-        turned = Image.fromarray((np.asarray(turned).astype(np.uint32) // 257).astype(np.uint8))
+    if upright.mode.startswith("I;16"):
+        upright = Image.fromarray((np.asarray(upright).astype(np.uint32) // 257).astype(np.uint8))
         notes.append("16 bits made 8")
-    if turned.has_transparency_data:
-        seen = turned.convert("RGBA")
-        if np.asarray(seen.getchannel("A")).min() < 255:
+    if upright.has_transparency_data:
+        with_alpha = upright.convert("RGBA")
+        if np.asarray(with_alpha.getchannel("A")).min() < 255:
             notes.append("transparency laid on white")
-        turned = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
-    elif turned.mode == "CMYK":
+        upright = Image.alpha_composite(Image.new("RGBA", with_alpha.size, "white"), with_alpha)
+    elif upright.mode == "CMYK":
         notes.append("CMYK made RGB, without its colour profile")
-    return LoadedImage(np.array(turned.convert("RGB")), tuple(notes))
+    return LoadedImage(np.array(upright.convert("RGB")), tuple(notes))

@@ -1,4 +1,4 @@
-"""Pictures at the door: uint8 arrays in, lossless PNG bytes out, and back bit for bit."""
+"""Lossless PNG encoding of uint8 arrays, and decoding to the same arrays."""
 
 import io
 from typing import Any
@@ -11,24 +11,30 @@ _MODES = ("L", "RGB", "RGBA")
 
 
 class PictureError(ValueError):
-    """Raised for an array that is no picture and for bytes that are no PNG of ours."""
+    """Raised for an array that is no picture, and for bytes that `decode_png` cannot read."""
 
 
 def encode_png(pixels: NDArray[Any]) -> bytes:
-    """PNG bytes of uint8 [H,W] (a mask), [H,W,3] or [H,W,4]. The same pixels give the same bytes."""
-    shaped = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
-    if pixels.dtype != np.uint8 or not shaped or 0 in pixels.shape:
+    """Encode uint8 [H,W] (a mask), [H,W,3] or [H,W,4]. Equal pixels give equal bytes.
+
+    Raises PictureError for other arrays.
+    """
+    has_picture_shape = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+    if pixels.dtype != np.uint8 or not has_picture_shape or 0 in pixels.shape:
         raise PictureError(
             f"want uint8 [H,W], [H,W,3] or [H,W,4] that is not empty; got {pixels.dtype} {list(pixels.shape)}; "
             "scale a float picture to 0..255, round it and move its channels last"
         )
-    out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(out, format="PNG", compress_level=6)
-    return out.getvalue()
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, format="PNG", compress_level=6)
+    return stream.getvalue()
 
 
 def decode_png(png: bytes) -> NDArray[np.uint8]:
-    """The pixels that `encode_png` was given: uint8 [H,W] for a greyscale PNG, else [H,W,3] or [H,W,4]."""
+    """Decode to uint8 [H,W] for a greyscale PNG, else [H,W,3] or [H,W,4].
+
+    Raises PictureError for other modes and for bytes that are not a PNG.
+    """
     try:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             if image.mode not in _MODES:

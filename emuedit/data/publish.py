@@ -1,32 +1,32 @@
-"""A station's folder: worked on in scratch, published whole, `summary.json` last.
+"""A stage's output folder: made shard by shard in scratch, published as a whole, `summary.json` last.
 
-DVC deletes a stage's outputs before it runs, so shards are made under `scratch/<station>/<fingerprint>/`. A run that was
-stopped finds them there again; a run with other parameters, inputs or code has another fingerprint and starts afresh.
+DVC deletes a stage's outputs before it runs, so shards are made under `scratch/<stage>/<key>/`. A run that was stopped finds them
+there again. A run with other params, inputs or code has another key and starts afresh.
 """
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from emuedit.data.records import Record
-from emuedit.data.shards import ShardError, read_shard
+from emuedit.data.dependencies import SUMMARY_FILE, hash_file
+from emuedit.data.records import Drop, Record
+from emuedit.data.shards import ShardError, read_shard, write_shard
 
 R = TypeVar("R", bound=Record)
-
-_SUMMARY = "summary.json"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a published folder says about itself. It holds no clock and no host, so equal work gives equal bytes."""
+    """What a published folder says about itself. It holds no time and no host name, so equal work gives equal bytes."""
 
-    station: str
-    fingerprint: str
+    stage: str
+    key: str
+    """Key of the work that made it, see `dependencies.work_key`."""
     params: dict[str, Any]
     counts: dict[str, int]
     """Numbers worth knowing, such as `kept` and `dropped_duplicate`."""
@@ -34,25 +34,59 @@ class Summary:
     """Name of each file -> blake2b (16 hex digits) of its bytes."""
 
 
-def fingerprint(params: Mapping[str, Any], *files: str | Path) -> str:
-    """16 hex digits over the parameters (anything JSON can hold) and the content of files and folders that decide the result."""
-    digest = hashlib.blake2b(json.dumps(params, sort_keys=True).encode(), digest_size=8)
-    for file in map(Path, files):
-        parts = sorted(part for part in file.rglob("*") if part.is_file()) if file.is_dir() else [file]
-        for part in parts:
-            digest.update(f"|{part.name}:{_hash(part)}".encode())
-    return digest.hexdigest()
-
-
-def scratch_folder(root: str | Path, station: str, mark: str) -> Path:
-    """The folder in which a station works on what `mark`, its fingerprint, stands for. Shards found there are done."""
-    folder = Path(root, "scratch", station, mark)
+def scratch_folder(root: str | Path, stage: str, key: str) -> Path:
+    """The folder in which a stage works on what `key` stands for. Shards found there are finished."""
+    folder = Path(root, "scratch", stage, key)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def publish(scratch: Path, out: str | Path, station: str, params: Mapping[str, Any], counts: Mapping[str, int]) -> Summary:
-    """Make `out` hold what `scratch` holds, then write `summary.json`, then forget the station's scratch.
+@dataclass(frozen=True)
+class Shard(Generic[T, R]):
+    """One unit of work: what it was made from, its records, and what was dropped on the way."""
+
+    source: T
+    records: list[R]
+    drops: list[Drop]
+    resumed: bool
+    """Whether an earlier run had made it."""
+
+
+def resumable_shards(
+    scratch: Path, sources: Iterable[T], make: Callable[[T], tuple[list[R], list[Drop]]], kind: type[R]
+) -> Iterator[Shard[T, R]]:
+    """For each source, the shard that an earlier run left in scratch, or a new one from `make`, in order.
+
+    Shard N lies in `shard-N.parquet` and its drops in `dropped-N.parquet`.
+    """
+    for number, source in enumerate(sources):
+        path = shard_path(scratch, number)
+        if path.exists():
+            yield Shard(source, read_shard(path, kind), read_shard(drops_path(path), Drop), resumed=True)
+            continue
+        records, drops = make(source)
+        write_with_drops(path, records, drops, kind)
+        yield Shard(source, records, drops, resumed=False)
+
+
+def shard_path(scratch: Path, number: int) -> Path:
+    """Where shard `number` lies."""
+    return scratch / f"shard-{number:05d}.parquet"
+
+
+def drops_path(shard: Path) -> Path:
+    """Where the drops of a shard lie."""
+    return shard.with_name(shard.name.replace("shard", "dropped"))
+
+
+def write_with_drops(path: Path, records: Sequence[R], drops: Sequence[Drop], kind: type[R]) -> None:
+    """Write a shard after its drops: where the shard is, both are complete."""
+    write_shard(drops_path(path), drops, Drop)
+    write_shard(path, records, kind)
+
+
+def publish(scratch: Path, out: str | Path, stage: str, params: Mapping[str, Any], counts: Mapping[str, int]) -> Summary:
+    """Make `out` hold what `scratch` holds, write `summary.json`, then delete the stage's scratch, that of other keys included.
 
     Stopped half-way, `out` has no summary and reads as unpublished, and nothing in scratch is lost.
     """
@@ -60,32 +94,32 @@ def publish(scratch: Path, out: str | Path, station: str, params: Mapping[str, A
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     for file in sorted(scratch.iterdir()):
-        if not file.name.startswith("."):  # a shard that was being written when an earlier run was stopped
+        if not file.name.startswith("."):  # a file that was being written when an earlier run was stopped
             _link(file, out / file.name)
-    summary = write_summary(out, station, scratch.name, params, counts)
+    summary = write_summary(out, stage, scratch.name, params, counts)
     shutil.rmtree(scratch.parent)
     return summary
 
 
-def write_summary(out: Path, station: str, mark: str, params: Mapping[str, Any], counts: Mapping[str, int]) -> Summary:
-    """Write the `summary.json` that makes what a station left in `out`, sub-folders included, published."""
-    files = {file.relative_to(out).as_posix(): _hash(file) for file in sorted(out.rglob("*")) if file.is_file()}
-    summary = Summary(station, mark, dict(params), dict(counts), files)
-    partial = out / f".{_SUMMARY}.part"
+def write_summary(out: Path, stage: str, key: str, params: Mapping[str, Any], counts: Mapping[str, int]) -> Summary:
+    """Write the `summary.json` that makes `out` a published folder; it lists every file, sub-folders included."""
+    files = {file.relative_to(out).as_posix(): hash_file(file) for file in sorted(out.rglob("*")) if file.is_file()}
+    summary = Summary(stage, key, dict(params), dict(counts), files)
+    partial = out / f".{SUMMARY_FILE}.part"
     partial.write_text(json.dumps(asdict(summary), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(out / _SUMMARY)
+    partial.replace(out / SUMMARY_FILE)
     return summary
 
 
 def read_summary(folder: str | Path) -> Summary:
     """The summary of a published folder. Raises ShardError when it was never published."""
-    path = Path(folder, _SUMMARY)
+    path = Path(folder, SUMMARY_FILE)
     try:
         return Summary(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        raise ShardError(f"want a published folder with {_SUMMARY}, got none at {path}; run its station") from error
+        raise ShardError(f"want a published folder with {SUMMARY_FILE}, got none at {path}; run its stage") from error
     except (ValueError, TypeError) as error:
-        raise ShardError(f"{path} is no summary ({error}); run its station again") from error
+        raise ShardError(f"{path} is not a summary ({error}); run its stage again") from error
 
 
 def read_folder(folder: str | Path, kind: type[R], pattern: str = "shard-*.parquet", verify: bool = False) -> Iterator[R]:
@@ -94,12 +128,14 @@ def read_folder(folder: str | Path, kind: type[R], pattern: str = "shard-*.parqu
     Raises ShardError when the folder is not published, or a shard is missing, superfluous or damaged.
     """
     folder = Path(folder)
-    named = sorted(name for name in read_summary(folder).shards if Path(name).match(pattern))
-    found = sorted(file.name for file in folder.glob(pattern))
-    if named != found:
-        odd = sorted(set(named) ^ set(found))
-        raise ShardError(f"want in {folder} the {len(named)} shards of its {_SUMMARY}, got {len(found)}; different: {odd[:5]}")
-    for name in named:
+    listed = sorted(name for name in read_summary(folder).shards if Path(name).match(pattern))
+    present = sorted(file.name for file in folder.glob(pattern))
+    if listed != present:
+        different = sorted(set(listed) ^ set(present))
+        raise ShardError(
+            f"want in {folder} the {len(listed)} shards of its {SUMMARY_FILE}, got {len(present)}; different: {different[:5]}"
+        )
+    for name in listed:
         yield from read_shard(folder / name, kind, verify)
 
 
@@ -108,8 +144,3 @@ def _link(file: Path, target: Path) -> None:
         os.link(file, target)
     except OSError:  # another file system, or one without hard links
         shutil.copy2(file, target)
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=8)).hexdigest()

@@ -1,7 +1,7 @@
-"""Caption, Instruction, Pair, Verdict, EvalRecord and Drop: frozen, and named by what they hold.
+"""Records that stages exchange: Caption, Instruction, Pair, Verdict, EvalRecord and Drop. All are frozen dataclasses.
 
-An id is the blake2b hash (16 hex digits) of the fields that make a record what it is. Pictures count by their pixels,
-not by their compression. Where it came from and how it scored does not change the id.
+The id of a record is the blake2b hash (16 hex digits) of its content. Pictures are hashed by their pixels, not by their
+PNG bytes. Provenance and scores (fields marked NOT_IN_ID or SCORES) do not change the id.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 Scores = dict[str, float | None]
 
 
-# How a field is stored, and whether it counts for the id. Without a mark: as it is, and it counts.
+# Field metadata: how `shards` stores the field ("form"), and whether it counts for the id ("named", default True).
 NOT_IN_ID: Mapping[str, Any] = {"named": False}
 PNG: Mapping[str, Any] = {"form": "png"}
 JSON: Mapping[str, Any] = {"form": "json"}
@@ -27,16 +27,19 @@ SCORES: Mapping[str, Any] = {"form": "scores", "named": False}
 
 @dataclass(frozen=True)
 class Record:
-    """What all nouns share: an id made from content, and scores that are numbers or None."""
+    """Base of all records: an id computed from the content, and scores that are finite or None.
+
+    Raises ValueError for a score that is not finite.
+    """
 
     @cached_property
     def id(self) -> str:
-        """16 hex digits that depend on the kind of record and on its named fields only."""
+        """16 hex digits that depend on the class of the record and on the fields that count for the id."""
         digest = hashlib.blake2b(type(self).__name__.encode(), digest_size=8)
-        for one in fields(self):
-            if one.metadata.get("named", True):
-                value = _canonical(getattr(self, one.name), one.metadata.get("form", "plain"))
-                digest.update(f"|{one.name}:{len(value)}:".encode() + value)
+        for record_field in fields(self):
+            if record_field.metadata.get("named", True):
+                value = _canonical_bytes(getattr(self, record_field.name), record_field.metadata.get("form", "plain"))
+                digest.update(f"|{record_field.name}:{len(value)}:".encode() + value)
         return digest.hexdigest()
 
     def __post_init__(self) -> None:
@@ -47,18 +50,18 @@ class Record:
 
 @dataclass(frozen=True)
 class Caption(Record):
-    """One sentence that says what a picture shows."""
+    """One sentence that describes a picture."""
 
     text: str
     source: str = field(metadata=NOT_IN_ID)
-    """File it came from."""
+    """File that the caption was read from."""
     index: int = field(metadata=NOT_IN_ID)
-    """Its row in the source, from 0."""
+    """Row of the caption in the source, from 0."""
 
 
 @dataclass(frozen=True)
 class Instruction(Record):
-    """One edit in words: what to say, and what the picture shows before and after."""
+    """One edit in words: the instruction, and captions of the picture before and after the edit."""
 
     caption_id: str
     task: str
@@ -66,25 +69,25 @@ class Instruction(Record):
     source_caption: str
     target_caption: str
     source_object: str | None
-    """What the edit touches, in words a detector understands; None when it is the whole picture."""
+    """The object that the edit changes, in words a detector understands; None when it is the whole picture."""
     target_object: str | None
-    """What stands there afterwards; None when nothing does."""
+    """The object that takes its place; None when there is none."""
     reverse: bool
-    """Built backwards: the picture of `target_caption` is painted first, and the source is made from it (add, map to picture)."""
+    """True: the picture of `target_caption` is generated first, and the source from it (add, map to picture)."""
     seed: int = field(metadata=NOT_IN_ID)
     llm: str = field(metadata=NOT_IN_ID)
-    """Model and revision that wrote it."""
+    """Model and revision of the LLM that wrote it."""
     answer: str = field(metadata=NOT_IN_ID)
-    """The LLM's whole answer, as it came."""
+    """The complete answer of the LLM."""
 
 
 @dataclass(frozen=True)
 class Pair(Record):
-    """One painted before/after picture with all that is needed to paint it again or to judge it anew."""
+    """A generated picture before and after an edit, with all that is needed to generate or to filter it again."""
 
     instruction_id: str
     parent_ids: tuple[str, ...]
-    """Ids of the records it descends from, nearest first: a caption, an earlier pair."""
+    """Ids of the records that it descends from, nearest first: instruction, caption."""
     task: str
     instruction: str
     source_caption: str
@@ -92,31 +95,34 @@ class Pair(Record):
     seed: int
     model_revision: str
     recipe: Json = field(metadata=JSON)
-    """How the mask was made and used: widths in px, fractions of the steps, guidance."""
+    """Settings of the generation: mask widths in px, fractions of the denoising steps, guidance."""
     source: bytes = field(metadata=PNG)
     """The picture before: PNG of uint8 [H,W,3]."""
     target: bytes = field(metadata=PNG)
     """The picture after: PNG of uint8 [H,W,3]."""
     mask: bytes | None = field(metadata=PNG)
-    """Soft mask: PNG of uint8 [H,W], 255 where the instruction rules; None for a task without a mask."""
+    """Soft mask: PNG of uint8 [H,W], 255 where the picture may change; None for a task without a mask."""
     scores: Scores = field(metadata=SCORES)
-    """Every raw score by name; None where it is undefined."""
+    """All raw scores by name; None where undefined."""
 
 
 @dataclass(frozen=True)
 class Verdict(Record):
-    """Whether a pair is kept, and why not. Rejected pairs keep their verdicts too."""
+    """Whether a pair is kept, and the reasons if it is not. Rejected pairs have verdicts too.
+
+    Raises ValueError for a kept pair with reasons and for a rejected one without.
+    """
 
     pair_id: str
     kept: bool
     task: str
-    """The task after the router had its say."""
+    """Task of the pair after task reassignment."""
     reasons: tuple[str, ...]
-    """Names of the gates it failed; empty when kept."""
+    """Names of the filters that it failed; empty when kept."""
     gates: Json = field(metadata=JSON)
-    """The thresholds that were in force."""
+    """The thresholds of the filters that were applied."""
     scores: Scores = field(metadata=SCORES)
-    """Every raw score the gates looked at; None where it is undefined."""
+    """Raw scores that the filters use; None where undefined."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,7 +132,7 @@ class Verdict(Record):
 
 @dataclass(frozen=True)
 class EvalRecord(Record):
-    """What a system made of one edit of a benchmark, and how that was judged."""
+    """The output of one system for one edit of a benchmark, and the benchmark's assessment of it."""
 
     system: str
     task: str
@@ -134,25 +140,25 @@ class EvalRecord(Record):
     source_caption: str
     target_caption: str
     given_task: str
-    """The task the system was told, or that the router chose."""
+    """The task that was given to the system, or that the task predictor chose."""
     seed: int
     source: bytes = field(metadata=PNG)
     """The picture to edit: PNG of uint8 [H,W,3]."""
     output: bytes = field(metadata=PNG)
-    """What the system made of it: PNG of uint8 [H,W,3]."""
+    """The edited picture: PNG of uint8 [H,W,3]."""
     exact: bytes | None = field(metadata={**PNG, **NOT_IN_ID})
-    """The right result, where it is known."""
+    """The exact result, where it is known."""
     success: bool = field(metadata=NOT_IN_ID)
-    """Whether the benchmark's judge accepts it."""
+    """Whether the benchmark accepts the output."""
     reason: str = field(metadata=NOT_IN_ID)
-    """Why not; empty on success."""
+    """Why the output was not accepted; empty on success."""
     scores: Scores = field(metadata=SCORES)
-    """The metrics of this one answer; None where undefined."""
+    """Metrics of this output; None where undefined."""
 
 
 @dataclass(frozen=True)
 class Drop(Record):
-    """Something a station read and did not pass on, with the reason."""
+    """Something that a stage read and did not pass on, with the reason."""
 
     subject: str
     """The text, or the id of the record."""
@@ -161,7 +167,8 @@ class Drop(Record):
     index: int = field(metadata=NOT_IN_ID)
 
 
-def _canonical(value: Any, form: str) -> bytes:
+def _canonical_bytes(value: Any, form: str) -> bytes:
+    """Bytes of a field for the hash: shape and pixels of a PNG, sorted JSON of everything else."""
     if form == "png" and value is not None:
         pixels = decode_png(value)
         return f"{list(pixels.shape)}".encode() + pixels.tobytes()

@@ -1,1 +1,1 @@
-"""The agents that ask for instructions, one per task: what they say to a llm, and how they read what it answers."""
+"""Task prompts: how an LLM is asked for edit instructions of each task, and how its answers are parsed."""

@@ -1,7 +1,7 @@
-"""What a llm is asked, and what its answer must be: one JSON object with four texts.
+"""The question that an LLM is asked, and the answer it must give: one JSON object with four texts.
 
-Emu Edit's agents give an instruction, an output caption and the objects to update or add (arXiv 2311.10089, section 3).
-The keys are ours.
+Emu Edit's task-specific agents give an instruction, an output caption and the objects to update or add (arXiv
+2311.10089, section 3). The names of the keys are ours.
 """
 
 import json
@@ -10,39 +10,37 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Direction = Literal["to_map", "from_map"]
-BOTH_WAYS = ("depth", "sketch", "normal", "pose", "segmap")
-"""Tasks that go from a picture to a map of it, or from the map to the picture."""
+BIDIRECTIONAL_TASKS = ("depth", "sketch", "normal", "pose", "segmap")
+"""Tasks that convert a picture to a map of it, or the map to the picture."""
 
-KEYS = ("instruction", "original_object", "edited_object", "output_caption")
+ANSWER_KEYS = ("instruction", "original_object", "edited_object", "output_caption")
 
-NEEDED, WELCOME, UNUSED = "needed", "welcome", "unused"
-OBJECTS: dict[str, tuple[str, str]] = {  # task -> what is to be said of (original_object, edited_object); other tasks: neither
-    "local": (NEEDED, NEEDED),
-    "remove": (NEEDED, UNUSED),
-    "add": (UNUSED, NEEDED),
-    "texture": (NEEDED, NEEDED),
-    "background": (WELCOME, NEEDED),  # the objects that stay; the new background
-    "global": (UNUSED, WELCOME),
-    "style": (UNUSED, WELCOME),
-    "text": (NEEDED, NEEDED),  # what carries the writing, before and after
-    "detect": (NEEDED, WELCOME),
-    "segment": (NEEDED, WELCOME),
-    "color": (UNUSED, NEEDED),  # the filter's name
+REQUIRED, OPTIONAL, UNUSED = "required", "optional", "unused"
+OBJECT_RULES: dict[str, tuple[str, str]] = {  # task -> rules for (original_object, edited_object); other tasks use neither
+    "local": (REQUIRED, REQUIRED),
+    "remove": (REQUIRED, UNUSED),
+    "add": (UNUSED, REQUIRED),
+    "texture": (REQUIRED, REQUIRED),
+    "background": (OPTIONAL, REQUIRED),  # the objects that stay; the new background
+    "global": (UNUSED, OPTIONAL),
+    "style": (UNUSED, OPTIONAL),
+    "text": (REQUIRED, REQUIRED),  # the object with the writing, before and after
+    "detect": (REQUIRED, OPTIONAL),
+    "segment": (REQUIRED, OPTIONAL),
+    "color": (UNUSED, REQUIRED),  # the name of the filter
 }
-_SAME_CAPTION = ("color",)  # a caption seldom says how bright a picture is
-_REFUSALS = re.compile(
-    r"\s*(i['’]?m sorry|i am sorry|sorry|i can(not|['’]t)|i won['’]t|i am unable|unfortunately)", re.IGNORECASE
-)
-UNSUITED = "I cannot:"
-"""How a llm says that the caption has nothing this task could edit, alone or as its instruction. It is not asked again."""
-_TEXT = r"^\S.{0,299}$"
-_MAYBE = r"^.{0,299}$"
-"""What a text may be: one line, not endless (ours), for a needed one not empty. Patterns, as strict endpoints refuse lengths."""
+_TASKS_THAT_KEEP_THE_CAPTION = ("color",)  # captions seldom mention brightness or contrast
+_REFUSAL = re.compile(r"\s*(i['’]?m sorry|i am sorry|sorry|i can(not|['’]t)|i won['’]t|i am unable|unfortunately)", re.IGNORECASE)
+CANNOT_EDIT_PREFIX = "I cannot:"
+"""Start of an answer, or of its instruction, when the caption has nothing to edit. Such an answer is not retried."""
+_REQUIRED_PATTERN = r"^\S.{0,299}$"
+_OPTIONAL_PATTERN = r"^.{0,299}$"
+"""Texts are single lines of at most 300 characters (ours). Patterns, because strict endpoints refuse length limits."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A caption and the task to find an edit for; `direction` for the tasks of BOTH_WAYS only."""
+    """A caption, and the task to find an edit for. `direction` is for BIDIRECTIONAL_TASKS only."""
 
     task: str
     caption: str
@@ -50,13 +48,13 @@ class Question:
 
     def __str__(self) -> str:
         """The flat JSON object that ends the message."""
-        asked = {"task": self.task, "caption": self.caption}
-        return json.dumps(asked | ({"direction": self.direction} if self.direction else {}), ensure_ascii=False)
+        values = {"task": self.task, "caption": self.caption}
+        return json.dumps(values | ({"direction": self.direction} if self.direction else {}), ensure_ascii=False)
 
 
 @dataclass(frozen=True)
-class Edit:
-    """A good answer; objects that the task has no use for are None."""
+class ProposedEdit:
+    """A valid answer. Objects that the task does not use are None."""
 
     instruction: str
     original_object: str | None
@@ -65,58 +63,63 @@ class Edit:
 
 
 class AnswerError(ValueError):
-    """An answer that is of no use. `reason` is one word for the records; the message tells the llm what to mend."""
+    """An unusable answer. `reason` is one word for the records; the message tells the LLM what to fix.
+
+    `final`: asking again would not help.
+    """
 
     def __init__(self, reason: str, message: str, final: bool = False) -> None:
         super().__init__(message)
         self.reason, self.final = reason, final
 
 
-def schema(task: str, choices: tuple[str, ...] = ()) -> dict[str, Any]:
-    """JSON Schema of a good answer, for writers that can be held to one: all keys, in order, and nothing else.
+def answer_schema(task: str, choices: tuple[str, ...] = ()) -> dict[str, Any]:
+    """JSON Schema of a valid answer, for constrained decoding: all keys, in order, and no others.
 
-    It keeps to what OpenAI's strict mode takes. `read` still has the last word: no schema says "not the caption again".
+    `choices`: the only values of edited_object, if any are given. The schema uses only what OpenAI's strict mode
+    supports. `parse_answer` checks more: a schema cannot express that the output caption must differ from the
+    caption.
     """
-    original, edited = OBJECTS.get(task, (UNUSED, UNUSED))
-    needs = dict(zip(KEYS, (NEEDED, original, edited, NEEDED), strict=True))
-    allowed: dict[str, dict[str, Any]] = {NEEDED: {"pattern": _TEXT}, WELCOME: {"pattern": _MAYBE}, UNUSED: {"enum": [""]}}
-    texts = {key: {"type": "string", **allowed[need]} for key, need in needs.items()}
+    original, edited = OBJECT_RULES.get(task, (UNUSED, UNUSED))
+    rules = dict(zip(ANSWER_KEYS, (REQUIRED, original, edited, REQUIRED), strict=True))
+    constraints: dict[str, dict[str, Any]] = {
+        REQUIRED: {"pattern": _REQUIRED_PATTERN},
+        OPTIONAL: {"pattern": _OPTIONAL_PATTERN},
+        UNUSED: {"enum": [""]},
+    }
+    properties = {key: {"type": "string", **constraints[rule]} for key, rule in rules.items()}
     if choices:
-        texts["edited_object"] = {"type": "string", "enum": list(choices)}
-    return {"type": "object", "properties": texts, "required": list(KEYS), "additionalProperties": False}
+        properties["edited_object"] = {"type": "string", "enum": list(choices)}
+    return {"type": "object", "properties": properties, "required": list(ANSWER_KEYS), "additionalProperties": False}
 
 
-def read(text: str, asked: Question, max_words: int, choices: tuple[str, ...] = ()) -> Edit:
-    """The edit that an answer holds. `choices`: what edited_object may be, if not anything.
+def parse_answer(text: str, question: Question, max_words: int, choices: tuple[str, ...] = ()) -> ProposedEdit:
+    """Parse the answer to a question. `choices`: the only values of edited_object, if any are given.
 
-    Words around the JSON object are forgiven when there is exactly one: chat models greet and put it into a code block, and
-    what is meant is plain. No object, several, a lost or empty key, nothing changed or an instruction of more than `max_words`
-    words (the caption, where it is repeated, not counted): AnswerError. Unknown keys are ignored.
+    Text around the JSON object is ignored, because chat models greet and use code blocks. Unknown keys are ignored.
+    Raises AnswerError for no object or several, a missing or empty key, an unchanged caption, and an instruction of
+    more than `max_words` words (not counting the caption where it is repeated).
     """
-    found = _the_object(text)
-    for key in KEYS:
-        if key not in found:
-            raise AnswerError("lost_key", f"the key {key!r} is missing; want {', '.join(KEYS)}")
-        if not isinstance(found[key], str | None):
-            raise AnswerError("no_text", f"the value of {key!r} must be text, got {json.dumps(found[key])[:80]}")
-    values = {key: " ".join((found[key] or "").split()) for key in KEYS}
-    if values["instruction"].startswith(UNSUITED):
+    answer = _find_json_object(text)
+    for key in ANSWER_KEYS:
+        if key not in answer:
+            raise AnswerError("lost_key", f"the key {key!r} is missing; want {', '.join(ANSWER_KEYS)}")
+        if not isinstance(answer[key], str | None):
+            raise AnswerError("no_text", f"the value of {key!r} must be text, got {json.dumps(answer[key])[:80]}")
+    values = {key: " ".join((answer[key] or "").split()) for key in ANSWER_KEYS}
+    if values["instruction"].startswith(CANNOT_EDIT_PREFIX):
         raise AnswerError("refused", values["instruction"], final=True)
-    original, edited = OBJECTS.get(asked.task, (UNUSED, UNUSED))
-    needs = {"instruction": NEEDED, "original_object": original, "edited_object": edited, "output_caption": NEEDED}
-    for key, need in needs.items():
-        if need == NEEDED and not values[key]:
-            raise AnswerError("empty", f"the value of {key!r} is empty; the task {asked.task!r} needs it")
+    original, edited = OBJECT_RULES.get(question.task, (UNUSED, UNUSED))
+    rules = {"instruction": REQUIRED, "original_object": original, "edited_object": edited, "output_caption": REQUIRED}
+    for key, rule in rules.items():
+        if rule == REQUIRED and not values[key]:
+            raise AnswerError("empty", f"the value of {key!r} is empty; the task {question.task!r} needs it")
     if choices and values["edited_object"] not in choices:
         raise AnswerError(
             "unknown_choice", f"'edited_object' must be one of {', '.join(choices)}; got {values['edited_object']!r}"
         )
-    if asked.task not in _SAME_CAPTION and _bare(values["output_caption"]) == _bare(asked.caption):
-        raise AnswerError("unchanged", "'output_caption' is the caption you were given; it must say what the edit changes")
-    n_words = len(values["instruction"].casefold().replace(asked.caption.casefold(), "").split())
-    if n_words > max_words:
-        raise AnswerError("too_long", f"the instruction has {n_words} words; want {max_words} at most")
-    return Edit(
+    _check_change(values, question, max_words)
+    return ProposedEdit(
         values["instruction"],
         values["original_object"] or None if original != UNUSED else None,
         values["edited_object"] or None if edited != UNUSED else None,
@@ -124,24 +127,34 @@ def read(text: str, asked: Question, max_words: int, choices: tuple[str, ...] = 
     )
 
 
-def _the_object(text: str) -> dict[str, Any]:
-    decoder, found, at = json.JSONDecoder(), [], 0
-    while (start := text.find("{", at)) >= 0:
+def _check_change(values: dict[str, str], question: Question, max_words: int) -> None:
+    keeps_caption = question.task in _TASKS_THAT_KEEP_THE_CAPTION
+    if not keeps_caption and _normalize_caption(values["output_caption"]) == _normalize_caption(question.caption):
+        raise AnswerError("unchanged", "'output_caption' is the caption you were given; it must say what the edit changes")
+    n_words = len(values["instruction"].casefold().replace(question.caption.casefold(), "").split())
+    if n_words > max_words:
+        raise AnswerError("too_long", f"the instruction has {n_words} words; want {max_words} at most")
+
+
+def _find_json_object(text: str) -> dict[str, Any]:
+    """The only JSON object in a text. Raises AnswerError when there is none or several."""
+    decoder, objects, position = json.JSONDecoder(), [], 0
+    while (start := text.find("{", position)) >= 0:
         try:
-            value, at = decoder.raw_decode(text, start)
-            found.append(value)
+            value, position = decoder.raw_decode(text, start)
+            objects.append(value)
         except (json.JSONDecodeError, RecursionError):
-            at = start + 1
-    if len(found) == 1:
-        return dict(found[0])
-    if found:
-        raise AnswerError("several", f"there are {len(found)} JSON objects in the answer; want one")
-    if text.strip().startswith(UNSUITED):
+            position = start + 1
+    if len(objects) == 1:
+        return dict(objects[0])
+    if objects:
+        raise AnswerError("several", f"there are {len(objects)} JSON objects in the answer; want one")
+    if text.strip().startswith(CANNOT_EDIT_PREFIX):
         raise AnswerError("refused", text.strip(), final=True)
-    if _REFUSALS.match(text):
+    if _REFUSAL.match(text):
         raise AnswerError("refused", "there is no JSON object in the answer; the caption describes a harmless picture to edit")
     raise AnswerError("no_json", "there is no whole JSON object in the answer")
 
 
-def _bare(caption: str) -> str:
+def _normalize_caption(caption: str) -> str:
     return " ".join(caption.casefold().split()).rstrip(" .!")

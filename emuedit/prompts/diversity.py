@@ -1,4 +1,4 @@
-"""How varied instructions are, in figures."""
+"""Diversity metrics of instructions."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -7,46 +7,51 @@ from typing import Any
 
 from emuedit.data.records import Instruction
 
-_LISTED = 50
+_MAX_LISTED = 50
+_COUNTED = ("texts", "words", "pairs", "verbs", "objects")
 
 
-def tidy(text: str) -> str:
-    """A text without case, punctuation and articles: what near-duplicates share."""
-    kept = "".join(letter if letter.isalnum() else " " for letter in text.casefold())
-    return " ".join(word for word in kept.split() if word not in ("a", "an", "the"))
+def normalize_text(text: str) -> str:
+    """Remove case, punctuation and articles. Near-duplicates have equal normalized texts."""
+    letters = "".join(letter if letter.isalnum() else " " for letter in text.casefold())
+    return " ".join(word for word in letters.split() if word not in ("a", "an", "the"))
 
 
 def diversity(instructions: Iterable[Instruction]) -> dict[str, Any]:
-    """Per task and over `all`: how many, distinct-1 and distinct-2, share of distinct texts, the commonest verbs and objects.
+    """Metrics per task and over `all` tasks, computed on normalized texts.
 
-    distinct-n is the number of different n-grams over that of all n-grams (Li et al. 2016, arXiv 1510.03055).
-    The verb is the first word. Texts are compared tidied.
+    They are the number of instructions, distinct-1, distinct-2, the share of distinct texts, and the most frequent
+    verbs (first words) and objects. distinct-n is the number of different n-grams over the number of all n-grams
+    (Li et al. 2016, arXiv 1510.03055).
     """
-    counts: dict[str, dict[str, Counter[Any]]] = {}
-    for one in instructions:
-        words = tidy(one.text).split()
-        for task in (one.task, "all"):
-            of = counts.setdefault(task, {name: Counter() for name in ("texts", "words", "pairs", "verbs", "objects")})
-            of["texts"][" ".join(words)] += 1
-            of["words"].update(words)
-            of["pairs"].update(pairwise(words))
-            of["verbs"].update(words[:1])
-            of["objects"].update(thing.casefold() for thing in (one.source_object, one.target_object) if thing)
-    return {task: _figures(of) for task, of in sorted(counts.items())}
+    counts_by_task: dict[str, dict[str, Counter[Any]]] = {}
+    for instruction in instructions:
+        words = normalize_text(instruction.text).split()
+        objects = [name.casefold() for name in (instruction.source_object, instruction.target_object) if name]
+        for task in (instruction.task, "all"):
+            counts = counts_by_task.setdefault(task, {name: Counter() for name in _COUNTED})
+            counts["texts"][" ".join(words)] += 1
+            counts["words"].update(words)
+            counts["pairs"].update(pairwise(words))
+            counts["verbs"].update(words[:1])
+            counts["objects"].update(objects)
+    return {task: _task_metrics(counts) for task, counts in sorted(counts_by_task.items())}
 
 
-def _figures(of: dict[str, Counter[Any]]) -> dict[str, Any]:
-    def distinct(name: str) -> float:
-        return round(len(of[name]) / max(1, of[name].total()), 4)
-
-    def commonest(name: str) -> dict[str, int]:
-        return dict(sorted(of[name].items(), key=lambda item: (-item[1], item[0]))[:_LISTED])
-
+def _task_metrics(counts: dict[str, Counter[Any]]) -> dict[str, Any]:
     return {
-        "instructions": of["texts"].total(),
-        "distinct_1": distinct("words"),
-        "distinct_2": distinct("pairs"),
-        "distinct_texts": distinct("texts"),
-        "verbs": commonest("verbs"),
-        "objects": commonest("objects"),
+        "instructions": counts["texts"].total(),
+        "distinct_1": _distinct_share(counts["words"]),
+        "distinct_2": _distinct_share(counts["pairs"]),
+        "distinct_texts": _distinct_share(counts["texts"]),
+        "verbs": _most_frequent(counts["verbs"]),
+        "objects": _most_frequent(counts["objects"]),
     }
+
+
+def _distinct_share(counts: Counter[Any]) -> float:
+    return round(len(counts) / max(1, counts.total()), 4)
+
+
+def _most_frequent(counts: Counter[Any]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_MAX_LISTED])

@@ -1,4 +1,4 @@
-"""Texts nobody should paint: a list of words, one or several a line, kept as a file that a person can edit."""
+"""Moderation: words and phrases that captions and instructions must not contain, in a file that people can edit."""
 
 import re
 from collections.abc import Iterable
@@ -8,25 +8,28 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class WordList:
-    """Objects to whole words and phrases, whatever their case."""
+    """Matches complete words and phrases; case is ignored."""
 
     pattern: re.Pattern[str] | None
+    """None for an empty list."""
 
-    def objection(self, texts: Iterable[str]) -> str | None:
-        """The first forbidden word in any of the texts, or None."""
+    def first_match(self, texts: Iterable[str]) -> str | None:
+        """The first listed word or phrase in any of the texts, or None."""
         if self.pattern is None:
             return None
-        return next((found.group().casefold() for text in texts if (found := self.pattern.search(text))), None)
+        return next((match.group().casefold() for text in texts if (match := self.pattern.search(text))), None)
 
 
-def load(path: str | Path) -> WordList:
-    """A word list from a .txt file; empty lines and lines that start with '#' say nothing. ValueError for other files."""
+def load_word_list(path: str | Path) -> WordList:
+    """Load a .txt file with one entry a line; empty lines and lines that start with '#' are ignored.
+
+    Raises ValueError for a missing file and for other suffixes.
+    """
     path = Path(path)
     if path.suffix != ".txt" or not path.is_file():
         raise ValueError(f"want a word list, an existing .txt file, got {path}; set instructions.moderation in params.yaml")
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    words = sorted(
-        {" ".join(line.split()) for line in lines if line and not line.startswith("#")}, key=lambda word: (-len(word), word)
-    )
-    phrases = "|".join(re.escape(word).replace(r"\ ", r"\s+") for word in words)
-    return WordList(re.compile(rf"(?<!\w)(?:{phrases})(?!\w)", re.IGNORECASE) if words else None)
+    entries = {" ".join(line.split()) for line in lines if line and not line.startswith("#")}
+    longest_first = sorted(entries, key=lambda entry: (-len(entry), entry))
+    alternatives = "|".join(re.escape(entry).replace(r"\ ", r"\s+") for entry in longest_first)
+    return WordList(re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)", re.IGNORECASE) if entries else None)

@@ -1,4 +1,7 @@
-"""The one thin door to MLflow: what stations write down (`stats`), runs of flows (`runs`), registered models (`registry`)."""
+"""Experiment tracking, the only code of emuedit that imports MLflow: metrics of stages, runs of flows, the registry.
+
+`stats` writes metrics, `runs` logs runs of flows, `registry` registers models.
+"""
 
 from emuedit.tracking.stats import Tracker, read_stats, replay
 

@@ -1,4 +1,4 @@
-"""The run of a flow in MLflow: opened before its stations, so that theirs stand below it, and closed with all that came out."""
+"""Runs of flows in MLflow: started before the stages, whose runs become children, and ended with all results."""
 
 import json
 import logging
@@ -9,51 +9,55 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from emuedit.tracking.stats import TAG, read_stats, replay, tracking_uri
+from emuedit.tracking.stats import RUN_UID_TAG, read_stats, replay, tracking_uri
 
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "emuedit"
-_WORKSPACE = "emuedit.workspace"
-_BATCH = 100  # params or tags in one request; MLflow refuses more
-_LONGEST = 5000  # characters of a tag or a param
-_ODD = re.compile(r"[^\w\-./ :]")  # what MLflow refuses in a key
+_WORKSPACE_TAG = "emuedit.workspace"
+_MAX_PER_REQUEST = 100  # params or tags; MLflow refuses more
+_MAX_METRICS_PER_REQUEST = 1000  # MLflow refuses more
+_MAX_VALUE_CHARS = 5000  # of a tag or a param
+_INVALID_KEY_CHARS = re.compile(r"[^\w\-./ :]")  # refused by MLflow
 
 
 def client() -> Any:
-    """The client of the MLflow in use."""
+    """An MlflowClient for the tracking server in use."""
     from mlflow.tracking import MlflowClient
 
     return MlflowClient(tracking_uri=tracking_uri())
 
 
-def begin(name: str, workspace: str) -> str:
-    """Open a run and return its id. A run that a killed flow left open for the same workspace is marked as killed."""
+def start_run(name: str, workspace: str) -> str:
+    """Start a run and return its id. Runs of the workspace that a killed flow left running are marked as killed."""
     mlflow = client()
-    known = mlflow.get_experiment_by_name(EXPERIMENT)
-    home = known.experiment_id if known else mlflow.create_experiment(EXPERIMENT)
-    left = mlflow.search_runs([home], f"attributes.status = 'RUNNING' and tags.`{_WORKSPACE}` = '{workspace}'")
-    for run in left:
+    experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+    experiment_id = experiment.experiment_id if experiment else mlflow.create_experiment(EXPERIMENT)
+    query = f"attributes.status = 'RUNNING' and tags.`{_WORKSPACE_TAG}` = '{workspace}'"
+    for run in mlflow.search_runs([experiment_id], query):
         mlflow.set_terminated(run.info.run_id, "KILLED")
-    return str(mlflow.create_run(home, tags={_WORKSPACE: workspace}, run_name=name).info.run_id)
+    return str(mlflow.create_run(experiment_id, tags={_WORKSPACE_TAG: workspace}, run_name=name).info.run_id)
 
 
-def describe(
+def log_run(
     run_id: str, params: Mapping[str, Any], metrics: Mapping[str, Any], tags: Mapping[str, str], files: Mapping[str, Path]
 ) -> None:
-    """Write down params and metrics (nested: flattened with dots), tags, and files or folders under the names they get there."""
+    """Log params, metrics, tags and artifacts to a run.
+
+    Nested params and metrics are flattened with dots. `files`: name of an artifact -> file or folder.
+    """
     from mlflow.entities import Metric, Param, RunTag
 
-    mlflow, now = client(), int(time.time() * 1000)
-    told: list[Any] = [Param(key, str(value)[:_LONGEST]) for key, value in flat(params)]
-    for start in range(0, len(told), _BATCH):
-        mlflow.log_batch(run_id, params=told[start : start + _BATCH])
-    marks = [RunTag(_ODD.sub("_", key), value[:_LONGEST]) for key, value in tags.items()]
-    for start in range(0, len(marks), _BATCH):
-        mlflow.log_batch(run_id, tags=marks[start : start + _BATCH])
-    numbers = [Metric(key, float(value), now, 0) for key, value in flat(metrics) if isinstance(value, int | float)]
-    for start in range(0, len(numbers), 10 * _BATCH):
-        mlflow.log_batch(run_id, metrics=numbers[start : start + 10 * _BATCH])
+    mlflow, now_ms = client(), int(time.time() * 1000)
+    run_params = [Param(key, str(value)[:_MAX_VALUE_CHARS]) for key, value in flatten(params)]
+    for batch in _batches(run_params, _MAX_PER_REQUEST):
+        mlflow.log_batch(run_id, params=batch)
+    run_tags = [RunTag(_INVALID_KEY_CHARS.sub("_", key), value[:_MAX_VALUE_CHARS]) for key, value in tags.items()]
+    for batch in _batches(run_tags, _MAX_PER_REQUEST):
+        mlflow.log_batch(run_id, tags=batch)
+    run_metrics = [Metric(key, float(value), now_ms, 0) for key, value in flatten(metrics) if isinstance(value, int | float)]
+    for batch in _batches(run_metrics, _MAX_METRICS_PER_REQUEST):
+        mlflow.log_batch(run_id, metrics=batch)
     for name, path in files.items():
         if path.is_dir():
             mlflow.log_artifacts(run_id, str(path), name)
@@ -61,37 +65,47 @@ def describe(
             mlflow.log_artifact(run_id, str(path), str(Path(name).parent).removeprefix("."))
 
 
-def end(run_id: str, status: str) -> None:
-    """Close a run as FINISHED, FAILED or KILLED."""
+def end_run(run_id: str, status: str) -> None:
+    """End a run as FINISHED, FAILED or KILLED."""
     client().set_terminated(run_id, status)
 
 
-def run_of(stats: Path) -> str:
-    """Id of the run that mirrors a stats file; one that never reached MLflow is sent now. Empty when that fails."""
-    mlflow, uid = client(), read_stats(stats)[0]["uid"]
-    for last in (False, True):
-        found = mlflow.search_runs(
-            [one.experiment_id for one in mlflow.search_experiments()], f"tags.`{TAG}` = '{uid}'", max_results=1
-        )
-        if found or last:
-            return str(found[0].info.run_id) if found else ""
+def run_id_of(stats: Path) -> str:
+    """Id of the run that mirrors a stats file. A file without a run is replayed first. Empty when that fails."""
+    uid = read_stats(stats)[0]["uid"]
+    run_id = _find_run(uid)
+    if not run_id:
         replay(stats)
-    return ""
+        run_id = _find_run(uid)
+    return run_id
 
 
-def flat(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """`{"a": {"b": 1}}` -> `("a.b", 1)`; lists by index. None and numbers that are not finite are left out."""
+def _find_run(uid: str) -> str:
+    """Id of the run with this uid of a stats file, in any experiment; empty when there is none."""
+    mlflow = client()
+    experiment_ids = [experiment.experiment_id for experiment in mlflow.search_experiments()]
+    matches = mlflow.search_runs(experiment_ids, f"tags.`{RUN_UID_TAG}` = '{uid}'", max_results=1)
+    return str(matches[0].info.run_id) if matches else ""
+
+
+def flatten(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Flatten `{"a": {"b": 1}}` to `("a.b", 1)`; list items get their index. None, NaN and infinities are left out."""
     if isinstance(values, Mapping | list | tuple):
-        pairs = values.items() if isinstance(values, Mapping) else enumerate(values)
-        for name, value in pairs:
-            yield from flat(value, f"{key}.{name}" if key else str(name))
+        items = values.items() if isinstance(values, Mapping) else enumerate(values)
+        for name, value in items:
+            yield from flatten(value, f"{key}.{name}" if key else str(name))
     elif values is not None and not (isinstance(values, float) and not math.isfinite(values)):
-        yield _ODD.sub("_", key), values
+        yield _INVALID_KEY_CHARS.sub("_", key), values
 
 
-def numbers_of(path: Path) -> Any:
-    """What a metrics file (.json, .yaml) holds."""
+def read_metrics_file(path: Path) -> Any:
+    """Contents of a metrics file (.json or .yaml)."""
     import yaml
 
     text = path.read_text(encoding="utf-8")
     return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+
+
+def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from emuedit.data import data_card
-from emuedit.data.data_card import CardError, Shown
+from emuedit.data.data_card import CardError, CardExample
 from emuedit.data.filters import Filters
 from emuedit.data.png import encode_png
 from emuedit.data.publish import Summary
@@ -21,58 +21,57 @@ def verdict(pair_id: str, *reasons: str, task: str = "local") -> Verdict:
     return Verdict(pair_id, not reasons, task, reasons, {}, {"dino": 0.5, "depth": None})
 
 
-def test_kept_and_rejected_of_every_task_from_few_shards() -> None:
+def test_kept_and_rejected_pairs_of_every_task_are_chosen_from_few_shards() -> None:
     n = 1200
-    chance = np.random.default_rng(0)
-    tasks, shards = chance.integers(0, 3, n), np.arange(n) // 100
-    failed = chance.random((3, n)) < np.array([[0.3], [0.02], [0.3]])
-    rows = data_card.chosen(tasks, failed, shards, 5)
+    random = np.random.default_rng(0)
+    tasks, shards = random.integers(0, 3, n), np.arange(n) // 100
+    failed = random.random((3, n)) < np.array([[0.3], [0.02], [0.3]])
+    rows = data_card.choose_examples(tasks, failed, shards, 5)
     np.testing.assert_array_equal(rows, np.unique(rows))
-    bad = failed.any(0)
+    rejected = failed.any(0)
     for task in range(3):
-        own = rows[tasks[rows] == task]
-        assert (int((~bad[own]).sum()), int(bad[own].sum())) == (5, 5)
-        assert len({tuple(failed[:, row]) for row in own if bad[row]}) >= 4  # different reasons first
+        task_rows = rows[tasks[rows] == task]
+        assert (int((~rejected[task_rows]).sum()), int(rejected[task_rows].sum())) == (5, 5)
+        assert len({tuple(failed[:, row]) for row in task_rows if rejected[row]}) >= 4  # different reasons first
     assert len(set(shards[rows])) <= 6
-    np.testing.assert_array_equal(rows, data_card.chosen(tasks, failed, shards, 5))
+    np.testing.assert_array_equal(rows, data_card.choose_examples(tasks, failed, shards, 5))
 
 
-def test_all_are_shown_where_there_are_few() -> None:
+def test_all_pairs_are_chosen_when_there_are_few() -> None:
     failed = np.array([[False, True, False]])
-    assert data_card.chosen(np.zeros(3, int), failed, np.zeros(3, int), 5).tolist() == [0, 1, 2]
+    assert data_card.choose_examples(np.zeros(3, int), failed, np.zeros(3, int), 5).tolist() == [0, 1, 2]
 
 
-def test_pictures_are_looked_up_by_id(tmp_path: Path) -> None:
+def test_examples_are_loaded_by_pair_id(tmp_path: Path) -> None:
     pairs = [
         Pair("i", ("i",), "local", f"do {k}", "a", "b", k, "m", {}, picture(k), picture(100 + k), None, {"dino": 0.1})
         for k in range(40)
     ]
     write_shard(tmp_path / "one.parquet", pairs[:20], Pair)
     write_shard(tmp_path / "two.parquet", pairs[20:], Pair)
-    asked = [(35, "two.parquet"), (3, "one.parquet"), (19, "one.parquet")]
-    found = data_card.looked_up([tmp_path / name for _, name in asked], [verdict(pairs[k].id) for k, _ in asked])
-    assert {(one.verdict.pair_id, one.instruction, one.before, one.after) for one in found} == {
-        (pairs[k].id, f"do {k}", pairs[k].source, pairs[k].target) for k, _ in asked
-    }
+    places = [(35, "two.parquet"), (3, "one.parquet"), (19, "one.parquet")]
+    examples = data_card.load_examples([tmp_path / name for _, name in places], [verdict(pairs[k].id) for k, _ in places])
+    loaded = {(example.verdict.pair_id, example.instruction, example.before, example.after) for example in examples}
+    assert loaded == {(pairs[k].id, f"do {k}", pairs[k].source, pairs[k].target) for k, _ in places}
 
 
-def test_a_sheet_a_task_with_a_frame_that_tells() -> None:
-    shown = [
-        Shown(verdict("a"), "make it red", picture(0), picture(9), None),
-        Shown(verdict("b", "dino_min"), "make it blue", picture(0), picture(9), None),
-        Shown(verdict("c", task="remove"), "remove it", picture(0), picture(9), encode_png(np.zeros((4, 6), np.uint8))),
+def test_one_sheet_per_task_with_green_and_red_frames() -> None:
+    examples = [
+        CardExample(verdict("a"), "make it red", picture(0), picture(9), None),
+        CardExample(verdict("b", "dino_min"), "make it blue", picture(0), picture(9), None),
+        CardExample(verdict("c", task="remove"), "remove it", picture(0), picture(9), encode_png(np.zeros((4, 6), np.uint8))),
     ]
-    made = data_card.sheets(shown)
-    assert list(made) == ["sheet_local.png", "sheet_remove.png"]
-    colours = {colour for _, colour in made["sheet_local.png"].getcolors(1 << 20)}
+    sheets = data_card.contact_sheets(examples)
+    assert list(sheets) == ["sheet_local.png", "sheet_remove.png"]
+    colours = {colour for _, colour in sheets["sheet_local.png"].getcolors(1 << 20)}
     assert {(38, 152, 84), (206, 56, 48)} <= colours  # green and red
-    assert (206, 56, 48) not in {colour for _, colour in made["sheet_remove.png"].getcolors(1 << 20)}
-    assert made["sheet_remove.png"].height > made["sheet_local.png"].height  # a row for the masks
+    assert (206, 56, 48) not in {colour for _, colour in sheets["sheet_remove.png"].getcolors(1 << 20)}
+    assert sheets["sheet_remove.png"].height > sheets["sheet_local.png"].height  # it has a row for the masks
 
 
 @pytest.fixture
-def written() -> str:
-    made = Summary("pairs", "f00d", {"world": {"name": "toy", "base_model": "p/q", "clip": "c"}, "steps": 8}, {}, {})
+def card() -> str:
+    summary = Summary("pairs", "f00d", {"world": {"name": "toy", "base_model": "p/q", "clip": "c"}, "steps": 8}, {}, {})
     counts = {
         "pairs": 8,
         "kept": 2,
@@ -82,37 +81,42 @@ def written() -> str:
         "dino_min": 6,
         "local.dino_min": 6,
     }
-    return data_card.text(counts, {"local": {"dino": {"min": 0.5, "max": 0.9}}}, ["rev1"], {"base_model": "MIT"}, made, [])
+    filters: Filters = {"local": {"dino": {"min": 0.5, "max": 0.9}}}
+    return data_card.render_card(counts, filters, ["rev1"], {"base_model": "MIT"}, summary, [])
 
 
-def test_the_card_says_what_was_counted(written: str) -> None:
+def test_the_card_states_the_counts(card: str) -> None:
     for line in (
-        "2 of 8 painted pairs are kept (25.0%), for 2 instructions of 1 tasks.", "| local | 8 | 2 | 25.0% | 0 |",
+        "2 of 8 generated pairs are kept (25.0%), for 2 instructions of 1 tasks.", "| local | 8 | 2 | 25.0% | 0 |",
         "| dino_min | 6 | 6 |",
-        "- local: `dino` >= 0.5, `dino` <= 0.9", "| base_model | `p/q` | MIT |", "| clip | `c` | not stated |", "dvc repro dataset",
+        "- local: `dino` >= 0.5, `dino` <= 0.9", "| base_model | `p/q` | MIT |", "| clip | `c` | not stated |",
+        "dvc repro dataset",
     ):  # fmt: skip
-        assert line in written.splitlines()
-    assert "`rev1`" in written
-    assert "f00d" in written
+        assert line in card.splitlines()
+    assert "`rev1`" in card
+    assert "f00d" in card
 
 
-def test_the_card_names_what_was_mixed_in() -> None:
-    painted = Summary("pairs", "f00d", {}, {}, {})
-    theirs = Summary("import", "beef", {"source": "org/set", "licence": "CC BY 4.0"}, {}, {})
-    rules: Filters = {"default": {}, "local": {"dinov2_sim": {"min": 0.4}}}
-    lot = data_card.Mixed("data/theirs", theirs, rules, np.array([True, False, True]))
+def test_the_card_lists_imported_pairs() -> None:
+    generated = Summary("pairs", "f00d", {}, {}, {})
+    imported = Summary("import", "beef", {"source": "org/set", "licence": "CC BY 4.0"}, {}, {})
+    filters: Filters = {"default": {}, "local": {"dinov2_sim": {"min": 0.4}}}
+    pairs = data_card.ImportedPairs("data/theirs", imported, filters, np.array([True, False, True]))
     counts = {"pairs": 5, "kept": 3, "kept_instructions": 3, "local.pairs": 5, "local.kept": 3}
-    lines = data_card.text(counts, {"local": {}}, [], {}, painted, [lot]).splitlines()
+    lines = data_card.render_card(counts, {"local": {}}, [], {}, generated, [pairs]).splitlines()
     assert "| `data/theirs` | `org/set` | CC BY 4.0 | 3 | 2 | default: none; local: `dinov2_sim` >= 0.4 |" in lines
-    assert "3 of 5 painted and imported pairs are kept (60.0%), for 3 instructions of 1 tasks." in lines
+    assert "3 of 5 generated and imported pairs are kept (60.0%), for 3 instructions of 1 tasks." in lines
 
 
-def test_pictures_of_two_sizes_cannot_be_shown() -> None:
+def test_pictures_of_two_sizes_are_refused() -> None:
     small = encode_png(np.zeros((4, 4, 3), np.uint8))
-    shown = [Shown(verdict("a"), "go", picture(0), picture(9), None), Shown(verdict("b"), "go", small, small, None)]
+    examples = [
+        CardExample(verdict("a"), "go", picture(0), picture(9), None),
+        CardExample(verdict("b"), "go", small, small, None),
+    ]
     with pytest.raises(CardError, match=r"one size, got \(height, width\) \[\(4, 4\), \(4, 6\)\]"):
-        data_card.sheets(shown)
+        data_card.contact_sheets(examples)
 
 
-def test_the_card_has_no_gap(written: str) -> None:
-    assert not re.search(r"\{\w*\}", written)
+def test_every_field_of_the_card_is_filled(card: str) -> None:
+    assert not re.search(r"\{\w*\}", card)

@@ -1,4 +1,4 @@
-"""What is kept goes out, is read by `datasets`, and comes back as the same pairs."""
+"""Kept pairs are exported, read by `datasets`, and imported again as equal pairs."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import yaml
 from emuedit import cli
 from emuedit.data import data_card
 from emuedit.data.formats import pair_export
-from emuedit.data.formats.pair_export import run
+from emuedit.data.formats.pair_export import export_pairs
 from emuedit.data.formats.pair_format import FormatError
 from emuedit.data.png import decode_png, encode_png
 from emuedit.data.publish import publish, read_folder, scratch_folder
@@ -19,8 +19,10 @@ from emuedit.data.records import Pair
 from emuedit.data.shards import write_shard
 from emuedit.stages import dataset
 
+INSTRUCTPIX2PIX_COLUMNS = ("original_prompt", "original_image", "edit_prompt", "edited_prompt", "edited_image")
 
-def pair(n: int, dino: float | None) -> Pair:
+
+def make_pair(n: int, dino: float | None) -> Pair:
     pixels = np.random.default_rng(n).integers(0, 256, (2, 8, 10, 3), np.uint8)
     return Pair(
         instruction_id=f"i{n}", parent_ids=(f"i{n}", f"c{n}"), task="local", instruction=f"make it {n}", source_caption="a dog",
@@ -31,13 +33,13 @@ def pair(n: int, dino: float | None) -> Pair:
 
 
 @pytest.fixture
-def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Pair]:
-    """Three shards, of which the second keeps nothing."""
+def kept_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Pair]:
+    """The kept pairs of three shards; the second shard has none."""
     monkeypatch.chdir(tmp_path)
-    shards = [[pair(0, 0.9), pair(1, 0.1), pair(2, 0.8)], [pair(3, None)], [pair(5, 0.7)]]
+    shards = [[make_pair(0, 0.9), make_pair(1, 0.1), make_pair(2, 0.8)], [make_pair(3, None)], [make_pair(5, 0.7)]]
     scratch = scratch_folder(tmp_path, "pairs", "f")
-    for number, some in enumerate(shards):
-        write_shard(scratch / f"shard-{number:05d}.parquet", some, Pair)
+    for number, pairs in enumerate(shards):
+        write_shard(scratch / f"shard-{number:05d}.parquet", pairs, Pair)
     publish(scratch, tmp_path / dataset.IN, "pairs", {"world": {"name": "w", "base_model": "p"}}, {})
     knobs: dict[str, Any] = {"gates": {"default": {"dino": {"min": 0.5}}}, "rank_by": "dino", "keep": 1, "sheet_pairs": 1}
     dataset.run(
@@ -46,57 +48,58 @@ def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Pair]:
     return [shards[0][0], shards[0][2], shards[2][0]]
 
 
-def test_out_and_in_again_gives_the_same_pairs(judged: list[Pair], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_export_is_imported_as_the_same_pairs(kept_pairs: list[Pair], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", "out"]) == 0
     assert capsys.readouterr().out == "out: {'pairs': 3}\n"
     assert cli.main(["import", "emuedit", "out", "in"]) == 0
-    assert list(read_folder("in", Pair, verify=True)) == judged
+    assert list(read_folder("in", Pair, verify=True)) == kept_pairs
 
 
-def test_datasets_reads_it_with_pictures(judged: list[Pair], tmp_path: Path) -> None:
-    run(tmp_path / "out", tmp_path)
+def test_datasets_reads_pictures(kept_pairs: list[Pair], tmp_path: Path) -> None:
+    export_pairs(tmp_path / "out", tmp_path)
     files = sorted(file.name for file in (tmp_path / "out").glob("*.parquet"))
     assert files == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
-    for found in (
+    for rows in (
         datasets.load_dataset(
             "parquet", data_files=str(tmp_path / "out/train-*.parquet"), split="train", cache_dir=str(tmp_path)
         ),
         datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path)),  # by the front matter of README.md
     ):
-        assert found.features["edited_image"] == found.features["mask"] == datasets.Image()
-        assert found["pair_id"] == [one.id for one in judged]
-        np.testing.assert_array_equal(np.array(found[1]["original_image"]), decode_png(judged[1].source))
-        assert found[2]["mask"] is None
-        assert (found[0]["score_dino"], found[0]["score_l1"], found[0]["task"]) == (0.9, None, "local")
-        assert list(found.features)[:5] == ["original_prompt", "original_image", "edit_prompt", "edited_prompt", "edited_image"]
+        assert rows.features["edited_image"] == rows.features["mask"] == datasets.Image()
+        assert rows["pair_id"] == [pair.id for pair in kept_pairs]
+        np.testing.assert_array_equal(np.array(rows[1]["original_image"]), decode_png(kept_pairs[1].source))
+        assert rows[2]["mask"] is None
+        assert (rows[0]["score_dino"], rows[0]["score_l1"], rows[0]["task"]) == (0.9, None, "local")
+        assert tuple(rows.features)[:5] == INSTRUCTPIX2PIX_COLUMNS
 
 
-def test_the_card_is_ours_behind_what_a_hub_reads(judged: list[Pair], tmp_path: Path) -> None:
-    run(tmp_path / "out", tmp_path)
+def test_the_readme_has_front_matter_and_the_data_card(kept_pairs: list[Pair], tmp_path: Path) -> None:
+    export_pairs(tmp_path / "out", tmp_path)
     _, front, text = (tmp_path / "out/README.md").read_text().split("---\n", 2)
-    told = yaml.safe_load(front)
-    assert (told["license"], told["size_categories"], told["task_categories"]) == ("mit", ["n<1K"], ["image-to-image"])
-    assert told["configs"][0]["data_files"] == [{"split": "train", "path": "train-*.parquet"}]
+    front_matter = yaml.safe_load(front)
+    assert (front_matter["license"], front_matter["size_categories"]) == ("mit", ["n<1K"])
+    assert front_matter["task_categories"] == ["image-to-image"]
+    assert front_matter["configs"][0]["data_files"] == [{"split": "train", "path": "train-*.parquet"}]
     assert text.strip().startswith((tmp_path / dataset.OUT / data_card.CARD).read_text().strip())
     assert all(f"`{name}`" in text for name in ("original_prompt", "parent_ids", "mask"))
     assert (tmp_path / "out/sheet_local.png").exists()
 
 
-def test_verdicts_of_other_pairs_and_full_folders_are_refused(judged: list[Pair], tmp_path: Path) -> None:
+def test_verdicts_of_other_pairs_and_used_folders_are_refused(kept_pairs: list[Pair], tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/mine.txt").write_text("keep me")
     with pytest.raises(FormatError, match="which holds other things"):
-        run(tmp_path / "notes", tmp_path)
+        export_pairs(tmp_path / "notes", tmp_path)
     scratch = scratch_folder(tmp_path, "pairs", "f")
     for number in range(3):
-        write_shard(scratch / f"shard-{number:05d}.parquet", [pair(7 + number, 0.9)], Pair)
+        write_shard(scratch / f"shard-{number:05d}.parquet", [make_pair(7 + number, 0.9)], Pair)
     publish(scratch, tmp_path / pair_export.PAIRS, "pairs", {}, {})
     with pytest.raises(FormatError, match="got those of other pairs"):
-        run(tmp_path / "out", tmp_path)
+        export_pairs(tmp_path / "out", tmp_path)
     assert (tmp_path / "notes/mine.txt").exists()
 
 
-def test_the_command_line_says_what_is_missing(judged: list[Pair], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_names_missing_arguments(kept_pairs: list[Pair], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", "out"]) == 0
     for words, message in (
         (["emuedit", "out", "in", "--task", "local"], "leave --task and --router out"),
@@ -109,25 +112,24 @@ def test_the_command_line_says_what_is_missing(judged: list[Pair], capsys: pytes
         assert message in capsys.readouterr().err
 
 
-def test_a_router_tells_the_tasks(
-    judged: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_router_assigns_the_tasks(
+    kept_pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from emuedit.editor import task_predictor
 
-    class Guide:
-        def predict(self, texts: list[str]) -> list[task_predictor.Guess]:
-            return [task_predictor.Guess("remove" if "2" in text else "add", 0.9, "local", 0.1) for text in texts]
+    class FakePredictor:
+        def predict(self, texts: list[str]) -> list[task_predictor.TaskPrediction]:
+            return [task_predictor.TaskPrediction("remove" if "2" in text else "add", 0.9, "local", 0.1) for text in texts]
 
-    monkeypatch.setattr(task_predictor, "load", lambda folder: Guide())
+    monkeypatch.setattr(task_predictor, "load", lambda folder: FakePredictor())
     publish(scratch_folder(tmp_path, "router", "f00d"), tmp_path / "models/router", "router", {}, {})
-    run(tmp_path / "out", tmp_path)
-    five = ["original_prompt", "original_image", "edit_prompt", "edited_prompt", "edited_image"]
-    found = datasets.load_dataset(
+    export_pairs(tmp_path / "out", tmp_path)
+    rows = datasets.load_dataset(
         "parquet", data_files=str(tmp_path / "out/train-*.parquet"), split="train", cache_dir=str(tmp_path)
-    ).select_columns(five)
-    found.to_parquet(tmp_path / "plain/train.parquet")
+    ).select_columns(list(INSTRUCTPIX2PIX_COLUMNS))
+    rows.to_parquet(tmp_path / "plain/train.parquet")
     assert cli.main(["import", "instructpix2pix", "plain", "in", "--router", "models/router", "--size", "8"]) == 0
-    assert {one.instruction: one.task for one in read_folder("in", Pair)} == {
+    assert {pair.instruction: pair.task for pair in read_folder("in", Pair)} == {
         "make it 0": "add", "make it 2": "remove", "make it 5": "add",
     }  # fmt: skip
     assert "by router f00d" in Path("in/card.md").read_text()

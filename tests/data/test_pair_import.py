@@ -1,4 +1,4 @@
-"""Datasets in the exact schemas of their makers, written by `datasets` itself, a few pairs each."""
+"""Small datasets in the published schemas, written by `datasets`."""
 
 import io
 from collections.abc import Callable
@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emuedit.data.formats import NAMES, pair_format, pair_import
-from emuedit.data.formats.pair_format import FormatError, known
-from emuedit.data.formats.pair_import import found, run
+from emuedit.data.formats import FORMAT_NAMES, pair_format, pair_import
+from emuedit.data.formats.pair_format import FormatError, get_format
+from emuedit.data.formats.pair_import import find_parquet_files, import_pairs
 from emuedit.data.formats.row_conversion import ImportOptions
 from emuedit.data.png import decode_png
 from emuedit.data.publish import read_folder, read_summary
@@ -37,7 +37,7 @@ FEATURES: dict[str, dict[str, Any]] = {
 
 
 def picture(value: int, size: tuple[int, int] = (24, 16), mode: str = "RGB", kind: str = "PNG") -> dict[str, Any]:
-    """Neither square nor symmetric: red rises to the right, green downwards."""
+    """A picture that is neither square nor symmetric: red increases to the right, green downwards."""
     width, height = size
     y, x = np.mgrid[0:height, 0:width]
     pixels = np.stack([x * 5, y * 9, np.full_like(x, value)], -1).astype(np.uint8)
@@ -46,7 +46,7 @@ def picture(value: int, size: tuple[int, int] = (24, 16), mode: str = "RGB", kin
     return {"bytes": stream.getvalue(), "path": None}
 
 
-def clear(left_px: int, size: tuple[int, int] = (24, 16)) -> dict[str, Any]:
+def transparent_mask(left_px: int, size: tuple[int, int] = (24, 16)) -> dict[str, Any]:
     """A MagicBrush mask: the picture, transparent from the left edge to `left_px`."""
     pixels = np.array(Image.open(io.BytesIO(picture(9, size)["bytes"])).convert("RGBA"))
     pixels[:, :left_px, 3] = 0
@@ -55,24 +55,26 @@ def clear(left_px: int, size: tuple[int, int] = (24, 16)) -> dict[str, Any]:
     return {"bytes": stream.getvalue(), "path": "mask.png"}
 
 
-def ip2p(n: int, **changes: Any) -> dict[str, Any]:
-    said = {"original_prompt": "a dog", "edit_prompt": f"make it {n}", "edited_prompt": f"a dog, {n}"}
-    return said | {"original_image": picture(n), "edited_image": picture(100 + n)} | changes
+def ip2p_row(n: int, **changes: Any) -> dict[str, Any]:
+    texts = {"original_prompt": "a dog", "edit_prompt": f"make it {n}", "edited_prompt": f"a dog, {n}"}
+    return texts | {"original_image": picture(n), "edited_image": picture(100 + n)} | changes
 
 
-def magic(n: int, **changes: Any) -> dict[str, Any]:
-    row = {"img_id": f"{n // 2}", "turn_index": n % 2 + 1, "instruction": f"turn {n}", "mask_img": clear(6)}
+def magicbrush_row(n: int, **changes: Any) -> dict[str, Any]:
+    row = {"img_id": f"{n // 2}", "turn_index": n % 2 + 1, "instruction": f"turn {n}", "mask_img": transparent_mask(6)}
     return row | {"source_img": picture(n), "target_img": picture(100 + n)} | changes
 
 
-def ultra(n: int, **changes: Any) -> dict[str, Any]:
+def ultraedit_row(n: int, **changes: Any) -> dict[str, Any]:
     row = {"source_caption": "a dog", "target_caption": "a cat", "idx": n, "edit_prompt": f"do {n}", "edit_object": "dog"}
     pictures = {"source_image": picture(n), "edited_image": picture(100 + n), "mask_image": picture(n, mode="L")}
     return row | dict.fromkeys(SCORES, 0.5) | pictures | changes
 
 
-def publish(folder: Path, name: str, rows: list[dict[str, Any]], split: str = "train", without: tuple[str, ...] = ()) -> Path:
-    """As the hub has it: `data/train-00000-of-00001.parquet`."""
+def write_dataset(
+    folder: Path, name: str, rows: list[dict[str, Any]], split: str = "train", without: tuple[str, ...] = ()
+) -> Path:
+    """Write the file as on the hub: `data/train-00000-of-00001.parquet`."""
     features = {key: kind for key, kind in FEATURES[name].items() if key not in without}
     data = datasets.Dataset.from_list([{key: row[key] for key in features} for row in rows], datasets.Features(features))
     (folder / "data").mkdir(parents=True, exist_ok=True)
@@ -80,84 +82,91 @@ def publish(folder: Path, name: str, rows: list[dict[str, Any]], split: str = "t
     return folder
 
 
-def wanted(name: str, size: int | None = None) -> ImportOptions:
-    return ImportOptions(known(name), size, "all local", lambda texts: ["local"] * len(texts))
+def make_options(name: str, size: int | None = None) -> ImportOptions:
+    return ImportOptions(get_format(name), size, "all local", lambda texts: ["local"] * len(texts))
 
 
-def taken(folder: Path, name: str, out: Path, size: int | None = None) -> tuple[list[Pair], list[Drop]]:
-    run(wanted(name, size), found(folder, "*.parquet"), out, out.parent)
+def import_folder(folder: Path, name: str, out: Path, size: int | None = None) -> tuple[list[Pair], list[Drop]]:
+    import_pairs(make_options(name, size), find_parquet_files(folder, "*.parquet"), out, out.parent)
     return list(read_folder(out, Pair, verify=True)), list(read_folder(out, Drop, "dropped-*.parquet"))
 
 
 def test_instructpix2pix(tmp_path: Path) -> None:
     rows = [
-        ip2p(0),
-        ip2p(1, edit_prompt=" make\tit  1 ", original_image=picture(1, mode="RGBA")),
-        ip2p(2, original_prompt="a cat"),
+        ip2p_row(0),
+        ip2p_row(1, edit_prompt=" make\tit  1 ", original_image=picture(1, mode="RGBA")),
+        ip2p_row(2, original_prompt="a cat"),
     ]
-    pairs, drops = taken(publish(tmp_path / "in", "instructpix2pix", rows), "instructpix2pix", tmp_path / "out")
+    pairs, drops = import_folder(write_dataset(tmp_path / "in", "instructpix2pix", rows), "instructpix2pix", tmp_path / "out")
     assert not drops
-    assert [one.instruction for one in pairs] == ["make it 0", "make it 1", "make it 2"]
-    assert [(one.source_caption, one.target_caption) for one in pairs][1] == ("a dog", "a dog, 1")
-    assert {(one.task, one.model_revision, one.mask) for one in pairs} == {
+    assert [pair.instruction for pair in pairs] == ["make it 0", "make it 1", "make it 2"]
+    assert [(pair.source_caption, pair.target_caption) for pair in pairs][1] == ("a dog", "a dog, 1")
+    assert {(pair.task, pair.model_revision, pair.mask) for pair in pairs} == {
         ("local", "timbrooks/instructpix2pix-clip-filtered", None)
     }
     assert pairs[0].recipe == {"kind": "import", "layout": "instructpix2pix"}
     np.testing.assert_array_equal(decode_png(pairs[1].source)[3, 20], (100, 27, 1))
     np.testing.assert_array_equal(decode_png(pairs[1].target)[3, 20], (100, 27, 101))
-    families = [one.parent_ids[1] for one in pairs]
+    families = [pair.parent_ids[1] for pair in pairs]
     assert families[0] == families[1] != families[2]
-    assert held_out(families[0], 1.0)  # an id as training wants it
-    assert len({one.instruction_id for one in pairs}) == 3
+    assert held_out(families[0], 1.0)  # the id has the form that training expects
+    assert len({pair.instruction_id for pair in pairs}) == 3
     summary = read_summary(tmp_path / "out")
     assert (summary.params["source"], summary.params["licence"]) == ("timbrooks/instructpix2pix-clip-filtered", "not stated")
     assert "Licence: not stated." in (tmp_path / "out/card.md").read_text()
 
 
-def test_magicbrush_masks_are_where_the_picture_is_clear(tmp_path: Path) -> None:
-    rows = [magic(0), magic(1, mask_img=clear(12, (48, 32))), magic(2, mask_img=None), magic(3, mask_img=clear(3, (16, 16)))]
-    pairs, drops = taken(publish(tmp_path / "in", "magicbrush", rows), "magicbrush", tmp_path / "out")
-    masks = [None if one.mask is None else decode_png(one.mask) for one in pairs]
+def test_magicbrush_masks_are_the_transparent_pixels(tmp_path: Path) -> None:
+    rows = [
+        magicbrush_row(0),
+        magicbrush_row(1, mask_img=transparent_mask(12, (48, 32))),
+        magicbrush_row(2, mask_img=None),
+        magicbrush_row(3, mask_img=transparent_mask(3, (16, 16))),
+    ]
+    pairs, drops = import_folder(write_dataset(tmp_path / "in", "magicbrush", rows), "magicbrush", tmp_path / "out")
+    masks = [None if pair.mask is None else decode_png(pair.mask) for pair in pairs]
     assert masks[0] is not None
     assert masks[1] is not None
     assert masks[2] is None
     assert (masks[0][:, :6] == 255).all()
     assert not masks[0][:, 6:].any()
-    assert masks[1].shape == (16, 24)  # another resolution is scaled
+    assert masks[1].shape == (16, 24)  # a mask of another resolution is resized
     assert (masks[1] > 127).mean() == 0.25
-    assert [(one.reason, one.index, one.source) for one in drops] == [("mask_shape_differs", 3, "train-00000-of-00001.parquet")]
+    assert [(drop.reason, drop.index, drop.source) for drop in drops] == [
+        ("mask_shape_differs", 3, "train-00000-of-00001.parquet")
+    ]
     assert pairs[1].recipe == {"kind": "import", "layout": "magicbrush", "img_id": "0", "turn_index": 2}
-    assert pairs[0].parent_ids[1] == pairs[1].parent_ids[1] != pairs[2].parent_ids[1]  # turns of a session stay together
-    assert {one.source_caption for one in pairs} == {""}
+    assert pairs[0].parent_ids[1] == pairs[1].parent_ids[1] != pairs[2].parent_ids[1]  # turns of a session have one family
+    assert {pair.source_caption for pair in pairs} == {""}
 
 
-def test_ultraedit_keeps_its_scores_and_may_lack_masks(tmp_path: Path) -> None:
-    rows = [ultra(0, ssim=None, dinov2_sim=float("nan")), ultra(1)]
-    pairs, _ = taken(publish(tmp_path / "a", "ultraedit", rows), "ultraedit", tmp_path / "b")
+def test_ultraedit_scores_are_kept_and_masks_are_optional(tmp_path: Path) -> None:
+    rows = [ultraedit_row(0, ssim=None, dinov2_sim=float("nan")), ultraedit_row(1)]
+    pairs, _ = import_folder(write_dataset(tmp_path / "a", "ultraedit", rows), "ultraedit", tmp_path / "b")
     assert pairs[0].scores == dict.fromkeys(SCORES, 0.5) | {"ssim": None, "dinov2_sim": None}
     assert pairs[0].recipe["edit_object"] == "dog"
     np.testing.assert_array_equal(
         decode_png(pairs[1].mask or b""), np.array(Image.open(io.BytesIO(rows[1]["mask_image"]["bytes"])))
     )
-    small = publish(tmp_path / "c", "ultraedit", rows, without=("edit_object", "mask_image"))
-    pairs, _ = taken(small, "ultraedit", tmp_path / "d")
-    assert [(one.mask, "edit_object" in one.recipe) for one in pairs] == [(None, False)] * 2
+    without_masks = write_dataset(tmp_path / "c", "ultraedit", rows, without=("edit_object", "mask_image"))
+    pairs, _ = import_folder(without_masks, "ultraedit", tmp_path / "d")
+    assert [(pair.mask, "edit_object" in pair.recipe) for pair in pairs] == [(None, False)] * 2
 
 
-def test_what_is_dropped_has_a_reason(tmp_path: Path) -> None:
+def test_dropped_rows_have_reasons(tmp_path: Path) -> None:
     rows = [
-        ip2p(0),
-        ip2p(1, edit_prompt=" "),
-        ip2p(2, edit_prompt=None),
-        ip2p(3, original_image={"bytes": b"no picture", "path": None}),
-        ip2p(4, edited_image=None),
-        ip2p(5, edited_image=picture(1, (16, 24))),
-        ip2p(0, edited_prompt="said otherwise", original_image=picture(0, kind="TIFF")),  # the same pixels and words
-        ip2p(0, edited_image=picture(7)),
+        ip2p_row(0),
+        ip2p_row(1, edit_prompt=" "),
+        ip2p_row(2, edit_prompt=None),
+        ip2p_row(3, original_image={"bytes": b"no picture", "path": None}),
+        ip2p_row(4, edited_image=None),
+        ip2p_row(5, edited_image=picture(1, (16, 24))),
+        ip2p_row(0, edited_prompt="another caption", original_image=picture(0, kind="TIFF")),  # the same pixels and words
+        ip2p_row(0, edited_image=picture(7)),
     ]
-    pairs, drops = taken(publish(tmp_path / "in", "instructpix2pix", rows), "instructpix2pix", tmp_path / "out")
+    pairs, drops = import_folder(write_dataset(tmp_path / "in", "instructpix2pix", rows), "instructpix2pix", tmp_path / "out")
     assert len(pairs) == 2
-    assert [(one.index, one.reason) for one in drops] == [
+    assert [(drop.index, drop.reason) for drop in drops] == [
         (1, "empty_instruction"), (2, "empty_instruction"), (3, "source_unreadable"), (4, "target_unreadable"),
         (5, "sizes_differ"), (6, "duplicate"),
     ]  # fmt: skip
@@ -165,75 +174,77 @@ def test_what_is_dropped_has_a_reason(tmp_path: Path) -> None:
     assert "| sizes_differ | 1 |" in (tmp_path / "out/card.md").read_text()
 
 
-def test_a_size_cuts_all_three_pictures_alike(tmp_path: Path) -> None:
-    pairs, _ = taken(publish(tmp_path / "in", "magicbrush", [magic(0)]), "magicbrush", tmp_path / "out", size=8)
+def test_a_size_crops_source_target_and_mask_alike(tmp_path: Path) -> None:
+    pairs, _ = import_folder(
+        write_dataset(tmp_path / "in", "magicbrush", [magicbrush_row(0)]), "magicbrush", tmp_path / "out", size=8
+    )
     (pair,) = pairs
-    source, target, mask = (decode_png(one or b"") for one in (pair.source, pair.target, pair.mask))
+    source, target, mask = (decode_png(png or b"") for png in (pair.source, pair.target, pair.mask))
     assert (source.shape, target.shape, mask.shape) == ((8, 8, 3), (8, 8, 3), (8, 8))
-    np.testing.assert_array_equal(source[..., :2], target[..., :2])  # in register
-    np.testing.assert_allclose(source[4, [0, 7], 0], (5 * 4.5, 5 * 18.5), atol=3)  # columns 4 to 20 of 24 are left
-    np.testing.assert_allclose(mask[4, [0, 1, 4, 7]], (255, 0, 0, 0), atol=35)  # cut at 6: the first of eight columns
+    np.testing.assert_array_equal(source[..., :2], target[..., :2])  # the pixels are aligned
+    np.testing.assert_allclose(source[4, [0, 7], 0], (5 * 4.5, 5 * 18.5), atol=3)  # columns 4 to 20 of 24 remain
+    np.testing.assert_allclose(mask[4, [0, 1, 4, 7]], (255, 0, 0, 0), atol=35)  # the mask ends at 6: the first of eight columns
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"img_id": datasets.Value("string")}, r"unknown \['img_id'\]; name another layout"),
+        ({"img_id": datasets.Value("string")}, r"unknown \['img_id'\]; name another format"),
         ({"edit_prompt": None}, r"missing \['edit_prompt'\]"),
         ({"edit_prompt": datasets.Value("int64")}, r"stored otherwise \['edit_prompt: int64'\]"),
         ({"edited_image": TEXT}, "stored otherwise"),
     ],
 )
-def test_other_columns_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_wrong_columns_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     features = {key: kind for key, kind in (FEATURES["instructpix2pix"] | change).items() if kind is not None}
     data = datasets.Dataset.from_list([dict.fromkeys(features)], datasets.Features(features))
     data.to_parquet(tmp_path / "x.parquet")
     with pytest.raises(FormatError, match=message):
-        taken(tmp_path, "instructpix2pix", tmp_path / "out")
+        import_folder(tmp_path, "instructpix2pix", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_stopped_import_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pair_import, "ROWS", 2)
-    folder = publish(tmp_path / "in", "instructpix2pix", [ip2p(0), ip2p(1), ip2p(0), ip2p(2), ip2p(1)])
-    whole = taken(folder, "instructpix2pix", tmp_path / "whole")
+def test_a_stopped_import_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair_import, "ROWS_PER_SHARD", 2)
+    folder = write_dataset(tmp_path / "in", "instructpix2pix", [ip2p_row(0), ip2p_row(1), ip2p_row(0), ip2p_row(2), ip2p_row(1)])
+    uninterrupted = import_folder(folder, "instructpix2pix", tmp_path / "uninterrupted")
     calls: list[int] = []
-    told: Callable[..., Any] = pair_import._told
+    set_tasks: Callable[..., Any] = pair_import._set_tasks
 
-    def stopping(*given: Any) -> Any:
+    def stop_at_second_call(*arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return told(*given)
+        return set_tasks(*arguments)
 
-    monkeypatch.setattr(pair_import, "_told", stopping)
+    monkeypatch.setattr(pair_import, "_set_tasks", stop_at_second_call)
     with pytest.raises(KeyboardInterrupt):
-        taken(folder, "instructpix2pix", tmp_path / "out")
+        import_folder(folder, "instructpix2pix", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert taken(folder, "instructpix2pix", tmp_path / "out") == whole
-    assert len(calls) == 4  # three shards; the stopped one twice
-    assert [one.reason for one in whole[1]] == ["duplicate", "duplicate"]
+    assert import_folder(folder, "instructpix2pix", tmp_path / "out") == uninterrupted
+    assert len(calls) == 4  # three shards, of which the stopped one is converted twice
+    assert [drop.reason for drop in uninterrupted[1]] == ["duplicate", "duplicate"]
 
 
-def test_files_are_chosen_and_nobody_elses_folder_is_overwritten(tmp_path: Path) -> None:
-    folder = publish(tmp_path / "in", "magicbrush", [magic(0)])
-    publish(folder, "magicbrush", [magic(1)], split="dev")
-    assert [file.name for file in found(folder, "dev-*.parquet")] == ["dev-00000-of-00001.parquet"]
+def test_files_are_selected_and_other_folders_are_not_overwritten(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "in", "magicbrush", [magicbrush_row(0)])
+    write_dataset(folder, "magicbrush", [magicbrush_row(1)], split="dev")
+    assert [file.name for file in find_parquet_files(folder, "dev-*.parquet")] == ["dev-00000-of-00001.parquet"]
     with pytest.raises(FormatError, match="want Parquet files test-"):
-        found(folder, "test-*.parquet")
+        find_parquet_files(folder, "test-*.parquet")
     with pytest.raises(FormatError, match="which holds other things"):
-        taken(folder, "magicbrush", folder)
+        import_folder(folder, "magicbrush", folder)
     for _ in range(2):  # an earlier import may be replaced
-        assert len(taken(folder, "magicbrush", tmp_path / "out")[0]) == 2
+        assert len(import_folder(folder, "magicbrush", tmp_path / "out")[0]) == 2
 
 
-def test_tasks_are_told_once() -> None:
-    with pytest.raises(FormatError, match="want the tasks of ultraedit told once, got none; say --task or --router"):
-        ImportOptions(known("ultraedit"), None, "none", None)
+def test_tasks_have_exactly_one_origin() -> None:
+    with pytest.raises(FormatError, match="want one origin for the tasks of ultraedit, got none; say --task or --router"):
+        ImportOptions(get_format("ultraedit"), None, "none", None)
     with pytest.raises(FormatError, match="leave --task and --router out"):
-        wanted("emuedit")
+        make_options("emuedit")
     with pytest.raises(FormatError, match="want pictures of 8 pixels a side or more, got 0"):
-        wanted("ultraedit", size=0)
-    with pytest.raises(FormatError, match="want a layout out of instructpix2pix, "):
-        known("omniedit")
-    assert {pair_format.known(name).name for name in NAMES} == set(NAMES)
+        make_options("ultraedit", size=0)
+    with pytest.raises(FormatError, match="want a format out of instructpix2pix, "):
+        get_format("omniedit")
+    assert {pair_format.get_format(name).name for name in FORMAT_NAMES} == set(FORMAT_NAMES)

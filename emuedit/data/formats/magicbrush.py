@@ -1,7 +1,7 @@
-"""MagicBrush (arXiv 2306.10012): 8,807 turns of 4,512 sessions, painted by people with DALL-E 2. No captions.
+"""MagicBrush (arXiv 2306.10012): 8,807 turns of 4,512 sessions, edited by people with DALL-E 2. There are no captions.
 
-The mask is the source with the region to edit made transparent, sometimes in another resolution (OSU-NLP-Group/MagicBrush#10).
-Its makers ask that the test split never be trained on; take the files of `train` alone.
+The mask is the source picture with the edited region made transparent, sometimes in another resolution
+(OSU-NLP-Group/MagicBrush#10). The authors ask not to train on the test split: import only the files of `train`.
 """
 
 from emuedit.data.formats.pair_format import NOTE, Column, PairFormat

@@ -1,6 +1,6 @@
-"""Ours: the columns of InstructPix2Pix, which trainers elsewhere read, and beside them all that makes a pair what it is."""
+"""The project's own format: the columns of InstructPix2Pix, which other trainers read, and further fields of Pair."""
 
-from emuedit.data.formats.pair_format import UNUSED, Column, PairFormat
+from emuedit.data.formats.pair_format import IGNORED, Column, PairFormat
 
 FORMAT = PairFormat(
     name="emuedit",
@@ -20,7 +20,7 @@ FORMAT = PairFormat(
         "model_revision": Column("text", "model_revision"),
         "instruction_id": Column("text", "instruction_id"),
         "parent_ids": Column("texts", "parent_ids"),
-        "pair_id": Column("text", UNUSED),
+        "pair_id": Column("text", IGNORED),
     },
     scores="score_",
 )

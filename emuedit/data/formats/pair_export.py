@@ -1,7 +1,8 @@
-"""The kept pairs for trainers elsewhere: Parquet in the columns of InstructPix2Pix and ours, with a dataset card.
+"""Export the kept pairs for other trainers: Parquet with the columns of InstructPix2Pix and ours, and a dataset card.
 
-In: `data/pairs` (Pair), `data/dataset` (Verdict, `data_card.md`, sheets). Out: a folder that `datasets.load_dataset` reads as it is:
-`train-*.parquet`, whose picture columns are marked as `Image`, `README.md`, the sheets, `summary.json`.
+In: `data/pairs` (Pair) and `data/dataset` (Verdict, `card.md`, contact sheets).
+Out: a folder that `datasets.load_dataset` reads: `train-*.parquet` with pictures as `Image` features, `README.md`,
+the contact sheets and `summary.json`.
 """
 
 import json
@@ -14,18 +15,19 @@ import yaml
 from tqdm import tqdm
 
 from emuedit.data import data_card
+from emuedit.data.dependencies import content_key
 from emuedit.data.formats.own_format import FORMAT
-from emuedit.data.formats.pair_format import UNUSED, FormatError
-from emuedit.data.formats.pair_import import free
-from emuedit.data.publish import Summary, fingerprint, publish, read_summary, scratch_folder
+from emuedit.data.formats.pair_format import IGNORED, FormatError
+from emuedit.data.formats.pair_import import check_output_folder
+from emuedit.data.publish import Summary, publish, read_summary, scratch_folder
 from emuedit.data.records import Verdict
 from emuedit.data.shards import read_shard
 
 PAIRS, DATASET = "data/pairs", "data/dataset"
 README = "README.md"
-_ROWS = 100  # of a row group: what a viewer reads to show one page
-_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-_COLUMNS = """\
+_ROW_GROUP_SIZE = 100  # what the viewer of the hub reads to show one page
+_SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+_COLUMNS_SECTION = """\
 ## Columns
 
 ```python
@@ -35,69 +37,69 @@ pairs = datasets.load_dataset("parquet", data_files="train-*.parquet", split="tr
 ```
 
 `original_prompt`, `original_image`, `edit_prompt`, `edited_prompt` and `edited_image` are those of InstructPix2Pix. `task` is
-the kind of edit, `mask` is white where the instruction rules (empty: everywhere), `score_*` are raw scores, `recipe` says how a
-pair was made. Pairs with the same second entry of `parent_ids` share a caption and a picture: split by it.
+the kind of edit, `mask` is white where the picture may change (empty: everywhere), `score_*` are raw scores, and `recipe` has the
+settings that generated the pair. Pairs with the same second entry of `parent_ids` share a caption and a picture: split by it.
 """
 
 
-def run(out: Path, root: Path) -> Summary:
-    """Write the kept pairs of `root`, a file for each shard that has any, and publish to `out`.
+def export_pairs(out: Path, root: Path) -> Summary:
+    """Write the kept pairs of `root`, one file for each shard with kept pairs, and publish them to `out`.
 
-    Raises FormatError when the verdicts are of other pairs or have no card, and for an `out` that holds other things.
+    Raises FormatError when the verdicts belong to other pairs or have no card, and for an `out` that has other
+    contents.
     """
-    free(out, "export")
+    check_output_folder(out, "export")
     pairs, dataset = read_summary(root / PAIRS), read_summary(root / DATASET)
     if data_card.CARD not in dataset.shards:
         raise FormatError(f"want a data card in {DATASET}, got {len(dataset.shards)} files without one; run `dvc repro dataset`")
-    names = sorted(name for name in pairs.shards if Path(name).match("shard-*.parquet"))
-    verdicts = {name: read_shard(root / DATASET / name, Verdict) for name in names}
-    some = [name for name in names if any(one.kept for one in verdicts[name])]
-    knobs = {"pairs": pairs.fingerprint, "dataset": dataset.fingerprint}
-    scratch = scratch_folder(root, "export", fingerprint(knobs, *sorted(Path(__file__).parent.glob("*.py"))))
-    for number, name in enumerate(tqdm(some, unit="shard", desc="export")):
-        path = scratch / f"train-{number:05d}-of-{len(some):05d}.parquet"
+    shards = sorted(name for name in pairs.shards if Path(name).match("shard-*.parquet"))
+    verdicts = {shard: read_shard(root / DATASET / shard, Verdict) for shard in shards}
+    shards_with_kept = [shard for shard in shards if any(verdict.kept for verdict in verdicts[shard])]
+    params = {"pairs": pairs.key, "dataset": dataset.key}
+    scratch = scratch_folder(root, "export", content_key(params, *sorted(Path(__file__).parent.glob("*.py"))))
+    for number, shard in enumerate(tqdm(shards_with_kept, unit="shard", desc="export")):
+        path = scratch / f"train-{number:05d}-of-{len(shards_with_kept):05d}.parquet"
         if not path.exists():
-            _write(path, _kept(root / PAIRS / name, verdicts[name]))
+            _write_table(path, _read_kept(root / PAIRS / shard, verdicts[shard]))
     for file in (root / DATASET).glob("sheet_*.png"):
         shutil.copy2(file, scratch / file.name)
-    n = sum(one.kept for found in verdicts.values() for one in found)
-    (scratch / README).write_text(
-        _readme(n, dataset, (root / DATASET / data_card.CARD).read_text(encoding="utf-8")), encoding="utf-8"
-    )
-    return publish(scratch, out, "export", knobs, {"pairs": n})
+    n_kept = sum(verdict.kept for shard_verdicts in verdicts.values() for verdict in shard_verdicts)
+    card = (root / DATASET / data_card.CARD).read_text(encoding="utf-8")
+    (scratch / README).write_text(_render_readme(n_kept, dataset, card), encoding="utf-8")
+    return publish(scratch, out, "export", params, {"pairs": n_kept})
 
 
-def _kept(path: Path, verdicts: list[Verdict]) -> pa.Table:
-    """The kept rows of a shard of pairs, under their new names; a task is what the verdict says it is."""
+def _read_kept(path: Path, verdicts: list[Verdict]) -> pa.Table:
+    """The kept rows of a shard of pairs, in the columns of our format; the task is that of the verdict."""
     table = pq.ParquetFile(path, page_checksum_verification=True).read()
-    if table["id"].to_pylist() != [one.pair_id for one in verdicts]:
+    if table["id"].to_pylist() != [verdict.pair_id for verdict in verdicts]:
         raise FormatError(f"want the verdicts of {path}, got those of other pairs in {DATASET}; run `dvc repro dataset`")
-    table = table.set_column(table.schema.get_field_index("task"), "task", pa.array([one.task for one in verdicts], pa.string()))
-    table = table.filter(pa.array([one.kept for one in verdicts]))
-    columns = {name: table["id" if column.field == UNUSED else column.field] for name, column in FORMAT.columns.items()}
+    tasks = pa.array([verdict.task for verdict in verdicts], pa.string())
+    table = table.set_column(table.schema.get_field_index("task"), "task", tasks)
+    table = table.filter(pa.array([verdict.kept for verdict in verdicts]))
+    columns = {name: table["id" if column.field == IGNORED else column.field] for name, column in FORMAT.columns.items()}
     return pa.table(columns | {name: table[name] for name in table.column_names if name.startswith(str(FORMAT.scores))})
 
 
-def _write(path: Path, table: pa.Table) -> None:
-    pictures = [name for name, column in FORMAT.columns.items() if column.kind == "image"]
-    features = {"info": {"features": {name: {"_type": "Image"} for name in pictures}}}
+def _write_table(path: Path, table: pa.Table) -> None:
+    picture_columns = [name for name, column in FORMAT.columns.items() if column.kind == "image"]
+    features = {"info": {"features": {name: {"_type": "Image"} for name in picture_columns}}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
     partial = path.with_name(f".{path.name}.part")
-    plain = [name for name in table.column_names if name not in pictures]
-    marked = table.replace_schema_metadata({"huggingface": json.dumps(features)})
-    pq.write_table(marked, partial, compression="zstd", row_group_size=_ROWS, write_statistics=plain)
+    columns_with_statistics = [name for name in table.column_names if name not in picture_columns]
+    pq.write_table(table, partial, compression="zstd", row_group_size=_ROW_GROUP_SIZE, write_statistics=columns_with_statistics)
     partial.replace(path)
 
 
-def _readme(n: int, dataset: Summary, told: str) -> str:
-    """The dataset card: what a hub reads, then our data card."""
+def _render_readme(n_pairs: int, dataset: Summary, card: str) -> str:
+    """The dataset card: front matter for the hub, our data card, and a description of the columns."""
     licences = sorted(set(dataset.params["licences"].values()))
-    front = {
+    front_matter = {
         "license": licences[0].lower() if len(licences) == 1 else "other" if licences else "unknown",
-        "pretty_name": told.splitlines()[0].removeprefix("# Data card: "),
+        "pretty_name": card.splitlines()[0].removeprefix("# Data card: "),
         "task_categories": ["image-to-image"],
-        "size_categories": [next((name for most, name in _SIZES if n < most), "n>1M")],
+        "size_categories": [next((category for limit, category in _SIZE_CATEGORIES if n_pairs < limit), "n>1M")],
         "tags": ["image-editing", "instruction-based-editing", "synthetic"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "train-*.parquet"}]}],
     }
-    text = yaml.safe_dump(front, sort_keys=False)
-    return f"---\n{text}---\n\n{told.rstrip()}\n\n{_COLUMNS}"
+    return f"---\n{yaml.safe_dump(front_matter, sort_keys=False)}---\n\n{card.rstrip()}\n\n{_COLUMNS_SECTION}"

@@ -1,4 +1,4 @@
-"""What a layout is: which column of a public pair dataset holds what. Each has a file of its own beside this one."""
+"""Definition of a dataset format: what each column of a published pair dataset contains."""
 
 import importlib
 from collections.abc import Mapping
@@ -7,83 +7,92 @@ from typing import Literal
 
 import pyarrow as pa
 
-from emuedit.data.formats import NAMES
+from emuedit.data.formats import FORMAT_MODULES, FORMAT_NAMES
 
-NOTE, SCORE, UNUSED = "note", "score", "unused"
+NOTE, SCORE, IGNORED = "note", "score", "ignored"
 Kind = Literal["image", "text", "texts", "int", "plain", "number", "json"]
 
 
 class FormatError(ValueError):
-    """Raised for data that is not in the layout it is said to be in."""
+    """Raised for data that does not have the named format."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: how it is stored ("plain": text or int), and the field of Pair it becomes."""
+    """One column: how it is stored ("plain": text or int), and the field of Pair that it fills."""
 
     kind: Kind
     field: str
-    """A field of Pair; NOTE: kept in the recipe; SCORE: a score by the column's own name; UNUSED: not read."""
+    """A field of Pair; NOTE: stored in the recipe; SCORE: a score with the name of the column; IGNORED: not read."""
     optional: bool = False
-    """Some versions of the dataset come without it."""
+    """Some versions of the dataset do not have this column."""
 
 
 @dataclass(frozen=True)
 class PairFormat:
-    """A dataset as its makers publish it: Parquet files whose pictures are structs {bytes, path}."""
+    """A published dataset: Parquet files whose pictures are structs {bytes, path}."""
 
     name: str
     source: str
-    """The dataset, by its name on the hub."""
+    """Name of the dataset on the Hugging Face hub."""
     licence: str
     columns: Mapping[str, Column]
     family: str | None
-    """Column that is equal for pairs that share a picture and must be held out together; None: pairs bring their parents."""
+    """Column with equal values for pairs that share a picture and must be held out together.
+
+    None: the pairs state their parents themselves.
+    """
     scores: str | None = None
-    """What the names of further columns with scores begin with, if there are any."""
+    """Prefix of further columns, which contain scores; None: there are none."""
 
     @property
     def fields(self) -> set[str]:
-        """The fields of Pair that this layout fills."""
+        """The fields of Pair that this format fills."""
         return {column.field for column in self.columns.values()}
 
-    def read_as(self, schema: pa.Schema, where: str) -> dict[str, Column]:
-        """The columns of a file, by name. Raises FormatError for unknown, missing and wrongly stored ones."""
-        found = {name: self._column(name) for name in schema.names}
-        known = {name: column for name, column in found.items() if column is not None}
-        lost = sorted(name for name, column in self.columns.items() if not column.optional and name not in known)
-        wrong = [
-            f"{name}: {schema.field(name).type}" for name, one in known.items() if not _is(one.kind, schema.field(name).type)
-        ]
-        if lost or len(known) < len(found) or wrong:
-            odd = {"missing": lost, "unknown": sorted(set(found) - set(known)), "stored otherwise": wrong}
-            told = "; ".join(f"{what} {names}" for what, names in odd.items() if names)
-            raise FormatError(
-                f"want the columns of {self.name}, {', '.join(f'{name} ({one.kind})' for name, one in self.columns.items())}, "
-                f"in {where}; got {told}; name another layout ({', '.join(NAMES)}), or rename and drop columns first"
-            )
-        return known
+    def match_columns(self, schema: pa.Schema, where: str) -> dict[str, Column]:
+        """Column definitions of a file, by name. `where` names the file in errors.
 
-    def _column(self, name: str) -> Column | None:
+        Raises FormatError when columns are unknown, missing or stored as another type.
+        """
+        matches = {name: self._find_column(name) for name in schema.names}
+        columns = {name: column for name, column in matches.items() if column is not None}
+        missing = sorted(name for name, column in self.columns.items() if not column.optional and name not in columns)
+        wrong_type = [
+            f"{name}: {schema.field(name).type}"
+            for name, column in columns.items()
+            if not _is_stored_as(column.kind, schema.field(name).type)
+        ]
+        if missing or len(columns) < len(matches) or wrong_type:
+            problems = {"missing": missing, "unknown": sorted(set(matches) - set(columns)), "stored otherwise": wrong_type}
+            got = "; ".join(f"{problem} {names}" for problem, names in problems.items() if names)
+            expected = ", ".join(f"{name} ({column.kind})" for name, column in self.columns.items())
+            raise FormatError(
+                f"want the columns of {self.name}, {expected}, in {where}; got {got}; "
+                f"name another format ({', '.join(FORMAT_NAMES)}), or rename and drop columns first"
+            )
+        return columns
+
+    def _find_column(self, name: str) -> Column | None:
         return self.columns.get(name) or (Column("number", SCORE) if self.scores and name.startswith(self.scores) else None)
 
 
-def known(name: str) -> PairFormat:
-    """The layout called `name`."""
-    if name not in NAMES:
-        raise FormatError(f"want a layout out of {', '.join(NAMES)}; got {name!r}")
-    found = importlib.import_module(f"emuedit.data.formats.{name}").FORMAT
-    assert isinstance(found, PairFormat)
-    return found
+def get_format(name: str) -> PairFormat:
+    """The format with this name. Raises FormatError for an unknown one."""
+    if name not in FORMAT_MODULES:
+        raise FormatError(f"want a format out of {', '.join(FORMAT_NAMES)}; got {name!r}")
+    pair_format = importlib.import_module(f"emuedit.data.formats.{FORMAT_MODULES[name]}").FORMAT
+    assert isinstance(pair_format, PairFormat)
+    return pair_format
 
 
-def _is(kind: Kind, stored: pa.DataType) -> bool:
-    text = pa.types.is_string(stored) or pa.types.is_large_string(stored)
+def _is_stored_as(kind: Kind, stored: pa.DataType) -> bool:
+    is_text = pa.types.is_string(stored) or pa.types.is_large_string(stored)
     if kind == "image":
         return pa.types.is_struct(stored) and {stored.field(i).name for i in range(stored.num_fields)} >= {"bytes", "path"}
     if kind == "texts":
         return bool(pa.types.is_list(stored))
     if kind == "number":
         return bool(pa.types.is_floating(stored))
-    whole = bool(pa.types.is_integer(stored))
-    return whole if kind == "int" else text or (kind == "plain" and whole)
+    is_integer = bool(pa.types.is_integer(stored))
+    return is_integer if kind == "int" else is_text or (kind == "plain" and is_integer)

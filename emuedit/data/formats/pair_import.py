@@ -1,12 +1,13 @@
-"""From Parquet files in a known layout to a published folder of Pair, with a card. Nothing is judged here.
+"""Import Parquet files of a known format as a published folder of Pair, with a data card. The pairs are not filtered.
 
 Out: `shard-*.parquet` of Pair, `dropped-*.parquet` of Drop, `card.md`, and `summary.json` with source and licence.
-A stopped import goes on where it was when it is asked for again.
+The same command resumes a stopped import.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,110 +15,118 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from emuedit.data import image_io
+from emuedit.data.dependencies import content_key
 from emuedit.data.formats.pair_format import Column, FormatError
-from emuedit.data.formats.row_conversion import ImportOptions, Tasks, mark
-from emuedit.data.publish import Summary, fingerprint, publish, read_summary, scratch_folder
+from emuedit.data.formats.row_conversion import AssignTasks, ImportOptions, RowRejected, duplicate_key
+from emuedit.data.publish import Summary, publish, read_summary, resumable_shards, scratch_folder
 from emuedit.data.records import Drop, Pair
-from emuedit.data.shards import read_shard, write_shard
 
 CARD = "card.md"
-ROWS = 256  # of a shard: what is in memory at once, and what a restart does not repeat
-_TEXT = """\
+ROWS_PER_SHARD = 256
+"""Rows in memory at a time, and the unit of work that a restart does not repeat."""
+_CARD_TEMPLATE = """\
 # Data card: imported pairs
 
-{pairs} pairs of `{source}`, in the layout {layout}. Licence: {licence}. Tasks: {task}. Pictures: {size}.
+{pairs} pairs of `{source}`, in the format {layout}. Licence: {licence}. Tasks: {task}. Pictures: {size}.
 
 | reason | dropped |
 |---|---:|
 {dropped}
 
-The pictures, instructions and captions are their makers'. They were decoded and not judged. Pairs that share a picture share
-their second parent, by which training holds out.
+The pictures, instructions and captions are those of the dataset's authors. They were decoded and not filtered. Pairs that
+share a picture share their second parent id, by which training holds out pairs.
 """
 
 
-def run(wanted: ImportOptions, files: Sequence[Path], out: Path, root: Path) -> Summary:
-    """Import Parquet files, shard by shard, and publish to `out`; scratch lies below `root`.
+def import_pairs(options: ImportOptions, files: Sequence[Path], out: Path, root: Path) -> Summary:
+    """Import Parquet files shard by shard and publish them to `out`; the scratch folder is below `root`.
 
-    Raises FormatError for files in another layout, for an `out` that holds other things, and when no pair is left.
+    Raises FormatError for files of another format, for an `out` that has other contents, and when no pair is left.
     """
-    free(out, "import")
-    columns = [wanted.layout.read_as(pq.read_schema(file), str(file)) for file in files]
-    layout = wanted.layout
-    knobs = {"layout": layout.name, "source": layout.source, "licence": layout.licence}
-    knobs |= {"task": wanted.task, "size": f"{wanted.size} px a side" if wanted.size else "as they came"}
+    check_output_folder(out, "import")
+    pair_format = options.pair_format
+    columns = [pair_format.match_columns(pq.read_schema(file), str(file)) for file in files]
+    params = {
+        "layout": pair_format.name,
+        "source": pair_format.source,
+        "licence": pair_format.licence,
+        "task": options.task_origin,
+        "size": f"{options.size} px a side" if options.size else "as they came",
+    }
     code = sorted(Path(__file__).parent.glob("*.py"))
-    scratch = scratch_folder(root, "import", fingerprint(knobs, *files, *code, image_io.__file__))
+    scratch = scratch_folder(root, "import", content_key(params, *files, *code, image_io.__file__))
     seen: set[bytes] = set()
     counts: Counter[str] = Counter()
     n_rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
-    with tqdm(total=n_rows, unit="pair", desc=f"import {layout.name}") as bar:
-        for number, (file, own, start, batch) in enumerate(_batches(files, columns)):
-            pair_path, drop_path = scratch / f"shard-{number:05d}.parquet", scratch / f"dropped-{number:05d}.parquet"
-            if pair_path.exists():  # written after its drops, so both are there
-                pairs, drops = read_shard(pair_path, Pair), read_shard(drop_path, Drop)
-                seen.update(map(mark, pairs))
-            else:
-                pairs, drops = _shard(batch, file.name, start, own, wanted, seen)
-                write_shard(drop_path, drops, Drop)
-                write_shard(pair_path, pairs, Pair)
-            counts["pairs"] += len(pairs)
-            counts.update(f"pairs_{one.task}" for one in pairs)
-            counts.update(f"dropped_{one.reason}" for one in drops)
-            bar.update(batch.num_rows)
+    with tqdm(total=n_rows, unit="pair", desc=f"import {pair_format.name}") as progress:
+        convert = partial(_convert_batch, options=options, seen=seen)
+        for shard in resumable_shards(scratch, _read_batches(files, columns), convert, Pair):
+            seen.update(map(duplicate_key, shard.records))
+            counts["pairs"] += len(shard.records)
+            counts.update(f"pairs_{pair.task}" for pair in shard.records)
+            counts.update(f"dropped_{drop.reason}" for drop in shard.drops)
+            progress.update(shard.source.rows.num_rows)
     if not counts["pairs"]:
         raise FormatError(f"want at least one pair in {len(files)} files, got {dict(counts)}; see {scratch}/dropped-*.parquet")
     dropped = [f"| {key.removeprefix('dropped_')} | {n} |" for key, n in sorted(counts.items()) if key.startswith("dropped_")]
-    card = _TEXT.format(**knobs, pairs=counts["pairs"], dropped="\n".join(dropped) or "| none | 0 |")
+    card = _CARD_TEMPLATE.format(**params, pairs=counts["pairs"], dropped="\n".join(dropped) or "| none | 0 |")
     (scratch / CARD).write_text(card, encoding="utf-8")
-    return publish(scratch, out, "import", knobs, counts)
+    return publish(scratch, out, "import", params, counts)
 
 
-def found(folder: Path, pattern: str) -> list[Path]:
-    """The Parquet files below a folder whose names match, in order. Raises FormatError when there are none."""
+def find_parquet_files(folder: Path, pattern: str) -> list[Path]:
+    """The Parquet files below a folder whose names match, sorted. Raises FormatError when there are none."""
     files = sorted(file for file in folder.rglob(pattern) if file.suffix == ".parquet")
     if not files:
         raise FormatError(f"want Parquet files {pattern} below {folder}, got none; download the dataset's own, or say --files")
     return files
 
 
-def free(out: Path, station: str) -> None:
-    """FormatError unless `out` is new, empty, or was published by the same station: publishing takes its place."""
-    ours = (out / "summary.json").is_file() and read_summary(out).station == station
-    if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
+def check_output_folder(out: Path, command: str) -> None:
+    """Raise FormatError unless `out` is new, is empty, or was published by the same command and may be replaced."""
+    published_before = (out / "summary.json").is_file() and read_summary(out).stage == command
+    if out.exists() and not published_before and (not out.is_dir() or any(out.iterdir())):
         raise FormatError(f"want a new folder to write to, got {out}, which holds other things; name another")
 
 
-def _batches(
-    files: Sequence[Path], columns: Sequence[Mapping[str, Column]]
-) -> Iterator[tuple[Path, Mapping[str, Column], int, pa.RecordBatch]]:
-    """(file, its columns, number of the first row in it, rows) of every shard to be."""
-    for file, own in zip(files, columns, strict=True):
+@dataclass(frozen=True)
+class _Batch:
+    """Rows of a file that become one shard."""
+
+    file_name: str
+    columns: Mapping[str, Column]
+    start: int
+    """Index of the first row in the file."""
+    rows: pa.RecordBatch
+
+
+def _read_batches(files: Sequence[Path], columns: Sequence[Mapping[str, Column]]) -> Iterator[_Batch]:
+    """Read the files in batches. `columns`: the column definitions of each file."""
+    for file, file_columns in zip(files, columns, strict=True):
         start = 0
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS):
-            yield file, own, start, batch
-            start += batch.num_rows
+        for rows in pq.ParquetFile(file).iter_batches(batch_size=ROWS_PER_SHARD):
+            yield _Batch(file.name, file_columns, start, rows)
+            start += rows.num_rows
 
 
-def _shard(
-    batch: pa.RecordBatch, name: str, start: int, columns: Mapping[str, Column], wanted: ImportOptions, seen: set[bytes]
-) -> tuple[list[Pair], list[Drop]]:
-    """Pairs, with their tasks, and what is dropped. Duplicates are told from all shards so far."""
-    (instruction,) = (key for key, column in columns.items() if column.field == "instruction")
+def _convert_batch(batch: _Batch, options: ImportOptions, seen: set[bytes]) -> tuple[list[Pair], list[Drop]]:
+    """Convert rows to pairs with tasks, and to drops. `seen`: keys of all pairs so far; new ones are added to it."""
+    (instruction_column,) = (name for name, column in batch.columns.items() if column.field == "instruction")
     pairs, drops = [], []
-    for index, row in enumerate(batch.to_pylist(), start=start):
-        made = wanted.pair(row, columns)
-        if isinstance(made, Pair) and mark(made) in seen:
-            made = "duplicate"
-        if isinstance(made, Pair):
-            seen.add(mark(made))
-            pairs.append(made)
+    for index, row in enumerate(batch.rows.to_pylist(), start=batch.start):
+        result = options.convert_row(row, batch.columns)
+        if isinstance(result, Pair) and duplicate_key(result) in seen:
+            result = RowRejected("duplicate")
+        if isinstance(result, RowRejected):
+            drops.append(Drop(row[instruction_column] or "", result.reason, batch.file_name, index))
         else:
-            drops.append(Drop(row[instruction] or "", made, name, index))
-    return _told(pairs, wanted.tasks), drops
+            seen.add(duplicate_key(result))
+            pairs.append(result)
+    return _set_tasks(pairs, options.assign_tasks), drops
 
 
-def _told(pairs: list[Pair], tasks: Tasks | None) -> list[Pair]:
-    if tasks is None or not pairs:
+def _set_tasks(pairs: list[Pair], assign_tasks: AssignTasks | None) -> list[Pair]:
+    if assign_tasks is None or not pairs:
         return pairs
-    return [replace(one, task=task) for one, task in zip(pairs, tasks([one.instruction for one in pairs]), strict=True)]
+    tasks = assign_tasks([pair.instruction for pair in pairs])
+    return [replace(pair, task=task) for pair, task in zip(pairs, tasks, strict=True)]

@@ -1,4 +1,4 @@
-"""One row of somebody's dataset -> a Pair, or the reason why it is none."""
+"""Convert one row of a published dataset to a Pair, or state why it is rejected."""
 
 import hashlib
 import io
@@ -18,130 +18,151 @@ from emuedit.data.png import encode_png
 from emuedit.data.records import Pair
 from emuedit.runtime import seed_for
 
-NO_SEED = -1  # of pairs whose makers tell none
-MISFIT = 0.01  # how far the shape of a mask may differ from that of its picture; ours
+NO_SEED = -1
+"""Seed of pairs whose dataset states none."""
+MAX_ASPECT_ERROR = 0.01
+"""How far the aspect ratio of a mask may differ from that of its picture, as a fraction. The limit is ours."""
 
-Tasks = Callable[[Sequence[str]], Sequence[str]]
+AssignTasks = Callable[[Sequence[str]], Sequence[str]]
 """Instructions -> the task of each."""
 
 
 @dataclass(frozen=True)
-class ImportOptions:
-    """What to make of the rows. Raises FormatError when their tasks are told twice or not at all, and for too small a size."""
+class RowRejected:
+    """A row that gives no pair."""
 
-    layout: PairFormat
+    reason: str
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """How rows are converted.
+
+    Raises FormatError when tasks are assigned although the dataset states them, when they are neither stated nor
+    assigned, and when the size is too small.
+    """
+
+    pair_format: PairFormat
     size: int | None
-    """Pixels a side; None keeps what is there."""
-    task: str
-    """How the tasks are told, in words."""
-    tasks: Tasks | None
-    """Tells them; None for a layout that brings its tasks."""
+    """Height and width of the pictures in px; None keeps the original sizes."""
+    task_origin: str
+    """Where the tasks come from, in words, for the data card."""
+    assign_tasks: AssignTasks | None
+    """None for a format that states the tasks."""
 
     def __post_init__(self) -> None:
-        if (self.tasks is None) != ("task" in self.layout.fields):
-            mend = "say --task or --router" if self.tasks is None else "leave --task and --router out"
-            raise FormatError(f"want the tasks of {self.layout.name} told once, got {self.task}; {mend}")
+        if (self.assign_tasks is None) != ("task" in self.pair_format.fields):
+            fix = "say --task or --router" if self.assign_tasks is None else "leave --task and --router out"
+            raise FormatError(f"want one origin for the tasks of {self.pair_format.name}, got {self.task_origin}; {fix}")
         if self.size is not None and self.size < image_io.MIN_SIDE_PX:
             raise FormatError(
                 f"want pictures of {image_io.MIN_SIDE_PX} pixels a side or more, got {self.size}; say another --size"
             )
 
-    def pair(self, row: Mapping[str, Any], columns: Mapping[str, Column]) -> Pair | str:
-        """The heart. The task is "" where `tasks` is still to tell it.
+    def convert_row(self, row: Mapping[str, Any], columns: Mapping[str, Column]) -> Pair | RowRejected:
+        """Convert one row. The task of the pair is "" when `assign_tasks` is to set it later.
 
-        Pictures of any mode are made upright RGB. With a size, the middle square is cut out of all three pictures alike and
-        scaled (Lanczos): stretching would teach wrong shapes, and one cut for all keeps the pixels in register.
+        Pictures of any mode are converted to upright RGB. With a size, the central square of source, target and mask is
+        cropped and resized (Lanczos): stretching would teach wrong shapes, and the same crop keeps the pixels aligned.
         """
-        said = {column.field: row[name] for name, column in columns.items()}
-        instruction = " ".join((said["instruction"] or "").split())
+        values = {column.field: row[name] for name, column in columns.items()}
+        instruction = " ".join((values["instruction"] or "").split())
         if not instruction:
-            return "empty_instruction"
+            return RowRejected("empty_instruction")
         pictures: dict[str, npt.NDArray[np.uint8]] = {}
         for field in ("source", "target"):
             try:
-                pictures[field] = image_io.read_image(_bytes(said[field])).pixels
+                pictures[field] = image_io.read_image(_picture_bytes(values[field])).pixels
             except image_io.ImageError:
-                return f"{field}_unreadable"
+                return RowRejected(f"{field}_unreadable")
         height, width, _ = pictures["source"].shape
         if pictures["target"].shape != (height, width, 3):
-            return "sizes_differ"
-        mask = _mask(said["mask"], width, height) if said.get("mask") else None
-        if isinstance(mask, str):
+            return RowRejected("sizes_differ")
+        mask = _read_mask(values["mask"], width, height) if values.get("mask") else None
+        if isinstance(mask, RowRejected):
             return mask
-        captions: dict[str, str] = {field: said.get(field) or "" for field in ("source_caption", "target_caption")}
+        captions: dict[str, str] = {field: values.get(field) or "" for field in ("source_caption", "target_caption")}
         scores = {name: row[name] for name, column in columns.items() if column.field == SCORE}
-        origin = self._own(said) if self.layout.family is None else self._origin(row, columns, instruction, captions)
+        if self.pair_format.family is None:
+            origin = self._own_origin(values)
+        else:
+            origin = self._imported_origin(row, columns, instruction, captions)
         return Pair(
             **origin | captions,
             instruction=instruction,
-            source=self._png(pictures["source"]),
-            target=self._png(pictures["target"]),
-            mask=None if mask is None else self._png(mask),
-            scores={name.removeprefix(self.layout.scores or ""): _defined(value) for name, value in scores.items()},
+            source=self._encode(pictures["source"]),
+            target=self._encode(pictures["target"]),
+            mask=None if mask is None else self._encode(mask),
+            scores={name.removeprefix(self.pair_format.scores or ""): _nan_to_none(value) for name, value in scores.items()},
         )
 
-    def _own(self, said: Mapping[str, Any]) -> dict[str, Any]:
-        """Of a pair that was ours: as it was."""
-        told = {field: said[field] for field in ("task", "seed", "model_revision", "instruction_id")}
-        return told | {"recipe": json.loads(said["recipe"]), "parent_ids": tuple(said["parent_ids"])}
+    def _own_origin(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields that describe the origin of a pair of our own format: unchanged."""
+        fields = {field: values[field] for field in ("task", "seed", "model_revision", "instruction_id")}
+        return fields | {"recipe": json.loads(values["recipe"]), "parent_ids": tuple(values["parent_ids"])}
 
-    def _origin(
+    def _imported_origin(
         self, row: Mapping[str, Any], columns: Mapping[str, Column], instruction: str, captions: Mapping[str, str]
     ) -> dict[str, Any]:
-        """Of another's pair: what its makers do not say, or say in their own way. Candidates of one edit share an id."""
-        family = str(row[str(self.layout.family)])
+        """Fields for the origin of a pair of another dataset. Candidates of one edit share an instruction id."""
+        family = str(row[str(self.pair_format.family)])
         parents = (
-            _id(self.layout.name, "instruction", family, instruction, captions["target_caption"]),
-            _id(self.layout.name, "family", family),
+            _hash_id(self.pair_format.name, "instruction", family, instruction, captions["target_caption"]),
+            _hash_id(self.pair_format.name, "family", family),
         )
         notes = {name: row[name] for name, column in columns.items() if column.field == NOTE}
-        recipe = {"kind": "import", "layout": self.layout.name, **notes}
-        made: dict[str, Any] = {"task": "", "seed": NO_SEED, "model_revision": self.layout.source, "recipe": recipe}
-        return made | {"instruction_id": parents[0], "parent_ids": parents}
+        return {
+            "task": "",
+            "seed": NO_SEED,
+            "model_revision": self.pair_format.source,
+            "recipe": {"kind": "import", "layout": self.pair_format.name, **notes},
+            "instruction_id": parents[0],
+            "parent_ids": parents,
+        }
 
-    def _png(self, pixels: npt.NDArray[np.uint8]) -> bytes:
+    def _encode(self, pixels: npt.NDArray[np.uint8]) -> bytes:
         if self.size is None:
             return encode_png(pixels)
         square = ImageOps.fit(Image.fromarray(pixels), (self.size, self.size), Image.Resampling.LANCZOS)
         return encode_png(np.asarray(square))
 
 
-def mark(pair: Pair) -> bytes:
-    """What makes two pairs duplicates: the same pictures and the same words. The same pixels have the same bytes."""
+def duplicate_key(pair: Pair) -> bytes:
+    """Digest of instruction, source and target: equal for duplicates, because equal pixels have equal PNG bytes."""
     digest = hashlib.blake2b(pair.instruction.encode(), digest_size=16)
-    for picture in (pair.source, pair.target):
-        digest.update(len(picture).to_bytes(8, "big") + picture)
+    for png in (pair.source, pair.target):
+        digest.update(len(png).to_bytes(8, "big") + png)
     return digest.digest()
 
 
-def _mask(value: Mapping[str, Any], width: int, height: int) -> npt.NDArray[np.uint8] | str:
-    """uint8 [H,W], 255 where to edit: where a picture with an alpha channel is clear, and where one without is white.
+def _read_mask(value: Mapping[str, Any], width: int, height: int) -> npt.NDArray[np.uint8] | RowRejected:
+    """Mask uint8 [H,W], 255 where to edit: the transparent pixels of a picture with alpha, the white pixels of others.
 
-    A mask of another resolution is scaled to the picture's; one of another shape is no mask of this picture.
+    A mask of another resolution is resized to the picture; a mask of another aspect ratio is rejected.
     """
     try:
-        with Image.open(io.BytesIO(_bytes(value))) as picture:
-            clear = picture.has_transparency_data
-            grey = picture.convert("RGBA").getchannel("A") if clear else picture.convert("L")
+        with Image.open(io.BytesIO(_picture_bytes(value))) as picture:
+            has_alpha = picture.has_transparency_data
+            grey = picture.convert("RGBA").getchannel("A") if has_alpha else picture.convert("L")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
-        return "mask_unreadable"
-    if abs(grey.width * height / (grey.height * width) - 1) > MISFIT:
-        return "mask_shape_differs"
+        return RowRejected("mask_unreadable")
+    if abs(grey.width * height / (grey.height * width) - 1) > MAX_ASPECT_ERROR:
+        return RowRejected("mask_shape_differs")
     if grey.size != (width, height):
         grey = grey.resize((width, height), Image.Resampling.LANCZOS)
-    found = np.asarray(grey, dtype=np.uint8)
-    return 255 - found if clear else found
+    pixels = np.asarray(grey, dtype=np.uint8)
+    return 255 - pixels if has_alpha else pixels
 
 
-def _defined(score: float | None) -> float | None:
-    """The score, None for the NaN by which some makers say that it is undefined."""
+def _nan_to_none(score: float | None) -> float | None:
+    """None instead of NaN, which some datasets use for an undefined score."""
     return None if score is None or math.isnan(score) else score
 
 
-def _bytes(value: Mapping[str, Any] | None) -> bytes:
-    """The file in a picture's cell; none where the cell is empty or only names a path, which nobody can open here."""
+def _picture_bytes(value: Mapping[str, Any] | None) -> bytes:
+    """Bytes of the image file in a cell; empty for an empty cell and for one with only a path."""
     return (value or {}).get("bytes") or b""
 
 
-def _id(*keys: str) -> str:
+def _hash_id(*keys: str) -> str:
     return f"{seed_for('layouts', *keys):016x}"

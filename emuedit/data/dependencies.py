@@ -1,0 +1,103 @@
+"""What a stage depends on: the `deps` of `dvc.yaml`, the one list that DVC hashes and that names every scratch folder.
+
+DVC reruns a stage when one of its deps changes. Scratch shards, cached latents and evaluated edits must become invalid at the
+same moment, so their key is computed from the same list. The tests check that the list covers every module a stage imports.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import emuedit
+from emuedit import config
+
+PIPELINE_FILE = "dvc.yaml"
+SUMMARY_FILE = "summary.json"
+CODE_ROOT = Path(emuedit.__file__).resolve().parents[1]
+"""Folder that holds the package, `toyworld` and the default pipeline; deps that a workspace does not have are found here."""
+
+
+def stage_dependencies(stage: str, root: Path) -> list[Path]:
+    """The files and folders that `dvc.yaml` lists as deps of a stage, `${...}` filled from `params.yaml`.
+
+    A workspace without a `dvc.yaml` uses the one beside the code, and so does each dep that the workspace does not have.
+    Deps that exist nowhere are returned as paths below `root`. Raises ParamsError for a stage that is not in the pipeline.
+    """
+    stages = _yaml(find_file(PIPELINE_FILE, root)).get("stages", {})
+    names = [name for name in stages if name.partition("@")[0] == stage]
+    if not names:
+        raise config.ParamsError(f"want stage '{stage}' in {PIPELINE_FILE}, got {', '.join(stages)}")
+    params = _yaml(find_file(config.PARAMS_FILE, root))
+    return [find_file(_fill_in(dep, params), root) for name in names for dep in stages[name].get("deps", ())]
+
+
+def work_key(stage: str, params: Mapping[str, Any], root: Path, *models: str) -> str:
+    """16 hex digits that change with the params, with any dep of the stage, and with local model folders `models`."""
+    paths = {path.resolve(): None for path in stage_dependencies(stage, root)}
+    paths |= {path.resolve(): None for path in map(Path, models) if path.exists()}
+    return content_key(params, *paths)
+
+
+def content_key(params: Mapping[str, Any], *paths: str | Path) -> str:
+    """16 hex digits over params (anything JSON can hold) and the content of files and folders.
+
+    A published folder counts by its `summary.json`, which has the hashes of all its files.
+    """
+    digest = hashlib.blake2b(json.dumps(params, sort_keys=True).encode(), digest_size=8)
+    for path in map(Path, paths):
+        for file in _files_below(path):
+            name = file.relative_to(path).as_posix() if file != path else path.name
+            digest.update(f"|{name}:{hash_file(file)}".encode())
+    return digest.hexdigest()
+
+
+def find_file(name: str, root: Path) -> Path:
+    """A file or folder of the workspace, or else the one beside the code; where neither exists, the path in the workspace."""
+    here, beside_code = root / name, CODE_ROOT / name
+    return beside_code if not here.exists() and beside_code.exists() else here
+
+
+def hash_file(file: Path) -> str:
+    """blake2b of a file's bytes, 16 hex digits; 'missing' where there is none."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return "missing"
+    return _hash_file(file, status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _hash_file(file: Path, mtime_ns: int, size: int) -> str:
+    del mtime_ns, size  # part of the cache's key
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+
+
+def _files_below(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        yield path
+    elif (path / SUMMARY_FILE).is_file():
+        yield path / SUMMARY_FILE
+    else:
+        yield from sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+
+
+def _fill_in(dep: str | dict[str, Any], params: Mapping[str, Any]) -> str:
+    """A dep with every `${a.b}` replaced by that value of `params.yaml`."""
+    text = dep if isinstance(dep, str) else next(iter(dep))
+
+    def value_of(reference: re.Match[str]) -> str:
+        value: Any = params
+        for key in reference.group(1).split("."):
+            value = value[key]
+        return str(value)
+
+    return re.sub(r"\$\{([\w.]+)\}", value_of, text)
+
+
+def _yaml(path: Path) -> Mapping[str, Any]:
+    return config.read_yaml(path)

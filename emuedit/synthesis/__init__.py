@@ -1,1 +1,1 @@
-"""Painting a picture and its edit so that only what the instruction names differs."""
+"""Synthesis of pairs: generate an image and an edited version that differ only in what the instruction names."""

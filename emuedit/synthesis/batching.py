@@ -1,4 +1,4 @@
-"""Any number of sources and variants in batches of bounded size. Pictures come back as they will be stored: whole bytes."""
+"""Any number of sources and variants in batches of bounded size. Pictures are rounded to bytes, as they will be stored."""
 
 from __future__ import annotations
 
@@ -11,60 +11,68 @@ from torch import Tensor
 
 from emuedit.models import image_tensors
 from emuedit.models.text_to_image import TextToImageModel
-from emuedit.synthesis.methods.prompt_to_prompt import Edit, PromptToPrompt
-from emuedit.synthesis.sampler import Sampler, Trajectory, Variant
+from emuedit.synthesis.methods.prompt_to_prompt import PromptToPrompt, PromptToPromptEdit
+from emuedit.synthesis.sampler import Sampler, Trajectory
+from emuedit.synthesis.variant_plan import Variant
 
 
-def sources(
-    sampler: Sampler, captions: Sequence[str], seeds: Sequence[int], guidance: float, rows: int
+def generate_sources(
+    sampler: Sampler, captions: Sequence[str], seeds: Sequence[int], guidance_scale: float, max_rows: int
 ) -> tuple[Trajectory, Tensor]:
-    """Paint G captions, `rows` at a time: their trajectory, and pictures float32 [G, 3, H, W] on the CPU."""
-    parts = [sampler.sources(captions[i : i + rows], seeds[i : i + rows], guidance) for i in range(0, len(captions), rows)]
+    """Generate G captions, `max_rows` at a time: their trajectory, and pictures float32 [G, 3, H, W] on the CPU."""
+    starts = range(0, len(captions), max_rows)
+    parts = [sampler.sources(captions[i : i + max_rows], seeds[i : i + max_rows], guidance_scale) for i in starts]
     trajectory = Trajectory.cat(*parts)
-    return trajectory, decoded(sampler.base_model, trajectory.z[-1], rows)
+    return trajectory, decode_in_batches(sampler.base_model, trajectory.z[-1], max_rows)
 
 
-def variants(sampler: Sampler, trajectory: Trajectory, wanted: Sequence[Variant], rows: int) -> Iterator[Tensor]:
-    """Paint variants in batches of at most `rows` rows with their sources: pictures float32 [k, 3, H, W] on the CPU, in order.
+def generate_variants(sampler: Sampler, trajectory: Trajectory, variants: Sequence[Variant], max_rows: int) -> Iterator[Tensor]:
+    """Generate variants in batches of at most `max_rows` rows, sources included: float32 [k, 3, H, W] on the CPU, in order.
 
-    Put variants of one source next to each other: the source is then computed once for all of them in a batch.
+    Variants of one source should be neighbours: the source is then computed once for all of them in a batch.
     """
-    for batch in packed(wanted, rows):
-        yield decoded(sampler.base_model, sampler.variants(trajectory, batch), rows)
+    for batch in pack(variants, max_rows):
+        yield decode_in_batches(sampler.base_model, sampler.variants(trajectory, batch), max_rows)
 
 
-class _Sourced(Protocol):
+def generate_edits(
+    method: PromptToPrompt,
+    captions: Sequence[str],
+    seeds: Sequence[int],
+    guidance_scale: float,
+    edits: Sequence[PromptToPromptEdit],
+    max_rows: int,
+) -> Iterator[Tensor]:
+    """Generate Prompt-to-Prompt edits of G captions in such batches: float32 [k, 3, H, W] on the CPU, in order."""
+    for batch in pack(edits, max_rows):
+        sources = sorted({edit.source for edit in batch})
+        renumbered = [replace(edit, source=sources.index(edit.source)) for edit in batch]
+        scales = [guidance_scale] * len(sources)
+        _, z = method.generate([captions[g] for g in sources], [seeds[g] for g in sources], scales, renumbered)
+        yield decode_in_batches(method.base_model, z, max_rows)
+
+
+class _HasSource(Protocol):
     @property
     def source(self) -> int: ...
 
 
-S = TypeVar("S", bound=_Sourced)
+S = TypeVar("S", bound=_HasSource)
 
 
-def packed(wanted: Sequence[S], rows: int) -> Iterator[list[S]]:
-    """Batches in order, each of at most `rows` variants and distinct sources together (and of at least one variant)."""
+def pack(items: Sequence[S], max_rows: int) -> Iterator[list[S]]:
+    """Batches in order, each of at most `max_rows` items and distinct sources together (and of at least one item)."""
     batch: list[S] = []
-    for one in wanted:
-        if batch and len(batch) + 1 + len({other.source for other in [*batch, one]}) > rows:
+    for item in items:
+        if batch and len(batch) + 1 + len({other.source for other in [*batch, item]}) > max_rows:
             yield batch
             batch = []
-        batch.append(one)
+        batch.append(item)
     if batch:
         yield batch
 
 
-def by_words(
-    base_model: PromptToPrompt, captions: Sequence[str], seeds: Sequence[int], guidance: float, wanted: Sequence[Edit], rows: int
-) -> Iterator[Tensor]:
-    """Paint edits of G captions by Prompt-to-Prompt, as `variants` does: pictures float32 [k, 3, H, W] on the CPU, in order."""
-    for batch in packed(wanted, rows):
-        own = sorted({one.source for one in batch})
-        edits = [replace(one, source=own.index(one.source)) for one in batch]
-        _, z = base_model.generate([captions[g] for g in own], [seeds[g] for g in own], [guidance] * len(own), edits)
-        yield decoded(base_model.base_model, z, rows)
-
-
-def decoded(base_model: TextToImageModel, z: Tensor, rows: int) -> Tensor:
+def decode_in_batches(base_model: TextToImageModel, z: Tensor, max_rows: int) -> Tensor:
     """Latents [N, C, h, w] -> pictures float32 [N, 3, H, W] in [-1, 1] on the CPU, rounded to bytes."""
-    parts = [image_tensors.to_uint8(base_model.decode(z[i : i + rows])) for i in range(0, len(z), rows)]
+    parts = [image_tensors.to_uint8(base_model.decode(z[i : i + max_rows])) for i in range(0, len(z), max_rows)]
     return torch.cat([image_tensors.from_uint8(part) for part in parts])

@@ -1,6 +1,8 @@
-"""Where an edit may happen: phrases -> boxes -> precise masks (or the base_model's own, see `difference`) -> soft masks.
+"""Masks of edits: phrases -> detected boxes -> precise masks P -> soft masks M.
 
-Shapes: B pictures of H x W pixels.
+P can also come from the base model, see `methods.diffedit`.
+
+Shapes: B images of H x W pixels.
 """
 
 from __future__ import annotations
@@ -17,43 +19,45 @@ from emuedit.core import soft_mask
 from emuedit.models.detector import Detections, Detector
 from emuedit.models.segmenter import Segmenter
 from emuedit.synthesis.methods.diffedit import NoiseDifference
+from emuedit.synthesis.rejection import Rejected
 
-Query = tuple[int, str]  # a picture and a phrase to look for in it
+Query = tuple[int, str]
+"""The index of an image, and a phrase to detect in it."""
 
 
-class MaskRecipe(config.Params):
-    """M = w_p P + w_s S + w_b B of what was found; see `core.softmask`."""
+class MaskParams(config.Params):
+    """Params of the soft mask M = w_p P + w_s S + w_b B, see `core.soft_mask`."""
 
-    w_p: float = Field(ge=0)
+    w_p: float = Field(0.0, ge=0)
     """Weight of the precise mask P."""
-    w_s: float = Field(ge=0)
+    w_s: float = Field(1.0, ge=0)
     """Weight of S: P dilated and blurred."""
-    w_b: float = Field(ge=0)
+    w_b: float = Field(0.0, ge=0)
     """Weight of B: the filled bounding box of P."""
-    radius_px: float = Field(ge=0)
-    """How far S is dilated."""
-    sigma_px: float = Field(ge=0)
-    """How much S is blurred."""
-    complement: bool
-    """True: edit all but what was found (the background)."""
-    noise_difference: NoiseDifference | None
-    """How P is asked of the base_model, see `synthesis.difference`; null: P is the mask of the objects that are named."""
+    radius_px: float = Field(0.0, ge=0)
+    """Radius of the dilation in S, in px."""
+    sigma_px: float = Field(0.0, ge=0)
+    """Standard deviation of the Gaussian blur in S, in px."""
+    complement: bool = False
+    """True: edit everything except the objects (the background)."""
+    noise_difference: NoiseDifference | None = None
+    """Compute P with the base model, see `methods.diffedit`. null: P is the union of the masks of the named objects."""
 
     @model_validator(mode="after")
-    def _weights(self) -> MaskRecipe:
+    def _check_weights(self) -> MaskParams:
         if abs(self.w_p + self.w_s + self.w_b - 1) > 1e-6:
             raise ValueError(f"w_p, w_s and w_b must sum to 1, got {self.w_p}, {self.w_s}, {self.w_b}")
         return self
 
-    def soft(self, P: Tensor) -> Tensor:
-        """bool [H, W] -> float32 [1, H, W] in [0, 1]."""
-        M = soft_mask.soft(soft_mask.from_uint8(P[None]), self.w_p, self.w_s, self.w_b, self.radius_px, self.sigma_px)[0]
+    def soft_mask(self, P: Tensor) -> Tensor:
+        """Convert a precise mask, bool [H, W], to the soft mask, float32 [1, H, W] in [0, 1]."""
+        M = soft_mask.soft_mask(soft_mask.from_uint8(P[None]), self.w_p, self.w_s, self.w_b, self.radius_px, self.sigma_px)[0]
         return 1 - M if self.complement else M
 
 
 @dataclass(frozen=True)
-class Found:
-    """The best place of a phrase in a picture."""
+class LocatedObject:
+    """The best detection of a phrase in an image."""
 
     score: float
     box_px: Tensor  # float32 [4], x0 y0 x1 y1
@@ -61,61 +65,66 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """What counts as found: the detector's score, and the share of the picture that a mask may cover."""
+class DetectionLimits:
+    """Which detections and masks are accepted."""
 
-    threshold: float
-    nms_iou: float
-    min_area: float
+    threshold: float  # a detection needs a score above it
+    nms_iou: float  # boxes that overlap a better one by more are dropped
+    min_area: float  # of a mask, as a fraction of the image
     max_area: float
 
 
-def phrases(objects: str | None) -> tuple[str, ...]:
-    """'red star, blue ring' -> its phrases; none for None and ''."""
+def split_phrases(objects: str | None) -> tuple[str, ...]:
+    """Split 'red star, blue ring' into its phrases. None and '' have none."""
     return tuple(part.strip() for part in (objects or "").split(",") if part.strip())
 
 
-def best(
+def detect_each(
     detector: Detector, images: Tensor, queries: Sequence[Query], threshold: float, nms_iou: float, batch: int
 ) -> list[Detections]:
-    """What the detector finds for each phrase when it is asked for that phrase alone, best first; images [B, 3, H, W].
+    """Detect the phrase of each query in its image, images [B, 3, H, W]; detections are sorted by falling score.
 
-    Alone, because a box goes to the one phrase it fits best: 'star' would lose its box to 'red star'.
+    Every phrase is detected separately, because the detector assigns a box to the one phrase that fits best: with both
+    phrases at once, 'star' would lose its box to 'red star'.
     """
-    found = []
-    for i in range(0, len(queries), batch):
-        part = queries[i : i + batch]
-        shown = images[[picture for picture, _ in part]]
-        found += detector.detect(shown, [[phrase] for _, phrase in part], threshold, nms_iou)
-    return found
+    detections: list[Detections] = []
+    for start in range(0, len(queries), batch):
+        batch_queries = queries[start : start + batch]
+        batch_images = images[[image for image, _ in batch_queries]]
+        detections += detector.detect(batch_images, [[phrase] for _, phrase in batch_queries], threshold, nms_iou)
+    return detections
 
 
-def find(
-    detector: Detector, segmenter: Segmenter, images: Tensor, queries: Sequence[Query], bounds: Bounds, batch: int
-) -> dict[Query, Found | None]:
-    """The best box of every query and its mask; None where the detector finds nothing. Images [B, 3, H, W] in [-1, 1]."""
-    boxes = best(detector, images, queries, bounds.threshold, bounds.nms_iou, batch)
-    seen = {query: one for query, one in zip(queries, boxes, strict=True) if len(one)}
-    pictures = sorted({picture for picture, _ in seen})
-    result: dict[Query, Found | None] = dict.fromkeys(queries)
-    for i in range(0, len(pictures), batch):
-        part = {picture: [query for query in seen if query[0] == picture] for picture in pictures[i : i + batch]}
-        boxes_px = [torch.cat([seen[query].boxes_px[:1] for query in own]) for own in part.values()]
-        some = segmenter.segment(images[list(part)], boxes_px)
-        for own, segmented in zip(part.values(), some, strict=True):
-            for query, P in zip(own, segmented.masks, strict=True):
-                result[query] = Found(float(seen[query].scores[0]), seen[query].boxes_px[0], P)
-    return result
+def locate_objects(
+    detector: Detector, segmenter: Segmenter, images: Tensor, queries: Sequence[Query], limits: DetectionLimits, batch: int
+) -> dict[Query, LocatedObject | None]:
+    """Find the best box of every query and its mask, None where nothing is detected. Images [B, 3, H, W] in [-1, 1]."""
+    detections = detect_each(detector, images, queries, limits.threshold, limits.nms_iou, batch)
+    detected = {query: boxes for query, boxes in zip(queries, detections, strict=True) if len(boxes)}
+    located: dict[Query, LocatedObject | None] = dict.fromkeys(queries)
+    image_indices = sorted({image for image, _ in detected})
+    for start in range(0, len(image_indices), batch):
+        batch_indices = image_indices[start : start + batch]
+        image_queries = [[query for query in detected if query[0] == image] for image in batch_indices]
+        boxes_px = [torch.cat([detected[query].boxes_px[:1] for query in group]) for group in image_queries]
+        segmented = segmenter.segment(images[batch_indices], boxes_px)
+        for group, image_masks in zip(image_queries, segmented, strict=True):
+            for query, P in zip(group, image_masks.masks, strict=True):
+                located[query] = LocatedObject(float(detected[query].scores[0]), detected[query].boxes_px[0], P)
+    return located
 
 
-def union(found: Sequence[Found | None], like: Tensor, bounds: Bounds) -> Tensor | str:
-    """The mask of all that was found, bool [H, W] as `like`, or the reason why there is none to trust."""
+def union_mask(objects: Sequence[LocatedObject | None], like: Tensor, limits: DetectionLimits) -> Tensor | Rejected:
+    """Unite the masks of all objects: bool [H, W] of the shape of `like`; no objects give an empty mask.
+
+    Rejected where an object was not detected, or where the union's area is outside the limits.
+    """
     P = torch.zeros_like(like, dtype=torch.bool)
-    for one in found:
-        if one is None:
-            return "not_detected"
-        P |= one.P
+    for located in objects:
+        if located is None:
+            return Rejected("not_detected")
+        P |= located.P
     area = float(P.float().mean())
-    if found and area < bounds.min_area:
-        return "mask_too_small"
-    return "mask_too_large" if area > bounds.max_area else P
+    if objects and area < limits.min_area:
+        return Rejected("mask_too_small")
+    return Rejected("mask_too_large") if area > limits.max_area else P

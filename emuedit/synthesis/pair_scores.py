@@ -1,6 +1,6 @@
-"""Every raw score of a pair: numbers that gates look at later. None where a score is undefined.
+"""Raw scores of pairs, which the filters use later. A score is None where it is undefined.
 
-Shapes: P pictures of H x W pixels, N edits, D the width of an embedding.
+Shapes: P images of H x W pixels, N edits, D the width of an embedding.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from emuedit.core.registration import shift
+from emuedit.core.registration import estimate_shift
 from emuedit.models import edit_similarity
 from emuedit.models.clip import ClipScorer
 from emuedit.models.depth import DepthEstimator
@@ -25,23 +25,23 @@ Scores = dict[str, float | None]
 
 
 @dataclass(frozen=True)
-class Edit:
-    """One edit among P pictures. `M` float [1, H, W] or None; objects are phrases or None."""
+class ScoredEdit:
+    """An edit between two of P images. `source`, `target` and `vacant` are indices of images."""
 
     source: int
     target: int
-    M: Tensor | None
+    M: Tensor | None  # float [1, H, W], the soft mask of the edit
     source_caption: str
     target_caption: str
-    source_object: str | None
+    source_object: str | None  # phrases, separated by commas
     target_object: str | None
     vacant: int | None = None
-    """The picture in which nothing should stand inside of M: after removing, before adding."""
+    """The image that should contain no object inside M: the target of a removal, the source of an addition."""
 
 
 @dataclass(frozen=True)
 class Scorers:
-    """The networks that look at pairs."""
+    """The networks that score pairs."""
 
     clip: ClipScorer
     dino: DinoScorer
@@ -49,103 +49,126 @@ class Scorers:
     detector: Detector
 
 
-def raw(pictures: Tensor, edits: Sequence[Edit], judges: Scorers, batch: int) -> list[Scores]:
-    """The scores of N edits among pictures [P, 3, H, W] in [-1, 1]; each judge sees a picture once, `batch` at a time.
+def score_pairs(images: Tensor, edits: Sequence[ScoredEdit], scorers: Scorers, batch: int) -> list[Scores]:
+    """Score N edits between images [P, 3, H, W] in [-1, 1].
 
-    Those of `edit_similarity.compared`; depth_l1: mean difference of the depth maps; l1_inside, l1_outside: mean difference in
-    [0, 1], weighted by M and 1 - M; mask_area: mean of M; present_source, present_target: the detector's best score for the
-    source's and the target's object in the target (of several objects the worst of the best; 0 where it finds nothing);
-    found_source: the same for the source's object in the source, which is what an instruction speaks of; left_inside: its best
-    score for anything that either caption names, among boxes of the vacant picture that have their centre in M;
-    shift_px: how far the target lies from the source, weighted by 1 - M, see `core.registration`.
+    CLIP, DINO and the depth network see every image once, `batch` at a time.
+
+    The scores of an edit are those of `edit_similarity.similarity_columns`, and:
+    depth_l1: mean absolute difference of the depth maps.
+    l1_inside, l1_outside: mean absolute difference of the images in [0, 1], weighted by M and by 1 - M.
+    mask_area: mean of M.
+    present_source, present_target: the detector's best score in the target image for the source's object and for the
+    target's object. 0 where nothing is detected; of several objects, the lowest of their best scores.
+    found_source: the same for the source's object in the source image.
+    left_inside: see `left_inside`.
+    shift_px: length of the shift between source and target, weighted by 1 - M, see `core.registration`.
     """
     if not edits:
         return []
-    a, b = torch.tensor([one.source for one in edits]), torch.tensor([one.target for one in edits])
-    seen = _chunked(judges.clip.embed_images, pictures, batch)
-    vectors = _chunked(judges.dino.embed_images, pictures, batch)
-    maps = _chunked(judges.depth.depth, pictures, batch)
-    captions = sorted({text for one in edits for text in (one.source_caption, one.target_caption)})
-    at = {text: row for row, text in enumerate(captions)}
-    said = torch.cat([judges.clip.embed_texts(captions[i : i + batch]).cpu() for i in range(0, len(captions), batch)])
-    texts = said[[at[one.source_caption] for one in edits]], said[[at[one.target_caption] for one in edits]]
-    columns = edit_similarity.compared((seen[a], seen[b]), texts, (vectors[a], vectors[b]))
+    sources, targets = torch.tensor([edit.source for edit in edits]), torch.tensor([edit.target for edit in edits])
+    clip_images = _embed_in_batches(scorers.clip.embed_images, images, batch)
+    dino_images = _embed_in_batches(scorers.dino.embed_images, images, batch)
+    depth_maps = _embed_in_batches(scorers.depth.depth, images, batch)
+    columns = edit_similarity.similarity_columns(
+        (clip_images[sources], clip_images[targets]),
+        _embed_captions(edits, scorers.clip, batch),
+        (dino_images[sources], dino_images[targets]),
+    )
+    source_objects_in_target = [(edit.target, edit.source_object) for edit in edits]
+    target_objects_in_target = [(edit.target, edit.target_object) for edit in edits]
+    source_objects_in_source = [(edit.source, edit.source_object) for edit in edits]
     columns |= {
-        "depth_l1": edit_similarity.column((maps[a] - maps[b]).abs().mean((1, 2))),
-        "present_source": _present(pictures, [(one.target, one.source_object) for one in edits], judges.detector, batch),
-        "present_target": _present(pictures, [(one.target, one.target_object) for one in edits], judges.detector, batch),
-        "found_source": _present(pictures, [(one.source, one.source_object) for one in edits], judges.detector, batch),
-        "left_inside": left_inside(pictures, edits, judges.detector, batch),
-        "shift_px": [_shifted(pictures[one.source], pictures[one.target], one.M) for one in edits],
+        "depth_l1": edit_similarity.to_column((depth_maps[sources] - depth_maps[targets]).abs().mean((1, 2))),
+        "present_source": _presence(images, source_objects_in_target, scorers.detector, batch),
+        "present_target": _presence(images, target_objects_in_target, scorers.detector, batch),
+        "found_source": _presence(images, source_objects_in_source, scorers.detector, batch),
+        "left_inside": left_inside(images, edits, scorers.detector, batch),
+        "shift_px": [_shift_px(images[edit.source], images[edit.target], edit.M) for edit in edits],
     }
-    masked = [_masked(pictures[one.source], pictures[one.target], one.M) for one in edits]
-    columns |= {name: [one[name] for one in masked] for name in masked[0]}
+    mask_scores = [_mask_scores(images[edit.source], images[edit.target], edit.M) for edit in edits]
+    columns |= {name: [scores[name] for scores in mask_scores] for name in mask_scores[0]}
     return [{name: column[n] for name, column in columns.items()} for n in range(len(edits))]
 
 
-def _masked(source: Tensor, target: Tensor, M: Tensor | None) -> Scores:
+def left_inside(images: Tensor, edits: Sequence[ScoredEdit], detector: Detector, batch: int) -> edit_similarity.Column:
+    """The score `left_inside` of N edits between images [P, 3, H, W]: what is left where no object should be.
+
+    It is the best score in the vacant image of all phrases of both captions, among boxes whose centre lies in M (above
+    0.5); 0 where there is none. None for edits without a vacant image or without a mask.
+    """
+    column: edit_similarity.Column = [None] * len(edits)
+    checks = [(n, edit.vacant, edit.M) for n, edit in enumerate(edits) if edit.vacant is not None and edit.M is not None]
+    for start in range(0, len(checks), batch):
+        batch_checks = checks[start : start + batch]
+        batch_images = images[[image for _, image, _ in batch_checks]]
+        phrases = [caption_phrases(f"{edits[n].source_caption}, {edits[n].target_caption}") for n, *_ in batch_checks]
+        detections = detector.detect(batch_images, phrases, 0.0, 1.0)
+        for (n, _, M), boxes in zip(batch_checks, detections, strict=True):
+            inside = _mask_at_centres(M[0], boxes.boxes_px) > 0.5
+            column[n] = float(boxes.scores[inside].max()) if inside.any() else 0.0
+    return column
+
+
+_SEPARATORS = re.compile(r"[,.;:]|\b(?:and|with|on|in|at|of|to|by|over|under|behind|beside|near|against|from)\b")
+
+
+def caption_phrases(caption: str) -> list[str]:
+    """Split a caption at punctuation, `and` and prepositions into distinct phrases that may name objects.
+
+    Some phrases name no object. They do no harm: a detector finds nothing for them.
+    """
+    return list(dict.fromkeys(phrase for part in _SEPARATORS.split(caption) if (phrase := part.strip())))
+
+
+def _embed_in_batches(embed: Callable[[Tensor], Tensor], images: Tensor, batch: int) -> Tensor:
+    return torch.cat([embed(images[start : start + batch]).cpu() for start in range(0, len(images), batch)])
+
+
+def _embed_captions(edits: Sequence[ScoredEdit], clip: ClipScorer, batch: int) -> tuple[Tensor, Tensor]:
+    """CLIP embeddings [N, D] of the source captions and of the target captions. Every caption is embedded once."""
+    captions = sorted({caption for edit in edits for caption in (edit.source_caption, edit.target_caption)})
+    row = {caption: n for n, caption in enumerate(captions)}
+    starts = range(0, len(captions), batch)
+    embeddings = torch.cat([clip.embed_texts(captions[start : start + batch]).cpu() for start in starts])
+    return embeddings[[row[edit.source_caption] for edit in edits]], embeddings[[row[edit.target_caption] for edit in edits]]
+
+
+def _presence(
+    images: Tensor, objects: Sequence[tuple[int, str | None]], detector: Detector, batch: int
+) -> edit_similarity.Column:
+    """The lowest of the best scores of the phrases in each (image index, phrases); None where there are no phrases."""
+    queries_of = [[(image, phrase) for phrase in masks.split_phrases(phrases)] for image, phrases in objects]
+    queries = sorted({query for item_queries in queries_of for query in item_queries})
+    best_score: dict[masks.Query, float] = {}
+    for query, boxes in zip(queries, masks.detect_each(detector, images, queries, 0.0, 1.0, batch), strict=True):
+        best_score[query] = float(boxes.scores[0]) if len(boxes) else 0.0
+    return [min(best_score[query] for query in item_queries) if item_queries else None for item_queries in queries_of]
+
+
+def _mask_scores(source: Tensor, target: Tensor, M: Tensor | None) -> Scores:
     if M is None:
         return {"l1_inside": None, "l1_outside": None, "mask_area": None}
-    error = (source - target).abs().mean(0) / 2  # [H, W] in [0, 1]
-    inside = M[0].to(error)
+    difference = (source - target).abs().mean(0) / 2  # [H, W] in [0, 1]
+    inside = M[0].to(difference)
     return {
-        "l1_inside": _weighted(error, inside),
-        "l1_outside": _weighted(error, 1 - inside),
+        "l1_inside": _weighted_mean(difference, inside),
+        "l1_outside": _weighted_mean(difference, 1 - inside),
         "mask_area": float(inside.mean()),
     }
 
 
-def _shifted(source: Tensor, target: Tensor, M: Tensor | None) -> float | None:
-    d = None if M is None else shift(source, target, 1 - M[0].to(source))
-    return None if d is None else math.hypot(*d)
+def _shift_px(source: Tensor, target: Tensor, M: Tensor | None) -> float | None:
+    shift = None if M is None else estimate_shift(source, target, 1 - M[0].to(source))
+    return None if shift is None else math.hypot(*shift)
 
 
-def _weighted(error: Tensor, weight: Tensor) -> float | None:
+def _weighted_mean(values: Tensor, weight: Tensor) -> float | None:
     total = float(weight.sum())
-    return float((error * weight).sum()) / total if total > 0 else None
+    return float((values * weight).sum()) / total if total > 0 else None
 
 
-def _present(
-    pictures: Tensor, wanted: Sequence[tuple[int, str | None]], detector: Detector, batch: int
-) -> edit_similarity.Column:
-    """Of pictures and the objects looked for there."""
-    asked = [[(picture, phrase) for phrase in masks.phrases(words)] for picture, words in wanted]
-    queries = sorted({query for own in asked for query in own})
-    score: dict[masks.Query, float] = {}
-    for query, found in zip(queries, masks.best(detector, pictures, queries, 0.0, 1.0, batch), strict=True):
-        score[query] = float(found.scores[0]) if len(found) else 0.0
-    return [min(score[query] for query in own) if own else None for own in asked]
-
-
-def left_inside(pictures: Tensor, edits: Sequence[Edit], detector: Detector, batch: int) -> edit_similarity.Column:
-    """The score of that name, for N edits among pictures [P, 3, H, W]; see `raw`."""
-    column: edit_similarity.Column = [None] * len(edits)
-    asked = [(n, one.vacant, one.M) for n, one in enumerate(edits) if one.vacant is not None and one.M is not None]
-    for i in range(0, len(asked), batch):
-        part = asked[i : i + batch]
-        said = [named(f"{edits[n].source_caption}, {edits[n].target_caption}") for n, *_ in part]
-        found = detector.detect(pictures[[row for _, row, _ in part]], said, 0.0, 1.0)
-        for (n, _, M), one in zip(part, found, strict=True):
-            inside = _at_centres(M[0], one.boxes_px) > 0.5
-            column[n] = float(one.scores[inside].max()) if inside.any() else 0.0
-    return column
-
-
-def _at_centres(M: Tensor, boxes_px: Tensor) -> Tensor:
+def _mask_at_centres(M: Tensor, boxes_px: Tensor) -> Tensor:
     """M [H, W] at the centres of K boxes, [K]."""
     x, y = ((boxes_px[:, k] + boxes_px[:, k + 2]) / 2 for k in (0, 1))
     return M[y.long().clamp(0, M.shape[0] - 1), x.long().clamp(0, M.shape[1] - 1)]
-
-
-_JOINTS = re.compile(r"[,.;:]|\b(?:and|with|on|in|at|of|to|by|over|under|behind|beside|near|against|from)\b")
-
-
-def named(caption: str) -> list[str]:
-    """What a caption may name, roughly: its pieces between commas, `and` and prepositions, each once. Also pieces that name no
-    thing; a detector finds nothing for them.
-    """
-    return list(dict.fromkeys(piece for part in _JOINTS.split(caption) if (piece := part.strip())))
-
-
-def _chunked(judge: Callable[[Tensor], Tensor], pictures: Tensor, batch: int) -> Tensor:
-    return torch.cat([judge(pictures[i : i + batch]).cpu() for i in range(0, len(pictures), batch)])

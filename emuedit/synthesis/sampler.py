@@ -1,26 +1,26 @@
-"""Sampling a picture once and its edits beside it: candidates see their source's noise, latents and attention.
+"""Sample source pictures once, and edited variants beside them that share the source's noise, latents and attention.
 
-Shapes: G sources, K candidates, R rows of one forward, S steps, C latent channels, h and w the size of the latents, H and W
-of the pictures. Latents z[i] stand before step i; z[S] is the result.
+Shapes: G sources, K variants, R rows of one forward, S steps, C latent channels, h and w the size of the latents, H and W of the
+pictures. Latents z[i] stand before step i; z[S] is the result.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from emuedit.core import soft_mask
-from emuedit.models import model_sources
+from emuedit.core import guidance, soft_mask
+from emuedit.models.denoising import Denoiser, memoryless_scheduler
 from emuedit.models.text_to_image import TextCondition, TextToImageModel
-from emuedit.synthesis.attention_control import Control, controlled
+from emuedit.synthesis.attention_control import MaskControl, mask_control
+from emuedit.synthesis.variant_plan import Variant, VariantPlan
 
-MEMORYLESS = ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
-"""Schedulers whose step needs nothing of the steps before: a candidate may begin in the middle."""
+ReportRows = Callable[[int], None]
+"""Called after each forward with the number of rows that went through the U-Net."""
 
 
 @dataclass(frozen=True)
@@ -29,207 +29,167 @@ class Trajectory:
 
     z: Tensor  # float32 [S + 1, G, C, h, w]
     text: TextCondition  # G
-    guidance: float
-    chance: tuple[tuple[Tensor, ...], ...]  # [S][G] states of the generators before each step; empty if none are wanted
+    guidance_scale: float
+    generator_states: tuple[tuple[Tensor, ...], ...]  # [S][G] before each step; empty for a scheduler that draws nothing
 
     def __len__(self) -> int:
         return self.z.shape[1]
 
     @staticmethod
     def cat(*parts: Trajectory) -> Trajectory:
-        """The sources of several batches, sampled alike, as one, in order."""
-        chance = tuple(sum(one, ()) for one in zip(*(part.chance for part in parts), strict=True))
+        """The sources of several batches, sampled with the same settings, as one, in order."""
+        states = tuple(sum(step, ()) for step in zip(*(part.generator_states for part in parts), strict=True))
         text = TextCondition.cat(*(part.text for part in parts))
-        return Trajectory(torch.cat([part.z for part in parts], dim=1), text, parts[0].guidance, chance)
+        return Trajectory(torch.cat([part.z for part in parts], dim=1), text, parts[0].guidance_scale, states)
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One candidate: another caption for a source, and how much of the source stays. Fractions are of the S steps."""
+class RowControl:
+    """Which rows of one forward lean on which source rows; both halves of classifier-free guidance are controlled alike."""
 
-    source: int
-    caption: str
-    M: Tensor  # float [1, H, W] in [0, 1]: 1 where the caption rules, 0 where the source stays
-    source_fraction: float  # the first part, in which the latent is the source's
-    self_fraction: float  # the first part, in which self-attention takes the source's queries and keys
-    blend_from: float  # between these two, after each step: z <- M z + (1 - M) z_source
-    blend_to: float
-    guidance: float
+    control: MaskControl
+    source_row: Sequence[int]  # [R]
+    M: Tensor  # [R, 1, H, W]
+    inject: Sequence[bool]  # [R]
+    size: tuple[int, int]  # (h, w) of the latents
+
+    def apply(self, halves: int) -> None:
+        """Set the control for a forward of R x halves rows."""
+        row = torch.tensor(self.source_row, device=self.M.device)
+        inject = torch.tensor(self.inject, device=self.M.device)
+        rows = torch.cat([row + half * len(row) for half in range(halves)])
+        self.control.set(rows, self.M.repeat(halves, 1, 1, 1), inject.repeat(halves), self.size)
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How a base_model samples sources and variants. `dtype` other than float32 runs the U-Net under autocast."""
+    """How a base model samples sources and variants. `dtype` other than float32 runs the U-Net under autocast."""
 
     base_model: TextToImageModel
     steps: int
     dtype: torch.dtype = torch.float32
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Shares of the steps between which guidance is applied (Kynkäänniemi et al., arXiv 2404.07724, who give noise levels
+    instead); outside of it the conditional prediction is used alone, at half the cost."""
+    report: ReportRows | None = None
 
-    @property
-    def scheduler(self) -> Any:
-        """A fresh scheduler, ready to step: the base_model's own, or DDIM on its noise levels where that keeps a history."""
-        own = self.base_model.scheduler
-        kind = type(own) if type(own).__name__ in MEMORYLESS else model_sources.library("diffusers").DDIMScheduler
-        scheduler = kind.from_config(own.config)
-        scheduler.set_timesteps(self.steps, device=self.base_model.device)
-        return scheduler
+    def denoiser(self, generators: Sequence[torch.Generator] = ()) -> Denoiser:
+        """A fresh scheduler: the base model's own, or DDIM on its noise levels where that keeps a history."""
+        return Denoiser(memoryless_scheduler(self.base_model.scheduler), self.steps, self.base_model.device, generators)
 
-    def sources(self, captions: Sequence[str], seeds: Sequence[int], guidance: float) -> Trajectory:
-        """Paint G captions as `TextToImageModel.paint` does, and keep the way. One CPU generator a source, seeded by its seed."""
+    def sources(self, captions: Sequence[str], seeds: Sequence[int], guidance_scale: float) -> Trajectory:
+        """Generate G captions as `TextToImageModel.generate` does, and keep the trajectory. One CPU generator per source."""
         if len(captions) != len(seeds) or not captions:
             raise ValueError(f"want one seed a caption and at least one, got {len(captions)} captions and {len(seeds)} seeds")
-        scheduler = self.scheduler
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        denoiser = self.denoiser(generators)
         text, null = self.base_model.encode_text(captions), self.base_model.null_text(1)
-        z_t = self.base_model.noise(generators) * scheduler.init_noise_sigma  # [G, C, h, w]
-        z, chance = [z_t], []
-        for t in scheduler.timesteps:
-            eps = self._guided(scheduler, z_t, t, text, null, z_t.new_full((len(z_t),), guidance))
-            chance.append(tuple(one.get_state() for one in generators) if _draws(scheduler) else ())
-            z_t = _step(scheduler, eps, t, z_t, generators)
+        z_t = denoiser.start(self.base_model.initial_noise(generators))  # [G, C, h, w]
+        scale = z_t.new_full((len(z_t),), guidance_scale)
+        z, states = [z_t], []
+        for step, t in enumerate(denoiser.timesteps):
+            e = self._predict_guided(denoiser, step, z_t, text, null, scale)
+            states.append(tuple(generator.get_state() for generator in generators) if denoiser.draws_noise else ())
+            z_t = denoiser.step(e, t, z_t)
             z.append(z_t)
-        return Trajectory(torch.stack(z), text, guidance, tuple(chance))
+        return Trajectory(torch.stack(z), text, guidance_scale, tuple(states))
 
-    def variants(self, trajectory: Trajectory, wanted: Sequence[Variant]) -> Tensor:
+    def variants(self, trajectory: Trajectory, variants: Sequence[Variant]) -> Tensor:
         """Sample K variants in one batch with the sources they need: latents float32 [K, C, h, w].
 
-        In a step in which nobody needs a source (M = 1 and nothing injected), or in which a variant still is its source,
-        those rows are not computed.
+        Rows that are not needed are not computed: a source that no variant leans on in this step (M = 1 everywhere and
+        nothing injected), and a variant that still equals its source.
         """
-        plan = _Plan(self.steps, wanted)
+        plan = VariantPlan(self.steps, variants)
         if len(trajectory.z) != self.steps + 1:
-            got = len(trajectory.z) - 1
-            raise ValueError(f"want a trajectory of {self.steps} steps, got one of {got}; sample it with this sampler")
-        scheduler, device = self.scheduler, trajectory.z.device
+            raise ValueError(
+                f"want a trajectory of {self.steps} steps, got one of {len(trajectory.z) - 1}; sample it with this sampler"
+            )
+        denoiser, device = self.denoiser(), trajectory.z.device
         size = (trajectory.z.shape[-2], trajectory.z.shape[-1])
-        M = torch.stack([one.M for one in wanted]).to(device, torch.float32)  # [K, 1, H, W]
-        M_z = soft_mask.resized(M, *size)  # [K, 1, h, w]
-        of = torch.tensor([one.source for one in wanted], device=device)
-        text = _leaning(self.base_model.encode_text([one.caption for one in wanted]), trajectory.text, of, M)
-        strength = torch.tensor([one.guidance for one in wanted], device=device)
-        z = trajectory.z[plan.start, of]  # [K, C, h, w]
+        M = torch.stack([variant.M for variant in variants]).to(device, torch.float32)  # [K, 1, H, W]
+        M_z = soft_mask.resize(M, *size)  # [K, 1, h, w]
+        source_of = torch.tensor([variant.source for variant in variants], device=device)
+        text = self.base_model.encode_text([variant.caption for variant in variants])
+        text = _lean_pooled_text(text, trajectory.text, source_of, M)
+        scale = torch.tensor([variant.guidance_scale for variant in variants], device=device)
         null = self.base_model.null_text(1)
-        masked = [bool((one < 1).any()) for one in M]
-        with controlled(self.base_model.unet) as control:
-            for i, t in enumerate(scheduler.timesteps):
-                rows = plan.rows(i, masked)
+        z = trajectory.z[plan.start, source_of]  # [K, C, h, w]
+        with mask_control(self.base_model.unet) as control:
+            for step, t in enumerate(denoiser.timesteps):
+                rows = plan.rows(step)
                 if not rows.variants:
                     continue
                 g, k = list(rows.sources), list(rows.variants)
-                z_t = torch.cat([trajectory.z[i, g], z[k]])
-                condition = TextCondition.cat(some(trajectory.text, g), some(text, k))
-                guidance = torch.cat([strength.new_full((len(g),), trajectory.guidance), strength[k]])
-                full = torch.cat([M.new_ones(len(g), *M.shape[1:]), M[k]])
-                eps = self._guided(
-                    scheduler, z_t, t, condition, null, guidance, control, rows.source_row, full, rows.inject, size
+                row_control = RowControl(
+                    control, rows.source_row, torch.cat([M.new_ones(len(g), *M.shape[1:]), M[k]]), rows.inject, size
                 )
-                generators = [_generator(trajectory.chance[i][wanted[one].source]) for one in k] if _draws(scheduler) else []
-                z[k] = _step(scheduler, eps[len(g) :], t, z[k], generators)
-                blend = [one for one in k if plan.blends(one, i)]
-                z[blend] = torch.lerp(trajectory.z[i + 1, of[blend]], z[blend], M_z[blend])
+                e = self._predict_guided(
+                    denoiser,
+                    step,
+                    torch.cat([trajectory.z[step, g], z[k]]),
+                    TextCondition.cat(select_rows(trajectory.text, g), select_rows(text, k)),
+                    null,
+                    torch.cat([scale.new_full((len(g),), trajectory.guidance_scale), scale[k]]),
+                    row_control,
+                )
+                generators = [
+                    _generator_from(trajectory.generator_states[step][variants[row].source])
+                    for row in (k if denoiser.draws_noise else ())
+                ]
+                z[k] = denoiser.step(e[len(g) :], t, z[k], generators)
+                blended = [row for row in k if plan.blends(row, step)]
+                z[blended] = torch.lerp(trajectory.z[step + 1, source_of[blended]], z[blended], M_z[blended])
         return z
 
-    def predict(self, scheduler: Any, z_t: Tensor, t: Tensor, text: TextCondition) -> Tensor:
-        """One forward of the U-Net, float32 [R, C, h, w]: the base_model's prediction of whatever kind, without guidance."""
+    def predict(self, denoiser: Denoiser, z_t: Tensor, t: Tensor, text: TextCondition) -> Tensor:
+        """One forward of the U-Net, float32 [R, C, h, w]: its prediction of whatever type, without guidance."""
         with torch.no_grad(), torch.autocast(z_t.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.base_model.predict(scheduler.scale_model_input(z_t, t), t, text)
+            e = self.base_model.predict(denoiser.scale(z_t, t), t, text)
+        if self.report is not None:
+            self.report(len(z_t))
+        return e
 
-    def _guided(
+    def _predict_guided(
         self,
-        scheduler: Any,
+        denoiser: Denoiser,
+        step: int,
         z_t: Tensor,
-        t: Tensor,
         text: TextCondition,
         null: TextCondition,
-        guidance: Tensor,
-        control: Control | None = None,
-        source_row: Sequence[int] = (),
-        M: Tensor | None = None,
-        inject: Sequence[bool] = (),
-        size: tuple[int, int] = (0, 0),
+        scale: Tensor,
+        row_control: RowControl | None = None,
     ) -> Tensor:
-        """Classifier-free guidance with a strength [R] of its own for every row; both halves in one forward."""
-        guided = bool((guidance != 1).any())
-        halves = 2 if guided else 1
-        if control is not None and M is not None:
-            row = torch.tensor(source_row, device=z_t.device)
-            active = torch.tensor(inject, device=z_t.device)
-            both = torch.cat([row + half * len(row) for half in range(halves)])
-            control.set(both, M.repeat(halves, 1, 1, 1), active.repeat(halves), size)
-        if guided:
-            text = TextCondition.cat(null.repeat(len(text)), text)
-        eps = self.predict(scheduler, torch.cat([z_t] * halves), t, text)
+        """Classifier-free guidance with a scale of its own [R] for every row; both halves in one forward."""
+        guided = step in guidance.guided_steps(self.guidance_interval, self.steps) and bool((scale != 1).any())
+        if row_control is not None:
+            row_control.apply(halves=2 if guided else 1)
+        t = denoiser.timesteps[step]
         if not guided:
-            return eps
-        e_null, e_text = eps.chunk(2)
-        return e_null + guidance.view(-1, 1, 1, 1) * (e_text - e_null)
+            return self.predict(denoiser, z_t, t, text)
+        both = TextCondition.cat(null.repeat(len(text)), text)
+        e_null, e_text = self.predict(denoiser, torch.cat([z_t, z_t]), t, both).chunk(2)
+        return guidance.classifier_free(e_null, e_text, scale.view(-1, 1, 1, 1))
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """The rows of one step: first the sources, then the variants."""
-
-    sources: tuple[int, ...]
-    variants: tuple[int, ...]
-    source_row: tuple[int, ...]
-    inject: tuple[bool, ...]
-
-
-class _Plan:
-    """Fractions as steps, and who takes part when."""
-
-    def __init__(self, steps: int, wanted: Sequence[Variant]) -> None:
-        if not wanted:
-            raise ValueError("want at least one variant, got none")
-        for one in wanted:
-            parts = (one.source_fraction, one.self_fraction, one.blend_from, one.blend_to)
-            if not all(0 <= part <= 1 for part in parts) or one.blend_from > one.blend_to:
-                raise ValueError(f"fractions of the steps must lie in [0, 1], blend_from before blend_to; got {parts}")
-        self.wanted = wanted
-        self.start = [round(one.source_fraction * steps) for one in wanted]
-        self.injected = [round(one.self_fraction * steps) for one in wanted]
-        self.blend = [(round(one.blend_from * steps), round(one.blend_to * steps)) for one in wanted]
-
-    def blends(self, k: int, i: int) -> bool:
-        """Whether variant k is blended after step i."""
-        return self.blend[k][0] <= i < self.blend[k][1]
-
-    def rows(self, i: int, masked: Sequence[bool]) -> _Rows:
-        """Who is computed in step i."""
-        variants = tuple(k for k, start in enumerate(self.start) if start <= i)
-        leans = [k for k in variants if masked[k] or i < self.injected[k]]
-        sources = tuple(sorted({self.wanted[k].source for k in leans}))
-        at = {g: row for row, g in enumerate(sources)}
-        own = range(len(sources), len(sources) + len(variants))
-        source_row = (*at.values(), *(at.get(self.wanted[k].source, row) for k, row in zip(variants, own, strict=True)))
-        inject = (*[False] * len(sources), *(i < self.injected[k] for k in variants))
-        return _Rows(sources, variants, source_row, inject)
-
-
-def _draws(scheduler: Any) -> bool:
-    return "generator" in inspect.signature(scheduler.step).parameters
-
-
-def _step(scheduler: Any, eps: Tensor, t: Tensor, z_t: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    extra = {"generator": list(generators)} if _draws(scheduler) else {}
-    return scheduler.step(eps, t, z_t, **extra, return_dict=False)[0]
-
-
-def _generator(state: Tensor) -> torch.Generator:
-    one = torch.Generator()
-    one.set_state(state)
-    return one
-
-
-def _leaning(text: TextCondition, source: TextCondition, of: Tensor, M: Tensor) -> TextCondition:
-    """SDXL's pooled text joins the time embedding, where no mask reaches: it leans to the source as far as M does (ours)."""
-    if text.pooled is None or source.pooled is None:
-        return text
-    share = M.mean((1, 2, 3))[:, None].to(text.pooled.dtype)  # [K, 1]
-    return TextCondition(text.hidden, torch.lerp(source.pooled[of], text.pooled, share))
-
-
-def some(text: TextCondition, rows: Sequence[int]) -> TextCondition:
-    """The conditions of some rows, in that order."""
+def select_rows(text: TextCondition, rows: Sequence[int]) -> TextCondition:
+    """The conditions of the given rows, in that order."""
     pooled = None if text.pooled is None else text.pooled[list(rows)]
     return TextCondition(text.hidden[list(rows)], pooled)
+
+
+def _generator_from(state: Tensor) -> torch.Generator:
+    generator = torch.Generator()
+    generator.set_state(state)
+    return generator
+
+
+def _lean_pooled_text(text: TextCondition, source: TextCondition, source_of: Tensor, M: Tensor) -> TextCondition:
+    """Interpolate SDXL's pooled text between source and variant by the mean of M.
+
+    Pooled text joins the time embedding, which no mask reaches, so at M = 0 it must be the source's. Ours.
+    """
+    if text.pooled is None or source.pooled is None:
+        return text
+    share: Any = M.mean((1, 2, 3))[:, None].to(text.pooled.dtype)  # [K, 1]
+    return TextCondition(text.hidden, torch.lerp(source.pooled[source_of], text.pooled, share))

@@ -1,10 +1,10 @@
-"""Which candidates of a recipe an instruction is painted with: all of them, or those that a bandit finds promising.
+"""Which candidates are generated for an instruction: all recipes of its task, or those that a bandit finds promising.
 
-An arm is a candidate of a task for objects of a size; it wins when a pair passes the gates. Arms are drawn by Thompson
-sampling with Beta posteriors: one draw of each arm's win rate, Beta(1 + won, 1 + lost), and the best draws are painted
-(Chapelle and Li, "An Empirical Evaluation of Thompson Sampling", NIPS 2011; several arms at once: Komiyama, Honda and
-Nakagawa, arXiv 1506.00779). Sizes apart, and learning only between rounds of shards, are ours: within a round a choice depends
-on nothing but the instruction, so whoever makes a shard, and whenever, makes the same one.
+An arm is a recipe of a task for objects of a size; a trial succeeds when the pair passes the filters. Arms are chosen by Thompson
+sampling with Beta posteriors: one draw of each arm's success rate from Beta(1 + successes, 1 + failures); the best draws are
+generated (Chapelle and Li, "An Empirical Evaluation of Thompson Sampling", NIPS 2011; several arms at once: Komiyama, Honda and
+Nakagawa, arXiv 1506.00779). Separate arms per object size, and learning only between rounds of shards, are ours: within a round
+a choice depends on nothing but the instruction, so any worker makes the same shard at any time.
 """
 
 import json
@@ -25,7 +25,7 @@ from emuedit.runtime import rng
 
 @dataclass(frozen=True)
 class Arm:
-    """A candidate of a task, for objects of a size."""
+    """A recipe of a task, for objects of a size."""
 
     task: str
     size: int  # how many of the bounds between sizes the object reaches
@@ -33,94 +33,95 @@ class Arm:
 
 
 TrialCounts = Counter[tuple[Arm, bool]]
-"""How often an arm was painted and won (True) or lost (False)."""
+"""How often an arm succeeded (True) or failed (False)."""
 
 
 def posterior(trial_counts: TrialCounts, arm: Arm) -> tuple[int, int]:
-    """The a and b of Beta(a, b) after what is known, from an even prior; its mean is a / (a + b)."""
+    """The a and b of the posterior Beta(a, b) from a uniform prior; its mean is a / (a + b)."""
     return 1 + trial_counts[arm, True], 1 + trial_counts[arm, False]
 
 
 class AllCandidates(config.Params):
-    """Every candidate for every instruction."""
+    """Every recipe for every instruction."""
 
-    kind: Literal["all"]
+    kind: Literal["all"] = "all"
     """The word `all`."""
 
 
 class BanditStrategy(config.Params):
-    """Some candidates for every instruction, those that promise to pass the gates."""
+    """Some recipes for every instruction: those that are likely to pass the filters. It pays with many recipes per task."""
 
     kind: Literal["bandit"]
     """The word `bandit`."""
     per_instruction: int = Field(ge=1)
-    """Candidates of an instruction; tasks with fewer have all of them."""
+    """Candidates of an instruction; tasks with fewer recipes have all of them."""
     shards_per_round: int = Field(ge=1)
-    """Shards that are made before anything is learned from them; at least as many as there are workers."""
+    """Shards that are made before the trial counts are updated; at least as many as there are workers."""
     sizes: tuple[float, ...]
-    """Bounds between the sizes of objects, which are learned apart: shares of the picture, growing."""
-    gates: filters.Filters
-    """What a pair must pass: the gates of the station dataset."""
+    """Bounds between object sizes that have separate arms: growing shares of the picture."""
+    filters: filters.Filters
+    """What a pair must pass: the filters of the stage dataset."""
 
     @field_validator("sizes")
     @classmethod
-    def _growing(cls, sizes: tuple[float, ...]) -> tuple[float, ...]:
-        if list(sizes) != sorted(set(sizes)) or not all(0 < one < 1 for one in sizes):
+    def _check_sizes(cls, sizes: tuple[float, ...]) -> tuple[float, ...]:
+        if list(sizes) != sorted(set(sizes)) or not all(0 < size < 1 for size in sizes):
             raise ValueError(f"want growing shares of the picture between 0 and 1, got {list(sizes)}")
         return sizes
 
     def arm(self, task: str, area: float, candidate: int) -> Arm:
-        """The arm of a candidate where the object covers this share of the picture."""
+        """The arm of a recipe where the object covers this share of the picture."""
         return Arm(task, bisect_right(self.sizes, area), candidate)
 
 
 Strategy = Annotated[AllCandidates | BanditStrategy, Field(discriminator="kind")]
 
 
-def rounds(strategy: Strategy, n_shards: int) -> list[range]:
-    """Numbers of the shards of each round: nothing is learned within one."""
+def shard_rounds(strategy: Strategy, n_shards: int) -> list[range]:
+    """Numbers of the shards of each round; trial counts are updated between rounds."""
     if strategy.kind == "all":
         return [range(n_shards)]
     starts = range(0, n_shards, strategy.shards_per_round)
     return [range(start, min(start + strategy.shards_per_round, n_shards)) for start in starts]
 
 
-def amount(strategy: Strategy, n: int) -> int:
-    """How many of n candidates an instruction is painted with."""
-    return n if strategy.kind == "all" else min(strategy.per_instruction, n)
+def n_candidates(strategy: Strategy, n_recipes: int) -> int:
+    """How many candidates an instruction has whose task has this many recipes."""
+    return n_recipes if strategy.kind == "all" else min(strategy.per_instruction, n_recipes)
 
 
-def choose(strategy: Strategy, task: str, area: float, n: int, trial_counts: TrialCounts, key: str) -> list[int]:
-    """Which of n candidates an instruction is painted with, in order; `area` is its object's share of the picture."""
+def choose_candidates(
+    strategy: Strategy, task: str, area: float, n_recipes: int, trial_counts: TrialCounts, key: str
+) -> list[int]:
+    """Numbers of the recipes to generate for an instruction, ascending; `area` is its object's share of the picture."""
     if strategy.kind == "all":
-        return list(range(n))
-    chance = rng("pairs", "bandit", key)
-    drawn = [chance.beta(*posterior(trial_counts, strategy.arm(task, area, k))) for k in range(n)]
-    return sorted(sorted(range(n), key=lambda k: -drawn[k])[: strategy.per_instruction])
+        return list(range(n_recipes))
+    random = rng("pairs", "bandit", key)
+    draws = [random.beta(*posterior(trial_counts, strategy.arm(task, area, number))) for number in range(n_recipes)]
+    return sorted(sorted(range(n_recipes), key=lambda number: -draws[number])[: strategy.per_instruction])
 
 
-def outcome(strategy: Strategy, shards: Sequence[Path]) -> TrialCounts:
-    """How the arms did in finished shards of pairs; nothing where there is nothing to choose."""
+def count_trials(strategy: Strategy, shards: Sequence[Path]) -> TrialCounts:
+    """Successes and failures of the arms in finished shards of pairs; empty for the strategy `all`."""
     if strategy.kind == "all":
         return Counter()
     table = pa.concat_tables([filters.read_columns(path, "task", "recipe") for path in shards], promote_options="default")
     if not len(table):
         return Counter()
-    kept = filters.apply_filters(table, strategy.gates).kept.tolist()
+    kept = filters.apply_filters(table, strategy.filters).kept.tolist()
     recipes = [json.loads(text) for text in table["recipe"].to_pylist()]
     return Counter(
-        (strategy.arm(task, recipe["object_area"], recipe["candidate"]), won)
-        for task, recipe, won in zip(table["task"].to_pylist(), recipes, kept, strict=True)
-        if "object_area" in recipe  # not drawn by an annotator
+        (strategy.arm(task, recipe["object_area"], recipe["candidate"]), success)
+        for task, recipe, success in zip(table["task"].to_pylist(), recipes, kept, strict=True)
+        if "object_area" in recipe  # generated, not annotated
     )
 
 
-def told(trial_counts: TrialCounts) -> str:
-    """What was learned, as JSON for people: every arm with its trial_counts and the mean of its posterior."""
+def describe_trials(trial_counts: TrialCounts) -> str:
+    """The trial counts as JSON: every arm with its counts and the mean of its posterior."""
     arms = []
     for arm in sorted({arm for arm, _ in trial_counts}, key=astuple):
         a, b = posterior(trial_counts, arm)
-        arms.append(
-            {**asdict(arm), "won": trial_counts[arm, True], "lost": trial_counts[arm, False], "mean": round(a / (a + b), 4)}
-        )
+        counts = {"succeeded": trial_counts[arm, True], "failed": trial_counts[arm, False]}
+        arms.append({**asdict(arm), **counts, "mean": round(a / (a + b), 4)})
     return json.dumps({"arms": arms}, indent=1) + "\n"

@@ -1,40 +1,66 @@
-"""Where the jobs of a station are done: in this process, or by actors on a Ray cluster. What comes out is the same.
+"""Who does the jobs of a stage: this process, processes on this machine, or actors on a Ray cluster. The result is the same.
 
-A job holds all that decides its result, so any worker may do any job, in any order, and once more after a kill.
-Workers write files where this process would: on a cluster of several machines the project lies in a folder that all share.
+A job holds everything that decides its result, so any worker may do any job, in any order, and again after a kill. Workers write
+files where this process would: on a cluster of several machines the project lies in a folder that all of them share.
 """
+
+from __future__ import annotations
 
 import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
 from emuedit import config
+from emuedit.runtime import available_cores
+from emuedit.synthesis import local_processes
 
 J = TypeVar("J")
-D = TypeVar("D")
+R = TypeVar("R")
 
-Team = Callable[[Mapping[str, J]], Iterator[tuple[str, D]]]
-"""Does jobs by name; yields each name with what came out, as they are done. Called again it uses the same workers."""
-
-
-class WorkersError(RuntimeError):
-    """Raised for a job that failed on a worker, a worker that did not start, and where there is no Ray."""
+Report = Callable[[str, float], None]
+"""Called with the name of a job and the share of it that was finished since the last call; from any thread."""
 
 
-class Local(config.Params):
-    """One job after the other, in this process."""
+class Work(Protocol, Generic[J, R]):
+    """What a worker does with a job; `report` is called with the share that was finished since the last call."""
 
-    kind: Literal["local"]
+    def __call__(self, job: J, report: Callable[[float], None]) -> R:
+        """The result of a job."""
+        ...
+
+
+Pool = Callable[[Mapping[str, J]], Iterator[tuple[str, R]]]
+"""Does jobs by name; yields each name with its result, as they are done. Called again it uses the same workers."""
+
+
+def ignore_report(name: str, share: float) -> None:
+    """The report of a caller that shows no progress."""
+
+
+def _ignore_share(share: float) -> None:
+    """The same for one job."""
+
+
+class WorkerPoolError(RuntimeError):
+    """Raised for a job that failed on a worker, a worker that did not start, and where Ray is not installed."""
+
+
+class LocalWorkers(config.Params):
+    """Processes on this machine."""
+
+    kind: Literal["local"] = "local"
     """The word `local`."""
+    processes: int = Field(0, ge=0)
+    """Worker processes, each with models of its own; 0: one for each core on a CPU, else one."""
 
 
-class Ray(config.Params):
-    """Actors on the Ray cluster that RAY_ADDRESS names; without it on one started here, for as long as the work takes."""
+class RayWorkers(config.Params):
+    """Actors on the Ray cluster that RAY_ADDRESS names, or on one that is started here for as long as the work takes."""
 
     kind: Literal["ray"]
     """The word `ray`."""
@@ -44,29 +70,58 @@ class Ray(config.Params):
     """CPUs of an actor, and threads of its torch. Where networks run on CUDA it has one GPU besides."""
 
 
-Workers = Annotated[Local | Ray, Field(discriminator="kind")]
+Workers = Annotated[LocalWorkers | RayWorkers, Field(discriminator="kind")]
 
 
 @contextmanager
-def hired(workers: Workers, build: Callable[[], Callable[[J], D]], device: str) -> "Iterator[Team[J, D]]":
-    """A team whose every worker calls `build` once, which loads models, and then what that gave it for each of its jobs.
+def worker_pool(
+    workers: Workers, build: Callable[[], Work[J, R]], device: str, report: Report = ignore_report
+) -> Iterator[Pool[J, R]]:
+    """A pool in which every worker calls `build` once, which loads models, and then what that returned for each job.
 
-    `device` is the word of the station's knob: for 'cuda', and for 'auto' on a cluster with GPUs, an actor has a GPU.
-    A failed job raises in this process, with the name of the job: as it is from here, as a WorkersError from an actor.
+    `device` is the resolved device of the stage: 'cpu', 'cuda', 'cuda:1' or 'mps'. A failed job raises in this process: as it
+    was raised from here, as a WorkerPoolError from another process or an actor, with the name of the job.
     """
-    if workers.kind == "local":
-        yield partial(_here, cache(build))
+    if isinstance(workers, RayWorkers):
+        with _ray_pool(workers, build, device) as pool:
+            yield pool
         return
-    ray = _ray()
+    processes = workers.processes or (available_cores() if device == "cpu" else 1)
+    if processes == 1:
+        yield partial(_do_here, cache(build), report)
+        return
+    with local_processes.start(processes, build, report) as group:
+        yield partial(_do_in_processes, group)
+
+
+def _do_here(get_work: Callable[[], Work[J, R]], report: Report, jobs: Mapping[str, J]) -> Iterator[tuple[str, R]]:
+    for name, job in jobs.items():
+        try:
+            result = get_work()(job, partial(report, name))
+        except Exception as error:  # whatever a job raises is passed on with the job's name
+            error.add_note(f"in {name}")
+            raise
+        yield name, result
+
+
+def _do_in_processes(group: local_processes.ProcessGroup, jobs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    try:
+        yield from group.do(jobs)
+    except local_processes.WorkerFailedError as error:
+        raise WorkerPoolError(str(error)) from error
+
+
+@contextmanager
+def _ray_pool(workers: RayWorkers, build: Callable[[], Work[J, R]], device: str) -> Iterator[Pool[J, R]]:
+    ray = _import_ray()
     started = not ray.is_initialized()
     if started:
         ray.init(logging_level="warning")
     try:
-        gpu = device.startswith("cuda") or (device == "auto" and ray.cluster_resources().get("GPU", 0) >= 1)
-        kind = ray.remote(num_cpus=workers.cpus, num_gpus=int(gpu))(_Actor)
-        actors = [kind.remote(build) for _ in range(workers.actors)]
+        actor_type = ray.remote(num_cpus=workers.cpus, num_gpus=int(device.startswith("cuda")))(_Actor)
+        actors = [actor_type.remote(build) for _ in range(workers.actors)]
         try:
-            yield partial(_there, ray, actors)
+            yield partial(_do_on_actors, ray, actors)
         finally:
             for actor in actors:
                 ray.kill(actor)
@@ -76,51 +131,41 @@ def hired(workers: Workers, build: Callable[[], Callable[[J], D]], device: str) 
 
 
 class _Actor:
-    """A worker elsewhere."""
+    """A worker on a Ray cluster."""
 
-    def __init__(self, build: Callable[[], Callable[[Any], Any]]) -> None:
-        self._do = build()
+    def __init__(self, build: Callable[[], Work[Any, Any]]) -> None:
+        self._work = build()
 
     def ready(self) -> None:
-        """Come back when it is built."""
+        """Returns when the models are loaded."""
 
     def do(self, job: Any) -> Any:
-        """What came out of a job."""
-        return self._do(job)
+        """The result of a job."""
+        return self._work(job, _ignore_share)
 
 
-def _here(built: Callable[[], Callable[[J], D]], jobs: Mapping[str, J]) -> Iterator[tuple[str, D]]:
-    for name, job in jobs.items():
-        try:
-            done = built()(job)
-        except Exception as error:  # whatever a job raises goes on its way, with the job's name
-            error.add_note(f"in {name}")
-            raise
-        yield name, done
-
-
-def _there(ray: Any, actors: list[Any], jobs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every actor has one job at a time, the first as soon as it runs: one without room gets none and holds up nobody."""
-    waiting, left = iter(jobs.items()), len(jobs)
+def _do_on_actors(ray: Any, actors: list[Any], jobs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every actor has one job at a time, the first as soon as it runs: one without room gets none and delays nobody."""
+    waiting, n_left = iter(jobs.items()), len(jobs)
     busy: dict[Any, tuple[Any, str | None]] = {actor.ready.remote(): (actor, None) for actor in actors}
-    while left:
-        (first,), _ = ray.wait(list(busy))
-        actor, name = busy.pop(first)
+    while n_left:
+        (finished,), _ = ray.wait(list(busy))
+        actor, name = busy.pop(finished)
         try:
-            done = ray.get(first)
+            result = ray.get(finished)
         except ray.exceptions.RayError as error:
-            raise WorkersError(f"in {name or 'the start of a worker'}: {error}") from error
+            raise WorkerPoolError(f"in {name or 'the start of a worker'}: {error}") from error
         if (job := next(waiting, None)) is not None:
             busy[actor.do.remote(job[1])] = actor, job[0]
         if name is not None:
-            left -= 1
-            yield name, done
+            n_left -= 1
+            yield name, result
 
 
-def _ray() -> Any:
+def _import_ray() -> Any:
     # started by `uv run`, Ray would copy the project to its actors and build their environment anew; ours share a folder
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     try:
         return importlib.import_module("ray")
     except ModuleNotFoundError as error:
-        raise WorkersError("want Ray for workers of kind ray, got none here; run `uv sync --extra ray`") from error
+        raise WorkerPoolError("want Ray for workers of kind ray, but it is not installed; run `uv sync --extra ray`") from error

@@ -5,118 +5,121 @@ import torch
 from torch.testing import assert_close
 
 from emuedit.models.text_to_image import TextToImageModel
-from emuedit.synthesis.methods.attention_maps import Maps, MapsProcessor, watched
+from emuedit.synthesis.methods.attention_maps import (
+    AttentionMapControl,
+    AttentionMapProcessor,
+    MapEdits,
+    control_attention_maps,
+)
 
 LAYERS: dict[str, dict[str, Any]] = {
     "self": {},
     "cross": {"cross_attention_dim": 6},
-    "cross, normed": {"cross_attention_dim": 6, "cross_attention_norm": "layer_norm"},
-    "queries and keys normed": {"qk_norm": "layer_norm"},
+    "cross with norm": {"cross_attention_dim": 6, "cross_attention_norm": "layer_norm"},
+    "norm of queries and keys": {"qk_norm": "layer_norm"},
     "upcast": {"upcast_attention": True, "cross_attention_dim": 6},
 }
 
 
-def layer(**options: Any) -> Any:
+def attention_layer(**options: Any) -> Any:
     from diffusers.models.attention_processor import Attention
 
     torch.manual_seed(0)
     return Attention(query_dim=8, heads=2, dim_head=4, **options).eval()
 
 
-def states(*shape: int) -> torch.Tensor:
+def random_states(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(5))
 
 
-def told(n: int, first: int = 0) -> Maps:
-    """n rows that want nothing."""
-    maps = Maps()
-    maps.source_row, maps.self_tokens = torch.arange(n), torch.zeros(n, dtype=torch.int64)
-    maps.edited = maps.its_source = torch.zeros(0, dtype=torch.int64)
-    maps.A, maps.own, maps.weight = torch.zeros(0, 5, 5), torch.zeros(0, 5), torch.ones(0, 5)
-    maps.first_text_row, maps.read = first, frozenset()
-    return maps
+def set_control(control: AttentionMapControl, n_rows: int, **settings: Any) -> AttentionMapControl:
+    """Set a control for n rows that edit, record and inject nothing, except for the given settings."""
+    source_row = settings.pop("source_row", torch.arange(n_rows))
+    max_self_tokens = settings.pop("max_self_tokens", torch.zeros(n_rows, dtype=torch.int64))
+    control.set(source_row, max_self_tokens, **({"first_text_row": 0} | settings))
+    return control
 
 
-def heads(one: torch.Tensor) -> torch.Tensor:
-    return one.unflatten(-1, (2, 4)).transpose(-2, -3)
+def split_heads(states: torch.Tensor) -> torch.Tensor:
+    return states.unflatten(-1, (2, 4)).transpose(-2, -3)
 
 
-def probabilities(attn: Any, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-    return (heads(attn.to_q(x)) @ heads(attn.to_k(context)).mT / 2).softmax(-1)
+def attention_map(attn: Any, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    return (split_heads(attn.to_q(x)) @ split_heads(attn.to_k(context)).mT / 2).softmax(-1)
 
 
-def result(attn: Any, P: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-    return attn.to_out[0]((P @ heads(attn.to_v(context))).transpose(-2, -3).flatten(-2))
+def attend(attn: Any, P: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    return attn.to_out[0]((P @ split_heads(attn.to_v(context))).transpose(-2, -3).flatten(-2))
 
 
 @pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS.keys())
 @pytest.mark.parametrize("masked", [False, True])
-def test_whoever_wants_nothing_gets_diffusers_own(options: dict[str, Any], masked: bool) -> None:
-    attn, x = layer(**options), states(2, 6, 8)
-    context = states(2, 5, 6) if "cross_attention_dim" in options else None
+def test_without_edits_the_result_equals_that_of_diffusers(options: dict[str, Any], masked: bool) -> None:
+    attn, x = attention_layer(**options), random_states(2, 6, 8)
+    context = random_states(2, 5, 6) if "cross_attention_dim" in options else None
     n = 6 if context is None else 5
     mask = torch.where(torch.arange(n) == 1, -10000.0, 0.0).expand(2, 1, n) if masked else None
-    want = attn(x, context, attention_mask=mask)
-    attn.set_processor(MapsProcessor(told(2)))
-    assert torch.equal(attn(x, context, attention_mask=mask), want)
+    expected = attn(x, context, attention_mask=mask)
+    attn.set_processor(AttentionMapProcessor(set_control(AttentionMapControl(), 2)))
+    assert torch.equal(attn(x, context, attention_mask=mask), expected)
 
 
-@pytest.mark.parametrize("options", [one for one in LAYERS.values() if "cross_attention_dim" in one])
+@pytest.mark.parametrize("options", [options for options in LAYERS.values() if "cross_attention_dim" in options])
 @pytest.mark.parametrize("masked", [False, True])
-def test_maps_made_in_full_attend_as_diffusers_does(options: dict[str, Any], masked: bool) -> None:
-    attn, x, context = layer(**options), states(3, 6, 8), states(3, 5, 6)
+def test_attention_with_explicit_maps_agrees_with_diffusers(options: dict[str, Any], masked: bool) -> None:
+    attn, x, context = attention_layer(**options), random_states(3, 6, 8), random_states(3, 5, 6)
     mask = torch.where(torch.arange(5) == 1, -10000.0, 0.0).expand(3, 1, 5) if masked else None
-    want, maps = attn(x, context, attention_mask=mask), told(3, first=1)
-    maps.read = frozenset({6})
-    attn.set_processor(MapsProcessor(maps))
-    assert_close(attn(x, context, attention_mask=mask), want, rtol=1e-5, atol=1e-6)
-    assert maps.seen(6).shape == (2, 6, 5)
-    assert_close(maps.seen(6).sum(-1), torch.ones(2, 6))
+    expected = attn(x, context, attention_mask=mask)
+    control = set_control(AttentionMapControl(), 3, first_text_row=1, recorded_sizes=frozenset({6}))
+    attn.set_processor(AttentionMapProcessor(control))
+    assert_close(attn(x, context, attention_mask=mask), expected, rtol=1e-5, atol=1e-6)
+    assert control.mean_map(6).shape == (2, 6, 5)
+    assert_close(control.mean_map(6).sum(-1), torch.ones(2, 6))
 
 
-def test_edited_maps_are_the_papers_formula() -> None:
-    attn, x, context = layer(cross_attention_dim=6), states(4, 6, 8), states(4, 5, 6)  # two rows without text, two with
-    plain, maps = attn(x, context), told(4, first=2)
-    maps.edited, maps.its_source, maps.read = torch.tensor([3]), torch.tensor([2]), frozenset({6})
-    maps.A, maps.own, maps.weight = states(1, 5, 5).abs(), states(1, 5).abs(), states(1, 5).abs() + 1
-    attn.set_processor(MapsProcessor(maps))
-    got = attn(x, context)
-    assert_close(got[:3], plain[:3], rtol=1e-5, atol=1e-6)
-    P_s, P_t = (probabilities(attn, x[row], context[row]) for row in (2, 3))
-    P = (P_s @ maps.A[0] + P_t * maps.own[0]) * maps.weight[0]
-    assert_close(got[3], result(attn, P, context[3]), rtol=1e-4, atol=1e-6)
-    assert_close(maps.seen(6), torch.stack([P_s, P_t]).mean(1), rtol=1e-5, atol=1e-6)  # as they were before the edit
+def test_edited_maps_follow_the_formula_of_the_paper() -> None:
+    attn, x, context = attention_layer(cross_attention_dim=6), random_states(4, 6, 8), random_states(4, 5, 6)
+    unedited = attn(x, context)  # two rows without text, then two rows with text
+    A, target_weight, token_weight = (random_states(1, 5, 5).abs(), random_states(1, 5).abs(), random_states(1, 5).abs() + 1)
+    edits = MapEdits(torch.tensor([3]), torch.tensor([2]), A, target_weight, token_weight)
+    control = set_control(AttentionMapControl(), 4, first_text_row=2, recorded_sizes=frozenset({6}), map_edits=edits)
+    attn.set_processor(AttentionMapProcessor(control))
+    edited = attn(x, context)
+    assert_close(edited[:3], unedited[:3], rtol=1e-5, atol=1e-6)
+    P_s, P_t = (attention_map(attn, x[row], context[row]) for row in (2, 3))
+    P = (P_s @ A[0] + P_t * target_weight[0]) * token_weight[0]
+    assert_close(edited[3], attend(attn, P, context[3]), rtol=1e-4, atol=1e-6)
+    assert_close(control.mean_map(6), torch.stack([P_s, P_t]).mean(1), rtol=1e-5, atol=1e-6)  # recorded before the edit
 
 
-def test_maps_are_averaged_over_layers_and_steps() -> None:
-    attn, x, context = layer(cross_attention_dim=6), states(2, 6, 8), states(2, 5, 6)
-    maps = told(2)
-    maps.read = frozenset({6})
-    attn.set_processor(MapsProcessor(maps))
-    both = []
+def test_recorded_maps_are_averaged_over_layers_and_steps() -> None:
+    attn, x, context = attention_layer(cross_attention_dim=6), random_states(2, 6, 8), random_states(2, 5, 6)
+    control = set_control(AttentionMapControl(), 2, recorded_sizes=frozenset({6}))
+    attn.set_processor(AttentionMapProcessor(control))
+    maps = []
     for factor in (1.0, -2.0):
         attn(factor * x, context)
-        both.append(probabilities(attn, factor * x, context).mean(1))
-    assert_close(maps.seen(6), torch.stack(both).mean(0), rtol=1e-5, atol=1e-6)
+        maps.append(attention_map(attn, factor * x, context).mean(1))
+    assert_close(control.mean_map(6), torch.stack(maps).mean(0), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match=r"layers of 9 tokens, got those of \[6\]"):
-        maps.seen(9)
+        control.mean_map(9)
 
 
-def test_self_attention_is_taken_in_small_layers_only() -> None:
-    attn, x = layer(), states(3, 6, 8)
-    plain, maps = attn(x), told(3)
-    maps.source_row, maps.self_tokens = torch.tensor([0, 0, 0]), torch.tensor([0, 6, 5])
-    attn.set_processor(MapsProcessor(maps))
-    got = attn(x)
-    assert torch.equal(got[[0, 2]], plain[[0, 2]])
-    assert_close(got[1], result(attn, probabilities(attn, x[0], x[0]), x[1]), rtol=1e-5, atol=1e-6)
+def test_self_attention_is_injected_in_small_layers_only() -> None:
+    attn, x = attention_layer(), random_states(3, 6, 8)
+    expected = attn(x)
+    settings = {"source_row": torch.tensor([0, 0, 0]), "max_self_tokens": torch.tensor([0, 6, 5])}
+    attn.set_processor(AttentionMapProcessor(set_control(AttentionMapControl(), 3, **settings)))
+    out = attn(x)
+    assert torch.equal(out[[0, 2]], expected[[0, 2]])
+    assert_close(out[1], attend(attn, attention_map(attn, x[0], x[0]), x[1]), rtol=1e-5, atol=1e-6)
 
 
-def test_the_unet_gets_its_processors_back_and_adapters_are_named(base_model: TextToImageModel) -> None:
+def test_processors_are_restored_and_adapters_are_refused(base_model: TextToImageModel) -> None:
     before = base_model.unet.attn_processors
-    with watched(base_model.unet):
-        assert all(isinstance(one, MapsProcessor) for one in base_model.unet.attn_processors.values())
-    assert {name: id(one) for name, one in base_model.unet.attn_processors.items()} == {n: id(p) for n, p in before.items()}
+    with control_attention_maps(base_model.unet):
+        assert all(isinstance(processor, AttentionMapProcessor) for processor in base_model.unet.attn_processors.values())
+    assert {name: id(p) for name, p in base_model.unet.attn_processors.items()} == {name: id(p) for name, p in before.items()}
 
     class Adapter:
         def __call__(self, attn: Any, hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
@@ -124,14 +127,14 @@ def test_the_unet_gets_its_processors_back_and_adapters_are_named(base_model: Te
 
     try:
         base_model.unet.set_attn_processor(Adapter())
-        with pytest.raises(ValueError, match=r"plain attention.*\['Adapter'\]"), watched(base_model.unet):
+        with pytest.raises(ValueError, match=r"plain attention.*\['Adapter'\]"), control_attention_maps(base_model.unet):
             pass
     finally:
         base_model.unet.set_attn_processor(dict(before))
 
 
-def test_attention_over_channels_is_refused() -> None:
-    attn = layer(norm_num_groups=4, residual_connection=True)
-    attn.set_processor(MapsProcessor(told(2)))
+def test_attention_over_feature_maps_is_refused() -> None:
+    attn = attention_layer(norm_num_groups=4, residual_connection=True)
+    attn.set_processor(AttentionMapProcessor(set_control(AttentionMapControl(), 2)))
     with pytest.raises(ValueError, match="over rows of tokens"):
-        attn(states(2, 8, 3, 2))
+        attn(random_states(2, 8, 3, 2))

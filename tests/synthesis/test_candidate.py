@@ -48,7 +48,7 @@ def test_a_mask_that_is_asked_of_the_painter_needs_no_detector(monkeypatch: pyte
         assert not queries
         return {}
 
-    monkeypatch.setattr(masks, "find", find)
+    monkeypatch.setattr(masks, "locate_objects", find)
     (pair,), (drop,) = make([instruction(BLUE, None), instruction(STAR, "red star")], both=False)
     assert pair.target_caption == BLUE
     assert pair.recipe["mask"]["noise_difference"] == {"strength": 0.5, "n_noises": 2, "threshold": 0.5}

@@ -5,151 +5,152 @@ import pytest
 import torch
 
 from emuedit.models.detector import Detections
-from emuedit.synthesis import pair_scores as scores
-from emuedit.synthesis.pair_scores import Edit, Scorers
+from emuedit.synthesis import pair_scores
+from emuedit.synthesis.pair_scores import ScoredEdit, Scorers
 
-WORDS = {"red": [1.0, 0, 0], "green": [0, 1.0, 0], "blue": [0, 0, 1.0]}
+COLOURS = {"red": [1.0, 0, 0], "green": [0, 1.0, 0], "blue": [0, 0, 1.0]}
 
 
-class Eye:
-    """Sees the mean colour of a picture, and reads a text as a colour."""
+class FakeEncoder:
+    """Embeds an image as its mean colour and a text as the colour that it names. Depth is the red channel."""
 
     def __init__(self) -> None:
-        self.calls = 0
+        self.n_calls = 0
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
+        self.n_calls += 1
         return torch.nn.functional.normalize((images + 1).mean((2, 3)) + 1e-3, dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        return torch.tensor([WORDS[text] for text in texts])
+        return torch.tensor([COLOURS[text] for text in texts])
 
     def depth(self, images: torch.Tensor) -> torch.Tensor:
         return (images[:, 0] + 1) / 2
 
 
-class Finder:
-    """Finds a phrase as well as the picture has its colour."""
+class FakeDetector:
+    """Detects a colour with the colour's share of the image as its score."""
 
     def detect(
         self, images: torch.Tensor, phrases: Sequence[Sequence[str]], threshold: float, nms_iou: float
     ) -> list[Detections]:
-        found = []
-        for image, asked in zip(images, phrases, strict=True):
-            seen = torch.stack([((image[list(WORDS).index(phrase)] + 1) / 2) for phrase in asked])  # [N, H, W]
-            scores, which = seen.mean((1, 2)).sort(descending=True)
-            boxes = torch.stack([self.around(seen[k] > 0) for k in which])
-            some = scores > 0
-            found.append(Detections(boxes[some], scores[some], which[some]))
-        return found
+        detections = []
+        for image, image_phrases in zip(images, phrases, strict=True):
+            channels = torch.stack([((image[list(COLOURS).index(phrase)] + 1) / 2) for phrase in image_phrases])  # [N, H, W]
+            scores, order = channels.mean((1, 2)).sort(descending=True)
+            boxes = torch.stack([self.bounding_box(channels[k] > 0) for k in order])
+            detected = scores > 0
+            detections.append(Detections(boxes[detected], scores[detected], order[detected]))
+        return detections
 
-    def around(self, here: torch.Tensor) -> torch.Tensor:
-        y, x = here.nonzero(as_tuple=True)
+    def bounding_box(self, mask: torch.Tensor) -> torch.Tensor:
+        y, x = mask.nonzero(as_tuple=True)
         return torch.tensor([x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else [0] * 4, dtype=torch.float32)
 
 
 @pytest.fixture
-def judges() -> Any:
-    eye: Any = Eye()
-    finder: Any = Finder()
-    return Scorers(eye, eye, eye, finder)
+def scorers() -> Any:
+    encoder: Any = FakeEncoder()
+    detector: Any = FakeDetector()
+    return Scorers(encoder, encoder, encoder, detector)
 
 
-def pictures() -> torch.Tensor:
-    """Red; red with its left half green."""
+def two_images() -> torch.Tensor:
+    """A red image, and a red image whose left half is green."""
     red = torch.tensor([1.0, -1, -1])[:, None, None].expand(3, 4, 6).clone()
-    half = red.clone()
-    half[:, :, :3] = torch.tensor([-1.0, 1, -1])[:, None, None]
-    return torch.stack([red, half])
+    half_green = red.clone()
+    half_green[:, :, :3] = torch.tensor([-1.0, 1, -1])[:, None, None]
+    return torch.stack([red, half_green])
 
 
-def edit(source: int = 0, target: int = 1, **changes: Any) -> Edit:
+def make_edit(source: int = 0, target: int = 1, **changes: Any) -> ScoredEdit:
     M = torch.zeros(1, 4, 6)
     M[..., :2] = 1
     M[..., 2] = 0.5
-    how: dict[str, Any] = {"M": M, "source_caption": "red", "target_caption": "green"}
-    return Edit(source, target, **(how | {"source_object": "red", "target_object": "green"} | changes))
+    fields: dict[str, Any] = {"M": M, "source_caption": "red", "target_caption": "green"}
+    return ScoredEdit(source, target, **(fields | {"source_object": "red", "target_object": "green"} | changes))
 
 
-def test_numbers_of_a_known_edit(judges: Scorers) -> None:
-    (got,) = scores.raw(pictures(), [edit()], judges, batch=8)
-    assert got["mask_area"] == pytest.approx(2.5 / 6)
-    # two of three channels turn round over the left three columns: 2/3 there
-    assert got["l1_inside"] == pytest.approx(2 / 3)
-    assert got["l1_outside"] == pytest.approx((0.5 * 2 / 3) / 3.5)
-    assert got["depth_l1"] == pytest.approx(0.5)
-    assert got["present_source"] == pytest.approx(0.5)
-    assert got["present_target"] == pytest.approx(0.5)
-    assert got["found_source"] == 1
-    assert got["left_inside"] is None
-    assert got["clip_direction"] is not None
-    assert got["clip_direction"] > 0.9
-    assert got["clip_source"] == pytest.approx(1, abs=1e-3)
-    assert got["clip_target"] == pytest.approx(0.5**0.5, abs=1e-2)
-    assert got["shift_px"] is None  # one colour: it may have moved anywhere
+def test_scores_of_a_known_edit(scorers: Scorers) -> None:
+    (scores,) = pair_scores.score_pairs(two_images(), [make_edit()], scorers, batch=8)
+    assert scores["mask_area"] == pytest.approx(2.5 / 6)
+    # two of three channels are inverted in the left three columns: 2/3 there
+    assert scores["l1_inside"] == pytest.approx(2 / 3)
+    assert scores["l1_outside"] == pytest.approx((0.5 * 2 / 3) / 3.5)
+    assert scores["depth_l1"] == pytest.approx(0.5)
+    assert scores["present_source"] == pytest.approx(0.5)
+    assert scores["present_target"] == pytest.approx(0.5)
+    assert scores["found_source"] == 1
+    assert scores["left_inside"] is None
+    assert scores["clip_direction"] is not None
+    assert scores["clip_direction"] > 0.9
+    assert scores["clip_source"] == pytest.approx(1, abs=1e-3)
+    assert scores["clip_target"] == pytest.approx(0.5**0.5, abs=1e-2)
+    assert scores["shift_px"] is None  # an image of one colour has no defined shift
 
 
-def test_a_shift_counts_outside_of_the_mask(judges: Scorers) -> None:
+def test_the_shift_is_measured_outside_the_mask(scorers: Scorers) -> None:
     y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
-    still, moved = (torch.stack([torch.sin(0.7 * (x - d)), torch.cos(0.6 * (y + d)), x * 0]) for d in (0.0, 0.3))
+    source, shifted = (torch.stack([torch.sin(0.7 * (x - d)), torch.cos(0.6 * (y + d)), x * 0]) for d in (0.0, 0.3))
     M = torch.zeros(1, 32, 32)
     M[:, 8:20, 8:20] = 1
-    moved[:, 8:20, 8:20] = 0.5
-    (got,) = scores.raw(torch.stack([still, moved]), [edit(M=M)], judges, batch=8)
-    assert got["shift_px"] == pytest.approx(0.3 * 2**0.5, abs=0.01)
+    shifted[:, 8:20, 8:20] = 0.5
+    (scores,) = pair_scores.score_pairs(torch.stack([source, shifted]), [make_edit(M=M)], scorers, batch=8)
+    assert scores["shift_px"] == pytest.approx(0.3 * 2**0.5, abs=0.01)
 
 
-def test_doing_nothing_scores_as_nothing(judges: Scorers) -> None:
-    (got,) = scores.raw(pictures(), [edit(target=0)], judges, batch=8)
-    assert got["clip_direction"] is None  # an untouched picture has no direction
-    assert got["l1_inside"] == got["l1_outside"] == got["depth_l1"] == 0
-    assert got["clip_image"] == pytest.approx(1)
-    assert got["dino"] == pytest.approx(1)
-    assert got["present_target"] == 0
+def test_scores_of_an_unchanged_image(scorers: Scorers) -> None:
+    (scores,) = pair_scores.score_pairs(two_images(), [make_edit(target=0)], scorers, batch=8)
+    assert scores["clip_direction"] is None  # an unchanged image has no direction
+    assert scores["l1_inside"] == scores["l1_outside"] == scores["depth_l1"] == 0
+    assert scores["clip_image"] == pytest.approx(1)
+    assert scores["dino"] == pytest.approx(1)
+    assert scores["present_target"] == 0
 
 
-def test_undefined_is_none(judges: Scorers) -> None:
-    whole, bare, kept = scores.raw(
-        pictures(),
+def test_undefined_scores_are_none(scorers: Scorers) -> None:
+    full_mask, no_mask, three_objects = pair_scores.score_pairs(
+        two_images(),
         [
-            edit(M=torch.ones(1, 4, 6)),
-            edit(M=None, source_object=None, target_object="", target_caption="red"),
-            edit(source_object="red, green, blue"),
+            make_edit(M=torch.ones(1, 4, 6)),
+            make_edit(M=None, source_object=None, target_object="", target_caption="red"),
+            make_edit(source_object="red, green, blue"),
         ],
-        judges,
+        scorers,
         batch=1,
     )
-    assert whole["l1_outside"] is None
-    assert bare["l1_inside"] is bare["l1_outside"] is bare["mask_area"] is None
-    assert bare["present_source"] is bare["present_target"] is bare["clip_direction"] is None
-    assert kept["present_source"] == 0  # the worst of those that must stay
-    assert set(whole) == set(bare)
+    assert full_mask["l1_outside"] is None
+    assert no_mask["l1_inside"] is no_mask["l1_outside"] is no_mask["mask_area"] is None
+    assert no_mask["present_source"] is no_mask["present_target"] is no_mask["clip_direction"] is None
+    assert three_objects["present_source"] == 0  # the lowest score of the three objects
+    assert set(full_mask) == set(no_mask)
 
 
-def test_each_judge_sees_a_picture_once(judges: Scorers) -> None:
-    eye: Any = judges.clip
-    scores.raw(pictures(), [edit(), edit(1, 0), edit()], judges, batch=2)
-    assert eye.calls == 2  # as clip and as dino
-    assert scores.raw(pictures(), [], judges, batch=2) == []
+def test_every_image_is_embedded_once(scorers: Scorers) -> None:
+    encoder: Any = scorers.clip
+    pair_scores.score_pairs(two_images(), [make_edit(), make_edit(1, 0), make_edit()], scorers, batch=2)
+    assert encoder.n_calls == 2  # once as CLIP and once as DINO
+    assert pair_scores.score_pairs(two_images(), [], scorers, batch=2) == []
 
 
-def test_what_is_left_where_nothing_should_be(judges: Scorers) -> None:
-    """Green stands left, red right; M lies left."""
-    after, before, elsewhere = scores.raw(
-        pictures(),
+def test_left_inside_scores_what_remains_in_the_vacant_image(scorers: Scorers) -> None:
+    """Image 1 is green on the left and red on the right; M covers the left."""
+    removal, addition, empty_mask = pair_scores.score_pairs(
+        two_images(),
         [
-            edit(target_object=None, vacant=1),  # nothing should be left of the red thing, but something green is
-            edit(0, 1, source_object=None, target_object="green", vacant=0),  # built backwards: red covers the middle of M
-            edit(target_object=None, vacant=1, M=torch.zeros(1, 4, 6)),
+            make_edit(target_object=None, vacant=1),  # the red object was removed, but something green is inside M
+            make_edit(0, 1, source_object=None, target_object="green", vacant=0),  # the centre of red is outside M
+            make_edit(target_object=None, vacant=1, M=torch.zeros(1, 4, 6)),
         ],
-        judges,
+        scorers,
         batch=2,
     )
-    assert after["left_inside"] == pytest.approx(0.5)
-    assert before["left_inside"] == 0  # the only box has its centre where M is 0
-    assert elsewhere["left_inside"] == 0
+    assert removal["left_inside"] == pytest.approx(0.5)
+    assert addition["left_inside"] == 0  # the only box has its centre where M is 0
+    assert empty_mask["left_inside"] == 0
 
 
-def test_pieces_of_a_caption_are_what_it_may_name() -> None:
-    said = "a big red star on the left, a blue ring and a person with arms up, a blue ring in the sand"
-    assert scores.named(said) == ["a big red star", "the left", "a blue ring", "a person", "arms up", "the sand"]
+def test_caption_phrases_are_the_parts_that_may_name_objects() -> None:
+    caption = "a big red star on the left, a blue ring and a person with arms up, a blue ring in the sand"
+    phrases = ["a big red star", "the left", "a blue ring", "a person", "arms up", "the sand"]
+    assert pair_scores.caption_phrases(caption) == phrases

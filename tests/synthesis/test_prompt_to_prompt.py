@@ -6,131 +6,135 @@ import torch
 from torch.testing import assert_close
 
 from emuedit.models.text_to_image import TextToImageModel
+from emuedit.synthesis.methods.caption_alignment import CaptionTokens, map_tokens
+from emuedit.synthesis.methods.local_blend import attention_region
 from emuedit.synthesis.methods.prompt_to_prompt import (
-    EVERYWHERE,
-    Blend,
-    Edit,
+    ALL_LAYERS,
+    LocalBlend,
     PromptToPrompt,
-    Words,
-    blended,
+    PromptToPromptEdit,
     instruct_pix2pix,
-    mapping,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 
-FIRST, SEEDS = ["a red star on grass", "two blue rings"], [3, 4]
-FREE = Edit(0, "a blue star on grass", 0.0, 0.0, EVERYWHERE, 3.0)
-BLEND = Blend(16, 0.3, 0.25)
+CAPTIONS, SEEDS = ["a red star on grass", "two blue rings"], [3, 4]
+PLAIN_EDIT = PromptToPromptEdit(0, "a blue star on grass", 0.0, 0.0, ALL_LAYERS, 3.0)
+BLEND = LocalBlend(16, 0.3, 0.25)
 
 
-def generate(base_model: TextToImageModel, *edits: Edit, guidance: float = 3.0, **how: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return PromptToPrompt(base_model, 4, **how).generate(FIRST, SEEDS, [guidance] * 2, edits)
+def generate(
+    base_model: TextToImageModel, *edits: PromptToPromptEdit, guidance_scale: float = 3.0, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return PromptToPrompt(base_model, 4, **options).generate(CAPTIONS, SEEDS, [guidance_scale] * 2, edits)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_without_control_it_paints_as_the_painter_does_bit_for_bit(base_model: TextToImageModel, guidance: float) -> None:
-    other = replace(FREE, source=1, caption="two red CD rings", guidance=guidance)
-    z = torch.cat(generate(base_model, replace(FREE, guidance=guidance), other, guidance=guidance))
-    want = base_model.generate([*FIRST, FREE.caption, other.caption], [*SEEDS, *SEEDS], steps=4, guidance=guidance)
-    assert torch.equal(base_model.decode(z), want)
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_without_control_it_equals_plain_generation_bit_for_bit(base_model: TextToImageModel, guidance_scale: float) -> None:
+    edit = replace(PLAIN_EDIT, guidance_scale=guidance_scale)
+    other_edit = replace(edit, source=1, caption="two red CD rings")
+    z = torch.cat(generate(base_model, edit, other_edit, guidance_scale=guidance_scale))
+    captions = [*CAPTIONS, edit.caption, other_edit.caption]
+    expected = base_model.generate(captions, [*SEEDS, *SEEDS], steps=4, guidance_scale=guidance_scale)
+    assert torch.equal(base_model.decode(z), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("null_too", [False, True])
-def test_its_own_caption_under_all_of_its_attention_is_the_source_bit_for_bit(
+def test_an_unchanged_caption_under_full_control_gives_the_source_bit_for_bit(
     base_model: TextToImageModel, dtype: torch.dtype, null_too: bool
 ) -> None:
-    same = [replace(FREE, source=g, caption=caption, cross_fraction=1.0, self_fraction=1.0, null_too=null_too, blend=BLEND)
-            for g, caption in enumerate(FIRST)]  # fmt: skip
-    sources, edits = generate(base_model, *same, dtype=dtype)
+    controlled = replace(PLAIN_EDIT, cross_fraction=1.0, self_fraction=1.0, null_too=null_too, blend=BLEND)
+    unchanged = [replace(controlled, source=g, caption=caption) for g, caption in enumerate(CAPTIONS)]
+    sources, edits = generate(base_model, *unchanged, dtype=dtype)
     assert torch.equal(edits, sources)
 
 
-def test_sources_do_not_see_their_edits(base_model: TextToImageModel) -> None:
+def test_sources_do_not_depend_on_their_edits(base_model: TextToImageModel) -> None:
     alone, _ = generate(base_model)
-    beside, _ = generate(base_model, replace(FREE, cross_fraction=0.8, self_fraction=0.4, blend=BLEND), replace(FREE, source=1))
-    assert_close(beside, alone, rtol=0, atol=1e-4)
+    edits = [replace(PLAIN_EDIT, cross_fraction=0.8, self_fraction=0.4, blend=BLEND), replace(PLAIN_EDIT, source=1)]
+    with_edits, _ = generate(base_model, *edits)
+    assert_close(with_edits, alone, rtol=0, atol=1e-4)
 
 
-def test_every_control_draws_the_edit_nearer_to_its_source_or_moves_it(base_model: TextToImageModel) -> None:
-    free = generate(base_model, FREE)[1][0]
-    kinds = {"cross_fraction": 1.0, "self_fraction": 1.0}
-    for name, value in kinds.items():
-        one = generate(base_model, replace(FREE, **{name: value}))[1][0]
-        half = generate(base_model, replace(FREE, **{name: value / 2}))[1][0]
-        assert (one - free).abs().max() > 1e-4, name
-        assert (half - one).abs().max() > 1e-5, name
-    small = generate(base_model, replace(FREE, self_fraction=1.0, self_tokens=1))[1][0]
-    assert_close(small, free, rtol=0, atol=1e-5)
+def test_every_control_changes_the_edit(base_model: TextToImageModel) -> None:
+    plain = generate(base_model, PLAIN_EDIT)[1][0]
+    for name in ("cross_fraction", "self_fraction"):
+        all_steps = generate(base_model, replace(PLAIN_EDIT, **{name: 1.0}))[1][0]
+        half_of_steps = generate(base_model, replace(PLAIN_EDIT, **{name: 0.5}))[1][0]
+        assert (all_steps - plain).abs().max() > 1e-4, name
+        assert (half_of_steps - all_steps).abs().max() > 1e-5, name
+    smallest_layers = generate(base_model, replace(PLAIN_EDIT, self_fraction=1.0, self_tokens=1))[1][0]
+    assert_close(smallest_layers, plain, rtol=0, atol=1e-5)
 
 
-def test_reweighting_moves_the_edit_and_factor_one_does_not(base_model: TextToImageModel) -> None:
-    plain = replace(FREE, cross_fraction=1.0)
-    _, (some, one, more) = generate(
-        base_model, plain, replace(plain, weights={"blue": 1.0}), replace(plain, weights={"blue": 4.0})
-    )
-    assert_close(some, one, rtol=0, atol=1e-5)
-    assert (some - more).abs().max() > 1e-4
+def test_reweighting_changes_the_edit_and_factor_one_does_not(base_model: TextToImageModel) -> None:
+    unweighted = replace(PLAIN_EDIT, cross_fraction=1.0)
+    weighted = [replace(unweighted, weights={"blue": factor}) for factor in (1.0, 4.0)]
+    _, (z, z_factor_one, z_factor_four) = generate(base_model, unweighted, *weighted)
+    assert_close(z, z_factor_one, rtol=0, atol=1e-5)
+    assert (z - z_factor_four).abs().max() > 1e-4
 
 
-def test_neighbours_do_not_matter(base_model: TextToImageModel) -> None:
-    wanted = [
-        replace(FREE, cross_fraction=0.8, self_fraction=0.4, blend=BLEND),
-        replace(FREE, source=1, caption="two blue and red rings", cross_fraction=0.5, self_tokens=16, guidance=5.0),
+def test_edits_do_not_depend_on_other_edits_of_the_batch(base_model: TextToImageModel) -> None:
+    edits = [
+        replace(PLAIN_EDIT, cross_fraction=0.8, self_fraction=0.4, blend=BLEND),
+        replace(PLAIN_EDIT, source=1, caption="two blue and red rings", cross_fraction=0.5, self_tokens=16, guidance_scale=5.0),
         instruct_pix2pix(0, "a green thing", 0.5, 2.0),
     ]
-    together = generate(base_model, *wanted)[1]
-    alone = torch.cat([generate(base_model, one)[1] for one in wanted])
+    together = generate(base_model, *edits)[1]
+    alone = torch.cat([generate(base_model, edit)[1] for edit in edits])
     assert_close(together, alone, rtol=0, atol=1e-4)
 
 
-def test_local_blend_keeps_the_source_outside_of_the_words(base_model: TextToImageModel) -> None:
-    sources, (edit, nowhere) = generate(base_model, replace(FREE, blend=replace(BLEND, threshold=0.995, start=0.0)),
-                                     replace(FREE, blend=replace(BLEND, threshold=1.0, start=0.0)))  # fmt: skip
-    assert torch.equal(nowhere, sources[0])
-    kept = (edit == sources[0]).all(0)  # [h, w]
-    assert kept.any()
-    assert not kept.all()
+def test_local_blend_keeps_the_source_away_from_the_changed_words(base_model: TextToImageModel) -> None:
+    thresholds = (0.995, 1.0)
+    edits = [replace(PLAIN_EDIT, blend=replace(BLEND, threshold=threshold, start=0.0)) for threshold in thresholds]
+    sources, (local_edit, empty_edit) = generate(base_model, *edits)
+    assert torch.equal(empty_edit, sources[0])
+    preserved = (local_edit == sources[0]).all(0)  # [h, w]
+    assert preserved.any()
+    assert not preserved.all()
 
 
-def test_a_large_place_in_a_map_is_its_maximum_and_what_touches_it() -> None:
+def test_the_attention_region_is_the_maximum_and_its_neighbours() -> None:
     P = torch.zeros(16)
     P[5], P[15] = 1.0, 0.2
-    got = blended(P, (8, 8), 0.3)[0, 0]
-    want = torch.zeros(8, 8, dtype=torch.bool)
-    want[:6, :6] = True
-    assert torch.equal(got, want)
+    region = attention_region(P, (8, 8), 0.3)
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[:6, :6] = True
+    assert torch.equal(region, expected)
 
 
-def test_chance_of_the_steps_is_shared(painted_by: Any) -> None:
+def test_the_noise_of_the_steps_is_that_of_the_source(painted_by: Any) -> None:
     from diffusers import EulerAncestralDiscreteScheduler
 
     base_model = painted_by("sd15", EulerAncestralDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1))
-    sources, edits = generate(base_model, replace(FREE, caption=FIRST[0]))
+    sources, edits = generate(base_model, replace(PLAIN_EDIT, caption=CAPTIONS[0]))
     assert_close(edits[0], sources[0], rtol=0, atol=1e-3)
 
 
-def test_captions_choose_between_replacing_and_refining(base_model: TextToImageModel) -> None:
-    a, b, c = (Words.of(base_model.tokenizer, text) for text in ("a red star", "a BLUE star", "a big red star"))
-    assert b.lengths == [1, 4, 1]
-    swap, added = mapping(a, b, 12), mapping(a, c, 12)
-    assert swap.A[2, 2:6].tolist() == [0.25] * 4
-    assert not swap.own.any()
-    assert added.own.nonzero().tolist() == [[2]]
-    assert b.at([1], 12).nonzero().flatten().tolist() == [2, 3, 4, 5]
+def test_the_number_of_words_decides_between_replace_and_refine(base_model: TextToImageModel) -> None:
+    captions = ("a red star", "a BLUE star", "a big red star")
+    source, swapped, longer = (CaptionTokens.from_caption(base_model.tokenizer, caption) for caption in captions)
+    assert swapped.lengths == [1, 4, 1]
+    replacement, refinement = map_tokens(source, swapped, 12), map_tokens(source, longer, 12)
+    assert replacement.A[2, 2:6].tolist() == [0.25] * 4
+    assert not replacement.target_weight.any()
+    assert refinement.target_weight.nonzero().tolist() == [[2]]
+    assert swapped.token_mask([1], 12).nonzero().flatten().tolist() == [2, 3, 4, 5]
 
 
-def test_wrong_wishes_are_named(base_model: TextToImageModel) -> None:
+def test_wrong_arguments_are_refused(base_model: TextToImageModel) -> None:
     with pytest.raises(ValueError, match=r"fractions of the steps must lie in \[0, 1\], got \[1.5\]"):
-        generate(base_model, replace(FREE, cross_fraction=1.5))
+        replace(PLAIN_EDIT, cross_fraction=1.5)
     with pytest.raises(ValueError, match="to reweight, got 'green'"):
-        generate(base_model, replace(FREE, cross_fraction=1.0, weights={"green": 2.0}))
+        generate(base_model, replace(PLAIN_EDIT, cross_fraction=1.0, weights={"green": 2.0}))
     with pytest.raises(ValueError, match="a cross_fraction above 0"):
-        generate(base_model, replace(FREE, weights={"blue": 2.0}))
+        replace(PLAIN_EDIT, weights={"blue": 2.0})
     with pytest.raises(ValueError, match=r"at most 12 tokens.*got 14"):
-        generate(base_model, replace(FREE, cross_fraction=1.0, caption="a " * 12))
+        generate(base_model, replace(PLAIN_EDIT, cross_fraction=1.0, caption="a " * 12))
     with pytest.raises(ValueError, match="got 2, 1 and 2"):
-        PromptToPrompt(base_model, 4).generate(FIRST, [1], [3.0] * 2, [])
+        PromptToPrompt(base_model, 4).generate(CAPTIONS, [1], [3.0] * 2, [])
     with pytest.raises(ValueError, match="layers of 9 tokens"):
-        generate(base_model, replace(FREE, blend=replace(BLEND, n_tokens=9)))
+        generate(base_model, replace(PLAIN_EDIT, blend=replace(BLEND, n_tokens=9)))

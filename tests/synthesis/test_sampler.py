@@ -31,7 +31,7 @@ def started(base_model: TextToImageModel, steps: int = 4, **how: Any) -> tuple[S
 def test_sources_are_what_the_painter_paints(base_model: TextToImageModel) -> None:
     _, trajectory = started(base_model)
     assert trajectory.z.shape[:2] == (5, 2)
-    assert torch.equal(base_model.decode(trajectory.z[-1]), base_model.generate(FIRST, SEEDS, steps=4, guidance=3.0))
+    assert torch.equal(base_model.decode(trajectory.z[-1]), base_model.generate(FIRST, SEEDS, steps=4, guidance_scale=3.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -51,14 +51,14 @@ def test_a_full_mask_paints_the_second_caption_bit_for_bit(base_model: TextToIma
     sampler, trajectory = started(base_model)
     wanted = [FREE, replace(FREE, source=1, caption="a green cross")]
     got = base_model.decode(sampler.variants(trajectory, wanted))
-    assert torch.equal(got, base_model.generate([one.caption for one in wanted], SEEDS, steps=4, guidance=3.0))
+    assert torch.equal(got, base_model.generate([one.caption for one in wanted], SEEDS, steps=4, guidance_scale=3.0))
 
 
 def test_each_row_has_its_own_guidance(base_model: TextToImageModel) -> None:
     sampler, trajectory = started(base_model)
-    got = base_model.decode(sampler.variants(trajectory, [replace(FREE, guidance=1.0), replace(FREE, guidance=6.0)]))
+    got = base_model.decode(sampler.variants(trajectory, [replace(FREE, guidance_scale=1.0), replace(FREE, guidance_scale=6.0)]))
     for image, guidance in zip(got, (1.0, 6.0), strict=True):
-        want = base_model.generate([FREE.caption], SEEDS[:1], steps=4, guidance=guidance)[0]
+        want = base_model.generate([FREE.caption], SEEDS[:1], steps=4, guidance_scale=guidance)[0]
         assert_close(image, want, rtol=0, atol=1e-4)
     assert (got[0] - got[1]).abs().max() > 1e-3
 
@@ -131,7 +131,7 @@ def test_candidates_see_their_sources_noise(painted_by: Any) -> None:
 
     base_model = painted_by("toy", EulerAncestralDiscreteScheduler(beta_schedule="scaled_linear"))
     sampler, trajectory = started(base_model)
-    assert torch.equal(base_model.decode(trajectory.z[-1]), base_model.generate(FIRST, SEEDS, steps=4, guidance=3.0))
+    assert torch.equal(base_model.decode(trajectory.z[-1]), base_model.generate(FIRST, SEEDS, steps=4, guidance_scale=3.0))
     nothing = torch.zeros(1, 16, 16)
     wanted = [replace(FREE, M=nothing, source=g, source_fraction=s) for g, s in ((0, 0.0), (0, 0.5), (1, 0.25))]
     assert torch.equal(sampler.variants(trajectory, wanted), trajectory.z[-1][[0, 0, 1]])

@@ -1,1 +1,1 @@
-"""Published editing methods, written for the same base models: candidates beside ours, and baselines to compare with."""
+"""Published editing methods, for the same base models: additional candidates, and baselines to compare with."""

@@ -1,102 +1,149 @@
-"""Attention maps of a U-Net, edited and read on the way: what the layers of Prompt-to-Prompt do.
+"""Replace and record cross-attention maps, and share self-attention with the source: the layers of Prompt-to-Prompt.
 
-Shapes: R rows of a batch (the half without text first, if there is one), N tokens of a layer, L tokens of a caption.
+Hertz et al., arXiv 2208.01626.
+
+Shapes: R batch rows (with guidance, the rows without text come first), R' rows with text, E edited rows, N tokens of a
+layer, L tokens of a caption.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from emuedit.models.attention_processor import Processor, installed
+from emuedit.models.attention_processor import HookedAttnProcessor, install_processor
 
 
-class Maps:
-    """What the layers are told of a forward, and what they saw. Set all of it before every forward of the U-Net."""
+@dataclass(frozen=True)
+class MapEdits:
+    """Edits of the cross-attention maps of E rows: (P_s A + P_t diag(target_weight)) diag(token_weight).
 
-    source_row: Tensor  # int64 [R]: the row of a row's source; a source points at itself
-    self_tokens: Tensor  # int64 [R]: self-attention is the source's in layers of at most so many tokens; 0: in none
-    edited: Tensor  # int64 [E]: rows whose cross-attention maps are edited
-    its_source: Tensor  # int64 [E]: rows of their sources
-    A: Tensor  # float [E, L, L], see core.alignment
-    own: Tensor  # float [E, L]
-    weight: Tensor  # float [E, L]: factors of the words
-    first_text_row: int  # where the half with text begins
-    read: frozenset[int]  # cross-attention of layers of so many tokens is summed up
+    P_s is the map of the source, P_t the row's own map, see `core.token_alignment.TokenMapping`.
+    """
+
+    rows: Tensor  # int64 [E], the edited rows
+    source_rows: Tensor  # int64 [E], the rows of their sources
+    A: Tensor  # float [E, L, L]
+    target_weight: Tensor  # float [E, L]
+    token_weight: Tensor  # float [E, L], the paper's attention re-weighting
+
+
+class AttentionMapControl:
+    """What the attention layers do in the current forward pass, and the maps that they recorded in all of them.
+
+    Call `set` before every forward pass of the U-Net.
+    """
 
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[Tensor, int]] = {}
+        self._recorded: dict[int, tuple[Tensor, int]] = {}  # number of tokens -> sum of the maps, number of maps
 
-    def seen(self, n_tokens: int) -> Tensor:
-        """Mean map of the layers of that size in all forwards so far, before any edit: [rows with text, N, L]."""
-        if n_tokens not in self._seen:
-            raise ValueError(f"want maps of layers of {n_tokens} tokens, got those of {sorted(self._seen)}; mend the blend")
-        total, n = self._seen[n_tokens]
-        return total / n
+    def set(
+        self,
+        source_row: Tensor,
+        max_self_tokens: Tensor,
+        first_text_row: int,
+        recorded_sizes: frozenset[int] = frozenset(),
+        map_edits: MapEdits | None = None,
+    ) -> None:
+        """Describe the next forward pass.
 
-    def qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Queries, keys (and their mask) [R, ...] of a self-attention, those of the source where they are wanted."""
-        taken = self.self_tokens >= query.shape[-2]
-        if not taken.any():
+        `source_row` int64 [R] is the row of each row's source; a source points at itself. `max_self_tokens` int64 [R]:
+        in layers of at most that many tokens, self-attention takes queries and keys from the source; 0 is no layer.
+        `first_text_row` is the first row with text. The maps of cross-attention layers whose number of tokens is in
+        `recorded_sizes` are recorded. `map_edits` None leaves all cross-attention maps unchanged.
+        """
+        self.source_row, self.max_self_tokens, self.first_text_row = source_row, max_self_tokens, first_text_row
+        self.recorded_sizes, self.map_edits = recorded_sizes, map_edits
+
+    def mean_map(self, n_tokens: int) -> Tensor:
+        """Mean over layers with that many tokens, heads and forward passes of the maps before any edit, [R', N, L].
+
+        Raises ValueError where no such layer was recorded.
+        """
+        if n_tokens not in self._recorded:
+            raise ValueError(
+                f"want maps of layers of {n_tokens} tokens, got those of {sorted(self._recorded)}; "
+                "set the n_tokens of LocalBlend to a size of the U-Net's cross-attention layers"
+            )
+        total, n_maps = self._recorded[n_tokens]
+        return total / n_maps
+
+    def inject_qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Replace queries, keys and their mask [R, ...] of a self-attention by those of the source where set."""
+        injected = self.max_self_tokens >= query.shape[-2]
+        if not injected.any():
             return query, key, mask
-        row = torch.where(taken, self.source_row, torch.arange(len(taken))).to(query.device)
+        row = torch.where(injected, self.source_row, torch.arange(len(injected))).to(query.device)
         return query[row], key[row], None if mask is None else mask[row]
 
-    def free(self, n_tokens: int) -> bool:
-        """Whether nobody edits or reads this layer's cross-attention."""
-        return not len(self.edited) and n_tokens not in self.read
+    def needs_maps(self, n_tokens: int) -> bool:
+        """Whether the maps of a cross-attention layer with that many tokens are edited or recorded."""
+        return self.map_edits is not None or n_tokens in self.recorded_sizes
 
-    def edit(self, P: Tensor) -> Tensor:
-        """Maps of the half with text [R', heads, N, L], edited: weight (P_s A + P own), and read before that."""
+    def edit_maps(self, P: Tensor) -> Tensor:
+        """Record the maps P [R', heads, N, L] of the rows with text, then edit them as `map_edits` describes."""
         n_tokens = P.shape[2]
-        if n_tokens in self.read:
-            total, n = self._seen.get(n_tokens, (torch.zeros((), device=P.device), 0))
-            self._seen[n_tokens] = (total + P.mean(1).float(), n + 1)
-        if not len(self.edited):
+        if n_tokens in self.recorded_sizes:
+            total, n_maps = self._recorded.get(n_tokens, (torch.zeros((), device=P.device), 0))
+            self._recorded[n_tokens] = (total + P.mean(1).float(), n_maps + 1)
+        edits = self.map_edits
+        if edits is None:
             return P
-        rows = (self.edited - self.first_text_row).to(P.device)
-        P_s, A = P[(self.its_source - self.first_text_row).to(P.device)], self.A[:, None].to(P)
-        new = (P_s @ A + P[rows] * self.own[:, None, None].to(P)) * self.weight[:, None, None].to(P)
-        return P.index_copy(0, rows, new.to(P.dtype))
+        rows, source_rows = ((row - self.first_text_row).to(P.device) for row in (edits.rows, edits.source_rows))
+        A, target_weight, token_weight = (
+            edits.A[:, None].to(P),
+            edits.target_weight[:, None, None].to(P),
+            edits.token_weight[:, None, None].to(P),
+        )
+        edited = (P[source_rows] @ A + P[rows] * target_weight) * token_weight
+        return P.index_copy(0, rows, edited.to(P.dtype))
 
 
-class MapsProcessor(Processor):
-    """Attention whose cross-attention maps, and self-attention's queries and keys, are edited as Maps say."""
+class AttentionMapProcessor(HookedAttnProcessor):
+    """Attention that follows an AttentionMapControl."""
 
-    def __init__(self, maps: Maps) -> None:
-        self.maps = maps
+    def __init__(self, control: AttentionMapControl) -> None:
+        self.control = control
 
-    def check(self, attn: Any, hidden_states: Tensor) -> None:
-        """Maps belong to tokens."""
+    def check_layer(self, attn: Any, hidden_states: Tensor) -> None:
+        """Raise ValueError for attention whose maps do not belong to a sequence of tokens, such as a VAE's."""
         if hidden_states.ndim != 3 or attn.spatial_norm is not None or attn.group_norm is not None:
-            raise ValueError("want attention over rows of tokens, as in a diffusion U-Net, got one over a picture's channels")
+            raise ValueError(
+                "want attention over rows of tokens [R, N, D], as in a diffusion U-Net, "
+                f"got hidden states {tuple(hidden_states.shape)} or a layer with spatial or group norm"
+            )
 
-    def qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Those of the source where they are wanted."""
-        return self.maps.qk(query, key, mask)
+    def process_qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Inject the queries and keys of the sources."""
+        return self.control.inject_qk(query, key, mask)
 
-    def attend(self, own: bool, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """As ever, but for cross-attention in the half with text: its maps are made in full where somebody wants them."""
-        if own or self.maps.free(query.shape[2]):
-            return super().attend(own, query, key, value, mask)
-        first = self.maps.first_text_row
-        masks = (None, None) if mask is None else (mask[:first], mask[first:])
-        out = self._edited(query[first:], key[first:], value[first:], masks[1])
-        return torch.cat([super().attend(own, query[:first], key[:first], value[:first], masks[0]), out]) if first else out
+    def attend(self, is_self_attention: bool, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Compute the full maps of the rows with text where they are needed, and fused attention everywhere else."""
+        if is_self_attention or not self.control.needs_maps(query.shape[2]):
+            return super().attend(is_self_attention, query, key, value, mask)
+        first = self.control.first_text_row
+        null_mask, text_mask = (None, None) if mask is None else (mask[:first], mask[first:])
+        text_out = self._attend_with_maps(query[first:], key[first:], value[first:], text_mask)
+        if not first:
+            return text_out
+        null_out = super().attend(is_self_attention, query[:first], key[:first], value[:first], null_mask)
+        return torch.cat([null_out, text_out])
 
-    def _edited(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend_with_maps(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Scaled dot-product attention with explicit maps P = softmax(Q K^T / sqrt(d) + mask)."""
         scores = query @ key.mT * query.shape[-1] ** -0.5
         scores = scores if mask is None else scores + mask
-        return (self.maps.edit(scores.softmax(-1)).to(value.dtype) @ value).to(query.dtype)
+        return (self.control.edit_maps(scores.softmax(-1)).to(value.dtype) @ value).to(query.dtype)
 
 
 @contextmanager
-def watched(unet: Any) -> Iterator[Maps]:
-    """Put Maps into every attention layer of a U-Net, see `models.attention.installed`."""
-    maps = Maps()
-    with installed(unet, MapsProcessor(maps)):
-        yield maps
+def control_attention_maps(unet: Any) -> Iterator[AttentionMapControl]:
+    """Control every attention layer of a U-Net inside the `with` block, see `attention_processor.install_processor`."""
+    control = AttentionMapControl()
+    with install_processor(unet, AttentionMapProcessor(control)):
+        yield control

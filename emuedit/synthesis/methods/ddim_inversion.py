@@ -1,10 +1,11 @@
-"""A picture's own noise: DDIM inversion (Song et al., arXiv 2010.02502, section 4.3), and how a source finds back along it.
+"""DDIM inversion: the latents that lead from noise to a given image (Song et al., arXiv 2010.02502, section 4.3).
 
-Guided sampling from inverted noise does not come back to the picture. Null-text inversion (arXiv 2211.09794) learns a text for
-every step of every picture; direct inversion (Ju et al., arXiv 2310.01506) puts the sources back on the inverted path after
-each step and leaves their edits alone. The latter is built here: nothing is learnt, and sources come back exactly.
+Guided sampling from inverted noise does not return to the image. Null-text inversion (arXiv 2211.09794) optimises a
+null text for every step of every image. Direct inversion (Ju et al., arXiv 2310.01506) puts the sources back on the
+inverted path after each step and does not change their edits. `PromptToPrompt.generate` uses the latter: it needs no
+optimisation, and the sources return exactly.
 
-Shapes: G sources, S steps, C latent channels, h and w the size of the latents.
+Shapes: G sources, S steps, C latent channels, h and w the height and width of the latents.
 """
 
 from __future__ import annotations
@@ -15,19 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emuedit.models import model_sources
+from emuedit.models.denoising import Denoiser, memoryless_scheduler
 from emuedit.models.text_to_image import TextToImageModel
 
 
-def ddim(base_model: TextToImageModel, steps: int) -> Any:
-    """DDIM on the base_model's noise levels, ready to step, without clipping: its step is affine, so it can be taken back."""
-    kind = model_sources.library("diffusers").DDIMScheduler
-    scheduler = kind.from_config(base_model.scheduler.config, clip_sample=False, thresholding=False)
-    scheduler.set_timesteps(steps, device=base_model.device)
-    return scheduler
+def ddim_scheduler(base_model: TextToImageModel) -> Any:
+    """DDIM on the noise levels of the base model, without clipping: its step is affine, so it can be inverted."""
+    return memoryless_scheduler(base_model.scheduler, always_ddim=True)
 
 
-def path(
+def invert(
     base_model: TextToImageModel,
     z_0: Tensor,
     captions: Sequence[str],
@@ -35,24 +33,27 @@ def path(
     iterations: int,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Latents [G, C, h, w] of pictures and their captions -> the way to them from noise, float32 [S + 1, G, C, h, w].
+    """Invert latents z_0 [G, C, h, w] of captioned images: the path from noise to them, float32 [S + 1, G, C, h, w].
 
-    path[i] stands before step i of `ddim`, path[S] is z_0. A step z' = a z + b e(z, t) is taken back as z = (z' - b e(z, t)) / a;
-    the network is asked at z', which is DDIM inversion, then `iterations` - 1 times at the z it gave (a fixed point: AIDI,
-    Pan et al., arXiv 2309.04907). Whatever the network predicts, a and b are the scheduler's. Without guidance.
+    path[i] is the latent before step i of DDIM, path[S] is z_0. A step z' = a z + b e(z, t) is inverted as
+    z = (z' - b e(z, t)) / a. The network is evaluated at z', which is DDIM inversion, and then `iterations` - 1 times
+    at the resulting z: a fixed-point iteration as in AIDI (Pan et al., arXiv 2309.04907). a and b are read off the
+    scheduler's step, so that any prediction type works. No guidance is applied. A `dtype` other than float32 runs the
+    U-Net under autocast. Raises ValueError for another number of captions than of images, and for no iterations.
     """
     if len(captions) != len(z_0):
-        raise ValueError(f"want one caption a picture, got {len(captions)} for {len(z_0)}")
+        raise ValueError(f"want one caption per image, got {len(captions)} captions for {len(z_0)} images")
     if iterations < 1:
-        raise ValueError(f"want at least one iteration a step, got {iterations}")
-    scheduler, text = ddim(base_model, steps), base_model.encode_text(captions)
-    z = [z_0]
-    for t in scheduler.timesteps.flip(0):
-        zero, one = torch.zeros(1, device=z_0.device), torch.ones(1, device=z_0.device)
-        a, b = (scheduler.step(e, t, at, return_dict=False)[0] for e, at in ((zero, one), (one, zero)))
-        z_t = z[-1]
+        raise ValueError(f"want at least one iteration per step, got {iterations}")
+    denoiser, text = Denoiser(ddim_scheduler(base_model), steps, base_model.device), base_model.encode_text(captions)
+    zeros, ones = torch.zeros(1, device=z_0.device), torch.ones(1, device=z_0.device)
+    path = [z_0]
+    for t in denoiser.timesteps.flip(0):
+        a, b = denoiser.step(zeros, t, ones), denoiser.step(ones, t, zeros)
+        z_next = path[-1]
+        z = z_next
         for _ in range(iterations):
             with torch.no_grad(), torch.autocast(z_0.device.type, dtype, enabled=dtype != torch.float32):
-                z_t = (z[-1] - b * base_model.predict(scheduler.scale_model_input(z_t, t), t, text)) / a
-        z.append(z_t)
-    return torch.stack(z[::-1])
+                z = (z_next - b * base_model.predict(denoiser.scale(z, t), t, text)) / a
+        path.append(z)
+    return torch.stack(path[::-1])

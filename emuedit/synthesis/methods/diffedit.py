@@ -1,14 +1,15 @@
-"""Where an edit happens, asked of the base_model alone: DiffEdit's mask (Couairon et al., arXiv 2210.11427, section 3.2).
+"""Masks from the base model alone: DiffEdit (Couairon et al., arXiv 2210.11427, section 3.2).
 
-Noise the source's latents, predict the noise under both captions, and mark where the predictions differ: no detector, no
-phrase that names an object. The paper's: half of the noise, 10 draws, a spatial difference averaged over them, extreme values
-removed, rescaled to [0, 1], cut at 0.5. It does not say how extreme values are removed: diffusers' pipeline clamps at three
-times the mean, and so do we. Ours: the result is the P of a soft mask like any other.
+Noise the source's latents, predict the noise under two captions, and mark where the predictions differ. This needs no
+detector and no phrase that names an object. As in the paper: noise at half of the steps, the absolute difference
+averaged over 10 noises, extreme values removed, the result rescaled to [0, 1] and thresholded at 0.5. The paper does
+not say how extreme values are removed; like the pipeline of diffusers, we clamp at three times the mean. Using the
+result as the precise mask P of a soft mask is ours.
 
-Nothing is converted for text_to_image that predict v or x_0, and no guidance is applied: at one z_t and t all of them are affine in
-eps with one factor everywhere, guidance multiplies the difference by its strength, and rescaling takes both factors away.
+Predictions of v or x_0 are not converted to eps, and no guidance is applied. At one z_t and t all of them are affine in
+eps with one common factor, guidance multiplies the difference by its scale, and the rescaling removes both factors.
 
-Shapes: G sources, K contrasts, n noises, R rows of one forward, S steps, C latent channels, h and w the size of the latents.
+Shapes: G sources, K contrasts, n noises, S steps, C latent channels, h and w the height and width of the latents.
 """
 
 from __future__ import annotations
@@ -22,74 +23,81 @@ from pydantic import Field
 from torch import Tensor
 
 from emuedit import config
-from emuedit.synthesis.sampler import Sampler, some
+from emuedit.synthesis.rejection import Rejected
+from emuedit.synthesis.sampler import Sampler, select_rows
 
-EXTREME = 3.0
-"""Differences beyond so many times their mean count as that (diffusers' `mask_thresholding_ratio`)."""
+CLAMP_FACTOR = 3.0
+"""Differences are clamped at this multiple of their mean (`mask_thresholding_ratio` in diffusers)."""
 
 
 class NoiseDifference(config.Params):
-    """How the base_model is asked."""
+    """Params of DiffEdit's mask."""
 
     strength: float = Field(gt=0, le=1)
-    """How far the source is noised, as a share of the steps; the paper's 0.5."""
+    """How much the source is noised, as a fraction of the steps; the paper's 0.5."""
     n_noises: int = Field(ge=1)
-    """Draws of noise to average over; the paper's 10."""
+    """Number of noises to average over; the paper's 10."""
     threshold: float = Field(gt=0, lt=1)
-    """Rescaled difference above which a place counts; the paper's 0.5."""
+    """Rescaled difference above which a latent cell belongs to the mask; the paper's 0.5."""
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """Two captions of one source."""
+class CaptionContrast:
+    """Two captions of one source, whose predictions are compared."""
 
     source: int
-    before: str
-    after: str
-    how: NoiseDifference
+    before: str  # the caption of the source
+    after: str  # the caption of the edited image
+    params: NoiseDifference
 
 
-def found(
-    sampler: Sampler, z_0: Tensor, seeds: Sequence[int], wanted: Sequence[Contrast], size: tuple[int, int], rows: int
-) -> list[Tensor | str]:
-    """The mask of every contrast, bool [H, W] of `size`, or "no_difference" where the base_model sees none.
+def difference_masks(
+    sampler: Sampler, z_0: Tensor, seeds: Sequence[int], contrasts: Sequence[CaptionContrast], size: tuple[int, int], rows: int
+) -> list[Tensor | Rejected]:
+    """Compute the mask of every contrast: bool [H, W] of `size`, or Rejected where the predictions do not differ.
 
-    `z_0` float32 [G, C, h, w] latents of the sources, `seeds` of their noises, one a source: a mask depends on its own source,
-    seed and contrast only. At most `rows` rows go through the U-Net together.
+    `z_0` float32 [G, C, h, w] are the sources' latents, `seeds` give the noises, one seed per source. A mask depends on
+    its own source, seed and contrast only. At most `rows` rows go through the U-Net at a time. Raises ValueError for
+    another number of seeds than of sources.
     """
     if len(seeds) != len(z_0):
-        raise ValueError(f"want one seed a source, got {len(seeds)} for {len(z_0)}")
-    masks: list[Tensor | str] = ["no_difference"] * len(wanted)
-    groups: dict[tuple[int, str, NoiseDifference], list[int]] = {}
-    for k, one in enumerate(wanted):
-        if one.before != one.after:
-            groups.setdefault((one.source, one.before, one.how), []).append(k)
-    for (g, before, how), members in groups.items():
-        captions = [before, *(wanted[k].after for k in members)]
-        for k, D in zip(members, rescaled(_predictions(sampler, z_0[g], seeds[g], captions, how, rows)), strict=True):
-            P = F.interpolate(D.gt(how.threshold)[None, None].float(), size)[0, 0] > 0  # every latent cell as a whole
+        raise ValueError(f"want one seed per source, got {len(seeds)} seeds for {len(z_0)} sources")
+    masks: list[Tensor | Rejected] = [Rejected("no_difference")] * len(contrasts)
+    groups: dict[tuple[int, str, NoiseDifference], list[int]] = {}  # contrasts that share the source's predictions
+    for k, contrast in enumerate(contrasts):
+        if contrast.before != contrast.after:
+            groups.setdefault((contrast.source, contrast.before, contrast.params), []).append(k)
+    for (source, before, params), members in groups.items():
+        captions = [before, *(contrasts[k].after for k in members)]
+        e = _predict(sampler, z_0[source], seeds[source], captions, params, rows)
+        for k, D in zip(members, rescale_differences(e), strict=True):
+            P = F.interpolate(D.gt(params.threshold)[None, None].float(), size)[0, 0] > 0  # nearest: cells stay whole
             if P.any():
                 masks[k] = P.cpu()
     return masks
 
 
-def rescaled(e: Tensor) -> Tensor:
-    """Predictions [1 + K, n, C, h, w], the source caption's first -> their differences from it, float32 [K, h, w] in [0, 1].
+def rescale_differences(e: Tensor) -> Tensor:
+    """Predictions [1 + K, n, C, h, w], the source caption's first -> rescaled differences, float32 [K, h, w] in [0, 1].
 
-    D = min(d, 3 mean(d)) / (3 mean(d)), d the mean over noises and channels of |e_k - e_source|; 0 where nothing differs.
+    D = min(d, 3 mean(d)) / (3 mean(d)), with d the mean over noises and channels of |e_k - e_source|. D is 0 where no
+    prediction differs.
     """
     d = (e[1:] - e[:1]).abs().mean((1, 2))  # [K, h, w]
-    most = EXTREME * d.mean((1, 2), keepdim=True)
-    return torch.where(most > 0, d / most, 0).clamp(max=1)
+    clamp = CLAMP_FACTOR * d.mean((1, 2), keepdim=True)
+    return torch.where(clamp > 0, d / clamp, 0).clamp(max=1)
 
 
-def _predictions(sampler: Sampler, z_0: Tensor, seed: int, captions: Sequence[str], how: NoiseDifference, rows: int) -> Tensor:
-    """What the U-Net says of one source [C, h, w] under every caption and noise, float32 [captions, n, C, h, w]."""
-    scheduler = sampler.scheduler
-    t = scheduler.timesteps[sampler.steps - max(1, round(how.strength * sampler.steps))]
-    noise = torch.randn(how.n_noises, *z_0.shape, generator=torch.Generator().manual_seed(seed)).to(z_0)
-    z_t = scheduler.add_noise(z_0.expand_as(noise), noise, t[None])
+def _predict(sampler: Sampler, z_0: Tensor, seed: int, captions: Sequence[str], params: NoiseDifference, rows: int) -> Tensor:
+    """Predict for one source [C, h, w] under every caption and noise: float32 [captions, n, C, h, w]."""
+    denoiser = sampler.denoiser()
+    n_steps = max(1, round(params.strength * sampler.steps))
+    t = denoiser.timesteps[sampler.steps - n_steps]
+    noise = torch.randn(params.n_noises, *z_0.shape, generator=torch.Generator().manual_seed(seed)).to(z_0)
+    z_t = denoiser.scheduler.add_noise(z_0.expand_as(noise), noise, t[None])  # [n, C, h, w]
     text = sampler.base_model.encode_text(captions)
-    pairs = torch.cartesian_prod(torch.arange(len(captions)), torch.arange(how.n_noises))  # caption by caption
-    parts = [sampler.predict(scheduler, z_t[one[:, 1]], t, some(text, one[:, 0].tolist())) for one in pairs.split(rows)]
-    return torch.cat(parts).unflatten(0, (len(captions), how.n_noises))
+    pairs = torch.cartesian_prod(torch.arange(len(captions)), torch.arange(params.n_noises))  # (caption, noise)
+    parts = [
+        sampler.predict(denoiser, z_t[chunk[:, 1]], t, select_rows(text, chunk[:, 0].tolist())) for chunk in pairs.split(rows)
+    ]
+    return torch.cat(parts).unflatten(0, (len(captions), params.n_noises))

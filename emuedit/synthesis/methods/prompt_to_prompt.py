@@ -1,237 +1,201 @@
-"""Prompt-to-Prompt (Hertz et al., arXiv 2208.01626): a caption's edit painted beside it under its attention maps.
+"""Prompt-to-Prompt (Hertz et al., arXiv 2208.01626): edit an image by its caption, with the source's attention maps.
 
-For any U-Net of diffusers with plain attention and any prediction type. Cross-attention maps are edited, so they are made in
-full here, R heads x N x L numbers a layer, in the steps that edit or read them; self-attention maps are only taken over, and
-taking the source's queries and keys does that without making them. InstructPix2Pix's data recipe (arXiv 2211.09800) is the
-special case of `instruct_pix2pix`.
+It works for any diffusers U-Net with plain attention and any prediction type. Cross-attention maps are edited, so they
+are computed explicitly (R x heads x N x L numbers per layer) in the steps that edit or record them. Self-attention maps
+are only taken over from the source, for which its queries and keys suffice. The data recipe of InstructPix2Pix
+(arXiv 2211.09800) is a special case, see `instruct_pix2pix`.
 
-Shapes: G sources, K edits, R = G + K rows of a batch, N tokens of a layer, L tokens of a caption, S steps, C latent channels,
-h and w the size of the latents.
+Shapes: G sources, K edits, R = G + K rows (sources first), N tokens of a layer, L tokens of a caption, S steps, C
+latent channels, h and w the height and width of the latents. With guidance the U-Net gets 2 R rows, first without text.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from emuedit.core import attention_mixing, token_alignment
+from emuedit.core import guidance
+from emuedit.models.denoising import Denoiser
 from emuedit.models.text_to_image import TextCondition, TextToImageModel
 from emuedit.synthesis.methods import ddim_inversion
-from emuedit.synthesis.methods.attention_maps import Maps, watched
+from emuedit.synthesis.methods.attention_maps import AttentionMapControl, MapEdits, control_attention_maps
+from emuedit.synthesis.methods.caption_alignment import CaptionAlignment, CaptionTokens
+from emuedit.synthesis.methods.local_blend import blend_latents
 
-EVERYWHERE = 1 << 30
-"""As `Edit.self_tokens`: layers of any size."""
-
-
-@dataclass(frozen=True)
-class Blend:
-    """LocalBlend: where the changed words of neither caption look, the source's latents stay."""
-
-    n_tokens: int  # layers of so many tokens are read: the authors' 16 x 16 of latents of 64 x 64
-    threshold: float  # of a map divided by its largest value; the authors' 0.3
-    start: float  # part of the steps before which nothing is blended; the authors' 0.2
+ALL_LAYERS = 1 << 30
+"""As `PromptToPromptEdit.self_tokens`: layers of any size."""
 
 
 @dataclass(frozen=True)
-class Edit:
-    """One edit of a source. Fractions are of the S steps, from the first."""
+class LocalBlend:
+    """Keep the source's latents wherever the changed words of both captions get little cross-attention."""
+
+    n_tokens: int  # of the layers whose maps are used; the authors' 16 x 16 for latents of 64 x 64
+    threshold: float  # of a map divided by its maximum; the authors' 0.3
+    start: float  # fraction of the steps before the first blend; the authors' 0.2
+
+
+@dataclass(frozen=True)
+class PromptToPromptEdit:
+    """An edit of a source. Fractions are of the S steps, counted from the first step."""
 
     source: int
     caption: str
-    cross_fraction: float  # cross-attention maps from the source, word by word; the authors' 0.8
-    self_fraction: float  # self-attention maps from the source; the authors' 0.4
-    self_tokens: int  # only in layers of at most so many tokens; the authors' 16^2 of latents of 64 x 64
-    guidance: float
-    null_too: bool = False  # self-attention also in the half without text, which the authors leave alone
-    weights: Mapping[str, float] = field(default_factory=dict)  # word of the caption -> factor of its maps, in the first part
-    blend: Blend | None = None
+    cross_fraction: float  # steps in which cross-attention maps follow the source's; the authors' 0.8
+    self_fraction: float  # steps in which self-attention maps are the source's; the authors' 0.4
+    self_tokens: int  # only in layers of at most that many tokens; the authors' 16 x 16 for latents of 64 x 64
+    guidance_scale: float
+    null_too: bool = False  # self-attention also in the rows without text, which the authors leave unchanged
+    weights: Mapping[str, float] = field(default_factory=dict)  # word of the caption -> factor of its maps
+    blend: LocalBlend | None = None
 
-
-def instruct_pix2pix(source: int, caption: str, self_fraction: float, guidance: float) -> Edit:
-    """InstructPix2Pix's variant: self-attention of the source in all layers and both halves, cross-attention free."""
-    return Edit(source, caption, 0.0, self_fraction, EVERYWHERE, guidance, null_too=True)
-
-
-@dataclass(frozen=True)
-class Words:
-    """A caption as a tokenizer sees it."""
-
-    words: tuple[str, ...]
-    pieces: tuple[tuple[int, ...], ...]  # token ids of every word
-
-    @staticmethod
-    def of(tokenizer: Any, caption: str) -> Words:
-        """Split at spaces. Raises ValueError for a tokenizer that joins words, and for a caption that it would cut."""
-        words = tuple(caption.split())
-        pieces = tuple(tuple(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in words)
-        whole, flat = list(tokenizer(caption)["input_ids"]), [one for piece in pieces for one in piece]
-        if whole[1:-1] != flat or len(whole) > tokenizer.model_max_length:
-            room = tokenizer.model_max_length
-            raise ValueError(
-                f"want a caption of at most {room} tokens, one word after the other between a start and an end token, got "
-                f"{len(whole)} for {caption!r}; shorten it, or use a CLIP tokenizer"
-            )
-        return Words(words, pieces)
+    def __post_init__(self) -> None:
+        """Raise ValueError for fractions outside [0, 1], and for words that are re-weighted in no step."""
+        fractions = (self.cross_fraction, self.self_fraction)
+        if wrong := [fraction for fraction in fractions if not 0 <= fraction <= 1]:
+            raise ValueError(f"fractions of the steps must lie in [0, 1], got {wrong}")
+        if self.weights and not self.cross_fraction:
+            raise ValueError(f"want a cross_fraction above 0 to reweight words, got 0 with {dict(self.weights)}")
 
     @property
-    def tokens(self) -> list[int | str]:
-        """All token ids, with marks for start and end."""
-        return ["start", *(one for piece in self.pieces for one in piece), "end"]
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of every word."""
-        return [len(piece) for piece in self.pieces]
-
-    def at(self, places: Sequence[int], length: int) -> Tensor:
-        """1 at the tokens of the words at these places, float [L]."""
-        spans, found = token_alignment.spans(self.lengths), torch.zeros(length)
-        for place in places:
-            found[list(spans[place])] = 1
-        return found
+    def needs_alignment(self) -> bool:
+        """Whether the words of the two captions are compared."""
+        return bool(self.cross_fraction or self.weights or self.blend)
 
 
-def mapping(source: Words, target: Words, length: int) -> token_alignment.Mapping:
-    """`replace` for captions of equally many words, else `refine`, as people choose by hand."""
-    if len(source.words) == len(target.words):
-        return token_alignment.replace(source.lengths, target.lengths, length)
-    return token_alignment.refine(source.tokens, target.tokens, length)
+def instruct_pix2pix(source: int, caption: str, self_fraction: float, guidance_scale: float) -> PromptToPromptEdit:
+    """InstructPix2Pix's variant: self-attention of the source in all layers and all rows, cross-attention unchanged."""
+    return PromptToPromptEdit(source, caption, 0.0, self_fraction, ALL_LAYERS, guidance_scale, null_too=True)
 
 
 @dataclass(frozen=True)
 class PromptToPrompt:
-    """A base_model that paints sources and edits together. `dtype` other than float32 runs the U-Net under autocast."""
+    """Generates sources and edits together. A `dtype` other than float32 runs the U-Net under autocast."""
 
     base_model: TextToImageModel
     steps: int
     dtype: torch.dtype = torch.float32
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # as `Sampler.guidance_interval`
 
     def generate(
         self,
         captions: Sequence[str],
         seeds: Sequence[int],
-        guidance: Sequence[float],
-        edits: Sequence[Edit],
+        guidance_scales: Sequence[float],
+        edits: Sequence[PromptToPromptEdit],
         path: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Sources and their edits from the same noise, in one batch: latents float32 [G, C, h, w] and [K, C, h, w].
+        """Generate G sources and K edits in one batch: latents float32 [G, C, h, w] and [K, C, h, w].
 
-        With a `path` float32 [S + 1, G, C, h, w] of real pictures (`ddim_inversion.path`) the sources walk it with DDIM, whatever
-        the guidance, and their edits start from its noise.
+        An edit has its source's noise, initially and in every step. With a `path` float32 [S + 1, G, C, h, w] of real
+        images (`ddim_inversion.invert`), DDIM is used, sources stay on the path, and edits start from its noise.
+        Raises ValueError for unequal numbers of captions, seeds and guidance scales, for a path of another length, and
+        for captions that are longer than the tokenizer's maximum where words are compared.
         """
-        if not len(captions) == len(seeds) == len(guidance) or not captions:
-            raise ValueError(f"want a seed and a guidance a caption, got {len(captions)}, {len(seeds)} and {len(guidance)}")
-        of = [*range(len(captions)), *(one.source for one in edits)]
-        scheduler = self._scheduler(len(captions), path)
-        generators = [torch.Generator().manual_seed(seeds[g]) for g in of]  # the same chance for a source and its edits
-        extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        z_t = self.base_model.noise(generators) * scheduler.init_noise_sigma if path is None else path[0, of]  # [R, C, h, w]
-        strength = torch.tensor([*guidance, *(one.guidance for one in edits)], device=z_t.device).view(-1, 1, 1, 1)
-        guided = bool((strength != 1).any())
-        text = self.base_model.encode_text([*captions, *(one.caption for one in edits)])
-        both = TextCondition.cat(self.base_model.null_text(len(of)), text) if guided else text
-        with watched(self.base_model.unet) as maps, torch.no_grad():
-            plan = _Plan(self, captions, edits, text.hidden.shape[1], maps)
-            for i, t in enumerate(scheduler.timesteps):
-                plan.before(i, len(of), guided)
-                scaled = scheduler.scale_model_input(z_t, t)
-                with torch.autocast(z_t.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                    eps = self.base_model.predict(torch.cat([scaled, scaled]) if guided else scaled, t, both)
+        if not len(captions) == len(seeds) == len(guidance_scales) or not captions:
+            raise ValueError(
+                f"want a seed and a guidance scale per caption, got {len(captions)}, {len(seeds)} and {len(guidance_scales)}"
+            )
+        n_sources = len(captions)
+        source_of = [*range(n_sources), *(edit.source for edit in edits)]  # [R]
+        generators = [torch.Generator().manual_seed(seeds[g]) for g in source_of]
+        denoiser = self._denoiser(n_sources, path, generators)
+        z = denoiser.start(self.base_model.initial_noise(generators)) if path is None else path[0, source_of]  # [R, C, h, w]
+        scale = torch.tensor([*guidance_scales, *(edit.guidance_scale for edit in edits)], device=z.device).view(-1, 1, 1, 1)
+        any_scale, guided_steps = bool((scale != 1).any()), guidance.guided_steps(self.guidance_interval, self.steps)
+        text = self.base_model.encode_text([*captions, *(edit.caption for edit in edits)])
+        both = TextCondition.cat(self.base_model.null_text(len(z)), text)
+        alignments = align_captions(self.base_model.tokenizer, captions, edits, text.hidden.shape[1])
+        with control_attention_maps(self.base_model.unet) as control, torch.no_grad():
+            step_control = StepControl(control, edits, alignments, n_sources, self.steps)
+            for i, t in enumerate(denoiser.timesteps):
+                guided = any_scale and i in guided_steps
+                step_control.set_step(i, guided)
+                scaled = denoiser.scale(z, t)
+                with torch.autocast(z.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    e = self.base_model.predict(torch.cat([scaled, scaled]) if guided else scaled, t, both if guided else text)
                 if guided:
-                    e_null, e_text = eps.chunk(2)
-                    eps = e_null + strength * (e_text - e_null)
-                z_t = scheduler.step(eps, t, z_t, **extra, return_dict=False)[0]
+                    e = guidance.classifier_free(*e.chunk(2), scale)
+                z = denoiser.step(e, t, z)
                 if path is not None:
-                    z_t = torch.cat([path[i + 1], z_t[len(captions) :]])
-                z_t = plan.after(i, z_t)
-        return z_t[: len(captions)], z_t[len(captions) :]
+                    z = torch.cat([path[i + 1], z[n_sources:]])
+                z = step_control.apply_local_blend(i, z)
+        return z[:n_sources], z[n_sources:]
 
-    def _scheduler(self, n_sources: int, path: Tensor | None) -> Any:
-        """A fresh one, ready to step: the base_model's own, or the one that the path was made with."""
-        if path is None:
-            scheduler = type(self.base_model.scheduler).from_config(self.base_model.scheduler.config)
-            scheduler.set_timesteps(self.steps, device=self.base_model.device)
-            return scheduler
-        if path.shape[:2] != (self.steps + 1, n_sources):
-            want = (self.steps + 1, n_sources)
-            raise ValueError(f"want a path of {want} latents, steps and sources, got {tuple(path.shape[:2])}; invert anew")
-        return ddim_inversion.ddim(self.base_model, self.steps)
-
-
-class _Plan:
-    """Fractions as steps, captions as mappings, and what the layers are told before and asked after each step."""
-
-    def __init__(self, how: PromptToPrompt, captions: Sequence[str], edits: Sequence[Edit], length: int, maps: Maps) -> None:
-        wild = [f for one in edits for f in (one.cross_fraction, one.self_fraction) if not 0 <= f <= 1]
-        if wild:
-            raise ValueError(f"fractions of the steps must lie in [0, 1], got {wild}")
-        if idle := [dict(one.weights) for one in edits if one.weights and not one.cross_fraction]:
-            raise ValueError(f"want a cross_fraction above 0 for edits that reweight words, got 0 with {idle}")
-        self.edits, self.steps, self.maps, self.n_sources = edits, how.steps, maps, len(captions)
-        self.source = torch.tensor([one.source for one in edits], dtype=torch.int64)
-        tokenizer = how.base_model.tokenizer
-        needed = [bool(one.cross_fraction or one.weights or one.blend) for one in edits]
-        said = {text: Words.of(tokenizer, text) for one, yes in zip(edits, needed, strict=True) if yes
-                for text in (captions[one.source], one.caption)}  # fmt: skip
-        self.A, self.own, self.weight = torch.zeros(len(edits), length, length), *torch.ones(2, len(edits), length)
-        self.looked_for = torch.zeros(2, len(edits), length)  # changed words of the source's caption and of the edit's
-        for k, one in enumerate(edits):
-            if not needed[k]:
-                continue
-            a, b = said[captions[one.source]], said[one.caption]
-            found = mapping(a, b, length)
-            self.A[k], self.own[k] = found.A, found.own
-            for word, factor in one.weights.items():
-                places = [n for n, other in enumerate(b.words) if other.strip(",.;:!?") == word]
-                if not places:
-                    raise ValueError(f"want words of {one.caption!r} to reweight, got {word!r}")
-                self.weight[k] = torch.where(b.at(places, length) > 0, factor, self.weight[k])
-            before, after = token_alignment.changed(a.words, b.words)
-            self.looked_for[0, k], self.looked_for[1, k] = a.at(before, length), b.at(after, length)
-
-    def before(self, i: int, n_rows: int, guided: bool) -> None:
-        """Tell the layers what to do in step i."""
-        cross = [i < round(one.cross_fraction * self.steps) for one in self.edits]
-        own = [one.self_tokens if i < round(one.self_fraction * self.steps) else 0 for one in self.edits]
-        null = [limit if one.null_too else 0 for limit, one in zip(own, self.edits, strict=True)]
-        rows = torch.arange(self.n_sources, n_rows)
-        limits = torch.zeros(2, n_rows, dtype=torch.int64)
-        limits[0, rows], limits[1, rows] = torch.tensor(null, dtype=torch.int64), torch.tensor(own, dtype=torch.int64)
-        at = torch.arange(n_rows)
-        at[rows] = self.source
-        shift = n_rows if guided else 0
-        self.maps.source_row = torch.cat([at, at + shift]) if guided else at
-        self.maps.self_tokens = limits.flatten() if guided else limits[1]
-        active = torch.tensor(cross, dtype=torch.bool)
-        self.maps.edited, self.maps.its_source = shift + rows[active], shift + self.source[active]
-        self.maps.A, self.maps.own, self.maps.weight = self.A[active], self.own[active], self.weight[active]
-        self.maps.first_text_row = shift
-        self.maps.read = frozenset(one.blend.n_tokens for one in self.edits if one.blend)
-
-    def after(self, i: int, z_t: Tensor) -> Tensor:
-        """LocalBlend: M z + (1 - M) z_source, M where the mean map of the changed words of either caption is large."""
-        for k, one in enumerate(self.edits):
-            if one.blend is None or i < int(one.blend.start * self.steps):
-                continue
-            seen = self.maps.seen(one.blend.n_tokens)  # [R, N, L], summed over the steps so far
-            row = self.n_sources + k
-            M = torch.zeros(1, 1, *z_t.shape[-2:], dtype=torch.bool)
-            for which, words in ((one.source, self.looked_for[0, k]), (row, self.looked_for[1, k])):
-                if words.any():
-                    M |= blended(seen[which] @ words.to(seen), (z_t.shape[-2], z_t.shape[-1]), one.blend.threshold).cpu()
-            z_t = z_t.clone()
-            z_t[row] = torch.where(M[0].to(z_t.device), z_t[row], z_t[one.source])
-        return z_t
+    def _denoiser(self, n_sources: int, path: Tensor | None, generators: Sequence[torch.Generator]) -> Denoiser:
+        """The base model's scheduler, or the one that the path was computed with."""
+        scheduler = self.base_model.scheduler
+        if path is not None:
+            want, got = (self.steps + 1, n_sources), tuple(path.shape[:2])
+            if got != want:
+                raise ValueError(f"want a path of {want} latents, steps + 1 and sources, got {got}; invert the images again")
+            scheduler = ddim_inversion.ddim_scheduler(self.base_model)
+        return Denoiser(scheduler, self.steps, self.base_model.device, generators)
 
 
-def blended(P: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
-    """Where a map [N] is large: 3 x 3 max-pool, made as large as the latents, over its maximum; bool [1, 1, h, w]."""
-    M = P.reshape(1, 1, *attention_mixing.grid(len(P), *size)).float()
-    M = F.interpolate(F.max_pool2d(M, 3, stride=1, padding=1), size)
-    return M / M.amax() > threshold
+def align_captions(
+    tokenizer: Any, captions: Sequence[str], edits: Sequence[PromptToPromptEdit], length: int
+) -> list[CaptionAlignment]:
+    """Align the caption of each of K edits with that of its source, where that is needed; `length` is L."""
+    tokens = cache(partial(CaptionTokens.from_caption, tokenizer))
+    return [
+        CaptionAlignment.build(tokens(captions[edit.source]), tokens(edit.caption), edit.weights, length)
+        if edit.needs_alignment
+        else CaptionAlignment.without_source(length)
+        for edit in edits
+    ]
+
+
+@dataclass(frozen=True)
+class StepControl:
+    """Sets the attention control before each of S steps, and applies LocalBlend after it."""
+
+    control: AttentionMapControl
+    edits: Sequence[PromptToPromptEdit]
+    alignments: Sequence[CaptionAlignment]
+    n_sources: int
+    steps: int
+
+    def set_step(self, i: int, guided: bool) -> None:
+        """Set the control for the forward pass of step i."""
+        source_row = torch.tensor([*range(self.n_sources), *(edit.source for edit in self.edits)])  # [R]
+        text_limits = [edit.self_tokens if i < round(edit.self_fraction * self.steps) else 0 for edit in self.edits]
+        null_limits = [limit if edit.null_too else 0 for limit, edit in zip(text_limits, self.edits, strict=True)]
+        no_limits = [0] * self.n_sources
+        n_null = len(source_row) if guided else 0  # rows without text, which come first
+        self.control.set(
+            torch.cat([source_row, source_row + n_null]) if guided else source_row,
+            torch.tensor([*no_limits, *null_limits, *no_limits, *text_limits] if guided else [*no_limits, *text_limits]),
+            n_null,
+            frozenset(edit.blend.n_tokens for edit in self.edits if edit.blend),
+            self._map_edits(i, n_null),
+        )
+
+    def apply_local_blend(self, i: int, z: Tensor) -> Tensor:
+        """After step i, blend the edits among z [R, C, h, w] with their sources, as `blend_latents` does."""
+        z = z.clone()
+        for row, (edit, alignment) in enumerate(zip(self.edits, self.alignments, strict=True), start=self.n_sources):
+            if edit.blend and i >= int(edit.blend.start * self.steps):
+                maps = self.control.mean_map(edit.blend.n_tokens)  # [R, N, L]
+                changed = (maps[edit.source], alignment.removed), (maps[row], alignment.added)
+                z[row] = blend_latents(z[row], z[edit.source], changed, edit.blend.threshold)
+        return z
+
+    def _map_edits(self, i: int, n_null: int) -> MapEdits | None:
+        """The edits of cross-attention maps that are active in step i."""
+        active = [k for k, edit in enumerate(self.edits) if i < round(edit.cross_fraction * self.steps)]
+        if not active:
+            return None
+        alignments = [self.alignments[k] for k in active]
+        return MapEdits(
+            n_null + self.n_sources + torch.tensor(active),
+            n_null + torch.tensor([self.edits[k].source for k in active]),
+            torch.stack([alignment.mapping.A for alignment in alignments]),
+            torch.stack([alignment.mapping.target_weight for alignment in alignments]),
+            torch.stack([alignment.token_weight for alignment in alignments]),
+        )

@@ -1,0 +1,96 @@
+"""The words and tokens of the two captions of an edit, aligned for Prompt-to-Prompt (Hertz et al., arXiv 2208.01626).
+
+Shapes: L tokens of a caption, with start, end and padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emuedit.core import token_alignment
+
+PUNCTUATION = ",.;:!?"
+
+
+@dataclass(frozen=True)
+class CaptionTokens:
+    """The words of a caption, and the token ids of every word."""
+
+    words: tuple[str, ...]
+    token_ids: tuple[tuple[int, ...], ...]
+
+    @staticmethod
+    def from_caption(tokenizer: Any, caption: str) -> CaptionTokens:
+        """Split a caption at spaces and tokenize its words.
+
+        Raises ValueError for a tokenizer that joins words, and for a caption longer than the tokenizer's maximum.
+        """
+        words = tuple(caption.split())
+        token_ids = tuple(tuple(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in words)
+        caption_ids, word_ids = list(tokenizer(caption)["input_ids"]), [i for ids in token_ids for i in ids]
+        if caption_ids[1:-1] != word_ids or len(caption_ids) > tokenizer.model_max_length:
+            raise ValueError(
+                f"want a caption of at most {tokenizer.model_max_length} tokens, word by word between a start and an end token, "
+                f"got {len(caption_ids)} for {caption!r}; shorten it, or use a CLIP tokenizer"
+            )
+        return CaptionTokens(words, token_ids)
+
+    @property
+    def sequence(self) -> list[int | str]:
+        """All token ids in order, between marks for start and end."""
+        return ["start", *(i for ids in self.token_ids for i in ids), "end"]
+
+    @property
+    def lengths(self) -> list[int]:
+        """The number of tokens of every word."""
+        return [len(ids) for ids in self.token_ids]
+
+    def token_mask(self, positions: Iterable[int], length: int) -> Tensor:
+        """1 at the tokens of the words at `positions`, else 0: float [L]."""
+        spans, mask = token_alignment.spans(self.lengths), torch.zeros(length)
+        for position in positions:
+            mask[list(spans[position])] = 1
+        return mask
+
+
+def map_tokens(source: CaptionTokens, target: CaptionTokens, length: int) -> token_alignment.TokenMapping:
+    """Map tokens by word swap (`replace`) for captions of equally many words, else by `refine`. This rule is ours."""
+    if len(source.words) == len(target.words):
+        return token_alignment.replace(source.lengths, target.lengths, length)
+    return token_alignment.refine(source.sequence, target.sequence, length)
+
+
+@dataclass(frozen=True)
+class CaptionAlignment:
+    """How the cross-attention maps of an edit follow those of its source, and which tokens changed; all float [L]."""
+
+    mapping: token_alignment.TokenMapping
+    token_weight: Tensor  # factor of each token's map, 1 where nothing is re-weighted
+    removed: Tensor  # 1 at the tokens of words that only the source's caption has
+    added: Tensor  # 1 at the tokens of words that only the edit's caption has
+
+    @staticmethod
+    def build(source: CaptionTokens, target: CaptionTokens, word_weights: Mapping[str, float], length: int) -> CaptionAlignment:
+        """Align two captions. `word_weights` gives factors for words of the target, punctuation left out.
+
+        Raises ValueError for a weighted word that is not in the target.
+        """
+        mapping, token_weight = map_tokens(source, target, length), torch.ones(length)
+        for weighted_word, factor in word_weights.items():
+            positions = [n for n, word in enumerate(target.words) if word.strip(PUNCTUATION) == weighted_word]
+            if not positions:
+                raise ValueError(f"want words of {' '.join(target.words)!r} to reweight, got {weighted_word!r}")
+            token_weight = torch.where(target.token_mask(positions, length) > 0, factor, token_weight)
+        removed, added = token_alignment.changed_words(source.words, target.words)
+        return CaptionAlignment(mapping, token_weight, source.token_mask(removed, length), target.token_mask(added, length))
+
+    @staticmethod
+    def without_source(length: int) -> CaptionAlignment:
+        """No alignment: every token keeps its own map, and no word counts as changed."""
+        mapping = token_alignment.TokenMapping(torch.zeros(length, length), torch.ones(length))
+        return CaptionAlignment(mapping, torch.ones(length), torch.zeros(length), torch.zeros(length))

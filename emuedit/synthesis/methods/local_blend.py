@@ -1,0 +1,35 @@
+"""LocalBlend of Prompt-to-Prompt (Hertz et al., arXiv 2208.01626): change the latents only near the changed words.
+
+The details (3 x 3 max-pool, a threshold relative to the maximum) are those of the authors' code.
+
+Shapes: N tokens of a layer, L tokens of a caption, C latent channels, h and w the height and width of the latents.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from emuedit.core import attention_mixing
+
+
+def blend_latents(z: Tensor, z_source: Tensor, changed: Iterable[tuple[Tensor, Tensor]], threshold: float) -> Tensor:
+    """M z + (1 - M) z_source, [C, h, w]. M is 1 where the changed words of either caption get much attention, else 0.
+
+    `changed` gives for each caption its mean cross-attention maps [N, L], and a mask [L] that is 1 at the tokens of its
+    changed words. A caption without changed words adds nothing to M.
+    """
+    size = (z.shape[-2], z.shape[-1])
+    M = torch.zeros(size, dtype=torch.bool, device=z.device)
+    for maps, tokens in changed:
+        if tokens.any():
+            M |= attention_region(maps @ tokens.to(maps), size, threshold)
+    return torch.where(M, z, z_source)
+
+
+def attention_region(P: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
+    """Where a map P [N], max-pooled over 3 x 3 cells, resized to (h, w), exceeds threshold x maximum: bool [h, w]."""
+    grid = P.reshape(1, 1, *attention_mixing.layer_grid(len(P), *size)).float()
+    grid = F.interpolate(F.max_pool2d(grid, 3, stride=1, padding=1), size)[0, 0]
+    return grid / grid.amax() > threshold

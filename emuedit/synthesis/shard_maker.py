@@ -1,0 +1,280 @@
+"""The core of the stage `pairs`: the instructions of one shard -> their pairs, with every raw score.
+
+Sources are generated once per caption; objects are located in them; candidates are generated or annotated beside them; all are
+scored. The result depends on the instructions, params and models only, not on the worker.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emuedit.data.png import encode_png
+from emuedit.data.records import Drop, Instruction, Pair
+from emuedit.models import image_tensors
+from emuedit.runtime import seed_for
+from emuedit.synthesis import batching, masks
+from emuedit.synthesis.candidate import Candidate, Job, Region, SynthesisParams, source_caption, variant_caption
+from emuedit.synthesis.methods.diffedit import CaptionContrast, difference_masks
+from emuedit.synthesis.methods.prompt_to_prompt import PromptToPrompt
+from emuedit.synthesis.model_set import ModelSet
+from emuedit.synthesis.pair_scores import ScoredEdit, score_pairs
+from emuedit.synthesis.recipes import PromptToPromptRecipe, SoftMaskRecipe, describe_recipe, recipes_for
+from emuedit.synthesis.rejection import Rejected
+from emuedit.synthesis.sampler import Sampler
+from emuedit.synthesis.strategy import TrialCounts, choose_candidates
+from emuedit.tasks import get_task
+
+IN = "data/instructions"
+
+ReportShare = Callable[[float], None]
+"""Called with the share of a shard that was finished since the last call."""
+
+
+def make_shard(
+    instructions: Sequence[Instruction],
+    models: ModelSet,
+    params: SynthesisParams,
+    trial_counts: TrialCounts,
+    report: ReportShare | None = None,
+) -> tuple[list[Pair], list[Drop]]:
+    """All pairs of one shard, and the instructions that gave none, with reasons.
+
+    `trial_counts` is what earlier rounds of shards have shown about the recipes; empty for the strategy `all`.
+    """
+    work = ShardMaker(instructions, models, params, report)
+    regions = work.locate()
+    candidates = [*work.generate(regions, trial_counts), *work.annotate(regions)]
+    order = {instruction.id: number for number, instruction in enumerate(instructions)}
+    candidates.sort(key=lambda candidate: (order[candidate.instruction.id], candidate.description["candidate"]))
+    return work.score(candidates), work.drops(regions, candidates)
+
+
+class ShardMaker:
+    """The state that the steps of a shard share: its captions, their sources, and the networks."""
+
+    def __init__(
+        self, instructions: Sequence[Instruction], models: ModelSet, params: SynthesisParams, report: ReportShare | None
+    ) -> None:
+        self.instructions, self.models, self.params, self._report = instructions, models, params, report
+        self.captions = sorted({source_caption(instruction) for instruction in instructions})
+        self.seeds = [seed_for("pairs", "source", caption) for caption in self.captions]
+        self._row = {caption: row for row, caption in enumerate(self.captions)}
+        self._rows_to_come = self._estimate_rows()
+        self.sampler = Sampler(
+            models.base_model, params.steps, models.runtime.torch_dtype, params.guidance_interval, self._count_rows
+        )
+        self.trajectory, self.sources = batching.generate_sources(
+            self.sampler, self.captions, self.seeds, params.guidance_scale, params.rows_per_batch
+        )
+
+    def locate(self) -> dict[str, Region | Rejected]:
+        """By id: the region of each instruction, or why it has none."""
+        difference = self._difference_masks()
+        queries_of = {
+            instruction.id: [(self._source_row(instruction), phrase) for phrase in self._phrases(instruction)]
+            for instruction in self.instructions
+            if self._needs_objects(instruction)
+        }
+        queries = sorted({query for queries in queries_of.values() for query in queries})
+        limits, batch = self.params.detection_limits, self.params.rows_per_batch
+        located = masks.locate_objects(self.models.detector, self.models.segmenter, self.sources, queries, limits, batch)
+        regions: dict[str, Region | Rejected] = {}
+        for instruction in self.instructions:
+            objects = [located[query] for query in queries_of.get(instruction.id, ())]
+            regions[instruction.id] = self._region(instruction, objects, difference.get(instruction.id, {}))
+        return regions
+
+    def generate(self, regions: dict[str, Region | Rejected], trial_counts: TrialCounts) -> list[Candidate]:
+        """The candidates that the base model generates."""
+        jobs = sorted(self._jobs(regions, trial_counts), key=lambda job: job.source)
+        variants = [(job, job.variant(job.recipe)) for job in jobs if isinstance(job.recipe, SoftMaskRecipe)]
+        edits = [(job, job.prompt_to_prompt_edit(job.recipe)) for job in jobs if isinstance(job.recipe, PromptToPromptRecipe)]
+        max_rows = self.params.rows_per_batch
+        method = PromptToPrompt(
+            self.models.base_model, self.params.steps, self.sampler.dtype, self.params.guidance_interval
+        )
+        batches = [
+            *batching.generate_variants(self.sampler, self.trajectory, [variant for _, variant in variants], max_rows),
+            *batching.generate_edits(
+                method, self.captions, self.seeds, self.params.guidance_scale, [edit for _, edit in edits], max_rows
+            ),
+        ]
+        pictures = [picture for batch in batches for picture in batch]
+        return [
+            Candidate(job.instruction, job.source, picture, None if job.recipe.mask is None else job.M, job.description)
+            for (job, _), picture in zip([*variants, *edits], pictures, strict=True)
+        ]
+
+    def annotate(self, regions: dict[str, Region | Rejected]) -> list[Candidate]:
+        """The targets of the vision tasks, drawn by the world's annotators, all of a task at once."""
+        by_task: dict[str, list[tuple[Instruction, Region]]] = defaultdict(list)
+        for instruction in self.instructions:
+            region = regions[instruction.id]
+            if get_task(instruction.task).annotated and isinstance(region, Region):
+                by_task[instruction.task].append((instruction, region))
+        candidates = []
+        for task, work in sorted(by_task.items()):
+            pictures = image_tensors.to_uint8(self.sources[[region.source for _, region in work]])
+            words = [instruction.target_object or "" for instruction, _ in work]
+            boxes_px = np.stack([region.box_px.numpy() for _, region in work])
+            object_masks = np.stack([region.P.numpy() for _, region in work])
+            targets, valid = self.models.annotate(task, pictures, words, boxes_px, object_masks)
+            for (instruction, region), target, is_valid in zip(work, image_tensors.from_uint8(targets), valid, strict=True):
+                if is_valid:
+                    description = {"kind": "annotate", "candidate": 0}
+                    candidates.append(Candidate(instruction, region.source, target, None, description))
+        return candidates
+
+    def score(self, candidates: Sequence[Candidate]) -> list[Pair]:
+        """The candidates as records, with scores. Those built backwards are turned round here."""
+        if not candidates:
+            return []
+        pictures = torch.cat([self.sources, torch.stack([candidate.picture for candidate in candidates])])
+        numbered = enumerate(candidates, start=len(self.sources))
+        edits = [self._scored_edit(candidate, picture) for picture, candidate in numbered]
+        scores = score_pairs(pictures, edits, self.models.scorers, self.params.rows_per_batch)
+        pngs = [encode_png(picture) for picture in image_tensors.to_uint8(pictures)]
+        return [
+            Pair(
+                instruction_id=candidate.instruction.id,
+                parent_ids=(candidate.instruction.id, candidate.instruction.caption_id),
+                task=candidate.instruction.task,
+                instruction=candidate.instruction.text,
+                source_caption=candidate.instruction.source_caption,
+                target_caption=candidate.instruction.target_caption,
+                seed=self.seeds[candidate.source],
+                model_revision=self.models.revision,
+                recipe=candidate.description,
+                source=pngs[edit.source],
+                target=pngs[edit.target],
+                mask=None if candidate.M is None else encode_png((candidate.M[0] * 255).round().to(torch.uint8).numpy()),
+                scores=pair_scores,
+            )
+            for candidate, edit, pair_scores in zip(candidates, edits, scores, strict=True)
+        ]
+
+    def drops(self, regions: dict[str, Region | Rejected], candidates: Sequence[Candidate]) -> list[Drop]:
+        """The instructions without a candidate: rejected when they were located, or refused by the annotator."""
+        reasons = {name: region.reason for name, region in regions.items() if isinstance(region, Rejected)}
+        with_candidate = {candidate.instruction.id for candidate in candidates}
+        drops = []
+        for number, instruction in enumerate(self.instructions):
+            if instruction.id in reasons or instruction.id not in with_candidate:
+                drops.append(Drop(instruction.id, reasons.get(instruction.id, "annotator_refused"), IN, number))
+        return drops
+
+    def _region(
+        self,
+        instruction: Instruction,
+        objects: list[masks.LocatedObject | None],
+        difference: dict[int, Tensor | Rejected],
+    ) -> Region | Rejected:
+        recipes = recipes_for(self.params.recipes, instruction.task)
+        if any(isinstance(r, PromptToPromptRecipe) and r.aligns_words for r in recipes) and not self._captions_fit(instruction):
+            return Rejected("caption_too_long")
+        if rejections := [mask for mask in difference.values() if isinstance(mask, Rejected)]:
+            return rejections[0]
+        if not objects and any(r.needs_objects and r.mask is not None and not r.mask.complement for r in recipes):
+            return Rejected("no_object")
+        P = masks.union_mask(objects, self.sources[0, 0], self.params.detection_limits)
+        if isinstance(P, Rejected):
+            return P
+        box_px = objects[0].box_px if objects and objects[0] is not None else torch.zeros(4)
+        own_masks = {number: mask for number, mask in difference.items() if isinstance(mask, Tensor)}
+        return Region(self._source_row(instruction), P, box_px, own_masks)
+
+    def _jobs(self, regions: dict[str, Region | Rejected], trial_counts: TrialCounts) -> list[Job]:
+        facts = {
+            "steps": self.params.steps,
+            "source_guidance_scale": self.params.guidance_scale,
+            "guidance_interval": list(self.params.guidance_interval),
+            "scheduler": type(self.sampler.denoiser().scheduler).__name__,
+        }
+        jobs = []
+        for instruction in self.instructions:
+            region = regions[instruction.id]
+            if isinstance(region, Rejected):
+                continue
+            recipes = recipes_for(self.params.recipes, instruction.task)
+            for number in choose_candidates(
+                self.params.strategy, instruction.task, region.area, len(recipes), trial_counts, instruction.id
+            ):
+                recipe = recipes[number]
+                M = torch.ones(1, *region.P.shape)
+                if recipe.mask is not None:
+                    M = recipe.mask.soft_mask(region.difference_masks.get(number, region.P))
+                description = describe_recipe(recipe, number, object_area=region.area, **facts)
+                jobs.append(Job(instruction, recipe, description, region.source, M))
+        return jobs
+
+    def _difference_masks(self) -> dict[str, dict[int, Tensor | Rejected]]:
+        """By id and number of the recipe: masks that are computed from the base model's predictions (DiffEdit)."""
+        contrasts = {
+            (instruction.id, number): CaptionContrast(
+                self._source_row(instruction), source_caption(instruction), variant_caption(instruction),
+                recipe.mask.noise_difference,
+            )
+            for instruction in self.instructions
+            for number, recipe in enumerate(recipes_for(self.params.recipes, instruction.task))
+            if recipe.mask is not None and recipe.mask.noise_difference is not None
+        }  # fmt: skip
+        seeds = [seed_for("pairs", "difference", caption) for caption in self.captions]
+        size, max_rows = self.models.base_model.size, self.params.rows_per_batch
+        found_masks = difference_masks(self.sampler, self.trajectory.z[-1], seeds, list(contrasts.values()), size, max_rows)
+        by_instruction: dict[str, dict[int, Tensor | Rejected]] = defaultdict(dict)
+        for (name, number), mask in zip(contrasts, found_masks, strict=True):
+            by_instruction[name][number] = mask
+        return by_instruction
+
+    def _scored_edit(self, candidate: Candidate, picture: int) -> ScoredEdit:
+        """What is to be scored between the source and `picture`, the candidate's row among all pictures."""
+        instruction, task = candidate.instruction, get_task(candidate.instruction.task)
+        source, target = (picture, candidate.source) if instruction.reverse else (candidate.source, picture)
+        names_objects = bool(self._phrases(instruction))
+        replaces_object = names_objects and task.region != "background"
+        target_object = instruction.target_object if replaces_object else None
+        emptied = replaces_object and not (instruction.source_object if instruction.reverse else instruction.target_object)
+        return ScoredEdit(
+            source,
+            target,
+            candidate.M,
+            instruction.source_caption,
+            instruction.target_caption,
+            instruction.source_object if names_objects else None,
+            target_object,
+            vacant=picture if emptied else None,
+        )
+
+    def _phrases(self, instruction: Instruction) -> tuple[str, ...]:
+        """Phrases to detect in the source; none for an edit of the whole picture."""
+        recipes = recipes_for(self.params.recipes, instruction.task)
+        if recipes and all(recipe.mask is None for recipe in recipes):
+            return ()
+        return masks.split_phrases(instruction.target_object if instruction.reverse else instruction.source_object)
+
+    def _needs_objects(self, instruction: Instruction) -> bool:
+        recipes = recipes_for(self.params.recipes, instruction.task)
+        return get_task(instruction.task).annotated or any(recipe.needs_objects for recipe in recipes)
+
+    def _captions_fit(self, instruction: Instruction) -> bool:
+        """Whether the tokenizer takes both captions without cutting them."""
+        tokenizer = self.models.base_model.tokenizer
+        captions = (instruction.source_caption, instruction.target_caption)
+        return all(len(tokenizer(caption)["input_ids"]) <= tokenizer.model_max_length for caption in captions)
+
+    def _source_row(self, instruction: Instruction) -> int:
+        return self._row[source_caption(instruction)]
+
+    def _estimate_rows(self) -> float:
+        """About how many rows will go through the U-Net, for progress; scoring counts as a fifth more."""
+        n_jobs = sum(len(recipes_for(self.params.recipes, instruction.task)) for instruction in self.instructions)
+        return 1.2 * 2 * self.params.steps * (2 * len(self.captions) + n_jobs)
+
+    def _count_rows(self, rows: int) -> None:
+        if self._report is not None:
+            self._report(rows / self._rows_to_come)

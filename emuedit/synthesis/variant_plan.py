@@ -1,0 +1,71 @@
+"""Which rows of a batch of variants are computed in which step.
+
+Shapes: K variants, S steps, R rows of one forward: first the sources that are needed, then the variants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An edited version of a source: another caption, and how much of the source stays. Fractions are of the S steps."""
+
+    source: int
+    caption: str
+    M: Tensor  # float [1, H, W] in [0, 1]: 1 where the caption rules, 0 where the source stays
+    source_fraction: float  # first part of the steps, in which the latents are the source's
+    self_fraction: float  # first part of the steps, in which self-attention takes the source's queries and keys
+    blend_from: float  # between these two, after each step: z <- M z + (1 - M) z_source
+    blend_to: float
+    guidance_scale: float
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """The rows of one step."""
+
+    sources: tuple[int, ...]
+    variants: tuple[int, ...]
+    source_row: tuple[int, ...]  # [R] row of each row's source; a source points at itself
+    inject: tuple[bool, ...]  # [R] whether queries and keys are taken from the source
+
+
+class VariantPlan:
+    """Fractions converted to steps. Raises ValueError for no variants and for fractions that are out of range or order."""
+
+    def __init__(self, steps: int, variants: Sequence[Variant]) -> None:
+        if not variants:
+            raise ValueError("want at least one variant, got none")
+        for variant in variants:
+            fractions = (variant.source_fraction, variant.self_fraction, variant.blend_from, variant.blend_to)
+            if not all(0 <= fraction <= 1 for fraction in fractions) or variant.blend_from > variant.blend_to:
+                raise ValueError(f"fractions of the steps must lie in [0, 1], blend_from before blend_to; got {fractions}")
+        self._source = [variant.source for variant in variants]
+        self._masked = [bool((variant.M < 1).any()) for variant in variants]
+        self.start = [round(variant.source_fraction * steps) for variant in variants]
+        self._inject_until = [round(variant.self_fraction * steps) for variant in variants]
+        self._blend = [(round(variant.blend_from * steps), round(variant.blend_to * steps)) for variant in variants]
+
+    def blends(self, k: int, step: int) -> bool:
+        """Whether variant k is blended with its source after this step."""
+        first, last = self._blend[k]
+        return first <= step < last
+
+    def rows(self, step: int) -> StepRows:
+        """Who is computed in this step."""
+        variants = tuple(k for k, start in enumerate(self.start) if start <= step)
+        leaning = [k for k in variants if self._masked[k] or step < self._inject_until[k]]
+        sources = tuple(sorted({self._source[k] for k in leaning}))
+        row_of = {source: row for row, source in enumerate(sources)}
+        variant_rows = range(len(sources), len(sources) + len(variants))
+        source_row = (
+            *row_of.values(),
+            *(row_of.get(self._source[k], row) for k, row in zip(variants, variant_rows, strict=True)),
+        )
+        inject = (*[False] * len(sources), *(step < self._inject_until[k] for k in variants))
+        return StepRows(sources, variants, source_row, inject)

@@ -1,4 +1,4 @@
-"""An editor on disk: a complete diffusers pipeline folder of the base_model's own class, with `tasks/` beside its parts."""
+"""An editor on disk: a complete diffusers pipeline folder of the base model's own class, with `tasks/` beside its parts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from emuedit.editor import task_embedding
-from emuedit.editor import unet as network
-from emuedit.editor.unet import EditorUNet
+from emuedit.editor.unet import EditorUNet, extend_unet, fingerprint
 from emuedit.models import text_to_image
 from emuedit.models.text_to_image import TextToImageModel
 
@@ -19,35 +18,34 @@ TASKS_FOLDER = "tasks"
 
 
 class FrozenParts(TextToImageModel):
-    """What an editor shares with the base_model it came from: text encoder, VAE, schedule. Its U-Net belongs to `EditorUNet`."""
+    """The parts that an editor shares with its base model: text encoder, VAE, scheduler. Its U-Net belongs to `EditorUNet`."""
 
     def _check(self) -> None:
-        read, said, kind = (self.unet.config[key] for key in ("in_channels", "out_channels", "class_embed_type"))
+        in_channels, out_channels, kind = (self.unet.config[key] for key in ("in_channels", "out_channels", "class_embed_type"))
         if kind != "simple_projection":
             raise ValueError(
-                f"an editor's U-Net must read a task, got one with class_embed_type {kind!r}; this is a base_model, train an editor "
-                "from it"
+                f"an editor's U-Net must take a task, got one with class_embed_type {kind!r}; this is a base model, train an "
+                "editor from it"
             )
-        if (read, said) != (2 * self.channels, self.channels + 1):
+        if (in_channels, out_channels) != (2 * self.channels, self.channels + 1):
             raise ValueError(
-                f"an editor's U-Net must read {2 * self.channels} channels and say {self.channels + 1}, twice the VAE's and one "
-                f"more, got {read} and {said}; it was made otherwise, train the editor anew"
+                f"an editor's U-Net must have {2 * self.channels} input and {self.channels + 1} output channels (the VAE's "
+                f"twice, and one more), got {in_channels} and {out_channels}; train the editor again"
             )
 
 
 def from_base_model(base_model: TextToImageModel, d_v: int) -> EditorUNet:
-    """An untrained editor: the base_model's U-Net widened, and a fresh task table (from torch's global generator)."""
-    unet = network.widened(base_model.unet, d_v)
-    return EditorUNet(
-        unet, task_embedding.TaskEmbedding(d_v, unet.config.encoder_hid_dim or unet.config.cross_attention_dim), base_model.factor
-    )
+    """An untrained editor: the base model's U-Net extended, and a new task embedding (from torch's global generator)."""
+    unet = extend_unet(base_model.unet, d_v)
+    d_text = unet.config.encoder_hid_dim or unet.config.cross_attention_dim
+    return EditorUNet(unet, task_embedding.TaskEmbedding(d_v, d_text), base_model.factor)
 
 
 def save(net: EditorUNet, pipeline: Any, folder: Path, dtype: torch.dtype) -> str:
-    """Write the whole editor, weights in `dtype`, safetensors only; the network comes back as it was. Returns its fingerprint."""
-    weights = network.fingerprint(net, dtype)
-    named = {name: getattr(pipeline, name, None) for name in ("unet", "vae", "text_encoder", "text_encoder_2")}
-    parts = {name: part for name, part in named.items() if part is not None} | {"unet": net.unet}
+    """Write the whole editor, weights in `dtype`, as safetensors; the network itself is not changed. Returns its fingerprint."""
+    weights = fingerprint(net, dtype)
+    present = {name: getattr(pipeline, name, None) for name in ("unet", "vae", "text_encoder", "text_encoder_2")}
+    parts = {name: part for name, part in present.items() if part is not None} | {"unet": net.unet}
     pipeline.register_modules(**{name: nn.Module.to(copy.deepcopy(part), dtype) for name, part in parts.items()})
     pipeline.save_pretrained(folder, safe_serialization=True)
     pipeline.register_modules(**parts)
@@ -55,18 +53,10 @@ def save(net: EditorUNet, pipeline: Any, folder: Path, dtype: torch.dtype) -> st
     return weights
 
 
-def load(folder: str, device: str, dtype: torch.dtype, revision: str | None = None) -> tuple[EditorUNet, FrozenParts, str]:
-    """(network, frame, fingerprint) of an editor folder or hub id, frozen, on `device`; bfloat16 keeps float32 weights."""
-    kept = torch.float32 if dtype == torch.bfloat16 else dtype  # autocast does the rest
-    frame = FrozenParts(text_to_image.open_pipeline(folder, device, kept, revision))
-    tasks, weights = task_embedding.load(_tasks(folder, revision))
-    net = EditorUNet(frame.unet, tasks.to(device), frame.factor).requires_grad_(False).eval()
-    return net, frame, weights
-
-
-def _tasks(folder: str, revision: str | None) -> Path:
-    if Path(folder).is_dir():
-        return Path(folder, TASKS_FOLDER)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(folder, revision=revision, allow_patterns=f"{TASKS_FOLDER}/*")) / TASKS_FOLDER
+def load(folder: str, device: str, dtype: torch.dtype) -> tuple[EditorUNet, FrozenParts, str]:
+    """(network, frozen parts, fingerprint) of an editor folder, on `device`; bfloat16 keeps float32 weights for autocast."""
+    stored_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
+    table, weights = task_embedding.load(Path(folder, TASKS_FOLDER))
+    parts = FrozenParts(text_to_image.open_pipeline(folder, device, stored_dtype, revision=None))
+    net = EditorUNet(parts.unet, table.to(device), parts.factor).requires_grad_(False).eval()
+    return net, parts, weights

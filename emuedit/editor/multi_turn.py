@@ -1,4 +1,4 @@
-"""Many edits, one after the other, with what did not change kept bit for bit from turn to turn."""
+"""Several edits one after the other; each turn keeps the pixels that it did not change, bit for bit."""
 
 from __future__ import annotations
 
@@ -6,29 +6,22 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from emuedit.core import change_threshold
-from emuedit.editor.sampling import Editor
+from emuedit.editor.sampling import EditSampler, ReportStep
+from emuedit.editor.settings import EditSettings
 
 
-def edit_in_turns(
-    editor: Editor,
+def edit_turns(
+    sampler: EditSampler,
     image: Tensor,
     instructions: Sequence[str],
     tasks: Sequence[str],
-    seed: int,
-    *,
-    steps: int,
-    s_I: float,
-    s_T: float,
-    phi: float = 0.0,
-    hold: float = 1.0,
-    alpha: float = change_threshold.ALPHA,
-    sigma_px: float = change_threshold.SIGMA_PX,
+    settings: EditSettings,
+    report: ReportStep | None = None,
 ) -> list[Tensor]:
-    """Image [1, 3, H, W] in [-1, 1] -> the picture after every turn. Turn i is drawn from seed + i.
+    """Image [1, 3, H, W] in [-1, 1] -> the picture after every turn. Turn i starts from the noise of seed + i.
 
-    Per-pixel thresholding of Emu Edit (arXiv 2311.10089): where a turn changed less than alpha, the old pixel stays; alpha 0
-    keeps none. Raises ValueError unless there is one task an instruction, UnknownTaskError for an unknown one.
+    Per-pixel thresholding of Emu Edit (arXiv 2311.10089): where a turn changed less than `change_threshold`, the old pixel
+    stays. Raises ValueError unless there is one picture and one task per instruction, UnknownTaskError for an unknown task.
     """
     if len(image) != 1 or len(instructions) != len(tasks):
         raise ValueError(
@@ -38,7 +31,6 @@ def edit_in_turns(
     pictures: list[Tensor] = []
     before = image.float().cpu()
     for turn, (instruction, task) in enumerate(zip(instructions, tasks, strict=True)):
-        after = editor.edit(before, [instruction], [task], [seed + turn], steps=steps, s_I=s_I, s_T=s_T, phi=phi, hold=hold)
-        before = change_threshold.unchanged_kept(before, after, alpha, sigma_px) if alpha > 0 else after
+        before = sampler.sample(before, [instruction], [task], settings, [settings.seed + turn], report)
         pictures.append(before)
     return pictures

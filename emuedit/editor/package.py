@@ -1,136 +1,286 @@
-"""What is registered, served and called from the command line: one folder with an editor, its router and its task packs.
+"""An editor as people use it: `Editor.load(...)` opens a packaged model, `edit` changes pictures by instruction.
 
-    models/editor  models/router  models/inversion/*.safetensors  models/defaults.json
+A package is one folder, the same for a working folder's `models/` and for a registered version:
 
-The last two may be missing. A registered version is such a folder, so both are opened by `Bundle.load`.
+    editor/  router/  inversion/*.safetensors  settings.json
+
+The last three may be missing: without a router tasks must be named, without settings.json the defaults of `EditSettings` apply.
 """
 
+from __future__ import annotations
+
 import json
-import time
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-MARK = "model_index.json"  # announces an editor folder
-EDITOR, ROUTER, PACKS, DEFAULTS = "editor", "router", "inversion", "defaults.json"
-CLOSE = 0.2  # two tasks whose probabilities differ by less are both told; ours
+from emuedit.editor.settings import EditSettings
+
+if TYPE_CHECKING:
+    from emuedit.editor.sampling import EditSampler, ReportStep
+    from emuedit.editor.task_predictor import TaskPredictor
+
+EDITOR_FILE = "model_index.json"  # what an editor folder is recognised by
+EDITOR, ROUTER, PACKS, SETTINGS = "editor", "router", "inversion", "settings.json"
+MODELS = Path("models")
+CHAMPION = "models:/emuedit-editor@champion"
+AMBIGUOUS = 0.2
+"""Two tasks whose probabilities differ by less are both reported. Ours."""
+
+Picture = Image.Image | npt.NDArray[np.uint8]
+"""A PIL image of any mode, or uint8 [H, W, 3]."""
+P = TypeVar("P", Image.Image, npt.NDArray[np.uint8])
 
 
-class BundleError(ValueError):
-    """Raised for a folder without an editor, and for an edit that cannot be asked for."""
+class PackageError(ValueError):
+    """Raised for a folder without an editor, and for an edit that cannot be made."""
 
 
 @dataclass(frozen=True)
-class EditSettings:
-    """How an edit is made. A registered model brings the values it was measured with; these are for folders without."""
+class TaskChoice:
+    """The task of an instruction, and how it was chosen."""
 
-    steps: int = 20
-    """Denoising steps."""
-    s_I: float = 1.5
-    """Guidance by the picture (Emu Edit, arXiv 2311.10089)."""
-    s_T: float = 5.0
-    """Guidance by the instruction (the same)."""
-    phi: float = 0.0
-    """How far guidance is pulled back to the spread of what it guides, in [0, 1] (Lin et al., arXiv 2305.08891)."""
-    hold: float = 1.0
-    """How much the picture is held where the editor sees nothing to change, in [0, 1] (ours)."""
-    alpha: float = 0.03
-    """Pixels that change less are kept from the turn before (the same); 0 keeps none."""
+    task: str
+    probability: float | None
+    """Of the task predictor, in [0, 1]; None when the task was given."""
+    second: str | None
+    """The second most probable task, when it is close."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One instruction and what came of it."""
+    """One instruction and its result."""
 
     instruction: str
-    task: str
-    probability: float | None
-    """How sure the router is; None when the task was told."""
-    second: str | None
-    """The runner-up, when it is close."""
+    choice: TaskChoice
     pixels: npt.NDArray[np.uint8]
     """[H, W, 3]"""
 
 
-class Bundle:
-    """An editor that answers instructions."""
+class Editor:
+    """Edits pictures by instruction.
 
-    def __init__(self, editor: Any, router: Any, knobs: EditSettings) -> None:
-        self.editor, self.router, self.knobs = editor, router, knobs
-        self.seconds = 0.0
-        """Time of the last edit."""
+        editor = Editor.load("models")
+        edited = editor.edit(Image.open("in.png"), "make the circle red")
+        turns = editor.edit_turns(pixels, ["make the circle red", "remove the star"])
+
+    `settings` are those the editor was evaluated with; every method takes others.
+    """
+
+    def __init__(self, sampler: EditSampler, predictor: TaskPredictor | None, settings: EditSettings) -> None:
+        self.sampler, self.predictor, self.settings = sampler, predictor, settings
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | None = None, knobs: EditSettings | None = None) -> "Bundle":
-        """Open a bundle, or the editor folder inside one; `knobs`: if it brings none. BundleError says what was found."""
-        from emuedit.editor import sampling as edit
-        from emuedit.editor import task_pack
-        from emuedit.editor import task_predictor as router
+    def load(
+        cls,
+        source: str | Path | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        settings: EditSettings | None = None,
+    ) -> Editor:
+        """Open an editor.
+
+        source: a folder, a registered model (`models:/name@alias`, `models:/name/3`), a run's model (`runs:/id/path`), or a
+          hub id `owner/name`; None: the champion, or `models/` where none is registered.
+        device, dtype: where and in which number format it runs; 'auto' chooses what is fast and correct on this machine.
+        settings: used where the package has none of its own.
+        Raises PackageError, which says what was found instead, for a source that holds no editor.
+        """
+        from emuedit.editor import sampling, task_predictor
         from emuedit.runtime import Runtime
 
-        root = home(folder)
-        told = json.loads((root / DEFAULTS).read_text()) if (root / DEFAULTS).exists() else {}
-        known = asdict(knobs or EditSettings())
-        known |= {key: value for key, value in told.items() if key in known}
-        chosen = device or Runtime.choose().device
-        editor = edit.load(str(root / EDITOR), chosen)
+        root = find_package(resolve_source(source)[0])
+        runtime = Runtime.choose(device, dtype)
+        sampler = sampling.load(root / EDITOR, runtime)
         for pack in sorted((root / PACKS).glob("*.safetensors")):
-            task_pack.add(editor, pack)
-        guide = router.load(str(root / ROUTER), chosen) if (root / ROUTER).is_dir() else None
-        return cls(editor, guide, EditSettings(**known))
+            sampler.add_pack(pack)
+        predictor = task_predictor.load(str(root / ROUTER), runtime.device) if (root / ROUTER).is_dir() else None
+        return cls(sampler, predictor, read_settings(root) or settings or EditSettings())
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks that this editor knows."""
+        return self.sampler.tasks
+
+    @overload
+    def edit(self, images: P, instructions: str, tasks: str | None = None, settings: EditSettings | None = None) -> P: ...
+
+    @overload
     def edit(
         self,
-        pixels: npt.NDArray[np.uint8],
+        images: Sequence[P],
         instructions: Sequence[str],
-        tasks: Sequence[str | None] = (),
-        seed: int = 0,
-        knobs: EditSettings | None = None,
-    ) -> list[Turn]:
-        """Edit uint8 [H, W, 3] by one instruction after the other. A task that is not told is chosen by the router.
+        tasks: Sequence[str | None] | None = None,
+        settings: EditSettings | None = None,
+    ) -> list[P]: ...
 
-        Raises BundleError for an empty instruction, an unknown task, or a missing router.
+    def edit(self, images: Any, instructions: Any, tasks: Any = None, settings: EditSettings | None = None) -> Any:
+        """Edit one picture by one instruction, or several pictures by one instruction each.
+
+        images: a PIL image or uint8 array [H, W, 3], or a list of them, of any sizes.
+        instructions: what to change, such as "make the circle red"; one per picture.
+        tasks: names out of `editor.tasks`; None leaves the choice to the task predictor.
+        settings: steps, guidance, seed and so on; default: `editor.settings`.
+        Returns what was given: an image for an image, an array for an array, a list for a list.
+        Raises PackageError for an empty instruction, an unknown task, lists of unequal length or a missing task predictor.
+        """
+        if isinstance(images, Image.Image | np.ndarray):
+            return self.edit([images], [instructions], [tasks], settings)[0]
+        if isinstance(instructions, str) or len(images) != len(instructions):
+            raise PackageError(f"want one instruction for each of the {len(images)} pictures, got {instructions!r}")
+        choices = self.choose_tasks(instructions, tasks)
+        pixels = [to_rgb(image) for image in images]
+        outputs = self._edit_by_size(pixels, instructions, [choice.task for choice in choices], settings or self.settings)
+        return [
+            Image.fromarray(output) if isinstance(image, Image.Image) else output
+            for image, output in zip(images, outputs, strict=True)
+        ]
+
+    def edit_turns(
+        self,
+        image: Picture,
+        instructions: Sequence[str],
+        tasks: Sequence[str | None] | None = None,
+        settings: EditSettings | None = None,
+        report: ReportStep | None = None,
+    ) -> list[Turn]:
+        """Edit one picture by one instruction after the other; pixels that a turn does not change are kept bit for bit.
+
+        Arguments as for `edit`; `report` is called after each denoising step.
         """
         from emuedit.editor import multi_turn
         from emuedit.models.image_tensors import from_uint8, to_uint8
 
-        knobs = knobs or self.knobs
-        told = list(tasks) or [None] * len(instructions)
-        if not instructions or not all(text.strip() for text in instructions):
-            raise BundleError(f"want an instruction, such as 'make the circle red'; got {list(instructions)!r}")
-        if len(told) != len(instructions):
-            raise BundleError(f"want a task for each of the {len(instructions)} instructions or none; got {told}")
-        chosen = [self._task(text, task) for text, task in zip(instructions, told, strict=True)]
-        began = time.monotonic()
-        outputs = multi_turn.edit_in_turns(
-            self.editor, from_uint8(pixels), list(instructions), [task for task, _, _ in chosen], seed, **asdict(knobs)
+        choices = self.choose_tasks(instructions, tasks)
+        pictures = multi_turn.edit_turns(
+            self.sampler,
+            from_uint8(to_rgb(image)),
+            instructions,
+            [choice.task for choice in choices],
+            settings or self.settings,
+            report,
         )
-        self.seconds = time.monotonic() - began
-        return [Turn(text, *guess, to_uint8(image)[0]) for text, guess, image in zip(instructions, chosen, outputs, strict=True)]
+        return [
+            Turn(instruction, choice, to_uint8(picture)[0])
+            for instruction, choice, picture in zip(instructions, choices, pictures, strict=True)
+        ]
 
-    def _task(self, instruction: str, told: str | None) -> tuple[str, float | None, str | None]:
-        known = tuple(self.editor.tasks)
-        if told is not None:
-            if told not in known:
-                raise BundleError(f"want a task of {', '.join(known)}; got {told!r}")
-            return told, None, None
-        if self.router is None:
-            raise BundleError("want a router to choose the task, got a folder without; name the task")
-        (guess,) = self.router.predict([instruction])
-        close = guess.probability - guess.second_probability < CLOSE
-        return guess.task, float(guess.probability), guess.second if close else None
+    def choose_tasks(self, instructions: Sequence[str], tasks: Sequence[str | None] | None = None) -> list[TaskChoice]:
+        """The task of each instruction: the one that is given, or the task predictor's."""
+        if not instructions or not all(isinstance(text, str) and text.strip() for text in instructions):
+            raise PackageError(f"want an instruction, such as 'make the circle red'; got {list(instructions)!r}")
+        given = list(tasks) if tasks else [None] * len(instructions)
+        if len(given) != len(instructions):
+            raise PackageError(f"want a task for each of the {len(instructions)} instructions or none; got {given}")
+        return [self._choose_task(text, task) for text, task in zip(instructions, given, strict=True)]
+
+    def _choose_task(self, instruction: str, task: str | None) -> TaskChoice:
+        if task is not None:
+            if task not in self.tasks:
+                raise PackageError(f"want a task out of {', '.join(self.tasks)}; got {task!r}")
+            return TaskChoice(task, None, None)
+        if self.predictor is None:
+            raise PackageError("want a task predictor (the folder `router`) to choose the task, got none; name the task")
+        (prediction,) = self.predictor.predict([instruction])
+        is_close = prediction.probability - prediction.second_probability < AMBIGUOUS
+        return TaskChoice(prediction.task, prediction.probability, prediction.second if is_close else None)
+
+    def _edit_by_size(
+        self, pixels: list[npt.NDArray[np.uint8]], instructions: Sequence[str], tasks: list[str], settings: EditSettings
+    ) -> list[npt.NDArray[np.uint8]]:
+        """Pictures of one size are edited in one batch; each has the noise of its position in the list."""
+        from emuedit.models.image_tensors import from_uint8, to_uint8
+
+        outputs: dict[int, npt.NDArray[np.uint8]] = {}
+        for shape in sorted({picture.shape for picture in pixels}):
+            rows = [row for row, picture in enumerate(pixels) if picture.shape == shape]
+            edited = self.sampler.sample(
+                from_uint8(np.stack([pixels[row] for row in rows])),
+                [instructions[row] for row in rows],
+                [tasks[row] for row in rows],
+                settings,
+                [settings.seed + row for row in rows],
+            )
+            outputs |= dict(zip(rows, to_uint8(edited), strict=True))
+        return [outputs[row] for row in range(len(pixels))]
 
 
-def home(folder: str | Path) -> Path:
-    """The bundle that a folder is, or that an editor folder lies in."""
+def to_rgb(image: Picture) -> npt.NDArray[np.uint8]:
+    """A PIL image of any mode, or uint8 [H, W, 3] -> uint8 [H, W, 3]. Raises PackageError for another array."""
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        shape = getattr(image, "shape", "")
+        raise PackageError(
+            f"want a PIL image or uint8 [H, W, 3], got {type(image).__name__} {getattr(image, 'dtype', '')} {shape}"
+        )
+    return image
+
+
+def resolve_source(source: str | Path | None) -> tuple[Path, str]:
+    """Folder of a model and what to call it, see `Editor.load`. Models that are not on this machine are downloaded once."""
+    from emuedit.models.model_sources import HUB_ID
+
+    if source is None:
+        return _default_source()
+    name = str(source)
+    if name.startswith(("models:/", "runs:/")):
+        from emuedit.tracking import registry
+
+        return registry.download_version(name), name
+    if ":/" in name:
+        raise PackageError(f"want a folder, models:/..., runs:/... or a hub id 'owner/name'; got {name!r}")
+    if not Path(name).exists() and HUB_ID.fullmatch(name):
+        from emuedit.models.model_sources import import_library
+
+        try:
+            return Path(import_library("huggingface_hub").snapshot_download(name)), name
+        except Exception as error:  # the hub raises a dozen classes for: offline, no such repository, no access
+            raise PackageError(
+                f"want a folder or a hub id, got {name!r}: no such folder here, and the hub gave nothing ({type(error).__name__})"
+            ) from error
+    return Path(name), name
+
+
+def _default_source() -> tuple[Path, str]:
+    """The champion of the tracking store, or else the working folder's own models."""
+    if os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").exists():  # opening a store that does not exist makes one
+        from emuedit.tracking import registry
+
+        if registry.version_at("champion"):
+            return registry.download_version(CHAMPION), CHAMPION
+    if not (MODELS / EDITOR).is_dir():
+        raise PackageError(
+            f"no champion is registered and there is no {MODELS / EDITOR} here; run `uv run retrain` or name a model"
+        )
+    return MODELS, str(MODELS / EDITOR)
+
+
+def find_package(folder: str | Path) -> Path:
+    """The package that a folder is, or that an editor folder lies in."""
     path = Path(folder)
-    if (path / EDITOR / MARK).is_file():
+    if (path / EDITOR / EDITOR_FILE).is_file():
         return path
-    if (path / MARK).is_file() and path.resolve().name == EDITOR:
+    if (path / EDITOR_FILE).is_file() and path.resolve().name == EDITOR:
         return path.resolve().parent
-    found = sorted(one.name for one in path.iterdir())[:8] if path.is_dir() else "nothing"
-    raise BundleError(f"want a folder with {EDITOR}/{MARK}, got {path} with {found}; run `uv run retrain`, or name a model")
+    content = sorted(entry.name for entry in path.iterdir())[:8] if path.is_dir() else "nothing"
+    raise PackageError(
+        f"want a folder with {EDITOR}/{EDITOR_FILE}, got {path} with {content}; run `uv run retrain`, or name a model"
+    )
+
+
+def read_settings(root: Path) -> EditSettings | None:
+    """The settings of a package; None where it has none. Raises PackageError for a package of an earlier version."""
+    if (root / SETTINGS).is_file():
+        return EditSettings().with_changes(json.loads((root / SETTINGS).read_text(encoding="utf-8")))
+    if (root / "defaults.json").is_file():
+        raise PackageError(
+            f"{root} was packaged by an earlier version (it has defaults.json); register it again: `uv run retrain`"
+        )
+    return None

@@ -1,77 +1,93 @@
-"""The one way an editor edits: evaluation, command line, registry and service all call `Editor.edit`.
+"""The one way in which an editor edits: evaluation, command line, registered model and service all call `EditSampler.sample`.
 
-Shapes: B samples, H and W pixels, C latent channels, h and w latent sizes, D_v width of a task embedding.
+Shapes: B samples, H and W pixels, C latent channels, h and w latent sizes, D_v the width of a task embedding.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from emuedit.core import diffusion, guidance
+from emuedit.core import change_threshold, diffusion, guidance
 from emuedit.editor import checkpoint, task_embedding, task_pack
 from emuedit.editor.checkpoint import FrozenParts
+from emuedit.editor.settings import EditSettings
 from emuedit.editor.unet import EditorUNet
 from emuedit.models import image_tensors
+from emuedit.models.denoising import Denoiser
 from emuedit.models.text_to_image import TextCondition
+from emuedit.runtime import Runtime
+
+ReportStep = Callable[[int], None]
+"""Called after each denoising step with the number of samples."""
 
 
-class Editor:
-    """An editor that is ready to work. `weights`: fingerprint of the network, which task packs are made for."""
+@dataclass(frozen=True)
+class EditConditions:
+    """What an edit is conditioned on."""
 
-    def __init__(self, net: EditorUNet, frame: FrozenParts, weights: str, dtype: torch.dtype = torch.float32) -> None:
-        self.net, self.frame, self.weights, self.dtype = net, frame, weights, dtype
-        levels = len(frame.unet.config.block_out_channels) - 1
-        self.grid = frame.factor * 2**levels  # px: the VAE halves a picture, and so does the U-Net
+    c_I: Tensor  # latents of the input images [B, C, h, w]
+    c_T: TextCondition  # instructions, B rows
+    v: Tensor  # task embeddings [B, D_v]
+
+    def with_guidance_terms(self, null: TextCondition, n_terms: int) -> EditConditions:
+        """The rows of all guidance terms in one batch: [null,] [image only,] fully conditioned; [n_terms B, ...]."""
+        if n_terms == 1:
+            return self
+        c_T = TextCondition.cat(*[null] * (n_terms - 1), self.c_T)
+        c_I = torch.cat([torch.zeros_like(self.c_I)] * (n_terms - 2) + [self.c_I] * 2)
+        return EditConditions(c_I, c_T, self.v.repeat(n_terms, 1))
+
+
+class EditSampler:
+    """A trained editor on tensors. `weights` is the fingerprint of the network, which task packs are made for."""
+
+    def __init__(self, net: EditorUNet, parts: FrozenParts, weights: str, dtype: torch.dtype = torch.float32) -> None:
+        self.net, self.parts, self.weights, self.dtype = net, parts, weights, dtype
+        levels = len(parts.unet.config.block_out_channels) - 1
+        self.grid_px = parts.factor * 2**levels  # sides must be multiples of it: the VAE and the U-Net halve them
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Tasks it knows: the rows of its table, then those that `add_task` brought."""
+        """Tasks it knows: the rows of its task embedding, then those that `add_task` brought."""
         return self.net.table.names
 
     @property
-    def inverted(self) -> tuple[str, ...]:
-        """Those of them that came by inversion."""
+    def inverted_tasks(self) -> tuple[str, ...]:
+        """Those of them that were learned by task inversion."""
         return self.tasks[len(task_embedding.TRAINED) :]
 
     @property
     def device(self) -> torch.device:
-        """Where it works."""
-        return self.frame.device
+        """Where it runs."""
+        return self.parts.device
 
     def autocast(self) -> torch.autocast:
-        """Half-precision sums where the editor was loaded in bfloat16, nothing otherwise."""
+        """Autocast to bfloat16 where the editor was loaded in it; does nothing otherwise."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
-    def edit(
+    def sample(
         self,
         images: Tensor,
         instructions: Sequence[str],
         tasks: Sequence[str],
-        seeds: Sequence[int],
-        *,
-        steps: int,
-        s_I: float,
-        s_T: float,
-        hold: float = 1.0,
-        phi: float = 0.0,
-        progress: bool = False,
+        settings: EditSettings,
+        seeds: Sequence[int] | None = None,
+        report: ReportStep | None = None,
     ) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] of any size -> edited ones, float32 of the same size.
+        """Edit images [B, 3, H, W] in [-1, 1] of any size: float32 [B, 3, H, W] on the CPU.
 
-        A sample depends on its own picture, instruction, task and seed alone. s_I and s_T guide by picture and instruction
-        (Emu Edit: 1.5 and 5.0); at 1 they cost nothing, other values cost up to three evaluations a step, in one forward.
-        hold in [0, 1] keeps the picture where the editor itself sees nothing to change, see `core.guidance.held`.
-        phi in [0, 1] pulls guidance back to the spread of the conditioned prediction. Raises UnknownTaskError for an unknown
-        task, ValueError for pictures out of range and for lists of unequal length.
+        A sample depends on its own picture, instruction, task and seed alone. `seeds` default to settings.seed + 0, 1, ...
+        Guidance scales of 1 cost nothing; other values cost up to three evaluations a step, in one forward.
+        Raises UnknownTaskError for an unknown task, ValueError for pictures out of range and for lists of unequal length.
         """
-        n = len(image_tensors.check(images))
+        n = len(image_tensors.check_images(images))
+        seeds = range(settings.seed, settings.seed + n) if seeds is None else seeds
         if not n or not n == len(instructions) == len(tasks) == len(seeds):
             raise ValueError(
                 f"want one instruction, task and seed for each picture, got {n} pictures, {len(instructions)} instructions, "
@@ -79,73 +95,72 @@ class Editor:
             )
         v = self.net.table.rows(tasks)  # [B, D_v]
         height, width = images.shape[-2:]
-        right, below = -width % self.grid, -height % self.grid
-        whole = F.pad(images.float(), (0, right, 0, below), mode="replicate").to(self.device)
+        before = images.float()
+        padding = (0, -width % self.grid_px, 0, -height % self.grid_px)
+        padded = F.pad(before, padding, mode="replicate").to(self.device)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         with torch.inference_mode(), self.autocast():
-            c_I = self.frame.encode(whole)  # [B, C, h, w]
-            z = self._denoise(c_I, self.frame.encode_text(instructions), v, generators, steps, s_I, s_T, hold, phi, progress)
-            edited = self.frame.decode(z)
-        return edited[:, :, :height, :width].cpu().clone()
+            conditions = EditConditions(self.parts.encode(padded), self.parts.encode_text(instructions), v)
+            z = self._denoise(conditions, generators, settings, report)
+            after = self.parts.decode(z)[:, :, :height, :width].cpu()
+        if settings.change_threshold > 0:
+            after = change_threshold.keep_unchanged(before.cpu(), after, settings.change_threshold)
+        return after.clone()
 
     def _denoise(
         self,
-        c_I: Tensor,
-        c_T: TextCondition,
-        v: Tensor,
+        conditions: EditConditions,
         generators: list[torch.Generator],
-        steps: int,
-        s_I: float,
-        s_T: float,
-        hold: float,
-        phi: float,
-        progress: bool,
+        settings: EditSettings,
+        report: ReportStep | None,
     ) -> Tensor:
-        """From noise to latents [B, C, h, w] under picture, instruction and task."""
-        scheduler = type(self.frame.scheduler).from_config(self.frame.scheduler.config)  # a fresh one: some keep a history
-        scheduler.set_timesteps(steps, device=self.device)
-        extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        source, kind = c_I, scheduler.config.prediction_type
-        n, size = len(c_I), (c_I.shape[-2] * self.frame.factor, c_I.shape[-1] * self.frame.factor)
-        terms = 1 if s_I == s_T == 1 else 2 if s_I == 1 else 3  # full; image, full; null, image, full
-        if terms > 1:
-            null = self.frame.null_text(n)
-            c_T = TextCondition.cat(*[null] * (terms - 1), c_T)
-            c_I = torch.cat([torch.zeros_like(c_I)] * (terms - 2) + [c_I] * 2)
-        v = v.repeat(terms, 1)
-        z_t = self.frame.noise(generators, size) * scheduler.init_noise_sigma
-        for t in tqdm(scheduler.timesteps, desc="edit", disable=not progress):
-            scaled = scheduler.scale_model_input(z_t, t)
-            e, change = self.net(scaled.repeat(terms, 1, 1, 1), t, c_I, c_T, v)
-            if terms > 1:
-                *rest, e_image, e_full = e.chunk(terms)
-                e_null = rest[0] if rest else e_image  # its weight is then zero
+        """From noise to latents [B, C, h, w] of the edited pictures."""
+        s_I, s_T = settings.image_guidance_scale, settings.guidance_scale
+        denoiser = Denoiser(self.parts.scheduler, settings.steps, self.device, generators)
+        source, n = conditions.c_I, len(conditions.c_I)
+        size_px = (source.shape[-2] * self.parts.factor, source.shape[-1] * self.parts.factor)
+        n_terms = 1 if s_I == s_T == 1 else 2 if s_I == 1 else 3  # full; image, full; null, image, full
+        rows = conditions.with_guidance_terms(self.parts.null_text(n), n_terms)
+        z_t = denoiser.start(self.parts.initial_noise(generators, size_px))
+        for t in denoiser.timesteps:
+            scaled = denoiser.scale(z_t, t)
+            e, change_logits = self.net(scaled.repeat(n_terms, 1, 1, 1), t, rows.c_I, rows.c_T, rows.v)
+            if n_terms > 1:
+                *null_term, e_image, e_full = e.chunk(n_terms)
+                e_null = null_term[0] if null_term else e_image  # its weight is then zero
                 e = guidance.two_conditions(e_null, e_image, e_full, s_I, s_T)
-                e = guidance.rescaled(e, e_full, phi) if phi else e
-            if hold:
-                alpha_bar = scheduler.alphas_cumprod[t.round().long().cpu()].to(scaled)
-                e_source = diffusion.implied(source, scaled, alpha_bar, kind)
-                e = guidance.held(e, e_source, change[-n:].sigmoid(), hold)
-            z_t = scheduler.step(e, t, z_t, **extra, return_dict=False)[0]
+                e = guidance.rescale(e, e_full, settings.guidance_rescale) if settings.guidance_rescale else e
+            if settings.preserve:
+                alpha_bar = denoiser.alpha_bar(t, scaled)
+                kind = denoiser.scheduler.config.prediction_type
+                e_source = diffusion.prediction_for_clean(source, scaled, alpha_bar, kind)
+                e = guidance.blend_with_source(e, e_source, change_logits[-n:].sigmoid(), settings.preserve)
+            z_t = denoiser.step(e, t, z_t)
+            if report is not None:
+                report(n)
         return z_t
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the whole editor, added tasks included, as a pipeline folder that `load` reads."""
-        self.weights = checkpoint.save(self.net, self.frame.pipeline, Path(folder), dtype)
+        self.weights = checkpoint.save(self.net, self.parts.pipeline, Path(folder), dtype)
 
     def add_task(self, name: str, v: Tensor) -> None:
-        """Teach it a task that inversion learned: its embedding v [D_v] becomes one more row."""
+        """Add a task that inversion learned: its embedding v [D_v] becomes one more row."""
         self.net.table.add(name, v)
 
-    def add_pack(self, file: str | Path) -> task_pack.Pack:
-        """The same from a task pack. Raises PackError for a file that is none and for a pack made for another editor."""
-        found = task_pack.load(file)
-        task_pack.check(found, self.weights)
-        self.add_task(found.name, found.v)
-        return found
+    def add_pack(self, file: str | Path) -> task_pack.TaskPack:
+        """The same from a task pack. Raises TaskPackError for another file and for a pack made for another editor."""
+        pack = task_pack.load(file)
+        task_pack.check(pack, self.weights)
+        self.add_task(pack.name, pack.v)
+        return pack
 
 
-def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None) -> Editor:
-    """An editor from a folder or a hub id. bfloat16: float32 weights under autocast. FileNotFoundError for a base_model."""
-    net, frame, weights = checkpoint.load(name_or_path, device, dtype, revision)
-    return Editor(net, frame, weights, dtype)
+def load(folder: str | Path, runtime: Runtime | None = None) -> EditSampler:
+    """An editor from its folder, on the device and in the number format of `runtime` (default: float32 on the CPU).
+
+    bfloat16 keeps float32 weights and runs under autocast. Raises FileNotFoundError for a base model, which is no editor.
+    """
+    runtime = runtime or Runtime("cpu", "float32")
+    net, parts, weights = checkpoint.load(str(folder), runtime.device, runtime.torch_dtype)
+    return EditSampler(net, parts, weights, runtime.torch_dtype)

@@ -1,12 +1,11 @@
-"""The table of task embeddings: one learned row v_i a task, and one more cross-attention token made from it.
+"""The task embedding: one learned row v_i per task, and one more cross-attention token made from it.
 
-Shapes: B samples, n rows, D_v width of a row, D width of the text tokens. Emu Edit (arXiv 2311.10089) adds v_i to the
-timestep embedding and gives it to cross-attention; that it is one token, and D_v, are ours.
+Shapes: B samples, n rows, D_v the width of a row, D the width of the text tokens. Emu Edit (arXiv 2311.10089) adds v_i to the
+timestep embedding and gives it to cross-attention. That it is one token, and D_v, are ours.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from emuedit.name_hints import closest_match
 from emuedit.tasks import TASKS, UnknownTaskError
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 TRAINED = tuple(task.name for task in TASKS)
-"""Names of the first rows of every table."""
+"""Names of the first rows."""
 
 
 class TaskEmbedding(nn.Module):
-    """`names[i]` is the task of row i: the sixteen trained ones in their order, then those that inversion added."""
+    """`names[i]` is the task of row i: the trained ones in their order, then those that inversion added."""
 
     def __init__(self, d_v: int, d_text: int, names: Sequence[str] = TRAINED) -> None:
         super().__init__()
@@ -44,19 +44,18 @@ class TaskEmbedding(nn.Module):
         """Row of a task. Raises UnknownTaskError, which lists the known names."""
         if task in self.names:
             return self.names.index(task)
-        close = difflib.get_close_matches(task, self.names, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = closest_match(task, self.names)
         raise UnknownTaskError(f"want a task that this editor knows ({', '.join(self.names)}), got {task!r}{hint}")
 
     def token(self, v: Tensor) -> Tensor:
-        """The token that stands behind the instruction's: [B, D_v] -> [B, 1, D]."""
+        """The token that follows those of the instruction: [B, D_v] -> [B, 1, D]."""
         token: Tensor = self.to_token(v)[:, None]
         return token
 
     def add(self, name: str, v: Tensor) -> None:
-        """One more row at the end. ValueError for a name that is taken and for a row of another width."""
+        """Append a row. Raises ValueError for a name that is taken and for a row of another width."""
         if name in self.names:
-            raise ValueError(f"want a new name, got {name!r}, a task it has; choose another or load the editor anew")
+            raise ValueError(f"want a new name, got {name!r}, a task that exists; choose another or load the editor again")
         if v.shape != (self.d_v,) or not torch.isfinite(v).all():
             raise ValueError(f"want a finite task embedding [{self.d_v}], got {tuple(v.shape)}; learn it on this editor")
         row = v.detach().to(self.v)[None]
@@ -67,15 +66,15 @@ class TaskEmbedding(nn.Module):
         """Write `config.json` and `model.safetensors`; `weights` is the fingerprint of the network that the rows belong to."""
         folder.mkdir(parents=True, exist_ok=True)
         config = {"names": self.names, "d_v": self.d_v, "d_text": self.to_token.out_features, "weights": weights}
-        (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        save_file({name: value.to(dtype).contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        save_file({name: value.to(dtype).contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS_FILE)
 
 
 def load(folder: Path) -> tuple[TaskEmbedding, str]:
-    """(table, fingerprint of the network it belongs to) from what `TaskEmbedding.save` wrote; rows in float32."""
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"want an editor's task table, got no {CONFIG} in {folder}; a base_model alone is no editor")
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    """(task embedding, fingerprint of the network it belongs to) from what `TaskEmbedding.save` wrote; rows in float32."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"want an editor's task embedding, got no {CONFIG_FILE} in {folder}; a base model is no editor")
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     table = TaskEmbedding(config["d_v"], config["d_text"], config["names"])
-    table.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
+    table.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS_FILE).items()})
     return table, config["weights"]

@@ -1,71 +1,62 @@
-"""Task packs: a task that inversion learned, in one small safetensors file that fits one editor and says which."""
+"""Task packs: a task learned by inversion, in one small safetensors file that belongs to one editor."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from emuedit.editor.sampling import Editor
+METADATA_KEY = "emuedit.pack"
 
 
-KEY = "emuedit.pack"
-
-
-class PackError(ValueError):
-    """Raised for a file that is no task pack and for a pack made for another editor."""
+class TaskPackError(ValueError):
+    """Raised for a file that is not a task pack and for a pack made for another editor."""
 
 
 @dataclass(frozen=True)
-class Pack:
+class TaskPack:
     """A task in a file."""
 
     name: str
-    v: Tensor  # [D_v]
+    v: Tensor  # the task embedding [D_v]
     base: str
     """`weights` of the editor it was learned on."""
     n_examples: int
     record: dict[str, Any]
-    """How it was learned: knobs and figures."""
+    """How it was learned: params and figures."""
 
 
-def save(pack: Pack, file: str | Path) -> None:
-    """Write it whole or not at all."""
+def save(pack: TaskPack, file: str | Path) -> None:
+    """Write the file as a whole or not at all."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    note = {key: value for key, value in vars(pack).items() if key != "v"}
+    metadata = {key: value for key, value in vars(pack).items() if key != "v"}
     partial = file.with_name(f".{file.name}.part")
-    save_file({"v": pack.v.detach().float().cpu().contiguous()}, partial, metadata={KEY: json.dumps(note)})
+    save_file({"v": pack.v.detach().float().cpu().contiguous()}, partial, metadata={METADATA_KEY: json.dumps(metadata)})
     partial.replace(file)
 
 
-def load(file: str | Path) -> Pack:
-    """Read a pack. Raises PackError, which names the file, for anything else."""
+def load(file: str | Path) -> TaskPack:
+    """Read a pack. Raises TaskPackError, which names the file, for anything else."""
     if not Path(file).is_file():
-        raise PackError(f"want a task pack, got no file at {file}; run the station inversion")
+        raise TaskPackError(f"want a task pack, got no file at {file}; run the stage inversion")
     try:
         with safe_open(str(file), framework="pt") as content:
-            note, v = json.loads((content.metadata() or {})[KEY]), content.get_tensor("v")
-        return Pack(v=v, **note)
+            metadata, v = json.loads((content.metadata() or {})[METADATA_KEY]), content.get_tensor("v")
+        return TaskPack(v=v, **metadata)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise PackError(f"{file} is no task pack ({error}); run the station inversion") from error
+        raise TaskPackError(f"{file} is not a task pack ({error}); run the stage inversion") from error
 
 
-def check(pack: Pack, weights: str) -> None:
-    """Raise PackError unless the pack was made for the network with this fingerprint."""
+def check(pack: TaskPack, weights: str) -> None:
+    """Raise TaskPackError unless the pack was made for the network with this fingerprint."""
     if pack.base != weights:
-        raise PackError(
+        raise TaskPackError(
             f"want a pack for the editor {weights}, got {pack.name!r}, made for {pack.base}: an embedding means nothing to other "
-            "weights; run the station inversion on this editor"
+            "weights; run the stage inversion on this editor"
         )
-
-
-def add(editor: Editor, file: str | Path) -> Pack:
-    """`Editor.add_pack` by another name."""
-    return editor.add_pack(file)

@@ -1,4 +1,4 @@
-"""The router: a T5 that reads an instruction and tells which task it asks for.
+"""The task predictor: a T5 that classifies an instruction by the task it asks for.
 
 Emu Edit fine-tunes a Flan-T5-XL for this (arXiv 2311.10089); its recipe is not published. Ours is T5's own sequence classifier
 (transformers' T5ForSequenceClassification: the decoder's last state through a two-layer head) in the standard folder.
@@ -16,13 +16,13 @@ from torch import Tensor
 from emuedit.models import model_sources
 from emuedit.runtime import seed_for
 
-T5 = model_sources.Kind("a transformers T5", "config.json", "model_type", ("t5", "mt5", "umt5"))
-_NAMED = "router_tasks"  # in config.json: this classifier's labels are tasks
+T5 = model_sources.ModelKind("a transformers T5", "config.json", "model_type", ("t5", "mt5", "umt5"))
+_MARKER = "router_tasks"  # in config.json: the labels of this classifier are tasks
 
 
 @dataclass(frozen=True)
 class TaskPrediction:
-    """The two likeliest tasks of an instruction, with probabilities in [0, 1]. Close ones: ask which is meant."""
+    """The two most probable tasks of an instruction, with probabilities in [0, 1]. Where they are close, ask the user."""
 
     task: str
     probability: float
@@ -44,50 +44,52 @@ class TaskPredictor:
 
     def logits(self, texts: Sequence[str]) -> Tensor:
         """[B, K] before the softmax, on the model's device. Texts of more tokens than the tokenizer's limit are cut."""
-        end = self.tokenizer.eos_token
-        read = self.tokenizer(
-            [text.replace(end, " ") for text in texts],  # T5 reads the mark as the end even where somebody typed it
+        end_token = self.tokenizer.eos_token
+        tokens = self.tokenizer(
+            [text.replace(end_token, " ") for text in texts],  # T5 would take a typed end token for the end of the text
             padding=True,
             truncation=True,
             return_tensors="pt",
         ).to(self.model.device)
-        found: Tensor = self.model(input_ids=read["input_ids"], attention_mask=read["attention_mask"]).logits
-        return found.float()
+        logits: Tensor = self.model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits
+        return logits.float()
 
     @torch.inference_mode()
     def probabilities(self, texts: Sequence[str], batch: int = 64) -> Tensor:
-        """float32 [B, K] on the CPU, rows that sum to 1."""
+        """float32 [B, K] on the CPU; rows sum to 1."""
         self.model.eval()
         parts = [self.logits(texts[i : i + batch]).softmax(-1).cpu() for i in range(0, len(texts), batch)]
         return torch.cat(parts) if parts else torch.zeros(0, len(self.tasks))
 
     def predict(self, texts: Sequence[str]) -> list[TaskPrediction]:
-        """A guess for every instruction."""
-        best, which = self.probabilities(texts).topk(2)
+        """A prediction for every instruction."""
+        values, indices = self.probabilities(texts).topk(2)
         names = self.tasks
         return [
-            TaskPrediction(names[i], p, names[j], q) for (p, q), (i, j) in zip(best.tolist(), which.tolist(), strict=True)
-        ]  # fmt: skip
+            TaskPrediction(names[first], p_first, names[second], p_second)
+            for (p_first, p_second), (first, second) in zip(values.tolist(), indices.tolist(), strict=True)
+        ]
 
     def save(self, folder: str | Path) -> None:
-        """As transformers saves a classifier: config.json, model.safetensors, tokenizer files."""
+        """Write config.json, model.safetensors and the tokenizer's files, as transformers saves a classifier."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         for file in Path(folder).glob("*.safetensors"):
-            file.chmod(0o644)  # safetensors writes for its owner alone
+            file.chmod(0o644)  # safetensors writes files that only their owner can read
 
 
-def start(name_or_path: str, tasks: Sequence[str], max_tokens: int, device: str = "cpu", seed: int = 0) -> TaskPredictor:
-    """A router to be trained: a T5 folder or hub id (such as `google/flan-t5-xl`) with a new head for these tasks.
+def from_t5(name_or_path: str, tasks: Sequence[str], max_tokens: int, device: str = "cpu", seed: int = 0) -> TaskPredictor:
+    """A predictor to be trained: a T5 folder or hub id (such as `google/flan-t5-xl`) with a new head for these tasks.
 
-    Raises ValueError for fewer than two tasks or one named twice, and what `model_sources.manifest` raises for a wrong folder.
+    Raises ValueError for fewer than two tasks or one named twice, and what `read_manifest` raises for a wrong folder.
     """
     if len(tasks) < 2 or len(set(tasks)) != len(tasks):
         raise ValueError(f"want two or more different tasks to tell apart, got {list(tasks)}")
-    model_sources.manifest(name_or_path, T5)
+    model_sources.read_manifest(name_or_path, T5)
+    transformers = model_sources.import_library("transformers")
     with torch.random.fork_rng([]):
         torch.manual_seed(seed_for("router", "head", seed))
-        model = model_sources.library("transformers").AutoModelForSequenceClassification.from_pretrained(
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
             name_or_path,
             id2label=dict(enumerate(tasks)),
             label2id={task: i for i, task in enumerate(tasks)},
@@ -95,17 +97,17 @@ def start(name_or_path: str, tasks: Sequence[str], max_tokens: int, device: str 
             dtype=torch.float32,
             use_safetensors=True,
         )
-    setattr(model.config, _NAMED, True)
-    tokenizer = model_sources.library("transformers").AutoTokenizer.from_pretrained(name_or_path, model_max_length=max_tokens)
+    setattr(model.config, _MARKER, True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path, model_max_length=max_tokens)
     return TaskPredictor(model.to(device), tokenizer)
 
 
 def load(name_or_path: str, device: str = "cpu") -> TaskPredictor:
-    """A trained router from its folder or a hub id. Raises ValueError for a T5 that was not trained to be one."""
-    found = model_sources.manifest(name_or_path, T5)
-    if not found.get(_NAMED):
-        raise ValueError(f"want a router, got {name_or_path!r}, a T5 whose labels are no tasks; run the station `router`")
-    transformers = model_sources.library("transformers")
+    """A trained predictor from its folder or a hub id. Raises ValueError for a T5 that was not trained to be one."""
+    manifest = model_sources.read_manifest(name_or_path, T5)
+    if not manifest.get(_MARKER):
+        raise ValueError(f"want a task predictor, got {name_or_path!r}, a T5 whose labels are not tasks; run the stage `router`")
+    transformers = model_sources.import_library("transformers")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         name_or_path, dtype=torch.float32, use_safetensors=True
     )

@@ -1,91 +1,97 @@
-"""Several processes that train one network: each takes its share of every batch, gradients are averaged before the step.
+"""Data-parallel training on one machine: every process takes its shard of each batch, and gradients are averaged.
 
-On a CPU two processes of one thread do more than one process of two, whose threads wait for each other at every operator.
-With equal shares the mean of means is the mean, so the number of processes changes a step by rounding only.
+On a CPU two processes with one thread do more than one with two, whose threads wait for each other at every operator. With
+equal shards the mean of means is the mean, so the number of processes changes a step by rounding only.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
-from emuedit.runtime import set_env_defaults
+from emuedit.runtime import available_cores, die_with_parent, set_env_defaults
+
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**31), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+"""For glibc: keep freed buffers. Returned after every operator and allocated again, they cost a sixth of a step."""
+
+
+class DistributedError(RuntimeError):
+    """Raised when a training process failed or died."""
 
 
 @dataclass(frozen=True)
-class ProcessGroup:
-    """Who this process is among those that train together."""
+class TrainingProcess:
+    """Which of the processes that train together this one is."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process logs and saves for all."""
         return self.rank == 0
 
-    def share(self, n: int) -> slice:
-        """Which of the n samples of a batch are this process's. ValueError where they cannot be shared evenly."""
-        if n % self.size:
+    def shard(self, n: int) -> slice:
+        """This process's part of the n samples of a batch. Raises ValueError where they cannot be split evenly."""
+        if n % self.world_size:
             raise ValueError(
-                f"want a batch that {self.size} processes can share evenly, got {n}; choose a multiple of {self.size}"
+                f"want a batch that {self.world_size} processes can split evenly, got {n}; choose a multiple of {self.world_size}"
             )
-        return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
+        return slice(self.rank * n // self.world_size, (self.rank + 1) * n // self.world_size)
 
-    def averaged(self, loss: Tensor, weights: Sequence[Tensor], dtype: torch.dtype) -> float:
-        """Average the gradients of `weights` over the crew, in place; returns the mean loss.
+    def average_gradients(self, loss: Tensor, parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> float:
+        """Average the gradients of `parameters` over the processes, in place; returns the mean loss.
 
-        They travel as `dtype`: bfloat16 halves the way and is what the gradients of a bfloat16 network are worth.
+        They are exchanged as `dtype`: bfloat16 halves the traffic and is the precision that such gradients have anyway.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return loss.item()
-        grads = [one.grad for one in weights if one.grad is not None]
-        flat = torch.cat([one.reshape(-1).to(dtype) for one in grads])
-        whole = loss.detach().clone()
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.reshape(-1).to(dtype) for gradient in gradients])
+        mean_loss = loss.detach().clone()
         distributed.all_reduce(flat)
-        distributed.all_reduce(whole)
-        flat.div_(self.size)
-        for grad, total in zip(grads, flat.split([one.numel() for one in grads]), strict=True):
-            grad.copy_(total.view_as(grad))
-        return whole.item() / self.size
+        distributed.all_reduce(mean_loss)
+        flat.div_(self.world_size)
+        for gradient, total in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(total.view_as(gradient))
+        return mean_loss.item() / self.world_size
 
 
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**31), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
-"""For glibc: keep freed buffers. Given back after every operator and taken anew, they cost a sixth of a step."""
+def n_processes(requested: int, batch_size: int, device: str) -> int:
+    """How many processes train: `requested`, or for 0 on a CPU the most cores that split the batch evenly, elsewhere one."""
+    if requested or device != "cpu":
+        return requested or 1
+    return max(n for n in range(1, available_cores() + 1) if batch_size % n == 0)
 
 
-def size_for(asked: int, batch: int, device: str) -> int:
-    """How many processes train: `asked`, or for 0 on a CPU the most cores that share the batch evenly, elsewhere one."""
-    if asked or device != "cpu":
-        return asked or 1
-    return max(n for n in range(1, _cores() + 1) if batch % n == 0)
+def run_distributed(world_size: int, work: Callable[..., object], *args: Any) -> None:
+    """Run work(process, *args) in `world_size` new processes and wait. They end with this process, whatever ends it.
+
+    Raises DistributedError, after all were ended, when one of them failed or died.
+    """
+    set_env_defaults(KEEP_FREED_MEMORY)  # read by the new processes
+    with tempfile.TemporaryDirectory() as folder:
+        start: Any = torch.multiprocessing.start_processes  # type: ignore[attr-defined]
+        rendezvous = str(Path(folder, "rendezvous"))
+        try:
+            start(_run_process, (world_size, rendezvous, work, args), world_size, start_method="spawn")
+        except torch.multiprocessing.ProcessExitedException as error:  # type: ignore[attr-defined]
+            raise DistributedError(f"a training process died ({error})") from error
 
 
-def together(size: int, work: Callable[..., object], *args: Any) -> None:
-    """Run work(crew, *args) in `size` new processes and wait. A failure of one ends all and is raised here; so does our death."""
-    set_env_defaults(KEEP_MEMORY)  # new processes read it
-    with tempfile.TemporaryDirectory() as meeting:
-        begin: Any = torch.multiprocessing.start_processes  # type: ignore[attr-defined]
-        begin(_member, (size, str(Path(meeting, "met")), work, args), size, start_method="spawn")
-
-
-def _member(rank: int, size: int, meeting: str, work: Callable[..., object], args: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # torch's word of our parent's death; ignored under `nohup ... &`
-    torch.set_num_threads(max(1, _cores() // size))
-    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+def _run_process(rank: int, world_size: int, rendezvous: str, work: Callable[..., object], args: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c reaches the whole process group; the parent decides
+    die_with_parent()
+    torch.set_num_threads(max(1, available_cores() // world_size))
+    distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
     try:
-        work(ProcessGroup(rank, size), *args)
+        work(TrainingProcess(rank, world_size), *args)
     finally:
         distributed.destroy_process_group()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,6 +1,6 @@
-"""The objective: predict eps or v of a noised target latent under picture, instruction and task.
+"""The training objective: predict eps or v of a noised target latent, given picture, instruction and task.
 
-Shapes: B samples, C latent channels, h and w latent sizes. Everything random is in `Draws`, made from (seed, step) alone.
+Shapes: B samples, C latent channels, h and w latent sizes. Everything random is in `NoiseDraws`, made from (seed, step) alone.
 """
 
 from __future__ import annotations
@@ -19,147 +19,158 @@ from emuedit.editor.unet import EditorUNet
 from emuedit.models.text_to_image import TextCondition
 from emuedit.runtime import generator
 
+MIN_LATENT_CHANGE = 0.15
+"""Latents, whose standard deviation is about 1, count as changed when they differ by more, mean over channels. Ours."""
 
-class Dropout(config.Params):
-    """How often a condition is left out in training, so that guidance has something to compare with; shares of samples."""
 
-    text: float
-    """The instruction alone gives way to the null text."""
-    image: float
-    """The picture alone gives way to zeros."""
-    both: float
+class ConditionDropout(config.Params):
+    """How often a condition is left out in training, which classifier-free guidance needs; shares of samples.
+
+    The defaults are InstructPix2Pix's (arXiv 2211.09800).
+    """
+
+    text: float = Field(0.05, ge=0, le=1)
+    """The instruction alone is replaced by the null text."""
+    image: float = Field(0.05, ge=0, le=1)
+    """The picture alone is replaced by zeros."""
+    both: float = Field(0.05, ge=0, le=1)
     """Both at once."""
 
 
-NEVER = Dropout(text=0.0, image=0.0, both=0.0)
-"""All conditions, always."""
+NO_DROPOUT = ConditionDropout(text=0.0, image=0.0, both=0.0)
 
 
-class Weights(config.Params):
-    """What counts how much in the loss. All of it ours."""
+class LossWeights(config.Params):
+    """How the parts of the loss are weighted. All of it is ours; the defaults weight nothing, which is Eq. 2 of Emu Edit."""
 
-    late_times: tuple[float, float]
-    """Times are T u^x, u uniform, x from the first to the second: 1 is uniform, below 1 there are more of the noisy times."""
-    rarity: float = Field(ge=0, le=1)
-    """Errors where it changes and where it stays count (their share)^-rarity: 0 all cells alike, 1 both halves alike."""
-    kept: float = Field(gt=0)
-    """An error where it stays counts this beside one where it changes: an editor is held on the picture there."""
-    change: float = Field(ge=0)
-    """Saying where the picture changes counts this beside painting it."""
-    change_rarity: float = Field(ge=0, le=1)
-    """As `rarity`, of saying where."""
+    timestep_power: tuple[float, float] = (1.0, 1.0)
+    """Timesteps are T u^x with u uniform; x goes from the first to the second value during training. 1 is uniform; below 1
+    noisy timesteps are drawn more often."""
+    mask_balance: float = Field(0.0, ge=0, le=1)
+    """Errors in changed cells and in unchanged cells count (their share of the picture)^-mask_balance: 0 weights all cells
+    alike, 1 both regions alike."""
+    background_weight: float = Field(1.0, gt=0)
+    """Weight of an error in an unchanged cell relative to one in a changed cell."""
+    change_loss_weight: float = Field(0.0, ge=0)
+    """Weight of the change-mask head's cross-entropy relative to the denoising error."""
+    change_mask_balance: float = Field(0.0, ge=0, le=1)
+    """As `mask_balance`, for the change-mask head."""
 
-    @field_validator("late_times")
+    @field_validator("timestep_power")
     @classmethod
-    def _positive(cls, some: tuple[float, float]) -> tuple[float, float]:
-        if min(some) <= 0:
-            raise ValueError(f"want two exponents above 0, got {list(some)}")
-        return some
+    def _check_positive(cls, powers: tuple[float, float]) -> tuple[float, float]:
+        if min(powers) <= 0:
+            raise ValueError(f"want two exponents above 0, got {list(powers)}")
+        return powers
 
-    def late(self, done: float) -> float:
-        """The exponent of times when this share of the training is done."""
-        first, last = self.late_times
-        return first + (last - first) * done
+    def power_at(self, progress: float) -> float:
+        """The exponent of timesteps when this share of the training is done."""
+        first, last = self.timestep_power
+        return first + (last - first) * progress
 
 
-PLAIN = Weights(late_times=(1.0, 1.0), rarity=0.0, kept=1.0, change=0.0, change_rarity=0.0)
-"""Nothing counts more than anything else, and painting alone."""
+UNWEIGHTED = LossWeights()
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step learns from."""
+    """The samples of a step."""
 
     source: Tensor  # E(c_I), [B, C, h, w]
     target: Tensor  # E(x), [B, C, h, w]
     text: TextCondition  # of the instructions
-    null: TextCondition  # of no instruction, one row
-    tasks: Tensor  # rows of the task table, int64 [B]
+    null: TextCondition  # of the empty instruction, one row
+    tasks: Tensor  # rows of the task embedding, int64 [B]
     ids: tuple[str, ...]  # of the pairs
-    said: tuple[str, ...]  # the instructions in words
+    instructions: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.target)
 
     def to(self, device: torch.device) -> Batch:
-        """The same on a device; on a GPU laid out channels last."""
+        """The batch on a device; on a GPU in channels-last layout."""
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         source, target = (x.to(device, memory_format=layout) for x in (self.source, self.target))
         text, null = (
             TextCondition(c.hidden.to(device), None if c.pooled is None else c.pooled.to(device)) for c in (self.text, self.null)
         )
-        return Batch(source, target, text, null, self.tasks.to(device), self.ids, self.said)
+        return Batch(source, target, text, null, self.tasks.to(device), self.ids, self.instructions)
 
 
 @dataclass(frozen=True)
-class Draws:
-    """The chance in one step."""
+class NoiseDraws:
+    """Everything random in one step."""
 
     t: Tensor  # int64 [B]
     eps: Tensor  # [B, C, h, w]
     no_text: Tensor  # bool [B]
     no_image: Tensor  # bool [B]
 
-    def of(self, some: slice) -> Draws:
-        """Those of some of the samples."""
-        return Draws(self.t[some], self.eps[some], self.no_text[some], self.no_image[some])
+    def rows(self, rows: slice) -> NoiseDraws:
+        """The draws of some of the samples."""
+        return NoiseDraws(self.t[rows], self.eps[rows], self.no_text[rows], self.no_image[rows])
 
 
-def draw(shape: tuple[int, ...], n_times: int, dropout: Dropout, late_times: float, *keys: str | int) -> Draws:
-    """Draws on the CPU for a batch of latents of `shape`, from the keys alone. One time in every stratum of the batch."""
-    chance = generator("editor", *keys)
-    u = (torch.randperm(shape[0], generator=chance) + torch.rand(shape[0], generator=chance)) / shape[0]
-    t = (n_times * u**late_times).long().clamp_max(n_times - 1)
-    eps = torch.randn(shape, generator=chance)
-    fate = torch.rand(shape[0], generator=chance)
-    no_text = fate < dropout.text + dropout.both  # [text | both | image | nothing]
-    no_image = (fate >= dropout.text) & (fate < dropout.text + dropout.both + dropout.image)
-    return Draws(t, eps, no_text, no_image)
+def draw_noise(
+    shape: tuple[int, ...], n_timesteps: int, dropout: ConditionDropout, timestep_power: float, *keys: str | int
+) -> NoiseDraws:
+    """Draws on the CPU for latents of `shape`, from the keys alone. Timesteps are stratified over the batch."""
+    random = generator("editor", *keys)
+    u = (torch.randperm(shape[0], generator=random) + torch.rand(shape[0], generator=random)) / shape[0]
+    t = (n_timesteps * u**timestep_power).long().clamp_max(n_timesteps - 1)
+    eps = torch.randn(shape, generator=random)
+    u_dropout = torch.rand(shape[0], generator=random)  # [0, 1) is split into [text | both | image | nothing dropped]
+    no_text = u_dropout < dropout.text + dropout.both
+    no_image = (u_dropout >= dropout.text) & (u_dropout < dropout.text + dropout.both + dropout.image)
+    return NoiseDraws(t, eps, no_text, no_image)
 
 
-def per_sample(net: EditorUNet, scheduler: Any, batch: Batch, draws: Draws, v: Tensor, weights: Weights) -> Tensor:
-    """Weighted mean squared error of each sample, [B] (Eq. 2 of Emu Edit), and what saying where it changes adds to it.
+def loss_per_sample(net: EditorUNet, scheduler: Any, batch: Batch, draws: NoiseDraws, v: Tensor, weights: LossWeights) -> Tensor:
+    """Weighted mean squared error of each sample, [B] (Eq. 2 of Emu Edit), plus the loss of the change-mask head.
 
-    The latter is the cross-entropy of where source and target differ, for samples that were told all conditions. v [B, D_v] is
-    never dropped: guidance keeps it. The noise schedule, zero terminal SNR included, is the scheduler's.
+    The latter is the cross-entropy of where source and target differ, for samples with all their conditions. v [B, D_v] is
+    never dropped, because guidance keeps it. The noise schedule, zero terminal SNR included, is the scheduler's.
     """
     device = batch.target.device
     t, eps = draws.t.to(device), draws.eps.to(batch.target)
     alpha_bar = scheduler.alphas_cumprod.to(device)[t].view(-1, 1, 1, 1)
     no_text, no_image = draws.no_text.to(device), draws.no_image.to(device)
-    text = _dropped(batch.text, batch.null, no_text)
+    text = _drop_text(batch.text, batch.null, no_text)
     c_I = batch.source.masked_fill(no_image.view(-1, 1, 1, 1), 0.0)
-    said = net(diffusion.noised(batch.target, eps, alpha_bar), t, c_I, text, v)
-    changed = changes(batch.source, batch.target)  # [B, 1, h, w]
-    error = (said.e - diffusion.wanted(batch.target, eps, alpha_bar, scheduler.config.prediction_type)).square()  # [B, C, h, w]
-    lost = F.binary_cross_entropy_with_logits(said.change, changed, reduction="none")  # [B, 1, h, w]
-    told = ~(no_text | no_image).view(-1, 1, 1, 1)
-    cells = weighed(changed, weights.rarity) * torch.where(changed > 0, 1.0, weights.kept)
-    return _mean(error, cells) + weights.change * _mean(told * lost, weighed(changed, weights.change_rarity))
+    prediction = net(diffusion.add_noise(batch.target, eps, alpha_bar), t, c_I, text, v)
+    target = diffusion.training_target(batch.target, eps, alpha_bar, scheduler.config.prediction_type)
+    changed = latent_change_mask(batch.source, batch.target)  # [B, 1, h, w]
+    error = (prediction.e - target).square()  # [B, C, h, w]
+    mask_error = F.binary_cross_entropy_with_logits(prediction.change_logits, changed, reduction="none")  # [B, 1, h, w]
+    has_all_conditions = ~(no_text | no_image).view(-1, 1, 1, 1)
+    cell_weights = balance_weights(changed, weights.mask_balance) * torch.where(changed > 0, 1.0, weights.background_weight)
+    mask_weights = balance_weights(changed, weights.change_mask_balance)
+    mask_loss = _weighted_mean(has_all_conditions * mask_error, mask_weights)
+    return _weighted_mean(error, cell_weights) + weights.change_loss_weight * mask_loss
 
 
-def _mean(error: Tensor, cells: Tensor) -> Tensor:
-    """[B, ., h, w] under weights [B, 1, h, w] -> [B]."""
-    return (cells * error).mean((1, 2, 3)) / cells.mean((1, 2, 3))
+def latent_change_mask(source: Tensor, target: Tensor, min_change: float = MIN_LATENT_CHANGE) -> Tensor:
+    """1 where latents [B, C, h, w] differ by more than `min_change`, mean over channels, else 0; [B, 1, h, w]."""
+    return ((source - target).abs().mean(1, keepdim=True) > min_change).to(target)
 
 
-def changes(source: Tensor, target: Tensor, least: float = 0.15) -> Tensor:
-    """1 where the latents, whose spread is about 1, differ by more than `least`, mean over channels; [B, 1, h, w]. Ours."""
-    return ((source - target).abs().mean(1, keepdim=True) > least).to(target)
+def balance_weights(changed: Tensor, balance: float) -> Tensor:
+    """Change mask [B, 1, h, w] -> weight of every cell: (share of its region)^-balance.
 
-
-def weighed(changed: Tensor, rarity: float) -> Tensor:
-    """Where cells change [B, 1, h, w] -> the weight of every cell: share^-rarity of the changed ones, of the kept ones likewise.
-
-    So the small object of an edit counts beside the picture that stays, and the object that stays beside a new background. Ours.
+    So the small object of an edit counts beside the picture that stays, and the object that stays beside a new background.
     """
     share = changed.mean((1, 2, 3), keepdim=True)
-    least = 1 / changed[0].numel()
-    return torch.where(changed > 0, share.clamp_min(least), (1 - share).clamp_min(least)) ** -rarity
+    min_share = 1 / changed[0].numel()
+    return torch.where(changed > 0, share.clamp_min(min_share), (1 - share).clamp_min(min_share)) ** -balance
 
 
-def _dropped(text: TextCondition, null: TextCondition, where: Tensor) -> TextCondition:
-    hidden = torch.where(where.view(-1, 1, 1), null.hidden.to(text.hidden), text.hidden)
+def _weighted_mean(error: Tensor, cell_weights: Tensor) -> Tensor:
+    """[B, ., h, w] under weights [B, 1, h, w] -> [B]."""
+    return (cell_weights * error).mean((1, 2, 3)) / cell_weights.mean((1, 2, 3))
+
+
+def _drop_text(text: TextCondition, null: TextCondition, dropped: Tensor) -> TextCondition:
+    hidden = torch.where(dropped.view(-1, 1, 1), null.hidden.to(text.hidden), text.hidden)
     if text.pooled is None or null.pooled is None:
         return TextCondition(hidden)
-    return TextCondition(hidden, torch.where(where.view(-1, 1), null.pooled.to(text.pooled), text.pooled))
+    return TextCondition(hidden, torch.where(dropped.view(-1, 1), null.pooled.to(text.pooled), text.pooled))

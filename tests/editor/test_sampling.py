@@ -32,15 +32,15 @@ def test_guidance_is_three_terms_in_one_forward(shape: str, make_editor: MakeEdi
     v, text = net.table.rows(TOLD[:2]), frame.encode_text(SAID[:2])
     c_I, null = frame.encode(images), frame.null_text(2)
     frame.scheduler.set_timesteps(3)
-    z_t = frame.noise([torch.Generator().manual_seed(seed) for seed in (3, 4)], (16, 16))
+    z_t = frame.initial_noise([torch.Generator().manual_seed(seed) for seed in (3, 4)], (16, 16))
     with torch.no_grad():
         for t in frame.scheduler.timesteps:
             e_null, e_image = net(z_t, t, torch.zeros_like(c_I), null, v).e, net(z_t, t, c_I, null, v).e
             e_full, change = net(z_t, t, c_I, text, v)
-            e = guidance.rescaled(guidance.two_conditions(e_null, e_image, e_full, 1.3, 3.0), e_full, 0.7)
+            e = guidance.rescale(guidance.two_conditions(e_null, e_image, e_full, 1.3, 3.0), e_full, 0.7)
             alpha_bar = frame.scheduler.alphas_cumprod[t]
-            e_source = diffusion.implied(c_I, z_t, alpha_bar, frame.scheduler.config.prediction_type)
-            z_t = frame.scheduler.step(guidance.held(e, e_source, change.sigmoid(), 0.5), t, z_t, return_dict=False)[0]
+            e_source = diffusion.prediction_for_clean(c_I, z_t, alpha_bar, frame.scheduler.config.prediction_type)
+            z_t = frame.scheduler.step(guidance.blend_with_source(e, e_source, change.sigmoid(), 0.5), t, z_t, return_dict=False)[0]
     torch.testing.assert_close(got, frame.decode(z_t), rtol=1e-4, atol=1e-4)
 
 
@@ -100,7 +100,7 @@ class Painting(torch.nn.Module):
         change[..., : z_t.shape[-1] // 2] = self.sure
         wanted = torch.full_like(z_t, 0.5)
         return Prediction(
-            diffusion.implied(wanted, z_t, self.alpha_bar[t].view(1, 1, 1, 1), self.kind.config.prediction_type), change
+            diffusion.prediction_for_clean(wanted, z_t, self.alpha_bar[t].view(1, 1, 1, 1), self.kind.config.prediction_type), change
         )
 
 

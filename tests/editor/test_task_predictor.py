@@ -90,11 +90,11 @@ def test_the_published_t5_is_what_the_recipe_makes(tmp_path: Path) -> None:
 def test_the_toy_words_are_whole_tokens() -> None:
     from transformers import AutoTokenizer
 
-    from toyworld.edits.exact_edits import edits, names
+    from toyworld.edits.exact_edits import build_edits, trained_task_names
 
     tokenizer = AutoTokenizer.from_pretrained(T5)
-    for task in names():
-        for text in edits(task, "held_out", 0, 30).instructions:
+    for task in trained_task_names():
+        for text in build_edits(task, "held_out", 0, 30).instructions:
             found = tokenizer(text).input_ids
             assert tokenizer.unk_token_id not in found
             assert len(found) <= 2 * len(text.split()) + 2, text

@@ -53,18 +53,18 @@ def test_a_perfect_network_has_no_loss(shape: str, make_painter: Callable[[str],
 def test_zero_terminal_snr_hides_the_target(make_painter: Callable[[str], TextToImageModel]) -> None:
     alpha_bar = make_painter("toy").scheduler.alphas_cumprod[-1].view(1, 1, 1, 1)
     z, eps = torch.randn(2, 1, 8, 8, 8)
-    torch.testing.assert_close(diffusion.noised(z, eps, alpha_bar), eps, rtol=0, atol=1e-6)
-    torch.testing.assert_close(diffusion.wanted(z, eps, alpha_bar, "v_prediction"), -z, rtol=0, atol=1e-6)
+    torch.testing.assert_close(diffusion.add_noise(z, eps, alpha_bar), eps, rtol=0, atol=1e-6)
+    torch.testing.assert_close(diffusion.training_target(z, eps, alpha_bar, "v_prediction"), -z, rtol=0, atol=1e-6)
 
 
 def test_ours_is_diffusers(make_painter: Callable[[str], TextToImageModel]) -> None:
     scheduler = make_painter("toy").scheduler
     z, eps, t = torch.randn(3, 8, 8, 8), torch.randn(3, 8, 8, 8), torch.tensor([0, 500, 998])
     a = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
-    torch.testing.assert_close(diffusion.noised(z, eps, a), scheduler.add_noise(z, eps, t))
-    torch.testing.assert_close(diffusion.wanted(z, eps, a, "v_prediction"), scheduler.get_velocity(z, eps, t))
+    torch.testing.assert_close(diffusion.add_noise(z, eps, a), scheduler.add_noise(z, eps, t))
+    torch.testing.assert_close(diffusion.training_target(z, eps, a, "v_prediction"), scheduler.get_velocity(z, eps, t))
     with pytest.raises(ValueError, match="got 'sample'"):
-        diffusion.wanted(z, eps, a, "sample")
+        diffusion.training_target(z, eps, a, "sample")
 
 
 def test_dropped_conditions_are_zeros_and_the_null_text() -> None:

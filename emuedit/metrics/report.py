@@ -1,0 +1,97 @@
+"""What people see of an evaluation: tables of means, a CSV file, and a contact sheet."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from emuedit.data import contact_sheet
+from emuedit.data.png import decode_png
+from emuedit.data.records import EvalRecord
+from emuedit.metrics.edit_scores import METRICS
+from emuedit.tasks import HELD_OUT, get_task
+
+Table = dict[str, dict[str, float | None]]
+"""System -> task -> value; None where nothing was measured."""
+
+
+def summarise(records: Sequence[EvalRecord], tasks: Sequence[str]) -> dict[str, Table]:
+    """Means per system and task of `edit_success`, `router` and the five metrics; `overall` is the mean over trained tasks.
+
+    An undefined value is left out of a mean and counted under `undefined_<metric>`; a mean of nothing is None.
+    """
+    trained = [name for name in tasks if get_task(name) not in HELD_OUT]
+    systems = list(dict.fromkeys(record.system for record in records))
+    tables: dict[str, Table] = {}
+    for metric in ("edit_success", "router", *METRICS):
+        tables[metric], undefined = {}, {}
+        for system in systems:
+            means: dict[str, float | None] = {}
+            n_undefined: dict[str, float | None] = {}
+            for name in tasks:
+                values = [_value(metric, record) for record in records if (record.system, record.task) == (system, name)]
+                defined = [value for value in values if value is not None]
+                means[name] = _mean(defined)
+                n_undefined[name] = float(len(values) - len(defined))
+            tables[metric][system] = {"overall": _mean([v for n in trained if (v := means[n]) is not None]), **means}
+            undefined[system] = {"overall": sum(n_undefined[name] or 0 for name in trained), **n_undefined}
+        if any(count for row in undefined.values() for count in row.values()):
+            tables[f"undefined_{metric}"] = undefined
+    return tables
+
+
+def write_csv(path: Path, tables: dict[str, Table]) -> None:
+    """The same numbers, one line per system and task, for `dvc plots` and spreadsheets."""
+    names = [name for name in tables if not name.startswith("undefined_")]
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["system", "task", *names])
+        for system, row in tables["edit_success"].items():
+            for task in row:
+                writer.writerow([system, task, *(tables[name][system][task] for name in names)])
+
+
+def success_table(success: Table) -> str:
+    """Edit success per task, one column per system, as text."""
+    systems = list(success)
+    lines = [f"{'edit success':14}" + "".join(f"{system:>12}" for system in systems)]
+    for task in dict.fromkeys(task for row in success.values() for task in row):
+        cells = (success[system].get(task) for system in systems)
+        lines.append(f"{task:14}" + "".join(f"{'-' if cell is None else format(cell, '.2f'):>12}" for cell in cells))
+    return "\n".join(lines)
+
+
+def draw_contact_sheet(
+    records: Sequence[EvalRecord], system: str, tasks: Sequence[str], columns: int, success: Table
+) -> Image.Image:
+    """The first edits of every task: input, output, exact result; a green frame where the judge accepts the output."""
+    strips = []
+    for name in tasks:
+        of_task = [record for record in records if (record.system, record.task) == (system, name)]
+        examples = of_task[:columns]
+        rows = [
+            ("input", np.stack([decode_png(record.source) for record in examples])),
+            ("output", np.stack([decode_png(record.output) for record in examples])),
+        ]
+        exact = [record.exact for record in examples if record.exact is not None]
+        if len(exact) == len(examples):
+            rows.append(("exact", np.stack([decode_png(png) for png in exact])))
+        title = f"{name}: {success[system][name]:.0%} of {len(of_task)} succeed"
+        marks = ("output", [record.success for record in examples])
+        instructions = [record.instruction for record in examples]
+        strips.append(contact_sheet.picture_grid(rows, instructions, 4, title, marks))
+    return contact_sheet.tile_sheets(strips, columns=2)
+
+
+def _value(metric: str, record: EvalRecord) -> float | None:
+    if metric == "edit_success":
+        return float(record.success)
+    return float(record.given_task == record.task) if metric == "router" else record.scores[metric]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(float(np.mean(values)), 4) if values else None

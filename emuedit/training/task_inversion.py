@@ -1,0 +1,150 @@
+"""Task inversion: learn the embedding of a new task from a few examples; every other weight stays frozen.
+
+min over v_new of the training loss (Eq. 3 of Emu Edit, arXiv 2311.10089). Shapes: D_v the width of a task embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from emuedit import config
+from emuedit.editor.sampling import EditSampler
+from emuedit.models.text_to_image import TextCondition, use_unfused_attention_on_cpu
+from emuedit.progress import Progress
+from emuedit.runtime import rng
+from emuedit.tracking import Tracker
+from emuedit.training.loss import (
+    NO_DROPOUT,
+    Batch,
+    ConditionDropout,
+    LossWeights,
+    NoiseDraws,
+    draw_noise,
+    loss_per_sample,
+)
+
+
+class InversionSettings(config.Params):
+    """Settings of task inversion."""
+
+    task: str = Field(min_length=1)
+    """The task to learn: one that the benchmark has and the editor does not know."""
+    n_examples: int = Field(ge=1)
+    """Edits it is learned from (Emu Edit: 1 to 100)."""
+    n_held_out: int = Field(ge=1)
+    """Further edits of the same split; their loss chooses the start and decides when to stop."""
+    steps: int = Field(ge=0)
+    """Optimizer steps, at most."""
+    lr: float = Field(gt=0)
+    """Learning rate of Adam."""
+    seed: int = Field(0, ge=0)
+    """Seed of the order of examples, timesteps, noise and dropout."""
+    batch_size: int = Field(16, ge=1)
+    """Examples per step, drawn with replacement."""
+    loss_weights: LossWeights = LossWeights()
+    """How the parts of the loss are weighted, as in training."""
+    dropout: ConditionDropout = ConditionDropout()
+    """How often a condition is left out, as in training."""
+    eval_every_steps: int = Field(10, ge=1)
+    """Steps between two evaluations of the held-out loss."""
+    patience: int = Field(3, ge=1)
+    """Evaluations without a lower loss before it stops."""
+
+
+@dataclass(frozen=True)
+class LearnedTask:
+    """The result of inversion."""
+
+    v: Tensor  # [D_v]
+    start: str
+    """Where it started: a task of the editor, or `mean`."""
+    steps: int
+    """Steps made, those after the best one included."""
+    loss_start: float
+    loss: float
+    """Held-out loss at the start and at the best step, from which v is taken."""
+
+
+def start_embeddings(editor: EditSampler) -> dict[str, Tensor]:
+    """Embeddings to start from: every row of the task embedding, and their mean; each [D_v]."""
+    rows = editor.net.table.v.detach()
+    return {"mean": rows.mean(0)} | dict(zip(editor.tasks, rows, strict=True))
+
+
+def invert(
+    editor: EditSampler, examples: Batch, held_out: Batch, settings: InversionSettings, tracker: Tracker | None = None
+) -> LearnedTask:
+    """The core function: learn v_new on the examples, stop early on the held-out edits.
+
+    It starts from the row, or the mean of rows, that already serves the held-out edits best.
+    """
+    shape, n_timesteps = tuple(held_out.target.shape), editor.parts.scheduler.config.num_train_timesteps
+    power = settings.loss_weights.power_at(0.0)
+    fixed_draws = draw_noise(shape, n_timesteps, NO_DROPOUT, power, "inversion", "held out")
+    use_unfused_attention_on_cpu(editor.net.unet)
+
+    def measure(v: Tensor) -> float:
+        with torch.no_grad(), editor.autocast():
+            return _loss(editor, held_out, fixed_draws, v, settings.loss_weights).item()
+
+    starts = start_embeddings(editor)
+    with Progress("inversion: choose a start", len(starts), "row") as progress:
+        losses = {}
+        for name, row in starts.items():
+            losses[name] = measure(row)
+            progress.advance()
+    start = min(losses, key=lambda name: losses[name])
+    best, best_loss = starts[start].clone(), losses[start]
+    v = best.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([v], lr=settings.lr)
+    evaluations_without_gain = steps_made = 0
+    with Progress(f"inversion: learn {settings.task}", settings.steps, "step") as progress:
+        for step in range(settings.steps):
+            for group in optimizer.param_groups:  # a linear fall to a tenth, because the gradient is noisy
+                group["lr"] = settings.lr * (1 - 0.9 * step / settings.steps)
+            loss = _step_loss(editor, examples, v, settings, step, n_timesteps)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            steps_made = step + 1
+            progress.advance()
+            if steps_made % settings.eval_every_steps and steps_made < settings.steps:
+                continue
+            held_out_loss = measure(v)
+            if tracker is not None:
+                tracker.log(steps_made, loss=loss.item(), held_out=held_out_loss)
+            evaluations_without_gain += 1
+            if held_out_loss < best_loss:
+                best, best_loss, evaluations_without_gain = v.detach().clone(), held_out_loss, 0
+            if evaluations_without_gain >= settings.patience:
+                break
+    return LearnedTask(best, start, steps_made, losses[start], best_loss)
+
+
+def select_examples(batch: Batch, rows: Tensor) -> Batch:
+    """The samples of a batch at these rows (int64), in that order."""
+    pooled = None if batch.text.pooled is None else batch.text.pooled[rows]
+    text = TextCondition(batch.text.hidden[rows], pooled)
+    ids, instructions = (tuple(texts[int(i)] for i in rows) for texts in (batch.ids, batch.instructions))
+    return Batch(batch.source[rows], batch.target[rows], text, batch.null, batch.tasks, ids, instructions)
+
+
+def _step_loss(
+    editor: EditSampler, examples: Batch, v: Tensor, settings: InversionSettings, step: int, n_timesteps: int
+) -> Tensor:
+    rows = rng("inversion", settings.seed, step).integers(len(examples), size=settings.batch_size)
+    batch = select_examples(examples, torch.from_numpy(rows).to(examples.target.device))
+    power = settings.loss_weights.power_at(step / settings.steps)
+    shape = tuple(batch.target.shape)
+    draws = draw_noise(shape, n_timesteps, settings.dropout, power, "inversion", settings.seed, step)
+    with editor.autocast():
+        return _loss(editor, batch, draws, v, settings.loss_weights)
+
+
+def _loss(editor: EditSampler, batch: Batch, draws: NoiseDraws, v: Tensor, weights: LossWeights) -> Tensor:
+    rows = v.expand(len(batch), -1)
+    return loss_per_sample(editor.net, editor.parts.scheduler, batch, draws, rows, weights).mean()

@@ -50,7 +50,7 @@ def main() -> None:
     same = {"router": ROOT / "models/router", "inversion": none}
     beside = world(ROOT / "scratch/bench/exact_pairs", **same)
     own = world(ROOT / "scratch/bench/own_pairs", editor=ROOT / "models/editor", **same)
-    exact_dataset.write(beside, {name: min(n, 4) if quick else n for name, n in kept.items()})
+    exact_dataset.write_dataset(beside, {name: min(n, 4) if quick else n for name, n in kept.items()})
     knobs = config.load(train.TrainParams, "train", ROOT / "params.yaml")
     train.run(knobs.model_copy(update={"steps": 2}) if quick else knobs, beside)
     tasks = tuple(kept)

@@ -31,9 +31,9 @@ from emuedit.models import image_tensors, text_to_image, vae_latents
 from emuedit.runtime import rng
 from emuedit.stages import dataset
 from toyworld.edits import exact_dataset
-from toyworld.edits.exact_edits import edits
+from toyworld.edits.exact_edits import build_edits
 from toyworld.oracle import pair_judge
-from toyworld.oracle.pair_judge import Truth
+from toyworld.oracle.pair_judge import PairVerdict
 
 ROOT = Path(__file__).parent.parent
 RIM_PX = 5
@@ -71,7 +71,7 @@ def rounded(one: filter_search.SelectionQuality) -> dict[str, float | None]:
     return {name: None if value is None else round(value, 3) for name, value in asdict(one).items()}
 
 
-def measured(pairs: Sequence[Pair], truths: Sequence[Truth], params: dataset.DatasetParams) -> dict[str, Any]:
+def measured(pairs: Sequence[Pair], truths: Sequence[PairVerdict], params: dataset.DatasetParams) -> dict[str, Any]:
     """The gates against the truth: of all tasks, of each task, and of each gate alone."""
     judged = dataset.judge(table(pairs), params)
     right = np.array([truth.right for truth in truths])
@@ -112,7 +112,7 @@ def best(kept: np.ndarray, right: np.ndarray, instructions: np.ndarray) -> dict[
 
 def exact_pairs(task: str, n: int, vae: Any, factor: int) -> tuple[list[Pair], list[Pair]]:
     """Edits with known results as painted pairs would show them, and the same with the target of another edit."""
-    some = edits(task, "held_out", 0, n)
+    some = build_edits(task, "held_out", 0, n)
 
     def painted(pictures: np.ndarray) -> np.ndarray:
         return image_tensors.to_uint8(
@@ -120,10 +120,10 @@ def exact_pairs(task: str, n: int, vae: Any, factor: int) -> tuple[list[Pair], l
         )
 
     made: tuple[list[Pair], list[Pair]] = ([], [])
-    for i, pair in enumerate(exact_dataset.pairs(some)):
+    for i, pair in enumerate(exact_dataset.build_pairs(some)):
         before, targets = some.before[i], (some.exact[i], some.alternatives[i, 0])
         changed = np.abs(before.astype(int) - some.exact[i]).max(-1) > 0
-        drawn = pair_judge.drawn(pair)
+        drawn = pair_judge.annotated_sides(pair)
         source = before if drawn[0] else painted(before[None])[0]
         mask = maximum_filter(changed, RIM_PX if task != "background" else 1)
         for pairs, target in zip(made, targets, strict=True):
@@ -156,7 +156,7 @@ def sample(pairs: Sequence[Pair], n: int) -> list[Pair]:
     return [p for p in pairs if p.instruction_id in chosen]
 
 
-def proposed(pairs: Sequence[Pair], truths: Sequence[Truth], wanted: float, least_recall: float) -> dict[str, Any]:
+def proposed(pairs: Sequence[Pair], truths: Sequence[PairVerdict], wanted: float, least_recall: float) -> dict[str, Any]:
     """Per task: gates chosen on one half, and what they reach on both."""
     told: dict[str, Any] = {}
     for task in sorted({p.task for p in pairs}):
@@ -167,7 +167,7 @@ def proposed(pairs: Sequence[Pair], truths: Sequence[Truth], wanted: float, leas
             for name in pairs[0].scores
         }
         edges = EDGES if task not in ("detect", "segment") else EDGES | {"present_source": ("min",)}
-        first = filter_search.halves(np.array([pairs[i].parent_ids[-1] for i in own]))
+        first = filter_search.calibration_half(np.array([pairs[i].parent_ids[-1] for i in own]))
         some = {name: value[first] for name, value in scores.items()}
         gates = filter_search.search_with_recall(some, right[first], edges, wanted, least_recall)
         passed = np.all([gate.passes(scores) for gate in gates] + [np.ones(len(own), bool)], 0)

@@ -57,7 +57,7 @@ class Clock:
 
 def phrases(one: Instruction) -> tuple[str, ...]:
     """What to find in the picture that is painted first."""
-    return masks.phrases(one.target_object if one.reverse else one.source_object)
+    return masks.split_phrases(one.target_object if one.reverse else one.source_object)
 
 
 def places(
@@ -65,8 +65,8 @@ def places(
 ) -> list[torch.Tensor | None]:
     """Precise masks bool [H, W] of the phrases in the pictures, None where there is none to trust."""
     queries = sorted({(row, phrase) for row, some in asked for phrase in some})
-    found = masks.find(models.detector, models.segmenter, pictures, queries, knobs.bounds, knobs.rows_per_batch)
-    unions = [masks.union([found[row, one] for one in some], pictures[0, 0], knobs.bounds) for row, some in asked]
+    found = masks.locate_objects(models.detector, models.segmenter, pictures, queries, knobs.bounds, knobs.rows_per_batch)
+    unions = [masks.union_mask([found[row, one] for one in some], pictures[0, 0], knobs.bounds) for row, some in asked]
     return [one if isinstance(one, torch.Tensor) else None for one in unions]
 
 
@@ -133,7 +133,7 @@ class Ours:
             return torch.ones(1, *like.shape[-2:])
         assert c.mask is not None
         hard = {"w_p": 1.0, "w_s": 0.0, "w_b": 0.0, "radius_px": 0.0, "sigma_px": 0.0}
-        return (c.mask if self.mask == "soft" else c.mask.model_copy(update=hard)).soft(P_)
+        return (c.mask if self.mask == "soft" else c.mask.model_copy(update=hard)).soft_mask(P_)
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,8 @@ class PromptToPrompt:
         guidance = GUIDANCE * knobs.guidance / STABLE_DIFFUSION_GUIDANCE
         height, width = (n // base_model.base_model.factor for n in base_model.base_model.size)
         tokens = round(height * width * self.tokens_share)
-        blend = prompt_to_prompt.Blend(tokens, **BLEND) if self.blend else None
-        like = prompt_to_prompt.Edit(0, "", CROSS, SELF, tokens, guidance, blend=blend)
+        blend = prompt_to_prompt.LocalBlend(tokens, **BLEND) if self.blend else None
+        like = prompt_to_prompt.PromptToPromptEdit(0, "", CROSS, SELF, tokens, guidance, blend=blend)
         for part in _together(some, knobs.rows_per_batch):
             captions = list(dict.fromkeys(one.source_caption for one in part))
             seeds = [seed_for("pairs", "source", caption) for caption in captions]

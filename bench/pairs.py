@@ -27,7 +27,7 @@ from tqdm import tqdm
 from emuedit import config
 from emuedit.core import similarity
 from emuedit.data import contact_sheet
-from emuedit.data.filters import Bounds
+from emuedit.data.filters import ScoreBounds
 from emuedit.data.png import encode_png
 from emuedit.data.publish import read_folder
 from emuedit.data.records import Instruction, Pair
@@ -37,7 +37,7 @@ from emuedit.stages import dataset, pairs
 from emuedit.stages.pairs import first_caption
 from emuedit.synthesis import masks, pair_scores
 from emuedit.synthesis.model_set import ModelSet
-from emuedit.synthesis.pair_scores import Edit
+from emuedit.synthesis.pair_scores import ScoredEdit
 from toyworld.oracle import pair_judge
 
 ROOT = Path(__file__).parent.parent
@@ -113,15 +113,15 @@ class Filters:
         row, at = {key: n for n, key in enumerate(shown)}, {text: n for n, text in enumerate(said)}
         image = [seen[[row[id(getattr(one, side))] for one in made]] for side in ("source", "target")]
         text = [words[[at[getattr(one.instruction, f"{side}_caption")] for one in made]] for side in ("source", "target")]
-        return similarity.direction(*image, *text).tolist()
+        return similarity.directional_similarity(*image, *text).tolist()
 
     def _present(self, made: Sequence[Painted], which: str) -> list[float]:
         if not made:
             return []
         words = [one.instruction.target_object if which == "present_target" else one.instruction.source_object for one in made]
         shown = [one.source if which == "found_source" else one.target for one in made]
-        queries = [(n, phrase) for n, some in enumerate(words) for phrase in masks.phrases(some)]
-        found = masks.best(self.models.detector, torch.stack(shown), queries, 0.0, 1.0, self.knobs.rows_per_batch)
+        queries = [(n, phrase) for n, some in enumerate(words) for phrase in masks.split_phrases(some)]
+        found = masks.detect_each(self.models.detector, torch.stack(shown), queries, 0.0, 1.0, self.knobs.rows_per_batch)
         value = [1.0] * len(made)
         for (n, _), one in zip(queries, found, strict=True):
             value[n] = min(value[n], float(one.scores[0]) if len(one) else 0.0)
@@ -133,7 +133,7 @@ class Filters:
         edits = []
         for n, (one, M) in enumerate(made):
             what, which = one.instruction, 2 * n + (0 if one.instruction.reverse else 1)
-            edits.append(Edit(2 * n, 2 * n + 1, M, what.source_caption, what.target_caption, None, None, which))
+            edits.append(ScoredEdit(2 * n, 2 * n + 1, M, what.source_caption, what.target_caption, None, None, which))
         shown = torch.stack([picture for one, _ in made for picture in (one.source, one.target)])
         return pair_scores.left_inside(shown, edits, self.models.detector, self.knobs.rows_per_batch)
 
@@ -148,7 +148,7 @@ class Filters:
             self._places |= dict(zip((keys[n] for n in new), places(stack, asked, self.models, self.knobs), strict=True))
         widest = [self.knobs.recipes.of(one.instruction.task)[-1].mask for one in made]
         return [
-            None if (found := self._places[key]) is None or mask is None else mask.soft(found)
+            None if (found := self._places[key]) is None or mask is None else mask.soft_mask(found)
             for key, mask in zip(keys, widest, strict=True)
         ]
 
@@ -161,7 +161,7 @@ def by_round(name: str, made: Sequence[Painted]) -> list[tuple[int, Sequence[Pai
     return [(k, [one for one in made if one.candidate == k]) for k in range(method.rounds)]
 
 
-def _within(value: float | None, bounds: Bounds) -> bool:
+def _within(value: float | None, bounds: ScoreBounds) -> bool:
     return value is not None and bounds.get("min", -1e9) <= value <= bounds.get("max", 1e9)
 
 
@@ -244,8 +244,8 @@ def eyeball(by_method: dict[str, list[FilterResult]], some: Sequence[Instruction
             stack = torch.stack([blank if one is None else getattr(one.painted, side) for one in best])
             rows.append((side, image_tensors.to_uint8(stack)))
         marks = [one is not None and one.right for one in best]
-        sheets.append(contact_sheet.grid(rows, [one.text for one in picked], 3, name.replace("_", " "), ("target", marks)))
-    contact_sheet.tiled(sheets).save(path, optimize=True)
+        sheets.append(contact_sheet.picture_grid(rows, [one.text for one in picked], 3, name.replace("_", " "), ("target", marks)))
+    contact_sheet.tile_sheets(sheets).save(path, optimize=True)
 
 
 def main() -> None:

@@ -118,7 +118,7 @@ def variants(scale: Scale, held: bool, alone: bool) -> list[Variant]:
     """Every candidate: a disc in the middle, softly masked, another word in the caption."""
     y, x = torch.meshgrid(torch.arange(scale.px), torch.arange(scale.px), indexing="ij")
     P = ((y - scale.px / 2) ** 2 + (x - scale.px / 2) ** 2 < (scale.px / 4) ** 2).float()[None]
-    M = soft_mask.soft(P[None], 0.0, 1.0, 0.0, scale.px // 16, scale.px / 64)[0] if held else torch.ones_like(P)
+    M = soft_mask.soft_mask(P[None], 0.0, 1.0, 0.0, scale.px // 16, scale.px / 64)[0] if held else torch.ones_like(P)
     of = [g for g in range(scale.captions) for _ in range(scale.candidates)]
     rows = range(len(of)) if alone else of
     kept, until = (0.2, 1.0) if held else (0.0, 0.0)

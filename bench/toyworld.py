@@ -17,14 +17,14 @@ from PIL import Image, ImageDraw
 
 from toyworld.scenes import backgrounds, caption_grammar, render
 from toyworld.scenes.palette import BACKGROUNDS, RGB, SHAPES, SIZE
-from toyworld.scenes.scene import Scenes, numbers, scenes
+from toyworld.scenes.scene import Scenes, generate_scenes, scene_numbers
 
 OVERSAMPLING = 4
 
 
 def with_pillow(some: Scenes) -> list[np.ndarray]:
     """The scenes' backgrounds and circles or squares in place of all shapes, one by one."""
-    tiles = [Image.fromarray((tile * 255).astype(np.uint8)) for tile in backgrounds.backgrounds()]
+    tiles = [Image.fromarray((tile * 255).astype(np.uint8)) for tile in backgrounds.background_tiles()]
     assert len(tiles) == len(BACKGROUNDS)
     drawn = []
     for n in range(len(some)):
@@ -57,11 +57,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer scenes and rounds")
     quick = parser.parse_args().quick
     n, rounds = (512, 3) if quick else (4096, 7)
-    which = numbers("train", 0, n)
-    some = scenes(which)
+    which = scene_numbers("train", 0, n)
+    some = generate_scenes(which)
     render.truth(some[:64])
     rates = {
-        "scenes_drawn_from_numbers": per_second(lambda: scenes(which), n, rounds),
+        "scenes_drawn_from_numbers": per_second(lambda: generate_scenes(which), n, rounds),
         "pictures": per_second(lambda: render.images(some), n, rounds),
         "pictures_with_all_truths": per_second(lambda: render.truth(some), n, rounds),
         "captions": per_second(lambda: caption_grammar.all_captions(some), n, rounds),

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emuedit.data import image_io
-from emuedit.data.formats import NAMES
+from emuedit.data.formats import FORMAT_NAMES
 from emuedit.editor.package import EDITOR, Bundle, BundleError, EditSettings, Turn
 from emuedit.runtime import set_env_defaults
 
 if TYPE_CHECKING:
-    from emuedit.data.formats.row_conversion import Tasks
+    from emuedit.data.formats.row_conversion import AssignTasks
 
 MODELS = Path("models")
 REGISTERED = "models:/emuedit-editor@champion"
@@ -33,7 +33,7 @@ HELP = {
     "alpha": "pixels that change less than this stay as they were; 0 keeps none",
     "keep_turns": "also write the picture after every instruction, as <out>-1.png, <out>-2.png, ...",
     "overwrite": "allow the result to take the place of the picture itself",
-    "layout": f"whose columns they have: {', '.join(NAMES)}",
+    "layout": f"whose columns they have: {', '.join(FORMAT_NAMES)}",
     "folder": "folder with the dataset's Parquet files, at any depth",
     "pairs": "new folder for the pairs",
     "files": "which of the files, such as 'train-*.parquet'; default: all",
@@ -93,9 +93,9 @@ def resolve(model: str | None) -> tuple[Path, str]:
     if model is not None or store:
         from emuedit.tracking import registry
 
-        if model is not None or registry.at("champion"):
+        if model is not None or registry.version_at("champion"):
             uri = model or REGISTERED
-            return registry.fetch(uri), uri
+            return registry.download_version(uri), uri
     if not (MODELS / EDITOR).is_dir():
         raise BundleError(
             f"no champion is registered and there is no {MODELS / EDITOR} here; run `uv run retrain` or name a --model"
@@ -148,17 +148,17 @@ def _import(asked: argparse.Namespace) -> None:
     from emuedit.data.formats import pair_format, pair_import
     from emuedit.data.formats.row_conversion import ImportOptions
 
-    wanted = ImportOptions(pair_format.known(asked.layout), asked.size, *_told(asked.task, asked.router))
-    summary = pair_import.run(wanted, pair_import.found(asked.folder, asked.files), asked.out, Path())
+    wanted = ImportOptions(pair_format.get_format(asked.layout), asked.size, *_told(asked.task, asked.router))
+    summary = pair_import.import_pairs(wanted, pair_import.find_parquet_files(asked.folder, asked.files), asked.out, Path())
     print(f"{asked.out}: {summary.counts}")
 
 
-def _told(task: str | None, router: Path | None) -> "tuple[str, Tasks | None]":
+def _told(task: str | None, router: Path | None) -> "tuple[str, AssignTasks | None]":
     """How imported pairs get their tasks: in words, and as a function. ValueError for a task that no editor is trained on."""
     if task:
-        from emuedit.tasks import task as known
+        from emuedit.tasks import get_task
 
-        if known(task).index is None:
+        if get_task(task).index is None:
             raise ValueError(f"want a task that editors are trained on, got {task}, which is for inversion; name another --task")
         return f"all {task}", lambda texts: [task] * len(texts)
     if router:
@@ -173,7 +173,7 @@ def _told(task: str | None, router: Path | None) -> "tuple[str, Tasks | None]":
 def _export(asked: argparse.Namespace) -> None:
     from emuedit.data.formats import pair_export
 
-    print(f"{asked.out}: {pair_export.run(asked.out, Path()).counts}")
+    print(f"{asked.out}: {pair_export.export_pairs(asked.out, Path()).counts}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,11 +1,14 @@
-"""The one door for device, number format and randomness.
+"""The one place that chooses device and number format, and from which all randomness comes.
 
 Every random number in the project comes from `seed_for` with keys that say what it is for, such as
 `generator("pairs", instruction.id, candidate)`. So results do not depend on order, on the number of workers, or on a restart.
 """
 
+import ctypes
 import hashlib
 import os
+import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,14 +24,14 @@ QUIET_ENV = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # a bar for each of a dozen small files would hide our own
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-"""What a command asks of libraries that talk too much."""
+"""Environment variables that silence the libraries' own progress bars and notes."""
 
 _DEVICES = ("cuda", "mps", "cpu")
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def set_env_defaults(defaults: Mapping[str, str] = QUIET_ENV) -> None:
-    """Put defaults into the environment, before libraries read it; what the user set there stays."""
+    """Set environment variables that are not set, before libraries read them. What the user set stays."""
     os.environ.update({name: value for name, value in defaults.items() if name not in os.environ})
 
 
@@ -41,39 +44,61 @@ class Runtime:
 
     @classmethod
     def choose(cls, device: str = "auto", dtype: str = "auto") -> "Runtime":
-        """Settle 'auto': the first of cuda, mps, cpu that is there; bfloat16 on cuda, float32 elsewhere.
+        """Resolve 'auto': the first of cuda, mps, cpu that is present, and the number format that is fast and correct there.
 
-        Raises ValueError for an unknown word and for a device this machine does not have.
+        On cuda that is bfloat16, on mps float32. On a CPU it is bfloat16 only where `number_format.probe` finds it faster
+        than float32 and correct. Raises ValueError for an unknown word and for a device that this machine does not have.
         """
         kind = device.split(":")[0]
         if kind not in ("auto", *_DEVICES):
-            raise ValueError(f"want device 'auto', {_listed(_DEVICES)} (or 'cuda:1'); got {device!r}")
+            raise ValueError(f"want device 'auto', {_quoted(_DEVICES)} (or 'cuda:1'); got {device!r}")
         if dtype not in ("auto", *_DTYPES):
-            raise ValueError(f"want dtype 'auto', {_listed(_DTYPES)}; got {dtype!r}")
-        present = _present()
+            raise ValueError(f"want dtype 'auto', {_quoted(_DTYPES)}; got {dtype!r}")
+        present = _present_devices()
         if device == "auto":
             device = kind = present[0]
         if kind not in present:
-            raise ValueError(f"want a device of this machine ({_listed(present)}), got {device!r}; use 'auto'")
+            raise ValueError(f"want a device of this machine ({_quoted(present)}), got {device!r}; use 'auto'")
         if dtype == "auto":
-            dtype = "bfloat16" if kind == "cuda" else "float32"
+            dtype = _auto_dtype(kind)
         return cls(device, dtype)
+
+    def __str__(self) -> str:
+        return f"{self.dtype} on {self.device}"
 
     @property
     def torch_device(self) -> "torch.device":
-        """The device as torch wants it."""
+        """The device as a torch object."""
         import torch
 
         return torch.device(self.device)
 
     @property
     def torch_dtype(self) -> "torch.dtype":
-        """The number format as torch wants it."""
+        """The number format as a torch object."""
         import torch
 
-        found = getattr(torch, self.dtype)
-        assert isinstance(found, torch.dtype)
-        return found
+        dtype = getattr(torch, self.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    def autocast(self) -> "torch.autocast":
+        """Autocast to the number format; does nothing for float32."""
+        import torch
+
+        return torch.autocast(self.torch_device.type, self.torch_dtype, enabled=self.dtype != "float32")
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def die_with_parent() -> None:
+    """On Linux, have the kernel kill this process when the thread that started it ends. Elsewhere, do nothing."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG, linux/prctl.h
+        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
 
 
 def seed_for(*keys: str | int) -> int:
@@ -101,12 +126,22 @@ def generator(*keys: str | int, device: str = "cpu") -> "torch.Generator":
     return torch.Generator(device=device).manual_seed(seed_for(*keys))
 
 
-def _present() -> tuple[str, ...]:
+def _auto_dtype(kind: str) -> str:
+    if kind == "cuda":
+        return "bfloat16"
+    if kind == "cpu":
+        from emuedit.number_format import probe
+
+        return probe().dtype
+    return "float32"
+
+
+def _present_devices() -> tuple[str, ...]:
     import torch
 
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    return tuple(name for name in _DEVICES if found[name])
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return tuple(name for name in _DEVICES if present[name])
 
 
-def _listed(names: tuple[str, ...]) -> str:
+def _quoted(names: tuple[str, ...]) -> str:
     return ", ".join(repr(name) for name in names)

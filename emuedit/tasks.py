@@ -1,43 +1,70 @@
-"""The sixteen tasks of the editor and the four it meets only by inversion. This is the only list of them.
+"""The table of tasks: sixteen that the editor is trained on, and four that it meets only through task inversion.
 
-The index of a task is its row in the learned table of task embeddings: it never changes once an editor was trained.
+This is the only list of tasks. A new task is one row here and one prompt file, `emuedit/prompts/<name>.yaml`.
+The index of a task is its row in the learned task embedding: it never changes once an editor was trained.
 """
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
+from emuedit.name_hints import closest_match
+
 Family = Literal["region", "free-form", "vision"]
+Need = Literal["required", "optional", "unused"]
+Region = Literal["object", "background", "whole"]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One kind of edit. `index` is its row in the task table, None for a task that is never trained on."""
+    """One kind of edit, and what the stages need to know about it."""
 
     name: str
     family: Family
     index: int | None
+    """Row in the task embedding; None for a task that is never trained on."""
     description: str
+    original_object: Need = "unused"
+    """Whether an instruction names the object that is edited."""
+    edited_object: Need = "unused"
+    """Whether an instruction names what is there afterwards."""
+    region: Region = "whole"
+    """What is edited: the named object, all but the named objects, or the whole picture."""
+    annotated: bool = False
+    """True: an annotator draws the target. False: the base model generates it."""
+    bidirectional: bool = False
+    """Whether the task goes from a picture to a map and from the map to the picture."""
+    reversed: bool = False
+    """Whether the pair is built backwards: the target is generated first, and the source is made from it."""
+    changes_caption: bool = True
+    """Whether the caption of the result must differ from that of the source."""
+    mirrorable: bool = True
+    """Whether picture and instruction still agree when the pictures are mirrored."""
 
 
 TASKS: tuple[Task, ...] = (
-    Task("local", "region", 0, "replace an object or alter one of its attributes"),
-    Task("remove", "region", 1, "erase an object and show what is behind it"),
-    Task("add", "region", 2, "put a new object into the picture"),
-    Task("texture", "region", 3, "change the surface of an object and keep its shape"),
-    Task("background", "region", 4, "change what is behind the objects"),
-    Task("global", "free-form", 5, "change the light, the weather or the season of the whole picture"),
-    Task("style", "free-form", 6, "redraw the whole picture in another manner"),
-    Task("text", "free-form", 7, "write, change or erase letters in the picture"),
-    Task("detect", "vision", 8, "draw a box around an object"),
-    Task("segment", "vision", 9, "fill an object with a flat colour"),
-    Task("color", "vision", 10, "adjust brightness, contrast, saturation, hue, blur or sharpness"),
-    Task("depth", "vision", 11, "picture to depth map and back"),
-    Task("sketch", "vision", 12, "picture to line drawing and back"),
-    Task("normal", "vision", 13, "picture to map of surface normals and back"),
-    Task("pose", "vision", 14, "picture to skeleton of a figure and back"),
-    Task("segmap", "vision", 15, "picture to map of all segments and back"),
-)
+    Task("local", "region", 0, "replace an object or alter one of its attributes", "required", "required", "object"),
+    Task("remove", "region", 1, "erase an object and show what is behind it", "required", "unused", "object"),
+    Task("add", "region", 2, "put a new object into the picture", "unused", "required", "object", reversed=True),
+    Task("texture", "region", 3, "change the surface of an object and keep its shape", "required", "required", "object"),
+    Task("background", "region", 4, "change what is behind the objects", "optional", "required", "background"),
+    Task("global", "free-form", 5, "change the light, the weather or the season of the whole picture", "unused", "optional"),
+    Task("style", "free-form", 6, "redraw the whole picture in another style", "unused", "optional"),
+    Task(
+        "text", "free-form", 7, "write, change or erase letters in the picture", "required", "required", "object",
+        mirrorable=False,
+    ),
+    Task("detect", "vision", 8, "draw a box around an object", "required", "optional", "object", annotated=True),
+    Task("segment", "vision", 9, "fill an object with a flat colour", "required", "optional", "object", annotated=True),
+    Task(
+        "color", "vision", 10, "adjust brightness, contrast, saturation, hue, blur or sharpness", "unused", "required",
+        annotated=True, changes_caption=False,
+    ),
+    Task("depth", "vision", 11, "picture to depth map and back", annotated=True, bidirectional=True),
+    Task("sketch", "vision", 12, "picture to line drawing and back", annotated=True, bidirectional=True),
+    Task("normal", "vision", 13, "picture to map of surface normals and back", annotated=True, bidirectional=True),
+    Task("pose", "vision", 14, "picture to skeleton of a figure and back", annotated=True, bidirectional=True),
+    Task("segmap", "vision", 15, "picture to map of all segments and back", annotated=True, bidirectional=True),
+)  # fmt: skip
 
 HELD_OUT: tuple[Task, ...] = (
     Task("superres", "vision", None, "enlarge the detail of a picture four times"),
@@ -46,17 +73,14 @@ HELD_OUT: tuple[Task, ...] = (
     Task("add_detect", "region", None, "put a new object into the picture and draw a box around it"),
 )
 
-_BY_NAME = {known.name: known for known in TASKS + HELD_OUT}
-
 
 class UnknownTaskError(ValueError):
     """Raised for a task name that is neither trained nor held out."""
 
 
-def task(name: str) -> Task:
-    """The task called `name`. Raises UnknownTaskError, which lists the known names."""
-    if name in _BY_NAME:
-        return _BY_NAME[name]
-    close = difflib.get_close_matches(name, _BY_NAME, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise UnknownTaskError(f"want a task out of {', '.join(_BY_NAME)}; got {name!r}{hint}")
+def get_task(name: str) -> Task:
+    """The task called `name`. Raises UnknownTaskError, which lists the valid names."""
+    by_name = {task.name: task for task in (*TASKS, *HELD_OUT)}
+    if name in by_name:
+        return by_name[name]
+    raise UnknownTaskError(f"want a task out of {', '.join(by_name)}; got {name!r}{closest_match(name, by_name)}")

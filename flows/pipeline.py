@@ -12,7 +12,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed
 
-from emuedit.tracking.stats import PARENT
+from emuedit.tracking.stats import PARENT_RUN_ENV
 from flows import dvc_graph, release, run_stage
 
 _BUSY_S, _BUSY_TRIES = 5.0, 60  # another dvc is waited for, five minutes in all
@@ -52,7 +52,7 @@ def retrain(registry: bool = True, force: bool = False, max_parallel: int = 1) -
     stale = graph.stale(force)
     run_id = release.begin(home)
     try:
-        seconds = _run(graph, stale, {PARENT: run_id} if run_id else {}, force, max_parallel)
+        seconds = _run(graph, stale, {PARENT_RUN_ENV: run_id} if run_id else {}, force, max_parallel)
         outcome = release.finish(home, dvc_graph.read(home) if stale else graph, run_id, seconds, registry)
     except BaseException as error:
         release.fail(run_id, error)

@@ -34,7 +34,7 @@ class RetrainResult:
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Stages that ran -> their seconds."""
     run_id: str = ""
-    version: registry.Version | None = None
+    version: registry.ModelVersion | None = None
     new: bool = False
     """Whether this retrain registered the version."""
     decision: promotion_gate.Decision | None = None
@@ -55,21 +55,21 @@ class RetrainResult:
 
 def begin(root: Path) -> str:
     """Open the run of this retrain, under which the stations' runs will stand."""
-    return runs.begin("retrain", f"{socket.gethostname()}:{root}")
+    return runs.start_run("retrain", f"{socket.gethostname()}:{root}")
 
 
 def fail(run_id: str, error: BaseException) -> None:
     """Close the run of a retrain that did not get through; what MLflow has to say about it does not hide the error."""
     try:
         if run_id:
-            runs.end(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+            runs.end_run(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
     except Exception as second:  # whatever MLflow raises: the flow's own error is the one to tell
         print(f"== the run {run_id} could not be closed: {second}", flush=True)
 
 
 def known(graph: dvc_graph.Graph) -> RetrainResult | None:
     """The outcome, if what the stages hold now is registered already."""
-    version = registry.find(content(graph)) if parts(graph) else None
+    version = registry.find_version(content(graph)) if parts(graph) else None
     return RetrainResult(run_id=version.run_id, version=version, table=table(graph)) if version else None
 
 
@@ -80,7 +80,7 @@ def finish(root: Path, graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str
     }
     metrics = {path.as_posix(): root / path for path in graph.metrics}
     params = root / "params.yaml"
-    runs.describe(
+    runs.log_run(
         run_id,
         yaml.safe_load(params.read_text(encoding="utf-8")) if params.exists() else {},
         merged(graph),
@@ -89,9 +89,9 @@ def finish(root: Path, graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str
     )
     outcome = RetrainResult(seconds, run_id, table=table(graph))
     if register and parts(graph):
-        found = registry.find(content(graph))
+        found = registry.find_version(content(graph))
         outcome = dataclasses.replace(outcome, version=found) if found else _register(root, graph, outcome)
-    runs.end(run_id, "FINISHED")
+    runs.end_run(run_id, "FINISHED")
     return outcome
 
 
@@ -110,7 +110,7 @@ def merged(graph: dvc_graph.Graph) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in graph.metrics:
         if (graph.root / path).exists():
-            for key, value in runs.numbers_of(graph.root / path).items():
+            for key, value in runs.read_metrics_file(graph.root / path).items():
                 found[key if key not in found else f"{path.as_posix()}.{key}"] = value
     return found
 
@@ -144,9 +144,9 @@ def _register(root: Path, graph: dvc_graph.Graph, outcome: RetrainResult) -> Ret
     ((judge, system),) = judges.items()
     metrics = merged(graph)
     candidate, identity = promotion_gate.scores(metrics, system), promotion_gate.scores(metrics, promotion_gate.IDENTITY)
-    champion = registry.at("champion")
+    champion = registry.version_at("champion")
     decision = promotion_gate.decide(candidate, identity, _scores(champion) if champion else None)
-    version = registry.register(
+    version = registry.register_version(
         outcome.run_id,
         {name: root / path for name, path in parts(graph).items()},
         MODEL_FILE,
@@ -167,7 +167,7 @@ def defaults(root: Path, judge: str) -> dict[str, float | int]:
     return {"seed": 0, **{key: section.get(key, value) for key, value in dataclasses.asdict(EditSettings()).items()}}
 
 
-def _scores(version: registry.Version) -> dict[str, float | None]:
+def _scores(version: registry.ModelVersion) -> dict[str, float | None]:
     """The row of a version, as it was measured when it was registered."""
     pairs = (one.split("=") for one in version.tags.get(_SCORES, "").split(",") if "=" in one)
     return {key: None if value == "None" else float(value) for key, value in pairs}
@@ -179,7 +179,7 @@ def _stats(root: Path, graph: dvc_graph.Graph) -> dict[str, str]:
     for stage in graph.stages:
         for out in stage.outs:
             for stats in sorted((root / out).rglob(_STATS)) if (root / out).is_dir() else ():
-                if run_id := runs.run_of(stats):
+                if run_id := runs.run_id_of(stats):
                     found[f"run.{stage.name}"] = run_id
     return found
 

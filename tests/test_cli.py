@@ -138,10 +138,10 @@ def test_the_champion_comes_first(editor: FakeEditor, tmp_path: Path, monkeypatc
     from emuedit.tracking import registry
 
     Path("mlflow.db").touch()
-    monkeypatch.setattr(registry, "fetch", lambda uri: tmp_path / uri.split("@")[1])
-    monkeypatch.setattr(registry, "at", lambda alias: None)
+    monkeypatch.setattr(registry, "download_version", lambda uri: tmp_path / uri.split("@")[1])
+    monkeypatch.setattr(registry, "version_at", lambda alias: None)
     assert cli.resolve(None) == (Path("models"), "models/editor")
-    monkeypatch.setattr(registry, "at", lambda alias: object())
+    monkeypatch.setattr(registry, "version_at", lambda alias: object())
     assert cli.resolve(None) == (tmp_path / "champion", "models:/emuedit-editor@champion")
     assert cli.resolve("models:/emuedit-editor@challenger") == (tmp_path / "challenger", "models:/emuedit-editor@challenger")
 

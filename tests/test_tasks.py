@@ -1,6 +1,6 @@
 import pytest
 
-from emuedit.tasks import HELD_OUT, TASKS, UnknownTaskError, task
+from emuedit.tasks import HELD_OUT, TASKS, UnknownTaskError, get_task
 
 
 def test_indices_are_the_rows_of_the_task_table() -> None:
@@ -27,4 +27,4 @@ def test_names_are_distinct_and_found() -> None:
 
 def test_unknown_name_lists_the_known_and_guesses() -> None:
     with pytest.raises(UnknownTaskError, match=r"local, remove.*add_detect; got 'segmnt'; did you mean 'segment'\?"):
-        task("segmnt")
+        get_task("segmnt")

@@ -1,107 +1,113 @@
-"""Station `captions`: sentences from anywhere -> clean, distinct captions in shards. What is left out is kept with its reason.
+"""Stage `captions`: read sentences from the world's caption source, keep clean and distinct ones in shards.
 
-In: the world's caption source. Out: `data/captions/shard-*.parquet` of Caption, `dropped-*.parquet` of Drop, `summary.json`.
+In: the world's caption source. Out: `data/captions/shard-*.parquet` of Caption, `dropped-*.parquet` of Drop with reasons,
+`summary.json`.
 """
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field
-from tqdm import tqdm
 
 from emuedit import config
 from emuedit.data import caption_sources, language
-from emuedit.data.publish import Summary, fingerprint, publish, scratch_folder
+from emuedit.data.dependencies import find_file, work_key
+from emuedit.data.publish import Summary, publish, resumable_shards, scratch_folder
 from emuedit.data.records import Caption, Drop
-from emuedit.data.shards import read_shard, write_shard
+from emuedit.progress import Progress
+from emuedit.stages import stage_main
 
 OUT = "data/captions"
+HEADLINE = "{kept} captions kept, {dropped} rows dropped"
 
 
 class CaptionsError(ValueError):
-    """Raised for a caption source that is not there or holds no caption."""
+    """Raised for a caption source that does not exist or holds no usable caption."""
 
 
 class CaptionsParams(config.Params):
-    """Knobs of the station."""
+    """Params of the stage."""
 
     world: config.World
-    """The world; only its `captions` matters here."""
-    split: str = Field(min_length=1)
-    """Part of the source to draw from; understood by Python files and datasets."""
-    column: str = Field(min_length=1)
-    """Column or key that holds the caption in .csv, .jsonl and .parquet files and in datasets."""
+    """The world; only its `captions` is used."""
     n_rows: int = Field(ge=1)
     """Rows to read from the source, at most."""
-    rows_per_shard: int = Field(ge=1)
-    """Rows read for one shard: the unit of work that a restart does not repeat."""
-    min_words: int = Field(ge=1)
+    split: str = Field("train", min_length=1)
+    """Part of the source to read from; for Python files and datasets."""
+    column: str = Field("caption", min_length=1)
+    """Column or key that holds the caption in .csv, .jsonl and .parquet files and in datasets."""
+    rows_per_shard: int = Field(500, ge=1)
+    """Rows read for one shard, the unit of work that a restart does not repeat."""
+    min_words: int = Field(2, ge=1)
     """Captions with fewer words are dropped."""
-    max_words: int = Field(ge=1)
+    max_words: int = Field(60, ge=1)
     """Captions with more words are dropped."""
-    languages: tuple[str, ...]
-    """Languages to keep, as ISO 639-1 codes; none: all of them."""
-    min_language: float = Field(ge=0, le=1)
-    """Captions that are less probably in one of these languages are dropped."""
+    languages: tuple[str, ...] = ()
+    """Languages to keep, as ISO 639-1 codes; empty: all of them."""
+    min_language: float = Field(0.2, ge=0, le=1)
+    """Captions whose probability of being in one of these languages is lower are dropped. Short texts get low values."""
 
 
 def clean(text: str | None, index: int, seen: set[str], params: CaptionsParams) -> Caption | Drop:
-    """The heart: one row of the source -> a Caption with single spaces, or a Drop with its reason.
+    """The core function: one row of the source -> a Caption with single spaces, or a Drop with its reason.
 
-    `seen` holds the captions met so far, case folded and without a final stop; this one is added when it is kept.
+    `seen` holds the captions kept so far, case-folded and without a final stop; a kept caption is added to it.
     """
     source = params.world.captions
     words = (text or "").split()
-    tidy = " ".join(words)
-    key = tidy.casefold().rstrip(" .!")
+    caption = " ".join(words)
+    key = duplicate_key(caption)
     if not key:
         return Drop(text or "", "empty", source, index)
     if len(words) < params.min_words:
-        return Drop(tidy, "too_short", source, index)
+        return Drop(caption, "too_short", source, index)
     if len(words) > params.max_words:
-        return Drop(tidy, "too_long", source, index)
+        return Drop(caption, "too_long", source, index)
     if key in seen:
-        return Drop(tidy, "duplicate", source, index)
-    if params.languages and language.probability(tidy, params.languages) < params.min_language:
-        return Drop(tidy, "other_language", source, index)
+        return Drop(caption, "duplicate", source, index)
+    if params.languages and language.probability(caption, params.languages) < params.min_language:
+        return Drop(caption, "other_language", source, index)
     seen.add(key)
-    return Caption(tidy, source, index)
+    return Caption(caption, source, index)
+
+
+def duplicate_key(caption: str) -> str:
+    """What two captions share that count as duplicates."""
+    return caption.casefold().rstrip(" .!")
 
 
 def run(params: CaptionsParams, root: Path) -> Summary:
     """Read the source shard by shard, skip shards that an earlier run left in scratch, publish to `data/captions`."""
-    source = root / params.world.captions
+    source = find_file(params.world.captions, root)
     if not source.exists():
-        raise CaptionsError(f"want the caption source of world {params.world.name!r}, got none at {source.resolve()}")
-    knobs = params.model_dump(mode="json", exclude={"world"}) | {"source": params.world.captions}
-    behind = source.parent.glob("*.py") if source.suffix == ".py" else ()  # what a Python source may import beside it
-    scratch = scratch_folder(
-        root, "captions", fingerprint(knobs, source, *sorted(behind), __file__, caption_sources.__file__, language.__file__)
+        hint = config.renamed_hint(params.world.captions)
+        raise CaptionsError(f"want the caption source of world {params.world.name!r}, got none at {source.resolve()}{hint}")
+    recorded = params.model_dump(mode="json", exclude={"world"}) | {"source": params.world.captions}
+    scratch = scratch_folder(root, "captions", work_key("captions", recorded, root, str(source)))
+    batches = caption_sources.read_batches(
+        source, params.world.captions, params.split, params.column, params.n_rows, params.rows_per_shard
     )
     seen: set[str] = set()
     counts: Counter[str] = Counter()
-    pieces = caption_sources.read_batches(
-        source, params.world.captions, params.split, params.column, params.n_rows, params.rows_per_shard
-    )
-    with tqdm(total=params.n_rows, unit="row", desc="captions") as bar:
-        for number, (start, rows) in enumerate(pieces):
-            kept_path, drop_path = scratch / f"shard-{number:05d}.parquet", scratch / f"dropped-{number:05d}.parquet"
-            if kept_path.exists():  # written after its drops, so both are there
-                kept, dropped = read_shard(kept_path, Caption), read_shard(drop_path, Drop)
-                seen.update(one.text.casefold().rstrip(" .!") for one in kept)
-            else:
-                cleaned = [clean(text, start + i, seen, params) for i, text in enumerate(rows)]
-                kept = [one for one in cleaned if isinstance(one, Caption)]
-                dropped = [one for one in cleaned if isinstance(one, Drop)]
-                write_shard(drop_path, dropped, Drop)
-                write_shard(kept_path, kept, Caption)
-            counts["kept"] += len(kept)
-            counts.update(f"dropped_{one.reason}" for one in dropped)
-            bar.update(len(rows))
+    with Progress("captions", params.n_rows, "row") as progress:
+        for shard in resumable_shards(scratch, batches, partial(_clean_rows, seen=seen, params=params), Caption):
+            seen.update(duplicate_key(caption.text) for caption in shard.records)
+            counts.update(kept=len(shard.records), dropped=len(shard.drops))
+            counts.update(f"dropped_{drop.reason}" for drop in shard.drops)
+            progress.advance(len(shard.source[1]))
     if not counts["kept"]:
         raise CaptionsError(f"want at least one caption from {source}, got {dict(counts)}; see {scratch}/dropped-*.parquet")
-    return publish(scratch, root / OUT, "captions", knobs, counts)
+    return publish(scratch, root / OUT, "captions", recorded, counts)
+
+
+def _clean_rows(batch: tuple[int, list[str | None]], seen: set[str], params: CaptionsParams) -> tuple[list[Caption], list[Drop]]:
+    """The captions and drops of a batch of rows (index of the first row, rows)."""
+    start, rows = batch
+    results = [clean(text, start + offset, seen, params) for offset, text in enumerate(rows)]
+    captions = [result for result in results if isinstance(result, Caption)]
+    return captions, [result for result in results if isinstance(result, Drop)]
 
 
 if __name__ == "__main__":
-    run(config.load(CaptionsParams, "captions"), Path())
+    stage_main("captions")

@@ -1,7 +1,7 @@
-"""Station `instructions`: captions -> edits in words, asked of a llm by one agent per task, checked, and sieved.
+"""Stage `instructions`: ask an LLM for edits of each caption, one prompt per task; check, deduplicate and balance the answers.
 
 In: `data/captions`. Out: `data/instructions/shard-*.parquet` of Instruction, `dropped-*.parquet` of Drop, `diversity.json`,
-`summary.json`. A Drop's subject is the text at fault (the llm's last answer, mostly), its source is `<caption id>/<task>`.
+`summary.json`. The subject of a Drop is the text at fault (mostly the LLM's last answer), its source is `<caption id>/<task>`.
 """
 
 import importlib.util
@@ -12,208 +12,211 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
-from tqdm import tqdm
 
 from emuedit import config
-from emuedit.data.publish import Summary, fingerprint, publish, read_folder
-from emuedit.data.publish import scratch_folder as scratch_for
+from emuedit.data.dependencies import find_file, work_key
+from emuedit.data.publish import Summary, publish, read_folder, resumable_shards, scratch_folder
 from emuedit.data.records import Caption, Drop, Instruction
-from emuedit.data.shards import read_shard, write_shard
-from emuedit.models.language_model import FACTORY, LLM, LLMError, LocalLLM, load_llm
-from emuedit.prompts import conversation as agents
+from emuedit.data.shards import read_shard
+from emuedit.models.language_model import LLM, LLMError
+from emuedit.models.llm_loading import FACTORY_SPEC, load_llm
+from emuedit.models.local_llm import LocalLLM
+from emuedit.progress import Progress
 from emuedit.prompts import moderation
-from emuedit.prompts.answer_schema import BOTH_WAYS, AnswerError, Direction, Edit, Question, read, schema
-from emuedit.prompts.conversation import Agent
-from emuedit.prompts.diversity import diversity, tidy
+from emuedit.prompts.answer_schema import AnswerError, Direction, ProposedEdit, Question, answer_schema, parse_answer
+from emuedit.prompts.conversation import TaskPrompt, load_task_prompt, retry_conversation
+from emuedit.prompts.diversity import diversity, normalize_text
 from emuedit.prompts.moderation import WordList
 from emuedit.runtime import Runtime, seed_for
-from emuedit.tasks import task as known_task
+from emuedit.stages import stage_main
+from emuedit.tasks import get_task
 
 IN, OUT = "data/captions", "data/instructions"
+HEADLINE = "{kept} instructions kept, {dropped} answers dropped"
 
 
 class InstructionsError(ValueError):
-    """Raised for knobs that do not go together, and when nothing was kept."""
+    """Raised for params that do not go together, and when no instruction was kept."""
 
 
 class InstructionsParams(config.Params):
-    """Knobs of the station."""
+    """Params of the stage."""
 
     world: config.World
-    """The world; only its `llm` matters here."""
+    """The world; only its `llm` is used."""
     tasks: tuple[str, ...] = Field(min_length=1)
     """Tasks to write instructions for; each is asked once for every caption."""
-    agents: str
-    """Folder of the agents, `<task>.yaml` each."""
-    moderation: str
-    """Word list (.txt) of what is not wanted."""
     n_captions: int = Field(ge=1)
     """Captions to use, at most."""
-    captions_per_shard: int = Field(ge=1)
+    prompts: str = "emuedit/prompts"
+    """Folder of the task prompts, `<task>.yaml` each."""
+    moderation: str = "emuedit/prompts/moderation.txt"
+    """Word list (.txt) of unwanted content."""
+    captions_per_shard: int = Field(40, ge=1)
     """Captions of one shard, the unit of work that a restart does not repeat."""
-    temperature: float = Field(ge=0)
-    """Of the llm."""
-    top_p: float = Field(gt=0, le=1)
-    """Of the llm."""
-    exemplar_share: float = Field(gt=0, le=1)
-    """Share of an agent's exemplars that is shown to the llm in one call."""
-    retries: int = Field(ge=0)
-    """How often the llm is asked again after an answer of no use, and told why."""
-    max_words: int = Field(ge=1)
-    """Longest instruction, words; the caption, where it is repeated, is not counted."""
-    max_repeat_share: float = Field(gt=0, le=1)
-    """An instruction of the same words may stand with this share of the captions, in one task; more are near-duplicates."""
-    max_per_task: int = Field(ge=1)
-    """Instructions kept of one task; a task that has them is asked no more."""
-    max_failed_share: float = Field(ge=0, le=1)
-    """Share of a shard's questions that the llm may fail to answer at all; beyond it the run stops."""
-    constrain: bool
-    """Hold the llm to the JSON Schema of answers; for endpoints that do not know `response_format`: false."""
-    concurrency: int = Field(ge=1)
-    """Questions asked at the same time; changes no result."""
+    temperature: float = Field(0.9, ge=0)
+    """Sampling temperature of the LLM (Emu Edit: 0.9)."""
+    top_p: float = Field(0.9, gt=0, le=1)
+    """Nucleus sampling of the LLM (Emu Edit: 0.9)."""
+    exemplar_share: float = Field(0.6, gt=0, le=1)
+    """Share of a prompt's exemplars that is shown in one call (Emu Edit: 0.6)."""
+    retries: int = Field(2, ge=0)
+    """How often the LLM is asked again after an unusable answer, and told why. Ours."""
+    max_words: int = Field(30, ge=1)
+    """Longest instruction in words, not counting the caption where it is repeated. Ours."""
+    max_repeat_share: float = Field(0.15, gt=0, le=1)
+    """An instruction may be repeated for this share of the captions within a task; more are near-duplicates. Ours."""
+    max_per_task: int = Field(100_000, ge=1)
+    """Instructions kept of one task; a task that has them is not asked any more. Ours."""
+    max_failed_share: float = Field(0.02, ge=0, le=1)
+    """Share of a shard's questions that may get no answer at all; beyond it the run stops."""
+    constrained_decoding: bool = True
+    """Constrain the LLM to the JSON Schema of answers; false for endpoints that do not know `response_format`."""
+    concurrency: int = Field(4, ge=1)
+    """Questions asked at the same time; 1 for a model on this machine. It does not change the result."""
 
 
 @dataclass(frozen=True)
-class Asking:
-    """All that one question needs, besides its caption and task. `answer` is the heart: safe to call from several threads."""
+class Questioner:
+    """Everything that a question needs besides its caption and task. Safe to use from several threads."""
 
     llm: LLM
-    agents: dict[str, Agent]
+    prompts: dict[str, TaskPrompt]
     forbidden: WordList
     params: InstructionsParams
 
-    def answer(self, caption: Caption, task: str) -> Instruction | Drop | LLMError:
-        """Ask for one edit until the answer is good or the retries are used up.
+    def ask(self, caption: Caption, task: str) -> Instruction | Drop | LLMError:
+        """The core function: ask for one edit until the answer is usable or the retries are used up.
 
-        A LLMError (no text at all) comes back as a value: only the shard can tell one odd caption from a dead endpoint.
+        An LLMError (no text at all) is returned, not raised: only the shard can tell one odd caption from a dead endpoint.
         """
-        agent, params = self.agents[task], self.params
+        prompt, params = self.prompts[task], self.params
         source = f"{caption.id}/{task}"
-        if self.forbidden.objection([caption.text]):
+        if self.forbidden.first_match([caption.text]):
             return Drop(caption.text, "moderated", source, caption.index)
-        asked = Question(task, caption.text, _direction(caption, task))
-        told = agent.conversation(asked, params.exemplar_share, caption.id, task)
-        form = schema(task, agent.choices) if params.constrain else None
-        failed: AnswerError | LLMError | None = None
-        text = ""
+        question = Question(task, caption.text, _direction(caption, task))
+        messages = prompt.build_conversation(question, params.exemplar_share, caption.id, task)
+        schema = answer_schema(task, prompt.choices) if params.constrained_decoding else None
+        failure: AnswerError | LLMError | None = None
+        answer = ""
         for attempt in range(params.retries + 1):
             seed = seed_for("instructions", caption.id, task, attempt)
             try:
-                text = self.llm.write(told, seed=seed, temperature=params.temperature, top_p=params.top_p, schema=form)
-                edit = read(text, asked, params.max_words, agent.choices)
+                answer = self.llm.write(messages, seed=seed, temperature=params.temperature, top_p=params.top_p, schema=schema)
+                edit = parse_answer(answer, question, params.max_words, prompt.choices)
             except LLMError as error:
-                failed = error
+                failure = error
                 continue
             except AnswerError as error:
-                failed = error
+                failure = error
                 if error.final:
                     break
-                told = agents.again(told, text, error, asked)
+                messages = retry_conversation(messages, answer, error, question)
                 continue
-            written = _instruction(caption, asked, edit, seed, params.world.llm, text)
-            said = (written.text, edit.output_caption, edit.original_object or "", edit.edited_object or "")
-            return Drop(text, "moderated", source, caption.index) if self.forbidden.objection(said) else written
-        assert failed is not None
-        return failed if isinstance(failed, LLMError) else Drop(text, failed.reason, source, caption.index)
+            instruction = _instruction(caption, question, edit, seed, params.world.llm, answer)
+            texts = (instruction.text, edit.output_caption, edit.original_object or "", edit.edited_object or "")
+            if self.forbidden.first_match(texts):
+                return Drop(answer, "moderated", source, caption.index)
+            return instruction
+        assert failure is not None
+        return failure if isinstance(failure, LLMError) else Drop(answer, failure.reason, source, caption.index)
 
 
 @dataclass
-class Sieve:
-    """What was kept so far, to tell duplicates and to keep tasks in balance. Filled in the order of the captions."""
+class Deduplicator:
+    """What was kept so far: finds duplicates and keeps the tasks in balance. To be used in the order of the captions."""
 
     max_repeats: int
     max_per_task: int
     seen: set[int] = field(default_factory=set)
     repeats: Counter[tuple[str, str]] = field(default_factory=Counter)
-    kept: Counter[str] = field(default_factory=Counter)
+    n_kept: Counter[str] = field(default_factory=Counter)
 
-    def fault(self, one: Instruction) -> str | None:
-        """Why not to keep it: `duplicate` (same task, instruction and caption), `repeated` (same words too often), `full`."""
-        if _mark(one) in self.seen:
+    def reason_to_drop(self, instruction: Instruction) -> str | None:
+        """`duplicate` (same task, instruction and caption), `repeated` (same words too often), `full`, or None to keep it."""
+        if _duplicate_key(instruction) in self.seen:
             return "duplicate"
-        if self.repeats[one.task, tidy(one.text)] >= self.max_repeats:
+        if self.repeats[instruction.task, normalize_text(instruction.text)] >= self.max_repeats:
             return "repeated"
-        return "full" if self.kept[one.task] >= self.max_per_task else None
+        return "full" if self.n_kept[instruction.task] >= self.max_per_task else None
 
-    def keep(self, one: Instruction) -> None:
-        """Remember it."""
-        self.seen.add(_mark(one))
-        self.repeats[one.task, tidy(one.text)] += 1
-        self.kept[one.task] += 1
+    def keep(self, instruction: Instruction) -> None:
+        """Count an instruction that is kept."""
+        self.seen.add(_duplicate_key(instruction))
+        self.repeats[instruction.task, normalize_text(instruction.text)] += 1
+        self.n_kept[instruction.task] += 1
+
+    def filter(self, answers: Iterator[Instruction | Drop]) -> tuple[list[Instruction], list[Drop]]:
+        """The instructions that are kept, and the drops: those among the answers, and those found here."""
+        kept, drops = [], []
+        for answer in answers:
+            if isinstance(answer, Drop):
+                drops.append(answer)
+            elif reason := self.reason_to_drop(answer):
+                drops.append(Drop(answer.text, reason, f"{answer.caption_id}/{answer.task}", -1))
+            else:
+                self.keep(answer)
+                kept.append(answer)
+        return kept, drops
 
 
 def run(params: InstructionsParams, root: Path) -> Summary:
     """Ask shard by shard, skip shards that an earlier run left in scratch, publish to `data/instructions`."""
-    llm = _writer(params, root)
-    asking = Asking(
-        llm,
-        {known_task(task).name: agents.load(root / params.agents, task) for task in params.tasks},
-        moderation.load(root / params.moderation),
-        params,
-    )
-    knobs = params.model_dump(mode="json", exclude={"world", "concurrency"}) | {"llm": params.world.llm}
-    behind = [root / IN, *(root / params.agents / f"{task}.yaml" for task in params.tasks), root / params.moderation]
-    code = [*sorted(Path(agents.__file__).parent.glob("*.py")), *_code_of(params.world.llm), Path(__file__)]
-    scratch = scratch_for(root, "instructions", fingerprint(knobs, *behind, *code))
-    sieve = Sieve(max(1, round(params.max_repeat_share * params.n_captions)), params.max_per_task)
+    prompt_folder, word_list = find_file(params.prompts, root), find_file(params.moderation, root)
+    prompts = {get_task(task).name: load_task_prompt(prompt_folder, task) for task in params.tasks}
+    questioner = Questioner(_load_llm(params, root), prompts, moderation.load_word_list(word_list), params)
+    recorded = params.model_dump(mode="json", exclude={"world", "concurrency"}) | {"llm": params.world.llm}
+    key = work_key(
+        "instructions", recorded, root, *(str(prompt_folder / f"{task}.yaml") for task in params.tasks),
+        str(word_list), *_factory_files(params.world.llm),
+    )  # fmt: skip
+    scratch = scratch_folder(root, "instructions", key)
+    deduplicator = Deduplicator(max(1, round(params.max_repeat_share * params.n_captions)), params.max_per_task)
     counts: Counter[str] = Counter()
     captions = islice(read_folder(root / IN, Caption), params.n_captions)
-    with tqdm(total=params.n_captions * len(params.tasks), unit="question", desc="instructions") as bar:
-        for number, chunk in enumerate(_chunks(captions, params.captions_per_shard)):
-            kept_path, drop_path = scratch / f"shard-{number:05d}.parquet", scratch / f"dropped-{number:05d}.parquet"
-            if kept_path.exists():  # written after its drops, so both are there
-                kept, dropped = read_shard(kept_path, Instruction), read_shard(drop_path, Drop)
-                for one in kept:
-                    sieve.keep(one)
-                bar.update(len(chunk) * len(params.tasks))
-            else:
-                kept, dropped = sieved(_ask_all(asking, chunk, sieve, bar), sieve)
-                write_shard(drop_path, dropped, Drop)
-                write_shard(kept_path, kept, Instruction)
-            counts["kept"] += len(kept)
-            counts.update(f"kept_{one.task}" for one in kept)
-            counts.update(f"dropped_{one.reason}" for one in dropped)
-            counts.update(f"dropped_{one.source.partition('/')[2]}_{one.reason}" for one in dropped)
+    with Progress("instructions", params.n_captions * len(params.tasks), "question") as progress:
+
+        def make_shard(captions_of_shard: list[Caption]) -> tuple[list[Instruction], list[Drop]]:
+            return deduplicator.filter(_ask_all(questioner, captions_of_shard, deduplicator, progress))
+
+        for shard in resumable_shards(scratch, _chunks(captions, params.captions_per_shard), make_shard, Instruction):
+            if shard.resumed:
+                for instruction in shard.records:
+                    deduplicator.keep(instruction)
+                progress.advance(len(shard.source) * len(params.tasks))
+            counts.update(kept=len(shard.records), dropped=len(shard.drops))
+            counts.update(f"kept_{instruction.task}" for instruction in shard.records)
+            counts.update(f"dropped_{drop.reason}" for drop in shard.drops)
+            counts.update(f"dropped_{drop.source.partition('/')[2]}_{drop.reason}" for drop in shard.drops)
     if not counts["kept"]:
         raise InstructionsError(
-            f"want at least one instruction, got {dict(counts)}; read {scratch}/dropped-*.parquet for the answers"
+            f"want at least one instruction, got {dict(counts)}; read {scratch}/dropped-*.parquet for the LLM's answers"
         )
-    every = (one for file in sorted(scratch.glob("shard-*.parquet")) for one in read_shard(file, Instruction))
-    (scratch / "diversity.json").write_text(json.dumps(diversity(every), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return publish(scratch, root / OUT, "instructions", knobs, counts)
+    instructions = (row for file in sorted(scratch.glob("shard-*.parquet")) for row in read_shard(file, Instruction))
+    report = json.dumps(diversity(instructions), indent=1, ensure_ascii=False)
+    (scratch / "diversity.json").write_text(report + "\n", encoding="utf-8")
+    return publish(scratch, root / OUT, "instructions", recorded, counts)
 
 
-def sieved(answers: Iterator[Instruction | Drop], sieve: Sieve) -> tuple[list[Instruction], list[Drop]]:
-    """What is kept of a shard's answers, and what is dropped."""
-    kept, dropped = [], []
-    for one in answers:
-        if isinstance(one, Drop):
-            dropped.append(one)
-        elif fault := sieve.fault(one):
-            dropped.append(Drop(one.text, fault, f"{one.caption_id}/{one.task}", -1))
-        else:
-            sieve.keep(one)
-            kept.append(one)
-    return kept, dropped
-
-
-def _ask_all(asking: Asking, captions: Sequence[Caption], sieve: Sieve, bar: "tqdm[Any]") -> Iterator[Instruction | Drop]:
+def _ask_all(
+    questioner: Questioner, captions: Sequence[Caption], deduplicator: Deduplicator, progress: Progress
+) -> Iterator[Instruction | Drop]:
     """The answers for every caption and every task that is not full, in that order, however many are asked at once."""
-    params = asking.params
-    tasks = [task for task in params.tasks if sieve.kept[task] < params.max_per_task]
-    bar.update(len(captions) * (len(params.tasks) - len(tasks)))
+    params = questioner.params
+    tasks = [task for task in params.tasks if deduplicator.n_kept[task] < params.max_per_task]
+    progress.advance(len(captions) * (len(params.tasks) - len(tasks)))
     questions = [(caption, task) for caption in captions for task in tasks]
-    failures = 0
+    n_failed = 0
     pool = ThreadPoolExecutor(params.concurrency)
     try:
-        for (caption, task), answer in zip(questions, pool.map(lambda one: asking.answer(*one), questions), strict=True):
-            bar.update()
+        answers = pool.map(lambda question: questioner.ask(*question), questions)
+        for (caption, task), answer in zip(questions, answers, strict=True):
+            progress.advance()
             if isinstance(answer, LLMError):
-                failures += 1
-                if failures > params.max_failed_share * len(questions):
+                n_failed += 1
+                if n_failed > params.max_failed_share * len(questions):
                     raise answer
                 yield Drop(str(answer), "llm_failed", f"{caption.id}/{task}", caption.index)
             else:
@@ -222,20 +225,20 @@ def _ask_all(asking: Asking, captions: Sequence[Caption], sieve: Sieve, bar: "tq
         pool.shutdown(cancel_futures=True)
 
 
-def _instruction(caption: Caption, asked: Question, edit: Edit, seed: int, llm: str, answer: str) -> Instruction:
-    """The record: `add` and the way from a map are built backwards; there the painted picture is the target's."""
+def _instruction(caption: Caption, question: Question, edit: ProposedEdit, seed: int, llm: str, answer: str) -> Instruction:
+    """The record. Where a map becomes a picture, and for tasks built backwards, the picture generated first is the target's."""
     source, target = caption.text, edit.output_caption
-    if asked.direction == "from_map":
+    if question.direction == "from_map":
         source, target = target, source
     return Instruction(
         caption_id=caption.id,
-        task=asked.task,
+        task=question.task,
         text=edit.instruction,
         source_caption=source,
         target_caption=target,
         source_object=edit.original_object,
         target_object=edit.edited_object,
-        reverse=asked.task == "add" or asked.direction == "from_map",
+        reverse=get_task(question.task).reversed or question.direction == "from_map",
         seed=seed,
         llm=llm,
         answer=answer,
@@ -243,14 +246,15 @@ def _instruction(caption: Caption, asked: Question, edit: Edit, seed: int, llm: 
 
 
 def _direction(caption: Caption, task: str) -> Direction | None:
-    """Half of the captions each way, by chance."""
-    if task not in BOTH_WAYS:
+    """Half of the captions each way, at random."""
+    if not get_task(task).bidirectional:
         return None
     return "from_map" if seed_for("instructions", "direction", caption.id, task) % 2 else "to_map"
 
 
-def _mark(one: Instruction) -> int:
-    return seed_for("instructions", "mark", one.task, tidy(one.text), tidy(one.source_caption))
+def _duplicate_key(instruction: Instruction) -> int:
+    texts = normalize_text(instruction.text), normalize_text(instruction.source_caption)
+    return seed_for("instructions", "mark", instruction.task, *texts)
 
 
 def _chunks(captions: Iterator[Caption], size: int) -> Iterator[list[Caption]]:
@@ -258,9 +262,9 @@ def _chunks(captions: Iterator[Caption], size: int) -> Iterator[list[Caption]]:
         yield chunk
 
 
-def _writer(params: InstructionsParams, root: Path) -> LLM:
+def _load_llm(params: InstructionsParams, root: Path) -> LLM:
     spec = config.resolve_path(params.world.llm, root)
-    if "://" in spec or FACTORY.fullmatch(spec):
+    if "://" in spec or FACTORY_SPEC.fullmatch(spec):
         return load_llm(spec)
     runtime = Runtime.choose()
     llm = load_llm(spec, runtime.device, runtime.torch_dtype)
@@ -269,13 +273,13 @@ def _writer(params: InstructionsParams, root: Path) -> LLM:
     return llm
 
 
-def _code_of(spec: str) -> list[Path]:
-    """Files that decide what a llm 'module:factory' says: its module and what lies beside it."""
-    if not FACTORY.fullmatch(spec):
+def _factory_files(spec: str) -> list[str]:
+    """The files that decide what an LLM 'module:factory' answers: its module and the modules beside it."""
+    if not FACTORY_SPEC.fullmatch(spec):
         return []
-    found = importlib.util.find_spec(spec.partition(":")[0])
-    return sorted(Path(found.origin).parent.glob("*.py")) if found and found.origin else []
+    module = importlib.util.find_spec(spec.partition(":")[0])
+    return sorted(map(str, Path(module.origin).parent.glob("*.py"))) if module and module.origin else []
 
 
 if __name__ == "__main__":
-    run(config.load(InstructionsParams, "instructions"), Path())
+    stage_main("instructions")

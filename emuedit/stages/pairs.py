@@ -1,35 +1,36 @@
-"""Station `pairs`: instructions -> before/after pictures under soft masks, with every raw score. Nothing is judged here.
+"""Stage `pairs`: generate the pictures before and after each edit under soft masks, with every raw score. Nothing is filtered.
 
-In: `data/instructions`. Out: `data/pairs/shard-*.parquet` of Pair (every candidate that was painted), `dropped-*.parquet` of
-Drop, `summary.json`, and `strategy.json` where a bandit chose the candidates. Instructions that share their first picture share a
-shard and paint it once. Shards are the unit of work: any worker makes any of them, in any order, with the same bytes on
-machines alike and as many threads.
+In: `data/instructions`. Out: `data/pairs/shard-*.parquet` of Pair (every generated candidate), `dropped-*.parquet` of Drop,
+`summary.json`, and `bandit.json` where a bandit chose the candidates. Instructions that share their source picture share a shard
+and generate it once. Shards are the unit of work: any worker makes any of them, in any order, with the same result.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from pydantic import Field
-from tqdm import tqdm
 
 from emuedit import config
-from emuedit.data import filters
-from emuedit.data.publish import Summary, fingerprint, publish, read_folder, scratch_folder
-from emuedit.data.records import Drop, Instruction, Pair
-from emuedit.data.shards import write_shard
+from emuedit.data.dependencies import work_key
+from emuedit.data.publish import Summary, publish, read_folder, scratch_folder, shard_path, write_with_drops
+from emuedit.data.records import Instruction, Pair
+from emuedit.progress import Progress
 from emuedit.runtime import Runtime
-from emuedit.synthesis import model_set, strategy
-from emuedit.synthesis import worker_pool as workers
-from emuedit.synthesis.candidate import IN, SynthesisParams, first_caption, make_shard
+from emuedit.stages import stage_main
+from emuedit.synthesis import strategy
+from emuedit.synthesis.candidate import SynthesisParams, source_caption
+from emuedit.synthesis.model_set import MODELS, ModelSet
+from emuedit.synthesis.recipes import recipes_for
+from emuedit.synthesis.shard_maker import IN, make_shard
 from emuedit.synthesis.strategy import TrialCounts
-from emuedit.synthesis.worker_pool import Workers
+from emuedit.synthesis.worker_pool import LocalWorkers, Work, Workers, worker_pool
 
-OUT, LEARNED = "data/pairs", "bandit.json"
+OUT, TRIALS_FILE = "data/pairs", "bandit.json"
+HEADLINE = "{pairs} pairs generated, {dropped} instructions without a pair"
 
 
 class PairsError(ValueError):
@@ -37,107 +38,113 @@ class PairsError(ValueError):
 
 
 class PairsParams(SynthesisParams):
-    """SynthesisParams of the station."""
+    """Params of the stage."""
 
-    device: str
+    device: str = "auto"
     """Where networks run: auto, cuda, mps or cpu."""
-    dtype: str
-    """Number format of the base_model: auto, float32, bfloat16 or float16."""
-    instructions_per_shard: int = Field(ge=1)
+    dtype: str = "auto"
+    """Number format of the base model: auto, float32, bfloat16 or float16."""
+    instructions_per_shard: int = Field(96, ge=1)
     """A shard is closed when it holds this many; the unit of work that a restart does not repeat."""
-    workers: Workers
-    """Who makes the shards; changes no result."""
+    workers: Workers = LocalWorkers()
+    """Who makes the shards. It does not change the result."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """A shard to make: where, of what, and what earlier rounds have shown."""
+class ShardJob:
+    """A shard to make: where, from what, and what earlier rounds have shown about the recipes."""
 
     path: Path
     instructions: list[Instruction]
     trial_counts: TrialCounts
 
 
-def shards(instructions: Sequence[Instruction], per_shard: int) -> list[list[Instruction]]:
-    """Instructions by first caption; those that share one stay together. The order they came in does not matter."""
+def group_by_source(instructions: Sequence[Instruction], per_shard: int) -> list[list[Instruction]]:
+    """Shards of instructions; those that share a source caption stay together. The order of the input does not matter."""
     groups: dict[str, list[Instruction]] = defaultdict(list)
-    for one in sorted(instructions, key=lambda one: (first_caption(one), one.id)):
-        groups[first_caption(one)].append(one)
-    made: list[list[Instruction]] = [[]]
+    for instruction in sorted(instructions, key=lambda instruction: (source_caption(instruction), instruction.id)):
+        groups[source_caption(instruction)].append(instruction)
+    shards: list[list[Instruction]] = [[]]
     for group in groups.values():
-        if len(made[-1]) >= per_shard:
-            made.append([])
-        made[-1] += group
-    return made
+        if len(shards[-1]) >= per_shard:
+            shards.append([])
+        shards[-1] += group
+    return shards
 
 
 def run(params: PairsParams, root: Path) -> Summary:
     """Make the shards that an earlier run did not leave in scratch, publish to `data/pairs`."""
-    root = root.resolve()  # a worker elsewhere stands in another folder
+    root = root.resolve()  # a worker elsewhere has another working folder
     instructions = list(read_folder(root / IN, Instruction))
     if not instructions:
-        raise PairsError(f"want instructions in {root / IN}, got none; run the station instructions")
-    knobs = params.model_dump(mode="json", by_alias=True, exclude={"workers"})
-    here = Path(__file__).parent
-    code = [path for part in ("core", "models", "rivals", "synthesis") for path in sorted((here / part).glob("*.py"))]
-    behind = [*sorted((root / IN).glob("shard-*.parquet")), *model_set.files(params.world, root), Path(__file__), *code]
-    scratch = scratch_folder(root, "pairs", fingerprint(knobs, *behind, Path(filters.__file__)))
-    work = shards(instructions, params.instructions_per_shard)
-    paths = [scratch / f"shard-{number:05d}.parquet" for number in range(len(work))]
-    amount = {path.name: sum(_expected(one, params) for one in some) for path, some in zip(paths, work, strict=True)}
-    there = sum(amount[path.name] for path in paths if path.exists())
+        raise PairsError(f"want instructions in {root / IN}, got none; run the stage instructions")
+    runtime = Runtime.choose(params.device, params.dtype)
+    recorded = params.model_dump(mode="json", exclude={"workers", "device"}) | {"dtype": runtime.dtype}
+    models = [config.resolve_path(getattr(params.world, name), root) for name in MODELS]
+    scratch = scratch_folder(root, "pairs", work_key("pairs", recorded, root, *models))
+    shards = group_by_source(instructions, params.instructions_per_shard)
+    paths = [shard_path(scratch, number) for number in range(len(shards))]
+    n_pairs = {path.name: sum(_expected_pairs(row, params) for row in rows) for path, rows in zip(paths, shards, strict=True)}
+    done = sum(n_pairs[path.name] for path in paths if path.exists())
+    print(f"pairs: {len(instructions)} instructions in {len(shards)} shards, {runtime}", flush=True)
     trial_counts: TrialCounts = Counter()
-    dropped = 0
-    with (
-        workers.hired(params.workers, partial(_workshop, params, root, scratch), params.device) as team,
-        tqdm(total=sum(amount.values()), initial=there, unit="pair", desc="pairs") as bar,
-    ):
-        for part in strategy.rounds(params.strategy, len(work)):
-            todo = [number for number in part if not paths[number].exists()]
-            for name, lost in team({paths[number].name: Job(paths[number], work[number], trial_counts) for number in todo}):
-                dropped += lost
-                bar.set_postfix(dropped=dropped, refresh=False)
-                bar.update(amount[name])
-            trial_counts = trial_counts + strategy.outcome(params.strategy, [paths[number] for number in part])
+    with Progress("pairs", sum(n_pairs.values()), "pair", done) as progress:
+        shares: Counter[str] = Counter()
+
+        def report(name: str, share: float) -> None:
+            share = min(share, 1 - shares[name])  # the shares of a shard are estimates
+            shares[name] += share  # type: ignore[assignment]
+            progress.advance(share * n_pairs[name])
+
+        build = partial(_build_work, params, root, scratch, runtime)
+        with worker_pool(params.workers, build, runtime.device, report) as pool:
+            n_dropped = 0
+            for numbers in strategy.shard_rounds(params.strategy, len(shards)):
+                missing = [number for number in numbers if not paths[number].exists()]
+                jobs = {paths[n].name: ShardJob(paths[n], shards[n], trial_counts) for n in missing}
+                for name, drops in pool(jobs):
+                    n_dropped += drops
+                    progress.advance((1 - shares[name]) * n_pairs[name], note=f"{n_dropped} dropped")
+                trial_counts = trial_counts + strategy.count_trials(params.strategy, [paths[number] for number in numbers])
     if trial_counts:
-        (scratch / LEARNED).write_text(strategy.told(trial_counts), encoding="utf-8")
-    counts = _counts(scratch)
+        (scratch / TRIALS_FILE).write_text(strategy.describe_trials(trial_counts), encoding="utf-8")
+    counts = _count(scratch)
     if not counts["pairs"]:
         raise PairsError(f"want at least one pair, got {dict(counts)}; see {scratch}/dropped-*.parquet")
-    return publish(scratch, root / OUT, "pairs", knobs, counts)
+    return publish(scratch, root / OUT, "pairs", recorded, counts)
 
 
-def _workshop(params: PairsParams, root: Path, scratch: Path) -> Callable[[Job], int]:
-    """What makes shards and says how much it dropped, once on every worker: the models stay loaded."""
+def _build_work(params: PairsParams, root: Path, scratch: Path, runtime: Runtime) -> Work[ShardJob, int]:
+    """What makes shards and returns the number of drops; called once on every worker, so models stay loaded."""
     if not scratch.is_dir():
         raise PairsError(f"want the folder {scratch} on every machine that makes shards, got none here; share the project's")
-    models = model_set.ModelSet(params.world, root, Runtime.choose(params.device, params.dtype), params.steps)
+    models = ModelSet(params.world, root, runtime)
 
-    def make(job: Job) -> int:
-        pairs, drops = make_shard(job.instructions, models, params, job.trial_counts)
-        write_shard(job.path.with_name(job.path.name.replace("shard", "dropped")), drops, Drop)
-        write_shard(job.path, pairs, Pair)  # after its drops: where it is, both are
+    def make(job: ShardJob, report: Callable[[float], None]) -> int:
+        pairs, drops = make_shard(job.instructions, models, params, job.trial_counts, report)
+        write_with_drops(job.path, pairs, drops, Pair)
         return len(drops)
 
     return make
 
 
-def _counts(scratch: Path) -> Counter[str]:
-    """Pairs, pairs of each task, and drops for each reason, of all shards."""
+def _count(scratch: Path) -> Counter[str]:
+    """Pairs, pairs of each task, drops, and drops for each reason, of all shards."""
     counts: Counter[str] = Counter()
     for path in sorted(scratch.glob("shard-*.parquet")):
         tasks = pq.read_table(path, columns=["task"])["task"].to_pylist()
         counts["pairs"] += len(tasks)
         counts.update(f"pairs_{task}" for task in tasks)
     for path in sorted(scratch.glob("dropped-*.parquet")):
-        counts.update(f"dropped_{reason}" for reason in pq.read_table(path, columns=["reason"])["reason"].to_pylist())
+        reasons = pq.read_table(path, columns=["reason"])["reason"].to_pylist()
+        counts["dropped"] += len(reasons)
+        counts.update(f"dropped_{reason}" for reason in reasons)
     return counts
 
 
-def _expected(one: Instruction, params: PairsParams) -> int:
-    return strategy.amount(params.strategy, len(params.recipes.of(one.task))) or 1
+def _expected_pairs(instruction: Instruction, params: PairsParams) -> int:
+    return strategy.n_candidates(params.strategy, len(recipes_for(params.recipes, instruction.task))) or 1
 
 
 if __name__ == "__main__":
-    pairs = import_module("emuedit.stages.pairs")  # by the name under which a worker elsewhere finds it, which is not __main__
-    pairs.run(config.load(pairs.PairsParams, "pairs"), Path())
+    stage_main("pairs")

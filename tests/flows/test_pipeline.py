@@ -34,7 +34,7 @@ def test_retrain_twice(
     assert "champion: edit success 0.500 is above 0.100" in said
     assert "registered  models:/emuedit-editor/1\n" in said
     assert dvc_graph.read(project).stale() == {}
-    champion = registry.at("champion")
+    champion = registry.version_at("champion")
     assert champion is not None
     assert (project / "parent.txt").read_text() == champion.run_id
 
@@ -64,7 +64,7 @@ def test_a_failure_names_the_stage_and_the_next_run_goes_on(
     assert retrain.main(["--no-register", "--max-parallel", "2"]) == 0
     assert json.loads((project / "reports/metrics.json").read_text())["edit_success"]["emuedit"]["overall"] == 0.7
     assert release.table(dvc_graph.read(project))["identity"]["overall"] == 0.1
-    assert registry.at("champion") is None
+    assert registry.version_at("champion") is None
 
 
 def test_another_dvc_is_waited_for(project: Path, dvc_run: Callable[..., str]) -> None:

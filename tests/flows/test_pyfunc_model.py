@@ -69,8 +69,8 @@ def test_it_answers_where_the_project_is_not_installed(
     outcome = release.finish(project, untrained, release.begin(project), {}, register=True)
     assert outcome.decision is not None
     assert not outcome.decision.promote
-    assert registry.at("champion") is None
-    folder = registry.fetch("models:/emuedit-editor@challenger")
+    assert registry.version_at("champion") is None
+    folder = registry.download_version("models:/emuedit-editor@challenger")
     assert sorted(path.name for path in folder.iterdir()) == ["defaults.json", "editor", "router"]
 
     elsewhere = tmp_path / "elsewhere"

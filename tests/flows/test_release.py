@@ -48,20 +48,20 @@ def test_from_first_model_to_refusal_to_next_champion(
     first = retrain(0.5)
     assert first.version is not None
     assert first.new
-    assert registry.at("champion") == registry.at("challenger")
-    assert registry.at("previous") is None
+    assert registry.version_at("champion") == registry.version_at("challenger")
+    assert registry.version_at("previous") is None
     assert release.known(made(0.5)) is not None
     again = retrain(0.5)
     assert (again.version and again.version.number, again.new) == (1, False)
 
     worse = retrain(0.4)
     assert worse.decision == promotion_gate.Decision(False, "edit success 0.400 is not above 0.500, that of the champion")
-    assert [(one := registry.at(alias)) and one.number for alias in ("champion", "challenger", "previous")] == [1, 2, None]
+    assert [(one := registry.version_at(alias)) and one.number for alias in ("champion", "challenger", "previous")] == [1, 2, None]
 
     better = retrain(0.6)
     assert better.decision is not None
     assert better.decision.promote
-    assert [(one := registry.at(alias)) and one.number for alias in ("champion", "challenger", "previous")] == [3, 3, 1]
+    assert [(one := registry.version_at(alias)) and one.number for alias in ("champion", "challenger", "previous")] == [3, 3, 1]
 
     assert better.version is not None
     tags = better.version.tags
@@ -78,7 +78,7 @@ def test_from_first_model_to_refusal_to_next_champion(
     assert child.data.metrics == {"loss": 0.5}
     assert [one.path for one in runs.client().list_artifacts(better.run_id, "reports")] == ["reports/metrics.json"]
 
-    folder = registry.fetch("models:/emuedit-editor@champion")
+    folder = registry.download_version("models:/emuedit-editor@champion")
     assert sorted(path.name for path in folder.iterdir()) == ["defaults.json", "editor"]
     assert json.loads((folder / "defaults.json").read_text()) == {
         "seed": 0,
@@ -90,11 +90,11 @@ def test_from_first_model_to_refusal_to_next_champion(
         "alpha": 0.03,
     }
     assert (folder / "editor/weights.safetensors").read_text() == "0.6"
-    assert registry.fetch("models:/emuedit-editor/3") == folder
+    assert registry.download_version("models:/emuedit-editor/3") == folder
     with pytest.raises(registry.RegistryError, match=r"has no models:/emuedit-editor/9"):
-        registry.fetch("models:/emuedit-editor/9")
+        registry.download_version("models:/emuedit-editor/9")
     with pytest.raises(registry.RegistryError, match="want models:/emuedit-editor@champion"):
-        registry.fetch("models:/emuedit-editor")
+        registry.download_version("models:/emuedit-editor")
 
 
 @pytest.mark.slow
@@ -105,15 +105,15 @@ def test_what_cannot_answer_is_not_registered(
     release.MODEL_FILE.write_text(release.MODEL_FILE.read_text().replace('[{"image"', 'no_such_name + [{"image"'))
     with pytest.raises(registry.RegistryError, match=r"cannot answer its own example: .*no_such_name"):
         release.finish(project, graph, release.begin(project), {}, register=True)
-    assert registry.at("challenger") is None
+    assert registry.version_at("challenger") is None
     (project / "models/editor/weights.pkl").write_text("")
     with pytest.raises(registry.RegistryError, match=r"got \['weights.pkl'\]; other formats can run code"):
         release.finish(project, graph, release.begin(project), {}, register=True)
 
 
 def test_a_run_left_open_by_a_killed_flow_is_closed(store: str) -> None:
-    left, other = runs.begin("retrain", "here"), runs.begin("retrain", "elsewhere")
-    runs.begin("retrain", "here")
+    left, other = runs.start_run("retrain", "here"), runs.start_run("retrain", "elsewhere")
+    runs.start_run("retrain", "here")
     assert [runs.client().get_run(one).info.status for one in (left, other)] == ["KILLED", "RUNNING"]
 
 
@@ -126,7 +126,7 @@ def test_an_aim_without_a_judge_is_refused(project: Path, made: Callable[[float]
 
 def test_numbers_are_flattened() -> None:
     values: dict[str, Any] = {"a": {"b": 1, "c": [0.5, None]}, "d@e": float("nan"), "f?": "text"}
-    assert dict(runs.flat(values)) == {"a.b": 1, "a.c.0": 0.5, "f_": "text"}
+    assert dict(runs.flatten(values)) == {"a.b": 1, "a.c.0": 0.5, "f_": "text"}
 
 
 def test_requirements_are_what_is_installed() -> None:

@@ -184,7 +184,7 @@ def test_the_router_reassigns_or_rejects(tmp_path: Path, monkeypatch: pytest.Mon
     assert [one.reasons for one in found] == [("l1_max",), (), ("task_probability_min",), ()]  # gates of the task it was made for
     assert [one.scores["task_probability"] for one in found] == [0.95, 0.6, 0.01, None]
     assert [summary.counts[key] for key in ("reassigned", "local.reassigned", "sketch.reassigned")] == [1, 1, 0]
-    assert "The router gave 1 of them to another task: local 1." in (tmp_path / dataset.OUT / "card.md").read_text()
+    assert "The router reassigned 1 of them to another task: local 1." in (tmp_path / dataset.OUT / "card.md").read_text()
 
 
 def mix_in(root: Path, name: str, *shards: list[Pair]) -> str:

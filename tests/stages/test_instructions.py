@@ -12,7 +12,7 @@ from emuedit.data.shards import write_shard
 from emuedit.models.language_model import LLMError
 from emuedit.models.openai_llm import OpenAILLM
 from emuedit.prompts import conversation
-from emuedit.prompts.answer_schema import schema
+from emuedit.prompts.answer_schema import answer_schema
 from emuedit.stages import instructions
 from emuedit.stages.instructions import InstructionsError, Params, run
 from emuedit.tasks import TASKS
@@ -117,8 +117,8 @@ def test_the_writer_is_held_to_the_answers_of_its_task(tmp_path: Path, hire: Any
     llm = hire(lambda asked, messages, answer: json.dumps(json.loads(answer) | {"edited_object": "blur"}))
     run(knobs(tasks=("remove", "color")), tmp_path)
     remove, color = llm.held_to
-    assert remove == schema("remove")
-    assert color["properties"]["edited_object"]["enum"] == list(conversation.load(AGENTS, "color").choices)
+    assert remove == answer_schema("remove")
+    assert color["properties"]["edited_object"]["enum"] == list(conversation.load_task_prompt(AGENTS, "color").choices)
     free = hire()
     run(knobs(tasks=("remove",), constrain=False), tmp_path)
     assert free.held_to == [None]
@@ -221,7 +221,7 @@ def test_a_real_endpoint_that_stumbles(tmp_path: Path, endpoint: Any, monkeypatc
     assert {one.llm for one in found} == {f"{endpoint.url}#a-model"}
     assert all(one.text == f"remove {one.seed}" for one in found)
     forms = [body["response_format"]["json_schema"]["schema"] for *_, body in endpoint.asked]
-    assert forms == [schema("remove")] * 8
+    assert forms == [answer_schema("remove")] * 8
 
 
 def test_nothing_kept_is_an_error(tmp_path: Path, hire: Any) -> None:

@@ -40,15 +40,15 @@ def bring(root: Path, n: int) -> list[Pair]:
     for name, first in (("original_image", 0), ("edited_image", 100)):
         table = table.append_column(name, pa.array([picture(first + k) for k in range(n)], IMAGE))
     pq.write_table(table, root / "train.parquet")
-    wanted = ImportOptions(pair_format.known("instructpix2pix"), 64, "all style", lambda texts: ["style"] * len(texts))
-    pair_import.run(wanted, [root / "train.parquet"], root / "data/theirs", root)
+    wanted = ImportOptions(pair_format.get_format("instructpix2pix"), 64, "all style", lambda texts: ["style"] * len(texts))
+    pair_import.import_pairs(wanted, [root / "train.parquet"], root / "data/theirs", root)
     return list(read_folder(root / "data/theirs", Pair))
 
 
 @pytest.fixture
 def painted(tmp_path: Path) -> list[Pair]:
     """Exact pairs, with a score."""
-    exact_dataset.write(tmp_path, {"local": 6})
+    exact_dataset.write_dataset(tmp_path, {"local": 6})
     pairs = [dataclasses.replace(one, scores={"dino": 0.7}) for one in read_folder(tmp_path / "data/pairs", Pair)]
     scratch = scratch_folder(tmp_path, "pairs", "scored")
     write_shard(scratch / "shard-00000.parquet", pairs, Pair)

@@ -36,7 +36,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with exact pairs of two tasks."""
     root = tmp_path_factory.mktemp("world")
-    exact_dataset.write(root, {"local": 12, "remove": 12})
+    exact_dataset.write_dataset(root, {"local": 12, "remove": 12})
     return root
 
 

@@ -1,0 +1,104 @@
+"""Progress of long work: a bar on a terminal, plain lines in a log file; never silent for more than ten seconds.
+
+A thread of its own reports, so something appears even while one network call takes minutes.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TextIO
+
+from tqdm import tqdm
+
+EVERY_S = 10.0
+"""Longest silence in a log file, in seconds; EMUEDIT_PROGRESS_SECONDS overrides it."""
+_REFRESH_S = 1.0  # of a bar on a terminal
+
+
+class Progress:
+    """Counts `total` units of work, of which `done` were finished by an earlier run.
+
+        with Progress("pairs", total=1649, unit="pair") as progress:
+            progress.advance(96)
+
+    Thread-safe. Amounts may be fractions of a unit.
+    """
+
+    def __init__(self, label: str, total: float, unit: str, done: float = 0, stream: TextIO | None = None) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self._stream = stream or sys.stderr
+        self._done = self._first = done
+        self._note = ""
+        self._start = time.monotonic()
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._bar: tqdm[None] | None = None
+        if self._stream.isatty():
+            bar_format = "{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+            self._bar = tqdm(total=total, desc=label, unit=unit, initial=done, file=self._stream, bar_format=bar_format)
+        self._thread = threading.Thread(target=self._report_regularly, name=f"progress of {label}", daemon=True)
+
+    def __enter__(self) -> "Progress":
+        self._report()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        with self._lock:
+            if self._bar is not None:
+                self._bar.close()
+        if self._bar is None and kind is None:
+            self._report()
+
+    def advance(self, amount: float = 1, note: str | None = None) -> None:
+        """Count finished work; `note` is shown behind the figures from now on."""
+        with self._lock:
+            self._done += amount
+            self._note = self._note if note is None else note
+
+    def describe(self) -> str:
+        """The present state in one line: counts, share, rate and the time left."""
+        with self._lock:
+            done, note = self._done, self._note
+        seconds = time.monotonic() - self._start
+        rate = (done - self._first) / seconds if seconds > 0 else 0.0
+        parts = [f"{self.label}: {done:.0f}/{self.total:.0f} {self.unit}s, {done / self.total:.0%}" if self.total else self.label]
+        if rate > 0 and done < self.total:
+            parts += [f"{rate:.3g} {self.unit}s/s", f"{_duration((self.total - done) / rate)} left"]
+        elif done < self.total:
+            parts.append(f"{_duration(seconds)} so far")
+        return ", ".join(parts + ([note] if note else []))
+
+    def _report_regularly(self) -> None:
+        every = _REFRESH_S if self._bar is not None else float(os.environ.get("EMUEDIT_PROGRESS_SECONDS", EVERY_S))
+        while not self._stop.wait(every):
+            self._report()
+
+    def _report(self) -> None:
+        if self._bar is None:
+            print(self.describe(), file=self._stream, flush=True)
+            return
+        with self._lock:
+            self._bar.n = self._done
+            if self._note:
+                self._bar.set_postfix_str(self._note, refresh=False)
+            self._bar.refresh()
+
+
+@contextmanager
+def waiting(label: str, stream: TextIO | None = None) -> Iterator[None]:
+    """Say what is being waited for (loading models, opening a server), again every ten seconds, without a count."""
+    with Progress(label, total=0, unit="", stream=stream):
+        yield
+
+
+def _duration(seconds: float) -> str:
+    """'45 s', '12 min' or '3.5 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,1 +1,1 @@
-"""When, where, again and who is told. What depends on what stands in `dvc.yaml`; how it is done stands in `emuedit`."""
+"""When and where the pipeline runs. `dvc.yaml` says what depends on what, and `emuedit` how it is done."""

@@ -1,4 +1,4 @@
-"""The one bridge to DVC: which stages there are, what follows what, what is out of date. Read from DVC, never repeated here."""
+"""What DVC knows of the pipeline: which stages there are, what follows what, and what is out of date."""
 
 import hashlib
 import json
@@ -41,15 +41,14 @@ class Stage:
         return float(self.meta["timeout_s"]) if "timeout_s" in self.meta else None
 
     def parts(self) -> dict[str, Path]:
-        """What of it belongs to a registered model: `meta: {register: editor}`, or `{register: {editor: models/editor}}`."""
-        asked = self.meta.get("register", {})
-        if isinstance(asked, str):
+        """Its parts of the registered model: `meta: {register: editor}`, or `meta: {register: {editor: models/editor}}`."""
+        registered = self.meta.get("register", {})
+        if isinstance(registered, str):
             if len(self.outs) != 1:
-                raise GraphError(
-                    f"stage {self.name}: want one out for meta.register {asked!r}, got {[*map(str, self.outs)]}; name it"
-                )
-            return {asked: self.outs[0]}
-        return {name: Path(path) for name, path in asked.items()}
+                outs = [*map(str, self.outs)]
+                raise GraphError(f"stage {self.name}: want one out for meta.register {registered!r}, got {outs}; name it")
+            return {registered: self.outs[0]}
+        return {name: Path(path) for name, path in registered.items()}
 
 
 @dataclass(frozen=True)
@@ -61,16 +60,16 @@ class Graph:
     metrics: tuple[Path, ...]
     """Metrics files, of stages and of the pipeline, relative to the root."""
     changed: Mapping[str, tuple[str, ...]]
-    """Stage that DVC would run -> why. Only what is out of date itself, not what follows it."""
+    """Stages that are out of date themselves -> why. Those that only follow such a stage are not among them."""
 
     def stale(self, force: bool = False) -> dict[str, tuple[str, ...]]:
         """Stages to run, in order -> why: what is out of date, and everything that follows it. All of them, when forced."""
-        found: dict[str, tuple[str, ...]] = {}
+        stale: dict[str, tuple[str, ...]] = {}
         for stage in self.stages:
-            reasons = [*self.changed.get(stage.name, ()), *(f"follows {name}" for name in stage.after if name in found)]
+            reasons = [*self.changed.get(stage.name, ()), *(f"follows {name}" for name in stage.after if name in stale)]
             if reasons or force:
-                found[stage.name] = ("forced",) if force else tuple(reasons)
-        return found
+                stale[stage.name] = ("forced",) if force else tuple(reasons)
+        return stale
 
     def hashes(self) -> dict[str, str]:
         """Path of each out that `dvc.lock` knows -> its hash."""
@@ -82,10 +81,10 @@ class Graph:
         return hashlib.blake2b(lock.read_bytes(), digest_size=8).hexdigest() if lock.exists() else ""
 
     def content_of(self, paths: Iterable[Path]) -> str:
-        """16 hex digits for what these outs hold now: equal work, equal digits, whatever else stands in `dvc.lock`."""
+        """16 hex digits (blake2b) of what these outs hold now, whatever else `dvc.lock` holds."""
         hashes = self.hashes()
-        told = sorted((path.as_posix(), hashes.get(path.as_posix()) or _hash(self.root / path)) for path in paths)
-        return hashlib.blake2b(json.dumps(told).encode(), digest_size=8).hexdigest()
+        entries = sorted((path.as_posix(), hashes.get(path.as_posix()) or _hash(self.root / path)) for path in paths)
+        return hashlib.blake2b(json.dumps(entries).encode(), digest_size=8).hexdigest()
 
     def _locked(self) -> dict[str, Any]:
         lock = self.root / LOCK
@@ -105,7 +104,7 @@ def read(root: str | Path) -> Graph:
         with Repo(str(root), _wait_for_lock=True) as repo:
             stages = tuple(_ordered(repo.index.graph, repo.index.stages, root))
             metrics = {Path(*key) for keys in repo.index.metric_keys.values() for key in keys}
-            changed = {name: tuple(_reasons(found)) for name, found in repo.status().items()}
+            changed = {name: tuple(_reasons(entries)) for name, entries in repo.status().items()}
     except DvcException as error:
         raise GraphError(f"DVC cannot tell what is out of date in {root}: {error}; `dvc status` may say more") from error
     if not stages:
@@ -113,33 +112,33 @@ def read(root: str | Path) -> Graph:
     return Graph(root, stages, tuple(sorted(metrics)), changed)
 
 
-def _ordered(graph: Any, known: Sequence[Any], root: Path) -> Iterator[Stage]:
-    """DVC's stages, each behind what it depends on; among equals in the order of `dvc.yaml`."""
+def _ordered(graph: Any, stages: Sequence[Any], root: Path) -> Iterator[Stage]:
+    """DVC's stages, each after what it depends on; otherwise in the order of `dvc.yaml`."""
     from networkx import lexicographical_topological_sort
 
-    rank = {id(one): number for number, one in enumerate(known)}
-    for one in lexicographical_topological_sort(graph.reverse(), key=lambda one: rank[id(one)]):
-        if one.is_data_source:  # a file under `dvc add`, which nothing makes
+    rank = {id(stage): number for number, stage in enumerate(stages)}
+    for stage in lexicographical_topological_sort(graph.reverse(), key=lambda stage: rank[id(stage)]):
+        if stage.is_data_source:  # a file under `dvc add`, which no stage makes
             continue
         yield Stage(
-            one.addressing,
-            tuple(sorted(dep.addressing for dep in graph.successors(one) if not dep.is_data_source)),
-            tuple(Path(out.fs_path).relative_to(root) for out in one.outs),
-            tuple(Path(out.fs_path).relative_to(root) for out in one.outs if out.plot),
-            dict(one.meta or {}),
+            stage.addressing,
+            tuple(sorted(dep.addressing for dep in graph.successors(stage) if not dep.is_data_source)),
+            tuple(Path(out.fs_path).relative_to(root) for out in stage.outs),
+            tuple(Path(out.fs_path).relative_to(root) for out in stage.outs if out.plot),
+            dict(stage.meta or {}),
         )
 
 
-def _reasons(found: Any) -> Iterator[str]:
+def _reasons(status: Any) -> Iterator[str]:
     """The entries of `dvc status` for one stage, each as a few words."""
-    for entry in [found] if isinstance(found, str) else found:
+    for entry in [status] if isinstance(status, str) else status:
         if isinstance(entry, str):  # "changed command", "always changed"
             yield entry
             continue
-        for what, paths in entry.items():
+        for kind, paths in entry.items():
             for path, state in paths.items():
-                told = ", ".join(f"{key} {value}" for key, value in state.items()) if isinstance(state, dict) else state
-                yield f"{what.removeprefix('changed ').removesuffix('s')} {path}: {told}"
+                words = ", ".join(f"{key} {value}" for key, value in state.items()) if isinstance(state, dict) else state
+                yield f"{kind.removeprefix('changed ').removesuffix('s')} {path}: {words}"
 
 
 def _hash(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Who becomes champion: a decision over numbers, without side effects."""
+"""Whether a new model becomes the champion: a decision over metrics, without side effects."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ IDENTITY = "identity"  # the editor that does nothing
 METRIC = "edit_success"
 
 Scores = Mapping[str, float | None]
-"""`overall` and one entry a task, each in [0, 1]; None where nothing was measured."""
+"""`overall` and one entry per task, each in [0, 1]; None where nothing was measured."""
 
 
 class GateError(ValueError):
@@ -17,43 +17,45 @@ class GateError(ValueError):
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate says, and why."""
+    """Whether the candidate is promoted, and why."""
 
     promote: bool
     reason: str
 
 
 def decide(candidate: Scores, identity: Scores, champion: Scores | None) -> Decision:
-    """The candidate must edit better than doing nothing and better than the champion, overall. The first one has no champion.
+    """The candidate must score higher overall than doing nothing, and than the champion where there is one.
 
-    A champion without a score of its own blocks nobody. Raises GateError when candidate or identity have no overall score.
+    A champion without a score of its own blocks no candidate. Raises GateError when candidate or identity have no overall score.
     """
-    new, nothing = _overall(candidate, "candidate"), _overall(identity, IDENTITY)
-    if new <= nothing:
-        return Decision(False, f"edit success {new:.3f} is not above {nothing:.3f}, that of doing nothing")
-    best = champion.get("overall") if champion else None
-    if best is None:
-        known = "there is no champion yet" if champion is None else "the champion was never measured"
-        return Decision(True, f"edit success {new:.3f} is above {nothing:.3f}, that of doing nothing; {known}")
-    if new <= best:
-        return Decision(False, f"edit success {new:.3f} is not above {best:.3f}, that of the champion")
+    score, identity_score = _overall(candidate, "candidate"), _overall(identity, IDENTITY)
+    if score <= identity_score:
+        return Decision(False, f"edit success {score:.3f} is not above {identity_score:.3f}, that of doing nothing")
+    champion_score = champion.get("overall") if champion else None
+    if champion_score is None:
+        champion_state = "there is no champion yet" if champion is None else "the champion was never measured"
+        return Decision(True, f"edit success {score:.3f} is above {identity_score:.3f}, that of doing nothing; {champion_state}")
+    if score <= champion_score:
+        return Decision(False, f"edit success {score:.3f} is not above {champion_score:.3f}, that of the champion")
     return Decision(
-        True, f"edit success {new:.3f} is above {best:.3f}, that of the champion, and {nothing:.3f}, that of doing nothing"
+        True,
+        f"edit success {score:.3f} is above {champion_score:.3f}, that of the champion, "
+        f"and {identity_score:.3f}, that of doing nothing",
     )
 
 
-def scores(metrics: Mapping[str, Any], system: str) -> Scores:
-    """The row of a system in the table `edit_success` of a metrics file. Raises GateError, naming what is there instead."""
+def read_scores(metrics: Mapping[str, Any], system: str) -> Scores:
+    """The row of a system in the table `edit_success` of a metrics file. Raises GateError that names what is there instead."""
     table = metrics.get(METRIC)
     if not isinstance(table, Mapping) or not isinstance(table.get(system), Mapping):
-        got = sorted(table) if isinstance(table, Mapping) else sorted(metrics)
-        raise GateError(f"want {METRIC}.{system} in the metrics, got {got}")
+        present = sorted(table) if isinstance(table, Mapping) else sorted(metrics)
+        raise GateError(f"want {METRIC}.{system} in the metrics, got {present}")
     row: Scores = table[system]
     return row
 
 
-def _overall(row: Scores, who: str) -> float:
-    value = row.get("overall")
+def _overall(scores: Scores, system: str) -> float:
+    value = scores.get("overall")
     if value is None or value != value:
-        raise GateError(f"want a number for {METRIC} overall of the {who}, got {value}")
+        raise GateError(f"want a number for {METRIC} overall of the {system}, got {value}")
     return float(value)

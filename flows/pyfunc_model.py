@@ -1,6 +1,6 @@
-"""The registered model, as MLflow loads it: this file travels with the version, and so does the code of emuedit that it needs.
+"""The registered model as MLflow loads it. This file is stored with the version, and so is the code of emuedit that it needs.
 
-In: one row an edit, `image` (base64 PNG, JPEG, ...), `instruction`, perhaps `task`.
+In: one row per edit, `image` (base64 PNG, JPEG, ...), `instruction` and, if the task is not to be predicted, `task`.
 Out: `image` (base64 PNG), `task`, `probability`.
 """
 
@@ -19,42 +19,42 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
     """Edits pictures by instruction."""
 
     def load_context(self, context: Any) -> None:
-        """Open the editor, its router and its packs, once."""
-        from emuedit.editor.package import Bundle
+        """Open the editor, its task predictor and its task packs, once."""
+        from emuedit.editor.package import Editor
 
-        self.bundle = Bundle.load(Path(context.artifacts["defaults"]).parent)
+        self.editor = Editor.load(Path(context.artifacts["settings"]).parent)
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """One edit a row. `params`: steps, s_I, s_T, phi, hold, alpha, seed; what is missing is as it was measured.
+        """One edit per row. `params`: fields of EditSettings; the others are those with which the editor was evaluated.
 
-        Raises ValueError, naming the row, for what cannot be edited: nothing is answered then.
+        Raises ValueError that names the row for input that cannot be edited; then no row is answered.
         """
-        from dataclasses import replace
-
         from emuedit.data import image_io
 
         if not {"image", "instruction"} <= set(model_input.columns):
             raise ValueError(f"want columns {', '.join(COLUMNS)} (the last may be missing), got {[*model_input.columns]}")
-        told = dict(params or {})
-        seed = int(told.pop("seed", 0))
-        knobs = replace(self.bundle.knobs, **told)
+        settings = self.editor.settings.with_changes(params or {})
         answers = []
         for number, row in enumerate(model_input.to_dict("records")):
             try:
-                picture = image_io.read_image(_decoded(row["image"]))
+                picture = image_io.read_image(_decode(row["image"]))
                 task = row.get("task")
-                tasks = [task] if isinstance(task, str) and task else []
-                (turn,) = self.bundle.edit(picture.pixels, [str(row["instruction"] or "")], tasks, seed, knobs)
+                tasks = [task] if isinstance(task, str) and task else None
+                (turn,) = self.editor.edit_turns(picture.pixels, [str(row["instruction"] or "")], tasks, settings)
             except ValueError as error:
                 raise ValueError(f"row {number}: {error}") from error
-            image = base64.b64encode(image_io.to_png(turn.pixels)).decode("ascii")
+            choice = turn.choice
             answers.append(
-                {"image": image, "task": turn.task, "probability": 1.0 if turn.probability is None else turn.probability}
+                {
+                    "image": base64.b64encode(image_io.to_png(turn.pixels)).decode("ascii"),
+                    "task": choice.task,
+                    "probability": 1.0 if choice.probability is None else choice.probability,
+                }
             )
         return pd.DataFrame(answers, columns=["image", "task", "probability"])
 
 
-def _decoded(text: Any) -> bytes:
+def _decode(text: Any) -> bytes:
     if not isinstance(text, str):
         raise ValueError(f"want the bytes of a picture file in base64, got {type(text).__name__}")
     try:

@@ -1,13 +1,14 @@
-"""From finished stages to the outside world: the run in MLflow, the registered version, the gate and its aliases.
+"""From finished stages to the registry: the run in MLflow, the registered version, the promotion gate and the aliases.
 
-What is registered and what decides stands in the `meta:` of stages in `dvc_graph.yaml`:
+What is registered and what decides comes from the `meta:` of stages in `dvc.yaml`:
 
     meta: {register: editor}   its out becomes the part `editor` of the model
-    meta: {gate: emuedit}      its metrics decide, by the row of the system `emuedit`; its params are the model's defaults
+    meta: {gate: emuedit}      its metrics decide, by the row of the system `emuedit`; its edit settings are the model's defaults
     meta: {report: true}       its outs are shown in the run
 """
 
 import dataclasses
+import json
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -15,175 +16,177 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from emuedit.editor.package import EditSettings
+from emuedit import config
+from emuedit.data.dependencies import SUMMARY_FILE
+from emuedit.editor.settings import EditSettings
 from emuedit.tracking import registry, runs
 from flows import dvc_graph, promotion_gate
 
-_NOT_SERVED = ("toyworld",)  # parts of the package that a model does not need
-MODEL_FILE = Path(__file__).with_name("editor_model.py")
+MODEL_FILE = Path(__file__).with_name("pyfunc_model.py")
 _STATS = "stats.jsonl"
-_SCORES = "emuedit.scores"
+_SCORES_TAG = "emuedit.scores"
 
 
 @dataclass(frozen=True)
 class RetrainResult:
-    """What a retrain came to."""
+    """Result of a retrain."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Stages that ran -> their seconds."""
     run_id: str = ""
     version: registry.ModelVersion | None = None
-    new: bool = False
+    is_new: bool = False
     """Whether this retrain registered the version."""
     decision: promotion_gate.Decision | None = None
     table: Mapping[str, promotion_gate.Scores] = field(default_factory=dict)
     """System -> task -> edit success."""
 
-    def told(self) -> dict[str, Any]:
-        """The same in plain values, for Prefect."""
+    def to_dict(self) -> dict[str, Any]:
+        """The same in plain values, which Prefect stores."""
         return {
             "stages": dict(self.seconds),
             "run_id": self.run_id,
             "version": self.version.number if self.version else None,
-            "new": self.new,
+            "new": self.is_new,
             "promoted": self.decision.promote if self.decision else None,
             "reason": self.decision.reason if self.decision else "",
         }
 
 
-def begin(root: Path) -> str:
-    """Open the run of this retrain, under which the stations' runs will stand."""
+def start(root: Path) -> str:
+    """Open the run of this retrain, the parent of the stages' runs, and return its id."""
     return runs.start_run("retrain", f"{socket.gethostname()}:{root}")
 
 
 def fail(run_id: str, error: BaseException) -> None:
-    """Close the run of a retrain that did not get through; what MLflow has to say about it does not hide the error."""
+    """Close the run of a retrain that failed or was stopped. An error of MLflow is printed and does not hide `error`."""
     try:
         if run_id:
             runs.end_run(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
-    except Exception as second:  # whatever MLflow raises: the flow's own error is the one to tell
-        print(f"== the run {run_id} could not be closed: {second}", flush=True)
+    except Exception as tracking_error:  # whatever MLflow raises: the flow's own error matters more
+        print(f"== the run {run_id} could not be closed: {tracking_error}", flush=True)
 
 
-def known(graph: dvc_graph.Graph) -> RetrainResult | None:
-    """The outcome, if what the stages hold now is registered already."""
-    version = registry.find_version(content(graph)) if parts(graph) else None
-    return RetrainResult(run_id=version.run_id, version=version, table=table(graph)) if version else None
+def find_registered(graph: dvc_graph.Graph) -> RetrainResult | None:
+    """The result, if what the stages hold now is registered already."""
+    version = registry.find_version(content_tag(graph)) if model_parts(graph) else None
+    return RetrainResult(run_id=version.run_id, version=version, table=success_table(graph)) if version else None
 
 
 def finish(root: Path, graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, float], register: bool) -> RetrainResult:
-    """Write the run down; register what is new and let the gate decide."""
-    shown = {
-        str(path): root / path for stage in graph.stages for path in (stage.outs if stage.meta.get("report") else stage.plots)
-    }
-    metrics = {path.as_posix(): root / path for path in graph.metrics}
-    params = root / "params.yaml"
+    """Log the results to the run; register the model if it is new and let the promotion gate decide."""
+    shown = [path for stage in graph.stages for path in (stage.outs if stage.meta.get("report") else stage.plots)]
+    artifacts = {path.as_posix(): root / path for path in (*graph.metrics, *shown)}
+    params_file = root / config.PARAMS_FILE
+    durations = {f"seconds.{name}": f"{duration:.1f}" for name, duration in seconds.items()}
     runs.log_run(
         run_id,
-        yaml.safe_load(params.read_text(encoding="utf-8")) if params.exists() else {},
-        merged(graph),
-        {**lineage(root, graph), **_stats(root, graph), **{f"seconds.{name}": f"{took:.1f}" for name, took in seconds.items()}},
-        {name: path for name, path in {**metrics, **shown}.items() if path.exists()},
+        config.read_yaml(params_file) if params_file.exists() else {},
+        merge_metrics(graph),
+        {**lineage(root, graph), **number_formats(graph), **_stage_runs(root, graph), **durations},
+        {name: path for name, path in artifacts.items() if path.exists()},
     )
-    outcome = RetrainResult(seconds, run_id, table=table(graph))
-    if register and parts(graph):
-        found = registry.find_version(content(graph))
-        outcome = dataclasses.replace(outcome, version=found) if found else _register(root, graph, outcome)
+    result = RetrainResult(seconds, run_id, table=success_table(graph))
+    if register and model_parts(graph):
+        version = registry.find_version(content_tag(graph))
+        result = dataclasses.replace(result, version=version) if version else _register(root, graph, result)
     runs.end_run(run_id, "FINISHED")
-    return outcome
+    return result
 
 
-def parts(graph: dvc_graph.Graph) -> dict[str, Path]:
-    """Parts of the model -> their folders, as the stages say."""
+def model_parts(graph: dvc_graph.Graph) -> dict[str, Path]:
+    """Parts of the model -> their folders, as `meta: {register: ...}` of the stages names them."""
     return {name: path for stage in graph.stages for name, path in stage.parts().items()}
 
 
-def content(graph: dvc_graph.Graph) -> str:
-    """The same for models that hold and score the same."""
-    return graph.content_of([*parts(graph).values(), *graph.metrics])
+def content_tag(graph: dvc_graph.Graph) -> str:
+    """16 hex digits, equal for models with equal weights and metrics."""
+    return graph.content_of([*model_parts(graph).values(), *graph.metrics])
 
 
-def merged(graph: dvc_graph.Graph) -> dict[str, Any]:
-    """All metrics files in one mapping. Of a number that two files have, the later one is kept under its file's name."""
-    found: dict[str, Any] = {}
+def merge_metrics(graph: dvc_graph.Graph) -> dict[str, Any]:
+    """All metrics files in one mapping. A key that a later file has too is kept under `<file>.<key>`."""
+    metrics: dict[str, Any] = {}
     for path in graph.metrics:
         if (graph.root / path).exists():
             for key, value in runs.read_metrics_file(graph.root / path).items():
-                found[key if key not in found else f"{path.as_posix()}.{key}"] = value
-    return found
+                metrics[key if key not in metrics else f"{path.as_posix()}.{key}"] = value
+    return metrics
 
 
-def table(graph: dvc_graph.Graph) -> dict[str, promotion_gate.Scores]:
-    """System -> task -> edit success, empty when nothing measured it."""
-    return dict(merged(graph).get(promotion_gate.METRIC, {}))
+def success_table(graph: dvc_graph.Graph) -> dict[str, promotion_gate.Scores]:
+    """System -> task -> edit success; empty when nothing measured it."""
+    return dict(merge_metrics(graph).get(promotion_gate.METRIC, {}))
 
 
 def lineage(root: Path, graph: dvc_graph.Graph) -> dict[str, str]:
-    """Tags that say what a result came from: commit, `dvc_graph.lock`, the hash of every out."""
-    commit = _git(root, "rev-parse", "HEAD")
-    tags = {"emuedit.content": content(graph), "dvc.lock": graph.lock_hash()}
-    tags |= (
-        {
-            "git.commit": commit,
-            "git.dirty": str(bool(_git(root, "status", "--porcelain", "--", ".", f":(exclude){dvc_graph.LOCK}"))).lower(),
-        }
-        if commit
-        else {}
-    )
+    """Tags that say what a result was made from: commit, `dvc.lock`, the hash of every out."""
+    tags = {registry.CONTENT_TAG: content_tag(graph), "dvc.lock": graph.lock_hash()}
+    if commit := _git(root, "rev-parse", "HEAD"):
+        changes = _git(root, "status", "--porcelain", "--", ".", f":(exclude){dvc_graph.LOCK}")
+        tags |= {"git.commit": commit, "git.dirty": str(bool(changes)).lower()}
     return tags | {f"dvc.{path}": md5 for path, md5 in graph.hashes().items()}
 
 
-def _register(root: Path, graph: dvc_graph.Graph, outcome: RetrainResult) -> RetrainResult:
-    judges = {stage.name: stage.meta["gate"] for stage in graph.stages if "gate" in stage.meta}
-    if len(judges) != 1:
-        raise promotion_gate.GateError(
-            f"want one stage with `meta: {{gate: <system>}}` in dvc_graph.yaml, got {sorted(judges) or 'none'}"
-        )
-    ((judge, system),) = judges.items()
-    metrics = merged(graph)
-    candidate, identity = promotion_gate.scores(metrics, system), promotion_gate.scores(metrics, promotion_gate.IDENTITY)
+def number_formats(graph: dvc_graph.Graph) -> dict[str, str]:
+    """Tags `dtype.<stage>` with the number format that each stage used, as its summary says."""
+    tags = {}
+    for stage in graph.stages:
+        for path in (graph.root / out / SUMMARY_FILE for out in stage.outs):
+            params = json.loads(path.read_text(encoding="utf-8"))["params"] if path.is_file() else {}
+            tags |= {f"dtype.{stage.name}": params["dtype"]} if "dtype" in params else {}
+    return tags
+
+
+def edit_settings(root: Path, gate_stage: str) -> EditSettings:
+    """The settings with which the deciding stage edited, so that what is served is what was measured."""
+    params_file = root / config.PARAMS_FILE
+    section = config.read_yaml(params_file).get(gate_stage.split("@")[0], {}) if params_file.exists() else {}
+    return EditSettings().with_changes(section.get("settings", {}))
+
+
+def _register(root: Path, graph: dvc_graph.Graph, result: RetrainResult) -> RetrainResult:
+    gates = {stage.name: stage.meta["gate"] for stage in graph.stages if "gate" in stage.meta}
+    if len(gates) != 1:
+        stages = ", ".join(sorted(gates)) or "none"
+        raise promotion_gate.GateError(f"want one stage with `meta: {{gate: <system>}}` in dvc.yaml, got {stages}")
+    ((gate_stage, system),) = gates.items()
+    metrics = merge_metrics(graph)
+    candidate = promotion_gate.read_scores(metrics, system)
+    identity = promotion_gate.read_scores(metrics, promotion_gate.IDENTITY)
     champion = registry.version_at("champion")
-    decision = promotion_gate.decide(candidate, identity, _scores(champion) if champion else None)
-    version = registry.register_version(
-        outcome.run_id,
-        {name: root / path for name, path in parts(graph).items()},
-        MODEL_FILE,
-        Path(registry.__file__).parents[1],
-        _NOT_SERVED,
-        defaults(root, judge),
-        {**lineage(root, graph), _SCORES: ",".join(f"{key}={value}" for key, value in candidate.items()), "gate": decision.reason,
-         "gate.promoted": str(decision.promote).lower(), "run_id": outcome.run_id},
-    )  # fmt: skip
+    decision = promotion_gate.decide(candidate, identity, _registered_scores(champion) if champion else None)
+    tags = {
+        **lineage(root, graph),
+        _SCORES_TAG: ",".join(f"{key}={value}" for key, value in candidate.items()),
+        "gate": decision.reason,
+        "gate.promoted": str(decision.promote).lower(),
+        "run_id": result.run_id,
+    }
+    folders = {name: root / path for name, path in model_parts(graph).items()}
+    settings = edit_settings(root, gate_stage)
+    version = registry.register_version(result.run_id, folders, MODEL_FILE, settings.model_dump(), tags)
     registry.set_aliases(version.number, decision.promote, champion.number if champion else None)
-    return dataclasses.replace(outcome, version=version, new=True, decision=decision)
+    return dataclasses.replace(result, version=version, is_new=True, decision=decision)
 
 
-def defaults(root: Path, judge: str) -> dict[str, float | int]:
-    """EditSettings of an edit as the judging stage measured it, so that what is served is what was measured."""
-    params = root / "params.yaml"
-    section = (yaml.safe_load(params.read_text(encoding="utf-8")) or {}).get(judge.split("@")[0], {}) if params.exists() else {}
-    return {"seed": 0, **{key: section.get(key, value) for key, value in dataclasses.asdict(EditSettings()).items()}}
-
-
-def _scores(version: registry.ModelVersion) -> dict[str, float | None]:
-    """The row of a version, as it was measured when it was registered."""
-    pairs = (one.split("=") for one in version.tags.get(_SCORES, "").split(",") if "=" in one)
+def _registered_scores(version: registry.ModelVersion) -> dict[str, float | None]:
+    """The scores of a version, as they were measured when it was registered."""
+    pairs = (entry.split("=") for entry in version.tags.get(_SCORES_TAG, "").split(",") if "=" in entry)
     return {key: None if value == "None" else float(value) for key, value in pairs}
 
 
-def _stats(root: Path, graph: dvc_graph.Graph) -> dict[str, str]:
-    """Tags that lead to the runs of stations, those that DVC skipped included."""
-    found = {}
+def _stage_runs(root: Path, graph: dvc_graph.Graph) -> dict[str, str]:
+    """Tags that lead to the runs of stages, including those that DVC skipped."""
+    tags = {}
     for stage in graph.stages:
         for out in stage.outs:
             for stats in sorted((root / out).rglob(_STATS)) if (root / out).is_dir() else ():
                 if run_id := runs.run_id_of(stats):
-                    found[f"run.{stage.name}"] = run_id
-    return found
+                    tags[f"run.{stage.name}"] = run_id
+    return tags
 
 
 def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
+    process = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    return process.stdout.strip() if process.returncode == 0 else ""

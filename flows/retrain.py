@@ -1,6 +1,6 @@
-"""`uv run retrain`: bring everything up to date, register the editor, let the gate decide.
+"""`uv run retrain`: bring everything up to date, register the editor, let the promotion gate decide.
 
-Prefect is started only when there is something to do; without a server it starts one of its own for as long as it needs it.
+Prefect is started only when there is something to do; without a server it starts one of its own and ends it afterwards.
 """
 
 import argparse
@@ -8,19 +8,28 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from emuedit.name_hints import RenamedOptionError, check_options
 from emuedit.runtime import QUIET_ENV, set_env_defaults
 from emuedit.tracking.registry import RegistryError
-from flows import dvc_graph, promotion_gate, release
+from flows import dvc_graph, flow_process, promotion_gate, release
 from flows.run_stage import StageError
+from flows.stopping import Stopped, stop_on_signals, stop_with_uv
 
-EXPECTED = (StageError, RegistryError, dvc_graph.GraphError, promotion_gate.GateError)
+EXPECTED_ERRORS = (
+    StageError,
+    RegistryError,
+    RenamedOptionError,
+    dvc_graph.GraphError,
+    promotion_gate.GateError,
+    flow_process.FlowError,
+)
+"""Errors that explain themselves; any other is printed with its trace."""
 RETRAIN_ENV = QUIET_ENV | {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # what fails is told below, once
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # twenty are not enough beside a training
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # a failure is printed below, once
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "DVC_NO_ANALYTICS": "true",
@@ -29,62 +38,74 @@ RETRAIN_ENV = QUIET_ENV | {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done or nothing to do, 1 when a stage or the registry failed, 130 after ctrl-c."""
-    asked = _parser().parse_args(arguments)
+    """Exit status: 0 done or nothing to do, 1 when a stage or the registry failed, 128 + n after signal n (ctrl-c: 130)."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
     set_env_defaults(RETRAIN_ENV)
-    began = time.monotonic()
-    root = Path.cwd()
     try:
-        graph = dvc_graph.read(root)
-        stale = graph.stale(asked.force)
-        if asked.dry_run:
-            _list(graph, stale)
-            return 0
-        known = release.known(graph) if not stale and not asked.no_register else None
-        if not stale and (known or asked.no_register):
-            print(f"Nothing to do: all {len(graph.stages)} stages are up to date" + (", and registered." if known else "."))
-            _say(root, graph, known or release.RetrainResult(table=release.table(graph)), began)
-            return 0
-        outcome = _flow(root, not asked.no_register, asked.force, asked.max_parallel)
-        _say(root, dvc_graph.read(root), outcome, began)
-    except KeyboardInterrupt:
-        print("\nretrain: stopped; the same command goes on where it was", file=sys.stderr)
-        return 130
-    except Exception as error:  # the last door: everything is told, what was not expected with its trace
-        if not isinstance(error, EXPECTED):
+        check_options(words)
+        return _retrain(_parser().parse_args(words))
+    except Stopped as stopped:
+        print(f"\nretrain: stopped by {stopped.reason}; the same command resumes", file=sys.stderr)
+        return stopped.exit_status
+    except Exception as error:  # the outermost handler: expected errors explain themselves, others keep their trace
+        if not isinstance(error, EXPECTED_ERRORS):
             traceback.print_exc()
-        print(f"\nretrain: {error}\nThe same command goes on where it was.", file=sys.stderr)
+        first_line, *rest = str(error).splitlines() or [type(error).__name__]
+        details = "; its output is above" if rest else ""
+        print(f"\nretrain: {first_line.removesuffix(':')}{details}; the same command resumes", file=sys.stderr)
         return 1
+
+
+def console_main() -> int:
+    """The command `retrain`: `main`, which stops on signals and with the `uv run` that started it."""
+    stop_on_signals()
+    stop_with_uv()
+    return main()
+
+
+def _retrain(options: argparse.Namespace) -> int:
+    start = time.monotonic()
+    root = Path.cwd()
+    graph = dvc_graph.read(root)
+    stale = graph.stale(options.force)
+    if options.dry_run:
+        _print_stale(graph, stale)
+        return 0
+    registered = release.find_registered(graph) if not stale and not options.no_register else None
+    if not stale and (registered or options.no_register):
+        print(f"Nothing to do: all {len(graph.stages)} stages are up to date" + (", and registered." if registered else "."))
+        _print_report(root, graph, registered or release.RetrainResult(table=release.success_table(graph)), start)
+        return 0
+    answer = flow_process.run_flow(flow_process.FlowOptions(not options.no_register, options.force, options.max_parallel))
+    graph = dvc_graph.read(root)
+    registered = None if options.no_register else release.find_registered(graph)
+    result = release.RetrainResult(
+        answer["stages"],
+        answer["run_id"],
+        registered.version if registered else None,
+        answer["new"],
+        promotion_gate.Decision(bool(answer["promoted"]), answer["reason"]) if answer["reason"] else None,
+        release.success_table(graph),
+    )
+    _print_report(root, graph, result, start)
     return 0
 
 
-def _flow(root: Path, register: bool, force: bool, max_parallel: int) -> release.RetrainResult:
-    from flows import pipeline
-
-    told = pipeline.retrain(register, force, max_parallel)
-    graph = dvc_graph.read(root)
-    known = release.known(graph) if register else None
-    decision = promotion_gate.Decision(bool(told["promoted"]), told["reason"]) if told["reason"] else None
-    return release.RetrainResult(
-        told["stages"], told["run_id"], known.version if known else None, told["new"], decision, release.table(graph)
-    )
-
-
-def _list(graph: dvc_graph.Graph, stale: dict[str, tuple[str, ...]]) -> None:
+def _print_stale(graph: dvc_graph.Graph, stale: Mapping[str, tuple[str, ...]]) -> None:
     print(f"{len(stale)} of {len(graph.stages)} stages are out of date.")
     for name, reasons in stale.items():
         print(f"  {name}: {'; '.join(reasons)}")
 
 
-def _say(root: Path, graph: dvc_graph.Graph, outcome: release.RetrainResult, began: float) -> None:
-    """The last words: the table, and where everything is."""
-    if outcome.table:
-        systems = list(outcome.table)
-        rows = list(dict.fromkeys(name for row in outcome.table.values() for name in row))
-        print(f"\n{promotion_gate.METRIC.replace('_', ' '):14}" + "".join(f"{name:>12}" for name in systems))
-        for row in rows:
-            values = [outcome.table[name].get(row) for name in systems]
-            print(f"{row:14}" + "".join(f"{'-' if value is None else format(value, '.2f'):>12}" for value in values))
+def _print_report(root: Path, graph: dvc_graph.Graph, result: release.RetrainResult, start: float) -> None:
+    """The last lines: the table, and where everything is."""
+    if result.table:
+        systems = list(result.table)
+        tasks = list(dict.fromkeys(task for row in result.table.values() for task in row))
+        print(f"\n{promotion_gate.METRIC.replace('_', ' '):14}" + "".join(f"{system:>12}" for system in systems))
+        for task in tasks:
+            values = [result.table[system].get(task) for system in systems]
+            print(f"{task:14}" + "".join(f"{'-' if value is None else format(value, '.2f'):>12}" for value in values))
     print()
     for path in graph.metrics:
         print(f"metrics     {path}")
@@ -92,27 +113,27 @@ def _say(root: Path, graph: dvc_graph.Graph, outcome: release.RetrainResult, beg
         if stage.meta.get("report"):
             for picture in sorted(file for out in stage.outs for file in (root / out).rglob("*.png")):
                 print(f"pictures    {picture.relative_to(root)}")
-    if outcome.version:
-        print(f"registered  {outcome.version.uri}" + ("" if outcome.new else " (as before)"))
-    if outcome.decision:
-        print(f"gate        {'champion' if outcome.decision.promote else 'challenger only'}: {outcome.decision.reason}")
-    if outcome.run_id:
-        print(f"run         {outcome.run_id} in {os.environ.get('MLFLOW_TRACKING_URI') or 'mlflow.db'}")
-    ran = sum(outcome.seconds.values())
-    took = time.monotonic() - began
-    print(f"time        {took:.0f} s" + (f", {ran:.0f} s of it in {len(outcome.seconds)} stages" if outcome.seconds else ""))
+    if result.version:
+        print(f"registered  {result.version.uri}" + ("" if result.is_new else " (as before)"))
+    if result.decision:
+        print(f"gate        {'champion' if result.decision.promote else 'challenger only'}: {result.decision.reason}")
+    if result.run_id:
+        print(f"run         {result.run_id} in {os.environ.get('MLFLOW_TRACKING_URI') or 'mlflow.db'}")
+    total_s, stages_s = time.monotonic() - start, sum(result.seconds.values())
+    in_stages = f", {stages_s:.0f} s of it in {len(result.seconds)} stages" if result.seconds else ""
+    print(f"time        {total_s:.0f} s{in_stages}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="retrain", description="Run what is out of date, register the editor, let the gate decide."
+        prog="retrain", description="Run what is out of date, register the editor, let the promotion gate decide."
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what is out of date, and why")
-    parser.add_argument("--no-register", action="store_true", help="leave the registry alone")
+    parser.add_argument("--no-register", action="store_true", help="do not register the model")
     parser.add_argument("--force", action="store_true", help="run every stage again")
     parser.add_argument("--max-parallel", type=int, default=1, metavar="N", help="stages that may run side by side (default: 1)")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console_main())

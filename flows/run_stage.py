@@ -1,4 +1,4 @@
-"""Runs one stage through DVC, under the guard, with its output on the screen and the end of it kept for the error message."""
+"""Run one stage through DVC, under the process guard, with its output on the screen and the end of it kept for the error."""
 
 import codecs
 import contextlib
@@ -16,12 +16,12 @@ from pathlib import Path
 
 from flows import process_guard
 
-_BUSY = 255  # exit status of a dvc that met another; also that of any failure, so its words count too
-_TAIL = 20_000  # bytes of output that are kept
+_BUSY_STATUS = 255  # exit status of a dvc that met another; also that of any failure, so its words count too
+_TAIL_BYTES = 20_000  # of output that are kept
 
 
 class StageError(RuntimeError):
-    """Raised for a stage that failed, ran out of time or was stopped."""
+    """Raised for a stage that failed, ran out of time or was stopped. The first line of its text says which and why."""
 
 
 class BusyError(StageError):
@@ -29,44 +29,64 @@ class BusyError(StageError):
 
 
 def run(
-    stage: str, root: Path, stop: threading.Event, timeout_s: float | None, extra: Mapping[str, str], force: bool = False
+    stage: str,
+    root: Path,
+    stop: threading.Event,
+    timeout_s: float | None,
+    environment: Mapping[str, str],
+    force: bool = False,
 ) -> float:
-    """`dvc repro --single-item` for one stage; returns its seconds. All of it ends when `stop` is set or this process dies.
+    """Run `dvc repro --single-item` for one stage and return its seconds.
 
-    Raises BusyError when another dvc holds its files, StageError with the end of its output when it fails.
+    All of it ends when `stop` is set or this process dies; from then on its output is not shown. `environment`: variables
+    that are set for the stage. Raises BusyError when another dvc holds its files, StageError with the end of its output
+    when it fails.
     """
     dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), stage]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    began = time.monotonic()
-    with _echo() as (sink, tail):
+    start = time.monotonic()
+    with _echo_output(stop) as (sink, tail):
         child = subprocess.Popen(
-            process_guard.command(dvc, timeout_s), cwd=root, stderr=sink, env={**os.environ, **_width(), **extra, "PATH": path}
+            process_guard.command(dvc, timeout_s),
+            cwd=root,
+            stderr=sink,
+            env={**os.environ, **_terminal_width(), **environment, "PATH": path},
         )
         try:
             while child.poll() is None:
                 if stop.wait(0.05):
-                    child.send_signal(signal.SIGINT)
+                    child.terminate()
                     child.wait()
         except BaseException:
-            child.send_signal(signal.SIGINT)
+            child.terminate()
             child.wait()
             raise
-    said = bytes(tail).decode(errors="replace")
+        if child.returncode == -signal.SIGKILL:
+            process_guard.end_guarded(child.pid)
+    output = bytes(tail).decode(errors="replace")
     if stop.is_set():
         raise StageError(f"stage {stage} was stopped")
-    if child.returncode == _BUSY and "is busy" in said:
-        raise BusyError(f"another dvc works on the files of stage {stage}:\n{_last_lines(said)}")
+    if child.returncode == _BUSY_STATUS and "is busy" in output:
+        raise BusyError(f"another dvc works on the files of stage {stage}:\n{_last_lines(output)}")
     if child.returncode != 0:
-        why = {process_guard.TIMED_OUT: f"ran out of its {timeout_s} s"}.get(
-            child.returncode, f"failed with exit status {child.returncode}"
-        )
-        raise StageError(f"stage {stage} {why}:\n{_last_lines(said)}")
-    return time.monotonic() - began
+        raise StageError(f"stage {stage} {_describe_failure(child.returncode, timeout_s)}:\n{_last_lines(output)}")
+    return time.monotonic() - start
+
+
+def _describe_failure(status: int, timeout_s: float | None) -> str:
+    if status == process_guard.TIMED_OUT:
+        return f"ran out of its {timeout_s} s"
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"failed with exit status {status}"
 
 
 @contextlib.contextmanager
-def _echo() -> Iterator[tuple[int, bytearray]]:
-    """A file descriptor whose bytes go to our stderr, and their end into a buffer. A terminal if ours is one, for the bars."""
+def _echo_output(stop: threading.Event) -> Iterator[tuple[int, bytearray]]:
+    """A file descriptor whose bytes go to our stderr, and a buffer with the last ones.
+
+    It is a terminal if our stderr is one, so that progress bars work. After `stop` only the buffer is filled.
+    """
     tail = bytearray()
     source, sink = pty.openpty() if sys.stderr.isatty() else os.pipe()
     if sys.stderr.isatty():
@@ -77,12 +97,13 @@ def _echo() -> Iterator[tuple[int, bytearray]]:
 
     def copy() -> None:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        with contextlib.suppress(OSError):  # a terminal whose last writer is gone
-            while found := os.read(source, 65536):
-                sys.stderr.write(decoder.decode(found))
-                sys.stderr.flush()
-                tail.extend(found)
-                del tail[:-_TAIL]
+        with contextlib.suppress(OSError):  # a terminal whose last writer has ended
+            while chunk := os.read(source, 65536):
+                if not stop.is_set():
+                    sys.stderr.write(decoder.decode(chunk))
+                    sys.stderr.flush()
+                tail.extend(chunk)
+                del tail[:-_TAIL_BYTES]
 
     reader = threading.Thread(target=copy, daemon=True)
     reader.start()
@@ -94,11 +115,11 @@ def _echo() -> Iterator[tuple[int, bytearray]]:
         os.close(source)
 
 
-def _width() -> dict[str, str]:
-    """Bars ask the environment when they write to no terminal."""
+def _terminal_width() -> dict[str, str]:
+    """Progress bars read the width from the environment when they write to no terminal."""
     return {"COLUMNS": str(shutil.get_terminal_size((100, 24)).columns)}
 
 
-def _last_lines(said: str, count: int = 15) -> str:
-    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in said.splitlines()]
+def _last_lines(output: str, count: int = 15) -> str:
+    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in output.splitlines()]
     return "\n".join([line for line in lines if line][-count:])

@@ -25,12 +25,14 @@ MODEL_NAME = "emuedit-editor"
 CONTENT_TAG = "emuedit.content"
 """Tag with equal values for versions with equal weights and metrics."""
 SCHEME = "models:/"
+RUNS_SCHEME = "runs:/"
+SETTINGS_FILE = "settings.json"
+_PACKAGE = Path(__file__).resolve().parents[1]  # the code that is stored with a version
 _ALLOWED_SUFFIXES = {".safetensors", ".json", ".jsonl", ".txt", ".model", ".md", ".csv"}
 _REQUIRED_PACKAGES = (
     "accelerate", "diffusers", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "safetensors", "sentencepiece",
     "tokenizers", "torch", "tqdm", "transformers",
 )  # fmt: skip
-_INTEGER_SETTINGS = ("steps", "seed")
 _MAX_TAG_CHARS = 5000  # MLflow refuses longer values
 
 
@@ -89,17 +91,14 @@ def register_version(
     run_id: str,
     parts: Mapping[str, Path],
     model_file: Path,
-    package: Path,
-    without: tuple[str, ...],
-    defaults: Mapping[str, float | int],
+    settings: Mapping[str, float | int],
     tags: Mapping[str, str],
 ) -> ModelVersion:
     """Log the parts as a model of the run, and register it as the next version with `tags`.
 
-    `parts`: name -> folder. `model_file`: a Python file that ends in `mlflow.models.set_model(...)`. `package`: the
-    folder of the Python package that it imports, which is copied except for the names `without` directly below it.
-    `defaults`: default edit settings and seed. Raises RegistryError for a part that is missing or has files that
-    could run code, and for a model that fails on its input example.
+    `parts`: name -> folder. `model_file`: a Python file that ends in `mlflow.models.set_model(...)`; it is stored together
+    with the code of this package. `settings`: names and defaults of the params of `predict`. Raises RegistryError for a
+    part that is missing or has files that could run code, and for a model that fails on its input example.
     """
     for name, folder in parts.items():
         _check_part(name, folder)
@@ -107,18 +106,18 @@ def register_version(
 
     mlflow.set_tracking_uri(tracking_uri())
     with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id), _collect_example_errors() as errors:
-        code_copy, part_copies = Path(temporary, package.name), Path(temporary, "parts")
-        shutil.copytree(package, code_copy, ignore=_ignore_all_but_python(package, without))
+        code_copy, part_copies = Path(temporary, _PACKAGE.name), Path(temporary, "parts")
+        shutil.copytree(_PACKAGE, code_copy, ignore=_ignore_all_but_code)
         part_copies.mkdir()
         for name, folder in parts.items():  # MLflow names a part after its folder, and refuses symbolic links to other places
             shutil.copytree(folder, part_copies / name, copy_function=_link_or_copy)
-        (part_copies / "defaults.json").write_text(json.dumps(dict(defaults), indent=1) + "\n", encoding="utf-8")
+        (part_copies / SETTINGS_FILE).write_text(json.dumps(dict(settings), indent=1) + "\n", encoding="utf-8")
         logged = mlflow.pyfunc.log_model(
             name=MODEL_NAME,
             python_model=str(model_file),
             artifacts={path.stem: str(path) for path in sorted(part_copies.iterdir())},
             code_paths=[str(code_copy)],
-            signature=_signature(defaults),
+            signature=_signature(settings),
             input_example=_input_example(),
             pip_requirements=requirements(),
         )
@@ -141,15 +140,32 @@ def requirements() -> list[str]:
 
 
 def download_version(uri: str) -> Path:
-    """Folder with the parts of `models:/emuedit-editor@champion` or `models:/emuedit-editor/3`.
+    """Folder with the parts of `models:/emuedit-editor@champion`, `models:/emuedit-editor/3` or `runs:/<run id>/<name>`.
 
-    A version is downloaded once and kept in the cache folder of the user. Raises RegistryError when there is no
-    such version.
+    A model is downloaded once and kept in the cache folder of the user. Raises RegistryError when there is no such model.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
 
     mlflow.set_tracking_uri(tracking_uri())
+    source, key = _find_run_model(uri) if uri.startswith(RUNS_SCHEME) else _find_registered_model(uri)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    target = cache / "emuedit" / "models" / key
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+            try:
+                model = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=temporary))
+            except MlflowException as error:
+                raise RegistryError(f"{tracking_uri()} has no model at {uri} ({error.message}); name another one") from error
+            (model / "artifacts").rename(target)
+    return target
+
+
+def _find_registered_model(uri: str) -> tuple[str, str]:
+    """URI of the version that `models:/name@alias` or `models:/name/number` means now, and the name of its cache folder."""
+    from mlflow.exceptions import MlflowException
+
     name, _, selector = uri.removeprefix(SCHEME).replace("@", "/@").partition("/")
     if not uri.startswith(SCHEME) or not name or not selector.removeprefix("@"):
         raise RegistryError(f"want {SCHEME}{MODEL_NAME}@champion or {SCHEME}{MODEL_NAME}/1, got {uri}")
@@ -160,16 +176,16 @@ def download_version(uri: str) -> Path:
             version = client().get_model_version(name, selector)
     except MlflowException as error:
         raise RegistryError(f"{tracking_uri()} has no {uri} ({error.message}); run `uv run retrain`, or name a folder") from error
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     content = version.tags.get(CONTENT_TAG) or version.run_id
-    target = cache / "emuedit" / "models" / f"{version.name}-{version.version}-{content}"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-            source = f"{SCHEME}{name}/{version.version}"
-            model = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=temporary))
-            (model / "artifacts").rename(target)
-    return target
+    return f"{SCHEME}{name}/{version.version}", f"{version.name}-{version.version}-{content}"
+
+
+def _find_run_model(uri: str) -> tuple[str, str]:
+    """The URI of a run's model and the name of its cache folder."""
+    run_id, _, name = uri.removeprefix(RUNS_SCHEME).partition("/")
+    if not run_id or not name:
+        raise RegistryError(f"want {RUNS_SCHEME}<run id>/{MODEL_NAME}, got {uri}")
+    return uri, f"{name.replace('/', '-')}-{run_id}"
 
 
 def _to_model_version(version: Any) -> ModelVersion:
@@ -209,17 +225,12 @@ def _collect_example_errors() -> Iterator[list[str]]:
         logger.removeHandler(collector)
 
 
-def _ignore_all_but_python(package: Path, without: tuple[str, ...]) -> Any:
-    """An `ignore` function for `shutil.copytree`."""
-
-    def ignore(folder: str, names: list[str]) -> list[str]:
-        excluded = set(without) if Path(folder) == package else set()
-        return [name for name in names if name in excluded or not (name.endswith(".py") or Path(folder, name).is_dir())]
-
-    return ignore
+def _ignore_all_but_code(folder: str, names: list[str]) -> list[str]:
+    """What `shutil.copytree` leaves out: everything but Python files and folders."""
+    return [name for name in names if not (name.endswith(".py") or Path(folder, name).is_dir())]
 
 
-def _signature(defaults: Mapping[str, float | int]) -> Any:
+def _signature(settings: Mapping[str, float | int]) -> Any:
     """Signature of the model. Pictures are base64 PNGs, which work in `predict` and in `mlflow models serve`."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
@@ -231,8 +242,7 @@ def _signature(defaults: Mapping[str, float | int]) -> Any:
     ]
     outputs = [ColSpec(DataType.string, "image"), ColSpec(DataType.string, "task"), ColSpec(DataType.double, "probability")]
     params = [
-        ParamSpec(key, DataType.long, int(value)) if key in _INTEGER_SETTINGS else ParamSpec(key, DataType.double, float(value))
-        for key, value in defaults.items()
+        ParamSpec(key, DataType.long if isinstance(value, int) else DataType.double, value) for key, value in settings.items()
     ]
     return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema(params))
 

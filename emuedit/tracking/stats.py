@@ -3,11 +3,11 @@
     with Tracker(folder, "train", params={"lr": 1e-4}) as tracker:
         tracker.log(step, loss=0.1)
 
-Every line is written to `folder/stats.jsonl` first and then sent to MLflow, with short time-outs. When that fails,
-one warning is logged, the stage continues, and the lines are kept in memory and sent later, at the latest by
-`close`. `replay` sends lines that are still unsent after that. MLFLOW_TRACKING_URI names the server; without it,
-MLflow uses the file `mlflow.db` in the working folder. EMUEDIT_PARENT_RUN, which flows set, is the id of the parent
-run.
+Every line is written to `folder/stats.jsonl` first. Where MLFLOW_TRACKING_URI names a server, or EMUEDIT_PARENT_RUN the run of a
+flow, it is then sent to MLflow, with short time-outs. When that fails, one warning is logged, the stage continues, and the lines
+are kept in memory and sent later, at the latest by `close`. `replay` sends lines that are still unsent after that, also those
+of a stage that ran without a tracking server, such as under `dvc repro`. A flow without a server uses the file `mlflow.db` in
+the working folder.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
+TRACKING_URI_ENV = "MLFLOW_TRACKING_URI"
 PARENT_RUN_ENV = "EMUEDIT_PARENT_RUN"
 RUN_UID_TAG = "emuedit.run"
 """Tag with the uid of a stats file, by which its run is found again instead of created twice."""
@@ -52,7 +53,7 @@ class Tracker:
             head = lines[0]
         else:
             self._write(head)
-        self._mirror = _Mirror(head)
+        self._mirror = _Mirror(head, is_enabled=any(os.environ.get(key) for key in (TRACKING_URI_ENV, PARENT_RUN_ENV)))
 
     def log(self, step: int, **metrics: float) -> None:
         """Log metrics of one step. NaN and infinities are stored as text."""
@@ -72,7 +73,7 @@ class Tracker:
         self._write({"status": status})
         self._stream.close()
         self._mirror.close(status)
-        if self.unsent:
+        if self.unsent and self._mirror.is_enabled:
             log.warning("%d lines of %s did not reach MLflow; `replay` sends them", self.unsent, self.path)
 
     def __enter__(self) -> "Tracker":
@@ -104,7 +105,7 @@ def read_stats(path: str | Path) -> list[Line]:
 def replay(path: str | Path) -> int:
     """Send a stats file to its run in MLflow; returns the number of lines still unsent. It may be repeated safely."""
     head, *lines = read_stats(path)
-    mirror = _Mirror(head)
+    mirror = _Mirror(head, is_enabled=True)
     mirror.send([line for line in lines if "metrics" in line])
     mirror.close(next((line["status"] for line in reversed(lines) if "status" in line), "FINISHED"))
     return len(mirror.waiting)
@@ -113,21 +114,22 @@ def replay(path: str | Path) -> int:
 class _Mirror:
     """Sends lines to MLflow and keeps them while it is not reachable. No method raises errors of MLflow."""
 
-    def __init__(self, head: Line) -> None:
+    def __init__(self, head: Line, is_enabled: bool) -> None:
+        self.is_enabled = is_enabled  # otherwise all lines wait
         self.waiting: list[Line] = []
         self._head = head
         self._client: Any = None
         self._run_id = ""
-        self._not_installed = self._warned = False
+        self._warned = False
         self._pause_s, self._next_try_s = _FIRST_PAUSE_S, 0.0
 
     def send(self, lines: list[Line]) -> None:
         self.waiting += lines
-        if not self._not_installed and time.monotonic() >= self._next_try_s:
+        if self.is_enabled and time.monotonic() >= self._next_try_s:
             self._try()
 
     def close(self, status: str) -> None:
-        if self._not_installed:
+        if not self.is_enabled:
             return
         self._try()
         if self._run_id and not self.waiting:
@@ -139,7 +141,7 @@ class _Mirror:
             with _short_timeouts():
                 self._flush()
         except ModuleNotFoundError as error:
-            self._not_installed = True
+            self.is_enabled = False
             log.warning("%s: metrics go to stats.jsonl only", error)
         except Exception as error:  # errors of the server, of a proxy or of the disk have no common type
             if not self._warned:
@@ -195,7 +197,7 @@ class _Mirror:
 
 def tracking_uri() -> str:
     """URI of MLflow: MLFLOW_TRACKING_URI, or else the file `mlflow.db` in the working folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    return os.environ.get(TRACKING_URI_ENV) or "sqlite:///mlflow.db"
 
 
 @contextlib.contextmanager

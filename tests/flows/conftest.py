@@ -73,7 +73,7 @@ mlflow.models.set_model(Model())
 
 
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     home = tmp_path_factory.getbasetemp() / "home"
     home.mkdir(exist_ok=True)
     for key, value in {
@@ -90,35 +90,35 @@ def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
         monkeypatch.delenv(key, raising=False)
 
 
-def shell(*command: str | Path, cwd: Path) -> str:
-    done = subprocess.run([str(one) for one in command], cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def run_command(*command: str | Path, cwd: Path) -> str:
+    process = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
 
 
 @pytest.fixture
-def sh() -> Callable[..., str]:
-    """Runs a command and gives back what it says; a failure fails the test."""
-    return shell
+def shell() -> Callable[..., str]:
+    """Runs a command and returns its output; a failure fails the test."""
+    return run_command
 
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("repository")
-    shell("git", "init", "-q", ".", cwd=root)
-    shell(sys.executable, "-m", "dvc", "init", "-q", cwd=root)
+    run_command("git", "init", "-q", ".", cwd=root)
+    run_command(sys.executable, "-m", "dvc", "init", "-q", cwd=root)
     (root / ".dvc/config").write_text((ROOT / ".dvc/config").read_text())
     return root
 
 
 @pytest.fixture
 def project(repository: Path, tmp_path: Path) -> Iterator[Path]:
-    """A tiny pipeline of the shape of ours, in a working folder of its own."""
+    """A tiny pipeline of the shape of ours; the working folder is its root."""
     root = tmp_path / "project"
     shutil.copytree(repository, root)
     (root / "dvc.yaml").write_text(PIPELINE)
     (root / "make.py").write_text(MAKE)
-    (root / "params.yaml").write_text("first: {size: 3}\nscores: {steps: 7, s_T: 3.0}\n")
+    (root / "params.yaml").write_text("first: {size: 3}\nscores: {settings: {steps: 7, guidance_scale: 3.0}}\n")
     (root / "in.txt").write_text("0.5\n")
     (root / ".gitignore").write_text("*.db\n/mlruns\n/parent.txt\n")
     before = Path.cwd()
@@ -139,20 +139,22 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URI of an MLflow database without runs, which MLFLOW_TRACKING_URI names."""
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri := f"sqlite:///{tmp_path}/mlflow.db")
     return uri
 
 
 @pytest.fixture
-def any_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of the editor, a registered model that needs no weights."""
+def weightless_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registers a model that needs no weights in place of the editor."""
     from flows import release
 
-    (tmp_path / "any_model.py").write_text(MODEL)
-    monkeypatch.setattr(release, "MODEL_FILE", tmp_path / "any_model.py")
+    (tmp_path / "weightless_model.py").write_text(MODEL)
+    monkeypatch.setattr(release, "MODEL_FILE", tmp_path / "weightless_model.py")
 
 
 @pytest.fixture
 def dvc_run(project: Path) -> Callable[..., str]:
-    return lambda *arguments: shell(sys.executable, "-m", "dvc", *arguments, cwd=project)
+    """Runs dvc in the project and returns its output."""
+    return lambda *arguments: run_command(sys.executable, "-m", "dvc", *arguments, cwd=project)

@@ -6,7 +6,7 @@ import pytest
 from flows import dvc_graph
 
 
-def test_the_graph_is_dvcs(project: Path) -> None:
+def test_the_graph_is_that_of_dvc(project: Path) -> None:
     graph = dvc_graph.read(project)
     assert {stage.name: stage.after for stage in graph.stages} == {
         "first": (),
@@ -54,20 +54,20 @@ def test_content_follows_outs_and_nothing_else(project: Path) -> None:
         (project / "dvc.lock").write_text(lock.replace("CMD", cmd).replace("HASH", md5))
         return dvc_graph.Graph(project, (), (), {}).content_of(paths)
 
-    one = content("make", "aa")
-    assert content("make again", "aa") == one
-    assert content("make", "bb") != one
+    first = content("make", "aa")
+    assert content("make again", "aa") == first
+    assert content("make", "bb") != first
     (project / "reports/metrics.json").write_text("{ }")
-    assert content("make", "aa") != one
+    assert content("make", "aa") != first
     assert dvc_graph.Graph(project, (), (), {}).hashes() == {"models/editor": "aa.dir"}
 
 
-def test_what_cannot_be_read_is_said(project: Path, tmp_path: Path) -> None:
+def test_a_pipeline_that_cannot_be_read_is_an_error(project: Path, tmp_path: Path) -> None:
     (project / "dvc.yaml").write_text("stages:\n  one:\n    cmd: [}\n")
     with pytest.raises(dvc_graph.GraphError, match=r"dvc.yaml"):
         dvc_graph.read(project)
     (project / "dvc.yaml").unlink()
-    with pytest.raises(dvc_graph.GraphError, match=r"want stages in .*dvc_graph.yaml, got none"):
+    with pytest.raises(dvc_graph.GraphError, match=r"want stages in .*dvc.yaml, got none"):
         dvc_graph.read(project)
     with pytest.raises(dvc_graph.GraphError, match="not inside of a DVC repository"):
         dvc_graph.read(tmp_path)

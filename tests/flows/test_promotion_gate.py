@@ -1,12 +1,12 @@
 import pytest
 
-from flows.promotion_gate import GateError, decide, scores
+from flows.promotion_gate import GateError, decide, read_scores
 
 IDENTITY = {"overall": 0.2, "local": 0.0}
 
 
 @pytest.mark.parametrize(
-    ("new", "champion", "promote", "reason"),
+    ("score", "champion", "promote", "reason"),
     [
         (0.5, None, True, "no champion yet"),
         (0.2, None, False, "not above 0.200, that of doing nothing"),
@@ -18,11 +18,11 @@ IDENTITY = {"overall": 0.2, "local": 0.0}
         (0.5, {}, True, "never measured"),
     ],
 )
-def test_the_first_gate(new: float, champion: dict[str, float | None] | None, promote: bool, reason: str) -> None:
-    decision = decide({"overall": new}, IDENTITY, champion)
+def test_the_decision_and_its_reason(score: float, champion: dict[str, float | None] | None, promote: bool, reason: str) -> None:
+    decision = decide({"overall": score}, IDENTITY, champion)
     assert decision.promote is promote
     assert reason in decision.reason
-    assert f"{new:.3f}" in decision.reason
+    assert f"{score:.3f}" in decision.reason
 
 
 @pytest.mark.parametrize("row", [{}, {"overall": None}, {"overall": float("nan")}])
@@ -33,9 +33,9 @@ def test_an_unmeasured_editor_is_no_candidate(row: dict[str, float | None]) -> N
         decide({"overall": 0.5}, row, None)
 
 
-def test_the_row_of_a_system() -> None:
-    assert scores({"edit_success": {"identity": IDENTITY}}, "identity") == IDENTITY
+def test_the_scores_of_a_system() -> None:
+    assert read_scores({"edit_success": {"identity": IDENTITY}}, "identity") == IDENTITY
     with pytest.raises(GateError, match=r"want edit_success.emuedit in the metrics, got \['identity'\]"):
-        scores({"edit_success": {"identity": IDENTITY}}, "emuedit")
+        read_scores({"edit_success": {"identity": IDENTITY}}, "emuedit")
     with pytest.raises(GateError, match=r"got \['l1'\]"):
-        scores({"l1": 1}, "emuedit")
+        read_scores({"l1": 1}, "emuedit")

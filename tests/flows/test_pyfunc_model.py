@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from emuedit.editor.settings import EditSettings
 from emuedit.tracking import registry
 from flows import dvc_graph, release
 
 ROOT = Path(__file__).resolve().parents[2]
 ELSEWHERE = """
 import base64, io, json, sys
-sys.path[:] = [one for one in sys.path if one and one != PROJECT]
-sys.meta_path[:] = [one for one in sys.meta_path if "editable" not in type(one).__module__ and "editable" not in repr(one)]
+sys.path[:] = [path for path in sys.path if path and path != PROJECT]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__ + repr(finder)]
 import mlflow, pandas
 from PIL import Image
 model = mlflow.pyfunc.load_model("models:/emuedit-editor@challenger")
@@ -23,20 +24,21 @@ import emuedit
 stream = io.BytesIO()
 Image.new("RGB", (40, 24), (90, 140, 200)).save(stream, "PNG")
 picture = base64.b64encode(stream.getvalue()).decode()
-def ask(image, **more):
+def predict(image, **more):
     return model.predict(pandas.DataFrame({"image": [image], "instruction": ["make the star red"], **more}), params={"steps": 2})
-told, free = ask(picture, task=["local"]), ask("data:image/png;base64," + picture)
-wrong = []
+with_task, without_task = predict(picture, task=["local"]), predict("data:image/png;base64," + picture)
+errors = []
 for image, more in (("???", {}), (base64.b64encode(b"no picture").decode(), {}), (picture, {"task": ["dance"]})):
     try:
-        ask(image, **more)
+        predict(image, **more)
     except Exception as error:  # MLflow may wrap it: the message is what is looked at
-        wrong.append(str(error))
-size = Image.open(io.BytesIO(base64.b64decode(told.image[0]))).size
+        errors.append(str(error))
+size = Image.open(io.BytesIO(base64.b64decode(with_task.image[0]))).size
 print(json.dumps({
-    "code": emuedit.__file__, "columns": [*told.columns], "task": told.task[0], "size": size,
-    "sure": [told.probability[0], free.probability[0]], "wrong": wrong, "free": free.task[0],
-    "names": sorted(one for one in sys.modules if "toyworld" in one or one.split(".")[0] in ("prefect", "dvc")),
+    "code": emuedit.__file__, "columns": [*with_task.columns], "task": with_task.task[0], "size": size,
+    "probabilities": [with_task.probability[0], without_task.probability[0]], "errors": errors,
+    "predicted_task": without_task.task[0], "params": [param.name for param in model.metadata.get_params_schema()],
+    "unwanted_modules": sorted(name for name in sys.modules if name.split(".")[0] in ("toyworld", "prefect", "dvc")),
 }))
 """
 
@@ -47,9 +49,9 @@ def untrained(project: Path) -> dvc_graph.Graph:
     from emuedit.models import text_to_image
 
     torch.manual_seed(0)
-    found = text_to_image.load(str(ROOT / "toyworld/weights/base_model"))
-    checkpoint.save(checkpoint.from_base_model(found, 6), found.pipeline, project / "models/editor", torch.float16)
-    task_predictor.start(str(ROOT / "toyworld/weights/t5"), ["local", "remove"], 64).save(project / "models/router")
+    base_model = text_to_image.load(str(ROOT / "toyworld/weights/base_model"))
+    checkpoint.save(checkpoint.from_base_model(base_model, 6), base_model.pipeline, project / "models/editor", torch.float16)
+    task_predictor.from_t5(str(ROOT / "toyworld/weights/t5"), ["local", "remove"], 64).save(project / "models/router")
     (project / "reports").mkdir()
     table = {"identity": {"overall": 0.1}, "emuedit": {"overall": 0.05}}
     (project / "reports/metrics.json").write_text(json.dumps({"edit_success": table}))
@@ -63,33 +65,34 @@ def untrained(project: Path) -> dvc_graph.Graph:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_it_answers_where_the_project_is_not_installed(
+def test_the_model_answers_where_the_project_is_not_installed(
     project: Path, untrained: dvc_graph.Graph, store: str, tmp_path: Path
 ) -> None:
-    outcome = release.finish(project, untrained, release.begin(project), {}, register=True)
-    assert outcome.decision is not None
-    assert not outcome.decision.promote
+    result = release.finish(project, untrained, release.start(project), {}, register=True)
+    assert result.decision is not None
+    assert not result.decision.promote
     assert registry.version_at("champion") is None
     folder = registry.download_version("models:/emuedit-editor@challenger")
-    assert sorted(path.name for path in folder.iterdir()) == ["defaults.json", "editor", "router"]
+    assert sorted(path.name for path in folder.iterdir()) == ["editor", "router", "settings.json"]
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     program = f"PROJECT = {str(ROOT)!r}{ELSEWHERE}"
-    clean = {"PYTHONPATH": "", "MLFLOW_TRACKING_URI": store, "HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    done = subprocess.run([sys.executable, "-c", program], cwd=elsewhere, env=clean, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    answer = json.loads(done.stdout.splitlines()[-1])
+    environment = {"PYTHONPATH": "", "MLFLOW_TRACKING_URI": store, "HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    process = subprocess.run([sys.executable, "-c", program], cwd=elsewhere, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-3000:]
+    answer = json.loads(process.stdout.splitlines()[-1])
     assert "/code/emuedit/" in answer["code"]
-    assert not (Path(answer["code"]).parent / "toyworld").exists()
-    assert answer["names"] == []
+    assert not (Path(answer["code"]).parents[1] / "toyworld").exists()
+    assert answer["unwanted_modules"] == []
+    assert answer["params"] == list(EditSettings.model_fields)
     assert (answer["columns"], answer["task"], answer["size"]) == (["image", "task", "probability"], "local", [40, 24])
-    assert answer["free"] in ("local", "remove")
-    assert answer["sure"][0] == 1.0
-    assert 0.5 <= answer["sure"][1] < 1.0
-    for want, got in zip(["in base64", "none that can be read", "want a task of"], answer["wrong"], strict=True):
-        assert "row 0: " in got
-        assert want in got
+    assert answer["predicted_task"] in ("local", "remove")
+    assert answer["probabilities"][0] == 1.0
+    assert 0.5 <= answer["probabilities"][1] < 1.0
+    for expected, error in zip(["in base64", "none that can be read", "want a task out of"], answer["errors"], strict=True):
+        assert "row 0: " in error
+        assert expected in error
 
 
 @pytest.mark.slow
@@ -104,7 +107,7 @@ def test_the_command_line_edits_with_it(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     Image.new("RGB", (40, 24), (90, 140, 200)).save("in.png")
     assert cli.main(["edit", "in.png", "make the star red", "remove the ring", "--steps", "2"]) == 0
-    said = capsys.readouterr().out
-    assert '"make the star red": ' in said
-    assert "in-edited.png: 40 x 24" in said
+    output = capsys.readouterr().out
+    assert '"make the star red": ' in output
+    assert "in-edited.png: 40 x 24" in output
     assert image_io.read_image("in-edited.png").pixels.shape == (24, 40, 3)

@@ -6,19 +6,19 @@ import pytest
 
 
 @pytest.mark.slow
-def test_two_clones_share_the_remote_without_being_told(
-    project: Path, dvc_run: Callable[..., str], sh: Callable[..., str], tmp_path: Path
+def test_two_clones_share_the_remote_without_configuration(
+    project: Path, dvc_run: Callable[..., str], shell: Callable[..., str], tmp_path: Path
 ) -> None:
     dvc_run("repro", "-q")
-    sh("git", "add", "-A", cwd=project)
-    sh("git", "commit", "-qm", "results", cwd=project)
+    shell("git", "add", "-A", cwd=project)
+    shell("git", "commit", "-qm", "results", cwd=project)
     dvc_run("push", "-q")
     elsewhere = tmp_path / "far" / "away"
     elsewhere.mkdir(parents=True)
-    sh("git", "clone", "-q", str(project), "second", cwd=elsewhere)
+    shell("git", "clone", "-q", str(project), "second", cwd=elsewhere)
     second = elsewhere / "second"
     assert not (second / "models/editor").exists()
-    sh(sys.executable, "-m", "dvc", "pull", "-q", cwd=second)
+    shell(sys.executable, "-m", "dvc", "pull", "-q", cwd=second)
     assert (second / "models/editor/weights.safetensors").read_text() == "0.5"
-    assert sh(sys.executable, "-m", "dvc", "status", "--json", cwd=second).strip() == "{}"
-    assert sh("git", "status", "--porcelain", cwd=second) == ""
+    assert shell(sys.executable, "-m", "dvc", "status", "--json", cwd=second).strip() == "{}"
+    assert shell("git", "status", "--porcelain", cwd=second) == ""

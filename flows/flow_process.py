@@ -1,0 +1,153 @@
+"""The flow in a process of its own, so that whatever happens to it, to Prefect's server or to a stage, nothing is left behind.
+
+`retrain` calls `run_flow`. That starts `python -m flows.flow_process`, gets the result through a pipe, and ends every process
+below itself before it returns or raises. The flow's process ends when `retrain` is killed, and when its Prefect server is.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NoReturn
+
+from flows import process_guard
+from flows.stopping import Stopped, stop_on_signals
+
+_STOP_S = 3.5  # a flow that was asked to stop ends its stage and its runs in this time, or is killed
+_EXIT_S = 10.0  # a finished flow closes its server in this time
+
+
+class FlowError(RuntimeError):
+    """Raised when the flow failed; the message says why in its first line."""
+
+
+@dataclass(frozen=True)
+class FlowOptions:
+    """Arguments of the flow `retrain`, see there."""
+
+    registry: bool = True
+    force: bool = False
+    max_parallel: int = 1
+
+
+def run_flow(options: FlowOptions) -> dict[str, Any]:
+    """Run the flow and return its result as `RetrainResult.to_dict` gives it.
+
+    Raises FlowError when it failed or was killed, Stopped when this process was asked to stop. No process is left either way.
+    """
+    process_guard.adopt_orphans()
+    source, sink = os.pipe()
+    arguments = [f"--{name.replace('_', '-')}={json.dumps(value)}" for name, value in asdict(options).items()]
+    command = [sys.executable, "-m", "flows.flow_process", f"--parent={os.getpid()}", f"--result={sink}", *arguments]
+    child = subprocess.Popen(command, pass_fds=[sink], start_new_session=True, preexec_fn=_die_with_retrain)
+    os.close(sink)
+    answer = ""
+    try:
+        with open(source, encoding="utf-8") as stream:  # noqa: PTH123  a file descriptor
+            answer = stream.read()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_EXIT_S)
+    except Stopped:
+        child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_STOP_S)
+        raise
+    finally:
+        child.poll()
+        process_guard.end_descendants()
+        if child.returncode is None:
+            child.returncode = -signal.SIGKILL  # collected by end_descendants
+    if not answer:
+        raise FlowError(f"the flow's process ended without a result ({_describe_exit(child.returncode)})")
+    result: dict[str, Any] = json.loads(answer)
+    if "error" in result:
+        raise FlowError(result["error"])
+    return result
+
+
+def main() -> int:
+    """The flow's process: run the flow, write its result or its error to the pipe, end every process below."""
+    options, parent, result = _parse_arguments()
+    stop_on_signals()
+    process_guard.adopt_orphans()
+    if os.getppid() != parent:
+        return 1
+    report = _Report(result)
+    try:
+        report.send(_run(options, report))
+    except Stopped:
+        if os.getppid() != parent:
+            print("\nretrain: its main process was killed; the same command resumes", file=sys.stderr, flush=True)
+        _end(1)
+    except BaseException as error:  # the outermost handler: the error crosses the pipe, an unexpected one shows its trace
+        from flows.retrain import EXPECTED_ERRORS
+
+        if not isinstance(error, EXPECTED_ERRORS):
+            traceback.print_exc()
+        report.send({"error": str(error) or type(error).__name__})
+        _end(1)
+    return 0
+
+
+class _Report:
+    """The writing end of the pipe; only what is sent first counts."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._lock = descriptor, threading.Lock()
+
+    def send(self, result: dict[str, Any]) -> None:
+        with self._lock:
+            if self._descriptor >= 0:
+                os.write(self._descriptor, json.dumps(result).encode())
+                os.close(self._descriptor)
+                self._descriptor = -1
+
+
+def _run(options: FlowOptions, report: _Report) -> dict[str, Any]:
+    from flows import pipeline
+    from flows.local_server import local_server
+
+    def fail(status: int) -> None:
+        report.send({"error": f"the local Prefect server ended ({_describe_exit(status)})"})
+        _end(1)
+
+    with local_server(fail):
+        return pipeline.retrain(**asdict(options))
+
+
+def _end(status: int) -> NoReturn:
+    """End every process below and this one, without waiting for Prefect's clean-up, which may wait for a dead server."""
+    process_guard.end_descendants()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _die_with_retrain() -> None:
+    process_guard.die_with_parent(signal.SIGTERM)
+
+
+def _describe_exit(status: int | None) -> str:
+    if status is not None and status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return f"exit status {status}"
+
+
+def _parse_arguments() -> tuple[FlowOptions, int, int]:
+    parser = argparse.ArgumentParser(prog="flow_process", description="The process in which `retrain` runs the flow.")
+    parser.add_argument("--parent", type=int, required=True, help="process id of `retrain`")
+    parser.add_argument("--result", type=int, required=True, help="file descriptor that the result is written to")
+    for field in fields(FlowOptions):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=json.loads, default=field.default)
+    options = vars(parser.parse_args())
+    return FlowOptions(**{field.name: options[field.name] for field in fields(FlowOptions)}), options["parent"], options["result"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

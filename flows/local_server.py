@@ -1,0 +1,89 @@
+"""A Prefect server on this machine for one flow, under the process guard, so that it ends with the flow's process.
+
+Prefect starts such a server by itself, but leaves it running when the flow's process is killed.
+"""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from os import environ
+
+import httpx
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+
+from emuedit.progress import waiting
+from flows import process_guard
+
+_START_S = 300.0  # it takes ten seconds, and minutes on busy cores for the first time, when it creates its database
+_TRIES = 3  # another process may take the port between the choice and the start
+_SERVER_ENV = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}  # as Prefect sets them
+_APP = "prefect.server.api.server:create_app"
+
+
+class ServerError(RuntimeError):
+    """Raised for a local Prefect server that does not start."""
+
+
+@contextlib.contextmanager
+def local_server(on_death: Callable[[int], None]) -> Iterator[None]:
+    """A Prefect server for the block, unless PREFECT_API_URL names one.
+
+    `on_death` is called in another thread, with the exit status, when the server ends before the block does. Raises ServerError.
+    """
+    if PREFECT_API_URL.value():
+        yield
+        return
+    with waiting("starting a local Prefect server"):
+        server, url = _start()
+    is_over = threading.Event()
+
+    def watch() -> None:
+        status = server.wait()
+        if not is_over.is_set():
+            on_death(status)
+
+    threading.Thread(target=watch, name="watch the Prefect server", daemon=True).start()
+    try:
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield
+    finally:
+        is_over.set()
+        server.terminate()
+        server.wait()
+
+
+def _start() -> tuple["subprocess.Popen[bytes]", str]:
+    """A server that answers, and the URL of its API."""
+    status: int | None = None
+    for _ in range(_TRIES):
+        port = _free_port()
+        uvicorn = [sys.executable, "-m", "uvicorn", "--factory", _APP, "--host", "127.0.0.1", "--port", str(port)]
+        server = subprocess.Popen(
+            process_guard.command([*uvicorn, "--log-level", "error", "--lifespan", "on"]),
+            env={**environ, **_SERVER_ENV, **get_current_settings().to_environment_variables(exclude_unset=True)},
+        )
+        url = f"http://127.0.0.1:{port}/api"
+        until = time.monotonic() + _START_S
+        while (status := server.poll()) is None:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{url}/health").is_success:
+                    return server, url
+            if time.monotonic() > until:
+                server.terminate()
+                server.wait()
+                raise ServerError(
+                    f"the local Prefect server did not answer within {_START_S:g} s; set PREFECT_API_URL to one that runs"
+                )
+            time.sleep(0.1)
+    raise ServerError(f"the local Prefect server ended at its start, {_TRIES} times, with exit status {status}")
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,0 +1,187 @@
+"""A retrain that is stopped or of which any process is killed leaves no process behind, and says in one line how to go on."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(320),
+    pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes that leave the group cannot be followed"),
+]
+MARK = "EMUEDIT_TEST_OF_STOPPING"
+# A stage like ours: it explains SIGTERM in one line, and has a worker that would outlive it.
+STAGE = """
+import signal, subprocess, sys, time
+from pathlib import Path
+
+def stop(number, frame):
+    print("slow: stopped; the same command resumes", file=sys.stderr, flush=True)
+    sys.exit(128 + number)
+
+signal.signal(signal.SIGINT, stop)
+signal.signal(signal.SIGTERM, stop)
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)", "worker"])
+Path("started").write_text("")
+time.sleep(300)
+"""
+LIMIT_S = 5.0
+START_S = 250.0  # of Prefect's server for the first time, on busy cores
+
+
+def marked_processes(mark: str) -> dict[int, str]:
+    """Process id -> command line of every live process that has the mark in its environment."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0") and state not in "ZX":
+                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except (OSError, IndexError):  # of another user, or ended by now
+            continue
+    return found
+
+
+class Retrain:
+    """A real `retrain` in a session without a terminal, in the middle of a stage that would run for minutes."""
+
+    def __init__(self, root: Path, prefix: tuple[str, ...], server_url: str | None) -> None:
+        self.mark = str(root)
+        self.log = root / "log"
+        environment = os.environ | {MARK: self.mark} | ({"PREFECT_API_URL": server_url} if server_url else {})
+        command = [*prefix, sys.executable, "-m", "flows.retrain", "--no-register"]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                command, cwd=root, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+
+    def wait_for_stage(self, started: Path) -> None:
+        until = time.monotonic() + START_S
+        while not started.exists():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < until, self.log.read_text()
+            time.sleep(0.05)
+
+    def find(self, pattern: str) -> int:
+        """The process whose command line matches."""
+        (found,) = [process for process, command in marked_processes(self.mark).items() if re.search(pattern, command)]
+        return found
+
+    def remaining(self) -> dict[int, str]:
+        """Processes that are left when the limit is over, or none as soon as there are none."""
+        until = time.monotonic() + LIMIT_S
+        while (found := marked_processes(self.mark)) and time.monotonic() < until:
+            self.process.poll()
+            time.sleep(0.05)
+        return found
+
+    def close(self) -> None:
+        for process in marked_processes(self.mark):
+            os.kill(process, signal.SIGKILL)
+        self.process.kill()
+        self.process.wait()
+
+
+StartRetrain = Callable[..., Retrain]
+
+
+@pytest.fixture
+def start_retrain(project: Path) -> Iterator[StartRetrain]:
+    """Starts `retrain` with a prefix of its command line, and returns when its stage runs."""
+    (project / "stage.py").write_text(STAGE)
+    (project / "dvc.yaml").write_text("stages:\n  slow:\n    cmd: python stage.py\n    outs: [never]\n")
+    started: list[Retrain] = []
+
+    def start(*prefix: str, server_url: str | None = None) -> Retrain:
+        started.append(Retrain(project, prefix, server_url))
+        started[-1].wait_for_stage(project / "started")
+        return started[-1]
+
+    yield start
+    for retrain in started:
+        retrain.close()
+
+
+@pytest.fixture(scope="module")
+def server_url() -> Iterator[str]:
+    """API of a Prefect server that runs already, so that a retrain starts none."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=int(START_S)):
+        yield PREFECT_API_URL.value()
+
+
+FLOW = {"retrain": r"-m flows\.retrain", "flow": r"-m flows\.flow_process"}
+STAGE_PROCESSES = {
+    "guard": r"process_guard\.py .* dvc ",
+    "dvc": r"^\S*python\S* -m dvc ",
+    "stage": r"^\S*python\S* stage\.py",
+}
+SERVER = {"guard of the server": r"process_guard\.py .*uvicorn", "server": r"^\S*python\S* -m uvicorn "}
+
+
+def check_kill(retrain: Retrain, pattern: str) -> None:
+    os.kill(retrain.find(pattern), signal.SIGKILL)
+    assert retrain.remaining() == {}
+    output = retrain.log.read_text()
+    assert output.splitlines()[-1].startswith("retrain: ")
+    assert output.splitlines()[-1].endswith("; the same command resumes")
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("name", FLOW | STAGE_PROCESSES)
+def test_no_process_is_left_when_one_is_killed(start_retrain: StartRetrain, server_url: str, name: str) -> None:
+    check_kill(start_retrain(server_url=server_url), (FLOW | STAGE_PROCESSES)[name])
+
+
+@pytest.mark.parametrize("name", ["retrain", "flow", *SERVER])
+def test_no_process_is_left_when_one_is_killed_beside_a_local_server(start_retrain: StartRetrain, name: str) -> None:
+    retrain = start_retrain()
+    for pattern in (FLOW | STAGE_PROCESSES | SERVER).values():
+        retrain.find(pattern)
+    check_kill(retrain, (FLOW | SERVER)[name])
+
+
+def check_signal(retrain: Retrain, number: signal.Signals) -> None:
+    retrain.process.send_signal(number)
+    assert retrain.remaining() == {}
+    assert retrain.process.wait(1) == 128 + number
+    before, _, after = retrain.log.read_text().partition("> python stage.py\n")
+    reason = "ctrl-c" if number == signal.SIGINT else number.name
+    assert after.strip().splitlines() == [f"retrain: stopped by {reason}; the same command resumes"]
+    assert "Traceback" not in before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_no_process_is_left_after_a_signal(start_retrain: StartRetrain, server_url: str, number: signal.Signals) -> None:
+    check_signal(start_retrain(server_url=server_url), number)
+
+
+def test_no_local_server_is_left_after_a_signal(start_retrain: StartRetrain) -> None:
+    check_signal(start_retrain(), signal.SIGINT)
+
+
+def test_nohup_survives_a_closed_terminal_and_still_stops(start_retrain: StartRetrain, server_url: str) -> None:
+    """Under nohup SIGHUP is ignored; a shell that starts a job in the background makes it ignore SIGINT too."""
+    retrain = start_retrain("sh", "-c", 'trap "" INT HUP; exec "$@"', "sh", server_url=server_url)
+    retrain.process.send_signal(signal.SIGHUP)
+    time.sleep(1.0)
+    assert retrain.process.poll() is None
+    check_signal(retrain, signal.SIGINT)
+
+
+def test_retrain_ends_with_the_uv_that_started_it(start_retrain: StartRetrain, server_url: str, tmp_path: Path) -> None:
+    """A stand-in called `uv` runs its arguments; a killed uv forwards nothing."""
+    (tmp_path / "uv").symlink_to("/bin/sh")
+    retrain = start_retrain(str(tmp_path / "uv"), "-c", '"$@"; exit 0', "uv", server_url=server_url)
+    retrain.process.kill()
+    assert retrain.remaining() == {}
+    assert retrain.log.read_text().splitlines()[-1] == "retrain: stopped by SIGTERM; the same command resumes"

@@ -17,7 +17,9 @@ RENAMED = {
     "instructions.agents": "instructions.prompts",
     "instructions.constrain": "instructions.constrained_decoding",
     "pairs.guidance": "pairs.guidance_scale",
+    "pairs.recipes.guidance": "pairs.recipes.guidance_scale",
     "pairs.spend": "pairs.strategy",
+    "pairs.strategy.gates": "pairs.strategy.filters",
     "dataset.gates": "dataset.filters",
     "dataset.routing": "dataset.reassignment",
     "dataset.keep": "dataset.keep_per_instruction",
@@ -78,9 +80,60 @@ RENAMED = {
     # modules that people run
     **{f"emuedit.{stage}": f"emuedit.stages.{stage}" for stage in
        ("captions", "instructions", "pairs", "dataset", "router", "train", "inversion", "evaluation")},
-    "emuedit.params": "emuedit.config",
+    # modules that people import
+    "emuedit.agents": "emuedit.prompts",
+    "emuedit.annotators.classes": "emuedit.annotators.semantic_segmentation",
+    "emuedit.annotators.maps": "emuedit.annotators.derived_maps",
+    "emuedit.annotators.people": "emuedit.annotators.pose_estimation",
+    "emuedit.annotators.photos": "emuedit.annotators.photo_annotators",
+    "emuedit.benchmark": "emuedit.metrics.benchmark",
     "emuedit.bundle": "emuedit.editor.package",
+    "emuedit.card": "emuedit.data.data_card",
+    "emuedit.core.alignment": "emuedit.core.token_alignment",
+    "emuedit.core.attention": "emuedit.core.attention_mixing",
+    "emuedit.core.softmask": "emuedit.core.soft_mask",
+    "emuedit.core.threshold": "emuedit.core.change_threshold",
+    "emuedit.corpus": "emuedit.data.caption_sources",
+    "emuedit.crew": "emuedit.training.distributed",
+    "emuedit.editor.batches": "emuedit.training.latent_cache",
+    "emuedit.editor.edit": "emuedit.editor.sampling",
+    "emuedit.editor.loss": "emuedit.training.loss",
+    "emuedit.editor.net": "emuedit.editor.unet",
+    "emuedit.editor.pack": "emuedit.editor.task_pack",
+    "emuedit.editor.pupil": "emuedit.training.trainable_editor",
+    "emuedit.editor.router": "emuedit.editor.task_predictor",
+    "emuedit.editor.routing": "emuedit.editor.task_reassignment",
+    "emuedit.editor.table": "emuedit.editor.task_embedding",
+    "emuedit.editor.turns": "emuedit.editor.multi_turn",
+    "emuedit.gates": "emuedit.data.filters",
+    "emuedit.language": "emuedit.data.language",
+    "emuedit.layouts": "emuedit.data.formats",
+    "emuedit.models.attention": "emuedit.models.attention_processor",
+    "emuedit.models.constraint": "emuedit.models.constrained_decoding",
+    "emuedit.models.endpoint": "emuedit.models.openai_llm",
+    "emuedit.models.latents": "emuedit.models.vae_latents",
+    "emuedit.models.likeness": "emuedit.models.edit_similarity",
+    "emuedit.models.painter": "emuedit.models.text_to_image",
+    "emuedit.models.pixels": "emuedit.models.image_tensors",
+    "emuedit.models.sam": "emuedit.models.sam_builder",
+    "emuedit.models.sources": "emuedit.models.model_sources",
+    "emuedit.models.writer": "emuedit.models.llm_loading",
+    "emuedit.params": "emuedit.config",
+    "emuedit.photo": "emuedit.data.image_io",
+    "emuedit.proposal": "emuedit.data.filter_search",
+    "emuedit.records": "emuedit.data.records",
+    "emuedit.rivals": "emuedit.synthesis.methods",
+    "emuedit.sheet": "emuedit.data.contact_sheet",
+    "emuedit.synthesis.bandit": "emuedit.synthesis.strategy",
+    "emuedit.synthesis.batches": "emuedit.synthesis.batching",
+    "emuedit.synthesis.control": "emuedit.synthesis.attention_control",
+    "emuedit.synthesis.difference": "emuedit.synthesis.methods.diffedit",
+    "emuedit.synthesis.making": "emuedit.synthesis.shard_maker",
+    "emuedit.synthesis.scores": "emuedit.synthesis.pair_scores",
+    "emuedit.synthesis.studio": "emuedit.synthesis.model_set",
+    "emuedit.synthesis.trajectory": "emuedit.synthesis.sampler",
     "emuedit.toyworld": "toyworld",
+    "emuedit.workers": "emuedit.synthesis.worker_pool",
 }  # fmt: skip
 
 
@@ -95,12 +148,29 @@ def new_name(name: str) -> str | None:
     return RENAMED.get(name)
 
 
+class RenamedOptionError(ValueError):
+    """Raised for a command line option that has another name now."""
+
+
+def check_options(arguments: Iterable[str]) -> None:
+    """Raise RenamedOptionError for a command line option of an earlier version; it names the present one."""
+    for argument in arguments:
+        option = argument.split("=", maxsplit=1)[0]
+        if option.startswith("--") and (renamed := RENAMED.get(option)) is not None:
+            raise RenamedOptionError(f"{option} is now {renamed}")
+
+
 class RenamedModules(importlib.abc.MetaPathFinder):
-    """The last finder of the import system: turns `python -m emuedit.pairs` into an error that names the module's new place."""
+    """The first finder of the import system: turns `python -m emuedit.pairs` into an error that names the module's new place.
+
+    It comes first, because the folder of a renamed package may still be there, with nothing but compiled files in it.
+    """
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """None for every name that was not renamed, which lets the import fail as usual."""
         del path, target
         if (renamed := RENAMED.get(name)) is not None:
-            raise ModuleNotFoundError(f"{name} is now {renamed}", name=name)
+            # The error names the parent, for Python replaces an error that names the module by one of its own in
+            # `from emuedit import pairs`, and prints a trace of one without a name in `python -m`.
+            raise ModuleNotFoundError(f"{name} is now {renamed}", name=name.rpartition(".")[0])
         return None

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -33,9 +33,9 @@ class Progress:
         self._stream = stream or sys.stderr
         self._done = self._first = done
         self._note = ""
-        self._start = time.monotonic()
+        self._start, self._end = time.monotonic(), 0.0
         self._lock, self._stop = threading.Lock(), threading.Event()
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Any] | None = None
         if self._stream.isatty():
             bar_format = "{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
             self._bar = tqdm(total=total, desc=label, unit=unit, initial=done, file=self._stream, bar_format=bar_format)
@@ -47,12 +47,13 @@ class Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._end = time.monotonic()
         self._stop.set()
         self._thread.join()
         with self._lock:
             if self._bar is not None:
                 self._bar.close()
-        if self._bar is None and kind is None:
+        if self._bar is None and kind is None and self.total:
             self._report()
 
     def advance(self, amount: float = 1, note: str | None = None) -> None:
@@ -61,13 +62,20 @@ class Progress:
             self._done += amount
             self._note = self._note if note is None else note
 
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start, or from the start to the end."""
+        return (self._end or time.monotonic()) - self._start
+
     def describe(self) -> str:
         """The present state in one line: counts, share, rate and the time left."""
         with self._lock:
             done, note = self._done, self._note
-        seconds = time.monotonic() - self._start
+        seconds = self.seconds
         rate = (done - self._first) / seconds if seconds > 0 else 0.0
-        parts = [f"{self.label}: {done:.0f}/{self.total:.0f} {self.unit}s, {done / self.total:.0%}" if self.total else self.label]
+        if not self.total:
+            return f"{self.label}, {_duration(seconds)} so far" if seconds >= 1 else f"{self.label} ..."
+        parts = [f"{self.label}: {done:.0f}/{self.total:.0f} {self.unit}s, {done / self.total:.0%}"]
         if rate > 0 and done < self.total:
             parts += [f"{rate:.3g} {self.unit}s/s", f"{_duration((self.total - done) / rate)} left"]
         elif done < self.total:

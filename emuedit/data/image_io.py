@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 2**24
 """Larger images need more memory than most machines have. The limit is ours."""
 MIN_SIDE_PX = 8
+WRITABLE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -53,30 +54,11 @@ def read_image(source: str | Path | bytes) -> LoadedImage:
                 image.load()
             except (OSError, ValueError, SyntaxError) as error:
                 raise ImageError(f"{name} is damaged: {error}") from error
-            return _convert_to_rgb(image)
+            return convert_to_rgb(image)
 
 
-def to_png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """Encode uint8 [H, W, 3] as the bytes of a PNG file."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def _check_image(image: Image.Image, name: str) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"want at most {MAX_PIXELS} pixels, got {width} x {height} in {name}; scale it down")
-    if min(width, height) < MIN_SIDE_PX:
-        raise ImageError(f"want at least {MIN_SIDE_PX} pixels a side, got {width} x {height} in {name}")
-    n_frames = getattr(image, "n_frames", 1)
-    if n_frames > 1:
-        raise ImageError(f"want one picture, got {n_frames} frames in {name}; save one of them")
-    if image.mode in ("I", "F"):
-        raise ImageError(f"want 8 or 16 bits a value, got 32 in {name} (mode {image.mode}); save it as 8-bit RGB")
-
-
-def _convert_to_rgb(image: Image.Image) -> LoadedImage:
+def convert_to_rgb(image: Image.Image) -> LoadedImage:
+    """A PIL image of any mode with 8 or 16 bits a value as upright RGB, see `read_image`."""
     notes = []
     upright = ImageOps.exif_transpose(image)
     if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
@@ -92,3 +74,28 @@ def _convert_to_rgb(image: Image.Image) -> LoadedImage:
     elif upright.mode == "CMYK":
         notes.append("CMYK made RGB, without its colour profile")
     return LoadedImage(np.array(upright.convert("RGB")), tuple(notes))
+
+
+def to_png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Encode uint8 [H, W, 3] as the bytes of a PNG file."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_image(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
+    """Write uint8 [H, W, 3] in the format of the suffix, one of WRITABLE_SUFFIXES. PNG, BMP and TIFF keep every pixel."""
+    Image.fromarray(pixels).save(path)
+
+
+def _check_image(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"want at most {MAX_PIXELS} pixels, got {width} x {height} in {name}; scale it down")
+    if min(width, height) < MIN_SIDE_PX:
+        raise ImageError(f"want at least {MIN_SIDE_PX} pixels a side, got {width} x {height} in {name}")
+    n_frames = getattr(image, "n_frames", 1)
+    if n_frames > 1:
+        raise ImageError(f"want one picture, got {n_frames} frames in {name}; save one of them")
+    if image.mode in ("I", "F"):
+        raise ImageError(f"want 8 or 16 bits a value, got 32 in {name} (mode {image.mode}); save it as 8-bit RGB")

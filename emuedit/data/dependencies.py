@@ -12,12 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import emuedit
 from emuedit import config
 
 PIPELINE_FILE = "dvc.yaml"
 SUMMARY_FILE = "summary.json"
-CODE_ROOT = Path(emuedit.__file__).resolve().parents[1]
+CODE_ROOT = Path(__file__).resolve().parents[2]
 """Folder that holds the package, `toyworld` and the default pipeline; deps that a workspace does not have are found here."""
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EditSettings", "Editor"]
 
-sys.meta_path.append(RenamedModules())
+sys.meta_path.insert(0, RenamedModules())
 
 
 def __getattr__(name: str) -> Any:

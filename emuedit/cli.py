@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from emuedit.data import image_io
 from emuedit.data.formats import FORMAT_NAMES
-from emuedit.editor.package import CHAMPION, EDITOR, MODELS, Editor, Turn, resolve_source
+from emuedit.editor.package import Editor, Turn
+from emuedit.editor.package_folder import CHAMPION, EDITOR, MODELS, resolve_source
 from emuedit.editor.settings import EditSettings
 from emuedit.name_hints import check_options
 from emuedit.progress import Progress, waiting

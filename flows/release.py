@@ -130,7 +130,7 @@ def lineage(root: Path, graph: dvc_graph.Graph) -> dict[str, str]:
 
 def number_formats(graph: dvc_graph.Graph) -> dict[str, str]:
     """Tags `dtype.<stage>` with the number format that each stage used, as its summary says."""
-    tags = {}
+    tags: dict[str, str] = {}
     for stage in graph.stages:
         for path in (graph.root / out / SUMMARY_FILE for out in stage.outs):
             params = json.loads(path.read_text(encoding="utf-8"))["params"] if path.is_file() else {}

@@ -12,7 +12,7 @@ from PIL import Image
 
 from emuedit import cli
 from emuedit.core import change_threshold
-from emuedit.editor import package
+from emuedit.editor import package_folder
 from emuedit.editor.package import Editor
 from emuedit.editor.settings import EditSettings
 from emuedit.editor.task_predictor import TaskPrediction
@@ -204,17 +204,17 @@ def test_the_champion_comes_before_the_working_folder(
     Path("mlflow.db").touch()
     monkeypatch.setattr(registry, "download_version", lambda uri: workspace / uri.split("@")[1])
     monkeypatch.setattr(registry, "version_at", lambda alias: None)
-    assert package.resolve_source(None) == (Path("models"), "models/editor")
+    assert package_folder.resolve_source(None) == (Path("models"), "models/editor")
     monkeypatch.setattr(registry, "version_at", lambda alias: object())
-    assert package.resolve_source(None) == (workspace / "champion", "models:/emuedit-editor@champion")
+    assert package_folder.resolve_source(None) == (workspace / "champion", "models:/emuedit-editor@champion")
     challenger = "models:/emuedit-editor@challenger"
-    assert package.resolve_source(challenger) == (workspace / "challenger", challenger)
+    assert package_folder.resolve_source(challenger) == (workspace / "challenger", challenger)
 
 
 def test_a_package_is_found_from_its_editor_folder(workspace: Path) -> None:
     (workspace / "editor").mkdir()
     (workspace / "editor/model_index.json").write_text("{}")
-    assert package.find_package(workspace) == package.find_package(workspace / "editor") == workspace
+    assert package_folder.find_package(workspace) == package_folder.find_package(workspace / "editor") == workspace
 
 
 def test_help_describes_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

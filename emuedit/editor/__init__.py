@@ -1,1 +1,1 @@
-"""Our network: a base_model's U-Net that reads a picture, an instruction and a task; its loss, its batches, its inference."""
+"""The editor: a base model's U-Net extended to take a picture and a task, how it edits, and how it is stored."""

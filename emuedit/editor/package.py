@@ -1,16 +1,7 @@
-"""An editor as people use it: `Editor.load(...)` opens a packaged model, `edit` changes pictures by instruction.
-
-A package is one folder, the same for a working folder's `models/` and for a registered version:
-
-    editor/  router/  inversion/*.safetensors  settings.json
-
-The last three may be missing: without a router tasks must be named, without settings.json the defaults of `EditSettings` apply.
-"""
+"""An editor as people use it: `Editor.load(...)` opens a packaged model, `edit` changes pictures by instruction."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,26 +11,20 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from emuedit.data import image_io
+from emuedit.editor.package_folder import EDITOR, PACKS, ROUTER, PackageError, find_package, read_settings, resolve_source
 from emuedit.editor.settings import EditSettings
 
 if TYPE_CHECKING:
     from emuedit.editor.sampling import EditSampler, ReportStep
     from emuedit.editor.task_predictor import TaskPredictor
 
-EDITOR_FILE = "model_index.json"  # what an editor folder is recognised by
-EDITOR, ROUTER, PACKS, SETTINGS = "editor", "router", "inversion", "settings.json"
-MODELS = Path("models")
-CHAMPION = "models:/emuedit-editor@champion"
 AMBIGUOUS = 0.2
 """Two tasks whose probabilities differ by less are both reported. Ours."""
 
 Picture = Image.Image | npt.NDArray[np.uint8]
-"""A PIL image of any mode, or uint8 [H, W, 3]."""
+"""A PIL image, or uint8 [H, W, 3]."""
 P = TypeVar("P", Image.Image, npt.NDArray[np.uint8])
-
-
-class PackageError(ValueError):
-    """Raised for a folder without an editor, and for an edit that cannot be made."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +74,7 @@ class Editor:
         source: a folder, a registered model (`models:/name@alias`, `models:/name/3`), a run's model (`runs:/id/path`), or a
           hub id `owner/name`; None: the champion, or `models/` where none is registered.
         device, dtype: where and in which number format it runs; 'auto' chooses what is fast and correct on this machine.
-        settings: used where the package has none of its own.
+        settings: defaults of every edit, in place of those of the package (see `read_settings`).
         Raises PackageError, which says what was found instead, for a source that holds no editor.
         """
         from emuedit.editor import sampling, task_predictor
@@ -101,7 +86,7 @@ class Editor:
         for pack in sorted((root / PACKS).glob("*.safetensors")):
             sampler.add_pack(pack)
         predictor = task_predictor.load(str(root / ROUTER), runtime.device) if (root / ROUTER).is_dir() else None
-        return cls(sampler, predictor, read_settings(root) or settings or EditSettings())
+        return cls(sampler, predictor, settings or read_settings(root))
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -131,7 +116,16 @@ class Editor:
         Raises PackageError for an empty instruction, an unknown task, lists of unequal length or a missing task predictor.
         """
         if isinstance(images, Image.Image | np.ndarray):
-            return self.edit([images], [instructions], [tasks], settings)[0]
+            return self._edit_list([images], [instructions], [tasks], settings)[0]
+        return self._edit_list(images, instructions, tasks, settings)
+
+    def _edit_list(
+        self,
+        images: Sequence[Picture],
+        instructions: Sequence[str],
+        tasks: Sequence[str | None] | None,
+        settings: EditSettings | None,
+    ) -> list[Picture]:
         if isinstance(instructions, str) or len(images) != len(instructions):
             raise PackageError(f"want one instruction for each of the {len(images)} pictures, got {instructions!r}")
         choices = self.choose_tasks(instructions, tasks)
@@ -173,12 +167,14 @@ class Editor:
 
     def choose_tasks(self, instructions: Sequence[str], tasks: Sequence[str | None] | None = None) -> list[TaskChoice]:
         """The task of each instruction: the one that is given, or the task predictor's."""
+        if isinstance(instructions, str):
+            raise PackageError(f"want a list of instructions, got the text {instructions!r}; put it into a list")
         if not instructions or not all(isinstance(text, str) and text.strip() for text in instructions):
             raise PackageError(f"want an instruction, such as 'make the circle red'; got {list(instructions)!r}")
-        given = list(tasks) if tasks else [None] * len(instructions)
-        if len(given) != len(instructions):
-            raise PackageError(f"want a task for each of the {len(instructions)} instructions or none; got {given}")
-        return [self._choose_task(text, task) for text, task in zip(instructions, given, strict=True)]
+        given_tasks = list(tasks) if tasks else [None] * len(instructions)
+        if len(given_tasks) != len(instructions):
+            raise PackageError(f"want a task for each of the {len(instructions)} instructions or none; got {given_tasks}")
+        return [self._choose_task(text, task) for text, task in zip(instructions, given_tasks, strict=True)]
 
     def _choose_task(self, instruction: str, task: str | None) -> TaskChoice:
         if task is not None:
@@ -212,75 +208,15 @@ class Editor:
 
 
 def to_rgb(image: Picture) -> npt.NDArray[np.uint8]:
-    """A PIL image of any mode, or uint8 [H, W, 3] -> uint8 [H, W, 3]. Raises PackageError for another array."""
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+    """A PIL image or uint8 [H, W, 3] -> uint8 [H, W, 3]; transparency is composited on white, see `image_io.read_image`.
+
+    Raises PackageError for another array, and for a PIL image with 32 bits a value, whose range is not known.
+    """
+    if isinstance(image, Image.Image) and image.mode not in ("I", "F"):
+        return image_io.convert_to_rgb(image).pixels
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        shape = getattr(image, "shape", "")
+        kind = " ".join(str(getattr(image, name)) for name in ("mode", "dtype", "shape") if hasattr(image, name))
         raise PackageError(
-            f"want a PIL image or uint8 [H, W, 3], got {type(image).__name__} {getattr(image, 'dtype', '')} {shape}"
+            f"want a PIL image of 8 or 16 bits a value, or uint8 [H, W, 3]; got {type(image).__name__} {kind}".rstrip()
         )
     return image
-
-
-def resolve_source(source: str | Path | None) -> tuple[Path, str]:
-    """Folder of a model and what to call it, see `Editor.load`. Models that are not on this machine are downloaded once."""
-    from emuedit.models.model_sources import HUB_ID
-
-    if source is None:
-        return _default_source()
-    name = str(source)
-    if name.startswith(("models:/", "runs:/")):
-        from emuedit.tracking import registry
-
-        return registry.download_version(name), name
-    if ":/" in name:
-        raise PackageError(f"want a folder, models:/..., runs:/... or a hub id 'owner/name'; got {name!r}")
-    if not Path(name).exists() and HUB_ID.fullmatch(name):
-        from emuedit.models.model_sources import import_library
-
-        try:
-            return Path(import_library("huggingface_hub").snapshot_download(name)), name
-        except Exception as error:  # the hub raises a dozen classes for: offline, no such repository, no access
-            raise PackageError(
-                f"want a folder or a hub id, got {name!r}: no such folder here, and the hub gave nothing ({type(error).__name__})"
-            ) from error
-    return Path(name), name
-
-
-def _default_source() -> tuple[Path, str]:
-    """The champion of the tracking store, or else the working folder's own models."""
-    if os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").exists():  # opening a store that does not exist makes one
-        from emuedit.tracking import registry
-
-        if registry.version_at("champion"):
-            return registry.download_version(CHAMPION), CHAMPION
-    if not (MODELS / EDITOR).is_dir():
-        raise PackageError(
-            f"no champion is registered and there is no {MODELS / EDITOR} here; run `uv run retrain` or name a model"
-        )
-    return MODELS, str(MODELS / EDITOR)
-
-
-def find_package(folder: str | Path) -> Path:
-    """The package that a folder is, or that an editor folder lies in."""
-    path = Path(folder)
-    if (path / EDITOR / EDITOR_FILE).is_file():
-        return path
-    if (path / EDITOR_FILE).is_file() and path.resolve().name == EDITOR:
-        return path.resolve().parent
-    content = sorted(entry.name for entry in path.iterdir())[:8] if path.is_dir() else "nothing"
-    raise PackageError(
-        f"want a folder with {EDITOR}/{EDITOR_FILE}, got {path} with {content}; run `uv run retrain`, or name a model"
-    )
-
-
-def read_settings(root: Path) -> EditSettings | None:
-    """The settings of a package; None where it has none. Raises PackageError for a package of an earlier version."""
-    if (root / SETTINGS).is_file():
-        return EditSettings().with_changes(json.loads((root / SETTINGS).read_text(encoding="utf-8")))
-    if (root / "defaults.json").is_file():
-        raise PackageError(
-            f"{root} was packaged by an earlier version (it has defaults.json); register it again: `uv run retrain`"
-        )
-    return None

@@ -36,10 +36,10 @@ def reassign(
     `probabilities` [N, K] are over the `known_tasks`.
     """
     column = {task: k for k, task in enumerate(known_tasks)}
-    own = np.array([column.get(task, -1) for task in tasks], int)
-    best = probabilities.argmax(1) if len(texts) else own
+    given_columns = np.array([column.get(task, -1) for task in tasks], int)
+    best = probabilities.argmax(1) if len(texts) else given_columns
     rows = np.arange(len(texts))
-    chosen = np.where((own >= 0) & (probabilities[rows, best] >= min_probability), best, own)
+    chosen = np.where((given_columns >= 0) & (probabilities[rows, best] >= min_probability), best, given_columns)
     probability = np.where(chosen >= 0, probabilities[rows, chosen], np.nan)
     names = tuple(task if k < 0 else known_tasks[k] for task, k in zip(tasks, chosen, strict=True))
     return Reassignment(names, probability)
@@ -62,4 +62,4 @@ def predict_tasks(texts: Sequence[str], folder: Path, cache: Path) -> tuple[tupl
             old.unlink()
     with np.load(file) as cached:
         row = {text: number for number, text in enumerate(distinct)}
-        return tuple(cached["tasks"].tolist()), cached["p"][[row[text] for text in texts]].reshape(len(texts), -1)
+        return tuple(cached["tasks"].tolist()), cached["p"][np.array([row[text] for text in texts], int)]

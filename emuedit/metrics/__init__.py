@@ -1,1 +1,1 @@
-"""How edits are measured: benchmarks, scores, baselines and reports."""
+"""Evaluation of edits: benchmarks, the systems that are compared, scores and reports."""

@@ -1,4 +1,4 @@
-"""The systems that evaluation compares, each behind one call: edits and seeds in, outputs and the tasks that were used out."""
+"""The systems that an evaluation compares: the editor, and a baseline that does nothing. Each is one function."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from emuedit.models import image_tensors
 from emuedit.runtime import Runtime
 
 System = Callable[[Benchmark, list[int]], tuple[Pictures, list[str]]]
-"""Edits and their seeds -> outputs uint8 [N, H, W, 3] and the task that was used for each."""
+"""N edits and N seeds -> outputs uint8 [N, H, W, 3], and the task that was used for each of them."""
 
 
 class Systems:
-    """Every system by its name; models are loaded when a system first needs them."""
+    """All systems by name, for the models below `root`. A model is loaded when a system first needs it.
+
+    `systems[name]` raises ParamsError for an unknown name.
+    """
 
     def __init__(self, root: Path, settings: EditSettings, runtime: Runtime, report: ReportStep | None = None) -> None:
         self.root, self.settings, self.runtime, self._report = root, settings, runtime, report
@@ -34,11 +37,11 @@ class Systems:
         return systems[name]
 
     def identity(self, edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
-        """Returns the input; it is right about everything that must not change."""
+        """Return the input pictures: nothing is edited, and everything that must not change is right."""
         return edits.before, [edits.task] * len(seeds)
 
     def emuedit(self, edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
-        """The editor with the predicted task; an inverted task is given, because the predictor does not know it."""
+        """The editor with the predicted task. A task learned by inversion is given, because the predictor does not know it."""
         if edits.task in self.editor.inverted_tasks:
             return self.true_task(edits, seeds)
         return self._edit(edits, [prediction.task for prediction in self.predictor.predict(edits.instructions)], seeds)
@@ -49,7 +52,7 @@ class Systems:
 
     @cached_property
     def editor(self) -> EditSampler:
-        """The editor under test, with the tasks that inversion added."""
+        """The trained editor, with the tasks learned by inversion."""
         editor = sampling.load(self.root / "models/editor", self.runtime)
         for pack in sorted((self.root / "models/inversion").glob("*.safetensors")):
             editor.add_pack(pack)
@@ -57,7 +60,7 @@ class Systems:
 
     @cached_property
     def predictor(self) -> TaskPredictor:
-        """Predicts the tasks of instructions."""
+        """The trained task predictor."""
         return task_predictor.load(str(self.root / "models/router"), self.runtime.device)
 
     def _edit(self, edits: Benchmark, tasks: list[str], seeds: list[int]) -> tuple[Pictures, list[str]]:

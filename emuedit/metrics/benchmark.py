@@ -1,6 +1,6 @@
-"""Edits whose results are known, and the judge of an editor's answers. A world brings its own, by name in `params.yaml`.
+"""The interface of a benchmark: edits whose results are known, and a judge of the outputs of a system.
 
-Shapes: N edits of one task; pictures are uint8 [N, H, W, 3].
+A world has its own benchmark, a Python file that `params.yaml` names. Shapes: N edits of one task.
 """
 
 from typing import Protocol
@@ -11,19 +11,20 @@ import numpy.typing as npt
 from emuedit import config
 
 Pictures = npt.NDArray[np.uint8]
+"""uint8 [N, H, W, 3]."""
 
 
-class Success(Protocol):
-    """What the judge said of N outputs."""
+class Assessment(Protocol):
+    """The judge's verdicts on N outputs."""
 
     @property
     def success(self) -> npt.NDArray[np.bool_]:
-        """bool [N]."""
+        """Whether each output is a correct edit, bool [N]."""
         ...
 
     @property
     def reason(self) -> tuple[str, ...]:
-        """Why not, N texts; empty where it succeeded."""
+        """Why each output is not correct, N texts; empty for a correct one."""
         ...
 
 
@@ -32,22 +33,22 @@ class Benchmark(Protocol):
 
     @property
     def task(self) -> str:
-        """Which of the tasks, trained or held out."""
+        """Name of the task; it may be one that the editor was not trained on."""
         ...
 
     @property
     def instructions(self) -> list[str]:
-        """What the editor is told."""
+        """The N instructions for the editor."""
         ...
 
     @property
     def input_captions(self) -> list[str]:
-        """What the pictures show before."""
+        """Captions of the N pictures to edit."""
         ...
 
     @property
     def output_captions(self) -> list[str]:
-        """What they show afterwards."""
+        """Captions of the N right results."""
         ...
 
     @property
@@ -57,23 +58,26 @@ class Benchmark(Protocol):
 
     @property
     def exact(self) -> Pictures:
-        """The right results."""
+        """The right results, of the same shape."""
         ...
 
-    def judge(self, output: Pictures) -> Success:
-        """Which of the editor's outputs succeed."""
+    def judge(self, output: Pictures) -> Assessment:
+        """Judge the N outputs of a system."""
         ...
 
 
-class Source(Protocol):
-    """The function `edits` that a benchmark file brings."""
+class EditSource(Protocol):
+    """The function `edits` of a benchmark file."""
 
     def __call__(self, task: str, split: str, start: int, n: int) -> Benchmark:
-        """The edits start .. start + n of a task in a split, 'train' or 'held_out'; the same arguments give the same edits."""
+        """Edits start to start + n - 1 of a task. `split` is 'train' or 'held_out'; equal arguments give equal edits."""
         ...
 
 
-def load(reference: str) -> Source:
-    """The edits of a benchmark file such as `toyworld/edits/toy_benchmark.py`. Raises ParamsError where there is none."""
-    source: Source = config.import_function(reference, "edits")
+def load(reference: str) -> EditSource:
+    """The function `edits` of a file such as `toyworld/edits/toy_benchmark.py`.
+
+    Raises ParamsError for a file that does not exist or has no such function.
+    """
+    source: EditSource = config.import_function(reference, "edits")
     return source

@@ -1,4 +1,4 @@
-"""Evaluate one system on the edits of one task: success by the benchmark's judge, and the metrics of Emu Edit."""
+"""Scores of one system on the edits of one task: success by the benchmark's judge, and the metrics of Emu Edit."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from emuedit.models.dino import DinoScorer
 from emuedit.runtime import seed_for
 
 METRICS = {"clip_dir": "clip_direction", "clip_im": "clip_image", "clip_out": "clip_target", "l1": "l1", "dino": "dino"}
-"""Names of Emu Edit's table -> columns of `edit_similarity`. Outputs are compared with the input, not with the right result."""
+"""Emu Edit's metric (arXiv 2311.10089) -> column of `edit_similarity.measure_edits`. Outputs are compared with the input."""
 
 
 def evaluate_system(
     name: str, system: System, edits: Benchmark, scorers: tuple[ClipScorer, DinoScorer], seed: int
 ) -> list[EvalRecord]:
-    """One record per edit: the system's output, the judge's verdict and the metrics."""
+    """One record per edit: the system's output, the judge's verdict and the metrics.
+
+    An edit's noise depends on its task, its position and `seed`, and is the same for all systems.
+    """
     seeds = [seed_for("evaluation", edits.task, i, seed) for i in range(len(edits.instructions))]
     outputs, tasks = system(edits, seeds)
     verdict = edits.judge(outputs)

@@ -1,4 +1,4 @@
-"""What people see of an evaluation: tables of means, a CSV file, and a contact sheet."""
+"""The report of an evaluation: tables of means, a CSV file, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from emuedit.metrics.edit_scores import METRICS
 from emuedit.tasks import HELD_OUT, get_task
 
 Table = dict[str, dict[str, float | None]]
-"""System -> task -> value; None where nothing was measured."""
+"""System -> task, or `overall` -> value; None where nothing was measured."""
 
 
 def summarise(records: Sequence[EvalRecord], tasks: Sequence[str]) -> dict[str, Table]:
-    """Means per system and task of `edit_success`, `router` and the five metrics; `overall` is the mean over trained tasks.
+    """One table for each of `edit_success`, `router` (share of correctly predicted tasks) and the five metrics.
 
-    An undefined value is left out of a mean and counted under `undefined_<metric>`; a mean of nothing is None.
+    Values are means over edits; `overall` is the mean over the trained tasks, each with the same weight. Undefined values are
+    left out of a mean and counted in the table `undefined_<metric>`. A mean of no values is None.
     """
     trained = [name for name in tasks if get_task(name) not in HELD_OUT]
     systems = list(dict.fromkeys(record.system for record in records))
@@ -45,7 +46,7 @@ def summarise(records: Sequence[EvalRecord], tasks: Sequence[str]) -> dict[str, 
 
 
 def write_csv(path: Path, tables: dict[str, Table]) -> None:
-    """The same numbers, one line per system and task, for `dvc plots` and spreadsheets."""
+    """Write the tables as one row per system and task, for `dvc plots` and spreadsheets."""
     names = [name for name in tables if not name.startswith("undefined_")]
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
@@ -56,7 +57,7 @@ def write_csv(path: Path, tables: dict[str, Table]) -> None:
 
 
 def success_table(success: Table) -> str:
-    """Edit success per task, one column per system, as text."""
+    """Edit success as text: one line per task, one column per system."""
     systems = list(success)
     lines = [f"{'edit success':14}" + "".join(f"{system:>12}" for system in systems)]
     for task in dict.fromkeys(task for row in success.values() for task in row):
@@ -68,7 +69,10 @@ def success_table(success: Table) -> str:
 def draw_contact_sheet(
     records: Sequence[EvalRecord], system: str, tasks: Sequence[str], columns: int, success: Table
 ) -> Image.Image:
-    """The first edits of every task: input, output, exact result; a green frame where the judge accepts the output."""
+    """The first `columns` edits of each task: input, output and, where it is known, the exact result.
+
+    An output has a green frame if the judge accepts it, else a red one.
+    """
     strips = []
     for name in tasks:
         of_task = [record for record in records if (record.system, record.task) == (system, name)]

@@ -6,6 +6,7 @@ equal shards the mean of means is the mean, so the number of processes changes a
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import tempfile
 from collections.abc import Callable, Iterable
@@ -16,10 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from emuedit.runtime import available_cores, die_with_parent, set_env_defaults
-
-KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**31), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
-"""For glibc: keep freed buffers. Returned after every operator and allocated again, they cost a sixth of a step."""
+from emuedit.runtime import KEEP_FREED_MEMORY, available_cores, die_with_parent, set_env_defaults
 
 
 class DistributedError(RuntimeError):
@@ -80,10 +78,23 @@ def run_distributed(world_size: int, work: Callable[..., object], *args: Any) ->
     with tempfile.TemporaryDirectory() as folder:
         start: Any = torch.multiprocessing.start_processes  # type: ignore[attr-defined]
         rendezvous = str(Path(folder, "rendezvous"))
+        earlier = set(multiprocessing.active_children())
         try:
             start(_run_process, (world_size, rendezvous, work, args), world_size, start_method="spawn")
         except torch.multiprocessing.ProcessExitedException as error:  # type: ignore[attr-defined]
             raise DistributedError(f"a training process died ({error})") from error
+        except torch.multiprocessing.ProcessRaisedException as error:  # type: ignore[attr-defined]
+            raise DistributedError(f"a training process failed: {_explain(str(error))}") from error
+        finally:
+            for child in set(multiprocessing.active_children()) - earlier:  # this process was interrupted
+                child.kill()
+                child.join()
+
+
+def _explain(trace: str) -> str:
+    """The message of one of our own errors, which explains itself, or else the whole trace."""
+    kind, _, message = trace.strip().rsplit("\n", 1)[-1].partition(": ")
+    return message if kind.startswith("emuedit.") else trace.strip()
 
 
 def _run_process(rank: int, world_size: int, rendezvous: str, work: Callable[..., object], args: tuple[Any, ...]) -> None:

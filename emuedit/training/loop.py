@@ -88,7 +88,10 @@ def train_loop(
 
 @torch.no_grad()
 def held_out_loss(editor: TrainableEditor, cache: LatentCache, settings: TrainSettings) -> dict[str, float]:
-    """Unweighted loss on the first held-out pairs of every task, at fixed timesteps and noise; and its mean over tasks."""
+    """Unweighted loss on the first held-out pairs of every task, at fixed timesteps and noise; and its mean over tasks.
+
+    Raises TrainingError for a loss that is not finite.
+    """
     losses: dict[str, float] = {}
     for task in TASKS:
         rows = (cache.held_out.task == task.index).nonzero()[0][:HELD_OUT_PER_TASK]
@@ -98,7 +101,12 @@ def held_out_loss(editor: TrainableEditor, cache: LatentCache, settings: TrainSe
         shape, n_timesteps = tuple(batch.target.shape), editor.base_model.scheduler.config.num_train_timesteps
         draws = draw_noise(shape, n_timesteps, NO_DROPOUT, UNWEIGHTED.power_at(0.0), "held out", task.name)
         with settings.autocast(editor.device):
-            losses[f"held_out.{task.name}"] = editor.losses(batch, draws, UNWEIGHTED).mean().item()
+            loss = editor.losses(batch, draws, UNWEIGHTED).mean().item()
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"want a finite held-out loss, got {loss} for the task {task.name}; look at its pairs, or lower train.lr"
+            )
+        losses[f"held_out.{task.name}"] = loss
     return losses | ({"held_out": sum(losses.values()) / len(losses)} if losses else {})
 
 

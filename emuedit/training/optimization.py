@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,18 +99,42 @@ class Optimization:
         partial.replace(file)
 
     def resume(self, file: Path, device: torch.device | str) -> None:
-        """Continue from a saved state, if there is one."""
+        """Continue from a saved state, if there is one. Raises OptimizationError for the state of another training."""
         if not file.exists():
             return
         state = torch.load(file, map_location=device, weights_only=True)
+        if different := self._differences(state):
+            raise OptimizationError(
+                f"want the state of this training, got {file} of one with other {', '.join(different)}; delete it to train anew"
+            )
         self.module.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema, self.step = state["ema"], state["step"]
+
+    def _differences(self, state: Mapping[str, Any]) -> list[str]:
+        """What does not fit a saved state: weights (names and shapes), optimizer settings, EMA."""
+        weights, groups = self.module.state_dict(), self.optimizer.state_dict()["param_groups"]
+        saved_groups = state["optimizer"]["param_groups"]
+        same = {
+            "weights": _shapes(weights) == _shapes(state["weights"]),
+            "optimizer settings": [_settings(group) for group in groups] == [_settings(group) for group in saved_groups],
+            "EMA": self.ema.keys() == state["ema"].keys(),
+        }
+        return [name for name, is_same in same.items() if not is_same]
 
     def _exchange(self) -> None:
         for name, parameter in self.parameters.items():
             if name in self.ema:
                 parameter.data, self.ema[name] = self.ema[name], parameter.data
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in weights.items()}
+
+
+def _settings(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a group of the optimizer is set to, apart from its present learning rate."""
+    return group["params"], group["lr_mult"], tuple(group["betas"]), group["weight_decay"]
 
 
 def check_recipe(file: Path, recipe: Mapping[str, object], may_change: tuple[str, ...] = ()) -> None:

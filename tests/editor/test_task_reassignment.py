@@ -1,34 +1,46 @@
-"""The router's second look at the tasks of pairs."""
-
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from emuedit.editor import task_predictor, task_reassignment
+from emuedit.editor import task_predictor
+from emuedit.editor.task_reassignment import predict_tasks, reassign
 
-ROOT = Path(__file__).parents[2]
-T5 = ROOT / "toyworld/weights/t5"
+T5 = Path(__file__).parents[2] / "toyworld/weights/t5"
 
 
-def test_a_likely_task_takes_over_and_an_unknown_one_stays() -> None:
+def test_a_probable_task_replaces_another_one_and_an_unknown_one_stays() -> None:
     p = np.array([[0.9, 0.1], [0.2, 0.8], [0.05, 0.95], [0.0, 1.0]])
-    found = task_reassignment.reassigned(["a", "a", "a", "other"], ["w", "x", "y", "z"], ["a", "b"], p, least=0.9)
-    assert found.tasks == ("a", "a", "b", "other")
-    np.testing.assert_array_equal(found.probability, [0.9, 0.2, 0.95, np.nan])
-    assert task_reassignment.reassigned([], [], ["a", "b"], np.zeros((0, 2)), least=0.9).tasks == ()
+    result = reassign(["a", "a", "a", "other"], ["w", "x", "y", "z"], ["a", "b"], p, min_probability=0.9)
+    assert result.tasks == ("a", "a", "b", "other")
+    np.testing.assert_array_equal(result.probability, [0.9, 0.2, 0.95, np.nan])
+    assert reassign([], [], ["a", "b"], np.zeros((0, 2)), min_probability=0.9).tasks == ()
 
 
-def test_what_the_router_said_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    router = task_predictor.start(str(T5), ["local", "remove", "add"], 32)
-    router.save(tmp_path / "router")
+def test_predictions_are_cached_for_equal_texts_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = task_predictor.from_t5(str(T5), ["local", "remove", "add"], 32)
+    predictor.save(tmp_path / "router")
     texts = ["remove the star", "make it red", "remove the star"]
-    known, p = task_reassignment.read(texts, tmp_path / "router", tmp_path / "cache")
-    assert known == ("local", "remove", "add")
-    np.testing.assert_allclose(p, router.probabilities(texts).numpy(), atol=1e-5)
-    monkeypatch.setattr(task_predictor, "load", lambda *_: pytest.fail("it was read again"))
-    np.testing.assert_array_equal(
-        task_reassignment.read(texts[:2] * 2, tmp_path / "router", tmp_path / "cache")[1], p[[0, 1, 0, 1]]
-    )
+    tasks, p = predict_tasks(texts, tmp_path / "router", tmp_path / "cache")
+    assert tasks == ("local", "remove", "add")
+    np.testing.assert_allclose(p, predictor.probabilities(texts).numpy(), atol=1e-5)
+    monkeypatch.setattr(task_predictor, "load", lambda *_: pytest.fail("the predictor was loaded again"))
+    np.testing.assert_array_equal(predict_tasks(texts[:2] * 2, tmp_path / "router", tmp_path / "cache")[1], p[[0, 1, 0, 1]])
     with pytest.raises(pytest.fail.Exception):
-        task_reassignment.read(["another"], tmp_path / "router", tmp_path / "cache")
+        predict_tasks(["another"], tmp_path / "router", tmp_path / "cache")
+
+
+def test_the_cache_of_another_predictor_is_not_used_and_is_deleted(tmp_path: Path) -> None:
+    texts = ["remove the star", "make it red"]
+    results = []
+    for seed in (0, 1):
+        task_predictor.from_t5(str(T5), ["local", "remove"], 32, seed=seed).save(tmp_path / "router")
+        results.append(predict_tasks(texts, tmp_path / "router", tmp_path / "cache")[1])
+        assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert not np.array_equal(*results)
+
+
+def test_no_texts_have_no_predictions(tmp_path: Path) -> None:
+    task_predictor.from_t5(str(T5), ["local", "remove"], 32).save(tmp_path / "router")
+    tasks, p = predict_tasks([], tmp_path / "router", tmp_path / "cache")
+    assert (tasks, p.shape) == (("local", "remove"), (0, 2))

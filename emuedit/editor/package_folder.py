@@ -1,0 +1,93 @@
+"""A packaged editor on disk: one folder, the same for a working folder's `models/` and for a registered version.
+
+    editor/  router/  inversion/*.safetensors  settings.json
+
+The last three may be missing: without a router tasks must be named, without settings.json the defaults of `EditSettings` apply.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from emuedit import config
+from emuedit.editor.settings import EditSettings
+
+EDITOR_FILE = "model_index.json"  # what an editor folder is recognised by
+EDITOR, ROUTER, PACKS, SETTINGS = "editor", "router", "inversion", "settings.json"
+MODELS = Path("models")
+CHAMPION = "models:/emuedit-editor@champion"
+
+
+class PackageError(ValueError):
+    """Raised for a folder without an editor, and for an edit that cannot be made."""
+
+
+def resolve_source(source: str | Path | None) -> tuple[Path, str]:
+    """Folder of a model and what to call it, see `Editor.load`. Models that are not on this machine are downloaded once."""
+    from emuedit.models.model_sources import HUB_ID
+
+    if source is None:
+        return _default_source()
+    name = str(source)
+    if name.startswith(("models:/", "runs:/")):
+        from emuedit.tracking import registry
+
+        return registry.download_version(name), name
+    if ":/" in name:
+        raise PackageError(f"want a folder, models:/..., runs:/... or a hub id 'owner/name'; got {name!r}")
+    if not Path(name).exists() and HUB_ID.fullmatch(name):
+        from emuedit.models.model_sources import import_library
+
+        try:
+            return Path(import_library("huggingface_hub").snapshot_download(name)), name
+        except Exception as error:  # the hub raises a dozen classes for: offline, no such repository, no access
+            raise PackageError(
+                f"want a folder or a hub id, got {name!r}: no such folder here, and the hub gave nothing ({type(error).__name__})"
+            ) from error
+    return Path(name), name
+
+
+def _default_source() -> tuple[Path, str]:
+    """The champion of the tracking store, or else the working folder's own models."""
+    if os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").exists():  # opening a store that does not exist makes one
+        from emuedit.tracking import registry
+
+        if registry.version_at("champion"):
+            return registry.download_version(CHAMPION), CHAMPION
+    if not (MODELS / EDITOR).is_dir():
+        raise PackageError(
+            f"no champion is registered and there is no {MODELS / EDITOR} here; run `uv run retrain` or name a model"
+        )
+    return MODELS, str(MODELS / EDITOR)
+
+
+def find_package(folder: str | Path) -> Path:
+    """The package that a folder is, or that an editor folder lies in."""
+    path = Path(folder)
+    if (path / EDITOR / EDITOR_FILE).is_file():
+        return path
+    if (path / EDITOR_FILE).is_file() and path.resolve().name == EDITOR:
+        return path.resolve().parent
+    content = sorted(entry.name for entry in path.iterdir())[:8] if path.is_dir() else "nothing"
+    raise PackageError(
+        f"want a folder with {EDITOR}/{EDITOR_FILE}, got {path} with {content}; run `uv run retrain`, or name a model"
+    )
+
+
+def read_settings(root: Path) -> EditSettings:
+    """The settings of a package: those of its `settings.json`, or of the `params.yaml` beside a workspace's `models/`.
+
+    Raises PackageError for a package of an earlier version.
+    """
+    if (root / SETTINGS).is_file():
+        return EditSettings().with_changes(json.loads((root / SETTINGS).read_text(encoding="utf-8")))
+    if (root / "defaults.json").is_file():
+        raise PackageError(
+            f"{root} was packaged by an earlier version (it has defaults.json); register it again: `uv run retrain`"
+        )
+    params_file = root.resolve().parent / config.PARAMS_FILE
+    if root.resolve().name == MODELS.name and params_file.is_file():
+        return EditSettings().with_changes(config.read_yaml(params_file).get("evaluation", {}).get("settings", {}))
+    return EditSettings()

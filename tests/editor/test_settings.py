@@ -1,0 +1,100 @@
+import math
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from emuedit import EditSettings
+from emuedit.core import change_threshold
+from emuedit.editor.settings import SettingsError
+
+DEFAULTS = {
+    "steps": 20, "image_guidance_scale": 1.5, "guidance_scale": 5.0, "guidance_rescale": 0.0, "preserve": 1.0,
+    "change_threshold": 0.03, "seed": 0,
+}  # fmt: skip
+BOUNDS: dict[str, tuple[float, float]] = {
+    "steps": (1, 1000), "image_guidance_scale": (0, 100), "guidance_scale": (0, 100), "guidance_rescale": (0, 1),
+    "preserve": (0, 1), "change_threshold": (0, 3), "seed": (0, 2**63 - 1),
+}  # fmt: skip
+RENAMED = {
+    "s_I": "image_guidance_scale", "s_T": "guidance_scale", "phi": "guidance_rescale", "hold": "preserve",
+    "alpha": "change_threshold",
+}  # fmt: skip
+INTEGERS = ("steps", "seed")
+
+
+def test_the_defaults_are_those_of_the_paper_or_our_own() -> None:
+    assert EditSettings().model_dump() == DEFAULTS
+    assert EditSettings().change_threshold == change_threshold.ALPHA
+
+
+def test_every_setting_has_bounds_and_a_line_of_documentation() -> None:
+    assert set(EditSettings.model_fields) == set(BOUNDS)
+    for name, field in EditSettings.model_fields.items():
+        assert field.description, name
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_values_on_the_bounds_are_accepted_and_values_beyond_are_not(name: str) -> None:
+    lowest, highest = BOUNDS[name]
+    for value in BOUNDS[name]:
+        assert getattr(EditSettings().with_changes({name: value}), name) == value
+    step = 1 if name in INTEGERS else 1e-6
+    for value in (lowest - step, highest + step):
+        with pytest.raises(SettingsError, match=f"^{name}: Input should be .*got {value}"):
+            EditSettings().with_changes({name: value})
+        with pytest.raises(ValidationError, match=name):
+            EditSettings(**{name: value})
+
+
+@pytest.mark.parametrize("name", sorted(set(BOUNDS) - set(INTEGERS)))
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_refused(name: str, value: float) -> None:
+    with pytest.raises(SettingsError, match=name):
+        EditSettings().with_changes({name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", 2.5), ("steps", "12"), ("seed", True), ("preserve", "1"), ("steps", None)])
+def test_values_of_another_type_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(SettingsError, match=f"^{name}: Input should be a valid"):
+        EditSettings().with_changes({name: value})
+
+
+def test_an_integer_is_accepted_for_a_float() -> None:
+    assert EditSettings().with_changes({"guidance_scale": 4}).guidance_scale == 4.0
+
+
+def test_every_wrong_value_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"steps: .*got 0; preserve: .*got 2"):
+        EditSettings().with_changes({"steps": 0, "preserve": 2})
+
+
+@pytest.mark.parametrize("old_name", RENAMED)
+def test_an_old_name_is_an_error_that_gives_the_new_one(old_name: str) -> None:
+    with pytest.raises(SettingsError, match=f"got '{old_name}'; it is now '{RENAMED[old_name]}'"):
+        EditSettings().with_changes({old_name: 1.0})
+
+
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
+    with pytest.raises(
+        SettingsError, match=r"want settings out of steps, .*, seed; got 'guidance_scal'; did you mean 'guidance_"
+    ):
+        EditSettings().with_changes({"guidance_scal": 3.0})
+    with pytest.raises(SettingsError, match=r"got 'brightness'$"):
+        EditSettings().with_changes({"brightness": 3.0})
+    with pytest.raises(ValidationError, match="brightness"):
+        EditSettings(brightness=3.0)
+
+
+def test_changes_make_new_settings_and_leave_the_old_ones() -> None:
+    settings = EditSettings(steps=7, seed=3)
+    changed = settings.with_changes({"guidance_scale": 2.0})
+    assert changed.model_dump() == DEFAULTS | {"steps": 7, "seed": 3, "guidance_scale": 2.0}
+    assert settings.model_dump() == DEFAULTS | {"steps": 7, "seed": 3}
+    assert settings.with_changes({}) == settings
+
+
+def test_settings_are_frozen() -> None:
+    settings = EditSettings()
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.steps = 3  # type: ignore[misc]

@@ -1,0 +1,47 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from emuedit.editor import sampling, task_pack
+from emuedit.editor.sampling import EditSampler
+from emuedit.editor.task_pack import TaskPack, TaskPackError
+
+MakeSampler = Callable[..., EditSampler]
+
+
+def test_a_pack_adds_its_task_to_the_editor_it_was_made_for(make_sampler: MakeSampler, tmp_path: Path) -> None:
+    sampler, file = make_sampler(), tmp_path / "contour.safetensors"
+    pack = TaskPack("contour", torch.arange(6) / 7, sampler.weights, 8, {"start": "sketch"})
+    task_pack.save(pack, file)
+    added = sampler.add_pack(file)
+    assert vars(added) | {"v": 0} == vars(pack) | {"v": 0}
+    assert sampler.tasks[-1] == "contour"
+    assert sampler.inverted_tasks == ("contour",)
+    assert torch.equal(sampler.net.table.rows(["contour"])[0], pack.v)
+
+
+def test_a_pack_is_refused_by_an_editor_with_other_weights(make_sampler: MakeSampler, tmp_path: Path) -> None:
+    sampler, file = make_sampler(), tmp_path / "contour.safetensors"
+    task_pack.save(TaskPack("contour", torch.arange(6) / 7, sampler.weights, 8, {}), file)
+    with torch.no_grad():
+        sampler.net.unet.conv_in.bias += 1
+    sampler.save(tmp_path / "other")
+    other = sampling.load(tmp_path / "other")
+    with pytest.raises(TaskPackError, match="an embedding means nothing to other weights"):
+        other.add_pack(file)
+    assert other.inverted_tasks == ()
+
+
+def test_a_missing_file_and_a_file_of_another_kind_are_errors(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    with pytest.raises(TaskPackError, match="got no file"):
+        task_pack.load(tmp_path / "none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"no pack")
+    with pytest.raises(TaskPackError, match="is not a task pack"):
+        task_pack.load(tmp_path / "bad.safetensors")
+    save_file({"v": torch.zeros(6)}, tmp_path / "plain.safetensors")
+    with pytest.raises(TaskPackError, match="is not a task pack"):
+        task_pack.load(tmp_path / "plain.safetensors")

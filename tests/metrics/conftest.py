@@ -1,0 +1,19 @@
+"""Fixtures of the metrics' tests: edits of the toy world with known results."""
+
+from collections.abc import Callable
+
+import pytest
+
+from emuedit.metrics import benchmark
+from emuedit.metrics.benchmark import Benchmark
+
+
+@pytest.fixture(scope="session")
+def toy_edits() -> Callable[..., Benchmark]:
+    """Builds the first held-out edits of a task."""
+    edits = benchmark.load("toyworld/edits/toy_benchmark.py")
+
+    def build(task: str, n: int = 6) -> Benchmark:
+        return edits(task, "held_out", 0, n)
+
+    return build

@@ -1,0 +1,97 @@
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from emuedit.config import ParamsError
+from emuedit.editor import sampling, task_predictor
+from emuedit.editor.settings import EditSettings
+from emuedit.editor.task_predictor import TaskPrediction
+from emuedit.metrics.baselines import Systems
+from emuedit.metrics.benchmark import Benchmark
+from emuedit.runtime import Runtime
+
+RUNTIME, SETTINGS = Runtime("cpu", "float32"), EditSettings(steps=3)
+ToyEdits = Callable[..., Benchmark]
+
+
+class InvertingSampler:
+    """Returns the negative of each picture, knows one task that was learned by inversion, and keeps its arguments."""
+
+    inverted_tasks = ("contour",)
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.packs: list[str] = []
+
+    def sample(self, images: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        self.calls.append(arguments)
+        return -images
+
+    def add_pack(self, file: Path) -> None:
+        self.packs.append(file.name)
+
+
+class AlwaysLocalPredictor:
+    def predict(self, texts: Sequence[str]) -> list[TaskPrediction]:
+        return [TaskPrediction("local", 0.9, "add", 0.1)] * len(texts)
+
+
+@pytest.fixture
+def sampler(monkeypatch: pytest.MonkeyPatch) -> InvertingSampler:
+    """Takes the place of the trained editor."""
+    fake = InvertingSampler()
+    monkeypatch.setattr(sampling, "load", lambda folder, runtime: (fake.calls.append((folder, runtime)), fake)[1])
+    return fake
+
+
+@pytest.fixture
+def predictor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the place of the trained task predictor."""
+    monkeypatch.setattr(task_predictor, "load", lambda folder, device: AlwaysLocalPredictor())
+
+
+def test_identity_returns_the_input_and_needs_no_model(tmp_path: Path, toy_edits: ToyEdits) -> None:
+    edits = toy_edits("remove", 3)
+    outputs, tasks = Systems(tmp_path, SETTINGS, RUNTIME)["identity"](edits, [1, 2, 3])
+    np.testing.assert_array_equal(outputs, edits.before)
+    assert tasks == ["remove"] * 3
+
+
+@pytest.mark.parametrize(
+    ("system", "task", "used"),
+    [("emuedit", "remove", "local"), ("true_task", "remove", "remove"), ("emuedit", "contour", "contour")],
+)
+def test_the_editor_gets_the_predicted_or_the_true_task(
+    system: str, task: str, used: str, tmp_path: Path, toy_edits: ToyEdits, sampler: InvertingSampler, predictor: None
+) -> None:
+    """The task predictor does not know a task that was learned by inversion, which is then given."""
+    edits, report = toy_edits(task, 2), print
+    outputs, tasks = Systems(tmp_path, SETTINGS, RUNTIME, report)[system](edits, [7, 8])
+    np.testing.assert_array_equal(outputs, 255 - edits.before)
+    assert tasks == [used] * 2
+    assert sampler.calls[1:] == [(edits.instructions, [used] * 2, SETTINGS, [7, 8], report)]
+
+
+def test_models_are_loaded_once_and_only_when_they_are_needed(
+    tmp_path: Path, toy_edits: ToyEdits, sampler: InvertingSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_predictor, "load", lambda folder, device: pytest.fail("the true task needs no predictor"))
+    (tmp_path / "models/inversion").mkdir(parents=True)
+    for name in ("b.safetensors", "a.safetensors", "notes.txt"):
+        (tmp_path / "models/inversion" / name).touch()
+    systems = Systems(tmp_path, SETTINGS, RUNTIME)
+    assert sampler.calls == []
+    for _ in range(2):
+        systems["true_task"](toy_edits("add", 1), [0])
+    loads = [call for call in sampler.calls if len(call) == 2]
+    assert loads == [(tmp_path / "models/editor", RUNTIME)]
+    assert sampler.packs == ["a.safetensors", "b.safetensors"]
+
+
+def test_an_unknown_system_is_an_error_that_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="want systems out of identity, emuedit, true_task; got 'magic'"):
+        Systems(tmp_path, SETTINGS, RUNTIME)["magic"]

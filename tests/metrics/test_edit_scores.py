@@ -1,0 +1,82 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emuedit.data.png import decode_png
+from emuedit.metrics.benchmark import Benchmark, Pictures
+from emuedit.metrics.edit_scores import METRICS, evaluate_system
+from emuedit.models import clip, dino
+
+WEIGHTS = Path(__file__).parents[2] / "toyworld/weights"
+Scorers = tuple[clip.ClipScorer, dino.DinoScorer]
+ToyEdits = Callable[..., Benchmark]
+
+
+@pytest.fixture(scope="module")
+def scorers() -> Scorers:
+    return clip.load(str(WEIGHTS / "clip")), dino.load(str(WEIGHTS / "dino"))
+
+
+def do_nothing(edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
+    return edits.before, [edits.task] * len(seeds)
+
+
+def answer_exactly(edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
+    return edits.exact, ["local"] * len(seeds)
+
+
+def test_doing_nothing_keeps_the_picture_and_has_no_direction(toy_edits: ToyEdits, scorers: Scorers) -> None:
+    records = evaluate_system("identity", do_nothing, toy_edits("remove"), scorers, 0)
+    assert len(records) == 6
+    for record in records:
+        assert not record.success
+        assert record.reason
+        assert record.scores["l1"] == 0.0
+        assert [record.scores[name] for name in ("clip_im", "dino")] == pytest.approx([1.0, 1.0], abs=5e-5)
+        assert record.scores["clip_dir"] is None
+
+
+def test_the_exact_result_succeeds_and_moves_towards_its_caption(toy_edits: ToyEdits, scorers: Scorers) -> None:
+    records = evaluate_system("exact", answer_exactly, toy_edits("background"), scorers, 0)
+    assert all(record.success and not record.reason for record in records)
+    directions = [record.scores["clip_dir"] for record in records]
+    assert np.mean([direction for direction in directions if direction is not None]) > 0.3
+    assert 0 < np.mean([record.scores["l1"] or 0 for record in records]) < 0.5
+
+
+def test_a_record_holds_the_edit_the_output_and_the_task_that_was_used(toy_edits: ToyEdits, scorers: Scorers) -> None:
+    edits = toy_edits("add", 2)
+    records = evaluate_system("exact", answer_exactly, edits, scorers, 0)
+    for i, record in enumerate(records):
+        assert (record.system, record.task, record.given_task) == ("exact", "add", "local")
+        assert record.instruction == edits.instructions[i]
+        assert (record.source_caption, record.target_caption) == (edits.input_captions[i], edits.output_captions[i])
+        np.testing.assert_array_equal(decode_png(record.source), edits.before[i])
+        np.testing.assert_array_equal(decode_png(record.output), edits.exact[i])
+        assert record.exact is not None
+        np.testing.assert_array_equal(decode_png(record.exact), edits.exact[i])
+        assert record.scores.keys() == METRICS.keys()
+
+
+def test_seeds_depend_on_the_edit_and_not_on_the_system(toy_edits: ToyEdits, scorers: Scorers) -> None:
+    edits = toy_edits("add", 2)
+    received: list[list[int]] = []
+
+    def keep_seeds(edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
+        received.append(seeds)
+        return do_nothing(edits, seeds)
+
+    first, second = (evaluate_system(name, keep_seeds, edits, scorers, 3) for name in ("a", "b"))
+    assert [record.seed for record in first] == [record.seed for record in second] == received[0] == received[1]
+    assert len({record.seed for record in first}) == 2
+    assert replace(first[0], system="b").id == second[0].id
+    (shorter,) = evaluate_system("a", do_nothing, toy_edits("add", 1), scorers, 3)
+    assert shorter.seed == first[0].seed, "the number of edits must not matter"
+    for other in (
+        evaluate_system("a", do_nothing, edits, scorers, 4),
+        evaluate_system("a", do_nothing, toy_edits("remove", 2), scorers, 3),
+    ):
+        assert {record.seed for record in other}.isdisjoint(record.seed for record in first)

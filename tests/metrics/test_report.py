@@ -1,0 +1,127 @@
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emuedit.data.contact_sheet import BAD_COLOR, GOOD_COLOR
+from emuedit.data.png import encode_png
+from emuedit.data.records import EvalRecord
+from emuedit.metrics import report
+from emuedit.metrics.edit_scores import METRICS
+
+BLACK, GREY, BLUE = (encode_png(np.full((16, 16, 3), color, np.uint8)) for color in ((0, 0, 0), (90, 90, 90), (10, 20, 200)))
+
+
+def make_record(task: str, success: bool, **changes: Any) -> EvalRecord:
+    fields: dict[str, Any] = {
+        "system": "s", "instruction": f"{task} it", "source_caption": "", "target_caption": "", "given_task": task, "seed": 0,
+        "source": BLACK, "output": GREY, "exact": BLUE, "reason": "" if success else "no",
+        "scores": dict.fromkeys(METRICS, 0.5),
+    }  # fmt: skip
+    return EvalRecord(task=task, success=success, **(fields | changes))
+
+
+def test_every_task_has_the_same_weight_and_tasks_of_inversion_do_not_count() -> None:
+    records = [make_record("remove", True)] * 3 + [make_record("add", False)] + [make_record("contour", True)] * 4
+    table = report.summarise(records, ("remove", "add", "contour"))["edit_success"]["s"]
+    assert table == {"overall": 0.5, "remove": 1.0, "add": 0.0, "contour": 1.0}
+
+
+def test_there_is_a_table_for_success_the_task_predictor_and_every_metric() -> None:
+    scores = {"clip_dir": 0.1, "clip_im": 0.2, "clip_out": 0.3, "l1": 0.4, "dino": 0.5}
+    records = [make_record("add", True, scores=scores), make_record("add", False, given_task="local", scores=scores)]
+    tables = report.summarise(records, ("add",))
+    assert set(tables) == {"edit_success", "router", *scores}
+    assert tables["router"]["s"] == {"overall": 0.5, "add": 0.5}
+    for name, value in scores.items():
+        assert tables[name]["s"] == {"overall": value, "add": value}
+
+
+def test_undefined_values_are_left_out_and_counted() -> None:
+    undefined = dict.fromkeys(METRICS, 0.4) | {"clip_dir": None}
+    records = [
+        make_record("add", True),
+        make_record("add", True, scores=undefined),
+        make_record("remove", True, scores=undefined),
+        make_record("contour", True, scores=undefined),
+    ]
+    tables = report.summarise(records, ("add", "remove", "contour"))
+    assert tables["clip_dir"]["s"] == {"overall": 0.5, "add": 0.5, "remove": None, "contour": None}
+    assert tables["undefined_clip_dir"]["s"] == {"overall": 2.0, "add": 1.0, "remove": 1.0, "contour": 1.0}
+    assert "undefined_l1" not in tables
+
+
+def test_systems_are_kept_apart_and_in_their_order() -> None:
+    records = [make_record("add", True, system="b"), make_record("add", False, system="a"), make_record("add", True, system="b")]
+    table = report.summarise(records, ("add", "remove"))["edit_success"]
+    assert list(table) == ["b", "a"]
+    assert table == {"b": {"overall": 1.0, "add": 1.0, "remove": None}, "a": {"overall": 0.0, "add": 0.0, "remove": None}}
+
+
+def test_the_csv_file_has_a_row_for_every_system_and_task(tmp_path: Path) -> None:
+    undefined = dict.fromkeys(METRICS, 0.4) | {"clip_dir": None}
+    records = [make_record("add", True, system="a", scores=undefined), make_record("add", False, system="b")]
+    tables = report.summarise(records, ("add",))
+    report.write_csv(tmp_path / "metrics.csv", tables)
+    with (tmp_path / "metrics.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["system"], row["task"]) for row in rows] == [("a", "overall"), ("a", "add"), ("b", "overall"), ("b", "add")]
+    assert list(rows[0]) == ["system", "task", "edit_success", "router", *METRICS]
+    assert [row["edit_success"] for row in rows] == ["1.0", "1.0", "0.0", "0.0"]
+    assert [row["clip_dir"] for row in rows] == ["", "", "0.5", "0.5"]
+
+
+def test_the_success_table_is_text_with_a_column_for_each_system() -> None:
+    table = {"identity": {"overall": 0.0, "add": 0.0}, "emuedit": {"overall": 0.456, "add": None, "remove": 1.0}}
+    lines = report.success_table(table).splitlines()
+    assert [line.split() for line in lines] == [
+        ["edit", "success", "identity", "emuedit"],
+        ["overall", "0.00", "0.46"],
+        ["add", "0.00", "-"],
+        ["remove", "-", "1.00"],
+    ]
+    assert len({len(line) for line in lines}) == 1, "the columns must be aligned"
+
+
+def draw(records: Sequence[EvalRecord], tasks: tuple[str, ...], columns: int = 2) -> np.ndarray:
+    success = report.summarise(records, tasks)["edit_success"]
+    sheet = report.draw_contact_sheet(records, "s", tasks, columns, success)
+    assert isinstance(sheet, Image.Image)
+    return np.asarray(sheet)
+
+
+def has_color(sheet: np.ndarray, color: tuple[int, int, int]) -> bool:
+    return bool((sheet == color).all(-1).any())
+
+
+@pytest.mark.parametrize(("success", "frame", "other_frame"), [(True, GOOD_COLOR, BAD_COLOR), (False, BAD_COLOR, GOOD_COLOR)])
+def test_the_frame_of_an_output_says_whether_it_succeeded(
+    success: bool, frame: tuple[int, int, int], other_frame: tuple[int, int, int]
+) -> None:
+    sheet = draw([make_record("add", success)] * 2, ("add",))
+    assert has_color(sheet, frame)
+    assert not has_color(sheet, other_frame)
+
+
+def test_the_sheet_shows_the_first_edits_of_every_task_and_system() -> None:
+    hidden = encode_png(np.full((16, 16, 3), (201, 7, 8), np.uint8))
+    records = [make_record("add", True), make_record("add", True), make_record("remove", False), make_record("remove", True)]
+    others = [make_record("add", True, output=hidden), make_record("add", True, system="other", output=hidden)]
+    sheet = draw(records + others, ("add", "remove"))
+    assert sheet.shape[0] > 3 * 128
+    assert has_color(sheet, (90, 90, 90))
+    assert has_color(sheet, GOOD_COLOR)
+    assert has_color(sheet, BAD_COLOR)
+    assert not has_color(sheet, (201, 7, 8)), "the third edit of a task and other systems are not shown"
+
+
+def test_exact_results_are_shown_where_all_are_known() -> None:
+    all_known, one_unknown = [make_record("add", True)] * 2, [make_record("add", True), make_record("add", True, exact=None)]
+    assert has_color(draw(all_known, ("add",)), (10, 20, 200))
+    without = draw(one_unknown, ("add",))
+    assert not has_color(without, (10, 20, 200))
+    assert without.shape[0] < draw(all_known, ("add",)).shape[0]

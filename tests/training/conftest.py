@@ -1,0 +1,31 @@
+"""Fixtures of the training's tests: tiny base models, a latent cache, and no MLflow."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from emuedit.models.text_to_image import TextToImageModel
+from emuedit.training import latent_cache
+from tests.editor.tiny_pipelines import build_base_model
+from tests.training.tiny_pairs import make_pair, write_pairs
+
+
+@pytest.fixture(autouse=True)
+def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics go to stats.jsonl only."""
+    monkeypatch.setattr("emuedit.tracking.stats._Mirror._try", lambda mirror: None)
+
+
+@pytest.fixture
+def make_base_model() -> Callable[[str], TextToImageModel]:
+    """Builds a random base model of one of KINDS, with all parts of a real one."""
+    return build_base_model
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The latent cache of 60 pairs, encoded by the base model `toy`; not to be changed."""
+    root = tmp_path_factory.mktemp("pairs")
+    latent_cache.build(*write_pairs(root, [make_pair(n) for n in range(60)]), build_base_model("toy"), root / "cache")
+    return root / "cache"

@@ -1,0 +1,189 @@
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from emuedit.tasks import TASKS
+from emuedit.tracking import read_stats
+from emuedit.training import loss
+from emuedit.training.distributed import DistributedError, run_distributed
+from emuedit.training.latent_cache import LatentCache
+from emuedit.training.loop import HELD_OUT_PER_TASK, TrainingError, held_out_loss
+from emuedit.training.optimization import STATE_FILE
+from emuedit.training.trainable_editor import TrainableEditor
+from tests.training.tiny_training import SETTINGS, make_editor, train, train_in_process
+
+Losses = Callable[..., torch.Tensor]
+
+
+def metrics(scratch: Path) -> list[dict[str, Any]]:
+    """Metrics of every step, in the order in which they were logged."""
+    steps: dict[int, dict[str, Any]] = {}
+    for line in read_stats(scratch / "stats.jsonl"):
+        if "metrics" in line:
+            steps.setdefault(line["step"], {}).update(line["metrics"])
+    return [values | {"step": step} for step, values in steps.items()]
+
+
+def state(scratch: Path) -> dict[str, Any]:
+    return torch.load(scratch / STATE_FILE, weights_only=True)
+
+
+def assert_same_training(scratch: Path, other: Path) -> None:
+    """Weights, EMA, optimizer and logged losses are equal, bit for bit."""
+    first, second = state(scratch), state(other)
+    for part in ("weights", "ema"):
+        assert first[part].keys() == second[part].keys()
+        for name, value in first[part].items():
+            assert torch.equal(value, second[part][name]), name
+    torch.testing.assert_close(first["optimizer"], second["optimizer"], rtol=0, atol=0)
+    for values, other_values in zip(metrics(scratch), metrics(other), strict=True):
+        assert {**values, "samples_per_second": 0} == {**other_values, "samples_per_second": 0}
+
+
+@pytest.fixture(scope="module")
+def finished(cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainableEditor, Path]:
+    """An editor after an uninterrupted training, and the scratch folder of that training; neither is to be changed."""
+    scratch = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("emuedit.tracking.stats._Mirror._try", lambda mirror: None)
+        return train(cache_folder, scratch), scratch
+
+
+@pytest.fixture
+def change_losses(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, torch.Tensor], torch.Tensor]], None]:
+    """Replaces the losses of each call by what a function returns for (number of the call from 1, losses)."""
+    loss_per_sample = loss.loss_per_sample
+
+    def install(change: Callable[[int, torch.Tensor], torch.Tensor]) -> None:
+        calls: list[int] = []
+
+        def changed(*arguments: Any) -> torch.Tensor:
+            calls.append(1)
+            return change(len(calls), loss_per_sample(*arguments))
+
+        monkeypatch.setattr(loss, "loss_per_sample", changed)
+
+    return install
+
+
+def test_a_training_stopped_half_way_and_resumed_equals_an_uninterrupted_one(
+    cache_folder: Path, tmp_path: Path, change_losses: Any, finished: tuple[TrainableEditor, Path]
+) -> None:
+    """With trained text encoders, EMA, optimizer, timesteps, noise, dropout and the order of pairs."""
+    n_evaluated = len(set(LatentCache(cache_folder, SETTINGS.held_out_share).held_out.task.tolist()))
+    stop_at = 3 + n_evaluated + 2  # three steps, the evaluation, and in the middle of the fifth step
+
+    def stop(call: int, losses: torch.Tensor) -> torch.Tensor:
+        if call == stop_at:
+            raise KeyboardInterrupt
+        return losses
+
+    change_losses(stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(cache_folder, tmp_path)
+    assert state(tmp_path)["step"] == 4
+    resumed = train(cache_folder, tmp_path)  # the count of calls goes on, so it is not stopped again
+    editor, scratch = finished
+    assert_same_training(tmp_path, scratch)
+    for name, value in editor.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_processes_that_die_half_way_and_resume_equal_uninterrupted_ones(
+    cache_folder: Path, tmp_path: Path, finished: tuple[TrainableEditor, Path]
+) -> None:
+    """One of them is killed in the middle of the fourth step. One process makes the same first step, rounding apart."""
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    run_distributed(2, train_in_process, cache_folder, uninterrupted, None)
+    with pytest.raises(DistributedError, match=r"a training process (died|failed)"):
+        run_distributed(2, train_in_process, cache_folder, killed, 3)
+    assert state(killed)["step"] in (2, 3), "it ends before or after the first process has saved the third step"
+    run_distributed(2, train_in_process, cache_folder, killed, None)
+    assert_same_training(killed, uninterrupted)
+    (first, *_), (first_alone, *_) = metrics(uninterrupted), metrics(finished[1])
+    np.testing.assert_allclose(first["loss"], first_alone["loss"], rtol=1e-4)
+    np.testing.assert_allclose(first["grad_norm"], first_alone["grad_norm"], rtol=1e-3)
+
+
+def test_the_editor_holds_the_averaged_weights_afterwards_and_is_frozen(finished: tuple[TrainableEditor, Path]) -> None:
+    editor, scratch = finished
+    saved, start = state(scratch), dict(make_editor().named_parameters())
+    for name, value in editor.named_parameters():
+        assert torch.equal(value, saved["ema"][name]), name
+        assert not value.requires_grad
+    changed = [name for name, value in saved["ema"].items() if not torch.equal(value, start[name])]
+    assert len(changed) > 0.9 * len(start)
+    assert not torch.equal(saved["ema"]["net.unet.conv_in.weight"], saved["weights"]["net.unet.conv_in.weight"])
+    assert not editor.training
+
+
+def test_losses_rates_speed_and_held_out_losses_are_logged(cache_folder: Path, finished: tuple[TrainableEditor, Path]) -> None:
+    logged = metrics(finished[1])
+    assert [values["step"] for values in logged] == [1, 2, 3, 4, 5, 6]
+    for step, values in enumerate(logged):
+        assert {"loss", "lr", "grad_norm", "samples_per_second"} <= values.keys()
+        assert values["lr"] == SETTINGS.schedule.rate(step)
+        assert ("held_out" in values) == (values["step"] in (3, 6))
+    cache = LatentCache(cache_folder, SETTINGS.held_out_share)
+    names = {f"held_out.{TASKS[row].name}" for row in cache.held_out.task}
+    assert len(names) > 1
+    assert names == {name for name in logged[-1] if name.startswith("held_out.")}
+    np.testing.assert_allclose(logged[-1]["held_out"], np.mean([logged[-1][name] for name in names]))
+
+
+def test_the_held_out_loss_is_that_of_the_averaged_weights(cache_folder: Path, finished: tuple[TrainableEditor, Path]) -> None:
+    editor, scratch = finished
+    cache = LatentCache(cache_folder, SETTINGS.held_out_share)
+    again = held_out_loss(editor, cache, SETTINGS)
+    assert again == {name: value for name, value in metrics(scratch)[-1].items() if name.startswith("held_out")}
+
+
+def test_the_held_out_loss_reads_some_pairs_of_every_task(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    editor, cache = make_editor(), LatentCache(cache_folder, SETTINGS.held_out_share)
+    batches: list[Any] = []
+    losses = editor.losses
+    monkeypatch.setattr(editor, "losses", lambda batch, *rest: (batches.append(batch), losses(batch, *rest))[1])
+    held_out_loss(editor, cache, SETTINGS)
+    for batch in batches:
+        assert len(set(batch.tasks.tolist())) == 1
+        assert set(batch.ids) <= set(cache.held_out.pair_ids.tolist())
+        n_pairs = (cache.held_out.task == batch.tasks[0].item()).sum()
+        assert len(batch) == min(HELD_OUT_PER_TASK, n_pairs)
+
+
+def test_without_held_out_pairs_there_is_no_held_out_loss(cache_folder: Path) -> None:
+    assert held_out_loss(make_editor(), LatentCache(cache_folder, 0.0), SETTINGS) == {}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_training_and_names_its_pairs(
+    value: float, cache_folder: Path, tmp_path: Path, change_losses: Any
+) -> None:
+    change_losses(lambda call, losses: losses * (value if call == 2 else 1.0))
+    with pytest.raises(TrainingError, match=rf"want a finite loss, got {value} at step 1.*bad-batch\.json.*lower train\.lr"):
+        train(cache_folder, tmp_path)
+    cache = LatentCache(cache_folder, SETTINGS.held_out_share)
+    positions, _ = cache.choose(SETTINGS.batch_size, SETTINGS.task_balance, SETTINGS.seed, 1)
+    note = json.loads((tmp_path / "bad-batch.json").read_text())
+    assert note == {"step": 1, "pair_ids": cache.train.pair_ids[positions].tolist()}
+    assert state(tmp_path)["step"] == 1, "the state of before the bad step is kept"
+    assert read_stats(tmp_path / "stats.jsonl")[-1] == {"status": "FAILED"}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_held_out_loss_that_is_not_finite_stops_the_training(
+    value: float, cache_folder: Path, tmp_path: Path, change_losses: Any
+) -> None:
+    change_losses(lambda call, losses: losses if torch.is_grad_enabled() else losses * value)
+    with pytest.raises(TrainingError, match=rf"want a finite held-out loss, got {value} for the task local; .*lower train\.lr"):
+        train(cache_folder, tmp_path)
+    assert state(tmp_path)["step"] == 2, "the state of before the bad step is kept"
+    assert read_stats(tmp_path / "stats.jsonl")[-1] == {"status": "FAILED"}

@@ -1,0 +1,193 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from emuedit.training.optimization import STATE_FILE, Optimization, OptimizationError, check_recipe
+from emuedit.training.schedule import Schedule
+
+SCHEDULE = Schedule(steps=12, lr=0.1, warmup_steps=3, decay_share=0.5)
+INPUTS = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+
+
+def make_module(width: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.ModuleDict({"first": nn.Linear(4, width), "last": nn.Linear(width, 1)})
+
+
+def optimize(module: nn.Module, **changes: Any) -> Optimization:
+    settings: dict[str, Any] = {"weight_decay": 0.1, "max_grad_norm": 1.0, "ema_decay": 0.9}
+    settings["lr_mult"] = lambda name: 2.0 if name.startswith("last.") else 1.0
+    return Optimization(module, SCHEDULE, **(settings | changes))
+
+
+def train(optimization: Optimization, until: int) -> None:
+    while optimization.step < until:
+        module = optimization.module
+        inputs = INPUTS + 0.1 * torch.randn(8, 4, generator=torch.Generator().manual_seed(optimization.step))
+        module["last"](module["first"](inputs).tanh()).sub(1).square().mean().backward()
+        optimization.update()
+
+
+def weights_of(optimization: Optimization) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in optimization.module.state_dict().items()}
+
+
+def test_a_run_stopped_half_way_and_resumed_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    uninterrupted = optimize(make_module())
+    train(uninterrupted, 12)
+    stopped = optimize(make_module())
+    train(stopped, 5)
+    stopped.save(tmp_path / STATE_FILE)
+    train(stopped, 7)  # what was done after the save is lost, as by a kill
+    resumed = optimize(make_module())
+    with torch.no_grad():
+        for value in resumed.module.parameters():
+            value.zero_()  # nothing of the start may remain
+    resumed.resume(tmp_path / STATE_FILE, "cpu")
+    assert resumed.step == 5
+    train(resumed, 12)
+    assert resumed.step == uninterrupted.step == 12
+    for name, value in weights_of(uninterrupted).items():
+        assert torch.equal(weights_of(resumed)[name], value), name
+        assert torch.equal(resumed.ema[name], uninterrupted.ema[name]), name
+
+
+def test_without_a_state_it_starts_at_the_first_step(tmp_path: Path) -> None:
+    optimization = optimize(make_module())
+    optimization.resume(tmp_path / STATE_FILE, "cpu")
+    assert (optimization.step, optimization.rate) == (0, pytest.approx(0.1 / 3))
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        (lambda: optimize(make_module(width=5)), "weights"),
+        (lambda: optimize(nn.ModuleDict({"other": nn.Linear(4, 3), "last": nn.Linear(3, 1)})), "weights"),
+        (lambda: optimize(make_module(), weight_decay=0.2), "optimizer settings"),
+        (lambda: optimize(make_module(), betas=(0.8, 0.99)), "optimizer settings"),
+        (lambda: optimize(make_module(), lr_mult=lambda name: 1.0), "optimizer settings"),
+        (lambda: optimize(make_module(), ema_decay=None), "EMA"),
+    ],
+)
+def test_the_state_of_another_recipe_is_refused(other: Callable[[], Optimization], difference: str, tmp_path: Path) -> None:
+    optimization = optimize(make_module())
+    train(optimization, 2)
+    optimization.save(tmp_path / STATE_FILE)
+    refusing = other()
+    before = weights_of(refusing)
+    with pytest.raises(
+        OptimizationError,
+        match=rf"want the state of this training, got .*state\.pt of one with other .*{difference}.*; delete it",
+    ):
+        refusing.resume(tmp_path / STATE_FILE, "cpu")
+    assert refusing.step == 0
+    for name, value in weights_of(refusing).items():
+        assert torch.equal(value, before[name]), "a refused state must not change the weights"
+
+
+def test_a_save_that_fails_leaves_the_earlier_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    optimization = optimize(make_module())
+    train(optimization, 2)
+    optimization.save(tmp_path / STATE_FILE)
+    train(optimization, 4)
+
+    def fail(state: Any, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        optimization.save(tmp_path / STATE_FILE)
+    resumed = optimize(make_module())
+    resumed.resume(tmp_path / STATE_FILE, "cpu")
+    assert resumed.step == 2
+
+
+def test_the_average_follows_the_weights_faster_at_the_start() -> None:
+    """ema <- decay ema + (1 - decay) weights, with decay = min(0.9, (1 + step) / (10 + step))."""
+    optimization = optimize(make_module())
+    want = weights_of(optimization)
+    for step in range(12):
+        train(optimization, step + 1)
+        decay = min(0.9, (1 + step) / (10 + step))
+        want = {name: decay * want[name] + (1 - decay) * value for name, value in weights_of(optimization).items()}
+    torch.testing.assert_close(optimization.ema, want)
+
+
+def test_the_module_holds_the_average_inside_of_the_block_only() -> None:
+    optimization = optimize(make_module())
+    train(optimization, 4)
+    trained, average = weights_of(optimization), {name: value.clone() for name, value in optimization.ema.items()}
+    inside: dict[str, torch.Tensor] = {}
+
+    def stop_inside() -> None:
+        with optimization.averaged():
+            inside.update(weights_of(optimization))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_inside()
+    for name, value in weights_of(optimization).items():
+        assert torch.equal(inside[name], average[name]), name
+        assert torch.equal(value, trained[name]), name
+        assert torch.equal(optimization.ema[name], average[name]), name
+    optimization.use_average()
+    for name, value in weights_of(optimization).items():
+        assert torch.equal(value, average[name]), name
+
+
+def test_an_optimization_without_average_changes_nothing_in_the_block() -> None:
+    optimization = optimize(make_module(), ema_decay=None)
+    train(optimization, 2)
+    before = weights_of(optimization)
+    with optimization.averaged():
+        pass
+    optimization.use_average()
+    for name, value in weights_of(optimization).items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_rates_follow_the_schedule_times_the_factor_of_each_parameter() -> None:
+    optimization = optimize(make_module())
+    for step in range(12):
+        train(optimization, step + 1)
+        rates = {group["lr_mult"]: group["lr"] for group in optimization.optimizer.param_groups}
+        assert rates == {1.0: SCHEDULE.rate(step), 2.0: 2 * SCHEDULE.rate(step)}
+
+
+def test_parameters_with_a_factor_of_zero_and_frozen_ones_stay() -> None:
+    module = make_module()
+    module["first"].bias.requires_grad_(False)
+    optimization = optimize(module, lr_mult=lambda name: 0.0 if name.startswith("last.") else 1.0)
+    before = weights_of(optimization)
+    train(optimization, 3)
+    changed = {name for name, value in weights_of(optimization).items() if not torch.equal(value, before[name])}
+    assert changed == {"first.weight"}
+    assert "first.bias" not in optimization.ema
+
+
+def test_gradients_are_clipped_and_their_norm_before_is_returned() -> None:
+    module = nn.Linear(1, 1, bias=False)
+    optimization = optimize(module, max_grad_norm=0.5, lr_mult=lambda name: 1.0)
+    module.weight.grad = torch.full((1, 1), 7.0)
+    clipped: list[float] = []
+    step = optimization.optimizer.step
+    optimization.optimizer.step = lambda: (clipped.append(module.weight.grad.item()), step())  # type: ignore[method-assign]
+    assert optimization.update().item() == pytest.approx(7.0)
+    assert clipped == [pytest.approx(0.5, rel=1e-4)]
+    assert module.weight.grad is None
+
+
+def test_a_recipe_may_not_change_while_its_training_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.json"
+    check_recipe(file, {"lr": 0.1, "steps": 10, "seed": 0})
+    check_recipe(file, {"lr": 0.1, "steps": 20, "seed": 0}, may_change=("steps",))
+    assert json.loads(file.read_text())["steps"] == 20
+    with pytest.raises(OptimizationError, match=r"was begun with another recipe \(lr, steps\); delete it to train anew"):
+        check_recipe(file, {"lr": 0.2, "steps": 30, "seed": 0})
+    assert json.loads(file.read_text())["lr"] == 0.1

@@ -1,0 +1,111 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from emuedit.editor import sampling
+from emuedit.editor.sampling import EditSampler
+from emuedit.models.text_to_image import TextCondition
+from emuedit.training import task_inversion
+from emuedit.training.loss import Batch
+from emuedit.training.task_inversion import InversionSettings, LearnedTask, invert, select_examples, start_embeddings
+from tests.editor.tiny_pipelines import D_V, save_editor
+
+SETTINGS = InversionSettings(
+    task="contour", n_examples=4, n_held_out=2, steps=12, lr=0.1, batch_size=4, eval_every_steps=4
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def editor_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_editor("toy", tmp_path_factory.mktemp("editor"))
+
+
+@pytest.fixture
+def editor(editor_folder: Path) -> EditSampler:
+    return sampling.load(editor_folder)
+
+
+@pytest.fixture
+def samples(editor: EditSampler) -> Batch:
+    """Six edits with random pictures."""
+    random = torch.Generator().manual_seed(1)
+    source, target = torch.randn(2, 6, editor.parts.channels, 8, 8, generator=random)
+    instructions = [f"draw the outline {n}" for n in range(6)]
+    return Batch(
+        source, target, editor.parts.encode_text(instructions), editor.parts.null_text(1), torch.zeros(6, dtype=torch.long),
+        tuple("abcdef"), tuple(instructions),
+    )  # fmt: skip
+
+
+def learn(editor: EditSampler, samples: Batch, held_out: slice = slice(4, 6), **changes: object) -> LearnedTask:
+    rows = torch.arange(6)
+    settings = SETTINGS.model_copy(update=changes)
+    return invert(editor, select_examples(samples, rows[:4]), select_examples(samples, rows[held_out]), settings)
+
+
+def test_only_the_embedding_is_learned_and_the_loss_falls(editor: EditSampler, samples: Batch) -> None:
+    """The loss is that of the examples themselves, because a random editor cannot generalise; at other timesteps and noise."""
+    before = {name: value.clone() for name, value in editor.net.state_dict().items()}
+    tasks = editor.tasks
+    learned = learn(editor, samples, slice(0, 4), lr=0.3, steps=24)
+    assert editor.tasks == tasks
+    for name, value in editor.net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert learned.v.shape == (D_V,)
+    assert not learned.v.requires_grad
+    assert learned.loss < learned.loss_start
+    assert not torch.equal(learned.v, start_embeddings(editor)[learned.start])
+
+
+def test_inversion_is_deterministic_and_depends_on_the_seed(editor: EditSampler, samples: Batch) -> None:
+    first, same, other = (learn(editor, samples, slice(0, 4), lr=0.3, steps=4, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first.v, same.v)
+    assert not torch.equal(first.v, other.v)
+
+
+def test_without_steps_the_embedding_is_the_start(editor: EditSampler, samples: Batch) -> None:
+    learned = learn(editor, samples, steps=0)
+    assert torch.equal(learned.v, start_embeddings(editor)[learned.start])
+    assert learned.loss == learned.loss_start
+    assert learned.steps == 0
+
+
+def test_it_starts_from_the_row_with_the_lowest_loss(
+    editor: EditSampler, samples: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_starts = start_embeddings(editor)
+    losses = {}
+    for name, row in all_starts.items():
+        monkeypatch.setattr(task_inversion, "start_embeddings", lambda _, name=name, row=row: {name: row})
+        losses[name] = learn(editor, samples, steps=0).loss
+    monkeypatch.setattr(task_inversion, "start_embeddings", lambda _: all_starts)
+    learned = learn(editor, samples, steps=0)
+    assert learned.start == min(losses, key=lambda name: losses[name])
+    assert learned.loss_start == min(losses.values()) < max(losses.values())
+
+
+def test_it_stops_when_the_held_out_loss_no_longer_falls(editor: EditSampler, samples: Batch) -> None:
+    learned = learn(editor, samples, lr=100.0, steps=40, eval_every_steps=1, patience=2)
+    assert learned.steps < 40
+    assert learned.loss <= learned.loss_start
+
+
+def test_the_starts_are_all_rows_and_their_mean(editor: EditSampler) -> None:
+    starts = start_embeddings(editor)
+    assert tuple(starts) == ("mean", *editor.tasks)
+    torch.testing.assert_close(starts["mean"], editor.net.table.v.detach().mean(0))
+    assert torch.equal(starts["remove"], editor.net.table.v[1])
+
+
+def test_examples_are_selected_in_the_given_order(samples: Batch) -> None:
+    pooled = torch.arange(6.0)[:, None]
+    batch = Batch(**(vars(samples) | {"text": TextCondition(samples.text.hidden, pooled)}))
+    selected = select_examples(batch, torch.tensor([4, 0, 4]))
+    assert selected.ids == ("e", "a", "e")
+    assert selected.instructions == tuple(samples.instructions[row] for row in (4, 0, 4))
+    assert torch.equal(selected.source, samples.source[[4, 0, 4]])
+    assert torch.equal(selected.target, samples.target[[4, 0, 4]])
+    assert torch.equal(selected.text.hidden, samples.text.hidden[[4, 0, 4]])
+    assert selected.text.pooled is not None
+    assert selected.text.pooled.flatten().tolist() == [4.0, 0.0, 4.0]

@@ -1,0 +1,48 @@
+import pytest
+import torch
+from pydantic import ValidationError
+
+from emuedit.training.schedule import Schedule
+from emuedit.training.train_settings import NEW_WEIGHTS, TrainSettings
+from tests.training.tiny_training import make_editor
+
+SETTINGS = TrainSettings(steps=100, batch_size=4, lr=1e-3, lr_mult_new=10.0, lr_mult_text=0.3, warmup_steps=7)
+
+
+def test_each_kind_of_weight_has_its_factor_of_the_learning_rate() -> None:
+    factors = {name: SETTINGS.lr_mult(name) for name, _ in make_editor().named_parameters()}
+    assert {factors[name] for name in factors if name.startswith("text.")} == {0.3}
+    assert {factors[name] for name in factors if name.startswith("net.table.")} == {10.0}
+    assert factors["net.unet.conv_in.weight"] == factors["net.unet.class_embedding.weight"] == 10.0
+    assert factors["net.unet.conv_out.weight"] == 1.0
+    for prefix in NEW_WEIGHTS:
+        assert any(name.startswith(prefix) for name in factors), f"no weight is called {prefix}"
+
+
+def test_the_schedule_has_the_values_of_the_settings() -> None:
+    assert SETTINGS.schedule == Schedule(steps=100, lr=1e-3, warmup_steps=7, decay_share=0.4, decay="linear")
+
+
+@pytest.mark.parametrize(("dtype", "want"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_computations_have_the_number_format_of_the_settings(dtype: str, want: torch.dtype) -> None:
+    layer = torch.nn.Linear(2, 2)
+    with SETTINGS.model_copy(update={"dtype": dtype}).autocast(torch.device("cpu")):
+        assert layer(torch.zeros(1, 2)).dtype == want
+    assert layer.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0), ("batch_size", 0), ("lr", 0.0), ("lr_mult_new", 0.0), ("lr_mult_text", -0.1), ("ema_decay", 1.0),
+        ("held_out_share", 1.0), ("decay_share", 1.1), ("stored_dtype", "bfloat16"), ("decay", "step"), ("seed", -1),
+    ],
+)  # fmt: skip
+def test_values_out_of_bounds_are_refused(name: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=name):
+        TrainSettings.model_validate(SETTINGS.model_dump() | {name: value})
+
+
+def test_every_setting_has_a_line_of_documentation() -> None:
+    for name, field in TrainSettings.model_fields.items():
+        assert field.description, name

@@ -1,6 +1,7 @@
-"""Imports every module of emuedit with the orchestrators and the tracker blocked, and prints what that did (JSON).
+"""Import modules with the orchestrators and the tracker blocked, and print the side effects of the imports as JSON.
 
-Run as a program of its own by `test_house.py`. Arguments: the modules to import.
+`test_architecture.py` runs it as a program. Arguments: the names of the modules. Output: {"effects": one sentence for
+each side effect or failed import, "heavy": which of the heavy libraries were imported}.
 """
 
 import importlib
@@ -11,72 +12,73 @@ import threading
 from typing import Any, NoReturn
 
 BLOCKED = ("prefect", "dvc", "mlflow")
-LEAVES_TRACES = {"subprocess.Popen", "os.system", "socket.connect", "os.mkdir", "os.remove", "os.rename", "tempfile.mkstemp"}
+HEAVY = {"torch"}
+WATCHED_EVENTS = {"subprocess.Popen", "os.system", "socket.connect", "os.mkdir", "os.remove", "os.rename", "tempfile.mkstemp"}
 
-deeds: list[str] = []
-module = ""
+effects: list[str] = []
+current_module = ""
 
 
-class Without:
-    """A finder of modules that finds everything but the blocked packages, as if they were not installed."""
+class BlockingFinder:
+    """A module finder that does not find the blocked packages, as if they were not installed."""
 
     def __init__(self, finder: Any) -> None:
         self.finder = finder
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Part of the import system."""
+        """Find a module, see `importlib.abc.MetaPathFinder`."""
         return None if name.split(".")[0] in BLOCKED else self.finder.find_spec(name, path, target)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.finder, name)
 
 
-def ours() -> bool:
-    """Whether the body of a module of ours is at work, and not that of a third party it imports."""
+def called_by_current_module() -> bool:
+    """Whether the innermost running module body is that of the current module, not of a library that it imports."""
     frame: Any = sys._getframe(2)
     while frame and (frame.f_code.co_name != "<module>" or "importlib" in frame.f_code.co_filename):
         frame = frame.f_back
-    return frame is not None and frame.f_globals.get("__name__") == module
+    return frame is not None and frame.f_globals.get("__name__") == current_module
 
 
-def watch(event: str, arguments: tuple[Any, ...]) -> None:
-    """Notes whatever leaves a trace outside the process while one of our modules is imported."""
-    if not module or event not in LEAVES_TRACES | {"open"} or not ours():
+def record_effect(event: str, arguments: tuple[Any, ...]) -> None:
+    """Audit hook: record events that change something outside the process while the current module is imported."""
+    if not current_module or event not in WATCHED_EVENTS | {"open"} or not called_by_current_module():
         return
     if event != "open":
-        deeds.append(f"{module} does {event} {str(arguments[0])[:100]}")
+        effects.append(f"{current_module} does {event} {str(arguments[0])[:100]}")
     elif isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
-        deeds.append(f"{module} opens {arguments[0]} for writing")
+        effects.append(f"{current_module} opens {arguments[0]} for writing")
 
 
-def state() -> dict[str, object]:
-    """What an import may not change."""
+def process_state() -> dict[str, object]:
+    """State of the process that an import must not change: the threads and the root logger."""
     root = logging.getLogger()
     return {
-        "threads": sorted(one.name for one in threading.enumerate()),
-        "log": [root.level, [str(one) for one in root.handlers]],
+        "threads": sorted(thread.name for thread in threading.enumerate()),
+        "log": [root.level, [str(handler) for handler in root.handlers]],
     }
 
 
-def refuse(*_: object, **__: object) -> NoReturn:
-    """Stands in for the reading of a command line."""
+def refuse_to_parse(*_: object, **__: object) -> NoReturn:
+    """Replaces `ArgumentParser.parse_args`."""
     raise AssertionError("reads the command line while imported")
 
 
 if __name__ == "__main__":
-    sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]  # type: ignore[misc]
+    sys.meta_path[:] = [BlockingFinder(finder) for finder in sys.meta_path]  # type: ignore[misc]
     sys.dont_write_bytecode = True
     import argparse
 
-    argparse.ArgumentParser.parse_args = refuse  # type: ignore[method-assign]
-    sys.addaudithook(watch)
+    argparse.ArgumentParser.parse_args = refuse_to_parse  # type: ignore[method-assign]
+    sys.addaudithook(record_effect)
     for name in sys.argv[1:]:
-        before, module = state(), name
+        before, current_module = process_state(), name
         try:
             importlib.import_module(name)
-        except Exception as error:  # whatever a module raises is what is told
-            deeds.append(f"{name} cannot be imported: {type(error).__name__}: {error}")
-        module = ""
-        if (after := state()) != before:
-            deeds.append(f"{name} changes {before} into {after}")
-    print(json.dumps({"deeds": deeds, "heavy": sorted({"torch"} & set(sys.modules))}))
+        except Exception as error:  # whatever a module raises is reported
+            effects.append(f"{name} cannot be imported: {type(error).__name__}: {error}")
+        current_module = ""
+        if (after := process_state()) != before:
+            effects.append(f"{name} changes {before} into {after}")
+    print(json.dumps({"effects": effects, "heavy": sorted(HEAVY & set(sys.modules))}))

@@ -14,15 +14,15 @@ from torch import Tensor
 from emuedit.core import soft_mask
 
 
-def mix_outputs(out: Tensor, source_row: Tensor, M: Tensor) -> Tensor:
-    """Mix each row's output [R, N, D] with the output of its source by M [R, N, 1].
+def mix_outputs(out: Tensor, out_source: Tensor, M: Tensor) -> Tensor:
+    """Mix each row's output with the output of its source, both [R, N, D], by M [R, N, 1].
 
     M = 0 gives the source's output bit for bit, M = 1 the row's. Raises ValueError for an M of another shape.
     """
     expected = (*out.shape[:2], 1)
     if M.shape != expected:
         raise ValueError(f"M must be {expected} for outputs {tuple(out.shape)}, got {tuple(M.shape)}; call mask_to_tokens first")
-    return torch.lerp(out[source_row], out, M.to(out.dtype))
+    return torch.lerp(out_source, out, M.to(out.dtype))
 
 
 def injection_rows(rows: Tensor, source_row: Tensor, active: Tensor) -> Tensor:

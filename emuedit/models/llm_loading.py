@@ -6,6 +6,7 @@ import importlib
 import re
 from typing import TYPE_CHECKING
 
+from emuedit.config import renamed_hint
 from emuedit.models import local_llm
 from emuedit.models.language_model import LLM
 from emuedit.models.openai_llm import OpenAILLM
@@ -40,7 +41,7 @@ def _call_factory(spec: str) -> LLM:
     try:
         factory = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"want an importable 'module:factory', got {spec!r}: {error}") from error
+        raise ValueError(f"want an importable 'module:factory', got {spec!r}: {error}{renamed_hint(spec)}") from error
     llm = factory()
     if not isinstance(llm, LLM):
         got = type(llm).__name__

@@ -138,7 +138,8 @@ class TextToImageModel:
                 scaled = denoiser.scale(z_t, t)
                 e = self.predict(torch.cat([scaled, scaled]) if guided else scaled, t, text)
                 if guided:
-                    e = classifier_free(*e.chunk(2), guidance_scale)
+                    e_null, e_text = e.chunk(2)
+                    e = classifier_free(e_null, e_text, guidance_scale)
                 z_t = denoiser.step(e, t, z_t)
         return self.decode(z_t)
 

@@ -97,7 +97,7 @@ def run(params: PairsParams, root: Path) -> Summary:
             progress.advance(share * n_pairs[name])
 
         build = partial(_build_work, params, root, scratch, runtime)
-        with worker_pool(params.workers, build, runtime.device, report) as pool:
+        with worker_pool(params.workers, build, runtime.device, report, _weights_bytes(models)) as pool:
             n_dropped = 0
             for numbers in strategy.shard_rounds(params.strategy, len(shards)):
                 missing = [number for number in numbers if not paths[number].exists()]
@@ -126,6 +126,14 @@ def _build_work(params: PairsParams, root: Path, scratch: Path, runtime: Runtime
         return len(drops)
 
     return make
+
+
+def _weights_bytes(models: Sequence[str]) -> int | None:
+    """Size of the models on disk; None if one is a hub id, whose size is not known yet."""
+    if not all(Path(model).exists() for model in models):
+        return None
+    files = [file for model in map(Path, models) for file in (model.rglob("*") if model.is_dir() else [model])]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _count(scratch: Path) -> Counter[str]:

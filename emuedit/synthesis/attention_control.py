@@ -16,61 +16,91 @@ from torch import Tensor
 
 from emuedit.core import attention_mixing
 from emuedit.models.attention_processor import HookedAttnProcessor, install_processor
+from emuedit.synthesis.attention_features import AttentionFeatures
 
 
 class MaskControl:
-    """Masks, sources and injection flags of the current batch. Call `set` before every forward pass of the U-Net."""
+    """Masks, sources and injection flags of the current batch.
+
+    Call `set`, or `set_recorded` for sources whose attention was recorded, before every forward pass of the U-Net.
+    """
 
     def __init__(self) -> None:
-        self._source_row: Tensor | None = None
+        self._n_rows: int | None = None
 
     def set(self, source_row: Tensor, M: Tensor, inject: Tensor, size: tuple[int, int]) -> None:
-        """Describe the R rows of the next forward pass.
+        """Describe the R rows of the next forward pass, sources among them.
 
         `source_row` int64 [R] is the row of each row's source; a source points at itself. `M` float [R, 1, H, W] is 1
         where a row keeps its own output. `inject` bool [R]: whether self-attention takes queries and keys from the
         source. `size` is the (h, w) of the latents. Where every M is 1 and nothing is injected, the layers compute
         exactly what they compute without control. Raises ValueError for arguments of unequal length.
         """
+        rows = torch.arange(len(source_row), device=source_row.device)
+        self._set(source_row, M, inject, size, has_source=source_row != rows)
+        self._features = None
+        self._qk_row = attention_mixing.injection_rows(rows, source_row, inject)
+
+    def set_recorded(
+        self, features: AttentionFeatures, source_of: Tensor, M: Tensor, inject: Tensor, size: tuple[int, int], halves: int
+    ) -> None:
+        """Describe the next forward pass of K variants alone, `halves` times each, whose sources' attention was recorded.
+
+        `source_of` int64 [K] is the source of each variant among those of `features`; M [K, 1, H, W], `inject` [K] and
+        `size` are as for `set`. Raises ValueError for features with fewer halves, and as `set`.
+        """
+        if features.halves < halves:
+            raise ValueError(f"want the sources' attention for {halves} halves of guidance, got {features.halves}")
+        has_source = torch.ones(len(source_of) * halves, dtype=torch.bool, device=source_of.device)
+        self._set(source_of.repeat(halves), M.repeat(halves, 1, 1, 1), inject.repeat(halves), size, has_source)
+        self._features, self._source_of, self._halves = features, source_of, halves
+
+    def _set(self, source_row: Tensor, M: Tensor, inject: Tensor, size: tuple[int, int], has_source: Tensor) -> None:
         if not len(source_row) == len(M) == len(inject):
             raise ValueError(
                 f"want one source, one mask and one injection flag per row, got {len(source_row)}, {len(M)}, {len(inject)}"
             )
-        self._source_row, self._M, self._size = source_row, M, size
-        rows = torch.arange(len(source_row), device=source_row.device)
-        has_source = source_row != rows
+        self._n_rows, self._source_row, self._M, self._inject, self._size = len(source_row), source_row, M, inject, size
         self._mixes = bool((M[has_source] < 1).any())
         self._injects = bool((inject & has_source).any())
-        self._qk_row = attention_mixing.injection_rows(rows, source_row, inject)
         self._token_masks: dict[int, Tensor] = {}  # number of tokens of a layer -> M [R, N, 1]
+        self._self_layer = self._layer = 0  # how many self-attentions and attentions of this forward are done
 
     def inject_qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Replace queries, keys and their mask [R, ...] of injected rows by those of their sources."""
         self._check_rows(query)
+        layer, self._self_layer = self._self_layer, self._self_layer + 1
         if not self._injects:
             return query, key, mask
-        return query[self._qk_row], key[self._qk_row], None if mask is None else mask[self._qk_row]
+        if self._features is None:
+            return query[self._qk_row], key[self._qk_row], None if mask is None else mask[self._qk_row]
+        inject = self._inject.view(-1, 1, 1, 1)
+        query = torch.where(inject, self._recorded(self._features.queries[layer]), query)
+        return query, torch.where(inject, self._recorded(self._features.keys[layer]), key), mask
 
     def mix(self, out: Tensor) -> Tensor:
         """Mix a layer's outputs [R, N, D] with those of their sources by M."""
-        source_row = self._check_rows(out)
+        self._check_rows(out)
+        layer, self._layer = self._layer, self._layer + 1
         if not self._mixes:
             return out
         n_tokens = out.shape[1]
         if n_tokens not in self._token_masks:
             grid = attention_mixing.layer_grid(n_tokens, *self._size)
             self._token_masks[n_tokens] = attention_mixing.mask_to_tokens(self._M, *grid)
-        return attention_mixing.mix_outputs(out, source_row, self._token_masks[n_tokens])
+        out_source = out[self._source_row] if self._features is None else self._recorded(self._features.outputs[layer])
+        return attention_mixing.mix_outputs(out, out_source, self._token_masks[n_tokens])
 
-    def _check_rows(self, rows: Tensor) -> Tensor:
-        """Return `source_row`. Raise ValueError where `set` was not called, or called for another number of rows."""
-        if self._source_row is None:
+    def _recorded(self, layer: Tensor) -> Tensor:
+        """The features [H, G, ...] of one layer in the order of the batch's rows [R, ...]; without guidance, of the text half."""
+        return layer[-self._halves :, self._source_of].flatten(0, 1)
+
+    def _check_rows(self, rows: Tensor) -> None:
+        """Raise ValueError where `set` was not called, or called for another number of rows."""
+        if self._n_rows is None:
             raise ValueError("the U-Net runs with a MaskControl that is not set; call MaskControl.set before every forward pass")
-        if len(rows) != len(self._source_row):
-            raise ValueError(
-                f"the MaskControl was set for {len(self._source_row)} rows, the forward pass has {len(rows)}; set it again"
-            )
-        return self._source_row
+        if len(rows) != self._n_rows:
+            raise ValueError(f"the MaskControl was set for {self._n_rows} rows, the forward pass has {len(rows)}; set it again")
 
 
 class SoftMaskProcessor(HookedAttnProcessor):

@@ -15,13 +15,21 @@ from emuedit.synthesis.methods.prompt_to_prompt import PromptToPrompt, PromptToP
 from emuedit.synthesis.sampler import Sampler, Trajectory
 from emuedit.synthesis.variant_plan import Variant
 
+MAX_FEATURE_BYTES = 2**30
+"""Memory for the attention of all sources of a shard. It holds that of small U-Nets. Of larger ones, such as Stable Diffusion
+at 512 px (185 MB per source and step in half precision), nothing is recorded; the sources then run beside their variants."""
+
 
 def generate_sources(
     sampler: Sampler, captions: Sequence[str], seeds: Sequence[int], guidance_scale: float, max_rows: int
 ) -> tuple[Trajectory, Tensor]:
     """Generate G captions, `max_rows` at a time: their trajectory, and pictures float32 [G, 3, H, W] on the CPU."""
-    starts = range(0, len(captions), max_rows)
-    parts = [sampler.sources(captions[i : i + max_rows], seeds[i : i + max_rows], guidance_scale) for i in starts]
+    batches = [slice(i, i + max_rows) for i in range(0, len(captions), max_rows)]
+    bytes_per_source = MAX_FEATURE_BYTES // len(captions)
+    parts = [
+        sampler.sources(captions[batch], seeds[batch], guidance_scale, bytes_per_source * len(captions[batch]))
+        for batch in batches
+    ]
     trajectory = Trajectory.cat(*parts)
     return trajectory, decode_in_batches(sampler.base_model, trajectory.z[-1], max_rows)
 

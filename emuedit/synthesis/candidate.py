@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from emuedit import config
@@ -45,6 +45,13 @@ class SynthesisParams(config.Params):
     """Smallest mask of an object, as a share of the picture."""
     max_area: float = Field(0.5, ge=0, le=1)
     """Largest mask of an object; a larger one is taken for a mistake of the segmenter."""
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _check_interval(cls, interval: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= interval[0] <= interval[1] <= 1:
+            raise ValueError(f"want two shares of the steps in [0, 1], the first not above the second, got {list(interval)}")
+        return interval
 
     @property
     def detection_limits(self) -> DetectionLimits:

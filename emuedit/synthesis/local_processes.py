@@ -8,12 +8,12 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, cast
 
-from emuedit.runtime import available_cores, die_with_parent
+from emuedit.runtime import KEEP_FREED_MEMORY, available_cores, die_with_parent, set_env_defaults
 
 
 class WorkerFailedError(RuntimeError):
@@ -24,6 +24,7 @@ class ProcessGroup:
     """Processes that each do one job at a time."""
 
     def __init__(self, processes: int, build: Callable[[], Any], report: Callable[[str, float], None]) -> None:
+        set_env_defaults(KEEP_FREED_MEMORY)
         context = multiprocessing.get_context("spawn")  # a forked process would inherit torch's threads in an unknown state
         threads = max(1, available_cores() // processes)
         self._report = report
@@ -42,18 +43,14 @@ class ProcessGroup:
         while True:
             while idle and (item := next(waiting, None)) is not None:
                 pipe = idle.pop()
-                pipe.send(item)
+                with suppress(BrokenPipeError):  # the worker is gone; its last message, or the end of the pipe, is read below
+                    pipe.send(item)
                 running[pipe] = item[0]
             if not running:
                 return
-            for pipe in wait(list(running)):
-                assert isinstance(pipe, Connection)
+            for pipe in cast("list[Connection]", wait(list(running))):
                 name = running[pipe]
-                try:
-                    kind, value = pipe.recv()
-                except EOFError as error:
-                    status = self._exit_status(pipe)
-                    raise WorkerFailedError(f"the worker process that made {name} died (exit status {status})") from error
+                kind, value = self._receive(pipe, name)
                 if kind == "share":
                     self._report(name, value)
                     continue
@@ -70,11 +67,18 @@ class ProcessGroup:
             process.kill()
             process.join()
 
-    def _exit_status(self, pipe: Connection) -> int | None:
-        process = self._workers[pipe]
-        process.join(1.0)
-        status: int | None = process.exitcode
-        return status
+    def _receive(self, pipe: Connection, name: str) -> tuple[str, Any]:
+        """The next message of the worker that makes `name`. Raises WorkerFailedError where the worker died."""
+        try:
+            message: tuple[str, Any] = pipe.recv()
+        except (EOFError, OSError) as error:
+            process = self._workers[pipe]
+            process.join(1.0)
+            raise WorkerFailedError(
+                f"the worker process that made {name} died (exit status {process.exitcode}); where that is -9, memory often ran "
+                "out: use fewer processes"
+            ) from error
+        return message
 
 
 @contextmanager
@@ -104,10 +108,12 @@ def _serve(pipe: Connection, build: Callable[[], Any], threads: int) -> None:
         torch.set_num_threads(threads)
         work = build()
         while True:
-            _, job = pipe.recv()
+            try:
+                _, job = pipe.recv()
+            except (EOFError, ConnectionResetError):  # the parent closed the pipe or is gone
+                return
             send("result", work(job, partial(send, "share")))
-    except (EOFError, BrokenPipeError):  # the parent closed the pipe or is gone
-        return
     except Exception as error:  # whatever a job raises is sent to the parent, which raises it there
         explained = type(error).__module__.startswith(("emuedit", "toyworld"))
-        send("error", str(error) if explained else f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+        with suppress(BrokenPipeError):  # the parent is gone
+            send("error", str(error) if explained else f"{type(error).__name__}: {error}\n{traceback.format_exc()}")

@@ -7,6 +7,7 @@ pictures. Latents z[i] stand before step i; z[S] is the result.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor
 from emuedit.core import guidance, soft_mask
 from emuedit.models.denoising import Denoiser, memoryless_scheduler
 from emuedit.models.text_to_image import TextCondition, TextToImageModel
-from emuedit.synthesis.attention_control import MaskControl, mask_control
+from emuedit.synthesis.attention_control import mask_control
+from emuedit.synthesis.attention_features import AttentionFeatures, record_features
 from emuedit.synthesis.variant_plan import Variant, VariantPlan
 
 ReportRows = Callable[[int], None]
@@ -31,6 +33,7 @@ class Trajectory:
     text: TextCondition  # G
     guidance_scale: float
     generator_states: tuple[tuple[Tensor, ...], ...]  # [S][G] before each step; empty for a scheduler that draws nothing
+    features: tuple[AttentionFeatures, ...] = ()  # [S] attention of the sources; empty where it was not recorded
 
     def __len__(self) -> int:
         return self.z.shape[1]
@@ -40,25 +43,10 @@ class Trajectory:
         """The sources of several batches, sampled with the same settings, as one, in order."""
         states = tuple(sum(step, ()) for step in zip(*(part.generator_states for part in parts), strict=True))
         text = TextCondition.cat(*(part.text for part in parts))
-        return Trajectory(torch.cat([part.z for part in parts], dim=1), text, parts[0].guidance_scale, states)
-
-
-@dataclass(frozen=True)
-class RowControl:
-    """Which rows of one forward lean on which source rows; both halves of classifier-free guidance are controlled alike."""
-
-    control: MaskControl
-    source_row: Sequence[int]  # [R]
-    M: Tensor  # [R, 1, H, W]
-    inject: Sequence[bool]  # [R]
-    size: tuple[int, int]  # (h, w) of the latents
-
-    def apply(self, halves: int) -> None:
-        """Set the control for a forward of R x halves rows."""
-        row = torch.tensor(self.source_row, device=self.M.device)
-        inject = torch.tensor(self.inject, device=self.M.device)
-        rows = torch.cat([row + half * len(row) for half in range(halves)])
-        self.control.set(rows, self.M.repeat(halves, 1, 1, 1), inject.repeat(halves), self.size)
+        features = ()
+        if all(part.features for part in parts):
+            features = tuple(AttentionFeatures.cat(*step) for step in zip(*(part.features for part in parts), strict=True))
+        return Trajectory(torch.cat([part.z for part in parts], dim=1), text, parts[0].guidance_scale, states, features)
 
 
 @dataclass(frozen=True)
@@ -77,8 +65,13 @@ class Sampler:
         """A fresh scheduler: the base model's own, or DDIM on its noise levels where that keeps a history."""
         return Denoiser(memoryless_scheduler(self.base_model.scheduler), self.steps, self.base_model.device, generators)
 
-    def sources(self, captions: Sequence[str], seeds: Sequence[int], guidance_scale: float) -> Trajectory:
-        """Generate G captions as `TextToImageModel.generate` does, and keep the trajectory. One CPU generator per source."""
+    def sources(
+        self, captions: Sequence[str], seeds: Sequence[int], guidance_scale: float, max_feature_bytes: int = 0
+    ) -> Trajectory:
+        """Generate G captions as `TextToImageModel.generate` does, and keep the trajectory. One CPU generator per source.
+
+        Their attention is kept too, if it takes at most `max_feature_bytes`; `variants` then is cheaper.
+        """
         if len(captions) != len(seeds) or not captions:
             raise ValueError(f"want one seed a caption and at least one, got {len(captions)} captions and {len(seeds)} seeds")
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -86,19 +79,24 @@ class Sampler:
         text, null = self.base_model.encode_text(captions), self.base_model.null_text(1)
         z_t = denoiser.start(self.base_model.initial_noise(generators))  # [G, C, h, w]
         scale = z_t.new_full((len(z_t),), guidance_scale)
-        z, states = [z_t], []
-        for step, t in enumerate(denoiser.timesteps):
-            e = self._predict_guided(denoiser, step, z_t, text, null, scale)
-            states.append(tuple(generator.get_state() for generator in generators) if denoiser.draws_noise else ())
-            z_t = denoiser.step(e, t, z_t)
-            z.append(z_t)
-        return Trajectory(torch.stack(z), text, guidance_scale, tuple(states))
+        z, states, features = [z_t], [], []
+        with record_features(self.base_model.unet) if max_feature_bytes > 0 else nullcontext() as recorder:
+            for step, t in enumerate(denoiser.timesteps):
+                e = self._predict_guided(denoiser, step, z_t, text, null, scale)
+                if recorder is not None and recorder.is_recording:
+                    features.append(recorder.take(len(z_t)))
+                    if step == 0 and features[0].n_bytes * self.steps > max_feature_bytes:
+                        recorder.is_recording, features = False, []
+                states.append(tuple(generator.get_state() for generator in generators) if denoiser.draws_noise else ())
+                z_t = denoiser.step(e, t, z_t)
+                z.append(z_t)
+        return Trajectory(torch.stack(z), text, guidance_scale, tuple(states), tuple(features))
 
     def variants(self, trajectory: Trajectory, variants: Sequence[Variant]) -> Tensor:
-        """Sample K variants in one batch with the sources they need: latents float32 [K, C, h, w].
+        """Sample K variants in one batch, with the sources they need: latents float32 [K, C, h, w].
 
-        Rows that are not needed are not computed: a source that no variant leans on in this step (M = 1 everywhere and
-        nothing injected), and a variant that still equals its source.
+        Rows that are not needed are not computed: a source whose attention was recorded, or that no variant leans on in
+        this step (M = 1 everywhere and nothing injected), and a variant that still equals its source.
         """
         plan = VariantPlan(self.steps, variants)
         if len(trajectory.z) != self.steps + 1:
@@ -120,24 +118,31 @@ class Sampler:
                 rows = plan.rows(step)
                 if not rows.variants:
                     continue
-                g, k = list(rows.sources), list(rows.variants)
-                row_control = RowControl(
-                    control, rows.source_row, torch.cat([M.new_ones(len(g), *M.shape[1:]), M[k]]), rows.inject, size
-                )
-                e = self._predict_guided(
-                    denoiser,
-                    step,
-                    torch.cat([trajectory.z[step, g], z[k]]),
-                    TextCondition.cat(select_rows(trajectory.text, g), select_rows(text, k)),
-                    null,
-                    torch.cat([scale.new_full((len(g),), trajectory.guidance_scale), scale[k]]),
-                    row_control,
-                )
+                k = list(rows.variants)
+                inject = torch.tensor(rows.inject, device=device)
+                halves = self._halves(step, scale[k])
+                if trajectory.features and trajectory.features[step].halves >= halves:
+                    control.set_recorded(trajectory.features[step], source_of[k], M[k], inject, size, halves)
+                    e = self._predict_guided(denoiser, step, z[k], select_rows(text, k), null, scale[k])
+                else:
+                    g = list(rows.sources)
+                    scales = torch.cat([scale.new_full((len(g),), trajectory.guidance_scale), scale[k]])
+                    row = torch.tensor((*range(len(g)), *rows.source_row), device=device)
+                    halves = self._halves(step, scales)
+                    control.set(
+                        torch.cat([row + half * len(row) for half in range(halves)]),
+                        torch.cat([M.new_ones(len(g), *M.shape[1:]), M[k]]).repeat(halves, 1, 1, 1),
+                        torch.cat([inject.new_zeros(len(g)), inject]).repeat(halves),
+                        size,
+                    )
+                    both = TextCondition.cat(select_rows(trajectory.text, g), select_rows(text, k))
+                    z_both = torch.cat([trajectory.z[step, g], z[k]])
+                    e = self._predict_guided(denoiser, step, z_both, both, null, scales)[len(g) :]
                 generators = [
                     _generator_from(trajectory.generator_states[step][variants[row].source])
                     for row in (k if denoiser.draws_noise else ())
                 ]
-                z[k] = denoiser.step(e[len(g) :], t, z[k], generators)
+                z[k] = denoiser.step(e, t, z[k], generators)
                 blended = [row for row in k if plan.blends(row, step)]
                 z[blended] = torch.lerp(trajectory.z[step + 1, source_of[blended]], z[blended], M_z[blended])
         return z
@@ -150,22 +155,17 @@ class Sampler:
             self.report(len(z_t))
         return e
 
+    def _halves(self, step: int, scale: Tensor) -> int:
+        """2 where classifier-free guidance is applied in a step, by any of the scales [R]; else 1."""
+        is_guided = step in guidance.guided_steps(self.guidance_interval, self.steps) and bool((scale != 1).any())
+        return 2 if is_guided else 1
+
     def _predict_guided(
-        self,
-        denoiser: Denoiser,
-        step: int,
-        z_t: Tensor,
-        text: TextCondition,
-        null: TextCondition,
-        scale: Tensor,
-        row_control: RowControl | None = None,
+        self, denoiser: Denoiser, step: int, z_t: Tensor, text: TextCondition, null: TextCondition, scale: Tensor
     ) -> Tensor:
         """Classifier-free guidance with a scale of its own [R] for every row; both halves in one forward."""
-        guided = step in guidance.guided_steps(self.guidance_interval, self.steps) and bool((scale != 1).any())
-        if row_control is not None:
-            row_control.apply(halves=2 if guided else 1)
         t = denoiser.timesteps[step]
-        if not guided:
+        if self._halves(step, scale) == 1:
             return self.predict(denoiser, z_t, t, text)
         both = TextCondition.cat(null.repeat(len(text)), text)
         e_null, e_text = self.predict(denoiser, torch.cat([z_t, z_t]), t, both).chunk(2)

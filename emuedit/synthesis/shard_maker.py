@@ -95,9 +95,7 @@ class ShardMaker:
         variants = [(job, job.variant(job.recipe)) for job in jobs if isinstance(job.recipe, SoftMaskRecipe)]
         edits = [(job, job.prompt_to_prompt_edit(job.recipe)) for job in jobs if isinstance(job.recipe, PromptToPromptRecipe)]
         max_rows = self.params.rows_per_batch
-        method = PromptToPrompt(
-            self.models.base_model, self.params.steps, self.sampler.dtype, self.params.guidance_interval
-        )
+        method = PromptToPrompt(self.models.base_model, self.params.steps, self.sampler.dtype, self.params.guidance_interval)
         batches = [
             *batching.generate_variants(self.sampler, self.trajectory, [variant for _, variant in variants], max_rows),
             *batching.generate_edits(
@@ -273,7 +271,7 @@ class ShardMaker:
     def _estimate_rows(self) -> float:
         """About how many rows will go through the U-Net, for progress; scoring counts as a fifth more."""
         n_jobs = sum(len(recipes_for(self.params.recipes, instruction.task)) for instruction in self.instructions)
-        return 1.2 * 2 * self.params.steps * (2 * len(self.captions) + n_jobs)
+        return 1.2 * 2 * self.params.steps * (len(self.captions) + n_jobs)
 
     def _count_rows(self, rows: int) -> None:
         if self._report is not None:

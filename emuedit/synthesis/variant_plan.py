@@ -27,12 +27,12 @@ class Variant:
 
 @dataclass(frozen=True)
 class StepRows:
-    """The rows of one step."""
+    """Who is computed in one step: V variants, and the G sources that they lean on, before them in the batch."""
 
-    sources: tuple[int, ...]
-    variants: tuple[int, ...]
-    source_row: tuple[int, ...]  # [R] row of each row's source; a source points at itself
-    inject: tuple[bool, ...]  # [R] whether queries and keys are taken from the source
+    sources: tuple[int, ...]  # [G]
+    variants: tuple[int, ...]  # [V]
+    source_row: tuple[int, ...]  # [V] row of each variant's source in the batch; a variant that leans on none points at itself
+    inject: tuple[bool, ...]  # [V] whether queries and keys are taken from the source
 
 
 class VariantPlan:
@@ -62,10 +62,6 @@ class VariantPlan:
         leaning = [k for k in variants if self._masked[k] or step < self._inject_until[k]]
         sources = tuple(sorted({self._source[k] for k in leaning}))
         row_of = {source: row for row, source in enumerate(sources)}
-        variant_rows = range(len(sources), len(sources) + len(variants))
-        source_row = (
-            *row_of.values(),
-            *(row_of.get(self._source[k], row) for k, row in zip(variants, variant_rows, strict=True)),
-        )
-        inject = (*[False] * len(sources), *(step < self._inject_until[k] for k in variants))
-        return StepRows(sources, variants, source_row, inject)
+        rows = enumerate(variants, start=len(sources))
+        source_row = tuple(row_of.get(self._source[k], row) for row, k in rows)
+        return StepRows(sources, variants, source_row, tuple(step < self._inject_until[k] for k in variants))

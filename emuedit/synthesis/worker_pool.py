@@ -21,15 +21,17 @@ from emuedit.synthesis import local_processes
 
 J = TypeVar("J")
 R = TypeVar("R")
+J_contra = TypeVar("J_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
 
 Report = Callable[[str, float], None]
 """Called with the name of a job and the share of it that was finished since the last call; from any thread."""
 
 
-class Work(Protocol, Generic[J, R]):
+class Work(Protocol, Generic[J_contra, R_co]):
     """What a worker does with a job; `report` is called with the share that was finished since the last call."""
 
-    def __call__(self, job: J, report: Callable[[float], None]) -> R:
+    def __call__(self, job: J_contra, report: Callable[[float], None]) -> R_co:
         """The result of a job."""
         ...
 
@@ -56,7 +58,7 @@ class LocalWorkers(config.Params):
     kind: Literal["local"] = "local"
     """The word `local`."""
     processes: int = Field(0, ge=0)
-    """Worker processes, each with models of its own; 0: one for each core on a CPU, else one."""
+    """Worker processes, each with models of its own; 0: one per core on a CPU, as far as memory allows, else one."""
 
 
 class RayWorkers(config.Params):
@@ -75,23 +77,42 @@ Workers = Annotated[LocalWorkers | RayWorkers, Field(discriminator="kind")]
 
 @contextmanager
 def worker_pool(
-    workers: Workers, build: Callable[[], Work[J, R]], device: str, report: Report = ignore_report
+    workers: Workers,
+    build: Callable[[], Work[J, R]],
+    device: str,
+    report: Report = ignore_report,
+    weights_bytes: int | None = 0,
 ) -> Iterator[Pool[J, R]]:
     """A pool in which every worker calls `build` once, which loads models, and then what that returned for each job.
 
-    `device` is the resolved device of the stage: 'cpu', 'cuda', 'cuda:1' or 'mps'. A failed job raises in this process: as it
-    was raised from here, as a WorkerPoolError from another process or an actor, with the name of the job.
+    `device` is the resolved device of the stage: 'cpu', 'cuda', 'cuda:1' or 'mps'. `weights_bytes`: size of the models of
+    one worker, None if that is unknown; it limits the processes that are started by default. A failed job raises in this
+    process: as it was raised from here, as a WorkerPoolError from another process or an actor, with the name of the job.
     """
     if isinstance(workers, RayWorkers):
         with _ray_pool(workers, build, device) as pool:
             yield pool
         return
-    processes = workers.processes or (available_cores() if device == "cpu" else 1)
+    processes = workers.processes or (processes_that_fit(weights_bytes, _physical_bytes()) if device == "cpu" else 1)
     if processes == 1:
         yield partial(_do_here, cache(build), report)
         return
     with local_processes.start(processes, build, report) as group:
         yield partial(_do_in_processes, group)
+
+
+def processes_that_fit(weights_bytes: int | None, memory_bytes: int) -> int:
+    """One process per core, but no more than half of the memory holds: 1 GiB each, and four times the size of the weights.
+
+    The factor covers float32 copies of half-precision weights and activations. One process where the size is unknown.
+    """
+    if weights_bytes is None:
+        return 1
+    return max(1, min(available_cores(), memory_bytes // 2 // (2**30 + 4 * weights_bytes)))
+
+
+def _physical_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _do_here(get_work: Callable[[], Work[J, R]], report: Report, jobs: Mapping[str, J]) -> Iterator[tuple[str, R]]:

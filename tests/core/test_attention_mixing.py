@@ -13,7 +13,7 @@ def noise(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def test_mask_0_gives_the_source_and_mask_1_the_row_bit_for_bit(dtype: torch.dtype) -> None:
     out, source_row = noise(4, 6, 5, dtype=dtype), torch.tensor([0, 0, 2, 2])
     M = torch.tensor([1.0, 0.0, 1.0, 1.0]).view(4, 1, 1).expand(4, 6, 1)
-    mixed_out = attention_mixing.mix_outputs(out, source_row, M)
+    mixed_out = attention_mixing.mix_outputs(out, out[source_row], M)
     assert torch.equal(mixed_out[0], out[0])
     assert torch.equal(mixed_out[1], out[0])
     assert torch.equal(mixed_out[3], out[3])
@@ -22,9 +22,9 @@ def test_mask_0_gives_the_source_and_mask_1_the_row_bit_for_bit(dtype: torch.dty
 def test_mix_outputs_is_the_formula_at_every_token() -> None:
     out, source_row = noise(3, 6, 5, dtype=torch.float64), torch.tensor([0, 0, 0])
     M = torch.rand(3, 6, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert_close(attention_mixing.mix_outputs(out, source_row, M), M * out + (1 - M) * out[:1], rtol=1e-12, atol=1e-12)
+    assert_close(attention_mixing.mix_outputs(out, out[source_row], M), M * out + (1 - M) * out[:1], rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match=r"M must be \(3, 6, 1\) .* got \(3, 1, 6\)"):
-        attention_mixing.mix_outputs(out, source_row, M.transpose(1, 2))
+        attention_mixing.mix_outputs(out, out[source_row], M.transpose(1, 2))
 
 
 def test_queries_come_from_the_source_where_active() -> None:

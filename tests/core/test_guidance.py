@@ -1,7 +1,8 @@
+import pytest
 import torch
 from torch.testing import assert_close
 
-from emuedit.core.guidance import blend_with_source, classifier_free, rescale, two_conditions
+from emuedit.core.guidance import blend_with_source, classifier_free, guided_steps, rescale, two_conditions
 
 
 def random_predictions(n: int, seed: int = 0) -> list[torch.Tensor]:
@@ -47,3 +48,17 @@ def test_outside_the_change_mask_the_prediction_is_that_of_the_source() -> None:
     assert_close(blend[1], 0.25 * e[1] + 0.75 * e_source[1])
     assert_close(blend_with_source(e, e_source, change_mask, 0.5), (e + blend) / 2)
     assert torch.equal(blend_with_source(e, e_source, change_mask, 0.0), e)
+
+
+@pytest.mark.parametrize(
+    ("interval", "steps"),
+    [
+        ((0.0, 1.0), range(8)),
+        ((0.25, 0.75), range(2, 6)),
+        ((0.5, 0.5), range(4, 4)),
+        ((0.0, 0.3), range(2)),
+        ((0.9, 1.0), range(7, 8)),
+    ],
+)
+def test_guided_steps_are_the_shares_rounded_to_steps(interval: tuple[float, float], steps: range) -> None:
+    assert guided_steps(interval, 8) == steps

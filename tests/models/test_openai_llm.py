@@ -10,12 +10,12 @@ MESSAGES = [{"role": "system", "content": "a small"}, {"role": "user", "content"
 
 def test_a_busy_endpoint_is_retried(endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    endpoint.answers = [(500, {"error": "oops"}), (0, None), (429, {"error": "slow down"}), endpoint.said("done")]
+    endpoint.answers = [(500, {"error": "oops"}), (0, None), (429, {"error": "slow down"}), endpoint.chat_response("done")]
     schema = {"type": "object", "properties": {"edit": {"type": "string"}}}
     llm = OpenAILLM(endpoint.url, "a-model", backoff_s=0.001)
     assert llm.write(MESSAGES, seed=5, temperature=0.3, schema=schema) == "done"
-    assert len(endpoint.asked) == 4
-    path, headers, body = endpoint.asked[-1]
+    assert len(endpoint.requests) == 4
+    path, headers, body = endpoint.requests[-1]
     assert path == "/v1/chat/completions"
     assert headers["Authorization"] == "Bearer secret"
     assert body["response_format"]["json_schema"]["schema"] == schema
@@ -28,8 +28,8 @@ def test_a_client_error_is_not_retried(endpoint: Any, monkeypatch: pytest.Monkey
     endpoint.answers = [(401, {"error": "who are you"})]
     with pytest.raises(LLMError, match=r"answered 401 for 'a-model'.*who are you"):
         OpenAILLM(endpoint.url, "a-model").write(MESSAGES, seed=0)
-    assert "Authorization" not in endpoint.asked[0][1]
-    assert "response_format" not in endpoint.asked[0][2]
+    assert "Authorization" not in endpoint.requests[0][1]
+    assert "response_format" not in endpoint.requests[0][2]
     endpoint.answers = [(400, {"error": "what is a json_schema"})]
     with pytest.raises(LLMError, match=r"answered 400 .* ask without a schema"):
         OpenAILLM(endpoint.url, "a-model").write(MESSAGES, seed=0, schema={"type": "object"})
@@ -39,7 +39,7 @@ def test_an_endpoint_that_stays_busy_or_gives_no_text_is_an_error(endpoint: Any)
     endpoint.answers = [(503, {"error": "later"})] * 3
     with pytest.raises(LLMError, match="answered 503"):
         OpenAILLM(endpoint.url, "m", retries=2, backoff_s=0.001).write(MESSAGES, seed=0)
-    endpoint.answers = [endpoint.said(None)]
+    endpoint.answers = [endpoint.chat_response(None)]
     with pytest.raises(LLMError, match="want a text from 'm'"):
         OpenAILLM(endpoint.url, "m").write(MESSAGES, seed=0)
     endpoint.answers = [(200, {"unexpected": 1})]

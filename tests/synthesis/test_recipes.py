@@ -1,57 +1,85 @@
 import json
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from pydantic import ValidationError
 
 from emuedit.config import load
-from emuedit.stages.pairs import Params
-from emuedit.synthesis import batching
-from emuedit.synthesis.recipes import Candidate, Words, described, is_drawn
-from emuedit.synthesis.sampler import Variant
-from emuedit.tasks import TASKS
+from emuedit.stages.pairs import PairsParams
+from emuedit.synthesis.recipes import PromptToPromptRecipe, SoftMaskRecipe, describe_recipe, recipes_for
+from emuedit.tasks import TASKS, get_task
 
 ROOT = Path(__file__).parents[2]
-ANY = {"mask": None, "source_fraction": 0.0, "self_fraction": 0.0, "blend_from": 0.0, "blend_to": 0.0, "guidance": 3.0}
+SOFT_MASK: dict[str, Any] = {
+    "mask": None, "source_fraction": 0.0, "self_fraction": 0.0, "blend_from": 0.0, "blend_to": 0.0, "guidance_scale": 3.0,
+}  # fmt: skip
+PROMPT_TO_PROMPT: dict[str, Any] = {
+    "method": "prompt_to_prompt", "mask": None, "cross_fraction": 0.8, "self_fraction": 0.4, "self_tokens": 64,
+    "null_too": False, "blend": None, "guidance_scale": 5.0,
+}  # fmt: skip
 
 
-def test_every_task_is_painted_or_drawn() -> None:
-    recipes = load(Params, "pairs", ROOT / "params.yaml").recipes
+def validate_recipes(**recipes: list[dict[str, Any]]) -> PairsParams:
+    """The params of the toy world with other recipes for some tasks, read as from a file."""
+    params = load(PairsParams, "pairs", ROOT / "params.yaml").model_dump(mode="json")
+    params["recipes"] |= recipes
+    return PairsParams.model_validate_json(json.dumps(params))
+
+
+def test_every_task_is_generated_or_annotated() -> None:
+    recipes = load(PairsParams, "pairs", ROOT / "params.yaml").recipes
     for task in TASKS:
-        assert bool(recipes.of(task.name)) != is_drawn(task.name)
-    assert all(one.mask and one.mask.complement for one in recipes.of("background"))
-    assert all(one.mask is None and one.self_fraction > 0 for name in ("global", "style") for one in recipes.of(name))
+        assert bool(recipes_for(recipes, task.name)) != task.annotated
+    assert all(recipe.mask and recipe.mask.complement for recipe in recipes_for(recipes, "background"))
+    for recipe in (*recipes_for(recipes, "global"), *recipes_for(recipes, "style")):
+        assert recipe.mask is None
+        assert recipe.self_fraction > 0
+
+
+def test_tasks_without_recipes_use_the_default() -> None:
+    recipes = validate_recipes(default=[PROMPT_TO_PROMPT], text=[SOFT_MASK, SOFT_MASK]).recipes
+    assert recipes_for(recipes, "style") == (PromptToPromptRecipe(**PROMPT_TO_PROMPT),)
+    assert recipes_for(recipes, "text") == (SoftMaskRecipe(**SOFT_MASK),) * 2
+    assert recipes_for(recipes, "detect") == ()
+
+
+def test_recipes_that_no_task_can_use_are_refused() -> None:
+    assert get_task("detect").annotated
+    with pytest.raises(ValidationError, match="no recipe for 'detect': an annotator draws its targets"):
+        validate_recipes(detect=[SOFT_MASK])
+    with pytest.raises(ValidationError, match="at least one recipe for 'text', got none"):
+        validate_recipes(text=[])
+    params = load(PairsParams, "pairs", ROOT / "params.yaml").model_dump(mode="json")
+    del params["recipes"]["default"]
+    with pytest.raises(ValidationError, match="recipes under 'default'"):
+        PairsParams.model_validate_json(json.dumps(params))
 
 
 def test_wrong_fractions_are_refused() -> None:
     with pytest.raises(ValidationError, match=r"blend_from must not exceed blend_to, got 0.5 and 0.2"):
-        Candidate(**(ANY | {"blend_from": 0.5, "blend_to": 0.2}))
+        SoftMaskRecipe(**(SOFT_MASK | {"blend_from": 0.5, "blend_to": 0.2}))
     with pytest.raises(ValidationError, match="less than or equal to 1"):
-        Candidate(**(ANY | {"self_fraction": 1.5}))
+        SoftMaskRecipe(**(SOFT_MASK | {"self_fraction": 1.5}))
 
 
-def test_a_pair_keeps_all_that_made_it() -> None:
-    got = described(Candidate(**ANY), 1, steps=15)
-    assert got == {"kind": "control", "candidate": 1, "steps": 15, **ANY}
+def test_a_pair_records_its_recipe_completely() -> None:
+    description = describe_recipe(SoftMaskRecipe(**SOFT_MASK), 1, steps=15)
+    assert description == {"kind": "soft_mask", "candidate": 1, "steps": 15, **SOFT_MASK}
 
 
-def test_batches_count_their_sources() -> None:
-    one = Variant(0, "a", torch.ones(1, 2, 2), 0.0, 0.0, 0.0, 0.0, 3.0)
-    wanted = [replace(one, source=g, caption=str(n)) for n, g in enumerate([0, 0, 0, 1, 1, 2, 2])]
-    got = list(batching.packed(wanted, 4))
-    assert [[v.caption for v in batch] for batch in got] == [["0", "1", "2"], ["3", "4"], ["5", "6"]]
-    assert all(len(batch) + len({v.source for v in batch}) <= 4 for batch in got)
-    assert [len(batch) for batch in batching.packed(wanted, 1)] == [1] * 7
+def test_the_method_decides_the_type_of_a_recipe() -> None:
+    soft_mask, prompt_to_prompt = validate_recipes(local=[SOFT_MASK, PROMPT_TO_PROMPT]).recipes["local"]
+    assert (type(soft_mask), type(prompt_to_prompt)) == (SoftMaskRecipe, PromptToPromptRecipe)
+    with pytest.raises(ValidationError, match=r"prompt_to_prompt\.blend_from"):
+        validate_recipes(local=[PROMPT_TO_PROMPT | {"blend_from": 0.0}])
+    with pytest.raises(ValidationError, match=r"soft_mask\.cross_fraction"):
+        validate_recipes(local=[SOFT_MASK | {"cross_fraction": 0.5}])
 
 
-def test_a_candidate_is_held_by_a_mask_or_by_words() -> None:
-    words = {"mask": None, "cross_fraction": 0.8, "self_fraction": 0.4, "self_tokens": 64, "null_too": False, "blend": None}
-    known = load(Params, "pairs", ROOT / "params.yaml").model_dump(mode="json", by_alias=True)
-    known["recipes"]["local"] = [ANY, words | {"guidance": 5.0}]
-    by_mask, by_words = Params.model_validate_json(json.dumps(known)).recipes.local
-    assert (type(by_mask), type(by_words)) == (Candidate, Words)
-    known["recipes"]["local"] = [words | {"guidance": 5.0, "blend_from": 0.0}]
-    with pytest.raises(ValidationError, match=r"words\.blend_from"):
-        Params.model_validate_json(json.dumps(known))
+@pytest.mark.parametrize(
+    ("changes", "aligns_words"),
+    [({}, True), ({"cross_fraction": 0.0}, False), ({"cross_fraction": 0.0, "blend": {"n_tokens": 16}}, True)],
+)
+def test_words_are_aligned_where_cross_attention_or_the_blend_needs_them(changes: dict[str, Any], aligns_words: bool) -> None:
+    assert PromptToPromptRecipe(**(PROMPT_TO_PROMPT | changes)).aligns_words == aligns_words

@@ -120,7 +120,8 @@ class PromptToPrompt:
                 with torch.autocast(z.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     e = self.base_model.predict(torch.cat([scaled, scaled]) if guided else scaled, t, both if guided else text)
                 if guided:
-                    e = guidance.classifier_free(*e.chunk(2), scale)
+                    e_null, e_text = e.chunk(2)
+                    e = guidance.classifier_free(e_null, e_text, scale)
                 z = denoiser.step(e, t, z)
                 if path is not None:
                     z = torch.cat([path[i + 1], z[n_sources:]])

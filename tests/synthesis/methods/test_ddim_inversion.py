@@ -14,7 +14,7 @@ from emuedit.synthesis.methods.prompt_to_prompt import ALL_LAYERS, PromptToPromp
 from toyworld.scenes import caption_grammar, render
 from toyworld.scenes.scene import generate_scenes, scene_numbers
 
-WEIGHTS = Path(__file__).parents[2] / "toyworld/weights/base_model"
+WEIGHTS = Path(__file__).parents[3] / "toyworld/weights/base_model"
 CAPTIONS, STEPS = ["a red star on grass", "two blue rings"], 4
 
 
@@ -39,8 +39,8 @@ def test_inversion_undoes_the_step_of_the_scheduler(base_model: TextToImageModel
         assert_close(scheduler.step(e, t, path[i], return_dict=False)[0], path[i + 1], rtol=1e-4, atol=1e-4)
 
 
-def test_for_eps_inversion_is_the_formula_of_the_paper(painted_by: Callable[[str], TextToImageModel]) -> None:
-    base_model = painted_by("sd15")
+def test_for_eps_inversion_is_the_formula_of_the_paper(make_base_model: Callable[[str], TextToImageModel]) -> None:
+    base_model = make_base_model("sd15")
     path = ddim_inversion.invert(base_model, random_latents(base_model), CAPTIONS, STEPS, iterations=1)
     alpha_bar, t = base_model.scheduler.alphas_cumprod, ddim(base_model).timesteps
     for i in range(1, STEPS):
@@ -93,6 +93,7 @@ def real_images() -> RealImages:
     return RealImages(base_model, z_0, captions, ddim_inversion.invert(base_model, z_0, captions, 8, 4))
 
 
+@pytest.mark.slow
 def test_real_images_are_reconstructed(real_images: RealImages) -> None:
     path_of_one_iteration = ddim_inversion.invert(real_images.base_model, real_images.z_0, real_images.captions, 8, 1)
     source_error, edit_error = real_images.regenerate(1.0, real_images.path)
@@ -105,6 +106,7 @@ def test_real_images_are_reconstructed(real_images: RealImages) -> None:
     assert real_images.regenerate(1.0, None)[0] > one_iteration_error  # from random noise
 
 
+@pytest.mark.slow
 def test_edits_of_a_real_image_follow_its_self_attention(real_images: RealImages) -> None:
     plain = PromptToPromptEdit(0, real_images.captions[1], 0.0, 0.0, ALL_LAYERS, 3.0)
     edits = [plain, replace(plain, self_fraction=1.0)]

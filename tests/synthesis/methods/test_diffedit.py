@@ -21,7 +21,7 @@ STEPS = 4
 
 
 class FakeModel:
-    """Predicts noise that depends on z_t everywhere, and on the caption's length in proportion to `sensitivity` [h, w]."""
+    """Predicts noise that depends on z_t, and on the caption's length in proportion to `sensitivity` [h, w]."""
 
     device = torch.device("cpu")
 
@@ -123,12 +123,12 @@ def test_masks_of_real_architectures_depend_on_their_own_seed_only(base_model: T
     assert not torch.equal(stack_masks(*contrasts, seeds=(9, 8))[0], masks[0])
 
 
-def test_a_scheduler_that_scales_its_input_gives_the_same_mask(painted_by: Any) -> None:
+def test_a_scheduler_that_scales_its_input_gives_the_same_mask(make_base_model: Any) -> None:
     from diffusers import EulerDiscreteScheduler
 
     options = "beta_schedule", "beta_start", "beta_end", "steps_offset", "timestep_spacing"
-    ddim = painted_by("sd15")
-    euler = painted_by("sd15", EulerDiscreteScheduler(**{name: ddim.scheduler.config[name] for name in options}))
+    ddim = make_base_model("sd15")
+    euler = make_base_model("sd15", EulerDiscreteScheduler(**{name: ddim.scheduler.config[name] for name in options}))
     (P_ddim,), (P_euler,) = compute_masks(ddim, CONTRAST), compute_masks(euler, CONTRAST)
     assert isinstance(P_ddim, torch.Tensor)
     assert isinstance(P_euler, torch.Tensor)

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +38,33 @@ def test_without_control_it_equals_plain_generation_bit_for_bit(base_model: Text
     captions = [*CAPTIONS, edit.caption, other_edit.caption]
     expected = base_model.generate(captions, [*SEEDS, *SEEDS], steps=4, guidance_scale=guidance_scale)
     assert torch.equal(base_model.decode(z), expected)
+
+
+def test_the_full_guidance_interval_is_guidance_in_all_steps(base_model: TextToImageModel) -> None:
+    edit = replace(PLAIN_EDIT, self_fraction=0.5, cross_fraction=0.5)
+    in_interval = torch.cat(generate(base_model, edit, guidance_interval=(0.0, 1.0)))
+    assert torch.equal(in_interval, torch.cat(generate(base_model, edit)))
+
+
+def test_an_empty_guidance_interval_is_a_scale_of_one(base_model: TextToImageModel) -> None:
+    edit = replace(PLAIN_EDIT, self_fraction=0.5, cross_fraction=0.5, blend=BLEND)
+    in_interval = torch.cat(generate(base_model, edit, guidance_interval=(0.5, 0.5)))
+    unguided = generate(base_model, replace(edit, guidance_scale=1.0), guidance_scale=1.0)
+    assert torch.equal(in_interval, torch.cat(unguided))
+
+
+def test_steps_outside_the_guidance_interval_compute_no_rows_without_text(base_model: TextToImageModel) -> None:
+    edits = [replace(PLAIN_EDIT, cross_fraction=0.8, self_fraction=0.4, blend=BLEND), replace(PLAIN_EDIT, source=1)]
+    rows: list[int] = []
+    hook = base_model.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    try:
+        in_interval = generate(base_model, *edits, guidance_interval=(0.25, 0.75))
+        guided = generate(base_model, *edits)
+    finally:
+        hook.remove()
+    assert rows == [4, 8, 8, 4, 8, 8, 8, 8]
+    for z, z_guided in zip(in_interval, guided, strict=True):
+        assert (z - z_guided).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -106,10 +134,10 @@ def test_the_attention_region_is_the_maximum_and_its_neighbours() -> None:
     assert torch.equal(region, expected)
 
 
-def test_the_noise_of_the_steps_is_that_of_the_source(painted_by: Any) -> None:
+def test_the_noise_of_the_steps_is_that_of_the_source(make_base_model: Callable[..., TextToImageModel]) -> None:
     from diffusers import EulerAncestralDiscreteScheduler
 
-    base_model = painted_by("sd15", EulerAncestralDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1))
+    base_model = make_base_model("sd15", EulerAncestralDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1))
     sources, edits = generate(base_model, replace(PLAIN_EDIT, caption=CAPTIONS[0]))
     assert_close(edits[0], sources[0], rtol=0, atol=1e-3)
 

@@ -1,0 +1,84 @@
+"""The attention of sources, recorded while they are sampled, so that variants need no source rows in their forwards.
+
+Shapes: H halves of classifier-free guidance (null before text), G sources, N tokens of a layer, D the layer's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emuedit.models.attention_processor import HookedAttnProcessor, install_processor
+
+
+@dataclass(frozen=True)
+class AttentionFeatures:
+    """Attention of G sources in one forward of a U-Net, layer by layer in the order in which the layers run."""
+
+    queries: tuple[Tensor, ...]  # of the self-attentions [H, G, heads, N, D / heads]
+    keys: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]  # of all attentions, before their output projection [H, G, N, D]
+
+    @property
+    def halves(self) -> int:
+        """1 for a forward without guidance, else 2."""
+        return len(self.outputs[0])
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of all tensors."""
+        return sum(tensor.nbytes for tensor in (*self.queries, *self.keys, *self.outputs))
+
+    @staticmethod
+    def cat(*parts: AttentionFeatures) -> AttentionFeatures:
+        """The features of several batches of sources as one, in order."""
+        fields = zip(*((part.queries, part.keys, part.outputs) for part in parts), strict=True)
+        joined = (tuple(torch.cat(layer, dim=1) for layer in zip(*field, strict=True)) for field in fields)
+        return AttentionFeatures(*joined)
+
+
+class FeatureRecorder(HookedAttnProcessor):
+    """Keeps the attention of every forward until `take` returns it."""
+
+    def __init__(self) -> None:
+        self.is_recording = True
+        """Set to False to keep nothing more."""
+        self._queries: list[Tensor] = []
+        self._keys: list[Tensor] = []
+        self._outputs: list[Tensor] = []
+
+    def process_qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Record queries and keys of a self-attention. Raises ValueError for one with a mask, which is not recorded."""
+        if self.is_recording:
+            if mask is not None:
+                raise ValueError("want self-attention without a mask, got one with; its queries and keys cannot be shared")
+            self._queries.append(query)
+            self._keys.append(key)
+        return query, key, mask
+
+    def process_output(self, out: Tensor) -> Tensor:
+        """Record the output of a layer."""
+        if self.is_recording:
+            self._outputs.append(out)
+        return out
+
+    def take(self, n_sources: int) -> AttentionFeatures:
+        """The features of the last forward, whose rows are the sources, once or twice."""
+        lists = (self._queries, self._keys, self._outputs)
+        features = AttentionFeatures(*(tuple(tensor.unflatten(0, (-1, n_sources)) for tensor in tensors) for tensors in lists))
+        for tensors in lists:
+            tensors.clear()
+        return features
+
+
+@contextmanager
+def record_features(unet: Any) -> Iterator[FeatureRecorder]:
+    """Record the attention of every layer of a U-Net inside the `with` block, see `attention_processor.install_processor`."""
+    recorder = FeatureRecorder()
+    with install_processor(unet, recorder):
+        yield recorder

@@ -75,8 +75,8 @@ def find_registered(graph: dvc_graph.Graph) -> RetrainResult | None:
 
 def finish(root: Path, graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, float], register: bool) -> RetrainResult:
     """Log the results to the run; register the model if it is new and let the promotion gate decide."""
-    shown = [path for stage in graph.stages for path in (stage.outs if stage.meta.get("report") else stage.plots)]
-    artifacts = {path.as_posix(): root / path for path in (*graph.metrics, *shown)}
+    reports = [path for stage in graph.stages for path in (stage.outs if stage.meta.get("report") else stage.plots)]
+    artifacts = {path.as_posix(): root / path for path in (*graph.metrics, *reports)}
     params_file = root / config.PARAMS_FILE
     durations = {f"seconds.{name}": f"{duration:.1f}" for name, duration in seconds.items()}
     runs.log_run(

@@ -103,7 +103,7 @@ def test_edit_writes_the_picture_and_says_what_was_done(sampler: RedSampler, cap
 def test_every_setting_is_an_option(sampler: RedSampler) -> None:
     options = "--steps 3 --image-guidance-scale 1.2 --guidance-scale 4 --guidance-rescale .7 --preserve .5 --change-threshold 0"
     assert cli.main(["edit", "in.png", "make it red", *options.split(), "--seed", "7"]) == 0
-    wanted = EditSettings(
+    expected = EditSettings(
         steps=3,
         image_guidance_scale=1.2,
         guidance_scale=4.0,
@@ -112,8 +112,8 @@ def test_every_setting_is_an_option(sampler: RedSampler) -> None:
         change_threshold=0.0,
         seed=7,
     )
-    assert sampler.calls == [SampleCall("make it red", "local", wanted, 7)]
-    assert wanted.model_fields_set == set(EditSettings.model_fields)
+    assert sampler.calls == [SampleCall("make it red", "local", expected, 7)]
+    assert expected.model_fields_set == set(EditSettings.model_fields)
 
 
 def test_turns_follow_each_other(sampler: RedSampler, capsys: pytest.CaptureFixture[str]) -> None:

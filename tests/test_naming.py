@@ -18,6 +18,14 @@ DIALECT = re.compile(
     r"\b(pupil|crew|hush|told|knobs?|painter|studio|rivals?|heart|station|house|mend|law|roof|dwell|hired|paint(s|ed|ing)?)\b",
     re.IGNORECASE,
 )
+ALLOWED = {
+    "emuedit/name_hints.py": DIALECT,  # the table of old names
+    "toyworld/scenes/palette.py": re.compile("heart"),  # a shape of the toy world
+    "toyworld/scenes/stamps.py": re.compile("heart"),
+    "toyworld/edits/phrasings.py": re.compile("paint"),  # a verb of its instructions
+    "toyworld/training/tokenizer.py": re.compile("paint"),  # a word of its vocabulary
+    "toyworld/training/train_base_model.py": re.compile("paint"),  # the key of a seed
+}
 MAY_SHARE_A_NAME = {"__init__", "__main__", "conftest"}
 
 
@@ -58,6 +66,7 @@ def test_no_word_of_the_old_dialect(package: str) -> None:
         for path in python_files(package)
         for number, line in enumerate(path.read_text().splitlines(), start=1)
         for match in DIALECT.finditer(line)
+        if not (allowed := ALLOWED.get(str(path.relative_to(ROOT)))) or not allowed.fullmatch(match.group())
     ]
     assert not bad, f"{len(bad)} words that a practitioner would not understand:\n" + "\n".join(bad)
 

@@ -74,11 +74,11 @@ def test_mixed_folders_are_deps(stage: str) -> None:
 
 def test_stages_are_listed_after_what_they_depend_on() -> None:
     outs = {out for stage in STAGES.values() for out in stage["outs"]}
-    made: set[str] = set()
+    earlier: set[str] = set()
     for name, stage in STAGES.items():
-        late = {out for out in outs - made for dep in stage["deps"] if Path(dep).is_relative_to(out)}
+        late = {out for out in outs - earlier for dep in stage["deps"] if Path(dep).is_relative_to(out)}
         assert not late, f"stage {name} needs {late}, made further down in dvc.yaml"
-        made |= set(stage["outs"])
+        earlier |= set(stage["outs"])
 
 
 @pytest.mark.parametrize("name", ["dvc.yaml", "params.yaml"])

@@ -41,10 +41,9 @@ def kept_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Pair]:
     for number, pairs in enumerate(shards):
         write_shard(scratch / f"shard-{number:05d}.parquet", pairs, Pair)
     publish(scratch, tmp_path / dataset.IN, "pairs", {"world": {"name": "w", "base_model": "p"}}, {})
-    knobs: dict[str, Any] = {"gates": {"default": {"dino": {"min": 0.5}}}, "rank_by": "dino", "keep": 1, "sheet_pairs": 1}
-    dataset.run(
-        dataset.DatasetParams.model_validate(knobs | {"mix": {}, "routing": None, "licences": {"base_model": "MIT"}}), tmp_path
-    )
+    params: dict[str, Any] = {"filters": {"default": {"dino": {"min": 0.5}}}, "rank_by": "dino", "sheet_pairs": 1}
+    params |= {"reassignment": None, "licences": {"base_model": "MIT"}}
+    dataset.run(dataset.DatasetParams.model_validate(params), tmp_path)
     return [shards[0][0], shards[0][2], shards[2][0]]
 
 

@@ -38,15 +38,15 @@ START_S = 250.0  # of Prefect's server for the first time, on busy cores
 
 def marked_processes(mark: str) -> dict[int, str]:
     """Process id -> command line of every live process that has the mark in its environment."""
-    found = {}
+    processes = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
             if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0") and state not in "ZX":
-                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                processes[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except (OSError, IndexError):  # of another user, or ended by now
             continue
-    return found
+    return processes
 
 
 class Retrain:
@@ -71,16 +71,16 @@ class Retrain:
 
     def find(self, pattern: str) -> int:
         """The process whose command line matches."""
-        (found,) = [process for process, command in marked_processes(self.mark).items() if re.search(pattern, command)]
-        return found
+        (match,) = [process for process, command in marked_processes(self.mark).items() if re.search(pattern, command)]
+        return match
 
     def remaining(self) -> dict[int, str]:
         """Processes that are left when the limit is over, or none as soon as there are none."""
         until = time.monotonic() + LIMIT_S
-        while (found := marked_processes(self.mark)) and time.monotonic() < until:
+        while (left := marked_processes(self.mark)) and time.monotonic() < until:
             self.process.poll()
             time.sleep(0.05)
-        return found
+        return left
 
     def close(self) -> None:
         for process in marked_processes(self.mark):

@@ -12,7 +12,7 @@ import torch
 CAPTIONS = [
     "a small red circle on the left over grass",
     "two blue stars and a large green square at night",
-    "make it a striped yellow heart in the snow",
+    "make it a striped yellow ring in the snow",
     "remove the checkered purple ring from the brick wall",
 ]
 

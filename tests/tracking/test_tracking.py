@@ -75,6 +75,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     fake = FakeClient()
     monkeypatch.setattr(mlflow.tracking, "MlflowClient", lambda tracking_uri: fake)
     monkeypatch.setattr(stats, "_MIN_INTERVAL_S", 0.0)
+    monkeypatch.setenv(stats.TRACKING_URI_ENV, "http://server.example.org")
     return fake
 
 
@@ -97,6 +98,22 @@ def test_the_mirror_has_the_metrics_of_the_file(tmp_path: Path, server: FakeClie
     assert head["experiment"] == "train"
     assert [line.get("metrics") for line in lines] == [{"loss": 0.5, "grad": "nan"}, {"loss": 0.25}, None]
     assert lines[-1] == {"status": "FINISHED"}
+
+
+def test_without_a_server_and_a_flow_nothing_is_sent_until_a_replay(
+    tmp_path: Path, server: FakeClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As under `dvc repro`, which must not create an `mlflow.db`."""
+    monkeypatch.delenv(stats.TRACKING_URI_ENV)
+    monkeypatch.delenv(stats.PARENT_RUN_ENV, raising=False)
+    with Tracker(tmp_path, "train") as tracker:
+        tracker.log(1, loss=0.5)
+        assert tracker.unsent == 1
+    assert server.runs == {}
+    assert warnings_of(caplog) == []
+    assert replay(tmp_path / "stats.jsonl") == 0
+    (run,) = server.runs.values()
+    assert run["metrics"] == {("loss", 1): 0.5}
 
 
 def test_a_failed_run_is_marked(tmp_path: Path, server: FakeClient) -> None:
@@ -206,6 +223,7 @@ def test_metrics_are_written_when_mlflow_is_not_installed(
     for name in [name for name in sys.modules if name == "mlflow" or name.startswith("mlflow.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "mlflow", None)
+    monkeypatch.setenv(stats.TRACKING_URI_ENV, "http://server.example.org")
     with caplog.at_level(logging.WARNING), Tracker(tmp_path, "train") as tracker:
         tracker.log(1, loss=0.1)
         tracker.log(2, loss=0.1)

@@ -1,0 +1,184 @@
+"""The keys of scratch folders change exactly when DVC would run a stage again: with any of its deps, and with no other file."""
+
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from emuedit.config import ParamsError
+from emuedit.data import dependencies
+from emuedit.data.dependencies import content_key, find_file, hash_file, stage_dependencies, work_key
+
+ROOT = Path(__file__).parents[2]
+WORLD: dict[str, str] = yaml.safe_load((ROOT / "params.yaml").read_text())["world"]
+PIPELINE: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+STAGES = tuple(PIPELINE)
+PRODUCED = {out for stage in PIPELINE.values() for out in stage["outs"]}
+
+
+def fill_in(dep: str) -> str:
+    """A dep of dvc.yaml with the names of params.yaml."""
+    return dep.replace("${world.captions}", WORLD["captions"])
+
+
+DEPS = {stage: [fill_in(dep) for dep in PIPELINE[stage]["deps"]] for stage in STAGES}
+ALL_DEPS = sorted({dep for deps in DEPS.values() for dep in deps})
+CODE_DEPS = [dep for dep in ALL_DEPS if dep not in PRODUCED]
+DATA_DEPS = [dep for dep in ALL_DEPS if dep in PRODUCED]
+
+
+def files_of(dep: str) -> list[str]:
+    """Stand-ins of a dep: the file itself, or two files of the folder."""
+    return [dep] if "." in Path(dep).name else [f"{dep}/first.py", f"{dep}/folder/second.py"]
+
+
+CODE_FILES = sorted({file for dep in CODE_DEPS for file in files_of(dep)})
+
+
+def stages_that_depend_on(file: str) -> set[str]:
+    """Stages with a dep that is this file, or a folder that it lies in."""
+    return {stage for stage, deps in DEPS.items() if any(file == dep or file.startswith(f"{dep}/") for dep in deps)}
+
+
+@cache
+def parse_yaml(content: bytes) -> Any:
+    """Parsed once: the tests compute thousands of keys."""
+    return yaml.safe_load(content)
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small copy of the project: the real dvc.yaml and params.yaml, and a stand-in for every dep."""
+    monkeypatch.setattr(dependencies, "_yaml", lambda path: parse_yaml(path.read_bytes()))
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    for file in CODE_FILES:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(f"# {file}\n")
+    for folder in DATA_DEPS:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "shard-00000.parquet").write_bytes(b"rows")
+        (tmp_path / folder / "summary.json").write_text(f'{{"stage": "{folder}"}}\n')
+    return tmp_path
+
+
+def work_keys(root: Path) -> dict[str, str]:
+    return {stage: work_key(stage, {"n": 1}, root) for stage in STAGES}
+
+
+def changed_stages(root: Path, change: Callable[[], object]) -> set[str]:
+    before = work_keys(root)
+    change()
+    after = work_keys(root)
+    return {stage for stage in STAGES if before[stage] != after[stage]}
+
+
+def test_the_pipeline_lists_code_and_data_for_every_stage() -> None:
+    for stage in STAGES:
+        code = [dep for dep in DEPS[stage] if dep in CODE_DEPS]
+        assert f"emuedit/stages/{stage}.py" in code
+        assert all((ROOT / dep).exists() for dep in code)
+    assert len(CODE_FILES) > 40
+    assert len(DATA_DEPS) >= 6
+
+
+@pytest.mark.parametrize("file", CODE_FILES)
+def test_a_changed_code_file_changes_the_keys_of_the_stages_that_depend_on_it_and_no_others(file: str, tree: Path) -> None:
+    expected = stages_that_depend_on(file)
+    assert expected
+    assert changed_stages(tree, lambda: (tree / file).write_text("# changed\n")) == expected
+
+
+@pytest.mark.parametrize("folder", [dep for dep in CODE_DEPS if files_of(dep) != [dep]])
+def test_a_new_and_a_deleted_file_of_a_code_folder_change_the_same_keys(folder: str, tree: Path) -> None:
+    expected = stages_that_depend_on(f"{folder}/new.py")
+    assert changed_stages(tree, lambda: (tree / folder / "new.py").touch()) == expected
+    assert changed_stages(tree, lambda: (tree / folder / "new.py").rename(tree / folder / "other.py")) == expected
+    assert changed_stages(tree, lambda: (tree / folder / "other.py").unlink()) == expected
+
+
+@pytest.mark.parametrize("folder", DATA_DEPS)
+def test_changed_data_change_the_keys_of_the_stages_that_read_them_and_no_others(folder: str, tree: Path) -> None:
+    expected = {stage for stage in STAGES if folder in DEPS[stage]}
+    assert expected
+    before = content_key({}, tree / folder)
+    assert changed_stages(tree, lambda: (tree / folder / "summary.json").write_text("{}\n")) == expected
+    assert content_key({}, tree / folder) != before
+    assert changed_stages(tree, lambda: shutil.rmtree(tree / folder)) == expected
+
+
+def test_a_published_folder_counts_by_its_summary_which_lists_the_hashes_of_its_files(tree: Path) -> None:
+    folder = tree / DATA_DEPS[0]
+    assert not changed_stages(tree, lambda: (folder / "shard-00000.parquet").write_bytes(b"other rows"))
+    (folder / "summary.json").unlink()
+    before = content_key({}, folder)
+    (folder / "shard-00000.parquet").write_bytes(b"rows again")
+    assert content_key({}, folder) != before
+
+
+def test_what_is_no_dep_changes_no_key(tree: Path) -> None:
+    def add_unrelated_files() -> None:
+        for name in ("README.md", "notes.py", "emuedit/cli.py", "emuedit/unrelated/new.py", "flows/pipeline.py"):
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_text("new\n")
+        for folder in [dep for dep in CODE_DEPS if files_of(dep) != [dep]]:
+            (tree / folder / "__pycache__").mkdir()
+            (tree / folder / "__pycache__" / "first.cpython-311.pyc").write_bytes(b"compiled")
+
+    assert not changed_stages(tree, add_unrelated_files)
+    assert not changed_stages(tree, lambda: [(tree / file).touch() for file in CODE_FILES]), "only the content counts"
+
+
+def test_params_and_models_change_the_key(tree: Path) -> None:
+    model = tree / "my-model"
+    model.mkdir()
+    (model / "weights.safetensors").write_bytes(b"weights")
+    key = work_key("pairs", {"n": 1}, tree)
+    assert work_key("pairs", {"n": 1}, tree) == key != work_key("pairs", {"n": 2}, tree)
+    with_model = work_key("pairs", {"n": 1}, tree, str(model))
+    assert with_model != key
+    assert work_key("pairs", {"n": 1}, tree, "owner/model-on-the-hub") == key, "a hub id is part of the params"
+    (model / "weights.safetensors").write_bytes(b"other weights")
+    assert work_key("pairs", {"n": 1}, tree, str(model)) not in (with_model, key)
+    weights = str(tree / "toyworld/weights/base_model")
+    assert work_key("pairs", {"n": 1}, tree, weights) == key, "a model that is a dep anyway counts once"
+
+
+def test_a_param_in_a_dep_is_filled_in(tree: Path) -> None:
+    (tree / "mine.txt").write_text("a caption\n")
+    content = yaml.safe_load((tree / "params.yaml").read_text())
+    content["world"]["captions"] = "mine.txt"
+    (tree / "params.yaml").write_text(yaml.safe_dump(content))
+    assert tree / "mine.txt" in stage_dependencies("captions", tree)
+    assert changed_stages(tree, lambda: (tree / "mine.txt").write_text("another caption\n")) == {"captions"}
+
+
+def test_a_workspace_without_code_uses_the_code_beside_the_package(tmp_path: Path) -> None:
+    paths = stage_dependencies("train", tmp_path)
+    assert ROOT / "emuedit/training" in paths
+    assert tmp_path / "data/pairs" in paths, "data are never those of another folder"
+    assert find_file("emuedit/training", tmp_path) == ROOT / "emuedit/training"
+    (tmp_path / "emuedit/training").mkdir(parents=True)
+    assert find_file("emuedit/training", tmp_path) == tmp_path / "emuedit/training"
+    assert find_file("nowhere", tmp_path) == tmp_path / "nowhere"
+
+
+def test_an_unknown_stage_is_named_with_those_that_exist(tree: Path) -> None:
+    with pytest.raises(ParamsError, match=r"want stage 'painting' in dvc.yaml, got captions, instructions, pairs"):
+        work_key("painting", {}, tree)
+
+
+def test_the_hash_of_a_file_follows_its_content(tmp_path: Path) -> None:
+    file = tmp_path / "f"
+    assert hash_file(file) == "missing"
+    file.write_text("a")
+    first = hash_file(file)
+    file.write_text("bb")
+    assert hash_file(file) != first
+    file.write_text("a")
+    assert hash_file(file) == first
+    assert content_key({"n": 1}, file) != content_key({"n": 2}, file)

@@ -1,0 +1,203 @@
+"""Shards of an interrupted run are found again by the next run with the same key, and the result has the same bytes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emuedit.data import publish as publish_module
+from emuedit.data.publish import Summary, publish, read_folder, read_summary, resumable_shards, scratch_folder
+from emuedit.data.records import Caption, Drop
+from emuedit.data.shards import ShardError, read_shard
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from tests.data.test_publish import make_and_publish
+make_and_publish(Path(sys.argv[1]), sys.argv[2], pause_s=float(sys.argv[3]))
+"""
+N_SHARDS = 4
+
+
+def make_shard(number: int) -> tuple[list[Caption], list[Drop]]:
+    """Two captions and one drop."""
+    captions = [Caption(f"caption {number}.{row}", "c.txt", 2 * number + row) for row in range(2)]
+    return captions, [Drop(f"drop {number}", "empty", "c.txt", number)]
+
+
+def make_and_publish(root: Path, key: str, pause_s: float = 0.0, made_numbers: list[int] | None = None) -> Summary:
+    """A stage of four shards; `made_numbers` gets those that are made, and not resumed."""
+
+    def make(number: int) -> tuple[list[Caption], list[Drop]]:
+        if number:
+            time.sleep(pause_s)
+        if made_numbers is not None:
+            made_numbers.append(number)
+        return make_shard(number)
+
+    scratch = scratch_folder(root, "captions", key)
+    counts = {"kept": 0, "dropped": 0}
+    for shard in resumable_shards(scratch, range(N_SHARDS), make, Caption):
+        assert (shard.records, shard.drops) == make_shard(shard.source)
+        counts = {"kept": counts["kept"] + len(shard.records), "dropped": counts["dropped"] + len(shard.drops)}
+    return publish(scratch, root / "data/captions", "captions", {"key": key}, counts)
+
+
+def read_bytes(root: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted((root / "data/captions").iterdir())}
+
+
+class StopRun(BaseException):
+    """Interrupts a run of this process."""
+
+
+def stop_before(number: int) -> Iterator[int]:
+    for source in range(N_SHARDS):
+        if source == number:
+            raise StopRun
+        yield source
+
+
+def interrupt_before(root: Path, key: str, number: int) -> None:
+    """Leave the shards before `number` in scratch."""
+    with pytest.raises(StopRun):
+        list(resumable_shards(scratch_folder(root, "captions", key), stop_before(number), make_shard, Caption))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_process_leaves_shards_that_the_next_run_keeps(number: signal.Signals, tmp_path: Path) -> None:
+    stopped, uninterrupted = tmp_path / "stopped", tmp_path / "uninterrupted"
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(stopped), "key", "60"],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    first = stopped / "scratch/captions/key/shard-00000.parquet"
+    try:
+        deadline = time.monotonic() + 60
+        while not first.exists():
+            assert process.poll() is None, "the process ended before its first shard"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(30) != 0
+    finally:
+        process.kill()
+        process.wait()
+    written_at = first.stat().st_mtime_ns
+    assert not (stopped / "data/captions").exists()
+    made_numbers: list[int] = []
+    make_and_publish(stopped, "key", made_numbers=made_numbers)
+    assert made_numbers == [1, 2, 3]
+    assert (stopped / "data/captions/shard-00000.parquet").stat().st_mtime_ns == written_at
+    make_and_publish(uninterrupted, "key")
+    assert read_bytes(stopped) == read_bytes(uninterrupted)
+    assert not (stopped / "scratch/captions").exists()
+
+
+@pytest.mark.parametrize("number", range(N_SHARDS))
+def test_an_interruption_after_any_shard_does_not_change_the_bytes(number: int, tmp_path: Path) -> None:
+    make_and_publish(tmp_path / "uninterrupted", "key")
+    interrupt_before(tmp_path / "stopped", "key", number)
+    made_numbers: list[int] = []
+    make_and_publish(tmp_path / "stopped", "key", made_numbers=made_numbers)
+    assert made_numbers == list(range(number, N_SHARDS))
+    assert read_bytes(tmp_path / "stopped") == read_bytes(tmp_path / "uninterrupted")
+
+
+def test_shards_of_another_key_are_not_used_and_are_deleted_at_the_end(tmp_path: Path) -> None:
+    interrupt_before(tmp_path, "first", 3)
+    made_numbers: list[int] = []
+    assert make_and_publish(tmp_path, "second", made_numbers=made_numbers).key == "second"
+    assert made_numbers == [0, 1, 2, 3]
+    assert not (tmp_path / "scratch/captions").exists()
+    assert read_summary(tmp_path / "data/captions").params == {"key": "second"}
+
+
+def test_two_keys_are_kept_apart_until_one_is_published(tmp_path: Path) -> None:
+    interrupt_before(tmp_path, "first", 3)
+    interrupt_before(tmp_path, "second", 1)
+    made_numbers: list[int] = []
+    make_and_publish(tmp_path, "first", made_numbers=made_numbers)
+    assert made_numbers == [3]
+
+
+def test_what_a_kill_leaves_of_an_unfinished_shard_is_made_again(tmp_path: Path) -> None:
+    make_and_publish(tmp_path / "uninterrupted", "key")
+    interrupt_before(tmp_path / "stopped", "key", 2)
+    scratch = tmp_path / "stopped/scratch/captions/key"
+    (scratch / ".shard-00002.parquet.123.part").write_bytes(b"half")
+    (scratch / "shard-00001.parquet").unlink()  # its drops are written first
+    made_numbers: list[int] = []
+    make_and_publish(tmp_path / "stopped", "key", made_numbers=made_numbers)
+    assert made_numbers == [1, 2, 3]
+    assert read_bytes(tmp_path / "stopped") == read_bytes(tmp_path / "uninterrupted")
+
+
+def test_a_shard_is_written_after_its_drops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(publish_module, "write_shard", lambda path, *_: written.append(path.name))
+    publish_module.write_with_drops(tmp_path / "shard-00007.parquet", [], [], Caption)
+    assert written == ["dropped-00007.parquet", "shard-00007.parquet"]
+
+
+def test_a_shard_says_whether_an_earlier_run_had_made_it(tmp_path: Path) -> None:
+    interrupt_before(tmp_path, "key", 2)
+    scratch = scratch_folder(tmp_path, "captions", "key")
+    resumed = [shard.resumed for shard in resumable_shards(scratch, range(N_SHARDS), make_shard, Caption)]
+    assert resumed == [True, True, False, False]
+
+
+def test_an_interruption_while_publishing_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_and_publish(tmp_path / "uninterrupted", "key")
+    out = tmp_path / "stopped/data/captions"
+
+    def interrupted_summary(*_: Any) -> Summary:
+        raise StopRun
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish_module, "write_summary", interrupted_summary)
+        with pytest.raises(StopRun):
+            make_and_publish(tmp_path / "stopped", "key")
+    assert list(out.iterdir())
+    with pytest.raises(ShardError, match=r"want a published folder with summary\.json, got none"):
+        list(read_folder(out, Caption))
+    made_numbers: list[int] = []
+    make_and_publish(tmp_path / "stopped", "key", made_numbers=made_numbers)
+    assert made_numbers == []
+    assert read_bytes(tmp_path / "stopped") == read_bytes(tmp_path / "uninterrupted")
+
+
+def test_publishing_replaces_what_was_there(tmp_path: Path) -> None:
+    make_and_publish(tmp_path, "first")
+    (tmp_path / "data/captions/shard-00099.parquet").write_bytes(b"of an earlier run")
+    make_and_publish(tmp_path, "second")
+    assert len(list(read_folder(tmp_path / "data/captions", Caption))) == 2 * N_SHARDS
+
+
+def test_files_are_copied_where_the_file_system_has_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_and_publish(tmp_path / "linked", "key")
+
+    def refuse(*_: Any) -> None:
+        raise OSError("no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    make_and_publish(tmp_path / "copied", "key")
+    assert read_bytes(tmp_path / "copied") == read_bytes(tmp_path / "linked")
+
+
+def test_a_damaged_shard_in_scratch_is_named(tmp_path: Path) -> None:
+    interrupt_before(tmp_path, "key", 2)
+    file = tmp_path / "scratch/captions/key/shard-00001.parquet"
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(ShardError, match=r"shard-00001.parquet is damaged or cut short .*; delete it and run its stage again"):
+        make_and_publish(tmp_path, "key")
+    file.unlink()
+    make_and_publish(tmp_path, "key")
+    assert read_shard(tmp_path / "data/captions/shard-00001.parquet", Caption, verify=True) == make_shard(1)[0]

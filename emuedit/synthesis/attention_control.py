@@ -27,6 +27,7 @@ class MaskControl:
 
     def __init__(self) -> None:
         self._n_rows: int | None = None
+        self._features: AttentionFeatures | None = None
 
     def set(self, source_row: Tensor, M: Tensor, inject: Tensor, size: tuple[int, int]) -> None:
         """Describe the R rows of the next forward pass, sources among them.

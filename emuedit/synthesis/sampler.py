@@ -43,7 +43,7 @@ class Trajectory:
         """The sources of several batches, sampled with the same settings, as one, in order."""
         states = tuple(sum(step, ()) for step in zip(*(part.generator_states for part in parts), strict=True))
         text = TextCondition.cat(*(part.text for part in parts))
-        features = ()
+        features: tuple[AttentionFeatures, ...] = ()
         if all(part.features for part in parts):
             features = tuple(AttentionFeatures.cat(*step) for step in zip(*(part.features for part in parts), strict=True))
         return Trajectory(torch.cat([part.z for part in parts], dim=1), text, parts[0].guidance_scale, states, features)

@@ -1,65 +1,89 @@
-"""What are our own pairs worth? The editor trained on them, beside the same editor trained on the renderer's exact pairs.
+"""What are the generated pairs worth? The editor trained on them, beside the same editor trained on exact pairs.
 
 `uv run python bench/exact_pairs.py [--quick]` writes `bench/results/exact_pairs.json`; its last line is the same JSON.
-Both are judged on the same held-out edits in one run. It wants what `uv run retrain` leaves in data/ and models/.
-`ratio` is the overall edit success of our own pairs over that of the exact ones: how good the data pipeline is.
+It needs `data/dataset` and `models/editor`, the editor that was trained on the generated pairs.
+
+Exact pairs come from the renderer: as many of each task as the filters kept. Both editors are evaluated on the same
+held-out edits, with the true task given. `ratio` is the overall edit success with generated pairs over that with exact
+pairs.
 """
 
-import argparse
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from harness import command
+
 from emuedit import config
+from emuedit.data.dependencies import CODE_ROOT
 from emuedit.data.publish import read_folder
 from emuedit.data.records import Verdict
-from emuedit.stages import evaluation, train
+from emuedit.stages import dataset, evaluation, train
 from toyworld.edits import exact_dataset
 
-ROOT = Path(__file__).parent.parent
-RESULT = ROOT / "bench/results/exact_pairs.json"
+QUICK_TASKS, QUICK_PAIRS, QUICK_EDITS, QUICK_STEPS = 3, 2, 1, 2
+"""With `--quick`: tasks, pairs per task, edits per task, and steps of training and of editing."""
+SYSTEM = "true_task"
+"""The evaluated system: the editor with the true task, so that the task predictor plays no part."""
 
 
-def world(root: Path, **models: Path) -> Path:
-    """A folder beside the project's own with the same code and knobs, and these models."""
-    (root / "models").mkdir(parents=True, exist_ok=True)
-    links = {root / "emuedit": ROOT / "emuedit", root / "params.yaml": ROOT / "params.yaml"}
-    for link, target in (links | {root / "models" / name: target for name, target in models.items()}).items():
+def create_workspace(root: Path, params_file: Path, editor: Path | None = None) -> Path:
+    """A workspace with the same params and models of the toy world, and this editor. It has no inverted tasks."""
+    (root / "models" / "inversion").mkdir(parents=True, exist_ok=True)
+    links = {root / "params.yaml": params_file, root / "toyworld": CODE_ROOT / "toyworld"}
+    if editor is not None:
+        links[root / train.OUT] = editor
+    for link, target in links.items():
         if not link.exists():
-            link.symlink_to(target)
+            link.symlink_to(target.resolve())
     return root
 
 
-def success(root: Path, tasks: tuple[str, ...], quick: bool) -> dict[str, float | None]:
-    """Edit success per task of the editor in `root`, told the true task, so that only the editor is measured."""
-    knobs = config.load(evaluation.EvaluationParams, "evaluation", ROOT / "params.yaml")
-    n_edits = 4 if quick else knobs.n_edits
-    evaluation.run(knobs.model_copy(update={"systems": ("told",), "tasks": tasks, "n_edits": n_edits}), root)
-    found: dict[str, float | None] = json.loads((root / evaluation.OUT / "metrics.json").read_text())["edit_success"]["told"]
-    return found
+def train_on_exact_pairs(workspace: Path, counts: Mapping[str, int], quick: bool) -> None:
+    """Write so many exact pairs of each task and train the editor on them, with the settings of `params.yaml`."""
+    counts = {task: min(n, QUICK_PAIRS) if quick else n for task, n in counts.items()}
+    exact_dataset.write_dataset(workspace, counts)
+    params = config.load(train.TrainParams, "train", workspace / "params.yaml")
+    params = params.model_copy(update={"steps": QUICK_STEPS, "processes": 1}) if quick else params
+    train.run(params, workspace)
+
+
+def edit_success(workspace: Path, tasks: tuple[str, ...], quick: bool) -> dict[str, float | None]:
+    """Edit success of the workspace's editor per task, and `overall`."""
+    params = config.load(evaluation.EvaluationParams, "evaluation", workspace / "params.yaml")
+    params = params.model_copy(update={"systems": (SYSTEM,), "tasks": tasks})
+    if quick:
+        settings = params.settings.with_changes({"steps": QUICK_STEPS})
+        params = params.model_copy(update={"n_edits": QUICK_EDITS, "settings": settings})
+    evaluation.run(params, workspace)
+    metrics = json.loads((workspace / evaluation.OUT / "metrics.json").read_text(encoding="utf-8"))
+    success: dict[str, float | None] = metrics["edit_success"][SYSTEM]
+    return success
 
 
 def main() -> None:
-    """Train on exact pairs, as many of each task as the gates kept of ours; evaluate both."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few steps and edits: proves that it runs, measures nothing")
-    quick = parser.parse_args().quick
-    kept = Counter(one.task for one in read_folder(ROOT / "data/dataset", Verdict) if one.kept)
-    none = ROOT / "scratch/bench/none"  # no task packs: they belong to another editor
-    none.mkdir(parents=True, exist_ok=True)
-    same = {"router": ROOT / "models/router", "inversion": none}
-    beside = world(ROOT / "scratch/bench/exact_pairs", **same)
-    own = world(ROOT / "scratch/bench/own_pairs", editor=ROOT / "models/editor", **same)
-    exact_dataset.write_dataset(beside, {name: min(n, 4) if quick else n for name, n in kept.items()})
-    knobs = config.load(train.TrainParams, "train", ROOT / "params.yaml")
-    train.run(knobs.model_copy(update={"steps": 2}) if quick else knobs, beside)
-    tasks = tuple(kept)
-    ours, theirs = success(own, tasks, quick), success(beside, tasks, quick)
-    ratio = round((ours["overall"] or 0.0) / max(theirs["overall"] or 0.0, 1e-9), 3)
-    figures = {"pairs": dict(kept), "own": ours, "exact": theirs, "ratio": ratio}
-    if not quick:
-        RESULT.write_text(json.dumps(figures, indent=1) + "\n")
-    print(json.dumps(figures))
+    """Train on exact pairs, evaluate both editors, write, print."""
+    parser = command.argument_parser(
+        __doc__, quick="few tasks, pairs, steps and edits: it proves that the script runs, and measures nothing"
+    )
+    command.add_workspace(parser)
+    args = parser.parse_args()
+    command.require_outputs(args.workspace, dataset.OUT, train.OUT)
+    counts = Counter(verdict.task for verdict in read_folder(args.workspace / dataset.OUT, Verdict) if verdict.kept)
+    if args.quick:
+        torch.set_num_threads(1)
+        counts = Counter(dict(counts.most_common(QUICK_TASKS)))
+    params_file = args.workspace / "params.yaml"
+    folder = args.workspace / "scratch" / "bench" / ("exact_pairs.quick" if args.quick else "exact_pairs")
+    generated = create_workspace(folder / "generated", params_file, args.workspace / train.OUT)
+    exact = create_workspace(folder / "exact", params_file)
+    train_on_exact_pairs(exact, counts, args.quick)
+    with_generated, with_exact = (edit_success(root, tuple(counts), args.quick) for root in (generated, exact))
+    ratio = (with_generated["overall"] or 0.0) / max(with_exact["overall"] or 0.0, 1e-9)
+    figures = {"pairs": dict(counts), "generated": with_generated, "exact": with_exact, "ratio": round(ratio, 3)}
+    command.write_result(__file__, figures, args.quick)
 
 
 if __name__ == "__main__":

@@ -1,90 +1,98 @@
-"""How long does it take to judge a million pairs anew when a threshold moves? No picture is opened.
+"""How long does it take to filter a million pairs again after a threshold changed? No picture is opened.
 
 `uv run python bench/refilter.py [--quick]` writes `bench/results/refilter.json`; its last line is the same JSON.
-Seconds are of processor time (one thread). Beside it, the same rules as a loop over records, which is what one would write first.
+Seconds are CPU seconds of one thread. For comparison, the same rules are applied in a loop over records, which is what
+one would write first; the benchmark fails when the two disagree.
 """
 
-import argparse
-import json
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from harness import command
 
 from emuedit import config
-from emuedit.stages import dataset
-from emuedit.stages.dataset import Params, judge
+from emuedit.data import filters, selection
+from emuedit.data.filters import SCORE_PREFIX
+from emuedit.stages.dataset import DatasetParams, filter_pairs
 from emuedit.tasks import TASKS
 
 CANDIDATES = 4
-ROOT = Path(__file__).parent.parent
+"""Pairs per instruction."""
+UNDEFINED_SHARE = 0.1
+"""Share of the scores that are undefined."""
+LOOP_SHARE = 20
+"""The loop filters one pair in so many; its time is scaled up."""
 
 
-def pairs(n: int, params: Params) -> pa.Table:
-    """A table of n pairs with made-up scores, one in ten undefined, `CANDIDATES` for each instruction."""
-    chance = np.random.default_rng(0)
-    scores = sorted({score for row in params.gates.values() for score in row} | {params.rank_by, dataset.PROBABILITY})
+def random_pairs(n: int, params: DatasetParams) -> pa.Table:
+    """A table of n pairs with random scores in [0, 1) of every name that the filters and the ranking use."""
+    random = np.random.default_rng(0)
+    scores = sorted({*filters.scores_used(params.filters), params.rank_by, selection.PROBABILITY})
     instruction = np.arange(n) // CANDIDATES
-    task = np.array([one.name for one in TASKS])[instruction % len(TASKS)]
-    columns: dict[str, Any] = {"id": pa.array([f"{i:016x}" for i in range(n)])}
-    columns |= {"instruction_id": pa.array([f"{i:016x}" for i in instruction]), "task": pa.array(task)}
+    task = np.array([task.name for task in TASKS])[instruction % len(TASKS)]
+    columns: dict[str, Any] = {
+        "id": pa.array([f"{i:016x}" for i in range(n)]),
+        "instruction_id": pa.array([f"{i:016x}" for i in instruction]),
+        "task": pa.array(task),
+    }
     for score in scores:
-        columns[f"score_{score}"] = pa.array(chance.random(n), mask=chance.random(n) < 0.1)
+        columns[SCORE_PREFIX + score] = pa.array(random.random(n), mask=random.random(n) < UNDEFINED_SHARE)
     return pa.table(columns)
 
 
-def one_by_one(table: pa.Table, params: Params) -> list[bool]:
-    """The same verdicts, row by row."""
-    best: dict[str, list[tuple[float, int]]] = {}
-    reject = params.routing.reject if params.routing else 0.0
-    for i, pair in enumerate(table.to_pylist()):
-        for score, bounds in params.row(pair["task"]).items():
-            value = pair[f"score_{score}"]
-            if value is None or value < bounds.get("min", -np.inf) or value > bounds.get("max", np.inf):
-                break
-        else:
-            probability = pair["score_task_probability"]
-            if probability is not None and probability < reject:
-                continue
-            rank = pair[f"score_{params.rank_by}"]
-            best.setdefault(pair["instruction_id"], []).append((np.inf if rank is None else -rank, i))
-    kept = {i for group in best.values() for _, i in sorted(group)[: params.keep]}
-    return [i in kept for i in range(len(table))]
+def filter_in_a_loop(table: pa.Table, params: DatasetParams) -> list[bool]:
+    """Which pairs `filter_pairs` keeps, computed record by record."""
+    candidates: dict[str, list[tuple[float, int]]] = {}  # instruction -> (negative rank score, row) of those that pass
+    reject = params.reassignment.reject if params.reassignment else 0.0
+    for row, pair in enumerate(table.to_pylist()):
+        probability = pair[SCORE_PREFIX + selection.PROBABILITY]
+        if passes_filters(pair, params) and (probability is None or probability >= reject):
+            rank = pair[SCORE_PREFIX + params.rank_by]
+            candidates.setdefault(pair["instruction_id"], []).append((np.inf if rank is None else -rank, row))
+    kept = {row for group in candidates.values() for _, row in sorted(group)[: params.keep_per_instruction]}
+    return [row in kept for row in range(len(table))]
+
+
+def passes_filters(pair: dict[str, Any], params: DatasetParams) -> bool:
+    """Whether a record passes the filters of its task; an undefined score fails."""
+    for score, bounds in params.filters_for(pair["task"]).items():
+        value = pair[SCORE_PREFIX + score]
+        if value is None or value < bounds.get("min", -np.inf) or value > bounds.get("max", np.inf):
+            return False
+    return True
 
 
 def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a hundred thousand pairs and fewer rounds")
-    quick = parser.parse_args().quick
-    n, rounds = (100_000, 3) if quick else (1_000_000, 5)
-    params = config.load(Params, "dataset", ROOT / "params.yaml")
-    table = pairs(n, params)
+    """Measure, write, print."""
+    parser = command.argument_parser(__doc__, quick="a hundred thousand pairs and fewer rounds")
+    args = parser.parse_args()
+    n, rounds = (100_000, 3) if args.quick else (1_000_000, 5)
+    params = config.load(DatasetParams, "dataset", command.ROOT / "params.yaml")
+    table = random_pairs(n, params)
     seconds = []
     for _ in range(rounds):
-        began = time.process_time()
-        judged = judge(table, params)
-        dataset.tally(table, judged)
-        seconds.append(time.process_time() - began)
-    some = table.slice(0, n // 20)
-    began = time.process_time()
-    kept = one_by_one(some, params)
-    loop_s = (time.process_time() - began) * n / len(some)
-    assert kept == judge(some, params).kept.tolist(), "the query and the loop must agree"
+        start = time.process_time()
+        result = filter_pairs(table, params)
+        selection.count_verdicts(table, result)
+        seconds.append(time.process_time() - start)
+    part = table.slice(0, n // LOOP_SHARE)
+    start = time.process_time()
+    kept = filter_in_a_loop(part, params)
+    loop_s = (time.process_time() - start) * n / len(part)
+    assert kept == filter_pairs(part, params).kept.tolist(), "the query and the loop must keep the same pairs"
     figures = {
         "seconds_per_million": round(statistics.median(seconds) * 1e6 / n, 3),
         "loop_seconds_per_million": round(loop_s * 1e6 / n, 1),
         "ratio_vs_loop": round(loop_s / statistics.median(seconds), 1),
         "n_pairs": n,
-        "n_scores": sum(name.startswith("score_") for name in table.column_names),
-        "kept_share": round(float(judged.kept.mean()), 4),
+        "n_scores": sum(name.startswith(SCORE_PREFIX) for name in table.column_names),
+        "kept_share": round(float(result.kept.mean()), 4),
         "rounds": rounds,
     }
-    (ROOT / "bench" / "results" / "refilter.json").write_text(json.dumps(figures, indent=1) + "\n")
-    print(json.dumps(figures))
+    command.write_result(__file__, figures, args.quick)
 
 
 if __name__ == "__main__":

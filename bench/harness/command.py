@@ -1,0 +1,99 @@
+"""What every benchmark shares: options, the result file, the last line of the output, a description of the hardware.
+
+`uv run python bench/<name>.py` writes `bench/results/<name>.json` and prints the same figures as one JSON object on its
+last line. With `--quick`, which takes less than a minute on two cores, it writes `bench/results/<name>.quick.json`
+instead, which git ignores.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from emuedit.data.dependencies import SUMMARY_FILE
+from emuedit.runtime import available_cores, set_env_defaults
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "bench" / "results"
+BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""CPU flags that stand for arithmetic in bfloat16: two of x86, one of Arm."""
+VECTOR_FLAGS = ("avx2", "avx512f", "asimd", "sve")
+
+
+def argument_parser(description: str | None, quick: str) -> argparse.ArgumentParser:
+    """A parser with the option `--quick`, whose help is `quick`. `description` is the docstring of the script."""
+    set_env_defaults()
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    return parser
+
+
+def add_workspace(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--workspace`: the folder in which the stages of the pipeline ran."""
+    parser.add_argument(
+        "--workspace",
+        type=Path,
+        default=ROOT,
+        help="folder with params.yaml and the outputs of the stages; default: the project",
+    )
+
+
+def require_outputs(workspace: Path, *folders: str) -> None:
+    """Exit with an explanation when a published output of a stage is missing in the workspace."""
+    missing = [folder for folder in folders if not (workspace / folder / SUMMARY_FILE).is_file()]
+    if missing:
+        sys.exit(f"want {', '.join(missing)} in {workspace}, got none; run `uv run retrain` there, or name another --workspace")
+
+
+def result_path(script: str, quick: bool, suffix: str = ".json") -> Path:
+    """Where a script (its `__file__`) writes: `bench/results/<name><suffix>`, `<name>.quick<suffix>` with `--quick`."""
+    return RESULTS / f"{Path(script).stem}{'.quick' if quick else ''}{suffix}"
+
+
+def write_result(script: str, figures: Mapping[str, Any], quick: bool) -> None:
+    """Write the figures of a script (its `__file__`) with the hardware, and print them as one line of JSON."""
+    result = {**figures, "quick": quick, "hardware": describe_hardware()}
+    path = result_path(script, quick)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result))
+
+
+def describe_hardware() -> dict[str, Any]:
+    """Processor, number of usable cores, whether bfloat16 is native, GPU, and the versions of Python and torch."""
+    cpu = _read_lscpu()
+    flags = set(cpu.get("Flags", "").split())
+    return {
+        "cpu": cpu.get("Model name", platform.processor()),
+        "cpu_family": cpu.get("CPU family"),
+        "cpu_model": cpu.get("Model"),
+        "cores": available_cores(),
+        "vector_extensions": [flag for flag in VECTOR_FLAGS if flag in flags],
+        "bfloat16_native": bool(flags & BFLOAT16_FLAGS),
+        "gpu": _gpu_name(),
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+    }
+
+
+def _read_lscpu() -> dict[str, str]:
+    """The fields of `lscpu` by name; empty where there is no such program."""
+    program = shutil.which("lscpu")
+    if program is None:
+        return {}
+    english = os.environ | {"LC_ALL": "C"}
+    output = subprocess.run([program], capture_output=True, text=True, check=True, env=english).stdout
+    fields = (line.partition(":") for line in output.splitlines())
+    return {name.strip(): value.strip() for name, _, value in fields}
+
+
+def _gpu_name() -> str | None:
+    """The GPU that torch uses. Scripts that do not import torch use none."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None

@@ -1,0 +1,46 @@
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+def test_the_last_line_is_the_result_file(command: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print("other output")
+    command.write_result("bench/speed.py", {"pairs_per_second": 2.5}, quick=False)
+    written = json.loads((tmp_path / "speed.json").read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == written
+    assert written["pairs_per_second"] == 2.5
+    assert written["quick"] is False
+
+
+def test_quick_keeps_the_full_result(command: ModuleType, tmp_path: Path) -> None:
+    command.write_result("bench/speed.py", {"pairs_per_second": 2.5}, quick=False)
+    full = (tmp_path / "speed.json").read_bytes()
+    command.write_result("bench/speed.py", {"pairs_per_second": 9.0}, quick=True)
+    assert (tmp_path / "speed.json").read_bytes() == full
+    assert json.loads((tmp_path / "speed.quick.json").read_text())["quick"] is True
+
+
+@pytest.mark.parametrize(("flags", "native"), [("fpu avx2", False), ("avx512f avx512_bf16", True), ("asimd bf16", True)])
+def test_bfloat16_is_native_where_the_flags_say_so(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch, flags: str, native: bool
+) -> None:
+    monkeypatch.setattr(command, "_read_lscpu", lambda: {"Model name": "a processor", "Flags": flags})
+    hardware = command.describe_hardware()
+    assert hardware["bfloat16_native"] is native
+    assert hardware["cpu"] == "a processor"
+    assert hardware["cores"] >= 1
+
+
+def test_hardware_is_described_without_lscpu(command: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command.shutil, "which", lambda name: None)
+    assert command.describe_hardware()["bfloat16_native"] is False
+
+
+def test_missing_inputs_are_named(command: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "data/pairs").mkdir(parents=True)
+    (tmp_path / "data/pairs/summary.json").touch()
+    command.require_outputs(tmp_path, "data/pairs")
+    with pytest.raises(SystemExit, match=r"want models/editor in .*uv run retrain"):
+        command.require_outputs(tmp_path, "data/pairs", "models/editor")

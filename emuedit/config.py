@@ -6,12 +6,13 @@ Defaults live in the models. Unknown keys, missing keys and wrong types are erro
 import importlib
 import json
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from emuedit.name_hints import closest_match, new_name
 
@@ -166,19 +167,40 @@ def _section(content: Mapping[str, Any], section: str, path: Path) -> dict[str, 
 def _explain(model: type[BaseModel], section: str, details: Any) -> str:
     """One pydantic error as a line: the key, what is wrong, and which keys are known at that place."""
     *parents, last = details["loc"] or ("",)
-    for parent in parents:
-        inner = getattr(model.model_fields.get(str(parent)), "annotation", None)
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
-    key, fields = ".".join(str(part) for part in details["loc"]), model.model_fields
+    names, fields = _fields_at(model, parents)
+    key = ".".join(str(part) for part in details["loc"])
     if details["type"] == "extra_forbidden":
-        if renamed := new_name(f"{section}.{key}"):
+        path = (*names, str(last)) if names[:1] == ("world",) else (section, *names, str(last))
+        if renamed := new_name(".".join(path)):
             return f"'{key}' is now called '{renamed}'; rename it"
         return f"unknown key '{key}'{closest_match(str(last), fields)}; known: {_names(fields)}"
     if details["type"] == "missing":
-        return f"missing key '{key}': {fields[str(last)].description or 'add it'}; known: {_names(fields)}"
+        field = fields.get(str(last))
+        return f"missing key '{key}': {(field and field.description) or 'add it'}; known: {_names(fields)}"
     value = details["input"]
     return f"key '{key}': {details['msg']}; got {value!r} ({type(value).__name__}); known: {_names(fields)}"
+
+
+def _fields_at(model: type[BaseModel], parents: Sequence[str | int]) -> tuple[tuple[str, ...], dict[str, FieldInfo]]:
+    """Names of the fields on the way from a model to what lies below `parents`, and the fields that are known there.
+
+    Of `parents`, only some are fields: others are keys of dicts, positions in lists, and words that choose between models.
+    """
+    models, names = [model], []
+    for part in map(str, parents):
+        below = [child for m in models if part in m.model_fields for child in _models_in(m.model_fields[part].annotation)]
+        chosen = [m for m in models if any(part in get_args(field.annotation) for field in m.model_fields.values())]
+        if any(part in m.model_fields for m in models):
+            names.append(part)
+        models = below or chosen or models
+    return tuple(names), {name: field for m in models for name, field in m.model_fields.items()}
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a type mentions, also inside of dicts, tuples and unions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
 def renamed_hint(reference: str) -> str:

@@ -22,6 +22,7 @@ MIN_SPEEDUP = 1.1
 """bfloat16 is taken only where it is this many times as fast as float32. Ours."""
 MAX_ERROR = 0.02
 """Largest relative error of a result in bfloat16, whose rounding alone costs about 0.004. Ours."""
+_FORMATS = ("float32", "bfloat16")
 _ROUNDS, _ENOUGH_S = 5, 0.02
 _ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 
@@ -44,9 +45,12 @@ def probe() -> ProbeResult:
     """Measure, or read what was measured on this machine under the same torch, threads and instruction-set limits."""
     cache = _cache_file()
     try:
-        return ProbeResult(**json.loads(cache.read_text()))
-    except (OSError, ValueError, TypeError):
-        result = measure()
+        result = ProbeResult(**json.loads(cache.read_text()))
+        if result.dtype in _FORMATS:
+            return result
+    except (OSError, ValueError, TypeError):  # not measured yet, or not what `probe` wrote
+        pass
+    result = measure()
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         partial = cache.with_suffix(f".{os.getpid()}")
@@ -69,7 +73,7 @@ def measure() -> ProbeResult:
         (lambda x, w: F.conv2d(x, w, padding=1), image, kernel),
         (torch.matmul, tokens, weight),
     ]
-    seconds, errors = {"float32": 0.0, "bfloat16": 0.0}, []
+    seconds, errors = dict.fromkeys(_FORMATS, 0.0), []
     with torch.inference_mode():
         for operation, left, right in work:
             halves = left.bfloat16(), right.bfloat16()
@@ -77,7 +81,7 @@ def measure() -> ProbeResult:
             errors.append(float((operation(*halves).float() - exact).norm() / exact.norm()))
             seconds["float32"] += _fastest(lambda op=operation, a=left, b=right: op(a, b))  # type: ignore[misc]
             seconds["bfloat16"] += _fastest(lambda op=operation, a=halves[0], b=halves[1]: op(a, b))  # type: ignore[misc]
-    speedup, error = seconds["float32"] / seconds["bfloat16"], max(errors)
+    speedup, error = seconds["float32"] / seconds["bfloat16"], float(torch.tensor(errors).max())  # NaN if one of them is
     faster = speedup >= MIN_SPEEDUP and error <= MAX_ERROR  # a comparison with NaN is False
     return ProbeResult("bfloat16" if faster else "float32", round(speedup, 3), round(error, 5))
 
@@ -107,5 +111,5 @@ def _cpu_model() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    wanted = ("model name", "flags")
-    return "|".join(next((line for line in lines if line.startswith(name)), "") for name in wanted)
+    fields = ("model name", "flags")
+    return "|".join(next((line for line in lines if line.startswith(name)), "") for name in fields)

@@ -83,8 +83,8 @@ class Progress:
         return ", ".join(parts + ([note] if note else []))
 
     def _report_regularly(self) -> None:
-        every = _REFRESH_S if self._bar is not None else float(os.environ.get("EMUEDIT_PROGRESS_SECONDS", EVERY_S))
-        while not self._stop.wait(every):
+        interval_s = _REFRESH_S if self._bar is not None else float(os.environ.get("EMUEDIT_PROGRESS_SECONDS", EVERY_S))
+        while not self._stop.wait(interval_s):
             self._report()
 
     def _report(self) -> None:

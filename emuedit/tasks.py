@@ -36,7 +36,7 @@ class Task:
     reversed: bool = False
     """Whether the pair is built backwards: the target is generated first, and the source is made from it."""
     changes_caption: bool = True
-    """Whether the caption of the result must differ from that of the source."""
+    """Whether the caption of the result must differ from that of the source; captions seldom mention brightness."""
     mirrorable: bool = True
     """Whether picture and instruction still agree when the pictures are mirrored."""
 

@@ -6,36 +6,32 @@ import numpy as np
 import pytest
 import torch
 
+from emuedit import number_format
+from emuedit.number_format import ProbeResult
 from emuedit.runtime import Runtime, generator, rng, seed_for
 
 
-def test_seeds_are_the_same_for_ever() -> None:
+def test_seeds_never_change() -> None:
     assert seed_for("pairs", 7) == 4173208345832928914
     assert 0 <= seed_for("x") < 2**63
 
 
-def test_seeds_tell_keys_apart() -> None:
+def test_seeds_depend_on_the_kinds_the_order_and_the_limits_of_keys() -> None:
     groups: list[tuple[str | int, ...]] = [
-        ("a", "b"),
-        ("ab",),
-        ("b", "a"),
-        ("a", "b", ""),
-        ("1",),
-        (1,),
-        (-1,),
-        ("i1",),
-        ("a|b",),
-    ]
+        ("a", "b"), ("ab",), ("b", "a"), ("a", "b", ""), ("1",), (1,), (-1,), ("i1",), ("a|b",),
+    ]  # fmt: skip
     assert len({seed_for(*keys) for keys in groups}) == len(groups)
 
 
 def test_seeds_do_not_depend_on_the_hash_seed_of_the_process() -> None:
     code = "from emuedit.runtime import seed_for; print(seed_for('pairs', 7))"
-    out = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": "99"}, capture_output=True, text=True, check=True)
-    assert int(out.stdout) == seed_for("pairs", 7)
+    process = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONHASHSEED": "99"}, capture_output=True, text=True, check=True
+    )
+    assert int(process.stdout) == seed_for("pairs", 7)
 
 
-def test_seeds_refuse_keys_without_stable_text() -> None:
+def test_keys_without_a_stable_text_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one key"):
         seed_for()
     for key in (1.5, True, None):
@@ -43,36 +39,54 @@ def test_seeds_refuse_keys_without_stable_text() -> None:
             seed_for("a", key)  # type: ignore[arg-type]
 
 
-def test_generators_repeat_and_differ() -> None:
-    torch.testing.assert_close(
-        torch.rand(4, generator=generator("a", 1)), torch.rand(4, generator=generator("a", 1)), rtol=0, atol=0
-    )
-    assert not torch.equal(torch.rand(4, generator=generator("a", 1)), torch.rand(4, generator=generator("a", 2)))
+def test_generators_with_the_same_keys_give_the_same_numbers() -> None:
+    first, same = (torch.rand(4, generator=generator("a", 1)) for _ in range(2))
+    torch.testing.assert_close(first, same, rtol=0, atol=0)
+    assert not torch.equal(first, torch.rand(4, generator=generator("a", 2)))
     np.testing.assert_array_equal(rng("a").random(4), rng("a").random(4))
     assert (rng("a").random(4) != rng("b").random(4)).all()
 
 
-def test_explicit_choice() -> None:
-    assert Runtime.choose("cpu", "bfloat16") == Runtime("cpu", "bfloat16")
+def test_an_explicit_choice_is_taken_and_never_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(number_format, "probe", lambda: pytest.fail("an explicit number format was probed"))
+    monkeypatch.setattr(number_format, "measure", lambda: pytest.fail("an explicit number format was measured"))
+    for dtype in ("float32", "bfloat16", "float16"):
+        assert Runtime.choose("cpu", dtype) == Runtime("cpu", dtype)
+        assert Runtime.choose("auto", dtype).dtype == dtype
     assert Runtime("cpu", "bfloat16").torch_dtype is torch.bfloat16
     assert Runtime("cpu", "float32").torch_device == torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    ("present", "want"),
+    ("present", "probed", "expected"),
     [
-        (("cuda", "mps", "cpu"), Runtime("cuda", "bfloat16")),
-        (("mps", "cpu"), Runtime("mps", "float32")),
-        (("cpu",), Runtime("cpu", "float32")),
+        (("cuda", "mps", "cpu"), None, Runtime("cuda", "bfloat16")),
+        (("mps", "cpu"), None, Runtime("mps", "float32")),
+        (("cpu",), "float32", Runtime("cpu", "float32")),
+        (("cpu",), "bfloat16", Runtime("cpu", "bfloat16")),
     ],
 )
-def test_auto_takes_the_best(present: tuple[str, ...], want: Runtime) -> None:
-    with mock.patch("emuedit.runtime._present", return_value=present):
-        assert Runtime.choose() == want
+def test_auto_takes_the_best_device_and_on_a_cpu_the_probed_number_format(
+    present: tuple[str, ...], probed: str | None, expected: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def probe() -> ProbeResult:
+        assert probed is not None, "a device other than a CPU was probed"
+        return ProbeResult(probed, 1.0, 0.0)
+
+    monkeypatch.setattr(number_format, "probe", probe)
+    with mock.patch("emuedit.runtime._present_devices", return_value=present):
+        assert Runtime.choose() == expected
 
 
-def test_refuses_what_is_not_there() -> None:
-    with mock.patch("emuedit.runtime._present", return_value=("cpu",)):
+def test_autocast_is_off_for_float32_only() -> None:
+    left = right = torch.ones(2, 2)
+    for dtype, is_on in (("float32", False), ("bfloat16", True)):
+        with Runtime("cpu", dtype).autocast():
+            assert (left @ right).dtype is (torch.bfloat16 if is_on else torch.float32)
+
+
+def test_devices_and_number_formats_that_are_not_there_are_refused() -> None:
+    with mock.patch("emuedit.runtime._present_devices", return_value=("cpu",)):
         with pytest.raises(ValueError, match=r"want a device of this machine \('cpu'\), got 'cuda:1'"):
             Runtime.choose("cuda:1")
         with pytest.raises(ValueError, match="want device 'auto'"):

@@ -9,27 +9,12 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from emuedit.tasks import Need, get_task
+
 Direction = Literal["to_map", "from_map"]
-BIDIRECTIONAL_TASKS = ("depth", "sketch", "normal", "pose", "segmap")
-"""Tasks that convert a picture to a map of it, or the map to the picture."""
 
 ANSWER_KEYS = ("instruction", "original_object", "edited_object", "output_caption")
 
-REQUIRED, OPTIONAL, UNUSED = "required", "optional", "unused"
-OBJECT_RULES: dict[str, tuple[str, str]] = {  # task -> rules for (original_object, edited_object); other tasks use neither
-    "local": (REQUIRED, REQUIRED),
-    "remove": (REQUIRED, UNUSED),
-    "add": (UNUSED, REQUIRED),
-    "texture": (REQUIRED, REQUIRED),
-    "background": (OPTIONAL, REQUIRED),  # the objects that stay; the new background
-    "global": (UNUSED, OPTIONAL),
-    "style": (UNUSED, OPTIONAL),
-    "text": (REQUIRED, REQUIRED),  # the object with the writing, before and after
-    "detect": (REQUIRED, OPTIONAL),
-    "segment": (REQUIRED, OPTIONAL),
-    "color": (UNUSED, REQUIRED),  # the name of the filter
-}
-_TASKS_THAT_KEEP_THE_CAPTION = ("color",)  # captions seldom mention brightness or contrast
 _REFUSAL = re.compile(r"\s*(i['’]?m sorry|i am sorry|sorry|i can(not|['’]t)|i won['’]t|i am unable|unfortunately)", re.IGNORECASE)
 CANNOT_EDIT_PREFIX = "I cannot:"
 """Start of an answer, or of its instruction, when the caption has nothing to edit. Such an answer is not retried."""
@@ -40,7 +25,7 @@ _OPTIONAL_PATTERN = r"^.{0,299}$"
 
 @dataclass(frozen=True)
 class Question:
-    """A caption, and the task to find an edit for. `direction` is for BIDIRECTIONAL_TASKS only."""
+    """A caption, and the task to find an edit for. `direction` is for bidirectional tasks only."""
 
     task: str
     caption: str
@@ -78,16 +63,14 @@ def answer_schema(task: str, choices: tuple[str, ...] = ()) -> dict[str, Any]:
 
     `choices`: the only values of edited_object, if any are given. The schema uses only what OpenAI's strict mode
     supports. `parse_answer` checks more: a schema cannot express that the output caption must differ from the
-    caption.
+    caption. Raises UnknownTaskError for a task that is not in the table of tasks.
     """
-    original, edited = OBJECT_RULES.get(task, (UNUSED, UNUSED))
-    rules = dict(zip(ANSWER_KEYS, (REQUIRED, original, edited, REQUIRED), strict=True))
-    constraints: dict[str, dict[str, Any]] = {
-        REQUIRED: {"pattern": _REQUIRED_PATTERN},
-        OPTIONAL: {"pattern": _OPTIONAL_PATTERN},
-        UNUSED: {"enum": [""]},
+    constraints: dict[Need, dict[str, Any]] = {
+        "required": {"pattern": _REQUIRED_PATTERN},
+        "optional": {"pattern": _OPTIONAL_PATTERN},
+        "unused": {"enum": [""]},
     }
-    properties = {key: {"type": "string", **constraints[rule]} for key, rule in rules.items()}
+    properties = {key: {"type": "string", **constraints[need]} for key, need in _needs(task).items()}
     if choices:
         properties["edited_object"] = {"type": "string", "enum": list(choices)}
     return {"type": "object", "properties": properties, "required": list(ANSWER_KEYS), "additionalProperties": False}
@@ -109,10 +92,9 @@ def parse_answer(text: str, question: Question, max_words: int, choices: tuple[s
     values = {key: " ".join((answer[key] or "").split()) for key in ANSWER_KEYS}
     if values["instruction"].startswith(CANNOT_EDIT_PREFIX):
         raise AnswerError("refused", values["instruction"], final=True)
-    original, edited = OBJECT_RULES.get(question.task, (UNUSED, UNUSED))
-    rules = {"instruction": REQUIRED, "original_object": original, "edited_object": edited, "output_caption": REQUIRED}
-    for key, rule in rules.items():
-        if rule == REQUIRED and not values[key]:
+    needs = _needs(question.task)
+    for key, need in needs.items():
+        if need == "required" and not values[key]:
             raise AnswerError("empty", f"the value of {key!r} is empty; the task {question.task!r} needs it")
     if choices and values["edited_object"] not in choices:
         raise AnswerError(
@@ -121,15 +103,21 @@ def parse_answer(text: str, question: Question, max_words: int, choices: tuple[s
     _check_change(values, question, max_words)
     return ProposedEdit(
         values["instruction"],
-        values["original_object"] or None if original != UNUSED else None,
-        values["edited_object"] or None if edited != UNUSED else None,
+        values["original_object"] or None if needs["original_object"] != "unused" else None,
+        values["edited_object"] or None if needs["edited_object"] != "unused" else None,
         values["output_caption"],
     )
 
 
+def _needs(task: str) -> dict[str, Need]:
+    """Whether each key of the answer must have a text."""
+    row = get_task(task)
+    return dict(zip(ANSWER_KEYS, ("required", row.original_object, row.edited_object, "required"), strict=True))
+
+
 def _check_change(values: dict[str, str], question: Question, max_words: int) -> None:
-    keeps_caption = question.task in _TASKS_THAT_KEEP_THE_CAPTION
-    if not keeps_caption and _normalize_caption(values["output_caption"]) == _normalize_caption(question.caption):
+    changes_caption = get_task(question.task).changes_caption
+    if changes_caption and _normalize_caption(values["output_caption"]) == _normalize_caption(question.caption):
         raise AnswerError("unchanged", "'output_caption' is the caption you were given; it must say what the edit changes")
     n_words = len(values["instruction"].casefold().replace(question.caption.casefold(), "").split())
     if n_words > max_words:

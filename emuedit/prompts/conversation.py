@@ -13,7 +13,6 @@ from emuedit import config
 from emuedit.models.language_model import Message
 from emuedit.prompts.answer_schema import (
     ANSWER_KEYS,
-    BIDIRECTIONAL_TASKS,
     CANNOT_EDIT_PREFIX,
     AnswerError,
     Direction,
@@ -21,6 +20,7 @@ from emuedit.prompts.answer_schema import (
     parse_answer,
 )
 from emuedit.runtime import rng
+from emuedit.tasks import TASKS, get_task
 
 _MAX_EXEMPLAR_WORDS = 20
 _ANSWER_FORMAT = f"""
@@ -98,8 +98,8 @@ def load_task_prompt(folder: str | Path, task: str) -> TaskPrompt:
     for number, exemplar in enumerate(prompt.exemplars, start=1):
         question = Question(task, exemplar.caption, exemplar.direction)
         try:
-            if (task in BIDIRECTIONAL_TASKS) != (exemplar.direction is not None):
-                tasks = ", ".join(BIDIRECTIONAL_TASKS)
+            if get_task(task).bidirectional != (exemplar.direction is not None):
+                tasks = ", ".join(row.name for row in TASKS if row.bidirectional)
                 raise AnswerError("direction", f"want a direction for {tasks} only, got {exemplar.direction!r}")
             parse_answer(json.dumps(exemplar.answer), question, _MAX_EXEMPLAR_WORDS, prompt.choices)
         except AnswerError as error:

@@ -5,6 +5,7 @@ Stages do not import each other; they meet in files.
 """
 
 import importlib
+import os
 import signal
 import sys
 import time
@@ -32,9 +33,10 @@ def stage_main(stage: str) -> NoReturn:
         summary = module.run(config.load(getattr(module, f"{stage.title()}Params"), stage), Path())
     except StageInterrupted as interrupted:
         print(f"{stage}: stopped by {interrupted}; the same command resumes", file=sys.stderr, flush=True)
-        sys.exit(128 + interrupted.number)
+        sys.stdout.flush()
+        os._exit(128 + interrupted.number)  # a normal exit would wait for threads, such as one whose LLM does not answer
     except Exception as error:  # the outermost handler: our own errors explain themselves, others keep their trace
-        if not type(error).__module__.startswith(("emuedit", "toyworld")):
+        if not type(error).__module__.startswith("emuedit."):
             traceback.print_exc()
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         print(f"{stage}: {error}{notes}", file=sys.stderr, flush=True)

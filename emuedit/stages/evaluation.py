@@ -88,8 +88,8 @@ def run(params: EvaluationParams, root: Path) -> Summary:
     tables = report.summarise(records, params.tasks)
     (scratch / "metrics.json").write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")
     report.write_csv(scratch / "metrics.csv", tables)
-    shown = next((name for name in ("emuedit", "true_task") if name in params.systems), params.systems[0])
-    sheet = report.draw_contact_sheet(records, shown, params.tasks, params.sheet_columns, tables["edit_success"])
+    sheet_system = next((name for name in ("emuedit", "true_task") if name in params.systems), params.systems[0])
+    sheet = report.draw_contact_sheet(records, sheet_system, params.tasks, params.sheet_columns, tables["edit_success"])
     sheet.save(scratch / "contact_sheet.png", optimize=True)
     print(report.success_table(tables["edit_success"]))
     counts = {

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from emuedit import config
 from emuedit.data.dependencies import find_file, work_key
-from emuedit.data.publish import Summary, publish, read_folder, resumable_shards, scratch_folder
+from emuedit.data.publish import Summary, publish, read_folder, read_summary, resumable_shards, scratch_folder
 from emuedit.data.records import Caption, Drop, Instruction
 from emuedit.data.shards import read_shard
 from emuedit.models.language_model import LLM, LLMError
@@ -63,7 +63,7 @@ class InstructionsParams(config.Params):
     exemplar_share: float = Field(0.6, gt=0, le=1)
     """Share of a prompt's exemplars that is shown in one call (Emu Edit: 0.6)."""
     retries: int = Field(2, ge=0)
-    """How often the LLM is asked again after an unusable answer, and told why. Ours."""
+    """How often the LLM is asked again after an unusable answer, with the reason. Ours."""
     max_words: int = Field(30, ge=1)
     """Longest instruction in words, not counting the caption where it is repeated. Ours."""
     max_repeat_share: float = Field(0.15, gt=0, le=1)
@@ -164,7 +164,7 @@ class Deduplicator:
 
 def run(params: InstructionsParams, root: Path) -> Summary:
     """Ask shard by shard, skip shards that an earlier run left in scratch, publish to `data/instructions`."""
-    prompt_folder, word_list = find_file(params.prompts, root), find_file(params.moderation, root)
+    prompt_folder, word_list = (_existing_file(name, root) for name in (params.prompts, params.moderation))
     prompts = {get_task(task).name: load_task_prompt(prompt_folder, task) for task in params.tasks}
     questioner = Questioner(_load_llm(params, root), prompts, moderation.load_word_list(word_list), params)
     recorded = params.model_dump(mode="json", exclude={"world", "concurrency"}) | {"llm": params.world.llm}
@@ -176,7 +176,8 @@ def run(params: InstructionsParams, root: Path) -> Summary:
     deduplicator = Deduplicator(max(1, round(params.max_repeat_share * params.n_captions)), params.max_per_task)
     counts: Counter[str] = Counter()
     captions = islice(read_folder(root / IN, Caption), params.n_captions)
-    with Progress("instructions", params.n_captions * len(params.tasks), "question") as progress:
+    n_captions = min(params.n_captions, read_summary(root / IN).counts.get("kept", params.n_captions))
+    with Progress("instructions", n_captions * len(params.tasks), "question") as progress:
 
         def make_shard(captions_of_shard: list[Caption]) -> tuple[list[Instruction], list[Drop]]:
             return deduplicator.filter(_ask_all(questioner, captions_of_shard, deduplicator, progress))
@@ -198,6 +199,15 @@ def run(params: InstructionsParams, root: Path) -> Summary:
     report = json.dumps(diversity(instructions), indent=1, ensure_ascii=False)
     (scratch / "diversity.json").write_text(report + "\n", encoding="utf-8")
     return publish(scratch, root / OUT, "instructions", recorded, counts)
+
+
+def _existing_file(name: str, root: Path) -> Path:
+    """A file or folder that the params name. Raises InstructionsError where there is none."""
+    path = find_file(name, root)
+    if not path.exists():
+        hint = config.renamed_hint(name)
+        raise InstructionsError(f"want a file or folder that params.yaml names, got none at {path.resolve()}{hint}")
+    return path
 
 
 def _ask_all(
@@ -222,7 +232,7 @@ def _ask_all(
             else:
                 yield answer
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # stopped, it does not wait for an endpoint that hangs
 
 
 def _instruction(caption: Caption, question: Question, edit: ProposedEdit, seed: int, llm: str, answer: str) -> Instruction:

@@ -58,7 +58,7 @@ def run(params: InversionParams, root: Path) -> Summary:
     pack = task_pack.TaskPack(params.task, learned.v, editor.weights, params.n_examples, record)
     task_pack.save(pack, scratch / f"{params.task}.safetensors")
     counts = {"examples": params.n_examples, "steps": learned.steps}
-    recorded |= {"editor": editor.weights, "record": record}
+    recorded = recorded | {"editor": editor.weights, "record": record}  # not |=: the record holds the params
     return publish(scratch, root / OUT, "inversion", recorded, counts)
 
 

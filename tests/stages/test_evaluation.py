@@ -1,136 +1,169 @@
 import json
-from dataclasses import dataclass, replace
+import signal
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from emuedit import config
 from emuedit.config import ParamsError, load
 from emuedit.data.publish import read_folder
 from emuedit.data.records import EvalRecord
-from emuedit.metrics import benchmark
+from emuedit.editor.settings import EditSettings
+from emuedit.metrics import benchmark, report
+from emuedit.metrics.baselines import Systems
+from emuedit.metrics.benchmark import Benchmark, Pictures
+from emuedit.metrics.edit_scores import METRICS, evaluate_system
 from emuedit.models import clip, dino
+from emuedit.runtime import Runtime
 from emuedit.stages import evaluation
+from emuedit.stages.evaluation import EvaluationParams
+from emuedit.stages.inversion import InversionParams
+from emuedit.tasks import HELD_OUT, TASKS, get_task
+from tests.stages.workspace import ROOT, Workspace, check_resume, load_params, toy_world
 
-ROOT = Path(__file__).parents[2]
-WEIGHTS = ROOT / "toyworld/weights"
+Scorers = tuple[clip.ClipScorer, dino.DinoScorer]
 
 
 @pytest.fixture(scope="module")
-def judges() -> tuple[clip.ClipScorer, dino.DinoScorer]:
-    return clip.load(str(WEIGHTS / "clip")), dino.load(str(WEIGHTS / "dino"))
+def scorers() -> Scorers:
+    world = toy_world()
+    return clip.load(world["clip"]), dino.load(world["dino"])
 
 
-def edits(task: str, n: int = 6) -> benchmark.Benchmark:
+def load_edits(task: str, n: int = 6) -> Benchmark:
     return benchmark.load("toyworld/edits/toy_benchmark.py")(task, "held_out", 0, n)
 
 
-def nothing(some: benchmark.Benchmark, seeds: list[int]) -> tuple[benchmark.Pictures, list[str]]:
-    return some.before, [some.task] * len(seeds)
+def return_input(edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
+    return edits.before, [edits.task] * len(seeds)
 
 
-def perfect(some: benchmark.Benchmark, seeds: list[int]) -> tuple[benchmark.Pictures, list[str]]:
-    return some.exact, ["local"] * len(seeds)
+def return_exact_result(edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
+    return edits.exact, ["local"] * len(seeds)
 
 
-def test_doing_nothing_keeps_the_picture_and_has_no_direction(judges: tuple[clip.ClipScorer, dino.DinoScorer]) -> None:
-    found = evaluation.answers("identity", nothing, edits("remove"), judges, 0)
-    table = evaluation.summarised(found, ("remove",))
-    assert [table[name]["identity"]["remove"] for name in ("edit_success", "l1", "clip_im", "dino")] == [0.0, 0.0, 1.0, 1.0]
-    assert table["clip_dir"]["identity"]["remove"] is None
-    assert table["undefined_clip_dir"]["identity"]["remove"] == len(found)
+def test_a_system_that_does_nothing_keeps_the_picture_and_has_no_direction(scorers: Scorers) -> None:
+    records = evaluate_system("identity", return_input, load_edits("remove"), scorers, 0)
+    tables = report.summarise(records, ("remove",))
+    assert [tables[name]["identity"]["remove"] for name in ("edit_success", "l1", "clip_im", "dino")] == [0.0, 0.0, 1.0, 1.0]
+    assert tables["clip_dir"]["identity"]["remove"] is None
+    assert tables["undefined_clip_dir"]["identity"]["remove"] == len(records)
 
 
-def test_the_exact_result_succeeds_and_moves_towards_its_caption(judges: tuple[clip.ClipScorer, dino.DinoScorer]) -> None:
-    found = evaluation.answers("exact", perfect, edits("background"), judges, 0)
-    assert all(one.success and not one.reason for one in found)
-    table = evaluation.summarised(found, ("background",))
-    assert table["clip_dir"]["exact"]["background"] > 0.3
-    assert table["router"]["exact"]["background"] == 0.0  # it was told "local"
-    assert 0 < table["l1"]["exact"]["background"] < 0.5
+def test_the_exact_result_succeeds_and_moves_towards_its_caption(scorers: Scorers) -> None:
+    records = evaluate_system("exact", return_exact_result, load_edits("background"), scorers, 0)
+    assert all(record.success and not record.reason for record in records)
+    tables = report.summarise(records, ("background",))
+    direction, distance = (tables[name]["exact"]["background"] for name in ("clip_dir", "l1"))
+    assert direction is not None
+    assert distance is not None
+    assert direction > 0.3
+    assert tables["router"]["exact"]["background"] == 0.0, "the system used the task 'local'"
+    assert 0 < distance < 0.5
 
 
-def test_every_task_weighs_the_same_and_held_out_ones_do_not_count() -> None:
-    def one(task: str, success: bool) -> EvalRecord:
-        blank = {"instruction": "", "source_caption": "", "target_caption": "", "seed": 0, "source": b"", "output": b""}
-        rest = {"system": "s", "given_task": task, "exact": None, "reason": "", "success": success}
-        return EvalRecord(task=task, **blank, **rest, scores=dict.fromkeys(evaluation.METRICS, 0.5))  # type: ignore[arg-type]
+def make_record(task: str, success: bool) -> EvalRecord:
+    return EvalRecord(
+        system="s", task=task, instruction="", source_caption="", target_caption="", given_task=task, seed=0, source=b"",
+        output=b"", exact=None, success=success, reason="", scores=dict.fromkeys(METRICS, 0.5),
+    )  # fmt: skip
 
-    found = [one("remove", True)] * 3 + [one("add", False)] + [one("contour", True)] * 4
-    table = evaluation.summarised(found, ("remove", "add", "contour"))["edit_success"]["s"]
+
+def test_tasks_weigh_the_same_and_held_out_tasks_do_not_count_overall() -> None:
+    records = [make_record("remove", True)] * 3 + [make_record("add", False)] + [make_record("contour", True)] * 4
+    table = report.summarise(records, ("remove", "add", "contour"))["edit_success"]["s"]
     assert table == {"overall": 0.5, "remove": 1.0, "add": 0.0, "contour": 1.0}
 
 
-@dataclass
-class Fake(evaluation.Systems):
-    calls: int = 0
-
-    def __init__(self, params: evaluation.EvaluationParams, root: Path) -> None:
-        super().__init__(params, root)
-
-    def told(self, some: benchmark.Benchmark, seeds: list[int]) -> tuple[benchmark.Pictures, list[str]]:
-        Fake.calls += 1
-        if Fake.calls == 2:
-            raise KeyboardInterrupt
-        return perfect(some, seeds)
+def make_params(**changes: Any) -> EvaluationParams:
+    small = {"systems": ("identity", "true_task"), "tasks": ("remove", "detect"), "n_edits": 3, "sheet_columns": 2}
+    return load_params(EvaluationParams, "evaluation", **small | {"dtype": "float32", "device": "cpu"} | changes)
 
 
-@pytest.fixture
-def params() -> evaluation.EvaluationParams:
-    found = load(evaluation.EvaluationParams, "evaluation", ROOT / "params.yaml")
-    world = found.world.model_copy(update={name: str(ROOT / getattr(found.world, name)) for name in ("clip", "dino")})
-    few = {"systems": ("identity", "told"), "tasks": ("remove", "detect"), "n_edits": 3, "columns": 2, "world": world}
-    return found.model_copy(update=few)
-
-
-def test_a_stopped_evaluation_goes_on_where_it_was(
-    tmp_path: Path, params: evaluation.EvaluationParams, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_interrupted_evaluation_resumes_after_the_last_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("editor", "router", "inversion"):
-        (tmp_path / "models" / name).mkdir(parents=True)
-    monkeypatch.setattr(evaluation, "Systems", Fake)
+    evaluated_tasks: list[str] = []
+
+    class InterruptedSystems(Systems):
+        def true_task(self, edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
+            evaluated_tasks.append(edits.task)
+            if evaluated_tasks == ["remove", "detect"]:
+                raise KeyboardInterrupt
+            return return_exact_result(edits, seeds)
+
+    monkeypatch.setattr(evaluation, "Systems", InterruptedSystems)
     with pytest.raises(KeyboardInterrupt):
-        evaluation.run(params, tmp_path)
+        evaluation.run(make_params(), tmp_path)
     assert not (tmp_path / evaluation.OUT).exists()
-    evaluation.run(params, tmp_path)
-    assert Fake.calls == 3  # remove, detect stopped, detect again
+    summary = evaluation.run(make_params(), tmp_path)
+    assert evaluated_tasks == ["remove", "detect", "detect"]
+    assert summary.counts == {
+        "identity_remove": 0, "identity_detect": 0, "true_task_remove": 3, "true_task_detect": 3, "edits": 12,
+    }  # fmt: skip
     out = tmp_path / evaluation.OUT
     table = json.loads((out / "metrics.json").read_text())["edit_success"]
     assert table == {
         "identity": {"overall": 0.0, "remove": 0.0, "detect": 0.0},
-        "told": {"overall": 1.0, "remove": 1.0, "detect": 1.0},
+        "true_task": {"overall": 1.0, "remove": 1.0, "detect": 1.0},
     }
     assert len(list(read_folder(out, EvalRecord, verify=True))) == 12
-    assert "overall             0.00      1.00" in capsys.readouterr().out
+    assert ["overall", "0.00", "1.00"] in [line.split() for line in capsys.readouterr().out.splitlines()]
     assert (out / "contact_sheet.png").stat().st_size > 5000
 
 
-def test_unknown_systems_and_tasks_are_named(tmp_path: Path, params: evaluation.EvaluationParams) -> None:
-    with pytest.raises(ParamsError, match="want systems out of identity, emuedit, told; got 'magic'"):
-        evaluation.Systems(params, tmp_path)["magic"]
-    with pytest.raises(ValueError, match=r"want a task out of .*; got 'fly'"):
-        evaluation.run(params.model_copy(update={"tasks": ("fly",)}), tmp_path)
-
-
-def test_seeds_belong_to_the_edit_not_to_the_system(judges: tuple[clip.ClipScorer, dino.DinoScorer]) -> None:
-    one, other = (evaluation.answers(name, nothing, edits("add", 2), judges, 3) for name in ("a", "b"))
-    assert [answer.seed for answer in one] == [answer.seed for answer in other]
-    assert len({answer.seed for answer in one}) == 2
-    assert replace(one[0], system="b").id == other[0].id
-
-
-def test_house_params_are_complete() -> None:
-    assert isinstance(load(evaluation.EvaluationParams, "evaluation", ROOT / "params.yaml"), config.Params)
-
-
-def test_pictures_of_one_task_fill_the_sheet(
-    judges: tuple[clip.ClipScorer, dino.DinoScorer], params: evaluation.EvaluationParams
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_terminated_process_resumes_after_the_last_task_with_the_same_bytes(
+    make_workspace: Callable[..., Workspace],
 ) -> None:
-    found = evaluation.answers("told", perfect, edits("remove", 3), judges, 0)
-    found += evaluation.answers("told", nothing, edits("detect", 3), judges, 0)
-    shown = np.asarray(evaluation.contact_sheet(found, params, evaluation.summarised(found, ("remove", "detect"))))
-    assert shown.shape[0] > 3 * 128
+    section = {"systems": ["identity"], "tasks": ["remove", "detect", "add"], "n_edits": 3, "dtype": "float32"}
+    stopped, uninterrupted = (make_workspace(name, evaluation=section) for name in ("stopped", "uninterrupted"))
+    check_resume(stopped, uninterrupted, "evaluation", evaluation.OUT, signal.SIGTERM)
+
+
+def test_unknown_systems_and_tasks_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="want systems out of identity, emuedit, true_task; got 'magic'"):
+        Systems(tmp_path, EditSettings(), Runtime("cpu", "float32"))["magic"]
+    with pytest.raises(ValueError, match=r"want a task out of .*; got 'fly'"):
+        evaluation.run(make_params(tasks=("fly",)), tmp_path)
+
+
+def test_seeds_depend_on_the_edit_and_not_on_the_system(scorers: Scorers) -> None:
+    first, second = (evaluate_system(name, return_input, load_edits("add", 2), scorers, 3) for name in ("a", "b"))
+    assert [record.seed for record in first] == [record.seed for record in second]
+    assert len({record.seed for record in first}) == 2
+    assert replace(first[0], system="b").id == second[0].id
+    other = evaluate_system("a", return_input, load_edits("add", 2), scorers, 4)
+    assert {record.seed for record in other}.isdisjoint(record.seed for record in first)
+
+
+def test_the_default_params_name_systems_tasks_and_a_benchmark_that_exist(tmp_path: Path) -> None:
+    params = load(EvaluationParams, "evaluation", ROOT / "params.yaml")
+    systems = Systems(tmp_path, params.settings, Runtime("cpu", "float32"))
+    for name in params.systems:
+        assert callable(systems[name])
+    load_benchmark_edits = benchmark.load(params.world.benchmark)
+    for task in params.tasks:
+        edits = load_benchmark_edits(task, params.split, 0, 2)
+        assert edits.task == task
+        assert len(edits.instructions) == 2
+        assert edits.judge(edits.exact).success.all(), f"the judge refuses the exact results of {task}"
+    assert any(get_task(task) in TASKS for task in params.tasks)
+    inverted = load(InversionParams, "inversion", ROOT / "params.yaml").task
+    assert {task for task in params.tasks if get_task(task) in HELD_OUT} <= {inverted}, "nothing learns the other tasks"
+
+
+def test_the_contact_sheet_frames_right_outputs_green_and_wrong_ones_red(scorers: Scorers) -> None:
+    records = evaluate_system("true_task", return_exact_result, load_edits("remove", 3), scorers, 0)
+    records += evaluate_system("true_task", return_input, load_edits("detect", 3), scorers, 0)
+    tasks = ("remove", "detect")
+    success = report.summarise(records, tasks)["edit_success"]
+    sheet = np.asarray(report.draw_contact_sheet(records, "true_task", tasks, 2, success))
+    assert sheet.shape[0] > 3 * 128
     green, red = (38, 152, 84), (206, 56, 48)
-    assert (shown == green).all(-1).any()
-    assert (shown == red).all(-1).any()
+    assert (sheet == green).all(-1).any()
+    assert (sheet == red).all(-1).any()

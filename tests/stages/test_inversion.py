@@ -1,104 +1,134 @@
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from emuedit import config
-from emuedit.data.publish import publish, read_summary
+from emuedit.data.publish import read_summary, write_summary
 from emuedit.data.shards import ShardError
-from emuedit.editor import checkpoint, sampling, task_pack
-from emuedit.editor.sampling import Editor
+from emuedit.editor import checkpoint, sampling
+from emuedit.editor.sampling import EditSampler
+from emuedit.editor.settings import EditSettings
+from emuedit.metrics import benchmark
 from emuedit.models import text_to_image
 from emuedit.stages import inversion
-from emuedit.stages.inversion import Params
+from emuedit.stages.inversion import InversionParams
+from emuedit.training import task_inversion
+from emuedit.training.task_inversion import LearnedTask, invert, select_examples, start_embeddings
+from tests.stages.workspace import Workspace, check_stop_message, load_params, toy_world
 
-ROOT = Path(__file__).parents[2]
-SMALL = {"steps": 12, "batch": 4, "n_examples": 4, "n_held_out": 2, "eval_every_steps": 4, "dtype": "float32", "device": "cpu"}
+SMALL: dict[str, Any] = {
+    "steps": 12, "batch_size": 4, "n_examples": 4, "n_held_out": 2, "eval_every_steps": 4, "dtype": "float32", "device": "cpu",
+}  # fmt: skip
+ONE_STEP = EditSettings(steps=1, image_guidance_scale=1.0, guidance_scale=1.0)
+
+pytestmark = [pytest.mark.usefixtures("no_mlflow"), pytest.mark.timeout(300)]
 
 
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One thread, and no MLflow: it is the mirror's business."""
-    monkeypatch.setattr("emuedit.tracking.stats._Mirror._try", lambda self: None)
-    torch.set_num_threads(1)
-
-
-def knobs(**changes: object) -> Params:
-    base = config.load(Params, "inversion", ROOT / "params.yaml").model_dump()
-    return Params.model_validate(base | SMALL | changes)
+def make_params(**changes: object) -> InversionParams:
+    return load_params(InversionParams, "inversion", **SMALL | changes)
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with an editor whose every weight is at work."""
+    """A root with a random editor, whose new weights, zero at the start of a training, are not zero."""
     root = tmp_path_factory.mktemp("root")
-    base_model = text_to_image.load(str(ROOT / "toyworld/weights/base_model"))
+    base_model = text_to_image.load(toy_world()["base_model"])
     torch.manual_seed(0)
     net = checkpoint.from_base_model(base_model, 8)
     with torch.no_grad():
         for weight in (net.unet.conv_in.weight, net.unet.class_embedding.weight):
             weight += 0.05 * torch.randn_like(weight)
     checkpoint.save(net, base_model.pipeline, root / inversion.EDITOR, torch.float16)
-    scratch = root / "empty" / "x"
-    scratch.mkdir(parents=True)
-    summary = publish(scratch, root / "made", "train", {}, {})
-    assert summary.station == "train"
-    (root / "made" / "summary.json").rename(root / inversion.EDITOR / "summary.json")
+    assert write_summary(root / inversion.EDITOR, "train", "key", {}, {}).stage == "train"
     return root
 
 
 @pytest.fixture
-def editor(published: Path) -> Editor:
-    return sampling.load(str(published / inversion.EDITOR))
+def editor(published: Path) -> EditSampler:
+    return sampling.load(published / inversion.EDITOR)
 
 
-def learned(editor: Editor, params: Params, held_out: slice = slice(4, 6)) -> inversion.Learned:
-    found = inversion.benchmark.load(params.world.benchmark)(params.task, "train", 0, 6)
-    everything = inversion.examples(editor, found)
-    some = inversion._some(everything, torch.arange(4)), inversion._some(everything, torch.arange(6)[held_out])
-    return inversion.invert(editor, *some, params)
+def learn(editor: EditSampler, params: InversionParams, held_out: slice = slice(4, 6)) -> LearnedTask:
+    """Learn the task from the first four of six edits; `held_out` are rows of the six."""
+    edits = benchmark.load(params.world.benchmark)(params.task, "train", 0, 6)
+    samples = inversion.encode_benchmark(editor, edits)
+    examples = select_examples(samples, torch.arange(4))
+    return invert(editor, examples, select_examples(samples, torch.arange(6)[held_out]), params)
 
 
-def test_only_v_is_learned(editor: Editor) -> None:
-    """And the loss falls: of the same edits, for a random editor has nothing to generalise, at times and noise it never saw."""
+@pytest.mark.slow
+def test_only_the_task_embedding_is_learned_and_its_loss_falls(editor: EditSampler) -> None:
+    """Measured on the same edits, because a random editor cannot generalise, at timesteps and noise that it never saw."""
     before = {name: value.clone() for name, value in editor.net.state_dict().items()}
     tasks = editor.tasks
-    got = learned(editor, knobs(), slice(0, 4))
+    learned = learn(editor, make_params(), slice(0, 4))
     assert editor.tasks == tasks
     for name, value in editor.net.state_dict().items():
         assert torch.equal(value, before[name]), name
-    assert got.v.shape == (8,)
-    assert got.loss < got.loss_start
-    assert not torch.equal(got.v, inversion.starts(editor)[got.start])
+    assert learned.v.shape == (8,)
+    assert learned.loss < learned.loss_start
+    assert not torch.equal(learned.v, start_embeddings(editor)[learned.start])
 
 
-def test_it_starts_from_what_serves_best_and_stops_when_nothing_helps(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
-    none = learned(editor, knobs(steps=0))
-    assert torch.equal(none.v, inversion.starts(editor)[none.start])
-    assert none.loss == none.loss_start
-    worse = learned(editor, knobs(lr=100.0, steps=40, eval_every_steps=1, patience=2))
-    assert worse.steps < 40
-    assert worse.loss <= worse.loss_start
+@pytest.mark.slow
+def test_it_starts_from_the_best_row_and_stops_when_the_loss_stays(editor: EditSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    unchanged = learn(editor, make_params(steps=0))
+    assert torch.equal(unchanged.v, start_embeddings(editor)[unchanged.start])
+    assert unchanged.loss == unchanged.loss_start
+    diverging = learn(editor, make_params(lr=100.0, steps=40, eval_every_steps=1, patience=2))
+    assert diverging.steps < 40
+    assert diverging.loss <= diverging.loss_start
     row = editor.net.table.v.detach()[3]
-    monkeypatch.setattr(inversion, "starts", lambda e: {"mean": 50 * torch.ones(8), "texture": row})
-    assert learned(editor, knobs(steps=0)).start == "texture"
+    monkeypatch.setattr(task_inversion, "start_embeddings", lambda _: {"mean": 50 * torch.ones(8), "texture": row})
+    assert learn(editor, make_params(steps=0)).start == "texture"
 
 
-def test_station_publishes_a_pack_that_the_editor_takes(published: Path, editor: Editor) -> None:
-    params = knobs(task="superres", steps=4)
+def test_a_pack_is_published_that_the_editor_accepts(published: Path, editor: EditSampler) -> None:
+    params = make_params(task="superres", steps=2, n_held_out=1)
     summary = inversion.run(params, published)
     assert read_summary(published / inversion.OUT) == summary
     assert set(summary.shards) == {"superres.safetensors", "stats.jsonl"}
-    made = task_pack.add(editor, published / inversion.OUT / "superres.safetensors")
-    assert (made.name, made.n_examples, made.base) == ("superres", 4, editor.weights)
-    assert made.record["knobs"]["lr"] == params.lr
-    got = editor.edit(torch.zeros(1, 3, 64, 64), ["sharpen"], ["superres"], [0], steps=1, s_I=1.0, s_T=1.0)
-    assert got.shape == (1, 3, 64, 64)
+    assert summary.counts == {"examples": 4, "steps": 2}
+    pack = editor.add_pack(published / inversion.OUT / "superres.safetensors")
+    assert (pack.name, pack.n_examples, pack.base) == ("superres", 4, editor.weights)
+    assert pack.record["params"]["lr"] == params.lr
+    edited = editor.sample(torch.zeros(1, 3, 64, 64), ["sharpen"], ["superres"], ONE_STEP)
+    assert edited.shape == (1, 3, 64, 64)
     first = (published / inversion.OUT / "superres.safetensors").read_bytes()
     inversion.run(params, published)
     assert (published / inversion.OUT / "superres.safetensors").read_bytes() == first
 
 
-def test_a_half_published_editor_is_refused(tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_terminated_process_learns_the_same_task_when_it_is_run_again(
+    published: Path, make_workspace: Callable[..., Workspace]
+) -> None:
+    params = SMALL | {"eval_every_steps": 1, "patience": 100}
+    stopped, uninterrupted = (make_workspace(name, inversion=params) for name in ("stopped", "uninterrupted"))
+    for workspace in (stopped, uninterrupted):
+        (workspace.folder / "models").mkdir()
+        (workspace.folder / inversion.EDITOR).symlink_to(published / inversion.EDITOR)
+    process = stopped.start("inversion")
+
+    def has_begun_to_learn() -> bool:
+        return any("held_out" in file.read_text() for file in stopped.scratch_files("inversion", "stats.jsonl"))
+
+    process.wait_until(has_begun_to_learn)
+    status, output = process.stop(signal.SIGTERM)
+    check_stop_message("inversion", signal.SIGTERM, status, output)
+    assert not (stopped.folder / inversion.OUT).exists()
+    packs = []
+    for workspace in (stopped, uninterrupted):
+        workspace.run("inversion")
+        (pack,) = (workspace.folder / inversion.OUT).glob("*.safetensors")
+        packs.append((pack.name, pack.read_bytes()))
+    assert packs[0] == packs[1]
+
+
+def test_an_editor_that_is_not_published_completely_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="want a published folder"):
-        inversion.run(knobs(), tmp_path)
+        inversion.run(make_params(), tmp_path)

@@ -9,74 +9,136 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
+from pydantic import ValidationError
 
-from emuedit import config
+from emuedit.data.filters import FiltersError
 from emuedit.data.formats import pair_format, pair_import
 from emuedit.data.formats.row_conversion import ImportOptions
 from emuedit.data.publish import publish, read_folder, scratch_folder
 from emuedit.data.records import Pair, Verdict
 from emuedit.data.shards import write_shard
 from emuedit.stages import dataset, train
-from emuedit.training.latent_cache import Cache
+from emuedit.stages.dataset import DatasetError
+from emuedit.training.latent_cache import LatentCache
+from tests.stages.scored_pairs import make_pair, make_params, publish_toy_pairs, read_verdicts
+from tests.stages.workspace import load_params
 from toyworld.edits import exact_dataset
 
-ROOT = Path(__file__).parents[2]
-SMALL = {"steps": 2, "processes": 1, "batch": 4, "dtype": "float32", "device": "cpu", "held_out_share": 0.0, "task_width": 8}
+SMALL = {
+    "steps": 2, "processes": 1, "batch_size": 4, "dtype": "float32", "device": "cpu", "held_out_share": 0.0,
+    "task_embedding_dim": 8,
+}  # fmt: skip
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def picture(value: int) -> dict[str, Any]:
+def make_image(value: int) -> dict[str, Any]:
+    """A picture of one grey value, as `datasets` stores it."""
     stream = io.BytesIO()
     Image.fromarray(np.full((48, 72, 3), value, np.uint8)).save(stream, "PNG")
     return {"bytes": stream.getvalue(), "path": None}
 
 
-def bring(root: Path, n: int) -> list[Pair]:
-    """InstructPix2Pix as its makers publish it, imported to `data/theirs` at 64 px, as `style`."""
+def import_pairs(root: Path, n: int) -> list[Pair]:
+    """A dataset in the format of InstructPix2Pix, imported to `data/imported` at 64 px, as `style`."""
     rows = [{"original_prompt": f"a dog {k}", "edit_prompt": f"make it {k}", "edited_prompt": f"a cat {k}"} for k in range(n)]
     table = pa.Table.from_pylist(rows)
     for name, first in (("original_image", 0), ("edited_image", 100)):
-        table = table.append_column(name, pa.array([picture(first + k) for k in range(n)], IMAGE))
+        table = table.append_column(name, pa.array([make_image(first + k) for k in range(n)], IMAGE))
     pq.write_table(table, root / "train.parquet")
-    wanted = ImportOptions(pair_format.get_format("instructpix2pix"), 64, "all style", lambda texts: ["style"] * len(texts))
-    pair_import.import_pairs(wanted, [root / "train.parquet"], root / "data/theirs", root)
-    return list(read_folder(root / "data/theirs", Pair))
+    options = ImportOptions(pair_format.get_format("instructpix2pix"), 64, "all style", lambda texts: ["style"] * len(texts))
+    pair_import.import_pairs(options, [root / "train.parquet"], root / "data/imported", root)
+    return list(read_folder(root / "data/imported", Pair))
 
 
 @pytest.fixture
-def painted(tmp_path: Path) -> list[Pair]:
-    """Exact pairs, with a score."""
+def generated_pairs(tmp_path: Path) -> list[Pair]:
+    """Exact pairs in `data/pairs`, with a score."""
     exact_dataset.write_dataset(tmp_path, {"local": 6})
-    pairs = [dataclasses.replace(one, scores={"dino": 0.7}) for one in read_folder(tmp_path / "data/pairs", Pair)]
+    pairs = [dataclasses.replace(pair, scores={"dino": 0.7}) for pair in read_folder(tmp_path / "data/pairs", Pair)]
     scratch = scratch_folder(tmp_path, "pairs", "scored")
     write_shard(scratch / "shard-00000.parquet", pairs, Pair)
     publish(scratch, tmp_path / "data/pairs", "pairs", {}, {})
     return pairs
 
 
-def judge(root: Path, mix: dict[str, Any]) -> None:
-    knobs = {"gates": {"default": {"dino": {"min": 0.5}}}, "mix": mix, "rank_by": "dino", "keep": 1, "sheet_pairs": 1}
-    dataset.run(dataset.DatasetParams.model_validate(knobs | {"licences": {}, "routing": None}), root)
-
-
-def test_imported_pairs_are_judged_and_trained_on(painted: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emuedit.tracking.stats._Mirror._try", lambda self: None)
-    torch.set_num_threads(1)
-    theirs = bring(tmp_path, 3)
-    judge(tmp_path, {"data/theirs": {"default": {}}})
+@pytest.mark.usefixtures("no_mlflow")
+def test_imported_pairs_are_filtered_and_trained_on(generated_pairs: list[Pair], tmp_path: Path) -> None:
+    imported_pairs = import_pairs(tmp_path, 3)
+    mix = {"data/imported": {"default": {}}}
+    section = {"filters": {"default": {"dino": {"min": 0.5}}}, "mix": mix, "rank_by": "dino", "reassignment": None}
+    dataset.run(dataset.DatasetParams.model_validate(section), tmp_path)
     verdicts = list(read_folder(tmp_path / dataset.OUT, Verdict, verify=True))
-    assert [(one.pair_id, one.kept) for one in verdicts] == [(one.id, True) for one in painted + theirs]
-    written = (tmp_path / dataset.OUT / "card.md").read_text()
-    assert "| `data/theirs` | `timbrooks/instructpix2pix-clip-filtered` | not stated | 3 | 3 | default: none |" in written
-    base = config.load(train.TrainParams, "train", ROOT / "params.yaml").model_dump()
-    base["world"]["base_model"] = str(ROOT / "toyworld/weights/base_model")
-    params = train.TrainParams.model_validate(base | SMALL)
-    summary = train.run(params, tmp_path)
-    assert summary.counts["pairs"] == len(painted) + len(theirs)
-    assert set(summary.params["data"]["mixed"]) == {"data/theirs"}
+    pairs = generated_pairs + imported_pairs
+    assert [(verdict.pair_id, verdict.kept) for verdict in verdicts] == [(pair.id, True) for pair in pairs]
+    card = (tmp_path / dataset.OUT / "card.md").read_text()
+    assert "| `data/imported` | `timbrooks/instructpix2pix-clip-filtered` | not stated | 3 | 3 | default: none |" in card
+    summary = train.run(load_params(train.TrainParams, "train", **SMALL), tmp_path)
+    assert summary.counts["pairs"] == len(pairs)
+    assert set(summary.params["data"]) == {"data/pairs", "data/dataset", "data/imported"}
     (latents,) = (tmp_path / "scratch/latents").iterdir()
-    rows = Cache(latents, 0.0).train
-    assert rows.pair_ids.tolist() == [one.id for one in painted + theirs]
+    rows = LatentCache(latents, 0.0).train
+    assert rows.pair_ids.tolist() == [pair.id for pair in pairs]
     assert rows.task.tolist() == [0] * 6 + [6] * 3
+
+
+@pytest.fixture
+def scored_pairs(tmp_path: Path) -> list[Pair]:
+    """Pairs in `data/pairs`, see `publish_toy_pairs`."""
+    return publish_toy_pairs(tmp_path)
+
+
+def publish_imported(root: Path, name: str, *shards: list[Pair]) -> str:
+    """Publish shards of imported pairs to `data/<name>`; returns the folder's name."""
+    scratch = scratch_folder(root, name, "f")
+    for number, records in enumerate(shards):
+        write_shard(scratch / f"shard-{number:05d}.parquet", records, Pair)
+    publish(scratch, root / "data" / name, "import", {"source": f"org/{name}", "licence": "MIT"}, {})
+    return f"data/{name}"
+
+
+def make_imported_pair(instruction: str, task: str, **scores: float | None) -> Pair:
+    return dataclasses.replace(make_pair(instruction, task, 0), scores=scores)
+
+
+def test_mixed_folders_have_their_own_filters(tmp_path: Path, scored_pairs: list[Pair]) -> None:
+    scored = [
+        make_imported_pair("x", "local", sim=0.9), make_imported_pair("y", "remove", sim=0.1),
+        make_imported_pair("z", "local", sim=None),
+    ]  # fmt: skip
+    plain = [make_imported_pair("v", "style"), make_imported_pair("w", "depth")]
+    dataset.run(make_params(), tmp_path)
+    alone = {file.name: file.read_bytes() for file in (tmp_path / dataset.OUT).glob("shard-*")}
+    mix = {publish_imported(tmp_path, "scored", scored[:2], scored[2:]): {"default": {"sim": {"min": 0.5}}}}
+    mix = {publish_imported(tmp_path, "plain", plain): {"default": {}}, **mix}
+    summary = dataset.run(make_params(mix=dict(reversed(mix.items()))), tmp_path)
+    assert summary.params["mix"] == mix
+    verdicts = read_verdicts(tmp_path)
+    expected_ids = [pair.id for pair in scored_pairs + plain + scored]
+    assert [verdict.pair_id for verdict in verdicts] == expected_ids, "want data/pairs first, then folders by name"
+    assert [verdict.kept for verdict in verdicts] == [True, False, True, False, True, True, True, False, False]
+    assert [verdict.reasons for verdict in verdicts[6:]] == [(), ("sim_min",), ("sim_missing",)]
+    assert (verdicts[6].gates, verdicts[4].gates) == ({"sim": {"min": 0.5}}, {})
+    assert verdicts[6].scores == {"dino": None, "l1": None, "direction": None, "sim": 0.9}
+    card = (tmp_path / dataset.OUT / "card.md").read_text()
+    assert "| `data/plain` | `org/plain` | MIT | 2 | 2 | default: none |" in card
+    assert "| `data/scored` | `org/scored` | MIT | 3 | 1 | default: `sim` >= 0.5 |" in card
+    assert "Revision of the base_model: `m`." in card
+    mixed = {file.name for file in (tmp_path / dataset.OUT).glob("shard-*")}
+    assert mixed - set(alone) == {f"shard-mix{n}.parquet" for n in ("1-00000", "2-00000", "2-00001")}
+    dataset.run(make_params(), tmp_path)
+    assert {file.name: file.read_bytes() for file in (tmp_path / dataset.OUT).glob("shard-*")} == alone
+
+
+def test_a_filter_on_a_score_that_a_mixed_folder_lacks_is_named(tmp_path: Path, scored_pairs: list[Pair]) -> None:
+    folder = publish_imported(tmp_path, "scored", [make_imported_pair("x", "local", sim=0.9)])
+    with pytest.raises(FiltersError, match=r"want the scores \['dino'\] .* got \['sim'\]"):
+        dataset.run(make_params(mix={folder: {"default": {"dino": {"min": 0.5}}}}), tmp_path)
+
+
+def test_a_pair_that_comes_twice_is_an_error(tmp_path: Path, scored_pairs: list[Pair]) -> None:
+    folder = publish_imported(tmp_path, "scored", scored_pairs[:2])
+    with pytest.raises(DatasetError, match="want every pair once in data/pairs, data/scored, got 2 again"):
+        dataset.run(make_params(mix={folder: {"default": {}}}), tmp_path)
+    with pytest.raises(ValidationError, match="want folders besides data/pairs"):
+        make_params(mix={dataset.IN: {"default": {}}})

@@ -1,224 +1,252 @@
 import json
 import re
+import signal
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.ndimage import maximum_filter
 
 from emuedit.config import load
 from emuedit.data.png import decode_png
 from emuedit.data.publish import publish, read_folder, read_summary, scratch_folder
 from emuedit.data.records import Drop, Instruction, Pair
 from emuedit.data.shards import read_shard, write_shard
+from emuedit.runtime import Runtime
 from emuedit.stages import dataset, pairs
-from emuedit.stages.pairs import PairsError, Params, first_caption, run, shards
+from emuedit.stages.pairs import PairsError, PairsParams, group_by_source, run
+from emuedit.synthesis.candidate import source_caption
 from emuedit.synthesis.model_set import ModelSet
+from emuedit.synthesis.recipes import recipes_for
+from emuedit.synthesis.shard_maker import make_shard
 from emuedit.synthesis.strategy import BanditStrategy, TrialCounts
-from emuedit.synthesis.worker_pool import Ray
+from emuedit.synthesis.worker_pool import LocalWorkers, RayWorkers
+from tests.stages.workspace import ROOT, Workspace, check_resume, load_params, read_files
 
-ROOT = Path(__file__).parents[2]
 STAR, BARE = "a big red star on the left on grass", "an empty scene on grass"
 BLUE, SNOW = "a big blue star on the left on grass", "a big red star on the left on snow"
 RING = "a big red star on the left and a small blue ring on the right on grass"
+SMALL: dict[str, Any] = {
+    "steps": 3, "device": "cpu", "dtype": "float32", "rows_per_batch": 6, "instructions_per_shard": 1,
+    "detector_threshold": 0.0, "max_area": 0.9,  # three steps generate no star
+}  # fmt: skip
+IN_THIS_PROCESS = {"kind": "local", "processes": 1}
 
 
-def instruction(
+def make_instruction(
     task: str, source: str, target: str, objects: tuple[str | None, str | None], reverse: bool = False
 ) -> Instruction:
     return Instruction("c0", task, f"{task}!", source, target, *objects, reverse, 0, "test", "")
 
 
-WORK = [
-    instruction("local", STAR, BLUE, ("red star", "blue star")),
-    instruction("remove", STAR, BARE, ("red star", None)),
-    instruction("background", STAR, SNOW, ("red star", "snow")),
-    instruction("global", STAR, STAR + " at night", (None, "night")),
-    instruction("detect", STAR, STAR + " with a box around the star", ("red star", "red star")),
-    instruction("color", STAR, STAR, (None, "darken")),
-    instruction("color", STAR, STAR, (None, "sing")),
-    instruction("text", STAR, STAR, (None, "card with the letter A")),
-    instruction("add", STAR, RING, (None, "blue ring"), reverse=True),
+INSTRUCTIONS = [
+    make_instruction("local", STAR, BLUE, ("red star", "blue star")),
+    make_instruction("remove", STAR, BARE, ("red star", None)),
+    make_instruction("background", STAR, SNOW, ("red star", "snow")),
+    make_instruction("global", STAR, STAR + " at night", (None, "night")),
+    make_instruction("detect", STAR, STAR + " with a box around the star", ("red star", "red star")),
+    make_instruction("color", STAR, STAR, (None, "darken")),
+    make_instruction("color", STAR, STAR, (None, "sing")),
+    make_instruction("text", STAR, STAR, (None, "card with the letter A")),
+    make_instruction("add", STAR, RING, (None, "blue ring"), reverse=True),
+]
+RECOLOURINGS = [  # each with a source of its own, so a shard of its own
+    make_instruction("local", f"a big red star on {ground}", f"a big blue star on {ground}", ("red star", "blue star"))
+    for ground in ("grass", "sand", "snow", "water", "brick")
 ]
 
 
-def settings(**changes: Any) -> Params:
-    quick = {"steps": 3, "device": "cpu", "dtype": "float32", "rows_per_batch": 6, "instructions_per_shard": 1}
-    loose = {"detector_threshold": 0.0, "max_area": 0.9}  # three steps paint no star
-    return load(Params, "pairs", ROOT / "params.yaml").model_copy(update=quick | loose | changes)
+def make_params(**changes: Any) -> PairsParams:
+    return load_params(PairsParams, "pairs", **SMALL | {"workers": IN_THIS_PROCESS} | changes)
 
 
-def given(root: Path, work: list[Instruction]) -> Path:
-    """A root with instructions, and the project's models by absolute name."""
+def publish_instructions(root: Path, instructions: list[Instruction]) -> Path:
     scratch = scratch_folder(root, "instructions", "test")
-    write_shard(scratch / "shard-00000.parquet", work, Instruction)
+    write_shard(scratch / "shard-00000.parquet", instructions, Instruction)
     publish(scratch, root / pairs.IN, "instructions", {}, {})
-    (root / "emuedit").symlink_to(ROOT / "emuedit")
     return root
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = given(tmp_path_factory.mktemp("pairs"), WORK)
-    run(settings(), root)
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with the pairs of INSTRUCTIONS."""
+    root = publish_instructions(tmp_path_factory.mktemp("pairs"), INSTRUCTIONS)
+    run(make_params(), root)
     return root
 
 
-def made(root: Path, task: str) -> list[Pair]:
-    return [one for one in read_folder(root / pairs.OUT, Pair, verify=True) if one.task == task]
+def read_pairs(root: Path, task: str) -> list[Pair]:
+    return [pair for pair in read_folder(root / pairs.OUT, Pair, verify=True) if pair.task == task]
 
 
-def test_every_candidate_of_every_instruction_is_there(done: Path) -> None:
-    recipes = settings().recipes
-    for one in WORK[:6]:
-        got = made(done, one.task)
-        assert [pair.recipe["candidate"] for pair in got] == list(range(len(recipes.of(one.task)) or 1))
-        for pair in got:
-            assert pair.parent_ids == (one.id, "c0")
-            assert (pair.source_caption, pair.target_caption) == (one.source_caption, one.target_caption)
-            assert (pair.mask is None) == (one.task in ("global", "detect", "color"))
-            assert pair.recipe["kind"] == ("annotate" if one.task in ("detect", "color") else "control")
-    dropped = {drop.subject: drop.reason for drop in read_folder(done / pairs.OUT, Drop, "dropped-*.parquet")}
-    assert dropped == {WORK[6].id: "annotator_refused", WORK[7].id: "no_object"}
+def test_every_candidate_of_every_instruction_is_published(published: Path) -> None:
+    recipes = make_params().recipes
+    for instruction in INSTRUCTIONS[:6]:
+        candidates = read_pairs(published, instruction.task)
+        numbers = list(range(len(recipes_for(recipes, instruction.task)) or 1))
+        assert [pair.recipe["candidate"] for pair in candidates] == numbers
+        for pair in candidates:
+            assert pair.parent_ids == (instruction.id, "c0")
+            assert (pair.source_caption, pair.target_caption) == (instruction.source_caption, instruction.target_caption)
+            assert (pair.mask is None) == (instruction.task in ("global", "detect", "color"))
+            assert pair.recipe["kind"] == ("annotate" if instruction.task in ("detect", "color") else "soft_mask")
+    dropped = {drop.subject: drop.reason for drop in read_folder(published / pairs.OUT, Drop, "dropped-*.parquet")}
+    assert dropped == {INSTRUCTIONS[6].id: "annotator_refused", INSTRUCTIONS[7].id: "no_object"}
 
 
-def test_one_first_picture_for_all_that_start_alike(done: Path) -> None:
-    firsts = {pair.source for task in ("local", "remove", "background", "global", "detect", "color") for pair in made(done, task)}
-    assert len(firsts) == 1
-    (first,) = firsts
-    added = made(done, "add")[0]
-    assert added.source != first
-    assert added.target != first  # painted from the caption with the ring
+def test_instructions_with_the_same_source_caption_share_their_source(published: Path) -> None:
+    tasks = ("local", "remove", "background", "global", "detect", "color")
+    sources = {pair.source for task in tasks for pair in read_pairs(published, task)}
+    assert len(sources) == 1
+    (source,) = sources
+    added = read_pairs(published, "add")[0]
+    assert added.source != source
+    assert added.target != source, "its target is generated from the caption with the ring"
 
 
-def test_add_is_remove_turned_round(done: Path) -> None:
-    work = next(one for one in WORK if one.task == "add")
-    forward = instruction("remove", RING, STAR, ("blue ring", None))
-    params = settings()
-    params = params.model_copy(update={"recipes": params.recipes.model_copy(update={"remove": params.recipes.of("add")})})
-    models = ModelSet(params.world, ROOT, pairs.Runtime("cpu", "float32"), params.steps)
-    (there,), _ = pairs.make_shard([forward], models, params, Counter())
-    (back,), _ = pairs.make_shard([work], models, params, Counter())
-    assert (back.source, back.target) == (there.target, there.source)
-    assert back.mask == there.mask
-    assert back.scores["l1_outside"] == pytest.approx(there.scores["l1_outside"])
-    assert back.scores["present_source"] is None
-    assert back.scores["present_target"] is not None
+def test_add_is_remove_with_source_and_target_exchanged() -> None:
+    add = next(instruction for instruction in INSTRUCTIONS if instruction.task == "add")
+    remove = make_instruction("remove", RING, STAR, ("blue ring", None))
+    params = make_params()
+    params = params.model_copy(update={"recipes": params.recipes | {"remove": recipes_for(params.recipes, "add")}})
+    models = ModelSet(params.world, ROOT, Runtime("cpu", "float32"))
+    (removed,), _ = make_shard([remove], models, params, Counter())
+    (added,), _ = make_shard([add], models, params, Counter())
+    assert (added.source, added.target) == (removed.target, removed.source)
+    assert added.mask == removed.mask
+    assert added.scores["l1_outside"] == pytest.approx(removed.scores["l1_outside"])
+    assert added.scores["present_source"] is None
+    assert added.scores["present_target"] is not None
 
 
-def test_scores_are_those_of_the_contract(done: Path) -> None:
-    local, global_, color = (made(done, task)[0].scores for task in ("local", "global", "color"))
+def test_every_pair_has_the_scores_that_are_defined_for_its_task(published: Path) -> None:
+    local, global_, color = (read_pairs(published, task)[0].scores for task in ("local", "global", "color"))
     assert set(local) == {
         "clip_source", "clip_target", "clip_direction", "clip_image", "dino", "depth_l1", "l1_inside", "l1_outside",
         "mask_area", "present_source", "present_target", "found_source", "left_inside", "shift_px",
     }  # fmt: skip
-    assert {name for name, score in local.items() if score is None} == {"left_inside"}  # something stands there afterwards
-    assert local["shift_px"] < 0.2
+    assert {name for name, score in local.items() if score is None} == {"left_inside"}  # an object is there afterwards
+    shift_px = local["shift_px"]
+    assert shift_px is not None
+    assert shift_px < 0.2
     assert global_["mask_area"] is global_["shift_px"] is global_["present_target"] is None
     assert color["clip_direction"] is None
-    assert made(done, "background")[0].scores["present_target"] is None
+    assert read_pairs(published, "background")[0].scores["present_target"] is None
 
 
-def test_the_edit_stays_in_its_mask(done: Path) -> None:
-    pair = made(done, "remove")[0]
+def test_the_edit_stays_in_its_mask(published: Path) -> None:
+    pair = read_pairs(published, "remove")[0]
     assert pair.mask is not None
-    moved = np.abs(decode_png(pair.source).astype(int) - decode_png(pair.target)).mean(-1)
-    from scipy.ndimage import maximum_filter
-
-    near = maximum_filter(decode_png(pair.mask), 33) > 0  # blended to the end; the decoder looks a few px around
-    assert moved[~near].max(initial=0) <= 1  # the decoder rounds differently in another batch
-    assert moved[near].max() > 10
+    difference = np.abs(decode_png(pair.source).astype(int) - decode_png(pair.target)).mean(-1)
+    near = maximum_filter(decode_png(pair.mask), 33) > 0  # blended to the end; the decoder sees a few px around
+    assert difference[~near].max(initial=0) <= 1  # the decoder rounds differently in another batch
+    assert difference[near].max() > 10
 
 
-def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root, params = given(tmp_path, WORK[::-1]), settings()
-    heart, calls = pairs.make_shard, []
+def test_an_interrupted_run_resumes_after_the_last_shard_with_the_same_bytes(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, params = publish_instructions(tmp_path, INSTRUCTIONS[::-1]), make_params()
+    calls: list[int] = []
 
-    def stop_at_second(*args: Any) -> Any:
+    def interrupted_make_shard(*arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return heart(*args)
+        return make_shard(*arguments)
 
-    monkeypatch.setattr(pairs, "make_shard", stop_at_second)
+    monkeypatch.setattr(pairs, "make_shard", interrupted_make_shard)
     with pytest.raises(KeyboardInterrupt):
         run(params, root)
     assert not (root / pairs.OUT).exists()
     summary = run(params, root)
-    assert len(calls) == 3  # two shards; the first was not made again
-    names = sorted(path.name for path in (done / pairs.OUT).iterdir() if path.suffix == ".parquet")
+    assert len(calls) == 3, "there are two shards; the first must not be made again"
+    names = sorted(path.name for path in (published / pairs.OUT).iterdir() if path.suffix == ".parquet")
     assert names == sorted(summary.shards)
     for name in names:
-        assert (root / pairs.OUT / name).read_bytes() == (done / pairs.OUT / name).read_bytes()
+        assert (root / pairs.OUT / name).read_bytes() == (published / pairs.OUT / name).read_bytes()
     assert read_shard(root / pairs.OUT / "shard-00000.parquet", Pair, verify=True)
 
 
-def test_a_bandit_learns_between_rounds_and_a_stopped_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    grounds = ("grass", "sand", "snow", "water", "brick")
-    work = [
-        instruction("local", f"a big red star on {one}", f"a big blue star on {one}", ("red star", "blue star"))
-        for one in grounds
-    ]
-    gates = {"default": {"clip_direction": {"min": 0.0}}}
-    knob = {"kind": "bandit", "per_instruction": 1, "shards_per_round": 2, "sizes": [0.05], "gates": gates}
-    params = settings(strategy=BanditStrategy.model_validate_json(json.dumps(knob)))
-    heart, told = pairs.make_shard, list[TrialCounts]()
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_terminated_run_with_two_workers_resumes_and_gives_the_bytes_of_one_worker(
+    make_workspace: Callable[..., Workspace],
+) -> None:
+    two_workers = {"steps": 2, "workers": {"kind": "local", "processes": 2}}
+    stopped, uninterrupted = (make_workspace(name, pairs=SMALL | two_workers) for name in ("stopped", "uninterrupted"))
+    for workspace in (stopped, uninterrupted):
+        publish_instructions(workspace.folder, RECOLOURINGS)
+    one_worker = LocalWorkers(processes=1)
+    check_resume(stopped, uninterrupted, "pairs", pairs.OUT, signal.SIGTERM, min_children=2, workers=one_worker)
 
-    def noted(*args: Any) -> Any:
-        told.append(args[-1])
-        if len(told) == 4:
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_bandit_learns_between_rounds_and_an_interruption_does_not_change_the_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filters = {"default": {"clip_direction": {"min": 0.0}}}
+    strategy = {"kind": "bandit", "per_instruction": 1, "shards_per_round": 2, "sizes": [0.05], "filters": filters}
+    params = make_params(strategy=BanditStrategy.model_validate_json(json.dumps(strategy)).model_dump())
+    trial_counts: list[TrialCounts] = []
+
+    def interrupted_make_shard(*arguments: Any) -> Any:
+        trial_counts.append(arguments[3])
+        if len(trial_counts) == 4:
             raise KeyboardInterrupt
-        return heart(*args)
+        return make_shard(*arguments)
 
-    monkeypatch.setattr(pairs, "make_shard", noted)
+    monkeypatch.setattr(pairs, "make_shard", interrupted_make_shard)
     with pytest.raises(KeyboardInterrupt):
-        run(params, given(tmp_path / "stopped", work))
+        run(params, publish_instructions(tmp_path / "stopped", RECOLOURINGS))
     run(params, tmp_path / "stopped")
-    assert [one.total() for one in told] == [0, 0, 2, 2, 2, 4]  # the fourth shard was begun twice
-    run(params, given(tmp_path / "whole", work))
-    assert told[6:] == [*told[:3], *told[4:6]]
-    names = sorted(path.name for path in (tmp_path / "whole" / pairs.OUT).iterdir())
-    assert names == [
-        "bandit.json",
-        *(f"dropped-0000{n}.parquet" for n in range(5)),
-        *(f"shard-0000{n}.parquet" for n in range(5)),
-        "summary.json",
-    ]
-    for name in names:
-        assert (tmp_path / "whole" / pairs.OUT / name).read_bytes() == (tmp_path / "stopped" / pairs.OUT / name).read_bytes()
-    assert [one.instruction_id for one in made(tmp_path / "whole", "local")] == [
-        one.id for one in sorted(work, key=first_caption)
-    ]
-    arms = json.loads((tmp_path / "whole" / pairs.OUT / "bandit.json").read_text())["arms"]
-    assert sum(one["won"] + one["lost"] for one in arms) == 5
+    assert [counts.total() for counts in trial_counts] == [0, 0, 2, 2, 2, 4], "the fourth shard is begun twice"
+    run(params, publish_instructions(tmp_path / "uninterrupted", RECOLOURINGS))
+    assert trial_counts[6:] == [*trial_counts[:3], *trial_counts[4:6]]
+    files = read_files(tmp_path / "uninterrupted" / pairs.OUT)
+    shards = [f"{kind}-0000{number}.parquet" for kind in ("dropped", "shard") for number in range(5)]
+    assert list(files) == ["bandit.json", *shards, "summary.json"]
+    assert read_files(tmp_path / "stopped" / pairs.OUT) == files
+    in_order = [instruction.id for instruction in sorted(RECOLOURINGS, key=source_caption)]
+    assert [pair.instruction_id for pair in read_pairs(tmp_path / "uninterrupted", "local")] == in_order
+    arms = json.loads(files["bandit.json"])["arms"]
+    assert sum(arm["succeeded"] + arm["failed"] for arm in arms) == 5
 
 
-def test_a_bandit_is_given_the_gates_of_the_dataset_by_name(tmp_path: Path) -> None:
-    text = (ROOT / "params.yaml").read_text()
-    (offered,) = re.findall(r"\{kind: bandit, .*\}", text)
-    (tmp_path / "params.yaml").write_text(text.replace("strategy: {kind: all}", f"strategy: {offered}"))
-    strategy = load(Params, "pairs", tmp_path / "params.yaml").strategy
+def test_a_bandit_may_use_the_filters_of_the_dataset_by_a_yaml_alias(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text().replace("  filters:\n", "  filters: &filters\n")
+    sections = {name: re.findall(rf"^{name}:\n(?:[ #].*\n|\n)*", text, re.MULTILINE)[0] for name in ("world", "dataset", "pairs")}
+    bandit = "{kind: bandit, per_instruction: 1, shards_per_round: 4, sizes: [0.04, 0.1], filters: *filters}"
+    (tmp_path / "params.yaml").write_text("".join(sections.values()) + f"  strategy: {bandit}\n")
+    strategy = load(PairsParams, "pairs", tmp_path / "params.yaml").strategy
     assert isinstance(strategy, BanditStrategy)
-    assert strategy.gates == load(dataset.DatasetParams, "dataset", ROOT / "params.yaml").gates
+    filters = load(dataset.DatasetParams, "dataset", ROOT / "params.yaml").filters
+    assert strategy.filters == filters
+    assert len(filters) > 5
 
 
-def test_who_makes_shards_and_what_gates_ask_changes_nothing(done: Path) -> None:
-    params = settings(workers=Ray(kind="ray", actors=8, cpus=2))
-    assert read_summary(done / pairs.OUT).params == params.model_dump(mode="json", by_alias=True, exclude={"workers"})
-    assert "gates" not in json.dumps(read_summary(done / pairs.OUT).params)
+def test_workers_device_and_filters_are_no_part_of_what_a_run_records(published: Path) -> None:
+    params = make_params(workers=RayWorkers(kind="ray", actors=8, cpus=2).model_dump())
+    recorded = read_summary(published / pairs.OUT).params
+    assert recorded == params.model_dump(mode="json", exclude={"workers", "device"})
+    assert "filters" not in json.dumps(recorded)
 
 
-def test_shards_keep_groups_together_in_any_order() -> None:
-    many = [instruction("color", f"caption {n % 5}", "x", (None, f"word {n}")) for n in range(23)]
-    got = shards(many, 6)
-    assert shards(many[::-1], 6) == got
-    assert sorted(one.id for part in got for one in part) == sorted(one.id for one in many)
-    where = [{first_caption(one) for one in part} for part in got]
-    assert sum(map(len, where)) == 5
-    assert [len(part) for part in got] == [10, 9, 4]
+def test_shards_keep_instructions_with_one_source_together_in_any_order() -> None:
+    instructions = [make_instruction("color", f"caption {n % 5}", "x", (None, f"word {n}")) for n in range(23)]
+    shards = group_by_source(instructions, 6)
+    assert group_by_source(instructions[::-1], 6) == shards
+    ids = sorted(instruction.id for shard in shards for instruction in shard)
+    assert ids == sorted(instruction.id for instruction in instructions)
+    sources = [{source_caption(instruction) for instruction in shard} for shard in shards]
+    assert sum(map(len, sources)) == 5
+    assert [len(shard) for shard in shards] == [10, 9, 4]
 
 
-def test_nothing_to_do_is_an_error(tmp_path: Path) -> None:
+def test_no_instructions_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PairsError, match=r"want instructions in .* got none"):
-        run(settings(), given(tmp_path, []))
+        run(make_params(), publish_instructions(tmp_path, []))

@@ -16,7 +16,7 @@ from emuedit.synthesis.variant_plan import Variant
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 
 CAPTIONS, SEEDS = ["a red star on grass", "two blue rings"], [3, 4]
-FREE = Variant(0, "a blue heart at night", torch.ones(1, 16, 16), 0.0, 0.0, 0.0, 0.0, 3.0)
+FREE = Variant(0, "a blue cross at night", torch.ones(1, 16, 16), 0.0, 0.0, 0.0, 0.0, 3.0)
 
 
 def square() -> torch.Tensor:

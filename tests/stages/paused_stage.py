@@ -1,0 +1,31 @@
+"""Run a stage as its command does, with a pause of PAUSE_S seconds after every shard, so that a test can stop it there.
+
+MLflow is hidden, because importing it takes seconds; metrics go to stats.jsonl all the same.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from emuedit.data import shards
+
+_write_shard = shards.write_shard
+
+
+def write_shard_and_pause(path: str | Path, records: Sequence[Any], kind: type[Any] | None = None) -> None:
+    """Write a shard as `shards.write_shard` does, then wait."""
+    _write_shard(path, records, kind)
+    if Path(path).name.startswith("shard-"):
+        time.sleep(float(os.environ["PAUSE_S"]))
+
+
+shards.write_shard = write_shard_and_pause  # in worker processes too: they import this file
+sys.modules |= {"mlflow": None, "mlflow.entities": None}  # type: ignore[dict-item]
+
+if __name__ == "__main__":
+    from emuedit.stages import stage_main  # after the change, which the stages' imports then see
+
+    stage_main(sys.argv[1])

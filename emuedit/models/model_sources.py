@@ -42,11 +42,13 @@ KINDS = (BASE_MODEL, DETECTOR, SEGMENTER, CLIP, DINO, DEPTH)
 def import_library(name: str) -> Any:
     """Import a heavy library at the time a model is loaded, and not when its adapter is imported.
 
-    diffusers and transformers draw a progress bar for every folder that they load, which would hide our own: it is disabled.
+    diffusers and transformers, which diffusers calls, draw a progress bar for every folder that they load. It would hide our
+    own and is disabled.
     """
     library = importlib.import_module(name)
     if name in ("diffusers", "transformers"):
-        library.utils.logging.disable_progress_bar()
+        for loader in {name, "transformers"}:
+            importlib.import_module(loader).utils.logging.disable_progress_bar()
     return library
 
 

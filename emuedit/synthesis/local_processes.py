@@ -29,15 +29,22 @@ class ProcessGroup:
         threads = max(1, available_cores() // processes)
         self._report = report
         self._workers: dict[Connection, Any] = {}
-        for _ in range(processes):
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, build, threads), daemon=True)
-            process.start()
-            there.close()
-            self._workers[here] = process
+        try:
+            for _ in range(processes):
+                here, there = context.Pipe()
+                process = context.Process(target=_serve, args=(there, build, threads), daemon=True)
+                process.start()
+                there.close()
+                self._workers[here] = process
+        except BaseException:  # such as too many processes, or ctrl-c
+            self.close()
+            raise
 
     def do(self, jobs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """The results of jobs by name, as they are done. A job goes to the first worker that is free."""
+        """The results of jobs by name, as they are done. A job goes to the first worker that is free.
+
+        Where the caller stops before the last result, workers finish what they have begun, and nobody reads it.
+        """
         waiting, running = iter(jobs.items()), {}
         idle = list(self._workers)
         while True:
@@ -50,12 +57,14 @@ class ProcessGroup:
                 return
             for pipe in cast("list[Connection]", wait(list(running))):
                 name = running[pipe]
-                kind, value = self._receive(pipe, name)
+                kind, of, value = self._receive(pipe, name)
+                if kind == "error":
+                    raise WorkerFailedError(f"in {of or name}: {value}")
+                if of != name:  # a job of an earlier call that was not read to its end
+                    continue
                 if kind == "share":
                     self._report(name, value)
                     continue
-                if kind == "error":
-                    raise WorkerFailedError(f"in {name}: {value}")
                 del running[pipe]
                 idle.append(pipe)
                 yield name, value
@@ -67,10 +76,10 @@ class ProcessGroup:
             process.kill()
             process.join()
 
-    def _receive(self, pipe: Connection, name: str) -> tuple[str, Any]:
-        """The next message of the worker that makes `name`. Raises WorkerFailedError where the worker died."""
+    def _receive(self, pipe: Connection, name: str) -> tuple[str, str, Any]:
+        """The next message of the worker that makes `name`: its kind, job and value. Raises WorkerFailedError where it died."""
         try:
-            message: tuple[str, Any] = pipe.recv()
+            message: tuple[str, str, Any] = pipe.recv()
         except (EOFError, OSError) as error:
             process = self._workers[pipe]
             process.join(1.0)
@@ -97,10 +106,11 @@ def _serve(pipe: Connection, build: Callable[[], Any], threads: int) -> None:
     die_with_parent()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     lock = threading.Lock()
+    name = ""
 
     def send(kind: str, value: Any) -> None:
         with lock:
-            pipe.send((kind, value))
+            pipe.send((kind, name, value))
 
     try:
         import torch
@@ -109,7 +119,7 @@ def _serve(pipe: Connection, build: Callable[[], Any], threads: int) -> None:
         work = build()
         while True:
             try:
-                _, job = pipe.recv()
+                name, job = pipe.recv()
             except (EOFError, ConnectionResetError):  # the parent closed the pipe or is gone
                 return
             send("result", work(job, partial(send, "share")))

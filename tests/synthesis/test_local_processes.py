@@ -76,6 +76,15 @@ def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
     assert os.getpid() not in worker_pids(tmp_path / "2")
 
 
+def test_a_result_that_nobody_read_is_not_taken_for_that_of_a_later_job(tmp_path: Path) -> None:
+    with local_processes.start(2, partial(plain_jobs.build_work, tmp_path), ignore_report) as group:
+        results = group.do({"shard-0": Job("square", 2), "shard-1": Job("square", 3, wait_for="go")})
+        assert next(results) == ("shard-0", 4)
+        del results  # while shard-1 is being made
+        (tmp_path / "go").touch()
+        assert dict(group.do({"shard-2": Job("square", 5), "shard-3": Job("square", 6)})) == {"shard-2": 25, "shard-3": 36}
+
+
 def test_jobs_begin_in_order_and_a_slow_job_delays_no_other(tmp_path: Path) -> None:
     jobs = {"slow": Job("square", 0, wait_for="done-3")} | {f"quick-{n}": Job("square", n) for n in (1, 2, 3)}
     with pool_of(2, tmp_path) as pool:

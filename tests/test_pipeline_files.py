@@ -66,6 +66,14 @@ def test_model_folders_are_deps(stage: str) -> None:
     assert folders <= set(deps(stage))
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_python_files_that_the_world_names_are_deps_by_reference(stage: str) -> None:
+    """A user's own benchmark or annotators must count as much as those of the toy world."""
+    names = [name.removeprefix("world.") for name in STAGES[stage]["params"] if name.startswith("world.")]
+    references = {f"${{world.{name}}}" for name in names if PARAMS["world"][name].endswith(".py")}
+    assert references <= set(STAGES[stage]["deps"])
+
+
 @pytest.mark.parametrize("stage", ["dataset", "train"])
 def test_mixed_folders_are_deps(stage: str) -> None:
     """DVC cannot make deps of a list: imported pairs are named in params.yaml and in dvc.yaml."""

@@ -19,6 +19,7 @@ from harness.pair_setup import GeneratedPair, Setup, Stopwatch, object_phrases
 from toyworld.oracle import pair_judge
 
 DETECTOR_SCORES = ("present_source", "present_target", "found_source")
+KNOWN_SCORES = {"clip_direction", "l1_outside", "left_inside", *DETECTOR_SCORES}
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class CandidateScorer:
         if not pairs:
             return []
         bounds = [self.filters.filters_for(pair.instruction.task) for pair in pairs]
+        if unknown := {score for row in bounds for score in row} - KNOWN_SCORES:
+            raise ValueError(
+                f"want filters on {', '.join(sorted(KNOWN_SCORES))}, got {', '.join(sorted(unknown))}; add them here"
+            )
         with stopwatch.measure(name, round_number, "filters"):
             direction = self._clip_direction(pairs)
             passed = [is_within(value, row.get("clip_direction", {})) for value, row in zip(direction, bounds, strict=True)]

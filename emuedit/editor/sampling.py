@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emuedit.core import change_threshold, diffusion, guidance
-from emuedit.editor import checkpoint, task_embedding, task_pack
+from emuedit.editor import checkpoint, task_pack
 from emuedit.editor.checkpoint import FrozenParts
 from emuedit.editor.settings import EditSettings
 from emuedit.editor.unet import EditorUNet
@@ -60,7 +60,7 @@ class EditSampler:
     @property
     def inverted_tasks(self) -> tuple[str, ...]:
         """Those of them that were learned by task inversion."""
-        return self.tasks[len(task_embedding.TRAINED) :]
+        return self.tasks[self.net.table.n_trained :]
 
     @property
     def device(self) -> torch.device:

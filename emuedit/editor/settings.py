@@ -1,7 +1,7 @@
 """How an edit is made: the one record of its settings, with defaults and bounds.
 
 Params, command line options, the signature of the registered model and `Editor.edit` are derived from its fields. A new setting
-is a field here and a line where it is used.
+is a field here, a number, and a line where it is used.
 """
 
 from collections.abc import Mapping

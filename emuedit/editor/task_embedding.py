@@ -28,6 +28,8 @@ class TaskEmbedding(nn.Module):
     def __init__(self, d_v: int, d_text: int, names: Sequence[str] = TRAINED) -> None:
         super().__init__()
         self.names = tuple(names)
+        self.n_trained = len(self.names)
+        """How many rows were trained with the network; those after them were added. An older editor may have fewer than TASKS."""
         self.v = nn.Parameter(torch.randn(len(self.names), d_v))  # [n, D_v]
         self.to_token = nn.Linear(d_v, d_text)
 

@@ -57,8 +57,8 @@ class Benchmark(Protocol):
         ...
 
     @property
-    def exact(self) -> Pictures:
-        """The right results, of the same shape."""
+    def exact(self) -> Pictures | None:
+        """The right results, of the same shape, or None where they are not known. Task inversion learns from them."""
         ...
 
     def judge(self, output: Pictures) -> Assessment:

@@ -162,15 +162,19 @@ def run(params: DatasetParams, root: Path) -> Summary:
         raise DatasetError(f"want at least one pair that passes, got {dict(counts)}; loosen dataset.filters in params.yaml")
     used_filters = {task: params.filters_for(task) for task in sorted(set(generated["task"].to_pylist()))}
     _draw_sheets(pairs, table, result, params, root, scratch)
-    _, *kept = np.split(result.kept, np.cumsum([len(generated), *map(len, mixed.values())])[:-1])
     imported = [
-        data_card.ImportedPairs(folder, summaries[folder], params.mix[folder], kept_rows)
-        for folder, kept_rows in zip(mixed, kept, strict=True)
+        data_card.ImportedPairs(folder, summaries[folder], params.mix[folder], result.kept[_rows_of(folder, table)])
+        for folder in mixed
     ]
     revisions = sorted(set(generated["model_revision"].unique().to_pylist()))
     card = data_card.render_card(counts, used_filters, revisions, params.licences, summaries[IN], imported)
     (scratch / data_card.CARD).write_text(card, encoding="utf-8")
     return publish(scratch, root / OUT, "dataset", recorded | {"used_filters": used_filters}, counts)
+
+
+def _rows_of(folder: str, table: pa.Table) -> npt.NDArray[np.bool_]:
+    """Which of N pairs are of a folder, bool [N]."""
+    return np.array([name == folder for name in table["folder"].to_pylist()], dtype=bool)
 
 
 def _load(summaries: Mapping[str, Summary], root: Path) -> PairTable:

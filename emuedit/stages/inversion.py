@@ -6,7 +6,7 @@ In: `models/editor`, the world's benchmark. Out: `models/inversion/<task>.safete
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -28,6 +28,10 @@ EDITOR, OUT = "models/editor", "models/inversion"
 HEADLINE = "one task learned from {examples} examples in {steps} steps"
 
 
+class InversionError(ValueError):
+    """Raised for a task of which the benchmark has no right results."""
+
+
 class InversionParams(InversionSettings):
     """Params of the stage."""
 
@@ -35,7 +39,7 @@ class InversionParams(InversionSettings):
     """The world; only its `benchmark` is used."""
     device: str = "auto"
     """Where it learns: auto, cpu, cuda or mps."""
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the network's computations: auto, float32 or bfloat16 (autocast)."""
 
 
@@ -63,7 +67,11 @@ def run(params: InversionParams, root: Path) -> Summary:
 
 
 def encode_benchmark(editor: EditSampler, edits: Benchmark) -> Batch:
-    """Edits with known results as a batch on the editor's device."""
+    """Edits with known results as a batch on the editor's device. Raises InversionError where the results are not known."""
+    if edits.exact is None:
+        raise InversionError(
+            f"want edits of {edits.task!r} with their right results to learn from, got none; let the benchmark return `exact`"
+        )
     with editor.autocast():
         source, target = (
             editor.parts.encode(image_tensors.from_uint8(pictures).to(editor.device)) for pictures in (edits.before, edits.exact)

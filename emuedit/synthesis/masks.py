@@ -49,6 +49,16 @@ class MaskParams(config.Params):
             raise ValueError(f"w_p, w_s and w_b must sum to 1, got {self.w_p}, {self.w_s}, {self.w_b}")
         return self
 
+    @property
+    def needs_objects(self) -> bool:
+        """Whether the mask is made of objects, which a detector has to find first."""
+        return self.noise_difference is None
+
+    @property
+    def needs_named_objects(self) -> bool:
+        """Whether an instruction must name those objects; a background may be that of a picture without any."""
+        return self.needs_objects and not self.complement
+
     def soft_mask(self, P: Tensor) -> Tensor:
         """Convert a precise mask, bool [H, W], to the soft mask, float32 [1, H, W] in [0, 1]."""
         M = soft_mask.soft_mask(soft_mask.from_uint8(P[None]), self.w_p, self.w_s, self.w_b, self.radius_px, self.sigma_px)[0]

@@ -41,11 +41,6 @@ class SoftMaskRecipe(config.Params):
             raise ValueError(f"blend_from must not exceed blend_to, got {self.blend_from} and {self.blend_to}")
         return self
 
-    @property
-    def needs_objects(self) -> bool:
-        """Whether its mask is made of objects, which a detector has to find first."""
-        return self.mask is not None and self.mask.noise_difference is None
-
 
 class WordBlend(config.Params):
     """LocalBlend of Prompt-to-Prompt: where the changed words of neither caption attend, the source's latents stay."""
@@ -80,11 +75,6 @@ class PromptToPromptRecipe(config.Params):
     """Whether it is also taken over in the half without text, as InstructPix2Pix does."""
     blend: WordBlend | None = None
     """LocalBlend; null: without it."""
-
-    @property
-    def needs_objects(self) -> bool:
-        """Whether its mask is made of objects, which a detector has to find first."""
-        return self.mask is not None and self.mask.noise_difference is None
 
     @property
     def aligns_words(self) -> bool:

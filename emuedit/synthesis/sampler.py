@@ -33,6 +33,7 @@ class Trajectory:
     text: TextCondition  # G
     guidance_scale: float
     generator_states: tuple[tuple[Tensor, ...], ...]  # [S][G] before each step; empty for a scheduler that draws nothing
+    e_null: tuple[Tensor | None, ...] = ()  # [S] predictions [G, C, h, w] for the null text; None in steps without guidance
     features: tuple[AttentionFeatures, ...] = ()  # [S] attention of the sources; empty where it was not recorded
 
     def __len__(self) -> int:
@@ -46,7 +47,11 @@ class Trajectory:
         features: tuple[AttentionFeatures, ...] = ()
         if all(part.features for part in parts):
             features = tuple(AttentionFeatures.cat(*step) for step in zip(*(part.features for part in parts), strict=True))
-        return Trajectory(torch.cat([part.z for part in parts], dim=1), text, parts[0].guidance_scale, states, features)
+        e_null = tuple(
+            None if step[0] is None else torch.cat(step) for step in zip(*(part.e_null for part in parts), strict=True)
+        )
+        z = torch.cat([part.z for part in parts], dim=1)
+        return Trajectory(z, text, parts[0].guidance_scale, states, e_null, features)
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,11 @@ class Sampler:
         text, null = self.base_model.encode_text(captions), self.base_model.null_text(1)
         z_t = denoiser.start(self.base_model.initial_noise(generators))  # [G, C, h, w]
         scale = z_t.new_full((len(z_t),), guidance_scale)
-        z, states, features = [z_t], [], []
+        z, states, nulls, features = [z_t], [], [], []
         with record_features(self.base_model.unet) if max_feature_bytes > 0 else nullcontext() as recorder:
             for step, t in enumerate(denoiser.timesteps):
-                e = self._predict_guided(denoiser, step, z_t, text, null, scale)
+                e, e_null = self._predict_guided(denoiser, step, z_t, text, null, scale)
+                nulls.append(e_null)
                 if recorder is not None and recorder.is_recording:
                     features.append(recorder.take(len(z_t)))
                     if step == 0 and features[0].n_bytes * self.steps > max_feature_bytes:
@@ -90,13 +96,14 @@ class Sampler:
                 states.append(tuple(generator.get_state() for generator in generators) if denoiser.draws_noise else ())
                 z_t = denoiser.step(e, t, z_t)
                 z.append(z_t)
-        return Trajectory(torch.stack(z), text, guidance_scale, tuple(states), tuple(features))
+        return Trajectory(torch.stack(z), text, guidance_scale, tuple(states), tuple(nulls), tuple(features))
 
     def variants(self, trajectory: Trajectory, variants: Sequence[Variant]) -> Tensor:
         """Sample K variants in one batch, with the sources they need: latents float32 [K, C, h, w].
 
         Rows that are not needed are not computed: a source whose attention was recorded, or that no variant leans on in
-        this step (M = 1 everywhere and nothing injected), and a variant that still equals its source.
+        this step (M = 1 everywhere and nothing injected), a variant that still equals its source, and in a variant's first
+        step its null text, for which the source's prediction is known.
         """
         plan = VariantPlan(self.steps, variants)
         if len(trajectory.z) != self.steps + 1:
@@ -122,8 +129,11 @@ class Sampler:
                 inject = torch.tensor(rows.inject, device=device)
                 halves = self._halves(step, scale[k])
                 if trajectory.features and trajectory.features[step].halves >= halves:
+                    e_null = trajectory.e_null[step] if all(plan.start[row] == step for row in k) else None
+                    if e_null is not None:
+                        e_null, halves = e_null[source_of[k]], 1
                     control.set_recorded(trajectory.features[step], source_of[k], M[k], inject, size, halves)
-                    e = self._predict_guided(denoiser, step, z[k], select_rows(text, k), null, scale[k])
+                    e, _ = self._predict_guided(denoiser, step, z[k], select_rows(text, k), null, scale[k], e_null)
                 else:
                     g = list(rows.sources)
                     scales = torch.cat([scale.new_full((len(g),), trajectory.guidance_scale), scale[k]])
@@ -137,7 +147,7 @@ class Sampler:
                     )
                     both = TextCondition.cat(select_rows(trajectory.text, g), select_rows(text, k))
                     z_both = torch.cat([trajectory.z[step, g], z[k]])
-                    e = self._predict_guided(denoiser, step, z_both, both, null, scales)[len(g) :]
+                    e = self._predict_guided(denoiser, step, z_both, both, null, scales)[0][len(g) :]
                 generators = [
                     _generator_from(trajectory.generator_states[step][variants[row].source])
                     for row in (k if denoiser.draws_noise else ())
@@ -161,15 +171,29 @@ class Sampler:
         return 2 if is_guided else 1
 
     def _predict_guided(
-        self, denoiser: Denoiser, step: int, z_t: Tensor, text: TextCondition, null: TextCondition, scale: Tensor
-    ) -> Tensor:
-        """Classifier-free guidance with a scale of its own [R] for every row; both halves in one forward."""
+        self,
+        denoiser: Denoiser,
+        step: int,
+        z_t: Tensor,
+        text: TextCondition,
+        null: TextCondition,
+        scale: Tensor,
+        e_null: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Classifier-free guidance with a scale of its own [R] for every row; both halves in one forward.
+
+        `e_null` [R, C, h, w] is the prediction for the null text, where it is known. It is returned beside the guided
+        prediction; None in a step without guidance.
+        """
         t = denoiser.timesteps[step]
         if self._halves(step, scale) == 1:
-            return self.predict(denoiser, z_t, t, text)
-        both = TextCondition.cat(null.repeat(len(text)), text)
-        e_null, e_text = self.predict(denoiser, torch.cat([z_t, z_t]), t, both).chunk(2)
-        return guidance.classifier_free(e_null, e_text, scale.view(-1, 1, 1, 1))
+            return self.predict(denoiser, z_t, t, text), None
+        if e_null is None:
+            both = TextCondition.cat(null.repeat(len(text)), text)
+            e_null, e_text = self.predict(denoiser, torch.cat([z_t, z_t]), t, both).chunk(2)
+        else:
+            e_text = self.predict(denoiser, z_t, t, text)
+        return guidance.classifier_free(e_null, e_text, scale.view(-1, 1, 1, 1)), e_null
 
 
 def select_rows(text: TextCondition, rows: Sequence[int]) -> TextCondition:

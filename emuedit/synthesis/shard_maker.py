@@ -172,19 +172,32 @@ class ShardMaker:
         objects: list[masks.LocatedObject | None],
         difference: dict[int, Tensor | Rejected],
     ) -> Region | Rejected:
-        recipes = recipes_for(self.params.recipes, instruction.task)
-        if any(isinstance(r, PromptToPromptRecipe) and r.aligns_words for r in recipes) and not self._captions_fit(instruction):
-            return Rejected("caption_too_long")
-        if rejections := [mask for mask in difference.values() if isinstance(mask, Rejected)]:
-            return rejections[0]
-        if not objects and any(r.needs_objects and r.mask is not None and not r.mask.complement for r in recipes):
-            return Rejected("no_object")
+        if rejected := self._reject_unlocated(instruction, objects, difference):
+            return rejected
         P = masks.union_mask(objects, self.sources[0, 0], self.params.detection_limits)
         if isinstance(P, Rejected):
             return P
         box_px = objects[0].box_px if objects and objects[0] is not None else torch.zeros(4)
         own_masks = {number: mask for number, mask in difference.items() if isinstance(mask, Tensor)}
         return Region(self._source_row(instruction), P, box_px, own_masks)
+
+    def _reject_unlocated(
+        self,
+        instruction: Instruction,
+        objects: list[masks.LocatedObject | None],
+        difference: dict[int, Tensor | Rejected],
+    ) -> Rejected | None:
+        """Why a recipe of the instruction cannot be carried out, whatever the detector finds; None where all can."""
+        recipes = recipes_for(self.params.recipes, instruction.task)
+        aligns_words = any(isinstance(recipe, PromptToPromptRecipe) and recipe.aligns_words for recipe in recipes)
+        if aligns_words and not self._captions_fit(instruction):
+            return Rejected("caption_too_long")
+        for mask in difference.values():
+            if isinstance(mask, Rejected):
+                return mask
+        if not objects and any(recipe.mask is not None and recipe.mask.needs_named_objects for recipe in recipes):
+            return Rejected("no_object")
+        return None
 
     def _jobs(self, regions: dict[str, Region | Rejected], trial_counts: TrialCounts) -> list[Job]:
         facts = {
@@ -230,22 +243,27 @@ class ShardMaker:
         return by_instruction
 
     def _scored_edit(self, candidate: Candidate, picture: int) -> ScoredEdit:
-        """What is to be scored between the source and `picture`, the candidate's row among all pictures."""
-        instruction, task = candidate.instruction, get_task(candidate.instruction.task)
-        source, target = (picture, candidate.source) if instruction.reverse else (candidate.source, picture)
-        names_objects = bool(self._phrases(instruction))
-        replaces_object = names_objects and task.region != "background"
-        target_object = instruction.target_object if replaces_object else None
-        emptied = replaces_object and not (instruction.source_object if instruction.reverse else instruction.target_object)
+        """What is to be scored between the source and `picture`, the candidate's row among all pictures.
+
+        Objects are looked for where the instruction is about objects: the source's object always, the target's object
+        unless it is a background. `picture` is the generated side. Where the instruction names no object for that side, as
+        for the result of a removal, it must be vacant inside the mask.
+        """
+        instruction = candidate.instruction
+        is_about_objects = bool(self._phrases(instruction))
+        replaces_object = is_about_objects and get_task(instruction.task).region != "background"
+        source, target, generated_object = candidate.source, picture, instruction.target_object
+        if instruction.reverse:
+            source, target, generated_object = picture, candidate.source, instruction.source_object
         return ScoredEdit(
             source,
             target,
             candidate.M,
             instruction.source_caption,
             instruction.target_caption,
-            instruction.source_object if names_objects else None,
-            target_object,
-            vacant=picture if emptied else None,
+            source_object=instruction.source_object if is_about_objects else None,
+            target_object=instruction.target_object if replaces_object else None,
+            vacant=picture if replaces_object and not generated_object else None,
         )
 
     def _phrases(self, instruction: Instruction) -> tuple[str, ...]:
@@ -257,7 +275,9 @@ class ShardMaker:
 
     def _needs_objects(self, instruction: Instruction) -> bool:
         recipes = recipes_for(self.params.recipes, instruction.task)
-        return get_task(instruction.task).annotated or any(recipe.needs_objects for recipe in recipes)
+        return get_task(instruction.task).annotated or any(
+            recipe.mask is not None and recipe.mask.needs_objects for recipe in recipes
+        )
 
     def _captions_fit(self, instruction: Instruction) -> bool:
         """Whether the tokenizer takes both captions without cutting them."""

@@ -20,7 +20,7 @@ class TrainSettings(config.Params):
 
     seed: int = Field(0, ge=0)
     """Seed of the task embedding, the order of pairs, timesteps, noise and dropout."""
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the network's computations: auto, float32 or bfloat16 (autocast); weights and optimizer are float32."""
     steps: int = Field(ge=1)
     """Optimizer steps."""

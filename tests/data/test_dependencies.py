@@ -1,5 +1,6 @@
 """The keys of scratch folders change exactly when DVC would run a stage again: with any of its deps, and with no other file."""
 
+import re
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -22,7 +23,7 @@ PRODUCED = {out for stage in PIPELINE.values() for out in stage["outs"]}
 
 def fill_in(dep: str) -> str:
     """A dep of dvc.yaml with the names of params.yaml."""
-    return dep.replace("${world.captions}", WORLD["captions"])
+    return re.sub(r"\$\{world\.(\w+)\}", lambda match: WORLD[match[1]], dep)
 
 
 DEPS = {stage: [fill_in(dep) for dep in PIPELINE[stage]["deps"]] for stage in STAGES}

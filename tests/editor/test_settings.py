@@ -32,6 +32,7 @@ def test_every_setting_has_bounds_and_a_line_of_documentation() -> None:
     assert set(EditSettings.model_fields) == set(BOUNDS)
     for name, field in EditSettings.model_fields.items():
         assert field.description, name
+        assert field.annotation in (int, float), f"{name}: the command line and the model's signature take numbers only"
 
 
 @pytest.mark.parametrize("name", BOUNDS)

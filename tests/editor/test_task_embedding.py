@@ -33,6 +33,13 @@ def test_a_learned_task_becomes_one_more_row(table: TaskEmbedding) -> None:
         table.add("contour", v)
 
 
+def test_an_added_row_is_distinguished_from_the_trained_ones_of_an_editor_with_fewer_tasks(tmp_path: Path) -> None:
+    TaskEmbedding(6, 16, ["local", "remove"]).save(tmp_path, "0", torch.float32)
+    table, _ = task_embedding.load(tmp_path)
+    table.add("contour", torch.zeros(6))
+    assert table.names[table.n_trained :] == ("contour",)
+
+
 @pytest.mark.parametrize("v", [torch.full((6,), torch.nan), torch.zeros(5)])
 def test_a_row_must_be_finite_and_of_the_width_of_the_others(v: torch.Tensor, table: TaskEmbedding) -> None:
     with pytest.raises(ValueError, match=r"finite task embedding \[6\]"):

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,18 @@ ToyEdits = Callable[..., Benchmark]
 @pytest.fixture(scope="module")
 def scorers() -> Scorers:
     return clip.load(str(WEIGHTS / "clip")), dino.load(str(WEIGHTS / "dino"))
+
+
+class WithoutResults:
+    """Edits that a judge can assess, but whose right results are not known."""
+
+    exact = None
+
+    def __init__(self, edits: Benchmark) -> None:
+        self.edits = edits
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.edits, name)
 
 
 def do_nothing(edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
@@ -59,6 +72,12 @@ def test_a_record_holds_the_edit_the_output_and_the_task_that_was_used(toy_edits
         assert record.exact is not None
         np.testing.assert_array_equal(decode_png(record.exact), edits.exact[i])
         assert record.scores.keys() == METRICS.keys()
+
+
+def test_a_benchmark_need_not_know_the_right_results(toy_edits: ToyEdits, scorers: Scorers) -> None:
+    (record,) = evaluate_system("identity", do_nothing, WithoutResults(toy_edits("remove", 1)), scorers, 0)
+    assert record.exact is None
+    assert record.reason
 
 
 def test_seeds_depend_on_the_edit_and_not_on_the_system(toy_edits: ToyEdits, scorers: Scorers) -> None:

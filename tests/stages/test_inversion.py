@@ -1,5 +1,6 @@
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark
 from emuedit.models import text_to_image
 from emuedit.stages import inversion
-from emuedit.stages.inversion import InversionParams
+from emuedit.stages.inversion import InversionError, InversionParams
 from emuedit.training import task_inversion
 from emuedit.training.task_inversion import LearnedTask, invert, select_examples, start_embeddings
 from tests.stages.workspace import Workspace, check_stop_message, load_params, toy_world
@@ -132,3 +133,10 @@ def test_a_terminated_process_learns_the_same_task_when_it_is_run_again(
 def test_an_editor_that_is_not_published_completely_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="want a published folder"):
         inversion.run(make_params(), tmp_path)
+
+
+def test_a_benchmark_without_right_results_is_an_error(editor: EditSampler) -> None:
+    params = make_params()
+    edits = replace(benchmark.load(params.world.benchmark)("superres", "train", 0, 2), exact=None)  # type: ignore[type-var]
+    with pytest.raises(InversionError, match="want edits of 'superres' with their right results"):
+        inversion.encode_benchmark(editor, edits)

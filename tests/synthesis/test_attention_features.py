@@ -31,6 +31,8 @@ def test_recorded_and_computed_sources_give_the_same_variants(base_model: TextTo
     expected = sampler.variants(replace(trajectory, features=()), variants)
     with count_rows(base_model) as rows:
         assert_close(sampler.variants(trajectory, variants), expected, rtol=0, atol=ROUNDING)
+    n_first = len(variants) if len(variants) == 1 else sum(variant.source_fraction == 0 for variant in variants)
+    assert rows[0] == n_first  # in the step in which variants leave their sources, the null text's predictions are the sources'
     assert rows[-1] == 2 * len(variants)
     if variants != [FREE]:
         alone = sampler.variants(trajectory, [replace(FREE, caption=variant.caption) for variant in variants])

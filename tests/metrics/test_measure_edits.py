@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from emuedit.models import edit_similarity
+from emuedit.metrics.edit_scores import measure_edits
 
 
 class ColourScorer:
@@ -27,7 +27,7 @@ def plain_image(r: float, g: float, b: float) -> torch.Tensor:
 def test_metrics_of_a_correct_edit_and_of_no_edit() -> None:
     before = torch.stack([plain_image(1, 0, 0)] * 3)
     after = torch.stack([plain_image(0, 1, 0), plain_image(1, 0, 0), plain_image(0, 1, 0)])
-    columns = edit_similarity.measure_edits(SCORER, SCORER, before, after, ["red"] * 3, ["green", "green", "red"])
+    columns = measure_edits(SCORER, SCORER, before, after, ["red"] * 3, ["green", "green", "red"])
     assert columns["clip_source"] == [1, 1, 1]
     assert columns["clip_target"] == [1, 0, 0]
     assert columns["clip_direction"] == [
@@ -41,4 +41,4 @@ def test_metrics_of_a_correct_edit_and_of_no_edit() -> None:
 
 def test_images_of_different_sizes_are_an_error() -> None:
     with pytest.raises(ValueError, match="of one shape"):
-        edit_similarity.measure_edits(SCORER, SCORER, torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 8, 8), ["red"], ["red"])
+        measure_edits(SCORER, SCORER, torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 8, 8), ["red"], ["red"])

@@ -35,7 +35,7 @@ def test_no_section_and_no_module_without_a_stage() -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_has_the_same_face(stage: str) -> None:
+def test_every_stage_has_the_same_interface(stage: str) -> None:
     source = module_file(f"emuedit.stages.{stage}").read_text()
     assert re.search(rf"^class {stage.title()}Params\([\w.]+\):", source, re.MULTILINE)
     assert re.search(rf"^def run\(params: {stage.title()}Params, root: Path\) -> Summary", source, re.MULTILINE)

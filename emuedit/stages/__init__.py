@@ -1,6 +1,6 @@
 """The stages of the pipeline: each file is a stage of `dvc.yaml` and a section of `params.yaml` of the same name.
 
-Every stage has the same face: `<Stage>Params`, `run(params, root) -> Summary`, and a `HEADLINE` that says what it made.
+Every stage has the same interface: `<Stage>Params`, `run(params, root) -> Summary`, and a `HEADLINE` that says what it made.
 Stages do not import each other; they meet in files.
 """
 

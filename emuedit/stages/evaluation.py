@@ -73,7 +73,7 @@ def run(params: EvaluationParams, root: Path) -> Summary:
     work = [(system, task) for system in params.systems for task in params.tasks]
     paths = {item: scratch / f"shard-{item[0]}-{item[1]}.parquet" for item in work}
     n_done = sum(path.exists() for path in paths.values()) * params.n_edits
-    print(f"evaluation: {len(work)} lots of {params.n_edits} edits, {runtime}", flush=True)
+    print(f"evaluation: {len(work)} groups of {params.n_edits} edits, {runtime}", flush=True)
     with Progress("evaluation", len(work) * params.n_edits, "edit", n_done) as progress:
         steps = params.settings.steps + 1  # judging and scoring count as one more
         systems = Systems(root, params.settings, runtime, lambda n: progress.advance(n / steps))

@@ -44,7 +44,7 @@ class PairsParams(SynthesisParams):
     """Where networks run: auto, cuda, mps or cpu."""
     dtype: str = "auto"
     """Number format of the base model: auto, float32, bfloat16 or float16."""
-    instructions_per_shard: int = Field(96, ge=1)
+    instructions_per_shard: int = Field(48, ge=1)
     """A shard is closed when it holds this many; the unit of work that a restart does not repeat."""
     workers: Workers = LocalWorkers()
     """Who makes the shards. It does not change the result."""

@@ -65,10 +65,15 @@ class Graph:
     def stale(self, force: bool = False) -> dict[str, tuple[str, ...]]:
         """Stages to run, in order -> why: what is out of date, and everything that follows it. All of them, when forced."""
         stale: dict[str, tuple[str, ...]] = {}
+        locked = self._locked()
         for stage in self.stages:
             reasons = [*self.changed.get(stage.name, ()), *(f"follows {name}" for name in stage.after if name in stale)]
-            if reasons or force:
-                stale[stage.name] = ("forced",) if force else tuple(reasons)
+            if force:
+                reasons = ["forced"]
+            elif reasons and stage.name not in locked:
+                reasons = ["never run here"]  # DVC calls all its deps modified
+            if reasons:
+                stale[stage.name] = tuple(reasons)
         return stale
 
     def hashes(self) -> dict[str, str]:

@@ -90,15 +90,16 @@ def run(params: PairsParams, root: Path) -> Summary:
     trial_counts: TrialCounts = Counter()
     with Progress("pairs", sum(n_pairs.values()), "pair", done) as progress:
         shares: Counter[str] = Counter()
+        n_dropped = 0
+        progress.advance(0, note="workers load their models")
 
         def report(name: str, share: float) -> None:
             share = min(share, 1 - shares[name])  # the shares of a shard are estimates
             shares[name] += share  # type: ignore[assignment]
-            progress.advance(share * n_pairs[name])
+            progress.advance(share * n_pairs[name], note=f"{n_dropped} dropped")
 
         build = partial(_build_work, params, root, scratch, runtime)
         with worker_pool(params.workers, build, runtime.device, report, _weights_bytes(models)) as pool:
-            n_dropped = 0
             for numbers in strategy.shard_rounds(params.strategy, len(shards)):
                 missing = [number for number in numbers if not paths[number].exists()]
                 jobs = {paths[n].name: ShardJob(paths[n], shards[n], trial_counts) for n in missing}

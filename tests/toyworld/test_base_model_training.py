@@ -35,6 +35,7 @@ def test_a_resumed_training_may_not_change_its_recipe(tmp_path: Path) -> None:
         train(model, loss_at, replace(recipe, lr=0.2), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_base_model_trains_and_continues_from_published_weights(tmp_path: Path) -> None:
     vae = train_vae.run(tmp_path / "vae", tiny(train_vae.RECIPE), N_SCENES)
     recipe = tiny(train_base_model.RECIPE)

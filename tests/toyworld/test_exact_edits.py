@@ -146,6 +146,7 @@ def test_colour_filters_have_the_effect_of_their_names() -> None:
     np.testing.assert_array_equal(apply("hue"), before[..., [2, 0, 1]])
 
 
+@pytest.mark.slow
 def test_some_instructions_belong_to_several_tasks() -> None:
     tasks_of_instruction: dict[str, set[str]] = defaultdict(set)
     for task in trained_task_names():

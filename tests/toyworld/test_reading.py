@@ -24,6 +24,7 @@ def readings(held_out: Scenes) -> list[Reading]:
     return read_scenes(images(held_out))
 
 
+@pytest.mark.slow
 def test_reads_every_attribute_from_renders(held_out: Scenes) -> None:
     accuracy = faithfulness(images(held_out), held_out)
     too_low = {name: accuracy[name] for name, minimum in MIN_ACCURACY.items() if accuracy[name] < minimum}

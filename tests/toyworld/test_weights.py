@@ -88,6 +88,7 @@ def test_the_depth_of_an_object_is_nearer_than_the_background(
     assert inside > outside + 0.3
 
 
+@pytest.mark.slow
 def test_the_base_model_generates_what_its_caption_says(world: dict[str, str], scenes: Scenes) -> None:
     base_model = text_to_image.load(world["base_model"])
     generated = base_model.generate(all_captions(scenes), list(range(len(scenes))), steps=12, guidance_scale=3.0)

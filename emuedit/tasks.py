@@ -1,7 +1,7 @@
 """The table of tasks: sixteen that the editor is trained on, and four that it meets only through task inversion.
 
-This is the only list of tasks. A new task is one row here and one prompt file, `emuedit/prompts/<name>.yaml`; the toy world, like any
-world, must also be able to show it (`docs/architecture.md`).
+This is the only list of tasks. A new task is one row here and one prompt file, `emuedit/prompts/<name>.yaml`. The toy world, as
+any world, must also be able to show it (`docs/architecture.md`).
 The index of a task is its row in the learned task embedding: it never changes once an editor was trained.
 """
 

@@ -11,12 +11,12 @@ CELL_PX = 128
 PAD_PX = 8
 TEXT_COLOR, BACKGROUND_COLOR, ROW_NAME_COLOR = (32, 32, 36), (252, 252, 250), (120, 120, 126)
 GOOD_COLOR, BAD_COLOR = (38, 152, 84), (206, 56, 48)
-_CAPTION_LINE_CHARS = 22
 _CAPTION_LINE_PX = 15
 _ROW_NAME_WIDTH_PX = 60
 _TITLE_HEIGHT_PX = 28
 
 Pictures = npt.NDArray[np.uint8]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def picture_grid(
@@ -48,7 +48,7 @@ def picture_grid(
                 color = GOOD_COLOR if marks[1][column_index] else BAD_COLOR
                 draw.rectangle((x - 3, y - 3, x + CELL_PX + 2, y + CELL_PX + 2), outline=color, width=3)
     for column_index, caption in enumerate(captions):
-        text = _wrap_caption(caption, lines)
+        text = _wrap_caption(caption, lines, small_font)
         draw.multiline_text((left + column_index * step, captions_top), text, TEXT_COLOR, small_font, spacing=2)
     return sheet
 
@@ -63,11 +63,14 @@ def tile_sheets(sheets: Sequence[Image.Image], columns: int = 1) -> Image.Image:
     return tiled
 
 
-def _wrap_caption(caption: str, lines: int) -> str:
-    """The caption in at most `lines` lines; a cut one ends in an ellipsis."""
-    wrapped = textwrap.wrap(caption, _CAPTION_LINE_CHARS)
-    if len(wrapped) > lines:
-        wrapped = [*wrapped[: lines - 1], wrapped[lines - 1][: _CAPTION_LINE_CHARS - 2] + "…"]
+def _wrap_caption(caption: str, lines: int, font: Font) -> str:
+    """The caption in at most `lines` lines that fit under a cell; one that is cut ends in an ellipsis."""
+    for n_chars in range(CELL_PX, 0, -1):
+        wrapped = textwrap.wrap(caption, n_chars)
+        if len(wrapped) > lines:
+            wrapped = [*wrapped[: lines - 1], wrapped[lines - 1][: max(n_chars - 2, 1)] + "…"]
+        if all(font.getlength(line) <= CELL_PX for line in wrapped):
+            break
     return "\n".join(wrapped)
 
 

@@ -42,7 +42,7 @@ def test_a_second_retrain_has_nothing_to_do(
     assert "5 of 5 stages are out of date" in capsys.readouterr().out
     assert retrain.main([]) == 0
     output = capsys.readouterr().out
-    assert "== first (dep in.txt: modified" in output
+    assert "== first (never run here); 4 more to come" in output
     assert "4 more to come" in output
     assert "champion: edit success 0.500 is above 0.100" in output
     assert "registered  models:/emuedit-editor/1\n" in output

@@ -14,7 +14,7 @@ def ink(sheet: Image.Image) -> np.ndarray:
     return np.asarray(sheet.convert("L")) < 200
 
 
-@pytest.mark.parametrize("caption", ["replace the background", "turn the heart into a purple triangle", "W" * 60, LONG])
+@pytest.mark.parametrize("caption", ["replace the background", "turn the star into a purple triangle", "W" * 60, LONG])
 def test_a_caption_does_not_reach_the_next_column(caption: str) -> None:
     pictures = np.full((2, 64, 64, 3), 255, np.uint8)
     sheet = picture_grid([("", pictures)], [caption, ""], lines=3)

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from emuedit.metrics.success_table import format_success
 from emuedit.name_hints import RenamedOptionError, check_options
 from emuedit.runtime import QUIET_ENV, set_env_defaults
 from emuedit.tracking.registry import RegistryError
@@ -100,12 +101,7 @@ def _print_stale(graph: dvc_graph.Graph, stale: Mapping[str, tuple[str, ...]]) -
 def _print_report(root: Path, graph: dvc_graph.Graph, result: release.RetrainResult, start: float) -> None:
     """The last lines: the table, and where everything is."""
     if result.table:
-        systems = list(result.table)
-        tasks = list(dict.fromkeys(task for row in result.table.values() for task in row))
-        print(f"\n{promotion_gate.METRIC.replace('_', ' '):14}" + "".join(f"{system:>12}" for system in systems))
-        for task in tasks:
-            values = [result.table[system].get(task) for system in systems]
-            print(f"{task:14}" + "".join(f"{'-' if value is None else format(value, '.2f'):>12}" for value in values))
+        print("\n" + format_success(result.table))
     print()
     for path in graph.metrics:
         print(f"metrics     {path}")

@@ -56,16 +56,6 @@ def write_csv(path: Path, tables: dict[str, Table]) -> None:
                 writer.writerow([system, task, *(tables[name][system][task] for name in names)])
 
 
-def success_table(success: Table) -> str:
-    """Edit success as text: one line per task, one column per system."""
-    systems = list(success)
-    lines = [f"{'edit success':14}" + "".join(f"{system:>12}" for system in systems)]
-    for task in dict.fromkeys(task for row in success.values() for task in row):
-        cells = (success[system].get(task) for system in systems)
-        lines.append(f"{task:14}" + "".join(f"{'-' if cell is None else format(cell, '.2f'):>12}" for cell in cells))
-    return "\n".join(lines)
-
-
 def draw_contact_sheet(
     records: Sequence[EvalRecord], system: str, tasks: Sequence[str], columns: int, success: Table
 ) -> Image.Image:

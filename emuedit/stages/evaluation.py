@@ -20,6 +20,7 @@ from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark, report
 from emuedit.metrics.baselines import Systems
 from emuedit.metrics.edit_scores import evaluate_system
+from emuedit.metrics.success_table import format_success
 from emuedit.models import clip, dino
 from emuedit.models.clip import ClipScorer
 from emuedit.models.dino import DinoScorer
@@ -91,7 +92,7 @@ def run(params: EvaluationParams, root: Path) -> Summary:
     sheet_system = next((name for name in ("emuedit", "true_task") if name in params.systems), params.systems[0])
     sheet = report.draw_contact_sheet(records, sheet_system, params.tasks, params.sheet_columns, tables["edit_success"])
     sheet.save(scratch / "contact_sheet.png", optimize=True)
-    print(report.success_table(tables["edit_success"]))
+    print(format_success(tables["edit_success"]))
     counts = {
         f"{system}_{task}": sum(record.success for record in records if (record.system, record.task) == (system, task))
         for system, task in work

@@ -12,6 +12,7 @@ from emuedit.data.png import encode_png
 from emuedit.data.records import EvalRecord
 from emuedit.metrics import report
 from emuedit.metrics.edit_scores import METRICS
+from emuedit.metrics.success_table import format_success
 
 BLACK, GREY, BLUE = (encode_png(np.full((16, 16, 3), color, np.uint8)) for color in ((0, 0, 0), (90, 90, 90), (10, 20, 200)))
 
@@ -77,7 +78,7 @@ def test_the_csv_file_has_a_row_for_every_system_and_task(tmp_path: Path) -> Non
 
 def test_the_success_table_is_text_with_a_column_for_each_system() -> None:
     table = {"identity": {"overall": 0.0, "add": 0.0}, "emuedit": {"overall": 0.456, "add": None, "remove": 1.0}}
-    lines = report.success_table(table).splitlines()
+    lines = format_success(table).splitlines()
     assert [line.split() for line in lines] == [
         ["edit", "success", "identity", "emuedit"],
         ["overall", "0.00", "0.46"],

@@ -21,7 +21,7 @@ from emuedit.models import image_tensors
 from emuedit.runtime import Runtime
 from emuedit.stages import stage_main
 from emuedit.tracking import Tracker
-from emuedit.training.loss import Batch
+from emuedit.training.batch import Batch
 from emuedit.training.task_inversion import InversionSettings, invert, select_examples
 
 EDITOR, OUT = "models/editor", "models/inversion"

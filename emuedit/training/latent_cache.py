@@ -26,7 +26,7 @@ from emuedit.models.text_to_image import TextCondition, TextToImageModel
 from emuedit.progress import Progress
 from emuedit.runtime import rng, seed_for
 from emuedit.tasks import TASKS, get_task
-from emuedit.training.loss import Batch
+from emuedit.training.batch import Batch
 
 PICTURES_PER_BATCH = 64
 SIDED = re.compile(r"\b(left|right|letters?|words?|text|write|says?|reads?|sign|clockwise)\b", re.IGNORECASE)

@@ -18,6 +18,7 @@ from emuedit.core import diffusion
 from emuedit.editor.unet import EditorUNet
 from emuedit.models.text_to_image import TextCondition
 from emuedit.runtime import generator
+from emuedit.training.batch import Batch
 
 MIN_LATENT_CHANGE = 0.15
 """Latents, whose standard deviation is about 1, count as changed when they differ by more, mean over channels. Ours."""
@@ -70,31 +71,6 @@ class LossWeights(config.Params):
 
 
 UNWEIGHTED = LossWeights()
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The samples of a step."""
-
-    source: Tensor  # E(c_I), [B, C, h, w]
-    target: Tensor  # E(x), [B, C, h, w]
-    text: TextCondition  # of the instructions
-    null: TextCondition  # of the empty instruction, one row
-    tasks: Tensor  # rows of the task embedding, int64 [B]
-    ids: tuple[str, ...]  # of the pairs
-    instructions: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.target)
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch on a device; on a GPU in channels-last layout."""
-        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        source, target = (x.to(device, memory_format=layout) for x in (self.source, self.target))
-        text, null = (
-            TextCondition(c.hidden.to(device), None if c.pooled is None else c.pooled.to(device)) for c in (self.text, self.null)
-        )
-        return Batch(source, target, text, null, self.tasks.to(device), self.ids, self.instructions)
 
 
 @dataclass(frozen=True)

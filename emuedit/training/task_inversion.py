@@ -17,9 +17,9 @@ from emuedit.models.text_to_image import TextCondition, use_unfused_attention_on
 from emuedit.progress import Progress
 from emuedit.runtime import rng
 from emuedit.tracking import Tracker
+from emuedit.training.batch import Batch
 from emuedit.training.loss import (
     NO_DROPOUT,
-    Batch,
     ConditionDropout,
     LossWeights,
     NoiseDraws,

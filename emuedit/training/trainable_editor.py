@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from emuedit.editor.unet import EditorUNet
 from emuedit.models.text_to_image import TextToImageModel, use_unfused_attention_on_cpu
 from emuedit.training import loss
-from emuedit.training.loss import Batch, LossWeights, NoiseDraws
+from emuedit.training.batch import Batch
+from emuedit.training.loss import LossWeights, NoiseDraws
 
 
 class TrainableEditor(nn.Module):

@@ -12,7 +12,8 @@ from emuedit.editor import checkpoint
 from emuedit.editor.unet import Prediction
 from emuedit.models.text_to_image import TextCondition, TextToImageModel
 from emuedit.training import loss
-from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, Batch, ConditionDropout, LossWeights, NoiseDraws
+from emuedit.training.batch import Batch
+from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, ConditionDropout, LossWeights, NoiseDraws
 
 WEIGHTS = LossWeights(
     timestep_power=(0.5, 1.0), mask_balance=1.0, background_weight=0.3, change_loss_weight=0.5, change_mask_balance=0.5

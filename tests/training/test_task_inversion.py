@@ -7,7 +7,7 @@ from emuedit.editor import sampling
 from emuedit.editor.sampling import EditSampler
 from emuedit.models.text_to_image import TextCondition
 from emuedit.training import task_inversion
-from emuedit.training.loss import Batch
+from emuedit.training.batch import Batch
 from emuedit.training.task_inversion import InversionSettings, LearnedTask, invert, select_examples, start_embeddings
 from tests.editor.tiny_pipelines import D_V, save_editor
 

@@ -28,6 +28,21 @@ ReportStep = Callable[[int], None]
 
 
 @dataclass(frozen=True)
+class SamplingOptions:
+    """What a caller may replace in the sampling of B pictures besides the settings; every default leaves it as it is."""
+
+    negative_prompts: Sequence[str] = ()
+    """B texts in place of the null text of guidance."""
+    latents: Tensor | None = None
+    """Standard normal noise to start from, [B, C, h, w]; None: drawn from the seeds."""
+    after_step: Callable[[int, Tensor, Tensor], Tensor] | None = None
+    """Called with a step's number, its timestep and z_t [B, C, h, w]; returns the latents to go on with."""
+
+
+UNCHANGED = SamplingOptions()
+
+
+@dataclass(frozen=True)
 class EditConditions:
     """What an edit is conditioned on."""
 
@@ -77,12 +92,14 @@ class EditSampler:
         instructions: Sequence[str],
         tasks: Sequence[str],
         settings: EditSettings,
-        seeds: Sequence[int] | None = None,
+        seeds: Sequence[int | torch.Generator] | None = None,
         report: ReportStep | None = None,
+        options: SamplingOptions = UNCHANGED,
     ) -> Tensor:
         """Edit images [B, 3, H, W] in [-1, 1] of any size: float32 [B, 3, H, W] on the CPU.
 
-        A sample depends on its own picture, instruction, task and seed alone. `seeds` default to settings.seed + 0, 1, ...
+        A sample depends on its own picture, instruction, task and seed alone. `seeds` default to settings.seed + 0, 1, ...;
+        a generator in the place of a seed is drawn from.
         Guidance scales of 1 cost nothing; other values cost up to three evaluations a step, in one forward.
         Raises UnknownTaskError for an unknown task, ValueError for pictures out of range and for lists of unequal length.
         """
@@ -98,10 +115,10 @@ class EditSampler:
         before = images.float()
         padding = (0, -width % self.grid_px, 0, -height % self.grid_px)
         padded = F.pad(before, padding, mode="replicate").to(self.device)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = [seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed) for seed in seeds]
         with torch.inference_mode(), self.autocast():
             conditions = EditConditions(self.parts.encode(padded), self.parts.encode_text(instructions), v)
-            z = self._denoise(conditions, generators, settings, report)
+            z = self._denoise(conditions, generators, settings, report, options)
             after = self.parts.decode(z)[:, :, :height, :width].cpu()
         if settings.change_threshold > 0:
             after = change_threshold.keep_unchanged(before.cpu(), after, settings.change_threshold)
@@ -113,6 +130,7 @@ class EditSampler:
         generators: list[torch.Generator],
         settings: EditSettings,
         report: ReportStep | None,
+        options: SamplingOptions,
     ) -> Tensor:
         """From noise to latents [B, C, h, w] of the edited pictures."""
         s_I, s_T = settings.image_guidance_scale, settings.guidance_scale
@@ -120,9 +138,14 @@ class EditSampler:
         source, n = conditions.c_I, len(conditions.c_I)
         size_px = (source.shape[-2] * self.parts.factor, source.shape[-1] * self.parts.factor)
         n_terms = 1 if s_I == s_T == 1 else 2 if s_I == 1 else 3  # full; image, full; null, image, full
-        rows = conditions.with_guidance_terms(self.parts.null_text(n), n_terms)
-        z_t = denoiser.start(self.parts.initial_noise(generators, size_px))
-        for t in denoiser.timesteps:
+        negative_texts = [self.parts.null_text(1, text) for text in options.negative_prompts]
+        null = TextCondition.cat(*negative_texts) if negative_texts else self.parts.null_text(n)
+        rows = conditions.with_guidance_terms(null, n_terms)
+        noise = self.parts.initial_noise(generators, size_px) if options.latents is None else options.latents
+        if noise.shape != source.shape:
+            raise ValueError(f"want latents {tuple(source.shape)}, those of the padded pictures; got {tuple(noise.shape)}")
+        z_t = denoiser.start(noise.to(source))
+        for step, t in enumerate(denoiser.timesteps):
             scaled = denoiser.scale(z_t, t)
             e, change_logits = self.net(scaled.repeat(n_terms, 1, 1, 1), t, rows.c_I, rows.c_T, rows.v)
             if n_terms > 1:
@@ -136,6 +159,8 @@ class EditSampler:
                 e_source = diffusion.prediction_for_clean(source, scaled, alpha_bar, kind)
                 e = guidance.blend_with_source(e, e_source, change_logits[-n:].sigmoid(), settings.preserve)
             z_t = denoiser.step(e, t, z_t)
+            if options.after_step is not None:
+                z_t = options.after_step(step, t, z_t)
             if report is not None:
                 report(n)
         return z_t

@@ -96,11 +96,11 @@ class TextToImageModel:
         return vae_latents.decode(self.vae, z)
 
     def initial_noise(self, generators: Sequence[torch.Generator], size: tuple[int, int] | None = None) -> torch.Tensor:
-        """Draw standard normal latents [B, C, h, w] with one CPU generator per sample; `size` is (H, W) in px."""
+        """Draw standard normal latents [B, C, h, w] with one generator per sample, on its device; `size` is (H, W) in px."""
         height, width = size or self.size
         vae_latents.check_size(height, width, self.factor)
         shape = (1, self.channels, height // self.factor, width // self.factor)
-        return torch.cat([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+        return torch.cat([torch.randn(shape, generator=g, device=g.device).to(self.device) for g in generators])
 
     def predict(self, z_t: torch.Tensor, t: torch.Tensor | int, text: TextCondition) -> torch.Tensor:
         """Run the U-Net once: z_t [B, C, h, w] at timestep t -> its prediction, float32 [B, C, h, w]."""

@@ -57,7 +57,7 @@ class RedSampler:
 class WordPredictor:
     """`remove` is certain where the instruction says so; `local` is uncertain otherwise."""
 
-    def predict(self, texts: Sequence[str]) -> list[TaskPrediction]:
+    def predict(self, texts: Sequence[str], among: Sequence[str] | None = None) -> list[TaskPrediction]:
         return [
             TaskPrediction("remove", 0.9, "local", 0.05) if "remove" in text else TaskPrediction("local", 0.5, "remove", 0.4)
             for text in texts

@@ -183,7 +183,7 @@ class Editor:
             return TaskChoice(task, None, None)
         if self.predictor is None:
             raise PackageError("want a task predictor (the folder `router`) to choose the task, got none; name the task")
-        (prediction,) = self.predictor.predict([instruction])
+        (prediction,) = self.predictor.predict([instruction], self.tasks)
         is_close = prediction.probability - prediction.second_probability < AMBIGUOUS
         return TaskChoice(prediction.task, prediction.probability, prediction.second if is_close else None)
 

@@ -26,7 +26,8 @@ class TaskPrediction:
 
     task: str
     probability: float
-    second: str
+    second: str | None
+    """None where only one task may be chosen."""
     second_probability: float
 
 
@@ -61,14 +62,25 @@ class TaskPredictor:
         parts = [self.logits(texts[i : i + batch]).softmax(-1).cpu() for i in range(0, len(texts), batch)]
         return torch.cat(parts) if parts else torch.zeros(0, len(self.tasks))
 
-    def predict(self, texts: Sequence[str]) -> list[TaskPrediction]:
-        """A prediction for every instruction."""
-        values, indices = self.probabilities(texts).topk(2)
+    def predict(self, texts: Sequence[str], among: Sequence[str] | None = None) -> list[TaskPrediction]:
+        """A prediction for every instruction, out of the tasks that are both known and `among` the given ones; None: any.
+
+        Probabilities stay those over all K tasks: that of a task is low where the instruction asks for one that is left out.
+        Raises ValueError where no task is left.
+        """
         names = self.tasks
-        return [
-            TaskPrediction(names[first], p_first, names[second], p_second)
-            for (p_first, p_second), (first, second) in zip(values.tolist(), indices.tolist(), strict=True)
+        columns = [k for k, name in enumerate(names) if among is None or name in among]
+        if not columns:
+            raise ValueError(
+                f"want a task that the task predictor knows ({', '.join(names)}), got an editor of {', '.join(among or ())}; "
+                "name the task, or train both on the same tasks"
+            )
+        values, indices = self.probabilities(texts)[:, columns].topk(min(2, len(columns)))
+        ranked = [
+            [(names[columns[i]], p) for p, i in zip(*row, strict=True)]
+            for row in zip(values.tolist(), indices.tolist(), strict=True)
         ]
+        return [TaskPrediction(*first, *(rest[0] if rest else (None, 0.0))) for first, *rest in ranked]
 
     def save(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and the tokenizer's files, as transformers saves a classifier."""

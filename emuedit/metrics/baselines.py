@@ -44,7 +44,8 @@ class Systems:
         """The editor with the predicted task. A task learned by inversion is given, because the predictor does not know it."""
         if edits.task in self.editor.inverted_tasks:
             return self.true_task(edits, seeds)
-        return self._edit(edits, [prediction.task for prediction in self.predictor.predict(edits.instructions)], seeds)
+        predictions = self.predictor.predict(edits.instructions, self.editor.tasks)
+        return self._edit(edits, [prediction.task for prediction in predictions], seeds)
 
     def true_task(self, edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
         """The editor with the true task."""

@@ -26,7 +26,7 @@ SETTINGS = EditSettings(steps=2, image_guidance_scale=1.0, guidance_scale=1.0, c
 class FixedPredictor:
     """Finds `remove` where the instruction says so, with certainty; else `local`, with `add` close behind."""
 
-    def predict(self, texts: Sequence[str]) -> list[TaskPrediction]:
+    def predict(self, texts: Sequence[str], among: Sequence[str] | None = None) -> list[TaskPrediction]:
         return [
             TaskPrediction("remove", 0.9, "local", 0.05) if "remove" in text else TaskPrediction("local", 0.5, "add", 0.4)
             for text in texts
@@ -191,12 +191,24 @@ def test_a_given_task_is_taken_and_others_are_predicted(editor: Editor) -> None:
     assert editor.choose_tasks(["remove it"]) == [TaskChoice("remove", 0.9, None)]
 
 
+def test_only_a_task_of_the_editor_is_predicted(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
+    task_lists: list[Sequence[str] | None] = []
+
+    def predict(texts: Sequence[str], among: Sequence[str] | None = None) -> list[TaskPrediction]:
+        task_lists.append(among)
+        return [TaskPrediction("remove", 0.1, None, 0.0)]
+
+    monkeypatch.setattr(editor.predictor, "predict", predict)
+    assert editor.choose_tasks(["make it red"]) == [TaskChoice("remove", 0.1, None)]
+    assert task_lists == [editor.tasks]
+
+
 @pytest.mark.parametrize(("second_probability", "second"), [(0.31, "remove"), (0.29, None)])
 def test_a_second_task_is_named_where_it_is_close(
     second_probability: float, second: str | None, editor: Editor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prediction = TaskPrediction("local", 0.5, "remove", second_probability)
-    monkeypatch.setattr(editor.predictor, "predict", lambda texts: [prediction] * len(texts))
+    monkeypatch.setattr(editor.predictor, "predict", lambda texts, among: [prediction] * len(texts))
     assert pytest.approx(0.2) == package.AMBIGUOUS
     assert editor.choose_tasks(["make it red"]) == [TaskChoice("local", 0.5, second)]
 

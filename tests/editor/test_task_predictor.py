@@ -51,6 +51,19 @@ def test_a_prediction_holds_the_two_most_probable_tasks(predictor: TaskPredictor
     assert predictor.predict([]) == []
 
 
+def test_a_prediction_may_be_limited_to_the_tasks_of_an_editor(predictor: TaskPredictor) -> None:
+    probabilities = predictor.probabilities(TEXTS)
+    for row, prediction in zip(probabilities, predictor.predict(TEXTS, ["sketch", "local", "contour"]), strict=True):
+        first, second = sorted((0, 2), key=lambda k: -row[k].item())
+        assert prediction == TaskPrediction(TASKS[first], row[first].item(), TASKS[second], row[second].item())
+    for row, prediction in zip(probabilities, predictor.predict(TEXTS, ["remove"]), strict=True):
+        assert prediction == TaskPrediction("remove", row[1].item(), None, 0.0)
+    with pytest.raises(
+        ValueError, match=r"want a task that the task predictor knows \(local, remove, sketch\), got an editor of contour"
+    ):
+        predictor.predict(TEXTS, ["contour"])
+
+
 def test_probabilities_do_not_depend_on_the_batch(predictor: TaskPredictor) -> None:
     together = predictor.probabilities(TEXTS)
     torch.testing.assert_close(predictor.probabilities(TEXTS, batch=1), together, rtol=1e-5, atol=1e-6)

@@ -21,7 +21,7 @@ ToyEdits = Callable[..., Benchmark]
 class InvertingSampler:
     """Returns the negative of each picture, knows one task that was learned by inversion, and keeps its arguments."""
 
-    inverted_tasks = ("contour",)
+    tasks, inverted_tasks = ("local", "add", "contour"), ("contour",)
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -36,7 +36,7 @@ class InvertingSampler:
 
 
 class AlwaysLocalPredictor:
-    def predict(self, texts: Sequence[str]) -> list[TaskPrediction]:
+    def predict(self, texts: Sequence[str], among: Sequence[str] | None = None) -> list[TaskPrediction]:
         return [TaskPrediction("local", 0.9, "add", 0.1)] * len(texts)
 
 

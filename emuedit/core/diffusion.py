@@ -1,33 +1,80 @@
-"""The forward diffusion process and its training targets, eps or v.
+"""The forward diffusion process, what a network is trained to predict, and which clean latents a prediction implies.
 
-Shapes: B samples, C latent channels, h and w the height and width of the latents.
-alpha_bar is [B, 1, 1, 1], or [1, 1, 1, 1] for all samples.
+Noise levels are a pair (a, s): z_t = a z + s eps, with signal-to-noise ratio SNR = a^2 / s^2. Two families occur:
+variance preserving, a^2 + s^2 = 1, a = sqrt(alpha_bar) (Ho et al., arXiv 2006.11239), with the kinds epsilon, v_prediction and
+sample; and straight paths, a = 1 - sigma, s = sigma (Lipman et al., arXiv 2210.02747; Liu et al., arXiv 2209.03003), kind flow.
+
+Shapes: B samples, C latent channels, h and w the height and width of the latents. z, z_t, eps and e, the network's prediction,
+are [B, C, h, w]; a and s are [B, 1, 1, 1], or [1, 1, 1, 1] for all samples.
 """
+
+from typing import Literal
 
 from torch import Tensor
 
+PredictionKind = Literal["epsilon", "v_prediction", "sample", "flow"]
+"""What a network predicts: the noise, v, the clean latents, or the velocity of the straight path from clean latents to noise."""
+KINDS: tuple[PredictionKind, ...] = ("epsilon", "v_prediction", "sample", "flow")
 
-def add_noise(z: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
-    """z_t = sqrt(alpha_bar) z + sqrt(1 - alpha_bar) eps; all [B, C, h, w]. Eq. 4 of Ho et al. (arXiv 2006.11239)."""
-    return alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * eps
+
+def add_noise(z: Tensor, eps: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    """z_t = a z + s eps. Eq. 4 of Ho et al. (arXiv 2006.11239); Eq. 22 of Lipman et al. (arXiv 2210.02747) for straight paths."""
+    return a * z + s * eps
 
 
-def training_target(z: Tensor, eps: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
-    """The network's training target [B, C, h, w]: eps, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z.
+def training_target(z: Tensor, eps: Tensor, a: Tensor, s: Tensor, kind: PredictionKind) -> Tensor:
+    """The network's training target.
 
-    v is from Salimans & Ho (arXiv 2202.00512). Raises ValueError for another prediction type.
+    epsilon: eps (Eq. 14 of Ho et al., arXiv 2006.11239). v_prediction: a eps - s z (Salimans & Ho, arXiv 2202.00512, section
+    4). sample: z. flow: eps - z = dz_t / dsigma (Eq. 23 of Lipman et al., arXiv 2210.02747, with time from data to noise).
+    Raises ValueError for another kind.
     """
-    if prediction_type == "epsilon":
+    if kind == "epsilon":
         return eps
-    if prediction_type == "v_prediction":
-        return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * z
-    raise ValueError(f"want a scheduler with prediction_type epsilon or v_prediction, got {prediction_type!r}")
+    if kind == "v_prediction":
+        return a * eps - s * z
+    if kind == "sample":
+        return z
+    if kind == "flow":
+        return eps - z
+    raise ValueError(f"want a prediction of the kind {', '.join(KINDS)}; got {kind!r}")
 
 
-def prediction_for_clean(z: Tensor, z_t: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
-    """The prediction at z_t [B, C, h, w] whose estimate of the clean latents is z.
+def prediction_for_clean(z: Tensor, z_t: Tensor, a: Tensor, s: Tensor, kind: PredictionKind) -> Tensor:
+    """The prediction at z_t whose estimate of the clean latents is z. This inverts `add_noise`; s must be above 0."""
+    return training_target(z, (z_t - a * z) / s, a, s, kind)
 
-    This inverts `add_noise`; alpha_bar [1, 1, 1, 1] must be below 1.
+
+def clean_from_prediction(z_t: Tensor, e: Tensor, a: Tensor, s: Tensor, kind: PredictionKind) -> Tensor:
+    """The clean latents that a prediction e at z_t implies: the inverse of `prediction_for_clean`.
+
+    For epsilon a must be above 0. v_prediction uses a^2 + s^2 = 1 and flow a + s = 1. Raises ValueError for another kind.
     """
-    eps = (z_t - alpha_bar.sqrt() * z) / (1 - alpha_bar).sqrt()
-    return training_target(z, eps, alpha_bar, prediction_type)
+    if kind == "epsilon":
+        return (z_t - s * e) / a
+    if kind == "v_prediction":
+        return a * z_t - s * e
+    if kind == "sample":
+        return e
+    if kind == "flow":
+        return z_t - s * e
+    raise ValueError(f"want a prediction of the kind {', '.join(KINDS)}; got {kind!r}")
+
+
+def min_snr_weight(a: Tensor, s: Tensor, kind: PredictionKind, gamma: float) -> Tensor:
+    """The weight of the squared error of a prediction under min-SNR-gamma, of the shape of a (Hang et al., arXiv 2303.09556).
+
+    The paper weights the squared error of the clean latents by min(SNR, gamma) (section 3.4; gamma = 5). An error d of the
+    prediction is an error |dz / de| d of the clean latents, which `clean_from_prediction` gives as s / a for epsilon, s for
+    v_prediction, 1 for sample and s for flow. So the weight is min(SNR, gamma) times 1 / SNR, 1 / (SNR + 1), 1 and s^2: the
+    paper's for the first three; flow's is derived in the same way. It is 0 where SNR = 0, so a step of zero terminal SNR is
+    then not trained. For epsilon a must be above 0. Raises ValueError for another kind.
+    """
+    weight = (a / s).square().clamp_max(gamma)  # of the error of the clean latents; gamma where s = 0
+    if kind == "epsilon":
+        return weight * (s / a).square()
+    if kind in ("v_prediction", "flow"):
+        return weight * s.square()
+    if kind == "sample":
+        return weight
+    raise ValueError(f"want a prediction of the kind {', '.join(KINDS)}; got {kind!r}")

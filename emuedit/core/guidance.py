@@ -1,7 +1,7 @@
 """Classifier-free guidance: with a text alone, and with an image c_I and a text c_T under a task embedding v.
 
 Shapes: B samples, C latent channels, h and w the height and width of the latents.
-`e(., ., v)` is a network's prediction (eps or v).
+`e(., ., v)` is a network's prediction, of any kind of `diffusion.PredictionKind`: all of them are linear in the clean latents.
 """
 
 import torch

@@ -153,10 +153,8 @@ class EditSampler:
                 e_null = null_term[0] if null_term else e_image  # its weight is then zero
                 e = guidance.two_conditions(e_null, e_image, e_full, s_I, s_T)
                 e = guidance.rescale(e, e_full, settings.guidance_rescale) if settings.guidance_rescale else e
-            if settings.preserve:
-                alpha_bar = denoiser.alpha_bar(t, scaled)
-                kind = denoiser.scheduler.config.prediction_type
-                e_source = diffusion.prediction_for_clean(source, scaled, alpha_bar, kind)
+            if settings.preserve and change_logits is not None:
+                e_source = diffusion.prediction_for_clean(source, scaled, *denoiser.noise_levels(t, scaled), denoiser.kind)
                 e = guidance.blend_with_source(e, e_source, change_logits[-n:].sigmoid(), settings.preserve)
             z_t = denoiser.step(e, t, z_t)
             if options.after_step is not None:

@@ -29,7 +29,7 @@ class EditSettings(Params):
     guidance_rescale: float = Field(0.0, ge=0, le=1)
     """Rescale guidance to the spread of the conditional prediction, against over-saturation (Lin et al., arXiv 2305.08891)."""
     preserve: float = Field(1.0, ge=0, le=1)
-    """How strongly the source is kept where the editor predicts no change (ours); 0: not at all."""
+    """How strongly the source is kept where the editor predicts no change (ours); 0, or no change-mask head: not at all."""
     change_threshold: float = Field(0.03, ge=0, le=3)
     """Pixels that change less, summed over RGB in [0, 1], keep the input's value (Emu Edit's alpha: 0.03); 0: none do."""
     seed: int = Field(0, ge=0, lt=2**63)

@@ -19,12 +19,12 @@ from emuedit.models.text_to_image import TextCondition
 class Prediction(NamedTuple):
     """The network's output."""
 
-    e: Tensor  # eps or v, float32 [B, C, h, w]
-    change_logits: Tensor  # where the edit changes the picture, float32 [B, 1, h, w]
+    e: Tensor  # what the scheduler names: eps, v, clean latents or velocity, float32 [B, C, h, w]
+    change_logits: Tensor | None  # where the edit changes the picture, float32 [B, 1, h, w]; None without a change-mask head
 
 
 class EditorUNet(nn.Module):
-    """e_theta(z_t, t, E(c_I), c_T, v) of Emu Edit (arXiv 2311.10089, Eq. 2), with a change-mask head (ours).
+    """e_theta(z_t, t, E(c_I), c_T, v) of Emu Edit (arXiv 2311.10089, Eq. 2), with a change-mask head (ours) or without.
 
     `factor` is the number of pixels per latent cell and side.
     """
@@ -33,10 +33,13 @@ class EditorUNet(nn.Module):
         super().__init__()
         self.unet, self.table, self.factor = unet, table, factor
 
-    def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor | None) -> Prediction:
+    def forward(
+        self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor | None, sizes: Tensor | None = None
+    ) -> Prediction:
         """Latents z_t, c_I [B, C, h, w], t [B] or scalar, v [B, D_v] -> prediction and change logits.
 
         Without v there is no extra token and the class vector is zero: an untrained editor then equals its base model.
+        `sizes` [B, 6] are SDXL's size conditions (`denoising.size_conditions`); other models have none.
         """
         hidden, dtype = c_T.hidden.to(z_t), self.unet.dtype
         class_width = self.unet.class_embedding.in_features
@@ -44,25 +47,25 @@ class EditorUNet(nn.Module):
         if v is not None:
             hidden = torch.cat([hidden, self.table.token(v).to(hidden)], 1)  # [B, L + 1, D]
             class_labels = nn.functional.pad(v, (0, class_width - v.shape[1])).to(dtype)
-        out: Tensor = self.unet(  # [B, C + 1, h, w]
+        out: Tensor = self.unet(  # [B, C + 1, h, w], or [B, C, h, w] without a change-mask head
             torch.cat([z_t, c_I], 1).to(dtype),  # [B, 2 C, h, w]
             t,
             encoder_hidden_states=hidden.to(dtype),
             class_labels=class_labels,
-            added_cond_kwargs=size_conditions(c_T.pooled, z_t, self.factor, dtype),
+            added_cond_kwargs=size_conditions(c_T.pooled, z_t, self.factor, dtype, sizes),
             return_dict=False,
         )[0]
-        e, change_logits = out.float().split([z_t.shape[1], 1], 1)
-        return Prediction(e, change_logits)
+        e, *change_logits = out.float().split(z_t.shape[1], 1)  # the rest after C channels: one, or none
+        return Prediction(e, change_logits[0] if change_logits else None)
 
 
-def extend_unet(unet: Any, d_v: int) -> Any:
-    """A U-Net with twice the input channels, a class embedding of width d_v, and one output channel for the change mask.
+def extend_unet(unet: Any, d_v: int, change_mask: bool = True) -> Any:
+    """A U-Net with twice the input channels, a class embedding of width d_v, and with `change_mask` one more output channel.
 
     New weights of the first convolution are zero and its bias is kept (InstructPix2Pix, arXiv 2211.09800, section 3.2); the
-    class embedding and the new output channel start at zero. All other weights are those of the base model. The result loads
-    with `UNet2DConditionModel.from_pretrained`. SDXL's config shares this width with its own size embedding; there v is
-    padded with zeros to that width. Raises ValueError for a U-Net that has a class embedding already.
+    class embedding and the new output channel, the change mask, start at zero. All other weights are those of the base model. The
+    result loads with `UNet2DConditionModel.from_pretrained`. SDXL's config shares this width with its own size embedding; there
+    v is padded with zeros to that width. Raises ValueError for a U-Net that has a class embedding already.
     """
     config = dict(unet.config)
     if config["class_embed_type"] is not None or config["num_class_embeds"] is not None:
@@ -76,7 +79,7 @@ def extend_unet(unet: Any, d_v: int) -> Any:
     channels = config["in_channels"]
     config |= {
         "in_channels": 2 * channels,
-        "out_channels": channels + 1,
+        "out_channels": channels + change_mask,
         "class_embed_type": "simple_projection",
         "projection_class_embeddings_input_dim": fixed_width or d_v,
     }
@@ -85,7 +88,8 @@ def extend_unet(unet: Any, d_v: int) -> Any:
     conv_in = torch.zeros_like(extended.conv_in.weight, dtype=unet.dtype, device=unet.device)  # [320, 2 C, 3, 3]
     conv_in[:, :channels] = weights["conv_in.weight"]
     conv_out = {
-        name: torch.cat([weights[name], torch.zeros_like(weights[name][:1])]) for name in ("conv_out.weight", "conv_out.bias")
+        name: torch.cat([weights[name], torch.zeros_like(weights[name][: int(change_mask)])])
+        for name in ("conv_out.weight", "conv_out.bias")
     }
     weights |= {
         **conv_out,

@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emuedit.models import model_sources
+from emuedit.core import diffusion
+from emuedit.models import objective
 
-MEMORYLESS = ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+MEMORYLESS = (
+    "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", objective.FLOW_SCHEDULER,
+)  # fmt: skip
 """Schedulers whose step needs nothing of the steps before it: a sample may start in the middle."""
 
 
@@ -22,10 +25,12 @@ class Denoiser:
     """A fresh scheduler with its timesteps set, and one CPU generator per sample where its step draws noise.
 
     A scheduler of the pipeline is never stepped itself: some keep a history, which would leak from one call into the
-    next.
+    next. Raises ValueError for a scheduler that combines epsilon-prediction with zero terminal SNR.
     """
 
     def __init__(self, scheduler: Any, steps: int, device: torch.device, generators: Sequence[torch.Generator] = ()) -> None:
+        objective.check_terminal_snr(scheduler)
+        self.kind = objective.kind_of(scheduler)
         self.scheduler = type(scheduler).from_config(scheduler.config)
         self.scheduler.set_timesteps(steps, device=device)
         self.generators = list(generators)
@@ -39,12 +44,19 @@ class Denoiser:
 
     def start(self, noise: Tensor) -> Tensor:
         """Standard normal noise -> the latents before the first step."""
-        z: Tensor = noise * self.scheduler.init_noise_sigma
+        z: Tensor = noise if self.kind == "flow" else noise * self.scheduler.init_noise_sigma
         return z
+
+    def add_noise(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Latents z and standard normal noise eps, both [B, C, h, w] -> the latents at timestep t, of the scale of `start`."""
+        if self.kind == "flow":
+            return diffusion.add_noise(z, eps, *self.noise_levels(t, z))
+        z_t: Tensor = self.scheduler.add_noise(z, eps, t[None])
+        return z_t
 
     def scale(self, z_t: Tensor, t: Tensor) -> Tensor:
         """The network's input at timestep t."""
-        scaled: Tensor = self.scheduler.scale_model_input(z_t, t)
+        scaled: Tensor = z_t if self.kind == "flow" else self.scheduler.scale_model_input(z_t, t)
         return scaled
 
     def step(self, e: Tensor, t: Tensor, z_t: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
@@ -56,29 +68,36 @@ class Denoiser:
         z: Tensor = self.scheduler.step(e, t, z_t, **extra, return_dict=False)[0]
         return z
 
-    def alpha_bar(self, t: Tensor, like: Tensor) -> Tensor:
-        """alpha_bar at timestep t as a number of the dtype and on the device of `like`, [1, 1, 1, 1]."""
-        return self.scheduler.alphas_cumprod[t.round().long().cpu()].to(like).view(1, 1, 1, 1)
+    def noise_levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(a, s) of the network's input at timestep t, of the dtype and on the device of `like`, both [1, 1, 1, 1]."""
+        a, s = objective.noise_levels(self.scheduler, t.cpu())
+        return a.to(like), s.to(like)
 
 
 def memoryless_scheduler(scheduler: Any, always_ddim: bool = False) -> Any:
-    """The scheduler itself where its step needs no history, else DDIM on the same noise levels.
+    """The scheduler itself where its step needs no history, else DDIM on the same noise levels (`objective.on_same_betas`).
 
-    DDIM then neither clips nor thresholds: those options are meant for models of pixels, and would cut latents.
+    Raises ValueError for flow matching where it must be DDIM.
     """
     if type(scheduler).__name__ in MEMORYLESS and not always_ddim:
         return scheduler
-    ddim = model_sources.import_library("diffusers").DDIMScheduler
-    return ddim.from_config(scheduler.config, clip_sample=False, thresholding=False)
+    return objective.on_same_betas(scheduler, ())
 
 
-def size_conditions(pooled: Tensor | None, z_t: Tensor, factor: int, dtype: torch.dtype) -> dict[str, Tensor] | None:
+def size_conditions(
+    pooled: Tensor | None, z_t: Tensor, factor: int, dtype: torch.dtype, sizes: Tensor | None = None
+) -> dict[str, Tensor] | None:
     """SDXL's `added_cond_kwargs` for latents z_t [B, C, h, w] of `factor` px a cell; None for models without pooled text.
 
-    The size conditions are: original size, crop corner, target size (arXiv 2307.01952, section 2.2).
+    The size conditions are: original height and width, top and left of the crop, target height and width, in px
+    (arXiv 2307.01952, section 2.2). `sizes` [B, 6] states them; None is for pictures of the size of z_t that were not cropped.
+    Raises ValueError for sizes of another shape.
     """
     if pooled is None:
         return None
-    height, width = z_t.shape[-2] * factor, z_t.shape[-1] * factor
-    ids = torch.tensor([height, width, 0, 0, height, width], device=z_t.device, dtype=dtype)
-    return {"text_embeds": pooled.to(dtype), "time_ids": ids.repeat(len(z_t), 1)}
+    if sizes is None:
+        height, width = z_t.shape[-2] * factor, z_t.shape[-1] * factor
+        sizes = torch.tensor([height, width, 0, 0, height, width], device=z_t.device, dtype=dtype).repeat(len(z_t), 1)
+    if sizes.shape != (len(z_t), 6):
+        raise ValueError(f"want size conditions of the shape {(len(z_t), 6)}, one row a sample; got {tuple(sizes.shape)}")
+    return {"text_embeds": pooled.to(dtype), "time_ids": sizes.to(z_t.device, dtype)}

@@ -1,4 +1,6 @@
-"""The training objective: predict eps or v of a noised target latent, given picture, instruction and task.
+"""The training loss: the error of the prediction for a noised target latent, given picture, instruction and task.
+
+What is predicted (eps, v, clean latents or velocity) and at which noise levels is the scheduler's; see `models/objective.py`.
 
 Shapes: B samples, C latent channels, h and w latent sizes. Everything random is in `NoiseDraws`, made from (seed, step) alone.
 """
@@ -6,22 +8,22 @@ Shapes: B samples, C latent channels, h and w latent sizes. Everything random is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
 from emuedit import config
 from emuedit.core import diffusion
 from emuedit.editor.unet import EditorUNet
+from emuedit.models import objective
 from emuedit.models.text_to_image import TextCondition
 from emuedit.runtime import generator
 from emuedit.training.batch import Batch
 
-MIN_LATENT_CHANGE = 0.15
-"""Latents, whose standard deviation is about 1, count as changed when they differ by more, mean over channels. Ours."""
+TimestepSampling = Literal["power", "logit_normal"]
 
 
 class ConditionDropout(config.Params):
@@ -42,11 +44,20 @@ NO_DROPOUT = ConditionDropout(text=0.0, image=0.0, both=0.0)
 
 
 class LossWeights(config.Params):
-    """How the parts of the loss are weighted. All of it is ours; the defaults weight nothing, which is Eq. 2 of Emu Edit."""
+    """How timesteps are drawn and the parts of the loss are weighted. The defaults weight nothing, which is Eq. 2 of Emu Edit.
 
+    Ours, where no source is named. What concerns changed cells has no effect on an editor without a change-mask head.
+    """
+
+    timestep_sampling: TimestepSampling = "power"
+    """Distribution of the timesteps: power (`timestep_power`), or logit_normal, which draws those in the middle more often: T
+    sigmoid(x) with x standard normal (Esser et al., arXiv 2403.03206, section 3.1, for flow matching)."""
     timestep_power: tuple[float, float] = (1.0, 1.0)
-    """Timesteps are T u^x with u uniform; x goes from the first to the second value during training. 1 is uniform; below 1
-    noisy timesteps are drawn more often."""
+    """Timesteps of the distribution power are T u^x with u uniform; x goes from the first to the second value during training. 1
+    is uniform; below 1 noisy timesteps are drawn more often."""
+    min_latent_change: float = Field(0.15, gt=0)
+    """A cell counts as changed where its latents differ by more, mean over channels; in units of the latents, whose standard
+    deviation the VAE's scaling factor makes about 1."""
     mask_balance: float = Field(0.0, ge=0, le=1)
     """Errors in changed cells and in unchanged cells count (their share of the picture)^-mask_balance: 0 weights all cells
     alike, 1 both regions alike."""
@@ -64,6 +75,15 @@ class LossWeights(config.Params):
             raise ValueError(f"want two exponents above 0, got {list(powers)}")
         return powers
 
+    @model_validator(mode="after")
+    def _check_one_distribution(self) -> Self:
+        if self.timestep_sampling == "logit_normal" and self.timestep_power != (1.0, 1.0):
+            raise ValueError(
+                f"want timestep_power [1.0, 1.0] with timestep_sampling logit_normal, got {list(self.timestep_power)}; "
+                "leave it out"
+            )
+        return self
+
     def power_at(self, progress: float) -> float:
         """The exponent of timesteps when this share of the training is done."""
         first, last = self.timestep_power
@@ -77,7 +97,7 @@ UNWEIGHTED = LossWeights()
 class NoiseDraws:
     """Everything random in one step."""
 
-    t: Tensor  # int64 [B]
+    t: Tensor  # indices of timesteps, int64 [B] (`objective.training_timesteps`)
     eps: Tensor  # [B, C, h, w]
     no_text: Tensor  # bool [B]
     no_image: Tensor  # bool [B]
@@ -86,14 +106,27 @@ class NoiseDraws:
         """The draws of some of the samples."""
         return NoiseDraws(self.t[rows], self.eps[rows], self.no_text[rows], self.no_image[rows])
 
+    def to(self, device: torch.device) -> NoiseDraws:
+        """The draws on a device."""
+        return NoiseDraws(self.t.to(device), self.eps.to(device), self.no_text.to(device), self.no_image.to(device))
+
 
 def draw_noise(
-    shape: tuple[int, ...], n_timesteps: int, dropout: ConditionDropout, timestep_power: float, *keys: str | int
+    shape: tuple[int, ...],
+    n_timesteps: int,
+    dropout: ConditionDropout,
+    timestep_power: float,
+    *keys: str | int,
+    timestep_sampling: TimestepSampling = "power",
 ) -> NoiseDraws:
-    """Draws on the CPU for latents of `shape`, from the keys alone. Timesteps are stratified over the batch."""
+    """Draws on the CPU for latents of `shape`, from the keys alone. Timesteps are stratified over the batch.
+
+    `timestep_power` is of the distribution power alone (`LossWeights`).
+    """
     random = generator("editor", *keys)
     u = (torch.randperm(shape[0], generator=random) + torch.rand(shape[0], generator=random)) / shape[0]
-    t = (n_timesteps * u**timestep_power).long().clamp_max(n_timesteps - 1)
+    share = u**timestep_power if timestep_sampling == "power" else torch.special.ndtri(u).sigmoid()  # of the timesteps
+    t = (n_timesteps * share).long().clamp_max(n_timesteps - 1)
     eps = torch.randn(shape, generator=random)
     u_dropout = torch.rand(shape[0], generator=random)  # [0, 1) is split into [text | both | image | nothing dropped]
     no_text = u_dropout < dropout.text + dropout.both
@@ -101,22 +134,36 @@ def draw_noise(
     return NoiseDraws(t, eps, no_text, no_image)
 
 
-def loss_per_sample(net: EditorUNet, scheduler: Any, batch: Batch, draws: NoiseDraws, v: Tensor, weights: LossWeights) -> Tensor:
+def loss_per_sample(
+    net: EditorUNet,
+    scheduler: Any,
+    batch: Batch,
+    draws: NoiseDraws,
+    v: Tensor,
+    weights: LossWeights,
+    min_snr_gamma: float | None = None,
+) -> Tensor:
     """Weighted mean squared error of each sample, [B] (Eq. 2 of Emu Edit), plus the loss of the change-mask head.
 
-    The latter is the cross-entropy of where source and target differ, for samples with all their conditions. v [B, D_v] is
-    never dropped, because guidance keeps it. The noise schedule, zero terminal SNR included, is the scheduler's.
+    The latter is the cross-entropy of where source and target differ, for samples with all their conditions. Without the head
+    all cells weigh the same, and the loss is Eq. 2 alone. v [B, D_v] is never dropped, because guidance keeps it.
+    `min_snr_gamma` weights the error by min-SNR (`diffusion.min_snr_weight`); None does not.
     """
     device = batch.target.device
-    t, eps = draws.t.to(device), draws.eps.to(batch.target)
-    alpha_bar = scheduler.alphas_cumprod.to(device)[t].view(-1, 1, 1, 1)
+    eps = draws.eps.to(batch.target)
+    t = objective.training_timesteps(scheduler, draws.t.to(device))
+    a, s = objective.noise_levels(scheduler, t)  # [B, 1, 1, 1]
+    kind = objective.kind_of(scheduler)
     no_text, no_image = draws.no_text.to(device), draws.no_image.to(device)
     text = _drop_text(batch.text, batch.null, no_text)
     c_I = batch.source.masked_fill(no_image.view(-1, 1, 1, 1), 0.0)
-    prediction = net(diffusion.add_noise(batch.target, eps, alpha_bar), t, c_I, text, v)
-    target = diffusion.training_target(batch.target, eps, alpha_bar, scheduler.config.prediction_type)
-    changed = latent_change_mask(batch.source, batch.target)  # [B, 1, h, w]
-    error = (prediction.e - target).square()  # [B, C, h, w]
+    prediction = net(diffusion.add_noise(batch.target, eps, a, s), t, c_I, text, v, batch.sizes)
+    error = (prediction.e - diffusion.training_target(batch.target, eps, a, s, kind)).square()  # [B, C, h, w]
+    if min_snr_gamma is not None:
+        error = diffusion.min_snr_weight(a, s, kind, min_snr_gamma) * error
+    if prediction.change_logits is None:
+        return error.mean((1, 2, 3))
+    changed = latent_change_mask(batch.source, batch.target, weights.min_latent_change)  # [B, 1, h, w]
     mask_error = F.binary_cross_entropy_with_logits(prediction.change_logits, changed, reduction="none")  # [B, 1, h, w]
     has_all_conditions = ~(no_text | no_image).view(-1, 1, 1, 1)
     cell_weights = balance_weights(changed, weights.mask_balance) * torch.where(changed > 0, 1.0, weights.background_weight)
@@ -125,7 +172,7 @@ def loss_per_sample(net: EditorUNet, scheduler: Any, batch: Batch, draws: NoiseD
     return _weighted_mean(error, cell_weights) + weights.change_loss_weight * mask_loss
 
 
-def latent_change_mask(source: Tensor, target: Tensor, min_change: float = MIN_LATENT_CHANGE) -> Tensor:
+def latent_change_mask(source: Tensor, target: Tensor, min_change: float) -> Tensor:
     """1 where latents [B, C, h, w] differ by more than `min_change`, mean over channels, else 0; [B, 1, h, w]."""
     return ((source - target).abs().mean(1, keepdim=True) > min_change).to(target)
 

@@ -83,8 +83,8 @@ def invert(
     It starts from the row, or the mean of rows, that already serves the held-out edits best.
     """
     shape, n_timesteps = tuple(held_out.target.shape), editor.parts.scheduler.config.num_train_timesteps
-    power = settings.loss_weights.power_at(0.0)
-    fixed_draws = draw_noise(shape, n_timesteps, NO_DROPOUT, power, "inversion", "held out")
+    power, sampling = settings.loss_weights.power_at(0.0), settings.loss_weights.timestep_sampling
+    fixed_draws = draw_noise(shape, n_timesteps, NO_DROPOUT, power, "inversion", "held out", timestep_sampling=sampling)
     use_unfused_attention_on_cpu(editor.net.unet)
 
     def measure(v: Tensor) -> float:
@@ -130,7 +130,8 @@ def select_examples(batch: Batch, rows: Tensor) -> Batch:
     pooled = None if batch.text.pooled is None else batch.text.pooled[rows]
     text = TextCondition(batch.text.hidden[rows], pooled)
     ids, instructions = (tuple(texts[int(i)] for i in rows) for texts in (batch.ids, batch.instructions))
-    return Batch(batch.source[rows], batch.target[rows], text, batch.null, batch.tasks, ids, instructions)
+    sizes = None if batch.sizes is None else batch.sizes[rows]
+    return Batch(batch.source[rows], batch.target[rows], text, batch.null, batch.tasks, ids, instructions, sizes)
 
 
 def _step_loss(
@@ -138,9 +139,9 @@ def _step_loss(
 ) -> Tensor:
     rows = rng("inversion", settings.seed, step).integers(len(examples), size=settings.batch_size)
     batch = select_examples(examples, torch.from_numpy(rows).to(examples.target.device))
-    power = settings.loss_weights.power_at(step / settings.steps)
-    shape = tuple(batch.target.shape)
-    draws = draw_noise(shape, n_timesteps, settings.dropout, power, "inversion", settings.seed, step)
+    power, sampling = settings.loss_weights.power_at(step / settings.steps), settings.loss_weights.timestep_sampling
+    shape, keys = tuple(batch.target.shape), ("inversion", settings.seed, step)
+    draws = draw_noise(shape, n_timesteps, settings.dropout, power, *keys, timestep_sampling=sampling)
     with editor.autocast():
         return _loss(editor, batch, draws, v, settings.loss_weights)
 

@@ -10,10 +10,11 @@ from emuedit.core import change_threshold, diffusion, guidance
 from emuedit.editor import sampling
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.settings import EditSettings
-from emuedit.editor.unet import Prediction
+from emuedit.editor.unet import Prediction, extend_unet
+from emuedit.models import objective
 from emuedit.models.text_to_image import TextCondition
 from emuedit.tasks import UnknownTaskError
-from tests.editor.tiny_pipelines import KINDS
+from tests.editor.tiny_pipelines import D_V, KINDS, build_editor_unet
 
 MakeSampler = Callable[..., EditSampler]
 INSTRUCTIONS, TASKS = ["make it red", "add a star", "a ring"], ["local", "add", "sketch"]
@@ -41,8 +42,8 @@ def test_guidance_equals_three_separate_predictions(kind: str, make_sampler: Mak
             e_null, e_image = net(z_t, t, torch.zeros_like(c_I), null, v).e, net(z_t, t, c_I, null, v).e
             e_full, change_logits = net(z_t, t, c_I, text, v)
             e = guidance.rescale(guidance.two_conditions(e_null, e_image, e_full, 1.3, 3.0), e_full, 0.7)
-            alpha_bar = parts.scheduler.alphas_cumprod[t]
-            e_source = diffusion.prediction_for_clean(c_I, z_t, alpha_bar, parts.scheduler.config.prediction_type)
+            levels, predicted = objective.noise_levels(parts.scheduler, t), objective.kind_of(parts.scheduler)
+            e_source = diffusion.prediction_for_clean(c_I, z_t, *levels, predicted)
             e = guidance.blend_with_source(e, e_source, change_logits.sigmoid(), 0.5)
             z_t = parts.scheduler.step(e, t, z_t, return_dict=False)[0]
     torch.testing.assert_close(got, parts.decode(z_t), rtol=1e-4, atol=1e-4)
@@ -110,41 +111,88 @@ class CopyingNetwork(torch.nn.Module):
 
 
 class LeftHalfNetwork(torch.nn.Module):
-    """Predicts latents of 0.5 everywhere, and a change in the left half with logits of +-`certainty`."""
+    """Predicts latents of 0.5 everywhere, and a change in the left half with logits of +-50; or, without a head, no change."""
 
-    def __init__(self, sampler: EditSampler, certainty: float) -> None:
+    def __init__(self, sampler: EditSampler, has_head: bool = True) -> None:
         super().__init__()
-        scheduler = sampler.parts.scheduler
-        self.table, self.alpha_bar, self.prediction_type = (
-            sampler.net.table, scheduler.alphas_cumprod, scheduler.config.prediction_type,
-        )  # fmt: skip
-        self.certainty = certainty
+        self.table, self.scheduler, self.has_head = sampler.net.table, sampler.parts.scheduler, has_head
 
     def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor) -> Prediction:
-        change_logits = torch.full_like(z_t[:, :1], -self.certainty)
-        change_logits[..., : z_t.shape[-1] // 2] = self.certainty
-        alpha_bar = self.alpha_bar[t].view(1, 1, 1, 1)
-        e = diffusion.prediction_for_clean(torch.full_like(z_t, 0.5), z_t, alpha_bar, self.prediction_type)
-        return Prediction(e, change_logits)
+        change_logits = torch.full_like(z_t[:, :1], -50.0)
+        change_logits[..., : z_t.shape[-1] // 2] = 50
+        levels, predicted = objective.noise_levels(self.scheduler, t), objective.kind_of(self.scheduler)
+        e = diffusion.prediction_for_clean(torch.full_like(z_t, 0.5), z_t, *levels, predicted)
+        return Prediction(e, change_logits if self.has_head else None)
 
 
-@pytest.mark.parametrize("kind", ["toy", "sd15"])
-def test_the_source_is_preserved_where_no_change_is_predicted(
-    kind: str, make_sampler: MakeSampler, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With eps- and v-prediction: the left half becomes what the network predicts, the right half a blend with the source."""
-    sampler, images = make_sampler(kind), pictures(2, 16, 16)
+def edited_latents(
+    sampler: EditSampler, net: torch.nn.Module, images: Tensor, settings: EditSettings, monkeypatch: pytest.MonkeyPatch
+) -> Tensor:
+    """The latents [B, C, h, w] of an edit by this network, before they are decoded."""
     latents: list[Tensor] = []
     decode = sampler.parts.decode
-    monkeypatch.setattr(sampler.parts, "decode", lambda z: (latents.append(z.clone()), decode(z))[1])
-    monkeypatch.setattr(sampler, "net", LeftHalfNetwork(sampler, certainty=50.0))
+    with monkeypatch.context() as patches:
+        patches.setattr(sampler.parts, "decode", lambda z: (latents.append(z.clone()), decode(z))[1])
+        patches.setattr(sampler, "net", net)
+        sampler.sample(images, INSTRUCTIONS[: len(images)], TASKS[: len(images)], settings)
+    return latents[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective_name", "zero_snr"),
+    [
+        ("toy", "base", False), ("sd15", "base", False), ("sd15", "v_prediction", True), ("sd15", "sample", False),
+        ("sd15", "sample", True), ("sdxl", "flow", False),
+    ],
+)  # fmt: skip
+def test_the_source_is_preserved_where_no_change_is_predicted(
+    kind: str, objective_name: Any, zero_snr: bool, make_sampler: MakeSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The left half becomes what the network predicts, the right half a blend of that with the source."""
+    sampler, images = make_sampler(kind), pictures(2, 16, 16)
+    sampler.parts.scheduler = objective.configure_scheduler(sampler.parts.scheduler, objective_name, zero_snr)
     c_I = sampler.parts.encode(images)
     for preserve in (0.0, 0.5, 1.0):
-        sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], UNGUIDED.with_changes({"preserve": preserve}), [3, 4])
-        z, half = latents[-1], latents[-1].shape[-1] // 2
+        settings = UNGUIDED.with_changes({"preserve": preserve})
+        z = edited_latents(sampler, LeftHalfNetwork(sampler), images, settings, monkeypatch)
+        half = z.shape[-1] // 2
         torch.testing.assert_close(z[..., :half], torch.full_like(z[..., :half], 0.5), rtol=0, atol=0.05)
         right = torch.lerp(torch.full_like(c_I, 0.5), c_I, preserve)[..., half:]
         torch.testing.assert_close(z[..., half:], right, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("objective_name", ["base", "flow"])
+def test_without_a_change_mask_head_nothing_is_preserved(
+    objective_name: Any, make_sampler: MakeSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`preserve` has no effect: everything becomes what the network predicts."""
+    sampler, images = make_sampler("sd15"), pictures(2, 16, 16)
+    sampler.parts.scheduler = objective.configure_scheduler(sampler.parts.scheduler, objective_name)
+    net = LeftHalfNetwork(sampler, has_head=False)
+    z = edited_latents(sampler, net, images, UNGUIDED.with_changes({"preserve": 1.0}), monkeypatch)
+    torch.testing.assert_close(z, torch.full_like(z, 0.5), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_a_real_architecture_edits_with_flow_matching_and_without_a_head(kind: str, make_base_model: Any) -> None:
+    """The guided edit is finite and depends on the instruction."""
+    base_model = make_base_model(kind)
+    net = build_editor_unet(base_model)
+    net.unet = extend_unet(base_model.unet, D_V, change_mask=False)
+    base_model.scheduler = objective.configure_scheduler(base_model.scheduler, "flow", shift=3.0)
+    sampler, images = EditSampler(net.eval(), base_model, "0" * 16), pictures(2, 16, 16)
+    first, second = (sampler.sample(images, [text, text], TASKS[:2], SETTINGS, [3, 4]) for text in ("make it red", "add a star"))
+    assert first.isfinite().all()
+    assert (first - second).abs().max() > 1e-3
+
+
+def test_epsilon_with_zero_terminal_snr_is_refused(make_sampler: MakeSampler) -> None:
+    """A folder whose scheduler was changed by hand: an error, and not pictures of NaN."""
+    sampler = make_sampler("sd15")
+    scheduler = sampler.parts.scheduler
+    sampler.parts.scheduler = type(scheduler).from_config(scheduler.config, rescale_betas_zero_snr=True)
+    with pytest.raises(ValueError, match="zero terminal SNR, got epsilon"):
+        sampler.sample(pictures(1, 16, 16), INSTRUCTIONS[:1], TASKS[:1], SETTINGS)
 
 
 def test_pixels_that_change_less_than_the_threshold_keep_their_value(make_sampler: MakeSampler) -> None:
@@ -211,12 +259,17 @@ def test_an_edit_that_cannot_be_made_is_an_error(make_sampler: MakeSampler) -> N
         sampler.sample(images * 300, INSTRUCTIONS[:1], TASKS[:1], SETTINGS, [0])
 
 
-def test_a_saved_editor_edits_as_before(make_sampler: MakeSampler, tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective_name", ["base", "flow"])
+def test_a_saved_editor_edits_as_before(objective_name: Any, make_sampler: MakeSampler, tmp_path: Path) -> None:
+    """With the scheduler with which it was trained."""
     sampler, images = make_sampler(), pictures(1, 16, 16)
+    scheduler = objective.configure_scheduler(sampler.parts.scheduler, objective_name, shift=2.0)
+    sampler.parts.scheduler = sampler.parts.pipeline.scheduler = scheduler
     sampler.add_task("contour", torch.arange(6) / 3)
     sampler.save(tmp_path / "copy", torch.float32)
     loaded = sampling.load(tmp_path / "copy")
     assert loaded.tasks == sampler.tasks
     assert loaded.weights == sampler.weights
+    assert objective.kind_of(loaded.parts.scheduler) == objective.kind_of(scheduler)
     first, second = (editor.sample(images, INSTRUCTIONS[:1], ["contour"], SETTINGS, [3]) for editor in (sampler, loaded))
     assert torch.equal(first, second)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from emuedit.editor import checkpoint, unet
+from emuedit.editor.unet import EditorUNet
 from emuedit.models.text_to_image import TextToImageModel
 from tests.editor.tiny_pipelines import KINDS
 
@@ -30,9 +31,47 @@ def test_an_untrained_editor_predicts_what_its_base_model_does_bit_for_bit(
         want = base_model.predict(z_t, t, text)
         got = editor(z_t, t, torch.zeros_like(z_t), text, None)
     assert torch.equal(want, got.e)
+    assert got.change_logits is not None
     assert torch.equal(got.change_logits, torch.zeros_like(z_t[:, :1])), "the change-mask head starts at zero"
     assert base_model.unet.conv_in.bias.abs().sum() > 0, "a bias of zeros would prove nothing"
     assert torch.equal(editor.unet.conv_in.bias, base_model.unet.conv_in.bias)
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_without_a_change_mask_head_the_network_has_the_base_models_outputs(kind: str, make_base_model: MakeBaseModel) -> None:
+    """Bit for bit the same prediction as with the head, and no change logits."""
+    base_model = make_base_model(kind)
+    with_head = checkpoint.from_base_model(base_model, 6)
+    without = EditorUNet(unet.extend_unet(base_model.unet, 6, change_mask=False), with_head.table, base_model.factor)
+    assert without.unet.config.out_channels == base_model.channels
+    z_t, c_I = noise(2, 2, base_model.channels, 8, 8)
+    text = base_model.encode_text(["a star", "a ring"])
+    with torch.no_grad():
+        e, change_logits = without(z_t, torch.tensor(500), c_I, text, with_head.table.v[:2])
+        want = with_head(z_t, torch.tensor(500), c_I, text, with_head.table.v[:2]).e
+    assert change_logits is None
+    torch.testing.assert_close(e, want, rtol=0, atol=1e-6)
+
+
+def test_size_conditions_have_an_effect_on_sdxl_alone(make_base_model: MakeBaseModel) -> None:
+    """Pictures that are stated to have the size of their latents give what is computed without sizes; a crop does not."""
+    for kind in ("sdxl", "sd15"):
+        base_model = make_base_model(kind)
+        editor = checkpoint.from_base_model(base_model, 6)
+        z_t, c_I = noise(2, 2, base_model.channels, 8, 12)
+        text = base_model.encode_text(["a star", "a ring"])
+        height, width = 8 * base_model.factor, 12 * base_model.factor
+        same = torch.tensor([[height, width, 0, 0, height, width]] * 2)
+        cropped = torch.tensor([[2 * height, width, 5, 0, height, width]] * 2)
+        with torch.no_grad():
+            computed, stated, with_crop = (
+                editor(z_t, torch.tensor(500), c_I, text, None, sizes).e for sizes in (None, same, cropped)
+            )
+        assert torch.equal(computed, stated)
+        assert torch.equal(computed, with_crop) == (kind == "sd15")
+        if kind == "sdxl":
+            with pytest.raises(ValueError, match=r"want size conditions of the shape \(2, 6\).*got \(1, 6\)"):
+                editor(z_t, torch.tensor(500), c_I, text, None, same[:1])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,40 +1,26 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from emuedit.core import diffusion
 from emuedit.editor import checkpoint
-from emuedit.editor.unet import Prediction
-from emuedit.models.text_to_image import TextCondition, TextToImageModel
+from emuedit.models.text_to_image import TextToImageModel
 from emuedit.training import loss
 from emuedit.training.batch import Batch
-from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, ConditionDropout, LossWeights, NoiseDraws
+from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, ConditionDropout, LossWeights
+from tests.training.perfect_network import WEIGHTS, PerfectNetwork, WrongNetwork, draw_at, losses_of, make_batch
 
-WEIGHTS = LossWeights(
-    timestep_power=(0.5, 1.0), mask_balance=1.0, background_weight=0.3, change_loss_weight=0.5, change_mask_balance=0.5
-)
 NO_TEXT, NO_IMAGE = torch.tensor([True, False, True, False]), torch.tensor([False, True, True, False])
-NONE_DROPPED = torch.zeros(4, dtype=torch.bool)
 MakeBaseModel = Callable[[str], TextToImageModel]
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture
 def batch() -> Batch:
-    """Four samples that change in 2 x 2 of 8 x 8 cells."""
-    source = normal(4, 8, 8, 8, seed=1)
-    target = source.clone()
-    target[:, :, 2:4, 2:4] += 3
-    text, null = TextCondition(normal(4, 5, 16, seed=2)), TextCondition(torch.zeros(1, 5, 16))
-    return Batch(source, target, text, null, torch.arange(4), tuple("abcd"), ("make it red",) * 4)
+    return make_batch()
 
 
 @pytest.fixture
@@ -44,57 +30,12 @@ def scheduler() -> Any:
     return SimpleNamespace(alphas_cumprod=torch.linspace(0.99, 0.01, 100), config=config)
 
 
-def draw_at(no_text: Tensor = NONE_DROPPED, no_image: Tensor = NONE_DROPPED) -> NoiseDraws:
-    """Draws for `batch` at fixed timesteps."""
-    return NoiseDraws(torch.tensor([10, 20, 30, 40]), normal(4, 8, 8, 8, seed=3), no_text, no_image)
-
-
-class PerfectNetwork(torch.nn.Module):
-    """Predicts the exact target and the exact change mask of `batch`, and keeps the conditions of the last call."""
-
-    def __init__(self, target: Tensor, scheduler: Any) -> None:
-        super().__init__()
-        self.target, self.alpha_bar = target, scheduler.alphas_cumprod
-        self.prediction_type = scheduler.config.prediction_type
-        self.change_logits = torch.full_like(target[:, :1], -99.0)
-        self.change_logits[:, :, 2:4, 2:4] = 99
-
-    def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor) -> Prediction:
-        self.conditions = c_I, c_T
-        a = self.alpha_bar[t].view(-1, 1, 1, 1)
-        eps = (z_t - a.sqrt() * self.target) / (1 - a).sqrt()
-        e = eps if self.prediction_type == "epsilon" else (a.sqrt() * z_t - self.target) / (1 - a).sqrt()
-        return Prediction(e, self.change_logits)
-
-
-def losses_of(net: Any, scheduler: Any, batch: Batch, draws: NoiseDraws, weights: LossWeights) -> Tensor:
-    return loss.loss_per_sample(net, scheduler, batch, draws, torch.zeros(4, 6), weights)
-
-
-@pytest.mark.parametrize("kind", ["toy", "sd15"])
-def test_a_perfect_network_has_no_loss(kind: str, make_base_model: MakeBaseModel, batch: Batch) -> None:
-    """With eps- and v-prediction and the scheduler's own schedule; z = sqrt(a) z_t - sqrt(1 - a) v gives v from z_t and z."""
-    scheduler = make_base_model(kind).scheduler
-    draws = loss.draw_noise((4, 8, 8, 8), 1000, NO_DROPOUT, 1.0, "test")
-    losses = losses_of(PerfectNetwork(batch.target, scheduler), scheduler, batch, draws, WEIGHTS)
-    torch.testing.assert_close(losses, torch.zeros(4), rtol=0, atol=1e-6)
-
-
-def test_zero_terminal_snr_hides_the_target(make_base_model: MakeBaseModel) -> None:
-    alpha_bar = make_base_model("toy").scheduler.alphas_cumprod[-1].view(1, 1, 1, 1)
-    z, eps = normal(2, 1, 8, 8, 8)
-    torch.testing.assert_close(diffusion.add_noise(z, eps, alpha_bar), eps, rtol=0, atol=1e-6)
-    torch.testing.assert_close(diffusion.training_target(z, eps, alpha_bar, "v_prediction"), -z, rtol=0, atol=1e-6)
-
-
-def test_noise_and_targets_equal_those_of_diffusers(make_base_model: MakeBaseModel) -> None:
-    scheduler = make_base_model("toy").scheduler
-    z, eps, t = normal(3, 8, 8, 8, seed=1), normal(3, 8, 8, 8, seed=2), torch.tensor([0, 500, 998])
-    a = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
-    torch.testing.assert_close(diffusion.add_noise(z, eps, a), scheduler.add_noise(z, eps, t))
-    torch.testing.assert_close(diffusion.training_target(z, eps, a, "v_prediction"), scheduler.get_velocity(z, eps, t))
-    with pytest.raises(ValueError, match="got 'sample'"):
-        diffusion.training_target(z, eps, a, "sample")
+def test_size_conditions_reach_the_network(make_base_model: MakeBaseModel, batch: Batch, scheduler: Any) -> None:
+    sizes = torch.tensor([[512, 384, 0, 16, 256, 256]] * 4)
+    net = PerfectNetwork(batch.target, scheduler)
+    losses_of(net, scheduler, replace(batch, sizes=sizes), draw_at(), UNWEIGHTED)
+    assert net.sizes is not None
+    assert torch.equal(net.sizes, sizes)
 
 
 def test_a_dropped_picture_is_zeros_and_a_dropped_instruction_the_null_text(batch: Batch, scheduler: Any) -> None:
@@ -123,6 +64,17 @@ def test_draws_have_the_wanted_shares_and_follow_from_their_keys() -> None:
     torch.testing.assert_close(late.mean(), torch.tensor(666.0), rtol=0, atol=8)
 
 
+def test_logit_normal_timesteps_are_the_sigmoid_of_a_standard_normal() -> None:
+    """Esser et al., arXiv 2403.03206: t = sigmoid(x); its logit has mean 0 and standard deviation 1."""
+    draws = loss.draw_noise((20_000, 1, 1, 1), 1000, NO_DROPOUT, 1.0, "a", timestep_sampling="logit_normal")
+    logits = torch.logit((draws.t + 0.5) / 1000)
+    torch.testing.assert_close(torch.stack([logits.mean(), logits.std()]), torch.tensor([0.0, 1.0]), rtol=0, atol=0.02)
+    power = loss.draw_noise((20_000, 1, 1, 1), 1000, NO_DROPOUT, 1.0, "a")
+    assert torch.equal(power.eps, draws.eps)
+    with pytest.raises(ValueError, match=r"want timestep_power \[1.0, 1.0\] with timestep_sampling logit_normal"):
+        LossWeights(timestep_sampling="logit_normal", timestep_power=(0.5, 1.0))
+
+
 def test_the_draws_of_a_shard_are_rows_of_those_of_the_batch() -> None:
     draws = loss.draw_noise((6, 1, 2, 2), 1000, ConditionDropout(), 1.0, "a")
     shard = draws.rows(slice(2, 4))
@@ -131,7 +83,7 @@ def test_the_draws_of_a_shard_are_rows_of_those_of_the_batch() -> None:
 
 
 def test_the_rarer_of_changed_and_unchanged_cells_count_more(batch: Batch) -> None:
-    changed = loss.latent_change_mask(batch.source, batch.target)
+    changed = loss.latent_change_mask(batch.source, batch.target, UNWEIGHTED.min_latent_change)
     want = torch.zeros(4, 1, 8, 8)
     want[:, :, 2:4, 2:4] = 1
     assert torch.equal(changed, want)
@@ -146,9 +98,34 @@ def test_the_rarer_of_changed_and_unchanged_cells_count_more(batch: Batch) -> No
 
 def test_latents_count_as_changed_above_the_threshold_on_average_over_channels() -> None:
     source, target = torch.zeros(1, 4, 1, 3), torch.zeros(1, 4, 1, 3)
-    target[0, :, 0, 1] = loss.MIN_LATENT_CHANGE + 1e-3
-    target[0, 0, 0, 2] = 4 * loss.MIN_LATENT_CHANGE - 1e-3  # large in one channel, below the threshold on average
-    assert loss.latent_change_mask(source, target).flatten().tolist() == [0.0, 1.0, 0.0]
+    target[0, :, 0, 1] = 0.15 + 1e-3
+    target[0, 0, 0, 2] = 4 * 0.15 - 1e-3  # large in one channel, below the threshold on average
+    assert UNWEIGHTED.min_latent_change == 0.15
+    assert loss.latent_change_mask(source, target, 0.15).flatten().tolist() == [0.0, 1.0, 0.0]
+
+
+def test_the_smallest_latent_change_can_be_set(batch: Batch, scheduler: Any) -> None:
+    """Changed cells differ by 3 in all channels: above that nothing counts as changed, and the exact mask is wrong."""
+    net = PerfectNetwork(batch.target, scheduler)
+    for min_latent_change, want in ((2.9, 0.0), (3.1, 99 * 4 / 64)):
+        weights = LossWeights(change_loss_weight=1.0, min_latent_change=min_latent_change)
+        losses = losses_of(net, scheduler, batch, draw_at(), weights)
+        torch.testing.assert_close(losses, torch.full((4,), want), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["toy", "sd15"])
+def test_encoded_pictures_change_where_pixels_do(kind: str, make_base_model: MakeBaseModel) -> None:
+    """With a tiny autoencoder and with AutoencoderKL: a pair of equal pictures has an empty mask, one of unequal halves not."""
+    base_model = make_base_model(kind)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    edited = images.clone()
+    edited[..., 16:] = -edited[..., 16:]
+    with torch.no_grad():
+        before, after = base_model.encode(images), base_model.encode(edited)
+    scale = before.std()  # a random VAE has no scaling factor
+    assert not loss.latent_change_mask(before / scale, before / scale, 0.15).any()
+    changed = loss.latent_change_mask(before / scale, after / scale, 0.15)
+    assert changed[..., changed.shape[-1] // 2 :].mean() > 0.5
 
 
 def test_both_weights_have_an_effect_on_the_loss(make_base_model: MakeBaseModel, batch: Batch) -> None:
@@ -167,13 +144,7 @@ def test_both_weights_have_an_effect_on_the_loss(make_base_model: MakeBaseModel,
 
 def test_unchanged_cells_count_by_the_background_weight(batch: Batch, scheduler: Any) -> None:
     """An error of 1 in every unchanged cell and none in changed ones, both regions balanced."""
-
-    class WrongBackgroundNetwork(PerfectNetwork):
-        def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor) -> Prediction:
-            e, change_logits = super().forward(z_t, t, c_I, c_T, v)
-            return Prediction(e + (change_logits < 0), change_logits)
-
-    net = WrongBackgroundNetwork(batch.target, scheduler)
+    net = WrongNetwork(batch.target, scheduler)
     for background_weight, want in ((1.0, 1 / 2), (0.25, 0.25 / 1.25)):
         weights = LossWeights(mask_balance=1.0, background_weight=background_weight)
         losses = losses_of(net, scheduler, batch, draw_at(), weights)

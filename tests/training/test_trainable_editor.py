@@ -71,6 +71,6 @@ def test_each_sample_has_the_embedding_of_its_own_task(batch: Batch, draws: Nois
     editor = make_editor(FROZEN_TEXT)
     embeddings: list[torch.Tensor] = []
     forward: Callable[..., Any] = editor.net.forward
-    monkeypatch.setattr(editor.net, "forward", lambda *inputs: (embeddings.append(inputs[-1]), forward(*inputs))[1])
+    monkeypatch.setattr(editor.net, "forward", lambda *inputs: (embeddings.append(inputs[4]), forward(*inputs))[1])
     editor.losses(batch, draws, UNWEIGHTED)
     assert torch.equal(embeddings[0], editor.net.table.v[batch.tasks])

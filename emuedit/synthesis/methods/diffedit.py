@@ -94,7 +94,7 @@ def _predict(sampler: Sampler, z_0: Tensor, seed: int, captions: Sequence[str], 
     n_steps = max(1, round(params.strength * sampler.steps))
     t = denoiser.timesteps[sampler.steps - n_steps]
     noise = torch.randn(params.n_noises, *z_0.shape, generator=torch.Generator().manual_seed(seed)).to(z_0)
-    z_t = denoiser.scheduler.add_noise(z_0.expand_as(noise), noise, t[None])  # [n, C, h, w]
+    z_t = denoiser.add_noise(z_0.expand_as(noise), noise, t)  # [n, C, h, w]
     text = sampler.base_model.encode_text(captions)
     pairs = torch.cartesian_prod(torch.arange(len(captions)), torch.arange(params.n_noises))  # (caption, noise)
     parts = [

@@ -33,6 +33,11 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
+    @classmethod
+    def complete(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a section of a parameter file stands for, such as the settings of a preset that it names; here, itself."""
+        return values
+
 
 class World(Params):
     """A caption source and a set of models. Each model is a file or folder relative to the root, or a hub id."""
@@ -94,7 +99,7 @@ def load(model: type[P], section: str, path: str | Path = PARAMS_FILE) -> P:
         values["world"] = _section(content, "world", path)
     where = f"{path}, section '{section}'"
     try:
-        return model.model_validate_json(json.dumps(values))  # through JSON: strict, yet lists become tuples
+        return model.model_validate_json(json.dumps(model.complete(values)))  # through JSON: strict, yet lists become tuples
     except TypeError as error:
         raise ParamsError(f"{where}: want numbers, text, true/false, lists and mappings only; got: {error}") from error
     except ValidationError as error:

@@ -114,7 +114,7 @@ def train(predictor: TaskPredictor, training: list[LabelledText], params: Router
         max_grad_norm=params.max_grad_norm,
         betas=(0.9, 0.999),
     )
-    optimization.resume(scratch / STATE_FILE, device)
+    optimization.resume(scratch / STATE_FILE)
     with Progress("router", n_steps, "step", optimization.step) as progress:
         for epoch in range(optimization.step // per_epoch, params.epochs):
             order = rng("router", "order", params.seed, epoch).permutation(len(training)).tolist()

@@ -5,6 +5,7 @@ diffusers pipeline folder of the base model's class with `tasks/`, `stats.jsonl`
 task embedding and, with `lr_mult_text`, the text encoders.
 """
 
+import gc
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,73 +17,124 @@ from emuedit import config
 from emuedit.data.dependencies import work_key
 from emuedit.data.publish import Summary, read_summary, scratch_folder, write_summary
 from emuedit.editor import checkpoint
-from emuedit.editor.unet import EditorUNet
-from emuedit.models import text_to_image
-from emuedit.models.text_to_image import TextToImageModel
+from emuedit.editor.settings import EditSettings
+from emuedit.models import objective, text_to_image
 from emuedit.runtime import Runtime, seed_for
 from emuedit.stages import stage_main
 from emuedit.training import latent_cache
-from emuedit.training.distributed import TrainingProcess, n_processes, run_distributed
+from emuedit.training.distributed import n_processes, open_accelerator, run_accelerate, run_distributed
 from emuedit.training.latent_cache import LatentCache
-from emuedit.training.loop import train_loop
+from emuedit.training.loop import Preview, TrainLoop
 from emuedit.training.train_settings import TrainSettings
 from emuedit.training.trainable_editor import TrainableEditor
 
 PAIRS, DATASET, OUT = "data/pairs", "data/dataset", "models/editor"
 HEADLINE = "{steps} steps on {pairs} pairs, {held_out_pairs} pairs held out"
+_HOW_IT_RUNS = {
+    "world", "device", "processes", "accelerate_config", "accumulation_steps", "gradient_checkpointing", "compile",
+    "save_every_s", "log_every_steps", "eval_every_steps", "preview",
+}  # fmt: skip
+"""Params that change a result by rounding at most: with others of them the same training continues."""
+
+
+class PreviewParams(config.Params):
+    """Sample edits while the editor is trained: a contact sheet in scratch, and the success of each task in the log."""
+
+    function: str = "emuedit/metrics/training_preview.py"
+    """A .py file with `preview(benchmark, tasks, n_edits, settings, folder)`, which gives a function of (sampler, step)."""
+    every_min: float = Field(30.0, ge=0)
+    """Minutes between two previews, at the least; they come together with a held-out loss."""
+    n_edits: int = Field(4, ge=1)
+    """Edits of each task."""
+    settings: EditSettings = EditSettings()
+    """How they are made."""
 
 
 class TrainParams(TrainSettings):
     """Params of the stage."""
 
     world: config.World
-    """The world; only its `base_model` is used."""
+    """The world: its `base_model`, and for previews its `benchmark`."""
+    preview: PreviewParams | None = PreviewParams()
+    """Sample edits from time to time; null: none."""
     device: str = "auto"
     """Where it trains: auto, cpu, cuda or mps."""
     processes: int = Field(0, ge=0)
-    """Processes that share every batch; 0: one per core on a CPU, else one."""
+    """Processes that share every batch on this machine; 0: one per core or GPU, as far as they split the batch evenly."""
+    accelerate_config: str | None = None
+    """A config file of accelerate (FSDP, several machines; see `infra/accelerate/`), in place of `processes`."""
 
 
 def run(params: TrainParams, root: Path) -> Summary:
     """Encode what is new, train from the last saved step, publish to `models/editor`."""
     runtime = Runtime.choose(params.device, params.dtype)
+    if runtime.dtype == "float16" and runtime.device == "cpu":
+        raise ValueError("want float32 or bfloat16 for a training on a CPU, got float16; set train.dtype to auto")
     params = params.model_copy(update={"dtype": runtime.dtype})
     dataset = read_summary(root / DATASET)
     mixed = sorted(dataset.params.get("mix", ()))  # absent from verdicts that were written together with their pairs
     data: dict[str, Any] = {folder: read_summary(root / folder).shards for folder in (PAIRS, DATASET, *mixed)}
     name = config.resolve_path(params.world.base_model, root)
     recorded = params.model_dump(mode="json", exclude={"world", "device"}) | {"base_model": params.world.base_model}
-    base_model = text_to_image.load(name, runtime.device)
+    world_size = n_processes(params.processes, params.batch_size, runtime.device)  # an uneven batch is an error now
+
+    # Encode pairs and instructions once
     inputs = {"data": data, "base_model": params.world.base_model, "dtype": runtime.dtype}
     latents = _only_folder(root / "scratch" / "latents", work_key("train", inputs, root, name))
+    base_model = text_to_image.load(name, runtime.device)
     with runtime.autocast():
         latent_cache.build([root / folder for folder in (PAIRS, *mixed)], root / DATASET, base_model, latents)
+    del base_model  # the VAE and frozen text encoders are not needed for training
+    gc.collect()
+
+    # Train
     cache = LatentCache(latents, params.held_out_share)
-    scratch = scratch_folder(root, "train", work_key("train", recorded | {"data": data}, root, name))
-    world_size = n_processes(params.processes, params.batch_size, runtime.device)
-    TrainingProcess(0, world_size).shard(params.batch_size)  # an uneven batch is an error now, not in every process
+    changes_the_result = {key: value for key, value in recorded.items() if key not in _HOW_IT_RUNS}
+    scratch = scratch_folder(root, "train", work_key("train", changes_the_result | {"data": data}, root, name))
     print(f"train: {len(cache.train)} pairs, {world_size} processes, {runtime}", flush=True)
-    if world_size > 1:
-        run_distributed(world_size, _train_in_process, params, name, latents, scratch)  # they save the last step
-    net = _train(base_model, cache, params, scratch, TrainingProcess())
+    job = (params, name, latents, scratch)
+    if params.accelerate_config is not None:
+        run_accelerate(root / params.accelerate_config, _train, *job, runtime.device)
+    elif world_size > 1:
+        run_distributed(world_size, runtime.device, _train, *job, runtime.device)
+    is_done = params.accelerate_config is not None or world_size > 1  # then the last step is read from its state
+    editor = _train(*job, "cpu" if is_done else runtime.device)
     counts = {"steps": params.steps, "pairs": len(cache.train), "held_out_pairs": len(cache.held_out)}
-    return _publish(net, base_model.pipeline, scratch, root / OUT, recorded | {"data": data}, counts, params.stored_dtype)
+    return _publish(editor, scratch, root / OUT, recorded | {"data": data}, counts, params.stored_dtype)
 
 
-def _train(
-    base_model: TextToImageModel, cache: LatentCache, params: TrainParams, scratch: Path, process: TrainingProcess
-) -> EditorUNet:
-    """Make an editor of the base model, with the same start in every process, and run the loop."""
+def _train(params: TrainParams, base_model_name: str, latents: Path, scratch: Path, device: str) -> TrainableEditor:
+    """The training of one process: make an editor of the base model, the same in every process, and run the loop."""
+    base_model = text_to_image.load(base_model_name, "cpu")
+    base_model.scheduler = objective.configure_scheduler(base_model.scheduler, params.objective, params.zero_terminal_snr)
+    base_model.pipeline.scheduler = base_model.scheduler
     with torch.random.fork_rng():
         torch.manual_seed(seed_for("editor", "start", params.seed))
         net = checkpoint.from_base_model(base_model, params.task_embedding_dim)
-    train_loop(TrainableEditor(net, base_model, params.lr_mult_text > 0), cache, params, scratch, process)
-    return net
+    editor = TrainableEditor(net, base_model, params)
+    cache = LatentCache(latents, params.held_out_share)
+    preview = None if params.preview is None else _prepare_preview(params.preview, params, editor, cache, scratch)
+    with open_accelerator(device, params.dtype, find_unused_parameters=params.lr_mult_text > 0) as accelerator:
+        TrainLoop(editor, cache, params, scratch, accelerator, preview).run()
+    return editor
 
 
-def _train_in_process(process: TrainingProcess, params: TrainParams, base_model: str, latents: Path, scratch: Path) -> None:
-    device = Runtime.choose(params.device, params.dtype).device
-    _train(text_to_image.load(base_model, device), LatentCache(latents, params.held_out_share), params, scratch, process)
+def _prepare_preview(
+    settings: PreviewParams, params: TrainParams, editor: TrainableEditor, cache: LatentCache, scratch: Path
+) -> Preview:
+    """The preview of a training; a benchmark that lacks one of its tasks is an error now, not after hours."""
+    make_edits = config.import_function(settings.function, "preview")
+    edit = make_edits(params.world.benchmark, cache.tasks, settings.n_edits, settings.settings, scratch / "previews")
+
+    def show(step: int) -> dict[str, float]:
+        with editor.sampling() as sampler:
+            metrics: dict[str, float] = edit(sampler, step)
+        print(
+            f"train: step {step}, {metrics['success.overall']:.2f} of the edits succeed; see {scratch / 'previews'}", flush=True
+        )
+        return metrics
+
+    return Preview(60 * settings.every_min, show)
 
 
 def _only_folder(parent: Path, name: str) -> Path:
@@ -94,11 +146,11 @@ def _only_folder(parent: Path, name: str) -> Path:
 
 
 def _publish(
-    net: EditorUNet, pipeline: Any, scratch: Path, out: Path, recorded: dict[str, Any], counts: dict[str, int], stored: str
+    editor: TrainableEditor, scratch: Path, out: Path, recorded: dict[str, Any], counts: dict[str, int], stored: str
 ) -> Summary:
     """Write the editor and the record of its training, `summary.json` last, then delete the scratch."""
     shutil.rmtree(out, ignore_errors=True)
-    checkpoint.save(net, pipeline, out, getattr(torch, stored))
+    checkpoint.save(editor.net, editor.base_model.pipeline, out, getattr(torch, stored))
     shutil.copy2(scratch / "stats.jsonl", out / "stats.jsonl")
     summary = write_summary(out, "train", scratch.name, recorded, counts)
     shutil.rmtree(scratch.parent)

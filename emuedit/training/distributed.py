@@ -1,76 +1,88 @@
-"""Data-parallel training on one machine: every process takes its shard of each batch, and gradients are averaged.
+"""Training in several processes: one per core of a CPU or per GPU, started here or by `accelerate launch`.
 
-On a CPU two processes with one thread do more than one with two, whose threads wait for each other at every operator. With
-equal shards the mean of means is the mean, so the number of processes changes a step by rounding only.
+Every process calls the same function, opens an `Accelerator`, and computes its shard of each batch. accelerate then averages
+gradients (DDP) or shards weights, gradients and optimizer state as well (FSDP). With equal shards the mean of means is the mean,
+so the number of processes changes a step by rounding only. On a CPU two processes with one thread do more than one with two,
+whose threads wait for each other at every operator.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import pickle
 import signal
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import distributed
 
 from emuedit.runtime import KEEP_FREED_MEMORY, available_cores, die_with_parent, set_env_defaults
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 class DistributedError(RuntimeError):
     """Raised when a training process failed or died."""
 
 
-@dataclass(frozen=True)
-class TrainingProcess:
-    """Which of the processes that train together this one is."""
-
-    rank: int = 0
-    world_size: int = 1
-
-    @property
-    def is_main_process(self) -> bool:
-        """Whether this process logs and saves for all."""
-        return self.rank == 0
-
-    def shard(self, n: int) -> slice:
-        """This process's part of the n samples of a batch. Raises ValueError where they cannot be split evenly."""
-        if n % self.world_size:
-            raise ValueError(
-                f"want a batch that {self.world_size} processes can split evenly, got {n}; choose a multiple of {self.world_size}"
-            )
-        return slice(self.rank * n // self.world_size, (self.rank + 1) * n // self.world_size)
-
-    def average_gradients(self, loss: Tensor, parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> float:
-        """Average the gradients of `parameters` over the processes, in place; returns the mean loss.
-
-        They are exchanged as `dtype`: bfloat16 halves the traffic and is the precision that such gradients have anyway.
-        """
-        if self.world_size == 1:
-            return loss.item()
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = torch.cat([gradient.reshape(-1).to(dtype) for gradient in gradients])
-        mean_loss = loss.detach().clone()
-        distributed.all_reduce(flat)
-        distributed.all_reduce(mean_loss)
-        flat.div_(self.world_size)
-        for gradient, total in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-            gradient.copy_(total.view_as(gradient))
-        return mean_loss.item() / self.world_size
-
-
 def n_processes(requested: int, batch_size: int, device: str) -> int:
-    """How many processes train: `requested`, or for 0 on a CPU the most cores that split the batch evenly, elsewhere one."""
-    if requested or device != "cpu":
-        return requested or 1
-    return max(n for n in range(1, available_cores() + 1) if batch_size % n == 0)
+    """How many processes train: `requested`, or for 0 as many cores (on a CPU) or GPUs (on cuda) as split the batch evenly.
+
+    Raises ValueError for a batch that they cannot split evenly.
+    """
+    available = {"cpu": available_cores(), "cuda": torch.cuda.device_count()}.get(device, 1)
+    n = requested or max(n for n in range(1, max(1, available) + 1) if batch_size % n == 0)
+    shard(batch_size, 0, n)
+    return n
 
 
-def run_distributed(world_size: int, work: Callable[..., object], *args: Any) -> None:
-    """Run work(process, *args) in `world_size` new processes and wait. They end with this process, whatever ends it.
+def shard(n: int, rank: int, world_size: int) -> slice:
+    """Rows of the process `rank` out of the n samples of a batch. Raises ValueError where they cannot be split evenly."""
+    if n % world_size:
+        raise ValueError(f"want a batch that {world_size} processes can split evenly, got {n}; choose a multiple of {world_size}")
+    return slice(rank * n // world_size, (rank + 1) * n // world_size)
+
+
+@contextmanager
+def open_accelerator(device: str = "cpu", dtype: str = "float32", find_unused_parameters: bool = False) -> Iterator[Accelerator]:
+    """The Accelerator of this process for one training; afterwards another may be opened with other settings.
+
+    device: where a process that trains alone runs; of several, each runs on the GPU of its local rank.
+    dtype: of the computations; weights, gradients and optimizer stay float32.
+    find_unused_parameters: needed where a step leaves out some of the trained weights.
+    """
+    import accelerate
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    is_cpu = device == "cpu"
+    if "LOCAL_RANK" not in os.environ:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = device
+    try:
+        ddp = DistributedDataParallelKwargs(
+            find_unused_parameters=find_unused_parameters,
+            gradient_as_bucket_view=True,
+            comm_hook="bf16" if dtype == "bfloat16" else "no",  # half the traffic, and the precision such gradients have anyway
+        )
+        accelerator = accelerate.Accelerator(cpu=is_cpu, mixed_precision=_MIXED_PRECISION[dtype], kwargs_handlers=[ddp])
+        yield accelerator
+    finally:
+        os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def run_distributed(world_size: int, device: str, work: Callable[..., object], *args: Any) -> None:
+    """Run work(*args) in `world_size` new processes and wait. They end with this process, whatever ends it.
 
     Raises DistributedError, after all were ended, when one of them failed or died.
     """
@@ -80,7 +92,7 @@ def run_distributed(world_size: int, work: Callable[..., object], *args: Any) ->
         rendezvous = str(Path(folder, "rendezvous"))
         earlier = set(multiprocessing.active_children())
         try:
-            start(_run_process, (world_size, rendezvous, work, args), world_size, start_method="spawn")
+            start(_run_process, (world_size, device, rendezvous, work, args), world_size, start_method="spawn")
         except torch.multiprocessing.ProcessExitedException as error:  # type: ignore[attr-defined]
             raise DistributedError(f"a training process died ({error})") from error
         except torch.multiprocessing.ProcessRaisedException as error:  # type: ignore[attr-defined]
@@ -91,18 +103,68 @@ def run_distributed(world_size: int, work: Callable[..., object], *args: Any) ->
                 child.join()
 
 
+def run_accelerate(config: Path, work: Callable[..., object], *args: Any) -> None:
+    """Run work(*args) in the processes of `accelerate launch` with a config file of accelerate, and wait.
+
+    Raises DistributedError, after all were ended, when one of them failed or died.
+    """
+    if not config.is_file():
+        raise FileNotFoundError(f"want a config file of accelerate, got {config}, which is no file; see infra/accelerate/")
+    with tempfile.TemporaryDirectory() as folder:
+        call, failure = Path(folder, "call"), Path(folder, "failure")
+        call.write_bytes(pickle.dumps((work, args, failure)))
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "-m", __name__, str(call)]
+        child = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)  # noqa: S603
+        try:
+            status = child.wait()
+        finally:
+            if child.poll() is None:  # this process was interrupted
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+        if status:
+            reason = failure.read_text() if failure.exists() else f"`accelerate launch` ended with exit status {status}"
+            raise DistributedError(f"a training process failed: {_explain(reason)}")
+
+
 def _explain(trace: str) -> str:
     """The message of one of our own errors, which explains itself, or else the whole trace."""
     kind, _, message = trace.strip().rsplit("\n", 1)[-1].partition(": ")
     return message if kind.startswith("emuedit.") else trace.strip()
 
 
-def _run_process(rank: int, world_size: int, rendezvous: str, work: Callable[..., object], args: tuple[Any, ...]) -> None:
+def _run_process(
+    rank: int, world_size: int, device: str, rendezvous: str, work: Callable[..., object], args: tuple[Any, ...]
+) -> None:
+    """One process of `run_distributed`. The rendezvous is a file, because a port may be taken before it is used."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c reaches the whole process group; the parent decides
     die_with_parent()
-    torch.set_num_threads(max(1, available_cores() // world_size))
-    distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
+    n_threads = max(1, available_cores() // world_size)
+    torch.set_num_threads(n_threads)
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    os.environ.update({name: str(value) for name, value in (names | {"OMP_NUM_THREADS": n_threads}).items()})
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+    backend = "nccl" if device == "cuda" else "gloo"
+    distributed.init_process_group(backend, init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
     try:
-        work(TrainingProcess(rank, world_size), *args)
+        work(*args)
     finally:
         distributed.destroy_process_group()
+
+
+def _run_launched(file: str) -> None:
+    """One process of `run_accelerate`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
+    work, args, failure = pickle.loads(Path(file).read_bytes())  # noqa: S301  written by run_accelerate
+    try:
+        work(*args)
+    except Exception as error:  # the trace is lost in the launcher's own
+        import traceback
+
+        failure.write_text("".join(traceback.format_exception(error)))
+        raise
+
+
+if __name__ == "__main__":
+    _run_launched(sys.argv[1])

@@ -1,6 +1,6 @@
 """The training loop of the editor: step, EMA, log, evaluate, save, stop. The same command resumes it.
 
-All randomness derives from (seed, step), so a resumed run sees the batches it would have seen.
+All randomness derives from (seed, step), so a resumed run sees the batches it would have seen, on any number of processes.
 """
 
 from __future__ import annotations
@@ -8,128 +8,171 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from emuedit.progress import Progress
-from emuedit.tasks import TASKS
 from emuedit.tracking import Tracker
-from emuedit.training.distributed import TrainingProcess
+from emuedit.training.batch_feed import BatchFeed
+from emuedit.training.ema import EmaSettings
+from emuedit.training.held_out import held_out_loss
 from emuedit.training.latent_cache import LatentCache
-from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, draw_noise
 from emuedit.training.optimization import STATE_FILE, Optimization
 from emuedit.training.train_settings import TrainSettings
 from emuedit.training.trainable_editor import TrainableEditor
+from emuedit.training.training_error import TrainingError
 
-HELD_OUT_PER_TASK = 8
-
-
-class TrainingError(RuntimeError):
-    """Raised when training cannot go on."""
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
-def train_loop(
-    editor: TrainableEditor, cache: LatentCache, settings: TrainSettings, scratch: Path, process: TrainingProcess
-) -> None:
-    """Train until `settings.steps`. Afterwards the editor holds the averaged weights, frozen."""
-    editor.prepare()
-    optimization = Optimization(
-        editor,
-        settings.schedule,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        ema_decay=settings.ema_decay,
-        lr_mult=settings.lr_mult,
-    )
-    optimization.resume(scratch / STATE_FILE, editor.device)
-    first = optimization.step
-    gradient_dtype = getattr(torch, settings.dtype)
-    main = process.is_main_process
-    with (
-        Tracker(scratch, "train", settings.model_dump(mode="json")) if main else nullcontext() as tracker,
-        Progress("train", settings.steps, "step", first) if main else nullcontext() as progress,
-    ):
-        saved_at = logged_at = time.monotonic()
-        while optimization.step < settings.steps:
-            # Forward, backward, and the mean over processes
-            step, lr = optimization.step, optimization.rate
-            loss, ids = _batch_loss(editor, cache, settings, step, process)
-            loss.backward()
-            value = process.average_gradients(loss, optimization.parameters.values(), gradient_dtype)
+@dataclass(frozen=True)
+class Preview:
+    """Sample edits in the middle of the training, whenever the held-out loss is due and this time has passed."""
+
+    every_s: float
+    show: Callable[[int], dict[str, float]]
+    """Called with the number of steps made while the editor holds its averaged weights; returns metrics."""
+
+
+class TrainLoop:
+    """One training of an editor in this process, of which others may train the same editor beside it."""
+
+    def __init__(
+        self,
+        editor: TrainableEditor,
+        cache: LatentCache,
+        settings: TrainSettings,
+        scratch: Path,
+        accelerator: Accelerator,
+        preview: Preview | None = None,
+    ) -> None:
+        """State, statistics and previews go to `scratch`; a state that is there is continued."""
+        self.editor, self.cache, self.settings, self.scratch = editor, cache, settings, scratch
+        self.accelerator, self.preview = accelerator, preview
+        editor.prepare(accelerator.device)
+        self.optimization = Optimization(
+            editor,
+            settings.schedule,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            ema=EmaSettings(settings.ema_decay, settings.ema_device, getattr(torch, settings.ema_dtype)),
+            lr_mult=settings.lr_mult,
+            optimizer=settings.optimizer,
+            accelerator=accelerator,
+        )
+        self.optimization.resume(scratch / STATE_FILE)
+        self._unchecked: list[tuple[int, Tensor]] = []  # (step, loss) of the latest steps, which nobody has looked at
+        self._tracker: Tracker | None = None
+        self._saved_at = self._previewed_at = time.monotonic()
+
+    def run(self) -> None:
+        """Train until `settings.steps`. Afterwards the editor holds the averaged weights, frozen, with adapters merged.
+
+        Raises TrainingError for a loss that is not finite.
+        """
+        settings, optimization, accelerator = self.settings, self.optimization, self.accelerator
+        main, n_timesteps = accelerator.is_main_process, self.editor.base_model.scheduler.config.num_train_timesteps
+        check_every = 1 if accelerator.device.type == "cpu" else settings.log_every_steps  # a GPU must not wait for each loss
+        with (
+            Tracker(self.scratch, "train", settings.model_dump(mode="json")) if main else nullcontext() as self._tracker,
+            Progress("train", settings.steps, "step", optimization.step) if main else nullcontext() as progress,
+            BatchFeed(self.cache, settings, n_timesteps, accelerator) as feed,
+        ):
+            logged_at, logged_step, value = time.monotonic(), optimization.step, math.nan
+            while optimization.step < settings.steps:
+                # Forward, backward, and the mean over processes
+                lr = optimization.rate
+                self._unchecked.append((optimization.step, self._backward(feed)))
+                if len(self._unchecked) >= check_every:
+                    value = self._check_losses(feed)
+
+                # Update weights and EMA
+                norm = optimization.update()
+                done, last = optimization.step, optimization.step == settings.steps
+                if progress is not None:
+                    progress.advance(note=f"loss {value:.4f}" if math.isfinite(value) else "")
+                if done % settings.log_every_steps and not last:
+                    continue
+
+                # Log, evaluate, save
+                value = self._check_losses(feed) if self._unchecked else value
+                speed = settings.batch_size * (done - logged_step) / (time.monotonic() - logged_at)
+                self._log(loss=value, lr=lr, grad_norm=norm.item(), samples_per_second=speed)
+                self._evaluate(last)
+                self._save(last)
+                logged_at, logged_step = time.monotonic(), done
+        optimization.use_average()
+        self.editor.finish()
+
+    def _backward(self, feed: BatchFeed) -> Tensor:
+        """Forward and backward passes of a step; returns the mean loss over all processes."""
+        optimization, accelerator = self.optimization, self.accelerator
+        micro_batches = feed.step(optimization.step)
+        total = torch.zeros((), device=accelerator.device)
+        for number, (batch, draws) in enumerate(micro_batches, start=1):
+            is_last = number == len(micro_batches)  # before it, gradients need not be averaged over the processes
+            with nullcontext() if is_last else accelerator.no_sync(optimization.model):
+                loss = optimization.model(batch, draws, self.settings.loss_weights).mean() / len(micro_batches)
+                optimization.backward(loss)
+            total += loss.detach()
+        mean: Tensor = accelerator.reduce(total, "mean")
+        return mean
+
+    def _check_losses(self, feed: BatchFeed) -> float:
+        """The latest loss. One that is not finite stops the training, after the ids of its pairs were written down."""
+        steps = [step for step, _ in self._unchecked]
+        values: list[float] = torch.stack([loss for _, loss in self._unchecked]).tolist()
+        self._unchecked.clear()
+        for step, value in zip(steps, values, strict=True):
             if not math.isfinite(value):
-                raise _not_finite(value, step, ids, scratch)
+                file = self.scratch / "bad-batch.json"
+                file.write_text(json.dumps({"step": step, "pair_ids": feed.pair_ids(step)}, indent=1))
+                raise TrainingError(
+                    f"want a finite loss, got {value} at step {step}; its pairs' ids are in {file}: look at them, or lower "
+                    "train.lr"
+                )
+        return values[-1]
 
-            # Update weights and EMA
-            norm = optimization.update()
-            if tracker is None or progress is None:
-                continue
+    def _evaluate(self, last: bool) -> None:
+        """Held-out loss, and from time to time sample edits, with the averaged weights."""
+        done = self.optimization.step
+        if done % self.settings.eval_every_steps and not last:
+            return
+        preview = self.preview
+        if preview and not self._agree(time.monotonic() - self._previewed_at >= preview.every_s):
+            preview = None
+        with self.optimization.averaged():
+            self._log(**held_out_loss(self.editor, self.cache, self.accelerator))
+            if preview and (self.accelerator.is_main_process or self._is_sharded):
+                self._log(**preview.show(done))
+                self._previewed_at = time.monotonic()
 
-            # Log, evaluate, save
-            done, last = optimization.step, optimization.step == settings.steps
-            progress.advance(note=f"loss {value:.4f}")
-            if done % settings.log_every_steps == 0 or last:
-                n_steps = min(settings.log_every_steps, done - first)
-                speed = settings.batch_size * n_steps / (time.monotonic() - logged_at)
-                logged_at = time.monotonic()
-                tracker.log(done, loss=value, lr=lr, grad_norm=norm.item(), samples_per_second=speed)
-            if done % settings.eval_every_steps == 0 or last:
-                with optimization.averaged():
-                    tracker.log(done, **held_out_loss(editor, cache, settings))
-                logged_at = time.monotonic()
-            if time.monotonic() - saved_at >= settings.save_every_s or last:
-                optimization.save(scratch / STATE_FILE)
-                saved_at = time.monotonic()
-    optimization.use_average()
-    editor.eval().requires_grad_(False)
+    def _save(self, last: bool) -> None:
+        if self._agree(time.monotonic() - self._saved_at >= self.settings.save_every_s or last):
+            if self.accelerator.is_main_process or self._is_sharded:
+                self.optimization.save(self.scratch / STATE_FILE)
+            self._saved_at = time.monotonic()
 
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether no process has all weights, so that all must take part in whatever needs them."""
+        return str(self.accelerator.distributed_type).endswith("FSDP")
 
-@torch.no_grad()
-def held_out_loss(editor: TrainableEditor, cache: LatentCache, settings: TrainSettings) -> dict[str, float]:
-    """Unweighted loss on the first held-out pairs of every task, at fixed timesteps and noise; and its mean over tasks.
+    def _agree(self, decision: bool) -> bool:
+        """The main process's decision, where it depends on its clock and all must take part."""
+        if not self._is_sharded:
+            return decision
+        from accelerate.utils import broadcast_object_list
 
-    Raises TrainingError for a loss that is not finite.
-    """
-    losses: dict[str, float] = {}
-    for task in TASKS:
-        rows = (cache.held_out.task == task.index).nonzero()[0][:HELD_OUT_PER_TASK]
-        if not len(rows):
-            continue
-        batch = cache.batch(cache.held_out, rows, rows < 0).to(editor.device)
-        shape, n_timesteps = tuple(batch.target.shape), editor.base_model.scheduler.config.num_train_timesteps
-        draws = draw_noise(shape, n_timesteps, NO_DROPOUT, UNWEIGHTED.power_at(0.0), "held out", task.name)
-        with settings.autocast(editor.device):
-            loss = editor.losses(batch, draws, UNWEIGHTED).mean().item()
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"want a finite held-out loss, got {loss} for the task {task.name}; look at its pairs, or lower train.lr"
-            )
-        losses[f"held_out.{task.name}"] = loss
-    return losses | ({"held_out": sum(losses.values()) / len(losses)} if losses else {})
+        return bool(broadcast_object_list([decision])[0])
 
-
-def _batch_loss(
-    editor: TrainableEditor, cache: LatentCache, settings: TrainSettings, step: int, process: TrainingProcess
-) -> tuple[Tensor, list[str]]:
-    """Mean loss of this process's shard of the batch, and the ids of the whole batch."""
-    positions, flip = cache.choose(settings.batch_size, settings.task_balance, settings.seed, step)
-    shard = process.shard(settings.batch_size)
-    batch = cache.batch(cache.train, positions[shard], (flip & settings.flip)[shard]).to(editor.device)
-    shape = (settings.batch_size, *batch.target.shape[1:])
-    n_timesteps = editor.base_model.scheduler.config.num_train_timesteps
-    power = settings.loss_weights.power_at(step / settings.steps)
-    draws = draw_noise(shape, n_timesteps, settings.dropout, power, "train", settings.seed, step).rows(shard)
-    with settings.autocast(editor.device):
-        losses = editor.losses(batch, draws, settings.loss_weights)
-    return losses.mean(), cache.train.pair_ids[positions].tolist()
-
-
-def _not_finite(value: float, step: int, ids: list[str], scratch: Path) -> TrainingError:
-    """The error for a loss that is not finite, after the ids of its pairs were written down."""
-    (scratch / "bad-batch.json").write_text(json.dumps({"step": step, "pair_ids": ids}, indent=1))
-    return TrainingError(
-        f"want a finite loss, got {value} at step {step}; its pairs' ids are in {scratch}/bad-batch.json: look at them, "
-        "or lower train.lr"
-    )
+    def _log(self, **metrics: float) -> None:
+        if self._tracker is not None:
+            self._tracker.log(self.optimization.step, **metrics)

@@ -1,20 +1,26 @@
-"""AdamW, its learning-rate schedule and the EMA of the weights: stepped, saved and resumed as one thing.
+"""The optimizer, its learning-rate schedule and the EMA of the weights: stepped, saved and resumed as one thing.
 
-The editor, the task predictor and the toy world's models are all trained with it.
+The editor, the task predictor and the toy world's models are all trained with it, in one process or in several.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from emuedit.training.ema import Ema, EmaSettings
+from emuedit.training.optimizers import OptimizerName, build_optimizer
 from emuedit.training.schedule import Schedule
+from emuedit.training.sharded_tensors import like_sharded, to_full
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 STATE_FILE = ".state.pt"
 """Name of the state in a scratch folder; it begins with a dot, so it is not published."""
@@ -25,7 +31,10 @@ class OptimizationError(ValueError):
 
 
 class Optimization:
-    """Everything that a training keeps besides the data: weights, optimizer, EMA, and the next step."""
+    """Everything that a training keeps besides the data: trained weights, optimizer, EMA, and the next step.
+
+    `module` is what is trained, `model` what forward passes are made with: the module itself, or wrapped by accelerate.
+    """
 
     def __init__(
         self,
@@ -34,107 +43,150 @@ class Optimization:
         *,
         weight_decay: float,
         max_grad_norm: float,
-        ema_decay: float | None = None,
+        ema: EmaSettings | None = None,
         betas: tuple[float, float] = (0.9, 0.99),
         lr_mult: Callable[[str], float] = lambda name: 1.0,  # noqa: ARG005
+        optimizer: OptimizerName = "adamw",
+        accelerator: Accelerator | None = None,
     ) -> None:
-        """`lr_mult` gives the factor of the learning rate for each parameter's name. `ema_decay` None keeps no average."""
-        self.module, self.schedule, self.max_grad_norm, self.ema_decay = module, schedule, max_grad_norm, ema_decay
-        self.parameters = {name: value for name, value in module.named_parameters() if value.requires_grad}
-        multipliers = {name: lr_mult(name) for name in self.parameters}
+        """`lr_mult` gives the factor of the learning rate for each parameter's name. Without `ema` no average is kept."""
+        self.module, self.schedule, self.max_grad_norm, self.accelerator = module, schedule, max_grad_norm, accelerator
+        trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
+        multipliers = {name: lr_mult(name) for name in trained}
         groups = [
-            {"params": [value for name, value in self.parameters.items() if multipliers[name] == mult], "lr_mult": mult}
+            {"params": [value for name, value in trained.items() if multipliers[name] == mult], "lr_mult": mult}
             for mult in sorted(set(multipliers.values()))
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=schedule.lr, betas=betas, weight_decay=weight_decay, fused=True)
-        self.ema = {} if ema_decay is None else {name: value.detach().clone() for name, value in self.parameters.items()}
+        self.optimizer: torch.optim.Optimizer = build_optimizer(optimizer, groups, schedule.lr, betas, weight_decay)
+        self.model: nn.Module = module
+        if accelerator is not None:
+            self.model, self.optimizer = accelerator.prepare(module, self.optimizer)
+        self.parameters = {name: value for name, value in module.named_parameters() if name in trained}  # FSDP replaces them
+        self.ema = None if ema is None else Ema(self.parameters, ema)
         self.step = 0
         """The next step, counted from 0."""
+        self._settings = {name: [multipliers[name], *betas, weight_decay, optimizer] for name in trained}
 
     @property
     def rate(self) -> float:
         """Learning rate of the next step, before the factors of the groups."""
         return self.schedule.rate(self.step)
 
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this process writes the state."""
+        return self.accelerator is None or self.accelerator.is_main_process
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss to those the parameters have."""
+        if self.accelerator is None:
+            loss.backward()
+        else:
+            self.accelerator.backward(loss)
+
     def update(self) -> Tensor:
         """One optimizer step with the gradients that the parameters have; returns their norm before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * group["lr_mult"]
-        norm: Tensor = nn.utils.clip_grad_norm_(list(self.parameters.values()), self.max_grad_norm)
+        clip = nn.utils.clip_grad_norm_ if self.accelerator is None else self.accelerator.clip_grad_norm_
+        norm = to_full(clip(list(self.parameters.values()), self.max_grad_norm))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ema_decay is not None:
-            decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))  # fast at first: the start should not linger
-            with torch.no_grad():
-                for name, value in self.parameters.items():
-                    self.ema[name].lerp_(value, 1 - decay)
+        if self.ema is not None:
+            self.ema.update(self.step)
         self.step += 1
         return norm
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The module holds the EMA weights inside of the `with` block. Tensors are exchanged, not copied."""
-        self._exchange()
-        try:
-            yield
-        finally:
-            self._exchange()
+    def averaged(self) -> AbstractContextManager[None]:
+        """The module holds the EMA weights inside of the `with` block."""
+        return nullcontext() if self.ema is None else self.ema.applied()
 
     def use_average(self) -> None:
         """Give the module the EMA weights for good."""
-        with torch.no_grad():
-            for name, value in self.ema.items():
-                self.parameters[name].copy_(value)
+        if self.ema is not None:
+            self.ema.use()
 
     def save(self, file: Path) -> None:
-        """Write the state as a whole or not at all."""
+        """Write the state as a whole or not at all. All processes call it, the main one writes.
+
+        Tensors are named and whole, so that any number of processes, with or without sharding, can continue.
+        """
         state = {
-            "weights": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema,
+            "weights": {name: to_full(value) for name, value in self._weights().items()},
+            "optimizer": self._optimizer_state(),
+            "ema": {} if self.ema is None else {name: to_full(value) for name, value in self.ema.averages.items()},
+            "settings": self._settings,
+            "scaler": self._scaler.state_dict() if self._scaler else {},
             "step": self.step,
         }
-        partial = file.with_name(f"{file.name}.part")
-        torch.save(state, partial)
-        partial.replace(file)
+        if self.is_main_process:
+            partial = file.with_name(f"{file.name}.part")
+            torch.save(state, partial)
+            partial.replace(file)
 
-    def resume(self, file: Path, device: torch.device | str) -> None:
+    @torch.no_grad()
+    def resume(self, file: Path) -> None:
         """Continue from a saved state, if there is one. Raises OptimizationError for the state of another training."""
         if not file.exists():
             return
-        state = torch.load(file, map_location=device, weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
         if different := self._differences(state):
             raise OptimizationError(
                 f"want the state of this training, got {file} of one with other {', '.join(different)}; delete it to train anew"
             )
-        self.module.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ema, self.step = state["ema"], state["step"]
+        for name, value in self._weights().items():
+            value.copy_(like_sharded(state["weights"][name], value))
+        for name, values in state["optimizer"].items():
+            parameter = self.parameters[name]
+            self.optimizer.state[parameter] = {key: _place_state(value, parameter) for key, value in values.items()}
+        if self.ema is not None:
+            for name, value in self.ema.averages.items():
+                value.copy_(like_sharded(state["ema"][name], value))
+        if self._scaler and state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What changes: trained parameters and buffers. Frozen parameters are the base model's."""
+        frozen = {name for name, _ in self.module.named_parameters(remove_duplicate=False)} - self.parameters.keys()
+        return {name: value for name, value in self.module.state_dict(keep_vars=True).items() if name not in frozen}
+
+    def _optimizer_state(self) -> dict[str, dict[str, Any]]:
+        """Parameter name -> its state."""
+        states = self.optimizer.state
+        return {
+            name: {key: to_full(value) if isinstance(value, Tensor) else value for key, value in states[parameter].items()}
+            for name, parameter in self.parameters.items()
+            if parameter in states
+        }
+
+    @property
+    def _scaler(self) -> Any:
+        """accelerate's gradient scaler, which float16 needs, or None."""
+        return None if self.accelerator is None else self.accelerator.scaler
 
     def _differences(self, state: Mapping[str, Any]) -> list[str]:
         """What does not fit a saved state: weights (names and shapes), optimizer settings, EMA."""
-        weights, groups = self.module.state_dict(), self.optimizer.state_dict()["param_groups"]
-        saved_groups = state["optimizer"]["param_groups"]
+        if "settings" not in state:
+            return ["format (it was saved by an earlier version)"]
+        averages = {} if self.ema is None else self.ema.averages
         same = {
-            "weights": _shapes(weights) == _shapes(state["weights"]),
-            "optimizer settings": [_settings(group) for group in groups] == [_settings(group) for group in saved_groups],
-            "EMA": self.ema.keys() == state["ema"].keys(),
+            "weights": _shapes(self._weights()) == _shapes(state["weights"]),
+            "optimizer settings": self._settings == state["settings"],
+            "EMA": averages.keys() == state["ema"].keys(),
         }
         return [name for name, is_same in same.items() if not is_same]
-
-    def _exchange(self) -> None:
-        for name, parameter in self.parameters.items():
-            if name in self.ema:
-                parameter.data, self.ema[name] = self.ema[name], parameter.data
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in weights.items()}
 
 
-def _settings(group: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a group of the optimizer is set to, apart from its present learning rate."""
-    return group["params"], group["lr_mult"], tuple(group["betas"]), group["weight_decay"]
+def _place_state(value: Any, parameter: Tensor) -> Any:
+    """A value of a saved optimizer state, sharded as the parameter if it has its shape, on the parameter's device."""
+    if not isinstance(value, Tensor):
+        return value
+    return like_sharded(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
 
 
 def check_recipe(file: Path, recipe: Mapping[str, object], may_change: tuple[str, ...] = ()) -> None:

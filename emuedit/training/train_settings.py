@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
-import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from emuedit import config
+from emuedit.models.objective import Objective
+from emuedit.training.lora import LoraSettings
 from emuedit.training.loss import ConditionDropout, LossWeights
+from emuedit.training.optimizers import OptimizerName
+from emuedit.training.presets import with_preset
 from emuedit.training.schedule import Decay, Schedule
 
 NEW_WEIGHTS = ("net.unet.conv_in.", "net.unet.class_embedding.", "net.table.")
@@ -18,14 +22,35 @@ NEW_WEIGHTS = ("net.unet.conv_in.", "net.unet.class_embedding.", "net.table.")
 class TrainSettings(config.Params):
     """Settings of a training run."""
 
+    preset: str | None = None
+    """Settings to start from, by name: toy, sd15-256, sd15-512, sdxl-512 or emu-edit (`presets/`); what is given here wins."""
     seed: int = Field(0, ge=0)
     """Seed of the task embedding, the order of pairs, timesteps, noise and dropout."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the network's computations: auto, float32 or bfloat16 (autocast); weights and optimizer are float32."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the network's computations (autocast): auto, float32, bfloat16 or float16, the last on a GPU only.
+    Trained weights, gradients and optimizer are float32."""
+    objective: Objective = "base"
+    """What the network predicts: base (as the base model), epsilon, v_prediction, sample or flow."""
+    zero_terminal_snr: bool = False
+    """Rescale the noise schedule, so that the last timestep is noise alone (Lin et al., arXiv 2305.08891)."""
+    min_snr_gamma: float | None = Field(None, gt=0)
+    """Weight timesteps by min(SNR, gamma) in the estimate of the clean latents (Hang et al., arXiv 2303.09556); None: alike."""
+    change_mask: bool = True
+    """Predict where the edit changes the picture. False turns the head and all weights by region off: plain Eq. 2."""
     steps: int = Field(ge=1)
     """Optimizer steps."""
     batch_size: int = Field(ge=1)
-    """Pairs per step."""
+    """Pairs per step, over all processes and accumulation steps."""
+    accumulation_steps: int = Field(1, ge=1)
+    """Forward and backward passes per step in each process: the more, the less memory, and the result is the same."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: a third more time, a fraction of the memory."""
+    compile: bool = False
+    """Compile the U-Net with torch.compile: worth its minutes in long runs on a GPU."""
+    optimizer: OptimizerName = "adamw"
+    """adamw, or with 8-bit state adamw_8bit or paged_adamw_8bit (bitsandbytes, on a GPU)."""
+    lora: LoraSettings | None = None
+    """Train low-rank adapters on the U-Net's attention in place of all its weights; None: all."""
     lr: float = Field(gt=0)
     """Highest learning rate."""
     lr_mult_new: float = Field(1.0, gt=0)
@@ -44,10 +69,20 @@ class TrainSettings(config.Params):
     """Gradients are clipped to this norm."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Decay of the averaged weights, which are published; smaller at the start."""
+    ema_device: Literal["same", "cpu"] = "same"
+    """Where they are kept: with the weights, or in CPU memory, updated every eighth step."""
+    ema_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Their number format; bfloat16 rounds stochastically."""
     task_embedding_dim: int = Field(32, ge=1)
     """D_v, the width of a task embedding. Ours; the paper's is unknown."""
     task_balance: float = Field(0.5, ge=0, le=1)
     """Tasks are drawn in proportion to (their pairs)^task_balance: 0 uniformly, 1 as often as they occur."""
+    task_weights: dict[str, float] = Field(default={})
+    """Task -> factor of how often it is drawn, default 1."""
+    resolution: int | None = Field(None, ge=8)
+    """Side in px of the square that has as many pixels as a picture in training; None: the base model's."""
+    max_aspect_ratio: float = Field(2.0, ge=1)
+    """Pictures are cropped to the nearest of several aspect ratios up to this one; 1: squares."""
     flip: bool = True
     """Mirror half of the pairs whose instruction names no side and no letters."""
     dropout: ConditionDropout = ConditionDropout()
@@ -61,9 +96,25 @@ class TrainSettings(config.Params):
     log_every_steps: int = Field(10, ge=1)
     """Steps between two lines of stats.jsonl."""
     save_every_s: float = Field(60.0, ge=0)
-    """Seconds between two saves: what a kill may cost."""
+    """Seconds between two saves: what a kill may cost, besides `log_every_steps`."""
     stored_dtype: Literal["float16", "float32"] = "float16"
     """Number format of the published weights."""
+
+    @model_validator(mode="after")
+    def _check_change_mask(self) -> Self:
+        weights = self.loss_weights
+        by_region = weights.mask_balance, weights.change_loss_weight, weights.change_mask_balance, weights.background_weight
+        if not self.change_mask and by_region != (0, 0, 0, 1):
+            raise ValueError(
+                "want no loss_weights by region (mask_balance, background_weight, change_loss_weight, change_mask_balance) with "
+                f"change_mask false, got {weights}; leave them out, or set change_mask to true"
+            )
+        return self
+
+    @classmethod
+    def complete(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A section with what its preset says. Raises ParamsError for an unknown preset."""
+        return with_preset(values)
 
     @property
     def schedule(self) -> Schedule:
@@ -75,7 +126,3 @@ class TrainSettings(config.Params):
         if parameter.startswith(NEW_WEIGHTS):
             return self.lr_mult_new
         return self.lr_mult_text if parameter.startswith("text.") else 1.0
-
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """Autocast to the number format of the computations."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")

@@ -1,4 +1,4 @@
-"""TrainableEditor wraps the editor's U-Net and, optionally, the base model's text encoders.
+"""TrainableEditor: what is trained (the editor's U-Net and task embedding, on request the text encoders), and how.
 
 InstructPix2Pix and Emu Edit freeze text encoders that were trained on the web. One that was trained on captions alone ("a red
 circle") does not bind "make the circle red": with it frozen, edits of one object's colour are hardly learned (docs/log.md). Ours.
@@ -6,41 +6,87 @@ circle") does not bind "make the circle red": with it frozen, edits of one objec
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from emuedit.editor.checkpoint import FrozenParts
+from emuedit.editor.sampling import EditSampler
 from emuedit.editor.unet import EditorUNet
 from emuedit.models.text_to_image import TextToImageModel, use_unfused_attention_on_cpu
-from emuedit.training import loss
+from emuedit.training import lora, loss
 from emuedit.training.batch import Batch
 from emuedit.training.loss import LossWeights, NoiseDraws
+from emuedit.training.train_settings import TrainSettings
 
 
 class TrainableEditor(nn.Module):
-    """The weights that are trained: `net.` and, with `train_text`, the base model's text encoders as `text.`."""
+    """The weights that are trained: `net.` and, with a learning rate for them, the base model's text encoders as `text.`.
 
-    def __init__(self, net: EditorUNet, base_model: TextToImageModel, train_text: bool) -> None:
+    The base model gives up its own U-Net for the extended one, so that there is one in memory.
+    """
+
+    def __init__(self, net: EditorUNet, base_model: TextToImageModel, settings: TrainSettings) -> None:
         super().__init__()
-        self.net, self.text = net, nn.ModuleList(base_model.text_encoders if train_text else [])
-        self.base_model = base_model
+        self.net, self.text = net, nn.ModuleList(base_model.text_encoders if settings.lr_mult_text else [])
+        self.base_model, self.settings = base_model, settings
+        base_model.unet = base_model.pipeline.unet = net.unet
 
     @property
     def device(self) -> torch.device:
         """Where it trains."""
         return self.base_model.device
 
-    def prepare(self) -> None:
-        """Move to the base model's device and switch to training mode."""
-        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format  # slower on a CPU
-        self.to(self.device).to(memory_format=layout).train().requires_grad_(True)
-        use_unfused_attention_on_cpu(self.net.unet, self.text)
+    def prepare(self, device: torch.device) -> None:
+        """Move what is trained to a device, and make it ready: trained weights in float32, adapters, checkpointing, layout."""
+        settings, unet = self.settings, self.net.unet
+        self.to(device, torch.float32).train().requires_grad_(True)
+        if settings.lora is not None:
+            half = settings.dtype != "float32" and device.type != "cpu"
+            lora.add_adapters(unet, settings.lora, getattr(torch, settings.dtype) if half else torch.float32)
+        if device.type == "cuda":
+            self.to(memory_format=torch.channels_last)  # slower on a CPU
+        use_unfused_attention_on_cpu(unet, self.text)
+        if settings.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+            for encoder in self.base_model.text_encoders if self.text else ():
+                encoder.activation_checkpointing_enable()
+        if settings.compile:
+            unet.compile()
 
-    def losses(self, batch: Batch, draws: NoiseDraws, weights: LossWeights) -> Tensor:
+    def finish(self) -> None:
+        """Freeze it, with adapters merged: the network is an ordinary editor's."""
+        unet = self.net.unet
+        if self.settings.gradient_checkpointing:
+            unet.disable_gradient_checkpointing()
+        if self.settings.lora is not None:
+            lora.merge_adapters(unet)
+        self.eval().requires_grad_(False)
+
+    @contextmanager
+    def sampling(self) -> Iterator[EditSampler]:
+        """A sampler of the editor as it is now, inside of the `with` block; the VAE and frozen text encoders visit its device."""
+        pipeline, device = self.base_model.pipeline, self.device
+        visitors = [part for part in (pipeline.vae, *self.base_model.text_encoders) if part.device != device]
+        for part in visitors:
+            part.to(device)
+        self.eval()
+        try:
+            dtype = torch.bfloat16 if self.settings.dtype == "bfloat16" else torch.float32
+            yield EditSampler(self.net, FrozenParts(pipeline), "", dtype)
+        finally:
+            self.train()
+            for part in visitors:
+                part.to("cpu")
+
+    def forward(self, batch: Batch, draws: NoiseDraws, weights: LossWeights) -> Tensor:
         """Loss of each sample, [B]; with trained text encoders the instructions are encoded again in every step."""
         if self.text:
             text = self.base_model.encode_text_with_grad(batch.instructions)
             batch = replace(batch, text=text, null=self.base_model.null_text(1))
         v = self.net.table.v[batch.tasks]
-        return loss.loss_per_sample(self.net, self.base_model.scheduler, batch, draws, v, weights)
+        gamma = self.settings.min_snr_gamma
+        return loss.loss_per_sample(self.net, self.base_model.scheduler, batch, draws, v, weights, min_snr_gamma=gamma)

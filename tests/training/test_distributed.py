@@ -9,22 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from emuedit.training import distributed
-from emuedit.training.distributed import DistributedError, TrainingProcess, n_processes, run_distributed
-from tests.training.tiny_training import fail_in_process
+from emuedit.training.distributed import DistributedError, n_processes, open_accelerator, run_accelerate, run_distributed, shard
+from tests.training.tiny_training import fail_in_process, write_rank
 
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
 from emuedit.training.distributed import run_distributed
-def work(process, folder):
+def work(folder):
     Path(folder, str(os.getpid())).touch()
     time.sleep(60)
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for `nohup ... &`
-    run_distributed(2, work, sys.argv[1])
+    run_distributed(2, "cpu", work, sys.argv[1])
 """
 
 
@@ -55,41 +54,55 @@ def test_training_processes_die_with_their_parent_even_where_interrupts_are_igno
 @pytest.mark.slow
 def test_a_failure_in_one_process_ends_all_and_is_explained() -> None:
     with pytest.raises(DistributedError, match=r"^a training process failed: want a finite loss, got nan$"):
-        run_distributed(2, fail_in_process, "want a finite loss, got nan")
+        run_distributed(2, "cpu", fail_in_process, "want a finite loss, got nan")
     with pytest.raises(DistributedError, match=r"(?s)a training process failed: .*fail_in_process.*ZeroDivisionError: a bug$"):
-        run_distributed(2, fail_in_process, "")
+        run_distributed(2, "cpu", fail_in_process, "")
 
 
 def test_the_shards_of_all_processes_make_up_the_batch() -> None:
     rows = list(range(12))
     for world_size in (1, 2, 3, 4):
-        shards = [rows[TrainingProcess(rank, world_size).shard(12)] for rank in range(world_size)]
-        assert [row for shard in shards for row in shard] == rows
-        assert len({len(shard) for shard in shards}) == 1
+        shards = [rows[shard(12, rank, world_size)] for rank in range(world_size)]
+        assert [row for part in shards for row in part] == rows
+        assert len({len(part) for part in shards}) == 1
     with pytest.raises(ValueError, match="want a batch that 3 processes can split evenly, got 4; choose a multiple of 3"):
-        TrainingProcess(0, 3).shard(4)
+        shard(4, 0, 3)
 
 
-def test_only_the_first_process_is_the_main_one() -> None:
-    assert [TrainingProcess(rank, 3).is_main_process for rank in range(3)] == [True, False, False]
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_trainings_with_other_settings_may_follow_each_other(dtype: str) -> None:
+    with open_accelerator("cpu", dtype) as accelerator:
+        assert accelerator.device == torch.device("cpu")
+        assert (accelerator.num_processes, accelerator.is_main_process) == (1, True)
+        with accelerator.autocast():
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == getattr(torch, dtype)
 
 
-def test_one_process_alone_keeps_its_gradients() -> None:
-    weight = nn.Parameter(torch.ones(2))
-    weight.grad = torch.tensor([1.0, 2.0])
-    assert TrainingProcess().average_gradients(torch.tensor(0.5), [weight], torch.bfloat16) == 0.5
-    assert weight.grad.tolist() == [1.0, 2.0]
+@pytest.mark.slow
+def test_processes_of_accelerate_launch_work_together_and_explain_their_failures(tmp_path: Path) -> None:
+    config = tmp_path / "cpu.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_machines: 1\nnum_processes: 2\nuse_cpu: true\n"
+        "machine_rank: 0\nmain_training_function: main\nsame_network: true\nrdzv_backend: static\nmain_process_port: 29533\n"
+    )
+    run_accelerate(config, write_rank, str(tmp_path))
+    assert sorted(file.name for file in tmp_path.glob("rank*")) == ["rank0 of 2, sum 3.0", "rank1 of 2, sum 3.0"]
+    with pytest.raises(DistributedError, match=r"^a training process failed: want a finite loss, got nan$"):
+        run_accelerate(config, fail_in_process, "want a finite loss, got nan")
+    with pytest.raises(FileNotFoundError, match=r"want a config file of accelerate, got .*missing\.yaml.*infra/accelerate"):
+        run_accelerate(tmp_path / "missing.yaml", write_rank, str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("requested", "batch_size", "device", "cores", "want"),
     [
         (3, 16, "cpu", 8, 3), (0, 16, "cpu", 1, 1), (0, 16, "cpu", 3, 2), (0, 16, "cpu", 8, 8), (0, 15, "cpu", 4, 3),
-        (0, 16, "cuda", 8, 1), (2, 16, "cuda", 8, 2),
+        (0, 16, "cuda", 4, 4), (0, 6, "cuda", 4, 3), (2, 16, "cuda", 8, 2), (0, 16, "mps", 8, 1),
     ],
 )  # fmt: skip
 def test_the_number_of_processes(
     requested: int, batch_size: int, device: str, cores: int, want: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distributed, "available_cores", lambda: cores)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cores)
     assert n_processes(requested, batch_size, device) == want

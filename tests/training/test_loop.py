@@ -11,9 +11,12 @@ import torch
 from emuedit.tasks import TASKS
 from emuedit.tracking import read_stats
 from emuedit.training import loss
-from emuedit.training.distributed import DistributedError, run_distributed
+from emuedit.training.batch_feed import BatchFeed
+from emuedit.training.distributed import DistributedError, open_accelerator, run_distributed
+from emuedit.training.held_out import PAIRS_PER_TASK, held_out_loss
 from emuedit.training.latent_cache import LatentCache
-from emuedit.training.loop import HELD_OUT_PER_TASK, TrainingError, held_out_loss
+from emuedit.training.loop import TrainingError
+from emuedit.training.lora import LoraSettings
 from emuedit.training.optimization import STATE_FILE
 from emuedit.training.trainable_editor import TrainableEditor
 from tests.training.tiny_training import SETTINGS, make_editor, train, train_in_process
@@ -63,9 +66,9 @@ def change_losses(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, t
     def install(change: Callable[[int, torch.Tensor], torch.Tensor]) -> None:
         calls: list[int] = []
 
-        def changed(*arguments: Any) -> torch.Tensor:
+        def changed(*arguments: Any, **options: Any) -> torch.Tensor:
             calls.append(1)
-            return change(len(calls), loss_per_sample(*arguments))
+            return change(len(calls), loss_per_sample(*arguments, **options))
 
         monkeypatch.setattr(loss, "loss_per_sample", changed)
 
@@ -102,15 +105,75 @@ def test_two_processes_that_die_half_way_and_resume_equal_uninterrupted_ones(
 ) -> None:
     """One of them is killed in the middle of the fourth step. One process makes the same first step, rounding apart."""
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
-    run_distributed(2, train_in_process, cache_folder, uninterrupted, None)
+    run_distributed(2, "cpu", train_in_process, cache_folder, uninterrupted, SETTINGS, None)
     with pytest.raises(DistributedError, match=r"a training process (died|failed)"):
-        run_distributed(2, train_in_process, cache_folder, killed, 3)
+        run_distributed(2, "cpu", train_in_process, cache_folder, killed, SETTINGS, 3)
     assert state(killed)["step"] in (2, 3), "it ends before or after the first process has saved the third step"
-    run_distributed(2, train_in_process, cache_folder, killed, None)
+    run_distributed(2, "cpu", train_in_process, cache_folder, killed, SETTINGS, None)
     assert_same_training(killed, uninterrupted)
     (first, *_), (first_alone, *_) = metrics(uninterrupted), metrics(finished[1])
     np.testing.assert_allclose(first["loss"], first_alone["loss"], rtol=1e-4)
     np.testing.assert_allclose(first["grad_norm"], first_alone["grad_norm"], rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_training_of_two_processes_continues_in_one(
+    cache_folder: Path, tmp_path: Path, finished: tuple[TrainableEditor, Path]
+) -> None:
+    with pytest.raises(DistributedError):
+        run_distributed(2, "cpu", train_in_process, cache_folder, tmp_path, SETTINGS, 3)
+    assert state(tmp_path)["step"] in (2, 3)
+    train(cache_folder, tmp_path)
+    for values, values_alone in zip(metrics(tmp_path), metrics(finished[1]), strict=True):
+        np.testing.assert_allclose(values["loss"], values_alone["loss"], rtol=1e-3)
+
+
+VARIANTS: list[dict[str, Any]] = [{"accumulation_steps": 2}, {"accumulation_steps": 4}, {"gradient_checkpointing": True}]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: "-".join(f"{k}-{v}" for k, v in changes.items()))
+def test_what_saves_memory_changes_a_training_by_rounding_only(
+    changes: dict[str, Any], cache_folder: Path, tmp_path: Path, finished: tuple[TrainableEditor, Path]
+) -> None:
+    train(cache_folder, tmp_path, SETTINGS.model_copy(update=changes))
+    for values, usual in zip(metrics(tmp_path), metrics(finished[1]), strict=True):
+        np.testing.assert_allclose(values["loss"], usual["loss"], rtol=1e-3)
+        np.testing.assert_allclose(values["grad_norm"], usual["grad_norm"], rtol=1e-2)
+
+
+@pytest.mark.parametrize("changes", [{"accumulation_steps": 3}, {"batch_size": 3, "accumulation_steps": 2}])
+def test_a_batch_that_accumulation_steps_cannot_split_is_refused(
+    changes: dict[str, Any], cache_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"want a batch that \d processes can split evenly, got"):
+        train(cache_folder, tmp_path, SETTINGS.model_copy(update=changes))
+
+
+LORA = SETTINGS.model_copy(update={"lora": LoraSettings(rank=2), "lr_mult_text": 0.0})
+
+
+def test_adapters_are_trained_resumed_and_merged(cache_folder: Path, tmp_path: Path, change_losses: Any) -> None:
+    whole = train(cache_folder, tmp_path / "whole", LORA)
+    start = make_editor(LORA).state_dict()
+    assert whole.state_dict().keys() == start.keys(), "merged: the layers are those of an ordinary editor"
+    changed = {name for name, value in whole.state_dict().items() if not torch.equal(value, start[name])}
+    assert any(name.endswith("to_q.weight") for name in changed)
+    assert "net.unet.conv_in.weight" in changed
+    assert not any(".resnets." in name for name in changed)
+
+    def stop(call: int, losses: torch.Tensor) -> torch.Tensor:
+        if call == 5:
+            raise KeyboardInterrupt
+        return losses
+
+    change_losses(stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(cache_folder, tmp_path / "stopped", LORA)
+    resumed = train(cache_folder, tmp_path / "stopped", LORA)
+    assert_same_training(tmp_path / "stopped", tmp_path / "whole")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
 
 
 def test_the_editor_holds_the_averaged_weights_afterwards_and_is_frozen(finished: tuple[TrainableEditor, Path]) -> None:
@@ -135,32 +198,37 @@ def test_losses_rates_speed_and_held_out_losses_are_logged(cache_folder: Path, f
     cache = LatentCache(cache_folder, SETTINGS.held_out_share)
     names = {f"held_out.{TASKS[row].name}" for row in cache.held_out.task}
     assert len(names) > 1
-    assert names == {name for name in logged[-1] if name.startswith("held_out.")}
+    times = {f"held_out.t{quarter}" for quarter in range(4)}
+    assert names == {name for name in logged[-1] if name.startswith("held_out.")} - times
+    assert times & logged[-1].keys()
     np.testing.assert_allclose(logged[-1]["held_out"], np.mean([logged[-1][name] for name in names]))
 
 
 def test_the_held_out_loss_is_that_of_the_averaged_weights(cache_folder: Path, finished: tuple[TrainableEditor, Path]) -> None:
     editor, scratch = finished
     cache = LatentCache(cache_folder, SETTINGS.held_out_share)
-    again = held_out_loss(editor, cache, SETTINGS)
+    with open_accelerator() as accelerator:
+        again = held_out_loss(editor, cache, accelerator)
     assert again == {name: value for name, value in metrics(scratch)[-1].items() if name.startswith("held_out")}
 
 
 def test_the_held_out_loss_reads_some_pairs_of_every_task(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     editor, cache = make_editor(), LatentCache(cache_folder, SETTINGS.held_out_share)
     batches: list[Any] = []
-    losses = editor.losses
-    monkeypatch.setattr(editor, "losses", lambda batch, *rest: (batches.append(batch), losses(batch, *rest))[1])
-    held_out_loss(editor, cache, SETTINGS)
+    forward = editor.forward
+    monkeypatch.setattr(editor, "forward", lambda batch, *rest: (batches.append(batch), forward(batch, *rest))[1])
+    with open_accelerator() as accelerator:
+        held_out_loss(editor, cache, accelerator)
     for batch in batches:
         assert len(set(batch.tasks.tolist())) == 1
         assert set(batch.ids) <= set(cache.held_out.pair_ids.tolist())
         n_pairs = (cache.held_out.task == batch.tasks[0].item()).sum()
-        assert len(batch) == min(HELD_OUT_PER_TASK, n_pairs)
+        assert len(batch) == min(PAIRS_PER_TASK, n_pairs)
 
 
 def test_without_held_out_pairs_there_is_no_held_out_loss(cache_folder: Path) -> None:
-    assert held_out_loss(make_editor(), LatentCache(cache_folder, 0.0), SETTINGS) == {}
+    with open_accelerator() as accelerator:
+        assert held_out_loss(make_editor(), LatentCache(cache_folder, 0.0), accelerator) == {}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -171,9 +239,10 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_names_its_pairs(
     with pytest.raises(TrainingError, match=rf"want a finite loss, got {value} at step 1.*bad-batch\.json.*lower train\.lr"):
         train(cache_folder, tmp_path)
     cache = LatentCache(cache_folder, SETTINGS.held_out_share)
-    positions, _ = cache.choose(SETTINGS.batch_size, SETTINGS.task_balance, SETTINGS.seed, 1)
+    with open_accelerator() as accelerator, BatchFeed(cache, SETTINGS, 1000, accelerator) as feed:
+        ((batch, _),) = feed.step(1)
     note = json.loads((tmp_path / "bad-batch.json").read_text())
-    assert note == {"step": 1, "pair_ids": cache.train.pair_ids[positions].tolist()}
+    assert note == {"step": 1, "pair_ids": list(batch.ids)}
     assert state(tmp_path)["step"] == 1, "the state of before the bad step is kept"
     assert read_stats(tmp_path / "stats.jsonl")[-1] == {"status": "FAILED"}
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from emuedit.training.ema import EmaSettings
 from emuedit.training.optimization import STATE_FILE, Optimization, OptimizationError, check_recipe
+from emuedit.training.optimizers import OptimizerError
 from emuedit.training.schedule import Schedule
 
 SCHEDULE = Schedule(steps=12, lr=0.1, warmup_steps=3, decay_share=0.5)
@@ -20,7 +22,7 @@ def make_module(width: int = 3) -> nn.Module:
 
 
 def optimize(module: nn.Module, **changes: Any) -> Optimization:
-    settings: dict[str, Any] = {"weight_decay": 0.1, "max_grad_norm": 1.0, "ema_decay": 0.9}
+    settings: dict[str, Any] = {"weight_decay": 0.1, "max_grad_norm": 1.0, "ema": EmaSettings(0.9)}
     settings["lr_mult"] = lambda name: 2.0 if name.startswith("last.") else 1.0
     return Optimization(module, SCHEDULE, **(settings | changes))
 
@@ -37,6 +39,11 @@ def weights_of(optimization: Optimization) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in optimization.module.state_dict().items()}
 
 
+def averages_of(optimization: Optimization) -> dict[str, torch.Tensor]:
+    assert optimization.ema is not None
+    return {name: value.clone() for name, value in optimization.ema.averages.items()}
+
+
 def test_a_run_stopped_half_way_and_resumed_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     uninterrupted = optimize(make_module())
     train(uninterrupted, 12)
@@ -48,18 +55,18 @@ def test_a_run_stopped_half_way_and_resumed_equals_an_uninterrupted_one(tmp_path
     with torch.no_grad():
         for value in resumed.module.parameters():
             value.zero_()  # nothing of the start may remain
-    resumed.resume(tmp_path / STATE_FILE, "cpu")
+    resumed.resume(tmp_path / STATE_FILE)
     assert resumed.step == 5
     train(resumed, 12)
     assert resumed.step == uninterrupted.step == 12
     for name, value in weights_of(uninterrupted).items():
         assert torch.equal(weights_of(resumed)[name], value), name
-        assert torch.equal(resumed.ema[name], uninterrupted.ema[name]), name
+        assert torch.equal(averages_of(resumed)[name], averages_of(uninterrupted)[name]), name
 
 
 def test_without_a_state_it_starts_at_the_first_step(tmp_path: Path) -> None:
     optimization = optimize(make_module())
-    optimization.resume(tmp_path / STATE_FILE, "cpu")
+    optimization.resume(tmp_path / STATE_FILE)
     assert (optimization.step, optimization.rate) == (0, pytest.approx(0.1 / 3))
 
 
@@ -71,7 +78,7 @@ def test_without_a_state_it_starts_at_the_first_step(tmp_path: Path) -> None:
         (lambda: optimize(make_module(), weight_decay=0.2), "optimizer settings"),
         (lambda: optimize(make_module(), betas=(0.8, 0.99)), "optimizer settings"),
         (lambda: optimize(make_module(), lr_mult=lambda name: 1.0), "optimizer settings"),
-        (lambda: optimize(make_module(), ema_decay=None), "EMA"),
+        (lambda: optimize(make_module(), ema=None), "EMA"),
     ],
 )
 def test_the_state_of_another_recipe_is_refused(other: Callable[[], Optimization], difference: str, tmp_path: Path) -> None:
@@ -84,7 +91,7 @@ def test_the_state_of_another_recipe_is_refused(other: Callable[[], Optimization
         OptimizationError,
         match=rf"want the state of this training, got .*state\.pt of one with other .*{difference}.*; delete it",
     ):
-        refusing.resume(tmp_path / STATE_FILE, "cpu")
+        refusing.resume(tmp_path / STATE_FILE)
     assert refusing.step == 0
     for name, value in weights_of(refusing).items():
         assert torch.equal(value, before[name]), "a refused state must not change the weights"
@@ -104,7 +111,7 @@ def test_a_save_that_fails_leaves_the_earlier_state(tmp_path: Path, monkeypatch:
     with pytest.raises(OSError, match="disk full"):
         optimization.save(tmp_path / STATE_FILE)
     resumed = optimize(make_module())
-    resumed.resume(tmp_path / STATE_FILE, "cpu")
+    resumed.resume(tmp_path / STATE_FILE)
     assert resumed.step == 2
 
 
@@ -116,13 +123,13 @@ def test_the_average_follows_the_weights_faster_at_the_start() -> None:
         train(optimization, step + 1)
         decay = min(0.9, (1 + step) / (10 + step))
         want = {name: decay * want[name] + (1 - decay) * value for name, value in weights_of(optimization).items()}
-    torch.testing.assert_close(optimization.ema, want)
+    torch.testing.assert_close(averages_of(optimization), want)
 
 
 def test_the_module_holds_the_average_inside_of_the_block_only() -> None:
     optimization = optimize(make_module())
     train(optimization, 4)
-    trained, average = weights_of(optimization), {name: value.clone() for name, value in optimization.ema.items()}
+    trained, average = weights_of(optimization), averages_of(optimization)
     inside: dict[str, torch.Tensor] = {}
 
     def stop_inside() -> None:
@@ -135,14 +142,14 @@ def test_the_module_holds_the_average_inside_of_the_block_only() -> None:
     for name, value in weights_of(optimization).items():
         assert torch.equal(inside[name], average[name]), name
         assert torch.equal(value, trained[name]), name
-        assert torch.equal(optimization.ema[name], average[name]), name
+        assert torch.equal(averages_of(optimization)[name], average[name]), name
     optimization.use_average()
     for name, value in weights_of(optimization).items():
         assert torch.equal(value, average[name]), name
 
 
 def test_an_optimization_without_average_changes_nothing_in_the_block() -> None:
-    optimization = optimize(make_module(), ema_decay=None)
+    optimization = optimize(make_module(), ema=None)
     train(optimization, 2)
     before = weights_of(optimization)
     with optimization.averaged():
@@ -168,7 +175,7 @@ def test_parameters_with_a_factor_of_zero_and_frozen_ones_stay() -> None:
     train(optimization, 3)
     changed = {name for name, value in weights_of(optimization).items() if not torch.equal(value, before[name])}
     assert changed == {"first.weight"}
-    assert "first.bias" not in optimization.ema
+    assert "first.bias" not in averages_of(optimization)
 
 
 def test_gradients_are_clipped_and_their_norm_before_is_returned() -> None:
@@ -191,3 +198,28 @@ def test_a_recipe_may_not_change_while_its_training_goes_on(tmp_path: Path) -> N
     with pytest.raises(OptimizationError, match=r"was begun with another recipe \(lr, steps\); delete it to train anew"):
         check_recipe(file, {"lr": 0.2, "steps": 30, "seed": 0})
     assert json.loads(file.read_text())["lr"] == 0.1
+
+
+def test_only_what_changes_is_saved(tmp_path: Path) -> None:
+    """Of adapters on a large frozen model, the state holds the adapters alone; of a batch normalisation, its statistics too."""
+    module = nn.ModuleDict({"first": nn.Linear(4, 3), "norm": nn.BatchNorm1d(3), "last": nn.Linear(3, 1)})
+    module["first"].requires_grad_(False)
+    optimization = optimize(module)
+    optimization.save(tmp_path / STATE_FILE)
+    saved = torch.load(tmp_path / STATE_FILE, weights_only=True)
+    assert set(saved["weights"]) == {
+        "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked", "last.weight", "last.bias",
+    }  # fmt: skip
+    assert set(saved["ema"]) == {"norm.weight", "norm.bias", "last.weight", "last.bias"}
+
+
+def test_a_state_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    torch.save({"weights": {}, "optimizer": {}, "ema": {}, "step": 3}, tmp_path / STATE_FILE)
+    with pytest.raises(OptimizationError, match=r"with other format \(it was saved by an earlier version\); delete it"):
+        optimize(make_module()).resume(tmp_path / STATE_FILE)
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit"])
+def test_an_optimizer_for_a_gpu_is_refused_on_a_cpu(name: str) -> None:
+    with pytest.raises(OptimizerError, match=rf"want a GPU for train.optimizer {name}, got cpu; use adamw"):
+        optimize(make_module(), optimizer=name)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from emuedit.models.text_to_image import use_unfused_attention_on_cpu
-from emuedit.training.distributed import TrainingProcess, n_processes, run_distributed
+from emuedit.training.distributed import n_processes, open_accelerator, run_distributed, shard
 from toyworld.scenes import render
 from toyworld.scenes.caption_grammar import caption, wording_rng
 from toyworld.scenes.scene import generate_scenes, scene_numbers
@@ -157,13 +157,12 @@ def run(
     settings = (scratch, recipe, start, scenes_folder, corpus_folder)
     world_size = n_processes(0, recipe.batch, device().type)
     if world_size > 1:
-        run_distributed(world_size, _train_in_process, *settings)
-    model = _train_in_process(TrainingProcess(), *settings)  # resumes from their finished state
+        run_distributed(world_size, device().type, _train_in_process, *settings)
+    model = _train_in_process(*settings)  # resumes from their finished state
     return build_pipeline(model, vae.cpu(), tokens.build(scratch / "tokenizer"))
 
 
 def _train_in_process(
-    process: TrainingProcess,
     scratch: Path,
     recipe: Recipe,
     start: Path | None,
@@ -189,17 +188,19 @@ def _train_in_process(
         eps = torch.randn(latents.shape)
         # one time in each of B equal intervals: the loss has less variance than with independent times
         u = (torch.randperm(len(latents)) + torch.rand(len(latents))) / len(latents)
-        shard = process.shard(recipe.batch)
-        ids = tokenizer(texts[shard], padding="max_length", max_length=tokens.CONTEXT, truncation=True, return_tensors="pt")
-        z, eps = torch.from_numpy(latents[shard]).to(device()), eps[shard].to(device())
-        t = (1000 * u**TIMESTEP_POWER).long().clamp_max(999)[shard].to(device())
-        weight = 1 + (OBJECT_WEIGHT - 1) * torch.from_numpy(objects[shard])[:, None].to(z)
+        rows = shard(recipe.batch, accelerator.process_index, accelerator.num_processes)
+        ids = tokenizer(texts[rows], padding="max_length", max_length=tokens.CONTEXT, truncation=True, return_tensors="pt")
+        z, eps = torch.from_numpy(latents[rows]).to(device()), eps[rows].to(device())
+        t = (1000 * u**TIMESTEP_POWER).long().clamp_max(999)[rows].to(device())
+        weight = 1 + (OBJECT_WEIGHT - 1) * torch.from_numpy(objects[rows])[:, None].to(z)
         v = scheduler.get_velocity(z, eps, t)
         with autocast():
-            v_pred = model(scheduler.add_noise(z, eps, t), t, ids.input_ids.to(device()))
+            v_pred = wrapped(scheduler.add_noise(z, eps, t), t, ids.input_ids.to(device()))
         return (weight * (v_pred.float() - v).square()).sum() / (weight.sum() * z.shape[1])
 
-    train(model, loss_at, recipe, scratch, process=process)
+    with open_accelerator(device().type) as accelerator:
+        wrapped = accelerator.prepare(model.to(accelerator.device))
+        train(model, loss_at, recipe, scratch, accelerator=accelerator)
     return model
 
 

@@ -1,20 +1,26 @@
 """Training of the toy models. The same command resumes; a killed run loses at most a minute."""
 
+from __future__ import annotations
+
 import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from emuedit.progress import Progress
 from emuedit.runtime import Runtime
-from emuedit.training.distributed import TrainingProcess
+from emuedit.training.ema import EmaSettings
 from emuedit.training.optimization import STATE_FILE, Optimization, check_recipe
 from emuedit.training.schedule import Schedule
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 LOG_EVERY_STEPS = 20
 
@@ -49,17 +55,17 @@ def train(
     recipe: Recipe,
     scratch: Path,
     save_every_s: float = 60.0,
-    process: TrainingProcess = TrainingProcess(),  # noqa: B008
+    accelerator: Accelerator | None = None,
 ) -> nn.Module:
     """Minimise `loss_at(step)` and return `model` holding the averaged (EMA) weights, on the CPU.
 
     `loss_at` draws its own batch from the step number alone, so a resumed run sees the data it would have seen; of several
-    processes, each its shard. State goes to `scratch`, losses to `scratch/stats.jsonl`. The number of steps may change when a
+    processes, each its shard, through the model as `accelerator` wrapped it, which averages the gradients. State goes to `scratch`, losses to `scratch/stats.jsonl`. The number of steps may change when a
     run is resumed, nothing else; raises OptimizationError then.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     model.to(device())
-    main = process.is_main_process
+    main = accelerator is None or accelerator.is_main_process
     if main:
         check_recipe(scratch / "recipe.json", asdict(recipe), may_change=("steps",))
     optimization = Optimization(
@@ -67,10 +73,9 @@ def train(
         Schedule(recipe.steps, recipe.lr, recipe.warmup_steps, recipe.decay_share),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
-        ema_decay=recipe.ema_decay,
+        ema=EmaSettings(recipe.ema_decay),
     )
-    optimization.resume(scratch / STATE_FILE, device())
-    exchange_dtype = Runtime.choose().torch_dtype
+    optimization.resume(scratch / STATE_FILE)
     model.train()
     saved_at, mean_loss, first = time.monotonic(), math.nan, optimization.step
     with Progress(scratch.name, recipe.steps, "step", first) as progress:
@@ -79,7 +84,7 @@ def train(
             torch.manual_seed(step)
             loss = loss_at(step)
             loss.backward()
-            value = process.average_gradients(loss, optimization.parameters.values(), exchange_dtype)
+            value = float(loss.detach() if accelerator is None else accelerator.reduce(loss.detach(), "mean"))
             if not math.isfinite(value):
                 raise FloatingPointError(f"{scratch.name}: loss is {value} at step {step}; lower the rate and resume")
             optimization.update()

@@ -1,0 +1,73 @@
+"""The batches of one process, prepared one step ahead in a thread. They follow from (seed, step) alone."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emuedit.training.batch import Batch
+from emuedit.training.distributed import shard
+from emuedit.training.latent_cache import LatentCache
+from emuedit.training.loss import NoiseDraws, draw_noise
+from emuedit.training.train_settings import TrainSettings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+MicroBatch = tuple[Batch, NoiseDraws]
+"""The samples of one forward pass, and everything random about them."""
+
+
+class BatchFeed:
+    """`feed.step(n)` gives the micro batches of this process in step n; used in a `with` block, which ends its thread."""
+
+    def __init__(self, cache: LatentCache, settings: TrainSettings, n_timesteps: int, accelerator: Accelerator) -> None:
+        """Raises ValueError for a batch that processes and accumulation steps cannot split evenly."""
+        self.cache, self.settings, self.n_timesteps, self.device = cache, settings, n_timesteps, accelerator.device
+        rows = range(settings.batch_size)[shard(settings.batch_size, accelerator.process_index, accelerator.num_processes)]
+        parts = [shard(len(rows), part, settings.accumulation_steps) for part in range(settings.accumulation_steps)]
+        self.micro_batches = [slice(rows.start + part.start, rows.start + part.stop) for part in parts]
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._next: tuple[int, Future[list[MicroBatch]]] | None = None
+
+    def __enter__(self) -> BatchFeed:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def step(self, step: int) -> list[MicroBatch]:
+        """The micro batches of a step; those of the next one are begun."""
+        prepared = self._next[1] if self._next and self._next[0] == step else self._executor.submit(self._make, step)
+        micro_batches = prepared.result()
+        if step + 1 < self.settings.steps:
+            self._next = step + 1, self._executor.submit(self._make, step + 1)
+        return micro_batches
+
+    def pair_ids(self, step: int) -> list[str]:
+        """Ids of the pairs of a step, those of other processes included."""
+        positions, _ = self._choose(step)
+        return [str(self.cache.train.pair_ids[i]) for i in positions]
+
+    def _choose(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        return self.cache.choose(self.settings.batch_size, self.settings.task_balance, self.settings.seed, step)
+
+    def _make(self, step: int) -> list[MicroBatch]:
+        settings = self.settings
+        positions, flip = self._choose(step)
+        batches = [
+            self.cache.batch(self.cache.train, positions[rows], (flip & settings.flip)[rows]) for rows in self.micro_batches
+        ]
+        shape = (settings.batch_size, *batches[0].target.shape[1:])
+        power = settings.loss_weights.power_at(step / settings.steps)
+        sampling = settings.loss_weights.timestep_sampling
+        keys = ("train", settings.seed, step)
+        draws = draw_noise(shape, self.n_timesteps, settings.dropout, power, *keys, timestep_sampling=sampling)
+        return [
+            (batch.to(self.device), draws.rows(rows).to(self.device))
+            for batch, rows in zip(batches, self.micro_batches, strict=True)
+        ]

@@ -1,0 +1,106 @@
+"""The exponential moving average (EMA) of the trained weights: with them or in CPU memory, in float32 or bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from emuedit.runtime import seed_for
+
+CPU_EVERY_STEPS = 8
+"""An average in CPU memory is updated this often, because the weights travel there each time. Ours."""
+
+
+@dataclass(frozen=True)
+class EmaSettings:
+    """How the average is kept."""
+
+    decay: float
+    """In [0, 1); smaller at the start, see `Ema.update`."""
+    device: Literal["same", "cpu"] = "same"
+    """Where: with the weights, or in CPU memory."""
+    dtype: torch.dtype = torch.float32
+    """float32, or bfloat16 with stochastic rounding."""
+
+
+class Ema:
+    """The averages of named parameters. They begin as copies of the weights."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: EmaSettings) -> None:
+        self.parameters, self.settings = parameters, settings
+        self.every_steps = CPU_EVERY_STEPS if self._is_elsewhere else 1
+        self.averages: dict[str, Tensor] = {name: self._to_ema(value.detach()).clone() for name, value in parameters.items()}
+
+    @property
+    def _is_elsewhere(self) -> bool:
+        return self.settings.device == "cpu" and any(value.device.type != "cpu" for value in self.parameters.values())
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Average in the weights after a step, counted from 0.
+
+        The decay is min(decay, (1 + step) / (10 + step)), so that the start does not linger (Polyak averaging as in
+        TensorFlow's ExponentialMovingAverage and diffusers' EMAModel). Every n-th step counts n times.
+        """
+        if (step + 1) % self.every_steps:
+            return
+        weight = 1 - min(self.settings.decay, (1 + step) / (10 + step)) ** self.every_steps
+        averages = list(self.averages.values())
+        values = [self._to_ema(value.detach(), torch.float32) for value in self.parameters.values()]
+        if self.settings.dtype == torch.float32:
+            torch._foreach_lerp_(averages, values, weight)
+            return
+        for number, (average, value) in enumerate(zip(averages, values, strict=True)):
+            round_stochastically(average, average.float().lerp_(value, weight), seed_for("ema", step, number))
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The parameters hold the averages inside of the `with` block.
+
+        Averages of the same device and format are exchanged with the weights; otherwise the weights wait in CPU memory.
+        """
+        if not self._is_elsewhere and self.settings.dtype == torch.float32:
+            self._exchange()
+            try:
+                yield
+            finally:
+                self._exchange()
+            return
+        weights = {name: value.detach().to("cpu", copy=True) for name, value in self.parameters.items()}
+        self.use()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in self.parameters.items():
+                    value.copy_(weights[name])
+
+    @torch.no_grad()
+    def use(self) -> None:
+        """Give the parameters the averages for good."""
+        for name, value in self.parameters.items():
+            value.copy_(self.averages[name])
+
+    def _exchange(self) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.data, self.averages[name] = self.averages[name], parameter.data
+
+    def _to_ema(self, value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return value.to(device="cpu" if self.settings.device == "cpu" else None, dtype=dtype or self.settings.dtype)
+
+
+def round_stochastically(target: Tensor, value: Tensor, seed: int) -> None:
+    """Write float32 `value` into bfloat16 `target`, rounded up or down with probabilities whose mean is the value.
+
+    Rounding to nearest would lose every change below half a unit in the last place, which is all that a decay near 1 makes:
+    the average would stand still. Seeded, so that a resumed run makes the same numbers.
+    """
+    random = torch.Generator(value.device).manual_seed(seed)
+    noise = torch.randint(0, 1 << 16, value.shape, dtype=torch.int32, device=value.device, generator=random)
+    bits = value.view(torch.int32).add_(noise).bitwise_and_(-65536)  # bfloat16 is the upper half of float32
+    target.copy_(bits.view(torch.float32))

@@ -1,0 +1,72 @@
+"""The loss on pairs that are kept from training: per task and per quarter of the timesteps, at fixed noise."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from emuedit.tasks import TASKS
+from emuedit.training.latent_cache import LatentCache
+from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, draw_noise
+from emuedit.training.trainable_editor import TrainableEditor
+from emuedit.training.training_error import TrainingError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+PAIRS_PER_TASK = 8
+N_TIME_BUCKETS = 4
+
+
+@torch.no_grad()
+def held_out_loss(editor: TrainableEditor, cache: LatentCache, accelerator: Accelerator) -> dict[str, float]:
+    """Unweighted loss on the first held-out pairs of every task; all processes call it and get the same.
+
+    `held_out.<task>` per task, `held_out` their mean, `held_out.t0` to `held_out.t3` per quarter of the timesteps from little
+    noise to much. The tasks are shared among the processes, but for FSDP, whose every forward pass needs all of them.
+    Raises TrainingError for a loss that is not finite.
+    """
+    tasks = [task for task in TASKS if (cache.held_out.task == task.index).any()]
+    is_sharded = str(accelerator.distributed_type).endswith("FSDP")
+    rank, world_size = (0, 1) if is_sharded else (accelerator.process_index, accelerator.num_processes)
+    losses: dict[str, list[tuple[int, float]]] = {}  # task -> (time bucket, loss) of every pair
+    for task in tasks[rank::world_size]:
+        rows = (cache.held_out.task == task.index).nonzero()[0][:PAIRS_PER_TASK]
+        batch = cache.batch(cache.held_out, rows, rows < 0).to(editor.device)
+        shape, n_timesteps = tuple(batch.target.shape), editor.base_model.scheduler.config.num_train_timesteps
+        draws = draw_noise(shape, n_timesteps, NO_DROPOUT, UNWEIGHTED.power_at(0.0), "held out", task.name)
+        with accelerator.autocast():
+            values = editor(batch, draws, UNWEIGHTED).float().tolist()
+        losses[task.name] = list(zip((draws.t * N_TIME_BUCKETS // n_timesteps).tolist(), values, strict=True))
+    if world_size > 1:
+        losses = _gather(losses, world_size)
+    return _summarize(losses)
+
+
+def _gather(losses: dict[str, Any], world_size: int) -> dict[str, Any]:
+    parts: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(parts, losses)
+    return {task: values for part in parts for task, values in part.items()}
+
+
+def _summarize(losses: dict[str, list[tuple[int, float]]]) -> dict[str, float]:
+    metrics, by_time = {}, defaultdict(list)
+    for task in TASKS:
+        if task.name not in losses:
+            continue
+        metrics[f"held_out.{task.name}"] = mean = _mean([loss for _, loss in losses[task.name]])
+        if not math.isfinite(mean):
+            raise TrainingError(
+                f"want a finite held-out loss, got {mean} for the task {task.name}; look at its pairs, or lower train.lr"
+            )
+        for bucket, loss in losses[task.name]:
+            by_time[bucket].append(loss)
+    metrics |= {f"held_out.t{bucket}": _mean(values) for bucket, values in sorted(by_time.items())}
+    return metrics | ({"held_out": _mean([metrics[f"held_out.{task}"] for task in losses])} if losses else {})
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,40 @@
+"""The optimizers a training may choose: AdamW, or with its state in 8 bits or in paged memory (bitsandbytes)."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+
+
+class OptimizerError(RuntimeError):
+    """Raised for an optimizer that cannot run here."""
+
+
+def build_optimizer(
+    name: OptimizerName, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101), or its 8-bit form (Dettmers et al., arXiv 2110.02861).
+
+    Raises OptimizerError for one of bitsandbytes where that is not installed, or where there is no GPU.
+    """
+    if name == "adamw":
+        return torch.optim.AdamW(list(groups), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+    device = groups[0]["params"][0].device.type
+    if device != "cuda":
+        raise OptimizerError(f"want a GPU for train.optimizer {name}, got {device}; use adamw")
+    try:
+        bitsandbytes = importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise OptimizerError(
+            f"want bitsandbytes for train.optimizer {name}, got {error}; `uv pip install bitsandbytes`, or use adamw"
+        ) from error
+    kind = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}[name]
+    optimizer: torch.optim.Optimizer = getattr(bitsandbytes.optim, kind)(
+        list(groups), lr=lr, betas=betas, weight_decay=weight_decay
+    )
+    return optimizer

@@ -1,0 +1,48 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from emuedit import config
+from emuedit.stages.train import TrainParams
+from emuedit.training.presets import FOLDER, preset_names, with_preset
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+
+
+def load(tmp_path: Path, **train: Any) -> TrainParams:
+    content = yaml.safe_load(PARAMS.read_text()) | {"train": train}
+    (tmp_path / "params.yaml").write_text(json.dumps(content))
+    return config.load(TrainParams, "train", tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_a_complete_training_and_names_its_sources(name: str, tmp_path: Path) -> None:
+    params = load(tmp_path, preset=name)
+    assert params.batch_size % params.accumulation_steps == 0
+    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert any(word in lines[0] + lines[1] for word in ("arXiv", "diffusers", "docs/log.md")), "where its numbers come from"
+
+
+def test_the_presets_that_the_documentation_names_exist() -> None:
+    assert set(preset_names()) == {"toy", "sd15-256", "sd15-512", "sdxl-512", "emu-edit"}
+
+
+def test_the_toy_preset_is_the_default_training(tmp_path: Path) -> None:
+    default = config.load(TrainParams, "train", PARAMS)
+    assert load(tmp_path, preset="toy").model_copy(update={"preset": None}) == default
+
+
+def test_what_is_given_wins_over_the_preset_also_inside_of_nested_settings() -> None:
+    settings = with_preset({"preset": "toy", "steps": 7, "loss_weights": {"mask_balance": 0.25}})
+    assert settings["steps"] == 7
+    assert settings["loss_weights"]["mask_balance"] == 0.25
+    assert settings["loss_weights"]["change_loss_weight"] == with_preset({"preset": "toy"})["loss_weights"]["change_loss_weight"]
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(config.ParamsError, match=r"want a preset out of emu-edit, .*toy, got 'sd15-521'.*sd15-512"):
+        load(tmp_path, preset="sd15-521")

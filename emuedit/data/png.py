@@ -1,4 +1,4 @@
-"""Lossless PNG encoding of uint8 arrays, and decoding to the same arrays."""
+"""Lossless PNG encoding of uint8 arrays, decoding to the same arrays, and their size without decoding."""
 
 import io
 from typing import Any
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 _MODES = ("L", "RGB", "RGBA")
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 class PictureError(ValueError):
@@ -42,3 +43,10 @@ def decode_png(png: bytes) -> NDArray[np.uint8]:
             return np.array(image, dtype=np.uint8)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise PictureError(f"want PNG bytes, got {len(png)} bytes that start with {png[:8]!r}: {error}") from error
+
+
+def png_size(png: bytes) -> tuple[int, int]:
+    """(height, width) in px from the header; no pixel is decoded. Raises PictureError for bytes that are not a PNG."""
+    if png[:8] != _SIGNATURE or png[12:16] != b"IHDR":
+        raise PictureError(f"want PNG bytes, got {len(png)} bytes that start with {png[:8]!r}")
+    return int.from_bytes(png[20:24], "big"), int.from_bytes(png[16:20], "big")

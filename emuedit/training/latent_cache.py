@@ -1,36 +1,36 @@
-"""From kept pairs to batches: every latent and every distinct instruction is encoded once, kept on disk, and memory-mapped.
+"""From encoded pairs to batches. Latents and texts stay on disk, memory-mapped; 30 bytes a pair and 8 a text are held in memory.
 
-Shapes: N pairs of a shard, C latent channels, h and w latent sizes, L tokens of width D. A shard of pairs becomes `NNNNN.npy`,
-float16 [N, 2, 2, C, h, w] (plain and mirrored; source and target), and `NNNNN.json`, its instructions and tasks. The order of the
-batches follows from (seed, step) alone.
+Shapes: M pairs, B samples, C latent channels, h and w latent sizes, L tokens of width D. `latent_files` writes the files and
+describes them.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from emuedit.data.png import decode_png
-from emuedit.data.publish import read_folder, read_summary
-from emuedit.data.records import Pair, Verdict
-from emuedit.data.shards import read_shard
-from emuedit.models import image_tensors
-from emuedit.models.text_to_image import TextCondition, TextToImageModel
-from emuedit.progress import Progress
-from emuedit.runtime import rng, seed_for
-from emuedit.tasks import TASKS, get_task
+from emuedit.models.text_to_image import TextCondition
+from emuedit.name_hints import closest_match
+from emuedit.tasks import TASKS
+from emuedit.training import latent_files
+from emuedit.training.aspect_buckets import Size
 from emuedit.training.batch import Batch
+from emuedit.training.latent_files import NULL_TEXT, build, is_held_out, may_flip
+from emuedit.training.pair_order import PairOrder
 
-PICTURES_PER_BATCH = 64
-SIDED = re.compile(r"\b(left|right|letters?|words?|text|write|says?|reads?|sign|clockwise)\b", re.IGNORECASE)
-"""An instruction with one of these words means another thing in a mirrored picture."""
+__all__ = ["LatentCache", "LatentCacheError", "PairRows", "build", "is_held_out", "may_flip"]
+
+OPEN_FILES = 1024
+"""Files that are mapped at a time. A cache may have more of them than the system maps (65530 in Linux)."""
+ALL_TASKS = tuple(task.name for task in TASKS)
 
 
 class LatentCacheError(ValueError):
@@ -41,12 +41,14 @@ class LatentCacheError(ValueError):
 class PairRows:
     """What is known of M pairs, one array per column."""
 
-    shard: NDArray[np.int64]
-    position: NDArray[np.int64]  # in the shard
-    task: NDArray[np.int64]  # row of the task embedding
-    text: NDArray[np.int64]  # row of the text cache
+    shard: NDArray[np.int32]
+    row: NDArray[np.int32]  # in the shard
+    position: NDArray[np.int32]  # in the shard's latents of its size
+    bucket: NDArray[np.int16]  # row of `LatentCache.sizes`
+    task: NDArray[np.int16]  # row of `LatentCache.task_names`
+    text: NDArray[np.int32]  # row of the encoded texts
     may_flip: NDArray[np.bool_]
-    pair_ids: NDArray[np.str_]
+    id: NDArray[np.uint64]  # the 16 hex digits as a number
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -55,156 +57,149 @@ class PairRows:
         """The rows that are selected."""
         return PairRows(*(getattr(self, name)[selected] for name in self.__dataclass_fields__))
 
+    def ids(self, positions: NDArray[np.int64]) -> tuple[str, ...]:
+        """Ids of the pairs at these positions."""
+        return tuple(f"{value:016x}" for value in self.id[positions].tolist())
+
+    @property
+    def pair_ids(self) -> NDArray[np.str_]:
+        """Ids of all pairs: 64 bytes a pair, made at each call. For the pairs of a batch, use `ids`."""
+        return np.array(self.ids(np.arange(len(self))), np.str_)
+
 
 class LatentCache:
-    """Encoded pairs: the rows `train` and `held_out`, and batches of them."""
+    """Encoded pairs: the rows `train` and `held_out`, their order, and batches of them.
 
-    def __init__(self, folder: Path, held_out_share: float) -> None:
-        notes = [json.loads(file.read_text()) for file in sorted(folder.glob("[0-9]*.json"))]
-        self._latents = [np.load(file, mmap_mode="r") for file in sorted(folder.glob("[0-9]*.npy"))]
-        if len(sizes := {array.shape[3:] for array in self._latents if len(array)}) > 1:
-            raise LatentCacheError(
-                f"want latents of one size, got [C, h, w] {sorted(sizes)}; make or import pictures of one size"
-            )
-        self._texts: list[str] = json.loads((folder / "texts.json").read_text())
-        self._hidden = np.load(folder / "hidden.npy", mmap_mode="r")  # [n + 1, L, D], the last is the null text
-        pooled = folder / "pooled.npy"
-        self._pooled = np.load(pooled, mmap_mode="r") if pooled.exists() else None
-        text_row = {text: i for i, text in enumerate(self._texts)}
-        task_row = {task.name: task.index for task in TASKS}
-        flat = [(shard, position, note) for shard, rows in enumerate(notes) for position, note in enumerate(rows)]
-        rows = PairRows(
-            shard=np.array([shard for shard, _, _ in flat], np.int64),
-            position=np.array([position for _, position, _ in flat], np.int64),
-            task=np.array([task_row[note["task"]] for _, _, note in flat], np.int64),
-            text=np.array([text_row[note["instruction"]] for _, _, note in flat], np.int64),
-            may_flip=np.array([may_flip(note["task"], note["instruction"]) for _, _, note in flat], np.bool_),
-            pair_ids=np.array([note["id"] for _, _, note in flat], np.str_),
-        )
-        held_out = np.array([is_held_out(note["caption_id"], held_out_share) for _, _, note in flat], np.bool_)
-        self.train, self.held_out = rows.where(~held_out), rows.where(held_out)
+    `task_names` are the rows of the task embedding; `tasks` are those tasks that have pairs to train on, in the order of TASKS;
+    `sizes` are the buckets, (height, width) in px.
+    """
+
+    def __init__(self, folder: Path, held_out_share: float, tasks: Sequence[str] | None = None) -> None:
+        """`tasks`: names of the rows of the task embedding, None: all TASKS. Held-out pairs of tasks without one are left out.
+
+        Raises LatentCacheError where no pair is left to train on, and for pairs to train on whose task has no row.
+        """
+        self._folder, self._index = folder, latent_files.read_index(folder)
+        self._open = lru_cache(OPEN_FILES)(partial(np.load, mmap_mode="r"))
+        text_hashes = [np.load(latent_files.text_file(folder, key, "texts")) for key in self._index.texts]
+        self._has_pooled_text = latent_files.text_file(folder, NULL_TEXT, "pooled").exists()
+        self._text_starts = np.cumsum([0, *map(len, text_hashes)])
+        rows, caption_seeds, self.sizes = self._read_rows(np.concatenate([np.zeros(0, np.uint64), *text_hashes]))
+        is_held_out = caption_seeds < math.ceil(held_out_share * 2**63)  # as the function of that name, on integers
+        self.train, self.held_out = rows.where(~is_held_out), rows.where(is_held_out)
         if not len(self.train):
             raise LatentCacheError(
                 f"want kept pairs to train on, got {len(rows)}, all of them held out; loosen the filters or make more pairs"
             )
-        self._by_task = np.argsort(self.train.task, kind="stable")
-        self._per_task = np.bincount(self.train.task, minlength=len(TASKS))
+        self.tasks = tuple(name for i, name in enumerate(ALL_TASKS) if (self.train.task == i).any())
+        self.task_names = ALL_TASKS if tasks is None else tuple(tasks)
+        if without_row := set(self.tasks) - set(self.task_names):
+            raise LatentCacheError(f"want a row for every task that has pairs to train on, got none for {sorted(without_row)}")
+        row_of = np.array([self.task_names.index(name) if name in self.task_names else -1 for name in ALL_TASKS], np.int16)
+        self.train, with_row = replace(self.train, task=row_of[self.train.task]), row_of[self.held_out.task] >= 0
+        self.held_out = replace(self.held_out, task=row_of[self.held_out.task]).where(with_row)
+        self._orders: dict[Any, PairOrder] = {}
+
+    def order(
+        self, batch_size: int, task_balance: float, seed: int, task_weights: Mapping[str, float] | None = None
+    ) -> PairOrder:
+        """The order in which the pairs of `train` are trained on. Tasks that `task_weights` does not name have the weight 1.
+
+        Raises LatentCacheError for a weight of an unknown task, PairOrderError for weights by which no pair can be drawn.
+        """
+        for name in task_weights or {}:
+            if name not in ALL_TASKS:
+                raise LatentCacheError(
+                    f"want task_weights of tasks out of {', '.join(ALL_TASKS)}; got {name!r}{closest_match(name, ALL_TASKS)}"
+                )
+        weights = tuple((task_weights or {}).get(name, 1.0) for name in self.task_names)
+        key = (batch_size, task_balance, seed, weights)
+        if key not in self._orders:
+            order = PairOrder(self.train.task, self.train.bucket, batch_size, task_balance, weights, seed)
+            self._orders = {key: order}  # the last one only
+        return self._orders[key]
 
     def choose(self, size: int, task_balance: float, seed: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """(positions in `train` [B], whether to mirror [B]) of one step.
+        """(positions in `train` [B], whether to mirror [B]) of one step, where all tasks have the weight 1."""
+        return self.order(size, task_balance, seed).batch(step)
 
-        Tasks are drawn in proportion to (pairs of the task)^task_balance, stratified over the batch; then pairs of the task,
-        uniformly.
-        """
-        random = rng("editor", "batch", seed, step)
-        counts = self._per_task
-        share = np.where(counts > 0, counts.astype(float) ** task_balance, 0.0).cumsum()
-        strata = (np.arange(size) + random.random(size)) / size
-        tasks = np.searchsorted(share, strata * share[-1], side="right")
-        first = np.concatenate([[0], counts.cumsum()])[tasks]
-        positions = self._by_task[first + (random.random(size) * counts[tasks]).astype(np.int64)]
-        return positions, random.random(size) < 0.5
+    def by_bucket(self, rows: PairRows, positions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Positions of `rows`, split into parts whose pictures have one size, as `batch` wants them."""
+        buckets = rows.bucket[positions]
+        return [positions[buckets == bucket] for bucket in np.unique(buckets)]
 
     def batch(self, rows: PairRows, positions: NDArray[np.int64], flip: NDArray[np.bool_]) -> Batch:
-        """The pairs at these positions of `rows`, mirrored where asked and allowed; float32 on the CPU."""
-        mirrored = (flip & rows.may_flip[positions]).astype(np.int64)
-        pairs = np.stack([self._latents[rows.shard[i]][rows.position[i], m] for i, m in zip(positions, mirrored, strict=True)])
-        latents = torch.from_numpy(pairs.astype(np.float32))  # [B, 2, C, h, w]
+        """The pairs at these positions of `rows`, mirrored where asked and allowed; float32 on the CPU.
+
+        Raises LatentCacheError for pairs of several sizes.
+        """
+        sizes = [self.sizes[bucket] for bucket in np.unique(rows.bucket[positions])]
+        if len(sizes) != 1:
+            raise LatentCacheError(f"want pairs of one size in a batch, got (height, width) {sizes}; split them with by_bucket")
+        mirrored = flip & rows.may_flip[positions]
+        keys = [self._index.shards[shard] for shard in rows.shard[positions]]
+        notes = [self._open(latent_files.pairs_file(self._folder, k))[i] for k, i in zip(keys, rows.row[positions], strict=True)]
+        places = zip(keys, rows.position[positions], mirrored.astype(int), strict=True)
+        pairs = np.stack([self._open(latent_files.latents_file(self._folder, k, sizes[0]))[i, m] for k, i, m in places])
+        source, target = (torch.from_numpy(np.ascontiguousarray(pairs[:, i], np.float32)) for i in (0, 1))  # [B, C, h, w]
         texts = rows.text[positions]
+        blocks = np.searchsorted(self._text_starts, texts, side="right") - 1
         return Batch(
-            source=latents[:, 0].contiguous(),
-            target=latents[:, 1].contiguous(),
-            text=self._text(texts),
-            null=self._text(np.array([len(self._hidden) - 1])),
-            tasks=torch.from_numpy(rows.task[positions]),
-            ids=tuple(rows.pair_ids[positions].tolist()),
-            instructions=tuple(self._texts[i] for i in texts),
+            source=source,
+            target=target,
+            text=self._text([(self._index.texts[b], i) for b, i in zip(blocks, texts - self._text_starts[blocks], strict=True)]),
+            null=self._text([(NULL_TEXT, 0)]),
+            tasks=torch.from_numpy(rows.task[positions].astype(np.int64)),
+            ids=rows.ids(positions),
+            instructions=tuple(bytes(note["instruction"]).decode() for note in notes),
+            sizes=torch.tensor([_size_conditions(note, m) for note, m in zip(notes, mirrored, strict=True)], dtype=torch.float32),
         )
 
-    def _text(self, rows: NDArray[np.int64]) -> TextCondition:
-        hidden = torch.from_numpy(self._hidden[rows].astype(np.float32))
-        return TextCondition(hidden, None if self._pooled is None else torch.from_numpy(self._pooled[rows].astype(np.float32)))
+    def _text(self, places: Sequence[tuple[str, int]]) -> TextCondition:
+        """Encoded texts by the key of their file and their row in it, float32."""
+        parts = []
+        for part in ("hidden", "pooled") if self._has_pooled_text else ("hidden",):
+            rows = [self._open(latent_files.text_file(self._folder, key, part))[row] for key, row in places]
+            parts.append(torch.from_numpy(np.stack(rows).astype(np.float32)))
+        return TextCondition(*parts)
+
+    def _read_rows(self, text_hashes: NDArray[np.uint64]) -> tuple[PairRows, NDArray[np.uint64], tuple[Size, ...]]:
+        """(rows of all pairs, the seed of each pair's caption, all sizes); tasks are numbered as TASKS."""
+        columns = _read_columns([latent_files.pairs_file(self._folder, key) for key in self._index.shards])
+        sizes, bucket = np.unique(columns["size"], axis=0, return_inverse=True)
+        names, name = np.unique(columns["task"], return_inverse=True)
+        tasks = [bytes(task).decode() for task in names]
+        if unknown := sorted(set(tasks) - set(ALL_TASKS)):
+            raise LatentCacheError(f"want kept pairs of the tasks {', '.join(ALL_TASKS)}; got pairs of {', '.join(unknown)}")
+        by_hash = np.argsort(text_hashes)
+        rows = PairRows(
+            shard=columns["shard"],
+            row=columns["row"],
+            position=columns["position"],
+            bucket=bucket.reshape(-1).astype(np.int16),
+            task=np.array([ALL_TASKS.index(task) for task in tasks], np.int16)[name],
+            text=by_hash[np.searchsorted(text_hashes, columns["text"], sorter=by_hash)].astype(np.int32),
+            may_flip=columns["may_flip"],
+            id=columns["id"],
+        )
+        return rows, columns["caption_seed"], tuple((height, width) for height, width in sizes.tolist())
 
 
-def is_held_out(caption_id: str, share: float) -> bool:
-    """Whether pairs that descend from this caption are kept from training: a share of all captions, the same on every run."""
-    return seed_for("editor", "held out", caption_id) < share * 2**63
+def _read_columns(files: Sequence[Path]) -> dict[str, NDArray[Any]]:
+    """Columns of all pairs, and the `shard` and the `row` in it of each; instructions and crops are left on disk."""
+    names = ("id", "caption_seed", "may_flip", "position", "size", "text", "task")
+    empty = np.zeros(0, [*latent_files.PAIR, ("task", "S1")])
+    parts = {name: [empty[name]] for name in names} | {name: [np.zeros(0, np.int32)] for name in ("shard", "row")}
+    for number, file in enumerate(files):
+        shard = np.load(file)
+        for name in names:
+            parts[name].append(shard[name].copy())  # a view would keep all columns in memory
+        parts["shard"].append(np.full(len(shard), number, np.int32))
+        parts["row"].append(np.arange(len(shard), dtype=np.int32))
+    return {name: np.concatenate(column) for name, column in parts.items()}
 
 
-def may_flip(task: str, instruction: str) -> bool:
-    """Whether picture and instruction still agree when the pictures are mirrored."""
-    return get_task(task).mirrorable and SIDED.search(instruction) is None
-
-
-def build(pairs: Sequence[Path], dataset: Path, base_model: TextToImageModel, folder: Path) -> None:
-    """Encode the kept pairs of folders of pairs, shard by shard; shards that exist in `folder` are finished.
-
-    Raises LatentCacheError for pictures of different sizes.
-    """
-    task_of = {verdict.pair_id: verdict.task for verdict in read_folder(dataset, Verdict) if verdict.kept}
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = [source / name for source in pairs for name in sorted(read_summary(source).shards) if name.startswith("shard-")]
-    done = sum((folder / f"{number:05d}.json").exists() for number in range(len(shards)))
-    size: tuple[int, ...] | None = None
-    with Progress("train: encode pairs", len(shards), "shard", done) as progress:
-        for number, shard in enumerate(shards):
-            note, array = folder / f"{number:05d}.json", folder / f"{number:05d}.npy"
-            if note.exists():
-                continue
-            kept = [pair for pair in read_shard(shard, Pair) if pair.id in task_of]
-            pictures = [np.stack([decode_png(pair.source), decode_png(pair.target)]) for pair in kept]
-            for pair, picture in zip(kept, pictures, strict=True):
-                size = size or picture.shape
-                if picture.shape != size:
-                    raise LatentCacheError(
-                        f"want pictures of one size {size[1:3]}, got {picture.shape[1:3]} in pair {pair.id}; make them one size"
-                    )
-            _save(array, _encode_pairs(pictures, base_model))
-            rows = [
-                {"id": p.id, "caption_id": p.parent_ids[1], "task": task_of[p.id], "instruction": p.instruction} for p in kept
-            ]  # parents: an instruction, then its caption
-            _write(note, json.dumps(rows))
-            progress.advance()
-    if not (folder / "texts.json").exists():
-        _encode_texts(base_model, folder)
-
-
-def _encode_texts(base_model: TextToImageModel, folder: Path) -> None:
-    """Encode every distinct instruction once, and the null text behind them."""
-    notes = [json.loads(file.read_text()) for file in sorted(folder.glob("[0-9]*.json"))]
-    texts = sorted({note["instruction"] for rows in notes for note in rows})
-    starts = range(0, len(texts), PICTURES_PER_BATCH)
-    parts = [base_model.encode_text(texts[i : i + PICTURES_PER_BATCH]) for i in starts]
-    text = TextCondition.cat(*parts, base_model.null_text(1))
-    _save(folder / "hidden.npy", text.hidden.cpu().numpy().astype(np.float16))
-    if text.pooled is not None:
-        _save(folder / "pooled.npy", text.pooled.cpu().numpy().astype(np.float16))
-    _write(folder / "texts.json", json.dumps(texts))
-
-
-def _encode_pairs(pictures: Sequence[NDArray[np.uint8]], base_model: TextToImageModel) -> NDArray[np.float16]:
-    """Source and target, plain and mirrored: N arrays uint8 [2, H, W, 3] -> float16 [N, 2, 2, C, h, w]."""
-    if not pictures:
-        return np.zeros((0, 2, 2, base_model.channels, 1, 1), np.float16)
-    parts = []
-    pairs_per_batch = PICTURES_PER_BATCH // 4
-    for start in range(0, len(pictures), pairs_per_batch):
-        plain = np.stack(pictures[start : start + pairs_per_batch])  # [n, 2, H, W, 3]
-        both = np.stack([plain, plain[:, :, :, ::-1]], 1)  # [n, 2, 2, H, W, 3]
-        images = image_tensors.from_uint8(both.reshape(-1, *both.shape[3:]))
-        z = base_model.encode(images.to(base_model.device, memory_format=torch.channels_last)).cpu().numpy()
-        parts.append(z.astype(np.float16).reshape(*both.shape[:3], *z.shape[1:]))
-    return np.concatenate(parts)
-
-
-def _save(path: Path, array: NDArray[np.float16]) -> None:
-    partial = path.with_suffix(".part")
-    with partial.open("wb") as stream:
-        np.save(stream, array)
-    partial.replace(path)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+def _size_conditions(note: Any, mirrored: bool) -> list[int]:
+    """SDXL's size conditions of a pair: original size, crop, target size (arXiv 2307.01952, section 2.2)."""
+    top, left = note["crop"].tolist()
+    return [*note["original"].tolist(), top, note["mirrored_left"].item() if mirrored else left, *note["size"].tolist()]

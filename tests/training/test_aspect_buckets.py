@@ -113,7 +113,7 @@ def test_the_resolution_of_the_base_model_is_the_default() -> None:
 
 
 def test_a_resolution_off_the_grid_and_an_impossible_ratio_are_refused() -> None:
-    with pytest.raises(AspectBucketError, match="want a resolution that is a multiple of 64 px.*got 500; use 512"):
+    with pytest.raises(AspectBucketError, match=r"want a resolution that is a multiple of 64 px.*got 500; use 512"):
         AspectBuckets.for_base_model(make_model(512, levels=4), 500)
-    with pytest.raises(AspectBucketError, match="max_aspect_ratio >= 1.*got 0.5"):
+    with pytest.raises(AspectBucketError, match=r"max_aspect_ratio >= 1.*got 0.5"):
         AspectBuckets.around(512, 0.5, 64)

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,18 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from emuedit import config
 from emuedit.models import image_tensors
 from emuedit.models.text_to_image import TextToImageModel
-from emuedit.runtime import rng
-from emuedit.stages import train
-from emuedit.training import latent_cache
+from emuedit.tasks import TASKS
+from emuedit.training import latent_cache, latent_files
+from emuedit.training.aspect_buckets import AspectBuckets
 from emuedit.training.latent_cache import LatentCache, LatentCacheError
-from tests.editor.tiny_pipelines import build_pipeline
 from tests.training.tiny_pairs import INSTRUCTIONS, KEPT, make_pair, make_picture, write_pairs
 
-ROOT = Path(__file__).parents[2]
 MakeBaseModel = Callable[[str], TextToImageModel]
+SIZES = ((16, 16), (13, 30), (40, 24))
 
 
 def test_kept_pairs_are_encoded_with_the_task_of_their_verdict(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
@@ -51,89 +50,163 @@ def test_the_pooled_text_of_sdxl_is_kept(make_base_model: MakeBaseModel, tmp_pat
     torch.testing.assert_close(batch.text.pooled, want.expand(2, -1), rtol=2e-3, atol=2e-3)
 
 
-def test_an_encoding_that_was_stopped_is_resumed(
-    make_base_model: MakeBaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base_model, data = make_base_model("toy"), write_pairs(tmp_path, [make_pair(n) for n in range(6)], per_shard=2)
-    latent_cache.build(*data, base_model, tmp_path / "uninterrupted")
-    encode, calls = base_model.encode, []
-
-    def stop_at_the_second_shard(images: torch.Tensor) -> torch.Tensor:
-        calls.append(len(images))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return encode(images)
-
-    monkeypatch.setattr(base_model, "encode", stop_at_the_second_shard)
-    with pytest.raises(KeyboardInterrupt):
-        latent_cache.build(*data, base_model, tmp_path / "cache")
-    latent_cache.build(*data, base_model, tmp_path / "cache")
-    assert len(calls) == 4, "three shards, one of them twice"
-    for file in (tmp_path / "uninterrupted").iterdir():
-        assert file.read_bytes() == (tmp_path / "cache" / file.name).read_bytes()
+@pytest.fixture
+def sized_folder(make_base_model: MakeBaseModel, tmp_path: Path) -> Path:
+    """The cache of 30 kept pairs of three sizes, one size a shard."""
+    pairs = [make_pair(n, SIZES[n // 4 % 3]) for n in range(36)]
+    buckets = AspectBuckets.around(16, 2.0, 4)
+    latent_cache.build(*write_pairs(tmp_path, pairs), make_base_model("toy"), tmp_path / "cache", buckets)
+    return tmp_path / "cache"
 
 
-def test_pictures_of_two_sizes_are_refused(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
-    data = write_pairs(tmp_path, [make_pair(0), make_pair(1, (24, 16))])
-    with pytest.raises(LatentCacheError, match=r"\(16, 24\), got \(24, 16\) in pair"):
-        latent_cache.build(*data, make_base_model("toy"), tmp_path / "cache")
+def test_a_batch_has_one_size_and_sdxls_size_conditions_of_it(sized_folder: Path) -> None:
+    cache = LatentCache(sized_folder, 0.0)
+    assert cache.sizes == ((12, 20), (16, 16), (20, 12))
+    order, seen = cache.order(4, 0.5, seed=0), set()
+    for step in range(2 * order.batches_per_epoch):
+        positions, flip = order.batch(step)
+        batch = cache.batch(cache.train, positions, flip)
+        size = cache.sizes[cache.train.bucket[positions[0]]]
+        seen.add(size)
+        assert batch.source.shape == batch.target.shape == (4, 8, size[0] // 2, size[1] // 2)
+        assert batch.sizes is not None
+        want = {
+            (16, 16): [16, 16, 0, 0, 16, 16],
+            (12, 20): [13, 30, 0, 4, 12, 20],  # scaled to 12 x 28 px; of the width, 4 are cut off at each side
+            (20, 12): [40, 24, 0, 0, 20, 12],
+        }
+        assert batch.sizes.tolist() == [want[size]] * 4
+    assert seen == set(cache.sizes)
 
 
-def test_another_size_is_refused_after_a_stop_too(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
-    data = write_pairs(tmp_path, [make_pair(0), make_pair(1, (24, 16))], per_shard=1)
-    with pytest.raises(LatentCacheError, match="pictures of one size"):
-        latent_cache.build(*data, make_base_model("toy"), tmp_path / "cache")
-    latent_cache.build(*data, make_base_model("toy"), tmp_path / "cache")  # the first shard is finished and not read again
-    with pytest.raises(LatentCacheError, match="latents of one size"):
-        LatentCache(tmp_path / "cache", 0.0)
+def test_the_crop_of_a_mirrored_picture_is_mirrored(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
+    """16 x 23 px become 16 x 16: 3 columns are cut off at the left and 4 at the right."""
+    base_model = make_base_model("toy")
+    data = write_pairs(tmp_path, [make_pair(0, (16, 23))])
+    latent_cache.build(*data, base_model, tmp_path / "cache", AspectBuckets.around(16, 1.0, 4))
+    cache = LatentCache(tmp_path / "cache", 0.0)
+    batch = cache.batch(cache.train, np.array([0, 0]), np.array([False, True]))
+    assert batch.sizes is not None
+    assert batch.sizes.tolist() == [[16, 23, 0, 3, 16, 16], [16, 23, 0, 4, 16, 16]]
+    picture = make_picture(1, (16, 23))
+    for i, pixels in enumerate((picture[:, 3:19], picture[:, ::-1][:, 4:20])):
+        want = base_model.encode(image_tensors.from_uint8(pixels.copy()))
+        torch.testing.assert_close(batch.target[i : i + 1], want, rtol=2e-3, atol=2e-3)
 
 
-def test_several_folders_of_pairs_are_encoded_one_after_another(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
-    base_model, pairs = make_base_model("toy"), [make_pair(n) for n in range(6)]
-    (together,), dataset = write_pairs(tmp_path / "together", pairs)
-    apart = [write_pairs(tmp_path / name, part)[0][0] for name, part in (("a", pairs[:4]), ("b", pairs[4:]))]
-    latent_cache.build([together], dataset, base_model, tmp_path / "of one folder")
-    latent_cache.build(apart, dataset, base_model, tmp_path / "of two folders")
-    for file in (tmp_path / "of one folder").iterdir():
-        assert file.read_bytes() == (tmp_path / "of two folders" / file.name).read_bytes()
+def test_pairs_of_two_sizes_are_no_batch(sized_folder: Path) -> None:
+    cache = LatentCache(sized_folder, 0.0)
+    positions = np.arange(len(cache.train))
+    with pytest.raises(LatentCacheError, match=r"want pairs of one size in a batch, got .*\(12, 20\), \(16, 16\), \(20, 12\)"):
+        cache.batch(cache.train, positions, positions < 0)
+    parts = cache.by_bucket(cache.train, positions)
+    assert sorted(np.concatenate(parts)) == positions.tolist()
+    assert [cache.batch(cache.train, part, part < 0).source.shape[2:] for part in parts] == [(6, 10), (8, 8), (10, 6)]
 
 
 def test_batches_depend_on_seed_and_step_alone_and_balance_tasks(cache_folder: Path) -> None:
-    cache = LatentCache(cache_folder, 0.0)
-    first, same, other = cache.choose(32, 0.0, 3, 7), cache.choose(32, 0.0, 3, 7), cache.choose(32, 0.0, 3, 8)
-    assert all(np.array_equal(a, b) for a, b in zip(first, same, strict=True))
-    assert not np.array_equal(first[0], other[0])
+    cache, resumed = LatentCache(cache_folder, 0.0), LatentCache(cache_folder, 0.0)
+    order = cache.order(32, 0.0, 3)
+    for step in (7, 8):
+        for array, other in zip(order.batch(step), resumed.order(32, 0.0, 3).batch(step), strict=True):
+            np.testing.assert_array_equal(array, other)
+    assert not np.array_equal(order.batch(7)[0], order.batch(8)[0])
     for balance, want in ((0.0, [8, 8, 8, 8]), (1.0, [6.4, 6.4, 12.8, 6.4])):  # add has 20 pairs, the others 10
-        tasks = cache.train.task[np.concatenate([cache.choose(32, balance, 0, step)[0] for step in range(50)])]
-        np.testing.assert_allclose(np.bincount(tasks, minlength=8)[[0, 1, 2, 7]] / 50, want, atol=0.1)
-    chosen = np.concatenate([cache.choose(32, 0.0, 0, step)[0] for step in range(50)])
-    assert len(set(chosen.tolist())) == len(cache.train)
+        order = cache.order(32, balance, 0)
+        tasks = cache.train.task[np.concatenate([order.batch(step)[0] for step in range(50)])]
+        np.testing.assert_allclose(np.bincount(tasks, minlength=8)[[0, 1, 2, 7]] / 50, want, atol=0.05)
 
 
-def test_a_batch_is_chosen_without_sorting_the_pairs_again(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pairs are grouped by task once; each step then looks at no more rows than its batch has."""
+def test_task_weights_are_factors_of_how_often_a_task_is_drawn(cache_folder: Path) -> None:
     cache = LatentCache(cache_folder, 0.0)
-    task, size, seed, step = cache.train.task, 32, 3, 7
-    random = rng("editor", "batch", seed, step)  # the definition: a task for each stratum, then a pair of that task
-    tasks_of_pairs = sorted(set(task.tolist()))
-    strata = (np.arange(size) + random.random(size)) / size
-    edges = np.cumsum([np.sqrt((task == name).sum()) for name in tasks_of_pairs])
-    chosen_tasks = [tasks_of_pairs[i] for i in np.searchsorted(edges, strata * edges[-1], side="right")]
-    pairs_of = {name: np.flatnonzero(task == name) for name in tasks_of_pairs}
-    u = random.random(size)
-    want = [pairs_of[name][int(u[i] * len(pairs_of[name]))] for i, name in enumerate(chosen_tasks)]
-    for name in ("argsort", "sort", "bincount"):
-        monkeypatch.setattr(latent_cache.np, name, lambda *_, **__: pytest.fail("the pairs were sorted again"))
-    positions, _ = cache.choose(size, 0.5, seed, step)
-    np.testing.assert_array_equal(positions, want)
+    order = cache.order(30, 0.0, 0, {"add": 2.0, "text": 0.0, "pose": 9.0})  # no pair has the task pose
+    tasks = cache.train.task[np.concatenate([order.batch(step)[0] for step in range(40)])]
+    np.testing.assert_allclose(np.bincount(tasks, minlength=8)[[0, 1, 2, 7]] / 40, [7.5, 7.5, 15, 0], atol=0.05)
+    with pytest.raises(LatentCacheError, match=r"want task_weights of tasks out of local, .*got 'ad'; did you mean 'add'\?"):
+        cache.order(30, 0.0, 0, {"ad": 2.0})
+
+
+def test_only_tasks_with_pairs_to_train_on_are_tasks_of_the_cache(cache_folder: Path) -> None:
+    cache = LatentCache(cache_folder, 0.3)
+    assert cache.tasks == ("local", "remove", "add", "text")
+    assert cache.task_names == tuple(task.name for task in TASKS)
+    trained = LatentCache(cache_folder, 0.3, cache.tasks)
+    assert trained.tasks == trained.task_names == cache.tasks
+    for rows, all_rows in ((trained.train, cache.train), (trained.held_out, cache.held_out)):
+        assert [trained.tasks[i] for i in rows.task] == [TASKS[i].name for i in all_rows.task]
+    positions, flip = trained.order(8, 1.0, 0).batch(3)
+    batch = trained.batch(trained.train, positions, flip)
+    assert [cache.tasks[i] for i in batch.tasks.tolist()] == [TASKS[i].name for i in cache.train.task[positions]]
+    with pytest.raises(LatentCacheError, match=r"want a row for every task that has pairs to train on, got none for \['text'\]"):
+        LatentCache(cache_folder, 0.3, ("local", "remove", "add"))
+
+
+def test_held_out_pairs_of_a_task_that_is_not_trained_are_left_out(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
+    pairs = [make_pair(n) for n in range(60)]
+    is_held_out = [latent_cache.is_held_out(pair.parent_ids[1], 0.3) for pair in pairs]
+    local = [pair for n, pair in enumerate(pairs) if not is_held_out[n]][:1]  # the task of a pair follows from its place
+    removed = [pair for n, pair in enumerate(pairs) if is_held_out[n]][:1]
+    latent_cache.build(*write_pairs(tmp_path, local + removed), make_base_model("toy"), tmp_path / "cache")
+    cache = LatentCache(tmp_path / "cache", 0.3)
+    assert (cache.tasks, cache.held_out.task.tolist()) == (("local",), [1])
+    assert len(LatentCache(tmp_path / "cache", 0.3, cache.tasks).held_out) == 0
+
+
+def test_pairs_of_a_task_that_cannot_be_trained_are_refused(
+    make_base_model: MakeBaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.training.tiny_pairs.TASKS", ("superres",))
+    latent_cache.build(*write_pairs(tmp_path, [make_pair(0)]), make_base_model("toy"), tmp_path / "cache")
+    with pytest.raises(LatentCacheError, match=r"want kept pairs of the tasks local, .*; got pairs of superres"):
+        LatentCache(tmp_path / "cache", 0.0)
+
+
+def test_latents_stay_on_disk(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many shards there are, opening reads none of their latents, and no more files than a limit are mapped at a time."""
+    monkeypatch.setattr(latent_cache, "OPEN_FILES", 5)
+    load, opened = np.load, []
+
+    def record(file: Path, mmap_mode: str | None = None) -> Any:
+        opened.append((file.name, mmap_mode))
+        return load(file, mmap_mode=mmap_mode)
+
+    monkeypatch.setattr(np, "load", record)
+    cache = LatentCache(cache_folder, 0.0)
+    assert not [name for name, _ in opened if "x" in name.split(".")[1].replace("texts", "") or "hidden" in name]
+    opened.clear()
+    order = cache.order(8, 0.5, 0)
+    for step in range(4):
+        cache.batch(cache.train, *order.batch(step))
+    assert {mode for _, mode in opened} == {"r"}
+    assert cache._open.cache_info().currsize == 5
+
+
+def test_the_index_takes_few_bytes_a_pair(tmp_path: Path) -> None:
+    n_shards, n_pairs = 20, 2000
+    index = {"shards": [f"{n:016x}" for n in range(n_shards)], "texts": []}
+    (tmp_path / latent_files.INDEX_FILE).write_text(json.dumps(index))
+    np.save(latent_files.text_file(tmp_path, "t", "texts"), np.zeros(1, np.uint64))
+    index["texts"].append("t")
+    (tmp_path / latent_files.INDEX_FILE).write_text(json.dumps(index))
+    for key in index["shards"]:
+        rows = np.zeros(n_pairs, [*latent_files.PAIR, ("task", "S5"), ("instruction", "S200")])
+        rows["task"], rows["size"], rows["instruction"] = b"local", (512, 512), b"i" * 200
+        np.save(latent_files.pairs_file(tmp_path, key), rows)
+    del rows
+    tracemalloc.start()
+    cache = LatentCache(tmp_path, 0.0)
+    n_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(cache.train) == n_shards * n_pairs
+    assert n_bytes < 32 * n_shards * n_pairs
 
 
 def test_held_out_pairs_never_share_a_caption_with_training(cache_folder: Path) -> None:
     cache = LatentCache(cache_folder, 0.3)
-    notes = [note for file in sorted(cache_folder.glob("0*.json")) for note in json.loads(file.read_text())]
-    caption = {note["id"]: note["caption_id"] for note in notes}
+    caption = {pair.id: pair.parent_ids[1] for pair in map(make_pair, range(60))}
     train_captions, held_out_captions = ({caption[i] for i in rows.pair_ids} for rows in (cache.train, cache.held_out))
     assert not train_captions & held_out_captions
+    assert held_out_captions == {c for c in train_captions | held_out_captions if latent_cache.is_held_out(c, 0.3)}
     assert 5 < len(held_out_captions) < 25
     with pytest.raises(LatentCacheError, match="all of them held out"):
         LatentCache(cache_folder, 0.9999999)
@@ -148,99 +221,3 @@ def test_held_out_pairs_never_share_a_caption_with_training(cache_folder: Path) 
 )  # fmt: skip
 def test_which_pairs_may_be_mirrored(task: str, instruction: str, may: bool) -> None:
     assert latent_cache.may_flip(task, instruction) is may
-
-
-class StoppedError(Exception):
-    """Raised in place of the training, after the pairs were encoded."""
-
-
-@pytest.fixture
-def encode_for_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, int]]:
-    """Runs the stage `train` up to the training; returns the name of its latent cache and the number of encoded batches."""
-    write_pairs(tmp_path, [make_pair(n) for n in range(6)])
-    for kind in ("toy", "sd15"):
-        build_pipeline(kind).save_pretrained(tmp_path / kind)
-    params = config.load(train.TrainParams, "train", ROOT / "params.yaml")
-    n_encoded: list[int] = []
-    encode = TextToImageModel.encode
-    monkeypatch.setattr(TextToImageModel, "encode", lambda model, images: (n_encoded.append(1), encode(model, images))[1])
-
-    def stop(*arguments: Any) -> None:
-        raise StoppedError
-
-    monkeypatch.setattr(train, "_train", stop)
-
-    def run(base_model: str = "toy", **changes: Any) -> tuple[str, int]:
-        n_encoded.clear()
-        world = params.world.model_copy(update={"base_model": str(tmp_path / base_model)})
-        settings = {"world": world, "device": "cpu", "dtype": "float32", "processes": 1, "held_out_share": 0.0}
-        with pytest.raises(StoppedError):
-            train.run(params.model_copy(update=settings | changes), tmp_path)
-        (folder,) = (tmp_path / "scratch" / "latents").iterdir()
-        assert len(LatentCache(folder, 0.0).train) == 5
-        return folder.name, len(n_encoded)
-
-    return run
-
-
-def test_latents_are_reused_for_other_params_of_the_training(encode_for_training: Callable[..., tuple[str, int]]) -> None:
-    name, n_encoded = encode_for_training()
-    assert n_encoded == 2, "one batch for each of two shards"
-    assert encode_for_training() == (name, 0)
-    assert encode_for_training(lr=1e-5, steps=7, batch_size=2, seed=3) == (name, 0)
-
-
-def test_latents_of_another_number_format_are_not_reused_but_deleted(
-    encode_for_training: Callable[..., tuple[str, int]],
-) -> None:
-    name, _ = encode_for_training()
-    other_name, n_encoded = encode_for_training(dtype="bfloat16")
-    assert other_name != name
-    assert n_encoded == 2
-
-
-def test_latents_of_another_base_model_are_not_reused_but_deleted(
-    encode_for_training: Callable[..., tuple[str, int]],
-) -> None:
-    name, _ = encode_for_training()
-    other_name, n_encoded = encode_for_training("sd15")
-    assert other_name != name
-    assert n_encoded == 2
-
-
-def test_latents_of_other_weights_under_the_same_name_are_not_reused_but_deleted(
-    encode_for_training: Callable[..., tuple[str, int]], tmp_path: Path
-) -> None:
-    name, _ = encode_for_training()
-    torch.manual_seed(1)
-    build_pipeline("toy").save_pretrained(tmp_path / "toy")
-    other_name, n_encoded = encode_for_training()
-    assert other_name != name
-    assert n_encoded == 2
-
-
-@pytest.mark.parametrize("path", ["emuedit/models/vae_latents.py", "emuedit/training/latent_cache.py", "emuedit/data/png.py"])
-def test_latents_of_other_code_are_not_reused_but_deleted(
-    path: str, encode_for_training: Callable[..., tuple[str, int]], tmp_path: Path
-) -> None:
-    """Code of the workspace comes before the installed one, as in a checkout in which a file was edited."""
-    folder = tmp_path / Path(path).parent
-    folder.mkdir(parents=True)
-    for file in (ROOT / path).parent.glob("*.py"):
-        (folder / file.name).write_bytes(file.read_bytes())
-    name, _ = encode_for_training()
-    assert encode_for_training() == (name, 0)
-    (tmp_path / path).write_text((ROOT / path).read_text() + "# edited\n")
-    other_name, n_encoded = encode_for_training()
-    assert other_name != name
-    assert n_encoded == 2
-
-
-def test_latents_of_other_pairs_are_not_reused_but_deleted(
-    encode_for_training: Callable[..., tuple[str, int]], tmp_path: Path
-) -> None:
-    name, _ = encode_for_training()
-    write_pairs(tmp_path, [make_pair(n) for n in range(6, 12)])
-    other_name, n_encoded = encode_for_training()
-    assert other_name != name
-    assert n_encoded == 2

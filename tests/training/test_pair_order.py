@@ -109,8 +109,8 @@ def test_a_batch_depends_on_seed_and_step_alone(seed: int, steps: list[int]) -> 
     batches = {step: sequential.batch(step) for step in range(max(steps) + 1)}
     resumed = make_order(task, bucket, task_balance=0.5, seed=seed)
     for step in steps:
-        for mine, other in zip(resumed.batch(step), batches[step], strict=True):
-            np.testing.assert_array_equal(mine, other)
+        for array, other in zip(resumed.batch(step), batches[step], strict=True):
+            np.testing.assert_array_equal(array, other)
 
 
 def test_other_seeds_give_other_orders_and_half_of_the_samples_are_mirrored() -> None:

@@ -1,0 +1,69 @@
+"""Which pairs are kept, and for which task: the verdicts of the stage `dataset`, for a shard of pairs at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emuedit.data.filters import read_columns
+from emuedit.data.publish import read_summary
+
+SHARDS = "shard-*.parquet"
+
+
+@dataclass(frozen=True)
+class PairShard:
+    """A shard of pairs."""
+
+    path: Path
+    content: str
+    """Hash of its bytes."""
+
+    def pair_ids(self) -> list[str]:
+        """Ids of its pairs, in order; no other column is read."""
+        ids: list[str] = read_columns(self.path, "id")["id"].to_pylist()
+        return ids
+
+
+@dataclass(frozen=True)
+class KeptPairs:
+    """The task of every kept pair, in 10 bytes a pair."""
+
+    ids: NDArray[np.uint64]  # sorted
+    task: NDArray[np.int16]  # of each id, a number of `names`
+    names: tuple[str, ...]
+
+    @classmethod
+    def read(cls, dataset: Path) -> KeptPairs:
+        """From a published folder of verdicts. Raises ShardError when it is not published."""
+        numbers: dict[str, int] = {}
+        ids, tasks = [np.zeros(0, np.uint64)], [np.zeros(0, np.int16)]
+        for shard in pair_shards([dataset]):
+            columns: dict[str, list[Any]] = read_columns(shard.path, "pair_id", "kept", "task").to_pydict()
+            kept = [(int(i, 16), t) for i, k, t in zip(columns["pair_id"], columns["kept"], columns["task"], strict=True) if k]
+            ids.append(np.array([pair_id for pair_id, _ in kept], np.uint64))
+            tasks.append(np.array([numbers.setdefault(task, len(numbers)) for _, task in kept], np.int16))
+        all_ids, order = np.unique(np.concatenate(ids), return_index=True)
+        return cls(all_ids, np.concatenate(tasks)[order], tuple(numbers))
+
+    def tasks_of(self, pair_ids: Sequence[str]) -> dict[str, str]:
+        """Id -> task of those of these pairs that are kept, in their order."""
+        id_numbers = np.array([int(pair_id, 16) for pair_id in pair_ids], np.uint64)
+        rows = np.searchsorted(self.ids, id_numbers).clip(max=max(0, len(self.ids) - 1))
+        is_kept = self.ids[rows] == id_numbers if len(self.ids) else np.zeros(len(id_numbers), np.bool_)
+        return {pair_ids[i]: self.names[self.task[rows[i]]] for i in np.flatnonzero(is_kept).tolist()}
+
+
+def pair_shards(folders: Sequence[Path]) -> list[PairShard]:
+    """The shards of published folders, folder by folder, by name. Raises ShardError for a folder that is not published."""
+    return [
+        PairShard(folder / name, content)
+        for folder in folders
+        for name, content in sorted(read_summary(folder).shards.items())
+        if Path(name).match(SHARDS)
+    ]

@@ -1,0 +1,104 @@
+"""Encode the pictures and the instructions of a shard of pairs, in batches of bounded size.
+
+Shapes: n pairs of one size, C latent channels, h and w latent sizes, T texts, L tokens of width D. No more pictures are decoded
+at a time than one batch of the VAE holds, so memory is that of the shard's PNGs and latents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from emuedit.data.png import decode_png, png_size
+from emuedit.data.records import Pair
+from emuedit.models import image_tensors
+from emuedit.models.text_to_image import TextCondition, TextToImageModel
+from emuedit.training.aspect_buckets import AspectBuckets, Placement
+
+PIXELS_PER_BATCH = {"cpu": 64 * 64**2, "cuda": 8 * 512**2}
+"""Pixels that the VAE encodes at once, by the kind of device; on others as on a CPU. Never less than one picture. Ours."""
+TEXTS_PER_BATCH = 64
+EncodedTexts = dict[str, NDArray[np.float16]]
+"""`hidden` [T, L, D] and, for SDXL, `pooled` [T, P]."""
+
+
+class PairEncodingError(ValueError):
+    """Raised for pairs that cannot be trained on."""
+
+
+def place_pairs(pairs: Sequence[Pair], buckets: AspectBuckets, factor: int) -> list[Placement]:
+    """The placement of each pair, the same for source and target. Only the headers of the pictures are read.
+
+    Raises PairEncodingError for a source and a target of two sizes, and for sides that are no multiples of the VAE's `factor`.
+    """
+    placements = []
+    for pair in pairs:
+        source, target = png_size(pair.source), png_size(pair.target)
+        if source != target:
+            raise PairEncodingError(
+                f"want a source and a target of one size, got (height, width) {source} and {target} px in pair {pair.id}; "
+                "scale one of them"
+            )
+        placement = buckets.place(source)
+        if placement.size[0] % factor or placement.size[1] % factor:
+            raise PairEncodingError(
+                f"want sides that are multiples of {factor} px, got (height, width) {source} px in pair {pair.id}; "
+                "bring pictures to aspect buckets"
+            )
+        placements.append(placement)
+    return placements
+
+
+def encode_pictures(pairs: Sequence[Pair], placements: Sequence[Placement], base_model: TextToImageModel) -> NDArray[np.float16]:
+    """Source and target, plain and mirrored, of n >= 1 pairs whose bucket is the same: float16 [n, 2, 2, C, h, w].
+
+    Raises PairEncodingError for latents that are not finite in float16.
+    """
+    budget_px = PIXELS_PER_BATCH.get(base_model.device.type, PIXELS_PER_BATCH["cpu"])
+    pictures_per_batch = max(1, budget_px // math.prod(placements[0].size))
+    pairs_per_batch = max(1, pictures_per_batch // 4)
+    parts = []
+    for start in range(0, len(pairs), pairs_per_batch):
+        rows = range(start, min(start + pairs_per_batch, len(pairs)))
+        plain = np.stack([_decode(pairs[i], placements[i]) for i in rows])  # [n, 2, H, W, 3]
+        both = np.stack([plain, plain[:, :, :, ::-1]], 1)  # [n, 2, 2, H, W, 3]
+        pictures = both.reshape(-1, *both.shape[3:])
+        batches = [pictures[i : i + pictures_per_batch] for i in range(0, len(pictures), pictures_per_batch)]
+        z = np.concatenate([_encode(batch, base_model) for batch in batches])
+        z = z.reshape(*both.shape[:3], *z.shape[1:])
+        for i, is_finite in zip(rows, np.isfinite(z).reshape(len(rows), -1).all(1), strict=True):
+            if not is_finite:
+                raise PairEncodingError(
+                    f"want finite latents in float16, got others for pair {pairs[i].id}; look at it, or use train.dtype float32"
+                )
+        parts.append(z)
+    return np.concatenate(parts)
+
+
+def encode_texts(texts: Sequence[str], base_model: TextToImageModel) -> EncodedTexts:
+    """Encode T >= 1 texts."""
+    starts = range(0, len(texts), TEXTS_PER_BATCH)
+    parts = [to_float16(base_model.encode_text(texts[i : i + TEXTS_PER_BATCH])) for i in starts]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def to_float16(text: TextCondition) -> EncodedTexts:
+    """The arrays of encoded texts."""
+    tensors = {"hidden": text.hidden} | ({} if text.pooled is None else {"pooled": text.pooled})
+    return {name: tensor.to("cpu", torch.float16).numpy() for name, tensor in tensors.items()}
+
+
+def _decode(pair: Pair, placement: Placement) -> NDArray[np.uint8]:
+    """Source and target in the size of their bucket, [2, H, W, 3]."""
+    return np.stack([placement.apply(decode_png(png)) for png in (pair.source, pair.target)])
+
+
+def _encode(pictures: NDArray[np.uint8], base_model: TextToImageModel) -> NDArray[np.float16]:
+    """uint8 [B, H, W, 3] -> latents float16 [B, C, h, w]; a value beyond float16's range becomes infinite."""
+    images = image_tensors.from_uint8(pictures)
+    z = base_model.encode(images.to(base_model.device, memory_format=torch.channels_last))
+    return z.to("cpu", torch.float16).numpy()

@@ -1,0 +1,296 @@
+import dataclasses
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from emuedit.data.png import PictureError, encode_png, png_size
+from emuedit.data.shards import ShardError
+from emuedit.models.text_to_image import TextToImageModel
+from emuedit.training import latent_files, pair_encoding
+from emuedit.training.aspect_buckets import AspectBuckets
+from emuedit.training.kept_pairs import KeptPairs
+from emuedit.training.latent_cache import LatentCache
+from emuedit.training.pair_encoding import PairEncodingError
+from tests.repository import ROOT, import_closure
+from tests.training.tiny_pairs import KEPT, TASKS, make_pair, make_picture, write_pairs
+
+MakeBaseModel = Callable[[str], TextToImageModel]
+BUCKETS = AspectBuckets.around(16, 2.0, 4)
+
+
+@pytest.fixture
+def base_model(make_base_model: MakeBaseModel) -> TextToImageModel:
+    return make_base_model("toy")
+
+
+@pytest.fixture
+def encoded(base_model: TextToImageModel, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the base model is asked to encode: `pictures`, the shape of every batch, and `texts`, each text."""
+    calls: dict[str, Any] = {"pictures": [], "texts": []}
+    encode, encode_text = base_model.encode, base_model.encode_text
+    monkeypatch.setattr(base_model, "encode", lambda images: (calls["pictures"].append(tuple(images.shape)), encode(images))[1])
+    monkeypatch.setattr(base_model, "encode_text", lambda texts: (calls["texts"].extend(texts), encode_text(texts))[1])
+    return calls
+
+
+def names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
+def test_an_encoding_that_was_stopped_is_resumed(
+    base_model: TextToImageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_pairs(tmp_path, [make_pair(n) for n in range(6)], per_shard=2)
+    latent_files.build(*data, base_model, tmp_path / "uninterrupted")
+    encode, calls = base_model.encode, []
+
+    def stop_at_the_second_shard(images: torch.Tensor) -> torch.Tensor:
+        calls.append(len(images))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(images)
+
+    monkeypatch.setattr(base_model, "encode", stop_at_the_second_shard)
+    with pytest.raises(KeyboardInterrupt):
+        latent_files.build(*data, base_model, tmp_path / "cache")
+    with pytest.raises(FileNotFoundError):
+        LatentCache(tmp_path / "cache", 0.0)
+    latent_files.build(*data, base_model, tmp_path / "cache")
+    assert len(calls) == 4, "three shards, one of them twice"
+    assert names(tmp_path / "uninterrupted") == names(tmp_path / "cache")
+    for file in (tmp_path / "uninterrupted").iterdir():
+        assert file.read_bytes() == (tmp_path / "cache" / file.name).read_bytes()
+
+
+def test_several_folders_of_pairs_are_encoded_one_after_another(base_model: TextToImageModel, tmp_path: Path) -> None:
+    pairs = [make_pair(n) for n in range(6)]
+    (together,), dataset = write_pairs(tmp_path / "together", pairs)
+    apart = [write_pairs(tmp_path / name, part)[0][0] for name, part in (("b", pairs[:4]), ("a", pairs[4:]))]
+    latent_files.build([together], dataset, base_model, tmp_path / "of one folder")
+    latent_files.build(apart, dataset, base_model, tmp_path / "of two folders")
+    assert names(tmp_path / "of one folder") == names(tmp_path / "of two folders")
+    for file in (tmp_path / "of one folder").iterdir():
+        assert file.read_bytes() == (tmp_path / "of two folders" / file.name).read_bytes()
+
+
+def test_only_what_is_new_is_encoded(base_model: TextToImageModel, tmp_path: Path, encoded: dict[str, Any]) -> None:
+    """Shards that stay as they are, and instructions that some shard had before, are taken from the cache."""
+    pairs, cache = [make_pair(n) for n in range(6)], tmp_path / "cache"
+    latent_files.build(*write_pairs(tmp_path, pairs[:4]), base_model, cache)
+    assert encoded["pictures"] == [(12, 3, 16, 24)], "three of four pairs are kept"
+    assert sorted(encoded["texts"]) == ["", "make it red", "remove the star on the left", "write A"]
+    before = LatentCache(cache, 0.0)
+    first = before.batch(before.train, np.arange(3), np.zeros(3, bool))
+    encoded["pictures"].clear(), encoded["texts"].clear()
+
+    more = [*pairs, make_pair(6)]
+    latent_files.build(*write_pairs(tmp_path, more), base_model, cache)
+    assert encoded["pictures"] == [(12, 3, 16, 24)], "the second shard alone: pairs 4, 5 and 6"
+    assert sorted(encoded["texts"]) == ["add a ring", "add a star"], "the instruction of pair 6 is known"
+    after = LatentCache(cache, 0.0)
+    assert after.train.pair_ids.tolist() == [pair.id for n, pair in enumerate(more) if KEPT[n % 6]]
+    again = after.batch(after.train, np.arange(3), np.zeros(3, bool))
+    assert torch.equal(again.target, first.target)
+    assert torch.equal(again.text.hidden, first.text.hidden)
+    batch = after.batch(after.train, np.array([0, 5]), np.zeros(2, bool))
+    assert torch.equal(batch.text.hidden[0], batch.text.hidden[1]), "pairs 0 and 6 have one instruction"
+
+    encoded["pictures"].clear(), encoded["texts"].clear()
+    latent_files.build(*write_pairs(tmp_path, more), base_model, cache)
+    assert encoded == {"pictures": [], "texts": []}
+
+
+def test_files_that_are_not_in_use_any_more_are_deleted(
+    base_model: TextToImageModel, tmp_path: Path, encoded: dict[str, Any]
+) -> None:
+    pairs, cache = [make_pair(n) for n in range(6)], tmp_path / "cache"
+    latent_files.build(*write_pairs(tmp_path, pairs[:4]), base_model, cache)
+    only_the_first = names(cache)
+    latent_files.build(*write_pairs(tmp_path, pairs), base_model, cache)
+    (cache / "cut-short.16x24.part").touch()
+    assert only_the_first < names(cache)
+    latent_files.build(*write_pairs(tmp_path, pairs[:4]), base_model, cache)
+    assert names(cache) == only_the_first
+
+    latent_files.build(*write_pairs(tmp_path, pairs[4:]), base_model, cache)
+    encoded["texts"].clear()
+    latent_files.build(*write_pairs(tmp_path, pairs), base_model, cache)
+    assert len(encoded["texts"]) == 3, "the texts of the first shard were deleted with it"
+    assert len(LatentCache(cache, 0.0).train) == 5
+
+
+@pytest.mark.parametrize("change", ["task", "kept", "picture", "buckets"])
+def test_a_shard_is_encoded_again_where_its_content_changes(
+    change: str, base_model: TextToImageModel, tmp_path: Path, encoded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, cache = [make_pair(n) for n in range(6)], tmp_path / "cache"
+    latent_files.build(*write_pairs(tmp_path, pairs), base_model, cache)
+    encoded["pictures"].clear()
+    if change == "task":
+        monkeypatch.setattr("tests.training.tiny_pairs.TASKS", (*TASKS[:5], "local"))
+    elif change == "kept":
+        monkeypatch.setattr("tests.training.tiny_pairs.KEPT", (*KEPT[:5], False))
+    elif change == "picture":
+        pairs[5] = dataclasses.replace(pairs[5], target=encode_png(make_picture(99)))
+    buckets = BUCKETS if change == "buckets" else None
+    latent_files.build(*write_pairs(tmp_path, pairs), base_model, cache, buckets)
+    n_pairs = {"kept": [1], "buckets": [3, 2]}.get(change, [2])
+    assert [shape[0] for shape in encoded["pictures"]] == [4 * n for n in n_pairs]
+
+
+def test_pictures_of_several_sizes_go_to_their_buckets(base_model: TextToImageModel, tmp_path: Path, capsys: Any) -> None:
+    sizes = [(16, 16), (40, 64), (10, 6), (16, 16), (20, 12), (12, 20)]
+    data = write_pairs(tmp_path, [make_pair(n, size) for n, size in enumerate(sizes)], per_shard=6)
+    latent_files.build(*data, base_model, tmp_path / "cache", BUCKETS)
+    cache = LatentCache(tmp_path / "cache", 0.0)
+    assert cache.sizes == ((12, 20), (16, 16), (20, 12))
+    assert [cache.sizes[i] for i in cache.train.bucket] == [(16, 16), (12, 20), (20, 12), (20, 12), (12, 20)]
+    assert "train: 1 of 5 pairs are smaller than their bucket and were enlarged" in capsys.readouterr().out
+    arrays = {file.name.split(".")[1]: np.load(file).shape for file in (tmp_path / "cache").glob("*.[0-9]*x*.npy")}
+    assert arrays == {"16x16": (1, 2, 2, 8, 8, 8), "12x20": (2, 2, 2, 8, 6, 10), "20x12": (2, 2, 2, 8, 10, 6)}
+
+
+@pytest.mark.parametrize("buckets", [None, AspectBuckets.around(16, 2.0, 4)])
+def test_pictures_of_the_base_models_size_are_encoded_bit_for_bit(
+    buckets: AspectBuckets | None, base_model: TextToImageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures: list[torch.Tensor] = []
+    encode = base_model.encode
+    monkeypatch.setattr(base_model, "encode", lambda images: (pictures.append(images), encode(images))[1])
+    latent_files.build(*write_pairs(tmp_path, [make_pair(0, (16, 16))]), base_model, tmp_path / "cache", buckets)
+    (images,) = pictures
+    pixels = ((images.permute(0, 2, 3, 1) + 1) * 127.5).round().numpy().astype(np.uint8)
+    for i, n in ((0, 0), (1, 1)):
+        np.testing.assert_array_equal(pixels[i], make_picture(n, (16, 16)))
+        np.testing.assert_array_equal(pixels[2 + i], make_picture(n, (16, 16))[:, ::-1])
+
+
+def test_no_more_pixels_than_the_budget_are_encoded_or_decoded_at_a_time(
+    base_model: TextToImageModel, tmp_path: Path, encoded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_pairs(tmp_path, [make_pair(6 * n, (64, 64)) for n in range(8)], per_shard=8)
+    monkeypatch.setitem(pair_encoding.PIXELS_PER_BATCH, "cpu", 8 * 64**2)
+    latent_files.build(*data, base_model, tmp_path / "two pairs at a time")
+    assert [shape[0] for shape in encoded["pictures"]] == [8, 8, 8, 4], "seven of eight pairs are kept"
+    encoded["pictures"].clear()
+    monkeypatch.setitem(pair_encoding.PIXELS_PER_BATCH, "cpu", 64**2 - 1)
+    decoded: list[int] = []
+    decode = pair_encoding._decode
+    monkeypatch.setattr(pair_encoding, "_decode", lambda *arguments: (decoded.append(1), decode(*arguments))[1])
+    n_decoded_when_encoded: list[int] = []
+    encode = pair_encoding._encode
+    monkeypatch.setattr(
+        pair_encoding, "_encode", lambda *arguments: (n_decoded_when_encoded.append(len(decoded)), encode(*arguments))[1]
+    )
+    latent_files.build(*data, base_model, tmp_path / "one picture at a time")
+    assert [shape[0] for shape in encoded["pictures"]] == [1] * 28
+    assert n_decoded_when_encoded == [pair for pair in range(1, 8) for _ in range(4)]
+    for name in names(tmp_path / "one picture at a time"):
+        if "64x64" in name:
+            singles, pairs_of_two = (
+                np.load(tmp_path / folder / name) for folder in ("one picture at a time", "two pairs at a time")
+            )
+            np.testing.assert_allclose(singles, pairs_of_two, rtol=2e-3, atol=2e-3)
+
+
+def test_memory_does_not_grow_with_the_pictures(base_model: TextToImageModel, tmp_path: Path) -> None:
+    """The pixels of one shard would take 20 times what is allowed here beyond the PNGs and latents."""
+    flat = [encode_png(np.full((256, 256, 3), n, np.uint8)) for n in range(64)]
+    pairs = [dataclasses.replace(make_pair(6 * n), source=flat[n], target=flat[n - 1]) for n in range(64)]
+    data = write_pairs(tmp_path, pairs, per_shard=64)
+    del pairs
+    tracemalloc.start()
+    latent_files.build(*data, base_model, tmp_path / "cache", AspectBuckets.around(32, 1.0, 4))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 64 * 2 * 3 * 256**2 > 20 * 2**20
+    assert peak < 5 * 2**20
+
+
+def test_sizes_of_a_pair_that_do_not_fit_are_refused(base_model: TextToImageModel, tmp_path: Path) -> None:
+    pair = dataclasses.replace(make_pair(0), target=encode_png(make_picture(1, (24, 16))))
+    with pytest.raises(PairEncodingError, match=rf"of one size, got .*\(16, 24\) and \(24, 16\) px in pair {pair.id}"):
+        latent_files.build(*write_pairs(tmp_path / "a", [pair]), base_model, tmp_path / "cache")
+    odd = make_pair(0, (16, 23))
+    with pytest.raises(PairEncodingError, match=rf"multiples of 2 px, got .*\(16, 23\) px in pair {odd.id}; bring pictures to"):
+        latent_files.build(*write_pairs(tmp_path / "b", [odd]), base_model, tmp_path / "cache")
+
+
+def test_latents_that_are_not_finite_are_refused_by_the_id_of_their_pair(
+    base_model: TextToImageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [make_pair(n) for n in (0, 1)]
+    encode = base_model.encode
+
+    def overflow(images: torch.Tensor) -> torch.Tensor:
+        z = encode(images)
+        z[4] = 1e6  # beyond float16; the first picture of the second pair
+        return z
+
+    monkeypatch.setattr(base_model, "encode", overflow)
+    with pytest.raises(PairEncodingError, match=f"finite latents in float16, got others for pair {pairs[1].id}"):
+        latent_files.build(*write_pairs(tmp_path, pairs), base_model, tmp_path / "cache")
+
+
+def test_under_autocast_the_same_is_encoded_to_rounding(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
+    data, batches = write_pairs(tmp_path, [make_pair(n) for n in range(6)]), []
+    for name, enabled in (("bfloat16", True), ("float32", False)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            latent_files.build(*data, make_base_model("sdxl"), tmp_path / name)
+        cache = LatentCache(tmp_path / name, 0.0)
+        batches.append(cache.batch(cache.train, np.arange(5), np.zeros(5, bool)))
+    in_bfloat16, in_float32 = batches
+    assert not torch.equal(in_bfloat16.text.hidden, in_float32.text.hidden)
+    torch.testing.assert_close(in_bfloat16.text.hidden, in_float32.text.hidden, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(in_bfloat16.target, in_float32.target, rtol=0.05, atol=0.05)
+
+
+def test_a_folder_that_was_not_published_is_refused(base_model: TextToImageModel, tmp_path: Path) -> None:
+    pairs, _ = write_pairs(tmp_path, [make_pair(0)])
+    with pytest.raises(ShardError, match="want a published folder"):
+        latent_files.build(pairs, tmp_path / "nothing", base_model, tmp_path / "cache")
+
+
+def test_the_code_that_the_key_covers_is_what_encoding_imports() -> None:
+    listed = [ROOT / name for name in latent_files.CODE]
+    files = {file for path in listed for file in (path.rglob("*.py") if path.is_dir() else [path])}
+    assert all(path.exists() for path in listed)
+    missing = {str(file.relative_to(ROOT)) for file in import_closure("emuedit.training.latent_files") - files}
+    assert not missing, f"want in latent_files.CODE: {sorted(missing)}"
+
+
+def test_the_key_of_a_cache_covers_base_model_number_format_and_code(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights").write_text("1")
+    keys = [latent_files.encoding_key(str(model), "float32", tmp_path)]
+    assert latent_files.encoding_key(str(model), "float32", tmp_path) == keys[0]
+    keys.append(latent_files.encoding_key(str(model), "bfloat16", tmp_path))
+    keys.append(latent_files.encoding_key("org/model", "float32", tmp_path))
+    (model / "weights").write_text("2")
+    keys.append(latent_files.encoding_key(str(model), "float32", tmp_path))
+    (tmp_path / "emuedit/training").mkdir(parents=True)
+    (tmp_path / "emuedit/training/pair_encoding.py").write_text("# edited\n")  # the workspace's code comes first
+    keys.append(latent_files.encoding_key(str(model), "float32", tmp_path))
+    assert len(set(keys)) == 5
+
+
+def test_the_verdicts_of_kept_pairs(tmp_path: Path) -> None:
+    pairs = [make_pair(n) for n in range(6)]
+    _, dataset = write_pairs(tmp_path, pairs)
+    ids = [pair.id for pair in reversed(pairs)]
+    kept = KeptPairs.read(dataset).tasks_of([*ids, "0" * 16, "f" * 16])
+    assert list(kept.items()) == [(pairs[n].id, TASKS[n]) for n in reversed(range(6)) if KEPT[n]]
+    assert KeptPairs.read(write_pairs(tmp_path / "none", [])[1]).tasks_of(ids) == {}
+
+
+def test_the_size_of_a_png_is_read_from_its_header() -> None:
+    png = encode_png(make_picture(0, (3, 5)))
+    assert png_size(png) == png_size(png[:24]) == (3, 5)
+    with pytest.raises(PictureError, match="want PNG bytes, got 3 bytes"):
+        png_size(b"GIF")

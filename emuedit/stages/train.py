@@ -21,7 +21,8 @@ from emuedit.editor.settings import EditSettings
 from emuedit.models import objective, text_to_image
 from emuedit.runtime import Runtime, seed_for
 from emuedit.stages import stage_main
-from emuedit.training import latent_cache
+from emuedit.training import latent_cache, latent_files
+from emuedit.training.aspect_buckets import AspectBuckets
 from emuedit.training.distributed import n_processes, open_accelerator, run_accelerate, run_distributed
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loop import Preview, TrainLoop
@@ -79,16 +80,16 @@ def run(params: TrainParams, root: Path) -> Summary:
     world_size = n_processes(params.processes, params.batch_size, runtime.device)  # an uneven batch is an error now
 
     # Encode pairs and instructions once
-    inputs = {"data": data, "base_model": params.world.base_model, "dtype": runtime.dtype}
-    latents = _only_folder(root / "scratch" / "latents", work_key("train", inputs, root, name))
     base_model = text_to_image.load(name, runtime.device)
+    latents = _only_folder(root / "scratch" / "latents", latent_files.encoding_key(name, runtime.dtype, root))
+    buckets = AspectBuckets.for_base_model(base_model, params.resolution, params.max_aspect_ratio)
     with runtime.autocast():
-        latent_cache.build([root / folder for folder in (PAIRS, *mixed)], root / DATASET, base_model, latents)
+        latent_cache.build([root / folder for folder in (PAIRS, *mixed)], root / DATASET, base_model, latents, buckets)
     del base_model  # the VAE and frozen text encoders are not needed for training
     gc.collect()
 
     # Train
-    cache = LatentCache(latents, params.held_out_share)
+    cache = _open_cache(latents, params)
     changes_the_result = {key: value for key, value in recorded.items() if key not in _HOW_IT_RUNS}
     scratch = scratch_folder(root, "train", work_key("train", changes_the_result | {"data": data}, root, name))
     print(f"train: {len(cache.train)} pairs, {world_size} processes, {runtime}", flush=True)
@@ -105,18 +106,23 @@ def run(params: TrainParams, root: Path) -> Summary:
 
 def _train(params: TrainParams, base_model_name: str, latents: Path, scratch: Path, device: str) -> TrainableEditor:
     """The training of one process: make an editor of the base model, the same in every process, and run the loop."""
-    base_model = text_to_image.load(base_model_name, "cpu")
+    cache, base_model = _open_cache(latents, params), text_to_image.load(base_model_name, "cpu")
     base_model.scheduler = objective.configure_scheduler(base_model.scheduler, params.objective, params.zero_terminal_snr)
     base_model.pipeline.scheduler = base_model.scheduler
     with torch.random.fork_rng():
         torch.manual_seed(seed_for("editor", "start", params.seed))
-        net = checkpoint.from_base_model(base_model, params.task_embedding_dim)
+        net = checkpoint.from_base_model(base_model, params.task_embedding_dim, cache.tasks, params.change_mask)
     editor = TrainableEditor(net, base_model, params)
-    cache = LatentCache(latents, params.held_out_share)
     preview = None if params.preview is None else _prepare_preview(params.preview, params, editor, cache, scratch)
     with open_accelerator(device, params.dtype, find_unused_parameters=params.lr_mult_text > 0) as accelerator:
         TrainLoop(editor, cache, params, scratch, accelerator, preview).run()
     return editor
+
+
+def _open_cache(latents: Path, params: TrainParams) -> LatentCache:
+    """The encoded pairs; the task embedding has a row for each task that has pairs to train on, and no other."""
+    tasks = LatentCache(latents, params.held_out_share).tasks
+    return LatentCache(latents, params.held_out_share, tasks)
 
 
 def _prepare_preview(

@@ -6,9 +6,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from emuedit.training.batch import Batch
 from emuedit.training.distributed import shard
 from emuedit.training.latent_cache import LatentCache
@@ -28,6 +25,7 @@ class BatchFeed:
     def __init__(self, cache: LatentCache, settings: TrainSettings, n_timesteps: int, accelerator: Accelerator) -> None:
         """Raises ValueError for a batch that processes and accumulation steps cannot split evenly."""
         self.cache, self.settings, self.n_timesteps, self.device = cache, settings, n_timesteps, accelerator.device
+        self.order = cache.order(settings.batch_size, settings.task_balance, settings.seed, settings.task_weights)
         rows = range(settings.batch_size)[shard(settings.batch_size, accelerator.process_index, accelerator.num_processes)]
         parts = [shard(len(rows), part, settings.accumulation_steps) for part in range(settings.accumulation_steps)]
         self.micro_batches = [slice(rows.start + part.start, rows.start + part.stop) for part in parts]
@@ -50,15 +48,12 @@ class BatchFeed:
 
     def pair_ids(self, step: int) -> list[str]:
         """Ids of the pairs of a step, those of other processes included."""
-        positions, _ = self._choose(step)
-        return [str(self.cache.train.pair_ids[i]) for i in positions]
-
-    def _choose(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        return self.cache.choose(self.settings.batch_size, self.settings.task_balance, self.settings.seed, step)
+        positions, _ = self.order.batch(step)
+        return list(self.cache.train.ids(positions))
 
     def _make(self, step: int) -> list[MicroBatch]:
         settings = self.settings
-        positions, flip = self._choose(step)
+        positions, flip = self.order.batch(step)
         batches = [
             self.cache.batch(self.cache.train, positions[rows], (flip & settings.flip)[rows]) for rows in self.micro_batches
         ]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from emuedit.tasks import TASKS
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, draw_noise
 from emuedit.training.trainable_editor import TrainableEditor
@@ -29,18 +28,19 @@ def held_out_loss(editor: TrainableEditor, cache: LatentCache, accelerator: Acce
     noise to much. The tasks are shared among the processes, but for FSDP, whose every forward pass needs all of them.
     Raises TrainingError for a loss that is not finite.
     """
-    tasks = [task for task in TASKS if (cache.held_out.task == task.index).any()]
     is_sharded = str(accelerator.distributed_type).endswith("FSDP")
     rank, world_size = (0, 1) if is_sharded else (accelerator.process_index, accelerator.num_processes)
     losses: dict[str, list[tuple[int, float]]] = {}  # task -> (time bucket, loss) of every pair
-    for task in tasks[rank::world_size]:
-        rows = (cache.held_out.task == task.index).nonzero()[0][:PAIRS_PER_TASK]
-        batch = cache.batch(cache.held_out, rows, rows < 0).to(editor.device)
-        shape, n_timesteps = tuple(batch.target.shape), editor.base_model.scheduler.config.num_train_timesteps
-        draws = draw_noise(shape, n_timesteps, NO_DROPOUT, UNWEIGHTED.power_at(0.0), "held out", task.name)
-        with accelerator.autocast():
-            values = editor(batch, draws, UNWEIGHTED).float().tolist()
-        losses[task.name] = list(zip((draws.t * N_TIME_BUCKETS // n_timesteps).tolist(), values, strict=True))
+    rows_of = {name: (cache.held_out.task == row).nonzero()[0][:PAIRS_PER_TASK] for row, name in enumerate(cache.task_names)}
+    for task in [name for name, rows in rows_of.items() if len(rows)][rank::world_size]:
+        losses[task] = []
+        for rows in cache.by_bucket(cache.held_out, rows_of[task]):
+            batch = cache.batch(cache.held_out, rows, rows < 0).to(editor.device)
+            shape, n_timesteps = tuple(batch.target.shape), editor.base_model.scheduler.config.num_train_timesteps
+            draws = draw_noise(shape, n_timesteps, NO_DROPOUT, UNWEIGHTED.power_at(0.0), "held out", task)
+            with accelerator.autocast():
+                values = editor(batch, draws, UNWEIGHTED).float().tolist()
+            losses[task] += zip((draws.t * N_TIME_BUCKETS // n_timesteps).tolist(), values, strict=True)
     if world_size > 1:
         losses = _gather(losses, world_size)
     return _summarize(losses)
@@ -54,15 +54,13 @@ def _gather(losses: dict[str, Any], world_size: int) -> dict[str, Any]:
 
 def _summarize(losses: dict[str, list[tuple[int, float]]]) -> dict[str, float]:
     metrics, by_time = {}, defaultdict(list)
-    for task in TASKS:
-        if task.name not in losses:
-            continue
-        metrics[f"held_out.{task.name}"] = mean = _mean([loss for _, loss in losses[task.name]])
+    for task in losses:
+        metrics[f"held_out.{task}"] = mean = _mean([loss for _, loss in losses[task]])
         if not math.isfinite(mean):
             raise TrainingError(
-                f"want a finite held-out loss, got {mean} for the task {task.name}; look at its pairs, or lower train.lr"
+                f"want a finite held-out loss, got {mean} for the task {task}; look at its pairs, or lower train.lr"
             )
-        for bucket, loss in losses[task.name]:
+        for bucket, loss in losses[task]:
             by_time[bucket].append(loss)
     metrics |= {f"held_out.t{bucket}": _mean(values) for bucket, values in sorted(by_time.items())}
     return metrics | ({"held_out": _mean([metrics[f"held_out.{task}"] for task in losses])} if losses else {})

@@ -119,10 +119,6 @@ class LatentCache:
             self._orders = {key: order}  # the last one only
         return self._orders[key]
 
-    def choose(self, size: int, task_balance: float, seed: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """(positions in `train` [B], whether to mirror [B]) of one step, where all tasks have the weight 1."""
-        return self.order(size, task_balance, seed).batch(step)
-
     def by_bucket(self, rows: PairRows, positions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Positions of `rows`, split into parts whose pictures have one size, as `batch` wants them."""
         buckets = rows.bucket[positions]

@@ -208,7 +208,8 @@ def test_only_what_changes_is_saved(tmp_path: Path) -> None:
     optimization.save(tmp_path / STATE_FILE)
     saved = torch.load(tmp_path / STATE_FILE, weights_only=True)
     assert set(saved["weights"]) == {
-        "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked", "last.weight", "last.bias",
+        "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked",
+        "last.weight", "last.bias",
     }  # fmt: skip
     assert set(saved["ema"]) == {"norm.weight", "norm.bias", "last.weight", "last.bias"}
 

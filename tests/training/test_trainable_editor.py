@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from emuedit.editor.settings import EditSettings
 from emuedit.models.text_to_image import TextCondition
+from emuedit.training.batch import Batch
 from emuedit.training.latent_cache import LatentCache
-from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, Batch, NoiseDraws, draw_noise
+from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, NoiseDraws, draw_noise
 from tests.training.tiny_training import SETTINGS, make_editor
 
 FROZEN_TEXT = SETTINGS.model_copy(update={"lr_mult_text": 0.0})
@@ -27,39 +29,39 @@ def draws(batch: Batch) -> NoiseDraws:
 
 def test_frozen_text_encoders_are_no_part_of_the_editor(batch: Batch, draws: NoiseDraws) -> None:
     editor = make_editor(FROZEN_TEXT)
-    editor.prepare()
+    editor.prepare(torch.device("cpu"))
     assert all(name.startswith("net.") for name, _ in editor.named_parameters())
-    editor.losses(batch, draws, UNWEIGHTED).mean().backward()
+    editor(batch, draws, UNWEIGHTED).mean().backward()
     assert not any(value.requires_grad for value in editor.base_model.text_encoder.parameters() if value.grad is not None)
 
 
 def test_with_frozen_text_encoders_cached_texts_are_used(batch: Batch, draws: NoiseDraws) -> None:
     editor = make_editor(FROZEN_TEXT)
-    losses = editor.losses(batch, draws, UNWEIGHTED)
+    losses = editor(batch, draws, UNWEIGHTED)
     other_text = replace(batch, text=TextCondition(batch.text.hidden + 1), instructions=("unknown",) * 3)
-    assert not torch.allclose(editor.losses(other_text, draws, UNWEIGHTED), losses)
+    assert not torch.allclose(editor(other_text, draws, UNWEIGHTED), losses)
     same_text = replace(batch, instructions=("unknown",) * 3)
-    assert torch.equal(editor.losses(same_text, draws, UNWEIGHTED), losses)
+    assert torch.equal(editor(same_text, draws, UNWEIGHTED), losses)
 
 
 def test_trained_text_encoders_encode_the_instructions_again_and_get_gradients(batch: Batch, draws: NoiseDraws) -> None:
     editor = make_editor()
-    editor.prepare()
+    editor.prepare(torch.device("cpu"))
     text_parameters = {name: value for name, value in editor.named_parameters() if name.startswith("text.0.")}
     assert text_parameters
-    losses = editor.losses(batch, draws, UNWEIGHTED)
+    losses = editor(batch, draws, UNWEIGHTED)
     losses.mean().backward()
     with_gradient = [name for name, value in text_parameters.items() if value.grad is not None and value.grad.abs().sum() > 0]
     assert len(with_gradient) > 0.5 * len(text_parameters)
     other_cached_text = replace(batch, text=TextCondition(batch.text.hidden + 1))
-    torch.testing.assert_close(editor.losses(other_cached_text, draws, UNWEIGHTED), losses)
+    torch.testing.assert_close(editor(other_cached_text, draws, UNWEIGHTED), losses)
 
 
 @pytest.mark.parametrize("kind", ["toy", "sdxl"])
 def test_preparing_switches_to_training_of_every_weight(kind: str) -> None:
     editor = make_editor(kind=kind)
     editor.eval().requires_grad_(False)
-    editor.prepare()
+    editor.prepare(torch.device("cpu"))
     assert editor.training
     assert editor.net.unet.training
     assert all(value.requires_grad for value in editor.parameters())
@@ -72,5 +74,24 @@ def test_each_sample_has_the_embedding_of_its_own_task(batch: Batch, draws: Nois
     embeddings: list[torch.Tensor] = []
     forward: Callable[..., Any] = editor.net.forward
     monkeypatch.setattr(editor.net, "forward", lambda *inputs: (embeddings.append(inputs[4]), forward(*inputs))[1])
-    editor.losses(batch, draws, UNWEIGHTED)
+    editor(batch, draws, UNWEIGHTED)
     assert torch.equal(embeddings[0], editor.net.table.v[batch.tasks])
+
+
+def test_the_base_models_own_network_is_given_up() -> None:
+    """Two U-Nets in memory would be one too many."""
+    editor = make_editor()
+    assert editor.base_model.unet is editor.net.unet
+    assert editor.base_model.pipeline.unet is editor.net.unet
+
+
+@pytest.mark.parametrize("kind", ["toy", "sd15", "sdxl"])
+def test_an_editor_in_training_makes_samples_and_trains_on(kind: str) -> None:
+    editor = make_editor(kind=kind)
+    editor.prepare(torch.device("cpu"))
+    with editor.sampling() as sampler:
+        assert not editor.training
+        image = sampler.sample(torch.zeros(1, 3, 16, 16), ["make it red"], ["local"], EditSettings(steps=1))
+    assert image.shape == (1, 3, 16, 16)
+    assert editor.training
+    assert all(value.requires_grad for value in editor.parameters())

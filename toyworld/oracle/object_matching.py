@@ -10,7 +10,7 @@ from emuedit.data.records import Pair
 from toyworld.edits.caption_parser import CaptionObject
 from toyworld.reading import Reading, SeenObject
 from toyworld.reading.object_search import find_objects
-from toyworld.reading.scene_classifier import SCENE_CLASSES
+from toyworld.reading.scene_references import SCENE_CLASSES
 from toyworld.reading.toy_annotators import scenes_from_readings
 from toyworld.scenes import render
 from toyworld.scenes.caption_grammar import POSITION_PHRASES, object_noun

@@ -1,6 +1,6 @@
 """Recover the scene that a picture shows by analysis by synthesis: compare with renders, without any learned model."""
 
-from toyworld.reading.agreement import ATTRIBUTES, Agreement, ObjectAgreement, compare, drift, faithfulness
+from toyworld.reading.agreement import ATTRIBUTES, Agreement, ObjectAgreement, accuracy, compare, drift, faithfulness
 from toyworld.reading.picture_reader import read_scenes
 from toyworld.reading.reading_records import Reading, SeenObject
 
@@ -10,6 +10,7 @@ __all__ = [
     "ObjectAgreement",
     "Reading",
     "SeenObject",
+    "accuracy",
     "compare",
     "drift",
     "faithfulness",

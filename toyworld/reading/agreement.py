@@ -1,6 +1,6 @@
 """Compare what is read from pictures with given scenes, and measure changes outside of a region."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -73,22 +73,30 @@ def compare(reading: Reading, scenes: Scenes, n: int) -> Agreement:
 
 
 def faithfulness(images: np.ndarray, scenes: Scenes) -> dict[str, float]:
-    """Accuracy of the attributes of `scenes` as read from their pictures, uint8 `[N, 64, 64, 3]`.
+    """Accuracy of the attributes of `scenes` as read from their pictures, uint8 `[N, 64, 64, 3]`, see `accuracy`.
 
-    For every name in `ATTRIBUTES` the share of correct values in [0, 1] (nan without values), and under `n_<attribute>`
-    the number of values. Attributes of an object are counted only if an object was matched to it. `everything` is the
-    share of pictures without any error. Raises ValueError unless there is one picture per scene.
+    Raises ValueError unless there is one picture per scene.
     """
     if len(images) != len(scenes):
         raise ValueError(f"want one picture a scene, got {len(images)} pictures and {len(scenes)} scenes")
-    agreements = [compare(reading, scenes, n) for n, reading in enumerate(read_scenes(images))]
+    return accuracy(read_scenes(images), scenes)
+
+
+def accuracy(readings: Sequence[Reading], scenes: Scenes) -> dict[str, float]:
+    """Accuracy of the attributes of `scenes` in one reading per scene.
+
+    For every name in `ATTRIBUTES` the share of correct values in [0, 1] (nan without values), and under `n_<attribute>`
+    the number of values. Attributes of an object are counted only if an object was matched to it. `everything` is the
+    share of scenes without any error.
+    """
+    agreements = [compare(reading, scenes, n) for n, reading in enumerate(readings)]
     outcomes: dict[str, list[bool]] = {name: [] for name in ATTRIBUTES}
     for agreement in agreements:
         for name, correct in agreement.attributes():
             outcomes[name].append(correct)
     outcomes["everything"] = [agreement.all_correct for agreement in agreements]
-    accuracy = {name: float(np.mean(values)) if values else float("nan") for name, values in outcomes.items()}
-    return accuracy | {f"n_{name}": float(len(values)) for name, values in outcomes.items()}
+    shares = {name: float(np.mean(values)) if values else float("nan") for name, values in outcomes.items()}
+    return shares | {f"n_{name}": float(len(values)) for name, values in outcomes.items()}
 
 
 def drift(before: np.ndarray, after: np.ndarray, region: np.ndarray) -> np.ndarray:

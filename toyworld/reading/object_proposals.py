@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 
 from toyworld.reading.object_hypotheses import N_OUTLINES, Hypotheses, allowed_textures, broadcast_hypotheses, mix_table
-from toyworld.reading.scene_classifier import SCENE_CLASSES
+from toyworld.reading.scene_references import SCENE_CLASSES
 from toyworld.reading.weather_removal import bin_indices, fit_inverse, log_density
 from toyworld.scenes import stamps
 from toyworld.scenes.palette import BACKGROUND_RGB, CARD, COLOURS, RADII, RGB, SECOND_RGB, SIZE

@@ -18,7 +18,7 @@ from toyworld.reading.object_hypotheses import (
     log_likelihood_ratios,
 )
 from toyworld.reading.object_proposals import colour_log_ratios, propose
-from toyworld.reading.scene_classifier import SCENE_CLASSES
+from toyworld.reading.scene_references import SCENE_CLASSES
 from toyworld.reading.weather_removal import PENCIL, background_colour, fit_inverse, log_background_density
 from toyworld.scenes import stamps
 from toyworld.scenes.palette import CARD, COLOURS, LETTERS, RADII

@@ -4,7 +4,8 @@ import numpy as np
 
 from toyworld.reading.object_search import ScoredHypotheses, find_objects, outline_area
 from toyworld.reading.reading_records import Reading, SeenObject
-from toyworld.reading.scene_classifier import SCENE_CLASSES, classify_scenes
+from toyworld.reading.scene_classifier import classify_scenes
+from toyworld.reading.scene_references import SCENE_CLASSES
 from toyworld.scenes.palette import CELL_CENTRES, SIZE
 
 _CHUNK = 64  # pictures at a time

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.ndimage import gaussian_filter, maximum_filter
 
-from toyworld.reading.scene_classifier import SCENE_CLASSES
+from toyworld.reading.scene_references import SCENE_CLASSES
 from toyworld.scenes import render
 from toyworld.scenes.palette import BACKGROUND_RGB, SIZE, STYLES, luma
 from toyworld.scenes.scene import EMPTY, Scenes, generate_scenes, scene_numbers

@@ -4,30 +4,34 @@ from emuedit import Editor
 
 editor = Editor.load("models")                       # a folder, a registered model or a hub id
 edited = editor.edit(image, "make the circle red")   # PIL images or arrays
+
+or with the argument names of diffusers: from emuedit import EmuEditPipeline
 """
 
+import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
 from emuedit.name_hints import RenamedModules
 
 if TYPE_CHECKING:
+    from emuedit.editor.edit_pipeline import EmuEditPipeline
     from emuedit.editor.package import Editor
     from emuedit.editor.settings import EditSettings
 
-__all__ = ["EditSettings", "Editor"]
+__all__ = ["EditSettings", "Editor", "EmuEditPipeline"]
 
 sys.meta_path.insert(0, RenamedModules())
 
+_MODULES = {
+    "EditSettings": "emuedit.editor.settings",
+    "Editor": "emuedit.editor.package",
+    "EmuEditPipeline": "emuedit.editor.edit_pipeline",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """`Editor` and `EditSettings`, imported when they are first used: importing `emuedit` itself takes milliseconds."""
-    if name == "Editor":
-        from emuedit.editor.package import Editor
-
-        return Editor
-    if name == "EditSettings":
-        from emuedit.editor.settings import EditSettings
-
-        return EditSettings
-    raise AttributeError(f"module 'emuedit' has no attribute {name!r}")
+    """A public class, imported when it is first used: importing `emuedit` itself takes milliseconds."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'emuedit' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -1,24 +1,34 @@
-"""An editor on disk: a complete diffusers pipeline folder of the base model's own class, with `tasks/` beside its parts."""
+"""An editor on disk: the folder of an `EmuEditPipeline`, with all parts in safetensors and a model card."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from emuedit.editor import task_embedding
+from emuedit.editor import model_card
+from emuedit.editor.edit_pipeline import EmuEditPipeline
+from emuedit.editor.task_embedding import ALL_TASKS, TaskEmbedding
 from emuedit.editor.unet import EditorUNet, extend_unet, fingerprint
-from emuedit.models import text_to_image
+from emuedit.models import model_sources, text_to_image
 from emuedit.models.text_to_image import TextToImageModel
+from emuedit.tasks import get_task
 
-TASKS_FOLDER = "tasks"
+FROZEN_PARTS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
 
 class FrozenParts(TextToImageModel):
     """The parts that an editor shares with its base model: text encoder, VAE, scheduler. Its U-Net belongs to `EditorUNet`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parts run, which is not where they lie while they are offloaded."""
+        device: torch.device = self.pipeline._execution_device
+        return device
 
     def _check(self) -> None:
         in_channels, out_channels, kind = (self.unet.config[key] for key in ("in_channels", "out_channels", "class_embed_type"))
@@ -27,36 +37,77 @@ class FrozenParts(TextToImageModel):
                 f"an editor's U-Net must take a task, got one with class_embed_type {kind!r}; this is a base model, train an "
                 "editor from it"
             )
-        if (in_channels, out_channels) != (2 * self.channels, self.channels + 1):
+        if in_channels != 2 * self.channels or out_channels not in (self.channels, self.channels + 1):
             raise ValueError(
-                f"an editor's U-Net must have {2 * self.channels} input and {self.channels + 1} output channels (the VAE's "
-                f"twice, and one more), got {in_channels} and {out_channels}; train the editor again"
+                f"an editor's U-Net must have {2 * self.channels} input channels and {self.channels} output channels (the VAE's "
+                f"twice, and once), or {self.channels + 1} with a change-mask head; got {in_channels} and {out_channels}; train "
+                "the editor again"
             )
 
 
-def from_base_model(base_model: TextToImageModel, d_v: int) -> EditorUNet:
-    """An untrained editor: the base model's U-Net extended, and a new task embedding (from torch's global generator)."""
-    unet = extend_unet(base_model.unet, d_v)
+def from_base_model(
+    base_model: TextToImageModel, d_v: int, tasks: Sequence[str] = ALL_TASKS, change_mask: bool = True
+) -> EditorUNet:
+    """An untrained editor: the base model's U-Net extended, and a new task embedding (from torch's global generator).
+
+    d_v: width of a task embedding. tasks: those that it will be trained on; each has a row, in this order, and no other task is
+    offered. change_mask: whether it predicts where the picture changes. Raises ValueError for no task or one named twice, and
+    UnknownTaskError.
+    """
+    if not tasks or len(set(tasks)) != len(tasks):
+        raise ValueError(f"want one or more different tasks to train on, got {list(tasks)}")
+    names = [get_task(task).name for task in tasks]
+    unet = extend_unet(base_model.unet, d_v, change_mask)
     d_text = unet.config.encoder_hid_dim or unet.config.cross_attention_dim
-    return EditorUNet(unet, task_embedding.TaskEmbedding(d_v, d_text), base_model.factor)
+    return EditorUNet(unet, TaskEmbedding(d_v, d_text, names), base_model.factor)
 
 
-def save(net: EditorUNet, pipeline: Any, folder: Path, dtype: torch.dtype) -> str:
-    """Write the whole editor, weights in `dtype`, as safetensors; the network itself is not changed. Returns its fingerprint."""
+def save(
+    net: EditorUNet, pipeline: Any, folder: Path, dtype: torch.dtype, training: Mapping[str, str | int | float] | None = None
+) -> str:
+    """Write the whole editor, weights in `dtype`, as safetensors; what is in memory is not changed. Returns its fingerprint.
+
+    pipeline: the base model's or another editor's, which has the frozen parts. training: facts for the model card, such as
+    `base_model` and `steps` (see `model_card`); None: those of `pipeline`. Parts are converted one after the other, so that
+    memory has a second copy of one part at most, in `dtype`.
+    """
     weights = fingerprint(net, dtype)
-    present = {name: getattr(pipeline, name, None) for name in ("unet", "vae", "text_encoder", "text_encoder_2")}
-    parts = {name: part for name, part in present.items() if part is not None} | {"unet": net.unet}
-    pipeline.register_modules(**{name: nn.Module.to(copy.deepcopy(part), dtype) for name, part in parts.items()})
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    pipeline.register_modules(**parts)
-    net.table.save(folder / TASKS_FOLDER, weights, dtype)
+    parts = {name: getattr(pipeline, name, None) for name in FROZEN_PARTS}
+    zero_null_text = bool(getattr(pipeline.config, "force_zeros_for_empty_prompt", False))
+    training = getattr(pipeline.config, "training", None) if training is None else training
+    net.table.register_to_config(weights=weights)
+    editor = EmuEditPipeline(
+        **parts, unet=net.unet, task_embedding=net.table, force_zeros_for_empty_prompt=zero_null_text,
+        training=dict(training or {}),
+    )  # fmt: skip
+    for name, part in editor.components.items():
+        if part is not None:
+            stored = _in_dtype(part, dtype) if isinstance(part, nn.Module) else part
+            stored.save_pretrained(folder / name)
+    editor.save_config(folder)
+    model_card.write(editor, folder)
     return weights
 
 
 def load(folder: str, device: str, dtype: torch.dtype) -> tuple[EditorUNet, FrozenParts, str]:
     """(network, frozen parts, fingerprint) of an editor folder, on `device`; bfloat16 keeps float32 weights for autocast."""
     stored_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
-    table, weights = task_embedding.load(Path(folder, TASKS_FOLDER))
-    parts = FrozenParts(text_to_image.open_pipeline(folder, device, stored_dtype, revision=None))
-    net = EditorUNet(parts.unet, table.to(device), parts.factor).requires_grad_(False).eval()
-    return net, parts, weights
+    model_sources.import_library("diffusers")  # without progress bars of its own
+    pipeline = text_to_image.freeze(EmuEditPipeline.from_pretrained(folder, dtype=stored_dtype), device)
+    parts = FrozenParts(pipeline)
+    net = EditorUNet(parts.unet, pipeline.task_embedding, parts.factor).requires_grad_(False).eval()
+    return net, parts, pipeline.task_embedding.weights
+
+
+def _in_dtype(part: nn.Module, dtype: torch.dtype) -> Any:
+    """A copy of a part on the CPU with its floating point weights in `dtype`; weights that are so already are not copied."""
+    memo: dict[int, Any] = {}  # deepcopy takes what it finds here instead of copying
+    for weight in part.parameters():
+        memo[id(weight)] = nn.Parameter(_to_cpu(weight.detach(), dtype), requires_grad=False)
+    for buffer in part.buffers():
+        memo[id(buffer)] = _to_cpu(buffer, dtype)
+    return copy.deepcopy(part, memo)
+
+
+def _to_cpu(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return value.to("cpu", dtype if value.is_floating_point() else value.dtype)

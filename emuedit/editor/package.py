@@ -12,7 +12,15 @@ import numpy.typing as npt
 from PIL import Image
 
 from emuedit.data import image_io
-from emuedit.editor.package_folder import EDITOR, PACKS, ROUTER, PackageError, find_package, read_settings, resolve_source
+from emuedit.editor.package_folder import (
+    PACKS,
+    ROUTER,
+    PackageError,
+    editor_folder,
+    find_package,
+    read_settings,
+    resolve_source,
+)
 from emuedit.editor.settings import EditSettings
 
 if TYPE_CHECKING:
@@ -82,7 +90,7 @@ class Editor:
 
         root = find_package(resolve_source(source)[0])
         runtime = Runtime.choose(device, dtype)
-        sampler = sampling.load(root / EDITOR, runtime)
+        sampler = sampling.load(editor_folder(root), runtime)
         for pack in sorted((root / PACKS).glob("*.safetensors")):
             sampler.add_pack(pack)
         predictor = task_predictor.load(str(root / ROUTER), runtime.device) if (root / ROUTER).is_dir() else None

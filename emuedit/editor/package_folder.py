@@ -3,6 +3,7 @@
     editor/  router/  inversion/*.safetensors  settings.json
 
 The last three may be missing: without a router tasks must be named, without settings.json the defaults of `EditSettings` apply.
+A pipeline folder alone, as `EmuEditPipeline.push_to_hub` publishes it, is a package that has nothing but its editor.
 """
 
 from __future__ import annotations
@@ -64,16 +65,31 @@ def _default_source() -> tuple[Path, str]:
 
 
 def find_package(folder: str | Path) -> Path:
-    """The package that a folder is, or that an editor folder lies in."""
+    """The package that a folder is, or that an editor folder lies in; an editor folder that lies in none is its own."""
     path = Path(folder)
     if (path / EDITOR / EDITOR_FILE).is_file():
         return path
     if (path / EDITOR_FILE).is_file() and path.resolve().name == EDITOR:
         return path.resolve().parent
+    if _is_editor(path):
+        return path
     content = sorted(entry.name for entry in path.iterdir())[:8] if path.is_dir() else "nothing"
     raise PackageError(
         f"want a folder with {EDITOR}/{EDITOR_FILE}, got {path} with {content}; run `uv run retrain`, or name a model"
     )
+
+
+def editor_folder(root: Path) -> Path:
+    """The editor's folder in a package."""
+    return root / EDITOR if (root / EDITOR).is_dir() else root
+
+
+def _is_editor(folder: Path) -> bool:
+    from emuedit.models.model_sources import EDITOR as KIND
+
+    if not (folder / EDITOR_FILE).is_file():
+        return False
+    return json.loads((folder / EDITOR_FILE).read_text(encoding="utf-8")).get(KIND.key) in KIND.accepts
 
 
 def read_settings(root: Path) -> EditSettings:

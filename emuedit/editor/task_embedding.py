@@ -9,34 +9,60 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from diffusers import ConfigMixin, ModelMixin
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from emuedit.name_hints import closest_match
 from emuedit.tasks import TASKS, UnknownTaskError
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-TRAINED = tuple(task.name for task in TASKS)
-"""Names of the first rows."""
+ALL_TASKS = tuple(task.name for task in TASKS)
+"""The tasks that an editor can be trained on."""
 
 
-class TaskEmbedding(nn.Module):
-    """`names[i]` is the task of row i: the trained ones in their order, then those that inversion added."""
+class TaskEmbedding(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is Any
+    """`names[i]` is the task of row i: the trained ones, then those that inversion added. A part of a diffusers pipeline.
 
-    def __init__(self, d_v: int, d_text: int, names: Sequence[str] = TRAINED) -> None:
+    d_v: the width of a row.
+    d_text: the width of a text token.
+    n_trained: how many rows were trained with the network; None: all of them.
+    weights: fingerprint of the network that the rows belong to; empty before it is saved.
+    """
+
+    _keep_in_fp32_modules: ClassVar = ["v", "to_token"]  # they are small, and inversion learns in their dtype
+
+    def __init__(
+        self, d_v: int, d_text: int, names: Sequence[str] = ALL_TASKS, n_trained: int | None = None, weights: str = ""
+    ) -> None:
         super().__init__()
-        self.names = tuple(names)
-        self.n_trained = len(self.names)
-        """How many rows were trained with the network; those after them were added. An older editor may have fewer than TASKS."""
-        self.v = nn.Parameter(torch.randn(len(self.names), d_v))  # [n, D_v]
+        self.v = nn.Parameter(torch.empty(len(names), d_v))  # [n, D_v]
+        nn.init.normal_(self.v)
         self.to_token = nn.Linear(d_v, d_text)
+        n_trained = len(names) if n_trained is None else n_trained
+        self.register_to_config(d_v=d_v, d_text=d_text, names=list(names), n_trained=n_trained, weights=weights)
 
     @property
     def d_v(self) -> int:
         """Width of a row."""
         return self.v.shape[1]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The task of each row."""
+        return tuple(self.config["names"])
+
+    @property
+    def n_trained(self) -> int:
+        """How many rows were trained with the network; those after them were added."""
+        return int(self.config["n_trained"])
+
+    @property
+    def weights(self) -> str:
+        """Fingerprint of the network that the rows belong to."""
+        return str(self.config["weights"])
 
     def rows(self, tasks: Sequence[str]) -> Tensor:
         """Names -> their rows, [B, D_v]. Raises UnknownTaskError, which lists the known names."""
@@ -62,21 +88,12 @@ class TaskEmbedding(nn.Module):
             raise ValueError(f"want a finite task embedding [{self.d_v}], got {tuple(v.shape)}; learn it on this editor")
         row = v.detach().to(self.v)[None]
         self.v = nn.Parameter(torch.cat([self.v.detach(), row]), requires_grad=self.v.requires_grad)
-        self.names = (*self.names, name)
-
-    def save(self, folder: Path, weights: str, dtype: torch.dtype) -> None:
-        """Write `config.json` and `model.safetensors`; `weights` is the fingerprint of the network that the rows belong to."""
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {"names": self.names, "d_v": self.d_v, "d_text": self.to_token.out_features, "weights": weights}
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        save_file({name: value.to(dtype).contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS_FILE)
+        self.register_to_config(names=[*self.names, name])
 
 
-def load(folder: Path) -> tuple[TaskEmbedding, str]:
-    """(task embedding, fingerprint of the network it belongs to) from what `TaskEmbedding.save` wrote; rows in float32."""
-    if not (folder / CONFIG_FILE).is_file():
-        raise FileNotFoundError(f"want an editor's task embedding, got no {CONFIG_FILE} in {folder}; a base model is no editor")
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    table = TaskEmbedding(config["d_v"], config["d_text"], config["names"])
-    table.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS_FILE).items()})
-    return table, config["weights"]
+def load_earlier(folder: Path) -> TaskEmbedding:
+    """The task embedding of an editor of an earlier version, whose folder had it in `tasks/`; rows in float32."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    table = TaskEmbedding(config["d_v"], config["d_text"], config["names"], weights=config["weights"])
+    table.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
+    return table

@@ -30,13 +30,14 @@ BASE_MODEL = ModelKind(
     "a diffusers text-to-image pipeline",
     "model_index.json", "_class_name", ("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
 )  # fmt: skip
+EDITOR = ModelKind("an editor", "model_index.json", "_class_name", ("EmuEditPipeline",))
 DETECTOR = ModelKind("a transformers zero-shot detector", "config.json", "model_type", ("owlvit", "owlv2", "grounding-dino"))
 SEGMENTER = ModelKind("a segment_anything", "config.json", "model_type", ("segment_anything",))
 CLIP = ModelKind("an open_clip", "open_clip_config.json")
 DINO = ModelKind("a transformers ViT", "config.json", "model_type", ("dinov2", "dinov2_with_registers", "vit"))
 DEPTH = ModelKind("a transformers relative-depth", "config.json", "model_type", ("depth_anything", "dpt"))
 CHAT = ModelKind("a transformers chat model", "config.json")
-KINDS = (BASE_MODEL, DETECTOR, SEGMENTER, CLIP, DINO, DEPTH)
+KINDS = (BASE_MODEL, EDITOR, DETECTOR, SEGMENTER, CLIP, DINO, DEPTH)
 
 
 def import_library(name: str) -> Any:

@@ -167,7 +167,7 @@ def load(
 
 
 def open_pipeline(name_or_path: str, device: str, dtype: torch.dtype, revision: str | None) -> Any:
-    """Load the frozen pipeline of a base model or an editor from safetensors, without the unused parts."""
+    """Load the frozen pipeline of a base model from safetensors, without the unused parts."""
     manifest = model_sources.read_manifest(name_or_path, model_sources.BASE_MODEL, revision)
     diffusers = model_sources.import_library("diffusers")
     unused: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
@@ -177,13 +177,23 @@ def open_pipeline(name_or_path: str, device: str, dtype: torch.dtype, revision: 
     pipeline = getattr(diffusers, manifest["_class_name"]).from_pretrained(
         name_or_path, revision=revision, dtype=dtype, use_safetensors=True, **unused
     )
-    if dtype == torch.float16 and getattr(pipeline.vae.config, "force_upcast", False):
-        pipeline.vae.to(torch.float32)
+    return freeze(pipeline, device)
+
+
+def freeze(pipeline: Any, device: str) -> Any:
+    """Move a pipeline to `device`, its networks in evaluation mode and without gradients; see `avoid_vae_overflow`."""
+    avoid_vae_overflow(pipeline.vae)
     pipeline.to(device)
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
-        if part is not None:
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
     return pipeline
+
+
+def avoid_vae_overflow(vae: Any) -> None:
+    """Convert a VAE in float16 to float32 where its config says that it overflows, as SDXL's does."""
+    if vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
+        vae.to(torch.float32)
 
 
 def use_unfused_attention_on_cpu(unet: Any, text_encoders: Iterable[Any] = ()) -> None:

@@ -20,7 +20,7 @@ def encode(vae: Any, images: torch.Tensor, factor: int) -> torch.Tensor:
     """
     check_size(images.shape[-2], images.shape[-1], factor)
     with torch.no_grad():
-        out = vae.encode(images.to(vae.device, vae.dtype))
+        out = vae.encode(images.to(_device(vae), vae.dtype))
     raw: torch.Tensor = (out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents).float()
     shift, scale = _shift_and_scale(vae, raw)
     z: torch.Tensor = (raw - shift) * scale
@@ -31,7 +31,7 @@ def decode(vae: Any, z: torch.Tensor) -> torch.Tensor:
     """Scaled latents [B, C, h, w] -> images, float32 [B, 3, H, W] clamped to [-1, 1]."""
     shift, scale = _shift_and_scale(vae, z)
     with torch.no_grad():
-        image: torch.Tensor = vae.decode((z / scale + shift).to(vae.device, vae.dtype)).sample
+        image: torch.Tensor = vae.decode((z / scale + shift).to(_device(vae), vae.dtype)).sample
     return image.float().clamp(-1, 1)
 
 
@@ -39,6 +39,11 @@ def check_size(height: int, width: int, factor: int) -> None:
     """Raise ValueError unless both sides are multiples of `factor`, by which the VAE reduces an image."""
     if height % factor or width % factor:
         raise ValueError(f"height and width must be multiples of {factor} px, got {height} x {width}; crop or resize first")
+
+
+def _device(vae: Any) -> Any:
+    """Where the VAE runs: accelerate's hook moves an offloaded one there, but not the input of `encode` and `decode`."""
+    return getattr(getattr(vae, "_hf_hook", None), "execution_device", None) or vae.device
 
 
 def _shift_and_scale(vae: Any, like: torch.Tensor) -> tuple[Any, Any]:

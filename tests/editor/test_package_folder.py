@@ -76,6 +76,17 @@ def test_the_package_around_an_editor_folder_is_found(folder: Path, tmp_path: Pa
     assert find_package(".") == tmp_path
 
 
+def test_an_editor_folder_that_lies_in_no_package_is_opened_alone(folder: Path, tmp_path: Path) -> None:
+    (folder / "editor").rename(tmp_path / "published")
+    assert find_package(tmp_path / "published") == tmp_path / "published"
+    editor = Editor.load(tmp_path / "published", "cpu", "float32")
+    assert editor.predictor is None
+    assert editor.edit(PIXELS, "make it red", "local", SETTINGS).shape == PIXELS.shape
+    (tmp_path / "published/model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(PackageError, match=r"want a folder with editor/model_index\.json"):
+        Editor.load(tmp_path / "published")
+
+
 def test_a_missing_folder_and_one_without_an_editor_are_errors(tmp_path: Path) -> None:
     (tmp_path / "odd").mkdir()
     with pytest.raises(PackageError, match=r"want a folder with editor/model_index\.json, got .*odd with \[\]; run"):

@@ -1,7 +1,9 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from emuedit.editor import task_embedding
 from emuedit.editor.task_embedding import TaskEmbedding
@@ -19,6 +21,13 @@ def test_rows_are_found_by_the_name_of_the_task(table: TaskEmbedding) -> None:
     assert torch.equal(table.rows(["remove", "local"]), table.v[[1, 0]])
 
 
+def test_rows_are_those_of_the_given_tasks_in_their_order() -> None:
+    table = TaskEmbedding(6, 16, ["sketch", "local"])
+    assert torch.equal(table.rows(["local", "sketch"]), table.v[[1, 0]])
+    with pytest.raises(UnknownTaskError, match=r"this editor knows \(sketch, local\), got 'remove'"):
+        table.rows(["remove"])
+
+
 def test_an_unknown_task_is_an_error_that_lists_the_known_ones(table: TaskEmbedding) -> None:
     with pytest.raises(UnknownTaskError, match=r"local, remove.*got 'remov'; did you mean 'remove'\?"):
         table.rows(["remov"])
@@ -33,23 +42,35 @@ def test_a_learned_task_becomes_one_more_row(table: TaskEmbedding) -> None:
         table.add("contour", v)
 
 
-def test_an_added_row_is_distinguished_from_the_trained_ones_of_an_editor_with_fewer_tasks(tmp_path: Path) -> None:
-    TaskEmbedding(6, 16, ["local", "remove"]).save(tmp_path, "0", torch.float32)
-    table, _ = task_embedding.load(tmp_path)
-    table.add("contour", torch.zeros(6))
-    assert table.names[table.n_trained :] == ("contour",)
-
-
 @pytest.mark.parametrize("v", [torch.full((6,), torch.nan), torch.zeros(5)])
 def test_a_row_must_be_finite_and_of_the_width_of_the_others(v: torch.Tensor, table: TaskEmbedding) -> None:
     with pytest.raises(ValueError, match=r"finite task embedding \[6\]"):
         table.add("inpaint", v)
 
 
-def test_a_saved_task_embedding_is_loaded_with_its_added_rows(table: TaskEmbedding, tmp_path: Path) -> None:
+def test_a_saved_task_embedding_is_loaded_with_its_added_rows(tmp_path: Path) -> None:
+    table = TaskEmbedding(6, 16, ["local", "remove"], weights="fingerprint")
     table.add("contour", torch.arange(6.0))
-    table.save(tmp_path / "tasks", "fingerprint", torch.float32)
-    loaded, weights = task_embedding.load(tmp_path / "tasks")
-    assert (loaded.names, weights) == (table.names, "fingerprint")
+    table.save_pretrained(tmp_path)
+    state = torch.get_rng_state()
+    loaded = TaskEmbedding.from_pretrained(tmp_path)
+    assert torch.equal(torch.get_rng_state(), state), "loading must not draw random numbers"
+    assert (loaded.names, loaded.n_trained, loaded.weights) == (("local", "remove", "contour"), 2, "fingerprint")
     assert torch.equal(loaded.v, table.v)
     assert torch.equal(loaded.token(table.v), table.token(table.v))
+
+
+def test_rows_are_in_float32_whatever_the_network_is_loaded_in(table: TaskEmbedding, tmp_path: Path) -> None:
+    """Inversion learns a row in the dtype of the others."""
+    table.half().save_pretrained(tmp_path)
+    loaded = TaskEmbedding.from_pretrained(tmp_path, torch_dtype=torch.float16)
+    assert loaded.v.dtype == loaded.to_token.weight.dtype == torch.float32
+
+
+def test_the_folder_of_an_earlier_version_is_read(table: TaskEmbedding, tmp_path: Path) -> None:
+    config = {"names": table.names, "d_v": 6, "d_text": 16, "weights": "fingerprint"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({name: value.half() for name, value in table.state_dict().items()}, tmp_path / "model.safetensors")
+    loaded = task_embedding.load_earlier(tmp_path)
+    assert (loaded.names, loaded.weights) == (table.names, "fingerprint")
+    torch.testing.assert_close(loaded.v, table.v.half().float(), rtol=0, atol=0)

@@ -90,7 +90,7 @@ def test_a_complete_editor_and_the_record_of_its_training_are_published(exact_pa
     assert summary.counts["pairs"] + summary.counts["held_out_pairs"] == 24
     assert set(summary.params["data"]) == {"data/pairs", "data/dataset"}
     index = json.loads((root / train.OUT / "model_index.json").read_text())
-    assert index["_class_name"] == "StableDiffusionPipeline"
+    assert index["_class_name"] == "EmuEditPipeline"
     logged: dict[str, Any] = {}
     for line in read_stats(root / train.OUT / "stats.jsonl"):
         logged |= line.get("metrics", {})

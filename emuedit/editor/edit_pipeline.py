@@ -1,0 +1,231 @@
+"""An editor as a pipeline of diffusers: `EmuEditPipeline.from_pretrained(folder)(image=..., prompt=..., task=...)`.
+
+Shapes: B pictures, H and W pixels, C latent channels, h and w latent sizes, n = B num_images_per_prompt results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from huggingface_hub import snapshot_download
+from torch import Tensor
+
+from emuedit.editor import model_card, task_embedding
+from emuedit.editor.pipeline_images import OUTPUT_TYPES, convert_output, read_images
+from emuedit.editor.settings import EditSettings
+from emuedit.editor.unet import EditorUNet
+from emuedit.models import model_sources, text_to_image
+
+if TYPE_CHECKING:
+    from emuedit.editor.sampling import EditSampler
+
+AfterStep = Callable[[Any, int, Tensor, dict[str, Tensor]], Mapping[str, Tensor]]
+"""`callback_on_step_end(pipeline, step, timestep, {"latents": z_t})` of diffusers; returns the latents to go on with."""
+EARLIER_TASKS = "tasks"
+"""The folder in which an editor of an earlier version had its task embedding."""
+FOLDER_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", model_card.CARD_FILE)
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+DEFAULTS = EditSettings()
+
+
+class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is Any
+    """Edits pictures by instruction, with the argument names of diffusers.
+
+        pipe = EmuEditPipeline.from_pretrained("models/editor").to("cuda")
+        edited = pipe(prompt="make the circle red", image=Image.open("in.png"), task="local").images[0]
+
+    Its parts are those of its base model, Stable Diffusion 1.x, 2.x or XL, with the U-Net of an `EditorUNet` and a
+    `TaskEmbedding`. It samples with `EditSampler.sample`, as `emuedit.Editor` does.
+    """
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
+    _exclude_from_cpu_offload: ClassVar = ["task_embedding"]  # a few rows, which are looked up without a forward
+    _optional_components: ClassVar = ["text_encoder_2", "tokenizer_2"]
+    _callback_tensor_inputs: ClassVar = ["latents"]
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: Any,
+        scheduler: Any,
+        task_embedding: Any,
+        text_encoder_2: Any = None,
+        tokenizer_2: Any = None,
+        force_zeros_for_empty_prompt: bool = False,
+        training: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
+            task_embedding=task_embedding, text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2,
+        )  # fmt: skip
+        self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt, training=training)
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The values that `task` may have: those that the editor was trained on, and those that inversion added."""
+        names: tuple[str, ...] = self.task_embedding.names
+        return names
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the U-Net; the task embedding is kept in float32, and so may be the VAE."""
+        dtype: torch.dtype = self.unet.dtype
+        return dtype
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> EmuEditPipeline:
+        """Open an editor from a folder or a hub id; arguments as for every pipeline of diffusers, such as `dtype`.
+
+        Raises FileNotFoundError or ValueError, which say what was found, for a folder that is not an editor's.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            folder = Path(cls.download(str(pretrained_model_name_or_path), **kwargs))
+        if (folder / EARLIER_TASKS / "config.json").is_file():
+            kwargs.setdefault("task_embedding", task_embedding.load_earlier(folder / EARLIER_TASKS))
+            model_sources.read_manifest(str(folder), model_sources.BASE_MODEL)
+        else:
+            model_sources.read_manifest(str(folder), model_sources.EDITOR)
+        pipeline: EmuEditPipeline = super().from_pretrained(str(folder), **{"use_safetensors": True} | kwargs)
+        return pipeline
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
+        """Download an editor from the hub, or find it in the cache; returns its folder.
+
+        It has weights in safetensors and text files only. The general download of diffusers refuses a part whose class is not
+        of diffusers or transformers, as the task embedding's.
+        """
+        options = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
+        return snapshot_download(pretrained_model_name, allow_patterns=list(FOLDER_FILES), **options)
+
+    def save_pretrained(self, save_directory: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        """Write the pipeline and its model card. Raises ValueError for another format than safetensors."""
+        if not safe_serialization:
+            raise ValueError("want safe_serialization=True, got False: pickled weights can run code; leave the argument out")
+        super().save_pretrained(save_directory, **kwargs)
+        model_card.write(self, save_directory)
+
+    def _upload_folder(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        """Upload a saved pipeline. `push_to_hub` puts an empty card into the folder where the repository has none."""
+        card = Path(working_dir, model_card.CARD_FILE)
+        if not card.is_file() or "[More Information Needed]" in card.read_text(encoding="utf-8"):
+            model_card.write(self, working_dir)
+        return super()._upload_folder(working_dir, *args, **kwargs)
+
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base model's pipeline encodes a prompt: see StableDiffusionPipeline or StableDiffusionXLPipeline."""
+        family = StableDiffusionPipeline if self.text_encoder_2 is None else StableDiffusionXLPipeline
+        return family.encode_prompt(self, *args, **kwargs)
+
+    def sampler(self) -> EditSampler:
+        """The sampler of these parts, which edits tensors."""
+        from emuedit.editor.checkpoint import FrozenParts  # these modules open editors, which are pipelines
+        from emuedit.editor.sampling import EditSampler
+
+        parts = FrozenParts(self)
+        return EditSampler(EditorUNet(self.unet, self.task_embedding, parts.factor), parts, self.task_embedding.weights)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        image: Any,
+        task: str | Sequence[str] | None = None,
+        num_inference_steps: int = DEFAULTS.steps,
+        guidance_scale: float = DEFAULTS.guidance_scale,
+        image_guidance_scale: float = DEFAULTS.image_guidance_scale,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: AfterStep | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        guidance_rescale: float = DEFAULTS.guidance_rescale,
+        preserve: float = DEFAULTS.preserve,
+        change_threshold: float = DEFAULTS.change_threshold,
+    ) -> Any:
+        """Edit pictures by instruction: `ImagePipelineOutput` with `images`, or (images,) with return_dict=False.
+
+        prompt: an instruction, such as "make the circle red", or one per picture.
+        image: a PIL image, an array [H, W, 3] (uint8, or float in [0, 1]), a tensor [3, H, W] in [0, 1], a batch or a list of
+          them; all of one size, which may be any and is that of the result. One picture serves all prompts.
+        task: a name out of `tasks`, or one per picture. It must be given.
+        num_inference_steps, guidance_scale (by the instruction), image_guidance_scale (by the picture), guidance_rescale,
+          preserve, change_threshold: see `EditSettings`, whose `steps` is called num_inference_steps here.
+        negative_prompt: replaces the null text of guidance; one, or one per picture.
+        num_images_per_prompt: results for each prompt, with noise of their own; those of a prompt follow each other.
+        generator: draws the noise of all n results, or one for each; None: torch's global generator. A generator with seed s
+          gives the picture that `emuedit.Editor` gives with seed s.
+        latents: standard normal noise [n, C, h, w] in place of drawn noise.
+        output_type: "pil": images; "np": float32 [n, H, W, 3] in [0, 1]; "pt": float32 [n, 3, H, W] in [0, 1], on the CPU.
+        callback_on_step_end: called as callback(pipeline, step, timestep, {"latents": z_t}) after each step; what it returns
+          under "latents" is used from there on.
+        Raises UnknownTaskError for another task, SettingsError for a setting out of bounds, ValueError for what does not fit.
+        """
+        from emuedit.editor.sampling import SamplingOptions
+
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"want an output_type out of {', '.join(OUTPUT_TYPES)}; got {output_type!r}")
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(f"want callback tensors out of {self._callback_tensor_inputs}, got {sorted(unknown)}")
+        if task is None:
+            raise ValueError(
+                f"want a task out of {', '.join(self.tasks)}; got none; name it, or use emuedit.Editor, which predicts the task"
+            )
+        pictures = read_images(image)  # [B, 3, H, W]
+        n_prompts = max(len(pictures), 1 if isinstance(prompt, str) else len(prompt))
+        if len(pictures) not in (1, n_prompts):
+            raise ValueError(f"want one picture, or one for each of the {n_prompts} prompts; got {len(pictures)} pictures")
+        settings = DEFAULTS.with_changes({
+            "steps": num_inference_steps, "guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale,
+            "guidance_rescale": guidance_rescale, "preserve": preserve, "change_threshold": change_threshold,
+        })  # fmt: skip
+
+        def repeat(name: str, texts: str | Sequence[str]) -> list[str]:
+            per_prompt = [texts] * n_prompts if isinstance(texts, str) else list(texts)
+            if len(per_prompt) == 1:
+                per_prompt *= n_prompts
+            if len(per_prompt) != n_prompts:
+                raise ValueError(f"want one {name}, or one for each of the {n_prompts} pictures; got {len(per_prompt)}")
+            return [text for text in per_prompt for _ in range(num_images_per_prompt)]
+
+        images = pictures.expand(n_prompts, -1, -1, -1).repeat_interleave(num_images_per_prompt, 0)  # [n, 3, H, W]
+        generators = _one_per_result(generator, len(images))
+        text_to_image.avoid_vae_overflow(self.vae)
+        with self.progress_bar(total=num_inference_steps) as progress_bar:
+
+            def after_step(step: int, t: Tensor, z_t: Tensor) -> Tensor:
+                progress_bar.update()
+                if callback_on_step_end is None:
+                    return z_t
+                return callback_on_step_end(self, step, t, {"latents": z_t}).get("latents", z_t)
+
+            negative_prompts = repeat("negative_prompt", negative_prompt) if negative_prompt else []
+            options = SamplingOptions(negative_prompts, latents, after_step)
+            edited = self.sampler().sample(
+                images, repeat("prompt", prompt), repeat("task", task), settings, generators, options=options
+            )
+        self.maybe_free_model_hooks()
+        results = convert_output(edited, output_type)
+        return ImagePipelineOutput(images=results) if return_dict else (results,)
+
+
+def _one_per_result(generator: torch.Generator | Sequence[torch.Generator] | None, n: int) -> list[torch.Generator]:
+    """n generators; one that is given alone is drawn from n times."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return [torch.default_generator if generator is None else generator] * n
+    if len(generator) != n:
+        raise ValueError(f"want one generator, or one for each of the {n} results; got {len(generator)}")
+    return list(generator)

@@ -209,7 +209,10 @@ def _link_or_copy(source: str, target: str) -> None:
 
 @contextlib.contextmanager
 def _collect_example_errors() -> Iterator[list[str]]:
-    """Collect the errors of a model on its input example, which MLflow logs as warnings instead of raising them."""
+    """Collect the errors of a model on its input example, which MLflow logs as warnings instead of raising them.
+
+    Whatever MLFLOW_LOGGING_LEVEL says, or a model that cannot answer would be registered under ERROR.
+    """
     errors: list[str] = []
 
     class ErrorCollector(logging.Handler):
@@ -218,10 +221,13 @@ def _collect_example_errors() -> Iterator[list[str]]:
                 errors.append(record.getMessage().rsplit("Got error:", 1)[-1].strip())
 
     collector, logger = ErrorCollector(), logging.getLogger("mlflow.models.model")
+    level = logger.level
     logger.addHandler(collector)
+    logger.setLevel(logging.WARNING)
     try:
         yield errors
     finally:
+        logger.setLevel(level)
         logger.removeHandler(collector)
 
 

@@ -68,17 +68,18 @@ def _start() -> tuple["subprocess.Popen[bytes]", str]:
         )
         url = f"http://127.0.0.1:{port}/api"
         until = time.monotonic() + _START_S
-        while (status := server.poll()) is None:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{url}/health").is_success:
-                    return server, url
-            if time.monotonic() > until:
-                server.terminate()
-                server.wait()
-                raise ServerError(
-                    f"the local Prefect server did not answer within {_START_S:g} s; set PREFECT_API_URL to one that runs"
-                )
-            time.sleep(0.1)
+        with httpx.Client() as client:  # one for all tries: each reads all certificates, in 60 ms
+            while (status := server.poll()) is None:
+                with contextlib.suppress(httpx.TransportError):
+                    if client.get(f"{url}/health").is_success:
+                        return server, url
+                if time.monotonic() > until:
+                    server.terminate()
+                    server.wait()
+                    raise ServerError(
+                        f"the local Prefect server did not answer within {_START_S:g} s; set PREFECT_API_URL to one that runs"
+                    )
+                time.sleep(0.1)
     raise ServerError(f"the local Prefect server ended at its start, {_TRIES} times, with exit status {status}")
 
 

@@ -1,12 +1,18 @@
+import fcntl
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
+DatabaseOf = Callable[[str, Callable[[Path], None]], Path]
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINE = """\
 stages:
@@ -72,10 +78,13 @@ mlflow.models.set_model(Model())
 """
 
 
-@pytest.fixture(autouse=True)
-def isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    home = tmp_path_factory.getbasetemp() / "home"
-    home.mkdir(exist_ok=True)
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home folder of the tests of this process."""
+    return tmp_path_factory.mktemp("home")
+
+
+def set_environment(patch: pytest.MonkeyPatch, home: Path) -> None:
     for key, value in {
         "HOME": str(home), "DVC_NO_ANALYTICS": "true", "DVC_SITE_CACHE_DIR": str(home / "dvc"),
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -85,9 +94,37 @@ def isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyte
         "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@example.org",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
     }.items():  # fmt: skip
-        monkeypatch.setenv(key, value)
+        patch.setenv(key, value)
     for key in ("EMUEDIT_PARENT_RUN", "PREFECT_API_URL"):
-        monkeypatch.delenv(key, raising=False)
+        patch.delenv(key, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def isolated_environment(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    set_environment(monkeypatch, home)
+
+
+@pytest.fixture(scope="session")
+def database_of(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> DatabaseOf:
+    """Gives an empty database of a package after its migrations, which take up to twenty seconds.
+
+    The first process that needs it creates it, and pytest's cache keeps it until the package has another version.
+    """
+    has_cache = pytestconfig.pluginmanager.hasplugin("cacheprovider") and pytestconfig.cache
+    folder = pytestconfig.cache.mkdir("databases") if has_cache else tmp_path_factory.mktemp("databases")
+
+    def get(package: str, create: Callable[[Path], None]) -> Path:
+        path = folder / f"{package}-{version(package)}.db"
+        with (folder / f"{package}.lock").open("w") as lock, TemporaryDirectory(dir=folder) as draft:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                create(Path(draft, "draft.db"))
+                with closing(sqlite3.connect(Path(draft, "draft.db"))) as connection:
+                    connection.execute("VACUUM INTO ?", (str(Path(draft, path.name)),))  # one file, whatever the journal is
+                Path(draft, path.name).replace(path)
+        return path
+
+    return get
 
 
 def run_command(*command: str | Path, cwd: Path) -> str:
@@ -128,13 +165,15 @@ def project(repository: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database after its migrations, which cost seconds."""
-    from mlflow.tracking import MlflowClient
+def empty_store(database_of: DatabaseOf) -> Path:
+    """An MLflow database without runs."""
 
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
+    def create(path: Path) -> None:
+        from mlflow.tracking import MlflowClient
+
+        MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+
+    return database_of("mlflow", create)
 
 
 @pytest.fixture
@@ -143,6 +182,58 @@ def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri := f"sqlite:///{tmp_path}/mlflow.db")
     return uri
+
+
+@contextmanager
+def prefect_server(home: Path, database: Path) -> Iterator[str]:
+    """The API of a Prefect server on this database, which it creates if there is none."""
+    from flows import local_server
+
+    with pytest.MonkeyPatch.context() as patch:
+        set_environment(patch, home)
+        patch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{database}")
+        server, url = local_server._start()
+    yield url
+    server.terminate()
+    server.wait()
+
+
+@pytest.fixture(scope="session")
+def empty_prefect_database(database_of: DatabaseOf, home: Path) -> Path:
+    """A Prefect database without runs."""
+
+    def create(path: Path) -> None:
+        with prefect_server(home, path):
+            pass
+
+    return database_of("prefect", create)
+
+
+@pytest.fixture(scope="session")
+def server_url(empty_prefect_database: Path, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """API of a Prefect server that runs already, so that a retrain starts none."""
+    database = tmp_path_factory.mktemp("prefect") / "prefect.db"
+    shutil.copy(empty_prefect_database, database)
+    with prefect_server(home, database) as url:
+        yield url
+
+
+@pytest.fixture
+def prefect(server_url: str) -> Iterator[None]:
+    """Flows of this process use the server."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: server_url}):
+        yield
+
+
+@pytest.fixture
+def prepared_home(empty_prefect_database: Path, home: Path) -> None:
+    """The home folder has the database that a local Prefect server would otherwise create at its first start."""
+    database = home / "prefect" / "prefect.db"
+    if not database.exists():
+        database.parent.mkdir(exist_ok=True)
+        shutil.copy(empty_prefect_database, database)
 
 
 @pytest.fixture

@@ -34,15 +34,15 @@ def test_deployments_name_flows_and_all_their_parameters(deployment: dict[str, A
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_prefect_accepts_the_deployments(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("prefect")
+def test_prefect_accepts_the_deployments(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.client.orchestration import get_client
-    from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120), get_client(sync_client=True) as client:
-        monkeypatch.setenv("PREFECT_API_URL", str(client.api_url))
-        for words in (["work-pool", "create", "local", "--type", "process"], ["--no-prompt", "deploy", "--all"]):
-            process = subprocess.run([sys.executable, "-m", "prefect", *words], cwd=ROOT, capture_output=True, text=True)
-            assert process.returncode == 0, process.stdout + process.stderr
+    monkeypatch.setenv("PREFECT_API_URL", server_url)
+    for words in (["work-pool", "create", "local", "--type", "process"], ["--no-prompt", "deploy", "--all"]):
+        process = subprocess.run([sys.executable, "-m", "prefect", *words], cwd=ROOT, capture_output=True, text=True)
+        assert process.returncode == 0, process.stdout + process.stderr
+    with get_client(sync_client=True) as client:
         weekly = client.read_deployment_by_name("retrain/weekly")
-        assert [schedule.active for schedule in weekly.schedules] == [False]
-        assert weekly.parameter_openapi_schema["properties"].keys() == {"registry", "force", "max_parallel"}
+    assert [schedule.active for schedule in weekly.schedules] == [False]
+    assert weekly.parameter_openapi_schema["properties"].keys() == {"registry", "force", "max_parallel"}

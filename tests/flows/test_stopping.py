@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,8 +101,9 @@ StartRetrain = Callable[..., Retrain]
 
 
 @pytest.fixture
-def start_retrain(project: Path) -> Iterator[StartRetrain]:
+def start_retrain(project: Path, empty_store: Path, prepared_home: None) -> Iterator[StartRetrain]:
     """Starts `retrain` with a prefix of its command line, and returns when its stage runs."""
+    shutil.copy(empty_store, project / "mlflow.db")
     (project / "stage.py").write_text(STAGE)
     (project / "dvc.yaml").write_text("stages:\n  slow:\n    cmd: python stage.py\n    outs: [never]\n")
     started: list[Retrain] = []
@@ -114,16 +116,6 @@ def start_retrain(project: Path) -> Iterator[StartRetrain]:
     yield start
     for retrain in started:
         retrain.close()
-
-
-@pytest.fixture(scope="module")
-def server_url() -> Iterator[str]:
-    """API of a Prefect server that runs already, so that a retrain starts none."""
-    from prefect.settings import PREFECT_API_URL
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=int(START_S)):
-        yield PREFECT_API_URL.value()
 
 
 FLOW = {"retrain": r"-m flows\.retrain", "flow": r"-m flows\.flow_process"}

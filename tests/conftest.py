@@ -1,6 +1,9 @@
 """Fixtures of all tests: one torch thread, tiny base models with a fake text encoder, and a fake chat endpoint."""
 
 import json
+import os
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -27,6 +30,18 @@ SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end":
 DDIM = {"clip_sample": False, "timestep_spacing": "trailing"}
 ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 LENGTH = 12
+
+
+def pytest_configure() -> None:
+    """Keep compiled modules, whatever PYTHONDONTWRITEBYTECODE says: two hundred processes would compile what they import."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests come first, so that processes that take one file after the other end together."""
+    n_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -n_slow[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from emuedit.tracking import registry, runs
-from flows import dvc_graph, flow_process, pipeline, release, retrain, run_stage
+from flows import dvc_graph, flow_process, release, retrain, run_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch, prefect: None) -> None:
     """The flow runs in this process, where tests can replace the model; `test_stopping` has it in its own."""
+    from flows import pipeline  # not above: it imports Prefect, in four seconds
+
     monkeypatch.setattr(flow_process, "run_flow", lambda options: pipeline.retrain(**asdict(options)))
 
 

@@ -83,22 +83,22 @@ def extend_unet(unet: Any, d_v: int, change_mask: bool = True) -> Any:
         "class_embed_type": "simple_projection",
         "projection_class_embeddings_input_dim": fixed_width or d_v,
     }
-    extended = type(unet).from_config({key: value for key, value in config.items() if not key.startswith("_")})
-    weights = unet.state_dict()
-    conv_in = torch.zeros_like(extended.conv_in.weight, dtype=unet.dtype, device=unet.device)  # [320, 2 C, 3, 3]
+    with torch.device("meta"):  # random weights of a large network take long, and none of them would be kept
+        extended = type(unet).from_config({key: value for key, value in config.items() if not key.startswith("_")})
+    weights = {name: value.clone() for name, value in unet.state_dict().items()}
+    conv_in = torch.zeros(extended.conv_in.weight.shape, dtype=unet.dtype, device=unet.device)  # [320, 2 C, 3, 3]
     conv_in[:, :channels] = weights["conv_in.weight"]
     conv_out = {
         name: torch.cat([weights[name], torch.zeros_like(weights[name][: int(change_mask)])])
         for name in ("conv_out.weight", "conv_out.bias")
     }
-    weights |= {
-        **conv_out,
-        "conv_in.weight": conv_in,  # conv_in.bias is among the other weights
-        "class_embedding.weight": torch.zeros_like(extended.class_embedding.weight),
-        "class_embedding.bias": torch.zeros_like(extended.class_embedding.bias),
+    class_embedding = {
+        f"class_embedding.{name}": torch.zeros(value.shape, dtype=unet.dtype, device=unet.device)
+        for name, value in extended.class_embedding.named_parameters()
     }
-    extended.load_state_dict(weights)
-    return nn.Module.to(extended, device=unet.device, dtype=unet.dtype).eval()  # diffusers' own `to` logs warnings
+    weights |= {**conv_out, **class_embedding, "conv_in.weight": conv_in}  # conv_in.bias is among the other weights
+    extended.load_state_dict(weights, assign=True)
+    return extended.eval()
 
 
 def fingerprint(net: EditorUNet, dtype: torch.dtype) -> str:

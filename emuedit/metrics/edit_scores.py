@@ -21,17 +21,19 @@ METRICS = {"clip_dir": "clip_direction", "clip_im": "clip_image", "clip_out": "c
 
 
 def evaluate_system(
-    name: str, system: System, edits: Benchmark, scorers: tuple[ClipScorer, DinoScorer], seed: int
+    name: str, system: System, edits: Benchmark, scorers: tuple[ClipScorer, DinoScorer] | None, seed: int
 ) -> list[EvalRecord]:
-    """One record per edit: the system's output, the judge's verdict and the metrics.
+    """One record per edit: the system's output, the judge's verdict and, with `scorers`, the metrics.
 
     An edit's noise depends on its task, its position and `seed`, and is the same for all systems.
     """
     seeds = [seed_for("evaluation", edits.task, i, seed) for i in range(len(edits.instructions))]
     outputs, tasks = system(edits, seeds)
     verdict = edits.judge(outputs)
-    before, after = image_tensors.from_uint8(edits.before), image_tensors.from_uint8(outputs)
-    scores = measure_edits(*scorers, before, after, edits.input_captions, edits.output_captions)
+    scores: dict[str, edit_similarity.Column] = {column: [None] * len(seeds) for column in METRICS.values()}
+    if scorers is not None:
+        before, after = image_tensors.from_uint8(edits.before), image_tensors.from_uint8(outputs)
+        scores = measure_edits(*scorers, before, after, edits.input_captions, edits.output_captions)
     return [
         EvalRecord(
             system=name,

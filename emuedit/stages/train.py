@@ -1,8 +1,8 @@
 """Stage `train`: train the editor on the kept pairs. A killed run resumes with the same command, bit for bit.
 
 In: `data/pairs` and what `data/dataset` mixed in (Pair), `data/dataset` (Verdict), the base model. Out: `models/editor`, a
-diffusers pipeline folder of the base model's class with `tasks/`, `stats.jsonl` and `summary.json`. Trained are the U-Net, the
-task embedding and, with `lr_mult_text`, the text encoders.
+folder of an `EmuEditPipeline` with `stats.jsonl` and `summary.json`. Trained are the U-Net, the task embedding and, with
+`lr_mult_text`, the text encoders.
 """
 
 import gc
@@ -26,6 +26,7 @@ from emuedit.training.aspect_buckets import AspectBuckets
 from emuedit.training.distributed import n_processes, open_accelerator, run_accelerate, run_distributed
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loop import Preview, TrainLoop
+from emuedit.training.resources import check_memory
 from emuedit.training.train_settings import TrainSettings
 from emuedit.training.trainable_editor import TrainableEditor
 
@@ -99,12 +100,14 @@ def run(params: TrainParams, root: Path) -> Summary:
     elif world_size > 1:
         run_distributed(world_size, runtime.device, _train, *job, runtime.device)
     is_done = params.accelerate_config is not None or world_size > 1  # then the last step is read from its state
-    editor = _train(*job, "cpu" if is_done else runtime.device)
+    editor = _train(*job, "cpu" if is_done else runtime.device, is_done)
     counts = {"steps": params.steps, "pairs": len(cache.train), "held_out_pairs": len(cache.held_out)}
     return _publish(editor, scratch, root / OUT, recorded | {"data": data}, counts, params.stored_dtype)
 
 
-def _train(params: TrainParams, base_model_name: str, latents: Path, scratch: Path, device: str) -> TrainableEditor:
+def _train(
+    params: TrainParams, base_model_name: str, latents: Path, scratch: Path, device: str, is_done: bool = False
+) -> TrainableEditor:
     """The training of one process: make an editor of the base model, the same in every process, and run the loop."""
     cache, base_model = _open_cache(latents, params), text_to_image.load(base_model_name, "cpu")
     base_model.scheduler = objective.configure_scheduler(base_model.scheduler, params.objective, params.zero_terminal_snr)
@@ -115,6 +118,9 @@ def _train(params: TrainParams, base_model_name: str, latents: Path, scratch: Pa
     editor = TrainableEditor(net, base_model, params)
     preview = None if params.preview is None else _prepare_preview(params.preview, params, editor, cache, scratch)
     with open_accelerator(device, params.dtype, find_unused_parameters=params.lr_mult_text > 0) as accelerator:
+        if accelerator.is_main_process and not is_done:
+            for line in check_memory(editor, cache, params, accelerator):
+                print(f"train: {line}", flush=True)
         TrainLoop(editor, cache, params, scratch, accelerator, preview).run()
     return editor
 
@@ -156,7 +162,8 @@ def _publish(
 ) -> Summary:
     """Write the editor and the record of its training, `summary.json` last, then delete the scratch."""
     shutil.rmtree(out, ignore_errors=True)
-    checkpoint.save(editor.net, editor.base_model.pipeline, out, getattr(torch, stored))
+    facts = {key: recorded[key] for key in ("base_model", "objective", "preset") if recorded[key]} | counts
+    checkpoint.save(editor.net, editor.base_model.pipeline, out, getattr(torch, stored), facts)
     shutil.copy2(scratch / "stats.jsonl", out / "stats.jsonl")
     summary = write_summary(out, "train", scratch.name, recorded, counts)
     shutil.rmtree(scratch.parent)

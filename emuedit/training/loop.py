@@ -24,6 +24,7 @@ from emuedit.training.ema import EmaSettings
 from emuedit.training.held_out import held_out_loss
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.optimization import STATE_FILE, Optimization
+from emuedit.training.resources import SpeedMeter, count_flops
 from emuedit.training.train_settings import TrainSettings
 from emuedit.training.trainable_editor import TrainableEditor
 from emuedit.training.training_error import TrainingError
@@ -56,7 +57,8 @@ class TrainLoop:
         """State, statistics and previews go to `scratch`; a state that is there is continued."""
         self.editor, self.cache, self.settings, self.scratch = editor, cache, settings, scratch
         self.accelerator, self.preview = accelerator, preview
-        editor.prepare(accelerator.device)
+        self._flops_per_sample = count_flops(editor, cache, settings) if accelerator.is_main_process else 0
+        editor.prepare(accelerator.device, is_sharded=self._is_sharded)
         self.optimization = Optimization(
             editor,
             settings.schedule,
@@ -85,7 +87,8 @@ class TrainLoop:
             Progress("train", settings.steps, "step", optimization.step) if main else nullcontext() as progress,
             BatchFeed(self.cache, settings, n_timesteps, accelerator) as feed,
         ):
-            logged_at, logged_step, value = time.monotonic(), optimization.step, math.nan
+            speed = SpeedMeter(settings, self._flops_per_sample, accelerator, optimization.step) if main else None
+            value = math.nan
             while optimization.step < settings.steps:
                 # Forward, backward, and the mean over processes
                 lr = optimization.rate
@@ -103,11 +106,12 @@ class TrainLoop:
 
                 # Log, evaluate, save
                 value = self._check_losses(feed) if self._unchecked else value
-                speed = settings.batch_size * (done - logged_step) / (time.monotonic() - logged_at)
-                self._log(loss=value, lr=lr, grad_norm=norm.item(), samples_per_second=speed)
+                if speed is not None:
+                    self._log(loss=value, lr=lr, grad_norm=norm.item(), **speed.read(done))
                 self._evaluate(last)
                 self._save(last)
-                logged_at, logged_step = time.monotonic(), done
+                if speed is not None:
+                    speed.restart(done)
         optimization.use_average()
         self.editor.finish()
 

@@ -40,14 +40,17 @@ class TrainableEditor(nn.Module):
         """Where it trains."""
         return self.base_model.device
 
-    def prepare(self, device: torch.device) -> None:
-        """Move what is trained to a device, and make it ready: trained weights in float32, adapters, checkpointing, layout."""
+    def prepare(self, device: torch.device, is_sharded: bool = False) -> None:
+        """Move what is trained to a device, and make it ready: trained weights in float32, adapters, checkpointing, layout.
+
+        is_sharded: whether FSDP will divide the weights, which it can in their ordinary layout only.
+        """
         settings, unet = self.settings, self.net.unet
         self.to(device, torch.float32).train().requires_grad_(True)
         if settings.lora is not None:
             half = settings.dtype != "float32" and device.type != "cpu"
             lora.add_adapters(unet, settings.lora, getattr(torch, settings.dtype) if half else torch.float32)
-        if device.type == "cuda":
+        if device.type == "cuda" and not is_sharded:
             self.to(memory_format=torch.channels_last)  # slower on a CPU
         use_unfused_attention_on_cpu(unet, self.text)
         if settings.gradient_checkpointing:

@@ -88,7 +88,8 @@ def judge(
 
 def l1(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """L1 distance per pixel `[...]`: mean absolute difference over the channels of uint8 `[..., 3]`, in [0, 1]."""
-    return np.abs(a.astype(np.float32) - b.astype(np.float32)).mean(-1) / 255
+    difference = np.abs(np.subtract(a, b, dtype=np.int16))
+    return (difference[..., 0] + difference[..., 1] + difference[..., 2]).astype(np.float32) / 3 / 255  # faster than mean(-1)
 
 
 def masked_mean(values: np.ndarray, mask: np.ndarray, min_px: int = 1) -> np.ndarray:
@@ -108,12 +109,13 @@ def _nearest(
     """The candidate nearest to the output of edit n: EXACT, INPUT or 2 + alternative. EXACT loses ties."""
     has_alternatives = len(alternatives) > 0
     candidates = np.concatenate([exact[None], before[None], alternatives]) if has_alternatives else np.stack([exact, before])
-    inside = candidates[:, region]  # [2 + K, P, 3]
-    equal = np.flatnonzero((inside[1:] == inside[0]).all((1, 2))) + 1
-    if len(equal):
+    pixels = np.flatnonzero(region)
+    inside = np.take(candidates.reshape(len(candidates), -1, 3), pixels, axis=1)  # [2 + K, P, 3]
+    equal = [k for k in range(1, len(inside)) if np.array_equal(inside[k], inside[EXACT])]
+    if equal:
         name = "the input" if equal[0] == INPUT else f"alternative {equal[0] - 2}"
         raise ValueError(f"{name} of edit {n} equals the exact result inside the region; give only other values")
-    error = l1(inside, output[region][None]).mean(1)  # [2 + K]
+    error = l1(inside, output.reshape(-1, 3)[pixels][None]).mean(1)  # [2 + K]
     order = np.argsort(error, kind="stable")
     exact_is_tied = order[0] == EXACT and error[order[1]] == error[EXACT]
     return int(order[1] if exact_is_tied else order[0])

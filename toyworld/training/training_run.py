@@ -60,8 +60,9 @@ def train(
     """Minimise `loss_at(step)` and return `model` holding the averaged (EMA) weights, on the CPU.
 
     `loss_at` draws its own batch from the step number alone, so a resumed run sees the data it would have seen; of several
-    processes, each its shard, through the model as `accelerator` wrapped it, which averages the gradients. State goes to `scratch`, losses to `scratch/stats.jsonl`. The number of steps may change when a
-    run is resumed, nothing else; raises OptimizationError then.
+    processes, each its shard, through the model as `accelerator` wrapped it, which averages the gradients. State goes to
+    `scratch`, losses to `scratch/stats.jsonl`. The number of steps may change when a run is resumed, nothing else; raises
+    OptimizationError then.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     model.to(device())

@@ -1,0 +1,60 @@
+"""Run the stage `train` on the pairs of a workspace, and read its speed from its own statistics.
+
+    python -m harness.own_trainer WORKSPACE OUT STEPS WARM_UP CHANGES
+
+CHANGES are settings of the stage as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from harness.step_clock import peak_memory_gib
+
+LOG_EVERY_STEPS = 4
+
+
+def main() -> None:
+    """See above."""
+    workspace, out, steps, warm_up, changes = sys.argv[1:]
+    from emuedit import config
+    from emuedit.stages import train
+    from emuedit.tracking import read_stats
+    from emuedit.training import latent_cache
+
+    root, encoding_s = Path(workspace), 0.0
+    params = config.load(train.TrainParams, "train", root / "params.yaml")
+    rarely = {"eval_every_steps": 10**6, "save_every_s": 1e9}
+    fixed = {"steps": int(steps), "preview": None, "log_every_steps": LOG_EVERY_STEPS} | rarely
+    values = params.model_dump(mode="json") | fixed | json.loads(changes)
+    params = train.TrainParams.model_validate_json(json.dumps(values))
+    build = latent_cache.build
+
+    def timed_build(*args: Any, **options: Any) -> None:
+        nonlocal encoding_s
+        start = time.perf_counter()
+        build(*args, **options)
+        encoding_s = time.perf_counter() - start
+
+    latent_cache.build = timed_build  # type: ignore[assignment]
+    train.run(params, root)
+    lines = [line for line in read_stats(root / train.OUT / "stats.jsonl") if "samples_per_second" in line.get("metrics", {})]
+    speeds = [line["metrics"]["samples_per_second"] for line in lines if line["step"] > int(warm_up)]
+    peak_gib = peak_memory_gib()
+    if not torch.cuda.is_available() and params.processes != 1:  # the parent waits beside its processes
+        children_gib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        peak_gib += children_gib * train.n_processes(params.processes, params.batch_size, "cpu")
+    figures = {"samples_per_second": median(speeds), "peak_memory_gib": peak_gib, "encoding_s": encoding_s}
+    Path(out).write_text(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

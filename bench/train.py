@@ -1,0 +1,115 @@
+"""Samples per second and peak memory of the stage `train`, beside diffusers' `train_instruct_pix2pix.py` as it was published.
+
+`uv run python bench/train.py --published FILE [--shapes A,B] [--quick]` writes `bench/results/train.json`; its last line is the
+same JSON. FILE is the script, which is not part of this repository:
+
+    https://raw.githubusercontent.com/huggingface/diffusers/main/examples/instruct_pix2pix/train_instruct_pix2pix.py
+
+Both train the same U-Net on the same pictures, with the same resolution, batch and number format, AdamW and EMA, one after the
+other in processes of their own. The published script encodes pictures and texts in every step; the stage encodes them once,
+and `encoding_s` says how long that took for 64 pairs. `samples_per_second_ratio` and `peak_memory_ratio` are ours over theirs.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import command
+from harness.training_task import SHAPES, write_workspace
+
+CPU_SHAPES, GPU_SHAPES = ("toy", "sd15-quarter"), ("sd15-256", "sd15-512")
+OURS: dict[str, dict[str, dict[str, Any]]] = {
+    "cpu": {"ours": {}, "ours, one process": {"processes": 1}, "ours, small": {"processes": 1, "gradient_checkpointing": True}},
+    "cuda": {
+        "ours": {},
+        "ours, small": {"gradient_checkpointing": True, "ema_device": "cpu"},
+        "ours, compiled": {"compile": True},
+        "ours, LoRA": {"gradient_checkpointing": True, "lora": {"rank": 64}},
+    },
+}
+"""The settings that are measured; `ours` gives the ratio of speed, `ours, small` that of memory."""
+THEIRS: dict[str, dict[str, tuple[str, ...]]] = {
+    "cpu": {"published": ()},
+    "cuda": {"published": ()},
+}
+
+
+def run(module: str, out: Path, *arguments: str) -> dict[str, Any]:
+    """Run a module of the harness in a process of its own and read what it wrote. A failure is a figure too."""
+    process = subprocess.run(
+        [sys.executable, "-m", f"harness.{module}", *arguments], cwd=command.ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(command.ROOT / "bench"), str(command.ROOT), *_python_path()])},
+    )  # fmt: skip
+    if out.exists():
+        figures: dict[str, Any] = json.loads(out.read_text())
+        return {key: round(value, 3) for key, value in figures.items()}
+    lines = process.stderr.strip().splitlines()
+    print(process.stderr, file=sys.stderr)
+    return {"failed": lines[-1][:300] if lines else f"exit status {process.returncode}"}
+
+
+def _python_path() -> list[str]:
+    return [path] if (path := os.environ.get("PYTHONPATH")) else []
+
+
+def measure(name: str, published: Path, folder: Path, dtype: str, steps: int, warm_up: int) -> dict[str, Any]:
+    """All systems on one shape."""
+    shape, device = SHAPES[name], "cuda" if torch.cuda.is_available() else "cpu"
+    write_workspace(folder, shape, device)
+    torch.cuda.empty_cache()
+    rows: dict[str, Any] = {}
+    for system, more in THEIRS[device].items():
+        out = folder / f"{system}.json"
+        rows[system] = run(
+            "published_trainer", out, str(published), str(folder), str(out), dtype, str(steps), str(warm_up), str(shape.batch),
+            str(shape.size_px), *more,
+        )  # fmt: skip
+        print(f"{name}: {system}: {rows[system]}", file=sys.stderr, flush=True)
+    common = {"preset": None, "batch_size": shape.batch, "dtype": dtype, "lr": 1e-4, "lr_mult_text": 0.0, "device": device}
+    for system, changes in OURS[device].items():
+        out = folder / f"{system}.json"
+        rows[system] = run("own_trainer", out, str(folder), str(out), str(steps), str(warm_up), json.dumps(common | changes))
+        print(f"{name}: {system}: {rows[system]}", file=sys.stderr, flush=True)
+    return {"batch": shape.batch, "size_px": shape.size_px, "dtype": dtype, "systems": rows, **ratios(rows)}
+
+
+def ratios(rows: dict[str, Any]) -> dict[str, float | None]:
+    """Ours over the published script, in speed and in memory."""
+
+    def ratio(system: str, key: str) -> float | None:
+        value, published = rows[system].get(key), rows["published"].get(key)
+        return round(value / published, 3) if value and published else None
+
+    return {
+        "samples_per_second_ratio": ratio("ours", "samples_per_second"),
+        "peak_memory_ratio": ratio("ours, small", "peak_memory_gib"),
+    }
+
+
+def main() -> None:
+    """Measure, write, print."""
+    parser = command.argument_parser(__doc__, quick="few steps of the toy shape: it proves that the script runs")
+    parser.add_argument("--published", type=Path, required=True, metavar="FILE", help="diffusers' train_instruct_pix2pix.py")
+    parser.add_argument("--shapes", metavar="A,B", help=f"out of {', '.join(SHAPES)}; default: those for this machine")
+    parser.add_argument("--steps", type=int, help="steps of each system")
+    args = parser.parse_args()
+    if not args.published.is_file():
+        sys.exit(f"want diffusers' train_instruct_pix2pix.py, got {args.published}, which is no file; see the docstring")
+    has_gpu = torch.cuda.is_available()
+    names = args.shapes.split(",") if args.shapes else list(GPU_SHAPES if has_gpu else CPU_SHAPES)[: 1 if args.quick else None]
+    steps, warm_up = (args.steps or (8 if args.quick else 40)), 4 if args.quick else 12
+    dtype = "bfloat16" if has_gpu else "float32"
+    with tempfile.TemporaryDirectory() as folder:
+        shapes = {name: measure(name, args.published.resolve(), Path(folder, name), dtype, steps, warm_up) for name in names}
+    last = shapes[names[-1]]
+    keys = ("samples_per_second_ratio", "peak_memory_ratio")
+    command.write_result(__file__, {**{key: last[key] for key in keys}, "shape": names[-1], "shapes": shapes}, args.quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Sample edits of an editor in the middle of its training: a contact sheet, and the share that succeeds.
+
+`train.preview.function` names this file. A preview changes nothing about a training, so the file is no dependency of the stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from emuedit.editor.sampling import EditSampler
+from emuedit.editor.settings import EditSettings
+from emuedit.metrics import benchmark, report
+from emuedit.metrics.edit_scores import evaluate_system
+from emuedit.models import image_tensors
+
+NAME = "editor"
+
+
+class TrainingPreview:
+    """The same edits of every task, from the part of the benchmark that no evaluation uses, whenever it is called."""
+
+    def __init__(self, source: str, tasks: Sequence[str], n_edits: int, settings: EditSettings, folder: Path) -> None:
+        """`source` is the benchmark's file; pictures go to `folder`. Raises what the benchmark raises for a task it lacks."""
+        edits = benchmark.load(source)
+        self.edits = [edits(task, "train", 0, n_edits) for task in tasks]
+        self.settings, self.folder = settings, folder
+
+    def __call__(self, sampler: EditSampler, step: int) -> dict[str, float]:
+        """Edit, write `preview-<step>.png`, and return the success per task and its mean."""
+
+        def edit(edits: benchmark.Benchmark, seeds: list[int]) -> tuple[benchmark.Pictures, list[str]]:
+            tasks = [edits.task] * len(seeds)
+            before = image_tensors.from_uint8(edits.before)
+            return image_tensors.to_uint8(sampler.sample(before, edits.instructions, tasks, self.settings, seeds)), tasks
+
+        records = [record for edits in self.edits for record in evaluate_system(NAME, edit, edits, None, self.settings.seed)]
+        tasks = [edits.task for edits in self.edits]
+        success = report.summarise(records, tasks)["edit_success"]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sheet = report.draw_contact_sheet(records, NAME, tasks, len(records) // len(tasks), success)
+        sheet.save(self.folder / f"preview-{step:06d}.png", optimize=True)
+        return {f"success.{task}": share for task, share in success[NAME].items() if share is not None}
+
+
+def preview(source: str, tasks: Sequence[str], n_edits: int, settings: EditSettings, folder: Path) -> TrainingPreview:
+    """What the stage calls once, before training begins."""
+    return TrainingPreview(source, tasks, n_edits, settings, folder)

@@ -1,0 +1,86 @@
+"""Memory and speed of a training: an estimate before it starts, and what it uses while it runs."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from emuedit.training.flops import forward_flops, mfu, training_flops
+from emuedit.training.latent_cache import LatentCache
+from emuedit.training.memory import MemoryEstimator
+from emuedit.training.memory_check import check_fits
+from emuedit.training.memory_plan import GIB, MemoryPlan
+from emuedit.training.train_settings import TrainSettings
+from emuedit.training.trainable_editor import TrainableEditor
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def check_memory(editor: TrainableEditor, cache: LatentCache, settings: TrainSettings, accelerator: Accelerator) -> list[str]:
+    """What the training will take, as lines to print. Raises MemoryFitError where it cannot fit, with what would save how much.
+
+    On a device whose memory nobody can ask for, and on one that the estimate does not know, nothing is checked.
+    """
+    device = accelerator.device
+    if device.type not in ("cuda", "cpu"):
+        return []
+    plan = MemoryPlan(
+        micro_batch=settings.batch_size // (settings.accumulation_steps * accelerator.num_processes),
+        latent=_largest_latent(editor, cache),
+        n_tokens=editor.base_model.tokenizer.model_max_length,
+        device="cuda" if device.type == "cuda" else "cpu",
+        dtype="float32" if settings.dtype == "auto" else settings.dtype,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        accumulation_steps=settings.accumulation_steps,
+        compile=settings.compile,
+        lora=settings.lora,
+        optimizer=settings.optimizer,
+        ema_device=settings.ema_device,
+        ema_dtype=settings.ema_dtype,
+        world_size=accelerator.num_processes,
+        fsdp=str(accelerator.distributed_type).endswith("FSDP"),
+    )
+    estimator = MemoryEstimator(editor.net, list(editor.text))
+    estimate = estimator.estimate(plan)
+    warning = check_fits(estimate, device, lambda: estimator.savings(plan))
+    return [f"memory {estimate}", *([warning] if warning else [])]
+
+
+def count_flops(editor: TrainableEditor, cache: LatentCache, settings: TrainSettings) -> int:
+    """Floating-point operations of a training sample of the largest size. To be called before `TrainableEditor.prepare`."""
+    n_tokens = editor.base_model.tokenizer.model_max_length
+    forward = forward_flops(editor.net, _largest_latent(editor, cache), n_tokens, list(editor.text))
+    return training_flops(forward, lora=settings.lora is not None)
+
+
+class SpeedMeter:
+    """Samples per second, memory and the share of the device's speed that a training uses, since it was last asked."""
+
+    def __init__(self, settings: TrainSettings, flops_per_sample: int, accelerator: Accelerator, step: int) -> None:
+        """Counts from `step` on."""
+        self.batch_size, self.n_devices, self.device = settings.batch_size, accelerator.num_processes, accelerator.device
+        self.dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
+        self.flops_per_sample = flops_per_sample
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """Count from here: what came before, such as an evaluation, is no training."""
+        self._step, self._time = step, time.monotonic()
+
+    def read(self, step: int) -> dict[str, float]:
+        """`samples_per_second` over all devices, `mfu` (see `flops.mfu`) and on a GPU `memory_gib`, its peak so far."""
+        speed = self.batch_size * (step - self._step) / (time.monotonic() - self._time)
+        metrics = {"samples_per_second": speed}
+        metrics["mfu"] = mfu(self.flops_per_sample, speed / self.n_devices, self.device, self.dtype)
+        if self.device.type == "cuda":
+            metrics["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / GIB
+        return metrics
+
+
+def _largest_latent(editor: TrainableEditor, cache: LatentCache) -> tuple[int, int, int]:
+    """(C, h, w) of the largest pictures."""
+    height, width = max(cache.sizes, key=lambda size: size[0] * size[1])
+    return editor.base_model.channels, height // editor.base_model.factor, width // editor.base_model.factor

@@ -100,7 +100,8 @@ class TextToImageModel:
         height, width = size or self.size
         vae_latents.check_size(height, width, self.factor)
         shape = (1, self.channels, height // self.factor, width // self.factor)
-        return torch.cat([torch.randn(shape, generator=g, device=g.device).to(self.device) for g in generators])
+        device = self.device  # diffusers walks through all modules to find it
+        return torch.cat([torch.randn(shape, generator=g, device=g.device).to(device) for g in generators])
 
     def predict(self, z_t: torch.Tensor, t: torch.Tensor | int, text: TextCondition) -> torch.Tensor:
         """Run the U-Net once: z_t [B, C, h, w] at timestep t -> its prediction, float32 [B, C, h, w]."""

@@ -29,9 +29,11 @@ def pairs_with_targets(edits: Edits, targets: np.ndarray) -> list[Pair]:
 @pytest.mark.parametrize("task", [*SCENE_TASKS, "detect", "segment", "sketch"])
 def test_exact_pairs_are_right_and_alternatives_are_not(task: str) -> None:
     edits = build_edits(task, "held_out", 0, N)
-    exact_verdicts = pair_judge.judge(pairs_with_targets(edits, edits.exact))
+    exact, wrong = pairs_with_targets(edits, edits.exact), pairs_with_targets(edits, edits.alternatives[:, 0])
+    readings = pair_judge.read_images(tuple(dict.fromkeys(pair_judge.images_to_read([*exact, *wrong]))))  # they share sources
+    exact_verdicts = pair_judge.judge(exact, readings)
     assert sum(verdict.right for verdict in exact_verdicts) >= N - 1, [verdict.faults for verdict in exact_verdicts]
-    wrong_verdicts = pair_judge.judge(pairs_with_targets(edits, edits.alternatives[:, 0]))
+    wrong_verdicts = pair_judge.judge(wrong, readings)
     assert not any(verdict.right for verdict in wrong_verdicts)
     faults = [fault for verdict in wrong_verdicts for fault in verdict.faults]
     assert all(fault.startswith(("source_", "target_", "rest_")) for fault in faults)

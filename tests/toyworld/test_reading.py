@@ -26,6 +26,7 @@ def readings(held_out: Scenes) -> list[Reading]:
     return read_scenes(images(held_out))
 
 
+@pytest.mark.slow
 def test_reads_every_attribute_from_renders(held_out: Scenes, readings: list[Reading]) -> None:
     shares = accuracy(readings, held_out)
     too_low = {name: shares[name] for name, minimum in MIN_ACCURACY.items() if shares[name] < minimum}
@@ -34,6 +35,7 @@ def test_reads_every_attribute_from_renders(held_out: Scenes, readings: list[Rea
     assert shares["n_kind"] == held_out.present.sum()
 
 
+@pytest.mark.slow
 def test_reads_blurred_renders(held_out: Scenes) -> None:
     scenes = held_out[:60]
     blurred = gaussian_filter(images(scenes), (0, 0.6, 0.6, 0))
@@ -41,6 +43,7 @@ def test_reads_blurred_renders(held_out: Scenes) -> None:
     assert min(shares[name] for name in ATTRIBUTES) >= 0.9
 
 
+@pytest.mark.slow
 def test_other_scenes_do_not_agree(held_out: Scenes, readings: list[Reading]) -> None:
     """The pictures do not agree with the scenes of other pictures: a comparison that always agrees would fail here."""
     other = held_out[np.roll(np.arange(N), 1)]
@@ -50,6 +53,7 @@ def test_other_scenes_do_not_agree(held_out: Scenes, readings: list[Reading]) ->
     assert shares["kind"] < 0.3
 
 
+@pytest.mark.slow
 def test_positions_are_compared_by_cell(held_out: Scenes, readings: list[Reading]) -> None:
     n = int(np.flatnonzero(held_out.count == 1)[0])
     shifted = replace(held_out, x=held_out.x + 1)
@@ -59,6 +63,7 @@ def test_positions_are_compared_by_cell(held_out: Scenes, readings: list[Reading
     assert [name for name, correct in agreement.attributes() if not correct] == ["cell"]
 
 
+@pytest.mark.slow
 def test_attributes_that_do_not_apply_are_none(held_out: Scenes, readings: list[Reading]) -> None:
     n = int(np.flatnonzero(held_out.present[:, 0] & (held_out.kind[:, 0] < 8))[0])
     without_objects = replace(readings[n], objects=())
@@ -72,12 +77,14 @@ def test_attributes_that_do_not_apply_are_none(held_out: Scenes, readings: list[
     assert matched.texture is not None
 
 
+@pytest.mark.slow
 def test_reading_does_not_depend_on_the_batch(held_out: Scenes, readings: list[Reading]) -> None:
     reversed_batch = read_scenes(images(held_out[:20])[::-1].copy())[::-1]
     assert [str(reading) for reading in reversed_batch] == [str(reading) for reading in readings[:20]]
     assert read_scenes(images(held_out[:5])) == readings[:5]
 
 
+@pytest.mark.slow
 def test_confidences_are_in_the_unit_interval_and_high_for_correct_readings(held_out: Scenes, readings: list[Reading]) -> None:
     confidences = [v for reading in readings for v in reading.confidence.values()]
     confidences += [v for reading in readings for seen_object in reading.objects for v in seen_object.confidence.values()]
@@ -95,6 +102,7 @@ def test_noise_is_read_with_low_confidence() -> None:
         assert all(max(seen_object.confidence.values()) < 0.2 for seen_object in reading.objects)
 
 
+@pytest.mark.slow
 def test_no_objects_are_read_from_empty_backgrounds() -> None:
     scenes = generate_scenes(scene_numbers("held_out", 9000, len(SCENE_CLASSES)))
     background, condition, style = SCENE_CLASSES.T

@@ -108,7 +108,8 @@ def main() -> None:
         shapes = {name: measure(name, args.published.resolve(), Path(folder, name), dtype, steps, warm_up) for name in names}
     last = shapes[names[-1]]
     keys = ("samples_per_second_ratio", "peak_memory_ratio")
-    command.write_result(__file__, {**{key: last[key] for key in keys}, "shape": names[-1], "shapes": shapes}, args.quick)
+    figures = {**{key: last[key] for key in keys}, "shape": names[-1], "shapes": shapes}
+    command.write_result(__file__, figures, args.quick)
 
 
 if __name__ == "__main__":

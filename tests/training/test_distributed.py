@@ -96,7 +96,7 @@ def test_processes_of_accelerate_launch_work_together_and_explain_their_failures
 @pytest.mark.parametrize(
     ("requested", "batch_size", "device", "cores", "want"),
     [
-        (3, 16, "cpu", 8, 3), (0, 16, "cpu", 1, 1), (0, 16, "cpu", 3, 2), (0, 16, "cpu", 8, 8), (0, 15, "cpu", 4, 3),
+        (4, 16, "cpu", 8, 4), (0, 16, "cpu", 1, 1), (0, 16, "cpu", 3, 2), (0, 16, "cpu", 8, 8), (0, 15, "cpu", 4, 3),
         (0, 16, "cuda", 4, 4), (0, 6, "cuda", 4, 3), (2, 16, "cuda", 8, 2), (0, 16, "mps", 8, 1),
     ],
 )  # fmt: skip
@@ -106,3 +106,8 @@ def test_the_number_of_processes(
     monkeypatch.setattr(distributed, "available_cores", lambda: cores)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cores)
     assert n_processes(requested, batch_size, device) == want
+
+
+def test_processes_that_cannot_split_the_batch_are_refused() -> None:
+    with pytest.raises(ValueError, match="want a batch that 3 processes can split evenly, got 16; choose a multiple of 3"):
+        n_processes(3, 16, "cpu")

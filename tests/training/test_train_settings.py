@@ -1,5 +1,4 @@
 import pytest
-import torch
 from pydantic import ValidationError
 
 from emuedit.training.schedule import Schedule
@@ -23,12 +22,14 @@ def test_the_schedule_has_the_values_of_the_settings() -> None:
     assert SETTINGS.schedule == Schedule(steps=100, lr=1e-3, warmup_steps=7, decay_share=0.4, decay="linear")
 
 
-@pytest.mark.parametrize(("dtype", "want"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
-def test_computations_have_the_number_format_of_the_settings(dtype: str, want: torch.dtype) -> None:
-    layer = torch.nn.Linear(2, 2)
-    with SETTINGS.model_copy(update={"dtype": dtype}).autocast(torch.device("cpu")):
-        assert layer(torch.zeros(1, 2)).dtype == want
-    assert layer.weight.dtype == torch.float32
+@pytest.mark.parametrize(
+    "weights", [{"mask_balance": 0.5}, {"background_weight": 0.3}, {"change_loss_weight": 0.5}, {"change_mask_balance": 0.5}]
+)
+def test_weights_by_region_are_refused_where_the_change_mask_is_turned_off(weights: dict[str, float]) -> None:
+    values = {"change_mask": False, "loss_weights": weights}
+    with pytest.raises(ValidationError, match=r"want no loss_weights by region .* with change_mask false"):
+        TrainSettings.model_validate(SETTINGS.model_dump() | values)
+    assert not TrainSettings.model_validate(SETTINGS.model_dump() | {"change_mask": False}).change_mask
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,10 @@ def test_the_pipeline_gives_the_pixels_of_the_sampler(kind: str, editor_folder: 
     images = [Image.fromarray(picture) for picture in pixels(2)]
     output = pipe(prompt=prompts, image=images, task=tasks, generator=seeded(3, 4), **ARGUMENTS)
     assert [image.size for image in output.images] == [(20, 16)] * 2
-    np.testing.assert_array_equal(np.stack(output.images), want)
+    # the weights of two loads lie at other addresses, so that sums may round apart
+    difference = np.abs(np.stack(output.images).astype(int) - want)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.005
 
 
 def test_arguments_have_the_names_of_diffusers() -> None:

@@ -82,7 +82,7 @@ def test_trainings_with_other_settings_may_follow_each_other(dtype: str) -> None
 def test_processes_of_accelerate_launch_work_together_and_explain_their_failures(tmp_path: Path) -> None:
     config = tmp_path / "cpu.yaml"
     config.write_text(
-        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_machines: 1\nnum_processes: 2\nuse_cpu: true\n"
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_machines: 1\nnum_processes: 2\nuse_cpu: true\n"
         "machine_rank: 0\nmain_training_function: main\nsame_network: true\nrdzv_backend: static\nmain_process_port: 29533\n"
     )
     run_accelerate(config, write_rank, str(tmp_path))

@@ -20,6 +20,7 @@ def help_texts() -> dict[str, tuple[object, str]]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_help_prints_the_docstring_and_offers_quick(script: Path, help_texts: dict[str, tuple[object, str]]) -> None:
     docstring = ast.get_docstring(ast.parse(script.read_text()))

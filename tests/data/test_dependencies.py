@@ -52,19 +52,35 @@ def parse_yaml(content: bytes) -> Any:
 
 
 @pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small copy of the project: the real dvc.yaml and params.yaml, and a stand-in for every dep."""
+def fast_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dependencies, "_yaml", lambda path: parse_yaml(path.read_bytes()))
+
+
+def make_tree(root: Path) -> Path:
+    """A small copy of the project: the real dvc.yaml and params.yaml, and a stand-in for every dep."""
     for name in ("dvc.yaml", "params.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
+        shutil.copy(ROOT / name, root)
     for file in CODE_FILES:
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).write_text(f"# {file}\n")
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text(f"# {file}\n")
     for folder in DATA_DEPS:
-        (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "shard-00000.parquet").write_bytes(b"rows")
-        (tmp_path / folder / "summary.json").write_text(f'{{"stage": "{folder}"}}\n')
-    return tmp_path
+        (root / folder).mkdir(parents=True)
+        (root / folder / "shard-00000.parquet").write_bytes(b"rows")
+        (root / folder / "summary.json").write_text(f'{{"stage": "{folder}"}}\n')
+    return root
+
+
+@pytest.fixture
+def tree(tmp_path: Path, fast_yaml: None) -> Path:
+    """A copy of the project that the test may change."""
+    return make_tree(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_tree(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A copy of the project that a test leaves as it was, and the keys of its stages."""
+    root = make_tree(tmp_path_factory.mktemp("tree"))
+    return root, work_keys(root)
 
 
 def work_keys(root: Path) -> dict[str, str]:
@@ -88,10 +104,17 @@ def test_the_pipeline_lists_code_and_data_for_every_stage() -> None:
 
 
 @pytest.mark.parametrize("file", CODE_FILES)
-def test_a_changed_code_file_changes_the_keys_of_the_stages_that_depend_on_it_and_no_others(file: str, tree: Path) -> None:
+def test_a_changed_code_file_changes_the_keys_of_the_stages_that_depend_on_it_and_no_others(
+    file: str, shared_tree: tuple[Path, dict[str, str]], fast_yaml: None
+) -> None:
     expected = stages_that_depend_on(file)
     assert expected
-    assert changed_stages(tree, lambda: (tree / file).write_text("# changed\n")) == expected
+    root, before = shared_tree
+    content = (root / file).read_bytes()
+    (root / file).write_text("# changed\n")
+    after = work_keys(root)
+    (root / file).write_bytes(content)
+    assert {stage for stage in STAGES if before[stage] != after[stage]} == expected
 
 
 @pytest.mark.parametrize("folder", [dep for dep in CODE_DEPS if files_of(dep) != [dep]])

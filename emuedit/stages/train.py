@@ -31,6 +31,7 @@ from emuedit.training.train_settings import TrainSettings
 from emuedit.training.trainable_editor import TrainableEditor
 
 PAIRS, DATASET, OUT = "data/pairs", "data/dataset", "models/editor"
+PREVIEWS = "previews"
 HEADLINE = "{steps} steps on {pairs} pairs, {held_out_pairs} pairs held out"
 _HOW_IT_RUNS = {
     "world", "device", "processes", "accelerate_config", "accumulation_steps", "gradient_checkpointing", "compile",
@@ -40,7 +41,7 @@ _HOW_IT_RUNS = {
 
 
 class PreviewParams(config.Params):
-    """Sample edits while the editor is trained: a contact sheet in scratch, and the success of each task in the log."""
+    """Sample edits while the editor is trained: contact sheets in `previews/`, and the success of each task in the log."""
 
     function: str = "emuedit/metrics/training_preview.py"
     """A .py file with `preview(benchmark, tasks, n_edits, settings, folder)`, which gives a function of (sampler, step)."""
@@ -136,14 +137,12 @@ def _prepare_preview(
 ) -> Preview:
     """The preview of a training; a benchmark that lacks one of its tasks is an error now, not after hours."""
     make_edits = config.import_function(settings.function, "preview")
-    edit = make_edits(params.world.benchmark, cache.tasks, settings.n_edits, settings.settings, scratch / "previews")
+    edit = make_edits(params.world.benchmark, cache.tasks, settings.n_edits, settings.settings, scratch / PREVIEWS)
 
     def show(step: int) -> dict[str, float]:
         with editor.sampling() as sampler:
             metrics: dict[str, float] = edit(sampler, step)
-        print(
-            f"train: step {step}, {metrics['success.overall']:.2f} of the edits succeed; see {scratch / 'previews'}", flush=True
-        )
+        print(f"train: step {step}, {metrics['success.overall']:.2f} of the edits succeed; see {scratch / PREVIEWS}", flush=True)
         return metrics
 
     return Preview(60 * settings.every_min, show)
@@ -165,6 +164,8 @@ def _publish(
     facts = {key: recorded[key] for key in ("base_model", "objective", "preset") if recorded[key]} | counts
     checkpoint.save(editor.net, editor.base_model.pipeline, out, getattr(torch, stored), facts)
     shutil.copy2(scratch / "stats.jsonl", out / "stats.jsonl")
+    if (scratch / PREVIEWS).is_dir():
+        shutil.copytree(scratch / PREVIEWS, out / PREVIEWS)
     summary = write_summary(out, "train", scratch.name, recorded, counts)
     shutil.rmtree(scratch.parent)
     return summary

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from emuedit import EmuEditPipeline
 from emuedit.data.publish import read_summary
 from emuedit.editor import sampling
 from emuedit.editor.settings import EditSettings
@@ -100,6 +102,38 @@ def test_a_complete_editor_and_the_record_of_its_training_are_published(exact_pa
     assert editor.net.unet.conv_in.weight[:, 8:].abs().max() > 0
     edited = editor.sample(torch.zeros(1, 3, 64, 64), ["make it red"], ["local"], ONE_STEP)
     assert edited.shape == (1, 3, 64, 64)
+
+
+def test_previews_show_every_trained_task_and_change_nothing(exact_pairs: Path, tmp_path: Path) -> None:
+    with_previews, without = (link_data(exact_pairs, tmp_path / name) for name in ("with", "without"))
+    preview = {"every_min": 0.0, "n_edits": 2, "settings": {"steps": 1}}
+    train.run(make_params(preview=preview, eval_every_steps=2, steps=4), with_previews)
+    train.run(make_params(preview=None, eval_every_steps=2, steps=4), without)
+    assert read_weights(with_previews) == read_weights(without)
+    sheets = sorted((with_previews / train.OUT / train.PREVIEWS).iterdir())
+    assert [sheet.name for sheet in sheets] == ["preview-000002.png", "preview-000004.png"]
+    with Image.open(sheets[0]) as sheet:
+        assert min(sheet.size) > 2 * 64
+    logged = [line["metrics"] for line in read_stats(with_previews / train.OUT / "stats.jsonl") if "metrics" in line]
+    success = [metrics for metrics in logged if "success.overall" in metrics]
+    assert [set(metrics) for metrics in success] == [{"success.overall", "success.local", "success.remove"}] * 2
+    assert all(0 <= value <= 1 for metrics in success for value in metrics.values())
+
+
+def test_only_trained_tasks_are_offered_and_the_folder_is_a_pipeline(exact_pairs: Path, tmp_path: Path) -> None:
+    root = link_data(exact_pairs, tmp_path)
+    train.run(make_params(steps=2, change_mask=False, loss_weights={}), root)
+    pipeline = EmuEditPipeline.from_pretrained(root / train.OUT)
+    assert pipeline.tasks == ("local", "remove")
+    assert pipeline.unet.config.out_channels == pipeline.vae.config.latent_channels
+    pipeline.set_progress_bar_config(disable=True)
+    (image,) = pipeline("make it red", Image.new("RGB", (64, 64)), task="remove", num_inference_steps=1).images
+    assert image.size == (64, 64)
+
+
+def test_half_precision_on_a_cpu_is_refused(exact_pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"want float32 or bfloat16 for a training on a CPU, got float16; set train\.dtype"):
+        train.run(make_params(dtype="float16"), link_data(exact_pairs, tmp_path))
 
 
 @pytest.mark.parametrize("lr_mult_text", [0.0, 0.3])

@@ -18,7 +18,7 @@ from emuedit.data.dependencies import work_key
 from emuedit.data.publish import Summary, read_summary, scratch_folder, write_summary
 from emuedit.editor import checkpoint
 from emuedit.editor.settings import EditSettings
-from emuedit.models import objective, text_to_image
+from emuedit.models import text_to_image
 from emuedit.runtime import Runtime, seed_for
 from emuedit.stages import stage_main
 from emuedit.training import latent_cache, latent_files
@@ -111,8 +111,6 @@ def _train(
 ) -> TrainableEditor:
     """The training of one process: make an editor of the base model, the same in every process, and run the loop."""
     cache, base_model = _open_cache(latents, params), text_to_image.load(base_model_name, "cpu")
-    base_model.scheduler = objective.configure_scheduler(base_model.scheduler, params.objective, params.zero_terminal_snr)
-    base_model.pipeline.scheduler = base_model.scheduler
     with torch.random.fork_rng():
         torch.manual_seed(seed_for("editor", "start", params.seed))
         net = checkpoint.from_base_model(base_model, params.task_embedding_dim, cache.tasks, params.change_mask)

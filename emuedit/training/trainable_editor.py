@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from emuedit.editor.checkpoint import FrozenParts
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.unet import EditorUNet
+from emuedit.models import objective
 from emuedit.models.text_to_image import TextToImageModel, use_unfused_attention_on_cpu
 from emuedit.training import lora, loss
 from emuedit.training.batch import Batch
@@ -26,7 +27,8 @@ from emuedit.training.train_settings import TrainSettings
 class TrainableEditor(nn.Module):
     """The weights that are trained: `net.` and, with a learning rate for them, the base model's text encoders as `text.`.
 
-    The base model gives up its own U-Net for the extended one, so that there is one in memory.
+    The base model gives up its own U-Net for the extended one, so that there is one in memory, and gets the scheduler of the
+    training's objective, with which the editor samples too.
     """
 
     def __init__(self, net: EditorUNet, base_model: TextToImageModel, settings: TrainSettings) -> None:
@@ -34,6 +36,9 @@ class TrainableEditor(nn.Module):
         self.net, self.text = net, nn.ModuleList(base_model.text_encoders if settings.lr_mult_text else [])
         self.base_model, self.settings = base_model, settings
         base_model.unet = base_model.pipeline.unet = net.unet
+        base_model.scheduler = base_model.pipeline.scheduler = objective.configure_scheduler(
+            base_model.scheduler, settings.objective, settings.zero_terminal_snr
+        )
 
     @property
     def device(self) -> torch.device:

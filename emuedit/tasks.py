@@ -73,6 +73,8 @@ HELD_OUT: tuple[Task, ...] = (
     Task("inpaint", "region", None, "fill a grey region so that it fits the rest"),
     Task("add_detect", "region", None, "put a new object into the picture and draw a box around it"),
 )
+ALL_TASKS = tuple(task.name for task in TASKS)
+"""Names of TASKS, in the same order."""
 
 
 class UnknownTaskError(ValueError):

@@ -28,7 +28,7 @@ def main() -> None:
     from emuedit import config
     from emuedit.stages import train
     from emuedit.tracking import read_stats
-    from emuedit.training import latent_cache
+    from emuedit.training import latent_files
 
     root, encoding_s = Path(workspace), 0.0
     params = config.load(train.TrainParams, "train", root / "params.yaml")
@@ -36,7 +36,7 @@ def main() -> None:
     fixed = {"steps": int(steps), "preview": None, "log_every_steps": LOG_EVERY_STEPS} | rarely
     values = params.model_dump(mode="json") | fixed | json.loads(changes)
     params = train.TrainParams.model_validate_json(json.dumps(values))
-    build = latent_cache.build
+    build = latent_files.build
 
     def timed_build(*args: Any, **options: Any) -> None:
         nonlocal encoding_s
@@ -44,7 +44,7 @@ def main() -> None:
         build(*args, **options)
         encoding_s = time.perf_counter() - start
 
-    latent_cache.build = timed_build  # type: ignore[assignment]
+    latent_files.build = timed_build  # type: ignore[assignment]
     train.run(params, root)
     lines = [line for line in read_stats(root / train.OUT / "stats.jsonl") if "samples_per_second" in line.get("metrics", {})]
     speeds = [line["metrics"]["samples_per_second"] for line in lines if line["step"] > int(warm_up)]

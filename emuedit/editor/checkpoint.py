@@ -12,11 +12,11 @@ from torch import nn
 
 from emuedit.editor import model_card
 from emuedit.editor.edit_pipeline import EmuEditPipeline
-from emuedit.editor.task_embedding import ALL_TASKS, TaskEmbedding
+from emuedit.editor.task_embedding import TaskEmbedding
 from emuedit.editor.unet import EditorUNet, extend_unet, fingerprint
 from emuedit.models import model_sources, text_to_image
 from emuedit.models.text_to_image import TextToImageModel
-from emuedit.tasks import get_task
+from emuedit.tasks import ALL_TASKS, get_task
 
 FROZEN_PARTS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 

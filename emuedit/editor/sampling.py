@@ -20,7 +20,7 @@ from emuedit.editor.settings import EditSettings
 from emuedit.editor.unet import EditorUNet
 from emuedit.models import image_tensors
 from emuedit.models.denoising import Denoiser
-from emuedit.models.text_to_image import TextCondition
+from emuedit.models.text_to_image import TextCondition, grid_of
 from emuedit.runtime import Runtime
 
 ReportStep = Callable[[int], None]
@@ -64,8 +64,7 @@ class EditSampler:
 
     def __init__(self, net: EditorUNet, parts: FrozenParts, weights: str, dtype: torch.dtype = torch.float32) -> None:
         self.net, self.parts, self.weights, self.dtype = net, parts, weights, dtype
-        levels = len(parts.unet.config.block_out_channels) - 1
-        self.grid_px = parts.factor * 2**levels  # sides must be multiples of it: the VAE and the U-Net halve them
+        self.grid_px = grid_of(parts)
 
     @property
     def tasks(self) -> tuple[str, ...]:

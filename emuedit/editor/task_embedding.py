@@ -17,10 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from emuedit.name_hints import closest_match
-from emuedit.tasks import TASKS, UnknownTaskError
-
-ALL_TASKS = tuple(task.name for task in TASKS)
-"""The tasks that an editor can be trained on."""
+from emuedit.tasks import ALL_TASKS, UnknownTaskError
 
 
 class TaskEmbedding(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is Any

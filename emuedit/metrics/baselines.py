@@ -65,6 +65,17 @@ class Systems:
         return task_predictor.load(str(self.root / "models/router"), self.runtime.device)
 
     def _edit(self, edits: Benchmark, tasks: list[str], seeds: list[int]) -> tuple[Pictures, list[str]]:
-        before = image_tensors.from_uint8(edits.before)
-        after = self.editor.sample(before, edits.instructions, tasks, self.settings, seeds, self._report)
-        return image_tensors.to_uint8(after), tasks
+        return make_edits(self.editor, edits, tasks, self.settings, seeds, self._report), tasks
+
+
+def make_edits(
+    editor: EditSampler,
+    edits: Benchmark,
+    tasks: list[str],
+    settings: EditSettings,
+    seeds: list[int],
+    report: ReportStep | None = None,
+) -> Pictures:
+    """The outputs of an editor that is given these tasks, uint8 [N, H, W, 3]."""
+    before = image_tensors.from_uint8(edits.before)
+    return image_tensors.to_uint8(editor.sample(before, edits.instructions, tasks, settings, seeds, report))

@@ -11,8 +11,8 @@ from pathlib import Path
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark, report
+from emuedit.metrics.baselines import make_edits
 from emuedit.metrics.edit_scores import evaluate_system
-from emuedit.models import image_tensors
 
 NAME = "editor"
 
@@ -31,8 +31,7 @@ class TrainingPreview:
 
         def edit(edits: benchmark.Benchmark, seeds: list[int]) -> tuple[benchmark.Pictures, list[str]]:
             tasks = [edits.task] * len(seeds)
-            before = image_tensors.from_uint8(edits.before)
-            return image_tensors.to_uint8(sampler.sample(before, edits.instructions, tasks, self.settings, seeds)), tasks
+            return make_edits(sampler, edits, tasks, self.settings, seeds), tasks
 
         records = [record for edits in self.edits for record in evaluate_system(NAME, edit, edits, None, self.settings.seed)]
         tasks = [edits.task for edits in self.edits]

@@ -197,6 +197,12 @@ def avoid_vae_overflow(vae: Any) -> None:
         vae.to(torch.float32)
 
 
+def grid_of(model: TextToImageModel) -> int:
+    """Sides must be multiples of these px: the VAE reduces a picture by its factor, and each level of the U-Net but one by 2."""
+    n_halvings: int = len(model.unet.config.block_out_channels) - 1
+    return model.factor * 2**n_halvings
+
+
 def use_unfused_attention_on_cpu(unet: Any, text_encoders: Iterable[Any] = ()) -> None:
     """On a CPU, replace torch's fused attention by plain matrix products; on other devices, do nothing.
 

@@ -21,7 +21,7 @@ from emuedit.editor.settings import EditSettings
 from emuedit.models import text_to_image
 from emuedit.runtime import Runtime, seed_for
 from emuedit.stages import stage_main
-from emuedit.training import latent_cache, latent_files
+from emuedit.training import latent_files
 from emuedit.training.aspect_buckets import AspectBuckets
 from emuedit.training.distributed import n_processes, open_accelerator, run_accelerate, run_distributed
 from emuedit.training.latent_cache import LatentCache
@@ -86,12 +86,12 @@ def run(params: TrainParams, root: Path) -> Summary:
     latents = _only_folder(root / "scratch" / "latents", latent_files.encoding_key(name, runtime.dtype, root))
     buckets = AspectBuckets.for_base_model(base_model, params.resolution, params.max_aspect_ratio)
     with runtime.autocast():
-        latent_cache.build([root / folder for folder in (PAIRS, *mixed)], root / DATASET, base_model, latents, buckets)
+        latent_files.build([root / folder for folder in (PAIRS, *mixed)], root / DATASET, base_model, latents, buckets)
     del base_model  # the VAE and frozen text encoders are not needed for training
     gc.collect()
 
     # Train
-    cache = _open_cache(latents, params)
+    cache = LatentCache(latents, params.held_out_share)
     changes_the_result = {key: value for key, value in recorded.items() if key not in _HOW_IT_RUNS}
     scratch = scratch_folder(root, "train", work_key("train", changes_the_result | {"data": data}, root, name))
     print(f"train: {len(cache.train)} pairs, {world_size} processes, {runtime}", flush=True)
@@ -110,7 +110,8 @@ def _train(
     params: TrainParams, base_model_name: str, latents: Path, scratch: Path, device: str, is_done: bool = False
 ) -> TrainableEditor:
     """The training of one process: make an editor of the base model, the same in every process, and run the loop."""
-    cache, base_model = _open_cache(latents, params), text_to_image.load(base_model_name, "cpu")
+    cache = LatentCache(latents, params.held_out_share).of_trained_tasks()
+    base_model = text_to_image.load(base_model_name, "cpu")
     with torch.random.fork_rng():
         torch.manual_seed(seed_for("editor", "start", params.seed))
         net = checkpoint.from_base_model(base_model, params.task_embedding_dim, cache.tasks, params.change_mask)
@@ -122,12 +123,6 @@ def _train(
                 print(f"train: {line}", flush=True)
         TrainLoop(editor, cache, params, scratch, accelerator, preview).run()
     return editor
-
-
-def _open_cache(latents: Path, params: TrainParams) -> LatentCache:
-    """The encoded pairs; the task embedding has a row for each task that has pairs to train on, and no other."""
-    tasks = LatentCache(latents, params.held_out_share).tasks
-    return LatentCache(latents, params.held_out_share, tasks)
 
 
 def _prepare_preview(

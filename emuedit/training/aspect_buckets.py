@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from emuedit.models.text_to_image import TextToImageModel
+from emuedit.models.text_to_image import TextToImageModel, grid_of
 
 Size = tuple[int, int]
 """(height, width) in px."""
@@ -111,9 +111,3 @@ class AspectBuckets:
         scale = max(Fraction(bucket[0], height), Fraction(bucket[1], width))
         resized = (max(bucket[0], round(height * scale)), max(bucket[1], round(width * scale)))
         return Placement(size, resized, (resized[0] - bucket[0]) // 2, (resized[1] - bucket[1]) // 2, bucket)
-
-
-def grid_of(base_model: TextToImageModel) -> int:
-    """Sides must be multiples of these px: the VAE reduces a picture by its factor, and each level of the U-Net but one by 2."""
-    levels: int = len(base_model.unet.config.block_out_channels) - 1
-    return base_model.factor * 2**levels

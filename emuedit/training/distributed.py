@@ -53,6 +53,11 @@ def shard(n: int, rank: int, world_size: int) -> slice:
     return slice(rank * n // world_size, (rank + 1) * n // world_size)
 
 
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether no process has all weights (FSDP), so that all must take part in whatever needs them."""
+    return str(accelerator.distributed_type).endswith("FSDP")
+
+
 @contextmanager
 def open_accelerator(device: str = "cpu", dtype: str = "float32", find_unused_parameters: bool = False) -> Iterator[Accelerator]:
     """The Accelerator of this process for one training; afterwards another may be opened with other settings.

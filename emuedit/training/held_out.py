@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from emuedit.training.distributed import is_sharded
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, draw_noise
 from emuedit.training.trainable_editor import TrainableEditor
@@ -28,8 +29,7 @@ def held_out_loss(editor: TrainableEditor, cache: LatentCache, accelerator: Acce
     noise to much. The tasks are shared among the processes, but for FSDP, whose every forward pass needs all of them.
     Raises TrainingError for a loss that is not finite.
     """
-    is_sharded = str(accelerator.distributed_type).endswith("FSDP")
-    rank, world_size = (0, 1) if is_sharded else (accelerator.process_index, accelerator.num_processes)
+    rank, world_size = (0, 1) if is_sharded(accelerator) else (accelerator.process_index, accelerator.num_processes)
     losses: dict[str, list[tuple[int, float]]] = {}  # task -> (time bucket, loss) of every pair
     rows_of = {name: (cache.held_out.task == row).nonzero()[0][:PAIRS_PER_TASK] for row, name in enumerate(cache.task_names)}
     for task in [name for name, rows in rows_of.items() if len(rows)][rank::world_size]:
@@ -42,14 +42,10 @@ def held_out_loss(editor: TrainableEditor, cache: LatentCache, accelerator: Acce
                 values = editor(batch, draws, UNWEIGHTED).float().tolist()
             losses[task] += zip((draws.t * N_TIME_BUCKETS // n_timesteps).tolist(), values, strict=True)
     if world_size > 1:
-        losses = _gather(losses, world_size)
+        from accelerate.utils import gather_object
+
+        losses = {task: values for part in gather_object([losses]) for task, values in part.items()}
     return _summarize(losses)
-
-
-def _gather(losses: dict[str, Any], world_size: int) -> dict[str, Any]:
-    parts: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(parts, losses)
-    return {task: values for part in parts for task, values in part.items()}
 
 
 def _summarize(losses: dict[str, list[tuple[int, float]]]) -> dict[str, float]:

@@ -6,6 +6,7 @@ describes them.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,18 +20,15 @@ from numpy.typing import NDArray
 
 from emuedit.models.text_to_image import TextCondition
 from emuedit.name_hints import closest_match
-from emuedit.tasks import TASKS
+from emuedit.tasks import ALL_TASKS
 from emuedit.training import latent_files
 from emuedit.training.aspect_buckets import Size
 from emuedit.training.batch import Batch
-from emuedit.training.latent_files import NULL_TEXT, build, is_held_out, may_flip
+from emuedit.training.latent_files import NULL_TEXT
 from emuedit.training.pair_order import PairOrder
-
-__all__ = ["LatentCache", "LatentCacheError", "PairRows", "build", "is_held_out", "may_flip"]
 
 OPEN_FILES = 1024
 """Files that are mapped at a time. A cache may have more of them than the system maps (65530 in Linux)."""
-ALL_TASKS = tuple(task.name for task in TASKS)
 
 
 class LatentCacheError(ValueError):
@@ -92,13 +90,23 @@ class LatentCache:
                 f"want kept pairs to train on, got {len(rows)}, all of them held out; loosen the filters or make more pairs"
             )
         self.tasks = tuple(name for i, name in enumerate(ALL_TASKS) if (self.train.task == i).any())
-        self.task_names = ALL_TASKS if tasks is None else tuple(tasks)
-        if without_row := set(self.tasks) - set(self.task_names):
+        self.task_names = ALL_TASKS
+        if tasks is not None:
+            self._number_tasks(tuple(tasks))
+
+    def of_trained_tasks(self) -> LatentCache:
+        """The same cache with a row of the task embedding for each of `tasks`, and for no other."""
+        cache = copy.copy(self)
+        cache._number_tasks(self.tasks)
+        return cache
+
+    def _number_tasks(self, names: tuple[str, ...]) -> None:
+        if without_row := set(self.tasks) - set(names):
             raise LatentCacheError(f"want a row for every task that has pairs to train on, got none for {sorted(without_row)}")
-        row_of = np.array([self.task_names.index(name) if name in self.task_names else -1 for name in ALL_TASKS], np.int16)
+        row_of = np.array([names.index(name) if name in names else -1 for name in self.task_names], np.int16)
         self.train, with_row = replace(self.train, task=row_of[self.train.task]), row_of[self.held_out.task] >= 0
         self.held_out = replace(self.held_out, task=row_of[self.held_out.task]).where(with_row)
-        self._orders: dict[Any, PairOrder] = {}
+        self.task_names = names
 
     def order(
         self, batch_size: int, task_balance: float, seed: int, task_weights: Mapping[str, float] | None = None
@@ -113,11 +121,7 @@ class LatentCache:
                     f"want task_weights of tasks out of {', '.join(ALL_TASKS)}; got {name!r}{closest_match(name, ALL_TASKS)}"
                 )
         weights = tuple((task_weights or {}).get(name, 1.0) for name in self.task_names)
-        key = (batch_size, task_balance, seed, weights)
-        if key not in self._orders:
-            order = PairOrder(self.train.task, self.train.bucket, batch_size, task_balance, weights, seed)
-            self._orders = {key: order}  # the last one only
-        return self._orders[key]
+        return PairOrder(self.train.task, self.train.bucket, batch_size, task_balance, weights, seed)
 
     def by_bucket(self, rows: PairRows, positions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Positions of `rows`, split into parts whose pictures have one size, as `batch` wants them."""

@@ -18,10 +18,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,7 +144,8 @@ def build(
             n_enlarged, n_pairs = n_enlarged + int(rows["enlarged"].sum()), n_pairs + len(rows)
             progress.advance(int(is_new))
     index = CacheIndex(tuple(key for key, _, _ in shards), texts.keys_of(np.unique(np.concatenate(text_hashes))))
-    _write(folder / INDEX_FILE, json.dumps({"shards": index.shards, "texts": index.texts}).encode())
+    with _replacing(folder / INDEX_FILE) as stream:
+        stream.write(json.dumps({"shards": index.shards, "texts": index.texts}).encode())
     _prune(folder, index)
     if n_enlarged:
         print(f"train: {n_enlarged} of {n_pairs} pairs are smaller than their bucket and were enlarged", flush=True)
@@ -223,13 +225,14 @@ def _prune(folder: Path, index: CacheIndex) -> None:
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:
+    with _replacing(path) as stream:
+        np.save(stream, array)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `path` when the `with` block has ended."""
     partial = path.with_suffix(".part")
     with partial.open("wb") as stream:
-        np.save(stream, array)
-    partial.replace(path)
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_suffix(".part")
-    partial.write_bytes(content)
+        yield stream
     partial.replace(path)

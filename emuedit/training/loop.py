@@ -20,6 +20,7 @@ from torch import Tensor
 from emuedit.progress import Progress
 from emuedit.tracking import Tracker
 from emuedit.training.batch_feed import BatchFeed
+from emuedit.training.distributed import is_sharded
 from emuedit.training.ema import EmaSettings
 from emuedit.training.held_out import held_out_loss
 from emuedit.training.latent_cache import LatentCache
@@ -58,7 +59,8 @@ class TrainLoop:
         self.editor, self.cache, self.settings, self.scratch = editor, cache, settings, scratch
         self.accelerator, self.preview = accelerator, preview
         self._flops_per_sample = count_flops(editor, cache, settings) if accelerator.is_main_process else 0
-        editor.prepare(accelerator.device, is_sharded=self._is_sharded)
+        self._is_sharded = is_sharded(accelerator)
+        editor.prepare(accelerator.device, self._is_sharded)
         self.optimization = Optimization(
             editor,
             settings.schedule,
@@ -163,11 +165,6 @@ class TrainLoop:
             if self.accelerator.is_main_process or self._is_sharded:
                 self.optimization.save(self.scratch / STATE_FILE)
             self._saved_at = time.monotonic()
-
-    @property
-    def _is_sharded(self) -> bool:
-        """Whether no process has all weights, so that all must take part in whatever needs them."""
-        return str(self.accelerator.distributed_type).endswith("FSDP")
 
     def _agree(self, decision: bool) -> bool:
         """The main process's decision, where it depends on its clock and all must take part."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from emuedit.training.distributed import is_sharded
 from emuedit.training.flops import forward_flops, mfu, training_flops
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.memory import MemoryEstimator
@@ -41,7 +42,7 @@ def check_memory(editor: TrainableEditor, cache: LatentCache, settings: TrainSet
         ema_device=settings.ema_device,
         ema_dtype=settings.ema_dtype,
         world_size=accelerator.num_processes,
-        fsdp=str(accelerator.distributed_type).endswith("FSDP"),
+        fsdp=is_sharded(accelerator),
     )
     estimator = MemoryEstimator(editor.net, list(editor.text))
     estimate = estimator.estimate(plan)

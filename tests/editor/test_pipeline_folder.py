@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from emuedit.editor.edit_pipeline import EmuEditPipeline
-from emuedit.editor.task_embedding import ALL_TASKS
+from emuedit.tasks import ALL_TASKS
 
 ROOT = Path(__file__).parents[2]
 EditorFolder = Callable[[str], Path]

@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from emuedit.models.text_to_image import TextToImageModel
-from emuedit.training import latent_cache
+from emuedit.training import latent_files
+from emuedit.training.batch import Batch
 from tests.editor.tiny_pipelines import build_base_model
+from tests.training.perfect_network import make_batch
 from tests.training.tiny_pairs import make_pair, write_pairs
 
 
@@ -27,5 +32,18 @@ def make_base_model() -> Callable[[str], TextToImageModel]:
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The latent cache of 60 pairs, encoded by the base model `toy`; not to be changed."""
     root = tmp_path_factory.mktemp("pairs")
-    latent_cache.build(*write_pairs(root, [make_pair(n) for n in range(60)]), build_base_model("toy"), root / "cache")
+    latent_files.build(*write_pairs(root, [make_pair(n) for n in range(60)]), build_base_model("toy"), root / "cache")
     return root / "cache"
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Four samples, see `make_batch`."""
+    return make_batch()
+
+
+@pytest.fixture
+def scheduler() -> Any:
+    """A schedule of 100 timesteps for eps-prediction."""
+    config = SimpleNamespace(prediction_type="epsilon")
+    return SimpleNamespace(alphas_cumprod=torch.linspace(0.99, 0.01, 100), config=config)

@@ -9,7 +9,7 @@ import torch
 from emuedit.editor import checkpoint, sampling
 from emuedit.editor.edit_pipeline import EmuEditPipeline
 from emuedit.editor.settings import EditSettings
-from emuedit.training import latent_cache
+from emuedit.training import latent_files
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.lora import LoraSettings
 from emuedit.training.optimization import STATE_FILE
@@ -33,7 +33,7 @@ def make_settings(**changes: Any) -> TrainSettings:
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
 def test_two_sizes_are_trained_resumed_saved_loaded_and_edited(kind: str, variant: str, tmp_path: Path) -> None:
     pairs = [make_pair(n, SIZES[n % 2]) for n in range(24)]
-    latent_cache.build(*write_pairs(tmp_path, pairs), build_base_model(kind), tmp_path / "cache")
+    latent_files.build(*write_pairs(tmp_path, pairs), build_base_model(kind), tmp_path / "cache")
     cache = LatentCache(tmp_path / "cache", SETTINGS.held_out_share)
     assert sorted(cache.sizes) == sorted(SIZES)
     settings = make_settings(**VARIANTS[variant])

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emuedit.training.aspect_buckets import AspectBucketError, AspectBuckets, grid_of
+from emuedit.models.text_to_image import grid_of
+from emuedit.training.aspect_buckets import AspectBucketError, AspectBuckets
 from tests.editor.tiny_pipelines import build_base_model
 
 

@@ -22,7 +22,7 @@ SIZES = ((16, 16), (13, 30), (40, 24))
 
 def test_kept_pairs_are_encoded_with_the_task_of_their_verdict(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     base_model, pairs = make_base_model("toy"), [make_pair(n) for n in range(6)]
-    latent_cache.build(*write_pairs(tmp_path, pairs), base_model, tmp_path / "cache")
+    latent_files.build(*write_pairs(tmp_path, pairs), base_model, tmp_path / "cache")
     cache = LatentCache(tmp_path / "cache", 0.0)
     kept = [n for n in range(6) if KEPT[n]]
     assert cache.train.pair_ids.tolist() == [pairs[n].id for n in kept]
@@ -41,7 +41,7 @@ def test_kept_pairs_are_encoded_with_the_task_of_their_verdict(make_base_model: 
 
 def test_the_pooled_text_of_sdxl_is_kept(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     base_model = make_base_model("sdxl")
-    latent_cache.build(*write_pairs(tmp_path, [make_pair(0)]), base_model, tmp_path / "cache")
+    latent_files.build(*write_pairs(tmp_path, [make_pair(0)]), base_model, tmp_path / "cache")
     cache = LatentCache(tmp_path / "cache", 0.0)
     batch = cache.batch(cache.train, np.array([0, 0]), np.array([False, True]))
     want = base_model.encode_text([INSTRUCTIONS[0]]).pooled
@@ -55,7 +55,7 @@ def sized_folder(make_base_model: MakeBaseModel, tmp_path: Path) -> Path:
     """The cache of 30 kept pairs of three sizes, one size a shard."""
     pairs = [make_pair(n, SIZES[n // 4 % 3]) for n in range(36)]
     buckets = AspectBuckets.around(16, 2.0, 4)
-    latent_cache.build(*write_pairs(tmp_path, pairs), make_base_model("toy"), tmp_path / "cache", buckets)
+    latent_files.build(*write_pairs(tmp_path, pairs), make_base_model("toy"), tmp_path / "cache", buckets)
     return tmp_path / "cache"
 
 
@@ -83,7 +83,7 @@ def test_the_crop_of_a_mirrored_picture_is_mirrored(make_base_model: MakeBaseMod
     """16 x 23 px become 16 x 16: 3 columns are cut off at the left and 4 at the right."""
     base_model = make_base_model("toy")
     data = write_pairs(tmp_path, [make_pair(0, (16, 23))])
-    latent_cache.build(*data, base_model, tmp_path / "cache", AspectBuckets.around(16, 1.0, 4))
+    latent_files.build(*data, base_model, tmp_path / "cache", AspectBuckets.around(16, 1.0, 4))
     cache = LatentCache(tmp_path / "cache", 0.0)
     batch = cache.batch(cache.train, np.array([0, 0]), np.array([False, True]))
     assert batch.sizes is not None
@@ -143,10 +143,10 @@ def test_only_tasks_with_pairs_to_train_on_are_tasks_of_the_cache(cache_folder: 
 
 def test_held_out_pairs_of_a_task_that_is_not_trained_are_left_out(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     pairs = [make_pair(n) for n in range(60)]
-    is_held_out = [latent_cache.is_held_out(pair.parent_ids[1], 0.3) for pair in pairs]
+    is_held_out = [latent_files.is_held_out(pair.parent_ids[1], 0.3) for pair in pairs]
     local = [pair for n, pair in enumerate(pairs) if not is_held_out[n]][:1]  # the task of a pair follows from its place
     removed = [pair for n, pair in enumerate(pairs) if is_held_out[n]][:1]
-    latent_cache.build(*write_pairs(tmp_path, local + removed), make_base_model("toy"), tmp_path / "cache")
+    latent_files.build(*write_pairs(tmp_path, local + removed), make_base_model("toy"), tmp_path / "cache")
     cache = LatentCache(tmp_path / "cache", 0.3)
     assert (cache.tasks, cache.held_out.task.tolist()) == (("local",), [1])
     assert len(LatentCache(tmp_path / "cache", 0.3, cache.tasks).held_out) == 0
@@ -156,7 +156,7 @@ def test_pairs_of_a_task_that_cannot_be_trained_are_refused(
     make_base_model: MakeBaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.training.tiny_pairs.TASKS", ("superres",))
-    latent_cache.build(*write_pairs(tmp_path, [make_pair(0)]), make_base_model("toy"), tmp_path / "cache")
+    latent_files.build(*write_pairs(tmp_path, [make_pair(0)]), make_base_model("toy"), tmp_path / "cache")
     with pytest.raises(LatentCacheError, match=r"want kept pairs of the tasks local, .*; got pairs of superres"):
         LatentCache(tmp_path / "cache", 0.0)
 
@@ -206,7 +206,7 @@ def test_held_out_pairs_never_share_a_caption_with_training(cache_folder: Path) 
     caption = {pair.id: pair.parent_ids[1] for pair in map(make_pair, range(60))}
     train_captions, held_out_captions = ({caption[i] for i in rows.pair_ids} for rows in (cache.train, cache.held_out))
     assert not train_captions & held_out_captions
-    assert held_out_captions == {c for c in train_captions | held_out_captions if latent_cache.is_held_out(c, 0.3)}
+    assert held_out_captions == {c for c in train_captions | held_out_captions if latent_files.is_held_out(c, 0.3)}
     assert 5 < len(held_out_captions) < 25
     with pytest.raises(LatentCacheError, match="all of them held out"):
         LatentCache(cache_folder, 0.9999999)
@@ -220,4 +220,4 @@ def test_held_out_pairs_never_share_a_caption_with_training(cache_folder: Path) 
     ],
 )  # fmt: skip
 def test_which_pairs_may_be_mirrored(task: str, instruction: str, may: bool) -> None:
-    assert latent_cache.may_flip(task, instruction) is may
+    assert latent_files.may_flip(task, instruction) is may

@@ -1,7 +1,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,22 +11,10 @@ from emuedit.models.text_to_image import TextToImageModel
 from emuedit.training import loss
 from emuedit.training.batch import Batch
 from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, ConditionDropout, LossWeights
-from tests.training.perfect_network import WEIGHTS, PerfectNetwork, WrongNetwork, draw_at, losses_of, make_batch
+from tests.training.perfect_network import WEIGHTS, PerfectNetwork, WrongNetwork, draw_at, losses_of
 
 NO_TEXT, NO_IMAGE = torch.tensor([True, False, True, False]), torch.tensor([False, True, True, False])
 MakeBaseModel = Callable[[str], TextToImageModel]
-
-
-@pytest.fixture
-def batch() -> Batch:
-    return make_batch()
-
-
-@pytest.fixture
-def scheduler() -> Any:
-    """A schedule of 100 timesteps for eps-prediction."""
-    config = SimpleNamespace(prediction_type="epsilon")
-    return SimpleNamespace(alphas_cumprod=torch.linspace(0.99, 0.01, 100), config=config)
 
 
 def test_size_conditions_reach_the_network(make_base_model: MakeBaseModel, batch: Batch, scheduler: Any) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,21 +19,9 @@ from emuedit.training import loss
 from emuedit.training.batch import Batch
 from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED
 from tests.editor.tiny_pipelines import SCHEDULE
-from tests.training.perfect_network import WEIGHTS, PerfectNetwork, WrongNetwork, draw_at, losses_of, make_batch, normal
+from tests.training.perfect_network import WEIGHTS, PerfectNetwork, WrongNetwork, draw_at, losses_of, normal
 
 MakeBaseModel = Callable[[str], TextToImageModel]
-
-
-@pytest.fixture
-def batch() -> Batch:
-    return make_batch()
-
-
-@pytest.fixture
-def scheduler() -> Any:
-    """A schedule of 100 timesteps for eps-prediction."""
-    config = SimpleNamespace(prediction_type="epsilon")
-    return SimpleNamespace(alphas_cumprod=torch.linspace(0.99, 0.01, 100), config=config)
 
 
 def schedulers() -> dict[tuple[Objective, bool], Any]:

@@ -32,6 +32,10 @@ class TextCondition:
         pooled = None if self.pooled is None else self.pooled.expand(n, -1)
         return TextCondition(self.hidden.expand(n, -1, -1), pooled)
 
+    def take(self, rows: Sequence[int]) -> TextCondition:
+        """The conditions at these rows, in this order; a row may occur several times."""
+        return TextCondition(self.hidden[rows], None if self.pooled is None else self.pooled[rows])
+
     @staticmethod
     def cat(*parts: TextCondition) -> TextCondition:
         """Concatenate the conditions of several batches."""

@@ -129,7 +129,7 @@ class LatentCache:
         return [positions[buckets == bucket] for bucket in np.unique(buckets)]
 
     def batch(self, rows: PairRows, positions: NDArray[np.int64], flip: NDArray[np.bool_]) -> Batch:
-        """The pairs at these positions of `rows`, mirrored where asked and allowed; float32 on the CPU.
+        """The pairs at these positions of `rows`, mirrored where asked and allowed; latents in float32, on the CPU.
 
         Raises LatentCacheError for pairs of several sizes.
         """
@@ -137,30 +137,44 @@ class LatentCache:
         if len(sizes) != 1:
             raise LatentCacheError(f"want pairs of one size in a batch, got (height, width) {sizes}; split them with by_bucket")
         mirrored = flip & rows.may_flip[positions]
-        keys = [self._index.shards[shard] for shard in rows.shard[positions]]
-        notes = [self._open(latent_files.pairs_file(self._folder, k))[i] for k, i in zip(keys, rows.row[positions], strict=True)]
-        places = zip(keys, rows.position[positions], mirrored.astype(int), strict=True)
-        pairs = np.stack([self._open(latent_files.latents_file(self._folder, k, sizes[0]))[i, m] for k, i, m in places])
+        shards, texts = rows.shard[positions], rows.text[positions]
+        pair_files = [latent_files.pairs_file(self._folder, key) for key in self._index.shards]
+        latents = [latent_files.latents_file(self._folder, key, sizes[0]) for key in self._index.shards]
+        notes = self._gather(pair_files, shards, rows.row[positions])
+        pairs = self._gather(latents, shards, rows.position[positions], mirrored.astype(np.int64))  # [B, 2, C, h, w]
         source, target = (torch.from_numpy(np.ascontiguousarray(pairs[:, i], np.float32)) for i in (0, 1))  # [B, C, h, w]
-        texts = rows.text[positions]
-        blocks = np.searchsorted(self._text_starts, texts, side="right") - 1
         return Batch(
             source=source,
             target=target,
-            text=self._text([(self._index.texts[b], i) for b, i in zip(blocks, texts - self._text_starts[blocks], strict=True)]),
-            null=self._text([(NULL_TEXT, 0)]),
+            text=self._text(texts),
+            null=self._text(None),
             tasks=torch.from_numpy(rows.task[positions].astype(np.int64)),
             ids=rows.ids(positions),
-            instructions=tuple(bytes(note["instruction"]).decode() for note in notes),
-            sizes=torch.tensor([_size_conditions(note, m) for note, m in zip(notes, mirrored, strict=True)], dtype=torch.float32),
+            instructions=tuple(instruction.decode() for instruction in notes["instruction"].tolist()),
+            sizes=torch.from_numpy(_size_conditions(notes, mirrored)),
         )
 
-    def _text(self, places: Sequence[tuple[str, int]]) -> TextCondition:
-        """Encoded texts by the key of their file and their row in it, float32."""
+    def _gather(self, files: Sequence[Path], file_of: NDArray[Any], *indices: NDArray[Any]) -> NDArray[Any]:
+        """`files[file_of[n]][indices[0][n], ...]` for each n, stacked; one access to each file, not one to each sample."""
+        numbers, place = np.unique(file_of, return_inverse=True)
+        parts = [self._open(files[number]) for number in numbers]
+        dtype = np.result_type(*{part.dtype for part in parts})  # texts are as wide as the longest of their file
+        out = np.empty((len(file_of), *parts[0].shape[len(indices) :]), dtype)
+        for number, part in enumerate(parts):
+            samples = np.flatnonzero(place == number)
+            out[samples] = part[tuple(index[samples] for index in indices)]
+        return out
+
+    def _text(self, texts: NDArray[np.int32] | None) -> TextCondition:
+        """Encoded texts by their rows, or the null text alone; float16, as they are stored."""
+        keys, blocks, rows = (NULL_TEXT,), np.zeros(1, np.int64), np.zeros(1, np.int64)
+        if texts is not None:
+            keys, blocks = self._index.texts, np.searchsorted(self._text_starts, texts, side="right") - 1
+            rows = texts - self._text_starts[blocks]
         parts = []
         for part in ("hidden", "pooled") if self._has_pooled_text else ("hidden",):
-            rows = [self._open(latent_files.text_file(self._folder, key, part))[row] for key, row in places]
-            parts.append(torch.from_numpy(np.stack(rows).astype(np.float32)))
+            files = [latent_files.text_file(self._folder, key, part) for key in keys]
+            parts.append(torch.from_numpy(self._gather(files, blocks, rows)))
         return TextCondition(*parts)
 
     def _read_rows(self, text_hashes: NDArray[np.uint64]) -> tuple[PairRows, NDArray[np.uint64], tuple[Size, ...]]:
@@ -199,7 +213,7 @@ def _read_columns(files: Sequence[Path]) -> dict[str, NDArray[Any]]:
     return {name: np.concatenate(column) for name, column in parts.items()}
 
 
-def _size_conditions(note: Any, mirrored: bool) -> list[int]:
-    """SDXL's size conditions of a pair: original size, crop, target size (arXiv 2307.01952, section 2.2)."""
-    top, left = note["crop"].tolist()
-    return [*note["original"].tolist(), top, note["mirrored_left"].item() if mirrored else left, *note["size"].tolist()]
+def _size_conditions(notes: NDArray[Any], mirrored: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """SDXL's size conditions of the pairs, [B, 6]: original size, crop, target size (arXiv 2307.01952, section 2.2)."""
+    left = np.where(mirrored, notes["mirrored_left"], notes["crop"][:, 1])
+    return np.column_stack([notes["original"], notes["crop"][:, 0], left, notes["size"]]).astype(np.float32)

@@ -93,7 +93,9 @@ class TrainableEditor(nn.Module):
     def forward(self, batch: Batch, draws: NoiseDraws, weights: LossWeights) -> Tensor:
         """Loss of each sample, [B]; with trained text encoders the instructions are encoded again in every step."""
         if self.text:
-            text = self.base_model.encode_text_with_grad(batch.instructions)
+            rows = {text: row for row, text in enumerate(dict.fromkeys(batch.instructions))}  # many are the same
+            text = self.base_model.encode_text_with_grad(list(rows))
+            text = text.take([rows[instruction] for instruction in batch.instructions])
             batch = replace(batch, text=text, null=self.base_model.null_text(1))
         v = self.net.table.v[batch.tasks]
         gamma = self.settings.min_snr_gamma

@@ -1,6 +1,7 @@
 import json
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ def test_kept_pairs_are_encoded_with_the_task_of_their_verdict(make_base_model: 
             want = base_model.encode(image_tensors.from_uint8(picture[:, ::-1].copy() if mirrored else picture))
             torch.testing.assert_close(z[i : i + 1], want, rtol=2e-3, atol=2e-3)
         want_text = base_model.encode_text([INSTRUCTIONS[n]]).hidden[0]
-        torch.testing.assert_close(batch.text.hidden[i], want_text, rtol=2e-3, atol=2e-3)
-    torch.testing.assert_close(batch.null.hidden, base_model.null_text(1).hidden, rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(batch.text.hidden[i].float(), want_text, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(batch.null.hidden.float(), base_model.null_text(1).hidden, rtol=2e-3, atol=2e-3)
 
 
 def test_the_pooled_text_of_sdxl_is_kept(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
@@ -47,7 +48,18 @@ def test_the_pooled_text_of_sdxl_is_kept(make_base_model: MakeBaseModel, tmp_pat
     want = base_model.encode_text([INSTRUCTIONS[0]]).pooled
     assert want is not None
     assert batch.text.pooled is not None
-    torch.testing.assert_close(batch.text.pooled, want.expand(2, -1), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(batch.text.pooled.float(), want.expand(2, -1), rtol=2e-3, atol=2e-3)
+
+
+def test_a_batch_takes_whole_instructions_of_several_shards(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
+    pairs = [replace(make_pair(n), instruction="make it brighter " * (1 + n // 4)) for n in range(12)]
+    latent_files.build(*write_pairs(tmp_path, pairs), make_base_model("toy"), tmp_path / "cache")
+    cache = LatentCache(tmp_path / "cache", 0.0)
+    positions = np.array([len(cache.train) - 1, 0, len(cache.train) // 2, 0])
+    batch = cache.batch(cache.train, positions, positions < 0)
+    by_id = {pair.id: pair for pair in pairs}
+    assert batch.instructions == tuple(by_id[pair_id].instruction for pair_id in batch.ids)
+    assert len(set(batch.instructions)) == 3
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from emuedit.editor.unet import EditorUNet
-from emuedit.models.text_to_image import use_unfused_attention_on_cpu
 from emuedit.training import flops, lora
 from emuedit.training.lora import LoraSettings
 from emuedit.training.memory import GIB, MemoryEstimator, MemoryPlan
@@ -83,10 +82,9 @@ def measure_on_cpu() -> dict[str, Any]:
     torch.set_num_threads(1)
     narrow = {"block_out_channels": (32, 64, 128, 128), "cross_attention_dim": 64}
     net = real_unets.build_editor("sd15", "cpu", **narrow).train().requires_grad_(True)
-    use_unfused_attention_on_cpu(net.unet)
     rows: dict[str, Any] = {}
-    for variant in ("full", "full, checkpointing"):
-        plan = replace(plan_for(128, 4, variant), device="cpu", dtype="float32")
+    for (size_px, n), variant in itertools.product(((128, 4), (512, 1)), ("full", "full, checkpointing")):
+        plan = replace(plan_for(size_px, n, variant), device="cpu", dtype="float32")
         estimate = MemoryEstimator(net).estimate(plan)
         estimated = estimate.activations + estimate.gradients + estimate.temporaries
         net.unet.disable_gradient_checkpointing()
@@ -97,7 +95,7 @@ def measure_on_cpu() -> dict[str, Any]:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             run_passes(net, plan).backward()
         net.zero_grad(set_to_none=True)
-        rows[variant] = compare(estimated, peak_of_profile(profiler))
+        rows[f"{size_px} px, {n} samples, {variant}"] = compare(estimated, peak_of_profile(profiler))
     return rows
 
 

@@ -1,11 +1,11 @@
-"""An attention processor for diffusers with hooks: a subclass overrides a hook to read or change a U-Net's attention.
+"""Attention processors for diffusers: one with hooks, which a subclass overrides, and one for training on a CPU.
 
 Shapes: R batch rows, N query tokens of a layer, D the layer's width, L key tokens, h and w the size of the latents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PLAIN_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0")
+from emuedit.models import model_sources
+
+PLAIN_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0", "ShortUnfusedAttnProcessor")
+MAX_UNFUSED_SCORES = 256 * 256
+"""Query tokens times key tokens up to which `ShortUnfusedAttnProcessor` computes all attention scores at once."""
 
 
 class HookedAttnProcessor:
@@ -100,3 +104,35 @@ def install_processor(unet: Any, processor: HookedAttnProcessor) -> Iterator[Non
         yield
     finally:
         unet.set_attn_processor(dict(before))
+
+
+class ShortUnfusedAttnProcessor:
+    """Plain matrix products where the sequence is short, torch's fused attention where it is long; both from diffusers.
+
+    Plain products keep the scores for the backward pass, which grow with the square of the number of tokens.
+    """
+
+    def __init__(self) -> None:
+        processors = model_sources.import_library("diffusers.models.attention_processor")
+        self._unfused, self._fused = processors.AttnProcessor(), processors.AttnProcessor2_0()
+
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **options: Any) -> Tensor:
+        """Hidden states [R, N, D] or [R, D, h, w] -> the same shape."""
+        n_queries = hidden_states.shape[1] if hidden_states.dim() == 3 else hidden_states[0, 0].numel()
+        n_keys = n_queries if encoder_hidden_states is None else encoder_hidden_states.shape[1]
+        attend = self._unfused if n_queries * n_keys <= MAX_UNFUSED_SCORES else self._fused
+        out: Tensor = attend(attn, hidden_states, encoder_hidden_states, **options)
+        return out
+
+
+def use_unfused_attention_on_cpu(unet: Any, text_encoders: Iterable[Any], dtype: torch.dtype) -> None:
+    """For a training on a CPU in half precision, replace torch's fused attention where sequences are short; else do nothing.
+
+    `dtype` is that of the computations. Networks on the meta device stand for such on a CPU. In bfloat16 the backward pass of
+    fused attention is slow there: plain products took a seventh of the time for 256 tokens. In float32 they are never faster
+    (docs/log.md).
+    """
+    if unet.device.type in ("cpu", "meta") and dtype != torch.float32:
+        unet.set_attn_processor(ShortUnfusedAttnProcessor())
+        for encoder in text_encoders:
+            encoder.set_attn_implementation("eager")

@@ -16,6 +16,7 @@ from torch import nn
 
 from emuedit.editor.unet import EditorUNet
 from emuedit.models import model_sources
+from emuedit.models.attention_processor import use_unfused_attention_on_cpu
 from emuedit.training import activation_memory, lora
 from emuedit.training.activation_memory import ACTIVATIONS, GRADIENTS, TEMPORARIES, WEIGHT_COPIES, PassMemory
 from emuedit.training.lora import LoraSettings
@@ -126,7 +127,7 @@ class MemoryEstimator:
     def _trained(self, plan: MemoryPlan) -> nn.ModuleList:
         """What `TrainableEditor.prepare` does, on meta tensors."""
         frozen_dtype = getattr(torch, plan.dtype) if plan.lora and plan.device == "cuda" else torch.float32
-        key = plan.device, plan.lora, frozen_dtype
+        key = plan.device, plan.lora, frozen_dtype, plan.dtype == "float32"
         if key in self._variants:
             return self._variants[key]
         modules = self._variants[key] = meta_copy(self._modules, channels_last=plan.device == "cuda")
@@ -137,10 +138,11 @@ class MemoryEstimator:
             modules.float().train().requires_grad_(True)
             if plan.lora is not None:
                 lora.add_adapters(unet, plan.lora, frozen_dtype)
-        processors = model_sources.import_library("diffusers.models.attention_processor")
-        unet.set_attn_processor(processors.AttnProcessor() if plan.device == "cpu" else processors.AttnProcessor2_0())
+        unet.set_attn_processor(model_sources.import_library("diffusers.models.attention_processor").AttnProcessor2_0())
         for encoder in encoders:
-            encoder.set_attn_implementation("eager" if plan.device == "cpu" else "sdpa")
+            encoder.set_attn_implementation("sdpa")
+        if plan.device == "cpu":
+            use_unfused_attention_on_cpu(unet, encoders, getattr(torch, plan.dtype))
         return modules
 
 

@@ -37,15 +37,16 @@ _IN_FLOAT32_ON_GPU: frozenset[Any] = frozenset({
 class MetaAutocast(TorchFunctionMode):
     """Autocast to `dtype` and attention in one kernel, as on `device` ('cuda' or 'cpu'), for meta tensors.
 
-    On 'cuda', attention is counted as the kernels that PyTorch chooses there: flash attention for half precision, and
-    memory-efficient attention for float32 or with a mask. Both keep queries, keys, values, output and a number for each query.
+    Attention in one kernel is counted as those that PyTorch chooses: on 'cuda' flash attention for half precision, and
+    memory-efficient attention for float32 or with a mask; on 'cpu' flash attention. All keep queries, keys, values, output and a
+    number for each query.
     """
 
     def __init__(self, dtype: torch.dtype, device: str) -> None:
         super().__init__()
         self.half = None if dtype == torch.float32 else dtype
         self.in_float32 = _IN_FLOAT32_ON_GPU if device == "cuda" else frozenset()
-        self.fuses_attention = device == "cuda"
+        self.on_gpu = device == "cuda"
         self._copies: dict[int, Tensor] | None = {}
 
     def end_forward(self) -> None:
@@ -63,7 +64,7 @@ class MetaAutocast(TorchFunctionMode):
     ) -> Any:
         """Call `func` with arguments in the format that autocast chooses."""
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and self.fuses_attention:
+        if func is F.scaled_dot_product_attention:
             return self._attend(*args, **kwargs)
         if self.half is not None:
             if func in _IN_HALF:
@@ -86,6 +87,8 @@ class MetaAutocast(TorchFunctionMode):
         """Attention in one kernel; dropout, causality and scale do not change what is kept."""
         if self.half is not None:
             query, key, value = (self._cast(x, self.half) for x in (query, key, value))
+        if not self.on_gpu:
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=attn_mask)[0]
         if attn_mask is None and query.dtype != torch.float32:
             return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
         mask = None if attn_mask is None else attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])

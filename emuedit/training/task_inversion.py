@@ -13,7 +13,8 @@ from torch import Tensor
 
 from emuedit import config
 from emuedit.editor.sampling import EditSampler
-from emuedit.models.text_to_image import TextCondition, use_unfused_attention_on_cpu
+from emuedit.models.attention_processor import use_unfused_attention_on_cpu
+from emuedit.models.text_to_image import TextCondition
 from emuedit.progress import Progress
 from emuedit.runtime import rng
 from emuedit.tracking import Tracker
@@ -85,7 +86,7 @@ def invert(
     shape, n_timesteps = tuple(held_out.target.shape), editor.parts.scheduler.config.num_train_timesteps
     power, sampling = settings.loss_weights.power_at(0.0), settings.loss_weights.timestep_sampling
     fixed_draws = draw_noise(shape, n_timesteps, NO_DROPOUT, power, "inversion", "held out", timestep_sampling=sampling)
-    use_unfused_attention_on_cpu(editor.net.unet)
+    use_unfused_attention_on_cpu(editor.net.unet, [], editor.dtype)
 
     def measure(v: Tensor) -> float:
         with torch.no_grad(), editor.autocast():

@@ -17,7 +17,8 @@ from emuedit.editor.checkpoint import FrozenParts
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.unet import EditorUNet
 from emuedit.models import objective
-from emuedit.models.text_to_image import TextToImageModel, use_unfused_attention_on_cpu
+from emuedit.models.attention_processor import use_unfused_attention_on_cpu
+from emuedit.models.text_to_image import TextToImageModel
 from emuedit.training import lora, loss
 from emuedit.training.batch import Batch
 from emuedit.training.loss import LossWeights, NoiseDraws
@@ -45,6 +46,11 @@ class TrainableEditor(nn.Module):
         """Where it trains."""
         return self.base_model.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of computations on a CPU, and of sampling."""
+        return torch.bfloat16 if self.settings.dtype == "bfloat16" else torch.float32
+
     def prepare(self, device: torch.device, is_sharded: bool = False) -> None:
         """Move what is trained to a device, and make it ready: trained weights in float32, adapters, checkpointing, layout.
 
@@ -57,7 +63,7 @@ class TrainableEditor(nn.Module):
             lora.add_adapters(unet, settings.lora, getattr(torch, settings.dtype) if half else torch.float32)
         if device.type == "cuda" and not is_sharded:
             self.to(memory_format=torch.channels_last)  # slower on a CPU
-        use_unfused_attention_on_cpu(unet, self.text)
+        use_unfused_attention_on_cpu(unet, self.text, self.dtype)
         if settings.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
             for encoder in self.base_model.text_encoders if self.text else ():
@@ -83,8 +89,7 @@ class TrainableEditor(nn.Module):
             part.to(device)
         self.eval()
         try:
-            dtype = torch.bfloat16 if self.settings.dtype == "bfloat16" else torch.float32
-            yield EditSampler(self.net, FrozenParts(pipeline), "", dtype)
+            yield EditSampler(self.net, FrozenParts(pipeline), "", self.dtype)
         finally:
             self.train()
             for part in visitors:

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from emuedit.models.text_to_image import use_unfused_attention_on_cpu
+from emuedit.models.attention_processor import MAX_UNFUSED_SCORES, use_unfused_attention_on_cpu
 from emuedit.training import lora, memory_check
 from emuedit.training.activation_memory import AllocationCounter, PassMemory, measure_pass
 from emuedit.training.lora import LoraSettings
@@ -34,14 +34,16 @@ def estimator() -> MemoryEstimator:
     return MemoryEstimator(build_editor_unet(build_base_model("sd15")))
 
 
-def trained_modules(kind: str, *, train_text: bool = False, adapters: LoraSettings | None = None) -> nn.ModuleList:
+def trained_modules(
+    kind: str, *, train_text: bool = False, adapters: LoraSettings | None = None, dtype: torch.dtype = torch.float32
+) -> nn.ModuleList:
     """A network as it is trained on a CPU."""
     base_model = build_base_model(kind)
     modules = nn.ModuleList([build_editor_unet(base_model), *(base_model.text_encoders if train_text else [])])
     modules.train().requires_grad_(True)
     if adapters:
         lora.add_adapters(modules[0].unet, adapters)
-    use_unfused_attention_on_cpu(modules[0].unet, modules[1:])
+    use_unfused_attention_on_cpu(modules[0].unet, modules[1:], dtype)
     return modules
 
 
@@ -80,13 +82,28 @@ def test_bytes_on_meta_tensors_are_those_of_real_tensors(
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_autocast_on_meta_tensors_is_that_of_a_cpu(checkpointing: bool) -> None:
     """In bfloat16 all but the statistics of group norms is the same, which the meta device keeps in the inputs' format."""
-    modules = trained_modules("sd15")
+    modules = trained_modules("sd15", dtype=torch.bfloat16)
     estimated = estimated_pass(modules, replace(PLAN, dtype="bfloat16", gradient_checkpointing=checkpointing))
     if checkpointing:
         modules[0].unet.enable_gradient_checkpointing()
     measured = real_pass(modules, PLAN.latent, torch.autocast("cpu", torch.bfloat16))
     assert estimated.saved["weight_copies"] == measured.saved["weight_copies"] > 0
     assert sum(estimated.peak.values()) == pytest.approx(sum(measured.peak.values()), rel=5e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_kept_on_a_cpu_does_not_grow_with_the_square_of_many_tokens(dtype: str) -> None:
+    """Four times the cells keep four times the bytes, on meta tensors and on real ones, with attention over 2,304 of them."""
+    modules, kept = trained_modules("sd15", dtype=getattr(torch, dtype)), []
+    for side in (24, 48):
+        assert side**4 > MAX_UNFUSED_SCORES
+        latent = (4, side, side)
+        estimated = estimated_pass(modules, replace(PLAN, latent=latent, dtype=dtype))
+        measured = real_pass(modules, latent, torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"))
+        assert sum(estimated.peak.values()) == pytest.approx(sum(measured.peak.values()), rel=5e-3)
+        kept.append((estimated.saved["activations"], measured.saved["activations"]))
+    for small, large in zip(*kept, strict=True):
+        assert large < 4.05 * small
 
 
 class AllocationLog(AllocationCounter):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from emuedit.models.text_to_image import use_unfused_attention_on_cpu
+from emuedit.models.attention_processor import use_unfused_attention_on_cpu
+from emuedit.runtime import Runtime
 from emuedit.training.distributed import n_processes, open_accelerator, run_distributed, shard
 from toyworld.scenes import render
 from toyworld.scenes.caption_grammar import caption, wording_rng
@@ -180,7 +181,7 @@ def _train_in_process(
     if device().type != "cpu":
         model.to(memory_format=torch.channels_last)
     else:
-        use_unfused_attention_on_cpu(model.unet, [model.text_encoder])
+        use_unfused_attention_on_cpu(model.unet, [model.text_encoder], Runtime.choose().torch_dtype)
     data, scheduler = TrainingData(scenes_folder, corpus_folder), build_scheduler()
 
     def loss_at(step: int) -> Tensor:

@@ -39,7 +39,7 @@ def held_out_loss(editor: TrainableEditor, cache: LatentCache, accelerator: Acce
             shape, n_timesteps = tuple(batch.target.shape), editor.base_model.scheduler.config.num_train_timesteps
             draws = draw_noise(shape, n_timesteps, NO_DROPOUT, UNWEIGHTED.power_at(0.0), "held out", task)
             with accelerator.autocast():
-                values = editor(batch, draws, UNWEIGHTED).float().tolist()
+                values = editor(batch, draws, UNWEIGHTED).total(UNWEIGHTED).float().tolist()
             losses[task] += zip((draws.t * N_TIME_BUCKETS // n_timesteps).tolist(), values, strict=True)
     if world_size > 1:
         from accelerate.utils import gather_object

@@ -24,6 +24,7 @@ from emuedit.training.distributed import is_sharded
 from emuedit.training.ema import EmaSettings
 from emuedit.training.held_out import held_out_loss
 from emuedit.training.latent_cache import LatentCache
+from emuedit.training.loss import LossParts
 from emuedit.training.optimization import STATE_FILE, Optimization
 from emuedit.training.resources import SpeedMeter, count_flops
 from emuedit.training.train_settings import TrainSettings
@@ -72,7 +73,7 @@ class TrainLoop:
             accelerator=accelerator,
         )
         self.optimization.resume(scratch / STATE_FILE)
-        self._unchecked: list[tuple[int, Tensor]] = []  # (step, loss) of the latest steps, which nobody has looked at
+        self._unchecked: list[tuple[int, Tensor]] = []  # (step, loss and its parts) of the latest steps, not yet read
         self._tracker: Tracker | None = None
         self._saved_at = self._previewed_at = time.monotonic()
 
@@ -90,26 +91,26 @@ class TrainLoop:
             BatchFeed(self.cache, settings, n_timesteps, accelerator) as feed,
         ):
             speed = SpeedMeter(settings, self._flops_per_sample, accelerator, optimization.step) if main else None
-            value = math.nan
+            losses = {"loss": math.nan}
             while optimization.step < settings.steps:
                 # Forward, backward, and the mean over processes
                 lr = optimization.rate
                 self._unchecked.append((optimization.step, self._backward(feed)))
                 if len(self._unchecked) >= check_every:
-                    value = self._check_losses(feed)
+                    losses = self._check_losses(feed)
 
                 # Update weights and EMA
                 norm = optimization.update()
                 done, last = optimization.step, optimization.step == settings.steps
                 if progress is not None:
-                    progress.advance(note=f"loss {value:.4f}" if math.isfinite(value) else "")
+                    progress.advance(note=f"loss {losses['loss']:.4f}" if math.isfinite(losses["loss"]) else "")
                 if done % settings.log_every_steps and not last:
                     continue
 
                 # Log, evaluate, save
-                value = self._check_losses(feed) if self._unchecked else value
+                losses = self._check_losses(feed) if self._unchecked else losses
                 if speed is not None:
-                    self._log(loss=value, lr=lr, grad_norm=norm.item(), **speed.read(done))
+                    self._log(**losses, lr=lr, grad_norm=norm.item(), **speed.read(done))
                 self._evaluate(last)
                 self._save(last)
                 if speed is not None:
@@ -118,25 +119,28 @@ class TrainLoop:
         self.editor.finish()
 
     def _backward(self, feed: BatchFeed) -> Tensor:
-        """Forward and backward passes of a step; returns the mean loss over all processes."""
-        optimization, accelerator = self.optimization, self.accelerator
+        """Forward and backward passes of a step; returns the mean over all processes of the loss and its parts, [1 + parts]."""
+        optimization, accelerator, weights = self.optimization, self.accelerator, self.settings.loss_weights
         micro_batches = feed.step(optimization.step)
-        total = torch.zeros((), device=accelerator.device)
+        sums: list[Tensor] = []
         for number, (batch, draws) in enumerate(micro_batches, start=1):
             is_last = number == len(micro_batches)  # before it, gradients need not be averaged over the processes
             with nullcontext() if is_last else accelerator.no_sync(optimization.model):
-                loss = optimization.model(batch, draws, self.settings.loss_weights).mean() / len(micro_batches)
+                parts: LossParts = optimization.model(batch, draws, weights)
+                loss = parts.total(weights).mean() / len(micro_batches)
                 optimization.backward(loss)
-            total += loss.detach()
-        mean: Tensor = accelerator.reduce(total, "mean")
+            means = [part.detach().mean() / len(micro_batches) for part in parts if part is not None]
+            sums.append(torch.stack([loss.detach(), *means]))
+        mean: Tensor = accelerator.reduce(torch.stack(sums).sum(0), "mean")
         return mean
 
-    def _check_losses(self, feed: BatchFeed) -> float:
-        """The latest loss. One that is not finite stops the training, after the ids of its pairs were written down."""
+    def _check_losses(self, feed: BatchFeed) -> dict[str, float]:
+        """The latest loss and its parts by name. A loss that is not finite stops the training, after the ids of its pairs were
+        written down."""
         steps = [step for step, _ in self._unchecked]
-        values: list[float] = torch.stack([loss for _, loss in self._unchecked]).tolist()
+        rows: list[list[float]] = torch.stack([losses for _, losses in self._unchecked]).tolist()
         self._unchecked.clear()
-        for step, value in zip(steps, values, strict=True):
+        for step, (value, *_) in zip(steps, rows, strict=True):
             if not math.isfinite(value):
                 file = self.scratch / "bad-batch.json"
                 file.write_text(json.dumps({"step": step, "pair_ids": feed.pair_ids(step)}, indent=1))
@@ -144,7 +148,8 @@ class TrainLoop:
                     f"want a finite loss, got {value} at step {step}; its pairs' ids are in {file}: look at them, or lower "
                     "train.lr"
                 )
-        return values[-1]
+        names = ("loss", *(f"loss.{name}" for name in LossParts._fields))
+        return dict(zip(names, rows[-1], strict=False))  # without a change-mask head there is no such part
 
     def _evaluate(self, last: bool) -> None:
         """Held-out loss, and from time to time sample edits, with the averaged weights."""

@@ -8,7 +8,7 @@ Shapes: B samples, C latent channels, h and w latent sizes. Everything random is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -134,7 +134,18 @@ def draw_noise(
     return NoiseDraws(t, eps, no_text, no_image)
 
 
-def loss_per_sample(
+class LossParts(NamedTuple):
+    """The parts of each sample's loss; those of a whole batch are their means."""
+
+    denoising: Tensor  # weighted mean squared error, [B] (Eq. 2 of Emu Edit)
+    change_mask: Tensor | None  # cross-entropy of where source and target differ, [B]; without the head None
+
+    def total(self, weights: LossWeights) -> Tensor:
+        """The loss of each sample, [B]."""
+        return self.denoising if self.change_mask is None else self.denoising + weights.change_loss_weight * self.change_mask
+
+
+def loss_parts(
     net: EditorUNet,
     scheduler: Any,
     batch: Batch,
@@ -142,11 +153,11 @@ def loss_per_sample(
     v: Tensor,
     weights: LossWeights,
     min_snr_gamma: float | None = None,
-) -> Tensor:
-    """Weighted mean squared error of each sample, [B] (Eq. 2 of Emu Edit), plus the loss of the change-mask head.
+) -> LossParts:
+    """The denoising error of each sample, and the loss of the change-mask head.
 
-    The latter is the cross-entropy of where source and target differ, for samples with all their conditions. Without the head
-    all cells weigh the same, and the loss is Eq. 2 alone. v [B, D_v] is never dropped, because guidance keeps it.
+    The latter is the cross-entropy for samples with all their conditions, for others 0. Without the head all cells weigh the
+    same, and the loss is Eq. 2 alone. v [B, D_v] is never dropped, because guidance keeps it.
     `min_snr_gamma` weights the error by min-SNR (`diffusion.min_snr_weight`); None does not.
     """
     device = batch.target.device
@@ -162,14 +173,13 @@ def loss_per_sample(
     if min_snr_gamma is not None:
         error = diffusion.min_snr_weight(a, s, kind, min_snr_gamma) * error
     if prediction.change_logits is None:
-        return error.mean((1, 2, 3))
+        return LossParts(error.mean((1, 2, 3)), None)
     changed = latent_change_mask(batch.source, batch.target, weights.min_latent_change)  # [B, 1, h, w]
     mask_error = F.binary_cross_entropy_with_logits(prediction.change_logits, changed, reduction="none")  # [B, 1, h, w]
     has_all_conditions = ~(no_text | no_image).view(-1, 1, 1, 1)
     cell_weights = balance_weights(changed, weights.mask_balance) * torch.where(changed > 0, 1.0, weights.background_weight)
     mask_weights = balance_weights(changed, weights.change_mask_balance)
-    mask_loss = _weighted_mean(has_all_conditions * mask_error, mask_weights)
-    return _weighted_mean(error, cell_weights) + weights.change_loss_weight * mask_loss
+    return LossParts(_weighted_mean(error, cell_weights), _weighted_mean(has_all_conditions * mask_error, mask_weights))
 
 
 def latent_change_mask(source: Tensor, target: Tensor, min_change: float) -> Tensor:

@@ -25,7 +25,7 @@ from emuedit.training.loss import (
     LossWeights,
     NoiseDraws,
     draw_noise,
-    loss_per_sample,
+    loss_parts,
 )
 
 
@@ -149,4 +149,4 @@ def _step_loss(
 
 def _loss(editor: EditSampler, batch: Batch, draws: NoiseDraws, v: Tensor, weights: LossWeights) -> Tensor:
     rows = v.expand(len(batch), -1)
-    return loss_per_sample(editor.net, editor.parts.scheduler, batch, draws, rows, weights).mean()
+    return loss_parts(editor.net, editor.parts.scheduler, batch, draws, rows, weights).total(weights).mean()

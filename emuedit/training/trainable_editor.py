@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from emuedit.editor.checkpoint import FrozenParts
 from emuedit.editor.sampling import EditSampler
@@ -21,7 +21,7 @@ from emuedit.models.attention_processor import use_unfused_attention_on_cpu
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.training import lora, loss
 from emuedit.training.batch import Batch
-from emuedit.training.loss import LossWeights, NoiseDraws
+from emuedit.training.loss import LossParts, LossWeights, NoiseDraws
 from emuedit.training.train_settings import TrainSettings
 
 
@@ -95,8 +95,8 @@ class TrainableEditor(nn.Module):
             for part in visitors:
                 part.to("cpu")
 
-    def forward(self, batch: Batch, draws: NoiseDraws, weights: LossWeights) -> Tensor:
-        """Loss of each sample, [B]; with trained text encoders the instructions are encoded again in every step."""
+    def forward(self, batch: Batch, draws: NoiseDraws, weights: LossWeights) -> LossParts:
+        """Parts of the loss of each sample; with trained text encoders the instructions are encoded again in every step."""
         if self.text:
             rows = {text: row for row, text in enumerate(dict.fromkeys(batch.instructions))}  # many are the same
             text = self.base_model.encode_text_with_grad(list(rows))
@@ -104,4 +104,4 @@ class TrainableEditor(nn.Module):
             batch = replace(batch, text=text, null=self.base_model.null_text(1))
         v = self.net.table.v[batch.tasks]
         gamma = self.settings.min_snr_gamma
-        return loss.loss_per_sample(self.net, self.base_model.scheduler, batch, draws, v, weights, min_snr_gamma=gamma)
+        return loss.loss_parts(self.net, self.base_model.scheduler, batch, draws, v, weights, min_snr_gamma=gamma)

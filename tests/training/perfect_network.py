@@ -66,4 +66,4 @@ class WrongNetwork(PerfectNetwork):
 
 
 def losses_of(net: Any, scheduler: Any, batch: Batch, draws: NoiseDraws, weights: LossWeights) -> Tensor:
-    return loss.loss_per_sample(net, scheduler, batch, draws, torch.zeros(4, 6), weights)
+    return loss.loss_parts(net, scheduler, batch, draws, torch.zeros(4, 6), weights).total(weights)

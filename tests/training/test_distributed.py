@@ -12,7 +12,7 @@ import torch
 
 from emuedit.training import distributed
 from emuedit.training.distributed import DistributedError, n_processes, open_accelerator, run_accelerate, run_distributed, shard
-from tests.training.tiny_training import fail_in_process, write_rank
+from tests.training.light_processes import fail_in_process, write_rank
 
 SCRIPT = """
 import os, signal, sys, time

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from emuedit.training.held_out import PAIRS_PER_TASK, held_out_loss
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loop import TrainingError
 from emuedit.training.lora import LoraSettings
+from emuedit.training.loss import LossParts
 from emuedit.training.optimization import STATE_FILE
 from emuedit.training.trainable_editor import TrainableEditor
 from tests.training.tiny_training import SETTINGS, make_editor, train, train_in_process
 
 SPEED = {"samples_per_second": 0, "mfu": 0}
 """Metrics that depend on the clock."""
-Losses = Callable[..., torch.Tensor]
 
 
 def metrics(scratch: Path) -> list[dict[str, Any]]:
@@ -62,17 +63,18 @@ def finished(cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 @pytest.fixture
 def change_losses(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, torch.Tensor], torch.Tensor]], None]:
-    """Replaces the losses of each call by what a function returns for (number of the call from 1, losses)."""
-    loss_per_sample = loss.loss_per_sample
+    """Replaces the denoising errors of each call by what a function returns for (number of the call from 1, errors)."""
+    loss_parts = loss.loss_parts
 
     def install(change: Callable[[int, torch.Tensor], torch.Tensor]) -> None:
         calls: list[int] = []
 
-        def changed(*arguments: Any, **options: Any) -> torch.Tensor:
+        def changed(*arguments: Any, **options: Any) -> LossParts:
             calls.append(1)
-            return change(len(calls), loss_per_sample(*arguments, **options))
+            parts = loss_parts(*arguments, **options)
+            return parts._replace(denoising=change(len(calls), parts.denoising))
 
-        monkeypatch.setattr(loss, "loss_per_sample", changed)
+        monkeypatch.setattr(loss, "loss_parts", changed)
 
     return install
 
@@ -100,34 +102,38 @@ def test_a_training_stopped_half_way_and_resumed_equals_an_uninterrupted_one(
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
+@pytest.fixture(scope="module")
+def of_two_processes(cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of a training of two processes that was not interrupted, and of one of which a process was killed half way."""
+    uninterrupted, killed = tmp_path_factory.mktemp("uninterrupted"), tmp_path_factory.mktemp("killed")
+    with pytest.raises(DistributedError, match=r"a training process (died|failed)"):
+        run_distributed(2, "cpu", train_in_process, cache_folder, uninterrupted, killed, SETTINGS)
+    assert state(killed)["step"] in (2, 3), "it ends before or after the first process has saved the third step"
+    return uninterrupted, killed
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_processes_that_die_half_way_and_resume_equal_uninterrupted_ones(
-    cache_folder: Path, tmp_path: Path, finished: tuple[TrainableEditor, Path]
+    cache_folder: Path, tmp_path: Path, finished: tuple[TrainableEditor, Path], of_two_processes: tuple[Path, Path]
 ) -> None:
     """One of them is killed in the middle of the fourth step. One process makes the same first step, rounding apart."""
-    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
-    run_distributed(2, "cpu", train_in_process, cache_folder, uninterrupted, SETTINGS, None)
-    with pytest.raises(DistributedError, match=r"a training process (died|failed)"):
-        run_distributed(2, "cpu", train_in_process, cache_folder, killed, SETTINGS, 3)
-    assert state(killed)["step"] in (2, 3), "it ends before or after the first process has saved the third step"
-    run_distributed(2, "cpu", train_in_process, cache_folder, killed, SETTINGS, None)
-    assert_same_training(killed, uninterrupted)
+    uninterrupted, resumed = of_two_processes[0], shutil.copytree(of_two_processes[1], tmp_path / "resumed")
+    run_distributed(2, "cpu", train_in_process, cache_folder, None, resumed, SETTINGS)
+    assert_same_training(resumed, uninterrupted)
     (first, *_), (first_alone, *_) = metrics(uninterrupted), metrics(finished[1])
-    np.testing.assert_allclose(first["loss"], first_alone["loss"], rtol=1e-4)
-    np.testing.assert_allclose(first["grad_norm"], first_alone["grad_norm"], rtol=1e-3)
+    for key, rtol in (("loss", 1e-4), ("loss.denoising", 1e-4), ("loss.change_mask", 1e-4), ("grad_norm", 1e-3)):
+        np.testing.assert_allclose(first[key], first_alone[key], rtol=rtol, err_msg=key)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_training_of_two_processes_continues_in_one(
-    cache_folder: Path, tmp_path: Path, finished: tuple[TrainableEditor, Path]
+    cache_folder: Path, tmp_path: Path, finished: tuple[TrainableEditor, Path], of_two_processes: tuple[Path, Path]
 ) -> None:
-    with pytest.raises(DistributedError):
-        run_distributed(2, "cpu", train_in_process, cache_folder, tmp_path, SETTINGS, 3)
-    assert state(tmp_path)["step"] in (2, 3)
-    train(cache_folder, tmp_path)
-    for values, values_alone in zip(metrics(tmp_path), metrics(finished[1]), strict=True):
+    resumed = shutil.copytree(of_two_processes[1], tmp_path / "resumed")
+    train(cache_folder, resumed)
+    for values, values_alone in zip(metrics(resumed), metrics(finished[1]), strict=True):
         np.testing.assert_allclose(values["loss"], values_alone["loss"], rtol=1e-3)
 
 
@@ -195,6 +201,9 @@ def test_losses_rates_speed_and_held_out_losses_are_logged(cache_folder: Path, f
     assert [values["step"] for values in logged] == [1, 2, 3, 4, 5, 6]
     for step, values in enumerate(logged):
         assert {"loss", "lr", "grad_norm", "samples_per_second"} <= values.keys()
+        weighted = values["loss.denoising"] + SETTINGS.loss_weights.change_loss_weight * values["loss.change_mask"]
+        np.testing.assert_allclose(weighted, values["loss"], rtol=1e-6)
+        assert 0 < values["loss.change_mask"] < 10
         assert values["lr"] == SETTINGS.schedule.rate(step)
         assert ("held_out" in values) == (values["step"] in (3, 6))
     cache = LatentCache(cache_folder, SETTINGS.held_out_share)

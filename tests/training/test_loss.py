@@ -122,7 +122,7 @@ def test_both_weights_have_an_effect_on_the_loss(make_base_model: MakeBaseModel,
     draws = loss.draw_noise((4, 8, 8, 8), 1000, NO_DROPOUT, 1.0, "test")
     v = net.table.v[batch.tasks].detach()
     plain, balanced, with_mask = (
-        loss.loss_per_sample(net, base_model.scheduler, batch, draws, v, weights).detach()
+        loss.loss_parts(net, base_model.scheduler, batch, draws, v, weights).total(weights).detach()
         for weights in (UNWEIGHTED, LossWeights(mask_balance=0.5), LossWeights(change_loss_weight=0.3))
     )
     assert not torch.allclose(plain, balanced)

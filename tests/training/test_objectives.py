@@ -41,7 +41,7 @@ def test_a_perfect_network_has_no_loss(has_head: bool, min_snr_gamma: float | No
     draws = replace(draws, t=torch.tensor([0, 300, 700, 999]))
     for choice, scheduler in schedulers().items():
         net: Any = PerfectNetwork(batch.target, scheduler, has_head)
-        losses = loss.loss_per_sample(net, scheduler, batch, draws, torch.zeros(4, 6), WEIGHTS, min_snr_gamma)
+        losses = loss.loss_parts(net, scheduler, batch, draws, torch.zeros(4, 6), WEIGHTS, min_snr_gamma).total(WEIGHTS)
         torch.testing.assert_close(losses, torch.zeros(4), rtol=0, atol=1e-6, msg=f"{choice}: {losses.tolist()}")
 
 
@@ -57,9 +57,9 @@ def test_the_loss_is_that_of_the_paper_at_the_defaults(make_base_model: MakeBase
         v = net.table.v[batch.tasks].detach()
         alpha_bar = base_model.scheduler.alphas_cumprod[draws.t].view(-1, 1, 1, 1)
         with torch.no_grad():
-            got = loss.loss_per_sample(
+            got = loss.loss_parts(
                 net, base_model.scheduler, replace(batch, source=source, target=target), draws, v, UNWEIGHTED
-            )
+            ).total(UNWEIGHTED)
             e = net(alpha_bar.sqrt() * target + (1 - alpha_bar).sqrt() * draws.eps, draws.t, source, batch.text, v).e
         eps_or_v = draws.eps if kind == "sd15" else alpha_bar.sqrt() * draws.eps - (1 - alpha_bar).sqrt() * target
         assert torch.equal(got, (e - eps_or_v).square().mean((1, 2, 3)))
@@ -93,7 +93,7 @@ def test_min_snr_makes_equal_errors_of_the_clean_latents_count_alike(batch: Batc
     for (kind, zero_snr), scheduler in schedulers().items():
         if not zero_snr and kind != "flow":
             net: Any = AlmostPerfectNetwork(batch.target, scheduler)
-            losses[kind] = loss.loss_per_sample(net, scheduler, batch, draws, torch.zeros(4, 6), UNWEIGHTED, 5.0)
+            losses[kind] = loss.loss_parts(net, scheduler, batch, draws, torch.zeros(4, 6), UNWEIGHTED, 5.0).denoising
             a, s = objective.noise_levels(scheduler, draws.t)
     want = ((a / s) ** 2).clamp_max(5).flatten() * 0.01
     torch.testing.assert_close(want[0], torch.tensor(0.05), msg="the first timestep's SNR is above gamma")
@@ -130,7 +130,8 @@ def test_every_objective_is_learned(kind: str, change_mask: bool, objective_name
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     losses = []
     for _ in range(10):
-        value = loss.loss_per_sample(net, scheduler, batch, draws, net.table.v[batch.tasks], UNWEIGHTED, 5.0).mean()
+        parts = loss.loss_parts(net, scheduler, batch, draws, net.table.v[batch.tasks], UNWEIGHTED, 5.0)
+        value = parts.total(UNWEIGHTED).mean()
         losses.append(value.item())
         optimizer.zero_grad()
         value.backward()

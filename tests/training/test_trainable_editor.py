@@ -31,17 +31,17 @@ def test_frozen_text_encoders_are_no_part_of_the_editor(batch: Batch, draws: Noi
     editor = make_editor(FROZEN_TEXT)
     editor.prepare(torch.device("cpu"))
     assert all(name.startswith("net.") for name, _ in editor.named_parameters())
-    editor(batch, draws, UNWEIGHTED).mean().backward()
+    editor(batch, draws, UNWEIGHTED).denoising.mean().backward()
     assert not any(value.requires_grad for value in editor.base_model.text_encoder.parameters() if value.grad is not None)
 
 
 def test_with_frozen_text_encoders_cached_texts_are_used(batch: Batch, draws: NoiseDraws) -> None:
     editor = make_editor(FROZEN_TEXT)
-    losses = editor(batch, draws, UNWEIGHTED)
+    losses = editor(batch, draws, UNWEIGHTED).denoising
     other_text = replace(batch, text=TextCondition(batch.text.hidden + 1), instructions=("unknown",) * 3)
-    assert not torch.allclose(editor(other_text, draws, UNWEIGHTED), losses)
+    assert not torch.allclose(editor(other_text, draws, UNWEIGHTED).denoising, losses)
     same_text = replace(batch, instructions=("unknown",) * 3)
-    assert torch.equal(editor(same_text, draws, UNWEIGHTED), losses)
+    assert torch.equal(editor(same_text, draws, UNWEIGHTED).denoising, losses)
 
 
 def test_trained_text_encoders_encode_the_instructions_again_and_get_gradients(batch: Batch, draws: NoiseDraws) -> None:
@@ -49,12 +49,12 @@ def test_trained_text_encoders_encode_the_instructions_again_and_get_gradients(b
     editor.prepare(torch.device("cpu"))
     text_parameters = {name: value for name, value in editor.named_parameters() if name.startswith("text.0.")}
     assert text_parameters
-    losses = editor(batch, draws, UNWEIGHTED)
+    losses = editor(batch, draws, UNWEIGHTED).denoising
     losses.mean().backward()
     with_gradient = [name for name, value in text_parameters.items() if value.grad is not None and value.grad.abs().sum() > 0]
     assert len(with_gradient) > 0.5 * len(text_parameters)
     other_cached_text = replace(batch, text=TextCondition(batch.text.hidden + 1))
-    torch.testing.assert_close(editor(other_cached_text, draws, UNWEIGHTED), losses)
+    torch.testing.assert_close(editor(other_cached_text, draws, UNWEIGHTED).denoising, losses)
 
 
 @pytest.mark.parametrize("kind", ["toy", "sdxl"])

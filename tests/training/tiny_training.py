@@ -13,10 +13,9 @@ from emuedit.training import loss
 from emuedit.training.distributed import open_accelerator
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loop import TrainLoop
-from emuedit.training.loss import ConditionDropout, LossWeights
+from emuedit.training.loss import ConditionDropout, LossParts, LossWeights
 from emuedit.training.train_settings import TrainSettings
 from emuedit.training.trainable_editor import TrainableEditor
-from emuedit.training.training_error import TrainingError
 from tests.editor.tiny_pipelines import D_V, build_base_model
 
 SETTINGS = TrainSettings(
@@ -25,6 +24,9 @@ SETTINGS = TrainSettings(
     dropout=ConditionDropout(text=0.2, image=0.2, both=0.1),
     loss_weights=LossWeights(timestep_power=(0.5, 1.0), mask_balance=0.5, change_loss_weight=0.5),
 )  # fmt: skip
+
+KILL_AT_STEP = 3
+"""Counted from 0."""
 
 
 def make_editor(settings: TrainSettings = SETTINGS, kind: str = "toy") -> TrainableEditor:
@@ -43,32 +45,22 @@ def train(cache_folder: Path, scratch: Path, settings: TrainSettings = SETTINGS,
     return editor
 
 
-def train_in_process(cache_folder: Path, scratch: Path, settings: TrainSettings, kill_at_step: int | None) -> None:
-    """Train as one of several processes. The second one kills itself in the middle of a step, counted from 0."""
+def train_in_process(cache_folder: Path, uninterrupted: Path | None, killed: Path, settings: TrainSettings) -> None:
+    """Train as one of several processes in the folder `killed`, to the end if it is resumed there.
+
+    With `uninterrupted`, train there first; then the second process kills itself in the middle of the fourth step in `killed`.
+    """
     stats._Mirror._try = lambda mirror: None  # type: ignore[method-assign]
     torch.set_num_threads(1)
-    loss_per_sample, calls = loss.loss_per_sample, []
+    if uninterrupted is not None:
+        train(cache_folder, uninterrupted, settings)
+        loss_parts, calls = loss.loss_parts, []
 
-    def count(*arguments: Any, **options: Any) -> torch.Tensor:
-        calls.append(1)
-        if os.environ["RANK"] == "1" and len(calls) - 1 == kill_at_step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return loss_per_sample(*arguments, **options)
+        def count(*arguments: Any, **options: Any) -> LossParts:
+            calls.append(1)
+            if os.environ["RANK"] == "1" and len(calls) - 1 == KILL_AT_STEP:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return loss_parts(*arguments, **options)
 
-    loss.loss_per_sample = count
-    train(cache_folder, scratch, settings)
-
-
-def fail_in_process(message: str) -> None:
-    """Raise an error of ours in the second process, or of Python without a message; the first one waits for it."""
-    if os.environ["RANK"] == "1":
-        raise TrainingError(message) if message else ZeroDivisionError("a bug")
-    signal.pause()
-
-
-def write_rank(folder: str) -> None:
-    """Write a file whose name says which process of how many this is, and the sum over all of rank + 1."""
-    with open_accelerator("cpu") as accelerator:
-        rank = accelerator.process_index
-        total = accelerator.reduce(torch.tensor(rank + 1.0), "sum").item()
-        Path(folder, f"rank{rank} of {accelerator.num_processes}, sum {total}").touch()
+        loss.loss_parts = count
+    train(cache_folder, killed, settings)

@@ -15,6 +15,7 @@ import torch
 from emuedit.core.guidance import classifier_free
 from emuedit.models import image_tensors, model_sources, vae_latents
 from emuedit.models.denoising import Denoiser, size_conditions
+from emuedit.models.text_encoding import TextEncoding
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class TextToImageModel:
         self.tokenizer, self.text_encoder = pipeline.tokenizer, pipeline.text_encoder
         second = getattr(pipeline, "text_encoder_2", None)
         self.text_encoders = [self.text_encoder] if second is None else [self.text_encoder, second]
+        self._text_encoding = TextEncoding(
+            [self.tokenizer, pipeline.tokenizer_2] if second else [self.tokenizer], self.text_encoders
+        )
         self.factor: int = pipeline.vae_scale_factor
         self.channels: int = pipeline.vae.config.latent_channels
         sample = self.unet.config.sample_size
@@ -69,16 +73,17 @@ class TextToImageModel:
         return device
 
     def encode_text(self, captions: Sequence[str]) -> TextCondition:
-        """Encode captions. Tokens beyond the tokenizer's maximum length are cut; diffusers logs which."""
+        """Encode captions. Tokens beyond the tokenizer's maximum length are cut."""
         with torch.no_grad():
             return self.encode_text_with_grad(captions)
 
     def encode_text_with_grad(self, captions: Sequence[str]) -> TextCondition:
         """Encode captions with gradients, to train the text encoders."""
-        embeddings = self.pipeline.encode_prompt(
-            list(captions), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-        return TextCondition(embeddings[0], embeddings[2] if len(embeddings) == 4 else None)
+        return TextCondition(*self._text_encoding.encode(captions, self.device))
+
+    def is_cut(self, caption: str) -> bool:
+        """Whether a caption is longer than a text encoder reads."""
+        return self._text_encoding.is_cut(caption)
 
     def null_text(self, n: int, negative: str = "") -> TextCondition:
         """The negative condition of classifier-free guidance, for n samples.

@@ -149,6 +149,13 @@ def build(
     _prune(folder, index)
     if n_enlarged:
         print(f"train: {n_enlarged} of {n_pairs} pairs are smaller than their bucket and were enlarged", flush=True)
+    if texts.cut:
+        length, longest = base_model.tokenizer.model_max_length, max(texts.cut, key=len)
+        print(
+            f"train: {len(texts.cut)} new instructions are longer than the {length} tokens that are read, such as {longest!r}; "
+            "their ends have no effect",
+            flush=True,
+        )
 
 
 def _encode_shard(
@@ -185,6 +192,7 @@ class _TextFiles:
 
     def __init__(self, folder: Path, base_model: TextToImageModel) -> None:
         self.folder, self.base_model = folder, base_model
+        self.cut: list[str] = []  # new instructions that are longer than a text encoder reads
         self.hashes = {file.name.split(".")[0]: np.load(file) for file in sorted(folder.glob("*.texts.npy"))}
         self.encoded = {value for part in self.hashes.values() for value in part.tolist()}
         if NULL_TEXT not in self.hashes:
@@ -197,6 +205,7 @@ class _TextFiles:
         if is_new.any():
             instructions = [bytes(instruction).decode() for instruction in rows["instruction"][first[is_new]]]
             self._save(content_key({"texts": instructions}), encode_texts(instructions, self.base_model), hashes[is_new])
+            self.cut += [instruction for instruction in instructions if self.base_model.is_cut(instruction)]
         return hashes
 
     def keys_of(self, hashes: NDArray[np.uint64]) -> tuple[str, ...]:

@@ -166,6 +166,19 @@ def test_text_conditions(saved: tuple[Any, str]) -> None:
     assert joined.pooled is None or joined.pooled.shape == (5, 20)
 
 
+def test_texts_are_encoded_as_by_the_pipeline_and_those_that_are_cut_are_known(saved: tuple[Any, str]) -> None:
+    pipeline, folder = saved
+    ours = text_to_image.load(folder)
+    texts = ["a red circle", "a small red circle and a big blue star in the upper part of it, at night", "", "a red circle"]
+    for _ in range(2):  # the second time from memory
+        text = ours.encode_text(texts)
+        want = pipeline.encode_prompt(texts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+        torch.testing.assert_close(text.hidden, want[0], rtol=0, atol=1e-6)
+        if text.pooled is not None:
+            torch.testing.assert_close(text.pooled, want[2], rtol=0, atol=1e-6)
+    assert [ours.is_cut(text) for text in texts] == [False, True, False, False]
+
+
 def test_parts_that_do_not_fit_are_an_error(clip_tokenizer: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="one seed per caption, got 1 captions and 2 seeds"):
         text_to_image.TextToImageModel(sd_pipeline(clip_tokenizer(16), tiny_vae())).generate(["a"], [1, 2], 2, 1.0)

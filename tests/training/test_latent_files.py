@@ -78,6 +78,15 @@ def test_several_folders_of_pairs_are_encoded_one_after_another(base_model: Text
         assert file.read_bytes() == (tmp_path / "of two folders" / file.name).read_bytes()
 
 
+def test_instructions_that_are_cut_are_told(base_model: TextToImageModel, tmp_path: Path, capsys: Any) -> None:
+    length = base_model.tokenizer.model_max_length
+    long = dataclasses.replace(make_pair(0), instruction="make it " + length * "very " + "red")
+    latent_files.build(*write_pairs(tmp_path, [long, make_pair(2)]), base_model, tmp_path / "cache")
+    assert f"train: 1 new instructions are longer than the {length} tokens that are read, such as 'make it very" in (
+        capsys.readouterr().out
+    )
+
+
 def test_only_what_is_new_is_encoded(base_model: TextToImageModel, tmp_path: Path, encoded: dict[str, Any]) -> None:
     """Shards that stay as they are, and instructions that some shard had before, are taken from the cache."""
     pairs, cache = [make_pair(n) for n in range(6)], tmp_path / "cache"

@@ -1,0 +1,68 @@
+"""Texts to the hidden states that a U-Net reads, as the pipelines of Stable Diffusion 1.x, 2.x and XL make them.
+
+Their `encode_prompt` tokenizes every text twice and decodes what was cut off, in each call. While text encoders are trained, the
+same instructions are encoded in every step, and this cost more than the step. Here each text is tokenized once.
+
+Shapes: B texts, L tokens, D the width of all hidden states together, P that of the pooled text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+REMEMBERED_TEXTS = 2**16
+
+
+class Tokens(NamedTuple):
+    """A text for one encoder."""
+
+    ids: Tensor  # int64 [L]
+    mask: Tensor  # int64 [L], 1 for the text and 0 for padding
+    is_cut: bool
+    """Whether the text is longer than the encoder can read."""
+
+
+class TextEncoding:
+    """The tokenizers and text encoders of a pipeline: one of each, or SDXL's two."""
+
+    def __init__(self, tokenizers: Sequence[Any], encoders: Sequence[Any]) -> None:
+        self.tokenizers, self.encoders = tuple(tokenizers), tuple(encoders)
+        self._tokens = lru_cache(REMEMBERED_TEXTS)(self._tokenize)
+
+    def encode(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Hidden states [B, L, D], and with two encoders the pooled text [B, P] of the second, else None; with gradients.
+
+        A single encoder gives its last hidden states after the final norm; two give their last but one, side by side (SDXL,
+        arXiv 2307.01952, section 2.1). Texts are cut to the tokenizer's maximum length.
+        """
+        tokens = [self._tokens(text) for text in texts]
+        outputs = []
+        for number, encoder in enumerate(self.encoders):
+            ids = torch.stack([text[number].ids for text in tokens]).to(device)
+            mask = None
+            if getattr(encoder.config, "use_attention_mask", False):
+                mask = torch.stack([text[number].mask for text in tokens]).to(device)
+            outputs.append(encoder(ids, attention_mask=mask, output_hidden_states=len(self.encoders) > 1))
+        if len(outputs) == 1:
+            return outputs[0][0].to(self.encoders[0].dtype), None
+        hidden = torch.cat([output.hidden_states[-2] for output in outputs], -1)
+        return hidden.to(self.encoders[-1].dtype), outputs[-1][0]
+
+    def is_cut(self, text: str) -> bool:
+        """Whether an encoder reads only the beginning of a text."""
+        return any(tokens.is_cut for tokens in self._tokens(text))
+
+    def _tokenize(self, text: str) -> tuple[Tokens, ...]:
+        """The text for each encoder, padded or cut to its length."""
+        tokens = []
+        for tokenizer in self.tokenizers:
+            length = tokenizer.model_max_length
+            padded = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+            is_cut = len(tokenizer(text, verbose=False).input_ids) > length
+            tokens.append(Tokens(padded.input_ids[0], padded.attention_mask[0], is_cut))
+        return tuple(tokens)

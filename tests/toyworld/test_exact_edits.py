@@ -264,6 +264,6 @@ def test_llm_writes_edits_from_map_to_image_on_request() -> None:
         request = "Go.\n" + json.dumps({"task": task, "caption": caption, "direction": "from_map"})
         from_map = json.loads(RuleLLM(0).write([{"role": "user", "content": request}], seed=1))
         to_map = json.loads(ask(RuleLLM(0), task, caption))
-        assert from_map["instruction"].endswith(caption)
+        assert caption in from_map["instruction"]
         assert caption not in to_map["instruction"]
         assert from_map["output_caption"] == to_map["output_caption"]

@@ -1,41 +1,87 @@
 """Instruction templates and caption templates of the edits.
 
-`exact_edits` and `rule_llm` fill the `{...}` fields. The texts are training data: other words give other results.
+The templates of instructions lie in `templates/<task>.yaml`, split into those of the training data and those that only
+measurements of the task predictor use. `exact_edits` and `rule_llm` fill the `{...}` fields. The constants below hold
+the training templates. The texts are training data: other words give other results.
 """
 
-LOCAL_COLOUR = (
-    "make {the} {colour}",
-    "change the colour of {the} to {colour}",
-    "paint {the} {colour}",
-    "turn {the} {colour}",
-    "{the} should be {colour}",
-)
-LOCAL_SHAPE = (
-    "replace {the} with {a_new}",
-    "turn {the} into {a_new}",
-    "change {the} to {a_new}",
-    "swap {the} for {a_new}",
-    "make {the} {a_new}",
-)
-REMOVE = ("remove {the}", "delete {the}", "take {the} away", "erase {the}", "get rid of {the}")
-ADD = ("add {a_new}", "put in {a_new}", "place {a_new}", "draw {a_new}", "let there be {a_new}")
-TEXTURE = ("make {the} {texture}", "give {the} a {texture} pattern", "cover {the} with a {texture} texture", "{texture} {kind}")
-BACKGROUND = (
-    "change the background to {background}",
-    "replace the background with {background}",
-    "put it on {background}",
-    "set the scene on {background}",
-    "make the background {background}",
-)
-GLOBAL = {
-    "clear": ("make the weather clear", "make it a clear day", "change it to a clear day"),
-    "night": ("make it night", "change the time to night", "let it be night"),
-    "fog": ("add fog", "make it foggy", "cover the scene in fog"),
-    "rain": ("make it rain", "add rain", "turn the weather to rain"),
-    "snowfall": ("let snow fall", "add falling snow", "make it snow"),
-    "sunset": ("make it sunset", "light it by a sunset", "change the time to sunset"),
-}
-STYLE = ("make it {a_style}", "turn it into {a_style}", "in the style of {a_style}", "redraw it as {a_style}")
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+TemplateSplit = Literal["training", "held_out"]
+Case = tuple[str, str]
+"""A task and one of its cases, such as ("local", "colour"); ("detect", "") for a task without cases."""
+
+TEMPLATE_SPLITS: tuple[TemplateSplit, ...] = ("training", "held_out")
+TEMPLATES_FOLDER = Path(__file__).parent / "templates"
+_SHARED_FILE = "shared"
+_NO_CASE = "any"
+
+
+@dataclass(frozen=True)
+class TemplateTable:
+    """The instruction templates of one split."""
+
+    by_case: Mapping[Case, tuple[str, ...]]
+    """Templates that belong to one task."""
+    shared: Mapping[Case, tuple[str, ...]]
+    """Templates that also belong to another task, or that are clear only for some pictures."""
+
+    def of(self, task: str, case: str = "") -> tuple[str, ...]:
+        """The templates of a case without the shared ones; empty for a case that has none."""
+        return self.by_case.get((task, case), ())
+
+    def shared_of(self, task: str, case: str = "") -> tuple[str, ...]:
+        """The shared templates of a case; empty for a case that has none."""
+        return self.shared.get((task, case), ())
+
+    def cases_of(self, task: str) -> dict[str, tuple[str, ...]]:
+        """Case -> templates, without the shared ones."""
+        return {case: templates for (owner, case), templates in self.by_case.items() if owner == task}
+
+
+@cache
+def template_table(split: TemplateSplit) -> TemplateTable:
+    """The templates of a split: 'training', or 'held_out', which no training data use. Raises ValueError for another name."""
+    if split not in TEMPLATE_SPLITS:
+        raise ValueError(f"want a split of the templates out of {', '.join(TEMPLATE_SPLITS)}; got {split!r}")
+    by_case: dict[Case, tuple[str, ...]] = {}
+    for file in sorted(TEMPLATES_FOLDER.glob("*.yaml")):
+        if file.stem != _SHARED_FILE:
+            for case, splits in _read_cases(file).items():
+                by_case[file.stem, "" if case == _NO_CASE else case] = tuple(splits.get(split, ()))
+    shared: dict[Case, tuple[str, ...]] = {}
+    for group in _read_cases(TEMPLATES_FOLDER / f"{_SHARED_FILE}.yaml").values():
+        for name in group["tasks"]:
+            task, _, case = name.partition("/")
+            shared[task, case] = shared.get((task, case), ()) + tuple(group.get(split, ()))
+    return TemplateTable(by_case, {case: templates for case, templates in shared.items() if templates})
+
+
+def _read_cases(file: Path) -> dict[str, dict[str, Any]]:
+    """Case -> split -> templates, as the file says it."""
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+_TRAINING = template_table("training")
+
+LOCAL_COLOUR = _TRAINING.of("local", "colour")
+LOCAL_SHAPE = _TRAINING.of("local", "shape")
+REMOVE = _TRAINING.of("remove")
+ADD = _TRAINING.of("add")
+TEXTURE = _TRAINING.of("texture")
+TEXTURE_CASES = {case: templates for case, templates in _TRAINING.cases_of("texture").items() if case}
+"""Texture -> templates that name it in their own words: "put stripes on {the}"."""
+BACKGROUND = _TRAINING.of("background")
+GLOBAL = _TRAINING.cases_of("global")
+STYLE = _TRAINING.of("style")
+STYLE_CASES = {case: templates for case, templates in _TRAINING.cases_of("style").items() if case}
+"""Style -> templates that name it in their own words: "like in a comic book"."""
 A_STYLE = {
     "photo": "a photo",
     "pencil sketch": "a pencil sketch",
@@ -43,32 +89,11 @@ A_STYLE = {
     "cartoon": "a cartoon",
     "watercolour": "a watercolour",
 }
-TEXT = (
-    "change the letter to {letter}",
-    "write {letter} on the card",
-    "replace the letter {old} with {letter}",
-    "make the letter {letter}",
-)
-DETECT = ("detect {the}", "draw a box around {the}", "put a bounding box on {the}", "find {the}", "box {the}")
-SEGMENT = ("segment {the}", "mask {the}", "mark the pixels of {the}", "paint the mask of {the}", "cut out {the}")
-COLOR = {
-    "brighten": ("brighten the image", "increase the brightness", "make the picture brighter"),
-    "darken": ("darken the image", "decrease the brightness", "make the picture darker"),
-    "more contrast": ("increase the contrast", "more contrast"),
-    "less contrast": ("decrease the contrast", "less contrast"),
-    "saturate": ("increase the saturation", "make the colours stronger"),
-    "desaturate": ("decrease the saturation", "take the colour out of the picture"),
-    "hue": ("shift the hue", "rotate the colours"),
-    "blur": ("blur the image", "make the picture soft"),
-    "sharpen": ("sharpen the image", "make the picture sharp"),
-}
-MAPS = {
-    "depth": ("show the depth map", "turn it into a depth map", "draw the depth"),
-    "normal": ("show the normal map", "turn it into a normal map", "draw the surface normals"),
-    "sketch": ("draw the outlines", "turn it into a line drawing", "show the sketch lines"),
-    "segmap": ("show the segmentation map", "colour every object by its class", "turn it into a segmentation map"),
-    "pose": ("show the pose", "draw the skeleton", "turn it into a pose map"),
-}
+TEXT = _TRAINING.of("text")
+DETECT = _TRAINING.of("detect")
+SEGMENT = _TRAINING.of("segment")
+COLOR = _TRAINING.cases_of("color")
+MAPS = {task: _TRAINING.of(task, "to_map") for task in ("depth", "normal", "sketch", "segmap", "pose")}
 MAP_CAPTION = {  # caption of a map, where {caption} describes the image
     "depth": "a depth map of {caption}",
     "normal": "a normal map of {caption}",
@@ -80,35 +105,13 @@ ANNOTATED_CAPTION = {  # caption of an image with a box or a mask
     "detect": "{caption} with a box around the {noun}",
     "segment": "{caption} with a mask on the {noun}",
 }
-FROM_MAP = {
-    "depth": ("depth map to image: {caption}", "turn the depth map into a picture of {caption}"),
-    "normal": ("normal map to image: {caption}", "turn the normal map into a picture of {caption}"),
-    "sketch": ("sketch to image: {caption}", "turn the lines into a picture of {caption}"),
-    "segmap": ("segmentation map to image: {caption}", "turn the segmentation map into a picture of {caption}"),
-    "pose": ("pose to image: {caption}", "turn the skeleton into a picture of {caption}"),
-}
-HELD_OUT = {
+FROM_MAP = {task: _TRAINING.of(task, "from_map") for task in MAPS}
+HELD_OUT = {  # tasks that are never trained on
     "superres": ("increase the resolution four times", "make it four times sharper", "upscale the picture"),
     "contour": ("show the contours", "white outlines on black", "trace the contours"),
     "inpaint": ("fill the grey area", "fill in the hole", "complete the picture"),
     "add_detect": ("add {a_new} and draw a box around it", "put in {a_new} and box it"),
 }
 
-# (task, case) -> templates. Most belong to several tasks on purpose: only the task label tells which edit is meant.
-SHARED: dict[tuple[str, str], tuple[str, ...]] = {
-    ("color", "darken"): ("make it darker",),
-    ("global", "night"): ("make it darker", "make it dark"),
-    ("color", "brighten"): ("make it brighter",),
-    ("global", "clear"): ("make it brighter",),
-    ("detect", ""): ("show me {the}", "where is {the}?", "highlight {the}"),
-    ("segment", ""): ("show me {the}", "where is {the}?", "highlight {the}"),
-    ("style", "pencil sketch"): ("turn it into a drawing", "draw it with lines"),
-    ("sketch", ""): ("turn it into a drawing", "draw it with lines"),
-    ("background", "snow"): ("make it snowy",),
-    ("global", "snowfall"): ("make it snowy",),
-    ("color", "blur"): ("make it hazy",),
-    ("global", "fog"): ("make it hazy",),
-    ("local", "colour"): ("make it {colour}",),
-    ("texture", ""): ("make it {texture}",),
-    ("text", ""): ("change {the} to {letter}",),
-}
+SHARED: Mapping[Case, tuple[str, ...]] = _TRAINING.shared
+"""(task, case) -> templates. Most belong to several tasks on purpose: only the task label tells which edit is meant."""

@@ -16,6 +16,7 @@ from emuedit.tasks import get_task
 from toyworld.edits import phrasings
 from toyworld.edits.caption_parser import CaptionObject, ParsedCaption, parse
 from toyworld.edits.exact_targets import FILTERS
+from toyworld.edits.phrasings import TemplateSplit, TemplateTable, template_table
 from toyworld.scenes.caption_grammar import (
     BACKGROUND_PHRASES,
     POSITION_PHRASES,
@@ -41,9 +42,10 @@ class UnsuitableCaptionError(ValueError):
 
 @dataclass(frozen=True)
 class RuleLLM:
-    """An LLM for captions of the toy world. `bad_answer_rate` lies in [0, 1]."""
+    """An LLM for captions of the toy world. `bad_answer_rate` lies in [0, 1]; `templates` names the split of its wordings."""
 
     bad_answer_rate: float = BAD_ANSWER_RATE
+    templates: TemplateSplit = "training"
 
     def write(
         self,
@@ -64,7 +66,8 @@ class RuleLLM:
         if caption is None:
             return f"I do not parse this caption: {request['caption']}"
         try:
-            answer = write_edit(request["task"], caption, rng, from_map=request.get("direction") == "from_map")
+            from_map = request.get("direction") == "from_map"
+            answer = write_edit(request["task"], caption, rng, from_map, template_table(self.templates))
         except UnsuitableCaptionError as reason:
             return f"I cannot: {reason}."
         is_bad = temperature > 0 and rng.random() < self.bad_answer_rate
@@ -74,6 +77,11 @@ class RuleLLM:
 def toy_llm() -> RuleLLM:
     """The default LLM of the toy world: `llm: toyworld.edits.rule_llm:toy_llm` in `params.yaml`."""
     return RuleLLM()
+
+
+def held_out_wordings() -> RuleLLM:
+    """The same LLM with the templates that no training data use, and without bad answers: to measure the task predictor."""
+    return RuleLLM(bad_answer_rate=0.0, templates="held_out")
 
 
 def _parse_request(message: str) -> dict[str, str] | None:
@@ -106,30 +114,41 @@ def corrupt_answer(answer: EditAnswer, rng: random.Random) -> str:
     )
 
 
-def write_edit(task: str, caption: ParsedCaption, rng: random.Random, from_map: bool = False) -> EditAnswer:
+def write_edit(
+    task: str,
+    caption: ParsedCaption,
+    rng: random.Random,
+    from_map: bool = False,
+    templates: TemplateTable | None = None,
+) -> EditAnswer:
     """Write an edit of the caption for one of the sixteen tasks.
 
     `from_map` matters only to tasks that go both ways between image and map: True goes from the map to the image.
+    `templates`: the wordings of the instruction; None: those of the training data.
     Raises UnsuitableCaptionError if the caption has nothing to edit, and UnknownTaskError for an unknown task.
     """
     get_task(task)
+    templates = templates or template_table("training")
     if task in _SCENE_TASKS:
-        return _SCENE_TASKS[task](caption, rng)
+        return _SCENE_TASKS[task](caption, rng, templates)
     if task == "color":
         name = rng.choice(FILTERS)
-        instruction = rng.choice(phrasings.COLOR[name] + phrasings.SHARED.get(("color", name), ()))
-        return _answer(instruction, "", name, caption)
+        return _answer(rng.choice(_all_templates(templates, task, name)), "", name, caption)
     if task in ("detect", "segment"):
         edited = _choose_object(caption, rng)
-        templates = (phrasings.DETECT if task == "detect" else phrasings.SEGMENT) + phrasings.SHARED[task, ""]
-        instruction = rng.choice(templates).format(the=_refer_to(edited, rng))
+        instruction = rng.choice(_all_templates(templates, task)).format(the=_refer_to(edited, rng))
         output_caption = phrasings.ANNOTATED_CAPTION[task].format(caption=caption, noun=edited.noun)
         return _answer(instruction, _detector_name(edited), _detector_name(edited), output_caption)
     if task == "pose" and not any(other.noun.startswith("person") for other in caption.objects):
         raise UnsuitableCaptionError("there is no person in the picture")
-    to_map = phrasings.MAPS[task] + phrasings.SHARED.get((task, ""), ())
-    instruction = rng.choice(phrasings.FROM_MAP[task] if from_map else to_map).format(caption=caption)
+    to_map = templates.of(task, "to_map") + templates.shared_of(task)
+    instruction = rng.choice(templates.of(task, "from_map") if from_map else to_map).format(caption=caption)
     return _answer(instruction, "", "", phrasings.MAP_CAPTION[task].format(caption=caption))
+
+
+def _all_templates(templates: TemplateTable, task: str, case: str = "") -> tuple[str, ...]:
+    """The templates of a case, shared ones included."""
+    return templates.of(task, case) + templates.shared_of(task, case)
 
 
 def _answer(instruction: str, original_object: str, edited_object: str, output_caption: ParsedCaption | str) -> EditAnswer:
@@ -169,30 +188,30 @@ def _choose_other(options: tuple[str, ...], current: str, rng: random.Random) ->
     return rng.choice([option for option in options if option != current])
 
 
-def _local(caption: ParsedCaption, rng: random.Random) -> EditAnswer:
+def _local(caption: ParsedCaption, rng: random.Random, templates: TemplateTable) -> EditAnswer:
     old = _choose_object(caption, rng)
     reference = _refer_to(old, rng)
     if rng.random() < 0.5 or not old.is_shape:
         colours = [colour for colour in COLOURS if colour != old.colour and _is_visible(colour, caption.background)]
         new = replace(old, colour=rng.choice(colours))
         is_single = len(caption.objects) == 1  # "make it red" is clear only if there is a single object
-        templates = phrasings.LOCAL_COLOUR + (phrasings.SHARED["local", "colour"] if is_single else ())
-        instruction = rng.choice(templates).format(the=reference, colour=new.colour)
+        options = templates.of("local", "colour") + (templates.shared_of("local", "colour") if is_single else ())
+        instruction = rng.choice(options).format(the=reference, colour=new.colour)
     else:
         used_nouns = {other.noun for other in caption.objects}
         new = replace(old, noun=rng.choice([shape for shape in SHAPES if shape not in used_nouns]))
         a_new = f"{indefinite_article(new.colour)} {new.colour} {new.noun}"
-        instruction = rng.choice(phrasings.LOCAL_SHAPE).format(the=reference, a_new=a_new)
+        instruction = rng.choice(templates.of("local", "shape")).format(the=reference, a_new=a_new)
     return _answer(instruction, _detector_name(old), _detector_name(new), caption.replace_object(old, new))
 
 
-def _remove(caption: ParsedCaption, rng: random.Random) -> EditAnswer:
+def _remove(caption: ParsedCaption, rng: random.Random, templates: TemplateTable) -> EditAnswer:
     old = _choose_object(caption, rng)
-    instruction = rng.choice(phrasings.REMOVE).format(the=_refer_to(old, rng))
+    instruction = rng.choice(templates.of("remove")).format(the=_refer_to(old, rng))
     return _answer(instruction, _detector_name(old), "", caption.remove_object(old))
 
 
-def _add(caption: ParsedCaption, rng: random.Random) -> EditAnswer:
+def _add(caption: ParsedCaption, rng: random.Random, templates: TemplateTable) -> EditAnswer:
     used_positions = {other.position for other in caption.objects}
     if len(caption.objects) > 2 or used_positions & set(POSITION_PHRASES["centre"]):
         raise UnsuitableCaptionError("the picture is full")
@@ -207,21 +226,22 @@ def _add(caption: ParsedCaption, rng: random.Random) -> EditAnswer:
     colours = [colour for colour in COLOURS if _is_visible(colour, caption.background)]
     shapes = [shape for shape in SHAPES if shape not in {other.noun for other in caption.objects}]
     new = CaptionObject("small", rng.choice(colours), "", rng.choice(shapes), rng.choice(free_positions))
-    instruction = rng.choice(phrasings.ADD).format(a_new=new)
+    instruction = rng.choice(templates.of("add")).format(a_new=new)
     return _answer(instruction, "", _detector_name(new), replace(caption, objects=(*caption.objects, new)))
 
 
-def _texture(caption: ParsedCaption, rng: random.Random) -> EditAnswer:
+def _texture(caption: ParsedCaption, rng: random.Random, templates: TemplateTable) -> EditAnswer:
     old = _choose_object(caption, rng, for_texture=True)
     texture = _choose_other(TEXTURES, old.texture or "plain", rng)
     new = replace(old, texture="" if texture == "plain" else texture)
-    templates = phrasings.TEXTURE + (phrasings.SHARED["texture", ""] if len(caption.objects) == 1 else ())
+    options = templates.of("texture") + templates.of("texture", texture)
+    options += templates.shared_of("texture") if len(caption.objects) == 1 else ()
     reference = _refer_to(old, rng)
-    instruction = rng.choice(templates).format(the=reference, texture=texture, kind=old.noun)
+    instruction = rng.choice(options).format(the=reference, texture=texture, kind=old.noun)
     return _answer(instruction, _textured_name(old), _textured_name(new), caption.replace_object(old, new))
 
 
-def _background(caption: ParsedCaption, rng: random.Random) -> EditAnswer:
+def _background(caption: ParsedCaption, rng: random.Random, templates: TemplateTable) -> EditAnswer:
     other_names = [name for name, phrases in BACKGROUND_PHRASES.items() if caption.background not in phrases]
     names = [
         name for name in other_names if all(_is_visible(shown.colour, BACKGROUND_PHRASES[name][0]) for shown in caption.objects)
@@ -229,43 +249,43 @@ def _background(caption: ParsedCaption, rng: random.Random) -> EditAnswer:
     if not names:
         raise UnsuitableCaptionError("something would vanish on every other background")
     name = rng.choice(names)
-    template = rng.choice(phrasings.BACKGROUND + phrasings.SHARED.get(("background", name), ()))
+    template = rng.choice(templates.of("background") + templates.shared_of("background", name))
     kept_objects = ", ".join(_detector_name(kept) for kept in caption.objects)
     output_caption = replace(caption, background=rng.choice(BACKGROUND_PHRASES[name]))
     return _answer(template.format(background=name), kept_objects, name, output_caption)
 
 
-def _global(caption: ParsedCaption, rng: random.Random) -> EditAnswer:
+def _global(caption: ParsedCaption, rng: random.Random, templates: TemplateTable) -> EditAnswer:
     if caption.style:
         raise UnsuitableCaptionError("weather is for photos")
     name = rng.choice([name for name, phrases in WEATHER_PHRASES.items() if caption.weather not in phrases])
-    instruction = rng.choice(phrasings.GLOBAL[name] + phrasings.SHARED.get(("global", name), ()))
+    instruction = rng.choice(_all_templates(templates, "global", name))
     return _answer(instruction, "", name, replace(caption, weather=rng.choice(WEATHER_PHRASES[name])))
 
 
-def _style(caption: ParsedCaption, rng: random.Random) -> EditAnswer:
+def _style(caption: ParsedCaption, rng: random.Random, templates: TemplateTable) -> EditAnswer:
     if caption.weather:
         raise UnsuitableCaptionError("only a clear picture can be redrawn")
     name = rng.choice([name for name, phrases in STYLE_PHRASES.items() if caption.style not in phrases])
-    template = rng.choice(phrasings.STYLE + phrasings.SHARED.get(("style", name), ()))
+    template = rng.choice(templates.of("style") + _all_templates(templates, "style", name))
     instruction = template.format(a_style=phrasings.A_STYLE[name])
     return _answer(instruction, "", name, replace(caption, style=rng.choice(STYLE_PHRASES[name])))
 
 
-def _text(caption: ParsedCaption, rng: random.Random) -> EditAnswer:
+def _text(caption: ParsedCaption, rng: random.Random, templates: TemplateTable) -> EditAnswer:
     cards = [candidate for candidate in caption.objects if candidate.noun.startswith("card")]
     if not cards:
         raise UnsuitableCaptionError("there is no card in the picture")
     card = rng.choice(cards)
     old_letter = card.noun[-1]
     letter = _choose_other(LETTERS, old_letter, rng)
-    template = rng.choice(phrasings.TEXT + phrasings.SHARED["text", ""])
+    template = rng.choice(_all_templates(templates, "text"))
     new = replace(card, noun=card.noun[:-1] + letter)
     instruction = template.format(the=_refer_to(card, rng), letter=letter, old=old_letter)
     return _answer(instruction, _detector_name(card), _detector_name(new), caption.replace_object(card, new))
 
 
-_SCENE_TASKS: dict[str, Callable[[ParsedCaption, random.Random], EditAnswer]] = {
+_SCENE_TASKS: dict[str, Callable[[ParsedCaption, random.Random, TemplateTable], EditAnswer]] = {
     "local": _local,
     "remove": _remove,
     "add": _add,

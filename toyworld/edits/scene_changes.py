@@ -168,7 +168,12 @@ def texture(numbers: np.ndarray) -> SceneChange:
     ]
     values = [{"texture": TEXTURES[new_texture[n]], "kind": KINDS[source.kind[n, slots[n]]]} for n in rows]
     is_single = source.count == 1
-    templates = [phrasings.TEXTURE + (phrasings.SHARED["texture", ""] if is_single[n] else ()) for n in rows]
+    templates = [
+        phrasings.TEXTURE
+        + phrasings.TEXTURE_CASES[TEXTURES[new_texture[n]]]
+        + (phrasings.SHARED["texture", ""] if is_single[n] else ())
+        for n in rows
+    ]
     return SceneChange(source, target, alternatives, slots, templates, values)
 
 
@@ -209,7 +214,7 @@ def style(numbers: np.ndarray) -> SceneChange:
     new_style = pick(numbers, "newstyle", _exclude_current(np.ones(len(STYLES)), source.style))
     alternatives = [replace(source, style=(new_style + k) % len(STYLES)) for k in range(1, len(STYLES))]
     names = [STYLES[i] for i in new_style]
-    templates = [phrasings.STYLE + phrasings.SHARED.get(("style", name), ()) for name in names]
+    templates = [phrasings.STYLE + phrasings.STYLE_CASES[name] + phrasings.SHARED.get(("style", name), ()) for name in names]
     values = [{"a_style": phrasings.A_STYLE[name]} for name in names]
     return SceneChange(source, replace(source, style=new_style), alternatives, slots, templates, values)
 

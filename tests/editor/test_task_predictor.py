@@ -1,11 +1,12 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from emuedit.editor import task_predictor
-from emuedit.editor.task_predictor import TaskPrediction, TaskPredictor
+from emuedit.editor.task_predictor import NO_EDIT, TaskPrediction, TaskPredictor
 
 T5 = Path(__file__).parents[2] / "toyworld" / "weights" / "t5"
 TASKS = ("local", "remove", "sketch")
@@ -33,21 +34,24 @@ def test_a_saved_predictor_is_a_standard_folder_and_predicts_the_same(predictor:
     loaded = task_predictor.load(str(tmp_path))
     assert loaded.tasks == predictor.tasks == TASKS
     assert loaded.predict(TEXTS) == predictor.predict(TEXTS)
-    assert json.loads((tmp_path / "config.json").read_text())["id2label"] == {"0": "local", "1": "remove", "2": "sketch"}
+    labels = {"0": "local", "1": "remove", "2": "sketch", "3": NO_EDIT}
+    assert json.loads((tmp_path / "config.json").read_text())["id2label"] == labels
     assert not any(weight.requires_grad for weight in loaded.model.parameters())
     classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32).eval()
     tokens = AutoTokenizer.from_pretrained(tmp_path)(TEXTS[:1], return_tensors="pt")
     with torch.no_grad():
         by_transformers = classifier(**tokens).logits.softmax(-1)
-    torch.testing.assert_close(by_transformers, predictor.probabilities(TEXTS[:1]))
+    torch.testing.assert_close(by_transformers[:, :3], predictor.probabilities(TEXTS[:1]))
 
 
-def test_a_prediction_holds_the_two_most_probable_tasks(predictor: TaskPredictor) -> None:
+def test_a_prediction_ranks_the_tasks(predictor: TaskPredictor) -> None:
     probabilities = predictor.probabilities(TEXTS)
-    torch.testing.assert_close(probabilities.sum(-1), torch.ones(4))
+    no_edit = (predictor.all_logits(TEXTS)).softmax(-1)[:, predictor.labels.index(NO_EDIT)]
+    torch.testing.assert_close(probabilities.sum(-1) + no_edit, torch.ones(4))
     for row, prediction in zip(probabilities, predictor.predict(TEXTS), strict=True):
-        first, second, _ = row.argsort(descending=True).tolist()
-        assert prediction == TaskPrediction(TASKS[first], row[first].item(), TASKS[second], row[second].item())
+        first, *others = row.argsort(descending=True).tolist()
+        assert (prediction.task, prediction.probability) == (TASKS[first], row[first].item())
+        assert prediction.alternatives == tuple((TASKS[k], row[k].item()) for k in others)
     assert predictor.predict([]) == []
 
 
@@ -55,13 +59,75 @@ def test_a_prediction_may_be_limited_to_the_tasks_of_an_editor(predictor: TaskPr
     probabilities = predictor.probabilities(TEXTS)
     for row, prediction in zip(probabilities, predictor.predict(TEXTS, ["sketch", "local", "contour"]), strict=True):
         first, second = sorted((0, 2), key=lambda k: -row[k].item())
-        assert prediction == TaskPrediction(TASKS[first], row[first].item(), TASKS[second], row[second].item())
+        assert (prediction.task, prediction.probability) == (TASKS[first], row[first].item())
+        assert prediction.alternatives == ((TASKS[second], row[second].item()),)
     for row, prediction in zip(probabilities, predictor.predict(TEXTS, ["remove"]), strict=True):
-        assert prediction == TaskPrediction("remove", row[1].item(), None, 0.0)
+        assert (prediction.task, prediction.probability, prediction.alternatives) == ("remove", row[1].item(), ())
     with pytest.raises(
         ValueError, match=r"want a task that the task predictor knows \(local, remove, sketch\), got an editor of contour"
     ):
         predictor.predict(TEXTS, ["contour"])
+
+
+class FixedLogits(TaskPredictor):
+    """Gives these logits for every text."""
+
+    def __init__(self, predictor: TaskPredictor, logits: list[float]) -> None:
+        super().__init__(predictor.model, predictor.tokenizer)
+        self.fixed = torch.tensor(logits)
+
+    def all_logits(self, texts: Sequence[str], batch: int = 64) -> torch.Tensor:
+        return self.fixed.repeat(len(texts), 1)
+
+
+def test_a_text_without_a_task_is_refused_and_says_what_is_near(predictor: TaskPredictor) -> None:
+    fixed = FixedLogits(predictor, [1.0, 0.0, -4.0, 3.0])  # the last class is that of no edit
+    support = fixed.probabilities([""])[0].sum().item()
+    assert support == pytest.approx(0.157, abs=1e-3)
+    fixed.calibrate(1.0, support - 0.01)
+    assert not fixed.predict(["hello"])[0].refused
+    assert fixed.predict(["  "])[0].refused, "an empty text asks for nothing, whatever the network says"
+    fixed.calibrate(1.0, support + 0.01)
+    (prediction,) = fixed.predict(["hello"])
+    assert prediction.refused
+    assert prediction.readings == ()
+    assert not prediction.ambiguous
+    assert "got 'hello'; the nearest tasks are local (11%), remove (4%), sketch (0%)" in prediction.explain_refusal("hello")
+
+
+def test_an_instruction_for_a_task_that_the_editor_lacks_is_refused(predictor: TaskPredictor) -> None:
+    fixed = FixedLogits(predictor, [1.0, 6.0, 0.0, -3.0])
+    fixed.calibrate(1.0, 0.5)
+    assert not fixed.predict(["remove it"])[0].refused
+    assert fixed.predict(["remove it"], ["local", "sketch"])[0].refused
+
+
+@pytest.mark.parametrize(
+    ("alternatives", "readings"),
+    [
+        ((("global", 0.25), ("style", 0.2)), (("color", 0.5), ("global", 0.25))),
+        ((("global", 0.24), ("style", 0.2)), (("color", 0.5),)),
+        ((), (("color", 0.5),)),
+    ],
+)
+def test_a_probable_second_task_makes_an_instruction_ambiguous(
+    alternatives: tuple[tuple[str, float], ...], readings: tuple[tuple[str, float], ...]
+) -> None:
+    prediction = TaskPrediction("color", 0.5, alternatives)
+    assert prediction.readings == readings
+    assert prediction.ambiguous == (len(readings) == 2)
+
+
+def test_temperature_and_threshold_are_saved(predictor: TaskPredictor, tmp_path: Path) -> None:
+    assert (predictor.temperature, predictor.min_support) == (1.0, 0.0)
+    before = predictor.probabilities(TEXTS)
+    predictor.calibrate(0.5, 0.3)
+    torch.testing.assert_close(predictor.probabilities(TEXTS), (predictor.all_logits(TEXTS) * 2).softmax(-1)[:, :3])
+    assert not torch.allclose(predictor.probabilities(TEXTS), before)
+    predictor.save(tmp_path)
+    loaded = task_predictor.load(str(tmp_path))
+    assert (loaded.temperature, loaded.min_support) == (0.5, 0.3)
+    assert loaded.predict(TEXTS) == predictor.predict(TEXTS)
 
 
 def test_probabilities_do_not_depend_on_the_batch(predictor: TaskPredictor) -> None:
@@ -101,11 +167,13 @@ def test_the_published_toy_t5_is_the_one_that_its_recipe_makes(tmp_path: Path) -
     assert trained.keys() == published.keys()
     for name, value in trained.items():
         torch.testing.assert_close(published[name].float(), value, rtol=1e-3, atol=1e-4)
-    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (folder / name).read_text() == (T5 / name).read_text()
+    configs = [json.loads((path / "config.json").read_text()) for path in (folder, T5)]
+    assert configs[0] | {"dtype": "float16"} == configs[1]  # weights are published in float16
 
 
-def test_words_of_the_toy_world_are_single_tokens() -> None:
+def test_words_of_the_toy_world_are_one_or_two_tokens() -> None:
     from transformers import AutoTokenizer
 
     from toyworld.edits.exact_edits import build_edits, trained_task_names
@@ -116,3 +184,10 @@ def test_words_of_the_toy_world_are_single_tokens() -> None:
             tokens = tokenizer(text).input_ids
             assert tokenizer.unk_token_id not in tokens
             assert len(tokens) <= 2 * len(text.split()) + 2, text
+
+
+def test_words_of_one_stem_share_a_token() -> None:
+    from transformers import AutoTokenizer
+
+    tokenize = AutoTokenizer.from_pretrained(T5).tokenize
+    assert tokenize("brighter")[0] == tokenize("brighten")[0] == tokenize("Brightness")[0]

@@ -1,11 +1,14 @@
-"""The toy T5: random weights in T5's format, with a tokenizer that contains the words of the toy world.
+"""The toy T5: an untrained T5 in T5's format, with a tokenizer of the words of the toy world, of their parts and of letters.
 
-The model is not trained here. The router stage fine-tunes it, as it fine-tunes `google/flan-t5-*`. The toy language is so
-small that no pretraining is needed.
+The model is not trained here. The router stage fine-tunes it, as it fine-tunes `google/flan-t5-*`. What pretraining gives a
+T5 has to come from its start: words are split into stem and ending, so that "brighter" and "brighten" share a token,
+embeddings are small and residual branches start at zero, so that it first learns what each word says and then what
+combinations say. With T5's own start it memorises whole instructions instead.
 """
 
 import re
 import string
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,35 +23,35 @@ from toyworld.scenes.palette import BACKGROUNDS, CONDITIONS, STYLES
 
 WIDTH, HEADS, ENCODER_LAYERS, DECODER_LAYERS = 64, 4, 2, 1
 MAX_TOKENS = 96
-_WORD_SCORE, _PIECE_SCORE, _LETTER_SCORE = -8.0, -12.0, -16.0
-"""Log-probabilities of the unigram model. A word in the vocabulary scores higher than the sequence of its letters."""
+EMBEDDING_STD = 0.05
+"""Standard deviation of the embeddings; T5's own is 1, which Adam hardly changes in a few hundred steps."""
+_WORD_SCORE, _STEM_SCORE, _PIECE_SCORE, _LETTER_SCORE = -8.0, -9.5, -10.0, -16.0
+"""Log-probabilities of the unigram model: a word scores higher than stem and ending, and these higher than letters."""
+_FIRST_LETTER_SCORE = -12.0
 _SPACE = "▁"  # SentencePiece writes this for the space before a word
+ENDINGS = (
+    "s", "es", "ed", "d", "ing", "er", "est", "r", "st", "y", "ly", "ish", "ness", "ion", "ation", "en", "al", "ful", "ize",
+    "ise", "able", "ment", "ist", "ier", "ies", "iness", "less", "ened", "ening",
+)  # fmt: skip
+MIN_STEM = 3
+"""Letters that a stem has at least."""
 
 
 def list_words() -> list[str]:
-    """Every word of captions and instructions, in lower case and sorted."""
-    tables = [
-        phrasings.LOCAL_COLOUR,
-        phrasings.LOCAL_SHAPE,
-        phrasings.REMOVE,
-        phrasings.ADD,
-        phrasings.TEXTURE,
-        phrasings.BACKGROUND,
-    ]
-    tables += [phrasings.STYLE, phrasings.TEXT, phrasings.DETECT, phrasings.SEGMENT]
-    table_groups = (
-        phrasings.GLOBAL,
-        phrasings.COLOR,
-        phrasings.MAPS,
-        phrasings.FROM_MAP,
-        phrasings.HELD_OUT,
-        phrasings.SHARED,
-    )
-    tables += [wordings for group in table_groups for wordings in group.values()]
+    """Every word of captions and of the instructions of the training data, in lower case and sorted."""
+    table = phrasings.template_table("training")
     single_wordings = (phrasings.A_STYLE, phrasings.MAP_CAPTION, phrasings.ANNOTATED_CAPTION)
     texts: list[str] = [*vocabulary(), *BACKGROUNDS, *CONDITIONS, *STYLES]
-    texts += [text for table in tables for text in table] + [text for table in single_wordings for text in table.values()]
+    texts += [text for templates in (*table.by_case.values(), *table.shared.values()) for text in templates]
+    texts += [text for templates in phrasings.HELD_OUT.values() for text in templates]
+    texts += [text for wordings in single_wordings for text in wordings.values()]
     return sorted(set(_split(texts)))
+
+
+def stem(word: str) -> str:
+    """A word without its longest ending; the word itself where less than `MIN_STEM` letters would be left."""
+    endings = [ending for ending in ENDINGS if word.endswith(ending) and len(word) - len(ending) >= MIN_STEM]
+    return word[: -max(map(len, endings))] if endings else word
 
 
 def _split(texts: list[str]) -> Iterator[str]:
@@ -57,23 +60,31 @@ def _split(texts: list[str]) -> Iterator[str]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A unigram tokenizer (Kudo 2018, arXiv 1804.10959) of the toy world's words, and of letters for all other words.
+    """A unigram tokenizer (Kudo 2018, arXiv 1804.10959) of stems and endings, and of letters for all other words.
 
-    It ignores case. `T5Tokenizer` does not keep this property when it is saved and loaded, so only its backend is used.
+    A word is one token where no other word has its stem. It ignores case. `T5Tokenizer` does not keep this property when
+    it is saved and loaded, so only its backend is used.
     """
+    words = [word for word in list_words() if len(word) > 1]
+    stems = Counter(stem(word) for word in words)
     letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    pieces += [(_SPACE + word, _WORD_SCORE) for word in list_words() if len(word) > 1]
-    pieces += [(_SPACE, _LETTER_SCORE)] + [(letter, _LETTER_SCORE) for letter in letters]
-    pieces += [(_SPACE + letter, _PIECE_SCORE) for letter in letters]
-    backend = T5Tokenizer(vocab=pieces, extra_ids=0).backend_tokenizer
+    scores: dict[str, float] = {"<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0}
+    scores |= {_SPACE + word: _WORD_SCORE for word in words if stems[stem(word)] == 1}
+    for part in sorted(stems):
+        scores.setdefault(_SPACE + part, _STEM_SCORE)
+    scores |= dict.fromkeys(ENDINGS, _PIECE_SCORE)
+    scores[_SPACE] = _LETTER_SCORE
+    for letter in letters:
+        scores.setdefault(letter, _LETTER_SCORE)
+        scores.setdefault(_SPACE + letter, _FIRST_LETTER_SCORE)
+    backend = T5Tokenizer(vocab=list(scores.items()), extra_ids=0).backend_tokenizer
     backend.normalizer = Lowercase()
     special_tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=MAX_TOKENS, **special_tokens)
 
 
 def build(n_tokens: int) -> T5ForConditionalGeneration:
-    """A T5 with random weights from a fixed seed."""
+    """A T5 with weights from a fixed seed: small embeddings, and residual branches that give zero."""
     config = T5Config(
         vocab_size=n_tokens,
         d_model=WIDTH,
@@ -87,7 +98,13 @@ def build(n_tokens: int) -> T5ForConditionalGeneration:
     )
     with torch.random.fork_rng([]):
         torch.manual_seed(seed_for("foundation", "t5") % 2**32)
-        return T5ForConditionalGeneration(config).eval()
+        model = T5ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        model.shared.weight.mul_(EMBEDDING_STD)
+        for name, weight in model.named_parameters():
+            if name.endswith(("SelfAttention.o.weight", "DenseReluDense.wo.weight")):
+                weight.zero_()
+    return model
 
 
 def run(scratch: Path) -> Path:

@@ -70,7 +70,10 @@ def measure(name: str, published: Path, folder: Path, dtype: str, steps: int, wa
             str(shape.size_px), *more,
         )  # fmt: skip
         print(f"{name}: {system}: {rows[system]}", file=sys.stderr, flush=True)
-    common = {"preset": None, "batch_size": shape.batch, "dtype": dtype, "lr": 1e-4, "lr_mult_text": 0.0, "device": device}
+    common = {
+        "preset": None, "resolution": shape.size_px, "batch_size": shape.batch, "dtype": dtype, "lr": 1e-4, "lr_mult_text": 0.0,
+        "device": device,
+    }  # fmt: skip
     for system, changes in OURS[device].items():
         out = folder / f"{system}.json"
         rows[system] = run("own_trainer", out, str(folder), str(out), str(steps), str(warm_up), json.dumps(common | changes))

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from emuedit import EmuEditPipeline
-from emuedit.data.publish import read_summary
+from emuedit.data.publish import read_folder, read_summary
+from emuedit.data.records import Verdict
 from emuedit.editor import sampling
 from emuedit.editor.settings import EditSettings
 from emuedit.models import text_to_image
@@ -224,3 +225,17 @@ def test_two_processes_train_like_one_that_continues_after_they_were_terminated(
 def test_a_batch_that_processes_cannot_split_evenly_is_refused(exact_pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="want a batch that 3 processes can split evenly, got 4"):
         train.run(make_params(processes=3), link_data(exact_pairs, tmp_path))
+
+
+def test_an_editor_is_continued_with_earlier_pairs_and_a_record_of_its_ancestors(trained: Path, tmp_path: Path) -> None:
+    exact_dataset.write_dataset(tmp_path, {"segment": 8, "local": 8})
+    parent = trained / train.OUT
+    summary = train.run(make_params(start=str(parent), steps=2, replay_pairs=6), tmp_path)
+    editor, parent_editor = sampling.load(tmp_path / train.OUT), sampling.load(parent)
+    assert editor.tasks == ("local", "remove", "segment")
+    assert summary.counts["replayed_pairs"] > 0
+    assert [ancestor["weights"] for ancestor in summary.params["ancestors"]] == [parent_editor.weights]
+    change = (editor.net.unet.conv_in.weight - parent_editor.net.unet.conv_in.weight).abs().max()
+    assert 0 < change < 0.1
+    tasks = {verdict.task for verdict in read_folder(tmp_path / train.OUT / "replay/verdicts", Verdict)}
+    assert tasks == {"local", "remove", "segment"}

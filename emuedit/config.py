@@ -49,6 +49,8 @@ class World(Params):
     (`caption_sources.HubDataset`), or a .py file with `captions(split, start, n) -> list[str]`."""
     base_model: str
     """Text-to-image diffusers pipeline (Stable Diffusion 1.x, 2.x or XL)."""
+    base_editor: str | None = None
+    """An editor that trainings may start from (`train.start`): folder, hub id or `models:/...`; null: there is none."""
     detector: str
     """Zero-shot object detector."""
     segmenter: str

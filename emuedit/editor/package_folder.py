@@ -50,13 +50,20 @@ def resolve_source(source: str | Path | None) -> tuple[Path, str]:
     return Path(name), name
 
 
+def find_champion() -> tuple[Path, str] | None:
+    """Folder and name (`models:/emuedit-editor/3`) of the champion; None where none is registered."""
+    if not (os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").exists()):  # opening a store makes one
+        return None
+    from emuedit.tracking import registry
+
+    version = registry.version_at("champion")
+    return None if version is None else (registry.download_version(version.uri), version.uri)
+
+
 def _default_source() -> tuple[Path, str]:
     """The champion of the tracking store, or else the working folder's own models."""
-    if os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").exists():  # opening a store that does not exist makes one
-        from emuedit.tracking import registry
-
-        if registry.version_at("champion"):
-            return registry.download_version(CHAMPION), CHAMPION
+    if (champion := find_champion()) is not None:
+        return champion[0], CHAMPION
     if not (MODELS / EDITOR).is_dir():
         raise PackageError(
             f"no champion is registered and there is no {MODELS / EDITOR} here; run `uv run retrain` or name a model"

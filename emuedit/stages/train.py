@@ -1,8 +1,8 @@
 """Stage `train`: train the editor on the kept pairs. A killed run resumes with the same command, bit for bit.
 
-In: `data/pairs` and what `data/dataset` mixed in (Pair), `data/dataset` (Verdict), the base model. Out: `models/editor`, a
-folder of an `EmuEditPipeline` with `stats.jsonl` and `summary.json`. Trained are the U-Net, the task embedding and, with
-`lr_mult_text`, the text encoders.
+In: `data/pairs` and what `data/dataset` mixed in (Pair), `data/dataset` (Verdict), the base model or an editor to continue. Out:
+`models/editor`, a folder of an `EmuEditPipeline` with `stats.jsonl`, `replay/` and `summary.json`. Trained are the U-Net, the
+task embedding and, with `lr_mult_text`, the text encoders.
 """
 
 import gc
@@ -18,15 +18,15 @@ from emuedit.data.dependencies import work_key
 from emuedit.data.publish import Summary, read_summary, scratch_folder, write_summary
 from emuedit.editor import checkpoint
 from emuedit.editor.settings import EditSettings
-from emuedit.models import text_to_image
-from emuedit.runtime import Runtime, seed_for
+from emuedit.runtime import Runtime
 from emuedit.stages import stage_main
-from emuedit.training import latent_files
+from emuedit.training import latent_files, replay, start
 from emuedit.training.aspect_buckets import AspectBuckets
 from emuedit.training.distributed import n_processes, open_accelerator, run_accelerate, run_distributed
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loop import Preview, TrainLoop
 from emuedit.training.resources import check_memory
+from emuedit.training.start import BASE_MODEL, Start
 from emuedit.training.train_settings import TrainSettings
 from emuedit.training.trainable_editor import TrainableEditor
 
@@ -57,7 +57,12 @@ class TrainParams(TrainSettings):
     """Params of the stage."""
 
     world: config.World
-    """The world: its `base_model`, and for previews its `benchmark`."""
+    """The world: its `base_model` and `base_editor`, and for previews its `benchmark`."""
+    start: str = BASE_MODEL
+    """Where it starts: base_model, from scratch; base, from the world's base editor; champion, from the registry's champion (the
+    base editor or base model where none is registered yet); or a folder, `models:/...`, `runs:/...` or hub id of an editor."""
+    replay_pairs: int = Field(500, ge=0)
+    """Pairs that are kept beside the editor, for trainings that continue it; 0: none, where pictures must not leave."""
     preview: PreviewParams | None = PreviewParams()
     """Sample edits from time to time; null: none."""
     device: str = "auto"
@@ -77,44 +82,51 @@ def run(params: TrainParams, root: Path) -> Summary:
     dataset = read_summary(root / DATASET)
     mixed = sorted(dataset.params.get("mix", ()))  # absent from verdicts that were written together with their pairs
     data: dict[str, Any] = {folder: read_summary(root / folder).shards for folder in (PAIRS, DATASET, *mixed)}
-    name = config.resolve_path(params.world.base_model, root)
+    begin = start.resolve(params.start, params.world, root)
     recorded = params.model_dump(mode="json", exclude={"world", "device"}) | {"base_model": params.world.base_model}
+    recorded |= {"start": begin.reference, "ancestors": list(begin.ancestors)}
     world_size = n_processes(params.processes, params.batch_size, runtime.device)  # an uneven batch is an error now
 
     # Encode pairs and instructions once
-    base_model = text_to_image.load(name, runtime.device)
-    latents = _only_folder(root / "scratch" / "latents", latent_files.encoding_key(name, runtime.dtype, root))
+    base_model = begin.load()
+    base_model.pipeline.to(runtime.device)
+    latents = _only_folder(root / "scratch" / "latents", latent_files.encoding_key(begin.folder, runtime.dtype, root))
     buckets = AspectBuckets.for_base_model(base_model, params.resolution, params.max_aspect_ratio)
+    folders = [root / folder for folder in (PAIRS, *mixed)]
     with runtime.autocast():
-        latent_files.build([root / folder for folder in (PAIRS, *mixed)], root / DATASET, base_model, latents, buckets)
+        latent_files.build(folders, root / DATASET, base_model, latents, buckets, begin.replay)
     del base_model  # the VAE and frozen text encoders are not needed for training
     gc.collect()
 
     # Train
     cache = LatentCache(latents, params.held_out_share)
     changes_the_result = {key: value for key, value in recorded.items() if key not in _HOW_IT_RUNS}
-    scratch = scratch_folder(root, "train", work_key("train", changes_the_result | {"data": data}, root, name))
-    print(f"train: {len(cache.train)} pairs, {world_size} processes, {runtime}", flush=True)
-    job = (params, name, latents, scratch)
+    scratch = scratch_folder(root, "train", work_key("train", changes_the_result | {"data": data}, root, begin.folder))
+    n_earlier = int(cache.train.is_replay.sum())
+    earlier = f" (and {n_earlier} earlier ones)" if n_earlier else ""
+    n_pairs = len(cache.train) - n_earlier
+    print(f"train: from {begin.reference}, {n_pairs} pairs{earlier}, {world_size} processes, {runtime}", flush=True)
+    job = (params, begin, latents, scratch)
     if params.accelerate_config is not None:
         run_accelerate(root / params.accelerate_config, _train, *job, runtime.device)
     elif world_size > 1:
         run_distributed(world_size, runtime.device, _train, *job, runtime.device)
     is_done = params.accelerate_config is not None or world_size > 1  # then the last step is read from its state
     editor = _train(*job, "cpu" if is_done else runtime.device, is_done)
-    counts = {"steps": params.steps, "pairs": len(cache.train), "held_out_pairs": len(cache.held_out)}
+    counts = {"steps": params.steps, "pairs": n_pairs, "held_out_pairs": len(cache.held_out)}
+    counts |= {"replayed_pairs": n_earlier} if n_earlier else {}
+    if params.replay_pairs:
+        replay.write(scratch / start.REPLAY, cache, folders, begin.replay, params.replay_pairs)
     return _publish(editor, scratch, root / OUT, recorded | {"data": data}, counts, params.stored_dtype)
 
 
 def _train(
-    params: TrainParams, base_model_name: str, latents: Path, scratch: Path, device: str, is_done: bool = False
+    params: TrainParams, begin: Start, latents: Path, scratch: Path, device: str, is_done: bool = False
 ) -> TrainableEditor:
     """The training of one process: make an editor of the base model, the same in every process, and run the loop."""
-    cache = LatentCache(latents, params.held_out_share).of_trained_tasks()
-    base_model = text_to_image.load(base_model_name, "cpu")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_for("editor", "start", params.seed))
-        net = checkpoint.from_base_model(base_model, params.task_embedding_dim, cache.tasks, params.change_mask)
+    cache = LatentCache(latents, params.held_out_share)
+    net, base_model = begin.editor(cache.tasks, params.task_embedding_dim, params.change_mask, params.seed)
+    cache = cache.with_tasks(net.table.names)
     editor = TrainableEditor(net, base_model, params)
     preview = None if params.preview is None else _prepare_preview(params.preview, params, editor, cache, scratch)
     with open_accelerator(device, params.dtype, find_unused_parameters=params.lr_mult_text > 0) as accelerator:
@@ -154,11 +166,13 @@ def _publish(
 ) -> Summary:
     """Write the editor and the record of its training, `summary.json` last, then delete the scratch."""
     shutil.rmtree(out, ignore_errors=True)
-    facts = {key: recorded[key] for key in ("base_model", "objective", "preset") if recorded[key]} | counts
+    facts = {key: recorded[key] for key in ("base_model", "start", "objective", "preset") if recorded[key]} | counts
     checkpoint.save(editor.net, editor.base_model.pipeline, out, getattr(torch, stored), facts)
     shutil.copy2(scratch / "stats.jsonl", out / "stats.jsonl")
     if (scratch / PREVIEWS).is_dir():
         shutil.copytree(scratch / PREVIEWS, out / PREVIEWS)
+    if (scratch / start.REPLAY).is_dir():
+        shutil.copytree(scratch / start.REPLAY, out / start.REPLAY)
     summary = write_summary(out, "train", scratch.name, recorded, counts)
     shutil.rmtree(scratch.parent)
     return summary

@@ -25,7 +25,9 @@ class BatchFeed:
     def __init__(self, cache: LatentCache, settings: TrainSettings, n_timesteps: int, accelerator: Accelerator) -> None:
         """Raises ValueError for a batch that processes and accumulation steps cannot split evenly."""
         self.cache, self.settings, self.n_timesteps, self.device = cache, settings, n_timesteps, accelerator.device
-        self.order = cache.order(settings.batch_size, settings.task_balance, settings.seed, settings.task_weights)
+        self.order = cache.order(
+            settings.batch_size, settings.task_balance, settings.seed, settings.task_weights, settings.replay_share
+        )
         rows = range(settings.batch_size)[shard(settings.batch_size, accelerator.process_index, accelerator.num_processes)]
         parts = [shard(len(rows), part, settings.accumulation_steps) for part in range(settings.accumulation_steps)]
         self.micro_batches = [slice(rows.start + part.start, rows.start + part.stop) for part in parts]

@@ -1,4 +1,4 @@
-"""From encoded pairs to batches. Latents and texts stay on disk, memory-mapped; 30 bytes a pair and 8 a text are held in memory.
+"""From encoded pairs to batches. Latents and texts stay on disk, memory-mapped; 31 bytes a pair and 8 a text are held in memory.
 
 Shapes: M pairs, B samples, C latent channels, h and w latent sizes, L tokens of width D. `latent_files` writes the files and
 describes them.
@@ -46,6 +46,7 @@ class PairRows:
     task: NDArray[np.int16]  # row of `LatentCache.task_names`
     text: NDArray[np.int32]  # row of the encoded texts
     may_flip: NDArray[np.bool_]
+    is_replay: NDArray[np.bool_]  # an earlier pair
     id: NDArray[np.uint64]  # the 16 hex digits as a number
 
     def __len__(self) -> int:
@@ -94,10 +95,10 @@ class LatentCache:
         if tasks is not None:
             self._number_tasks(tuple(tasks))
 
-    def of_trained_tasks(self) -> LatentCache:
-        """The same cache with a row of the task embedding for each of `tasks`, and for no other."""
+    def with_tasks(self, names: Sequence[str]) -> LatentCache:
+        """The same cache for a task embedding with these rows. Raises LatentCacheError where one of `tasks` has none."""
         cache = copy.copy(self)
-        cache._number_tasks(self.tasks)
+        cache._number_tasks(tuple(names))
         return cache
 
     def _number_tasks(self, names: tuple[str, ...]) -> None:
@@ -109,10 +110,16 @@ class LatentCache:
         self.task_names = names
 
     def order(
-        self, batch_size: int, task_balance: float, seed: int, task_weights: Mapping[str, float] | None = None
+        self,
+        batch_size: int,
+        task_balance: float,
+        seed: int,
+        task_weights: Mapping[str, float] | None = None,
+        replay_share: float = 0.0,
     ) -> PairOrder:
         """The order in which the pairs of `train` are trained on. Tasks that `task_weights` does not name have the weight 1.
 
+        `replay_share`: share of the samples that are earlier pairs, where there are any.
         Raises LatentCacheError for a weight of an unknown task, PairOrderError for weights by which no pair can be drawn.
         """
         for name in task_weights or {}:
@@ -120,8 +127,16 @@ class LatentCache:
                 raise LatentCacheError(
                     f"want task_weights of tasks out of {', '.join(ALL_TASKS)}; got {name!r}{closest_match(name, ALL_TASKS)}"
                 )
-        weights = tuple((task_weights or {}).get(name, 1.0) for name in self.task_names)
-        return PairOrder(self.train.task, self.train.bucket, batch_size, task_balance, weights, seed)
+        weights = [(task_weights or {}).get(name, 1.0) for name in self.task_names]
+        rows = self.train
+        if not rows.is_replay.any():
+            return PairOrder(rows.task, rows.bucket, batch_size, task_balance, weights, seed)
+        # Earlier pairs are tasks of their own to the order; their weights give them their share.
+        groups = rows.task + len(weights) * rows.is_replay
+        counts = np.bincount(groups, minlength=2 * len(weights)).reshape(2, -1).astype(np.float64)
+        drawn = np.where(counts > 0, counts**task_balance * weights, 0.0).sum(1)  # new pairs, earlier pairs
+        factors = np.array([1 - replay_share, replay_share]) / np.where(drawn > 0, drawn, 1.0)
+        return PairOrder(groups, rows.bucket, batch_size, task_balance, np.outer(factors, weights).ravel().tolist(), seed)
 
     def by_bucket(self, rows: PairRows, positions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Positions of `rows`, split into parts whose pictures have one size, as `batch` wants them."""
@@ -167,7 +182,8 @@ class LatentCache:
 
     def _text(self, texts: NDArray[np.int32] | None) -> TextCondition:
         """Encoded texts by their rows, or the null text alone; float16, as they are stored."""
-        keys, blocks, rows = (NULL_TEXT,), np.zeros(1, np.int64), np.zeros(1, np.int64)
+        keys: tuple[str, ...] = (NULL_TEXT,)
+        blocks, rows = np.zeros(1, np.int64), np.zeros(1, np.int64)
         if texts is not None:
             keys, blocks = self._index.texts, np.searchsorted(self._text_starts, texts, side="right") - 1
             rows = texts - self._text_starts[blocks]
@@ -194,6 +210,7 @@ class LatentCache:
             task=np.array([ALL_TASKS.index(task) for task in tasks], np.int16)[name],
             text=by_hash[np.searchsorted(text_hashes, columns["text"], sorter=by_hash)].astype(np.int32),
             may_flip=columns["may_flip"],
+            is_replay=np.isin(np.array(self._index.shards), self._index.replay)[columns["shard"]],
             id=columns["id"],
         )
         return rows, columns["caption_seed"], tuple((height, width) for height, width in sizes.tolist())

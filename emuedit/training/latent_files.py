@@ -20,7 +20,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,6 +58,8 @@ PAIR = [
     ("text", "u8"),  # hash of the instruction
 ]
 """Columns of `<key>.pairs.npy`, followed by the texts `task` and `instruction` in UTF-8."""
+ENCODERS = ("vae", "tokenizer", "text_encoder")
+"""Folders of a pipeline that decide how pictures and texts are encoded; SDXL has two of the latter."""
 SIDED = re.compile(r"\b(left|right|letters?|words?|text|write|says?|reads?|sign|clockwise)\b", re.IGNORECASE)
 """An instruction with one of these words means another thing in a mirrored picture."""
 
@@ -67,6 +69,7 @@ class CacheIndex:
     """The keys in use."""
 
     shards: tuple[str, ...]  # of all shards of pairs, in order
+    replay: tuple[str, ...]  # those of them with earlier pairs
     texts: tuple[str, ...]  # of the files with texts
 
 
@@ -88,17 +91,20 @@ def text_file(folder: Path, key: str, part: str) -> Path:
 def read_index(folder: Path) -> CacheIndex:
     """The keys in use. Raises FileNotFoundError for a cache that was not built to its end."""
     index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-    return CacheIndex(tuple(index["shards"]), tuple(index["texts"]))
+    return CacheIndex(tuple(index["shards"]), tuple(index["replay"]), tuple(index["texts"]))
 
 
 def encoding_key(base_model: str, dtype: str, root: Path) -> str:
-    """Names the folder of a cache: 16 hex digits that change with the base model, the number format and the code.
+    """Names the folder of a cache: 16 hex digits that change with what encodes, the number format and the code.
 
-    A base model that is a folder counts by its content.
+    base_model: a base model or an editor. A folder counts by the content of its VAE, tokenizers and text encoders.
     """
     code = [find_file(name, root) for name in CODE]
-    weights = [Path(base_model)] if Path(base_model).exists() else []
-    return content_key({"base_model": base_model, "dtype": dtype}, *code, *weights)
+    folder = Path(base_model)
+    if not folder.exists():
+        return content_key({"base_model": base_model, "dtype": dtype}, *code)
+    encoders = sorted(part for part in folder.iterdir() if part.name.startswith(ENCODERS))
+    return content_key({"dtype": dtype}, *code, *encoders)
 
 
 def caption_seed(caption_id: str) -> int:
@@ -111,26 +117,49 @@ def is_held_out(caption_id: str, share: float) -> bool:
     return caption_seed(caption_id) < share * 2**63
 
 
+def replayed_tasks(replay: Path) -> dict[str, str]:
+    """Id -> task of the earlier pairs in a folder `replay`."""
+    kept = KeptPairs.read(replay / "verdicts")
+    return {f"{pair_id:016x}": kept.names[task] for pair_id, task in zip(kept.ids.tolist(), kept.task.tolist(), strict=True)}
+
+
 def may_flip(task: str, instruction: str) -> bool:
     """Whether picture and instruction still agree when the pictures are mirrored."""
     return get_task(task).mirrorable and SIDED.search(instruction) is None
 
 
 def build(
-    pairs: Sequence[Path], dataset: Path, base_model: TextToImageModel, folder: Path, buckets: AspectBuckets | None = None
+    pairs: Sequence[Path],
+    dataset: Path,
+    base_model: TextToImageModel,
+    folder: Path,
+    buckets: AspectBuckets | None = None,
+    replay: Path | None = None,
 ) -> None:
     """Encode the kept pairs of folders of pairs, shard by shard; what `folder` has already is not encoded again.
 
-    `buckets`: the sizes that pictures are brought to; None: they keep their sizes, each a bucket of its own. Raises
+    `buckets`: the sizes that pictures are brought to; None: they keep their sizes, each a bucket of its own. `replay`: a folder
+    with earlier `pairs` and their `verdicts` (`training.start`); those that `pairs` have too are left out. Raises
     PairEncodingError for pictures that cannot be trained on.
     """
     buckets = AspectBuckets.unchanged() if buckets is None else buckets
     kept = KeptPairs.read(dataset)
     folder.mkdir(parents=True, exist_ok=True)
-    shards = []
+    earlier = replayed_tasks(replay) if replay is not None else {}
+    chosen = []
     for shard in pair_shards(pairs):
-        tasks = kept.tasks_of(shard.pair_ids())
-        shards.append((content_key({"shard": shard.content, "kept": tasks, "buckets": buckets.sizes}), shard.path, tasks))
+        pair_ids = shard.pair_ids()
+        chosen.append((shard, kept.tasks_of(pair_ids)))
+        for pair_id in earlier.keys() & set(pair_ids):
+            del earlier[pair_id]
+    n_new = len(chosen)
+    if replay is not None:
+        for shard in pair_shards([replay / "pairs"]):
+            chosen.append((shard, {pair_id: earlier[pair_id] for pair_id in shard.pair_ids() if pair_id in earlier}))
+    shards = [
+        (content_key({"shard": shard.content, "kept": tasks, "buckets": buckets.sizes}), shard.path, tasks)
+        for shard, tasks in chosen
+    ]
     texts, text_hashes, n_enlarged, n_pairs = _TextFiles(folder, base_model), [np.zeros(0, np.uint64)], 0, 0
     done = sum(pairs_file(folder, key).exists() for key, _, _ in shards)
     with Progress("train: encode pairs", len(shards), "shard", done) as progress:
@@ -143,9 +172,10 @@ def build(
             text_hashes.append(texts.add(rows))
             n_enlarged, n_pairs = n_enlarged + int(rows["enlarged"].sum()), n_pairs + len(rows)
             progress.advance(int(is_new))
-    index = CacheIndex(tuple(key for key, _, _ in shards), texts.keys_of(np.unique(np.concatenate(text_hashes))))
+    keys = tuple(key for key, _, _ in shards)
+    index = CacheIndex(keys, keys[n_new:], texts.keys_of(np.unique(np.concatenate(text_hashes))))
     with _replacing(folder / INDEX_FILE) as stream:
-        stream.write(json.dumps({"shards": index.shards, "texts": index.texts}).encode())
+        stream.write(json.dumps(asdict(index)).encode())
     _prune(folder, index)
     if n_enlarged:
         print(f"train: {n_enlarged} of {n_pairs} pairs are smaller than their bucket and were enlarged", flush=True)

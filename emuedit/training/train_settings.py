@@ -79,6 +79,8 @@ class TrainSettings(config.Params):
     """Tasks are drawn in proportion to (their pairs)^task_balance: 0 uniformly, 1 as often as they occur."""
     task_weights: dict[str, float] = Field(default={})
     """Task -> factor of how often it is drawn, default 1."""
+    replay_share: float = Field(0.2, ge=0, lt=1)
+    """Share of the samples that are earlier pairs, in a training that continues an editor which kept some (`replay/`). Ours."""
     resolution: int | None = Field(None, ge=8)
     """Side in px of the square that has as many pixels as a picture in training; None: the base model's."""
     max_aspect_ratio: float = Field(2.0, ge=1)

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from emuedit.data.png import PictureError, encode_png, png_size
+from emuedit.data.png import encode_png
 from emuedit.data.shards import ShardError
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.training import latent_files, pair_encoding
 from emuedit.training.aspect_buckets import AspectBuckets
-from emuedit.training.kept_pairs import KeptPairs
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.pair_encoding import PairEncodingError
 from tests.repository import ROOT, import_closure
@@ -273,33 +272,20 @@ def test_the_code_that_the_key_covers_is_what_encoding_imports() -> None:
     assert not missing, f"want in latent_files.CODE: {sorted(missing)}"
 
 
-def test_the_key_of_a_cache_covers_base_model_number_format_and_code(tmp_path: Path) -> None:
+def test_the_key_of_a_cache_covers_what_encodes_the_number_format_and_code(tmp_path: Path) -> None:
     model = tmp_path / "model"
-    model.mkdir()
-    (model / "weights").write_text("1")
+    for part in ("vae", "unet"):
+        (model / part).mkdir(parents=True)
+        (model / part / "weights").write_text("1")
     keys = [latent_files.encoding_key(str(model), "float32", tmp_path)]
     assert latent_files.encoding_key(str(model), "float32", tmp_path) == keys[0]
     keys.append(latent_files.encoding_key(str(model), "bfloat16", tmp_path))
     keys.append(latent_files.encoding_key("org/model", "float32", tmp_path))
-    (model / "weights").write_text("2")
+    (model / "unet" / "weights").write_text("2")
+    assert latent_files.encoding_key(str(model), "float32", tmp_path) == keys[0], "the U-Net encodes nothing"
+    (model / "vae" / "weights").write_text("2")
     keys.append(latent_files.encoding_key(str(model), "float32", tmp_path))
     (tmp_path / "emuedit/training").mkdir(parents=True)
     (tmp_path / "emuedit/training/pair_encoding.py").write_text("# edited\n")  # the workspace's code comes first
     keys.append(latent_files.encoding_key(str(model), "float32", tmp_path))
     assert len(set(keys)) == 5
-
-
-def test_the_verdicts_of_kept_pairs(tmp_path: Path) -> None:
-    pairs = [make_pair(n) for n in range(6)]
-    _, dataset = write_pairs(tmp_path, pairs)
-    ids = [pair.id for pair in reversed(pairs)]
-    kept = KeptPairs.read(dataset).tasks_of([*ids, "0" * 16, "f" * 16])
-    assert list(kept.items()) == [(pairs[n].id, TASKS[n]) for n in reversed(range(6)) if KEPT[n]]
-    assert KeptPairs.read(write_pairs(tmp_path / "none", [])[1]).tasks_of(ids) == {}
-
-
-def test_the_size_of_a_png_is_read_from_its_header() -> None:
-    png = encode_png(make_picture(0, (3, 5)))
-    assert png_size(png) == png_size(png[:24]) == (3, 5)
-    with pytest.raises(PictureError, match="want PNG bytes, got 3 bytes"):
-        png_size(b"GIF")

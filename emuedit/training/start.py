@@ -1,0 +1,142 @@
+"""Where a training starts: the base model, or an editor that it continues, with some of the pairs that editor was trained on.
+
+An editor's folder has `replay/`, a sample of its pairs. Trained on among the new ones, they keep what the editor knew (experience
+replay, Rolnick et al., arXiv 1811.11682). `ancestors` in its `summary.json` are the editors that it descends from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emuedit import config
+from emuedit.data.dependencies import SUMMARY_FILE
+from emuedit.data.publish import read_summary
+from emuedit.editor import checkpoint, package_folder
+from emuedit.editor.checkpoint import FrozenParts
+from emuedit.editor.task_embedding import TaskEmbedding
+from emuedit.editor.unet import EditorUNet
+from emuedit.models import text_to_image
+from emuedit.models.text_to_image import TextToImageModel
+from emuedit.runtime import seed_for
+
+BASE_MODEL, BASE, CHAMPION = "base_model", "base", "champion"
+REPLAY = "replay"
+"""Folder in an editor's folder: `pairs/` and `verdicts/`, in the format of the stages `pairs` and `dataset`."""
+
+
+class StartError(ValueError):
+    """Raised for a start that does not exist, or that the settings do not fit."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts from."""
+
+    reference: str
+    """What to call it: base_model, base, a folder, a hub id or a registered version."""
+    folder: str
+    """A base model's pipeline (folder or hub id), or an editor's folder."""
+    is_editor: bool = False
+    ancestors: tuple[dict[str, Any], ...] = ()
+    """Of an editor: those that it descends from, the oldest first, and itself."""
+
+    @property
+    def replay(self) -> Path | None:
+        """The sample of earlier pairs, if there is one."""
+        folder = Path(self.folder) / REPLAY
+        return folder if self.is_editor and folder.is_dir() else None
+
+    def load(self) -> TextToImageModel:
+        """The model that gives the training its VAE and text encoders, on the CPU."""
+        return EditorParts(checkpoint.load(self.folder, "cpu", torch.float32)[1].pipeline) if self.is_editor else (
+            text_to_image.load(self.folder, "cpu")
+        )  # fmt: skip
+
+    def editor(self, tasks: Sequence[str], d_v: int, change_mask: bool, seed: int) -> tuple[EditorUNet, TextToImageModel]:
+        """The network to train and the model with its other parts, on the CPU.
+
+        tasks: those that there are pairs of. An editor's own tasks come first, with their rows; the others get new rows, and rows
+        that were added by inversion are dropped: they fit these weights alone. d_v is for a start from the base model. Raises
+        StartError where `change_mask` is not as the editor's.
+        """
+        with torch.random.fork_rng():
+            torch.manual_seed(seed_for("editor", "start", seed))
+            if not self.is_editor:
+                base_model = text_to_image.load(self.folder, "cpu")
+                return checkpoint.from_base_model(base_model, d_v, tasks, change_mask), base_model
+            net, parts, _ = checkpoint.load(self.folder, "cpu", torch.float32)
+            has_mask = net.unet.config.out_channels > parts.channels
+            if has_mask != change_mask:
+                raise StartError(
+                    f"want train.change_mask {str(has_mask).lower()}, as the editor {self.reference} was trained, got "
+                    f"{str(change_mask).lower()}; change it, or start from {BASE_MODEL}"
+                )
+            net.table = _extend(net.table, self.tasks_with(tasks, net.table))
+            return net, EditorParts(parts.pipeline)
+
+    @staticmethod
+    def tasks_with(tasks: Sequence[str], table: TaskEmbedding) -> tuple[str, ...]:
+        """The tasks that an editor was trained on, then those of `tasks` that are new."""
+        trained = table.names[: table.n_trained]
+        return (*trained, *(task for task in tasks if task not in trained))
+
+
+class EditorParts(FrozenParts):
+    """The parts of an editor whose network is trained: they are used where that is."""
+
+    @property
+    def device(self) -> torch.device:
+        """The network's device."""
+        device: torch.device = self.unet.device
+        return device
+
+
+def resolve(start: str, world: config.World, root: Path) -> Start:
+    """Find what `train.start` names.
+
+    start: `base_model` (from scratch), `base` (the world's `base_editor`), `champion` (of the registry; where there is none, the
+    base editor, or the base model if the world has none), a folder, `models:/...`, `runs:/...` or a hub id.
+    Raises StartError for a world without a base editor and PackageError for a source that holds no editor.
+    """
+    scratch = Start(BASE_MODEL, config.resolve_path(world.base_model, root))
+    if start == BASE_MODEL:
+        return scratch
+    if start == BASE:
+        if world.base_editor is None:
+            raise StartError(f"want a base editor (world.base_editor) to start from, got none; set it, or start: {BASE_MODEL}")
+        return _of_editor(BASE, config.resolve_path(world.base_editor, root))
+    if start == CHAMPION:
+        champion = package_folder.find_champion()
+        if champion is not None:
+            return _of_editor(champion[1], champion[0])
+        first = scratch if world.base_editor is None else resolve(BASE, world, root)
+        print(f"train: no champion is registered yet; the training starts from {first.reference}", flush=True)
+        return first
+    path = root / start
+    return _of_editor(start, path if path.exists() else start)
+
+
+def _of_editor(reference: str, source: str | Path) -> Start:
+    folder = package_folder.editor_folder(package_folder.find_package(package_folder.resolve_source(source)[0]))
+    ancestors: list[dict[str, Any]] = []
+    table = TaskEmbedding.load_config(folder / "task_embedding")
+    this: dict[str, Any] = {"reference": reference, "weights": table["weights"]}
+    if (folder / SUMMARY_FILE).exists():
+        summary = read_summary(folder)
+        ancestors = list(summary.params.get("ancestors", ()))
+        this |= {key: summary.counts[key] for key in ("steps", "pairs") if key in summary.counts}
+    return Start(reference, str(folder), True, (*ancestors, this))
+
+
+def _extend(table: TaskEmbedding, names: Sequence[str]) -> TaskEmbedding:
+    """The rows that were trained, and new random ones for the names that have none."""
+    extended = TaskEmbedding(table.d_v, table.to_token.out_features, names)
+    with torch.no_grad():
+        extended.v[: table.n_trained] = table.v[: table.n_trained]
+    extended.to_token.load_state_dict(table.to_token.state_dict())
+    return extended

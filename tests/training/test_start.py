@@ -1,0 +1,109 @@
+"""Continuing an editor: its weights and rows, the sample of its pairs, and the record of its ancestors."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from emuedit import config
+from emuedit.data.publish import read_folder
+from emuedit.data.records import Pair, Verdict
+from emuedit.editor import checkpoint, package_folder
+from emuedit.editor.task_embedding import TaskEmbedding
+from emuedit.models import text_to_image
+from emuedit.models.text_to_image import TextToImageModel
+from emuedit.training import latent_files, replay, start
+from emuedit.training.latent_cache import LatentCache
+from emuedit.training.start import Start, StartError
+from tests.stages.workspace import toy_world
+from tests.training.tiny_pairs import make_pair, write_pairs
+
+
+@pytest.fixture(scope="module")
+def base_model() -> TextToImageModel:
+    return text_to_image.load(toy_world()["base_model"])
+
+
+@pytest.fixture(scope="module")
+def editor_folder(base_model: TextToImageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An editor of two tasks with a third one from inversion."""
+    net = checkpoint.from_base_model(base_model, 8, ("remove", "local"))
+    with torch.no_grad():
+        net.unet.conv_in.weight += 0.01
+    net.table.add("contour", torch.ones(8))
+    folder = tmp_path_factory.mktemp("models") / "editor"
+    checkpoint.save(net, base_model.pipeline, folder, torch.float32)
+    return folder
+
+
+def world(**changes: Any) -> config.World:
+    return config.World(**toy_world() | changes)
+
+
+def test_an_editor_is_continued_with_its_weights_and_rows_and_gets_rows_for_new_tasks(editor_folder: Path) -> None:
+    begin = start.resolve(str(editor_folder), world(), Path.cwd())
+    net, parts = begin.editor(("local", "add"), 32, True, 0)
+    assert net.table.names == ("remove", "local", "add"), "its own tasks first; the row of an inversion fits other weights"
+    saved, again = checkpoint.load(str(editor_folder), "cpu", torch.float32)[0], begin.editor(("local", "add"), 32, True, 0)[0]
+    assert torch.equal(net.table.v[:2], saved.table.v[:2])
+    assert torch.equal(net.table.v, again.table.v), "the new row follows from the seed"
+    assert torch.equal(net.table.to_token.weight, saved.table.to_token.weight)
+    assert all(torch.equal(value, saved.unet.state_dict()[name]) for name, value in net.unet.state_dict().items())
+    assert parts.unet is net.unet
+    with pytest.raises(StartError, match=r"want train.change_mask true, as the editor .* got false"):
+        begin.editor(("local",), 32, False, 0)
+
+
+def test_where_a_training_starts(editor_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    base = world().base_model
+    assert start.resolve("base_model", world(), Path.cwd()) == Start("base_model", config.resolve_path(base, Path.cwd()))
+    with pytest.raises(StartError, match="want a base editor"):
+        start.resolve("base", world(base_editor=None), tmp_path)
+    assert start.resolve("base", world(base_editor=str(editor_folder)), tmp_path).folder == str(editor_folder)
+    monkeypatch.setattr(package_folder, "find_champion", lambda: None)
+    assert start.resolve("champion", world(base_editor=str(editor_folder)), tmp_path).reference == "base"
+    assert start.resolve("champion", world(base_editor=None), Path.cwd()).reference == "base_model"
+    assert "no champion is registered yet; the training starts from base_model" in capsys.readouterr().out
+    monkeypatch.setattr(package_folder, "find_champion", lambda: (editor_folder.parent, "models:/emuedit-editor/3"))
+    begin = start.resolve("champion", world(), tmp_path)
+    assert (begin.reference, begin.folder) == ("models:/emuedit-editor/3", str(editor_folder))
+    weights = TaskEmbedding.load_config(editor_folder / "task_embedding")["weights"]
+    assert begin.ancestors == ({"reference": "models:/emuedit-editor/3", "weights": weights},)
+
+
+@pytest.fixture
+def cache(base_model: TextToImageModel, tmp_path: Path) -> LatentCache:
+    pairs = [make_pair(n, (64, 64)) for n in range(36)]
+    latent_files.build(*write_pairs(tmp_path / "old", pairs), base_model, tmp_path / "cache")
+    return LatentCache(tmp_path / "cache", 0.0)
+
+
+def test_the_sample_of_pairs_is_balanced_and_stable(cache: LatentCache, tmp_path: Path) -> None:
+    assert sorted(Counter(replay.sample(cache, 9).values()).values()) == [2, 2, 2, 3]
+    assert set(replay.sample(cache, 5)) < set(replay.sample(cache, 9)), "the first ones stay"
+    replay.write(tmp_path / "replay", cache, [tmp_path / "old/data/pairs"], None, 9)
+    written = {pair.id for pair in read_folder(tmp_path / "replay/pairs", Pair)}
+    assert written == set(replay.sample(cache, 9))
+    verdicts = {verdict.pair_id: verdict.task for verdict in read_folder(tmp_path / "replay/verdicts", Verdict)}
+    assert verdicts == replay.sample(cache, 9)
+
+
+def test_earlier_pairs_are_drawn_with_their_share_and_never_twice(
+    cache: LatentCache, base_model: TextToImageModel, tmp_path: Path
+) -> None:
+    replay.write(tmp_path / "replay", cache, [tmp_path / "old/data/pairs"], None, 12)
+    new = [make_pair(n, (64, 64)) for n in range(24, 72)]  # 24 to 35 are in both
+    folders, dataset = write_pairs(tmp_path / "new", new)
+    latent_files.build(folders, dataset, base_model, tmp_path / "cache", replay=tmp_path / "replay")
+    both = LatentCache(tmp_path / "cache", 0.0)
+    ids = both.train.pair_ids.tolist()
+    assert len(ids) == len(set(ids))
+    earlier = set(replay.sample(cache, 12)) - {pair.id for pair in new}
+    assert {ids[i] for i in np.flatnonzero(both.train.is_replay)} == earlier
+    for share in (0.0, 0.25):
+        order = both.order(16, 0.5, 0, replay_share=share)
+        drawn = np.concatenate([order.batch(step)[0] for step in range(60)])
+        assert abs(both.train.is_replay[drawn].mean() - share) < 0.01

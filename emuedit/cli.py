@@ -74,8 +74,10 @@ def _describe(turn: Turn) -> str:
     choice = turn.choice
     if choice.probability is None:
         return f'"{turn.instruction}": {choice.task}, as given'
-    second = f"; {choice.second} is close, choose it with --task" if choice.second else ""
-    return f'"{turn.instruction}": {choice.task} ({choice.probability:.0%}{second})'
+    if choice.second is None:
+        return f'"{turn.instruction}": {choice.task} ({choice.probability:.0%})'
+    readings = f"{choice.task} ({choice.probability:.0%}) or {choice.second} ({choice.second_probability:.0%})"
+    return f'"{turn.instruction}": {readings}; {choice.task} was done, --task {choice.second} chooses the other'
 
 
 def _import(options: argparse.Namespace) -> None:
@@ -134,7 +136,7 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
     edit.add_argument("-o", "--out", type=Path, help="where to write the result; default: <image>-edited.png")
     sources = f"folder, {CHAMPION}, runs:/<id>/<path> or hub id; default: the champion, else {MODELS / EDITOR}"
     edit.add_argument("--model", help=sources)
-    edit.add_argument("--task", help="the task, if the task predictor is not to choose it")
+    edit.add_argument("--task", help="the task, if the task predictor is not to choose it; forces what it refuses")
     edit.add_argument("--keep-turns", action="store_true", help="also write every turn, as <out>-1.png, <out>-2.png, ...")
     edit.add_argument("--overwrite", action="store_true", help="allow the result to replace the picture itself")
     settings = edit.add_argument_group("settings", "by default those with which the editor was evaluated")

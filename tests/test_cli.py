@@ -55,11 +55,13 @@ class RedSampler:
 
 
 class WordPredictor:
-    """`remove` is certain where the instruction says so; `local` is uncertain otherwise."""
+    """`remove` is certain where the instruction says so; `local` is uncertain otherwise. It refuses to talk of the weather."""
 
     def predict(self, texts: Sequence[str], among: Sequence[str] | None = None) -> list[TaskPrediction]:
         return [
-            TaskPrediction("remove", 0.9, "local", 0.05) if "remove" in text else TaskPrediction("local", 0.5, "remove", 0.4)
+            TaskPrediction("remove", 0.9, (("local", 0.05),))
+            if "remove" in text
+            else TaskPrediction("local", 0.5, (("remove", 0.4),), refused="weather" in text)
             for text in texts
         ]
 
@@ -90,7 +92,7 @@ def sampler(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> RedSampler:
 def test_edit_writes_the_picture_and_says_what_was_done(sampler: RedSampler, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["edit", "in.png", "make it red"]) == 0
     output = capsys.readouterr()
-    assert '"make it red": local (50%; remove is close, choose it with --task)' in output.out
+    assert '"make it red": local (50%) or remove (40%); local was done, --task remove chooses the other' in output.out
     assert "in-edited.png: 20 x 12" in output.out
     assert "models/editor" in output.out
     assert "editing: 20/20 steps, 100%" in output.err
@@ -98,6 +100,21 @@ def test_edit_writes_the_picture_and_says_what_was_done(sampler: RedSampler, cap
     assert edited.shape == (12, 20, 3)
     assert np.abs(edited[..., 0].astype(int) - (50 + 64)).max() <= 1
     assert (edited[..., 1:] == (100, 150)).all()
+
+
+def test_a_text_that_asks_for_no_edit_is_refused_and_a_named_task_forces_it(
+    sampler: RedSampler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "what is the weather in Paris?"
+    assert cli.main(["edit", "in.png", "make it red", text]) == 2
+    error = capsys.readouterr().err
+    assert f"want an instruction to edit the picture, got '{text}'" in error
+    assert "nearest tasks are local (50%), remove (40%)" in error
+    assert "--task" in error
+    assert not Path("in-edited.png").exists()
+    assert sampler.calls == [], "nothing is edited before all instructions are understood"
+    assert cli.main(["edit", "in.png", text, "--task", "remove"]) == 0
+    assert [call.task for call in sampler.calls] == ["remove"]
 
 
 def test_every_setting_is_an_option(sampler: RedSampler) -> None:

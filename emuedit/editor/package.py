@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from emuedit.editor.sampling import EditSampler, ReportStep
     from emuedit.editor.task_predictor import TaskPredictor
 
-AMBIGUOUS = 0.2
-"""Two tasks whose probabilities differ by less are both reported. Ours."""
-
 Picture = Image.Image | npt.NDArray[np.uint8]
 """A PIL image, or uint8 [H, W, 3]."""
 P = TypeVar("P", Image.Image, npt.NDArray[np.uint8])
@@ -42,8 +39,10 @@ class TaskChoice:
     task: str
     probability: float | None
     """Of the task predictor, in [0, 1]; None when the task was given."""
-    second: str | None
-    """The second most probable task, when it is close."""
+    second: str | None = None
+    """The other task that the instruction may mean, where it is ambiguous."""
+    second_probability: float | None = None
+    """In [0, 1]; None without a second task."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,8 @@ class Editor:
         tasks: names out of `editor.tasks`; None leaves the choice to the task predictor.
         settings: steps, guidance, seed and so on; default: `editor.settings`.
         Returns what was given: an image for an image, an array for an array, a list for a list.
-        Raises PackageError for an empty instruction, an unknown task, lists of unequal length or a missing task predictor.
+        Raises PackageError for an empty instruction, a text that asks for no edit, an unknown task, lists of unequal length or a
+        missing task predictor.
         """
         if isinstance(images, Image.Image | np.ndarray):
             return self._edit_list([images], [instructions], [tasks], settings)[0]
@@ -174,7 +174,11 @@ class Editor:
         ]
 
     def choose_tasks(self, instructions: Sequence[str], tasks: Sequence[str | None] | None = None) -> list[TaskChoice]:
-        """The task of each instruction: the one that is given, or the task predictor's."""
+        """The task of each instruction: the one that is given, or the task predictor's.
+
+        An ambiguous instruction gets its likelier task, and `second` names the other. Raises PackageError for an unknown task,
+        lists of unequal length, a missing task predictor, and a text without a given task that asks for no edit.
+        """
         if isinstance(instructions, str):
             raise PackageError(f"want a list of instructions, got the text {instructions!r}; put it into a list")
         if not instructions or not all(isinstance(text, str) and text.strip() for text in instructions):
@@ -188,12 +192,13 @@ class Editor:
         if task is not None:
             if task not in self.tasks:
                 raise PackageError(f"want a task out of {', '.join(self.tasks)}; got {task!r}")
-            return TaskChoice(task, None, None)
+            return TaskChoice(task, None)
         if self.predictor is None:
             raise PackageError("want a task predictor (the folder `router`) to choose the task, got none; name the task")
         (prediction,) = self.predictor.predict([instruction], self.tasks)
-        is_close = prediction.probability - prediction.second_probability < AMBIGUOUS
-        return TaskChoice(prediction.task, prediction.probability, prediction.second if is_close else None)
+        if prediction.refused:
+            raise PackageError(prediction.explain_refusal(instruction))
+        return TaskChoice(*prediction.readings[0], *(prediction.readings[1] if prediction.ambiguous else ()))
 
     def _edit_by_size(
         self, pixels: list[npt.NDArray[np.uint8]], instructions: Sequence[str], tasks: list[str], settings: EditSettings

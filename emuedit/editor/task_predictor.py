@@ -1,7 +1,8 @@
-"""The task predictor: a T5 that classifies an instruction by the task it asks for.
+"""The task predictor: a T5 that classifies an instruction by the task it asks for, or refuses it.
 
 Emu Edit fine-tunes a Flan-T5-XL for this (arXiv 2311.10089); its recipe is not published. Ours is T5's own sequence classifier
-(transformers' T5ForSequenceClassification: the decoder's last state through a two-layer head) in the standard folder.
+(transformers' T5ForSequenceClassification: the decoder's last state through a two-layer head) in the standard folder, with one
+more class for texts that ask for no edit. Probabilities are calibrated by a temperature (`editor/calibration.py`).
 Shapes: B instructions, T tokens, K tasks.
 """
 
@@ -17,34 +18,82 @@ from emuedit.models import model_sources
 from emuedit.runtime import seed_for
 
 T5 = model_sources.ModelKind("a transformers T5", "config.json", "model_type", ("t5", "mt5", "umt5"))
+NO_EDIT = "no_edit"
+"""Name of the class of texts that ask for no edit."""
+MIN_READING = 0.2
+"""A second task that is at least as probable is a second reading of the instruction. Ours."""
+N_ALTERNATIVES = 2
 _MARKER = "router_tasks"  # in config.json: the labels of this classifier are tasks
+_TEMPERATURE, _MIN_SUPPORT = "router_temperature", "router_min_support"
 
 
 @dataclass(frozen=True)
 class TaskPrediction:
-    """The two most probable tasks of an instruction, with probabilities in [0, 1]. Where they are close, ask the user."""
+    """The most probable task of an instruction, and what else it may mean. Probabilities lie in [0, 1]."""
 
     task: str
     probability: float
-    second: str | None
-    """None where only one task may be chosen."""
-    second_probability: float
+    alternatives: tuple[tuple[str, float], ...] = ()
+    """The next most probable tasks with their probabilities, at most `N_ALTERNATIVES`."""
+    refused: bool = False
+    """Whether the text asks for none of the tasks; `task` is then only the nearest one."""
+
+    @property
+    def readings(self) -> tuple[tuple[str, float], ...]:
+        """The tasks that the instruction may mean, the likelier first: one, or two where it is ambiguous. None if refused."""
+        if self.refused:
+            return ()
+        second = tuple(other for other in self.alternatives[:1] if other[1] >= MIN_READING)
+        return ((self.task, self.probability), *second)
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether the instruction has two readings; the user should choose."""
+        return len(self.readings) > 1
+
+    def explain_refusal(self, text: str) -> str:
+        """Why this text was not carried out: the nearest tasks, and what to do."""
+        nearest = ", ".join(f"{task} ({p:.0%})" for task, p in ((self.task, self.probability), *self.alternatives))
+        return (
+            f"want an instruction to edit the picture, got {text!r}; the nearest tasks are {nearest}. Use other words, or name "
+            "the task (--task on the command line, `tasks` in Python) to carry it out all the same"
+        )
 
 
 class TaskPredictor:
-    """A T5 classifier with its tokenizer; the labels in its config are the names of tasks."""
+    """A T5 classifier with its tokenizer; the labels in its config are the names of tasks, and `NO_EDIT`."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """The K tasks it knows, in the order of its outputs; at least two."""
+    def labels(self) -> tuple[str, ...]:
+        """Names of all classes, in the order of its outputs: the K tasks and, if it was trained to refuse, `NO_EDIT`."""
         names = self.model.config.id2label
         return tuple(names[i] for i in range(len(names)))
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The K tasks it knows, in the order of its outputs; at least two."""
+        return tuple(name for name in self.labels if name != NO_EDIT)
+
+    @property
+    def temperature(self) -> float:
+        """Logits are divided by it before the softmax; 1 before calibration."""
+        return float(getattr(self.model.config, _TEMPERATURE, 1.0))
+
+    @property
+    def min_support(self) -> float:
+        """A text is refused where the probabilities of all tasks add up to less; 0: nothing is refused."""
+        return float(getattr(self.model.config, _MIN_SUPPORT, 0.0))
+
+    def calibrate(self, temperature: float, min_support: float) -> None:
+        """Set temperature (above 0) and refusal threshold (in [0, 1]); `save` keeps them in config.json."""
+        setattr(self.model.config, _TEMPERATURE, float(temperature))
+        setattr(self.model.config, _MIN_SUPPORT, float(min_support))
+
     def logits(self, texts: Sequence[str]) -> Tensor:
-        """[B, K] before the softmax, on the model's device. Texts of more tokens than the tokenizer's limit are cut."""
+        """float32 [B, labels] before temperature and softmax, on the model's device. Texts of too many tokens are cut."""
         end_token = self.tokenizer.eos_token
         tokens = self.tokenizer(
             [text.replace(end_token, " ") for text in texts],  # T5 would take a typed end token for the end of the text
@@ -56,17 +105,22 @@ class TaskPredictor:
         return logits.float()
 
     @torch.inference_mode()
-    def probabilities(self, texts: Sequence[str], batch: int = 64) -> Tensor:
-        """float32 [B, K] on the CPU; rows sum to 1."""
+    def all_logits(self, texts: Sequence[str], batch: int = 64) -> Tensor:
+        """float32 [B, labels] on the CPU, `batch` texts at a time, without dropout."""
         self.model.eval()
-        parts = [self.logits(texts[i : i + batch]).softmax(-1).cpu() for i in range(0, len(texts), batch)]
-        return torch.cat(parts) if parts else torch.zeros(0, len(self.tasks))
+        parts = [self.logits(texts[i : i + batch]).cpu() for i in range(0, len(texts), batch)]
+        return torch.cat(parts) if parts else torch.zeros(0, len(self.labels))
+
+    def probabilities(self, texts: Sequence[str], batch: int = 64) -> Tensor:
+        """float32 [B, K] on the CPU, calibrated. What is missing to 1 in a row is the probability that no task is meant."""
+        every_class = (self.all_logits(texts, batch) / self.temperature).softmax(-1)
+        return every_class[:, [k for k, name in enumerate(self.labels) if name != NO_EDIT]]
 
     def predict(self, texts: Sequence[str], among: Sequence[str] | None = None) -> list[TaskPrediction]:
         """A prediction for every instruction, out of the tasks that are both known and `among` the given ones; None: any.
 
-        Probabilities stay those over all K tasks: that of a task is low where the instruction asks for one that is left out.
-        Raises ValueError where no task is left.
+        Probabilities stay those over all K tasks: where the instruction asks for a task that is left out, those of the others
+        are low, and it is refused. Empty texts are refused always. Raises ValueError where no task is left.
         """
         names = self.tasks
         columns = [k for k, name in enumerate(names) if among is None or name in among]
@@ -75,12 +129,14 @@ class TaskPredictor:
                 f"want a task that the task predictor knows ({', '.join(names)}), got an editor of {', '.join(among or ())}; "
                 "name the task, or train both on the same tasks"
             )
-        values, indices = self.probabilities(texts)[:, columns].topk(min(2, len(columns)))
-        ranked = [
-            [(names[columns[i]], p) for p, i in zip(*row, strict=True)]
-            for row in zip(values.tolist(), indices.tolist(), strict=True)
-        ]
-        return [TaskPrediction(*first, *(rest[0] if rest else (None, 0.0))) for first, *rest in ranked]
+        chosen = self.probabilities(texts)[:, columns]
+        values, indices = chosen.topk(min(1 + N_ALTERNATIVES, len(columns)))
+        predictions = []
+        for text, support, row, ranks in zip(texts, chosen.sum(-1).tolist(), values.tolist(), indices.tolist(), strict=True):
+            first, *others = [(names[columns[i]], p) for p, i in zip(row, ranks, strict=True)]
+            refused = not text.strip() or support < self.min_support
+            predictions.append(TaskPrediction(*first, tuple(others), refused))
+        return predictions
 
     def save(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and the tokenizer's files, as transformers saves a classifier."""
@@ -90,23 +146,32 @@ class TaskPredictor:
             file.chmod(0o644)  # safetensors writes files that only their owner can read
 
 
-def from_t5(name_or_path: str, tasks: Sequence[str], max_tokens: int, device: str = "cpu", seed: int = 0) -> TaskPredictor:
+def from_t5(
+    name_or_path: str,
+    tasks: Sequence[str],
+    max_tokens: int,
+    device: str = "cpu",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> TaskPredictor:
     """A predictor to be trained: a T5 folder or hub id (such as `google/flan-t5-xl`) with a new head for these tasks.
 
-    Raises ValueError for fewer than two tasks or one named twice, and what `read_manifest` raises for a wrong folder.
+    `dtype`: the number format of T5's weights; the head is float32. Raises ValueError for fewer than two tasks or one named
+    twice, and what `read_manifest` raises for a wrong folder.
     """
     if len(tasks) < 2 or len(set(tasks)) != len(tasks):
         raise ValueError(f"want two or more different tasks to tell apart, got {list(tasks)}")
     model_sources.read_manifest(name_or_path, T5)
     transformers = model_sources.import_library("transformers")
+    labels = [*tasks, NO_EDIT]
     with torch.random.fork_rng([]):
         torch.manual_seed(seed_for("router", "head", seed))
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
             name_or_path,
-            id2label=dict(enumerate(tasks)),
-            label2id={task: i for i, task in enumerate(tasks)},
+            id2label=dict(enumerate(labels)),
+            label2id={label: i for i, label in enumerate(labels)},
             problem_type="single_label_classification",
-            dtype=torch.float32,
+            dtype=dtype,
             use_safetensors=True,
         )
     setattr(model.config, _MARKER, True)
@@ -115,13 +180,14 @@ def from_t5(name_or_path: str, tasks: Sequence[str], max_tokens: int, device: st
 
 
 def load(name_or_path: str, device: str = "cpu") -> TaskPredictor:
-    """A trained predictor from its folder or a hub id. Raises ValueError for a T5 that was not trained to be one."""
+    """A trained predictor from its folder or a hub id, in the number format in which it was saved.
+
+    Raises ValueError for a T5 that was not trained to be one.
+    """
     manifest = model_sources.read_manifest(name_or_path, T5)
     if not manifest.get(_MARKER):
         raise ValueError(f"want a task predictor, got {name_or_path!r}, a T5 whose labels are not tasks; run the stage `router`")
     transformers = model_sources.import_library("transformers")
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        name_or_path, dtype=torch.float32, use_safetensors=True
-    )
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(name_or_path, dtype="auto", use_safetensors=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path)
     return TaskPredictor(model.to(device).requires_grad_(False).eval(), tokenizer)

@@ -1,6 +1,8 @@
 """Reassign pairs to other tasks: the task predictor reads every instruction and may find that it asks for another task.
 
-Emu Edit (arXiv 2311.10089, section 3) reassigns samples whose instruction fits another task. The thresholds are ours.
+Emu Edit (arXiv 2311.10089, section 3) reassigns samples whose instruction fits another task. The thresholds are ours. A
+predictor that was trained on an instruction repeats its label, right or wrong, so the stage `router` leaves predictions of models
+that were not (`cross_fitting`), which are used here.
 Shapes: N pairs, U distinct instructions, K tasks that the predictor knows.
 """
 
@@ -14,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emuedit.data.dependencies import content_key
-from emuedit.editor import task_predictor
+from emuedit.editor import cross_fitting, task_predictor
 
 Floats = npt.NDArray[np.float64]
 
@@ -48,18 +50,26 @@ def reassign(
 def predict_tasks(texts: Sequence[str], folder: Path, cache: Path) -> tuple[tuple[str, ...], Floats]:
     """The K tasks that the predictor in `folder` knows, and their probabilities for N instructions, float64 [N, K].
 
-    Predictions are cached in the folder `cache`, of which only the newest entry is kept: other thresholds need no network.
+    An instruction that it was trained on has the probabilities of the model that was not. Those of other instructions, such as
+    imported ones, are cached in the folder `cache`, of which only the newest entry is kept: other thresholds need no network.
     """
     distinct = sorted(set(texts))
-    file = cache / f"{content_key({'texts': distinct}, folder, task_predictor.__file__)}.npz"
+    code = (task_predictor.__file__, cross_fitting.__file__)
+    file = cache / f"{content_key({'texts': distinct}, folder, *code)}.npz"
     if not file.exists():
         predictor = task_predictor.load(str(folder))
+        p = np.zeros((len(distinct), len(predictor.tasks)))
+        out_of_fold = cross_fitting.read_out_of_fold(folder, predictor.tasks)
+        unseen = [row for row, text in enumerate(distinct) if text not in out_of_fold]
+        p[unseen] = predictor.probabilities([distinct[row] for row in unseen]).double().numpy()
+        for row, text in enumerate(distinct):
+            p[row] = out_of_fold.get(text, p[row])
         cache.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".part.npz")
-        np.savez(partial, tasks=np.array(predictor.tasks), p=predictor.probabilities(distinct).double().numpy())
+        np.savez(partial, tasks=np.array(predictor.tasks), p=p)
         partial.replace(file)
         for old in set(cache.glob("*.npz")) - {file}:
             old.unlink()
     with np.load(file) as cached:
-        row = {text: number for number, text in enumerate(distinct)}
-        return tuple(cached["tasks"].tolist()), cached["p"][np.array([row[text] for text in texts], int)]
+        row_of = {text: number for number, text in enumerate(distinct)}
+        return tuple(cached["tasks"].tolist()), cached["p"][np.array([row_of[text] for text in texts], int)]

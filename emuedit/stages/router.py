@@ -1,25 +1,36 @@
 """Stage `router`: fine-tune a T5 that predicts the task of an instruction. A killed run resumes after the last finished epoch.
 
-In: `data/instructions`, the world's T5. Out: `models/router`: the classifier as transformers saves it, `metrics.json` on held-out
-captions, `stats.jsonl`, `summary.json`.
+In: `data/instructions`, the world's T5. Out: `models/router`: the classifier as transformers saves it, `metrics.json`,
+`out_of_fold.parquet`, `stats.jsonl`, `summary.json`.
+
+The instructions are split into folds by their wording. One model per fold is trained on the others: its predictions for the
+fold are what `dataset` reassigns tasks by, what temperature and refusal threshold are fitted to, and what is measured. Then the
+published model is trained on everything.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from emuedit import config
-from emuedit.data.dependencies import work_key
+from emuedit.data.dependencies import find_file, work_key
 from emuedit.data.publish import Summary, publish, read_folder, scratch_folder
 from emuedit.data.records import Instruction
-from emuedit.editor import task_predictor
-from emuedit.editor.task_predictor import TaskPredictor
+from emuedit.editor import classifier_adapters, task_predictor
+from emuedit.editor.calibration import calibration_error, fit_temperature, refusal_threshold
+from emuedit.editor.classifier_adapters import AdapterSettings
+from emuedit.editor.cross_fitting import fold_of, wording, write_out_of_fold
+from emuedit.editor.non_instructions import NON_INSTRUCTIONS, load_non_instructions
+from emuedit.editor.task_predictor import NO_EDIT, TaskPredictor
+from emuedit.editor.wording_noise import WordingNoise, gibberish, vary
 from emuedit.progress import Progress
 from emuedit.runtime import Runtime, rng, seed_for
 from emuedit.stages import stage_main
@@ -29,15 +40,16 @@ from emuedit.training.optimization import STATE_FILE, Optimization
 from emuedit.training.schedule import Schedule
 
 IN, OUT = "data/instructions", "models/router"
-HEADLINE = "trained on {trained} instructions, {correct} of {held_out} held-out ones right"
-_BINS = 10
-
-LabelledText = tuple[str, str]
-"""An instruction and its task."""
+HEADLINE = (
+    "trained on {trained} instructions; {correct} of them right when their wording was held out, "
+    "calibration error {calibration_error_percent} %"
+)
+LARGE = 1_000_000_000
+"""From this many parameters on, `lora: auto` trains adapters. Ours: full training of fewer fits into 16 GiB."""
 
 
 class RouterError(ValueError):
-    """Raised for instructions that no task predictor can be trained on."""
+    """Raised for instructions that no task predictor can be trained on, and for settings that do not go together."""
 
 
 class RouterParams(config.Params):
@@ -48,10 +60,27 @@ class RouterParams(config.Params):
     epochs: int = Field(ge=1)
     """Passes over the instructions."""
     lr: float = Field(gt=0)
-    """Highest learning rate; it falls linearly to zero. For a trained T5 such as google/flan-t5-xl: 1.0e-4."""
+    """Highest learning rate; it falls linearly to zero. For a trained T5: 1.0e-4, with adapters 5.0e-4."""
+    folds: int = Field(3, ge=2)
+    """Folds of wordings for cross-fitting; each costs a training on the others."""
+    noise: WordingNoise = WordingNoise()
+    """Typing errors, left-out words and courtesies, drawn anew in each epoch."""
+    non_instructions: str = NON_INSTRUCTIONS
+    """File of texts to refuse, see `emuedit/editor/non_instructions.py`; its list `fit` is used, and some of the captions."""
+    non_instruction_repeats: int = Field(2, ge=1)
+    """How often each of them is seen per epoch."""
+    max_refused: float = Field(0.03, ge=0, lt=1)
+    """Share of true instructions of new wording that the refusal threshold may cost."""
+    lora: Literal["auto", "on", "off"] = "auto"
+    """Train low-rank adapters instead of all weights; auto: for a T5 of 1e9 parameters or more."""
+    adapters: AdapterSettings = AdapterSettings()
+    """Settings of the adapters."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of T5's weights, in training and in the saved model; auto: bfloat16 with adapters, else float32. T5
+    overflows in float16."""
     device: str = "auto"
     """Where it trains: auto, cpu, cuda or mps."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(128, ge=1)
     """Instructions per step."""
     warmup_steps: int = Field(30, ge=1)
     """Steps in which the rate rises."""
@@ -61,51 +90,124 @@ class RouterParams(config.Params):
     """Gradients are clipped to this norm."""
     max_tokens: int = Field(32, ge=4)
     """Longest instruction in tokens; a longer one is cut."""
-    held_out_share: float = Field(0.1, gt=0, lt=1)
-    """Share of the captions whose instructions are kept from training."""
     seed: int = Field(0, ge=0)
-    """Seed of the head, the order and the dropout."""
+    """Seed of the head, the order, the noise and the dropout."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text with its task, or `NO_EDIT`, and the fold of its wording."""
+
+    text: str
+    label: str
+    fold: int
 
 
 def run(params: RouterParams, root: Path) -> Summary:
-    """Train epoch by epoch, each saved in scratch, measure, publish to `models/router`."""
+    """Train a model per fold and the published one, each epoch saved in scratch; measure; publish to `models/router`."""
     base = config.resolve_path(params.world.t5, root)
+    texts_file = find_file(params.non_instructions, root)
     recorded = params.model_dump(mode="json", exclude={"world", "device"}) | {"t5": params.world.t5}
-    scratch = scratch_folder(root, "router", work_key("router", recorded, root, base))
-    rows = ((row.caption_id, row.text, row.task) for row in read_folder(root / IN, Instruction))
-    training, held_out = split(rows, params)
-    present = {task for _, task in training}
+    scratch = scratch_folder(root, "router", work_key("router", recorded, root, base, str(texts_file)))
+    rows = list(read_folder(root / IN, Instruction))
+    instructions = label_instructions(rows, params.folds)
+    present = {example.label for example in instructions}
     tasks = [task.name for task in TASKS if task.name in present]
-    if len(tasks) < 2 or not held_out:
-        raise RouterError(f"want instructions of two tasks, and some to hold out; got {tasks} and {len(held_out)} held out")
-    device = Runtime.choose(params.device, "float32").device
-    predictor = task_predictor.from_t5(base, tasks, params.max_tokens, device, params.seed)
+    folds = {example.fold for example in instructions}
+    if len(tasks) < 2 or len(folds) < params.folds:
+        raise RouterError(
+            f"want instructions of two tasks, and wordings for {params.folds} folds; got {tasks} and wordings for {len(folds)}"
+        )
+    others = [text for texts in load_non_instructions(texts_file, "fit").values() for text in texts]
+    others += rng("router", "captions").permutation(sorted({row.source_caption for row in rows}))[: len(others) // 4].tolist()
+    examples = [*instructions, *(Example(text, NO_EDIT, fold_of(text, params.folds)) for text in others)]
     with Tracker(scratch, "router", recorded) as tracker:
-        train(predictor, training, params, scratch, tracker)
-        metrics = measure(predictor, held_out, {text for text, _ in training})
+        logits = torch.zeros(len(examples), len(tasks) + 1)
+        for fold in range(params.folds):
+            inside = [row for row, example in enumerate(examples) if example.fold == fold]
+            logits[inside] = fold_logits(fold, examples, tasks, base, params, scratch, tracker)
+        predictor = train_on(examples, tasks, base, params, scratch / STATE_FILE, tracker)
+        metrics = cross_fit(predictor, logits, examples, params, scratch)
         tracker.log(params.epochs, **{name: value for name, value in metrics.items() if isinstance(value, float)})
     predictor.save(scratch)
     (scratch / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    correct = round(metrics["accuracy"] * len(held_out))
-    counts = {"trained": len(training), "held_out": len(held_out), "correct": correct}
+    counts = {
+        "trained": len(instructions),
+        "correct": round(metrics["accuracy"] * len(instructions)),
+        "calibration_error_percent": round(100 * metrics["calibration_error"]),
+    }
     return publish(scratch, root / OUT, "router", recorded, counts)
 
 
-def split(instructions: Iterable[tuple[str, str, str]], params: RouterParams) -> tuple[list[LabelledText], list[LabelledText]]:
-    """(caption id, text, task) -> (text, task) to train on and to hold out: a caption is on one side, chosen by its id."""
-    training: list[LabelledText] = []
-    held_out: list[LabelledText] = []
-    for caption_id, text, task in instructions:
-        is_held_out = seed_for("router", "held_out", caption_id) / 2**63 < params.held_out_share
-        (held_out if is_held_out else training).append((text, task))
-    return training, held_out
+def label_instructions(rows: Sequence[Instruction], n_folds: int) -> list[Example]:
+    """Instructions with the fold of their wording; equal texts are in one fold, whatever captions they were written for."""
+    fold_by_text: dict[str, int] = {}
+    for row in rows:
+        fold_by_text.setdefault(row.text, fold_of(wording(row), n_folds))
+    return [Example(row.text, row.task, fold_by_text[row.text]) for row in rows]
 
 
-def train(predictor: TaskPredictor, training: list[LabelledText], params: RouterParams, scratch: Path, tracker: Tracker) -> None:
-    """Cross-entropy of the task. Order and dropout depend on (seed, epoch); the state is saved after every epoch."""
+def fold_logits(
+    fold: int, examples: list[Example], tasks: list[str], base: str, params: RouterParams, scratch: Path, tracker: Tracker
+) -> Tensor:
+    """The logits [n, K + 1] for the n examples of a fold, by a model that was trained on the other folds; kept in scratch."""
+    file = scratch / f".fold-{fold}.npy"
+    if not file.exists():
+        others = [example for example in examples if example.fold != fold]
+        state = scratch / f"{STATE_FILE}.fold-{fold}"
+        predictor = train_on(others, tasks, base, params, state, tracker, f"loss_fold_{fold}")
+        logits = predictor.all_logits([example.text for example in examples if example.fold == fold])
+        partial = file.with_suffix(".part.npy")
+        np.save(partial, logits.numpy())
+        partial.replace(file)
+        state.unlink(missing_ok=True)
+    return torch.from_numpy(np.load(file))
+
+
+def train_on(
+    examples: list[Example],
+    tasks: list[str],
+    base: str,
+    params: RouterParams,
+    state: Path,
+    tracker: Tracker,
+    loss_name: str = "loss",
+) -> TaskPredictor:
+    """A predictor trained on these examples, with the weights of `base` merged with the adapters, if there are any."""
+    runtime = Runtime.choose(params.device, "float32")
+    uses_lora, dtype = choose_precision(params, base)
+    predictor = task_predictor.from_t5(base, tasks, params.max_tokens, runtime.device, params.seed, dtype)
+    if uses_lora:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed_for("router", "adapters", params.seed))
+            classifier_adapters.add_adapters(predictor.model, params.adapters)
+    train(predictor, examples, params, state, tracker, loss_name)
+    if uses_lora:
+        classifier_adapters.merge_adapters(predictor.model)
+    return predictor
+
+
+def choose_precision(params: RouterParams, base: str) -> tuple[bool, torch.dtype]:
+    """Whether adapters are trained, and the number format of T5's weights, with 'auto' resolved.
+
+    Raises RouterError for full training in bfloat16, whose steps would be lost in rounding.
+    """
+    uses_lora = params.lora == "on" or (params.lora == "auto" and classifier_adapters.count_parameters(base) >= LARGE)
+    dtype = ("bfloat16" if uses_lora else "float32") if params.dtype == "auto" else params.dtype
+    if dtype == "bfloat16" and not uses_lora:
+        raise RouterError("want router.lora on with router.dtype bfloat16, got all weights trained; use float32 or lora: on")
+    return uses_lora, torch.bfloat16 if dtype == "bfloat16" else torch.float32
+
+
+def train(
+    predictor: TaskPredictor, examples: list[Example], params: RouterParams, state: Path, tracker: Tracker, loss_name: str
+) -> None:
+    """Cross-entropy of the class. Order, noise and dropout depend on (seed, epoch); the state is saved after every epoch."""
     model, device = predictor.model, predictor.model.device
-    label = {task: i for i, task in enumerate(predictor.tasks)}
-    per_epoch = -(-len(training) // params.batch_size)
+    class_of = {label: i for i, label in enumerate(predictor.labels)}
+    seen = [example for example in examples for _ in range(params.non_instruction_repeats if example.label == NO_EDIT else 1)]
+    n_gibberish = sum(example.label == NO_EDIT for example in examples) // 2
+    per_epoch = -(-(len(seen) + n_gibberish) // params.batch_size)
     n_steps = params.epochs * per_epoch
     optimization = Optimization(
         model,
@@ -114,17 +216,20 @@ def train(predictor: TaskPredictor, training: list[LabelledText], params: Router
         max_grad_norm=params.max_grad_norm,
         betas=(0.9, 0.999),
     )
-    optimization.resume(scratch / STATE_FILE)
-    with Progress("router", n_steps, "step", optimization.step) as progress:
+    optimization.resume(state)
+    with Progress(loss_name.replace("loss", "router"), n_steps, "step", optimization.step) as progress:
         for epoch in range(optimization.step // per_epoch, params.epochs):
-            order = rng("router", "order", params.seed, epoch).permutation(len(training)).tolist()
+            random = rng("router", "order", params.seed, epoch)
+            rows = [(vary(example.text, params.noise, random), class_of[example.label]) for example in seen]
+            rows += [(gibberish(random), class_of[NO_EDIT]) for _ in range(n_gibberish)]
+            order = random.permutation(len(rows)).tolist()
             losses: list[Tensor] = []
             model.train()
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 torch.manual_seed(seed_for("router", "dropout", params.seed, epoch))
                 for start in range(0, len(order), params.batch_size):
-                    batch = [training[i] for i in order[start : start + params.batch_size]]
-                    labels = torch.tensor([label[task] for _, task in batch], device=device)
+                    batch = [rows[i] for i in order[start : start + params.batch_size]]
+                    labels = torch.tensor([label for _, label in batch], device=device)
                     loss = F.cross_entropy(predictor.logits([text for text, _ in batch]), labels)
                     loss.backward()
                     optimization.update()
@@ -133,33 +238,57 @@ def train(predictor: TaskPredictor, training: list[LabelledText], params: Router
             mean_loss = float(torch.stack(losses).mean())
             if not torch.isfinite(torch.tensor(mean_loss)):
                 raise RouterError(f"want a finite loss, got {mean_loss} in epoch {epoch}; lower router.lr in params.yaml")
-            tracker.log(epoch, loss=mean_loss)
-            optimization.save(scratch / STATE_FILE)
+            tracker.log(epoch, **{loss_name: mean_loss})
+            optimization.save(state)
 
 
-def measure(predictor: TaskPredictor, held_out: list[LabelledText], seen: set[str]) -> dict[str, Any]:
-    """Accuracy overall, per task and on texts that training never saw (None without any), and confusion[true][predicted].
+def cross_fit(
+    predictor: TaskPredictor, logits: Tensor, examples: list[Example], params: RouterParams, scratch: Path
+) -> dict[str, Any]:
+    """Calibrate the predictor with the logits [N, K + 1] of the fold models, write their predictions, measure them.
 
-    Also the expected calibration error over ten bins: the mean distance of probability and accuracy (Guo et al. 2017,
-    arXiv 1706.04599).
+    The measured probabilities of a fold have the temperature of the other folds, so nothing is measured on what it was fitted to.
     """
-    probabilities = predictor.probabilities([text for text, _ in held_out])
-    confidence, labels = probabilities.max(-1)
-    predictions = [predictor.tasks[i] for i in labels.tolist()]
-    correct = torch.tensor([guess == task for guess, (_, task) in zip(predictions, held_out, strict=True)]).float()
-    is_new = torch.tensor([text not in seen for text, _ in held_out])
+    labels = torch.tensor([predictor.labels.index(example.label) for example in examples])
+    folds = torch.tensor([example.fold for example in examples])
+    measured = torch.zeros_like(logits)
+    for fold in range(params.folds):
+        inside = folds == fold
+        measured[inside] = (logits[inside] / fit_temperature(logits[~inside], labels[~inside])).softmax(-1)
+    temperature = fit_temperature(logits, labels)
+    n_tasks = len(predictor.tasks)  # `NO_EDIT` is the last class
+    p = (logits / temperature).softmax(-1)[:, :n_tasks]
+    is_instruction = labels < n_tasks
+    min_support = refusal_threshold(p.sum(-1)[is_instruction], params.max_refused)
+    predictor.calibrate(temperature, min_support)
+    rows = torch.nonzero(is_instruction).flatten().tolist()
+    texts, row_folds = [examples[row].text for row in rows], [examples[row].fold for row in rows]
+    write_out_of_fold(scratch, texts, row_folds, predictor.tasks, p[rows].double().numpy())
+    metrics = measure(measured[is_instruction][:, :n_tasks], labels[is_instruction], predictor.tasks)
+    refused = p.sum(-1) < min_support
+    return metrics | {
+        "temperature": temperature,
+        "min_support": min_support,
+        "refused_instructions": float(refused[is_instruction].float().mean()),
+        "refused_non_instructions": float(refused[~is_instruction].float().mean()),
+    }
+
+
+def measure(p: Tensor, labels: Tensor, tasks: Sequence[str]) -> dict[str, Any]:
+    """Accuracy overall and per task, expected calibration error, and confusion[true][predicted].
+
+    p float [N, K]: probabilities of the tasks; labels int [N]: the right ones.
+    """
+    confidence, predicted = p.max(-1)
+    correct = predicted == labels
     confusion: dict[str, dict[str, int]] = {}
-    for prediction, (_, task) in zip(predictions, held_out, strict=True):
-        row = confusion.setdefault(task, {})
-        row[prediction] = row.get(prediction, 0) + 1
-    bins = (confidence * _BINS).long().clamp_max(_BINS - 1)
-    gaps = [(correct[bins == b].mean() - confidence[bins == b].mean()).abs() * (bins == b).float().mean() for b in bins.unique()]
+    for guess, label in zip(predicted.tolist(), labels.tolist(), strict=True):
+        row = confusion.setdefault(tasks[label], {})
+        row[tasks[guess]] = row.get(tasks[guess], 0) + 1
     return {
-        "accuracy": float(correct.mean()),
-        "accuracy_new_texts": float(correct[is_new].mean()) if is_new.any() else None,
-        "calibration_error": float(torch.stack(gaps).sum()),
-        "n": len(held_out),
-        "n_new_texts": int(is_new.sum()),
+        "accuracy": float(correct.float().mean()),
+        "calibration_error": calibration_error(confidence, correct),
+        "n": len(labels),
         "tasks": {task: row.get(task, 0) / sum(row.values()) for task, row in sorted(confusion.items())},
         "confusion": {task: dict(sorted(row.items())) for task, row in sorted(confusion.items())},
     }

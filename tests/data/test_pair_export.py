@@ -118,7 +118,7 @@ def test_a_router_assigns_the_tasks(
 
     class FakePredictor:
         def predict(self, texts: list[str]) -> list[task_predictor.TaskPrediction]:
-            return [task_predictor.TaskPrediction("remove" if "2" in text else "add", 0.9, "local", 0.1) for text in texts]
+            return [task_predictor.TaskPrediction("remove" if "2" in text else "add", 0.9) for text in texts]
 
     monkeypatch.setattr(task_predictor, "load", lambda folder: FakePredictor())
     publish(scratch_folder(tmp_path, "router", "f00d"), tmp_path / "models/router", "router", {}, {})

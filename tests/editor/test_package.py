@@ -13,7 +13,7 @@ from PIL import Image
 
 from emuedit import Editor, EditSettings
 from emuedit.data import image_io
-from emuedit.editor import package, sampling
+from emuedit.editor import sampling
 from emuedit.editor.package import TaskChoice, to_rgb
 from emuedit.editor.package_folder import PackageError
 from emuedit.editor.sampling import EditSampler
@@ -24,11 +24,13 @@ SETTINGS = EditSettings(steps=2, image_guidance_scale=1.0, guidance_scale=1.0, c
 
 
 class FixedPredictor:
-    """Finds `remove` where the instruction says so, with certainty; else `local`, with `add` close behind."""
+    """Finds `remove` where the instruction says so, with certainty; else `local`, with `add` close behind. Not the weather."""
 
     def predict(self, texts: Sequence[str], among: Sequence[str] | None = None) -> list[TaskPrediction]:
         return [
-            TaskPrediction("remove", 0.9, "local", 0.05) if "remove" in text else TaskPrediction("local", 0.5, "add", 0.4)
+            TaskPrediction("remove", 0.9, (("local", 0.05),))
+            if "remove" in text
+            else TaskPrediction("local", 0.5, (("add", 0.4),), refused="weather" in text)
             for text in texts
         ]
 
@@ -184,11 +186,11 @@ def test_an_unknown_task_is_an_error_that_lists_the_known_ones(editor: Editor) -
 def test_a_given_task_is_taken_and_others_are_predicted(editor: Editor) -> None:
     choices = editor.choose_tasks(["make it red", "remove it", "make it red"], ["sketch", None, None])
     assert choices == [
-        TaskChoice("sketch", None, None),
-        TaskChoice("remove", 0.9, None),
-        TaskChoice("local", 0.5, "add"),
+        TaskChoice("sketch", None),
+        TaskChoice("remove", 0.9),
+        TaskChoice("local", 0.5, "add", 0.4),
     ]
-    assert editor.choose_tasks(["remove it"]) == [TaskChoice("remove", 0.9, None)]
+    assert editor.choose_tasks(["remove it"]) == [TaskChoice("remove", 0.9)]
 
 
 def test_only_a_task_of_the_editor_is_predicted(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,21 +198,20 @@ def test_only_a_task_of_the_editor_is_predicted(editor: Editor, monkeypatch: pyt
 
     def predict(texts: Sequence[str], among: Sequence[str] | None = None) -> list[TaskPrediction]:
         task_lists.append(among)
-        return [TaskPrediction("remove", 0.1, None, 0.0)]
+        return [TaskPrediction("remove", 0.1)]
 
     monkeypatch.setattr(editor.predictor, "predict", predict)
-    assert editor.choose_tasks(["make it red"]) == [TaskChoice("remove", 0.1, None)]
+    assert editor.choose_tasks(["make it red"]) == [TaskChoice("remove", 0.1)]
     assert task_lists == [editor.tasks]
 
 
-@pytest.mark.parametrize(("second_probability", "second"), [(0.31, "remove"), (0.29, None)])
-def test_a_second_task_is_named_where_it_is_close(
-    second_probability: float, second: str | None, editor: Editor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prediction = TaskPrediction("local", 0.5, "remove", second_probability)
-    monkeypatch.setattr(editor.predictor, "predict", lambda texts, among: [prediction] * len(texts))
-    assert pytest.approx(0.2) == package.AMBIGUOUS
-    assert editor.choose_tasks(["make it red"]) == [TaskChoice("local", 0.5, second)]
+def test_a_text_that_asks_for_no_edit_is_refused_unless_its_task_is_given(editor: Editor) -> None:
+    text = "what is the weather in Paris?"
+    expected = r"got 'what is the weather in Paris\?'; the nearest tasks are local \(50%\), add \(40%\).*--task"
+    for edit in (editor.edit, lambda picture, words: editor.edit_turns(picture, [words])):
+        with pytest.raises(PackageError, match=expected):
+            edit(pixels(), text)
+    assert editor.choose_tasks([text], ["sketch"]) == [TaskChoice("sketch", None)]
 
 
 def test_the_editors_own_settings_apply_where_none_are_given(editor: Editor) -> None:
@@ -241,8 +242,8 @@ def test_turns_keep_the_pixels_that_they_do_not_change_bit_for_bit(editor: Edito
     turns = editor.edit_turns(picture, ["make it red", "remove it", "add a star"], [None, None, "add"], settings, reported.append)
     assert [turn.instruction for turn in turns] == ["make it red", "remove it", "add a star"]
     assert [turn.choice for turn in turns] == [
-        TaskChoice("local", 0.5, "add"),
-        TaskChoice("remove", 0.9, None),
+        TaskChoice("local", 0.5, "add", 0.4),
+        TaskChoice("remove", 0.9),
         TaskChoice("add", None, None),
     ]
     assert reported == [1] * 6

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from emuedit.editor import task_predictor
+from emuedit.editor.cross_fitting import write_out_of_fold
 from emuedit.editor.task_reassignment import predict_tasks, reassign
 
 T5 = Path(__file__).parents[2] / "toyworld/weights/t5"
@@ -38,6 +39,16 @@ def test_the_cache_of_another_predictor_is_not_used_and_is_deleted(tmp_path: Pat
         results.append(predict_tasks(texts, tmp_path / "router", tmp_path / "cache")[1])
         assert len(list((tmp_path / "cache").iterdir())) == 1
     assert not np.array_equal(*results)
+
+
+def test_an_instruction_of_the_training_data_has_the_prediction_of_a_model_that_did_not_see_it(tmp_path: Path) -> None:
+    predictor = task_predictor.from_t5(str(T5), ["local", "remove"], 32)
+    predictor.save(tmp_path / "router")
+    out_of_fold = np.array([[0.07, 0.91]])
+    write_out_of_fold(tmp_path / "router", ["remove the star"], [0], ["local", "remove"], out_of_fold)
+    _, p = predict_tasks(["make it red", "remove the star"], tmp_path / "router", tmp_path / "cache")
+    np.testing.assert_allclose(p[1], out_of_fold[0], atol=1e-6)
+    np.testing.assert_allclose(p[0], predictor.probabilities(["make it red"])[0].numpy(), atol=1e-5)
 
 
 def test_no_texts_have_no_predictions(tmp_path: Path) -> None:

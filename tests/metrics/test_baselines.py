@@ -37,7 +37,7 @@ class InvertingSampler:
 
 class AlwaysLocalPredictor:
     def predict(self, texts: Sequence[str], among: Sequence[str] | None = None) -> list[TaskPrediction]:
-        return [TaskPrediction("local", 0.9, "add", 0.1)] * len(texts)
+        return [TaskPrediction("local", 0.9)] * len(texts)
 
 
 @pytest.fixture

@@ -1,24 +1,33 @@
 import json
 import signal
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from emuedit.data.publish import publish, read_summary, scratch_folder
+from emuedit.data.publish import publish, read_folder, read_summary, scratch_folder
 from emuedit.data.records import Instruction
 from emuedit.data.shards import write_shard
 from emuedit.editor import task_predictor
+from emuedit.editor.cross_fitting import OUT_OF_FOLD
+from emuedit.editor.task_reassignment import predict_tasks
 from emuedit.stages import router
-from emuedit.stages.router import RouterError, RouterParams, run, split
+from emuedit.stages.router import Example, RouterError, RouterParams, run
+from tests.repository import ROOT
 from tests.stages.workspace import Workspace, check_stop_message, load_params
 
-WORDINGS = {"remove": ("remove the {}", "delete the {}"), "sketch": ("draw the lines of the {}", "sketch the {}")}
+FRAMES = ("{} the {}", "please {} the {}", "{} the {} now", "can you {} the {}", "I want to {} the {}", "{} the {} for me please")
 OBJECTS = ("star", "ring", "square", "cross", "circle")
-SMALL = {"device": "cpu", "epochs": 3, "batch_size": 16, "lr": 5e-3, "warmup_steps": 4, "held_out_share": 0.25}
+SMALL = {
+    "device": "cpu", "epochs": 3, "batch_size": 16, "lr": 5e-3, "warmup_steps": 4, "folds": 2, "non_instruction_repeats": 1,
+}  # fmt: skip
 
+T5 = ROOT / "toyworld/weights/t5"
 pytestmark = [pytest.mark.usefixtures("no_mlflow"), pytest.mark.timeout(300)]
 
 
@@ -26,12 +35,17 @@ def make_params(**changes: Any) -> RouterParams:
     return load_params(RouterParams, "router", **SMALL | changes)
 
 
-def publish_instructions(root: Path, n_captions: int = 60, tasks: tuple[str, ...] = ("sketch", "remove")) -> None:
-    instructions = [
-        Instruction(f"c{i}", task, WORDINGS[task][i % 2].format(OBJECTS[i % 5]), "a", "b", None, None, False, i, "w", "")
-        for i in range(n_captions)
-        for task in tasks
-    ]
+def publish_instructions(
+    root: Path, n_captions: int = 60, tasks: tuple[str, ...] = ("sketch", "remove"), wrong: str | None = None
+) -> None:
+    """`wrong`: the frame whose instructions all have the other label."""
+    others = dict(zip(tasks, reversed(tasks), strict=True))
+    instructions = []
+    for i, frame, name in zip(range(n_captions), cycle(FRAMES), cycle(OBJECTS), strict=False):
+        for task in tasks:
+            label = others[task] if frame == wrong else task
+            text = frame.format(task, name)
+            instructions.append(Instruction(f"c{i}", label, text, f"a {name}", "b", None, None, False, i, "w", ""))
     scratch = scratch_folder(root, "instructions", "f")
     write_shard(scratch / "shard-00000.parquet", instructions, Instruction)
     publish(scratch, root / router.IN, "instructions", {}, {})
@@ -39,29 +53,111 @@ def publish_instructions(root: Path, n_captions: int = 60, tasks: tuple[str, ...
 
 def test_the_task_of_an_instruction_is_learned(tmp_path: Path) -> None:
     publish_instructions(tmp_path)
-    summary = run(make_params(), tmp_path)
+    summary = run(make_params(epochs=6), tmp_path)
     out = tmp_path / router.OUT
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["accuracy"] > 0.95
-    assert metrics["n"] == summary.counts["held_out"]
-    assert summary.counts["correct"] == round(metrics["accuracy"] * metrics["n"])
-    assert summary.counts["trained"] + summary.counts["held_out"] == 120
+    assert metrics["n"] == summary.counts["trained"] == 120
+    assert metrics["accuracy"] > 0.85, "of wordings that were not trained on"
+    assert summary.counts["correct"] == round(metrics["accuracy"] * 120)
+    assert summary.counts["calibration_error_percent"] == round(100 * metrics["calibration_error"])
     predictor = task_predictor.load(str(out))
     assert predictor.tasks == ("remove", "sketch")  # in the order of the table of tasks
-    predictions = predictor.predict(["delete the circle", "draw the lines of the square"])
+    predictions = predictor.predict(["remove the circle", "sketch the square"])
     assert [prediction.task for prediction in predictions] == ["remove", "sketch"]
+    assert (predictor.temperature, predictor.min_support) == (metrics["temperature"], metrics["min_support"])
+    assert metrics["min_support"] > 0
+    assert metrics["refused_instructions"] <= 0.03
     lines = [json.loads(line) for line in (out / "stats.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss" in line.get("metrics", {})] == [0, 1, 2]
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(read_summary(out).shards)
-    assert not list(out.glob(".state*"))
+    assert [line["step"] for line in lines if "loss" in line.get("metrics", {})] == [0, 1, 2, 3, 4, 5]
+    assert {"config.json", "model.safetensors", "tokenizer.json", OUT_OF_FOLD} <= set(read_summary(out).shards)
+    assert not list(out.glob(".*"))
 
 
-def test_a_caption_is_trained_on_or_held_out_never_both() -> None:
-    instructions = [(f"c{i % 50}", f"text {i}", "remove") for i in range(200)]
-    training, held_out = split(instructions, make_params())
-    caption = {text: caption for caption, text, _ in instructions}
-    assert {caption[text] for text, _ in training}.isdisjoint({caption[text] for text, _ in held_out})
-    assert 20 <= len(held_out) <= 80
+def test_gibberish_is_refused(tmp_path: Path) -> None:
+    publish_instructions(tmp_path)
+    run(make_params(epochs=6), tmp_path)
+    predictor = task_predictor.load(str(tmp_path / router.OUT))
+    predictions = predictor.predict(["qwgrt plkj zzx", "was kostet das Brot?", "", "remove the star", "please sketch the ring"])
+    assert [prediction.refused for prediction in predictions] == [True, True, True, False, False]
+
+
+def test_predictions_for_reassignment_come_from_a_model_that_was_not_trained_on_the_wording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_instructions(tmp_path)
+    trained: list[set[str]] = []
+    train = router.train
+
+    def record(predictor: Any, examples: list[Example], *arguments: Any) -> None:
+        trained.append({example.text for example in examples})
+        train(predictor, examples, *arguments)
+
+    monkeypatch.setattr(router, "train", record)
+    run(make_params(), tmp_path)
+    table = pq.read_table(tmp_path / router.OUT / OUT_OF_FOLD)
+    texts, folds = table["text"].to_pylist(), table["fold"].to_pylist()
+    *fold_models, published = trained
+    assert len(fold_models) == 2
+    assert set(texts) <= published
+    for text, fold in zip(texts, folds, strict=True):
+        assert text not in fold_models[fold]
+        assert text in fold_models[1 - fold]
+    by_wording = {text.replace(name, "_"): fold for text, fold in zip(texts, folds, strict=True) for name in text.split()}
+    for name in OBJECTS:
+        same = {fold for text, fold in zip(texts, folds, strict=True) if text == f"remove the {name}"}
+        assert same <= {by_wording["remove the _"]}, "a wording is in one fold, whatever object it names"
+
+
+def test_a_wrong_label_is_corrected_by_the_models_that_did_not_see_it(tmp_path: Path) -> None:
+    """One wording is labelled wrongly throughout, and the published model is trained on that."""
+    publish_instructions(tmp_path, wrong=FRAMES[3])
+    run(make_params(epochs=8), tmp_path)
+    text = FRAMES[3].format("remove", "cross")
+    known_tasks, p = predict_tasks([text], tmp_path / router.OUT, tmp_path / "cache")
+    assert known_tasks[p[0].argmax()] == "remove"
+    labels = {row.text: row.task for row in read_folder(tmp_path / router.IN, Instruction)}
+    assert labels[text] == "sketch"
+
+
+def test_equal_texts_are_in_one_fold_whatever_their_captions() -> None:
+    rows = [
+        Instruction(f"c{i}", "local", "make it red", f"a {word} star", f"a red {word}", None, None, False, i, "w", "")
+        for i, word in enumerate(("make", "big", "small", "it", "blue", "red"))
+    ]
+    assert len({example.fold for example in router.label_instructions(rows, 5)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "uses_lora", "dtype"),
+    [
+        ({}, False, torch.float32),
+        ({"lora": "on"}, True, torch.bfloat16),
+        ({"lora": "on", "dtype": "float32"}, True, torch.float32),
+    ],
+)
+def test_adapters_and_half_precision_go_together(changes: dict[str, Any], uses_lora: bool, dtype: torch.dtype) -> None:
+    assert router.choose_precision(make_params(**changes), str(T5)) == (uses_lora, dtype)
+
+
+def test_a_large_t5_gets_adapters_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router.classifier_adapters, "count_parameters", lambda base: 2_850_000_000)  # flan-t5-xl
+    assert router.choose_precision(make_params(), "google/flan-t5-xl") == (True, torch.bfloat16)
+    assert router.choose_precision(make_params(lora="off"), "google/flan-t5-xl") == (False, torch.float32)
+
+
+def test_full_training_in_half_precision_is_an_error() -> None:
+    with pytest.raises(RouterError, match=r"want router.lora on with router.dtype bfloat16"):
+        router.choose_precision(make_params(dtype="bfloat16", lora="off"), str(T5))
+
+
+@pytest.mark.slow
+def test_a_router_with_adapters_is_trained_and_saved_in_half_precision(tmp_path: Path) -> None:
+    publish_instructions(tmp_path)
+    run(make_params(lora="on", epochs=2), tmp_path)
+    tensors = load_file(tmp_path / router.OUT / "model.safetensors")
+    assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
+    assert not any("lora" in name for name in tensors)
+    assert task_predictor.load(str(tmp_path / router.OUT)).tasks == ("remove", "sketch")
 
 
 def test_an_interrupted_training_resumes_after_the_last_epoch_with_the_same_weights(
@@ -84,7 +180,7 @@ def test_an_interrupted_training_resumes_after_the_last_epoch_with_the_same_weig
     with pytest.raises(KeyboardInterrupt):
         run(make_params(), tmp_path)
     run(make_params(), tmp_path)
-    assert epochs == [0, 1, 1, 2, 3]  # 3: the metrics at the end
+    assert epochs == [0, 1, 1, 2, 0, 1, 2, 0, 1, 2, 3]  # two folds and the published model; 3: the metrics at the end
     assert (tmp_path / router.OUT / "model.safetensors").read_bytes() == uninterrupted
 
 
@@ -102,9 +198,9 @@ def test_a_terminated_process_resumes_after_the_last_epoch_with_the_same_weights
     check_stop_message("router", signal.SIGTERM, status, output)
     assert not (stopped.folder / router.OUT).exists()
     (state,) = stopped.scratch_files("router", ".state.pt")
-    steps_per_epoch, n_epochs = -(-92 // 16), 12
+    n_epochs = 12
     step = torch.load(state, weights_only=True)["step"]
-    assert 0 < step < n_epochs * steps_per_epoch
+    assert step > 0
     stopped.run("router")
     uninterrupted.run("router")
     weights = [(workspace.folder / router.OUT / "model.safetensors").read_bytes() for workspace in (stopped, uninterrupted)]
@@ -115,24 +211,22 @@ def test_a_terminated_process_resumes_after_the_last_epoch_with_the_same_weights
     assert len(epochs) <= n_epochs + 1, "at most the epoch after the last saved one is repeated"
 
 
-def test_accuracy_is_measured_per_task_and_on_new_texts() -> None:
-    class FixedPredictor:
-        tasks = ("remove", "sketch")
-
-        def probabilities(self, texts: list[str]) -> torch.Tensor:
-            return torch.tensor([[0.9, 0.1] if text.startswith("r") else [0.2, 0.8] for text in texts])
-
-    held_out = [("r1", "remove"), ("r2", "remove"), ("s1", "remove"), ("s2", "sketch")]
-    metrics = router.measure(FixedPredictor(), held_out, {"r1", "s2"})  # type: ignore[arg-type]
+def test_accuracy_is_measured_per_task() -> None:
+    p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.2, 0.8]])
+    metrics = router.measure(p, torch.tensor([0, 0, 0, 1]), ("remove", "sketch"))
     assert metrics["accuracy"] == 0.75
-    assert metrics["accuracy_new_texts"] == 0.5
     assert metrics["tasks"] == {"remove": pytest.approx(2 / 3), "sketch": 1.0}
     assert metrics["confusion"] == {"remove": {"remove": 2, "sketch": 1}, "sketch": {"sketch": 1}}
     assert metrics["calibration_error"] == pytest.approx(0.5 * 0.1 + 0.5 * 0.3)
-    assert router.measure(FixedPredictor(), held_out[:1], {"r1"})["accuracy_new_texts"] is None  # type: ignore[arg-type]
 
 
 def test_instructions_of_one_task_are_an_error(tmp_path: Path) -> None:
     publish_instructions(tmp_path, tasks=("remove",))
     with pytest.raises(RouterError, match=r"want instructions of two tasks.*got \['remove'\]"):
         run(make_params(), tmp_path)
+
+
+def test_too_few_wordings_for_the_folds_are_an_error(tmp_path: Path) -> None:
+    publish_instructions(tmp_path, n_captions=1)
+    with pytest.raises(RouterError, match="and wordings for 40 folds; got"):
+        run(make_params(folds=40), tmp_path)

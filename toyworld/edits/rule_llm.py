@@ -147,8 +147,8 @@ def write_edit(
 
 
 def _all_templates(templates: TemplateTable, task: str, case: str = "") -> tuple[str, ...]:
-    """The templates of a case, shared ones included."""
-    return templates.of(task, case) + templates.shared_of(task, case)
+    """The templates of a case; shared ones count twice, so that the task predictor sees enough of them."""
+    return templates.of(task, case) + 2 * templates.shared_of(task, case)
 
 
 def _answer(instruction: str, original_object: str, edited_object: str, output_caption: ParsedCaption | str) -> EditAnswer:

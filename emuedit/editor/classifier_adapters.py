@@ -1,0 +1,68 @@
+"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685) on the attention of a T5 classifier, whose own weights stay frozen.
+
+The head is new and trained in full, in float32. After training the adapters are added to the weights, so that the saved
+classifier is an ordinary one, in the number format of its T5.
+"""
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from emuedit import config
+from emuedit.models import model_sources
+
+ADAPTED = ("q", "v")
+"""The linear layers of every attention that get an adapter, as in the paper."""
+_HEAD = "classification_head"
+
+
+class AdapterSettings(config.Params):
+    """Settings of the adapters."""
+
+    rank: int = Field(16, ge=1)
+    """Rank r of the product B A that is added to a weight."""
+    alpha: float = Field(32.0, gt=0)
+    """The product is scaled by alpha / r."""
+
+
+def add_adapters(model: Any, settings: AdapterSettings) -> None:
+    """Freeze a T5 classifier and add adapters; adapters and head are float32, and change nothing before they are trained."""
+    model.requires_grad_(False)
+    peft = model_sources.import_library("peft")
+    adapters = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(ADAPTED))
+    peft.inject_adapter_in_model(adapters, model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # the adapters
+            parameter.data = parameter.data.float()
+    head = model.get_submodule(_HEAD)
+    head.float().requires_grad_(True)
+    head.register_forward_pre_hook(_to_float32)
+
+
+@torch.no_grad()
+def merge_adapters(model: Any) -> None:
+    """Add the adapters to the weights and take them out: the classifier has its own layers and one number format again."""
+    layer_kind = model_sources.import_library("peft.tuners.lora.layer").LoraLayer
+    dtype = model.get_input_embeddings().weight.dtype
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, layer_kind):
+            layer.merge()
+            parent_name, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent_name), child, layer.get_base_layer())
+    head = model.get_submodule(_HEAD)
+    head._forward_pre_hooks.clear()
+    nn.Module.to(head, dtype)
+
+
+def count_parameters(name_or_path: str) -> int:
+    """Parameters of a T5 by its config alone; no weight is read."""
+    transformers = model_sources.import_library("transformers")
+    with torch.device("meta"):
+        model = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(name_or_path))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _to_float32(_head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(value.float() for value in inputs)

@@ -1,0 +1,56 @@
+"""Cross-fitting of the task predictor: the predictions for an instruction come from a model that never saw its wording.
+
+Two instructions have one wording when they differ only in words of their captions and objects: "make the star red" and
+"make the red ring blue". Shapes: N instructions, K tasks, k folds.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from emuedit.data.records import Instruction
+from emuedit.runtime import seed_for
+
+OUT_OF_FOLD = "out_of_fold.parquet"
+"""File in `models/router`: one row per distinct instruction, with `text`, `fold`, and the probability of each task."""
+_PREFIX = "p_"
+_WORD = re.compile(r"[^\W_]+")
+_FILLED = "_"
+
+Floats = npt.NDArray[np.float64]
+
+
+def wording(instruction: Instruction) -> str:
+    """The words of an instruction that its captions and objects do not have; a run of others is one `_`."""
+    described = (instruction.source_caption, instruction.target_caption, instruction.source_object, instruction.target_object)
+    filled = {word for text in described for word in _WORD.findall((text or "").casefold())}
+    words = [_FILLED if word in filled else word for word in _WORD.findall(instruction.text.casefold())]
+    return " ".join(word for i, word in enumerate(words) if word != _FILLED or words[i - 1 : i] != [_FILLED])
+
+
+def fold_of(key: str, n_folds: int) -> int:
+    """The fold in [0, n_folds) of a wording: the same wherever it is asked for."""
+    return seed_for("router", "fold", key) % n_folds
+
+
+def write_out_of_fold(folder: Path, texts: Sequence[str], folds: Sequence[int], tasks: Sequence[str], p: Floats) -> None:
+    """Write the predictions p [N, K] of the models that were not trained on the wording of the text; equal texts once."""
+    rows = list({text: row for row, text in enumerate(texts)}.values())
+    columns: dict[str, object] = {"text": [texts[row] for row in rows], "fold": [folds[row] for row in rows]}
+    columns |= {_PREFIX + task: p[rows, k].astype(np.float32) for k, task in enumerate(tasks)}
+    pq.write_table(pa.table(columns), folder / OUT_OF_FOLD)
+
+
+def read_out_of_fold(folder: Path, tasks: Sequence[str]) -> dict[str, Floats]:
+    """Text -> probabilities of the K tasks, float64 [K]; empty for a predictor that was trained without folds."""
+    file = folder / OUT_OF_FOLD
+    if not file.exists():
+        return {}
+    table = pq.read_table(file)
+    p = np.stack([table[_PREFIX + task].to_numpy() for task in tasks], axis=1).astype(np.float64)
+    return dict(zip(table["text"].to_pylist(), p, strict=True))

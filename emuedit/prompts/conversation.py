@@ -26,7 +26,7 @@ _MAX_EXEMPLAR_WORDS = 20
 _ANSWER_FORMAT = f"""
 You are given a JSON object with a task and the caption of a photograph. Think of one edit of that photograph and answer with
 one JSON object and nothing else. Its keys, each with a text:
-- "instruction": what somebody would tell an assistant to do; imperative, short, in everyday words.
+- "instruction": what somebody would tell an assistant to do; short, in everyday words.
 - "original_object": the thing in the photograph that the edit touches, in two or three words that an object detector
   understands ("brown dog"); empty where the description below says so.
 - "edited_object": what is there afterwards, in the same manner; empty where the description below says so.
@@ -34,6 +34,11 @@ one JSON object and nothing else. Its keys, each with a text:
 Where the caption has nothing that such an edit could touch, answer with "{CANNOT_EDIT_PREFIX}" and the reason instead, or let
 "instruction" say so.
 """
+MANNERS = (
+    "an order", "an order", "a polite request", "a question", "a wish, beginning with I", "a few words without a verb",
+    "a careless message with a typing error",
+)  # fmt: skip
+"""How an instruction is said; each call names one of them. Ours: Emu Edit varies the verb only."""
 
 
 class TaskPromptError(ValueError):
@@ -64,22 +69,23 @@ class TaskPrompt(config.Params):
     """Questions with valid answers."""
 
     def build_conversation(self, question: Question, share: float, *keys: str | int) -> list[Message]:
-        """Messages for the LLM: the description, `share` of the exemplars in random order, a verb and the question.
+        """Messages for the LLM: the description, `share` of the exemplars in random order, a verb, a manner and the question.
 
-        `keys` seed the choice of exemplars, their order and the verb. The last message ends in the question's JSON
+        `keys` seed the choice of exemplars, their order, the verb and the manner. The last message ends in the question's JSON
         object.
         """
         random = rng("agents", *keys)
         n_exemplars = max(1, round(share * len(self.exemplars)))
         sample = [self.exemplars[i] for i in random.permutation(len(self.exemplars))[:n_exemplars]]
         verb = self.verbs[random.integers(len(self.verbs))]
+        manner = MANNERS[random.integers(len(MANNERS))]
         messages = [{"role": "system", "content": f"{_ANSWER_FORMAT.strip()}\n\n{self.description.strip()}"}]
         for exemplar in sample:
             exemplar_question = Question(question.task, exemplar.caption, exemplar.direction)
             answer = json.dumps({key: exemplar.answer[key] for key in ANSWER_KEYS})
             messages.append({"role": "user", "content": str(exemplar_question)})
             messages.append({"role": "assistant", "content": answer})
-        return [*messages, {"role": "user", "content": f"If it fits, use the verb '{verb}'.\n{question}"}]
+        return [*messages, {"role": "user", "content": f"If it fits, use the verb '{verb}'. Say it as {manner}.\n{question}"}]
 
 
 def retry_conversation(messages: list[Message], answer: str, error: AnswerError, question: Question) -> list[Message]:

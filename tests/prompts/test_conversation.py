@@ -85,16 +85,21 @@ def test_every_task_has_a_prompt_with_valid_exemplars(task: str) -> None:
     assert len({exemplar.caption for exemplar in prompt.exemplars}) == len(prompt.exemplars)
 
 
-def test_the_conversation_samples_exemplars_and_verbs_and_ends_in_the_question() -> None:
+def test_the_conversation_samples_exemplars_verbs_and_manners_and_ends_in_the_question() -> None:
     prompt = conversation.load_task_prompt(PROMPTS, "remove")
     messages = prompt.build_conversation(QUESTION, 0.6, "c1", "remove")
     assert messages == prompt.build_conversation(QUESTION, 0.6, "c1", "remove")
-    assert [message["role"] for message in messages] == ["system", *["user", "assistant"] * 4, "user"]
+    n_exemplars = round(0.6 * len(prompt.exemplars))
+    assert [message["role"] for message in messages] == ["system", *["user", "assistant"] * n_exemplars, "user"]
     assert json.loads(messages[-1]["content"].splitlines()[-1]) == {"task": "remove", "caption": "a dog on a sofa"}
     conversations = [prompt.build_conversation(QUESTION, 0.6, f"c{n}", "remove") for n in range(60)]
     assert len({messages[1]["content"] for messages in conversations}) == len(prompt.exemplars)
     assert len({tuple(sorted(m["content"] for m in messages[1:-1:2])) for messages in conversations}) > 8
-    assert len({messages[-1]["content"] for messages in conversations}) == len(prompt.verbs)
+    requests = [messages[-1]["content"] for messages in conversations]
+    assert {verb for verb in prompt.verbs for request in requests if f"'{verb}'" in request} == set(prompt.verbs)
+    assert {manner for manner in conversation.MANNERS for request in requests if f"Say it as {manner}." in request} == set(
+        conversation.MANNERS
+    )
 
 
 def test_invalid_prompts_are_named(tmp_path: Path) -> None:

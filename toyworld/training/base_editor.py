@@ -1,0 +1,89 @@
+"""`python -m toyworld.training.base_editor FOLDER`: trains the toy world's base editor with the pipeline's own stages.
+
+The base editor knows all sixteen tasks, but not the words in `toyworld/base_editor/held_back.txt`. FOLDER becomes a workspace
+with `params.yaml` as the project has it, changed by `toyworld/base_editor/params.yaml`. A stage whose output is there is not run
+again, and a stage that was stopped resumes, so the same command may be given in several sittings, on a CPU or a GPU.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from emuedit import config
+from emuedit.data.dependencies import CODE_ROOT, SUMMARY_FILE
+from toyworld.training.__main__ import WEIGHTS
+
+FILES = CODE_ROOT / "toyworld/base_editor"
+OUTPUTS = {
+    "captions": "data/captions", "instructions": "data/instructions", "pairs": "data/pairs", "router": "models/router",
+    "dataset": "data/dataset", "train": "models/editor", "evaluation": "reports/evaluation",
+}  # fmt: skip
+"""Stage -> its output, in the order of work."""
+
+
+def merge(params: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`params` with `changes`, key by key at every level."""
+    merged = dict(params)
+    for key, value in changes.items():
+        both_nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both_nested else value
+    return merged
+
+
+def prepare(folder: Path) -> None:
+    """Make a workspace of a folder. Raises SystemExit where it has other params already, whose outputs would be mixed."""
+    params = merge(config.read_yaml(CODE_ROOT / config.PARAMS_FILE), config.read_yaml(FILES / config.PARAMS_FILE))
+    text = yaml.safe_dump(params, sort_keys=False)
+    file = folder / config.PARAMS_FILE
+    if file.exists() and file.read_text(encoding="utf-8") != text:
+        raise SystemExit(f"want a folder whose params are those of this training, got others in {file}; take a new folder")
+    (folder / "models/inversion").mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    if not (folder / "toyworld").exists():
+        (folder / "toyworld").symlink_to(CODE_ROOT / "toyworld")
+
+
+def missing_stages(folder: Path) -> list[str]:
+    """The stages that are not published yet, and those after them."""
+    stages = list(OUTPUTS)
+    published = [(folder / out / SUMMARY_FILE).exists() for out in OUTPUTS.values()]
+    return stages[published.index(False) :] if False in published else []
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Copy the trained editor to `out`, with its metrics as `metrics.json`."""
+    staging = out.with_name(f".{out.name}.new")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(folder / OUTPUTS["train"], staging, ignore=shutil.ignore_patterns("stats.jsonl", "previews"))
+    metrics = json.loads((folder / OUTPUTS["evaluation"] / "metrics.json").read_text(encoding="utf-8"))
+    (staging / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    staging.rename(out)
+
+
+def main() -> None:
+    """Run what is missing, then publish."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="workspace of the training")
+    parser.add_argument("--out", type=Path, default=WEIGHTS / "base_editor", help="where the editor is published")
+    args = parser.parse_args()
+    prepare(args.folder)
+    paths = [str(CODE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    for stage in missing_stages(args.folder):
+        command = [sys.executable, "-m", f"emuedit.stages.{stage}"]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        subprocess.run(command, cwd=args.folder, env=environment, check=True)  # noqa: S603
+    publish(args.folder, args.out)
+    print(f"published {args.out}")
+
+
+if __name__ == "__main__":
+    main()

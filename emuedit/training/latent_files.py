@@ -60,8 +60,13 @@ PAIR = [
 """Columns of `<key>.pairs.npy`, followed by the texts `task` and `instruction` in UTF-8."""
 ENCODERS = ("vae", "tokenizer", "text_encoder")
 """Folders of a pipeline that decide how pictures and texts are encoded; SDXL has two of the latter."""
-SIDED = re.compile(r"\b(left|right|letters?|words?|text|write|says?|reads?|sign|clockwise)\b", re.IGNORECASE)
-"""An instruction with one of these words means another thing in a mirrored picture."""
+SIDED = re.compile(
+    r"\b(left|right|(counter|anti)?-?clockwise|east|west|letter|word|text(?!ur)|writ|wrot|typ(e|ing)|say|said|read|sign|spell|number|"
+    r"digit|caption|label|logo|initial|title|name)|[0-9\"“”„«»]|(?<!\w)['‘’]|['’](?!\w)",
+    re.IGNORECASE,
+)
+"""An instruction with a word that begins so, with a digit or with something in quotes may mean another thing in a mirrored
+picture, or its picture may have letters in it. In doubt a pair is not mirrored."""
 
 
 @dataclass(frozen=True)

@@ -229,6 +229,11 @@ def test_held_out_pairs_never_share_a_caption_with_training(cache_folder: Path) 
     [
         ("local", "make the ring red", True), ("remove", "remove the RIGHT star", False), ("text", "now it is a B", False),
         ("add", "put a card with the letter A there", False), ("local", "make it brighter", True),
+        ("remove", "remove the leftmost star", False), ("local", "turn it counterclockwise", False), ("add", "add signs", False),
+        ("local", "paint the number 7 red", False), ("add", "add three 7s", False),
+        ("add", "add a board with “OPEN” on it", False),
+        ("add", "write 'hello'", False), ("local", "make the dog's hat red", True), ("texture", "give it a rough texture", True),
+        ("local", "spread the bread upright, keep it bright", True), ("remove", "remove the company logos", False),
     ],
 )  # fmt: skip
 def test_which_pairs_may_be_mirrored(task: str, instruction: str, may: bool) -> None:

@@ -1,0 +1,192 @@
+"""Does a training that is killed at any moment end with the same weights, bit for bit, when its command is repeated?
+
+`uv run python bench/kills_train.py [--quick]` writes `bench/results/kills_train.json`; its last line is the same JSON.
+
+The toy base model is trained on a few exact pairs by the command of the stage `train`, once undisturbed with one process and
+once with two. Then the same training runs anew for each kill: at a moment that is drawn from a seed, from the start of the
+command to its end, a process gets SIGKILL, and the command is repeated until it succeeds. Where training processes run, a random
+one of them is killed, else the command itself. `identical` counts the runs of `kills` whose files of weights equal those of the
+undisturbed run with as many processes. A run that ended before its moment came is made again. Linux only.
+"""
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from harness import command
+from tqdm import tqdm
+
+from emuedit.runtime import seed_for
+from emuedit.stages import train
+from toyworld.edits import exact_dataset
+
+SETTINGS: dict[str, Any] = {
+    "steps": 12, "batch_size": 4, "dtype": "float32", "device": "cpu", "warmup_steps": 2, "save_every_s": 0.3,
+    "log_every_steps": 1, "eval_every_steps": 6, "held_out_share": 0.2, "preview": None,
+}  # fmt: skip
+QUICK_STEPS = 4
+PAIRS = {"local": 8, "remove": 8}
+MAX_REPEATS = 3
+"""A repeated command that fails more often counts as a run with other weights."""
+TIMEOUT_S = 600
+ENDING_S = 20
+"""How long processes may take to end after one of them was killed."""
+
+
+@dataclass(frozen=True)
+class KilledRun:
+    """What became of one kill."""
+
+    processes: int
+    moment_s: float
+    """Since the start of the command."""
+    phase: str
+    """What the command was doing: starting, encoding, training, saving or publishing."""
+    victim: str
+    """`command`, or the rank of a training process."""
+    n_left: int
+    """Processes that were still there `ENDING_S` after the kill."""
+    repeats: int
+    identical: bool
+
+
+def prepare(root: Path, pairs: Path, processes: int, quick: bool) -> Path:
+    """A workspace with the pairs of a folder and params, in which nothing was trained yet."""
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.copytree(pairs, root)
+    params = yaml.safe_load((command.ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["world"]["base_model"] = str(command.ROOT / params["world"]["base_model"])
+    params["train"] |= SETTINGS | {"processes": processes} | ({"steps": QUICK_STEPS} if quick else {})
+    (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    return root
+
+
+def start(root: Path) -> subprocess.Popen[bytes]:
+    """The command of the stage, in a session of its own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment |= {"PYTHONPATH": str(command.ROOT), "OMP_NUM_THREADS": "1"}  # two threads wait for each other on shared cores
+    with (root / "log").open("ab") as log:
+        arguments = [sys.executable, "-m", "emuedit.stages.train"]
+        return subprocess.Popen(arguments, cwd=root, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def finish(root: Path) -> bool:
+    """Run the command to its end; whether it succeeded."""
+    return start(root).wait(TIMEOUT_S) == 0
+
+
+def weight_hashes(root: Path) -> dict[str, str]:
+    """SHA-256 of every file of weights that was published."""
+    files = sorted((root / train.OUT).rglob("*.safetensors"))
+    return {file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def session_processes(session: int) -> dict[int, list[str]]:
+    """Process id -> command line of every live process of a session, in the order of their starts."""
+    processes = {}
+    for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda folder: int(folder.name)):
+        try:
+            state, _, _, number = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(number) == session and state not in "ZX":
+                processes[int(folder.name)] = (folder / "cmdline").read_bytes().decode().split("\0")
+        except (OSError, ValueError):  # ended by now
+            continue
+    return processes
+
+
+def training_processes(session: int) -> list[int]:
+    """Those that `run_distributed` started, by rank."""
+    return [process for process, words in session_processes(session).items() if "--multiprocessing-fork" in words]
+
+
+def phase_of(root: Path) -> str:
+    """What a training is doing, from the files it has written."""
+    scratch = root / "scratch"
+    if (root / train.OUT).exists():
+        return "publishing"
+    if list(scratch.glob("train/*/*.part")):
+        return "saving"
+    if list(scratch.glob("train/*")):
+        return "training"
+    return "encoding" if (scratch / "latents").exists() else "starting"
+
+
+def kill_once(root: Path, processes: int, moment_s: float, chance: random.Random, expected: dict[str, str]) -> KilledRun | None:
+    """One run with a kill, repeated to its end; None where the command ended before the moment came."""
+    running = start(root)
+    try:
+        running.wait(moment_s)
+        return None
+    except subprocess.TimeoutExpired:
+        ranks = training_processes(running.pid)
+    rank = chance.randrange(processes) if ranks else None
+    victim, phase = running.pid if rank is None else ranks[min(rank, len(ranks) - 1)], phase_of(root)
+    os.kill(victim, signal.SIGKILL)
+    running.wait(TIMEOUT_S)
+    until = time.monotonic() + ENDING_S
+    while (left := session_processes(running.pid)) and time.monotonic() < until:
+        time.sleep(0.05)
+    for process in left:
+        os.kill(process, signal.SIGKILL)
+    repeats = 1
+    while not finish(root) and repeats < MAX_REPEATS:
+        repeats += 1
+    name = "command" if rank is None else f"rank {ranks.index(victim)}"
+    return KilledRun(processes, round(moment_s, 2), phase, name, len(left), repeats, weight_hashes(root) == expected)
+
+
+def measure(folder: Path, processes: int, kills: int, quick: bool) -> dict[str, Any]:
+    """The undisturbed run, and all kills of trainings with so many processes."""
+    root = prepare(folder / "undisturbed", folder / "pairs", processes, quick)
+    began = time.monotonic()
+    if not finish(root):
+        sys.exit(f"the undisturbed training failed:\n{(root / 'log').read_text()}")
+    seconds, expected = time.monotonic() - began, weight_hashes(root)
+    chance = random.Random(seed_for("bench", "kills_train", processes))
+    runs: list[KilledRun] = []
+    n_missed = 0
+    progress = tqdm(total=kills, desc=f"kills of {processes} processes", unit="kill")
+    while len(runs) < kills:
+        moment_s = seconds * (len(runs) + chance.random()) / kills  # one in each of as many equal parts of the duration
+        root = prepare(folder / "killed", folder / "pairs", processes, quick)
+        run = kill_once(root, processes, moment_s, chance, expected)
+        n_missed += run is None
+        if run is not None:
+            runs.append(run)
+            progress.update()
+            print(f"{run}{'' if run.identical else (root / 'log').read_text()}", file=sys.stderr, flush=True)
+    progress.close()
+    return {"seconds_undisturbed": round(seconds, 1), "ended_before_the_kill": n_missed, "runs": [asdict(run) for run in runs]}
+
+
+def main() -> None:
+    """Measure, write, print."""
+    args = command.argument_parser(__doc__, quick="two kills of one process and a few steps").parse_args()
+    kills = {1: 2} if args.quick else {1: 10, 2: 10}
+    with tempfile.TemporaryDirectory() as folder:
+        exact_dataset.write_dataset(Path(folder, "pairs"), PAIRS)
+        by_processes = {str(n): measure(Path(folder), n, count, args.quick) for n, count in kills.items()}
+    runs = [run for figures in by_processes.values() for run in figures["runs"]]
+    figures = {
+        "identical": sum(run["identical"] for run in runs),
+        "kills": len(runs),
+        "processes_left": sum(run["n_left"] for run in runs),
+        "phases": dict(Counter(run["phase"] for run in runs)),
+        "by_processes": by_processes,
+    }
+    command.write_result(__file__, figures, args.quick)
+
+
+if __name__ == "__main__":
+    main()

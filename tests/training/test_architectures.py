@@ -29,6 +29,7 @@ def make_settings(**changes: Any) -> TrainSettings:
     return SETTINGS.model_copy(update={"lr_mult_text": 0.0, "eval_every_steps": 2, "steps": 4} | changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
 def test_two_sizes_are_trained_resumed_saved_loaded_and_edited(kind: str, variant: str, tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ def test_a_training_of_two_processes_continues_in_one(
 VARIANTS: list[dict[str, Any]] = [{"accumulation_steps": 2}, {"accumulation_steps": 4}, {"gradient_checkpointing": True}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: "-".join(f"{k}-{v}" for k, v in changes.items()))
 def test_what_saves_memory_changes_a_training_by_rounding_only(
     changes: dict[str, Any], cache_folder: Path, tmp_path: Path, finished: tuple[TrainableEditor, Path]
@@ -161,6 +162,7 @@ def test_a_batch_that_accumulation_steps_cannot_split_is_refused(
 LORA = SETTINGS.model_copy(update={"lora": LoraSettings(rank=2), "lr_mult_text": 0.0})
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_resumed_and_merged(cache_folder: Path, tmp_path: Path, change_losses: Any) -> None:
     uninterrupted = train(cache_folder, tmp_path / "uninterrupted", LORA)
     start = make_editor(LORA).state_dict()

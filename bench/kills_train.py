@@ -6,7 +6,8 @@ The toy base model is trained on a few exact pairs by the command of the stage `
 once with two. Then the same training runs anew for each kill: at a moment that is drawn from a seed, from the start of the
 command to its end, a process gets SIGKILL, and the command is repeated until it succeeds. Where training processes run, a random
 one of them is killed, else the command itself. `identical` counts the runs of `kills` whose files of weights equal those of the
-undisturbed run with as many processes. A run that ended before its moment came is made again, with moments up to its end. Linux only.
+undisturbed run with as many processes. A run that ended before its moment came is made again, with moments up to its end.
+Linux only.
 """
 
 import hashlib

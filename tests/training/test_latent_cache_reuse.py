@@ -86,21 +86,24 @@ def test_latents_of_other_weights_under_the_same_name_are_not_reused_but_deleted
     assert n_encoded == 2
 
 
-@pytest.mark.parametrize("path", ["emuedit/models/vae_latents.py", "emuedit/training/latent_files.py", "emuedit/data/png.py"])
 def test_latents_of_other_code_are_not_reused_but_deleted(
-    path: str, encode_for_training: Callable[..., tuple[str, int]], tmp_path: Path
+    encode_for_training: Callable[..., tuple[str, int]], tmp_path: Path
 ) -> None:
     """Code of the workspace comes before the installed one, as in a checkout in which a file was edited."""
-    folder = tmp_path / Path(path).parent
-    folder.mkdir(parents=True)
-    for file in (ROOT / path).parent.glob("*.py"):
-        (folder / file.name).write_bytes(file.read_bytes())
+    paths = ["emuedit/models/vae_latents.py", "emuedit/training/latent_files.py", "emuedit/data/png.py"]
+    for path in paths:
+        (tmp_path / path).parent.mkdir(parents=True)
+        for file in (ROOT / path).parent.glob("*.py"):
+            (tmp_path / path).with_name(file.name).write_bytes(file.read_bytes())
     name, _ = encode_for_training()
     assert encode_for_training() == (name, 0)
-    (tmp_path / path).write_text((ROOT / path).read_text() + "# edited\n")
-    other_name, n_encoded = encode_for_training()
-    assert other_name != name
-    assert n_encoded == 2
+    names = {name}
+    for n_edited, path in enumerate(paths, start=1):
+        (tmp_path / path).write_text((ROOT / path).read_text() + "# edited\n")
+        other_name, n_encoded = encode_for_training()
+        assert n_encoded == 2, path
+        names.add(other_name)
+        assert len(names) == 1 + n_edited, path
 
 
 def test_latents_of_other_pairs_are_not_reused_but_deleted(

@@ -22,7 +22,8 @@ ALLOWED = {
     "emuedit/name_hints.py": DIALECT,  # the table of old names
     "toyworld/scenes/palette.py": re.compile("heart"),  # a shape of the toy world
     "toyworld/scenes/stamps.py": re.compile("heart"),
-    "toyworld/edits/phrasings.py": re.compile("paint"),  # a verb of its instructions
+    "bench/router.py": re.compile("heart"),  # the shape
+    "bench/harness/task_classifiers.py": re.compile("paint(ing)?"),  # words of instructions
     "toyworld/training/tokenizer.py": re.compile("paint"),  # a word of its vocabulary
     "toyworld/training/train_base_model.py": re.compile("paint"),  # the key of a seed
 }

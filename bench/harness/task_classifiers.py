@@ -1,0 +1,109 @@
+"""Other ways to find the task of an instruction, which the task predictor is compared with in `bench/router.py`."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from emuedit.editor.task_predictor import NO_EDIT
+from emuedit.models import clip
+from harness import command
+
+LabelledText = tuple[str, str]
+"""A text and its task, or `NO_EDIT`."""
+INVERSE_PENALTY = 30.0
+"""C of the logistic regressions; of 3, 30 and 300 the best on held-out templates, which favours them."""
+KEYWORDS = {
+    "segmap": r"segmentation map|semantic|class|segments",
+    "depth": r"depth|distance|how far",
+    "normal": r"normal|surface",
+    "pose": r"pose|skeleton|joints|stick figure",
+    "segment": r"segment|mask|cut out|pixels|select|isolate",
+    "detect": r"detect|box|find|locate|where|frame|rectangle",
+    "sketch": r"outline|lines?\b|edges",
+    "text": r"letter|text|write|card",
+    "background": r"background|behind|scene on|backdrop",
+    "color": r"bright|dark|contrast|saturat|hue|blur|sharp|colours",
+    "global": r"rain|snow|fog|night|sunset|weather|day",
+    "style": r"style|photo|cartoon|pixel|watercolo|sketch|painting|drawing",
+    "texture": r"strip|dot|check|texture|pattern|plain",
+    "remove": r"remove|delete|erase|get rid|take .* away|without",
+    "add": r"\badd|put|place|insert|draw an?|there be",
+    "local": r"make|change|turn|replace|swap|paint|colou?r",
+}
+"""Task -> pattern; the first that fits decides, and a text that none fits is refused."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What a system says about a text."""
+
+    task: str
+    probability: float | None
+    """In [0, 1]; None for a system without probabilities."""
+    refused: bool
+
+
+System = Callable[[Sequence[str]], list[Guess]]
+
+
+def fit(texts: Sequence[LabelledText]) -> dict[str, System]:
+    """Name -> system, fitted to texts with tasks and texts to refuse."""
+    return {
+        "tf_idf_words": logistic_regression(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), texts),
+        "tf_idf_letters": logistic_regression(TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True), texts),
+        "nearest_neighbour": nearest_neighbour(texts),
+        "keywords": keywords,
+    }
+
+
+def logistic_regression(features: TfidfVectorizer, texts: Sequence[LabelledText]) -> System:
+    """Refuses where `NO_EDIT` is the most probable class; the guess is then the most probable task."""
+    classifier = make_pipeline(features, LogisticRegression(C=INVERSE_PENALTY, max_iter=3000))
+    classifier.fit([text for text, _ in texts], [label for _, label in texts])
+    names = list(classifier.classes_)
+    tasks = [k for k, name in enumerate(names) if name != NO_EDIT]
+
+    def guess(queries: Sequence[str]) -> list[Guess]:
+        guesses = []
+        for row in classifier.predict_proba(list(queries)):
+            best = max(tasks, key=row.__getitem__)
+            guesses.append(Guess(names[best], float(row[best]), names[int(row.argmax())] == NO_EDIT))
+        return guesses
+
+    return guess
+
+
+def nearest_neighbour(texts: Sequence[LabelledText]) -> System:
+    """The label of the most similar text by the cosine of CLIP's text embeddings; without probabilities."""
+    scorer = clip.load(str(command.ROOT / "toyworld/weights/clip"))
+    known_texts = [text for text, _ in texts]
+    embeddings = embed(scorer, known_texts)
+    is_task = torch.tensor([label != NO_EDIT for _, label in texts])
+
+    def guess(queries: Sequence[str]) -> list[Guess]:
+        similarity = embed(scorer, queries) @ embeddings.T
+        nearest, nearest_task = similarity.argmax(1), similarity.masked_fill(~is_task, -2.0).argmax(1)
+        rows = zip(nearest.tolist(), nearest_task.tolist(), strict=True)
+        return [Guess(texts[task][1], None, texts[any_][1] == NO_EDIT) for any_, task in rows]
+
+    return guess
+
+
+def embed(scorer: clip.ClipScorer, texts: Sequence[str], batch: int = 256) -> torch.Tensor:
+    """Unit vectors float32 [N, D]."""
+    parts = [scorer.embed_texts(list(texts[i : i + batch])) for i in range(0, len(texts), batch)]
+    return torch.cat(parts)
+
+
+def keywords(queries: Sequence[str]) -> list[Guess]:
+    """The first pattern of `KEYWORDS` that fits."""
+    guesses = []
+    for text in queries:
+        task = next((name for name, pattern in KEYWORDS.items() if re.search(pattern, text.casefold())), None)
+        guesses.append(Guess(task or "local", None, task is None))
+    return guesses

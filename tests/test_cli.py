@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,7 @@ def test_a_text_that_asks_for_no_edit_is_refused_and_a_named_task_forces_it(
 
 def test_every_setting_is_an_option(sampler: RedSampler) -> None:
     options = "--steps 3 --image-guidance-scale 1.2 --guidance-scale 4 --guidance-rescale .7 --preserve .5 --change-threshold 0"
+    options += " --against-reconstruction 0"
     assert cli.main(["edit", "in.png", "make it red", *options.split(), "--seed", "7"]) == 0
     expected = EditSettings(
         steps=3,
@@ -127,6 +129,7 @@ def test_every_setting_is_an_option(sampler: RedSampler) -> None:
         guidance_rescale=0.7,
         preserve=0.5,
         change_threshold=0.0,
+        against_reconstruction=0,
         seed=7,
     )
     assert sampler.calls == [SampleCall("make it red", "local", expected, 7)]
@@ -222,7 +225,8 @@ def test_the_champion_comes_before_the_working_folder(
     monkeypatch.setattr(registry, "download_version", lambda uri: workspace / uri.split("@")[1])
     monkeypatch.setattr(registry, "version_at", lambda alias: None)
     assert package_folder.resolve_source(None) == (Path("models"), "models/editor")
-    monkeypatch.setattr(registry, "version_at", lambda alias: object())
+    version = SimpleNamespace(uri="models:/emuedit-editor@champion")
+    monkeypatch.setattr(registry, "version_at", lambda alias: version)
     assert package_folder.resolve_source(None) == (workspace / "champion", "models:/emuedit-editor@champion")
     challenger = "models:/emuedit-editor@challenger"
     assert package_folder.resolve_source(challenger) == (workspace / "challenger", challenger)

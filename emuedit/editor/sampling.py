@@ -118,10 +118,16 @@ class EditSampler:
         with torch.inference_mode(), self.autocast():
             conditions = EditConditions(self.parts.encode(padded), self.parts.encode_text(instructions), v)
             z = self._denoise(conditions, generators, settings, report, options)
-            after = self.parts.decode(z)[:, :, :height, :width].cpu()
+            after = self._decode(z, height, width)
+            measures_error = settings.change_threshold > 0 and settings.against_reconstruction
+            unchanged = self._decode(conditions.c_I, height, width) if measures_error else None
         if settings.change_threshold > 0:
-            after = change_threshold.keep_unchanged(before.cpu(), after, settings.change_threshold)
+            after = change_threshold.keep_unchanged(before.cpu(), after, settings.change_threshold, unchanged=unchanged)
         return after.clone()
+
+    def _decode(self, z: Tensor, height: int, width: int) -> Tensor:
+        """Latents [B, C, h, w] -> images [B, 3, height, width] on the CPU, without the padding."""
+        return self.parts.decode(z)[:, :, :height, :width].cpu()
 
     def _denoise(
         self,

@@ -32,6 +32,9 @@ class EditSettings(Params):
     """How strongly the source is kept where the editor predicts no change (ours); 0, or no change-mask head: not at all."""
     change_threshold: float = Field(0.03, ge=0, le=3)
     """Pixels that change less, summed over RGB in [0, 1], keep the input's value (Emu Edit's alpha: 0.03); 0: none do."""
+    against_reconstruction: int = Field(1, ge=0, le=1)
+    """1: change is measured from the autoencoder's reconstruction of the picture, so that its error is no change (ours); 0: from
+    the picture, as in the paper."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the noise; the same seed gives the same picture."""
 

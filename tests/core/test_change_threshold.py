@@ -42,6 +42,21 @@ def test_twenty_turns_without_an_edit_do_not_drift() -> None:
     assert torch.equal(current, first)
 
 
+def test_the_error_of_an_autoencoder_is_no_change() -> None:
+    generator = torch.Generator().manual_seed(2)
+    before = torch.rand(1, 3, 32, 32, generator=generator) * 2 - 1
+    reconstruction = (before + 0.1 * torch.randn(before.shape, generator=generator)).clamp(
+        -1, 1
+    )  # the toy VAE errs by 0.05 in [0, 1]
+    assert change_mask(before, reconstruction).all()
+    assert torch.equal(keep_unchanged(before, reconstruction, unchanged=reconstruction), before)
+    after = reconstruction.clone()
+    after[..., 10:20, 10:20] *= -1
+    out = keep_unchanged(before, after, unchanged=reconstruction)
+    assert torch.equal(out[..., 12:18, 12:18], after[..., 12:18, 12:18])
+    assert torch.equal(out[..., :6, :], before[..., :6, :])
+
+
 def test_images_of_different_sizes_are_an_error() -> None:
     with pytest.raises(ValueError, match="of one size"):
         change_mask(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 5))

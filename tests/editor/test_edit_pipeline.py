@@ -63,7 +63,7 @@ def test_arguments_have_the_names_of_diffusers() -> None:
                 "cross_attention_kwargs"}  # fmt: skip
     diffusers_names = set(inspect.signature(StableDiffusionInstructPix2PixPipeline.__call__).parameters) - not_ours - {"kwargs"}
     our_names = set(inspect.signature(EmuEditPipeline.__call__).parameters)
-    assert our_names - diffusers_names == {"task", "guidance_rescale", "preserve", "change_threshold"}
+    assert our_names - diffusers_names == {"task", "guidance_rescale", "preserve", "change_threshold", "against_reconstruction"}
     assert diffusers_names <= our_names
 
 

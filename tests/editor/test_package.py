@@ -238,7 +238,7 @@ def test_turns_keep_the_pixels_that_they_do_not_change_bit_for_bit(editor: Edito
     monkeypatch.setattr(editor.sampler.parts, "encode", lambda images: (encoded.append(images.clone()), encode(images))[1])
     monkeypatch.setattr(editor.sampler.parts, "decode", decode)
     reported: list[int] = []
-    settings = SETTINGS.with_changes({"change_threshold": 0.03})
+    settings = SETTINGS.with_changes({"change_threshold": 0.03, "against_reconstruction": 0})
     turns = editor.edit_turns(picture, ["make it red", "remove it", "add a star"], [None, None, "add"], settings, reported.append)
     assert [turn.instruction for turn in turns] == ["make it red", "remove it", "add a star"]
     assert [turn.choice for turn in turns] == [

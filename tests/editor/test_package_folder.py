@@ -2,6 +2,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -139,7 +140,8 @@ def test_by_default_the_champion_is_opened_or_else_the_folder_models(tmp_path: P
     monkeypatch.setattr(registry, "download_version", lambda uri: tmp_path / uri.split("@")[1])
     monkeypatch.setattr(registry, "version_at", lambda alias: None)
     assert resolve_source(None) == (Path("models"), "models/editor")
-    monkeypatch.setattr(registry, "version_at", lambda alias: object())
+    version = SimpleNamespace(uri="models:/emuedit-editor@champion")
+    monkeypatch.setattr(registry, "version_at", lambda alias: version)
     assert resolve_source(None) == (tmp_path / "champion", "models:/emuedit-editor@champion")
     challenger = "models:/emuedit-editor@challenger"
     assert resolve_source(challenger) == (tmp_path / "challenger", challenger)

@@ -110,6 +110,17 @@ class CopyingNetwork(torch.nn.Module):
         return Prediction((a.sqrt() * z_t - c_I) / (1 - a).sqrt(), torch.zeros_like(z_t[:, :1]))
 
 
+class NoChangeNetwork(torch.nn.Module):
+    """Predicts noise, and that nothing changes."""
+
+    def __init__(self, sampler: EditSampler) -> None:
+        super().__init__()
+        self.table = sampler.net.table
+
+    def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor) -> Prediction:
+        return Prediction(torch.randn_like(z_t), torch.full_like(z_t[:, :1], -50.0))
+
+
 class LeftHalfNetwork(torch.nn.Module):
     """Predicts latents of 0.5 everywhere, and a change in the left half with logits of +-50; or, without a head, no change."""
 
@@ -199,10 +210,24 @@ def test_pixels_that_change_less_than_the_threshold_keep_their_value(make_sample
     sampler, images = make_sampler(), pictures(2, 16, 16)
     without = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], SETTINGS)
     threshold = 1.0
-    with_threshold = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], SETTINGS.with_changes({"change_threshold": threshold}))
+    settings = SETTINGS.with_changes({"change_threshold": threshold, "against_reconstruction": 0})
+    with_threshold = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], settings)
     changed = change_threshold.change_mask(images, without, threshold)
     assert 0 < changed.float().mean() < 1, "some pixels must change, and some must not"
     assert torch.equal(with_threshold, torch.where(changed, without, images))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_edit_that_changes_nothing_returns_the_picture_bit_for_bit(
+    kind: str, make_sampler: MakeSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the autoencoder's own error is, here that of random weights."""
+    sampler, images = make_sampler(kind), pictures(2, 16, 20)
+    monkeypatch.setattr(sampler, "net", NoChangeNetwork(sampler))
+    settings = UNGUIDED.with_changes({"change_threshold": 0.03, "preserve": 1.0})
+    assert torch.equal(sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], settings, [3, 4]), images)
+    paper = settings.with_changes({"against_reconstruction": 0})
+    assert not torch.equal(sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], paper, [3, 4]), images)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (18, 31), (7, 40), (5, 3)])

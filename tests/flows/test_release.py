@@ -98,6 +98,7 @@ def test_from_first_model_to_refusal_to_next_champion(
         "guidance_rescale": 0.0,
         "preserve": 1.0,
         "change_threshold": 0.03,
+        "against_reconstruction": 1,
         "seed": 0,
     }
     assert (folder / "editor/weights.safetensors").read_text() == "0.6"

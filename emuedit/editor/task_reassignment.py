@@ -48,7 +48,10 @@ def reassign(
 
 
 def predict_tasks(texts: Sequence[str], folder: Path, cache: Path) -> tuple[tuple[str, ...], Floats]:
-    """The K tasks that the predictor in `folder` knows, and their probabilities for N instructions, float64 [N, K].
+    """The K tasks that the predictor in `folder` knows, and their probabilities for N instructions, [N, K], rows of sum 1.
+
+    That a text is no instruction is left out: pairs have instructions, and a predictor that was trained on few of them finds the
+    other answer likely for all.
 
     An instruction that it was trained on has the probabilities of the model that was not. Those of other instructions, such as
     imported ones, are cached in the folder `cache`, of which only the newest entry is kept: other thresholds need no network.
@@ -64,6 +67,7 @@ def predict_tasks(texts: Sequence[str], folder: Path, cache: Path) -> tuple[tupl
         p[unseen] = predictor.probabilities([distinct[row] for row in unseen]).double().numpy()
         for row, text in enumerate(distinct):
             p[row] = out_of_fold.get(text, p[row])
+        p /= np.maximum(p.sum(1, keepdims=True), np.finfo(np.float64).tiny)
         cache.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".part.npz")
         np.savez(partial, tasks=np.array(predictor.tasks), p=p)

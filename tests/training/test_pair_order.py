@@ -141,6 +141,7 @@ def test_weights_that_are_no_weights_are_refused(weight: float) -> None:
         make_order([0, 1, 1], task_weights=(1.0, weight, 1.0, 1.0))
 
 
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module")  # which a thread of another test may do
 @given(shares=st.lists(st.integers(1, 2**40), min_size=1, max_size=8), n=st.integers(0, 10**6))
 @settings(max_examples=200, deadline=None)
 def test_apportioning_is_exact_and_never_takes_back(shares: list[int], n: int) -> None:

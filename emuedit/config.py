@@ -109,6 +109,15 @@ def load(model: type[P], section: str, path: str | Path = PARAMS_FILE) -> P:
         raise ParamsError(f"{where}:\n{lines}") from error
 
 
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`below` with the values of `above`, key by key at every level."""
+    merged = dict(below)
+    for key, value in above.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if nested else value
+    return merged
+
+
 def read_yaml(path: Path) -> Mapping[str, Any]:
     """The mapping of sections in a YAML file. Raises ParamsError when there is none."""
     try:

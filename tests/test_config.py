@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from emuedit.config import Params, ParamsError, World, import_function, load, resolve_path
+from emuedit.config import Params, ParamsError, World, import_function, load, merge, resolve_path
 
 ROOT = Path(__file__).parents[1]
 WORLD = """world: {name: w, captions: c.txt, base_model: p, detector: d, segmenter: s, clip: c, dino: d, depth: e, llm: w, t5: t,
@@ -174,3 +174,11 @@ def test_every_name_in_the_default_world_exists() -> None:
         assert Path(resolve_path(getattr(world, name), ROOT)).is_dir(), name
     import_function(world.annotators, "annotate")
     import_function(world.benchmark, "edits")
+
+
+def test_changes_are_merged_at_every_level() -> None:
+    params = {"train": {"steps": 1, "loss_weights": {"a": 1, "b": 2}}, "captions": {"n_rows": 3}}
+    changes = {"train": {"loss_weights": {"b": 5}}, "captions": {"n_rows": 4}, "new": 1}
+    want = {"train": {"steps": 1, "loss_weights": {"a": 1, "b": 5}}, "captions": {"n_rows": 4}, "new": 1}
+    assert merge(params, changes) == want
+    assert params["captions"] == {"n_rows": 3}

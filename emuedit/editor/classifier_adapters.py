@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from emuedit import config
-from emuedit.models import model_sources
+from emuedit.models import adapters, model_sources
 
 ADAPTED = ("q", "v")
 """The linear layers of every attention that get an adapter, as in the paper."""
@@ -30,30 +30,18 @@ class AdapterSettings(config.Params):
 def add_adapters(model: Any, settings: AdapterSettings) -> None:
     """Freeze a T5 classifier and add adapters; adapters and head are float32, and change nothing before they are trained."""
     model.requires_grad_(False)
-    peft = model_sources.import_library("peft")
-    adapters = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(ADAPTED))
-    peft.inject_adapter_in_model(adapters, model)
-    for parameter in model.parameters():
-        if parameter.requires_grad:  # the adapters
-            parameter.data = parameter.data.float()
+    adapters.inject(model, ADAPTED, r=settings.rank, lora_alpha=settings.alpha)
     head = model.get_submodule(_HEAD)
     head.float().requires_grad_(True)
     head.register_forward_pre_hook(_to_float32)
 
 
-@torch.no_grad()
 def merge_adapters(model: Any) -> None:
     """Add the adapters to the weights and take them out: the classifier has its own layers and one number format again."""
-    layer_kind = model_sources.import_library("peft.tuners.lora.layer").LoraLayer
-    dtype = model.get_input_embeddings().weight.dtype
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, layer_kind):
-            layer.merge()
-            parent_name, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent_name), child, layer.get_base_layer())
+    adapters.merge(model)
     head = model.get_submodule(_HEAD)
     head._forward_pre_hooks.clear()
-    nn.Module.to(head, dtype)
+    nn.Module.to(head, model.get_input_embeddings().weight.dtype)
 
 
 def count_parameters(name_or_path: str) -> int:

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from emuedit import config
-from emuedit.models import model_sources
+from emuedit.models import adapters
 
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0")
 """The linear layers of every attention, as diffusers' LoRA scripts choose them."""
@@ -36,29 +36,13 @@ def add_adapters(unet: Any, settings: LoraSettings, frozen_dtype: torch.dtype = 
     """Freeze the U-Net in `frozen_dtype` and add adapters, in float32; they change nothing before they are trained."""
     unet.requires_grad_(False)
     nn.Module.to(unet, frozen_dtype)
-    peft = model_sources.import_library("peft")
-    adapters = peft.LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha or settings.rank,
-        target_modules=list(ADAPTED),
-        use_dora=settings.dora,
-        init_lora_weights="gaussian",
-    )
-    peft.inject_adapter_in_model(adapters, unet)
-    for parameter in unet.parameters():
-        if parameter.requires_grad:  # the adapters
-            parameter.data = parameter.data.float()
+    alpha = settings.alpha or settings.rank
+    adapters.inject(unet, ADAPTED, r=settings.rank, lora_alpha=alpha, use_dora=settings.dora, init_lora_weights="gaussian")
     for name in NEW_LAYERS:
         unet.get_submodule(name).float().requires_grad_(True)
 
 
-@torch.no_grad()
 def merge_adapters(unet: Any) -> None:
     """Add the adapters to the weights, in float32, and take them out: the U-Net has its own layers again."""
-    layer_kind = model_sources.import_library("peft.tuners.lora.layer").LoraLayer
     nn.Module.to(unet, torch.float32)
-    for name, layer in list(unet.named_modules()):
-        if isinstance(layer, layer_kind):
-            layer.merge()
-            parent_name, _, child = name.rpartition(".")
-            setattr(unet.get_submodule(parent_name), child, layer.get_base_layer())
+    adapters.merge(unet)

@@ -26,12 +26,4 @@ def with_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise config.ParamsError(
             f"want a preset out of {', '.join(preset_names())}, got {name!r}{closest_match(str(name), preset_names())}"
         )
-    return _merge(config.read_yaml(FOLDER / f"{name}.yaml"), settings)
-
-
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if nested else value
-    return merged
+    return config.merge(config.read_yaml(FOLDER / f"{name}.yaml"), settings)

@@ -15,14 +15,6 @@ from toyworld.training import base_editor
 from toyworld.training.base_editor import OUTPUTS
 
 
-def test_changes_are_merged_at_every_level() -> None:
-    params = {"train": {"steps": 1, "loss_weights": {"a": 1, "b": 2}}, "captions": {"n_rows": 3}}
-    changes = {"train": {"loss_weights": {"b": 5}}, "captions": {"n_rows": 4}, "new": 1}
-    want = {"train": {"steps": 1, "loss_weights": {"a": 1, "b": 5}}, "captions": {"n_rows": 4}, "new": 1}
-    assert base_editor.merge(params, changes) == want
-    assert params["captions"] == {"n_rows": 3}
-
-
 def test_the_workspace_has_all_tasks_and_leaves_words_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base_editor.prepare(tmp_path)
     base_editor.prepare(tmp_path)  # a second sitting

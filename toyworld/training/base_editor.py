@@ -11,36 +11,26 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from emuedit import config
 from emuedit.data.dependencies import CODE_ROOT, SUMMARY_FILE
+from emuedit.stages import captions, dataset, evaluation, instructions, pairs, router, train
 from toyworld.training.__main__ import WEIGHTS
 
 FILES = CODE_ROOT / "toyworld/base_editor"
 OUTPUTS = {
-    "captions": "data/captions", "instructions": "data/instructions", "pairs": "data/pairs", "router": "models/router",
-    "dataset": "data/dataset", "train": "models/editor", "evaluation": "reports/evaluation",
+    "captions": captions.OUT, "instructions": instructions.OUT, "pairs": pairs.OUT, "router": router.OUT, "dataset": dataset.OUT,
+    "train": train.OUT, "evaluation": evaluation.OUT,
 }  # fmt: skip
 """Stage -> its output, in the order of work."""
 
 
-def merge(params: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`params` with `changes`, key by key at every level."""
-    merged = dict(params)
-    for key, value in changes.items():
-        both_nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both_nested else value
-    return merged
-
-
 def prepare(folder: Path) -> None:
     """Make a workspace of a folder. Raises SystemExit where it has other params already, whose outputs would be mixed."""
-    params = merge(config.read_yaml(CODE_ROOT / config.PARAMS_FILE), config.read_yaml(FILES / config.PARAMS_FILE))
+    params = config.merge(config.read_yaml(CODE_ROOT / config.PARAMS_FILE), config.read_yaml(FILES / config.PARAMS_FILE))
     text = yaml.safe_dump(params, sort_keys=False)
     file = folder / config.PARAMS_FILE
     if file.exists() and file.read_text(encoding="utf-8") != text:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -73,10 +73,10 @@ class LatentCache:
     `sizes` are the buckets, (height, width) in px.
     """
 
-    def __init__(self, folder: Path, held_out_share: float, tasks: Sequence[str] | None = None) -> None:
-        """`tasks`: names of the rows of the task embedding, None: all TASKS. Held-out pairs of tasks without one are left out.
+    def __init__(self, folder: Path, held_out_share: float) -> None:
+        """For a task embedding with a row for each of TASKS; `with_tasks` is for others.
 
-        Raises LatentCacheError where no pair is left to train on, and for pairs to train on whose task has no row.
+        Raises LatentCacheError where no pair is left to train on.
         """
         self._folder, self._index = folder, latent_files.read_index(folder)
         self._open = lru_cache(OPEN_FILES)(partial(np.load, mmap_mode="r"))
@@ -92,22 +92,20 @@ class LatentCache:
             )
         self.tasks = tuple(name for i, name in enumerate(ALL_TASKS) if (self.train.task == i).any())
         self.task_names = ALL_TASKS
-        if tasks is not None:
-            self._number_tasks(tuple(tasks))
 
     def with_tasks(self, names: Sequence[str]) -> LatentCache:
-        """The same cache for a task embedding with these rows. Raises LatentCacheError where one of `tasks` has none."""
-        cache = copy.copy(self)
-        cache._number_tasks(tuple(names))
-        return cache
+        """The same cache for a task embedding with these rows, without held-out pairs of other tasks.
 
-    def _number_tasks(self, names: tuple[str, ...]) -> None:
+        Raises LatentCacheError where one of `tasks` has no row.
+        """
         if without_row := set(self.tasks) - set(names):
             raise LatentCacheError(f"want a row for every task that has pairs to train on, got none for {sorted(without_row)}")
         row_of = np.array([names.index(name) if name in names else -1 for name in self.task_names], np.int16)
-        self.train, with_row = replace(self.train, task=row_of[self.train.task]), row_of[self.held_out.task] >= 0
-        self.held_out = replace(self.held_out, task=row_of[self.held_out.task]).where(with_row)
-        self.task_names = names
+        cache, with_row = copy.copy(self), row_of[self.held_out.task] >= 0
+        cache.train = replace(self.train, task=row_of[self.train.task])
+        cache.held_out = replace(self.held_out, task=row_of[self.held_out.task]).where(with_row)
+        cache.task_names = tuple(names)
+        return cache
 
     def order(
         self,
@@ -153,10 +151,10 @@ class LatentCache:
             raise LatentCacheError(f"want pairs of one size in a batch, got (height, width) {sizes}; split them with by_bucket")
         mirrored = flip & rows.may_flip[positions]
         shards, texts = rows.shard[positions], rows.text[positions]
-        pair_files = [latent_files.pairs_file(self._folder, key) for key in self._index.shards]
-        latents = [latent_files.latents_file(self._folder, key, sizes[0]) for key in self._index.shards]
-        notes = self._gather(pair_files, shards, rows.row[positions])
-        pairs = self._gather(latents, shards, rows.position[positions], mirrored.astype(np.int64))  # [B, 2, C, h, w]
+        keys, size = self._index.shards, sizes[0]
+        notes = self._gather(lambda n: latent_files.pairs_file(self._folder, keys[n]), shards, rows.row[positions])
+        places = rows.position[positions], mirrored.astype(np.int64)
+        pairs = self._gather(lambda n: latent_files.latents_file(self._folder, keys[n], size), shards, *places)  # [B, 2, C, h, w]
         source, target = (torch.from_numpy(np.ascontiguousarray(pairs[:, i], np.float32)) for i in (0, 1))  # [B, C, h, w]
         return Batch(
             source=source,
@@ -169,10 +167,10 @@ class LatentCache:
             sizes=torch.from_numpy(_size_conditions(notes, mirrored)),
         )
 
-    def _gather(self, files: Sequence[Path], file_of: NDArray[Any], *indices: NDArray[Any]) -> NDArray[Any]:
-        """`files[file_of[n]][indices[0][n], ...]` for each n, stacked; one access to each file, not one to each sample."""
+    def _gather(self, path_of: Callable[[int], Path], file_of: NDArray[Any], *indices: NDArray[Any]) -> NDArray[Any]:
+        """Sample n is `[indices[0][n], ...]` of the file `path_of(file_of[n])`; each file is accessed once, not once a sample."""
         numbers, place = np.unique(file_of, return_inverse=True)
-        parts = [self._open(files[number]) for number in numbers]
+        parts = [self._open(path_of(number)) for number in numbers]
         dtype = np.result_type(*{part.dtype for part in parts})  # texts are as wide as the longest of their file
         out = np.empty((len(file_of), *parts[0].shape[len(indices) :]), dtype)
         for number, part in enumerate(parts):
@@ -189,9 +187,12 @@ class LatentCache:
             rows = texts - self._text_starts[blocks]
         parts = []
         for part in ("hidden", "pooled") if self._has_pooled_text else ("hidden",):
-            files = [latent_files.text_file(self._folder, key, part) for key in keys]
-            parts.append(torch.from_numpy(self._gather(files, blocks, rows)))
+            path_of = partial(self._text_file, keys, part)
+            parts.append(torch.from_numpy(self._gather(path_of, blocks, rows)))
         return TextCondition(*parts)
+
+    def _text_file(self, keys: Sequence[str], part: str, number: int) -> Path:
+        return latent_files.text_file(self._folder, keys[number], part)
 
     def _read_rows(self, text_hashes: NDArray[np.uint64]) -> tuple[PairRows, NDArray[np.uint64], tuple[Size, ...]]:
         """(rows of all pairs, the seed of each pair's caption, all sizes); tasks are numbered as TASKS."""

@@ -142,7 +142,7 @@ def test_only_tasks_with_pairs_to_train_on_are_tasks_of_the_cache(cache_folder: 
     cache = LatentCache(cache_folder, 0.3)
     assert cache.tasks == ("local", "remove", "add", "text")
     assert cache.task_names == tuple(task.name for task in TASKS)
-    trained = LatentCache(cache_folder, 0.3, cache.tasks)
+    trained = cache.with_tasks(cache.tasks)
     assert trained.tasks == trained.task_names == cache.tasks
     for rows, all_rows in ((trained.train, cache.train), (trained.held_out, cache.held_out)):
         assert [trained.tasks[i] for i in rows.task] == [TASKS[i].name for i in all_rows.task]
@@ -150,7 +150,7 @@ def test_only_tasks_with_pairs_to_train_on_are_tasks_of_the_cache(cache_folder: 
     batch = trained.batch(trained.train, positions, flip)
     assert [cache.tasks[i] for i in batch.tasks.tolist()] == [TASKS[i].name for i in cache.train.task[positions]]
     with pytest.raises(LatentCacheError, match=r"want a row for every task that has pairs to train on, got none for \['text'\]"):
-        LatentCache(cache_folder, 0.3, ("local", "remove", "add"))
+        cache.with_tasks(("local", "remove", "add"))
 
 
 def test_held_out_pairs_of_a_task_that_is_not_trained_are_left_out(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_held_out_pairs_of_a_task_that_is_not_trained_are_left_out(make_base_mod
     latent_files.build(*write_pairs(tmp_path, local + removed), make_base_model("toy"), tmp_path / "cache")
     cache = LatentCache(tmp_path / "cache", 0.3)
     assert (cache.tasks, cache.held_out.task.tolist()) == (("local",), [1])
-    assert len(LatentCache(tmp_path / "cache", 0.3, cache.tasks).held_out) == 0
+    assert len(cache.with_tasks(cache.tasks).held_out) == 0
 
 
 def test_pairs_of_a_task_that_cannot_be_trained_are_refused(

@@ -57,7 +57,7 @@ def predict_tasks(texts: Sequence[str], folder: Path, cache: Path) -> tuple[tupl
     imported ones, are cached in the folder `cache`, of which only the newest entry is kept: other thresholds need no network.
     """
     distinct = sorted(set(texts))
-    code = (task_predictor.__file__, cross_fitting.__file__)
+    code = (__file__, task_predictor.__file__, cross_fitting.__file__)
     file = cache / f"{content_key({'texts': distinct}, folder, *code)}.npz"
     if not file.exists():
         predictor = task_predictor.load(str(folder))

@@ -14,6 +14,8 @@ from emuedit.data.filters import read_columns
 from emuedit.data.publish import read_summary
 
 SHARDS = "shard-*.parquet"
+REPLAY_PAIRS, REPLAY_VERDICTS = "pairs", "verdicts"
+"""Parts of a folder with earlier pairs, in the format of the stages `pairs` and `dataset`; all verdicts keep their pair."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class KeptPairs:
             tasks.append(np.array([numbers.setdefault(task, len(numbers)) for _, task in kept], np.int16))
         all_ids, order = np.unique(np.concatenate(ids), return_index=True)
         return cls(all_ids, np.concatenate(tasks)[order], tuple(numbers))
+
+    def tasks(self) -> dict[str, str]:
+        """Id -> task of all of them; for folders of few pairs."""
+        return {f"{pair_id:016x}": self.names[task] for pair_id, task in zip(self.ids.tolist(), self.task.tolist(), strict=True)}
 
     def tasks_of(self, pair_ids: Sequence[str]) -> dict[str, str]:
         """Id -> task of those of these pairs that are kept, in their order."""

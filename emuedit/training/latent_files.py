@@ -35,7 +35,7 @@ from emuedit.progress import Progress
 from emuedit.runtime import seed_for
 from emuedit.tasks import get_task
 from emuedit.training.aspect_buckets import AspectBuckets, Size
-from emuedit.training.kept_pairs import KeptPairs, pair_shards
+from emuedit.training.kept_pairs import REPLAY_PAIRS, REPLAY_VERDICTS, KeptPairs, pair_shards
 from emuedit.training.pair_encoding import EncodedTexts, encode_pictures, encode_texts, place_pairs, to_float16
 
 INDEX_FILE, NULL_TEXT = "index.json", "null"
@@ -122,12 +122,6 @@ def is_held_out(caption_id: str, share: float) -> bool:
     return caption_seed(caption_id) < share * 2**63
 
 
-def replayed_tasks(replay: Path) -> dict[str, str]:
-    """Id -> task of the earlier pairs in a folder `replay`."""
-    kept = KeptPairs.read(replay / "verdicts")
-    return {f"{pair_id:016x}": kept.names[task] for pair_id, task in zip(kept.ids.tolist(), kept.task.tolist(), strict=True)}
-
-
 def may_flip(task: str, instruction: str) -> bool:
     """Whether picture and instruction still agree when the pictures are mirrored."""
     return get_task(task).mirrorable and SIDED.search(instruction) is None
@@ -150,7 +144,7 @@ def build(
     buckets = AspectBuckets.unchanged() if buckets is None else buckets
     kept = KeptPairs.read(dataset)
     folder.mkdir(parents=True, exist_ok=True)
-    earlier = replayed_tasks(replay) if replay is not None else {}
+    earlier = KeptPairs.read(replay / REPLAY_VERDICTS).tasks() if replay is not None else {}
     chosen = []
     for shard in pair_shards(pairs):
         pair_ids = shard.pair_ids()
@@ -159,7 +153,7 @@ def build(
             del earlier[pair_id]
     n_new = len(chosen)
     if replay is not None:
-        for shard in pair_shards([replay / "pairs"]):
+        for shard in pair_shards([replay / REPLAY_PAIRS]):
             chosen.append((shard, {pair_id: earlier[pair_id] for pair_id in shard.pair_ids() if pair_id in earlier}))
     shards = [
         (content_key({"shard": shard.content, "kept": tasks, "buckets": buckets.sizes}), shard.path, tasks)

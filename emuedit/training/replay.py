@@ -13,10 +13,8 @@ from emuedit.data.publish import shard_path, write_summary
 from emuedit.data.records import Pair, Verdict
 from emuedit.data.shards import read_shard, write_shard
 from emuedit.runtime import seed_for
-from emuedit.training.kept_pairs import pair_shards
+from emuedit.training.kept_pairs import REPLAY_PAIRS, REPLAY_VERDICTS, pair_shards
 from emuedit.training.latent_cache import LatentCache
-
-PAIRS, VERDICTS = "pairs", "verdicts"
 
 
 def write(out: Path, cache: LatentCache, folders: Sequence[Path], earlier: Path | None, n: int) -> None:
@@ -26,20 +24,21 @@ def write(out: Path, cache: LatentCache, folders: Sequence[Path], earlier: Path 
     training as long as its random rank, which follows from its id, is among the first.
     """
     tasks = sample(cache, n)
+    counts = {"kept": len(tasks)}
     shutil.rmtree(out, ignore_errors=True)
-    for name in (PAIRS, VERDICTS):
+    for name in (REPLAY_PAIRS, REPLAY_VERDICTS):
         (out / name).mkdir(parents=True)
     number = 0
-    for shard in pair_shards([*folders, *([earlier / PAIRS] if earlier else [])]):
+    for shard in pair_shards([*folders, *([earlier / REPLAY_PAIRS] if earlier else [])]):
         if tasks.keys().isdisjoint(shard.pair_ids()):
             continue
         pairs = [pair for pair in read_shard(shard.path, Pair) if pair.id in tasks]
         verdicts = [Verdict(pair.id, kept=True, task=tasks.pop(pair.id), reasons=(), gates={}, scores={}) for pair in pairs]
-        write_shard(shard_path(out / PAIRS, number), pairs, Pair)
-        write_shard(shard_path(out / VERDICTS, number), verdicts, Verdict)
+        write_shard(shard_path(out / REPLAY_PAIRS, number), pairs, Pair)
+        write_shard(shard_path(out / REPLAY_VERDICTS, number), verdicts, Verdict)
         number += 1
-    for name in (PAIRS, VERDICTS):
-        write_summary(out / name, f"replay {name}", "", {}, {"kept": n})
+    for name in (REPLAY_PAIRS, REPLAY_VERDICTS):
+        write_summary(out / name, f"replay {name}", "", {}, counts)
 
 
 def sample(cache: LatentCache, n: int) -> dict[str, str]:

@@ -26,7 +26,7 @@ from emuedit.runtime import seed_for
 
 BASE_MODEL, BASE, CHAMPION = "base_model", "base", "champion"
 REPLAY = "replay"
-"""Folder in an editor's folder: `pairs/` and `verdicts/`, in the format of the stages `pairs` and `dataset`."""
+"""Folder in an editor's folder (`replay.write`)."""
 
 
 class StartError(ValueError):
@@ -53,9 +53,9 @@ class Start:
 
     def load(self) -> TextToImageModel:
         """The model that gives the training its VAE and text encoders, on the CPU."""
-        return EditorParts(checkpoint.load(self.folder, "cpu", torch.float32)[1].pipeline) if self.is_editor else (
-            text_to_image.load(self.folder, "cpu")
-        )  # fmt: skip
+        if self.is_editor:
+            return checkpoint.load(self.folder, "cpu", torch.float32)[1]
+        return text_to_image.load(self.folder, "cpu")
 
     def editor(self, tasks: Sequence[str], d_v: int, change_mask: bool, seed: int) -> tuple[EditorUNet, TextToImageModel]:
         """The network to train and the model with its other parts, on the CPU.
@@ -76,14 +76,8 @@ class Start:
                     f"want train.change_mask {str(has_mask).lower()}, as the editor {self.reference} was trained, got "
                     f"{str(change_mask).lower()}; change it, or start from {BASE_MODEL}"
                 )
-            net.table = _extend(net.table, self.tasks_with(tasks, net.table))
+            net.table = _extend(net.table, tasks)
             return net, EditorParts(parts.pipeline)
-
-    @staticmethod
-    def tasks_with(tasks: Sequence[str], table: TaskEmbedding) -> tuple[str, ...]:
-        """The tasks that an editor was trained on, then those of `tasks` that are new."""
-        trained = table.names[: table.n_trained]
-        return (*trained, *(task for task in tasks if task not in trained))
 
 
 class EditorParts(FrozenParts):
@@ -133,10 +127,12 @@ def _of_editor(reference: str, source: str | Path) -> Start:
     return Start(reference, str(folder), True, (*ancestors, this))
 
 
-def _extend(table: TaskEmbedding, names: Sequence[str]) -> TaskEmbedding:
-    """The rows that were trained, and new random ones for the names that have none."""
+def _extend(table: TaskEmbedding, tasks: Sequence[str]) -> TaskEmbedding:
+    """The rows that were trained, then new random ones for those of `tasks` that have none."""
+    trained = table.names[: table.n_trained]
+    names = (*trained, *(task for task in tasks if task not in trained))
     extended = TaskEmbedding(table.d_v, table.to_token.out_features, names)
     with torch.no_grad():
-        extended.v[: table.n_trained] = table.v[: table.n_trained]
+        extended.v[: len(trained)] = table.v[: len(trained)]
     extended.to_token.load_state_dict(table.to_token.state_dict())
     return extended

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from emuedit import config
-from emuedit.data.publish import read_folder
+from emuedit.data.publish import read_folder, read_summary
 from emuedit.data.records import Pair, Verdict
 from emuedit.editor import checkpoint, package_folder
 from emuedit.editor.task_embedding import TaskEmbedding
@@ -87,8 +87,11 @@ def test_the_sample_of_pairs_is_balanced_and_stable(cache: LatentCache, tmp_path
     replay.write(tmp_path / "replay", cache, [tmp_path / "old/data/pairs"], None, 9)
     written = {pair.id for pair in read_folder(tmp_path / "replay/pairs", Pair)}
     assert written == set(replay.sample(cache, 9))
+    assert read_summary(tmp_path / "replay/pairs").counts == {"kept": 9}
     verdicts = {verdict.pair_id: verdict.task for verdict in read_folder(tmp_path / "replay/verdicts", Verdict)}
     assert verdicts == replay.sample(cache, 9)
+    replay.write(tmp_path / "replay", cache, [tmp_path / "old/data/pairs"], None, 1000)
+    assert read_summary(tmp_path / "replay/verdicts").counts == {"kept": len(cache.train)}, "not as many as were asked for"
 
 
 def test_earlier_pairs_are_drawn_with_their_share_and_never_twice(

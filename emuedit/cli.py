@@ -12,6 +12,7 @@ from emuedit.editor.package import Editor, Turn
 from emuedit.editor.package_folder import CHAMPION, EDITOR, MODELS, resolve_source
 from emuedit.editor.settings import EditSettings
 from emuedit.name_hints import check_options
+from emuedit.operations import server_commands
 from emuedit.progress import Progress, waiting
 from emuedit.runtime import set_env_defaults
 
@@ -20,20 +21,19 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Exit status: 0 done, 2 for input that is refused, 130 after ctrl-c."""
+    """Run one command. Exit status: 0 done, 1 failed or not healthy, 2 for input that is refused, 130 after ctrl-c."""
     set_env_defaults()
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         check_options(words)
         options = _parser().parse_args(words)
-        options.run(options)
+        return int(options.run(options) or 0)
     except (ValueError, FileNotFoundError) as error:
         print(f"emuedit: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("emuedit: stopped; nothing was written that is not listed above", file=sys.stderr)
         return 130
-    return 0
 
 
 def _edit(options: argparse.Namespace) -> None:
@@ -125,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write the kept pairs as a dataset for others", allow_abbrev=False)
     export.set_defaults(run=_export)
     export.add_argument("out", type=Path, help="new folder for the kept pairs of data/pairs")
+    server_commands.add_commands(commands)
     return parser
 
 

@@ -1,0 +1,197 @@
+"""Processes that outlive the command that started them: a log, a record of what was started, and an orderly end.
+
+A record holds the process id together with a mark of the process's start. A process id alone says little: after a restart of the
+machine, or after some days, the same number belongs to another program.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True)
+class ProcessRecord:
+    """A process that was started: its name, id, mark of its start, address, start in seconds since the epoch, and settings."""
+
+    name: str
+    pid: int
+    start_mark: str
+    url: str
+    started_s: float
+    settings: str
+
+    def write(self, folder: Path) -> None:
+        """Write `<folder>/<name>.pid`, as JSON."""
+        path = _record_path(folder, self.name)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether this very process runs; a dead one, a zombie and another process with the same id do not count."""
+        return start_mark(self.pid) == self.start_mark != ""
+
+
+@dataclass(frozen=True)
+class BackgroundCommand:
+    """What to start: the command line, its environment in full, and the user whose rights it gets (None: those of this process).
+
+    `needs`: variables of the environment with whose values it must run; with others it is to be started again.
+    """
+
+    name: str
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+    url: str
+    user: str | None = None
+    needs: Sequence[str] = ()
+
+    @property
+    def settings(self) -> str:
+        """A hash of the command line and of what it needs."""
+        content = json.dumps([list(self.arguments), [self.environment.get(name) for name in self.needs]])
+        return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+
+def start_mark(pid: int) -> str:
+    """What tells a process from a later one with the same id; empty when there is no such process, or only its zombie."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return ""
+        if _BOOT_ID.exists():  # Linux: ticks since the start of the machine: no change of the clock alters them
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return f"{_BOOT_ID.read_text().strip()}:{fields[19]}"
+        return f"{process.create_time():.2f}"
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def read_record(folder: Path, name: str) -> ProcessRecord | None:
+    """The record of a process; None when there is none, or it cannot be read."""
+    try:
+        return ProcessRecord(**json.loads(_record_path(folder, name).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):  # an unreadable record names no process
+        return None
+
+
+def remove_record(folder: Path, name: str) -> None:
+    """Forget a process."""
+    _record_path(folder, name).unlink(missing_ok=True)
+
+
+def log_path(folder: Path, name: str) -> Path:
+    """Where a process writes what it prints."""
+    return folder / "logs" / f"{name}.log"
+
+
+def start_process(command: BackgroundCommand, folder: Path, cwd: Path) -> ProcessRecord:
+    """Start a process in a session of its own, append its output to its log, and write its record. Raises OSError."""
+    log = log_path(folder, command.name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as stream:
+        process = subprocess.Popen(  # noqa: S603  a command line that this package builds
+            list(command.arguments),
+            env=dict(command.environment),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            user=command.user,
+            group=command.user,
+            extra_groups=[] if command.user else None,
+        )
+    process.returncode = 0  # it is meant to outlive this object, which else warns when it is collected
+    record = ProcessRecord(command.name, process.pid, start_mark(process.pid), command.url, time.time(), command.settings)
+    record.write(folder)
+    return record
+
+
+def end_process(record: ProcessRecord, grace_s: float, request: int = signal.SIGTERM) -> bool:
+    """Ask a process to end, wait, then kill what is left of it and of its children. True when it ended by itself.
+
+    Nothing is sent to a process that is not the recorded one.
+    """
+    if not record.is_running:
+        return True
+    processes = _tree(record.pid)  # before it ends: later nobody knows who its children were
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(record.pid, request)
+    until = time.monotonic() + grace_s
+    while (is_running := record.is_running) and time.monotonic() < until:
+        _collect(record.pid)
+        time.sleep(0.05)
+    _kill({*processes, *_tree(record.pid), *_session(record)})
+    _collect(record.pid)
+    return not is_running
+
+
+def end_leftovers(record: ProcessRecord) -> int:
+    """Kill the children that a dead process left in its session, where they would keep its port; returns how many."""
+    if record.is_running:
+        return 0
+    processes = _session(record)
+    _kill(processes)
+    return len(processes)
+
+
+def memory_bytes(pid: int) -> int:
+    """Resident memory of a process and of all below it; pages that they share count in each."""
+    total = 0
+    for process in _tree(pid):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            total += process.memory_info().rss
+    return total
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _session(record: ProcessRecord) -> set[psutil.Process]:
+    """Processes in the session of a recorded process, which was the first in it.
+
+    An id is not given to a new process while a session has it, so a process with this id and another mark means: none is left.
+    """
+    if record.started_s < psutil.boot_time() or start_mark(record.pid) not in ("", record.start_mark):
+        return set()
+    members = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+            if os.getsid(process.pid) == record.pid and process.status() != psutil.STATUS_ZOMBIE:
+                members.add(process)
+    return members
+
+
+def _kill(processes: Collection[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=5.0)
+
+
+def _collect(pid: int) -> None:
+    """Take the exit status of a child of this very process, which would stay a zombie."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def _record_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.pid"

@@ -1,0 +1,49 @@
+"""Ask a server over HTTP whether it answers, past any proxy: what runs on this machine is never behind one."""
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Answer of a server: the status (0: none), its body, its headers in lower case, and why there is no answer."""
+
+    status: int
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+    error: str = ""
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the status is one of success."""
+        return 200 <= self.status < 300
+
+    def json(self) -> Any:
+        """The body as JSON. Raises ValueError."""
+        return json.loads(self.body)
+
+
+def ask(url: str, timeout_s: float, payload: Any = None) -> Answer:
+    """GET a URL, or POST `payload` as JSON. Never raises for a server that does not answer, or not with success."""
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise ValueError(f"want an http:// or https:// URL, got {url!r}")
+    data = None if payload is None else json.dumps(payload).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310  the scheme is checked above
+    handlers = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1") else []
+    try:
+        with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as response:
+            return Answer(response.status, response.read(), _headers(response.headers))
+    except urllib.error.HTTPError as error:
+        with error:
+            return Answer(error.code, error.read(), _headers(error.headers))
+    except (OSError, http.client.HTTPException) as error:
+        return Answer(0, error=str(getattr(error, "reason", error)))
+
+
+def _headers(message: Any) -> tuple[tuple[str, str], ...]:
+    return tuple((name.lower(), value) for name, value in message.items())

@@ -1,0 +1,43 @@
+"""Ports of the servers of one data folder: free when chosen, then remembered, so that addresses stay the same."""
+
+import json
+import socket
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+HOST = "127.0.0.1"
+_MAX_TRIES = 200
+
+
+class PortError(RuntimeError):
+    """Raised when no port is free."""
+
+
+def is_free(port: int) -> bool:
+    """Whether nothing listens at a port of this machine."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port just left is free
+        try:
+            listener.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def choose_ports(folder: Path, names: Sequence[str], base: int, running: Collection[str] = ()) -> dict[str, int]:
+    """A port for each name: the remembered one if it is free or its server is `running`, else the next free one from `base` on.
+
+    Raises PortError.
+    """
+    path = folder / "ports.json"
+    remembered: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+    ports = {name: port for name, port in remembered.items() if name in running or is_free(port)}
+    for name in names:
+        if name not in ports:
+            free = (port for port in range(base, base + _MAX_TRIES) if port not in ports.values() and is_free(port))
+            port = next(free, None)
+            if port is None:
+                raise PortError(f"want a free port from {base} to {base + _MAX_TRIES - 1}, got none; name another --port-base")
+            ports[name] = port
+    path.write_text(json.dumps(ports, indent=1) + "\n", encoding="utf-8")
+    return ports

@@ -1,0 +1,132 @@
+"""Checks of the servers that MLFLOW_TRACKING_URI and PREFECT_API_URL name, and of what hangs in them."""
+
+import importlib.metadata
+import os
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from emuedit.operations.health_finding import Finding
+from emuedit.operations.http_probe import Answer, ask
+
+_ANSWER_S = 10.0  # a server that takes longer is as good as gone
+_PENDING, _RUNNING = timedelta(minutes=10), timedelta(hours=24)
+_MAX_SKEW_S = 60.0
+_PROXIED = ("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
+_STALE = "unset {name}, or start the servers: `uv run emuedit up`, then `source .emuedit/env`"
+
+
+def check_mlflow() -> Iterator[Finding]:
+    """MLflow answers, takes the name by which it is called, and has no run whose process is long gone."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if uri.startswith("file:") or uri.startswith(("/", "./")):
+        fix = "export MLFLOW_TRACKING_URI=sqlite:///mlflow.db, and `mlflow migrate-filestore` for old runs"
+        yield Finding("MLflow", "fail", f"{uri}: MLflow 3.17 refuses to log to folders", fix)
+        return
+    if not uri.startswith("http"):
+        yield Finding("MLflow", "pass", f"no server: {uri.split('?')[0].split('@')[-1] or 'the file mlflow.db'}")
+        return
+    uri = uri.rstrip("/")
+    if not (health := ask(f"{uri}/health", _ANSWER_S)).is_success:
+        yield Finding("MLflow", "fail", _no_answer(uri, health), _STALE.format(name="MLFLOW_TRACKING_URI"))
+        return
+    experiments = ask(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1000", _ANSWER_S)
+    if experiments.status == 403:
+        fix = "start the server with --allowed-hosts and this name; behind a proxy, the name that the proxy sends"
+        yield Finding("MLflow", "fail", f"{uri} answers 403: it does not know this host name", fix)
+    elif experiments.status == 401:
+        has_name = bool(os.environ.get("MLFLOW_TRACKING_USERNAME"))
+        fix = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        yield Finding("MLflow", "pass" if has_name else "fail", f"{uri} asks for a name and a password", fix)
+    elif not experiments.is_success:
+        yield Finding("MLflow", "fail", _no_answer(uri, experiments), "look at the server's log")
+    else:
+        yield Finding("MLflow", "pass", f"{uri} answers")
+        yield from _clock_finding("MLflow", health)
+        yield from _artifact_finding(uri)
+        ids = [experiment["experiment_id"] for experiment in experiments.json().get("experiments", [])]
+        yield from _mlflow_runs(uri, ids)
+
+
+def check_prefect() -> Iterator[Finding]:
+    """Prefect answers, in the version of this client, and no flow run hangs."""
+    api = os.environ.get("PREFECT_API_URL", "").rstrip("/")
+    if not api:
+        yield Finding("Prefect", "pass", "no server: each retrain starts one of its own")
+        return
+    if not (health := ask(f"{api}/health", _ANSWER_S)).is_success:
+        yield Finding("Prefect", "fail", _no_answer(api, health), _STALE.format(name="PREFECT_API_URL"))
+        return
+    client_version, answer = importlib.metadata.version("prefect"), ask(f"{api}/admin/version", _ANSWER_S)
+    server_version = str(answer.json()) if answer.is_success else "unknown"
+    if server_version.split(".")[:2] == client_version.split(".")[:2]:
+        yield Finding("Prefect", "pass", f"{api} answers, version {server_version}")
+    else:
+        yield Finding("Prefect", "warn", f"{api} has version {server_version}, this client {client_version}", "use one version for both")
+    yield from _clock_finding("Prefect", health)
+    yield from _flow_runs(api)
+
+
+def _mlflow_runs(uri: str, experiment_ids: list[str]) -> Iterator[Finding]:
+    """Runs that are RUNNING for over a day; a retrain ends those of its own workspace, and nobody those of others."""
+    query = {"experiment_ids": experiment_ids, "filter": "attributes.status = 'RUNNING'", "max_results": 100}
+    answer = ask(f"{uri}/api/2.0/mlflow/runs/search", _ANSWER_S, query)
+    before_ms = (time.time() - _RUNNING.total_seconds()) * 1000
+    runs = [run["info"] for run in answer.json().get("runs", [])] if answer.is_success else []
+    old = [run["run_id"] for run in runs if int(run["start_time"]) < before_ms]
+    detail = f"{len(runs)} running, {len(old)} of them for over a day" + (f", such as {old[0]}" if old else "")
+    fix = "if nothing trains: MlflowClient().set_terminated(run_id, 'KILLED')"
+    yield Finding("MLflow runs", "warn" if old else "pass", detail, fix)
+
+
+def _artifact_finding(uri: str) -> Iterator[Finding]:
+    """A server with its artifacts in S3 sends clients to the address by which it knows the store itself."""
+    answer = ask(f"{uri}/api/3.0/mlflow/server-info", _ANSWER_S)
+    if not answer.is_success or not answer.json().get("multipart_downloads_enabled"):
+        return
+    if all(os.environ.get(name, "").lower() == "false" for name in _PROXIED):
+        yield Finding("MLflow artifacts", "pass", "in S3, through the server")
+        return
+    detail = "in S3: downloads go to the store by the server's own address for it, and fail after two minutes if it is not yours"
+    yield Finding("MLflow artifacts", "warn", detail, "unless it is: export " + " ".join(f"{name}=false" for name in _PROXIED))
+
+
+def _flow_runs(api: str) -> Iterator[Finding]:
+    """Flow runs that hold a slot: PENDING for over ten minutes, RUNNING for over a day."""
+    payload = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}, "limit": 200}
+    answer = ask(f"{api}/flow_runs/filter", _ANSWER_S, payload)
+    if not answer.is_success:
+        fix = "set PREFECT_API_AUTH_STRING" if answer.status == 401 else "uv sync: Prefect needs fastapi below 0.151"
+        yield Finding("flow runs", "fail", f"cannot be listed: status {answer.status}", fix)
+        return
+    runs = answer.json()
+    old = [run for run in runs if _age(run) > (_PENDING if run["state_type"] == "PENDING" else _RUNNING)]
+    detail = f"{len(runs)} pending or running, {len(old)} of them for too long"
+    if old:
+        detail += f", such as {old[0]['name']} ({old[0]['state_type']} for {_age(old[0])})"
+    fix = "uv run prefect flow-run cancel <id>; apply infra/prefect/automations.yaml, see docs/operations.md"
+    yield Finding("flow runs", "warn" if old else "pass", detail, fix)
+
+
+def _age(run: dict[str, Any]) -> timedelta:
+    """Time since a flow run entered its state, in whole seconds."""
+    start = datetime.fromisoformat(str(run["state"]["timestamp"]).replace("Z", "+00:00"))
+    return timedelta(seconds=int((datetime.now(UTC) - start).total_seconds()))
+
+
+def _clock_finding(name: str, answer: Answer) -> Iterator[Finding]:
+    """The clock of a server differs from this one: schedules, leases and signed URLs would be off."""
+    from email.utils import parsedate_to_datetime
+
+    date = dict(answer.headers).get("date")
+    skew_s = (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds() if date else 0.0
+    if abs(skew_s) > _MAX_SKEW_S:
+        yield Finding(f"clock of {name}", "warn", f"differs by {skew_s:.0f} s", "synchronise both machines with a time server")
+
+
+def _no_answer(url: str, answer: Answer) -> str:
+    return f"{url} does not answer: {answer.error or f'status {answer.status}'}"
+
+
+CHECKS = (check_mlflow, check_prefect)

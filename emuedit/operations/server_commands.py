@@ -1,0 +1,150 @@
+"""The commands `emuedit up`, `down`, `status` and `doctor`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from emuedit.operations import local_ports, postgres_server, server_control, server_stack
+from emuedit.progress import waiting
+
+DATA = Path(".emuedit")
+"""Default data folder of the servers, in the working folder."""
+PORT_BASE = 8500
+"""The first port that is tried."""
+_AUTOMATIONS = Path("infra/prefect/automations.yaml")
+_SETUP = "flows.server_setup"
+_FAILURES = (server_control.ServersError, postgres_server.PostgresError, local_ports.PortError)
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to the subparsers of `emuedit`."""
+    up = commands.add_parser("up", help="start MLflow, Prefect and a worker on this machine", allow_abbrev=False)
+    up.set_defaults(run=_up)
+    up.add_argument("--data", type=Path, default=DATA, metavar="FOLDER", help=f"where they keep everything; default: {DATA}")
+    ports = f"first port to try; a port once chosen is kept; default: {PORT_BASE}"
+    up.add_argument("--port-base", type=int, default=PORT_BASE, metavar="N", help=ports)
+    down = commands.add_parser("down", help="end what `up` started", allow_abbrev=False)
+    down.set_defaults(run=_down)
+    down.add_argument("--data", type=Path, default=DATA, metavar="FOLDER", help=f"data folder of `up`; default: {DATA}")
+    status = commands.add_parser("status", help="show how the servers are; exit status 1 unless all are well", allow_abbrev=False)
+    status.set_defaults(run=_status)
+    status.add_argument("--data", type=Path, default=DATA, metavar="FOLDER", help=f"data folder of `up`; default: {DATA}")
+    status.add_argument("--json", action="store_true", help="as JSON")
+    doctor = commands.add_parser("doctor", help="check this machine and folder for what is known to fail", allow_abbrev=False)
+    doctor.set_defaults(run=_doctor)
+    doctor.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _up(options: argparse.Namespace) -> int:
+    if not 1024 <= options.port_base <= 65_000:
+        raise ValueError(f"want --port-base from 1024 to 65000, got {options.port_base}")
+    folder, cwd = options.data.resolve(), Path.cwd()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".gitignore").write_text("*\n")  # wherever it lies, git does not take it
+    has_flows = (cwd / "prefect.yaml").exists()
+    try:
+        with server_control.locked(folder):
+            server_control.forget_dead(folder, print)
+            layout, database = _layout(folder, options.port_base)
+            print(f"database: {database}")
+            _start(layout, cwd, has_flows)
+    except _FAILURES as error:
+        print(f"emuedit up: {error}", file=sys.stderr)
+        return 1
+    if not has_flows:
+        print("worker: not started, there is no prefect.yaml here")
+    path = server_control.write_env(folder, layout.exports)
+    print(f"\nMLflow   {layout.url('mlflow')}\nPrefect  {layout.url('prefect')}\n")
+    print(f"In every shell that is to use them (`source {_relative(path)}` does it):")
+    print(path.read_text(), end="")
+    return 0
+
+
+def _start(layout: server_stack.StackLayout, cwd: Path, has_flows: bool) -> None:
+    folder = layout.folder
+    by_name = {service.name: service for service in server_stack.services(layout, has_flows)}
+    with server_control.Starter(folder, cwd, print) as starter:
+        if layout.postgres:
+            layout.postgres.initialise()
+            starter.start([by_name["postgres"]])
+            layout.postgres.create_databases()
+        starter.start([by_name["mlflow"], by_name["prefect"]])
+        if not has_flows:
+            return
+        arguments = ["-m", _SETUP, "--pool", server_stack.POOL, "--automations", str(_AUTOMATIONS)]
+        with waiting("creating the work pool, deployments and automations"):
+            log = folder / "logs" / "setup.log"
+            server_control.run_setup(arguments, server_stack.child_environment(layout), cwd, log)
+        starter.start([by_name["worker"]])
+
+
+def _down(options: argparse.Namespace) -> int:
+    folder = options.data.resolve()
+    if not folder.is_dir():
+        print(f"nothing to end: there is no {options.data} here")
+        return 0
+    try:
+        with server_control.locked(folder):
+            layout, _ = _layout(folder, PORT_BASE)
+            if not server_control.end_all(folder, server_stack.services(layout, has_worker=True), print):
+                print("nothing ran")
+    except _FAILURES as error:
+        print(f"emuedit down: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    folder = options.data.resolve()
+    rows: list[server_control.ServerStatus] = []
+    if (folder / "ports.json").exists():
+        layout, _ = _layout(folder, PORT_BASE)
+        services = server_stack.services(layout, has_worker=(Path.cwd() / "prefect.yaml").exists())
+        rows = server_control.statuses(folder, services)
+    if options.json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+    elif rows:
+        print(_table(rows))
+    else:
+        print(f"no servers in {options.data}; `emuedit up` starts them")
+    return 0 if rows and all(row.is_healthy for row in rows) else 1
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from emuedit.operations.doctor import examine
+
+    return examine(as_json=options.json)
+
+
+def _layout(folder: Path, port_base: int) -> tuple[server_stack.StackLayout, str]:
+    """The layout of a data folder, and its database in words."""
+    ports = local_ports.choose_ports(folder, server_stack.NAMES, port_base, server_control.running_names(folder))
+    postgres, reason = postgres_server.find_postgres(folder, ports["postgres"])
+    if postgres and (folder / "prefect.db").exists() and not postgres.data.exists():
+        postgres, reason = None, "SQLite, as in earlier starts of this folder"
+    return server_stack.StackLayout(folder, ports, postgres), reason
+
+
+def _table(rows: Sequence[server_control.ServerStatus]) -> str:
+    lines = [("service", "state", "pid", "up", "memory", "address")]
+    for row in rows:
+        memory = f"{row.memory_bytes / 2**20:.0f} MB" if row.memory_bytes is not None else "-"
+        lines.append((row.name, row.state, str(row.pid or "-"), _duration(row.seconds), memory, row.url or "-"))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

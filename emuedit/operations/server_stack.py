@@ -1,0 +1,150 @@
+"""The servers of one machine in the order in which they start, and how each is started and asked whether it is well."""
+
+import os
+import signal
+import sqlite3
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from emuedit.operations import postgres_server
+from emuedit.operations.background_process import BackgroundCommand
+from emuedit.operations.http_probe import ask
+from emuedit.operations.local_ports import HOST
+
+NAMES = ("postgres", "mlflow", "prefect", "worker")
+"""All services, in the order in which they start; they end in the opposite order."""
+POOL = "local"
+"""The Prefect work pool that prefect.yaml names."""
+_LOCAL = "localhost,127.0.0.1,::1"
+_PROBE_S = 5.0
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+@dataclass(frozen=True)
+class Service:
+    """A server that `emuedit up` starts.
+
+    `is_healthy` asks it, in a few seconds at most. `start_s`: seconds that it may take to come up; `grace_s`: to end after the
+    signal `stop_signal`.
+    """
+
+    command: BackgroundCommand
+    is_healthy: Callable[[], bool]
+    start_s: float
+    grace_s: float = 10.0
+    stop_signal: int = signal.SIGTERM
+
+    @property
+    def name(self) -> str:
+        """Name of the service and of its files."""
+        return self.command.name
+
+
+@dataclass(frozen=True)
+class StackLayout:
+    """Where the servers keep their data, at which ports they listen, and whether PostgreSQL holds their tables."""
+
+    folder: Path
+    ports: Mapping[str, int]
+    postgres: postgres_server.Postgres | None
+
+    def url(self, name: str) -> str:
+        """Address of a server, as a person opens it."""
+        return f"http://{HOST}:{self.ports[name]}"
+
+    @property
+    def exports(self) -> dict[str, str]:
+        """Environment variables by which commands find the servers."""
+        variables = {"MLFLOW_TRACKING_URI": self.url("mlflow"), "PREFECT_API_URL": f"{self.url('prefect')}/api"}
+        if _artifacts(self.folder).startswith("s3://"):  # else a client gets URLs that name the server's own view of the store
+            variables |= {
+                "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+                "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
+            }
+        return variables
+
+
+def services(layout: StackLayout, has_worker: bool) -> list[Service]:
+    """The services in the order in which they start; `has_worker`: with a worker for the flows of the working folder."""
+    servers = [_mlflow(layout), _prefect(layout)]
+    if layout.postgres:
+        servers.insert(0, _postgres(layout.postgres))
+    return [*servers, _worker(layout)] if has_worker else servers
+
+
+def child_environment(layout: StackLayout) -> dict[str, str]:
+    """Environment of everything that is started: the user's, with variables that say where the servers are, and with no proxy before them."""
+    no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), _LOCAL]))
+    home = {"PREFECT_HOME": str(layout.folder / "prefect")}
+    return {**os.environ, **_QUIET, **home, **layout.exports, "NO_PROXY": no_proxy, "no_proxy": no_proxy}
+
+
+def _postgres(postgres: postgres_server.Postgres) -> Service:
+    url = f"postgresql://{HOST}:{postgres.port}"
+    environment = {name: os.environ[name] for name in ("PATH", "LANG", "TZ") if name in os.environ}
+    command = BackgroundCommand("postgres", postgres.command, environment, url, postgres.user)
+    return Service(command, postgres.answers, start_s=60.0, grace_s=60.0, stop_signal=signal.SIGINT)  # INT: fast shutdown
+
+
+def _mlflow(layout: StackLayout) -> Service:
+    port, url = layout.ports["mlflow"], layout.url("mlflow")
+    arguments = [sys.executable, "-W", "ignore", "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    hosts = ",".join(f"{name}:{port}" for name in ("localhost", HOST))
+    environment = {
+        **child_environment(layout),
+        "MLFLOW_BACKEND_STORE_URI": layout.postgres.uri("mlflow") if layout.postgres else _sqlite(layout.folder / "mlflow.db"),
+        "MLFLOW_ARTIFACTS_DESTINATION": _artifacts(layout.folder),
+        "MLFLOW_SERVER_ALLOWED_HOSTS": hosts,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 8 processes and 2 GB for nothing that is used here
+    }
+    del environment["MLFLOW_TRACKING_URI"]  # its own address, which it would ask
+    if endpoint := os.environ.get("S3_ENDPOINT_URL"):
+        environment.setdefault("MLFLOW_S3_ENDPOINT_URL", endpoint)
+    command = BackgroundCommand("mlflow", arguments, environment, url)
+    return Service(command, lambda: ask(f"{url}/health", _PROBE_S).is_success, start_s=180.0)
+
+
+def _prefect(layout: StackLayout) -> Service:
+    url = layout.url("prefect")
+    arguments = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(layout.ports["prefect"])]
+    database = layout.folder / "prefect.db"
+    uri = layout.postgres.uri("prefect", driver="asyncpg") if layout.postgres else f"sqlite+aiosqlite:///{database}"
+    environment = {**child_environment(layout), "PREFECT_SERVER_DATABASE_CONNECTION_URL": uri}
+    command = BackgroundCommand("prefect", arguments, environment, url)
+    return Service(command, lambda: ask(f"{url}/api/health", _PROBE_S).is_success, start_s=300.0)
+
+
+def _worker(layout: StackLayout) -> Service:
+    url = layout.url("worker")
+    arguments = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", "emuedit", "--with-healthcheck"]
+    environment = {
+        **child_environment(layout),
+        "PREFECT_WORKER_WEBSERVER_HOST": HOST,
+        "PREFECT_WORKER_WEBSERVER_PORT": str(layout.ports["worker"]),
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # what infra/prefect/automations.yaml waits for
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    command = BackgroundCommand("worker", [*arguments, "--limit", "1"], environment, url, needs=list(layout.exports))
+    return Service(command, lambda: ask(f"{url}/health", _PROBE_S).is_success, start_s=120.0, grace_s=20.0)
+
+
+def _artifacts(folder: Path) -> str:
+    """Where MLflow keeps artifacts: MLFLOW_ARTIFACTS_DESTINATION, such as s3://bucket/mlflow, or the data folder."""
+    return os.environ.get("MLFLOW_ARTIFACTS_DESTINATION") or str(folder / "artifacts")
+
+
+def _sqlite(path: Path) -> str:
+    """URI of a database file with a write-ahead log, in which readers do not wait for the writer."""
+    connection = sqlite3.connect(path)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+    finally:
+        connection.close()
+    return f"sqlite:///{path}"

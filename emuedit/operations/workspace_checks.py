@@ -1,0 +1,132 @@
+"""Checks of the working folder: locks that DVC left, unfinished uploads of its remote, caches and their sizes."""
+
+import configparser
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+
+from emuedit.operations.health_finding import Finding
+from emuedit.operations.machine_checks import cache_folder
+
+_LOCKS = Path(".dvc/tmp")
+_LARGE_GB = 20
+_GB = 10**9
+_UPLOAD_AGE = timedelta(days=1)
+_S3_S = 4
+
+
+def check_dvc_locks() -> Iterator[Finding]:
+    """Locks of DVC that name a process which is gone, or which is not DVC: the number was given to another program."""
+    entries = list(_lock_entries())
+    blocking = [(path, pid) for path, pid in entries if psutil.pid_exists(pid) and not _is_dvc(pid)]
+    if blocking:
+        path, pid = blocking[0]
+        detail = (
+            f"{_LOCKS / 'rwlock'} blocks {path} for process {pid}, which is not DVC: it was killed, and its number given away"
+        )
+        yield Finding("DVC locks", "fail", detail, f"if no retrain runs here: rm {_LOCKS / 'rwlock'}")
+    elif dead := [pid for _, pid in entries if not psutil.pid_exists(pid)]:
+        yield Finding("DVC locks", "pass", f"left by process {dead[0]}, which is gone; the next DVC command removes them")
+    elif entries:
+        yield Finding("DVC locks", "pass", f"held by DVC, process {entries[0][1]}")
+    else:
+        yield Finding("DVC locks", "pass", "none held, repository " + ("in use by another DVC" if _is_locked() else "free"))
+
+
+def check_unfinished_uploads() -> Iterator[Finding]:
+    """Multipart uploads that were started over a day ago in the S3 remote: they cost space and are in no listing."""
+    remote = _s3_remote()
+    if remote is None:
+        yield Finding("unfinished uploads", "pass", "no S3 remote is configured")
+        return
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    url = urlsplit(remote["url"])
+    config = Config(connect_timeout=_S3_S, read_timeout=_S3_S, retries={"total_max_attempts": 1})
+    endpoint = remote.get("endpointurl") or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    try:
+        client = boto3.client("s3", endpoint_url=endpoint, config=config)
+        uploads = client.list_multipart_uploads(Bucket=url.netloc, Prefix=url.path.lstrip("/")).get("Uploads", [])
+    except (BotoCoreError, ClientError, ValueError) as error:
+        fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and look at `uv run emuedit remote check`"
+        yield Finding("unfinished uploads", "warn", f"{remote['url']} cannot be asked: {error}", fix)
+        return
+    old = [upload for upload in uploads if upload["Initiated"] < datetime.now(UTC) - _UPLOAD_AGE]
+    fix = "a lifecycle rule AbortIncompleteMultipartUpload ends them, see infra/terraform"
+    yield Finding("unfinished uploads", "warn" if old else "pass", f"{len(old)} older than a day in {remote['url']}", fix)
+
+
+def check_caches() -> Iterator[Finding]:
+    """Sizes of what can be made again."""
+    for folder, fix in (
+        (cache_folder(), f"rm -r {cache_folder()}/models"),
+        (Path("scratch"), "rm -r scratch, if no retrain runs"),
+    ):
+        size_gb = _size(folder) / _GB
+        yield Finding("cache", "warn" if size_gb > _LARGE_GB else "pass", f"{folder}: {size_gb:.2f} GB", fix)
+
+
+def _lock_entries() -> Iterator[tuple[str, int]]:
+    """Path and process of each entry of DVC's file of read and write locks."""
+    try:
+        content: dict[str, dict[str, Any]] = json.loads((_LOCKS / "rwlock").read_text())
+    except (FileNotFoundError, ValueError):  # none, or just being written
+        return
+    for path, kinds in content.items():
+        for holders in kinds.values():
+            for holder in holders if isinstance(holders, list) else [holders]:
+                if isinstance(holder, dict) and isinstance(holder.get("pid"), int):
+                    yield path, holder["pid"]
+
+
+def _is_dvc(pid: int) -> bool:
+    try:
+        words = psutil.Process(pid).cmdline()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+    return any("dvc" in Path(word).name or "retrain" in Path(word).name for word in words)
+
+
+def _is_locked() -> bool:
+    """Whether a process holds DVC's lock of the whole repository; the file alone means nothing."""
+    try:
+        with (_LOCKS / "lock").open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _s3_remote() -> dict[str, str] | None:
+    """Options of DVC's default remote if it is in S3."""
+    parser = configparser.ConfigParser()
+    parser.read([".dvc/config", ".dvc/config.local"])
+    section = f"'remote \"{parser.get('core', 'remote', fallback='')}\"'"
+    if section not in parser or not parser[section].get("url", "").startswith("s3://"):
+        return None
+    return dict(parser[section])
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += Path(root, name).lstat().st_size
+            except FileNotFoundError:  # removed meanwhile
+                continue
+    return total
+
+
+CHECKS = (check_dvc_locks, check_unfinished_uploads, check_caches)

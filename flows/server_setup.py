@@ -1,0 +1,96 @@
+"""What a Prefect server needs before a worker: the work pool, the deployments of prefect.yaml, the automations.
+
+    python -m flows.server_setup --pool local --automations infra/prefect/automations.yaml
+
+Works on the server that PREFECT_API_URL names. What is there already is updated, so it can be repeated.
+"""
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect.blocks.core import Block
+from prefect.blocks.notifications import SlackWebhook
+from prefect.blocks.webhook import Webhook
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import ObjectNotFound
+
+WEBHOOK_ENV, SLACK_ENV = "EMUEDIT_WEBHOOK_URL", "EMUEDIT_SLACK_URL"
+"""Environment variables with the URLs to which notifications go."""
+_SUBJECT = "{{ flow_run.name }} of {{ flow.name }}: {{ flow_run.state.name }}"
+_BODY = "{{ flow_run.state.message }}"
+_PAYLOAD = '{"run": "{{ flow_run.name }}", "flow": "{{ flow.name }}", "state": "{{ flow_run.state.name }}"}'
+
+
+def read_automations(path: Path, actions: Sequence[Mapping[str, Any]] = ()) -> list[AutomationCore]:
+    """The automations of a file; notifications only if there are `actions` for them. Raises ValidationError for unknown keys."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    specifications = list(content["automations"])
+    if actions:
+        specifications += [{**notification, "actions": list(actions)} for notification in content["notifications"]]
+    return [AutomationCore.model_validate(specification) for specification in specifications]
+
+
+async def apply_automations(path: Path) -> list[str]:
+    """Create or update the automations of a file, and return their names."""
+    automations = read_automations(path, await _notification_actions())
+    async with get_client() as client:
+        for automation in automations:
+            present = await client.read_automations_by_name(automation.name)
+            if present:
+                await client.update_automation(present[0].id, automation)
+            else:
+                await client.create_automation(automation)
+    return [automation.name for automation in automations]
+
+
+async def create_pool(name: str) -> None:
+    """Create a work pool for processes, unless there is one of this name."""
+    async with get_client() as client:
+        try:
+            await client.read_work_pool(name)
+        except ObjectNotFound:
+            await client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+
+
+async def _notification_actions() -> list[dict[str, Any]]:
+    """Actions that send to the URLs in the environment. The server keeps the URLs encrypted, in blocks."""
+    actions: list[dict[str, Any]] = []
+    if url := os.environ.get(WEBHOOK_ENV):
+        block = await _save(Webhook(method="POST", url=url), "emuedit-webhook")
+        actions.append({"type": "call-webhook", "block_document_id": block, "payload": _PAYLOAD})
+    if url := os.environ.get(SLACK_ENV):
+        block = await _save(SlackWebhook(url=url), "emuedit-slack")
+        actions.append({"type": "send-notification", "block_document_id": block, "subject": _SUBJECT, "body": _BODY})
+    return actions
+
+
+async def _save(block: Block, name: str) -> str:
+    saving: Any = block.save(name, overwrite=True)
+    return str(await saving)
+
+
+def main() -> int:
+    """Exit status: that of `prefect deploy`."""
+    parser = argparse.ArgumentParser(prog="server_setup", description="Prepare a Prefect server for the flows of this folder.")
+    parser.add_argument("--pool", required=True, help="name of the work pool, of the type process")
+    parser.add_argument(
+        "--automations", type=Path, required=True, metavar="FILE", help="automations to apply; skipped if missing"
+    )
+    options = parser.parse_args()
+    asyncio.run(create_pool(options.pool))
+    if options.automations.exists():
+        print("automations:", ", ".join(asyncio.run(apply_automations(options.automations))), flush=True)
+    return subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

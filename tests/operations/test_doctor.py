@@ -1,0 +1,254 @@
+"""Each check of `emuedit doctor`, shown the trap that it is for."""
+
+import importlib.metadata
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import psutil
+import pytest
+
+from emuedit.operations import doctor, installation_checks, machine_checks, server_checks, workspace_checks
+from emuedit.operations.health_finding import Finding
+
+DEAD = 2**22 - 7  # above the ids that Linux gives by default
+Answers = dict[str, tuple[int, Any]]
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working folder, no servers and no proxy."""
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "MLFLOW_TRACKING_URI",
+        "PREFECT_API_URL",
+        "HTTP_PROXY",
+        "http_proxy",
+        "HTTPS_PROXY",
+        "https_proxy",
+        "NO_PROXY",
+        "no_proxy",
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Answers], str]]:
+    """Starts an HTTP server that gives prepared answers by path, and returns its URL."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(answers: Answers) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, answer = answers.get(self.path.split("?")[0], (404, {}))
+                payload = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.do_GET()
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def only(findings: Iterator[Finding], name: str) -> Finding:
+    return next(finding for finding in findings if finding.name == name)
+
+
+def test_versions_that_do_not_work_together_fail_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"fastapi": "0.165.0", "sqlalchemy": "2.1.9"}
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: versions.get(name) or real(name))
+    findings = {finding.name: finding for finding in installation_checks.check_versions()}
+    assert findings["package fastapi"].status == findings["package sqlalchemy"].status == "fail"
+    assert "cannot start a flow" in findings["package fastapi"].detail
+    assert "never creates a run" in findings["package sqlalchemy"].detail
+    monkeypatch.undo()
+    assert [finding.status for finding in installation_checks.check_versions()] == ["pass"]
+
+
+def test_a_proxy_before_local_servers_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example.org:3128")
+    (finding,) = installation_checks.check_proxies()
+    assert finding.status == "fail"
+    assert "NO_PROXY=localhost,127.0.0.1" in finding.fix
+    monkeypatch.setenv("NO_PROXY", "localhost, 127.0.0.1")
+    assert next(installation_checks.check_proxies()).status == "pass"
+
+
+def test_a_folder_that_prefect_cannot_write_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "new/deep"))
+    assert next(installation_checks.check_prefect_home()).status == "pass"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    assert next(installation_checks.check_prefect_home()).status == "fail"
+
+
+def test_a_folder_without_git_or_lock_is_said(tmp_path: Path) -> None:
+    assert next(installation_checks.check_lock()).status == "pass"
+    (finding,) = installation_checks.check_git()
+    assert finding.status == "warn"
+
+
+def write_rwlock(pid: int) -> None:
+    Path(".dvc/tmp").mkdir(parents=True, exist_ok=True)
+    Path(".dvc/tmp/rwlock").write_text(json.dumps({"data/pairs": {"write": {"pid": pid, "cmd": "dvc repro"}, "read": []}}))
+
+
+def test_a_dvc_lock_of_a_recycled_process_id_fails_and_a_dead_one_does_not() -> None:
+    write_rwlock(os.getpid())
+    (finding,) = workspace_checks.check_dvc_locks()
+    assert finding.status == "fail"
+    assert "data/pairs" in finding.detail
+    assert "rm .dvc/tmp/rwlock" in finding.fix
+    assert not psutil.pid_exists(DEAD)
+    write_rwlock(DEAD)
+    assert next(workspace_checks.check_dvc_locks()).status == "pass"
+    Path(".dvc/tmp/rwlock").unlink()
+    assert "free" in next(workspace_checks.check_dvc_locks()).detail
+
+
+def test_large_caches_are_named_with_their_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "cache/emuedit").mkdir(parents=True)
+    with (tmp_path / "cache/emuedit/weights").open("wb") as file:
+        file.truncate(30 * 10**9)
+    findings = list(workspace_checks.check_caches())
+    assert [finding.status for finding in findings] == ["warn", "pass"]
+    assert "30.00 GB" in findings[0].detail
+
+
+def test_low_disk_memory_and_descriptors_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Amount:
+        free = available = 10**9
+        total = 8 * 10**9
+
+    monkeypatch.setattr(psutil, "disk_usage", lambda path: Amount)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Amount)
+    monkeypatch.setattr(machine_checks.resource, "getrlimit", lambda kind: (256, 65536))
+    assert next(machine_checks.check_disk()).status == "fail"
+    assert next(machine_checks.check_memory()).status == "warn"
+    (descriptors,) = machine_checks.check_descriptors()
+    assert (descriptors.status, descriptors.fix) == ("warn", "ulimit -n 65536")
+
+
+def test_number_formats_are_measured() -> None:
+    (finding,) = machine_checks.check_number_formats()
+    assert all(name in finding.detail for name in ("auto is", "float32", "bfloat16", "float16"))
+
+
+def test_a_clock_that_differs_from_the_file_systems_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = time.time
+    monkeypatch.setattr(machine_checks.time, "time", lambda: real() - 100)
+    assert next(machine_checks.check_clock()).status == "warn"
+
+
+def test_addresses_of_servers_that_are_gone_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    start = time.monotonic()
+    findings = [next(check()) for check in server_checks.CHECKS]
+    assert time.monotonic() - start < 10
+    assert [finding.status for finding in findings] == ["fail", "fail"]
+    assert all("emuedit up" in finding.fix for finding in findings)
+
+
+def test_mlflow_in_folders_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:./mlruns")
+    assert next(server_checks.check_mlflow()).status == "fail"
+
+
+@pytest.mark.parametrize(("status", "fix"), [(403, "--allowed-hosts"), (401, "MLFLOW_TRACKING_USERNAME")])
+def test_mlflow_that_refuses_says_why(
+    status: int, fix: str, serve: Callable[[Answers], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
+    answers: Answers = {"/health": (200, "OK"), "/api/2.0/mlflow/experiments/search": (status, {})}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", serve(answers))
+    (finding,) = server_checks.check_mlflow()
+    assert finding.status == "fail"
+    assert fix in finding.fix
+
+
+def test_mlflow_runs_that_hang_and_its_artifact_trap_are_found(
+    serve: Callable[[Answers], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_ms = int(time.time() * 1000)
+    runs = [{"info": {"run_id": "new", "start_time": now_ms}}, {"info": {"run_id": "old", "start_time": now_ms - 90_000_000}}]
+    answers: Answers = {
+        "/health": (200, "OK"),
+        "/api/2.0/mlflow/experiments/search": (200, {"experiments": [{"experiment_id": "1"}]}),
+        "/api/3.0/mlflow/server-info": (200, {"multipart_downloads_enabled": True}),
+        "/api/2.0/mlflow/runs/search": (200, {"runs": runs}),
+    }
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", serve(answers))
+    for name in ("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD"):
+        monkeypatch.delenv(name, raising=False)
+    findings = {finding.name: finding for finding in server_checks.check_mlflow()}
+    assert findings["MLflow"].status == "pass"
+    assert findings["MLflow artifacts"].status == "warn"
+    assert findings["MLflow runs"].detail == "2 running, 1 of them for over a day, such as old"
+    monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+    monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
+    assert only(server_checks.check_mlflow(), "MLflow artifacts").status == "pass"
+
+
+def test_flow_runs_that_hold_a_slot_are_found(serve: Callable[[Answers], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    since = (datetime.now(UTC) - timedelta(minutes=20)).isoformat()
+    runs = [
+        {"name": "stuck", "state_type": "PENDING", "state": {"timestamp": since}},
+        {"name": "training", "state_type": "RUNNING", "state": {"timestamp": since}},
+    ]
+    version = importlib.metadata.version("prefect")
+    answers: Answers = {
+        "/api/health": (200, True),
+        "/api/admin/version": (200, version),
+        "/api/flow_runs/filter": (200, runs),
+    }
+    monkeypatch.setenv("PREFECT_API_URL", serve(answers) + "/api")
+    findings = {finding.name: finding for finding in server_checks.check_prefect()}
+    assert findings["Prefect"].status == "pass"
+    assert findings["flow runs"].status == "warn"
+    assert "2 pending or running, 1 of them for too long, such as stuck (PENDING for 0:20:0" in findings["flow runs"].detail
+    answers["/api/admin/version"], answers["/api/flow_runs/filter"] = (200, "3.2.1"), (422, {})
+    findings = {finding.name: finding for finding in server_checks.check_prefect()}
+    assert findings["Prefect"].status == "warn"
+    assert "fastapi" in findings["flow runs"].fix
+
+
+def test_the_exit_status_is_one_only_for_failures(capsys: pytest.CaptureFixture[str]) -> None:
+    def check_good() -> list[Finding]:
+        return [Finding("good", "pass", "fine"), Finding("odd", "warn", "strange", "look")]
+
+    def check_bad_thing() -> list[Finding]:
+        return [Finding("bad", "fail", "broken", "replace it")]
+
+    def check_broken_itself() -> list[Finding]:
+        raise KeyError("x")
+
+    assert doctor.examine(as_json=False, checks=[check_good, check_broken_itself]) == 0
+    shown = capsys.readouterr().out
+    assert "-> look" in shown
+    assert "broken itself" in shown
+    assert "1 ok, 2 to look at, 0 to fix" in shown
+    assert doctor.examine(as_json=True, checks=[check_good, check_bad_thing]) == 1
+    assert [row["status"] for row in json.loads(capsys.readouterr().out)] == ["pass", "warn", "fail"]

@@ -1,0 +1,84 @@
+"""The commands up, status and down, as a person types them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emuedit import cli
+from emuedit.operations.http_probe import ask
+from tests.repository import ROOT
+
+PREFECT_YAML = """\
+name: small
+prefect-version: ">=3.8,<3.9"
+deployments:
+  - name: once
+    entrypoint: flow_file.py:hello
+    work_pool: {name: local}
+"""
+FLOW = "from prefect import flow\n\n\n@flow\ndef hello():\n    return 1\n"
+
+
+def test_status_without_servers_says_how_to_start_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["status"]) == 1
+    assert "`emuedit up` starts them" in capsys.readouterr().out
+    assert cli.main(["status", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == []
+    assert cli.main(["down"]) == 0
+    assert list(tmp_path.iterdir()) == [], "want nothing written by commands that only look"
+
+
+def test_port_bases_out_of_range_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["up", "--port-base", "80"]) == 2
+    assert "want --port-base from 1024 to 65000, got 80" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_real_servers_come_up_answer_and_end(tmp_path: Path) -> None:
+    (tmp_path / "prefect.yaml").write_text(PREFECT_YAML)
+    (tmp_path / "flow_file.py").write_text(FLOW)
+    (tmp_path / "infra/prefect").mkdir(parents=True)
+    (tmp_path / "infra/prefect/automations.yaml").write_text((ROOT / "infra/prefect/automations.yaml").read_text())
+    secret = "hook-5ecret-of-the-test"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "EMUEDIT_WEBHOOK_URL": f"https://example.org/{secret}"}
+
+    def emuedit(*words: str) -> "subprocess.CompletedProcess[str]":
+        command = [str(Path(sys.executable).parent / "emuedit"), *words]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    try:
+        up = emuedit("up", "--port-base", "18500")
+        assert up.returncode == 0, up.stdout + up.stderr
+        exports = dict(
+            line.removeprefix("export ").split("=", 1) for line in (tmp_path / ".emuedit/env").read_text().splitlines()
+        )
+        assert ask(f"{exports['MLFLOW_TRACKING_URI']}/health", 10).is_success
+        api = exports["PREFECT_API_URL"]
+        assert ask(f"{api}/deployments/name/hello/once", 10).is_success
+        names = [automation["name"] for automation in ask(f"{api}/automations/filter", 10, {}).json()]
+        assert sorted(names) == ["crashed-without-heartbeat", "notify-failed-or-late", "pending-too-long"]
+        status = emuedit("status", "--json")
+        assert status.returncode == 0, status.stdout
+        services = json.loads(status.stdout)
+        assert {service["name"] for service in services} >= {"mlflow", "prefect", "worker"}
+        password = tmp_path / ".emuedit/postgres.password"
+        for path in (path for path in (tmp_path / ".emuedit").rglob("*") if path.suffix in {".log", ".pid", ".json"}):
+            text = path.read_text()
+            assert secret not in text, f"{path} has the URL of a webhook, which is a secret"
+            assert not password.exists() or password.read_text().strip() not in text, f"{path} has the password of the database"
+    finally:
+        down = emuedit("down")
+    assert down.returncode == 0, down.stdout + down.stderr
+    assert emuedit("status").returncode == 1
+    assert not ask(f"{exports['MLFLOW_TRACKING_URI']}/health", 2).is_success

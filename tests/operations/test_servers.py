@@ -1,0 +1,251 @@
+"""Start, status and end of servers, with small HTTP servers in place of MLflow and Prefect."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from emuedit.operations import background_process, local_ports, postgres_server, server_control, server_stack
+from emuedit.operations.background_process import BackgroundCommand, ProcessRecord, read_record
+from emuedit.operations.http_probe import ask
+from emuedit.operations.server_control import ServersError, Starter
+from emuedit.operations.server_stack import Service, StackLayout
+
+WITH_CHILD = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-m", "http.server", sys.argv[1], "--bind", "127.0.0.1"])
+child.wait()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A data folder; what runs in it is killed at the end, whatever the test did."""
+    yield tmp_path
+    for path in tmp_path.glob("*.pid"):
+        record = read_record(tmp_path, path.stem)
+        if record:
+            background_process.end_process(record, 0.0)
+            background_process.end_leftovers(record)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def http_service(name: str, port: int | None = None, arguments: list[str] | None = None, start_s: float = 20.0) -> Service:
+    port = port or free_port()
+    url = f"http://127.0.0.1:{port}"
+    default = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+    command = BackgroundCommand(name, arguments or default, dict(os.environ), url)
+    return Service(command, lambda: ask(f"{url}/", 2.0).is_success, start_s=start_s, grace_s=3.0)
+
+
+def start(folder: Path, *services: Service) -> list[str]:
+    lines: list[str] = []
+    with Starter(folder, folder, lines.append) as starter:
+        starter.start(services)
+    return lines
+
+
+def running(folder: Path, name: str) -> ProcessRecord:
+    record = read_record(folder, name)
+    assert record is not None
+    assert record.is_running
+    return record
+
+
+def test_services_start_and_end_with_records_and_logs(folder: Path) -> None:
+    services = [http_service("mlflow"), http_service("prefect")]
+    assert [line.split(":")[0] for line in start(folder, *services)] == ["mlflow", "prefect"]
+    assert all(os.getsid(running(folder, name).pid) == running(folder, name).pid for name in ("mlflow", "prefect"))
+    assert [status.state for status in server_control.statuses(folder, services)] == ["running", "running"]
+    assert all((status.memory_bytes or 0) > 2**20 for status in server_control.statuses(folder, services))
+    pids = [running(folder, name).pid for name in ("mlflow", "prefect")]
+    lines: list[str] = []
+    assert server_control.end_all(folder, services, lines.append) == 2
+    assert lines == ["prefect: ended", "mlflow: ended"], "want the opposite order of the start"
+    assert not any(background_process.start_mark(pid) for pid in pids)
+    assert not list(folder.glob("*.pid"))
+    assert "GET / HTTP" in background_process.log_path(folder, "mlflow").read_text()
+    assert server_control.end_all(folder, services, lines.append) == 0
+
+
+def test_a_second_start_finds_what_runs_and_starts_what_is_missing(folder: Path) -> None:
+    services = [http_service("mlflow"), http_service("prefect")]
+    start(folder, *services)
+    before = running(folder, "mlflow"), running(folder, "prefect")
+    os.kill(before[1].pid, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(before[1].pid)], timeout=5)
+    lines: list[str] = []
+    server_control.forget_dead(folder, lines.append)
+    assert lines == [f"prefect: process {before[1].pid} is gone"]
+    assert "mlflow: runs already" in start(folder, *services)[0]
+    assert running(folder, "mlflow") == before[0]
+    assert running(folder, "prefect").pid != before[1].pid
+
+
+def test_a_server_with_other_settings_is_started_again(folder: Path) -> None:
+    port = free_port()
+    start(folder, http_service("mlflow", port))
+    first = running(folder, "mlflow")
+    arguments = [sys.executable, "-u", "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+    lines = start(folder, http_service("mlflow", port, arguments))
+    assert "other settings" in lines[0]
+    assert running(folder, "mlflow").pid != first.pid
+    assert not first.is_running
+
+
+def test_a_process_id_that_another_program_got_is_not_touched(folder: Path) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        record = ProcessRecord("mlflow", stranger.pid, "an earlier start", "http://127.0.0.1:1", time.time(), "")
+        record.write(folder)
+        assert not record.is_running
+        assert [status.state for status in server_control.statuses(folder, [http_service("mlflow")])] == ["dead"]
+        assert background_process.end_process(record, 0.1)
+        assert background_process.end_leftovers(record) == 0
+        assert server_control.end_all(folder, [], print) == 0
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_children_of_a_killed_server_are_ended_so_that_its_port_is_free(folder: Path) -> None:
+    port = free_port()
+    service = http_service("mlflow", port, [sys.executable, "-c", WITH_CHILD, str(port)])
+    start(folder, service)
+    record = running(folder, "mlflow")
+    os.kill(record.pid, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(record.pid)], timeout=5)
+    assert not local_ports.is_free(port)
+    lines: list[str] = []
+    server_control.forget_dead(folder, lines.append)
+    assert "1 processes that it left were ended" in lines[0]
+    assert local_ports.is_free(port)
+
+
+def test_when_one_does_not_come_up_all_that_were_started_are_ended(folder: Path) -> None:
+    silent = [sys.executable, "-c", "import time; print('waiting', flush=True); time.sleep(60)"]
+    start(folder, http_service("postgres"))
+    services = [http_service("mlflow"), http_service("prefect", arguments=silent, start_s=2.0)]
+    with pytest.raises(ServersError, match=r"did not answer at .* within 2 s; the end of .*\n  waiting"):
+        start(folder, *services)
+    assert sorted(path.name for path in folder.glob("*.pid")) == ["postgres.pid"], "want those of earlier starts untouched"
+    assert running(folder, "postgres")
+
+
+def test_a_server_that_ends_at_its_start_shows_its_log(folder: Path) -> None:
+    service = http_service("mlflow", arguments=[sys.executable, "-c", "raise SystemExit('no such database')"])
+    with pytest.raises(ServersError, match=r"mlflow ended at its start; the end of .*\n  no such database"):
+        start(folder, service)
+
+
+def test_ports_are_remembered_unless_another_program_took_them(tmp_path: Path) -> None:
+    base = free_port()
+    ports = local_ports.choose_ports(tmp_path, ["mlflow", "prefect"], base)
+    assert len(set(ports.values())) == 2
+    assert min(ports.values()) >= base
+    assert local_ports.choose_ports(tmp_path, ["mlflow", "prefect"], base + 50) == ports
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", ports["mlflow"]))
+        taken.listen()
+        assert local_ports.choose_ports(tmp_path, ["mlflow", "prefect"], base, running={"mlflow"}) == ports
+        moved = local_ports.choose_ports(tmp_path, ["mlflow", "prefect"], base)
+    assert moved["prefect"] == ports["prefect"]
+    assert moved["mlflow"] not in ports.values()
+
+
+def test_two_starts_at_once_are_refused(folder: Path) -> None:
+    refusal = pytest.raises(ServersError, match="another `emuedit up` or `down`")
+    with server_control.locked(folder), refusal, server_control.locked(folder):
+        pass
+
+
+def test_the_env_file_is_for_the_shell(tmp_path: Path) -> None:
+    path = server_control.write_env(tmp_path, {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1", "ODD": "a b'c"})
+    shown = subprocess.run(
+        ["bash", "-c", f'source {path}; printf %s "$MLFLOW_TRACKING_URI $ODD"'], capture_output=True, text=True
+    )
+    assert shown.stdout == "http://127.0.0.1:1 a b'c"
+
+
+def layout(tmp_path: Path, postgres: postgres_server.Postgres | None = None) -> StackLayout:
+    return StackLayout(tmp_path, {name: 8500 + index for index, name in enumerate(server_stack.NAMES)}, postgres)
+
+
+def test_no_password_is_in_a_command_line_or_address(tmp_path: Path) -> None:
+    postgres = postgres_server.Postgres(Path("/pg"), tmp_path, 8500, "p4ssw0rd-of-the-test", None)
+    services = server_stack.services(layout(tmp_path, postgres), has_worker=True)
+    assert [service.name for service in services] == list(server_stack.NAMES)
+    for service in services:
+        assert "p4ssw0rd" not in " ".join(service.command.arguments) + service.command.url
+    by_name = {service.name: service.command.environment for service in services}
+    assert "p4ssw0rd" in by_name["mlflow"]["MLFLOW_BACKEND_STORE_URI"]
+    assert not any("p4ssw0rd" in value for value in by_name["worker"].values())
+
+
+def test_clients_do_not_follow_the_servers_own_address_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_ARTIFACTS_DESTINATION", raising=False)
+    assert set(layout(tmp_path).exports) == {"MLFLOW_TRACKING_URI", "PREFECT_API_URL"}
+    monkeypatch.setenv("MLFLOW_ARTIFACTS_DESTINATION", "s3://bucket/mlflow")
+    assert layout(tmp_path).exports["MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD"] == "false"
+
+
+def test_local_servers_are_reached_past_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    assert server_stack.child_environment(layout(tmp_path))["NO_PROXY"] == "example.org,localhost,127.0.0.1,::1"
+    service = http_service("mlflow")
+    start(tmp_path, service)
+    try:
+        assert ask(f"{service.command.url}/", 2.0).status == 200
+    finally:
+        server_control.end_all(tmp_path, [service], print)
+
+
+def test_the_sqlite_database_has_a_write_ahead_log(tmp_path: Path) -> None:
+    environment = server_stack.services(layout(tmp_path), has_worker=False)[0].command.environment
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{tmp_path}/mlflow.db"
+    assert (tmp_path / "mlflow.db").read_bytes()[18:20] == b"\x02\x02", "want file format 2, which is the write-ahead log"
+
+
+def test_postgres_is_left_out_where_it_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_server, "_find_binaries", lambda: None)
+    assert postgres_server.find_postgres(tmp_path, 8500) == (
+        None,
+        "SQLite: PostgreSQL is not installed (Debian: apt-get install postgresql)",
+    )
+    monkeypatch.setattr(postgres_server, "_find_binaries", lambda: tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(postgres_server, "_has_user", lambda name: False)
+    postgres, reason = postgres_server.find_postgres(tmp_path, 8500)
+    assert postgres is None
+    assert "does not run as root" in reason
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    postgres, _ = postgres_server.find_postgres(tmp_path, 8500)
+    assert postgres is not None
+    assert replace(postgres, password="") == postgres_server.Postgres(tmp_path, tmp_path / "postgres", 8500, "", None)
+    assert (tmp_path / "postgres.password").stat().st_mode & 0o777 == 0o600
+    assert postgres_server.find_postgres(tmp_path, 8500)[0] == postgres, "want the same password at every start"
+
+
+def test_records_that_cannot_be_read_name_no_process(tmp_path: Path) -> None:
+    assert read_record(tmp_path, "mlflow") is None
+    (tmp_path / "mlflow.pid").write_text("{")
+    assert read_record(tmp_path, "mlflow") is None
+    (tmp_path / "mlflow.pid").write_text(json.dumps({"pid": 1}))
+    assert read_record(tmp_path, "mlflow") is None

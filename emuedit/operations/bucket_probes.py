@@ -1,0 +1,71 @@
+"""Probes of a bucket's settings: versioning, lifecycle rules, and uploads that nobody finished."""
+
+from datetime import UTC, datetime, timedelta
+
+from emuedit.operations.bucket import Bucket
+from emuedit.operations.bucket_setup import ABORT_UPLOADS_DAYS, lifecycle_rules, removes_data, rule_prefix
+from emuedit.operations.remote_check import FAIL, PASS, WARN, Probe, ProbeOutcome
+from emuedit.operations.remote_error import RemoteError
+
+_RUN_INIT = "run `emuedit remote init` again with credentials that may change the bucket, or ask its owner"
+
+
+def probe_versioning(bucket: Bucket, folder: str) -> ProbeOutcome:
+    """Deleted and replaced objects stay as old versions for a while."""
+    del folder
+    try:
+        status = bucket.call("get_bucket_versioning").get("Status")
+    except RemoteError as error:
+        return ProbeOutcome(WARN, f"cannot be read ({error.code}): what is deleted by mistake may be lost", _RUN_INIT)
+    if status == "Enabled":
+        return ProbeOutcome(PASS, "on: what is deleted by mistake can be restored for a while")
+    return ProbeOutcome(WARN, "off: what is deleted by mistake is lost", _RUN_INIT)
+
+
+def probe_lifecycle(bucket: Bucket, folder: str) -> ProbeOutcome:
+    """Unfinished uploads are ended by a rule, and no rule removes data."""
+    del folder
+    place = bucket.location
+    try:
+        rules = lifecycle_rules(bucket)
+    except RemoteError as error:
+        return ProbeOutcome(WARN, f"cannot be read ({error.code}): unfinished uploads may take space for ever", _RUN_INIT)
+    if bad := [str(rule.get("ID", "without an ID")) for rule in rules if removes_data(rule, place)]:
+        return ProbeOutcome(
+            FAIL, f"rule {', '.join(bad)} removes data of {place.url}", "restrict or delete it, it is not of this project"
+        )
+    ends_uploads = any(
+        rule.get("Status") == "Enabled"
+        and "AbortIncompleteMultipartUpload" in rule
+        and place.key("").startswith(rule_prefix(rule))
+        for rule in rules
+    )
+    if not ends_uploads:
+        return ProbeOutcome(WARN, "no rule ends unfinished uploads, which take space that no listing shows", _RUN_INIT)
+    return ProbeOutcome(PASS, f"{len(rules)} rules; unfinished uploads are ended")
+
+
+def probe_uploads(bucket: Bucket, folder: str) -> ProbeOutcome:
+    """No multipart upload has been unfinished for longer than the rule allows."""
+    del folder
+    client, place = bucket.client, bucket.location
+    try:
+        with bucket.explained():
+            pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=place.bucket, Prefix=place.key(""))
+            starts = [upload["Initiated"] for page in pages for upload in page.get("Uploads", [])]
+    except RemoteError as error:
+        if error.code in ("NotImplemented", "AccessDenied"):
+            return ProbeOutcome(WARN, f"cannot be listed ({error.code})", "look for unfinished uploads in the store's own tools")
+        raise
+    limit = datetime.now(UTC) - timedelta(days=ABORT_UPLOADS_DAYS + 1)  # rules run once a day
+    n_old = sum(start < limit for start in starts)
+    if n_old:
+        return ProbeOutcome(WARN, f"{n_old} unfinished for over {ABORT_UPLOADS_DAYS + 1} days", f"no rule ends them; {_RUN_INIT}")
+    return ProbeOutcome(PASS, f"{len(starts)} under way or left by killed pushes, none older than {ABORT_UPLOADS_DAYS + 1} days")
+
+
+BUCKET_PROBES: tuple[tuple[str, Probe], ...] = (
+    ("versioning", probe_versioning),
+    ("lifecycle", probe_lifecycle),
+    ("unfinished uploads", probe_uploads),
+)

@@ -1,0 +1,81 @@
+"""The settings that the project wants of a bucket: that it exists, keeps old versions, and removes what is left over."""
+
+from typing import Any
+
+from emuedit.operations.bucket import SCRATCH, Bucket, RemoteLocation
+from emuedit.operations.remote_error import RemoteError
+
+ABORT_UPLOADS_DAYS, SCRATCH_DAYS, OLD_VERSIONS_DAYS = 2, 7, 30
+"""After this many days the rules end unfinished uploads, and remove scratch objects and deleted or replaced versions."""
+
+
+def create_bucket(bucket: Bucket) -> bool:
+    """Create the bucket unless these credentials can already use it; True if it was created."""
+    try:
+        bucket.call("list_objects_v2", MaxKeys=1)
+    except RemoteError as error:
+        if error.code != "NoSuchBucket":
+            raise
+    else:
+        return False
+    region = bucket.location.region
+    constraint = {"CreateBucketConfiguration": {"LocationConstraint": region}} if region not in (None, "us-east-1") else {}
+    bucket.call("create_bucket", **constraint)
+    return True
+
+
+def turn_on_versioning(bucket: Bucket) -> bool:
+    """Keep deleted and replaced objects as old versions; True if that was not so before."""
+    if bucket.call("get_bucket_versioning").get("Status") == "Enabled":
+        return False
+    bucket.call("put_bucket_versioning", VersioningConfiguration={"Status": "Enabled"})
+    return True
+
+
+def lifecycle_rules(bucket: Bucket) -> list[dict[str, Any]]:
+    """The lifecycle rules of the bucket, those of others included."""
+    try:
+        rules: list[dict[str, Any]] = bucket.call("get_bucket_lifecycle_configuration").get("Rules", [])
+    except RemoteError as error:
+        if error.code in ("NoSuchLifecycleConfiguration", "NoSuchKey"):
+            return []
+        raise
+    return rules
+
+
+def merge_lifecycle(bucket: Bucket) -> int:
+    """Add the rules of this prefix, or bring them up to date; returns how many rules of others stay as they are."""
+    wanted = wanted_rules(bucket.location)
+    ids = {rule["ID"] for rule in wanted}
+    others = [rule for rule in lifecycle_rules(bucket) if rule.get("ID") not in ids]
+    bucket.call("put_bucket_lifecycle_configuration", LifecycleConfiguration={"Rules": [*others, *wanted]})
+    return len(others)
+
+
+def wanted_rules(location: RemoteLocation) -> list[dict[str, Any]]:
+    """The lifecycle rules for this prefix, whose ids name it, so that several projects can share a bucket."""
+    name, everything = location.prefix.replace("/", "-") or "all", {"Prefix": location.key("")}
+    return [
+        {"ID": f"emuedit-{name}-end-unfinished-uploads", "Status": "Enabled", "Filter": everything,
+         "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": ABORT_UPLOADS_DAYS}},
+        {"ID": f"emuedit-{name}-remove-scratch", "Status": "Enabled", "Filter": {"Prefix": location.key(f"{SCRATCH}/")},
+         "Expiration": {"Days": SCRATCH_DAYS}},
+        {"ID": f"emuedit-{name}-remove-old-versions", "Status": "Enabled", "Filter": everything,
+         "NoncurrentVersionExpiration": {"NoncurrentDays": OLD_VERSIONS_DAYS}},
+    ]  # fmt: skip
+
+
+def rule_prefix(rule: dict[str, Any]) -> str:
+    """The prefix of keys that a lifecycle rule is for, whichever of the three forms it has; '' for the whole bucket."""
+    scope = rule.get("Filter") or {}
+    return str(scope.get("Prefix") or scope.get("And", {}).get("Prefix") or rule.get("Prefix") or "")
+
+
+def removes_data(rule: dict[str, Any], location: RemoteLocation) -> bool:
+    """Whether an enabled rule expires current objects of this prefix outside its scratch folder."""
+    expiration = rule.get("Expiration", {})
+    if rule.get("Status") != "Enabled" or not ("Days" in expiration or "Date" in expiration):
+        return False
+    prefix, ours = rule_prefix(rule), location.key("")
+    inside_scratch = prefix.startswith(location.key(f"{SCRATCH}/"))
+    return not inside_scratch and (ours.startswith(prefix) or prefix.startswith(ours))

@@ -1,0 +1,103 @@
+"""The settings of DVC's remote, read and written through `python -m dvc`, and the subprocesses of dvc and git."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from emuedit.operations.bucket import RemoteLocation
+from emuedit.operations.remote_error import RemoteError
+
+INIT = "make one by `emuedit remote init s3://bucket/prefix`"
+_GIT_TIMEOUT_S = 60
+
+
+def run_dvc(arguments: Sequence[str], root: Path, with_warnings: bool = False) -> str:
+    """What `dvc ARGUMENTS` prints, with or without its warnings.
+
+    Raises RemoteError with the text of dvc when it fails, and outside a DVC project.
+    """
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "true", "COLUMNS": "1000"}
+    command = [sys.executable, "-W", "ignore", "-m", "dvc", *arguments]
+    process = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)  # noqa: S603 - our own words
+    if process.returncode:
+        reason = process.stderr.strip() or process.stdout.strip()
+        _, _, errors = reason.partition("ERROR: ")  # what comes before are warnings
+        reason = (errors or reason)[-1500:]
+        raise RemoteError(f"`dvc {arguments[0]}` failed with status {process.returncode}: {reason}", "DvcFailed")
+    return process.stdout + (process.stderr if with_warnings else "")
+
+
+def run_git(arguments: Sequence[str], root: Path) -> str:
+    """What `git ARGUMENTS` prints. Raises RemoteError when it fails, also when it would ask for a password."""
+    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    command = ["git", *arguments]
+    try:
+        process = subprocess.run(  # noqa: S603 - our own words
+            command, cwd=root, env=environment, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RemoteError(
+            f"`git {arguments[0]}` gave no answer within {_GIT_TIMEOUT_S} s; check the network", "GitFailed"
+        ) from error
+    if process.returncode:
+        raise RemoteError(f"`git {' '.join(arguments)}` failed: {process.stderr.strip()[-500:]}", "GitFailed")
+    return process.stdout
+
+
+def read_settings(root: Path) -> dict[str, str]:
+    """All settings of DVC in effect for the project at `root`, such as {'core.remote': 's3', 'remote.s3.url': 's3://...'}."""
+    lines = run_dvc(["config", "--list"], root).splitlines()
+    return dict(line.split("=", maxsplit=1) for line in lines if "=" in line)
+
+
+def read_location(root: Path) -> tuple[str, RemoteLocation]:
+    """Name and location of the default DVC remote. Raises RemoteError when there is none, or none in S3-compatible storage."""
+    settings = read_settings(root)
+    name = settings.get("core.remote")
+    url = settings.get(f"remote.{name}.url")
+    if name is None or url is None:
+        raise RemoteError(f"want a default DVC remote, got none in {root / '.dvc/config'}; {INIT}", "NoRemote")
+    if not url.startswith("s3://"):
+        raise RemoteError(f"want a DVC remote in S3-compatible storage, got {name!r} at {url}; {INIT}", "NoRemote")
+    remote = {key.removeprefix(f"remote.{name}."): value for key, value in settings.items() if key.startswith(f"remote.{name}.")}
+    return name, _location(remote)
+
+
+def _location(remote: Mapping[str, str]) -> RemoteLocation:
+    place = RemoteLocation.parse(remote["url"], remote.get("endpointurl"), remote.get("region"), remote.get("profile"))
+    verify = remote.get("ssl_verify")
+    return RemoteLocation(
+        place.bucket, place.prefix, place.endpoint, place.region, place.profile,
+        remote.get("access_key_id"), remote.get("secret_access_key"), remote.get("session_token"),
+        {"false": False, "true": True}.get(verify.lower(), verify) if verify else None,
+    )  # fmt: skip
+
+
+def write_location(root: Path, name: str, location: RemoteLocation, local: bool) -> str | None:
+    """Write the remote and make it the default; returns the URL that a remote of this name had before, if another.
+
+    local: to .dvc/config.local, which git ignores, instead of .dvc/config. Credentials are never written.
+    """
+    before = read_settings(root).get(f"remote.{name}.url")
+    where = ["--local"] if local else []
+    run_dvc(["remote", "add", *where, "--default", "--force", name, location.url], root)
+    for setting, value in {"endpointurl": location.endpoint, "region": location.region, "profile": location.profile}.items():
+        if value is not None:
+            run_dvc(["remote", "modify", *where, name, setting, value], root)
+    return before if before != location.url else None
+
+
+def find_root(start: Path | None = None) -> Path:
+    """The root of the DVC project that has `start`, by default the working folder. Raises RemoteError outside of one."""
+    folder = (start or Path.cwd()).resolve()
+    for candidate in (folder, *folder.parents):
+        if (candidate / ".dvc").is_dir():
+            return candidate
+    raise RemoteError(f"want a folder of a DVC project, got {folder}; go to the clone of the project")
+
+
+def is_pushed(root: Path) -> bool:
+    """Whether a branch of a git remote is known to have the present commit."""
+    return bool(run_git(["branch", "--remotes", "--contains", "HEAD"], root).strip())

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from emuedit.data import image_io
 from emuedit.data.formats import FORMAT_NAMES
 from emuedit.editor.package import Editor, Turn
-from emuedit.editor.package_folder import CHAMPION, EDITOR, MODELS, resolve_source
+from emuedit.editor.package_folder import CHAMPION, resolve_source
+from emuedit.editor.package_layout import EDITOR, MODELS
 from emuedit.editor.settings import EditSettings
 from emuedit.name_hints import check_options
-from emuedit.operations import server_commands
+from emuedit.operations import remote_commands, server_commands
 from emuedit.progress import Progress, waiting
+from emuedit.promotion import promotion_commands
 from emuedit.runtime import set_env_defaults
 
 if TYPE_CHECKING:
@@ -125,7 +127,9 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write the kept pairs as a dataset for others", allow_abbrev=False)
     export.set_defaults(run=_export)
     export.add_argument("out", type=Path, help="new folder for the kept pairs of data/pairs")
+    promotion_commands.add_commands(commands)
     server_commands.add_commands(commands)
+    remote_commands.add_commands(commands)
     return parser
 
 

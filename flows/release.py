@@ -17,14 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from emuedit import config
-from emuedit.data.dependencies import SUMMARY_FILE
+from emuedit.data.dependencies import SUMMARY_FILE, hash_file
+from emuedit.editor.package_layout import MODELS
 from emuedit.editor.settings import EditSettings
+from emuedit.promotion import lineage as origins
+from emuedit.promotion import promote
+from emuedit.promotion.gate import Decision, GateError
 from emuedit.tracking import registry, runs
-from flows import dvc_graph, promotion_gate
+from flows import dvc_graph
 
 MODEL_FILE = Path(__file__).with_name("pyfunc_model.py")
+SUCCESS = "edit_success"
+"""Key of the table of edit success in the metrics: system -> task, or `overall` -> share in [0, 1], None where not measured."""
+SUCCESS_TAG = "edit_success"
+"""Tag of a version with its overall success, as its own evaluation measured it."""
 _STATS = "stats.jsonl"
-_SCORES_TAG = "emuedit.scores"
+
+SuccessTable = dict[str, Mapping[str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -37,8 +46,8 @@ class RetrainResult:
     version: registry.ModelVersion | None = None
     is_new: bool = False
     """Whether this retrain registered the version."""
-    decision: promotion_gate.Decision | None = None
-    table: Mapping[str, promotion_gate.Scores] = field(default_factory=dict)
+    decision: Decision | None = None
+    table: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     """System -> task -> edit success."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,8 +77,10 @@ def fail(run_id: str, error: BaseException) -> None:
 
 
 def find_registered(graph: dvc_graph.Graph) -> RetrainResult | None:
-    """The result, if what the stages hold now is registered already."""
+    """The result, if what the stages hold now is registered already, and the gate has decided about it."""
     version = registry.find_version(content_tag(graph)) if model_parts(graph) else None
+    if version is not None and version.tags.get(promote.STATE_TAG) == promote.PENDING:
+        return None
     return RetrainResult(run_id=version.run_id, version=version, table=success_table(graph)) if version else None
 
 
@@ -88,8 +99,7 @@ def finish(root: Path, graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str
     )
     result = RetrainResult(seconds, run_id, table=success_table(graph))
     if register and model_parts(graph):
-        version = registry.find_version(content_tag(graph))
-        result = dataclasses.replace(result, version=version) if version else _register(root, graph, result)
+        result = _decide(root, graph, _register(root, graph, result))
     runs.end_run(run_id, "FINISHED")
     return result
 
@@ -114,14 +124,16 @@ def merge_metrics(graph: dvc_graph.Graph) -> dict[str, Any]:
     return metrics
 
 
-def success_table(graph: dvc_graph.Graph) -> dict[str, promotion_gate.Scores]:
+def success_table(graph: dvc_graph.Graph) -> SuccessTable:
     """System -> task -> edit success; empty when nothing measured it."""
-    return dict(merge_metrics(graph).get(promotion_gate.METRIC, {}))
+    return dict(merge_metrics(graph).get(SUCCESS, {}))
 
 
 def lineage(root: Path, graph: dvc_graph.Graph) -> dict[str, str]:
     """Tags that say what a result was made from: commit, `dvc.lock`, the hash of every out."""
-    tags = {registry.CONTENT_TAG: content_tag(graph), "dvc.lock": graph.lock_hash()}
+    tags = {registry.CONTENT_TAG: content_tag(graph), "dvc.lock": graph.lock_hash(), "parent": _parent(root, graph)}
+    if (root / "uv.lock").exists():
+        tags["uv.lock"] = hash_file(root / "uv.lock")
     if commit := _git(root, "rev-parse", "HEAD"):
         changes = _git(root, "status", "--porcelain", "--", ".", f":(exclude){dvc_graph.LOCK}")
         tags |= {"git.commit": commit, "git.dirty": str(bool(changes)).lower()}
@@ -145,35 +157,46 @@ def edit_settings(root: Path, gate_stage: str) -> EditSettings:
     return EditSettings().with_changes(section.get("settings", {}))
 
 
-def _register(root: Path, graph: dvc_graph.Graph, result: RetrainResult) -> RetrainResult:
-    gates = {stage.name: stage.meta["gate"] for stage in graph.stages if "gate" in stage.meta}
+def gate_stage(graph: dvc_graph.Graph) -> tuple[str, str]:
+    """The stage whose edits decide, and the system that stands for the model. Raises GateError where there is not one."""
+    gates = {stage.name: str(stage.meta["gate"]) for stage in graph.stages if "gate" in stage.meta}
     if len(gates) != 1:
         stages = ", ".join(sorted(gates)) or "none"
-        raise promotion_gate.GateError(f"want one stage with `meta: {{gate: <system>}}` in dvc.yaml, got {stages}")
-    ((gate_stage, system),) = gates.items()
-    metrics = merge_metrics(graph)
-    candidate = promotion_gate.read_scores(metrics, system)
-    identity = promotion_gate.read_scores(metrics, promotion_gate.IDENTITY)
-    champion = registry.version_at("champion")
-    decision = promotion_gate.decide(candidate, identity, _registered_scores(champion) if champion else None)
+        raise GateError(f"want one stage with `meta: {{gate: <system>}}` in dvc.yaml, got {stages}")
+    return next(iter(gates.items()))
+
+
+def _register(root: Path, graph: dvc_graph.Graph, result: RetrainResult) -> RetrainResult:
+    """Register what the stages hold, unless it is registered; the version waits for the gate."""
+    stage, system = gate_stage(graph)
+    if version := registry.find_version(content_tag(graph)):
+        return dataclasses.replace(result, version=version)
+    overall = success_table(graph).get(system, {}).get("overall")
     tags = {
         **lineage(root, graph),
-        _SCORES_TAG: ",".join(f"{key}={value}" for key, value in candidate.items()),
-        "gate": decision.reason,
-        "gate.promoted": str(decision.promote).lower(),
+        **({} if overall is None else {SUCCESS_TAG: f"{overall:.4f}"}),
+        promote.STATE_TAG: promote.PENDING,
         "run_id": result.run_id,
     }
+    files = {f"{origins.FOLDER}/{name}": root / name for name in origins.FILES if (root / name).exists()}
+    runs.log_run(result.run_id, {}, {}, {}, files)
     folders = {name: root / path for name, path in model_parts(graph).items()}
-    settings = edit_settings(root, gate_stage)
-    version = registry.register_version(result.run_id, folders, MODEL_FILE, settings.model_dump(), tags)
-    registry.set_aliases(version.number, decision.promote, champion.number if champion else None)
-    return dataclasses.replace(result, version=version, is_new=True, decision=decision)
+    version = registry.register_version(result.run_id, folders, MODEL_FILE, edit_settings(root, stage).model_dump(), tags)
+    registry.set_challenger(version.number)
+    return dataclasses.replace(result, version=version, is_new=True)
 
 
-def _registered_scores(version: registry.ModelVersion) -> dict[str, float | None]:
-    """The scores of a version, as they were measured when it was registered."""
-    pairs = (entry.split("=") for entry in version.tags.get(_SCORES_TAG, "").split(",") if "=" in entry)
-    return {key: None if value == "None" else float(value) for key, value in pairs}
+def _decide(root: Path, graph: dvc_graph.Graph, result: RetrainResult) -> RetrainResult:
+    """Let the gate decide about a version that it has not decided about yet."""
+    version = result.version
+    if version is None or version.tags.get(promote.STATE_TAG) != promote.PENDING:
+        return result
+    outcome = promote.promote(version, root, root / MODELS, gate_stage(graph)[0].split("@")[0])
+    if outcome.decision.rows:
+        print(outcome.decision.table(), flush=True)
+        runs.log_text(result.run_id, "promotion/decision.json", json.dumps(outcome.decision.to_dict(), indent=1))
+        runs.log_text(result.run_id, "promotion/table.txt", outcome.decision.table())
+    return dataclasses.replace(result, decision=outcome.decision)
 
 
 def _stage_runs(root: Path, graph: dvc_graph.Graph) -> dict[str, str]:
@@ -185,6 +208,16 @@ def _stage_runs(root: Path, graph: dvc_graph.Graph) -> dict[str, str]:
                 if run_id := runs.run_id_of(stats):
                     tags[f"run.{stage.name}"] = run_id
     return tags
+
+
+def _parent(root: Path, graph: dvc_graph.Graph) -> str:
+    """The editor that the training continued, as its summary names it; empty for one from the base model."""
+    for folder in model_parts(graph).values():
+        file = root / folder / SUMMARY_FILE
+        ancestors = json.loads(file.read_text(encoding="utf-8"))["params"].get("ancestors", ()) if file.is_file() else ()
+        if ancestors:
+            return str(ancestors[-1]["reference"])
+    return ""
 
 
 def _git(root: Path, *arguments: str) -> str:

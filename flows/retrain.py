@@ -13,9 +13,10 @@ from pathlib import Path
 
 from emuedit.metrics.success_table import format_success
 from emuedit.name_hints import RenamedOptionError, check_options
+from emuedit.promotion.gate import Decision, GateError
 from emuedit.runtime import QUIET_ENV, set_env_defaults
 from emuedit.tracking.registry import RegistryError
-from flows import dvc_graph, flow_process, promotion_gate, release
+from flows import dvc_graph, flow_process, release
 from flows.run_stage import StageError
 from flows.stopping import Stopped, stop_on_signals, stop_with_uv
 
@@ -24,7 +25,7 @@ EXPECTED_ERRORS = (
     RegistryError,
     RenamedOptionError,
     dvc_graph.GraphError,
-    promotion_gate.GateError,
+    GateError,
     flow_process.FlowError,
 )
 """Errors that explain themselves; any other is printed with its trace."""
@@ -85,7 +86,7 @@ def _retrain(options: argparse.Namespace) -> int:
         answer["run_id"],
         registered.version if registered else None,
         answer["new"],
-        promotion_gate.Decision(bool(answer["promoted"]), answer["reason"]) if answer["reason"] else None,
+        Decision(bool(answer["promoted"]), answer["reason"]) if answer["reason"] else None,
         release.success_table(graph),
     )
     _print_report(root, graph, result, start)

@@ -12,15 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from emuedit.data import image_io
-from emuedit.editor.package_folder import (
-    PACKS,
-    ROUTER,
-    PackageError,
-    editor_folder,
-    find_package,
-    read_settings,
-    resolve_source,
-)
+from emuedit.editor.package_folder import PackageError, editor_folder, find_package, read_settings, resolve_source
+from emuedit.editor.package_layout import PACKS, ROUTER
 from emuedit.editor.settings import EditSettings
 
 if TYPE_CHECKING:

@@ -13,11 +13,10 @@ import os
 from pathlib import Path
 
 from emuedit import config
+from emuedit.editor.package_layout import EDITOR, MODELS, SETTINGS
 from emuedit.editor.settings import EditSettings
 
 EDITOR_FILE = "model_index.json"  # what an editor folder is recognised by
-EDITOR, ROUTER, PACKS, SETTINGS = "editor", "router", "inversion", "settings.json"
-MODELS = Path("models")
 CHAMPION = "models:/emuedit-editor@champion"
 
 

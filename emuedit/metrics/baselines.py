@@ -8,6 +8,7 @@ from pathlib import Path
 
 from emuedit import config
 from emuedit.editor import sampling, task_predictor
+from emuedit.editor.package_layout import EDITOR, PACKS, ROUTER
 from emuedit.editor.sampling import EditSampler, ReportStep
 from emuedit.editor.settings import EditSettings
 from emuedit.editor.task_predictor import TaskPredictor
@@ -20,13 +21,13 @@ System = Callable[[Benchmark, list[int]], tuple[Pictures, list[str]]]
 
 
 class Systems:
-    """All systems by name, for the models below `root`. A model is loaded when a system first needs it.
+    """All systems by name, for the parts of one package (`emuedit.editor.package_folder`). A part is loaded when it is needed.
 
     `systems[name]` raises ParamsError for an unknown name.
     """
 
-    def __init__(self, root: Path, settings: EditSettings, runtime: Runtime, report: ReportStep | None = None) -> None:
-        self.root, self.settings, self.runtime, self._report = root, settings, runtime, report
+    def __init__(self, package: Path, settings: EditSettings, runtime: Runtime, report: ReportStep | None = None) -> None:
+        self.package, self.settings, self.runtime, self._report = package, settings, runtime, report
 
     def __getitem__(self, name: str) -> System:
         systems: dict[str, System] = {
@@ -54,15 +55,15 @@ class Systems:
     @cached_property
     def editor(self) -> EditSampler:
         """The trained editor, with the tasks learned by inversion."""
-        editor = sampling.load(self.root / "models/editor", self.runtime)
-        for pack in sorted((self.root / "models/inversion").glob("*.safetensors")):
+        editor = sampling.load(self.package / EDITOR, self.runtime)
+        for pack in sorted((self.package / PACKS).glob("*.safetensors")):
             editor.add_pack(pack)
         return editor
 
     @cached_property
     def predictor(self) -> TaskPredictor:
         """The trained task predictor."""
-        return task_predictor.load(str(self.root / "models/router"), self.runtime.device)
+        return task_predictor.load(str(self.package / ROUTER), self.runtime.device)
 
     def _edit(self, edits: Benchmark, tasks: list[str], seeds: list[int]) -> tuple[Pictures, list[str]]:
         return make_edits(self.editor, edits, tasks, self.settings, seeds, self._report), tasks

@@ -16,6 +16,7 @@ from emuedit.data.dependencies import work_key
 from emuedit.data.publish import Summary, publish, scratch_folder
 from emuedit.data.records import EvalRecord
 from emuedit.data.shards import read_shard, write_shard
+from emuedit.editor.package_layout import MODELS
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark, report
 from emuedit.metrics.baselines import Systems
@@ -77,7 +78,7 @@ def run(params: EvaluationParams, root: Path) -> Summary:
     print(f"evaluation: {len(work)} groups of {params.n_edits} edits, {runtime}", flush=True)
     with Progress("evaluation", len(work) * params.n_edits, "edit", n_done) as progress:
         steps = params.settings.steps + 1  # judging and scoring count as one more
-        systems = Systems(root, params.settings, runtime, lambda n: progress.advance(n / steps))
+        systems = Systems(root / MODELS, params.settings, runtime, lambda n: progress.advance(n / steps))
         for system, task in work:
             if paths[system, task].exists():
                 continue

@@ -48,6 +48,8 @@ class ModelVersion:
     run_id: str
     tags: Mapping[str, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
+    created_ms: int = 0
+    """When it was registered, in ms since 1970."""
 
     @property
     def uri(self) -> str:
@@ -74,17 +76,31 @@ def version_at(alias: str) -> ModelVersion | None:
         raise
 
 
-def set_aliases(number: int, champion: bool, previous: int | None) -> None:
-    """Make a version the challenger and, if `champion`, the champion too.
+def set_challenger(number: int) -> None:
+    """Give a version the alias `challenger`: the newest one, whatever the gate says."""
+    client().set_registered_model_alias(MODEL_NAME, "challenger", str(number))
 
-    `previous`: number of the champion so far, which then gets the alias `previous`.
-    """
-    mlflow = client()
-    mlflow.set_registered_model_alias(MODEL_NAME, "challenger", str(number))
-    if champion:
-        if previous is not None and previous != number:
-            mlflow.set_registered_model_alias(MODEL_NAME, "previous", str(previous))
-        mlflow.set_registered_model_alias(MODEL_NAME, "champion", str(number))
+
+def set_version_tags(number: int, tags: Mapping[str, str]) -> None:
+    """Set tags of a version; values are cut after 5,000 characters, which MLflow takes at most."""
+    for key, value in tags.items():
+        client().set_model_version_tag(MODEL_NAME, str(number), key, value[:_MAX_TAG_CHARS])
+
+
+def get_version(number: int) -> ModelVersion:
+    """A version by its number. Raises RegistryError for one that does not exist."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _to_model_version(client().get_model_version(MODEL_NAME, str(number)))
+    except MlflowException as error:
+        raise RegistryError(f"want a version of {MODEL_NAME}, got {number} ({error.message}); see `emuedit models`") from error
+
+
+def all_versions() -> list[ModelVersion]:
+    """Every version, the oldest first."""
+    versions = client().search_model_versions(f"name = '{MODEL_NAME}'")
+    return sorted(map(_to_model_version, versions), key=lambda version: version.number)
 
 
 def register_version(
@@ -189,7 +205,8 @@ def _find_run_model(uri: str) -> tuple[str, str]:
 
 
 def _to_model_version(version: Any) -> ModelVersion:
-    return ModelVersion(int(version.version), str(version.run_id), dict(version.tags), tuple(version.aliases or ()))
+    aliases = tuple(version.aliases or ())
+    return ModelVersion(int(version.version), str(version.run_id), dict(version.tags), aliases, version.creation_timestamp)
 
 
 def _check_part(name: str, folder: Path) -> None:

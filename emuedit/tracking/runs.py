@@ -65,6 +65,28 @@ def log_run(
             mlflow.log_artifact(run_id, str(path), str(Path(name).parent).removeprefix("."))
 
 
+def log_text(run_id: str, name: str, text: str) -> None:
+    """Log a text as the artifact `name` of a run."""
+    client().log_text(run_id, text, name)
+
+
+def read_text(run_id: str, name: str) -> str | None:
+    """The text of an artifact of a run; None where there is no such artifact."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    folder = str(Path(name).parent)
+    try:
+        if name not in {entry.path for entry in client().list_artifacts(run_id, "" if folder == "." else folder)}:
+            return None
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    mlflow.set_tracking_uri(tracking_uri())
+    return str(mlflow.artifacts.load_text(f"runs:/{run_id}/{name}"))
+
+
 def end_run(run_id: str, status: str) -> None:
     """End a run as FINISHED, FAILED or KILLED."""
     client().set_terminated(run_id, status)

@@ -238,8 +238,24 @@ def prepared_home(empty_prefect_database: Path, home: Path) -> None:
 
 @pytest.fixture
 def weightless_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Registers a model that needs no weights in place of the editor."""
+    """Registers a model that needs no weights in place of the editor. The gate takes its `weights` for its share of successes."""
+    from emuedit.promotion import gate, promote
+    from emuedit.promotion.gate_settings import GateSettings
+    from emuedit.tracking import registry
     from flows import release
+
+    def measure(name: str, package: Path | None) -> gate.Measurement:
+        share = 0.1 if package is None else float((package / "editor/weights.safetensors").read_text())
+        return gate.Measurement(name, {"local": [number < round(share * 100) for number in range(100)]})
+
+    def compare(
+        package: Path, name: str, champion: registry.ModelVersion | None, root: Path, section: str = "evaluation"
+    ) -> gate.Decision:
+        folder = registry.download_version(champion.uri) if champion else None
+        old = measure(champion.uri if champion else "doing nothing", folder)
+        return gate.decide(measure(name, package), old, GateSettings(), is_first=champion is None)
+
+    monkeypatch.setattr(promote, "compare_with_champion", compare)
 
     (tmp_path / "weightless_model.py").write_text(MODEL)
     monkeypatch.setattr(release, "MODEL_FILE", tmp_path / "weightless_model.py")

@@ -37,7 +37,7 @@ def test_a_second_retrain_has_nothing_to_do(
     output = capsys.readouterr().out
     assert "== first (never run here); 4 more to come" in output
     assert "4 more to come" in output
-    assert "champion: edit success 0.500 is above 0.100" in output
+    assert "champion: edit success 0.500 against 0.100 of doing nothing" in output
     assert "registered  models:/emuedit-editor/1\n" in output
     assert dvc_graph.read(project).stale() == {}
     champion = registry.version_at("champion")

@@ -52,6 +52,9 @@ def untrained(project: Path) -> dvc_graph.Graph:
     base_model = text_to_image.load(str(ROOT / "toyworld/weights/base_model"))
     checkpoint.save(checkpoint.from_base_model(base_model, 6), base_model.pipeline, project / "models/editor", torch.float16)
     task_predictor.from_t5(str(ROOT / "toyworld/weights/t5"), ["local", "remove"], 64).save(project / "models/router")
+    benchmark = "toyworld/edits/toy_benchmark.py"
+    scores = "{tasks: [local], n_edits: 4, settings: {steps: 1}, device: cpu}"
+    (project / "params.yaml").write_text(f"world: {{benchmark: {benchmark}}}\nscores: {scores}\npromotion: {{min_edits: 4}}\n")
     (project / "reports").mkdir()
     table = {"identity": {"overall": 0.1}, "emuedit": {"overall": 0.05}}
     (project / "reports/metrics.json").write_text(json.dumps({"edit_success": table}))
@@ -70,6 +73,7 @@ def test_the_model_answers_where_the_project_is_not_installed(
 ) -> None:
     result = release.finish(project, untrained, release.start(project), {}, register=True)
     assert result.decision is not None
+    assert result.decision.reason.startswith("edit success 0.000 against 0.000 of doing nothing")
     assert not result.decision.promote
     assert registry.version_at("champion") is None
     folder = registry.download_version("models:/emuedit-editor@challenger")

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from emuedit.tracking import registry, runs
-from flows import dvc_graph, promotion_gate, release
+from emuedit.promotion import lineage, promote
+from emuedit.promotion.gate import GateError
+from emuedit.tracking import alias_moves, registry, runs
+from flows import dvc_graph, release
 
 FinishStages = Callable[[float], dvc_graph.Graph]
 
@@ -65,7 +67,11 @@ def test_from_first_model_to_refusal_to_next_champion(
     assert (again.version and again.version.number, again.is_new) == (1, False)
 
     worse = retrain(0.4)
-    assert worse.decision == promotion_gate.Decision(False, "edit success 0.400 is not above 0.500, that of the champion")
+    assert worse.decision is not None
+    assert not worse.decision.promote
+    assert worse.decision.reason.startswith("edit success 0.400 against 0.500 of models:/emuedit-editor/1 (-0.100, ")
+    assert worse.version is not None
+    assert registry.get_version(worse.version.number).tags[promote.STATE_TAG] == promote.REFUSED
     assert aliases() == [1, 2, None]
 
     better = retrain(0.6)
@@ -74,6 +80,9 @@ def test_from_first_model_to_refusal_to_next_champion(
     assert aliases() == [3, 3, 1]
 
     assert better.version is not None
+    table = json.loads(registry.get_version(3).tags[promote.TABLE_TAG])
+    assert table[0] == ["overall", 100, 0.5, 0.6]
+    assert [move.champion for move in alias_moves.history()] == [1, 3]
     tags = better.version.tags
     assert tags["run_id"] == better.run_id == better.version.run_id
     assert tags["dvc.models/editor"] == "hash0.6.dir"
@@ -88,6 +97,9 @@ def test_from_first_model_to_refusal_to_next_champion(
     child = runs.client().get_run(run.data.tags["run.network"])
     assert child.data.metrics == {"loss": 0.5}
     assert [artifact.path for artifact in runs.client().list_artifacts(better.run_id, "reports")] == ["reports/metrics.json"]
+    assert runs.read_text(better.run_id, "promotion/table.txt") == better.decision.table()
+    assert lineage.read_file(better.version, "dvc.lock") == (project / "dvc.lock").read_text()
+    assert runs.read_text(better.run_id, "lineage/none.txt") is None
 
     folder = registry.download_version("models:/emuedit-editor@champion")
     assert sorted(path.name for path in folder.iterdir()) == ["editor", "settings.json"]
@@ -129,6 +141,23 @@ def test_a_model_that_cannot_answer_is_not_registered(
         release.finish(project, graph, release.start(project), {}, register=True)
 
 
+@pytest.mark.slow
+def test_a_version_whose_retrain_was_killed_before_the_gate_is_decided_about_by_the_next(
+    project: Path, finish_stages: FinishStages, store: str, weightless_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = finish_stages(0.5)
+    with monkeypatch.context() as killed:
+        killed.setattr(release.promote, "promote", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            release.finish(project, graph, release.start(project), {}, register=True)
+    assert aliases() == [None, 1, None]
+    assert release.find_registered(graph) is None, "a version without a decision is unfinished work"
+    result = release.finish(project, graph, release.start(project), {}, register=True)
+    assert aliases() == [1, 1, None]
+    assert (result.is_new, result.version and result.version.number) == (False, 1)
+    assert release.find_registered(graph) is not None
+
+
 def test_a_run_left_open_by_a_killed_flow_is_closed(store: str) -> None:
     killed, other = runs.start_run("retrain", "here"), runs.start_run("retrain", "elsewhere")
     runs.start_run("retrain", "here")
@@ -138,7 +167,7 @@ def test_a_run_left_open_by_a_killed_flow_is_closed(store: str) -> None:
 def test_a_model_without_a_deciding_stage_is_refused(project: Path, finish_stages: FinishStages, store: str) -> None:
     graph = finish_stages(0.5)
     undecided = dvc_graph.Graph(project, graph.stages[:1], graph.metrics, {})
-    with pytest.raises(promotion_gate.GateError, match="want one stage with `meta"):
+    with pytest.raises(GateError, match="want one stage with `meta"):
         release.finish(project, undecided, release.start(project), {}, register=True)
 
 

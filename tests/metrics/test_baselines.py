@@ -80,15 +80,15 @@ def test_models_are_loaded_once_and_only_when_they_are_needed(
     tmp_path: Path, toy_edits: ToyEdits, sampler: InvertingSampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(task_predictor, "load", lambda folder, device: pytest.fail("the true task needs no predictor"))
-    (tmp_path / "models/inversion").mkdir(parents=True)
+    (tmp_path / "inversion").mkdir(parents=True)
     for name in ("b.safetensors", "a.safetensors", "notes.txt"):
-        (tmp_path / "models/inversion" / name).touch()
+        (tmp_path / "inversion" / name).touch()
     systems = Systems(tmp_path, SETTINGS, RUNTIME)
     assert sampler.calls == []
     for _ in range(2):
         systems["true_task"](toy_edits("add", 1), [0])
     loads = [call for call in sampler.calls if len(call) == 2]
-    assert loads == [(tmp_path / "models/editor", RUNTIME)]
+    assert loads == [(tmp_path / "editor", RUNTIME)]
     assert sampler.packs == ["a.safetensors", "b.safetensors"]
 
 

@@ -1,0 +1,154 @@
+"""Whether a challenger becomes the champion: a decision over two measurements of the same edits, without side effects."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from emuedit.promotion.gate_settings import GateSettings
+from emuedit.promotion.paired_bootstrap import Difference, compare_paired
+from emuedit.tasks import HELD_OUT, get_task
+
+OVERALL = "overall"
+
+
+class GateError(ValueError):
+    """Raised for measurements that no decision can rest on."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one editor did with the edits of the comparison."""
+
+    name: str
+    """What the editor is called in the table, such as `models:/emuedit-editor/3`, or `doing nothing`."""
+    success: Mapping[str, Sequence[bool]]
+    """Task -> whether each edit succeeded, in the order of the benchmark."""
+    untouched: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    """Task -> mean |output - input|, in [0, 1], over the pixels that the right edit leaves alone; None where it leaves none."""
+    seconds_per_edit: float | None = None
+    size_bytes: int | None = None
+    items: str = ""
+    """Hash of the edits, the settings and the judge: measurements of other items are not compared."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a task, or `overall`."""
+
+    name: str
+    n: int
+    champion: float
+    challenger: float
+    """Shares of edits that succeed, in [0, 1]."""
+    difference: Difference
+    objection: str = ""
+    """Why this row speaks against a promotion; empty if it does not."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether the challenger is promoted, and why."""
+
+    promote: bool
+    reason: str
+    rows: tuple[Row, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same in plain values."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """The rows as text: shares of success, their difference and its interval."""
+        lines = [f"{'edit success':14}{'edits':>6}{'champion':>10}{'challenger':>12}{'difference':>12}  interval"]
+        for row in self.rows:
+            interval = f"{row.difference.low:+.3f} to {row.difference.high:+.3f}"
+            line = f"{row.name:14}{row.n:6d}{row.champion:10.3f}{row.challenger:12.3f}{row.difference.mean:+12.3f}  {interval}"
+            lines.append(line + (f"  {row.objection}" if row.objection else ""))
+        return "\n".join(lines)
+
+
+def decide(challenger: Measurement, champion: Measurement, settings: GateSettings, is_first: bool = False) -> Decision:
+    """Compare two editors, and say whether the first replaces the second.
+
+    is_first: `champion` stands for doing nothing, because there is no champion; then only overall success counts.
+    Raises GateError for measurements of different edits or of too few.
+    """
+    _check(challenger, champion, settings)
+    rows = tuple(_rows(challenger, champion, settings, is_first))
+    overall = rows[0]
+    objections = [row.objection for row in rows if row.objection]
+    if not is_first:
+        objections += list(_other_objections(challenger, champion, settings))
+    scores = f"edit success {overall.challenger:.3f} against {overall.champion:.3f} of {champion.name}"
+    scores += f" ({overall.difference.mean:+.3f}, {overall.difference.low:+.3f} to {overall.difference.high:+.3f})"
+    if objections:
+        return Decision(False, f"{scores}: {'; '.join(objections)}", rows)
+    return Decision(True, f"{scores}, and nothing speaks against it", rows)
+
+
+def _check(challenger: Measurement, champion: Measurement, settings: GateSettings) -> None:
+    if challenger.items != champion.items:
+        raise GateError("want both editors measured on the same edits with the same settings and judge; measure both again")
+    sizes = {task: len(values) for task, values in challenger.success.items()}
+    if sizes != {task: len(values) for task, values in champion.success.items()}:
+        raise GateError(f"want the same edits of both editors, got {sizes} of {challenger.name} and others of {champion.name}")
+    if not any(get_task(task) not in HELD_OUT for task in sizes):
+        raise GateError(f"want a task that editors are trained on among the measured ones, got {', '.join(sizes) or 'none'}")
+    if too_small := {task: size for task, size in sizes.items() if size < settings.min_edits}:
+        raise GateError(
+            f"want at least promotion.min_edits = {settings.min_edits} edits of each task, got {too_small}; "
+            "raise evaluation.n_edits"
+        )
+
+
+def _rows(challenger: Measurement, champion: Measurement, settings: GateSettings, is_first: bool) -> Iterator[Row]:
+    tasks = list(challenger.success)
+    trained = [task for task in tasks if get_task(task) not in HELD_OUT]
+    differences = {task: np.subtract(challenger.success[task], champion.success[task], dtype=float).tolist() for task in tasks}
+    bootstrap = settings.confidence, settings.resamples
+
+    def share(measurement: Measurement, names: Sequence[str]) -> float:
+        return float(np.mean([np.mean(measurement.success[name]) for name in names]))
+
+    overall = compare_paired(differences, trained, *bootstrap, threshold=-settings.epsilon)
+    n = sum(len(differences[task]) for task in trained)
+    yield Row(OVERALL, n, share(champion, trained), share(challenger, trained), overall, _object_overall(overall, settings))
+    for task in tasks:
+        difference = compare_paired(differences, [task], *bootstrap)
+        allowance = settings.allowance(task)
+        has_lost = -difference.mean > allowance and difference.high < 0 and not is_first
+        objection = f"{task} lost {-difference.mean:.3f}, more than its allowance of {allowance:g}" if has_lost else ""
+        yield Row(task, len(differences[task]), share(champion, [task]), share(challenger, [task]), difference, objection)
+
+
+def _object_overall(difference: Difference, settings: GateSettings) -> str:
+    if difference.mean + settings.epsilon > 0 and difference.share_above >= settings.confidence:
+        return ""
+    demand = "better" if settings.epsilon == 0 else f"not worse by more than {settings.epsilon:g}"
+    return f"want it {demand} in {settings.confidence:.0%} of the resamples, got {difference.share_above:.0%}"
+
+
+def _other_objections(challenger: Measurement, champion: Measurement, settings: GateSettings) -> Iterator[str]:
+    changes = [_mean_untouched(measurement) for measurement in (challenger, champion)]
+    if None not in changes:
+        new, old = float(changes[0] or 0), float(changes[1] or 0)
+        if new - old > settings.untouched_allowance:
+            allowance = settings.untouched_allowance
+            yield f"pixels to be left alone change by {new:.4f} instead of {old:.4f}, more than {allowance:g} more"
+    if challenger.seconds_per_edit and champion.seconds_per_edit:
+        ratio = challenger.seconds_per_edit / champion.seconds_per_edit
+        if ratio > settings.max_slowdown:
+            yield f"an edit takes {ratio:.2f} times as long, more than {settings.max_slowdown:g}"
+    if challenger.size_bytes and champion.size_bytes:
+        ratio = challenger.size_bytes / champion.size_bytes
+        if ratio > settings.max_growth:
+            yield f"the package is {ratio:.2f} times as large, more than {settings.max_growth:g}"
+
+
+def _mean_untouched(measurement: Measurement) -> float | None:
+    """Mean over tasks; None where nothing was measured."""
+    defined = [[value for value in values if value is not None] for values in measurement.untouched.values()]
+    means = [np.mean(values) for values in defined if values]
+    return float(np.mean(means)) if means else None

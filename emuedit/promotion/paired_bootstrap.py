@@ -1,0 +1,45 @@
+"""Paired bootstrap of differences between two editors on the same edits (Efron & Tibshirani 1993, chapter 6)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Challenger minus champion, with its uncertainty."""
+
+    mean: float
+    low: float
+    high: float
+    """Ends of the central interval that holds the difference with the asked probability."""
+    share_above: float
+    """Share of the resamples above the threshold, in [0, 1]."""
+
+
+def resample_means(differences: Array, resamples: int, seed: int) -> Array:
+    """Means of `resamples` draws with replacement from differences [N], each of N; [resamples]."""
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(0, len(differences), (resamples, len(differences)))
+    means: Array = differences[draws].mean(axis=1)
+    return means
+
+
+def compare_paired(
+    differences: Mapping[str, Sequence[float]], tasks: Sequence[str], confidence: float, resamples: int, threshold: float = 0.0
+) -> Difference:
+    """The mean over tasks of each task's mean difference; edits are resampled within their tasks.
+
+    differences: task -> challenger minus champion, one value per edit, in the same order for both. Raises KeyError for a task
+    without differences. The seeds are fixed, so equal outcomes give equal decisions.
+    """
+    values = [np.asarray(differences[task], dtype=np.float64) for task in tasks]
+    means = np.mean([resample_means(task_values, resamples, seed) for seed, task_values in enumerate(values)], axis=0)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    mean = float(np.mean([task_values.mean() for task_values in values]))
+    return Difference(mean, float(low), float(high), float((means > threshold).mean()))

@@ -1,0 +1,126 @@
+"""Promotion of a registered version: compared with the champion now, then moved, refused with the table, or forced."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from emuedit import config
+from emuedit.editor.package_folder import find_package
+from emuedit.promotion import gate
+from emuedit.promotion.gate import Decision
+from emuedit.promotion.gate_settings import SECTION, GateSettings
+from emuedit.tracking import alias_moves, registry
+from emuedit.tracking.alias_moves import Move
+from emuedit.tracking.registry import ModelVersion
+
+STATE_TAG, REASON_TAG, TABLE_TAG, TASKS_TAG, AGAINST_TAG = (
+    "gate.state", "gate.reason", "gate.table", "gate.tasks", "gate.against",
+)  # fmt: skip
+PENDING, PROMOTED, REFUSED = "pending", "promoted", "refused"
+_TRIES = 5
+"""Comparisons with a champion that changes each time, before it is given up."""
+
+
+@dataclass(frozen=True)
+class PromotionOutcome:
+    """What became of a version."""
+
+    version: ModelVersion
+    decision: Decision
+    champion: int | None
+    """The champion that it was compared with."""
+    move: Move | None
+    """None when it was refused, or was the champion already."""
+
+
+def read_gate_settings(root: Path) -> GateSettings:
+    """The section `promotion` of the workspace's `params.yaml`; the defaults where there is none."""
+    file = root / config.PARAMS_FILE
+    has_section = file.exists() and SECTION in config.read_yaml(file)
+    return config.load(GateSettings, SECTION, file) if has_section else GateSettings()
+
+
+def compare_with_champion(
+    package: Path, name: str, champion: ModelVersion | None, root: Path, section: str = "evaluation"
+) -> Decision:
+    """Measure a package and the champion on the same edits, now, and let the gate decide.
+
+    The edits are those of the workspace's evaluation, and of the tasks that the champion was promoted with. Without a champion,
+    the package must do better than nothing.
+    """
+    from emuedit.promotion import comparison  # imports torch
+
+    settings = read_gate_settings(root)
+    if champion is None:
+        items = comparison.read_items(root, section)
+        return gate.decide(
+            comparison.measure(package, name, items, root), comparison.measure_nothing(items, root), settings, is_first=True
+        )
+    items = comparison.read_items(root, section, [task for task in champion.tags.get(TASKS_TAG, "").split(",") if task])
+    champion_package = find_package(registry.download_version(champion.uri))
+    measurements = [
+        comparison.measure(package, name, items, root),
+        comparison.measure(champion_package, champion.uri, items, root),
+    ]
+    speeds = comparison.measure_speed([package, champion_package], items)
+    new, old = (replace(measurement, seconds_per_edit=seconds) for measurement, seconds in zip(measurements, speeds, strict=True))
+    return gate.decide(new, old, settings)
+
+
+def promote(
+    version: ModelVersion, root: Path, package: Path | None = None, section: str = "evaluation", force_reason: str = ""
+) -> PromotionOutcome:
+    """Compare a version with the champion, and make it the champion if the gate says so or a person forces it.
+
+    package: where its parts lie already; None: they are downloaded. force_reason: why a person overrules a refusal; it is
+    recorded. The version's tags tell the decision. Raises GateError for measurements that no decision can rest on, and
+    ChampionChangedError when the champion changes faster than versions can be compared.
+    """
+    folder = package or find_package(registry.download_version(version.uri))
+    for tries_left in range(_TRIES - 1, -1, -1):
+        alias_moves.repair()
+        champion = registry.version_at(alias_moves.CHAMPION)
+        if champion is not None and champion.number == version.number:
+            reason = alias_moves.history()[-1].reason  # it may have been moved by a process that was killed then
+            registry.set_version_tags(version.number, {STATE_TAG: PROMOTED, REASON_TAG: reason})
+            return PromotionOutcome(version, Decision(True, f"it is the champion already: {reason}"), champion.number, None)
+        decision = compare_with_champion(folder, version.uri, champion, root, section)
+        number = champion.number if champion else None
+        is_promoted = decision.promote or bool(force_reason)
+        is_overruled = bool(force_reason) and not decision.promote
+        reason = f"forced: {force_reason}; the gate: {decision.reason}" if is_overruled else decision.reason
+        move = None
+        try:
+            if is_promoted:
+                move = alias_moves.move_champion(version.number, reason, expected=number, is_forced=is_overruled)
+        except alias_moves.ChampionChangedError as error:
+            if not tries_left:
+                raise
+            print(f"promote: {error}", flush=True)
+            continue
+        tags = {
+            STATE_TAG: PROMOTED if is_promoted else REFUSED, REASON_TAG: reason, AGAINST_TAG: str(number or ""),
+            TABLE_TAG: json.dumps([(row.name, row.n, row.champion, row.challenger) for row in decision.rows]),
+            TASKS_TAG: ",".join(row.name for row in decision.rows if row.name != gate.OVERALL),
+        }  # fmt: skip
+        registry.set_version_tags(version.number, tags)
+        return PromotionOutcome(version, replace(decision, promote=is_promoted, reason=reason), number, move)
+    raise AssertionError("not reached")
+
+
+def roll_back(to: int | None = None, reason: str = "") -> Move:
+    """Make `previous`, or version `to`, the champion again. Raises RegistryError when there is nothing to go back to."""
+    alias_moves.repair()
+    champion, previous = (registry.version_at(alias) for alias in (alias_moves.CHAMPION, alias_moves.PREVIOUS))
+    if champion is None:
+        raise registry.RegistryError("want a champion to go back from, got none; run `uv run retrain` first")
+    number = to or (previous.number if previous else None)
+    if number is None or number == champion.number:
+        target = f"version {number}, the champion" if number else "no alias previous"
+        raise registry.RegistryError(
+            f"want an earlier champion to go back to, got {target}; name a version with --to, see `emuedit models`"
+        )
+    text = reason or f"rollback from version {champion.number}"
+    return alias_moves.move_champion(number, text, kind="rollback", expected=champion.number)

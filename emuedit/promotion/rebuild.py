@@ -1,0 +1,69 @@
+"""Reproduce a registered version from its commit, in a clean worktree, and say whether it is identical."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from emuedit.tracking.registry import ModelVersion, RegistryError
+
+_PREFIX = "dvc."
+
+
+@dataclass(frozen=True)
+class RebuiltOutput:
+    """An output of the version, and of its reproduction."""
+
+    path: str
+    md5: str
+    rebuilt_md5: str
+    """md5 as `dvc.lock` has it; empty where there is none."""
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether both have the same bytes."""
+        return self.md5 == self.rebuilt_md5
+
+
+def rebuild(version: ModelVersion, repository: Path, folder: Path) -> list[RebuiltOutput]:
+    """Check out the commit of a version at `folder`, run every stage anew, and compare the hashes of all outputs.
+
+    Nothing is taken from DVC's cache of runs; data that no stage makes are pulled. Raises RegistryError for a version that was
+    made from changes that are not committed, and for a stage that fails.
+    """
+    commit = version.tags.get("git.commit")
+    if not commit:
+        raise RegistryError(f"want a version that was registered from a git repository, got {version.number} without a commit")
+    if version.tags.get("git.dirty") == "true":
+        raise RegistryError(
+            f"want a version made from a commit, got {version.number}, made from {commit[:8]} and changes that were not "
+            "committed; commit before you retrain"
+        )
+    _run(["git", "worktree", "add", "--detach", str(folder), commit], repository)
+    _run([sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", "--pull"], folder)
+    lock = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))
+    rebuilt = {out["path"]: out[out.get("hash", "md5")] for stage in lock["stages"].values() for out in stage.get("outs", ())}
+    tags = {key: value for key, value in version.tags.items() if key.startswith(_PREFIX) and key != "dvc.lock"}
+    hashes = {key.removeprefix(_PREFIX): md5 for key, md5 in sorted(tags.items())}
+    return [RebuiltOutput(path, md5, rebuilt.get(path, "")) for path, md5 in hashes.items()]
+
+
+@contextlib.contextmanager
+def removed_worktree(repository: Path, folder: Path, keep: bool) -> Iterator[None]:
+    """Remove the worktree after the block, unless it is to be kept or the block failed."""
+    yield
+    if not keep:
+        _run(["git", "worktree", "remove", "--force", str(folder)], repository)
+
+
+def _run(command: list[str], folder: Path) -> None:
+    """Run a command with its output on the screen. Raises RegistryError when it fails."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    status = subprocess.run(command, cwd=folder, env={**os.environ, "PATH": path}, check=False).returncode  # noqa: S603
+    if status:
+        raise RegistryError(f"{' '.join(command[:4])} failed with exit status {status} in {folder}; its output is above")

@@ -1,0 +1,144 @@
+"""Both editors are measured on the same edits, now; what was measured under other conditions is not used."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emuedit.config import ParamsError
+from emuedit.data.publish import publish, scratch_folder
+from emuedit.data.records import EvalRecord
+from emuedit.data.shards import write_shard
+from emuedit.metrics.baselines import Systems
+from emuedit.metrics.benchmark import Benchmark, Pictures
+from emuedit.promotion import comparison, promote
+from emuedit.tracking.registry import ModelVersion
+from tests.repository import ROOT
+
+PARAMS = """\
+world: {benchmark: toyworld/edits/toy_benchmark.py}
+evaluation: {tasks: [remove, background], n_edits: 4, settings: {steps: 3}, device: cpu, dtype: float32}
+promotion: {min_edits: 2}
+"""
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    (tmp_path / "dvc.yaml").write_text("stages: {evaluation: {deps: [models/editor, judge.py]}}\n")
+    (tmp_path / "judge.py").write_text("1")
+    make_package(tmp_path / "models", "new")
+    make_package(tmp_path / "champion", "old")
+    return tmp_path
+
+
+def make_package(folder: Path, weights: str) -> None:
+    (folder / "editor").mkdir(parents=True)
+    (folder / "editor/model_index.json").write_text(json.dumps({"_class_name": "EmuEditPipeline"}))
+    (folder / "editor/weights.safetensors").write_text(weights)
+
+
+@pytest.fixture
+def edited(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The editor `new` gives the exact results, `old` leaves the picture and darkens it. Returns (editor, task) of every call."""
+    calls: list[tuple[str, str]] = []
+
+    def emuedit(self: Systems, edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
+        weights = (self.package / "editor/weights.safetensors").read_text()
+        calls.append((weights, edits.task))
+        assert edits.exact is not None
+        output = edits.exact if weights.startswith("new") else np.clip(edits.before, 51, None) - 51
+        return output.astype(np.uint8), [edits.task] * len(seeds)
+
+    monkeypatch.setattr(Systems, "emuedit", emuedit)
+    return calls
+
+
+def test_measurements_hold_success_and_the_change_of_untouched_pixels(workspace: Path, edited: list[tuple[str, str]]) -> None:
+    items = comparison.read_items(workspace)
+    new = comparison.measure(workspace / "models", "new", items, workspace)
+    old = comparison.measure(workspace / "champion", "old", items, workspace)
+    assert new.success == {"remove": [True] * 4, "background": [True] * 4}
+    assert old.success == {"remove": [False] * 4, "background": [False] * 4}
+    assert new.untouched["remove"] == [0.0] * 4
+    assert all(0.1 < value < 0.21 for value in old.untouched["remove"] if value is not None)
+    assert new.size_bytes is not None
+    assert new.items == old.items
+
+
+def test_a_champion_is_measured_once_until_edits_code_or_bytes_change(workspace: Path, edited: list[tuple[str, str]]) -> None:
+    items = comparison.read_items(workspace)
+    comparison.measure(workspace / "champion", "old", items, workspace)
+    comparison.measure(workspace / "champion", "old", items, workspace)
+    assert edited == [("old", "remove"), ("old", "background")]
+    (workspace / "models/editor/weights.safetensors").write_text("newer")  # the challenger's bytes: no matter
+    comparison.measure(workspace / "champion", "old", items, workspace)
+    assert len(edited) == 2
+    (workspace / "judge.py").write_text("2")
+    comparison.measure(workspace / "champion", "old", items, workspace)
+    assert len(edited) == 4
+    (workspace / "champion/editor/weights.safetensors").write_text("older")
+    comparison.measure(workspace / "champion", "old", items, workspace)
+    assert len(edited) == 6
+
+
+def publish_evaluation(workspace: Path, steps: int) -> None:
+    items = comparison.read_items(workspace)
+    records = comparison._evaluate(
+        "new", Systems(workspace / "models", items.settings, comparison.Runtime("cpu", "float32")), items, workspace
+    )
+    scratch = scratch_folder(workspace, "evaluation", "key")
+    for task, of_task in records.items():
+        write_shard(scratch / f"shard-emuedit-{task}.parquet", of_task, EvalRecord)
+    settings = items.settings.model_dump(mode="json") | {"steps": steps}
+    params = {"benchmark": items.benchmark, "n_edits": 4, "split": "held_out", "settings": settings, "dtype": "float32"}
+    publish(scratch, workspace / comparison.EVALUATION, "evaluation", params, {})
+
+
+@pytest.mark.parametrize(("steps", "calls"), [(3, 0), (9, 2)])
+def test_the_evaluation_of_now_is_taken_over_if_it_made_the_same_edits(
+    workspace: Path, edited: list[tuple[str, str]], steps: int, calls: int
+) -> None:
+    publish_evaluation(workspace, steps)
+    edited.clear()
+    comparison.measure(workspace / "models", "new", comparison.read_items(workspace), workspace)
+    assert len(edited) == calls
+
+
+def test_versions_are_compared_on_the_tasks_that_the_champion_was_promoted_with(
+    workspace: Path, edited: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A challenger that was evaluated on fewer tasks than the champion gets away with nothing."""
+    champion = ModelVersion(7, "run", {promote.TASKS_TAG: "remove,add"})
+    monkeypatch.setattr(promote.registry, "download_version", lambda uri: workspace / "champion")
+    decision = promote.compare_with_champion(workspace / "models", "new", champion, workspace)
+    assert decision.promote
+    assert [row.name for row in decision.rows] == ["overall", "remove", "background", "add"]
+    assert {row.champion for row in decision.rows} == {0.0}
+    assert {row.challenger for row in decision.rows} == {1.0}
+
+
+def test_the_first_model_is_compared_with_doing_nothing(workspace: Path, edited: list[tuple[str, str]]) -> None:
+    decision = promote.compare_with_champion(workspace / "models", "new", None, workspace)
+    assert decision.promote
+    assert "of doing nothing" in decision.reason
+
+
+def test_speed_is_measured_by_turns(workspace: Path, edited: list[tuple[str, str]]) -> None:
+    items = comparison.read_items(workspace)
+    new, old = comparison.measure_speed([workspace / "models", workspace / "champion"], items)
+    assert new > 0
+    assert old > 0
+    assert [name for name, _ in edited[:4]] == ["new", "old", "new", "old"]
+
+
+def test_a_workspace_without_an_evaluation_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("world: {}\n")
+    with pytest.raises(ParamsError, match="want the tasks and n_edits of an evaluation under evaluation"):
+        comparison.read_items(tmp_path)
+
+
+def test_the_default_gate_fits_the_default_evaluation() -> None:
+    items, settings = comparison.read_items(ROOT), promote.read_gate_settings(ROOT)
+    assert items.n_edits >= settings.min_edits

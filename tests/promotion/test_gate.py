@@ -1,0 +1,122 @@
+"""The gate: better overall, no task lost, untouched pixels intact, not slower or larger, and never on other or fewer edits."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from emuedit.promotion.gate import GateError, Measurement, decide
+from emuedit.promotion.gate_settings import GateSettings
+from emuedit.promotion.paired_bootstrap import compare_paired
+
+SETTINGS = GateSettings()
+N = 64
+
+
+def outcomes(share: float, seed: int = 0) -> list[bool]:
+    """N outcomes with this share of successes; with one seed, those of a smaller share are among those of a larger one."""
+    order = np.random.default_rng(seed).permutation(N)
+    return [bool(place < round(share * N)) for place in order]
+
+
+def measurement(name: str = "editor", **shares: float) -> Measurement:
+    tasks = shares or {"local": 0.5, "remove": 0.5}
+    return Measurement(name, {task: outcomes(share) for task, share in tasks.items()}, items="same")
+
+
+def test_a_better_challenger_is_promoted_with_figures() -> None:
+    decision = decide(measurement(local=0.75, remove=0.75), measurement("champion", local=0.5, remove=0.5), SETTINGS)
+    assert decision.promote
+    assert decision.reason.startswith("edit success 0.750 against 0.500 of champion (+0.250, ")
+    overall = decision.rows[0]
+    assert (overall.name, overall.n, overall.champion, overall.challenger) == ("overall", 2 * N, 0.5, 0.75)
+    assert overall.difference.low < 0.25 < overall.difference.high
+
+
+def test_an_equal_challenger_is_refused_unless_not_worse_is_enough() -> None:
+    equal = measurement(local=0.5, remove=0.5)
+    refused = decide(equal, equal, SETTINGS)
+    assert not refused.promote
+    assert "want it better in 90% of the resamples, got 0%" in refused.reason
+    assert decide(equal, equal, GateSettings(epsilon=0.02)).promote
+
+
+def test_a_gain_within_the_noise_is_refused() -> None:
+    """Other edits succeed than before, and two more of them: no evidence of a better editor."""
+    champion = Measurement("champion", {"local": outcomes(0.5, seed=1)}, items="same")
+    challenger = Measurement("editor", {"local": outcomes(0.53, seed=2)}, items="same")
+    decision = decide(challenger, champion, SETTINGS)
+    assert decision.rows[0].challenger > decision.rows[0].champion
+    assert not decision.promote
+
+
+def test_a_worse_challenger_is_refused_even_within_epsilon_of_its_interval() -> None:
+    decision = decide(measurement(local=0.4), measurement(local=0.5), GateSettings(epsilon=0.02))
+    assert not decision.promote
+    assert "not worse by more than 0.02" in decision.reason
+
+
+def test_better_overall_but_one_task_lost_is_refused() -> None:
+    champion = measurement("champion", local=0.3, remove=0.3, detect=0.8)
+    challenger = measurement(local=0.9, remove=0.9, detect=0.2)
+    decision = decide(challenger, champion, SETTINGS)
+    assert not decision.promote
+    assert "detect lost 0.594, more than its allowance of 0.1" in decision.reason
+    assert [row.name for row in decision.rows if row.objection] == ["detect"]
+    assert "detect lost" in decision.table()
+    assert decide(challenger, champion, GateSettings(task_allowances={"detect": 0.7})).promote
+
+
+def test_a_task_learned_by_inversion_does_not_count_overall_but_must_not_be_lost() -> None:
+    champion = measurement("champion", local=0.3, contour=0.8)
+    decision = decide(measurement(local=0.9, contour=0.1), champion, SETTINGS)
+    assert decision.rows[0].challenger == pytest.approx(0.9, abs=0.01)
+    assert "contour lost" in decision.reason
+
+
+def test_untouched_pixels_time_and_size_have_their_bounds() -> None:
+    old = replace(measurement("champion", local=0.3), untouched={"local": [0.001, None]}, seconds_per_edit=1.0, size_bytes=100)
+    new = replace(measurement(local=0.9), untouched={"local": [0.002, None]}, seconds_per_edit=1.4, size_bytes=140)
+    assert decide(new, old, SETTINGS).promote
+    for changes, words in {
+        ("untouched", (("local", (0.02, None)),)): "pixels to be left alone change by 0.0200 instead of 0.0010",
+        ("seconds_per_edit", 1.6): "an edit takes 1.60 times as long, more than 1.5",
+        ("size_bytes", 160): "the package is 1.60 times as large, more than 1.5",
+    }.items():
+        value = dict(changes[1]) if isinstance(changes[1], tuple) else changes[1]
+        decision = decide(replace(new, **{changes[0]: value}), old, SETTINGS)
+        assert not decision.promote
+        assert words in decision.reason
+
+
+def test_a_first_model_must_only_beat_doing_nothing() -> None:
+    nothing = replace(measurement("doing nothing", local=0.0, remove=0.3), untouched={"local": [0.0]})
+    new = replace(measurement(local=0.5, remove=0.1), untouched={"local": [0.3]})
+    assert decide(new, nothing, SETTINGS, is_first=True).promote
+    assert not decide(nothing, nothing, SETTINGS, is_first=True).promote
+
+
+def test_measurements_of_other_edits_are_not_compared() -> None:
+    """A champion of .600 on two tasks once lost to .650 on one of them alone."""
+    with pytest.raises(GateError, match="want both editors measured on the same edits"):
+        decide(replace(measurement(), items="other"), measurement(), SETTINGS)
+    with pytest.raises(GateError, match="want the same edits of both editors"):
+        decide(measurement(remove=0.65), measurement(local=0.6, remove=0.6), SETTINGS)
+    with pytest.raises(GateError, match=r"want at least promotion.min_edits = 65 edits of each task, got \{'local': 64"):
+        decide(measurement(), measurement(), GateSettings(min_edits=65))
+    with pytest.raises(GateError, match="want a task that editors are trained on"):
+        decide(measurement(contour=0.5), measurement(contour=0.4), SETTINGS)
+
+
+def test_the_interval_of_the_bootstrap_is_that_of_the_normal_distribution() -> None:
+    """For many edits: mean +- 1.645 standard errors at 90 %."""
+    differences = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], 2000).tolist()
+    result = compare_paired({"local": differences}, ["local"], 0.9, 4000)
+    error = np.std(differences) / np.sqrt(2000)
+    assert result.high - result.mean == pytest.approx(1.645 * error, rel=0.05)
+    assert result.mean - result.low == pytest.approx(1.645 * error, rel=0.05)
+
+
+def test_tasks_weigh_the_same_whatever_their_number_of_edits() -> None:
+    result = compare_paired({"local": [1.0] * 10, "remove": [0.0] * 1000}, ["local", "remove"], 0.9, 200)
+    assert result.mean == 0.5

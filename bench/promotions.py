@@ -1,0 +1,142 @@
+"""Do fifty promotions at the same moment leave one champion and the right previous one, also when processes are killed?
+
+`uv run python bench/promotions.py [--quick]` writes `bench/results/promotions.json`; its last line is the same JSON.
+
+Several processes promote versions of one registry (SQLite) at once: by `alias_moves.move_champion`, and as scripts do it, which
+read the alias `champion`, then set `previous` and `champion`. `promotions` counts those that succeeded, and `chain_breaks` those
+that did not start from the version that the one before had made champion: each is a champion that was lost without a trace. In
+the last part every second process is killed at a random moment; `repaired` counts the moves that the next command finished, and
+`is_consistent` says whether aliases and history then agree. `seconds_per_promotion` is the time of all divided by their number.
+"""
+
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness import command
+
+PROMOTIONS, PROCESSES = 50, 10
+QUICK_PROMOTIONS, QUICK_PROCESSES = 8, 4
+WORKER = """
+import json, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from emuedit.tracking import alias_moves, registry, runs
+from mlflow.tracking import MlflowClient
+
+registry.all_versions()
+method, start, numbers = sys.argv[1], float(sys.argv[2]), json.loads(sys.argv[3])
+time.sleep(max(0.0, start - time.time()))
+
+def ours(number):
+    move = alias_moves.move_champion(number, "bench", check=False)
+    return move.before, number
+
+def script(number):
+    champion = registry.version_at("champion")
+    before = champion.number if champion else None
+    if before is not None:
+        runs.client().set_registered_model_alias(registry.MODEL_NAME, "previous", str(before))
+    runs.client().set_registered_model_alias(registry.MODEL_NAME, "champion", str(number))
+    return before, number
+
+with ThreadPoolExecutor(len(numbers)) as pool:
+    print(json.dumps(list(pool.map({"ours": ours, "script": script}[method], numbers))))
+"""
+
+
+@contextmanager
+def new_registry(n_versions: int) -> Iterator[Path]:
+    """An MLflow database with that many versions of the model, named by MLFLOW_TRACKING_URI."""
+    from emuedit.tracking import registry, runs
+
+    folder = Path(tempfile.mkdtemp(prefix="emuedit-promotions-"))
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+    client = runs.client()
+    client.create_registered_model(registry.MODEL_NAME)
+    for number in range(1, n_versions + 1):
+        client.create_model_version(registry.MODEL_NAME, f"nowhere/{number}")
+    yield folder
+    shutil.rmtree(folder)
+
+
+def start_workers(method: str, n_versions: int, n_processes: int) -> list["subprocess.Popen[str]"]:
+    """Processes that promote all versions, as close to the same moment as they can."""
+    groups = [list(range(1, n_versions + 1))[index::n_processes] for index in range(n_processes)]
+    start = time.time() + 4 + 2 * n_processes  # each imports MLflow first
+    arguments = [[sys.executable, "-c", WORKER, method, str(start), json.dumps(group)] for group in groups]
+    return [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for words in arguments]
+
+
+def count_chain_breaks(moves: list[tuple[int | None, int]]) -> int:
+    """How many promotions did not start from a version of their own: in a chain every `before` occurs once."""
+    return len(moves) - len({before for before, _ in moves})
+
+
+def measure(method: str, n_versions: int, n_processes: int) -> dict[str, Any]:
+    """All promotions at once, by one method."""
+    from emuedit.tracking import alias_moves
+
+    with new_registry(n_versions):
+        workers = start_workers(method, n_versions, n_processes)
+        start = time.time() + 4 + 2 * n_processes
+        answers = [worker.communicate()[0] for worker in workers]
+        seconds = time.time() - start
+        moves = [(before, number) for answer in answers if answer for before, number in json.loads(answer)]
+        aliases = {alias: version.number if version else None for alias, version in alias_moves.current().items()}
+        history = alias_moves.history() if method == "ours" else []
+    result = {
+        "promotions": len(moves), "chain_breaks": count_chain_breaks(moves),
+        "seconds_per_promotion": round(max(seconds, 0.0) / n_versions, 3),
+    }  # fmt: skip
+    if history:
+        ends = (history[-1].champion, history[-2].champion)
+        result["is_consistent"] = (aliases["champion"], aliases["previous"]) == ends
+    return result
+
+
+def measure_kills(n_versions: int, n_processes: int, seed: int = 0) -> dict[str, Any]:
+    """Every second process is killed while it promotes; then the next command runs."""
+    from emuedit.tracking import alias_moves
+
+    rng = random.Random(seed)
+    with new_registry(n_versions):
+        workers = start_workers("ours", n_versions, n_processes)
+        time.sleep(4 + 2 * n_processes)
+        for worker in workers[::2]:
+            time.sleep(rng.uniform(0, 1.0))
+            worker.send_signal(signal.SIGKILL)
+        for worker in workers:
+            worker.communicate()
+        repaired = alias_moves.repair()
+        history, aliases = alias_moves.history(), alias_moves.current()
+    moves = [move for move in history if move.state == "done"]
+    champion, previous = (aliases[alias] for alias in ("champion", "previous"))
+    ends = (champion.number if champion else None, previous.number if previous else None)
+    is_chain = all(later.before == earlier.champion for earlier, later in itertools.pairwise(moves))
+    return {
+        "killed_processes": len(workers[::2]), "promotions": len(moves), "repaired": len(repaired),
+        "is_consistent": is_chain and ends == (moves[-1].champion, moves[-2].champion),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure, write and print."""
+    args = command.argument_parser(__doc__, quick="eight promotions of four processes").parse_args()
+    sizes = (QUICK_PROMOTIONS, QUICK_PROCESSES) if args.quick else (PROMOTIONS, PROCESSES)
+    figures = {"ours": measure("ours", *sizes), "script": measure("script", *sizes), "ours_killed": measure_kills(*sizes)}
+    command.write_result(__file__, figures, args.quick)
+
+
+if __name__ == "__main__":
+    main()

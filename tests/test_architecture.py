@@ -63,7 +63,7 @@ def test_tests_mirror_the_tree() -> None:
     """`tests/<package>/` tests the package of that name."""
     folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and not path.name.startswith("__")}
     packages = {path.parent.name for path in python_files("emuedit") if path.parent.parent == ROOT / "emuedit"}
-    assert folders - packages <= {"flows", "toyworld", "bench"}
+    assert folders - packages <= {"flows", "toyworld", "bench", "infra"}
 
 
 def test_no_code_asks_for_the_toy_world() -> None:

@@ -1,5 +1,6 @@
 """Ask a server over HTTP whether it answers, past any proxy: what runs on this machine is never behind one."""
 
+import base64
 import http.client
 import json
 import urllib.error
@@ -28,12 +29,18 @@ class Answer:
         return json.loads(self.body)
 
 
-def ask(url: str, timeout_s: float, payload: Any = None) -> Answer:
-    """GET a URL, or POST `payload` as JSON. Never raises for a server that does not answer, or not with success."""
+def ask(url: str, timeout_s: float, payload: Any = None, account: str = "") -> Answer:
+    """GET a URL, or POST `payload` as JSON; `account`: `name:password`, for basic authentication.
+
+    Never raises for a server that does not answer, or not with success; ValueError for a URL that is not of HTTP.
+    """
     if urlsplit(url).scheme not in ("http", "https"):
         raise ValueError(f"want an http:// or https:// URL, got {url!r}")
     data = None if payload is None else json.dumps(payload).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310  the scheme is checked above
+    headers = {"Content-Type": "application/json"}
+    if account:
+        headers["Authorization"] = f"Basic {base64.b64encode(account.encode()).decode()}"
+    request = urllib.request.Request(url, data, headers)  # noqa: S310  the scheme is checked above
     handlers = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1") else []
     try:
         with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as response:

@@ -31,14 +31,13 @@ def check_mlflow() -> Iterator[Finding]:
     if not (health := ask(f"{uri}/health", _ANSWER_S)).is_success:
         yield Finding("MLflow", "fail", _no_answer(uri, health), _STALE.format(name="MLFLOW_TRACKING_URI"))
         return
-    experiments = ask(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1000", _ANSWER_S)
+    experiments = ask(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1000", _ANSWER_S, account=_mlflow_account())
     if experiments.status == 403:
         fix = "start the server with --allowed-hosts and this name; behind a proxy, the name that the proxy sends"
         yield Finding("MLflow", "fail", f"{uri} answers 403: it does not know this host name", fix)
     elif experiments.status == 401:
-        has_name = bool(os.environ.get("MLFLOW_TRACKING_USERNAME"))
-        fix = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        yield Finding("MLflow", "pass" if has_name else "fail", f"{uri} asks for a name and a password", fix)
+        detail = f"{uri} refuses this name and password" if _mlflow_account() else f"{uri} asks for a name and a password"
+        yield Finding("MLflow", "fail", detail, "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
     elif not experiments.is_success:
         yield Finding("MLflow", "fail", _no_answer(uri, experiments), "look at the server's log")
     else:
@@ -58,12 +57,20 @@ def check_prefect() -> Iterator[Finding]:
     if not (health := ask(f"{api}/health", _ANSWER_S)).is_success:
         yield Finding("Prefect", "fail", _no_answer(api, health), _STALE.format(name="PREFECT_API_URL"))
         return
-    client_version, answer = importlib.metadata.version("prefect"), ask(f"{api}/admin/version", _ANSWER_S)
+    client_version, answer = (
+        importlib.metadata.version("prefect"),
+        ask(f"{api}/admin/version", _ANSWER_S, account=_prefect_account()),
+    )
     server_version = str(answer.json()) if answer.is_success else "unknown"
+    if answer.status == 401:
+        yield Finding("Prefect", "fail", f"{api} refuses this client", "set PREFECT_API_AUTH_STRING to name:password")
+        return
     if server_version.split(".")[:2] == client_version.split(".")[:2]:
         yield Finding("Prefect", "pass", f"{api} answers, version {server_version}")
     else:
-        yield Finding("Prefect", "warn", f"{api} has version {server_version}, this client {client_version}", "use one version for both")
+        yield Finding(
+            "Prefect", "warn", f"{api} has version {server_version}, this client {client_version}", "use one version for both"
+        )
     yield from _clock_finding("Prefect", health)
     yield from _flow_runs(api)
 
@@ -71,7 +78,7 @@ def check_prefect() -> Iterator[Finding]:
 def _mlflow_runs(uri: str, experiment_ids: list[str]) -> Iterator[Finding]:
     """Runs that are RUNNING for over a day; a retrain ends those of its own workspace, and nobody those of others."""
     query = {"experiment_ids": experiment_ids, "filter": "attributes.status = 'RUNNING'", "max_results": 100}
-    answer = ask(f"{uri}/api/2.0/mlflow/runs/search", _ANSWER_S, query)
+    answer = ask(f"{uri}/api/2.0/mlflow/runs/search", _ANSWER_S, query, _mlflow_account())
     before_ms = (time.time() - _RUNNING.total_seconds()) * 1000
     runs = [run["info"] for run in answer.json().get("runs", [])] if answer.is_success else []
     old = [run["run_id"] for run in runs if int(run["start_time"]) < before_ms]
@@ -82,7 +89,7 @@ def _mlflow_runs(uri: str, experiment_ids: list[str]) -> Iterator[Finding]:
 
 def _artifact_finding(uri: str) -> Iterator[Finding]:
     """A server with its artifacts in S3 sends clients to the address by which it knows the store itself."""
-    answer = ask(f"{uri}/api/3.0/mlflow/server-info", _ANSWER_S)
+    answer = ask(f"{uri}/api/3.0/mlflow/server-info", _ANSWER_S, account=_mlflow_account())
     if not answer.is_success or not answer.json().get("multipart_downloads_enabled"):
         return
     if all(os.environ.get(name, "").lower() == "false" for name in _PROXIED):
@@ -95,9 +102,9 @@ def _artifact_finding(uri: str) -> Iterator[Finding]:
 def _flow_runs(api: str) -> Iterator[Finding]:
     """Flow runs that hold a slot: PENDING for over ten minutes, RUNNING for over a day."""
     payload = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}, "limit": 200}
-    answer = ask(f"{api}/flow_runs/filter", _ANSWER_S, payload)
+    answer = ask(f"{api}/flow_runs/filter", _ANSWER_S, payload, _prefect_account())
     if not answer.is_success:
-        fix = "set PREFECT_API_AUTH_STRING" if answer.status == 401 else "uv sync: Prefect needs fastapi below 0.151"
+        fix = "`uv sync` where the server runs: Prefect 3.8 needs fastapi below 0.151"
         yield Finding("flow runs", "fail", f"cannot be listed: status {answer.status}", fix)
         return
     runs = answer.json()
@@ -123,6 +130,15 @@ def _clock_finding(name: str, answer: Answer) -> Iterator[Finding]:
     skew_s = (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds() if date else 0.0
     if abs(skew_s) > _MAX_SKEW_S:
         yield Finding(f"clock of {name}", "warn", f"differs by {skew_s:.0f} s", "synchronise both machines with a time server")
+
+
+def _mlflow_account() -> str:
+    name, password = (os.environ.get(f"MLFLOW_TRACKING_{part}", "") for part in ("USERNAME", "PASSWORD"))
+    return f"{name}:{password}" if name else ""
+
+
+def _prefect_account() -> str:
+    return os.environ.get("PREFECT_API_AUTH_STRING", "")
 
 
 def _no_answer(url: str, answer: Answer) -> str:

@@ -167,12 +167,12 @@ def run_setup(arguments: Sequence[str], environment: dict[str, str], cwd: Path, 
 def end_all(folder: Path, services: Sequence[Service], say: Callable[[str], None]) -> int:
     """End the services, the last one first; returns how many ran."""
     forget_dead(folder, say)
-    known = {service.name: service for service in services}
+    by_name = {service.name: service for service in services}
     n_ended = 0
     for name in reversed(NAMES):
         record = read_record(folder, name)
         if record and record.is_running:
-            service = known.get(name)
+            service = by_name.get(name)
             with waiting(f"ending {name}"):
                 grace_s = service.grace_s if service else _GRACE_S
                 graceful = end_process(record, grace_s, service.stop_signal if service else 15)

@@ -1,4 +1,4 @@
-"""Each check of `emuedit doctor`, shown the trap that it is for."""
+"""Each check of `emuedit doctor`, output the trap that it is for."""
 
 import importlib.metadata
 import json
@@ -212,6 +212,13 @@ def test_mlflow_runs_that_hang_and_its_artifact_trap_are_found(
     assert only(server_checks.check_mlflow(), "MLflow artifacts").status == "pass"
 
 
+def test_prefect_that_refuses_the_client_says_why(serve: Callable[[Answers], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", serve({"/api/health": (200, True), "/api/admin/version": (401, {})}) + "/api")
+    (finding,) = server_checks.check_prefect()
+    assert finding.status == "fail"
+    assert "PREFECT_API_AUTH_STRING" in finding.fix
+
+
 def test_flow_runs_that_hold_a_slot_are_found(serve: Callable[[Answers], str], monkeypatch: pytest.MonkeyPatch) -> None:
     since = (datetime.now(UTC) - timedelta(minutes=20)).isoformat()
     runs = [
@@ -246,9 +253,9 @@ def test_the_exit_status_is_one_only_for_failures(capsys: pytest.CaptureFixture[
         raise KeyError("x")
 
     assert doctor.examine(as_json=False, checks=[check_good, check_broken_itself]) == 0
-    shown = capsys.readouterr().out
-    assert "-> look" in shown
-    assert "broken itself" in shown
-    assert "1 ok, 2 to look at, 0 to fix" in shown
+    output = capsys.readouterr().out
+    assert "-> look" in output
+    assert "broken itself" in output
+    assert "1 ok, 2 to look at, 0 to fix" in output
     assert doctor.examine(as_json=True, checks=[check_good, check_bad_thing]) == 1
     assert [row["status"] for row in json.loads(capsys.readouterr().out)] == ["pass", "warn", "fail"]

@@ -177,10 +177,10 @@ def test_two_starts_at_once_are_refused(folder: Path) -> None:
 
 def test_the_env_file_is_for_the_shell(tmp_path: Path) -> None:
     path = server_control.write_env(tmp_path, {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1", "ODD": "a b'c"})
-    shown = subprocess.run(
+    process = subprocess.run(
         ["bash", "-c", f'source {path}; printf %s "$MLFLOW_TRACKING_URI $ODD"'], capture_output=True, text=True
     )
-    assert shown.stdout == "http://127.0.0.1:1 a b'c"
+    assert process.stdout == "http://127.0.0.1:1 a b'c"
 
 
 def layout(tmp_path: Path, postgres: postgres_server.Postgres | None = None) -> StackLayout:

@@ -1,0 +1,135 @@
+"""infra/compose.yaml: valid, closed to the outside, without secrets, and with the settings that the servers need."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.repository import ROOT
+
+INFRA = ROOT / "infra"
+COMPOSE: dict[str, Any] = yaml.safe_load((INFRA / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+ONE_SHOT = {"bucket-init", "prefect-setup"}
+each_service = pytest.mark.parametrize("name", SERVICES)
+
+
+def test_the_file_follows_the_specification_of_compose() -> None:
+    checker = [
+        Path(sys.executable).parent / "check-jsonschema",
+        "--builtin-schema",
+        "vendor.compose-spec",
+        INFRA / "compose.yaml",
+    ]
+    process = subprocess.run(checker, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+@each_service
+def test_services_are_hardened(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in service
+    assert service.get("network_mode") != "host"
+    user = str(service.get("user", "10001"))  # that of our images
+    assert user.split(":")[0] not in {"0", "root"}
+
+
+@each_service
+def test_services_have_a_health_check_and_wait_for_healthy_ones(name: str) -> None:
+    assert SERVICES[name]["healthcheck"].get("disable") is (True if name in ONE_SHOT else None)
+    for dependency, condition in SERVICES[name].get("depends_on", {}).items():
+        want = "service_completed_successfully" if dependency in ONE_SHOT else "service_healthy"
+        assert condition["condition"] == want
+
+
+@each_service
+def test_images_are_pinned_and_ports_are_of_this_machine_only(name: str) -> None:
+    image = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", SERVICES[name]["image"])
+    tag = image.split("@")[0].rpartition(":")[2]
+    assert re.match(r"\d", tag), f"want a version, got {image}"
+    assert all(str(port).startswith("127.0.0.1:") for port in SERVICES[name].get("ports", []))
+
+
+@each_service
+def test_secrets_are_files_that_the_service_has(name: str) -> None:
+    service = SERVICES[name]
+    environment = {key: str(value) for key, value in service.get("environment", {}).items()}
+    for key, value in environment.items():
+        is_secret = any(
+            word in key for word in ("PASSWORD", "SECRET", "ACCESS_KEY", "AUTH_STRING", "DATABASE_CONNECTION_URL", "WEBHOOK")
+        )
+        assert not is_secret or (key.endswith("_FILE") and value.startswith("/run/secrets/")), f"{key} is not read from a file"
+        assert not re.search(r"://[^/]*:[^/]*@", value), f"{key} has a password"
+    used = set(re.findall(r"/run/secrets/(\w+)", str([environment, service.get("command")])))
+    assert used == set(service.get("secrets", []))
+    assert used <= set(COMPOSE["secrets"])
+    assert all(secret["file"].startswith("./compose/secrets/") for secret in COMPOSE["secrets"].values())
+
+
+def test_servers_have_the_settings_that_they_are_known_to_need() -> None:
+    mlflow, worker = SERVICES["mlflow"], SERVICES["worker"]
+    assert mlflow["environment"]["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+    assert "--workers=1" in mlflow["command"]
+    assert "--app-name=basic-auth" in mlflow["command"]
+    hosts = next(word for word in mlflow["command"] if word.startswith("--allowed-hosts="))
+    assert "mlflow:*" in hosts, "want the name by which the other services call it"
+    assert worker["environment"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+    assert worker["environment"]["PREFECT_API_URL"] == "http://prefect:4200/api"
+    pools = {deployment["work_pool"]["name"] for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
+    assert pools == {worker["command"][worker["command"].index("--pool") + 1]}
+
+
+def test_variables_of_the_file_are_those_of_the_example_with_equal_defaults() -> None:
+    example = dict(
+        line.split("=", 1) for line in (INFRA / ".env.example").read_text().splitlines() if "=" in line and line[0] != "#"
+    )
+    used = dict(re.findall(r"(?<!\$)\$\{(\w+):-([^}]*)\}", (INFRA / "compose.yaml").read_text()))
+    assert used == example
+
+
+def test_files_that_are_mounted_or_built_exist_and_secrets_are_ignored() -> None:
+    for service in SERVICES.values():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert not source.startswith("./") or (INFRA / source).exists(), f"no {source}"
+        build = service.get("build")
+        assert build is None or (INFRA / build["context"] / build["dockerfile"]).exists()
+    for path in ("infra/.env", "infra/compose/secrets/postgres_password", ".emuedit/postgres.password"):
+        assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 0, f"git would take {path}"
+
+
+def test_the_script_makes_all_secrets_once(tmp_path: Path) -> None:
+    script = tmp_path / "create-secrets"
+    script.write_text((INFRA / "compose/create-secrets").read_text())
+    subprocess.run(["sh", script], check=True, capture_output=True)
+    contents = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    assert set(contents) == set(COMPOSE["secrets"])
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+    assert len(contents["postgres_password"]) == 32
+    assert f":{contents['postgres_password']}@postgres:5432/mlflow" in contents["mlflow_database_uri"]
+    subprocess.run(["sh", script], check=True, capture_output=True)
+    assert {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()} == contents
+
+
+def read_secrets(folder: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
+    show = 'printf "%s|%s|%s" "${TOKEN-none}" "${TOKEN_FILE-none}" "${SSL_CERT_FILE-none}"'
+    environment = {"PATH": os.environ["PATH"], "SECRETS_FOLDER": str(folder), **variables}
+    command = ["sh", INFRA / "docker/read-secrets", "sh", "-c", show]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_the_entry_point_reads_secrets_from_files_and_leaves_other_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a b'$(c)\"")
+    process = read_secrets(tmp_path, TOKEN_FILE=str(tmp_path / "token"), SSL_CERT_FILE="/etc/ssl/cert.pem")
+    assert process.stdout == "a b'$(c)\"|none|/etc/ssl/cert.pem"
+    process = read_secrets(tmp_path, TOKEN_FILE=str(tmp_path / "missing"))
+    assert process.returncode == 1
+    assert "for TOKEN, got none" in process.stderr

@@ -1,0 +1,76 @@
+"""infra/k8s: valid for Kubernetes, within the restricted profile, with limits and probes."""
+
+import shutil
+import subprocess
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.repository import ROOT
+
+FOLDER = ROOT / "infra/k8s"
+VERSION = "1.33"
+KUSTOMIZATION: dict[str, Any] = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.name != "kustomization.yaml")
+RESOURCES: list[dict[str, Any]] = [resource for path in FILES for resource in yaml.safe_load_all(path.read_text())]
+WORKLOADS = [resource for resource in RESOURCES if "template" in resource.get("spec", {})]
+
+
+def label(resource: dict[str, Any]) -> str:
+    metadata = resource["metadata"]
+    return f"{resource['kind']}-{metadata.get('name') or metadata['generateName']}"
+
+
+@pytest.mark.parametrize("resource", RESOURCES, ids=label)
+def test_resources_are_valid(resource: dict[str, Any]) -> None:
+    metadata = {"name": resource["metadata"].get("generateName", "")} | resource["metadata"]
+    kubernetes_validate.validate({**resource, "metadata": metadata}, VERSION, strict=True)
+    assert resource["kind"] == "Namespace" or metadata["namespace"] == KUSTOMIZATION["namespace"]
+    assert resource["kind"] != "Secret", "secrets are not in git"
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=label)
+def test_pods_are_within_the_restricted_profile(workload: dict[str, Any]) -> None:
+    pod = workload["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    for container in pod["containers"]:
+        context = container["securityContext"]
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+        assert "memory" in container["resources"]["limits"]
+        assert not container["image"].endswith(":latest")
+        assert ":" in container["image"]
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+        assert "/tmp" in {mount["mountPath"] for mount in container["volumeMounts"]}, "want a place to write to"
+
+
+def test_serving_is_probed_and_scaled_and_the_job_has_a_gpu() -> None:
+    by_kind = {resource["kind"]: resource for resource in RESOURCES}
+    deployment, autoscaler = by_kind["Deployment"], by_kind["HorizontalPodAutoscaler"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container)
+    assert autoscaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert autoscaler["spec"]["minReplicas"] <= deployment["spec"]["replicas"] <= autoscaler["spec"]["maxReplicas"]
+    labels = deployment["spec"]["template"]["metadata"]["labels"].items()
+    assert by_kind["Service"]["spec"]["selector"].items() <= labels
+    resources = by_kind["Job"]["spec"]["template"]["spec"]["containers"][0]["resources"]
+    assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"]
+
+
+def test_everything_is_denied_that_no_policy_names() -> None:
+    policies = {resource["metadata"]["name"]: resource["spec"] for resource in RESOURCES if resource["kind"] == "NetworkPolicy"}
+    assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+def test_the_kustomization_names_all_files_but_the_template() -> None:
+    assert set(KUSTOMIZATION["resources"]) == {path.name for path in FILES} - {"training-job.yaml"}
+    if shutil.which("kubectl"):
+        built = subprocess.run(["kubectl", "kustomize", FOLDER], capture_output=True, text=True)
+        assert built.returncode == 0, built.stderr
+        assert len(list(yaml.safe_load_all(built.stdout))) == len(RESOURCES) - 1

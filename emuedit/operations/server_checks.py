@@ -2,11 +2,12 @@
 
 import importlib.metadata
 import os
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+from emuedit.operations import running_runs
 from emuedit.operations.health_finding import Finding
 from emuedit.operations.http_probe import Answer, ask
 
@@ -26,12 +27,15 @@ def check_mlflow() -> Iterator[Finding]:
         return
     if not uri.startswith("http"):
         yield Finding("MLflow", "pass", f"no server: {uri.split('?')[0].split('@')[-1] or 'the file mlflow.db'}")
+        path = Path(uri.removeprefix("sqlite:///").split("?")[0] or "mlflow.db")
+        if path.is_file():
+            yield from running_runs.check_runs(running_runs.runs_of_file(path))
         return
     uri = uri.rstrip("/")
     if not (health := ask(f"{uri}/health", _ANSWER_S)).is_success:
         yield Finding("MLflow", "fail", _no_answer(uri, health), _STALE.format(name="MLFLOW_TRACKING_URI"))
         return
-    experiments = ask(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1000", _ANSWER_S, account=_mlflow_account())
+    experiments = ask(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1", _ANSWER_S, account=_mlflow_account())
     if experiments.status == 403:
         fix = "start the server with --allowed-hosts and this name; behind a proxy, the name that the proxy sends"
         yield Finding("MLflow", "fail", f"{uri} answers 403: it does not know this host name", fix)
@@ -44,8 +48,7 @@ def check_mlflow() -> Iterator[Finding]:
         yield Finding("MLflow", "pass", f"{uri} answers")
         yield from _clock_finding("MLflow", health)
         yield from _artifact_finding(uri)
-        ids = [experiment["experiment_id"] for experiment in experiments.json().get("experiments", [])]
-        yield from _mlflow_runs(uri, ids)
+        yield from running_runs.check_runs(running_runs.runs_of_server(uri, _mlflow_account()))
 
 
 def check_prefect() -> Iterator[Finding]:
@@ -73,18 +76,6 @@ def check_prefect() -> Iterator[Finding]:
         )
     yield from _clock_finding("Prefect", health)
     yield from _flow_runs(api)
-
-
-def _mlflow_runs(uri: str, experiment_ids: list[str]) -> Iterator[Finding]:
-    """Runs that are RUNNING for over a day; a retrain ends those of its own workspace, and nobody those of others."""
-    query = {"experiment_ids": experiment_ids, "filter": "attributes.status = 'RUNNING'", "max_results": 100}
-    answer = ask(f"{uri}/api/2.0/mlflow/runs/search", _ANSWER_S, query, _mlflow_account())
-    before_ms = (time.time() - _RUNNING.total_seconds()) * 1000
-    runs = [run["info"] for run in answer.json().get("runs", [])] if answer.is_success else []
-    old = [run["run_id"] for run in runs if int(run["start_time"]) < before_ms]
-    detail = f"{len(runs)} running, {len(old)} of them for over a day" + (f", such as {old[0]}" if old else "")
-    fix = "if nothing trains: MlflowClient().set_terminated(run_id, 'KILLED')"
-    yield Finding("MLflow runs", "warn" if old else "pass", detail, fix)
 
 
 def _artifact_finding(uri: str) -> Iterator[Finding]:

@@ -1,8 +1,13 @@
 """Each check of `emuedit doctor`, output the trap that it is for."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
+import socket
+import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,8 +19,9 @@ from typing import Any
 import psutil
 import pytest
 
-from emuedit.operations import doctor, installation_checks, machine_checks, server_checks, workspace_checks
+from emuedit.operations import doctor, installation_checks, machine_checks, running_runs, server_checks, workspace_checks
 from emuedit.operations.health_finding import Finding
+from emuedit.tracking import runs
 
 DEAD = 2**22 - 7  # above the ids that Linux gives by default
 Answers = dict[str, tuple[int, Any]]
@@ -193,12 +199,12 @@ def test_mlflow_runs_that_hang_and_its_artifact_trap_are_found(
     serve: Callable[[Answers], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_ms = int(time.time() * 1000)
-    runs = [{"info": {"run_id": "new", "start_time": now_ms}}, {"info": {"run_id": "old", "start_time": now_ms - 90_000_000}}]
+    listed = [{"info": {"run_id": "new", "start_time": now_ms}}, {"info": {"run_id": "old", "start_time": now_ms - 90_000_000}}]
     answers: Answers = {
         "/health": (200, "OK"),
         "/api/2.0/mlflow/experiments/search": (200, {"experiments": [{"experiment_id": "1"}]}),
         "/api/3.0/mlflow/server-info": (200, {"multipart_downloads_enabled": True}),
-        "/api/2.0/mlflow/runs/search": (200, {"runs": runs}),
+        "/api/2.0/mlflow/runs/search": (200, {"runs": listed}),
     }
     monkeypatch.setenv("MLFLOW_TRACKING_URI", serve(answers))
     for name in ("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD"):
@@ -206,10 +212,29 @@ def test_mlflow_runs_that_hang_and_its_artifact_trap_are_found(
     findings = {finding.name: finding for finding in server_checks.check_mlflow()}
     assert findings["MLflow"].status == "pass"
     assert findings["MLflow artifacts"].status == "warn"
-    assert findings["MLflow runs"].detail == "2 running, 1 of them for over a day, such as old"
+    assert findings["MLflow runs"].detail == "2 listed as running, 0 of them without a process, 1 for over a day, such as old"
     monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
     monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
     assert only(server_checks.check_mlflow(), "MLflow artifacts").status == "pass"
+
+
+def test_runs_of_this_folder_without_a_process_are_found(tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
+        connection.execute("CREATE TABLE runs (run_uuid TEXT, status TEXT, start_time BIGINT)")
+        connection.execute("CREATE TABLE tags (run_uuid TEXT, key TEXT, value TEXT)")
+        now_ms = int(time.time() * 1000)
+        rows = [("mine", "RUNNING", now_ms), ("elsewhere", "RUNNING", now_ms), ("done", "FINISHED", 0)]
+        connection.executemany("INSERT INTO runs VALUES (?, ?, ?)", rows)
+        workspace = f"{socket.gethostname()}:{tmp_path}"
+        connection.execute("INSERT INTO tags VALUES ('mine', ?, ?)", (running_runs.WORKSPACE_TAG, workspace))
+        connection.commit()
+    finding = only(server_checks.check_mlflow(), "MLflow runs")
+    assert finding.status == "warn"
+    assert finding.detail == "2 listed as running, 1 of them without a process, 0 for over a day, such as mine"
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "flows.flow_process"]) as process:
+        assert only(server_checks.check_mlflow(), "MLflow runs").status == "pass"
+        process.kill()
+    assert running_runs.WORKSPACE_TAG == runs._WORKSPACE_TAG
 
 
 def test_prefect_that_refuses_the_client_says_why(serve: Callable[[Answers], str], monkeypatch: pytest.MonkeyPatch) -> None:

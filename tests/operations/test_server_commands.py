@@ -73,6 +73,8 @@ def test_real_servers_come_up_answer_and_end(tmp_path: Path) -> None:
         services = json.loads(status.stdout)
         assert {service["name"] for service in services} >= {"mlflow", "prefect", "worker"}
         password = tmp_path / ".emuedit/postgres.password"
+        assert secret not in up.stdout + up.stderr
+        assert not password.exists() or password.read_text().strip() not in up.stdout + up.stderr
         for path in (path for path in (tmp_path / ".emuedit").rglob("*") if path.suffix in {".log", ".pid", ".json"}):
             text = path.read_text()
             assert secret not in text, f"{path} has the URL of a webhook, which is a secret"

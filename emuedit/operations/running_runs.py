@@ -1,0 +1,83 @@
+"""Runs that MLflow lists as RUNNING, and whether the process of each still runs.
+
+A retrain that starts ends the runs that a killed one left in its workspace; until then, and elsewhere, they stay.
+"""
+
+import contextlib
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from emuedit.operations.health_finding import Finding
+from emuedit.operations.http_probe import ask
+
+WORKSPACE_TAG = "emuedit.workspace"
+"""Tag of a run with the machine and the folder in which its flow runs."""
+_OLD_S = 24 * 3600.0
+_ANSWER_S = 10.0
+_FLOW_WORDS = ("flows.flow_process", "prefect.engine", "prefect.flow_engine")
+_QUERY = f"""
+    SELECT runs.run_uuid, runs.start_time, tags.value FROM runs
+    LEFT JOIN tags ON tags.run_uuid = runs.run_uuid AND tags.key = '{WORKSPACE_TAG}'
+    WHERE runs.status = 'RUNNING'
+"""  # noqa: S608  a constant
+
+
+@dataclass(frozen=True)
+class RunningRun:
+    """A run that is listed as running: its id, its start in seconds since the epoch, and its workspace, if it has one."""
+
+    run_id: str
+    started_s: float
+    workspace: str
+
+
+def check_runs(runs: list[RunningRun]) -> Iterator[Finding]:
+    """A warning for runs of this folder that no process runs, and for those that run for over a day."""
+    here = f"{socket.gethostname()}:{Path.cwd()}"
+    is_busy = _flow_runs_here()
+    gone = [run.run_id for run in runs if run.workspace == here and not is_busy]
+    old = [run.run_id for run in runs if run.run_id not in gone and time.time() - run.started_s > _OLD_S]
+    detail = f"{len(runs)} listed as running, {len(gone)} of them without a process, {len(old)} for over a day"
+    examples = f", such as {(gone + old)[0]}" if gone or old else ""
+    fix = "the next retrain here ends those without a process; any other: MlflowClient().set_terminated(run_id, 'KILLED')"
+    yield Finding("MLflow runs", "warn" if gone or old else "pass", detail + examples, fix)
+
+
+def runs_of_server(uri: str, account: str) -> list[RunningRun]:
+    """The running runs of the first thousand experiments of a server. Empty when it does not say."""
+    experiments = ask(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1000", _ANSWER_S, account=account)
+    if not experiments.is_success:
+        return []
+    ids = [experiment["experiment_id"] for experiment in experiments.json().get("experiments", [])]
+    query = {"experiment_ids": ids, "filter": "attributes.status = 'RUNNING'", "max_results": 100}
+    answer = ask(f"{uri}/api/2.0/mlflow/runs/search", _ANSWER_S, query, account)
+    runs = answer.json().get("runs", []) if answer.is_success else []
+    result = []
+    for run in runs:
+        tags = {tag["key"]: tag["value"] for tag in run.get("data", {}).get("tags", [])}
+        info = run["info"]
+        result.append(RunningRun(info["run_id"], int(info["start_time"]) / 1000, tags.get(WORKSPACE_TAG, "")))
+    return result
+
+
+def runs_of_file(path: Path) -> list[RunningRun]:
+    """The running runs of a database file, which is only read. Raises sqlite3.Error for a file without MLflow's tables."""
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=2.0)) as connection:
+        rows = connection.execute(_QUERY).fetchall()
+    return [RunningRun(run_id, (start_ms or 0) / 1000, workspace or "") for run_id, start_ms, workspace in rows]
+
+
+def _flow_runs_here() -> bool:
+    """Whether a flow runs in this folder."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+            words = process.cmdline()
+            if any(word in _FLOW_WORDS for word in words) and Path(process.cwd()).samefile(Path()):
+                return True
+    return False

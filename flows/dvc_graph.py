@@ -36,6 +36,11 @@ class Stage:
         return int(self.meta.get("retries", 0))
 
     @property
+    def needs_gpu(self) -> bool:
+        """Whether it holds the GPU's slot while it runs: `meta: {gpu: true}`."""
+        return bool(self.meta.get("gpu", False))
+
+    @property
     def timeout_s(self) -> float | None:
         """Seconds after which it is ended: `meta: {timeout_s: 3600}`."""
         return float(self.meta["timeout_s"]) if "timeout_s" in self.meta else None
@@ -75,6 +80,20 @@ class Graph:
             if reasons:
                 stale[stage.name] = tuple(reasons)
         return stale
+
+    def up_to(self, target: str) -> set[str]:
+        """A stage, or all items of a `foreach`, and what they depend on. Raises GraphError for an unknown name."""
+        by_name = {stage.name: stage for stage in self.stages}
+        pending = [name for name in by_name if target in (name, name.partition("@")[0])]
+        if not pending:
+            raise GraphError(f"want a stage out of {', '.join(by_name)}, got {target!r}")
+        names: set[str] = set()
+        while pending:
+            name = pending.pop()
+            if name not in names:
+                names.add(name)
+                pending += by_name[name].after
+        return names
 
     def hashes(self) -> dict[str, str]:
         """Path of each out that `dvc.lock` knows -> its hash."""

@@ -34,6 +34,9 @@ class FlowOptions:
     registry: bool = True
     force: bool = False
     max_parallel: int = 1
+    reason: str = ""
+    push: bool = False
+    branch: str = ""
 
 
 def run_flow(options: FlowOptions) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""The flow: one Prefect task for each stage that is out of date, in the order of DVC's graph, then the registry.
+"""The flow `retrain`: one Prefect task for each stage that is out of date, in the order of DVC's graph, then the registry.
 
-DVC is the only cache of results. Retries and time limits come from the `meta:` of a stage in `dvc.yaml`.
+DVC is the only cache of results. A failed stage is tried again by the kind of its failure (`failure_kinds`); its time limit,
+further retries and whether it needs the GPU are in its `meta:` in `dvc.yaml`.
 """
 
+import contextlib
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,23 +12,67 @@ from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.concurrency.sync import concurrency
 from prefect.futures import PrefectFuture, as_completed
+from prefect.tasks import Task
 
+from emuedit.stages import MEMORY_ENV
 from emuedit.tracking.stats import PARENT_RUN_ENV
-from flows import dvc_graph, release, run_stage
+from flows import dvc_graph, flow_artifacts, publication, release, run_stage
+from flows.failure_kinds import RETRIES, RETRY_DELAYS_S, FailureKind
+from flows.triggers import complete_reason
 
+GPU_SLOT = "emuedit-gpu"
+"""Global concurrency limit of Prefect that stages with `meta: {gpu: true}` hold while they run; without such a limit on the
+server they run at once."""
 _BUSY_WAIT_S, _BUSY_TRIES = 5.0, 60  # another dvc is waited for, five minutes in all
-_RETRY_S = 10.0
 _STOP_S = 10.0  # longest wait for stages that are being stopped
+
+
+def should_retry(reproduction: "Task[..., float]", run: TaskRun, state: State[float]) -> bool:
+    """Whether Prefect tries a stage again: by the kind of its failure, and how often it failed like that before."""
+    del reproduction, run
+    error = state.result(raise_on_failure=False)
+    if not isinstance(error, run_stage.StageError) or isinstance(error, run_stage.BusyError):
+        return False
+    allowed = max(RETRIES[error.kind], error.extra_retries if error.kind is FailureKind.OTHER else 0)
+    is_retried = error.n_like_it <= allowed
+    if is_retried:
+        smaller = ", with half the batch" if error.kind is FailureKind.MEMORY else ""
+        print(f"== {str(error).splitlines()[0].removesuffix(':')} ({error.kind}); trying again{smaller}", flush=True)
+    return is_retried
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
 def reproduce(
-    stage: str, root: str, timeout_s: float | None, environment: dict[str, str], force: bool, announcement: str
+    stage: str,
+    root: str,
+    timeout_s: float | None,
+    environment: dict[str, str],
+    force: bool,
+    announcement: str,
+    needs_gpu: bool = False,
+    extra_retries: int = 0,
 ) -> float:
     """Run one stage and return its seconds. Waits while another dvc is busy with the same files."""
-    stop = _stop_events[root]
+    stop, failures = _stop_events[root], _failures[root].setdefault(stage, [])
     print(f"== {announcement}", flush=True)
+    halvings = failures.count(FailureKind.MEMORY)
+    variables = environment | ({MEMORY_ENV: str(halvings)} if halvings else {})
+    slot = concurrency(GPU_SLOT, occupy=1) if needs_gpu else contextlib.nullcontext()
+    try:
+        with slot:
+            return _reproduce_when_free(stage, root, stop, timeout_s, variables, force)
+    except run_stage.StageError as error:
+        failures.append(error.kind)
+        error.n_like_it, error.extra_retries = failures.count(error.kind), extra_retries
+        raise
+
+
+def _reproduce_when_free(
+    stage: str, root: str, stop: threading.Event, timeout_s: float | None, environment: dict[str, str], force: bool
+) -> float:
     for tries_left in range(_BUSY_TRIES, -1, -1):
         try:
             seconds = run_stage.run(stage, Path(root), stop, timeout_s, environment, force)
@@ -42,33 +88,60 @@ def reproduce(
 
 
 _stop_events: dict[str, threading.Event] = {}  # root -> set when its flow is stopped; tasks are threads of the flow's process
+_failures: dict[str, dict[str, list[FailureKind]]] = {}  # root -> stage -> how it failed so far, in this flow
 
 
 @flow(name="retrain", validate_parameters=True)
-def retrain(registry: bool = True, force: bool = False, max_parallel: int = 1) -> dict[str, Any]:
+def retrain(
+    registry: bool = True, force: bool = False, max_parallel: int = 1, reason: str = "", push: bool = False, branch: str = ""
+) -> dict[str, Any]:
     """In the working folder, run what is out of date, then register the editor and let the promotion gate decide.
 
     registry: whether the model is registered. force: run everything. max_parallel: stages that may run side by side.
+    reason: why it runs, `schedule: ...`, `data: ...`, `metric: ...` or `person: ...`; empty: the person who started it.
+    push: whether the data are pushed to the remote afterwards. branch: where `dvc.lock` and metrics are committed; empty: not.
+    Without anything to do it records that, and why it did nothing, and ends.
     """
-    root = Path.cwd()
+    root, why = Path.cwd(), complete_reason(reason)
+    print(f"== {why}", flush=True)
     graph = dvc_graph.read(root)
     stale = graph.stale(force)
+    if not stale and (not registry or release.find_registered(graph)):
+        return _skip(graph, why)
     run_id = release.start(root)
     try:
-        seconds = _run_stages(graph, stale, {PARENT_RUN_ENV: run_id} if run_id else {}, force, max_parallel)
-        result = release.finish(root, dvc_graph.read(root) if stale else graph, run_id, seconds, registry)
+        seconds = run_stages(graph, stale, {PARENT_RUN_ENV: run_id} if run_id else {}, force, max_parallel)
+        finished = dvc_graph.read(root) if stale else graph
+        result = release.finish(root, finished, run_id, seconds, registry, why)
     except BaseException as error:
         release.fail(run_id, error)
         raise
+    flow_artifacts.publish(result, why)
+    if push:
+        publication.push_data(root)
+    if branch:
+        files = [Path(dvc_graph.LOCK), *finished.metrics]
+        commit = publication.commit_results(root, branch, files, release.merge_metrics(finished), f"Retrain ({why})")
+        print(f"== {branch} is at {commit[:8]}", flush=True)
     return result.to_dict()
 
 
-def _run_stages(
+def _skip(graph: dvc_graph.Graph, why: str) -> dict[str, Any]:
+    """Record that there was nothing to do."""
+    decision = f"skipped: all {len(graph.stages)} stages are up to date, and registered"
+    print(f"== {decision}", flush=True)
+    result = release.find_registered(graph) or release.RetrainResult(table=release.success_table(graph))
+    flow_artifacts.publish(result, f"{why}; {decision}")
+    return result.to_dict() | {"skipped": decision}
+
+
+def run_stages(
     graph: dvc_graph.Graph, stale: Mapping[str, tuple[str, ...]], environment: Mapping[str, str], force: bool, max_parallel: int
 ) -> dict[str, float]:
     """Seconds of each stage that ran. The first failure stops the rest; stages that run beside it are ended."""
     root = str(graph.root)
     stop = _stop_events[root] = threading.Event()
+    _failures[root] = {}
     waiting = [stage for stage in graph.stages if stage.name in stale]
     print(f"== {len(graph.stages) - len(waiting)} of {len(graph.stages)} stages are up to date", flush=True)
     seconds: dict[str, float] = {}
@@ -81,8 +154,11 @@ def _run_stages(
                 waiting.remove(stage)
                 n_left = len(waiting) + len(running)
                 announcement = f"{stage.name} ({', '.join(stale[stage.name][:3])}); {n_left} more to come"
-                retried = reproduce.with_options(retries=stage.retries, retry_delay_seconds=_RETRY_S)
-                future = retried.submit(stage.name, root, stage.timeout_s, dict(environment), force, announcement)
+                n_retries = sum(RETRIES.values()) + stage.retries
+                delays_s = (RETRY_DELAYS_S + [RETRY_DELAYS_S[-1]] * n_retries)[:n_retries]
+                retried = reproduce.with_options(retries=n_retries, retry_delay_seconds=delays_s, retry_condition_fn=should_retry)
+                arguments = (stage.name, root, stage.timeout_s, dict(environment), force, announcement)
+                future = retried.submit(*arguments, needs_gpu=stage.needs_gpu, extra_retries=stage.retries)
                 running[future] = stage.name
             finished = next(iter(as_completed(list(running))))
             seconds[running.pop(finished)] = finished.result()
@@ -92,5 +168,5 @@ def _run_stages(
             future.wait(_STOP_S)
         raise
     finally:
-        del _stop_events[root]
+        del _stop_events[root], _failures[root]
     return seconds

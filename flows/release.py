@@ -84,8 +84,10 @@ def find_registered(graph: dvc_graph.Graph) -> RetrainResult | None:
     return RetrainResult(run_id=version.run_id, version=version, table=success_table(graph)) if version else None
 
 
-def finish(root: Path, graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, float], register: bool) -> RetrainResult:
-    """Log the results to the run; register the model if it is new and let the promotion gate decide."""
+def finish(
+    root: Path, graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, float], register: bool, reason: str = ""
+) -> RetrainResult:
+    """Log the results to the run, and why it ran; register the model if it is new and let the promotion gate decide."""
     reports = [path for stage in graph.stages for path in (stage.outs if stage.meta.get("report") else stage.plots)]
     artifacts = {path.as_posix(): root / path for path in (*graph.metrics, *reports)}
     params_file = root / config.PARAMS_FILE
@@ -94,7 +96,15 @@ def finish(root: Path, graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str
         run_id,
         config.read_yaml(params_file) if params_file.exists() else {},
         merge_metrics(graph),
-        {**lineage(root, graph), **number_formats(graph), **_stage_runs(root, graph), **durations},
+        {
+            **lineage(root, graph),
+            **number_formats(graph),
+            **_stage_runs(root, graph),
+            **durations,
+            "reason": reason,
+            "stages.run": ", ".join(seconds),
+            "stages.skipped": ", ".join(stage.name for stage in graph.stages if stage.name not in seconds),
+        },
         {name: path for name, path in artifacts.items() if path.exists()},
     )
     result = RetrainResult(seconds, run_id, table=success_table(graph))

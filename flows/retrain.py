@@ -17,8 +17,10 @@ from emuedit.promotion.gate import Decision, GateError
 from emuedit.runtime import QUIET_ENV, set_env_defaults
 from emuedit.tracking.registry import RegistryError
 from flows import dvc_graph, flow_process, release
+from flows.publication import PublicationError
 from flows.run_stage import StageError
 from flows.stopping import Stopped, stop_on_signals, stop_with_uv
+from flows.triggers import TriggerError
 
 EXPECTED_ERRORS = (
     StageError,
@@ -27,6 +29,8 @@ EXPECTED_ERRORS = (
     dvc_graph.GraphError,
     GateError,
     flow_process.FlowError,
+    PublicationError,
+    TriggerError,
 )
 """Errors that explain themselves; any other is printed with its trace."""
 RETRAIN_ENV = QUIET_ENV | {
@@ -78,7 +82,11 @@ def _retrain(options: argparse.Namespace) -> int:
         print(f"Nothing to do: all {len(graph.stages)} stages are up to date" + (", and registered." if registered else "."))
         _print_report(root, graph, registered or release.RetrainResult(table=release.success_table(graph)), start)
         return 0
-    answer = flow_process.run_flow(flow_process.FlowOptions(not options.no_register, options.force, options.max_parallel))
+    answer = flow_process.run_flow(
+        flow_process.FlowOptions(
+            not options.no_register, options.force, options.max_parallel, options.reason, options.push, options.branch
+        )
+    )
     graph = dvc_graph.read(root)
     registered = None if options.no_register else release.find_registered(graph)
     result = release.RetrainResult(
@@ -128,6 +136,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="only say what is out of date, and why")
     parser.add_argument("--no-register", action="store_true", help="do not register the model")
     parser.add_argument("--force", action="store_true", help="run every stage again")
+    reasons = "why it runs, beginning with schedule:, data:, metric: or person: (default: you)"
+    parser.add_argument("--reason", default="", metavar="TEXT", help=reasons)
+    parser.add_argument("--push", action="store_true", help="push the data to the DVC remote afterwards")
+    parser.add_argument("--branch", default="", metavar="NAME", help="commit dvc.lock and the metrics to this branch afterwards")
     parser.add_argument("--max-parallel", type=int, default=1, metavar="N", help="stages that may run side by side (default: 1)")
     return parser
 

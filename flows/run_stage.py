@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from flows import process_guard
+from flows.failure_kinds import FailureKind, classify
 
 _BUSY_STATUS = 255  # exit status of a dvc that met another; also that of any failure, so its words count too
 _TAIL_BYTES = 20_000  # of output that are kept
@@ -22,6 +23,14 @@ _TAIL_BYTES = 20_000  # of output that are kept
 
 class StageError(RuntimeError):
     """Raised for a stage that failed, ran out of time or was stopped. The first line of its text says which and why."""
+
+    def __init__(self, message: str, kind: FailureKind = FailureKind.OTHER) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.n_like_it = 1
+        """Failures of this kind of this stage, in this flow."""
+        self.extra_retries = 0
+        """Retries that the stage's `meta:` asks for, whatever the kind."""
 
 
 class BusyError(StageError):
@@ -69,7 +78,8 @@ def run(
     if child.returncode == _BUSY_STATUS and "is busy" in output:
         raise BusyError(f"another dvc works on the files of stage {stage}:\n{_last_lines(output)}")
     if child.returncode != 0:
-        raise StageError(f"stage {stage} {_describe_failure(child.returncode, timeout_s)}:\n{_last_lines(output)}")
+        kind = classify(child.returncode, output)
+        raise StageError(f"stage {stage} {_describe_failure(child.returncode, timeout_s)}:\n{_last_lines(output)}", kind)
     return time.monotonic() - start
 
 

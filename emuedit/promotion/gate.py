@@ -32,6 +32,12 @@ class Measurement:
     items: str = ""
     """Hash of the edits, the settings and the judge: measurements of other items are not compared."""
 
+    @property
+    def overall(self) -> float:
+        """Edit success in [0, 1]: the mean over the trained tasks, each with the same weight."""
+        trained = [values for task, values in self.success.items() if get_task(task) not in HELD_OUT]
+        return float(np.mean([np.mean(values) for values in trained]))
+
 
 @dataclass(frozen=True)
 class Row:

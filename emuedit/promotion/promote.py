@@ -9,7 +9,7 @@ from pathlib import Path
 from emuedit import config
 from emuedit.editor.package_folder import find_package
 from emuedit.promotion import gate
-from emuedit.promotion.gate import Decision
+from emuedit.promotion.gate import Decision, Measurement
 from emuedit.promotion.gate_settings import SECTION, GateSettings
 from emuedit.tracking import alias_moves, registry
 from emuedit.tracking.alias_moves import Move
@@ -108,6 +108,20 @@ def promote(
         registry.set_version_tags(version.number, tags)
         return PromotionOutcome(version, replace(decision, promote=is_promoted, reason=reason), number, move)
     raise AssertionError("not reached")
+
+
+def measure_version(version: ModelVersion, root: Path, section: str = "evaluation") -> Measurement:
+    """A registered version on the edits of the workspace's evaluation, with the judge and the code of now."""
+    from emuedit.promotion import comparison  # imports torch
+
+    items = comparison.read_items(root, section)
+    return comparison.measure(find_package(registry.download_version(version.uri)), version.uri, items, root)
+
+
+def promised_success(version: ModelVersion) -> float | None:
+    """Overall edit success that a version had when the gate let it pass; None where it was forced or came before the gate."""
+    rows = json.loads(version.tags.get(TABLE_TAG) or "[]")
+    return next((float(challenger) for name, _, _, challenger in rows if name == gate.OVERALL), None)
 
 
 def roll_back(to: int | None = None, reason: str = "") -> Move:

@@ -18,11 +18,19 @@ from emuedit import config
 from emuedit.data.publish import Summary
 from emuedit.runtime import set_env_defaults
 
+NETWORK_STATUS, OUT_OF_MEMORY_STATUS = 75, 71
+"""Exit statuses of a stage whose network or service failed, and of one that ran out of memory: it may be tried again. They are
+EX_TEMPFAIL and EX_OSERR of sysexits.h."""
+MEMORY_ENV = "EMUEDIT_HALVE_BATCHES"
+"""How often a stage shall halve what it computes at once, after it ran out of memory; 0 by default. Results stay the same."""
+_NETWORK_LIBRARIES = ("botocore", "huggingface_hub", "httpx", "openai", "requests", "urllib3")
+
 
 def stage_main(stage: str) -> NoReturn:
     """Run a stage in the working folder as `python -m emuedit.stages.<stage>` does, and exit.
 
-    Exit status: 0 done, 1 for an error that is explained in one line, 130 or 143 after ctrl-c or SIGTERM.
+    Exit status: 0 done, 1 for an error that is explained in one line, NETWORK_STATUS or OUT_OF_MEMORY_STATUS for one of these
+    kinds, 130 or 143 after ctrl-c or SIGTERM.
     """
     set_env_defaults()
     start = time.monotonic()
@@ -40,9 +48,27 @@ def stage_main(stage: str) -> NoReturn:
             traceback.print_exc()
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         print(f"{stage}: {error}{notes}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        sys.exit(exit_status(error))
     print(f"{stage}: {describe(summary, module.HEADLINE)} in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     sys.exit(0)
+
+
+def exit_status(error: BaseException) -> int:
+    """NETWORK_STATUS, OUT_OF_MEMORY_STATUS or 1, by the error and those that caused it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        library = type(cause).__module__.partition(".")[0]
+        if isinstance(cause, ConnectionError | TimeoutError) or library in _NETWORK_LIBRARIES:
+            return NETWORK_STATUS
+        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(cause):
+            return OUT_OF_MEMORY_STATUS
+        cause = cause.__cause__ or cause.__context__
+    return 1
+
+
+def batch_divisor() -> int:
+    """By what a stage divides what it computes at once: 1, or 2 or more after it ran out of memory (MEMORY_ENV)."""
+    return 2 ** int(os.environ.get(MEMORY_ENV, "0"))
 
 
 class StageInterrupted(KeyboardInterrupt):

@@ -20,7 +20,7 @@ from emuedit.data.publish import Summary, publish, read_folder, scratch_folder, 
 from emuedit.data.records import Instruction, Pair
 from emuedit.progress import Progress
 from emuedit.runtime import Runtime
-from emuedit.stages import stage_main
+from emuedit.stages import batch_divisor, stage_main
 from emuedit.synthesis import strategy
 from emuedit.synthesis.candidate import SynthesisParams, source_caption
 from emuedit.synthesis.model_set import MODELS, ModelSet
@@ -98,7 +98,8 @@ def run(params: PairsParams, root: Path) -> Summary:
             shares[name] += share  # type: ignore[assignment]
             progress.advance(share * n_pairs[name], note=f"{n_dropped} dropped")
 
-        build = partial(_build_work, params, root, scratch, runtime)
+        at_once = max(2, params.rows_per_batch // batch_divisor())
+        build = partial(_build_work, params.model_copy(update={"rows_per_batch": at_once}), root, scratch, runtime)
         with worker_pool(params.workers, build, runtime.device, report, _weights_bytes(models)) as pool:
             for numbers in strategy.shard_rounds(params.strategy, len(shards)):
                 missing = [number for number in numbers if not paths[number].exists()]

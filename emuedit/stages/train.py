@@ -19,7 +19,7 @@ from emuedit.data.publish import Summary, read_summary, scratch_folder, write_su
 from emuedit.editor import checkpoint
 from emuedit.editor.settings import EditSettings
 from emuedit.runtime import Runtime
-from emuedit.stages import stage_main
+from emuedit.stages import batch_divisor, stage_main
 from emuedit.training import latent_files, replay, start
 from emuedit.training.aspect_buckets import AspectBuckets
 from emuedit.training.distributed import n_processes, open_accelerator, run_accelerate, run_distributed
@@ -106,6 +106,9 @@ def run(params: TrainParams, root: Path) -> Summary:
     earlier = f" (and {n_earlier} earlier ones)" if n_earlier else ""
     n_pairs = len(cache.train) - n_earlier
     print(f"train: from {begin.reference}, {n_pairs} pairs{earlier}, {world_size} processes, {runtime}", flush=True)
+    smaller_passes = params.accumulation_steps * batch_divisor()
+    if params.batch_size % (smaller_passes * world_size) == 0:
+        params = params.model_copy(update={"accumulation_steps": smaller_passes})
     job = (params, begin, latents, scratch)
     if params.accelerate_config is not None:
         run_accelerate(root / params.accelerate_config, _train, *job, runtime.device)

@@ -7,8 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
+from flows.triggers import complete_reason
+
 ROOT = Path(__file__).resolve().parents[2]
-CONTENT: dict[str, Any] = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+FILES = ("prefect.yaml", "infra/k8s/prefect.yaml")
+DEPLOYMENTS: list[dict[str, Any]] = [
+    deployment for file in FILES for deployment in yaml.safe_load((ROOT / file).read_text())["deployments"]
+]
 
 
 def load_flow(deployment: dict[str, Any]) -> Any:
@@ -18,18 +23,32 @@ def load_flow(deployment: dict[str, Any]) -> Any:
     return getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name)
 
 
-@pytest.mark.parametrize("deployment", CONTENT["deployments"], ids=lambda deployment: str(deployment["name"]))
-def test_deployments_name_flows_and_all_their_parameters(deployment: dict[str, Any]) -> None:
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: str(deployment["name"]))
+def test_deployments_name_flows_and_parameters_that_exist(deployment: dict[str, Any]) -> None:
     from prefect.client.schemas.schedules import CronSchedule
 
     flow = load_flow(deployment)
     parameters = inspect.signature(flow.fn).parameters
-    assert deployment["parameters"] == {name: parameter.default for name, parameter in parameters.items()}
+    assert deployment.get("parameters", {}).keys() <= parameters.keys()
     assert all(name in flow.fn.__doc__ for name in parameters)
-    for schedule in deployment["schedules"]:
+    if reason := deployment.get("parameters", {}).get("reason"):
+        assert complete_reason(reason) == reason
+    for schedule in deployment.get("schedules", ()):
         CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"])
         assert schedule["active"] is False, "a schedule that spends somebody's GPU is started by a person"
-    assert deployment["concurrency_limit"]["limit"] == 1
+
+
+def test_flows_that_write_to_the_workspace_run_one_at_a_time() -> None:
+    unlimited = {deployment["name"] for deployment in DEPLOYMENTS if "concurrency_limit" not in deployment}
+    assert unlimited == {"champion"}, "a rollback waits for nothing"
+    limits = [deployment["concurrency_limit"]["limit"] for deployment in DEPLOYMENTS if deployment["name"] not in unlimited]
+    assert set(limits) == {1}
+
+
+def test_a_fallen_champion_starts_a_deployment_that_exists() -> None:
+    names = {f"{load_flow(deployment).name}/{deployment['name']}" for deployment in DEPLOYMENTS}
+    (daily,) = (deployment for deployment in DEPLOYMENTS if deployment["name"] == "daily")
+    assert daily["parameters"]["retrain_deployment"] in names
 
 
 @pytest.mark.slow
@@ -45,4 +64,4 @@ def test_prefect_accepts_the_deployments(server_url: str, monkeypatch: pytest.Mo
     with get_client(sync_client=True) as client:
         weekly = client.read_deployment_by_name("retrain/weekly")
     assert [schedule.active for schedule in weekly.schedules] == [False]
-    assert weekly.parameter_openapi_schema["properties"].keys() == {"registry", "force", "max_parallel"}
+    assert weekly.parameter_openapi_schema["properties"].keys() >= {"registry", "force", "max_parallel", "reason"}

@@ -52,6 +52,56 @@ def test_a_second_retrain_has_nothing_to_do(
     assert len(runs.client().search_model_versions("name = 'emuedit-editor'")) == 1
 
 
+def test_failures_are_retried_by_their_kind_and_why_it_ran_is_kept(
+    project: Path, store: str, weightless_model: None, in_process: None, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, shell: Callable[..., str],
+) -> None:  # fmt: skip
+    """One stage loses its network twice, one runs out of memory once; both are tried again, the latter with half the batch."""
+    from flows import pipeline
+
+    monkeypatch.setattr(pipeline, "RETRY_DELAYS_S", [0.1, 0.1, 0.1])
+    failures = """
+tries = Path(f"{what}.tries")
+n_tries = int(tries.read_text()) if tries.exists() else 0
+tries.write_text(str(n_tries + 1))
+if what == "first" and n_tries < 2:
+    raise SystemExit(75)
+if what == "network":
+    if not os.environ.get("EMUEDIT_HALVE_BATCHES"):
+        raise SystemExit(71)
+    Path("halved.txt").write_text(os.environ["EMUEDIT_HALVE_BATCHES"])
+"""
+    script = (project / "make.py").read_text()
+    head, body = script.split("\n\n", 1)
+    (project / "make.py").write_text(head + "\n\n" + body.replace("if what ==", failures + "if what ==", 1))
+    (project / ".gitignore").write_text((project / ".gitignore").read_text() + "*.tries\nhalved.txt\n")
+    shell("git", "add", ".", cwd=project)
+    shell("git", "commit", "-qm", "a pipeline", cwd=project)
+    assert retrain.main(["--reason", "schedule: weekly", "--branch", "retrained"]) == 0
+    output = capfd.readouterr().out
+    assert "== schedule: weekly" in output
+    assert output.count("(network); trying again") == 2
+    assert "(memory); trying again, with half the batch" in output
+    assert (project / "halved.txt").read_text() == "1"
+    champion = registry.version_at("champion")
+    assert champion is not None
+    tags = runs.client().get_run(champion.run_id).data.tags
+    assert (tags["reason"], tags["stages.skipped"]) == ("schedule: weekly", "")
+    assert "Retrain (schedule: weekly)" in shell("git", "log", "-1", "--format=%s", "retrained", cwd=project)
+    assert pipeline.retrain(reason="schedule: weekly")["skipped"] == "skipped: all 5 stages are up to date, and registered"
+
+
+def test_data_are_refreshed_without_a_training(project: Path, in_process: None) -> None:
+    from flows import data_flows
+
+    first = data_flows.refresh_data("branch", "data: new captions")
+    assert set(first["stages"]) == {"first", "branch@x-1", "branch@y-1"}
+    assert not (project / "models").exists()
+    assert data_flows.refresh_data("branch")["stages"] == {}
+    with pytest.raises(dvc_graph.GraphError, match=r"want a stage out of first, .*, got 'nothing'"):
+        data_flows.refresh_data("nothing")
+
+
 def test_a_failure_names_the_stage_and_the_next_run_resumes(
     project: Path, store: str, in_process: None, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,30 @@
+"""The flow `refresh-data`: the stages up to the kept pairs, without a training, then the remote."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from flows import dvc_graph, publication
+from flows.pipeline import run_stages
+from flows.triggers import complete_reason
+
+
+@flow(name="refresh-data", validate_parameters=True)
+def refresh_data(target: str, reason: str = "", push: bool = False) -> dict[str, Any]:
+    """Run what is out of date among the stage `target` and those before it.
+
+    reason: why it runs, see `triggers`. push: whether the data are pushed to the remote afterwards.
+    """
+    root, why = Path.cwd(), complete_reason(reason)
+    print(f"== {why}", flush=True)
+    graph = dvc_graph.read(root)
+    stages = graph.up_to(target)
+    stale = {name: reasons for name, reasons in graph.stale().items() if name in stages}
+    if not stale:
+        print(f"== skipped: the {len(stages)} stages up to {target} are up to date", flush=True)
+        return {"stages": {}, "skipped": sorted(stages)}
+    seconds = run_stages(graph, stale, {}, force=False, max_parallel=1)
+    if push:
+        publication.push_data(root)
+    return {"stages": seconds, "skipped": sorted(stages - set(seconds))}

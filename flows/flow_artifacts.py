@@ -1,0 +1,40 @@
+"""What a flow shows in Prefect: the table of edit success, the gate's decision, how many pairs were kept."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+if TYPE_CHECKING:
+    from flows.release import RetrainResult
+
+
+def publish(result: "RetrainResult", reason: str) -> None:
+    """Create the artifacts of a retrain. Their keys stay the same, so Prefect shows how they change from run to run."""
+    if result.table:
+        create_table_artifact(success_rows(result.table), key="edit-success", description="Edit success by task and system")
+    create_markdown_artifact(describe(result, reason), key="retrain", description="Why it ran, and what came of it")
+
+
+def success_rows(table: Mapping[str, Mapping[str, float | None]]) -> list[dict[str, Any]]:
+    """One row per task, one column per system."""
+    tasks = dict.fromkeys(task for row in table.values() for task in row)
+    return [{"task": task} | {system: row.get(task) for system, row in table.items()} for task in tasks]
+
+
+def describe(result: "RetrainResult", reason: str) -> str:
+    """A retrain in Markdown."""
+    lines = [f"**Reason:** {reason}", ""]
+    if result.version:
+        lines.append(f"**Version:** {result.version.uri}{'' if result.is_new else ' (as before)'}, run {result.run_id}")
+    if result.decision:
+        lines += ["", f"**Gate:** {'promoted' if result.decision.promote else 'refused'}: {result.decision.reason}"]
+        lines += ["", "```", result.decision.table(), "```"] if result.decision.rows else []
+    if result.seconds:
+        lines += [
+            "",
+            "| stage | seconds |",
+            "|---|---|",
+            *(f"| {name} | {value:.0f} |" for name, value in result.seconds.items()),
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,65 @@
+"""Flows about registered versions: `promote`, `rollback`, `evaluate` and `backfill`. Deployments: `prefect.yaml`."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.deployments import run_deployment
+
+from emuedit.promotion import promote as promotion
+from emuedit.tracking import alias_moves, registry
+
+
+@flow(name="promote", validate_parameters=True)
+def promote(version: int, force_reason: str = "") -> dict[str, Any]:
+    """Compare a `version` with the champion, and make it the champion if the gate says so; `force_reason` overrules a refusal."""
+    outcome = promotion.promote(registry.get_version(version), Path.cwd(), force_reason=force_reason)
+    decision = outcome.decision
+    text = f"Version {version}: {decision.reason}\n\n```\n{decision.table()}\n```"
+    create_markdown_artifact(text, key="promotion", description="What the gate decided")
+    print(f"== version {version}: {decision.reason}", flush=True)
+    return {"promoted": decision.promote, "reason": decision.reason, "against": outcome.champion}
+
+
+@flow(name="rollback", validate_parameters=True)
+def rollback(to: int | None = None, reason: str = "") -> dict[str, Any]:
+    """Make the previous champion, or version `to`, the champion again, and keep the `reason`."""
+    move = promotion.roll_back(to, reason)
+    return {"champion": move.champion, "previous": move.before}
+
+
+@flow(name="evaluate", validate_parameters=True)
+def evaluate(max_loss: float = 0.05, retrain_deployment: str = "") -> dict[str, Any]:
+    """Measure the champion now; start a retrain where its edit success fell by more than `max_loss` since its promotion.
+
+    retrain_deployment: such as `retrain/weekly`; empty: nothing is started. Raises RegistryError where there is no champion.
+    """
+    champion = registry.version_at(alias_moves.CHAMPION)
+    if champion is None:
+        raise registry.RegistryError("want a champion to evaluate, got none; run `uv run retrain` first")
+    success, promised = promotion.measure_version(champion, Path.cwd()).overall, promotion.promised_success(champion)
+    has_fallen = promised is not None and promised - success > max_loss
+    result = {"version": champion.number, "success": success, "at_promotion": promised, "has_fallen": has_fallen, "started": ""}
+    if has_fallen and retrain_deployment:
+        reason = f"metric: edit success of version {champion.number} fell from {promised:.3f} to {success:.3f}"
+        run = run_deployment(retrain_deployment, parameters={"reason": reason}, timeout=0)
+        result["started"] = str(run.id)  # type: ignore[union-attr]
+    create_markdown_artifact(f"```\n{result}\n```", key="evaluation", description="The champion, measured now")
+    return result
+
+
+@flow(name="backfill", validate_parameters=True)
+def backfill(versions: list[int] | None = None) -> dict[int, float]:
+    """Measure registered `versions`, by default all, with the judge and the edits of now, and correct their tag `edit_success`.
+
+    So a table of versions stays comparable after the benchmark or its judge changed. Returns version -> edit success.
+    """
+    numbers = versions or [version.number for version in registry.all_versions()]
+    results: dict[int, float] = {}
+    for number in numbers:
+        measurement = promotion.measure_version(registry.get_version(number), Path.cwd())
+        results[number] = measurement.overall
+        registry.set_version_tags(number, {"edit_success": f"{measurement.overall:.4f}", "edit_success.items": measurement.items})
+        print(f"== version {number}: {measurement.overall:.3f}", flush=True)
+    return results

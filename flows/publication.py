@@ -1,0 +1,97 @@
+"""After a successful retrain, where its settings ask for it: data to the remote, `dvc.lock` and metrics to a branch."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from emuedit.tracking.runs import flatten
+from flows.failure_kinds import RETRY_DELAYS_S
+
+_BUSY_OR_AWAY = RETRY_DELAYS_S[:2]
+_MAX_METRIC_LINES = 40
+
+
+class PublicationError(RuntimeError):
+    """Raised when data cannot be pushed, or a branch cannot be written. Nothing that was made is lost."""
+
+
+def push_data(root: Path, sleep: Any = None) -> None:
+    """Push what `dvc.lock` names to the remote. A store that is away is tried again; raises PublicationError after that."""
+    import time
+
+    pause = sleep or time.sleep
+    command = [sys.executable, "-m", "dvc", "push", "--quiet"]
+    for delay_s in (*_BUSY_OR_AWAY, None):
+        process = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        if process.returncode == 0:
+            return
+        lines = (process.stderr or process.stdout).strip().splitlines()
+        problem = lines[-1] if lines else f"exit status {process.returncode}"
+        if delay_s is not None:
+            print(f"== dvc push failed ({problem}); trying again in {delay_s:g} s", flush=True)
+            pause(delay_s)
+    raise PublicationError(f"the data were not pushed: {problem}; `emuedit remote check` says more, `dvc push` tries again")
+
+
+def commit_results(root: Path, branch: str, paths: Sequence[Path], metrics: Mapping[str, Any], title: str) -> str:
+    """Commit files as they are now to a branch, which is made from HEAD where there is none. Returns the commit.
+
+    Neither the working tree nor the index nor the checked-out branch is touched. The message is `title` and how the metrics
+    differ from those on the branch. Raises PublicationError when git refuses; an unchanged result makes no commit.
+    """
+    reference = f"refs/heads/{branch}"
+    if _git(root, "symbolic-ref", "--quiet", "HEAD", check=False) == reference:
+        raise PublicationError(f"want a branch that is not checked out, got {branch}; name another one")
+    parent = _git(root, "rev-parse", "--verify", "--quiet", reference, check=False) or _git(root, "rev-parse", "HEAD")
+    files = [path for path in paths if (root / path).is_file()]
+    before = [_show(root, parent, path) for path in files if path.suffix == ".json"]
+    with tempfile.TemporaryDirectory() as folder:
+        index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
+        _git(root, "read-tree", parent, environment=index)
+        for path in files:
+            blob = _git(root, "hash-object", "-w", "--", str(path))
+            _git(root, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path.as_posix()}", environment=index)
+        tree = _git(root, "write-tree", environment=index)
+    if tree == _git(root, "rev-parse", f"{parent}^{{tree}}"):
+        return parent
+    old = {key: value for values in before for key, value in flatten(values)}
+    message = "\n".join([title, "", *metric_changes(old, dict(flatten(metrics)))])
+    commit = _git(root, "commit-tree", tree, "-p", parent, "-m", message)
+    _git(root, "update-ref", reference, commit, parent if _exists(root, reference) else "")
+    return commit
+
+
+def metric_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lines such as `edit_success.emuedit.overall 0.46 -> 0.51 (+0.05)` for what changed; at most 40."""
+    lines = []
+    for key, value in new.items():
+        earlier = old.get(key)
+        if earlier == value or not isinstance(value, int | float):
+            continue
+        change = f" -> {value:g} ({value - earlier:+.4g})" if isinstance(earlier, int | float) else f" (new) {value:g}"
+        lines.append(f"{key} {earlier:g}{change}" if isinstance(earlier, int | float) else f"{key}{change}")
+    hidden = len(lines) - _MAX_METRIC_LINES
+    return lines[:_MAX_METRIC_LINES] + ([f"and {hidden} more"] if hidden > 0 else [])
+
+
+def _exists(root: Path, reference: str) -> bool:
+    return bool(_git(root, "rev-parse", "--verify", "--quiet", reference, check=False))
+
+
+def _show(root: Path, commit: str, path: Path) -> Any:
+    text = _git(root, "show", f"{commit}:{path.as_posix()}", check=False)
+    return json.loads(text) if text else {}
+
+
+def _git(root: Path, *arguments: str, check: bool = True, environment: Mapping[str, str] | None = None) -> str:
+    variables = {**os.environ, **(environment or {})}
+    process = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False, env=variables)
+    if process.returncode and check:
+        lines = process.stderr.strip().splitlines()
+        raise PublicationError(f"git {arguments[0]} failed: {lines[-1] if lines else process.returncode}")
+    return process.stdout.strip() if process.returncode == 0 else ""

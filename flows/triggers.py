@@ -1,0 +1,28 @@
+"""Why a run started, in one line that is kept with it: `schedule: weekly`, `metric: success of the champion fell to 0.41`.
+
+A deployment names its kind in `parameters`; a run without a reason was started by a person.
+"""
+
+import getpass
+import os
+import socket
+
+KINDS = ("schedule", "data", "metric", "person")
+
+
+class TriggerError(ValueError):
+    """Raised for a reason of an unknown kind."""
+
+
+def complete_reason(reason: str) -> str:
+    """The reason of a run as it is kept. Empty: the person who runs this process. Raises TriggerError for an unknown kind."""
+    if not reason:
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):  # a container's user without a name
+            user = str(os.getuid())
+        return f"person: {user}@{socket.gethostname()}"
+    kind = reason.partition(":")[0]
+    if kind not in KINDS:
+        raise TriggerError(f"want a reason that begins with {', '.join(f'{word}:' for word in KINDS)}, got {reason!r}")
+    return reason

@@ -1,0 +1,68 @@
+"""The flows about versions, called as functions; Prefect's own machinery is tested in `test_pipeline`."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from emuedit.promotion import promote as promotion
+from emuedit.promotion.gate import Measurement
+from emuedit.tracking import alias_moves, registry, runs
+from emuedit.tracking.registry import ModelVersion
+from flows import model_flows
+
+
+@pytest.fixture
+def promoted(store: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Version 1 is the champion, promoted at .6; measured now, it has .5. Returns the deployments that were started."""
+    client = runs.client()
+    client.create_registered_model(registry.MODEL_NAME)
+    for number in (1, 2):
+        client.create_model_version(registry.MODEL_NAME, f"nowhere/{number}")
+    registry.set_version_tags(1, {promotion.TABLE_TAG: json.dumps([["overall", 4, 0.4, 0.6], ["local", 4, 0.4, 0.6]])})
+    alias_moves.move_champion(1, "first")
+
+    def measure(version: ModelVersion, root: Path) -> Measurement:
+        success = {1: [True, False], 2: [True, True]}[version.number]
+        return Measurement(version.uri, {"local": success}, items="now")
+
+    started: list[dict[str, Any]] = []
+
+    def run_deployment(name: str, parameters: dict[str, Any], timeout: float) -> SimpleNamespace:
+        started.append({"name": name, **parameters})
+        return SimpleNamespace(id="run-1")
+
+    monkeypatch.setattr(promotion, "measure_version", measure)
+    monkeypatch.setattr(model_flows, "run_deployment", run_deployment)
+    monkeypatch.setattr(model_flows, "create_markdown_artifact", lambda *arguments, **options: None)
+    return started
+
+
+def test_a_champion_that_fell_starts_a_retrain_with_the_reason(promoted: list[dict[str, Any]]) -> None:
+    result = model_flows.evaluate.fn(0.05, "retrain/weekly")
+    assert (result["success"], result["at_promotion"], result["has_fallen"], result["started"]) == (0.5, 0.6, True, "run-1")
+    assert promoted == [{"name": "retrain/weekly", "reason": "metric: edit success of version 1 fell from 0.600 to 0.500"}]
+
+
+@pytest.mark.parametrize(("max_loss", "deployment"), [(0.2, "retrain/weekly"), (0.05, "")])
+def test_a_small_loss_starts_nothing(promoted: list[dict[str, Any]], max_loss: float, deployment: str) -> None:
+    assert model_flows.evaluate.fn(max_loss, deployment)["started"] == ""
+    assert promoted == []
+
+
+def test_backfill_measures_all_versions_with_the_judge_of_now(promoted: list[dict[str, Any]]) -> None:
+    assert model_flows.backfill.fn() == {1: 0.5, 2: 1.0}
+    tags = registry.get_version(2).tags
+    assert (tags["edit_success"], tags["edit_success.items"]) == ("1.0000", "now")
+
+
+def test_rollback_moves_the_champion(promoted: list[dict[str, Any]]) -> None:
+    alias_moves.move_champion(2, "better", expected=1)
+    assert model_flows.rollback.fn(reason="it was not") == {"champion": 1, "previous": 2}
+
+
+def test_without_a_champion_there_is_nothing_to_evaluate(store: str) -> None:
+    with pytest.raises(registry.RegistryError, match="want a champion to evaluate, got none"):
+        model_flows.evaluate.fn()

@@ -1,0 +1,90 @@
+"""What a retrain pushes and commits, without touching the working tree."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import publication
+from flows.publication import PublicationError, commit_results, metric_changes, push_data
+from flows.triggers import TriggerError, complete_reason
+
+Shell = Callable[..., str]
+FILES = [Path("dvc.lock"), Path("reports/metrics.json")]
+
+
+@pytest.fixture
+def committed(project: Path, shell: Shell) -> Path:
+    (project / "reports").mkdir()
+    write_results(project, 0.4)
+    shell("git", "add", "make.py", "dvc.lock", "reports/metrics.json", cwd=project)
+    shell("git", "commit", "-qm", "first", cwd=project)
+    return project
+
+
+def write_results(root: Path, success: float) -> dict[str, Any]:
+    metrics = {"edit_success": {"emuedit": {"overall": success}}}
+    (root / "reports/metrics.json").write_text(json.dumps(metrics))
+    (root / "dvc.lock").write_text(f"schema: '2.0' # {success}\n")
+    return metrics
+
+
+def test_results_are_committed_to_a_branch_and_nothing_else_changes(committed: Path, shell: Shell) -> None:
+    head = shell("git", "rev-parse", "HEAD", cwd=committed)
+    (committed / "make.py").write_text("# being edited\n")
+    metrics = write_results(committed, 0.5)
+    state = shell("git", "status", "--porcelain", cwd=committed)
+    commit = commit_results(committed, "retrained", FILES, metrics, "Retrain (schedule: weekly)")
+    assert shell("git", "rev-parse", "HEAD", cwd=committed) == head
+    assert shell("git", "status", "--porcelain", cwd=committed) == state
+    assert shell("git", "show", "--stat", "--format=%s", commit, cwd=committed).splitlines()[0] == "Retrain (schedule: weekly)"
+    changed = shell("git", "diff", "--name-only", "HEAD", "retrained", cwd=committed).split()
+    assert changed == ["dvc.lock", "reports/metrics.json"]
+    message = shell("git", "log", "-1", "--format=%b", "retrained", cwd=committed)
+    assert "edit_success.emuedit.overall 0.4 -> 0.5 (+0.1)" in message
+
+    again = commit_results(committed, "retrained", FILES, metrics, "Retrain (person: a)")
+    assert again == commit, "an unchanged result makes no commit"
+    next_commit = commit_results(committed, "retrained", FILES, write_results(committed, 0.6), "Retrain (data: new captions)")
+    assert shell("git", "rev-parse", "retrained~1", cwd=committed).strip() == commit
+    assert "0.5 -> 0.6 (+0.1)" in shell("git", "log", "-1", "--format=%b", next_commit, cwd=committed)
+
+
+def test_the_branch_that_is_checked_out_is_refused(committed: Path, shell: Shell) -> None:
+    branch = shell("git", "branch", "--show-current", cwd=committed).strip()
+    with pytest.raises(PublicationError, match="want a branch that is not checked out"):
+        commit_results(committed, branch, FILES, {}, "Retrain")
+
+
+def test_only_changed_numbers_are_listed() -> None:
+    assert metric_changes({"a": 1.0, "b": 2.0}, {"a": 1.0, "b": 2.5, "c": 3.0}) == ["b 2 -> 2.5 (+0.5)", "c (new) 3"]
+    assert metric_changes({}, {f"m{number}": number for number in range(50)})[-1] == "and 10 more"
+
+
+def test_a_store_that_is_away_is_tried_again(committed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = iter([1, 1, 0])
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, next(results), "", "ERROR: failed to push: the store is away")
+
+    monkeypatch.setattr(publication.subprocess, "run", run)
+    pauses: list[float] = []
+    push_data(committed, pauses.append)
+    assert pauses == [10.0, 60.0]
+    results = iter([1, 1, 1])
+    with pytest.raises(PublicationError, match="the data were not pushed: ERROR: failed to push: the store is away; `emuedit"):
+        push_data(committed, pauses.append)
+
+
+@pytest.mark.parametrize("reason", ["schedule: weekly", "data: new captions", "metric: success fell", "person: a@b"])
+def test_a_reason_is_kept(reason: str) -> None:
+    assert complete_reason(reason) == reason
+
+
+def test_without_a_reason_it_was_a_person() -> None:
+    assert complete_reason("").startswith("person: ")
+    with pytest.raises(TriggerError, match="want a reason that begins with schedule:, data:, metric:, person:, got 'because'"):
+        complete_reason("because")

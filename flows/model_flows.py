@@ -45,7 +45,7 @@ def evaluate(max_loss: float = 0.05, retrain_deployment: str = "") -> dict[str, 
         reason = f"metric: edit success of version {champion.number} fell from {promised:.3f} to {success:.3f}"
         run = run_deployment(retrain_deployment, parameters={"reason": reason}, timeout=0)
         result["started"] = str(run.id)  # type: ignore[union-attr]
-    create_markdown_artifact(f"```\n{result}\n```", key="evaluation", description="The champion, measured now")
+    create_markdown_artifact(f"```\n{result}\n```", key="champion", description="The champion, measured now")
     return result
 
 

@@ -1,0 +1,153 @@
+import shutil
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from emuedit.cli import main
+from emuedit.operations import object_probes
+from emuedit.operations.bucket import Bucket
+from tests.operations.conftest import MOTO
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # every `dvc` takes a second or two
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `emuedit remote ...`; gives exit status, output and errors."""
+
+    def run_remote(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main(["remote", *words])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run_remote
+
+
+@pytest.fixture
+def remote(
+    project: Path, store_url: str, make_bucket: Callable[..., Bucket], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> Bucket:
+    """The bucket of the project's DVC remote, after `emuedit remote init`."""
+    monkeypatch.setattr(object_probes, "N_LISTED", 3)
+    bucket = make_bucket(store_url, versioned=False)
+    assert run("init", bucket.location.url, "--endpoint", store_url, "--local")[0] == 0
+    return bucket
+
+
+def test_init_check_publish_latest_link_and_gc(
+    project: Path, remote: Bucket, run: Run, dvc_run: Callable[..., str], shell: Callable[..., str]
+) -> None:
+    settings = (project / ".dvc/config.local").read_text()
+    assert remote.location.url in settings
+    assert not any(word in settings for word in ("access_key", "secret"))
+    assert run("check")[0] == 0
+
+    status, _, errors = run("publish")
+    assert status == 2
+    assert "want all data in the remote, data/ is not; `uv run dvc push` first" in errors
+    dvc_run("push", "-q")
+    status, output, errors = run("publish")
+    assert (status, output.startswith("published as number 1: commit ")) == (0, True), errors
+    status, output, _ = run("latest")
+    commit = shell("git", "rev-parse", "HEAD", cwd=project).strip()
+    assert status == 0
+    assert f"commit     {commit}" in output
+    assert "by Ada" in output
+
+    (project / "report.html").write_text("<h1>report</h1>")
+    status, output, _ = run("link", "report.html", "--hours", "1")
+    assert status == 0
+    with urllib.request.urlopen(output.strip()) as answer:
+        assert (answer.read(), answer.headers["Content-Type"]) == (b"<h1>report</h1>", "text/html")
+
+    (project / "data/b.txt").write_text("never committed")
+    dvc_run("add", "-q", "data")
+    dvc_run("push", "-q")
+    shell("git", "checkout", "-q", "data.dvc", cwd=project)
+    dvc_run("checkout", "-q", "--force")
+    before = remote.names("files/")
+    status, output, _ = run("gc")
+    assert (status, remote.names("files/")) == (0, before)
+    assert "2 objects" in output
+    assert "nothing was deleted" in output
+    status, output, _ = run("gc", "--yes")
+    assert status == 0
+    assert len(remote.names("files/")) == len(before) - 2
+    shutil.rmtree(project / ".dvc/cache")
+    shutil.rmtree(project / "data")
+    dvc_run("pull", "-q")
+    assert (project / "data/a.txt").read_text() == "first"
+
+
+@pytest.mark.parametrize("store_url", [MOTO], indirect=True)  # what DVC and git do is the subject
+def test_gc_keeps_what_a_stash_and_an_unreadable_commit_name(
+    project: Path, remote: Bucket, run: Run, dvc_run: Callable[..., str], shell: Callable[..., str]
+) -> None:
+    for name in ("stashed", "unreadable"):
+        (project / "data/a.txt").write_text(name)
+        dvc_run("add", "-q", "data")
+        dvc_run("push", "-q")
+        if name == "stashed":
+            shell("git", "stash", "-q", cwd=project)
+    (project / "dvc.yaml").write_text("stages: {a: b: c}\n")
+    shell("git", "add", "-A", cwd=project)
+    shell("git", "commit", "-qm", "not YAML", cwd=project)
+    shell("git", "rm", "-q", "dvc.yaml", cwd=project)
+    shell("git", "checkout", "-q", "HEAD~1", "--", "data.dvc", cwd=project)
+    shell("git", "commit", "-qm", "back", cwd=project)
+    shutil.rmtree(project / ".dvc/cache")  # the listings of folders come from the remote
+    before = remote.names("files/")
+    status, output, errors = run("gc", "--yes")
+    assert status == 0, errors
+    assert "1 commits have a dvc.yaml that DVC cannot read" in output
+    assert "objects that `dvc gc` would have deleted, though a commit names them, are kept" in output
+    assert remote.names("files/") == before
+
+
+@pytest.mark.parametrize("store_url", [MOTO], indirect=True)  # what DVC and git do is the subject
+def test_gc_refuses_a_clone_that_does_not_know_all(
+    project: Path, remote: Bucket, run: Run, shell: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    shell("git", "clone", "-q", str(project), str(other), cwd=tmp_path)
+    shell("git", "commit", "-q", "--allow-empty", "-m", "second", cwd=project)
+    shutil.copy(project / ".dvc/config.local", other / ".dvc/config.local")
+    monkeypatch.chdir(other)
+    status, _, errors = run("gc")
+    assert status == 2
+    assert "not fetched from the git remote origin: main; `git fetch --tags origin`" in errors
+
+    shallow = tmp_path / "shallow"
+    shell("git", "clone", "-q", "--depth=1", f"file://{project}", str(shallow), cwd=tmp_path)
+    shutil.copy(project / ".dvc/config.local", shallow / ".dvc/config.local")
+    monkeypatch.chdir(shallow)
+    assert "the clone is shallow" in run("gc")[2]
+
+    monkeypatch.chdir(project)
+    shell("git", "worktree", "add", "-q", "--detach", str(tmp_path / "worktree"), cwd=project)
+    (tmp_path / "worktree/data.dvc").write_text("outs: []\n")
+    errors = run("gc")[2]
+    assert f"the worktree {tmp_path / 'worktree'} has changes in dvc.lock that are not committed" in errors
+
+
+def test_a_remote_that_is_a_folder(project: Path, run: Run, dvc_run: Callable[..., str], aws_environment: None) -> None:
+    for command in ("check", "gc", "latest", "publish"):
+        assert "want a default DVC remote, got none" in run(command)[2]
+    dvc_run("remote", "add", "-q", "--default", "folder", "/tmp/nowhere")
+    status, _, errors = run("check")
+    assert status == 2
+    assert "want a DVC remote in S3-compatible storage, got 'folder'" in errors
+
+
+def test_init_writes_no_credentials(project: Path, run: Run, aws_environment: None) -> None:
+    before = (project / ".dvc/config").read_text()
+    status, _, errors = run("init", "s3://key:hidden@bucket/prefix")
+    assert status == 2
+    assert "want a URL without credentials" in errors
+    assert "hidden" not in errors
+    assert (project / ".dvc/config").read_text() == before

@@ -41,12 +41,12 @@ def check_runs(runs: list[RunningRun]) -> Iterator[Finding]:
     """A warning for runs of this folder that no process runs, and for those that run for over a day."""
     here = f"{socket.gethostname()}:{Path.cwd()}"
     is_busy = _flow_runs_here()
-    gone = [run.run_id for run in runs if run.workspace == here and not is_busy]
-    old = [run.run_id for run in runs if run.run_id not in gone and time.time() - run.started_s > _OLD_S]
-    detail = f"{len(runs)} listed as running, {len(gone)} of them without a process, {len(old)} for over a day"
-    examples = f", such as {(gone + old)[0]}" if gone or old else ""
+    orphaned = [run.run_id for run in runs if run.workspace == here and not is_busy]
+    old = [run.run_id for run in runs if run.run_id not in orphaned and time.time() - run.started_s > _OLD_S]
+    detail = f"{len(runs)} listed as running, {len(orphaned)} of them without a process, {len(old)} for over a day"
+    examples = f", such as {(orphaned + old)[0]}" if orphaned or old else ""
     fix = "the next retrain here ends those without a process; any other: MlflowClient().set_terminated(run_id, 'KILLED')"
-    yield Finding("MLflow runs", "warn" if gone or old else "pass", detail + examples, fix)
+    yield Finding("MLflow runs", "warn" if orphaned or old else "pass", detail + examples, fix)
 
 
 def runs_of_server(uri: str, account: str) -> list[RunningRun]:

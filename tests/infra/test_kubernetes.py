@@ -13,7 +13,8 @@ from tests.repository import ROOT
 FOLDER = ROOT / "infra/k8s"
 VERSION = "1.33"
 KUSTOMIZATION: dict[str, Any] = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
-FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.name != "kustomization.yaml")
+NOT_RESOURCES = {"kustomization.yaml", "prefect.yaml"}  # the latter has deployments of Prefect
+FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.name not in NOT_RESOURCES)
 RESOURCES: list[dict[str, Any]] = [resource for path in FILES for resource in yaml.safe_load_all(path.read_text())]
 WORKLOADS = [resource for resource in RESOURCES if "template" in resource.get("spec", {})]
 

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from emuedit.data import image_io
 from emuedit.data.formats import FORMAT_NAMES
+from emuedit.editor import touched_area
 from emuedit.editor.package import Editor, Turn
 from emuedit.editor.package_folder import CHAMPION, resolve_source
 from emuedit.editor.package_layout import EDITOR, MODELS
@@ -41,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _edit(options: argparse.Namespace) -> None:
     out = options.out or options.image.with_name(f"{options.image.stem}-edited.png")
     _check_out(out, options.image, options.overwrite)
+    if options.mask:
+        _check_out(options.mask, options.image, overwrite=False)
     picture = image_io.read_image(options.image)
     for note in picture.notes:
         print(f"{options.image}: {note}")
@@ -55,17 +60,25 @@ def _edit(options: argparse.Namespace) -> None:
     for number, turn in enumerate(turns, start=1):
         path = out.with_name(f"{out.stem}-{number}{out.suffix}") if options.keep_turns else None
         if path:
-            image_io.write_image(path, turn.pixels)
+            image_io.write_image(path, turn.pixels, picture)
         print(_describe(turn) + (f" -> {path}" if path else ""))
-    image_io.write_image(out, turns[-1].pixels)
-    height, width = turns[-1].pixels.shape[:2]
-    print(f"{out}: {width} x {height}, {progress.seconds:.1f} s, {settings.steps} steps, {name}")
+    edited = turns[-1].pixels
+    image_io.write_image(out, edited, picture)
+    height, width = edited.shape[:2]
+    print(f"{out}: {width} x {height}, {touched_area.measure(picture.pixels, edited)}")
+    print(f"{progress.seconds:.1f} s, {settings.steps} steps, {name}")
+    if options.mask:
+        mask = touched_area.touched_mask(picture.pixels, edited)
+        image_io.write_image(options.mask, np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=-1))
+        print(f"{options.mask}: white where pixels changed")
 
 
 def _check_out(out: Path, image: Path, overwrite: bool) -> None:
     """Raise ImageError for an output that cannot be written, before anything is computed."""
     if out.exists() and out.samefile(image) and not overwrite:
         raise image_io.ImageError(f"{out} is the picture itself; name another file with -o, or say --overwrite")
+    if out.is_dir():
+        raise image_io.ImageError(f"want an output file, got the folder {out}; name a file in it, such as {out / 'out.png'}")
     if not out.parent.is_dir():
         raise image_io.ImageError(f"want a folder to write to, got none at {out.parent}")
     if out.suffix.lower() not in image_io.WRITABLE_SUFFIXES:
@@ -144,6 +157,7 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
     edit.add_argument("--task", help="the task, if the task predictor is not to choose it; forces what it refuses")
     edit.add_argument("--keep-turns", action="store_true", help="also write every turn, as <out>-1.png, <out>-2.png, ...")
     edit.add_argument("--overwrite", action="store_true", help="allow the result to replace the picture itself")
+    edit.add_argument("--mask", type=Path, help="also write a picture that is white where pixels changed")
     settings = edit.add_argument_group("settings", "by default those with which the editor was evaluated")
     for name, field in EditSettings.model_fields.items():
         text = (field.description or "").replace("\n", " ").replace("%", "%%")

@@ -40,6 +40,8 @@ class Task:
     """Whether the caption of the result must differ from that of the source; captions seldom mention brightness."""
     mirrorable: bool = True
     """Whether picture and instruction still agree when the pictures are mirrored."""
+    keeps_detail: bool = False
+    """Whether the result has the picture's fine detail, so that an edit of its smaller copy can be added to it."""
 
 
 TASKS: tuple[Task, ...] = (
@@ -48,7 +50,10 @@ TASKS: tuple[Task, ...] = (
     Task("add", "region", 2, "put a new object into the picture", "unused", "required", "object", reversed=True),
     Task("texture", "region", 3, "change the surface of an object and keep its shape", "required", "required", "object"),
     Task("background", "region", 4, "change what is behind the objects", "optional", "required", "background"),
-    Task("global", "free-form", 5, "change the light, the weather or the season of the whole picture", "unused", "optional"),
+    Task(
+        "global", "free-form", 5, "change the light, the weather or the season of the whole picture", "unused", "optional",
+        keeps_detail=True,
+    ),
     Task("style", "free-form", 6, "redraw the whole picture in another style", "unused", "optional"),
     Task(
         "text", "free-form", 7, "write, change or erase letters in the picture", "required", "required", "object",
@@ -58,7 +63,7 @@ TASKS: tuple[Task, ...] = (
     Task("segment", "vision", 9, "fill an object with a flat colour", "required", "optional", "object", annotated=True),
     Task(
         "color", "vision", 10, "adjust brightness, contrast, saturation, hue, blur or sharpness", "unused", "required",
-        annotated=True, changes_caption=False,
+        annotated=True, changes_caption=False, keeps_detail=True,
     ),
     Task("depth", "vision", 11, "picture to depth map and back", annotated=True, bidirectional=True),
     Task("sketch", "vision", 12, "picture to line drawing and back", annotated=True, bidirectional=True),

@@ -46,7 +46,7 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
             choice = turn.choice
             answers.append(
                 {
-                    "image": base64.b64encode(image_io.to_png(turn.pixels)).decode("ascii"),
+                    "image": base64.b64encode(image_io.to_png(turn.pixels, picture)).decode("ascii"),
                     "task": choice.task,
                     "probability": 1.0 if choice.probability is None else choice.probability,
                 }

@@ -34,6 +34,7 @@ class RedSampler:
     """Adds 0.5 to red for the task `local`, subtracts 0.25 for any other; records its calls."""
 
     tasks = ("local", "remove")
+    resolution_px, grid_px = 1024, 8
 
     def __init__(self) -> None:
         self.calls: list[SampleCall] = []
@@ -120,7 +121,7 @@ def test_a_text_that_asks_for_no_edit_is_refused_and_a_named_task_forces_it(
 
 def test_every_setting_is_an_option(sampler: RedSampler) -> None:
     options = "--steps 3 --image-guidance-scale 1.2 --guidance-scale 4 --guidance-rescale .7 --preserve .5 --change-threshold 0"
-    options += " --against-reconstruction 0"
+    options += " --against-reconstruction 0 --resolution 512 --crop 1"
     assert cli.main(["edit", "in.png", "make it red", *options.split(), "--seed", "7"]) == 0
     expected = EditSettings(
         steps=3,
@@ -130,6 +131,8 @@ def test_every_setting_is_an_option(sampler: RedSampler) -> None:
         preserve=0.5,
         change_threshold=0.0,
         against_reconstruction=0,
+        resolution=512,
+        crop=1,
         seed=7,
     )
     assert sampler.calls == [SampleCall("make it red", "local", expected, 7)]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from emuedit.editor.any_size import edit_any_size
 from emuedit.editor.sampling import EditSampler, ReportStep
 from emuedit.editor.settings import EditSettings
 
@@ -31,6 +32,6 @@ def edit_turns(
     pictures: list[Tensor] = []
     before = image.float().cpu()
     for turn, (instruction, task) in enumerate(zip(instructions, tasks, strict=True)):
-        before = sampler.sample(before, [instruction], [task], settings, [settings.seed + turn], report)
+        before = edit_any_size(sampler, before, [instruction], [task], settings, [settings.seed + turn], report)
         pictures.append(before)
     return pictures

@@ -197,12 +197,14 @@ class Editor:
         self, pixels: list[npt.NDArray[np.uint8]], instructions: Sequence[str], tasks: list[str], settings: EditSettings
     ) -> list[npt.NDArray[np.uint8]]:
         """Pictures of one size are edited in one batch; each has the noise of its position in the list."""
+        from emuedit.editor.any_size import edit_any_size
         from emuedit.models.image_tensors import from_uint8, to_uint8
 
         outputs: dict[int, npt.NDArray[np.uint8]] = {}
         for shape in sorted({picture.shape for picture in pixels}):
             rows = [row for row, picture in enumerate(pixels) if picture.shape == shape]
-            edited = self.sampler.sample(
+            edited = edit_any_size(
+                self.sampler,
                 from_uint8(np.stack([pixels[row] for row in rows])),
                 [instructions[row] for row in rows],
                 [tasks[row] for row in rows],

@@ -5,6 +5,7 @@ Shapes: B samples, H and W pixels, C latent channels, h and w latent sizes, D_v 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,8 @@ class EditSampler:
     def __init__(self, net: EditorUNet, parts: FrozenParts, weights: str, dtype: torch.dtype = torch.float32) -> None:
         self.net, self.parts, self.weights, self.dtype = net, parts, weights, dtype
         self.grid_px = grid_of(parts)
+        self.resolution_px = round(math.sqrt(math.prod(parts.size)))
+        """Side in px of the square with as many pixels as the base model was trained at."""
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -35,6 +35,11 @@ class EditSettings(Params):
     against_reconstruction: int = Field(1, ge=0, le=1)
     """1: change is measured from the autoencoder's reconstruction of the picture, so that its error is no change (ours); 0: from
     the picture, as in the paper."""
+    resolution: int = Field(0, ge=0, le=16384)
+    """Side in px of the square with as many pixels as a picture is edited at; of a larger picture a smaller copy is edited, and
+    what changed is laid over it; 0: the editor's own."""
+    crop: int = Field(0, ge=0, le=1)
+    """1: edit a large picture again in a window around what changed, so that small objects get sharp edits; twice the time."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the noise; the same seed gives the same picture."""
 

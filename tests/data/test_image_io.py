@@ -1,10 +1,11 @@
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from emuedit.data import image_io
 
@@ -43,7 +44,7 @@ def test_pictures_of_every_mode_become_upright_rgb() -> None:
         (b"", "which is none that can be read"),
         (encode(Image.effect_noise((64, 64), 50))[:900], "the picture is damaged"),
         (encode(Image.new("RGB", (7, 20))), "want at least 8 pixels a side, got 7 x 20"),
-        (encode(Image.new("1", (5000, 5000))), "want at most 16777216 pixels, got 5000 x 5000"),
+        (encode(Image.new("1", (9000, 9000))), "want at most 67108864 pixels, got 9000 x 9000"),
         (encode(Image.new("F", (9, 8)), "TIFF"), "want 8 or 16 bits a value, got 32"),
         (
             encode(Image.new("RGB", (9, 8)), "GIF", save_all=True, append_images=[Image.new("RGB", (9, 8), "red")]),
@@ -61,3 +62,109 @@ def test_every_writable_suffix_is_written_and_read_back(tmp_path: Path, suffix: 
     pixels = np.full((9, 8, 3), (200, 100, 50), np.uint8)
     image_io.write_image(tmp_path / f"out{suffix}", pixels)
     assert np.abs(image_io.read_image(tmp_path / f"out{suffix}").pixels.astype(int) - pixels).max() <= 3
+
+
+# What a file holds besides its pixels
+
+
+def display_p3() -> bytes:
+    """The ICC profile of Display P3: that of sRGB with P3's primaries (adapted to D50) and its name; both have one tone curve."""
+    content = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    primaries = {b"rXYZ": (0.5151, 0.2412, -0.0011), b"gXYZ": (0.2920, 0.6922, 0.0419), b"bXYZ": (0.1571, 0.0666, 0.7841)}
+    (n_tags,) = struct.unpack(">I", content[128:132])
+    for number in range(n_tags):
+        name, start, _ = struct.unpack(">4sII", content[132 + 12 * number : 144 + 12 * number])
+        if name in primaries:
+            content[start + 8 : start + 20] = struct.pack(">3i", *(round(value * 65536) for value in primaries[name]))
+    return bytes(content).replace("sRGB built-in".encode("utf-16-be"), "Display P3   ".encode("utf-16-be"))
+
+
+def test_a_wide_gamut_picture_is_edited_in_srgb_and_keeps_its_own_values(tmp_path: Path) -> None:
+    original = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    (tmp_path / "in.png").write_bytes(encode(Image.fromarray(original), icc_profile=display_p3()))
+    picture = image_io.read_image(tmp_path / "in.png")
+    assert picture.notes == ("Display P3 made sRGB",)
+    assert not np.array_equal(picture.pixels, original)
+    edited = picture.pixels.copy()
+    edited[:4, :4] = (200, 40, 40)
+    image_io.write_image(tmp_path / "out.png", edited, picture)
+    with Image.open(tmp_path / "out.png") as written:
+        values = np.asarray(written)
+        assert written.info["icc_profile"] == display_p3()
+    np.testing.assert_array_equal(values[4:], original[4:])
+    np.testing.assert_array_equal(values[:, 4:], original[:, 4:])
+    again = image_io.read_image(tmp_path / "out.png")
+    assert np.abs(again.pixels[:4, :4].astype(int) - (200, 40, 40)).max() <= 2
+
+
+def test_an_srgb_profile_changes_nothing() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    original = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    picture = image_io.read_image(encode(Image.fromarray(original), icc_profile=profile))
+    np.testing.assert_array_equal(picture.pixels, original)
+    assert picture.notes == ()
+
+
+def test_a_broken_profile_is_told() -> None:
+    picture = image_io.read_image(encode(Image.new("RGB", (9, 8), "red"), icc_profile=b"no profile"))
+    assert "its colour profile cannot be used" in picture.notes[0]
+    assert (picture.pixels == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+def test_exif_and_resolution_survive_and_the_orientation_is_not_applied_twice(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a camera"
+    picture = image_io.read_image(encode(Image.new("RGB", (16, 9)), "JPEG", exif=exif, dpi=(300, 300)))
+    image_io.write_image(tmp_path / f"out{suffix}", picture.pixels, picture)
+    with Image.open(tmp_path / f"out{suffix}") as written:
+        assert written.size == (9, 16)
+        assert written.getexif()[0x010F] == "a camera"
+        assert written.getexif().get(0x0112, 1) == 1
+        if suffix != ".webp":
+            assert written.info["dpi"][0] == pytest.approx(300, abs=0.1)
+
+
+def test_exif_that_cannot_be_written_again_is_left_out_and_told() -> None:
+    """A phone wrote the rational number (-1, 0): struct.error in Pillow."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = 6, 72.0
+    raw = exif.tobytes().replace((72).to_bytes(4, "big"), b"\xff\xff\xff\xff")
+    picture = image_io.read_image(encode(Image.new("RGB", (16, 9)), "JPEG", exif=raw))
+    assert picture.pixels.shape == (16, 9, 3)
+
+
+def test_of_a_phones_file_with_two_pictures_the_first_is_taken() -> None:
+    file = encode(Image.new("RGB", (16, 9), "red"), "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")])
+    picture = image_io.read_image(file)
+    assert picture.pixels.shape == (9, 16, 3)
+    assert picture.pixels[0, 0, 0] > 200
+    assert picture.notes == ("the first of 2 pictures in the file",)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("codec"), KeyError(3), ZeroDivisionError(), MemoryError(), IndexError()])
+def test_whatever_a_decoder_raises_becomes_one_error_with_the_name(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photo.avif").write_bytes(encode(Image.new("RGB", (9, 8))))
+
+    def load(self: Image.Image) -> None:
+        raise error
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(image_io.ImageError, match=r"photo\.avif is damaged"):
+        image_io.read_image(tmp_path / "photo.avif")
+
+
+def test_a_full_disk_costs_no_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_io.write_image(tmp_path / "out.png", np.full((9, 8, 3), 7, np.uint8))
+    before = (tmp_path / "out.png").read_bytes()
+
+    def fsync(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(image_io.os, "fsync", fsync)
+    with pytest.raises(image_io.ImageError, match="cannot be written: No space left on device; nothing was replaced"):
+        image_io.write_image(tmp_path / "out.png", np.zeros((9, 8, 3), np.uint8))
+    assert (tmp_path / "out.png").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["out.png"]

@@ -20,7 +20,7 @@ from emuedit.editor.sampling import EditSampler
 from emuedit.editor.task_predictor import TaskPrediction
 from emuedit.models.image_tensors import from_uint8, to_uint8
 
-SETTINGS = EditSettings(steps=2, image_guidance_scale=1.0, guidance_scale=1.0, change_threshold=0.0, seed=5)
+SETTINGS = EditSettings(steps=2, image_guidance_scale=1.0, guidance_scale=1.0, change_threshold=0.0, resolution=64, seed=5)
 
 
 class FixedPredictor:
@@ -130,7 +130,7 @@ def test_a_list_is_edited_in_batches_of_one_size_with_the_seed_of_each_position(
     edited = editor.edit(pictures, instructions, tasks)
     assert [type(picture) for picture in edited] == [Image.Image, np.ndarray, np.ndarray, Image.Image]
     assert [np.asarray(picture).shape for picture in edited] == [np.asarray(picture).shape for picture in pictures]
-    assert [(tuple(images.shape), seeds) for images, *_, seeds in calls] == [
+    assert [(tuple(images.shape), seeds) for images, _, _, _, seeds, *_ in calls] == [
         ((2, 3, 16, 20), [5, 7]),
         ((2, 3, 24, 20), [6, 8]),
     ]

@@ -111,6 +111,8 @@ def test_from_first_model_to_refusal_to_next_champion(
         "preserve": 1.0,
         "change_threshold": 0.03,
         "against_reconstruction": 1,
+        "resolution": 0,
+        "crop": 0,
         "seed": 0,
     }
     assert (folder / "editor/weights.safetensors").read_text() == "0.6"

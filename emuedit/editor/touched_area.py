@@ -1,0 +1,42 @@
+"""How much of a picture an edit touched."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class TouchedArea:
+    """The pixels that differ from those before the edit; all others are equal bit for bit."""
+
+    share: float
+    """Of all pixels, in [0, 1]."""
+    box: tuple[int, int, int, int] | None
+    """Left, top, right and bottom in px, the latter two exclusive; None where nothing was touched."""
+
+    def __str__(self) -> str:
+        if self.box is None:
+            return "no pixel changed"
+        left, top, right, bottom = self.box
+        return f"{self.share:.1%} of the pixels changed, in x {left} to {right}, y {top} to {bottom}"
+
+
+def touched_mask(before: Pixels, after: Pixels) -> npt.NDArray[np.bool_]:
+    """Where uint8 [H, W, 3] differ: bool [H, W]. Raises ValueError for pictures of different sizes."""
+    if before.shape != after.shape:
+        raise ValueError(f"want two pictures of one size, got {before.shape} and {after.shape}")
+    mask: npt.NDArray[np.bool_] = (before != after).any(axis=-1)
+    return mask
+
+
+def measure(before: Pixels, after: Pixels) -> TouchedArea:
+    """Share and bounding box of what differs in uint8 [H, W, 3]."""
+    mask = touched_mask(before, after)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return TouchedArea(0.0, None)
+    box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    return TouchedArea(float(mask.mean()), box)

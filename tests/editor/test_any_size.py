@@ -1,0 +1,101 @@
+"""Pictures larger than the editor's own size: edited smaller, composited back; small ones as they are."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from emuedit.editor.any_size import edit_any_size, working_size
+from emuedit.editor.settings import EditSettings
+
+SETTINGS = EditSettings()
+
+
+class SquarePainter:
+    """Stands for an editor of 64 px: paints what is brighter than 0.9 black, and records the sizes it got."""
+
+    resolution_px, grid_px = 64, 4
+
+    def __init__(self) -> None:
+        self.sizes: list[tuple[int, int]] = []
+
+    def sample(self, images: Tensor, instructions: Sequence[str], tasks: Sequence[str], *rest: Any) -> Tensor:
+        self.sizes.append(tuple(images.shape[-2:]))
+        return torch.where((images > 0.9).all(1, keepdim=True), torch.full_like(images, -1.0), images)
+
+
+def photo(height: int, width: int, top: int, left: int, side: int) -> Tensor:
+    image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)) * 0.5 - 0.25
+    image[..., top : top + side, left : left + side] = 1.0
+    return image
+
+
+@pytest.mark.parametrize(
+    ("picture", "size"),
+    [
+        ((64, 64), (64, 64)),
+        ((40, 24), (40, 24)),
+        ((3000, 4000), (56, 72)),
+        ((640, 640), (64, 64)),
+        ((5000, 100), (452, 8)),
+        ((65, 64), (64, 64)),
+    ],
+)
+def test_the_working_size_has_the_proportions_and_the_pixels(picture: tuple[int, int], size: tuple[int, int]) -> None:
+    assert working_size(*picture, resolution_px=64, grid_px=4) == size
+
+
+def test_a_small_picture_is_edited_as_it_is() -> None:
+    editor = SquarePainter()
+    image = photo(40, 50, 10, 10, 8)
+    result = edit_any_size(editor, image, ["a"], ["remove"], SETTINGS, [0])  # type: ignore[arg-type]
+    assert editor.sizes == [(40, 50)]
+    assert (result[..., 10:18, 10:18] == -1).all()
+
+
+def test_a_large_photo_keeps_every_pixel_outside_the_edit() -> None:
+    editor = SquarePainter()
+    image = photo(1200, 1600, 400, 800, 200)
+    result = edit_any_size(editor, image, ["a"], ["remove"], SETTINGS, [0])  # type: ignore[arg-type]
+    assert editor.sizes == [(56, 72)]
+    assert result.shape == image.shape
+    assert (result[..., 440:560, 840:960] < -0.9).all()
+    same = (result == image).all(1)[0]
+    assert same[:350].all()
+    assert same[:, :740].all()
+    assert same.float().mean() > 0.95
+
+
+def test_cropping_edits_a_small_object_again_at_its_own_resolution() -> None:
+    editor = SquarePainter()
+    image = photo(600, 800, 200, 300, 40)
+    edges = {}
+    for crop in (0, 1):
+        settings = SETTINGS.with_changes({"crop": crop})
+        result = edit_any_size(editor, image, ["a"], ["remove"], settings, [0])  # type: ignore[arg-type]
+        edges[crop] = float((result[..., 200:240, 300:340] == -1).float().mean())
+    assert editor.sizes[0] == editor.sizes[1] == (56, 72)
+    assert max(editor.sizes[2]) <= 100, "the window is small"
+    assert edges[1] > edges[0] + 0.2, "all of the object is painted, up to its edge"
+
+
+def test_cropping_leaves_the_whole_picture_tasks_alone() -> None:
+    editor = SquarePainter()
+    edit_any_size(editor, photo(600, 800, 200, 300, 40), ["a"], ["style"], SETTINGS.with_changes({"crop": 1}), [0])  # type: ignore[arg-type]
+    assert len(editor.sizes) == 1
+
+
+def test_a_setting_names_another_size() -> None:
+    editor = SquarePainter()
+    edit_any_size(editor, photo(600, 800, 200, 300, 40), ["a"], ["local"], SETTINGS.with_changes({"resolution": 128}), [0])  # type: ignore[arg-type]
+    assert editor.sizes == [(112, 148)]
+
+
+def test_pictures_of_a_batch_are_composited_one_by_one() -> None:
+    images = torch.cat([photo(300, 400, 50, 60, 60), photo(300, 400, 200, 300, 60)])
+    results = edit_any_size(SquarePainter(), images, ["a", "b"], ["remove", "remove"], SETTINGS, [0, 1])  # type: ignore[arg-type]
+    assert (results[0] == images[0])[:, 200:].all()
+    assert (results[1] == images[1])[:, :100].all()
+    assert (results != images).flatten(1).any(1).all()

@@ -26,29 +26,50 @@ def probe_credentials(bucket: Bucket, folder: str) -> ProbeOutcome:
     return ProbeOutcome(PASS, f"accepted; from {source}{temporary}")
 
 
-def probe_clock(bucket: Bucket, folder: str) -> ProbeOutcome:
-    """The clock of this machine agrees with the Date header of an answer, even of one that refuses."""
+def probe_endpoint(bucket: Bucket, folder: str) -> ProbeOutcome:
+    """Something answers under the endpoint, be it a refusal."""
     del folder
+    start = time.monotonic()
+    _date_of_answer(bucket)
+    return ProbeOutcome(PASS, f"{bucket.client.meta.endpoint_url} answers in {time.monotonic() - start:.2f} s")
+
+
+def _date_of_answer(bucket: Bucket) -> str:
+    """The Date header of the answer to an unsigned request, '' if it has none. Raises RemoteError when no answer comes."""
+    from botocore import UNSIGNED
+
     dates: list[str] = []
 
     def note_date(response_dict: Any, **_: object) -> None:
         if response_dict is not None:  # None when no answer came
             dates.append(response_dict["headers"].get("date", ""))
 
+    def leave_unsigned(**_: object) -> Any:
+        return UNSIGNED
+
     events = bucket.client.meta.events
     events.register_last("response-received.s3", note_date)
-    start = time.time()
+    events.register_first("choose-signer.s3", leave_unsigned)
     try:
         bucket.call("list_objects_v2", MaxKeys=1)
     except RemoteError:
-        if not dates:  # no answer at all; credentials that are refused are another probe's subject
+        if not dates:  # a refusal is an answer
             raise
     finally:
         events.unregister("response-received.s3", note_date)
-    if not dates[-1]:
+        events.unregister("choose-signer.s3", leave_unsigned)
+    return dates[-1]
+
+
+def probe_clock(bucket: Bucket, folder: str) -> ProbeOutcome:
+    """The clock of this machine agrees with the Date header of an answer, even of one that refuses."""
+    del folder
+    start = time.time()
+    date = _date_of_answer(bucket)
+    if not date:
         return ProbeOutcome(WARN, "the store's answers have no Date header", "compare its clock yourself")
     middle = (start + time.time()) / 2
-    skew_s = middle - parsedate_to_datetime(dates[-1]).timestamp()
+    skew_s = middle - parsedate_to_datetime(date).timestamp()
     detail = f"{abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} the store's"
     if abs(skew_s) < NOTABLE_SKEW_S:
         return ProbeOutcome(PASS, detail)
@@ -102,7 +123,11 @@ def probe_encryption(bucket: Bucket, folder: str) -> ProbeOutcome:
     )
 
 
-ACCESS_PROBES: tuple[tuple[str, Probe], ...] = (("clock", probe_clock), ("credentials", probe_credentials))
+ACCESS_PROBES: tuple[tuple[str, Probe], ...] = (
+    ("endpoint", probe_endpoint),
+    ("clock", probe_clock),
+    ("credentials", probe_credentials),
+)
 """Without these nothing else can work."""
 SETTING_PROBES: tuple[tuple[str, Probe], ...] = (
     ("region", probe_region),

@@ -45,10 +45,10 @@ def lifecycle_rules(bucket: Bucket) -> list[dict[str, Any]]:
 
 def merge_lifecycle(bucket: Bucket) -> int:
     """Add the rules of this prefix, or bring them up to date; returns how many rules of others stay as they are."""
-    wanted = wanted_rules(bucket.location)
-    ids = {rule["ID"] for rule in wanted}
+    rules = wanted_rules(bucket.location)
+    ids = {rule["ID"] for rule in rules}
     others = [rule for rule in lifecycle_rules(bucket) if rule.get("ID") not in ids]
-    bucket.call("put_bucket_lifecycle_configuration", LifecycleConfiguration={"Rules": [*others, *wanted]})
+    bucket.call("put_bucket_lifecycle_configuration", LifecycleConfiguration={"Rules": [*others, *rules]})
     return len(others)
 
 

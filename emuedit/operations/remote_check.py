@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from emuedit.operations.bucket import Bucket
-from emuedit.operations.remote_error import RemoteError
+from emuedit.operations.remote_error import CHECK, RemoteError
 
 PASS: Literal["pass"] = "pass"  # noqa: S105 - not a password
 WARN: Literal["warn"] = "warn"
@@ -53,7 +53,8 @@ def run_probes(
         try:
             outcome = probe(bucket, folder)
         except RemoteError as error:
-            outcome = ProbeOutcome(FAIL, error.code, str(error))
+            text = str(error).removeprefix(f"{bucket.location}: ").removesuffix(f". {CHECK}")
+            outcome = ProbeOutcome(FAIL, error.code, text)
         outcomes.append(NamedOutcome(name, outcome))
         if outcome.status == FAIL and (name, probe) in essential:
             blocked = name

@@ -36,7 +36,7 @@ def test_a_good_store_passes_and_nothing_is_left(
     lines = run_all(bucket)
     failed = [line for line in lines.values() if line.outcome.status in ("fail", "not run")]
     assert not failed
-    assert len(lines) == 14
+    assert len(lines) == 15
     assert f"{3 if versioned else 1005} keys" in lines["list"].outcome.detail
     assert lines["versioning"].outcome.status == ("pass" if versioned else "warn")
     assert bucket.names("") == []
@@ -48,13 +48,13 @@ def test_wrong_credentials_stop_the_check(proxy: FaultyProxy, make_bucket: Calla
     proxy.fault = Fault(403, "SignatureDoesNotMatch")
     lines = list(run_all(bucket).values())
     proxy.fault = Fault()
-    assert [line.outcome.status for line in lines[:3]] == ["pass", "fail", "not run"]
-    assert "want the secret that belongs to the access key" in lines[1].outcome.advice
-    assert {line.outcome.status for line in lines[2:]} == {"not run"}
+    assert [line.outcome.status for line in lines[:4]] == ["pass", "pass", "fail", "not run"]
+    assert "want the secret that belongs to the access key" in lines[2].outcome.advice
+    assert {line.outcome.status for line in lines[3:]} == {"not run"}
     assert remote_check.exit_status(lines) == 2
     table = remote_check.format_table(lines)
     assert "fail     credentials         SignatureDoesNotMatch" in table
-    assert table.endswith("1 pass, 1 fail, 12 not run")
+    assert table.endswith("2 pass, 1 fail, 12 not run")
     assert json.loads(remote_check.format_json("s3://x", lines))["ok"] is False
 
 
@@ -131,3 +131,13 @@ def test_unfinished_uploads_are_counted(
 )
 def test_plain_http_to_others_is_a_warning(endpoint: str, status: str, aws_environment: None) -> None:
     assert access_probes.probe_encryption(Bucket(RemoteLocation("bucket", endpoint=endpoint)), FOLDER).status == status
+
+
+def test_without_credentials_the_endpoint_is_not_blamed(
+    moto_url: str, aws_environment: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    lines = run_all(Bucket(RemoteLocation("bucket", endpoint=moto_url)))
+    failed = next(line for line in lines.values() if line.outcome.status == "fail")
+    assert (failed.name, failed.outcome.detail) == ("credentials", "there are none")

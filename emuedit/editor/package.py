@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from emuedit.data import image_io
+from emuedit.data.file_manifest import check_manifest
 from emuedit.editor.package_folder import PackageError, editor_folder, find_package, read_settings, resolve_source
 from emuedit.editor.package_layout import PACKS, ROUTER
 from emuedit.editor.settings import EditSettings
@@ -75,12 +76,14 @@ class Editor:
           hub id `owner/name`; None: the champion, or `models/` where none is registered.
         device, dtype: where and in which number format it runs; 'auto' chooses what is fast and correct on this machine.
         settings: defaults of every edit, in place of those of the package (see `read_settings`).
-        Raises PackageError, which says what was found instead, for a source that holds no editor.
+        Raises PackageError, which says what was found instead, for a source that holds no editor, and ManifestError for a
+        registered package whose files were changed.
         """
         from emuedit.editor import sampling, task_predictor
         from emuedit.runtime import Runtime
 
         root = find_package(resolve_source(source)[0])
+        check_manifest(root)
         runtime = Runtime.choose(device, dtype)
         sampler = sampling.load(editor_folder(root), runtime)
         for pack in sorted((root / PACKS).glob("*.safetensors")):

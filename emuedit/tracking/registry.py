@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from emuedit.data.file_manifest import check_manifest, write_manifest
 from emuedit.tracking.runs import client
 from emuedit.tracking.stats import tracking_uri
 
@@ -128,6 +129,7 @@ def register_version(
         for name, folder in parts.items():  # MLflow names a part after its folder, and refuses symbolic links to other places
             shutil.copytree(folder, part_copies / name, copy_function=_link_or_copy)
         (part_copies / SETTINGS_FILE).write_text(json.dumps(dict(settings), indent=1) + "\n", encoding="utf-8")
+        write_manifest(part_copies)
         logged = mlflow.pyfunc.log_model(
             name=MODEL_NAME,
             python_model=str(model_file),
@@ -158,7 +160,8 @@ def requirements() -> list[str]:
 def download_version(uri: str) -> Path:
     """Folder with the parts of `models:/emuedit-editor@champion`, `models:/emuedit-editor/3` or `runs:/<run id>/<name>`.
 
-    A model is downloaded once and kept in the cache folder of the user. Raises RegistryError when there is no such model.
+    A model is downloaded once and kept in the cache folder of the user. Raises RegistryError when there is no such model, and
+    ManifestError when its files are not those that were registered.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -174,6 +177,7 @@ def download_version(uri: str) -> Path:
                 model = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=temporary))
             except MlflowException as error:
                 raise RegistryError(f"{tracking_uri()} has no model at {uri} ({error.message}); name another one") from error
+            check_manifest(model / "artifacts")
             (model / "artifacts").rename(target)
     return target
 

@@ -77,7 +77,7 @@ def test_the_model_answers_where_the_project_is_not_installed(
     assert not result.decision.promote
     assert registry.version_at("champion") is None
     folder = registry.download_version("models:/emuedit-editor@challenger")
-    assert sorted(path.name for path in folder.iterdir()) == ["editor", "router", "settings.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["editor", "manifest.json", "router", "settings.json"]
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

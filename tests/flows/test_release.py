@@ -102,7 +102,7 @@ def test_from_first_model_to_refusal_to_next_champion(
     assert runs.read_text(better.run_id, "lineage/none.txt") is None
 
     folder = registry.download_version("models:/emuedit-editor@champion")
-    assert sorted(path.name for path in folder.iterdir()) == ["editor", "settings.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["editor", "manifest.json", "settings.json"]
     assert json.loads((folder / "settings.json").read_text()) == {
         "steps": 7,
         "image_guidance_scale": 1.5,

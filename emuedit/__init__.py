@@ -17,13 +17,15 @@ from emuedit.name_hints import RenamedModules
 if TYPE_CHECKING:
     from emuedit.editor.edit_pipeline import EmuEditPipeline
     from emuedit.editor.package import Editor
+    from emuedit.editor.session import EditSession
     from emuedit.editor.settings import EditSettings
 
-__all__ = ["EditSettings", "Editor", "EmuEditPipeline"]
+__all__ = ["EditSession", "EditSettings", "Editor", "EmuEditPipeline"]
 
 sys.meta_path.insert(0, RenamedModules())
 
 _MODULES = {
+    "EditSession": "emuedit.editor.session",
     "EditSettings": "emuedit.editor.settings",
     "Editor": "emuedit.editor.package",
     "EmuEditPipeline": "emuedit.editor.edit_pipeline",

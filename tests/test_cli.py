@@ -1,6 +1,7 @@
 """The command line with an editor that changes red by an amount that depends on the task."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,7 +146,7 @@ def test_turns_follow_each_other(sampler: RedSampler, capsys: pytest.CaptureFixt
         ("make it red", "local", 7),
         ("remove it", "remove", 8),
     ]
-    assert '"remove it": remove (90%) -> out-2.png' in capsys.readouterr().out
+    assert re.search(r'"remove it": remove \(90%\); .* -> out-2.png', capsys.readouterr().out)
     assert Path("out-2.png").read_bytes() == Path("out.png").read_bytes() != Path("out-1.png").read_bytes()
     reds = [np.array(Image.open(name))[0, 0, 0].item() for name in ("out-1.png", "out-2.png")]
     assert np.allclose(reds, [50 + 64, 50 + 64 - 32], atol=1)
@@ -248,3 +249,28 @@ def test_help_describes_every_setting(capsys: pytest.CaptureFixture[str]) -> Non
     for field in EditSettings.model_fields.values():
         assert " ".join((field.description or "missing").split()) in text
     assert isinstance(Editor.__doc__, str)
+
+
+def test_a_session_is_saved_and_made_again(sampler: RedSampler, capsys: pytest.CaptureFixture[str]) -> None:
+    sampler.weights = "abc"  # type: ignore[attr-defined]
+    words = ["edit", "in.png", "make it red", "remove it", "-o", "out.png", "--session", "session.json", "--mask", "mask.png"]
+    assert cli.main([*words, "--seed", "3"]) == 0
+    assert np.asarray(Image.open("mask.png")).max() == 255
+    options = ["-o", "again.png", "--sheet", "sheet.png", "--animation", "turns.gif"]
+    assert cli.main(["replay", "session.json", "in.png", *options]) == 0
+    assert "again.png: 2 turns" in capsys.readouterr().out
+    assert Path("again.png").read_bytes() == Path("out.png").read_bytes()
+    assert [call.seed for call in sampler.calls] == [3, 4, 3, 4]
+    with Image.open("turns.gif") as animation:
+        assert animation.n_frames == 3  # type: ignore[attr-defined]
+    assert cli.main(["replay", "session.json", "out.png", "-o", "other.png"]) == 2
+    assert "got another one; allow it with --any-picture" in capsys.readouterr().err
+
+
+def test_a_folder_as_output_is_refused_before_anything_is_computed(
+    sampler: RedSampler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("results").mkdir()
+    assert cli.main(["edit", "in.png", "make it red", "-o", "results"]) == 2
+    assert "want an output file, got the folder results; name a file in it" in capsys.readouterr().err
+    assert sampler.calls == []

@@ -1,0 +1,131 @@
+"""`emuedit edit in.png "make the circle red" -o out.png`, and `emuedit replay`, which makes the edits of a session file again."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emuedit.data import image_io
+from emuedit.editor import touched_area
+from emuedit.editor.package import Editor, Turn
+from emuedit.editor.package_folder import CHAMPION, resolve_source
+from emuedit.editor.package_layout import EDITOR, MODELS
+from emuedit.editor.session import EditSession
+from emuedit.editor.settings import EditSettings
+from emuedit.progress import Progress, waiting
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to `emuedit`'s parser."""
+    _add_edit(commands.add_parser("edit", help="edit a picture", allow_abbrev=False))
+    _add_replay(commands.add_parser("replay", help="make the edits of a session file again", allow_abbrev=False))
+
+
+def _edit(options: argparse.Namespace) -> None:
+    out = options.out or options.image.with_name(f"{options.image.stem}-edited.png")
+    _check_out(out, options.image, options.overwrite)
+    if options.mask:
+        _check_out(options.mask, options.image, overwrite=False)
+    picture = image_io.read_image(options.image)
+    for note in picture.notes:
+        print(f"{options.image}: {note}")
+    with waiting("loading the editor"):
+        folder, name = resolve_source(options.model)
+        editor = Editor.load(folder)
+    changes = {setting: getattr(options, setting) for setting in EditSettings.model_fields}
+    settings = editor.settings.with_changes({setting: value for setting, value in changes.items() if value is not None})
+    tasks = [options.task] * len(options.instructions) if options.task else None
+    with Progress("editing", len(options.instructions) * settings.steps, "step") as progress:
+        session = EditSession(editor, picture.pixels)
+        session.extend(options.instructions, tasks, settings, progress.advance)
+    for number, step in enumerate(session.steps, start=1):
+        turn = step.turn
+        path = out.with_name(f"{out.stem}-{number}{out.suffix}") if options.keep_turns else None
+        if path:
+            image_io.write_image(path, turn.pixels, picture)
+        print(f"{_describe(turn)}; {step.touched}" + (f" -> {path}" if path else ""))
+    edited = session.pixels
+    image_io.write_image(out, edited, picture)
+    height, width = edited.shape[:2]
+    print(f"{out}: {width} x {height}, {progress.seconds:.1f} s, {settings.steps} steps, {name}")
+    if options.session:
+        session.save(options.session)
+        print(f"{options.session}: what the pictures can be made again from, by `emuedit replay`")
+    if options.mask:
+        mask = touched_area.touched_mask(picture.pixels, edited)
+        image_io.write_image(options.mask, np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=-1))
+        print(f"{options.mask}: white where pixels changed")
+
+
+def _replay(options: argparse.Namespace) -> None:
+    out = options.out or options.image.with_name(f"{options.image.stem}-edited.png")
+    _check_out(out, options.image, options.overwrite)
+    picture = image_io.read_image(options.image)
+    with waiting("loading the editor"):
+        editor = Editor.load(resolve_source(options.model)[0])
+    with waiting("editing"):
+        session = EditSession.replay(editor, picture.pixels, options.session, options.any_picture)
+    image_io.write_image(out, session.pixels, picture)
+    for step in session.steps:
+        print(f"{_describe(step.turn)}; {step.touched}")
+    print(f"{out}: {len(session.steps)} turns")
+    if options.sheet:
+        session.contact_sheet().save(options.sheet)
+        print(f"{options.sheet}: all turns")
+    if options.animation:
+        session.save_animation(options.animation)
+        print(f"{options.animation}: all turns, one a second")
+
+
+def _check_out(out: Path, image: Path, overwrite: bool) -> None:
+    """Raise ImageError for an output that cannot be written, before anything is computed."""
+    if out.exists() and out.samefile(image) and not overwrite:
+        raise image_io.ImageError(f"{out} is the picture itself; name another file with -o, or say --overwrite")
+    if out.is_dir():
+        raise image_io.ImageError(f"want an output file, got the folder {out}; name a file in it, such as {out / 'out.png'}")
+    if not out.parent.is_dir():
+        raise image_io.ImageError(f"want a folder to write to, got none at {out.parent}")
+    if out.suffix.lower() not in image_io.WRITABLE_SUFFIXES:
+        raise image_io.ImageError(f"want an output file such as out.png or out.jpg, got {out}")
+
+
+def _describe(turn: Turn) -> str:
+    choice = turn.choice
+    if choice.probability is None:
+        return f'"{turn.instruction}": {choice.task}, as given'
+    if choice.second is None:
+        return f'"{turn.instruction}": {choice.task} ({choice.probability:.0%})'
+    readings = f"{choice.task} ({choice.probability:.0%}) or {choice.second} ({choice.second_probability:.0%})"
+    return f'"{turn.instruction}": {readings}; {choice.task} was done, --task {choice.second} chooses the other'
+
+
+def _add_edit(edit: argparse.ArgumentParser) -> None:
+    edit.set_defaults(run=_edit)
+    edit.add_argument("image", type=Path, help="the picture to edit")
+    several = "what to change; several are carried out one after the other"
+    edit.add_argument("instructions", nargs="+", metavar="instruction", help=several)
+    edit.add_argument("-o", "--out", type=Path, help="where to write the result; default: <image>-edited.png")
+    sources = f"folder, {CHAMPION}, runs:/<id>/<path> or hub id; default: the champion, else {MODELS / EDITOR}"
+    edit.add_argument("--model", help=sources)
+    edit.add_argument("--task", help="the task, if the task predictor is not to choose it; forces what it refuses")
+    edit.add_argument("--keep-turns", action="store_true", help="also write every turn, as <out>-1.png, <out>-2.png, ...")
+    edit.add_argument("--overwrite", action="store_true", help="allow the result to replace the picture itself")
+    edit.add_argument("--session", type=Path, help="also write a file that `emuedit replay` makes the pictures again from")
+    edit.add_argument("--mask", type=Path, help="also write a picture that is white where pixels changed")
+    settings = edit.add_argument_group("settings", "by default those with which the editor was evaluated")
+    for name, field in EditSettings.model_fields.items():
+        text = (field.description or "").replace("\n", " ").replace("%", "%%")
+        settings.add_argument(f"--{name.replace('_', '-')}", dest=name, type=field.annotation, help=text)  # type: ignore[arg-type]
+
+
+def _add_replay(replay: argparse.ArgumentParser) -> None:
+    replay.set_defaults(run=_replay)
+    replay.add_argument("session", type=Path, help="the file that `emuedit edit --session` wrote")
+    replay.add_argument("image", type=Path, help="the picture that it begins with")
+    replay.add_argument("-o", "--out", type=Path, help="where to write the result; default: <image>-edited.png")
+    replay.add_argument("--model", help="the editor, as for `emuedit edit`")
+    replay.add_argument("--any-picture", action="store_true", help="apply the edits to another picture")
+    replay.add_argument("--overwrite", action="store_true", help="allow the result to replace the picture itself")
+    replay.add_argument("--sheet", type=Path, help="also write a contact sheet of all turns")
+    replay.add_argument("--animation", type=Path, help="also write an animation of all turns (.gif, .webp)")

@@ -6,6 +6,7 @@ import math
 import re
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,16 @@ _MAX_PER_REQUEST = 100  # params or tags; MLflow refuses more
 _MAX_METRICS_PER_REQUEST = 1000  # MLflow refuses more
 _MAX_VALUE_CHARS = 5000  # of a tag or a param
 _INVALID_KEY_CHARS = re.compile(r"[^\w\-./ :]")  # refused by MLflow
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """A run of a flow that MLflow has."""
+
+    run_id: str
+    started_ms: int
+    """When it started, in ms since 1970."""
+    metrics: Mapping[str, float]
 
 
 def client() -> Any:
@@ -72,19 +83,57 @@ def log_text(run_id: str, name: str, text: str) -> None:
 
 def read_text(run_id: str, name: str) -> str | None:
     """The text of an artifact of a run; None where there is no such artifact."""
+    if not _has_artifact(run_id, name):
+        return None
     import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri())
+    return str(mlflow.artifacts.load_text(f"runs:/{run_id}/{name}"))
+
+
+def download_file(run_id: str, name: str, folder: Path) -> Path | None:
+    """Download an artifact of a run to `folder`/`name`; None where there is no such artifact."""
+    if not _has_artifact(run_id, name):
+        return None
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri())
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"runs:/{run_id}/{name}", dst_path=str(target.parent)))
+
+
+def _has_artifact(run_id: str, name: str) -> bool:
     from mlflow.exceptions import MlflowException
 
     folder = str(Path(name).parent)
     try:
-        if name not in {entry.path for entry in client().list_artifacts(run_id, "" if folder == "." else folder)}:
-            return None
+        return name in {entry.path for entry in client().list_artifacts(run_id, "" if folder == "." else folder)}
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
+            return False
         raise
-    mlflow.set_tracking_uri(tracking_uri())
-    return str(mlflow.artifacts.load_text(f"runs:/{run_id}/{name}"))
+
+
+def recent_runs(metric: str, n_runs: int) -> list[LoggedRun]:
+    """Runs of flows that have a metric, the newest first."""
+    mlflow = client()
+    experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return []
+    order = ["attributes.start_time DESC"]
+    matches = mlflow.search_runs([experiment.experiment_id], f"metrics.`{metric}` >= 0", max_results=n_runs, order_by=order)
+    return [LoggedRun(str(run.info.run_id), int(run.info.start_time), dict(run.data.metrics)) for run in matches]
+
+
+def find_tag(tag: str, tags: Mapping[str, str]) -> str:
+    """Value of a tag in the newest run of a flow that has it, and has these tags; empty where there is none."""
+    mlflow = client()
+    experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+    conditions = "".join(f" and tags.`{key}` = '{value}'" for key, value in tags.items())
+    query, order = f"tags.`{tag}` != ''{conditions}", ["attributes.start_time DESC"]
+    matches = mlflow.search_runs([experiment.experiment_id], query, max_results=1, order_by=order) if experiment else []
+    return str(matches[0].data.tags[tag]) if matches else ""
 
 
 def end_run(run_id: str, status: str) -> None:

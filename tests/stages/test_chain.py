@@ -23,6 +23,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "instructions": {"n_captions": 4, "captions_per_shard": 2},
     "pairs": {"steps": 3, "workers": {"kind": "local", "processes": 1}},
     "dataset": {"sheet_pairs": 1},
+    "validation": {"reference": None, "on_breach": "warn", "sample_pairs": 8},
     "router": {"epochs": 1},
     "train": {"steps": 4, "batch_size": 4, "processes": 1, "warmup_steps": 1, "eval_every_steps": 4, "held_out_share": 0.0},
     "inversion": {"steps": 3, "n_examples": 4, "n_held_out": 2, "batch_size": 2, "eval_every_steps": 3},

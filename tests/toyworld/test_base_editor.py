@@ -38,7 +38,7 @@ def test_what_is_published_is_not_made_again(tmp_path: Path) -> None:
     for stage in ("captions", "instructions", "router"):
         (tmp_path / OUTPUTS[stage]).mkdir(parents=True)
         (tmp_path / OUTPUTS[stage] / "summary.json").write_text("{}")
-    assert base_editor.missing_stages(tmp_path) == ["pairs", "router", "dataset", "train", "evaluation"]
+    assert base_editor.missing_stages(tmp_path) == ["pairs", "router", "dataset", "validation", "train", "evaluation"]
 
 
 def test_the_editor_is_published_with_its_metrics_and_replaces_the_former(tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ import yaml
 
 from emuedit import config
 from emuedit.data.dependencies import CODE_ROOT, SUMMARY_FILE
-from emuedit.stages import captions, dataset, evaluation, instructions, pairs, router, train
+from emuedit.stages import captions, dataset, evaluation, instructions, pairs, router, train, validation
 from toyworld.training.__main__ import WEIGHTS
 
 FILES = CODE_ROOT / "toyworld/base_editor"
 OUTPUTS = {
     "captions": captions.OUT, "instructions": instructions.OUT, "pairs": pairs.OUT, "router": router.OUT, "dataset": dataset.OUT,
-    "train": train.OUT, "evaluation": evaluation.OUT,
+    "validation": validation.OUT, "train": train.OUT, "evaluation": evaluation.OUT,
 }  # fmt: skip
 """Stage -> its output, in the order of work."""
 

@@ -1,0 +1,69 @@
+"""The figure of every check: from a profile alone, and from a profile and its reference."""
+
+from collections.abc import Collection
+
+import numpy as np
+
+from emuedit.data_checks import distribution_drift as drift
+from emuedit.data_checks.check_bounds import CHECKS, Measured
+from emuedit.data_checks.pair_profile import Embeddings, PairProfile
+from emuedit.data_checks.reference_profile import Reference
+
+DRIFT = ("new_words", "task_drift", "picture_drift")
+"""Checks that need a reference."""
+SIGNIFICANCE = 0.01
+"""A CMMD of which chance would give as large ones with a higher probability counts as no drift: small samples scatter. Ours."""
+_MIN_SAMPLE = 16  # pictures on both sides for a comparison
+_LISTED_WORDS = 12
+
+
+def measure_checks(
+    profile: PairProfile, embeddings: Embeddings, reference: Reference, wanted_tasks: Collection[str]
+) -> dict[str, Measured]:
+    """Check -> its figure. `wanted_tasks`: tasks of which there must be pairs."""
+    n_pairs, tasks = profile.n_pairs, profile.tasks
+    expected = {*wanted_tasks, *(reference.profile.tasks if reference.profile else ())}
+    missing = sorted(task for task in expected if not tasks.get(task))
+    rarest, largest = min(tasks, key=lambda task: tasks[task], default=""), max(tasks, key=lambda task: tasks[task], default="")
+    measured = {
+        "kept_pairs": Measured(n_pairs),
+        "pairs_per_task": Measured(tasks.get(rarest, 0), rarest),
+        "missing_tasks": Measured(len(missing), ", ".join(missing)),
+        "largest_task": Measured(tasks[largest] / n_pairs if n_pairs else None, largest),
+        "task_balance": Measured(drift.evenness(tasks) if n_pairs else None),
+    }
+    measured |= {name: Measured(value) for name, value in (profile.texts | profile.pictures).items()}
+    if reference.profile is None:
+        measured |= {name: Measured(None, reference.note) for name in DRIFT}
+    else:
+        measured |= _measure_drift(profile, embeddings, reference.profile, reference)
+    return {name: measured.get(name, Measured(None, "not measured")) for name in CHECKS}
+
+
+def _measure_drift(
+    profile: PairProfile, embeddings: Embeddings, former: PairProfile, reference: Reference
+) -> dict[str, Measured]:
+    unseen = drift.new_words(profile.words, former.words)
+    listed = ", ".join(list(unseen)[:_LISTED_WORDS]) + (", ..." if len(unseen) > _LISTED_WORDS else "")
+    return {
+        "new_words": Measured(sum(unseen.values()) / max(1, sum(profile.words.values())), listed),
+        "task_drift": Measured(drift.task_divergence(profile.tasks, former.tasks) if profile.tasks and former.tasks else None),
+        "picture_drift": _picture_drift(profile, embeddings, former, reference),
+    }
+
+
+def _picture_drift(profile: PairProfile, embeddings: Embeddings, former: PairProfile, reference: Reference) -> Measured:
+    """The larger CMMD of the pictures before and after, with its p-value."""
+    if profile.clip != former.clip:
+        return Measured(None, f"not comparable: CLIP is {profile.clip}, the reference's is {former.clip}")
+    compared = []
+    for side, x in embeddings.items():
+        y = reference.embeddings.get(side, np.zeros((0, 1)))
+        if min(len(x), len(y)) < _MIN_SAMPLE:
+            return Measured(None, f"not comparable: {len(x)} pictures here, {len(y)} in the reference; want {_MIN_SAMPLE}")
+        compared.append((drift.cmmd(x, y), side, x, y))
+    value, side, x, y = max(compared, key=lambda item: item[0])
+    p_value = drift.cmmd_p_value(x, y)
+    if p_value > SIGNIFICANCE:
+        return Measured(0.0, f"CMMD {value:.3f} of the {side} pictures, within chance (p = {p_value:.2f})")
+    return Measured(value, f"of the {side} pictures, p = {p_value:.2f}")

@@ -1,0 +1,189 @@
+"""What is measured of a seeded sample of kept pairs' pictures: size, mode, colour, equal ones, and their CLIP embeddings.
+
+Shapes: N sampled pairs, B pairs of a batch, D width of CLIP's space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from scipy.spatial.distance import cdist
+
+from emuedit.data.png import PictureError, decode_png
+from emuedit.data_checks.pair_profile import Embeddings
+from emuedit.models import image_tensors
+from emuedit.runtime import seed_for
+from emuedit.training.kept_pairs import KeptPairs, PairShard
+
+SIDES = ("source", "target")
+MAX_EXAMPLES = 20
+_ROWS_PER_READ = 16
+_THUMBNAIL_PX = 16
+_EQUAL_LEVELS = 8.0
+"""Two pictures look equal when no value of their thumbnails differs by more than this, of 255. Ours."""
+Pixels = npt.NDArray[np.uint8]
+
+
+class Embedder(Protocol):
+    """The two functions of `models.clip.ClipScorer` that are used."""
+
+    def embed_images(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> unit vectors [B, D]."""
+
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """B texts -> unit vectors [B, D]."""
+
+
+@dataclass
+class PictureMeasures:
+    """Measurements of the sampled pairs that were added so far."""
+
+    min_side_px: int
+    ids: list[str] = field(default_factory=list)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    n_pairs: int = 0
+    n_damaged: int = 0
+    thumbnails: list[Pixels] = field(default_factory=list)
+    embeddings: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    captions: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, rows: Sequence[Mapping[str, Any]], clip: Embedder) -> None:
+        """Measure B pairs, given as rows of a shard."""
+        pictures: list[dict[str, Pixels]] = []
+        readable = []
+        for row in rows:
+            self.n_pairs += 1
+            try:
+                before_after = {side: decode_png(row[side]["bytes"]) for side in SIDES}
+            except PictureError as error:
+                self.n_damaged += 1
+                self._note("damaged", f"{row['id']} {error}")
+                continue
+            self._look(row["id"], before_after)
+            pictures.append({side: _to_rgb(pixels) for side, pixels in before_after.items()})
+            readable.append(row)
+        for side in SIDES:
+            self.captions.setdefault(side, []).extend(row[f"{side}_caption"] for row in readable)
+            self.embeddings.setdefault(side, []).extend(embed([picture[side] for picture in pictures], clip))
+
+    def _look(self, pair_id: str, pictures: Mapping[str, Pixels]) -> None:
+        before, after = (pictures[side] for side in SIDES)
+        sizes = [picture.shape[:2] for picture in (before, after)]
+        if sizes[0] != sizes[1] or min(map(min, sizes)) < self.min_side_px:
+            self._count("picture_sizes", f"{pair_id} {sizes[0][1]} x {sizes[0][0]}, {sizes[1][1]} x {sizes[1][0]}")
+        is_rgb = all(picture.ndim == 3 and picture.shape[2] == 3 for picture in (before, after))
+        if not is_rgb or not any(_has_colour(picture) for picture in (before, after)):
+            self._count("picture_modes", pair_id)
+        if np.array_equal(before, after):
+            self._count("unchanged_pictures", pair_id)
+        thumbnails = [
+            Image.fromarray(_to_rgb(picture)).resize((_THUMBNAIL_PX,) * 2, Image.Resampling.BOX) for picture in (before, after)
+        ]
+        self.thumbnails.append(np.stack([np.asarray(thumbnail) for thumbnail in thumbnails]))
+        self.ids.append(pair_id)
+
+    def figures(self, clip: Embedder) -> dict[str, float]:
+        """The figures of the checks on pictures, by their names; without a readable picture there are none."""
+        n = len(self.ids)
+        if not n:
+            return {}
+        for row in equal_rows(np.stack(self.thumbnails)):
+            self._count("equal_pictures", self.ids[row])
+        names = ("picture_sizes", "picture_modes", "unchanged_pictures", "equal_pictures")
+        figures = {name: self.counts.get(name, 0) / n for name in names}
+        matches = [
+            caption_match(torch.stack(self.embeddings[side]), clip.embed_texts(self.captions[side]).cpu(), self.captions[side])
+            for side in SIDES
+        ]
+        measured = [match for match in matches if match is not None]
+        return figures | ({"picture_text": sum(measured) / len(measured)} if measured else {})
+
+    def vectors(self) -> Embeddings:
+        """The embeddings, float32 [N, D] for each side."""
+        return {
+            side: torch.stack(rows).numpy() if rows else np.zeros((0, 1), np.float32) for side, rows in self.embeddings.items()
+        }
+
+    def _count(self, check: str, example: str) -> None:
+        self.counts[check] = self.counts.get(check, 0) + 1
+        self._note(check, example)
+
+    def _note(self, check: str, example: str) -> None:
+        examples = self.examples.setdefault(check, [])
+        if len(examples) < MAX_EXAMPLES:
+            examples.append(example)
+
+
+def choose_sample(shards: Sequence[PairShard], kept: KeptPairs, n_pairs: int, n_shards: int) -> dict[PairShard, set[str]]:
+    """Shard -> ids of the kept pairs that are looked at: `n_pairs` at most, out of `n_shards` shards at most.
+
+    Both are chosen by hashes of names and ids, so that the same pairs give the same sample, and a few more change it by a few.
+    """
+    chosen = sorted(shards, key=lambda shard: seed_for("validation", shard.path.parent.name, shard.path.name))[:n_shards]
+    ids = [(pair_id, shard) for shard in chosen for pair_id in kept.tasks_of(shard.pair_ids())]
+    sample: dict[PairShard, set[str]] = {}
+    for pair_id, shard in sorted(ids, key=lambda item: seed_for("validation", item[0]))[:n_pairs]:
+        sample.setdefault(shard, set()).add(pair_id)
+    return {shard: sample[shard] for shard in shards if shard in sample}
+
+
+def read_sampled(shard: PairShard, ids: set[str]) -> Iterator[dict[str, Any]]:
+    """The rows of these pairs of a shard; a few pairs are in memory at a time."""
+    columns = ["id", "source_caption", "target_caption", *SIDES]
+    for batch in pq.ParquetFile(shard.path).iter_batches(batch_size=_ROWS_PER_READ, columns=columns):
+        rows = [number for number, pair_id in enumerate(batch["id"].to_pylist()) if pair_id in ids]
+        yield from batch.take(pa.array(rows, pa.int64())).to_pylist()
+
+
+def embed(pictures: Sequence[Pixels], clip: Embedder) -> list[torch.Tensor]:
+    """The unit vector [D] of each picture uint8 [H, W, 3], on the CPU; pictures of one size are embedded together."""
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for number, picture in enumerate(pictures):
+        by_size.setdefault(picture.shape, []).append(number)
+    vectors: dict[int, torch.Tensor] = {}
+    for numbers in by_size.values():
+        batch = image_tensors.from_uint8(np.stack([pictures[number] for number in numbers]))
+        vectors |= dict(zip(numbers, clip.embed_images(batch).float().cpu(), strict=True))
+    return [vectors[number] for number in range(len(pictures))]
+
+
+def equal_rows(thumbnails: Pixels) -> list[int]:
+    """Pairs that look like an earlier one, by thumbnails uint8 [N, 2, h, w, 3] of before and after."""
+    flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
+    is_equal = np.tril(cdist(flat, flat, "chebyshev") <= _EQUAL_LEVELS, k=-1)
+    return [int(row) for row in np.flatnonzero(is_equal.any(1))]
+
+
+def caption_match(images: torch.Tensor, texts: torch.Tensor, captions: Sequence[str]) -> float | None:
+    """Share, in [0, 1], of (picture, other caption) whose picture is nearer to its own caption; None with a single caption.
+
+    images, texts: unit vectors [N, D]. 0.5 is chance. It is the area under the ROC curve of CLIP's similarity; ours.
+    """
+    similarity = images @ texts.T  # [N, N]
+    numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+    codes = torch.tensor([numbers[caption] for caption in captions])
+    is_other = codes[:, None] != codes[None, :]
+    if not is_other.any():
+        return None
+    difference = similarity.diagonal()[:, None] - similarity
+    wins = (difference > 0).float() + 0.5 * (difference == 0).float()
+    return float(wins[is_other].mean())
+
+
+def _to_rgb(picture: Pixels) -> Pixels:
+    """uint8 [H, W], [H, W, 3] or [H, W, 4] -> [H, W, 3]."""
+    return np.asarray(Image.fromarray(picture).convert("RGB"))
+
+
+def _has_colour(picture: Pixels) -> bool:
+    channels = _to_rgb(picture)
+    return bool((channels[..., :1] != channels).any())

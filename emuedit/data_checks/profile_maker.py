@@ -1,0 +1,93 @@
+"""Makes the profile of the kept pairs: one pass over the texts of all shards, and the pictures of a sample."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+from emuedit.data_checks import picture_measures, text_measures
+from emuedit.data_checks.pair_profile import MAX_WORDS, Embeddings, PairProfile
+from emuedit.data_checks.picture_measures import Embedder, PictureMeasures
+from emuedit.data_checks.text_measures import MAX_EXAMPLES, TextMeasures, TextSettings
+from emuedit.progress import Progress
+from emuedit.training.kept_pairs import KeptPairs, pair_shards
+
+_BATCH = 64  # pairs in memory, whose pictures are embedded together
+
+
+class DamagedVerdictsError(ValueError):
+    """Raised for verdicts that cannot be read, without which no pair is known to be kept."""
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """Which pictures are looked at."""
+
+    pairs: int
+    """Pairs, at most."""
+    shards: int
+    """Shards that they come from, at most."""
+    min_side_px: int
+    """Shortest side of a picture in pixels."""
+
+
+def make(
+    folders: Sequence[Path],
+    root: Path,
+    dataset: str,
+    texts: TextSettings,
+    sample: SampleSettings,
+    clip: Embedder,
+    clip_name: str,
+    batch_divisor: int = 1,
+) -> tuple[PairProfile, Embeddings]:
+    """The profile of the kept pairs of some folders. `dataset`: the folder of verdicts, relative to the root.
+
+    Damaged shards of pairs are counted; raises DamagedVerdictsError for damaged verdicts.
+    """
+    for shard in pair_shards([root / dataset]):
+        if text_measures.content_damage(shard):
+            raise DamagedVerdictsError(f"{shard.path} {text_measures.content_damage(shard)}; run the stage dataset again")
+    kept = KeptPairs.read(root / dataset)
+    shards = pair_shards(folders)
+    damaged = {shard.path: reason for shard in shards if (reason := text_measures.damage(shard))}
+    readable = [shard for shard in shards if shard.path not in damaged]
+    sampled = picture_measures.choose_sample(readable, kept, sample.pairs, sample.shards)
+    words, pictures = TextMeasures(texts), PictureMeasures(sample.min_side_px)
+    with Progress("validation: texts", len(readable), "shard") as progress:
+        for shard in readable:
+            ids = sampled.get(shard, set())
+            for pair in text_measures.read_texts(shard, kept):
+                words.add(pair, pair.id in ids)
+            progress.advance()
+    with Progress("validation: pictures", sum(map(len, sampled.values())), "pair") as progress:
+        rows = chain.from_iterable(picture_measures.read_sampled(shard, ids) for shard, ids in sampled.items())
+        while batch := list(islice(rows, max(1, _BATCH // batch_divisor))):
+            pictures.add(batch, clip)
+            progress.advance(len(batch))
+    picture_figures = pictures.figures(clip)
+    n_absent = 0 if damaged else len(kept.ids) - words.tasks.total()
+    damage_list = [f"{text_measures.shard_name(shard, root)} {damaged[shard.path]}" for shard in shards if shard.path in damaged]
+    damage_list += [f"{n_absent} kept pairs are in no shard"] if n_absent else []
+    examples = merge_examples({"damaged": damage_list}, words.examples, pictures.examples)
+    profile = PairProfile(
+        tasks=dict(sorted(words.tasks.items())),
+        words=dict(words.words.most_common(MAX_WORDS)),
+        instruction_lengths={str(n): count for n, count in sorted(words.instruction_lengths.items())},
+        caption_lengths={str(n): count for n, count in sorted(words.caption_lengths.items())},
+        texts=words.figures() | {"damaged": float(len(damaged) + pictures.n_damaged + n_absent)},
+        pictures=picture_figures,
+        examples=examples,
+        sample=pictures.n_pairs,
+        clip=clip_name,
+    )
+    return profile, pictures.vectors()
+
+
+def merge_examples(*parts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Check -> its first examples."""
+    merged: dict[str, list[str]] = {}
+    for part in parts:
+        for check, examples in part.items():
+            merged.setdefault(check, []).extend(examples)
+    return {check: examples[:MAX_EXAMPLES] for check, examples in sorted(merged.items()) if examples}

@@ -1,0 +1,60 @@
+"""The profile that a dataset is compared with: the champion's, another run's, or none.
+
+The report of a validation is logged to the run of its retrain, so the profile of a registered version is an artifact of its run.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from emuedit.data_checks import pair_profile
+from emuedit.data_checks.pair_profile import EMBEDDINGS, PROFILE, Embeddings, PairProfile, ProfileError
+
+CHAMPION = "champion"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a dataset is compared with."""
+
+    name: str
+    """`models:/emuedit-editor/3` or a folder; empty where there is none."""
+    profile: PairProfile | None = None
+    embeddings: Embeddings = field(default_factory=dict)
+    note: str = ""
+    """Why there is none."""
+
+
+def resolve(reference: str | None, root: Path, folder: str) -> Reference:
+    """Find what `validation.reference` names. `folder`: where runs keep the report of their validation, in their artifacts.
+
+    Raises ProfileError for a folder without a profile. A champion that was registered without a profile is no reference.
+    """
+    if reference is None:
+        return Reference("", note="no reference: validation.reference is null")
+    if reference == CHAMPION:
+        return _of_champion(folder)
+    profile, embeddings = pair_profile.read(root / reference)
+    return Reference(reference, profile, embeddings)
+
+
+def _of_champion(folder: str) -> Reference:
+    if not (os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").exists()):  # opening a store makes one
+        return Reference("", note="no reference: no champion is registered")
+    from emuedit.tracking import registry, runs
+
+    version = registry.version_at(CHAMPION)
+    if version is None:
+        return Reference("", note="no reference: no champion is registered")
+    with tempfile.TemporaryDirectory() as temporary:
+        names = (f"{folder}/{name}" for name in (PROFILE, EMBEDDINGS))
+        if not all(runs.download_file(version.run_id, name, Path(temporary)) for name in names):
+            return Reference("", note=f"no reference: the champion {version.uri} was registered without {folder}/{PROFILE}")
+        try:
+            profile, embeddings = pair_profile.read(Path(temporary) / folder)
+        except ProfileError as error:
+            raise ProfileError(f"the champion {version.uri}: {error}; or set validation.reference to null") from error
+    return Reference(version.uri, profile, embeddings)

@@ -1,0 +1,124 @@
+"""Every check passes on sound data and fails, alone, on data made to breach it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emuedit.config import ParamsError, load
+from emuedit.data_checks import pair_profile, reference_profile
+from emuedit.data_checks.check_bounds import CHECKS, CheckBound, judge
+from emuedit.data_checks.check_figures import DRIFT, measure_checks
+from emuedit.data_checks.pair_profile import ProfileError
+from emuedit.data_checks.reference_profile import Reference
+from emuedit.stages.validation import ValidationParams
+from tests.data_checks.profiles import PICTURES, TEXTS, make_profile, make_vectors
+
+REFERENCE = Reference("former", make_profile(), make_vectors(1))
+BREACHES: dict[str, dict[str, Any]] = {
+    "damaged": {"texts": TEXTS | {"damaged": 1.0}},
+    "other_language": {"texts": TEXTS | {"other_language": 0.5}},
+    "instruction_words": {"texts": TEXTS | {"instruction_words": 0.2}},
+    "caption_words": {"texts": TEXTS | {"caption_words": 0.3}},
+    "duplicate_instructions": {"texts": TEXTS | {"duplicate_instructions": 0.1}},
+    "most_repeated_instruction": {"texts": TEXTS | {"most_repeated_instruction": 0.7}},
+    "equal_pictures": {"pictures": PICTURES | {"equal_pictures": 0.1}},
+    "unchanged_pictures": {"pictures": PICTURES | {"unchanged_pictures": 0.1}},
+    "picture_sizes": {"pictures": PICTURES | {"picture_sizes": 0.1}},
+    "picture_modes": {"pictures": PICTURES | {"picture_modes": 0.3}},
+    "picture_text": {"pictures": PICTURES | {"picture_text": 0.5}},
+    "kept_pairs": {"tasks": {"local": 50, "remove": 40}},
+    "pairs_per_task": {"tasks": {"local": 400, "remove": 300, "add": 9}},
+    "missing_tasks": {"tasks": {"local": 400, "add": 300}},
+    "largest_task": {"tasks": {"local": 400, "remove": 60}},
+    "task_balance": {"tasks": {"local": 4000, "remove": 20}},
+    "new_words": {"words": {"make": 400, "dragon": 300}},
+    "task_drift": {"tasks": {"local": 300, "remove": 60, "add": 500}},
+}  # fmt: skip
+ALSO_BREACHED = {"task_balance": {"largest_task", "task_drift"}, "missing_tasks": {"task_drift"}}
+
+
+def breached(changes: dict[str, Any], reference: Reference = REFERENCE, shift: float = 0.0) -> set[str]:
+    measured = measure_checks(make_profile(**changes), make_vectors(2, shift=shift), reference, {"local", "remove"})
+    return {result.name for result in judge(measured, {}) if result.is_breach}
+
+
+def test_sound_data_pass_every_check() -> None:
+    assert breached({}) == set()
+    assert set(BREACHES) | {"picture_drift"} == set(CHECKS)
+
+
+@pytest.mark.parametrize("check", BREACHES)
+def test_data_that_breach_a_check_fail_it(check: str) -> None:
+    assert breached(BREACHES[check]) == {check, *ALSO_BREACHED.get(check, ())}
+
+
+def test_other_pictures_are_a_drift() -> None:
+    assert breached({}, shift=0.8) == {"picture_drift"}
+
+
+def test_without_a_reference_the_drift_checks_pass_and_say_so() -> None:
+    reference = reference_profile.resolve(None, Path(), "reports/validation")
+    measured = measure_checks(make_profile(words={"dragon": 1}), make_vectors(2, shift=9), reference, {"local"})
+    results = {result.name: result for result in judge(measured, {})}
+    for name in DRIFT:
+        assert results[name].verdict == "pass"
+        assert results[name].note.startswith("no reference")
+
+
+@pytest.mark.parametrize(("changes", "n"), [({"clip": "other"}, 64), ({}, 3)])
+def test_embeddings_that_cannot_be_compared_are_no_drift(changes: dict[str, Any], n: int) -> None:
+    reference = Reference("former", make_profile(**changes), make_vectors(1, n, shift=9))
+    drift = measure_checks(make_profile(), make_vectors(2), reference, ())["picture_drift"]
+    assert drift.value is None
+    assert drift.note.startswith("not comparable")
+
+
+def test_bounds_warn_before_they_fail_and_can_be_moved_and_accepted() -> None:
+    measured = measure_checks(make_profile(tasks={"local": 200, "remove": 200}), make_vectors(2), REFERENCE, ())
+
+    def verdict(bound: CheckBound | None = None, *accepted: str) -> str:
+        bounds = {} if bound is None else {"kept_pairs": bound}
+        return next(result.verdict for result in judge(measured, bounds, accepted) if result.name == "kept_pairs")
+
+    assert verdict() == "warn"
+    assert verdict(CheckBound(warn=400)) == "pass"  # on the bound
+    assert verdict(CheckBound(fail=401)) == "fail"
+    assert verdict(CheckBound(fail=401), "kept_pairs") == "accepted"
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("{accept: [new_word]}", "want checks out of damaged, .*; got new_word"),
+        ("{bounds: {kept: {fail: 1}}}", "want checks out of damaged, .*; got kept"),
+        ("{bounds: {kept_pairs: {min: 1}}}", "unknown key 'bounds.kept_pairs.min'.*known: fail, warn"),
+        ("{on_breach: ignore}", "'stop', 'warn' or 'ask'"),
+        ("{instruction_words: [9, 2]}", "want .fewest, most. words"),
+    ],
+)
+def test_params_that_name_nothing_are_errors(tmp_path: Path, section: str, message: str) -> None:
+    world = (Path(__file__).parents[2] / "params.yaml").read_text().split("\n\n")[1]
+    (tmp_path / "params.yaml").write_text(f"{world}\nvalidation: {section}\n")
+    with pytest.raises(ParamsError, match=message):
+        load(ValidationParams, "validation", tmp_path / "params.yaml")
+
+
+def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
+    profile, vectors = make_profile(examples={"damaged": ["ä"]}), make_vectors(1)
+    pair_profile.write(tmp_path, profile, vectors)
+    read_profile, read_vectors = pair_profile.read(tmp_path)
+    assert read_profile == profile
+    assert {name: array.shape for name, array in read_vectors.items()} == {"source": (64, 8), "target": (64, 8)}
+    assert abs(read_vectors["source"] - vectors["source"]).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "got no profile.json"), ('{"format": 0}', "want a profile of format 1"), ('{"format": 1}', "is not a profile")],
+)
+def test_a_folder_without_a_profile_is_an_error(tmp_path: Path, content: str | None, message: str) -> None:
+    if content:
+        (tmp_path / "profile.json").write_text(content)
+    with pytest.raises(ProfileError, match=message):
+        reference_profile.resolve(".", tmp_path, "reports/validation")

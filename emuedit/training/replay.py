@@ -16,6 +16,9 @@ from emuedit.runtime import seed_for
 from emuedit.training.kept_pairs import REPLAY_PAIRS, REPLAY_VERDICTS, pair_shards
 from emuedit.training.latent_cache import LatentCache
 
+PAIRS_PER_SHARD = 64
+"""Few, because they are in memory together, and not one each, because a shard of its own costs 20 kB."""
+
 
 def write(out: Path, cache: LatentCache, folders: Sequence[Path], earlier: Path | None, n: int) -> None:
     """Write at most n of the pairs that were trained on, as many of each task as there are, into `out`.
@@ -28,17 +31,23 @@ def write(out: Path, cache: LatentCache, folders: Sequence[Path], earlier: Path 
     shutil.rmtree(out, ignore_errors=True)
     for name in (REPLAY_PAIRS, REPLAY_VERDICTS):
         (out / name).mkdir(parents=True)
-    number = 0
+    number, pending = 0, list[Pair]()
     for shard in pair_shards([*folders, *([earlier / REPLAY_PAIRS] if earlier else [])]):
-        if tasks.keys().isdisjoint(shard.pair_ids()):
-            continue
-        pairs = [pair for pair in read_shard(shard.path, Pair) if pair.id in tasks]
-        verdicts = [Verdict(pair.id, kept=True, task=tasks.pop(pair.id), reasons=(), gates={}, scores={}) for pair in pairs]
-        write_shard(shard_path(out / REPLAY_PAIRS, number), pairs, Pair)
-        write_shard(shard_path(out / REPLAY_VERDICTS, number), verdicts, Verdict)
-        number += 1
+        if not tasks.keys().isdisjoint(shard.pair_ids()):
+            pending += [pair for pair in read_shard(shard.path, Pair) if pair.id in tasks]
+        while len(pending) >= PAIRS_PER_SHARD:
+            _write_shard(out, number, pending[:PAIRS_PER_SHARD], tasks)
+            number, pending = number + 1, pending[PAIRS_PER_SHARD:]
+    if pending:
+        _write_shard(out, number, pending, tasks)
     for name in (REPLAY_PAIRS, REPLAY_VERDICTS):
         write_summary(out / name, f"replay {name}", "", {}, counts)
+
+
+def _write_shard(out: Path, number: int, pairs: list[Pair], tasks: dict[str, str]) -> None:
+    verdicts = [Verdict(pair.id, kept=True, task=tasks[pair.id], reasons=(), gates={}, scores={}) for pair in pairs]
+    write_shard(shard_path(out / REPLAY_PAIRS, number), pairs, Pair)
+    write_shard(shard_path(out / REPLAY_VERDICTS, number), verdicts, Verdict)
 
 
 def sample(cache: LatentCache, n: int) -> dict[str, str]:

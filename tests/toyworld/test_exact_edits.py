@@ -52,6 +52,14 @@ def test_judge_accepts_the_exact_result_and_rejects_input_and_alternatives(edits
         assert not judge(edits.alternatives[:, k], edits.before, edits.exact, edits.alternatives).success.any()
 
 
+@pytest.mark.parametrize("task", ["contour", "depth", "sketch", "normal", "pose", "segmap"])
+def test_a_map_without_the_objects_is_refused(edits_of: dict[str, Edits], task: str) -> None:
+    """A black picture was accepted as the contours of nearly every picture, because most of a right map is black."""
+    edits = edits_of[task]
+    assert not edits.judge(np.zeros_like(edits.exact)).success.any()
+    assert not edits.judge(edits.alternatives[:, -1]).success.any()
+
+
 @pytest.mark.parametrize("task", ["local", "remove", "add", "texture", "text", "detect", "segment"])
 def test_region_edits_change_a_small_area(edits_of: dict[str, Edits], task: str) -> None:
     changed_share = (edits_of[task].before != edits_of[task].exact).any(-1).mean((1, 2))

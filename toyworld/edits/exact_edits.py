@@ -139,10 +139,12 @@ def _map_edits(task: str, numbers: np.ndarray) -> Edits:
     to_map_templates = phrasings.MAPS[task] + phrasings.SHARED.get((task, ""), ())
     templates = [phrasings.FROM_MAP[task] if reverse else to_map_templates for reverse in from_map]
     reverse_images = from_map[:, None, None, None]  # broadcasts over [N, 64, 64, 3]
-    other_maps = [maps[kind] for kind in phrasings.MAPS if kind != task]
+    empty = _without_objects(source)
+    empty_truth = render.truth(empty)
+    other_maps = [maps[kind] for kind in phrasings.MAPS if kind != task] + [_render_map(task, empty, empty_truth)]
     alternatives = [
         np.where(reverse_images, image, map_image)
-        for image, map_image in zip(_wrong_images(source, slots), other_maps, strict=True)
+        for image, map_image in zip([*_wrong_images(source, slots), empty_truth.images], other_maps, strict=True)
     ]
     return Edits(
         task=task,
@@ -167,6 +169,12 @@ def _wrong_images(source: Scenes, slots: np.ndarray) -> list[np.ndarray]:
     day_night_swapped = np.where(source.condition == NIGHT, 0, NIGHT).astype(np.int16)
     other_light = replace(source, condition=day_night_swapped)
     return [render.images(scenes) for scenes in (recoloured, without_object, other_background, other_light)]
+
+
+def _without_objects(source: Scenes) -> Scenes:
+    """The same scenes without any object: a map of them is blank, and nearer to the right map of small objects than the picture."""
+    rows, slots = np.nonzero(source.kind != EMPTY)
+    return source.replace_fields(rows, slots, kind=EMPTY)
 
 
 def _render_map(kind: str, source: Scenes, truth: render.GroundTruth) -> np.ndarray:
@@ -221,6 +229,7 @@ def _held_out_edits(task: str, numbers: np.ndarray) -> Edits:
             before, exact = exact_targets.downsample_4x(truth.images), truth.images
         elif task == "contour":
             before, exact = truth.images, exact_targets.contour(truth)
+            alternatives.append(exact_targets.contour(render.truth(_without_objects(source))))
         else:
             before, exact = _cut_hole(source, slots, truth.images), truth.images
     captions = all_captions(source)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from emuedit.data.formats import FORMAT_NAMES
 from emuedit.editor import edit_commands
 from emuedit.name_hints import check_options
-from emuedit.operations import remote_commands, server_commands
+from emuedit.operations import ledger_commands, remote_commands, server_commands
 from emuedit.promotion import promotion_commands
 from emuedit.runtime import set_env_defaults
 
@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     promotion_commands.add_commands(commands)
     server_commands.add_commands(commands)
     remote_commands.add_commands(commands)
+    ledger_commands.add_commands(commands)
     return parser
 
 

@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from emuedit.operations import ledger_commands
+
 if TYPE_CHECKING:
+    from emuedit.operations.yield_ledger import Ledger
     from flows.release import RetrainResult
 
 
@@ -13,6 +16,8 @@ def publish(result: "RetrainResult", reason: str) -> None:
     """Create the artifacts of a retrain. Their keys stay the same, so Prefect shows how they change from run to run."""
     if result.table:
         create_table_artifact(success_rows(result.table), key="edit-success", description="Edit success by task and system")
+    if result.ledger:
+        create_table_artifact(yield_rows(result.ledger), key="yield", description="Kept pairs by task, and why others were lost")
     create_markdown_artifact(describe(result, reason), key="retrain", description="Why it ran, and what came of it")
 
 
@@ -20,6 +25,11 @@ def success_rows(table: Mapping[str, Mapping[str, float | None]]) -> list[dict[s
     """One row per task, one column per system."""
     tasks = dict.fromkeys(task for row in table.values() for task in row)
     return [{"task": task} | {system: row.get(task) for system, row in table.items()} for task in tasks]
+
+
+def yield_rows(ledger: "Ledger") -> list[dict[str, Any]]:
+    """One row per task and one for all."""
+    return [{"task": row.task, **row.figures(), "lost most often": ledger_commands.format_reasons(row)} for row in ledger.rows]
 
 
 def describe(result: "RetrainResult", reason: str) -> str:

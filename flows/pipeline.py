@@ -109,12 +109,13 @@ def retrain(
     if not stale and (not registry or release.find_registered(graph)):
         return _skip(graph, why)
     run_id = release.start(root)
+    seconds: dict[str, float] = {}
     try:
-        seconds = run_stages(graph, stale, {PARENT_RUN_ENV: run_id} if run_id else {}, force, max_parallel)
+        run_stages(graph, stale, {PARENT_RUN_ENV: run_id} if run_id else {}, force, max_parallel, seconds)
         finished = dvc_graph.read(root) if stale else graph
         result = release.finish(root, finished, run_id, seconds, registry, why)
     except BaseException as error:
-        release.fail(run_id, error)
+        release.fail(run_id, error, graph, seconds)
         raise
     flow_artifacts.publish(result, why)
     if push:
@@ -136,15 +137,23 @@ def _skip(graph: dvc_graph.Graph, why: str) -> dict[str, Any]:
 
 
 def run_stages(
-    graph: dvc_graph.Graph, stale: Mapping[str, tuple[str, ...]], environment: Mapping[str, str], force: bool, max_parallel: int
+    graph: dvc_graph.Graph,
+    stale: Mapping[str, tuple[str, ...]],
+    environment: Mapping[str, str],
+    force: bool,
+    max_parallel: int,
+    seconds: dict[str, float] | None = None,
 ) -> dict[str, float]:
-    """Seconds of each stage that ran. The first failure stops the rest; stages that run beside it are ended."""
+    """Seconds of each stage that ran. The first failure stops the rest; stages that run beside it are ended.
+
+    seconds: a mapping that is filled and returned; after a failure it has the stages that finished.
+    """
     root = str(graph.root)
     stop = _stop_events[root] = threading.Event()
     _failures[root] = {}
     waiting = [stage for stage in graph.stages if stage.name in stale]
     print(f"== {len(graph.stages) - len(waiting)} of {len(graph.stages)} stages are up to date", flush=True)
-    seconds: dict[str, float] = {}
+    seconds = {} if seconds is None else seconds
     running: dict[PrefectFuture[float], str] = {}
     try:
         while waiting or running:

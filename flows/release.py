@@ -20,11 +20,12 @@ from emuedit import config
 from emuedit.data.dependencies import SUMMARY_FILE, hash_file
 from emuedit.editor.package_layout import MODELS
 from emuedit.editor.settings import EditSettings
+from emuedit.operations.yield_ledger import Ledger
 from emuedit.promotion import lineage as origins
 from emuedit.promotion import promote
 from emuedit.promotion.gate import Decision, GateError
 from emuedit.tracking import registry, runs
-from flows import dvc_graph
+from flows import dvc_graph, yield_record
 
 MODEL_FILE = Path(__file__).with_name("pyfunc_model.py")
 SUCCESS = "edit_success"
@@ -49,6 +50,8 @@ class RetrainResult:
     decision: Decision | None = None
     table: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     """System -> task -> edit success."""
+    ledger: Ledger | None = None
+    """What each task yielded; None where no pairs were filtered."""
 
     def to_dict(self) -> dict[str, Any]:
         """The same in plain values, which Prefect stores."""
@@ -67,11 +70,15 @@ def start(root: Path) -> str:
     return runs.start_run("retrain", f"{socket.gethostname()}:{root}")
 
 
-def fail(run_id: str, error: BaseException) -> None:
-    """Close the run of a retrain that failed or was stopped. An error of MLflow is printed and does not hide `error`."""
+def fail(run_id: str, error: BaseException, graph: dvc_graph.Graph, seconds: Mapping[str, float]) -> None:
+    """Close the run of a retrain that failed or was stopped, with the seconds of the stages that finished.
+
+    An error of MLflow is printed and does not hide `error`.
+    """
     try:
         if run_id:
             runs.end_run(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+            runs.log_run(run_id, {}, {}, yield_record.tags(graph, seconds), {})
     except Exception as tracking_error:  # whatever MLflow raises: the flow's own error matters more
         print(f"== the run {run_id} could not be closed: {tracking_error}", flush=True)
 
@@ -91,23 +98,23 @@ def finish(
     reports = [path for stage in graph.stages for path in (stage.outs if stage.meta.get("report") else stage.plots)]
     artifacts = {path.as_posix(): root / path for path in (*graph.metrics, *reports)}
     params_file = root / config.PARAMS_FILE
-    durations = {f"seconds.{name}": f"{duration:.1f}" for name, duration in seconds.items()}
+    record = yield_record.make(root, graph, run_id, seconds)
     runs.log_run(
         run_id,
         config.read_yaml(params_file) if params_file.exists() else {},
-        merge_metrics(graph),
+        {**merge_metrics(graph), **record.metrics},
         {
             **lineage(root, graph),
             **number_formats(graph),
             **_stage_runs(root, graph),
-            **durations,
+            **yield_record.tags(graph, seconds),
             "reason": reason,
             "stages.run": ", ".join(seconds),
             "stages.skipped": ", ".join(stage.name for stage in graph.stages if stage.name not in seconds),
         },
-        {name: path for name, path in artifacts.items() if path.exists()},
+        {**{name: path for name, path in artifacts.items() if path.exists()}, **record.files},
     )
-    result = RetrainResult(seconds, run_id, table=success_table(graph))
+    result = RetrainResult(seconds, run_id, table=success_table(graph), ledger=record.ledger)
     if register and model_parts(graph):
         result = _decide(root, graph, _register(root, graph, result))
     runs.end_run(run_id, "FINISHED")

@@ -30,7 +30,7 @@ def test_a_stage_is_a_module_and_a_section_of_one_name(stage: str) -> None:
 
 
 def test_no_section_and_no_module_without_a_stage() -> None:
-    assert set(PARAMS) - {"world", "promotion"} == set(STAGES)
+    assert set(PARAMS) - {"world", "promotion", "ledger"} == set(STAGES)
     assert {path.stem for path in (ROOT / "emuedit/stages").glob("*.py")} - {"__init__"} == set(STAGES)
 
 

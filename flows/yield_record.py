@@ -1,0 +1,62 @@
+"""The yield ledger of a retrain: its seconds by stage, also of those that DVC skipped, and its place in the run."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from emuedit.operations import yield_ledger
+from emuedit.operations.yield_ledger import Ledger
+from emuedit.tracking import runs
+from flows import dvc_graph
+
+SECONDS_TAG = "seconds."
+"""Prefix of the tags with the seconds of the stages that a run ran."""
+_FILE = Path("scratch") / yield_ledger.ARTIFACT
+
+
+@dataclass(frozen=True)
+class YieldRecord:
+    """What a run logs of its ledger: metrics `yield.<task>.<step>`, and a file. Without filtered pairs there is nothing."""
+
+    ledger: Ledger | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+def make(root: Path, graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, float]) -> YieldRecord:
+    """The ledger of what the stages hold now. An error of MLflow is printed; then the seconds of skipped stages are not known."""
+    complete = dict(seconds)
+    if run_id:
+        try:
+            complete = all_seconds(graph, seconds)
+        except Exception as error:  # whatever MLflow raises: the retrain matters more
+            print(f"== the seconds of the skipped stages could not be looked up: {error}", flush=True)
+    ledger = yield_ledger.read(root, complete)
+    if ledger is None:
+        return YieldRecord()
+    (root / _FILE).parent.mkdir(parents=True, exist_ok=True)
+    (root / _FILE).write_text(json.dumps(ledger.to_dict(), indent=1) + "\n", encoding="utf-8")
+    return YieldRecord(ledger, ledger.metrics(), {yield_ledger.ARTIFACT: root / _FILE})
+
+
+def all_seconds(graph: dvc_graph.Graph, seconds: Mapping[str, float]) -> dict[str, float]:
+    """Stage -> its seconds: of this run, or of the newest run that made the same output, by its hash. Others are left out."""
+    hashes = graph.hashes()
+    complete = dict(seconds)
+    for stage in graph.stages:
+        outs = {f"dvc.{out.as_posix()}": hashes[out.as_posix()] for out in stage.outs if out.as_posix() in hashes}
+        if stage.name not in complete and outs and (earlier := runs.find_tag(f"{SECONDS_TAG}{stage.name}", outs)):
+            complete[stage.name] = float(earlier)
+    return complete
+
+
+def tags(graph: dvc_graph.Graph, seconds: Mapping[str, float]) -> dict[str, str]:
+    """What `all_seconds` looks for, of the stages that finished, also in a run that failed later."""
+    hashes = graph.hashes()
+    finished = [stage for stage in graph.stages if stage.name in seconds]
+    outs = [out.as_posix() for stage in finished for out in stage.outs]
+    return {f"dvc.{out}": hashes[out] for out in outs if out in hashes} | {
+        f"{SECONDS_TAG}{stage.name}": f"{seconds[stage.name]:.1f}" for stage in finished
+    }

@@ -11,7 +11,8 @@ from emuedit.editor import edit_commands
 from emuedit.name_hints import check_options
 from emuedit.operations import ledger_commands, remote_commands, server_commands
 from emuedit.promotion import promotion_commands
-from emuedit.runtime import set_env_defaults
+from emuedit.runtime import QUIET_ENV, set_env_defaults
+from emuedit.tracking import service_errors, sync_command
 
 if TYPE_CHECKING:
     from emuedit.data.formats.row_conversion import AssignTasks
@@ -19,15 +20,22 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 failed or not healthy, 2 for input that is refused, 130 after ctrl-c."""
-    set_env_defaults()
+    set_env_defaults(QUIET_ENV | service_errors.SERVICE_ENV)
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         check_options(words)
         options = _parser().parse_args(words)
+        if options.run.__module__ == promotion_commands.__name__:
+            service_errors.check()
         return int(options.run(options) or 0)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, service_errors.ServiceError) as error:
         print(f"emuedit: {error}", file=sys.stderr)
         return 2
+    except Exception as error:  # only those of MLflow, which has a server that may end at any time
+        if not service_errors.is_of_mlflow(error):
+            raise
+        print(f"emuedit: {service_errors.describe(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("emuedit: stopped; nothing was written that is not listed above", file=sys.stderr)
         return 130
@@ -81,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     promotion_commands.add_commands(commands)
     server_commands.add_commands(commands)
     remote_commands.add_commands(commands)
+    sync_command.add_commands(commands)
     ledger_commands.add_commands(commands)
     return parser
 

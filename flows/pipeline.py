@@ -106,8 +106,9 @@ def retrain(
     print(f"== {why}", flush=True)
     graph = dvc_graph.read(root)
     stale = graph.stale(force)
-    if not stale and (not registry or release.find_registered(graph)):
-        return _skip(graph, why)
+    registered, problem = (None, "") if stale else release.look_up(graph)
+    if not stale and (not registry or registered or problem):
+        return _skip(graph, why, registered, problem)
     run_id = release.start(root)
     seconds: dict[str, float] = {}
     try:
@@ -127,11 +128,12 @@ def retrain(
     return result.to_dict()
 
 
-def _skip(graph: dvc_graph.Graph, why: str) -> dict[str, Any]:
+def _skip(graph: dvc_graph.Graph, why: str, registered: release.RetrainResult | None, problem: str) -> dict[str, Any]:
     """Record that there was nothing to do."""
-    decision = f"skipped: all {len(graph.stages)} stages are up to date, and registered"
+    state = f"whether they are registered is not known: {problem}" if problem else "and registered"
+    decision = f"skipped: all {len(graph.stages)} stages are up to date, {state}"
     print(f"== {decision}", flush=True)
-    result = release.find_registered(graph) or release.RetrainResult(table=release.success_table(graph))
+    result = registered or release.RetrainResult(table=release.success_table(graph))
     flow_artifacts.publish(result, f"{why}; {decision}")
     return result.to_dict() | {"skipped": decision}
 

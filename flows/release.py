@@ -24,8 +24,10 @@ from emuedit.operations.yield_ledger import Ledger
 from emuedit.promotion import lineage as origins
 from emuedit.promotion import promote
 from emuedit.promotion.gate import Decision, GateError
-from emuedit.tracking import registry, runs
+from emuedit.tracking import experiments, registry, run_outbox, runs, service_errors
+from emuedit.tracking.service_errors import ServiceError
 from flows import dvc_graph, yield_record
+from flows.yield_record import YieldRecord
 
 MODEL_FILE = Path(__file__).with_name("pyfunc_model.py")
 SUCCESS = "edit_success"
@@ -66,8 +68,18 @@ class RetrainResult:
 
 
 def start(root: Path) -> str:
-    """Open the run of this retrain, the parent of the stages' runs, and return its id."""
-    return runs.start_run("retrain", f"{socket.gethostname()}:{root}")
+    """Open the run of this retrain, the parent of the stages' runs, and return its id.
+
+    Runs that MLflow did not take earlier are sent first. While MLflow is away the retrain goes on without a run: the id is empty.
+    """
+    try:
+        service_errors.check()
+        with service_errors.converted():
+            _send_waiting(root)
+            return runs.start_run("retrain", _workspace(root))
+    except ServiceError as error:
+        print(f"== {error}. The retrain goes on; its run is sent when MLflow is back", flush=True)
+        return ""
 
 
 def fail(run_id: str, error: BaseException, graph: dvc_graph.Graph, seconds: Mapping[str, float]) -> None:
@@ -91,34 +103,69 @@ def find_registered(graph: dvc_graph.Graph) -> RetrainResult | None:
     return RetrainResult(run_id=version.run_id, version=version, table=success_table(graph)) if version else None
 
 
+def look_up(graph: dvc_graph.Graph) -> tuple[RetrainResult | None, str]:
+    """`find_registered`, and in words why that is not known now (empty: it is). Runs that wait are sent on the way."""
+    try:
+        service_errors.check()
+        with service_errors.converted():
+            _send_waiting(graph.root)
+            return find_registered(graph), ""
+    except ServiceError as error:
+        return None, str(error)
+
+
 def finish(
     root: Path, graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, float], register: bool, reason: str = ""
 ) -> RetrainResult:
-    """Log the results to the run, and why it ran; register the model if it is new and let the promotion gate decide."""
+    """Log the results to the run, and why it ran; register the model if it is new and let the promotion gate decide.
+
+    What MLflow does not take now is kept, and sent by the next retrain or by `emuedit sync`.
+    """
+    run_id = run_id or start(root)
+    record = yield_record.make(root, graph, run_id, seconds)
+    result = RetrainResult(seconds, run_id, table=success_table(graph), ledger=record.ledger)
+    results = _results(root, graph, seconds, reason, record)
+    try:
+        with service_errors.converted():
+            if not run_id:
+                raise ServiceError("MLflow is away")
+            results.send(run_id)
+    except ServiceError as error:
+        entry = run_outbox.keep(root, _workspace(root), run_id, results)
+        print(f"== the run is kept in {entry.relative_to(root)} ({error}); `emuedit sync` sends it", flush=True)
+        return result
+    try:
+        with service_errors.converted():
+            if register and model_parts(graph):
+                result = _decide(root, graph, _register(root, graph, result))
+            runs.end_run(run_id, "FINISHED")
+    except ServiceError as error:
+        print(f"== not registered: {error}. The next retrain tries again, without training", flush=True)
+    return result
+
+
+def _results(
+    root: Path, graph: dvc_graph.Graph, seconds: Mapping[str, float], reason: str, record: YieldRecord
+) -> run_outbox.RunResults:
+    """What the run shall tell."""
     reports = [path for stage in graph.stages for path in (stage.outs if stage.meta.get("report") else stage.plots)]
     artifacts = {path.as_posix(): root / path for path in (*graph.metrics, *reports)}
     params_file = root / config.PARAMS_FILE
-    record = yield_record.make(root, graph, run_id, seconds)
-    runs.log_run(
-        run_id,
+    tags = {
+        **lineage(root, graph),
+        **number_formats(graph),
+        **yield_record.tags(graph, seconds),
+        "reason": reason,
+        "stages.run": ", ".join(seconds),
+        "stages.skipped": ", ".join(stage.name for stage in graph.stages if stage.name not in seconds),
+    }
+    return run_outbox.RunResults(
         config.read_yaml(params_file) if params_file.exists() else {},
         {**merge_metrics(graph), **record.metrics},
-        {
-            **lineage(root, graph),
-            **number_formats(graph),
-            **_stage_runs(root, graph),
-            **yield_record.tags(graph, seconds),
-            "reason": reason,
-            "stages.run": ", ".join(seconds),
-            "stages.skipped": ", ".join(stage.name for stage in graph.stages if stage.name not in seconds),
-        },
+        tags,
         {**{name: path for name, path in artifacts.items() if path.exists()}, **record.files},
+        {stage.name: stats for stage in graph.stages for stats in _stats_files(root, stage)},
     )
-    result = RetrainResult(seconds, run_id, table=success_table(graph), ledger=record.ledger)
-    if register and model_parts(graph):
-        result = _decide(root, graph, _register(root, graph, result))
-    runs.end_run(run_id, "FINISHED")
-    return result
 
 
 def model_parts(graph: dvc_graph.Graph) -> dict[str, Path]:
@@ -216,15 +263,21 @@ def _decide(root: Path, graph: dvc_graph.Graph, result: RetrainResult) -> Retrai
     return dataclasses.replace(result, decision=outcome.decision)
 
 
-def _stage_runs(root: Path, graph: dvc_graph.Graph) -> dict[str, str]:
-    """Tags that lead to the runs of stages, including those that DVC skipped."""
-    tags = {}
-    for stage in graph.stages:
-        for out in stage.outs:
-            for stats in sorted((root / out).rglob(_STATS)) if (root / out).is_dir() else ():
-                if run_id := runs.run_id_of(stats):
-                    tags[f"run.{stage.name}"] = run_id
-    return tags
+def _send_waiting(root: Path) -> None:
+    """Send the runs that MLflow did not take earlier."""
+    if experiments.restore(runs.EXPERIMENT):
+        print(f"== the experiment {runs.EXPERIMENT!r} had been deleted in MLflow; it is restored", flush=True)
+    for run_id in run_outbox.send_all(root):
+        print(f"== sent to MLflow: the run {run_id} of an earlier retrain", flush=True)
+
+
+def _stats_files(root: Path, stage: dvc_graph.Stage) -> list[Path]:
+    """The metrics of a stage's run, also of one that DVC skipped."""
+    return [stats for out in stage.outs if (root / out).is_dir() for stats in sorted((root / out).rglob(_STATS))]
+
+
+def _workspace(root: Path) -> str:
+    return f"{socket.gethostname()}:{root}"
 
 
 def _parent(root: Path, graph: dvc_graph.Graph) -> str:

@@ -16,6 +16,7 @@ from emuedit.name_hints import RenamedOptionError, check_options
 from emuedit.promotion.gate import Decision, GateError
 from emuedit.runtime import QUIET_ENV, set_env_defaults
 from emuedit.tracking.registry import RegistryError
+from emuedit.tracking.service_errors import SERVICE_ENV, ServiceError
 from flows import dvc_graph, flow_process, release
 from flows.publication import PublicationError
 from flows.run_stage import StageError
@@ -25,6 +26,7 @@ from flows.triggers import TriggerError
 EXPECTED_ERRORS = (
     StageError,
     RegistryError,
+    ServiceError,
     RenamedOptionError,
     dvc_graph.GraphError,
     GateError,
@@ -34,6 +36,7 @@ EXPECTED_ERRORS = (
 )
 """Errors that explain themselves; any other is printed with its trace."""
 RETRAIN_ENV = QUIET_ENV | {
+    **SERVICE_ENV,
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",  # a failure is printed below, once
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -77,9 +80,11 @@ def _retrain(options: argparse.Namespace) -> int:
     if options.dry_run:
         _print_stale(graph, stale)
         return 0
-    registered = release.find_registered(graph) if not stale and not options.no_register else None
-    if not stale and (registered or options.no_register):
+    registered, problem = release.look_up(graph) if not stale and not options.no_register else (None, "")
+    if not stale and (registered or problem or options.no_register):
         print(f"Nothing to do: all {len(graph.stages)} stages are up to date" + (", and registered." if registered else "."))
+        if problem:
+            print(f"Whether they are registered is not known: {problem}")
         _print_report(root, graph, registered or release.RetrainResult(table=release.success_table(graph)), start)
         return 0
     answer = flow_process.run_flow(
@@ -88,7 +93,7 @@ def _retrain(options: argparse.Namespace) -> int:
         )
     )
     graph = dvc_graph.read(root)
-    registered = None if options.no_register else release.find_registered(graph)
+    registered, _ = (None, "") if options.no_register else release.look_up(graph)
     result = release.RetrainResult(
         answer["stages"],
         answer["run_id"],

@@ -44,6 +44,17 @@ def resolve(reference: str | None, root: Path, folder: str) -> Reference:
 def _of_champion(folder: str) -> Reference:
     if not (os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").exists()):  # opening a store makes one
         return Reference("", note="no reference: no champion is registered")
+    from emuedit.tracking import service_errors
+
+    try:
+        service_errors.check()
+        with service_errors.converted():
+            return _of_registered_champion(folder)
+    except service_errors.ServiceError as error:
+        return Reference("", note=f"no reference: {error}")
+
+
+def _of_registered_champion(folder: str) -> Reference:
     from emuedit.tracking import registry, runs
 
     version = registry.version_at(CHAMPION)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 from emuedit import config
@@ -50,19 +51,33 @@ def resolve_source(source: str | Path | None) -> tuple[Path, str]:
 
 
 def find_champion() -> tuple[Path, str] | None:
-    """Folder and name (`models:/emuedit-editor/3`) of the champion; None where none is registered."""
+    """Folder and name (`models:/emuedit-editor/3`) of the champion; None where none is registered.
+
+    Raises ServiceError, in seconds, while MLflow is away, and RegistryError for a champion whose files are gone.
+    """
     if not (os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").exists()):  # opening a store makes one
         return None
-    from emuedit.tracking import registry
+    from emuedit.tracking import registry, service_errors
 
-    version = registry.version_at("champion")
-    return None if version is None else (registry.download_version(version.uri), version.uri)
+    service_errors.check()
+    with service_errors.converted():
+        version = registry.version_at("champion")
+        return None if version is None else (registry.download_version(version.uri), version.uri)
 
 
 def _default_source() -> tuple[Path, str]:
-    """The champion of the tracking store, or else the working folder's own models."""
-    if (champion := find_champion()) is not None:
-        return champion[0], CHAMPION
+    """The champion of the tracking store, or else the working folder's own models, also where it is out of reach."""
+    from emuedit.tracking.registry import RegistryError
+    from emuedit.tracking.service_errors import ServiceError
+
+    try:
+        if (champion := find_champion()) is not None:
+            return champion[0], CHAMPION
+    except (ServiceError, RegistryError) as error:
+        if not (MODELS / EDITOR).is_dir():
+            raise PackageError(f"the champion is out of reach, and there is no {MODELS / EDITOR} here: {error}") from error
+        print(f"{error}; {MODELS / EDITOR} is used instead of the champion", file=sys.stderr, flush=True)
+        return MODELS, str(MODELS / EDITOR)
     if not (MODELS / EDITOR).is_dir():
         raise PackageError(
             f"no champion is registered and there is no {MODELS / EDITOR} here; run `uv run retrain` or name a model"

@@ -175,6 +175,8 @@ class _Mirror:
         self._client = self._client or MlflowClient(tracking_uri=tracking_uri())
         name, uid, parent_id = self._head["experiment"], self._head["uid"], os.environ.get(PARENT_RUN_ENV, "")
         experiment = self._client.get_experiment_by_name(name)
+        if experiment and experiment.lifecycle_stage == "deleted":  # MLflow gives no second one the name
+            self._client.restore_experiment(experiment.experiment_id)
         experiment_ids = [experiment.experiment_id] if experiment else []
         tags, run_name = {RUN_UID_TAG: uid}, self._head["name"]
         if parent_id:  # MLflow nests runs only within one experiment

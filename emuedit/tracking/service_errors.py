@@ -1,0 +1,122 @@
+"""What to do when MLflow is away: short time-outs, one type of error, and one line that says what is wrong and what to do."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from emuedit.tracking.stats import tracking_uri
+
+SERVICE_ENV = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""For programs: MLflow's own limits, 7 retries and 120 s, keep a user waiting for six minutes when the server is down."""
+_PROBE_ENV = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "4"}
+_AWAY_CODES = {
+    "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "UNAUTHENTICATED", "PERMISSION_DENIED", "ENDPOINT_NOT_FOUND",
+    "REQUEST_LIMIT_EXCEEDED", "CUSTOMER_UNAUTHORIZED", "BAD_REQUEST", "NOT_IMPLEMENTED", "METHOD_NOT_ALLOWED",
+}  # fmt: skip
+"""Codes of MLflow's errors that tell of the server, its proxy or its database, not of a run or a version."""
+_LIBRARIES = ("requests", "urllib3", "sqlalchemy", "sqlite3", "alembic", "botocore", "boto3")
+_REASONS = (
+    (r"error code 401|UNAUTHENTICATED", "it refuses the credentials (401); set MLFLOW_TRACKING_USERNAME and _PASSWORD"),
+    (r"error code 403|PERMISSION_DENIED", "this account may not do that (403); ask for the permission"),
+    (r"error code 404|ENDPOINT_NOT_FOUND", "it has no MLflow API (404); is the address right?"),
+    (r"not in a valid JSON|invalid literal for int|Expecting value", "what answers there is not MLflow; is the address right?"),
+    (r"too many (\d+) error", "it fails (500 or above); see its log"),
+    (r"error code (\d+)", "it answers with an error; see its log"),
+    (r"timed out|Timeout", "it does not answer in time; is it overloaded?"),
+    (r"resolve|Name or service|nodename", "there is no such host; is the address right?"),
+    (r"refused|unreachable|Connection", "nothing answers there; start it (`emuedit up`), or unset MLFLOW_TRACKING_URI"),
+    (
+        r"out-of-date database schema|Can't locate revision",
+        "its tables are of another MLflow; run `mlflow db upgrade <uri>`",
+    ),
+    (r"not a database|malformed", "the file is no database, or is damaged; move it away and a new one is made"),
+    (r"readonly|read-only|Read-only|unable to open|Permission denied", "the file or its folder cannot be written"),
+    (r"FileNotFoundError|No such file", "the folder of the file cannot be made"),
+    (r"disk is full|No space left", "the disk is full"),
+    (r"locked", "another process has locked the file"),
+    (r"[Uu]nsupported URI|valid tracking URI", "MLFLOW_TRACKING_URI is neither http(s):// nor sqlite:/// nor postgresql://"),
+)
+"""Pattern in an error of MLflow -> what is wrong in words; the first that fits counts."""
+
+
+class ServiceError(RuntimeError):
+    """Raised when MLflow is away, refuses the account, or answers with what is not MLflow's."""
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an error tells that MLflow cannot be used now, as opposed to a run or a version that does not exist."""
+    if isinstance(error, ServiceError | ConnectionError | TimeoutError | PermissionError):
+        return True
+    if type(error).__module__.partition(".")[0] in _LIBRARIES:
+        return True
+    is_unsupported = type(error).__name__.startswith("Unsupported")  # URI schemes
+    return is_of_mlflow(error) and (is_unsupported or getattr(error, "error_code", "") in _AWAY_CODES)
+
+
+def is_of_mlflow(error: BaseException) -> bool:
+    """Whether MLflow raised an error."""
+    return type(error).__module__.partition(".")[0] == "mlflow"
+
+
+def describe(error: BaseException) -> str:
+    """One line: which server, what is wrong with it, what to do."""
+    if isinstance(error, ServiceError):
+        return str(error)
+    text = f"{getattr(error, 'error_code', '')} {error}"
+    reason = next((words for pattern, words in _REASONS if re.search(pattern, text)), f"{type(error).__name__}: {error}"[:200])
+    return f"MLflow at {hide_password(tracking_uri())}: {' '.join(reason.split())}"
+
+
+def hide_password(uri: str) -> str:
+    """A URI without its password, for messages."""
+    return re.sub(r"(://[^/:@]*):[^/@]*@", r"\1:***@", uri)
+
+
+@contextlib.contextmanager
+def converted() -> Iterator[None]:
+    """Within the block, errors that tell of MLflow itself become ServiceError; others stay."""
+    try:
+        yield
+    except Exception as error:  # of MLflow, of its HTTP library, of its database
+        if is_away(error) and not isinstance(error, ServiceError):
+            raise ServiceError(describe(error)) from error
+        raise
+
+
+def check() -> None:
+    """Ask MLflow for something, in four seconds. Raises ServiceError, which says what is wrong and what to do."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    uri = tracking_uri()
+    with _impatient(), converted():
+        try:
+            client: Any = MlflowClient(tracking_uri=uri)
+        except OSError as error:  # the folder of a database file
+            raise ServiceError(describe(error)) from error
+        if client.search_experiments(max_results=1) or not uri.startswith("http"):
+            return
+        try:
+            answers_anything = not client.get_experiment("0").experiment_id  # MLflow always has this one
+        except MlflowException:  # an account that may see no experiment
+            return
+        if answers_anything:
+            raise ServiceError(f"MLflow at {hide_password(uri)}: what answers there is not MLflow; is the address right?")
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """Within the block, MLflow's requests end soon; limits that the user chose stay."""
+    values = {key: value for key, value in _PROBE_ENV.items() if os.environ.get(key) in (None, SERVICE_ENV[key])}
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value

@@ -42,13 +42,16 @@ def make(root: Path, graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, 
 
 
 def all_seconds(graph: dvc_graph.Graph, seconds: Mapping[str, float]) -> dict[str, float]:
-    """Stage -> its seconds: of this run, or of the newest run that made the same output, by its hash. Others are left out."""
+    """Stage -> its seconds, of this run or of those that gave the same output, by its hash; others are left out.
+
+    Of several runs the longest counts: the others resumed the work, or found that DVC had nothing to do for the stage.
+    """
     hashes = graph.hashes()
     complete = dict(seconds)
     for stage in graph.stages:
         outs = {f"dvc.{out.as_posix()}": hashes[out.as_posix()] for out in stage.outs if out.as_posix() in hashes}
-        if stage.name not in complete and outs and (earlier := runs.find_tag(f"{SECONDS_TAG}{stage.name}", outs)):
-            complete[stage.name] = float(earlier)
+        if outs and (earlier := runs.tag_values(f"{SECONDS_TAG}{stage.name}", outs)):
+            complete[stage.name] = max(complete.get(stage.name, 0.0), *map(float, earlier))
     return complete
 
 

@@ -74,7 +74,7 @@ def test_python_files_that_the_world_names_are_deps_by_reference(stage: str) -> 
     assert references <= set(STAGES[stage]["deps"])
 
 
-@pytest.mark.parametrize("stage", ["dataset", "train"])
+@pytest.mark.parametrize("stage", ["dataset", "validation", "train"])
 def test_mixed_folders_are_deps(stage: str) -> None:
     """DVC cannot make deps of a list: imported pairs are named in params.yaml and in dvc.yaml."""
     assert {ROOT / folder for folder in PARAMS["dataset"].get("mix", [])} <= set(deps(stage))

@@ -109,12 +109,12 @@ def make(counts: Mapping[str, Counts], tasks: Sequence[str], seconds: Mapping[st
     filtered = [key.removesuffix(".pairs") for key in dataset if key.endswith(".pairs")]
     rows = []
     for task in sorted({*tasks, *filtered}):
-        lost = dict(_lost_instructions(instructions, task, tasks))
+        dropped = dict(_lost_instructions(instructions, task, tasks))
         kept_instructions = instructions.get(f"kept_{task}", 0)
-        reasons = {f"instructions.{reason}": n for reason, n in lost.items()}
+        reasons = {f"instructions.{reason}": n for reason, n in dropped.items()}
         reasons |= {f"dataset.{reason}": n for reason, n in _rejected_pairs(dataset, task)}
         candidates, kept = (dataset.get(f"{task}.{name}", 0) for name in ("pairs", "kept"))
-        rows.append(YieldRow(task, kept_instructions + sum(lost.values()), kept_instructions, candidates, kept, _sorted(reasons)))
+        rows.append(YieldRow(task, kept_instructions + sum(dropped.values()), kept_instructions, candidates, kept, _sorted(reasons)))
     total = _total(rows, counts.get("pairs", {}))
     stage_seconds = {stage: seconds[stage] for stage in (*_BY_CAPTIONS, *_BY_CANDIDATES) if stage in seconds}
     needed = [stage for stage in FOLDERS if stage in counts]

@@ -126,14 +126,16 @@ def recent_runs(metric: str, n_runs: int) -> list[LoggedRun]:
     return [LoggedRun(str(run.info.run_id), int(run.info.start_time), dict(run.data.metrics)) for run in matches]
 
 
-def find_tag(tag: str, tags: Mapping[str, str]) -> str:
-    """Value of a tag in the newest run of a flow that has it, and has these tags; empty where there is none."""
+def tag_values(tag: str, tags: Mapping[str, str]) -> list[str]:
+    """Values of a tag in the newest hundred runs of flows that have it, and have these tags."""
     mlflow = client()
     experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return []
     conditions = "".join(f" and tags.`{key}` = '{value}'" for key, value in tags.items())
     query, order = f"tags.`{tag}` != ''{conditions}", ["attributes.start_time DESC"]
-    matches = mlflow.search_runs([experiment.experiment_id], query, max_results=1, order_by=order) if experiment else []
-    return str(matches[0].data.tags[tag]) if matches else ""
+    matches = mlflow.search_runs([experiment.experiment_id], query, max_results=100, order_by=order)
+    return [str(run.data.tags[tag]) for run in matches]
 
 
 def end_run(run_id: str, status: str) -> None:

@@ -45,6 +45,10 @@ def test_skipped_stages_cost_what_they_cost_when_they_ran(project: Path, store: 
     assert metrics["yield.add.kept"] == 20
     assert metrics["yield.all.cost_per_kept"] == pytest.approx(415 * 0.001 / 90)
 
+    skipped_by_dvc = finish(project, hashes, {"pairs": 2.0})  # it followed a stage whose output stayed the same
+    assert skipped_by_dvc.ledger is not None
+    assert skipped_by_dvc.ledger.rows[-1].seconds == pytest.approx(430)
+
     other = finish(project, hashes | {"pairs": "made elsewhere"}, {})
     assert other.ledger is not None
     assert other.ledger.rows[-1].seconds is None
@@ -52,9 +56,9 @@ def test_skipped_stages_cost_what_they_cost_when_they_ran(project: Path, store: 
     assert main(["ledger", "--runs", "2"]) == 0
     out = capsys.readouterr().out
     assert f"Run {other.run_id}" in out
-    assert [line.split()[0] for line in out.splitlines()[-2:]] == [other.run_id[:8], again.run_id[:8]]
+    assert [line.split()[0] for line in out.splitlines()[-2:]] == [other.run_id[:8], skipped_by_dvc.run_id[:8]]
     assert main(["ledger", "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["runs"]) == 3
+    assert len(json.loads(capsys.readouterr().out)["runs"]) == 4
 
 
 def test_what_a_failed_run_made_is_known_to_the_next(project: Path, store: str) -> None:

@@ -114,7 +114,9 @@ def make(counts: Mapping[str, Counts], tasks: Sequence[str], seconds: Mapping[st
         reasons = {f"instructions.{reason}": n for reason, n in dropped.items()}
         reasons |= {f"dataset.{reason}": n for reason, n in _rejected_pairs(dataset, task)}
         candidates, kept = (dataset.get(f"{task}.{name}", 0) for name in ("pairs", "kept"))
-        rows.append(YieldRow(task, kept_instructions + sum(dropped.values()), kept_instructions, candidates, kept, _sorted(reasons)))
+        rows.append(
+            YieldRow(task, kept_instructions + sum(dropped.values()), kept_instructions, candidates, kept, _sorted(reasons))
+        )
     total = _total(rows, counts.get("pairs", {}))
     stage_seconds = {stage: seconds[stage] for stage in (*_BY_CAPTIONS, *_BY_CANDIDATES) if stage in seconds}
     needed = [stage for stage in FOLDERS if stage in counts]

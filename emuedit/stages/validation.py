@@ -61,7 +61,8 @@ class ValidationParams(config.Params):
     reference: str | None = CHAMPION
     """What the data are compared with: champion, the folder `reports/validation` of another run, or null: nothing."""
     on_breach: Literal["stop", "warn", "ask"] = "stop"
-    """What a failed check does: stop the pipeline; warn, and go on; or ask on a terminal, and stop where there is none."""
+    """What a failed check does: stop the pipeline; warn, and go on; or ask on a terminal, and stop
+    where there is none, as under `retrain`."""
     accept: CheckNames
     """Checks that may fail, by name: a breach that is known and meant."""
     bounds: CheckBounds

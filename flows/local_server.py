@@ -17,15 +17,12 @@ from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_se
 
 from emuedit.progress import waiting
 from flows import process_guard
+from flows.prefect_access import ServerError, check_url
 
 _START_S = 300.0  # it takes ten seconds, and minutes on busy cores for the first time, when it creates its database
 _TRIES = 3  # another process may take the port between the choice and the start
 _SERVER_ENV = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}  # as Prefect sets them
 _APP = "prefect.server.api.server:create_app"
-
-
-class ServerError(RuntimeError):
-    """Raised for a local Prefect server that does not start."""
 
 
 @contextlib.contextmanager
@@ -34,7 +31,8 @@ def local_server(on_death: Callable[[int], None]) -> Iterator[None]:
 
     `on_death` is called in another thread, with the exit status, when the server ends before the block does. Raises ServerError.
     """
-    if PREFECT_API_URL.value():
+    if url := PREFECT_API_URL.value():  # of the environment or of a profile
+        check_url(url)
         yield
         return
     with waiting("starting a local Prefect server"):
@@ -80,7 +78,9 @@ def _start() -> tuple["subprocess.Popen[bytes]", str]:
                         f"the local Prefect server did not answer within {_START_S:g} s; set PREFECT_API_URL to one that runs"
                     )
                 time.sleep(0.1)
-    raise ServerError(f"the local Prefect server ended at its start, {_TRIES} times, with exit status {status}")
+    raise ServerError(
+        f"the local Prefect server ended at its start, {_TRIES} times, with exit status {status}; is the disk full?"
+    )
 
 
 def _free_port() -> int:

@@ -19,7 +19,7 @@ from prefect.tasks import Task
 
 from emuedit.stages import MEMORY_ENV
 from emuedit.tracking.stats import PARENT_RUN_ENV
-from flows import dvc_graph, flow_artifacts, publication, release, run_stage
+from flows import dvc_graph, flow_artifacts, publication, release, retrain_lock, run_stage
 from flows.failure_kinds import RETRIES, RETRY_DELAYS_S, FailureKind
 from flows.triggers import complete_reason
 
@@ -104,6 +104,11 @@ def retrain(
     """
     root, why = Path.cwd(), complete_reason(reason)
     print(f"== {why}", flush=True)
+    with retrain_lock.only_one(root, lambda text: print(f"== {text}", flush=True)):
+        return _retrain(root, why, registry, force, max_parallel, push, branch)
+
+
+def _retrain(root: Path, why: str, registry: bool, force: bool, max_parallel: int, push: bool, branch: str) -> dict[str, Any]:
     graph = dvc_graph.read(root)
     stale = graph.stale(force)
     registered, problem = (None, "") if stale else release.look_up(graph)

@@ -245,7 +245,10 @@ def _register(root: Path, graph: dvc_graph.Graph, result: RetrainResult) -> Retr
     files = {f"{origins.FOLDER}/{name}": root / name for name in origins.FILES if (root / name).exists()}
     runs.log_run(result.run_id, {}, {}, {}, files)
     folders = {name: root / path for name, path in model_parts(graph).items()}
-    version = registry.register_version(result.run_id, folders, MODEL_FILE, edit_settings(root, stage).model_dump(), tags)
+    own_version = registry.register_version(result.run_id, folders, MODEL_FILE, edit_settings(root, stage).model_dump(), tags)
+    version = registry.first_of_twins(own_version)
+    if version.number != own_version.number:
+        return dataclasses.replace(result, version=version)
     registry.set_challenger(version.number)
     return dataclasses.replace(result, version=version, is_new=True)
 

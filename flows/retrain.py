@@ -17,8 +17,10 @@ from emuedit.promotion.gate import Decision, GateError
 from emuedit.runtime import QUIET_ENV, set_env_defaults
 from emuedit.tracking.registry import RegistryError
 from emuedit.tracking.service_errors import SERVICE_ENV, ServiceError
-from flows import dvc_graph, flow_process, release
+from flows import dvc_graph, flow_process, prefect_access, release
+from flows.prefect_access import ServerError
 from flows.publication import PublicationError
+from flows.retrain_lock import LockError
 from flows.run_stage import StageError
 from flows.stopping import Stopped, stop_on_signals, stop_with_uv
 from flows.triggers import TriggerError
@@ -33,6 +35,8 @@ EXPECTED_ERRORS = (
     flow_process.FlowError,
     PublicationError,
     TriggerError,
+    ServerError,
+    LockError,
 )
 """Errors that explain themselves; any other is printed with its trace."""
 RETRAIN_ENV = QUIET_ENV | {
@@ -87,6 +91,7 @@ def _retrain(options: argparse.Namespace) -> int:
             print(f"Whether they are registered is not known: {problem}")
         _print_report(root, graph, registered or release.RetrainResult(table=release.success_table(graph)), start)
         return 0
+    prefect_access.check()
     answer = flow_process.run_flow(
         flow_process.FlowOptions(
             not options.no_register, options.force, options.max_parallel, options.reason, options.push, options.branch

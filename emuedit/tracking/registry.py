@@ -65,6 +65,20 @@ def find_version(content: str) -> ModelVersion | None:
     return max(matches, key=lambda version: version.number, default=None)
 
 
+def first_of_twins(version: ModelVersion) -> ModelVersion:
+    """The first version with the content of `version`, which is deleted if it is a later one.
+
+    Retrains in two folders may register the same content at the same moment; the numbers of versions tell which was first.
+    """
+    versions = client().search_model_versions(f"name = '{MODEL_NAME}'")
+    twins = [_to_model_version(twin) for twin in versions if twin.tags.get(CONTENT_TAG) == version.tags.get(CONTENT_TAG)]
+    first = min(twins, key=lambda twin: twin.number, default=version)
+    if first.number < version.number:
+        client().delete_model_version(MODEL_NAME, str(version.number))
+        return first
+    return version
+
+
 def version_at(alias: str) -> ModelVersion | None:
     """The version that has an alias, if there is one."""
     from mlflow.exceptions import MlflowException

@@ -1,5 +1,6 @@
 """Doors to services: MLflow and Prefect that refuse, hang, or are something else. One line per case."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,9 +12,34 @@ from emuedit import cli
 from emuedit.editor import package_folder
 from emuedit.tracking import service_errors
 from emuedit.tracking.service_errors import ServiceError
+from flows import prefect_access
 from tests.doors.fake_servers import broken_server
 
 SECONDS = 10.0
+
+# name -> (environment variable -> value, where {url} stands for a server with this status and body), what the line must say
+PREFECT: dict[str, tuple[dict[str, str], tuple[int, bytes], str]] = {
+    "the server of yesterday": (
+        {"PREFECT_API_URL": "http://127.0.0.1:9/api"},
+        (200, b""),
+        r"no Prefect server answers at .*refused",
+    ),
+    "it never answers": ({"PREFECT_API_URL": "{url}/api"}, (0, b""), r"no Prefect server answers at .*timed out"),
+    "a port that another program has": ({"PREFECT_API_URL": "{url}/api"}, (404, b"no"), r"is not Prefect's API"),
+    "the address of its pages": ({"PREFECT_API_URL": "{url}"}, (200, b"<!doctype html>"), r"want an address that ends in /api"),
+    "a list of other API": ({"PREFECT_API_URL": "{url}/api"}, (200, b"[]"), r"is not Prefect's API"),
+    "500": ({"PREFECT_API_URL": "{url}/api"}, (500, b"x"), r"fails \(500\); see its log"),
+    "503 while it starts": ({"PREFECT_API_URL": "{url}/api"}, (503, b""), r"fails \(503\)"),
+    "401 without credentials": ({"PREFECT_API_URL": "{url}/api"}, (401, b""), r"wants credentials \(401\); set PREFECT_API_KEY"),
+    "no http://": ({"PREFECT_API_URL": "localhost:4200/api"}, (200, b""), r"want PREFECT_API_URL such as http"),
+    "no such host": ({"PREFECT_API_URL": "http://no-such-host.invalid/api"}, (200, b""), r"no Prefect server answers"),
+    "a home in a file": (
+        {"PREFECT_HOME": "notes.txt/prefect"},
+        (200, b""),
+        r"want a folder that Prefect can write, got PREFECT_HOME",
+    ),
+    "a home that is read-only": ({"PREFECT_HOME": "/proc/prefect"}, (200, b""), r"want a folder that Prefect can write"),
+}
 
 # name -> (status and body of a server, or a URI), what the line must say
 MLFLOW: dict[str, tuple[tuple[int, bytes] | str, str]] = {
@@ -81,6 +107,34 @@ def test_edits_fall_back_to_the_editor_that_lies_here(
 def test_without_an_editor_here_the_line_says_both(mlflow_away: str) -> None:
     with pytest.raises(package_folder.PackageError, match="the champion is out of reach, and there is no models/editor here"):
         package_folder.resolve_source(None)
+
+
+@pytest.mark.parametrize("case", PREFECT)
+def test_prefect_that_is_away_is_described_in_seconds(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables, answer, words = PREFECT[case]
+    start = time.monotonic()
+    with broken_server(*answer) as url, monkeypatch.context() as environment:
+        for name, value in variables.items():
+            environment.setenv(name, value.format(url=url))
+        with pytest.raises(prefect_access.ServerError, match=words):
+            prefect_access.check()
+    assert time.monotonic() - start < SECONDS
+
+
+def test_a_prefect_server_that_answers_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    with broken_server(200, b"true") as url:
+        monkeypatch.setenv("PREFECT_API_URL", f"{url}/api")
+        prefect_access.check()
+
+
+def test_a_home_that_is_read_only_is_replaced_where_nobody_named_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", "/proc/nobody")
+    monkeypatch.setenv("PREFECT_HOME", "")
+    prefect_access.check()
+    assert "~/.prefect cannot be written" in capsys.readouterr().out
+    assert Path(os.environ["PREFECT_HOME"]).parent.is_dir()
 
 
 @pytest.mark.parametrize("words", [["models"], ["models", "--moves"], ["rollback"], ["promote", "1"], ["lineage", "1"], ["sync"]])

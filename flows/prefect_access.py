@@ -1,0 +1,64 @@
+"""Whether Prefect can be used: its home folder, and the server that PREFECT_API_URL names. Asked before a flow is started.
+
+This module imports nothing of Prefect, so that the answer comes in seconds.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from emuedit.operations.http_probe import ask
+
+_ANSWER_S = 5.0
+_HOME_ENV, _URL_ENV = "PREFECT_HOME", "PREFECT_API_URL"
+_ACCOUNT_ENV = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
+_WITHOUT = f"unset {_URL_ENV} (or `prefect config unset {_URL_ENV}`) and a retrain starts a server of its own"
+
+
+class ServerError(RuntimeError):
+    """Raised for a Prefect server that does not answer or does not start, and for a home folder that cannot be written."""
+
+
+def check() -> None:
+    """Raise ServerError when PREFECT_HOME or PREFECT_API_URL of the environment cannot be used.
+
+    Where the user's home folder cannot be written and PREFECT_HOME is not set, it is set to a temporary folder.
+    """
+    home = os.environ.get(_HOME_ENV)
+    if problem := _why_not_writable(Path(home).expanduser() if home else Path.home() / ".prefect"):
+        if home:
+            raise ServerError(
+                f"want a folder that Prefect can write, got {_HOME_ENV}={home} ({problem}); name another or unset it"
+            )
+        os.environ[_HOME_ENV] = str(Path(tempfile.gettempdir(), f"emuedit-prefect-{os.getuid()}"))
+        print(f"== ~/.prefect cannot be written ({problem}); {os.environ[_HOME_ENV]} is used", flush=True)
+    if url := os.environ.get(_URL_ENV):
+        check_url(url)
+
+
+def check_url(url: str) -> None:
+    """Raise ServerError, in five seconds, unless a Prefect API answers at a URL."""
+    try:
+        answer = ask(f"{url.rstrip('/')}/health", _ANSWER_S)
+    except ValueError as error:
+        raise ServerError(f"want {_URL_ENV} such as http://127.0.0.1:4200/api, got {url!r}; {_WITHOUT}") from error
+    if answer.status in (401, 403) and not any(os.environ.get(name) for name in _ACCOUNT_ENV):
+        raise ServerError(f"the Prefect server at {url} wants credentials ({answer.status}); set {' or '.join(_ACCOUNT_ENV)}")
+    if answer.status == 0:
+        raise ServerError(f"no Prefect server answers at {url} ({answer.error}); start it (`emuedit up`), or {_WITHOUT}")
+    is_own_server = not (urlsplit(url).hostname or "").endswith("prefect.cloud")
+    if answer.status >= 500:
+        raise ServerError(f"the Prefect server at {url} fails ({answer.status}); see its log, or {_WITHOUT}")
+    if is_own_server and answer.status not in (401, 403) and not (answer.is_success and answer.body.strip() == b"true"):
+        raise ServerError(f"what answers at {url} is not Prefect's API; want an address that ends in /api, or {_WITHOUT}")
+
+
+def _why_not_writable(folder: Path) -> str:
+    """Why nothing can be written below a folder, which may have to be made; empty when it can."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)

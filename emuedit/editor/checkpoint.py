@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def save(
         if part is not None:
             stored = _in_dtype(part, dtype) if isinstance(part, nn.Module) else part
             stored.save_pretrained(folder / name)
+            _drop_origin(folder / name / "config.json")
     editor.save_config(folder)
     model_card.write(editor, folder)
     return weights
@@ -97,6 +99,14 @@ def load(folder: str, device: str, dtype: torch.dtype) -> tuple[EditorUNet, Froz
     parts = FrozenParts(pipeline)
     net = EditorUNet(parts.unet, pipeline.task_embedding, parts.factor).requires_grad_(False).eval()
     return net, parts, pipeline.task_embedding.weights
+
+
+def _drop_origin(config_file: Path) -> None:
+    """Remove the path that a part was loaded from, which diffusers writes: it means nothing to others, and names this machine."""
+    if config_file.is_file():
+        values = json.loads(config_file.read_text(encoding="utf-8"))
+        if values.pop("_name_or_path", None) is not None:
+            config_file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _in_dtype(part: nn.Module, dtype: torch.dtype) -> Any:

@@ -17,7 +17,7 @@ from emuedit.training.kept_pairs import REPLAY_PAIRS, REPLAY_VERDICTS, pair_shar
 from emuedit.training.latent_cache import LatentCache
 
 PAIRS_PER_SHARD = 64
-"""Few, because they are in memory together, and not one each, because a shard of its own costs 20 kB."""
+"""Few, because they are in memory together; not one each, because a shard costs 20 kB. All of a shard have the same scores."""
 
 
 def write(out: Path, cache: LatentCache, folders: Sequence[Path], earlier: Path | None, n: int) -> None:
@@ -33,11 +33,15 @@ def write(out: Path, cache: LatentCache, folders: Sequence[Path], earlier: Path 
         (out / name).mkdir(parents=True)
     number, pending = 0, list[Pair]()
     for shard in pair_shards([*folders, *([earlier / REPLAY_PAIRS] if earlier else [])]):
-        if not tasks.keys().isdisjoint(shard.pair_ids()):
-            pending += [pair for pair in read_shard(shard.path, Pair) if pair.id in tasks]
-        while len(pending) >= PAIRS_PER_SHARD:
-            _write_shard(out, number, pending[:PAIRS_PER_SHARD], tasks)
-            number, pending = number + 1, pending[PAIRS_PER_SHARD:]
+        if tasks.keys().isdisjoint(shard.pair_ids()):
+            continue
+        for pair in read_shard(shard.path, Pair):
+            if pair.id not in tasks:
+                continue
+            if pending and (len(pending) == PAIRS_PER_SHARD or pair.scores.keys() != pending[0].scores.keys()):
+                _write_shard(out, number, pending, tasks)
+                number, pending = number + 1, []
+            pending.append(pair)
     if pending:
         _write_shard(out, number, pending, tasks)
     for name in (REPLAY_PAIRS, REPLAY_VERDICTS):

@@ -24,6 +24,8 @@ def test_a_saved_editor_is_a_pipeline_folder_with_all_its_parts(
     editor = checkpoint.from_base_model(base_model, 6)
     weights = checkpoint.save(editor, base_model.pipeline, tmp_path, torch.float16)
     assert {file.suffix for file in tmp_path.rglob("*") if file.is_file()} <= {".json", ".safetensors", ".txt", ".model", ".md"}
+    for file in tmp_path.rglob("*.json"):
+        assert "_name_or_path" not in file.read_text(), f"{file.name} names a path of this machine"
     assert base_model.text_encoder.dtype == torch.float32, "saving must not change what is in memory"
     assert all(torch.equal(value, before[name]) for name, value in base_model.text_encoder.state_dict().items())
     loaded, parts, fingerprint = checkpoint.load(str(tmp_path), "cpu", torch.float32)

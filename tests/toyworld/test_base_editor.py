@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from emuedit import config
+from emuedit.data.publish import read_summary
 from emuedit.prompts.moderation import load_word_list
 from emuedit.stages.evaluation import EvaluationParams
 from emuedit.stages.instructions import InstructionsParams
@@ -46,6 +47,7 @@ def test_the_editor_is_published_with_its_metrics_and_replaces_the_former(tmp_pa
         "models/editor/model_index.json": "{}",
         "models/editor/stats.jsonl": "",
         "models/editor/replay/x": "",
+        "models/editor/summary.json": json.dumps({"stage": "train", "key": "k", "params": {}, "counts": {"steps": 3}, "shards": {}}),
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -55,5 +57,8 @@ def test_the_editor_is_published_with_its_metrics_and_replaces_the_former(tmp_pa
     out.mkdir(parents=True)
     (out / "former").write_text("")
     base_editor.publish(tmp_path, out)
-    assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "model_index.json", "replay"]
+    assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "model_index.json", "replay", "summary.json"]
+    summary = read_summary(out)
+    assert summary.counts == {"steps": 3}
+    assert set(summary.shards) == {"metrics.json", "model_index.json", "replay/x"}
     assert json.loads((out / "metrics.json").read_text()) == {"edit_success": {}}

@@ -17,6 +17,7 @@ import yaml
 
 from emuedit import config
 from emuedit.data.dependencies import CODE_ROOT, SUMMARY_FILE
+from emuedit.data.publish import read_summary, write_summary
 from emuedit.stages import captions, dataset, evaluation, instructions, pairs, router, train, validation
 from toyworld.training.__main__ import WEIGHTS
 
@@ -53,8 +54,11 @@ def publish(folder: Path, out: Path) -> None:
     staging = out.with_name(f".{out.name}.new")
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(folder / OUTPUTS["train"], staging, ignore=shutil.ignore_patterns("stats.jsonl", "previews"))
+    summary = read_summary(folder / OUTPUTS["train"])
     metrics = json.loads((folder / OUTPUTS["evaluation"] / "metrics.json").read_text(encoding="utf-8"))
     (staging / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    (staging / SUMMARY_FILE).unlink()  # it would list itself
+    write_summary(staging, summary.stage, summary.key, summary.params, summary.counts)
     shutil.rmtree(out, ignore_errors=True)
     staging.rename(out)
 

@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from emuedit import params_check
+from emuedit.config import ParamsError
 from emuedit.metrics.success_table import format_success
 from emuedit.name_hints import RenamedOptionError, check_options
 from emuedit.promotion.gate import Decision, GateError
@@ -60,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         print(f"\nretrain: stopped by {stopped.reason}; the same command resumes", file=sys.stderr)
         return stopped.exit_status
+    except ParamsError as error:
+        print(f"retrain: {error}", file=sys.stderr)
+        return 1
     except Exception as error:  # the outermost handler: expected errors explain themselves, others keep their trace
         if not isinstance(error, EXPECTED_ERRORS):
             traceback.print_exc()
@@ -79,6 +84,7 @@ def console_main() -> int:
 def _retrain(options: argparse.Namespace) -> int:
     start = time.monotonic()
     root = Path.cwd()
+    params_check.check(root)
     graph = dvc_graph.read(root)
     stale = graph.stale(options.force)
     if options.dry_run:

@@ -18,7 +18,7 @@ import psutil
 
 FILE = Path(".emuedit") / "retrain.lock"
 _POLL_S = 1.0
-_SAME_S = 0.05  # start times are told to 10 ms
+_SAME_S = 0.05  # start times are known to 10 ms
 
 
 class LockError(RuntimeError):
@@ -94,9 +94,7 @@ def _opened(path: Path) -> Iterator[int]:
     except OSError as error:
         raise LockError(f"want a folder that can be written, got {path.parent.resolve()} ({error.strerror})") from error
     try:
-        with contextlib.suppress(
-            OSError
-        ):  # a file system without locks: two that start in the same millisecond are not told apart
+        with contextlib.suppress(OSError):  # a file system without locks: two that start at once may both go on
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:

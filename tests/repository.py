@@ -17,6 +17,8 @@ PARAMS: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "params.yaml").read_t
 NO_EFFECT_ON_RESULTS = {
     "emuedit": "the lazy public API, which imports the editor on first use",
     "emuedit.name_hints": "the text of errors",
+    "emuedit.params_check": "what is refused before anything runs",
+    "emuedit.reference_check": "the same",
     "emuedit.progress": "what is shown meanwhile",
 }
 """Modules that stages import and that cannot change a result; a change in them makes nothing out of date."""

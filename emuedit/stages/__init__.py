@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NoReturn
 
-from emuedit import config
+from emuedit import config, params_check
 from emuedit.data.publish import Summary
 from emuedit.runtime import set_env_defaults
 
@@ -30,13 +30,14 @@ def stage_main(stage: str) -> NoReturn:
     """Run a stage in the working folder as `python -m emuedit.stages.<stage>` does, and exit.
 
     Exit status: 0 done, 1 for an error that is explained in one line, NETWORK_STATUS or OUT_OF_MEMORY_STATUS for one of these
-    kinds, 130 or 143 after ctrl-c or SIGTERM.
+    kinds, 130 or 143 after ctrl-c or SIGTERM. All sections of `params.yaml` are checked first, also those of later stages.
     """
     set_env_defaults()
     start = time.monotonic()
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)  # also where a shell made the process ignore it
     try:
+        params_check.check(Path())
         module = importlib.import_module(f"emuedit.stages.{stage}")  # by its own name, which pickled classes keep
         summary = module.run(config.load(getattr(module, f"{stage.title()}Params"), stage), Path())
     except StageInterrupted as interrupted:

@@ -1,0 +1,137 @@
+"""One check of all parameters, before anything runs: `retrain`, its dry run and every stage that `dvc repro` starts make it.
+
+Every section is read into the params model of its stage, also of those that run later, and everything that is named must exist.
+The params models lie beside networks, so this imports torch: it is done in another process, and not again for the same files.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from emuedit import config, reference_check
+from emuedit.config import PARAMS_FILE, ParamsError
+from emuedit.data.dependencies import PIPELINE_FILE, find_file
+from emuedit.name_hints import closest_match, new_name
+from emuedit.progress import waiting
+
+_PACKAGE = Path(__file__).resolve().parent
+_STAGE_COMMAND = re.compile(r"python3? -m emuedit\.stages\.(\w+)")
+_WORLD = "world"
+_OPTIONAL = {
+    "promotion": ("emuedit.promotion.gate_settings", "GateSettings"),
+    "ledger": ("emuedit.operations.yield_ledger", "LedgerSettings"),
+}
+"""Sections that no stage has, and their models."""
+
+
+def check(root: Path) -> None:
+    """Raise ParamsError that lists all that is wrong with the parameters of the pipeline below `root`.
+
+    Where nothing changed since the last check that found nothing, it takes milliseconds.
+    """
+    params = config.read_yaml(root / PARAMS_FILE)
+    stages = _mapping(config.read_yaml(find_file(PIPELINE_FILE, root)).get("stages"))
+    sections = _sections(stages)
+    problems = [*_name_problems(params, stages, sections), *reference_check.problems(params, stages, root)]
+    present = [name for name in (*sections, *_OPTIONAL) if name in params]
+    if present and not (_is_known_good(root) and not problems):
+        model_problems = _check_models(root, present)
+        if not (problems or model_problems):
+            _remember(root)
+        problems = model_problems + [f"{PARAMS_FILE}: {problem}" for problem in problems]
+    if problems:
+        raise ParamsError("\n".join(problems))
+
+
+def model_problems(root: Path, sections: list[str]) -> list[str]:
+    """What the params models say of these sections; imports them."""
+    problems = []
+    for section in sections:
+        module, name = _OPTIONAL.get(section, (f"emuedit.stages.{section}", f"{section.title()}Params"))
+        try:
+            config.load(getattr(importlib.import_module(module), name), section, root / PARAMS_FILE)
+        except ParamsError as error:
+            problems.append(str(error).replace(f"{root / PARAMS_FILE}", PARAMS_FILE))
+    return problems
+
+
+def _sections(stages: Mapping[str, Any]) -> list[str]:
+    """Sections of the stages of this project that the pipeline has, in its order."""
+    names: dict[str, None] = {}
+    for stage in stages.values():
+        command = str((stage.get("do") or stage).get("cmd", "")) if isinstance(stage, Mapping) else ""
+        names |= dict.fromkeys(_STAGE_COMMAND.findall(command))
+    return [name for name in names if (_PACKAGE / "stages" / f"{name}.py").is_file()]
+
+
+def _name_problems(params: Mapping[str, Any], stages: Mapping[str, Any], sections: list[str]) -> Iterator[str]:
+    """Sections that are missing, and those that nothing reads."""
+    missing = [name for name in ((_WORLD, *sections) if sections else ()) if name not in params]
+    for name in missing:
+        yield f"want section '{name}', got none{closest_match(name, params)}; known: {', '.join(map(str, params))}"
+    used = {str(key).split(".")[0] for stage in stages.values() for key in _params_of(stage)}
+    readable = {_WORLD, *sections, *_OPTIONAL, *used, *(str(name).split("@")[0] for name in stages)}
+    for name in map(str, params):
+        if name not in readable and sections and not name.startswith(("_", "x-")):  # these hold anchors
+            renamed = new_name(name)
+            hint = f"; it is now {renamed!r}" if renamed else closest_match(name, readable)
+            yield f"no stage reads the section '{name}'{hint}; known: {', '.join(sorted(readable))}"
+
+
+def _params_of(stage: Any) -> list[str]:
+    """What a stage lists under `params`."""
+    listed = _mapping(_mapping(stage).get("do") or stage).get("params") or ()
+    return [key if isinstance(key, str) else "" for key in listed]
+
+
+def _check_models(root: Path, sections: list[str]) -> list[str]:
+    if "torch" in sys.modules:
+        return model_problems(root, sections)
+    with waiting(f"checking {PARAMS_FILE}"):
+        command = [sys.executable, "-W", "ignore", "-m", __name__, str(root.resolve()), *sections]
+        process = subprocess.run(command, capture_output=True, text=True, check=False, cwd=_PACKAGE.parent)  # noqa: S603  our module
+    if process.returncode:
+        raise ParamsError(f"the params models cannot be imported: {(process.stderr.strip().splitlines() or ['killed'])[-1]}")
+    return list(json.loads(process.stdout.splitlines()[-1]))
+
+
+def _is_known_good(root: Path) -> bool:
+    return (_memory(root) / _key(root)).exists()
+
+
+def _remember(root: Path) -> None:
+    """Note that these files are in order; where that cannot be written, they are checked again."""
+    with contextlib.suppress(OSError):
+        _memory(root).mkdir(parents=True, exist_ok=True)
+        for old in _memory(root).iterdir():
+            old.unlink(missing_ok=True)
+        (_memory(root) / _key(root)).touch()
+
+
+def _memory(root: Path) -> Path:
+    return root / "scratch" / "params-check"
+
+
+def _key(root: Path) -> str:
+    """Changes with the params, and with the code that reads them."""
+    digest = hashlib.blake2b((root / PARAMS_FILE).read_bytes(), digest_size=12)
+    digest.update(find_file(PIPELINE_FILE, root).read_bytes())
+    for file in sorted(_PACKAGE.rglob("*.py")) + sorted(_PACKAGE.rglob("*.yaml")):
+        status = file.stat()
+        digest.update(f"|{file.relative_to(_PACKAGE)}:{status.st_mtime_ns}:{status.st_size}".encode())
+    return digest.hexdigest()
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+if __name__ == "__main__":
+    print(json.dumps(model_problems(Path(sys.argv[1]), sys.argv[2:])))

@@ -1,0 +1,182 @@
+"""What `params.yaml` names: models, files, folders, functions, tasks. All that is wrong with them, found without loading any."""
+
+import ast
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from emuedit.config import renamed_hint
+from emuedit.data.dependencies import CODE_ROOT, PIPELINE_FILE, find_file
+from emuedit.models.model_sources import HUB_ID
+from emuedit.name_hints import closest_match
+from emuedit.tasks import ALL_TASKS, HELD_OUT, UnknownTaskError, get_task
+
+_MODELS = ("base_model", "base_editor", "detector", "segmenter", "clip", "dino", "depth", "t5")
+_FUNCTIONS = {"annotators": "annotate", "benchmark": "edits"}
+"""Keys of `world` that name a Python file -> the function that it must have."""
+_CAPTION_SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet", ".yaml", ".py")
+_FILES = {
+    "instructions": ("prompts", "moderation"),
+    "router": ("non_instructions",),
+}
+"""Section -> keys that name a file or folder, which have defaults."""
+_TASK_LISTS = {"instructions": "tasks", "evaluation": "tasks", "train": "task_weights"}
+_READ_MIX = ("dataset", "validation", "train")
+"""Stages that read the folders of `dataset.mix`."""
+
+
+def problems(params: Mapping[str, Any], stages: Mapping[str, Any], root: Path) -> Iterator[str]:
+    """Lines such as `world.clip: want ..., got ...`. `stages`: those of `dvc.yaml`. Values of wrong types are not looked at."""
+    world = _mapping(params, "world")
+    if isinstance(reference := world.get("captions"), str):
+        yield from _caption_problems(reference, root)
+    for key in _MODELS:
+        if isinstance(reference := world.get(key), str):
+            yield from (f"world.{key}: {problem}" for problem in _model_problems(reference, root))
+    if isinstance(reference := world.get("llm"), str):
+        yield from (f"world.llm: {problem}" for problem in _llm_problems(reference, root))
+    for key, function in _FUNCTIONS.items():
+        if isinstance(reference := world.get(key), str):
+            yield from (f"world.{key}: {problem}" for problem in _function_problems(reference, function, root))
+    for section, keys in _FILES.items():
+        for key in keys:
+            name = _mapping(params, section).get(key)
+            if isinstance(name, str) and not find_file(name, root).exists():
+                yield f"{section}.{key}: want an existing file or folder, got none at {name}{_hint(name, root)}"
+    yield from _task_problems(params)
+    yield from _mix_problems(_mapping(params, "dataset"), stages, root)
+    yield from _size_problems(params, world, root)
+
+
+def _caption_problems(reference: str, root: Path) -> Iterator[str]:
+    path = find_file(reference, root)
+    if not path.exists():
+        yield f"world.captions: want an existing file or folder, got none at {reference}{_hint(reference, root)}"
+    elif path.is_file() and path.suffix not in _CAPTION_SUFFIXES:
+        yield f"world.captions: want {', '.join(_CAPTION_SUFFIXES)} or a dataset's folder, got {reference}"
+    elif path.suffix == ".py":
+        yield from (f"world.captions: {problem}" for problem in _function_problems(reference, "captions", root))
+
+
+def _model_problems(reference: str, root: Path) -> Iterator[str]:
+    if find_file(reference, root).exists() or "://" in reference or reference.startswith(("models:/", "runs:/")):
+        return
+    first = Path(reference).parts[0] if Path(reference).parts else ""
+    is_path = reference.startswith(("/", ".", "~")) or reference.count("/") > 1 or find_file(first or "-", root).is_dir()
+    if is_path or not HUB_ID.fullmatch(reference):
+        yield f"want an existing file or folder, or a hub id 'owner/name', got {reference!r}{_hint(reference, root)}"
+
+
+def _llm_problems(reference: str, root: Path) -> Iterator[str]:
+    if reference.startswith(("http://", "https://")):
+        if not reference.partition("#")[2]:
+            yield f"want the model's name behind '#', such as {reference}#my-model"
+        return
+    module, colon, function = reference.partition(":")
+    if not colon:
+        yield from _model_problems(reference, root)
+        return
+    file = module.replace(".", "/") + ".py"
+    if find_file(file, root).exists():  # another is installed, or not: importing it is the only way to know
+        yield from _function_problems(file, function, root)
+    elif find_file(module.split(".")[0], root).is_dir():
+        yield f"want an importable 'module:factory', got {reference!r}: no {file}{_hint(file, root) or renamed_hint(reference)}"
+
+
+def _function_problems(reference: str, function: str, root: Path) -> Iterator[str]:
+    """Whether a Python file defines a function, or imports the name, without running the file."""
+    path = find_file(reference, root)
+    if not path.is_file() or path.suffix != ".py":
+        yield f"want an existing Python file, got {reference}{_hint(reference, root)}"
+        return
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        yield f"{reference} is not valid Python: {error}"
+        return
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    names |= {alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    names |= {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    if function not in names and "*" not in names:
+        listed = ", ".join(sorted(names)) or "none"
+        yield f"want a function {function} in {reference}, got {listed}{closest_match(function, names)}"
+
+
+def _task_problems(params: Mapping[str, Any]) -> Iterator[str]:
+    for section, key in _TASK_LISTS.items():
+        for name in _mapping(params, section).get(key) or ():
+            if not isinstance(name, str):
+                continue
+            try:
+                is_trained = get_task(name).index is not None
+            except UnknownTaskError as error:
+                yield f"{section}.{key}: {error}"
+                continue
+            if section != "evaluation" and not is_trained:
+                yield f"{section}.{key}: {name} is learned by inversion only; want tasks out of {', '.join(ALL_TASKS)}"
+    learned = _mapping(params, "inversion").get("task")
+    for name in _mapping(params, "evaluation").get("tasks") or ():
+        if learned and name in {task.name for task in HELD_OUT} - {learned}:
+            yield f"evaluation.tasks: no editor knows {name}, which is not the task of inversion ({learned}); leave it out"
+
+
+def _mix_problems(dataset: Mapping[str, Any], stages: Mapping[str, Any], root: Path) -> Iterator[str]:
+    for folder in map(str, _mapping(dataset, "mix")):
+        if not (root / folder / "summary.json").is_file():
+            yield f"dataset.mix: want imported pairs (`emuedit import`), got none at {folder}{_hint(folder, root)}"
+        for name in (stage for stage in _READ_MIX if stage in stages):
+            deps = [str(dep if isinstance(dep, str) else next(iter(dep))) for dep in stages[name].get("deps", ())]
+            if not any(Path(folder).is_relative_to(dep) for dep in deps):
+                yield f"dataset.mix: {folder} is missing from the deps of {name} in {PIPELINE_FILE}; add it there"
+
+
+def _size_problems(params: Mapping[str, Any], world: Mapping[str, Any], root: Path) -> Iterator[str]:
+    """Sizes that cannot fit together."""
+    n_captions, n_rows = _mapping(params, "instructions").get("n_captions"), _mapping(params, "captions").get("n_rows")
+    if isinstance(n_captions, int) and isinstance(n_rows, int) and n_captions > n_rows:
+        yield f"instructions.n_captions: want at most the {n_rows} rows of captions.n_rows, got {n_captions}"
+    resolution, grid_px = _mapping(params, "train").get("resolution"), _grid_px(world, root)
+    if isinstance(resolution, int) and grid_px and resolution % grid_px:
+        near = max(1, round(resolution / grid_px)) * grid_px
+        yield f"train.resolution: want a multiple of {grid_px} px, to which the base model reduces, got {resolution}; use {near}"
+
+
+def _grid_px(world: Mapping[str, Any], root: Path) -> int | None:
+    """As `text_to_image.grid_of`, from the files of a base model that lies here; None for one that does not."""
+    folder = find_file(str(world.get("base_model")), root)
+    try:
+        vae, unet = (json.loads((folder / part / "config.json").read_text(encoding="utf-8")) for part in ("vae", "unet"))
+        blocks = vae.get("block_out_channels") or vae["encoder_block_out_channels"]
+        return int(2 ** (len(blocks) + len(unet["block_out_channels"]) - 2))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _hint(reference: str, root: Path) -> str:
+    return renamed_hint(reference) or _near(reference, root)
+
+
+def _near(reference: str, root: Path) -> str:
+    """`; did you mean 'x'?` for a path with one part changed to a name that exists, in the workspace or beside the code."""
+    parts = Path(reference).parts
+    for depth, part in enumerate(parts):
+        parents = [base.joinpath(*parts[:depth]) for base in (root, CODE_ROOT)]
+        if any((parent / part).exists() for parent in parents):
+            continue
+        names = {entry.name for parent in parents if parent.is_dir() for entry in parent.iterdir()}
+        close = difflib.get_close_matches(part, names, n=1)
+        return f"; did you mean {Path(*parts[:depth], close[0], *parts[depth + 1 :]).as_posix()!r}?" if close else ""
+    return ""
+
+
+def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    section = values.get(key)
+    return section if isinstance(section, Mapping) else {}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from emuedit.data.formats import FORMAT_NAMES
 from emuedit.editor import edit_commands
+from emuedit.metrics import benchmark_command
 from emuedit.name_hints import check_options
 from emuedit.operations import ledger_commands, remote_commands, server_commands
 from emuedit.promotion import promotion_commands
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write the kept pairs as a dataset for others", allow_abbrev=False)
     export.set_defaults(run=_export)
     export.add_argument("out", type=Path, help="new folder for the kept pairs of data/pairs")
+    benchmark_command.add_commands(commands)
     promotion_commands.add_commands(commands)
     server_commands.add_commands(commands)
     remote_commands.add_commands(commands)

@@ -68,7 +68,7 @@ class World(Params):
     annotators: str
     """A .py file with `annotate(task, images, words, boxes_px, masks)`, which draws the targets of the vision tasks."""
     benchmark: str
-    """A .py file with `edits(task, split, start, n)`, edits whose results are known."""
+    """Edits with a judge: a folder of pictures (`metrics.photo_benchmark`), or a .py file with `edits(task, split, start, n)`."""
 
 
 class _Loader(yaml.SafeLoader):

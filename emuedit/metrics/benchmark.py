@@ -3,6 +3,7 @@
 A world has its own benchmark, a Python file that `params.yaml` names. Shapes: N edits of one task.
 """
 
+from pathlib import PurePath
 from typing import Protocol
 
 import numpy as np
@@ -75,9 +76,13 @@ class EditSource(Protocol):
 
 
 def load(reference: str) -> EditSource:
-    """The function `edits` of a file such as `toyworld/edits/toy_benchmark.py`.
+    """The function `edits` of a file such as `toyworld/edits/toy_benchmark.py`, or a folder of real pictures (`photo_benchmark`).
 
-    Raises ParamsError for a file that does not exist or has no such function.
+    Raises ParamsError for a file that does not exist or has no such function, BenchmarkError for a folder that is no benchmark.
     """
+    if not PurePath(reference).suffix:
+        from emuedit.metrics.photo_benchmark import PhotoBenchmark
+
+        return PhotoBenchmark(reference)
     source: EditSource = config.import_function(reference, "edits")
     return source

@@ -1,0 +1,49 @@
+"""`emuedit benchmark FOLDER`: look at a benchmark of real pictures, and set the bounds of its judge."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command to `emuedit`'s parser."""
+    command = commands.add_parser("benchmark", help="check a folder of edits of real pictures, and calibrate its judge")
+    command.set_defaults(run=_run)
+    command.add_argument("folder", type=Path, help="folder with edits.csv and the pictures; see docs/own-data.md")
+    command.add_argument("--clip", help="open_clip model of the judge: folder, 'model/tag' or hub id")
+    command.add_argument("--dino", help="DINO model of the judge: folder or hub id")
+    command.add_argument("--size", type=int, default=512, metavar="PX", help="side to which pictures are scaled (default: 512)")
+    command.add_argument("--calibrate", action="store_true", help="set the bounds from the edits whose right results are known")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from emuedit.metrics import photo_benchmark
+
+    if options.clip and options.dino:
+        settings = photo_benchmark.JudgeFile(clip=options.clip, dino=options.dino, size=options.size)
+        photo_benchmark.write_judge(options.folder, settings)
+    benchmark = photo_benchmark.PhotoBenchmark(options.folder)
+    print(f"{'task':12}{'edits':>7}{'results':>9}")
+    for task in benchmark.tasks:
+        rows = [row for row in benchmark.rows if row["task"] == task]
+        print(f"{task:12}{len(rows):7d}{sum(bool(row.get('result')) for row in rows):9d}")
+    if not options.calibrate:
+        return 0
+    calibrations = []
+    print(f"\n{'accepted':12}{'right':>7}{'other':>7}{'undone':>8}   min_gain  DINO")
+    for task in benchmark.tasks:
+        rows = [row for row in benchmark.rows if row["task"] == task and row.get("result")]
+        different = [row for row in rows if row["input_caption"] != row["output_caption"]]
+        if len(different) < 4:
+            print(f"{task:12} too few edits with results and different captions: {len(different)}, want 4")
+            continue
+        calibration = benchmark.calibrate(task, different)
+        calibrations.append(calibration)
+        shares = f"{calibration.right:7.2f}{calibration.unrelated:7.2f}{calibration.unchanged:8.2f}"
+        print(f"{task:12}{shares}   {calibration.bounds.min_gain:8.3f}  {calibration.min_dino:.2f}")
+    if not calibrations:
+        raise photo_benchmark.BenchmarkError(f"want edits with results in {options.folder} to calibrate from, got none")
+    bounds = {calibration.task: calibration.bounds for calibration in calibrations}
+    photo_benchmark.write_judge(options.folder, benchmark.settings.model_copy(update={"task_bounds": bounds}))
+    print(f"\n{options.folder / photo_benchmark.JUDGE}: bounds of {', '.join(bounds)}")
+    return 0

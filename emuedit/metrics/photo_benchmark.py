@@ -1,0 +1,178 @@
+"""A benchmark of real pictures: a folder with a table of edits, the pictures, and the judge's settings.
+
+    edits.csv     image, task, instruction, input_caption, output_caption; perhaps result (the right picture) and split
+    judge.yaml    clip, dino, size, bounds          (written by `emuedit benchmark FOLDER --calibrate`)
+
+The columns are those of Emu Edit's test set (facebook/emu_edit_test_set). `params.yaml` names the folder in `world.benchmark`.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+from pydantic import Field
+
+from emuedit import config
+from emuedit.data import image_io
+from emuedit.metrics.benchmark import Pictures
+from emuedit.metrics.similarity_judge import Calibration, JudgeBounds, SimilarityJudge, Verdicts
+from emuedit.tasks import get_task
+
+TABLE, JUDGE = "edits.csv", "judge.yaml"
+REQUIRED = ("image", "task", "instruction", "input_caption", "output_caption")
+_SPLITS = ("train", "held_out")
+
+
+class BenchmarkError(ValueError):
+    """Raised for a folder that is no benchmark, and for edits that it does not have."""
+
+
+class JudgeFile(config.Params):
+    """Contents of `judge.yaml`."""
+
+    clip: str
+    """open_clip model: folder, 'model/tag' or hub id."""
+    dino: str
+    """DINO vision transformer: folder or hub id."""
+    size: int = Field(512, ge=16)
+    """Side in px to which pictures are cropped and scaled."""
+    bounds: JudgeBounds = JudgeBounds()
+    """What is accepted of a task without bounds of its own."""
+    task_bounds: dict[str, JudgeBounds] = Field(default={})
+    """Task -> what is accepted of it."""
+
+
+@dataclass(frozen=True)
+class PhotoEdits:
+    """N edits of one task."""
+
+    task: str
+    instructions: list[str]
+    input_captions: list[str]
+    output_captions: list[str]
+    before: Pictures
+    exact: Pictures | None
+    judge_of_folder: SimilarityJudge
+
+    def judge(self, output: Pictures) -> Verdicts:
+        """Judge the N outputs of a system, uint8 [N, H, W, 3]."""
+        captions = self.input_captions, self.output_captions
+        return self.judge_of_folder.judge(self.task, self.before, output, captions, self.exact)
+
+
+class PhotoBenchmark:
+    """The edits of a folder; called as `edits(task, split, start, n)` (`emuedit.metrics.benchmark.EditSource`)."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises BenchmarkError that names file, row and column for a table that does not fit."""
+        self.folder = Path(folder)
+        self.settings = _read_judge(self.folder / JUDGE)
+        self.rows = _read_rows(self.folder)
+
+    def __call__(self, task: str, split: str, start: int, n: int) -> PhotoEdits:
+        """Edits start to start + n - 1 of a task. Raises BenchmarkError where there are fewer."""
+        rows = [row for row in self.rows if row["task"] == task and row.get("split", "held_out") == split]
+        if len(rows) < start + n:
+            present = {name: sum(row["task"] == name for row in self.rows) for name in self.tasks}
+            raise BenchmarkError(
+                f"want {start + n} edits of {task} in the split {split} of {self.folder}, got {len(rows)}; in all it has "
+                f"{present}: lower evaluation.n_edits, leave the task out of evaluation.tasks, or add rows"
+            )
+        return self._edits(task, rows[start : start + n])
+
+    def calibrate(self, task: str, rows: Sequence[dict[str, str]]) -> Calibration:
+        """Bounds for one task from rows with results; see `SimilarityJudge.calibrate`."""
+        edits = self._edits(task, rows)
+        assert edits.exact is not None  # rows with results
+        captions = edits.input_captions, edits.output_captions
+        return self.similarity_judge.calibrate(task, edits.before, edits.exact, captions)
+
+    def _edits(self, task: str, rows: Sequence[dict[str, str]]) -> PhotoEdits:
+        results = [row.get("result", "") for row in rows]
+        return PhotoEdits(
+            task,
+            [row["instruction"] for row in rows],
+            [row["input_caption"] for row in rows],
+            [row["output_caption"] for row in rows],
+            np.stack([self._load(row["image"]) for row in rows]),
+            np.stack([self._load(name) for name in results]) if all(results) else None,
+            self.similarity_judge,
+        )
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks of which it has edits, in the order of the table."""
+        return tuple(dict.fromkeys(row["task"] for row in self.rows))
+
+    @cached_property
+    def similarity_judge(self) -> SimilarityJudge:
+        """The judge, whose models are loaded when it is first needed."""
+        from emuedit.models import clip, dino
+        from emuedit.runtime import Runtime
+
+        device = Runtime.choose().device
+        models = clip.load(self.settings.clip, device), dino.load(self.settings.dino, device)
+        return SimilarityJudge(*models, self.settings.bounds, self.settings.task_bounds)
+
+    def _load(self, name: str) -> Pictures:
+        picture = Image.fromarray(image_io.read_image(self.folder / name).pixels)
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        size = (self.settings.size, self.settings.size)
+        return np.asarray(picture.resize(size, Image.Resampling.LANCZOS, (left, top, left + side, top + side)))
+
+
+def write_judge(folder: Path, settings: JudgeFile) -> None:
+    """Write `judge.yaml`."""
+    (folder / JUDGE).write_text(yaml.safe_dump(settings.model_dump(), sort_keys=False), encoding="utf-8")
+
+
+def _read_judge(file: Path) -> JudgeFile:
+    if not file.is_file():
+        raise BenchmarkError(
+            f"want the judge's settings in {file}, got no file; `emuedit benchmark {file.parent} --clip ... --dino ...` writes it"
+        )
+    values = dict(config.read_yaml(file))
+    return JudgeFile.model_validate(values)
+
+
+def _read_rows(folder: Path) -> list[dict[str, str]]:
+    file = folder / TABLE
+    if not file.is_file():
+        raise BenchmarkError(f"want a table of edits at {file} with the columns {', '.join(REQUIRED)}, got no file")
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream)
+        _check_columns(file, reader.fieldnames or ())
+        rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+    problems = [f"line {number}: {problem}" for number, row in enumerate(rows, start=2) if (problem := _check_row(row, folder))]
+    if problems or not rows:
+        raise BenchmarkError(f"{file}: {'; '.join(problems[:5]) or 'want rows, got none'}")
+    return rows
+
+
+def _check_columns(file: Path, columns: Sequence[str]) -> None:
+    if missing := [name for name in REQUIRED if name not in columns]:
+        raise BenchmarkError(f"{file}: want the columns {', '.join(REQUIRED)}, got none called {', '.join(missing)}")
+
+
+def _check_row(row: dict[str, str], folder: Path) -> str:
+    """What is wrong with a row; empty if nothing is."""
+    for column in ("image", "result"):
+        if (column == "image" or row.get(column)) and not (folder / row[column]).is_file():
+            return f"want a picture in {folder} as {column}, got {row[column]!r}"
+    if not row["instruction"]:
+        return "want an instruction, got none"
+    if row.get("split", "held_out") not in _SPLITS:
+        return f"want a split out of {', '.join(_SPLITS)}, got {row['split']!r}"
+    try:
+        get_task(row["task"])
+    except ValueError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,185 @@
+"""A judge of edits of real pictures, whose right results are not known.
+
+CLIP says whether the edit was made, DINO whether the rest of the picture was kept.
+
+Per edit, with unit CLIP embeddings e of the picture before and after and t of both captions (directional similarity:
+StyleGAN-NADA, arXiv 2108.00946; CLIPdir of Emu Edit, arXiv 2311.10089):
+
+    gain = (e_after - e_before) . (t_after - t_before) / |t_after - t_before|
+
+An edit succeeds if its gain is at least `min_gain` and the DINO cosine of both pictures at least `min_dino` (tasks that edit a
+part) or `min_dino_whole` (the whole picture). Where a right result is known and captions say nothing (maps, brightness), the mean
+difference to it is at most `max_result_l1`. The bounds depend on the models: `calibrate` sets them from edits whose right results
+are known. That a person would agree is not measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+
+from emuedit import config
+from emuedit.metrics.benchmark import Pictures
+from emuedit.models import image_tensors
+from emuedit.models.clip import ClipScorer
+from emuedit.models.dino import DinoScorer
+from emuedit.tasks import get_task
+
+Floats = npt.NDArray[np.float64]
+_BATCH = 32
+_NEVER = -2.0
+"""Gain where both captions are equal: it says nothing, so only a known result can."""
+
+
+class JudgeBounds(config.Params):
+    """Bounds of the judge. The defaults are starting points for CLIP ViT-L/14 and DINO ViT-B and not measured: calibrate them."""
+
+    min_gain: float = Field(0.05, ge=-1, le=2)
+    """Smallest gain of an edit that was made."""
+    min_dino: float = Field(0.7, ge=-1, le=1)
+    """Smallest DINO cosine of a picture of which a part was edited, with the picture before."""
+    min_dino_whole: float = Field(0.3, ge=-1, le=1)
+    """The same for tasks that edit the whole picture or its background."""
+    max_result_l1: float = Field(0.1, ge=0, le=1)
+    """Largest mean |difference| to a known result, for values in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What the judge says about N outputs."""
+
+    success: npt.NDArray[np.bool_]
+    reason: tuple[str, ...]
+    gain: Floats
+    dino: Floats
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Bounds, and what they accept: shares of edits in [0, 1]."""
+
+    task: str
+    bounds: JudgeBounds
+    right: float
+    """Of the right results."""
+    unrelated: float
+    """Of right results of other edits of the benchmark, judged by this edit's captions."""
+    unchanged: float
+    """Of pictures to which nothing was done."""
+    n: int
+
+    @property
+    def min_dino(self) -> float:
+        """The bound on DINO that applies to the task."""
+        return float(getattr(self.bounds, _dino_bound(self.task)))
+
+
+class SimilarityJudge:
+    """The judge with its two models."""
+
+    def __init__(
+        self, clip: ClipScorer, dino: DinoScorer, bounds: JudgeBounds, task_bounds: Mapping[str, JudgeBounds] | None = None
+    ) -> None:
+        """task_bounds: task -> bounds of its own, in place of `bounds`."""
+        self.clip, self.dino, self.bounds, self.task_bounds = clip, dino, bounds, dict(task_bounds or {})
+
+    def judge(
+        self, task: str, before: Pictures, after: Pictures, captions: tuple[Sequence[str], Sequence[str]], exact: Pictures | None
+    ) -> Verdicts:
+        """Judge N outputs of one task, uint8 [N, H, W, 3]. captions: of the pictures before, and of the right results."""
+        images = [self._embed(self.clip, pictures) for pictures in (before, after)]
+        texts = [self.clip.embed_texts(list(of_side)).cpu() for of_side in captions]
+        gains = project_gains(*images, *texts)
+        cosines = (self._embed(self.dino, before) * self._embed(self.dino, after)).sum(1).double().numpy()
+        errors = None if exact is None else np.abs(np.subtract(after, exact, dtype=np.int16)).mean((1, 2, 3)) / 255
+        reasons = tuple(
+            _object(
+                task,
+                self.task_bounds.get(task, self.bounds),
+                float(gains[i]),
+                float(cosines[i]),
+                None if errors is None else float(errors[i]),
+            )
+            for i in range(len(before))
+        )
+        return Verdicts(np.array([not reason for reason in reasons]), reasons, gains, cosines)
+
+    def calibrate(
+        self, task: str, before: Pictures, exact: Pictures, captions: tuple[Sequence[str], Sequence[str]]
+    ) -> Calibration:
+        """Bounds for edits of one task whose right results are known; at least four of them.
+
+        `min_gain` separates right results from those of other edits best (by balanced accuracy); `min_dino` is the 5 % quantile
+        of the right results. Raises ValueError for fewer edits.
+        """
+        n = len(before)
+        if n < 4:
+            raise ValueError(f"want at least four edits of {task} with known results to calibrate from, got {n}")
+        verdicts = self.judge(task, before, exact, captions, None)
+        images = [self._embed(self.clip, pictures) for pictures in (before, exact)]
+        texts = [self.clip.embed_texts(list(of_side)).cpu() for of_side in captions]
+        shifted = [torch.roll(embeddings, 1, 0) for embeddings in images]  # each edit beside the captions of another
+        others = project_gains(*shifted, *texts)
+        gain = best_threshold(verdicts.gain, others)
+        floor = float(np.quantile(verdicts.dino, 0.05))
+        bounds = self.bounds.model_copy(update={"min_gain": gain, _dino_bound(task): floor})
+        judge = SimilarityJudge(self.clip, self.dino, bounds)
+        return Calibration(
+            task,
+            bounds,
+            right=float(judge.judge(task, before, exact, captions, None).success.mean()),
+            unrelated=float((others >= gain).mean()),
+            unchanged=float(judge.judge(task, before, before, captions, None).success.mean()),
+            n=n,
+        )
+
+    @staticmethod
+    def _embed(scorer: ClipScorer | DinoScorer, pictures: Pictures) -> torch.Tensor:
+        batches = (pictures[start : start + _BATCH] for start in range(0, len(pictures), _BATCH))
+        return torch.cat([scorer.embed_images(image_tensors.from_uint8(batch)).cpu() for batch in batches])
+
+
+def project_gains(before: torch.Tensor, after: torch.Tensor, text_before: torch.Tensor, text_after: torch.Tensor) -> Floats:
+    """The gain of N edits, see above: unit embeddings [N, D] -> [N]; -2 where both captions are equal."""
+    direction = text_after - text_before
+    length = direction.norm(dim=1)
+    gains = ((after - before) * direction).sum(1) / length.clamp(min=1e-6)
+    return torch.where(length > 1e-4, gains, torch.full_like(gains, _NEVER)).double().numpy()
+
+
+def best_threshold(right: Floats, wrong: Floats) -> float:
+    """The threshold t with the largest mean of the shares right >= t and wrong < t; the middle of its gap."""
+    values = np.unique(np.concatenate([right, wrong]))
+    middles = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
+    accuracy = [(right >= t).mean() + (wrong < t).mean() for t in middles]
+    return float(middles[int(np.argmax(accuracy))])
+
+
+def _dino_bound(task: str) -> str:
+    """The field of `JudgeBounds` for what a task must keep."""
+    return "min_dino" if get_task(task).region == "object" else "min_dino_whole"
+
+
+def _object(task: str, bounds: JudgeBounds, gain: float, cosine: float, error: float | None) -> str:
+    """Why an output is refused; empty if it is not."""
+    row = get_task(task)
+    if gain == _NEVER or (row.annotated and error is not None):
+        if error is None:
+            return "its captions are equal and no right result is known: it cannot be judged"
+        return (
+            ""
+            if error <= bounds.max_result_l1
+            else f"it differs from the right result by {error:.3f}, want {bounds.max_result_l1:g}"
+        )
+    floor = getattr(bounds, _dino_bound(task))
+    objections = []
+    if gain < bounds.min_gain:
+        objections.append(f"the picture moved by {gain:.3f} towards its caption, want {bounds.min_gain:.3f}")
+    if cosine < floor:
+        objections.append(f"the rest of the picture changed: DINO {cosine:.2f}, want {floor:.2f}")
+    return "; ".join(objections)

@@ -1,0 +1,129 @@
+"""A benchmark of real pictures: its table, its judge, and the bounds that are set from known results."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from emuedit import cli
+from emuedit.metrics import benchmark
+from emuedit.metrics.photo_benchmark import BenchmarkError, PhotoBenchmark
+from emuedit.metrics.similarity_judge import JudgeBounds, SimilarityJudge, best_threshold, project_gains
+from emuedit.models import clip, dino
+from tests.repository import ROOT
+from toyworld.edits.exact_edits import build_edits
+
+N = 12
+HEADER = "image,task,instruction,input_caption,output_caption"
+CLIP, DINO = str(ROOT / "toyworld/weights/clip"), str(ROOT / "toyworld/weights/dino")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Edits of three tasks with their right results, as a team would collect them; the judge is calibrated."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    with (folder / "edits.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["image", "task", "instruction", "input_caption", "output_caption", "result"])
+        for task in ("local", "background", "depth"):
+            edits = build_edits(task, "held_out", 0, N)
+            for number in range(N):
+                names = [f"{task}{number}.png", f"{task}{number}-right.png"]
+                for name, pixels in zip(names, (edits.before[number], edits.exact[number]), strict=True):
+                    Image.fromarray(pixels).save(folder / name)
+                captions = edits.input_captions[number], edits.output_captions[number]
+                table.writerow([names[0], task, edits.instructions[number], *captions, names[1]])
+    options = ["--clip", CLIP, "--dino", DINO, "--size", "64", "--calibrate"]
+    assert cli.main(["benchmark", str(folder), *options]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("task", ["local", "background"])
+def test_right_results_are_accepted_and_unchanged_pictures_are_not(folder: Path, task: str) -> None:
+    edits = PhotoBenchmark(folder)(task, "held_out", 0, N)
+    assert edits.exact is not None
+    assert edits.judge(edits.exact).success.mean() > 0.7
+    unchanged = edits.judge(edits.before)
+    assert not unchanged.success.any()
+    assert "the picture moved by 0.000 towards its caption, want" in unchanged.reason[0]
+
+
+def test_a_map_is_compared_with_its_right_result(folder: Path) -> None:
+    edits = PhotoBenchmark(folder)("depth", "held_out", 0, N)
+    assert edits.exact is not None
+    assert edits.judge(edits.exact).success.all()
+    assert "it differs from the right result by" in edits.judge(255 - edits.exact).reason[0]
+
+
+def test_a_picture_whose_rest_changed_is_refused(folder: Path) -> None:
+    edits = PhotoBenchmark(folder)("local", "held_out", 0, N)
+    assert edits.exact is not None
+    noise = np.random.default_rng(0).integers(0, 256, edits.exact.shape, np.uint8)
+    assert all("the rest of the picture changed: DINO" in reason for reason in edits.judge(noise).reason)
+
+
+def test_the_folder_is_named_in_params_like_a_python_file(folder: Path) -> None:
+    edits = benchmark.load(str(folder))("local", "held_out", 2, 3)
+    assert edits.instructions == PhotoBenchmark(folder)("local", "held_out", 0, 5).instructions[2:]
+
+
+def test_more_edits_than_there_are_is_an_error_that_says_what_is_there(folder: Path) -> None:
+    with pytest.raises(BenchmarkError, match=r"want 13 edits of local .*, got 12; in all it has \{'local': 12, 'background'"):
+        PhotoBenchmark(folder)("local", "held_out", 0, 13)
+    with pytest.raises(BenchmarkError, match="want 1 edits of remove"):
+        PhotoBenchmark(folder)("remove", "held_out", 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("image,task\n", "got none called instruction, input_caption, output_caption"),
+        (f"{HEADER}\n", "want rows, got none"),
+        (f"{HEADER}\nno.png,local,a,b,c\n", "line 2: want a picture in .* got 'no.png'"),
+        (f"{HEADER}\na.png,locl,a,b,c\n", "line 2: want a task out of"),
+        (f"{HEADER}\na.png,local,,b,c\n", "line 2: want an instruction, got none"),
+        (f"{HEADER},split\na.png,local,a,b,c,test\n", "want a split out of train, held_out"),
+    ],
+)
+def test_a_wrong_table_is_an_error_with_line_and_column(table: str, message: str, tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    (tmp_path / "judge.yaml").write_text("{clip: a, dino: b}\n")
+    (tmp_path / "edits.csv").write_text(table)
+    with pytest.raises(BenchmarkError, match=message):
+        PhotoBenchmark(tmp_path)
+
+
+def test_without_a_judge_the_command_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match=r"`emuedit benchmark .* --clip \.\.\. --dino \.\.\.` writes it"):
+        PhotoBenchmark(tmp_path)
+
+
+def test_pictures_of_any_size_are_cropped_and_scaled(tmp_path: Path) -> None:
+    Image.new("RGB", (200, 90), "red").save(tmp_path / "a.jpg")
+    (tmp_path / "judge.yaml").write_text(f"{{clip: {CLIP}, dino: {DINO}, size: 48}}\n")
+    text = f"\ufeff{HEADER}\na.jpg,local,make it blue,a red wall,a blue wall\n"  # as spreadsheets write it
+    (tmp_path / "edits.csv").write_text(text, encoding="utf-8")
+    assert PhotoBenchmark(tmp_path)("local", "held_out", 0, 1).before.shape == (1, 48, 48, 3)
+
+
+def test_the_gain_is_the_movement_along_the_captions() -> None:
+    east, north = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    assert project_gains(east, north, east, north)[0] == pytest.approx(2**0.5)
+    assert project_gains(east, east, east, north)[0] == 0
+    assert project_gains(north, east, east, north)[0] == pytest.approx(-(2**0.5))
+    assert project_gains(east, north, east, east)[0] == -2, "equal captions say nothing"
+
+
+def test_the_threshold_separates_best() -> None:
+    assert best_threshold(np.array([0.5, 0.6, 0.7]), np.array([0.0, 0.1, 0.2])) == pytest.approx(0.35)
+    assert best_threshold(np.array([0.5, 0.6, 0.05]), np.array([0.0, 0.1, 0.2])) == pytest.approx(0.35)
+
+
+def test_too_few_edits_are_not_calibrated_from() -> None:
+    judge = SimilarityJudge(clip.load(CLIP), dino.load(DINO), JudgeBounds())
+    pictures = np.zeros((3, 64, 64, 3), np.uint8)
+    with pytest.raises(ValueError, match="want at least four edits of local with known results"):
+        judge.calibrate("local", pictures, pictures, (["a"] * 3, ["b"] * 3))

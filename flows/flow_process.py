@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, NoReturn
 
 from flows import process_guard
+from flows.own_errors import explains_itself
 from flows.stopping import Stopped, stop_on_signals
 
 _STOP_S = 3.5  # a flow that was asked to stop ends its stage and its runs in this time, or is killed
@@ -89,9 +90,7 @@ def main() -> int:
             print("\nretrain: its main process was killed; the same command resumes", file=sys.stderr, flush=True)
         _end(1)
     except BaseException as error:  # the outermost handler: the error crosses the pipe, an unexpected one shows its trace
-        from flows.retrain import EXPECTED_ERRORS
-
-        if not isinstance(error, EXPECTED_ERRORS):
+        if not explains_itself(error):
             traceback.print_exc()
         report.send({"error": str(error) or type(error).__name__})
         _end(1)

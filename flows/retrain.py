@@ -14,33 +14,14 @@ from pathlib import Path
 from emuedit import params_check
 from emuedit.config import ParamsError
 from emuedit.metrics.success_table import format_success
-from emuedit.name_hints import RenamedOptionError, check_options
-from emuedit.promotion.gate import Decision, GateError
+from emuedit.name_hints import check_options
+from emuedit.promotion.gate import Decision
 from emuedit.runtime import QUIET_ENV, set_env_defaults
-from emuedit.tracking.registry import RegistryError
-from emuedit.tracking.service_errors import SERVICE_ENV, ServiceError
+from emuedit.tracking.service_errors import SERVICE_ENV
 from flows import dvc_graph, flow_process, prefect_access, release
-from flows.prefect_access import ServerError
-from flows.publication import PublicationError
-from flows.retrain_lock import LockError
-from flows.run_stage import StageError
+from flows.own_errors import explains_itself
 from flows.stopping import Stopped, stop_on_signals, stop_with_uv
-from flows.triggers import TriggerError
 
-EXPECTED_ERRORS = (
-    StageError,
-    RegistryError,
-    ServiceError,
-    RenamedOptionError,
-    dvc_graph.GraphError,
-    GateError,
-    flow_process.FlowError,
-    PublicationError,
-    TriggerError,
-    ServerError,
-    LockError,
-)
-"""Errors that explain themselves; any other is printed with its trace."""
 RETRAIN_ENV = QUIET_ENV | {
     **SERVICE_ENV,
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -66,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"retrain: {error}", file=sys.stderr)
         return 1
     except Exception as error:  # the outermost handler: expected errors explain themselves, others keep their trace
-        if not isinstance(error, EXPECTED_ERRORS):
+        if not explains_itself(error):
             traceback.print_exc()
         first_line, *rest = str(error).splitlines() or [type(error).__name__]
         details = "; its output is above" if rest else ""

@@ -27,7 +27,7 @@ from emuedit.metrics import benchmark
 from emuedit.metrics.baselines import Systems
 from emuedit.metrics.edit_scores import evaluate_system
 from emuedit.progress import Progress
-from emuedit.promotion.gate import Measurement
+from emuedit.promotion.gate import GateError, Measurement
 from emuedit.runtime import Runtime
 
 EVALUATION = Path("reports/evaluation")
@@ -74,6 +74,19 @@ def read_items(root: Path, section: str = "evaluation", extra_tasks: Sequence[st
     tasks = tuple(dict.fromkeys([*part["tasks"], *extra_tasks]))
     settings = EditSettings().with_changes(part.get("settings", {}))
     return Items(section, values["world"]["benchmark"], tasks, int(part["n_edits"]), settings, **optional)
+
+
+def check_tasks(items: Items, champion: str) -> None:
+    """Raise GateError for a task that the champion was promoted with and of which the benchmark has no edits."""
+    source = benchmark.load(items.benchmark)
+    for task in items.tasks:
+        try:
+            source(task, items.split, 0, items.n_edits)
+        except ValueError as error:
+            raise GateError(
+                f"want {items.n_edits} edits of {task}, which {champion} was promoted with: {error}; or promote a version with "
+                "`emuedit promote N --force REASON`"
+            ) from error
 
 
 def measure(package: Path, name: str, items: Items, root: Path) -> Measurement:

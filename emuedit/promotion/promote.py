@@ -59,6 +59,7 @@ def compare_with_champion(
             comparison.measure(package, name, items, root), comparison.measure_nothing(items, root), settings, is_first=True
         )
     items = comparison.read_items(root, section, [task for task in champion.tags.get(TASKS_TAG, "").split(",") if task])
+    comparison.check_tasks(items, champion.uri)
     champion_package = find_package(registry.download_version(champion.uri))
     measurements = [
         comparison.measure(package, name, items, root),
@@ -86,7 +87,12 @@ def promote(
             reason = alias_moves.history()[-1].reason  # it may have been moved by a process that was killed then
             registry.set_version_tags(version.number, {STATE_TAG: PROMOTED, REASON_TAG: reason})
             return PromotionOutcome(version, Decision(True, f"it is the champion already: {reason}"), champion.number, None)
-        decision = compare_with_champion(folder, version.uri, champion, root, section)
+        try:
+            decision = compare_with_champion(folder, version.uri, champion, root, section)
+        except gate.GateError as error:
+            if not force_reason:
+                raise
+            decision = Decision(False, str(error))
         number = champion.number if champion else None
         is_promoted = decision.promote or bool(force_reason)
         is_overruled = bool(force_reason) and not decision.promote

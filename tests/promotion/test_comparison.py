@@ -13,6 +13,7 @@ from emuedit.data.shards import write_shard
 from emuedit.metrics.baselines import Systems
 from emuedit.metrics.benchmark import Benchmark, Pictures
 from emuedit.promotion import comparison, promote
+from emuedit.promotion.gate import GateError
 from emuedit.tracking.registry import ModelVersion
 from tests.repository import ROOT
 
@@ -142,3 +143,13 @@ def test_a_workspace_without_an_evaluation_is_an_error(tmp_path: Path) -> None:
 def test_the_default_gate_fits_the_default_evaluation() -> None:
     items, settings = comparison.read_items(ROOT), promote.read_gate_settings(ROOT)
     assert items.n_edits >= settings.min_edits
+
+
+def test_a_champion_with_tasks_that_the_benchmark_lacks_is_an_error(
+    workspace: Path, edited: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champion = ModelVersion(7, "run", {promote.TASKS_TAG: "remove,flying"})
+    monkeypatch.setattr(promote.registry, "download_version", lambda uri: workspace / "champion")
+    with pytest.raises(GateError, match="want 4 edits of flying, which models:/emuedit-editor/7 was promoted with"):
+        promote.compare_with_champion(workspace / "models", "new", champion, workspace)
+    assert edited == []

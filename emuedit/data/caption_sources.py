@@ -1,22 +1,25 @@
 """Read captions in batches from a text file, a table, a dataset folder, a dataset on the hub or a Python file.
 
+A row that cannot be read comes as a `BadRow` with its reason, which the stage drops and counts; a file of which nothing can be
+read is refused.
+
 Every source is a path below the project root, so that DVC can hash it. A hub dataset is named by a .yaml file that
 states its commit.
 """
 
-import csv
-import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from emuedit import config
+from emuedit.data import text_tables
+from emuedit.data.text_tables import BadRow
 
 _TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
+_SHOWN_CHARS = 80
 
 CaptionFunction = Callable[[str, int, int], list[str]]
 """`captions(split, start, n)` of a Python source: the captions number start to start + n - 1 of a split."""
@@ -39,18 +42,18 @@ class HubDataset(config.Params):
 
 def read_batches(
     source: Path, reference: str, split: str, column: str, n_rows: int, size: int
-) -> Iterator[tuple[int, list[str | None]]]:
+) -> Iterator[tuple[int, list[str | BadRow | None]]]:
     """Yield (index of the first row, rows) in batches of at most `size` rows, `n_rows` rows in total.
 
     `reference` is `source` as `params.yaml` names it; Python files are imported by it. `split` applies to Python
-    files and datasets. Raises CaptionSourceError for a source that cannot be read, and ParamsError for a Python
-    file without the function `captions` or a .yaml file without valid keys.
+    files and datasets. Raises CaptionSourceError or TableError for a source that cannot be read, and ParamsError for a
+    Python file without the function `captions` or a .yaml file without valid keys.
     """
     starts = range(0, n_rows, size)
     if source.suffix == ".py":
         captions: CaptionFunction = config.import_function(reference, "captions")
         for start in starts:
-            yield start, list(captions(split, start, min(size, n_rows - start)))
+            yield start, [_check_value(text) for text in captions(split, start, min(size, n_rows - start))]
         return
     texts = islice(_read_texts(source, split, column), n_rows)
     for start in starts:
@@ -59,41 +62,53 @@ def read_batches(
         yield start, batch
 
 
-def _read_texts(source: Path, split: str, column: str) -> Iterator[str | None]:
-    """Texts of a text file (one a line), or of one column of any other source."""
+def _read_texts(source: Path, split: str, column: str) -> Iterator[str | BadRow | None]:
+    """Texts of a text file (one a line), or of one column of any other source.
+
+    The first row that can be read decides whether the column is the right one; a later row without a text in it is a bad row.
+    """
     if source.suffix == ".txt":
-        with source.open(encoding="utf-8") as lines:
-            yield from lines
+        yield from text_tables.read_lines(source)
         return
+    is_first = True
     for number, row in enumerate(_read_table(source, split, column), start=1):
-        if column not in row:
+        if isinstance(row, BadRow):
+            yield row
+            continue
+        if is_first and column not in row:
             got = f"{sorted(row)} in row {number}"
             raise CaptionSourceError(f"want key {column!r} in {source}, got {got}; set captions.column in params.yaml")
-        if not isinstance(row[column], str | None):
+        if is_first and not isinstance(row[column], str | None):
             raise CaptionSourceError(
-                f"want text in {column!r} of {source}, got {str(row[column])[:80]!r} in row {number}; "
+                f"want text in {column!r} of {source}, got {str(row[column])[:_SHOWN_CHARS]!r} in row {number}; "
                 "set captions.column in params.yaml to a column of texts"
             )
-        yield row[column]
+        is_first = False
+        yield _check_value(row[column]) if column in row else BadRow("no_column", str(row)[:_SHOWN_CHARS])
 
 
-def _read_table(source: Path, split: str, column: str) -> Iterator[dict[str, Any]]:
+def _check_value(value: Any) -> str | BadRow | None:
+    """A text that can be stored, None for an empty cell, or what is wrong with it."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        return BadRow("not_text", ascii(value)[:_SHOWN_CHARS])
+    return value if text_tables.is_unicode(value) else BadRow("not_unicode", ascii(value)[:_SHOWN_CHARS])
+
+
+def _read_table(source: Path, split: str, column: str) -> Iterator[dict[str, Any] | BadRow]:
     """Rows as dicts. Of Parquet files and datasets only `column` is read, if it exists."""
     if source.is_dir() or source.suffix == ".yaml":
-        yield from _read_dataset(source, split, column)
-    elif source.suffix == ".parquet":
-        names = pq.ParquetFile(source).schema_arrow.names
-        for batch in pq.ParquetFile(source).iter_batches(columns=[column] if column in names else names):
-            yield from batch.to_pylist()
-    elif source.suffix == ".csv":
-        with source.open(encoding="utf-8", newline="") as lines:
-            yield from csv.DictReader(lines)
-    elif source.suffix == ".jsonl":
-        with source.open(encoding="utf-8") as lines:
-            yield from map(json.loads, filter(str.strip, lines))
-    else:
-        kinds = f".txt, {', '.join(_TABLE_SUFFIXES)}, .py or .yaml, or a dataset's folder"
-        raise CaptionSourceError(f"want a caption source {kinds}; got {source}")
+        return _read_dataset(source, split, column)
+    if source.suffix == ".parquet":
+        text_tables.check_file(source)
+        return text_tables.read_parquet(source, column)
+    if source.suffix == ".csv":
+        return text_tables.read_csv(source)
+    if source.suffix == ".jsonl":
+        return text_tables.read_jsonl(source)
+    kinds = f".txt, {', '.join(_TABLE_SUFFIXES)}, .py or .yaml, or a dataset's folder"
+    raise CaptionSourceError(f"want a caption source {kinds}; got {source}")
 
 
 def _read_dataset(source: Path, split: str, column: str) -> Iterator[dict[str, Any]]:
@@ -109,7 +124,13 @@ def _read_dataset(source: Path, split: str, column: str) -> Iterator[dict[str, A
         arguments = {"path": str(source)}
     try:
         rows = datasets.load_from_disk(saved[0]) if saved else datasets.load_dataset(**arguments, split=split, streaming=True)
-    except (ValueError, OSError) as error:  # raised for an unknown split, configuration or dataset, and without a network
+    except Exception as error:  # unknown split, configuration or dataset, no network, a damaged file: a dozen classes
         raise CaptionSourceError(f"want the split {split!r} of the dataset {arguments['path']}, got none: {error}") from error
     names = rows.column_names
-    yield from rows.select_columns([column]) if names and column in names else rows
+    n_rows = 0
+    try:
+        for row in rows.select_columns([column]) if names and column in names else rows:
+            yield row
+            n_rows += 1
+    except Exception as error:  # as above, and the network may be lost half-way
+        raise CaptionSourceError(f"the dataset {arguments['path']} cannot be read after row {n_rows}: {error}") from error

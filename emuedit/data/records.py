@@ -167,6 +167,11 @@ class Drop(Record):
     index: int = field(metadata=NOT_IN_ID)
 
 
+def finite_or_none(score: float | None) -> float | None:
+    """A score, or None where a network gave NaN or an infinity: undefined, so that one picture does not end a run."""
+    return None if score is None or not math.isfinite(score) else score
+
+
 def _canonical_bytes(value: Any, form: str) -> bytes:
     """Bytes of a field for the hash: shape and pixels of a PNG, sorted JSON of everything else."""
     if form == "png" and value is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from emuedit.data.png import encode_png
-from emuedit.data.records import EvalRecord
+from emuedit.data.records import EvalRecord, finite_or_none
 from emuedit.metrics.baselines import System
 from emuedit.metrics.benchmark import Benchmark
 from emuedit.models import edit_similarity, image_tensors
@@ -48,7 +48,7 @@ def evaluate_system(
             exact=None if edits.exact is None else encode_png(edits.exact[i]),
             success=bool(verdict.success[i]),
             reason=verdict.reason[i],
-            scores={metric: scores[column][i] for metric, column in METRICS.items()},
+            scores={metric: finite_or_none(scores[column][i]) for metric, column in METRICS.items()},
         )
         for i in range(len(seeds))
     ]

@@ -15,6 +15,7 @@ from emuedit.data import caption_sources, language
 from emuedit.data.dependencies import find_file, work_key
 from emuedit.data.publish import Summary, publish, resumable_shards, scratch_folder
 from emuedit.data.records import Caption, Drop
+from emuedit.data.text_tables import BadRow
 from emuedit.progress import Progress
 from emuedit.stages import stage_main
 
@@ -49,12 +50,14 @@ class CaptionsParams(config.Params):
     """Captions whose probability of being in one of these languages is lower are dropped. Short texts get low values."""
 
 
-def clean(text: str | None, index: int, seen: set[str], params: CaptionsParams) -> Caption | Drop:
+def clean(text: str | BadRow | None, index: int, seen: set[str], params: CaptionsParams) -> Caption | Drop:
     """The core function: one row of the source -> a Caption with single spaces, or a Drop with its reason.
 
     `seen` holds the captions kept so far, case-folded and without a final stop; a kept caption is added to it.
     """
     source = params.world.captions
+    if isinstance(text, BadRow):
+        return Drop(text.text, text.reason, source, index)
     words = (text or "").split()
     caption = " ".join(words)
     key = duplicate_key(caption)
@@ -101,7 +104,9 @@ def run(params: CaptionsParams, root: Path) -> Summary:
     return publish(scratch, root / OUT, "captions", recorded, counts)
 
 
-def _clean_rows(batch: tuple[int, list[str | None]], seen: set[str], params: CaptionsParams) -> tuple[list[Caption], list[Drop]]:
+def _clean_rows(
+    batch: tuple[int, list[str | BadRow | None]], seen: set[str], params: CaptionsParams
+) -> tuple[list[Caption], list[Drop]]:
     """The captions and drops of a batch of rows (index of the first row, rows)."""
     start, rows = batch
     results = [clean(text, start + offset, seen, params) for offset, text in enumerate(rows)]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from emuedit.core.registration import estimate_shift
+from emuedit.data.records import finite_or_none
 from emuedit.models import edit_similarity
 from emuedit.models.clip import ClipScorer
 from emuedit.models.depth import DepthEstimator
@@ -88,7 +89,7 @@ def score_pairs(images: Tensor, edits: Sequence[ScoredEdit], scorers: Scorers, b
     }
     mask_scores = [_mask_scores(images[edit.source], images[edit.target], edit.M) for edit in edits]
     columns |= {name: [scores[name] for scores in mask_scores] for name in mask_scores[0]}
-    return [{name: column[n] for name, column in columns.items()} for n in range(len(edits))]
+    return [{name: finite_or_none(column[n]) for name, column in columns.items()} for n in range(len(edits))]
 
 
 def left_inside(images: Tensor, edits: Sequence[ScoredEdit], detector: Detector, batch: int) -> edit_similarity.Column:

@@ -2,6 +2,9 @@
 
 Out: `shard-*.parquet` of Pair, `dropped-*.parquet` of Drop, `card.md`, and `summary.json` with source and licence.
 The same command resumes a stopped import.
+
+A row that cannot be read is dropped and counted. So is a file that cannot, where others can: one bad file among a hundred does
+not end an import, but it is named, and counted in the card.
 """
 
 from collections import Counter
@@ -14,12 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from emuedit.data import image_io
+from emuedit.data import image_io, text_tables
 from emuedit.data.dependencies import content_key
 from emuedit.data.formats.pair_format import Column, FormatError
 from emuedit.data.formats.row_conversion import AssignTasks, ImportOptions, RowRejected, duplicate_key
 from emuedit.data.publish import Summary, publish, read_summary, resumable_shards, scratch_folder
 from emuedit.data.records import Drop, Pair
+from emuedit.data.text_tables import BadRow, TableError
 
 CARD = "card.md"
 ROWS_PER_SHARD = 256
@@ -45,6 +49,7 @@ def import_pairs(options: ImportOptions, files: Sequence[Path], out: Path, root:
     """
     check_output_folder(out, "import")
     pair_format = options.pair_format
+    given, files = files, _readable(files)
     columns = [pair_format.match_columns(pq.read_schema(file), str(file)) for file in files]
     params = {
         "layout": pair_format.name,
@@ -56,11 +61,11 @@ def import_pairs(options: ImportOptions, files: Sequence[Path], out: Path, root:
     code = sorted(Path(__file__).parent.glob("*.py"))
     scratch = scratch_folder(root, "import", content_key(params, *files, *code, image_io.__file__))
     seen: set[bytes] = set()
-    counts: Counter[str] = Counter()
+    counts = Counter({"dropped_files_unreadable": len(given) - len(files)} if len(files) < len(given) else {})
     n_rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
     with tqdm(total=n_rows, unit="pair", desc=f"import {pair_format.name}") as progress:
         convert = partial(_convert_batch, options=options, seen=seen)
-        for shard in resumable_shards(scratch, _read_batches(files, columns), convert, Pair):
+        for shard in resumable_shards(scratch, _read_batches(files, columns, counts), convert, Pair):
             seen.update(map(duplicate_key, shard.records))
             counts["pairs"] += len(shard.records)
             counts.update(f"pairs_{pair.task}" for pair in shard.records)
@@ -100,20 +105,45 @@ class _Batch:
     rows: pa.RecordBatch
 
 
-def _read_batches(files: Sequence[Path], columns: Sequence[Mapping[str, Column]]) -> Iterator[_Batch]:
-    """Read the files in batches. `columns`: the column definitions of each file."""
+def _readable(files: Sequence[Path]) -> list[Path]:
+    """Those that are Parquet files; the others are named. Raises FormatError when there are none."""
+    readable, problems = [], []
+    for file in files:
+        try:
+            text_tables.check_file(file)
+            pq.read_metadata(file)
+            readable.append(file)
+        except (TableError, pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            problems.append(reason if isinstance(error, TableError) else f"want a Parquet file, got {file}: {reason}")
+    if not readable:
+        raise FormatError("; ".join(problems[:3]))
+    for problem in problems:
+        print(f"import: left out: {problem}", flush=True)
+    return readable
+
+
+def _read_batches(files: Sequence[Path], columns: Sequence[Mapping[str, Column]], counts: Counter[str]) -> Iterator[_Batch]:
+    """Read the files in batches. `columns`: the column definitions of each file. A file damaged inside ends there, and counts."""
     for file, file_columns in zip(files, columns, strict=True):
         start = 0
-        for rows in pq.ParquetFile(file).iter_batches(batch_size=ROWS_PER_SHARD):
-            yield _Batch(file.name, file_columns, start, rows)
-            start += rows.num_rows
+        try:
+            for rows in pq.ParquetFile(file).iter_batches(batch_size=ROWS_PER_SHARD):
+                yield _Batch(file.name, file_columns, start, rows)
+                start += rows.num_rows
+        except (pa.ArrowException, OSError) as error:
+            counts["dropped_files_damaged"] += 1
+            print(f"import: {file} is damaged after row {start}, the rest is left out: {str(error).splitlines()[0]}", flush=True)
 
 
 def _convert_batch(batch: _Batch, options: ImportOptions, seen: set[bytes]) -> tuple[list[Pair], list[Drop]]:
     """Convert rows to pairs with tasks, and to drops. `seen`: keys of all pairs so far; new ones are added to it."""
     (instruction_column,) = (name for name, column in batch.columns.items() if column.field == "instruction")
     pairs, drops = [], []
-    for index, row in enumerate(batch.rows.to_pylist(), start=batch.start):
+    for index, row in enumerate(text_tables.to_rows(batch.rows), start=batch.start):
+        if isinstance(row, BadRow):
+            drops.append(Drop(row.text, row.reason, batch.file_name, index))
+            continue
         result = options.convert_row(row, batch.columns)
         if isinstance(result, Pair) and duplicate_key(result) in seen:
             result = RowRejected("duplicate")

@@ -3,19 +3,18 @@
 import hashlib
 import io
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from emuedit.data import image_io
 from emuedit.data.formats.pair_format import NOTE, SCORE, Column, FormatError, PairFormat
 from emuedit.data.png import encode_png
-from emuedit.data.records import Pair
+from emuedit.data.records import Pair, finite_or_none
 from emuedit.runtime import seed_for
 
 NO_SEED = -1
@@ -84,7 +83,10 @@ class ImportOptions:
         captions: dict[str, str] = {field: values.get(field) or "" for field in ("source_caption", "target_caption")}
         scores = {name: row[name] for name, column in columns.items() if column.field == SCORE}
         if self.pair_format.family is None:
-            origin = self._own_origin(values)
+            try:
+                origin = self._own_origin(values)
+            except (ValueError, TypeError, AttributeError):  # no JSON, or an empty cell
+                return RowRejected("origin_unreadable")
         else:
             origin = self._imported_origin(row, columns, instruction, captions)
         return Pair(
@@ -93,13 +95,17 @@ class ImportOptions:
             source=self._encode(pictures["source"]),
             target=self._encode(pictures["target"]),
             mask=None if mask is None else self._encode(mask),
-            scores={name.removeprefix(self.pair_format.scores or ""): _nan_to_none(value) for name, value in scores.items()},
+            scores={name.removeprefix(self.pair_format.scores or ""): finite_or_none(value) for name, value in scores.items()},
         )
 
     def _own_origin(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Fields that describe the origin of a pair of our own format: unchanged."""
         fields = {field: values[field] for field in ("task", "seed", "model_revision", "instruction_id")}
-        return fields | {"recipe": json.loads(values["recipe"]), "parent_ids": tuple(values["parent_ids"])}
+        recipe, parents = json.loads(values["recipe"]), tuple(values["parent_ids"])
+        json.dumps(recipe, allow_nan=False)  # ids are hashes of JSON, which has no NaN
+        if None in (*fields.values(), *parents) or not isinstance(recipe, dict):
+            raise ValueError("want a value in each of these cells, got an empty one")
+        return fields | {"recipe": recipe, "parent_ids": parents}
 
     def _imported_origin(
         self, row: Mapping[str, Any], columns: Mapping[str, Column], instruction: str, captions: Mapping[str, str]
@@ -144,7 +150,7 @@ def _read_mask(value: Mapping[str, Any], width: int, height: int) -> npt.NDArray
         with Image.open(io.BytesIO(_picture_bytes(value))) as picture:
             has_alpha = picture.has_transparency_data
             grey = picture.convert("RGBA").getchannel("A") if has_alpha else picture.convert("L")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+    except Exception:  # decoders raise what they like, see `image_io.read_image`
         return RowRejected("mask_unreadable")
     if abs(grey.width * height / (grey.height * width) - 1) > MAX_ASPECT_ERROR:
         return RowRejected("mask_shape_differs")
@@ -152,11 +158,6 @@ def _read_mask(value: Mapping[str, Any], width: int, height: int) -> npt.NDArray
         grey = grey.resize((width, height), Image.Resampling.LANCZOS)
     pixels = np.asarray(grey, dtype=np.uint8)
     return 255 - pixels if has_alpha else pixels
-
-
-def _nan_to_none(score: float | None) -> float | None:
-    """None instead of NaN, which some datasets use for an undefined score."""
-    return None if score is None or math.isnan(score) else score
 
 
 def _picture_bytes(value: Mapping[str, Any] | None) -> bytes:

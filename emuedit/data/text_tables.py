@@ -1,0 +1,170 @@
+"""Rows of tables of texts (.txt, .csv, .jsonl, .parquet) as people have them: a bad row is passed over, a bad file refused.
+
+UTF-8 with or without a byte-order mark, and UTF-16 with one, are read. A row that cannot be read comes as a `BadRow` with its
+reason, so that a stage drops and counts it. A file of which nothing can be read raises TableError, which says what to do.
+"""
+
+import codecs
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+MAX_FIELD_CHARS = 131_072
+"""Longer fields of a row are taken for a mistake, such as a quotation mark that is never closed. The limit is Python's own."""
+_LFS_HEAD = b"version https://git-lfs.github.com/spec/"
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_PROBE_BYTES = 4096
+_ESCAPED = "surrogateescape"  # bytes that are no UTF-8 come through as code points that no text has
+_SHOWN_CHARS = 200
+
+
+class TableError(ValueError):
+    """Raised for a file that cannot be read as a table."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be read."""
+
+    reason: str
+    """not_utf8, not_json, not_an_object, ragged_row, field_too_long or not_unicode."""
+    text: str
+    """Its beginning."""
+
+
+def check_file(path: Path) -> None:
+    """Raise TableError for an empty file and for one that only stands for another."""
+    try:
+        size, head = path.stat().st_size, _head(path)
+    except OSError as error:
+        raise TableError(f"want a table, got {path}, which cannot be read: {error.strerror}") from error
+    if not size:
+        raise TableError(f"want a table, got {path}, which is empty; was its download cut short?")
+    if head.startswith(_LFS_HEAD):
+        raise TableError(f"want a table, got {path}, a pointer of Git LFS; run `git lfs pull`")
+
+
+def read_lines(path: Path) -> Iterator[str | BadRow]:
+    """Lines of a text file, without their ends."""
+    with _open_text(path) as lines:
+        yield from (_check_text(line.rstrip("\r\n")) for line in lines)
+
+
+def read_csv(path: Path) -> Iterator[dict[str, Any] | BadRow]:
+    """Rows of a CSV file with a header line. Raises TableError for a header with a name twice."""
+    with _open_text(path, newline="") as lines:
+        rows = csv.reader(lines)
+        try:
+            header = next(rows)
+        except (StopIteration, csv.Error) as error:
+            raise TableError(f"want a header line in {path}, got none that can be read: {error}") from error
+        if len(set(header)) < len(header):
+            raise TableError(f"want different names of columns in {path}, got {header}")
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error:  # the only one that is left: a field that is too long
+                yield BadRow("field_too_long", f"line {rows.line_num}")
+                continue
+            if not row:  # an empty line, which csv.DictReader passes over as well
+                continue
+            text = ",".join(row)
+            if len(row) != len(header):
+                yield BadRow("ragged_row", text[:_SHOWN_CHARS])
+                continue
+            checked = _check_text(text)
+            yield checked if isinstance(checked, BadRow) else dict(zip(header, row, strict=True))
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any] | BadRow]:
+    """Rows of a file with a JSON object in each line. Raises TableError for one JSON document that spans the lines."""
+    with _open_text(path) as lines:
+        for number, line in enumerate(filter(str.strip, lines), start=1):
+            row = _parse_json(line)
+            if number == 1 and (line.strip() in ("[", "{") or line.lstrip().startswith("[{")):
+                raise TableError(f"want one JSON object in each line of {path}, got one document; `jq -c '.[]'` converts a list")
+            yield row
+
+
+def read_parquet(path: Path, column: str) -> Iterator[dict[str, Any] | BadRow]:
+    """Rows of a Parquet file; only `column` is read, if it exists. Raises TableError for a file that is damaged."""
+    n_rows = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            for batch in file.iter_batches(columns=[column] if column in names else names):
+                yield from to_rows(batch)
+                n_rows += batch.num_rows
+    except (pa.ArrowException, OSError, ValueError) as error:
+        where = f"after row {n_rows}" if n_rows else "or no Parquet file"
+        raise TableError(
+            f"want a Parquet file, got {path}, which is damaged {where}: {_first_line(error)}; load it again"
+        ) from error
+
+
+def to_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadRow]:
+    """Rows of a batch as dicts; a text that is no UTF-8 makes one bad row, not a bad batch."""
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except UnicodeDecodeError:
+        for number in range(batch.num_rows):
+            try:
+                yield from batch.slice(number, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                yield BadRow("not_utf8", error.object[:_SHOWN_CHARS].decode("utf-8", "replace"))
+        return
+    yield from rows
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be stored: JSON may hold halves of a surrogate pair, which no encoding has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _open_text(path: Path, newline: str | None = None) -> Any:
+    check_file(path)
+    head = _head(path)
+    encoding = next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in head:
+        raise TableError(f"want text in UTF-8, got {path}, which is none; `iconv -f utf-16 -t utf-8` may convert it")
+    return path.open(encoding=encoding, errors=_ESCAPED if encoding != "utf-16" else "replace", newline=newline)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(_PROBE_BYTES)
+
+
+def _check_text(text: str) -> str | BadRow:
+    if len(text) > MAX_FIELD_CHARS:
+        return BadRow("field_too_long", text[:_SHOWN_CHARS].encode("utf-8", "replace").decode())
+    if not is_unicode(text):
+        return BadRow("not_utf8", text[:_SHOWN_CHARS].encode("utf-8", _ESCAPED).decode("cp1252", "replace"))
+    return text
+
+
+def _parse_json(line: str) -> dict[str, Any] | BadRow:
+    checked = _check_text(line.strip())
+    if isinstance(checked, BadRow):
+        return checked
+    try:
+        row = json.loads(checked)
+    except (ValueError, RecursionError):
+        return BadRow("not_json", checked[:_SHOWN_CHARS])
+    return row if isinstance(row, dict) else BadRow("not_an_object", checked[:_SHOWN_CHARS])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -70,7 +70,7 @@ class Graph:
     def stale(self, force: bool = False) -> dict[str, tuple[str, ...]]:
         """Stages to run, in order -> why: what is out of date, and everything that follows it. All of them, when forced."""
         stale: dict[str, tuple[str, ...]] = {}
-        locked = self._locked()
+        locked = self.locked_stages()
         for stage in self.stages:
             reasons = [*self.changed.get(stage.name, ()), *(f"follows {name}" for name in stage.after if name in stale)]
             if force:
@@ -97,7 +97,9 @@ class Graph:
 
     def hashes(self) -> dict[str, str]:
         """Path of each out that `dvc.lock` knows -> its hash."""
-        return {out["path"]: out[out.get("hash", "md5")] for stage in self._locked().values() for out in stage.get("outs", ())}
+        return {
+            out["path"]: out[out.get("hash", "md5")] for stage in self.locked_stages().values() for out in stage.get("outs", ())
+        }
 
     def lock_hash(self) -> str:
         """16 hex digits (blake2b) of `dvc.lock`, empty when there is none."""
@@ -110,7 +112,8 @@ class Graph:
         entries = sorted((path.as_posix(), hashes.get(path.as_posix()) or _hash(self.root / path)) for path in paths)
         return hashlib.blake2b(json.dumps(entries).encode(), digest_size=8).hexdigest()
 
-    def _locked(self) -> dict[str, Any]:
+    def locked_stages(self) -> dict[str, Any]:
+        """Stages as `dvc.lock` has them: command, deps, params and outs with their hashes. Empty where there is no such file."""
         lock = self.root / LOCK
         return dict((yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {})) if lock.exists() else {}
 

@@ -19,7 +19,7 @@ from prefect.tasks import Task
 
 from emuedit.stages import MEMORY_ENV
 from emuedit.tracking.stats import PARENT_RUN_ENV
-from flows import dvc_graph, flow_artifacts, publication, release, retrain_lock, run_stage
+from flows import dvc_graph, flow_artifacts, lineage_events, publication, release, retrain_lock, run_stage
 from flows.failure_kinds import RETRIES, RETRY_DELAYS_S, FailureKind
 from flows.triggers import complete_reason
 
@@ -124,6 +124,7 @@ def _retrain(root: Path, why: str, registry: bool, force: bool, max_parallel: in
         release.fail(run_id, error, graph, seconds)
         raise
     flow_artifacts.publish(result, why)
+    _emit_lineage(finished, run_id, seconds)
     if push:
         publication.push_data(root)
     if branch:
@@ -131,6 +132,13 @@ def _retrain(root: Path, why: str, registry: bool, force: bool, max_parallel: in
         commit = publication.commit_results(root, branch, files, release.merge_metrics(finished), f"Retrain ({why})")
         print(f"== {branch} is at {commit[:8]}", flush=True)
     return result.to_dict()
+
+
+def _emit_lineage(graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, float]) -> None:
+    try:
+        lineage_events.emit(graph, run_id, seconds)
+    except Exception as error:  # whatever the transport raises: the results are there, and a line says what is missing
+        print(f"== no OpenLineage events were sent: {type(error).__name__}: {error}", flush=True)
 
 
 def _skip(graph: dvc_graph.Graph, why: str, registered: release.RetrainResult | None, problem: str) -> dict[str, Any]:

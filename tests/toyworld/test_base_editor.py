@@ -5,14 +5,23 @@ import pytest
 import yaml
 
 from emuedit import config
-from emuedit.data.publish import read_summary
+from emuedit.data.publish import read_folder, read_summary
+from emuedit.data.records import Pair
+from emuedit.editor import sampling
+from emuedit.editor.settings import EditSettings
+from emuedit.metrics.baselines import make_edits
 from emuedit.prompts.moderation import load_word_list
 from emuedit.stages.evaluation import EvaluationParams
 from emuedit.stages.instructions import InstructionsParams
 from emuedit.stages.train import TrainParams
 from emuedit.tasks import ALL_TASKS
+from emuedit.training import start
+from emuedit.training.kept_pairs import REPLAY_PAIRS
+from tests.repository import ROOT
+from toyworld.edits.exact_edits import build_edits
 from toyworld.scenes.caption_grammar import captions
 from toyworld.training import base_editor
+from toyworld.training.__main__ import WEIGHTS
 from toyworld.training.base_editor import OUTPUTS
 
 
@@ -43,11 +52,14 @@ def test_what_is_published_is_not_made_again(tmp_path: Path) -> None:
 
 
 def test_the_editor_is_published_with_its_metrics_and_replaces_the_former(tmp_path: Path) -> None:
+    summary_text = json.dumps({"stage": "train", "key": "k", "params": {}, "counts": {"steps": 3}, "shards": {}})
     for name, text in {
         "models/editor/model_index.json": "{}",
         "models/editor/stats.jsonl": "",
         "models/editor/replay/x": "",
-        "models/editor/summary.json": json.dumps({"stage": "train", "key": "k", "params": {}, "counts": {"steps": 3}, "shards": {}}),
+        "models/editor/summary.json": json.dumps(
+            {"stage": "train", "key": "k", "params": {}, "counts": {"steps": 3}, "shards": {}}
+        ),
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -62,3 +74,27 @@ def test_the_editor_is_published_with_its_metrics_and_replaces_the_former(tmp_pa
     assert summary.counts == {"steps": 3}
     assert set(summary.shards) == {"metrics.json", "model_index.json", "replay/x"}
     assert json.loads((out / "metrics.json").read_text()) == {"edit_success": {}}
+
+
+def test_the_published_editor_knows_all_tasks_and_keeps_pairs_for_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    begin = start.resolve("base", config.load(config.World, "world"), ROOT)
+    editor = sampling.load(begin.folder)
+    assert editor.tasks == ALL_TASKS
+    assert begin.replay is not None
+    replayed = list(read_folder(begin.replay / REPLAY_PAIRS, Pair, verify=True))
+    assert {pair.task for pair in replayed} == set(ALL_TASKS)
+    words = load_word_list(base_editor.FILES / "held_back.txt")
+    assert words.first_match([pair.instruction for pair in replayed]) is None, "replay teaches a word that was held back"
+    success = json.loads((Path(begin.folder) / "metrics.json").read_text())["edit_success"]["true_task"]
+    assert success.keys() == {"overall", *ALL_TASKS}
+
+
+@pytest.mark.slow
+def test_the_published_editor_removes_objects_that_it_has_not_seen() -> None:
+    """Not at random: an editor that does nothing, or anything, removes none of sixteen."""
+    edits = build_edits("remove", "held_out", 200, 16)
+    editor = sampling.load(WEIGHTS / "base_editor")
+    settings = EditSettings(steps=12, image_guidance_scale=1.6, guidance_scale=2.0, guidance_rescale=0.7)
+    outputs = make_edits(editor, edits, ["remove"] * 16, settings, list(range(16)))
+    assert edits.judge(outputs).success.mean() >= 0.4

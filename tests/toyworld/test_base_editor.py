@@ -57,9 +57,7 @@ def test_the_editor_is_published_with_its_metrics_and_replaces_the_former(tmp_pa
         "models/editor/model_index.json": "{}",
         "models/editor/stats.jsonl": "",
         "models/editor/replay/x": "",
-        "models/editor/summary.json": json.dumps(
-            {"stage": "train", "key": "k", "params": {}, "counts": {"steps": 3}, "shards": {}}
-        ),
+        "models/editor/summary.json": summary_text,
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)

@@ -38,7 +38,7 @@ def problems(params: Mapping[str, Any], stages: Mapping[str, Any], root: Path) -
     if isinstance(reference := world.get("llm"), str):
         yield from (f"world.llm: {problem}" for problem in _llm_problems(reference, root))
     for key, function in _FUNCTIONS.items():
-        if isinstance(reference := world.get(key), str):
+        if isinstance(reference := world.get(key), str) and not (key == "benchmark" and find_file(reference, root).is_dir()):
             yield from (f"world.{key}: {problem}" for problem in _function_problems(reference, function, root))
     for section, keys in _FILES.items():
         for key in keys:

@@ -133,6 +133,9 @@ def read(root: str | Path) -> Graph:
             metrics = {Path(*key) for keys in repo.index.metric_keys.values() for key in keys}
             changed = {name: tuple(_reasons(entries)) for name, entries in repo.status().items()}
     except DvcException as error:
+        if "is not a git repository" in str(error):
+            advice = "run `git init`, or in a copy without git `dvc config --local core.no_scm true`"
+            raise GraphError(f"want a git repository in {root}, which DVC asks for, got none; {advice}") from error
         raise GraphError(f"DVC cannot tell what is out of date in {root}: {error}; `dvc status` may say more") from error
     if not stages:
         raise GraphError(f"want stages in {root / 'dvc.yaml'}, got none")

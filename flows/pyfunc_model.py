@@ -5,7 +5,6 @@ Out: `image` (base64 PNG), `task`, `probability`.
 """
 
 import base64
-import binascii
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
                 picture = image_io.read_image(_decode(row["image"]))
                 task = row.get("task")
                 tasks = [task] if isinstance(task, str) and task else None
-                (turn,) = self.editor.edit_turns(picture.pixels, [str(row["instruction"] or "")], tasks, settings)
+                (turn,) = self.editor.edit_turns(picture.pixels, [_instruction(row["instruction"])], tasks, settings)
             except ValueError as error:
                 raise ValueError(f"row {number}: {error}") from error
             choice = turn.choice
@@ -54,12 +53,21 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
         return pd.DataFrame(answers, columns=["image", "task", "probability"])
 
 
+def _instruction(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():  # pandas has NaN in an empty cell
+        raise ValueError(f"want an instruction, such as 'make the circle red', got {value!r}")
+    return value
+
+
 def _decode(text: Any) -> bytes:
+    """The bytes that a text stands for in base64, as people make it: in lines, for URLs, without padding, as a data URL."""
     if not isinstance(text, str):
         raise ValueError(f"want the bytes of a picture file in base64, got {type(text).__name__}")
+    letters = "".join((text.partition("base64,")[2] if text.lstrip().startswith("data:") else text).split())
+    letters = letters.rstrip("=").replace("-", "+").replace("_", "/")
     try:
-        return base64.b64decode(text.removeprefix("data:").partition("base64,")[2] or text, validate=True)
-    except binascii.Error as error:
+        return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
+    except ValueError as error:  # binascii.Error, and a text that is not ASCII
         raise ValueError(f"want the bytes of a picture file in base64, got {text[:40]!r} ({error})") from error
 
 

@@ -24,7 +24,7 @@ from emuedit.operations.yield_ledger import Ledger
 from emuedit.promotion import lineage as origins
 from emuedit.promotion import promote
 from emuedit.promotion.gate import Decision, GateError
-from emuedit.tracking import experiments, registry, run_outbox, runs, service_errors
+from emuedit.tracking import experiments, moved_store, registry, run_outbox, runs, service_errors
 from emuedit.tracking.service_errors import ServiceError
 from flows import dvc_graph, yield_record
 from flows.yield_record import YieldRecord
@@ -73,6 +73,7 @@ def start(root: Path) -> str:
     Runs that MLflow did not take earlier are sent first. While MLflow is away the retrain goes on without a run: the id is empty.
     """
     try:
+        moved_store.check(root)
         service_errors.check()
         with service_errors.converted():
             _send_waiting(root)
@@ -106,6 +107,7 @@ def find_registered(graph: dvc_graph.Graph) -> RetrainResult | None:
 def look_up(graph: dvc_graph.Graph) -> tuple[RetrainResult | None, str]:
     """`find_registered`, and in words why that is not known now (empty: it is). Runs that wait are sent on the way."""
     try:
+        moved_store.check(graph.root)
         service_errors.check()
         with service_errors.converted():
             _send_waiting(graph.root)

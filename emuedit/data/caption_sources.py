@@ -84,7 +84,7 @@ def _read_texts(source: Path, split: str, column: str) -> Iterator[str | BadRow 
                 "set captions.column in params.yaml to a column of texts"
             )
         is_first = False
-        yield _check_value(row[column]) if column in row else BadRow("no_column", str(row)[:_SHOWN_CHARS])
+        yield _check_value(row[column]) if column in row else BadRow.of("no_column", str(row))
 
 
 def _check_value(value: Any) -> str | BadRow | None:
@@ -92,8 +92,8 @@ def _check_value(value: Any) -> str | BadRow | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        return BadRow("not_text", ascii(value)[:_SHOWN_CHARS])
-    return value if text_tables.is_unicode(value) else BadRow("not_unicode", ascii(value)[:_SHOWN_CHARS])
+        return BadRow.of("not_text", str(value))
+    return value if text_tables.is_unicode(value) else BadRow.of("not_unicode", value)
 
 
 def _read_table(source: Path, split: str, column: str) -> Iterator[dict[str, Any] | BadRow]:

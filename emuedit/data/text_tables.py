@@ -35,7 +35,12 @@ class BadRow:
     reason: str
     """not_utf8, not_json, not_an_object, ragged_row, field_too_long or not_unicode."""
     text: str
-    """Its beginning."""
+    """Its beginning; what no encoding has is a question mark."""
+
+    @classmethod
+    def of(cls, reason: str, text: str) -> "BadRow":
+        """A bad row that can be stored, whatever it holds."""
+        return cls(reason, text[:_SHOWN_CHARS].encode("utf-8", "replace").decode())
 
 
 def check_file(path: Path) -> None:
@@ -72,13 +77,13 @@ def read_csv(path: Path) -> Iterator[dict[str, Any] | BadRow]:
             except StopIteration:
                 return
             except csv.Error:  # the only one that is left: a field that is too long
-                yield BadRow("field_too_long", f"line {rows.line_num}")
+                yield BadRow.of("field_too_long", f"line {rows.line_num}")
                 continue
             if not row:  # an empty line, which csv.DictReader passes over as well
                 continue
             text = ",".join(row)
             if len(row) != len(header):
-                yield BadRow("ragged_row", text[:_SHOWN_CHARS])
+                yield BadRow.of("ragged_row", text)
                 continue
             checked = _check_text(text)
             yield checked if isinstance(checked, BadRow) else dict(zip(header, row, strict=True))
@@ -149,9 +154,9 @@ def _head(path: Path) -> bytes:
 
 def _check_text(text: str) -> str | BadRow:
     if len(text) > MAX_FIELD_CHARS:
-        return BadRow("field_too_long", text[:_SHOWN_CHARS].encode("utf-8", "replace").decode())
+        return BadRow.of("field_too_long", text)
     if not is_unicode(text):
-        return BadRow("not_utf8", text[:_SHOWN_CHARS].encode("utf-8", _ESCAPED).decode("cp1252", "replace"))
+        return BadRow.of("not_utf8", text)
     return text
 
 
@@ -162,8 +167,8 @@ def _parse_json(line: str) -> dict[str, Any] | BadRow:
     try:
         row = json.loads(checked)
     except (ValueError, RecursionError):
-        return BadRow("not_json", checked[:_SHOWN_CHARS])
-    return row if isinstance(row, dict) else BadRow("not_an_object", checked[:_SHOWN_CHARS])
+        return BadRow.of("not_json", checked)
+    return row if isinstance(row, dict) else BadRow.of("not_an_object", checked)
 
 
 def _first_line(error: Exception) -> str:

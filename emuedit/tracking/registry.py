@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from emuedit.data.file_manifest import check_manifest, write_manifest
+from emuedit.tracking import model_cache, moved_store
 from emuedit.tracking.runs import client
 from emuedit.tracking.stats import tracking_uri
 
@@ -174,26 +175,27 @@ def requirements() -> list[str]:
 def download_version(uri: str) -> Path:
     """Folder with the parts of `models:/emuedit-editor@champion`, `models:/emuedit-editor/3` or `runs:/<run id>/<name>`.
 
-    A model is downloaded once and kept in the cache folder of the user. Raises RegistryError when there is no such model, and
-    ManifestError when its files are not those that were registered.
+    A model is downloaded once and kept in the cache folder of the user, see `model_cache`. Raises RegistryError when there is no
+    such model, and ManifestError when its files are not those that were registered.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
 
     mlflow.set_tracking_uri(tracking_uri())
     source, key = _find_run_model(uri) if uri.startswith(RUNS_SCHEME) else _find_registered_model(uri)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    target = cache / "emuedit" / "models" / key
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-            try:
-                model = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=temporary))
-            except MlflowException as error:
-                raise RegistryError(f"{tracking_uri()} has no model at {uri} ({error.message}); name another one") from error
-            check_manifest(model / "artifacts")
-            (model / "artifacts").rename(target)
-    return target
+
+    def download(folder: Path) -> Path:
+        try:
+            model = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
+        except (MlflowException, FileNotFoundError) as error:
+            place = moved_store.old_place(Path.cwd())
+            advice = f"this workspace was moved from {place}: `emuedit sync --moved` repairs it" if place else "name another one"
+            reason = " ".join(str(error).split())[:300]
+            raise RegistryError(f"{tracking_uri()} has no model at {uri} ({reason}); {advice}") from error
+        check_manifest(model / "artifacts")
+        return model / "artifacts"
+
+    return model_cache.get(key, download)
 
 
 def _find_registered_model(uri: str) -> tuple[str, str]:

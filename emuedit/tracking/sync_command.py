@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from emuedit.tracking import experiments, run_outbox, runs, service_errors, stats
+from emuedit.tracking import experiments, moved_store, run_outbox, runs, service_errors, stats
 from emuedit.tracking.service_errors import ServiceError
 
 _FOLDERS = ("models", "reports", "data")
@@ -16,13 +16,17 @@ def add_commands(commands: Any) -> None:
     """Add the command to `emuedit`'s parser."""
     command = commands.add_parser("sync", help="send to MLflow what it did not take while it was away", allow_abbrev=False)
     command.set_defaults(run=_sync)
+    moved = f"first make {moved_store.DATABASE} of a folder that was moved or copied this folder's own"
+    command.add_argument("--moved", action="store_true", help=moved)
 
 
 def _sync(options: argparse.Namespace) -> int:
-    del options
     root = Path.cwd()
+    if options.moved:
+        print(f"{moved_store.adopt(root)} paths in {moved_store.DATABASE} now lead to {root}")
     waiting = run_outbox.entries(root)
     try:
+        moved_store.check(root)
         service_errors.check()
         with service_errors.converted():
             if waiting and experiments.restore(runs.EXPERIMENT):

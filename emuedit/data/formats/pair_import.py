@@ -49,7 +49,7 @@ def import_pairs(options: ImportOptions, files: Sequence[Path], out: Path, root:
     """
     check_output_folder(out, "import")
     pair_format = options.pair_format
-    given, files = files, _readable(files)
+    n_files, files = len(files), _readable(files)
     columns = [pair_format.match_columns(pq.read_schema(file), str(file)) for file in files]
     params = {
         "layout": pair_format.name,
@@ -61,7 +61,7 @@ def import_pairs(options: ImportOptions, files: Sequence[Path], out: Path, root:
     code = sorted(Path(__file__).parent.glob("*.py"))
     scratch = scratch_folder(root, "import", content_key(params, *files, *code, image_io.__file__))
     seen: set[bytes] = set()
-    counts = Counter({"dropped_files_unreadable": len(given) - len(files)} if len(files) < len(given) else {})
+    counts = Counter({"dropped_files_unreadable": n_files - len(files)} if len(files) < n_files else {})
     n_rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
     with tqdm(total=n_rows, unit="pair", desc=f"import {pair_format.name}") as progress:
         convert = partial(_convert_batch, options=options, seen=seen)

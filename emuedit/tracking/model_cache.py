@@ -1,0 +1,75 @@
+"""Downloaded models in the cache folder of the user: made whole or not at all, at most so many, and never needed.
+
+Where the cache cannot be written, because the home folder is read-only or the disk full, a temporary folder serves this process.
+"""
+
+import atexit
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+MAX_MODELS = 8
+"""Models that stay; of more, those that were not used for a day are deleted, the longest unused first."""
+_UNUSED_S = 24 * 3600.0
+
+Download = Callable[[Path], Path]
+"""Downloads a model below a folder, and returns where it lies there."""
+
+
+def folder() -> Path | None:
+    """Where models are kept; None for a user without a home folder."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # no HOME, and no entry in the list of users
+        return None
+    return cache / "emuedit" / "models"
+
+
+def get(key: str, download: Download) -> Path:
+    """The model with this key, downloaded unless it is here. Raises what `download` raises, apart from a disk that is full."""
+    models = folder()
+    if models is not None and (models / key).is_dir():
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(models / key)
+        return models / key
+    problem = "there is no home folder"
+    if models is not None:
+        try:
+            models.mkdir(parents=True, exist_ok=True)
+            path = _fill(models, key, download)
+            _prune(models, key)
+            return path
+        except OSError as error:  # a download copies files, so its errors are here too: the second attempt tells
+            problem = f"{models} cannot be used: {error.strerror or str(error)[:200]}"
+    temporary = Path(tempfile.mkdtemp(prefix="emuedit-model-"))
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    path = download(temporary)
+    print(f"the model is not cached, {problem}", file=sys.stderr, flush=True)
+    return path
+
+
+def _fill(models: Path, key: str, download: Download) -> Path:
+    with tempfile.TemporaryDirectory(dir=models, prefix=".part-", ignore_cleanup_errors=True) as temporary:
+        path = download(Path(temporary))
+        try:
+            path.rename(models / key)
+        except OSError:
+            if not (models / key).is_dir():  # otherwise another process was faster
+                raise
+    return models / key
+
+
+def _prune(models: Path, key: str) -> None:
+    """Delete what is too much, and what killed downloads left."""
+    with contextlib.suppress(OSError):  # another process deletes as well
+        ages = sorted((time.time() - path.stat().st_mtime, path) for path in models.iterdir() if path.name != key)
+        complete = [(age_s, path) for age_s, path in ages if not path.name.startswith(".")]
+        parts = [(age_s, path) for age_s, path in ages if path.name.startswith(".part-")]
+        for age_s, path in (*complete[MAX_MODELS - 1 :], *parts):
+            if age_s > _UNUSED_S:
+                shutil.rmtree(path, ignore_errors=True)

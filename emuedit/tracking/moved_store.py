@@ -1,0 +1,64 @@
+"""`mlflow.db` of a workspace that was moved or copied: MLflow writes absolute paths of artifacts into it, of the old place.
+
+A copy would read from, and write into, the folder of its original. So nothing is written until `emuedit sync --moved` has put the
+new place into the database.
+"""
+
+import contextlib
+import os
+import sqlite3
+from pathlib import Path
+
+from emuedit.tracking.service_errors import ServiceError
+from emuedit.tracking.stats import TRACKING_URI_ENV
+
+DATABASE, ARTIFACTS = "mlflow.db", "mlruns"
+_COLUMNS = (
+    ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
+    ("model_versions", "source"), ("model_versions", "storage_location"),
+)  # fmt: skip
+"""Tables and columns of MLflow 3 that hold places of artifacts."""
+
+
+def old_place(root: Path) -> Path | None:
+    """The folder for which the workspace's own `mlflow.db` was made, if that is not `root`; None where a server is used."""
+    database = root / DATABASE
+    if os.environ.get(TRACKING_URI_ENV) or not database.is_file():
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5.0)) as connection:
+            rows = connection.execute("SELECT artifact_location FROM experiments WHERE experiment_id != 0").fetchall()
+    except sqlite3.Error:  # not MLflow's, or damaged: `service_errors.check` says so
+        return None
+    for (location,) in rows:
+        path = Path(str(location).removeprefix("file://"))
+        if path.is_absolute() and path.parent.name == ARTIFACTS and path.parent.parent.resolve() != root.resolve():
+            return path.parent.parent
+    return None
+
+
+def check(root: Path) -> None:
+    """Raise ServiceError for a workspace whose database leads to another folder."""
+    if (place := old_place(root)) is not None:
+        raise ServiceError(
+            f"{DATABASE} was made for {place}, where artifacts would be written; `emuedit sync --moved` makes it this folder's"
+        )
+
+
+def adopt(root: Path) -> int:
+    """Put the place of `root` into its database, and return the number of paths changed. `mlflow.db.before-move` is a copy."""
+    place = old_place(root)
+    if place is None:
+        return 0
+    n_changed = 0
+    with contextlib.closing(sqlite3.connect(root / DATABASE)) as connection:
+        with contextlib.closing(sqlite3.connect(root / f"{DATABASE}.before-move")) as copy:
+            connection.backup(copy)
+        with connection:  # all or nothing
+            for table, column in _COLUMNS:
+                columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+                for prefix in ("", "file://") if column in columns else ():
+                    old, new = f"{prefix}{place}/{ARTIFACTS}/", f"{prefix}{root.resolve()}/{ARTIFACTS}/"
+                    statement = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"  # noqa: S608
+                    n_changed += connection.execute(statement, (new, len(old) + 1, len(old), old)).rowcount
+    return n_changed

@@ -1,0 +1,107 @@
+"""Doors of the registered model: rows as people send them. One line per case."""
+
+import base64
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from emuedit.editor.package import TaskChoice, Turn
+from emuedit.editor.settings import EditSettings
+
+
+class EchoEditor:
+    """Returns the picture, and keeps what it was asked for."""
+
+    settings = EditSettings()
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[Any, ...]] = []
+
+    def edit_turns(self, pixels: Any, instructions: list[str], tasks: Any, settings: EditSettings) -> list[Turn]:
+        self.requests.append((instructions, tasks, settings))
+        return [Turn(instructions[0], TaskChoice("local", None), pixels)]
+
+
+def encode(kind: str = "PNG") -> str:
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(stream, kind)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+PICTURE = encode()
+WRAPPED = base64.encodebytes(base64.b64decode(PICTURE)).decode()
+URL_SAFE = base64.urlsafe_b64encode(base64.b64decode(PICTURE)).decode()
+
+ACCEPTED: dict[str, dict[str, Any]] = {
+    "as it is": {"image": PICTURE},
+    "wrapped lines, as of base64(1)": {"image": WRAPPED},
+    "lines of Windows": {"image": WRAPPED.replace("\n", "\r\n")},
+    "a trailing newline": {"image": PICTURE + "\n"},
+    "for URLs": {"image": URL_SAFE},
+    "without padding": {"image": PICTURE.rstrip("=")},
+    "a data URL": {"image": "data:image/png;base64," + PICTURE},
+    "a data URL in lines": {"image": " data:image/png;base64,\n" + WRAPPED},
+    "a JPEG": {"image": encode("JPEG")},
+    "an empty task": {"image": PICTURE, "task": ""},
+    "a task that is NaN": {"image": PICTURE, "task": float("nan")},
+}
+REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "an empty cell of pandas": ({"instruction": float("nan")}, {}, r"row 0: want an instruction, .* got nan"),
+    "None": ({"instruction": None}, {}, r"row 0: want an instruction"),
+    "an empty instruction": ({"instruction": "  "}, {}, r"row 0: want an instruction"),
+    "a number": ({"instruction": 5}, {}, r"row 0: want an instruction, .* got 5"),
+    "no base64": ({"image": "???"}, {}, r"row 0: want the bytes of a picture file in base64"),
+    "letters that no base64 has": ({"image": "ä" * 8}, {}, r"row 0: want the bytes of a picture file in base64"),
+    "a path": ({"image": "/pictures/in.png"}, {}, r"row 0: want"),
+    "a picture that is NaN": ({"image": float("nan")}, {}, r"row 0: want the bytes of a picture file in base64, got float"),
+    "no picture": ({"image": base64.b64encode(b"hello").decode()}, {}, r"row 0: want a picture"),
+    "half a picture": ({"image": PICTURE[:40]}, {}, r"row 0: (want a picture|.* is damaged)"),
+    "steps of minus one": ({}, {"steps": -1}, r"steps: .*greater than or equal to 1, got -1"),
+    "steps of zero": ({}, {"steps": 0}, r"steps: .*greater than or equal to 1, got 0"),
+    "preserve of five": ({}, {"preserve": 5.0}, r"preserve: .*less than or equal to 1"),
+    "rescale of minus three": ({}, {"guidance_rescale": -3.0}, r"guidance_rescale: .*greater than or equal to 0"),
+    "guidance of NaN": ({}, {"guidance_scale": float("nan")}, r"guidance_scale: "),
+    "guidance of infinity": ({}, {"guidance_scale": float("inf")}, r"guidance_scale: "),
+    "a setting with a typo": ({}, {"step": 5}, r"got 'step'; did you mean 'steps'"),
+    "a setting of an earlier version": ({}, {"s_T": 5.0}, r"it is now 'guidance_scale'"),
+}
+
+
+@pytest.fixture
+def model() -> Any:
+    from flows import pyfunc_model
+
+    model = pyfunc_model.EditorModel()
+    model.editor = EchoEditor()
+    return model
+
+
+def predict(model: Any, row: dict[str, Any], params: dict[str, Any]) -> pd.DataFrame:
+    frame = pd.DataFrame([{"image": PICTURE, "instruction": "make it red"} | row])
+    answer: pd.DataFrame = type(model).predict(model, frame, params)
+    return answer
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_pictures_in_base64_as_people_make_it(case: str, model: Any) -> None:
+    answer = predict(model, ACCEPTED[case], {})
+    assert Image.open(io.BytesIO(base64.b64decode(answer.image[0]))).size == (16, 16)
+    assert model.editor.requests[0][:2] == (["make it red"], None)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_rows_that_cannot_be_edited_are_named(case: str, model: Any) -> None:
+    row, params, words = REFUSED[case]
+    with pytest.raises(ValueError, match=words):
+        predict(model, row, params)
+    assert model.editor.requests == []
+
+
+def test_missing_columns_are_named(model: Any) -> None:
+    with pytest.raises(ValueError, match=r"want columns image, instruction, task .* got \['picture'\]"):
+        model.predict(SimpleNamespace(columns=["picture"]))

@@ -33,7 +33,7 @@ def main() -> None:
     root, encoding_s = Path(workspace), 0.0
     params = config.load(train.TrainParams, "train", root / "params.yaml")
     rarely = {"eval_every_steps": 10**6, "save_every_s": 1e9}
-    fixed = {"steps": int(steps), "preview": None, "log_every_steps": LOG_EVERY_STEPS} | rarely
+    fixed = {"start": train.BASE_MODEL, "steps": int(steps), "preview": None, "log_every_steps": LOG_EVERY_STEPS} | rarely
     values = params.model_dump(mode="json") | fixed | json.loads(changes)
     params = train.TrainParams.model_validate_json(json.dumps(values))
     build = latent_files.build

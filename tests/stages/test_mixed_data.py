@@ -26,8 +26,8 @@ from tests.stages.workspace import load_params
 from toyworld.edits import exact_dataset
 
 SMALL = {
-    "steps": 2, "processes": 1, "batch_size": 4, "dtype": "float32", "device": "cpu", "held_out_share": 0.0,
-    "task_embedding_dim": 8,
+    "start": "base_model", "steps": 2, "processes": 1, "batch_size": 4, "dtype": "float32", "device": "cpu",
+    "held_out_share": 0.0, "task_embedding_dim": 8,
 }  # fmt: skip
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

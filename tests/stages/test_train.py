@@ -25,8 +25,8 @@ from tests.stages.workspace import Workspace, check_stop_message, hide_mlflow, l
 from toyworld.edits import exact_dataset
 
 SMALL: dict[str, Any] = {
-    "steps": 6, "processes": 1, "batch_size": 4, "dtype": "float32", "device": "cpu", "warmup_steps": 2, "log_every_steps": 1,
-    "eval_every_steps": 3, "held_out_share": 0.3, "stored_dtype": "float32", "task_embedding_dim": 8,
+    "start": "base_model", "steps": 6, "processes": 1, "batch_size": 4, "dtype": "float32", "device": "cpu", "warmup_steps": 2,
+    "log_every_steps": 1, "eval_every_steps": 3, "held_out_share": 0.3, "stored_dtype": "float32", "task_embedding_dim": 8,
     "preview": None,
 }  # fmt: skip
 SAVE_OFTEN = SMALL | {"save_every_s": 0.0}

@@ -17,7 +17,7 @@ from emuedit import config
 from emuedit.data.publish import Summary
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = ("base_model", "detector", "segmenter", "clip", "dino", "depth", "t5")
+MODELS = ("base_model", "base_editor", "detector", "segmenter", "clip", "dino", "depth", "t5")
 P = TypeVar("P", bound=config.Params)
 
 

@@ -33,11 +33,11 @@ def stage_main(stage: str) -> NoReturn:
     kinds, 130 or 143 after ctrl-c or SIGTERM. All sections of `params.yaml` are checked first, also those of later stages.
     """
     set_env_defaults()
-    start = time.monotonic()
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)  # also where a shell made the process ignore it
     try:
         params_check.check(Path())
+        start = time.monotonic()
         module = importlib.import_module(f"emuedit.stages.{stage}")  # by its own name, which pickled classes keep
         summary = module.run(config.load(getattr(module, f"{stage.title()}Params"), stage), Path())
     except StageInterrupted as interrupted:

@@ -80,7 +80,7 @@ def services(layout: StackLayout, has_worker: bool) -> list[Service]:
 
 
 def child_environment(layout: StackLayout) -> dict[str, str]:
-    """Environment of everything that is started: the user's, with variables that say where the servers are, and with no proxy before them."""
+    """Environment of everything that is started: the user's, and where the servers are, with no proxy before them."""
     no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), _LOCAL]))
     home = {"PREFECT_HOME": str(layout.folder / "prefect")}
     return {**os.environ, **_QUIET, **home, **layout.exports, "NO_PROXY": no_proxy, "no_proxy": no_proxy}

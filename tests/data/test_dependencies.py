@@ -28,8 +28,8 @@ def fill_in(dep: str) -> str:
 
 DEPS = {stage: [fill_in(dep) for dep in PIPELINE[stage]["deps"]] for stage in STAGES}
 ALL_DEPS = sorted({dep for deps in DEPS.values() for dep in deps})
-CODE_DEPS = [dep for dep in ALL_DEPS if dep not in PRODUCED]
-DATA_DEPS = [dep for dep in ALL_DEPS if dep in PRODUCED]
+DATA_DEPS = [dep for dep in ALL_DEPS if {dep, *map(str, Path(dep).parents)} & set(PRODUCED)]
+CODE_DEPS = [dep for dep in ALL_DEPS if dep not in DATA_DEPS]
 
 
 def files_of(dep: str) -> list[str]:

@@ -35,9 +35,9 @@ def test_each_stage_that_ran_has_two_events_that_join_by_content(graph: dvc_grap
     assert [(event["job"]["name"], event["eventType"]) for event in events] == [
         ("pairs", "START"), ("pairs", "COMPLETE"), ("train", "START"), ("train", "COMPLETE"),
     ]  # fmt: skip
-    made, used = events[1]["outputs"][0], events[3]["inputs"][0]
-    assert (made["name"], made["facets"]["version"]["datasetVersion"]) == ("data/pairs", "bbbb.dir")
-    assert (used["name"], used["facets"]["version"]["datasetVersion"]) == ("data/pairs", "bbbb.dir")
+    output, source = events[1]["outputs"][0], events[3]["inputs"][0]
+    assert (output["name"], output["facets"]["version"]["datasetVersion"]) == ("data/pairs", "bbbb.dir")
+    assert (source["name"], source["facets"]["version"]["datasetVersion"]) == ("data/pairs", "bbbb.dir")
     assert events[0]["run"]["runId"] == events[1]["run"]["runId"] != events[2]["run"]["runId"]
     assert events[0]["outputs"] == []
 

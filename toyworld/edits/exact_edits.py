@@ -172,7 +172,7 @@ def _wrong_images(source: Scenes, slots: np.ndarray) -> list[np.ndarray]:
 
 
 def _without_objects(source: Scenes) -> Scenes:
-    """The same scenes without any object: a map of them is blank, and nearer to the right map of small objects than the picture."""
+    """The same scenes without any object. Their maps are blank, and nearer to the right ones than the pictures are."""
     rows, slots = np.nonzero(source.kind != EMPTY)
     return source.replace_fields(rows, slots, kind=EMPTY)
 

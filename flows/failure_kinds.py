@@ -28,11 +28,14 @@ RETRIES = {FailureKind.NETWORK: 3, FailureKind.MEMORY: 1, FailureKind.OTHER: 0}
 RETRY_DELAYS_S = [10.0, 60.0, 300.0]
 
 
-def classify(exit_status: int, output: str) -> FailureKind:
-    """The kind of a failure, from the exit status of DVC (or minus the signal that ended it) and its output."""
+def classify(output: str) -> FailureKind:
+    """The kind of a failure, from what DVC says of the stage's exit status.
+
+    A SIGKILL of the stage is what the kernel sends when memory runs out. One of DVC or of the guard above it is none of that.
+    """
     statuses = [int(number) for number in _EXIT_STATUS.findall(output)]
     if NETWORK_STATUS in statuses:
         return FailureKind.NETWORK
-    if {OUT_OF_MEMORY_STATUS, -signal.SIGKILL, 128 + signal.SIGKILL} & {*statuses, exit_status}:
+    if {OUT_OF_MEMORY_STATUS, -signal.SIGKILL, 128 + signal.SIGKILL} & set(statuses):
         return FailureKind.MEMORY
     return FailureKind.OTHER

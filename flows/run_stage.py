@@ -78,7 +78,7 @@ def run(
     if child.returncode == _BUSY_STATUS and "is busy" in output:
         raise BusyError(f"another dvc works on the files of stage {stage}:\n{_last_lines(output)}")
     if child.returncode != 0:
-        kind = classify(child.returncode, output)
+        kind = classify(output)
         raise StageError(f"stage {stage} {_describe_failure(child.returncode, timeout_s)}:\n{_last_lines(output)}", kind)
     return time.monotonic() - start
 

@@ -136,8 +136,20 @@ def check_kill(retrain: Retrain, pattern: str) -> None:
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("name", STAGE_PROCESSES)
-def test_no_process_is_left_when_one_of_a_stage_is_killed(start_retrain: StartRetrain, server_url: str, name: str) -> None:
+def test_a_killed_stage_is_tried_once_more_and_then_no_process_is_left(
+    start_retrain: StartRetrain, server_url: str, project: Path
+) -> None:
+    """The kernel kills what takes too much memory: once more, with half the batch."""
+    retrain = start_retrain(server_url=server_url)
+    (project / "started").unlink()
+    os.kill(retrain.find(STAGE_PROCESSES["stage"]), signal.SIGKILL)
+    retrain.wait_for_stage(project / "started")
+    assert "(memory); trying again, with half the batch" in retrain.log.read_text()
+    check_kill(retrain, STAGE_PROCESSES["stage"])
+
+
+@pytest.mark.parametrize("name", ["guard", "dvc"])
+def test_no_process_is_left_when_one_above_a_stage_is_killed(start_retrain: StartRetrain, server_url: str, name: str) -> None:
     check_kill(start_retrain(server_url=server_url), STAGE_PROCESSES[name])
 
 

@@ -34,18 +34,20 @@ _OPTIONAL = {
 def check(root: Path) -> None:
     """Raise ParamsError that lists all that is wrong with the parameters of the pipeline below `root`.
 
-    Where nothing changed since the last check that found nothing, it takes milliseconds.
+    Where params and code are those of a check that found the models in order, it takes milliseconds.
     """
     params = config.read_yaml(root / PARAMS_FILE)
     stages = _mapping(config.read_yaml(find_file(PIPELINE_FILE, root)).get("stages"))
     sections = _sections(stages)
     problems = [*_name_problems(params, stages, sections), *reference_check.problems(params, stages, root)]
     present = [name for name in (*sections, *_OPTIONAL) if name in params]
-    if present and not (_is_known_good(root) and not problems):
-        model_problems = _check_models(root, present)
-        if not (problems or model_problems):
+    if present:
+        problems = [f"{PARAMS_FILE}: {problem}" for problem in problems]
+    if present and not _is_known_good(root):
+        misfits = _check_models(root, present)
+        if not (misfits or problems):
             _remember(root)
-        problems = model_problems + [f"{PARAMS_FILE}: {problem}" for problem in problems]
+        problems = misfits + problems
     if problems:
         raise ParamsError("\n".join(problems))
 

@@ -112,9 +112,7 @@ def _function_problems(reference: str, function: str, root: Path) -> Iterator[st
 
 def _task_problems(params: Mapping[str, Any]) -> Iterator[str]:
     for section, key in _TASK_LISTS.items():
-        for name in _mapping(params, section).get(key) or ():
-            if not isinstance(name, str):
-                continue
+        for name in _texts(params, section, key):
             try:
                 is_trained = get_task(name).index is not None
             except UnknownTaskError as error:
@@ -123,9 +121,15 @@ def _task_problems(params: Mapping[str, Any]) -> Iterator[str]:
             if section != "evaluation" and not is_trained:
                 yield f"{section}.{key}: {name} is learned by inversion only; want tasks out of {', '.join(ALL_TASKS)}"
     learned = _mapping(params, "inversion").get("task")
-    for name in _mapping(params, "evaluation").get("tasks") or ():
-        if learned and name in {task.name for task in HELD_OUT} - {learned}:
+    for name in _texts(params, "evaluation", "tasks"):
+        if isinstance(learned, str) and name in {task.name for task in HELD_OUT} - {learned}:
             yield f"evaluation.tasks: no editor knows {name}, which is not the task of inversion ({learned}); leave it out"
+
+
+def _texts(params: Mapping[str, Any], section: str, key: str) -> list[str]:
+    """The texts of a list; none of what is no list, which the params model refuses."""
+    values = _mapping(params, section).get(key)
+    return [value for value in values if isinstance(value, str)] if isinstance(values, list | tuple) else []
 
 
 def _mix_problems(dataset: Mapping[str, Any], stages: Mapping[str, Any], root: Path) -> Iterator[str]:

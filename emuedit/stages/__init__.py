@@ -36,9 +36,9 @@ def stage_main(stage: str) -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)  # also where a shell made the process ignore it
     try:
-        params_check.check(Path())
-        start = time.monotonic()
         module = importlib.import_module(f"emuedit.stages.{stage}")  # by its own name, which pickled classes keep
+        params_check.check(Path())  # after the import: if that brought torch, no other process has to
+        start = time.monotonic()
         summary = module.run(config.load(getattr(module, f"{stage.title()}Params"), stage), Path())
     except StageInterrupted as interrupted:
         print(f"{stage}: stopped by {interrupted}; the same command resumes", file=sys.stderr, flush=True)

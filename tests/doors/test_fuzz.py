@@ -40,7 +40,7 @@ RELAXED = {
 }
 both_lanes = pytest.mark.parametrize(
     "n_inputs",
-    [pytest.param(N_QUICK, id="quick"), pytest.param(N_LONG, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
+    [pytest.param(N_QUICK, id="quick"), pytest.param(N_LONG, id="long", marks=[pytest.mark.long, pytest.mark.timeout(900)])],
 )
 
 

@@ -159,6 +159,7 @@ def test_a_killed_process_resumes_after_the_last_shard_with_the_same_bytes(
 ) -> None:
     sections = {
         "world": {"captions": "captions.txt"}, "captions": {"n_rows": 100, "rows_per_shard": 2, "max_words": 5},
+        "instructions": {"n_captions": 2},
     }  # fmt: skip
     stopped, uninterrupted = (make_workspace(name, **sections) for name in ("stopped", "uninterrupted"))
     for workspace in (stopped, uninterrupted):
@@ -168,7 +169,8 @@ def test_a_killed_process_resumes_after_the_last_shard_with_the_same_bytes(
 
 @pytest.mark.slow
 def test_the_command_of_the_stage_says_what_it_made(make_workspace: Callable[..., Workspace]) -> None:
-    workspace = make_workspace("workspace", world={"captions": "captions.txt"}, captions={"n_rows": 100, "max_words": 5})
+    sections = {"captions": {"n_rows": 100, "max_words": 5}, "instructions": {"n_captions": 2}}
+    workspace = make_workspace("workspace", world={"captions": "captions.txt"}, **sections)
     (workspace.folder / "captions.txt").write_text("\n".join(LINES) + "\n")
     command = [sys.executable, "-m", "emuedit.stages.captions"]
     process = subprocess.run(command, cwd=workspace.folder, capture_output=True, text=True, check=True)
@@ -178,7 +180,7 @@ def test_the_command_of_the_stage_says_what_it_made(make_workspace: Callable[...
     process = subprocess.run(command, cwd=workspace.folder, capture_output=True, text=True, check=False)
     assert process.returncode == 1
     (line,) = process.stderr.splitlines()
-    assert line.startswith("captions: want the caption source of world 'toy', got none at ")
+    assert line.startswith("captions: params.yaml: world.captions: want an existing file or folder, got none at ")
 
 
 def test_a_changed_source_starts_afresh(tmp_path: Path) -> None:

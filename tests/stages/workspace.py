@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pytest
 import yaml
 
-from emuedit import config
+from emuedit import config, params_check
 from emuedit.data.publish import Summary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,6 +111,8 @@ class Workspace:
         for section, changes in sections.items():
             params[section] |= changes
         (folder / "params.yaml").write_text(yaml.safe_dump(params))
+        if not params_check.model_problems(folder, [name for name in params if name != "world"]):
+            params_check._remember(folder)  # or every process of a test would import torch to check the same
 
     def start(self, stage: str, pause_s: float = 0.0) -> StageProcess:
         """Start a stage that pauses after every shard it writes."""

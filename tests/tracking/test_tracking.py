@@ -30,7 +30,8 @@ class FakeClient:
 
     def get_experiment_by_name(self, name: str) -> Any:
         self._check_connection()
-        return type("Experiment", (), {"experiment_id": name}) if name in self.experiments else None
+        state = {"experiment_id": name, "lifecycle_stage": "active"}
+        return type("Experiment", (), state) if name in self.experiments else None
 
     def create_experiment(self, name: str) -> str:
         self.experiments.append(name)

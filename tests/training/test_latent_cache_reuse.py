@@ -27,7 +27,7 @@ def encode_for_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     write_pairs(tmp_path, [make_pair(n) for n in range(6)])
     for kind in ("toy", "sd15"):
         build_pipeline(kind).save_pretrained(tmp_path / kind)
-    params = config.load(train.TrainParams, "train", ROOT / "params.yaml")
+    params = config.load(train.TrainParams, "train", ROOT / "params.yaml").model_copy(update={"start": train.BASE_MODEL})
     n_encoded: list[int] = []
     encode = TextToImageModel.encode
     monkeypatch.setattr(TextToImageModel, "encode", lambda model, images: (n_encoded.append(1), encode(model, images))[1])

@@ -31,9 +31,14 @@ def test_the_presets_that_the_documentation_names_exist() -> None:
     assert set(preset_names()) == {"toy", "sd15-256", "sd15-512", "sdxl-512", "emu-edit"}
 
 
-def test_the_toy_preset_is_the_default_training(tmp_path: Path) -> None:
-    default = config.load(TrainParams, "train", PARAMS)
-    assert load(tmp_path, preset="toy").model_copy(update={"preset": None}) == default
+def test_the_toy_preset_is_the_default_training_from_scratch(tmp_path: Path) -> None:
+    """The default continues the base editor, in fewer and smaller steps."""
+    default, scratch = config.load(TrainParams, "train", PARAMS), load(tmp_path, preset="toy")
+    assert (default.start, scratch.start) == ("base", "base_model")
+    assert default.steps < scratch.steps
+    values, others = default.model_dump(), scratch.model_dump()
+    different = {name for name in values if values[name] != others[name]}
+    assert different == {"preset", "start", "steps", "lr", "lr_mult_new", "warmup_steps", "decay_share"}
 
 
 def test_what_is_given_wins_over_the_preset_also_inside_of_nested_settings() -> None:

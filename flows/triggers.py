@@ -3,9 +3,7 @@
 A deployment names its kind in `parameters`; a run without a reason was started by a person.
 """
 
-import getpass
-import os
-import socket
+from emuedit.process_identity import user_at_host
 
 KINDS = ("schedule", "data", "metric", "person")
 
@@ -17,11 +15,7 @@ class TriggerError(ValueError):
 def complete_reason(reason: str) -> str:
     """The reason of a run as it is kept. Empty: the person who runs this process. Raises TriggerError for an unknown kind."""
     if not reason:
-        try:
-            user = getpass.getuser()
-        except (KeyError, OSError):  # a container's user without a name
-            user = str(os.getuid())
-        return f"person: {user}@{socket.gethostname()}"
+        return f"person: {user_at_host()}"
     kind = reason.partition(":")[0]
     if kind not in KINDS:
         raise TriggerError(f"want a reason that begins with {', '.join(f'{word}:' for word in KINDS)}, got {reason!r}")

@@ -171,11 +171,9 @@ def _object(task: str, bounds: JudgeBounds, gain: float, cosine: float, error: f
     if gain == _NEVER or (row.annotated and error is not None):
         if error is None:
             return "its captions are equal and no right result is known: it cannot be judged"
-        return (
-            ""
-            if error <= bounds.max_result_l1
-            else f"it differs from the right result by {error:.3f}, want {bounds.max_result_l1:g}"
-        )
+        if error <= bounds.max_result_l1:
+            return ""
+        return f"it differs from the right result by {error:.3f}, want {bounds.max_result_l1:g}"
     floor = getattr(bounds, _dino_bound(task))
     objections = []
     if gain < bounds.min_gain:

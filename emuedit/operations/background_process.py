@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+from emuedit.process_identity import start_mark
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,6 @@ class BackgroundCommand:
         """A hash of the command line and of what it needs."""
         content = json.dumps([list(self.arguments), [self.environment.get(name) for name in self.needs]])
         return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
-
-
-def start_mark(pid: int) -> str:
-    """What tells a process from a later one with the same id; empty when there is no such process, or only its zombie."""
-    try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return ""
-        if _BOOT_ID.exists():  # Linux: ticks since the start of the machine: no change of the clock alters them
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            return f"{_BOOT_ID.read_text().strip()}:{fields[19]}"
-        return f"{process.create_time():.2f}"
-    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 def read_record(folder: Path, name: str) -> ProcessRecord | None:

@@ -105,9 +105,10 @@ def measure(package: Path, name: str, items: Items, root: Path) -> Measurement:
 def measure_nothing(items: Items, root: Path) -> Measurement:
     """An editor that does nothing: what a first model must beat."""
     source, records = benchmark.load(items.benchmark), {}
+    identity = Systems(root / MODELS, items.settings, Runtime.choose(items.device, items.dtype))["identity"]
     for task in items.tasks:
         edits = source(task, items.split, 0, items.n_edits)
-        records[task] = evaluate_system("identity", _do_nothing, edits, None, 0)
+        records[task] = evaluate_system("identity", identity, edits, None, 0)
     return _summarise("doing nothing", records, items.key(root))
 
 
@@ -123,10 +124,6 @@ def measure_speed(packages: Sequence[Path], items: Items) -> list[float]:
             run(edits, [turn])
             times.append(time.perf_counter() - start)
     return [statistics.median(times[1:]) for times in seconds]  # the first one loads the models
-
-
-def _do_nothing(edits: benchmark.Benchmark, seeds: list[int]) -> tuple[benchmark.Pictures, list[str]]:
-    return edits.before, [edits.task] * len(seeds)
 
 
 def _evaluate(name: str, systems: Systems, items: Items, folder: Path) -> dict[str, list[EvalRecord]]:

@@ -35,8 +35,16 @@ class Measurement:
     @property
     def overall(self) -> float:
         """Edit success in [0, 1]: the mean over the trained tasks, each with the same weight."""
-        trained = [values for task, values in self.success.items() if get_task(task) not in HELD_OUT]
-        return float(np.mean([np.mean(values) for values in trained]))
+        return self.share(self.trained)
+
+    @property
+    def trained(self) -> list[str]:
+        """The measured tasks that editors are trained on."""
+        return [task for task in self.success if get_task(task) not in HELD_OUT]
+
+    def share(self, tasks: Sequence[str]) -> float:
+        """Edit success in [0, 1]: the mean over these tasks, each with the same weight."""
+        return float(np.mean([np.mean(self.success[task]) for task in tasks]))
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ def _check(challenger: Measurement, champion: Measurement, settings: GateSetting
     sizes = {task: len(values) for task, values in challenger.success.items()}
     if sizes != {task: len(values) for task, values in champion.success.items()}:
         raise GateError(f"want the same edits of both editors, got {sizes} of {challenger.name} and others of {champion.name}")
-    if not any(get_task(task) not in HELD_OUT for task in sizes):
+    if not challenger.trained:
         raise GateError(f"want a task that editors are trained on among the measured ones, got {', '.join(sizes) or 'none'}")
     if too_small := {task: size for task, size in sizes.items() if size < settings.min_edits}:
         raise GateError(
@@ -111,22 +119,19 @@ def _check(challenger: Measurement, champion: Measurement, settings: GateSetting
 
 def _rows(challenger: Measurement, champion: Measurement, settings: GateSettings, is_first: bool) -> Iterator[Row]:
     tasks = list(challenger.success)
-    trained = [task for task in tasks if get_task(task) not in HELD_OUT]
+    trained = challenger.trained
     differences = {task: np.subtract(challenger.success[task], champion.success[task], dtype=float).tolist() for task in tasks}
     bootstrap = settings.confidence, settings.resamples
 
-    def share(measurement: Measurement, names: Sequence[str]) -> float:
-        return float(np.mean([np.mean(measurement.success[name]) for name in names]))
-
     overall = compare_paired(differences, trained, *bootstrap, threshold=-settings.epsilon)
     n = sum(len(differences[task]) for task in trained)
-    yield Row(OVERALL, n, share(champion, trained), share(challenger, trained), overall, _object_overall(overall, settings))
+    yield Row(OVERALL, n, champion.overall, challenger.overall, overall, _object_overall(overall, settings))
     for task in tasks:
         difference = compare_paired(differences, [task], *bootstrap)
         allowance = settings.allowance(task)
         has_lost = -difference.mean > allowance and difference.high < 0 and not is_first
         objection = f"{task} lost {-difference.mean:.3f}, more than its allowance of {allowance:g}" if has_lost else ""
-        yield Row(task, len(differences[task]), share(champion, [task]), share(challenger, [task]), difference, objection)
+        yield Row(task, len(differences[task]), champion.share([task]), challenger.share([task]), difference, objection)
 
 
 def _object_overall(difference: Difference, settings: GateSettings) -> str:

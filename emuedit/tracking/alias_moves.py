@@ -9,7 +9,6 @@ A move writes what it is going to do before it does it. If its process is killed
 """
 
 import contextlib
-import getpass
 import os
 import random
 import socket
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
 
+from emuedit.process_identity import start_mark, user_at_host
 from emuedit.tracking.registry import MODEL_NAME, SCHEME, ModelVersion, RegistryError, version_at
 from emuedit.tracking.runs import client
 
@@ -127,7 +127,7 @@ def _draw_ticket(version: int, reason: str, kind: Kind, is_forced: bool) -> int:
     _create_moves_model()
     tags = {
         _STATE: _WAITING, "kind": kind, "champion": str(version), "reason": reason[:5000], "forced": str(is_forced).lower(),
-        "requested_by": f"{_user()}@{socket.gethostname()}", "process": _process_id(),
+        "requested_by": user_at_host(), "process": f"{os.getpid()}:{start_mark(os.getpid())}",
     }  # fmt: skip
     source = f"{SCHEME}{MODEL_NAME}/{version}"
     return int(_retry(lambda: mlflow.create_model_version(MOVES_MODEL, source, tags=tags, await_creation_for=0)).version)
@@ -235,27 +235,9 @@ def _to_move(version: Any) -> Move:
 
 
 def _belongs_to_living_process(move: Move) -> bool:
-    """Whether the process of a move of this machine lives: its id and the time it was started at."""
-    process = client().get_model_version(MOVES_MODEL, str(move.number)).tags.get("process", "")
-    return bool(process) and process == _process_id(int(process.partition(":")[0]))
-
-
-def _process_id(pid: int | None = None) -> str:
-    """`<pid>:<start time>`, which no later process has; `<pid>:` where the system does not tell; empty for a dead one."""
-    import psutil
-
-    number = os.getpid() if pid is None else pid
-    try:
-        return f"{number}:{psutil.Process(number).create_time():.2f}"
-    except psutil.NoSuchProcess:
-        return ""
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return str(os.getuid())
+    """Whether the process of a move of this machine lives: its id and the mark of its start."""
+    pid, _, mark = client().get_model_version(MOVES_MODEL, str(move.number)).tags.get("process", "").partition(":")
+    return bool(mark) and start_mark(int(pid)) == mark
 
 
 def _retry(call: Callable[[], T]) -> T:

@@ -1,0 +1,33 @@
+"""Who asked for something, and by which process: what is written down now and compared later."""
+
+import getpass
+import os
+import socket
+from pathlib import Path
+
+import psutil
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def start_mark(pid: int) -> str:
+    """What tells a process from a later one with the same id; empty when there is no such process, or only its zombie."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return ""
+        if _BOOT_ID.exists():  # Linux: ticks since the start of the machine: no change of the clock alters them
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return f"{_BOOT_ID.read_text().strip()}:{fields[19]}"
+        return f"{process.create_time():.2f}"
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def user_at_host() -> str:
+    """`user@host` of this process."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"

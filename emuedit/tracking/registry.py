@@ -1,25 +1,20 @@
 """The registered model `emuedit-editor`: its versions, and the aliases `champion`, `challenger` and `previous`.
 
-A version is one folder of parts (the editor, the router, task packs), which are safetensors and JSON only. It
+A version is one folder of parts (the editor, the router, task packs), in formats that cannot run code. It
 contains the code that it needs, so it loads where this project is not installed.
 """
 
-import base64
-import contextlib
-import importlib.metadata
-import io
 import json
-import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from emuedit.data.file_manifest import check_manifest, write_manifest
-from emuedit.tracking import model_cache, moved_store
+from emuedit.tracking import model_cache, moved_store, served_model
 from emuedit.tracking.runs import client
 from emuedit.tracking.stats import tracking_uri
 
@@ -30,11 +25,7 @@ SCHEME = "models:/"
 RUNS_SCHEME = "runs:/"
 SETTINGS_FILE = "settings.json"
 _PACKAGE = Path(__file__).resolve().parents[1]  # the code that is stored with a version
-_ALLOWED_SUFFIXES = {".safetensors", ".json", ".jsonl", ".txt", ".model", ".md", ".csv"}
-_REQUIRED_PACKAGES = (
-    "accelerate", "diffusers", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "safetensors", "sentencepiece",
-    "tokenizers", "torch", "tqdm", "transformers",
-)  # fmt: skip
+_ALLOWED_SUFFIXES = {".safetensors", ".json", ".jsonl", ".txt", ".model", ".md", ".csv", ".parquet", ".png"}
 _MAX_TAG_CHARS = 5000  # MLflow refuses longer values
 
 
@@ -133,11 +124,12 @@ def register_version(
     part that is missing or has files that could run code, and for a model that fails on its input example.
     """
     for name, folder in parts.items():
-        _check_part(name, folder)
+        check_part(name, folder)
     import mlflow
 
     mlflow.set_tracking_uri(tracking_uri())
-    with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id), _collect_example_errors() as errors:
+    collected = served_model.collect_example_errors()
+    with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id), collected as errors:
         code_copy, part_copies = Path(temporary, _PACKAGE.name), Path(temporary, "parts")
         shutil.copytree(_PACKAGE, code_copy, ignore=_ignore_all_but_code)
         part_copies.mkdir()
@@ -150,26 +142,15 @@ def register_version(
             python_model=str(model_file),
             artifacts={path.stem: str(path) for path in sorted(part_copies.iterdir())},
             code_paths=[str(code_copy)],
-            signature=_signature(settings),
-            input_example=_input_example(),
-            pip_requirements=requirements(),
+            signature=served_model.signature(settings),
+            input_example=served_model.input_example(parts),
+            pip_requirements=served_model.requirements(),
         )
         if errors:
             raise RegistryError(f"not registered: the model cannot answer its own example: {errors[0]}")
         version_tags = {key: value[:_MAX_TAG_CHARS] for key, value in tags.items()}
         registered = mlflow.register_model(logged.model_uri, MODEL_NAME, tags=version_tags)
     return ModelVersion(int(registered.version), run_id, dict(tags))
-
-
-def requirements() -> list[str]:
-    """Packages that the model needs, pinned to the installed versions without local version labels such as `+cpu`."""
-    pinned = []
-    for name in (*_REQUIRED_PACKAGES, "mlflow"):
-        try:
-            pinned.append(f"{name}=={importlib.metadata.version(name).split('+')[0]}")
-        except importlib.metadata.PackageNotFoundError:  # the installed models do not need it
-            continue
-    return pinned
 
 
 def download_version(uri: str) -> Path:
@@ -229,12 +210,15 @@ def _to_model_version(version: Any) -> ModelVersion:
     return ModelVersion(int(version.version), str(version.run_id), dict(version.tags), aliases, version.creation_timestamp)
 
 
-def _check_part(name: str, folder: Path) -> None:
+def check_part(name: str, folder: Path) -> None:
+    """Raise RegistryError for a part that is missing, or has files of a format that can run code."""
     if not folder.is_dir():
         raise RegistryError(f"want the folder of part {name!r} of the model, got none at {folder}; run its stage")
     refused = [file.name for file in folder.rglob("*") if file.is_file() and file.suffix not in _ALLOWED_SUFFIXES]
     if refused:
-        raise RegistryError(f"want safetensors and JSON only in {folder}, got {refused[:5]}; other formats can run code")
+        raise RegistryError(
+            f"want safetensors, JSON, Parquet and PNG only in {folder}, got {refused[:5]}; other formats can run code"
+        )
 
 
 def _link_or_copy(source: str, target: str) -> None:
@@ -244,57 +228,6 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-@contextlib.contextmanager
-def _collect_example_errors() -> Iterator[list[str]]:
-    """Collect the errors of a model on its input example, which MLflow logs as warnings instead of raising them.
-
-    Whatever MLFLOW_LOGGING_LEVEL says, or a model that cannot answer would be registered under ERROR.
-    """
-    errors: list[str] = []
-
-    class ErrorCollector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if "Failed to validate serving input" in record.getMessage():
-                errors.append(record.getMessage().rsplit("Got error:", 1)[-1].strip())
-
-    collector, logger = ErrorCollector(), logging.getLogger("mlflow.models.model")
-    level = logger.level
-    logger.addHandler(collector)
-    logger.setLevel(logging.WARNING)
-    try:
-        yield errors
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(collector)
-
-
 def _ignore_all_but_code(folder: str, names: list[str]) -> list[str]:
     """What `shutil.copytree` leaves out: everything but Python files and folders."""
     return [name for name in names if not (name.endswith(".py") or Path(folder, name).is_dir())]
-
-
-def _signature(settings: Mapping[str, float | int]) -> Any:
-    """Signature of the model. Pictures are base64 PNGs, which work in `predict` and in `mlflow models serve`."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-    inputs = [
-        ColSpec(DataType.string, "image"),
-        ColSpec(DataType.string, "instruction"),
-        ColSpec(DataType.string, "task", required=False),
-    ]
-    outputs = [ColSpec(DataType.string, "image"), ColSpec(DataType.string, "task"), ColSpec(DataType.double, "probability")]
-    params = [
-        ParamSpec(key, DataType.long if isinstance(value, int) else DataType.double, value) for key, value in settings.items()
-    ]
-    return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema(params))
-
-
-def _input_example() -> Any:
-    import pandas as pd
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.new("RGB", (64, 64), (90, 140, 200)).save(stream, "PNG")
-    png = base64.b64encode(stream.getvalue()).decode()
-    return pd.DataFrame({"image": [png], "instruction": ["make it darker"], "task": [None]})

@@ -10,7 +10,7 @@ import pytest
 
 from emuedit.promotion import lineage, promote
 from emuedit.promotion.gate import GateError
-from emuedit.tracking import alias_moves, registry, runs
+from emuedit.tracking import alias_moves, registry, runs, served_model
 from flows import dvc_graph, release
 
 FinishStages = Callable[[float], dvc_graph.Graph]
@@ -179,7 +179,7 @@ def test_numbers_are_flattened() -> None:
 
 
 def test_requirements_are_what_is_installed() -> None:
-    pinned = dict(requirement.split("==") for requirement in registry.requirements())
+    pinned = dict(requirement.split("==") for requirement in served_model.requirements())
     assert pinned["torch"] == importlib.metadata.version("torch").split("+")[0]
     assert {"diffusers", "transformers", "mlflow", "pillow", "safetensors"} <= set(pinned)
     assert not {"prefect", "dvc"} & set(pinned)

@@ -16,6 +16,7 @@ from emuedit.editor.package import Editor
 from emuedit.editor.settings import EditSettings
 from emuedit.models import image_tensors
 from emuedit.synthesis.worker_pool import LocalWorkers
+from emuedit.tracking import registry
 from tests.stages.workspace import ROOT, Workspace, hide_mlflow, read_files
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -99,3 +100,22 @@ def test_a_second_run_in_another_folder_with_more_processes_gives_the_same_data(
         assert list(first_files) == list(second_files)
         for file, content in first_files.items():
             assert second_files[file] == content, f"{name}/{file}"
+
+
+def test_every_model_that_a_stage_publishes_can_be_registered_and_served(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `retrain` registers them: MLflow lets the model answer its example before it becomes a version."""
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_experiment("registration")
+    models = workspace.folder / "models"
+    parts = {folder.name: folder for folder in models.iterdir()}
+    assert sorted(parts) == ["editor", "inversion", "router"]
+    with mlflow.start_run() as run:
+        pass
+    settings = EditSettings(steps=2).model_dump()
+    version = registry.register_version(run.info.run_id, parts, ROOT / "flows/pyfunc_model.py", settings, {})
+    assert Editor.load(registry.download_version(version.uri)).settings.steps == 2

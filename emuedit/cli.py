@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emuedit.data.formats import FORMAT_NAMES
-from emuedit.editor import edit_commands
+from emuedit.editor import edit_commands, task_commands
 from emuedit.metrics import benchmark_command
 from emuedit.name_hints import check_options
 from emuedit.operations import ledger_commands, remote_commands, server_commands
 from emuedit.promotion import promotion_commands
 from emuedit.runtime import QUIET_ENV, set_env_defaults
 from emuedit.tracking import service_errors, sync_command
+from emuedit.training import learn_command
 
 if TYPE_CHECKING:
     from emuedit.data.formats.row_conversion import AssignTasks
@@ -83,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="emuedit", description="An open Emu Edit: edit pictures by instruction.")
     commands = parser.add_subparsers(required=True, metavar="command")
     edit_commands.add_commands(commands)
+    task_commands.add_commands(commands)
+    learn_command.add_commands(commands)
     _add_import(commands.add_parser("import", help="convert a public dataset to pairs", allow_abbrev=False))
     export = commands.add_parser("export", help="write the kept pairs as a dataset for others", allow_abbrev=False)
     export.set_defaults(run=_export)

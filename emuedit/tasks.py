@@ -1,4 +1,4 @@
-"""The table of tasks: sixteen that the editor is trained on, and four that it meets only through task inversion.
+"""The table of tasks: sixteen that the editor is trained on, and five that it meets only through task inversion.
 
 This is the only list of tasks. A new task is one row here and one prompt file, `emuedit/prompts/<name>.yaml`. The toy world, as
 any world, must also be able to show it (`docs/architecture.md`).
@@ -77,6 +77,7 @@ HELD_OUT: tuple[Task, ...] = (
     Task("contour", "vision", None, "draw the outlines of the objects only"),
     Task("inpaint", "region", None, "fill a grey region so that it fits the rest"),
     Task("add_detect", "region", None, "put a new object into the picture and draw a box around it"),
+    Task("cutout", "region", None, "put the objects on plain white, as in a catalogue", region="background"),
 )
 ALL_TASKS = tuple(task.name for task in TASKS)
 """Names of TASKS, in the same order."""

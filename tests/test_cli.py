@@ -122,12 +122,14 @@ def test_a_text_that_asks_for_no_edit_is_refused_and_a_named_task_forces_it(
 
 def test_every_setting_is_an_option(sampler: RedSampler) -> None:
     options = "--steps 3 --image-guidance-scale 1.2 --guidance-scale 4 --guidance-rescale .7 --preserve .5 --change-threshold 0"
-    options += " --against-reconstruction 0 --resolution 512 --crop 1"
+    options += " --against-reconstruction 0 --resolution 512 --crop 1 --guidance-from .1 --guidance-to .8"
     assert cli.main(["edit", "in.png", "make it red", *options.split(), "--seed", "7"]) == 0
     expected = EditSettings(
         steps=3,
         image_guidance_scale=1.2,
         guidance_scale=4.0,
+        guidance_from=0.1,
+        guidance_to=0.8,
         guidance_rescale=0.7,
         preserve=0.5,
         change_threshold=0.0,

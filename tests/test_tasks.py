@@ -25,18 +25,18 @@ def test_the_order_of_the_tasks_never_changes() -> None:
 
 
 def test_held_out_tasks_have_no_row() -> None:
-    assert [task.name for task in HELD_OUT] == ["superres", "contour", "inpaint", "add_detect"]
+    assert [task.name for task in HELD_OUT] == ["superres", "contour", "inpaint", "add_detect", "cutout"]
     assert {task.index for task in HELD_OUT} == {None}
 
 
 def test_every_task_is_found_by_its_own_name() -> None:
     tasks = TASKS + HELD_OUT
-    assert len({task.name for task in tasks}) == 20
+    assert len({task.name for task in tasks}) == 21
     assert all(get_task(task.name) is task and task.description for task in tasks)
 
 
 def test_an_unknown_name_lists_the_known_ones_and_the_closest() -> None:
-    with pytest.raises(UnknownTaskError, match=r"local, remove.*add_detect; got 'segmnt'; did you mean 'segment'\?"):
+    with pytest.raises(UnknownTaskError, match=r"local, remove.*add_detect, cutout; got 'segmnt'; did you mean 'segment'\?"):
         get_task("segmnt")
 
 

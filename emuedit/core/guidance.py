@@ -4,8 +4,13 @@ Shapes: B samples, C latent channels, h and w the height and width of the latent
 `e(., ., v)` is a network's prediction, of any kind of `diffusion.PredictionKind`: all of them are linear in the clean latents.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+GuidanceTerm = Literal["null", "image", "full"]
+"""An evaluation of the network: without conditions e(0,0,v), with the picture alone e(I,0,v), and with both e(I,T,v)."""
 
 
 def classifier_free(e_null: Tensor, e_text: Tensor, scale: Tensor | float) -> Tensor:
@@ -25,12 +30,23 @@ def guided_steps(interval: tuple[float, float], steps: int) -> range:
     return range(first, last)
 
 
-def two_conditions(e_null: Tensor, e_image: Tensor, e_full: Tensor, s_I: float, s_T: float) -> Tensor:
+def terms_of(s_I: float, s_T: float) -> tuple[GuidanceTerm, ...]:
+    """The terms of `two_conditions` that have a weight: three in general, two where s_I is 1 or s_T, one where both are 1."""
+    weights: dict[GuidanceTerm, float] = {"null": 1 - s_I, "image": s_I - s_T}
+    return (*(term for term, weight in weights.items() if weight), "full")
+
+
+def two_conditions(e_null: Tensor | None, e_image: Tensor | None, e_full: Tensor, s_I: float, s_T: float) -> Tensor:
     """e(0,0,v) + s_I (e(I,0,v) - e(0,0,v)) + s_T (e(I,T,v) - e(I,0,v)); all [B, C, h, w].
 
     Eq. 3 of InstructPix2Pix (arXiv 2211.09800), with the task embedding in all three terms (Emu Edit, arXiv 2311.10089;
-    its scales are s_I = 1.5 and s_T = 5.0). Scales of 1 give the fully conditioned prediction.
+    its scales are s_I = 1.5 and s_T = 5.0). Scales of 1 give the fully conditioned prediction. A term that `terms_of` leaves
+    out, whose weight is zero, is None.
     """
+    if e_image is None:
+        return e_full if e_null is None else classifier_free(e_null, e_full, s_T)
+    if e_null is None:
+        return classifier_free(e_image, e_full, s_T)
     return e_null + s_I * (e_image - e_null) + s_T * (e_full - e_image)
 
 

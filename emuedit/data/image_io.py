@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from emuedit.data import colour_profile
 
@@ -111,6 +111,11 @@ def convert_to_rgb(image: Image.Image) -> LoadedImage:
         exif, profile if keeps_profile else b"", _dpi(image), np.array(upright.convert("RGB")) if keeps_profile else None
     )
     return LoadedImage(np.array(in_srgb.convert("RGB")), tuple(notes), metadata)
+
+
+def fit_square(pixels: npt.NDArray[np.uint8], side_px: int) -> npt.NDArray[np.uint8]:
+    """The centre square of a picture [H, W, 3], scaled to side_px."""
+    return np.asarray(ImageOps.fit(Image.fromarray(pixels), (side_px, side_px), Image.Resampling.LANCZOS))
 
 
 def to_png(pixels: npt.NDArray[np.uint8], source: LoadedImage | None = None) -> bytes:

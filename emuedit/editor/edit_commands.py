@@ -9,7 +9,7 @@ import numpy as np
 from emuedit.data import image_io
 from emuedit.editor import touched_area
 from emuedit.editor.package import Editor, Turn
-from emuedit.editor.package_folder import CHAMPION, resolve_source
+from emuedit.editor.package_folder import CHAMPION
 from emuedit.editor.package_layout import EDITOR, MODELS
 from emuedit.editor.session import EditSession
 from emuedit.editor.settings import EditSettings
@@ -31,8 +31,7 @@ def _edit(options: argparse.Namespace) -> None:
     for note in picture.notes:
         print(f"{options.image}: {note}")
     with waiting("loading the editor"):
-        folder, name = resolve_source(options.model)
-        editor = Editor.load(folder)
+        editor = Editor.load(options.model)
     changes = {setting: getattr(options, setting) for setting in EditSettings.model_fields}
     settings = editor.settings.with_changes({setting: value for setting, value in changes.items() if value is not None})
     tasks = [options.task] * len(options.instructions) if options.task else None
@@ -48,7 +47,7 @@ def _edit(options: argparse.Namespace) -> None:
     edited = session.pixels
     image_io.write_image(out, edited, picture)
     height, width = edited.shape[:2]
-    print(f"{out}: {width} x {height}, {progress.seconds:.1f} s, {settings.steps} steps, {name}")
+    print(f"{out}: {width} x {height}, {progress.seconds:.1f} s, {settings.steps} steps, {editor.name}")
     if options.session:
         session.save(options.session)
         print(f"{options.session}: what the pictures can be made again from, by `emuedit replay`")
@@ -63,7 +62,7 @@ def _replay(options: argparse.Namespace) -> None:
     _check_out(out, options.image, options.overwrite)
     picture = image_io.read_image(options.image)
     with waiting("loading the editor"):
-        editor = Editor.load(resolve_source(options.model)[0])
+        editor = Editor.load(options.model)
     with waiting("editing"):
         session = EditSession.replay(editor, picture.pixels, options.session, options.any_picture)
     image_io.write_image(out, session.pixels, picture)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,20 @@ from PIL import Image
 
 from emuedit.data import image_io
 from emuedit.data.file_manifest import check_manifest
-from emuedit.editor.package_folder import PackageError, editor_folder, find_package, read_settings, resolve_source
-from emuedit.editor.package_layout import PACKS, ROUTER
+from emuedit.editor.package_folder import (
+    PackageError,
+    editor_folder,
+    find_package,
+    find_packs,
+    read_settings,
+    resolve_source,
+)  # fmt: skip
+from emuedit.editor.package_layout import MODELS, PACKS, ROUTER, USER_PACKS
 from emuedit.editor.settings import EditSettings
 
 if TYPE_CHECKING:
     from emuedit.editor.sampling import EditSampler, ReportStep
+    from emuedit.editor.task_pack import TaskPack
     from emuedit.editor.task_predictor import TaskPredictor
 
 Picture = Image.Image | npt.NDArray[np.uint8]
@@ -59,8 +68,12 @@ class Editor:
     `settings` are those the editor was evaluated with; every method takes others.
     """
 
-    def __init__(self, sampler: EditSampler, predictor: TaskPredictor | None, settings: EditSettings) -> None:
+    def __init__(
+        self, sampler: EditSampler, predictor: TaskPredictor | None, settings: EditSettings, name: str = "", folder: Path = Path()
+    ) -> None:
+        """name: what to call it, such as `models:/emuedit-editor@champion`. folder: where it was loaded from."""
         self.sampler, self.predictor, self.settings = sampler, predictor, settings
+        self.name, self.folder = name, folder
 
     @classmethod
     def load(
@@ -80,16 +93,48 @@ class Editor:
         registered package whose files were changed.
         """
         from emuedit.editor import sampling, task_predictor
+        from emuedit.editor.task_pack import TaskPackError
         from emuedit.runtime import Runtime
 
-        root = find_package(resolve_source(source)[0])
+        folder, name = resolve_source(source)
+        root = find_package(folder)
         check_manifest(root)
         runtime = Runtime.choose(device, dtype)
         sampler = sampling.load(editor_folder(root), runtime)
-        for pack in sorted((root / PACKS).glob("*.safetensors")):
-            sampler.add_pack(pack)
         predictor = task_predictor.load(str(root / ROUTER), runtime.device) if (root / ROUTER).is_dir() else None
-        return cls(sampler, predictor, settings or read_settings(root))
+        editor = cls(sampler, predictor, settings or read_settings(root), name, root)
+        for pack in find_packs(root / PACKS):
+            editor.add_pack(pack)
+        for pack in find_packs((MODELS if source is None else root) / USER_PACKS):
+            try:
+                editor.add_pack(pack)
+            except TaskPackError as error:  # after a training, say: the editor works, without this task
+                print(f"{pack} is left out: {error}", file=sys.stderr, flush=True)
+        return editor
+
+    def add_pack(self, file: str | Path) -> TaskPack:
+        """Add the task of a pack, from now on: `tasks` has its name, and the task predictor knows the wordings of its examples.
+
+        Raises TaskPackError for another file, for a pack made for another editor, and for a name that is taken.
+        """
+        from emuedit.editor import task_pack
+
+        pack = task_pack.load(file)
+        task_pack.check(pack, self.sampler.weights, self.tasks)
+        self.sampler.add_task(pack.name, pack.v, pack.adapter)
+        if self.predictor is not None and self.predictor.known_instructions and pack.instructions:
+            self.predictor.add_task(pack.name, pack.instructions)
+        return pack
+
+    def remove_task(self, name: str) -> None:
+        """Take the task of a pack out again. Raises PackageError for a task that no pack brought."""
+        if name not in self.sampler.inverted_tasks:
+            raise PackageError(
+                f"want a task that a pack brought, got {name!r}; those are {', '.join(self.sampler.inverted_tasks) or 'none'}"
+            )
+        self.sampler.remove_task(name)
+        if self.predictor is not None:
+            self.predictor.remove_task(name)
 
     @property
     def tasks(self) -> tuple[str, ...]:

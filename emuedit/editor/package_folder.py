@@ -1,8 +1,10 @@
 """A packaged editor on disk: one folder, the same for a working folder's `models/` and for a registered version.
 
-    editor/  router/  inversion/*.safetensors  settings.json
+    editor/  router/  inversion/*.safetensors  packs/*.safetensors  settings.json
 
-The last three may be missing: without a router tasks must be named, without settings.json the defaults of `EditSettings` apply.
+All but the first may be missing: without a router tasks must be named, without settings.json the defaults of `EditSettings`
+apply. `packs/` has what people add by `emuedit learn` and `emuedit tasks add`; a registered
+version has none, and the champion gets those of the working folder's `models/`.
 A pipeline folder alone, as `EmuEditPipeline.push_to_hub` publishes it, is a package that has nothing but its editor.
 """
 
@@ -103,6 +105,11 @@ def find_package(folder: str | Path) -> Path:
 def editor_folder(root: Path) -> Path:
     """The editor's folder in a package."""
     return root / EDITOR if (root / EDITOR).is_dir() else root
+
+
+def find_packs(folder: Path) -> list[Path]:
+    """The task packs in a folder, by name; none where there is no such folder."""
+    return sorted(folder.glob("*.safetensors"))
 
 
 def _is_editor(folder: Path) -> bool:

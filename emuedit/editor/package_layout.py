@@ -3,4 +3,6 @@
 from pathlib import Path
 
 EDITOR, ROUTER, PACKS, SETTINGS = "editor", "router", "inversion", "settings.json"
+USER_PACKS = "packs"
+"""Task packs that people add, beside those that a package came with."""
 MODELS = Path("models")

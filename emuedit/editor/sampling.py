@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emuedit.core import change_threshold, diffusion, guidance
+from emuedit.core.guidance import GuidanceTerm
 from emuedit.editor import checkpoint, task_pack
 from emuedit.editor.checkpoint import FrozenParts
 from emuedit.editor.settings import EditSettings
+from emuedit.editor.task_adapter import TaskAdapter
 from emuedit.editor.unet import EditorUNet
 from emuedit.models import image_tensors
 from emuedit.models.denoising import Denoiser
@@ -39,6 +42,12 @@ class SamplingOptions:
     after_step: Callable[[int, Tensor, Tensor], Tensor] | None = None
     """Called with a step's number, its timestep and z_t [B, C, h, w]; returns the latents to go on with."""
 
+    def rows(self, rows: Sequence[int]) -> SamplingOptions:
+        """The options of some of the pictures."""
+        prompts = [self.negative_prompts[row] for row in rows] if self.negative_prompts else ()
+        latents = None if self.latents is None else self.latents[list(rows)]
+        return SamplingOptions(prompts, latents, self.after_step)
+
 
 UNCHANGED = SamplingOptions()
 
@@ -51,13 +60,13 @@ class EditConditions:
     c_T: TextCondition  # instructions, B rows
     v: Tensor  # task embeddings [B, D_v]
 
-    def with_guidance_terms(self, null: TextCondition, n_terms: int) -> EditConditions:
-        """The rows of all guidance terms in one batch: [null,] [image only,] fully conditioned; [n_terms B, ...]."""
-        if n_terms == 1:
+    def with_guidance_terms(self, null: TextCondition, terms: Sequence[GuidanceTerm]) -> EditConditions:
+        """The rows of all guidance terms in one batch, [terms B, ...]."""
+        if len(terms) == 1:
             return self
-        c_T = TextCondition.cat(*[null] * (n_terms - 1), self.c_T)
-        c_I = torch.cat([torch.zeros_like(self.c_I)] * (n_terms - 2) + [self.c_I] * 2)
-        return EditConditions(c_I, c_T, self.v.repeat(n_terms, 1))
+        c_T = TextCondition.cat(*(self.c_T if term == "full" else null for term in terms))
+        c_I = torch.cat([torch.zeros_like(self.c_I) if term == "null" else self.c_I for term in terms])
+        return EditConditions(c_I, c_T, self.v.repeat(len(terms), 1))
 
 
 class EditSampler:
@@ -65,6 +74,8 @@ class EditSampler:
 
     def __init__(self, net: EditorUNet, parts: FrozenParts, weights: str, dtype: torch.dtype = torch.float32) -> None:
         self.net, self.parts, self.weights, self.dtype = net, parts, weights, dtype
+        self.adapters: dict[str, TaskAdapter] = {}
+        """Adapters by task, of the tasks that were learned with one."""
         self.grid_px = grid_of(parts)
         self.resolution_px = round(math.sqrt(math.prod(parts.size)))
         """Side in px of the square with as many pixels as the base model was trained at."""
@@ -102,7 +113,7 @@ class EditSampler:
 
         A sample depends on its own picture, instruction, task and seed alone. `seeds` default to settings.seed + 0, 1, ...;
         a generator in the place of a seed is drawn from.
-        Guidance scales of 1 cost nothing; other values cost up to three evaluations a step, in one forward.
+        Guidance costs up to three evaluations a step, in one forward: see `guidance.terms_of`.
         Raises UnknownTaskError for an unknown task, ValueError for pictures out of range and for lists of unequal length.
         """
         n = len(image_tensors.check_images(images))
@@ -113,11 +124,40 @@ class EditSampler:
                 f"{len(tasks)} tasks, {len(seeds)} seeds"
             )
         v = self.net.table.rows(tasks)  # [B, D_v]
+        generators = [seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed) for seed in seeds]
+        after = torch.empty(images.shape)
+        for task, rows in self._rows_by_adapter(tasks).items():
+            texts, randoms = [instructions[row] for row in rows], [generators[row] for row in rows]
+            chosen = options if len(rows) == n else options.rows(rows)
+            with self._adapter_of(task):
+                after[rows] = self._sample_rows(images[rows], texts, v[rows], settings, randoms, report, chosen)
+        return after
+
+    def _rows_by_adapter(self, tasks: Sequence[str]) -> dict[str | None, list[int]]:
+        """Rows that are sampled together: those of each task with an adapter, and (None) all others."""
+        groups: dict[str | None, list[int]] = {}
+        for row, task in enumerate(tasks):
+            groups.setdefault(task if task in self.adapters else None, []).append(row)
+        return groups
+
+    def _adapter_of(self, task: str | None) -> AbstractContextManager[None]:
+        return nullcontext() if task is None else self.adapters[task].applied(self.net.unet)
+
+    def _sample_rows(
+        self,
+        images: Tensor,
+        instructions: Sequence[str],
+        v: Tensor,
+        settings: EditSettings,
+        generators: list[torch.Generator],
+        report: ReportStep | None,
+        options: SamplingOptions,
+    ) -> Tensor:
+        """`sample` for rows that share an adapter or have none."""
         height, width = images.shape[-2:]
         before = images.float()
         padding = (0, -width % self.grid_px, 0, -height % self.grid_px)
         padded = F.pad(before, padding, mode="replicate").to(self.device)
-        generators = [seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed) for seed in seeds]
         with torch.inference_mode(), self.autocast():
             conditions = EditConditions(self.parts.encode(padded), self.parts.encode_text(instructions), v)
             z = self._denoise(conditions, generators, settings, report, options)
@@ -126,7 +166,7 @@ class EditSampler:
             unchanged = self._decode(conditions.c_I, height, width) if measures_error else None
         if settings.change_threshold > 0:
             after = change_threshold.keep_unchanged(before.cpu(), after, settings.change_threshold, unchanged=unchanged)
-        return after.clone()
+        return after
 
     def _decode(self, z: Tensor, height: int, width: int) -> Tensor:
         """Latents [B, C, h, w] -> images [B, 3, height, width] on the CPU, without the padding."""
@@ -145,22 +185,25 @@ class EditSampler:
         denoiser = Denoiser(self.parts.scheduler, settings.steps, self.device, generators)
         source, n = conditions.c_I, len(conditions.c_I)
         size_px = (source.shape[-2] * self.parts.factor, source.shape[-1] * self.parts.factor)
-        n_terms = 1 if s_I == s_T == 1 else 2 if s_I == 1 else 3  # full; image, full; null, image, full
+        terms = guidance.terms_of(s_I, s_T)
+        guided_steps = guidance.guided_steps((settings.guidance_from, settings.guidance_to), settings.steps)
         negative_texts = [self.parts.null_text(1, text) for text in options.negative_prompts]
         null = TextCondition.cat(*negative_texts) if negative_texts else self.parts.null_text(n)
-        rows = conditions.with_guidance_terms(null, n_terms)
+        guided_rows = conditions.with_guidance_terms(null, terms)
         noise = self.parts.initial_noise(generators, size_px) if options.latents is None else options.latents
         if noise.shape != source.shape:
             raise ValueError(f"want latents {tuple(source.shape)}, those of the padded pictures; got {tuple(noise.shape)}")
         z_t = denoiser.start(noise.to(source))
         for step, t in enumerate(denoiser.timesteps):
             scaled = denoiser.scale(z_t, t)
-            e, change_logits = self.net(scaled.repeat(n_terms, 1, 1, 1), t, rows.c_I, rows.c_T, rows.v)
-            if n_terms > 1:
-                *null_term, e_image, e_full = e.chunk(n_terms)
-                e_null = null_term[0] if null_term else e_image  # its weight is then zero
-                e = guidance.two_conditions(e_null, e_image, e_full, s_I, s_T)
-                e = guidance.rescale(e, e_full, settings.guidance_rescale) if settings.guidance_rescale else e
+            is_guided = len(terms) > 1 and step in guided_steps
+            rows = guided_rows if is_guided else conditions
+            e, change_logits = self.net(scaled.repeat(len(rows.v) // n, 1, 1, 1), t, rows.c_I, rows.c_T, rows.v)
+            if is_guided:
+                by_term = dict(zip(terms, e.chunk(len(terms)), strict=True))
+                e = guidance.two_conditions(by_term.get("null"), by_term.get("image"), by_term["full"], s_I, s_T)
+                if settings.guidance_rescale:
+                    e = guidance.rescale(e, by_term["full"], settings.guidance_rescale)
             if settings.preserve and change_logits is not None:
                 e_source = diffusion.prediction_for_clean(source, scaled, *denoiser.noise_levels(t, scaled), denoiser.kind)
                 e = guidance.blend_with_source(e, e_source, change_logits[-n:].sigmoid(), settings.preserve)
@@ -172,18 +215,32 @@ class EditSampler:
         return z_t
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write the whole editor, added tasks included, as a pipeline folder that `load` reads."""
+        """Write the whole editor, added tasks included, as a pipeline folder that `load` reads.
+
+        Raises ValueError for an editor with adapters, for which such a folder has no place.
+        """
+        if self.adapters:
+            raise ValueError(
+                f"want tasks without adapters in a pipeline folder, got {sorted(self.adapters)}; keep their packs beside it"
+            )
         self.weights = checkpoint.save(self.net, self.parts.pipeline, Path(folder), dtype)
 
-    def add_task(self, name: str, v: Tensor) -> None:
-        """Add a task that inversion learned: its embedding v [D_v] becomes one more row."""
+    def add_task(self, name: str, v: Tensor, adapter: TaskAdapter | None = None) -> None:
+        """Add a task that inversion learned: its embedding v [D_v] becomes one more row; its adapter is in force for it alone."""
         self.net.table.add(name, v)
+        if adapter is not None:
+            self.adapters[name] = adapter.to(self.device)
+
+    def remove_task(self, name: str) -> None:
+        """Take out a task that `add_task` brought, with its adapter."""
+        self.net.table.remove(name)
+        self.adapters.pop(name, None)
 
     def add_pack(self, file: str | Path) -> task_pack.TaskPack:
         """The same from a task pack. Raises TaskPackError for another file and for a pack made for another editor."""
         pack = task_pack.load(file)
-        task_pack.check(pack, self.weights)
-        self.add_task(pack.name, pack.v)
+        task_pack.check(pack, self.weights, self.tasks)
+        self.add_task(pack.name, pack.v, pack.adapter)
         return pack
 
 

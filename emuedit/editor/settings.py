@@ -26,6 +26,10 @@ class EditSettings(Params):
     """Guidance by the picture, s_I (Emu Edit, arXiv 2311.10089: 1.5); at 1 it costs nothing."""
     guidance_scale: float = Field(5.0, ge=0, le=100)
     """Guidance by the instruction, s_T (Emu Edit: 5.0); at 1 it costs nothing."""
+    guidance_from: float = Field(0.0, ge=0, le=1)
+    """Share of the steps before guidance begins; steps without it need one evaluation of the network in place of three."""
+    guidance_to: float = Field(1.0, ge=0, le=1)
+    """Share of the steps after which guidance ends (Kynkäänniemi et al., arXiv 2404.07724)."""
     guidance_rescale: float = Field(0.0, ge=0, le=1)
     """Rescale guidance to the spread of the conditional prediction, against over-saturation (Lin et al., arXiv 2305.08891)."""
     preserve: float = Field(1.0, ge=0, le=1)

@@ -87,6 +87,15 @@ class TaskEmbedding(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         self.v = nn.Parameter(torch.cat([self.v.detach(), row]), requires_grad=self.v.requires_grad)
         self.register_to_config(names=[*self.names, name])
 
+    def remove(self, name: str) -> None:
+        """Take out a row that `add` brought. Raises ValueError for a trained task, UnknownTaskError for an unknown one."""
+        row = self.index(name)
+        if row < self.n_trained:
+            raise ValueError(f"want a task that was added, got {name!r}, which the editor was trained on")
+        kept = [i for i in range(len(self.names)) if i != row]
+        self.v = nn.Parameter(self.v.detach()[kept], requires_grad=self.v.requires_grad)
+        self.register_to_config(names=[self.names[i] for i in kept])
+
 
 def load_earlier(folder: Path) -> TaskEmbedding:
     """The task embedding of an editor of an earlier version, whose folder had it in `tasks/`; rows in float32."""

@@ -1,8 +1,12 @@
-"""Task packs: a task learned by inversion, in one small safetensors file that belongs to one editor."""
+"""Task packs: a task learned by inversion, in one small safetensors file that belongs to one editor.
+
+The file holds the task embedding and, where one was learned, the task's adapter.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from emuedit.editor.task_adapter import TaskAdapter
+
 METADATA_KEY = "emuedit.pack"
+_ADAPTER = "adapter."
+_TENSORS = ("v", "adapter")
 
 
 class TaskPackError(ValueError):
@@ -29,15 +37,23 @@ class TaskPack:
     n_examples: int
     record: dict[str, Any]
     """How it was learned: params and figures."""
+    adapter: TaskAdapter | None = None
+    """Updates of the U-Net's layers that belong to the task; None: the embedding is all."""
+    instructions: tuple[str, ...] = ()
+    """The instructions of its examples, by which the task predictor knows the task."""
 
 
 def save(pack: TaskPack, file: str | Path) -> None:
     """Write the file as a whole or not at all."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {key: value for key, value in vars(pack).items() if key != "v"}
+    metadata = {key: value for key, value in vars(pack).items() if key not in _TENSORS}
+    tensors = {"v": pack.v}
+    if pack.adapter is not None:
+        tensors |= {f"{_ADAPTER}{name}": tensor for name, tensor in pack.adapter.tensors().items()}
     partial = file.with_name(f".{file.name}.part")
-    save_file({"v": pack.v.detach().float().cpu().contiguous()}, partial, metadata={METADATA_KEY: json.dumps(metadata)})
+    stored = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(stored, partial, metadata={METADATA_KEY: json.dumps(metadata)})
     partial.replace(file)
 
 
@@ -47,16 +63,22 @@ def load(file: str | Path) -> TaskPack:
         raise TaskPackError(f"want a task pack, got no file at {file}; run the stage inversion")
     try:
         with safe_open(str(file), framework="pt") as content:
-            metadata, v = json.loads((content.metadata() or {})[METADATA_KEY]), content.get_tensor("v")
-        return TaskPack(v=v, **metadata)
+            metadata = json.loads((content.metadata() or {})[METADATA_KEY])
+            tensors = {name.removeprefix(_ADAPTER): content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+        v = tensors.pop("v")
+        adapter = TaskAdapter.from_tensors(tensors) if tensors else None
+        instructions = tuple(metadata.pop("instructions", ()))
+        return TaskPack(v=v, adapter=adapter, instructions=instructions, **metadata)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise TaskPackError(f"{file} is not a task pack ({error}); run the stage inversion") from error
 
 
-def check(pack: TaskPack, weights: str) -> None:
-    """Raise TaskPackError unless the pack was made for the network with this fingerprint."""
+def check(pack: TaskPack, weights: str, tasks: Sequence[str] = ()) -> None:
+    """Raise TaskPackError unless the pack was made for the network with this fingerprint, and its name is none of `tasks`."""
+    if pack.name in tasks:
+        raise TaskPackError(f"want a pack of a new task, got {pack.name!r}, which the editor knows; remove that one first")
     if pack.base != weights:
         raise TaskPackError(
             f"want a pack for the editor {weights}, got {pack.name!r}, made for {pack.base}: an embedding means nothing to other "
-            "weights; run the stage inversion on this editor"
+            "weights; learn it again on this editor (`emuedit learn`, or the stage inversion)"
         )

@@ -6,7 +6,7 @@ more class for texts that ask for no edit. Probabilities are calibrated by a tem
 Shapes: B instructions, T tokens, K tasks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emuedit.editor import new_tasks
+from emuedit.editor.new_tasks import NewTasks
 from emuedit.models import model_sources
 from emuedit.runtime import seed_for
 
@@ -63,8 +65,11 @@ class TaskPrediction:
 class TaskPredictor:
     """A T5 classifier with its tokenizer; the labels in its config are the names of tasks, and `NO_EDIT`."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model: Any, tokenizer: Any, known_instructions: Mapping[str, Sequence[str]] | None = None) -> None:
+        """known_instructions: label -> texts that it was trained on, which new tasks are distinguished from (`add_task`)."""
+        self.model, self.tokenizer, self.known_instructions = model, tokenizer, dict(known_instructions or {})
+        self._new_instructions: dict[str, tuple[str, ...]] = {}
+        self._classifier: NewTasks | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -76,6 +81,29 @@ class TaskPredictor:
     def tasks(self) -> tuple[str, ...]:
         """The K tasks it knows, in the order of its outputs; at least two."""
         return tuple(name for name in self.labels if name != NO_EDIT)
+
+    @property
+    def new_tasks(self) -> tuple[str, ...]:
+        """Tasks that `add_task` brought."""
+        return tuple(self._new_instructions)
+
+    def add_task(self, name: str, instructions: Sequence[str]) -> None:
+        """Add a task that it was not trained on, known by the instructions of its examples. T5 stays as it is.
+
+        Raises ValueError for a name that is taken, without instructions, and for a predictor without `known_instructions`.
+        """
+        if name in self.labels or name in self._new_instructions:
+            raise ValueError(f"want a new name, got {name!r}, which the task predictor knows")
+        if not instructions or not self.known_instructions:
+            lacking = "known_instructions.json in its folder; run the stage router again" if instructions else "instructions"
+            raise ValueError(f"the task predictor cannot learn to know {name!r} without {lacking}; name the task when editing")
+        self._new_instructions[name] = tuple(instructions)
+        self._classifier = None
+
+    def remove_task(self, name: str) -> None:
+        """Take a task that `add_task` brought out again; a name that it does not know is no error."""
+        self._new_instructions.pop(name, None)
+        self._classifier = None
 
     @property
     def temperature(self) -> float:
@@ -94,6 +122,11 @@ class TaskPredictor:
 
     def logits(self, texts: Sequence[str]) -> Tensor:
         """float32 [B, labels] before temperature and softmax, on the model's device. Texts of too many tokens are cut."""
+        logits: Tensor = self.model(**self._tokenize(texts)).logits
+        return logits.float()
+
+    def _tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """input_ids and attention_mask, [B, T] on the model's device."""
         end_token = self.tokenizer.eos_token
         tokens = self.tokenizer(
             [text.replace(end_token, " ") for text in texts],  # T5 would take a typed end token for the end of the text
@@ -101,8 +134,7 @@ class TaskPredictor:
             truncation=True,
             return_tensors="pt",
         ).to(self.model.device)
-        logits: Tensor = self.model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits
-        return logits.float()
+        return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
     @torch.inference_mode()
     def all_logits(self, texts: Sequence[str], batch: int = 64) -> Tensor:
@@ -116,20 +148,34 @@ class TaskPredictor:
         every_class = (self.all_logits(texts, batch) / self.temperature).softmax(-1)
         return every_class[:, [k for k, name in enumerate(self.labels) if name != NO_EDIT]]
 
+    @torch.inference_mode()
+    def features(self, texts: Sequence[str], batch: int = 64) -> Tensor:
+        """float32 [B, D] on the CPU: T5's encoder, mean over the tokens."""
+        self.model.eval()
+        parts = []
+        for start in range(0, len(texts), batch):
+            tokens = self._tokenize(texts[start : start + batch])
+            hidden = self.model.transformer.encoder(**tokens).last_hidden_state.float()  # [b, T, D]
+            mask = tokens["attention_mask"][..., None]
+            parts.append(((hidden * mask).sum(1) / mask.sum(1)).cpu())
+        return torch.cat(parts)
+
     def predict(self, texts: Sequence[str], among: Sequence[str] | None = None) -> list[TaskPrediction]:
         """A prediction for every instruction, out of the tasks that are both known and `among` the given ones; None: any.
 
-        Probabilities stay those over all K tasks: where the instruction asks for a task that is left out, those of the others
-        are low, and it is refused. Empty texts are refused always. Raises ValueError where no task is left.
+        Probabilities stay those over all K tasks and the added ones: where the instruction asks for a task that is left out,
+        those of the others are low, and it is refused. Empty texts are refused always. Raises ValueError where no task is left.
         """
-        names = self.tasks
+        names = (*self.tasks, *self._new_instructions)
         columns = [k for k, name in enumerate(names) if among is None or name in among]
         if not columns:
             raise ValueError(
                 f"want a task that the task predictor knows ({', '.join(names)}), got an editor of {', '.join(among or ())}; "
                 "name the task, or train both on the same tasks"
             )
-        chosen = self.probabilities(texts)[:, columns]
+        if not texts:
+            return []
+        chosen = self._with_new_tasks(texts, self.probabilities(texts))[:, columns]
         values, indices = chosen.topk(min(1 + N_ALTERNATIVES, len(columns)))
         predictions = []
         for text, support, row, ranks in zip(texts, chosen.sum(-1).tolist(), values.tolist(), indices.tolist(), strict=True):
@@ -137,6 +183,15 @@ class TaskPredictor:
             refused = not text.strip() or support < self.min_support
             predictions.append(TaskPrediction(*first, tuple(others), refused))
         return predictions
+
+    def _with_new_tasks(self, texts: Sequence[str], p: Tensor) -> Tensor:
+        """Probabilities p [B, K] of the trained tasks -> [B, K + M] with those of the added ones."""
+        if not self._new_instructions:
+            return p
+        if self._classifier is None:
+            self._classifier = NewTasks.fit(self._new_instructions, self.known_instructions, self.features)
+        share = self._classifier.probabilities(self.features(texts))  # [B, 1 + M]
+        return torch.cat([p * share[:, :1], share[:, 1:]], 1)
 
     def save(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and the tokenizer's files, as transformers saves a classifier."""
@@ -190,4 +245,5 @@ def load(name_or_path: str, device: str = "cpu") -> TaskPredictor:
     transformers = model_sources.import_library("transformers")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(name_or_path, dtype="auto", use_safetensors=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path)
-    return TaskPredictor(model.to(device).requires_grad_(False).eval(), tokenizer)
+    model = model.to(device).requires_grad_(False).eval()
+    return TaskPredictor(model, tokenizer, new_tasks.read_known(Path(name_or_path)))

@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 from emuedit import config
-from emuedit.editor import sampling, task_predictor
+from emuedit.editor import sampling, task_pack, task_predictor
+from emuedit.editor.package_folder import find_packs
 from emuedit.editor.package_layout import EDITOR, PACKS, ROUTER
 from emuedit.editor.sampling import EditSampler, ReportStep
 from emuedit.editor.settings import EditSettings
@@ -42,8 +43,8 @@ class Systems:
         return edits.before, [edits.task] * len(seeds)
 
     def emuedit(self, edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
-        """The editor with the predicted task. A task learned by inversion is given, because the predictor does not know it."""
-        if edits.task in self.editor.inverted_tasks:
+        """The editor with the predicted task. It is given where the predictor cannot know it: a pack without instructions."""
+        if edits.task in self.editor.inverted_tasks and edits.task not in self.predictor.new_tasks:
             return self.true_task(edits, seeds)
         predictions = self.predictor.predict(edits.instructions, self.editor.tasks)
         return self._edit(edits, [prediction.task for prediction in predictions], seeds)
@@ -56,14 +57,18 @@ class Systems:
     def editor(self) -> EditSampler:
         """The trained editor, with the tasks learned by inversion."""
         editor = sampling.load(self.package / EDITOR, self.runtime)
-        for pack in sorted((self.package / PACKS).glob("*.safetensors")):
+        for pack in find_packs(self.package / PACKS):
             editor.add_pack(pack)
         return editor
 
     @cached_property
     def predictor(self) -> TaskPredictor:
-        """The trained task predictor."""
-        return task_predictor.load(str(self.package / ROUTER), self.runtime.device)
+        """The trained task predictor, which also knows the instructions of the packs."""
+        predictor = task_predictor.load(str(self.package / ROUTER), self.runtime.device)
+        for pack in map(task_pack.load, find_packs(self.package / PACKS)):
+            if predictor.known_instructions and pack.instructions:
+                predictor.add_task(pack.name, pack.instructions)
+        return predictor
 
     def _edit(self, edits: Benchmark, tasks: list[str], seeds: list[int]) -> tuple[Pictures, list[str]]:
         return make_edits(self.editor, edits, tasks, self.settings, seeds, self._report), tasks

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from PIL import Image
 from pydantic import Field
 
 from emuedit import config
@@ -122,11 +121,7 @@ class PhotoBenchmark:
         return SimilarityJudge(*models, self.settings.bounds, self.settings.task_bounds)
 
     def _load(self, name: str) -> Pictures:
-        picture = Image.fromarray(image_io.read_image(self.folder / name).pixels)
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        size = (self.settings.size, self.settings.size)
-        return np.asarray(picture.resize(size, Image.Resampling.LANCZOS, (left, top, left + side, top + side)))
+        return image_io.fit_square(image_io.read_image(self.folder / name).pixels, self.settings.size)
 
 
 def write_judge(folder: Path, settings: JudgeFile) -> None:

@@ -4,7 +4,6 @@ In: `models/editor`, the world's benchmark. Out: `models/inversion/<task>.safete
 `summary.json`.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +16,11 @@ from emuedit.editor import sampling, task_pack
 from emuedit.editor.sampling import EditSampler
 from emuedit.metrics import benchmark
 from emuedit.metrics.benchmark import Benchmark
-from emuedit.models import image_tensors
 from emuedit.runtime import Runtime
 from emuedit.stages import stage_main
 from emuedit.tracking import Tracker
 from emuedit.training.batch import Batch
-from emuedit.training.task_inversion import InversionSettings, invert, select_examples
+from emuedit.training.task_inversion import InversionSettings, encode_examples, invert, select_examples
 
 EDITOR, OUT = "models/editor", "models/inversion"
 HEADLINE = "one task learned from {examples} examples in {steps} steps"
@@ -58,8 +56,9 @@ def run(params: InversionParams, root: Path) -> Summary:
     scratch = scratch_folder(root, "inversion", work_key("inversion", recorded, root))
     with Tracker(scratch, "inversion", params.model_dump(mode="json")) as tracker:
         learned = invert(editor, examples, held_out, params, tracker)
-    record: dict[str, Any] = {key: value for key, value in asdict(learned).items() if key != "v"} | {"params": recorded}
-    pack = task_pack.TaskPack(params.task, learned.v, editor.weights, params.n_examples, record)
+    record: dict[str, Any] = learned.record() | {"params": recorded}
+    instructions = tuple(dict.fromkeys(edits.instructions[: params.n_examples]))
+    pack = task_pack.TaskPack(params.task, learned.v, editor.weights, params.n_examples, record, learned.adapter, instructions)
     task_pack.save(pack, scratch / f"{params.task}.safetensors")
     counts = {"examples": params.n_examples, "steps": learned.steps}
     recorded = recorded | {"editor": editor.weights, "record": record}  # not |=: the record holds the params
@@ -72,13 +71,7 @@ def encode_benchmark(editor: EditSampler, edits: Benchmark) -> Batch:
         raise InversionError(
             f"want edits of {edits.task!r} with their right results to learn from, got none; let the benchmark return `exact`"
         )
-    with editor.autocast():
-        source, target = (
-            editor.parts.encode(image_tensors.from_uint8(pictures).to(editor.device)) for pictures in (edits.before, edits.exact)
-        )
-        text, null = editor.parts.encode_text(edits.instructions), editor.parts.null_text(1)
-    ids = tuple(str(i) for i in range(len(source)))
-    return Batch(source, target, text, null, torch.zeros(len(source), dtype=torch.long), ids, tuple(edits.instructions))
+    return encode_examples(editor, edits.before, edits.exact, edits.instructions)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Stage `router`: fine-tune a T5 that predicts the task of an instruction. A killed run resumes after the last finished epoch.
 
 In: `data/instructions`, the world's T5. Out: `models/router`: the classifier as transformers saves it, `metrics.json`,
-`out_of_fold.parquet`, `stats.jsonl`, `summary.json`.
+`known_instructions.json` (some of the texts, which new tasks are distinguished from), `out_of_fold.parquet`, `stats.jsonl`,
+`summary.json`.
 
 The instructions are split into folds by their wording. One model per fold is trained on the others: its predictions for the
 fold are what `dataset` reassigns tasks by, what temperature and refusal threshold are fitted to, and what is measured. Then the
@@ -24,7 +25,7 @@ from emuedit import config
 from emuedit.data.dependencies import find_file, work_key
 from emuedit.data.publish import Summary, publish, read_folder, scratch_folder
 from emuedit.data.records import Instruction
-from emuedit.editor import classifier_adapters, task_predictor
+from emuedit.editor import classifier_adapters, new_tasks, task_predictor
 from emuedit.editor.calibration import calibration_error, fit_temperature, refusal_threshold
 from emuedit.editor.classifier_adapters import AdapterSettings
 from emuedit.editor.cross_fitting import fold_of, wording, write_out_of_fold
@@ -130,6 +131,7 @@ def run(params: RouterParams, root: Path) -> Summary:
         metrics = cross_fit(predictor, logits, examples, params, scratch)
         tracker.log(params.epochs, **{name: value for name, value in metrics.items() if isinstance(value, float)})
     predictor.save(scratch)
+    new_tasks.write_known(scratch, [example.text for example in examples], [example.label for example in examples])
     (scratch / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     counts = {
         "trained": len(instructions),

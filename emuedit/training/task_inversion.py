@@ -1,22 +1,31 @@
 """Task inversion: learn the embedding of a new task from a few examples; every other weight stays frozen.
 
-min over v_new of the training loss (Eq. 3 of Emu Edit, arXiv 2311.10089). Shapes: D_v the width of a task embedding.
+min over v_new of the training loss (Eq. 3 of Emu Edit, arXiv 2311.10089). With `adapter_rank` the minimum is over v_new and a
+low-rank adapter that is in force for this task alone (ours, `editor/task_adapter.py`); the editor's weights stay frozen all the
+same. Shapes: D_v the width of a task embedding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from emuedit import config
 from emuedit.editor.sampling import EditSampler
+from emuedit.editor.task_adapter import AdaptedLayers, TaskAdapter
+from emuedit.models import image_tensors
 from emuedit.models.attention_processor import use_unfused_attention_on_cpu
 from emuedit.models.text_to_image import TextCondition
 from emuedit.progress import Progress
-from emuedit.runtime import rng
+from emuedit.runtime import generator, rng
 from emuedit.tracking import Tracker
 from emuedit.training.batch import Batch
 from emuedit.training.loss import (
@@ -27,6 +36,8 @@ from emuedit.training.loss import (
     draw_noise,
     loss_parts,
 )
+
+Pictures = npt.NDArray[np.uint8]
 
 
 class InversionSettings(config.Params):
@@ -41,7 +52,13 @@ class InversionSettings(config.Params):
     steps: int = Field(ge=0)
     """Optimizer steps, at most."""
     lr: float = Field(gt=0)
-    """Learning rate of Adam."""
+    """Learning rate of Adam for the embedding."""
+    adapter_rank: int = Field(0, ge=0)
+    """Rank of the adapter that is learned beside the embedding; 0: none, the embedding alone is learned, as in Emu Edit."""
+    adapter_layers: AdaptedLayers = "all"
+    """Layers that the adapter updates: attention, or all linear layers and convolutions."""
+    adapter_lr: float = Field(1e-3, gt=0)
+    """Learning rate of Adam for the adapter."""
     seed: int = Field(0, ge=0)
     """Seed of the order of examples, timesteps, noise and dropout."""
     batch_size: int = Field(16, ge=1)
@@ -61,13 +78,19 @@ class LearnedTask:
     """The result of inversion."""
 
     v: Tensor  # [D_v]
+    adapter: TaskAdapter | None
+    """With which v was learned; None: v alone."""
     start: str
     """Where it started: a task of the editor, or `mean`."""
     steps: int
     """Steps made, those after the best one included."""
     loss_start: float
     loss: float
-    """Held-out loss at the start and at the best step, from which v is taken."""
+    """Held-out loss at the start and at the best step, from which v and the adapter are taken."""
+
+    def record(self) -> dict[str, Any]:
+        """Its figures."""
+        return {"start": self.start, "steps": self.steps, "loss_start": self.loss_start, "loss": self.loss}
 
 
 def start_embeddings(editor: EditSampler) -> dict[str, Tensor]:
@@ -99,18 +122,24 @@ def invert(
             losses[name] = measure(row)
             progress.advance()
     start = min(losses, key=lambda name: losses[name])
-    best, best_loss = starts[start].clone(), losses[start]
-    v = best.clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([v], lr=settings.lr)
+    v = starts[start].clone().requires_grad_(True)
+    adapter = _new_adapter(editor, settings)
+    best, best_loss = _snapshot(v, adapter), losses[start]
+    groups: list[dict[str, Any]] = [{"params": [v], "lr": settings.lr}]
+    if adapter is not None:
+        groups.append({"params": adapter.parameters(), "lr": settings.adapter_lr})
+    optimizer = torch.optim.Adam(groups)
+    # a linear fall to a tenth, because the gradient is noisy
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 0.9 * step / max(1, settings.steps))
     evaluations_without_gain = steps_made = 0
-    with Progress(f"inversion: learn {settings.task}", settings.steps, "step") as progress:
+    applied = nullcontext() if adapter is None else adapter.applied(editor.net.unet)
+    with applied, Progress(f"inversion: learn {settings.task}", settings.steps, "step") as progress:
         for step in range(settings.steps):
-            for group in optimizer.param_groups:  # a linear fall to a tenth, because the gradient is noisy
-                group["lr"] = settings.lr * (1 - 0.9 * step / settings.steps)
             loss = _step_loss(editor, examples, v, settings, step, n_timesteps)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            schedule.step()
             steps_made = step + 1
             progress.advance()
             if steps_made % settings.eval_every_steps and steps_made < settings.steps:
@@ -120,10 +149,19 @@ def invert(
                 tracker.log(steps_made, loss=loss.item(), held_out=held_out_loss)
             evaluations_without_gain += 1
             if held_out_loss < best_loss:
-                best, best_loss, evaluations_without_gain = v.detach().clone(), held_out_loss, 0
+                best, best_loss, evaluations_without_gain = _snapshot(v, adapter), held_out_loss, 0
             if evaluations_without_gain >= settings.patience:
                 break
-    return LearnedTask(best, start, steps_made, losses[start], best_loss)
+    return LearnedTask(*best, start, steps_made, losses[start], best_loss)
+
+
+def encode_examples(editor: EditSampler, before: Pictures, after: Pictures, instructions: Sequence[str]) -> Batch:
+    """N edits as a batch on the editor's device: pictures before and after, uint8 [N, H, W, 3], and N instructions."""
+    with editor.autocast():
+        source, target = (editor.parts.encode(image_tensors.from_uint8(x).to(editor.device)) for x in (before, after))
+        text, null = editor.parts.encode_text(instructions), editor.parts.null_text(1)
+    ids = tuple(str(i) for i in range(len(source)))
+    return Batch(source, target, text, null, torch.zeros(len(source), dtype=torch.long), ids, tuple(instructions))
 
 
 def select_examples(batch: Batch, rows: Tensor) -> Batch:
@@ -133,6 +171,20 @@ def select_examples(batch: Batch, rows: Tensor) -> Batch:
     ids, instructions = (tuple(texts[int(i)] for i in rows) for texts in (batch.ids, batch.instructions))
     sizes = None if batch.sizes is None else batch.sizes[rows]
     return Batch(batch.source[rows], batch.target[rows], text, batch.null, batch.tasks, ids, instructions, sizes)
+
+
+def _new_adapter(editor: EditSampler, settings: InversionSettings) -> TaskAdapter | None:
+    if not settings.adapter_rank:
+        return None
+    random = generator("inversion", settings.seed, "adapter")
+    adapter = TaskAdapter.untrained(editor.net.unet, settings.adapter_rank, settings.adapter_layers, random)
+    for tensor in adapter.parameters():
+        tensor.requires_grad_(True)
+    return adapter
+
+
+def _snapshot(v: Tensor, adapter: TaskAdapter | None) -> tuple[Tensor, TaskAdapter | None]:
+    return v.detach().clone(), None if adapter is None else adapter.copy()
 
 
 def _step_loss(

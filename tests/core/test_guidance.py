@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from emuedit.core.guidance import blend_with_source, classifier_free, guided_steps, rescale, two_conditions
+from emuedit.core.guidance import blend_with_source, classifier_free, guided_steps, rescale, terms_of, two_conditions
 
 
 def random_predictions(n: int, seed: int = 0) -> list[torch.Tensor]:
@@ -21,6 +21,20 @@ def test_two_conditions_is_the_formula_of_instruct_pix2pix() -> None:
     null, image, full = random_predictions(3)
     expected = null * (1 - 1.5) + image * (1.5 - 5.0) + full * 5.0
     assert_close(two_conditions(null, image, full, 1.5, 5.0), expected)
+
+
+@pytest.mark.parametrize(
+    ("scales", "terms"),
+    [
+        ((1.0, 1.0), ("full",)), ((1.0, 3.0), ("image", "full")), ((1.8, 1.8), ("null", "full")),
+        ((1.3, 3.0), ("null", "image", "full")), ((0.0, 0.0), ("null", "full")), ((1.3, 1.0), ("null", "image", "full")),
+    ],
+)  # fmt: skip
+def test_a_term_without_weight_is_left_out(scales: tuple[float, float], terms: tuple[str, ...]) -> None:
+    assert terms_of(*scales) == terms
+    all_terms = dict(zip(("null", "image", "full"), random_predictions(3), strict=True))
+    kept = {name: e if name in terms else None for name, e in all_terms.items()}
+    assert_close(two_conditions(*kept.values(), *scales), two_conditions(*all_terms.values(), *scales))  # type: ignore[arg-type, misc]
 
 
 def test_without_an_image_it_is_classifier_free_guidance() -> None:

@@ -273,7 +273,7 @@ def test_turns_equal_single_edits_one_after_the_other(editor: Editor) -> None:
 def test_help_documents_every_public_method_and_argument() -> None:
     text = pydoc.render_doc(Editor, renderer=pydoc.plaintext)
     public = {name: member for name, member in vars(Editor).items() if not name.startswith("_")}
-    assert set(public) == {"load", "tasks", "edit", "edit_turns", "choose_tasks"}
+    assert set(public) == {"load", "tasks", "edit", "edit_turns", "choose_tasks", "add_pack", "remove_task"}
     for name in public:
         member = inspect.getattr_static(Editor, name)
         function = member.fget if isinstance(member, property) else inspect.unwrap(getattr(Editor, name))

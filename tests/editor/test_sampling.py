@@ -49,27 +49,6 @@ def test_guidance_equals_three_separate_predictions(kind: str, make_sampler: Mak
     torch.testing.assert_close(got, parts.decode(z_t), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("s_I", "s_T", "n_terms"), [(1.0, 1.0, 1), (1.0, 3.0, 2), (1.3, 3.0, 3), (1.3, 1.0, 3)])
-def test_a_guidance_scale_of_one_costs_nothing_and_has_no_effect(
-    s_I: float, s_T: float, n_terms: int, make_sampler: MakeSampler, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sampler, images = make_sampler(), pictures(2, 16, 16)
-    batch_sizes: list[int] = []
-    forward = sampler.net.forward
-
-    def count_rows(z_t: Tensor, *rest: Any) -> Prediction:
-        batch_sizes.append(len(z_t))
-        return forward(z_t, *rest)
-
-    monkeypatch.setattr(sampler.net, "forward", count_rows)
-    settings = SETTINGS.with_changes({"steps": 2, "image_guidance_scale": s_I, "guidance_scale": s_T})
-    got = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], settings, [3, 4])
-    assert batch_sizes == [2 * n_terms] * 2
-    almost = settings.with_changes({"image_guidance_scale": s_I + 1e-6, "guidance_scale": s_T + 1e-6})
-    near = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], almost, [3, 4])
-    torch.testing.assert_close(got, near, rtol=0, atol=1e-3)
-
-
 def test_a_sample_depends_on_its_own_inputs_alone(make_sampler: MakeSampler) -> None:
     sampler, images = make_sampler(), pictures(3, 16, 16)
     batch = sampler.sample(images, INSTRUCTIONS, TASKS, SETTINGS, [3, 4, 5])

@@ -36,6 +36,10 @@ class InvertingSampler:
 
 
 class AlwaysLocalPredictor:
+    """It knows no pack: `contour` came without instructions."""
+
+    new_tasks = ()
+
     def predict(self, texts: Sequence[str], among: Sequence[str] | None = None) -> list[TaskPrediction]:
         return [TaskPrediction("local", 0.9)] * len(texts)
 

@@ -213,7 +213,7 @@ def _color_edits(numbers: np.ndarray) -> Edits:
 
 
 def _held_out_edits(task: str, numbers: np.ndarray) -> Edits:
-    """superres, contour, inpaint and add_detect: never trained on; task inversion learns them from a few examples."""
+    """Tasks that are never trained on; task inversion learns them from a few examples."""
     values: list[dict[str, str]] = []
     if task == "add_detect":
         change = add(numbers)
@@ -230,6 +230,9 @@ def _held_out_edits(task: str, numbers: np.ndarray) -> Edits:
         elif task == "contour":
             before, exact = truth.images, exact_targets.contour(truth)
             alternatives.append(exact_targets.contour(render.truth(_without_objects(source))))
+        elif task == "cutout":
+            before, exact = truth.images, exact_targets.cutout(truth)
+            alternatives += [np.full_like(before, 255), exact_targets.segmap(source, truth)]
         else:
             before, exact = _cut_hole(source, slots, truth.images), truth.images
     captions = all_captions(source)

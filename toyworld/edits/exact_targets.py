@@ -62,6 +62,11 @@ def contour(truth: GroundTruth) -> np.ndarray:
     return quantise(_outlines(truth.owner).astype(np.float32)[..., None].repeat(3, -1))
 
 
+def cutout(truth: GroundTruth) -> np.ndarray:
+    """The objects as they are, on plain white, for the held-out task `cutout`; uint8 [N, 64, 64, 3]."""
+    return np.where((truth.owner >= 0)[..., None], truth.images, np.uint8(255))
+
+
 def keypoints(scenes: Scenes) -> np.ndarray:
     """float32 [N, 3, 7, 2]: (x, y) in px of the joints `JOINTS` in each slot. NaN where the slot holds no person."""
     unit_joints = np.array([[stamps.joints(pose)[name] for name in JOINTS] for pose in range(len(POSES))], np.float32)

@@ -110,6 +110,7 @@ HELD_OUT = {  # tasks that are never trained on
     "superres": ("increase the resolution four times", "make it four times sharper", "upscale the picture"),
     "contour": ("show the contours", "white outlines on black", "trace the contours"),
     "inpaint": ("fill the grey area", "fill in the hole", "complete the picture"),
+    "cutout": ("cut out the objects", "put everything on a white background", "isolate the objects on white"),
     "add_detect": ("add {a_new} and draw a box around it", "put in {a_new} and box it"),
 }
 

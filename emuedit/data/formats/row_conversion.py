@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 from emuedit.data import image_io
 from emuedit.data.formats.pair_format import NOTE, SCORE, Column, FormatError, PairFormat
@@ -127,10 +127,7 @@ class ImportOptions:
         }
 
     def _encode(self, pixels: npt.NDArray[np.uint8]) -> bytes:
-        if self.size is None:
-            return encode_png(pixels)
-        square = ImageOps.fit(Image.fromarray(pixels), (self.size, self.size), Image.Resampling.LANCZOS)
-        return encode_png(np.asarray(square))
+        return encode_png(pixels if self.size is None else image_io.fit_square(pixels, self.size))
 
 
 def duplicate_key(pair: Pair) -> bytes:

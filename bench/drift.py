@@ -1,0 +1,219 @@
+"""Does a picture stay as it is over many turns? Twenty turns of edits that cancel, and of edits that ask for nothing new.
+
+`uv run python bench/drift.py [--quick]` writes `bench/results/drift.json`, `drift.png` (by turn) and `drift_turns.png` (one
+picture); its last line is the same JSON. It takes the base editor of the toy world, or another by `--editor FOLDER`.
+
+Half of the pictures: an object gets another colour, its own colour again, and once more its own colour, which changes nothing.
+The other half: an object is added and removed again. Each turn edits the result of the turn before. Systems:
+
+- `ours`: pixels are kept where an edit changed less than the threshold, measured from the autoencoder's reconstruction, and
+  the change-mask head blends the source in;
+- `paper`: Emu Edit's thresholding as it is published (arXiv 2311.10089): measured from the picture, without a change mask;
+- `none`: no thresholding, with the change mask;
+- `naive`: neither, every turn is simply edited again.
+
+`l1` and `dino` are those between the picture and the first one, outside of the edited object (in `dino` the object's region is
+taken from the first picture). `success` is the toy world's judge, against the picture that the turn asks for.
+`drift_ratio_10_turns` is the L1 of `ours` over that of `none` after ten turns. The cycles of both halves
+repeat every six turns, so the success of turns 1 to 6 and of turns 7 to 12 is that of the same edits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import command
+from scipy.ndimage import maximum_filter
+
+from emuedit import config
+from emuedit.data import contact_sheet
+from emuedit.editor import sampling
+from emuedit.editor.sampling import EditSampler
+from emuedit.editor.settings import EditSettings
+from emuedit.models import dino, image_tensors
+from emuedit.progress import Progress
+from emuedit.runtime import Runtime
+from toyworld.edits import exact_judge, phrasings
+from toyworld.edits.scene_changes import CHANGES
+from toyworld.scenes import render
+from toyworld.scenes.caption_grammar import slot_noun
+from toyworld.scenes.palette import COLOURS
+from toyworld.scenes.scene import scene_numbers
+
+TURNS, QUICK_TURNS = 20, 3
+PICTURES, QUICK_PICTURES = 12, 2
+"""Of each half."""
+RIM_PX = 7
+"""The edited object's region is widened by a square of this size: autoencoders blur a thin rim."""
+SYSTEMS: dict[str, dict[str, float]] = {
+    "ours": {},
+    "paper": {"against_reconstruction": 0, "preserve": 0.0},
+    "none": {"change_threshold": 0.0},
+    "naive": {"change_threshold": 0.0, "preserve": 0.0},
+}
+
+
+@dataclass(frozen=True)
+class TurnScript:
+    """N pictures with two states each, between which the turns go back and forth."""
+
+    task: tuple[str, ...]  # of the turns of a cycle
+    state: tuple[int, ...]  # after each turn of a cycle: 1 is the edited one
+    instructions: tuple[list[str], ...]  # N of each turn of a cycle
+    states: tuple[np.ndarray, np.ndarray]  # uint8 [N, H, W, 3]
+    others: tuple[np.ndarray, np.ndarray]  # wrong results, uint8 [N, K, H, W, 3]: when state 0 is asked for, and state 1
+
+    @property
+    def region(self) -> np.ndarray:
+        """Where the states differ, with a rim; bool [N, H, W]."""
+        return maximum_filter(exact_judge.edit_region(*self.states), (1, RIM_PX, RIM_PX))
+
+    def judge(self, turn: int, output: np.ndarray) -> np.ndarray:
+        """Whether the outputs of a turn show what it asks for, bool [N]."""
+        state = self.state[turn % len(self.state)]
+        return exact_judge.judge(output, self.states[1 - state], self.states[state], self.others[state]).success
+
+
+def recolour(n: int) -> TurnScript:
+    """An object gets another colour, its own again, and its own once more."""
+    change = CHANGES["local"](scene_numbers("held_out", 0, 8 * n))
+    rows = np.arange(len(change.slots))
+    chosen = rows[change.source.kind[rows, change.slots] == change.target.kind[rows, change.slots]][:n]  # others change shape
+    source, target, slots = change.source[chosen], change.target[chosen], change.slots[chosen]
+    at = (np.arange(n), slots)
+    template = phrasings.LOCAL_COLOUR[0]
+
+    def texts(scenes: Any) -> list[str]:
+        nouns = [slot_noun(source, row, slot) for row, slot in enumerate(slots)]
+        colours = [COLOURS[colour] for colour in scenes.colour[at]]
+        return [template.format(the=f"the {noun}", colour=colour) for noun, colour in zip(nouns, colours, strict=True)]
+
+    pictures = render.images(source), render.images(target)
+    others = []
+    for scenes in (source, target):
+        excluded = np.stack([source.colour[at], target.colour[at]], 1)
+        free = np.array([[c for c in range(len(COLOURS)) if c not in row][:4] for row in excluded])  # [N, 4]
+        others.append(np.stack([render.images(scenes.replace_fields(*at, colour=free[:, k])) for k in range(4)], 1))
+    there, back = texts(target), texts(source)
+    return TurnScript(("local",) * 3, (1, 0, 0), (there, back, back), pictures, (others[0], others[1]))
+
+
+def add_and_remove(n: int) -> TurnScript:
+    """An object is added, and removed again."""
+    change = CHANGES["add"](scene_numbers("held_out", 500, n))
+    pictures = render.images(change.source), render.images(change.target)
+    there = [phrasings.ADD[0].format(**values) for values in change.values]
+    nouns = [slot_noun(change.target, row, slot) for row, slot in enumerate(change.slots)]
+    back = [phrasings.REMOVE[0].format(the=f"the {noun}") for noun in nouns]
+    wrong = np.stack([render.images(other) for other in change.alternatives[:4]], 1)
+    return TurnScript(("add", "remove"), (1, 0), (there, back), pictures, (wrong, wrong))
+
+
+def run(sampler: EditSampler, script: TurnScript, settings: EditSettings, turns: int, progress: Progress) -> list[np.ndarray]:
+    """The pictures after every turn, each uint8 [N, H, W, 3]; turn i starts from noise of its own."""
+    pictures = [script.states[0]]
+    n = len(pictures[0])
+    for turn in range(turns):
+        cycle = turn % len(script.task)
+        before = image_tensors.from_uint8(pictures[-1])
+        seeds = [1000 * turn + row for row in range(n)]
+        after = sampler.sample(before, script.instructions[cycle], [script.task[cycle]] * n, settings, seeds)
+        pictures.append(image_tensors.to_uint8(after))
+        progress.advance()
+    return pictures[1:]
+
+
+def measure(script: TurnScript, pictures: list[np.ndarray], scorer: dino.DinoScorer) -> dict[str, list[float]]:
+    """Mean L1 and DINO outside of the object, and success, by turn."""
+    first, region = script.states[0], script.region[..., None]
+    outside = ~np.broadcast_to(region, first.shape)
+    reference = scorer.embed_images(image_tensors.from_uint8(first))
+    l1, similarity, success = [], [], []
+    for turn, output in enumerate(pictures):
+        difference = np.abs(output.astype(np.float32) - first.astype(np.float32)) / 255
+        l1.append(float(difference[outside].mean()))
+        embedded = scorer.embed_images(image_tensors.from_uint8(np.where(region, first, output)))
+        similarity.append(float(torch.nn.functional.cosine_similarity(embedded, reference).mean()))
+        success.append(float(script.judge(turn, output).mean()))
+    return {"l1": l1, "dino": similarity, "success": success}
+
+
+def mean_of(values: list[float]) -> float | None:
+    """The mean of six turns; None where fewer were made."""
+    return float(np.mean(values)) if len(values) == 6 else None
+
+
+def draw_chart(systems: dict[str, dict[str, list[float]]], path: Path) -> None:
+    """L1, DINO and success by turn, one line a system."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4))
+    titles = ("L1 outside of the object", "DINO similarity outside of the object", "edit success")
+    for axis, key, title in zip(axes, ("l1", "dino", "success"), titles, strict=True):
+        for name, figures in systems.items():
+            axis.plot(range(1, len(figures[key]) + 1), figures[key], label=name)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("turn")
+        axis.set_ylim(bottom=0)
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def draw_turns(script: TurnScript, pictures: dict[str, list[np.ndarray]], row: int, path: Path) -> None:
+    """One picture after each of the first ten turns, one row a system."""
+    rows = [(name, np.stack([script.states[0][row], *(turn[row] for turn in turns[:10])])) for name, turns in pictures.items()]
+    n_turns = len(rows[0][1]) - 1
+    captions = ["before", *(script.instructions[turn % len(script.task)][row] for turn in range(n_turns))]
+    contact_sheet.picture_grid(rows, captions, lines=3, title="each turn edits the result of the turn before").save(path)
+
+
+def main() -> None:
+    """See above."""
+    parser = command.argument_parser(__doc__, f"{QUICK_TURNS} turns of {2 * QUICK_PICTURES} pictures")
+    parser.add_argument("--editor", type=Path, default=command.ROOT / "toyworld/weights/base_editor", help="folder of the editor")
+    options = parser.parse_args()
+    turns = QUICK_TURNS if options.quick else TURNS
+    n = QUICK_PICTURES if options.quick else PICTURES
+    sampler = sampling.load(options.editor, Runtime.choose("auto", "float32"))
+    params = config.read_yaml(command.ROOT / config.PARAMS_FILE)
+    settings = EditSettings().with_changes(params["evaluation"]["settings"])
+    scorer = dino.load(str(command.ROOT / params["world"]["dino"]))
+    scripts = [recolour(n), add_and_remove(n)]
+    figures: dict[str, dict[str, list[float]]] = {}
+    pictures: dict[str, list[np.ndarray]] = {}
+    with Progress("drift", len(SYSTEMS) * len(scripts) * turns, "turn") as progress:
+        for name, changes in SYSTEMS.items():
+            outputs = [run(sampler, script, settings.with_changes(changes), turns, progress) for script in scripts]
+            parts = [measure(script, output, scorer) for script, output in zip(scripts, outputs, strict=True)]
+            figures[name] = {key: np.mean([part[key] for part in parts], 0).round(4).tolist() for key in parts[0]}
+            pictures[name] = outputs[0]
+    tenth = min(10, turns) - 1
+    draw_chart(figures, command.result_path(__file__, options.quick, ".png"))
+    kept = scripts[0].judge(0, pictures["ours"][0])
+    row = int(np.argmax(kept))  # the first picture of which the first edit is right
+    draw_turns(scripts[0], pictures, row, command.result_path(__file__, options.quick, "_turns.png"))
+    command.write_result(
+        __file__,
+        {
+            "turns": turns,
+            "pictures": 2 * n,
+            "drift_ratio_10_turns": figures["ours"]["l1"][tenth] / figures["none"]["l1"][tenth],
+            "drift_ratio_to_naive": figures["ours"]["l1"][tenth] / figures["naive"]["l1"][tenth],
+            "success_turns_1_to_6": {name: mean_of(values["success"][:6]) for name, values in figures.items()},
+            "success_turns_7_to_12": {name: mean_of(values["success"][6:12]) for name, values in figures.items()},
+            "systems": figures,
+        },
+        options.quick,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""How fast are edits beside diffusers' published pipeline, and are they as good?
+
+`uv run python bench/edit.py [--quick]` writes `bench/results/edit.json`; its last line is the same JSON. Both sides run the
+same network, the toy world's base editor (or `--editor FOLDER`), in the same number format, from the same noise.
+
+- `published`: `StableDiffusionInstructPix2PixPipeline` of diffusers, three evaluations a step;
+- `equal`: our sampling with the same settings, without what the pipeline lacks (threshold, change mask, rescaled guidance);
+- `default`: the settings with which an editor is evaluated (`params.yaml`);
+- `fast`: `FAST` of `emuedit/editor/settings.py` in place of those.
+
+Sides take turns, round by round, with 1 and with 8 pictures; figures are medians. `max_abs_difference` is between `published` and
+`equal`, of values in [0, 1]. `success` is that of the toy world's judge, the true task given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from harness import command, published_editor
+from torch import Tensor
+
+from emuedit import config
+from emuedit.editor import sampling
+from emuedit.editor.sampling import EditSampler
+from emuedit.editor.settings import FAST, EditSettings
+from emuedit.metrics import benchmark
+from emuedit.models.image_tensors import from_uint8, to_uint8
+from emuedit.progress import Progress
+from emuedit.runtime import Runtime
+
+TASKS = ("local", "texture", "background", "remove", "add", "detect", "segment", "sketch")
+EDITS, QUICK_EDITS = 48, 2
+"""Of each task, for success."""
+ROUNDS, QUICK_ROUNDS = 7, 2
+PLAIN = {"change_threshold": 0.0, "preserve": 0.0, "guidance_rescale": 0.0}
+"""What the published pipeline lacks, switched off."""
+
+Edit = Callable[[Tensor, list[str], str, list[int]], Tensor]
+"""Images [B, 3, H, W] in [-1, 1], instructions, task, seeds -> edited images."""
+
+
+def make_sides(sampler: EditSampler, settings: EditSettings) -> dict[str, Edit]:
+    """The four sides by name."""
+    pipeline = published_editor.build_pipeline(sampler)
+    plain = settings.with_changes(PLAIN)
+
+    def ours(chosen: EditSettings) -> Edit:
+        return lambda images, texts, task, seeds: sampler.sample(images, texts, [task] * len(texts), chosen, seeds)
+
+    return {
+        "published": lambda images, texts, task, seeds: published_editor.edit(
+            pipeline, sampler, images, texts, task, plain, seeds
+        ),
+        "equal": ours(plain),
+        "default": ours(settings),
+        "fast": ours(settings.with_changes(FAST)),
+    }
+
+
+def time_sides(sides: dict[str, Edit], images: Tensor, texts: list[str], task: str, rounds: int) -> dict[str, float]:
+    """Edits per second of each side: the median over rounds, after one that is not counted."""
+    seeds = list(range(len(texts)))
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds + 1):
+        for name, edit in sides.items():
+            start = time.perf_counter()
+            edit(images, texts, task, seeds)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: len(texts) / median(values[1:]) for name, values in seconds.items()}
+
+
+def measure_success(sides: dict[str, Edit], n: int) -> dict[str, dict[str, float]]:
+    """Edit success of each side per task, and their mean."""
+    edits_of = benchmark.load(str(command.ROOT / "toyworld/edits/toy_benchmark.py"))
+    success: dict[str, dict[str, float]] = {name: {} for name in sides}
+    with Progress("edits", len(TASKS) * len(sides) * n, "edit") as progress:
+        for task in TASKS:
+            edits = edits_of(task, "held_out", 3000, n)
+            for name, edit in sides.items():
+                output = edit(from_uint8(edits.before), edits.instructions, task, list(range(n)))
+                success[name][task] = round(float(edits.judge(to_uint8(output)).success.mean()), 4)
+                progress.advance(n)
+    return {name: {"mean": round(sum(tasks.values()) / len(tasks), 4)} | tasks for name, tasks in success.items()}
+
+
+def main() -> None:
+    """See above."""
+    parser = command.argument_parser(__doc__, f"{QUICK_EDITS} edits a task, {QUICK_ROUNDS} rounds")
+    parser.add_argument("--editor", type=Path, default=command.ROOT / "toyworld/weights/base_editor", help="folder of the editor")
+    options = parser.parse_args()
+    sampler = sampling.load(options.editor, Runtime.choose("auto", "float32"))
+    params = config.read_yaml(command.ROOT / config.PARAMS_FILE)
+    settings = EditSettings().with_changes(params["evaluation"]["settings"])
+    sides = make_sides(sampler, settings)
+    edits = benchmark.load(str(command.ROOT / "toyworld/edits/toy_benchmark.py"))("background", "held_out", 0, 8)
+    images = from_uint8(edits.before)
+    seeds = list(range(8))
+    published, equal = (sides[name](images, edits.instructions, edits.task, seeds) for name in ("published", "equal"))
+    rounds = QUICK_ROUNDS if options.quick else ROUNDS
+    speeds = {n: time_sides(sides, images[:n], edits.instructions[:n], edits.task, rounds) for n in (1, 8)}
+    success = measure_success(sides, QUICK_EDITS if options.quick else EDITS)
+    ratios = {n: {name: round(speed / values["published"], 3) for name, speed in values.items()} for n, values in speeds.items()}
+    command.write_result(
+        __file__,
+        {
+            "edits_per_second_ratio": ratios[8]["fast"],
+            "edits_per_second_ratio_equal": ratios[8]["equal"],
+            "max_abs_difference": float((published - equal).abs().max() / 2),
+            "success_published": success["published"]["mean"],
+            "success_fast": success["fast"]["mean"],
+            "settings_default": settings.model_dump(),
+            "settings_fast": dict(FAST),
+            "edits_per_second": {f"{n} pictures": {name: round(x, 3) for name, x in v.items()} for n, v in speeds.items()},
+            "ratio_to_published": {f"{n} pictures": values for n, values in ratios.items()},
+            "success": success,
+            "threads": torch.get_num_threads(),
+        },
+        options.quick,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Tasks that the task predictor was never trained on: it knows them by the instructions of their packs' examples (ours).
+
+A logistic regression on the features of the trained T5 tells an instruction of a new task from those of the tasks that it was
+trained on. It is fitted when packs are added, in seconds, and T5 itself stays as it is. Shapes: B instructions, D the width of
+T5, M new tasks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from emuedit.editor.wording_noise import WordingNoise, vary
+from emuedit.runtime import rng
+
+KNOWN_INSTRUCTIONS = "known_instructions.json"
+"""File of a task predictor's folder: class -> some of the texts that it was trained on."""
+PER_CLASS = 24
+"""Texts that are kept of each class."""
+_NOISE = WordingNoise()
+_VARIATIONS = 4
+_RIDGE = 0.01
+
+
+class NewTasks:
+    """M new tasks, and how to tell them from the classes of the task predictor."""
+
+    def __init__(self, names: Sequence[str], weight: Tensor, bias: Tensor, mean: Tensor) -> None:
+        self.names = tuple(names)
+        self._weight, self._bias, self._mean = weight, bias, mean  # [classes, D], [classes], [D]; the new tasks come last
+
+    @classmethod
+    def fit(
+        cls,
+        instructions: Mapping[str, Sequence[str]],
+        known_instructions: Mapping[str, Sequence[str]],
+        features: Callable[[Sequence[str]], Tensor],
+    ) -> NewTasks:
+        """From the instructions of each new task, and texts of each known class.
+
+        `features` maps texts to float32 [B, D]. Texts are also varied by typing errors, left-out words and courtesies.
+        """
+        random = rng("new tasks")
+        texts, labels = [], []
+        for label, wordings in enumerate([*known_instructions.values(), *instructions.values()]):
+            distinct = sorted(set(wordings))
+            varied = distinct + [vary(text, _NOISE, random) for text in distinct for _ in range(_VARIATIONS)]
+            texts += varied
+            labels += [label] * len(varied)
+        x, y = features(texts), torch.tensor(labels)
+        mean = x.mean(0)
+        x = F.normalize(x - mean, dim=-1)
+        class_weights = 1 / torch.bincount(y).float()  # every class counts the same
+        weight = torch.zeros(len(class_weights), x.shape[1], requires_grad=True)
+        bias = torch.zeros(len(class_weights), requires_grad=True)
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(x @ weight.T + bias, y, weight=class_weights) + _RIDGE * weight.square().mean()
+            loss.backward()
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(closure)
+        return cls(list(instructions), weight.detach(), bias.detach(), mean)
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """float32 [B, D] -> [B, 1 + M]: that none of the new tasks is meant, and that each of them is."""
+        p = (F.normalize(features - self._mean, dim=-1) @ self._weight.T + self._bias).softmax(-1)
+        n_known = p.shape[1] - len(self.names)
+        return torch.cat([p[:, :n_known].sum(1, keepdim=True), p[:, n_known:]], 1)
+
+
+def write_known(folder: Path, texts: Sequence[str], labels: Sequence[str]) -> None:
+    """Keep up to PER_CLASS texts of every class for `read_known`, chosen by chance."""
+    by_class: dict[str, list[str]] = {}
+    for text, label in zip(texts, labels, strict=True):
+        by_class.setdefault(label, []).append(text)
+    random = rng("known instructions")
+    kept = {label: random.permutation(sorted(set(wordings)))[:PER_CLASS].tolist() for label, wordings in sorted(by_class.items())}
+    (folder / KNOWN_INSTRUCTIONS).write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_known(folder: Path) -> dict[str, list[str]]:
+    """Class -> texts; empty for a folder without the file, which was written by an earlier version."""
+    file = folder / KNOWN_INSTRUCTIONS
+    if not file.is_file():
+        return {}
+    by_class: dict[str, list[str]] = json.loads(file.read_text(encoding="utf-8"))
+    return by_class

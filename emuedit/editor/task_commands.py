@@ -1,0 +1,129 @@
+"""`emuedit tasks {list,show,add,remove}`: the tasks that an editor knows, and the packs that bring new ones."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emuedit.editor.package_layout import MODELS, USER_PACKS
+from emuedit.progress import waiting
+
+if TYPE_CHECKING:
+    from emuedit.editor.package import Editor
+    from emuedit.editor.task_pack import TaskPack
+
+PACK_FOLDER = MODELS / USER_PACKS
+"""Where packs are added: they serve the champion and the editor of this working folder."""
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to `emuedit`'s parser."""
+    tasks = commands.add_parser("tasks", help="list the tasks of the editor, add and remove task packs")
+    verbs = tasks.add_subparsers(required=True, metavar="verb")
+    command = verbs.add_parser("list", help="the tasks that the editor knows", allow_abbrev=False)
+    command.set_defaults(run=_list)
+    _add_model(command)
+    command = verbs.add_parser("show", help="how the task of a pack was learned", allow_abbrev=False)
+    command.set_defaults(run=_show)
+    command.add_argument("pack", help=f"a file, or the name of a task in {PACK_FOLDER}")
+    command = verbs.add_parser("add", help=f"copy a pack to {PACK_FOLDER}, if it fits the editor", allow_abbrev=False)
+    command.set_defaults(run=_add)
+    command.add_argument("pack", type=Path, help="the file that `emuedit learn` wrote")
+    _add_model(command)
+    command = verbs.add_parser("remove", help=f"delete a pack from {PACK_FOLDER}", allow_abbrev=False)
+    command.set_defaults(run=_remove)
+    command.add_argument("name", help="the name of its task")
+
+
+def format_tasks(editor: Editor) -> str:
+    """A table of the tasks: name, where it is from, and what it does."""
+    from emuedit.editor.any_size import get_task_or_none
+
+    lines = [f"{'task':14}{'learned':12}what it does"]
+    for name in editor.tasks:
+        row = get_task_or_none(name)
+        adapter = editor.sampler.adapters.get(name)
+        added = "pack" if adapter is None else f"pack, r {adapter.rank}"
+        origin = added if name in editor.sampler.inverted_tasks else "training"
+        lines.append(f"{name:14}{origin:12}{row.description if row else 'a task of your own'}")
+    return "\n".join(lines)
+
+
+def format_pack(pack: TaskPack, file: Path) -> str:
+    """What a pack holds and how it was learned."""
+    adapter = (
+        "none: the embedding alone" if pack.adapter is None else f"rank {pack.adapter.rank}, {len(pack.adapter.layers)} layers"
+    )
+    lines = [
+        f"{file}: {pack.name}, {file.stat().st_size / 2**20:.2f} MiB, for the editor {pack.base}",
+        f"examples: {pack.n_examples}",
+        f"adapter: {adapter}",
+        f"instructions: {'; '.join(pack.instructions[:8]) or 'none'}",
+        "record:",
+        json.dumps(pack.record, indent=1, default=str),
+    ]
+    return "\n".join(lines)
+
+
+def install(pack: Path, editor: Editor) -> Path:
+    """Copy a pack that fits the editor to PACK_FOLDER, as `<task>.safetensors`. Raises TaskPackError for another."""
+    added = editor.add_pack(pack)
+    target = PACK_FOLDER / f"{added.name}.safetensors"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.part")
+    shutil.copyfile(pack, partial)
+    partial.replace(target)
+    return target
+
+
+def _list(options: argparse.Namespace) -> None:
+    print(format_tasks(_load(options)))
+
+
+def _show(options: argparse.Namespace) -> None:
+    from emuedit.editor import task_pack
+
+    file = _find_pack(options.pack)
+    print(format_pack(task_pack.load(file), file))
+
+
+def _add(options: argparse.Namespace) -> None:
+    editor = _load(options)
+    target = install(options.pack, editor)
+    print(f"{target}: `emuedit edit --task {target.stem}` uses it{_say_how_it_is_found(editor, target.stem)}")
+
+
+def _say_how_it_is_found(editor: Editor, name: str) -> str:
+    predictor = editor.predictor
+    knows = predictor is not None and name in predictor.new_tasks
+    return ", and so do instructions like those of its examples" if knows else "; the task predictor does not know it"
+
+
+def _remove(options: argparse.Namespace) -> None:
+    file = _find_pack(options.name)
+    file.unlink()
+    print(f"{file}: removed")
+
+
+def _find_pack(name: str) -> Path:
+    from emuedit.editor.task_pack import TaskPackError
+
+    for file in (Path(name), PACK_FOLDER / f"{name}.safetensors"):
+        if file.is_file():
+            return file
+    names = ", ".join(file.stem for file in sorted(PACK_FOLDER.glob("*.safetensors"))) or "none"
+    raise TaskPackError(f"want a task pack, got {name!r}; those in {PACK_FOLDER} are: {names}")
+
+
+def _load(options: argparse.Namespace) -> Editor:
+    from emuedit.editor.package import Editor
+
+    with waiting("loading the editor"):
+        return Editor.load(options.model)
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", help="the editor, as for `emuedit edit`; default: the champion, else that of this folder")

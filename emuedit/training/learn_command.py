@@ -1,0 +1,46 @@
+"""`emuedit learn examples/ --name cutout`: teach the editor a task from a few pictures before and after."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from emuedit.editor.package_layout import MODELS, USER_PACKS
+from emuedit.progress import waiting
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command to `emuedit`'s parser."""
+    command = commands.add_parser("learn", help="learn a new task from a folder of examples", allow_abbrev=False)
+    command.set_defaults(run=_learn)
+    command.add_argument("examples", type=Path, help="folder with edits.csv (image, result, instruction), or before/ and after/")
+    command.add_argument("--name", required=True, help="name of the task: lower-case letters, digits and _")
+    once = "what was done, for before/ and after/; several are used in turn"
+    command.add_argument("--instruction", action="append", default=[], metavar="TEXT", help=once)
+    command.add_argument("-o", "--out", type=Path, default=MODELS / USER_PACKS, help=f"default: {MODELS / USER_PACKS}")
+    command.add_argument("--model", help="the editor, as for `emuedit edit`")
+    command.add_argument("--steps", type=int, help="optimizer steps, at most (default: 300)")
+    command.add_argument(
+        "--rank", type=int, help="rank of the task's adapter (default: 8); 0: the embedding alone, as in Emu Edit"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the order of examples and the noise (default: 0)")
+
+
+def _learn(options: argparse.Namespace) -> None:
+    from emuedit.data import example_folder
+    from emuedit.editor.package import Editor
+    from emuedit.editor.package_folder import editor_folder
+    from emuedit.training import learn_task
+
+    examples = example_folder.read_examples(options.examples, options.instruction)
+    with waiting("loading the editor"):
+        editor = Editor.load(options.model)
+    learn_task.check_name(options.name, editor)
+    changes = {"steps": options.steps, "adapter_rank": options.rank, "seed": options.seed}
+    named = {name: value for name, value in changes.items() if value is not None}
+    settings = learn_task.settings_for(options.name, len(examples), editor_folder(editor.folder), **named)
+    pack = learn_task.learn(editor, examples, settings, options.out)
+    figures = f"{pack.record['steps']} steps, loss {pack.record['loss_start']:.4f} -> {pack.record['loss']:.4f}"
+    print(f"{options.out / options.name}.safetensors: learned from {pack.n_examples} examples, {figures}")
+    print(f"{options.out / options.name}.png: look at it; {options.name}.md says how the pack is used")

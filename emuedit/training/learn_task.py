@@ -1,0 +1,131 @@
+"""Learn a task from a folder of examples: a task pack with its card and a sheet of what it does on held-out examples."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from emuedit.data import contact_sheet, example_folder
+from emuedit.data.dependencies import SUMMARY_FILE
+from emuedit.data.example_folder import ExampleEdit, ExamplePictures
+from emuedit.data.publish import read_summary
+from emuedit.editor import task_pack
+from emuedit.editor.package import Editor
+from emuedit.editor.task_pack import TaskPack
+from emuedit.training.loss import LossWeights
+from emuedit.training.task_inversion import InversionSettings, encode_examples, invert, select_examples
+
+HELD_OUT_SHARE = 0.2
+"""Share of the examples that are held out, to stop in time and for the sheet; none of fewer than MIN_TO_HOLD_OUT."""
+MIN_TO_HOLD_OUT = 5
+SHEET_COLUMNS = 6
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class LearnError(ValueError):
+    """Raised for a task that cannot be learned under this name."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of the examples that are learned from, and of those that are held out; without enough of them, the same."""
+
+    learned: list[int]
+    held_out: list[int]
+
+    @classmethod
+    def of(cls, n: int) -> Split:
+        """Every fifth example is held out, from the second on."""
+        if n < MIN_TO_HOLD_OUT:
+            return cls(list(range(n)), list(range(n)))
+        held_out = list(range(1, n, round(1 / HELD_OUT_SHARE)))
+        return cls([row for row in range(n) if row not in held_out], held_out)
+
+
+def check_name(name: str, editor: Editor) -> None:
+    """Raise LearnError for a name that no task can have, or that the editor knows."""
+    if not _NAME.fullmatch(name):
+        raise LearnError(f"want a name of lower-case letters, digits and _, such as white_background; got {name!r}")
+    if name in editor.tasks:
+        raise LearnError(f"want a new name, got {name!r}, a task that the editor knows ({', '.join(editor.tasks)})")
+
+
+def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSettings, out: Path) -> TaskPack:
+    """Learn the task `settings.task`, add it to the editor, and write `<task>.safetensors`, `.md` and `.png` to `out`.
+
+    `settings.n_examples` and `n_held_out` are those of `Split`. Raises LearnError for the name, ExampleError for the pictures.
+    """
+    check_name(settings.task, editor)
+    sampler = editor.sampler
+    pictures = example_folder.load_pictures(examples, sampler.resolution_px)
+    instructions = [example.instruction for example in examples]
+    samples = encode_examples(sampler, pictures.before, pictures.after, instructions)
+    split = Split.of(len(examples))
+    learned_rows, held_out_rows = (torch.tensor(rows, device=sampler.device) for rows in (split.learned, split.held_out))
+    learned = invert(sampler, select_examples(samples, learned_rows), select_examples(samples, held_out_rows), settings)
+    record = learned.record() | {"settings": settings.model_dump(mode="json")}
+    wordings = tuple(dict.fromkeys(instructions))
+    pack = TaskPack(settings.task, learned.v, sampler.weights, len(split.learned), record, learned.adapter, wordings)
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / f"{settings.task}.safetensors"
+    task_pack.save(pack, file)
+    editor.add_pack(file)
+    _draw_sheet(editor, settings.task, pictures, instructions, split, out / f"{settings.task}.png")
+    (out / f"{settings.task}.md").write_text(_card(pack, split, file), encoding="utf-8")
+    return pack
+
+
+def settings_for(name: str, n_examples: int, editor_folder: Path, **changes: int | float) -> InversionSettings:
+    """Settings for this many examples, with the loss of the editor's own training where its folder records it."""
+    split = Split.of(n_examples)
+    weights = LossWeights()
+    if (editor_folder / SUMMARY_FILE).is_file():
+        weights = LossWeights.model_validate(read_summary(editor_folder).params.get("loss_weights", {}))
+    values = {"adapter_rank": 8, "steps": 300, "lr": 0.05, "patience": 10, "eval_every_steps": 10} | changes
+    return InversionSettings.model_validate(
+        values | {"task": name, "n_examples": len(split.learned), "n_held_out": len(split.held_out), "loss_weights": weights}
+    )
+
+
+def _draw_sheet(editor: Editor, task: str, pictures: ExamplePictures, instructions: list[str], split: Split, file: Path) -> None:
+    rows = split.held_out[:SHEET_COLUMNS]
+    edited = editor.edit([pictures.before[row] for row in rows], [instructions[row] for row in rows], [task] * len(rows))
+    sheet = contact_sheet.picture_grid(
+        [("before", pictures.before[rows]), ("edited", np.stack(edited)), ("wanted", pictures.after[rows])],
+        [instructions[row] for row in rows],
+        lines=3,
+        title=f"{task}, {_held_out_words(split)}",
+    )
+    sheet.save(file)
+
+
+def _held_out_words(split: Split) -> str:
+    return "on the examples themselves" if split.held_out == split.learned else "on examples that it was not learned from"
+
+
+def _card(pack: TaskPack, split: Split, file: Path) -> str:
+    adapter = "the embedding alone" if pack.adapter is None else f"the embedding and an adapter of rank {pack.adapter.rank}"
+    wordings = "\n".join(f"- {text}" for text in pack.instructions[:20])
+    return f"""\
+# {pack.name}
+
+A task pack for the editor `{pack.base}`: {adapter}, learned from {pack.n_examples} examples
+in {pack.record["steps"]} steps, starting from the task `{pack.record["start"]}`. The loss {_held_out_words(split)}
+fell from {pack.record["loss_start"]:.4f} to {pack.record["loss"]:.4f}.
+
+![edits {_held_out_words(split)}]({pack.name}.png)
+
+```sh
+uv run emuedit tasks add {file.name}
+uv run emuedit edit in.png "{pack.instructions[0]}" --task {pack.name} -o out.png
+```
+
+It is of use to that editor alone. The instructions of its examples, by which the task predictor knows it:
+
+{wordings}
+"""

@@ -1,0 +1,90 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from emuedit.editor import new_tasks, task_predictor
+from emuedit.editor.new_tasks import NewTasks
+from emuedit.editor.task_predictor import NO_EDIT, TaskPredictor
+
+T5 = Path(__file__).parents[2] / "toyworld" / "weights" / "t5"
+KNOWN = {
+    "local": ["make the star red", "turn the ring blue", "paint the circle green", "the cross in white"],
+    "remove": ["remove the star", "erase the ring", "take the circle away", "delete the cross"],
+    NO_EDIT: ["hello there", "what is this", "a star on a beach", "nice picture"],
+}
+CUTOUT = ["cut out the objects", "isolate the objects on white", "put everything on white"]
+WORDS = sorted({word for texts in (*KNOWN.values(), CUTOUT) for text in texts for word in text.split()})
+
+
+def bag_of_words(texts: Sequence[str]) -> torch.Tensor:
+    """float32 [B, words]: which words a text has."""
+    return torch.tensor([[float(word in text.split()) for word in WORDS] for text in texts])
+
+
+def test_wordings_near_those_of_the_examples_are_the_new_task_and_others_are_not() -> None:
+    fitted = NewTasks.fit({"cutout": CUTOUT}, KNOWN, bag_of_words)
+    texts = ["isolate the objects", "cut out everything", "make the ring red", "remove the cross", "hello star"]
+    p = fitted.probabilities(bag_of_words(texts))
+    torch.testing.assert_close(p.sum(-1), torch.ones(5))
+    assert (p[:2, 1] > 0.5).all()
+    assert (p[2:, 0] > 0.5).all()
+
+
+def test_two_new_tasks_are_told_apart_and_the_fit_is_deterministic() -> None:
+    instructions = {"cutout": CUTOUT, "night": ["now the circle in the night", "the picture at night", "night there"]}
+    words = sorted({*WORDS, "night", "at", "now", "in"})
+
+    def features(texts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([[float(word in text.split()) for word in words] for text in texts])
+
+    first, second = (NewTasks.fit(instructions, KNOWN, features) for _ in range(2))
+    x = features(["put the objects on white", "night", "erase the star"])
+    assert first.names == ("cutout", "night")
+    assert first.probabilities(x).argmax(-1).tolist() == [1, 2, 0]
+    assert torch.equal(first.probabilities(x), second.probabilities(x))
+
+
+def test_some_texts_of_every_class_are_kept_once_each(tmp_path: Path) -> None:
+    texts = [f"make it {n % 40}" for n in range(80)] + ["remove it"]
+    new_tasks.write_known(tmp_path, texts, ["local"] * 80 + ["remove"])
+    by_class = new_tasks.read_known(tmp_path)
+    assert list(by_class) == ["local", "remove"]
+    assert len(set(by_class["local"])) == len(by_class["local"]) == new_tasks.PER_CLASS
+    assert by_class["remove"] == ["remove it"]
+    assert new_tasks.read_known(tmp_path / "none") == {}
+
+
+@pytest.fixture
+def predictor() -> TaskPredictor:
+    """A predictor that was not trained, which knows some texts of its classes."""
+    untrained = task_predictor.from_t5(str(T5), ("local", "remove"), 16)
+    return TaskPredictor(untrained.model, untrained.tokenizer, KNOWN)
+
+
+def test_a_predictor_knows_an_added_task_by_its_instructions_until_it_is_removed(predictor: TaskPredictor) -> None:
+    texts = [*CUTOUT, *KNOWN["local"]]
+    before = predictor.predict(texts)
+    predictor.add_task("cutout", CUTOUT)
+    assert predictor.new_tasks == ("cutout",)
+    predictions = predictor.predict(texts)
+    assert [prediction.task for prediction in predictions[:3]] == ["cutout"] * 3
+    assert all(prediction.probability > 0.5 for prediction in predictions[:3])
+    assert all(prediction.task != "cutout" for prediction in predictions[3:])
+    assert {name for name, _ in predictions[0].alternatives} <= {"local", "remove"}
+    assert all(prediction.task != "cutout" for prediction in predictor.predict(texts, ["local", "remove"]))
+    predictor.remove_task("cutout")
+    assert predictor.predict(texts) == before
+
+
+def test_names_that_are_taken_and_tasks_that_cannot_be_known_are_errors(predictor: TaskPredictor) -> None:
+    predictor.add_task("cutout", CUTOUT)
+    for name in ("cutout", "local", NO_EDIT):
+        with pytest.raises(ValueError, match=f"want a new name, got {name!r}"):
+            predictor.add_task(name, CUTOUT)
+    with pytest.raises(ValueError, match="cannot learn to know 'night' without instructions"):
+        predictor.add_task("night", [])
+    earlier = TaskPredictor(predictor.model, predictor.tokenizer)
+    with pytest.raises(ValueError, match=r"without known_instructions\.json in its folder; run the stage router again"):
+        earlier.add_task("night", ["make it night"])

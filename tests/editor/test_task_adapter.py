@@ -1,0 +1,97 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from emuedit.editor.sampling import EditSampler
+from emuedit.editor.settings import EditSettings
+from emuedit.editor.task_adapter import TaskAdapter
+
+MakeSampler = Callable[..., EditSampler]
+KINDS = ("toy", "sd15", "sdxl")
+ONE_STEP = EditSettings(steps=1, image_guidance_scale=1.0, guidance_scale=1.0, change_threshold=0.0)
+
+
+def random_adapter(sampler: EditSampler, layers: str = "all", seed: int = 0) -> TaskAdapter:
+    """An adapter of which both halves are random, so that it has an effect."""
+    random = torch.Generator().manual_seed(seed)
+    adapter = TaskAdapter.untrained(sampler.net.unet, 2, layers, random)  # type: ignore[arg-type]
+    return TaskAdapter({name: (a, torch.randn(b.shape, generator=random)) for name, (a, b) in adapter.layers.items()})
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Conv2d(6, 4, 3, stride=2, padding=1), nn.Conv2d(6, 4, 1)])
+def test_the_update_of_a_layer_is_that_of_the_sum_of_the_weights(layer: nn.Linear | nn.Conv2d) -> None:
+    net = nn.ModuleDict({"layer": layer})
+    random = torch.Generator().manual_seed(0)
+    a, b = torch.randn(3, *layer.weight.shape[1:], generator=random), torch.randn(4, 3, generator=random)
+    x = torch.randn(2, 6, 8, 8, generator=random) if isinstance(layer, nn.Conv2d) else torch.randn(2, 5, 6, generator=random)
+    before = layer(x)
+    with TaskAdapter({"layer": (a, b if isinstance(layer, nn.Linear) else b[..., None, None])}).applied(net):
+        adapted = layer(x)
+    assert torch.equal(layer(x), before), "it must be off after the block"
+    with torch.no_grad():
+        layer.weight += torch.einsum("or,r...->o...", b, a)
+        torch.testing.assert_close(layer(x), adapted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_untrained_adapter_changes_nothing_and_covers_the_layers_it_names(kind: str, make_sampler: MakeSampler) -> None:
+    sampler = make_sampler(kind)
+    images = torch.rand(1, 3, 32, 32) * 2 - 1
+    plain = sampler.sample(images, ["a"], ["local"], ONE_STEP)
+    untrained = TaskAdapter.untrained(sampler.net.unet, 2, "all", torch.Generator())
+    sampler.add_task("new", sampler.net.table.rows(["local"])[0], untrained)
+    assert torch.equal(sampler.sample(images, ["a"], ["new"], ONE_STEP), plain)
+    layers = [name for name, layer in sampler.net.unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    assert list(untrained.layers) == layers
+    attention = TaskAdapter.untrained(sampler.net.unet, 2, "attention", torch.Generator())
+    assert set(attention.layers) == {name for name in layers if ".attn" in name}
+    assert untrained.rank == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_picture_of_a_batch_is_edited_as_if_it_were_alone(kind: str, make_sampler: MakeSampler) -> None:
+    sampler = make_sampler(kind)
+    row = sampler.net.table.rows(["local"])[0]
+    for seed, name in enumerate(("first", "second")):
+        sampler.add_task(name, row, random_adapter(sampler, seed=seed))
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    tasks, texts = ["first", "local", "second", "first"], list("abcd")
+    together = sampler.sample(images, texts, tasks, ONE_STEP, [3, 4, 5, 6])
+    for n, task in enumerate(tasks):
+        alone = sampler.sample(images[n : n + 1], texts[n : n + 1], [task], ONE_STEP, [3 + n])
+        torch.testing.assert_close(together[n : n + 1], alone, atol=1e-4, rtol=1e-4)
+        without = sampler.sample(images[n : n + 1], texts[n : n + 1], ["local"], ONE_STEP, [3 + n])
+        assert torch.equal(alone, without) == (task == "local"), "the adapter is in force for its own task alone"
+
+
+def test_an_adapter_that_fails_midway_leaves_no_hook(make_sampler: MakeSampler) -> None:
+    unet = make_sampler().net.unet
+    layers = dict(TaskAdapter.untrained(unet, 2, "attention", torch.Generator()).layers)
+    broken = TaskAdapter(layers | {"no.such.layer": next(iter(layers.values()))})
+    with pytest.raises(ValueError, match=r"want a U-Net with the layer no\.such\.layer, got none"), broken.applied(unet):
+        pass
+    assert not any(layer._forward_hooks for layer in unet.modules())
+
+
+def test_tensors_make_the_same_adapter_and_half_of_a_pair_is_an_error(make_sampler: MakeSampler) -> None:
+    adapter = random_adapter(make_sampler(), "attention")
+    again = TaskAdapter.from_tensors(adapter.tensors())
+    assert set(again.layers) == set(adapter.layers)
+    assert all(
+        torch.equal(x, y) for name in adapter.layers for x, y in zip(again.layers[name], adapter.layers[name], strict=True)
+    )
+    name = next(iter(adapter.layers))
+    with pytest.raises(ValueError, match=r"want A and B for each layer of the adapter, got none at .*\.b"):
+        TaskAdapter.from_tensors({key: value for key, value in adapter.tensors().items() if key != f"{name}.b"})
+
+
+def test_an_editor_with_adapters_is_not_saved_as_a_plain_pipeline(make_sampler: MakeSampler, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    sampler = make_sampler()
+    sampler.add_task("new", sampler.net.table.rows(["local"])[0], random_adapter(sampler))
+    with pytest.raises(ValueError, match=r"got \['new'\]; keep their packs beside it"):
+        sampler.save(tmp_path / "editor")
+    sampler.remove_task("new")
+    sampler.save(tmp_path / "editor")
+    assert sampler.tasks[-1] != "new"

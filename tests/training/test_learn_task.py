@@ -1,0 +1,144 @@
+"""`emuedit learn` and `emuedit tasks` with a tiny editor, as a user has them."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from emuedit import Editor, cli
+from emuedit.data import image_io
+from emuedit.editor import task_pack
+from emuedit.editor.package_folder import PackageError
+from emuedit.training.learn_task import LearnError, Split, check_name
+from tests.editor.tiny_pipelines import save_editor
+
+LEARN = ["learn", "examples", "--name", "darken", "--instruction", "darken it", "--steps", "3", "--rank", "2"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    save_editor("toy", root / "editor")
+    return root
+
+
+@pytest.fixture
+def workspace(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with an editor, six examples and a picture."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copytree(models, tmp_path / "models")
+    random = np.random.default_rng(0)
+    for n in range(6):
+        pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
+        for part, picture in (("before", pixels), ("after", pixels // 2)):
+            (tmp_path / "examples" / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(tmp_path / "examples" / part / f"{n}.png")
+    Image.fromarray(pixels).save(tmp_path / "in.png")
+    return tmp_path
+
+
+def test_a_learned_task_has_a_pack_a_card_and_a_sheet_and_edits(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = torch.cat([weight.flatten() for weight in Editor.load("models").sampler.net.parameters()])
+    assert cli.main(LEARN) == 0
+    assert "learned from 5 examples, 3 steps, loss " in capsys.readouterr().out
+    folder = workspace / "models/packs"
+    assert sorted(file.name for file in folder.iterdir()) == ["darken.md", "darken.png", "darken.safetensors"]
+    assert "on examples that it was not learned from" in (folder / "darken.md").read_text(encoding="utf-8")
+    assert image_io.read_image(folder / "darken.png").pixels.shape[1] > 128
+    pack = task_pack.load(folder / "darken.safetensors")
+    assert (pack.name, pack.n_examples, pack.instructions) == ("darken", 5, ("darken it",))
+    assert pack.adapter is not None
+    assert pack.adapter.rank == 2
+    editor = Editor.load("models")
+    assert editor.sampler.inverted_tasks == ("darken",)
+    now = [weight.flatten() for name, weight in editor.sampler.net.named_parameters() if name != "table.v"]
+    trained = editor.sampler.net.table.v[:-1].flatten()
+    assert torch.equal(torch.cat([*now, trained]).sort().values, weights.sort().values), "nothing but the new row may differ"
+    edit = ["edit", "in.png", "darken it", "--task", "darken", "--steps", "1"]
+    assert cli.main([*edit, "-o", "out.png"]) == 0
+
+
+def test_the_embedding_alone_is_learned_at_rank_zero(workspace: Path) -> None:
+    assert cli.main([*LEARN[:-1], "0"]) == 0
+    assert task_pack.load(workspace / "models/packs/darken.safetensors").adapter is None
+
+
+def test_packs_are_listed_shown_removed_and_added_again(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*LEARN, "-o", "elsewhere"]) == 0
+    assert "darken" not in Editor.load("models").tasks
+    assert cli.main(["tasks", "add", "elsewhere/darken.safetensors"]) == 0
+    assert "the task predictor does not know it" in capsys.readouterr().out
+    assert cli.main(["tasks", "list"]) == 0
+    table = capsys.readouterr().out
+    assert "remove        training    erase an object" in table
+    assert "darken        pack, r 2   a task of your own" in table
+    assert cli.main(["tasks", "show", "darken"]) == 0
+    description = capsys.readouterr().out
+    assert "instructions: darken it" in description
+    assert "adapter: rank 2" in description
+    assert cli.main(["tasks", "add", "elsewhere/darken.safetensors"]) == 2
+    assert "got 'darken', which the editor knows" in capsys.readouterr().err
+    assert cli.main(["tasks", "remove", "darken"]) == 0
+    assert cli.main(["tasks", "remove", "darken"]) == 2
+    assert "want a task pack, got 'darken'; those in models/packs are: none" in capsys.readouterr().err
+
+
+def test_a_pack_for_another_editor_is_refused_and_left_out_with_a_word(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(LEARN) == 0
+    editor = Editor.load("models")
+    editor.remove_task("darken")
+    with torch.no_grad():
+        editor.sampler.net.unet.conv_in.bias += 1
+    shutil.rmtree(workspace / "models/editor")
+    editor.sampler.save(workspace / "models/editor")
+    capsys.readouterr()
+    assert "darken" not in Editor.load("models").tasks
+    assert "models/packs/darken.safetensors is left out: want a pack for the editor" in capsys.readouterr().err
+    shutil.move(workspace / "models/packs/darken.safetensors", workspace / "darken.safetensors")
+    assert cli.main(["tasks", "add", "darken.safetensors"]) == 2
+    assert "learn it again on this editor" in capsys.readouterr().err
+    assert not (workspace / "models/packs/darken.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--name", "remove"], "want a new name, got 'remove', a task that the editor knows"),
+        (["--name", "My Task"], "want a name of lower-case letters, digits and _"),
+        (["--instruction", "x", "--rank", "-1"], "adapter_rank"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused_before_anything_is_computed(
+    options: list[str], message: str, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*LEARN, *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (workspace / "models/packs").exists()
+
+
+def test_one_example_is_enough_and_the_sheet_says_on_what_it_was_made(workspace: Path) -> None:
+    for file in (*(workspace / "examples/before").glob("[1-5].png"), *(workspace / "examples/after").glob("[1-5].png")):
+        file.unlink()
+    assert cli.main(LEARN) == 0
+    assert "on the examples themselves" in (workspace / "models/packs/darken.md").read_text(encoding="utf-8")
+
+
+def test_every_fifth_example_is_held_out_if_there_are_five() -> None:
+    assert Split.of(4) == Split([0, 1, 2, 3], [0, 1, 2, 3])
+    assert Split.of(5) == Split([0, 2, 3, 4], [1])
+    assert Split.of(30).held_out == [1, 6, 11, 16, 21, 26]
+    assert len(Split.of(30).learned) == 24
+
+
+def test_only_a_task_of_a_pack_can_be_removed(workspace: Path) -> None:
+    editor = Editor.load("models")
+    with pytest.raises(PackageError, match="want a task that a pack brought, got 'remove'; those are none"):
+        editor.remove_task("remove")
+    with pytest.raises(LearnError, match="want a new name"):
+        check_name("remove", editor)

@@ -27,10 +27,10 @@ from emuedit import config
 from emuedit.editor import sampling
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.settings import FAST, EditSettings
-from emuedit.metrics import benchmark
 from emuedit.models.image_tensors import from_uint8, to_uint8
 from emuedit.progress import Progress
 from emuedit.runtime import Runtime
+from toyworld.edits.exact_edits import build_edits
 
 TASKS = ("local", "texture", "background", "remove", "add", "detect", "segment", "sketch")
 EDITS, QUICK_EDITS = 48, 2
@@ -75,11 +75,10 @@ def time_sides(sides: dict[str, Edit], images: Tensor, texts: list[str], task: s
 
 def measure_success(sides: dict[str, Edit], n: int) -> dict[str, dict[str, float]]:
     """Edit success of each side per task, and their mean."""
-    edits_of = benchmark.load(str(command.ROOT / "toyworld/edits/toy_benchmark.py"))
     success: dict[str, dict[str, float]] = {name: {} for name in sides}
     with Progress("edits", len(TASKS) * len(sides) * n, "edit") as progress:
         for task in TASKS:
-            edits = edits_of(task, "held_out", 3000, n)
+            edits = build_edits(task, "held_out", 3000, n)
             for name, edit in sides.items():
                 output = edit(from_uint8(edits.before), edits.instructions, task, list(range(n)))
                 success[name][task] = round(float(edits.judge(to_uint8(output)).success.mean()), 4)
@@ -96,7 +95,7 @@ def main() -> None:
     params = config.read_yaml(command.ROOT / config.PARAMS_FILE)
     settings = EditSettings().with_changes(params["evaluation"]["settings"])
     sides = make_sides(sampler, settings)
-    edits = benchmark.load(str(command.ROOT / "toyworld/edits/toy_benchmark.py"))("background", "held_out", 0, 8)
+    edits = build_edits("background", "held_out", 0, 8)
     images = from_uint8(edits.before)
     seeds = list(range(8))
     published, equal = (sides[name](images, edits.instructions, edits.task, seeds) for name in ("published", "equal"))

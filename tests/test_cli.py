@@ -40,6 +40,9 @@ class RedSampler:
     def __init__(self) -> None:
         self.calls: list[SampleCall] = []
 
+    def is_cut(self, instruction: str) -> bool:
+        return len(instruction.split()) > 40
+
     def sample(
         self,
         images: torch.Tensor,
@@ -118,6 +121,15 @@ def test_a_text_that_asks_for_no_edit_is_refused_and_a_named_task_forces_it(
     assert sampler.calls == [], "nothing is edited before all instructions are understood"
     assert cli.main(["edit", "in.png", text, "--task", "remove"]) == 0
     assert [call.task for call in sampler.calls] == ["remove"]
+
+
+def test_an_instruction_that_the_text_encoder_cuts_is_told(sampler: RedSampler, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "please " * 44 + "make it red"
+    assert cli.main(["edit", "in.png", "make it red", text]) == 0
+    error = capsys.readouterr().err
+    assert f"emuedit: the text encoder reads only the beginning of {text!r}" in error
+    assert error.count("reads only the beginning") == 1
+    assert len(sampler.calls) == 2
 
 
 def test_every_setting_is_an_option(sampler: RedSampler) -> None:

@@ -1,6 +1,8 @@
 """`emuedit edit in.png "make the circle red" -o out.png`, and `emuedit replay`, which makes the edits of a session file again."""
 
 import argparse
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 
 from emuedit.data import image_io
 from emuedit.editor import touched_area
-from emuedit.editor.package import Editor, Turn
+from emuedit.editor.package import CutInstructionWarning, Editor, Turn
 from emuedit.editor.package_folder import CHAMPION
 from emuedit.editor.package_layout import EDITOR, MODELS
 from emuedit.editor.session import EditSession
@@ -35,9 +37,13 @@ def _edit(options: argparse.Namespace) -> None:
     changes = {setting: getattr(options, setting) for setting in EditSettings.model_fields}
     settings = editor.settings.with_changes({setting: value for setting, value in changes.items() if value is not None})
     tasks = [options.task] * len(options.instructions) if options.task else None
-    with Progress("editing", len(options.instructions) * settings.steps, "step") as progress:
-        session = EditSession(editor, picture.pixels)
-        session.extend(options.instructions, tasks, settings, progress.advance)
+    with warnings.catch_warnings(record=True, category=CutInstructionWarning) as cut_instructions:
+        warnings.simplefilter("always", CutInstructionWarning)
+        with Progress("editing", len(options.instructions) * settings.steps, "step") as progress:
+            session = EditSession(editor, picture.pixels)
+            session.extend(options.instructions, tasks, settings, progress.advance)
+    for warning in cut_instructions:
+        print(f"emuedit: {warning.message}", file=sys.stderr)
     for number, step in enumerate(session.steps, start=1):
         turn = step.turn
         path = out.with_name(f"{out.stem}-{number}{out.suffix}") if options.keep_turns else None

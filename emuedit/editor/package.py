@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 Picture = Image.Image | npt.NDArray[np.uint8]
 """A PIL image, or uint8 [H, W, 3]."""
 P = TypeVar("P", Image.Image, npt.NDArray[np.uint8])
+
+
+class CutInstructionWarning(UserWarning):
+    """An instruction is longer than the text encoder reads: its end has no effect."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +223,8 @@ class Editor:
         """The task of each instruction: the one that is given, or the task predictor's.
 
         An ambiguous instruction gets its likelier task, and `second` names the other. Raises PackageError for an unknown task,
-        lists of unequal length, a missing task predictor, and a text without a given task that asks for no edit.
+        lists of unequal length, a missing task predictor, and a text without a given task that asks for no edit. Warns
+        (CutInstructionWarning) of an instruction that is longer than the text encoder reads.
         """
         if isinstance(instructions, str):
             raise PackageError(f"want a list of instructions, got the text {instructions!r}; put it into a list")
@@ -227,7 +233,11 @@ class Editor:
         given_tasks = list(tasks) if tasks else [None] * len(instructions)
         if len(given_tasks) != len(instructions):
             raise PackageError(f"want a task for each of the {len(instructions)} instructions or none; got {given_tasks}")
-        return [self._choose_task(text, task) for text, task in zip(instructions, given_tasks, strict=True)]
+        choices = [self._choose_task(text, task) for text, task in zip(instructions, given_tasks, strict=True)]
+        for text in filter(self.sampler.is_cut, instructions):
+            message = f"the text encoder reads only the beginning of {text!r}, which is too long; say it in fewer words"
+            warnings.warn(message, CutInstructionWarning, stacklevel=2)
+        return choices
 
     def _choose_task(self, instruction: str, task: str | None) -> TaskChoice:
         if task is not None:

@@ -95,6 +95,10 @@ class EditSampler:
         """Where it runs."""
         return self.parts.device
 
+    def is_cut(self, instruction: str) -> bool:
+        """Whether an instruction is longer than a text encoder reads."""
+        return self.parts.is_cut(instruction)
+
     def autocast(self) -> torch.autocast:
         """Autocast to bfloat16 where the editor was loaded in it; does nothing otherwise."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)

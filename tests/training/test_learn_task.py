@@ -10,9 +10,11 @@ from PIL import Image
 
 from emuedit import Editor, cli
 from emuedit.data import image_io
+from emuedit.data.publish import write_summary
 from emuedit.editor import task_pack
 from emuedit.editor.package_folder import PackageError
-from emuedit.training.learn_task import LearnError, Split, check_name
+from emuedit.training.learn_task import LearnError, Split, check_name, settings_for
+from emuedit.training.loss import LossWeights
 from tests.editor.tiny_pipelines import save_editor
 
 LEARN = ["learn", "examples", "--name", "darken", "--instruction", "darken it", "--steps", "3", "--rank", "2"]
@@ -134,6 +136,15 @@ def test_every_fifth_example_is_held_out_if_there_are_five() -> None:
     assert Split.of(5) == Split([0, 2, 3, 4], [1])
     assert Split.of(30).held_out == [1, 6, 11, 16, 21, 26]
     assert len(Split.of(30).learned) == 24
+
+
+def test_the_loss_is_that_of_the_editors_own_training_where_it_is_recorded(tmp_path: Path) -> None:
+    assert settings_for("darken", 10, tmp_path).loss_weights == LossWeights()
+    weights = LossWeights(timestep_power=(0.5, 1.0), mask_balance=1.0)
+    write_summary(tmp_path, "train", "key", {"loss_weights": weights.model_dump(mode="json")}, {})
+    settings = settings_for("darken", 10, tmp_path, steps=7)
+    assert settings.loss_weights == weights
+    assert (settings.n_examples, settings.n_held_out, settings.steps) == (8, 2, 7)
 
 
 def test_only_a_task_of_a_pack_can_be_removed(workspace: Path) -> None:

@@ -232,7 +232,7 @@ def _held_out_edits(task: str, numbers: np.ndarray) -> Edits:
             alternatives.append(exact_targets.contour(render.truth(_without_objects(source))))
         elif task == "cutout":
             before, exact = truth.images, exact_targets.cutout(truth)
-            alternatives += [np.full_like(before, 255), exact_targets.segmap(source, truth)]
+            alternatives.append(exact_targets.segmap(source, truth))
         else:
             before, exact = _cut_hole(source, slots, truth.images), truth.images
     captions = all_captions(source)

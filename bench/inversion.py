@@ -1,0 +1,154 @@
+"""How many examples does a new task need? Task inversion beside what one would do instead.
+
+`uv run python bench/inversion.py [--quick]` writes `bench/results/inversion.json` and `inversion.png`; its last line is the same
+JSON. A result is kept as soon as it is there: the same command goes on where it was stopped. The editor is the toy world's base
+editor, which never saw the tasks. All methods get the same examples; success is the toy world's judge on 32 other edits.
+
+- `zero_shot`: the editor's own task with the lowest loss on the examples, nothing is learned;
+- `embedding`: the task embedding alone, as in Emu Edit (arXiv 2311.10089);
+- `adapter`: the embedding and an adapter of rank 8 (ours, what `emuedit learn` does);
+- `expert`: an adapter of rank 64, eight times as large: whether the task is in reach;
+- `textual_inversion`: one new token of the text encoder, with the rates of diffusers' textual_inversion.py.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import command, textual_inversion
+
+from emuedit import config
+from emuedit.data import contact_sheet
+from emuedit.editor import sampling
+from emuedit.editor.settings import EditSettings
+from emuedit.metrics.baselines import make_edits
+from emuedit.runtime import Runtime
+from emuedit.training.loss import LossWeights
+from emuedit.training.task_inversion import InversionSettings, encode_examples, invert, select_examples
+from toyworld.edits.exact_edits import build_edits
+
+TASKS = ("contour", "cutout", "superres", "inpaint", "add_detect")
+EXAMPLES = (1, 3, 10, 30, 100)
+SEEDS = (0, 1, 2)
+METHODS: dict[str, dict[str, Any]] = {
+    "zero_shot": {"steps": 0},
+    "embedding": {},
+    "adapter": {"adapter_rank": 8},
+    "expert": {"adapter_rank": 64},
+    "textual_inversion": {},
+}
+STEPS, QUICK_STEPS = 300, 2
+EDITS, QUICK_EDITS = 32, 4
+HELD_OUT = 8
+"""Examples that decide when to stop; they count as examples of none of the methods' sizes."""
+
+
+def run(folder: Path, task: str, method: str, n: int, seed: int, quick: bool) -> tuple[dict[str, Any], np.ndarray]:
+    """Learn a task from n examples by a method: the figures, and the outputs, uint8 [32, H, W, 3]."""
+    editor = sampling.load(folder, Runtime.choose("auto", "float32"))
+    params = config.read_yaml(command.ROOT / config.PARAMS_FILE)
+    weights = LossWeights.model_validate_json(json.dumps(params["inversion"]["loss_weights"]))
+    examples = build_edits(task, "train", 1000 * seed, n + HELD_OUT)
+    samples = encode_examples(editor, examples.before, examples.exact, examples.instructions)
+    rows = torch.arange(len(samples), device=editor.device)
+    changes: dict[str, Any] = {"steps": QUICK_STEPS if quick else STEPS} | METHODS[method]
+    settings = InversionSettings(
+        task=task, n_examples=n, n_held_out=HELD_OUT, lr=0.05, batch_size=8, eval_every_steps=25, patience=1000, seed=seed,
+        loss_weights=weights, **changes,
+    )  # fmt: skip
+    start = time.perf_counter()
+    test = build_edits(task, "held_out", 0, QUICK_EDITS if quick else EDITS)
+    edit_settings = EditSettings().with_changes(params["evaluation"]["settings"])
+    learned = invert(
+        editor, select_examples(samples, rows[:n]), select_examples(samples, rows[n:]),
+        settings.model_copy(update={"steps": 0, "adapter_rank": 0}) if method == "textual_inversion" else settings,
+    )  # fmt: skip
+    editor.add_task("new", learned.v, learned.adapter)
+    if method == "textual_inversion":
+        word = textual_inversion.learn(editor, select_examples(samples, rows[:n]), learned.v, settings)
+        test.instructions[:] = [f"{word} {text}" for text in test.instructions]
+    seconds = time.perf_counter() - start
+    output = make_edits(editor, test, ["new"] * len(test.instructions), edit_settings, list(range(len(test.instructions))))
+    success = test.judge(output).success
+    figures = {"success": float(success.mean()), "n_edits": len(success), "seconds": round(seconds, 1), "start": learned.start}
+    return figures, output
+
+
+def plan(quick: bool) -> list[tuple[str, str, int, int]]:
+    """(task, method, examples, seed), what matters most first."""
+    if quick:
+        return [("contour", method, 1, 0) for method in METHODS]
+    main = [(task, "adapter", 30, 0) for task in TASKS] + [(task, "zero_shot", 30, 0) for task in TASKS]
+    others = [(task, method, 30, 0) for method in ("embedding", "textual_inversion", "expert") for task in TASKS[:2]]
+    counts = [(task, "adapter", n, 0) for n in EXAMPLES if n != 30 for task in TASKS[:2]]
+    seeds = [(task, "adapter", 30, seed) for seed in SEEDS[1:] for task in TASKS]
+    rest = [(task, method, n, seed) for seed in SEEDS for n in EXAMPLES for method in METHODS for task in TASKS]
+    return list(dict.fromkeys(main + others + counts + seeds + rest))
+
+
+def draw_chart(results: list[dict[str, Any]], path: Path) -> None:
+    """Success by the number of examples, one panel a task, one line a method; the mean over seeds."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(TASKS), figsize=(15, 3), sharey=True)
+    for axis, task in zip(axes, TASKS, strict=True):
+        for method in METHODS:
+            counts = sorted({row["examples"] for row in results if (row["task"], row["method"]) == (task, method)})
+            means = [mean_success(results, task, method, n) for n in counts]
+            axis.plot(counts, means, marker="o", label=method)
+        axis.set_title(task, fontsize=10)
+        axis.set_xscale("log")
+        axis.set_xlabel("examples")
+    axes[0].set_ylabel("edit success")
+    axes[0].set_ylim(0, 1)
+    axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def mean_success(results: list[dict[str, Any]], task: str, method: str, n: int) -> float | None:
+    """The mean over the seeds that ran; None where none did."""
+    values = [row["success"] for row in results if (row["task"], row["method"], row["examples"]) == (task, method, n)]
+    return float(np.mean(values)) if values else None
+
+
+def write(results: list[dict[str, Any]], options: Any) -> None:
+    """The result file and the chart, from all results so far."""
+    draw_chart(results, command.result_path(__file__, options.quick, ".png"))
+    thirty = {task: {method: mean_success(results, task, method, 30) for method in METHODS} for task in TASKS}
+    command.write_result(__file__, {"success_at_30_examples": thirty, "results": results}, options.quick)
+
+
+def main() -> None:
+    """See above."""
+    parser = command.argument_parser(__doc__, f"{QUICK_STEPS} steps of each method on one example of one task")
+    parser.add_argument("--editor", type=Path, default=command.ROOT / "toyworld/weights/base_editor", help="folder of the editor")
+    parser.add_argument("--most", type=int, default=10**6, metavar="N", help="end after the first N of the plan")
+    options = parser.parse_args()
+    file = command.result_path(__file__, options.quick)
+    results = json.loads(file.read_text(encoding="utf-8"))["results"] if file.is_file() and not options.quick else []
+    finished = {(row["task"], row["method"], row["examples"], row["seed"]) for row in results}
+    for task, method, n, seed in plan(options.quick)[: options.most]:
+        if (task, method, n, seed) in finished:
+            continue
+        figures, output = run(options.editor, task, method, n, seed, options.quick)
+        results.append({"task": task, "method": method, "examples": n, "seed": seed, **figures})
+        if (method, n, seed) == ("adapter", 30, 0):
+            test = build_edits(task, "held_out", 0, 8)
+            sheet = [("before", test.before), ("edited", output[:8]), ("exact", test.exact)]
+            grid = contact_sheet.picture_grid(sheet, test.instructions, 2, f"{task}, learned from {n} examples")
+            grid.save(command.result_path(__file__, options.quick, f"_{task}.png"))
+        write(results, options)
+    write(results, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,10 +6,10 @@ picture); its last line is the same JSON. It takes the base editor of the toy wo
 Half of the pictures: an object gets another colour, its own colour again, and once more its own colour, which changes nothing.
 The other half: an object is added and removed again. Each turn edits the result of the turn before. Systems:
 
-- `ours`: pixels are kept where an edit changed less than the threshold, measured from the autoencoder's reconstruction, and
-  the change-mask head blends the source in;
+- `ours`: the change-mask head blends the source in, cells without a change keep their pixels, and so do pixels that changed
+  less than the threshold, measured from the autoencoder's reconstruction;
 - `paper`: Emu Edit's thresholding as it is published (arXiv 2311.10089): measured from the picture, without a change mask;
-- `none`: no thresholding, with the change mask;
+- `none`: no pixel is kept, the source is blended in;
 - `naive`: neither, every turn is simply edited again.
 
 `l1` and `dino` are those between the picture and the first one, outside of the edited object (in `dino` the object's region is
@@ -51,9 +51,9 @@ RIM_PX = 7
 """The edited object's region is widened by a square of this size: autoencoders blur a thin rim."""
 SYSTEMS: dict[str, dict[str, float]] = {
     "ours": {},
-    "paper": {"against_reconstruction": 0, "preserve": 0.0},
-    "none": {"change_threshold": 0.0},
-    "naive": {"change_threshold": 0.0, "preserve": 0.0},
+    "paper": {"against_reconstruction": 0, "preserve": 0.0, "composite": 0},
+    "none": {"change_threshold": 0.0, "composite": 0},
+    "naive": {"change_threshold": 0.0, "preserve": 0.0, "composite": 0},
 }
 
 

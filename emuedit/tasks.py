@@ -87,6 +87,11 @@ class UnknownTaskError(ValueError):
     """Raised for a task name that is neither trained nor held out."""
 
 
+def find_task(name: str) -> Task | None:
+    """The task called `name`; None for one that a task pack brought and the table lacks."""
+    return next((task for task in (*TASKS, *HELD_OUT) if task.name == name), None)
+
+
 def get_task(name: str) -> Task:
     """The task called `name`. Raises UnknownTaskError, which lists the valid names."""
     by_name = {task.name: task for task in (*TASKS, *HELD_OUT)}

@@ -134,7 +134,7 @@ def test_an_instruction_that_the_text_encoder_cuts_is_told(sampler: RedSampler, 
 
 def test_every_setting_is_an_option(sampler: RedSampler) -> None:
     options = "--steps 3 --image-guidance-scale 1.2 --guidance-scale 4 --guidance-rescale .7 --preserve .5 --change-threshold 0"
-    options += " --against-reconstruction 0 --resolution 512 --crop 1 --guidance-from .1 --guidance-to .8"
+    options += " --against-reconstruction 0 --resolution 512 --crop 1 --composite 0 --guidance-from .1 --guidance-to .8"
     assert cli.main(["edit", "in.png", "make it red", *options.split(), "--seed", "7"]) == 0
     expected = EditSettings(
         steps=3,
@@ -144,6 +144,7 @@ def test_every_setting_is_an_option(sampler: RedSampler) -> None:
         guidance_to=0.8,
         guidance_rescale=0.7,
         preserve=0.5,
+        composite=0,
         change_threshold=0.0,
         against_reconstruction=0,
         resolution=512,

@@ -14,6 +14,19 @@ BORDER_PX = 1.0
 """Pixels of the small size by which the changed region is widened, and over which the edit fades into the picture."""
 
 
+MIN_CHANGE = 0.5
+"""Probability from which on a cell of the latents counts as changed."""
+
+
+def keep_unchanged_cells(before: Tensor, after: Tensor, change: Tensor, factor: int) -> Tensor:
+    """`after` where a cell of the latents changes, else `before` bit for bit; images [B, 3, H, W].
+
+    change: the probability of each cell, [B, 1, h, w]; a cell has `factor` px a side, and the cells cover the images.
+    """
+    changed = F.interpolate((change >= MIN_CHANGE).to(after), scale_factor=factor, mode="nearest")
+    return torch.where(changed[:, :, : after.shape[-2], : after.shape[-1]] > 0, after, before)
+
+
 def changed_pixels(before: Tensor, after: Tensor) -> Tensor:
     """Where any of the channels differs: bool [B, 1, H, W]. Raises ValueError for images of different shapes."""
     if before.shape != after.shape:

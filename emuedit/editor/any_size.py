@@ -17,7 +17,7 @@ from torch import Tensor
 from emuedit.core import compositing
 from emuedit.editor.sampling import EditSampler, ReportStep
 from emuedit.editor.settings import EditSettings
-from emuedit.tasks import Task, get_task
+from emuedit.tasks import Task, find_task
 
 WINDOW_MARGIN = 0.5
 """By which share of its sides the box of what changed is widened on each side for a second edit: room for context."""
@@ -54,7 +54,7 @@ def edit_any_size(
     after = sampler.sample(before, instructions, tasks, settings, seeds, report)
     results = []
     for row, image in enumerate(images.float().cpu()[:, None]):
-        task = get_task_or_none(tasks[row])
+        task = find_task(tasks[row])
         edit = (before[row : row + 1], after[row : row + 1])
         window = _find_window(*edit, image.shape[-2:], resolution_px) if settings.crop and _is_local(task) else None
         if window is None:
@@ -66,14 +66,6 @@ def edit_any_size(
         result[window] = edit_any_size(sampler, inside, *arguments)
         results.append(result)
     return torch.cat(results)
-
-
-def get_task_or_none(name: str) -> Task | None:
-    """The row of the table of tasks; None for a task that a pack brought and the table lacks."""
-    try:
-        return get_task(name)
-    except ValueError:
-        return None
 
 
 def _is_local(task: Task | None) -> bool:

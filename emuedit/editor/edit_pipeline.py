@@ -155,6 +155,7 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         guidance_rescale: float = DEFAULTS.guidance_rescale,
         preserve: float = DEFAULTS.preserve,
         change_threshold: float = DEFAULTS.change_threshold,
+        composite: int = DEFAULTS.composite,
         against_reconstruction: int = DEFAULTS.against_reconstruction,
     ) -> Any:
         """Edit pictures by instruction: `ImagePipelineOutput` with `images`, or (images,) with return_dict=False.
@@ -164,7 +165,7 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
           them; all of one size, which may be any and is that of the result. One picture serves all prompts.
         task: a name out of `tasks`, or one per picture. It must be given.
         num_inference_steps, guidance_scale (by the instruction), image_guidance_scale (by the picture), guidance_rescale,
-          preserve, change_threshold, against_reconstruction: see `EditSettings`; its `steps` is num_inference_steps here.
+          preserve, composite, change_threshold, against_reconstruction: see `EditSettings`, with `steps` for the first.
         negative_prompt: replaces the null text of guidance; one, or one per picture.
         num_images_per_prompt: results for each prompt, with noise of their own; those of a prompt follow each other.
         generator: draws the noise of all n results, or one for each; None: torch's global generator. A generator with seed s
@@ -192,6 +193,7 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         settings = DEFAULTS.with_changes({
             "steps": num_inference_steps, "guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale,
             "guidance_rescale": guidance_rescale, "preserve": preserve, "change_threshold": change_threshold,
+            "composite": composite,
             "against_reconstruction": against_reconstruction,
         })  # fmt: skip
 

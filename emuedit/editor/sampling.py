@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from emuedit.core import change_threshold, diffusion, guidance
+from emuedit.core import change_threshold, compositing, diffusion, guidance
 from emuedit.core.guidance import GuidanceTerm
 from emuedit.editor import checkpoint, task_pack
 from emuedit.editor.checkpoint import FrozenParts
@@ -26,6 +26,7 @@ from emuedit.models import image_tensors
 from emuedit.models.denoising import Denoiser
 from emuedit.models.text_to_image import TextCondition, grid_of
 from emuedit.runtime import Runtime
+from emuedit.tasks import find_task
 
 ReportStep = Callable[[int], None]
 """Called after each denoising step with the number of samples."""
@@ -134,7 +135,12 @@ class EditSampler:
             texts, randoms = [instructions[row] for row in rows], [generators[row] for row in rows]
             chosen = options if len(rows) == n else options.rows(rows)
             with self._adapter_of(task):
-                after[rows] = self._sample_rows(images[rows], texts, v[rows], settings, randoms, report, chosen)
+                edited, change = self._sample_rows(images[rows], texts, v[rows], settings, randoms, report, chosen)
+            if settings.composite and change is not None:
+                local = torch.tensor([_edits_an_object(tasks[row]) for row in rows])
+                kept = compositing.keep_unchanged_cells(images[rows].float().cpu(), edited, change, self.parts.factor)
+                edited = torch.where(local.view(-1, 1, 1, 1), kept, edited)
+            after[rows] = edited
         return after
 
     def _rows_by_adapter(self, tasks: Sequence[str]) -> dict[str | None, list[int]]:
@@ -156,21 +162,21 @@ class EditSampler:
         generators: list[torch.Generator],
         report: ReportStep | None,
         options: SamplingOptions,
-    ) -> Tensor:
-        """`sample` for rows that share an adapter or have none."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """`sample` for rows that share an adapter or have none; and where the picture changes (`_denoise`), on the CPU."""
         height, width = images.shape[-2:]
         before = images.float()
         padding = (0, -width % self.grid_px, 0, -height % self.grid_px)
         padded = F.pad(before, padding, mode="replicate").to(self.device)
         with torch.inference_mode(), self.autocast():
             conditions = EditConditions(self.parts.encode(padded), self.parts.encode_text(instructions), v)
-            z = self._denoise(conditions, generators, settings, report, options)
+            z, change = self._denoise(conditions, generators, settings, report, options)
             after = self._decode(z, height, width)
             measures_error = settings.change_threshold > 0 and settings.against_reconstruction
             unchanged = self._decode(conditions.c_I, height, width) if measures_error else None
         if settings.change_threshold > 0:
             after = change_threshold.keep_unchanged(before.cpu(), after, settings.change_threshold, unchanged=unchanged)
-        return after
+        return after, None if change is None else change.cpu()
 
     def _decode(self, z: Tensor, height: int, width: int) -> Tensor:
         """Latents [B, C, h, w] -> images [B, 3, height, width] on the CPU, without the padding."""
@@ -183,8 +189,12 @@ class EditSampler:
         settings: EditSettings,
         report: ReportStep | None,
         options: SamplingOptions,
-    ) -> Tensor:
-        """From noise to latents [B, C, h, w] of the edited pictures."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """From noise to latents [B, C, h, w] of the edited pictures.
+
+        And, with a change-mask head, the probability at the last step that a cell changes, [B, 1, h, w].
+        """
+        change = None
         s_I, s_T = settings.image_guidance_scale, settings.guidance_scale
         denoiser = Denoiser(self.parts.scheduler, settings.steps, self.device, generators)
         source, n = conditions.c_I, len(conditions.c_I)
@@ -208,15 +218,16 @@ class EditSampler:
                 e = guidance.two_conditions(by_term.get("null"), by_term.get("image"), by_term["full"], s_I, s_T)
                 if settings.guidance_rescale:
                     e = guidance.rescale(e, by_term["full"], settings.guidance_rescale)
-            if settings.preserve and change_logits is not None:
+            change = None if change_logits is None else change_logits[-n:].sigmoid()
+            if settings.preserve and change is not None:
                 e_source = diffusion.prediction_for_clean(source, scaled, *denoiser.noise_levels(t, scaled), denoiser.kind)
-                e = guidance.blend_with_source(e, e_source, change_logits[-n:].sigmoid(), settings.preserve)
+                e = guidance.blend_with_source(e, e_source, change, settings.preserve)
             z_t = denoiser.step(e, t, z_t)
             if options.after_step is not None:
                 z_t = options.after_step(step, t, z_t)
             if report is not None:
                 report(n)
-        return z_t
+        return z_t, change
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the whole editor, added tasks included, as a pipeline folder that `load` reads.
@@ -246,6 +257,11 @@ class EditSampler:
         task_pack.check(pack, self.weights, self.tasks)
         self.add_task(pack.name, pack.v, pack.adapter)
         return pack
+
+
+def _edits_an_object(task: str) -> bool:
+    row = find_task(task)
+    return row is not None and row.region == "object"
 
 
 def load(folder: str | Path, runtime: Runtime | None = None) -> EditSampler:

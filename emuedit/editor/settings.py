@@ -34,6 +34,9 @@ class EditSettings(Params):
     """Rescale guidance to the spread of the conditional prediction, against over-saturation (Lin et al., arXiv 2305.08891)."""
     preserve: float = Field(1.0, ge=0, le=1)
     """How strongly the source is kept where the editor predicts no change (ours); 0, or no change-mask head: not at all."""
+    composite: int = Field(1, ge=0, le=1)
+    """1: of a task that edits an object, only cells of the latents in which the editor predicts a change are edited; all other
+    pixels are those of the picture, bit for bit (ours). Without a change-mask head it has no effect."""
     change_threshold: float = Field(0.03, ge=0, le=3)
     """Pixels that change less, summed over RGB in [0, 1], keep the input's value (Emu Edit's alpha: 0.03); 0: none do."""
     against_reconstruction: int = Field(1, ge=0, le=1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from emuedit.editor.package_layout import MODELS, USER_PACKS
 from emuedit.progress import waiting
+from emuedit.tasks import find_task
 
 if TYPE_CHECKING:
     from emuedit.editor.package import Editor
@@ -40,11 +41,9 @@ def add_commands(commands: Any) -> None:
 
 def format_tasks(editor: Editor) -> str:
     """A table of the tasks: name, where it is from, and what it does."""
-    from emuedit.editor.any_size import get_task_or_none
-
     lines = [f"{'task':14}{'learned':12}what it does"]
     for name in editor.tasks:
-        row = get_task_or_none(name)
+        row = find_task(name)
         adapter = editor.sampler.adapters.get(name)
         added = "pack" if adapter is None else f"pack, r {adapter.rank}"
         origin = added if name in editor.sampler.inverted_tasks else "training"

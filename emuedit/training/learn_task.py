@@ -87,7 +87,7 @@ def settings_for(name: str, n_examples: int, editor_folder: Path, **changes: int
     weights = LossWeights()
     if (editor_folder / SUMMARY_FILE).is_file():
         weights = LossWeights.model_validate_json(json.dumps(read_summary(editor_folder).params.get("loss_weights", {})))
-    values = {"adapter_rank": 8, "steps": 300, "lr": 0.05, "patience": 10, "eval_every_steps": 10} | changes
+    values = {"adapter_rank": 8, "steps": 300, "batch_size": 8, "lr": 0.05, "patience": 10, "eval_every_steps": 10} | changes
     return InversionSettings.model_validate(
         values | {"task": name, "n_examples": len(split.learned), "n_held_out": len(split.held_out), "loss_weights": weights}
     )

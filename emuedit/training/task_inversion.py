@@ -110,6 +110,8 @@ def invert(
     power, sampling = settings.loss_weights.power_at(0.0), settings.loss_weights.timestep_sampling
     fixed_draws = draw_noise(shape, n_timesteps, NO_DROPOUT, power, "inversion", "held out", timestep_sampling=sampling)
     use_unfused_attention_on_cpu(editor.net.unet, [], editor.dtype)
+    if editor.device.type == "cuda":
+        editor.net.unet.enable_gradient_checkpointing()  # else a batch of 8 at 512 px needs 24 GiB for SD1.5
 
     def measure(v: Tensor) -> float:
         with torch.no_grad(), editor.autocast():

@@ -63,7 +63,14 @@ def test_arguments_have_the_names_of_diffusers() -> None:
                 "cross_attention_kwargs"}  # fmt: skip
     diffusers_names = set(inspect.signature(StableDiffusionInstructPix2PixPipeline.__call__).parameters) - not_ours - {"kwargs"}
     our_names = set(inspect.signature(EmuEditPipeline.__call__).parameters)
-    assert our_names - diffusers_names == {"task", "guidance_rescale", "preserve", "change_threshold", "against_reconstruction"}
+    assert our_names - diffusers_names == {
+        "task",
+        "guidance_rescale",
+        "preserve",
+        "composite",
+        "change_threshold",
+        "against_reconstruction",
+    }
     assert diffusers_names <= our_names
 
 
@@ -146,6 +153,7 @@ def test_a_callback_sees_every_step_and_may_replace_the_latents(pipe: EmuEditPip
         return {"latents": torch.zeros_like(tensors["latents"])}
 
     call: dict[str, Any] = {"image": pixels(1, 16, 16), "prompt": "make it red", "output_type": "pt", "change_threshold": 0.0}
+    call |= {"composite": 0}
     got = pipe(**call, **FAST | {"num_inference_steps": 3}, callback_on_step_end=keep_zero).images
     assert steps == [0, 1, 2]
     want = pipe.sampler().parts.decode(torch.zeros(1, 8, 8, 8)) / 2 + 0.5

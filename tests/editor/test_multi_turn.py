@@ -10,7 +10,7 @@ from emuedit.editor.sampling import EditSampler
 from emuedit.editor.settings import EditSettings
 
 INSTRUCTIONS, TASKS = ["make it red", "add a star", "a ring"], ["local", "add", "sketch"]
-SETTINGS = EditSettings(steps=1, image_guidance_scale=1.0, guidance_scale=1.0, against_reconstruction=0, seed=10)
+SETTINGS = EditSettings(steps=1, image_guidance_scale=1.0, guidance_scale=1.0, composite=0, against_reconstruction=0, seed=10)
 
 
 @pytest.fixture

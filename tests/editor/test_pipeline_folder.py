@@ -102,6 +102,7 @@ def test_the_card_is_pushed_unless_the_repository_has_its_own(pipe: EmuEditPipel
     assert "Our card." in pushed["card"]
 
 
+@pytest.mark.filterwarnings("ignore::emuedit.editor.package.CutInstructionWarning")  # a tiny text encoder reads 16 letters
 @pytest.mark.parametrize("document", ["docs/api.md", "README.md"])
 def test_the_code_of_the_docs_and_of_the_card_runs(
     document: str,

@@ -18,8 +18,8 @@ from tests.editor.tiny_pipelines import D_V, KINDS, build_editor_unet
 
 MakeSampler = Callable[..., EditSampler]
 INSTRUCTIONS, TASKS = ["make it red", "add a star", "a ring"], ["local", "add", "sketch"]
-SETTINGS = EditSettings(steps=3, image_guidance_scale=1.3, guidance_scale=3.0, change_threshold=0.0)
-UNGUIDED = EditSettings(steps=4, image_guidance_scale=1.0, guidance_scale=1.0, change_threshold=0.0)
+SETTINGS = EditSettings(steps=3, image_guidance_scale=1.3, guidance_scale=3.0, composite=0, change_threshold=0.0)
+UNGUIDED = EditSettings(steps=4, image_guidance_scale=1.0, guidance_scale=1.0, composite=0, change_threshold=0.0)
 
 
 def pictures(n: int, height: int, width: int) -> Tensor:

@@ -10,7 +10,7 @@ from emuedit.editor.task_adapter import TaskAdapter
 
 MakeSampler = Callable[..., EditSampler]
 KINDS = ("toy", "sd15", "sdxl")
-ONE_STEP = EditSettings(steps=1, image_guidance_scale=1.0, guidance_scale=1.0, change_threshold=0.0)
+ONE_STEP = EditSettings(steps=1, image_guidance_scale=1.0, guidance_scale=1.0, composite=0, change_threshold=0.0)
 
 
 def random_adapter(sampler: EditSampler, layers: str = "all", seed: int = 0) -> TaskAdapter:
@@ -64,6 +64,26 @@ def test_each_picture_of_a_batch_is_edited_as_if_it_were_alone(kind: str, make_s
         torch.testing.assert_close(together[n : n + 1], alone, atol=1e-4, rtol=1e-4)
         without = sampler.sample(images[n : n + 1], texts[n : n + 1], ["local"], ONE_STEP, [3 + n])
         assert torch.equal(alone, without) == (task == "local"), "the adapter is in force for its own task alone"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_the_same_with_checkpointed_activations(kind: str, make_sampler: MakeSampler) -> None:
+    sampler = make_sampler(kind)
+    adapter = random_adapter(sampler)
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            sampler.net.unet.enable_gradient_checkpointing()
+        for tensor in adapter.parameters():
+            tensor.requires_grad_(True).grad = None
+        z = torch.randn(2, sampler.parts.channels, 8, 8, generator=torch.Generator().manual_seed(0))
+        with adapter.applied(sampler.net.unet):
+            text, v = sampler.parts.encode_text(["a", "b"]), sampler.net.table.rows(["local", "add"]).detach()
+            sampler.net(z, torch.tensor([3, 500]), z, text, v).e.square().mean().backward()
+        gradients.append([tensor.grad.clone() for tensor in adapter.parameters() if tensor.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed, rtol=1e-4, atol=1e-6)
 
 
 def test_an_adapter_that_fails_midway_leaves_no_hook(make_sampler: MakeSampler) -> None:

@@ -148,12 +148,14 @@ def test_a_killed_stage_is_tried_once_more_and_then_no_process_is_left(
     check_kill(retrain, STAGE_PROCESSES["stage"])
 
 
-@pytest.mark.parametrize("name", ["guard", "dvc"])
+@pytest.mark.parametrize("name", [pytest.param("guard", marks=pytest.mark.long), "dvc"])
 def test_no_process_is_left_when_one_above_a_stage_is_killed(start_retrain: StartRetrain, server_url: str, name: str) -> None:
     check_kill(start_retrain(server_url=server_url), STAGE_PROCESSES[name])
 
 
-@pytest.mark.parametrize("name", FLOW | SERVER)
+@pytest.mark.parametrize(
+    "name", ["retrain", "server", *(pytest.param(name, marks=pytest.mark.long) for name in ("flow", "guard of the server"))]
+)
 def test_no_process_is_left_when_one_is_killed_beside_a_local_server(start_retrain: StartRetrain, name: str) -> None:
     retrain = start_retrain()
     for pattern in (FLOW | STAGE_PROCESSES | SERVER).values():
@@ -179,6 +181,7 @@ def test_no_local_server_is_left_after_a_closed_terminal(start_retrain: StartRet
     check_signal(start_retrain(), signal.SIGHUP)
 
 
+@pytest.mark.long
 def test_nohup_survives_a_closed_terminal_and_still_stops(start_retrain: StartRetrain, server_url: str) -> None:
     """Under nohup SIGHUP is ignored; a shell that starts a job in the background makes it ignore SIGINT too, which stops it."""
     retrain = start_retrain("sh", "-c", 'trap "" INT HUP; exec "$@"', "sh", server_url=server_url)
@@ -188,6 +191,7 @@ def test_nohup_survives_a_closed_terminal_and_still_stops(start_retrain: StartRe
     check_signal(retrain, signal.SIGINT)
 
 
+@pytest.mark.long
 def test_retrain_ends_with_the_uv_that_started_it(start_retrain: StartRetrain, server_url: str, tmp_path: Path) -> None:
     """A stand-in called `uv` runs its arguments; a killed uv forwards nothing."""
     (tmp_path / "uv").symlink_to("/bin/sh")

@@ -71,7 +71,10 @@ def test_the_trained_editor_edits_a_picture(workspace: Workspace) -> None:
 def test_the_published_models_are_a_package_that_the_python_api_loads(workspace: Workspace) -> None:
     record = next(read_folder(workspace.folder / "reports/evaluation", EvalRecord))
     picture = decode_png(record.source)
-    edited = Editor.load(workspace.folder / "models").edit(picture, record.instruction, record.task, EditSettings(steps=2))
+    editor = Editor.load(workspace.folder / "models")
+    assert editor.predictor is not None
+    assert editor.predictor.new_tasks == editor.sampler.inverted_tasks == ("contour",)
+    edited = editor.edit(picture, record.instruction, record.task, EditSettings(steps=2))
     assert edited.shape == picture.shape
     assert (edited != picture).any()
 

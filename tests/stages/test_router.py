@@ -186,6 +186,7 @@ def test_an_interrupted_training_resumes_after_the_last_epoch_with_the_same_weig
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+@pytest.mark.long
 def test_a_terminated_process_resumes_after_the_last_epoch_with_the_same_weights(
     make_workspace: Callable[..., Workspace],
 ) -> None:

@@ -6,10 +6,12 @@ same network, the toy world's base editor (or `--editor FOLDER`), in the same nu
 - `published`: `StableDiffusionInstructPix2PixPipeline` of diffusers, three evaluations a step, twelve steps;
 - `equal`: our sampling with the same settings, without what the pipeline lacks (threshold, change mask, rescaled guidance);
 - `default`: the settings with which an editor is evaluated (`params.yaml`), which have six steps;
-- `fast`: the same with one scale for both conditions, which saves an evaluation a step.
+- `fast`: four steps, and one scale for both conditions, which saves an evaluation a step.
 
 Sides take turns, round by round, with 1 and with 8 pictures; figures are medians. `max_abs_difference` is between `published` and
-`equal`, of values in [0, 1]. `success` is that of the toy world's judge, the true task given.
+`equal`, of values in [0, 1]. `seam_default` is the step in [0, 1] that local edits add at the border of what they change, and
+`seam_exact` that of the renderer's own results, whose objects have edges. `success` is that of the toy world's judge, the true task
+given.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from harness import command, published_editor
 from torch import Tensor
 
 from emuedit import config
+from emuedit.core import compositing
 from emuedit.editor import sampling
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.settings import EditSettings
@@ -38,7 +41,7 @@ EDITS, QUICK_EDITS = 24, 2
 ROUNDS, QUICK_ROUNDS = 7, 2
 PLAIN = {"change_threshold": 0.0, "preserve": 0.0, "composite": 0, "guidance_rescale": 0.0, "steps": 12}
 """What the published pipeline lacks, switched off, and the steps that it was given so far."""
-FAST = {"image_guidance_scale": 1.8, "guidance_scale": 1.8}
+FAST = {"steps": 4, "image_guidance_scale": 1.8, "guidance_scale": 1.8}
 """Two evaluations a step in place of three: with equal scales the picture alone has no weight."""
 
 Edit = Callable[[Tensor, list[str], str, list[int]], Tensor]
@@ -88,6 +91,17 @@ def measure_success(sides: dict[str, Edit], n: int) -> dict[str, dict[str, float
     return {name: {"mean": round(sum(tasks.values()) / len(tasks), 4)} | tasks for name, tasks in success.items()}
 
 
+def measure_seams(edit: Edit, n: int) -> dict[str, float]:
+    """The step at the border of what local edits changed (`compositing.seam`), and that of the exact results."""
+    seams: dict[str, list[float]] = {"default": [], "exact": []}
+    for task in ("local", "texture", "remove", "add"):
+        edits = build_edits(task, "held_out", 3000, n)
+        before = from_uint8(edits.before)
+        seams["default"].append(compositing.seam(before, edit(before, edits.instructions, task, list(range(n)))))
+        seams["exact"].append(compositing.seam(before, from_uint8(edits.exact)))
+    return {name: round(sum(values) / len(values), 4) for name, values in seams.items()}
+
+
 def main() -> None:
     """See above."""
     parser = command.argument_parser(__doc__, f"{QUICK_EDITS} edits a task, {QUICK_ROUNDS} rounds")
@@ -103,6 +117,7 @@ def main() -> None:
     published, equal = (sides[name](images, edits.instructions, edits.task, seeds) for name in ("published", "equal"))
     rounds = QUICK_ROUNDS if options.quick else ROUNDS
     speeds = {n: time_sides(sides, images[:n], edits.instructions[:n], edits.task, rounds) for n in (1, 8)}
+    seams = measure_seams(sides["default"], QUICK_EDITS if options.quick else EDITS)
     success = measure_success(sides, QUICK_EDITS if options.quick else EDITS)
     ratios = {n: {name: round(speed / values["published"], 3) for name, speed in values.items()} for n, values in speeds.items()}
     command.write_result(
@@ -113,6 +128,8 @@ def main() -> None:
             "max_abs_difference": float((published - equal).abs().max() / 2),
             "success_published": success["published"]["mean"],
             "success_fast": success["fast"]["mean"],
+            "seam_default": seams["default"],
+            "seam_exact": seams["exact"],
             "settings_default": settings.model_dump(),
             "settings_fast": dict(FAST),
             "edits_per_second": {f"{n} pictures": {name: round(x, 3) for name, x in v.items()} for n, v in speeds.items()},

@@ -27,6 +27,22 @@ def keep_unchanged_cells(before: Tensor, after: Tensor, change: Tensor, factor: 
     return torch.where(changed[:, :, : after.shape[-2], : after.shape[-1]] > 0, after, before)
 
 
+def seam(before: Tensor, after: Tensor) -> float:
+    """How much steeper the border of what changed became: mean over the pairs of neighbours of which one changed.
+
+    |difference of the pair in after| - |that in before|, mean over RGB in [0, 1]; images [B, 3, H, W] in [-1, 1]. 0 where
+    nothing or everything changed; negative where the border became smoother.
+    """
+    changed = changed_pixels(before, after)
+    jumps = []
+    for dim in (2, 3):
+        steps = [image.diff(dim=dim).abs().mean(1, keepdim=True) / 2 for image in (before, after)]
+        at_border = changed.narrow(dim, 1, changed.shape[dim] - 1) != changed.narrow(dim, 0, changed.shape[dim] - 1)
+        jumps.append((steps[1] - steps[0])[at_border])
+    together = torch.cat(jumps)
+    return float(together.mean()) if len(together) else 0.0
+
+
 def changed_pixels(before: Tensor, after: Tensor) -> Tensor:
     """Where any of the channels differs: bool [B, 1, H, W]. Raises ValueError for images of different shapes."""
     if before.shape != after.shape:

@@ -45,6 +45,16 @@ def test_only_predicted_cells_of_an_object_are_edited(kind: str, width: int, mak
     torch.testing.assert_close(off, style)
 
 
+def test_a_seam_is_the_step_at_the_border_that_was_not_there_before() -> None:
+    before = torch.zeros(1, 3, 4, 6)
+    after = before.clone()
+    assert compositing.seam(before, after) == 0
+    after[..., 3:] = 0.5  # of the range of 2: a quarter of [0, 1]
+    assert compositing.seam(before, after) == pytest.approx(0.25)
+    assert compositing.seam(after, torch.full_like(after, 0.5)) == pytest.approx(-0.25)
+    assert compositing.seam(before, torch.ones_like(before)) == 0
+
+
 def test_a_cell_counts_from_one_half_on() -> None:
     before, after = torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4)
     change = torch.tensor([[[[0.5, 0.49], [0.0, 1.0]]]])

@@ -10,8 +10,8 @@ same network, the toy world's base editor (or `--editor FOLDER`), in the same nu
 
 Sides take turns, round by round, with 1 and with 8 pictures; figures are medians. `max_abs_difference` is between `published` and
 `equal`, of values in [0, 1]. `seam_default` is the step in [0, 1] that local edits add at the border of what they change, and
-`seam_exact` that of the renderer's own results, whose objects have edges. `success` is that of the toy world's judge, the true task
-given.
+`seam_exact` that of the renderer's own results, whose objects have edges. `success` is that of the toy world's judge, the true
+task given.
 """
 
 from __future__ import annotations

@@ -10,11 +10,8 @@ undisturbed run with as many processes. A run that ended before its moment came 
 Linux only.
 """
 
-import hashlib
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from harness import command
+from harness import command, killing
 from tqdm import tqdm
 
 from emuedit.runtime import seed_for
@@ -37,12 +34,8 @@ SETTINGS: dict[str, Any] = {
     "log_every_steps": 1, "eval_every_steps": 6, "held_out_share": 0.2, "preview": None,
 }  # fmt: skip
 QUICK_STEPS = 4
+STAGE = "train"
 PAIRS = {"local": 8, "remove": 8}
-MAX_REPEATS = 3
-"""A repeated command that fails more often counts as a run with other weights."""
-TIMEOUT_S = 600
-ENDING_S = 20
-"""How long processes may take to end after one of them was killed."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +50,7 @@ class KilledRun:
     victim: str
     """`command`, or the rank of a training process."""
     n_left: int
-    """Processes that were still there `ENDING_S` after the kill."""
+    """Processes that were still there `killing.ENDING_S` after the kill."""
     repeats: int
     identical: bool
 
@@ -73,42 +66,14 @@ def prepare(root: Path, pairs: Path, processes: int, quick: bool) -> Path:
     return root
 
 
-def start(root: Path) -> subprocess.Popen[bytes]:
-    """The command of the stage, in a session of its own."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    environment |= {"PYTHONPATH": str(command.ROOT), "OMP_NUM_THREADS": "1"}  # two threads wait for each other on shared cores
-    with (root / "log").open("ab") as log:
-        arguments = [sys.executable, "-m", "emuedit.stages.train"]
-        return subprocess.Popen(arguments, cwd=root, env=environment, stdout=log, stderr=log, start_new_session=True)
-
-
-def finish(root: Path) -> bool:
-    """Run the command to its end; whether it succeeded."""
-    return start(root).wait(TIMEOUT_S) == 0
-
-
 def weight_hashes(root: Path) -> dict[str, str]:
     """SHA-256 of every file of weights that was published."""
-    files = sorted((root / train.OUT).rglob("*.safetensors"))
-    return {file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-
-def session_processes(session: int) -> dict[int, list[str]]:
-    """Process id -> command line of every live process of a session, in the order of their starts."""
-    processes = {}
-    for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda folder: int(folder.name)):
-        try:
-            state, _, _, number = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-            if int(number) == session and state not in "ZX":
-                processes[int(folder.name)] = (folder / "cmdline").read_bytes().decode().split("\0")
-        except (OSError, ValueError):  # ended by now
-            continue
-    return processes
+    return killing.file_hashes(root / train.OUT, "*.safetensors")
 
 
 def training_processes(session: int) -> list[int]:
     """Those that `run_distributed` started, by rank."""
-    return [process for process, words in session_processes(session).items() if "--multiprocessing-fork" in words]
+    return [process for process, words in killing.session_processes(session).items() if "--multiprocessing-fork" in words]
 
 
 def phase_of(root: Path) -> str:
@@ -125,7 +90,7 @@ def phase_of(root: Path) -> str:
 
 def kill_once(root: Path, processes: int, moment_s: float, chance: random.Random, expected: dict[str, str]) -> KilledRun | None:
     """One run with a kill, repeated to its end; None where the command ended before the moment came."""
-    running = start(root)
+    running = killing.start(root, STAGE)
     try:
         running.wait(moment_s)
         return None
@@ -133,25 +98,17 @@ def kill_once(root: Path, processes: int, moment_s: float, chance: random.Random
         ranks = training_processes(running.pid)
     rank = chance.randrange(processes) if ranks else None
     victim, phase = running.pid if rank is None else ranks[min(rank, len(ranks) - 1)], phase_of(root)
-    os.kill(victim, signal.SIGKILL)
-    running.wait(TIMEOUT_S)
-    until = time.monotonic() + ENDING_S
-    while (left := session_processes(running.pid)) and time.monotonic() < until:
-        time.sleep(0.05)
-    for process in left:
-        os.kill(process, signal.SIGKILL)
-    repeats = 1
-    while not finish(root) and repeats < MAX_REPEATS:
-        repeats += 1
+    n_left = killing.kill(running, victim)
+    repeats = killing.repeat_until_done(root, STAGE)
     name = "command" if rank is None else f"rank {ranks.index(victim)}"
-    return KilledRun(processes, round(moment_s, 2), phase, name, len(left), repeats, weight_hashes(root) == expected)
+    return KilledRun(processes, round(moment_s, 2), phase, name, n_left, repeats, weight_hashes(root) == expected)
 
 
 def measure(folder: Path, processes: int, kills: int, quick: bool) -> dict[str, Any]:
     """The undisturbed run, and all kills of trainings with so many processes."""
     root = prepare(folder / "undisturbed", folder / "pairs", processes, quick)
     began = time.monotonic()
-    if not finish(root):
+    if not killing.finish(root, STAGE):
         sys.exit(f"the undisturbed training failed:\n{(root / 'log').read_text()}")
     seconds, expected = time.monotonic() - began, weight_hashes(root)
     chance = random.Random(seed_for("bench", "kills_train", processes))

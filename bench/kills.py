@@ -9,6 +9,7 @@ repeated until it succeeds. `identical` counts the runs of `kills` whose files e
 with times in them (`VOLATILE`). A run that ended before its moment came is made again, with moments up to its end.
 """
 
+import json
 import random
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ import yaml
 from harness import command, killing
 from tqdm import tqdm
 
+from emuedit.data.dependencies import SUMMARY_FILE
 from emuedit.runtime import seed_for
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -80,12 +82,19 @@ def prepare(root: Path) -> Path:
     return root
 
 
+def published_files(folder: Path) -> dict[str, Any]:
+    """What a stage published, by name: hashes of its files, and the summary without the hashes of volatile ones."""
+    summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+    summary["shards"] = {name: digest for name, digest in summary["shards"].items() if Path(name).name not in VOLATILE}
+    return {**killing.file_hashes(folder, ignored=(*VOLATILE, SUMMARY_FILE)), SUMMARY_FILE: summary}
+
+
 def _ignore_scratch(folder: str, names: list[str]) -> list[str]:
     """What a killed run must not find: the scratch of the undisturbed one, but for the note that the params are in order."""
     return [name for name in names if name != "params-check"] if Path(folder).name == "scratch" else []
 
 
-def kill_once(inputs: Path, root: Path, stage: str, moment_s: float, out: Path, expected: dict[str, str]) -> KilledRun | None:
+def kill_once(inputs: Path, root: Path, stage: str, moment_s: float, out: Path, expected: dict[str, Any]) -> KilledRun | None:
     """One run with a kill, repeated to its end; None where the command ended before the moment came."""
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(inputs, root, ignore=_ignore_scratch)
@@ -97,7 +106,7 @@ def kill_once(inputs: Path, root: Path, stage: str, moment_s: float, out: Path, 
     except subprocess.TimeoutExpired:
         n_left = killing.kill(running, running.pid)
     repeats = killing.repeat_until_done(root, stage)
-    identical = killing.file_hashes(root / out, ignored=VOLATILE) == expected
+    identical = published_files(root / out) == expected
     return KilledRun(stage, round(moment_s, 2), 0.0, n_left, repeats, identical)
 
 
@@ -118,7 +127,7 @@ def main() -> None:
             if not killing.finish(inputs, stage):
                 sys.exit(f"the undisturbed stage {stage} failed:\n{(inputs / 'log').read_text()}")
             seconds[stage] = time.monotonic() - began
-        expected = {stage: killing.file_hashes(inputs / outputs[stage], ignored=VOLATILE) for stage in stages}
+        expected = {stage: published_files(inputs / outputs[stage]) for stage in stages}
         limits = dict(seconds)
         n_kills = len(stages) if options.quick else options.kills
         with tqdm(total=n_kills, desc="kills", unit="kill") as progress:

@@ -38,6 +38,7 @@ from emuedit.training.loss import (
 )
 
 Pictures = npt.NDArray[np.uint8]
+_ENCODED_AT_ONCE = 16
 
 
 class InversionSettings(config.Params):
@@ -160,10 +161,18 @@ def invert(
 def encode_examples(editor: EditSampler, before: Pictures, after: Pictures, instructions: Sequence[str]) -> Batch:
     """N edits as a batch on the editor's device: pictures before and after, uint8 [N, H, W, 3], and N instructions."""
     with editor.autocast():
-        source, target = (editor.parts.encode(image_tensors.from_uint8(x).to(editor.device)) for x in (before, after))
+        source, target = (
+            torch.cat([editor.parts.encode(image_tensors.from_uint8(part).to(editor.device)) for part in _chunks(pictures)])
+            for pictures in (before, after)
+        )
         text, null = editor.parts.encode_text(instructions), editor.parts.null_text(1)
     ids = tuple(str(i) for i in range(len(source)))
     return Batch(source, target, text, null, torch.zeros(len(source), dtype=torch.long), ids, tuple(instructions))
+
+
+def _chunks(pictures: Pictures) -> list[Pictures]:
+    """A few pictures at a time, for the memory of the autoencoder."""
+    return [pictures[start : start + _ENCODED_AT_ONCE] for start in range(0, len(pictures), _ENCODED_AT_ONCE)]
 
 
 def select_examples(batch: Batch, rows: Tensor) -> Batch:

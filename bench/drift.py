@@ -179,40 +179,37 @@ def main() -> None:
     """See above."""
     parser = command.argument_parser(__doc__, f"{QUICK_TURNS} turns of {2 * QUICK_PICTURES} pictures")
     parser.add_argument("--editor", type=Path, default=command.ROOT / "toyworld/weights/base_editor", help="folder of the editor")
-    options = parser.parse_args()
-    turns = QUICK_TURNS if options.quick else TURNS
-    n = QUICK_PICTURES if options.quick else PICTURES
-    sampler = sampling.load(options.editor, Runtime.choose("auto", "float32"))
+    args = parser.parse_args()
+    turns = QUICK_TURNS if args.quick else TURNS
+    n = QUICK_PICTURES if args.quick else PICTURES
+    sampler = sampling.load(args.editor, Runtime.choose("auto", "float32"))
     params = config.read_yaml(command.ROOT / config.PARAMS_FILE)
     settings = EditSettings().with_changes(params["evaluation"]["settings"])
     scorer = dino.load(str(command.ROOT / params["world"]["dino"]))
     scripts = [recolour(n), add_and_remove(n)]
-    figures: dict[str, dict[str, list[float]]] = {}
+    systems: dict[str, dict[str, list[float]]] = {}
     pictures: dict[str, list[np.ndarray]] = {}
     with Progress("drift", len(SYSTEMS) * len(scripts) * turns, "turn") as progress:
         for name, changes in SYSTEMS.items():
             outputs = [run(sampler, script, settings.with_changes(changes), turns, progress) for script in scripts]
             parts = [measure(script, output, scorer) for script, output in zip(scripts, outputs, strict=True)]
-            figures[name] = {key: np.mean([part[key] for part in parts], 0).round(4).tolist() for key in parts[0]}
+            systems[name] = {key: np.mean([part[key] for part in parts], 0).round(4).tolist() for key in parts[0]}
             pictures[name] = outputs[0]
     tenth = min(10, turns) - 1
-    draw_chart(figures, command.result_path(__file__, options.quick, ".png"))
+    draw_chart(systems, command.result_path(__file__, args.quick, ".png"))
     kept = scripts[0].judge(0, pictures["ours"][0])
     row = int(np.argmax(kept))  # the first picture of which the first edit is right
-    draw_turns(scripts[0], pictures, row, command.result_path(__file__, options.quick, "_turns.png"))
-    command.write_result(
-        __file__,
-        {
-            "turns": turns,
-            "pictures": 2 * n,
-            "drift_ratio_10_turns": figures["ours"]["l1"][tenth] / figures["none"]["l1"][tenth],
-            "drift_ratio_to_naive": figures["ours"]["l1"][tenth] / figures["naive"]["l1"][tenth],
-            "success_turns_1_to_6": {name: mean_of(values["success"][:6]) for name, values in figures.items()},
-            "success_turns_7_to_12": {name: mean_of(values["success"][6:12]) for name, values in figures.items()},
-            "systems": figures,
-        },
-        options.quick,
-    )
+    draw_turns(scripts[0], pictures, row, command.result_path(__file__, args.quick, "_turns.png"))
+    figures = {
+        "turns": turns,
+        "pictures": 2 * n,
+        "drift_ratio_10_turns": systems["ours"]["l1"][tenth] / systems["none"]["l1"][tenth],
+        "drift_ratio_to_naive": systems["ours"]["l1"][tenth] / systems["naive"]["l1"][tenth],
+        "success_turns_1_to_6": {name: mean_of(values["success"][:6]) for name, values in systems.items()},
+        "success_turns_7_to_12": {name: mean_of(values["success"][6:12]) for name, values in systems.items()},
+        "systems": systems,
+    }
+    command.write_result(__file__, figures, args.quick)
 
 
 if __name__ == "__main__":

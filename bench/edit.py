@@ -106,8 +106,8 @@ def main() -> None:
     """See above."""
     parser = command.argument_parser(__doc__, f"{QUICK_EDITS} edits a task, {QUICK_ROUNDS} rounds")
     parser.add_argument("--editor", type=Path, default=command.ROOT / "toyworld/weights/base_editor", help="folder of the editor")
-    options = parser.parse_args()
-    sampler = sampling.load(options.editor, Runtime.choose("auto", "float32"))
+    args = parser.parse_args()
+    sampler = sampling.load(args.editor, Runtime.choose("auto", "float32"))
     params = config.read_yaml(command.ROOT / config.PARAMS_FILE)
     settings = EditSettings().with_changes(params["evaluation"]["settings"])
     sides = make_sides(sampler, settings)
@@ -115,30 +115,27 @@ def main() -> None:
     images = from_uint8(edits.before)
     seeds = list(range(8))
     published, equal = (sides[name](images, edits.instructions, edits.task, seeds) for name in ("published", "equal"))
-    rounds = QUICK_ROUNDS if options.quick else ROUNDS
+    rounds = QUICK_ROUNDS if args.quick else ROUNDS
     speeds = {n: time_sides(sides, images[:n], edits.instructions[:n], edits.task, rounds) for n in (1, 8)}
-    seams = measure_seams(sides["default"], QUICK_EDITS if options.quick else EDITS)
-    success = measure_success(sides, QUICK_EDITS if options.quick else EDITS)
+    seams = measure_seams(sides["default"], QUICK_EDITS if args.quick else EDITS)
+    success = measure_success(sides, QUICK_EDITS if args.quick else EDITS)
     ratios = {n: {name: round(speed / values["published"], 3) for name, speed in values.items()} for n, values in speeds.items()}
-    command.write_result(
-        __file__,
-        {
-            "edits_per_second_ratio": ratios[8]["fast"],
-            "edits_per_second_ratio_equal": ratios[8]["equal"],
-            "max_abs_difference": float((published - equal).abs().max() / 2),
-            "success_published": success["published"]["mean"],
-            "success_fast": success["fast"]["mean"],
-            "seam_default": seams["default"],
-            "seam_exact": seams["exact"],
-            "settings_default": settings.model_dump(),
-            "settings_fast": dict(FAST),
-            "edits_per_second": {f"{n} pictures": {name: round(x, 3) for name, x in v.items()} for n, v in speeds.items()},
-            "ratio_to_published": {f"{n} pictures": values for n, values in ratios.items()},
-            "success": success,
-            "threads": torch.get_num_threads(),
-        },
-        options.quick,
-    )
+    figures = {
+        "edits_per_second_ratio": ratios[8]["fast"],
+        "edits_per_second_ratio_equal": ratios[8]["equal"],
+        "max_abs_difference": float((published - equal).abs().max() / 2),
+        "success_published": success["published"]["mean"],
+        "success_fast": success["fast"]["mean"],
+        "seam_default": seams["default"],
+        "seam_exact": seams["exact"],
+        "settings_default": settings.model_dump(),
+        "settings_fast": dict(FAST),
+        "edits_per_second": {f"{n} pictures": {name: round(x, 3) for name, x in v.items()} for n, v in speeds.items()},
+        "ratio_to_published": {f"{n} pictures": values for n, values in ratios.items()},
+        "success": success,
+        "threads": torch.get_num_threads(),
+    }
+    command.write_result(__file__, figures, args.quick)
 
 
 if __name__ == "__main__":

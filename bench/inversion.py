@@ -13,6 +13,7 @@ editor, which never saw the tasks. All methods get the same examples; success is
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from pathlib import Path
@@ -120,11 +121,12 @@ def mean_success(results: list[dict[str, Any]], task: str, method: str, n: int) 
     return float(np.mean(values)) if values else None
 
 
-def write(results: list[dict[str, Any]], options: Any) -> None:
+def write(results: list[dict[str, Any]], args: argparse.Namespace) -> None:
     """The result file and the chart, from all results so far."""
-    draw_chart(results, command.result_path(__file__, options.quick, ".png"))
+    draw_chart(results, command.result_path(__file__, args.quick, ".png"))
     thirty = {task: {method: mean_success(results, task, method, 30) for method in METHODS} for task in TASKS}
-    command.write_result(__file__, {"success_at_30_examples": thirty, "results": results}, options.quick)
+    figures = {"success_at_30_examples": thirty, "results": results}
+    command.write_result(__file__, figures, args.quick)
 
 
 def main() -> None:
@@ -132,22 +134,21 @@ def main() -> None:
     parser = command.argument_parser(__doc__, f"{QUICK_STEPS} steps of each method on one example of one task")
     parser.add_argument("--editor", type=Path, default=command.ROOT / "toyworld/weights/base_editor", help="folder of the editor")
     parser.add_argument("--most", type=int, default=10**6, metavar="N", help="end after the first N of the plan")
-    options = parser.parse_args()
-    file = command.result_path(__file__, options.quick)
-    results = json.loads(file.read_text(encoding="utf-8"))["results"] if file.is_file() and not options.quick else []
+    args = parser.parse_args()
+    file = command.result_path(__file__, args.quick)
+    results = json.loads(file.read_text(encoding="utf-8"))["results"] if file.is_file() and not args.quick else []
     finished = {(row["task"], row["method"], row["examples"], row["seed"]) for row in results}
-    for task, method, n, seed in plan(options.quick)[: options.most]:
+    for task, method, n, seed in plan(args.quick)[: args.most]:
         if (task, method, n, seed) in finished:
             continue
-        figures, output = run(options.editor, task, method, n, seed, options.quick)
+        figures, output = run(args.editor, task, method, n, seed, args.quick)
         results.append({"task": task, "method": method, "examples": n, "seed": seed, **figures})
         if (method, n, seed) == ("adapter", 30, 0):
             test = build_edits(task, "held_out", 0, 8)
             sheet = [("before", test.before), ("edited", output[:8]), ("exact", test.exact)]
             grid = contact_sheet.picture_grid(sheet, test.instructions, 2, f"{task}, learned from {n} examples")
-            grid.save(command.result_path(__file__, options.quick, f"_{task}.png"))
-        write(results, options)
-    write(results, options)
+            grid.save(command.result_path(__file__, args.quick, f"_{task}.png"))
+        write(results, args)
 
 
 if __name__ == "__main__":

@@ -114,9 +114,9 @@ def main() -> None:
     """Measure, write, print."""
     parser = command.argument_parser(__doc__, quick="one kill of two stages")
     parser.add_argument("--kills", type=int, default=KILLS, help=f"kills of all stages together (default: {KILLS})")
-    options = parser.parse_args()
+    args = parser.parse_args()
     outputs = read_outputs()
-    stages = QUICK_STAGES if options.quick else tuple(outputs)
+    stages = QUICK_STAGES if args.quick else tuple(outputs)
     chance = random.Random(seed_for("bench", "kills"))
     seconds: dict[str, float] = {}
     runs: list[KilledRun] = []
@@ -129,7 +129,7 @@ def main() -> None:
             seconds[stage] = time.monotonic() - began
         expected = {stage: published_files(inputs / outputs[stage]) for stage in stages}
         limits = dict(seconds)
-        n_kills = len(stages) if options.quick else options.kills
+        n_kills = len(stages) if args.quick else args.kills
         with tqdm(total=n_kills, desc="kills", unit="kill") as progress:
             while len(runs) < n_kills:
                 stage = stages[len(runs) % len(stages)]
@@ -151,7 +151,7 @@ def main() -> None:
         "seconds_undisturbed": {stage: round(value, 1) for stage, value in seconds.items()},
         "runs": [asdict(run) for run in runs],
     }
-    command.write_result(__file__, figures, options.quick)
+    command.write_result(__file__, figures, args.quick)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,10 @@ from emuedit.editor.package_folder import (
     PackageError,
     editor_folder,
     find_package,
-    find_packs,
     read_settings,
     resolve_source,
 )  # fmt: skip
-from emuedit.editor.package_layout import MODELS, PACKS, ROUTER, USER_PACKS
+from emuedit.editor.package_layout import MODELS, PACKS, ROUTER, USER_PACKS, find_packs
 from emuedit.editor.settings import EditSettings
 
 if TYPE_CHECKING:

@@ -107,11 +107,6 @@ def editor_folder(root: Path) -> Path:
     return root / EDITOR if (root / EDITOR).is_dir() else root
 
 
-def find_packs(folder: Path) -> list[Path]:
-    """The task packs in a folder, by name; none where there is no such folder."""
-    return sorted(folder.glob("*.safetensors"))
-
-
 def _is_editor(folder: Path) -> bool:
     from emuedit.models.model_sources import EDITOR as KIND
 

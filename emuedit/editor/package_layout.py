@@ -6,3 +6,8 @@ EDITOR, ROUTER, PACKS, SETTINGS = "editor", "router", "inversion", "settings.jso
 USER_PACKS = "packs"
 """Task packs that people add, beside those that a package came with."""
 MODELS = Path("models")
+
+
+def find_packs(folder: Path) -> list[Path]:
+    """The task packs in a folder, by name; none where there is no such folder."""
+    return sorted(folder.glob("*.safetensors"))

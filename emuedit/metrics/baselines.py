@@ -8,8 +8,7 @@ from pathlib import Path
 
 from emuedit import config
 from emuedit.editor import sampling, task_pack, task_predictor
-from emuedit.editor.package_folder import find_packs
-from emuedit.editor.package_layout import EDITOR, PACKS, ROUTER
+from emuedit.editor.package_layout import EDITOR, PACKS, ROUTER, find_packs
 from emuedit.editor.sampling import EditSampler, ReportStep
 from emuedit.editor.settings import EditSettings
 from emuedit.editor.task_predictor import TaskPredictor

@@ -149,12 +149,10 @@ def mean_of(values: list[float]) -> float | None:
 
 def draw_chart(systems: dict[str, dict[str, list[float]]], path: Path) -> None:
     """L1, DINO and success by turn, one line a system."""
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4))
+    figure = Figure(figsize=(12, 3.4))
+    axes = figure.subplots(1, 3)
     titles = ("L1 outside of the object", "DINO similarity outside of the object", "edit success")
     for axis, key, title in zip(axes, ("l1", "dino", "success"), titles, strict=True):
         for name, figures in systems.items():
@@ -178,7 +176,7 @@ def draw_turns(script: TurnScript, pictures: dict[str, list[np.ndarray]], row: i
 def main() -> None:
     """See above."""
     parser = command.argument_parser(__doc__, f"{QUICK_TURNS} turns of {2 * QUICK_PICTURES} pictures")
-    parser.add_argument("--editor", type=Path, default=command.ROOT / "toyworld/weights/base_editor", help="folder of the editor")
+    command.add_editor(parser)
     args = parser.parse_args()
     turns = QUICK_TURNS if args.quick else TURNS
     n = QUICK_PICTURES if args.quick else PICTURES

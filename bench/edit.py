@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -105,7 +104,7 @@ def measure_seams(edit: Edit, n: int) -> dict[str, float]:
 def main() -> None:
     """See above."""
     parser = command.argument_parser(__doc__, f"{QUICK_EDITS} edits a task, {QUICK_ROUNDS} rounds")
-    parser.add_argument("--editor", type=Path, default=command.ROOT / "toyworld/weights/base_editor", help="folder of the editor")
+    command.add_editor(parser)
     args = parser.parse_args()
     sampler = sampling.load(args.editor, Runtime.choose("auto", "float32"))
     params = config.read_yaml(command.ROOT / config.PARAMS_FILE)

@@ -94,12 +94,10 @@ def plan(quick: bool) -> list[tuple[str, str, int, int]]:
 
 def draw_chart(results: list[dict[str, Any]], path: Path) -> None:
     """Success by the number of examples, one panel a task, one line a method; the mean over seeds."""
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, len(TASKS), figsize=(15, 3), sharey=True)
+    figure = Figure(figsize=(15, 3))
+    axes = figure.subplots(1, len(TASKS), sharey=True)
     for axis, task in zip(axes, TASKS, strict=True):
         for method in METHODS:
             counts = sorted({row["examples"] for row in results if (row["task"], row["method"]) == (task, method)})
@@ -132,7 +130,7 @@ def write(results: list[dict[str, Any]], args: argparse.Namespace) -> None:
 def main() -> None:
     """See above."""
     parser = command.argument_parser(__doc__, f"{QUICK_STEPS} steps of each method on one example of one task")
-    parser.add_argument("--editor", type=Path, default=command.ROOT / "toyworld/weights/base_editor", help="folder of the editor")
+    command.add_editor(parser)
     parser.add_argument("--most", type=int, default=10**6, metavar="N", help="end after the first N of the plan")
     args = parser.parse_args()
     file = command.result_path(__file__, args.quick)

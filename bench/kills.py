@@ -94,8 +94,13 @@ def _ignore_scratch(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if name != "params-check"] if Path(folder).name == "scratch" else []
 
 
-def kill_once(inputs: Path, root: Path, stage: str, moment_s: float, out: Path, expected: dict[str, Any]) -> KilledRun | None:
-    """One run with a kill, repeated to its end; None where the command ended before the moment came."""
+def kill_once(
+    inputs: Path, root: Path, stage: str, moment_s: float, seconds: float, out: Path, expected: dict[str, Any]
+) -> KilledRun | None:
+    """One run with a kill, repeated to its end; None where the command ended before the moment came.
+
+    seconds: of the undisturbed run.
+    """
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(inputs, root, ignore=_ignore_scratch)
     shutil.rmtree(root / out)
@@ -107,7 +112,7 @@ def kill_once(inputs: Path, root: Path, stage: str, moment_s: float, out: Path, 
         n_left = killing.kill(running, running.pid)
     repeats = killing.repeat_until_done(root, stage)
     identical = published_files(root / out) == expected
-    return KilledRun(stage, round(moment_s, 2), 0.0, n_left, repeats, identical)
+    return KilledRun(stage, round(moment_s, 2), round(moment_s / seconds, 2), n_left, repeats, identical)
 
 
 def main() -> None:
@@ -135,14 +140,15 @@ def main() -> None:
                 stage = stages[len(runs) % len(stages)]
                 moment_s = chance.uniform(0, limits[stage])
                 began = time.monotonic()
-                run = kill_once(inputs, Path(temporary, "killed"), stage, moment_s, outputs[stage], expected[stage])
+                arguments = (moment_s, seconds[stage], outputs[stage], expected[stage])
+                run = kill_once(inputs, Path(temporary, "killed"), stage, *arguments)
                 if run is None:
                     limits[stage] = min(limits[stage], time.monotonic() - began)
                     continue
-                runs.append(KilledRun(**(asdict(run) | {"share": round(moment_s / seconds[stage], 2)})))
+                runs.append(run)
                 progress.update()
                 log = "" if run.identical else (Path(temporary, "killed") / "log").read_text()[-2000:]
-                print(f"{runs[-1]}{log}", file=sys.stderr, flush=True)
+                print(f"{run}{log}", file=sys.stderr, flush=True)
     figures = {
         "identical": sum(run.identical for run in runs),
         "kills": len(runs),

@@ -92,9 +92,16 @@ def find_task(name: str) -> Task | None:
     return next((task for task in (*TASKS, *HELD_OUT) if task.name == name), None)
 
 
+def edits_an_object(name: str) -> bool:
+    """Whether the task called `name` edits a named object alone; no for a task that the table lacks."""
+    task = find_task(name)
+    return task is not None and task.region == "object"
+
+
 def get_task(name: str) -> Task:
     """The task called `name`. Raises UnknownTaskError, which lists the valid names."""
-    by_name = {task.name: task for task in (*TASKS, *HELD_OUT)}
-    if name in by_name:
-        return by_name[name]
-    raise UnknownTaskError(f"want a task out of {', '.join(by_name)}; got {name!r}{closest_match(name, by_name)}")
+    task = find_task(name)
+    if task is not None:
+        return task
+    names = [known_task.name for known_task in (*TASKS, *HELD_OUT)]
+    raise UnknownTaskError(f"want a task out of {', '.join(names)}; got {name!r}{closest_match(name, names)}")

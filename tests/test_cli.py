@@ -123,7 +123,7 @@ def test_a_text_that_asks_for_no_edit_is_refused_and_a_named_task_forces_it(
     assert [call.task for call in sampler.calls] == ["remove"]
 
 
-def test_an_instruction_that_the_text_encoder_cuts_is_told(sampler: RedSampler, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_instruction_that_the_text_encoder_cuts_is_reported(sampler: RedSampler, capsys: pytest.CaptureFixture[str]) -> None:
     text = "please " * 44 + "make it red"
     assert cli.main(["edit", "in.png", "make it red", text]) == 0
     error = capsys.readouterr().err

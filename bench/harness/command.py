@@ -45,6 +45,11 @@ def add_workspace(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_editor(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--editor`: the folder of the editor that is measured."""
+    parser.add_argument("--editor", type=Path, default=ROOT / "toyworld/weights/base_editor", help="folder of the editor")
+
+
 def require_outputs(workspace: Path, *folders: str) -> None:
     """Exit with an explanation when a published output of a stage is missing in the workspace."""
     missing = [folder for folder in folders if not (workspace / folder / SUMMARY_FILE).is_file()]

@@ -17,7 +17,7 @@ from torch import Tensor
 from emuedit.core import compositing
 from emuedit.editor.sampling import EditSampler, ReportStep
 from emuedit.editor.settings import EditSettings
-from emuedit.tasks import Task, find_task
+from emuedit.tasks import edits_an_object, find_task
 
 WINDOW_MARGIN = 0.5
 """By which share of its sides the box of what changed is widened on each side for a second edit: room for context."""
@@ -56,7 +56,7 @@ def edit_any_size(
     for row, image in enumerate(images.float().cpu()[:, None]):
         task = find_task(tasks[row])
         edit = (before[row : row + 1], after[row : row + 1])
-        window = _find_window(*edit, image.shape[-2:], resolution_px) if settings.crop and _is_local(task) else None
+        window = _find_window(*edit, image.shape[-2:], resolution_px) if settings.crop and edits_an_object(tasks[row]) else None
         if window is None:
             results.append(compositing.enlarge_edit(image, *edit, keeps_detail=task is not None and task.keeps_detail))
             continue
@@ -66,10 +66,6 @@ def edit_any_size(
         result[window] = edit_any_size(sampler, inside, *arguments)
         results.append(result)
     return torch.cat(results)
-
-
-def _is_local(task: Task | None) -> bool:
-    return task is not None and task.region == "object"
 
 
 def _find_window(before: Tensor, after: Tensor, size: tuple[int, int], resolution_px: int) -> tuple[object, ...] | None:

@@ -15,13 +15,7 @@ from PIL import Image
 
 from emuedit.data import image_io
 from emuedit.data.file_manifest import check_manifest
-from emuedit.editor.package_folder import (
-    PackageError,
-    editor_folder,
-    find_package,
-    read_settings,
-    resolve_source,
-)  # fmt: skip
+from emuedit.editor.package_folder import PackageError, editor_folder, find_package, read_settings, resolve_source
 from emuedit.editor.package_layout import MODELS, PACKS, ROUTER, USER_PACKS, find_packs
 from emuedit.editor.settings import EditSettings
 
@@ -121,12 +115,8 @@ class Editor:
 
         Raises TaskPackError for another file, for a pack made for another editor, and for a name that is taken.
         """
-        from emuedit.editor import task_pack
-
-        pack = task_pack.load(file)
-        task_pack.check(pack, self.sampler.weights, self.tasks)
-        self.sampler.add_task(pack.name, pack.v, pack.adapter)
-        if self.predictor is not None and self.predictor.known_instructions and pack.instructions:
+        pack = self.sampler.add_pack(file)
+        if self.predictor is not None and self.predictor.can_add(pack.instructions):
             self.predictor.add_task(pack.name, pack.instructions)
         return pack
 

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 EDITOR, ROUTER, PACKS, SETTINGS = "editor", "router", "inversion", "settings.json"
+MODELS = Path("models")
 USER_PACKS = "packs"
 """Task packs that people add, beside those that a package came with."""
-MODELS = Path("models")
+PACK_FOLDER = MODELS / USER_PACKS
+"""Where they are added: they serve the champion and the editor of this working folder."""
 
 
 def find_packs(folder: Path) -> list[Path]:

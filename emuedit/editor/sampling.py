@@ -26,7 +26,7 @@ from emuedit.models import image_tensors
 from emuedit.models.denoising import Denoiser
 from emuedit.models.text_to_image import TextCondition, grid_of
 from emuedit.runtime import Runtime
-from emuedit.tasks import find_task
+from emuedit.tasks import edits_an_object
 
 ReportStep = Callable[[int], None]
 """Called after each denoising step with the number of samples."""
@@ -137,9 +137,9 @@ class EditSampler:
             with self._adapter_of(task):
                 edited, change = self._sample_rows(images[rows], texts, v[rows], settings, randoms, report, chosen)
             if settings.composite and change is not None:
-                local = torch.tensor([_edits_an_object(tasks[row]) for row in rows])
-                kept = compositing.keep_unchanged_cells(images[rows].float().cpu(), edited, change, self.parts.factor)
-                edited = torch.where(local.view(-1, 1, 1, 1), kept, edited)
+                is_exempt = torch.tensor([not edits_an_object(tasks[row]) for row in rows]).view(-1, 1, 1, 1)
+                change = change.masked_fill(is_exempt, 1.0)
+                edited = compositing.keep_unchanged_cells(images[rows].float().cpu(), edited, change, self.parts.factor)
             after[rows] = edited
         return after
 
@@ -257,11 +257,6 @@ class EditSampler:
         task_pack.check(pack, self.weights, self.tasks)
         self.add_task(pack.name, pack.v, pack.adapter)
         return pack
-
-
-def _edits_an_object(task: str) -> bool:
-    row = find_task(task)
-    return row is not None and row.region == "object"
 
 
 def load(folder: str | Path, runtime: Runtime | None = None) -> EditSampler:

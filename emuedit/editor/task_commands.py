@@ -8,16 +8,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emuedit.editor.package_layout import MODELS, USER_PACKS
+from emuedit.editor.package_layout import PACK_FOLDER, find_packs
 from emuedit.progress import waiting
 from emuedit.tasks import find_task
 
 if TYPE_CHECKING:
     from emuedit.editor.package import Editor
     from emuedit.editor.task_pack import TaskPack
-
-PACK_FOLDER = MODELS / USER_PACKS
-"""Where packs are added: they serve the champion and the editor of this working folder."""
 
 
 def add_commands(commands: Any) -> None:
@@ -113,7 +110,7 @@ def _find_pack(name: str) -> Path:
     for file in (Path(name), PACK_FOLDER / f"{name}.safetensors"):
         if file.is_file():
             return file
-    names = ", ".join(file.stem for file in sorted(PACK_FOLDER.glob("*.safetensors"))) or "none"
+    names = ", ".join(file.stem for file in find_packs(PACK_FOLDER)) or "none"
     raise TaskPackError(f"want a task pack, got {name!r}; those in {PACK_FOLDER} are: {names}")
 
 

@@ -87,6 +87,10 @@ class TaskPredictor:
         """Tasks that `add_task` brought."""
         return tuple(self._new_instructions)
 
+    def can_add(self, instructions: Sequence[str]) -> bool:
+        """Whether `add_task` can tell these instructions from `known_instructions`: there are some of both."""
+        return bool(instructions and self.known_instructions)
+
     def add_task(self, name: str, instructions: Sequence[str]) -> None:
         """Add a task that it was not trained on, known by the instructions of its examples. T5 stays as it is.
 
@@ -94,7 +98,7 @@ class TaskPredictor:
         """
         if name in self.labels or name in self._new_instructions:
             raise ValueError(f"want a new name, got {name!r}, which the task predictor knows")
-        if not instructions or not self.known_instructions:
+        if not self.can_add(instructions):
             lacking = "known_instructions.json in its folder; run the stage router again" if instructions else "instructions"
             raise ValueError(f"the task predictor cannot learn to know {name!r} without {lacking}; name the task when editing")
         self._new_instructions[name] = tuple(instructions)

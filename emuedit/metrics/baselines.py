@@ -65,7 +65,7 @@ class Systems:
         """The trained task predictor, which also knows the instructions of the packs."""
         predictor = task_predictor.load(str(self.package / ROUTER), self.runtime.device)
         for pack in map(task_pack.load, find_packs(self.package / PACKS)):
-            if predictor.known_instructions and pack.instructions:
+            if predictor.can_add(pack.instructions):
                 predictor.add_task(pack.name, pack.instructions)
         return predictor
 

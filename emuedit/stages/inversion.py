@@ -5,7 +5,7 @@ In: `models/editor`, the world's benchmark. Out: `models/inversion/<task>.safete
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -56,12 +56,10 @@ def run(params: InversionParams, root: Path) -> Summary:
     scratch = scratch_folder(root, "inversion", work_key("inversion", recorded, root))
     with Tracker(scratch, "inversion", params.model_dump(mode="json")) as tracker:
         learned = invert(editor, examples, held_out, params, tracker)
-    record: dict[str, Any] = learned.record() | {"params": recorded}
-    instructions = tuple(dict.fromkeys(edits.instructions[: params.n_examples]))
-    pack = task_pack.TaskPack(params.task, learned.v, editor.weights, params.n_examples, record, learned.adapter, instructions)
+    pack = learned.pack(editor.weights, params, edits.instructions[: params.n_examples], {"params": recorded})
     task_pack.save(pack, scratch / f"{params.task}.safetensors")
     counts = {"examples": params.n_examples, "steps": learned.steps}
-    recorded = recorded | {"editor": editor.weights, "record": record}  # not |=: the record holds the params
+    recorded = recorded | {"editor": editor.weights, "record": pack.record}  # not |=: the record holds the params
     return publish(scratch, root / OUT, "inversion", recorded, counts)
 
 

@@ -1,7 +1,7 @@
 """The registered model `emuedit-editor`: its versions, and the aliases `champion`, `challenger` and `previous`.
 
-A version is one folder of parts (the editor, the router, task packs), in formats that cannot run code. It
-contains the code that it needs, so it loads where this project is not installed.
+A version is one folder of parts (the editor, the router, task packs), in formats that cannot run code. It contains the code that
+it needs, so it loads where this project is not installed.
 """
 
 import json

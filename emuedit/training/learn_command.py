@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from emuedit.editor.package_layout import MODELS, USER_PACKS
+from emuedit.editor.package_layout import PACK_FOLDER
 from emuedit.progress import waiting
 
 
@@ -18,7 +18,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--name", required=True, help="name of the task: lower-case letters, digits and _")
     once = "what was done, for before/ and after/; several are used in turn"
     command.add_argument("--instruction", action="append", default=[], metavar="TEXT", help=once)
-    command.add_argument("-o", "--out", type=Path, default=MODELS / USER_PACKS, help=f"default: {MODELS / USER_PACKS}")
+    command.add_argument("-o", "--out", type=Path, default=PACK_FOLDER, help=f"default: {PACK_FOLDER}")
     command.add_argument("--model", help="the editor, as for `emuedit edit`")
     command.add_argument("--steps", type=int, help="optimizer steps, at most (default: 300)")
     command.add_argument(
@@ -36,7 +36,6 @@ def _learn(options: argparse.Namespace) -> None:
     examples = example_folder.read_examples(options.examples, options.instruction)
     with waiting("loading the editor"):
         editor = Editor.load(options.model)
-    learn_task.check_name(options.name, editor)
     changes = {"steps": options.steps, "adapter_rank": options.rank, "seed": options.seed}
     named = {name: value for name, value in changes.items() if value is not None}
     settings = learn_task.settings_for(options.name, len(examples), editor_folder(editor.folder), **named)

@@ -21,9 +21,8 @@ from emuedit.editor.task_pack import TaskPack
 from emuedit.training.loss import LossWeights
 from emuedit.training.task_inversion import InversionSettings, encode_examples, invert, select_examples
 
-HELD_OUT_SHARE = 0.2
-"""Share of the examples that are held out, to stop in time and for the sheet; none of fewer than MIN_TO_HOLD_OUT."""
-MIN_TO_HOLD_OUT = 5
+HELD_OUT_EVERY = 5
+"""One of so many examples is held out, to stop in time and for the sheet; none of fewer."""
 SHEET_COLUMNS = 6
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -42,9 +41,9 @@ class Split:
     @classmethod
     def of(cls, n: int) -> Split:
         """Every fifth example is held out, from the second on."""
-        if n < MIN_TO_HOLD_OUT:
+        if n < HELD_OUT_EVERY:
             return cls(list(range(n)), list(range(n)))
-        held_out = list(range(1, n, round(1 / HELD_OUT_SHARE)))
+        held_out = list(range(1, n, HELD_OUT_EVERY))
         return cls([row for row in range(n) if row not in held_out], held_out)
 
 
@@ -69,9 +68,7 @@ def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSe
     split = Split.of(len(examples))
     learned_rows, held_out_rows = (torch.tensor(rows, device=sampler.device) for rows in (split.learned, split.held_out))
     learned = invert(sampler, select_examples(samples, learned_rows), select_examples(samples, held_out_rows), settings)
-    record = learned.record() | {"settings": settings.model_dump(mode="json")}
-    wordings = tuple(dict.fromkeys(instructions))
-    pack = TaskPack(settings.task, learned.v, sampler.weights, len(split.learned), record, learned.adapter, wordings)
+    pack = learned.pack(sampler.weights, settings, instructions, {"settings": settings.model_dump(mode="json")})
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{settings.task}.safetensors"
     task_pack.save(pack, file)

@@ -7,7 +7,7 @@ same. Shapes: D_v the width of a task embedding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 from emuedit import config
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.task_adapter import AdaptedLayers, TaskAdapter
+from emuedit.editor.task_pack import TaskPack
 from emuedit.models import image_tensors
 from emuedit.models.attention_processor import use_unfused_attention_on_cpu
 from emuedit.models.text_to_image import TextCondition
@@ -89,9 +90,11 @@ class LearnedTask:
     loss: float
     """Held-out loss at the start and at the best step, from which v and the adapter are taken."""
 
-    def record(self) -> dict[str, Any]:
-        """Its figures."""
-        return {"start": self.start, "steps": self.steps, "loss_start": self.loss_start, "loss": self.loss}
+    def pack(self, weights: str, settings: InversionSettings, instructions: Sequence[str], origin: Mapping[str, Any]) -> TaskPack:
+        """The pack of the task, for the editor with these weights. Its record: figures and `origin`."""
+        figures = {"start": self.start, "steps": self.steps, "loss_start": self.loss_start, "loss": self.loss}
+        wordings = tuple(dict.fromkeys(instructions))
+        return TaskPack(settings.task, self.v, weights, settings.n_examples, figures | dict(origin), self.adapter, wordings)
 
 
 def start_embeddings(editor: EditSampler) -> dict[str, Tensor]:

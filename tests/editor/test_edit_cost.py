@@ -14,19 +14,25 @@ from tests.editor.test_sampling import INSTRUCTIONS, SETTINGS, TASKS, UNGUIDED, 
 MakeSampler = Callable[..., EditSampler]
 
 
+def count_rows(sampler: EditSampler, patch: pytest.MonkeyPatch) -> list[int]:
+    """A list that gets the number of rows of every evaluation of the network from now on."""
+    batch_sizes: list[int] = []
+    forward = sampler.net.forward
+
+    def forward_and_count(z_t: Tensor, *rest: Any) -> Prediction:
+        batch_sizes.append(len(z_t))
+        return forward(z_t, *rest)
+
+    patch.setattr(sampler.net, "forward", forward_and_count)
+    return batch_sizes
+
+
 @pytest.mark.parametrize(("s_I", "s_T", "n_terms"), [(1.0, 1.0, 1), (1.0, 3.0, 2), (1.8, 1.8, 2), (1.3, 3.0, 3), (1.3, 1.0, 3)])
 def test_a_term_of_guidance_without_weight_costs_nothing_and_has_no_effect(
     s_I: float, s_T: float, n_terms: int, make_sampler: MakeSampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampler, images = make_sampler(), pictures(2, 16, 16)
-    batch_sizes: list[int] = []
-    forward = sampler.net.forward
-
-    def count_rows(z_t: Tensor, *rest: Any) -> Prediction:
-        batch_sizes.append(len(z_t))
-        return forward(z_t, *rest)
-
-    monkeypatch.setattr(sampler.net, "forward", count_rows)
+    batch_sizes = count_rows(sampler, monkeypatch)
     settings = SETTINGS.with_changes({"steps": 2, "image_guidance_scale": s_I, "guidance_scale": s_T})
     got = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], settings, [3, 4])
     assert batch_sizes == [2 * n_terms] * 2
@@ -39,14 +45,7 @@ def test_steps_outside_of_the_guidance_interval_need_one_evaluation(
     make_sampler: MakeSampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampler, images = make_sampler(), pictures(2, 16, 16)
-    batch_sizes: list[int] = []
-    forward = sampler.net.forward
-
-    def count_rows(z_t: Tensor, *rest: Any) -> Prediction:
-        batch_sizes.append(len(z_t))
-        return forward(z_t, *rest)
-
-    monkeypatch.setattr(sampler.net, "forward", count_rows)
+    batch_sizes = count_rows(sampler, monkeypatch)
     interval = SETTINGS.with_changes({"steps": 4, "guidance_from": 0.25, "guidance_to": 0.75})
     sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], interval, [3, 4])
     assert batch_sizes == [2, 6, 6, 2]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor
 
 from emuedit.core.diffusion import KINDS, PredictionKind
@@ -58,6 +59,12 @@ def noise_levels(scheduler: Any, t: Tensor) -> tuple[Tensor, Tensor]:
         return 1 - sigma, sigma
     alpha_bar = scheduler.alphas_cumprod.to(t.device)[t.round().long()].view(-1, 1, 1, 1)
     return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+
+def move_noise_schedule(scheduler: Any, device: torch.device) -> None:
+    """Keep the noise levels on the device that trains, so that no step waits for them to travel there."""
+    if not _is_flow(scheduler):
+        scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(device)
 
 
 def check_terminal_snr(scheduler: Any) -> None:

@@ -19,10 +19,21 @@ REMEMBERED_TEXTS = 2**16
 
 
 class Tokens(NamedTuple):
+    """Texts for one encoder."""
+
+    ids: Tensor  # int64 [B, L]
+    mask: Tensor  # int64 [B, L], 1 for the text and 0 for padding
+
+    def to(self, device: torch.device) -> Tokens:
+        """The tokens on a device."""
+        return Tokens(self.ids.to(device), self.mask.to(device))
+
+
+class _OneText(NamedTuple):
     """A text for one encoder."""
 
     ids: Tensor  # int64 [L]
-    mask: Tensor  # int64 [L], 1 for the text and 0 for padding
+    mask: Tensor  # int64 [L]
     is_cut: bool
     """Whether the text is longer than the encoder can read."""
 
@@ -34,20 +45,23 @@ class TextEncoding:
         self.tokenizers, self.encoders = tuple(tokenizers), tuple(encoders)
         self._tokens = lru_cache(REMEMBERED_TEXTS)(self._tokenize)
 
-    def encode(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tokens, ...]:
+        """Texts for each encoder, on the CPU; they are cut to the tokenizer's maximum length."""
+        per_encoder = zip(*(self._tokens(text) for text in texts), strict=True)
+        return tuple(
+            Tokens(torch.stack([text.ids for text in rows]), torch.stack([text.mask for text in rows])) for rows in per_encoder
+        )
+
+    def encode(self, tokens: Sequence[Tokens]) -> tuple[Tensor, Tensor | None]:
         """Hidden states [B, L, D], and with two encoders the pooled text [B, P] of the second, else None; with gradients.
 
         A single encoder gives its last hidden states after the final norm; two give their last but one, side by side (SDXL,
-        arXiv 2307.01952, section 2.1). Texts are cut to the tokenizer's maximum length.
+        arXiv 2307.01952, section 2.1). Tokens are on the encoders' device.
         """
-        tokens = [self._tokens(text) for text in texts]
         outputs = []
-        for number, encoder in enumerate(self.encoders):
-            ids = torch.stack([text[number].ids for text in tokens]).to(device)
-            mask = None
-            if getattr(encoder.config, "use_attention_mask", False):
-                mask = torch.stack([text[number].mask for text in tokens]).to(device)
-            outputs.append(encoder(ids, attention_mask=mask, output_hidden_states=len(self.encoders) > 1))
+        for (ids, mask), encoder in zip(tokens, self.encoders, strict=True):
+            uses_mask = getattr(encoder.config, "use_attention_mask", False)
+            outputs.append(encoder(ids, attention_mask=mask if uses_mask else None, output_hidden_states=len(self.encoders) > 1))
         if len(outputs) == 1:
             return outputs[0][0].to(self.encoders[0].dtype), None
         hidden = torch.cat([output.hidden_states[-2] for output in outputs], -1)
@@ -57,12 +71,12 @@ class TextEncoding:
         """Whether an encoder reads only the beginning of a text."""
         return any(tokens.is_cut for tokens in self._tokens(text))
 
-    def _tokenize(self, text: str) -> tuple[Tokens, ...]:
+    def _tokenize(self, text: str) -> tuple[_OneText, ...]:
         """The text for each encoder, padded or cut to its length."""
         tokens = []
         for tokenizer in self.tokenizers:
             length = tokenizer.model_max_length
             padded = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
             is_cut = len(tokenizer(text, verbose=False).input_ids) > length
-            tokens.append(Tokens(padded.input_ids[0], padded.attention_mask[0], is_cut))
+            tokens.append(_OneText(padded.input_ids[0], padded.attention_mask[0], is_cut))
         return tuple(tokens)

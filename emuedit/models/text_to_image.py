@@ -15,7 +15,7 @@ import torch
 from emuedit.core.guidance import classifier_free
 from emuedit.models import image_tensors, model_sources, vae_latents
 from emuedit.models.denoising import Denoiser, size_conditions
-from emuedit.models.text_encoding import TextEncoding
+from emuedit.models.text_encoding import TextEncoding, Tokens
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class TextCondition:
         pooled = None if self.pooled is None else self.pooled.expand(n, -1)
         return TextCondition(self.hidden.expand(n, -1, -1), pooled)
 
-    def take(self, rows: Sequence[int]) -> TextCondition:
+    def take(self, rows: Sequence[int] | slice | torch.Tensor) -> TextCondition:
         """The conditions at these rows, in this order; a row may occur several times."""
         return TextCondition(self.hidden[rows], None if self.pooled is None else self.pooled[rows])
 
@@ -79,7 +79,15 @@ class TextToImageModel:
 
     def encode_text_with_grad(self, captions: Sequence[str]) -> TextCondition:
         """Encode captions with gradients, to train the text encoders."""
-        return TextCondition(*self._text_encoding.encode(captions, self.device))
+        return self.encode_tokens([tokens.to(self.device) for tokens in self.tokenize(captions)])
+
+    def tokenize(self, captions: Sequence[str]) -> tuple[Tokens, ...]:
+        """Captions as tokens for each text encoder, on the CPU."""
+        return self._text_encoding.tokenize(captions)
+
+    def encode_tokens(self, tokens: Sequence[Tokens]) -> TextCondition:
+        """Encode tokens on the model's device, with gradients."""
+        return TextCondition(*self._text_encoding.encode(tokens))
 
     def is_cut(self, caption: str) -> bool:
         """Whether a caption is longer than a text encoder reads."""
@@ -91,10 +99,14 @@ class TextToImageModel:
         It is all zeros where the negative text is empty and the pipeline's config asks for that, as SDXL's does.
         """
         text = self.encode_text([negative])
-        if not negative and getattr(self.pipeline.config, "force_zeros_for_empty_prompt", False):
-            pooled = None if text.pooled is None else torch.zeros_like(text.pooled)
-            text = TextCondition(torch.zeros_like(text.hidden), pooled)
-        return text.repeat(n)
+        return (text if negative else self.as_null(text)).repeat(n)
+
+    def as_null(self, empty: TextCondition) -> TextCondition:
+        """The encoded empty text as the null condition: itself, without gradients, or all zeros (see `null_text`)."""
+        as_is = not getattr(self.pipeline.config, "force_zeros_for_empty_prompt", False)
+        hidden, pooled = (x if x is None else x.detach() if as_is else torch.zeros_like(x) for x in (empty.hidden, empty.pooled))
+        assert hidden is not None
+        return TextCondition(hidden, pooled)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> scaled latents, float32 [B, C, h, w] (the mean, not a sample)."""

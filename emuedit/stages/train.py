@@ -34,7 +34,7 @@ PAIRS, DATASET, OUT = "data/pairs", "data/dataset", "models/editor"
 PREVIEWS = "previews"
 HEADLINE = "{steps} steps on {pairs} pairs, {held_out_pairs} pairs held out"
 _HOW_IT_RUNS = {
-    "world", "device", "processes", "accelerate_config", "accumulation_steps", "gradient_checkpointing", "compile",
+    "world", "device", "processes", "accelerate_config", "accumulation_steps", "gradient_checkpointing", "compile", "cuda_graph",
     "save_every_s", "log_every_steps", "eval_every_steps", "preview",
 }  # fmt: skip
 """Params that change a result by rounding at most: with others of them the same training continues."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from emuedit.models.text_encoding import Tokens
 from emuedit.models.text_to_image import TextCondition
 
 
@@ -28,6 +29,9 @@ class Batch:
     """SDXL's size conditions in px, [B, 6]: original height and width, top and left of the crop, target height and width.
 
     None: the pictures were not cropped, and all have the size of their latents."""
+    tokens: tuple[Tokens, ...] | None = None
+    """What trained text encoders read: the empty text, then the instructions, each of them once; None where they are frozen."""
+    token_rows: Tensor | None = None  # of each sample's instruction in `tokens`, int64 [B]
 
     def __len__(self) -> int:
         return len(self.target)
@@ -35,9 +39,17 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; on a GPU in channels-last layout."""
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        source, target = (x.to(device, memory_format=layout) for x in (self.source, self.target))
+        source, target = (to_device(x.contiguous(memory_format=layout), device) for x in (self.source, self.target))
         text, null = (
-            TextCondition(c.hidden.to(device), None if c.pooled is None else c.pooled.to(device)) for c in (self.text, self.null)
+            TextCondition(to_device(c.hidden, device), None if c.pooled is None else to_device(c.pooled, device))
+            for c in (self.text, self.null)
         )
-        sizes = None if self.sizes is None else self.sizes.to(device)
-        return Batch(source, target, text, null, self.tasks.to(device), self.ids, self.instructions, sizes)
+        sizes, rows = (x if x is None else to_device(x, device) for x in (self.sizes, self.token_rows))
+        tokens = None if self.tokens is None else tuple(Tokens(*(to_device(x, device) for x in part)) for part in self.tokens)
+        tasks = to_device(self.tasks, device)
+        return Batch(source, target, text, null, tasks, self.ids, self.instructions, sizes, tokens, rows)
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; to a GPU it travels from page-locked memory while the GPU works on the step before."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and x.device.type == "cpu" else x.to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -22,9 +23,20 @@ MicroBatch = tuple[Batch, NoiseDraws]
 class BatchFeed:
     """`feed.step(n)` gives the micro batches of this process in step n; used in a `with` block, which ends its thread."""
 
-    def __init__(self, cache: LatentCache, settings: TrainSettings, n_timesteps: int, accelerator: Accelerator) -> None:
-        """Raises ValueError for a batch that processes and accumulation steps cannot split evenly."""
+    def __init__(
+        self,
+        cache: LatentCache,
+        settings: TrainSettings,
+        n_timesteps: int,
+        accelerator: Accelerator,
+        tokenized: Callable[[Batch], Batch] = lambda batch: batch,
+    ) -> None:
+        """`tokenized` adds to a batch what trained text encoders read.
+
+        Raises ValueError for a batch that processes and accumulation steps cannot split evenly.
+        """
         self.cache, self.settings, self.n_timesteps, self.device = cache, settings, n_timesteps, accelerator.device
+        self._tokenized = tokenized
         self.order = cache.order(
             settings.batch_size, settings.task_balance, settings.seed, settings.task_weights, settings.replay_share
         )
@@ -65,6 +77,6 @@ class BatchFeed:
         keys = ("train", settings.seed, step)
         draws = draw_noise(shape, self.n_timesteps, settings.dropout, power, *keys, timestep_sampling=sampling)
         return [
-            (batch.to(self.device), draws.rows(rows).to(self.device))
+            (self._tokenized(batch).to(self.device), draws.rows(rows).to(self.device))
             for batch, rows in zip(batches, self.micro_batches, strict=True)
         ]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ class LatentCache:
         Raises LatentCacheError where no pair is left to train on.
         """
         self._folder, self._index = folder, latent_files.read_index(folder)
-        self._open = lru_cache(OPEN_FILES)(partial(np.load, mmap_mode="r"))
+        self._open = lru_cache(OPEN_FILES)(self._map_file)
         text_hashes = [np.load(latent_files.text_file(folder, key, "texts")) for key in self._index.texts]
         self._has_pooled_text = latent_files.text_file(folder, NULL_TEXT, "pooled").exists()
         self._text_starts = np.cumsum([0, *map(len, text_hashes)])
@@ -151,10 +151,9 @@ class LatentCache:
             raise LatentCacheError(f"want pairs of one size in a batch, got (height, width) {sizes}; split them with by_bucket")
         mirrored = flip & rows.may_flip[positions]
         shards, texts = rows.shard[positions], rows.text[positions]
-        keys, size = self._index.shards, sizes[0]
-        notes = self._gather(lambda n: latent_files.pairs_file(self._folder, keys[n]), shards, rows.row[positions])
+        notes = self._gather("pairs", shards, rows.row[positions])
         places = rows.position[positions], mirrored.astype(np.int64)
-        pairs = self._gather(lambda n: latent_files.latents_file(self._folder, keys[n], size), shards, *places)  # [B, 2, C, h, w]
+        pairs = self._gather("latents", shards, *places, size=sizes[0])  # [B, 2, C, h, w]
         source, target = (torch.from_numpy(np.ascontiguousarray(pairs[:, i], np.float32)) for i in (0, 1))  # [B, C, h, w]
         return Batch(
             source=source,
@@ -167,32 +166,40 @@ class LatentCache:
             sizes=torch.from_numpy(_size_conditions(notes, mirrored)),
         )
 
-    def _gather(self, path_of: Callable[[int], Path], file_of: NDArray[Any], *indices: NDArray[Any]) -> NDArray[Any]:
-        """Sample n is `[indices[0][n], ...]` of the file `path_of(file_of[n])`; each file is accessed once, not once a sample."""
-        numbers, place = np.unique(file_of, return_inverse=True)
-        parts = [self._open(path_of(number)) for number in numbers]
-        dtype = np.result_type(*{part.dtype for part in parts})  # texts are as wide as the longest of their file
-        out = np.empty((len(file_of), *parts[0].shape[len(indices) :]), dtype)
-        for number, part in enumerate(parts):
-            samples = np.flatnonzero(place == number)
-            out[samples] = part[tuple(index[samples] for index in indices)]
+    def _gather(self, part: str, file_of: NDArray[Any], *indices: NDArray[Any], size: Size | None = None) -> NDArray[Any]:
+        """Sample n is `[indices[0][n], ...]` of the file `file_of[n]`; each file is accessed once, not once a sample."""
+        by_file = np.argsort(file_of, kind="stable")
+        numbers, starts = np.unique(file_of[by_file], return_index=True)
+        files = [self._open(part, number, size) for number in numbers.tolist()]
+        dtype = np.result_type(*{file.dtype for file in files})  # texts are as wide as the longest of their file
+        out = np.empty((len(file_of), *files[0].shape[len(indices) :]), dtype)
+        for file, samples in zip(files, np.split(by_file, starts[1:]), strict=True):
+            out[samples] = file[tuple(index[samples] for index in indices)]
         return out
+
+    def _map_file(self, part: str, number: int, size: Size | None) -> NDArray[Any]:
+        """The pairs, latents or encoded texts ("hidden" or "pooled"; of the null text for -1) of the shard `number`.
+
+        They are memory-mapped, but as a plain array: numpy's class for mapped ones makes each access several times dearer.
+        """
+        if part == "pairs":
+            path = latent_files.pairs_file(self._folder, self._index.shards[number])
+        elif size is not None:
+            path = latent_files.latents_file(self._folder, self._index.shards[number], size)
+        else:
+            key = NULL_TEXT if number < 0 else self._index.texts[number]
+            path = latent_files.text_file(self._folder, key, part)
+        mapped: NDArray[Any] = np.asarray(np.load(path, mmap_mode="r"))
+        return mapped
 
     def _text(self, texts: NDArray[np.int32] | None) -> TextCondition:
         """Encoded texts by their rows, or the null text alone; float16, as they are stored."""
-        keys: tuple[str, ...] = (NULL_TEXT,)
-        blocks, rows = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        files, rows = np.full(1, -1, np.int64), np.zeros(1, np.int64)
         if texts is not None:
-            keys, blocks = self._index.texts, np.searchsorted(self._text_starts, texts, side="right") - 1
-            rows = texts - self._text_starts[blocks]
-        parts = []
-        for part in ("hidden", "pooled") if self._has_pooled_text else ("hidden",):
-            path_of = partial(self._text_file, keys, part)
-            parts.append(torch.from_numpy(self._gather(path_of, blocks, rows)))
-        return TextCondition(*parts)
-
-    def _text_file(self, keys: Sequence[str], part: str, number: int) -> Path:
-        return latent_files.text_file(self._folder, keys[number], part)
+            files = np.searchsorted(self._text_starts, texts, side="right") - 1
+            rows = texts - self._text_starts[files]
+        parts = ("hidden", "pooled") if self._has_pooled_text else ("hidden",)
+        return TextCondition(*(torch.from_numpy(self._gather(part, files, rows)) for part in parts))
 
     def _read_rows(self, text_hashes: NDArray[np.uint64]) -> tuple[PairRows, NDArray[np.uint64], tuple[Size, ...]]:
         """(rows of all pairs, the seed of each pair's caption, all sizes); tasks are numbered as TASKS."""

@@ -14,17 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from emuedit.progress import Progress
 from emuedit.tracking import Tracker
+from emuedit.training.batch import Batch
 from emuedit.training.batch_feed import BatchFeed
+from emuedit.training.cuda_graph import GraphedPasses
 from emuedit.training.distributed import is_sharded
 from emuedit.training.ema import EmaSettings
 from emuedit.training.held_out import held_out_loss
 from emuedit.training.latent_cache import LatentCache
-from emuedit.training.loss import LossParts
+from emuedit.training.loss import LossParts, NoiseDraws
 from emuedit.training.optimization import STATE_FILE, Optimization
 from emuedit.training.resources import SpeedMeter, count_flops
 from emuedit.training.train_settings import TrainSettings
@@ -61,6 +64,7 @@ class TrainLoop:
         self.accelerator, self.preview = accelerator, preview
         self._flops_per_sample = count_flops(editor, cache, settings) if accelerator.is_main_process else 0
         self._is_sharded = is_sharded(accelerator)
+        self._graph = _graph_of(self._passes, cache, settings, accelerator) if settings.cuda_graph else None
         editor.prepare(accelerator.device, self._is_sharded)
         self.optimization = Optimization(
             editor,
@@ -88,7 +92,7 @@ class TrainLoop:
         with (
             Tracker(self.scratch, "train", settings.model_dump(mode="json")) if main else nullcontext() as self._tracker,
             Progress("train", settings.steps, "step", optimization.step) if main else nullcontext() as progress,
-            BatchFeed(self.cache, settings, n_timesteps, accelerator) as feed,
+            BatchFeed(self.cache, settings, n_timesteps, accelerator, self._tokenized) as feed,
         ):
             speed = SpeedMeter(settings, self._flops_per_sample, accelerator, optimization.step) if main else None
             losses = {"loss": math.nan}
@@ -100,7 +104,7 @@ class TrainLoop:
                     losses = self._check_losses(feed)
 
                 # Update weights and EMA
-                norm = optimization.update()
+                norm = optimization.update(keep_gradients=self._graph is not None and self._graph.keeps_gradients)
                 done, last = optimization.step, optimization.step == settings.steps
                 if progress is not None:
                     progress.advance(note=f"loss {losses['loss']:.4f}" if math.isfinite(losses["loss"]) else "")
@@ -120,19 +124,26 @@ class TrainLoop:
 
     def _backward(self, feed: BatchFeed) -> Tensor:
         """Forward and backward passes of a step; returns the mean over all processes of the loss and its parts, [1 + parts]."""
-        optimization, accelerator, weights = self.optimization, self.accelerator, self.settings.loss_weights
+        optimization, accelerator = self.optimization, self.accelerator
         micro_batches = feed.step(optimization.step)
         sums: list[Tensor] = []
         for number, (batch, draws) in enumerate(micro_batches, start=1):
             is_last = number == len(micro_batches)  # before it, gradients need not be averaged over the processes
             with nullcontext() if is_last else accelerator.no_sync(optimization.model):
-                parts: LossParts = optimization.model(batch, draws, weights)
-                loss = parts.total(weights).mean() / len(micro_batches)
-                optimization.backward(loss)
-            means = [part.detach().mean() / len(micro_batches) for part in parts if part is not None]
-            sums.append(torch.stack([loss.detach(), *means]))
+                sums.append((self._graph or self._passes)(batch, draws))
         mean: Tensor = accelerator.reduce(torch.stack(sums).sum(0), "mean")
         return mean
+
+    def _passes(self, batch: Batch, draws: NoiseDraws) -> Tensor:
+        """Forward and backward pass of a micro batch; returns its share of the loss and of its parts, [1 + parts]."""
+        weights, n = self.settings.loss_weights, self.settings.accumulation_steps
+        parts: LossParts = self.optimization.model(batch, draws, weights)
+        loss = parts.total(weights).mean() / n
+        self.optimization.backward(loss)
+        return torch.stack([loss.detach(), *(part.detach().mean() / n for part in parts if part is not None)])
+
+    def _tokenized(self, batch: Batch) -> Batch:
+        return self.editor.tokenized(batch, fixed_shape=self.settings.cuda_graph)
 
     def _check_losses(self, feed: BatchFeed) -> dict[str, float]:
         """The latest loss and its parts by name. A loss that is not finite stops the training, after the ids of its pairs were
@@ -182,3 +193,23 @@ class TrainLoop:
     def _log(self, **metrics: float) -> None:
         if self._tracker is not None:
             self._tracker.log(self.optimization.step, **metrics)
+
+
+def _graph_of(
+    passes: Callable[[Batch, NoiseDraws], Tensor], cache: LatentCache, settings: TrainSettings, accelerator: Accelerator
+) -> GraphedPasses:
+    """The passes as a CUDA graph. Raises TrainingError where they cannot be one."""
+    sizes = {cache.sizes[bucket] for bucket in np.unique(cache.train.bucket)}
+    got = {
+        f"the device {accelerator.device.type}": accelerator.device.type != "cuda",
+        f"{accelerator.num_processes} processes": accelerator.num_processes > 1,
+        f"pictures of {len(sizes)} sizes": len(sizes) > 1,
+        f"{settings.accumulation_steps} accumulation steps": settings.accumulation_steps > 1,
+        "float16": settings.dtype == "float16",
+    }
+    if reasons := [name for name, is_so in got.items() if is_so]:
+        raise TrainingError(
+            "want one GPU, one picture size, one pass a step and float32 or bfloat16 for train.cuda_graph, got "
+            f"{', '.join(reasons)}; set it to false"
+        )
+    return GraphedPasses(passes)

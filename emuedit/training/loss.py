@@ -21,7 +21,7 @@ from emuedit.editor.unet import EditorUNet
 from emuedit.models import objective
 from emuedit.models.text_to_image import TextCondition
 from emuedit.runtime import generator
-from emuedit.training.batch import Batch
+from emuedit.training.batch import Batch, to_device
 
 TimestepSampling = Literal["power", "logit_normal"]
 
@@ -108,7 +108,7 @@ class NoiseDraws:
 
     def to(self, device: torch.device) -> NoiseDraws:
         """The draws on a device."""
-        return NoiseDraws(self.t.to(device), self.eps.to(device), self.no_text.to(device), self.no_image.to(device))
+        return NoiseDraws(*(to_device(x, device) for x in (self.t, self.eps, self.no_text, self.no_image)))
 
 
 def draw_noise(

@@ -84,14 +84,18 @@ class Optimization:
         else:
             self.accelerator.backward(loss)
 
-    def update(self) -> Tensor:
-        """One optimizer step with the gradients that the parameters have; returns their norm before clipping."""
+    def update(self, keep_gradients: bool = False) -> Tensor:
+        """One optimizer step with the gradients that the parameters have; returns their norm before clipping.
+
+        keep_gradients: leave them, clipped, for a CUDA graph that overwrites them in the next step.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * group["lr_mult"]
         clip = nn.utils.clip_grad_norm_ if self.accelerator is None else self.accelerator.clip_grad_norm_
         norm = to_full(clip(list(self.parameters.values()), self.max_grad_norm))
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        if not keep_gradients:
+            self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.step)
         self.step += 1

@@ -47,6 +47,9 @@ class TrainSettings(config.Params):
     """Compute activations again in the backward pass: a third more time, a fraction of the memory."""
     compile: bool = False
     """Compile the U-Net with torch.compile: worth its minutes in long runs on a GPU."""
+    cuda_graph: bool = False
+    """Launch the passes of a step as one CUDA graph: for a small U-Net on one GPU, whose kernels run faster than the CPU launches
+    them. Not with several processes, picture sizes or accumulation steps, nor with float16."""
     optimizer: OptimizerName = "adamw"
     """adamw, or with 8-bit state adamw_8bit or paged_adamw_8bit (bitsandbytes, on a GPU)."""
     lora: LoraSettings | None = None

@@ -63,6 +63,7 @@ class TrainableEditor(nn.Module):
             lora.add_adapters(unet, settings.lora, getattr(torch, settings.dtype) if half else torch.float32)
         if device.type == "cuda" and not is_sharded:
             self.to(memory_format=torch.channels_last)  # slower on a CPU
+            objective.move_noise_schedule(self.base_model.scheduler, device)
         use_unfused_attention_on_cpu(unet, self.text, self.dtype)
         if settings.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
@@ -95,13 +96,26 @@ class TrainableEditor(nn.Module):
             for part in visitors:
                 part.to("cpu")
 
+    def tokenized(self, batch: Batch, fixed_shape: bool = False) -> Batch:
+        """The batch with its instructions as tokens, where text encoders are trained; other batches as they are.
+
+        fixed_shape: as many texts as samples and one, though many instructions are the same.
+        """
+        if not self.text or batch.tokens is not None:
+            return batch
+        texts = ["", *(batch.instructions if fixed_shape else dict.fromkeys(batch.instructions))]
+        row_of = {text: row for row, text in enumerate(texts)} | {"": 0}
+        rows = torch.tensor([row_of[instruction] for instruction in batch.instructions])
+        tokens = self.base_model.tokenize(texts)
+        device = batch.target.device
+        return replace(batch, tokens=tuple(part.to(device) for part in tokens), token_rows=rows.to(device))
+
     def forward(self, batch: Batch, draws: NoiseDraws, weights: LossWeights) -> LossParts:
         """Parts of the loss of each sample; with trained text encoders the instructions are encoded again in every step."""
-        if self.text:
-            rows = {text: row for row, text in enumerate(dict.fromkeys(batch.instructions))}  # many are the same
-            text = self.base_model.encode_text_with_grad(list(rows))
-            text = text.take([rows[instruction] for instruction in batch.instructions])
-            batch = replace(batch, text=text, null=self.base_model.null_text(1))
+        batch = self.tokenized(batch)
+        if batch.tokens is not None and batch.token_rows is not None:
+            text = self.base_model.encode_tokens(batch.tokens)
+            batch = replace(batch, text=text.take(batch.token_rows), null=self.base_model.as_null(text.take(slice(1))))
         v = self.net.table.v[batch.tasks]
         gamma = self.settings.min_snr_gamma
         return loss.loss_parts(self.net, self.base_model.scheduler, batch, draws, v, weights, min_snr_gamma=gamma)

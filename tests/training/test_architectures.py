@@ -71,11 +71,11 @@ class StopAfter:
 
     @property
     def update(self) -> Any:
-        def update(optimization: Any) -> torch.Tensor:
+        def update(optimization: Any, **options: Any) -> torch.Tensor:
             if self.made == self.steps:
                 raise KeyboardInterrupt
             self.made += 1
-            return self.original(optimization)
+            return self.original(optimization, **options)
 
         return update
 

@@ -95,3 +95,30 @@ def test_an_editor_in_training_makes_samples_and_trains_on(kind: str) -> None:
     assert image.shape == (1, 3, 16, 16)
     assert editor.training
     assert all(value.requires_grad for value in editor.parameters())
+
+
+def test_tokens_of_a_fixed_shape_give_the_same_loss(batch: Batch, draws: NoiseDraws) -> None:
+    editor = make_editor()
+    editor.prepare(torch.device("cpu"))
+    batch = replace(batch, instructions=("remove the star", "remove the star", "add a ring"))
+    fixed, distinct = editor.tokenized(batch, fixed_shape=True), editor.tokenized(batch)
+    assert fixed.tokens is not None
+    assert distinct.tokens is not None
+    assert (len(fixed.tokens[0].ids), len(distinct.tokens[0].ids)) == (4, 3)
+    with torch.no_grad():
+        losses = [editor(part, draws, UNWEIGHTED).denoising for part in (batch, fixed, distinct)]
+    torch.testing.assert_close(losses[1], losses[0])
+    assert torch.equal(losses[2], losses[0])
+
+
+def test_an_empty_instruction_is_the_null_text(batch: Batch, draws: NoiseDraws) -> None:
+    editor = make_editor()
+    editor.prepare(torch.device("cpu"))
+    dropped = replace(draws, no_text=torch.tensor([True, True, True]))
+    empty = replace(batch, instructions=("", "", ""))
+    with torch.no_grad():
+        torch.testing.assert_close(editor(empty, draws, UNWEIGHTED).denoising, editor(batch, dropped, UNWEIGHTED).denoising)
+
+
+def test_frozen_text_encoders_need_no_tokens(batch: Batch) -> None:
+    assert make_editor(FROZEN_TEXT).tokenized(batch) is batch

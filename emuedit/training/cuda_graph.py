@@ -1,0 +1,71 @@
+"""The forward and backward pass of a training step as one CUDA graph: recorded once, then replayed with new inputs.
+
+The kernels of a small U-Net take the CPU longer to launch than the GPU to run, so the GPU waits. A replay launches them at once.
+A graph reads and writes at fixed addresses: every step has the same shapes, and gradients are overwritten, not added to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emuedit.training.batch import Batch
+from emuedit.training.loss import NoiseDraws
+
+N_EAGER_CALLS = 3
+"""First calls that run without a graph: libraries choose their algorithms and reserve memory in them."""
+
+
+class GraphedPasses:
+    """`run(batch, draws)`, which leaves gradients in the parameters and returns losses, as a graph."""
+
+    def __init__(self, run: Callable[[Batch, NoiseDraws], Tensor]) -> None:
+        self._run, self._n_calls = run, 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: list[Tensor] = []
+        self._losses: Tensor | None = None
+        self._stream = torch.cuda.Stream()
+
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether gradients lie where the graph writes them, so that they must not be removed."""
+        return self._graph is not None
+
+    def __call__(self, batch: Batch, draws: NoiseDraws) -> Tensor:
+        """The losses of the micro batch. Raises ValueError for one of another shape than the first."""
+        self._n_calls += 1
+        if self._n_calls <= N_EAGER_CALLS:
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                losses = self._run(batch, draws)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return losses
+        if self._graph is None:
+            graph, self._inputs = torch.cuda.CUDAGraph(), list(_tensors((batch, draws)))
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):  # batches come from a thread
+                self._losses = self._run(batch, draws)
+            self._graph = graph
+        else:
+            for own, new in zip(self._inputs, _tensors((batch, draws)), strict=True):
+                if own.shape != new.shape:
+                    raise ValueError(f"want inputs of one shape in every step of a CUDA graph, got {own.shape} and {new.shape}")
+                own.copy_(new, non_blocking=True)
+        self._graph.replay()
+        assert self._losses is not None
+        return self._losses.clone()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested dataclasses and tuples, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _tensors(part)

@@ -32,6 +32,17 @@ def test_wordings_near_those_of_the_examples_are_the_new_task_and_others_are_not
     assert (p[2:, 0] > 0.5).all()
 
 
+def test_a_text_half_way_between_a_known_and_a_new_task_is_the_known_one() -> None:
+    def features(texts: Sequence[str]) -> torch.Tensor:
+        places = {"k": (1.0, 0.0), "n": (0.0, 1.0)}
+        return torch.tensor([places.get(text[:1].lower(), (0.5, 0.5)) for text in texts])
+
+    fitted = NewTasks.fit({"new": ["nnn nnn", "nnnn nnnn", "n"]}, {"known": ["kkk kkk", "kkkk kkkk", "k"]}, features)
+    p_new = fitted.probabilities(features(["k", "n", "half way"]))[:, 1]
+    assert p_new[0] < 0.1 < 0.9 < p_new[1]
+    assert p_new[2] < 0.35
+
+
 def test_two_new_tasks_are_told_apart_and_the_fit_is_deterministic() -> None:
     instructions = {"cutout": CUTOUT, "night": ["now the circle in the night", "the picture at night", "night there"]}
     words = sorted({*WORDS, "night", "at", "now", "in"})
@@ -47,8 +58,9 @@ def test_two_new_tasks_are_told_apart_and_the_fit_is_deterministic() -> None:
 
 
 def test_some_texts_of_every_class_are_kept_once_each(tmp_path: Path) -> None:
-    texts = [f"make it {n % 40}" for n in range(80)] + ["remove it"]
-    new_tasks.write_known(tmp_path, texts, ["local"] * 80 + ["remove"])
+    n = 2 * new_tasks.PER_CLASS
+    texts = [*(f"make it {number}" for number in range(n)), *(f"make it {number}" for number in range(n)), "remove it"]
+    new_tasks.write_known(tmp_path, texts, ["local"] * 2 * n + ["remove"])
     by_class = new_tasks.read_known(tmp_path)
     assert list(by_class) == ["local", "remove"]
     assert len(set(by_class["local"])) == len(by_class["local"]) == new_tasks.PER_CLASS

@@ -54,7 +54,7 @@ PARAMS: dict[str, tuple[str, str, str]] = {
     "a module with a typo": ("rule_llm:toy_llm", "rul_llm:toy_llm", r"no toyworld/edits/rul_llm.py; did you mean"),
     "pairs that were not imported": ("mix: {}", "mix: {imported/x: {default: {}}}", r"dataset.mix: want imported pairs .*got none at imported/x"),
     "pairs that are no deps": ("mix: {}", "mix: {imported/x: {default: {}}}", r"imported/x is missing from the deps of train in dvc.yaml"),
-    "more captions than rows": ("n_captions: 240", "n_captions: 24000", r"want at most the 2000 rows of captions.n_rows, got 24000"),
+    "more captions than rows": ("n_captions: 150", "n_captions: 24000", r"want at most the 2000 rows of captions.n_rows, got 24000"),
     "a size that the base model cannot have": ("\ntrain:\n", "\ntrain:\n  resolution: 70\n", r"train.resolution: want a multiple of 16 px.*use 64"),
 }  # fmt: skip
 

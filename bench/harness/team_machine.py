@@ -1,0 +1,202 @@
+"""A machine of a team: a home folder, clones of the project, an object store, servers, and commands that are timed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from emuedit import config
+from harness import command
+
+STORE_PORT, SERVER_PORT = 6158, 9500
+"""First ports of the object store and of the servers."""
+TIMEOUT_S = 1800
+_KEYS = {"AWS_ACCESS_KEY_ID": "emuedit-test", "AWS_SECRET_ACCESS_KEY": "emuedit-test-secret", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+class UnexpectedError(RuntimeError):
+    """Raised where a step did not end as it should."""
+
+
+@dataclass
+class Timeline:
+    """The steps of a day: what was done, what came of it, and how long it took."""
+
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    _start: float = field(default_factory=time.monotonic)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[list[str]]:
+        """One step; the list that it gives takes what came of it. An exception is recorded, and raised again."""
+        began, outcome = time.monotonic(), list[str]()
+        row: dict[str, Any] = {"at_s": round(began - self._start), "step": name}
+        try:
+            yield outcome
+            row["ok"] = True
+        except BaseException as error:
+            row |= {"ok": False, "error": str(error)[-2000:]}
+            raise
+        finally:
+            row |= {"seconds": round(time.monotonic() - began), "outcome": "; ".join(outcome)}
+            self.steps.append(row)
+            print(
+                f"{row['at_s']:6} s  {row['seconds']:5} s  {'ok' if row['ok'] else 'FAILED':6}  {name}: {row['outcome']}",
+                flush=True,
+            )
+
+
+class Machine:
+    """A home folder and what is reached from it. `path` is readable by the account of PostgreSQL."""
+
+    def __init__(self, path: Path, variables: Mapping[str, str]) -> None:
+        self.path = path
+        path.mkdir(parents=True)
+        path.chmod(0o755)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_", "AWS_", "S3_"))}
+        self.environment = kept | {
+            "HOME": str(path), "PREFECT_HOME": str(path / "prefect"), "DVC_SITE_CACHE_DIR": str(path / "dvc"),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "true",
+            "GIT_AUTHOR_NAME": "team", "GIT_AUTHOR_EMAIL": "team@example.org", "GIT_COMMITTER_NAME": "team",
+            "GIT_COMMITTER_EMAIL": "team@example.org", "PYTHONUNBUFFERED": "1", **variables,
+        }  # fmt: skip
+
+    def clone(self, source: Path, name: str) -> Clone:
+        """A clone of a repository; commands in it run its own code."""
+        folder = self.path / name
+        words = ["git", "clone", "-q", str(source), str(folder)]
+        subprocess.run(words, check=True, env=self.environment)
+        return Clone(self, folder)
+
+
+class Clone:
+    """A clone of the project on a machine."""
+
+    def __init__(self, machine: Machine, folder: Path) -> None:
+        self.folder = folder
+        self.environment = machine.environment | {"PYTHONPATH": str(folder)}
+
+    def start(self, *words: str | Path, log: Path | None = None) -> subprocess.Popen[str]:
+        """Start a command in a session of its own."""
+        out = log.open("w") if log else subprocess.PIPE
+        arguments = [str(word) for word in words]
+        return subprocess.Popen(
+            arguments,
+            cwd=self.folder,
+            env=self.environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *words: str | Path, expect: int | None = 0) -> str:
+        """Run a command; its output. Raises UnexpectedError for another exit status than `expect`; None takes any but 0."""
+        process = self.start(*words)
+        output, _ = process.communicate(timeout=TIMEOUT_S)
+        if (process.returncode == 0) if expect is None else (process.returncode != expect):
+            raise UnexpectedError(f"{' '.join(map(str, words))} ended with {process.returncode}: {output[-3000:]}")
+        return output
+
+    def read_json(self, *words: str, expect: int = 0) -> Any:
+        """What a command prints as JSON."""
+        done = subprocess.run(words, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=TIMEOUT_S)
+        if done.returncode != expect:
+            raise UnexpectedError(f"{' '.join(words)} ended with {done.returncode}: {done.stderr[-3000:]}")
+        return json.loads(done.stdout)
+
+    def set_params(self, changes: Mapping[str, Any], message: str) -> None:
+        """Change `params.yaml`, and commit it with the lock file."""
+        file = self.folder / config.PARAMS_FILE
+        file.write_text(yaml.safe_dump(config.merge(config.read_yaml(file), changes), sort_keys=False), encoding="utf-8")
+        self.commit(message)
+
+    def commit(self, message: str) -> None:
+        """Commit what was changed, if anything was."""
+        self.run("git", "add", "-A")
+        if self.run("git", "status", "--porcelain"):
+            self.run("git", "commit", "-q", "-m", message)
+
+    def retrain(self, reason: str, *options: str, expect: int | None = 0) -> str:
+        """`uv run retrain`; its output."""
+        return self.run("retrain", "--reason", reason, *options, expect=expect)
+
+    def read_environment(self, file: Path) -> None:
+        """Take over the variables of a file that `emuedit up` wrote."""
+        for line in file.read_text(encoding="utf-8").splitlines():
+            name, found, value = line.removeprefix("export ").partition("=")
+            if found:
+                self.environment[name] = value.strip("'\"")
+
+
+class ObjectStore:
+    """Ceph's S3 gateway where it is installed, else moto: one that can be stopped in the middle of a transfer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.is_ceph = folder, shutil.which("radosgw") is not None
+        self.name = "Ceph RGW" if self.is_ceph else "moto"
+        self.url = f"http://127.0.0.1:{STORE_PORT}"
+        self.variables = {**_KEYS, "S3_ENDPOINT_URL": self.url, "AWS_ENDPOINT_URL": self.url}
+        if self.is_ceph:
+            script = command.ROOT / "infra/s3/ceph-rgw.sh"
+            subprocess.run([script, "start", folder, str(STORE_PORT)], check=True, stdout=subprocess.DEVNULL)
+            self._pid = int((folder / "run/client.rgw.pid").read_text())
+        else:
+            self._pid = subprocess.Popen(
+                [sys.executable, "-m", "moto.server", "-p", str(STORE_PORT)], stderr=subprocess.DEVNULL
+            ).pid
+
+    def stop(self) -> None:
+        """Kill the gateway; moto, which keeps everything in memory, only stands still."""
+        os.kill(self._pid, signal.SIGKILL if self.is_ceph else signal.SIGSTOP)
+
+    def start_again(self) -> None:
+        """Bring it back with what it had."""
+        if not self.is_ceph:
+            os.kill(self._pid, signal.SIGCONT)
+            return
+        environment = os.environ | {"CEPH_CONF": str(self.folder / "ceph.conf")}
+        words = ["radosgw", "-n", "client.rgw", "--ms-mon-client-mode", "crc secure"]
+        subprocess.run(words, env=environment, check=True, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(5)
+        self._pid = int((self.folder / "run/client.rgw.pid").read_text())
+
+    def end(self) -> None:
+        """End it for good."""
+        if self.is_ceph:
+            subprocess.run([command.ROOT / "infra/s3/ceph-rgw.sh", "stop", self.folder], check=False)
+        else:
+            os.kill(self._pid, signal.SIGKILL)
+
+
+def wait_until(is_so: Any, limit_s: float, what: str, every_s: float = 1.0) -> None:
+    """Ask until it is so. Raises UnexpectedError when that takes too long."""
+    end = time.monotonic() + limit_s
+    while not is_so():
+        if time.monotonic() > end:
+            raise UnexpectedError(f"waited {limit_s:.0f} s in vain for {what}")
+        time.sleep(every_s)
+
+
+def processes_of(words: Sequence[str], folder: Path) -> list[int]:
+    """Ids of the live processes whose command line has all these words and whose working folder is `folder`."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (entry / "cmdline").read_bytes().decode().split("\0")
+            if all(word in line for word in words) and (entry / "cwd").resolve() == folder.resolve():
+                found.append(int(entry.name))
+        except (OSError, UnicodeDecodeError):  # ended by now
+            continue
+    return found

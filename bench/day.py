@@ -79,7 +79,7 @@ class Day:
             wait_until(lambda: self.versions(), 1200, "the first registered version", every_s=5)
             wait_until(lambda: self.champion() == 1 and not self.is_running(), 300, "version 1 as champion", every_s=5)
             checks = json.loads((self.team.folder / "reports/validation/report.json").read_text(encoding="utf-8"))
-            outcome += [f"champion {self.success(1)}", f"data valid: {checks['level']}"]
+            outcome += [f"champion {self.success(1)}", f"data valid: {checks['verdict']}"]
             self.team.commit("First editor")
 
     def new_captions(self) -> None:
@@ -88,8 +88,8 @@ class Day:
             self.team.set_params({"instructions": {"n_captions": 80}, "train": CAREFUL}, "More captions")
             self.team.retrain("data: 20 new captions", "--push")
             self.expect_champion(2)
-            if "data: 20 new captions" not in self.team.run("emuedit", "models"):
-                raise UnexpectedError("want the reason of the retrain in `emuedit models`, got another table")
+            if "data: 20 new captions" not in (table := self.team.run("emuedit", "models")):
+                raise UnexpectedError(f"want the reason of the retrain in `emuedit models`, got {table}")
             self.team.commit("Second editor")
             outcome.append(f"champion {self.success(2)} after {self.success(1)}")
 
@@ -211,7 +211,7 @@ class Day:
     def success(self, version: int) -> str:
         """A version with its edit success."""
         row = next(row for row in self.versions() if row["version"] == version)
-        return f"{version} ({row['edit_success']:.2f})" if row["edit_success"] is not None else str(version)
+        return f"{version} ({float(row['tags']['edit_success']):.2f})"
 
     def expect_champion(self, version: int, refused: int | None = None) -> None:
         """Raises UnexpectedError for another champion, and where a refused version is not the newest."""

@@ -12,7 +12,7 @@ from emuedit.metrics import benchmark_command
 from emuedit.name_hints import check_options
 from emuedit.operations import ledger_commands, remote_commands, server_commands
 from emuedit.promotion import promotion_commands
-from emuedit.runtime import QUIET_ENV, set_env_defaults
+from emuedit.runtime import QUIET_ENV, keep_compiled_modules, set_env_defaults
 from emuedit.tracking import service_errors, sync_command
 from emuedit.training import learn_command
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 failed or not healthy, 2 for input that is refused, 130 after ctrl-c."""
     set_env_defaults(QUIET_ENV | service_errors.SERVICE_ENV)
+    keep_compiled_modules()
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         check_options(words)

@@ -40,6 +40,15 @@ def set_env_defaults(defaults: Mapping[str, str] = QUIET_ENV) -> None:
     os.environ.update({name: value for name, value in defaults.items() if name not in os.environ})
 
 
+def keep_compiled_modules() -> None:
+    """Write the modules that this process and those it starts compile, whatever PYTHONDONTWRITEBYTECODE says.
+
+    Compiling what it imports takes a process up to 23 s, and a retrain has a dozen processes.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Where and in which number format networks run. Made by `Runtime.choose`; both fields are plain words."""

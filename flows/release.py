@@ -139,7 +139,7 @@ def finish(
     try:
         with service_errors.converted():
             if register and model_parts(graph):
-                result = _decide(root, graph, _register(root, graph, result))
+                result = _decide(root, graph, _register(root, graph, result, reason))
             runs.end_run(run_id, "FINISHED")
     except ServiceError as error:
         print(f"== not registered: {error}. The next retrain tries again, without training", flush=True)
@@ -157,7 +157,7 @@ def _results(
         **lineage(root, graph),
         **number_formats(graph),
         **yield_record.tags(graph, seconds),
-        "reason": reason,
+        registry.WHY_TAG: reason,
         "stages.run": ", ".join(seconds),
         "stages.skipped": ", ".join(stage.name for stage in graph.stages if stage.name not in seconds),
     }
@@ -232,7 +232,7 @@ def gate_stage(graph: dvc_graph.Graph) -> tuple[str, str]:
     return next(iter(gates.items()))
 
 
-def _register(root: Path, graph: dvc_graph.Graph, result: RetrainResult) -> RetrainResult:
+def _register(root: Path, graph: dvc_graph.Graph, result: RetrainResult, reason: str) -> RetrainResult:
     """Register what the stages hold, unless it is registered; the version waits for the gate."""
     stage, system = gate_stage(graph)
     if version := registry.find_version(content_tag(graph)):
@@ -241,8 +241,7 @@ def _register(root: Path, graph: dvc_graph.Graph, result: RetrainResult) -> Retr
     tags = {
         **lineage(root, graph),
         **({} if overall is None else {SUCCESS_TAG: f"{overall:.4f}"}),
-        promote.STATE_TAG: promote.PENDING,
-        "run_id": result.run_id,
+        **{promote.STATE_TAG: promote.PENDING, "run_id": result.run_id, registry.WHY_TAG: reason},
     }
     files = {f"{origins.FOLDER}/{name}": root / name for name in origins.FILES if (root / name).exists()}
     runs.log_run(result.run_id, {}, {}, {}, files)

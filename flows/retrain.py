@@ -16,7 +16,7 @@ from emuedit.config import ParamsError
 from emuedit.metrics.success_table import format_success
 from emuedit.name_hints import check_options
 from emuedit.promotion.gate import Decision
-from emuedit.runtime import QUIET_ENV, set_env_defaults
+from emuedit.runtime import QUIET_ENV, keep_compiled_modules, set_env_defaults
 from emuedit.tracking.service_errors import SERVICE_ENV
 from flows import dvc_graph, flow_process, prefect_access, release
 from flows.own_errors import explains_itself
@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done or nothing to do, 1 when a stage or the registry failed, 128 + n after signal n (ctrl-c: 130)."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     set_env_defaults(RETRAIN_ENV)
+    keep_compiled_modules()
     try:
         check_options(words)
         return _retrain(_parser().parse_args(words))

@@ -1,8 +1,6 @@
 """Fixtures of all tests: one torch thread, tiny base models with a fake text encoder, and a fake chat endpoint."""
 
 import json
-import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +12,7 @@ import pytest
 import torch
 
 from emuedit.models.text_to_image import TextCondition, TextToImageModel
+from emuedit.runtime import keep_compiled_modules
 
 UNET: dict[str, Any] = {"layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4, "sample_size": 8}
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
@@ -33,9 +32,8 @@ LENGTH = 12
 
 
 def pytest_configure() -> None:
-    """Keep compiled modules, whatever PYTHONDONTWRITEBYTECODE says: two hundred processes would compile what they import."""
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    sys.dont_write_bytecode = False
+    """Keep compiled modules: two hundred processes would compile what they import."""
+    keep_compiled_modules()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

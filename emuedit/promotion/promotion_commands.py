@@ -3,8 +3,10 @@
 import argparse
 import datetime as dt
 import json
+import sys
 import tempfile
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from emuedit.promotion import lineage, promote, rebuild
@@ -41,17 +43,19 @@ def add_commands(commands: Any) -> None:
 
 
 def format_models(versions: list[ModelVersion], aliases: dict[str, ModelVersion | None]) -> str:
-    """A table of versions, the newest first: number, aliases, success, date, commit, and what the gate said."""
-    lines = [f"{'version':>7}  {'aliases':22}{'success':>7}  {'registered':16}  {'commit':8}  {'data':8}  gate"]
+    """A table of versions, the newest first: number, aliases, success, date, commit, why it was made, what the gate said."""
+    lines = [
+        f"{'version':>7}  {'aliases':22}{'success':>7}  {'registered':16}  {'commit':8}  {'data':8}  {'why it ran':24}  gate"
+    ]
     for version in reversed(versions):
         tags = version.tags
         names = " ".join(alias for alias, holder in aliases.items() if holder and holder.number == version.number)
         state = tags.get(promote.STATE_TAG, "")
         gate_text = f"{state}: {tags.get(promote.REASON_TAG, '')}".strip(": ")
-        pairs = tags.get("dvc.data/dataset", "")[:8]
+        pairs, why = tags.get("dvc.data/dataset", "")[:8], shorten(tags.get(registry.WHY_TAG, "-"), 24, placeholder="...")
         lines.append(
             f"{version.number:7d}  {names:22}{tags.get('edit_success', '-'):>7}  {_date(version.created_ms):16}  "
-            f"{tags.get('git.commit', '-')[:8]:8}  {pairs:8}  {gate_text}"
+            f"{tags.get('git.commit', '-')[:8]:8}  {pairs:8}  {why:24}  {gate_text}"
         )
     return "\n".join(lines) if versions else "No version is registered yet; `uv run retrain` registers one."
 
@@ -84,7 +88,7 @@ def _roll_back(options: argparse.Namespace) -> int:
 
 def _list_models(options: argparse.Namespace) -> int:
     for move in alias_moves.repair():
-        print(f"repaired: move {move.number} to version {move.champion}, whose process had died")
+        print(f"repaired: move {move.number} to version {move.champion}, whose process had died", file=sys.stderr)
     if options.moves:
         moves = alias_moves.history()
         print(json.dumps([vars(move) for move in moves], indent=1) if options.json else format_moves(moves))

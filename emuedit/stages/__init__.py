@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from emuedit import config, params_check
 from emuedit.data.publish import Summary
-from emuedit.runtime import set_env_defaults
+from emuedit.runtime import keep_compiled_modules, set_env_defaults
 
 NETWORK_STATUS, OUT_OF_MEMORY_STATUS = 75, 71
 """Exit statuses of a stage whose network or service failed, and of one that ran out of memory: it may be tried again. They are
@@ -33,6 +33,7 @@ def stage_main(stage: str) -> NoReturn:
     kinds, 130 or 143 after ctrl-c or SIGTERM. All sections of `params.yaml` are checked first, also those of later stages.
     """
     set_env_defaults()
+    keep_compiled_modules()
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)  # also where a shell made the process ignore it
     try:

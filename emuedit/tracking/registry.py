@@ -21,6 +21,8 @@ from emuedit.tracking.stats import tracking_uri
 MODEL_NAME = "emuedit-editor"
 CONTENT_TAG = "emuedit.content"
 """Tag with equal values for versions with equal weights and metrics."""
+WHY_TAG = "reason"
+"""Tag of a run and its version: why the run was started."""
 SCHEME = "models:/"
 RUNS_SCHEME = "runs:/"
 SETTINGS_FILE = "settings.json"

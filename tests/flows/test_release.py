@@ -10,6 +10,7 @@ import pytest
 
 from emuedit.promotion import lineage, promote
 from emuedit.promotion.gate import GateError
+from emuedit.promotion.promotion_commands import format_models
 from emuedit.tracking import alias_moves, registry, runs, served_model
 from flows import dvc_graph, release
 
@@ -55,11 +56,13 @@ def test_from_first_model_to_refusal_to_next_champion(
 ) -> None:
     def retrain(success: float) -> release.RetrainResult:
         graph = finish_stages(success)
-        return release.finish(project, graph, release.start(project), {"network": 1.5}, register=True)
+        return release.finish(project, graph, release.start(project), {"network": 1.5}, True, "data: new captions")
 
     first = retrain(0.5)
     assert first.version is not None
     assert first.is_new
+    table = format_models(registry.all_versions(), {"champion": first.version})
+    assert "data: new captions" in table.splitlines()[1]
     assert registry.version_at("champion") == registry.version_at("challenger")
     assert registry.version_at("previous") is None
     assert release.find_registered(finish_stages(0.5)) is not None

@@ -41,7 +41,7 @@ def set_env_defaults(defaults: Mapping[str, str] = QUIET_ENV) -> None:
 
 
 def keep_compiled_modules() -> None:
-    """Write the modules that this process and those it starts compile, whatever PYTHONDONTWRITEBYTECODE says.
+    """Write what is compiled from now on, in this process and in those it starts, whatever PYTHONDONTWRITEBYTECODE says.
 
     Compiling what it imports takes a process up to 23 s, and a retrain has a dozen processes.
     """

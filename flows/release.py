@@ -238,11 +238,8 @@ def _register(root: Path, graph: dvc_graph.Graph, result: RetrainResult, reason:
     if version := registry.find_version(content_tag(graph)):
         return dataclasses.replace(result, version=version)
     overall = success_table(graph).get(system, {}).get("overall")
-    tags = {
-        **lineage(root, graph),
-        **({} if overall is None else {SUCCESS_TAG: f"{overall:.4f}"}),
-        **{promote.STATE_TAG: promote.PENDING, "run_id": result.run_id, registry.WHY_TAG: reason},
-    }
+    origin = {registry.WHY_TAG: reason, promote.STATE_TAG: promote.PENDING, "run_id": result.run_id}
+    tags = {**lineage(root, graph), **({} if overall is None else {SUCCESS_TAG: f"{overall:.4f}"}), **origin}
     files = {f"{origins.FOLDER}/{name}": root / name for name in origins.FILES if (root / name).exists()}
     runs.log_run(result.run_id, {}, {}, {}, files)
     folders = {name: root / path for name, path in model_parts(graph).items()}

@@ -23,14 +23,13 @@ class SwappedLLM:
         message = messages[-1]["content"]
         start = message.rfind("{")
         request: Mapping[str, str] = json.loads(message[start:])
-        other = json.dumps({**request, "task": SWAPPED.get(request["task"], request["task"])})
-        asked = [*messages[:-1], {**messages[-1], "content": message[:start] + other}]
+        other_task = json.dumps({**request, "task": SWAPPED.get(request["task"], request["task"])})
+        question = [*messages[:-1], {**messages[-1], "content": message[:start] + other_task}]
         try:
-            return json.dumps(
-                json.loads(answer) | {"instruction": json.loads(self._llm.write(asked, seed=seed, **options))["instruction"]}
-            )
-        except (json.JSONDecodeError, KeyError):  # one of the two has nothing to edit: its refusal is the answer
-            return answer
+            instruction = json.loads(self._llm.write(question, seed=seed, **options))["instruction"]
+            return json.dumps(json.loads(answer) | {"instruction": instruction})
+        except (json.JSONDecodeError, KeyError):  # one of the two refuses: there is nothing to swap, and no answer
+            return "{}"
 
 
 def swapped_llm() -> SwappedLLM:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +46,7 @@ class Timeline:
             yield outcome
             row["ok"] = True
         except BaseException as error:
-            row |= {"ok": False, "error": str(error)[-2000:]}
+            row |= {"ok": False, "error": f"{type(error).__name__}: {error}"[-2000:]}
             raise
         finally:
             row |= {"seconds": round(time.monotonic() - began), "outcome": "; ".join(outcome)}
@@ -87,25 +87,30 @@ class Clone:
         self.folder = folder
         self.environment = machine.environment | {"PYTHONPATH": str(folder)}
 
-    def start(self, *words: str | Path, log: Path | None = None) -> subprocess.Popen[str]:
-        """Start a command in a session of its own."""
-        out = log.open("w") if log else subprocess.PIPE
-        arguments = [str(word) for word in words]
-        return subprocess.Popen(
+    @contextmanager
+    def started(self, *words: str | Path) -> Iterator[subprocess.Popen[str]]:
+        """A command in a session of its own, which ends with the block."""
+        arguments, options = [str(word) for word in words], {"text": True, "start_new_session": True}
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        process: subprocess.Popen[str] = subprocess.Popen(
             arguments,
             cwd=self.folder,
             env=self.environment,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
+            **streams,
+            **options,
         )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
-    def run(self, *words: str | Path, expect: int | None = 0) -> str:
-        """Run a command; its output. Raises UnexpectedError for another exit status than `expect`; None takes any but 0."""
-        process = self.start(*words)
-        output, _ = process.communicate(timeout=TIMEOUT_S)
-        if (process.returncode == 0) if expect is None else (process.returncode != expect):
+    def run(self, *words: str | Path, expect: int = 0) -> str:
+        """Run a command; its output. Raises UnexpectedError for another exit status than `expect`."""
+        with self.started(*words) as process:
+            output, _ = process.communicate(timeout=TIMEOUT_S)
+        if process.returncode != expect:
             raise UnexpectedError(f"{' '.join(map(str, words))} ended with {process.returncode}: {output[-3000:]}")
         return output
 
@@ -128,15 +133,15 @@ class Clone:
         if self.run("git", "status", "--porcelain"):
             self.run("git", "commit", "-q", "-m", message)
 
-    def retrain(self, reason: str, *options: str, expect: int | None = 0) -> str:
+    def retrain(self, reason: str, *options: str, expect: int = 0) -> str:
         """`uv run retrain`; its output."""
         return self.run("retrain", "--reason", reason, *options, expect=expect)
 
     def read_environment(self, file: Path) -> None:
         """Take over the variables of a file that `emuedit up` wrote."""
         for line in file.read_text(encoding="utf-8").splitlines():
-            name, found, value = line.removeprefix("export ").partition("=")
-            if found:
+            name, sign, value = line.removeprefix("export ").partition("=")
+            if sign:
                 self.environment[name] = value.strip("'\"")
 
 
@@ -180,23 +185,23 @@ class ObjectStore:
             os.kill(self._pid, signal.SIGKILL)
 
 
-def wait_until(is_so: Any, limit_s: float, what: str, every_s: float = 1.0) -> None:
+def wait_until(is_so: Callable[[], object], limit_s: float, event: str, every_s: float = 1.0) -> None:
     """Ask until it is so. Raises UnexpectedError when that takes too long."""
     end = time.monotonic() + limit_s
     while not is_so():
         if time.monotonic() > end:
-            raise UnexpectedError(f"waited {limit_s:.0f} s in vain for {what}")
+            raise UnexpectedError(f"waited {limit_s:.0f} s in vain for {event}")
         time.sleep(every_s)
 
 
 def processes_of(words: Sequence[str], folder: Path) -> list[int]:
     """Ids of the live processes whose command line has all these words and whose working folder is `folder`."""
-    found = []
+    ids = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             line = (entry / "cmdline").read_bytes().decode().split("\0")
             if all(word in line for word in words) and (entry / "cwd").resolve() == folder.resolve():
-                found.append(int(entry.name))
+                ids.append(int(entry.name))
         except (OSError, UnicodeDecodeError):  # ended by now
             continue
-    return found
+    return ids

@@ -1,7 +1,7 @@
 """Tasks that the task predictor was never trained on: it knows them by the instructions of their packs' examples (ours).
 
 A logistic regression on the features of the trained T5 tells an instruction of a new task from those of the tasks that it was
-trained on. It is fitted when packs are added, in seconds, and T5 itself stays as it is. Shapes: B instructions, D the width of
+trained on. It is fitted at the first prediction after packs were added; T5 stays as it is. Shapes: B instructions, D the width of
 T5, M new tasks.
 """
 
@@ -24,7 +24,7 @@ KNOWN_INSTRUCTIONS = "known_instructions.json"
 PER_CLASS = 320
 """Texts that are kept of each class. With few of them, new wordings of a known task look like a new task (docs/log.md)."""
 PRIOR_ODDS = 0.25
-"""Of a new task against the known ones, beside the evidence of the text: it is chosen from about four fifths on."""
+"""Of a new task against one known task, beside the evidence of the text: between two, it is chosen from four fifths on."""
 _NOISE = WordingNoise()
 _VARIATIONS_KNOWN, _VARIATIONS_NEW = 1, 4
 _RIDGE = 1e-4

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 REMEMBERED_TEXTS = 2**16
+_TOKENIZER_LOCK = Lock()  # of all of them: several `TextEncoding`s may have the same tokenizer
 
 
 class Tokens(NamedTuple):
@@ -72,11 +74,16 @@ class TextEncoding:
         return any(tokens.is_cut for tokens in self._tokens(text))
 
     def _tokenize(self, text: str) -> tuple[_OneText, ...]:
-        """The text for each encoder, padded or cut to its length."""
+        """The text for each encoder, padded or cut to its length.
+
+        A tokenizer keeps padding and truncation as a state that each call sets, so only one thread may call it: batches are
+        prepared in a thread of their own.
+        """
         tokens = []
         for tokenizer in self.tokenizers:
             length = tokenizer.model_max_length
-            padded = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-            is_cut = len(tokenizer(text, verbose=False).input_ids) > length
+            with _TOKENIZER_LOCK:
+                padded = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+                is_cut = len(tokenizer(text, verbose=False).input_ids) > length
             tokens.append(_OneText(padded.input_ids[0], padded.attention_mask[0], is_cut))
         return tuple(tokens)

@@ -85,6 +85,9 @@ def run(params: TrainParams, root: Path) -> Summary:
     begin = start.resolve(params.start, params.world, root)
     recorded = params.model_dump(mode="json", exclude={"world", "device"}) | {"base_model": params.world.base_model}
     recorded |= {"start": begin.reference, "ancestors": list(begin.ancestors)}
+    if params.change_mask and not params.loss_weights.change_loss_weight:
+        advice = "set train.change_mask to false, or train.loss_weights.change_loss_weight above 0"
+        print(f"train: the change-mask head is not trained, so edits blend half of the picture in; {advice}", flush=True)
     world_size = n_processes(params.processes, params.batch_size, runtime.device)  # an uneven batch is an error now
 
     # Encode pairs and instructions once
@@ -108,13 +111,17 @@ def run(params: TrainParams, root: Path) -> Summary:
     print(f"train: from {begin.reference}, {n_pairs} pairs{earlier}, {world_size} processes, {runtime}", flush=True)
     smaller_passes = params.accumulation_steps * batch_divisor()
     if params.batch_size % (smaller_passes * world_size) == 0:
-        params = params.model_copy(update={"accumulation_steps": smaller_passes})
+        one_pass = smaller_passes == params.accumulation_steps  # after running out of memory a step has more of them
+        changes = {"accumulation_steps": smaller_passes, "cuda_graph": params.cuda_graph and one_pass}
+        params = params.model_copy(update=changes)
     job = (params, begin, latents, scratch)
     if params.accelerate_config is not None:
         run_accelerate(root / params.accelerate_config, _train, *job, runtime.device)
     elif world_size > 1:
         run_distributed(world_size, runtime.device, _train, *job, runtime.device)
     is_done = params.accelerate_config is not None or world_size > 1  # then the last step is read from its state
+    if is_done:
+        job = (params.model_copy(update={"cuda_graph": False}), *job[1:])
     editor = _train(*job, "cpu" if is_done else runtime.device, is_done)
     counts = {"steps": params.steps, "pairs": n_pairs, "held_out_pairs": len(cache.held_out)}
     counts |= {"replayed_pairs": n_earlier} if n_earlier else {}

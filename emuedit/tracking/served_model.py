@@ -41,13 +41,16 @@ def collect_example_errors() -> Iterator[list[str]]:
                 errors.append(record.getMessage().rsplit("Got error:", 1)[-1].strip())
 
     collector, logger = ErrorCollector(), logging.getLogger("mlflow.models.model")
-    level = logger.level
+    environment = logging.getLogger("mlflow.utils.environment")
+    level, environment_level = logger.level, environment.level
+    environment.setLevel(logging.ERROR)  # it misses pip, which environments of uv do not have
     logger.addHandler(collector)
     logger.setLevel(logging.WARNING)
     try:
         yield errors
     finally:
         logger.setLevel(level)
+        environment.setLevel(environment_level)
         logger.removeHandler(collector)
 
 

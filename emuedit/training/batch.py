@@ -30,7 +30,8 @@ class Batch:
 
     None: the pictures were not cropped, and all have the size of their latents."""
     tokens: tuple[Tokens, ...] | None = None
-    """What trained text encoders read: the empty text, then the instructions, each of them once; None where they are frozen."""
+    """What trained text encoders read: the empty text, then the instructions. None until `TrainableEditor.tokenized` added it,
+    and where they are frozen."""
     token_rows: Tensor | None = None  # of each sample's instruction in `tokens`, int64 [B]
 
     def __len__(self) -> int:
@@ -51,5 +52,5 @@ class Batch:
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; to a GPU it travels from page-locked memory while the GPU works on the step before."""
+    """A tensor on a device; to a CUDA GPU from page-locked memory, so that the CPU need not wait for the copy."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and x.device.type == "cpu" else x.to(device)

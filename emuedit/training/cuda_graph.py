@@ -50,10 +50,12 @@ class GraphedPasses:
                 self._losses = self._run(batch, draws)
             self._graph = graph
         else:
-            for own, new in zip(self._inputs, _tensors((batch, draws)), strict=True):
-                if own.shape != new.shape:
-                    raise ValueError(f"want inputs of one shape in every step of a CUDA graph, got {own.shape} and {new.shape}")
-                own.copy_(new, non_blocking=True)
+            for static, given in zip(self._inputs, _tensors((batch, draws)), strict=True):
+                if static.shape != given.shape:
+                    raise ValueError(
+                        f"want inputs of one shape in every step of a CUDA graph, got {static.shape} and {given.shape}"
+                    )
+                static.copy_(given, non_blocking=True)
         self._graph.replay()
         assert self._losses is not None
         return self._losses.clone()

@@ -184,7 +184,7 @@ class LatentCache:
         """
         if part == "pairs":
             path = latent_files.pairs_file(self._folder, self._index.shards[number])
-        elif size is not None:
+        elif part == "latents" and size is not None:
             path = latent_files.latents_file(self._folder, self._index.shards[number], size)
         else:
             key = NULL_TEXT if number < 0 else self._index.texts[number]

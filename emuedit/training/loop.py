@@ -119,6 +119,9 @@ class TrainLoop:
                 self._save(last)
                 if speed is not None:
                     speed.restart(done)
+        if self._graph is not None:  # and its memory, in which the gradients lie
+            self._graph = None
+            optimization.optimizer.zero_grad(set_to_none=True)
         optimization.use_average()
         self.editor.finish()
 
@@ -203,6 +206,7 @@ def _graph_of(
     got = {
         f"the device {accelerator.device.type}": accelerator.device.type != "cuda",
         f"{accelerator.num_processes} processes": accelerator.num_processes > 1,
+        "sharded weights": is_sharded(accelerator),
         f"pictures of {len(sizes)} sizes": len(sizes) > 1,
         f"{settings.accumulation_steps} accumulation steps": settings.accumulation_steps > 1,
         "float16": settings.dtype == "float16",

@@ -49,7 +49,8 @@ class TrainSettings(config.Params):
     """Compile the U-Net with torch.compile: worth its minutes in long runs on a GPU."""
     cuda_graph: bool = False
     """Launch the passes of a step as one CUDA graph: for a small U-Net on one GPU, whose kernels run faster than the CPU launches
-    them. Not with several processes, picture sizes or accumulation steps, nor with float16."""
+    them. Not with several processes, picture sizes or accumulation steps, nor with float16. Its activations are not shared with
+    evaluations, so it takes more memory than the estimate says."""
     optimizer: OptimizerName = "adamw"
     """adamw, or with 8-bit state adamw_8bit or paged_adamw_8bit (bitsandbytes, on a GPU)."""
     lora: LoraSettings | None = None

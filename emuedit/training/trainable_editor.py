@@ -63,7 +63,7 @@ class TrainableEditor(nn.Module):
             lora.add_adapters(unet, settings.lora, getattr(torch, settings.dtype) if half else torch.float32)
         if device.type == "cuda" and not is_sharded:
             self.to(memory_format=torch.channels_last)  # slower on a CPU
-            objective.move_noise_schedule(self.base_model.scheduler, device)
+        objective.move_noise_schedule(self.base_model.scheduler, device)
         use_unfused_attention_on_cpu(unet, self.text, self.dtype)
         if settings.gradient_checkpointing:
             unet.enable_gradient_checkpointing()

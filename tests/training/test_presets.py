@@ -22,6 +22,7 @@ def load(tmp_path: Path, **train: Any) -> TrainParams:
 def test_every_preset_is_a_complete_training_and_names_its_sources(name: str, tmp_path: Path) -> None:
     params = load(tmp_path, preset=name)
     assert params.batch_size % params.accumulation_steps == 0
+    assert params.loss_weights.change_loss_weight > 0 or not params.change_mask, "an untrained head blends half of the picture in"
     lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
     assert lines[0].startswith("# ")
     assert any(word in lines[0] + lines[1] for word in ("arXiv", "diffusers", "docs/log.md")), "where its numbers come from"

@@ -1,0 +1,232 @@
+"""The steps of a team's day: every one made by commands that a person or a schedule gives, and checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from harness.team_machine import SERVER_PORT, Clone, Machine, ObjectStore, Timeline, UnexpectedError, processes_of, wait_until
+
+FIRST_TASKS = ["background", "sketch"]
+ACCEPTED = ["kept_pairs", "pairs_per_task"]
+"""Checks of the data validation that so small a job cannot pass."""
+SMALL_JOB: dict[str, Any] = {
+    "captions": {"n_rows": 400},
+    "instructions": {"tasks": FIRST_TASKS, "n_captions": 24},
+    "router": {"epochs": 4, "folds": 2},
+    "validation": {"sample_pairs": 32, "accept": ACCEPTED},
+    "train": {"steps": 10, "batch_size": 8, "lr": 1e-5, "warmup_steps": 2},
+    "inversion": {"n_examples": 4, "n_held_out": 2, "steps": 4, "adapter_rank": 2},
+    "evaluation": {"tasks": ["background", "segment", "remove", "style"], "n_edits": 16, "systems": ["emuedit"]},
+}
+"""The editor stays about as good as the base editor in the tasks that its task predictor knows: at first one of the four that
+are measured."""
+SWAPPED_LLM = "bench.harness.swapped_llm:swapped_llm"
+BUCKET = "s3://emuedit-day/data"
+
+
+class Day:
+    """The team's machine with its servers, and the steps of the day."""
+
+    def __init__(self, machine: Machine, team: Clone, store: ObjectStore, timeline: Timeline) -> None:
+        self.machine, self.team, self.store, self.timeline = machine, team, store, timeline
+
+    def bootstrap(self) -> None:
+        """Servers, a bucket, the first commit."""
+        with self.timeline.step("bootstrap: servers and a bucket") as outcome:
+            lines = self.team.run("emuedit", "up", "--port-base", str(SERVER_PORT))
+            self.team.read_environment(self.team.folder / ".emuedit/env")
+            outcome.append(next(line for line in lines.splitlines() if line.startswith("database")))
+            self.team.run("emuedit", "status")
+            self.team.run("emuedit", "remote", "init", BUCKET, "--endpoint", self.store.url)
+            report = self.team.read_json("emuedit", "remote", "check", "--json", expect=self.check_status)
+            outcome.append(f"{self.store.name}, {len(report['checks'])} checks")
+            self.team.set_params(SMALL_JOB, "A small job")
+
+    @property
+    def check_status(self) -> int:
+        """moto lacks what a real store has; `remote check` then says so by its exit status."""
+        return 0 if self.store.is_ceph else 2
+
+    def end(self) -> None:
+        """End the servers."""
+        with self.timeline.step("servers down"):
+            self.team.run("emuedit", "down")
+
+    def schedule_fires(self) -> None:
+        """A schedule starts the first retrain; data are checked; the editor is registered and becomes champion."""
+        with self.timeline.step("a schedule fires: first retrain") as outcome:
+            start = datetime.now(UTC) + timedelta(seconds=60)  # a moment that has passed when the server hears of it waits a day
+            anchor = start.isoformat()
+            words = ("--interval", "86400", "--anchor-date", anchor)
+            self.team.run("prefect", "deployment", "schedule", "create", "retrain/weekly", *words)
+            wait_until(lambda: self.versions(), 1200, "the first registered version", every_s=5)
+            wait_until(lambda: self.champion() == 1 and not self.is_running(), 300, "version 1 as champion", every_s=5)
+            checks = json.loads((self.team.folder / "reports/validation/report.json").read_text(encoding="utf-8"))
+            outcome += [f"champion {self.success(1)}", f"data valid: {checks['verdict']}"]
+            self.team.commit("First editor")
+
+    def new_captions(self) -> None:
+        """More captions, and one task more: promoted, with the reason."""
+        with self.timeline.step("new captions arrive: retrain, promoted") as outcome:
+            more = {"n_captions": 32, "tasks": [*FIRST_TASKS, "segment"]}
+            self.team.set_params({"instructions": more}, "More captions, and segment")
+            self.team.retrain("data: 8 new captions", "--push")
+            self.expect_champion(2)
+            if "data: 8 new captions" not in (table := self.team.run("emuedit", "models")):
+                raise UnexpectedError(f"want the reason of the retrain in `emuedit models`, got {table}")
+            self.team.commit("Second editor")
+            outcome.append(f"champion {self.success(2)} after {self.success(1)}")
+
+    def nothing_changed(self) -> None:
+        """Without a change nothing runs."""
+        with self.timeline.step("nothing changed: retrain has nothing to do") as outcome:
+            began = time.monotonic()
+            output = self.team.retrain("schedule: weekly")
+            if "Nothing to do" not in output:
+                raise UnexpectedError(f"want nothing to do, got {output[-500:]}")
+            outcome.append(f"{time.monotonic() - began:.0f} s")
+
+    def worse_model(self) -> None:
+        """An editor that was trained on instructions of the wrong task is registered and refused."""
+        with self.timeline.step("a worse model (instructions of the wrong task): refused") as outcome:
+            self.team.set_params({"world": {"llm": SWAPPED_LLM}}, "Another LLM")
+            self.team.retrain("person: tries another LLM")
+            self.expect_champion(2, refused=3)
+            outcome.append(f"refused {self.success(3)}")
+            self.undo("Back to the first LLM")
+
+    def lost_task(self) -> None:
+        """A task is left out: the data validation stops it; accepted by a person, the editor is refused, also for that task."""
+        with self.timeline.step("a task is left out: stopped by the data validation") as outcome:
+            tasks = [*FIRST_TASKS, "remove", "style"]
+            self.team.set_params({"instructions": {"tasks": tasks}}, "remove and style in place of segment")
+            output = self.team.retrain("person: remove and style in place of segment", expect=1)
+            if "missing_tasks" not in output:
+                raise UnexpectedError(f"want the check missing_tasks, got {output[-1500:]}")
+            outcome.append("missing_tasks")
+        with self.timeline.step("accepted by a person: refused, also for the lost task") as outcome:
+            self.team.set_params({"validation": {"accept": [*ACCEPTED, "missing_tasks", "task_drift"]}}, "Accept it")
+            output = self.team.retrain("person: remove and style in place of segment")
+            self.expect_champion(2, refused=4)
+            gate = next(line for line in output.splitlines() if line.startswith("gate"))
+            if "segment" not in gate:
+                raise UnexpectedError(f"want a refusal for the task segment, got {gate}")
+            outcome.append(gate.removeprefix("gate").strip())
+            self.undo("segment again")
+
+    def killed_worker(self) -> None:
+        """The worker and its run are killed while they train; the next run goes on from there."""
+        with self.timeline.step("the worker is killed in the middle of a training: it goes on") as outcome:
+            changes = {
+                "instructions": {"tasks": [*FIRST_TASKS, "segment", "remove"]},
+                "train": {"steps": 40, "save_every_s": 1.0, "log_every_steps": 1},
+            }
+            self.team.set_params(changes, "One task more")
+            self.team.run("prefect", "deployment", "run", "retrain/weekly", "-p", "reason=person: one task more")
+            wait_until(lambda: self.steps_trained() >= 8, 900, "eight steps of the training", every_s=0.5)
+            victims = processes_of(["worker"], self.team.folder) + processes_of(["-m", "prefect.engine"], self.team.folder)
+            victims += processes_of(["-m", "prefect.flow_engine"], self.team.folder)
+            for victim in victims:
+                os.kill(victim, signal.SIGKILL)
+            wait_until(lambda: not processes_of(["-m", "emuedit.stages.train"], self.team.folder), 60, "the end of the stage")
+            outcome.append(f"killed {len(victims)} processes at step {self.steps_trained()} of 40")
+            self.team.run("emuedit", "up", "--port-base", str(SERVER_PORT))
+            output = self.team.retrain("person: one task more")
+            if "train: 0/40 steps" in output:
+                raise UnexpectedError("want a training that goes on, got one from its first step")
+            self.expect_champion(5)
+            self.team.commit("Third editor")
+            outcome.append(f"champion {self.success(5)}")
+
+    def store_stops(self) -> None:
+        """The store is gone in the middle of a push, and back."""
+        with self.timeline.step("the store stops in the middle of a push: the next push ends it") as outcome:
+            with self.team.started("dvc", "push", "-j", "1") as push:
+                time.sleep(6)
+                self.store.stop()
+                output, _ = push.communicate(timeout=600)
+            outcome.append(f"push ended with {push.returncode}")
+            if push.returncode == 0:
+                raise UnexpectedError(f"want a push that fails, got {output[-500:]}")
+            self.store.start_again()
+            self.team.run("dvc", "push")
+            status = self.team.run("dvc", "status", "--cloud")
+            if "in sync" not in status:
+                raise UnexpectedError(f"want a cache that is in sync, got {status[-500:]}")
+            self.team.run("emuedit", "remote", "publish")
+
+    def rollback(self) -> None:
+        """One command, and the previous champion is back."""
+        with self.timeline.step("rollback in one command") as outcome:
+            self.team.run("emuedit", "rollback")
+            self.expect_champion(2)
+            outcome.append("champion 2")
+
+    def second_machine(self, picture: Path) -> None:
+        """Another home folder: git and the remote give the data, the registry gives the champion, which edits a picture."""
+        with self.timeline.step("a second clone on an empty machine pulls the data and edits a picture") as outcome:
+            other = Machine(self.machine.path.parent / "other", self.store.variables)
+            clone = other.clone(self.team.folder, "clone")
+            clone.environment["MLFLOW_TRACKING_URI"] = self.team.environment["MLFLOW_TRACKING_URI"]
+            clone.run("dvc", "pull")
+            status = clone.run("dvc", "status")
+            if "up to date" not in status:
+                raise UnexpectedError(f"want data that are up to date, got {status[-1500:]}")
+            out = other.path / "edited.png"
+            words = ("--model", "models:/emuedit-editor@champion", "-o", out)
+            clone.run("emuedit", "edit", picture, "change the background to snow", *words)
+            outcome.append(f"{out.stat().st_size} bytes")
+
+    # What is asked of the registry and of the workspace
+
+    def versions(self) -> list[dict[str, Any]]:
+        """What `emuedit models --json` says."""
+        rows: list[dict[str, Any]] = self.team.read_json("emuedit", "models", "--json")
+        return rows
+
+    def champion(self) -> int | None:
+        """Number of the champion."""
+        return next((row["version"] for row in self.versions() if "champion" in row["aliases"]), None)
+
+    def success(self, version: int) -> str:
+        """A version with its edit success."""
+        row = next(row for row in self.versions() if row["version"] == version)
+        return f"{version} ({float(row['tags']['edit_success']):.2f})"
+
+    def expect_champion(self, version: int, refused: int | None = None) -> None:
+        """Raises UnexpectedError for another champion, and where a refused version is not the newest."""
+        newest = max(row["version"] for row in self.versions())
+        if self.champion() != version or (refused or newest) != newest:
+            table = self.team.run("emuedit", "models")
+            raise UnexpectedError(f"want version {version} as champion and {refused or newest} as the newest, got {table}")
+
+    def is_running(self) -> bool:
+        """Whether a stage or a flow works in the team's clone."""
+        return bool(
+            processes_of(["-m", "prefect.engine"], self.team.folder)
+            or processes_of(["-m", "prefect.flow_engine"], self.team.folder)
+        )
+
+    def steps_trained(self) -> int:
+        """The last step that the training in scratch has logged."""
+        files = sorted((self.team.folder / "scratch/train").glob("*/stats.jsonl"), key=lambda file: file.stat().st_mtime)
+        rows = [json.loads(line) for line in files[-1].read_text().splitlines()] if files else []
+        return max((row["step"] for row in rows if "step" in row), default=0)
+
+    def undo(self, message: str) -> None:
+        """The params and the lock file of the second editor again, with its outputs."""
+        self.team.run("git", "add", "-A")
+        self.team.run("git", "commit", "-q", "-m", "What was refused", "--allow-empty")
+        self.team.run("git", "checkout", self.good_commit(), "--", "params.yaml", "dvc.lock")
+        self.team.commit(message)
+        self.team.run("dvc", "checkout", "--force")
+
+    def good_commit(self) -> str:
+        """The commit of the second editor."""
+        return self.team.run("git", "log", "--grep", "Second editor", "--format=%H", "-1").strip()

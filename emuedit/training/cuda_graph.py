@@ -50,12 +50,12 @@ class GraphedPasses:
                 self._losses = self._run(batch, draws)
             self._graph = graph
         else:
-            for static, given in zip(self._inputs, _tensors((batch, draws)), strict=True):
-                if static.shape != given.shape:
+            for address, value in zip(self._inputs, _tensors((batch, draws)), strict=True):
+                if address.shape != value.shape:
                     raise ValueError(
-                        f"want inputs of one shape in every step of a CUDA graph, got {static.shape} and {given.shape}"
+                        f"want inputs of one shape in every step of a CUDA graph, got {address.shape} and {value.shape}"
                     )
-                static.copy_(given, non_blocking=True)
+                address.copy_(value, non_blocking=True)
         self._graph.replay()
         assert self._losses is not None
         return self._losses.clone()

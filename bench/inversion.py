@@ -89,7 +89,7 @@ def plan(quick: bool) -> list[tuple[str, str, int, int]]:
     counts = [(task, "adapter", n, 0) for n in EXAMPLES if n != 30 for task in TASKS[:2]]
     seeds = [(task, "adapter", 30, seed) for seed in SEEDS[1:] for task in TASKS]
     rest = [(task, method, n, seed) for seed in SEEDS for n in EXAMPLES for method in METHODS for task in TASKS]
-    return list(dict.fromkeys(main + others + counts + seeds + rest))
+    return list(dict.fromkeys(main + others + seeds + counts + rest))
 
 
 def draw_chart(results: list[dict[str, Any]], path: Path) -> None:

@@ -28,6 +28,8 @@ SMALL_JOB: dict[str, Any] = {
 are measured."""
 SWAPPED_LLM = "bench.harness.swapped_llm:swapped_llm"
 BUCKET = "s3://emuedit-day/data"
+N_FILES = 300
+"""Files of 1 MiB whose push is interrupted."""
 
 
 class Day:
@@ -147,8 +149,15 @@ class Day:
     def store_stops(self) -> None:
         """The store is gone in the middle of a push, and back."""
         with self.timeline.step("the store stops in the middle of a push: the next push ends it") as outcome:
+            n_before = self.store.n_objects()
+            folder = self.team.folder / "imported/pairs"  # enough to be sent for a while
+            folder.mkdir(parents=True)
+            for number in range(N_FILES):
+                (folder / f"{number:04}.bin").write_bytes(os.urandom(2**20))
+            self.team.run("dvc", "add", "imported/pairs")
+            self.team.commit("Imported pairs")
             with self.team.started("dvc", "push", "-j", "1") as push:
-                time.sleep(6)
+                wait_until(lambda: self.store.n_objects() > n_before + N_FILES // 10, 120, "a tenth of the files", every_s=0.2)
                 self.store.stop()
                 output, _ = push.communicate(timeout=600)
             outcome.append(f"push ended with {push.returncode}")

@@ -162,6 +162,18 @@ class ObjectStore:
                 [sys.executable, "-m", "moto.server", "-p", str(STORE_PORT)], stderr=subprocess.DEVNULL
             ).pid
 
+    def n_objects(self) -> int:
+        """How many objects its buckets have."""
+        import boto3
+
+        client = boto3.client(
+            "s3", endpoint_url=self.url, aws_access_key_id=_KEYS["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=_KEYS["AWS_SECRET_ACCESS_KEY"], region_name=_KEYS["AWS_DEFAULT_REGION"],
+        )  # fmt: skip
+        pages = client.get_paginator("list_objects_v2")
+        names = [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]
+        return sum(page["KeyCount"] for name in names for page in pages.paginate(Bucket=name))
+
     def stop(self) -> None:
         """Kill the gateway; moto, which keeps everything in memory, only stands still."""
         os.kill(self._pid, signal.SIGKILL if self.is_ceph else signal.SIGSTOP)

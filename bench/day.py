@@ -3,13 +3,12 @@
 `uv run python bench/day.py [--quick]` writes `bench/results/day.json`, the timeline; its last line is the same JSON. A clone of
 the committed project gets a small job (four tasks, a few captions), PostgreSQL where it is installed, MLflow, Prefect with a
 worker, and an object store. Every step is made by the commands that a person or a schedule gives, and checked. The editors are
-better or worse by the tasks that the data have, and by instructions of the wrong task. Ends at the first
-step that fails. `--quick` only brings everything up and down. Linux only.
+better or worse by the tasks that the data have, and by instructions of the wrong task. Ends at the first step that fails.
+`--quick` only brings everything up and down. Linux only.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import signal
 import tempfile
@@ -50,8 +49,7 @@ def draw_picture(path: Path) -> Path:
 
 def main() -> None:
     """The day, written and printed however far it came."""
-    parser = command.argument_parser(__doc__, quick="bring everything up and down")
-    args: argparse.Namespace = parser.parse_args()
+    args = command.argument_parser(__doc__, quick="bring everything up and down").parse_args()
     timeline = Timeline()
     for number in (signal.SIGTERM, signal.SIGINT):  # the servers end with it, also where a shell made it ignore ctrl-c
         signal.signal(number, signal.default_int_handler)

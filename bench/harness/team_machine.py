@@ -11,13 +11,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from emuedit import config
+from emuedit.operations.bucket import Bucket, RemoteLocation
 from harness import command
 
 STORE_PORT, SERVER_PORT = 6158, 9500
@@ -90,14 +92,14 @@ class Clone:
     @contextmanager
     def started(self, *words: str | Path) -> Iterator[subprocess.Popen[str]]:
         """A command in a session of its own, which ends with the block."""
-        arguments, options = [str(word) for word in words], {"text": True, "start_new_session": True}
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        process: subprocess.Popen[str] = subprocess.Popen(
-            arguments,
+        process = subprocess.Popen(
+            [str(word) for word in words],
             cwd=self.folder,
             env=self.environment,
-            **streams,
-            **options,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
         try:
             yield process
@@ -162,17 +164,11 @@ class ObjectStore:
                 [sys.executable, "-m", "moto.server", "-p", str(STORE_PORT)], stderr=subprocess.DEVNULL
             ).pid
 
-    def n_objects(self) -> int:
-        """How many objects its buckets have."""
-        import boto3
-
-        client = boto3.client(
-            "s3", endpoint_url=self.url, aws_access_key_id=_KEYS["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=_KEYS["AWS_SECRET_ACCESS_KEY"], region_name=_KEYS["AWS_DEFAULT_REGION"],
-        )  # fmt: skip
-        pages = client.get_paginator("list_objects_v2")
-        names = [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]
-        return sum(page["KeyCount"] for name in names for page in pages.paginate(Bucket=name))
+    def n_objects(self, url: str) -> int:
+        """How many objects lie below `s3://bucket/prefix`."""
+        access_key, secret_key, region = _KEYS.values()
+        place = replace(RemoteLocation.parse(url, self.url, region), access_key=access_key, secret_key=secret_key)
+        return len(Bucket(place).sizes(""))
 
     def stop(self) -> None:
         """Kill the gateway; moto, which keeps everything in memory, only stands still."""
@@ -208,12 +204,7 @@ def wait_until(is_so: Callable[[], object], limit_s: float, event: str, every_s:
 
 def processes_of(words: Sequence[str], folder: Path) -> list[int]:
     """Ids of the live processes whose command line has all these words and whose working folder is `folder`."""
-    ids = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (entry / "cmdline").read_bytes().decode().split("\0")
-            if all(word in line for word in words) and (entry / "cwd").resolve() == folder.resolve():
-                ids.append(int(entry.name))
-        except (OSError, UnicodeDecodeError):  # ended by now
-            continue
-    return ids
+    cwd = str(folder.resolve())
+    processes = psutil.process_iter(["cmdline", "cwd"])
+    here = [process for process in processes if process.info["cwd"] == cwd]
+    return [process.pid for process in here if set(words) <= set(process.info["cmdline"] or ())]

@@ -103,10 +103,9 @@ class TextToImageModel:
 
     def as_null(self, empty: TextCondition) -> TextCondition:
         """The encoded empty text as the null condition: itself, without gradients, or all zeros (see `null_text`)."""
-        as_is = not getattr(self.pipeline.config, "force_zeros_for_empty_prompt", False)
-        hidden, pooled = (x if x is None else x.detach() if as_is else torch.zeros_like(x) for x in (empty.hidden, empty.pooled))
-        assert hidden is not None
-        return TextCondition(hidden, pooled)
+        is_zero = getattr(self.pipeline.config, "force_zeros_for_empty_prompt", False)
+        as_null = torch.zeros_like if is_zero else torch.Tensor.detach
+        return TextCondition(as_null(empty.hidden), None if empty.pooled is None else as_null(empty.pooled))
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> scaled latents, float32 [B, C, h, w] (the mean, not a sample)."""

@@ -111,8 +111,7 @@ def run(params: TrainParams, root: Path) -> Summary:
     print(f"train: from {begin.reference}, {n_pairs} pairs{earlier}, {world_size} processes, {runtime}", flush=True)
     smaller_passes = params.accumulation_steps * batch_divisor()
     if params.batch_size % (smaller_passes * world_size) == 0:
-        one_pass = smaller_passes == params.accumulation_steps  # after running out of memory a step has more of them
-        changes = {"accumulation_steps": smaller_passes, "cuda_graph": params.cuda_graph and one_pass}
+        changes = {"accumulation_steps": smaller_passes, "cuda_graph": params.cuda_graph and batch_divisor() == 1}
         params = params.model_copy(update=changes)
     job = (params, begin, latents, scratch)
     if params.accelerate_config is not None:
@@ -120,8 +119,6 @@ def run(params: TrainParams, root: Path) -> Summary:
     elif world_size > 1:
         run_distributed(world_size, runtime.device, _train, *job, runtime.device)
     is_done = params.accelerate_config is not None or world_size > 1  # then the last step is read from its state
-    if is_done:
-        job = (params.model_copy(update={"cuda_graph": False}), *job[1:])
     editor = _train(*job, "cpu" if is_done else runtime.device, is_done)
     counts = {"steps": params.steps, "pairs": n_pairs, "held_out_pairs": len(cache.held_out)}
     counts |= {"replayed_pairs": n_earlier} if n_earlier else {}
@@ -134,6 +131,8 @@ def _train(
     params: TrainParams, begin: Start, latents: Path, scratch: Path, device: str, is_done: bool = False
 ) -> TrainableEditor:
     """The training of one process: make an editor of the base model, the same in every process, and run the loop."""
+    if is_done:  # no step is left that a graph could launch
+        params = params.model_copy(update={"cuda_graph": False})
     cache = LatentCache(latents, params.held_out_share)
     net, base_model = begin.editor(cache.tasks, params.task_embedding_dim, params.change_mask, params.seed)
     cache = cache.with_tasks(net.table.names)

@@ -8,20 +8,22 @@ whose threads wait for each other at every operator.
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
+import multiprocessing.connection
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes  # type: ignore[attr-defined]
 
 from emuedit.runtime import KEEP_FREED_MEMORY, available_cores, die_with_parent, set_env_defaults
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+_FAILURE = "failure"  # the trace of the process that failed first
 
 
 class DistributedError(RuntimeError):
@@ -58,7 +61,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return str(accelerator.distributed_type).endswith("FSDP")
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_accelerator(device: str = "cpu", dtype: str = "float32", find_unused_parameters: bool = False) -> Iterator[Accelerator]:
     """The Accelerator of this process for one training; afterwards another may be opened with other settings.
 
@@ -93,15 +96,16 @@ def run_distributed(world_size: int, device: str, work: Callable[..., object], *
     """
     set_env_defaults(KEEP_FREED_MEMORY)  # read by the new processes
     with tempfile.TemporaryDirectory() as folder:
-        start: Any = torch.multiprocessing.start_processes  # type: ignore[attr-defined]
-        rendezvous = str(Path(folder, "rendezvous"))
         earlier = set(multiprocessing.active_children())
+        death = ""
         try:
-            start(_run_process, (world_size, device, rendezvous, work, args), world_size, start_method="spawn")
-        except torch.multiprocessing.ProcessExitedException as error:  # type: ignore[attr-defined]
-            raise DistributedError(f"a training process died ({error})") from error
-        except torch.multiprocessing.ProcessRaisedException as error:  # type: ignore[attr-defined]
-            raise DistributedError(f"a training process failed: {_explain(str(error))}") from error
+            arguments = (world_size, device, folder, work, args)
+            context = start_processes(_run_process, arguments, world_size, join=False, start_method="spawn")
+            death = _wait(context.processes)
+            while not context.join():  # ends the others where one failed, and raises its error
+                pass
+        except (ProcessExitedException, ProcessRaisedException) as error:
+            raise DistributedError(death or _first_failure(Path(folder), str(error))) from error
         finally:
             for child in set(multiprocessing.active_children()) - earlier:  # this process was interrupted
                 child.kill()
@@ -116,8 +120,8 @@ def run_accelerate(config: Path, work: Callable[..., object], *args: Any) -> Non
     if not config.is_file():
         raise FileNotFoundError(f"want a config file of accelerate, got {config}, which is no file; see infra/accelerate/")
     with tempfile.TemporaryDirectory() as folder:
-        call, failure = Path(folder, "call"), Path(folder, "failure")
-        call.write_bytes(pickle.dumps((work, args, failure)))
+        call = Path(folder, "call")
+        call.write_bytes(pickle.dumps((work, args)))
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "-m", __name__, str(call)]
         child = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)  # noqa: S603
         try:
@@ -127,8 +131,35 @@ def run_accelerate(config: Path, work: Callable[..., object], *args: Any) -> Non
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
         if status:
-            reason = failure.read_text() if failure.exists() else f"`accelerate launch` ended with exit status {status}"
-            raise DistributedError(f"a training process failed: {_explain(reason)}")
+            raise DistributedError(_first_failure(Path(folder), f"`accelerate launch` ended with exit status {status}"))
+
+
+def _record_failure(folder: Path, error: Exception) -> None:
+    """Keep the trace of the process that failed first: the others fail after it, because they lose the connection."""
+    trace = Path(folder, f"trace-{os.getpid()}")
+    trace.write_text("".join(traceback.format_exception(error)))
+    with contextlib.suppress(FileExistsError):
+        os.link(trace, Path(folder, _FAILURE))
+
+
+def _first_failure(folder: Path, otherwise: str) -> str:
+    """Why the processes ended: the failure that was recorded first, or `otherwise`."""
+    failure = Path(folder, _FAILURE)
+    return f"a training process failed: {_explain(failure.read_text() if failure.exists() else otherwise)}"
+
+
+def _wait(processes: Sequence[multiprocessing.Process]) -> str:
+    """Wait until all processes have ended or one has failed. Returns which one died by a signal, or an empty text."""
+    while (alive := [process for process in processes if process.is_alive()]) and not any(
+        process.exitcode for process in processes
+    ):
+        multiprocessing.connection.wait([process.sentinel for process in alive])
+    for rank, process in enumerate(processes):
+        status = process.exitcode or 0
+        if status < 0:
+            cause = ", perhaps because memory ran out" if status == -signal.SIGKILL else ""
+            return f"a training process died (process {rank} by {signal.Signals(-status).name}{cause})"
+    return ""
 
 
 def _explain(trace: str) -> str:
@@ -138,9 +169,9 @@ def _explain(trace: str) -> str:
 
 
 def _run_process(
-    rank: int, world_size: int, device: str, rendezvous: str, work: Callable[..., object], args: tuple[Any, ...]
+    rank: int, world_size: int, device: str, folder: str, work: Callable[..., object], args: tuple[Any, ...]
 ) -> None:
-    """One process of `run_distributed`. The rendezvous is a file, because a port may be taken before it is used."""
+    """One process of `run_distributed`. The rendezvous is a file in the folder: a port may be taken before it is used."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c reaches the whole process group; the parent decides
     die_with_parent()
     n_threads = max(1, available_cores() // world_size)
@@ -150,26 +181,28 @@ def _run_process(
     if device == "cuda":
         torch.cuda.set_device(rank)
     backend = "nccl" if device == "cuda" else "gloo"
-    distributed.init_process_group(backend, init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
     try:
+        distributed.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
         work(*args)
+    except Exception as error:
+        _record_failure(Path(folder), error)  # before the connection is closed, which lets the others fail
+        raise
     finally:
-        distributed.destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
-def _run_launched(file: str) -> None:
-    """One process of `run_accelerate`."""
+def _run_launched(call: Path) -> None:
+    """One process of `run_accelerate`, whose launcher loses the trace of a failure."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
-    work, args, failure = pickle.loads(Path(file).read_bytes())  # noqa: S301  written by run_accelerate
+    work, args = pickle.loads(call.read_bytes())  # noqa: S301  written by run_accelerate
     try:
         work(*args)
-    except Exception as error:  # the trace is lost in the launcher's own
-        import traceback
-
-        failure.write_text("".join(traceback.format_exception(error)))
+    except Exception as error:
+        _record_failure(call.parent, error)
         raise
 
 
 if __name__ == "__main__":
-    _run_launched(sys.argv[1])
+    _run_launched(Path(sys.argv[1]))

@@ -1,7 +1,9 @@
 """Work for training processes that import no networks: they start in a third of the time."""
 
+import atexit
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -15,6 +17,16 @@ def fail_in_process(message: str) -> None:
     if os.environ["RANK"] == "1":
         raise TrainingError(message) if message else ZeroDivisionError("a bug")
     signal.pause()
+
+
+def fail_while_the_others_wait(how: str) -> None:
+    """Let the second process raise an error (and end slowly) or die while the first one waits for its tensor."""
+    if os.environ["RANK"] == "1":
+        if how == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        atexit.register(time.sleep, 3)
+        raise TrainingError("want a finite loss, got nan")
+    torch.distributed.all_reduce(torch.ones(2))
 
 
 def write_rank(folder: str) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from emuedit.training import distributed
 from emuedit.training.distributed import DistributedError, n_processes, open_accelerator, run_accelerate, run_distributed, shard
-from tests.training.light_processes import fail_in_process, write_rank
+from tests.training.light_processes import fail_in_process, fail_while_the_others_wait, write_rank
 
 SCRIPT = """
 import os, signal, sys, time
@@ -57,6 +57,19 @@ def test_a_failure_in_one_process_ends_all_and_is_explained() -> None:
         run_distributed(2, "cpu", fail_in_process, "want a finite loss, got nan")
     with pytest.raises(DistributedError, match=r"(?s)a training process failed: .*fail_in_process.*ZeroDivisionError: a bug$"):
         run_distributed(2, "cpu", fail_in_process, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raise", r"^a training process failed: want a finite loss, got nan$"),
+        ("die", r"^a training process died \(process 1 by SIGKILL, perhaps because memory ran out\)$"),
+    ],
+)
+def test_the_first_failure_is_shown_not_the_connections_that_the_others_lost(how: str, message: str) -> None:
+    with pytest.raises(DistributedError, match=message):
+        run_distributed(2, "cpu", fail_while_the_others_wait, how)
 
 
 def test_the_shards_of_all_processes_make_up_the_batch() -> None:

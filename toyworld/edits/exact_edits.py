@@ -1,21 +1,25 @@
 """Edits with known results for every task: input, instruction, exact result, and plausible wrong results."""
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from emuedit.tasks import HELD_OUT, TASKS, get_task
-from toyworld.edits import exact_judge, exact_targets, phrasings
+from toyworld.edits import exact_judge, exact_targets, phrasings, task_judge
 from toyworld.edits.exact_judge import Judgement, edit_region
 from toyworld.edits.exact_targets import FILTERS
 from toyworld.edits.scene_changes import CHANGES, add, scenes_with_object
 from toyworld.scenes import render
 from toyworld.scenes.caption_grammar import all_captions, referring_expression, slot_noun, wording_rng
-from toyworld.scenes.palette import BACKGROUNDS, COLOURS, CONDITIONS, PERSON
+from toyworld.scenes.palette import BACKGROUNDS, COLOURS, CONDITIONS, PERSON, SHAPES
 from toyworld.scenes.scene import EMPTY, SLOTS, Scenes, pick, scene_numbers, uniform
 
 GREY = 128
 """Value of the pixels that the task `inpaint` must fill."""
+MIN_CHANGED_PX = 24
+"""A wrong result of which less is wrong cannot be distinguished from the exact one."""
 NIGHT = CONDITIONS.index("night")
 
 
@@ -31,12 +35,23 @@ class Edits:
     objects: list[str]  # noun of the edited object, '' where the task edits the whole image
     before: np.ndarray
     exact: np.ndarray
-    alternatives: np.ndarray  # uint8 [N, K, 64, 64, 3]: other values of the edited attribute, or results of other tasks
     source: Scenes  # the scenes in `before`; if `before` is a map, the scenes from which the map was rendered
+    render_alternatives: Callable[[], Iterable[np.ndarray]]  # K times uint8 [N, 64, 64, 3]
+
+    @cached_property
+    def alternatives(self) -> np.ndarray:
+        """uint8 [N, K, 64, 64, 3]: wrong results, with other values of the edited attribute or of another task.
+
+        The input takes the place of those that can hardly be seen to differ from the exact result in the edit region.
+        """
+        alternatives = np.stack(list(self.render_alternatives()), 1)
+        differs = exact_judge.l1(alternatives, self.exact[:, None]) > exact_judge.CHANGED_L1
+        n_changed = (differs & edit_region(self.before, self.exact)[:, None]).sum((2, 3))
+        return np.where((n_changed < MIN_CHANGED_PX)[..., None, None, None], self.before[:, None], alternatives)
 
     def judge(self, output: np.ndarray) -> Judgement:
         """Judge an editor's outputs, uint8 `[N, 64, 64, 3]`, against the exact results."""
-        return exact_judge.judge(output, self.before, self.exact, self.alternatives)
+        return task_judge.judge(self.task, output, self.before, self.exact, self.alternatives)
 
 
 def build_edits(task: str, split: str, start: int, n: int) -> Edits:
@@ -94,8 +109,8 @@ def _scene_edits(task: str, numbers: np.ndarray) -> Edits:
         objects=[slot_noun(scenes_with_edited_object, n, s) if edits_object else "" for n, s in enumerate(change.slots)],
         before=render.images(change.source),
         exact=render.images(change.target),
-        alternatives=np.stack([render.images(other) for other in change.alternatives], 1),
         source=change.source,
+        render_alternatives=lambda: [render.images(other) for other in change.alternatives],
     )
 
 
@@ -108,8 +123,10 @@ def _annotation_edits(task: str, numbers: np.ndarray) -> Edits:
         annotate, annotate_otherwise, templates = exact_targets.detect, exact_targets.segment, phrasings.DETECT
     else:
         annotate, annotate_otherwise, templates = exact_targets.segment, exact_targets.detect, phrasings.SEGMENT
-    alternatives = [annotate(truth, (slots + k) % SLOTS) for k in range(1, SLOTS)]
-    alternatives.append(annotate_otherwise(truth, slots))
+
+    def render_alternatives() -> list[np.ndarray]:
+        return [*(annotate(truth, (slots + k) % SLOTS) for k in range(1, SLOTS)), annotate_otherwise(truth, slots)]
+
     nouns = [slot_noun(source, n, slot) for n, slot in enumerate(slots)]
     return Edits(
         task=task,
@@ -123,8 +140,8 @@ def _annotation_edits(task: str, numbers: np.ndarray) -> Edits:
         objects=nouns,
         before=truth.images,
         exact=annotate(truth, slots),
-        alternatives=np.stack(alternatives, 1),
         source=source,
+        render_alternatives=render_alternatives,
     )
 
 
@@ -134,18 +151,19 @@ def _map_edits(task: str, numbers: np.ndarray) -> Edits:
     truth = render.truth(source)
     captions = all_captions(source)
     map_captions = [phrasings.MAP_CAPTION[task].format(caption=caption) for caption in captions]
-    maps = {kind: _render_map(kind, source, truth) for kind in phrasings.MAPS}
+    exact_map = _render_map(task, source, truth)
     from_map = uniform(numbers, "reverse") < 0.5
     to_map_templates = phrasings.MAPS[task] + phrasings.SHARED.get((task, ""), ())
     templates = [phrasings.FROM_MAP[task] if reverse else to_map_templates for reverse in from_map]
     reverse_images = from_map[:, None, None, None]  # broadcasts over [N, 64, 64, 3]
-    empty = _without_objects(source)
-    empty_truth = render.truth(empty)
-    other_maps = [maps[kind] for kind in phrasings.MAPS if kind != task] + [_render_map(task, empty, empty_truth)]
-    alternatives = [
-        np.where(reverse_images, image, map_image)
-        for image, map_image in zip([*_wrong_images(source, slots), empty_truth.images], other_maps, strict=True)
-    ]
+
+    def render_alternatives() -> Iterator[np.ndarray]:
+        for scenes in _wrong_scenes(source):
+            wrong = render.truth(scenes)
+            yield np.where(reverse_images, wrong.images, _render_map(task, scenes, wrong))
+        for kind in phrasings.MAPS:
+            yield np.where(reverse_images, exact_map, _render_map(kind, source, truth))
+
     return Edits(
         task=task,
         numbers=numbers,
@@ -153,22 +171,28 @@ def _map_edits(task: str, numbers: np.ndarray) -> Edits:
         input_captions=[map_captions[n] if reverse else captions[n] for n, reverse in enumerate(from_map)],
         output_captions=[captions[n] if reverse else map_captions[n] for n, reverse in enumerate(from_map)],
         objects=[""] * len(numbers),
-        before=np.where(reverse_images, maps[task], truth.images),
-        exact=np.where(reverse_images, truth.images, maps[task]),
-        alternatives=np.stack(alternatives, 1),
+        before=np.where(reverse_images, exact_map, truth.images),
+        exact=np.where(reverse_images, truth.images, exact_map),
         source=source,
+        render_alternatives=render_alternatives,
     )
 
 
-def _wrong_images(source: Scenes, slots: np.ndarray) -> list[np.ndarray]:
-    """Four images that contradict a map: object recoloured, object removed, another background, another light."""
+def _wrong_scenes(source: Scenes) -> Iterator[Scenes]:
+    """Scenes that a result must not show: without objects, in other light, elsewhere, or with one object absent or changed."""
+    yield _without_objects(source)
+    yield replace(source, condition=np.where(source.condition == NIGHT, 0, NIGHT).astype(np.int16))
+    for k in range(1, len(BACKGROUNDS)):
+        yield replace(source, background=(source.background + k) % len(BACKGROUNDS))
     rows = np.arange(len(source))
-    recoloured = source.replace_fields(rows, slots, colour=(source.colour[rows, slots] + 3) % len(COLOURS))
-    without_object = source.replace_fields(rows, slots, kind=EMPTY)
-    other_background = replace(source, background=(source.background + 1) % len(BACKGROUNDS))
-    day_night_swapped = np.where(source.condition == NIGHT, 0, NIGHT).astype(np.int16)
-    other_light = replace(source, condition=day_night_swapped)
-    return [render.images(scenes) for scenes in (recoloured, without_object, other_background, other_light)]
+    for slot in range(SLOTS):
+        present = rows[source.present[:, slot]]
+        slots = np.full(len(present), slot)
+        yield source.replace_fields(present, slots, kind=EMPTY)
+        for k in range(1, len(SHAPES)):
+            yield source.replace_fields(present, slots, kind=(source.kind[present, slot] + k) % len(SHAPES), variant=0)
+        for k in range(1, len(COLOURS)):
+            yield source.replace_fields(present, slots, colour=(source.colour[present, slot] + k) % len(COLOURS))
 
 
 def _without_objects(source: Scenes) -> Scenes:
@@ -197,7 +221,6 @@ def _color_edits(numbers: np.ndarray) -> Edits:
     names = [FILTERS[i] for i in filter_ids]
     captions = all_captions(source)
     templates = [phrasings.COLOR[name] + phrasings.SHARED.get(("color", name), ()) for name in names]
-    alternatives = [exact_targets.apply_colour_filter(before, (filter_ids + k) % len(FILTERS)) for k in range(1, len(FILTERS))]
     return Edits(
         task="color",
         numbers=numbers,
@@ -207,8 +230,10 @@ def _color_edits(numbers: np.ndarray) -> Edits:
         objects=[""] * len(numbers),
         before=before,
         exact=exact_targets.apply_colour_filter(before, filter_ids),
-        alternatives=np.stack(alternatives, 1),
         source=source,
+        render_alternatives=lambda: [
+            exact_targets.apply_colour_filter(before, (filter_ids + k) % len(FILTERS)) for k in range(1, len(FILTERS))
+        ],
     )
 
 
@@ -218,23 +243,24 @@ def _held_out_edits(task: str, numbers: np.ndarray) -> Edits:
     if task == "add_detect":
         change = add(numbers)
         source, slots, values = change.source, change.slots, change.values
-        target_truth = render.truth(change.target)
-        before, exact = render.images(source), exact_targets.detect(target_truth, slots)
-        alternatives = [target_truth.images]
+        truth = render.truth(change.target)
+        before, exact = render.images(source), exact_targets.detect(truth, slots)
     else:
         source, slots = scenes_with_object(numbers, clear_photo=task == "superres")  # pixel art is coarse already
         truth = render.truth(source)
-        alternatives = [exact_targets.depth(truth), exact_targets.sketch(truth), *_wrong_images(source, slots)[:2]]
-        if task == "superres":
-            before, exact = exact_targets.downsample_4x(truth.images), truth.images
-        elif task == "contour":
-            before, exact = truth.images, exact_targets.contour(truth)
-            alternatives.append(exact_targets.contour(render.truth(_without_objects(source))))
-        elif task == "cutout":
-            before, exact = truth.images, exact_targets.cutout(truth)
-            alternatives.append(exact_targets.segmap(source, truth))
-        else:
-            before, exact = _cut_hole(source, slots, truth.images), truth.images
+        before, exact = truth.images, _held_out_result(task, truth)
+    if task == "superres":
+        before = exact_targets.downsample_4x(before)
+    elif task == "inpaint":
+        before = _cut_hole(source, slots, before)
+
+    def render_alternatives() -> Iterator[np.ndarray]:
+        if task == "add_detect":
+            yield truth.images
+            return
+        yield from (exact_targets.depth(truth), exact_targets.sketch(truth), exact_targets.segmap(source, truth))
+        yield from (_held_out_result(task, render.truth(scenes)) for scenes in _wrong_scenes(source))
+
     captions = all_captions(source)
     return Edits(
         task=task,
@@ -245,9 +271,16 @@ def _held_out_edits(task: str, numbers: np.ndarray) -> Edits:
         objects=[""] * len(numbers),
         before=before,
         exact=exact,
-        alternatives=np.stack(alternatives, 1),
         source=source,
+        render_alternatives=render_alternatives,
     )
+
+
+def _held_out_result(task: str, truth: render.GroundTruth) -> np.ndarray:
+    """What a held-out task makes of these pictures: their contours, their objects alone, or, from a worse picture, themselves."""
+    if task == "contour":
+        return exact_targets.contour(truth)
+    return exact_targets.cutout(truth) if task == "cutout" else truth.images
 
 
 def _cut_hole(source: Scenes, slots: np.ndarray, images: np.ndarray) -> np.ndarray:

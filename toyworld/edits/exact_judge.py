@@ -70,20 +70,36 @@ def judge(
     empty_rows = np.flatnonzero(~region.any((1, 2)))
     if len(empty_rows):
         raise ValueError(f"nothing must change in edits {empty_rows.tolist()}: the region is empty; leave such edits out")
-    error = l1(output, exact)  # [N, 64, 64]
-    inside_error = masked_mean(error, region)
-    outside_error = masked_mean(error, ~region, MIN_OUTSIDE_PX)
-    window_errors = uniform_filter(error * ~region, (0, WINDOW_PX, WINDOW_PX), mode="constant")
-    worst_window = window_errors.max((1, 2)).astype(np.float32)
     nearest = np.array(
         [_nearest(output[n], before[n], exact[n], alternatives[n], region[n], n) for n in range(len(exact))], np.int64
     )
-    success = (nearest == EXACT) & (outside_error <= max_outside_l1) & (worst_window <= max_window_l1)
-    reason = tuple(
-        _failure_reason(int(nearest[n]), float(outside_error[n]), max_outside_l1, float(worst_window[n]), max_window_l1)
-        for n in range(len(exact))
-    )
-    return Judgement(success, nearest, inside_error, outside_error, worst_window, reason)
+    return conclude(output, exact, region, nearest, [fault_inside(int(n)) for n in nearest], max_outside_l1, max_window_l1)
+
+
+def conclude(
+    output: np.ndarray,
+    exact: np.ndarray,
+    region: np.ndarray,
+    nearest: np.ndarray,
+    faults: Sequence[str],
+    max_outside_l1: float = MAX_OUTSIDE_L1,
+    max_window_l1: float = MAX_WINDOW_L1,
+) -> Judgement:
+    """The judgement of N outputs whose regions have been judged: `faults[n]` says what is wrong there, '' if nothing is."""
+    error = l1(output, exact)  # [N, 64, 64]
+    outside_error = masked_mean(error, ~region, MIN_OUTSIDE_PX)
+    window_errors = uniform_filter(error * ~region, (0, WINDOW_PX, WINDOW_PX), mode="constant")
+    worst_window = window_errors.max((1, 2)).astype(np.float32)
+    reason = []
+    for fault, outside, window in zip(faults, outside_error.tolist(), worst_window.tolist(), strict=True):
+        reasons = [fault] if fault else []
+        if outside > max_outside_l1:
+            reasons.append(f"outside of the region the mean L1 is {outside:.3f}, over {max_outside_l1:.3f}")
+        if window > max_window_l1:
+            reasons.append(f"in a window outside of the region the mean L1 is {window:.3f}, over {max_window_l1:.3f}")
+        reason.append("; ".join(reasons))
+    success = np.array([not text for text in reason], bool)
+    return Judgement(success, nearest, masked_mean(error, region), outside_error, worst_window, tuple(reason))
 
 
 def l1(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -121,14 +137,8 @@ def _nearest(
     return int(order[1] if exact_is_tied else order[0])
 
 
-def _failure_reason(nearest: int, outside_error: float, max_outside_l1: float, worst_window: float, max_window_l1: float) -> str:
-    reasons = []
+def fault_inside(nearest: int) -> str:
+    """What is wrong inside the region where the output is nearest to this image; '' where it is the exact result."""
     if nearest == INPUT:
-        reasons.append("inside the region the output is nearest to the input: nothing was done")
-    elif nearest != EXACT:
-        reasons.append(f"inside the region the output is nearest to alternative {nearest - 2}")
-    if outside_error > max_outside_l1:
-        reasons.append(f"outside of the region the mean L1 is {outside_error:.3f}, over {max_outside_l1:.3f}")
-    if worst_window > max_window_l1:
-        reasons.append(f"in a window outside of the region the mean L1 is {worst_window:.3f}, over {max_window_l1:.3f}")
-    return "; ".join(reasons)
+        return "inside the region the output is nearest to the input: nothing was done"
+    return "" if nearest == EXACT else f"inside the region the output is nearest to alternative {nearest - 2}"

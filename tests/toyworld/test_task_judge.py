@@ -1,0 +1,118 @@
+"""The judge agrees with a person who looked at the outputs of two editors: `judge_labels/`."""
+
+import csv
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from toyworld.edits.exact_edits import Edits, build_edits
+from toyworld.edits.exact_judge import EXACT, edit_region
+from toyworld.edits.scene_changes import background
+from toyworld.scenes.palette import SIZE
+from toyworld.scenes.render import images
+from toyworld.scenes.scene import scene_numbers
+
+LABELS = Path(__file__).parent / "judge_labels"
+MIN_AGREEMENT = {"sketch": 0.7, "texture": 0.75, "background": 0.8}
+"""Smallest share of the clear labels with which the judge agrees; 0.9 for other tasks. (docs/toyworld.md has the figures.)"""
+
+
+def labelled(editor: str) -> dict[str, dict[int, str]]:
+    """Task -> number of the held-out edit -> accept, refuse or unsure."""
+    rows: dict[str, dict[int, str]] = defaultdict(dict)
+    with (LABELS / "labels.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["editor"] == editor:
+                rows[row["task"]][int(row["edit"])] = row["label"]
+    return rows
+
+
+def agreement(editor: str) -> dict[str, list[bool]]:
+    """Whether the judge agrees with each clear label of a task."""
+    tasks = labelled(editor)
+    sheet = np.asarray(Image.open(LABELS / f"{editor}.webp").convert("RGB"))
+    agrees = {}
+    for line, (task, labels) in enumerate(tasks.items()):
+        edits = build_edits(task, "held_out", min(labels), len(labels))
+        strip = sheet[line * SIZE : (line + 1) * SIZE].reshape(SIZE, len(labels), SIZE, 3)
+        success = edits.judge(strip.transpose(1, 0, 2, 3)).success
+        agrees[task] = [
+            bool(right) == (label == "accept") for right, label in zip(success, labels.values(), strict=True) if label != "unsure"
+        ]
+    return agrees
+
+
+def test_the_judge_agrees_with_a_person() -> None:
+    chosen_on, others = agreement("base_editor"), agreement("default_run")
+    assert np.mean([right for task in chosen_on.values() for right in task]) >= 0.95
+    assert np.mean([right for task in others.values() for right in task]) >= 0.89
+    for task, right in chosen_on.items():
+        both = right + others.get(task, [])
+        assert np.mean(both) >= MIN_AGREEMENT.get(task, 0.9), f"{task}: {np.mean(both):.2f} of {len(both)}"
+
+
+@pytest.fixture(scope="module")
+def added() -> Edits:
+    return build_edits("add", "held_out", 0, 30)
+
+
+def moved(edits: Edits, results: np.ndarray, dx: int) -> np.ndarray:
+    """The objects that these results add, moved to the right."""
+    changed = edit_region(edits.before, results)
+    columns = np.arange(SIZE) - dx
+    visible = (columns >= 0) & (columns < SIZE)
+    source = columns.clip(0, SIZE - 1)
+    return np.where((changed[:, :, source] & visible)[..., None], results[:, :, source], edits.before)
+
+
+def test_an_added_object_may_lie_elsewhere_in_its_part_of_the_picture(added: Edits) -> None:
+    assert added.judge(moved(added, added.exact, 4)).success.mean() > 0.9
+    assert added.judge(moved(added, added.exact, 16)).success.mean() < 0.2
+    assert not added.judge(added.before).success.any()
+    wrong = added.alternatives[:, 0]  # another colour
+    assert not added.judge(moved(added, wrong, 4)).success.any()
+
+
+def test_a_box_may_be_a_pixel_off_but_not_open_or_twice() -> None:
+    edits = build_edits("detect", "held_out", 0, 30)
+    line = (edits.exact != edits.before).any(-1)
+    beside = np.roll(line, 1, 2)
+    beside[:, :, 0] = False
+    box_rgb = edits.exact[0][line[0]][0]
+    assert edits.judge(np.where(beside[..., None], box_rgb, edits.before)).success.all()
+    half = line & (np.arange(SIZE) % 64 < np.array([image.any(0).nonzero()[0].mean() for image in line])[:, None, None])
+    assert edits.judge(np.where(half[..., None], box_rgb, edits.before)).success.mean() < 0.1
+    other_box = (edits.alternatives[:, 0] != edits.before).any(-1)
+    has_other = other_box.any((1, 2))
+    both = np.where((line | other_box)[..., None], box_rgb, edits.before)
+    assert edits.judge(both).success[has_other].mean() < 0.1
+    assert "is drawn" in edits.judge(edits.before).reason[0]
+
+
+def test_a_removal_leaves_no_shade() -> None:
+    edits = build_edits("remove", "held_out", 0, 30)
+    shade = (edits.exact * 0.6 + edits.before * 0.4).astype(np.uint8)  # nearer to the exact result than to the input
+    judgement = edits.judge(shade)
+    assert (judgement.nearest == EXACT).all()
+    assert judgement.success.mean() < 0.25  # white objects on snow leave none
+    assert any("a shade of" in reason for reason in judgement.reason)
+
+
+def test_another_instance_of_a_background_is_as_good() -> None:
+    numbers = scene_numbers("held_out", 0, 60)
+    edits, target = build_edits("background", "held_out", 0, 60), background(numbers).target
+    another = images(replace(target, tile_x=(target.tile_x + 20) % 64, tile_y=(target.tile_y + 30) % 64))
+    assert edits.judge(another).success.mean() > 0.85  # blocks and brushes mix objects with what is behind them
+    assert not edits.judge(edits.alternatives[:, 0]).success.any()
+
+
+@pytest.mark.parametrize("task", ["segmap", "sketch", "normal", "depth"])
+def test_a_map_without_one_object_or_with_another_kind_is_wrong(task: str) -> None:
+    edits = build_edits(task, "held_out", 0, 20)
+    for k in range(0, edits.alternatives.shape[1], 4):
+        assert not edits.judge(edits.alternatives[:, k]).success.any()
+    assert edits.judge(edits.exact).success.all()

@@ -1,0 +1,132 @@
+"""The judge of one task's edits: `exact_judge`, with the freedom that an instruction leaves and the care that a person takes.
+
+- add: the instruction names a part of the picture, not a pixel, so the object may lie up to `MAX_SHIFT_PX` from the exact spot.
+- detect: a line that lies a pixel off is a good box, and one that is open or around more than the object is not.
+- remove: what is left of an object may be nearer to the background than to the object, and still be seen.
+- background: the exact result is one instance of a texture; others are as good.
+
+The bounds were chosen on labelled outputs (tests/toyworld/judge_labels); docs/toyworld.md reports the agreement.
+"""
+
+import numpy as np
+from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filter
+
+from toyworld.edits import exact_judge
+from toyworld.edits.exact_judge import CHANGED_L1, EXACT, INPUT, Judgement, edit_region, l1
+from toyworld.scenes.palette import BOX_RGB
+from toyworld.scenes.render import quantise
+
+MAX_SHIFT_PX = 6
+"""An added object may lie this far from the exact spot, in x and y: two thirds of a small object's radius."""
+_SHIFTS = [(dx, dy) for dx in range(-MAX_SHIFT_PX, MAX_SHIFT_PX + 1, 2) for dy in range(-MAX_SHIFT_PX, MAX_SHIFT_PX + 1, 2)]
+LINE_TOLERANCE_PX = 3
+"""A line is where it should be if it is less than this far away, px."""
+MIN_LINE_RECALL = 0.6
+"""Smallest share of the exact line that has a drawn pixel nearby."""
+MIN_LINE_PRECISION = 0.85
+"""Smallest share of the drawn pixels that have a pixel of the exact line nearby."""
+MAX_REMNANT_L1 = 0.07
+"""Largest L1 to the exact result in [0, 1], both blurred, where an object was removed."""
+REMNANT_BLUR_PX = 2.5
+INSTANCE_BLUR_PX = 2.0
+"""A blur by this leaves a background's colours and takes away the details of its pattern."""
+MAX_OBJECTS_L1 = 0.07
+"""`MAX_OUTSIDE_L1` for the objects before a new background, whose rims mix with it."""
+
+
+def judge(task: str, output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray) -> Judgement:
+    """Judge N outputs of an editor for one task. Images are uint8 `[N, 64, 64, 3]`, alternatives `[N, K, 64, 64, 3]`.
+
+    Raises ValueError as `exact_judge.judge` does.
+    """
+    return _JUDGES.get(task, exact_judge.judge)(output, before, exact, alternatives)
+
+
+def judge_added_object(output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray) -> Judgement:
+    """As `exact_judge.judge`, after the exact result and every alternative were moved to where they fit the output best."""
+    moved, wrong, regions = exact.copy(), alternatives.copy(), np.zeros(exact.shape[:3], bool)
+    for n in range(len(output)):
+        images = np.concatenate([exact[n : n + 1], alternatives[n]])
+        changed = l1(images, before[n]) > CHANGED_L1  # [1 + K, 64, 64]
+        regions[n] = binary_dilation(changed.any(0), iterations=MAX_SHIFT_PX)
+        moved[n], *wrong[n] = (
+            _move_to_fit(output[n], before[n], image, pixels) for image, pixels in zip(images, changed, strict=True)
+        )
+    inside = exact_judge.judge(output, before, moved, wrong, regions)
+    faults = ["" if n == EXACT else reason for n, reason in zip(inside.nearest, inside.reason, strict=True)]
+    return exact_judge.conclude(output, moved, edit_region(before, moved), inside.nearest, faults)
+
+
+def _move_to_fit(output: np.ndarray, before: np.ndarray, image: np.ndarray, changed: np.ndarray) -> np.ndarray:
+    """`before` with the changed pixels of `image`, moved to where they bring it nearest to the output; uint8 [H, W, 3]."""
+    height, width = changed.shape
+    y, x = np.nonzero(changed)
+    error_before = l1(output, before)
+    best, smallest = image, np.inf
+    for dx, dy in _SHIFTS:
+        visible = (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
+        place = y[visible] + dy, x[visible] + dx
+        pixels = image[y[visible], x[visible]]
+        difference = float((l1(output[place], pixels) - error_before[place]).sum())  # of the whole picture's error
+        if difference < smallest:
+            best, smallest = before.copy(), difference
+            best[place] = pixels
+    return best
+
+
+def judge_box(output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray) -> Judgement:
+    """Whether a box is drawn along the exact line, by recall and precision with a tolerance, and nothing else changes.
+
+    A pixel is drawn if it is nearer to the colour of boxes than to the input. The measures are those of the Berkeley benchmark
+    for boundaries (Martin, Fowlkes and Malik 2004). The alternatives, boxes of other objects, have too little recall.
+    """
+    del alternatives
+    rgb = quantise(BOX_RGB)
+    line = (exact != before).any(-1)
+    drawn = (l1(output, rgb) < l1(output, before)) & (l1(before, rgb) > CHANGED_L1)
+    near_line, near_drawn = _near(line), _near(drawn)
+    recall = exact_judge.masked_mean(near_drawn, line)
+    precision = exact_judge.masked_mean(near_line, drawn)
+    right = (recall >= MIN_LINE_RECALL) & (precision >= MIN_LINE_PRECISION)
+    faults = [
+        "" if right[n] else f"of the box's line {recall[n]:.2f} is drawn, and {precision[n]:.2f} of what is drawn is its line"
+        for n in range(len(output))
+    ]
+    return exact_judge.conclude(output, exact, near_line, np.where(right, EXACT, INPUT), faults)
+
+
+def _near(pixels: np.ndarray) -> np.ndarray:
+    """bool [N, H, W]: less than `LINE_TOLERANCE_PX` from one of these pixels."""
+    distance = [distance_transform_edt(~image) if image.any() else np.full(image.shape, np.inf) for image in pixels]
+    return np.stack(distance) < LINE_TOLERANCE_PX
+
+
+def judge_removal(output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray) -> Judgement:
+    """As `exact_judge.judge`; besides, no shade of the object may be left."""
+    judgement = exact_judge.judge(output, before, exact, alternatives)
+    region = edit_region(before, exact)
+    remnant = (l1(_blur(output, REMNANT_BLUR_PX), _blur(exact, REMNANT_BLUR_PX)) * region).max((1, 2))
+    faults = [
+        exact_judge.fault_inside(int(nearest)) or (f"a shade of {shade:.3f} is left" if shade > MAX_REMNANT_L1 else "")
+        for nearest, shade in zip(judgement.nearest, remnant, strict=True)
+    ]
+    return exact_judge.conclude(output, exact, region, judgement.nearest, faults)
+
+
+def judge_background(output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray) -> Judgement:
+    """As `exact_judge.judge`, but the background is compared by its colours: the exact one is an instance of many."""
+    region = edit_region(before, exact) | (l1(alternatives, exact[:, None]) > CHANGED_L1).any(1)  # all but the objects
+    output_colours, before_colours, exact_colours = (_blur(images, INSTANCE_BLUR_PX) for images in (output, before, exact))
+    others = _blur(alternatives.reshape(-1, *output.shape[1:]), INSTANCE_BLUR_PX).reshape(alternatives.shape)
+    nearest = exact_judge.judge(output_colours, before_colours, exact_colours, others, region).nearest
+    faults = [exact_judge.fault_inside(int(n)) for n in nearest]
+    return exact_judge.conclude(output, exact, region, nearest, faults, max_outside_l1=MAX_OBJECTS_L1)
+
+
+def _blur(images: np.ndarray, sigma_px: float) -> np.ndarray:
+    """Each image, uint8 [N, H, W, 3], under a Gaussian."""
+    return gaussian_filter(images, (0, sigma_px, sigma_px, 0))
+
+
+_JUDGES = {"add": judge_added_object, "background": judge_background, "detect": judge_box, "remove": judge_removal}
+"""The tasks that are not judged by `exact_judge.judge` alone."""

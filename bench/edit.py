@@ -41,7 +41,7 @@ ROUNDS, QUICK_ROUNDS = 7, 2
 PLAIN = {"change_threshold": 0.0, "preserve": 0.0, "composite": 0, "guidance_rescale": 0.0, "steps": 12}
 """What the published pipeline lacks, switched off, and the steps that it was given so far."""
 GUIDED = {"image_guidance_scale": 1.6, "guidance_scale": 2.0}
-"""With which the published pipeline does best here, of what was tried (docs/log.md)."""
+"""What it was given so far, too; `published_few` has none."""
 
 Edit = Callable[[Tensor, list[str], str, list[int]], Tensor]
 """Images [B, 3, H, W] in [-1, 1], instructions, task, seeds -> edited images."""

@@ -164,7 +164,8 @@ def _map_edits(task: str, numbers: np.ndarray) -> Edits:
             wrong = render.truth(scenes)
             yield np.where(reverse_images, wrong.images, _render_map(task, scenes, wrong))
         for kind in phrasings.MAPS:
-            yield np.where(reverse_images, exact_map, _render_map(kind, source, truth))
+            if kind != task:
+                yield np.where(reverse_images, exact_map, _render_map(kind, source, truth))
 
     return Edits(
         task=task,

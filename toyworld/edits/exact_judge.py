@@ -61,19 +61,30 @@ def judge(
     exact result inside the region.
     """
     _check_images(output, before, exact)
-    if len(alternatives) != len(exact):
-        raise ValueError(f"alternatives must be one array per edit, want {len(exact)}, got {len(alternatives)}")
     if region is None:
         region = edit_region(before, exact)
+    nearest = find_nearest(output, before, exact, alternatives, region)
+    return conclude(output, exact, region, nearest, None, max_outside_l1, max_window_l1)
+
+
+def find_nearest(
+    output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: Sequence[np.ndarray] | np.ndarray, region: np.ndarray
+) -> np.ndarray:
+    """int64 [N]: the image that is nearest to each output inside the region: EXACT, INPUT or 2 + alternative.
+
+    Raises ValueError as `judge` does.
+    """
+    _check_images(output, before, exact)
+    if len(alternatives) != len(exact):
+        raise ValueError(f"alternatives must be one array per edit, want {len(exact)}, got {len(alternatives)}")
     if region.dtype != bool or region.shape != exact.shape[:3]:
         raise ValueError(f"region must be bool {list(exact.shape[:3])}, got {region.dtype} {list(region.shape)}")
     empty_rows = np.flatnonzero(~region.any((1, 2)))
     if len(empty_rows):
         raise ValueError(f"nothing must change in edits {empty_rows.tolist()}: the region is empty; leave such edits out")
-    nearest = np.array(
+    return np.array(
         [_nearest(output[n], before[n], exact[n], alternatives[n], region[n], n) for n in range(len(exact))], np.int64
     )
-    return conclude(output, exact, region, nearest, [fault_inside(int(n)) for n in nearest], max_outside_l1, max_window_l1)
 
 
 def conclude(
@@ -81,11 +92,16 @@ def conclude(
     exact: np.ndarray,
     region: np.ndarray,
     nearest: np.ndarray,
-    faults: Sequence[str],
+    faults: Sequence[str] | None = None,
     max_outside_l1: float = MAX_OUTSIDE_L1,
     max_window_l1: float = MAX_WINDOW_L1,
 ) -> Judgement:
-    """The judgement of N outputs whose regions have been judged: `faults[n]` says what is wrong there, '' if nothing is."""
+    """The judgement of N outputs whose regions have been judged, after a look at the rest.
+
+    `faults[n]` says what is wrong inside the region, '' if nothing is; None: what `nearest` says.
+    """
+    if faults is None:
+        faults = [fault_inside(int(n)) for n in nearest]
     error = l1(output, exact)  # [N, 64, 64]
     outside_error = masked_mean(error, ~region, MIN_OUTSIDE_PX)
     window_errors = uniform_filter(error * ~region, (0, WINDOW_PX, WINDOW_PX), mode="constant")

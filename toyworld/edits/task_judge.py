@@ -52,9 +52,8 @@ def judge_added_object(output: np.ndarray, before: np.ndarray, exact: np.ndarray
         moved[n], *wrong[n] = (
             _move_to_fit(output[n], before[n], image, pixels) for image, pixels in zip(images, changed, strict=True)
         )
-    nearest = exact_judge.judge(output, before, moved, wrong, regions).nearest
-    faults = [exact_judge.fault_inside(int(n)) for n in nearest]
-    return exact_judge.conclude(output, moved, edit_region(before, moved), nearest, faults)
+    nearest = exact_judge.find_nearest(output, before, moved, wrong, regions)
+    return exact_judge.conclude(output, moved, edit_region(before, moved), nearest)
 
 
 def _move_to_fit(output: np.ndarray, before: np.ndarray, image: np.ndarray, changed: np.ndarray) -> np.ndarray:
@@ -103,14 +102,14 @@ def _near(pixels: np.ndarray) -> np.ndarray:
 
 def judge_removal(output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray) -> Judgement:
     """As `exact_judge.judge`; besides, no shade of the object may be left."""
-    judgement = exact_judge.judge(output, before, exact, alternatives)
     region = edit_region(before, exact)
+    nearest = exact_judge.find_nearest(output, before, exact, alternatives, region)
     remnant = (l1(_blur(output, REMNANT_BLUR_PX), _blur(exact, REMNANT_BLUR_PX)) * region).max((1, 2))
     faults = [
-        exact_judge.fault_inside(int(nearest)) or (f"a shade of {shade:.3f} is left" if shade > MAX_REMNANT_L1 else "")
-        for nearest, shade in zip(judgement.nearest, remnant, strict=True)
+        exact_judge.fault_inside(int(image)) or (f"a shade of {shade:.3f} is left" if shade > MAX_REMNANT_L1 else "")
+        for image, shade in zip(nearest, remnant, strict=True)
     ]
-    return exact_judge.conclude(output, exact, region, judgement.nearest, faults)
+    return exact_judge.conclude(output, exact, region, nearest, faults)
 
 
 def judge_background(output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray) -> Judgement:
@@ -118,9 +117,8 @@ def judge_background(output: np.ndarray, before: np.ndarray, exact: np.ndarray, 
     region = edit_region(before, exact) | (l1(alternatives, exact[:, None]) > CHANGED_L1).any(1)  # all but the objects
     output_colours, before_colours, exact_colours = (_blur(images, INSTANCE_BLUR_PX) for images in (output, before, exact))
     others = _blur(alternatives.reshape(-1, *output.shape[1:]), INSTANCE_BLUR_PX).reshape(alternatives.shape)
-    nearest = exact_judge.judge(output_colours, before_colours, exact_colours, others, region).nearest
-    faults = [exact_judge.fault_inside(int(n)) for n in nearest]
-    return exact_judge.conclude(output, exact, region, nearest, faults, max_outside_l1=MAX_OBJECTS_L1)
+    nearest = exact_judge.find_nearest(output_colours, before_colours, exact_colours, others, region)
+    return exact_judge.conclude(output, exact, region, nearest, max_outside_l1=MAX_OBJECTS_L1)
 
 
 def _blur(images: np.ndarray, sigma_px: float) -> np.ndarray:

@@ -1,12 +1,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from emuedit import config
+from emuedit.data.png import encode_png
 from emuedit.data.publish import read_folder, read_summary
-from emuedit.data.records import Pair
+from emuedit.data.records import EvalRecord, Pair
+from emuedit.data.shards import write_shard
 from emuedit.editor import sampling
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics.baselines import make_edits
@@ -72,7 +75,28 @@ def test_the_editor_is_published_with_its_metrics_and_replaces_the_former(tmp_pa
     summary = read_summary(out)
     assert summary.counts == {"steps": 3}
     assert set(summary.shards) == {"metrics.json", "model_index.json", "replay/x"}
-    assert json.loads((out / "metrics.json").read_text()) == {"edit_success": {}}
+    by_vocabulary = {"known": None, "held_back": None}
+    assert json.loads((out / "metrics.json").read_text()) == {"edit_success": {}, "edit_success_by_vocabulary": by_vocabulary}
+
+
+def test_success_is_counted_apart_for_edits_with_a_held_back_word(tmp_path: Path) -> None:
+    png = encode_png(np.zeros((2, 2, 3), np.uint8))
+
+    def record(instruction: str, target_caption: str, *, success: bool) -> EvalRecord:
+        return EvalRecord(
+            "true_task", "add", instruction, "a red circle", target_caption, "add", 0, png, png, None, success, "", {}
+        )
+
+    records = [
+        record("add a star", "a red circle and a star", success=True),
+        record("add a ring", "a red circle and a ring", success=False),
+        record("add a heart", "a red circle and a heart", success=False),
+        record("paint it", "a dotted red circle", success=True),
+        record("make it sea", "a red circle", success=False),
+    ]
+    write_shard(tmp_path / "shard-true_task-add.parquet", records, EvalRecord)
+    write_shard(tmp_path / "shard-emuedit-add.parquet", records[:1], EvalRecord)  # its task was predicted
+    assert base_editor.success_by_vocabulary(tmp_path) == {"known": 0.5, "held_back": 0.3333}
 
 
 def test_the_published_editor_knows_all_tasks_and_keeps_pairs_for_replay(monkeypatch: pytest.MonkeyPatch) -> None:

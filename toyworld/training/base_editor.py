@@ -18,6 +18,9 @@ import yaml
 from emuedit import config
 from emuedit.data.dependencies import CODE_ROOT, SUMMARY_FILE
 from emuedit.data.publish import read_summary, write_summary
+from emuedit.data.records import EvalRecord
+from emuedit.data.shards import read_shard
+from emuedit.prompts.moderation import load_word_list
 from emuedit.stages import captions, dataset, evaluation, instructions, pairs, router, train, validation
 from toyworld.training.__main__ import WEIGHTS
 
@@ -49,13 +52,29 @@ def missing_stages(folder: Path) -> list[str]:
     return stages[published.index(False) :] if False in published else []
 
 
+def success_by_vocabulary(evaluated: Path) -> dict[str, float | None]:
+    """Edit success, given the true task, of edits whose texts have a held-back word and of the others; None where there are none.
+
+    `evaluated` is the output of the stage `evaluation`. The texts are the instruction and the captions before and after.
+    """
+    words = load_word_list(FILES / "held_back.txt")
+    successes: dict[str, list[bool]] = {"known": [], "held_back": []}
+    for file in sorted(evaluated.glob("shard-true_task-*.parquet")):
+        for edit in read_shard(file, EvalRecord):
+            has_one = words.first_match([edit.instruction, edit.source_caption, edit.target_caption]) is not None
+            successes["held_back" if has_one else "known"].append(edit.success)
+    return {name: round(sum(values) / len(values), 4) if values else None for name, values in successes.items()}
+
+
 def publish(folder: Path, out: Path) -> None:
     """Copy the trained editor to `out`, with its metrics as `metrics.json`."""
     staging = out.with_name(f".{out.name}.new")
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(folder / OUTPUTS["train"], staging, ignore=shutil.ignore_patterns("stats.jsonl", "previews"))
     summary = read_summary(folder / OUTPUTS["train"])
-    metrics = json.loads((folder / OUTPUTS["evaluation"] / "metrics.json").read_text(encoding="utf-8"))
+    evaluated = folder / OUTPUTS["evaluation"]
+    metrics = json.loads((evaluated / "metrics.json").read_text(encoding="utf-8"))
+    metrics["edit_success_by_vocabulary"] = success_by_vocabulary(evaluated)
     (staging / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     (staging / SUMMARY_FILE).unlink()  # it would list itself
     write_summary(staging, summary.stage, summary.key, summary.params, summary.counts)

@@ -64,7 +64,7 @@ def judge(
     if region is None:
         region = edit_region(before, exact)
     nearest = find_nearest(output, before, exact, alternatives, region)
-    return conclude(output, exact, region, nearest, None, max_outside_l1, max_window_l1)
+    return conclude(output, exact, region, nearest, max_outside_l1=max_outside_l1, max_window_l1=max_window_l1)
 
 
 def find_nearest(

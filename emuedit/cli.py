@@ -4,15 +4,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from emuedit.data.formats import FORMAT_NAMES
 from emuedit.editor import edit_commands, task_commands
 from emuedit.metrics import benchmark_command
 from emuedit.name_hints import check_options
 from emuedit.operations import ledger_commands, remote_commands, server_commands
+from emuedit.processes import QUIET_ENV, keep_compiled_modules, leave, set_env_defaults
 from emuedit.promotion import promotion_commands
-from emuedit.runtime import QUIET_ENV, keep_compiled_modules, set_env_defaults
 from emuedit.tracking import service_errors, sync_command
 from emuedit.training import learn_command
 
@@ -42,6 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("emuedit: stopped; nothing was written that is not listed above", file=sys.stderr)
         return 130
+
+
+def console_main() -> NoReturn:
+    """The command `emuedit`: `main`, and the exit of its process."""
+    leave(main())
 
 
 def _import(options: argparse.Namespace) -> None:

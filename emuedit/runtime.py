@@ -4,12 +4,7 @@ Every random number in the project comes from `seed_for` with keys that say what
 `generator("pairs", instruction.id, candidate)`. So results do not depend on order, on the number of workers, or on a restart.
 """
 
-import ctypes
 import hashlib
-import os
-import signal
-import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,35 +13,8 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-QUIET_ENV = {
-    "DIFFUSERS_VERBOSITY": "error",  # notes on configs; what matters is raised
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # a bar for each of a dozen small files would hide our own
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",  # notes on migrations of its database
-}
-"""Environment variables that silence the libraries' own progress bars and notes."""
-
-KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**31), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
-"""For glibc, read when a process starts: keep freed buffers. Returned to the system after every operator and allocated again,
-they cost a sixth of a step of training on a CPU, and as much of generating pairs."""
-
 _DEVICES = ("cuda", "mps", "cpu")
 _DTYPES = ("float32", "bfloat16", "float16")
-
-
-def set_env_defaults(defaults: Mapping[str, str] = QUIET_ENV) -> None:
-    """Set environment variables that are not set, before libraries read them. What the user set stays."""
-    os.environ.update({name: value for name, value in defaults.items() if name not in os.environ})
-
-
-def keep_compiled_modules() -> None:
-    """Write what is compiled from now on, in this process and in those it starts, whatever PYTHONDONTWRITEBYTECODE says.
-
-    Compiling what it imports takes a process up to 23 s, and a retrain has a dozen processes.
-    """
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    sys.dont_write_bytecode = False
 
 
 @dataclass(frozen=True)
@@ -101,18 +69,6 @@ class Runtime:
         import torch
 
         return torch.autocast(self.torch_device.type, self.torch_dtype, enabled=self.dtype != "float32")
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def die_with_parent() -> None:
-    """On Linux, have the kernel kill this process when the thread that started it ends. Elsewhere, do nothing."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG, linux/prctl.h
-        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
 
 
 def seed_for(*keys: str | int) -> int:

@@ -15,8 +15,8 @@ from emuedit import params_check
 from emuedit.config import ParamsError
 from emuedit.metrics.success_table import format_success
 from emuedit.name_hints import check_options
+from emuedit.processes import QUIET_ENV, keep_compiled_modules, set_env_defaults
 from emuedit.promotion.gate import Decision
-from emuedit.runtime import QUIET_ENV, keep_compiled_modules, set_env_defaults
 from emuedit.tracking.service_errors import SERVICE_ENV
 from flows import dvc_graph, flow_process, prefect_access, release
 from flows.own_errors import explains_itself

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from emuedit.models.text_to_image import TextCondition, TextToImageModel
-from emuedit.runtime import keep_compiled_modules
+from emuedit.processes import keep_compiled_modules
 
 UNET: dict[str, Any] = {"layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4, "sample_size": 8}
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from unittest import mock
@@ -9,7 +8,7 @@ import torch
 
 from emuedit import number_format
 from emuedit.number_format import ProbeResult
-from emuedit.runtime import Runtime, generator, keep_compiled_modules, rng, seed_for
+from emuedit.runtime import Runtime, generator, rng, seed_for
 
 
 def test_seeds_never_change() -> None:
@@ -94,11 +93,3 @@ def test_devices_and_number_formats_that_are_not_there_are_refused() -> None:
             Runtime.choose("gpu")
         with pytest.raises(ValueError, match="want dtype 'auto'"):
             Runtime.choose("cpu", "fp16")
-
-
-def test_modules_are_compiled_once_where_the_environment_forbids_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    monkeypatch.setattr("sys.dont_write_bytecode", True)
-    keep_compiled_modules()
-    assert "PYTHONDONTWRITEBYTECODE" not in os.environ
-    assert not sys.dont_write_bytecode

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from emuedit.data.dependencies import SUMMARY_FILE
-from emuedit.runtime import available_cores, set_env_defaults
+from emuedit.processes import available_cores, set_env_defaults
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"

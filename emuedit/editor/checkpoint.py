@@ -1,4 +1,7 @@
-"""An editor on disk: the folder of an `EmuEditPipeline`, with all parts in safetensors and a model card."""
+"""An editor on disk: the folder of an `EmuEditPipeline`, with all parts in safetensors and a model card.
+
+Its parts are classes of diffusers, which takes seconds to import; so that is done where an editor is made, saved or loaded.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,6 @@ import torch
 from torch import nn
 
 from emuedit.editor import model_card
-from emuedit.editor.edit_pipeline import EmuEditPipeline
-from emuedit.editor.task_embedding import TaskEmbedding
 from emuedit.editor.unet import EditorUNet, extend_unet, fingerprint
 from emuedit.models import model_sources, text_to_image
 from emuedit.models.text_to_image import TextToImageModel
@@ -55,6 +56,8 @@ def from_base_model(
     offered. change_mask: whether it predicts where the picture changes. Raises ValueError for no task or one named twice, and
     UnknownTaskError.
     """
+    from emuedit.editor.task_embedding import TaskEmbedding
+
     if not tasks or len(set(tasks)) != len(tasks):
         raise ValueError(f"want one or more different tasks to train on, got {list(tasks)}")
     names = [get_task(task).name for task in tasks]
@@ -72,6 +75,8 @@ def save(
     `base_model` and `steps` (see `model_card`); None: those of `pipeline`. Parts are converted one after the other, so that
     memory has a second copy of one part at most, in `dtype`.
     """
+    from emuedit.editor.edit_pipeline import EmuEditPipeline
+
     weights = fingerprint(net, dtype)
     parts = {name: getattr(pipeline, name, None) for name in FROZEN_PARTS}
     zero_null_text = bool(getattr(pipeline.config, "force_zeros_for_empty_prompt", False))
@@ -93,8 +98,10 @@ def save(
 
 def load(folder: str, device: str, dtype: torch.dtype) -> tuple[EditorUNet, FrozenParts, str]:
     """(network, frozen parts, fingerprint) of an editor folder, on `device`; bfloat16 keeps float32 weights for autocast."""
-    stored_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
     model_sources.import_library("diffusers")  # without progress bars of its own
+    from emuedit.editor.edit_pipeline import EmuEditPipeline
+
+    stored_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
     pipeline = text_to_image.freeze(EmuEditPipeline.from_pretrained(folder, dtype=stored_dtype), device)
     parts = FrozenParts(pipeline)
     net = EditorUNet(parts.unet, pipeline.task_embedding, parts.factor).requires_grad_(False).eval()

@@ -6,14 +6,16 @@ Shapes: B samples, C latent channels, h and w latent sizes, L text tokens of wid
 from __future__ import annotations
 
 import hashlib
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from emuedit.editor.task_embedding import TaskEmbedding
 from emuedit.models.denoising import size_conditions
 from emuedit.models.text_to_image import TextCondition
+
+if TYPE_CHECKING:
+    from emuedit.editor.task_embedding import TaskEmbedding
 
 
 class Prediction(NamedTuple):

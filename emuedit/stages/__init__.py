@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from emuedit import config, params_check
 from emuedit.data.publish import Summary
-from emuedit.runtime import keep_compiled_modules, set_env_defaults
+from emuedit.processes import keep_compiled_modules, leave, set_env_defaults
 
 NETWORK_STATUS, OUT_OF_MEMORY_STATUS = 75, 71
 """Exit statuses of a stage whose network or service failed, and of one that ran out of memory: it may be tried again. They are
@@ -27,9 +27,14 @@ _NETWORK_LIBRARIES = ("botocore", "huggingface_hub", "httpx", "openai", "request
 
 
 def stage_main(stage: str) -> NoReturn:
-    """Run a stage in the working folder as `python -m emuedit.stages.<stage>` does, and exit.
+    """The process of `python -m emuedit.stages.<stage>`: `run_stage`, and the exit, which waits for no thread."""
+    leave(run_stage(stage))
 
-    Exit status: 0 done, 1 for an error that is explained in one line, NETWORK_STATUS or OUT_OF_MEMORY_STATUS for one of these
+
+def run_stage(stage: str) -> int:
+    """Run a stage in the working folder and return its exit status.
+
+    That is 0 done, 1 for an error that is explained in one line, NETWORK_STATUS or OUT_OF_MEMORY_STATUS for one of these
     kinds, 130 or 143 after ctrl-c or SIGTERM. All sections of `params.yaml` are checked first, also those of later stages.
     """
     set_env_defaults()
@@ -43,16 +48,15 @@ def stage_main(stage: str) -> NoReturn:
         summary = module.run(config.load(getattr(module, f"{stage.title()}Params"), stage), Path())
     except StageInterrupted as interrupted:
         print(f"{stage}: stopped by {interrupted}; the same command resumes", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(128 + interrupted.number)  # a normal exit would wait for threads, such as one whose LLM does not answer
+        return 128 + interrupted.number
     except Exception as error:  # the outermost handler: our own errors explain themselves, others keep their trace
         if not type(error).__module__.startswith("emuedit."):
             traceback.print_exc()
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         print(f"{stage}: {error}{notes}", file=sys.stderr, flush=True)
-        sys.exit(exit_status(error))
+        return exit_status(error)
     print(f"{stage}: {describe(summary, module.HEADLINE)} in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-    sys.exit(0)
+    return 0
 
 
 def exit_status(error: BaseException) -> int:

@@ -18,6 +18,7 @@ from emuedit import config
 from emuedit.data.dependencies import work_key
 from emuedit.data.publish import Summary, publish, read_folder, scratch_folder, shard_path, write_with_drops
 from emuedit.data.records import Instruction, Pair
+from emuedit.processes import prepare_workers
 from emuedit.progress import Progress
 from emuedit.runtime import Runtime
 from emuedit.stages import batch_divisor, stage_main
@@ -30,6 +31,11 @@ from emuedit.synthesis.strategy import TrialCounts
 from emuedit.synthesis.worker_pool import LocalWorkers, Work, Workers, worker_pool
 
 OUT, TRIALS_FILE = "data/pairs", "bandit.json"
+WORKER_MODULES = (
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "open_clip", "segment_anything",
+    "emuedit.synthesis.model_set",
+)  # fmt: skip
+"""What workers import that takes seconds."""
 HEADLINE = "{pairs} pairs generated, {dropped} instructions without a pair"
 
 
@@ -79,6 +85,8 @@ def run(params: PairsParams, root: Path) -> Summary:
     if not instructions:
         raise PairsError(f"want instructions in {root / IN}, got none; run the stage instructions")
     runtime = Runtime.choose(params.device, params.dtype)
+    if isinstance(params.workers, LocalWorkers):
+        prepare_workers(runtime.device, WORKER_MODULES)
     recorded = params.model_dump(mode="json", exclude={"workers", "device"}) | {"dtype": runtime.dtype}
     models = [config.resolve_path(getattr(params.world, name), root) for name in MODELS]
     scratch = scratch_folder(root, "pairs", work_key("pairs", recorded, root, *models))

@@ -18,6 +18,7 @@ from emuedit.data.dependencies import work_key
 from emuedit.data.publish import Summary, read_summary, scratch_folder, write_summary
 from emuedit.editor import checkpoint
 from emuedit.editor.settings import EditSettings
+from emuedit.processes import prepare_workers
 from emuedit.runtime import Runtime
 from emuedit.stages import batch_divisor, stage_main
 from emuedit.training import latent_files, replay, start
@@ -32,6 +33,8 @@ from emuedit.training.trainable_editor import TrainableEditor
 
 PAIRS, DATASET, OUT = "data/pairs", "data/dataset", "models/editor"
 PREVIEWS = "previews"
+WORKER_MODULES = ("emuedit.editor.edit_pipeline",)
+"""What training processes import that takes seconds."""
 HEADLINE = "{steps} steps on {pairs} pairs, {held_out_pairs} pairs held out"
 _HOW_IT_RUNS = {
     "world", "device", "processes", "accelerate_config", "accumulation_steps", "gradient_checkpointing", "compile", "cuda_graph",
@@ -79,6 +82,9 @@ def run(params: TrainParams, root: Path) -> Summary:
     if runtime.dtype == "float16" and runtime.device == "cpu":
         raise ValueError("want float32 or bfloat16 for a training on a CPU, got float16; set train.dtype to auto")
     params = params.model_copy(update={"dtype": runtime.dtype})
+    world_size = n_processes(params.processes, params.batch_size, runtime.device)  # an uneven batch is an error now
+    if world_size > 1:
+        prepare_workers(runtime.device, WORKER_MODULES)
     dataset = read_summary(root / DATASET)
     mixed = sorted(dataset.params.get("mix", ()))  # absent from verdicts that were written together with their pairs
     data: dict[str, Any] = {folder: read_summary(root / folder).shards for folder in (PAIRS, DATASET, *mixed)}
@@ -88,7 +94,6 @@ def run(params: TrainParams, root: Path) -> Summary:
     if params.change_mask and not params.loss_weights.change_loss_weight:
         advice = "set train.change_mask to false, or train.loss_weights.change_loss_weight above 0"
         print(f"train: the change-mask head is not trained, so edits blend half of the picture in; {advice}", flush=True)
-    world_size = n_processes(params.processes, params.batch_size, runtime.device)  # an uneven batch is an error now
 
     # Encode pairs and instructions once
     base_model = begin.load()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +12,7 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
-from emuedit.runtime import KEEP_FREED_MEMORY, available_cores, die_with_parent, set_env_defaults
+from emuedit.processes import available_cores, begin_worker, prepare_workers, start_method
 
 
 class WorkerFailedError(RuntimeError):
@@ -23,16 +22,16 @@ class WorkerFailedError(RuntimeError):
 class ProcessGroup:
     """Processes that each do one job at a time."""
 
-    def __init__(self, processes: int, build: Callable[[], Any], report: Callable[[str, float], None]) -> None:
-        set_env_defaults(KEEP_FREED_MEMORY)
-        context = multiprocessing.get_context("spawn")  # a forked process would inherit torch's threads in an unknown state
-        threads = max(1, available_cores() // processes)
+    def __init__(self, processes: int, build: Callable[[], Any], report: Callable[[str, float], None], device: str) -> None:
+        prepare_workers(device, ())
+        context: Any = multiprocessing.get_context(start_method(device))
+        n_threads = max(1, available_cores() // processes)
         self._report = report
         self._workers: dict[Connection, Any] = {}
         try:
             for _ in range(processes):
                 here, there = context.Pipe()
-                process = context.Process(target=_serve, args=(there, build, threads), daemon=True)
+                process = context.Process(target=_serve, args=(there, build, n_threads, dict(os.environ)), daemon=True)
                 process.start()
                 there.close()
                 self._workers[here] = process
@@ -91,20 +90,19 @@ class ProcessGroup:
 
 
 @contextmanager
-def start(processes: int, build: Callable[[], Any], report: Callable[[str, float], None]) -> Iterator[ProcessGroup]:
-    """Worker processes for the length of a `with` block."""
-    group = ProcessGroup(processes, build, report)
+def start(
+    processes: int, build: Callable[[], Any], report: Callable[[str, float], None], device: str = "cpu"
+) -> Iterator[ProcessGroup]:
+    """Worker processes that compute on `device`, for the length of a `with` block."""
+    group = ProcessGroup(processes, build, report, device)
     try:
         yield group
     finally:
         group.close()
 
 
-def _serve(pipe: Connection, build: Callable[[], Any], threads: int) -> None:
+def _serve(pipe: Connection, build: Callable[[], Any], n_threads: int, environment: Mapping[str, str]) -> None:
     """The life of a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c reaches the whole process group; the parent decides
-    die_with_parent()
-    os.environ["OMP_NUM_THREADS"] = str(threads)
     lock = threading.Lock()
     name = ""
 
@@ -113,9 +111,7 @@ def _serve(pipe: Connection, build: Callable[[], Any], threads: int) -> None:
             pipe.send((kind, name, value))
 
     try:
-        import torch
-
-        torch.set_num_threads(threads)
+        begin_worker(n_threads, environment)
         work = build()
         while True:
             try:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 from pydantic import Field
 
 from emuedit import config
-from emuedit.runtime import available_cores
+from emuedit.processes import available_cores
 from emuedit.synthesis import local_processes
 
 J = TypeVar("J")
@@ -97,7 +97,7 @@ def worker_pool(
     if processes == 1:
         yield partial(_do_here, cache(build), report)
         return
-    with local_processes.start(processes, build, report) as group:
+    with local_processes.start(processes, build, report, device) as group:
         yield partial(_do_in_processes, group)
 
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ import torch
 from torch import distributed
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes  # type: ignore[attr-defined]
 
-from emuedit.runtime import KEEP_FREED_MEMORY, available_cores, die_with_parent, set_env_defaults
+from emuedit.processes import available_cores, begin_worker, die_with_parent, prepare_workers, start_method
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -94,13 +94,13 @@ def run_distributed(world_size: int, device: str, work: Callable[..., object], *
 
     Raises DistributedError, after all were ended, when one of them failed or died.
     """
-    set_env_defaults(KEEP_FREED_MEMORY)  # read by the new processes
+    prepare_workers(device, ())
     with tempfile.TemporaryDirectory() as folder:
         earlier = set(multiprocessing.active_children())
         death = ""
         try:
-            arguments = (world_size, device, folder, work, args)
-            context = start_processes(_run_process, arguments, world_size, join=False, start_method="spawn")
+            arguments = (world_size, device, folder, dict(os.environ), work, args)
+            context = start_processes(_run_process, arguments, world_size, join=False, start_method=start_method(device))
             death = _wait(context.processes)
             while not context.join():  # ends the others where one failed, and raises its error
                 pass
@@ -169,15 +169,18 @@ def _explain(trace: str) -> str:
 
 
 def _run_process(
-    rank: int, world_size: int, device: str, folder: str, work: Callable[..., object], args: tuple[Any, ...]
+    rank: int,
+    world_size: int,
+    device: str,
+    folder: str,
+    environment: Mapping[str, str],
+    work: Callable[..., object],
+    args: tuple[Any, ...],
 ) -> None:
     """One process of `run_distributed`. The rendezvous is a file in the folder: a port may be taken before it is used."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c reaches the whole process group; the parent decides
-    die_with_parent()
-    n_threads = max(1, available_cores() // world_size)
-    torch.set_num_threads(n_threads)
+    begin_worker(max(1, available_cores() // world_size), environment)
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
-    os.environ.update({name: str(value) for name, value in (names | {"OMP_NUM_THREADS": n_threads}).items()})
+    os.environ.update({name: str(value) for name, value in names.items()})
     if device == "cuda":
         torch.cuda.set_device(rank)
     backend = "nccl" if device == "cuda" else "gloo"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,11 +18,13 @@ from emuedit.data.dependencies import SUMMARY_FILE
 from emuedit.data.publish import read_summary
 from emuedit.editor import checkpoint, package_folder
 from emuedit.editor.checkpoint import FrozenParts
-from emuedit.editor.task_embedding import TaskEmbedding
 from emuedit.editor.unet import EditorUNet
 from emuedit.models import text_to_image
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.runtime import seed_for
+
+if TYPE_CHECKING:
+    from emuedit.editor.task_embedding import TaskEmbedding
 
 BASE_MODEL, BASE, CHAMPION = "base_model", "base", "champion"
 REPLAY = "replay"
@@ -116,6 +118,8 @@ def resolve(start: str, world: config.World, root: Path) -> Start:
 
 
 def _of_editor(reference: str, source: str | Path) -> Start:
+    from emuedit.editor.task_embedding import TaskEmbedding
+
     folder = package_folder.editor_folder(package_folder.find_package(package_folder.resolve_source(source)[0]))
     ancestors: list[dict[str, Any]] = []
     table = TaskEmbedding.load_config(folder / "task_embedding")
@@ -129,6 +133,8 @@ def _of_editor(reference: str, source: str | Path) -> Start:
 
 def _extend(table: TaskEmbedding, tasks: Sequence[str]) -> TaskEmbedding:
     """The rows that were trained, then new random ones for those of `tasks` that have none."""
+    from emuedit.editor.task_embedding import TaskEmbedding
+
     trained = table.names[: table.n_trained]
     names = (*trained, *(task for task in tasks if task not in trained))
     extended = TaskEmbedding(table.d_v, table.to_token.out_features, names)

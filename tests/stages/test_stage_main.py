@@ -1,14 +1,12 @@
-import os
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
 from emuedit.data.publish import Summary
-from emuedit.stages import StageInterrupted, captions, describe, stage_main
+from emuedit.stages import StageInterrupted, captions, describe, run_stage
 from emuedit.stages.captions import CaptionsError, CaptionsParams
 from tests.stages.workspace import ROOT
 
@@ -35,10 +33,7 @@ def run_captions(monkeypatch: pytest.MonkeyPatch, result: Summary | BaseExceptio
         return result
 
     monkeypatch.setattr(captions, "run", run)
-    with pytest.raises(SystemExit) as ended:
-        stage_main("captions")
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
+    return run_stage("captions")
 
 
 def test_a_finished_stage_says_what_it_made(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,10 +73,6 @@ def test_wrong_params_are_explained_in_one_line(
 def test_a_signal_ends_the_stage_with_the_status_of_the_signal(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def end(status: int) -> NoReturn:
-        raise SystemExit(status)
-
-    monkeypatch.setattr(os, "_exit", end)
     assert run_captions(monkeypatch, StageInterrupted(number)) == 128 + number
     assert capsys.readouterr().err == f"captions: stopped by {number.name}; the same command resumes\n"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from emuedit.runtime import available_cores
+from emuedit.processes import available_cores
 from emuedit.synthesis import local_processes
 from emuedit.synthesis.local_processes import ProcessGroup, WorkerFailedError
 from emuedit.synthesis.worker_pool import LocalWorkers, WorkerPoolError, ignore_report, worker_pool

@@ -1,0 +1,95 @@
+"""How processes start and end: the environment, the exit, and workers that are forked from a server with imported modules."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emuedit.processes import keep_compiled_modules, start_method
+
+SLOW_MODULE = """
+import os, time
+time.sleep(0.5)
+IMPORTED_BY = os.getpid()
+"""
+WORKERS = """
+import os, signal, multiprocessing
+from emuedit import processes
+
+def answer(queue, environment):
+    processes.begin_worker(1, environment)
+    import slow_module
+    queue.put((os.getpid(), slow_module.IMPORTED_BY, os.environ.get("SET_LATER")))
+
+if __name__ == "__main__":
+    processes.prepare_workers("cpu", ["slow_module"])
+    os.kill(multiprocessing.forkserver._forkserver._forkserver_pid, signal.SIGINT)  # ctrl-c reaches the whole process group
+    os.environ["SET_LATER"] = "yes"
+    context = multiprocessing.get_context(processes.start_method("cpu"))
+    queue = context.Queue()
+    workers = [context.Process(target=answer, args=(queue, dict(os.environ))) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    answers = [queue.get(timeout=60) for _ in workers]
+    print(len({pid for pid, _, _ in answers}), len({pid for _, pid, _ in answers} - {pid for pid, _, _ in answers}))
+    print(*{value for _, _, value in answers}, len({os.getpid()} & {pid for _, pid, _ in answers}))
+    processes.leave(0)
+"""
+LEAVING = """
+import atexit
+from emuedit import processes
+
+class TakenApart:
+    def __del__(self):
+        print("taken apart")
+
+kept = TakenApart()
+atexit.register(print, "exit handler")
+print("buffered", end=", ")
+processes.leave(3)
+"""
+
+
+def run_python(code: str, folder: Path, **options: object) -> "subprocess.CompletedProcess[str]":
+    script = folder / "script.py"
+    script.write_text(code)
+    (folder / "slow_module.py").write_text(SLOW_MODULE)
+    (folder / "torch.py").write_text("def set_num_threads(n): pass")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(folder), str(Path.cwd())])}
+    return subprocess.run([sys.executable, script], env=environment, text=True, stderr=subprocess.PIPE, check=False, **options)
+
+
+def test_modules_are_compiled_once_where_the_environment_forbids_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    keep_compiled_modules()
+    assert "PYTHONDONTWRITEBYTECODE" not in os.environ
+    assert not sys.dont_write_bytecode
+
+
+def test_a_process_leaves_after_its_exit_handlers_and_without_taking_modules_apart(tmp_path: Path) -> None:
+    process = run_python(LEAVING, tmp_path, stdout=subprocess.PIPE)
+    assert (process.returncode, process.stdout, process.stderr) == (3, "buffered, exit handler\n", "")
+
+
+def test_a_process_whose_reader_has_ended_leaves_without_a_trace(tmp_path: Path) -> None:
+    source, sink = os.pipe()
+    os.close(source)
+    process = run_python(LEAVING, tmp_path, stdout=sink)
+    os.close(sink)
+    assert (process.returncode, process.stderr) == (3, "")
+
+
+def test_workers_of_a_cpu_start_with_what_the_fork_server_imported_and_with_the_environment_of_now(tmp_path: Path) -> None:
+    process = run_python(WORKERS, tmp_path, stdout=subprocess.PIPE)
+    n_workers, n_servers, later, n_parents = process.stdout.split()
+    assert (n_workers, n_servers, later, n_parents) == ("2", "1", "yes", "0"), process.stderr
+    assert process.stderr == ""
+
+
+@pytest.mark.parametrize(("device", "method"), [("cpu", "forkserver"), ("cuda", "spawn"), ("cuda:1", "spawn"), ("mps", "spawn")])
+def test_a_worker_that_computes_on_a_gpu_is_not_forked(device: str, method: str) -> None:
+    assert start_method(device) == method

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def test_the_editor_is_published_with_its_metrics_and_replaces_the_former(tmp_pa
     summary = read_summary(out)
     assert summary.counts == {"steps": 3}
     assert set(summary.shards) == {"metrics.json", "model_index.json", "replay/x"}
-    by_vocabulary = {"known": None, "held_back": None}
+    by_vocabulary = {"known": {"edits": 0}, "held_back": {"edits": 0}}
     assert json.loads((out / "metrics.json").read_text()) == {"edit_success": {}, "edit_success_by_vocabulary": by_vocabulary}
 
 
@@ -94,9 +95,14 @@ def test_success_is_counted_apart_for_edits_with_a_held_back_word(tmp_path: Path
         record("paint it", "a dotted red circle", success=True),
         record("make it sea", "a red circle", success=False),
     ]
+    local = dataclasses.replace(record("make it blue", "a blue circle", success=True), task="local")
     write_shard(tmp_path / "shard-true_task-add.parquet", records, EvalRecord)
+    write_shard(tmp_path / "shard-true_task-local.parquet", [local], EvalRecord)
     write_shard(tmp_path / "shard-emuedit-add.parquet", records[:1], EvalRecord)  # its task was predicted
-    assert base_editor.success_by_vocabulary(tmp_path) == {"known": 0.5, "held_back": 0.3333}
+    assert base_editor.success_by_vocabulary(tmp_path) == {
+        "known": {"edits": 3, "overall": 0.6667, "add": 0.5, "local": 1.0},
+        "held_back": {"edits": 3, "overall": 0.3333, "add": 0.3333},
+    }
 
 
 def test_the_published_editor_knows_all_tasks_and_keeps_pairs_for_replay(monkeypatch: pytest.MonkeyPatch) -> None:

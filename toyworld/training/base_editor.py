@@ -11,6 +11,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -52,18 +54,25 @@ def missing_stages(folder: Path) -> list[str]:
     return stages[published.index(False) :] if False in published else []
 
 
-def success_by_vocabulary(evaluated: Path) -> dict[str, float | None]:
-    """Edit success, given the true task, of edits whose texts have a held-back word and of the others; None where there are none.
+def success_by_vocabulary(evaluated: Path) -> dict[str, dict[str, float | int]]:
+    """Edit success, given the true task, of edits whose texts have a held-back word (`held_back`) and of the others (`known`).
 
-    `evaluated` is the output of the stage `evaluation`. The texts are the instruction and the captions before and after.
+    Each has the number of its `edits`, its `overall` success and that of each task that has such edits. `evaluated` is the
+    output of the stage `evaluation`. The texts are the instruction and the captions before and after.
     """
     words = load_word_list(FILES / "held_back.txt")
-    successes: dict[str, list[bool]] = {"known": [], "held_back": []}
+    successes: dict[str, dict[str, list[bool]]] = {"known": defaultdict(list), "held_back": defaultdict(list)}
     for file in sorted(evaluated.glob("shard-true_task-*.parquet")):
         for edit in read_shard(file, EvalRecord):
             has_one = words.first_match([edit.instruction, edit.source_caption, edit.target_caption]) is not None
-            successes["held_back" if has_one else "known"].append(edit.success)
-    return {name: round(sum(values) / len(values), 4) if values else None for name, values in successes.items()}
+            successes["held_back" if has_one else "known"][edit.task].append(edit.success)
+    return {vocabulary: _shares(by_task) for vocabulary, by_task in successes.items()}
+
+
+def _shares(by_task: Mapping[str, list[bool]]) -> dict[str, float | int]:
+    every = [success for successes in by_task.values() for success in successes]
+    shares = {task: round(sum(values) / len(values), 4) for task, values in {"overall": every, **by_task}.items() if values}
+    return {"edits": len(every), **shares}
 
 
 def publish(folder: Path, out: Path) -> None:

@@ -12,7 +12,7 @@ import threading
 from typing import Any, NoReturn
 
 BLOCKED = ("prefect", "dvc", "mlflow")
-HEAVY = {"torch"}
+HEAVY = {"torch", "diffusers", "transformers", "open_clip", "accelerate"}
 WATCHED_EVENTS = {"subprocess.Popen", "os.system", "socket.connect", "os.mkdir", "os.remove", "os.rename", "tempfile.mkstemp"}
 
 effects: list[str] = []

@@ -41,10 +41,29 @@ def test_imports_have_no_effects_and_need_no_orchestrator() -> None:
 
 def test_light_modules_do_not_import_torch() -> None:
     """Params, records, seeds and tasks do not cost the seconds that torch takes to import."""
-    names = ["tasks", "config", "progress", "name_hints", "data.records", "runtime", "tracking", "editor.settings", "cli"]
+    names = [
+        "tasks",
+        "config",
+        "progress",
+        "name_hints",
+        "data.records",
+        "runtime",
+        "processes",
+        "tracking",
+        "editor.settings",
+        "cli",
+    ]
     command = [sys.executable, "tests/import_everything.py", "emuedit", *(f"emuedit.{name}" for name in names)]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert json.loads(process.stdout) == {"effects": [], "heavy": []}, process.stderr[-3000:]
+
+
+def test_stages_import_libraries_of_models_only_where_a_model_is_loaded() -> None:
+    """So `retrain` checks the params of all stages in seconds; diffusers and transformers would take ten more."""
+    names = [module_name(path) for path in python_files("emuedit/stages")]
+    command = [sys.executable, "tests/import_everything.py", *names]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert json.loads(process.stdout) == {"effects": [], "heavy": ["torch"]}, process.stderr[-3000:]
 
 
 def test_files_can_be_read_at_one_sitting() -> None:

@@ -23,9 +23,10 @@ from emuedit.runtime import Runtime
 from emuedit.stages import batch_divisor, stage_main
 from emuedit.training import latent_files, replay, start
 from emuedit.training.aspect_buckets import AspectBuckets
-from emuedit.training.distributed import n_processes, open_accelerator, run_accelerate, run_distributed
+from emuedit.training.distributed import n_passes, n_processes, open_accelerator, run_accelerate, run_distributed
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loop import Preview, TrainLoop
+from emuedit.training.optimization import STATE_FILE, read_average
 from emuedit.training.resources import check_memory
 from emuedit.training.start import BASE_MODEL, Start
 from emuedit.training.train_settings import TrainSettings
@@ -83,6 +84,7 @@ def run(params: TrainParams, root: Path) -> Summary:
         raise ValueError("want float32 or bfloat16 for a training on a CPU, got float16; set train.dtype to auto")
     params = params.model_copy(update={"dtype": runtime.dtype})
     world_size = n_processes(params.processes, params.batch_size, runtime.device)  # an uneven batch is an error now
+    n_passes(params.batch_size, params.accumulation_steps, world_size)  # so is one that passes cannot split
     if world_size > 1:
         prepare_workers(runtime.device, WORKER_MODULES)
     dataset = read_summary(root / DATASET)
@@ -123,8 +125,8 @@ def run(params: TrainParams, root: Path) -> Summary:
         run_accelerate(root / params.accelerate_config, _train, *job, runtime.device)
     elif world_size > 1:
         run_distributed(world_size, runtime.device, _train, *job, runtime.device)
-    is_done = params.accelerate_config is not None or world_size > 1  # then the last step is read from its state
-    editor = _train(*job, "cpu" if is_done else runtime.device, is_done)
+    alone = params.accelerate_config is None and world_size == 1
+    editor = _train(*job, runtime.device) if alone else _read_trained(*job)
     counts = {"steps": params.steps, "pairs": n_pairs, "held_out_pairs": len(cache.held_out)}
     counts |= {"replayed_pairs": n_earlier} if n_earlier else {}
     if params.replay_pairs:
@@ -132,23 +134,32 @@ def run(params: TrainParams, root: Path) -> Summary:
     return _publish(editor, scratch, root / OUT, recorded | {"data": data}, counts, params.stored_dtype)
 
 
-def _train(
-    params: TrainParams, begin: Start, latents: Path, scratch: Path, device: str, is_done: bool = False
-) -> TrainableEditor:
-    """The training of one process: make an editor of the base model, the same in every process, and run the loop."""
-    if is_done:  # no step is left that a graph could launch
-        params = params.model_copy(update={"cuda_graph": False})
-    cache = LatentCache(latents, params.held_out_share)
-    net, base_model = begin.editor(cache.tasks, params.task_embedding_dim, params.change_mask, params.seed)
-    cache = cache.with_tasks(net.table.names)
-    editor = TrainableEditor(net, base_model, params)
+def _train(params: TrainParams, begin: Start, latents: Path, scratch: Path, device: str) -> TrainableEditor:
+    """The training of one process: make an editor, the same in every process, and run the loop."""
+    editor, cache = _make_editor(params, begin, latents)
     preview = None if params.preview is None else _prepare_preview(params.preview, params, editor, cache, scratch)
     with open_accelerator(device, params.dtype, find_unused_parameters=params.lr_mult_text > 0) as accelerator:
-        if accelerator.is_main_process and not is_done:
+        if accelerator.is_main_process:
             for line in check_memory(editor, cache, params, accelerator):
                 print(f"train: {line}", flush=True)
         TrainLoop(editor, cache, params, scratch, accelerator, preview).run()
     return editor
+
+
+def _read_trained(params: TrainParams, begin: Start, latents: Path, scratch: Path) -> TrainableEditor:
+    """What other processes have trained, in this one, on the CPU."""
+    editor, _ = _make_editor(params, begin, latents)
+    editor.prepare(torch.device("cpu"))
+    read_average(editor, scratch / STATE_FILE)
+    editor.finish()
+    return editor
+
+
+def _make_editor(params: TrainParams, begin: Start, latents: Path) -> tuple[TrainableEditor, LatentCache]:
+    """The editor that a training starts with, and the pairs, whose tasks are its rows."""
+    cache = LatentCache(latents, params.held_out_share)
+    net, base_model = begin.editor(cache.tasks, params.task_embedding_dim, params.change_mask, params.seed)
+    return TrainableEditor(net, base_model, params), cache.with_tasks(net.table.names)
 
 
 def _prepare_preview(

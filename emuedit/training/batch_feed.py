@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from emuedit.training.batch import Batch
-from emuedit.training.distributed import shard
+from emuedit.training.distributed import n_passes, shard
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loss import NoiseDraws, draw_noise
 from emuedit.training.train_settings import TrainSettings
@@ -41,7 +41,8 @@ class BatchFeed:
             settings.batch_size, settings.task_balance, settings.seed, settings.task_weights, settings.replay_share
         )
         rows = range(settings.batch_size)[shard(settings.batch_size, accelerator.process_index, accelerator.num_processes)]
-        parts = [shard(len(rows), part, settings.accumulation_steps) for part in range(settings.accumulation_steps)]
+        n = n_passes(settings.batch_size, settings.accumulation_steps, accelerator.num_processes)
+        parts = [shard(len(rows), part, n) for part in range(n)]
         self.micro_batches = [slice(rows.start + part.start, rows.start + part.stop) for part in parts]
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._next: tuple[int, Future[list[MicroBatch]]] | None = None

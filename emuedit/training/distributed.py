@@ -9,6 +9,7 @@ whose threads wait for each other at every operator.
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing.connection
 import os
 import pickle
@@ -54,6 +55,20 @@ def shard(n: int, rank: int, world_size: int) -> slice:
     if n % world_size:
         raise ValueError(f"want a batch that {world_size} processes can split evenly, got {n}; choose a multiple of {world_size}")
     return slice(rank * n // world_size, (rank + 1) * n // world_size)
+
+
+def n_passes(batch_size: int, accumulation_steps: int, world_size: int) -> int:
+    """How many passes each process makes in a step: as few as keep a pass at batch_size / accumulation_steps samples.
+
+    So more processes need fewer passes, down to one. Raises ValueError for a batch that cannot be split evenly.
+    """
+    if batch_size % accumulation_steps:
+        raise ValueError(
+            f"want a batch that {accumulation_steps} accumulation steps can split evenly, got {batch_size}; choose a multiple of "
+            f"{accumulation_steps}"
+        )
+    rows, at_once = shard(batch_size, 0, world_size).stop, batch_size // accumulation_steps
+    return next(n for n in range(math.ceil(rows / at_once), rows + 1) if rows % n == 0)
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

@@ -23,7 +23,7 @@ from emuedit.tracking import Tracker
 from emuedit.training.batch import Batch
 from emuedit.training.batch_feed import BatchFeed
 from emuedit.training.cuda_graph import GraphedPasses
-from emuedit.training.distributed import is_sharded
+from emuedit.training.distributed import is_sharded, n_passes
 from emuedit.training.ema import EmaSettings
 from emuedit.training.held_out import held_out_loss
 from emuedit.training.latent_cache import LatentCache
@@ -64,6 +64,8 @@ class TrainLoop:
         self.accelerator, self.preview = accelerator, preview
         self._flops_per_sample = count_flops(editor, cache, settings) if accelerator.is_main_process else 0
         self._is_sharded = is_sharded(accelerator)
+        self._n_passes = n_passes(settings.batch_size, settings.accumulation_steps, accelerator.num_processes)
+        self._names: tuple[str, ...] = ()  # of what a pass returns
         self._graph = _graph_of(self._passes, cache, settings, accelerator) if settings.cuda_graph else None
         editor.prepare(accelerator.device, self._is_sharded)
         self.optimization = Optimization(
@@ -139,10 +141,11 @@ class TrainLoop:
 
     def _passes(self, batch: Batch, draws: NoiseDraws) -> Tensor:
         """Forward and backward pass of a micro batch; returns its share of the loss and of its parts, [1 + parts]."""
-        weights, n = self.settings.loss_weights, self.settings.accumulation_steps
+        weights, n = self.settings.loss_weights, self._n_passes
         parts: LossParts = self.optimization.model(batch, draws, weights)
         loss = parts.total(weights).mean() / n
         self.optimization.backward(loss)
+        self._names = ("loss", *(f"loss.{name}" for name, part in parts._asdict().items() if part is not None))
         return torch.stack([loss.detach(), *(part.detach().mean() / n for part in parts if part is not None)])
 
     def _tokenized(self, batch: Batch) -> Batch:
@@ -162,8 +165,7 @@ class TrainLoop:
                     f"want a finite loss, got {value} at step {step}; its pairs' ids are in {file}: look at them, or lower "
                     "train.lr"
                 )
-        names = ("loss", *(f"loss.{name}" for name in LossParts._fields))
-        return dict(zip(names, rows[-1], strict=False))  # without a change-mask head there is no such part
+        return dict(zip(self._names, rows[-1], strict=True))
 
     def _evaluate(self, last: bool) -> None:
         """Held-out loss, and from time to time sample edits, with the averaged weights."""

@@ -48,7 +48,7 @@ class MemoryEstimator:
 
     def estimate(self, plan: MemoryPlan) -> MemoryEstimate:
         """Estimate a plan; takes a second or two for Stable Diffusion 1.5, two to five times that for XL."""
-        keeps_gradients = plan.accumulation_steps > 1 or plan.world_size > 1  # before the pass begins
+        keeps_gradients = plan.passes > 1 or plan.world_size > 1  # before the pass begins
         uncounted = ((GRADIENTS,) if keeps_gradients else ()) + ((WEIGHT_COPIES,) if plan.fsdp else ())
         modules, passes = self._run(plan, uncounted)
         trained = [parameter.numel() for parameter in modules.parameters() if parameter.requires_grad]
@@ -87,8 +87,8 @@ class MemoryEstimator:
         left out. Changes are named by settings of `train`."""
         total = self.estimate(plan).total
         changes = {
-            f"accumulation_steps: {plan.accumulation_steps * plan.micro_batch} (one sample a pass)": replace(
-                plan, micro_batch=1, accumulation_steps=plan.accumulation_steps * plan.micro_batch
+            f"accumulation_steps: {plan.micro_batch * plan.passes * plan.world_size} (one sample a pass)": replace(
+                plan, micro_batch=1, passes=plan.micro_batch * plan.passes
             ),
             "gradient_checkpointing: true": replace(plan, gradient_checkpointing=True),
             "lora: {rank: 16}": replace(plan, lora=plan.lora or LoraSettings(rank=16)),

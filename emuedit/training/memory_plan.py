@@ -16,7 +16,7 @@ class MemoryPlan:
     """How a training uses memory. Names are those of `TrainSettings` where it has them."""
 
     micro_batch: int = 1
-    """Samples in one pass of one device: batch_size / (accumulation_steps * world_size)."""
+    """Samples in one pass of one device: batch_size / (passes * world_size)."""
     latent: tuple[int, int, int] = (4, 64, 64)
     """Latents of one picture, (C, h, w): a side of 8 px is one latent cell in Stable Diffusion."""
     n_tokens: int = 77
@@ -24,7 +24,7 @@ class MemoryPlan:
     device: Literal["cuda", "cpu"] = "cuda"
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     gradient_checkpointing: bool = False
-    accumulation_steps: int = 1
+    passes: int = 1
     compile: bool = False
     """torch.compile keeps fewer activations than are counted here."""
     lora: LoraSettings | None = None

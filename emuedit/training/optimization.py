@@ -182,6 +182,16 @@ class Optimization:
         return [name for name, is_same in same.items() if not is_same]
 
 
+@torch.no_grad()
+def read_average(module: nn.Module, file: Path) -> None:
+    """Give a module the weights of a saved state, averaged where it has an average; no optimizer is needed for that."""
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    saved = state["weights"] | state["ema"]
+    for name, value in module.state_dict(keep_vars=True).items():
+        if name in saved:
+            value.copy_(saved[name])
+
+
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in weights.items()}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from emuedit.training.distributed import is_sharded
+from emuedit.training.distributed import is_sharded, n_passes
 from emuedit.training.flops import forward_flops, mfu, training_flops
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.memory import MemoryEstimator
@@ -28,14 +28,15 @@ def check_memory(editor: TrainableEditor, cache: LatentCache, settings: TrainSet
     device = accelerator.device
     if device.type not in ("cuda", "cpu"):
         return []
+    passes = n_passes(settings.batch_size, settings.accumulation_steps, accelerator.num_processes)
     plan = MemoryPlan(
-        micro_batch=settings.batch_size // (settings.accumulation_steps * accelerator.num_processes),
+        micro_batch=settings.batch_size // (passes * accelerator.num_processes),
         latent=_largest_latent(editor, cache),
         n_tokens=editor.base_model.tokenizer.model_max_length,
         device="cuda" if device.type == "cuda" else "cpu",
         dtype="float32" if settings.dtype == "auto" else settings.dtype,
         gradient_checkpointing=settings.gradient_checkpointing,
-        accumulation_steps=settings.accumulation_steps,
+        passes=passes,
         compile=settings.compile,
         lora=settings.lora,
         optimizer=settings.optimizer,

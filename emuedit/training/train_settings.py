@@ -42,7 +42,8 @@ class TrainSettings(config.Params):
     batch_size: int = Field(ge=1)
     """Pairs per step, over all processes and accumulation steps."""
     accumulation_steps: int = Field(1, ge=1)
-    """Forward and backward passes per step in each process: the more, the less memory, and the result is the same."""
+    """A pass has batch_size / accumulation_steps samples at most: the more steps, the less memory, and the result is the same.
+    Each of n processes makes an n-th of the passes."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: a third more time, a fraction of the memory."""
     compile: bool = False

@@ -2,7 +2,7 @@ import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -18,9 +18,10 @@ from emuedit.models import text_to_image
 from emuedit.stages import train
 from emuedit.stages.train import TrainParams
 from emuedit.tracking import read_stats
-from emuedit.training import loss
+from emuedit.training import loss, optimization
 from emuedit.training.loop import TrainingError
 from emuedit.training.loss import LossParts
+from emuedit.training.optimizers import OptimizerError
 from tests.stages.workspace import Workspace, check_stop_message, hide_mlflow, load_params, toy_world
 from toyworld.edits import exact_dataset
 
@@ -220,6 +221,23 @@ def test_two_processes_train_like_one_that_continues_after_they_were_terminated(
         np.testing.assert_allclose(losses[1][1][key], losses[0][1][key], rtol=rtol, err_msg=key)
         # Adam makes much of rounding
         np.testing.assert_allclose(losses[1][3][key], losses[0][3][key], rtol=0.02, err_msg=key)
+
+
+@pytest.mark.slow
+def test_what_two_processes_trained_is_read_without_an_optimizer(
+    exact_pairs: Path, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of `optimizer: adamw_8bit` needs a GPU, and this process reads the weights on the CPU."""
+
+    def refuse(*arguments: object) -> NoReturn:
+        raise OptimizerError("want a GPU")
+
+    monkeypatch.setattr(optimization, "build_optimizer", refuse)  # not in the processes that train
+    root = link_data(exact_pairs, tmp_path)
+    train.run(make_params(processes=2), root)
+    want, got = (sampling.load(folder / train.OUT).net.state_dict() for folder in (trained, root))
+    for name, weights in got.items():
+        torch.testing.assert_close(weights, want[name], rtol=0.02, atol=2e-3, msg=name)  # Adam makes much of rounding
 
 
 def test_a_batch_that_processes_cannot_split_evenly_is_refused(exact_pairs: Path, tmp_path: Path) -> None:

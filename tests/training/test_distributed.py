@@ -11,7 +11,16 @@ import pytest
 import torch
 
 from emuedit.training import distributed
-from emuedit.training.distributed import DistributedError, n_processes, open_accelerator, run_accelerate, run_distributed, shard
+from emuedit.training.distributed import (
+    DistributedError,
+    n_passes,
+    n_processes,
+    open_accelerator,
+    run_accelerate,
+    run_distributed,
+    shard,
+)
+from emuedit.training.presets import preset_names, with_preset
 from tests.training.light_processes import fail_in_process, fail_while_the_others_wait, write_rank
 
 SCRIPT = """
@@ -124,3 +133,32 @@ def test_the_number_of_processes(
 def test_processes_that_cannot_split_the_batch_are_refused() -> None:
     with pytest.raises(ValueError, match="want a batch that 3 processes can split evenly, got 16; choose a multiple of 3"):
         n_processes(3, 16, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation_steps", "world_size", "want"),
+    [
+        (16, 1, 1, 1),
+        (16, 16, 1, 16),
+        (16, 16, 2, 8),
+        (16, 4, 8, 1),
+        (1024, 32, 8, 4),
+        (16, 4, 4, 1),
+        (12, 4, 2, 2),
+        (12, 3, 4, 1),
+    ],
+)
+def test_more_processes_make_fewer_passes_of_as_many_samples(
+    batch_size: int, accumulation_steps: int, world_size: int, want: int
+) -> None:
+    n = n_passes(batch_size, accumulation_steps, world_size)
+    assert n == want
+    assert batch_size // world_size // n <= batch_size // accumulation_steps
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_every_preset_trains_on_several_gpus(world_size: int) -> None:
+    for name in preset_names():
+        settings = with_preset({"preset": name})
+        n = n_passes(settings["batch_size"], settings.get("accumulation_steps", 1), world_size)
+        assert settings["batch_size"] % (n * world_size) == 0, name

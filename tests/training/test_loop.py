@@ -155,7 +155,7 @@ def test_what_saves_memory_changes_a_training_by_rounding_only(
 def test_a_batch_that_accumulation_steps_cannot_split_is_refused(
     changes: dict[str, Any], cache_folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=r"want a batch that \d processes can split evenly, got"):
+    with pytest.raises(ValueError, match=r"want a batch that \d accumulation steps can split evenly, got"):
         train(cache_folder, tmp_path, SETTINGS.model_copy(update=changes))
 
 

@@ -188,7 +188,7 @@ def test_parts_follow_from_the_number_of_parameters(estimator: MemoryEstimator) 
     estimate = estimator.estimate(PLAN)
     assert (estimate.weights, estimate.optimizer, estimate.ema, estimate.host) == (4 * n, 8 * n, 4 * n, 0)
     assert estimate.total == sum(estimate.parts.values()) == estimate.certain
-    assert estimator.estimate(replace(PLAN, accumulation_steps=2)).gradients == 4 * n
+    assert estimator.estimate(replace(PLAN, passes=2)).gradients == 4 * n
     assert estimator.estimate(replace(PLAN, ema=False)).ema == 0
     on_gpu = estimator.estimate(replace(PLAN, device="cuda", ema_device="cpu", ema_dtype="bfloat16"))
     assert (on_gpu.ema, on_gpu.host) == (0, 2 * n)

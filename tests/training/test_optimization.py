@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from emuedit.training.ema import EmaSettings
-from emuedit.training.optimization import STATE_FILE, Optimization, OptimizationError, check_recipe
+from emuedit.training.optimization import STATE_FILE, Optimization, OptimizationError, check_recipe, read_average
 from emuedit.training.optimizers import OptimizerError
 from emuedit.training.schedule import Schedule
 
@@ -224,3 +224,20 @@ def test_a_state_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
 def test_an_optimizer_for_a_gpu_is_refused_on_a_cpu(name: str) -> None:
     with pytest.raises(OptimizerError, match=rf"want a GPU for train.optimizer {name}, got cpu; use adamw"):
         optimize(make_module(), optimizer=name)
+
+
+def test_the_average_of_a_saved_state_is_read_without_an_optimizer(tmp_path: Path) -> None:
+    module = make_module()
+    module["first"].weight.requires_grad_(False)  # not trained, so it is not in the state
+    optimization = optimize(module)
+    train(optimization, 5)
+    optimization.save(tmp_path / STATE_FILE)
+    optimization.use_average()
+    reader = make_module()
+    with torch.no_grad():
+        for name, value in reader.named_parameters():
+            if name != "first.weight":
+                value.zero_()
+    read_average(reader, tmp_path / STATE_FILE)
+    for name, value in reader.state_dict().items():
+        assert torch.equal(value, module.state_dict()[name]), name

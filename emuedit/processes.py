@@ -9,7 +9,6 @@ import atexit
 import contextlib
 import ctypes
 import multiprocessing
-import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -79,17 +78,23 @@ def prepare_workers(device: str, modules: Sequence[str]) -> None:
     set_env_defaults(KEEP_FREED_MEMORY)  # read by new processes
     if start_method(device) == "spawn":
         return
-    multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))
+    from multiprocessing import forkserver, resource_tracker
+
+    forkserver.set_forkserver_preload(list(modules))
+    resource_tracker.ensure_running()  # which the fork server would start, and which unblocks SIGINT
     earlier = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited: on ctrl-c this process decides
     try:
-        multiprocessing.forkserver.ensure_running()
+        forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
 def start_method(device: str) -> Literal["forkserver", "spawn"]:
-    """How workers that compute on `device` start; both leave them without this process's threads, whose state is unknown."""
-    return "forkserver" if device == "cpu" and "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    """How workers that compute on `device` start; both leave them without this process's threads, whose state is unknown.
+
+    On macOS they are spawned: its system libraries start threads of their own in the server, which a fork does not survive.
+    """
+    return "forkserver" if device == "cpu" and sys.platform == "linux" else "spawn"
 
 
 def begin_worker(n_threads: int, environment: Mapping[str, str]) -> None:

@@ -16,6 +16,7 @@ IMPORTED_BY = os.getpid()
 """
 WORKERS = """
 import os, signal, multiprocessing
+from multiprocessing import forkserver
 from emuedit import processes
 
 def answer(queue, environment):
@@ -25,7 +26,7 @@ def answer(queue, environment):
 
 if __name__ == "__main__":
     processes.prepare_workers("cpu", ["slow_module"])
-    os.kill(multiprocessing.forkserver._forkserver._forkserver_pid, signal.SIGINT)  # ctrl-c reaches the whole process group
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGINT)  # ctrl-c reaches the whole process group
     os.environ["SET_LATER"] = "yes"
     context = multiprocessing.get_context(processes.start_method("cpu"))
     queue = context.Queue()
@@ -91,5 +92,8 @@ def test_workers_of_a_cpu_start_with_what_the_fork_server_imported_and_with_the_
 
 
 @pytest.mark.parametrize(("device", "method"), [("cpu", "forkserver"), ("cuda", "spawn"), ("cuda:1", "spawn"), ("mps", "spawn")])
-def test_a_worker_that_computes_on_a_gpu_is_not_forked(device: str, method: str) -> None:
+def test_a_worker_that_computes_on_a_gpu_is_not_forked(device: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
     assert start_method(device) == method
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert start_method(device) == "spawn"

@@ -6,7 +6,7 @@ Shapes: B samples, H and W pixels, C latent channels, h and w latent sizes, D_v 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,8 @@ class SamplingOptions:
 
 
 UNCHANGED = SamplingOptions()
+PIXELS_AT_ONCE = 8 * 512**2
+"""Eight pictures of 512 px: with guidance 24 rows of the U-Net. Others are edited afterwards, so that any list fits a GPU."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class EditSampler:
         self.grid_px = grid_of(parts)
         self.resolution_px = round(math.sqrt(math.prod(parts.size)))
         """Side in px of the square with as many pixels as the base model was trained at."""
+        self.pixels_at_once = PIXELS_AT_ONCE
+        """Pixels of all pictures that are edited together; one picture always is. Smaller for less memory."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -116,8 +120,8 @@ class EditSampler:
     ) -> Tensor:
         """Edit images [B, 3, H, W] in [-1, 1] of any size: float32 [B, 3, H, W] on the CPU.
 
-        A sample depends on its own picture, instruction, task and seed alone. `seeds` default to settings.seed + 0, 1, ...;
-        a generator in the place of a seed is drawn from.
+        A sample depends on its own picture, instruction, task and seed alone; `pixels_at_once` bounds the memory. `seeds` default
+        to settings.seed + 0, 1, ...; a generator in the place of a seed is drawn from.
         Guidance costs up to three evaluations a step, in one forward: see `guidance.terms_of`.
         Raises UnknownTaskError for an unknown task, ValueError for pictures out of range and for lists of unequal length.
         """
@@ -131,7 +135,8 @@ class EditSampler:
         v = self.net.table.rows(tasks)  # [B, D_v]
         generators = [seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed) for seed in seeds]
         after = torch.empty(images.shape)
-        for task, rows in self._rows_by_adapter(tasks).items():
+        at_once = n if options.after_step else max(1, self.pixels_at_once // math.prod(images.shape[-2:]))
+        for task, rows in self._groups(tasks, at_once):
             texts, randoms = [instructions[row] for row in rows], [generators[row] for row in rows]
             chosen = options if len(rows) == n else options.rows(rows)
             with self._adapter_of(task):
@@ -143,12 +148,14 @@ class EditSampler:
             after[rows] = edited
         return after
 
-    def _rows_by_adapter(self, tasks: Sequence[str]) -> dict[str | None, list[int]]:
-        """Rows that are sampled together: those of each task with an adapter, and (None) all others."""
-        groups: dict[str | None, list[int]] = {}
-        for row, task in enumerate(tasks):
-            groups.setdefault(task if task in self.adapters else None, []).append(row)
-        return groups
+    def _groups(self, tasks: Sequence[str], at_once: int) -> Iterator[tuple[str | None, list[int]]]:
+        """Rows that are sampled together, `at_once` at most: those of a task with an adapter, and with None those of others."""
+        by_adapter: dict[str | None, list[int]] = {}
+        for row, name in enumerate(tasks):
+            by_adapter.setdefault(name if name in self.adapters else None, []).append(row)
+        for task, rows in by_adapter.items():
+            for start in range(0, len(rows), at_once):
+                yield task, rows[start : start + at_once]
 
     def _adapter_of(self, task: str | None) -> AbstractContextManager[None]:
         return nullcontext() if task is None else self.adapters[task].applied(self.net.unet)

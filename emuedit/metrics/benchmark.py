@@ -3,7 +3,7 @@
 A world has its own benchmark, a Python file that `params.yaml` names. Shapes: N edits of one task.
 """
 
-from pathlib import PurePath
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -75,14 +75,15 @@ class EditSource(Protocol):
         ...
 
 
-def load(reference: str) -> EditSource:
+def load(reference: str, device: str = "auto") -> EditSource:
     """The function `edits` of a file such as `toyworld/edits/toy_benchmark.py`, or a folder of real pictures (`photo_benchmark`).
 
+    device: where the networks of the folder's judge run, a word of `Runtime.choose`.
     Raises ParamsError for a file that does not exist or has no such function, BenchmarkError for a folder that is no benchmark.
     """
-    if not PurePath(reference).suffix:
+    if Path(reference).is_dir() or not Path(reference).suffix:
         from emuedit.metrics.photo_benchmark import PhotoBenchmark
 
-        return PhotoBenchmark(reference)
+        return PhotoBenchmark(reference, device)
     source: EditSource = config.import_function(reference, "edits")
     return source

@@ -69,9 +69,11 @@ class PhotoEdits:
 class PhotoBenchmark:
     """The edits of a folder; called as `edits(task, split, start, n)` (`emuedit.metrics.benchmark.EditSource`)."""
 
-    def __init__(self, folder: str | Path) -> None:
-        """Raises BenchmarkError that names file, row and column for a table that does not fit."""
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, device: str = "auto") -> None:
+        """`device`: where the judge's networks run.
+
+        Raises BenchmarkError that names file, row and column for a table that does not fit."""
+        self.folder, self.device = Path(folder), device
         self.settings = _read_judge(self.folder / JUDGE)
         self.rows = _read_rows(self.folder)
 
@@ -116,7 +118,7 @@ class PhotoBenchmark:
         from emuedit.models import clip, dino
         from emuedit.runtime import Runtime
 
-        device = Runtime.choose().device
+        device = Runtime.choose(self.device).device
         models = clip.load(self.settings.clip, device), dino.load(self.settings.dino, device)
         return SimilarityJudge(*models, self.settings.bounds, self.settings.task_bounds)
 

@@ -78,7 +78,7 @@ def read_items(root: Path, section: str = "evaluation", extra_tasks: Sequence[st
 
 def check_tasks(items: Items, champion: str) -> None:
     """Raise GateError for a task that the champion was promoted with and of which the benchmark has no edits."""
-    source = benchmark.load(items.benchmark)
+    source = benchmark.load(items.benchmark, items.device)
     for task in items.tasks:
         try:
             source(task, items.split, 0, items.n_edits)
@@ -104,7 +104,7 @@ def measure(package: Path, name: str, items: Items, root: Path) -> Measurement:
 
 def measure_nothing(items: Items, root: Path) -> Measurement:
     """An editor that does nothing: what a first model must beat."""
-    source, records = benchmark.load(items.benchmark), {}
+    source, records = benchmark.load(items.benchmark, items.device), {}
     identity = Systems(root / MODELS, items.settings, Runtime.choose(items.device, items.dtype))["identity"]
     for task in items.tasks:
         edits = source(task, items.split, 0, items.n_edits)
@@ -127,7 +127,7 @@ def measure_speed(packages: Sequence[Path], items: Items) -> list[float]:
 
 
 def _evaluate(name: str, systems: Systems, items: Items, folder: Path) -> dict[str, list[EvalRecord]]:
-    source = benchmark.load(items.benchmark)
+    source = benchmark.load(items.benchmark, items.device)
     paths = {task: folder / f"{task}.parquet" for task in items.tasks}
     missing = [task for task, path in paths.items() if not path.exists()]
     if missing:

@@ -66,7 +66,7 @@ def run(params: EvaluationParams, root: Path) -> Summary:
     recorded = params.model_dump(mode="json", exclude={"world", "device"}) | named
     scorer_paths = [config.resolve_path(path, root) for path in (params.world.clip, params.world.dino)]
     scratch = scratch_folder(root, "evaluation", work_key("evaluation", recorded, root, *scorer_paths))
-    source = benchmark.load(params.world.benchmark)
+    source = benchmark.load(params.world.benchmark, runtime.device)
 
     @cache
     def scorers() -> tuple[ClipScorer, DinoScorer]:

@@ -1,4 +1,4 @@
-"""Stage `inversion`: learn one task that the editor was never trained on, from a few examples, as one task embedding.
+"""Stage `inversion`: learn one task that the editor was never trained on, from a few examples: its embedding and an adapter.
 
 In: `models/editor`, the world's benchmark. Out: `models/inversion/<task>.safetensors` (a task pack), `stats.jsonl`,
 `summary.json`.

@@ -100,7 +100,7 @@ def retrain(
     registry: whether the model is registered. force: run everything. max_parallel: stages that may run side by side.
     reason: why it runs, `schedule: ...`, `data: ...`, `metric: ...` or `person: ...`; empty: the person who started it.
     push: whether the data are pushed to the remote afterwards. branch: where `dvc.lock` and metrics are committed; empty: not.
-    Without anything to do it records that, and why it did nothing, and ends.
+    Without anything to run it records that and why, publishes what an earlier retrain could not, and ends.
     """
     root, why = Path.cwd(), complete_reason(reason)
     print(f"== {why}", flush=True)
@@ -113,7 +113,9 @@ def _retrain(root: Path, why: str, registry: bool, force: bool, max_parallel: in
     stale = graph.stale(force)
     registered, problem = (None, "") if stale else release.look_up(graph)
     if not stale and (not registry or registered or problem):
-        return _skip(graph, why, registered, problem)
+        answer = _skip(graph, why, registered, problem)
+        publication.publish(root, push, branch, graph.metrics, release.merge_metrics(graph), why)
+        return answer
     run_id = release.start(root)
     seconds: dict[str, float] = {}
     try:
@@ -125,12 +127,7 @@ def _retrain(root: Path, why: str, registry: bool, force: bool, max_parallel: in
         raise
     flow_artifacts.publish(result, why)
     _emit_lineage(finished, run_id, seconds)
-    if push:
-        publication.push_data(root)
-    if branch:
-        files = [Path(dvc_graph.LOCK), *finished.metrics]
-        commit = publication.commit_results(root, branch, files, release.merge_metrics(finished), f"Retrain ({why})")
-        print(f"== {branch} is at {commit[:8]}", flush=True)
+    publication.publish(root, push, branch, finished.metrics, release.merge_metrics(finished), why)
     return result.to_dict()
 
 
@@ -142,7 +139,7 @@ def _emit_lineage(graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, flo
 
 
 def _skip(graph: dvc_graph.Graph, why: str, registered: release.RetrainResult | None, problem: str) -> dict[str, Any]:
-    """Record that there was nothing to do."""
+    """Record that there was nothing to run."""
     state = f"whether they are registered is not known: {problem}" if problem else "and registered"
     decision = f"skipped: all {len(graph.stages)} stages are up to date, {state}"
     print(f"== {decision}", flush=True)

@@ -54,14 +54,28 @@ def test_a_fallen_champion_starts_a_deployment_that_exists() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("prefect")
-def test_prefect_accepts_the_deployments(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefect_accepts_the_deployments_and_a_second_time_keeps_what_people_set(
+    server_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.schedules import CronSchedule
 
     monkeypatch.setenv("PREFECT_API_URL", server_url)
-    for words in (["work-pool", "create", "local", "--type", "process"], ["--no-prompt", "deploy", "--all"]):
-        process = subprocess.run([sys.executable, "-m", "prefect", *words], cwd=ROOT, capture_output=True, text=True)
+    setup = ["-m", "flows.server_setup", "--pool", "local", "--automations", "none.yaml"]
+
+    def deploy() -> Any:
+        process = subprocess.run([sys.executable, *setup], cwd=ROOT, capture_output=True, text=True)
         assert process.returncode == 0, process.stdout + process.stderr
-    with get_client(sync_client=True) as client:
-        weekly = client.read_deployment_by_name("retrain/weekly")
+        with get_client(sync_client=True) as client:
+            return client.read_deployment_by_name("retrain/weekly")
+
+    weekly = deploy()
     assert [schedule.active for schedule in weekly.schedules] == [False]
+    with get_client(sync_client=True) as client:
+        client.update_deployment_schedule(weekly.id, weekly.schedules[0].id, active=True)
+        client.create_deployment_schedules(weekly.id, [(CronSchedule(cron="5 5 * * *"), True)])
+        client.pause_deployment(weekly.id)
+    again = deploy()
+    assert {(schedule.slug, schedule.active) for schedule in again.schedules} == {("weekly", True), (None, True)}
+    assert again.paused
     assert weekly.parameter_openapi_schema["properties"].keys() >= {"registry", "force", "max_parallel", "reason"}

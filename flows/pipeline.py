@@ -17,6 +17,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.futures import PrefectFuture, as_completed
 from prefect.tasks import Task
 
+from emuedit.config import ParamsError
 from emuedit.stages import MEMORY_ENV
 from emuedit.tracking.stats import PARENT_RUN_ENV
 from flows import dvc_graph, flow_artifacts, lineage_events, publication, release, retrain_lock, run_stage
@@ -100,8 +101,10 @@ def retrain(
     registry: whether the model is registered. force: run everything. max_parallel: stages that may run side by side.
     reason: why it runs, `schedule: ...`, `data: ...`, `metric: ...` or `person: ...`; empty: the person who started it.
     push: whether the data are pushed to the remote afterwards. branch: where `dvc.lock` and metrics are committed; empty: not.
-    Without anything to run it records that and why, publishes what an earlier retrain could not, and ends.
+    Without anything to run it records that and why, publishes what an earlier retrain could not, and ends. Raises ParamsError.
     """
+    if max_parallel < 1:
+        raise ParamsError(f"want max_parallel of at least 1 stage, got {max_parallel}; 1 runs one stage after the other")
     root, why = Path.cwd(), complete_reason(reason)
     print(f"== {why}", flush=True)
     with retrain_lock.only_one(root, lambda text: print(f"== {text}", flush=True)):

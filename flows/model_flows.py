@@ -41,7 +41,7 @@ def rollback(to: int | None = None, reason: str = "") -> dict[str, Any]:
 def evaluate(max_loss: float = 0.05, retrain_deployment: str = "") -> dict[str, Any]:
     """Measure the champion now; start a retrain where its edit success fell by more than `max_loss` since its promotion.
 
-    retrain_deployment: such as `retrain/weekly`; empty: nothing is started. A retrain is started only if a stage is out
+    retrain_deployment: such as `retrain/weekly-retrain`; empty: nothing is started. A retrain is started only if a stage is out
     of date, else it would do nothing; then this raises FallenChampionError, so that the run fails and the notification for
     failed runs is sent. Raises RegistryError where there is no champion.
     """

@@ -1,4 +1,6 @@
 import inspect
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,8 +49,17 @@ def test_flows_that_write_to_the_workspace_run_one_at_a_time() -> None:
 
 def test_a_fallen_champion_starts_a_deployment_that_exists() -> None:
     names = {f"{load_flow(deployment).name}/{deployment['name']}" for deployment in DEPLOYMENTS}
-    (daily,) = (deployment for deployment in DEPLOYMENTS if deployment["name"] == "daily")
+    (daily,) = (deployment for deployment in DEPLOYMENTS if deployment["name"] == "daily-check")
     assert daily["parameters"]["retrain_deployment"] in names
+
+
+def test_the_pages_name_deployments_that_exist() -> None:
+    names = {f"{load_flow(deployment).name}/{deployment['name']}" for deployment in DEPLOYMENTS}
+    flows = "|".join({name.partition("/")[0] for name in names})
+    for page in (ROOT / "docs/operations.md", ROOT / "bench/harness/team_day.py", ROOT / "flows/model_flows.py"):
+        mentions = set(re.findall(rf"(?<![\w/])(?:{flows})/[a-z][a-z-]+(?![\w./])", page.read_text()))
+        assert mentions
+        assert mentions <= names, page
 
 
 @pytest.mark.slow
@@ -63,19 +74,26 @@ def test_prefect_accepts_the_deployments_and_a_second_time_keeps_what_people_set
     monkeypatch.setenv("PREFECT_API_URL", server_url)
     setup = ["-m", "flows.server_setup", "--pool", "local", "--automations", "none.yaml"]
 
-    def deploy() -> Any:
-        process = subprocess.run([sys.executable, *setup], cwd=ROOT, capture_output=True, text=True)
-        assert process.returncode == 0, process.stdout + process.stderr
-        with get_client(sync_client=True) as client:
-            return client.read_deployment_by_name("retrain/weekly")
+    name = "retrain/nightly-retrain-and-push"
 
-    weekly = deploy()
-    assert [schedule.active for schedule in weekly.schedules] == [False]
+    def run(*words: str) -> str:
+        process = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+        assert process.returncode == 0, process.stdout + process.stderr
+        return process.stdout
+
+    def deploy() -> Any:
+        run(*setup)
+        with get_client(sync_client=True) as client:
+            return client.read_deployment_by_name(name)
+
+    nightly = deploy()
+    assert [schedule.active for schedule in nightly.schedules] == [False]
+    (listed,) = json.loads(run("-m", "prefect", "deployment", "schedule", "ls", name, "--output", "json"))
+    run("-m", "prefect", "deployment", "schedule", "resume", name, listed["id"])  # as docs/operations.md does
     with get_client(sync_client=True) as client:
-        client.update_deployment_schedule(weekly.id, weekly.schedules[0].id, active=True)
-        client.create_deployment_schedules(weekly.id, [(CronSchedule(cron="5 5 * * *"), True)])
-        client.pause_deployment(weekly.id)
+        client.create_deployment_schedules(nightly.id, [(CronSchedule(cron="5 5 * * *"), True)])
+        client.pause_deployment(nightly.id)
     again = deploy()
-    assert {(schedule.slug, schedule.active) for schedule in again.schedules} == {("weekly", True), (None, True)}
+    assert {(schedule.slug, schedule.active) for schedule in again.schedules} == {("nightly", True), (None, True)}
     assert again.paused
-    assert weekly.parameter_openapi_schema["properties"].keys() >= {"registry", "force", "max_parallel", "reason"}
+    assert nightly.parameter_openapi_schema["properties"].keys() >= {"registry", "force", "max_parallel", "reason"}

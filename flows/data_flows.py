@@ -23,8 +23,7 @@ def refresh_data(target: str, reason: str = "", push: bool = False) -> dict[str,
     stale = {name: reasons for name, reasons in graph.stale().items() if name in stages}
     if not stale:
         print(f"== skipped: the {len(stages)} stages up to {target} are up to date", flush=True)
-        return {"stages": {}, "skipped": sorted(stages)}
-    seconds = run_stages(graph, stale, {}, force=False, max_parallel=1)
-    if push:
+    seconds = run_stages(graph, stale, {}, force=False, max_parallel=1) if stale else {}
+    if push:  # also what an earlier run made and could not push
         publication.push_data(root)
     return {"stages": seconds, "skipped": sorted(stages - set(seconds))}

@@ -1,5 +1,6 @@
 """Flows about registered versions: `promote`, `rollback`, `evaluate` and `backfill`. Deployments: `prefect.yaml`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,13 @@ from prefect.deployments import run_deployment
 
 from emuedit.promotion import promote as promotion
 from emuedit.tracking import alias_moves, registry
+from flows import dvc_graph
+
+_N_NAMED = 5  # stages that a reason names
+
+
+class FallenChampionError(RuntimeError):
+    """Raised for a champion whose edit success fell where a retrain would make the same model again."""
 
 
 @flow(name="promote", validate_parameters=True)
@@ -33,7 +41,9 @@ def rollback(to: int | None = None, reason: str = "") -> dict[str, Any]:
 def evaluate(max_loss: float = 0.05, retrain_deployment: str = "") -> dict[str, Any]:
     """Measure the champion now; start a retrain where its edit success fell by more than `max_loss` since its promotion.
 
-    retrain_deployment: such as `retrain/weekly`; empty: nothing is started. Raises RegistryError where there is no champion.
+    retrain_deployment: such as `retrain/weekly-retrain`; empty: nothing is started. A retrain is started only if a stage is out
+    of date, else it would do nothing; then this raises FallenChampionError, so that the run fails and the notification for
+    failed runs is sent. Raises RegistryError where there is no champion.
     """
     champion = registry.version_at(alias_moves.CHAMPION)
     if champion is None:
@@ -41,12 +51,27 @@ def evaluate(max_loss: float = 0.05, retrain_deployment: str = "") -> dict[str, 
     success, promised = promotion.measure_version(champion, Path.cwd()).overall, promotion.promised_success(champion)
     has_fallen = promised is not None and promised - success > max_loss
     result = {"version": champion.number, "success": success, "at_promotion": promised, "has_fallen": has_fallen, "started": ""}
-    if has_fallen and retrain_deployment:
-        reason = f"metric: edit success of version {champion.number} fell from {promised:.3f} to {success:.3f}"
-        run = run_deployment(retrain_deployment, parameters={"reason": reason}, timeout=0)
+    loss, stale = "", dict[str, tuple[str, ...]]()
+    if has_fallen:
+        loss = f"edit success of version {champion.number} fell from {promised:.3f} to {success:.3f}"
+        stale = dvc_graph.read(Path.cwd()).stale()
+        result["reason"] = f"metric: {loss}; out of date: {_list_names(list(stale))}"
+    if stale and retrain_deployment:
+        run = run_deployment(retrain_deployment, parameters={"reason": result["reason"]}, timeout=0)
         result["started"] = str(run.id)  # type: ignore[union-attr]
     create_markdown_artifact(f"```\n{result}\n```", key="champion", description="The champion, measured now")
+    if has_fallen and retrain_deployment and not stale:
+        raise FallenChampionError(
+            f"{loss}, and nothing is out of date, so a retrain would make the same model; want other data or params, "
+            "or an earlier version (`uv run emuedit rollback`)"
+        )
     return result
+
+
+def _list_names(names: Sequence[str]) -> str:
+    """Names in one line, the first few of many."""
+    more = f" and {len(names) - _N_NAMED} more" if len(names) > _N_NAMED else ""
+    return ", ".join(names[:_N_NAMED]) + more if names else "nothing"
 
 
 @flow(name="backfill", validate_parameters=True)

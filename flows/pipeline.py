@@ -17,6 +17,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.futures import PrefectFuture, as_completed
 from prefect.tasks import Task
 
+from emuedit.config import ParamsError
 from emuedit.stages import MEMORY_ENV
 from emuedit.tracking.stats import PARENT_RUN_ENV
 from flows import dvc_graph, flow_artifacts, lineage_events, publication, release, retrain_lock, run_stage
@@ -100,8 +101,10 @@ def retrain(
     registry: whether the model is registered. force: run everything. max_parallel: stages that may run side by side.
     reason: why it runs, `schedule: ...`, `data: ...`, `metric: ...` or `person: ...`; empty: the person who started it.
     push: whether the data are pushed to the remote afterwards. branch: where `dvc.lock` and metrics are committed; empty: not.
-    Without anything to do it records that, and why it did nothing, and ends.
+    Without anything to run it records that and why, publishes what an earlier retrain could not, and ends. Raises ParamsError.
     """
+    if max_parallel < 1:
+        raise ParamsError(f"want max_parallel of at least 1 stage, got {max_parallel}; 1 runs one stage after the other")
     root, why = Path.cwd(), complete_reason(reason)
     print(f"== {why}", flush=True)
     with retrain_lock.only_one(root, lambda text: print(f"== {text}", flush=True)):
@@ -113,7 +116,9 @@ def _retrain(root: Path, why: str, registry: bool, force: bool, max_parallel: in
     stale = graph.stale(force)
     registered, problem = (None, "") if stale else release.look_up(graph)
     if not stale and (not registry or registered or problem):
-        return _skip(graph, why, registered, problem)
+        answer = _skip(graph, why, registered, problem)
+        publication.publish(root, push, branch, graph.metrics, release.merge_metrics(graph), why)
+        return answer
     run_id = release.start(root)
     seconds: dict[str, float] = {}
     try:
@@ -125,12 +130,7 @@ def _retrain(root: Path, why: str, registry: bool, force: bool, max_parallel: in
         raise
     flow_artifacts.publish(result, why)
     _emit_lineage(finished, run_id, seconds)
-    if push:
-        publication.push_data(root)
-    if branch:
-        files = [Path(dvc_graph.LOCK), *finished.metrics]
-        commit = publication.commit_results(root, branch, files, release.merge_metrics(finished), f"Retrain ({why})")
-        print(f"== {branch} is at {commit[:8]}", flush=True)
+    publication.publish(root, push, branch, finished.metrics, release.merge_metrics(finished), why)
     return result.to_dict()
 
 
@@ -142,7 +142,7 @@ def _emit_lineage(graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, flo
 
 
 def _skip(graph: dvc_graph.Graph, why: str, registered: release.RetrainResult | None, problem: str) -> dict[str, Any]:
-    """Record that there was nothing to do."""
+    """Record that there was nothing to run."""
     state = f"whether they are registered is not known: {problem}" if problem else "and registered"
     decision = f"skipped: all {len(graph.stages)} stages are up to date, {state}"
     print(f"== {decision}", flush=True)

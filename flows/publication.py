@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from emuedit.tracking.runs import flatten
+from flows.dvc_graph import LOCK
 from flows.failure_kinds import RETRY_DELAYS_S
 
 _BUSY_OR_AWAY = RETRY_DELAYS_S[:2]
@@ -18,6 +19,20 @@ _MAX_METRIC_LINES = 40
 
 class PublicationError(RuntimeError):
     """Raised when data cannot be pushed, or a branch cannot be written. Nothing that was made is lost."""
+
+
+def publish(root: Path, push: bool, branch: str, metrics_files: Sequence[Path], metrics: Mapping[str, Any], why: str) -> None:
+    """Push the data, if `push`, then commit `dvc.lock` and the metrics to `branch`, unless that is empty.
+
+    What is published already stays as it is, so a retrain that has nothing to do publishes what an earlier one could not.
+    Raises PublicationError.
+    """
+    if push:
+        push_data(root)
+        print("== the data are pushed", flush=True)
+    if branch:
+        commit = commit_results(root, branch, [Path(LOCK), *metrics_files], metrics, f"Retrain ({why})")
+        print(f"== {branch} is at {commit[:8]}", flush=True)
 
 
 def push_data(root: Path, sleep: Any = None) -> None:
@@ -42,7 +57,8 @@ def commit_results(root: Path, branch: str, paths: Sequence[Path], metrics: Mapp
     """Commit files as they are now to a branch, which is made from HEAD where there is none. Returns the commit.
 
     Neither the working tree nor the index nor the checked-out branch is touched. The message is `title` and how the metrics
-    differ from those on the branch. Raises PublicationError when git refuses; an unchanged result makes no commit.
+    differ from those on the branch. Raises PublicationError when git refuses; an unchanged result makes no commit, and the
+    branch is made all the same.
     """
     reference = f"refs/heads/{branch}"
     if _git(root, "symbolic-ref", "--quiet", "HEAD", check=False) == reference:
@@ -58,6 +74,8 @@ def commit_results(root: Path, branch: str, paths: Sequence[Path], metrics: Mapp
             _git(root, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path.as_posix()}", environment=index)
         tree = _git(root, "write-tree", environment=index)
     if tree == _git(root, "rev-parse", f"{parent}^{{tree}}"):
+        if not _exists(root, reference):
+            _git(root, "update-ref", reference, parent, "")
         return parent
     old = {key: value for values in before for key, value in flatten(values)}
     message = "\n".join([title, "", *metric_changes(old, dict(flatten(metrics)))])

@@ -143,6 +143,8 @@ def finish(
             runs.end_run(run_id, "FINISHED")
     except ServiceError as error:
         print(f"== not registered: {error}. The next retrain tries again, without training", flush=True)
+        if problem := runs.try_to_end_run(run_id, "FINISHED"):
+            print(f"== the run {run_id} stays open: {problem}. The next retrain here ends it as KILLED", flush=True)
     return result
 
 

@@ -73,7 +73,8 @@ def _retrain(options: argparse.Namespace) -> int:
         _print_stale(graph, stale)
         return 0
     registered, problem = release.look_up(graph) if not stale and not options.no_register else (None, "")
-    if not stale and (registered or problem or options.no_register):
+    publishes = bool(options.push or options.branch)  # by the flow, also when no stage is out of date
+    if not stale and not publishes and (registered or problem or options.no_register):
         print(f"Nothing to do: all {len(graph.stages)} stages are up to date" + (", and registered." if registered else "."))
         if problem:
             print(f"Whether they are registered is not known: {problem}")
@@ -136,10 +137,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="run every stage again")
     reasons = "why it runs, beginning with schedule:, data:, metric: or person: (default: you)"
     parser.add_argument("--reason", default="", metavar="TEXT", help=reasons)
-    parser.add_argument("--push", action="store_true", help="push the data to the DVC remote afterwards")
+    parser.add_argument("--push", action="store_true", help="push the data to the DVC remote afterwards, also when nothing ran")
     parser.add_argument("--branch", default="", metavar="NAME", help="commit dvc.lock and the metrics to this branch afterwards")
-    parser.add_argument("--max-parallel", type=int, default=1, metavar="N", help="stages that may run side by side (default: 1)")
+    parallel = "stages that may run side by side, at least 1 (default: 1)"
+    parser.add_argument("--max-parallel", type=_stage_count, default=1, metavar="N", help=parallel)
     return parser
+
+
+def _stage_count(text: str) -> int:
+    """Value of `--max-parallel`. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"want a number of stages from 1, got {text!r}; 1 runs one stage after the other")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python -m flows.server_setup --pool local --automations infra/prefect/automations.yaml
 
-Works on the server that PREFECT_API_URL names. What is there already is updated, so it can be repeated.
+Works on the server that PREFECT_API_URL names. What is there already is updated, so it can be repeated; a schedule stays
+active or inactive as it is, see `schedule_states`.
 """
 
 import argparse
@@ -22,6 +23,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
+
+from flows.schedule_states import kept_states
 
 WEBHOOK_ENV, SLACK_ENV = "EMUEDIT_WEBHOOK_URL", "EMUEDIT_SLACK_URL"
 """Environment variables with the URLs to which notifications go."""
@@ -61,6 +64,12 @@ async def create_pool(name: str) -> None:
             await client.create_work_pool(WorkPoolCreate(name=name, type="process"))
 
 
+async def deploy() -> int:
+    """Create or update the deployments of prefect.yaml in the working folder; returns the exit status of `prefect deploy`."""
+    async with kept_states():
+        return subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], check=False).returncode
+
+
 async def _notification_actions() -> list[dict[str, Any]]:
     """Actions that send to the URLs in the environment. The server keeps the URLs encrypted, in blocks."""
     actions: list[dict[str, Any]] = []
@@ -89,7 +98,7 @@ def main() -> int:
     asyncio.run(create_pool(options.pool))
     if options.automations.exists():
         print("automations:", ", ".join(asyncio.run(apply_automations(options.automations))), flush=True)
-    return subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], check=False).returncode
+    return asyncio.run(deploy())
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class Day:
         with self.timeline.step("a schedule fires: first retrain") as outcome:
             start = datetime.now(UTC) + timedelta(seconds=150)  # one that has passed when the server hears of it is tomorrow
             words = ("--interval", "86400", "--anchor-date", start.isoformat())
-            self.team.run("prefect", "deployment", "schedule", "create", "retrain/weekly", *words)
+            self.team.run("prefect", "deployment", "schedule", "create", "retrain/weekly-retrain", *words)
             wait_until(self.versions, 1200, "the first registered version", every_s=5)
             wait_until(lambda: self.champion() == 1 and not self.flow_processes(), 300, "version 1 as champion", every_s=5)
             checks = json.loads((self.team.folder / "reports/validation/report.json").read_text(encoding="utf-8"))
@@ -126,7 +126,7 @@ class Day:
                 "train": {"steps": 40, "save_every_s": 1.0, "log_every_steps": 1},
             }
             self.team.set_params(changes, "One task more")
-            self.team.run("prefect", "deployment", "run", "retrain/weekly", "-p", "reason=person: one task more")
+            self.team.run("prefect", "deployment", "run", "retrain/weekly-retrain", "-p", "reason=person: one task more")
             wait_until(lambda: self.steps_trained() >= 8, 900, "eight steps of the training", every_s=0.5)
             victims = processes_of(["worker"], self.team.folder) + self.flow_processes()
             for victim in victims:

@@ -17,6 +17,13 @@ NAMES = ("postgres", "mlflow", "prefect", "worker")
 """All services, in the order in which they start; they end in the opposite order."""
 POOL = "local"
 """The Prefect work pool that prefect.yaml names."""
+S3_ENV = (
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
+    "AWS_CA_BUNDLE", "S3_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL", "MLFLOW_S3_IGNORE_TLS",
+)  # fmt: skip
+"""Variables of whoever calls `up` that say how artifacts and data get to S3; a server that runs with others is started again."""
+_ARTIFACTS_ENV = "MLFLOW_ARTIFACTS_DESTINATION"
 _LOCAL = "localhost,127.0.0.1,::1"
 _PROBE_S = 5.0
 _QUIET = {
@@ -100,14 +107,14 @@ def _mlflow(layout: StackLayout) -> Service:
     environment = {
         **child_environment(layout),
         "MLFLOW_BACKEND_STORE_URI": layout.postgres.uri("mlflow") if layout.postgres else _sqlite(layout.folder / "mlflow.db"),
-        "MLFLOW_ARTIFACTS_DESTINATION": _artifacts(layout.folder),
+        _ARTIFACTS_ENV: _artifacts(layout.folder),
         "MLFLOW_SERVER_ALLOWED_HOSTS": hosts,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 8 processes and 2 GB for nothing that is used here
     }
     del environment["MLFLOW_TRACKING_URI"]  # its own address, which it would ask
     if endpoint := os.environ.get("S3_ENDPOINT_URL"):
         environment.setdefault("MLFLOW_S3_ENDPOINT_URL", endpoint)
-    command = BackgroundCommand("mlflow", arguments, environment, url)
+    command = BackgroundCommand("mlflow", arguments, environment, url, needs=[_ARTIFACTS_ENV, *S3_ENV])
     return Service(command, lambda: ask(f"{url}/health", _PROBE_S).is_success, start_s=180.0)
 
 
@@ -131,13 +138,14 @@ def _worker(layout: StackLayout) -> Service:
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # what infra/prefect/automations.yaml waits for
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    command = BackgroundCommand("worker", [*arguments, "--limit", "1"], environment, url, needs=list(layout.exports))
+    needs = [*layout.exports, *S3_ENV]
+    command = BackgroundCommand("worker", [*arguments, "--limit", "1"], environment, url, needs=needs)
     return Service(command, lambda: ask(f"{url}/health", _PROBE_S).is_success, start_s=120.0, grace_s=20.0)
 
 
 def _artifacts(folder: Path) -> str:
     """Where MLflow keeps artifacts: MLFLOW_ARTIFACTS_DESTINATION, such as s3://bucket/mlflow, or the data folder."""
-    return os.environ.get("MLFLOW_ARTIFACTS_DESTINATION") or str(folder / "artifacts")
+    return os.environ.get(_ARTIFACTS_ENV) or str(folder / "artifacts")
 
 
 def _sqlite(path: Path) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emuedit.tracking import service_errors
 from emuedit.tracking.stats import RUN_UID_TAG, read_stats, replay, tracking_uri
 
 log = logging.getLogger(__name__)
@@ -141,6 +142,16 @@ def tag_values(tag: str, tags: Mapping[str, str]) -> list[str]:
 def end_run(run_id: str, status: str) -> None:
     """End a run as FINISHED, FAILED or KILLED."""
     client().set_terminated(run_id, status)
+
+
+def try_to_end_run(run_id: str, status: str) -> str:
+    """`end_run`; where MLflow cannot be used now, why not, in words (empty: the run has ended)."""
+    try:
+        with service_errors.converted():
+            end_run(run_id, status)
+    except service_errors.ServiceError as error:
+        return str(error)
+    return ""
 
 
 def run_id_of(stats: Path) -> str:

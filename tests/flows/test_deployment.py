@@ -1,4 +1,6 @@
 import inspect
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,21 +49,51 @@ def test_flows_that_write_to_the_workspace_run_one_at_a_time() -> None:
 
 def test_a_fallen_champion_starts_a_deployment_that_exists() -> None:
     names = {f"{load_flow(deployment).name}/{deployment['name']}" for deployment in DEPLOYMENTS}
-    (daily,) = (deployment for deployment in DEPLOYMENTS if deployment["name"] == "daily")
+    (daily,) = (deployment for deployment in DEPLOYMENTS if deployment["name"] == "daily-check")
     assert daily["parameters"]["retrain_deployment"] in names
+
+
+def test_the_pages_name_deployments_that_exist() -> None:
+    names = {f"{load_flow(deployment).name}/{deployment['name']}" for deployment in DEPLOYMENTS}
+    flows = "|".join({name.partition("/")[0] for name in names})
+    for page in (ROOT / "docs/operations.md", ROOT / "bench/harness/team_day.py", ROOT / "flows/model_flows.py"):
+        mentions = set(re.findall(rf"(?<![\w/])(?:{flows})/[a-z][a-z-]+(?![\w./])", page.read_text()))
+        assert mentions
+        assert mentions <= names, page
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("prefect")
-def test_prefect_accepts_the_deployments(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefect_accepts_the_deployments_and_a_second_time_keeps_what_people_set(
+    server_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.schedules import CronSchedule
 
     monkeypatch.setenv("PREFECT_API_URL", server_url)
-    for words in (["work-pool", "create", "local", "--type", "process"], ["--no-prompt", "deploy", "--all"]):
-        process = subprocess.run([sys.executable, "-m", "prefect", *words], cwd=ROOT, capture_output=True, text=True)
+    setup = ["-m", "flows.server_setup", "--pool", "local", "--automations", "none.yaml"]
+
+    name = "retrain/nightly-retrain-and-push"
+
+    def run(*words: str) -> str:
+        process = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
         assert process.returncode == 0, process.stdout + process.stderr
+        return process.stdout
+
+    def deploy() -> Any:
+        run(*setup)
+        with get_client(sync_client=True) as client:
+            return client.read_deployment_by_name(name)
+
+    nightly = deploy()
+    assert [schedule.active for schedule in nightly.schedules] == [False]
+    (listed,) = json.loads(run("-m", "prefect", "deployment", "schedule", "ls", name, "--output", "json"))
+    run("-m", "prefect", "deployment", "schedule", "resume", name, listed["id"])  # as docs/operations.md does
     with get_client(sync_client=True) as client:
-        weekly = client.read_deployment_by_name("retrain/weekly")
-    assert [schedule.active for schedule in weekly.schedules] == [False]
-    assert weekly.parameter_openapi_schema["properties"].keys() >= {"registry", "force", "max_parallel", "reason"}
+        client.create_deployment_schedules(nightly.id, [(CronSchedule(cron="5 5 * * *"), True)])
+        client.pause_deployment(nightly.id)
+    again = deploy()
+    assert {(schedule.slug, schedule.active) for schedule in again.schedules} == {("nightly", True), (None, True)}
+    assert again.paused
+    assert nightly.parameter_openapi_schema["properties"].keys() >= {"registry", "force", "max_parallel", "reason"}

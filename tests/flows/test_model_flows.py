@@ -11,7 +11,8 @@ from emuedit.promotion import promote as promotion
 from emuedit.promotion.gate import Measurement
 from emuedit.tracking import alias_moves, registry, runs
 from emuedit.tracking.registry import ModelVersion
-from flows import model_flows
+from flows import dvc_graph, model_flows
+from flows.triggers import complete_reason
 
 
 @pytest.fixture
@@ -41,12 +42,30 @@ def promoted(store: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> list
 
 
 def test_a_champion_that_fell_starts_a_retrain_with_the_reason(promoted: list[dict[str, Any]]) -> None:
-    result = model_flows.evaluate.fn(0.05, "retrain/weekly")
+    result = model_flows.evaluate.fn(0.05, "retrain/weekly-retrain")
     assert (result["success"], result["at_promotion"], result["has_fallen"], result["started"]) == (0.5, 0.6, True, "run-1")
-    assert promoted == [{"name": "retrain/weekly", "reason": "metric: edit success of version 1 fell from 0.600 to 0.500"}]
+    reason = (
+        "metric: edit success of version 1 fell from 0.600 to 0.500; out of date: first, branch@x-1, branch@y-1, network, scores"
+    )
+    assert promoted == [{"name": "retrain/weekly-retrain", "reason": reason}]
+    assert complete_reason(reason) == reason
 
 
-@pytest.mark.parametrize(("max_loss", "deployment"), [(0.2, "retrain/weekly"), (0.05, "")])
+def test_a_champion_that_fell_is_reported_where_a_retrain_would_do_nothing(
+    promoted: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dvc_graph, "read", lambda root: dvc_graph.Graph(root, (), (), {}))
+    artifacts: list[str] = []
+    monkeypatch.setattr(model_flows, "create_markdown_artifact", lambda text, **options: artifacts.append(text))
+    message = r"edit success of version 1 fell from 0\.600 to 0\.500, and nothing is out of date, .*; want other data"
+    with pytest.raises(model_flows.FallenChampionError, match=message):
+        model_flows.evaluate.fn(0.05, "retrain/weekly-retrain")
+    assert promoted == []
+    assert "out of date: nothing" in artifacts[0], "want it recorded"
+    assert model_flows.evaluate.fn(0.05, "")["has_fallen"], "who asks for no retrain gets the figures"
+
+
+@pytest.mark.parametrize(("max_loss", "deployment"), [(0.2, "retrain/weekly-retrain"), (0.05, "")])
 def test_a_small_loss_starts_nothing(promoted: list[dict[str, Any]], max_loss: float, deployment: str) -> None:
     assert model_flows.evaluate.fn(max_loss, deployment)["started"] == ""
     assert promoted == []

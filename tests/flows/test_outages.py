@@ -93,8 +93,29 @@ def test_a_registry_that_cannot_be_written_costs_no_run(
         result = release.finish(project, dvc_graph.read(project), release.start(project), {}, register=True)
     assert (result.version, retrain_runs()[0]["stages.run"] if retrain_runs() else "") == (None, "")
     assert "not registered: MLflow at sqlite:///" in capsys.readouterr().out
+    assert len(retrain_runs()) == 1, "want the run ended, whose results MLflow took"
     again = release.finish(project, dvc_graph.read(project), release.start(project), {}, register=True)
     assert again.version is not None
+
+
+def test_a_run_that_cannot_be_ended_after_a_failed_registration_is_named(
+    project: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = (dvc_graph.Stage("network", (), (Path("models/editor"),), meta={"register": "editor"}),)
+    graph = dvc_graph.Graph(project, stages, (), {})
+    run_id = release.start(project)
+
+    def go_away(*arguments: object) -> None:
+        raise ConnectionError("Connection refused")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(release, "_register", go_away)
+        outage.setattr(runs, "end_run", go_away)
+        assert release.finish(project, graph, run_id, {}, register=True).version is None
+    output = capsys.readouterr().out
+    assert f"the run {run_id} stays open: MLflow at sqlite:///" in output
+    release.start(project)
+    assert runs.client().get_run(run_id).info.status == "KILLED", "as the line says"
 
 
 def test_a_deleted_experiment_is_restored(project: Path, store: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from emuedit.tracking import registry, runs
-from flows import dvc_graph, flow_process, release, retrain, run_stage
+from flows import dvc_graph, flow_process, publication, release, retrain, run_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -91,13 +91,39 @@ if what == "network":
     assert pipeline.retrain(reason="schedule: weekly")["skipped"] == "skipped: all 5 stages are up to date, and registered"
 
 
-def test_data_are_refreshed_without_a_training(project: Path, in_process: None) -> None:
+def test_a_retrain_that_has_nothing_to_run_publishes_what_an_earlier_one_could_not(
+    project: Path, store: str, in_process: None, dvc_run: Callable[..., str], tmp_path: Path,
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, shell: Callable[..., str],
+) -> None:  # fmt: skip
+    dvc_run("repro", "-q")
+    dvc_run("remote", "add", "--local", "--default", "away", str(tmp_path / "no-such-file/remote"))
+    (tmp_path / "no-such-file").touch()
+    shell("git", "add", "make.py", cwd=project)
+    shell("git", "commit", "-qm", "a pipeline", cwd=project)
+    monkeypatch.setattr(publication, "_BUSY_OR_AWAY", (0.0,))
+    words = ["--no-register", "--push", "--branch", "retrained"]
+    assert retrain.main(words) == 1
+    assert "the data were not pushed" in capfd.readouterr().err
+    (tmp_path / "no-such-file").unlink()
+    assert retrain.main(words) == 0
+    assert "== skipped: all 5 stages are up to date" in capfd.readouterr().out
+    assert list((tmp_path / "no-such-file/remote").rglob("*.dir")), "want the folders of the stages in the remote"
+    commit = shell("git", "rev-parse", "retrained", cwd=project)
+    assert "dvc.lock" in shell("git", "show", "--name-only", "--format=", commit.strip(), cwd=project)
+    assert retrain.main(words) == 0
+    assert shell("git", "rev-parse", "retrained", cwd=project) == commit, "want no empty commit"
+
+
+def test_data_are_refreshed_without_a_training(project: Path, in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows import data_flows
 
     first = data_flows.refresh_data("branch", "data: new captions")
     assert set(first["stages"]) == {"first", "branch@x-1", "branch@y-1"}
     assert not (project / "models").exists()
-    assert data_flows.refresh_data("branch")["stages"] == {}
+    pushed: list[Path] = []
+    monkeypatch.setattr(publication, "push_data", pushed.append)
+    assert data_flows.refresh_data("branch", push=True)["stages"] == {}
+    assert pushed == [project], "want what an earlier run could not push"
     with pytest.raises(dvc_graph.GraphError, match=r"want a stage out of first, .*, got 'nothing'"):
         data_flows.refresh_data("nothing")
 

@@ -53,6 +53,12 @@ def test_results_are_committed_to_a_branch_and_nothing_else_changes(committed: P
     assert "0.5 -> 0.6 (+0.1)" in shell("git", "log", "-1", "--format=%b", next_commit, cwd=committed)
 
 
+def test_a_branch_is_made_also_where_nothing_changed(committed: Path, shell: Shell) -> None:
+    head = shell("git", "rev-parse", "HEAD", cwd=committed).strip()
+    assert commit_results(committed, "retrained", FILES, {}, "Retrain (person: a)") == head
+    assert shell("git", "rev-parse", "retrained", cwd=committed).strip() == head
+
+
 def test_the_branch_that_is_checked_out_is_refused(committed: Path, shell: Shell) -> None:
     branch = shell("git", "branch", "--show-current", cwd=committed).strip()
     with pytest.raises(PublicationError, match="want a branch that is not checked out"):

@@ -198,6 +198,31 @@ def test_no_password_is_in_a_command_line_or_address(tmp_path: Path) -> None:
     assert not any("p4ssw0rd" in value for value in by_name["worker"].values())
 
 
+@pytest.mark.parametrize(
+    ("variable", "names"),
+    [
+        ("MLFLOW_ARTIFACTS_DESTINATION", ["mlflow", "worker"]),
+        ("AWS_SECRET_ACCESS_KEY", ["mlflow", "worker"]),
+        ("S3_ENDPOINT_URL", ["mlflow", "worker"]),
+        ("EDITOR", []),
+    ],
+)
+def test_servers_with_other_s3_settings_are_started_again_and_secrets_stay_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, names: list[str]
+) -> None:
+    def commands() -> dict[str, BackgroundCommand]:
+        return {service.name: service.command for service in server_stack.services(layout(tmp_path), has_worker=True)}
+
+    for name in ("MLFLOW_ARTIFACTS_DESTINATION", *server_stack.S3_ENV):
+        monkeypatch.delenv(name, raising=False)
+    before = commands()
+    monkeypatch.setenv(variable, "s3://s3cret-of-the-test/")
+    after = commands()
+    assert [name for name in before if before[name].settings != after[name].settings] == names
+    ProcessRecord("mlflow", 1, "", "", 0.0, after["mlflow"].settings).write(tmp_path)
+    assert "s3cret" not in (tmp_path / "mlflow.pid").read_text()
+
+
 def test_clients_do_not_follow_the_servers_own_address_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_ARTIFACTS_DESTINATION", raising=False)
     assert set(layout(tmp_path).exports) == {"MLFLOW_TRACKING_URI", "PREFECT_API_URL"}

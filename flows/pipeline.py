@@ -17,10 +17,11 @@ from prefect.concurrency.sync import concurrency
 from prefect.futures import PrefectFuture, as_completed
 from prefect.tasks import Task
 
+from emuedit.failures import FailureKind
 from emuedit.stages import MEMORY_ENV
 from emuedit.tracking.stats import PARENT_RUN_ENV
 from flows import dvc_graph, flow_artifacts, lineage_events, publication, release, retrain_lock, run_stage
-from flows.failure_kinds import RETRIES, RETRY_DELAYS_S, FailureKind
+from flows.failure_kinds import RETRIES, RETRY_DELAYS_S
 from flows.triggers import complete_reason
 
 GPU_SLOT = "emuedit-gpu"

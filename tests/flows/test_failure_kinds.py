@@ -1,5 +1,6 @@
 """Why a stage failed decides whether it is tried again; the stage says it by its exit status."""
 
+import errno
 import importlib
 import os
 import subprocess
@@ -9,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from emuedit import stages
-from flows.failure_kinds import FailureKind, classify
+from emuedit.failures import FailureKind
+from emuedit.synthesis.worker_pool import WorkerPoolError
+from emuedit.training.distributed import DistributedError
+from flows.failure_kinds import classify
 
 
 class OutOfMemoryError(RuntimeError):
@@ -32,6 +36,11 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (MemoryError(), stages.OUT_OF_MEMORY_STATUS),
         (OutOfMemoryError("CUDA out of memory"), stages.OUT_OF_MEMORY_STATUS),
         (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory"), stages.OUT_OF_MEMORY_STATUS),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"), stages.OUT_OF_MEMORY_STATUS),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), stages.OUT_OF_MEMORY_STATUS),
+        (DistributedError("a training process failed", FailureKind.MEMORY), stages.OUT_OF_MEMORY_STATUS),
+        (caused(WorkerPoolError("in shard-1", FailureKind.NETWORK), EOFError()), stages.NETWORK_STATUS),
+        (caused(WorkerPoolError("the worker died"), ConnectionResetError()), 1),
     ],
 )
 def test_the_exit_status_of_a_stage_tells_the_kind(error: Exception, status: int) -> None:

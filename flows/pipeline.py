@@ -40,7 +40,7 @@ def should_retry(reproduction: "Task[..., float]", run: TaskRun, state: State[fl
     allowed = max(RETRIES[error.kind], error.extra_retries if error.kind is FailureKind.OTHER else 0)
     is_retried = error.n_like_it <= allowed
     if is_retried:
-        smaller = ", with half the batch" if error.kind is FailureKind.MEMORY else ""
+        smaller = ", with half the batch where it has one" if error.kind is FailureKind.MEMORY else ""
         print(f"== {str(error).splitlines()[0].removesuffix(':')} ({error.kind}); trying again{smaller}", flush=True)
     return is_retried
 

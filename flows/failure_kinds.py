@@ -6,21 +6,11 @@ retried; a network may be back in a minute; a stage that ran out of memory gets 
 
 import re
 import signal
-from enum import StrEnum
 
+from emuedit.failures import FailureKind
 from emuedit.stages import NETWORK_STATUS, OUT_OF_MEMORY_STATUS
 
 _EXIT_STATUS = re.compile(r"exited with (-?\d+)")  # of DVC: "failed to run: python ..., exited with 75"
-
-
-class FailureKind(StrEnum):
-    """Kinds of failure."""
-
-    NETWORK = "network"
-    MEMORY = "memory"
-    """Out of memory: said by the stage, or killed by SIGKILL, which the kernel sends then."""
-    OTHER = "other"
-    """Wrong params, wrong data, a fault of the code: the same happens again."""
 
 
 RETRIES = {FailureKind.NETWORK: 3, FailureKind.MEMORY: 1, FailureKind.OTHER: 0}

@@ -18,10 +18,11 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.tasks import Task
 
 from emuedit.config import ParamsError
+from emuedit.failures import FailureKind
 from emuedit.stages import MEMORY_ENV
 from emuedit.tracking.stats import PARENT_RUN_ENV
 from flows import dvc_graph, flow_artifacts, lineage_events, publication, release, retrain_lock, run_stage
-from flows.failure_kinds import RETRIES, RETRY_DELAYS_S, FailureKind
+from flows.failure_kinds import RETRIES, RETRY_DELAYS_S
 from flows.triggers import complete_reason
 
 GPU_SLOT = "emuedit-gpu"
@@ -40,7 +41,7 @@ def should_retry(reproduction: "Task[..., float]", run: TaskRun, state: State[fl
     allowed = max(RETRIES[error.kind], error.extra_retries if error.kind is FailureKind.OTHER else 0)
     is_retried = error.n_like_it <= allowed
     if is_retried:
-        smaller = ", with half the batch" if error.kind is FailureKind.MEMORY else ""
+        smaller = ", with half the batch where it has one" if error.kind is FailureKind.MEMORY else ""
         print(f"== {str(error).splitlines()[0].removesuffix(':')} ({error.kind}); trying again{smaller}", flush=True)
     return is_retried
 

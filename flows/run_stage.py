@@ -14,8 +14,9 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from emuedit.failures import FailureKind
 from flows import process_guard
-from flows.failure_kinds import FailureKind, classify
+from flows.failure_kinds import classify
 
 _BUSY_STATUS = 255  # exit status of a dvc that met another; also that of any failure, so its words count too
 _TAIL_BYTES = 20_000  # of output that are kept

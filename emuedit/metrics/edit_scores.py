@@ -9,7 +9,7 @@ from torch import Tensor
 
 from emuedit.data.png import encode_png
 from emuedit.data.records import EvalRecord, finite_or_none
-from emuedit.metrics.baselines import System
+from emuedit.metrics.baselines import System, row_groups
 from emuedit.metrics.benchmark import Benchmark
 from emuedit.models import edit_similarity, image_tensors
 from emuedit.models.clip import ClipScorer
@@ -21,19 +21,29 @@ METRICS = {"clip_dir": "clip_direction", "clip_im": "clip_image", "clip_out": "c
 
 
 def evaluate_system(
-    name: str, system: System, edits: Benchmark, scorers: tuple[ClipScorer, DinoScorer] | None, seed: int
+    name: str,
+    system: System,
+    edits: Benchmark,
+    scorers: tuple[ClipScorer, DinoScorer] | None,
+    seed: int,
+    at_once: int | None = None,
 ) -> list[EvalRecord]:
     """One record per edit: the system's output, the judge's verdict and, with `scorers`, the metrics.
 
-    An edit's noise depends on its task, its position and `seed`, and is the same for all systems.
+    An edit's noise depends on its task, its position and `seed`, and is the same for all systems. The metrics are measured of
+    `at_once` edits at once (None: all).
     """
     seeds = [seed_for("evaluation", edits.task, i, seed) for i in range(len(edits.instructions))]
     outputs, tasks = system(edits, seeds)
     verdict = edits.judge(outputs)
     scores: dict[str, edit_similarity.Column] = {column: [None] * len(seeds) for column in METRICS.values()}
     if scorers is not None:
-        before, after = image_tensors.from_uint8(edits.before), image_tensors.from_uint8(outputs)
-        scores = measure_edits(*scorers, before, after, edits.input_captions, edits.output_captions)
+        scores = {column: [] for column in METRICS.values()}
+        for rows in row_groups(len(seeds), at_once):
+            before, after = image_tensors.from_uint8(edits.before[rows]), image_tensors.from_uint8(outputs[rows])
+            measured = measure_edits(*scorers, before, after, edits.input_captions[rows], edits.output_captions[rows])
+            for column, values in scores.items():
+                values.extend(measured[column])
     return [
         EvalRecord(
             system=name,

@@ -16,7 +16,7 @@ TEMPERATURE, TOP_P = 0.9, 0.9
 
 
 class LLMError(RuntimeError):
-    """The LLM gave no text, and a retry would not help."""
+    """The LLM gave no text, and asking again at once would not help; whether it may later, its cause tells."""
 
 
 @runtime_checkable

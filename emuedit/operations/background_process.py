@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
@@ -30,6 +30,8 @@ class ProcessRecord:
     url: str
     started_s: float
     settings: str
+    optional: Mapping[str, str] = field(default_factory=dict)
+    """Optional variables that were set -> a hash of their values."""
 
     def write(self, folder: Path) -> None:
         """Write `<folder>/<name>.pid`, as JSON."""
@@ -43,12 +45,17 @@ class ProcessRecord:
         """Whether this very process runs; a dead one, a zombie and another process with the same id do not count."""
         return start_mark(self.pid) == self.start_mark != ""
 
+    def has_settings_of(self, command: "BackgroundCommand") -> bool:
+        """Whether it was started as `command` would be now; optional variables count that are set now."""
+        return self.settings == command.settings and self.optional.items() >= command.optional_settings.items()
+
 
 @dataclass(frozen=True)
 class BackgroundCommand:
     """What to start: the command line, its environment in full, and the user whose rights it gets (None: those of this process).
 
-    `needs`: variables of the environment with whose values it must run; with others it is to be started again.
+    `needs`: variables of the environment with whose values it must run; with others it is to be started again. `optional`: the
+    same for variables that are set; where they are not, as in another shell, a process that has them is left alone.
     """
 
     name: str
@@ -57,12 +64,21 @@ class BackgroundCommand:
     url: str
     user: str | None = None
     needs: Sequence[str] = ()
+    optional: Sequence[str] = ()
 
     @property
     def settings(self) -> str:
         """A hash of the command line and of what it needs."""
-        content = json.dumps([list(self.arguments), [self.environment.get(name) for name in self.needs]])
-        return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+        return _hash(json.dumps([list(self.arguments), [self.environment.get(name) for name in self.needs]]))
+
+    @property
+    def optional_settings(self) -> dict[str, str]:
+        """Optional variables that are set -> a hash of their values, which may be secret."""
+        return {name: _hash(self.environment[name]) for name in self.optional if self.environment.get(name)}
+
+
+def _hash(content: str) -> str:
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
 def read_record(folder: Path, name: str) -> ProcessRecord | None:
@@ -101,7 +117,15 @@ def start_process(command: BackgroundCommand, folder: Path, cwd: Path) -> Proces
             extra_groups=[] if command.user else None,
         )
     process.returncode = 0  # it is meant to outlive this object, which else warns when it is collected
-    record = ProcessRecord(command.name, process.pid, start_mark(process.pid), command.url, time.time(), command.settings)
+    record = ProcessRecord(
+        command.name,
+        process.pid,
+        start_mark(process.pid),
+        command.url,
+        time.time(),
+        command.settings,
+        command.optional_settings,
+    )
     record.write(folder)
     return record
 

@@ -122,7 +122,7 @@ class Starter:
             return False
         if not record.is_running:
             return False
-        if record.settings != service.command.settings:
+        if not record.has_settings_of(service.command):
             self._say(f"{service.name}: runs with other settings; it is started again")
             end_process(record, service.grace_s, service.stop_signal)
             return False

@@ -24,6 +24,7 @@ S3_ENV = (
 )  # fmt: skip
 """Variables of whoever calls `up` that say how artifacts and data get to S3; a server that runs with others is started again."""
 _ARTIFACTS_ENV = "MLFLOW_ARTIFACTS_DESTINATION"
+_ADDRESSES = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL")
 _LOCAL = "localhost,127.0.0.1,::1"
 _PROBE_S = 5.0
 _QUIET = {
@@ -114,7 +115,7 @@ def _mlflow(layout: StackLayout) -> Service:
     del environment["MLFLOW_TRACKING_URI"]  # its own address, which it would ask
     if endpoint := os.environ.get("S3_ENDPOINT_URL"):
         environment.setdefault("MLFLOW_S3_ENDPOINT_URL", endpoint)
-    command = BackgroundCommand("mlflow", arguments, environment, url, needs=[_ARTIFACTS_ENV, *S3_ENV])
+    command = BackgroundCommand("mlflow", arguments, environment, url, optional=_optional())
     return Service(command, lambda: ask(f"{url}/health", _PROBE_S).is_success, start_s=180.0)
 
 
@@ -138,9 +139,15 @@ def _worker(layout: StackLayout) -> Service:
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # what infra/prefect/automations.yaml waits for
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    needs = [*layout.exports, *S3_ENV]
-    command = BackgroundCommand("worker", [*arguments, "--limit", "1"], environment, url, needs=needs)
+    command = BackgroundCommand(
+        "worker", [*arguments, "--limit", "1"], environment, url, needs=_ADDRESSES, optional=[*layout.exports, *_optional()]
+    )
     return Service(command, lambda: ask(f"{url}/health", _PROBE_S).is_success, start_s=120.0, grace_s=20.0)
+
+
+def _optional() -> list[str]:
+    """Variables about the store that count where the shell sets them."""
+    return [name for name in (_ARTIFACTS_ENV, *S3_ENV) if os.environ.get(name)]
 
 
 def _artifacts(folder: Path) -> str:

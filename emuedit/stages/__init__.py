@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from emuedit import config, params_check
 from emuedit.data.publish import Summary
+from emuedit.failures import FailureKind, kind_of
 from emuedit.processes import keep_compiled_modules, leave, set_env_defaults
 
 NETWORK_STATUS, OUT_OF_MEMORY_STATUS = 75, 71
@@ -23,7 +24,7 @@ NETWORK_STATUS, OUT_OF_MEMORY_STATUS = 75, 71
 EX_TEMPFAIL and EX_OSERR of sysexits.h."""
 MEMORY_ENV = "EMUEDIT_HALVE_BATCHES"
 """How often a stage shall halve what it computes at once, after it ran out of memory; 0 by default. Results stay the same."""
-_NETWORK_LIBRARIES = ("botocore", "huggingface_hub", "httpx", "openai", "requests", "urllib3")
+_STATUS = {FailureKind.NETWORK: NETWORK_STATUS, FailureKind.MEMORY: OUT_OF_MEMORY_STATUS, FailureKind.OTHER: 1}
 
 
 def stage_main(stage: str) -> NoReturn:
@@ -60,16 +61,8 @@ def run_stage(stage: str) -> int:
 
 
 def exit_status(error: BaseException) -> int:
-    """NETWORK_STATUS, OUT_OF_MEMORY_STATUS or 1, by the error and those that caused it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        library = type(cause).__module__.partition(".")[0]
-        if isinstance(cause, ConnectionError | TimeoutError) or library in _NETWORK_LIBRARIES:
-            return NETWORK_STATUS
-        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(cause):
-            return OUT_OF_MEMORY_STATUS
-        cause = cause.__cause__ or cause.__context__
-    return 1
+    """NETWORK_STATUS, OUT_OF_MEMORY_STATUS or 1, by the error and those that caused it, also in another process."""
+    return _STATUS[kind_of(error)]
 
 
 def batch_divisor() -> int:

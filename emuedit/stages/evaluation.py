@@ -27,11 +27,13 @@ from emuedit.models.clip import ClipScorer
 from emuedit.models.dino import DinoScorer
 from emuedit.progress import Progress
 from emuedit.runtime import Runtime
-from emuedit.stages import stage_main
+from emuedit.stages import batch_divisor, stage_main
 from emuedit.tasks import get_task
 
 OUT = "reports/evaluation"
 HEADLINE = "{edits} edits evaluated"
+_FEW_EDITS = 8
+"""After the stage ran out of memory, at most half of so many are made and measured at once. Ours."""
 
 
 class EvaluationParams(config.Params):
@@ -76,14 +78,17 @@ def run(params: EvaluationParams, root: Path) -> Summary:
     paths = {item: scratch / f"shard-{item[0]}-{item[1]}.parquet" for item in work}
     n_done = sum(path.exists() for path in paths.values()) * params.n_edits
     print(f"evaluation: {len(work)} groups of {params.n_edits} edits, {runtime}", flush=True)
+    at_once = max(1, min(params.n_edits, _FEW_EDITS) // batch_divisor()) if batch_divisor() > 1 else None
+    if at_once:
+        print(f"evaluation: ran out of memory; now {at_once} edits at once", flush=True)
     with Progress("evaluation", len(work) * params.n_edits, "edit", n_done) as progress:
         steps = params.settings.steps + 1  # judging and scoring count as one more
-        systems = Systems(root / MODELS, params.settings, runtime, lambda n: progress.advance(n / steps))
+        systems = Systems(root / MODELS, params.settings, runtime, lambda n: progress.advance(n / steps), at_once)
         for system, task in work:
             if paths[system, task].exists():
                 continue
             edits = source(task, params.split, 0, params.n_edits)
-            records = evaluate_system(system, systems[system], edits, scorers(), params.settings.seed)
+            records = evaluate_system(system, systems[system], edits, scorers(), params.settings.seed, at_once)
             write_shard(paths[system, task], records, EvalRecord)
             progress.advance(params.n_edits if system == "identity" else params.n_edits / steps)
     records = [record for path in paths.values() for record in read_shard(path, EvalRecord)]

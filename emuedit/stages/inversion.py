@@ -17,7 +17,7 @@ from emuedit.editor.sampling import EditSampler
 from emuedit.metrics import benchmark
 from emuedit.metrics.benchmark import Benchmark
 from emuedit.runtime import Runtime
-from emuedit.stages import stage_main
+from emuedit.stages import batch_divisor, stage_main
 from emuedit.tracking import Tracker
 from emuedit.training.batch import Batch
 from emuedit.training.task_inversion import InversionSettings, encode_examples, invert, select_examples
@@ -49,13 +49,16 @@ def run(params: InversionParams, root: Path) -> Summary:
     recorded = params.model_dump(mode="json", exclude={"world", "device"}) | named
     editor = sampling.load(root / EDITOR, runtime)
     edits = benchmark.load(params.world.benchmark)(params.task, "train", 0, params.n_examples + params.n_held_out)
-    samples = encode_benchmark(editor, edits)
+    n_passes = batch_divisor()
+    if n_passes > 1:
+        print(f"inversion: ran out of memory; now {n_passes} passes in a step", flush=True)
+    samples = encode_benchmark(editor, edits, n_passes)
     rows = torch.arange(len(samples), device=samples.target.device)
     examples = select_examples(samples, rows[: params.n_examples])
     held_out = select_examples(samples, rows[params.n_examples :])
     scratch = scratch_folder(root, "inversion", work_key("inversion", recorded, root))
     with Tracker(scratch, "inversion", params.model_dump(mode="json")) as tracker:
-        learned = invert(editor, examples, held_out, params, tracker)
+        learned = invert(editor, examples, held_out, params, tracker, n_passes)
     pack = learned.pack(editor.weights, params, edits.instructions[: params.n_examples], {"params": recorded})
     task_pack.save(pack, scratch / f"{params.task}.safetensors")
     counts = {"examples": params.n_examples, "steps": learned.steps}
@@ -63,13 +66,16 @@ def run(params: InversionParams, root: Path) -> Summary:
     return publish(scratch, root / OUT, "inversion", recorded, counts)
 
 
-def encode_benchmark(editor: EditSampler, edits: Benchmark) -> Batch:
-    """Edits with known results as a batch on the editor's device. Raises InversionError where the results are not known."""
+def encode_benchmark(editor: EditSampler, edits: Benchmark, n_passes: int = 1) -> Batch:
+    """Edits with known results as a batch on the editor's device. Raises InversionError where the results are not known.
+
+    n_passes: by what the number of pictures that are encoded at once is divided.
+    """
     if edits.exact is None:
         raise InversionError(
             f"want edits of {edits.task!r} with their right results to learn from, got none; let the benchmark return `exact`"
         )
-    return encode_examples(editor, edits.before, edits.exact, edits.instructions)
+    return encode_examples(editor, edits.before, edits.exact, edits.instructions, n_passes)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from emuedit.editor.task_predictor import NO_EDIT, TaskPredictor
 from emuedit.editor.wording_noise import WordingNoise, gibberish, vary
 from emuedit.progress import Progress
 from emuedit.runtime import Runtime, rng, seed_for
-from emuedit.stages import stage_main
+from emuedit.stages import batch_divisor, stage_main
 from emuedit.tasks import TASKS
 from emuedit.tracking import Tracker
 from emuedit.training.optimization import STATE_FILE, Optimization
@@ -183,6 +183,9 @@ def train_on(
         with torch.random.fork_rng([]):
             torch.manual_seed(seed_for("router", "adapters", params.seed))
             classifier_adapters.add_adapters(predictor.model, params.adapters)
+    if batch_divisor() > 1:  # smaller passes would draw another dropout
+        print("router: ran out of memory; activations are now computed again where they are needed", flush=True)
+        predictor.model.activation_checkpointing_enable({"use_reentrant": False})
     train(predictor, examples, params, state, tracker, loss_name)
     if uses_lora:
         classifier_adapters.merge_adapters(predictor.model)
@@ -211,12 +214,9 @@ def train(
     n_gibberish = sum(example.label == NO_EDIT for example in examples) // 2
     per_epoch = -(-(len(seen) + n_gibberish) // params.batch_size)
     n_steps = params.epochs * per_epoch
+    schedule = Schedule(n_steps, params.lr, params.warmup_steps, decay_share=1.0)
     optimization = Optimization(
-        model,
-        Schedule(n_steps, params.lr, params.warmup_steps, decay_share=1.0),
-        weight_decay=params.weight_decay,
-        max_grad_norm=params.max_grad_norm,
-        betas=(0.9, 0.999),
+        model, schedule, weight_decay=params.weight_decay, max_grad_norm=params.max_grad_norm, betas=(0.9, 0.999)
     )
     optimization.resume(state)
     with Progress(loss_name.replace("loss", "router"), n_steps, "step", optimization.step) as progress:

@@ -116,10 +116,7 @@ def run(params: TrainParams, root: Path) -> Summary:
     earlier = f" (and {n_earlier} earlier ones)" if n_earlier else ""
     n_pairs = len(cache.train) - n_earlier
     print(f"train: from {begin.reference}, {n_pairs} pairs{earlier}, {world_size} processes, {runtime}", flush=True)
-    smaller_passes = params.accumulation_steps * batch_divisor()
-    if params.batch_size % (smaller_passes * world_size) == 0:
-        changes = {"accumulation_steps": smaller_passes, "cuda_graph": params.cuda_graph and batch_divisor() == 1}
-        params = params.model_copy(update=changes)
+    params = _with_smaller_passes(params, world_size)
     job = (params, begin, latents, scratch)
     if params.accelerate_config is not None:
         run_accelerate(root / params.accelerate_config, _train, *job, runtime.device)
@@ -176,6 +173,21 @@ def _prepare_preview(
         return metrics
 
     return Preview(60 * settings.every_min, show)
+
+
+def _with_smaller_passes(params: TrainParams, world_size: int) -> TrainParams:
+    """After it ran out of memory: passes of at most half as many pairs, of as many as split the batch evenly."""
+    if batch_divisor() == 1:
+        return params
+    n_rows = params.batch_size // world_size  # of a process in a step
+    n_wanted = min(n_rows, params.accumulation_steps * batch_divisor())
+    smaller_passes = next(n for n in range(n_wanted, n_rows + 1) if n_rows % n == 0)
+    if smaller_passes <= params.accumulation_steps:
+        advice = "it runs as before; set train.gradient_checkpointing to true, or train.batch_size lower"
+        print(f"train: ran out of memory with one pair in a pass, which cannot be halved; {advice}", flush=True)
+        return params
+    print(f"train: ran out of memory; now {smaller_passes} passes of {n_rows // smaller_passes} pairs in a step", flush=True)
+    return params.model_copy(update={"accumulation_steps": smaller_passes, "cuda_graph": False})
 
 
 def _only_folder(parent: Path, name: str) -> Path:

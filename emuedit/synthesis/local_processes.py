@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -12,10 +13,11 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
+from emuedit.failures import FailureKind, ProcessFailedError, kind_of
 from emuedit.processes import available_cores, begin_worker, prepare_workers, start_method
 
 
-class WorkerFailedError(RuntimeError):
+class WorkerFailedError(ProcessFailedError):
     """Raised for a job that failed in a worker process, and for a worker that died."""
 
 
@@ -58,7 +60,7 @@ class ProcessGroup:
                 name = running[pipe]
                 kind, of, value = self._receive(pipe, name)
                 if kind == "error":
-                    raise WorkerFailedError(f"in {of or name}: {value}")
+                    raise WorkerFailedError(f"in {of or name}: {value[0]}", value[1])
                 if of != name:  # a job of an earlier call that was not read to its end
                     continue
                 if kind == "share":
@@ -84,7 +86,8 @@ class ProcessGroup:
             process.join(1.0)
             raise WorkerFailedError(
                 f"the worker process that made {name} died (exit status {process.exitcode}); where that is -9, memory often ran "
-                "out: use fewer processes"
+                "out: use fewer processes",
+                FailureKind.MEMORY if process.exitcode == -signal.SIGKILL else FailureKind.OTHER,
             ) from error
         return message
 
@@ -120,6 +123,11 @@ def _serve(pipe: Connection, build: Callable[[], Any], n_threads: int, environme
                 return
             send("result", work(job, partial(send, "share")))
     except Exception as error:  # whatever a job raises is sent to the parent, which raises it there
-        explained = type(error).__module__.startswith(("emuedit", "toyworld"))
         with suppress(BrokenPipeError):  # the parent is gone
-            send("error", str(error) if explained else f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+            send("error", (explain(error), kind_of(error)))
+
+
+def explain(error: BaseException) -> str:
+    """An error as another process shows it: its message if it is ours, which explains itself, or else its trace as well."""
+    explains_itself = type(error).__module__.startswith(("emuedit", "toyworld"))
+    return str(error) if explains_itself else f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 from pydantic import Field
 
 from emuedit import config
+from emuedit.failures import FailureKind, ProcessFailedError, kind_of
 from emuedit.processes import available_cores
 from emuedit.synthesis import local_processes
 
@@ -48,7 +49,7 @@ def _ignore_share(share: float) -> None:
     """The same for one job."""
 
 
-class WorkerPoolError(RuntimeError):
+class WorkerPoolError(ProcessFailedError):
     """Raised for a job that failed on a worker, a worker that did not start, and where Ray is not installed."""
 
 
@@ -129,7 +130,7 @@ def _do_in_processes(group: local_processes.ProcessGroup, jobs: Mapping[str, Any
     try:
         yield from group.do(jobs)
     except local_processes.WorkerFailedError as error:
-        raise WorkerPoolError(str(error)) from error
+        raise WorkerPoolError(str(error), error.kind) from error
 
 
 @contextmanager
@@ -155,14 +156,26 @@ class _Actor:
     """A worker on a Ray cluster."""
 
     def __init__(self, build: Callable[[], Work[Any, Any]]) -> None:
-        self._work = build()
+        self._build = build
 
     def ready(self) -> None:
-        """Returns when the models are loaded."""
+        """Load the models; not before, since Ray hands on no more than a text of what fails in `__init__`."""
+        with _failure_with_its_kind():
+            self._work = self._build()
 
     def do(self, job: Any) -> Any:
         """The result of a job."""
-        return self._work(job, _ignore_share)
+        with _failure_with_its_kind():
+            return self._work(job, _ignore_share)
+
+
+@contextmanager
+def _failure_with_its_kind() -> Iterator[None]:
+    """Within the block, on an actor, an error becomes one that keeps its kind on the way to the stage."""
+    try:
+        yield
+    except Exception as error:  # whatever a job raises, the class of which another process may not be able to read
+        raise local_processes.WorkerFailedError(local_processes.explain(error), kind_of(error)) from error
 
 
 def _do_on_actors(ray: Any, actors: list[Any], jobs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -175,12 +188,19 @@ def _do_on_actors(ray: Any, actors: list[Any], jobs: Mapping[str, Any]) -> Itera
         try:
             result = ray.get(finished)
         except ray.exceptions.RayError as error:
-            raise WorkerPoolError(f"in {name or 'the start of a worker'}: {error}") from error
+            raise WorkerPoolError(f"in {name or 'the start of a worker'}: {error}", _kind_on_actor(ray, error)) from error
         if (job := next(waiting, None)) is not None:
             busy[actor.do.remote(job[1])] = actor, job[0]
         if name is not None:
             n_left -= 1
             yield name, result
+
+
+def _kind_on_actor(ray: Any, error: BaseException) -> FailureKind:
+    """The kind of what Ray raised. An actor that died counts as one that ran out of memory, as a process does."""
+    if isinstance(error, ray.exceptions.ActorDiedError):
+        return FailureKind.MEMORY
+    return kind_of(getattr(error, "cause", error))
 
 
 def _import_ray() -> Any:

@@ -26,16 +26,17 @@ import torch
 from torch import distributed
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes  # type: ignore[attr-defined]
 
+from emuedit.failures import FailureKind, ProcessFailedError, kind_of
 from emuedit.processes import available_cores, begin_worker, die_with_parent, prepare_workers, start_method
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-_FAILURE = "failure"  # the trace of the process that failed first
+_FAILURE = "failure"  # of the process that failed first: a line with its kind, and the trace
 
 
-class DistributedError(RuntimeError):
+class DistributedError(ProcessFailedError):
     """Raised when a training process failed or died."""
 
 
@@ -112,7 +113,7 @@ def run_distributed(world_size: int, device: str, work: Callable[..., object], *
     prepare_workers(device, ())
     with tempfile.TemporaryDirectory() as folder:
         earlier = set(multiprocessing.active_children())
-        death = ""
+        death: DistributedError | None = None
         try:
             arguments = (world_size, device, folder, dict(os.environ), work, args)
             context = start_processes(_run_process, arguments, world_size, join=False, start_method=start_method(device))
@@ -120,7 +121,7 @@ def run_distributed(world_size: int, device: str, work: Callable[..., object], *
             while not context.join():  # ends the others where one failed, and raises its error
                 pass
         except (ProcessExitedException, ProcessRaisedException) as error:
-            raise DistributedError(death or _first_failure(Path(folder), str(error))) from error
+            raise (death or _first_failure(Path(folder), str(error))) from error
         finally:
             for child in set(multiprocessing.active_children()) - earlier:  # this process was interrupted
                 child.kill()
@@ -146,25 +147,26 @@ def run_accelerate(config: Path, work: Callable[..., object], *args: Any) -> Non
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
         if status:
-            raise DistributedError(_first_failure(Path(folder), f"`accelerate launch` ended with exit status {status}"))
+            raise _first_failure(Path(folder), f"`accelerate launch` ended with exit status {status}")
 
 
 def _record_failure(folder: Path, error: Exception) -> None:
-    """Keep the trace of the process that failed first: the others fail after it, because they lose the connection."""
+    """Keep kind and trace of the process that failed first: the others fail after it, because they lose the connection."""
     trace = Path(folder, f"trace-{os.getpid()}")
-    trace.write_text("".join(traceback.format_exception(error)))
+    trace.write_text(f"{kind_of(error)}\n" + "".join(traceback.format_exception(error)))
     with contextlib.suppress(FileExistsError):
         os.link(trace, Path(folder, _FAILURE))
 
 
-def _first_failure(folder: Path, otherwise: str) -> str:
+def _first_failure(folder: Path, otherwise: str) -> DistributedError:
     """Why the processes ended: the failure that was recorded first, or `otherwise`."""
     failure = Path(folder, _FAILURE)
-    return f"a training process failed: {_explain(failure.read_text() if failure.exists() else otherwise)}"
+    kind, trace = failure.read_text().split("\n", 1) if failure.exists() else (FailureKind.OTHER, otherwise)
+    return DistributedError(f"a training process failed: {_explain(trace)}", FailureKind(kind))
 
 
-def _wait(processes: Sequence[multiprocessing.Process]) -> str:
-    """Wait until all processes have ended or one has failed. Returns which one died by a signal, or an empty text."""
+def _wait(processes: Sequence[multiprocessing.Process]) -> DistributedError | None:
+    """Wait until all processes have ended or one has failed. Returns an error that names the one that died by a signal."""
     while (alive := [process for process in processes if process.is_alive()]) and not any(
         process.exitcode for process in processes
     ):
@@ -172,9 +174,11 @@ def _wait(processes: Sequence[multiprocessing.Process]) -> str:
     for rank, process in enumerate(processes):
         status = process.exitcode or 0
         if status < 0:
-            cause = ", perhaps because memory ran out" if status == -signal.SIGKILL else ""
-            return f"a training process died (process {rank} by {signal.Signals(-status).name}{cause})"
-    return ""
+            is_killed = status == -signal.SIGKILL
+            cause = ", perhaps because memory ran out" if is_killed else ""
+            message = f"a training process died (process {rank} by {signal.Signals(-status).name}{cause})"
+            return DistributedError(message, FailureKind.MEMORY if is_killed else FailureKind.OTHER)
+    return None
 
 
 def _explain(trace: str) -> str:

@@ -7,7 +7,7 @@ same. Shapes: D_v the width of a task embedding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -104,11 +104,17 @@ def start_embeddings(editor: EditSampler) -> dict[str, Tensor]:
 
 
 def invert(
-    editor: EditSampler, examples: Batch, held_out: Batch, settings: InversionSettings, tracker: Tracker | None = None
+    editor: EditSampler,
+    examples: Batch,
+    held_out: Batch,
+    settings: InversionSettings,
+    tracker: Tracker | None = None,
+    n_passes: int = 1,
 ) -> LearnedTask:
     """The core function: learn v_new on the examples, stop early on the held-out edits.
 
-    It starts from the row, or the mean of rows, that already serves the held-out edits best.
+    It starts from the row, or the mean of rows, that already serves the held-out edits best. With more passes each batch takes
+    less memory, and the result is the same but for rounding.
     """
     shape, n_timesteps = tuple(held_out.target.shape), editor.parts.scheduler.config.num_train_timesteps
     power, sampling = settings.loss_weights.power_at(0.0), settings.loss_weights.timestep_sampling
@@ -118,8 +124,8 @@ def invert(
         editor.net.unet.enable_gradient_checkpointing()  # else a batch of 8 at 512 px needs 24 GiB for SD1.5
 
     def measure(v: Tensor) -> float:
-        with torch.no_grad(), editor.autocast():
-            return _loss(editor, held_out, fixed_draws, v, settings.loss_weights).item()
+        with torch.no_grad():
+            return sum(loss.item() for loss in _losses(editor, held_out, fixed_draws, v, settings.loss_weights, n_passes))
 
     starts = start_embeddings(editor)
     with Progress("inversion: choose a start", len(starts), "row") as progress:
@@ -141,9 +147,11 @@ def invert(
     applied = nullcontext() if adapter is None else adapter.applied(editor.net.unet)
     with applied, Progress(f"inversion: learn {settings.task}", settings.steps, "step") as progress:
         for step in range(settings.steps):
-            loss = _step_loss(editor, examples, v, settings, step, n_timesteps)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            step_loss = torch.zeros((), device=editor.device)
+            for loss in _step_losses(editor, examples, v, settings, step, n_timesteps, n_passes):
+                loss.backward()
+                step_loss += loss.detach()
             optimizer.step()
             schedule.step()
             steps_made = step + 1
@@ -152,7 +160,7 @@ def invert(
                 continue
             held_out_loss = measure(v)
             if tracker is not None:
-                tracker.log(steps_made, loss=loss.item(), held_out=held_out_loss)
+                tracker.log(steps_made, loss=step_loss.item(), held_out=held_out_loss)
             evaluations_without_gain += 1
             if held_out_loss < best_loss:
                 best, best_loss, evaluations_without_gain = _snapshot(v, adapter), held_out_loss, 0
@@ -161,11 +169,15 @@ def invert(
     return LearnedTask(*best, start, steps_made, losses[start], best_loss)
 
 
-def encode_examples(editor: EditSampler, before: Pictures, after: Pictures, instructions: Sequence[str]) -> Batch:
+def encode_examples(
+    editor: EditSampler, before: Pictures, after: Pictures, instructions: Sequence[str], n_passes: int = 1
+) -> Batch:
     """N edits as a batch on the editor's device: pictures before and after, uint8 [N, H, W, 3], and N instructions."""
+    at_once = max(1, _ENCODED_AT_ONCE // n_passes)  # for the memory of the autoencoder
     with editor.autocast():
+        chunks = _chunks(len(before), at_once)
         source, target = (
-            torch.cat([editor.parts.encode(image_tensors.from_uint8(part).to(editor.device)) for part in _chunks(pictures)])
+            torch.cat([editor.parts.encode(image_tensors.from_uint8(pictures[rows]).to(editor.device)) for rows in chunks])
             for pictures in (before, after)
         )
         text, null = editor.parts.encode_text(instructions), editor.parts.null_text(1)
@@ -173,9 +185,9 @@ def encode_examples(editor: EditSampler, before: Pictures, after: Pictures, inst
     return Batch(source, target, text, null, torch.zeros(len(source), dtype=torch.long), ids, tuple(instructions))
 
 
-def _chunks(pictures: Pictures) -> list[Pictures]:
-    """A few pictures at a time, for the memory of the autoencoder."""
-    return [pictures[start : start + _ENCODED_AT_ONCE] for start in range(0, len(pictures), _ENCODED_AT_ONCE)]
+def _chunks(n_rows: int, at_once: int) -> list[slice]:
+    """Rows in order, at most `at_once` in each chunk."""
+    return [slice(start, min(start + at_once, n_rows)) for start in range(0, n_rows, at_once)]
 
 
 def select_examples(batch: Batch, rows: Tensor) -> Batch:
@@ -201,18 +213,25 @@ def _snapshot(v: Tensor, adapter: TaskAdapter | None) -> tuple[Tensor, TaskAdapt
     return v.detach().clone(), None if adapter is None else adapter.copy()
 
 
-def _step_loss(
-    editor: EditSampler, examples: Batch, v: Tensor, settings: InversionSettings, step: int, n_timesteps: int
-) -> Tensor:
+def _step_losses(
+    editor: EditSampler, examples: Batch, v: Tensor, settings: InversionSettings, step: int, n_timesteps: int, n_passes: int
+) -> Iterator[Tensor]:
     rows = rng("inversion", settings.seed, step).integers(len(examples), size=settings.batch_size)
     batch = select_examples(examples, torch.from_numpy(rows).to(examples.target.device))
     power, sampling = settings.loss_weights.power_at(step / settings.steps), settings.loss_weights.timestep_sampling
     shape, keys = tuple(batch.target.shape), ("inversion", settings.seed, step)
     draws = draw_noise(shape, n_timesteps, settings.dropout, power, *keys, timestep_sampling=sampling)
-    with editor.autocast():
-        return _loss(editor, batch, draws, v, settings.loss_weights)
+    return _losses(editor, batch, draws, v, settings.loss_weights, n_passes)
 
 
-def _loss(editor: EditSampler, batch: Batch, draws: NoiseDraws, v: Tensor, weights: LossWeights) -> Tensor:
-    rows = v.expand(len(batch), -1)
-    return loss_parts(editor.net, editor.parts.scheduler, batch, draws, rows, weights).total(weights).mean()
+def _losses(
+    editor: EditSampler, batch: Batch, draws: NoiseDraws, v: Tensor, weights: LossWeights, n_passes: int
+) -> Iterator[Tensor]:
+    """The shares of the passes in the mean loss of a batch, each computed when it is asked for."""
+    n_rows, scheduler = len(batch), editor.parts.scheduler
+    for rows in _chunks(n_rows, -(-n_rows // n_passes)):
+        part = select_examples(batch, torch.arange(rows.start, rows.stop, device=batch.target.device))
+        with editor.autocast():
+            of_pass = loss_parts(editor.net, scheduler, part, draws.rows(rows), v.expand(len(part), -1), weights).total(weights)
+            loss = of_pass.mean() * (len(part) / n_rows)
+        yield loss

@@ -1,15 +1,24 @@
 """Why a stage failed decides whether it is tried again; the stage says it by its exit status."""
 
+import errno
 import importlib
 import os
+import socket
 import subprocess
 import sys
+from email.message import Message
 from pathlib import Path
+from urllib.error import HTTPError
 
+import httpx2
 import pytest
+from huggingface_hub import errors as hub_errors
 
 from emuedit import stages
-from flows.failure_kinds import FailureKind, classify
+from emuedit.failures import FailureKind, kind_of
+from emuedit.synthesis.worker_pool import WorkerPoolError
+from emuedit.training.distributed import DistributedError
+from flows.failure_kinds import classify
 
 
 class OutOfMemoryError(RuntimeError):
@@ -32,6 +41,11 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (MemoryError(), stages.OUT_OF_MEMORY_STATUS),
         (OutOfMemoryError("CUDA out of memory"), stages.OUT_OF_MEMORY_STATUS),
         (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory"), stages.OUT_OF_MEMORY_STATUS),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"), stages.OUT_OF_MEMORY_STATUS),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), stages.OUT_OF_MEMORY_STATUS),
+        (DistributedError("a training process failed", FailureKind.MEMORY), stages.OUT_OF_MEMORY_STATUS),
+        (caused(WorkerPoolError("in shard-1", FailureKind.NETWORK), EOFError()), stages.NETWORK_STATUS),
+        (caused(WorkerPoolError("the worker died"), ConnectionResetError()), 1),
     ],
 )
 def test_the_exit_status_of_a_stage_tells_the_kind(error: Exception, status: int) -> None:
@@ -41,6 +55,69 @@ def test_the_exit_status_of_a_stage_tells_the_kind(error: Exception, status: int
 def test_errors_of_network_libraries_are_of_the_network() -> None:
     exceptions = importlib.import_module("botocore.exceptions")
     assert stages.exit_status(exceptions.EndpointConnectionError(endpoint_url="http://nowhere")) == stages.NETWORK_STATUS
+
+
+def answer_of(status: int) -> httpx2.Response:
+    return httpx2.Response(status, request=httpx2.Request("GET", "https://huggingface.co/owner/name"))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (hub_errors.RepositoryNotFoundError("no such repository", response=answer_of(404)), FailureKind.OTHER),
+        (hub_errors.GatedRepoError("ask for access", response=answer_of(403)), FailureKind.OTHER),
+        (hub_errors.RemoteEntryNotFoundError("no such file", response=answer_of(404)), FailureKind.OTHER),
+        (hub_errors.RevisionNotFoundError("no such revision", response=answer_of(404)), FailureKind.OTHER),
+        (hub_errors.OfflineModeIsEnabled("offline"), FailureKind.OTHER),
+        (hub_errors.HfHubHTTPError("forbidden", response=answer_of(403)), FailureKind.OTHER),
+        (hub_errors.HfHubHTTPError("slow down", response=answer_of(429)), FailureKind.NETWORK),
+        (hub_errors.HfHubHTTPError("bad gateway", response=answer_of(502)), FailureKind.NETWORK),
+        (hub_errors.LocalEntryNotFoundError("not in the cache"), FailureKind.NETWORK),
+        (httpx2.ConnectError("no route"), FailureKind.NETWORK),
+    ],
+)
+@pytest.mark.parametrize("is_behind_our_message", [False, True])
+def test_an_error_of_the_hub_is_of_the_network_unless_it_comes_again(
+    error: Exception, kind: FailureKind, is_behind_our_message: bool
+) -> None:
+    in_the_cache_neither = caused(hub_errors.LocalEntryNotFoundError("not in the cache"), error)
+    output = caused(FileNotFoundError("want a model, got none"), in_the_cache_neither) if is_behind_our_message else error
+    assert kind_of(output) is kind
+
+
+def test_what_is_not_on_this_machine_is_not_waited_for_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = caused(FileNotFoundError("want a model"), hub_errors.LocalEntryNotFoundError("not in the cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert kind_of(error) is FailureKind.OTHER
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert kind_of(error) is FailureKind.NETWORK
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, FailureKind.OTHER), (401, FailureKind.OTHER), (408, FailureKind.NETWORK), (429, FailureKind.NETWORK)]
+    + [(status, FailureKind.NETWORK) for status in (500, 503)],
+)
+def test_a_status_of_a_service_tells_whether_to_try_again(status: int, kind: FailureKind) -> None:
+    botocore_errors = importlib.import_module("botocore.exceptions")
+    answers = [
+        HTTPError("http://nowhere", status, "no", Message(), None),
+        botocore_errors.ClientError({"ResponseMetadata": {"HTTPStatusCode": status}}, "HeadObject"),
+    ]
+    assert [kind_of(answer) for answer in answers] == [kind, kind]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), FailureKind.NETWORK),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), FailureKind.OTHER),
+        (OSError(errno.ENETUNREACH, "Network is unreachable"), FailureKind.NETWORK),
+        (OSError(errno.ENOSPC, "No space left on device"), FailureKind.OTHER),
+    ],
+)
+def test_an_operating_system_error_is_of_the_network_by_its_number(error: OSError, kind: FailureKind) -> None:
+    assert kind_of(error) is kind
 
 
 @pytest.mark.parametrize(

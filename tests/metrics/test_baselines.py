@@ -80,6 +80,15 @@ def test_the_editor_gets_the_predicted_or_the_true_task(
     assert sampler.calls[1:] == [(edits.instructions, [used] * 2, SETTINGS, [7, 8], report)]
 
 
+def test_edits_are_made_in_groups_with_their_own_seeds(tmp_path: Path, toy_edits: ToyEdits, sampler: InvertingSampler) -> None:
+    edits = toy_edits("remove", 5)
+    outputs, _ = Systems(tmp_path, SETTINGS, RUNTIME, at_once=2)["true_task"](edits, [7, 8, 9, 10, 11])
+    np.testing.assert_array_equal(outputs, 255 - edits.before)
+    calls = [(instructions, seeds) for instructions, _, _, seeds, _ in sampler.calls[1:]]
+    texts = edits.instructions
+    assert calls == [(texts[:2], [7, 8]), (texts[2:4], [9, 10]), (texts[4:], [11])]
+
+
 def test_models_are_loaded_once_and_only_when_they_are_needed(
     tmp_path: Path, toy_edits: ToyEdits, sampler: InvertingSampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from emuedit.data.png import decode_png
 from emuedit.metrics.benchmark import Benchmark, Pictures
@@ -58,6 +59,23 @@ def test_the_exact_result_succeeds_and_moves_towards_its_caption(toy_edits: ToyE
     directions = [record.scores["clip_dir"] for record in records]
     assert np.mean([direction for direction in directions if direction is not None]) > 0.3
     assert 0 < np.mean([record.scores["l1"] or 0 for record in records]) < 0.5
+
+
+def test_metrics_of_groups_are_those_of_all_edits(toy_edits: ToyEdits, scorers: Scorers) -> None:
+    edits, sizes = toy_edits("background", 5), []
+    clip_scorer, dino_scorer = scorers
+
+    class CountingScorer:
+        def embed_images(self, images: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(images))
+            return dino_scorer.embed_images(images)
+
+    together = evaluate_system("exact", answer_exactly, edits, scorers, 0)
+    in_groups = evaluate_system("exact", answer_exactly, edits, (clip_scorer, CountingScorer()), 0, at_once=2)  # type: ignore[arg-type]
+    assert sizes == [4, 4, 2], "before and after"
+    for group_record, record in zip(in_groups, together, strict=True):
+        assert group_record.scores == pytest.approx(record.scores, abs=1e-5)
+        assert replace(group_record, scores=record.scores) == record
 
 
 def test_a_record_holds_the_edit_the_output_and_the_task_that_was_used(toy_edits: ToyEdits, scorers: Scorers) -> None:

@@ -3,8 +3,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx2
 import pytest
+from huggingface_hub.errors import RepositoryNotFoundError
 
+from emuedit.failures import FailureKind, kind_of
 from emuedit.models import clip, depth, detector, dino, local_llm, model_sources, segmenter, text_to_image
 
 LOADERS = {
@@ -64,6 +67,19 @@ def test_pickled_weights_are_an_error(tmp_path: Path) -> None:
     (vit / "model.safetensors").rename(vit / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match="safetensors"):
         dino.load(str(vit))
+
+
+def test_a_hub_id_that_does_not_exist_is_no_failure_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a stage was tried again three times, over six minutes."""
+    answer = httpx2.Response(404, request=httpx2.Request("HEAD", "https://huggingface.co/owner/name"))
+
+    def raise_error(*args: object, **kwargs: object) -> str:
+        raise RepositoryNotFoundError("404 Client Error", response=answer)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", raise_error)
+    with pytest.raises(FileNotFoundError, match=r"got 'owner/name'.*RepositoryNotFoundError") as error:
+        model_sources.read_manifest("owner/name", model_sources.DEPTH)
+    assert kind_of(error.value) is FailureKind.OTHER
 
 
 def test_a_hub_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from emuedit.failures import FailureKind, kind_of
 from emuedit.models.language_model import LLMError
 from emuedit.models.openai_llm import OpenAILLM
 
@@ -26,8 +27,9 @@ def test_a_busy_endpoint_is_retried(endpoint: Any, monkeypatch: pytest.MonkeyPat
 def test_a_client_error_is_not_retried(endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     endpoint.answers = [(401, {"error": "who are you"})]
-    with pytest.raises(LLMError, match=r"answered 401 for 'a-model'.*who are you"):
+    with pytest.raises(LLMError, match=r"answered 401 for 'a-model'.*who are you") as error:
         OpenAILLM(endpoint.url, "a-model").write(MESSAGES, seed=0)
+    assert kind_of(error.value) is FailureKind.OTHER
     assert "Authorization" not in endpoint.requests[0][1]
     assert "response_format" not in endpoint.requests[0][2]
     endpoint.answers = [(400, {"error": "what is a json_schema"})]
@@ -37,8 +39,9 @@ def test_a_client_error_is_not_retried(endpoint: Any, monkeypatch: pytest.Monkey
 
 def test_an_endpoint_that_stays_busy_or_gives_no_text_is_an_error(endpoint: Any) -> None:
     endpoint.answers = [(503, {"error": "later"})] * 3
-    with pytest.raises(LLMError, match="answered 503"):
+    with pytest.raises(LLMError, match="answered 503") as error:
         OpenAILLM(endpoint.url, "m", retries=2, backoff_s=0.001).write(MESSAGES, seed=0)
+    assert kind_of(error.value) is FailureKind.NETWORK, "the stage is tried again later"
     endpoint.answers = [endpoint.chat_response(None)]
     with pytest.raises(LLMError, match="want a text from 'm'"):
         OpenAILLM(endpoint.url, "m").write(MESSAGES, seed=0)
@@ -48,5 +51,6 @@ def test_an_endpoint_that_stays_busy_or_gives_no_text_is_an_error(endpoint: Any)
 
 
 def test_an_endpoint_that_does_not_exist_is_an_error() -> None:
-    with pytest.raises(LLMError, match="did not answer in 2 attempts"):
+    with pytest.raises(LLMError, match="did not answer in 2 attempts") as error:
         OpenAILLM("http://127.0.0.1:9/v1", "m", retries=1, backoff_s=0.001).write(MESSAGES, seed=0)
+    assert kind_of(error.value) is FailureKind.NETWORK

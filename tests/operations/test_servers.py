@@ -215,12 +215,23 @@ def test_servers_with_other_s3_settings_are_started_again_and_secrets_stay_in_me
 
     for name in ("MLFLOW_ARTIFACTS_DESTINATION", *server_stack.S3_ENV):
         monkeypatch.delenv(name, raising=False)
-    before = commands()
+    before = records(commands())
     monkeypatch.setenv(variable, "s3://s3cret-of-the-test/")
     after = commands()
-    assert [name for name in before if before[name].settings != after[name].settings] == names
-    ProcessRecord("mlflow", 1, "", "", 0.0, after["mlflow"].settings).write(tmp_path)
+    assert [name for name in before if not before[name].has_settings_of(after[name])] == names
+    started = records(after)
+    started["mlflow"].write(tmp_path)
     assert "s3cret" not in (tmp_path / "mlflow.pid").read_text()
+    monkeypatch.delenv(variable)
+    assert all(started[name].has_settings_of(command) for name, command in commands().items()), "another shell, without them"
+
+
+def records(commands: dict[str, BackgroundCommand]) -> dict[str, ProcessRecord]:
+    """As `start_process` writes them."""
+    return {
+        name: ProcessRecord(name, 1, "", "", 0.0, command.settings, command.optional_settings)
+        for name, command in commands.items()
+    }
 
 
 def test_clients_do_not_follow_the_servers_own_address_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from emuedit.metrics.benchmark import Benchmark, Pictures
 from emuedit.metrics.edit_scores import METRICS, evaluate_system
 from emuedit.models import clip, dino
 from emuedit.runtime import Runtime
-from emuedit.stages import evaluation
+from emuedit.stages import MEMORY_ENV, evaluation
 from emuedit.stages.evaluation import EvaluationParams
 from emuedit.stages.inversion import InversionParams
 from emuedit.tasks import HELD_OUT, TASKS, get_task
@@ -113,6 +113,24 @@ def test_an_interrupted_evaluation_resumes_after_the_last_task(
     assert len(list(read_folder(out, EvalRecord, verify=True))) == 12
     assert ["overall", "0.00", "1.00"] in [line.split() for line in capsys.readouterr().out.splitlines()]
     assert (out / "contact_sheet.png").stat().st_size > 5000
+
+
+def test_an_evaluation_that_ran_out_of_memory_makes_a_few_edits_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class ExactSystems(Systems):
+        def true_task(self, edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
+            sizes.append(self.at_once)
+            return return_exact_result(edits, seeds)
+
+    sizes: list[int | None] = []
+    monkeypatch.setattr(evaluation, "Systems", ExactSystems)
+    params = make_params(systems=("true_task",), tasks=("remove",), n_edits=5)
+    first = evaluation.run(params, tmp_path).counts
+    monkeypatch.setenv(MEMORY_ENV, "1")
+    assert evaluation.run(params, tmp_path).counts == first
+    assert sizes == [None, 2]
+    assert "evaluation: ran out of memory; now 2 edits at once" in capsys.readouterr().out
 
 
 @pytest.mark.slow

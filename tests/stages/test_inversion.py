@@ -10,11 +10,12 @@ import torch
 from emuedit.data.publish import read_summary, write_summary
 from emuedit.data.shards import ShardError
 from emuedit.editor import checkpoint, sampling
+from emuedit.editor.checkpoint import FrozenParts
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark
 from emuedit.models import text_to_image
-from emuedit.stages import inversion
+from emuedit.stages import MEMORY_ENV, inversion
 from emuedit.stages.inversion import InversionError, InversionParams
 from emuedit.training import task_inversion
 from emuedit.training.task_inversion import LearnedTask, invert, select_examples, start_embeddings
@@ -101,6 +102,18 @@ def test_a_pack_is_published_that_the_editor_accepts(published: Path, editor: Ed
     first = (published / inversion.OUT / "superres.safetensors").read_bytes()
     inversion.run(params, published)
     assert (published / inversion.OUT / "superres.safetensors").read_bytes() == first
+
+
+def test_an_inversion_that_ran_out_of_memory_has_smaller_passes(
+    published: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params, pictures_at_once, encode = make_params(steps=1, n_examples=15, n_held_out=2), [], FrozenParts.encode
+    monkeypatch.setattr(FrozenParts, "encode", lambda parts, x: (pictures_at_once.append(len(x)), encode(parts, x))[1])
+    inversion.run(params, published)
+    monkeypatch.setenv(MEMORY_ENV, "1")
+    inversion.run(params, published)
+    assert pictures_at_once == [16, 1] * 2 + [8, 8, 1] * 2
+    assert "inversion: ran out of memory; now 2 passes in a step" in capsys.readouterr().out
 
 
 @pytest.mark.slow

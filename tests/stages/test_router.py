@@ -16,7 +16,7 @@ from emuedit.data.shards import write_shard
 from emuedit.editor import task_predictor
 from emuedit.editor.cross_fitting import OUT_OF_FOLD
 from emuedit.editor.task_reassignment import predict_tasks
-from emuedit.stages import router
+from emuedit.stages import MEMORY_ENV, router
 from emuedit.stages.router import Example, RouterError, RouterParams, run
 from tests.repository import ROOT
 from tests.stages.workspace import Workspace, check_stop_message, load_params
@@ -158,6 +158,29 @@ def test_a_router_with_adapters_is_trained_and_saved_in_half_precision(tmp_path:
     assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
     assert not any("lora" in name for name in tensors)
     assert task_predictor.load(str(tmp_path / router.OUT)).tasks == ("remove", "sketch")
+
+
+@pytest.mark.parametrize("lora", ["off", "on"])
+def test_a_router_that_ran_out_of_memory_keeps_fewer_activations_and_learns_the_same(
+    lora: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish_instructions(tmp_path, n_captions=12)
+    params, kept_bytes = make_params(lora=lora, dtype="float32", epochs=1), [0]
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept_bytes[-1] += tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run(params, tmp_path)
+        weights = load_file(tmp_path / router.OUT / "model.safetensors")
+        monkeypatch.setenv(MEMORY_ENV, "1")
+        kept_bytes.append(0)
+        run(params, tmp_path)
+    for name, value in load_file(tmp_path / router.OUT / "model.safetensors").items():
+        torch.testing.assert_close(value, weights[name], rtol=0, atol=0.2 * params.lr, msg=f"{name}: more than rounding")
+    assert kept_bytes[1] < 0.5 * kept_bytes[0]
+    assert "router: ran out of memory" in capsys.readouterr().out
 
 
 def test_an_interrupted_training_resumes_after_the_last_epoch_with_the_same_weights(

@@ -15,7 +15,7 @@ from emuedit.data.records import Verdict
 from emuedit.editor import sampling
 from emuedit.editor.settings import EditSettings
 from emuedit.models import text_to_image
-from emuedit.stages import train
+from emuedit.stages import MEMORY_ENV, train
 from emuedit.stages.train import TrainParams
 from emuedit.tracking import read_stats
 from emuedit.training import loss, optimization
@@ -243,6 +243,31 @@ def test_what_two_processes_trained_is_read_without_an_optimizer(
 def test_a_batch_that_processes_cannot_split_evenly_is_refused(exact_pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="want a batch that 3 processes can split evenly, got 4"):
         train.run(make_params(processes=3), link_data(exact_pairs, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation_steps", "world_size", "smaller_passes"),
+    [(16, 1, 1, 2), (16, 2, 2, 4), (6, 1, 2, 3), (9, 1, 1, 3), (15, 1, 3, 5), (6, 3, 1, 6)],
+)
+def test_a_training_that_ran_out_of_memory_has_passes_of_at_most_half_the_pairs(
+    batch_size: int, accumulation_steps: int, world_size: int, smaller_passes: int,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    params = make_params(batch_size=batch_size, accumulation_steps=accumulation_steps)
+    assert train._with_smaller_passes(params, world_size) == params
+    monkeypatch.setenv(MEMORY_ENV, "1")
+    assert train._with_smaller_passes(params, world_size).accumulation_steps == smaller_passes
+    n_pairs = batch_size // world_size // smaller_passes
+    assert f"train: ran out of memory; now {smaller_passes} passes of {n_pairs} pairs in a step" in capsys.readouterr().out
+
+
+def test_a_training_that_cannot_halve_its_passes_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(MEMORY_ENV, "1")
+    params = make_params(batch_size=4, accumulation_steps=2)
+    assert train._with_smaller_passes(params, 2) == params
+    assert "which cannot be halved; it runs as before; set train.gradient_checkpointing" in capsys.readouterr().out
 
 
 def test_an_editor_is_continued_with_earlier_pairs_and_a_record_of_its_ancestors(trained: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def error_of(job: Job) -> Exception:
     """The error whose class is named by the action of the job."""
     from emuedit.config import ParamsError
 
-    errors = {error.__name__: error for error in (ValueError, EOFError, BrokenPipeError, ParamsError)}
+    errors = {error.__name__: error for error in (ValueError, EOFError, BrokenPipeError, ParamsError, MemoryError)}
     return errors[job.action](f"cannot do {job.number}")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from emuedit.failures import FailureKind
 from emuedit.processes import available_cores
 from emuedit.synthesis import local_processes
 from emuedit.synthesis.local_processes import ProcessGroup, WorkerFailedError
@@ -138,6 +139,22 @@ def test_a_worker_that_is_killed_at_work_is_named_with_its_job(tmp_path: Path) -
         pool_of(2, tmp_path) as pool,
     ):
         list(pool(jobs))
+
+
+@pytest.mark.parametrize(
+    ("action", "kind"),
+    [
+        ("MemoryError", FailureKind.MEMORY),
+        ("die", FailureKind.MEMORY),
+        ("BrokenPipeError", FailureKind.NETWORK),
+        ("ValueError", FailureKind.OTHER),
+    ],
+)
+def test_the_kind_of_a_failure_comes_from_the_worker(action: str, kind: FailureKind, tmp_path: Path) -> None:
+    """A stage whose worker ran out of memory is tried again, one whose worker met a fault is not."""
+    with pytest.raises(WorkerPoolError) as error, pool_of(2, tmp_path) as pool:
+        list(pool({"shard-0": Job(action)}))
+    assert error.value.kind is kind
 
 
 @pytest.mark.parametrize("n_earlier_jobs", [0, 1])

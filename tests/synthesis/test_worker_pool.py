@@ -14,6 +14,7 @@ from emuedit.config import load
 from emuedit.data.publish import publish, scratch_folder
 from emuedit.data.records import Instruction
 from emuedit.data.shards import write_shard
+from emuedit.failures import FailureKind
 from emuedit.stages import pairs
 from emuedit.synthesis import worker_pool as pool_module
 from emuedit.synthesis.worker_pool import LocalWorkers, RayWorkers, WorkerPoolError, Workers, processes_that_fit, worker_pool
@@ -96,6 +97,17 @@ def test_a_failed_job_of_an_actor_is_named(tmp_path: Path) -> None:
         pytest.raises(WorkerPoolError, match=r"in shard-1: (.|\n)*ValueError: cannot do 1"),
     ):
         list(pool(FAILING_JOBS))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("action", "kind"), [("MemoryError", FailureKind.MEMORY), ("die", FailureKind.MEMORY), ("ValueError", FailureKind.OTHER)]
+)
+def test_the_kind_of_a_failure_comes_from_the_actor(action: str, kind: FailureKind, tmp_path: Path) -> None:
+    with worker_pool(RAY, partial(build_work, tmp_path), "cpu") as pool, pytest.raises(WorkerPoolError) as error:
+        list(pool({"shard-0": Job(action)}))
+    assert error.value.kind is kind
 
 
 @pytest.mark.slow

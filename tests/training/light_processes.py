@@ -20,11 +20,13 @@ def fail_in_process(message: str) -> None:
 
 
 def fail_while_the_others_wait(failure: str) -> None:
-    """Let the second process raise an error (and end slowly) or die while the first one waits for its tensor."""
+    """Let the second process raise one of two errors (and end slowly) or die while the first one waits for its tensor."""
     if os.environ["RANK"] == "1":
         if failure == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         atexit.register(time.sleep, 3)
+        if failure == "run out of memory":
+            raise MemoryError("no memory is left")
         raise TrainingError("want a finite loss, got nan")
     torch.distributed.all_reduce(torch.ones(2))
 

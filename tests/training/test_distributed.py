@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from emuedit.failures import FailureKind
 from emuedit.training import distributed
 from emuedit.training.distributed import (
     DistributedError,
@@ -70,15 +71,19 @@ def test_a_failure_in_one_process_ends_all_and_is_explained() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("failure", "message"),
+    ("failure", "message", "kind"),
     [
-        ("raise", r"^a training process failed: want a finite loss, got nan$"),
-        ("die", r"^a training process died \(process 1 by SIGKILL, perhaps because memory ran out\)$"),
+        ("raise", r"^a training process failed: want a finite loss, got nan$", FailureKind.OTHER),
+        ("die", r"^a training process died \(process 1 by SIGKILL, perhaps because memory ran out\)$", FailureKind.MEMORY),
+        ("run out of memory", r"a training process failed: (.|\n)*MemoryError: no memory is left$", FailureKind.MEMORY),
     ],
 )
-def test_the_first_failure_is_shown_not_the_connections_that_the_others_lost(failure: str, message: str) -> None:
-    with pytest.raises(DistributedError, match=message):
+def test_the_first_failure_is_shown_not_the_connections_that_the_others_lost(
+    failure: str, message: str, kind: FailureKind
+) -> None:
+    with pytest.raises(DistributedError, match=message) as error:
         run_distributed(2, "cpu", fail_while_the_others_wait, failure)
+    assert error.value.kind is kind
 
 
 def test_the_shards_of_all_processes_make_up_the_batch() -> None:

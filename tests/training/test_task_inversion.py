@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from emuedit.editor.sampling import EditSampler
 from emuedit.models.text_to_image import TextCondition
 from emuedit.training import task_inversion
 from emuedit.training.batch import Batch
+from emuedit.training.loss import LossParts
 from emuedit.training.task_inversion import InversionSettings, LearnedTask, invert, select_examples, start_embeddings
 from tests.editor.tiny_pipelines import D_V, save_editor
 
@@ -38,10 +40,12 @@ def samples(editor: EditSampler) -> Batch:
     )  # fmt: skip
 
 
-def learn(editor: EditSampler, samples: Batch, held_out: slice = slice(4, 6), **changes: object) -> LearnedTask:
+def learn(
+    editor: EditSampler, samples: Batch, held_out: slice = slice(4, 6), n_passes: int = 1, **changes: object
+) -> LearnedTask:
     rows = torch.arange(6)
-    settings = SETTINGS.model_copy(update=changes)
-    return invert(editor, select_examples(samples, rows[:4]), select_examples(samples, rows[held_out]), settings)
+    settings, examples = SETTINGS.model_copy(update=changes), select_examples(samples, rows[:4])
+    return invert(editor, examples, select_examples(samples, rows[held_out]), settings, n_passes=n_passes)
 
 
 def test_only_the_embedding_is_learned_and_the_loss_falls(editor: EditSampler, samples: Batch) -> None:
@@ -62,6 +66,25 @@ def test_inversion_is_deterministic_and_depends_on_the_seed(editor: EditSampler,
     first, same, other = (learn(editor, samples, slice(0, 4), lr=0.3, steps=4, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.v, same.v)
     assert not torch.equal(first.v, other.v)
+
+
+@pytest.mark.parametrize("adapter_rank", [0, 2])
+def test_smaller_passes_learn_the_same(
+    adapter_rank: int, editor: EditSampler, samples: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"lr": 0.3, "steps": 4, "eval_every_steps": 2, "batch_size": 5, "adapter_rank": adapter_rank}
+    at_once, loss_parts = [], task_inversion.loss_parts
+
+    def count(*arguments: Any) -> LossParts:
+        at_once.append(len(arguments[2]))
+        return loss_parts(*arguments)
+
+    unbroken = learn(editor, samples, slice(0, 4), **changes)
+    monkeypatch.setattr(task_inversion, "loss_parts", count)
+    in_passes = learn(editor, samples, slice(0, 4), n_passes=2, **changes)
+    assert set(at_once) == {2, 3}
+    torch.testing.assert_close(in_passes.v, unbroken.v, rtol=1e-4, atol=1e-5)
+    assert (in_passes.loss_start, in_passes.loss) == pytest.approx((unbroken.loss_start, unbroken.loss), rel=1e-5)
 
 
 def test_without_steps_the_embedding_is_the_start(editor: EditSampler, samples: Batch) -> None:

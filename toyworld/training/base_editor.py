@@ -70,9 +70,9 @@ def success_by_vocabulary(evaluated: Path) -> dict[str, dict[str, float | int]]:
 
 
 def _shares(by_task: Mapping[str, list[bool]]) -> dict[str, float | int]:
-    every = [success for successes in by_task.values() for success in successes]
-    shares = {task: round(sum(values) / len(values), 4) for task, values in {"overall": every, **by_task}.items() if values}
-    return {"edits": len(every), **shares}
+    successes = [success for of_task in by_task.values() for success in of_task]
+    shares = {task: round(sum(values) / len(values), 4) for task, values in {"overall": successes, **by_task}.items() if values}
+    return {"edits": len(successes), **shares}
 
 
 def publish(folder: Path, out: Path) -> None:

@@ -1,0 +1,120 @@
+"""Why something failed, as far as it decides whether to try again: the network, the memory, or anything else.
+
+The kind of an error is read from its class and from those that caused it. Another process hands on a text and a kind, since
+errors of libraries do not all survive the way between processes.
+"""
+
+import errno
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from http import HTTPStatus
+from http.client import BadStatusLine, IncompleteRead
+from urllib.error import HTTPError
+
+
+class FailureKind(StrEnum):
+    """Kinds of failure."""
+
+    NETWORK = "network"
+    MEMORY = "memory"
+    """Out of memory, or killed by SIGKILL, which the kernel sends then."""
+    OTHER = "other"
+    """Wrong params, wrong data, a fault of the code: the same happens again."""
+
+
+class ProcessFailedError(RuntimeError):
+    """Raised for a failure in another process. `kind` is that of the error there."""
+
+    def __init__(self, message: str, kind: FailureKind = FailureKind.OTHER) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+_NETWORK_LIBRARIES = ("botocore", "huggingface_hub", "httpx", "httpx2", "openai", "requests", "urllib3")
+_NETWORK_ERRORS = (ConnectionError, TimeoutError, BadStatusLine, IncompleteRead)
+_NETWORK_ERRNO = (errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH)
+_OFFLINE_ENV = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+"""Of huggingface_hub; the first that is set counts."""
+_PERMANENT = {
+    "EntryNotFoundError", "GatedRepoError", "HFValidationError", "OfflineModeIsEnabled", "RepositoryNotFoundError",
+    "RevisionNotFoundError",
+}  # fmt: skip
+"""Errors of huggingface_hub that come again: a wrong name, a missing permission, a network that is switched off."""
+_TRANSIENT_STATUS = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)  # of those below 500
+_MEMORY_PHRASES = ("can't allocate memory", "MPS backend out of memory", "CUDA error: out of memory")
+"""In messages of torch, which raises a plain RuntimeError for them: on a CPU, on macOS, and of CUDA beside its allocator."""
+
+
+def kind_of(error: BaseException) -> FailureKind:
+    """The kind of an error: that of the first in its chain of causes which tells one.
+
+    An answer of 408, 429, 500 or above is of the network. Any other status of 400 or above comes again, as does a hub id that
+    does not exist, is gated, or is not on this machine while HF_HUB_OFFLINE is set.
+    """
+    kinds = [kind for cause in _chain(error) if (kind := _kind_of_one(cause)) is not None]
+    if kinds:
+        return kinds[0]
+    is_missing_here = any("LocalEntryNotFoundError" in _class_names(cause) for cause in _chain(error))
+    return FailureKind.NETWORK if is_missing_here and not _is_offline() else FailureKind.OTHER
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, what that was raised from, ..."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _kind_of_one(error: BaseException) -> FailureKind | None:
+    """The kind that an error tells without its causes; None: it tells none."""
+    if isinstance(error, ProcessFailedError):
+        return error.kind  # what it was raised from is the lost connection to the process
+    if _is_out_of_memory(error):
+        return FailureKind.MEMORY
+    names = _class_names(error)
+    if "LocalEntryNotFoundError" in names:  # its cause tells why the hub did not give the file either
+        return None
+    if names & _PERMANENT:
+        return FailureKind.OTHER
+    if (status := _http_status(error)) is not None:
+        is_transient = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _TRANSIENT_STATUS
+        return FailureKind.NETWORK if is_transient else FailureKind.OTHER
+    library = type(error).__module__.partition(".")[0]
+    if isinstance(error, _NETWORK_ERRORS) or library in _NETWORK_LIBRARIES:
+        return FailureKind.NETWORK
+    if isinstance(error, socket.gaierror):
+        return FailureKind.NETWORK if error.errno == socket.EAI_AGAIN else None  # then the name server did not answer
+    return FailureKind.NETWORK if isinstance(error, OSError) and error.errno in _NETWORK_ERRNO else None
+
+
+def _class_names(error: BaseException) -> set[str]:
+    """Names of its classes: the libraries need not be imported to ask for them."""
+    return {parent.__name__ for parent in type(error).__mro__}
+
+
+def _http_status(error: BaseException) -> int | None:
+    """The status of 400 or above that a server answered, as urllib, botocore, or any other library keeps it; or None."""
+    response = getattr(error, "response", None)
+    status: object = getattr(response, "status_code", None)
+    if isinstance(error, HTTPError):
+        status = error.code
+    elif isinstance(response, Mapping):
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status if isinstance(status, int) and status >= HTTPStatus.BAD_REQUEST else None
+
+
+def _is_offline() -> bool:
+    """Whether huggingface_hub was forbidden to use the network."""
+    values = [value for name in _OFFLINE_ENV if (value := os.environ.get(name))]
+    return bool(values) and values[0].upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return any(phrase in str(error) for phrase in _MEMORY_PHRASES)

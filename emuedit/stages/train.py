@@ -176,18 +176,17 @@ def _prepare_preview(
 
 
 def _with_smaller_passes(params: TrainParams, world_size: int) -> TrainParams:
-    """After it ran out of memory: passes of at most half as many pairs, of as many as split the batch evenly."""
+    """After it ran out of memory: passes of half as many pairs, or of the next smaller number that splits the batch evenly."""
     if batch_divisor() == 1:
         return params
-    n_rows = params.batch_size // world_size  # of a process in a step
-    n_wanted = min(n_rows, params.accumulation_steps * batch_divisor())
-    smaller_passes = next(n for n in range(n_wanted, n_rows + 1) if n_rows % n == 0)
-    if smaller_passes <= params.accumulation_steps:
+    at_once = params.batch_size // world_size // n_passes(params.batch_size, params.accumulation_steps, world_size)
+    if at_once == 1:
         advice = "it runs as before; set train.gradient_checkpointing to true, or train.batch_size lower"
         print(f"train: ran out of memory with one pair in a pass, which cannot be halved; {advice}", flush=True)
         return params
-    print(f"train: ran out of memory; now {smaller_passes} passes of {n_rows // smaller_passes} pairs in a step", flush=True)
-    return params.model_copy(update={"accumulation_steps": smaller_passes, "cuda_graph": False})
+    fewer = next(n for n in range(max(1, at_once // batch_divisor()), 0, -1) if params.batch_size % n == 0)
+    print(f"train: ran out of memory with {at_once} pairs in a pass; now at most {fewer}", flush=True)
+    return params.model_copy(update={"accumulation_steps": params.batch_size // fewer, "cuda_graph": False})
 
 
 def _only_folder(parent: Path, name: str) -> Path:

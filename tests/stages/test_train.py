@@ -19,6 +19,7 @@ from emuedit.stages import MEMORY_ENV, train
 from emuedit.stages.train import TrainParams
 from emuedit.tracking import read_stats
 from emuedit.training import loss, optimization
+from emuedit.training.distributed import n_passes
 from emuedit.training.loop import TrainingError
 from emuedit.training.loss import LossParts
 from emuedit.training.optimizers import OptimizerError
@@ -246,26 +247,26 @@ def test_a_batch_that_processes_cannot_split_evenly_is_refused(exact_pairs: Path
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "accumulation_steps", "world_size", "smaller_passes"),
-    [(16, 1, 1, 2), (16, 2, 2, 4), (6, 1, 2, 3), (9, 1, 1, 3), (15, 1, 3, 5), (6, 3, 1, 6)],
+    ("batch_size", "accumulation_steps", "world_size", "before", "after"),
+    [(16, 1, 1, 16, 8), (16, 2, 2, 8, 4), (6, 1, 2, 3, 1), (9, 1, 1, 9, 3), (15, 1, 3, 5, 1), (6, 3, 1, 2, 1)],
 )
 def test_a_training_that_ran_out_of_memory_has_passes_of_at_most_half_the_pairs(
-    batch_size: int, accumulation_steps: int, world_size: int, smaller_passes: int,
+    batch_size: int, accumulation_steps: int, world_size: int, before: int, after: int,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     params = make_params(batch_size=batch_size, accumulation_steps=accumulation_steps)
     assert train._with_smaller_passes(params, world_size) == params
     monkeypatch.setenv(MEMORY_ENV, "1")
-    assert train._with_smaller_passes(params, world_size).accumulation_steps == smaller_passes
-    n_pairs = batch_size // world_size // smaller_passes
-    assert f"train: ran out of memory; now {smaller_passes} passes of {n_pairs} pairs in a step" in capsys.readouterr().out
+    steps = train._with_smaller_passes(params, world_size).accumulation_steps
+    assert batch_size // world_size // n_passes(batch_size, steps, world_size) == after
+    assert f"train: ran out of memory with {before} pairs in a pass; now at most {after}" in capsys.readouterr().out
 
 
 def test_a_training_that_cannot_halve_its_passes_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(MEMORY_ENV, "1")
-    params = make_params(batch_size=4, accumulation_steps=2)
+    params = make_params(batch_size=4, accumulation_steps=4)
     assert train._with_smaller_passes(params, 2) == params
     assert "which cannot be halved; it runs as before; set train.gradient_checkpointing" in capsys.readouterr().out
 

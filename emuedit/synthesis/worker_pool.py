@@ -157,14 +157,17 @@ class _Actor:
 
     def __init__(self, build: Callable[[], Work[Any, Any]]) -> None:
         self._build = build
+        self._work: Work[Any, Any] | None = None
 
     def ready(self) -> None:
-        """Load the models; not before, since Ray hands on no more than a text of what fails in `__init__`."""
-        with _failure_with_its_kind():
-            self._work = self._build()
+        """Load the models, once. Not in `__init__`, since Ray hands on no more than a text of what fails there."""
+        if self._work is None:
+            with _failure_with_its_kind():
+                self._work = self._build()
 
     def do(self, job: Any) -> Any:
-        """The result of a job."""
+        """The result of a job, after `ready`."""
+        assert self._work is not None
         with _failure_with_its_kind():
             return self._work(job, _ignore_share)
 

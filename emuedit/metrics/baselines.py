@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-
-import numpy as np
 
 from emuedit import config
 from emuedit.editor import sampling, task_pack, task_predictor
@@ -25,7 +24,8 @@ System = Callable[[Benchmark, list[int]], tuple[Pictures, list[str]]]
 class Systems:
     """All systems by name, for the parts of one package (`emuedit.editor.package_folder`). A part is loaded when it is needed.
 
-    `systems[name]` raises ParamsError for an unknown name. `at_once`: how many edits are made at once; None: all.
+    `systems[name]` raises ParamsError for an unknown name. `at_once`: how many edits are made at once at most; None: as many as
+    `EditSampler.pixels_at_once` allows.
     """
 
     def __init__(
@@ -79,7 +79,10 @@ class Systems:
         return predictor
 
     def _edit(self, edits: Benchmark, tasks: list[str], seeds: list[int]) -> tuple[Pictures, list[str]]:
-        return make_edits(self.editor, edits, tasks, self.settings, seeds, self._report, self.at_once), tasks
+        if self.at_once:
+            pixels = self.at_once * math.prod(edits.before.shape[1:3])
+            self.editor.pixels_at_once = min(self.editor.pixels_at_once, pixels)
+        return make_edits(self.editor, edits, tasks, self.settings, seeds, self._report), tasks
 
 
 def make_edits(
@@ -89,18 +92,7 @@ def make_edits(
     settings: EditSettings,
     seeds: list[int],
     report: ReportStep | None = None,
-    at_once: int | None = None,
 ) -> Pictures:
-    """The outputs of an editor that is given these tasks, `at_once` of them at once (None: all), uint8 [N, H, W, 3]."""
-    outputs = []
-    for rows in row_groups(len(seeds), at_once):
-        before, instructions = image_tensors.from_uint8(edits.before[rows]), edits.instructions[rows]
-        after = editor.sample(before, instructions, tasks[rows], settings, seeds[rows], report)
-        outputs.append(image_tensors.to_uint8(after))
-    return np.concatenate(outputs)
-
-
-def row_groups(n_rows: int, at_once: int | None) -> list[slice]:
-    """Rows in order, `at_once` in each group; None: all in one."""
-    size = at_once or max(1, n_rows)
-    return [slice(start, start + size) for start in range(0, n_rows, size)]
+    """The outputs of an editor that is given these tasks, uint8 [N, H, W, 3]."""
+    before = image_tensors.from_uint8(edits.before)
+    return image_tensors.to_uint8(editor.sample(before, edits.instructions, tasks, settings, seeds, report))

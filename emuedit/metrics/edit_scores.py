@@ -9,7 +9,7 @@ from torch import Tensor
 
 from emuedit.data.png import encode_png
 from emuedit.data.records import EvalRecord, finite_or_none
-from emuedit.metrics.baselines import System, row_groups
+from emuedit.metrics.baselines import System
 from emuedit.metrics.benchmark import Benchmark
 from emuedit.models import edit_similarity, image_tensors
 from emuedit.models.clip import ClipScorer
@@ -39,7 +39,9 @@ def evaluate_system(
     scores: dict[str, edit_similarity.Column] = {column: [None] * len(seeds) for column in METRICS.values()}
     if scorers is not None:
         scores = {column: [] for column in METRICS.values()}
-        for rows in row_groups(len(seeds), at_once):
+        size = at_once or len(seeds)
+        for start in range(0, len(seeds), size):
+            rows = slice(start, start + size)
             before, after = image_tensors.from_uint8(edits.before[rows]), image_tensors.from_uint8(outputs[rows])
             measured = measure_edits(*scorers, before, after, edits.input_captions[rows], edits.output_captions[rows])
             for column, values in scores.items():

@@ -22,6 +22,7 @@ class InvertingSampler:
     """Returns the negative of each picture, knows one task that was learned by inversion, and keeps its arguments."""
 
     tasks, inverted_tasks = ("local", "add", "contour"), ("contour",)
+    pixels_at_once = 0
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -80,13 +81,14 @@ def test_the_editor_gets_the_predicted_or_the_true_task(
     assert sampler.calls[1:] == [(edits.instructions, [used] * 2, SETTINGS, [7, 8], report)]
 
 
-def test_edits_are_made_in_groups_with_their_own_seeds(tmp_path: Path, toy_edits: ToyEdits, sampler: InvertingSampler) -> None:
-    edits = toy_edits("remove", 5)
-    outputs, _ = Systems(tmp_path, SETTINGS, RUNTIME, at_once=2)["true_task"](edits, [7, 8, 9, 10, 11])
-    np.testing.assert_array_equal(outputs, 255 - edits.before)
-    calls = [(instructions, seeds) for instructions, _, _, seeds, _ in sampler.calls[1:]]
-    texts = edits.instructions
-    assert calls == [(texts[:2], [7, 8]), (texts[2:4], [9, 10]), (texts[4:], [11])]
+def test_a_bound_on_edits_is_one_on_the_pixels_of_the_editor_at_once(
+    tmp_path: Path, toy_edits: ToyEdits, sampler: InvertingSampler
+) -> None:
+    """In the pixels of these edits, and never above what the editor allows by itself."""
+    sampler.pixels_at_once = 10 * 64 * 64
+    for at_once, n_pictures in ((None, 10), (20, 10), (2, 2)):
+        Systems(tmp_path, SETTINGS, RUNTIME, at_once=at_once)["true_task"](toy_edits("remove", 3), [7, 8, 9])
+        assert sampler.pixels_at_once == n_pictures * 64 * 64
 
 
 def test_models_are_loaded_once_and_only_when_they_are_needed(

@@ -34,10 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, service_errors.ServiceError) as error:
         print(f"emuedit: {error}", file=sys.stderr)
         return 2
-    except Exception as error:  # only those of MLflow, which has a server that may end at any time
-        if not service_errors.is_of_mlflow(error):
+    except Exception as error:  # only those of MLflow, which has a server that may end at any time, and of the disk
+        if service_errors.is_of_mlflow(error):
+            print(f"emuedit: {service_errors.describe(error)}", file=sys.stderr)
+        elif isinstance(error, OSError) and error.filename is not None:
+            print(f"emuedit: {error.filename}: {error.strerror}", file=sys.stderr)
+        else:
             raise
-        print(f"emuedit: {service_errors.describe(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("emuedit: stopped; nothing was written that is not listed above", file=sys.stderr)

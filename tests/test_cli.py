@@ -1,15 +1,12 @@
 """The command line with an editor that changes red by an amount that depends on the task."""
 
-import dataclasses
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from emuedit import cli
@@ -17,59 +14,8 @@ from emuedit.core import change_threshold
 from emuedit.editor import package_folder
 from emuedit.editor.package import Editor
 from emuedit.editor.settings import EditSettings
-from emuedit.editor.task_predictor import TaskPrediction
 from emuedit.name_hints import RENAMED
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleCall:
-    """Arguments of one call of the sampler."""
-
-    instruction: str
-    task: str
-    settings: EditSettings
-    seed: int
-
-
-class RedSampler:
-    """Adds 0.5 to red for the task `local`, subtracts 0.25 for any other; records its calls."""
-
-    tasks = ("local", "remove")
-    resolution_px, grid_px = 1024, 8
-
-    def __init__(self) -> None:
-        self.calls: list[SampleCall] = []
-
-    def is_cut(self, instruction: str) -> bool:
-        return len(instruction.split()) > 40
-
-    def sample(
-        self,
-        images: torch.Tensor,
-        instructions: Sequence[str],
-        tasks: Sequence[str],
-        settings: EditSettings,
-        seeds: Sequence[int],
-        report: Any = None,
-    ) -> torch.Tensor:
-        self.calls.append(SampleCall(instructions[0], tasks[0], settings, seeds[0]))
-        for _ in range(settings.steps if report else 0):
-            report(len(images))
-        changed = images.clone()
-        changed[:, 0] = (changed[:, 0] + (0.5 if tasks[0] == "local" else -0.25)).clamp(-1, 1)
-        return changed
-
-
-class WordPredictor:
-    """`remove` is certain where the instruction says so; `local` is uncertain otherwise. It refuses to talk of the weather."""
-
-    def predict(self, texts: Sequence[str], among: Sequence[str] | None = None) -> list[TaskPrediction]:
-        return [
-            TaskPrediction("remove", 0.9, (("local", 0.05),))
-            if "remove" in text
-            else TaskPrediction("local", 0.5, (("remove", 0.4),), refused="weather" in text)
-            for text in texts
-        ]
+from tests.red_editor import RedSampler, SampleCall, WordPredictor
 
 
 @pytest.fixture
@@ -194,7 +140,10 @@ def test_settings_are_those_the_editor_was_evaluated_with(sampler: RedSampler) -
         (["in.png", "x", "--guidance-rescale", "-1"], "guidance_rescale: Input should be greater than or equal to 0"),
         (["in.png", "x", "-o", "in.png"], "is the picture itself"),
         (["in.png", "x", "-o", "no/out.png"], "want a folder to write to"),
-        (["in.png", "x", "-o", "out.xyz"], "want an output file such as out.png"),
+        (["in.png", "x", "-o", "out.xyz"], "want an output file that ends in .png, .jpg"),
+        (["in.png", "x", "--mask", "mask.xyz"], "want an output file that ends in .png, .jpg"),
+        (["in.png", "x", "--session", "no/session.json"], "want a folder to write to"),
+        (["in.png", "x", "--session", "in.png"], "is the picture itself"),
         (["none.png", "x"], "want a picture, got none.png: No such file"),
     ],
 )
@@ -218,6 +167,33 @@ def test_an_option_of_an_earlier_version_names_the_present_one(
         assert cli.main(["edit", "in.png", "make it red", *words]) == 2
         assert f"{option} is now {RENAMED[option]}" in capsys.readouterr().err
     assert RENAMED[option].removeprefix("--").replace("-", "_") in EditSettings.model_fields
+
+
+def test_a_replay_is_checked_before_anything_is_edited(sampler: RedSampler, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["edit", "in.png", "make it red", "--session", "s.json"]) == 0
+    sampler.calls.clear()
+    for option, name, message in (
+        ("--sheet", "sheet.txt", "want an output file that ends in .png, .jpg"),
+        ("--sheet", "no/sheet.png", "want a folder to write to"),
+        ("--animation", "turns.mp4", "want an output file that ends in .gif, .webp, .png; got turns.mp4"),
+    ):
+        assert cli.main(["replay", "s.json", "in.png", option, name]) == 2
+        assert message in capsys.readouterr().err
+    assert not sampler.calls
+
+
+def test_a_full_disk_is_one_line(
+    sampler: RedSampler, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture is there; only what was asked for besides it is not."""
+
+    def save(session: Any, file: Path) -> None:
+        raise OSError(28, "No space left on device", str(file))
+
+    monkeypatch.setattr("emuedit.editor.session.EditSession.save", save)
+    assert cli.main(["edit", "in.png", "make it red", "--session", "s.json"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "emuedit: s.json: No space left on device"
+    assert Path("in-edited.png").exists()
 
 
 def test_the_picture_is_overwritten_when_that_is_allowed(sampler: RedSampler) -> None:

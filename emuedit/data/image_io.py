@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from emuedit.data import colour_profile
+from emuedit.data import colour_profile, image_formats
+from emuedit.data.atomic_file import replacing
 
 MAX_PIXELS = 2**26
 """Larger images need more memory than most machines have: about 50 bytes a pixel. The limit is ours."""
@@ -29,6 +30,8 @@ _TURNS = {
 _WITH_PROFILE = {"PNG", "JPEG", "WEBP", "TIFF"}
 """Formats in which Pillow writes EXIF and a colour profile."""
 _JPEG_QUALITY = 95
+_JPEG_MAX_EXIF = 65533
+"""Bytes that one segment of a JPEG can hold."""
 
 
 class ImageError(ValueError):
@@ -64,33 +67,38 @@ def read_image(source: str | Path | bytes) -> LoadedImage:
 
     The EXIF orientation is applied, colour profiles are converted, 16-bit grey is scaled to 8 bits, transparency is composited on
     white, and of a phone's file with several pictures (MPO) the first is taken. Raises ImageError for a file that is no image, is
-    animated, damaged, too large or too small, or has 32-bit values, whatever the decoder raises for it.
+    animated, damaged, too large or too small, has 32-bit values or is a camera's raw file, whatever the decoder raises for it.
     """
     name = "the picture" if isinstance(source, bytes) else str(source)
     try:
-        stream = io.BytesIO(source if isinstance(source, bytes) else Path(source).read_bytes())
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
     except OSError as error:
         raise ImageError(f"want a picture, got {name}: {error.strerror}") from error
-    with stream:
-        try:
-            opened = Image.open(stream)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise ImageError(f"want at most {MAX_PIXELS} pixels, got more in {name}; scale it down") from error
-        except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, RuntimeError, ...
-            raise ImageError(f"want a picture (PNG, JPEG, WebP, ...), got {name}, which is none that can be read") from error
-        with opened as image:
-            try:
-                _check_image(image, name)
-                image.load()
-                return convert_to_rgb(image)
-            except ImageError:
-                raise
-            except Exception as error:  # as above
-                raise ImageError(f"{name} is damaged: {error}") from error
+    try:
+        opened = Image.open(io.BytesIO(content), formats=image_formats.readable_formats())
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"want at most {MAX_PIXELS} pixels, got more in {name}; scale it down") from error
+    except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, RuntimeError, ...
+        kind = image_formats.describe_unreadable(content)
+        raise ImageError(f"want a picture (PNG, JPEG, WebP, ...), got {name}, which is {kind}") from error
+    with opened as image:
+        if image_formats.is_raw_preview(image, content):
+            raise ImageError(
+                f"want a picture, got {name}, a camera's raw file or a preview; develop it and save it as JPEG or PNG"
+            )
+        return convert_to_rgb(image, name)
 
 
-def convert_to_rgb(image: Image.Image) -> LoadedImage:
-    """A PIL image of any mode with 8 or 16 bits a value as upright sRGB, see `read_image`."""
+def convert_to_rgb(image: Image.Image, name: str = "the picture") -> LoadedImage:
+    """A PIL image of any mode with 8 or 16 bits a value as upright sRGB, see `read_image`. `name` is for errors."""
+    _check_image(image, name)
+    try:
+        return _convert_to_rgb(image)
+    except Exception as error:  # decoders raise what they like, see `read_image`
+        raise ImageError(f"{name} is damaged: {error}") from error
+
+
+def _convert_to_rgb(image: Image.Image) -> LoadedImage:
     notes = []
     if getattr(image, "format", None) == "MPO" and getattr(image, "n_frames", 1) > 1:
         notes.append(f"the first of {image.n_frames} pictures in the file")  # type: ignore[attr-defined]
@@ -125,55 +133,59 @@ def to_png(pixels: npt.NDArray[np.uint8], source: LoadedImage | None = None) -> 
     return stream.getvalue()
 
 
-def write_image(path: Path, pixels: npt.NDArray[np.uint8], source: LoadedImage | None = None) -> None:
+def write_image(path: Path, pixels: npt.NDArray[np.uint8], source: LoadedImage | None = None) -> tuple[str, ...]:
     """Write uint8 [H, W, 3] in the format of the suffix, one of WRITABLE_SUFFIXES. PNG, BMP and TIFF keep every pixel.
 
     source: the picture of which it is an edit; its EXIF, resolution and colour profile are written too, and pixels that are equal
     in both get the file's own values. The file is written beside `path` and then renamed, so that a full disk costs no file that
-    was there. Raises ImageError for what cannot be written.
+    was there. Returns notes on what the format cannot hold. Raises ImageError for what cannot be written.
     """
     kind = Image.registered_extensions()[path.suffix.lower()]
-    partial = path.with_name(f".{path.name}.part")
     try:
-        with partial.open("wb") as stream:
-            _save(stream, kind, pixels, source)
+        with replacing(path) as partial, partial.open("wb") as stream:
+            notes = _save(stream, kind, pixels, source)
             stream.flush()
             os.fsync(stream.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise ImageError(f"{path} cannot be written: {error.strerror or error}; nothing was replaced") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    except Exception as error:  # encoders raise what they like, such as ValueError for a WebP above 16383 pixels a side
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ImageError(f"{path} cannot be written: {reason}; nothing was replaced") from error
+    return notes
 
 
-def _save(stream: Any, kind: str, pixels: npt.NDArray[np.uint8], source: LoadedImage | None) -> None:
+def _save(stream: Any, kind: str, pixels: npt.NDArray[np.uint8], source: LoadedImage | None) -> tuple[str, ...]:
     metadata = source.metadata if source is not None else Metadata()
+    exif, notes = metadata.exif, tuple[str, ...]()
     options: dict[str, Any] = {"dpi": metadata.dpi} if metadata.dpi and kind != "WEBP" else {}
     if kind == "JPEG":
         options |= {"quality": _JPEG_QUALITY}
+        if len(exif) > _JPEG_MAX_EXIF:
+            exif, notes = b"", ("its EXIF data are too long for a JPEG and are left out",)
     if kind in _WITH_PROFILE:
-        options |= {"exif": metadata.exif} if metadata.exif else {}
+        options |= {"exif": exif} if exif else {}
         if metadata.in_profile is not None and source is not None:
             unchanged = (pixels == source.pixels).all(axis=-1, keepdims=True)
             converted = np.asarray(colour_profile.from_srgb(Image.fromarray(pixels), metadata.profile))
             pixels = np.where(unchanged, metadata.in_profile, converted)
             options |= {"icc_profile": metadata.profile}
     Image.fromarray(pixels).save(stream, kind, **options)
+    return notes
 
 
 def _turn_upright(image: Image.Image, notes: list[str]) -> tuple[Image.Image, bytes]:
     """The image as its EXIF orientation says, and its EXIF data without it; a note on those that are left out."""
+    orientation_of_tiff = getattr(image, "tag_v2", {}).get(_EXIF_ORIENTATION, 1)  # Pillow turns a TIFF itself when it loads it
+    image.load()
     try:
         exif = image.getexif()
         orientation = exif.get(_EXIF_ORIENTATION, 1)
     except Exception:  # Pillow raises what its parser meets: struct.error, SyntaxError, KeyError, ...
         notes.append("its EXIF data cannot be read and are left out")
         return image, b""
-    upright = image
-    if orientation in _TURNS:
-        upright = image.transpose(_TURNS[orientation])
+    upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+    if orientation in _TURNS or orientation_of_tiff in _TURNS:
         notes.append("turned as its EXIF data says")
     exif.pop(_EXIF_ORIENTATION, None)
+    image_formats.keep_descriptive(exif)
     try:
         return upright, exif.tobytes() if len(exif) else b""
     except Exception:  # such as struct.error for a rational number below zero

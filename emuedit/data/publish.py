@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from emuedit.data.atomic_file import replacing
 from emuedit.data.dependencies import SUMMARY_FILE, hash_file
 from emuedit.data.records import Drop, Record
 from emuedit.data.shards import ShardError, read_shard, write_shard
@@ -105,9 +106,8 @@ def write_summary(out: Path, stage: str, key: str, params: Mapping[str, Any], co
     """Write the `summary.json` that makes `out` a published folder; it lists every file, sub-folders included."""
     files = {file.relative_to(out).as_posix(): hash_file(file) for file in sorted(out.rglob("*")) if file.is_file()}
     summary = Summary(stage, key, dict(params), dict(counts), files)
-    partial = out / f".{SUMMARY_FILE}.part"
-    partial.write_text(json.dumps(asdict(summary), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(out / SUMMARY_FILE)
+    with replacing(out / SUMMARY_FILE) as partial:
+        partial.write_text(json.dumps(asdict(summary), indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return summary
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from emuedit.data.atomic_file import replacing
 from emuedit.data.records import Record
 
 R = TypeVar("R", bound=Record)
@@ -59,14 +60,10 @@ def write_shard(path: str | Path, records: Sequence[R], kind: type[R] | None = N
             columns[name] = pa.array(values, _arrow_type(kind, record_field))
     features = json.dumps({"info": {"features": picture_features}}).encode()
     table = pa.table(columns).replace_schema_metadata({_KIND_KEY: kind.__name__.encode(), b"huggingface": features})
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        # Statistics would store complete PNGs, as minimum and maximum, in the footer.
-        columns_with_statistics = [name for name in columns if name not in picture_features]
+    # Statistics would store complete PNGs, as minimum and maximum, in the footer.
+    columns_with_statistics = [name for name in columns if name not in picture_features]
+    with replacing(path, os.getpid()) as partial:
         pq.write_table(table, partial, compression="zstd", write_statistics=columns_with_statistics, write_page_checksum=True)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_shard(path: str | Path, kind: type[R], verify: bool = False) -> list[R]:

@@ -3,17 +3,19 @@
 import argparse
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from emuedit.data import image_io
 from emuedit.editor import touched_area
 from emuedit.editor.package import CutInstructionWarning, Editor, Turn
 from emuedit.editor.package_folder import CHAMPION
 from emuedit.editor.package_layout import EDITOR, MODELS
-from emuedit.editor.session import EditSession
+from emuedit.editor.session import ANIMATION_SUFFIXES, EditSession
 from emuedit.editor.settings import EditSettings
 from emuedit.progress import Progress, waiting
 
@@ -28,7 +30,9 @@ def _edit(options: argparse.Namespace) -> None:
     out = options.out or options.image.with_name(f"{options.image.stem}-edited.png")
     _check_out(out, options.image, options.overwrite)
     if options.mask:
-        _check_out(options.mask, options.image, overwrite=False)
+        _check_out(options.mask, options.image)
+    if options.session:
+        _check_out(options.session, options.image, suffixes=())
     picture = image_io.read_image(options.image)
     for note in picture.notes:
         print(f"{options.image}: {note}")
@@ -48,10 +52,10 @@ def _edit(options: argparse.Namespace) -> None:
         turn = step.turn
         path = out.with_name(f"{out.stem}-{number}{out.suffix}") if options.keep_turns else None
         if path:
-            image_io.write_image(path, turn.pixels, picture)
+            _write(path, turn.pixels, picture)
         print(f"{_describe(turn)}; {step.touched}" + (f" -> {path}" if path else ""))
     edited = session.pixels
-    image_io.write_image(out, edited, picture)
+    _write(out, edited, picture)
     height, width = edited.shape[:2]
     print(f"{out}: {width} x {height}, {progress.seconds:.1f} s, {settings.steps} steps, {editor.name}")
     if options.session:
@@ -59,40 +63,49 @@ def _edit(options: argparse.Namespace) -> None:
         print(f"{options.session}: what the pictures can be made again from, by `emuedit replay`")
     if options.mask:
         mask = touched_area.touched_mask(picture.pixels, edited)
-        image_io.write_image(options.mask, np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=-1))
+        _write(options.mask, np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=-1), None)
         print(f"{options.mask}: white where pixels changed")
 
 
 def _replay(options: argparse.Namespace) -> None:
     out = options.out or options.image.with_name(f"{options.image.stem}-edited.png")
     _check_out(out, options.image, options.overwrite)
+    if options.sheet:
+        _check_out(options.sheet, options.image)
+    if options.animation:
+        _check_out(options.animation, options.image, suffixes=ANIMATION_SUFFIXES)
     picture = image_io.read_image(options.image)
     with waiting("loading the editor"):
         editor = Editor.load(options.model)
     with waiting("editing"):
         session = EditSession.replay(editor, picture.pixels, options.session, options.any_picture)
-    image_io.write_image(out, session.pixels, picture)
+    _write(out, session.pixels, picture)
     for step in session.steps:
         print(f"{_describe(step.turn)}; {step.touched}")
     print(f"{out}: {len(session.steps)} turns")
     if options.sheet:
-        session.contact_sheet().save(options.sheet)
+        _write(options.sheet, np.asarray(session.contact_sheet().convert("RGB")), None)
         print(f"{options.sheet}: all turns")
     if options.animation:
         session.save_animation(options.animation)
         print(f"{options.animation}: all turns, one a second")
 
 
-def _check_out(out: Path, image: Path, overwrite: bool) -> None:
-    """Raise ImageError for an output that cannot be written, before anything is computed."""
+def _check_out(out: Path, image: Path, overwrite: bool = False, suffixes: Sequence[str] = image_io.WRITABLE_SUFFIXES) -> None:
+    """Raise ImageError for an output that cannot be written, before anything is computed. No suffixes: any is right."""
     if out.exists() and out.samefile(image) and not overwrite:
         raise image_io.ImageError(f"{out} is the picture itself; name another file with -o, or say --overwrite")
     if out.is_dir():
         raise image_io.ImageError(f"want an output file, got the folder {out}; name a file in it, such as {out / 'out.png'}")
     if not out.parent.is_dir():
         raise image_io.ImageError(f"want a folder to write to, got none at {out.parent}")
-    if out.suffix.lower() not in image_io.WRITABLE_SUFFIXES:
-        raise image_io.ImageError(f"want an output file such as out.png or out.jpg, got {out}")
+    if suffixes and out.suffix.lower() not in suffixes:
+        raise image_io.ImageError(f"want an output file that ends in {', '.join(suffixes)}; got {out}")
+
+
+def _write(path: Path, pixels: npt.NDArray[np.uint8], source: image_io.LoadedImage | None) -> None:
+    for note in image_io.write_image(path, pixels, source):
+        print(f"{path}: {note}")
 
 
 def _describe(turn: Turn) -> str:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from emuedit.data import contact_sheet
+from emuedit.data.atomic_file import replacing
 from emuedit.editor import touched_area
 from emuedit.editor.package import Editor, Picture, Turn, to_rgb
 from emuedit.editor.settings import EditSettings
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 Pixels = npt.NDArray[np.uint8]
 FORMAT = 1
 """Version of the session file."""
+ANIMATION_SUFFIXES = (".gif", ".webp", ".png")
 _CAPTION_LINES = 4
 
 
@@ -132,7 +134,8 @@ class EditSession:
             "editor": self.editor.sampler.weights,
             "turns": [step.record() for step in self._steps],
         }
-        Path(file).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        with replacing(Path(file)) as partial:
+            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def replay(
@@ -163,9 +166,15 @@ class EditSession:
         return contact_sheet.picture_grid([("", pictures)], captions, _CAPTION_LINES)
 
     def save_animation(self, file: str | Path, seconds: float = 1.0) -> None:
-        """Write the turns as an animated GIF, WebP or PNG, by the suffix, that shows each picture for so many seconds."""
+        """Write the turns as an animated GIF, WebP or PNG, by the suffix, that shows each picture for so many seconds.
+
+        Raises SessionError for another suffix.
+        """
+        if Path(file).suffix.lower() not in ANIMATION_SUFFIXES:
+            raise SessionError(f"want an animation that ends in {', '.join(ANIMATION_SUFFIXES)}; got {file}")
         frames = [Image.fromarray(pixels) for pixels in (self.original, *(step.turn.pixels for step in self._steps))]
-        frames[0].save(file, save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0)
+        with replacing(Path(file)) as partial:
+            frames[0].save(partial, save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0)
 
 
 def hash_pixels(pixels: Pixels) -> str:
@@ -183,4 +192,7 @@ def _read(file: Path) -> dict[str, Any]:
     keys = {"format", "picture", "editor", "turns"}
     if not isinstance(content, dict) or not keys <= set(content) or content["format"] != FORMAT:
         raise SessionError(f"want a session file of format {FORMAT} with {', '.join(sorted(keys))}, got another one in {file}")
+    turns, keys = content["turns"], {"instruction", "task", "settings"}
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) and keys <= set(turn) for turn in turns):
+        raise SessionError(f"want a list of turns with {', '.join(sorted(keys))} each; got others in {file}")
     return content

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emuedit.data.atomic_file import replacing
 from emuedit.editor.package_layout import PACK_FOLDER, find_packs
 from emuedit.progress import waiting
 from emuedit.tasks import find_task
@@ -69,9 +70,8 @@ def install(pack: Path, editor: Editor) -> Path:
     added = editor.add_pack(pack)
     target = PACK_FOLDER / f"{added.name}.safetensors"
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.part")
-    shutil.copyfile(pack, partial)
-    partial.replace(target)
+    with replacing(target) as partial:
+        shutil.copyfile(pack, partial)
     return target
 
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from emuedit.data.atomic_file import replacing
 from emuedit.editor.task_adapter import TaskAdapter
 
 METADATA_KEY = "emuedit.pack"
@@ -51,10 +52,9 @@ def save(pack: TaskPack, file: str | Path) -> None:
     tensors = {"v": pack.v}
     if pack.adapter is not None:
         tensors |= {f"{_ADAPTER}{name}": tensor for name, tensor in pack.adapter.tensors().items()}
-    partial = file.with_name(f".{file.name}.part")
     stored = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(stored, partial, metadata={METADATA_KEY: json.dumps(metadata)})
-    partial.replace(file)
+    with replacing(file) as partial:
+        save_file(stored, partial, metadata={METADATA_KEY: json.dumps(metadata)})
 
 
 def load(file: str | Path) -> TaskPack:

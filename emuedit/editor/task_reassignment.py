@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from emuedit.data.atomic_file import replacing
 from emuedit.data.dependencies import content_key
 from emuedit.editor import cross_fitting, task_predictor
 
@@ -69,9 +70,8 @@ def predict_tasks(texts: Sequence[str], folder: Path, cache: Path) -> tuple[tupl
             p[row] = out_of_fold.get(text, p[row])
         p /= np.maximum(p.sum(1, keepdims=True), np.finfo(np.float64).tiny)
         cache.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".part.npz")
-        np.savez(partial, tasks=np.array(predictor.tasks), p=p)
-        partial.replace(file)
+        with replacing(file) as partial:
+            np.savez(partial, tasks=np.array(predictor.tasks), p=p)
         for old in set(cache.glob("*.npz")) - {file}:
             old.unlink()
     with np.load(file) as cached:

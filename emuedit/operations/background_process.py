@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from emuedit.data.atomic_file import replacing
 from emuedit.process_identity import start_mark
 
 
@@ -35,10 +36,8 @@ class ProcessRecord:
 
     def write(self, folder: Path) -> None:
         """Write `<folder>/<name>.pid`, as JSON."""
-        path = _record_path(folder, self.name)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
-        partial.replace(path)
+        with replacing(_record_path(folder, self.name)) as partial:
+            partial.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
 
     @property
     def is_running(self) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from emuedit.data.atomic_file import replacing
 from emuedit.operations.background_process import (
     ProcessRecord,
     end_leftovers,
@@ -203,7 +204,6 @@ def write_env(folder: Path, exports: dict[str, str]) -> Path:
     """Write the `export` lines for `source`; returns the file."""
     path = folder / ENV_FILE
     lines = [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with replacing(path, os.getpid()) as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path

@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from emuedit import config
+from emuedit.data.atomic_file import replacing
 from emuedit.data.dependencies import find_file, work_key
 from emuedit.data.publish import Summary, publish, read_folder, scratch_folder
 from emuedit.data.records import Instruction
@@ -159,9 +160,8 @@ def fold_logits(
         state = scratch / f"{STATE_FILE}.fold-{fold}"
         predictor = train_on(others, tasks, base, params, state, tracker, f"loss_fold_{fold}")
         logits = predictor.all_logits([example.text for example in examples if example.fold == fold])
-        partial = file.with_suffix(".part.npy")
-        np.save(partial, logits.numpy())
-        partial.replace(file)
+        with replacing(file) as partial:
+            np.save(partial, logits.numpy())
         state.unlink(missing_ok=True)
     return torch.from_numpy(np.load(file))
 

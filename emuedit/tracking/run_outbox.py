@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from emuedit.data.atomic_file import replacing
 from emuedit.tracking import runs
 from emuedit.tracking.stats import PARENT_RUN_ENV
 
@@ -76,9 +77,8 @@ def send_all(root: Path) -> list[str]:
         values = json.loads((entry / _ENTRY).read_text(encoding="utf-8"))
         run_id = values["run_id"] or runs.start_run("retrain", values["workspace"])
         if not values["run_id"]:  # before anything is logged, so that a second attempt makes no second run
-            draft = entry / f".{_ENTRY}.part"
-            draft.write_text(json.dumps(values | {"run_id": run_id}, indent=1) + "\n", encoding="utf-8")
-            draft.replace(entry / _ENTRY)
+            with replacing(entry / _ENTRY) as partial:
+                partial.write_text(json.dumps(values | {"run_id": run_id}, indent=1) + "\n", encoding="utf-8")
         files, stats = ({name: entry / path for name, path in values[kind].items()} for kind in (_FILES, _STATS))
         RunResults(values["params"], values["metrics"], values["tags"], files, stats).send(run_id)
         runs.end_run(run_id, "FINISHED")

@@ -18,15 +18,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emuedit.data.atomic_file import replacing
 from emuedit.data.dependencies import content_key, find_file
 from emuedit.data.records import Pair
 from emuedit.data.shards import read_shard
@@ -173,8 +173,8 @@ def build(
             progress.advance(int(is_new))
     keys = tuple(key for key, _, _ in shards)
     index = CacheIndex(keys, keys[n_new:], texts.keys_of(np.unique(np.concatenate(text_hashes))))
-    with _replacing(folder / INDEX_FILE) as stream:
-        stream.write(json.dumps(asdict(index)).encode())
+    with replacing(folder / INDEX_FILE) as partial:
+        partial.write_text(json.dumps(asdict(index)), encoding="utf-8")
     _prune(folder, index)
     if n_enlarged:
         print(f"train: {n_enlarged} of {n_pairs} pairs are smaller than their bucket and were enlarged", flush=True)
@@ -263,14 +263,5 @@ def _prune(folder: Path, index: CacheIndex) -> None:
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:
-    with _replacing(path) as stream:
-        np.save(stream, array)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `path` when the `with` block has ended."""
-    partial = path.with_suffix(".part")
-    with partial.open("wb") as stream:
-        yield stream
-    partial.replace(path)
+    with replacing(path) as partial:
+        np.save(partial, array)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from emuedit.data.atomic_file import replacing
 from emuedit.training.ema import Ema, EmaSettings
 from emuedit.training.optimizers import OptimizerName, build_optimizer
 from emuedit.training.schedule import Schedule
@@ -124,9 +125,8 @@ class Optimization:
             "step": self.step,
         }
         if self.is_main_process:
-            partial = file.with_name(f"{file.name}.part")
-            torch.save(state, partial)
-            partial.replace(file)
+            with replacing(file) as partial:
+                torch.save(state, partial)
 
     @torch.no_grad()
     def resume(self, file: Path) -> None:

@@ -41,7 +41,7 @@ def test_pictures_of_every_mode_become_upright_rgb() -> None:
     ("content", "message"),
     [
         (b"no picture", "which is none that can be read"),
-        (b"", "which is none that can be read"),
+        (b"", "which is an empty file"),
         (encode(Image.effect_noise((64, 64), 50))[:900], "the picture is damaged"),
         (encode(Image.new("RGB", (7, 20))), "want at least 8 pixels a side, got 7 x 20"),
         (encode(Image.new("1", (9000, 9000))), "want at most 67108864 pixels, got 9000 x 9000"),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,6 +104,15 @@ def test_a_file_that_is_no_session_is_refused(text: str, editor: Editor, picture
     (tmp_path / "session.json").write_text(text)
     with pytest.raises(SessionError, match="want a session file"):
         EditSession.replay(editor, picture, tmp_path / "session.json")
+
+
+@pytest.mark.parametrize("turns", [{}, "none", [1], [{"instruction": "make it red"}], [{"instruction": "x", "task": "local"}]])
+def test_turns_that_miss_something_are_refused(turns: Any, session: EditSession, editor: Editor, tmp_path: Path) -> None:
+    file = tmp_path / "session.json"
+    session.save(file)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"turns": turns}))
+    with pytest.raises(SessionError, match="want a list of turns with instruction, settings, task each"):
+        EditSession.replay(editor, session.original, file)
 
 
 def test_the_step_says_how_much_it_touched(session: EditSession) -> None:

@@ -15,6 +15,7 @@ import yaml
 from tqdm import tqdm
 
 from emuedit.data import data_card
+from emuedit.data.atomic_file import replacing
 from emuedit.data.dependencies import content_key
 from emuedit.data.formats.own_format import FORMAT
 from emuedit.data.formats.pair_format import IGNORED, FormatError
@@ -85,10 +86,11 @@ def _write_table(path: Path, table: pa.Table) -> None:
     picture_columns = [name for name, column in FORMAT.columns.items() if column.kind == "image"]
     features = {"info": {"features": {name: {"_type": "Image"} for name in picture_columns}}}
     table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
-    partial = path.with_name(f".{path.name}.part")
     columns_with_statistics = [name for name in table.column_names if name not in picture_columns]
-    pq.write_table(table, partial, compression="zstd", row_group_size=_ROW_GROUP_SIZE, write_statistics=columns_with_statistics)
-    partial.replace(path)
+    with replacing(path) as partial:
+        pq.write_table(
+            table, partial, compression="zstd", row_group_size=_ROW_GROUP_SIZE, write_statistics=columns_with_statistics
+        )
 
 
 def _render_readme(n_pairs: int, dataset: Summary, card: str) -> str:

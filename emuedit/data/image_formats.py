@@ -1,0 +1,65 @@
+"""Formats of image files: which are read, what another file is, and which EXIF tags speak of the picture, not of its file."""
+
+from typing import Any
+
+from PIL import Image
+
+_READ = (
+    "PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "JPEG2000", "ICO",
+    "PPM", "PSD", "TGA", "PCX", "QOI", "SGI",
+)  # fmt: skip
+"""Pillow's names of the formats that are read: pixels only. EPS is a program, which Pillow would run in Ghostscript."""
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+_KINDS_BY_HEAD = (
+    (b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS; run `git lfs pull`"),
+    (b"%PDF", "a PDF; export the page as PNG"),
+    (b"%!PS", "an EPS drawing; export it as PNG"),
+    (b"\xff\xd8\xff", "a JPEG that is damaged or ends early"),
+    (b"\x89PNG", "a PNG that is damaged or ends early"),
+    (b"RIFF", "a RIFF file, but no WebP picture"),
+)
+"""First bytes -> what the file is, and what to do."""
+_SUBFILE_TYPE, _DNG_VERSION = 254, 50706
+_TIFF_STRUCTURE = (
+    *range(254, 269), 273, *range(277, 282), 284, *range(288, 296), 297, 301, *range(317, 348), 400, *range(512, 533),
+    700, 32997, 32998, 33723, 34377, 34675, 37724,
+)  # fmt: skip
+"""Tags of TIFF 6.0 and its supplements that say where and how one file stores its pixels, or hold a packet (XMP, IPTC, Photoshop,
+ICC) that may repeat the orientation. Written with other pixels they make a file that cannot be read."""
+
+
+def readable_formats() -> list[str]:
+    """Pillow's names of the formats that are read here, of those that this Pillow has."""
+    Image.init()
+    return [name for name in _READ if name in Image.OPEN]
+
+
+def describe_unreadable(content: bytes) -> str:
+    """What a file is that is no picture in a readable format, and what to do where that is known."""
+    head = content[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")
+    if not head:
+        return "an empty file"
+    for start, description in _KINDS_BY_HEAD:
+        if head.startswith(start):
+            return description
+    if head[4:8] == b"ftyp":
+        return "a HEIC photograph; save it as JPEG" if head[8:12] in _HEIF_BRANDS else "a video, or a picture of an unknown kind"
+    if b"<svg" in head:
+        return "an SVG drawing; export it as PNG"
+    if head[:5].lower() in (b"<!doc", b"<html"):
+        return "a web page: what was to be downloaded is not there"
+    return "none that can be read"
+
+
+def is_raw_preview(image: Image.Image, content: bytes) -> bool:
+    """Whether a TIFF file holds a camera's raw data, of which Pillow reads the small preview as if it were the picture."""
+    tags: Any = getattr(image, "tag_v2", None)
+    if tags is None:
+        return False
+    return bool(tags.get(_SUBFILE_TYPE, 0) & 1) or _DNG_VERSION in tags or content[8:10] == b"CR"
+
+
+def keep_descriptive(exif: Image.Exif) -> None:
+    """Remove what describes the file's storage; what describes the picture, such as camera, date and place, stays."""
+    for tag in [tag for tag in exif if tag in _TIFF_STRUCTURE or tag >= _DNG_VERSION]:
+        del exif[tag]

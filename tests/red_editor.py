@@ -1,0 +1,62 @@
+"""An editor that changes red by an amount that depends on the task, and a task predictor that reads one word."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from emuedit.editor.settings import EditSettings
+from emuedit.editor.task_predictor import TaskPrediction
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleCall:
+    """Arguments of one call of the sampler."""
+
+    instruction: str
+    task: str
+    settings: EditSettings
+    seed: int
+
+
+class RedSampler:
+    """Adds 0.5 to red for the task `local`, subtracts 0.25 for any other; records its calls."""
+
+    tasks = ("local", "remove")
+    resolution_px, grid_px = 1024, 8
+    weights = "red"
+
+    def __init__(self) -> None:
+        self.calls: list[SampleCall] = []
+
+    def is_cut(self, instruction: str) -> bool:
+        return len(instruction.split()) > 40
+
+    def sample(
+        self,
+        images: torch.Tensor,
+        instructions: Sequence[str],
+        tasks: Sequence[str],
+        settings: EditSettings,
+        seeds: Sequence[int],
+        report: Any = None,
+    ) -> torch.Tensor:
+        self.calls.append(SampleCall(instructions[0], tasks[0], settings, seeds[0]))
+        for _ in range(settings.steps if report else 0):
+            report(len(images))
+        changed = images.clone()
+        changed[:, 0] = (changed[:, 0] + (0.5 if tasks[0] == "local" else -0.25)).clamp(-1, 1)
+        return changed
+
+
+class WordPredictor:
+    """`remove` is certain where the instruction says so; `local` is uncertain otherwise. It refuses to talk of the weather."""
+
+    def predict(self, texts: Sequence[str], among: Sequence[str] | None = None) -> list[TaskPrediction]:
+        return [
+            TaskPrediction("remove", 0.9, (("local", 0.05),))
+            if "remove" in text
+            else TaskPrediction("local", 0.5, (("remove", 0.4),), refused="weather" in text)
+            for text in texts
+        ]

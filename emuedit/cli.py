@@ -1,6 +1,7 @@
 """The command `emuedit`: edits, datasets, the registry, the data remote, the servers. Each group of commands is a module."""
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def console_main() -> NoReturn:
     """The command `emuedit`: `main`, and the exit of its process."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text, or none that the terminal can show
     leave(main())
 
 

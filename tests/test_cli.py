@@ -1,6 +1,8 @@
 """The command line with an editor that changes red by an amount that depends on the task."""
 
+import io
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -194,6 +196,15 @@ def test_a_full_disk_is_one_line(
     assert cli.main(["edit", "in.png", "make it red", "--session", "s.json"]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "emuedit: s.json: No space left on device"
     assert Path("in-edited.png").exists()
+
+
+def test_names_of_files_that_are_no_text_are_printed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, "ascii"))
+    monkeypatch.setattr(cli, "main", lambda: print("Stra\xdfe \udcff.png: 20 x 12"))
+    monkeypatch.setattr(cli, "leave", lambda status: sys.stdout.flush())
+    cli.console_main()
+    assert stream.getvalue() == b"Stra\\xdfe \\udcff.png: 20 x 12\n"
 
 
 def test_the_picture_is_overwritten_when_that_is_allowed(sampler: RedSampler) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from emuedit.config import renamed_hint
 from emuedit.data.dependencies import CODE_ROOT, PIPELINE_FILE, find_file
+from emuedit.models import model_files
 from emuedit.models.model_sources import HUB_ID
 from emuedit.name_hints import closest_match
 from emuedit.tasks import ALL_TASKS, HELD_OUT, UnknownTaskError, get_task
@@ -61,7 +62,10 @@ def _caption_problems(reference: str, root: Path) -> Iterator[str]:
 
 
 def _model_problems(reference: str, root: Path) -> Iterator[str]:
-    if find_file(reference, root).exists() or "://" in reference or reference.startswith(("models:/", "runs:/")):
+    file = find_file(reference, root)
+    if file.is_dir():
+        yield from (f"{reference}/{problem}" for problem in model_files.problems(file))
+    if file.exists() or "://" in reference or reference.startswith(("models:/", "runs:/")):
         return
     first = Path(reference).parts[0] if Path(reference).parts else ""
     is_path = reference.startswith(("/", ".", "~")) or reference.count("/") > 1 or find_file(first or "-", root).is_dir()

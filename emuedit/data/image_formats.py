@@ -4,6 +4,8 @@ from typing import Any
 
 from PIL import Image
 
+from emuedit.data import git_lfs
+
 _READ = (
     "PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "JPEG2000", "ICO",
     "PPM", "PSD", "TGA", "PCX", "QOI", "SGI",
@@ -11,7 +13,6 @@ _READ = (
 """Pillow's names of the formats that are read: pixels only. EPS is a program, which Pillow would run in Ghostscript."""
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _KINDS_BY_HEAD = (
-    (b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS; run `git lfs pull`"),
     (b"%PDF", "a PDF; export the page as PNG"),
     (b"%!PS", "an EPS drawing; export it as PNG"),
     (b"\xff\xd8\xff", "a JPEG that is damaged or ends early"),
@@ -39,6 +40,8 @@ def describe_unreadable(content: bytes) -> str:
     head = content[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")
     if not head:
         return "an empty file"
+    if git_lfs.is_pointer(head):
+        return git_lfs.DESCRIPTION
     for start, description in _KINDS_BY_HEAD:
         if head.startswith(start):
             return description

@@ -15,9 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from emuedit.data import git_lfs
+
 MAX_FIELD_CHARS = 131_072
 """Longer fields of a row are taken for a mistake, such as a quotation mark that is never closed. The limit is Python's own."""
-_LFS_HEAD = b"version https://git-lfs.github.com/spec/"
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _PROBE_BYTES = 4096
 _ESCAPED = "surrogateescape"  # bytes that are no UTF-8 come through as code points that no text has
@@ -51,8 +52,8 @@ def check_file(path: Path) -> None:
         raise TableError(f"want a table, got {path}, which cannot be read: {error.strerror}") from error
     if not size:
         raise TableError(f"want a table, got {path}, which is empty; was its download cut short?")
-    if head.startswith(_LFS_HEAD):
-        raise TableError(f"want a table, got {path}, a pointer of Git LFS; run `git lfs pull`")
+    if git_lfs.is_pointer(head):
+        raise TableError(f"want a table, got {path}, {git_lfs.DESCRIPTION}")
 
 
 def read_lines(path: Path) -> Iterator[str | BadRow]:

@@ -112,7 +112,10 @@ def _is_editor(folder: Path) -> bool:
 
     if not (folder / EDITOR_FILE).is_file():
         return False
-    return json.loads((folder / EDITOR_FILE).read_text(encoding="utf-8")).get(KIND.key) in KIND.accepts
+    try:
+        return json.loads((folder / EDITOR_FILE).read_text(encoding="utf-8")).get(KIND.key) in KIND.accepts
+    except ValueError:  # damaged: loading it says how
+        return True
 
 
 def read_settings(root: Path) -> EditSettings:

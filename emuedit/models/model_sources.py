@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emuedit.models import model_files
+from emuedit.models.model_files import MissingModelError, ModelFileError
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -20,12 +23,15 @@ class ModelKind:
     file: str
     key: str | None = None
     accepts: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    """Other files that it must have."""
 
     def __str__(self) -> str:
         values = f" with {self.key} {' | '.join(self.accepts)}" if self.accepts else ""
         return f"{self.name} folder with {self.file}{values}"
 
 
+_PREPROCESSOR = ("preprocessor_config.json",)
 BASE_MODEL = ModelKind(
     "a diffusers text-to-image pipeline",
     "model_index.json", "_class_name", ("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
@@ -34,8 +40,8 @@ EDITOR = ModelKind("an editor", "model_index.json", "_class_name", ("EmuEditPipe
 DETECTOR = ModelKind("a transformers zero-shot detector", "config.json", "model_type", ("owlvit", "owlv2", "grounding-dino"))
 SEGMENTER = ModelKind("a segment_anything", "config.json", "model_type", ("segment_anything",))
 CLIP = ModelKind("an open_clip", "open_clip_config.json")
-DINO = ModelKind("a transformers ViT", "config.json", "model_type", ("dinov2", "dinov2_with_registers", "vit"))
-DEPTH = ModelKind("a transformers relative-depth", "config.json", "model_type", ("depth_anything", "dpt"))
+DINO = ModelKind("a transformers ViT", "config.json", "model_type", ("dinov2", "dinov2_with_registers", "vit"), _PREPROCESSOR)
+DEPTH = ModelKind("a transformers relative-depth", "config.json", "model_type", ("depth_anything", "dpt"), _PREPROCESSOR)
 CHAT = ModelKind("a transformers chat model", "config.json")
 KINDS = (BASE_MODEL, EDITOR, DETECTOR, SEGMENTER, CLIP, DINO, DEPTH)
 
@@ -61,28 +67,37 @@ def is_folder(name_or_path: str) -> bool:
 def read_manifest(name_or_path: str, kind: ModelKind, revision: str | None = None) -> dict[str, Any]:
     """Read the manifest file of a local folder or a hub repository, and check that it is of this kind.
 
-    Raises FileNotFoundError or ValueError that states what was wanted, what was found and what to do.
+    Raises MissingModelError, or ModelFileError where it is of another kind or its files are not whole; both say what was wanted,
+    what was found and what to do.
     """
     if is_folder(name_or_path):
         folder = Path(name_or_path)
         path = folder / kind.file
         if not path.is_file():
-            raise FileNotFoundError(f"want {kind}, got {describe_folder(folder)}")
+            raise MissingModelError(f"want {kind}, got {describe_folder(folder)}")
         if not any(folder.rglob("*.safetensors")):
-            raise FileNotFoundError(
+            raise MissingModelError(
                 f"want {kind} and *.safetensors weights, got {describe_folder(folder)} without them; "
                 "save it again with safe_serialization"
             )
     elif HUB_ID.fullmatch(name_or_path):
         path = _download_manifest(name_or_path, kind, revision)
     else:
-        raise FileNotFoundError(
+        raise MissingModelError(
             f"want {kind} or a hub id 'owner/name', got {name_or_path!r}, which is neither; "
             "check the path, or train the toy models first"
         )
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # no JSON: the check names the file and says what it is
+        model_files.check(path.parent)
+        raise
     if kind.key is not None and manifest.get(kind.key) not in kind.accepts:
-        raise ValueError(f"want {kind}, got {name_or_path!r} with {kind.key} {manifest.get(kind.key)!r}")
+        raise ModelFileError(f"want {kind}, got {name_or_path!r} with {kind.key} {manifest.get(kind.key)!r}")
+    if is_folder(name_or_path):
+        if missing := [name for name in kind.also if not Path(name_or_path, name).is_file()]:
+            raise MissingModelError(f"want {kind} and {', '.join(missing)}, got {name_or_path!r} without")
+        model_files.check(Path(name_or_path))
     return manifest
 
 
@@ -112,7 +127,7 @@ def _download_manifest(hub_id: str, kind: ModelKind, revision: str | None) -> Pa
     try:
         return Path(import_library("huggingface_hub").hf_hub_download(hub_id, kind.file, revision=revision))
     except Exception as error:  # the hub has many error classes: offline, no such repository, no such file, no access
-        raise FileNotFoundError(
+        raise MissingModelError(
             f"want {kind} or its hub id, got {hub_id!r}: no such folder here, and the hub did not give "
             f"{kind.file} ({type(error).__name__}); check the name, the network and the login"
         ) from error

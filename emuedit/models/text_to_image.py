@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from emuedit.core.guidance import classifier_free
-from emuedit.models import image_tensors, model_sources, vae_latents
+from emuedit.models import image_tensors, model_files, model_sources, vae_latents
 from emuedit.models.denoising import Denoiser, size_conditions
 from emuedit.models.text_encoding import TextEncoding, Tokens
 
@@ -191,8 +191,7 @@ def open_pipeline(name_or_path: str, device: str, dtype: torch.dtype, revision: 
     """Load the frozen pipeline of a base model from safetensors, without the unused parts."""
     manifest = model_sources.read_manifest(name_or_path, model_sources.BASE_MODEL, revision)
     diffusers = model_sources.import_library("diffusers")
-    unused: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-    unused = {part: value for part, value in unused.items() if part in manifest}
+    unused: dict[str, Any] = {part: None for part in model_files.UNUSED_PARTS if part in manifest}
     if "requires_safety_checker" in manifest:
         unused["requires_safety_checker"] = False
     pipeline = getattr(diffusers, manifest["_class_name"]).from_pretrained(

@@ -1,0 +1,112 @@
+"""Doors of models: folders as a copy, a download or a clone without Git LFS leaves them. One line per case."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from emuedit import cli, reference_check
+from emuedit.models import clip, depth, detector, dino, model_files, segmenter, text_to_image
+from emuedit.models.model_files import MissingModelError, ModelFileError
+from tests.repository import ROOT
+
+WEIGHTS = ROOT / "toyworld/weights"
+LOADERS: dict[str, Callable[[str], object]] = {
+    "base_model": text_to_image.load, "clip": clip.load, "dino": dino.load, "depth": depth.load,
+    "detector": detector.load, "segmenter": segmenter.load,
+}  # fmt: skip
+
+
+def make_pointer(file: Path) -> None:
+    file.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 4265380512\n")
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def lengthen(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b"\0" * 8)
+
+
+def make_empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def make_login_page(file: Path) -> None:
+    file.write_text("<!doctype html><html>Access to this repository needs a login</html>" * 10)
+
+
+UNET, TEXT = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
+DAMAGED: dict[str, tuple[str, str, Callable[[Path], None], str]] = {
+    "a clone without Git LFS (diffusers 6713)": ("base_model", UNET, make_pointer, f"{UNET}: a pointer of Git LFS; run `git lfs"),
+    "a download that ended early (airllm 137)": ("base_model", UNET, cut, r"unet/.*: \d+ bytes in place of \d+"),
+    "a download that was continued wrongly": ("base_model", UNET, lengthen, r"unet/.*: \d+ bytes in place of \d+"),
+    "a disk that was full": ("base_model", UNET, make_empty, f"{UNET}: empty"),
+    "a login page in place of weights": ("base_model", UNET, make_login_page, f"{UNET}: no safetensors file"),
+    "weights that are missing": ("base_model", TEXT, Path.unlink, r"text_encoder: no \*\.safetensors weights"),
+    "half a config": ("base_model", "unet/config.json", cut, "unet/config.json: no JSON, or a part of it"),
+    "no config": ("base_model", "text_encoder/config.json", Path.unlink, "text_encoder: no config"),
+    "no schedule": ("base_model", "scheduler/scheduler_config.json", Path.unlink, "scheduler: no config"),
+    "no vocabulary, without which an empty one is made": (
+        "base_model", "tokenizer/tokenizer.json", Path.unlink, "tokenizer/tokenizer_config.json: no tokenizer.json"
+    ),
+    "half an index": ("base_model", "model_index.json", cut, "model_index.json: no JSON"),
+    "CLIP's weights": ("clip", "open_clip_model.safetensors", make_pointer, "open_clip_model.safetensors: a pointer"),
+    "CLIP's vocabulary": ("clip", "tokenizer.json", Path.unlink, "no tokenizer.json or another vocabulary beside it"),
+    "DINO's weights": ("dino", "model.safetensors", cut, r"model.safetensors: \d+ bytes in place"),
+    "DINO's preprocessing": ("dino", "preprocessor_config.json", Path.unlink, "and preprocessor_config.json, got .* without"),
+    "the depth model's config": ("depth", "config.json", make_empty, "config.json: empty"),
+    "the detector's vocabulary": ("detector", "tokenizer.json", cut, "tokenizer.json: no JSON, or a part of it"),
+    "the segmenter's weights": ("segmenter", "model.safetensors", make_login_page, "model.safetensors: no safetensors"),
+}  # fmt: skip
+
+
+def copy_damaged(case: str, folder: Path) -> str:
+    """The folder `models` below the given one, with one file damaged; returns the role of the model."""
+    role, name, damage, _ = DAMAGED[case]
+    shutil.copytree(WEIGHTS / role, folder / "models")
+    damage(folder / "models" / name)
+    return role
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_folder_is_told_with_the_file_before_it_is_loaded(case: str, tmp_path: Path) -> None:
+    role = copy_damaged(case, tmp_path)
+    with pytest.raises((ModelFileError, MissingModelError), match=DAMAGED[case][3]):
+        LOADERS[role](str(tmp_path / "models"))
+
+
+@pytest.mark.parametrize("case", ["a clone without Git LFS (diffusers 6713)", "half a config", "no schedule"])
+def test_it_is_told_before_the_first_stage(case: str, tmp_path: Path) -> None:
+    role = copy_damaged(case, tmp_path)
+    (line,) = reference_check.problems({"world": {role: "models"}}, {}, tmp_path)
+    assert line.startswith(f"world.{role}: models/")
+    assert DAMAGED[case][3] in line
+
+
+def test_a_damaged_editor_is_told_with_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(WEIGHTS / "base_editor", tmp_path / "editor", ignore=shutil.ignore_patterns("replay"))
+    (tmp_path / "editor/model_index.json").write_text("{")
+    Image.new("RGB", (64, 64)).save(tmp_path / "in.png")
+    assert (
+        cli.main(["edit", str(tmp_path / "in.png"), "make it red", "--task", "local", "--model", str(tmp_path / "editor")]) == 2
+    )
+    assert "model_index.json: no JSON, or a part of it; copy or download the folder again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in WEIGHTS.iterdir() if path.is_dir()))
+def test_the_models_that_come_with_the_project_are_whole(folder: str) -> None:
+    assert list(model_files.problems(WEIGHTS / folder)) == []
+
+
+def test_parts_that_are_never_loaded_may_be_missing(tmp_path: Path) -> None:
+    """People delete the safety checker of SD1.5, 1.2 GB; its index still names it."""
+    shutil.copytree(WEIGHTS / "base_model", tmp_path / "models")
+    index = json.loads((tmp_path / "models/model_index.json").read_text())
+    checker = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (tmp_path / "models/model_index.json").write_text(json.dumps(index | {"safety_checker": checker}))
+    assert list(model_files.problems(tmp_path / "models")) == []

@@ -118,6 +118,12 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def has_conflict_marks(path: Path) -> bool:
+    """Whether a file is there and has the lines that git leaves where two branches changed the same."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return any(line.startswith(("<<<<<<< ", ">>>>>>> ")) for line in lines)
+
+
 def read_yaml(path: Path) -> Mapping[str, Any]:
     """The mapping of sections in a YAML file. Raises ParamsError when there is none."""
     try:
@@ -125,7 +131,8 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
     except FileNotFoundError as error:
         raise ParamsError(f"want a parameter file, got none at {path.resolve()}; run from the root of the project") from error
     except yaml.YAMLError as error:
-        raise ParamsError(f"{path} is not valid YAML: {error}") from error
+        hint = "; it has the marks of a merge conflict" if has_conflict_marks(path) else ""
+        raise ParamsError(f"{path} is not valid YAML: {error}{hint}") from error
     except ParamsError as error:
         raise ParamsError(f"{path}: {error}") from error
     if not isinstance(content, dict):

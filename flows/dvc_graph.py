@@ -9,6 +9,9 @@ from typing import Any
 
 import yaml
 
+from emuedit.config import has_conflict_marks
+from emuedit.data.dependencies import PIPELINE_FILE
+
 LOCK = "dvc.lock"
 
 
@@ -136,10 +139,21 @@ def read(root: str | Path) -> Graph:
         if "is not a git repository" in str(error):
             advice = "run `git init`, or in a copy without git `dvc config --local core.no_scm true`"
             raise GraphError(f"want a git repository in {root}, which DVC asks for, got none; {advice}") from error
-        raise GraphError(f"DVC cannot tell what is out of date in {root}: {error}; `dvc status` may say more") from error
+        raise GraphError(f"DVC cannot tell what is out of date in {root}: {error}; {_advice(root, error)}") from error
     if not stages:
         raise GraphError(f"want stages in {root / 'dvc.yaml'}, got none")
     return Graph(root, stages, tuple(sorted(metrics)), changed)
+
+
+def _advice(root: Path, error: Exception) -> str:
+    """What to do about a file of DVC that it cannot read."""
+    if has_conflict_marks(root / LOCK):
+        return f"{LOCK} has the marks of a merge conflict; delete it, and what was computed is taken from DVC's cache"
+    if has_conflict_marks(root / PIPELINE_FILE):
+        return f"{PIPELINE_FILE} has the marks of a merge conflict; resolve it"
+    if "rwlock" in str(error).lower():
+        return "delete .dvc/tmp/rwlock, which a command that was killed left, if no other runs here"
+    return "`dvc status` may say more"
 
 
 def _ordered(graph: Any, stages: Sequence[Any], root: Path) -> Iterator[Stage]:

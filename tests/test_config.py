@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from emuedit.config import Params, ParamsError, World, import_function, load, merge, resolve_path
+from emuedit.config import Params, ParamsError, World, import_function, load, merge, read_yaml, resolve_path
 
 ROOT = Path(__file__).parents[1]
 WORLD = """world: {name: w, captions: c.txt, base_model: p, detector: d, segmenter: s, clip: c, dino: d, depth: e, llm: w, t5: t,
@@ -105,6 +105,13 @@ def test_wrong_sections_are_refused_with_what_is_known(tmp_path: Path, text: str
 def test_errors_inside_of_dicts_lists_and_unions_name_the_keys_known_there(tmp_path: Path, shapes: str, message: str) -> None:
     with pytest.raises(ParamsError, match=message):
         load_example(tmp_path, f"{VALID}, shapes: {shapes}")
+
+
+def test_the_marks_of_a_merge_conflict_are_named(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("<<<<<<< HEAD\nworld:\n  a: 1\n=======\nworld:\n  a: 2\n>>>>>>> other\n")
+    with pytest.raises(ParamsError, match=r"(?s)params.yaml is not valid YAML: .*has the marks of a merge conflict") as error:
+        read_yaml(tmp_path / "params.yaml")
+    assert "line" in str(error.value)
 
 
 def test_an_error_names_the_file_and_the_section(tmp_path: Path) -> None:

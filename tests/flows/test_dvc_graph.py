@@ -74,6 +74,26 @@ def test_a_pipeline_that_cannot_be_read_is_an_error(project: Path, tmp_path: Pat
         dvc_graph.read(tmp_path)
 
 
+MARKS = "<<<<<<< HEAD\n  one: {cmd: a}\n=======\n  one: {cmd: b}\n>>>>>>> other\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "advice"),
+    [
+        ("dvc.lock", f'schema: "2.0"\nstages:\n{MARKS}', "dvc.lock has the marks of a merge conflict; delete it"),
+        ("dvc.yaml", f"stages:\n{MARKS}", "dvc.yaml has the marks of a merge conflict; resolve it"),
+        (".dvc/tmp/rwlock", "half{", "delete .dvc/tmp/rwlock, which a command that was killed left"),
+        ("dvc.lock", 'schema: "2.0"\nstages: [1]\n', "`dvc status` may say more"),
+    ],
+)
+def test_an_error_of_dvc_says_what_to_do(file: str, content: str, advice: str, project: Path) -> None:
+    (project / file).parent.mkdir(exist_ok=True)
+    (project / file).write_text(content)
+    with pytest.raises(dvc_graph.GraphError, match="DVC cannot tell what is out of date in") as caught:
+        dvc_graph.read(project)
+    assert advice in str(caught.value)
+
+
 def test_a_part_needs_one_folder() -> None:
     stage = dvc_graph.Stage("one", outs=(Path("a"), Path("b")), meta={"register": "editor"})
     with pytest.raises(dvc_graph.GraphError, match="want one out"):

@@ -87,7 +87,9 @@ PICTURES = pictures()
 
 
 @both_lanes
-def test_pictures(n_inputs: int) -> None:
+def test_pictures(n_inputs: int, tmp_path: Path) -> None:
+    """What is read can be written in each format, with all that the file holds besides its pixels, and read again."""
+
     @settings(max_examples=n_inputs, **RELAXED)
     @given(damaged(PICTURES))
     def check(content: bytes) -> None:
@@ -96,7 +98,9 @@ def test_pictures(n_inputs: int) -> None:
         except image_io.ImageError:
             return
         assert loaded.pixels.dtype == np.uint8
-        assert image_io.read_image(image_io.to_png(loaded.pixels, loaded)).pixels.shape == loaded.pixels.shape
+        for suffix in (".png", ".jpg", ".webp", ".tif"):
+            image_io.write_image(tmp_path / f"out{suffix}", loaded.pixels, loaded)
+            assert image_io.read_image(tmp_path / f"out{suffix}").pixels.shape == loaded.pixels.shape
 
     check()
 

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -51,7 +52,8 @@ def imports() -> dict[str, Any]:
     stages = [module_name(path) for path in python_files("emuedit") if path.parent.name == "stages"]
     names = [module_name(path) for path in python_files("emuedit") if path.stem != "__main__"]
     command = [sys.executable, "-W", "ignore", "tests/import_everything.py", *light, "--", *stages, "--", *names]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # this tree, wherever the environment installed its own
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-3000:]
     result: dict[str, Any] = json.loads(process.stdout)
     return result

@@ -1,22 +1,34 @@
 """Import modules with the orchestrators and the tracker blocked, and print the side effects of the imports as JSON.
 
-`test_architecture.py` runs it as a program. Arguments: the names of the modules. Output: {"effects": one sentence for
-each side effect or failed import, "heavy": which of the heavy libraries were imported}.
+`test_architecture.py` runs it as a program. Arguments: the names of the modules, in groups that `--` divides. Output:
+{"effects": one sentence for each side effect or failed import, "heavy": which of the heavy libraries were imported after
+each group}.
 """
 
 import importlib
 import json
 import logging
+import os
 import sys
 import threading
 from typing import Any, NoReturn
 
 BLOCKED = ("prefect", "dvc", "mlflow")
 HEAVY = {"torch", "diffusers", "transformers", "open_clip", "accelerate"}
-WATCHED_EVENTS = {"subprocess.Popen", "os.system", "socket.connect", "os.mkdir", "os.remove", "os.rename", "tempfile.mkstemp"}
+WATCHED_EVENTS = {
+    "subprocess.Popen",
+    "os.system",
+    "socket.connect",
+    "os.mkdir",
+    "os.remove",
+    "os.rename",
+    "tempfile.mkstemp",
+    "open",
+}
 
 effects: list[str] = []
 current_module = ""
+modules = {name for name in sys.argv[1:] if name != "--"}
 
 
 class BlockingFinder:
@@ -33,22 +45,23 @@ class BlockingFinder:
         return getattr(self.finder, name)
 
 
-def called_by_current_module() -> bool:
-    """Whether the innermost running module body is that of the current module, not of a library that it imports."""
+def calling_module() -> str:
+    """The innermost module whose body runs, if it is one of the modules and not one of a library; else ''."""
     frame: Any = sys._getframe(2)
     while frame and (frame.f_code.co_name != "<module>" or "importlib" in frame.f_code.co_filename):
         frame = frame.f_back
-    return frame is not None and frame.f_globals.get("__name__") == current_module
+    name = frame.f_globals.get("__name__", "") if frame else ""
+    return name if name in modules else ""
 
 
 def record_effect(event: str, arguments: tuple[Any, ...]) -> None:
-    """Audit hook: record events that change something outside the process while the current module is imported."""
-    if not current_module or event not in WATCHED_EVENTS | {"open"} or not called_by_current_module():
+    """Audit hook: record events that change something outside the process while one of the modules is imported."""
+    if not current_module or event not in WATCHED_EVENTS or not (module := calling_module()):
         return
     if event != "open":
-        effects.append(f"{current_module} does {event} {str(arguments[0])[:100]}")
+        effects.append(f"{module} does {event} {str(arguments[0])[:100]}")
     elif isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
-        effects.append(f"{current_module} opens {arguments[0]} for writing")
+        effects.append(f"{module} opens {arguments[0]} for writing")
 
 
 def process_state() -> dict[str, object]:
@@ -72,7 +85,11 @@ if __name__ == "__main__":
 
     argparse.ArgumentParser.parse_args = refuse_to_parse  # type: ignore[method-assign]
     sys.addaudithook(record_effect)
-    for name in sys.argv[1:]:
+    heavy = []
+    for name in (*sys.argv[1:], "--"):
+        if name == "--":
+            heavy.append(sorted(HEAVY & set(sys.modules)))
+            continue
         before, current_module = process_state(), name
         try:
             importlib.import_module(name)
@@ -81,4 +98,5 @@ if __name__ == "__main__":
         current_module = ""
         if (after := process_state()) != before:
             effects.append(f"{name} changes {before} into {after}")
-    print(json.dumps({"effects": effects, "heavy": sorted(HEAVY & set(sys.modules))}))
+    print(json.dumps({"effects": effects, "heavy": heavy}), flush=True)
+    os._exit(0)  # without taking apart all that was imported

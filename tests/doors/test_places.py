@@ -189,34 +189,48 @@ def test_results_wait_in_a_folder_with_a_space(tmp_path: Path) -> None:
 
 # name of the case -> (folder below the workspace, environment, what the dry run must say)
 PLACES: dict[str, tuple[str, dict[str, str], str]] = {
-    "LANG=C": (".", {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0"}, r"stages are out of date"),
+    "LANG=C, no TERM, no COLUMNS, PYTHONWARNINGS of another project, a stale PREFECT_API_URL": (
+        ".",
+        {
+            "LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "TERM": "dumb", "COLUMNS": "x", "PYTHONWARNINGS": "default",
+            "PREFECT_API_URL": "http://127.0.0.1:9/api",
+        },
+        r"stages are out of date",
+    ),
     "a home that is read-only": (".", {"HOME": "/proc/nobody"}, r"stages are out of date|cannot be written"),
     "a subfolder": ("docs", {}, r"want a parameter file, got none at .*run from the root"),
-    "no TERM, no COLUMNS": (".", {"TERM": "dumb", "COLUMNS": "x"}, r"stages are out of date"),
-    "a stale PREFECT_API_URL": (".", {"PREFECT_API_URL": "http://127.0.0.1:9/api"}, r"stages are out of date"),
-    "PYTHONWARNINGS of another project": (".", {"PYTHONWARNINGS": "default"}, r"stages are out of date"),
-}
+    "no git": (
+        ".",
+        {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0"},
+        r"want a git repository in .*, got none; run `git init`, or in a copy without git `dvc config",
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(("case", "has_git"), [*((case, True) for case in PLACES), ("LANG=C", False)])
-def test_a_dry_run_in_odd_places(case: str, has_git: bool, tmp_path: Path) -> None:
-    root = tmp_path / "a copy"
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project whose params were checked, with a git repository and DVC's folder."""
+    root = tmp_path_factory.mktemp("project") / "a copy"
     (root / "docs").mkdir(parents=True)
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, root)
     for name in ("emuedit", "toyworld"):
         (root / name).symlink_to(ROOT / name)
-    if has_git:
-        subprocess.run(["git", "init", "-q"], cwd=root, check=True)
-        subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=root, check=True)
-    else:
-        shutil.copytree(ROOT / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    shutil.copytree(ROOT / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
     params_check.check(root)  # in this process, which has torch; the command finds that it was done
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("case", PLACES)
+def test_a_dry_run_in_odd_places(case: str, project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "a copy"
+    shutil.copytree(project, root, symlinks=True)
+    if case == "no git":
+        shutil.rmtree(root / ".git")
     folder, variables, words = PLACES[case]
-    if not has_git and folder == ".":
-        words = r"want a git repository in .*, got none; run `git init`, or in a copy without git `dvc config"
     command = ["bash", "-c", 'ulimit -n 48; exec "$@"', "bash", sys.executable, "-m", "flows.retrain", "--dry-run"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "DVC_SITE_CACHE_DIR": str(tmp_path / "site")} | variables
     process = subprocess.run(command, cwd=root / folder, capture_output=True, text=True, env=environment)

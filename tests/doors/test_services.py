@@ -16,6 +16,9 @@ from flows import prefect_access
 from tests.doors.fake_servers import broken_server
 
 SECONDS = 10.0
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+TIMEOUTS = float(service_errors._PROBE_ENV[TIMEOUT]), prefect_access._ANSWER_S
+"""Seconds that a user waits for a server that never answers; these tests wait for one."""
 
 # name -> (environment variable -> value, where {url} stands for a server with this status and body), what the line must say
 PREFECT: dict[str, tuple[dict[str, str], tuple[int, bytes], str]] = {
@@ -71,8 +74,14 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for key in ("PREFECT_API_URL", "EMUEDIT_PARENT_RUN", *service_errors.SERVICE_ENV):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setitem(service_errors._PROBE_ENV, TIMEOUT, "1")
+    monkeypatch.setattr(prefect_access, "_ANSWER_S", 1.0)
     (tmp_path / "notes.txt").write_text("remember the milk\n" * 500)
     return tmp_path
+
+
+def test_nobody_waits_long_for_a_server() -> None:
+    assert max(TIMEOUTS) < SECONDS
 
 
 @pytest.fixture(params=MLFLOW)

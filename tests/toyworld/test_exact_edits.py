@@ -25,8 +25,8 @@ ALL_TASKS = (*trained_task_names(), *(task.name for task in HELD_OUT))
 
 @pytest.fixture(scope="module")
 def edits_of() -> dict[str, Edits]:
-    """Task -> 60 held-out edits."""
-    return {task: build_edits(task, "held_out", 0, 60) for task in ALL_TASKS}
+    """Task -> 30 held-out edits."""
+    return {task: build_edits(task, "held_out", 0, 30) for task in ALL_TASKS}
 
 
 def test_there_are_sixteen_trained_tasks() -> None:
@@ -159,7 +159,7 @@ def test_colour_filters_have_the_effect_of_their_names() -> None:
 def test_some_instructions_belong_to_several_tasks() -> None:
     tasks_of_instruction: dict[str, set[str]] = defaultdict(set)
     for task in trained_task_names():
-        for text in build_edits(task, "train", 0, 400).instructions:
+        for text in build_edits(task, "train", 0, 300).instructions:
             tasks_of_instruction[text].add(task)
     shared_by = {tuple(sorted(tasks)) for tasks in tasks_of_instruction.values() if len(tasks) > 1}
     assert {("color", "global"), ("detect", "segment"), ("sketch", "style"), ("background", "global")} <= shared_by

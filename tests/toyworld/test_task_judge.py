@@ -112,7 +112,7 @@ def test_another_instance_of_a_background_is_as_good() -> None:
 
 @pytest.mark.parametrize("task", ["segmap", "sketch", "normal", "depth"])
 def test_a_map_without_one_object_or_with_another_kind_is_wrong(task: str) -> None:
-    edits = build_edits(task, "held_out", 0, 20)
+    edits = build_edits(task, "held_out", 0, 12)
     for k in range(0, edits.alternatives.shape[1], 4):
         assert not edits.judge(edits.alternatives[:, k]).success.any()
     assert edits.judge(edits.exact).success.all()

@@ -1,7 +1,7 @@
 """Edits with known results for every task: input, instruction, exact result, and plausible wrong results."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -10,17 +10,16 @@ from emuedit.tasks import HELD_OUT, TASKS, get_task
 from toyworld.edits import exact_judge, exact_targets, phrasings, task_judge
 from toyworld.edits.exact_judge import Judgement, edit_region
 from toyworld.edits.exact_targets import FILTERS
-from toyworld.edits.scene_changes import CHANGES, add, scenes_with_object
+from toyworld.edits.scene_changes import CHANGES, add, scenes_with_object, wrong_scenes
 from toyworld.scenes import render
 from toyworld.scenes.caption_grammar import all_captions, referring_expression, slot_noun, wording_rng
-from toyworld.scenes.palette import BACKGROUNDS, COLOURS, CONDITIONS, PERSON, SHAPES
-from toyworld.scenes.scene import EMPTY, SLOTS, Scenes, pick, scene_numbers, uniform
+from toyworld.scenes.palette import COLOURS, PERSON
+from toyworld.scenes.scene import SLOTS, Scenes, pick, scene_numbers, uniform
 
 GREY = 128
 """Value of the pixels that the task `inpaint` must fill."""
 MIN_CHANGED_PX = 24
 """A wrong result of which less is wrong cannot be distinguished from the exact one."""
-NIGHT = CONDITIONS.index("night")
 
 
 @dataclass(frozen=True)
@@ -159,10 +158,14 @@ def _map_edits(task: str, numbers: np.ndarray) -> Edits:
     templates = [phrasings.FROM_MAP[task] if reverse else to_map_templates for reverse in from_map]
     reverse_images = from_map[:, None, None, None]  # broadcasts over [N, 64, 64, 3]
 
+    exact = np.where(reverse_images, truth.images, exact_map)
+
     def render_alternatives() -> Iterator[np.ndarray]:
-        for scenes in _wrong_scenes(source):
-            wrong = render.truth(scenes)
-            yield np.where(reverse_images, wrong.images, _render_map(task, scenes, wrong))
+        for rows, scenes in wrong_scenes(source):
+            wrong, reverse = exact.copy(), from_map[rows]
+            wrong[rows[reverse]] = render.images(scenes[reverse])
+            wrong[rows[~reverse]] = _map_of(task, scenes[~reverse])
+            yield wrong
         for kind in phrasings.MAPS:
             if kind != task:
                 yield np.where(reverse_images, exact_map, _render_map(kind, source, truth))
@@ -175,33 +178,10 @@ def _map_edits(task: str, numbers: np.ndarray) -> Edits:
         output_captions=[captions[n] if reverse else map_captions[n] for n, reverse in enumerate(from_map)],
         objects=[""] * len(numbers),
         before=np.where(reverse_images, exact_map, truth.images),
-        exact=np.where(reverse_images, truth.images, exact_map),
+        exact=exact,
         source=source,
         render_alternatives=render_alternatives,
     )
-
-
-def _wrong_scenes(source: Scenes) -> Iterator[Scenes]:
-    """Scenes that a result must not show: without objects, in other light, elsewhere, or with one object absent or changed."""
-    yield _without_objects(source)
-    yield replace(source, condition=np.where(source.condition == NIGHT, 0, NIGHT).astype(np.int16))
-    for k in range(1, len(BACKGROUNDS)):
-        yield replace(source, background=(source.background + k) % len(BACKGROUNDS))
-    rows = np.arange(len(source))
-    for slot in range(SLOTS):
-        present = rows[source.present[:, slot]]
-        slots = np.full(len(present), slot)
-        yield source.replace_fields(present, slots, kind=EMPTY)
-        for k in range(1, len(SHAPES)):
-            yield source.replace_fields(present, slots, kind=(source.kind[present, slot] + k) % len(SHAPES), variant=0)
-        for k in range(1, len(COLOURS)):
-            yield source.replace_fields(present, slots, colour=(source.colour[present, slot] + k) % len(COLOURS))
-
-
-def _without_objects(source: Scenes) -> Scenes:
-    """The same scenes without any object. Their maps are blank, and nearer to the right ones than the pictures are."""
-    rows, slots = np.nonzero(source.kind != EMPTY)
-    return source.replace_fields(rows, slots, kind=EMPTY)
 
 
 def _render_map(kind: str, source: Scenes, truth: render.GroundTruth) -> np.ndarray:
@@ -211,6 +191,11 @@ def _render_map(kind: str, source: Scenes, truth: render.GroundTruth) -> np.ndar
     if kind == "pose":
         return exact_targets.pose(source)
     return {"depth": exact_targets.depth, "normal": exact_targets.normal, "sketch": exact_targets.sketch}[kind](truth)
+
+
+def _map_of(kind: str, scenes: Scenes) -> np.ndarray:
+    """The map of one kind of these scenes, uint8 [N, 64, 64, 3]. Skeletons need no rendering."""
+    return exact_targets.pose(scenes) if kind == "pose" else _render_map(kind, scenes, render.truth(scenes))
 
 
 def _color_edits(numbers: np.ndarray) -> Edits:
@@ -251,7 +236,7 @@ def _held_out_edits(task: str, numbers: np.ndarray) -> Edits:
     else:
         source, slots = scenes_with_object(numbers, clear_photo=task == "superres")  # pixel art is coarse already
         truth = render.truth(source)
-        before, exact = truth.images, _held_out_result(task, truth)
+        before, exact = truth.images, _held_out_result(task, source)
     if task == "superres":
         before = exact_targets.downsample_4x(before)
     elif task == "inpaint":
@@ -262,7 +247,10 @@ def _held_out_edits(task: str, numbers: np.ndarray) -> Edits:
             yield truth.images
             return
         yield from (exact_targets.depth(truth), exact_targets.sketch(truth), exact_targets.segmap(source, truth))
-        yield from (_held_out_result(task, render.truth(scenes)) for scenes in _wrong_scenes(source))
+        for rows, scenes in wrong_scenes(source):
+            wrong = exact.copy()
+            wrong[rows] = _held_out_result(task, scenes)
+            yield wrong
 
     captions = all_captions(source)
     return Edits(
@@ -279,11 +267,11 @@ def _held_out_edits(task: str, numbers: np.ndarray) -> Edits:
     )
 
 
-def _held_out_result(task: str, truth: render.GroundTruth) -> np.ndarray:
-    """What a held-out task makes of these pictures: their contours, their objects alone, or, from a worse picture, themselves."""
+def _held_out_result(task: str, scenes: Scenes) -> np.ndarray:
+    """What a held-out task makes of these scenes: contours, the objects alone, or, from a worse picture, the pictures."""
     if task == "contour":
-        return exact_targets.contour(truth)
-    return exact_targets.cutout(truth) if task == "cutout" else truth.images
+        return exact_targets.contour(render.truth(scenes))
+    return exact_targets.cutout(render.truth(scenes)) if task == "cutout" else render.images(scenes)
 
 
 def _cut_hole(source: Scenes, slots: np.ndarray, images: np.ndarray) -> np.ndarray:

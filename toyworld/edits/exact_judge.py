@@ -120,8 +120,12 @@ def conclude(
 
 def l1(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """L1 distance per pixel `[...]`: mean absolute difference over the channels of uint8 `[..., 3]`, in [0, 1]."""
-    difference = np.abs(np.subtract(a, b, dtype=np.int16))
-    return (difference[..., 0] + difference[..., 1] + difference[..., 2]).astype(np.float32) / 3 / 255  # faster than mean(-1)
+    difference = np.maximum(a, b)
+    difference -= np.minimum(a, b)
+    distance: np.ndarray = difference.astype(np.float32) @ np.ones(3, np.float32)  # nine times as fast as mean(-1)
+    distance /= 3
+    distance /= 255
+    return distance
 
 
 def masked_mean(values: np.ndarray, mask: np.ndarray, min_px: int = 1) -> np.ndarray:
@@ -139,11 +143,12 @@ def _nearest(
     output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray, region: np.ndarray, n: int
 ) -> int:
     """The candidate nearest to the output of edit n: EXACT, INPUT or 2 + alternative. EXACT loses ties."""
-    has_alternatives = len(alternatives) > 0
-    candidates = np.concatenate([exact[None], before[None], alternatives]) if has_alternatives else np.stack([exact, before])
     pixels = np.flatnonzero(region)
-    inside = np.take(candidates.reshape(len(candidates), -1, 3), pixels, axis=1)  # [2 + K, P, 3]
-    equal = [k for k in range(1, len(inside)) if np.array_equal(inside[k], inside[EXACT])]
+    inside = np.empty((2 + len(alternatives), len(pixels), 3), np.uint8)  # [2 + K, P, 3]
+    for k, image in enumerate((exact, before, *alternatives)):
+        np.take(image.reshape(-1, 3), pixels, axis=0, out=inside[k], mode="clip")  # the default mode copies `out`
+    exact_inside = inside[EXACT].tobytes()
+    equal = [k for k in range(1, len(inside)) if inside[k].tobytes() == exact_inside]
     if equal:
         name = "the input" if equal[0] == INPUT else f"alternative {equal[0] - 2}"
         raise ValueError(f"{name} of edit {n} equals the exact result inside the region; give only other values")

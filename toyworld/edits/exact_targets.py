@@ -12,6 +12,7 @@ BOX_WIDTH_PX = 2
 JOINTS = tuple(stamps.joints(0))
 """Names of the joints of a stick figure, in the order of `keypoints`."""
 LIMB_RGB = np.array([(255, 60, 60), (60, 90, 255), (250, 250, 250), (70, 220, 70), (250, 220, 50)], np.float32) / 255
+_LIMB_REACH_PX = 4  # skeletons are drawn this far from their joints at most
 HEAD_RGB = np.array((255, 140, 0), np.float32) / 255
 FILTERS = drawing.COLOUR_FILTERS
 """Names of the filters of the task `color`."""
@@ -80,16 +81,19 @@ def pose(scenes: Scenes) -> np.ndarray:
     """Coloured skeletons of the stick figures on black; uint8 [N, 64, 64, 3]."""
     out = np.zeros((len(scenes), SIZE, SIZE, 3), np.float32)
     axis = np.arange(SIZE, dtype=np.float32)
-    y, x = np.meshgrid(axis, axis, indexing="ij")
     joints = keypoints(scenes)
     for n, slot in np.argwhere(scenes.kind == PERSON):
+        left, top = (joints[n, slot].min(0).astype(int) - _LIMB_REACH_PX).clip(0)
+        right, bottom = joints[n, slot].max(0).astype(int) + 1 + _LIMB_REACH_PX
+        y, x = np.meshgrid(axis[top:bottom], axis[left:right], indexing="ij")
+        window = out[n, top:bottom, left:right]
         points = {name: (float(px), float(py)) for name, (px, py) in zip(JOINTS, joints[n, slot], strict=True)}
         for rgb, (a, b) in zip(LIMB_RGB, stamps.LIMBS, strict=True):
             coverage = np.clip(1.9 - stamps.segment_distance(x, y, points[a], points[b]), 0, 1)[..., None]
-            out[n] += coverage * (rgb - out[n])
+            window += coverage * (rgb - window)
         head_x, head_y = points["head"]
         coverage = np.clip(3.0 - np.hypot(x - head_x, y - head_y), 0, 1)[..., None]
-        out[n] += coverage * (HEAD_RGB - out[n])
+        window += coverage * (HEAD_RGB - window)
     return quantise(out)
 
 

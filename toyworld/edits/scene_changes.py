@@ -1,6 +1,6 @@
 """Edits of the scene itself: for each task the source scenes, the target scenes, and plausible wrong targets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -24,6 +24,8 @@ from toyworld.scenes.palette import (
     TEXTURES,
 )
 from toyworld.scenes.scene import EMPTY, PIXEL_ART, SLOTS, Scenes, generate_scenes, pick, uniform
+
+NIGHT = CONDITIONS.index("night")
 
 
 @dataclass(frozen=True)
@@ -251,3 +253,31 @@ CHANGES: dict[str, Callable[[np.ndarray], SceneChange]] = {
     "text": text,
 }
 """Task -> function that builds its scene changes from scene numbers `[N]`."""
+
+
+def wrong_scenes(source: Scenes) -> Iterator[tuple[np.ndarray, Scenes]]:
+    """Scenes that a result must not show: without objects, in other light, elsewhere, or with one object absent or changed.
+
+    Each with the rows of `source` that it stands for; the other rows are as they were.
+    """
+    rows = np.arange(len(source))
+    yield rows, _without_objects(source)
+    yield rows, replace(source, condition=np.where(source.condition == NIGHT, 0, NIGHT).astype(np.int16))
+    for k in range(1, len(BACKGROUNDS)):
+        yield rows, replace(source, background=(source.background + k) % len(BACKGROUNDS))
+    for slot in range(SLOTS):
+        present = rows[source.present[:, slot]]
+        scenes = source[present]
+        positions, slots = np.arange(len(present)), np.full(len(present), slot)
+        yield present, scenes.replace_fields(positions, slots, kind=EMPTY)
+        for k in range(1, len(SHAPES)):
+            kind = (scenes.kind[:, slot] + k) % len(SHAPES)
+            yield present, scenes.replace_fields(positions, slots, kind=kind, variant=0)
+        for k in range(1, len(COLOURS)):
+            yield present, scenes.replace_fields(positions, slots, colour=(scenes.colour[:, slot] + k) % len(COLOURS))
+
+
+def _without_objects(source: Scenes) -> Scenes:
+    """The same scenes without any object. Their maps are blank, and nearer to the right ones than the pictures are."""
+    rows, slots = np.nonzero(source.kind != EMPTY)
+    return source.replace_fields(rows, slots, kind=EMPTY)

@@ -18,7 +18,9 @@ from toyworld.scenes.render import quantise
 
 MAX_SHIFT_PX = 6
 """An added object may lie this far from the exact spot, in x and y: two thirds of a small object's radius."""
-_SHIFTS = [(dx, dy) for dx in range(-MAX_SHIFT_PX, MAX_SHIFT_PX + 1, 2) for dy in range(-MAX_SHIFT_PX, MAX_SHIFT_PX + 1, 2)]
+_MARGIN = (MAX_SHIFT_PX, MAX_SHIFT_PX)
+_STEPS = range(-MAX_SHIFT_PX, MAX_SHIFT_PX + 1, 2)
+_SHIFTS = np.array([(dx, dy) for dx in _STEPS for dy in _STEPS])  # [S, 2] px
 LINE_TOLERANCE_PX = 3
 """A line is where it should be if it is less than this far away, px."""
 MIN_LINE_RECALL = 0.6
@@ -45,32 +47,37 @@ def judge(task: str, output: np.ndarray, before: np.ndarray, exact: np.ndarray, 
 def judge_added_object(output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray) -> Judgement:
     """As `exact_judge.judge`, after the exact result and every alternative were moved to where they fit the output best."""
     moved, wrong, regions = exact.copy(), alternatives.copy(), np.zeros(exact.shape[:3], bool)
+    padded_output, padded_before = (np.pad(images, ((0, 0), _MARGIN, _MARGIN, (0, 0))) for images in (output, before))
+    padded_errors = np.pad(l1(output, before), ((0, 0), _MARGIN, _MARGIN))
     for n in range(len(output)):
         images = np.concatenate([exact[n : n + 1], alternatives[n]])
         changed = l1(images, before[n]) > CHANGED_L1  # [1 + K, 64, 64]
         regions[n] = binary_dilation(changed.any(0), iterations=MAX_SHIFT_PX)
         moved[n], *wrong[n] = (
-            _move_to_fit(output[n], before[n], image, pixels) for image, pixels in zip(images, changed, strict=True)
+            _move_to_fit(padded_output[n], padded_before[n], padded_errors[n], image, pixels)
+            for image, pixels in zip(images, changed, strict=True)
         )
     nearest = exact_judge.find_nearest(output, before, moved, wrong, regions)
     return exact_judge.conclude(output, moved, edit_region(before, moved), nearest)
 
 
-def _move_to_fit(output: np.ndarray, before: np.ndarray, image: np.ndarray, changed: np.ndarray) -> np.ndarray:
-    """`before` with the changed pixels of `image`, moved to where they bring it nearest to the output; uint8 [H, W, 3]."""
-    height, width = changed.shape
+def _move_to_fit(
+    output: np.ndarray, before: np.ndarray, error_before: np.ndarray, image: np.ndarray, changed: np.ndarray
+) -> np.ndarray:
+    """`before` with the changed pixels of `image`, moved to where they bring it nearest to the output; uint8 [H, W, 3].
+
+    The output, `before` and the L1 between them are padded by `_MARGIN`; there is no error outside of the picture.
+    """
+    width = output.shape[1]
     y, x = np.nonzero(changed)
-    error_before = l1(output, before)
-    best, smallest = image, np.inf
-    for dx, dy in _SHIFTS:
-        visible = (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
-        place = y[visible] + dy, x[visible] + dx
-        pixels = image[y[visible], x[visible]]
-        difference = float((l1(output[place], pixels) - error_before[place]).sum())  # of the whole picture's error
-        if difference < smallest:
-            best, smallest = before.copy(), difference
-            best[place] = pixels
-    return best
+    pixels, place = image[y, x], (y + MAX_SHIFT_PX) * width + x + MAX_SHIFT_PX
+    places = place + (_SHIFTS[:, 1:] * width + _SHIFTS[:, :1])  # [S, P]
+    visible = np.pad(np.ones(changed.shape, np.float32), _MARGIN).ravel()[places]
+    error = l1(output.reshape(-1, 3)[places], pixels) * visible
+    best = int((error - error_before.ravel()[places]).sum(1).argmin())  # by the whole picture's error
+    moved = before.copy()
+    moved.reshape(-1, 3)[places[best]] = pixels
+    return moved[MAX_SHIFT_PX:-MAX_SHIFT_PX, MAX_SHIFT_PX:-MAX_SHIFT_PX]
 
 
 def judge_box(output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray) -> Judgement:

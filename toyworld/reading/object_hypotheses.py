@@ -103,6 +103,7 @@ class MixTable:
 
     offset: np.ndarray  # [outlines, K] int64, from the object's centre in a padded, flattened picture
     weight: np.ndarray  # [outlines, K] float32 in [0, 1], of the pixel in the score
+    n_used: np.ndarray  # [outlines] number of pixels with a weight above 0; they come first
     mix: np.ndarray  # [outlines, textures, K, 3] float32, weights of first colour, second colour and background
     gradient: np.ndarray | None  # [2, outlines, textures, K, 3], vertical and horizontal gradient of `mix`; pencil only
 
@@ -133,9 +134,11 @@ def mix_table(style: int, phase_y: int, phase_x: int) -> MixTable:
         a = a.reshape(N_OUTLINES, len(TEXTURES), -1, 3)
         return np.take_along_axis(a, pixels[:, None, :, None], 2).astype(np.float32)
 
+    weight = np.where(background < _MAX_BACKGROUND, 1 - background, 0).astype(np.float32)
     return MixTable(
         offset=(dy - stamps.HALF) * SIDE + dx - stamps.HALF,
-        weight=np.where(background < _MAX_BACKGROUND, 1 - background, 0).astype(np.float32),
+        weight=weight,
+        n_used=(weight > 0).sum(1),
         mix=take_pixels(mix),
         gradient=None if gradient is None else np.stack([take_pixels(g) for g in gradient]),
     )
@@ -184,18 +187,16 @@ def log_likelihood_ratios(picture: PaddedPicture, hypotheses: Hypotheses, stride
 
 
 def _score(picture: PaddedPicture, hypotheses: Hypotheses, table: MixTable, stride: int) -> np.ndarray:
-    pixels = slice(0, None, stride)
+    pixels = slice(0, max(int(table.n_used[hypotheses.outline].max()), 1), stride)
     centre = (hypotheses.y + MARGIN) * SIDE + hypotheses.x + MARGIN
     position = table.offset[hypotheses.outline, pixels] + centre[:, None]  # [H, K]
     weight = table.weight[hypotheses.outline, pixels]  # [H, K]
-    n_used = max(int((weight > 0).sum(1).max()), 1)
-    position, weight = position[:, :n_used], weight[:, :n_used]
     background_rgb = np.broadcast_to(picture.background_rgb, (len(hypotheses), 3))
     colours = np.stack([RGB[hypotheses.colour], SECOND_RGB[hypotheses.colour], background_rgb], 1)  # [H, 3 colours, RGB]
-    mix = table.mix[hypotheses.outline, hypotheses.texture, pixels][:, :n_used]
+    mix = table.mix[hypotheses.outline, hypotheses.texture, pixels]
     expected = mix @ colours.astype(np.float32)  # [H, K, 3]
     if table.gradient is not None:
-        gradient = table.gradient[:, hypotheses.outline, hypotheses.texture, pixels][:, :, :n_used]
+        gradient = table.gradient[:, hypotheses.outline, hypotheses.texture, pixels]
         luma_gradient = (gradient @ luma(colours)[..., None])[..., 0]
         line = np.clip(3.2 * np.hypot(*luma_gradient) - 0.10, 0, 0.85)[..., None]  # as in `weather_style`
         expected = 1 - (1 - expected) * (1 - line) - 0.84 * 2.3 * line  # 2.3: mean of 1 / tint over the hatching

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter, maximum_filter
 
 from toyworld.reading.scene_references import SCENE_CLASSES
 from toyworld.scenes import render
-from toyworld.scenes.palette import BACKGROUND_RGB, SIZE, STYLES, luma
+from toyworld.scenes.palette import BACKGROUND_RGB, BACKGROUNDS, SIZE, STYLES, luma
 from toyworld.scenes.scene import EMPTY, Scenes, generate_scenes, scene_numbers
 from toyworld.scenes.weather_style import apply_weather_and_style
 
@@ -54,8 +54,7 @@ def log_background_density(inverse: WeatherInverse, clean: np.ndarray) -> np.nda
 def fit_inverse(scene_class: int) -> WeatherInverse:
     """Fit the inverse of a scene class to renders (about 0.1 s at the first call for a class)."""
     background, condition, style = SCENE_CLASSES[scene_class]
-    pool = generate_scenes(scene_numbers("train", 900_000, 800))
-    references = pool[np.flatnonzero(pool.background == background)[:48]]
+    references, is_background = _references(int(background))
     zero = np.zeros(len(references), np.int16)
     references = replace(references, condition=zero + condition, style=zero + style)
     matrix, offset = _fit_affine(references)
@@ -68,11 +67,9 @@ def fit_inverse(scene_class: int) -> WeatherInverse:
         tile_y=references.tile_x[:16],
     )
     hatched = bool(style == PENCIL)
-    truth = render.truth(references)
     clean_empty, clean = (
-        _remove(inverse, offset, _blur_half(pictures), hatched) for pictures in (render.images(empty_scenes), truth.images)
+        _remove(inverse, offset, _blur_half(render.images(scenes)), hatched) for scenes in (empty_scenes, references)
     )
-    is_background = ~maximum_filter(truth.owner >= 0, (1, 5, 5))
     border = np.ones((SIZE, SIZE), bool)
     border[_BORDER_PX:-_BORDER_PX, _BORDER_PX:-_BORDER_PX] = False
     densities = []
@@ -80,6 +77,14 @@ def fit_inverse(scene_class: int) -> WeatherInverse:
         colours = np.concatenate([clean_empty[:, zone].reshape(-1, 3), clean[is_background & zone]])
         densities.append(log_density(colours, sigma))
     return WeatherInverse(inverse, offset.astype(np.float32), sigma, np.stack(densities), hatched)
+
+
+@lru_cache(maxsize=len(BACKGROUNDS))
+def _references(background: int) -> tuple[Scenes, np.ndarray]:
+    """48 scenes with this background, in any weather and style, and their pixels away from objects, bool [48, 64, 64]."""
+    pool = generate_scenes(scene_numbers("train", 900_000, 800))
+    references = pool[np.flatnonzero(pool.background == background)[:48]]
+    return references, ~maximum_filter(render.truth(references).owner >= 0, (1, 5, 5))
 
 
 def _fit_affine(references: Scenes) -> tuple[np.ndarray, np.ndarray]:
@@ -97,9 +102,8 @@ def _fit_affine(references: Scenes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _remove(inverse: np.ndarray, offset: np.ndarray, pictures: np.ndarray, hatched: bool) -> np.ndarray:
-    clean = np.einsum("yxij,nyxj->nyxi", inverse, pictures - offset)
     if not hatched:
-        return clean
+        return _transform_colours(inverse, pictures - offset)
     # A decoder may lose the hatching in places, so its local strength in [0, 1] is estimated by least squares
     # and only that much of it is removed.
     darkness = 1 - luma(pictures) / 0.98
@@ -109,6 +113,18 @@ def _remove(inverse: np.ndarray, offset: np.ndarray, pictures: np.ndarray, hatch
     strength = gaussian_filter(darkness * wave, window) / (gaussian_filter(darkness * wave**2, window) / _MEAN_TINT + 1e-4)
     tint = _MEAN_TINT + np.clip(strength, 0, 1) * wave
     return 1 - (1 - pictures / 0.98) / tint[..., None]
+
+
+def _transform_colours(matrix: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+    """The colours `[N, 64, 64, 3]` after the matrix of their pixel `[64, 64, 3, 3]`: seven times as fast as an einsum."""
+    weights, planes = (np.ascontiguousarray(np.moveaxis(a, -1, 0)) for a in (matrix, pictures))  # of each input channel
+    out = np.empty_like(pictures)
+    for channel in range(3):
+        total = weights[0, ..., channel] * planes[0]
+        for other in (1, 2):
+            total += weights[other, ..., channel] * planes[other]
+        out[..., channel] = total
+    return out
 
 
 def _blur_half(pictures: np.ndarray) -> np.ndarray:

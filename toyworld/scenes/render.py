@@ -55,7 +55,7 @@ def images(scenes: Scenes) -> np.ndarray:
 
 def truth(scenes: Scenes) -> GroundTruth:
     """Render the pictures with their ground truth."""
-    parts = [_truth(scenes[i : i + _CHUNK]) for i in range(0, len(scenes), _CHUNK)]
+    parts = [_truth(scenes[i : i + _CHUNK]) for i in range(0, max(len(scenes), 1), _CHUNK)]
     return GroundTruth(*(np.concatenate([getattr(p, name) for p in parts]) for name in GroundTruth.__dataclass_fields__))
 
 

@@ -74,7 +74,9 @@ def publish_instructions(root: Path, instructions: list[Instruction]) -> Path:
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with the pairs of INSTRUCTIONS."""
     root = publish_instructions(tmp_path_factory.mktemp("pairs"), INSTRUCTIONS)
-    run(make_params(), root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "prepare_workers", lambda *_: pytest.fail("one process needs no server of processes"))
+        run(make_params(), root)
     return root
 
 

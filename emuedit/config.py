@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -71,7 +71,13 @@ class World(Params):
     """Edits with a judge: a folder of pictures (`metrics.photo_benchmark`), or a .py file with `edits(task, split, start, n)`."""
 
 
-class _Loader(yaml.SafeLoader):
+if TYPE_CHECKING:
+    _SafeLoader = yaml.SafeLoader
+else:
+    _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML was built with it, is eight times as fast
+
+
+class _Loader(_SafeLoader):
     """YAML as DVC reads it: `1e-4` is a number, and a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:

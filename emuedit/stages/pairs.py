@@ -28,7 +28,7 @@ from emuedit.synthesis.model_set import MODELS, ModelSet
 from emuedit.synthesis.recipes import recipes_for
 from emuedit.synthesis.shard_maker import IN, make_shard
 from emuedit.synthesis.strategy import TrialCounts
-from emuedit.synthesis.worker_pool import LocalWorkers, Work, Workers, worker_pool
+from emuedit.synthesis.worker_pool import LocalWorkers, Work, Workers, count_processes, worker_pool
 
 OUT, TRIALS_FILE = "data/pairs", "bandit.json"
 WORKER_MODULES = (
@@ -85,10 +85,11 @@ def run(params: PairsParams, root: Path) -> Summary:
     if not instructions:
         raise PairsError(f"want instructions in {root / IN}, got none; run the stage instructions")
     runtime = Runtime.choose(params.device, params.dtype)
-    if isinstance(params.workers, LocalWorkers):
-        prepare_workers(runtime.device, WORKER_MODULES)
     recorded = params.model_dump(mode="json", exclude={"workers", "device"}) | {"dtype": runtime.dtype}
     models = [config.resolve_path(getattr(params.world, name), root) for name in MODELS]
+    weights_bytes = _weights_bytes(models)
+    if isinstance(params.workers, LocalWorkers) and count_processes(params.workers, runtime.device, weights_bytes) > 1:
+        prepare_workers(runtime.device, WORKER_MODULES)
     scratch = scratch_folder(root, "pairs", work_key("pairs", recorded, root, *models))
     shards = group_by_source(instructions, params.instructions_per_shard)
     paths = [shard_path(scratch, number) for number in range(len(shards))]
@@ -108,7 +109,7 @@ def run(params: PairsParams, root: Path) -> Summary:
 
         at_once = max(2, params.rows_per_batch // batch_divisor())
         build = partial(_build_work, params.model_copy(update={"rows_per_batch": at_once}), root, scratch, runtime)
-        with worker_pool(params.workers, build, runtime.device, report, _weights_bytes(models)) as pool:
+        with worker_pool(params.workers, build, runtime.device, report, weights_bytes) as pool:
             for numbers in strategy.shard_rounds(params.strategy, len(shards)):
                 missing = [number for number in numbers if not paths[number].exists()]
                 jobs = {paths[n].name: ShardJob(paths[n], shards[n], trial_counts) for n in missing}

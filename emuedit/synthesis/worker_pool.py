@@ -94,12 +94,17 @@ def worker_pool(
         with _ray_pool(workers, build, device) as pool:
             yield pool
         return
-    processes = workers.processes or (processes_that_fit(weights_bytes, _physical_bytes()) if device == "cpu" else 1)
+    processes = count_processes(workers, device, weights_bytes)
     if processes == 1:
         yield partial(_do_here, cache(build), report)
         return
     with local_processes.start(processes, build, report, device) as group:
         yield partial(_do_in_processes, group)
+
+
+def count_processes(workers: LocalWorkers, device: str, weights_bytes: int | None) -> int:
+    """The processes that `worker_pool` has for these workers; 1 is this process itself."""
+    return workers.processes or (processes_that_fit(weights_bytes, _physical_bytes()) if device == "cpu" else 1)
 
 
 def processes_that_fit(weights_bytes: int | None, memory_bytes: int) -> int:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ def make_picture(color: str, number: int, side_px: int = 32) -> np.ndarray:
 
 def make_pairs(n: int = 240, tasks: Sequence[str] = ("local", "remove")) -> list[Pair]:
     """Kept pairs with distinct texts and pictures, by turns of the tasks."""
+    return list(_make_pairs(n, tuple(tasks)))
+
+
+@cache
+def _make_pairs(n: int, tasks: tuple[str, ...]) -> tuple[Pair, ...]:
     words = itertools.cycle(itertools.product(COLORS, PLACES, THINGS))
     pairs = []
     for number, (color, place, thing) in zip(range(n), words, strict=False):
@@ -56,7 +62,7 @@ def make_pairs(n: int = 240, tasks: Sequence[str] = ("local", "remove")) -> list
                 target=encode_png(make_picture(target_color, number)), mask=None, scores={},
             )
         )  # fmt: skip
-    return pairs
+    return tuple(pairs)
 
 
 def publish_kept(root: Path, pairs: Sequence[Pair], n_shards: int = 3, **counts: int) -> None:

@@ -74,7 +74,9 @@ def publish_instructions(root: Path, instructions: list[Instruction]) -> Path:
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with the pairs of INSTRUCTIONS."""
     root = publish_instructions(tmp_path_factory.mktemp("pairs"), INSTRUCTIONS)
-    run(make_params(), root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "prepare_workers", lambda *_: pytest.fail("one process needs no server of processes"))
+        run(make_params(), root)
     return root
 
 
@@ -179,7 +181,7 @@ def test_a_terminated_run_with_two_workers_resumes_and_gives_the_bytes_of_one_wo
     two_workers = {"steps": 2, "workers": {"kind": "local", "processes": 2}}
     stopped, uninterrupted = (make_workspace(name, pairs=SMALL | two_workers) for name in ("stopped", "uninterrupted"))
     for workspace in (stopped, uninterrupted):
-        publish_instructions(workspace.folder, RECOLOURINGS)
+        publish_instructions(workspace.folder, RECOLOURINGS[:3])
     one_worker = LocalWorkers(processes=1)
     check_resume(stopped, uninterrupted, "pairs", pairs.OUT, signal.SIGTERM, min_children=2, workers=one_worker)
 

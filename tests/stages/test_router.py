@@ -1,6 +1,7 @@
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -8,18 +9,20 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
-from emuedit.data.publish import publish, read_folder, read_summary, scratch_folder
+from emuedit.data.publish import Summary, publish, read_folder, read_summary, scratch_folder
 from emuedit.data.records import Instruction
 from emuedit.data.shards import write_shard
 from emuedit.editor import task_predictor
 from emuedit.editor.cross_fitting import OUT_OF_FOLD
+from emuedit.editor.non_instructions import NON_INSTRUCTIONS, load_non_instructions
 from emuedit.editor.task_reassignment import predict_tasks
 from emuedit.stages import MEMORY_ENV, router
 from emuedit.stages.router import Example, RouterError, RouterParams, run
 from tests.repository import ROOT
-from tests.stages.workspace import Workspace, check_stop_message, load_params
+from tests.stages.workspace import Workspace, check_stop_message, hide_mlflow, load_params
 
 FRAMES = ("{} the {}", "please {} the {}", "{} the {} now", "can you {} the {}", "I want to {} the {}", "{} the {} for me please")
 OBJECTS = ("star", "ring", "square", "cross", "circle")
@@ -51,10 +54,45 @@ def publish_instructions(
     publish(scratch, root / router.IN, "instructions", {}, {})
 
 
-def test_the_task_of_an_instruction_is_learned(tmp_path: Path) -> None:
-    publish_instructions(tmp_path)
-    summary = run(make_params(epochs=6), tmp_path)
-    out = tmp_path / router.OUT
+def publish_little(
+    root: Path, n_captions: int = 12, texts_per_kind: int = 1, wrong: str | None = None, **changes: Any
+) -> RouterParams:
+    """Publish instructions. The params for a training on them and on a few non-instructions of each kind."""
+    publish_instructions(root, n_captions, wrong=wrong)
+    kinds = load_non_instructions(ROOT / NON_INSTRUCTIONS, "fit")
+    file = root / "non_instructions.yaml"
+    file.write_text(yaml.safe_dump({kind: {"fit": texts[:texts_per_kind]} for kind, texts in kinds.items()}))
+    return make_params(non_instructions=str(file), **changes)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run of the stage in a folder, and the texts that each of its models was trained on: of the folds, then the published."""
+
+    root: Path
+    summary: Summary
+    texts: list[set[str]]
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
+    root = tmp_path_factory.mktemp("router")
+    params = publish_little(root, n_captions=60, texts_per_kind=8, epochs=6)
+    texts: list[set[str]] = []
+    train = router.train
+
+    def record(predictor: Any, examples: list[Example], *arguments: Any) -> None:
+        texts.append({example.text for example in examples})
+        train(predictor, examples, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        hide_mlflow(patch, tmp_path_factory.mktemp("no-mlflow"))
+        patch.setattr(router, "train", record)
+        return Training(root, run(params, root), texts)
+
+
+def test_the_task_of_an_instruction_is_learned(training: Training) -> None:
+    summary, out = training.summary, training.root / router.OUT
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["n"] == summary.counts["trained"] == 120
     assert metrics["accuracy"] > 0.85, "of wordings that were not trained on"
@@ -73,30 +111,16 @@ def test_the_task_of_an_instruction_is_learned(tmp_path: Path) -> None:
     assert not list(out.glob(".*"))
 
 
-def test_gibberish_is_refused(tmp_path: Path) -> None:
-    publish_instructions(tmp_path)
-    run(make_params(epochs=6), tmp_path)
-    predictor = task_predictor.load(str(tmp_path / router.OUT))
+def test_gibberish_is_refused(training: Training) -> None:
+    predictor = task_predictor.load(str(training.root / router.OUT))
     predictions = predictor.predict(["qwgrt plkj zzx", "was kostet das Brot?", "", "remove the star", "please sketch the ring"])
     assert [prediction.refused for prediction in predictions] == [True, True, True, False, False]
 
 
-def test_predictions_for_reassignment_come_from_a_model_that_was_not_trained_on_the_wording(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publish_instructions(tmp_path)
-    trained: list[set[str]] = []
-    train = router.train
-
-    def record(predictor: Any, examples: list[Example], *arguments: Any) -> None:
-        trained.append({example.text for example in examples})
-        train(predictor, examples, *arguments)
-
-    monkeypatch.setattr(router, "train", record)
-    run(make_params(), tmp_path)
-    table = pq.read_table(tmp_path / router.OUT / OUT_OF_FOLD)
+def test_predictions_for_reassignment_come_from_a_model_that_was_not_trained_on_the_wording(training: Training) -> None:
+    table = pq.read_table(training.root / router.OUT / OUT_OF_FOLD)
     texts, folds = table["text"].to_pylist(), table["fold"].to_pylist()
-    *fold_models, published = trained
+    *fold_models, published = training.texts
     assert len(fold_models) == 2
     assert set(texts) <= published
     for text, fold in zip(texts, folds, strict=True):
@@ -110,8 +134,7 @@ def test_predictions_for_reassignment_come_from_a_model_that_was_not_trained_on_
 
 def test_a_wrong_label_is_corrected_by_the_models_that_did_not_see_it(tmp_path: Path) -> None:
     """One wording is labelled wrongly throughout, and the published model is trained on that."""
-    publish_instructions(tmp_path, wrong=FRAMES[3])
-    run(make_params(epochs=8), tmp_path)
+    run(publish_little(tmp_path, n_captions=60, wrong=FRAMES[3], epochs=6), tmp_path)
     text = FRAMES[3].format("remove", "cross")
     known_tasks, p = predict_tasks([text], tmp_path / router.OUT, tmp_path / "cache")
     assert known_tasks[p[0].argmax()] == "remove"
@@ -150,10 +173,8 @@ def test_full_training_in_half_precision_is_an_error() -> None:
         router.choose_precision(make_params(dtype="bfloat16", lora="off"), str(T5))
 
 
-@pytest.mark.slow
 def test_a_router_with_adapters_is_trained_and_saved_in_half_precision(tmp_path: Path) -> None:
-    publish_instructions(tmp_path)
-    run(make_params(lora="on", epochs=2), tmp_path)
+    run(publish_little(tmp_path, lora="on", epochs=1), tmp_path)
     tensors = load_file(tmp_path / router.OUT / "model.safetensors")
     assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
     assert not any("lora" in name for name in tensors)
@@ -164,8 +185,7 @@ def test_a_router_with_adapters_is_trained_and_saved_in_half_precision(tmp_path:
 def test_a_router_that_ran_out_of_memory_keeps_fewer_activations_and_learns_the_same(
     lora: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    publish_instructions(tmp_path, n_captions=12)
-    params, kept_bytes = make_params(lora=lora, dtype="float32", epochs=1), [0]
+    params, kept_bytes = publish_little(tmp_path, lora=lora, dtype="float32", epochs=1, batch_size=8), [0]
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept_bytes[-1] += tensor.nbytes
@@ -186,8 +206,8 @@ def test_a_router_that_ran_out_of_memory_keeps_fewer_activations_and_learns_the_
 def test_an_interrupted_training_resumes_after_the_last_epoch_with_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish_instructions(tmp_path)
-    run(make_params(), tmp_path)
+    params = publish_little(tmp_path)
+    run(params, tmp_path)
     uninterrupted = (tmp_path / router.OUT / "model.safetensors").read_bytes()
     epochs: list[int] = []
 
@@ -201,8 +221,8 @@ def test_an_interrupted_training_resumes_after_the_last_epoch_with_the_same_weig
 
     monkeypatch.setattr(router, "Tracker", InterruptedTracker)
     with pytest.raises(KeyboardInterrupt):
-        run(make_params(), tmp_path)
-    run(make_params(), tmp_path)
+        run(params, tmp_path)
+    run(params, tmp_path)
     assert epochs == [0, 1, 1, 2, 0, 1, 2, 0, 1, 2, 3]  # two folds and the published model; 3: the metrics at the end
     assert (tmp_path / router.OUT / "model.safetensors").read_bytes() == uninterrupted
 

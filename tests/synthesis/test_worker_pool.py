@@ -22,7 +22,8 @@ from tests.synthesis.plain_jobs import Job, build_nothing, build_work, worker_pi
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
-HERE, PROCESSES, RAY = LocalWorkers(processes=1), LocalWorkers(processes=2), RayWorkers(kind="ray", actors=2, cpus=1)
+HERE = LocalWorkers(processes=1)
+RAY, ACTOR = (RayWorkers(kind="ray", actors=n, cpus=1) for n in (2, 1))
 FAILING_JOBS = {"shard-0": Job("square", 0), "shard-1": Job("ValueError", 1), "shard-2": Job("square", 2)}
 
 
@@ -93,28 +94,27 @@ def test_a_failed_job_is_named_in_a_note_of_its_error(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_failed_job_of_an_actor_is_named(tmp_path: Path) -> None:
     with (
-        worker_pool(RAY, partial(build_work, tmp_path), "cpu") as pool,
-        pytest.raises(WorkerPoolError, match=r"in shard-1: (.|\n)*ValueError: cannot do 1"),
+        worker_pool(ACTOR, partial(build_work, tmp_path), "cpu") as pool,
+        pytest.raises(WorkerPoolError, match=r"in shard-1: (.|\n)*ValueError: cannot do 1") as error,
     ):
         list(pool(FAILING_JOBS))
+    assert error.value.kind is FailureKind.OTHER
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize(
-    ("action", "kind"), [("MemoryError", FailureKind.MEMORY), ("die", FailureKind.MEMORY), ("ValueError", FailureKind.OTHER)]
-)
-def test_the_kind_of_a_failure_comes_from_the_actor(action: str, kind: FailureKind, tmp_path: Path) -> None:
-    with worker_pool(RAY, partial(build_work, tmp_path), "cpu") as pool, pytest.raises(WorkerPoolError) as error:
+@pytest.mark.parametrize("action", ["MemoryError", "die"])
+def test_an_actor_that_ran_out_of_memory_or_died_may_be_tried_again(action: str, tmp_path: Path) -> None:
+    with worker_pool(ACTOR, partial(build_work, tmp_path), "cpu") as pool, pytest.raises(WorkerPoolError) as error:
         list(pool({"shard-0": Job(action)}))
-    assert error.value.kind is kind
+    assert error.value.kind is FailureKind.MEMORY
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_actor_that_cannot_start_says_why() -> None:
     with (
-        worker_pool(RAY, build_nothing, "cpu") as pool,
+        worker_pool(ACTOR, build_nothing, "cpu") as pool,
         pytest.raises(WorkerPoolError, match=r"start of a worker: (.|\n)*no models here"),
     ):
         list(pool({"shard-0": Job("square")}))
@@ -128,7 +128,7 @@ def test_without_ray_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_params_choose_the_workers() -> None:
     validate: Callable[[Any], Any] = TypeAdapter(Workers).validate_python
-    for workers in (HERE, PROCESSES, RAY):
+    for workers in (HERE, LocalWorkers(processes=2), RAY):
         assert validate(workers.model_dump()) == workers
     with pytest.raises(ValueError, match="cpus"):
         validate({"kind": "ray", "actors": 2})
@@ -151,17 +151,11 @@ def generate_pairs(workers: Workers, root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((root / pairs.OUT).iterdir())}
 
 
-@pytest.fixture(scope="module")
-def files_of_one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    return generate_pairs(HERE, tmp_path_factory.mktemp("here"))
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "workers", [PROCESSES, pytest.param(RAY, marks=pytest.mark.slow)], ids=lambda workers: workers.kind, indirect=True
-)
-def test_all_workers_generate_the_same_bytes(workers: Workers, files_of_one_process: dict[str, bytes], tmp_path: Path) -> None:
-    files = generate_pairs(workers, tmp_path)
-    assert len(files) == 7  # pairs, drops, the summary
-    assert files == files_of_one_process
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_actor_generates_the_bytes_of_this_process(tmp_path: Path) -> None:
+    """`tests/stages/test_pairs.py` says the same of processes; a second actor would only load the models once more."""
+    files_of_an_actor, files_of_this_process = (generate_pairs(workers, tmp_path / workers.kind) for workers in (ACTOR, HERE))
+    assert len(files_of_an_actor) == 7  # pairs, drops, the summary
+    assert files_of_an_actor == files_of_this_process

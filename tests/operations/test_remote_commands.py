@@ -109,6 +109,7 @@ def test_gc_keeps_what_a_stash_and_an_unreadable_commit_name(
     assert remote.names("files/") == before
 
 
+@pytest.mark.usefixtures("dvc_in_process")
 @pytest.mark.parametrize("store_url", [MOTO], indirect=True)  # what DVC and git do is the subject
 def test_gc_refuses_a_clone_that_does_not_know_all(
     project: Path, remote: Bucket, run: Run, shell: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -135,6 +136,7 @@ def test_gc_refuses_a_clone_that_does_not_know_all(
     assert f"the worktree {tmp_path / 'worktree'} has changes in dvc.lock that are not committed" in errors
 
 
+@pytest.mark.usefixtures("dvc_in_process")
 def test_a_remote_that_is_a_folder(project: Path, run: Run, dvc_run: Callable[..., None], aws_environment: None) -> None:
     for command in ("check", "gc", "latest", "publish"):
         assert "want a default DVC remote, got none" in run(command)[2]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -98,11 +98,14 @@ class Bucket:
     @cached_property
     def _session(self) -> Any:
         import boto3
+        import botocore.session
 
         place = self.location
+        session = botocore.session.get_session()
+        session.lazy_register_component("data_loader", lambda: _service_models(session.get_config_variable("data_path")))
         with self.explained():
             return boto3.Session(
-                place.access_key, place.secret_key, place.session_token, region_name=place.region, profile_name=place.profile
+                place.access_key, place.secret_key, place.session_token, place.region, session, profile_name=place.profile
             )
 
     def credentials(self) -> Any:
@@ -192,3 +195,11 @@ class Bucket:
     def with_addressing(self, style: str) -> "Bucket":
         """The same bucket, addressed by 'path' or by 'virtual' host name."""
         return Bucket(self.location, style)
+
+
+@cache
+def _service_models(data_path: str | None) -> Any:
+    """botocore's reader of its descriptions of services, which keeps them: each session would read them again, in 0.2 s."""
+    from botocore.loaders import create_loader
+
+    return create_loader(data_path)

@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -210,12 +210,25 @@ def empty_prefect_database(database_of: DatabaseOf, home: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server_url(empty_prefect_database: Path, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server_url(database_of: DatabaseOf, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """API of a Prefect server that runs already, so that a retrain starts none."""
     database = tmp_path_factory.mktemp("prefect") / "prefect.db"
-    shutil.copy(empty_prefect_database, database)
-    with prefect_server(home, database) as url:
-        yield url
+    with ExitStack() as stack:
+        urls: list[str] = []
+
+        def start() -> None:
+            urls.append(stack.enter_context(prefect_server(home, database)))
+
+        def create(path: Path) -> None:
+            start()  # once: a start takes ten seconds of a core, the migrations as much again
+            with closing(sqlite3.connect(database)) as connection:
+                connection.execute("VACUUM INTO ?", (str(path),))
+
+        template = database_of("prefect", create)
+        if not urls:
+            shutil.copy(template, database)
+            start()
+        yield urls[0]
 
 
 @pytest.fixture

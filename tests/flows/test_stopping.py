@@ -4,10 +4,12 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,30 @@ signal.signal(signal.SIGTERM, stop)
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)", "worker"])
 Path("started").write_text("")
 time.sleep(300)
+"""
+# A stand-in for Prefect's server, whose imports take ten seconds of a core: it passes all on to one that runs already.
+FORWARDER = """
+import asyncio, os, signal, sys
+from urllib.parse import urlsplit
+
+TARGET = urlsplit(os.environ["EMUEDIT_TEST_SERVER"])
+
+async def copy(source, sink):
+    while content := await source.read(65536):
+        sink.write(content)
+        await sink.drain()
+    sink.close()
+
+async def forward(source, sink):
+    target_source, target_sink = await asyncio.open_connection(TARGET.hostname, TARGET.port)
+    await asyncio.gather(copy(source, target_sink), copy(target_source, sink))
+
+async def serve(port):
+    async with await asyncio.start_server(forward, "127.0.0.1", port) as server:
+        await server.serve_forever()
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+asyncio.run(serve(int(sys.argv[sys.argv.index("--port") + 1])))
 """
 LIMIT_S = 5.0
 START_S = 250.0  # of Prefect's server for the first time, on busy cores
@@ -59,10 +85,10 @@ def obey_signals() -> None:
 class Retrain:
     """A real `retrain` in a session without a terminal, in the middle of a stage that would run for minutes."""
 
-    def __init__(self, root: Path, prefix: tuple[str, ...], server_url: str | None) -> None:
+    def __init__(self, root: Path, prefix: tuple[str, ...], variables: dict[str, str]) -> None:
         self.mark = str(root)
         self.log = root / "log"
-        environment = os.environ | {MARK: self.mark} | ({"PREFECT_API_URL": server_url} if server_url else {})
+        environment = os.environ | {MARK: self.mark} | variables
         command = [*prefix, sys.executable, "-m", "flows.retrain", "--no-register"]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -101,21 +127,32 @@ StartRetrain = Callable[..., Retrain]
 
 
 @pytest.fixture
-def start_retrain(project: Path, empty_store: Path, prepared_home: None) -> Iterator[StartRetrain]:
-    """Starts `retrain` with a prefix of its command line, and returns when its stage runs."""
-    shutil.copy(empty_store, project / "mlflow.db")
+def start_retrain(project: Path) -> Iterator[StartRetrain]:
+    """Starts `retrain` with a prefix of its command line and variables of its environment, and returns when its stage runs.
+
+    It goes on without MLflow, as in a workspace that was moved, unless `with_mlflow`: its import takes four seconds of a core.
+    """
+    with closing(sqlite3.connect(project / "mlflow.db")) as database:
+        database.execute("CREATE TABLE experiments AS SELECT 1 AS experiment_id, '/elsewhere/mlruns/1' AS artifact_location")
+        database.commit()
     (project / "stage.py").write_text(STAGE)
     (project / "dvc.yaml").write_text("stages:\n  slow:\n    cmd: python stage.py\n    outs: [never]\n")
     started: list[Retrain] = []
 
-    def start(*prefix: str, server_url: str | None = None) -> Retrain:
-        started.append(Retrain(project, prefix, server_url))
+    def start(*prefix: str, **variables: str) -> Retrain:
+        started.append(Retrain(project, prefix, variables))
         started[-1].wait_for_stage(project / "started")
         return started[-1]
 
     yield start
     for retrain in started:
         retrain.close()
+
+
+@pytest.fixture
+def with_mlflow(start_retrain: StartRetrain, project: Path, empty_store: Path) -> None:
+    """The retrain has a run in MLflow, which it closes when it is stopped."""
+    shutil.copy(empty_store, project / "mlflow.db")
 
 
 FLOW = {"retrain": r"-m flows\.retrain", "flow": r"-m flows\.flow_process"}
@@ -140,7 +177,7 @@ def test_a_killed_stage_is_tried_once_more_and_then_no_process_is_left(
     start_retrain: StartRetrain, server_url: str, project: Path
 ) -> None:
     """The kernel kills what takes too much memory: once more, with half the batch."""
-    retrain = start_retrain(server_url=server_url)
+    retrain = start_retrain(PREFECT_API_URL=server_url)
     (project / "started").unlink()
     os.kill(retrain.find(STAGE_PROCESSES["stage"]), signal.SIGKILL)
     retrain.wait_for_stage(project / "started")
@@ -150,14 +187,17 @@ def test_a_killed_stage_is_tried_once_more_and_then_no_process_is_left(
 
 @pytest.mark.parametrize("name", [pytest.param("guard", marks=pytest.mark.long), "dvc"])
 def test_no_process_is_left_when_one_above_a_stage_is_killed(start_retrain: StartRetrain, server_url: str, name: str) -> None:
-    check_kill(start_retrain(server_url=server_url), STAGE_PROCESSES[name])
+    check_kill(start_retrain(PREFECT_API_URL=server_url), STAGE_PROCESSES[name])
 
 
 @pytest.mark.parametrize(
     "name", ["retrain", "server", *(pytest.param(name, marks=pytest.mark.long) for name in ("flow", "guard of the server"))]
 )
-def test_no_process_is_left_when_one_is_killed_beside_a_local_server(start_retrain: StartRetrain, name: str) -> None:
-    retrain = start_retrain()
+def test_no_process_is_left_when_one_is_killed_beside_a_local_server(
+    start_retrain: StartRetrain, server_url: str, project: Path, name: str
+) -> None:
+    (project / "uvicorn.py").write_text(FORWARDER)  # which `python -m uvicorn` finds in the working folder
+    retrain = start_retrain(EMUEDIT_TEST_SERVER=server_url)
     for pattern in (FLOW | STAGE_PROCESSES | SERVER).values():
         retrain.find(pattern)
     check_kill(retrain, (FLOW | SERVER)[name])
@@ -173,18 +213,37 @@ def check_signal(retrain: Retrain, number: signal.Signals) -> None:
     assert "Traceback" not in before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_every_signal_is_named_with_its_exit_status(number: signal.Signals, tmp_path: Path) -> None:
+    """As `console_main` reacts; that nothing is left is tested with SIGHUP, below."""
+    program = "import time; from flows import retrain; retrain._retrain = lambda _: print('ready', flush=True) or time.sleep(60)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{program}; raise SystemExit(retrain.console_main())"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=obey_signals,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    reason = "ctrl-c" if number == signal.SIGINT else number.name
+    assert process.communicate()[1].strip() == f"retrain: stopped by {reason}; the same command resumes"
+    assert process.returncode == 128 + number
+
+
+@pytest.mark.long
 def test_no_process_is_left_after_a_signal(start_retrain: StartRetrain, server_url: str) -> None:
-    check_signal(start_retrain(server_url=server_url), signal.SIGTERM)
+    check_signal(start_retrain(PREFECT_API_URL=server_url), signal.SIGTERM)
 
 
+@pytest.mark.usefixtures("with_mlflow", "prepared_home")
 def test_no_local_server_is_left_after_a_closed_terminal(start_retrain: StartRetrain) -> None:
+    """With Prefect's own server, and a run in MLflow."""
     check_signal(start_retrain(), signal.SIGHUP)
 
 
 @pytest.mark.long
 def test_nohup_survives_a_closed_terminal_and_still_stops(start_retrain: StartRetrain, server_url: str) -> None:
     """Under nohup SIGHUP is ignored; a shell that starts a job in the background makes it ignore SIGINT too, which stops it."""
-    retrain = start_retrain("sh", "-c", 'trap "" INT HUP; exec "$@"', "sh", server_url=server_url)
+    retrain = start_retrain("sh", "-c", 'trap "" INT HUP; exec "$@"', "sh", PREFECT_API_URL=server_url)
     retrain.process.send_signal(signal.SIGHUP)
     time.sleep(1.0)
     assert retrain.process.poll() is None
@@ -195,7 +254,7 @@ def test_nohup_survives_a_closed_terminal_and_still_stops(start_retrain: StartRe
 def test_retrain_ends_with_the_uv_that_started_it(start_retrain: StartRetrain, server_url: str, tmp_path: Path) -> None:
     """A stand-in called `uv` runs its arguments; a killed uv forwards nothing."""
     (tmp_path / "uv").symlink_to("/bin/sh")
-    retrain = start_retrain(str(tmp_path / "uv"), "-c", '"$@"; exit 0', "uv", server_url=server_url)
+    retrain = start_retrain(str(tmp_path / "uv"), "-c", '"$@"; exit 0', "uv", PREFECT_API_URL=server_url)
     retrain.process.kill()
     assert retrain.remaining() == {}
     assert retrain.log.read_text().splitlines()[-1] == "retrain: stopped by SIGTERM; the same command resumes"

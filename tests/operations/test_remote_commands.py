@@ -40,7 +40,7 @@ def remote(
 
 
 def test_init_check_publish_latest_link_and_gc(
-    project: Path, remote: Bucket, run: Run, dvc_run: Callable[..., str], shell: Callable[..., str]
+    project: Path, remote: Bucket, run: Run, dvc_run: Callable[..., None], shell: Callable[..., str]
 ) -> None:
     settings = (project / ".dvc/config.local").read_text()
     assert remote.location.url in settings
@@ -86,7 +86,7 @@ def test_init_check_publish_latest_link_and_gc(
 
 @pytest.mark.parametrize("store_url", [MOTO], indirect=True)  # what DVC and git do is the subject
 def test_gc_keeps_what_a_stash_and_an_unreadable_commit_name(
-    project: Path, remote: Bucket, run: Run, dvc_run: Callable[..., str], shell: Callable[..., str]
+    project: Path, remote: Bucket, run: Run, dvc_run: Callable[..., None], shell: Callable[..., str]
 ) -> None:
     for name in ("stashed", "unreadable"):
         (project / "data/a.txt").write_text(name)
@@ -109,6 +109,7 @@ def test_gc_keeps_what_a_stash_and_an_unreadable_commit_name(
     assert remote.names("files/") == before
 
 
+@pytest.mark.usefixtures("dvc_in_process")
 @pytest.mark.parametrize("store_url", [MOTO], indirect=True)  # what DVC and git do is the subject
 def test_gc_refuses_a_clone_that_does_not_know_all(
     project: Path, remote: Bucket, run: Run, shell: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -135,7 +136,8 @@ def test_gc_refuses_a_clone_that_does_not_know_all(
     assert f"the worktree {tmp_path / 'worktree'} has changes in dvc.lock that are not committed" in errors
 
 
-def test_a_remote_that_is_a_folder(project: Path, run: Run, dvc_run: Callable[..., str], aws_environment: None) -> None:
+@pytest.mark.usefixtures("dvc_in_process")
+def test_a_remote_that_is_a_folder(project: Path, run: Run, dvc_run: Callable[..., None], aws_environment: None) -> None:
     for command in ("check", "gc", "latest", "publish"):
         assert "want a default DVC remote, got none" in run(command)[2]
     dvc_run("remote", "add", "-q", "--default", "folder", "/tmp/nowhere")

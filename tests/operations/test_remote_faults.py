@@ -20,6 +20,13 @@ def remote(proxy: FaultyProxy, make_bucket: Callable[..., Bucket]) -> Iterator[B
     proxy.fault = Fault()
 
 
+@pytest.fixture
+def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeats come at once, not after up to three seconds in all as without this in `test_no_store_at_all`."""
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
+
+
+@pytest.mark.usefixtures("no_backoff")
 @pytest.mark.parametrize(
     ("fault", "advice"),
     [
@@ -50,6 +57,7 @@ def test_every_fault_has_its_advice_within_seconds(fault: Fault, advice: str, re
     assert str(remote.location) in str(caught.value)
 
 
+@pytest.mark.usefixtures("no_backoff")
 def test_a_slow_store_is_given_up(remote: Bucket, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket_module, "READ_TIMEOUT_S", 0.3)
     proxy.fault = Fault(delay_s=2)
@@ -59,6 +67,7 @@ def test_a_slow_store_is_given_up(remote: Bucket, proxy: FaultyProxy, monkeypatc
     assert time.monotonic() - start < 10
 
 
+@pytest.mark.usefixtures("no_backoff")
 @pytest.mark.parametrize(
     "fault", [Fault(503, "SlowDown", n_requests=1), Fault(500, "InternalError", n_requests=2), Fault(drop=True, n_requests=1)]
 )

@@ -42,7 +42,7 @@ class _FlopCounter(TorchDispatchMode):
     """Sums up what PyTorch's `FlopCounterMode` counts, in half of its time: it computes a shape once and keeps no tree."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
         self._call = MetaOperators()
 

@@ -190,14 +190,6 @@ def test_a_loss_that_is_not_finite_stops_with_the_ids_of_its_pairs(
     assert json.loads(file.read_text()) == {"step": 1, "pair_ids": list(batches[1])}
 
 
-def test_the_learning_rate_rises_stays_and_falls() -> None:
-    params = make_params(steps=100, warmup_steps=10, decay_share=0.4, lr=1.0)
-    rates = [params.schedule.rate(step) for step in (0, 9, 30, 60, 80, 99)]
-    np.testing.assert_allclose(rates, [0.1, 1, 1, 1, 0.5, 0.025])
-    cosine = params.model_copy(update={"decay": "cosine"}).schedule
-    np.testing.assert_allclose([cosine.rate(step) for step in (60, 80, 99)], [1, 0.5, 0.0015], atol=1e-3)
-
-
 def check_kill(stopped: Workspace, number: signal.Signals, n_children: int) -> None:
     """Send a signal to a real process in the middle of its training."""
     process = stopped.start("train")

@@ -1,4 +1,4 @@
-"""Run a stage as its command does, with a pause of PAUSE_S seconds after every shard, so that a test can stop it there.
+"""The main module of a stage that a test can stop: it does what the command does, and waits PAUSE_S seconds after a shard.
 
 MLflow is hidden, because importing it takes seconds; metrics go to stats.jsonl all the same.
 """
@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from emuedit.data import shards
 
@@ -25,7 +25,12 @@ def write_shard_and_pause(path: str | Path, records: Sequence[Any], kind: type[A
 shards.write_shard = write_shard_and_pause  # in worker processes too: they import this file
 sys.modules |= {"mlflow": None, "mlflow.entities": None}  # type: ignore[dict-item]
 
-if __name__ == "__main__":
+
+def main(stage: str) -> NoReturn:
+    """Run a stage in the working folder with one thread; ends this process."""
+    import torch
+
     from emuedit.stages import stage_main  # after the change, which the stages' imports then see
 
-    stage_main(sys.argv[1])
+    torch.set_num_threads(1)
+    stage_main(stage)

@@ -1,10 +1,9 @@
 """Working folders in which tests run stages: in this process, or as processes of their own that a signal can stop."""
 
 import importlib
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +14,8 @@ import yaml
 
 from emuedit import config, params_check
 from emuedit.data.publish import Summary
+from tests.stages import forked_stage
+from tests.warm_server import warm_up
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("base_model", "base_editor", "detector", "segmenter", "clip", "dino", "depth", "t5")
@@ -48,56 +49,53 @@ def read_files(folder: Path, *ignored: str) -> dict[str, bytes]:
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
-def ignore_interrupts() -> None:
-    """Start a process as a shell does for `nohup ... &`; a stage must listen to SIGINT all the same."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 class StageProcess:
-    """A stage that runs in a process of its own."""
+    """A stage that runs in a process of its own, forked with its libraries imported."""
 
     def __init__(self, folder: Path, stage: str, pause_s: float) -> None:
-        script = str(Path(__file__).with_name("paused_stage.py"))
+        warm_up()
+        self._output = folder.with_name(f"{folder.name}-{stage}.output")
         path = os.pathsep.join(map(str, (folder, ROOT)))
         environment = os.environ | {"PAUSE_S": str(pause_s), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-        self._process = subprocess.Popen(
-            [sys.executable, script, stage],
-            cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            preexec_fn=ignore_interrupts,
-        )  # fmt: skip
+        arguments = (str(folder), stage, str(self._output), dict(environment))
+        self._process = multiprocessing.get_context("forkserver").Process(target=forked_stage.run, args=arguments)
+        self._process.start()
+        assert self._process.pid is not None
+        self._process_id = self._process.pid
 
     def wait_until(self, condition: Callable[[], object], timeout_s: float = 240) -> None:
         """Wait for a condition; an AssertionError when the stage ends before it is met, or when it takes too long."""
         deadline = time.monotonic() + timeout_s
         while not condition():
-            assert self._process.poll() is None, f"the stage ended before it was stopped:\n{self._process.communicate()[0]}"
+            assert self._process.is_alive(), f"the stage ended before it was stopped:\n{self._output.read_text()}"
             assert time.monotonic() < deadline, "the condition was not met in time"
             time.sleep(0.01)
 
     def children(self) -> list[int]:
         """Ids of the processes below it."""
-        return descendants(self._process.pid)
+        return descendants(self._process_id)
 
     def stop(self, number: signal.Signals, timeout_s: float = 30) -> tuple[int, str]:
         """(exit status, output) after a signal. An AssertionError when a child process outlives the stage."""
         children = self.children()
-        self._process.send_signal(number)
-        output, _ = self._process.communicate(timeout=timeout_s)
+        os.kill(self._process_id, number)
+        ended = self.finish(timeout_s)
         deadline = time.monotonic() + 15
         while alive := [pid for pid in children if is_alive(pid)]:
             assert time.monotonic() < deadline, f"processes outlive the stage: {alive}"
             time.sleep(0.05)
-        return self._process.returncode, output
+        return ended
 
     def finish(self, timeout_s: float = 240) -> tuple[int, str]:
         """(exit status, output) of a stage that ends by itself."""
-        output, _ = self._process.communicate(timeout=timeout_s)
-        return self._process.returncode, output
+        self._process.join(timeout_s)
+        assert self._process.exitcode is not None, f"the stage did not end in time:\n{self._output.read_text()}"
+        return self._process.exitcode, self._output.read_text()
 
     def kill(self) -> None:
         """End it, if it is still there."""
         self._process.kill()
-        self._process.communicate()
+        self._process.join()
 
 
 class Workspace:

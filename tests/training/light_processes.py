@@ -1,14 +1,15 @@
-"""Work for training processes that import no networks: they start in a third of the time."""
+"""Work for training processes that import no networks, and a parent of two of them."""
 
-import atexit
 import os
 import signal
 import time
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import torch
 
-from emuedit.training.distributed import open_accelerator
+from emuedit.processes import prepare_workers
+from emuedit.training.distributed import open_accelerator, run_distributed
 from emuedit.training.training_error import TrainingError
 
 
@@ -24,7 +25,7 @@ def fail_while_the_others_wait(failure: str) -> None:
     if os.environ["RANK"] == "1":
         if failure == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        atexit.register(time.sleep, 3)
+        Finalize(None, time.sleep, (0.5,), exitpriority=0)  # runs after the connection was closed
         if failure == "run out of memory":
             raise MemoryError("no memory is left")
         raise TrainingError("want a finite loss, got nan")
@@ -37,3 +38,22 @@ def write_rank(folder: str) -> None:
         rank = accelerator.process_index
         total = accelerator.reduce(torch.tensor(rank + 1.0), "sum").item()
         Path(folder, f"rank{rank} of {accelerator.num_processes}, sum {total}").touch()
+
+
+def write_rank_and_fail(folder: str) -> None:
+    """Write a file as `write_rank` does, then fail as `fail_in_process` does."""
+    write_rank(folder)
+    fail_in_process("want a finite loss, got nan")
+
+
+def wait_in_process(folder: str) -> None:
+    """Write a file whose name is the id of this process, and wait."""
+    Path(folder, str(os.getpid())).touch()
+    time.sleep(60)
+
+
+def train_while_interrupts_are_ignored(folder: str) -> None:
+    """Run two training processes that wait, as a shell starts a training for `nohup ... &`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    prepare_workers("cpu", (__name__,))
+    run_distributed(2, "cpu", wait_in_process, folder)

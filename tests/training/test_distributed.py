@@ -2,9 +2,9 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -22,35 +22,33 @@ from emuedit.training.distributed import (
     shard,
 )
 from emuedit.training.presets import preset_names, with_preset
-from tests.training.light_processes import fail_in_process, fail_while_the_others_wait, write_rank
-
-SCRIPT = """
-import os, signal, sys, time
-from pathlib import Path
-from emuedit.training.distributed import run_distributed
-def work(folder):
-    Path(folder, str(os.getpid())).touch()
-    time.sleep(60)
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for `nohup ... &`
-    run_distributed(2, "cpu", work, sys.argv[1])
-"""
+from tests.training.light_processes import (
+    fail_in_process,
+    fail_while_the_others_wait,
+    train_while_interrupts_are_ignored,
+    write_rank,
+    write_rank_and_fail,
+)
+from tests.warm_server import warm_up
 
 
-@pytest.mark.slow
+@pytest.fixture(autouse=True)
+def warm_server() -> None:
+    """Training processes start in milliseconds."""
+    warm_up()
+
+
 def test_training_processes_die_with_their_parent_even_where_interrupts_are_ignored(tmp_path: Path) -> None:
     """Otherwise they would go on training beside the next run, in the same folder."""
-    script, alive = tmp_path / "script.py", tmp_path / "alive"
-    script.write_text(SCRIPT)
-    alive.mkdir()
-    parent = subprocess.Popen([sys.executable, script, alive], stderr=subprocess.DEVNULL)
+    parent = get_context("forkserver").Process(target=train_while_interrupts_are_ignored, args=(str(tmp_path),))
+    parent.start()
     until = time.monotonic() + 90
-    while len(pids := [int(file.name) for file in alive.iterdir()]) < 2:
-        assert parent.poll() is None, "the parent ended before its processes were there"
+    while len(pids := [int(file.name) for file in tmp_path.iterdir()]) < 2:
+        assert parent.is_alive(), "the parent ended before its processes were there"
         assert time.monotonic() < until, "its processes did not start"
         time.sleep(0.1)
     parent.kill()
-    parent.wait()
+    parent.join()
     try:
         while any(Path("/proc", str(pid)).exists() for pid in pids):
             assert time.monotonic() < until, "they outlived their parent"
@@ -61,7 +59,6 @@ def test_training_processes_die_with_their_parent_even_where_interrupts_are_igno
                 os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.slow
 def test_a_failure_in_one_process_ends_all_and_is_explained() -> None:
     with pytest.raises(DistributedError, match=r"^a training process failed: want a finite loss, got nan$"):
         run_distributed(2, "cpu", fail_in_process, "want a finite loss, got nan")
@@ -69,7 +66,6 @@ def test_a_failure_in_one_process_ends_all_and_is_explained() -> None:
         run_distributed(2, "cpu", fail_in_process, "")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("failure", "message", "kind"),
     [
@@ -106,18 +102,21 @@ def test_trainings_with_other_settings_may_follow_each_other(dtype: str) -> None
 
 
 @pytest.mark.slow
-def test_processes_of_accelerate_launch_work_together_and_explain_their_failures(tmp_path: Path) -> None:
+def test_processes_of_accelerate_launch_work_together_and_explain_their_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tmp_path / "cpu.yaml"
     config.write_text(
         "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_machines: 1\nnum_processes: 2\nuse_cpu: true\n"
         "machine_rank: 0\nmain_training_function: main\nsame_network: true\nrdzv_backend: static\nmain_process_port: 29533\n"
     )
-    run_accelerate(config, write_rank, str(tmp_path))
-    assert sorted(file.name for file in tmp_path.glob("rank*")) == ["rank0 of 2, sum 3.0", "rank1 of 2, sum 3.0"]
     with pytest.raises(DistributedError, match=r"^a training process failed: want a finite loss, got nan$"):
-        run_accelerate(config, fail_in_process, "want a finite loss, got nan")
+        run_accelerate(config, write_rank_and_fail, str(tmp_path))
+    assert sorted(file.name for file in tmp_path.glob("rank*")) == ["rank0 of 2, sum 3.0", "rank1 of 2, sum 3.0"]
     with pytest.raises(FileNotFoundError, match=r"want a config file of accelerate, got .*missing\.yaml.*infra/accelerate"):
         run_accelerate(tmp_path / "missing.yaml", write_rank, str(tmp_path))
+    monkeypatch.setattr(sys, "executable", "true")  # a launcher whose processes do not fail
+    run_accelerate(config, write_rank, str(tmp_path))
 
 
 @pytest.mark.parametrize(

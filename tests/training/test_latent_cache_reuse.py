@@ -1,7 +1,9 @@
 """What the stage `train` takes from the latent cache of an earlier run, and what it encodes again."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,12 +23,21 @@ class StoppedError(Exception):
     """Raised in place of the training, after the pairs were encoded."""
 
 
+@pytest.fixture(scope="module")
+def base_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two base models."""
+    folder = tmp_path_factory.mktemp("base-models")
+    for kind in ("toy", "sd15"):
+        build_pipeline(kind).save_pretrained(folder / kind)
+    return folder
+
+
 @pytest.fixture
-def encode_for_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, int]]:
+def encode_for_training(base_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, int]]:
     """Runs the stage `train` up to the training; returns the name of its latent cache and the number of encoded batches."""
     write_pairs(tmp_path, [make_pair(n) for n in range(6)])
-    for kind in ("toy", "sd15"):
-        build_pipeline(kind).save_pretrained(tmp_path / kind)
+    shutil.copytree(base_models, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(train, "gc", SimpleNamespace(collect=int))  # takes longer than all else
     params = config.load(train.TrainParams, "train", ROOT / "params.yaml").model_copy(update={"start": train.BASE_MODEL})
     n_encoded: list[int] = []
     encode = TextToImageModel.encode

@@ -22,6 +22,7 @@ from emuedit.training.loss import LossParts
 from emuedit.training.optimization import STATE_FILE
 from emuedit.training.trainable_editor import TrainableEditor
 from tests.training.tiny_training import SETTINGS, make_editor, train, train_in_process
+from tests.warm_server import warm_up
 
 SPEED = {"samples_per_second": 0, "mfu": 0}
 """Metrics that depend on the clock."""
@@ -105,6 +106,7 @@ def test_a_training_stopped_half_way_and_resumed_equals_an_uninterrupted_one(
 @pytest.fixture(scope="module")
 def of_two_processes(cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of a training of two processes that was not interrupted, and of one of which a process was killed half way."""
+    warm_up()
     uninterrupted, killed = tmp_path_factory.mktemp("uninterrupted"), tmp_path_factory.mktemp("killed")
     with pytest.raises(DistributedError, match=r"a training process (died|failed)"):
         run_distributed(2, "cpu", train_in_process, cache_folder, uninterrupted, killed, SETTINGS)

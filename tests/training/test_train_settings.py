@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from emuedit.training.schedule import Schedule
+from emuedit.training.schedule import Decay, Schedule
 from emuedit.training.train_settings import NEW_WEIGHTS, TrainSettings
 from tests.training.tiny_training import make_editor
 
@@ -47,3 +47,9 @@ def test_values_out_of_bounds_are_refused(name: str, value: object) -> None:
 def test_every_setting_has_a_line_of_documentation() -> None:
     for name, field in TrainSettings.model_fields.items():
         assert field.description, name
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_the_schedule_is_that_of_the_settings(decay: Decay) -> None:
+    changes = {"steps": 100, "warmup_steps": 10, "decay_share": 0.4, "lr": 0.5, "decay": decay}
+    assert SETTINGS.model_copy(update=changes).schedule == Schedule(100, 0.5, 10, 0.4, decay)

@@ -81,7 +81,7 @@ def phase_of(root: Path) -> str:
     scratch = root / "scratch"
     if (root / train.OUT).exists():
         return "publishing"
-    if list(scratch.glob("train/*/*.part")):
+    if list(scratch.glob("train/*/.*.part.*")):
         return "saving"
     if list(scratch.glob("train/*")):
         return "training"

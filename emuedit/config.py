@@ -125,9 +125,18 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def has_conflict_marks(path: Path) -> bool:
-    """Whether a file is there and has the lines that git leaves where two branches changed the same."""
+    """Whether a file is there and has the marks that git leaves where two branches changed the same lines."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     return any(line.startswith(("<<<<<<< ", ">>>>>>> ")) for line in lines)
+
+
+def _explain_yaml(path: Path, error: yaml.YAMLError) -> yaml.YAMLError:
+    """The error of PyYAML's own parser, which shows the line, in place of libyaml's."""
+    try:
+        yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as explained:
+        return explained
+    return error
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
@@ -138,7 +147,7 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
         raise ParamsError(f"want a parameter file, got none at {path.resolve()}; run from the root of the project") from error
     except yaml.YAMLError as error:
         hint = "; it has the marks of a merge conflict" if has_conflict_marks(path) else ""
-        raise ParamsError(f"{path} is not valid YAML: {error}{hint}") from error
+        raise ParamsError(f"{path} is not valid YAML: {_explain_yaml(path, error)}{hint}") from error
     except ParamsError as error:
         raise ParamsError(f"{path}: {error}") from error
     if not isinstance(content, dict):

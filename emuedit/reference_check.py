@@ -9,6 +9,7 @@ from typing import Any
 
 from emuedit.config import renamed_hint
 from emuedit.data.dependencies import CODE_ROOT, PIPELINE_FILE, find_file
+from emuedit.metrics.benchmark_folder import missing_files
 from emuedit.models import model_files
 from emuedit.models.model_sources import HUB_ID
 from emuedit.name_hints import closest_match
@@ -39,7 +40,11 @@ def problems(params: Mapping[str, Any], stages: Mapping[str, Any], root: Path) -
     if isinstance(reference := world.get("llm"), str):
         yield from (f"world.llm: {problem}" for problem in _llm_problems(reference, root))
     for key, function in _FUNCTIONS.items():
-        if isinstance(reference := world.get(key), str) and not (key == "benchmark" and find_file(reference, root).is_dir()):
+        if not isinstance(reference := world.get(key), str):
+            continue
+        if key == "benchmark" and (folder := find_file(reference, root)).is_dir():
+            yield from (f"world.{key}: {problem}" for problem in missing_files(folder))
+        else:
             yield from (f"world.{key}: {problem}" for problem in _function_problems(reference, function, root))
     for section, keys in _FILES.items():
         for key in keys:
@@ -64,7 +69,7 @@ def _caption_problems(reference: str, root: Path) -> Iterator[str]:
 def _model_problems(reference: str, root: Path) -> Iterator[str]:
     file = find_file(reference, root)
     if file.is_dir():
-        yield from (f"{reference}/{problem}" for problem in model_files.problems(file))
+        yield from (f"{reference}/{problem}; copy or download it again" for problem in model_files.problems(file))
     if file.exists() or "://" in reference or reference.startswith(("models:/", "runs:/")):
         return
     first = Path(reference).parts[0] if Path(reference).parts else ""

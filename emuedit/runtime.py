@@ -98,7 +98,9 @@ def generator(*keys: str | int, device: str = "cpu") -> "torch.Generator":
 
 def _auto_dtype(kind: str) -> str:
     if kind == "cuda":
-        return "bfloat16"
+        import torch
+
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if kind == "cpu":
         from emuedit.number_format import probe
 

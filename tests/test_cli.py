@@ -145,7 +145,7 @@ def test_settings_are_those_the_editor_was_evaluated_with(sampler: RedSampler) -
         (["in.png", "x", "-o", "out.xyz"], "want an output file that ends in .png, .jpg"),
         (["in.png", "x", "--mask", "mask.xyz"], "want an output file that ends in .png, .jpg"),
         (["in.png", "x", "--session", "no/session.json"], "want a folder to write to"),
-        (["in.png", "x", "--session", "in.png"], "is the picture itself"),
+        (["in.png", "x", "--session", "in.png"], "in.png is the picture itself; name another file\n"),
         (["none.png", "x"], "want a picture, got none.png: No such file"),
     ],
 )
@@ -189,10 +189,10 @@ def test_a_full_disk_is_one_line(
 ) -> None:
     """The picture is there; only what was asked for besides it is not."""
 
-    def save(session: Any, file: Path) -> None:
-        raise OSError(28, "No space left on device", str(file))
+    def write_text(file: Path, *arguments: Any, **options: Any) -> int:
+        raise OSError(28, "No space left on device")  # as `write` does, which does not know the name
 
-    monkeypatch.setattr("emuedit.editor.session.EditSession.save", save)
+    monkeypatch.setattr(Path, "write_text", write_text)
     assert cli.main(["edit", "in.png", "make it red", "--session", "s.json"]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "emuedit: s.json: No space left on device"
     assert Path("in-edited.png").exists()

@@ -61,6 +61,7 @@ def test_an_explicit_choice_is_taken_and_never_probed(monkeypatch: pytest.Monkey
     ("present", "probed", "expected"),
     [
         (("cuda", "mps", "cpu"), None, Runtime("cuda", "bfloat16")),
+        (("cuda", "cpu", "no bfloat16"), None, Runtime("cuda", "float32")),
         (("mps", "cpu"), None, Runtime("mps", "float32")),
         (("cpu",), "float32", Runtime("cpu", "float32")),
         (("cpu",), "bfloat16", Runtime("cpu", "bfloat16")),
@@ -74,6 +75,7 @@ def test_auto_takes_the_best_device_and_on_a_cpu_the_probed_number_format(
         return ProbeResult(probed, 1.0, 0.0)
 
     monkeypatch.setattr(number_format, "probe", probe)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: "no bfloat16" not in present)
     with mock.patch("emuedit.runtime._present_devices", return_value=present):
         assert Runtime.choose() == expected
 

@@ -17,7 +17,6 @@ _KINDS_BY_HEAD = (
     (b"%!PS", "an EPS drawing; export it as PNG"),
     (b"\xff\xd8\xff", "a JPEG that is damaged or ends early"),
     (b"\x89PNG", "a PNG that is damaged or ends early"),
-    (b"RIFF", "a RIFF file, but no WebP picture"),
 )
 """First bytes -> what the file is, and what to do."""
 _SUBFILE_TYPE, _DNG_VERSION = 254, 50706
@@ -45,6 +44,8 @@ def describe_unreadable(content: bytes) -> str:
     for start, description in _KINDS_BY_HEAD:
         if head.startswith(start):
             return description
+    if head[8:12] in (b"WEBP", b"avif", b"avis"):
+        return f"a {head[8:12].decode()} picture that is damaged or ends early"
     if head[4:8] == b"ftyp":
         return "a HEIC photograph; save it as JPEG" if head[8:12] in _HEIF_BRANDS else "a video, or a picture of an unknown kind"
     if b"<svg" in head:
@@ -59,7 +60,9 @@ def is_raw_preview(image: Image.Image, content: bytes) -> bool:
     tags: Any = getattr(image, "tag_v2", None)
     if tags is None:
         return False
-    return bool(tags.get(_SUBFILE_TYPE, 0) & 1) or _DNG_VERSION in tags or content[8:10] == b"CR"
+    kind = tags.get(_SUBFILE_TYPE, 0)
+    is_reduced = isinstance(kind, int) and bool(kind & 1)
+    return is_reduced or _DNG_VERSION in tags or content[8:10] == b"CR"
 
 
 def keep_descriptive(exif: Image.Exif) -> None:

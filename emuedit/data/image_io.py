@@ -82,16 +82,22 @@ def read_image(source: str | Path | bytes) -> LoadedImage:
         kind = image_formats.describe_unreadable(content)
         raise ImageError(f"want a picture (PNG, JPEG, WebP, ...), got {name}, which is {kind}") from error
     with opened as image:
-        if image_formats.is_raw_preview(image, content):
-            raise ImageError(
-                f"want a picture, got {name}, a camera's raw file or a preview; develop it and save it as JPEG or PNG"
-            )
+        try:
+            if image_formats.is_raw_preview(image, content):
+                raise ImageError(f"want a picture, got {name}, a camera's raw file or a preview; develop it and save it as PNG")
+            _check_image(image, name)
+        except ImageError:
+            raise
+        except Exception as error:  # as above: counting the frames runs the decoder
+            raise ImageError(f"{name} is damaged: {error}") from error
         return convert_to_rgb(image, name)
 
 
 def convert_to_rgb(image: Image.Image, name: str = "the picture") -> LoadedImage:
-    """A PIL image of any mode with 8 or 16 bits a value as upright sRGB, see `read_image`. `name` is for errors."""
-    _check_image(image, name)
+    """A PIL image of any mode with 8 or 16 bits a value as upright sRGB, see `read_image`. `name` is for errors.
+
+    Of several frames the present one is taken. Raises ImageError for an image that is damaged.
+    """
     try:
         return _convert_to_rgb(image)
     except Exception as error:  # decoders raise what they like, see `read_image`

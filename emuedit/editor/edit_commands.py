@@ -91,10 +91,16 @@ def _replay(options: argparse.Namespace) -> None:
         print(f"{options.animation}: all turns, one a second")
 
 
-def _check_out(out: Path, image: Path, overwrite: bool = False, suffixes: Sequence[str] = image_io.WRITABLE_SUFFIXES) -> None:
-    """Raise ImageError for an output that cannot be written, before anything is computed. No suffixes: any is right."""
+def _check_out(
+    out: Path, image: Path, overwrite: bool | None = None, suffixes: Sequence[str] = image_io.WRITABLE_SUFFIXES
+) -> None:
+    """Raise ImageError for an output that cannot be written, before anything is computed. No suffixes: any is right.
+
+    `overwrite`: whether it may be the picture itself; None: it never may.
+    """
     if out.exists() and out.samefile(image) and not overwrite:
-        raise image_io.ImageError(f"{out} is the picture itself; name another file with -o, or say --overwrite")
+        advice = "name another file with -o, or say --overwrite" if overwrite is not None else "name another file"
+        raise image_io.ImageError(f"{out} is the picture itself; {advice}")
     if out.is_dir():
         raise image_io.ImageError(f"want an output file, got the folder {out}; name a file in it, such as {out / 'out.png'}")
     if not out.parent.is_dir():
@@ -145,5 +151,5 @@ def _add_replay(replay: argparse.ArgumentParser) -> None:
     replay.add_argument("--model", help="the editor, as for `emuedit edit`")
     replay.add_argument("--any-picture", action="store_true", help="apply the edits to another picture")
     replay.add_argument("--overwrite", action="store_true", help="allow the result to replace the picture itself")
-    replay.add_argument("--sheet", type=Path, help="also write a contact sheet of all turns")
-    replay.add_argument("--animation", type=Path, help="also write an animation of all turns (.gif, .webp)")
+    replay.add_argument("--sheet", type=Path, help="also write a contact sheet of all turns (.png, .jpg, ...)")
+    replay.add_argument("--animation", type=Path, help="also write an animation of all turns (.gif, .webp, .png)")

@@ -11,5 +11,5 @@ PACK_FOLDER = MODELS / USER_PACKS
 
 
 def find_packs(folder: Path) -> list[Path]:
-    """The task packs in a folder, by name; none where there is no such folder."""
-    return sorted(folder.glob("*.safetensors"))
+    """The task packs in a folder, by name, without what is being written; none where there is no such folder."""
+    return sorted(folder.glob("[!.]*.safetensors"))

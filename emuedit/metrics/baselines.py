@@ -17,6 +17,8 @@ from emuedit.metrics.benchmark import Benchmark, Pictures
 from emuedit.models import image_tensors
 from emuedit.runtime import Runtime
 
+FEW_EDITS = 8
+"""After a stage ran out of memory, at most half of so many are made and measured at once. Ours."""
 System = Callable[[Benchmark, list[int]], tuple[Pictures, list[str]]]
 """N edits and N seeds -> outputs uint8 [N, H, W, 3], and the task that was used for each of them."""
 
@@ -24,8 +26,8 @@ System = Callable[[Benchmark, list[int]], tuple[Pictures, list[str]]]
 class Systems:
     """All systems by name, for the parts of one package (`emuedit.editor.package_folder`). A part is loaded when it is needed.
 
-    `systems[name]` raises ParamsError for an unknown name. `at_once`: how many edits are made at once at most; None: as many as
-    `EditSampler.pixels_at_once` allows.
+    `systems[name]` raises ParamsError for an unknown name. `divisor`: above 1, less is edited at once, as after a stage ran out
+    of memory: this part of what `EditSampler.pixels_at_once` allows, or of FEW_EDITS where that is less.
     """
 
     def __init__(
@@ -34,9 +36,9 @@ class Systems:
         settings: EditSettings,
         runtime: Runtime,
         report: ReportStep | None = None,
-        at_once: int | None = None,
+        divisor: int = 1,
     ) -> None:
-        self.package, self.settings, self.runtime, self._report, self.at_once = package, settings, runtime, report, at_once
+        self.package, self.settings, self.runtime, self._report, self.divisor = package, settings, runtime, report, divisor
 
     def __getitem__(self, name: str) -> System:
         systems: dict[str, System] = {
@@ -79,9 +81,9 @@ class Systems:
         return predictor
 
     def _edit(self, edits: Benchmark, tasks: list[str], seeds: list[int]) -> tuple[Pictures, list[str]]:
-        if self.at_once:
-            pixels = self.at_once * math.prod(edits.before.shape[1:3])
-            self.editor.pixels_at_once = min(self.editor.pixels_at_once, pixels)
+        if self.divisor > 1:
+            few_pixels = FEW_EDITS * math.prod(edits.before.shape[1:3])
+            self.editor.pixels_at_once = min(sampling.PIXELS_AT_ONCE, few_pixels) // self.divisor
         return make_edits(self.editor, edits, tasks, self.settings, seeds, self._report), tasks
 
 

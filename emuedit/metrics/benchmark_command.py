@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from emuedit.metrics.benchmark_folder import JUDGE
+
 
 def add_commands(commands: Any) -> None:
     """Add the command to `emuedit`'s parser."""
@@ -45,5 +47,5 @@ def _run(options: argparse.Namespace) -> int:
         raise photo_benchmark.BenchmarkError(f"want edits with results in {options.folder} to calibrate from, got none")
     bounds = {calibration.task: calibration.bounds for calibration in calibrations}
     photo_benchmark.write_judge(options.folder, benchmark.settings.model_copy(update={"task_bounds": bounds}))
-    print(f"\n{options.folder / photo_benchmark.JUDGE}: bounds of {', '.join(bounds)}")
+    print(f"\n{options.folder / JUDGE}: bounds of {', '.join(bounds)}")
     return 0

@@ -39,7 +39,7 @@ def evaluate_system(
     scores: dict[str, edit_similarity.Column] = {column: [None] * len(seeds) for column in METRICS.values()}
     if scorers is not None:
         scores = {column: [] for column in METRICS.values()}
-        size = at_once or len(seeds)
+        size = at_once or max(1, len(seeds))
         for start in range(0, len(seeds), size):
             rows = slice(start, start + size)
             before, after = image_tensors.from_uint8(edits.before[rows]), image_tensors.from_uint8(outputs[rows])

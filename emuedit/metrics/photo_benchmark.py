@@ -21,11 +21,10 @@ from pydantic import Field
 from emuedit import config
 from emuedit.data import image_io
 from emuedit.metrics.benchmark import Pictures
+from emuedit.metrics.benchmark_folder import JUDGE, REQUIRED, TABLE, missing_files
 from emuedit.metrics.similarity_judge import Calibration, JudgeBounds, SimilarityJudge, Verdicts
 from emuedit.tasks import get_task
 
-TABLE, JUDGE = "edits.csv", "judge.yaml"
-REQUIRED = ("image", "task", "instruction", "input_caption", "output_caption")
 _SPLITS = ("train", "held_out")
 
 
@@ -132,18 +131,19 @@ def write_judge(folder: Path, settings: JudgeFile) -> None:
 
 
 def _read_judge(file: Path) -> JudgeFile:
-    if not file.is_file():
-        raise BenchmarkError(
-            f"want the judge's settings in {file}, got no file; `emuedit benchmark {file.parent} --clip ... --dino ...` writes it"
-        )
+    _check_file(file)
     values = dict(config.read_yaml(file))
     return JudgeFile.model_validate(values)
 
 
+def _check_file(file: Path) -> None:
+    if not file.is_file():
+        raise BenchmarkError(next(line for line in missing_files(file.parent) if str(file) in line))
+
+
 def _read_rows(folder: Path) -> list[dict[str, str]]:
     file = folder / TABLE
-    if not file.is_file():
-        raise BenchmarkError(f"want a table of edits at {file} with the columns {', '.join(REQUIRED)}, got no file")
+    _check_file(file)
     with file.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
         _check_columns(file, reader.fieldnames or ())

@@ -1,6 +1,7 @@
 """Whether the files of a model folder are whole, and not what a copy, a download or a clone without Git LFS left.
 
-Only heads are read, so a folder of many GB takes milliseconds. The libraries would name neither the file nor what to do.
+Only the heads of weights are read, so a folder of many GB takes milliseconds. What is never loaded is not looked at. The
+libraries would name neither the file nor what to do.
 """
 
 import json
@@ -14,7 +15,9 @@ _HEAD_BYTES = 1024
 _LENGTH_BYTES = 8  # of a safetensors file: the length of its header, little-endian
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of diffusers pipelines that are never loaded here, and may be missing."""
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken", "*.spm")
+_TOKENIZERS_OF_BYTES = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
+"""Classes that need no vocabulary."""
 
 
 class ModelFileError(ValueError):
@@ -32,18 +35,69 @@ def check(folder: Path) -> None:
 
 
 def problems(folder: Path) -> Iterator[str]:
-    """What is wrong with the files of a model folder, such as `unet/config.json: no JSON`."""
-    damaged = set()
-    for file in sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors") and path.is_file()):
-        if problem := _json_problem(file) if file.suffix == ".json" else _weights_problem(file):
-            damaged.add(file)
-            yield f"{file.relative_to(folder)}: {problem}"
-    for file in sorted(folder.rglob("tokenizer_config.json")):
-        if not any((file.parent / name).is_file() for name in _VOCABULARIES):
-            yield f"{file.relative_to(folder)}: no {_VOCABULARIES[0]} or another vocabulary beside it"
+    """What is wrong with the files of a model folder, such as `unet/config.json: no JSON, or a part of it`.
+
+    Of a diffusers pipeline the index and the parts that it names are looked at, of another model the files of the folder itself.
+    """
     index = folder / "model_index.json"
-    if index.is_file() and index not in damaged:
-        yield from _missing_parts(folder, json.loads(index.read_text(encoding="utf-8")))
+    if not index.is_file():
+        yield from _folder_problems(folder, "")
+    elif problem := _json_problem(index):
+        yield f"{index.name}: {problem}"
+    else:
+        for name in _parts(json.loads(index.read_text(encoding="utf-8"))):
+            yield from _folder_problems(folder / name, f"{name}/")
+            yield from _missing_files(folder / name, name)
+
+
+def _parts(index: Any) -> Iterator[str]:
+    """The parts of a pipeline that are loaded, by its index."""
+    for name, kind in index.items() if isinstance(index, dict) else ():
+        if isinstance(kind, list) and None not in kind and name not in UNUSED_PARTS:
+            yield name
+
+
+def _missing_files(part: Path, name: str) -> Iterator[str]:
+    if not any(part.glob("*config.json")):
+        yield f"{name}: no config"
+    elif (part / "config.json").is_file() and not any(part.glob("*.safetensors")):
+        yield f"{name}: no *.safetensors weights"
+
+
+def _folder_problems(folder: Path, prefix: str) -> Iterator[str]:
+    files = [file for file in sorted(folder.glob("[!.]*")) if file.suffix in (".json", ".safetensors")]
+    names = {file.name for file in files}
+    for file in files:
+        problem = ""
+        if file.suffix == ".json":
+            problem = _json_problem(file) or _missing_shards(file) or _missing_vocabulary(file)
+        elif not _is_variant(file.name, names):
+            problem = _weights_problem(file)
+        if problem:
+            yield f"{prefix}{file.name}: {problem}"
+
+
+def _is_variant(name: str, names: set[str]) -> bool:
+    """Whether weights are a second form of others that lie beside them: model.fp16.safetensors beside model.safetensors."""
+    stem = name.removesuffix(".safetensors").split(".")[0]
+    return name != f"{stem}.safetensors" and f"{stem}.safetensors" in names
+
+
+def _missing_shards(file: Path) -> str:
+    """Files that an index of weights in several files names and that are not there."""
+    if not file.name.endswith(".safetensors.index.json"):
+        return ""
+    shards = set(json.loads(file.read_bytes()).get("weight_map", {}).values())
+    missing = sorted(name for name in shards if not (file.parent / name).is_file())
+    return f"names {', '.join(missing[:3])}, which {'is' if len(missing) == 1 else 'are'} not there" if missing else ""
+
+
+def _missing_vocabulary(file: Path) -> str:
+    if file.name != "tokenizer_config.json" or any(any(file.parent.glob(pattern)) for pattern in _VOCABULARIES):
+        return ""
+    if json.loads(file.read_bytes()).get("tokenizer_class") in _TOKENIZERS_OF_BYTES:
+        return ""
+    return f"no {_VOCABULARIES[0]} or another vocabulary beside it"
 
 
 def _json_problem(file: Path) -> str:
@@ -82,14 +136,3 @@ def _short_problem(head: bytes) -> str:
     if not head:
         return "empty"
     return git_lfs.DESCRIPTION if git_lfs.is_pointer(head) else ""
-
-
-def _missing_parts(folder: Path, index: Any) -> Iterator[str]:
-    """Parts that the index of a diffusers pipeline names and that lack their config or weights."""
-    parts = index.items() if isinstance(index, dict) else ()
-    for name, kind in parts:
-        is_part = isinstance(kind, list) and None not in kind and name not in UNUSED_PARTS
-        if is_part and not any((folder / name).glob("*config.json")):
-            yield f"{name}: no config"
-        elif is_part and (folder / name / "config.json").is_file() and not any((folder / name).glob("*.safetensors")):
-            yield f"{name}: no *.safetensors weights"

@@ -104,9 +104,12 @@ class Bucket:
         session = botocore.session.get_session()
         session.lazy_register_component("data_loader", lambda: _service_models(session.get_config_variable("data_path")))
         with self.explained():
-            return boto3.Session(
+            result = boto3.Session(
                 place.access_key, place.secret_key, place.session_token, place.region, session, profile_name=place.profile
             )
+        paths = session.get_component("data_loader").search_paths
+        paths[:] = dict.fromkeys(paths)  # to which each session adds boto3's once more
+        return result
 
     def credentials(self) -> Any:
         """botocore's credentials, with `method` (their source) and `token`; None if there are none."""

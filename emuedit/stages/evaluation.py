@@ -19,7 +19,7 @@ from emuedit.data.shards import read_shard, write_shard
 from emuedit.editor.package_layout import MODELS
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark, report
-from emuedit.metrics.baselines import Systems
+from emuedit.metrics.baselines import FEW_EDITS, Systems
 from emuedit.metrics.edit_scores import evaluate_system
 from emuedit.metrics.success_table import format_success
 from emuedit.models import clip, dino
@@ -32,8 +32,6 @@ from emuedit.tasks import get_task
 
 OUT = "reports/evaluation"
 HEADLINE = "{edits} edits evaluated"
-_FEW_EDITS = 8
-"""After the stage ran out of memory, at most half of so many are made and measured at once. Ours."""
 
 
 class EvaluationParams(config.Params):
@@ -78,12 +76,12 @@ def run(params: EvaluationParams, root: Path) -> Summary:
     paths = {item: scratch / f"shard-{item[0]}-{item[1]}.parquet" for item in work}
     n_done = sum(path.exists() for path in paths.values()) * params.n_edits
     print(f"evaluation: {len(work)} groups of {params.n_edits} edits, {runtime}", flush=True)
-    at_once = max(1, min(params.n_edits, _FEW_EDITS) // batch_divisor()) if batch_divisor() > 1 else None
+    at_once = max(1, min(params.n_edits, FEW_EDITS) // batch_divisor()) if batch_divisor() > 1 else None
     if at_once:
-        print(f"evaluation: ran out of memory; now {at_once} edits at once", flush=True)
+        print(f"evaluation: ran out of memory; now at most {at_once} edits at once", flush=True)
     with Progress("evaluation", len(work) * params.n_edits, "edit", n_done) as progress:
         steps = params.settings.steps + 1  # judging and scoring count as one more
-        systems = Systems(root / MODELS, params.settings, runtime, lambda n: progress.advance(n / steps), at_once)
+        systems = Systems(root / MODELS, params.settings, runtime, lambda n: progress.advance(n / steps), batch_divisor())
         for system, task in work:
             if paths[system, task].exists():
                 continue

@@ -31,6 +31,26 @@ def test_an_error_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_an_error_of_writing_gets_the_name_of_the_file(tmp_path: Path) -> None:
+    def fail() -> None:
+        with replacing(tmp_path / "table.json"):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*/table.json'"):
+        fail()
+
+
+def test_a_link_stays_one_and_a_device_is_written_itself(tmp_path: Path) -> None:
+    (tmp_path / "file.json").write_text("earlier")
+    (tmp_path / "link.json").symlink_to("file.json")
+    with replacing(tmp_path / "link.json") as partial:
+        partial.write_text("new")
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "file.json").read_text() == "new"
+    with replacing(Path("/dev/null")) as path:
+        assert path == Path("/dev/null")
+
+
 def test_writers_of_the_same_path_do_not_meet(tmp_path: Path) -> None:
     path = tmp_path / "shard.parquet"
     with replacing(path, 1) as first, replacing(path, 2) as second:

@@ -132,7 +132,7 @@ def test_what_a_kill_leaves_of_an_unfinished_shard_is_made_again(tmp_path: Path)
     make_and_publish(tmp_path / "uninterrupted", "key")
     interrupt_before(tmp_path / "stopped", "key", 2)
     scratch = tmp_path / "stopped/scratch/captions/key"
-    (scratch / ".shard-00002.parquet.123.part").write_bytes(b"half")
+    (scratch / ".shard-00002.123.part.parquet").write_bytes(b"half")
     (scratch / "shard-00001.parquet").unlink()  # its drops are written first
     made_numbers: list[int] = []
     make_and_publish(tmp_path / "stopped", "key", made_numbers=made_numbers)

@@ -220,7 +220,7 @@ def publish_captions(root: Path) -> Path:
     scratch = scratch_folder(root, "captions", "f" * 16)
     for number in range(3):
         write_shard(scratch / f"shard-{number:05d}.parquet", [Caption(f"caption {number}", "c.txt", number)])
-    (scratch / ".shard-00003.parquet.1.part").write_bytes(b"half")
+    (scratch / ".shard-00003.1.part.parquet").write_bytes(b"half")
     publish(scratch, root / "out", "captions", {"n": 3}, {"kept": 3})
     return root / "out"
 

@@ -98,14 +98,41 @@ def test_a_damaged_editor_is_told_with_the_file(tmp_path: Path, capsys: pytest.C
     assert "model_index.json: no JSON, or a part of it; copy or download the folder again" in capsys.readouterr().err
 
 
+def write_transformer(folder: Path, **files: dict[str, object]) -> Path:
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / f"{name.replace('__', '.')}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_shards_that_an_index_names_must_be_there(tmp_path: Path) -> None:
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    folder = write_transformer(tmp_path / "llm", model__safetensors__index={"weight_map": shards})
+    shutil.copy(WEIGHTS / "dino/model.safetensors", folder / shards["a"])
+    assert list(model_files.problems(folder)) == [f"model.safetensors.index.json: names {shards['b']}, which is not there"]
+    shutil.copy(WEIGHTS / "dino/model.safetensors", folder / shards["b"])
+    assert list(model_files.problems(folder)) == []
+
+
+def test_a_tokenizer_of_bytes_needs_no_vocabulary(tmp_path: Path) -> None:
+    byt5 = write_transformer(tmp_path / "byt5", tokenizer_config={"tokenizer_class": "ByT5Tokenizer"})
+    t5 = write_transformer(tmp_path / "t5", tokenizer_config={"tokenizer_class": "T5Tokenizer"})
+    assert list(model_files.problems(byt5)) == []
+    assert list(model_files.problems(t5)) == ["tokenizer_config.json: no tokenizer.json or another vocabulary beside it"]
+    (t5 / "spiece.model").touch()
+    assert list(model_files.problems(t5)) == []
+
+
 @pytest.mark.parametrize("folder", sorted(path.name for path in WEIGHTS.iterdir() if path.is_dir()))
 def test_the_models_that_come_with_the_project_are_whole(folder: str) -> None:
     assert list(model_files.problems(WEIGHTS / folder)) == []
 
 
-def test_parts_that_are_never_loaded_may_be_missing(tmp_path: Path) -> None:
-    """People delete the safety checker of SD1.5, 1.2 GB; its index still names it."""
+def test_what_is_never_loaded_may_be_missing_or_damaged(tmp_path: Path) -> None:
+    """People delete the safety checker of SD1.5, 1.2 GB; its index still names it. `git lfs pull --include` leaves pointers."""
     shutil.copytree(WEIGHTS / "base_model", tmp_path / "models")
+    for name in ("v1-5-pruned.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors", "unet/._config.json"):
+        make_pointer(tmp_path / "models" / name)
     index = json.loads((tmp_path / "models/model_index.json").read_text())
     checker = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     (tmp_path / "models/model_index.json").write_text(json.dumps(index | {"safety_checker": checker}))

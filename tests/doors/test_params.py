@@ -49,6 +49,7 @@ PARAMS: dict[str, tuple[str, str, str]] = {
     "neither a path nor a hub id": ("toyworld/weights/detector ", "owlv2 ", r"world.detector: want an existing file or folder, or a hub id"),
     "captions that do not exist": ("toyworld/scenes/caption_grammar.py", "captions.csv", r"world.captions: want an existing file"),
     "captions of another kind": ("toyworld/scenes/caption_grammar.py", "README.md", r"world.captions: want .txt, .csv"),
+    "a benchmark folder without its files": ("toyworld/edits/toy_benchmark.py", ".", r"world.benchmark: want a table of edits at .*edits.csv(.|\n)*want the judge's settings in .*judge.yaml"),
     "a Python file without the function": ("toyworld/edits/toy_benchmark.py", "toyworld/edits/rule_llm.py", r"want a function edits in"),
     "an LLM without the model's name": ("toyworld.edits.rule_llm:toy_llm", "https://host/v1", r"want the model's name behind '#'"),
     "an LLM's factory with a typo": ("rule_llm:toy_llm", "rule_llm:toy_lm", r"want a function toy_lm in .*did you mean 'toy_llm'"),

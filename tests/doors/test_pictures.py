@@ -1,12 +1,13 @@
 """Doors of pictures: files as cameras, phones, scanners and the web make them. One line per case."""
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from emuedit.data import image_io
 
@@ -36,6 +37,22 @@ def damage(content: bytes, position: int) -> bytes:
     return content[:position] + bytes([content[position] ^ 255]) + content[position + 1 :]
 
 
+def kind_in_words() -> TiffImagePlugin.ImageFileDirectory_v2:
+    """The tag that says what kind of page it is, as text in place of a number."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[254] = "photo"
+    tags.tagtype[254] = 2
+    return tags
+
+
+def with_next_page(tiff: bytes, position: int) -> bytes:
+    """A TIFF of Pillow's, whose only page says that another one begins at this position."""
+    (start,) = struct.unpack("<I", tiff[4:8])
+    (n_tags,) = struct.unpack("<H", tiff[start : start + 2])
+    end = start + 2 + 12 * n_tags
+    return tiff[:end] + struct.pack("<I", position) + tiff[end + 4 :]
+
+
 ACCEPTED: dict[str, tuple[bytes, tuple[int, int, int], tuple[str, ...]]] = {
     "an empty EXIF segment (Pillow 6123)": (encode(PICTURE, "JPEG", exif=b"Exif\0\0"), UPRIGHT, ()),
     "EXIF that is none (Pillow 4852)": (encode(PICTURE, "JPEG", exif=b"Exif\0\0" + b"junk" * 8), UPRIGHT, ()),
@@ -62,6 +79,7 @@ ACCEPTED: dict[str, tuple[bytes, tuple[int, int, int], tuple[str, ...]]] = {
     ),
     "a GIF with one frame": (encode(PICTURE.convert("P"), "GIF"), UPRIGHT, ()),
     "a JPEG 2000": (encode(PICTURE, "JPEG2000"), UPRIGHT, ()),
+    "a kind of page in words": (encode(PICTURE, "TIFF", tiffinfo=kind_in_words()), UPRIGHT, ()),
     "an icon, of which the largest": (encode(PICTURE.resize((64, 64)), "ICO", sizes=[(16, 16), (64, 64)]), (64, 64, 3), ()),
 }  # fmt: skip
 REFUSED: dict[str, tuple[bytes, str]] = {
@@ -80,6 +98,8 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "a JPEG that ends in its head": (encode(PICTURE, "JPEG")[:300], "a JPEG that is damaged or ends early"),
     "a JPEG that ends early": (encode(Image.effect_noise((64, 64), 50), "JPEG")[:900], "is damaged: image file is truncated"),
     "a PNG with a flipped byte": (damage(encode(PICTURE, "PNG"), 60), "is damaged"),
+    "a TIFF whose next page cannot be read": (with_next_page(encode(PICTURE, "TIFF"), 50), "in.jpg is damaged: "),
+    "a WebP that is damaged in its head": (damage(encode(PICTURE, "WEBP"), 13), "a WEBP picture that is damaged or ends early"),
     "a TIFF with two pages": (encode(PICTURE, "TIFF", save_all=True, append_images=[PICTURE]), "want one picture, got 2 frames"),
     "an animated WebP": (encode(PICTURE, "WEBP", save_all=True, append_images=[PICTURE.rotate(90)]), "got 2 frames"),
 }  # fmt: skip
@@ -119,6 +139,15 @@ def test_a_pil_image_that_ends_early_is_our_error() -> None:
     lazy = Image.open(io.BytesIO(REFUSED["a JPEG that ends early"][0]))
     with lazy, pytest.raises(image_io.ImageError, match="the picture is damaged"):
         image_io.convert_to_rgb(lazy)
+
+
+def test_a_pil_image_in_memory_has_no_limits_of_files() -> None:
+    """The frame that the caller chose is taken, and no size is too small."""
+    stream = io.BytesIO(encode(PICTURE, "GIF", save_all=True, append_images=[PICTURE.rotate(180)]))
+    with Image.open(stream) as animation:
+        animation.seek(1)
+        assert image_io.convert_to_rgb(animation).pixels.shape == UPRIGHT
+    assert image_io.convert_to_rgb(Image.new("RGB", (4, 4))).pixels.shape == (4, 4, 3)
 
 
 def test_exif_too_long_for_a_jpeg_costs_the_exif_not_the_edit(tmp_path: Path) -> None:

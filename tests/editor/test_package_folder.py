@@ -11,6 +11,7 @@ import torch
 from emuedit import Editor, EditSettings
 from emuedit.editor import sampling, task_pack, task_predictor
 from emuedit.editor.package_folder import PackageError, find_package, read_settings, resolve_source
+from emuedit.editor.package_layout import find_packs
 from emuedit.editor.settings import SettingsError
 from emuedit.editor.task_pack import TaskPack
 
@@ -176,3 +177,9 @@ def test_a_registered_model_is_loaded_from_the_tracking_store(
     assert editor.edit(PIXELS, "make it red", "local", SETTINGS).shape == (16, 20, 3)
     with pytest.raises(RegistryError, match=rf"has no models:/{MODEL_NAME}/2"):
         Editor.load(f"models:/{MODEL_NAME}/2")
+
+
+def test_a_pack_that_was_being_written_is_none(tmp_path: Path) -> None:
+    for name in ("contour.safetensors", ".cutout.part.safetensors", "contour.md"):
+        (tmp_path / name).touch()
+    assert [file.name for file in find_packs(tmp_path)] == ["contour.safetensors"]

@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,14 +82,20 @@ def test_the_editor_gets_the_predicted_or_the_true_task(
     assert sampler.calls[1:] == [(edits.instructions, [used] * 2, SETTINGS, [7, 8], report)]
 
 
-def test_a_bound_on_edits_is_one_on_the_pixels_of_the_editor_at_once(
-    tmp_path: Path, toy_edits: ToyEdits, sampler: InvertingSampler
-) -> None:
-    """In the pixels of these edits, and never above what the editor allows by itself."""
-    sampler.pixels_at_once = 10 * 64 * 64
-    for at_once, n_pictures in ((None, 10), (20, 10), (2, 2)):
-        Systems(tmp_path, SETTINGS, RUNTIME, at_once=at_once)["true_task"](toy_edits("remove", 3), [7, 8, 9])
-        assert sampler.pixels_at_once == n_pictures * 64 * 64
+def test_less_is_edited_at_once_where_a_divisor_says_so(tmp_path: Path, toy_edits: ToyEdits, sampler: InvertingSampler) -> None:
+    """After memory ran out: a part of a few edits of these sizes, or of what the editor allows, whichever is less."""
+    few_pixels, allowed = 8 * 64**2, sampling.PIXELS_AT_ONCE
+    for divisor, size, expected in (
+        (1, 64, allowed),
+        (2, 64, few_pixels // 2),
+        (4, 64, few_pixels // 4),
+        (2, 1024, allowed // 2),
+    ):
+        sampler.pixels_at_once = allowed
+        edits = toy_edits("remove", 1)
+        edits = dataclasses.replace(edits, before=np.zeros((1, size, size, 3), np.uint8))
+        Systems(tmp_path, SETTINGS, RUNTIME, divisor=divisor)["true_task"](edits, [7])
+        assert sampler.pixels_at_once == expected
 
 
 def test_models_are_loaded_once_and_only_when_they_are_needed(

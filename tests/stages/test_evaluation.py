@@ -120,17 +120,17 @@ def test_an_evaluation_that_ran_out_of_memory_makes_a_few_edits_at_once(
 ) -> None:
     class ExactSystems(Systems):
         def true_task(self, edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
-            sizes.append(self.at_once)
+            divisors.append(self.divisor)
             return return_exact_result(edits, seeds)
 
-    sizes: list[int | None] = []
+    divisors: list[int] = []
     monkeypatch.setattr(evaluation, "Systems", ExactSystems)
     params = make_params(systems=("true_task",), tasks=("remove",), n_edits=5)
     first = evaluation.run(params, tmp_path).counts
     monkeypatch.setenv(MEMORY_ENV, "1")
     assert evaluation.run(params, tmp_path).counts == first
-    assert sizes == [None, 2]
-    assert "evaluation: ran out of memory; now 2 edits at once" in capsys.readouterr().out
+    assert divisors == [1, 2]
+    assert "evaluation: ran out of memory; now at most 2 edits at once" in capsys.readouterr().out
 
 
 @pytest.mark.slow

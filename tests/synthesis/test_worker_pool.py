@@ -154,8 +154,9 @@ def generate_pairs(workers: Workers, root: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("ray_cluster")
-def test_an_actor_generates_the_bytes_of_this_process(tmp_path: Path) -> None:
-    """`tests/stages/test_pairs.py` says the same of processes; a second actor would only load the models once more."""
-    files_of_an_actor, files_of_this_process = (generate_pairs(workers, tmp_path / workers.kind) for workers in (ACTOR, HERE))
-    assert len(files_of_an_actor) == 7  # pairs, drops, the summary
-    assert files_of_an_actor == files_of_this_process
+@pytest.mark.parametrize("actors", [ACTOR, pytest.param(RAY, marks=pytest.mark.long)], ids=lambda workers: str(workers.actors))
+def test_actors_generate_the_bytes_of_this_process(actors: RayWorkers, tmp_path: Path) -> None:
+    """`tests/stages/test_pairs.py` says the same of processes."""
+    files_of_actors, files_of_this_process = (generate_pairs(workers, tmp_path / workers.kind) for workers in (actors, HERE))
+    assert len(files_of_actors) == 7  # pairs, drops, the summary
+    assert files_of_actors == files_of_this_process

@@ -120,7 +120,7 @@ def test_files_that_are_not_in_use_any_more_are_deleted(
     latent_files.build(*write_pairs(tmp_path, pairs[:4]), base_model, cache)
     only_the_first = names(cache)
     latent_files.build(*write_pairs(tmp_path, pairs), base_model, cache)
-    (cache / "cut-short.16x24.part").touch()
+    (cache / ".cut-short.16x24.part.npy").touch()
     assert only_the_first < names(cache)
     latent_files.build(*write_pairs(tmp_path, pairs[:4]), base_model, cache)
     assert names(cache) == only_the_first

@@ -43,7 +43,7 @@ def problems(params: Mapping[str, Any], stages: Mapping[str, Any], root: Path) -
         if not isinstance(reference := world.get(key), str):
             continue
         if key == "benchmark" and (folder := find_file(reference, root)).is_dir():
-            yield from (f"world.{key}: {problem}" for problem in missing_files(folder))
+            yield from (f"world.{key}: {problem}" for problem in missing_files(folder).values())
         else:
             yield from (f"world.{key}: {problem}" for problem in _function_problems(reference, function, root))
     for section, keys in _FILES.items():

@@ -51,12 +51,15 @@ class RedSampler:
 
 
 class WordPredictor:
-    """`remove` is certain where the instruction says so; `local` is uncertain otherwise. It refuses to talk of the weather."""
+    """`remove` is certain where the instruction says so; else `local`, with `second` close behind. Not the weather."""
+
+    def __init__(self, second: str = "remove") -> None:
+        self.second = second
 
     def predict(self, texts: Sequence[str], among: Sequence[str] | None = None) -> list[TaskPrediction]:
         return [
             TaskPrediction("remove", 0.9, (("local", 0.05),))
             if "remove" in text
-            else TaskPrediction("local", 0.5, (("remove", 0.4),), refused="weather" in text)
+            else TaskPrediction("local", 0.5, ((self.second, 0.4),), refused="weather" in text)
             for text in texts
         ]

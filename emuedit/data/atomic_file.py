@@ -17,7 +17,8 @@ def replacing(path: Path, writer: object = "") -> Iterator[Path]:
         yield path
         return
     target = path.resolve()
-    partial = target.with_name(f".{target.stem}.{writer}.part{target.suffix}".replace("..", "."))
+    mark = f".{writer}.part" if writer != "" else ".part"
+    partial = target.with_name(f".{target.stem}{mark}{target.suffix}")
     try:
         yield partial
         partial.replace(target)

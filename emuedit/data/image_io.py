@@ -6,6 +6,8 @@ colour space is edited in sRGB; the pixels that an edit leaves alone get their o
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,26 +83,30 @@ def read_image(source: str | Path | bytes) -> LoadedImage:
     except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, RuntimeError, ...
         kind = image_formats.describe_unreadable(content)
         raise ImageError(f"want a picture (PNG, JPEG, WebP, ...), got {name}, which is {kind}") from error
-    with opened as image:
-        try:
-            if image_formats.is_raw_preview(image, content):
-                raise ImageError(f"want a picture, got {name}, a camera's raw file or a preview; develop it and save it as PNG")
-            _check_image(image, name)
-        except ImageError:
-            raise
-        except Exception as error:  # as above: counting the frames runs the decoder
-            raise ImageError(f"{name} is damaged: {error}") from error
-        return convert_to_rgb(image, name)
+    with opened as image, _decoder_errors(name):
+        if image_formats.is_raw_preview(image, content):
+            raise ImageError(f"want a picture, got {name}, a camera's raw file or a preview; develop it and save it as PNG")
+        _check_image(image, name)
+        return _convert_to_rgb(image)
 
 
-def convert_to_rgb(image: Image.Image, name: str = "the picture") -> LoadedImage:
-    """A PIL image of any mode with 8 or 16 bits a value as upright sRGB, see `read_image`. `name` is for errors.
+def convert_to_rgb(image: Image.Image) -> LoadedImage:
+    """A PIL image of any mode with 8 or 16 bits a value as upright sRGB, see `read_image`.
 
     Of several frames the present one is taken. Raises ImageError for an image that is damaged.
     """
-    try:
+    with _decoder_errors("the picture"):
         return _convert_to_rgb(image)
-    except Exception as error:  # decoders raise what they like, see `read_image`
+
+
+@contextmanager
+def _decoder_errors(name: str) -> Iterator[None]:
+    """Whatever the decoder raises becomes an ImageError: in loading, and in counting the frames."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:  # as for `Image.open`
         raise ImageError(f"{name} is damaged: {error}") from error
 
 

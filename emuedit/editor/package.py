@@ -265,7 +265,8 @@ class Editor:
 def to_rgb(image: Picture) -> npt.NDArray[np.uint8]:
     """A PIL image or uint8 [H, W, 3] -> uint8 [H, W, 3]; transparency is composited on white, see `image_io.read_image`.
 
-    Raises PackageError for another array, and for a PIL image with 32 bits a value, whose range is not known.
+    Raises PackageError for another array, and for a PIL image with 32 bits a value, whose range is not known; ImageError for one
+    that is damaged.
     """
     if isinstance(image, Image.Image) and image.mode not in ("I", "F"):
         return image_io.convert_to_rgb(image).pixels

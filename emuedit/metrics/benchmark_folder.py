@@ -7,12 +7,11 @@ REQUIRED = ("image", "task", "instruction", "input_caption", "output_caption")
 """Columns of the table."""
 
 
-def missing_files(folder: Path) -> list[str]:
-    """What is wrong with a folder that lacks files of a benchmark; empty if it has them."""
-    lines = []
-    if not (folder / TABLE).is_file():
-        lines.append(f"want a table of edits at {folder / TABLE} with the columns {', '.join(REQUIRED)}, got no file")
-    if not (folder / JUDGE).is_file():
-        command = f"`emuedit benchmark {folder} --clip ... --dino ...` writes it"
-        lines.append(f"want the judge's settings in {folder / JUDGE}, got no file; {command}")
-    return lines
+def missing_files(folder: Path) -> dict[str, str]:
+    """Name -> what to do, of the files that a benchmark needs and the folder lacks."""
+    command = f"`emuedit benchmark {folder} --clip ... --dino ...` writes it"
+    advice = {
+        TABLE: f"want a table of edits at {folder / TABLE} with the columns {', '.join(REQUIRED)}, got no file",
+        JUDGE: f"want the judge's settings in {folder / JUDGE}, got no file; {command}",
+    }
+    return {name: line for name, line in advice.items() if not (folder / name).is_file()}

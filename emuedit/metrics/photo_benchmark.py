@@ -137,8 +137,8 @@ def _read_judge(file: Path) -> JudgeFile:
 
 
 def _check_file(file: Path) -> None:
-    if not file.is_file():
-        raise BenchmarkError(next(line for line in missing_files(file.parent) if str(file) in line))
+    if line := missing_files(file.parent).get(file.name):
+        raise BenchmarkError(line)
 
 
 def _read_rows(folder: Path) -> list[dict[str, str]]:

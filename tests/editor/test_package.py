@@ -19,20 +19,9 @@ from emuedit.editor.package_folder import PackageError
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.task_predictor import TaskPrediction
 from emuedit.models.image_tensors import from_uint8, to_uint8
+from tests.red_editor import WordPredictor
 
 SETTINGS = EditSettings(steps=2, image_guidance_scale=1.0, guidance_scale=1.0, change_threshold=0.0, resolution=64, seed=5)
-
-
-class FixedPredictor:
-    """Finds `remove` where the instruction says so, with certainty; else `local`, with `add` close behind. Not the weather."""
-
-    def predict(self, texts: Sequence[str], among: Sequence[str] | None = None) -> list[TaskPrediction]:
-        return [
-            TaskPrediction("remove", 0.9, (("local", 0.05),))
-            if "remove" in text
-            else TaskPrediction("local", 0.5, (("add", 0.4),), refused="weather" in text)
-            for text in texts
-        ]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +33,7 @@ def sampler(editor_folder: Callable[[str], Path]) -> EditSampler:
 @pytest.fixture
 def editor(sampler: EditSampler) -> Editor:
     """A tiny editor with a fixed task predictor."""
-    return Editor(sampler, FixedPredictor(), SETTINGS)  # type: ignore[arg-type]
+    return Editor(sampler, WordPredictor("add"), SETTINGS)  # type: ignore[arg-type]
 
 
 def pixels(height: int = 16, width: int = 20, seed: int = 0) -> np.ndarray:

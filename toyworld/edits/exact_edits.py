@@ -236,7 +236,7 @@ def _held_out_edits(task: str, numbers: np.ndarray) -> Edits:
     else:
         source, slots = scenes_with_object(numbers, clear_photo=task == "superres")  # pixel art is coarse already
         truth = render.truth(source)
-        before, exact = truth.images, _held_out_result(task, source)
+        before, exact = truth.images, _held_out_result(task, source, truth)
     if task == "superres":
         before = exact_targets.downsample_4x(before)
     elif task == "inpaint":
@@ -267,11 +267,15 @@ def _held_out_edits(task: str, numbers: np.ndarray) -> Edits:
     )
 
 
-def _held_out_result(task: str, scenes: Scenes) -> np.ndarray:
-    """What a held-out task makes of these scenes: contours, the objects alone, or, from a worse picture, the pictures."""
-    if task == "contour":
-        return exact_targets.contour(render.truth(scenes))
-    return exact_targets.cutout(render.truth(scenes)) if task == "cutout" else render.images(scenes)
+def _held_out_result(task: str, scenes: Scenes, truth: render.GroundTruth | None = None) -> np.ndarray:
+    """What a held-out task makes of these scenes: contours, the objects alone, or, from a worse picture, the pictures.
+
+    `truth` is the rendering of `scenes`, where there is one.
+    """
+    if task in ("contour", "cutout"):
+        draw = exact_targets.contour if task == "contour" else exact_targets.cutout
+        return draw(truth or render.truth(scenes))
+    return truth.images if truth else render.images(scenes)
 
 
 def _cut_hole(source: Scenes, slots: np.ndarray, images: np.ndarray) -> np.ndarray:

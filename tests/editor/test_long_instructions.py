@@ -5,13 +5,14 @@ import pytest
 from emuedit import Editor
 from emuedit.editor.package import CutInstructionWarning
 from emuedit.editor.sampling import EditSampler
-from tests.editor.test_package import SETTINGS, FixedPredictor, pixels
+from tests.editor.test_package import SETTINGS, pixels
+from tests.red_editor import WordPredictor
 
 
 def test_an_instruction_that_is_longer_than_the_text_encoder_reads_is_warned_of(
     make_sampler: Callable[..., EditSampler],
 ) -> None:
-    editor = Editor(make_sampler(), FixedPredictor(), SETTINGS)  # type: ignore[arg-type]
+    editor = Editor(make_sampler(), WordPredictor(), SETTINGS)  # type: ignore[arg-type]
     with pytest.warns(CutInstructionWarning, match="reads only the beginning of 'please please") as warned:
         editor.edit([pixels()] * 2, ["please " * 80 + "make it red", "red"])
     assert len(warned) == 1

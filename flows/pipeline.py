@@ -21,7 +21,7 @@ from emuedit.config import ParamsError
 from emuedit.failures import FailureKind
 from emuedit.stages import MEMORY_ENV
 from emuedit.tracking.stats import PARENT_RUN_ENV
-from flows import dvc_graph, flow_artifacts, lineage_events, publication, release, retrain_lock, run_stage
+from flows import dvc_graph, flow_artifacts, gate_stage, lineage_events, publication, release, retrain_lock, run_stage
 from flows.failure_kinds import RETRIES, RETRY_DELAYS_S
 from flows.triggers import complete_reason
 
@@ -120,6 +120,8 @@ def _retrain(root: Path, why: str, registry: bool, force: bool, max_parallel: in
         answer = _skip(graph, why, registered, problem)
         publication.publish(root, push, branch, graph.metrics, release.merge_metrics(graph), why)
         return answer
+    if stale and registry:
+        gate_stage.check(graph)
     run_id = release.start(root)
     seconds: dict[str, float] = {}
     try:

@@ -19,14 +19,13 @@ from typing import Any
 from emuedit import config
 from emuedit.data.dependencies import SUMMARY_FILE, hash_file
 from emuedit.editor.package_layout import MODELS
-from emuedit.editor.settings import EditSettings
 from emuedit.operations.yield_ledger import Ledger
 from emuedit.promotion import lineage as origins
 from emuedit.promotion import promote
-from emuedit.promotion.gate import Decision, GateError
+from emuedit.promotion.gate import Decision
 from emuedit.tracking import experiments, moved_store, registry, run_outbox, runs, service_errors
 from emuedit.tracking.service_errors import ServiceError
-from flows import dvc_graph, yield_record
+from flows import dvc_graph, gate_stage, yield_record
 from flows.yield_record import YieldRecord
 
 MODEL_FILE = Path(__file__).with_name("pyfunc_model.py")
@@ -218,34 +217,18 @@ def number_formats(graph: dvc_graph.Graph) -> dict[str, str]:
     return tags
 
 
-def edit_settings(root: Path, gate_stage: str) -> EditSettings:
-    """The settings with which the deciding stage edited, so that what is served is what was measured."""
-    params_file = root / config.PARAMS_FILE
-    section = config.read_yaml(params_file).get(gate_stage.split("@")[0], {}) if params_file.exists() else {}
-    return EditSettings().with_changes(section.get("settings", {}))
-
-
-def gate_stage(graph: dvc_graph.Graph) -> tuple[str, str]:
-    """The stage whose edits decide, and the system that stands for the model. Raises GateError where there is not one."""
-    gates = {stage.name: str(stage.meta["gate"]) for stage in graph.stages if "gate" in stage.meta}
-    if len(gates) != 1:
-        stages = ", ".join(sorted(gates)) or "none"
-        raise GateError(f"want one stage with `meta: {{gate: <system>}}` in dvc.yaml, got {stages}")
-    return next(iter(gates.items()))
-
-
 def _register(root: Path, graph: dvc_graph.Graph, result: RetrainResult, reason: str) -> RetrainResult:
     """Register what the stages hold, unless it is registered; the version waits for the gate."""
-    stage, system = gate_stage(graph)
+    stage = gate_stage.find(graph)
     if version := registry.find_version(content_tag(graph)):
         return dataclasses.replace(result, version=version)
-    overall = success_table(graph).get(system, {}).get("overall")
+    overall = success_table(graph).get(stage.system, {}).get("overall")
     origin = {registry.WHY_TAG: reason, promote.STATE_TAG: promote.PENDING, "run_id": result.run_id}
     tags = {**lineage(root, graph), **({} if overall is None else {SUCCESS_TAG: f"{overall:.4f}"}), **origin}
     files = {f"{origins.FOLDER}/{name}": root / name for name in origins.FILES if (root / name).exists()}
     runs.log_run(result.run_id, {}, {}, {}, files)
     folders = {name: root / path for name, path in model_parts(graph).items()}
-    own_version = registry.register_version(result.run_id, folders, MODEL_FILE, edit_settings(root, stage).model_dump(), tags)
+    own_version = registry.register_version(result.run_id, folders, MODEL_FILE, stage.edit_settings.model_dump(), tags)
     version = registry.first_of_twins(own_version)
     if version.number != own_version.number:
         return dataclasses.replace(result, version=version)
@@ -258,7 +241,7 @@ def _decide(root: Path, graph: dvc_graph.Graph, result: RetrainResult) -> Retrai
     version = result.version
     if version is None or version.tags.get(promote.STATE_TAG) != promote.PENDING:
         return result
-    outcome = promote.promote(version, root, root / MODELS, gate_stage(graph)[0].split("@")[0])
+    outcome = promote.promote(version, root, root / MODELS, gate_stage.find(graph).section)
     if outcome.decision.rows:
         print(outcome.decision.table(), flush=True)
         runs.log_text(result.run_id, "promotion/decision.json", json.dumps(outcome.decision.to_dict(), indent=1))

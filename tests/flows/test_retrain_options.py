@@ -1,5 +1,7 @@
 """Options of `retrain` and of its flow that are refused before anything runs."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,34 @@ def test_the_flow_refuses_no_stage_at_a_time(count: int) -> None:
 
     with pytest.raises(ParamsError, match=f"want max_parallel of at least 1 stage, got {count}; 1 runs"):
         pipeline.retrain.fn(max_parallel=count)
+
+
+PIPELINE = "stages: {scores: {cmd: echo, outs: [reports], meta: {gate: emuedit}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ("scores: {n_edits: 15}\n", r"want scores.n_edits of at least promotion.min_edits, 16, got 15; .*--no-register"),
+        ("scores: {n_edits: 16}\npromotion: {min_edits: 17}\n", "of at least promotion.min_edits, 17, got 16"),
+        ("", "want one stage with `meta: {gate: <system>}` in dvc.yaml, got none"),
+    ],
+)
+@pytest.mark.usefixtures("isolated_environment")
+def test_what_would_keep_the_gate_from_deciding_is_found_before_the_first_stage(
+    params: str, words: str, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(repository, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "params.yaml").write_text(params or "scores: {n_edits: 16}\n")
+    (tmp_path / "dvc.yaml").write_text(PIPELINE if params else PIPELINE.replace("gate", "report"))
+    assert retrain.main([]) == 1
+    assert re.search(words, capsys.readouterr().err)
+    assert not list(tmp_path.glob("mlflow*"))
+    assert retrain.main(["--dry-run", "--no-register"]) == 0
+
+
+def test_as_many_edits_as_a_decision_may_rest_on_are_enough(repository: Path, tmp_path: Path) -> None:
+    shutil.copytree(repository, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "params.yaml").write_text("scores: {n_edits: 16}\n")
+    (tmp_path / "dvc.yaml").write_text(PIPELINE)
+    assert retrain.main(["--dry-run"]) == 0

@@ -1,0 +1,55 @@
+"""The stage whose edits decide about an editor: the one with `meta: {gate: <system>}` in `dvc.yaml`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emuedit import config
+from emuedit.config import ParamsError
+from emuedit.editor.settings import EditSettings
+from emuedit.promotion import promote
+from emuedit.promotion.gate import GateError
+from flows.dvc_graph import Graph
+
+
+@dataclass(frozen=True)
+class GateStage:
+    """The deciding stage of a pipeline."""
+
+    root: Path
+    section: str
+    """Its section of `params.yaml`."""
+    system: str
+    """The evaluated system that stands for the model."""
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What `params.yaml` holds for the stage."""
+        file = self.root / config.PARAMS_FILE
+        return (config.read_yaml(file).get(self.section) or {}) if file.exists() else {}
+
+    @property
+    def edit_settings(self) -> EditSettings:
+        """The settings with which the stage edits, so that what is served is what was measured."""
+        return EditSettings().with_changes(self.params.get("settings", {}))
+
+
+def find(graph: Graph) -> GateStage:
+    """The deciding stage. Raises GateError where there is not one."""
+    gates = {stage.name: str(stage.meta["gate"]) for stage in graph.stages if "gate" in stage.meta}
+    if len(gates) != 1:
+        stages = ", ".join(sorted(gates)) or "none"
+        raise GateError(f"want one stage with `meta: {{gate: <system>}}` in dvc.yaml, got {stages}")
+    ((name, system),) = gates.items()
+    return GateStage(graph.root, name.split("@")[0], system)
+
+
+def check(graph: Graph) -> None:
+    """Raise GateError or ParamsError, before anything runs, for what would keep the gate from deciding after the last stage."""
+    stage = find(graph)
+    n_edits, min_edits = stage.params.get("n_edits"), promote.read_gate_settings(graph.root).min_edits
+    if isinstance(n_edits, int) and n_edits < min_edits:
+        raise ParamsError(
+            f"{config.PARAMS_FILE}: want {stage.section}.n_edits of at least promotion.min_edits, {min_edits}, got {n_edits}; "
+            "change one of them, or register nothing (--no-register)"
+        )

@@ -94,6 +94,7 @@ def test_tests_mirror_the_tree() -> None:
     assert folders - packages <= {"flows", "toyworld", "bench", "infra", "doors"}
 
 
+@pytest.mark.slow
 def test_no_code_asks_for_the_toy_world() -> None:
     """One code path: no condition in the product depends on whether the world is the toy world."""
     for path in python_files("emuedit", "flows"):
@@ -115,6 +116,7 @@ def test_core_is_pure() -> None:
             assert not imported, f"{path} imports {imported}; core takes tensors and numbers and returns them"
 
 
+@pytest.mark.slow
 def test_tracked_text_has_no_secret_and_no_machine() -> None:
     for path in tracked_files():
         content = path.read_bytes()

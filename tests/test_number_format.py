@@ -52,6 +52,7 @@ def breaks_bfloat16(operation: Callable[..., Tensor], damage: Callable[[Tensor],
     return damaged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [lambda x: 1.05 * x, torch.zeros_like, lambda x: torch.nan * x], ids=["5%", "zeros", "nan"])
 @pytest.mark.parametrize("operation", ["conv2d", "matmul"])
 def test_bfloat16_is_not_taken_where_its_results_are_wrong(

@@ -104,6 +104,7 @@ def test_durations_have_the_unit_that_people_would_use(seconds: float, text: str
     assert progress._duration(seconds) == text
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_bar() -> None:
     stream = Terminal()
     with Progress("pairs", 200, "pair", done=50, stream=stream) as running:

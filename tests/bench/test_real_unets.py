@@ -24,6 +24,7 @@ def test_the_number_of_parameters_is_the_published_one(real_unets: ModuleType, n
     assert n / 1e6 == pytest.approx(millions, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_forward_pass_of_stable_diffusion_takes_the_known_flops(real_unets: ModuleType) -> None:
     """0.68e12 to 0.8e12 are reported for 512 px; 0.8e12 with cross-attention and all projections."""
     assert flops.forward_flops(real_unets.build_editor("sd15"), (4, 64, 64), 77) == pytest.approx(0.80e12, rel=0.02)

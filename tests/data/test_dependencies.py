@@ -117,6 +117,7 @@ def test_a_changed_code_file_changes_the_keys_of_the_stages_that_depend_on_it_an
     assert {stage for stage in STAGES if before[stage] != after[stage]} == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [dep for dep in CODE_DEPS if files_of(dep) != [dep]])
 def test_a_new_and_a_deleted_file_of_a_code_folder_change_the_same_keys(folder: str, tree: Path) -> None:
     expected = stages_that_depend_on(f"{folder}/new.py")

@@ -71,6 +71,7 @@ def interrupt_before(root: Path, key: str, number: int) -> None:
         list(resumable_shards(scratch_folder(root, "captions", key), stop_before(number), make_shard, Caption))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_process_leaves_shards_that_the_next_run_keeps(number: signal.Signals, tmp_path: Path) -> None:
     stopped, uninterrupted = tmp_path / "stopped", tmp_path / "uninterrupted"

@@ -127,6 +127,7 @@ def test_verdict_has_reasons_exactly_when_rejected() -> None:
         Verdict("p", True, "local", ("clip_dir",), {}, {})
 
 
+@pytest.mark.slow
 def test_same_records_same_bytes_in_another_process(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.parquet", [pair(), pair(mask=None)])
     code = (

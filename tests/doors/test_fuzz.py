@@ -151,6 +151,7 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @both_lanes
 def test_settings_of_edits(n_inputs: int) -> None:
     names = st.one_of(st.sampled_from(sorted(EditSettings.model_fields)), st.text(max_size=10))
@@ -175,6 +176,7 @@ def places(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]
         yield from places(value, (*path, key))
 
 
+@pytest.mark.slow
 @both_lanes
 def test_params(n_inputs: int, tmp_path: Path) -> None:
     import yaml

@@ -71,6 +71,7 @@ print(json.dumps([problem, without_run, statuses, before, bool(with_run), output
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["copied", "moved"])
 def test_a_workspace_that_was_copied_or_moved_is_repaired_by_one_command(action: str, original: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "the second"

@@ -158,6 +158,7 @@ def test_commands_about_the_registry_say_it_in_one_line(
     assert "secret" not in line
 
 
+@pytest.mark.slow
 def test_limits_that_the_user_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some want to wait an hour for a server that restarts (ecmwf/anemoi-training#111)."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")

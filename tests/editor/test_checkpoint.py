@@ -15,6 +15,7 @@ from tests.editor.tiny_pipelines import KINDS
 MakeBaseModel = Callable[[str], TextToImageModel]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_editor_is_a_pipeline_folder_with_all_its_parts(
     kind: str, make_base_model: MakeBaseModel, tmp_path: Path
@@ -94,6 +95,7 @@ def test_an_editor_needs_different_tasks(tasks: list[str], make_base_model: Make
         checkpoint.from_base_model(make_base_model("toy"), 6, ["polish"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change_mask", [True, False])
 def test_an_editor_may_do_without_a_change_mask_head(change_mask: bool, make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     base_model = make_base_model("sd15")

@@ -41,6 +41,7 @@ def adapted(folder: str, dtype: torch.dtype) -> TaskPredictor:
     return predictor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_adapters_learn_while_the_weights_of_the_t5_stay(tiny_t5: str, dtype: torch.dtype, tmp_path: Path) -> None:
     predictor = adapted(tiny_t5, dtype)

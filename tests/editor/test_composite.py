@@ -29,6 +29,7 @@ class LeftHalfChanges(torch.nn.Module):
         return Prediction(torch.ones_like(z_t), logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("width", [16, 13])
 def test_only_predicted_cells_of_an_object_are_edited(kind: str, width: int, make_sampler: Callable[..., EditSampler]) -> None:

@@ -27,6 +27,7 @@ def count_rows(sampler: EditSampler, patch: pytest.MonkeyPatch) -> list[int]:
     return batch_sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("s_I", "s_T", "n_terms"), [(1.0, 1.0, 1), (1.0, 3.0, 2), (1.8, 1.8, 2), (1.3, 3.0, 3), (1.3, 1.0, 3)])
 def test_a_term_of_guidance_without_weight_costs_nothing_and_has_no_effect(
     s_I: float, s_T: float, n_terms: int, make_sampler: MakeSampler, monkeypatch: pytest.MonkeyPatch

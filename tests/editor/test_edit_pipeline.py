@@ -40,6 +40,7 @@ def pipe(editor_folder: EditorFolder) -> EmuEditPipeline:
     return pipeline
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_pipeline_gives_the_pixels_of_the_sampler(kind: str, editor_folder: EditorFolder) -> None:
     prompts, tasks = ["make it red", "a ring"], ["local", "sketch"]

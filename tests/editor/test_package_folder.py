@@ -127,6 +127,7 @@ def test_a_source_of_no_known_kind_is_an_error() -> None:
         resolve_source("s3://a/b")
 
 
+@pytest.mark.slow
 def test_by_default_the_champion_is_opened_or_else_the_folder_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from emuedit.tracking import registry
 

@@ -25,6 +25,7 @@ def pipe(editor_folder: EditorFolder) -> EmuEditPipeline:
     return EmuEditPipeline.from_pretrained(editor_folder("toy"))
 
 
+@pytest.mark.slow
 def test_a_loaded_pipeline_is_saved_and_loaded_again(editor_folder: EditorFolder, tmp_path: Path) -> None:
     pipe = EmuEditPipeline.from_pretrained(editor_folder("sdxl"))
     pipe.save_pretrained(tmp_path)
@@ -102,6 +103,7 @@ def test_the_card_is_pushed_unless_the_repository_has_its_own(pipe: EmuEditPipel
     assert "Our card." in pushed["card"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::emuedit.editor.package.CutInstructionWarning")  # a tiny text encoder reads 16 letters
 @pytest.mark.parametrize("document", ["docs/api.md", "README.md"])
 def test_the_code_of_the_docs_and_of_the_card_runs(

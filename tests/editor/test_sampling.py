@@ -26,6 +26,7 @@ def pictures(n: int, height: int, width: int) -> Tensor:
     return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_guidance_equals_three_separate_predictions(kind: str, make_sampler: MakeSampler) -> None:
     """The sampler has one forward per step for all terms; the reference here makes each prediction by itself."""
@@ -49,6 +50,7 @@ def test_guidance_equals_three_separate_predictions(kind: str, make_sampler: Mak
     torch.testing.assert_close(got, parts.decode(z_t), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_sample_depends_on_its_own_inputs_alone(make_sampler: MakeSampler) -> None:
     sampler, images = make_sampler(), pictures(3, 16, 16)
     batch = sampler.sample(images, INSTRUCTIONS, TASKS, SETTINGS, [3, 4, 5])
@@ -141,6 +143,7 @@ def edited_latents(
     return latents[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "objective_name", "zero_snr"),
     [
@@ -176,6 +179,7 @@ def test_without_a_change_mask_head_nothing_is_preserved(
     torch.testing.assert_close(z, torch.full_like(z, 0.5), rtol=0, atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
 def test_a_real_architecture_edits_with_flow_matching_and_without_a_head(kind: str, make_base_model: Any) -> None:
     """The guided edit is finite and depends on the instruction."""
@@ -209,6 +213,7 @@ def test_pixels_that_change_less_than_the_threshold_keep_their_value(make_sample
     assert torch.equal(with_threshold, torch.where(changed, without, images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_edit_that_changes_nothing_returns_the_picture_bit_for_bit(
     kind: str, make_sampler: MakeSampler, monkeypatch: pytest.MonkeyPatch
@@ -276,6 +281,7 @@ def test_an_edit_that_cannot_be_made_is_an_error(make_sampler: MakeSampler) -> N
         sampler.sample(images * 300, INSTRUCTIONS[:1], TASKS[:1], SETTINGS, [0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective_name", ["base", "flow"])
 def test_a_saved_editor_edits_as_before(objective_name: Any, make_sampler: MakeSampler, tmp_path: Path) -> None:
     """With the scheduler with which it was trained."""

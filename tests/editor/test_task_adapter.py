@@ -35,6 +35,7 @@ def test_the_update_of_a_layer_is_that_of_the_sum_of_the_weights(layer: nn.Linea
         torch.testing.assert_close(layer(x), adapted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_untrained_adapter_changes_nothing_and_covers_the_layers_it_names(kind: str, make_sampler: MakeSampler) -> None:
     sampler = make_sampler(kind)
@@ -50,6 +51,7 @@ def test_an_untrained_adapter_changes_nothing_and_covers_the_layers_it_names(kin
     assert untrained.rank == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_picture_of_a_batch_is_edited_as_if_it_were_alone(kind: str, make_sampler: MakeSampler) -> None:
     sampler = make_sampler(kind)
@@ -66,6 +68,7 @@ def test_each_picture_of_a_batch_is_edited_as_if_it_were_alone(kind: str, make_s
         assert torch.equal(alone, without) == (task == "local"), "the adapter is in force for its own task alone"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_the_same_with_checkpointed_activations(kind: str, make_sampler: MakeSampler) -> None:
     sampler = make_sampler(kind)

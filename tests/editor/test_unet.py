@@ -74,6 +74,7 @@ def test_size_conditions_have_an_effect_on_sdxl_alone(make_base_model: MakeBaseM
                 editor(z_t, torch.tensor(500), c_I, text, None, same[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_picture_and_task_have_no_effect_at_first_but_get_gradients(kind: str, make_base_model: MakeBaseModel) -> None:
     """At the start only the token of a task has an effect; picture, class projection, token and row all get a gradient."""
@@ -90,6 +91,7 @@ def test_picture_and_task_have_no_effect_at_first_but_get_gradients(kind: str, m
         assert gradient.abs().sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_extended_unet_is_loaded_by_diffusers_alone(kind: str, make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     from diffusers import UNet2DConditionModel

@@ -149,6 +149,7 @@ def test_a_stage_that_ran_out_of_memory_computes_half_as_much_at_once(monkeypatc
     assert stages.batch_divisor() == 4
 
 
+@pytest.mark.slow
 def test_wrong_params_end_a_real_stage_with_status_1(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("world: {}\ncaptions: {}\n")
     environment = {**os.environ, "PYTHONPATH": str(Path(stages.__file__).parents[2])}

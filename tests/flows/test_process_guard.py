@@ -59,6 +59,7 @@ def test_exit_status_and_signals_come_through() -> None:
     assert run_guarded("no-such-program")[0] == 127
 
 
+@pytest.mark.slow
 def test_the_time_limit_ends_all(tmp_path: Path) -> None:
     script = f"sleep 60 & echo $! > {tmp_path}/a; setsid sleep 60 & echo $! > {tmp_path}/b; sleep 60"
     status, duration_s = run_guarded("sh", "-c", script, timeout_s=1.0)
@@ -73,6 +74,7 @@ def test_nothing_is_left_when_the_command_ends(tmp_path: Path) -> None:
     assert have_ended(int((tmp_path / "pid").read_text()), within_s=0.5)
 
 
+@pytest.mark.slow
 def test_a_stubborn_command_is_killed(tmp_path: Path) -> None:
     script = f"import os, signal, time; [signal.signal(number, signal.SIG_IGN) for number in (2, 15)]; {STAGE}"
     guard = subprocess.Popen(process_guard.command([sys.executable, "-c", script]), cwd=tmp_path)

@@ -71,6 +71,7 @@ def test_a_killed_retrain_and_another_process_of_its_number_do_not_lock(tmp_path
     assert not reused.is_alive()
 
 
+@pytest.mark.slow
 def test_the_lock_of_another_machine_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / FILE).parent.mkdir()
     other = dataclasses.asdict(dataclasses.replace(LockOwner.this_process(), host="elsewhere"))

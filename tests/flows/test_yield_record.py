@@ -30,6 +30,7 @@ def finish(project: Path, hashes: dict[str, str], seconds: dict[str, float]) -> 
     return release.finish(project, graph, release.start(project), seconds, register=False)
 
 
+@pytest.mark.slow
 def test_skipped_stages_cost_what_they_cost_when_they_ran(project: Path, store: str, capsys: pytest.CaptureFixture[str]) -> None:
     publish_workspace(project)
     (project / "params.yaml").write_text("ledger: {price_per_hour: 3.6}\n")

@@ -2,11 +2,13 @@
 
 import warnings
 
+import pytest
 import yaml
 
 from tests.repository import ROOT
 
 
+@pytest.mark.slow
 def test_the_launcher_of_ray_accepts_the_cluster() -> None:
     content = yaml.safe_load((ROOT / "infra/ray/cluster.yaml").read_text())
     with warnings.catch_warnings():

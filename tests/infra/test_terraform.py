@@ -6,6 +6,7 @@ import subprocess
 from typing import Any
 
 import hcl2
+import pytest
 
 from emuedit.operations import bucket_setup
 from tests.repository import ROOT
@@ -37,6 +38,7 @@ def test_the_files_are_formatted() -> None:
         assert process.returncode == 0, process.stdout + process.stderr
 
 
+@pytest.mark.slow
 def test_the_bucket_is_closed_versioned_and_encrypted() -> None:
     access = named("resource", "aws_s3_bucket_public_access_block", "data")
     assert all(

@@ -42,6 +42,7 @@ def short_schema(task: str, choices: tuple[str, ...] = ()) -> dict[str, Any]:
     return json.loads(json.dumps(answer_schema(task, choices)).replace("{0,299}", "{0,8}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "choices"), [("remove", ()), ("color", FILTERS), ("background", ())])
 def test_a_random_model_gives_valid_answers_only_under_the_constraint(
     chat: LocalLLM, task: str, choices: tuple[str, ...]

@@ -21,6 +21,7 @@ LOADERS = {
 }
 
 
+@pytest.mark.slow
 def test_importing_the_adapters_imports_no_heavy_library() -> None:
     code = (
         "import sys, emuedit.models.clip, emuedit.models.depth, emuedit.models.detector, emuedit.models.dino, "

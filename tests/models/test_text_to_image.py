@@ -91,6 +91,7 @@ def saved(request: pytest.FixtureRequest, clip_tokenizer: Callable[..., Any], tm
     return pipeline, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("guidance", "negative"), [(3.0, ""), (3.0, "grass"), (1.0, "")])
 def test_generate_equals_the_pipelines_call(saved: tuple[Any, str], guidance: float, negative: str) -> None:
     pipeline, folder = saved
@@ -108,6 +109,7 @@ def test_generate_equals_the_pipelines_call(saved: tuple[Any, str], guidance: fl
     torch.testing.assert_close(images, expected * 2 - 1, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_sample_depends_on_its_seed_and_not_on_the_batch(saved: tuple[Any, str]) -> None:
     ours = text_to_image.load(saved[1])
     captions = ["a red circle", "blue stars", "a red circle"]
@@ -192,6 +194,7 @@ def test_parts_that_do_not_fit_are_an_error(clip_tokenizer: Callable[..., Any]) 
         text_to_image.TextToImageModel(pipeline)
 
 
+@pytest.mark.slow
 def test_float16_keeps_a_vae_that_would_overflow_in_float32(saved: tuple[Any, str], tmp_path: Path) -> None:
     ours = text_to_image.load(saved[1], dtype=torch.float16)
     assert ours.unet.dtype == torch.float16

@@ -15,6 +15,7 @@ def pointer(bucket: Bucket) -> DataManifest:
     return DataManifest.model_validate_json(bucket.get("latest.json") or b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("versioned", [True, False])
 def test_of_publishers_at_the_same_time_each_gets_a_number(
     store_url: str, versioned: bool, make_bucket: Callable[..., Bucket]

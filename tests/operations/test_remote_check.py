@@ -24,6 +24,7 @@ def few_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_probes, "N_LISTED", 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("versioned", [True, False])
 def test_a_good_store_passes_and_nothing_is_left(
     store_url: str, versioned: bool, make_bucket: Callable[..., Bucket], request: pytest.FixtureRequest,

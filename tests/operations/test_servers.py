@@ -124,6 +124,7 @@ def test_a_process_id_that_another_program_got_is_not_touched(folder: Path) -> N
         stranger.wait()
 
 
+@pytest.mark.slow
 def test_children_of_a_killed_server_are_ended_so_that_its_port_is_free(folder: Path) -> None:
     port = free_port()
     service = http_service("mlflow", port, [sys.executable, "-c", WITH_CHILD, str(port)])
@@ -138,6 +139,7 @@ def test_children_of_a_killed_server_are_ended_so_that_its_port_is_free(folder: 
     assert local_ports.is_free(port)
 
 
+@pytest.mark.slow
 def test_when_one_does_not_come_up_all_that_were_started_are_ended(folder: Path) -> None:
     silent = [sys.executable, "-c", "import time; print('waiting', flush=True); time.sleep(60)"]
     start(folder, http_service("postgres"))

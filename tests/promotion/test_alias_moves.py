@@ -50,6 +50,7 @@ def test_a_version_that_does_not_exist_is_named(versions: int) -> None:
     assert alias_moves.history() == []
 
 
+@pytest.mark.slow
 def test_concurrent_moves_leave_one_champion_and_the_right_previous(versions: int) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: alias_moves.move_champion(number, "at once", check=False), range(1, versions + 1)))

@@ -83,6 +83,7 @@ def make_params(**changes: Any) -> EvaluationParams:
     return load_params(EvaluationParams, "evaluation", **small | {"dtype": "float32", "device": "cpu"} | changes)
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_resumes_after_the_last_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +116,7 @@ def test_an_interrupted_evaluation_resumes_after_the_last_task(
     assert (out / "contact_sheet.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_ran_out_of_memory_makes_a_few_edits_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +161,7 @@ def test_seeds_depend_on_the_edit_and_not_on_the_system(scorers: Scorers) -> Non
     assert {record.seed for record in other}.isdisjoint(record.seed for record in first)
 
 
+@pytest.mark.slow
 def test_the_default_params_name_systems_tasks_and_a_benchmark_that_exist(tmp_path: Path) -> None:
     params = load(EvaluationParams, "evaluation", ROOT / "params.yaml")
     systems = Systems(tmp_path, params.settings, Runtime("cpu", "float32"))

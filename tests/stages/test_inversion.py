@@ -75,6 +75,7 @@ def test_only_the_task_embedding_is_learned_and_its_loss_falls(editor: EditSampl
     assert not torch.equal(learned.v, start_embeddings(editor)[learned.start])
 
 
+@pytest.mark.slow
 def test_a_pack_is_published_that_the_editor_accepts(published: Path, editor: EditSampler) -> None:
     params = make_params(task="superres", steps=2, n_held_out=1)
     summary = inversion.run(params, published)
@@ -91,6 +92,7 @@ def test_a_pack_is_published_that_the_editor_accepts(published: Path, editor: Ed
     assert (published / inversion.OUT / "superres.safetensors").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_an_inversion_that_ran_out_of_memory_has_smaller_passes(
     published: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,6 +62,7 @@ def generated_pairs(tmp_path: Path) -> list[Pair]:
     return pairs
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_mlflow")
 def test_imported_pairs_are_filtered_and_trained_on(generated_pairs: list[Pair], tmp_path: Path) -> None:
     imported_pairs = import_pairs(tmp_path, 3)

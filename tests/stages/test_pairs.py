@@ -109,6 +109,7 @@ def test_instructions_with_the_same_source_caption_share_their_source(published:
     assert added.target != source, "its target is generated from the caption with the ring"
 
 
+@pytest.mark.slow
 def test_add_is_remove_with_source_and_target_exchanged() -> None:
     add = next(instruction for instruction in INSTRUCTIONS if instruction.task == "add")
     remove = make_instruction("remove", RING, STAR, ("blue ring", None))
@@ -148,6 +149,7 @@ def test_the_edit_stays_in_its_mask(published: Path) -> None:
     assert difference[near].max() > 10
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_after_the_last_shard_with_the_same_bytes(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

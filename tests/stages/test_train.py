@@ -172,6 +172,7 @@ def test_the_averaged_weights_are_updated_and_published(trained: Path) -> None:
     assert 0 < averaged < last, "the average starts at zero there and lags behind"
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_with_the_ids_of_its_pairs(
     exact_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +286,7 @@ def test_a_training_that_cannot_halve_its_passes_says_so(
     assert "which cannot be halved; it runs as before; set train.gradient_checkpointing" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_editor_is_continued_with_earlier_pairs_and_a_record_of_its_ancestors(trained: Path, tmp_path: Path) -> None:
     exact_dataset.write_dataset(tmp_path, {"segment": 8, "local": 8})
     parent = trained / train.OUT

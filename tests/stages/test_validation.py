@@ -116,6 +116,7 @@ def test_sound_data_pass_and_are_reported(tmp_path: Path) -> None:
         assert picture.width == 920
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHANGES)
 def test_data_that_breach_a_check_stop_the_pipeline(check: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pair, "id", property(lambda pair: f"{seed_for(pair.instruction_id, pair.seed):016x}"))
@@ -134,6 +135,7 @@ def test_a_task_of_which_nothing_was_kept_is_missed(tmp_path: Path) -> None:
         run(make_params(), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_named_and_the_others_are_checked(tmp_path: Path) -> None:
     publish_kept(tmp_path, make_pairs())
     path = tmp_path / "data/pairs/shard-00001.parquet"
@@ -155,6 +157,7 @@ def test_a_damaged_shard_is_named_and_the_others_are_checked(tmp_path: Path) -> 
         run(make_params(), tmp_path)
 
 
+@pytest.mark.slow
 def test_data_are_compared_with_the_report_of_another_run(tmp_path: Path) -> None:
     former, later = tmp_path / "former", tmp_path / "later"
     publish_kept(former, make_pairs())
@@ -178,6 +181,7 @@ def test_data_are_compared_with_the_report_of_another_run(tmp_path: Path) -> Non
     assert "| local | 0 | 0 | 0.0% | 50.0% |" in report
 
 
+@pytest.mark.slow
 def test_what_passed_says_only_that_it_passed(tmp_path: Path) -> None:
     """`train` depends on this file: moving a bound, or a warning, must not train again."""
     publish_kept(tmp_path, make_pairs())
@@ -208,6 +212,7 @@ def test_on_breach_warn_goes_on_and_says_so(tmp_path: Path, capsys: pytest.Captu
     assert (tmp_path / OUT / "passed.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("answer", "goes_on"), [("y", True), ("", False), (None, False)])
 def test_on_breach_ask_asks_where_there_is_a_terminal(
     answer: str | None, goes_on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -232,6 +237,7 @@ def test_several_candidates_of_an_instruction_are_no_duplicates(tmp_path: Path) 
     assert [row["figure"] for row in report["checks"] if row["check"] == "duplicate_instructions"] == [0]
 
 
+@pytest.mark.slow
 def test_equal_data_give_equal_bytes_and_no_mlflow_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
     for name in ("first", "second"):

@@ -24,6 +24,7 @@ def sample(base_model: TextToImageModel, max_feature_bytes: int, guidance_scale:
     return sampler, sampler.sources(CAPTIONS, SEEDS, guidance_scale, max_feature_bytes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variants", [[FREE], [INJECTING], [MASKED], [INJECTING, BLENDED, MASKED, FREE]], ids=len)
 def test_recorded_and_computed_sources_give_the_same_variants(base_model: TextToImageModel, variants: list[Variant]) -> None:
     sampler, trajectory = sample(base_model, ENOUGH)
@@ -46,6 +47,7 @@ def test_an_empty_mask_gives_the_source_bit_for_bit(base_model: TextToImageModel
     assert torch.equal(sampler.variants(trajectory, variants), trajectory.z[-1][[0, 0, 1, 1]])
 
 
+@pytest.mark.slow
 def test_batches_of_sources_keep_their_features_in_order(base_model: TextToImageModel) -> None:
     sampler, together = sample(base_model, ENOUGH)
     parts = [sampler.sources([CAPTIONS[g]], [SEEDS[g]], 3.0, ENOUGH) for g in (0, 1)]

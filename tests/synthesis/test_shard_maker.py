@@ -71,6 +71,7 @@ def make_instruction(
     return Instruction("c0", task, "change it", source, target, named_object, target_object, False, 0, "test", "")
 
 
+@pytest.mark.slow
 def test_a_mask_from_the_base_model_needs_no_detector(models: ModelSet, monkeypatch: pytest.MonkeyPatch) -> None:
     def locate_nothing(detector: Any, segmenter: Any, images: Any, queries: Any, *_: Any) -> dict[Any, Any]:
         assert not queries
@@ -87,6 +88,7 @@ def test_a_mask_from_the_base_model_needs_no_detector(models: ModelSet, monkeypa
     assert drop.reason == "no_difference"  # both captions are the same
 
 
+@pytest.mark.slow
 def test_recipes_of_a_task_may_differ_in_the_source_of_their_masks(models: ModelSet) -> None:
     pairs, drops = make_pairs(models, [make_instruction(BLUE, "red star")], object_recipe(), difference_recipe())
     by_object, by_difference = pairs
@@ -96,6 +98,7 @@ def test_recipes_of_a_task_may_differ_in_the_source_of_their_masks(models: Model
     assert by_object.source == by_difference.source
 
 
+@pytest.mark.slow
 def test_prompt_to_prompt_preserves_the_source_as_soft_masks_do(models: ModelSet) -> None:
     """Without control it is plain sampling; with an unchanged caption under full control it gives the source again."""
     mask = object_recipe().mask
@@ -127,6 +130,7 @@ def test_captions_that_are_too_long_to_align_are_dropped_with_a_reason(models: M
     assert drop.reason == "caption_too_long"
 
 
+@pytest.mark.slow
 def test_the_guidance_interval_reaches_every_method_and_is_recorded(models: ModelSet) -> None:
     rows: list[int] = []
     hook = models.base_model.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))

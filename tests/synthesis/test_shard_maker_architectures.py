@@ -203,6 +203,7 @@ def make_pairs(world: World, instructions: list[Instruction], empty_masks: bool 
     return make_shard(instructions, models, params, Counter())
 
 
+@pytest.mark.slow
 def test_a_shard_is_complete_and_reproducible(world: World) -> None:
     pairs, drops = make_pairs(world, INSTRUCTIONS)
     assert not drops
@@ -229,6 +230,7 @@ def test_a_shard_is_complete_and_reproducible(world: World) -> None:
     assert make_pairs(world, INSTRUCTIONS)[0] == pairs
 
 
+@pytest.mark.slow
 def test_nothing_changes_where_m_is_zero(world: World) -> None:
     pairs, drops = make_pairs(world, INSTRUCTIONS[:1], empty_masks=True)
     assert pairs

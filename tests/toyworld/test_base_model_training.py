@@ -53,6 +53,7 @@ def test_the_base_model_trains_and_continues_from_published_weights(tmp_path: Pa
         torch.testing.assert_close(value, loaded.unet.state_dict()[name])
 
 
+@pytest.mark.slow
 def test_the_pretraining_corpus_holds_results_with_instructions_and_captions(tmp_path: Path) -> None:
     vae = train_vae.build()
     corpus = pretraining_corpus.load_corpus(pretraining_corpus.build_corpus(vae, tmp_path, per_task=3))
@@ -69,6 +70,7 @@ def test_the_pretraining_corpus_holds_results_with_instructions_and_captions(tmp
     assert folder != pretraining_corpus.build_corpus(train_vae.build(), tmp_path, per_task=3), "the folder depends on the VAE"
 
 
+@pytest.mark.slow
 def test_a_batch_depends_on_the_step_alone(tmp_path: Path) -> None:
     vae = train_vae.build()
     data = train_base_model.TrainingData(

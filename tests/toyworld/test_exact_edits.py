@@ -34,6 +34,7 @@ def test_there_are_sixteen_trained_tasks() -> None:
     assert len(trained_task_names()) == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ALL_TASKS)
 def test_edits_change_the_image_and_differ_from_their_alternatives(edits_of: dict[str, Edits], task: str) -> None:
     edits = edits_of[task]
@@ -43,6 +44,7 @@ def test_edits_change_the_image_and_differ_from_their_alternatives(edits_of: dic
     assert len(set(edits.instructions)) > (2 if task in ("superres", "contour", "inpaint", "cutout") else 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ALL_TASKS)
 def test_judge_accepts_the_exact_result_and_rejects_input_and_alternatives(edits_of: dict[str, Edits], task: str) -> None:
     edits = edits_of[task]
@@ -69,6 +71,7 @@ def test_region_edits_change_a_small_area(edits_of: dict[str, Edits], task: str)
         assert changed_share.mean() < 0.2
 
 
+@pytest.mark.slow
 def test_letters_and_poses_are_uniform_and_never_in_pixel_art() -> None:
     for task, kind, n_variants in (("text", CARD, 8), ("pose", PERSON, 4)):
         source = build_edits(task, "train", 0, 800).source

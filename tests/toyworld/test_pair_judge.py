@@ -26,6 +26,7 @@ def pairs_with_targets(edits: Edits, targets: np.ndarray) -> list[Pair]:
     return pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [*SCENE_TASKS, "detect", "segment", "sketch"])
 def test_exact_pairs_are_right_and_alternatives_are_not(task: str) -> None:
     edits = build_edits(task, "held_out", 0, N)
@@ -39,6 +40,7 @@ def test_exact_pairs_are_right_and_alternatives_are_not(task: str) -> None:
     assert all(fault.startswith(("source_", "target_", "rest_")) for fault in faults)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["local", "remove", "background"])
 def test_unchanged_target_is_a_fault(task: str) -> None:
     edits = build_edits(task, "held_out", 0, N)
@@ -46,6 +48,7 @@ def test_unchanged_target_is_a_fault(task: str) -> None:
     assert all(any(fault.startswith("target_") for fault in verdict.faults) for verdict in verdicts)
 
 
+@pytest.mark.slow
 def test_change_outside_the_mask_is_a_fault() -> None:
     edits = build_edits("local", "held_out", 0, N)
     damaged = edits.exact.copy()

@@ -60,6 +60,7 @@ def test_a_template_is_in_one_split() -> None:
         template_table("train")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_data_use_training_templates_only() -> None:
     training = [pattern(template) for template in all_templates("training")]
     held_out = [pattern(template) for template in all_templates("held_out")]

@@ -95,6 +95,7 @@ def test_confidences_are_in_the_unit_interval_and_high_for_correct_readings(held
     assert np.median(kind_confidences) > 0.8
 
 
+@pytest.mark.slow
 def test_noise_is_read_with_low_confidence() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
     for reading in read_scenes(noise):

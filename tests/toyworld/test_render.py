@@ -32,6 +32,7 @@ def test_batching_changes_nothing(held_out: Scenes, truth: render.GroundTruth) -
     np.testing.assert_array_equal(single_images, truth.images[70:80])
 
 
+@pytest.mark.slow
 def test_masks_boxes_and_disparity_agree(held_out: Scenes, truth: render.GroundTruth) -> None:
     for n, slot in np.argwhere(held_out.present):
         mask = truth.masks[n, slot]

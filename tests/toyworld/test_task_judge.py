@@ -46,6 +46,7 @@ def agreement(editor: str) -> dict[str, list[bool]]:
     return agrees
 
 
+@pytest.mark.slow
 def test_the_judge_agrees_with_a_person() -> None:
     chosen_on, others = agreement("base_editor"), agreement("default_run")
     assert np.mean([right for task in chosen_on.values() for right in task]) >= 0.95
@@ -69,6 +70,7 @@ def moved(edits: Edits, results: np.ndarray, dx: int) -> np.ndarray:
     return np.where((changed[:, :, source] & visible)[..., None], results[:, :, source], edits.before)
 
 
+@pytest.mark.slow
 def test_an_added_object_may_lie_elsewhere_in_its_part_of_the_picture(added: Edits) -> None:
     assert added.judge(moved(added, added.exact, 4)).success.mean() > 0.9
     assert added.judge(moved(added, added.exact, 16)).success.mean() < 0.2
@@ -110,6 +112,7 @@ def test_another_instance_of_a_background_is_as_good() -> None:
     assert not edits.judge(edits.alternatives[:, 0]).success.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["segmap", "sketch", "normal", "depth"])
 def test_a_map_without_one_object_or_with_another_kind_is_wrong(task: str) -> None:
     edits = build_edits(task, "held_out", 0, 12)

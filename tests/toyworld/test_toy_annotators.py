@@ -29,6 +29,7 @@ def annotate(
     return toy_annotators.annotate(task, images, words or [""] * n, boxes, masks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", toy_annotators.MAPS)
 def test_maps_of_renders_are_the_exact_maps(held_out: Scenes, task: str) -> None:
     truth = render.truth(held_out)

@@ -52,6 +52,7 @@ def train_small_detector(scratch: Path, killed_at: int | None = None) -> dict[st
     return train(model, loss_at, Recipe(steps=4, batch=4, lr=1e-3, warmup_steps=2), scratch, save_every_s=-1).state_dict()
 
 
+@pytest.mark.slow
 def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     uninterrupted = train_small_detector(tmp_path / "uninterrupted")
     with pytest.raises(KilledError):

@@ -204,6 +204,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         read_stats(tmp_path / "stats.jsonl")
 
 
+@pytest.mark.slow
 def test_a_refused_connection_only_gives_warnings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -80,6 +80,7 @@ class StopAfter:
         return update
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["v_prediction", "sample", "flow"])
 def test_an_editor_of_another_objective_is_trained_and_edits_with_its_own_scheduler(
     objective: str, cache_folder: Path, tmp_path: Path

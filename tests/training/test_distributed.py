@@ -37,6 +37,7 @@ def warm_server() -> None:
     warm_up()
 
 
+@pytest.mark.slow
 def test_training_processes_die_with_their_parent_even_where_interrupts_are_ignored(tmp_path: Path) -> None:
     """Otherwise they would go on training beside the next run, in the same folder."""
     parent = get_context("forkserver").Process(target=train_while_interrupts_are_ignored, args=(str(tmp_path),))

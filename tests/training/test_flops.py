@@ -12,6 +12,7 @@ from tests.editor.tiny_pipelines import build_base_model, build_editor_unet
 LATENT, N_TOKENS = (4, 8, 8), 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "with_lora", "checkpointing"), [("sd15", False, False), ("sdxl", False, True), ("sd15", True, True)]
 )

@@ -97,6 +97,7 @@ def test_latents_of_other_weights_under_the_same_name_are_not_reused_but_deleted
     assert n_encoded == 2
 
 
+@pytest.mark.slow
 def test_latents_of_other_code_are_not_reused_but_deleted(
     encode_for_training: Callable[..., tuple[str, int]], tmp_path: Path
 ) -> None:

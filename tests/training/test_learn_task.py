@@ -43,6 +43,7 @@ def workspace(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_learned_task_has_a_pack_a_card_and_a_sheet_and_edits(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = torch.cat([weight.flatten() for weight in Editor.load("models").sampler.net.parameters()])
     assert cli.main(LEARN) == 0
@@ -64,11 +65,13 @@ def test_a_learned_task_has_a_pack_a_card_and_a_sheet_and_edits(workspace: Path,
     assert cli.main([*edit, "-o", "out.png"]) == 0
 
 
+@pytest.mark.slow
 def test_the_embedding_alone_is_learned_at_rank_zero(workspace: Path) -> None:
     assert cli.main([*LEARN[:-1], "0"]) == 0
     assert task_pack.load(workspace / "models/packs/darken.safetensors").adapter is None
 
 
+@pytest.mark.slow
 def test_packs_are_listed_shown_removed_and_added_again(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*LEARN, "-o", "elsewhere"]) == 0
     assert "darken" not in Editor.load("models").tasks
@@ -89,6 +92,7 @@ def test_packs_are_listed_shown_removed_and_added_again(workspace: Path, capsys:
     assert "want a task pack, got 'darken'; those in models/packs are: none" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_pack_for_another_editor_is_refused_and_left_out_with_a_word(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +128,7 @@ def test_what_cannot_be_learned_is_refused_before_anything_is_computed(
     assert not (workspace / "models/packs").exists()
 
 
+@pytest.mark.slow
 def test_one_example_is_enough_and_the_sheet_says_on_what_it_was_made(workspace: Path) -> None:
     for file in (*(workspace / "examples/before").glob("[1-5].png"), *(workspace / "examples/after").glob("[1-5].png")):
         file.unlink()

@@ -80,6 +80,7 @@ def change_losses(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, t
     return install
 
 
+@pytest.mark.slow
 def test_a_training_stopped_half_way_and_resumed_equals_an_uninterrupted_one(
     cache_folder: Path, tmp_path: Path, change_losses: Any, finished: tuple[TrainableEditor, Path]
 ) -> None:
@@ -246,6 +247,7 @@ def test_without_held_out_pairs_there_is_no_held_out_loss(cache_folder: Path) ->
         assert held_out_loss(make_editor(), LatentCache(cache_folder, 0.0), accelerator) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_the_training_and_names_its_pairs(
     value: float, cache_folder: Path, tmp_path: Path, change_losses: Any
@@ -262,6 +264,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_names_its_pairs(
     assert read_stats(tmp_path / "stats.jsonl")[-1] == {"status": "FAILED"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_held_out_loss_that_is_not_finite_stops_the_training(
     value: float, cache_folder: Path, tmp_path: Path, change_losses: Any

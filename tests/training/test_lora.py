@@ -29,6 +29,7 @@ def make_net(kind: str, settings: LoraSettings) -> EditorUNet:
     return net
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_new_adapters_change_nothing_and_merged_ones_compute_the_same(kind: str, dora: bool) -> None:

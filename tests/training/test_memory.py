@@ -60,6 +60,7 @@ def estimated_pass(modules: nn.ModuleList, plan: MemoryPlan) -> PassMemory:
     return MemoryEstimator(modules[0], modules[1:])._run(plan, ())[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "train_text", "adapters", "checkpointing"),
     [("toy", True, None, True), ("sdxl", False, None, True), ("sd15", False, LORA, True), ("sd2", False, DORA, False)],
@@ -79,6 +80,7 @@ def test_bytes_on_meta_tensors_are_those_of_real_tensors(
     assert sum(estimated.peak.values()) > 100_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_autocast_on_meta_tensors_is_that_of_a_cpu(checkpointing: bool) -> None:
     """In bfloat16 all but the statistics of group norms is the same, which the meta device keeps in the inputs' format."""
@@ -91,6 +93,7 @@ def test_autocast_on_meta_tensors_is_that_of_a_cpu(checkpointing: bool) -> None:
     assert sum(estimated.peak.values()) == pytest.approx(sum(measured.peak.values()), rel=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_kept_on_a_cpu_does_not_grow_with_the_square_of_many_tokens(dtype: str) -> None:
     """Four times the cells keep four times the bytes, on meta tensors and on real ones, with attention over 1,296 of them."""
@@ -141,6 +144,7 @@ def cuda_autocast() -> Iterator[None]:
     torch.set_autocast_enabled("cuda", False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
 def test_autocast_on_meta_tensors_is_that_of_a_gpu(kind: str, cuda_autocast: None) -> None:
     """PyTorch's autocast decides on fake tensors, which claim to be on a GPU: every operator allocates the same."""
@@ -183,6 +187,7 @@ def test_what_is_kept_is_what_autograd_saves() -> None:
     assert counted == pytest.approx(n_bytes, rel=0.01)
 
 
+@pytest.mark.slow
 def test_parts_follow_from_the_number_of_parameters(estimator: MemoryEstimator) -> None:
     n = sum(p.numel() for p in build_editor_unet(build_base_model("sd15")).parameters())
     estimate = estimator.estimate(PLAN)
@@ -204,6 +209,7 @@ def test_optimizer_state_in_8_bits(estimator: MemoryEstimator) -> None:
     assert estimator.estimate(replace(PLAN, optimizer="adamw_8bit")).optimizer == expected
 
 
+@pytest.mark.slow
 def test_adapters_have_the_only_gradients(estimator: MemoryEstimator) -> None:
     modules = trained_modules("sd15", adapters=LORA)
     trained = sum(p.numel() for p in modules.parameters() if p.requires_grad)
@@ -224,6 +230,7 @@ def test_sharding_divides_the_state_and_ddp_does_not(estimator: MemoryEstimator)
     assert fsdp.temporaries > ddp.temporaries, "weights are gathered"
 
 
+@pytest.mark.slow
 def test_activations_grow_by_the_sample_and_checkpointing_keeps_less(estimator: MemoryEstimator) -> None:
     kept = [estimator.estimate(replace(PLAN, micro_batch=n)).saved for n in (1, 2, 3)]
     assert kept[2] - kept[1] == kept[1] - kept[0] > 0
@@ -232,6 +239,7 @@ def test_activations_grow_by_the_sample_and_checkpointing_keeps_less(estimator: 
     assert checkpointed.total < estimator.estimate(replace(PLAN, micro_batch=3)).total
 
 
+@pytest.mark.slow
 def test_the_network_is_not_changed() -> None:
     net = build_editor_unet(build_base_model("sd15")).eval().requires_grad_(False)
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -242,6 +250,7 @@ def test_the_network_is_not_changed() -> None:
     assert not any(p.requires_grad for p in net.parameters())
 
 
+@pytest.mark.slow
 def test_what_cannot_fit_is_refused_and_nothing_else(estimator: MemoryEstimator) -> None:
     plan, device = replace(PLAN, micro_batch=4), torch.device("cpu")
     estimate = estimator.estimate(plan)

@@ -109,6 +109,7 @@ def test_without_a_change_mask_head_the_loss_is_the_plain_error(batch: Batch, sc
         torch.testing.assert_close(losses, torch.full((4,), 60 / 64), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "change_mask", "objective_name"),
     [

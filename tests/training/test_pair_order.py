@@ -101,6 +101,7 @@ def test_buckets_get_batches_in_proportion_to_their_pairs_and_all_pairs_of_a_tas
     assert order_in_first_epoch != sorted(order_in_first_epoch), "buckets are mixed"
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 20), steps=st.lists(st.integers(0, 500), min_size=1, max_size=10))
 @settings(max_examples=20, deadline=None)
 def test_a_batch_depends_on_seed_and_step_alone(seed: int, steps: list[int]) -> None:

@@ -43,6 +43,7 @@ def world(**changes: Any) -> config.World:
     return config.World(**toy_world() | changes)
 
 
+@pytest.mark.slow
 def test_an_editor_is_continued_with_its_weights_and_rows_and_gets_rows_for_new_tasks(editor_folder: Path) -> None:
     begin = start.resolve(str(editor_folder), world(), Path.cwd())
     net, parts = begin.editor(("local", "add"), 32, True, 0)
@@ -94,6 +95,7 @@ def test_the_sample_of_pairs_is_balanced_and_stable(cache: LatentCache, tmp_path
     assert read_summary(tmp_path / "replay/verdicts").counts == {"kept": len(cache.train)}, "not as many as were asked for"
 
 
+@pytest.mark.slow
 def test_earlier_pairs_are_drawn_with_their_share_and_never_twice(
     cache: LatentCache, base_model: TextToImageModel, tmp_path: Path
 ) -> None:

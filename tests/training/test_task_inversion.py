@@ -48,6 +48,7 @@ def learn(
     return invert(editor, examples, select_examples(samples, rows[held_out]), settings, n_passes=n_passes)
 
 
+@pytest.mark.slow
 def test_only_the_embedding_is_learned_and_the_loss_falls(editor: EditSampler, samples: Batch) -> None:
     """The loss is that of the examples themselves, because a random editor cannot generalise; at other timesteps and noise."""
     before = {name: value.clone() for name, value in editor.net.state_dict().items()}
@@ -62,12 +63,14 @@ def test_only_the_embedding_is_learned_and_the_loss_falls(editor: EditSampler, s
     assert not torch.equal(learned.v, start_embeddings(editor)[learned.start])
 
 
+@pytest.mark.slow
 def test_inversion_is_deterministic_and_depends_on_the_seed(editor: EditSampler, samples: Batch) -> None:
     first, same, other = (learn(editor, samples, slice(0, 4), lr=0.3, steps=4, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.v, same.v)
     assert not torch.equal(first.v, other.v)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter_rank", [0, 2])
 def test_smaller_passes_learn_the_same(
     adapter_rank: int, editor: EditSampler, samples: Batch, monkeypatch: pytest.MonkeyPatch
@@ -94,6 +97,7 @@ def test_without_steps_the_embedding_is_the_start(editor: EditSampler, samples: 
     assert learned.steps == 0
 
 
+@pytest.mark.slow
 def test_it_starts_from_the_row_with_the_lowest_loss(
     editor: EditSampler, samples: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

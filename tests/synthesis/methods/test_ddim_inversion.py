@@ -50,6 +50,7 @@ def test_for_eps_inversion_is_the_formula_of_the_paper(make_base_model: Callable
         assert_close(path[i - 1], noisier.sqrt() * x_0 + (1 - noisier).sqrt() * e, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_more_iterations_reduce_the_error_of_every_step(base_model: TextToImageModel) -> None:
     z_0, text = random_latents(base_model), base_model.encode_text(CAPTIONS)
     scheduler = ddim(base_model)

@@ -85,6 +85,7 @@ def test_sources_do_not_depend_on_their_edits(base_model: TextToImageModel) -> N
     assert_close(with_edits, alone, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_every_control_changes_the_edit(base_model: TextToImageModel) -> None:
     plain = generate(base_model, PLAIN_EDIT)[1][0]
     for name in ("cross_fraction", "self_fraction"):
@@ -104,6 +105,7 @@ def test_reweighting_changes_the_edit_and_factor_one_does_not(base_model: TextTo
     assert (z - z_factor_four).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_edits_do_not_depend_on_other_edits_of_the_batch(base_model: TextToImageModel) -> None:
     edits = [
         replace(PLAIN_EDIT, cross_fraction=0.8, self_fraction=0.4, blend=BLEND),

@@ -140,6 +140,9 @@ def read(root: str | Path) -> Graph:
             advice = "run `git init`, or in a copy without git `dvc config --local core.no_scm true`"
             raise GraphError(f"want a git repository in {root}, which DVC asks for, got none; {advice}") from error
         raise GraphError(f"DVC cannot tell what is out of date in {root}: {error}; {_advice(root, error)}") from error
+    except OSError as error:  # of folders in which DVC keeps its locks and its state
+        advice = "DVC_SITE_CACHE_DIR names the folder that is /var/tmp/dvc otherwise"
+        raise GraphError(f"DVC cannot use {error.filename}: {error.strerror}; give this user the right to; {advice}") from error
     if not stages:
         raise GraphError(f"want stages in {root / 'dvc.yaml'}, got none")
     return Graph(root, stages, tuple(sorted(metrics)), changed)
@@ -151,6 +154,10 @@ def _advice(root: Path, error: Exception) -> str:
         return f"{LOCK} has the marks of a merge conflict; delete it, and what was computed is taken from DVC's cache"
     if has_conflict_marks(root / PIPELINE_FILE):
         return f"{PIPELINE_FILE} has the marks of a merge conflict; resolve it"
+    if str(error).endswith(f"{LOCK}' validation failed"):
+        return f"it is damaged; `git checkout -- {LOCK}` brings the committed one back, and without the file all stages run"
+    if "not inside of a DVC repository" in str(error):
+        return "go to the project's folder, `git checkout -- .dvc` where it is missing there, or run `dvc init`"
     if "rwlock" in str(error).lower():
         return "delete .dvc/tmp/rwlock, which a command that was killed left, if no other runs here"
     return "`dvc status` may say more"

@@ -16,7 +16,7 @@ import traceback
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NoReturn
 
-from flows import process_guard
+from flows import prefect_access, process_guard
 from flows.own_errors import explains_itself
 from flows.stopping import Stopped, stop_on_signals
 
@@ -112,6 +112,7 @@ class _Report:
 
 
 def _run(options: FlowOptions, report: _Report) -> dict[str, Any]:
+    prefect_access.import_settings()
     from flows import pipeline
     from flows.local_server import local_server
 

@@ -21,7 +21,7 @@ from emuedit.config import ParamsError
 from emuedit.failures import FailureKind
 from emuedit.stages import MEMORY_ENV
 from emuedit.tracking.stats import PARENT_RUN_ENV
-from flows import dvc_graph, flow_artifacts, gate_stage, lineage_events, publication, release, retrain_lock, run_stage
+from flows import dvc_graph, flow_artifacts, lineage_events, publication, release, retrain_lock, run_stage
 from flows.failure_kinds import RETRIES, RETRY_DELAYS_S
 from flows.triggers import complete_reason
 
@@ -115,13 +115,12 @@ def retrain(
 def _retrain(root: Path, why: str, registry: bool, force: bool, max_parallel: int, push: bool, branch: str) -> dict[str, Any]:
     graph = dvc_graph.read(root)
     stale = graph.stale(force)
+    release.check(graph, bool(stale) and registry, push, branch)
     registered, problem = (None, "") if stale else release.look_up(graph)
     if not stale and (not registry or registered or problem):
         answer = _skip(graph, why, registered, problem)
         publication.publish(root, push, branch, graph.metrics, release.merge_metrics(graph), why)
         return answer
-    if stale and registry:
-        gate_stage.check(graph)
     run_id = release.start(root)
     seconds: dict[str, float] = {}
     try:

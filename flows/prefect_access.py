@@ -1,23 +1,29 @@
-"""Whether Prefect can be used: its home folder, and the server that PREFECT_API_URL names. Asked before a flow is started.
+"""Whether Prefect can be used: its home folder, its settings, and the server that PREFECT_API_URL names.
 
-This module imports nothing of Prefect, so that the answer comes in seconds.
+This module imports nothing of Prefect before `import_settings`, so that the other answers come in seconds.
 """
 
 import os
 import tempfile
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from pydantic import ValidationError
 
 from emuedit.operations.http_probe import ask
 
 _ANSWER_S = 5.0
 _HOME_ENV, _URL_ENV = "PREFECT_HOME", "PREFECT_API_URL"
 _ACCOUNT_ENV = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
+_SETTINGS_FILES = (".env", "prefect.toml", "pyproject.toml")
+"""Files of the working folder from which Prefect reads settings."""
 _WITHOUT = f"unset {_URL_ENV} (or `prefect config unset {_URL_ENV}`) and a retrain starts a server of its own"
 
 
 class ServerError(RuntimeError):
-    """Raised for a Prefect server that does not answer or does not start, and for a home folder that cannot be written."""
+    """Raised for a Prefect server that does not answer or start, and for a home folder or settings that cannot be used."""
 
 
 def check() -> None:
@@ -52,6 +58,31 @@ def check_url(url: str) -> None:
         raise ServerError(f"the Prefect server at {url} fails ({answer.status}); see its log, or {_WITHOUT}")
     if is_own_server and answer.status not in (401, 403) and not (answer.is_success and answer.body.strip() == b"true"):
         raise ServerError(f"what answers at {url} is not Prefect's API; want an address that ends in /api, or {_WITHOUT}")
+
+
+def import_settings() -> None:
+    """Import Prefect's settings, which reads them. Raises ServerError, which says where the wrong one is."""
+    try:
+        import prefect.main  # noqa: F401
+    except ValidationError as error:
+        first = error.errors()[0]
+        setting, value = ".".join(map(str, first["loc"])), first["input"]
+        places = [name for name in os.environ if name.startswith("PREFECT_") and os.environ[name] == str(value)]
+        where = " or ".join(places) or ", ".join((*_SETTINGS_FILES, "the active profile"))
+        raise ServerError(f"Prefect cannot use its setting {setting}: {first['msg']}, got {value!r}; look at {where}") from error
+    except ValueError as error:  # of the parser of TOML, of the decoder of its text, of the library of settings
+        files = " or ".join(_broken_files()) or "its settings files"
+        raise ServerError(f"Prefect cannot read {files}: {error}; correct the file or move it away") from error
+
+
+def _broken_files() -> Iterator[str]:
+    """Files of which Prefect reads settings that are no TOML."""
+    home = Path(os.environ.get(_HOME_ENV) or Path.home() / ".prefect").expanduser()
+    for file in (Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml"), *map(Path, _SETTINGS_FILES[1:])):
+        try:
+            tomllib.loads(file.read_text(encoding="utf-8") if file.is_file() else "")
+        except ValueError:
+            yield str(file)
 
 
 def _why_not_writable(folder: Path) -> str:

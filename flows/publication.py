@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from emuedit.operations import dvc_remote
+from emuedit.operations.remote_error import RemoteError
 from emuedit.tracking.runs import flatten
 from flows.dvc_graph import LOCK
 from flows.failure_kinds import RETRY_DELAYS_S
@@ -19,6 +21,20 @@ _MAX_METRIC_LINES = 40
 
 class PublicationError(RuntimeError):
     """Raised when data cannot be pushed, or a branch cannot be written. Nothing that was made is lost."""
+
+
+def check(root: Path, push: bool, branch: str) -> None:
+    """Raise PublicationError, before anything runs, where `publish` could not succeed: no remote, or a branch that cannot be."""
+    if push:
+        _check_remote(root)
+    if branch:
+        _check_branch(root, branch)
+        _git(root, "rev-parse", "--verify", "HEAD")
+        for name in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
+            if not _git(root, "var", name, check=False):
+                raise PublicationError(
+                    "want a name and an address for commits, got none; set git config user.name and user.email"
+                )
 
 
 def publish(root: Path, push: bool, branch: str, metrics_files: Sequence[Path], metrics: Mapping[str, Any], why: str) -> None:
@@ -60,9 +76,7 @@ def commit_results(root: Path, branch: str, paths: Sequence[Path], metrics: Mapp
     differ from those on the branch. Raises PublicationError when git refuses; an unchanged result makes no commit, and the
     branch is made all the same.
     """
-    reference = f"refs/heads/{branch}"
-    if _git(root, "symbolic-ref", "--quiet", "HEAD", check=False) == reference:
-        raise PublicationError(f"want a branch that is not checked out, got {branch}; name another one")
+    reference = _check_branch(root, branch)
     parent = _git(root, "rev-parse", "--verify", "--quiet", reference, check=False) or _git(root, "rev-parse", "HEAD")
     files = [path for path in paths if (root / path).is_file()]
     before = [_show(root, parent, path) for path in files if path.suffix == ".json"]
@@ -97,6 +111,27 @@ def metric_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return lines[:_MAX_METRIC_LINES] + ([f"and {hidden} more"] if hidden > 0 else [])
 
 
+def _check_remote(root: Path) -> None:
+    try:
+        settings = dvc_remote.read_settings(root)
+    except RemoteError as error:
+        raise PublicationError(str(error)) from error
+    name = settings.get("core.remote")
+    if f"remote.{name}.url" not in settings:
+        missing = f"{name}, which has no url" if name else "none"
+        raise PublicationError(f"want a default remote of DVC that data are pushed to, got {missing}; {dvc_remote.INIT}")
+
+
+def _check_branch(root: Path, branch: str) -> str:
+    """The branch's reference, if it can be written."""
+    reference = f"refs/heads/{branch}"
+    if not _git(root, "check-ref-format", "--branch", branch, check=False):
+        raise PublicationError(f"want the name of a branch, got {branch!r}, which git does not take")
+    if _git(root, "symbolic-ref", "--quiet", "HEAD", check=False) == reference:
+        raise PublicationError(f"want a branch that is not checked out, got {branch}; name another one")
+    return reference
+
+
 def _exists(root: Path, reference: str) -> bool:
     return bool(_git(root, "rev-parse", "--verify", "--quiet", reference, check=False))
 
@@ -110,6 +145,6 @@ def _git(root: Path, *arguments: str, check: bool = True, environment: Mapping[s
     variables = {**os.environ, **(environment or {})}
     process = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False, env=variables)
     if process.returncode and check:
-        lines = process.stderr.strip().splitlines()
-        raise PublicationError(f"git {arguments[0]} failed: {lines[-1] if lines else process.returncode}")
+        reason = " ".join(process.stderr.split())[:300] or f"exit status {process.returncode}"
+        raise PublicationError(f"git {arguments[0]} failed: {reason}")
     return process.stdout.strip() if process.returncode == 0 else ""

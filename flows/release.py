@@ -25,7 +25,7 @@ from emuedit.promotion import promote
 from emuedit.promotion.gate import Decision
 from emuedit.tracking import experiments, moved_store, registry, run_outbox, runs, service_errors
 from emuedit.tracking.service_errors import ServiceError
-from flows import dvc_graph, gate_stage, yield_record
+from flows import dvc_graph, gate_stage, publication, yield_record
 from flows.yield_record import YieldRecord
 
 MODEL_FILE = Path(__file__).with_name("pyfunc_model.py")
@@ -64,6 +64,13 @@ class RetrainResult:
             "promoted": self.decision.promote if self.decision else None,
             "reason": self.decision.reason if self.decision else "",
         }
+
+
+def check(graph: dvc_graph.Graph, will_register: bool, push: bool, branch: str) -> None:
+    """Before the first stage: what would end a retrain after its last. Raises GateError, ParamsError or PublicationError."""
+    publication.check(graph.root, push, branch)
+    if will_register:
+        gate_stage.check(graph)
 
 
 def start(root: Path) -> str:

@@ -18,7 +18,7 @@ from emuedit.name_hints import check_options
 from emuedit.processes import QUIET_ENV, keep_compiled_modules, set_env_defaults
 from emuedit.promotion.gate import Decision
 from emuedit.tracking.service_errors import SERVICE_ENV
-from flows import dvc_graph, flow_process, gate_stage, prefect_access, release
+from flows import dvc_graph, flow_process, prefect_access, release
 from flows.own_errors import explains_itself
 from flows.stopping import Stopped, stop_on_signals, stop_with_uv
 
@@ -69,8 +69,7 @@ def _retrain(options: argparse.Namespace) -> int:
     params_check.check(root)
     graph = dvc_graph.read(root)
     stale = graph.stale(options.force)
-    if stale and not options.no_register:
-        gate_stage.check(graph)
+    release.check(graph, bool(stale) and not options.no_register, options.push, options.branch)
     if options.dry_run:
         _print_stale(graph, stale)
         return 0

@@ -18,6 +18,12 @@ _AWAY_CODES = {
 """Codes of MLflow's errors that tell of the server, its proxy or its database, not of a run or a version."""
 _LIBRARIES = ("requests", "urllib3", "sqlalchemy", "sqlite3", "alembic", "botocore", "boto3")
 _REASONS = (
+    (
+        r"filesystem tracking backend",
+        "MLflow keeps no runs in folders any more; name a database such as sqlite:///mlflow.db (`mlflow migrate-filestore`)",
+    ),
+    (r"Databricks credential", "there are no credentials of Databricks; `databricks auth login` makes them"),
+    (r"Invalid url", "want an address such as http://127.0.0.1:5000"),
     (r"error code 401|UNAUTHENTICATED", "it refuses the credentials (401); set MLFLOW_TRACKING_USERNAME and _PASSWORD"),
     (r"error code 403|PERMISSION_DENIED", "this account may not do that (403); ask for the permission"),
     (r"error code 404|ENDPOINT_NOT_FOUND", "it has no MLflow API (404); is the address right?"),
@@ -29,7 +35,7 @@ _REASONS = (
     (r"refused|unreachable|Connection", "nothing answers there; start it (`emuedit up`), or unset MLFLOW_TRACKING_URI"),
     (
         r"out-of-date database schema|Can't locate revision",
-        "its tables are of another MLflow; run `mlflow db upgrade <uri>`",
+        "its tables are of another MLflow; upgrade those of an older one (`mlflow db upgrade <uri>`), or install the newer one",
     ),
     (r"not a database|malformed", "the file is no database, or is damaged; move it away and a new one is made"),
     (r"readonly|read-only|Read-only|unable to open|Permission denied", "the file or its folder cannot be written"),
@@ -66,7 +72,7 @@ def describe(error: BaseException) -> str:
         return str(error)
     text = f"{getattr(error, 'error_code', '')} {error}"
     reason = next((words for pattern, words in _REASONS if re.search(pattern, text)), f"{type(error).__name__}: {error}"[:200])
-    return f"MLflow at {hide_password(tracking_uri())}: {' '.join(reason.split())}"
+    return " ".join(f"MLflow at {hide_password(tracking_uri()).strip()}: {reason}".split())
 
 
 def hide_password(uri: str) -> str:
@@ -94,9 +100,10 @@ def check() -> None:
     with _impatient(), converted():
         try:
             client: Any = MlflowClient(tracking_uri=uri)
-        except OSError as error:  # the folder of a database file
+            experiments = client.search_experiments(max_results=1)
+        except (OSError, MlflowException) as error:  # also the folder of a database file, and kinds of stores that are no more
             raise ServiceError(describe(error)) from error
-        if client.search_experiments(max_results=1) or not uri.startswith("http"):
+        if experiments or not uri.startswith("http"):
             return
         try:
             answers_anything = not client.get_experiment("0").experiment_id  # MLflow always has this one

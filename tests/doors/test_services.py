@@ -1,12 +1,17 @@
 """Doors to services: MLflow and Prefect that refuse, hang, or are something else. One line per case."""
 
 import os
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from emuedit import cli
 from emuedit.editor import package_folder
@@ -14,6 +19,7 @@ from emuedit.tracking import service_errors
 from emuedit.tracking.service_errors import ServiceError
 from flows import prefect_access
 from tests.doors.fake_servers import broken_server
+from tests.repository import ROOT
 
 SECONDS = 10.0
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
@@ -44,6 +50,28 @@ PREFECT: dict[str, tuple[dict[str, str], tuple[int, bytes], str]] = {
     "a home that is read-only": ({"PREFECT_HOME": "/proc/prefect"}, (200, b""), r"want a folder that Prefect can write"),
 }
 
+# name -> (environment, files of the working folder, what the line must say)
+PREFECT_SETTINGS: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
+    "a level that there is not": (
+        {"PREFECT_LOGGING_LEVEL": "LOUD"},
+        {},
+        r"its setting level: .*got 'LOUD'; look at PREFECT_LOGGING_LEVEL",
+    ),
+    "a number in words": (
+        {"PREFECT_API_REQUEST_TIMEOUT": "soon"},
+        {},
+        r"its setting request_timeout: .*look at PREFECT_API_REQUEST_TIMEOUT",
+    ),
+    "headers that are no JSON": ({"PREFECT_CLIENT_CUSTOM_HEADERS": "abc"}, {}, r"cannot read its settings.*custom_headers"),
+    "half a profile": (
+        {"PREFECT_PROFILES_PATH": "profiles.toml"},
+        {"profiles.toml": "active = ["},
+        r"cannot read profiles\.toml: ",
+    ),
+    "half a settings file": ({}, {"prefect.toml": "log = ["}, r"cannot read prefect\.toml: .*correct the file or move it away"),
+    "a wrong value in a settings file": ({}, {"prefect.toml": "logging = {level = 'LOUD'}"}, r"look at \.env, prefect\.toml"),
+}
+
 # name -> (status and body of a server, or a URI), what the line must say
 MLFLOW: dict[str, tuple[tuple[int, bytes] | str, str]] = {
     "nothing listens": ("http://127.0.0.1:9", r"nothing answers there; start it"),
@@ -61,6 +89,9 @@ MLFLOW: dict[str, tuple[tuple[int, bytes] | str, str]] = {
     "a JSON list": ((200, b"[1]"), r"not MLflow; is the address right"),
     "it never answers": ((0, b""), r"does not answer in time"),
     "no such host": ("http://no-such-host.invalid:5000", r"no such host"),
+    "a folder of runs": ("file:./mlruns", r"keeps no runs in folders any more; name a database such as sqlite:///mlflow.db"),
+    "a folder without file:": ("./mlruns", r"keeps no runs in folders any more"),
+    "a line break at the end": ("http://127.0.0.1:9\n", r"MLflow at http://127.0.0.1:9: want an address such as http://"),
     "a host without http://": ("localhost:5000", r"neither http\(s\):// nor sqlite"),
     "an unknown scheme": ("mlflow://server", r"neither http\(s\):// nor sqlite"),
     "a file that is no database": ("sqlite:///notes.txt", r"no database, or is damaged"),
@@ -101,6 +132,11 @@ def test_mlflow_that_is_away_is_described_in_seconds(mlflow_away: str) -> None:
     assert time.monotonic() - start < SECONDS
 
 
+def test_databricks_without_credentials_is_described() -> None:
+    error = MlflowException("Reading Databricks credential configuration failed with MLflow tracking URI 'databricks'.")
+    assert "there are no credentials of Databricks; `databricks auth login` makes them" in service_errors.describe(error)
+
+
 def test_edits_fall_back_to_the_editor_that_lies_here(
     mlflow_away: str, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +164,28 @@ def test_prefect_that_is_away_is_described_in_seconds(case: str, monkeypatch: py
         with pytest.raises(prefect_access.ServerError, match=words):
             prefect_access.check()
     assert time.monotonic() - start < SECONDS
+
+
+@pytest.mark.slow
+def test_settings_that_prefect_cannot_read_are_named(workspace: Path) -> None:
+    program = (
+        "from flows import prefect_access\ntry: prefect_access.import_settings()\nexcept RuntimeError as error: print(error)"
+    )
+
+    def import_settings(case: str) -> str:
+        variables, files, _ = PREFECT_SETTINGS[case]
+        (folder := workspace / case).mkdir()
+        for name, content in files.items():
+            (folder / name).write_text(content)
+        environment = {**os.environ, "PREFECT_HOME": str(folder), "PYTHONPATH": str(ROOT), **variables}
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
+
+    with ThreadPoolExecutor(2) as pool:
+        lines = dict(zip(PREFECT_SETTINGS, pool.map(import_settings, PREFECT_SETTINGS), strict=True))
+    for case, (_, _, words) in PREFECT_SETTINGS.items():
+        assert re.search(words, lines[case]), (case, lines[case])
+        assert len(lines[case].splitlines()) == 1, lines[case]
 
 
 def test_a_prefect_server_that_answers_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,8 +71,20 @@ def test_a_pipeline_that_cannot_be_read_is_an_error(project: Path, tmp_path: Pat
     (project / "dvc.yaml").unlink()
     with pytest.raises(dvc_graph.GraphError, match=r"want stages in .*dvc.yaml, got none"):
         dvc_graph.read(project)
-    with pytest.raises(dvc_graph.GraphError, match="not inside of a DVC repository"):
+    with pytest.raises(dvc_graph.GraphError, match=r"not inside of a DVC repository.* run `dvc init`"):
         dvc_graph.read(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["site", "tmp"])
+def test_folders_that_dvc_cannot_write_are_named(place: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if place == "site":
+        monkeypatch.setenv("DVC_SITE_CACHE_DIR", folder := "/proc/nothing")
+    else:
+        shutil.rmtree(project / ".dvc/tmp", ignore_errors=True)
+        (project / ".dvc/tmp").write_text("")
+        folder = str(project / ".dvc/tmp")
+    with pytest.raises(dvc_graph.GraphError, match=rf"DVC cannot use {folder}: .*DVC_SITE_CACHE_DIR names the folder that is"):
+        dvc_graph.read(project)
 
 
 MARKS = "<<<<<<< HEAD\n  one: {cmd: a}\n=======\n  one: {cmd: b}\n>>>>>>> other\n"
@@ -83,7 +96,11 @@ MARKS = "<<<<<<< HEAD\n  one: {cmd: a}\n=======\n  one: {cmd: b}\n>>>>>>> other\
         ("dvc.lock", f'schema: "2.0"\nstages:\n{MARKS}', "dvc.lock has the marks of a merge conflict; delete it"),
         ("dvc.yaml", f"stages:\n{MARKS}", "dvc.yaml has the marks of a merge conflict; resolve it"),
         (".dvc/tmp/rwlock", "half{", "delete .dvc/tmp/rwlock, which a command that was killed left"),
-        ("dvc.lock", 'schema: "2.0"\nstages: [1]\n', "`dvc status` may say more"),
+        ("dvc.lock", 'schema: "2.0"\nstages: [1]\n', "it is damaged; `git checkout -- dvc.lock` brings the committed one back"),
+        ("dvc.lock", "", "it is damaged; `git checkout -- dvc.lock`"),
+        ("dvc.lock", 'schema: "3.0"\nstages: {}\n', "it is damaged; `git checkout -- dvc.lock`"),
+        (".dvc/config.local", "[core\n", "`dvc status` may say more"),
+        (".dvcignore", "data\n", "is ignored by .dvcignore:1:data"),
     ],
 )
 def test_an_error_of_dvc_says_what_to_do(file: str, content: str, advice: str, project: Path) -> None:

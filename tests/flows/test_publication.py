@@ -65,6 +65,43 @@ def test_the_branch_that_is_checked_out_is_refused(committed: Path, shell: Shell
         commit_results(committed, branch, FILES, {}, "Retrain")
 
 
+@pytest.mark.parametrize("name", ["my data", "a..b", "-x", ""])
+def test_what_is_no_name_of_a_branch_is_refused(name: str, committed: Path) -> None:
+    with pytest.raises(PublicationError, match="want the name of a branch, got"):
+        commit_results(committed, name, FILES, {}, "Retrain")
+
+
+def test_that_nothing_can_be_committed_is_said_before_anything_runs(
+    committed: Path, project: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publication.check(committed, False, "retrained")
+    for key in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL", "EMAIL"):
+        monkeypatch.delenv(key, raising=False)
+    shell("git", "config", "user.useConfigOnly", "true", cwd=committed)
+    with pytest.raises(PublicationError, match=r"want a name and an address for commits, got none; set git config user.name"):
+        publication.check(committed, False, "retrained")
+    publication.check(committed, False, "")
+
+
+def test_without_a_commit_there_is_no_branch_to_write(project: Path) -> None:
+    with pytest.raises(PublicationError, match="git rev-parse failed: fatal: Needed a single revision"):
+        publication.check(project, False, "retrained")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("", "want a default remote of DVC that data are pushed to, got none; make one by `emuedit remote init"),
+        ("[core]\n    remote = gone\n", "got gone, which has no url; make one"),
+    ],
+)
+def test_a_remote_that_is_missing_is_said_before_anything_runs(config: str, words: str, project: Path) -> None:
+    publication.check(project, True, "")
+    (project / ".dvc/config").write_text(config)
+    with pytest.raises(PublicationError, match=words):
+        publication.check(project, True, "")
+
+
 def test_only_changed_numbers_are_listed() -> None:
     assert metric_changes({"a": 1.0, "b": 2.0}, {"a": 1.0, "b": 2.5, "c": 3.0}) == ["b 2 -> 2.5 (+0.5)", "c (new) 3"]
     assert metric_changes({}, {f"m{number}": number for number in range(50)})[-1] == "and 10 more"

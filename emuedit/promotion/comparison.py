@@ -7,7 +7,6 @@ champion is measured once for many challengers, and never compared by numbers of
 from __future__ import annotations
 
 import shutil
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -113,7 +112,7 @@ def measure_nothing(items: Items, root: Path) -> Measurement:
 
 
 def measure_speed(packages: Sequence[Path], items: Items) -> list[float]:
-    """Median seconds per edit of each package, measured by turns, so that a busy machine slows all of them alike."""
+    """Seconds per edit of each package: the shortest of five, taken by turns, as other work on the machine only adds to them."""
     runtime = Runtime.choose(items.device, items.dtype)
     edits = benchmark.load(items.benchmark)(items.tasks[0], items.split, 0, 1)
     runs = [Systems(package, items.settings, runtime)[_SYSTEM] for package in packages]
@@ -123,7 +122,7 @@ def measure_speed(packages: Sequence[Path], items: Items) -> list[float]:
             start = time.perf_counter()
             run(edits, [turn])
             times.append(time.perf_counter() - start)
-    return [statistics.median(times[1:]) for times in seconds]  # the first one loads the models
+    return [min(times[1:]) for times in seconds]  # the first one loads the models
 
 
 def _evaluate(name: str, systems: Systems, items: Items, folder: Path) -> dict[str, list[EvalRecord]]:

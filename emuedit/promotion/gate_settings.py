@@ -24,7 +24,7 @@ class GateSettings(config.Params):
     untouched_allowance: float = Field(0.005, ge=0, le=1)
     """How much more the challenger may change pixels that the right edit leaves alone: mean |difference| of values in [0, 1]."""
     max_slowdown: float = Field(1.5, ge=1)
-    """Largest ratio of the seconds per edit, challenger to champion, measured by turns."""
+    """Largest ratio of the seconds per edit, challenger to champion: the shortest of five, taken by turns."""
     max_growth: float = Field(1.5, ge=1)
     """Largest ratio of the sizes of both packages in bytes."""
     resamples: int = Field(4000, ge=100)

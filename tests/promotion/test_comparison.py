@@ -134,6 +134,16 @@ def test_speed_is_measured_by_turns(workspace: Path, edited: list[tuple[str, str
     assert [name for name, _ in edited[:4]] == ["new", "old", "new", "old"]
 
 
+def test_other_work_on_the_machine_does_not_make_an_editor_slow(
+    workspace: Path, edited: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = [9.0, 9.0, 3.3, 1.0, 3.1, 1.1, 1.0, 1.2, 3.4, 3.0, 3.2, 1.0]  # the first ones load the models
+    readings = iter(np.cumsum([value for duration in seconds for value in (0.0, duration)]))
+    monkeypatch.setattr(comparison.time, "perf_counter", lambda: next(readings))
+    items = comparison.read_items(workspace)
+    assert comparison.measure_speed([workspace / "models", workspace / "champion"], items) == pytest.approx([1.0, 1.0])
+
+
 def test_a_workspace_without_an_evaluation_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("world: {}\n")
     with pytest.raises(ParamsError, match="want the tasks and n_edits of an evaluation under evaluation"):

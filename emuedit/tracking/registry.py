@@ -175,6 +175,8 @@ def download_version(uri: str) -> Path:
             advice = f"this workspace was moved from {place}: `emuedit sync --moved` repairs it" if place else "name another one"
             reason = " ".join(str(error).split())[:300]
             raise RegistryError(f"{tracking_uri()} has no model at {uri} ({reason}); {advice}") from error
+        if not (model / "artifacts").is_dir():  # nothing is downloaded where the store has nothing
+            raise RegistryError(f"{tracking_uri()} knows {uri}, but its files are gone from the artifact store; name another one")
         check_manifest(model / "artifacts")
         return model / "artifacts"
 

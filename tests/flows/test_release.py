@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,13 @@ def test_from_first_model_to_refusal_to_next_champion(
         registry.download_version("models:/emuedit-editor/9")
     with pytest.raises(registry.RegistryError, match="want models:/emuedit-editor@champion"):
         registry.download_version("models:/emuedit-editor")
+
+    shutil.rmtree(project / "mlruns")
+    shutil.rmtree(folder)  # in the cache of the user
+    with pytest.raises(registry.RegistryError, match="its files are gone from the artifact store; name another one"):
+        registry.download_version("models:/emuedit-editor/3")
+    with pytest.raises(registry.RegistryError, match=r"version 3 has no dvc.lock in the artifact store"):
+        lineage.read_file(better.version, "dvc.lock")
 
 
 @pytest.mark.slow

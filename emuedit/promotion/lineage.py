@@ -79,9 +79,8 @@ def read_file(version: ModelVersion, name: str) -> str:
     """One of `FILES` as it was when the version was registered."""
     text = runs.read_text(version.run_id, f"{FOLDER}/{name}")
     if text is None:
-        raise RegistryError(
-            f"version {version.number} has no {name} in the artifact store; restore the store, or register it again: `uv run retrain`"
-        )
+        advice = "restore the store, or register it again: `uv run retrain`"
+        raise RegistryError(f"version {version.number} has no {name} in the artifact store; {advice}")
     return text
 
 

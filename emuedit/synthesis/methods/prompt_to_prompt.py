@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from emuedit.core import guidance
-from emuedit.models.denoising import Denoiser
+from emuedit.models.denoising import Denoiser, memoryless_scheduler
 from emuedit.models.text_to_image import TextCondition, TextToImageModel
 from emuedit.synthesis.methods import ddim_inversion
 from emuedit.synthesis.methods.attention_maps import AttentionMapControl, MapEdits, control_attention_maps
@@ -129,8 +129,8 @@ class PromptToPrompt:
         return z[:n_sources], z[n_sources:]
 
     def _denoiser(self, n_sources: int, path: Tensor | None, generators: Sequence[torch.Generator]) -> Denoiser:
-        """The base model's scheduler, or the one that the path was computed with."""
-        scheduler = self.base_model.scheduler
+        """The scheduler of `Sampler`, so that its sources are these; or the one that the path was computed with."""
+        scheduler = memoryless_scheduler(self.base_model.scheduler)
         if path is not None:
             want, got = (self.steps + 1, n_sources), tuple(path.shape[:2])
             if got != want:

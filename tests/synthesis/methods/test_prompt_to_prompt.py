@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import PNDMScheduler, UniPCMultistepScheduler
 from torch.testing import assert_close
 
 from emuedit.models.text_to_image import TextToImageModel
@@ -16,6 +17,7 @@ from emuedit.synthesis.methods.prompt_to_prompt import (
     PromptToPromptEdit,
     instruct_pix2pix,
 )
+from emuedit.synthesis.sampler import Sampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 
@@ -38,6 +40,17 @@ def test_without_control_it_equals_plain_generation_bit_for_bit(base_model: Text
     captions = [*CAPTIONS, edit.caption, other_edit.caption]
     expected = base_model.generate(captions, [*SEEDS, *SEEDS], steps=4, guidance_scale=guidance_scale)
     assert torch.equal(base_model.decode(z), expected)
+
+
+@pytest.mark.parametrize("scheduler", [PNDMScheduler(skip_prk_steps=True, steps_offset=1), UniPCMultistepScheduler(), None])
+def test_sources_are_those_of_the_sampler_also_where_the_scheduler_keeps_a_history(
+    make_base_model: Callable[..., TextToImageModel], scheduler: Any
+) -> None:
+    base_model = make_base_model("sd15", scheduler)
+    sources, edits = generate(base_model, replace(PLAIN_EDIT, caption=CAPTIONS[0]))
+    expected = Sampler(base_model, 4).sources(CAPTIONS, SEEDS, 3.0).z[-1]
+    assert_close(sources, expected)
+    assert_close(edits[0], expected[0])
 
 
 def test_the_full_guidance_interval_is_guidance_in_all_steps(base_model: TextToImageModel) -> None:

@@ -11,6 +11,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 
@@ -37,10 +38,15 @@ def soft_mask(P: Tensor, w_p: float, w_s: float, w_b: float, radius_px: float, s
 
 
 def dilate(P: Tensor, radius_px: float) -> Tensor:
-    """Dilate by a disc: every pixel takes the largest value within `radius_px` of it; [B, 1, H, W]."""
+    """Dilate by a disc: every pixel takes the largest value within `radius_px` of it; [B, 1, H, W].
+
+    Masks of zeros and ones are dilated by their distance transform, whose cost does not grow with the radius.
+    """
     _check(P)
     if radius_px < 0:
         raise ValueError(f"radius_px must be at least 0, got {radius_px}")
+    if bool(((P == 0) | (P == 1)).all()):
+        return torch.stack([_dilate_binary(mask, radius_px) for mask in P])
     out = P
     reach = int(radius_px)
     padded = F.pad(P, (reach,) * 4)
@@ -50,6 +56,14 @@ def dilate(P: Tensor, radius_px: float) -> Tensor:
         rows = padded[..., reach + dy : reach + dy + height, reach - half : reach + half + width]
         out = torch.maximum(out, F.max_pool2d(rows, (1, 2 * half + 1), stride=1))
     return out
+
+
+def _dilate_binary(mask: Tensor, radius_px: float) -> Tensor:
+    """Dilate one mask of zeros and ones; [1, H, W]."""
+    if not mask.any():
+        return mask
+    distance_px = distance_transform_edt(mask[0].cpu().numpy() == 0)
+    return torch.from_numpy(distance_px <= radius_px)[None].to(mask)
 
 
 def blur(P: Tensor, sigma_px: float) -> Tensor:

@@ -79,3 +79,9 @@ def test_errors_for_bad_masks_and_weights_say_what_to_do() -> None:
         soft_mask.soft_mask(disc(3), 0.5, 0.2, 0.2, 1, 1)
     assert_close(soft_mask.from_uint8(torch.tensor([[[0, 255]]], dtype=torch.uint8)), torch.tensor([[[[0.0, 1.0]]]]))
     assert_close(soft_mask.from_uint8(torch.tensor([[[False, True]]])), torch.tensor([[[[0.0, 1.0]]]]))
+
+
+@pytest.mark.parametrize("r", [0.0, 1.5, 7.0])
+def test_masks_of_zeros_and_ones_are_dilated_as_others_are(r: float) -> None:
+    P = torch.cat([disc(6), torch.zeros_like(disc(6)), torch.ones_like(disc(6))])
+    assert torch.equal(soft_mask.dilate(P, r), 2 * soft_mask.dilate(P / 2, r))

@@ -87,22 +87,39 @@ class Detector:
         return [Detections(proposal["boxes"], proposal["scores"], proposal["labels"]) for proposal in proposals]
 
     def _propose_grounding_dino(self, images: list[torch.Tensor], queries: list[list[str]], threshold: float) -> list[Detections]:
-        prompts = [_build_prompt(names) for names in queries]
+        rows = [(image, group) for image, names in enumerate(queries) for group in self._prompt_groups(names)]
+        prompts = [_build_prompt([queries[image][k] for k in group]) for image, group in rows]
         phrase_tokens = [self._find_tokens(text, spans) for text, spans in prompts]
-        inputs = self.processor(images=images, text=[text for text, _ in prompts], return_tensors="pt", padding=True)
+        row_images = [images[image] for image, _ in rows]
+        inputs = self.processor(images=row_images, text=[text for text, _ in prompts], return_tensors="pt", padding=True)
         outputs = self.model(**inputs.to(self.model.device, self.model.dtype))
-        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        sizes = [(image.shape[-2], image.shape[-1]) for image in row_images]
         # Threshold -1 gives all Q boxes in pixels. Phrases are scored below by token, because the processor's labels
         # are decoded words and not indices.
         proposals = self.processor.image_processor.post_process_object_detection(outputs, threshold=-1.0, target_sizes=sizes)
-        results = []
-        for tokens, proposal, logits in zip(phrase_tokens, proposals, outputs.logits, strict=True):
+        parts: list[list[Detections]] = [[] for _ in images]
+        for (image, group), tokens, proposal, logits in zip(rows, phrase_tokens, proposals, outputs.logits, strict=True):
             token_scores = logits.float().sigmoid()  # [Q, tokens]
             scores = torch.stack([token_scores[:, positions].amax(dim=1) for positions in tokens], dim=1)  # [Q, N]
             best, phrase = scores.max(dim=1)
             keep = best > threshold
-            results.append(Detections(proposal["boxes"][keep], best[keep], phrase[keep]))
-        return results
+            indices = torch.tensor(group, device=phrase.device)[phrase[keep]]
+            parts[image].append(Detections(proposal["boxes"][keep], best[keep], indices))
+        return [_concatenate(image_parts) for image_parts in parts]
+
+    def _prompt_groups(self, phrases: list[str]) -> list[list[int]]:
+        """Indices of the phrases in groups, as few as fit into a prompt each. A phrase that is too long is a group of its own."""
+        room = self.model.config.max_text_len - 2  # for [CLS] and [SEP]
+        groups: list[list[int]] = []
+        free = 0
+        for index, phrase in enumerate(phrases):
+            n_tokens = len(self.processor.tokenizer(_clean_phrase(phrase) + ".", add_special_tokens=False)["input_ids"])
+            if n_tokens > free:
+                groups.append([])
+                free = room
+            groups[-1].append(index)
+            free -= n_tokens
+        return groups
 
     def _find_tokens(self, text: str, spans: list[tuple[int, int]]) -> list[list[int]]:
         """The positions of each phrase's tokens in the prompt; `spans` are the phrases' (start, stop) characters."""
@@ -112,9 +129,7 @@ class Detector:
             [k for k, (start, end) in enumerate(offsets) if start < stop and end > first and end > start] for first, stop in spans
         ]
         if any(not positions for positions in tokens) or len(offsets) > max_tokens:
-            raise ValueError(
-                f"the phrases must fit into {max_tokens} tokens and have at least one each, got {text!r}; pass fewer at a time"
-            )
+            raise ValueError(f"a phrase must fit into {max_tokens} tokens and have at least one, got {text!r}; shorten it")
         return tokens
 
 
@@ -164,6 +179,11 @@ def _select_boxes(
         kept = model_sources.import_library("torchvision.ops").batched_nms(boxes[order], scores[order], phrase[order], nms_iou)
         order = order[kept]
     return Detections(boxes[order], scores[order], phrase[order])
+
+
+def _concatenate(parts: Sequence[Detections]) -> Detections:
+    """The boxes of one image for several groups of its phrases."""
+    return Detections(*(torch.cat([getattr(part, name) for part in parts]) for name in ("boxes_px", "scores", "phrase")))
 
 
 def _no_detections() -> Detections:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from emuedit.core.registration import estimate_shift
@@ -95,8 +96,8 @@ def score_pairs(images: Tensor, edits: Sequence[ScoredEdit], scorers: Scorers, b
 def left_inside(images: Tensor, edits: Sequence[ScoredEdit], detector: Detector, batch: int) -> edit_similarity.Column:
     """The score `left_inside` of N edits between images [P, 3, H, W]: what is left where no object should be.
 
-    It is the best score in the vacant image of all phrases of both captions, among boxes whose centre lies in M (above
-    0.5); 0 where there is none. None for edits without a vacant image or without a mask.
+    It is the best score in the vacant image of all phrases of both captions, among boxes of which at least half lies in M
+    (above 0.5); 0 where there is none. None for edits without a vacant image or without a mask.
     """
     column: edit_similarity.Column = [None] * len(edits)
     checks = [(n, edit.vacant, edit.M) for n, edit in enumerate(edits) if edit.vacant is not None and edit.M is not None]
@@ -106,7 +107,7 @@ def left_inside(images: Tensor, edits: Sequence[ScoredEdit], detector: Detector,
         phrases = [caption_phrases(f"{edits[n].source_caption}, {edits[n].target_caption}") for n, *_ in batch_checks]
         detections = detector.detect(batch_images, phrases, 0.0, 1.0)
         for (n, _, M), boxes in zip(batch_checks, detections, strict=True):
-            inside = _mask_at_centres(M[0], boxes.boxes_px) > 0.5
+            inside = _share_inside(M[0] > 0.5, boxes.boxes_px) >= 0.5
             column[n] = float(boxes.scores[inside].max()) if inside.any() else 0.0
     return column
 
@@ -117,7 +118,7 @@ _SEPARATORS = re.compile(r"[,.;:]|\b(?:and|with|on|in|at|of|to|by|over|under|beh
 def caption_phrases(caption: str) -> list[str]:
     """Split a caption at punctuation, `and` and prepositions into distinct phrases that may name objects.
 
-    Some phrases name no object. They do no harm: a detector finds nothing for them.
+    Some phrases name no object, or scenery such as "a mountain lake", whose box is larger than what was edited.
     """
     return list(dict.fromkeys(phrase for part in _SEPARATORS.split(caption) if (phrase := part.strip())))
 
@@ -169,7 +170,11 @@ def _weighted_mean(values: Tensor, weight: Tensor) -> float | None:
     return float((values * weight).sum()) / total if total > 0 else None
 
 
-def _mask_at_centres(M: Tensor, boxes_px: Tensor) -> Tensor:
-    """M [H, W] at the centres of K boxes, [K]."""
-    x, y = ((boxes_px[:, k] + boxes_px[:, k + 2]) / 2 for k in (0, 1))
-    return M[y.long().clamp(0, M.shape[0] - 1), x.long().clamp(0, M.shape[1] - 1)]
+def _share_inside(mask: Tensor, boxes_px: Tensor) -> Tensor:
+    """Share of the area of K boxes that lies in a mask, bool [H, W], counted in full pixels; [K] in [0, 1]."""
+    height, width = mask.shape
+    table = F.pad(mask.double().cumsum(0).cumsum(1), (1, 0, 1, 0))  # [y, x]: pixels of the mask above y and left of x
+    x0, y0 = (boxes_px[:, k].floor().long().clamp(0, size - 1) for k, size in ((0, width), (1, height)))
+    x1, y1 = (boxes_px[:, k].ceil().long().clamp(1, size) for k, size in ((2, width), (3, height)))
+    count = table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0]
+    return count / ((x1 - x0) * (y1 - y0))

@@ -139,15 +139,23 @@ def test_left_inside_scores_what_remains_in_the_vacant_image(scorers: Scorers) -
         two_images(),
         [
             make_edit(target_object=None, vacant=1),  # the red object was removed, but something green is inside M
-            make_edit(0, 1, source_object=None, target_object="green", vacant=0),  # the centre of red is outside M
+            make_edit(0, 1, source_object=None, target_object="green", vacant=0),  # red lies outside of M
             make_edit(target_object=None, vacant=1, M=torch.zeros(1, 4, 6)),
         ],
         scorers,
         batch=2,
     )
     assert removal["left_inside"] == pytest.approx(0.5)
-    assert addition["left_inside"] == 0  # the only box has its centre where M is 0
+    assert addition["left_inside"] == 0  # the only box lies where M is 0
     assert empty_mask["left_inside"] == 0
+
+
+def test_a_box_counts_as_inside_by_its_area() -> None:
+    mask = torch.zeros(40, 60, dtype=torch.bool)
+    mask[10:20, 20:30] = True  # the edited object, in the middle of the box of the lake around it
+    boxes_px = torch.tensor([[0.0, 0, 60, 40], [20, 10, 30, 20], [21, 11, 29, 23], [0, 0, 1, 1], [25, 10, 36, 20]])
+    shares = pair_scores._share_inside(mask, boxes_px)
+    torch.testing.assert_close(shares, torch.tensor([100 / 2400, 1, 72 / 96, 0, 50 / 110], dtype=torch.float64))
 
 
 def test_caption_phrases_are_the_parts_that_may_name_objects() -> None:

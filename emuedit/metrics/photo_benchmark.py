@@ -56,13 +56,20 @@ class PhotoEdits:
     input_captions: list[str]
     output_captions: list[str]
     before: Pictures
-    exact: Pictures | None
+    results: list[Pictures | None]
+    """The right result of each edit, uint8 [H, W, 3], where it is known."""
     judge_of_folder: SimilarityJudge
+
+    @property
+    def exact(self) -> Pictures | None:
+        """The right results uint8 [N, H, W, 3] where all are known."""
+        known = [result for result in self.results if result is not None]
+        return np.stack(known) if len(known) == len(self.results) else None
 
     def judge(self, output: Pictures) -> Verdicts:
         """Judge the N outputs of a system, uint8 [N, H, W, 3]."""
         captions = self.input_captions, self.output_captions
-        return self.judge_of_folder.judge(self.task, self.before, output, captions, self.exact)
+        return self.judge_of_folder.judge(self.task, self.before, output, captions, self.results)
 
 
 class PhotoBenchmark:
@@ -95,14 +102,13 @@ class PhotoBenchmark:
         return self.similarity_judge.calibrate(task, edits.before, edits.exact, captions)
 
     def _edits(self, task: str, rows: Sequence[dict[str, str]]) -> PhotoEdits:
-        results = [row.get("result", "") for row in rows]
         return PhotoEdits(
             task,
             [row["instruction"] for row in rows],
             [row["input_caption"] for row in rows],
             [row["output_caption"] for row in rows],
             np.stack([self._load(row["image"]) for row in rows]),
-            np.stack([self._load(name) for name in results]) if all(results) else None,
+            [self._load(row["result"]) if row.get("result") else None for row in rows],
             self.similarity_judge,
         )
 

@@ -89,21 +89,32 @@ class SimilarityJudge:
         self.clip, self.dino, self.bounds, self.task_bounds = clip, dino, bounds, dict(task_bounds or {})
 
     def judge(
-        self, task: str, before: Pictures, after: Pictures, captions: tuple[Sequence[str], Sequence[str]], exact: Pictures | None
+        self,
+        task: str,
+        before: Pictures,
+        after: Pictures,
+        captions: tuple[Sequence[str], Sequence[str]],
+        results: Sequence[Pictures | None],
     ) -> Verdicts:
-        """Judge N outputs of one task, uint8 [N, H, W, 3]. captions: of the pictures before, and of the right results."""
+        """Judge N outputs of one task, uint8 [N, H, W, 3]. captions: of the pictures before, and of the right results.
+
+        results: the right result of each, uint8 [H, W, 3], or None where it is not known.
+        """
         images = [self._embed(self.clip, pictures) for pictures in (before, after)]
         texts = [self.clip.embed_texts(list(of_side)).cpu() for of_side in captions]
         gains = project_gains(*images, *texts)
         cosines = (self._embed(self.dino, before) * self._embed(self.dino, after)).sum(1).double().numpy()
-        errors = None if exact is None else np.abs(np.subtract(after, exact, dtype=np.int16)).mean((1, 2, 3)) / 255
+        errors = [
+            None if result is None else float(np.abs(np.subtract(output, result, dtype=np.int16)).mean() / 255)
+            for output, result in zip(after, results, strict=True)
+        ]
         reasons = tuple(
             _object(
                 task,
                 self.task_bounds.get(task, self.bounds),
                 float(gains[i]),
                 float(cosines[i]),
-                None if errors is None else float(errors[i]),
+                errors[i],
             )
             for i in range(len(before))
         )
@@ -120,7 +131,8 @@ class SimilarityJudge:
         n = len(before)
         if n < 4:
             raise ValueError(f"want at least four edits of {task} with known results to calibrate from, got {n}")
-        verdicts = self.judge(task, before, exact, captions, None)
+        unknown = [None] * n
+        verdicts = self.judge(task, before, exact, captions, unknown)
         images = [self._embed(self.clip, pictures) for pictures in (before, exact)]
         texts = [self.clip.embed_texts(list(of_side)).cpu() for of_side in captions]
         shifted = [torch.roll(embeddings, 1, 0) for embeddings in images]  # each edit beside the captions of another
@@ -132,9 +144,9 @@ class SimilarityJudge:
         return Calibration(
             task,
             bounds,
-            right=float(judge.judge(task, before, exact, captions, None).success.mean()),
+            right=float(judge.judge(task, before, exact, captions, unknown).success.mean()),
             unrelated=float((others >= gain).mean()),
-            unchanged=float(judge.judge(task, before, before, captions, None).success.mean()),
+            unchanged=float(judge.judge(task, before, before, captions, unknown).success.mean()),
             n=n,
         )
 

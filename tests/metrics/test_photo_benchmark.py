@@ -1,6 +1,7 @@
 """A benchmark of real pictures: its table, its judge, and the bounds that are set from known results."""
 
 import csv
+import shutil
 from pathlib import Path
 from typing import NoReturn
 
@@ -57,6 +58,21 @@ def test_a_map_is_compared_with_its_right_result(folder: Path) -> None:
     assert edits.exact is not None
     assert edits.judge(edits.exact).success.all()
     assert "it differs from the right result by" in edits.judge(255 - edits.exact).reason[0]
+
+
+def test_a_row_without_a_result_leaves_the_other_results_known(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, partial := tmp_path / "partial")
+    lines = (partial / "edits.csv").read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if "depth0-right.png" in line)
+    lines[first] = lines[first].replace("depth0-right.png", "")
+    (partial / "edits.csv").write_text("\n".join(lines))
+    edits, complete = (PhotoBenchmark(place)("depth", "held_out", 0, N) for place in (partial, folder))
+    assert edits.exact is None
+    assert complete.exact is not None
+    verdicts = edits.judge(255 - complete.exact)
+    assert "right result" not in verdicts.reason[0]
+    assert all("it differs from the right result by" in reason for reason in verdicts.reason[1:])
+    assert edits.judge(complete.exact).success[1:].all()
 
 
 def test_a_picture_whose_rest_changed_is_refused(folder: Path) -> None:

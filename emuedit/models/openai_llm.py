@@ -76,7 +76,7 @@ class OpenAILLM:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _request(self, body: bytes) -> str:
-        """Send one request and return the text of its first choice."""
+        """Send one request and return the text of its first choice; half of a surrogate pair becomes a question mark."""
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self.key_env):
             headers["Authorization"] = f"Bearer {key}"
@@ -89,7 +89,7 @@ class OpenAILLM:
             raise LLMError(f"want a chat completion from {self.url}, got {answer[:500]!r}") from error
         if not isinstance(text, str):
             raise LLMError(f"want a text from {self.model!r} at {self.url}, got {answer[:500]!r}")
-        return text
+        return text.encode("utf-8", "replace").decode()
 
 
 def _retry_after_s(header: str | None) -> float | None:

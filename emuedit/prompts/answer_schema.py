@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from emuedit.data.text_tables import is_unicode
 from emuedit.tasks import Need, get_task
 
 Direction = Literal["to_map", "from_map"]
@@ -80,8 +81,8 @@ def parse_answer(text: str, question: Question, max_words: int, choices: tuple[s
     """Parse the answer to a question. `choices`: the only values of edited_object, if any are given.
 
     Text around the JSON object is ignored, because chat models greet and use code blocks. Unknown keys are ignored.
-    Raises AnswerError for no object or several, a missing or empty key, an unchanged caption, and an instruction of
-    more than `max_words` words (not counting the caption where it is repeated).
+    Raises AnswerError for no object or several, a missing or empty key, half of a character, an unchanged caption, and an
+    instruction of more than `max_words` words (not counting the caption where it is repeated).
     """
     answer = _find_json_object(text)
     for key in ANSWER_KEYS:
@@ -90,6 +91,9 @@ def parse_answer(text: str, question: Question, max_words: int, choices: tuple[s
         if not isinstance(answer[key], str | None):
             raise AnswerError("no_text", f"the value of {key!r} must be text, got {json.dumps(answer[key])[:80]}")
     values = {key: " ".join((answer[key] or "").split()) for key in ANSWER_KEYS}
+    for key, value in values.items():
+        if not is_unicode(value):
+            raise AnswerError("not_unicode", f"the value of {key!r} has half of a character: {json.dumps(value)[:80]}")
     if values["instruction"].startswith(CANNOT_EDIT_PREFIX):
         raise AnswerError("refused", values["instruction"], final=True)
     needs = _needs(question.task)

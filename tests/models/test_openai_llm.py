@@ -24,6 +24,11 @@ def test_a_busy_endpoint_is_retried(endpoint: Any, monkeypatch: pytest.MonkeyPat
     assert body == {"model": "a-model", "messages": MESSAGES, "seed": 5, "temperature": 0.3, "top_p": 0.9}
 
 
+def test_half_of_a_character_is_replaced(endpoint: Any) -> None:
+    endpoint.answers = [endpoint.chat_response("smile \ud83d")]
+    assert OpenAILLM(endpoint.url, "m").write(MESSAGES, seed=0) == "smile ?"
+
+
 def test_a_client_error_is_not_retried(endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     endpoint.answers = [(401, {"error": "who are you"})]

@@ -65,6 +65,8 @@ def test_an_answer_must_have_what_its_task_requires() -> None:
     assert error_reason(json.dumps(GOOD | {"instruction": " "})) == "empty"
     assert error_reason(json.dumps(GOOD | {"original_object": None})) == "empty"
     assert error_reason(json.dumps(GOOD | {"original_object": ["dog", "cat"]})) == "no_text"
+    assert error_reason(json.dumps(GOOD | {"instruction": "remove the dog \ud83d"})) == "not_unicode"
+    assert error_reason(json.dumps(GOOD | {"instruction": "I cannot: \ud83d"})) == "not_unicode"
     assert error_reason(json.dumps(GOOD | {"output_caption": "A dog  on a sofa."})) == "unchanged"
     assert error_reason(json.dumps(GOOD | {"instruction": "please " * 11})) == "too_long"
     repeated = json.dumps(GOOD | {"instruction": "sketch to image: a dog on a sofa"})

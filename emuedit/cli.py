@@ -121,5 +121,5 @@ def _add_import(command: argparse.ArgumentParser) -> None:
     tasks = command.add_mutually_exclusive_group()
     tasks.add_argument("--task", help="the task of every pair")
     tasks.add_argument("--router", type=Path, metavar="FOLDER", help="task predictor that finds each task, such as models/router")
-    sizes = "side in pixels to which pictures are cropped and scaled, the base model's for training; default: unchanged"
+    sizes = "side in pixels to which pictures are cropped and scaled, such as that of train.resolution; default: unchanged"
     command.add_argument("--size", type=int, metavar="PX", help=sizes)

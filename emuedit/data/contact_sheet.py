@@ -20,13 +20,13 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def picture_grid(
-    rows: Sequence[tuple[str, Pictures]],
+    rows: Sequence[tuple[str, Pictures | Sequence[Pictures]]],
     captions: Sequence[str],
     lines: int,
     title: str = "",
     marks: tuple[str, Sequence[bool]] | None = None,
 ) -> Image.Image:
-    """Draw pictures uint8 `[N, H, W, 3]` in named rows, with a caption of at most `lines` lines under each column.
+    """Draw rows of N pictures uint8 `[H, W, 3]`, of any sizes, with a caption of at most `lines` lines under each column.
 
     `marks`: the name of a row and N bools; its pictures get a green frame for True and a red one for False.
     """
@@ -54,8 +54,8 @@ def picture_grid(
 
 
 def tile_sheets(sheets: Sequence[Image.Image], columns: int = 1) -> Image.Image:
-    """Arrange sheets of equal size in rows of `columns` sheets."""
-    width, height = sheets[0].size
+    """Arrange sheets in rows of `columns` sheets, in cells of the largest width and height."""
+    width, height = (max(sizes) for sizes in zip(*(sheet.size for sheet in sheets), strict=True))
     n_rows = -(-len(sheets) // columns)
     tiled = Image.new("RGB", (columns * (width + PAD_PX) - PAD_PX, n_rows * (height + PAD_PX)), BACKGROUND_COLOR)
     for index, sheet in enumerate(sheets):

@@ -97,10 +97,6 @@ _ROWS_PER_READ = 16  # pairs in memory at a time
 _PICTURE_COLUMNS = ("source", "target", "mask")
 
 
-class CardError(ValueError):
-    """Raised for pairs that cannot be shown side by side."""
-
-
 @dataclass(frozen=True)
 class ImportedPairs:
     """A folder of imported pairs that were filtered together with the generated ones."""
@@ -182,26 +178,16 @@ def contact_sheets(examples: Iterable[CardExample]) -> dict[str, Any]:
 def _draw_sheet(task: str, examples: list[CardExample]) -> Any:
     examples = sorted(examples, key=lambda example: (not example.verdict.kept, example.verdict.pair_id))
     rows = [
-        ("before", _decode_stack([example.before for example in examples])),
-        ("after", _decode_stack([example.after for example in examples])),
+        ("before", [decode_png(example.before) for example in examples]),
+        ("after", [decode_png(example.after) for example in examples]),
     ]
     masks = [decode_png(example.mask) for example in examples if example.mask is not None]
     if len(masks) == len(examples):
-        rows.append(("mask", np.stack(masks)[..., None].repeat(3, -1)))
+        rows.append(("mask", [mask[..., None].repeat(3, -1) for mask in masks]))
     kept = [example.verdict.kept for example in examples]
     title = f"{task}: {sum(kept)} kept pairs (green), {len(kept) - sum(kept)} rejected pairs (red)"
     captions = [_format_caption(example) for example in examples]
     return contact_sheet.picture_grid(rows, captions, _CAPTION_LINES, title, ("after", kept))
-
-
-def _decode_stack(pngs: Sequence[bytes]) -> npt.NDArray[np.uint8]:
-    """N PNGs of one size -> uint8 [N, H, W, 3]. Raises CardError when the sizes differ."""
-    pictures = [decode_png(png) for png in pngs]
-    if len(sizes := {picture.shape[:2] for picture in pictures}) > 1:
-        raise CardError(
-            f"want pictures of one size, got (height, width) {sorted(sizes)}; generate or import all pairs in one size"
-        )
-    return np.stack(pictures)
 
 
 def _format_caption(example: CardExample) -> str:

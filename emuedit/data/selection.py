@@ -24,12 +24,13 @@ def concat(*tables: pa.Table) -> pa.Table:
     return pa.concat_tables(tables, promote_options="default")
 
 
-def reject_all_but_best(table: pa.Table, result: FilterResult, rank_by: str, keep: int) -> FilterResult:
+def reject_all_but_best(table: pa.Table, result: FilterResult, rank_by: str, keep: int, n_candidates: int) -> FilterResult:
     """Of each instruction's pairs that pass, all but the `keep` best by a score also fail, as `not_best`.
 
-    Pairs without the score come last; ties go to the earlier pair.
+    Only the first `n_candidates` of N pairs are compared, the generated ones: imported pairs of one instruction are no candidates
+    of each other. Pairs without the score come last; ties go to the earlier pair.
     """
-    rows = np.flatnonzero(result.kept)
+    rows = np.flatnonzero(result.kept[:n_candidates])
     instruction = filters.encode_labels(table["instruction_id"])[0][rows]
     score = filters.score_values(table, rank_by)[rows]
     score = np.where(np.isnan(score), -np.inf, score)

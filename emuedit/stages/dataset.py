@@ -125,7 +125,7 @@ def filter_pairs(table: pa.Table, params: DatasetParams, *mixed: tuple[pa.Table,
     """The core function: one query over the columns instruction_id, task and score_* of N pairs.
 
     A pair that fails nothing is kept. Of the candidates of one instruction that pass the filters, the `keep_per_instruction`
-    best by `rank_by` are kept; the others fail as `not_best`. `mixed`: further pairs, each lot with its own filters. With
+    best by `rank_by` are kept; the others fail as `not_best`. `mixed`: imported pairs, each lot with its own filters. With
     `reassignment`, the column score_task_probability is required. Raises FiltersError for a score that is not a column.
     """
     filters.check_scores(table, [*filters.scores_used(params.filters), params.rank_by])
@@ -135,7 +135,7 @@ def filter_pairs(table: pa.Table, params: DatasetParams, *mixed: tuple[pa.Table,
         filters.check_scores(pairs, [PROBABILITY])
         unlikely = filters.score_values(pairs, PROBABILITY) < params.reassignment.reject  # a comparison with NaN is False
         result = result.with_reason(f"{PROBABILITY}_min", unlikely)
-    return selection.reject_all_but_best(pairs, result, params.rank_by, params.keep_per_instruction)
+    return selection.reject_all_but_best(pairs, result, params.rank_by, params.keep_per_instruction, len(table))
 
 
 def run(params: DatasetParams, root: Path) -> Summary:

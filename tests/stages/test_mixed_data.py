@@ -131,6 +131,15 @@ def test_mixed_folders_have_their_own_filters(tmp_path: Path, scored_pairs: list
     assert {file.name: file.read_bytes() for file in (tmp_path / dataset.OUT).glob("shard-*")} == alone
 
 
+def test_imported_pairs_of_one_instruction_are_no_candidates_of_each_other(tmp_path: Path, scored_pairs: list[Pair]) -> None:
+    imported = [dataclasses.replace(make_pair("x", "local", number), scores={}) for number in range(3)]
+    assert len({pair.instruction_id for pair in imported}) == 1
+    dataset.run(make_params(mix={publish_imported(tmp_path, "plain", imported): {"default": {}}}), tmp_path)
+    verdicts = {verdict.pair_id: verdict for verdict in read_verdicts(tmp_path)}
+    assert all(verdicts[pair.id].kept for pair in imported)
+    assert any("not_best" in verdict.reasons for verdict in verdicts.values())  # of the generated ones
+
+
 def test_a_filter_on_a_score_that_a_mixed_folder_lacks_is_named(tmp_path: Path, scored_pairs: list[Pair]) -> None:
     folder = publish_imported(tmp_path, "scored", [make_imported_pair("x", "local", sim=0.9)])
     with pytest.raises(FiltersError, match=r"want the scores \['dino'\] .* got \['sim'\]"):

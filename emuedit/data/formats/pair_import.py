@@ -59,7 +59,7 @@ def import_pairs(options: ImportOptions, files: Sequence[Path], out: Path, root:
         "size": f"{options.size} px a side" if options.size else "as they came",
     }
     code = sorted(Path(__file__).parent.glob("*.py"))
-    scratch = scratch_folder(root, "import", content_key(params, *files, *code, image_io.__file__))
+    scratch = scratch_folder(root, f"import-{out.name}", content_key(params, *files, *code, image_io.__file__))
     seen: set[bytes] = set()
     counts = Counter({"dropped_files_unreadable": n_files - len(files)} if len(files) < n_files else {})
     n_rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)

@@ -80,8 +80,9 @@ def _task_origin(task: str | None, router: Path | None) -> "tuple[str, AssignTas
     if router:
         from emuedit.data.publish import read_summary
         from emuedit.editor import task_predictor
+        from emuedit.runtime import Runtime
 
-        predictor = task_predictor.load(str(router))
+        predictor = task_predictor.load(str(router), Runtime.choose(dtype="float32").device)
         return f"by router {read_summary(router).key}", lambda texts: [found.task for found in predictor.predict(texts)]
     return "the dataset alone", None
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from emuedit.data.atomic_file import replacing
 from emuedit.data.dependencies import content_key
 from emuedit.editor import cross_fitting, task_predictor
+from emuedit.runtime import Runtime
 
 Floats = npt.NDArray[np.float64]
 
@@ -61,7 +62,7 @@ def predict_tasks(texts: Sequence[str], folder: Path, cache: Path) -> tuple[tupl
     code = (__file__, task_predictor.__file__, cross_fitting.__file__)
     file = cache / f"{content_key({'texts': distinct}, folder, *code)}.npz"
     if not file.exists():
-        predictor = task_predictor.load(str(folder))
+        predictor = task_predictor.load(str(folder), Runtime.choose(dtype="float32").device)
         p = np.zeros((len(distinct), len(predictor.tasks)))
         out_of_fold = cross_fitting.read_out_of_fold(folder, predictor.tasks)
         unseen = [row for row, text in enumerate(distinct) if text not in out_of_fold]

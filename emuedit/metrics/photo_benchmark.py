@@ -63,8 +63,8 @@ class PhotoEdits:
     @property
     def exact(self) -> Pictures | None:
         """The right results uint8 [N, H, W, 3] where all are known."""
-        known = [result for result in self.results if result is not None]
-        return np.stack(known) if len(known) == len(self.results) else None
+        pictures = [result for result in self.results if result is not None]
+        return np.stack(pictures) if len(pictures) == len(self.results) else None
 
     def judge(self, output: Pictures) -> Verdicts:
         """Judge the N outputs of a system, uint8 [N, H, W, 3]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,10 @@ class ModelSet:
 
     @cached_property
     def annotate(self) -> Any:
-        """The function that draws the targets of the vision tasks, see `config.World.annotators`."""
-        return config.import_function(self.world.annotators, "annotate")
+        """What draws the targets of the vision tasks, see `config.World.annotators`; with device `auto` on this set's device."""
+        annotate: Any = config.import_function(self.world.annotators, "annotate")
+        is_on_any = dataclasses.is_dataclass(annotate) and getattr(annotate, "device", "") == "auto"
+        return dataclasses.replace(annotate, device=self.runtime.device) if is_on_any else annotate
 
     @cached_property
     def revision(self) -> str:

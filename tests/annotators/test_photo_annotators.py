@@ -9,6 +9,8 @@ import yaml
 from emuedit import config
 from emuedit.annotators import derived_maps, drawing, pose_estimation
 from emuedit.annotators.photo_annotators import MASK_RGB, Annotators, annotate
+from emuedit.runtime import Runtime
+from emuedit.synthesis.model_set import ModelSet
 
 ROOT = Path(__file__).parents[2]
 
@@ -246,3 +248,10 @@ def test_the_file_is_importable_by_path_and_other_tasks_are_an_error(images: np.
     assert config.import_function("emuedit/annotators/photo_annotators.py", "annotate") is annotate
     with pytest.raises(ValueError, match=r"want detect, segment, color, depth.*got 'remove'"):
         call(annotate, "remove", images)
+
+
+def test_networks_run_where_the_pairs_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = config.World.model_validate(yaml.safe_load((ROOT / "params.yaml").read_text())["world"])
+    of_photographs = world.model_copy(update={"annotators": "emuedit/annotators/photo_annotators.py"})
+    assert ModelSet(of_photographs, ROOT, Runtime("cuda:1", "float32")).annotate.device == "cuda:1"
+    assert annotate.device == "auto"

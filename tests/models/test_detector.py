@@ -194,7 +194,7 @@ def test_too_many_tokens_for_grounding_dino_are_an_error(grounding_folder: str, 
 def test_phrases_that_do_not_fit_into_one_prompt_are_given_in_several(grounding_folder: str, two_images: torch.Tensor) -> None:
     model = detector.load(grounding_folder)
     phrases = ["a red circle on grass", "a blue star", "green square", "a red star on grass", "a blue circle on grass"]
-    many, few = model.detect(two_images, [phrases, phrases[:1]], threshold=0.0)
+    many, single = model.detect(two_images, [phrases, phrases[:1]], threshold=0.0)
     groups = model._prompt_groups(phrases)
     assert len(groups) > 1
     assert [k for group in groups for k in group] == [0, 1, 2, 3, 4]
@@ -202,7 +202,7 @@ def test_phrases_that_do_not_fit_into_one_prompt_are_given_in_several(grounding_
     torch.testing.assert_close(many.scores, torch.cat([part.scores for part in parts]).sort(descending=True).values)
     expected = [group[k] for group, part in zip(groups, parts, strict=True) for k in part.phrase.tolist()]
     assert sorted(many.phrase.tolist()) == sorted(expected)
-    torch.testing.assert_close(few.scores, model.detect(two_images[1:], [phrases[:1]], threshold=0.0)[0].scores)
+    torch.testing.assert_close(single.scores, model.detect(two_images[1:], [phrases[:1]], threshold=0.0)[0].scores)
 
 
 @pytest.fixture(params=["owlvit", "owlv2", "grounding-dino"])

@@ -172,7 +172,6 @@ def test_the_averaged_weights_are_updated_and_published(trained: Path) -> None:
     assert 0 < averaged < last, "the average starts at zero there and lags behind"
 
 
-@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_with_the_ids_of_its_pairs(
     exact_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,7 +207,7 @@ class EditSampler:
         source, n = conditions.c_I, len(conditions.c_I)
         size_px = (source.shape[-2] * self.parts.factor, source.shape[-1] * self.parts.factor)
         terms = guidance.terms_of(s_I, s_T)
-        guided_steps = guidance.guided_steps((settings.guidance_from, settings.guidance_to), settings.steps)
+        guided_steps = guidance.guided_steps((settings.guidance_from, settings.guidance_to), len(denoiser.timesteps))
         negative_texts = [self.parts.null_text(1, text) for text in options.negative_prompts]
         null = TextCondition.cat(*negative_texts) if negative_texts else self.parts.null_text(n)
         guided_rows = conditions.with_guidance_terms(null, terms)

@@ -218,4 +218,4 @@ def _graph_of(
             "want one GPU, one picture size, one pass a step and float32 or bfloat16 for train.cuda_graph, got "
             f"{', '.join(reasons)}; set it to false"
         )
-    return GraphedPasses(passes)
+    return GraphedPasses(passes, accelerator.device)

@@ -24,6 +24,7 @@ def classifier_free(e_null: Tensor, e_text: Tensor, scale: Tensor | float) -> Te
 def guided_steps(interval: tuple[float, float], steps: int) -> range:
     """The steps in which guidance is applied, for an interval of shares of the steps in [0, 1].
 
+    steps: the timesteps that the scheduler makes, which may be more than it was asked for (PNDM: one more).
     Limiting guidance to an interval is from Kynkäänniemi et al. (arXiv 2404.07724), who state it in noise levels.
     """
     first, last = (round(share * steps) for share in interval)

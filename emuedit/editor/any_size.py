@@ -1,9 +1,10 @@
-"""Pictures of any size: edited at the size at which the editor was trained, and composited back at their own.
+"""Pictures of any size: edited at the size at which the base model was trained, and composited back at their own.
 
-A picture with no more pixels than the editor's own square is edited as it is. A larger one is scaled down, its sides kept in
-proportion and on the editor's grid; what the edit changed is enlarged and laid over the picture, whose other pixels stay as they
-are. With `settings.crop`, the edit is then made again in a window around what changed, at the picture's own resolution where the
-window allows it, so that a small object in a large photo is edited sharply.
+That size is the sampler's `resolution_px`; `settings.resolution` replaces it, as for an editor that was trained at another
+`train.resolution`. A picture with no more pixels than the square of that side is edited as it is. A larger one is scaled down,
+its sides kept in proportion and on the editor's grid; what the edit changed is enlarged and laid over the picture, whose other
+pixels stay as they are. With `settings.crop`, the edit is then made again in a window around what changed, at the picture's own
+resolution where the window allows it, so that a small object in a large photo is edited sharply.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def edit_any_size(
     seeds: Sequence[int],
     report: ReportStep | None = None,
 ) -> Tensor:
-    """As `EditSampler.sample`, for images [B, 3, H, W] of one size, which may be larger than the editor's own."""
+    """As `EditSampler.sample`, for images [B, 3, H, W] of one size, which may be larger than that one."""
     height, width = images.shape[-2:]
     resolution_px = settings.resolution or sampler.resolution_px
     size = working_size(height, width, resolution_px, sampler.grid_px)

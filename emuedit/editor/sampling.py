@@ -73,10 +73,16 @@ class EditConditions:
 
 
 class EditSampler:
-    """A trained editor on tensors. `weights` is the fingerprint of the network, which task packs are made for."""
+    """A trained editor on tensors. `weights` is the fingerprint of the network, which task packs are made for.
 
-    def __init__(self, net: EditorUNet, parts: FrozenParts, weights: str, dtype: torch.dtype = torch.float32) -> None:
+    `in_training`: whether float16 is the format of the computations alone, because trained weights stay in float32.
+    """
+
+    def __init__(
+        self, net: EditorUNet, parts: FrozenParts, weights: str, dtype: torch.dtype = torch.float32, in_training: bool = False
+    ) -> None:
         self.net, self.parts, self.weights, self.dtype = net, parts, weights, dtype
+        self._uses_autocast = dtype == torch.bfloat16 or (dtype == torch.float16 and in_training)
         self.adapters: dict[str, TaskAdapter] = {}
         """Adapters by task, of the tasks that were learned with one."""
         self.grid_px = grid_of(parts)
@@ -105,8 +111,8 @@ class EditSampler:
         return self.parts.is_cut(instruction)
 
     def autocast(self) -> torch.autocast:
-        """Autocast to bfloat16 where the editor was loaded in it; does nothing otherwise."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        """Autocast to the number format where weights are kept in float32; does nothing otherwise."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self._uses_autocast)
 
     def sample(
         self,
@@ -207,7 +213,7 @@ class EditSampler:
         source, n = conditions.c_I, len(conditions.c_I)
         size_px = (source.shape[-2] * self.parts.factor, source.shape[-1] * self.parts.factor)
         terms = guidance.terms_of(s_I, s_T)
-        guided_steps = guidance.guided_steps((settings.guidance_from, settings.guidance_to), settings.steps)
+        guided_steps = guidance.guided_steps((settings.guidance_from, settings.guidance_to), len(denoiser.timesteps))
         negative_texts = [self.parts.null_text(1, text) for text in options.negative_prompts]
         null = TextCondition.cat(*negative_texts) if negative_texts else self.parts.null_text(n)
         guided_rows = conditions.with_guidance_terms(null, terms)

@@ -7,6 +7,7 @@ plain latents; whether there is a shift beside the scaling factor; and whether t
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ def encode(vae: Any, images: torch.Tensor, factor: int) -> torch.Tensor:
     `factor`.
     """
     check_size(images.shape[-2], images.shape[-1], factor)
-    with torch.no_grad():
+    with torch.no_grad(), _overflow_avoided(vae):
         out = vae.encode(images.to(_device(vae), vae.dtype))
     raw: torch.Tensor = (out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents).float()
     shift, scale = _shift_and_scale(vae, raw)
@@ -30,7 +31,7 @@ def encode(vae: Any, images: torch.Tensor, factor: int) -> torch.Tensor:
 def decode(vae: Any, z: torch.Tensor) -> torch.Tensor:
     """Scaled latents [B, C, h, w] -> images, float32 [B, 3, H, W] clamped to [-1, 1]."""
     shift, scale = _shift_and_scale(vae, z)
-    with torch.no_grad():
+    with torch.no_grad(), _overflow_avoided(vae):
         image: torch.Tensor = vae.decode((z / scale + shift).to(_device(vae), vae.dtype)).sample
     return image.float().clamp(-1, 1)
 
@@ -39,6 +40,15 @@ def check_size(height: int, width: int, factor: int) -> None:
     """Raise ValueError unless both sides are multiples of `factor`, by which the VAE reduces an image."""
     if height % factor or width % factor:
         raise ValueError(f"height and width must be multiples of {factor} px, got {height} x {width}; crop or resize first")
+
+
+def _overflow_avoided(vae: Any) -> AbstractContextManager[object]:
+    """No autocast to float16 for a VAE whose config says that it overflows there, as SDXL's does."""
+    kind = torch.device(_device(vae)).type
+    has_autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if not has_autocast or torch.get_autocast_dtype(kind) != torch.float16 or not getattr(vae.config, "force_upcast", False):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def _device(vae: Any) -> Any:

@@ -20,7 +20,7 @@ from emuedit.runtime import Runtime
 from emuedit.stages import batch_divisor, stage_main
 from emuedit.tracking import Tracker
 from emuedit.training.batch import Batch
-from emuedit.training.task_inversion import InversionSettings, encode_examples, invert, select_examples
+from emuedit.training.task_inversion import InversionSettings, encode_examples, invert, select_examples, training_loss
 
 EDITOR, OUT = "models/editor", "models/inversion"
 HEADLINE = "one task learned from {examples} examples in {steps} steps"
@@ -45,6 +45,8 @@ def run(params: InversionParams, root: Path) -> Summary:
     """Learn one task on the published editor, and publish its pack to `models/inversion`."""
     runtime = Runtime.choose(params.device, params.dtype)
     read_summary(root / EDITOR)  # an editor that is only half published has none
+    of_training = training_loss(root / EDITOR)
+    params = params.model_copy(update={name: of_training[name] for name in of_training.keys() - params.model_fields_set})
     named = {"benchmark": params.world.benchmark, "dtype": runtime.dtype}
     recorded = params.model_dump(mode="json", exclude={"world", "device"}) | named
     editor = sampling.load(root / EDITOR, runtime)

@@ -98,15 +98,15 @@ def run(params: TrainParams, root: Path) -> Summary:
         print(f"train: the change-mask head is not trained, so edits blend half of the picture in; {advice}", flush=True)
 
     # Encode pairs and instructions once
-    base_model = begin.load()
-    base_model.pipeline.to(runtime.device)
+    encoders = begin.load_encoders(runtime.device)
     latents = _only_folder(root / "scratch" / "latents", latent_files.encoding_key(begin.folder, runtime.dtype, root))
-    buckets = AspectBuckets.for_base_model(base_model, params.resolution, params.max_aspect_ratio)
+    buckets = AspectBuckets.for_base_model(encoders, params.resolution, params.max_aspect_ratio)
     folders = [root / folder for folder in (PAIRS, *mixed)]
     with runtime.autocast():
-        latent_files.build(folders, root / DATASET, base_model, latents, buckets, begin.replay)
-    del base_model  # the VAE and frozen text encoders are not needed for training
+        latent_files.build(folders, root / DATASET, encoders, latents, buckets, begin.replay)
+    del encoders  # they are not needed for training
     gc.collect()
+    torch.cuda.empty_cache()  # other processes may train on this GPU
 
     # Train
     cache = LatentCache(latents, params.held_out_share)

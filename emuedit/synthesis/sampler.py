@@ -127,7 +127,7 @@ class Sampler:
                     continue
                 k = list(rows.variants)
                 inject = torch.tensor(rows.inject, device=device)
-                halves = self._halves(step, scale[k])
+                halves = self._halves(denoiser, step, scale[k])
                 if trajectory.features and trajectory.features[step].halves >= halves:
                     e_null = trajectory.e_null[step] if all(plan.start[row] == step for row in k) else None
                     if e_null is not None:
@@ -138,7 +138,7 @@ class Sampler:
                     g = list(rows.sources)
                     scales = torch.cat([scale.new_full((len(g),), trajectory.guidance_scale), scale[k]])
                     row = torch.tensor((*range(len(g)), *rows.source_row), device=device)
-                    halves = self._halves(step, scales)
+                    halves = self._halves(denoiser, step, scales)
                     control.set(
                         torch.cat([row + half * len(row) for half in range(halves)]),
                         torch.cat([M.new_ones(len(g), *M.shape[1:]), M[k]]).repeat(halves, 1, 1, 1),
@@ -165,10 +165,10 @@ class Sampler:
             self.report(len(z_t))
         return e
 
-    def _halves(self, step: int, scale: Tensor) -> int:
+    def _halves(self, denoiser: Denoiser, step: int, scale: Tensor) -> int:
         """2 where classifier-free guidance is applied in a step, by any of the scales [R]; else 1."""
-        is_guided = step in guidance.guided_steps(self.guidance_interval, self.steps) and bool((scale != 1).any())
-        return 2 if is_guided else 1
+        guided_steps = guidance.guided_steps(self.guidance_interval, len(denoiser.timesteps))
+        return 2 if step in guided_steps and bool((scale != 1).any()) else 1
 
     def _predict_guided(
         self,
@@ -186,7 +186,7 @@ class Sampler:
         prediction; None in a step without guidance.
         """
         t = denoiser.timesteps[step]
-        if self._halves(step, scale) == 1:
+        if self._halves(denoiser, step, scale) == 1:
             return self.predict(denoiser, z_t, t, text), None
         if e_null is None:
             both = TextCondition.cat(null.repeat(len(text)), text)

@@ -21,14 +21,14 @@ N_EAGER_CALLS = 3
 
 
 class GraphedPasses:
-    """`run(batch, draws)`, which leaves gradients in the parameters and returns losses, as a graph."""
+    """`run(batch, draws)`, which leaves gradients in the parameters and returns losses, as a graph on their device."""
 
-    def __init__(self, run: Callable[[Batch, NoiseDraws], Tensor]) -> None:
+    def __init__(self, run: Callable[[Batch, NoiseDraws], Tensor], device: torch.device) -> None:
         self._run, self._n_calls = run, 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
         self._losses: Tensor | None = None
-        self._stream = torch.cuda.Stream()
+        self._device, self._stream = device, torch.cuda.Stream(device)
 
     @property
     def keeps_gradients(self) -> bool:
@@ -39,10 +39,10 @@ class GraphedPasses:
         """The losses of the micro batch. Raises ValueError for one of another shape than the first."""
         self._n_calls += 1
         if self._n_calls <= N_EAGER_CALLS:
-            self._stream.wait_stream(torch.cuda.current_stream())
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._stream):
                 losses = self._run(batch, draws)
-            torch.cuda.current_stream().wait_stream(self._stream)
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
             return losses
         if self._graph is None:
             graph, self._inputs = torch.cuda.CUDAGraph(), list(_tensors((batch, draws)))

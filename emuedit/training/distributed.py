@@ -99,7 +99,9 @@ def open_accelerator(device: str = "cpu", dtype: str = "float32", find_unused_pa
             comm_hook="bf16" if dtype == "bfloat16" else "no",  # half the traffic, and the precision such gradients have anyway
         )
         accelerator = accelerate.Accelerator(cpu=is_cpu, mixed_precision=_MIXED_PRECISION[dtype], kwargs_handlers=[ddp])
-        yield accelerator
+        on_gpu = accelerator.device.type == "cuda"  # of several GPUs, it is the current one, where streams and graphs are made
+        with torch.cuda.device(accelerator.device) if on_gpu else contextlib.nullcontext():
+            yield accelerator
     finally:
         os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
         AcceleratorState._reset_state(reset_partial_state=True)

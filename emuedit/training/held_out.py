@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from emuedit.training.distributed import is_sharded
 from emuedit.training.latent_cache import LatentCache
-from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, draw_noise
+from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, NoiseDraws, draw_noise
 from emuedit.training.trainable_editor import TrainableEditor
 from emuedit.training.training_error import TrainingError
 
@@ -26,18 +27,22 @@ def held_out_loss(editor: TrainableEditor, cache: LatentCache, accelerator: Acce
     """Unweighted loss on the first held-out pairs of every task; all processes call it and get the same.
 
     `held_out.<task>` per task, `held_out` their mean, `held_out.t0` to `held_out.t3` per quarter of the timesteps from little
-    noise to much. The tasks are shared among the processes, but for FSDP, whose every forward pass needs all of them.
+    noise to much. Timesteps are stratified over all pairs of a task, whatever the sizes of the pictures are. The tasks are shared
+    among the processes, but for FSDP, whose every forward pass needs all of them.
     Raises TrainingError for a loss that is not finite.
     """
     rank, world_size = (0, 1) if is_sharded(accelerator) else (accelerator.process_index, accelerator.num_processes)
+    n_timesteps = editor.base_model.scheduler.config.num_train_timesteps
     losses: dict[str, list[tuple[int, float]]] = {}  # task -> (time bucket, loss) of every pair
     rows_of = {name: (cache.held_out.task == row).nonzero()[0][:PAIRS_PER_TASK] for row, name in enumerate(cache.task_names)}
     for task in [name for name, rows in rows_of.items() if len(rows)][rank::world_size]:
         losses[task] = []
-        for rows in cache.by_bucket(cache.held_out, rows_of[task]):
+        timesteps, n_done = _draw((len(rows_of[task]), 1, 1, 1), n_timesteps, task).t, 0
+        for number, rows in enumerate(cache.by_bucket(cache.held_out, rows_of[task])):
             batch = cache.batch(cache.held_out, rows, rows < 0).to(editor.device)
-            shape, n_timesteps = tuple(batch.target.shape), editor.base_model.scheduler.config.num_train_timesteps
-            draws = draw_noise(shape, n_timesteps, NO_DROPOUT, UNWEIGHTED.power_at(0.0), "held out", task)
+            draws = _draw(tuple(batch.target.shape), n_timesteps, task, *([number] if number else []))
+            draws = replace(draws, t=timesteps[n_done : n_done + len(rows)])
+            n_done += len(rows)
             with accelerator.autocast():
                 values = editor(batch, draws, UNWEIGHTED).total(UNWEIGHTED).float().tolist()
             losses[task] += zip((draws.t * N_TIME_BUCKETS // n_timesteps).tolist(), values, strict=True)
@@ -46,6 +51,10 @@ def held_out_loss(editor: TrainableEditor, cache: LatentCache, accelerator: Acce
 
         losses = {task: values for part in gather_object([losses]) for task, values in part.items()}
     return _summarize(losses)
+
+
+def _draw(shape: tuple[int, ...], n_timesteps: int, *keys: str | int) -> NoiseDraws:
+    return draw_noise(shape, n_timesteps, NO_DROPOUT, UNWEIGHTED.power_at(0.0), "held out", *keys)
 
 
 def _summarize(losses: dict[str, list[tuple[int, float]]]) -> dict[str, float]:

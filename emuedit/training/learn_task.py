@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +11,11 @@ import numpy as np
 import torch
 
 from emuedit.data import contact_sheet, example_folder
-from emuedit.data.dependencies import SUMMARY_FILE
 from emuedit.data.example_folder import ExampleEdit, ExamplePictures
-from emuedit.data.publish import read_summary
 from emuedit.editor import task_pack
 from emuedit.editor.package import Editor
 from emuedit.editor.task_pack import TaskPack
-from emuedit.training.loss import LossWeights
-from emuedit.training.task_inversion import InversionSettings, encode_examples, invert, select_examples
+from emuedit.training.task_inversion import InversionSettings, encode_examples, invert, select_examples, training_loss
 
 HELD_OUT_EVERY = 5
 """One of so many examples is held out, to stop in time and for the sheet; none of fewer."""
@@ -81,12 +77,11 @@ def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSe
 def settings_for(name: str, n_examples: int, editor_folder: Path, **changes: int | float) -> InversionSettings:
     """Settings for this many examples, with the loss of the editor's own training where its folder records it."""
     split = Split.of(n_examples)
-    weights = LossWeights()
-    if (editor_folder / SUMMARY_FILE).is_file():
-        weights = LossWeights.model_validate_json(json.dumps(read_summary(editor_folder).params.get("loss_weights", {})))
     values = {"adapter_rank": 8, "steps": 300, "batch_size": 8, "lr": 0.05, "patience": 10, "eval_every_steps": 10} | changes
     return InversionSettings.model_validate(
-        values | {"task": name, "n_examples": len(split.learned), "n_held_out": len(split.held_out), "loss_weights": weights}
+        values
+        | {"task": name, "n_examples": len(split.learned), "n_held_out": len(split.held_out)}
+        | training_loss(editor_folder)
     )
 
 

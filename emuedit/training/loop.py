@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ class TrainLoop:
     def run(self) -> None:
         """Train until `settings.steps`. Afterwards the editor holds the averaged weights, frozen, with adapters merged.
 
-        Raises TrainingError for a loss that is not finite.
+        Raises TrainingError for a loss that is not finite, and for such a gradient in a step that is logged.
         """
         settings, optimization, accelerator = self.settings, self.optimization, self.accelerator
         main, n_timesteps = accelerator.is_main_process, self.editor.base_model.scheduler.config.num_train_timesteps
@@ -116,7 +116,10 @@ class TrainLoop:
                 # Log, evaluate, save
                 losses = self._check_losses(feed) if self._unchecked else losses
                 if speed is not None:
-                    self._log(**losses, lr=lr, grad_norm=norm.item(), **speed.read(done))
+                    grad_norm = norm.item()
+                    if not math.isfinite(grad_norm) and settings.dtype != "float16":  # its scaler skips such steps
+                        self._stop("norm of the gradient", grad_norm, done - 1, feed)
+                    self._log(**losses, lr=lr, grad_norm=grad_norm, **speed.read(done))
                 self._evaluate(last)
                 self._save(last)
                 if speed is not None:
@@ -159,13 +162,15 @@ class TrainLoop:
         self._unchecked.clear()
         for step, (value, *_) in zip(steps, rows, strict=True):
             if not math.isfinite(value):
-                file = self.scratch / "bad-batch.json"
-                file.write_text(json.dumps({"step": step, "pair_ids": feed.pair_ids(step)}, indent=1))
-                raise TrainingError(
-                    f"want a finite loss, got {value} at step {step}; its pairs' ids are in {file}: look at them, or lower "
-                    "train.lr"
-                )
+                self._stop("loss", value, step, feed)
         return dict(zip(self._names, rows[-1], strict=True))
+
+    def _stop(self, name: str, value: float, step: int, feed: BatchFeed) -> NoReturn:
+        file = self.scratch / "bad-batch.json"
+        file.write_text(json.dumps({"step": step, "pair_ids": feed.pair_ids(step)}, indent=1))
+        raise TrainingError(
+            f"want a finite {name}, got {value} at step {step}; its pairs' ids are in {file}: look at them, or lower train.lr"
+        )
 
     def _evaluate(self, last: bool) -> None:
         """Held-out loss, and from time to time sample edits, with the averaged weights."""
@@ -218,4 +223,4 @@ def _graph_of(
             "want one GPU, one picture size, one pass a step and float32 or bfloat16 for train.cuda_graph, got "
             f"{', '.join(reasons)}; set it to false"
         )
-    return GraphedPasses(passes)
+    return GraphedPasses(passes, accelerator.device)

@@ -142,7 +142,9 @@ class Optimization:
             value.copy_(like_sharded(state["weights"][name], value))
         for name, values in state["optimizer"].items():
             parameter = self.parameters[name]
-            self.optimizer.state[parameter] = {key: _place_state(value, parameter) for key, value in values.items()}
+            self.optimizer.state[parameter] = {
+                key: _place_state(value, parameter, self.optimizer) for key, value in values.items()
+            }
         if self.ema is not None:
             for name, value in self.ema.averages.items():
                 value.copy_(like_sharded(state["ema"][name], value))
@@ -196,10 +198,18 @@ def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in weights.items()}
 
 
-def _place_state(value: Any, parameter: Tensor) -> Any:
-    """A value of a saved optimizer state, sharded as the parameter if it has its shape, on the parameter's device."""
+def _place_state(value: Any, parameter: Tensor, optimizer: Any) -> Any:
+    """A value of a saved optimizer state, sharded as the parameter if it has its shape, on the parameter's device.
+
+    A paged optimizer of bitsandbytes allocates it, in memory that the GPU shares with the CPU.
+    """
     if not isinstance(value, Tensor):
         return value
+    allocator = getattr(optimizer, "optimizer", optimizer)  # inside of accelerate's
+    if getattr(allocator, "is_paged", False) and value.shape == parameter.shape:
+        buffer = allocator.get_state_buffer(parameter, dtype=value.dtype)
+        buffer.copy_(value)
+        return buffer
     return like_sharded(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
 
 

@@ -53,11 +53,15 @@ class Start:
         folder = Path(self.folder) / REPLAY
         return folder if self.is_editor and folder.is_dir() else None
 
-    def load(self) -> TextToImageModel:
-        """The model that gives the training its VAE and text encoders, on the CPU."""
+    def load_encoders(self, device: str) -> Encoders:
+        """The VAE and text encoders of the training, in float32 on a device."""
         if self.is_editor:
-            return checkpoint.load(self.folder, "cpu", torch.float32)[1]
-        return text_to_image.load(self.folder, "cpu")
+            encoders = Encoders(checkpoint.load(self.folder, "cpu", torch.float32)[1].pipeline)
+        else:
+            encoders = Encoders(text_to_image.load(self.folder, "cpu").pipeline)
+        for part in (encoders.vae, *encoders.text_encoders):
+            part.to(device)
+        return encoders
 
     def editor(self, tasks: Sequence[str], d_v: int, change_mask: bool, seed: int) -> tuple[EditorUNet, TextToImageModel]:
         """The network to train and the model with its other parts, on the CPU.
@@ -80,6 +84,19 @@ class Start:
                 )
             net.table = _extend(net.table, tasks)
             return net, EditorParts(parts.pipeline)
+
+
+class Encoders(TextToImageModel):
+    """What encodes pictures and texts, for which the network, the largest part, stays on the CPU."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the VAE and the text encoders are."""
+        device: torch.device = self.vae.device
+        return device
+
+    def _check(self) -> None:
+        """The network may be a base model's or an editor's."""
 
 
 class EditorParts(FrozenParts):

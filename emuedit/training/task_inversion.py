@@ -7,9 +7,11 @@ same. Shapes: D_v the width of a task embedding.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from pydantic import Field
 from torch import Tensor
 
 from emuedit import config
+from emuedit.data.dependencies import SUMMARY_FILE
+from emuedit.data.publish import read_summary
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.task_adapter import AdaptedLayers, TaskAdapter
 from emuedit.editor.task_pack import TaskPack
@@ -42,7 +46,18 @@ Pictures = npt.NDArray[np.uint8]
 _ENCODED_AT_ONCE = 16
 
 
-class InversionSettings(config.Params):
+class InversionLoss(config.Params):
+    """The loss of task inversion. What is left out is as in the training of the editor, where its folder records that."""
+
+    loss_weights: LossWeights = LossWeights()
+    """How the parts of the loss are weighted."""
+    dropout: ConditionDropout = ConditionDropout()
+    """How often a condition is left out."""
+    min_snr_gamma: float | None = Field(None, gt=0)
+    """Weight timesteps by min(SNR, gamma) in the estimate of the clean latents (Hang et al., arXiv 2303.09556); None: alike."""
+
+
+class InversionSettings(InversionLoss):
     """Settings of task inversion."""
 
     task: str = Field(min_length=1)
@@ -65,10 +80,6 @@ class InversionSettings(config.Params):
     """Seed of the order of examples, timesteps, noise and dropout."""
     batch_size: int = Field(16, ge=1)
     """Examples per step, drawn with replacement."""
-    loss_weights: LossWeights = LossWeights()
-    """How the parts of the loss are weighted, as in training."""
-    dropout: ConditionDropout = ConditionDropout()
-    """How often a condition is left out, as in training."""
     eval_every_steps: int = Field(10, ge=1)
     """Steps between two evaluations of the held-out loss."""
     patience: int = Field(3, ge=1)
@@ -95,6 +106,14 @@ class LearnedTask:
         figures = {"start": self.start, "steps": self.steps, "loss_start": self.loss_start, "loss": self.loss}
         wordings = tuple(dict.fromkeys(instructions))
         return TaskPack(settings.task, self.v, weights, settings.n_examples, figures | dict(origin), self.adapter, wordings)
+
+
+def training_loss(editor_folder: Path) -> dict[str, Any]:
+    """The settings of the loss that the editor was trained with, as far as its folder records them."""
+    recorded = read_summary(editor_folder).params if (editor_folder / SUMMARY_FILE).is_file() else {}
+    chosen = {name: value for name, value in recorded.items() if name in InversionLoss.model_fields}
+    settings = InversionLoss.model_validate_json(json.dumps(chosen))
+    return {name: getattr(settings, name) for name in chosen}
 
 
 def start_embeddings(editor: EditSampler) -> dict[str, Tensor]:
@@ -125,7 +144,7 @@ def invert(
 
     def measure(v: Tensor) -> float:
         with torch.no_grad():
-            return sum(loss.item() for loss in _losses(editor, held_out, fixed_draws, v, settings.loss_weights, n_passes))
+            return sum(loss.item() for loss in _losses(editor, held_out, fixed_draws, v, settings, n_passes))
 
     starts = start_embeddings(editor)
     with Progress("inversion: choose a start", len(starts), "row") as progress:
@@ -221,17 +240,18 @@ def _step_losses(
     power, sampling = settings.loss_weights.power_at(step / settings.steps), settings.loss_weights.timestep_sampling
     shape, keys = tuple(batch.target.shape), ("inversion", settings.seed, step)
     draws = draw_noise(shape, n_timesteps, settings.dropout, power, *keys, timestep_sampling=sampling)
-    return _losses(editor, batch, draws, v, settings.loss_weights, n_passes)
+    return _losses(editor, batch, draws, v, settings, n_passes)
 
 
 def _losses(
-    editor: EditSampler, batch: Batch, draws: NoiseDraws, v: Tensor, weights: LossWeights, n_passes: int
+    editor: EditSampler, batch: Batch, draws: NoiseDraws, v: Tensor, settings: InversionSettings, n_passes: int
 ) -> Iterator[Tensor]:
     """The shares of the passes in the mean loss of a batch, each computed when it is asked for."""
-    n_rows, scheduler = len(batch), editor.parts.scheduler
+    n_rows, scheduler, weights = len(batch), editor.parts.scheduler, settings.loss_weights
     for rows in _chunks(n_rows, -(-n_rows // n_passes)):
         part = select_examples(batch, torch.arange(rows.start, rows.stop, device=batch.target.device))
         with editor.autocast():
-            of_pass = loss_parts(editor.net, scheduler, part, draws.rows(rows), v.expand(len(part), -1), weights).total(weights)
+            arguments = (part, draws.rows(rows), v.expand(len(part), -1), weights, settings.min_snr_gamma)
+            of_pass = loss_parts(editor.net, scheduler, *arguments).total(weights)
             loss = of_pass.mean() * (len(part) / n_rows)
         yield loss

@@ -49,7 +49,8 @@ class TrainableEditor(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of computations on a CPU, and of sampling."""
-        return torch.bfloat16 if self.settings.dtype == "bfloat16" else torch.float32
+        dtype: torch.dtype = getattr(torch, self.settings.dtype)
+        return dtype
 
     def prepare(self, device: torch.device, is_sharded: bool = False) -> None:
         """Move what is trained to a device, and make it ready: trained weights in float32, adapters, checkpointing, layout.
@@ -60,7 +61,7 @@ class TrainableEditor(nn.Module):
         self.to(device, torch.float32).train().requires_grad_(True)
         if settings.lora is not None:
             half = settings.dtype != "float32" and device.type != "cpu"
-            lora.add_adapters(unet, settings.lora, getattr(torch, settings.dtype) if half else torch.float32)
+            lora.add_adapters(unet, settings.lora, self.dtype if half else torch.float32)
         if device.type == "cuda" and not is_sharded:
             self.to(memory_format=torch.channels_last)  # slower on a CPU
         objective.move_noise_schedule(self.base_model.scheduler, device)
@@ -90,7 +91,7 @@ class TrainableEditor(nn.Module):
             part.to(device)
         self.eval()
         try:
-            yield EditSampler(self.net, FrozenParts(pipeline), "", self.dtype)
+            yield EditSampler(self.net, FrozenParts(pipeline), "", self.dtype, in_training=True)
         finally:
             self.train()
             for part in visitors:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import PNDMScheduler
 from torch import Tensor
 
 from emuedit.editor.sampling import EditSampler
@@ -52,3 +53,14 @@ def test_steps_outside_of_the_guidance_interval_need_one_evaluation(
     assert batch_sizes == [2, 6, 6, 2]
     nowhere = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], interval.with_changes({"guidance_to": 0.25}), [3, 4])
     assert torch.equal(nowhere, sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], UNGUIDED, [3, 4]))
+
+
+def test_every_step_of_a_scheduler_that_makes_one_more_is_guided(
+    make_sampler: MakeSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PNDM, the scheduler of SD1.5, visits its second timestep twice."""
+    sampler = make_sampler("sd15")
+    sampler.parts.scheduler = PNDMScheduler.from_config(sampler.parts.scheduler.config, skip_prk_steps=True)
+    batch_sizes = count_rows(sampler, monkeypatch)
+    sampler.sample(pictures(1, 16, 16), INSTRUCTIONS[:1], TASKS[:1], SETTINGS.with_changes({"steps": 4}), [3])
+    assert batch_sizes == [3] * 5

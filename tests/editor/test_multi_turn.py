@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -8,24 +9,29 @@ from torch import Tensor
 from emuedit.editor.multi_turn import edit_turns
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.settings import EditSettings
+from emuedit.models.image_tensors import from_uint8
 
 INSTRUCTIONS, TASKS = ["make it red", "add a star", "a ring"], ["local", "add", "sketch"]
 SETTINGS = EditSettings(steps=1, image_guidance_scale=1.0, guidance_scale=1.0, composite=0, against_reconstruction=0, seed=10)
 
 
+LEVEL = 2 / 255
+"""The step between two bytes."""
+
+
 @pytest.fixture
 def image() -> Tensor:
-    return torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 1.8 - 0.9
+    return from_uint8(np.random.default_rng(1).integers(10, 240, (16, 16, 3), np.uint8))
 
 
 @pytest.fixture
 def sampler(make_sampler: Callable[..., EditSampler], monkeypatch: pytest.MonkeyPatch) -> EditSampler:
-    """An editor whose outputs differ by 0.001 from the input, and in the upper left corner a lot."""
+    """An editor whose outputs differ by one level from the input, and in the upper left corner a lot."""
     sampler, encoded = make_sampler(), []
     encode = sampler.parts.encode
 
     def decode(z: Tensor) -> Tensor:
-        after = encoded[-1] + 0.001  # far below the change threshold
+        after = encoded[-1] + LEVEL  # far below the change threshold
         after[..., :4, :4] = -encoded[-1][..., :4, :4].sign()
         return after
 
@@ -59,7 +65,7 @@ def test_unchanged_pixels_are_kept_bit_for_bit(sampler: EditSampler, image: Tens
 
 def test_a_threshold_of_zero_keeps_no_pixel(sampler: EditSampler, image: Tensor) -> None:
     results = edit_turns(sampler, image, INSTRUCTIONS, TASKS, SETTINGS.with_changes({"change_threshold": 0.0}))
-    torch.testing.assert_close(results[-1][..., 10:, 10:], image[..., 10:, 10:] + 0.003)
+    torch.testing.assert_close(results[-1][..., 10:, 10:], image[..., 10:, 10:] + 3 * LEVEL)
 
 
 def test_progress_is_reported_for_every_step_of_every_turn(sampler: EditSampler, image: Tensor) -> None:

@@ -87,6 +87,19 @@ def test_a_saved_session_makes_the_same_pictures_again(session: EditSession, edi
         np.testing.assert_array_equal(step.turn.pixels, repeated.turn.pixels)
 
 
+def test_turns_made_together_are_made_again_one_by_one(
+    make_sampler: Callable[..., EditSampler], picture: np.ndarray, tmp_path: Path
+) -> None:
+    """Replay begins every turn with the bytes of the picture before it."""
+    editor = Editor(make_sampler("sd15"), None, SETTINGS)
+    session = EditSession(editor, picture)
+    session.extend(TURNS, ["local"] * len(TURNS), SETTINGS)
+    session.save(tmp_path / "session.json")
+    again = EditSession.replay(editor, picture, tmp_path / "session.json")
+    for step, repeated in zip(session.steps, again.steps, strict=True):
+        np.testing.assert_array_equal(step.turn.pixels, repeated.turn.pixels)
+
+
 def test_another_picture_or_editor_is_refused(session: EditSession, editor: Editor, tmp_path: Path) -> None:
     file = tmp_path / "session.json"
     session.save(file)

@@ -1,3 +1,4 @@
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from emuedit.metrics import benchmark
 from emuedit.models import text_to_image
 from emuedit.stages import MEMORY_ENV, inversion
 from emuedit.stages.inversion import InversionError, InversionParams
+from emuedit.training.loss import ConditionDropout
 from emuedit.training.task_inversion import LearnedTask, invert, select_examples, start_embeddings
 from tests.stages.workspace import Workspace, check_stop_message, load_params, toy_world
 
@@ -103,6 +105,22 @@ def test_an_inversion_that_ran_out_of_memory_has_smaller_passes(
     inversion.run(params, published)
     assert pictures_at_once == [16, 1] * 2 + [8, 8, 1] * 2
     assert "inversion: ran out of memory; now 2 passes in a step" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_loss_is_that_of_the_editors_training_but_for_what_the_params_name(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(published / inversion.EDITOR, tmp_path / inversion.EDITOR)
+    recorded = {"loss_weights": {"mask_balance": 0.9}, "dropout": {"text": 0.2}, "min_snr_gamma": 5.0}
+    write_summary(tmp_path / inversion.EDITOR, "train", "key", recorded, {})
+    used: list[InversionParams] = []
+    monkeypatch.setattr(inversion, "invert", lambda *arguments: (used.append(arguments[3]), invert(*arguments))[1])
+    params = make_params(steps=0, n_examples=1, n_held_out=1)
+    summary = inversion.run(params, tmp_path)
+    assert used[0].loss_weights == params.loss_weights, "params.yaml names it"
+    assert (used[0].dropout, used[0].min_snr_gamma) == (ConditionDropout(text=0.2), 5.0)
+    assert summary.params["min_snr_gamma"] == 5.0
 
 
 @pytest.mark.slow

@@ -175,8 +175,7 @@ def test_the_averaged_weights_are_updated_and_published(trained: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_with_the_ids_of_its_pairs(
     exact_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, batches = link_data(exact_pairs, tmp_path), []
-    loss_parts = loss.loss_parts
+    root, batches, loss_parts = link_data(exact_pairs, tmp_path), [], loss.loss_parts
 
     def broken_loss(*arguments: Any, **options: Any) -> LossParts:
         batches.append(arguments[2].ids)

@@ -30,7 +30,7 @@ def toy_world() -> dict[str, Any]:
 
 def load_params(model: type[P], section: str, **changes: Any) -> P:
     """The project's params of a stage, with absolute paths of the toy models and some values changed."""
-    values = config.load(model, section, ROOT / "params.yaml").model_dump()
+    values = config.load(model, section, ROOT / "params.yaml").model_dump(exclude_unset=True)
     if "world" in values:
         values["world"] = toy_world()
     return model.model_validate(values | changes)

@@ -14,7 +14,7 @@ from emuedit.data.publish import write_summary
 from emuedit.editor import task_pack
 from emuedit.editor.package_folder import PackageError
 from emuedit.training.learn_task import LearnError, Split, check_name, settings_for
-from emuedit.training.loss import LossWeights
+from emuedit.training.loss import ConditionDropout, LossWeights
 from tests.editor.tiny_pipelines import save_editor
 
 LEARN = ["learn", "examples", "--name", "darken", "--instruction", "darken it", "--steps", "3", "--rank", "2"]
@@ -146,9 +146,11 @@ def test_every_fifth_example_is_held_out_if_there_are_five() -> None:
 def test_the_loss_is_that_of_the_editors_own_training_where_it_is_recorded(tmp_path: Path) -> None:
     assert settings_for("darken", 10, tmp_path).loss_weights == LossWeights()
     weights = LossWeights(timestep_power=(0.5, 1.0), mask_balance=1.0)
-    write_summary(tmp_path, "train", "key", {"loss_weights": weights.model_dump(mode="json")}, {})
+    recorded = {"loss_weights": weights.model_dump(mode="json"), "dropout": {"text": 0.2}, "min_snr_gamma": 5.0, "lr": 1.0}
+    write_summary(tmp_path, "train", "key", recorded, {})
     settings = settings_for("darken", 10, tmp_path, steps=7)
     assert settings.loss_weights == weights
+    assert (settings.dropout, settings.min_snr_gamma) == (ConditionDropout(text=0.2), 5.0)
     assert (settings.n_examples, settings.n_held_out, settings.steps) == (8, 2, 7)
 
 

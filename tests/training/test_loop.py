@@ -19,7 +19,7 @@ from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loop import TrainingError
 from emuedit.training.lora import LoraSettings
 from emuedit.training.loss import LossParts
-from emuedit.training.optimization import STATE_FILE
+from emuedit.training.optimization import STATE_FILE, Optimization
 from emuedit.training.trainable_editor import TrainableEditor
 from tests.training.tiny_training import SETTINGS, make_editor, train, train_in_process
 from tests.warm_server import warm_up
@@ -138,6 +138,26 @@ def test_a_training_of_two_processes_continues_in_one(
     train(cache_folder, resumed)
     for values, values_alone in zip(metrics(resumed), metrics(finished[1]), strict=True):
         np.testing.assert_allclose(values["loss"], values_alone["loss"], rtol=1e-3)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_state_is_saved(
+    cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backward, calls = Optimization.backward, []
+
+    def spoil(optimization: Optimization, loss: torch.Tensor) -> None:
+        backward(optimization, loss)
+        calls.append(loss)
+        if len(calls) == 4:
+            next(value.grad for value in optimization.parameters.values() if value.grad is not None).fill_(torch.inf)
+
+    monkeypatch.setattr(Optimization, "backward", spoil)
+    with pytest.raises(TrainingError, match=r"want a finite norm of the gradient, got inf at step 3; .*bad-batch\.json"):
+        train(cache_folder, tmp_path)
+    assert calls[-1].isfinite()
+    assert state(tmp_path)["step"] == 3
+    bad = json.loads((tmp_path / "bad-batch.json").read_text())
+    assert (bad["step"], len(bad["pair_ids"])) == (3, SETTINGS.batch_size)
 
 
 VARIANTS: list[dict[str, Any]] = [{"accumulation_steps": 2}, {"accumulation_steps": 4}, {"gradient_checkpointing": True}]

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from emuedit.training import optimization as optimization_module
+from emuedit.training.distributed import open_accelerator
 from emuedit.training.ema import EmaSettings
 from emuedit.training.optimization import STATE_FILE, Optimization, OptimizationError, check_recipe, read_average
 from emuedit.training.optimizers import OptimizerError
@@ -95,6 +98,41 @@ def test_the_state_of_another_recipe_is_refused(other: Callable[[], Optimization
     assert refusing.step == 0
     for name, value in weights_of(refusing).items():
         assert torch.equal(value, before[name]), "a refused state must not change the weights"
+
+
+class PagedOptimizer(torch.optim.AdamW):
+    """With the methods by which a paged optimizer of bitsandbytes allocates its state."""
+
+    is_paged = True
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.buffers: list[torch.Tensor] = []
+
+    def get_state_buffer(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        self.buffers.append(torch.zeros_like(parameter, dtype=dtype))
+        return self.buffers[-1]
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_the_state_of_a_paged_optimizer_is_allocated_by_it_again(
+    is_wrapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ordinary tensors of the GPU in its place would not be paged any more."""
+    monkeypatch.setattr(optimization_module, "build_optimizer", lambda name, groups, lr, *rest: PagedOptimizer(groups, lr))
+    with open_accelerator() if is_wrapped else nullcontext() as accelerator:
+        begun = optimize(make_module(), accelerator=accelerator)
+        train(begun, 2)
+        begun.save(tmp_path / STATE_FILE)
+        resumed = optimize(make_module(), accelerator=accelerator)
+        resumed.resume(tmp_path / STATE_FILE)
+    paged = getattr(resumed.optimizer, "optimizer", resumed.optimizer).buffers
+    assert len(paged) == 2 * len(resumed.parameters)
+    for name, parameter in resumed.parameters.items():
+        moments = {key: resumed.optimizer.state[parameter][key] for key in ("exp_avg", "exp_avg_sq")}
+        for key, moment in moments.items():
+            assert any(moment is buffer for buffer in paged), name
+            assert torch.equal(moment, begun.optimizer.state[begun.parameters[name]][key]), name
 
 
 def test_a_save_that_fails_leaves_the_earlier_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

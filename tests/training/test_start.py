@@ -112,3 +112,22 @@ def test_earlier_pairs_are_drawn_with_their_share_and_never_twice(
         order = both.order(16, 0.5, 0, replay_share=share)
         drawn = np.concatenate([order.batch(step)[0] for step in range(60)])
         assert abs(both.train.is_replay[drawn].mean() - share) < 0.01
+
+
+@pytest.mark.parametrize("is_editor", [False, True])
+def test_only_what_encodes_goes_to_the_device(is_editor: bool, editor_folder: Path) -> None:
+    """The meta device takes the place of a GPU."""
+    begin = start.resolve(str(editor_folder) if is_editor else "base_model", world(), Path.cwd())
+    encoders = begin.load_encoders("meta")
+    parts = (encoders, encoders.vae, encoders.text_encoder, encoders.encode_text(["make it red"]).hidden)
+    assert {part.device.type for part in parts} == {"meta"}
+    assert encoders.unet.device.type == "cpu"
+
+
+@pytest.mark.slow
+def test_encoders_of_an_editor_and_of_its_base_model_encode_the_same(editor_folder: Path, base_model: TextToImageModel) -> None:
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for begin in (start.resolve("base_model", world(), Path.cwd()), start.resolve(str(editor_folder), world(), Path.cwd())):
+        encoders = begin.load_encoders("cpu")
+        assert torch.equal(encoders.encode(images), base_model.encode(images))
+        assert torch.equal(encoders.encode_text(["a"]).hidden, base_model.encode_text(["a"]).hidden)

@@ -90,6 +90,12 @@ def test_smaller_passes_learn_the_same(
     assert (in_passes.loss_start, in_passes.loss) == pytest.approx((unbroken.loss_start, unbroken.loss), rel=1e-5)
 
 
+def test_the_loss_is_weighted_by_min_snr(editor: EditSampler, samples: Batch) -> None:
+    weighted, unlimited, plain = (learn(editor, samples, steps=0, min_snr_gamma=gamma).loss for gamma in (1e-3, 1e6, None))
+    assert weighted < 0.5 * unlimited
+    assert plain != unlimited
+
+
 def test_without_steps_the_embedding_is_the_start(editor: EditSampler, samples: Batch) -> None:
     learned = learn(editor, samples, steps=0)
     assert torch.equal(learned.v, start_embeddings(editor)[learned.start])

@@ -8,8 +8,10 @@ import torch
 
 from emuedit.editor.settings import EditSettings
 from emuedit.models.text_to_image import TextCondition
+from emuedit.training import lora
 from emuedit.training.batch import Batch
 from emuedit.training.latent_cache import LatentCache
+from emuedit.training.lora import LoraSettings
 from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, NoiseDraws, draw_noise
 from tests.training.tiny_training import SETTINGS, make_editor
 
@@ -95,6 +97,17 @@ def test_an_editor_in_training_makes_samples_and_trains_on(kind: str) -> None:
     assert image.shape == (1, 3, 16, 16)
     assert editor.training
     assert all(value.requires_grad for value in editor.parameters())
+
+
+def test_an_editor_with_adapters_in_float16_makes_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, where frozen weights stay in float32 but here; a GPU has them in float16."""
+    add_adapters = lora.add_adapters
+    monkeypatch.setattr(lora, "add_adapters", lambda unet, settings, _: add_adapters(unet, settings, torch.float16))
+    editor = make_editor(FROZEN_TEXT.model_copy(update={"dtype": "float16", "lora": LoraSettings(rank=2)}), kind="sdxl")
+    editor.prepare(torch.device("cpu"))
+    with editor.sampling() as sampler:
+        image = sampler.sample(torch.zeros(1, 3, 16, 16), ["make it red"], ["local"], EditSettings(steps=2))
+    assert image.isfinite().all()
 
 
 def test_tokens_of_a_fixed_shape_give_the_same_loss(batch: Batch, draws: NoiseDraws) -> None:

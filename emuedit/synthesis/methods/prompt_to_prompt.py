@@ -107,7 +107,8 @@ class PromptToPrompt:
         denoiser = self._denoiser(n_sources, path, generators)
         z = denoiser.start(self.base_model.initial_noise(generators)) if path is None else path[0, source_of]  # [R, C, h, w]
         scale = torch.tensor([*guidance_scales, *(edit.guidance_scale for edit in edits)], device=z.device).view(-1, 1, 1, 1)
-        any_scale, guided_steps = bool((scale != 1).any()), guidance.guided_steps(self.guidance_interval, self.steps)
+        guided_steps = guidance.guided_steps(self.guidance_interval, len(denoiser.timesteps))
+        any_scale = bool((scale != 1).any())
         text = self.base_model.encode_text([*captions, *(edit.caption for edit in edits)])
         both = TextCondition.cat(self.base_model.null_text(len(z)), text)
         alignments = align_captions(self.base_model.tokenizer, captions, edits, text.hidden.shape[1])

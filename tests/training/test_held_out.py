@@ -1,0 +1,57 @@
+"""The held-out loss of pictures of several sizes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emuedit.training import held_out, latent_files
+from emuedit.training.distributed import open_accelerator
+from emuedit.training.latent_cache import LatentCache
+from emuedit.training.loss import NO_DROPOUT, NoiseDraws, draw_noise
+from tests.editor.tiny_pipelines import build_base_model
+from tests.training.tiny_pairs import make_pair, write_pairs
+from tests.training.tiny_training import make_editor
+
+SIZES = ((16, 24), (24, 16), (16, 16))
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[NoiseDraws]]:
+    """Task -> the draws of its parts, in order, filled by every forward pass."""
+    draws_of: dict[str, list[NoiseDraws]] = {}
+    editor_type = held_out.TrainableEditor
+    forward = editor_type.forward
+
+    def record(editor: Any, batch: Any, draws: NoiseDraws, weights: Any) -> Any:
+        draws_of.setdefault(editor.net.table.names[int(batch.tasks[0])], []).append(draws)
+        return forward(editor, batch, draws, weights)
+
+    monkeypatch.setattr(editor_type, "forward", record)
+    return draws_of
+
+
+def evaluate(cache: LatentCache) -> None:
+    with open_accelerator() as accelerator:
+        held_out.held_out_loss(make_editor(), cache, accelerator)
+
+
+def test_pairs_of_several_sizes_share_the_strata_of_the_timesteps(tmp_path: Path, drawn: dict[str, list[NoiseDraws]]) -> None:
+    """Each of the eight pairs of a task has a timestep in an eighth of its own, whatever the sizes of the pictures are."""
+    pairs = [make_pair(n, SIZES[n // 6 % 3]) for n in range(90)]
+    latent_files.build(*write_pairs(tmp_path, pairs), build_base_model("toy"), tmp_path / "cache")
+    evaluate(LatentCache(tmp_path / "cache", 0.8))
+    assert {len(parts) for parts in drawn.values()} == {3}
+    for task, parts in drawn.items():
+        t = [int(value) for part in parts for value in part.t]
+        assert sorted(value * 8 // 1000 for value in t) == list(range(8)), task
+        noise = {tuple(part.eps.flatten()[:5].tolist()) for part in parts}
+        assert len(noise) == 3, "parts have noise of their own"
+
+
+def test_pairs_of_one_size_have_the_draws_of_their_task(cache_folder: Path, drawn: dict[str, list[NoiseDraws]]) -> None:
+    evaluate(LatentCache(cache_folder, 0.3))
+    for task, (draws,) in drawn.items():
+        expected = draw_noise(tuple(draws.eps.shape), 1000, NO_DROPOUT, 1.0, "held out", task)
+        assert draws.t.equal(expected.t)
+        assert draws.eps.equal(expected.eps)

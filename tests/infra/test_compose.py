@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from emuedit.process_identity import WORKSPACE_ENV
 from tests.repository import ROOT
 
 INFRA = ROOT / "infra"
@@ -82,6 +83,7 @@ def test_servers_have_the_settings_that_they_are_known_to_need() -> None:
     hosts = next(word for word in mlflow["command"] if word.startswith("--allowed-hosts="))
     assert "mlflow:*" in hosts, "want the name by which the other services call it"
     assert worker["environment"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+    assert worker["environment"][WORKSPACE_ENV], "want a name that stays: the host name is another one in each container"
     assert worker["environment"]["PREFECT_API_URL"] == "http://prefect:4200/api"
     pools = {deployment["work_pool"]["name"] for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
     assert pools == {worker["command"][worker["command"].index("--pool") + 1]}

@@ -8,6 +8,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from emuedit.process_identity import WORKSPACE_ENV
 from tests.repository import ROOT
 
 FOLDER = ROOT / "infra/k8s"
@@ -62,6 +63,13 @@ def test_serving_is_probed_and_scaled_and_the_job_has_a_gpu() -> None:
     assert by_kind["Service"]["spec"]["selector"].items() <= labels
     resources = by_kind["Job"]["spec"]["template"]["spec"]["containers"][0]["resources"]
     assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"]
+
+
+def test_the_job_names_the_workspace_by_its_volume() -> None:
+    (job,) = (resource for resource in RESOURCES if resource["kind"] == "Job")
+    pod = job["spec"]["template"]["spec"]
+    claims = [volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+    assert [entry["value"] for entry in pod["containers"][0]["env"] if entry["name"] == WORKSPACE_ENV] == claims
 
 
 def test_everything_is_denied_that_no_policy_names() -> None:

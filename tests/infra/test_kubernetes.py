@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
@@ -62,7 +63,8 @@ def test_serving_is_probed_and_scaled_and_the_job_has_a_gpu() -> None:
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container)
     assert autoscaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
-    assert autoscaler["spec"]["minReplicas"] <= deployment["spec"]["replicas"] <= autoscaler["spec"]["maxReplicas"]
+    assert 1 < autoscaler["spec"]["minReplicas"] < autoscaler["spec"]["maxReplicas"]
+    assert "replicas" not in deployment["spec"], "`kubectl apply` would undo what the autoscaler did"
     labels = deployment["spec"]["template"]["metadata"]["labels"].items()
     assert by_kind["Service"]["spec"]["selector"].items() <= labels
     resources = by_kind["Job"]["spec"]["template"]["spec"]["containers"][0]["resources"]
@@ -115,6 +117,16 @@ def test_the_deployment_on_the_pool_finds_its_code_and_names_variables_of_the_po
 def test_everything_is_denied_that_no_policy_names() -> None:
     policies = {resource["metadata"]["name"]: resource["spec"] for resource in RESOURCES if resource["kind"] == "NetworkPolicy"}
     assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+def test_mlflow_is_where_the_policies_let_pods_reach_it() -> None:
+    (config,) = (resource for resource in RESOURCES if resource["kind"] == "ConfigMap")
+    address = urlsplit(config["data"]["MLFLOW_TRACKING_URI"])
+    _, namespace, suffix = str(address.hostname).split(".", 2)
+    assert (namespace != KUSTOMIZATION["namespace"], suffix) == (True, "svc"), "nothing but serving is let in in this namespace"
+    policies = {resource["metadata"]["name"]: resource["spec"] for resource in RESOURCES if resource["kind"] == "NetworkPolicy"}
+    ports = [rule["ports"] for rule in policies["names-and-servers"]["egress"] if "to" not in rule]
+    assert {"port": address.port} in ports[0]
 
 
 def test_the_kustomization_names_all_files_but_the_template() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import psutil
 
+WORKSPACE_ENV = "EMUEDIT_WORKSPACE_NAME"
+"""Environment variable with a name of this machine that stays, for containers and pods, whose host names do not."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -31,3 +33,8 @@ def user_at_host() -> str:
     except (KeyError, OSError):  # a container's user without a name
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()}"
+
+
+def workspace(root: Path) -> str:
+    """`machine:folder`, by which a retrain knows the runs that a killed one left open; the machine as WORKSPACE_ENV names it."""
+    return f"{os.environ.get(WORKSPACE_ENV) or socket.gethostname()}:{root}"

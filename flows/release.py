@@ -9,14 +9,13 @@ What is registered and what decides comes from the `meta:` of stages in `dvc.yam
 
 import dataclasses
 import json
-import socket
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emuedit import config
+from emuedit import config, process_identity
 from emuedit.data.dependencies import SUMMARY_FILE, hash_file
 from emuedit.editor.package_layout import MODELS
 from emuedit.operations.yield_ledger import Ledger
@@ -83,7 +82,7 @@ def start(root: Path) -> str:
         service_errors.check()
         with service_errors.converted():
             _send_waiting(root)
-            return runs.start_run("retrain", _workspace(root))
+            return runs.start_run("retrain", process_identity.workspace(root))
     except ServiceError as error:
         print(f"== {error}. The retrain goes on; its run is sent when MLflow is back", flush=True)
         return ""
@@ -139,7 +138,7 @@ def finish(
                 raise ServiceError("MLflow is away")
             results.send(run_id)
     except ServiceError as error:
-        entry = run_outbox.keep(root, _workspace(root), run_id, results)
+        entry = run_outbox.keep(root, process_identity.workspace(root), run_id, results)
         print(f"== the run is kept in {entry.relative_to(root)} ({error}); `emuedit sync` sends it", flush=True)
         return result
     try:
@@ -267,10 +266,6 @@ def _send_waiting(root: Path) -> None:
 def _stats_files(root: Path, stage: dvc_graph.Stage) -> list[Path]:
     """The metrics of a stage's run, also of one that DVC skipped."""
     return [stats for out in stage.outs if (root / out).is_dir() for stats in sorted((root / out).rglob(_STATS))]
-
-
-def _workspace(root: Path) -> str:
-    return f"{socket.gethostname()}:{root}"
 
 
 def _parent(root: Path, graph: dvc_graph.Graph) -> str:

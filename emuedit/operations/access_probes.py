@@ -98,11 +98,12 @@ def probe_addressing(bucket: Bucket, folder: str) -> ProbeOutcome:
     is_aws = (urlsplit(endpoint).hostname or "").endswith(("amazonaws.com", "amazonaws.com.cn"))
     if is_aws:
         return ProbeOutcome(PASS, "virtual host names, as AWS wants")
+    first_object = {"MaxKeys": 1, "Prefix": bucket.location.key("")}
     try:
-        bucket.with_addressing("path").call("list_objects_v2", MaxKeys=1)
+        bucket.with_addressing("path").call("list_objects_v2", **first_object)
     except RemoteError as error:
         try:
-            bucket.with_addressing("virtual").call("list_objects_v2", MaxKeys=1)
+            bucket.with_addressing("virtual").call("list_objects_v2", **first_object)
         except RemoteError:
             raise error from None
         advice = "put `s3 =` and, indented below it, `addressing_style = virtual` into ~/.aws/config"

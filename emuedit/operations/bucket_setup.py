@@ -1,6 +1,8 @@
 """The settings that the project wants of a bucket: that it exists, keeps old versions, and removes what is left over."""
 
+import contextlib
 from typing import Any
+from uuid import uuid4
 
 from emuedit.operations.bucket import SCRATCH, Bucket, RemoteLocation
 from emuedit.operations.remote_error import RemoteError
@@ -10,10 +12,16 @@ ABORT_UPLOADS_DAYS, SCRATCH_DAYS, OLD_VERSIONS_DAYS = 2, 7, 30
 
 
 def create_bucket(bucket: Bucket) -> bool:
-    """Create the bucket unless these credentials can already use it; True if it was created."""
+    """Create the bucket unless these credentials can already use it; True if it was created.
+
+    A role may be allowed to list below the prefix only, so nothing else is listed. Raises RemoteError for credentials that the
+    store does not take, or that may neither list nor write there.
+    """
     try:
-        bucket.call("list_objects_v2", MaxKeys=1)
+        bucket.call("list_objects_v2", MaxKeys=1, Prefix=bucket.location.key(""))
     except RemoteError as error:
+        if error.code == "AccessDenied" and _can_write(bucket):
+            return False
         if error.code != "NoSuchBucket":
             raise
     else:
@@ -21,6 +29,18 @@ def create_bucket(bucket: Bucket) -> bool:
     region = bucket.location.region
     constraint = {"CreateBucketConfiguration": {"LocationConstraint": region}} if region not in (None, "us-east-1") else {}
     bucket.call("create_bucket", **constraint)
+    return True
+
+
+def _can_write(bucket: Bucket) -> bool:
+    """Whether an object in the scratch folder can be written. It is deleted again, or removed by the lifecycle rule."""
+    key = bucket.location.key(f"{SCRATCH}/init-{uuid4().hex[:12]}")
+    try:
+        bucket.call("put_object", Key=key, Body=b"")
+    except RemoteError:
+        return False
+    with contextlib.suppress(RemoteError):
+        bucket.call("delete_object", Key=key)
     return True
 
 

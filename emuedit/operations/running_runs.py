@@ -4,7 +4,6 @@ A retrain that starts ends the runs that a killed one left in its workspace; unt
 """
 
 import contextlib
-import socket
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import psutil
 
 from emuedit.operations.health_finding import Finding
 from emuedit.operations.http_probe import ask
+from emuedit.process_identity import workspace
 
 WORKSPACE_TAG = "emuedit.workspace"
 """Tag of a run with the machine and the folder in which its flow runs."""
@@ -39,7 +39,7 @@ class RunningRun:
 
 def check_runs(runs: list[RunningRun]) -> Iterator[Finding]:
     """A warning for runs of this folder that no process runs, and for those that run for over a day."""
-    here = f"{socket.gethostname()}:{Path.cwd()}"
+    here = workspace(Path.cwd())
     is_busy = _flow_runs_here()
     orphaned = [run.run_id for run in runs if run.workspace == here and not is_busy]
     old = [run.run_id for run in runs if run.run_id not in orphaned and time.time() - run.started_s > _OLD_S]
@@ -70,7 +70,7 @@ def runs_of_file(path: Path) -> list[RunningRun]:
     """The running runs of a database file, which is only read. Raises sqlite3.Error for a file without MLflow's tables."""
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=2.0)) as connection:
         rows = connection.execute(_QUERY).fetchall()
-    return [RunningRun(run_id, (start_ms or 0) / 1000, workspace or "") for run_id, start_ms, workspace in rows]
+    return [RunningRun(run_id, (start_ms or 0) / 1000, tag or "") for run_id, start_ms, tag in rows]
 
 
 def _flow_runs_here() -> bool:

@@ -151,7 +151,7 @@ def _optional() -> list[str]:
 
 
 def _artifacts(folder: Path) -> str:
-    """Where MLflow keeps artifacts: MLFLOW_ARTIFACTS_DESTINATION, such as s3://bucket/mlflow, or the data folder."""
+    """Where MLflow keeps artifacts: MLFLOW_ARTIFACTS_DESTINATION, such as s3://bucket/emuedit/mlflow, or the data folder."""
     return os.environ.get(_ARTIFACTS_ENV) or str(folder / "artifacts")
 
 

@@ -39,6 +39,7 @@ ENV PATH=/opt/emuedit/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
     XDG_CACHE_HOME=/tmp/cache \
+    DVC_SITE_CACHE_DIR=/tmp/dvc \
     PREFECT_HOME=/tmp/prefect \
     PREFECT_SERVER_ANALYTICS_ENABLED=false \
     MLFLOW_DISABLE_TELEMETRY=true \

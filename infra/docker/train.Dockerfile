@@ -34,6 +34,7 @@ ENV PATH=/opt/emuedit/bin:$PATH \
     GIT_CONFIG_VALUE_0=/workspace \
     HOME=/tmp \
     XDG_CACHE_HOME=/tmp/cache \
+    DVC_SITE_CACHE_DIR=/tmp/dvc \
     PREFECT_HOME=/tmp/prefect \
     PREFECT_SERVER_ANALYTICS_ENABLED=false \
     MLFLOW_DISABLE_TELEMETRY=true \

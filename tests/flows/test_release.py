@@ -180,6 +180,15 @@ def test_a_run_left_open_by_a_killed_flow_is_closed(store: str) -> None:
     assert [runs.client().get_run(run_id).info.status for run_id in (killed, other)] == ["KILLED", "RUNNING"]
 
 
+def test_the_next_pod_closes_the_run_of_a_killed_one(project: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMUEDIT_WORKSPACE_NAME", "cluster")
+    run_ids = []
+    for host in ("retrain-x7k2p", "retrain-9fq4d"):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        run_ids.append(release.start(project))
+    assert [runs.client().get_run(run_id).info.status for run_id in run_ids] == ["KILLED", "RUNNING"]
+
+
 def test_a_model_without_a_deciding_stage_is_refused(project: Path, finish_stages: FinishStages, store: str) -> None:
     graph = finish_stages(0.5)
     undecided = dvc_graph.Graph(project, graph.stages[:1], graph.metrics, {})

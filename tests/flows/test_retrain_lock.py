@@ -1,11 +1,15 @@
-"""Two retrains in one folder: the second waits and says so; the lock of a dead one counts for nothing."""
+"""Two retrains in one folder: the second waits and says so; that of a dead one, of whatever machine, counts for nothing."""
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -62,27 +66,127 @@ def test_a_lock_without_a_living_process_counts_for_nothing(tmp_path: Path, cont
         assert not has_waited
 
 
-def test_a_killed_retrain_and_another_process_of_its_number_do_not_lock(tmp_path: Path) -> None:
+def test_a_killed_retrain_does_not_lock(tmp_path: Path) -> None:
     with start_owner(tmp_path) as owner:
         owner.kill()
     with only_one(tmp_path, pytest.fail):
         pass
-    reused = dataclasses.replace(LockOwner.this_process(), started_s=1.0)  # a process of an earlier start of the machine
-    assert not reused.is_alive()
 
 
-@pytest.mark.slow
-def test_the_lock_of_another_machine_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / FILE).parent.mkdir()
-    other = dataclasses.asdict(dataclasses.replace(LockOwner.this_process(), host="elsewhere"))
-    (tmp_path / FILE).write_text(json.dumps(other))
+def write_record_of_another_machine(folder: Path) -> None:
+    (folder / FILE).parent.mkdir()
+    other = dataclasses.replace(LockOwner.this_process(), host="elsewhere")
+    (folder / FILE).write_text(json.dumps(dataclasses.asdict(other)))
 
-    def say(text: str) -> None:
-        assert "of elsewhere; delete .emuedit/retrain.lock if it is gone" in text
-        (tmp_path / FILE).unlink()
 
-    with only_one(tmp_path, say) as has_waited:
+def test_the_lock_of_a_machine_that_is_gone_counts_for_nothing(tmp_path: Path) -> None:
+    write_record_of_another_machine(tmp_path)  # such as of a pod that was killed: the next one has another host name
+    with only_one(tmp_path, pytest.fail) as has_waited:
+        assert not has_waited
+
+
+def test_two_retrains_of_one_process_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrain_lock, "_POLL_S", 0.01)
+    events: list[str] = []
+    waits = threading.Event()
+
+    def retrain_again() -> None:
+        with only_one(tmp_path, lambda text: waits.set()) as has_waited:
+            events.append(f"second, waited: {has_waited}")
+
+    second = threading.Thread(target=retrain_again)
+    with only_one(tmp_path, pytest.fail):
+        second.start()
+        assert waits.wait(10)
+        events.append("first")
+    second.join(10)
+    assert events == ["first", "second, waited: True"]
+
+
+def test_a_retrain_that_waits_stops_at_once(tmp_path: Path) -> None:
+    class Interruption(BaseException):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interruption
+
+    def start_timer(seconds: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with only_one(tmp_path, pytest.fail):
+            start = time.monotonic()
+            with pytest.raises(Interruption), only_one(tmp_path, lambda text: start_timer(0.1)):
+                pytest.fail("two retrains at once")
+            assert time.monotonic() - start < 0.9
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+
+
+def test_a_lock_file_that_was_deleted_meanwhile_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrain_lock, "_POLL_S", 0.01)
+    opened, paths = retrain_lock._opened, [tmp_path / FILE]
+
+    def open_and_lose(path: Path) -> int:
+        descriptor = opened(path)
+        if paths:
+            paths.pop().unlink()
+        return descriptor
+
+    monkeypatch.setattr(retrain_lock, "_opened", open_and_lose)
+    with only_one(tmp_path, lambda text: None):
+        assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
+
+
+@pytest.fixture
+def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without locks of the kernel, and a short time after which a process counts as dead."""
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for name, seconds in {"_POLL_S": 0.02, "_TOUCH_S": 0.05, "_DEAD_S": 0.4}.items():
+        monkeypatch.setattr(retrain_lock, name, seconds)
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_without_locks_a_record_that_stays_untouched_counts_for_nothing(tmp_path: Path) -> None:
+    write_record_of_another_machine(tmp_path)
+    lines: list[str] = []
+    start = time.monotonic()
+    with only_one(tmp_path, lines.append) as has_waited:
         assert has_waited
+    assert 0.4 <= time.monotonic() - start < 10
+    (line,) = lines
+    assert f"(process {os.getpid()} of elsewhere, since " in line
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_without_locks_a_retrain_that_runs_is_waited_for(tmp_path: Path) -> None:
+    running, events = [True], []
+
+    def retrain_again() -> None:
+        with only_one(tmp_path, lambda text: None):
+            events.append(f"first runs: {running[0]}")
+
+    second = threading.Thread(target=retrain_again)
+    with only_one(tmp_path, pytest.fail):
+        second.start()
+        second.join(0.8)  # longer than what counts as dead
+        running[0] = False
+    second.join(10)
+    assert events == ["first runs: False"]
+
+
+def test_another_failure_of_the_lock_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(LockError, match="want a folder whose files can be locked"), only_one(tmp_path, pytest.fail):
+        pass
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from emuedit.process_identity import WORKSPACE_ENV
 from tests.repository import ROOT
 
 INFRA = ROOT / "infra"
@@ -82,9 +83,43 @@ def test_servers_have_the_settings_that_they_are_known_to_need() -> None:
     hosts = next(word for word in mlflow["command"] if word.startswith("--allowed-hosts="))
     assert "mlflow:*" in hosts, "want the name by which the other services call it"
     assert worker["environment"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+    assert worker["environment"][WORKSPACE_ENV], "want a name that stays: the host name is another one in each container"
     assert worker["environment"]["PREFECT_API_URL"] == "http://prefect:4200/api"
     pools = {deployment["work_pool"]["name"] for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
     assert pools == {worker["command"][worker["command"].index("--pool") + 1]}
+
+
+WRITABLE = ("/tmp", "/workspace", "/var/lib/mlflow")
+"""Folders in which services with our images can write."""
+WRITTEN_TO = ("HOME", "XDG_CACHE_HOME", "PREFECT_HOME", "DVC_SITE_CACHE_DIR")
+"""Variables with the folders to which their programs write. DVC takes /var/tmp/dvc without the last one, even to read."""
+
+
+def dockerfile_environment(path: Path) -> dict[str, str]:
+    lines = path.read_text().replace("\\\n", " ").splitlines()
+    words = [word for line in lines if line.startswith("ENV ") for word in line.split()[1:]]
+    return dict(word.split("=", 1) for word in words)
+
+
+@pytest.mark.parametrize("name", [name for name, service in SERVICES.items() if "build" in service])
+def test_read_only_services_write_to_folders_that_can_be_written(name: str) -> None:
+    service = SERVICES[name]
+    environment = dockerfile_environment(ROOT / service["build"]["dockerfile"]) | service.get("environment", {})
+    folders = {variable: environment.get(variable, "nowhere") for variable in WRITTEN_TO}
+    if service.get("command", [])[:3] == ["prefect", "server", "start"]:
+        folders["pages"] = environment.get("PREFECT_SERVER_UI_STATIC_DIRECTORY", "its package")
+    assert service["read_only"] is True
+    assert "/tmp:mode=1777" in service["tmpfs"]
+    assert not {variable: folder for variable, folder in folders.items() if not folder.startswith(WRITABLE)}
+
+
+def test_prefect_knows_the_setting_of_its_pages() -> None:
+    from prefect.settings.models.server.ui import ServerUISettings
+
+    names = [name for name in SERVICES["prefect"]["environment"] if name.startswith("PREFECT_SERVER_UI_")]
+    settings = {f"PREFECT_SERVER_UI_{field}".upper() for field in ServerUISettings.model_fields}
+    assert set(names) <= settings
+    assert "PREFECT_SERVER_UI_STATIC_DIRECTORY" in names
 
 
 def test_variables_of_the_file_are_those_of_the_example_with_equal_defaults() -> None:

@@ -1,13 +1,16 @@
 """infra/k8s: valid for Kubernetes, within the restricted profile, with limits and probes."""
 
+import json
 import shutil
 import subprocess
 from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
 import yaml
 
+from emuedit.process_identity import WORKSPACE_ENV
 from tests.repository import ROOT
 
 FOLDER = ROOT / "infra/k8s"
@@ -16,6 +19,9 @@ KUSTOMIZATION: dict[str, Any] = yaml.safe_load((FOLDER / "kustomization.yaml").r
 NOT_RESOURCES = {"kustomization.yaml", "prefect.yaml"}  # the latter has deployments of Prefect
 FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.name not in NOT_RESOURCES)
 RESOURCES: list[dict[str, Any]] = [resource for path in FILES for resource in yaml.safe_load_all(path.read_text())]
+PREFECT: dict[str, Any] = yaml.safe_load((FOLDER / "prefect.yaml").read_text())
+JOB_VARIABLES: dict[str, Any] = PREFECT["deployments"][0]["work_pool"]["job_variables"]
+POOL: dict[str, Any] = json.loads((FOLDER / "prefect-job-template.json").read_text())
 WORKLOADS = [resource for resource in RESOURCES if "template" in resource.get("spec", {})]
 
 
@@ -57,16 +63,70 @@ def test_serving_is_probed_and_scaled_and_the_job_has_a_gpu() -> None:
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container)
     assert autoscaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
-    assert autoscaler["spec"]["minReplicas"] <= deployment["spec"]["replicas"] <= autoscaler["spec"]["maxReplicas"]
+    assert 1 < autoscaler["spec"]["minReplicas"] < autoscaler["spec"]["maxReplicas"]
+    assert "replicas" not in deployment["spec"], "`kubectl apply` would undo what the autoscaler did"
     labels = deployment["spec"]["template"]["metadata"]["labels"].items()
     assert by_kind["Service"]["spec"]["selector"].items() <= labels
     resources = by_kind["Job"]["spec"]["template"]["spec"]["containers"][0]["resources"]
     assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"]
 
 
+def test_the_job_names_the_workspace_by_its_volume() -> None:
+    (job,) = (resource for resource in RESOURCES if resource["kind"] == "Job")
+    pod = job["spec"]["template"]["spec"]
+    claims = [volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+    assert [entry["value"] for entry in pod["containers"][0]["env"] if entry["name"] == WORKSPACE_ENV] == claims
+
+
+@pytest.fixture
+def pool_job() -> dict[str, Any]:
+    """The Job that Prefect's worker makes for the deployment on the Kubernetes pool, without Prefect's own env and args."""
+    from prefect.utilities.templating import apply_values
+
+    defaults = {name: field["default"] for name, field in POOL["variables"]["properties"].items() if "default" in field}
+    job: dict[str, Any] = apply_values(POOL["job_configuration"]["job_manifest"], defaults | JOB_VARIABLES)
+    return job
+
+
+def test_the_pool_job_is_that_of_the_training_job(pool_job: dict[str, Any]) -> None:
+    (training,) = (resource for resource in RESOURCES if resource["kind"] == "Job")
+    pod, training_pod = (job["spec"]["template"]["spec"] for job in (pool_job, training))
+    assert (pod.pop("parallelism"), pod.pop("completions")) == (1, 1)  # Prefect wants them there, Kubernetes drops them
+    (container,), (training_container,) = pod["containers"], training_pod["containers"]
+    assert container["name"] == "prefect-job", "Prefect wants this name"
+    environment = [{"name": name, "value": value} for name, value in container["env"].items()]
+    assert all(entry in environment for entry in training_container["env"])
+    differences = {"name": "retrain", "command": training_container["command"], "env": training_container["env"]}
+    assert pod | {"containers": [container | differences]} == training_pod
+    job = pool_job | {"metadata": pool_job["metadata"] | {"name": "retrain", "labels": {}}}
+    container["env"] = environment
+    kubernetes_validate.validate(job, VERSION, strict=True)
+    assert job["metadata"]["namespace"] == training["metadata"]["namespace"]
+
+
+def test_the_deployment_on_the_pool_finds_its_code_and_names_variables_of_the_pool() -> None:
+    (training,) = (resource for resource in RESOURCES if resource["kind"] == "Job")
+    folder = training["spec"]["template"]["spec"]["containers"][0]["workingDir"]
+    assert PREFECT["pull"] == [{"prefect.deployments.steps.set_working_directory": {"directory": folder}}]
+    assert JOB_VARIABLES.keys() <= POOL["variables"]["properties"].keys()
+    settings = POOL["job_configuration"]
+    assert all(settings[name] == f"{{{{ {name} }}}}" for name in ("name", "env", "labels", "command", "namespace"))
+    assert "infra/k8s/prefect-job-template.json" in (FOLDER / "prefect.yaml").read_text()
+
+
 def test_everything_is_denied_that_no_policy_names() -> None:
     policies = {resource["metadata"]["name"]: resource["spec"] for resource in RESOURCES if resource["kind"] == "NetworkPolicy"}
     assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+def test_mlflow_is_where_the_policies_let_pods_reach_it() -> None:
+    (config,) = (resource for resource in RESOURCES if resource["kind"] == "ConfigMap")
+    address = urlsplit(config["data"]["MLFLOW_TRACKING_URI"])
+    _, namespace, suffix = str(address.hostname).split(".", 2)
+    assert (namespace != KUSTOMIZATION["namespace"], suffix) == (True, "svc"), "nothing but serving is let in in this namespace"
+    policies = {resource["metadata"]["name"]: resource["spec"] for resource in RESOURCES if resource["kind"] == "NetworkPolicy"}
+    ports = [rule["ports"] for rule in policies["names-and-servers"]["egress"] if "to" not in rule]
+    assert {"port": address.port} in ports[0]
 
 
 def test_the_kustomization_names_all_files_but_the_template() -> None:

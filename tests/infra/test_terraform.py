@@ -77,6 +77,16 @@ def test_roles_may_only_do_what_they_need() -> None:
                 assert all(resource.endswith("/${var.prefix}/*") for resource in statement["resources"])
 
 
+def test_artifacts_of_mlflow_lie_where_the_roles_and_the_lifecycle_rules_are() -> None:
+    (prefix,) = (block["prefix"]["default"] for block in blocks("variable") if "prefix" in block)
+    files = ("infra/compose.yaml", "docs/operations.md", "emuedit/operations/server_stack.py")
+    for file in files:
+        urls = re.findall(r"s3://[^/\s`]+/\S*mlflow\b", (ROOT / file).read_text())
+        assert urls, file
+        assert all(url.split("/", 3)[3].startswith(f"{prefix}/") for url in urls), file
+    assert f'/{prefix}"' in (ROOT / "infra/compose/create_bucket.py").read_text(), "want its rules for the same prefix"
+
+
 def test_variables_are_described_and_no_value_is_a_secret() -> None:
     assert all(body["description"] and body["type"] for block in blocks("variable") for body in block.values())
     text = "".join(path.read_text() for path in FOLDER.glob("*.tf"))

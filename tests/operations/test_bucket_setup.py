@@ -1,0 +1,73 @@
+"""The bucket of `emuedit remote init`: created, or used by credentials that may do no more than they need."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from emuedit.operations import access_probes, bucket_setup
+from emuedit.operations.bucket import SCRATCH, Bucket, RemoteLocation
+from emuedit.operations.remote_error import RemoteError
+
+
+class RestrictedBucket(Bucket):
+    """A bucket in which one may list below the prefix only, as the roles of infra/terraform do."""
+
+    def call(self, operation: str, **arguments: Any) -> Any:
+        if operation == "list_objects_v2" and not arguments.get("Prefix", "").startswith(f"{self.location.prefix}/"):
+            raise RemoteError("not allowed to list the whole bucket", "AccessDenied")
+        return super().call(operation, **arguments)
+
+    def with_addressing(self, style: str) -> Bucket:
+        return RestrictedBucket(self.location, style)
+
+
+def test_a_role_that_may_list_below_the_prefix_only_can_use_the_bucket(moto_url: str, make_bucket: Callable[..., Bucket]) -> None:
+    bucket = RestrictedBucket(make_bucket(moto_url).location)
+    assert bucket_setup.create_bucket(bucket) is False
+    assert access_probes.probe_credentials(bucket, "").status == access_probes.PASS
+    assert access_probes.probe_addressing(bucket, "").status == access_probes.PASS
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, code: str, *operations: str) -> list[str]:
+    """Let the store refuse these operations; gives the list to which each call is added."""
+    calls: list[str] = []
+    answer = Bucket.call
+
+    def call(bucket: Bucket, operation: str, **arguments: Any) -> Any:
+        calls.append(operation)
+        if operation in operations:
+            raise RemoteError(f"refused: {code}", code)
+        return answer(bucket, operation, **arguments)
+
+    monkeypatch.setattr(Bucket, "call", call)
+    return calls
+
+
+def test_who_may_write_but_not_list_can_use_the_bucket(
+    moto_url: str, make_bucket: Callable[..., Bucket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = make_bucket(moto_url, versioned=False)
+    with monkeypatch.context() as patch:
+        refuse(patch, "AccessDenied", "list_objects_v2")
+        assert bucket_setup.create_bucket(bucket) is False
+    assert not bucket.names(f"{SCRATCH}/"), "the object that showed it is deleted"
+
+
+def test_who_may_neither_list_nor_write_cannot(
+    moto_url: str, make_bucket: Callable[..., Bucket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = make_bucket(moto_url)
+    with monkeypatch.context() as patch:
+        calls = refuse(patch, "AccessDenied", "list_objects_v2", "put_object")
+        with pytest.raises(RemoteError, match="refused: AccessDenied"):
+            bucket_setup.create_bucket(bucket)
+    assert calls == ["list_objects_v2", "put_object"]
+
+
+@pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"])
+def test_wrong_credentials_are_said_at_once(code: str, aws_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = refuse(monkeypatch, code, "list_objects_v2")
+    with pytest.raises(RemoteError, match=code):
+        bucket_setup.create_bucket(Bucket(RemoteLocation("bucket", "prefix", "http://127.0.0.1:9")))
+    assert calls == ["list_objects_v2"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from emuedit.tracking import service_errors
-from emuedit.tracking.stats import RUN_UID_TAG, read_stats, replay, tracking_uri
+from emuedit.tracking.stats import RUN_UID_TAG, mlflow_client, read_stats, replay, tracking_uri
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,7 @@ class LoggedRun:
 
 def client() -> Any:
     """An MlflowClient for the tracking server in use."""
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(tracking_uri=tracking_uri())
+    return mlflow_client()
 
 
 def start_run(name: str, workspace: str) -> str:

@@ -49,6 +49,18 @@ def start_run(name: str, workspace: str) -> str:
     return str(mlflow.create_run(experiment_id, tags={_WORKSPACE_TAG: workspace}, run_name=name).info.run_id)
 
 
+def is_active(run_id: str) -> bool:
+    """Whether MLflow has a run, and it was not deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client().get_run(run_id).info.lifecycle_stage) == "active"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
 def log_run(
     run_id: str, params: Mapping[str, Any], metrics: Mapping[str, Any], tags: Mapping[str, str], files: Mapping[str, Path]
 ) -> None:

@@ -12,7 +12,7 @@ from emuedit.promotion import gate
 from emuedit.promotion.gate import Decision, Measurement
 from emuedit.promotion.gate_settings import SECTION, GateSettings
 from emuedit.tracking import alias_moves, registry
-from emuedit.tracking.alias_moves import Move
+from emuedit.tracking.move_tickets import Move
 from emuedit.tracking.registry import ModelVersion
 
 STATE_TAG, REASON_TAG, TABLE_TAG, TASKS_TAG, AGAINST_TAG = (
@@ -84,9 +84,10 @@ def promote(
         alias_moves.repair()
         champion = registry.version_at(alias_moves.CHAMPION)
         if champion is not None and champion.number == version.number:
-            reason = alias_moves.history()[-1].reason  # it may have been moved by a process that was killed then
+            reason = alias_moves.reason_of(version.number)  # it may have been moved by a process that was killed then
             registry.set_version_tags(version.number, {STATE_TAG: PROMOTED, REASON_TAG: reason})
-            return PromotionOutcome(version, Decision(True, f"it is the champion already: {reason}"), champion.number, None)
+            text = "it is the champion already" + (f": {reason}" if reason else "")
+            return PromotionOutcome(version, Decision(True, text), champion.number, None)
         try:
             decision = compare_with_champion(folder, version.uri, champion, root, section)
         except gate.GateError as error:

@@ -26,6 +26,18 @@ def start_mark(pid: int) -> str:
         return ""
 
 
+def pid_space() -> str:
+    """Within what a process id means one process: this start of the kernel and this PID namespace.
+
+    Hosts of one name (virtual machines called `ubuntu`, containers in the host's network) have different ones. Where the system
+    names neither (not Linux), the host's name and the time of its start must do.
+    """
+    try:
+        return f"{_BOOT_ID.read_text().strip()}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return f"{socket.gethostname()}/{psutil.boot_time():.0f}"
+
+
 def user_at_host() -> str:
     """`user@host` of this process."""
     try:

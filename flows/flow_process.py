@@ -16,6 +16,7 @@ import traceback
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NoReturn
 
+from emuedit.tracking.service_errors import hide_password
 from flows import prefect_access, process_guard
 from flows.own_errors import explains_itself
 from flows.stopping import Stopped, stop_on_signals
@@ -91,8 +92,8 @@ def main() -> int:
         _end(1)
     except BaseException as error:  # the outermost handler: the error crosses the pipe, an unexpected one shows its trace
         if not explains_itself(error):
-            traceback.print_exc()
-        report.send({"error": str(error) or type(error).__name__})
+            print(hide_password(traceback.format_exc()), file=sys.stderr)
+        report.send({"error": hide_password(str(error)) or type(error).__name__})
         _end(1)
     return 0
 

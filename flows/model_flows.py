@@ -41,6 +41,7 @@ def rollback(to: int | None = None, reason: str = "") -> dict[str, Any]:
 def evaluate(max_loss: float = 0.05, retrain_deployment: str = "") -> dict[str, Any]:
     """Measure the champion now; start a retrain where its edit success fell by more than `max_loss` since its promotion.
 
+    It is measured over the tasks of its promotion, and compared only if edits, settings, judge and code are the same as then.
     retrain_deployment: such as `retrain/weekly-retrain`; empty: nothing is started. A retrain is started only if a stage is out
     of date, else it would do nothing; then this raises FallenChampionError, so that the run fails and the notification for
     failed runs is sent. Raises RegistryError where there is no champion.
@@ -48,9 +49,12 @@ def evaluate(max_loss: float = 0.05, retrain_deployment: str = "") -> dict[str, 
     champion = registry.version_at(alias_moves.CHAMPION)
     if champion is None:
         raise registry.RegistryError("want a champion to evaluate, got none; run `uv run retrain` first")
-    success, promised = promotion.measure_version(champion, Path.cwd()).overall, promotion.promised_success(champion)
-    has_fallen = promised is not None and promised - success > max_loss
+    measured = promotion.measure_again(champion, Path.cwd())
+    success, promised, has_fallen = measured.success, measured.at_promotion, measured.has_fallen(max_loss)
     result = {"version": champion.number, "success": success, "at_promotion": promised, "has_fallen": has_fallen, "started": ""}
+    if measured.note:
+        result["note"] = measured.note
+        print(f"== version {champion.number}: {success:.3f} now; {measured.note}", flush=True)
     loss, stale = "", dict[str, tuple[str, ...]]()
     if has_fallen:
         loss = f"edit success of version {champion.number} fell from {promised:.3f} to {success:.3f}"

@@ -116,10 +116,11 @@ def _retrain(root: Path, why: str, registry: bool, force: bool, max_parallel: in
     graph = dvc_graph.read(root)
     stale = graph.stale(force)
     release.check(graph, bool(stale) and registry, push, branch)
+    source = publication.read_source(root) if branch else None
     registered, problem = (None, "") if stale else release.look_up(graph)
     if not stale and (not registry or registered or problem):
         answer = _skip(graph, why, registered, problem)
-        publication.publish(root, push, branch, graph.metrics, release.merge_metrics(graph), why)
+        publication.publish(root, push, branch, graph.metrics, release.merge_metrics(graph), why, source)
         return answer
     run_id = release.start(root)
     seconds: dict[str, float] = {}
@@ -132,7 +133,7 @@ def _retrain(root: Path, why: str, registry: bool, force: bool, max_parallel: in
         raise
     flow_artifacts.publish(result, why)
     _emit_lineage(finished, run_id, seconds)
-    publication.publish(root, push, branch, finished.metrics, release.merge_metrics(finished), why)
+    publication.publish(root, push, branch, finished.metrics, release.merge_metrics(finished), why, source)
     return result.to_dict()
 
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from emuedit.operations.http_probe import ask
+from emuedit.tracking.service_errors import hide_password
 
 _ANSWER_S = 5.0
 _HOME_ENV, _URL_ENV = "PREFECT_HOME", "PREFECT_API_URL"
@@ -48,16 +49,22 @@ def check_url(url: str) -> None:
     try:
         answer = ask(f"{url.rstrip('/')}/health", _ANSWER_S)
     except ValueError as error:
-        raise ServerError(f"want {_URL_ENV} such as http://127.0.0.1:4200/api, got {url!r}; {_WITHOUT}") from error
+        raise ServerError(f"want {_URL_ENV} such as http://127.0.0.1:4200/api, got {hide_password(url)!r}; {_WITHOUT}") from error
     if answer.status in (401, 403) and not any(os.environ.get(name) for name in _ACCOUNT_ENV):
-        raise ServerError(f"the Prefect server at {url} wants credentials ({answer.status}); set {' or '.join(_ACCOUNT_ENV)}")
+        raise ServerError(
+            f"the Prefect server at {hide_password(url)} wants credentials ({answer.status}); set {' or '.join(_ACCOUNT_ENV)}"
+        )
     if answer.status == 0:
-        raise ServerError(f"no Prefect server answers at {url} ({answer.error}); start it (`emuedit up`), or {_WITHOUT}")
+        raise ServerError(
+            f"no Prefect server answers at {hide_password(url)} ({answer.error}); start it (`emuedit up`), or {_WITHOUT}"
+        )
     is_own_server = not (urlsplit(url).hostname or "").endswith("prefect.cloud")
     if answer.status >= 500:
-        raise ServerError(f"the Prefect server at {url} fails ({answer.status}); see its log, or {_WITHOUT}")
+        raise ServerError(f"the Prefect server at {hide_password(url)} fails ({answer.status}); see its log, or {_WITHOUT}")
     if is_own_server and answer.status not in (401, 403) and not (answer.is_success and answer.body.strip() == b"true"):
-        raise ServerError(f"what answers at {url} is not Prefect's API; want an address that ends in /api, or {_WITHOUT}")
+        raise ServerError(
+            f"what answers at {hide_password(url)} is not Prefect's API; want an address that ends in /api, or {_WITHOUT}"
+        )
 
 
 def import_settings() -> None:

@@ -1,4 +1,8 @@
-"""After a successful retrain, where its settings ask for it: data to the remote, `dvc.lock` and metrics to a branch."""
+"""After a successful retrain, where its settings ask for it: data to the remote, `dvc.lock` and metrics to a branch.
+
+A commit of that branch has the `params.yaml` and `dvc.yaml` that made its results, and the code as far as that was committed, so
+DVC calls its checkout up to date.
+"""
 
 import json
 import os
@@ -6,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +20,21 @@ from emuedit.tracking.runs import flatten
 from flows.dvc_graph import LOCK
 from flows.failure_kinds import RETRY_DELAYS_S
 
+RECIPE = (Path("dvc.yaml"), Path("params.yaml"))
+"""Files that decide a result and are often edited without a commit."""
 _BUSY_OR_AWAY = RETRY_DELAYS_S[:2]
 _MAX_METRIC_LINES = 40
+
+
+@dataclass(frozen=True)
+class ResultSource:
+    """What results are made from: the commit that is checked out, and the recipe as it lies in the working tree."""
+
+    commit: str
+    blobs: Mapping[Path, str]
+    """Files of `RECIPE` that are there -> their content as an object of git."""
+    uncommitted: tuple[str, ...]
+    """Tracked Python files with changes that are in no commit."""
 
 
 class PublicationError(RuntimeError):
@@ -37,8 +55,18 @@ def check(root: Path, push: bool, branch: str) -> None:
                 )
 
 
-def publish(root: Path, push: bool, branch: str, metrics_files: Sequence[Path], metrics: Mapping[str, Any], why: str) -> None:
-    """Push the data, if `push`, then commit `dvc.lock` and the metrics to `branch`, unless that is empty.
+def read_source(root: Path) -> ResultSource:
+    """The source of results that are made from now on. To be read before the first stage runs: people edit while it trains."""
+    blobs = {path: _git(root, "hash-object", "-w", "--", str(path)) for path in RECIPE if (root / path).is_file()}
+    changed = _git(root, "diff", "--name-only", "HEAD", "--", "*.py", check=False).splitlines()
+    return ResultSource(_git(root, "rev-parse", "--verify", "HEAD"), blobs, tuple(changed))
+
+
+def publish(
+    root: Path, push: bool, branch: str, metrics_files: Sequence[Path], metrics: Mapping[str, Any], why: str,
+    source: ResultSource | None = None,
+) -> None:  # fmt: skip
+    """Push the data, if `push`, then commit `dvc.lock` and the metrics with their `source` to `branch`, unless that is empty.
 
     What is published already stays as it is, so a retrain that has nothing to do publishes what an earlier one could not.
     Raises PublicationError.
@@ -47,7 +75,7 @@ def publish(root: Path, push: bool, branch: str, metrics_files: Sequence[Path], 
         push_data(root)
         print("== the data are pushed", flush=True)
     if branch:
-        commit = commit_results(root, branch, [Path(LOCK), *metrics_files], metrics, f"Retrain ({why})")
+        commit = commit_results(root, branch, [Path(LOCK), *metrics_files], metrics, f"Retrain ({why})", source)
         print(f"== {branch} is at {commit[:8]}", flush=True)
 
 
@@ -69,32 +97,39 @@ def push_data(root: Path, sleep: Any = None) -> None:
     raise PublicationError(f"the data were not pushed: {problem}; `emuedit remote check` says more, `dvc push` tries again")
 
 
-def commit_results(root: Path, branch: str, paths: Sequence[Path], metrics: Mapping[str, Any], title: str) -> str:
-    """Commit files as they are now to a branch, which is made from HEAD where there is none. Returns the commit.
+def commit_results(
+    root: Path, branch: str, paths: Sequence[Path], metrics: Mapping[str, Any], title: str, source: ResultSource | None = None
+) -> str:
+    """Commit files as they are now to a branch, with the code and the recipe that made them. Returns the commit.
 
-    Neither the working tree nor the index nor the checked-out branch is touched. The message is `title` and how the metrics
-    differ from those on the branch. Raises PublicationError when git refuses; an unchanged result makes no commit, and the
-    branch is made all the same.
+    source: None: that of now. Its commit gives all other files, and is the second parent unless the branch leads to it already.
+    `params.yaml` and `dvc.yaml` are committed as the source has them, also where HEAD has others: they decide the result. Code
+    that is in no commit is not taken along; the message names it. Neither the working tree nor the index nor the checked-out
+    branch is touched. The message is `title` and how the metrics differ from those on the branch. Raises PublicationError when
+    git refuses. A result with the tree of the branch makes no commit, and the branch is made all the same.
     """
     reference = _check_branch(root, branch)
-    parent = _git(root, "rev-parse", "--verify", "--quiet", reference, check=False) or _git(root, "rev-parse", "HEAD")
+    source = source or read_source(root)
+    tip = _git(root, "rev-parse", "--verify", "--quiet", reference, check=False) or source.commit
     files = [path for path in paths if (root / path).is_file()]
-    before = [_show(root, parent, path) for path in files if path.suffix == ".json"]
+    before = [_show(root, tip, path) for path in files if path.suffix == ".json"]
+    blobs = {**source.blobs, **{path: _git(root, "hash-object", "-w", "--", str(path)) for path in files}}
     with tempfile.TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
-        _git(root, "read-tree", parent, environment=index)
-        for path in files:
-            blob = _git(root, "hash-object", "-w", "--", str(path))
+        _git(root, "read-tree", source.commit, environment=index)
+        for path, blob in blobs.items():
             _git(root, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path.as_posix()}", environment=index)
         tree = _git(root, "write-tree", environment=index)
-    if tree == _git(root, "rev-parse", f"{parent}^{{tree}}"):
+    if tree == _git(root, "rev-parse", f"{tip}^{{tree}}"):
         if not _exists(root, reference):
-            _git(root, "update-ref", reference, parent, "")
-        return parent
+            _git(root, "update-ref", reference, tip, "")
+        return tip
     old = {key: value for values in before for key, value in flatten(values)}
-    message = "\n".join([title, "", *metric_changes(old, dict(flatten(metrics)))])
-    commit = _git(root, "commit-tree", tree, "-p", parent, "-m", message)
-    _git(root, "update-ref", reference, commit, parent if _exists(root, reference) else "")
+    notes = [f"made with changes that are not committed: {', '.join(source.uncommitted)}"] if source.uncommitted else []
+    message = "\n".join([title, "", *metric_changes(old, dict(flatten(metrics))), *notes])
+    parents = [tip] if _git(root, "merge-base", source.commit, tip, check=False) == source.commit else [tip, source.commit]
+    commit = _git(root, "commit-tree", tree, *(word for parent in parents for word in ("-p", parent)), "-m", message)
+    _git(root, "update-ref", reference, commit, tip if _exists(root, reference) else "")
     return commit
 
 

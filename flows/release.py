@@ -98,7 +98,7 @@ def fail(run_id: str, error: BaseException, graph: dvc_graph.Graph, seconds: Map
             runs.end_run(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
             runs.log_run(run_id, {}, {}, yield_record.tags(graph, seconds), {})
     except Exception as tracking_error:  # whatever MLflow raises: the flow's own error matters more
-        print(f"== the run {run_id} could not be closed: {tracking_error}", flush=True)
+        print(f"== the run {run_id} could not be closed: {service_errors.hide_password(str(tracking_error))}", flush=True)
 
 
 def find_registered(graph: dvc_graph.Graph) -> RetrainResult | None:

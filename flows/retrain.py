@@ -17,7 +17,7 @@ from emuedit.metrics.success_table import format_success
 from emuedit.name_hints import check_options
 from emuedit.processes import QUIET_ENV, keep_compiled_modules, set_env_defaults
 from emuedit.promotion.gate import Decision
-from emuedit.tracking.service_errors import SERVICE_ENV
+from emuedit.tracking.service_errors import SERVICE_ENV, hide_password
 from flows import dvc_graph, flow_process, prefect_access, release
 from flows.own_errors import explains_itself
 from flows.stopping import Stopped, stop_on_signals, stop_with_uv
@@ -49,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:  # the outermost handler: expected errors explain themselves, others keep their trace
         if not explains_itself(error):
-            traceback.print_exc()
-        first_line, *rest = str(error).splitlines() or [type(error).__name__]
+            print(hide_password(traceback.format_exc()), file=sys.stderr)
+        first_line, *rest = hide_password(str(error)).splitlines() or [type(error).__name__]
         details = "; its output is above" if rest else ""
         print(f"\nretrain: {first_line.removesuffix(':')}{details}; the same command resumes", file=sys.stderr)
         return 1
@@ -123,7 +123,7 @@ def _print_report(root: Path, graph: dvc_graph.Graph, result: release.RetrainRes
     if result.decision:
         print(f"gate        {'champion' if result.decision.promote else 'challenger only'}: {result.decision.reason}")
     if result.run_id:
-        print(f"run         {result.run_id} in {os.environ.get('MLFLOW_TRACKING_URI') or 'mlflow.db'}")
+        print(f"run         {result.run_id} in {hide_password(os.environ.get('MLFLOW_TRACKING_URI') or 'mlflow.db')}")
     total_s, stages_s = time.monotonic() - start, sum(result.seconds.values())
     in_stages = f", {stages_s:.0f} s of it in {len(result.seconds)} stages" if result.seconds else ""
     print(f"time        {total_s:.0f} s{in_stages}")

@@ -9,6 +9,7 @@ from typing import Any
 from emuedit.operations import yield_ledger
 from emuedit.operations.yield_ledger import Ledger
 from emuedit.tracking import runs
+from emuedit.tracking.service_errors import hide_password
 from flows import dvc_graph
 
 SECONDS_TAG = "seconds."
@@ -32,7 +33,7 @@ def make(root: Path, graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, 
         try:
             complete = all_seconds(graph, seconds)
         except Exception as error:  # whatever MLflow raises: the retrain matters more
-            print(f"== the seconds of the skipped stages could not be looked up: {error}", flush=True)
+            print(f"== the seconds of the skipped stages could not be looked up: {hide_password(str(error))}", flush=True)
     ledger = yield_ledger.read(root, complete)
     if ledger is None:
         return YieldRecord()

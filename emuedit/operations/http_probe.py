@@ -7,7 +7,9 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from emuedit.tracking.service_errors import hide_password
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,16 @@ class Answer:
 
 
 def ask(url: str, timeout_s: float, payload: Any = None, account: str = "") -> Answer:
-    """GET a URL, or POST `payload` as JSON; `account`: `name:password`, for basic authentication.
+    """GET a URL, or POST `payload` as JSON; `account`: `name:password`, for basic authentication, as is one in the URL.
 
     Never raises for a server that does not answer, or not with success; ValueError for a URL that is not of HTTP.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise ValueError(f"want an http:// or https:// URL, got {url!r}")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f"want an http:// or https:// URL, got {hide_password(url)!r}")
+    if "@" in parts.netloc:  # urllib takes it for a part of the host's name
+        user, _, host = parts.netloc.rpartition("@")
+        url, account = urlunsplit(parts._replace(netloc=host)), unquote(user if ":" in user else f"{user}:")
     data = None if payload is None else json.dumps(payload).encode()
     headers = {"Content-Type": "application/json"}
     if account:

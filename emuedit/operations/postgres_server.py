@@ -6,6 +6,7 @@ SQLite serves one person; under several writers Prefect's server answers "databa
 import importlib.util
 import os
 import pwd
+import re
 import secrets
 import shutil
 import subprocess
@@ -19,6 +20,9 @@ DATABASES = ("mlflow", "prefect")
 _USER = "emuedit"
 _SYSTEM_USER = "postgres"
 _PASSWORD_FILE = "postgres.password"  # noqa: S105  the name of a file
+_DEBIAN_FOLDER = Path("/usr/lib/postgresql")
+"""Debian's binaries, of each major version in a folder `<version>/bin`."""
+_TOOLS = ("initdb", "postgres", "pg_isready", "psql")
 _TOOL_S = 120.0
 
 
@@ -49,13 +53,21 @@ class Postgres:
         return f"{scheme}://{_USER}:{self.password}@{HOST}:{self.port}/{database}"
 
     def answers(self) -> bool:
-        """Whether the server accepts connections."""
+        """Whether the server accepts connections; False where there are no binaries to ask with."""
+        if not (self.binaries / "pg_isready").exists():
+            return False
         tool = [str(self.binaries / "pg_isready"), "-q", "-h", HOST, "-p", str(self.port), "-t", "3"]
         return subprocess.run(tool, capture_output=True, check=False).returncode == 0  # noqa: S603
 
     def initialise(self) -> None:
-        """Create the cluster unless it is there. Raises PostgresError."""
-        if (self.data / "PG_VERSION").exists():
+        """Create the cluster unless it is there. Raises PostgresError, also for one whose version is not installed any more."""
+        if version := _version_of_cluster(self.data):
+            if not self.binaries.is_dir():
+                raise PostgresError(
+                    f"want PostgreSQL {version}, which made {self.data}, got {_list_versions()}; install that version again "
+                    f"(Debian: apt-get install postgresql-{version}), and to go to a newer one upgrade the data: "
+                    "pg_upgradecluster for a cluster of Debian's, else pg_upgrade, or dump (pg_dumpall) and restore (psql)"
+                )
             return
         shutil.rmtree(self.data, ignore_errors=True)  # what a stopped initdb left
         self.data.mkdir(mode=0o700)
@@ -82,7 +94,8 @@ def find_postgres(folder: Path, port: int) -> tuple[Postgres | None, str]:
     """PostgreSQL for a data folder, or None, and in words why this choice."""
     if os.environ.get("EMUEDIT_DATABASE") == "sqlite":
         return None, "SQLite, as EMUEDIT_DATABASE says"
-    binaries = _find_binaries()
+    version = _version_of_cluster(folder / "postgres")
+    binaries = _find_binaries(version) or (_DEBIAN_FOLDER / version / "bin" if version else None)
     if binaries is None:
         return None, "SQLite: PostgreSQL is not installed (Debian: apt-get install postgresql)"
     if importlib.util.find_spec("psycopg2") is None:
@@ -98,15 +111,37 @@ def find_postgres(folder: Path, port: int) -> tuple[Postgres | None, str]:
     return postgres, f"PostgreSQL from {binaries}" + (f", as the user {user}" if user else "")
 
 
-def _find_binaries() -> Path | None:
-    """The folder with the server's binaries: the newest that Debian installed, or that of `initdb` in PATH."""
+def _find_binaries(version: str = "") -> Path | None:
+    """The folder with the server's binaries, of this major version or else the newest: Debian's, or that of `initdb` in PATH."""
+    return next((folder for folder in _installed() if not version or _version_of_binaries(folder) == version), None)
+
+
+def _installed() -> list[Path]:
+    """Folders with all tools: Debian's, the newest first, then that of `initdb` in PATH."""
     folders = sorted(
-        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name.split(".")[0]), reverse=True
+        _DEBIAN_FOLDER.glob("*/bin"), key=lambda path: [int(part) for part in path.parent.name.split(".")], reverse=True
     )
     if path := shutil.which("initdb"):
         folders.append(Path(path).resolve().parent)
-    tools = ("initdb", "postgres", "pg_isready", "psql")
-    return next((folder for folder in folders if all((folder / tool).exists() for tool in tools)), None)
+    return [folder for folder in dict.fromkeys(folders) if all((folder / tool).exists() for tool in _TOOLS)]
+
+
+def _list_versions() -> str:
+    return ", ".join(f"{_version_of_binaries(folder)} in {folder}" for folder in _installed()) or "none"
+
+
+def _version_of_cluster(data: Path) -> str:
+    """The major version that made a cluster, such as 15 or 9.6; empty where there is none, or none that may be read."""
+    try:
+        return (data / "PG_VERSION").read_text().strip()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return ""
+
+
+def _version_of_binaries(folder: Path) -> str:
+    """Their major version: the first number, before version 10 the first two; empty where they do not say."""
+    match = re.search(r"\b(9\.\d+|\d+)", _run([str(folder / "postgres"), "--version"], None))
+    return match[1] if match else ""
 
 
 def _has_user(name: str) -> bool:

@@ -94,7 +94,7 @@ def _gc(options: argparse.Namespace) -> None:
     clone_check.check_clone(root, bucket)
     with waiting("collecting the data of all commits"):
         plan = remote_gc.plan_removal(root, name, bucket)
-    print("kept: the data of all commits, branches, tags and experiments of this clone, and of the working folder")
+    print("kept: the data of all commits, branches, tags, stashes and experiments of this clone, and of the working folder")
     print("not kept: data that only commits of other clones need which were never pushed to git")
     if plan.n_unreadable_commits:
         print(f"{plan.n_unreadable_commits} commits have a dvc.yaml that DVC cannot read; what their dvc.lock names is kept")

@@ -57,11 +57,12 @@ def plan_removal(root: Path, remote: str, bucket: Bucket) -> RemovalPlan:
 def needed_hashes(root: Path, bucket: Bucket) -> tuple[set[str], int]:
     """The hashes of all data that a dvc.lock or .dvc file of any commit names, and how many listings of folders are lost.
 
-    Commits are those of every ref: branches, tags, copies of remote branches, stashes, experiments. Listings come from the local
-    cache, else from the remote.
+    Commits are those of every ref: branches, tags, copies of remote branches, experiments, and of every stash: refs/stash is the
+    newest one, the others are in its reflog only. Listings come from the local cache, else from the remote.
     """
-    names = ["log", "--all", "HEAD", "--full-history", "--root", "-m", "--format=", "--raw", "--no-abbrev", "--no-renames", "--"]
-    lines = run_git([*names, *DATA_FILES], root).splitlines()
+    stashes = run_git(["stash", "list", "--format=%H"], root).split()
+    options = ["--full-history", "--root", "-m", "--format=", "--raw", "--no-abbrev", "--no-renames"]
+    lines = run_git(["log", "--all", "HEAD", *stashes, *options, "--", *DATA_FILES], root).splitlines()
     blobs = {line.split()[3] for line in lines if line.startswith(":")} - {"0" * 40}
     hashes = {digest for blob in blobs for digest in _HASH.findall(run_git(["cat-file", "blob", blob], root))}
     cache = root / run_dvc(["cache", "dir"], root).strip()

@@ -10,6 +10,7 @@ from typing import Any
 from emuedit.operations import running_runs
 from emuedit.operations.health_finding import Finding
 from emuedit.operations.http_probe import Answer, ask
+from emuedit.tracking.service_errors import hide_password
 
 _ANSWER_S = 10.0  # a server that takes longer is as good as gone
 _PENDING, _RUNNING = timedelta(minutes=10), timedelta(hours=24)
@@ -38,14 +39,18 @@ def check_mlflow() -> Iterator[Finding]:
     experiments = ask(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1", _ANSWER_S, account=_mlflow_account())
     if experiments.status == 403:
         fix = "start the server with --allowed-hosts and this name; behind a proxy, the name that the proxy sends"
-        yield Finding("MLflow", "fail", f"{uri} answers 403: it does not know this host name", fix)
+        yield Finding("MLflow", "fail", f"{hide_password(uri)} answers 403: it does not know this host name", fix)
     elif experiments.status == 401:
-        detail = f"{uri} refuses this name and password" if _mlflow_account() else f"{uri} asks for a name and a password"
+        detail = (
+            f"{hide_password(uri)} refuses this name and password"
+            if _mlflow_account()
+            else f"{hide_password(uri)} asks for a name and a password"
+        )
         yield Finding("MLflow", "fail", detail, "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
     elif not experiments.is_success:
         yield Finding("MLflow", "fail", _no_answer(uri, experiments), "look at the server's log")
     else:
-        yield Finding("MLflow", "pass", f"{uri} answers")
+        yield Finding("MLflow", "pass", f"{hide_password(uri)} answers")
         yield from _clock_finding("MLflow", health)
         yield from _artifact_finding(uri)
         yield from running_runs.check_runs(running_runs.runs_of_server(uri, _mlflow_account()))
@@ -66,13 +71,18 @@ def check_prefect() -> Iterator[Finding]:
     )
     server_version = str(answer.json()) if answer.is_success else "unknown"
     if answer.status == 401:
-        yield Finding("Prefect", "fail", f"{api} refuses this client", "set PREFECT_API_AUTH_STRING to name:password")
+        yield Finding(
+            "Prefect", "fail", f"{hide_password(api)} refuses this client", "set PREFECT_API_AUTH_STRING to name:password"
+        )
         return
     if server_version.split(".")[:2] == client_version.split(".")[:2]:
-        yield Finding("Prefect", "pass", f"{api} answers, version {server_version}")
+        yield Finding("Prefect", "pass", f"{hide_password(api)} answers, version {server_version}")
     else:
         yield Finding(
-            "Prefect", "warn", f"{api} has version {server_version}, this client {client_version}", "use one version for both"
+            "Prefect",
+            "warn",
+            f"{hide_password(api)} has version {server_version}, this client {client_version}",
+            "use one version for both",
         )
     yield from _clock_finding("Prefect", health)
     yield from _flow_runs(api)
@@ -133,7 +143,7 @@ def _prefect_account() -> str:
 
 
 def _no_answer(url: str, answer: Answer) -> str:
-    return f"{url} does not answer: {answer.error or f'status {answer.status}'}"
+    return hide_password(f"{url} does not answer: {answer.error or f'status {answer.status}'}")
 
 
 CHECKS = (check_mlflow, check_prefect)

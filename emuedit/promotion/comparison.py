@@ -6,6 +6,7 @@ champion is measured once for many challengers, and never compared by numbers of
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from emuedit.metrics.edit_scores import evaluate_system
 from emuedit.progress import Progress
 from emuedit.promotion.gate import GateError, Measurement
 from emuedit.runtime import Runtime
+from emuedit.tasks import HELD_OUT, get_task
 
 EVALUATION = Path("reports/evaluation")
 """Where the stage `evaluation` publishes."""
@@ -86,6 +88,17 @@ def check_tasks(items: Items, champion: str) -> None:
                 f"want {items.n_edits} edits of {task}, which {champion} was promoted with: {error}; or promote a version with "
                 "`emuedit promote N --force REASON`"
             ) from error
+
+
+def with_tasks(items: Items, tasks: Sequence[str]) -> Items:
+    """The same conditions for those of `tasks` of which the benchmark has edits; `items`, if it has none that are trained on."""
+    source = benchmark.load(items.benchmark, items.device)
+    present = []
+    for task in tasks:
+        with contextlib.suppress(ValueError):
+            source(task, items.split, 0, items.n_edits)
+            present.append(task)
+    return replace(items, tasks=tuple(present)) if any(get_task(task) not in HELD_OUT for task in present) else items
 
 
 def measure(package: Path, name: str, items: Items, root: Path) -> Measurement:

@@ -68,6 +68,8 @@ class Decision:
     promote: bool
     reason: str
     rows: tuple[Row, ...] = ()
+    items: str = ""
+    """`Measurement.items` of the measurements."""
 
     def to_dict(self) -> dict[str, Any]:
         """The same in plain values."""
@@ -98,8 +100,8 @@ def decide(challenger: Measurement, champion: Measurement, settings: GateSetting
     scores = f"edit success {overall.challenger:.3f} against {overall.champion:.3f} of {champion.name}"
     scores += f" ({overall.difference.mean:+.3f}, {overall.difference.low:+.3f} to {overall.difference.high:+.3f})"
     if objections:
-        return Decision(False, f"{scores}: {'; '.join(objections)}", rows)
-    return Decision(True, f"{scores}, and nothing speaks against it", rows)
+        return Decision(False, f"{scores}: {'; '.join(objections)}", rows, challenger.items)
+    return Decision(True, f"{scores}, and nothing speaks against it", rows, challenger.items)
 
 
 def _check(challenger: Measurement, champion: Measurement, settings: GateSettings) -> None:

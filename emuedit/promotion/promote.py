@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,13 +13,14 @@ from emuedit.promotion import gate
 from emuedit.promotion.gate import Decision, Measurement
 from emuedit.promotion.gate_settings import SECTION, GateSettings
 from emuedit.tracking import alias_moves, registry
-from emuedit.tracking.alias_moves import Move
+from emuedit.tracking.move_tickets import Move
 from emuedit.tracking.registry import ModelVersion
 
-STATE_TAG, REASON_TAG, TABLE_TAG, TASKS_TAG, AGAINST_TAG = (
-    "gate.state", "gate.reason", "gate.table", "gate.tasks", "gate.against",
+STATE_TAG, REASON_TAG, TABLE_TAG, TASKS_TAG, AGAINST_TAG, ITEMS_TAG = (
+    "gate.state", "gate.reason", "gate.table", "gate.tasks", "gate.against", "gate.items",
 )  # fmt: skip
 PENDING, PROMOTED, REFUSED = "pending", "promoted", "refused"
+CHANGED = "conditions changed since the promotion"
 _TRIES = 5
 """Comparisons with a champion that changes each time, before it is given up."""
 
@@ -33,6 +35,22 @@ class PromotionOutcome:
     """The champion that it was compared with."""
     move: Move | None
     """None when it was refused, or was the champion already."""
+
+
+@dataclass(frozen=True)
+class Remeasurement:
+    """Edit success of a version now and at its promotion, in [0, 1]: the mean over the same trained tasks."""
+
+    success: float
+    at_promotion: float | None
+    """None where the gate measured nothing, or none of the tasks of now."""
+    tasks: tuple[str, ...]
+    note: str = ""
+    """Why the two cannot be compared: edits, settings or judge are others now. Empty if they can."""
+
+    def has_fallen(self, max_loss: float) -> bool:
+        """Whether success fell by more than `max_loss` under the conditions of the promotion."""
+        return not self.note and self.at_promotion is not None and self.at_promotion - self.success > max_loss
 
 
 def read_gate_settings(root: Path) -> GateSettings:
@@ -84,9 +102,10 @@ def promote(
         alias_moves.repair()
         champion = registry.version_at(alias_moves.CHAMPION)
         if champion is not None and champion.number == version.number:
-            reason = alias_moves.history()[-1].reason  # it may have been moved by a process that was killed then
+            reason = alias_moves.reason_of(version.number)  # it may have been moved by a process that was killed then
             registry.set_version_tags(version.number, {STATE_TAG: PROMOTED, REASON_TAG: reason})
-            return PromotionOutcome(version, Decision(True, f"it is the champion already: {reason}"), champion.number, None)
+            text = "it is the champion already" + (f": {reason}" if reason else "")
+            return PromotionOutcome(version, Decision(True, text), champion.number, None)
         try:
             decision = compare_with_champion(folder, version.uri, champion, root, section)
         except gate.GateError as error:
@@ -110,24 +129,39 @@ def promote(
             STATE_TAG: PROMOTED if is_promoted else REFUSED, REASON_TAG: reason, AGAINST_TAG: str(number or ""),
             TABLE_TAG: json.dumps([(row.name, row.n, row.champion, row.challenger) for row in decision.rows]),
             TASKS_TAG: ",".join(row.name for row in decision.rows if row.name != gate.OVERALL),
+            ITEMS_TAG: decision.items,
         }  # fmt: skip
         registry.set_version_tags(version.number, tags)
         return PromotionOutcome(version, replace(decision, promote=is_promoted, reason=reason), number, move)
     raise AssertionError("not reached")
 
 
-def measure_version(version: ModelVersion, root: Path, section: str = "evaluation") -> Measurement:
-    """A registered version on the edits of the workspace's evaluation, with the judge and the code of now."""
+def measure_version(version: ModelVersion, root: Path, section: str = "evaluation", tasks: Sequence[str] = ()) -> Measurement:
+    """A registered version on the edits of the workspace's evaluation, with the judge and the code of now.
+
+    tasks: in place of the evaluation's, as far as the benchmark has edits of them.
+    """
     from emuedit.promotion import comparison  # imports torch
 
     items = comparison.read_items(root, section)
+    if tasks:
+        items = comparison.with_tasks(items, tasks)
     return comparison.measure(find_package(registry.download_version(version.uri)), version.uri, items, root)
 
 
-def promised_success(version: ModelVersion) -> float | None:
-    """Overall edit success that a version had when the gate let it pass; None where it was forced or came before the gate."""
-    rows = json.loads(version.tags.get(TABLE_TAG) or "[]")
-    return next((float(challenger) for name, _, _, challenger in rows if name == gate.OVERALL), None)
+def measure_again(version: ModelVersion, root: Path, section: str = "evaluation") -> Remeasurement:
+    """A version now beside its promotion, over the tasks that were compared then."""
+    promised = {str(row[0]): float(row[3]) for row in json.loads(version.tags.get(TABLE_TAG) or "[]")}
+    promised.pop(gate.OVERALL, None)
+    measurement = measure_version(version, root, section, list(promised))
+    tasks = [task for task in measurement.trained if task in promised]
+    if not tasks:
+        return Remeasurement(measurement.overall, None, tuple(measurement.trained), CHANGED if promised else "")
+    n_lost = len(promised) - len(set(measurement.success) & set(promised))
+    notes = [] if version.tags.get(ITEMS_TAG) == measurement.items else [CHANGED]
+    notes += [f"the benchmark has no edits of {n_lost} of its tasks"] if n_lost else []
+    at_promotion = sum(promised[task] for task in tasks) / len(tasks)
+    return Remeasurement(measurement.share(tasks), at_promotion, tuple(tasks), "; ".join(notes))
 
 
 def roll_back(to: int | None = None, reason: str = "") -> Move:

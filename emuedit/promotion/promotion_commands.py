@@ -11,7 +11,7 @@ from typing import Any
 
 from emuedit.promotion import lineage, promote, rebuild
 from emuedit.tracking import alias_moves, registry
-from emuedit.tracking.alias_moves import Move
+from emuedit.tracking.move_tickets import Move
 from emuedit.tracking.registry import ModelVersion
 
 _FORMATS = {"text": lineage.format_text, "json": lineage.format_json, "mermaid": lineage.format_mermaid}

@@ -16,6 +16,7 @@ from typing import Any
 from emuedit.data.file_manifest import check_manifest, write_manifest
 from emuedit.tracking import model_cache, moved_store, served_model
 from emuedit.tracking.runs import client
+from emuedit.tracking.service_errors import hide_password, shown_uri
 from emuedit.tracking.stats import tracking_uri
 
 MODEL_NAME = "emuedit-editor"
@@ -173,10 +174,10 @@ def download_version(uri: str) -> Path:
         except (MlflowException, FileNotFoundError) as error:
             place = moved_store.old_place(Path.cwd())
             advice = f"this workspace was moved from {place}: `emuedit sync --moved` repairs it" if place else "name another one"
-            reason = " ".join(str(error).split())[:300]
-            raise RegistryError(f"{tracking_uri()} has no model at {uri} ({reason}); {advice}") from error
+            reason = " ".join(hide_password(str(error)).split())[:300]
+            raise RegistryError(f"{shown_uri()} has no model at {uri} ({reason}); {advice}") from error
         if not (model / "artifacts").is_dir():  # nothing is downloaded where the store has nothing
-            raise RegistryError(f"{tracking_uri()} knows {uri}, but its files are gone from the artifact store; name another one")
+            raise RegistryError(f"{shown_uri()} knows {uri}, but its files are gone from the artifact store; name another one")
         check_manifest(model / "artifacts")
         return model / "artifacts"
 
@@ -196,7 +197,9 @@ def _find_registered_model(uri: str) -> tuple[str, str]:
         else:
             version = client().get_model_version(name, selector)
     except MlflowException as error:
-        raise RegistryError(f"{tracking_uri()} has no {uri} ({error.message}); run `uv run retrain`, or name a folder") from error
+        raise RegistryError(
+            f"{shown_uri()} has no {uri} ({hide_password(error.message)}); run `uv run retrain`, or name a folder"
+        ) from error
     content = version.tags.get(CONTENT_TAG) or version.run_id
     return f"{SCHEME}{name}/{version.version}", f"{version.name}-{version.version}-{content}"
 

@@ -3,6 +3,7 @@
     .emuedit/unsent-runs/<time>-<number>/run.json, files/...
 
 The next retrain and `emuedit sync` send them. Sending twice does no harm: an entry names its run as soon as there is one.
+What MLflow refuses lies in `.rejected-<time>-<number>`; renamed back, it is tried again.
 """
 
 import contextlib
@@ -17,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from emuedit.data.atomic_file import replacing
-from emuedit.tracking import runs
+from emuedit.tracking import runs, service_errors
 from emuedit.tracking.stats import PARENT_RUN_ENV
 
 FOLDER = Path(".emuedit") / "unsent-runs"
 _ENTRY, _FILES, _STATS = "run.json", "files", "stats"
+_REJECTED = ".rejected-"
 
 
 @dataclass(frozen=True)
@@ -71,20 +73,40 @@ def entries(root: Path) -> list[Path]:
 
 
 def send_all(root: Path) -> list[str]:
-    """Send what waits, the oldest first, and return the ids of the runs. Raises what MLflow raises; what is sent is deleted."""
+    """Send what waits, the oldest first, and return the ids of the runs. What is sent is deleted.
+
+    A run that MLflow does not have, or that was deleted there, is started again. An entry that MLflow refuses all the same is
+    renamed to `.rejected-<entry>`, with a line that says so, and holds up no other. Raises what tells that MLflow is away.
+    """
+    from mlflow.exceptions import MlflowException
+
     sent: list[str] = []
     for entry in entries(root):
-        values = json.loads((entry / _ENTRY).read_text(encoding="utf-8"))
-        run_id = values["run_id"] or runs.start_run("retrain", values["workspace"])
-        if not values["run_id"]:  # before anything is logged, so that a second attempt makes no second run
-            with replacing(entry / _ENTRY) as partial:
-                partial.write_text(json.dumps(values | {"run_id": run_id}, indent=1) + "\n", encoding="utf-8")
-        files, stats = ({name: entry / path for name, path in values[kind].items()} for kind in (_FILES, _STATS))
-        RunResults(values["params"], values["metrics"], values["tags"], files, stats).send(run_id)
-        runs.end_run(run_id, "FINISHED")
-        shutil.rmtree(entry)
-        sent.append(run_id)
+        try:
+            sent.append(_send(entry))
+        except (MlflowException, ValueError, KeyError) as error:  # the latter two: of a damaged entry
+            if service_errors.is_away(error):
+                raise
+            rejected = entry.with_name(f"{_REJECTED}{entry.name}")
+            entry.replace(rejected)
+            reason = " ".join(service_errors.hide_password(str(error)).split())[:200]
+            print(f"== not sent: {reason}; the run is kept in {rejected.relative_to(root)}", flush=True)
     return sent
+
+
+def _send(entry: Path) -> str:
+    """Send one entry, delete it and return the id of its run."""
+    values = json.loads((entry / _ENTRY).read_text(encoding="utf-8"))
+    run_id = values["run_id"]
+    if not run_id or not runs.is_active(run_id):
+        run_id = runs.start_run("retrain", values["workspace"])
+        with replacing(entry / _ENTRY) as partial:  # before anything is logged, so that a second attempt makes no second run
+            partial.write_text(json.dumps(values | {"run_id": run_id}, indent=1) + "\n", encoding="utf-8")
+    files, stats = ({name: entry / path for name, path in values[kind].items()} for kind in (_FILES, _STATS))
+    RunResults(values["params"], values["metrics"], values["tags"], files, stats).send(run_id)
+    runs.end_run(run_id, "FINISHED")
+    shutil.rmtree(entry)
+    return run_id
 
 
 def _copy(files: Mapping[str, Path], draft: Path, kind: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from emuedit.tracking import service_errors
-from emuedit.tracking.stats import RUN_UID_TAG, read_stats, replay, tracking_uri
+from emuedit.tracking.stats import RUN_UID_TAG, mlflow_client, read_stats, replay, tracking_uri
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,7 @@ class LoggedRun:
 
 def client() -> Any:
     """An MlflowClient for the tracking server in use."""
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(tracking_uri=tracking_uri())
+    return mlflow_client()
 
 
 def start_run(name: str, workspace: str) -> str:
@@ -49,6 +47,18 @@ def start_run(name: str, workspace: str) -> str:
     for run in mlflow.search_runs([experiment_id], query):
         mlflow.set_terminated(run.info.run_id, "KILLED")
     return str(mlflow.create_run(experiment_id, tags={_WORKSPACE_TAG: workspace}, run_name=name).info.run_id)
+
+
+def is_active(run_id: str) -> bool:
+    """Whether MLflow has a run, and it was not deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client().get_run(run_id).info.lifecycle_stage) == "active"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
 
 
 def log_run(

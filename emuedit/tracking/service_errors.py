@@ -46,6 +46,9 @@ _REASONS = (
 )
 """Pattern in an error of MLflow -> what is wrong in words; the first that fits counts."""
 
+_PASSWORD = re.compile(r"(://[^/:@\s]*):(?!\d+/)[^\s@]*@(?:[^/\s@]*@)*")  # digits and a slash: a port
+_PASSWORD_OF_QUERY = re.compile(r"([?&]password=)[^&\s'\"]*")
+
 
 class ServiceError(RuntimeError):
     """Raised when MLflow is away, refuses the account, or answers with what is not MLflow's."""
@@ -71,13 +74,19 @@ def describe(error: BaseException) -> str:
     if isinstance(error, ServiceError):
         return str(error)
     text = f"{getattr(error, 'error_code', '')} {error}"
-    reason = next((words for pattern, words in _REASONS if re.search(pattern, text)), f"{type(error).__name__}: {error}"[:200])
-    return " ".join(f"MLflow at {hide_password(tracking_uri()).strip()}: {reason}".split())
+    other = hide_password(f"{type(error).__name__}: {error}")[:200]
+    reason = next((words for pattern, words in _REASONS if re.search(pattern, text)), other)
+    return " ".join(hide_password(f"MLflow at {tracking_uri().strip()}: {reason}").split())
 
 
-def hide_password(uri: str) -> str:
-    """A URI without its password, for messages."""
-    return re.sub(r"(://[^/:@]*):[^/@]*@", r"\1:***@", uri)
+def hide_password(text: str) -> str:
+    """A URI, or a text with URIs, without passwords: for all that is printed, logged or sent on."""
+    return _PASSWORD_OF_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
+
+
+def shown_uri() -> str:
+    """Where MLflow is, for messages."""
+    return hide_password(tracking_uri())
 
 
 @contextlib.contextmanager
@@ -110,7 +119,7 @@ def check() -> None:
         except MlflowException:  # an account that may see no experiment
             return
         if answers_anything:
-            raise ServiceError(f"MLflow at {hide_password(uri)}: what answers there is not MLflow; is the address right?")
+            raise ServiceError(f"MLflow at {shown_uri()}: what answers there is not MLflow; is the address right?")
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ RUN_UID_TAG = "emuedit.run"
 _MAX_METRICS_PER_REQUEST = 1000  # MLflow refuses more
 _MAX_PARAMS_PER_REQUEST = 100  # MLflow refuses more
 _SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+_NO_LINKS_ENV = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 _MIN_INTERVAL_S = 1.0  # between requests, so that a fast loop does not wait for one at every step
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 30.0, 600.0  # after a failure
 
@@ -145,7 +146,10 @@ class _Mirror:
             log.warning("%s: metrics go to stats.jsonl only", error)
         except Exception as error:  # errors of the server, of a proxy or of the disk have no common type
             if not self._warned:
-                log.warning("MLflow is not reachable: the run continues, stats.jsonl keeps all metrics (%s)", str(error)[:200])
+                from emuedit.tracking.service_errors import hide_password  # which imports this module
+
+                reason = hide_password(str(error))[:200]
+                log.warning("MLflow is not reachable: the run continues, stats.jsonl keeps all metrics (%s)", reason)
             self._warned = True
             self._next_try_s = time.monotonic() + self._pause_s
             self._pause_s = min(2 * self._pause_s, _MAX_PAUSE_S)
@@ -170,9 +174,8 @@ class _Mirror:
     def _open_run(self) -> None:
         """Find the run with the uid of the stats file, or create it."""
         from mlflow.entities import Param
-        from mlflow.tracking import MlflowClient
 
-        self._client = self._client or MlflowClient(tracking_uri=tracking_uri())
+        self._client = self._client or mlflow_client()
         name, uid, parent_id = self._head["experiment"], self._head["uid"], os.environ.get(PARENT_RUN_ENV, "")
         experiment = self._client.get_experiment_by_name(name)
         if experiment and experiment.lifecycle_stage == "deleted":  # MLflow gives no second one the name
@@ -200,6 +203,16 @@ class _Mirror:
 def tracking_uri() -> str:
     """URI of MLflow: MLFLOW_TRACKING_URI, or else the file `mlflow.db` in the working folder."""
     return os.environ.get(TRACKING_URI_ENV) or "sqlite:///mlflow.db"
+
+
+def mlflow_client() -> Any:
+    """An MlflowClient for `tracking_uri()`, which prints no link at the end of a run where the link would have a password."""
+    from mlflow.tracking import MlflowClient
+
+    uri = tracking_uri()
+    if "@" in uri:
+        os.environ.setdefault(_NO_LINKS_ENV, "true")
+    return MlflowClient(tracking_uri=uri)
 
 
 @contextlib.contextmanager

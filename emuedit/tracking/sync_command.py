@@ -31,7 +31,8 @@ def _sync(options: argparse.Namespace) -> int:
         with service_errors.converted():
             if waiting and experiments.restore(runs.EXPERIMENT):
                 print(f"the experiment {runs.EXPERIMENT!r} had been deleted; it is restored")
-            for run_id in run_outbox.send_all(root):
+            sent = run_outbox.send_all(root)
+            for run_id in sent:
                 print(f"sent: run {run_id}")
             n_unsent = 0
             for path in sorted(file for folder in _FOLDERS for file in (root / folder).rglob("stats.jsonl")):
@@ -43,5 +44,7 @@ def _sync(options: argparse.Namespace) -> int:
     except ServiceError as error:
         print(f"emuedit sync: {error}; {len(run_outbox.entries(root))} runs wait in {run_outbox.FOLDER}", file=sys.stderr)
         return 1
-    print(f"{len(waiting)} runs were waiting; all are in MLflow now. `uv run retrain` registers what is not registered yet")
-    return 1 if n_unsent else 0
+    n_rejected = len(waiting) - len(sent)
+    outcome = f"{n_rejected} of them were refused, the others are" if n_rejected else "all are"
+    print(f"{len(waiting)} runs were waiting; {outcome} in MLflow now. `uv run retrain` registers what is not registered yet")
+    return 1 if n_unsent or n_rejected else 0

@@ -1,6 +1,7 @@
 """The flows about versions, called as functions; Prefect's own machinery is tested in `test_pipeline`."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,10 +23,12 @@ def promoted(store: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> list
     client.create_registered_model(registry.MODEL_NAME)
     for number in (1, 2):
         client.create_model_version(registry.MODEL_NAME, f"nowhere/{number}")
-    registry.set_version_tags(1, {promotion.TABLE_TAG: json.dumps([["overall", 4, 0.4, 0.6], ["local", 4, 0.4, 0.6]])})
+    table = json.dumps([["overall", 4, 0.4, 0.6], ["local", 4, 0.4, 0.6]])
+    registry.set_version_tags(1, {promotion.TABLE_TAG: table, promotion.ITEMS_TAG: "now"})
     alias_moves.move_champion(1, "first")
 
-    def measure(version: ModelVersion, root: Path) -> Measurement:
+    def measure(version: ModelVersion, root: Path, section: str = "evaluation", tasks: Sequence[str] = ("local",)) -> Measurement:
+        assert list(tasks) == ["local"]
         success = {1: [True, False], 2: [True, True]}[version.number]
         return Measurement(version.uri, {"local": success}, items="now")
 
@@ -63,6 +66,18 @@ def test_a_champion_that_fell_is_reported_where_a_retrain_would_do_nothing(
     assert promoted == []
     assert "out of date: nothing" in artifacts[0], "want it recorded"
     assert model_flows.evaluate.fn(0.05, "")["has_fallen"], "who asks for no retrain gets the figures"
+
+
+def test_figures_of_other_conditions_are_reported_without_an_alarm(
+    promoted: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifacts: list[str] = []
+    monkeypatch.setattr(model_flows, "create_markdown_artifact", lambda text, **options: artifacts.append(text))
+    registry.set_version_tags(1, {promotion.ITEMS_TAG: "then"})
+    result = model_flows.evaluate.fn(0.05, "retrain/weekly-retrain")
+    assert (result["success"], result["at_promotion"], result["has_fallen"], promoted) == (0.5, 0.6, False, [])
+    assert "conditions changed since the promotion" in artifacts[0]
+    assert "== version 1: 0.500 now; conditions changed since the promotion" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("max_loss", "deployment"), [(0.2, "retrain/weekly-retrain"), (0.05, "")])

@@ -20,7 +20,7 @@ FILES = [Path("dvc.lock"), Path("reports/metrics.json")]
 def committed(project: Path, shell: Shell) -> Path:
     (project / "reports").mkdir()
     write_results(project, 0.4)
-    shell("git", "add", "make.py", "dvc.lock", "reports/metrics.json", cwd=project)
+    shell("git", "add", "make.py", "dvc.yaml", "params.yaml", "dvc.lock", "reports/metrics.json", cwd=project)
     shell("git", "commit", "-qm", "first", cwd=project)
     return project
 
@@ -51,6 +51,38 @@ def test_results_are_committed_to_a_branch_and_nothing_else_changes(committed: P
     next_commit = commit_results(committed, "retrained", FILES, write_results(committed, 0.6), "Retrain (data: new captions)")
     assert shell("git", "rev-parse", "retrained~1", cwd=committed).strip() == commit
     assert "0.5 -> 0.6 (+0.1)" in shell("git", "log", "-1", "--format=%b", next_commit, cwd=committed)
+
+
+def test_results_are_committed_with_the_code_that_made_them(committed: Path, shell: Shell) -> None:
+    first = commit_results(committed, "retrained", FILES, write_results(committed, 0.5), "Retrain (schedule: weekly)")
+    (committed / "make.py").write_text("# better\n")
+    (committed / "new.py").write_text("# new\n")
+    shell("git", "add", "make.py", "new.py", cwd=committed)
+    shell("git", "commit", "-qm", "better", cwd=committed)
+    head = shell("git", "rev-parse", "HEAD", cwd=committed).strip()
+    second = commit_results(committed, "retrained", FILES, write_results(committed, 0.6), "Retrain (data: new)")
+    assert shell("git", "diff", "--name-only", "HEAD", second, cwd=committed).split() == ["dvc.lock", "reports/metrics.json"]
+    assert shell("git", "show", "-s", "--format=%P", second, cwd=committed).split() == [first, head]
+    assert "overall 0.5 -> 0.6 (+0.1)" in shell("git", "show", "-s", "--format=%b", second, cwd=committed)
+    assert commit_results(committed, "retrained", FILES, {}, "Retrain (person: a)") == second
+    third = commit_results(committed, "retrained", FILES, write_results(committed, 0.7), "Retrain (data: new)")
+    assert shell("git", "show", "-s", "--format=%P", third, cwd=committed).split() == [second], "HEAD is in the branch already"
+
+
+def test_params_that_are_not_committed_are_published_as_they_were_before_the_run(committed: Path, shell: Shell) -> None:
+    (committed / "params.yaml").write_text("first: {size: 4}\n")
+    (committed / "dvc.yaml").write_text("stages: {}\n")
+    (committed / "make.py").write_text("# being edited\n")
+    source = publication.read_source(committed)
+    (committed / "params.yaml").write_text("first: {size: 5}  # for the next run, edited while this one trains\n")
+    state = shell("git", "status", "--porcelain", cwd=committed)
+    metrics = write_results(committed, 0.4)
+    commit = commit_results(committed, "retrained", FILES, metrics, "Retrain (person: a)", source)
+    assert shell("git", "status", "--porcelain", cwd=committed) == state
+    assert shell("git", "diff", "--name-only", "HEAD", commit, cwd=committed).split() == ["dvc.yaml", "params.yaml"]
+    assert shell("git", "show", f"{commit}:params.yaml", cwd=committed) == "first: {size: 4}\n"
+    message = shell("git", "show", "-s", "--format=%b", commit, cwd=committed)
+    assert "made with changes that are not committed: make.py" in message
 
 
 def test_a_branch_is_made_also_where_nothing_changed(committed: Path, shell: Shell) -> None:

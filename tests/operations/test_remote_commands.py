@@ -85,14 +85,14 @@ def test_init_check_publish_latest_link_and_gc(
 
 
 @pytest.mark.parametrize("store_url", [MOTO], indirect=True)  # what DVC and git do is the subject
-def test_gc_keeps_what_a_stash_and_an_unreadable_commit_name(
+def test_gc_keeps_what_every_stash_and_an_unreadable_commit_name(
     project: Path, remote: Bucket, run: Run, dvc_run: Callable[..., None], shell: Callable[..., str]
 ) -> None:
-    for name in ("stashed", "unreadable"):
+    for name in ("stashed", "stashed later", "unreadable"):
         (project / "data/a.txt").write_text(name)
         dvc_run("add", "-q", "data")
         dvc_run("push", "-q")
-        if name == "stashed":
+        if name.startswith("stashed"):
             shell("git", "stash", "-q", cwd=project)
     (project / "dvc.yaml").write_text("stages: {a: b: c}\n")
     shell("git", "add", "-A", cwd=project)

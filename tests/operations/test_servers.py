@@ -262,12 +262,12 @@ def test_the_sqlite_database_has_a_write_ahead_log(tmp_path: Path) -> None:
 
 
 def test_postgres_is_left_out_where_it_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres_server, "_find_binaries", lambda: None)
+    monkeypatch.setattr(postgres_server, "_find_binaries", lambda version: None)
     assert postgres_server.find_postgres(tmp_path, 8500) == (
         None,
         "SQLite: PostgreSQL is not installed (Debian: apt-get install postgresql)",
     )
-    monkeypatch.setattr(postgres_server, "_find_binaries", lambda: tmp_path)
+    monkeypatch.setattr(postgres_server, "_find_binaries", lambda version: tmp_path)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(postgres_server, "_has_user", lambda name: False)
     postgres, reason = postgres_server.find_postgres(tmp_path, 8500)

@@ -1,13 +1,15 @@
 """Moves of the champion: one after the other, finished when their process died, and never on an outdated comparison."""
 
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from emuedit.promotion import promote
-from emuedit.tracking import alias_moves, registry
+from emuedit.tracking import alias_moves, move_tickets, registry, runs
 from tests.promotion.stores import number_at
 
 DEAD_MOVE = """
@@ -78,16 +80,98 @@ def test_a_process_that_died_in_the_queue_holds_up_nobody(versions: int) -> None
     assert (number_at("champion"), number_at("previous")) == (3, 1)
 
 
-def test_a_move_of_another_machine_is_given_up_after_a_minute_without_a_sign_of_life(
-    versions: int, monkeypatch: pytest.MonkeyPatch
+def draw_ticket(version: int, pid_space: str | None = None, is_alive: bool = True) -> int:
+    """A ticket of a process of a machine of this name: of this one, or of one where process ids mean others."""
+    with pytest.MonkeyPatch.context() as elsewhere:
+        if pid_space is not None:
+            elsewhere.setattr(move_tickets, "pid_space", lambda: pid_space)
+        if not is_alive:
+            elsewhere.setattr(move_tickets, "start_mark", lambda pid: "earlier")
+        return move_tickets.draw(version, "lost", "promotion")
+
+
+@pytest.mark.parametrize("place", ["another-boot/pid:[4026531836]", ""])
+def test_a_move_whose_process_cannot_be_looked_for_is_given_up_after_a_minute_without_a_sign_of_life(
+    versions: int, place: str
 ) -> None:
-    with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(alias_moves.socket, "gethostname", lambda: "elsewhere")
-        ticket = alias_moves._draw_ticket(2, "lost", "promotion", False)
+    draw_ticket(2, place, is_alive=False)
     (move,) = alias_moves.history()
-    assert move.number == ticket
+    assert move.requested_by.endswith(f"@{socket.gethostname()}"), "virtual machines may share a name"
     assert not alias_moves._is_dead(move, move.updated_ms + 59_000)
     assert alias_moves._is_dead(move, move.updated_ms + 61_000)
+
+
+def test_a_dead_process_of_this_machine_is_seen_at_once(versions: int) -> None:
+    tickets = draw_ticket(2), draw_ticket(2, is_alive=False)
+    living, dead = (move_tickets.read(ticket) for ticket in tickets)
+    assert not alias_moves._is_dead(living, living.updated_ms + 61_000)
+    assert alias_moves._is_dead(dead, dead.updated_ms)
+
+
+def test_a_ticket_that_was_taken_for_dead_moves_nothing(versions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    alias_moves.move_champion(1, "first")
+    monkeypatch.setattr(alias_moves, "_wait_for_turn", lambda ticket: move_tickets.close(ticket, "abandoned"))
+    with pytest.raises(alias_moves.ChampionChangedError, match=r"want move 2 to wait for its turn, got abandoned: .*; compare"):
+        alias_moves.move_champion(2, "slept", expected=1)
+    assert (number_at("champion"), alias_moves.history()[-1].state) == (1, "abandoned")
+
+
+def test_only_the_lowest_ticket_behind_a_dead_move_finishes_it(versions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    alias_moves.move_champion(1, "first")
+    dead = draw_ticket(2, is_alive=False)
+    move_tickets.begin(dead, 1)
+    near, far = draw_ticket(3), draw_ticket(4)
+
+    def stop(seconds: float) -> None:
+        raise InterruptedError
+
+    with monkeypatch.context() as waiting:
+        waiting.setattr(alias_moves.time, "sleep", stop)
+        with pytest.raises(InterruptedError):
+            alias_moves._wait_for_turn(far)
+    assert alias_moves.repair() == []
+    assert (number_at("champion"), move_tickets.read(dead).state) == (1, "moving"), "want it left to the nearer one"
+    alias_moves._wait_for_turn(near)
+    assert (number_at("champion"), move_tickets.read(dead).state) == (2, "done")
+
+
+def test_a_dead_move_that_somebody_finished_meanwhile_is_not_written_again(
+    versions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = draw_ticket(2, is_alive=False)
+    move_tickets.begin(dead, None)
+    outdated = [move_tickets.read(dead)]
+    move_tickets.close(dead, "done")
+    alias_moves.move_champion(3, "better", check=False)
+    views = iter([outdated, []])
+    monkeypatch.setattr(move_tickets, "open_before", lambda ticket: next(views))
+    alias_moves._wait_for_turn(draw_ticket(4))
+    assert number_at("champion") == 3
+
+
+def test_a_repair_is_no_part_of_the_history(versions: int) -> None:
+    dead = draw_ticket(2, is_alive=False)
+    move_tickets.begin(dead, None)
+    assert [move.number for move in alias_moves.repair()] == [dead]
+    assert alias_moves.repair() == []
+    assert [(move.number, move.state) for move in alias_moves.history()] == [(dead, "done")]
+    assert alias_moves.move_champion(3, "better", expected=2).before == 2
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_promoting_a_champion_that_was_set_by_hand(versions: int, tmp_path: Path, is_refused: bool) -> None:
+    if is_refused:
+        with pytest.raises(alias_moves.ChampionChangedError):
+            alias_moves.move_champion(3, "better than 2", expected=2)
+    runs.client().set_registered_model_alias(registry.MODEL_NAME, "champion", "1")
+    outcome = promote.promote(registry.get_version(1), tmp_path, tmp_path)
+    assert (outcome.decision.reason, outcome.move) == ("it is the champion already", None)
+    alias_moves.move_champion(2, "measured", expected=1)
+    with pytest.raises(alias_moves.ChampionChangedError):
+        alias_moves.move_champion(3, "better than 1", expected=1)
+    outcome = promote.promote(registry.get_version(2), tmp_path, tmp_path)
+    assert outcome.decision.reason == "it is the champion already: measured"
+    assert registry.get_version(2).tags[promote.REASON_TAG] == "measured"
 
 
 def test_rollback_goes_to_the_previous_champion_and_back(versions: int) -> None:

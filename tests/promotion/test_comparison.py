@@ -163,3 +163,44 @@ def test_a_champion_with_tasks_that_the_benchmark_lacks_is_an_error(
     with pytest.raises(GateError, match="want 4 edits of flying, which models:/emuedit-editor/7 was promoted with"):
         promote.compare_with_champion(workspace / "models", "new", champion, workspace)
     assert edited == []
+
+
+@pytest.mark.parametrize(
+    ("tasks", "measured", "note"),
+    [
+        ("remove", ("remove", "add"), ""),
+        ("remove, background, local", ("remove", "add"), ""),
+        ("remove, background, flying", ("remove",), "the benchmark has no edits of 1 of its tasks"),
+    ],
+)
+def test_a_champion_is_measured_again_on_the_tasks_of_its_promotion(
+    workspace: Path, edited: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch,
+    tasks: str, measured: tuple[str, ...], note: str,
+) -> None:  # fmt: skip
+    """Other tasks in params.yaml change neither figure."""
+    key = comparison.read_items(workspace).key(workspace)
+    (workspace / "params.yaml").write_text(PARAMS.replace("remove, background", tasks.removesuffix(", flying")))
+    then = [("overall", 8, 0.0, 0.75), ("remove", 4, 0.0, 1.0), ("add", 4, 0.0, 0.5)]
+    if note:
+        then[2] = ("flying", 4, 0.0, 0.5)
+    version = ModelVersion(7, "run", {promote.TABLE_TAG: json.dumps(then), promote.ITEMS_TAG: key})
+    monkeypatch.setattr(promote.registry, "download_version", lambda uri: workspace / "champion")
+    result = promote.measure_again(version, workspace)
+    assert {task for _, task in edited} == set(measured)
+    assert (result.tasks, result.success, result.at_promotion) == (measured, 0.0, 1.0 if note else 0.75)
+    assert (result.note, result.has_fallen(0.05)) == (note, not note)
+
+
+def test_other_edits_are_other_conditions(
+    workspace: Path, edited: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promote.registry, "download_version", lambda uri: workspace / "champion")
+    decision = promote.compare_with_champion(workspace / "models", "new", None, workspace)
+    assert decision.items == comparison.read_items(workspace).key(workspace)
+    table = [(row.name, row.n, row.champion, row.challenger) for row in decision.rows]
+    version = ModelVersion(7, "run", {promote.TABLE_TAG: json.dumps(table), promote.ITEMS_TAG: decision.items})
+    assert promote.measure_again(version, workspace).has_fallen(0.05)
+    (workspace / "params.yaml").write_text(PARAMS.replace("n_edits: 4", "n_edits: 5"))
+    result = promote.measure_again(version, workspace)
+    assert (result.note, result.at_promotion, result.has_fallen(0.05)) == (promote.CHANGED, 1.0, False)
+    assert promote.measure_again(ModelVersion(8, "run"), workspace).at_promotion is None

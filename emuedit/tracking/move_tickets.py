@@ -1,0 +1,171 @@
+"""The tickets of moves of the champion: versions of the model `emuedit-editor-moves`, numbered without gaps or twins by MLflow.
+
+The tags of a version say what is moved, why, by which process, and how far it is. See `alias_moves` for what is done with them.
+"""
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+from emuedit.process_identity import pid_space, start_mark, user_at_host
+from emuedit.tracking.registry import MODEL_NAME, SCHEME
+from emuedit.tracking.runs import client
+
+T = TypeVar("T")
+Kind = Literal["promotion", "rollback", "repair"]
+
+MOVES_MODEL = f"{MODEL_NAME}-moves"
+REPAIR = "repair"
+WAITING, MOVING, DONE, REFUSED, ABANDONED = "waiting", "moving", "done", "refused", "abandoned"
+_OPEN = (WAITING, MOVING)
+_STATE = "state"
+_TRIES = 20
+_PAGE = 1000
+
+
+@dataclass(frozen=True)
+class Move:
+    """One move of the champion alias, as the history has it."""
+
+    number: int
+    state: str
+    """waiting, moving, done, refused (the champion had changed) or abandoned (its process died before it began)."""
+    kind: str
+    """promotion or rollback; repair for a ticket that only finishes the moves of dead processes."""
+    champion: int
+    """The version that becomes champion."""
+    before: int | None
+    """The champion before; None when there was none, or when the move has not begun."""
+    reason: str
+    is_forced: bool
+    """Whether a person overruled the gate."""
+    requested_by: str
+    """user@host."""
+    time_ms: int
+    """When it was asked for, in ms since 1970 by the server's clock."""
+    updated_ms: int
+    """Its last sign of life."""
+    process: str = ""
+    """Its process: `<id>:<mark of its start>`."""
+    pid_space: str = ""
+    """Where that id means this process, see `process_identity.pid_space`."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it waits or moves."""
+        return self.state in _OPEN
+
+    @property
+    def has_known_process(self) -> bool:
+        """Whether this process can look for the one that moves: only with the same kernel and PID namespace."""
+        return bool(self.process and self.pid_space) and self.pid_space == pid_space()
+
+    @property
+    def has_living_process(self) -> bool:
+        """Whether its process lives, where `has_known_process`."""
+        pid, _, mark = self.process.partition(":")
+        return bool(mark) and start_mark(int(pid)) == mark
+
+
+def draw(version: int, reason: str, kind: Kind, is_forced: bool = False) -> int:
+    """A new ticket, which waits."""
+    _create_model()
+    tags = {
+        _STATE: WAITING, "kind": kind, "champion": str(version), "reason": reason[:5000], "forced": str(is_forced).lower(),
+        "requested_by": user_at_host(), "process": f"{os.getpid()}:{start_mark(os.getpid())}", "pid_space": pid_space(),
+    }  # fmt: skip
+    source = f"{SCHEME}{MODEL_NAME}/{version}"
+    return int(retry(lambda: client().create_model_version(MOVES_MODEL, source, tags=tags, await_creation_for=0)).version)
+
+
+def read(ticket: int) -> Move:
+    """What a ticket says now."""
+    return _to_move(retry(lambda: client().get_model_version(MOVES_MODEL, str(ticket))))
+
+
+def read_all() -> Iterator[Move]:
+    """All tickets, the lowest first. None when nothing was ever moved."""
+    token: str | None = None
+
+    def search() -> Any:
+        query = f"name = '{MOVES_MODEL}'"
+        return client().search_model_versions(query, _PAGE, ["version_number ASC"], page_token=token)
+
+    while True:
+        page = retry(search)
+        yield from map(_to_move, page)
+        token = page.token
+        if not token:
+            return
+
+
+def open_before(ticket: int) -> list[Move]:
+    """The open tickets with lower numbers, the lowest first."""
+    return sorted((move for move in read_all() if move.is_open and move.number < ticket), key=lambda move: move.number)
+
+
+def renew(ticket: int) -> int:
+    """Give a sign of life and return the time, in ms since 1970, by the clock of whoever keeps the registry."""
+    updated = retry(lambda: client().update_model_version(MOVES_MODEL, str(ticket), description=""))
+    return int(updated.last_updated_timestamp)
+
+
+def begin(ticket: int, before: int | None) -> None:
+    """Say that the move begins, and which version is champion before it."""
+    _set_tags(ticket, {"before": str(before or ""), _STATE: MOVING})
+
+
+def close(ticket: int, state: str) -> None:
+    """Say how the move ended."""
+    _set_tags(ticket, {_STATE: state})
+
+
+def retry(call: Callable[[], T]) -> T:
+    """Call again while the database is locked or another process took the same number, two minutes at most."""
+    from mlflow.exceptions import MlflowException
+
+    for attempt in range(_TRIES):
+        try:
+            return call()
+        except MlflowException as error:
+            is_passing = error.error_code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "BAD_REQUEST") and (
+                "locked" in str(error) or "Giving up" in str(error) or "serialize" in str(error)
+            )
+            if not is_passing or attempt == _TRIES - 1:
+                raise
+        time.sleep(min(0.05 * 2**attempt, 10.0) * random.uniform(0.5, 1.5))
+    raise AssertionError("not reached")
+
+
+def _create_model() -> None:
+    from mlflow.exceptions import MlflowException
+
+    mlflow = client()
+    text = "History of the champion of emuedit-editor: one version per promotion or rollback. See `emuedit models --moves`."
+    try:
+        mlflow.get_registered_model(MOVES_MODEL)
+    except MlflowException:
+        try:
+            mlflow.create_registered_model(MOVES_MODEL, description=text)
+        except MlflowException as error:  # another process was faster
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+
+def _set_tags(ticket: int, tags: dict[str, str]) -> None:
+    for key, value in tags.items():
+        retry(partial(client().set_model_version_tag, MOVES_MODEL, str(ticket), key, value))
+
+
+def _to_move(version: Any) -> Move:
+    tags = version.tags
+    return Move(
+        int(version.version), tags.get(_STATE, ABANDONED), tags.get("kind", ""), int(tags.get("champion", 0)),
+        int(tags["before"]) if tags.get("before") else None, tags.get("reason", ""), tags.get("forced") == "true",
+        tags.get("requested_by", ""), int(version.creation_timestamp), int(version.last_updated_timestamp),
+        tags.get("process", ""), tags.get("pid_space", ""),
+    )  # fmt: skip

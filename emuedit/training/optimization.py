@@ -6,8 +6,8 @@ The editor, the task predictor and the toy world's models are all trained with i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from emuedit.data.atomic_file import replacing
 from emuedit.training.ema import Ema, EmaSettings
 from emuedit.training.optimizers import OptimizerName, build_optimizer
 from emuedit.training.schedule import Schedule
-from emuedit.training.sharded_tensors import like_sharded, to_full
+from emuedit.training.sharded_tensors import free_gathered, like_sharded, to_full
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -102,13 +102,23 @@ class Optimization:
         self.step += 1
         return norm
 
-    def averaged(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
         """The module holds the EMA weights inside of the `with` block."""
-        return nullcontext() if self.ema is None else self.ema.applied()
+        if self.ema is None:
+            yield
+            return
+        free_gathered(self.module)
+        try:
+            with self.ema.applied():
+                yield
+        finally:
+            free_gathered(self.module)
 
     def use_average(self) -> None:
         """Give the module the EMA weights for good."""
         if self.ema is not None:
+            free_gathered(self.module)
             self.ema.use()
 
     def save(self, file: Path) -> None:

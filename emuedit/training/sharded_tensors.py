@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that this process has, detached: it shares its memory. Of others the tensor itself."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def part_number(tensor: Tensor) -> int:
+    """Which part of a sharded tensor this process has, counted from 0; of others 0. Processes with equal parts agree."""
+    if not isinstance(tensor, DTensor):
+        return 0
+    number, mesh = 0, tensor.device_mesh
+    for coordinate, size, placement in zip(mesh.get_coordinate() or (), mesh.shape, tensor.placements, strict=False):
+        number = number * size + coordinate if placement.is_shard() else number
+    return number
 
 
 def to_full(tensor: Tensor) -> Tensor:
@@ -18,3 +35,13 @@ def like_sharded(full: Tensor, tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return full
     return distribute_tensor(full, tensor.device_mesh, tensor.placements)
+
+
+def free_gathered(module: nn.Module) -> None:
+    """Let FSDP gather the weights of a network anew in the next forward pass, because they change outside of its optimizer.
+
+    After a forward pass without a backward pass FSDP may keep them (`fsdp_reshard_after_forward: false`).
+    """
+    for layer in module.modules():
+        if isinstance(layer, FSDPModule):
+            layer.reshard()

@@ -1,0 +1,91 @@
+"""Under FSDP2, which keeps a part of each weight in each process, a training is the same as without it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from emuedit.training.ema import Ema, EmaSettings
+from emuedit.training.optimization import Optimization
+from emuedit.training.schedule import Schedule
+from emuedit.training.sharded_tensors import to_full
+from tests.training.sharded_processes import lone_process, shard_layers, sharding_accelerator
+
+SCHEDULE = Schedule(steps=12, lr=0.1, warmup_steps=3, decay_share=0.5)
+
+
+@pytest.fixture
+def sharding(tmp_path: Path) -> Iterator[None]:
+    with lone_process(tmp_path):
+        yield
+
+
+def make_module() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
+
+
+def walk(module: nn.Module, ema: Ema, steps: range) -> None:
+    for step in steps:
+        with torch.no_grad():
+            for value in module.parameters():
+                value.add_(0.1)
+        ema.update(step)
+
+
+def values_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: to_full(value).float().clone() for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("sharding")
+def test_the_average_of_sharded_weights_is_that_of_whole_ones(dtype: torch.dtype) -> None:
+    """Inside of the block the weights are the average, afterwards both go on as before."""
+    ends = []
+    for module in (make_module(), shard_layers(make_module())):
+        parameters = dict(module.named_parameters())
+        ema = Ema(parameters, EmaSettings(0.9, dtype=dtype))
+        walk(module, ema, range(5))
+        weights, averages = values_of(parameters), values_of(ema.averages)
+        with ema.applied():
+            torch.testing.assert_close(values_of(parameters), averages, rtol=0, atol=0)
+            assert not torch.equal(values_of(parameters)["0.weight"], weights["0.weight"])
+        torch.testing.assert_close(values_of(parameters), weights, rtol=0, atol=0)
+        torch.testing.assert_close(values_of(ema.averages), averages, rtol=0, atol=0)
+        walk(module, ema, range(5, 9))
+        ema.use()
+        torch.testing.assert_close(values_of(parameters), values_of(ema.averages), rtol=0, atol=0)
+        ends.append(values_of(ema.averages))
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=0)
+
+
+def optimize(module: nn.Module, accelerator: Any = None) -> Optimization:
+    return Optimization(module, SCHEDULE, weight_decay=0.1, max_grad_norm=1.0, ema=EmaSettings(0.5), accelerator=accelerator)
+
+
+def train(optimization: Optimization, until: int) -> None:
+    """With a forward pass of the averaged weights after each step."""
+    while optimization.step < until:
+        inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(optimization.step))
+        optimization.backward(optimization.model(inputs).sub(1).square().mean())
+        optimization.update()
+        with optimization.averaged(), torch.no_grad():
+            optimization.model(inputs)
+
+
+@pytest.mark.parametrize("reshard_after_forward", [True, False])
+@pytest.mark.usefixtures("sharding")
+def test_a_forward_pass_of_the_averaged_weights_leaves_nothing_behind(
+    reshard_after_forward: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that FSDP keeps gathered after a forward pass would be those of the average in the next step."""
+    alone = optimize(make_module())
+    train(alone, 6)
+    with sharding_accelerator() as accelerator:
+        monkeypatch.setattr(type(accelerator), "reshard_after_forward", reshard_after_forward)
+        sharded = optimize(make_module(), accelerator)
+        train(sharded, 6)
+    torch.testing.assert_close(values_of(sharded.parameters), values_of(alone.parameters))

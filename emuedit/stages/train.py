@@ -7,6 +7,7 @@ task embedding and, with `lr_mult_text`, the text encoders.
 
 import gc
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +135,15 @@ def run(params: TrainParams, root: Path) -> Summary:
 def _train(params: TrainParams, begin: Start, latents: Path, scratch: Path, device: str) -> TrainableEditor:
     """The training of one process: make an editor, the same in every process, and run the loop."""
     editor, cache = _make_editor(params, begin, latents)
-    preview = None if params.preview is None else _prepare_preview(params.preview, params, editor, cache, scratch)
-    with open_accelerator(device, params.dtype, find_unused_parameters=params.lr_mult_text > 0) as accelerator:
-        if accelerator.is_main_process:
+    with (
+        open_accelerator(device, params.dtype, find_unused_parameters=params.lr_mult_text > 0) as accelerator,
+        tempfile.TemporaryDirectory() as discarded,  # under FSDP all processes make the previews
+    ):
+        main, preview = accelerator.is_main_process, None
+        if params.preview is not None:
+            folder = scratch / PREVIEWS if main else Path(discarded)
+            preview = _prepare_preview(params.preview, params, editor, cache, folder, main)
+        if main:
             for line in check_memory(editor, cache, params, accelerator):
                 print(f"train: {line}", flush=True)
         TrainLoop(editor, cache, params, scratch, accelerator, preview).run()
@@ -160,16 +167,17 @@ def _make_editor(params: TrainParams, begin: Start, latents: Path) -> tuple[Trai
 
 
 def _prepare_preview(
-    settings: PreviewParams, params: TrainParams, editor: TrainableEditor, cache: LatentCache, scratch: Path
+    settings: PreviewParams, params: TrainParams, editor: TrainableEditor, cache: LatentCache, folder: Path, main: bool
 ) -> Preview:
-    """The preview of a training; a benchmark that lacks one of its tasks is an error now, not after hours."""
+    """The preview of a training, which the main process prints; a benchmark that lacks one of its tasks is an error now."""
     make_edits = config.import_function(settings.function, "preview")
-    edit = make_edits(params.world.benchmark, cache.tasks, settings.n_edits, settings.settings, scratch / PREVIEWS)
+    edit = make_edits(params.world.benchmark, cache.tasks, settings.n_edits, settings.settings, folder)
 
     def show(step: int) -> dict[str, float]:
         with editor.sampling() as sampler:
             metrics: dict[str, float] = edit(sampler, step)
-        print(f"train: step {step}, {metrics['success.overall']:.2f} of the edits succeed; see {scratch / PREVIEWS}", flush=True)
+        if main:
+            print(f"train: step {step}, {metrics['success.overall']:.2f} of the edits succeed; see {folder}", flush=True)
         return metrics
 
     return Preview(60 * settings.every_min, show)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -35,6 +38,23 @@ def like_sharded(full: Tensor, tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return full
     return distribute_tensor(full, tensor.device_mesh, tensor.placements)
+
+
+@contextmanager
+def gathered_root(module: nn.Module) -> Iterator[None]:
+    """The weights outside of FSDP's layers are whole inside of the `with` block, so that parts of the network can be called.
+
+    Otherwise they are only inside of a forward pass of `module`; the layers gather their weights themselves. All processes
+    must make the same calls.
+    """
+    if not isinstance(module, FSDPModule):
+        yield
+        return
+    module.unshard()
+    try:
+        yield
+    finally:
+        module.reshard()
 
 
 def free_gathered(module: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,17 @@ from accelerate.utils import DistributedType
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
+from emuedit.editor.settings import EditSettings
+from emuedit.tracking import stats
+from emuedit.training import loop
 from emuedit.training.distributed import open_accelerator
+from emuedit.training.latent_cache import LatentCache
+from emuedit.training.loop import Preview, TrainLoop
 from emuedit.training.memory import FSDP_UNITS
+from emuedit.training.train_settings import TrainSettings
+from tests.training.tiny_training import make_editor
+
+PREVIEW = EditSettings(steps=2, image_guidance_scale=1.5, guidance_scale=3.0)
 
 
 class ShardingAccelerator(accelerate.Accelerator):
@@ -60,3 +70,21 @@ def lone_process(folder: Path) -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def train_with_previews(cache_folder: Path, scratch: Path, settings: TrainSettings, is_sharded: bool) -> None:
+    """Train a tiny editor, sharded over the processes or in this one alone; each writes the pictures of its last preview."""
+    stats._Mirror._try = lambda mirror: None  # type: ignore[method-assign]
+    loop.count_flops = lambda *arguments: 1
+    torch.set_num_threads(1)
+    scratch.mkdir(parents=True, exist_ok=True)
+    editor, cache = make_editor(settings), LatentCache(cache_folder, settings.held_out_share)
+
+    def show(step: int) -> dict[str, float]:
+        with editor.sampling() as sampler:
+            edited = sampler.sample(torch.zeros(2, 3, 64, 64), ["make it red"] * 2, editor.net.table.names[:2], PREVIEW)
+        torch.save(edited, scratch / f"preview-{os.environ.get('RANK', '0')}.pt")
+        return {"success": float(edited.mean())}
+
+    with sharding_accelerator() if is_sharded else open_accelerator("cpu") as accelerator:
+        TrainLoop(editor, cache, settings, scratch, accelerator, Preview(0.0, show)).run()

@@ -4,16 +4,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from emuedit.tracking import read_stats
+from emuedit.training.distributed import run_distributed
 from emuedit.training.ema import Ema, EmaSettings
-from emuedit.training.optimization import Optimization
+from emuedit.training.optimization import STATE_FILE, Optimization
 from emuedit.training.schedule import Schedule
 from emuedit.training.sharded_tensors import to_full
-from tests.training.sharded_processes import lone_process, shard_layers, sharding_accelerator
+from tests.training.sharded_processes import lone_process, shard_layers, sharding_accelerator, train_with_previews
+from tests.training.tiny_training import SETTINGS
+from tests.warm_server import warm_up
 
+FEW_STEPS = {"steps": 3, "eval_every_steps": 2, "save_every_s": 600.0, "accumulation_steps": 2}
 SCHEDULE = Schedule(steps=12, lr=0.1, warmup_steps=3, decay_share=0.5)
 
 
@@ -89,3 +95,28 @@ def test_a_forward_pass_of_the_averaged_weights_leaves_nothing_behind(
         sharded = optimize(make_module(), accelerator)
         train(sharded, 6)
     torch.testing.assert_close(values_of(sharded.parameters), values_of(alone.parameters))
+
+
+def logged(scratch: Path, name: str) -> list[float]:
+    rows = [line["metrics"] for line in read_stats(scratch / "stats.jsonl") if "metrics" in line]
+    return [row[name] for row in rows if name in row]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_processes_that_share_the_weights_train_and_preview_as_one_that_has_all(cache_folder: Path, tmp_path: Path) -> None:
+    warm_up()
+    settings = SETTINGS.model_copy(update=FEW_STEPS | {"ema_dtype": "bfloat16"})
+    alone, sharded = tmp_path / "alone", tmp_path / "sharded"
+    train_with_previews(cache_folder, alone, settings, False)
+    run_distributed(2, "cpu", train_with_previews, cache_folder, sharded, settings, True)
+    assert (state := torch.load(sharded / STATE_FILE, weights_only=True))["step"] == settings.steps
+    assert {name: value.shape for name, value in state["ema"].items()} == {
+        name: value.shape for name, value in torch.load(alone / STATE_FILE, weights_only=True)["ema"].items()
+    }
+    for name in ("loss", "held_out", "success"):
+        assert logged(alone, name)
+        np.testing.assert_allclose(logged(sharded, name), logged(alone, name), rtol=2e-2, err_msg=name)
+    pictures = [torch.load(file) for file in (alone / "preview-0.pt", sharded / "preview-0.pt", sharded / "preview-1.pt")]
+    torch.testing.assert_close(pictures[2], pictures[1], rtol=0, atol=0)
+    torch.testing.assert_close(pictures[1], pictures[0], rtol=0, atol=0.05)

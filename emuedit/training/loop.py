@@ -64,6 +64,7 @@ class TrainLoop:
         self.accelerator, self.preview = accelerator, preview
         self._flops_per_sample = count_flops(editor, cache, settings) if accelerator.is_main_process else 0
         self._is_sharded = is_sharded(accelerator)
+        _check_sharding(settings, accelerator)
         self._n_passes = n_passes(settings.batch_size, settings.accumulation_steps, accelerator.num_processes)
         self._names: tuple[str, ...] = ()  # of what a pass returns
         self._graph = _graph_of(self._passes, cache, settings, accelerator) if settings.cuda_graph else None
@@ -198,6 +199,15 @@ class TrainLoop:
     def _log(self, **metrics: float) -> None:
         if self._tracker is not None:
             self._tracker.log(self.optimization.step, **metrics)
+
+
+def _check_sharding(settings: TrainSettings, accelerator: Accelerator) -> None:
+    """Raises TrainingError for an average in CPU memory of sharded weights, whose parts GPUs alone can exchange."""
+    if is_sharded(accelerator) and settings.ema_device == "cpu":
+        raise TrainingError(
+            "want train.ema_device same with sharded weights (FSDP), got cpu; set it to same: each process keeps its part of the "
+            "average, and train.ema_dtype bfloat16 halves that"
+        )
 
 
 def _graph_of(

@@ -12,11 +12,14 @@ from torch import nn
 from emuedit.tracking import read_stats
 from emuedit.training.distributed import run_distributed
 from emuedit.training.ema import Ema, EmaSettings
+from emuedit.training.latent_cache import LatentCache
+from emuedit.training.loop import TrainLoop
 from emuedit.training.optimization import STATE_FILE, Optimization
 from emuedit.training.schedule import Schedule
 from emuedit.training.sharded_tensors import to_full
+from emuedit.training.training_error import TrainingError
 from tests.training.sharded_processes import lone_process, shard_layers, sharding_accelerator, train_with_previews
-from tests.training.tiny_training import SETTINGS
+from tests.training.tiny_training import SETTINGS, make_editor
 from tests.warm_server import warm_up
 
 FEW_STEPS = {"steps": 3, "eval_every_steps": 2, "save_every_s": 600.0, "accumulation_steps": 2}
@@ -120,3 +123,12 @@ def test_two_processes_that_share_the_weights_train_and_preview_as_one_that_has_
     pictures = [torch.load(file) for file in (alone / "preview-0.pt", sharded / "preview-0.pt", sharded / "preview-1.pt")]
     torch.testing.assert_close(pictures[2], pictures[1], rtol=0, atol=0)
     torch.testing.assert_close(pictures[1], pictures[0], rtol=0, atol=0.05)
+
+
+@pytest.mark.usefixtures("sharding")
+def test_an_average_in_cpu_memory_is_refused(cache_folder: Path, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"ema_device": "cpu"})
+    cache = LatentCache(cache_folder, settings.held_out_share)
+    want = r"want train\.ema_device same with sharded weights \(FSDP\), got cpu; set it to same"
+    with sharding_accelerator() as accelerator, pytest.raises(TrainingError, match=want):
+        TrainLoop(make_editor(settings), cache, settings, tmp_path, accelerator)

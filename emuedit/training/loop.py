@@ -134,8 +134,9 @@ class TrainLoop:
         micro_batches = feed.step(optimization.step)
         sums: list[Tensor] = []
         for number, (batch, draws) in enumerate(micro_batches, start=1):
-            is_last = number == len(micro_batches)  # before it, gradients need not be averaged over the processes
-            with nullcontext() if is_last else accelerator.no_sync(optimization.model):
+            # Before the last one, gradients need not be averaged over the processes, but FSDP would keep all of them on each GPU
+            is_averaged = self._is_sharded or number == len(micro_batches)
+            with nullcontext() if is_averaged else accelerator.no_sync(optimization.model):
                 sums.append((self._graph or self._passes)(batch, draws))
         mean: Tensor = accelerator.reduce(torch.stack(sums).sum(0), "mean")
         return mean

@@ -18,7 +18,7 @@ from emuedit.data.atomic_file import replacing
 from emuedit.training.ema import Ema, EmaSettings
 from emuedit.training.optimizers import OptimizerName, build_optimizer
 from emuedit.training.schedule import Schedule
-from emuedit.training.sharded_tensors import free_gathered, like_sharded, to_full
+from emuedit.training.sharded_tensors import free_gathered, gather, like_sharded, to_full
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -126,15 +126,16 @@ class Optimization:
 
         Tensors are named and whole, so that any number of processes, with or without sharding, can continue.
         """
+        main, averages = self.is_main_process, {} if self.ema is None else self.ema.averages
         state = {
-            "weights": {name: to_full(value) for name, value in self._weights().items()},
-            "optimizer": self._optimizer_state(),
-            "ema": {} if self.ema is None else {name: to_full(value) for name, value in self.ema.averages.items()},
+            "weights": {name: gather(value, main) for name, value in self._weights().items()},
+            "optimizer": self._optimizer_state(main),
+            "ema": {name: gather(value, main) for name, value in averages.items()},
             "settings": self._settings,
             "scaler": self._scaler.state_dict() if self._scaler else {},
             "step": self.step,
         }
-        if self.is_main_process:
+        if main:
             with replacing(file) as partial:
                 torch.save(state, partial)
 
@@ -143,7 +144,7 @@ class Optimization:
         """Continue from a saved state, if there is one. Raises OptimizationError for the state of another training."""
         if not file.exists():
             return
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = _read_state(file)
         if different := self._differences(state):
             raise OptimizationError(
                 f"want the state of this training, got {file} of one with other {', '.join(different)}; delete it to train anew"
@@ -165,11 +166,11 @@ class Optimization:
         frozen = {name for name, _ in self.module.named_parameters(remove_duplicate=False)} - self.parameters.keys()
         return {name: value for name, value in self.module.state_dict(keep_vars=True).items() if name not in frozen}
 
-    def _optimizer_state(self) -> dict[str, dict[str, Any]]:
-        """Parameter name -> its state."""
+    def _optimizer_state(self, keep: bool) -> dict[str, dict[str, Any]]:
+        """Parameter name -> its state, to write to a file (`gather`)."""
         states = self.optimizer.state
         return {
-            name: {key: to_full(value) if isinstance(value, Tensor) else value for key, value in states[parameter].items()}
+            name: {key: gather(value, keep) if isinstance(value, Tensor) else value for key, value in states[parameter].items()}
             for name, parameter in self.parameters.items()
             if parameter in states
         }
@@ -195,11 +196,17 @@ class Optimization:
 @torch.no_grad()
 def read_average(module: nn.Module, file: Path) -> None:
     """Give a module the weights of a saved state, averaged where it has an average; no optimizer is needed for that."""
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    state = _read_state(file)
     saved = state["weights"] | state["ema"]
     for name, value in module.state_dict(keep_vars=True).items():
         if name in saved:
             value.copy_(saved[name])
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    """A saved state, of which each tensor is read from the file when it is copied: no process has all of it in memory."""
+    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return state
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -210,7 +217,8 @@ def _place_state(value: Any, parameter: Tensor) -> Any:
     """A value of a saved optimizer state, sharded as the parameter if it has its shape, on the parameter's device."""
     if not isinstance(value, Tensor):
         return value
-    return like_sharded(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
+    is_sharded_alike = value.shape == parameter.shape
+    return like_sharded(value.clone(), parameter) if is_sharded_alike else value.to(parameter.device, copy=True)
 
 
 def check_recipe(file: Path, recipe: Mapping[str, object], may_change: tuple[str, ...] = ()) -> None:

@@ -32,6 +32,18 @@ def to_full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def gather(tensor: Tensor, keep: bool) -> Tensor | None:
+    """A whole tensor to write to a file; for a sharded one every process must call this.
+
+    It is in CPU memory where `keep` says so, otherwise None, and leaves the GPU before the next one: a GPU need not have room for
+    all of them.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor.detach()
+    full = to_full(tensor)
+    return full.cpu() if keep else None
+
+
 def like_sharded(full: Tensor, tensor: Tensor) -> Tensor:
     """A whole tensor, on the device of `tensor` and sharded like it."""
     full = full.to(tensor.device)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import accelerate
 import torch
@@ -43,6 +43,10 @@ class ShardingAccelerator(accelerate.Accelerator):
         for group, members in zip(optimizer.param_groups, groups, strict=True):
             group["params"] = [sharded[name] for name in members]
         return module, optimizer
+
+    def no_sync(self, model: nn.Module) -> NoReturn:  # type: ignore[override]
+        """FSDP would keep the gradients of all weights in each process."""
+        raise AssertionError("want gradients that are shared out after each pass")
 
 
 def shard_layers(module: nn.Module, reshard_after_forward: bool = True) -> nn.Module:

@@ -1,5 +1,6 @@
 """Under FSDP2, which keeps a part of each weight in each process, a training is the same as without it."""
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from emuedit.tracking import read_stats
 from emuedit.training.distributed import run_distributed
@@ -103,6 +105,47 @@ def test_a_forward_pass_of_the_averaged_weights_leaves_nothing_behind(
 def logged(scratch: Path, name: str) -> list[float]:
     rows = [line["metrics"] for line in read_stats(scratch / "stats.jsonl") if "metrics" in line]
     return [row[name] for row in rows if name in row]
+
+
+@pytest.mark.usefixtures("sharding")
+def test_a_save_has_one_gathered_tensor_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process that does not write, as on the GPU of the main one, none is kept."""
+    gathered: list[weakref.ref[torch.Tensor]] = []
+    kept: list[int] = []
+    full_tensor = DTensor.full_tensor
+
+    def count(tensor: DTensor) -> torch.Tensor:
+        kept.append(sum(reference() is not None for reference in gathered))
+        full = full_tensor(tensor).clone()
+        gathered.append(weakref.ref(full))
+        return full
+
+    with sharding_accelerator() as accelerator:
+        optimization = optimize(make_module(), accelerator)
+        train(optimization, 2)
+        monkeypatch.setattr(DTensor, "full_tensor", count)
+        monkeypatch.setattr(Optimization, "is_main_process", False)
+        optimization.save(tmp_path / STATE_FILE)
+    assert len(kept) >= 4 * len(optimization.parameters), "weights, two moments and the average"
+    assert max(kept) == 0
+    assert not (tmp_path / STATE_FILE).exists()
+
+
+@pytest.mark.usefixtures("sharding")
+def test_a_sharded_training_continues_from_its_state_bit_for_bit(tmp_path: Path) -> None:
+    ends = []
+    for stops in ((6,), (4, 6)):
+        for until in stops:
+            with sharding_accelerator() as accelerator:
+                optimization = optimize(make_module(), accelerator)
+                if len(stops) > 1:
+                    optimization.resume(tmp_path / STATE_FILE)
+                train(optimization, until)
+                optimization.save(tmp_path / STATE_FILE)
+        ends.append(values_of(optimization.parameters))
+        if len(stops) == 1:
+            (tmp_path / STATE_FILE).unlink()
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=0)
 
 
 @pytest.mark.slow

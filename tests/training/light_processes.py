@@ -7,6 +7,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 
 import torch
+from torch import distributed
 
 from emuedit.processes import prepare_workers
 from emuedit.training.distributed import open_accelerator, run_distributed
@@ -33,11 +34,13 @@ def fail_while_the_others_wait(failure: str) -> None:
 
 
 def write_rank(folder: str) -> None:
-    """Write a file whose name says which process of how many this is, and the sum over all of rank + 1."""
+    """Write a file whose name says which process of how many this is, and the sum over all of rank + 1; it says how long the
+    processes wait for each other."""
     with open_accelerator("cpu") as accelerator:
         rank = accelerator.process_index
         total = accelerator.reduce(torch.tensor(rank + 1.0), "sum").item()
-        Path(folder, f"rank{rank} of {accelerator.num_processes}, sum {total}").touch()
+        backend = distributed.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+        Path(folder, f"rank{rank} of {accelerator.num_processes}, sum {total}").write_text(str(backend.options._timeout))
 
 
 def write_rank_and_fail(folder: str) -> None:

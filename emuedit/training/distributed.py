@@ -27,6 +27,7 @@ import torch
 from torch import distributed
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes  # type: ignore[attr-defined]
 
+from emuedit.config import read_yaml
 from emuedit.failures import FailureKind, ProcessFailedError, kind_of
 from emuedit.processes import available_cores, begin_worker, die_with_parent, prepare_workers, start_method
 
@@ -131,6 +132,11 @@ def run_distributed(world_size: int, device: str, work: Callable[..., object], *
             for child in set(multiprocessing.active_children()) - earlier:  # this process was interrupted
                 child.kill()
                 child.join()
+
+
+def machine_rank(config: Path) -> int:
+    """Which of several machines this is by its config file of accelerate, counted from 0."""
+    return int(read_yaml(config).get("machine_rank") or 0)
 
 
 def run_accelerate(config: Path, work: Callable[..., object], *args: Any) -> None:

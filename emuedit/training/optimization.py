@@ -141,10 +141,15 @@ class Optimization:
 
     @torch.no_grad()
     def resume(self, file: Path) -> None:
-        """Continue from a saved state, if there is one. Raises OptimizationError for the state of another training."""
-        if not file.exists():
+        """Continue from a saved state, if there is one. All processes call it.
+
+        Raises OptimizationError for the state of another training, and where some processes have a state and others none or
+        another: they would train on with different weights.
+        """
+        state = _read_state(file) if file.exists() else None
+        self._check_same_step(0 if state is None else state["step"], file)
+        if state is None:
             return
-        state = _read_state(file)
         if different := self._differences(state):
             raise OptimizationError(
                 f"want the state of this training, got {file} of one with other {', '.join(different)}; delete it to train anew"
@@ -160,6 +165,18 @@ class Optimization:
         if self._scaler and state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
+
+    def _check_same_step(self, step: int, file: Path) -> None:
+        if self.accelerator is None or self.accelerator.num_processes == 1:
+            return
+        from accelerate.utils import gather_object
+
+        steps = gather_object([step])
+        if len(set(steps)) > 1:
+            raise OptimizationError(
+                f"want the same state in all processes, got the steps {steps} (process by process) in {file}; share the folder "
+                "among the machines, or delete the state on all of them to train anew"
+            )
 
     def _weights(self) -> dict[str, Tensor]:
         """What changes: trained parameters and buffers. Frozen parameters are the base model's."""

@@ -9,7 +9,11 @@ import pytest
 
 from emuedit.stages import train
 from emuedit.stages.train import PreviewParams
+from emuedit.training.optimization import STATE_FILE
 from tests.stages.workspace import load_params
+from toyworld.edits import exact_dataset
+
+pytestmark = pytest.mark.timeout(300)
 
 
 class StubEditor:
@@ -40,3 +44,31 @@ def test_all_processes_make_a_preview_and_the_main_one_prints_it(
     assert (preview.every_s, preview.show(7)) == (120.0, {"success.overall": 0.25})
     assert (tmp_path / "preview-7.txt").exists()
     assert capsys.readouterr().out == (f"train: step 7, 0.25 of the edits succeed; see {tmp_path}\n" if main else "")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_mlflow")
+def test_of_several_machines_the_first_one_alone_publishes(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a folder that they share, the others would delete and write it at the same time; without one they have no state."""
+    exact_dataset.write_dataset(tmp_path, {"local": 4, "remove": 4})
+    launched: list[Path] = []
+    monkeypatch.setattr(train, "run_accelerate", lambda config, *work: launched.append(config))
+    params = load_params(
+        train.TrainParams,
+        "train",
+        start="base_model",
+        device="cpu",
+        dtype="float32",
+        batch_size=4,
+        accelerate_config="several.yaml",
+    )
+    (tmp_path / "several.yaml").write_text("num_machines: 2\nmachine_rank: 1\n")
+    summary = train.run(params, tmp_path)
+    assert launched == [tmp_path / "several.yaml"]
+    assert summary.counts["pairs"] + summary.counts["held_out_pairs"] == 8
+    assert "the first machine (machine_rank 0) publishes it to models/editor" in capsys.readouterr().out
+    assert not (tmp_path / train.OUT).exists()
+    assert list((tmp_path / "scratch" / "train").iterdir()), "the first machine reads the state there"
+    (tmp_path / "several.yaml").write_text("num_machines: 2\nmachine_rank: 0\n")
+    with pytest.raises(FileNotFoundError, match=STATE_FILE):
+        train.run(params, tmp_path)

@@ -24,6 +24,7 @@ from emuedit.training.presets import preset_names, with_preset
 from tests.training.light_processes import (
     fail_in_process,
     fail_while_the_others_wait,
+    resume_with_state_in_one,
     train_while_interrupts_are_ignored,
     write_rank,
     write_rank_and_fail,
@@ -109,6 +110,14 @@ def accelerate_config(tmp_path: Path) -> Path:
         "machine_rank: 0\nmain_training_function: main\nsame_network: true\nrdzv_backend: static\nmain_process_port: 29533\n"
     )
     return config
+
+
+def test_processes_of_which_one_alone_has_a_state_do_not_train_on(tmp_path: Path) -> None:
+    """Machines that share no folder would train the first weights and those of the fourth step together."""
+    with pytest.raises(
+        DistributedError, match=r"want the same state in all processes, got the steps \[4, 0\] .*; share the folder"
+    ):
+        run_distributed(2, "cpu", resume_with_state_in_one, str(tmp_path))
 
 
 def check_ranks(folder: Path) -> None:

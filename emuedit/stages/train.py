@@ -7,6 +7,7 @@ task embedding and, with `lr_mult_text`, the text encoders.
 
 import gc
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from emuedit.runtime import Runtime
 from emuedit.stages import batch_divisor, stage_main
 from emuedit.training import latent_files, replay, start
 from emuedit.training.aspect_buckets import AspectBuckets
-from emuedit.training.distributed import n_passes, n_processes, open_accelerator, run_accelerate, run_distributed
+from emuedit.training.distributed import machine_rank, n_passes, n_processes, open_accelerator, run_accelerate, run_distributed
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loop import Preview, TrainLoop
 from emuedit.training.optimization import STATE_FILE, read_average
@@ -74,11 +75,15 @@ class TrainParams(TrainSettings):
     processes: int = Field(0, ge=0)
     """Processes that share every batch on this machine; 0: one per core or GPU, as far as they split the batch evenly."""
     accelerate_config: str | None = None
-    """A config file of accelerate (FSDP, several machines; see `infra/accelerate/`), in place of `processes`."""
+    """A config file of accelerate (FSDP, several machines; see `infra/accelerate/`), in place of `processes`. Of several machines
+    the first one (`machine_rank: 0`) publishes the editor."""
 
 
 def run(params: TrainParams, root: Path) -> Summary:
-    """Encode what is new, train from the last saved step, publish to `models/editor`."""
+    """Encode what is new, train from the last saved step, publish to `models/editor`.
+
+    Of several machines, which share the folder, the first one publishes.
+    """
     runtime = Runtime.choose(params.device, params.dtype)
     if runtime.dtype == "float16" and runtime.device == "cpu":
         raise ValueError("want float32 or bfloat16 for a training on a CPU, got float16; set train.dtype to auto")
@@ -122,10 +127,13 @@ def run(params: TrainParams, root: Path) -> Summary:
         run_accelerate(root / params.accelerate_config, _train, *job, runtime.device)
     elif world_size > 1:
         run_distributed(world_size, runtime.device, _train, *job, runtime.device)
-    alone = params.accelerate_config is None and world_size == 1
-    editor = _train(*job, runtime.device) if alone else _read_trained(*job)
     counts = {"steps": params.steps, "pairs": n_pairs, "held_out_pairs": len(cache.held_out)}
     counts |= {"replayed_pairs": n_earlier} if n_earlier else {}
+    if params.accelerate_config is not None and machine_rank(root / params.accelerate_config):
+        print(f"train: trained; the first machine (machine_rank 0) publishes it to {OUT}", flush=True)
+        return Summary("train", scratch.name, recorded | {"data": data}, counts, {})
+    alone = params.accelerate_config is None and world_size == 1
+    editor = _train(*job, runtime.device) if alone else _read_trained(*job)
     if params.replay_pairs:
         replay.write(scratch / start.REPLAY, cache, folders, begin.replay, params.replay_pairs)
     return _publish(editor, scratch, root / OUT, recorded | {"data": data}, counts, params.stored_dtype)
@@ -134,9 +142,15 @@ def run(params: TrainParams, root: Path) -> Summary:
 def _train(params: TrainParams, begin: Start, latents: Path, scratch: Path, device: str) -> TrainableEditor:
     """The training of one process: make an editor, the same in every process, and run the loop."""
     editor, cache = _make_editor(params, begin, latents)
-    preview = None if params.preview is None else _prepare_preview(params.preview, params, editor, cache, scratch)
-    with open_accelerator(device, params.dtype, find_unused_parameters=params.lr_mult_text > 0) as accelerator:
-        if accelerator.is_main_process:
+    with (
+        open_accelerator(device, params.dtype, find_unused_parameters=params.lr_mult_text > 0) as accelerator,
+        tempfile.TemporaryDirectory() as discarded,  # under FSDP all processes make the previews
+    ):
+        main, preview = accelerator.is_main_process, None
+        if params.preview is not None:
+            folder = scratch / PREVIEWS if main else Path(discarded)
+            preview = _prepare_preview(params.preview, params, editor, cache, folder, main)
+        if main:
             for line in check_memory(editor, cache, params, accelerator):
                 print(f"train: {line}", flush=True)
         TrainLoop(editor, cache, params, scratch, accelerator, preview).run()
@@ -160,16 +174,17 @@ def _make_editor(params: TrainParams, begin: Start, latents: Path) -> tuple[Trai
 
 
 def _prepare_preview(
-    settings: PreviewParams, params: TrainParams, editor: TrainableEditor, cache: LatentCache, scratch: Path
+    settings: PreviewParams, params: TrainParams, editor: TrainableEditor, cache: LatentCache, folder: Path, main: bool
 ) -> Preview:
-    """The preview of a training; a benchmark that lacks one of its tasks is an error now, not after hours."""
+    """The preview of a training, which the main process prints; a benchmark that lacks one of its tasks is an error now."""
     make_edits = config.import_function(settings.function, "preview")
-    edit = make_edits(params.world.benchmark, cache.tasks, settings.n_edits, settings.settings, scratch / PREVIEWS)
+    edit = make_edits(params.world.benchmark, cache.tasks, settings.n_edits, settings.settings, folder)
 
     def show(step: int) -> dict[str, float]:
         with editor.sampling() as sampler:
             metrics: dict[str, float] = edit(sampler, step)
-        print(f"train: step {step}, {metrics['success.overall']:.2f} of the edits succeed; see {scratch / PREVIEWS}", flush=True)
+        if main:
+            print(f"train: step {step}, {metrics['success.overall']:.2f} of the edits succeed; see {folder}", flush=True)
         return metrics
 
     return Preview(60 * settings.every_min, show)

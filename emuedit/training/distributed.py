@@ -19,6 +19,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ import torch
 from torch import distributed
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes  # type: ignore[attr-defined]
 
+from emuedit.config import read_yaml
 from emuedit.failures import FailureKind, ProcessFailedError, kind_of
 from emuedit.processes import available_cores, begin_worker, die_with_parent, prepare_workers, start_method
 
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+GROUP_TIMEOUT = timedelta(hours=2)
+"""How long a process waits for the others, in place of nccl's ten minutes: while the main one makes a preview or writes a state,
+they wait at the next step. A process that failed is noticed at once all the same (`_wait`)."""
 _FAILURE = "failure"  # of the process that failed first: a line with its kind, and the trace
 
 
@@ -87,7 +92,7 @@ def open_accelerator(device: str = "cpu", dtype: str = "float32", find_unused_pa
     """
     import accelerate
     from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     is_cpu = device == "cpu"
     if "LOCAL_RANK" not in os.environ:
@@ -98,7 +103,8 @@ def open_accelerator(device: str = "cpu", dtype: str = "float32", find_unused_pa
             gradient_as_bucket_view=True,
             comm_hook="bf16" if dtype == "bfloat16" else "no",  # half the traffic, and the precision such gradients have anyway
         )
-        accelerator = accelerate.Accelerator(cpu=is_cpu, mixed_precision=_MIXED_PRECISION[dtype], kwargs_handlers=[ddp])
+        handlers = [ddp, InitProcessGroupKwargs(timeout=GROUP_TIMEOUT)]
+        accelerator = accelerate.Accelerator(cpu=is_cpu, mixed_precision=_MIXED_PRECISION[dtype], kwargs_handlers=handlers)
         on_gpu = accelerator.device.type == "cuda"  # of several GPUs, it is the current one, where streams and graphs are made
         with torch.cuda.device(accelerator.device) if on_gpu else contextlib.nullcontext():
             yield accelerator
@@ -128,6 +134,11 @@ def run_distributed(world_size: int, device: str, work: Callable[..., object], *
             for child in set(multiprocessing.active_children()) - earlier:  # this process was interrupted
                 child.kill()
                 child.join()
+
+
+def machine_rank(config: Path) -> int:
+    """Which of several machines this is by its config file of accelerate, counted from 0."""
+    return int(read_yaml(config).get("machine_rank") or 0)
 
 
 def run_accelerate(config: Path, work: Callable[..., object], *args: Any) -> None:
@@ -206,7 +217,9 @@ def _run_process(
         torch.cuda.set_device(rank)
     backend = "nccl" if device == "cuda" else "gloo"
     try:
-        distributed.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+        distributed.init_process_group(
+            backend, init_method=f"file://{folder}/rendezvous", timeout=GROUP_TIMEOUT, rank=rank, world_size=world_size
+        )
         work(*args)
     except Exception as error:
         _record_failure(Path(folder), error)  # before the connection is closed, which lets the others fail

@@ -9,8 +9,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from emuedit.runtime import seed_for
+from emuedit.training.sharded_tensors import local_part, part_number
 
 CPU_EVERY_STEPS = 8
 """An average in CPU memory is updated this often, because the weights travel there each time. Ours."""
@@ -29,7 +31,10 @@ class EmaSettings:
 
 
 class Ema:
-    """The averages of named parameters. They begin as copies of the weights."""
+    """The averages of named parameters. They begin as copies of the weights, and are sharded as these are (FSDP).
+
+    Each process computes with its own parts of sharded tensors.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], settings: EmaSettings) -> None:
         self.parameters, self.settings = parameters, settings
@@ -50,13 +55,15 @@ class Ema:
         if (step + 1) % self.every_steps:
             return
         weight = 1 - min(self.settings.decay, (1 + step) / (10 + step)) ** self.every_steps
-        averages = list(self.averages.values())
-        values = [self._to_ema(value.detach(), torch.float32) for value in self.parameters.values()]
+        averages = [local_part(average) for average in self.averages.values()]
+        values = [self._to_ema(local_part(value), torch.float32) for value in self.parameters.values()]
         if self.settings.dtype == torch.float32:
             torch._foreach_lerp_(averages, values, weight)
             return
-        for number, (average, value) in enumerate(zip(averages, values, strict=True)):
-            round_stochastically(average, average.float().lerp_(value, weight), seed_for("ema", step, number))
+        parts = [part_number(parameter) for parameter in self.parameters.values()]
+        for number, (average, value, part) in enumerate(zip(averages, values, parts, strict=True)):
+            seed = seed_for("ema", step, number, *([part] if part else []))  # parts are not rounded alike
+            round_stochastically(average, average.float().lerp_(value, weight), seed)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -71,24 +78,32 @@ class Ema:
             finally:
                 self._exchange()
             return
-        weights = {name: value.detach().to("cpu", copy=True) for name, value in self.parameters.items()}
+        weights = {name: local_part(value).to("cpu", copy=True) for name, value in self.parameters.items()}
         self.use()
         try:
             yield
         finally:
             with torch.no_grad():
                 for name, value in self.parameters.items():
-                    value.copy_(weights[name])
+                    local_part(value).copy_(weights[name])
 
     @torch.no_grad()
     def use(self) -> None:
         """Give the parameters the averages for good."""
         for name, value in self.parameters.items():
-            value.copy_(self.averages[name])
+            local_part(value).copy_(local_part(self.averages[name]))
 
+    @torch.no_grad()
     def _exchange(self) -> None:
+        """Exchange weights and averages: the values of sharded ones, whose memory FSDP has its own references to."""
         for name, parameter in self.parameters.items():
-            parameter.data, self.averages[name] = self.averages[name], parameter.data
+            if isinstance(parameter, DTensor):
+                weight, average = local_part(parameter), local_part(self.averages[name])
+                earlier = weight.clone()
+                weight.copy_(average)
+                average.copy_(earlier)
+            else:
+                parameter.data, self.averages[name] = self.averages[name], parameter.data
 
     def _to_ema(self, value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         return value.to(device="cpu" if self.settings.device == "cpu" else None, dtype=dtype or self.settings.dtype)

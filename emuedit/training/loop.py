@@ -64,6 +64,7 @@ class TrainLoop:
         self.accelerator, self.preview = accelerator, preview
         self._flops_per_sample = count_flops(editor, cache, settings) if accelerator.is_main_process else 0
         self._is_sharded = is_sharded(accelerator)
+        _check_sharding(settings, accelerator)
         self._n_passes = n_passes(settings.batch_size, settings.accumulation_steps, accelerator.num_processes)
         self._names: tuple[str, ...] = ()  # of what a pass returns
         self._graph = _graph_of(self._passes, cache, settings, accelerator) if settings.cuda_graph else None
@@ -136,8 +137,9 @@ class TrainLoop:
         micro_batches = feed.step(optimization.step)
         sums: list[Tensor] = []
         for number, (batch, draws) in enumerate(micro_batches, start=1):
-            is_last = number == len(micro_batches)  # before it, gradients need not be averaged over the processes
-            with nullcontext() if is_last else accelerator.no_sync(optimization.model):
+            # Before the last one, gradients need not be averaged over the processes, but FSDP would keep all of them on each GPU
+            is_averaged = self._is_sharded or number == len(micro_batches)
+            with nullcontext() if is_averaged else accelerator.no_sync(optimization.model):
                 sums.append((self._graph or self._passes)(batch, draws))
         mean: Tensor = accelerator.reduce(torch.stack(sums).sum(0), "mean")
         return mean
@@ -203,6 +205,15 @@ class TrainLoop:
     def _log(self, **metrics: float) -> None:
         if self._tracker is not None:
             self._tracker.log(self.optimization.step, **metrics)
+
+
+def _check_sharding(settings: TrainSettings, accelerator: Accelerator) -> None:
+    """Raises TrainingError for an average in CPU memory of sharded weights, whose parts GPUs alone can exchange."""
+    if is_sharded(accelerator) and settings.ema_device == "cpu":
+        raise TrainingError(
+            "want train.ema_device same with sharded weights (FSDP), got cpu; set it to same: each process keeps its part of the "
+            "average, and train.ema_dtype bfloat16 halves that"
+        )
 
 
 def _graph_of(

@@ -92,9 +92,10 @@ class MemoryEstimator:
             ),
             "gradient_checkpointing: true": replace(plan, gradient_checkpointing=True),
             "lora: {rank: 16}": replace(plan, lora=plan.lora or LoraSettings(rank=16)),
-            "ema_device: cpu": replace(plan, ema_device="cpu"),
             "ema_dtype: bfloat16": replace(plan, ema_dtype="bfloat16"),
         }
+        if not plan.fsdp:
+            changes["ema_device: cpu"] = replace(plan, ema_device="cpu")
         if plan.device == "cuda" and plan.optimizer == "adamw":
             changes["optimizer: adamw_8bit"] = replace(plan, optimizer="adamw_8bit")
         if plan.device == "cuda" and plan.dtype == "float32":

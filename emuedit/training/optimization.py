@@ -6,8 +6,8 @@ The editor, the task predictor and the toy world's models are all trained with i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from emuedit.data.atomic_file import replacing
 from emuedit.training.ema import Ema, EmaSettings
 from emuedit.training.optimizers import OptimizerName, build_optimizer
 from emuedit.training.schedule import Schedule
-from emuedit.training.sharded_tensors import like_sharded, to_full
+from emuedit.training.sharded_tensors import free_gathered, gather, like_sharded, to_full
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -102,13 +102,23 @@ class Optimization:
         self.step += 1
         return norm
 
-    def averaged(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
         """The module holds the EMA weights inside of the `with` block."""
-        return nullcontext() if self.ema is None else self.ema.applied()
+        if self.ema is None:
+            yield
+            return
+        free_gathered(self.module)
+        try:
+            with self.ema.applied():
+                yield
+        finally:
+            free_gathered(self.module)
 
     def use_average(self) -> None:
         """Give the module the EMA weights for good."""
         if self.ema is not None:
+            free_gathered(self.module)
             self.ema.use()
 
     def save(self, file: Path) -> None:
@@ -116,24 +126,30 @@ class Optimization:
 
         Tensors are named and whole, so that any number of processes, with or without sharding, can continue.
         """
+        main, averages = self.is_main_process, {} if self.ema is None else self.ema.averages
         state = {
-            "weights": {name: to_full(value) for name, value in self._weights().items()},
-            "optimizer": self._optimizer_state(),
-            "ema": {} if self.ema is None else {name: to_full(value) for name, value in self.ema.averages.items()},
+            "weights": {name: gather(value, main) for name, value in self._weights().items()},
+            "optimizer": self._optimizer_state(main),
+            "ema": {name: gather(value, main) for name, value in averages.items()},
             "settings": self._settings,
             "scaler": self._scaler.state_dict() if self._scaler else {},
             "step": self.step,
         }
-        if self.is_main_process:
+        if main:
             with replacing(file) as partial:
                 torch.save(state, partial)
 
     @torch.no_grad()
     def resume(self, file: Path) -> None:
-        """Continue from a saved state, if there is one. Raises OptimizationError for the state of another training."""
-        if not file.exists():
+        """Continue from a saved state, if there is one. All processes call it.
+
+        Raises OptimizationError for the state of another training, and where some processes have a state and others none or
+        another: they would train on with different weights.
+        """
+        state = _read_state(file) if file.exists() else None
+        self._check_same_step(0 if state is None else state["step"], file)
+        if state is None:
             return
-        state = torch.load(file, map_location="cpu", weights_only=True)
         if different := self._differences(state):
             raise OptimizationError(
                 f"want the state of this training, got {file} of one with other {', '.join(different)}; delete it to train anew"
@@ -152,16 +168,28 @@ class Optimization:
             self._scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
 
+    def _check_same_step(self, step: int, file: Path) -> None:
+        if self.accelerator is None or self.accelerator.num_processes == 1:
+            return
+        from accelerate.utils import gather_object
+
+        steps = gather_object([step])
+        if len(set(steps)) > 1:
+            raise OptimizationError(
+                f"want the same state in all processes, got the steps {steps} (process by process) in {file}; share the folder "
+                "among the machines, or delete the state on all of them to train anew"
+            )
+
     def _weights(self) -> dict[str, Tensor]:
         """What changes: trained parameters and buffers. Frozen parameters are the base model's."""
         frozen = {name for name, _ in self.module.named_parameters(remove_duplicate=False)} - self.parameters.keys()
         return {name: value for name, value in self.module.state_dict(keep_vars=True).items() if name not in frozen}
 
-    def _optimizer_state(self) -> dict[str, dict[str, Any]]:
-        """Parameter name -> its state."""
+    def _optimizer_state(self, keep: bool) -> dict[str, dict[str, Any]]:
+        """Parameter name -> its state, to write to a file (`gather`)."""
         states = self.optimizer.state
         return {
-            name: {key: to_full(value) if isinstance(value, Tensor) else value for key, value in states[parameter].items()}
+            name: {key: gather(value, keep) if isinstance(value, Tensor) else value for key, value in states[parameter].items()}
             for name, parameter in self.parameters.items()
             if parameter in states
         }
@@ -187,11 +215,17 @@ class Optimization:
 @torch.no_grad()
 def read_average(module: nn.Module, file: Path) -> None:
     """Give a module the weights of a saved state, averaged where it has an average; no optimizer is needed for that."""
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    state = _read_state(file)
     saved = state["weights"] | state["ema"]
     for name, value in module.state_dict(keep_vars=True).items():
         if name in saved:
             value.copy_(saved[name])
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    """A saved state, of which each tensor is read from the file when it is copied: no process has all of it in memory."""
+    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return state
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -205,12 +239,13 @@ def _place_state(value: Any, parameter: Tensor, optimizer: Any) -> Any:
     """
     if not isinstance(value, Tensor):
         return value
+    is_sharded_alike = value.shape == parameter.shape
     allocator = getattr(optimizer, "optimizer", optimizer)  # inside of accelerate's
-    if getattr(allocator, "is_paged", False) and value.shape == parameter.shape:
+    if getattr(allocator, "is_paged", False) and is_sharded_alike:
         buffer = allocator.get_state_buffer(parameter, dtype=value.dtype)
         buffer.copy_(value)
         return buffer
-    return like_sharded(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
+    return like_sharded(value.clone(), parameter) if is_sharded_alike else value.to(parameter.device, copy=True)
 
 
 def check_recipe(file: Path, recipe: Mapping[str, object], may_change: tuple[str, ...] = ()) -> None:

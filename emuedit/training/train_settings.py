@@ -75,7 +75,7 @@ class TrainSettings(config.Params):
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Decay of the averaged weights, which are published; smaller at the start."""
     ema_device: Literal["same", "cpu"] = "same"
-    """Where they are kept: with the weights, or in CPU memory, updated every eighth step."""
+    """Where they are kept: with the weights, or in CPU memory, updated every eighth step (not with FSDP)."""
     ema_dtype: Literal["float32", "bfloat16"] = "float32"
     """Their number format; bfloat16 rounds stochastically."""
     task_embedding_dim: int = Field(32, ge=1)

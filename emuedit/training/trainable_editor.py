@@ -22,6 +22,7 @@ from emuedit.models.text_to_image import TextToImageModel
 from emuedit.training import lora, loss
 from emuedit.training.batch import Batch
 from emuedit.training.loss import LossParts, LossWeights, NoiseDraws
+from emuedit.training.sharded_tensors import gathered_root
 from emuedit.training.train_settings import TrainSettings
 
 
@@ -84,14 +85,18 @@ class TrainableEditor(nn.Module):
 
     @contextmanager
     def sampling(self) -> Iterator[EditSampler]:
-        """A sampler of the editor as it is now, inside of the `with` block; the VAE and frozen text encoders visit its device."""
+        """A sampler of the editor as it is now, inside of the `with` block; the VAE and frozen text encoders visit its device.
+
+        Under FSDP all processes must sample the same.
+        """
         pipeline, device = self.base_model.pipeline, self.device
         visitors = [part for part in (pipeline.vae, *self.base_model.text_encoders) if part.device != device]
         for part in visitors:
             part.to(device)
         self.eval()
         try:
-            yield EditSampler(self.net, FrozenParts(pipeline), "", self.dtype, in_training=True)
+            with gathered_root(self):
+                yield EditSampler(self.net, FrozenParts(pipeline), "", self.dtype, in_training=True)
         finally:
             self.train()
             for part in visitors:

@@ -120,7 +120,7 @@ def test_a_router_assigns_the_tasks(
         def predict(self, texts: list[str]) -> list[task_predictor.TaskPrediction]:
             return [task_predictor.TaskPrediction("remove" if "2" in text else "add", 0.9) for text in texts]
 
-    monkeypatch.setattr(task_predictor, "load", lambda folder: FakePredictor())
+    monkeypatch.setattr(task_predictor, "load", lambda folder, device: FakePredictor())
     publish(scratch_folder(tmp_path, "router", "f00d"), tmp_path / "models/router", "router", {}, {})
     export_pairs(tmp_path / "out", tmp_path)
     rows = datasets.load_dataset(

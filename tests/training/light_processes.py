@@ -7,9 +7,12 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 
 import torch
+from torch import distributed
 
 from emuedit.processes import prepare_workers
 from emuedit.training.distributed import open_accelerator, run_distributed
+from emuedit.training.optimization import STATE_FILE, Optimization
+from emuedit.training.schedule import Schedule
 from emuedit.training.training_error import TrainingError
 
 
@@ -33,11 +36,13 @@ def fail_while_the_others_wait(failure: str) -> None:
 
 
 def write_rank(folder: str) -> None:
-    """Write a file whose name says which process of how many this is, and the sum over all of rank + 1."""
+    """Write a file whose name says which process of how many this is, and the sum over all of rank + 1; it says how long the
+    processes wait for each other."""
     with open_accelerator("cpu") as accelerator:
         rank = accelerator.process_index
         total = accelerator.reduce(torch.tensor(rank + 1.0), "sum").item()
-        Path(folder, f"rank{rank} of {accelerator.num_processes}, sum {total}").touch()
+        backend = distributed.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+        Path(folder, f"rank{rank} of {accelerator.num_processes}, sum {total}").write_text(str(backend.options._timeout))
 
 
 def write_rank_and_fail(folder: str) -> None:
@@ -57,3 +62,17 @@ def train_while_interrupts_are_ignored(folder: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     prepare_workers("cpu", (__name__,))
     run_distributed(2, "cpu", wait_in_process, folder)
+
+
+def resume_with_state_in_one(folder: str) -> None:
+    """Continue a training whose state is there for the first process alone, as for machines that share no folder."""
+    with open_accelerator("cpu") as accelerator:
+        file = Path(folder, str(accelerator.process_index), STATE_FILE)
+        schedule = Schedule(steps=9, lr=0.1, warmup_steps=0, decay_share=0.0)
+        optimization = Optimization(torch.nn.Linear(2, 1), schedule, weight_decay=0.0, max_grad_norm=1.0, accelerator=accelerator)
+        optimization.step = 4
+        if accelerator.is_main_process:
+            file.parent.mkdir(parents=True)
+            optimization.save(file)
+        accelerator.wait_for_everyone()
+        optimization.resume(file)

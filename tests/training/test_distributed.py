@@ -24,6 +24,7 @@ from emuedit.training.presets import preset_names, with_preset
 from tests.training.light_processes import (
     fail_in_process,
     fail_while_the_others_wait,
+    resume_with_state_in_one,
     train_while_interrupts_are_ignored,
     write_rank,
     write_rank_and_fail,
@@ -111,11 +112,30 @@ def accelerate_config(tmp_path: Path) -> Path:
     return config
 
 
+def test_processes_of_which_one_alone_has_a_state_do_not_train_on(tmp_path: Path) -> None:
+    """Machines that share no folder would train the first weights and those of the fourth step together."""
+    with pytest.raises(
+        DistributedError, match=r"want the same state in all processes, got the steps \[4, 0\] .*; share the folder"
+    ):
+        run_distributed(2, "cpu", resume_with_state_in_one, str(tmp_path))
+
+
+def check_ranks(folder: Path) -> None:
+    """Both processes have found each other, and wait for each other for two hours."""
+    files = {file.name: file.read_text() for file in folder.glob("rank*")}
+    assert files == {"rank0 of 2, sum 3.0": "2:00:00", "rank1 of 2, sum 3.0": "2:00:00"}
+
+
+def test_processes_of_this_machine_wait_for_a_long_preview(tmp_path: Path) -> None:
+    run_distributed(2, "cpu", write_rank, str(tmp_path))
+    check_ranks(tmp_path)
+
+
 @pytest.mark.slow
 def test_processes_of_accelerate_launch_work_together_and_explain_their_failures(tmp_path: Path, accelerate_config: Path) -> None:
     with pytest.raises(DistributedError, match=r"^a training process failed: want a finite loss, got nan$"):
         run_accelerate(accelerate_config, write_rank_and_fail, str(tmp_path))
-    assert sorted(file.name for file in tmp_path.glob("rank*")) == ["rank0 of 2, sum 3.0", "rank1 of 2, sum 3.0"]
+    check_ranks(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"want a config file of accelerate, got .*missing\.yaml.*infra/accelerate"):
         run_accelerate(tmp_path / "missing.yaml", write_rank, str(tmp_path))
 
@@ -123,7 +143,7 @@ def test_processes_of_accelerate_launch_work_together_and_explain_their_failures
 @pytest.mark.long
 def test_processes_of_accelerate_launch_end_well(tmp_path: Path, accelerate_config: Path) -> None:
     run_accelerate(accelerate_config, write_rank, str(tmp_path))
-    assert sorted(file.name for file in tmp_path.glob("rank*")) == ["rank0 of 2, sum 3.0", "rank1 of 2, sum 3.0"]
+    check_ranks(tmp_path)
 
 
 @pytest.mark.parametrize(

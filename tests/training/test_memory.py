@@ -270,6 +270,8 @@ def test_savings_are_those_of_the_changed_plan(estimator: MemoryEstimator) -> No
     assert savings["gradient_checkpointing: true"] == estimator.estimate(plan).total - cheaper.total
     assert list(savings.values()) == sorted(savings.values(), reverse=True)
     assert min(savings.values()) > 0
+    on_gpu = replace(plan, device="cuda", world_size=4)
+    assert "ema_device: cpu" in estimator.savings(on_gpu).keys() - estimator.savings(replace(on_gpu, fsdp=True)).keys()
 
 
 def test_processes_on_a_cpu_share_its_memory(estimator: MemoryEstimator) -> None:

@@ -67,6 +67,24 @@ def test_a_run_stopped_half_way_and_resumed_equals_an_uninterrupted_one(tmp_path
         assert torch.equal(averages_of(resumed)[name], averages_of(uninterrupted)[name]), name
 
 
+def test_a_state_is_mapped_into_memory_until_it_was_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with eight GPUs eight processes would each read all of it."""
+    optimization = optimize(make_module())
+    train(optimization, 2)
+    optimization.save(tmp_path / STATE_FILE)
+    load, options = torch.load, []
+
+    def record(file: Path, **arguments: Any) -> Any:
+        options.append(arguments)
+        return load(file, **arguments)
+
+    monkeypatch.setattr(torch, "load", record)
+    optimization.resume(tmp_path / STATE_FILE)
+    read_average(make_module(), tmp_path / STATE_FILE)
+    assert options == [{"map_location": "cpu", "weights_only": True, "mmap": True}] * 2
+    assert str(tmp_path / STATE_FILE) not in Path("/proc/self/maps").read_text()
+
+
 def test_without_a_state_it_starts_at_the_first_step(tmp_path: Path) -> None:
     optimization = optimize(make_module())
     optimization.resume(tmp_path / STATE_FILE)

@@ -93,6 +93,7 @@ def test_a_workspace_that_was_copied_or_moved_is_repaired_by_one_command(action:
     assert (second / "mlflow.db.before-move").is_file()
 
 
+@pytest.mark.slow
 def test_a_server_and_a_new_database_are_left_alone(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moved_store.check(original)
     moved_store.check(tmp_path)

@@ -201,6 +201,7 @@ def test_the_pipeline_is_loaded_in_another_dtype_and_runs_in_it(argument: str, e
     assert not torch.equal(low, high)
 
 
+@pytest.mark.slow
 def test_parts_may_be_offloaded(editor_folder: EditorFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU takes the place of the accelerator; hooks are placed and called as there."""
     pipe = EmuEditPipeline.from_pretrained(editor_folder("sdxl"))

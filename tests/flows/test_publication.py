@@ -120,6 +120,7 @@ def test_without_a_commit_there_is_no_branch_to_write(project: Path) -> None:
         publication.check(project, False, "retrained")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "words"),
     [

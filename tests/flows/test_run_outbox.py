@@ -18,6 +18,7 @@ def keep(root: Path, run_id: str, results: RunResults = RESULTS) -> Path:
     return run_outbox.keep(root, "here", run_id, results)
 
 
+@pytest.mark.slow
 def test_a_run_of_another_mlflow_is_started_in_this_one(
     project: Path, store: str, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

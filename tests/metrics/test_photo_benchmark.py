@@ -18,6 +18,8 @@ from emuedit.models import clip, dino
 from tests.repository import ROOT
 from toyworld.edits.exact_edits import build_edits
 
+pytestmark = pytest.mark.slow
+
 N = 12
 HEADER = "image,task,instruction,input_caption,output_caption"
 CLIP, DINO = str(ROOT / "toyworld/weights/clip"), str(ROOT / "toyworld/weights/dino")

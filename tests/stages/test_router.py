@@ -31,7 +31,7 @@ SMALL = {
 }  # fmt: skip
 
 T5 = ROOT / "toyworld/weights/t5"
-pytestmark = [pytest.mark.usefixtures("no_mlflow"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_mlflow"), pytest.mark.timeout(300)]
 
 
 def make_params(**changes: Any) -> RouterParams:
@@ -132,7 +132,6 @@ def test_predictions_for_reassignment_come_from_a_model_that_was_not_trained_on_
         assert same <= {by_wording["remove the _"]}, "a wording is in one fold, whatever object it names"
 
 
-@pytest.mark.slow
 def test_a_wrong_label_is_corrected_by_the_models_that_did_not_see_it(tmp_path: Path) -> None:
     """One wording is labelled wrongly throughout, and the published model is trained on that."""
     run(publish_little(tmp_path, n_captions=60, wrong=FRAMES[3], epochs=6), tmp_path)
@@ -174,7 +173,6 @@ def test_full_training_in_half_precision_is_an_error() -> None:
         router.choose_precision(make_params(dtype="bfloat16", lora="off"), str(T5))
 
 
-@pytest.mark.slow
 def test_a_router_with_adapters_is_trained_and_saved_in_half_precision(tmp_path: Path) -> None:
     run(publish_little(tmp_path, lora="on", epochs=1), tmp_path)
     tensors = load_file(tmp_path / router.OUT / "model.safetensors")
@@ -183,7 +181,6 @@ def test_a_router_with_adapters_is_trained_and_saved_in_half_precision(tmp_path:
     assert task_predictor.load(str(tmp_path / router.OUT)).tasks == ("remove", "sketch")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("lora", ["off", "on"])
 def test_a_router_that_ran_out_of_memory_keeps_fewer_activations_and_learns_the_same(
     lora: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -206,7 +203,6 @@ def test_a_router_that_ran_out_of_memory_keeps_fewer_activations_and_learns_the_
     assert "router: ran out of memory" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_an_interrupted_training_resumes_after_the_last_epoch_with_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +227,6 @@ def test_an_interrupted_training_resumes_after_the_last_epoch_with_the_same_weig
     assert (tmp_path / router.OUT / "model.safetensors").read_bytes() == uninterrupted
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.long
 def test_a_terminated_process_resumes_after_the_last_epoch_with_the_same_weights(

@@ -39,7 +39,7 @@ SAVE_OFTEN = SMALL | {"save_every_s": 0.0}
 LATENTS, LAST_WEIGHTS = "scratch/latents", "last-weights.pt"
 ONE_STEP = EditSettings(steps=1, image_guidance_scale=1.0, guidance_scale=1.0)
 
-pytestmark = [pytest.mark.usefixtures("no_mlflow"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_mlflow"), pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,6 @@ def test_previews_show_every_trained_task(trained: Path) -> None:
     assert all(0 <= value <= 1 for metrics in success for value in metrics.values())
 
 
-@pytest.mark.slow
 def test_without_head_and_trained_text_encoders_the_folder_is_a_pipeline_of_the_trained_tasks(
     exact_pairs: Path, tmp_path: Path
 ) -> None:
@@ -202,7 +201,6 @@ def check_kill(stopped: Workspace, number: signal.Signals, n_children: int) -> N
     assert 0 < torch.load(state, weights_only=True)["step"] < SMALL["steps"]
 
 
-@pytest.mark.slow
 def test_a_training_killed_in_one_process_resumes_with_the_same_weights(
     exact_pairs: Path, trained: Path, make_workspace: Callable[..., Workspace]
 ) -> None:
@@ -215,7 +213,6 @@ def test_a_training_killed_in_one_process_resumes_with_the_same_weights(
     assert not list((stopped.folder / "scratch").glob("train/*"))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_train_like_one_that_continues_after_they_were_terminated(
     exact_pairs: Path, trained: Path, make_workspace: Callable[..., Workspace]
@@ -236,7 +233,6 @@ def test_two_processes_train_like_one_that_continues_after_they_were_terminated(
         np.testing.assert_allclose(losses[1][3][key], losses[0][3][key], rtol=0.02, err_msg=key)
 
 
-@pytest.mark.slow
 def test_what_two_processes_trained_is_read_without_an_optimizer(
     exact_pairs: Path, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,7 +280,6 @@ def test_a_training_that_cannot_halve_its_passes_says_so(
     assert "which cannot be halved; it runs as before; set train.gradient_checkpointing" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_an_editor_is_continued_with_earlier_pairs_and_a_record_of_its_ancestors(trained: Path, tmp_path: Path) -> None:
     exact_dataset.write_dataset(tmp_path, {"segment": 8, "local": 8})
     parent = trained / train.OUT

@@ -60,6 +60,7 @@ def test_training_processes_die_with_their_parent_even_where_interrupts_are_igno
                 os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_failure_in_one_process_ends_all_and_is_explained() -> None:
     with pytest.raises(DistributedError, match=r"^a training process failed: want a finite loss, got nan$"):
         run_distributed(2, "cpu", fail_in_process, "want a finite loss, got nan")

@@ -140,6 +140,7 @@ def test_a_training_of_two_processes_continues_in_one(
         np.testing.assert_allclose(values["loss"], values_alone["loss"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_stops_before_the_state_is_saved(
     cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,7 +177,8 @@ def test_settings_that_prefect_cannot_read_are_named(workspace: Path) -> None:
         (folder := workspace / case).mkdir()
         for name, content in files.items():
             (folder / name).write_text(content)
-        environment = {**os.environ, "PREFECT_HOME": str(folder), "PYTHONPATH": str(ROOT), **variables}
+        others = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        environment = {**others, "PREFECT_HOME": str(folder), "PYTHONPATH": str(ROOT), **variables}
         command = [sys.executable, "-c", program]
         return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
 

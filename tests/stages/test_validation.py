@@ -25,9 +25,14 @@ Change = Callable[[list[Pair]], list[Pair]]
 OUT = Path(validation.OUT)
 
 
+@pytest.fixture
+def toy_clip() -> None:
+    """For tests that use the toy world's CLIP in place of one that knows colours."""
+
+
 @pytest.fixture(autouse=True)
 def color_clip(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.node.get_closest_marker("slow") is None:
+    if "toy_clip" not in request.fixturenames:
         monkeypatch.setattr(clip, "load", lambda name, device: ColorClip())
 
 
@@ -249,6 +254,7 @@ def test_equal_data_give_equal_bytes_and_no_mlflow_is_needed(tmp_path: Path, mon
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("toy_clip")
 def test_the_toy_worlds_clip_knows_pictures_whose_captions_were_exchanged(tmp_path: Path) -> None:
     exact_dataset.write_dataset(tmp_path / "exact", {"local": 40, "remove": 40, "background": 40})
     summary = run(make_params(bounds={"kept_pairs": {"fail": 50}}), tmp_path / "exact")

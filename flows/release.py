@@ -82,7 +82,9 @@ def start(root: Path) -> str:
         service_errors.check()
         with service_errors.converted():
             _send_waiting(root)
-            return runs.start_run("retrain", process_identity.workspace(root))
+            workspace = process_identity.workspace(root)
+            runs.end_open_runs(workspace)
+            return runs.start_run("retrain", workspace)
     except ServiceError as error:
         print(f"== {error}. The retrain goes on; its run is sent when MLflow is back", flush=True)
         return ""

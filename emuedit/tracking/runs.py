@@ -39,14 +39,21 @@ def client() -> Any:
 
 
 def start_run(name: str, workspace: str) -> str:
-    """Start a run and return its id. Runs of the workspace that a killed flow left running are marked as killed."""
+    """Start a run and return its id."""
+    return str(client().create_run(_experiment_id(), tags={_WORKSPACE_TAG: workspace}, run_name=name).info.run_id)
+
+
+def end_open_runs(workspace: str) -> None:
+    """Mark runs of the workspace that a killed flow left running as killed. Only for who knows that no flow works there."""
     mlflow = client()
-    experiment = mlflow.get_experiment_by_name(EXPERIMENT)
-    experiment_id = experiment.experiment_id if experiment else mlflow.create_experiment(EXPERIMENT)
-    query = f"attributes.status = 'RUNNING' and tags.`{_WORKSPACE_TAG}` = '{workspace}'"
-    for run in mlflow.search_runs([experiment_id], query):
-        mlflow.set_terminated(run.info.run_id, "KILLED")
-    return str(mlflow.create_run(experiment_id, tags={_WORKSPACE_TAG: workspace}, run_name=name).info.run_id)
+    for run in mlflow.search_runs([_experiment_id()], "attributes.status = 'RUNNING'"):
+        if run.data.tags.get(_WORKSPACE_TAG) == workspace:  # compared here: a path may have quotes
+            mlflow.set_terminated(run.info.run_id, "KILLED")
+
+
+def _experiment_id() -> str:
+    experiment = client().get_experiment_by_name(EXPERIMENT)
+    return str(experiment.experiment_id if experiment else client().create_experiment(EXPERIMENT))
 
 
 def is_active(run_id: str) -> bool:

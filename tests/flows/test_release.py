@@ -174,10 +174,14 @@ def test_a_version_whose_retrain_was_killed_before_the_gate_is_decided_about_by_
     assert release.find_registered(graph) is not None
 
 
-def test_a_run_left_open_by_a_killed_flow_is_closed(store: str) -> None:
-    killed, other = runs.start_run("retrain", "here"), runs.start_run("retrain", "elsewhere")
-    runs.start_run("retrain", "here")
-    assert [runs.client().get_run(run_id).info.status for run_id in (killed, other)] == ["KILLED", "RUNNING"]
+@pytest.mark.parametrize("workspace", ["here", 'vm:/home/o\'neil/my "edits"'])
+def test_a_run_left_open_by_a_killed_flow_is_closed_by_the_next(workspace: str, store: str) -> None:
+    killed, other = runs.start_run("retrain", workspace), runs.start_run("retrain", "elsewhere")
+    sent_later = runs.start_run("retrain", workspace)  # as `emuedit sync` does beside a retrain
+    assert runs.client().get_run(killed).info.status == "RUNNING"
+    runs.end_open_runs(workspace)
+    states = [runs.client().get_run(run_id).info.status for run_id in (killed, sent_later, other)]
+    assert states == ["KILLED", "KILLED", "RUNNING"]
 
 
 def test_the_next_pod_closes_the_run_of_a_killed_one(project: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:

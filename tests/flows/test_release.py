@@ -174,7 +174,7 @@ def test_a_version_whose_retrain_was_killed_before_the_gate_is_decided_about_by_
     assert release.find_registered(graph) is not None
 
 
-@pytest.mark.parametrize("workspace", ["here", 'vm:/home/o\'neil/my "edits"'])
+@pytest.mark.parametrize("workspace", ["here", 'vm:/data/o\'neil/my "edits"'])
 def test_a_run_left_open_by_a_killed_flow_is_closed_by_the_next(workspace: str, store: str) -> None:
     killed, other = runs.start_run("retrain", workspace), runs.start_run("retrain", "elsewhere")
     sent_later = runs.start_run("retrain", workspace)  # as `emuedit sync` does beside a retrain

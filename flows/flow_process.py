@@ -12,13 +12,12 @@ import signal
 import subprocess
 import sys
 import threading
-import traceback
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NoReturn
 
 from emuedit.tracking.service_errors import hide_password
 from flows import prefect_access, process_guard
-from flows.own_errors import explains_itself
+from flows.own_errors import print_trace
 from flows.stopping import Stopped, stop_on_signals
 
 _STOP_S = 3.5  # a flow that was asked to stop ends its stage and its runs in this time, or is killed
@@ -91,8 +90,7 @@ def main() -> int:
             print("\nretrain: its main process was killed; the same command resumes", file=sys.stderr, flush=True)
         _end(1)
     except BaseException as error:  # the outermost handler: the error crosses the pipe, an unexpected one shows its trace
-        if not explains_itself(error):
-            print(hide_password(traceback.format_exc()), file=sys.stderr)
+        print_trace(error)
         report.send({"error": hide_password(str(error)) or type(error).__name__})
         _end(1)
     return 0

@@ -46,25 +46,20 @@ def check() -> None:
 
 def check_url(url: str) -> None:
     """Raise ServerError, in five seconds, unless a Prefect API answers at a URL."""
+    address = hide_password(url)
     try:
         answer = ask(f"{url.rstrip('/')}/health", _ANSWER_S)
     except ValueError as error:
-        raise ServerError(f"want {_URL_ENV} such as http://127.0.0.1:4200/api, got {hide_password(url)!r}; {_WITHOUT}") from error
+        raise ServerError(f"want {_URL_ENV} such as http://127.0.0.1:4200/api, got {address!r}; {_WITHOUT}") from error
     if answer.status in (401, 403) and not any(os.environ.get(name) for name in _ACCOUNT_ENV):
-        raise ServerError(
-            f"the Prefect server at {hide_password(url)} wants credentials ({answer.status}); set {' or '.join(_ACCOUNT_ENV)}"
-        )
+        raise ServerError(f"the Prefect server at {address} wants credentials ({answer.status}); set {' or '.join(_ACCOUNT_ENV)}")
     if answer.status == 0:
-        raise ServerError(
-            f"no Prefect server answers at {hide_password(url)} ({answer.error}); start it (`emuedit up`), or {_WITHOUT}"
-        )
+        raise ServerError(f"no Prefect server answers at {address} ({answer.error}); start it (`emuedit up`), or {_WITHOUT}")
     is_own_server = not (urlsplit(url).hostname or "").endswith("prefect.cloud")
     if answer.status >= 500:
-        raise ServerError(f"the Prefect server at {hide_password(url)} fails ({answer.status}); see its log, or {_WITHOUT}")
+        raise ServerError(f"the Prefect server at {address} fails ({answer.status}); see its log, or {_WITHOUT}")
     if is_own_server and answer.status not in (401, 403) and not (answer.is_success and answer.body.strip() == b"true"):
-        raise ServerError(
-            f"what answers at {hide_password(url)} is not Prefect's API; want an address that ends in /api, or {_WITHOUT}"
-        )
+        raise ServerError(f"what answers at {address} is not Prefect's API; want an address that ends in /api, or {_WITHOUT}")
 
 
 def import_settings() -> None:

@@ -7,7 +7,6 @@ import argparse
 import os
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from emuedit.processes import QUIET_ENV, keep_compiled_modules, set_env_defaults
 from emuedit.promotion.gate import Decision
 from emuedit.tracking.service_errors import SERVICE_ENV, hide_password
 from flows import dvc_graph, flow_process, prefect_access, release
-from flows.own_errors import explains_itself
+from flows.own_errors import print_trace
 from flows.stopping import Stopped, stop_on_signals, stop_with_uv
 
 RETRAIN_ENV = QUIET_ENV | {
@@ -48,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"retrain: {error}", file=sys.stderr)
         return 1
     except Exception as error:  # the outermost handler: expected errors explain themselves, others keep their trace
-        if not explains_itself(error):
-            print(hide_password(traceback.format_exc()), file=sys.stderr)
+        print_trace(error)
         first_line, *rest = hide_password(str(error)).splitlines() or [type(error).__name__]
         details = "; its output is above" if rest else ""
         print(f"\nretrain: {first_line.removesuffix(':')}{details}; the same command resumes", file=sys.stderr)

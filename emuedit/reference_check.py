@@ -75,7 +75,7 @@ def _model_problems(reference: str, root: Path) -> Iterator[str]:
     first = Path(reference).parts[0] if Path(reference).parts else ""
     is_path = reference.startswith(("/", ".", "~")) or reference.count("/") > 1 or find_file(first or "-", root).is_dir()
     if is_path or not HUB_ID.fullmatch(reference):
-        yield f"want an existing file or folder, or a hub id 'owner/name', got {reference!r}{_hint(reference, root)}"
+        yield f"want an existing file or folder, or a hub id 'owner/name' or 'owner/name@<whole commit>', got {reference!r}{_hint(reference, root)}"
 
 
 def _llm_problems(reference: str, root: Path) -> Iterator[str]:

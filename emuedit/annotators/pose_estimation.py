@@ -100,7 +100,9 @@ def load(detector: str, pose: str, device: str) -> PoseEstimator:
     transformers = model_sources.import_library("transformers")
     parts = []
     model_names = ((transformers.AutoModelForObjectDetection, detector), (transformers.VitPoseForPoseEstimation, pose))
-    for model_class, name in model_names:
-        model = model_class.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-        parts += [model.to(device).requires_grad_(False).eval(), transformers.AutoImageProcessor.from_pretrained(name)]
+    for model_class, name_or_path in model_names:
+        name, revision = model_sources.split_revision(name_or_path)
+        model = model_class.from_pretrained(name, revision=revision, dtype=torch.float32, use_safetensors=True)
+        processor = transformers.AutoImageProcessor.from_pretrained(name, revision=revision)
+        parts += [model.to(device).requires_grad_(False).eval(), processor]
     return PoseEstimator(*parts)

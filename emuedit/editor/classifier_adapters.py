@@ -47,8 +47,9 @@ def merge_adapters(model: Any) -> None:
 def count_parameters(name_or_path: str) -> int:
     """Parameters of a T5 by its config alone; no weight is read."""
     transformers = model_sources.import_library("transformers")
+    name, revision = model_sources.split_revision(name_or_path)
     with torch.device("meta"):
-        model = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(name_or_path))
+        model = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(name, revision=revision))
     return sum(parameter.numel() for parameter in model.parameters())
 
 

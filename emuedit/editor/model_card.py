@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from emuedit.models.model_sources import HUB_ID
+from emuedit.models.model_sources import HUB_ID, split_revision
 from emuedit.tasks import UnknownTaskError, get_task
 
 CARD_FILE = "README.md"
@@ -70,7 +70,7 @@ def render(pipeline: Any) -> str:
     base_model = str(training.get("base_model", ""))
     front = {"library_name": "diffusers", "pipeline_tag": "image-to-image", "tags": list(TAGS)}
     if HUB_ID.fullmatch(base_model) and not Path(base_model).exists():
-        front |= {"base_model": base_model, "base_model_relation": "finetune"}
+        front |= {"base_model": split_revision(base_model)[0], "base_model_relation": "finetune"}
     names = pipeline.task_embedding.names
     example = next((name for name in EXAMPLES if name in names), names[0])
     has_change_mask = pipeline.unet.config.out_channels > pipeline.vae.config.latent_channels

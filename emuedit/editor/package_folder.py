@@ -29,7 +29,7 @@ class PackageError(ValueError):
 
 def resolve_source(source: str | Path | None) -> tuple[Path, str]:
     """Folder of a model and what to call it, see `Editor.load`. Models that are not on this machine are downloaded once."""
-    from emuedit.models.model_sources import HUB_ID
+    from emuedit.models.model_sources import HUB_ID, download_snapshot
 
     if source is None:
         return _default_source()
@@ -41,10 +41,8 @@ def resolve_source(source: str | Path | None) -> tuple[Path, str]:
     if ":/" in name:
         raise PackageError(f"want a folder, models:/..., runs:/... or a hub id 'owner/name'; got {name!r}")
     if not Path(name).exists() and HUB_ID.fullmatch(name):
-        from emuedit.models.model_sources import import_library
-
         try:
-            return Path(import_library("huggingface_hub").snapshot_download(name)), name
+            return download_snapshot(name), name
         except Exception as error:  # the hub raises a dozen classes for: offline, no such repository, no access
             raise PackageError(
                 f"want a folder or a hub id, got {name!r}: no such folder here, and the hub gave nothing ({type(error).__name__})"

@@ -223,10 +223,12 @@ def from_t5(
     model_sources.read_manifest(name_or_path, T5)
     transformers = model_sources.import_library("transformers")
     labels = [*tasks, NO_EDIT]
+    name, revision = model_sources.split_revision(name_or_path)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed_for("router", "head", seed))
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
-            name_or_path,
+            name,
+            revision=revision,
             id2label=dict(enumerate(labels)),
             label2id={label: i for i, label in enumerate(labels)},
             problem_type="single_label_classification",
@@ -234,7 +236,7 @@ def from_t5(
             use_safetensors=True,
         )
     setattr(model.config, _MARKER, True)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path, model_max_length=max_tokens)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name, revision=revision, model_max_length=max_tokens)
     return TaskPredictor(model.to(device), tokenizer)
 
 
@@ -247,7 +249,10 @@ def load(name_or_path: str, device: str = "cpu") -> TaskPredictor:
     if not manifest.get(_MARKER):
         raise ValueError(f"want a task predictor, got {name_or_path!r}, a T5 whose labels are not tasks; run the stage `router`")
     transformers = model_sources.import_library("transformers")
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(name_or_path, dtype="auto", use_safetensors=True)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path)
+    name, revision = model_sources.split_revision(name_or_path)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        name, revision=revision, dtype="auto", use_safetensors=True
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name, revision=revision)
     model = model.to(device).requires_grad_(False).eval()
     return TaskPredictor(model, tokenizer, new_tasks.read_known(Path(name_or_path)))

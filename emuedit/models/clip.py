@@ -66,10 +66,8 @@ def preprocess(images: torch.Tensor, cfg: dict[str, Any]) -> torch.Tensor:
     return normalised
 
 
-def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None) -> ClipScorer:
+def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> ClipScorer:
     """Load a scorer from an open_clip folder, an open_clip 'model/tag' such as 'ViT-L-14/openai', or a hub id."""
-    if revision is not None:
-        raise ValueError(f"open_clip cannot load a hub revision, got {revision!r}; download that revision and give its folder")
     open_clip = model_sources.import_library("open_clip")
     name, tag, options = _resolve_name(open_clip, name_or_path)
     precision = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype)
@@ -95,6 +93,8 @@ def _resolve_name(open_clip: Any, name_or_path: str) -> tuple[str, str | None, d
         # open_clip only warns when the weights were trained with QuickGELU and the named model has GELU
         return model, tag, {"force_quick_gelu": bool(cfg.get("quick_gelu", False))}
     model_sources.read_manifest(name_or_path, model_sources.CLIP)
+    if model_sources.split_revision(name_or_path)[1]:  # of a hub id open_clip loads the newest version only
+        return f"local-dir:{model_sources.download_snapshot(name_or_path)}", None, {}
     return f"hf-hub:{name_or_path}", None, {}
 
 

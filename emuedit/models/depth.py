@@ -44,17 +44,14 @@ def stretch(maps: torch.Tensor) -> torch.Tensor:
     return torch.where(flat, torch.zeros_like(maps), (maps - low) / span.masked_fill(flat, 1.0))
 
 
-def load(
-    name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None
-) -> DepthEstimator:
+def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> DepthEstimator:
     """Load an estimator from a transformers folder or a hub id.
 
     Examples of hub ids: depth-anything/Depth-Anything-V2-Small-hf, Intel/dpt-large.
     """
-    model_sources.read_manifest(name_or_path, model_sources.DEPTH, revision)
+    model_sources.read_manifest(name_or_path, model_sources.DEPTH)
     transformers = model_sources.import_library("transformers")
-    model = transformers.AutoModelForDepthEstimation.from_pretrained(
-        name_or_path, revision=revision, dtype=dtype, use_safetensors=True
-    )
-    processor = transformers.AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
+    name, revision = model_sources.split_revision(name_or_path)
+    model = transformers.AutoModelForDepthEstimation.from_pretrained(name, revision=revision, dtype=dtype, use_safetensors=True)
+    processor = transformers.AutoImageProcessor.from_pretrained(name, revision=revision)
     return DepthEstimator(model.to(device).requires_grad_(False).eval(), processor)

@@ -27,10 +27,11 @@ class DinoScorer:
         return torch.nn.functional.normalize(cls.float(), dim=-1)
 
 
-def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None) -> DinoScorer:
+def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> DinoScorer:
     """Load a scorer from a transformers folder or a hub id, such as facebook/dinov2-base or facebook/dino-vits16."""
-    model_sources.read_manifest(name_or_path, model_sources.DINO, revision)
+    model_sources.read_manifest(name_or_path, model_sources.DINO)
     transformers = model_sources.import_library("transformers")
-    model = transformers.AutoModel.from_pretrained(name_or_path, revision=revision, dtype=dtype, use_safetensors=True)
-    processor = transformers.AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
+    name, revision = model_sources.split_revision(name_or_path)
+    model = transformers.AutoModel.from_pretrained(name, revision=revision, dtype=dtype, use_safetensors=True)
+    processor = transformers.AutoImageProcessor.from_pretrained(name, revision=revision)
     return DinoScorer(model.to(device).requires_grad_(False).eval(), processor)

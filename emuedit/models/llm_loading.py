@@ -18,10 +18,10 @@ FACTORY_SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 """A spec of the form 'package.module:factory'."""
 
 
-def load_llm(spec: str, device: str = "cpu", dtype: torch.dtype | None = None, revision: str | None = None) -> LLM:
+def load_llm(spec: str, device: str = "cpu", dtype: torch.dtype | None = None) -> LLM:
     """Load an LLM from 'https://host/v1#model' (OpenAI-compatible), 'package.module:factory', a folder or a hub id.
 
-    `device`, `dtype` and `revision` are for a folder or hub id. Raises ValueError for an endpoint without a model name
+    `device` and `dtype` are for a folder or hub id. Raises ValueError for an endpoint without a model name
     and for a factory that cannot be imported, TypeError for a factory whose result is not an LLM, and what
     `model_sources.read_manifest` raises for a wrong folder.
     """
@@ -32,7 +32,7 @@ def load_llm(spec: str, device: str = "cpu", dtype: torch.dtype | None = None, r
         return OpenAILLM(url, model)
     if FACTORY_SPEC.fullmatch(spec):
         return _call_factory(spec)
-    return local_llm.load(spec, device, dtype, revision)
+    return local_llm.load(spec, device, dtype)
 
 
 def _call_factory(spec: str) -> LLM:

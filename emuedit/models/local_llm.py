@@ -69,14 +69,15 @@ class LocalLLM:
         return self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
 
 
-def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype | None = None, revision: str | None = None) -> LocalLLM:
+def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype | None = None) -> LocalLLM:
     """Load a chat model from a transformers folder or a hub id; dtype None is float32."""
     import torch
 
-    model_sources.read_manifest(name_or_path, model_sources.CHAT, revision)
+    model_sources.read_manifest(name_or_path, model_sources.CHAT)
     transformers = model_sources.import_library("transformers")
+    name, revision = model_sources.split_revision(name_or_path)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        name_or_path, revision=revision, dtype=dtype or torch.float32, use_safetensors=True
+        name, revision=revision, dtype=dtype or torch.float32, use_safetensors=True
     )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name, revision=revision)
     return LocalLLM(model.to(device).requires_grad_(False).eval(), tokenizer)

@@ -12,7 +12,8 @@ from typing import Any
 from emuedit.models import model_files
 from emuedit.models.model_files import MissingModelError, ModelFileError
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[0-9a-f]{40})?")
+"""A model on the hub: `owner/name`, whatever it holds that day, or pinned to a commit: `owner/name@<40 hexadecimal digits>`."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,20 @@ def is_folder(name_or_path: str) -> bool:
     return Path(name_or_path).is_dir()
 
 
-def read_manifest(name_or_path: str, kind: ModelKind, revision: str | None = None) -> dict[str, Any]:
+def split_revision(name_or_path: str) -> tuple[str, str | None]:
+    """(name, commit) of a pinned hub id, as the `from_pretrained` of a library wants them; of anything else (itself, None)."""
+    name, _, commit = name_or_path.rpartition("@")
+    is_pinned = bool(name) and HUB_ID.fullmatch(name_or_path) is not None and not Path(name_or_path).exists()
+    return (name, commit) if is_pinned else (name_or_path, None)
+
+
+def download_snapshot(hub_id: str) -> Path:
+    """The folder of a whole repository of the hub, at its commit if it is pinned; downloaded once."""
+    name, revision = split_revision(hub_id)
+    return Path(import_library("huggingface_hub").snapshot_download(name, revision=revision))
+
+
+def read_manifest(name_or_path: str, kind: ModelKind) -> dict[str, Any]:
     """Read the manifest file of a local folder or a hub repository, and check that it is of this kind.
 
     Raises MissingModelError, or ModelFileError where it is of another kind or its files are not whole; both say what was wanted,
@@ -81,11 +95,11 @@ def read_manifest(name_or_path: str, kind: ModelKind, revision: str | None = Non
                 "save it again with safe_serialization"
             )
     elif HUB_ID.fullmatch(name_or_path):
-        path = _download_manifest(name_or_path, kind, revision)
+        path = _download_manifest(name_or_path, kind)
     else:
         raise MissingModelError(
-            f"want {kind} or a hub id 'owner/name', got {name_or_path!r}, which is neither; "
-            "check the path, or train the toy models first"
+            f"want {kind} or a hub id 'owner/name' (or 'owner/name@<commit>', all 40 digits), got {name_or_path!r}, which is "
+            "neither; check the path, or train the toy models first"
         )
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -123,9 +137,10 @@ def _fits(folder: Path, kind: ModelKind) -> bool:
     return kind.key is None or manifest.get(kind.key) in kind.accepts
 
 
-def _download_manifest(hub_id: str, kind: ModelKind, revision: str | None) -> Path:
+def _download_manifest(hub_id: str, kind: ModelKind) -> Path:
+    name, revision = split_revision(hub_id)
     try:
-        return Path(import_library("huggingface_hub").hf_hub_download(hub_id, kind.file, revision=revision))
+        return Path(import_library("huggingface_hub").hf_hub_download(name, kind.file, revision=revision))
     except Exception as error:  # the hub has many error classes: offline, no such repository, no such file, no access
         raise MissingModelError(
             f"want {kind} or its hub id, got {hub_id!r}: no such folder here, and the hub did not give "

@@ -71,14 +71,12 @@ class Segmenter:
         return array.copy() if fits else self.resize.apply_image(array)
 
 
-def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None) -> Segmenter:
+def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Segmenter:
     """Load a segmenter from a folder written by `save`, or from a released checkpoint file.
 
     A released file (.pth or .safetensors; vit_b, vit_l or vit_h) has no config; the encoder width of its weights tells
     which of the three models it is. Weights stay in float32, because Sam's prompt encoder computes in it; another dtype
     runs the network under autocast.
     """
-    if revision is not None:
-        raise ValueError(f"a Sam is a local folder or file and has no revision, got {revision!r}; leave it out")
     model, config = sam_builder.load(Path(name_or_path))
     return Segmenter(model.to(device).requires_grad_(False).eval(), config, dtype)

@@ -180,22 +180,21 @@ class TextToImageModel:
             )
 
 
-def load(
-    name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None
-) -> TextToImageModel:
+def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> TextToImageModel:
     """Load a base model from a pipeline folder or a hub id. A VAE that overflows in float16 stays in float32."""
-    return TextToImageModel(open_pipeline(name_or_path, device, dtype, revision))
+    return TextToImageModel(open_pipeline(name_or_path, device, dtype))
 
 
-def open_pipeline(name_or_path: str, device: str, dtype: torch.dtype, revision: str | None) -> Any:
+def open_pipeline(name_or_path: str, device: str, dtype: torch.dtype) -> Any:
     """Load the frozen pipeline of a base model from safetensors, without the unused parts."""
-    manifest = model_sources.read_manifest(name_or_path, model_sources.BASE_MODEL, revision)
+    manifest = model_sources.read_manifest(name_or_path, model_sources.BASE_MODEL)
     diffusers = model_sources.import_library("diffusers")
     unused: dict[str, Any] = {part: None for part in model_files.UNUSED_PARTS if part in manifest}
     if "requires_safety_checker" in manifest:
         unused["requires_safety_checker"] = False
+    name, revision = model_sources.split_revision(name_or_path)
     pipeline = getattr(diffusers, manifest["_class_name"]).from_pretrained(
-        name_or_path, revision=revision, dtype=dtype, use_safetensors=True, **unused
+        name, revision=revision, dtype=dtype, use_safetensors=True, **unused
     )
     return freeze(pipeline, device)
 

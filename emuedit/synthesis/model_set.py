@@ -72,6 +72,9 @@ class ModelSet:
         name = self._path("base_model")
         if Path(name).exists():
             return content_key({}, name)
+        name, commit = model_sources.split_revision(name)
+        if commit:
+            return commit
         path = model_sources.import_library("huggingface_hub").hf_hub_download(name, model_sources.BASE_MODEL.file)
         return Path(path).parent.name  # .../snapshots/<commit>/model_index.json
 

@@ -1,12 +1,18 @@
+import contextlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import httpx2
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from emuedit.annotators import semantic_segmentation
+from emuedit.editor import task_predictor
 from emuedit.failures import FailureKind, kind_of
 from emuedit.models import clip, depth, detector, dino, local_llm, model_sources, segmenter, text_to_image
 
@@ -92,6 +98,9 @@ def test_a_hub_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch)
         model_sources.read_manifest("owner/name", model_sources.DEPTH)
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
 def test_a_hub_repository_of_the_wrong_kind_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     manifest = write_folder(tmp_path / "hub", "config.json", model_type="bert") / "config.json"
     requests: list[object] = []
@@ -101,6 +110,66 @@ def test_a_hub_repository_of_the_wrong_kind_is_an_error(monkeypatch: pytest.Monk
         return str(manifest)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    with pytest.raises(ValueError, match="got 'owner/name' with model_type 'bert'"):
-        depth.load("owner/name", revision="abc")
-    assert requests == [("owner/name", "config.json", "abc")]
+    for name in ("owner/name", f"owner/name@{COMMIT}"):
+        with pytest.raises(ValueError, match=f"got '{name}' with model_type 'bert'"):
+            depth.load(name)
+    assert requests == [("owner/name", "config.json", None), ("owner/name", "config.json", COMMIT)]
+
+
+@pytest.mark.parametrize("name", ["owner/name@main", "owner/name@0123456", f"name@{COMMIT}"])
+def test_a_hub_id_is_pinned_by_a_whole_commit(name: str) -> None:
+    assert model_sources.split_revision(name) == (name, None)
+    with pytest.raises(FileNotFoundError, match=re.escape(f"'owner/name@<commit>', all 40 digits), got '{name}'")):
+        depth.load(name)
+
+
+def test_a_folder_whose_name_looks_like_a_pinned_hub_id_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"owner/name@{COMMIT}"
+    assert model_sources.split_revision(name) == ("owner/name", COMMIT)
+    Path(name).mkdir(parents=True)
+    assert model_sources.split_revision(name) == (name, None)
+
+
+@pytest.mark.parametrize(
+    ("load", "library", "classes"),
+    [
+        (dino.load, "transformers", ["AutoModel", "AutoImageProcessor"]),
+        (depth.load, "transformers", ["AutoModelForDepthEstimation", "AutoImageProcessor"]),
+        (detector.load, "transformers", ["AutoModelForZeroShotObjectDetection", "AutoProcessor"]),
+        (local_llm.load, "transformers", ["AutoModelForCausalLM", "AutoTokenizer"]),
+        (text_to_image.load, "diffusers", ["StableDiffusionPipeline"]),
+        (lambda name: semantic_segmentation.load(name, "cpu"), "transformers",
+         ["AutoModelForSemanticSegmentation", "AutoImageProcessor"]),
+        (lambda name: task_predictor.from_t5(name, ("local", "add"), 8), "transformers",
+         ["AutoModelForSequenceClassification", "AutoTokenizer"]),
+    ],
+    ids=["dino", "depth", "detector", "llm", "base_model", "segmap", "t5"],
+)  # fmt: skip
+def test_every_part_of_a_pinned_model_is_loaded_at_its_commit(
+    load: Any, library: str, classes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[tuple[str, str, object]] = []
+    module = model_sources.import_library(library)
+    for name in classes:
+
+        def from_pretrained(repository: str, *, name: str = name, revision: str | None = None, **_: object) -> MagicMock:
+            requests.append((name, repository, revision))
+            return MagicMock()
+
+        monkeypatch.setattr(getattr(module, name), "from_pretrained", from_pretrained)
+    manifest = {"_class_name": "StableDiffusionPipeline"}
+    monkeypatch.setattr(model_sources, "read_manifest", lambda name, kind: manifest)
+    with contextlib.suppress(TypeError, ValueError, AttributeError):  # a mock is no network
+        load(f"owner/name@{COMMIT}")
+    assert requests == [(name, "owner/name", COMMIT) for name in classes]
+
+
+def test_a_pinned_clip_is_opened_from_the_folder_of_its_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """open_clip itself only knows the newest version of a repository."""
+    monkeypatch.setattr(model_sources, "read_manifest", lambda name, kind: {})
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision: str(tmp_path / name / revision))
+    open_clip = model_sources.import_library("open_clip")
+    assert clip._resolve_name(open_clip, "owner/name") == ("hf-hub:owner/name", None, {})
+    pinned, _, _ = clip._resolve_name(open_clip, f"owner/name@{COMMIT}")
+    assert pinned == f"local-dir:{tmp_path}/owner/name/{COMMIT}"

@@ -16,6 +16,7 @@ from emuedit.processes import QUIET_ENV, keep_compiled_modules, leave, set_env_d
 from emuedit.promotion import promotion_commands
 from emuedit.tracking import service_errors, sync_command
 from emuedit.training import learn_command
+from emuedit.worlds import init_command
 
 if TYPE_CHECKING:
     from emuedit.data.formats.row_conversion import AssignTasks
@@ -96,6 +97,7 @@ def _export(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="emuedit", description="An open Emu Edit: edit pictures by instruction.")
     commands = parser.add_subparsers(required=True, metavar="command")
+    init_command.add_commands(commands)
     edit_commands.add_commands(commands)
     task_commands.add_commands(commands)
     learn_command.add_commands(commands)

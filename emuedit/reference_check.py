@@ -9,7 +9,7 @@ from typing import Any
 
 from emuedit.config import renamed_hint
 from emuedit.data.dependencies import CODE_ROOT, PIPELINE_FILE, find_file
-from emuedit.metrics.benchmark_folder import missing_files
+from emuedit.metrics.benchmark_folder import TABLE, missing_files
 from emuedit.models import model_files
 from emuedit.models.model_sources import HUB_ID
 from emuedit.name_hints import closest_match
@@ -44,6 +44,8 @@ def problems(params: Mapping[str, Any], stages: Mapping[str, Any], root: Path) -
             continue
         if key == "benchmark" and (folder := find_file(reference, root)).is_dir():
             yield from (f"world.{key}: {problem}" for problem in missing_files(folder).values())
+        elif key == "benchmark" and not folder.exists() and not folder.suffix:
+            yield f"world.{key}: want a folder with {TABLE}, or a Python file, got none at {reference}{_hint(reference, root)}"
         else:
             yield from (f"world.{key}: {problem}" for problem in _function_problems(reference, function, root))
     for section, keys in _FILES.items():
@@ -75,7 +77,8 @@ def _model_problems(reference: str, root: Path) -> Iterator[str]:
     first = Path(reference).parts[0] if Path(reference).parts else ""
     is_path = reference.startswith(("/", ".", "~")) or reference.count("/") > 1 or find_file(first or "-", root).is_dir()
     if is_path or not HUB_ID.fullmatch(reference):
-        yield f"want an existing file or folder, or a hub id 'owner/name' or 'owner/name@<whole commit>', got {reference!r}{_hint(reference, root)}"
+        names = "'owner/name' or 'owner/name@<whole commit>'"
+        yield f"want an existing file or folder, or a hub id {names}, got {reference!r}{_hint(reference, root)}"
 
 
 def _llm_problems(reference: str, root: Path) -> Iterator[str]:
@@ -129,7 +132,8 @@ def _task_problems(params: Mapping[str, Any]) -> Iterator[str]:
                 continue
             if section != "evaluation" and not is_trained:
                 yield f"{section}.{key}: {name} is learned by inversion only; want tasks out of {', '.join(ALL_TASKS)}"
-    learned = _mapping(params, "inversion").get("task")
+    inversion = _mapping(params, "inversion")
+    learned = inversion.get("task") if inversion.get("enabled", True) else "none: inversion.enabled is false"
     for name in _texts(params, "evaluation", "tasks"):
         if isinstance(learned, str) and name in {task.name for task in HELD_OUT} - {learned}:
             yield f"evaluation.tasks: no editor knows {name}, which is not the task of inversion ({learned}); leave it out"

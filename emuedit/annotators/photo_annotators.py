@@ -36,8 +36,8 @@ class Annotators:
     Networks are folders, relative to the working directory, or hub ids; each is loaded when it is first needed.
     """
 
-    depth: str
-    """Relative depth, for the tasks `depth` and `normal`. The network of `world.depth` can be used."""
+    depth: str | None
+    """Relative depth, for the tasks `depth` and `normal`; None: that of `world.depth`, which the stage `pairs` fills in."""
     people: str
     """Object detector with the class "person", for the task `pose`."""
     pose: str
@@ -82,6 +82,8 @@ class Annotators:
 
     @cached_property
     def _depth_estimator(self) -> depth_estimation.DepthEstimator:
+        if self.depth is None:
+            raise ValueError("want a depth network for the tasks depth and normal, got none; name one: Annotators(depth=...)")
         return depth_estimation.load(config.resolve_path(self.depth), self._device)
 
     @cached_property
@@ -142,7 +144,7 @@ def _to_uint8(images: np.ndarray) -> np.ndarray:
 
 
 annotate = Annotators(
-    depth="depth-anything/Depth-Anything-V2-Small-hf",
+    depth=None,
     people="PekingU/rtdetr_r50vd_coco_o365",
     pose="usyd-community/vitpose-base-simple",
     segmap="openmmlab/upernet-convnext-small",

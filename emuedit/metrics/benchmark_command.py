@@ -4,7 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from emuedit import config
 from emuedit.metrics.benchmark_folder import JUDGE
+
+_SIZE = 512
 
 
 def add_commands(commands: Any) -> None:
@@ -12,18 +15,18 @@ def add_commands(commands: Any) -> None:
     command = commands.add_parser("benchmark", help="check a folder of edits of real pictures, and calibrate its judge")
     command.set_defaults(run=_run)
     command.add_argument("folder", type=Path, help="folder with edits.csv and the pictures; see docs/own-data.md")
-    command.add_argument("--clip", help="open_clip model of the judge: folder, 'model/tag' or hub id")
-    command.add_argument("--dino", help="DINO model of the judge: folder or hub id")
-    command.add_argument("--size", type=int, default=512, metavar="PX", help="side to which pictures are scaled (default: 512)")
+    default = "of a new judge: that of params.yaml"
+    command.add_argument("--clip", help=f"open_clip model of the judge: folder, 'model/tag' or hub id ({default})")
+    command.add_argument("--dino", help=f"DINO model of the judge: folder or hub id ({default})")
+    sizes = f"side to which pictures are scaled; of a new judge: train.resolution of params.yaml, or {_SIZE}"
+    command.add_argument("--size", type=int, metavar="PX", help=sizes)
     command.add_argument("--calibrate", action="store_true", help="set the bounds from the edits whose right results are known")
 
 
 def _run(options: argparse.Namespace) -> int:
     from emuedit.metrics import photo_benchmark
 
-    if options.clip and options.dino:
-        settings = photo_benchmark.JudgeFile(clip=options.clip, dino=options.dino, size=options.size)
-        photo_benchmark.write_judge(options.folder, settings)
+    _set_judge(options)
     benchmark = photo_benchmark.PhotoBenchmark(options.folder)
     print(f"{'task':12}{'edits':>7}{'results':>9}")
     for task in benchmark.tasks:
@@ -49,3 +52,24 @@ def _run(options: argparse.Namespace) -> int:
     photo_benchmark.write_judge(options.folder, benchmark.settings.model_copy(update={"task_bounds": bounds}))
     print(f"\n{options.folder / JUDGE}: bounds of {', '.join(bounds)}")
     return 0
+
+
+def _set_judge(options: argparse.Namespace) -> None:
+    """Write `judge.yaml` where there is none, or where options name other values. Bounds hold for one choice of values only."""
+    from emuedit.metrics.photo_benchmark import JudgeFile, read_judge, write_judge
+
+    named = {name: value for name in ("clip", "dino", "size") if (value := getattr(options, name)) is not None}
+    if (options.folder / JUDGE).is_file():
+        judge = read_judge(options.folder)
+        present = judge.model_dump(include={"clip", "dino", "size"})
+        if present != present | named:
+            write_judge(options.folder, JudgeFile(**present | named))
+            if judge.task_bounds:
+                print(f"{options.folder / JUDGE}: the bounds were those of other settings and are gone; add --calibrate\n")
+        return
+    if missing := {"clip", "dino", "size"} - named.keys():
+        world = config.load(config.World, "world")
+        train = config.read_yaml(Path(config.PARAMS_FILE)).get("train", {})
+        of_params = {"clip": world.clip, "dino": world.dino, "size": train.get("resolution", _SIZE)}
+        named |= {name: of_params[name] for name in missing}
+    write_judge(options.folder, JudgeFile(**named))

@@ -9,7 +9,7 @@ REQUIRED = ("image", "task", "instruction", "input_caption", "output_caption")
 
 def missing_files(folder: Path) -> dict[str, str]:
     """Name -> what to do, of the files that a benchmark needs and the folder lacks."""
-    command = f"`emuedit benchmark {folder} --clip ... --dino ...` writes it"
+    command = f"`emuedit benchmark {folder}` writes it"
     advice = {
         TABLE: f"want a table of edits at {folder / TABLE} with the columns {', '.join(REQUIRED)}, got no file",
         JUDGE: f"want the judge's settings in {folder / JUDGE}, got no file; {command}",

@@ -80,8 +80,8 @@ class PhotoBenchmark:
 
         Raises BenchmarkError that names file, row and column for a table that does not fit."""
         self.folder, self.device = Path(folder), device
-        self.settings = _read_judge(self.folder / JUDGE)
-        self.rows = _read_rows(self.folder)
+        self.settings = read_judge(self.folder)
+        self.rows = read_rows(self.folder)
 
     def __call__(self, task: str, split: str, start: int, n: int) -> PhotoEdits:
         """Edits start to start + n - 1 of a task. Raises BenchmarkError where there are fewer."""
@@ -136,10 +136,11 @@ def write_judge(folder: Path, settings: JudgeFile) -> None:
     (folder / JUDGE).write_text(yaml.safe_dump(settings.model_dump(), sort_keys=False), encoding="utf-8")
 
 
-def _read_judge(file: Path) -> JudgeFile:
+def read_judge(folder: Path) -> JudgeFile:
+    """Read `judge.yaml`. Raises BenchmarkError where there is none."""
+    file = folder / JUDGE
     _check_file(file)
-    values = dict(config.read_yaml(file))
-    return JudgeFile.model_validate(values)
+    return JudgeFile.model_validate(dict(config.read_yaml(file)))
 
 
 def _check_file(file: Path) -> None:
@@ -147,7 +148,8 @@ def _check_file(file: Path) -> None:
         raise BenchmarkError(line)
 
 
-def _read_rows(folder: Path) -> list[dict[str, str]]:
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    """The rows of a benchmark's table. Raises BenchmarkError that names file, row and column for a table that does not fit."""
     file = folder / TABLE
     _check_file(file)
     with file.open(newline="", encoding="utf-8-sig") as stream:

@@ -1,7 +1,7 @@
 """Stage `inversion`: learn one task that the editor was never trained on, from a few examples: its embedding and an adapter.
 
 In: `models/editor`, the world's benchmark. Out: `models/inversion/<task>.safetensors` (a task pack), `stats.jsonl`,
-`summary.json`.
+`summary.json`; the summary alone where it is not enabled.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ from emuedit.training.batch import Batch
 from emuedit.training.task_inversion import InversionSettings, encode_examples, invert, select_examples, training_loss
 
 EDITOR, OUT = "models/editor", "models/inversion"
-HEADLINE = "one task learned from {examples} examples in {steps} steps"
+HEADLINE = "tasks learned: {tasks}, from {examples} examples in {steps} steps"
 
 
 class InversionError(ValueError):
@@ -35,6 +35,8 @@ class InversionParams(InversionSettings):
 
     world: config.World
     """The world; only its `benchmark` is used."""
+    enabled: bool = True
+    """Whether a task is learned; false where the benchmark has no examples of one. People add tasks by `emuedit learn`, too."""
     device: str = "auto"
     """Where it learns: auto, cpu, cuda or mps."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -42,7 +44,11 @@ class InversionParams(InversionSettings):
 
 
 def run(params: InversionParams, root: Path) -> Summary:
-    """Learn one task on the published editor, and publish its pack to `models/inversion`."""
+    """Learn one task on the published editor, and publish its pack to `models/inversion`; without a pack if not `enabled`."""
+    if not params.enabled:
+        nothing = {"enabled": False}
+        scratch = scratch_folder(root, "inversion", work_key("inversion", nothing, root))
+        return publish(scratch, root / OUT, "inversion", nothing, {"tasks": 0})
     runtime = Runtime.choose(params.device, params.dtype)
     read_summary(root / EDITOR)  # an editor that is only half published has none
     of_training = training_loss(root / EDITOR)
@@ -63,7 +69,7 @@ def run(params: InversionParams, root: Path) -> Summary:
         learned = invert(editor, examples, held_out, params, tracker, n_passes)
     pack = learned.pack(editor.weights, params, edits.instructions[: params.n_examples], {"params": recorded})
     task_pack.save(pack, scratch / f"{params.task}.safetensors")
-    counts = {"examples": params.n_examples, "steps": learned.steps}
+    counts = {"tasks": 1, "examples": params.n_examples, "steps": learned.steps}
     recorded = recorded | {"editor": editor.weights, "record": pack.record}  # not |=: the record holds the params
     return publish(scratch, root / OUT, "inversion", recorded, counts)
 

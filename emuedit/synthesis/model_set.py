@@ -61,10 +61,16 @@ class ModelSet:
 
     @cached_property
     def annotate(self) -> Any:
-        """What draws the targets of the vision tasks, see `config.World.annotators`; with device `auto` on this set's device."""
+        """What draws the targets of the vision tasks, see `config.World.annotators`.
+
+        Annotators with device `auto` are on this set's device, and those without a depth network use the world's.
+        """
         annotate: Any = config.import_function(self.world.annotators, "annotate")
-        is_on_any = dataclasses.is_dataclass(annotate) and getattr(annotate, "device", "") == "auto"
-        return dataclasses.replace(annotate, device=self.runtime.device) if is_on_any else annotate
+        if not dataclasses.is_dataclass(annotate):
+            return annotate
+        ours = {"device": ("auto", self.runtime.device), "depth": (None, self._path("depth"))}
+        filled = {name: value for name, (unset, value) in ours.items() if getattr(annotate, name, value) == unset}
+        return dataclasses.replace(annotate, **filled)  # type: ignore[type-var]
 
     @cached_property
     def revision(self) -> str:

@@ -255,3 +255,12 @@ def test_networks_run_where_the_pairs_are_made(monkeypatch: pytest.MonkeyPatch) 
     of_photographs = world.model_copy(update={"annotators": "emuedit/annotators/photo_annotators.py"})
     assert ModelSet(of_photographs, ROOT, Runtime("cuda:1", "float32")).annotate.device == "cuda:1"
     assert annotate.device == "auto"
+
+
+def test_the_default_depth_network_is_that_of_the_world() -> None:
+    """It was another one of the hub, of any version, whatever `world.depth` named."""
+    world = config.World.model_validate(yaml.safe_load((ROOT / "params.yaml").read_text())["world"])
+    of_photographs = world.model_copy(update={"annotators": "emuedit/annotators/photo_annotators.py"})
+    assert ModelSet(of_photographs, ROOT, Runtime("cpu", "float32")).annotate.depth == str(ROOT / world.depth)
+    with pytest.raises(ValueError, match=r"want a depth network .* name one: Annotators\(depth=\.\.\.\)"):
+        annotate("depth", np.zeros((1, 8, 8, 3), np.uint8), [""], np.zeros((1, 4)), np.zeros((1, 8, 8), bool))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from emuedit import cli
 from emuedit.metrics import benchmark
-from emuedit.metrics.photo_benchmark import BenchmarkError, PhotoBenchmark
+from emuedit.metrics.photo_benchmark import BenchmarkError, JudgeFile, PhotoBenchmark, read_judge, write_judge
 from emuedit.metrics.similarity_judge import JudgeBounds, SimilarityJudge, best_threshold, project_gains
 from emuedit.models import clip, dino
 from tests.repository import ROOT
@@ -60,6 +60,20 @@ def test_a_map_is_compared_with_its_right_result(folder: Path) -> None:
     assert edits.exact is not None
     assert edits.judge(edits.exact).success.all()
     assert "it differs from the right result by" in edits.judge(255 - edits.exact).reason[0]
+
+
+def test_a_picture_without_the_box_that_was_asked_for_is_refused(tmp_path: Path) -> None:
+    """A box is thin: the picture before is near the right result, and was accepted."""
+    before = np.full((1, 64, 64, 3), 90, np.uint8)
+    right = before.copy()
+    right[0, 20:40, 20:22] = right[0, 20:40, 38:40] = right[0, 20:22, 20:40] = right[0, 38:40, 20:40] = (255, 0, 255)
+    shifted, pale = np.roll(right, 6, 2), (0.3 * before + 0.7 * right).astype(np.uint8)
+    judge, captions = SimilarityJudge(clip.load(CLIP), dino.load(DINO), JudgeBounds()), (["a star"], ["a star in a box"])
+    accepted = {
+        name: judge.judge("detect", before, after, captions, list(right)).success.item()
+        for name, after in {"before": before, "right": right, "shifted": shifted, "pale": pale}.items()
+    }
+    assert accepted == {"before": False, "right": True, "shifted": False, "pale": True}
 
 
 def test_a_row_without_a_result_leaves_the_other_results_known(folder: Path, tmp_path: Path) -> None:
@@ -135,8 +149,37 @@ def test_a_wrong_table_is_an_error_with_line_and_column(table: str, message: str
         PhotoBenchmark(tmp_path)
 
 
+def test_a_new_judge_has_the_models_and_the_size_of_the_params(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    (tmp_path / "edits.csv").write_text(f"{HEADER}\na.png,local,a,b,c\n")
+    assert cli.main(["benchmark", "."]) == 2
+    assert "want a parameter file, got none" in capsys.readouterr().err
+    params = (ROOT / "params.yaml").read_text().replace("\ntrain:\n", "\ntrain:\n  resolution: 96\n")
+    (tmp_path / "params.yaml").write_text(params)
+    assert cli.main(["benchmark", ".", "--dino", "owner/dino"]) == 0
+    judge = read_judge(tmp_path)
+    assert (judge.clip, judge.dino, judge.size) == ("toyworld/weights/clip", "owner/dino", 96)
+
+
+def test_bounds_are_kept_until_the_judge_is_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One of --clip and --dino alone was ignored, and both threw the bounds away even if they were those of the file."""
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    (tmp_path / "edits.csv").write_text(f"{HEADER}\na.png,local,a,b,c\n")
+    calibrated = JudgeFile(clip="a/b", dino="c/d", size=64, task_bounds={"local": JudgeBounds(min_gain=0.3)})
+    write_judge(tmp_path, calibrated)
+    assert cli.main(["benchmark", str(tmp_path), "--clip", "a/b", "--dino", "c/d"]) == 0
+    assert read_judge(tmp_path) == calibrated
+    assert "bounds" not in capsys.readouterr().out
+    assert cli.main(["benchmark", str(tmp_path), "--dino", "e/f"]) == 0
+    assert read_judge(tmp_path) == JudgeFile(clip="a/b", dino="e/f", size=64)
+    assert "the bounds were those of other settings and are gone; add --calibrate" in capsys.readouterr().out
+
+
 def test_without_a_judge_the_command_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match=r"`emuedit benchmark .* --clip \.\.\. --dino \.\.\.` writes it"):
+    with pytest.raises(BenchmarkError, match=r"`emuedit benchmark .*` writes it"):
         PhotoBenchmark(tmp_path)
 
 

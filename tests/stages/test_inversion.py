@@ -16,7 +16,7 @@ from emuedit.editor.sampling import EditSampler
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark
 from emuedit.models import text_to_image
-from emuedit.stages import MEMORY_ENV, inversion
+from emuedit.stages import MEMORY_ENV, describe, inversion
 from emuedit.stages.inversion import InversionError, InversionParams
 from emuedit.training.loss import ConditionDropout
 from emuedit.training.task_inversion import LearnedTask, invert, select_examples, start_embeddings
@@ -83,7 +83,7 @@ def test_a_pack_is_published_that_the_editor_accepts(published: Path, editor: Ed
     summary = inversion.run(params, published)
     assert read_summary(published / inversion.OUT) == summary
     assert set(summary.shards) == {"superres.safetensors", "stats.jsonl"}
-    assert summary.counts == {"examples": 4, "steps": 2}
+    assert summary.counts == {"tasks": 1, "examples": 4, "steps": 2}
     pack = editor.add_pack(published / inversion.OUT / "superres.safetensors")
     assert (pack.name, pack.n_examples, pack.base) == ("superres", 4, editor.weights)
     assert pack.record["params"]["lr"] == params.lr
@@ -92,6 +92,14 @@ def test_a_pack_is_published_that_the_editor_accepts(published: Path, editor: Ed
     first = (published / inversion.OUT / "superres.safetensors").read_bytes()
     inversion.run(params, published)
     assert (published / inversion.OUT / "superres.safetensors").read_bytes() == first
+
+
+def test_without_a_task_the_stage_publishes_no_pack_and_reads_no_editor(tmp_path: Path) -> None:
+    """A benchmark of photographs seldom has examples of a new task; the stage had to be cut out of dvc.yaml."""
+    summary = inversion.run(make_params(enabled=False, task="superres"), tmp_path)
+    assert (dict(summary.shards), summary.counts) == ({}, {"tasks": 0})
+    assert read_summary(tmp_path / inversion.OUT) == summary
+    assert describe(summary, inversion.HEADLINE) == "tasks learned: 0, from 0 examples in 0 steps"
 
 
 @pytest.mark.slow

@@ -1,0 +1,40 @@
+"""Pin models of the hub to the commits that they have today."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emuedit.config import ParamsError
+from emuedit.failures import FailureKind, kind_of
+from emuedit.models.model_sources import HUB_ID, import_library, split_revision
+
+_TIMEOUT_S = 10.0
+
+
+def pin(models: Mapping[str, str], root: Path) -> tuple[dict[str, str], str]:
+    """(models with `owner/name@<commit>` for every hub id, what to know if that was not possible, else an empty text).
+
+    Names of other kinds stay: files and folders below `root`, endpoints, open_clip's 'model/tag', and hub ids with a commit.
+    Raises ParamsError for a repository that does not exist or that the login may not read.
+    """
+    pinned = dict(models)
+    for key, name in models.items():
+        if not _is_unpinned(name, root):
+            continue
+        try:
+            commit: Any = import_library("huggingface_hub").HfApi().model_info(name, timeout=_TIMEOUT_S).sha
+        except Exception as error:  # the hub has many error classes; of those of the network nothing more can be learned
+            if kind_of(error) is not FailureKind.NETWORK and not isinstance(error, ConnectionError):  # HF_HUB_OFFLINE raises one
+                raise ParamsError(f"world.{key}: want a repository of the hub, got {name!r}: {error}") from error
+            return pinned, f"models are not pinned to a commit, because the hub is out of reach ({type(error).__name__})"
+        pinned[key] = f"{name}@{commit}"
+    return pinned, ""
+
+
+def _is_unpinned(name: str, root: Path) -> bool:
+    is_name = HUB_ID.fullmatch(name) is not None and not (root / name).exists()
+    return is_name and split_revision(name)[1] is None and not _is_open_clip(name)
+
+
+def _is_open_clip(name: str) -> bool:
+    return name.partition("/")[0] in import_library("open_clip").list_models()

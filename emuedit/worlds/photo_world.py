@@ -1,0 +1,165 @@
+"""The params of a world of photographs: a template, in which what depends on captions, models and benchmark is filled in."""
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+
+from emuedit.config import ParamsError
+from emuedit.data import caption_sources
+from emuedit.metrics.benchmark_folder import TABLE
+
+TEMPLATE = Path(__file__).with_name("photo_params.yaml")
+_TRAINED = (
+    "local", "remove", "add", "texture", "background", "global", "style", "color", "detect", "segment", "depth", "normal",
+    "sketch",
+)  # fmt: skip
+"""All tasks but those that few pictures are fit for (text), and those whose annotators are further networks (pose, segmap)."""
+_MANY_ROWS = 10_000
+"""Rows that are read of a source whose rows cannot be counted in a moment."""
+_FIRST_CAPTIONS, _MOST_EDITS = 500, 32
+_WITHOUT_BENCHMARK = ("local", "remove", "add", "background", "style")
+_GET_SAM = "world.segmenter: curl -LO https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth"
+_COMMENT, _COMMENT_COLUMN = re.compile(r"^( *\w+:.*?) {2,}# ", re.MULTILINE), 42
+_T5_LR, _ADAPTERS_LR = 1.0e-4, 5.0e-4
+_OBJECT_PX, _WIDE_PX, _SIGMA_PX, _AT_PX = 30, 20, 8, 512
+"""AnyEdit's dilation of masks at 512 px; the blur is that of the toy world, at this size."""
+_COUNTED = (".txt", ".csv", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A training preset, and the base model that it is for."""
+
+    base_model: str
+    size_px: int
+    """Side of the pictures that the base model generates."""
+    resolution_px: int
+    """Side at which it is trained, as the preset says."""
+    rows_per_batch: int
+
+
+PRESETS = {
+    "sd15-512": Preset("stable-diffusion-v1-5/stable-diffusion-v1-5", 512, 512, 4),
+    "sd15-256": Preset("stable-diffusion-v1-5/stable-diffusion-v1-5", 512, 256, 4),
+    "sdxl-512": Preset("stabilityai/stable-diffusion-xl-base-1.0", 1024, 512, 2),
+}
+MODELS = {
+    "detector": "IDEA-Research/grounding-dino-base",
+    "segmenter": "sam_vit_b_01ec64.pth",
+    "clip": "ViT-L-14/openai",
+    "dino": "facebook/dinov2-base",
+    "depth": "depth-anything/Depth-Anything-V2-Small-hf",
+    "llm": "Qwen/Qwen2.5-7B-Instruct",
+    "t5": "google/flan-t5-base",
+}
+"""The models besides the base model, as keys of `world`."""
+
+
+@dataclass(frozen=True)
+class PhotoWorld:
+    """The choices of `emuedit init`."""
+
+    name: str
+    captions: str
+    column: str
+    """Of the captions, where they are a table or a dataset."""
+    preset: str
+    models: Mapping[str, str]
+    """`base_model` and the keys of MODELS -> names."""
+    benchmark: str
+
+
+def render(world: PhotoWorld, root: Path) -> tuple[str, list[str]]:
+    """(text of `params.yaml`, lines that a person should know of it).
+
+    Raises ParamsError, or what the captions or the benchmark raise if they cannot be read.
+    """
+    preset = PRESETS[world.preset]
+    size_px = _size_of(root / world.models["base_model"]) or preset.size_px
+    n_rows, of_captions = _count_captions(world, root)
+    tasks, n_edits, of_benchmark = _read_benchmark(root / world.benchmark)
+    per_px = size_px / _AT_PX
+    values: dict[str, Any] = dict(world.models) | {
+        "name": world.name,
+        "size": size_px,
+        "captions": world.captions,
+        "column": world.column,
+        "benchmark": world.benchmark,
+        "n_rows": n_rows,
+        "n_captions": min(n_rows, _FIRST_CAPTIONS),
+        "tasks": list(_TRAINED),
+        "rows_per_batch": preset.rows_per_batch,
+        "object_px": round(_OBJECT_PX * per_px),
+        "wide_px": round(_WIDE_PX * per_px),
+        "sigma_px": round(_SIGMA_PX * per_px),
+        "router_lr": _ADAPTERS_LR if re.search(r"-x+l(@|$)", world.models["t5"]) else _T5_LR,
+        "preset": world.preset,
+        "resolution": min(preset.resolution_px, size_px),
+        "evaluated": tasks,
+        "n_edits": n_edits,
+    }
+    template = Template(TEMPLATE.read_text(encoding="utf-8"))
+    text = template.substitute({key: _yaml(value) for key, value in values.items()})
+    needs_sam = world.models["segmenter"] == MODELS["segmenter"] and not (root / MODELS["segmenter"]).exists()
+    return _COMMENT.sub(_align, text), [*of_captions, *of_benchmark, *([_GET_SAM] if needs_sam else [])]
+
+
+def _size_of(folder: Path) -> int | None:
+    """Side in px of the pictures that a base model generates, from its files; None for one that is not here."""
+    try:
+        unet, vae = (json.loads((folder / part / "config.json").read_text(encoding="utf-8")) for part in ("unet", "vae"))
+        blocks = vae.get("block_out_channels") or vae["encoder_block_out_channels"]
+        return int(unet["sample_size"] * 2 ** (len(blocks) - 1))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _count_captions(world: PhotoWorld, root: Path) -> tuple[int, list[str]]:
+    source = root / world.captions
+    if not source.exists():
+        raise ParamsError(f"want an existing file or folder of captions, got none at {source.resolve()}")
+    if source.suffix not in _COUNTED:
+        return _MANY_ROWS, [f"captions.n_rows: at most {_MANY_ROWS} rows of {world.captions} are read; change it as you like"]
+    batches = caption_sources.read_batches(source, world.captions, "train", world.column, sys.maxsize, _MANY_ROWS)
+    n_rows = sum(len(rows) for _, rows in batches)
+    if not n_rows:
+        raise ParamsError(f"want one caption a line or row, got none in {source}")
+    return n_rows, []
+
+
+def _read_benchmark(folder: Path) -> tuple[list[str], int, list[str]]:
+    """Tasks that it can measure, how many edits of each there are at least, and what a person should know."""
+    if not (folder / TABLE).is_file():
+        advice = f"write {folder / TABLE} (docs/own-data.md), then run this again with --overwrite"
+        return list(_WITHOUT_BENCHMARK), _MOST_EDITS, [f"evaluation.tasks: for a benchmark that is not there yet; {advice}"]
+    from emuedit.metrics import photo_benchmark  # imports torch
+
+    rows = photo_benchmark.read_rows(folder)
+    counts = Counter(row["task"] for row in rows if row.get("split", "held_out") == "held_out")
+    tasks = [task for task in _TRAINED if counts[task]]
+    if not tasks:
+        raise ParamsError(f"want held-out edits of some of {', '.join(_TRAINED)} in {folder / TABLE}, got {dict(counts)}")
+    notes = []
+    if left_out := [task for task in counts if task not in tasks]:
+        notes.append(f"evaluation.tasks: without {', '.join(left_out)} of the benchmark, which instructions.tasks lack")
+    fewest = min(tasks, key=lambda task: counts[task])
+    if counts[fewest] < _MOST_EDITS:
+        notes.append(f"evaluation.n_edits: {counts[fewest]}, because the benchmark has no more of {fewest}")
+    return tasks, min(_MOST_EDITS, counts[fewest]), notes
+
+
+def _align(line: re.Match[str]) -> str:
+    return f"{line[1]:<{_COMMENT_COLUMN}} # "
+
+
+def _yaml(value: Any) -> str:
+    """A value as it is written behind a key."""
+    return yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize).removesuffix("...\n").strip()

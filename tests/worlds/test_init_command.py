@@ -1,0 +1,204 @@
+"""`emuedit init` in a copy of the project's files: what it writes, what it says, and what it refuses."""
+
+import csv
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub.errors import RepositoryNotFoundError
+from PIL import Image
+
+from emuedit import cli, config, params_check
+from emuedit.stages.inversion import InversionParams
+from emuedit.stages.pairs import PairsParams
+from emuedit.stages.train import TrainParams
+from emuedit.worlds import hub_pins
+from tests.repository import ROOT, STAGES
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LOCAL = {
+    f"--{key.replace('_', '-')}": str(ROOT / "toyworld/weights" / key)
+    for key in ("base_model", "detector", "segmenter", "clip", "dino", "depth", "t5")
+}
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the project's params and pipeline, committed, and captions; it is the working folder."""
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "captions.txt").write_text("a red car in a street\na dog at a lake\na house in the snow\n")
+    git = ["git", "-c", "user.name=Test", "-c", "user.email=test@example.org"]
+    for command in (["init", "-q"], ["add", "params.yaml", "dvc.yaml"], ["commit", "-qm", "files"]):
+        subprocess.run([*git, *command], cwd=folder, check=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return folder
+
+
+def init(*arguments: str) -> int:
+    return cli.main(["init", "captions.txt", *arguments])
+
+
+def with_local_models() -> list[str]:
+    return [word for option in LOCAL.items() for word in option]
+
+
+def write_benchmark(folder: Path, counts: dict[str, int]) -> None:
+    folder.mkdir()
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(folder / "a.png")
+    with (folder / "edits.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["image", "task", "instruction", "input_caption", "output_caption"])
+        table.writerows(["a.png", task, "do it", "before", "after"] for task, n in counts.items() for _ in range(n))
+
+
+def read_params(folder: Path) -> dict[str, Any]:
+    params: dict[str, Any] = yaml.safe_load((folder / "params.yaml").read_text())
+    return params
+
+
+@pytest.mark.slow
+def test_what_is_written_passes_the_check_of_all_params(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_benchmark(clone / "benchmark", {"local": 40, "remove": 20, "contour": 3})
+    (clone / "benchmark/judge.yaml").write_text("{clip: a/b, dino: c/d}\n")
+    assert init(*with_local_models(), "--llm", "http://localhost:8000/v1#model") == 0
+    params_check.check(clone)
+    output = capsys.readouterr().out
+    assert "still missing" not in output
+    assert "evaluation.n_edits: 20, because the benchmark has no more of remove" in output
+    assert "evaluation.tasks: without contour of the benchmark" in output
+    params = read_params(clone)
+    assert params["evaluation"]["tasks"] == ["local", "remove"]
+    assert params["captions"]["n_rows"] == params["instructions"]["n_captions"] == 3
+    assert params["world"]["llm"] == "http://localhost:8000/v1#model"
+    assert config.load(InversionParams, "inversion").enabled is False
+
+
+@pytest.mark.slow
+def test_masks_have_the_size_of_the_base_models_pictures(clone: Path) -> None:
+    expected = {"sd15-512": (512, 30, 512), "sd15-256": (512, 30, 256), "sdxl-512": (1024, 60, 512)}
+    for preset, (size_px, radius_px, resolution) in expected.items():
+        assert init("--preset", preset, "--overwrite", "--no-pin") == 0
+        recipe = config.load(PairsParams, "pairs").recipes["local"][0]
+        assert recipe.mask is not None
+        assert recipe.mask.radius_px == radius_px
+        assert f"at the {size_px} px of its base model" in (clone / "params.yaml").read_text()
+        train = config.load(TrainParams, "train")
+        assert (train.resolution, train.steps) == (resolution, yaml.safe_load(
+            (ROOT / f"emuedit/training/presets/{preset}.yaml").read_text())["steps"])  # fmt: skip
+    assert init(*with_local_models(), "--overwrite", "--no-pin") == 0
+    recipe = config.load(PairsParams, "pairs").recipes["local"][0]
+    assert recipe.mask is not None
+    assert recipe.mask.radius_px == 4, "the toy world's base model makes pictures of 64 px"
+
+
+def test_models_here_are_deps_and_those_of_the_hub_and_of_the_toy_world_are_not(clone: Path) -> None:
+    before = (clone / "dvc.yaml").read_text()
+    assert init("--clip", LOCAL["--clip"], "--no-pin") == 0
+    text = (clone / "dvc.yaml").read_text()
+    stages = yaml.safe_load(text)["stages"]
+    users = {name for name, stage in stages.items() if "${world.clip}" in stage["deps"]}
+    assert users == {"pairs", "validation", "evaluation"}
+    assert not [dep for stage in stages.values() for dep in stage["deps"] if "toyworld" in dep or "world.dino" in dep]
+    for name, stage in stages.items():
+        kept = [dep for dep in STAGES[name]["deps"] if not dep.startswith("toyworld/")]
+        assert [dep for dep in stage["deps"] if dep != "${world.clip}"] == kept
+        assert {key: value for key, value in stage.items() if key != "deps"} == {
+            key: value for key, value in STAGES[name].items() if key != "deps"
+        }
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        line for line in before.splitlines() if line.startswith("#")
+    ]
+    assert text.count("# and each folder of dataset.mix") == before.count("# and each folder of dataset.mix")
+    assert init("--dino", LOCAL["--dino"], "--no-pin", "--overwrite") == 0
+    stages = yaml.safe_load((clone / "dvc.yaml").read_text())["stages"]
+    assert "${world.dino}" in stages["evaluation"]["deps"], "a second time it works on its own file"
+    assert "${world.clip}" not in stages["evaluation"]["deps"]
+
+
+def test_what_is_still_missing_is_listed(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert init() == 0
+    output = capsys.readouterr().out
+    assert "models are not pinned to a commit, because the hub is out of reach" in output
+    assert "world.segmenter: curl -LO https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth" in output
+    assert "world.benchmark: want a folder with edits.csv, or a Python file, got none at benchmark" in output
+    assert "write benchmark/edits.csv (docs/own-data.md), then run this again with --overwrite" in output
+    assert read_params(clone)["world"]["dino"] == "facebook/dinov2-base"
+
+
+def test_changes_that_git_does_not_have_are_not_lost(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (clone / "params.yaml").read_text() + "# mine\n"
+    (clone / "params.yaml").write_text(text)
+    assert init("--no-pin") == 2
+    assert "have changes that are not committed; commit them, or add --overwrite" in capsys.readouterr().err
+    assert (clone / "params.yaml").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.txt"], r"want an existing file or folder of captions, got none at .*nothing.txt"),
+        (["empty.csv"], "want one caption a line or row, got none in empty.csv"),
+        (["table.csv"], r"want key 'caption' in table.csv, got \['text'\] in row 1"),
+        (["captions.txt", "--benchmark", "maps"], "want held-out edits of some of local, .*got {'contour': 2}"),
+    ],
+)
+def test_input_that_cannot_be_used_is_refused_and_nothing_is_written(
+    clone: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_benchmark(clone / "maps", {"contour": 2})
+    (clone / "empty.csv").write_text("caption\n")
+    (clone / "table.csv").write_text("text\na dog\n")
+    before = (clone / "params.yaml").read_bytes(), (clone / "dvc.yaml").read_bytes()
+    assert cli.main(["init", *arguments, "--no-pin"]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert ((clone / "params.yaml").read_bytes(), (clone / "dvc.yaml").read_bytes()) == before
+
+
+def test_outside_of_a_clone_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert init() == 2
+    assert f"want a clone of emuedit, got no params.yaml and no dvc.yaml in {tmp_path}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_hub_ids_are_pinned_and_other_names_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names_of_requests: list[str] = []
+
+    class Hub:
+        def model_info(self, name: str, timeout: float) -> Any:
+            assert timeout <= 10
+            names_of_requests.append(name)
+            return type("Info", (), {"sha": COMMIT})
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    (tmp_path / "a/folder").mkdir(parents=True)
+    names = {
+        "base_model": "owner/name", "detector": f"owner/name@{COMMIT[::-1]}", "dino": "a/folder", "clip": "ViT-L-14/openai",
+        "llm": "http://localhost/v1#owner/name", "segmenter": "sam.pth",
+    }  # fmt: skip
+    pinned, note = hub_pins.pin(names, tmp_path)
+    assert pinned == names | {"base_model": f"owner/name@{COMMIT}"}
+    assert (names_of_requests, note) == (["owner/name"], "")
+
+
+def test_a_repository_that_does_not_exist_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hub:
+        def model_info(self, name: str, timeout: float) -> Any:
+            answer = httpx2.Response(404, request=httpx2.Request("GET", "https://huggingface.co"))
+            raise RepositoryNotFoundError(f"404 {name} {timeout}", response=answer)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    with pytest.raises(config.ParamsError, match=r"world\.dino: want a repository of the hub, got 'owner/typo': 404"):
+        hub_pins.pin({"dino": "owner/typo"}, tmp_path)

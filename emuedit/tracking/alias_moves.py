@@ -24,6 +24,7 @@ _REFRESH_S = 5.0
 _DEAD_AFTER_S = 60.0
 """A move without a sign of life for so long, by the server's clock, belongs to a process that is gone."""
 _POLL_S = 0.2
+"""Seconds between two looks at the moves ahead, for each of them: fifty that wait would otherwise keep the registry busy."""
 
 
 class ChampionChangedError(RegistryError):
@@ -107,7 +108,7 @@ def _wait_for_turn(ticket: int) -> None:
         if all(_is_dead(move, now_ms) for move in ahead):
             _finish_dead(ahead, ticket)
         else:
-            time.sleep(_POLL_S * random.uniform(0.5, 1.5))
+            time.sleep(min(_POLL_S * len(ahead), _REFRESH_S) * random.uniform(0.5, 1.5))
         if time.monotonic() - last_sign > _REFRESH_S:
             last_sign, now_ms = time.monotonic(), _renew(ticket)
 

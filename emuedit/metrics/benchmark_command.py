@@ -7,7 +7,7 @@ from typing import Any
 from emuedit import config
 from emuedit.metrics.benchmark_folder import JUDGE
 
-_SIZE = 512
+_SIZE, _MIN_MARGIN = 512, 0.2
 
 
 def add_commands(commands: Any) -> None:
@@ -48,6 +48,12 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{task:12}{shares}   {calibration.bounds.min_gain:8.3f}  {calibration.min_dino:.2f}")
     if not calibrations:
         raise photo_benchmark.BenchmarkError(f"want edits with results in {options.folder} to calibrate from, got none")
+    for calibration in calibrations:
+        if calibration.right - max(calibration.unrelated, calibration.unchanged) < _MIN_MARGIN:
+            print(
+                f"{calibration.task}: the judge hardly tells right results from others or from nothing done, so its success says"
+            )
+            print(f"{'':{len(calibration.task)}}  little; another CLIP or DINO may, or more edits with a result")
     bounds = {calibration.task: calibration.bounds for calibration in calibrations}
     photo_benchmark.write_judge(options.folder, benchmark.settings.model_copy(update={"task_bounds": bounds}))
     print(f"\n{options.folder / JUDGE}: bounds of {', '.join(bounds)}")

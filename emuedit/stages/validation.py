@@ -14,7 +14,7 @@ date: DVC does not see the registry.
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -114,9 +114,11 @@ def run(params: ValidationParams, root: Path) -> Summary:
     results = judge(measure_checks(profile, embeddings, reference, _wanted_tasks(root, dataset)), params.bounds, params.accept)
     data = ReportedData(profile, embeddings, reference, dataset.counts)
     validation_report.write(scratch, data, results)
-    if (breaches := [result for result in results if result.is_breach]) and not _goes_on(params.on_breach, breaches):
-        _show(scratch, root / OUT)
-        raise BreachError(_explain(breaches))
+    if breaches := [result for result in results if result.is_breach]:
+        explanation = _explain(breaches, params.accept)
+        if not _goes_on(params.on_breach, explanation):
+            _show(scratch, root / OUT)
+            raise BreachError(explanation)
     (scratch / PASSED).write_text(json.dumps({"passed": True}) + "\n", encoding="utf-8")
     recorded = params.model_dump(mode="json", exclude={"world", "device"}) | {"clip": params.world.clip}
     return publish(scratch, root / OUT, "validation", recorded | {"compared_with": reference.name}, count(results))
@@ -140,22 +142,23 @@ def _wanted_tasks(root: Path, dataset: Summary) -> set[str]:
     return written | {key.removesuffix(".pairs") for key in dataset.counts if key.endswith(".pairs")}
 
 
-def _goes_on(on_breach: str, breaches: list[CheckResult]) -> bool:
+def _goes_on(on_breach: str, explanation: str) -> bool:
     """Whether the pipeline goes on in spite of breaches; asks a person, if it shall and there is a terminal."""
     if on_breach == "ask" and sys.stdin.isatty():
-        print(_explain(breaches), file=sys.stderr, flush=True)
+        print(explanation, file=sys.stderr, flush=True)
         return input("Train on these data all the same? [y/N] ").strip().lower() in ("y", "yes")
     if on_breach == "warn":
-        print(f"validation: goes on, as validation.on_breach says; {_explain(breaches)}", file=sys.stderr, flush=True)
+        print(f"validation: goes on, as validation.on_breach says; {explanation}", file=sys.stderr, flush=True)
     return on_breach == "warn"
 
 
-def _explain(breaches: list[CheckResult]) -> str:
+def _explain(breaches: list[CheckResult], accept: Sequence[str]) -> str:
     """The failed checks and what to do about them."""
     lines = [f"  {result.name}: {validation_report.describe(result)}; {CHECKS[result.name].advice}" for result in breaches]
     names = ", ".join(result.name for result in breaches)
-    accept = f"To train on them all the same, set validation.accept: [{names}] in params.yaml. All figures: {OUT}/report.md"
-    return "\n".join([f"the kept pairs fail {len(breaches)} of {len(CHECKS)} checks: {names}", *lines, accept])
+    every_name = ", ".join([*accept, *(result.name for result in breaches)])
+    advice = f"To train on them all the same, set validation.accept: [{every_name}] in params.yaml. All figures: {OUT}/report.md"
+    return "\n".join([f"the kept pairs fail {len(breaches)} of {len(CHECKS)} checks: {names}", *lines, advice])
 
 
 def _show(scratch: Path, out: Path) -> None:

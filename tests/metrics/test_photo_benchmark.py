@@ -164,6 +164,21 @@ def test_a_new_judge_has_the_models_and_the_size_of_the_params(
     assert (judge.clip, judge.dino, judge.size) == ("toyworld/weights/clip", "owner/dino", 96)
 
 
+def test_a_judge_that_cannot_tell_right_from_wrong_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its right results are noise, as those of models are that do not know such pictures."""
+    shutil.copytree(folder, noisy := tmp_path / "noisy")
+    rng = np.random.default_rng(0)
+    for picture in noisy.glob("local*-right.png"):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(picture)
+    capsys.readouterr()
+    assert cli.main(["benchmark", str(noisy), "--calibrate"]) == 0
+    output = capsys.readouterr().out
+    assert "local: the judge hardly tells right results from others or from nothing done" in output
+    assert "background: the judge" not in output
+
+
 def test_bounds_are_kept_until_the_judge_is_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One of --clip and --dino alone was ignored, and both threw the bounds away even if they were those of the file."""
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")

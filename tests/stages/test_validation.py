@@ -138,6 +138,8 @@ def test_a_task_of_which_nothing_was_kept_is_missed(tmp_path: Path) -> None:
     publish_kept(tmp_path, make_pairs(), **{"texture.pairs": 9})
     with pytest.raises(BreachError, match=r"missing_tasks: want at most 0 .*, got 1 \(texture\)"):
         run(make_params(), tmp_path)
+    with pytest.raises(BreachError, match=r"set validation\.accept: \[new_words, missing_tasks\] in params.yaml"):
+        run(make_params(accept=("new_words",)), tmp_path)
 
 
 @pytest.mark.slow

@@ -15,11 +15,11 @@ from typing import Any
 from pydantic import Field
 
 from emuedit import config
-from emuedit.data import text_tables
+from emuedit.data import git_lfs, text_tables
 from emuedit.data.text_tables import BadRow
 
 _TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
-_SHOWN_CHARS = 80
+_SHOWN_CHARS, _POINTER_BYTES = 80, 1024
 
 CaptionFunction = Callable[[str, int, int], list[str]]
 """`captions(split, start, n)` of a Python source: the captions number start to start + n - 1 of a split."""
@@ -115,6 +115,7 @@ def _read_dataset(source: Path, split: str, column: str) -> Iterator[dict[str, A
     """Rows of a dataset in any form that `datasets` reads, streamed. One saved by `save_to_disk` is memory-mapped."""
     import datasets
 
+    _check_pointers(source)
     # `save_to_disk` of a single Dataset writes `state.json` into the folder; of a DatasetDict, into a folder per split.
     saved = [folder for folder in (source / split, source) if (folder / "state.json").is_file()]
     if source.suffix == ".yaml":
@@ -125,7 +126,8 @@ def _read_dataset(source: Path, split: str, column: str) -> Iterator[dict[str, A
     try:
         rows = datasets.load_from_disk(saved[0]) if saved else datasets.load_dataset(**arguments, split=split, streaming=True)
     except Exception as error:  # unknown split, configuration or dataset, no network, a damaged file: a dozen classes
-        raise CaptionSourceError(f"want the split {split!r} of the dataset {arguments['path']}, got none: {error}") from error
+        reason = f"{error}{_advice(str(error))}"
+        raise CaptionSourceError(f"want the split {split!r} of the dataset {arguments['path']}, got none: {reason}") from error
     names = rows.column_names
     n_rows = 0
     try:
@@ -134,3 +136,19 @@ def _read_dataset(source: Path, split: str, column: str) -> Iterator[dict[str, A
             n_rows += 1
     except Exception as error:  # as above, and the network may be lost half-way
         raise CaptionSourceError(f"the dataset {arguments['path']} cannot be read after row {n_rows}: {error}") from error
+
+
+def _check_pointers(source: Path) -> None:
+    """Raise CaptionSourceError for a folder with pointers of Git LFS in the place of its files."""
+    for file in sorted(source.rglob("*")) if source.is_dir() else ():
+        if file.is_file() and file.stat().st_size < _POINTER_BYTES and git_lfs.is_pointer(file.read_bytes()):
+            raise CaptionSourceError(f"want a dataset, got {file}, {git_lfs.DESCRIPTION}")
+
+
+def _advice(message: str) -> str:
+    """What to do about an error of `datasets` whose text says which choices there are."""
+    if "split" in message and "vailable" in message:
+        return "; name one of them in captions.split"
+    if "available configs" in message:
+        return "; name the files of one of them in captions, or its dataset in a .yaml file with `config`"
+    return ""

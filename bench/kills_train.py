@@ -31,7 +31,7 @@ from toyworld.edits import exact_dataset
 
 SETTINGS: dict[str, Any] = {
     "steps": 12, "batch_size": 4, "dtype": "float32", "device": "cpu", "warmup_steps": 2, "save_every_s": 0.3,
-    "log_every_steps": 1, "eval_every_steps": 6, "held_out_share": 0.2, "preview": None,
+    "start": "base_model", "log_every_steps": 1, "eval_every_steps": 6, "held_out_share": 0.2, "preview": None,
 }  # fmt: skip
 QUICK_STEPS = 4
 STAGE = "train"
@@ -60,7 +60,7 @@ def prepare(root: Path, pairs: Path, processes: int, quick: bool) -> Path:
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(pairs, root)
     params = yaml.safe_load((command.ROOT / "params.yaml").read_text(encoding="utf-8"))
-    params["world"]["base_model"] = str(command.ROOT / params["world"]["base_model"])
+    params["world"] |= {"base_model": str(command.ROOT / params["world"]["base_model"]), "base_editor": None}
     params["train"] |= SETTINGS | {"processes": processes} | ({"steps": QUICK_STEPS} if quick else {})
     (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     return root

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from emuedit.data.formats import FORMAT_NAMES
 from emuedit.editor import edit_commands, task_commands
-from emuedit.metrics import benchmark_command
 from emuedit.name_hints import check_options
 from emuedit.operations import ledger_commands, remote_commands, server_commands
 from emuedit.processes import QUIET_ENV, keep_compiled_modules, leave, set_env_defaults
 from emuedit.promotion import promotion_commands
 from emuedit.tracking import service_errors, sync_command
 from emuedit.training import learn_command
-from emuedit.worlds import init_command
+from emuedit.worlds import benchmark_command, init_command
 
 if TYPE_CHECKING:
     from emuedit.data.formats.row_conversion import AssignTasks

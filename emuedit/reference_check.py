@@ -36,16 +36,18 @@ def problems(params: Mapping[str, Any], stages: Mapping[str, Any], root: Path) -
         yield from _caption_problems(reference, root)
     for key in _MODELS:
         if isinstance(reference := world.get(key), str):
-            yield from (f"world.{key}: {problem}" for problem in _model_problems(reference, root))
+            problems_of = _checkpoint_problems if key == "segmenter" else _model_problems
+            yield from (f"world.{key}: {problem}" for problem in problems_of(reference, root))
     if isinstance(reference := world.get("llm"), str):
         yield from (f"world.llm: {problem}" for problem in _llm_problems(reference, root))
+        yield from _concurrency_problems(reference, _mapping(params, "instructions"))
     for key, function in _FUNCTIONS.items():
         if not isinstance(reference := world.get(key), str):
             continue
         if key == "benchmark" and (folder := find_file(reference, root)).is_dir():
             yield from (f"world.{key}: {problem}" for problem in missing_files(folder).values())
         elif key == "benchmark" and not folder.exists() and not folder.suffix:
-            yield f"world.{key}: want a folder with {TABLE}, or a Python file, got none at {reference}{_hint(reference, root)}"
+            yield f"world.{key}: want a folder with {TABLE}, or a Python file, got none at {reference}"
         else:
             yield from (f"world.{key}: {problem}" for problem in _function_problems(reference, function, root))
     for section, keys in _FILES.items():
@@ -55,6 +57,7 @@ def problems(params: Mapping[str, Any], stages: Mapping[str, Any], root: Path) -
                 yield f"{section}.{key}: want an existing file or folder, got none at {name}{_hint(name, root)}"
     yield from _task_problems(params)
     yield from _mix_problems(_mapping(params, "dataset"), stages, root)
+    yield from _dep_problems(world, stages, root)
     yield from _size_problems(params, world, root)
 
 
@@ -79,6 +82,25 @@ def _model_problems(reference: str, root: Path) -> Iterator[str]:
     if is_path or not HUB_ID.fullmatch(reference):
         names = "'owner/name' or 'owner/name@<whole commit>'"
         yield f"want an existing file or folder, or a hub id {names}, got {reference!r}{_hint(reference, root)}"
+
+
+def _checkpoint_problems(reference: str, root: Path) -> Iterator[str]:
+    """Of the segmenter, which the library segment-anything loads from a file or folder only."""
+    if find_file(reference, root).exists():
+        yield from _model_problems(reference, root)
+    else:
+        yield f"want an existing file or folder, got {reference!r}{_hint(reference, root)}"
+
+
+def _concurrency_problems(llm: str, instructions: Mapping[str, Any]) -> Iterator[str]:
+    concurrency = instructions.get("concurrency", 4)  # the default of the stage, which would have to be imported
+    if is_local_llm(llm) and isinstance(concurrency, int) and concurrency > 1:
+        yield f"instructions.concurrency: want 1 for a chat model on this machine ({llm}), got {concurrency}"
+
+
+def is_local_llm(reference: str) -> bool:
+    """Whether `world.llm` names a chat model that runs in this process, which answers one question at a time."""
+    return "://" not in reference and ":" not in reference
 
 
 def _llm_problems(reference: str, root: Path) -> Iterator[str]:
@@ -153,6 +175,24 @@ def _mix_problems(dataset: Mapping[str, Any], stages: Mapping[str, Any], root: P
             deps = [str(dep if isinstance(dep, str) else next(iter(dep))) for dep in stages[name].get("deps", ())]
             if not any(Path(folder).is_relative_to(dep) for dep in deps):
                 yield f"dataset.mix: {folder} is missing from the deps of {name} in {PIPELINE_FILE}; add it there"
+
+
+def _dep_problems(world: Mapping[str, Any], stages: Mapping[str, Any], root: Path) -> Iterator[str]:
+    """Models that are here and no deps of the stages that use them, so that a change goes unnoticed, and the reverse."""
+    for key in (*_MODELS, "llm"):
+        if not isinstance(reference := world.get(key), str):
+            continue
+        file, interpolated = find_file(reference, root), f"${{world.{key}}}"
+        for name, stage in stages.items():
+            listed = _mapping(stages, name).get("params")
+            if not isinstance(listed, list) or f"world.{key}" not in listed:
+                continue
+            deps = [dep for dep in stage.get("deps", ()) if isinstance(dep, str)]
+            is_dep = interpolated in deps or any(file.resolve().is_relative_to(find_file(dep, root).resolve()) for dep in deps)
+            if file.exists() and not is_dep:
+                yield f'{PIPELINE_FILE}: want "{interpolated}" in the deps of {name}, since world.{key} is a file or folder here'
+            if not file.exists() and interpolated in deps:
+                yield f'{PIPELINE_FILE}: "{interpolated}" in the deps of {name} is not here ({reference}); take it out'
 
 
 def _size_problems(params: Mapping[str, Any], world: Mapping[str, Any], root: Path) -> Iterator[str]:

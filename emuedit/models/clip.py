@@ -12,6 +12,9 @@ import torch
 
 from emuedit.models import image_tensors, model_sources
 
+_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
+"""What open_clip needs of a repository."""
+
 
 class ClipScorer:
     """`embed_images` and `embed_texts` return unit vectors, so their dot products are cosine similarities."""
@@ -94,7 +97,7 @@ def _resolve_name(open_clip: Any, name_or_path: str) -> tuple[str, str | None, d
         return model, tag, {"force_quick_gelu": bool(cfg.get("quick_gelu", False))}
     model_sources.read_manifest(name_or_path, model_sources.CLIP)
     if model_sources.split_revision(name_or_path)[1]:  # of a hub id open_clip loads the newest version only
-        return f"local-dir:{model_sources.download_snapshot(name_or_path)}", None, {}
+        return f"local-dir:{model_sources.download_snapshot(name_or_path, _FILES)}", None, {}
     return f"hf-hub:{name_or_path}", None, {}
 
 

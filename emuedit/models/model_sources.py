@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,10 @@ def split_revision(name_or_path: str) -> tuple[str, str | None]:
     return (name, commit) if is_pinned else (name_or_path, None)
 
 
-def download_snapshot(hub_id: str) -> Path:
-    """The folder of a whole repository of the hub, at its commit if it is pinned; downloaded once."""
+def download_snapshot(hub_id: str, patterns: Sequence[str] | None = None) -> Path:
+    """The folder of a repository of the hub, at its commit if it is pinned; downloaded once. patterns: only such files."""
     name, revision = split_revision(hub_id)
-    return Path(import_library("huggingface_hub").snapshot_download(name, revision=revision))
+    return Path(import_library("huggingface_hub").snapshot_download(name, revision=revision, allow_patterns=patterns))
 
 
 def read_manifest(name_or_path: str, kind: ModelKind) -> dict[str, Any]:

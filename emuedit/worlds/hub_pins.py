@@ -12,7 +12,7 @@ _TIMEOUT_S = 10.0
 
 
 def pin(models: Mapping[str, str], root: Path) -> tuple[dict[str, str], str]:
-    """(models with `owner/name@<commit>` for every hub id, what to know if that was not possible, else an empty text).
+    """(models with `owner/name@<commit>` for every hub id, what a person should know where that was not possible, or nothing).
 
     Names of other kinds stay: files and folders below `root`, endpoints, open_clip's 'model/tag', and hub ids with a commit.
     Raises ParamsError for a repository that does not exist or that the login may not read.
@@ -25,8 +25,12 @@ def pin(models: Mapping[str, str], root: Path) -> tuple[dict[str, str], str]:
             commit: Any = import_library("huggingface_hub").HfApi().model_info(name, timeout=_TIMEOUT_S).sha
         except Exception as error:  # the hub has many error classes; of those of the network nothing more can be learned
             if kind_of(error) is not FailureKind.NETWORK and not isinstance(error, ConnectionError):  # HF_HUB_OFFLINE raises one
-                raise ParamsError(f"world.{key}: want a repository of the hub, got {name!r}: {error}") from error
-            return pinned, f"models are not pinned to a commit, because the hub is out of reach ({type(error).__name__})"
+                advice = "--no-pin leaves names as they are"
+                raise ParamsError(
+                    f"world.{key}: {name!r} is no file or folder here, and the hub says: {error}; check the name, or {advice}"
+                ) from error
+            left = ", ".join(each for each in models if pinned[each] == models[each] and _is_unpinned(models[each], root))
+            return pinned, f"not pinned to a commit, because the hub is out of reach ({type(error).__name__}): {left}"
         pinned[key] = f"{name}@{commit}"
     return pinned, ""
 

@@ -30,19 +30,22 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--preset", choices=PRESETS, default=_DEFAULT_PRESET, help=presets, metavar="PRESET")
     command.add_argument("--base-model", metavar="MODEL", help="another base model of that kind: folder or hub id")
     for key, default in MODELS.items():
-        extra = " or https://host/v1#model" if key == "llm" else ""
-        command.add_argument(f"--{key}", default=default, metavar="MODEL", help=f"folder or hub id{extra} (default: {default})")
+        kinds = {"llm": "folder, hub id or https://host/v1#model", "segmenter": "checkpoint file or folder"}
+        text = f"{kinds.get(key, 'folder or hub id')} (default: {default})"
+        command.add_argument(f"--{key}", default=default, metavar="MODEL", help=text)
     command.add_argument("--no-pin", action="store_true", help="leave hub ids as they are, without the commits of today")
     command.add_argument("--overwrite", action="store_true", help="also where these files have changes that git does not have")
 
 
 def _run(options: argparse.Namespace) -> int:
     root = Path()
+    if missing := [name for name in _FILES if not (root / name).is_file()]:
+        raise ParamsError(f"want a clone of emuedit, got no {' and no '.join(missing)} in {root.resolve()}")
     if not options.overwrite:
         _check_unchanged(root)
     models = {key: getattr(options, key) for key in MODELS}
     models["base_model"] = options.base_model or PRESETS[options.preset].base_model
-    local = {key: (root / name).exists() for key, name in models.items()}
+    local = {key: (root / name).exists() for key, name in models.items()} | {"segmenter": True}  # it can be nothing else
     pipeline = pipeline_deps.rewrite((root / PIPELINE_FILE).read_text(encoding="utf-8"), local)
     notes = []
     if not options.no_pin:
@@ -67,11 +70,14 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check_unchanged(root: Path) -> None:
-    """Raise ParamsError where the files are not here, or differ from the last commit: their text would be lost."""
-    if missing := [name for name in _FILES if not (root / name).is_file()]:
-        raise ParamsError(f"want a clone of emuedit, got no {' and no '.join(missing)} in {root.resolve()}")
+    """Raise ParamsError where the files differ from the last commit, or there is none: their text would be lost."""
     command = ["git", "status", "--porcelain", "--", *_FILES]
-    process = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)  # noqa: S603  our own words
-    if process.returncode or process.stdout.strip():
-        reason = process.stderr.strip() or "they have changes that are not committed"
+    try:
+        process = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)  # noqa: S603  our own words
+        reason = "they have changes that are not committed" if process.stdout.strip() else ""
+    except FileNotFoundError:
+        reason = "there is no git to ask for their last version"
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.strip()
+    if reason:
         raise ParamsError(f"{' and '.join(_FILES)} would be written anew: {reason}; commit them, or add --overwrite")

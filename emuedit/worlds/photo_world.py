@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -15,6 +15,8 @@ import yaml
 from emuedit.config import ParamsError
 from emuedit.data import caption_sources
 from emuedit.metrics.benchmark_folder import TABLE
+from emuedit.promotion.gate_settings import GateSettings
+from emuedit.reference_check import is_local_llm
 
 TEMPLATE = Path(__file__).with_name("photo_params.yaml")
 _TRAINED = (
@@ -25,9 +27,12 @@ _TRAINED = (
 _MANY_ROWS = 10_000
 """Rows that are read of a source whose rows cannot be counted in a moment."""
 _FIRST_CAPTIONS, _MOST_EDITS = 500, 32
+_FEWEST_EDITS: int = GateSettings.model_fields["min_edits"].default
 _WITHOUT_BENCHMARK = ("local", "remove", "add", "background", "style")
 _GET_SAM = "world.segmenter: curl -LO https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth"
-_COMMENT, _COMMENT_COLUMN = re.compile(r"^( *\w+:.*?) {2,}# ", re.MULTILINE), 42
+_COMMENTED, _COMMENT_COLUMN = re.compile(r"( *\w+:.*?) {2,}# (.*)"), 42
+_LARGE_T5 = re.compile(r"-(x+l|3b|11b)/?(@|$)")
+_ENDPOINT_CONCURRENCY = 8
 _T5_LR, _ADAPTERS_LR = 1.0e-4, 5.0e-4
 _OBJECT_PX, _WIDE_PX, _SIGMA_PX, _AT_PX = 30, 20, 8, 512
 """AnyEdit's dilation of masks at 512 px; the blur is that of the toy world, at this size."""
@@ -83,9 +88,13 @@ def render(world: PhotoWorld, root: Path) -> tuple[str, list[str]]:
     Raises ParamsError, or what the captions or the benchmark raise if they cannot be read.
     """
     preset = PRESETS[world.preset]
-    size_px = _size_of(root / world.models["base_model"]) or preset.size_px
+    for value in (world.name, world.column, *world.models.values()):
+        if "\n" in value or "\r" in value:
+            raise ParamsError(f"want names of one line, got {value!r}")
+    size_px = picture_size(root / world.models["base_model"]) or preset.size_px
     n_rows, of_captions = _count_captions(world, root)
     tasks, n_edits, of_benchmark = _read_benchmark(root / world.benchmark)
+    further = list(_further_notes(world, root, size_px))
     per_px = size_px / _AT_PX
     values: dict[str, Any] = dict(world.models) | {
         "name": world.name,
@@ -93,26 +102,38 @@ def render(world: PhotoWorld, root: Path) -> tuple[str, list[str]]:
         "captions": world.captions,
         "column": world.column,
         "benchmark": world.benchmark,
-        "n_rows": n_rows,
+        "n_rows": max(n_rows, _MANY_ROWS),
+        "concurrency": 1 if is_local_llm(world.models["llm"]) else _ENDPOINT_CONCURRENCY,
         "n_captions": min(n_rows, _FIRST_CAPTIONS),
         "tasks": list(_TRAINED),
         "rows_per_batch": preset.rows_per_batch,
         "object_px": round(_OBJECT_PX * per_px),
         "wide_px": round(_WIDE_PX * per_px),
         "sigma_px": round(_SIGMA_PX * per_px),
-        "router_lr": _ADAPTERS_LR if re.search(r"-x+l(@|$)", world.models["t5"]) else _T5_LR,
+        "router_lr": _ADAPTERS_LR if _LARGE_T5.search(world.models["t5"]) else _T5_LR,
         "preset": world.preset,
         "resolution": min(preset.resolution_px, size_px),
         "evaluated": tasks,
         "n_edits": n_edits,
     }
-    template = Template(TEMPLATE.read_text(encoding="utf-8"))
-    text = template.substitute({key: _yaml(value) for key, value in values.items()})
-    needs_sam = world.models["segmenter"] == MODELS["segmenter"] and not (root / MODELS["segmenter"]).exists()
-    return _COMMENT.sub(_align, text), [*of_captions, *of_benchmark, *([_GET_SAM] if needs_sam else [])]
+    texts = {key: _yaml(value) for key, value in values.items()}
+    lines = [_fill(line, texts) for line in TEMPLATE.read_text(encoding="utf-8").splitlines()]
+    return "\n".join(lines) + "\n", [*of_captions, *of_benchmark, *further]
 
 
-def _size_of(folder: Path) -> int | None:
+def _further_notes(world: PhotoWorld, root: Path, size_px: int) -> Iterator[str]:
+    """What a person should know of the models."""
+    base_model, preset = world.models["base_model"], PRESETS[world.preset]
+    if not (root / base_model).exists() and base_model.partition("@")[0] != preset.base_model:
+        yield f"pairs.recipes: masks are for pictures of {size_px} px; scale radius_px and sigma_px if {base_model} makes others"
+    index = root / base_model / "model_index.json"
+    if index.is_file() and ("XL" in json.loads(index.read_text(encoding="utf-8"))["_class_name"]) != ("xl" in world.preset):
+        yield f"train.preset: {world.preset} is for another family of base models than {base_model}; name another --preset"
+    if world.models["segmenter"] == MODELS["segmenter"] and not (root / MODELS["segmenter"]).exists():
+        yield _GET_SAM
+
+
+def picture_size(folder: Path) -> int | None:
     """Side in px of the pictures that a base model generates, from its files; None for one that is not here."""
     try:
         unet, vae = (json.loads((folder / part / "config.json").read_text(encoding="utf-8")) for part in ("unet", "vae"))
@@ -137,6 +158,8 @@ def _count_captions(world: PhotoWorld, root: Path) -> tuple[int, list[str]]:
 
 def _read_benchmark(folder: Path) -> tuple[list[str], int, list[str]]:
     """Tasks that it can measure, how many edits of each there are at least, and what a person should know."""
+    if folder.suffix == ".py":
+        return list(_WITHOUT_BENCHMARK), _MOST_EDITS, [f"evaluation.tasks: name those of which {folder.name} has edits"]
     if not (folder / TABLE).is_file():
         advice = f"write {folder / TABLE} (docs/own-data.md), then run this again with --overwrite"
         return list(_WITHOUT_BENCHMARK), _MOST_EDITS, [f"evaluation.tasks: for a benchmark that is not there yet; {advice}"]
@@ -144,22 +167,30 @@ def _read_benchmark(folder: Path) -> tuple[list[str], int, list[str]]:
 
     rows = photo_benchmark.read_rows(folder)
     counts = Counter(row["task"] for row in rows if row.get("split", "held_out") == "held_out")
-    tasks = [task for task in _TRAINED if counts[task]]
+    tasks = [task for task in _TRAINED if counts[task] >= _FEWEST_EDITS]
     if not tasks:
-        raise ParamsError(f"want held-out edits of some of {', '.join(_TRAINED)} in {folder / TABLE}, got {dict(counts)}")
+        raise ParamsError(
+            f"want at least {_FEWEST_EDITS} held-out edits (promotion.min_edits) of one of {', '.join(_TRAINED)} in "
+            f"{folder / TABLE}, got {dict(counts)}"
+        )
     notes = []
-    if left_out := [task for task in counts if task not in tasks]:
-        notes.append(f"evaluation.tasks: without {', '.join(left_out)} of the benchmark, which instructions.tasks lack")
+    if left_out := {task: n for task, n in counts.items() if task not in tasks}:
+        reason = f"instructions.tasks lack them, or there are fewer than {_FEWEST_EDITS}"
+        notes.append(f"evaluation.tasks: without {left_out} of the benchmark ({reason})")
     fewest = min(tasks, key=lambda task: counts[task])
     if counts[fewest] < _MOST_EDITS:
         notes.append(f"evaluation.n_edits: {counts[fewest]}, because the benchmark has no more of {fewest}")
     return tasks, min(_MOST_EDITS, counts[fewest]), notes
 
 
-def _align(line: re.Match[str]) -> str:
-    return f"{line[1]:<{_COMMENT_COLUMN}} # "
+def _fill(line: str, values: Mapping[str, str]) -> str:
+    """A line of the template with its values, and its comment where it stood, if there is room."""
+    parts = _COMMENTED.fullmatch(line)
+    if not parts:
+        return Template(line).substitute(values)
+    return f"{Template(parts[1]).substitute(values):<{_COMMENT_COLUMN}} # {Template(parts[2]).substitute(values)}"
 
 
 def _yaml(value: Any) -> str:
     """A value as it is written behind a key."""
-    return yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize).removesuffix("...\n").strip()
+    return yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize, allow_unicode=True).removesuffix("...\n").strip()

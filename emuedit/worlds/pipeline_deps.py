@@ -11,8 +11,9 @@ from emuedit.config import ParamsError
 
 MODELS = ("base_model", "base_editor", "detector", "segmenter", "clip", "dino", "depth", "llm", "t5")
 """Keys of `world` that may name a file or folder, which is then a dep, or a model that is elsewhere, which cannot be one."""
+_REFERENCES = {f"${{world.{key}}}" for key in MODELS}
+_STAGE = re.compile(r"^  ([\w-]+):[ \t]*(?:#.*)?$", re.MULTILINE)
 _DEPS = re.compile(r"^(?P<head>    deps: )\[(?P<items>[^\]]*)\]", re.MULTILINE)
-_STAGE = re.compile(r"^  (\w+):[ \t]*$", re.MULTILINE)
 _TOY = "toyworld/"
 _WIDTH, _INDENT = 127, 11
 
@@ -21,25 +22,39 @@ def rewrite(text: str, local: Mapping[str, bool]) -> str:
     """`dvc.yaml` with `${world.X}` in the deps of the stages that have the param world.X, where `local[X]`, and only there.
 
     local: key of `world` -> whether it names a file or folder here. Deps of the toy world are dropped. Raises ParamsError for a
-    file in which a stage's deps are not a list in brackets, as they are in this project.
+    file whose deps have to change and are written in a form that this cannot change.
     """
     stages: dict[str, Any] = yaml.safe_load(text)["stages"]
-    parts = _STAGE.split(text)
-    for place in range(1, len(parts), 2):
-        if (stage := stages.get(parts[place])) is None:
-            continue
-        if not _DEPS.search(parts[place + 1]):
-            raise ParamsError(f"dvc.yaml: want the deps of {parts[place]} as a list in brackets; change the file by hand")
-        local_keys = [key for key in MODELS if f"world.{key}" in stage.get("params", ()) and local.get(key, False)]
-        parts[place + 1] = _DEPS.sub(lambda deps, local_keys=local_keys: _rewritten(deps, local_keys), parts[place + 1], count=1)
-    return "".join(part if number % 2 == 0 else f"  {part}:" for number, part in enumerate(parts))
+    wishes = {name: _new_deps(stage, local) for name, stage in stages.items() if isinstance(stage, dict) and "deps" in stage}
+    headings = list(_STAGE.finditer(text))
+    pieces, end = [text[: headings[0].start()] if headings else text], len(text)
+    for heading, following in zip(headings, [*headings[1:], None], strict=True):
+        piece = text[heading.start() : following.start() if following else end]
+        deps = wishes.get(heading[1])
+        pieces.append(piece if deps is None or deps == stages[heading[1]]["deps"] else _with_deps(piece, deps))
+    rewritten = "".join(pieces)
+    for name, deps in wishes.items():
+        if _read_deps(rewritten, name) != deps:
+            raise ParamsError(f"dvc.yaml: the deps of {name} are not a plain list in brackets; make them {deps} by hand first")
+    return rewritten
 
 
-def _rewritten(deps: re.Match[str], local_keys: list[str]) -> str:
-    references = [f'"${{world.{key}}}"' for key in MODELS]
-    items = [item.strip() for item in deps["items"].split(",")]
-    kept = [item for item in items if item and not item.startswith(_TOY) and item not in references]
-    line = ", ".join([*kept, *(f'"${{world.{key}}}"' for key in local_keys)])
-    return f"{deps['head']}[{textwrap.fill(line, _WIDTH - _INDENT, break_long_words=False, break_on_hyphens=False)}]".replace(
-        "\n", "\n" + " " * _INDENT
-    )
+def _new_deps(stage: Mapping[str, Any], local: Mapping[str, bool]) -> list[Any]:
+    kept = [dep for dep in stage["deps"] if not (isinstance(dep, str) and (dep.startswith(_TOY) or dep in _REFERENCES))]
+    return kept + [f"${{world.{key}}}" for key in MODELS if f"world.{key}" in stage.get("params", ()) and local.get(key, False)]
+
+
+def _with_deps(piece: str, deps: list[Any]) -> str:
+    """A stage's lines with other deps; unchanged where it has no list in brackets."""
+    line = ", ".join(f'"{dep}"' if "${" in str(dep) else str(dep) for dep in deps)
+    filled = textwrap.fill(line, _WIDTH - _INDENT, break_long_words=False, break_on_hyphens=False)
+    indented = filled.replace("\n", "\n" + " " * _INDENT)
+    return _DEPS.sub(lambda match: f"{match['head']}[{indented}]", piece, count=1)
+
+
+def _read_deps(text: str, stage: str) -> Any:
+    """None where the text is no YAML any more."""
+    try:
+        return yaml.safe_load(text)["stages"][stage]["deps"]
+    except (yaml.YAMLError, KeyError, TypeError):
+        return None

@@ -116,7 +116,7 @@ def test_a_hub_id_that_cannot_be_downloaded_is_an_error(monkeypatch: pytest.Monk
 
 def test_a_hub_id_is_downloaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name: (names.append(name), str(folder))[1])
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: (names.append(name), str(folder))[1])
     editor = Editor.load("owner/editor", "cpu", "float32")
     assert names == ["owner/editor"]
     assert len(editor.tasks) == 16

@@ -155,13 +155,32 @@ def test_a_new_judge_has_the_models_and_the_size_of_the_params(
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     (tmp_path / "edits.csv").write_text(f"{HEADER}\na.png,local,a,b,c\n")
-    assert cli.main(["benchmark", "."]) == 2
-    assert "want a parameter file, got none" in capsys.readouterr().err
+    assert cli.main(["benchmark", ".", "--dino", "owner/dino"]) == 2
+    assert "want --clip for a new judge, where there is no params.yaml" in capsys.readouterr().err
+    assert not (tmp_path / "judge.yaml").exists()
     params = (ROOT / "params.yaml").read_text().replace("\ntrain:\n", "\ntrain:\n  resolution: 96\n")
     (tmp_path / "params.yaml").write_text(params)
     assert cli.main(["benchmark", ".", "--dino", "owner/dino"]) == 0
     judge = read_judge(tmp_path)
     assert (judge.clip, judge.dino, judge.size) == ("toyworld/weights/clip", "owner/dino", 96)
+    assert "other values" not in capsys.readouterr().out
+    (tmp_path / "params.yaml").write_text(params.replace("resolution: 96", "preset: sd15-256"))
+    assert cli.main(["benchmark", "."]) == 0
+    output = capsys.readouterr().out
+    assert (
+        "judge.yaml has other values than params.yaml: dino owner/dino (there toyworld/weights/dino), size 96 (there 256)"
+        in output
+    )
+    (tmp_path / "judge.yaml").unlink()
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    assert cli.main(["benchmark", "."]) == 0
+    assert read_judge(tmp_path).size == 64, "that of the base model's pictures, at which the toy world trains"
+
+
+def test_a_folder_that_is_no_benchmark_gets_no_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["benchmark", str(tmp_path), "--clip", "a/b", "--dino", "c/d"]) == 2
+    assert f"want a table of edits at {tmp_path}/edits.csv" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_judge_that_cannot_tell_right_from_wrong_is_named(
@@ -179,8 +198,11 @@ def test_a_judge_that_cannot_tell_right_from_wrong_is_named(
     assert "background: the judge" not in output
 
 
-def test_bounds_are_kept_until_the_judge_is_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bounds_are_kept_until_the_judge_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One of --clip and --dino alone was ignored, and both threw the bounds away even if they were those of the file."""
+    monkeypatch.chdir(tmp_path)
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     (tmp_path / "edits.csv").write_text(f"{HEADER}\na.png,local,a,b,c\n")
     calibrated = JudgeFile(clip="a/b", dino="c/d", size=64, task_bounds={"local": JudgeBounds(min_gain=0.3)})

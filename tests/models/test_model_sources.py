@@ -168,7 +168,9 @@ def test_every_part_of_a_pinned_model_is_loaded_at_its_commit(
 def test_a_pinned_clip_is_opened_from_the_folder_of_its_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """open_clip itself only knows the newest version of a repository."""
     monkeypatch.setattr(model_sources, "read_manifest", lambda name, kind: {})
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision: str(tmp_path / name / revision))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, revision, allow_patterns: str(tmp_path / name / revision)
+    )
     open_clip = model_sources.import_library("open_clip")
     assert clip._resolve_name(open_clip, "owner/name") == ("hf-hub:owner/name", None, {})
     pinned, _, _ = clip._resolve_name(open_clip, f"owner/name@{COMMIT}")

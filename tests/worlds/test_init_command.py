@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 
-from emuedit import cli, config, params_check
+from emuedit import cli, config, params_check, reference_check
 from emuedit.stages.inversion import InversionParams
 from emuedit.stages.pairs import PairsParams
 from emuedit.stages.train import TrainParams
@@ -68,17 +68,18 @@ def read_params(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_what_is_written_passes_the_check_of_all_params(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_benchmark(clone / "benchmark", {"local": 40, "remove": 20, "contour": 3})
+    write_benchmark(clone / "benchmark", {"local": 40, "remove": 20, "contour": 30, "detect": 15})
     (clone / "benchmark/judge.yaml").write_text("{clip: a/b, dino: c/d}\n")
     assert init(*with_local_models(), "--llm", "http://localhost:8000/v1#model") == 0
     params_check.check(clone)
     output = capsys.readouterr().out
     assert "still missing" not in output
     assert "evaluation.n_edits: 20, because the benchmark has no more of remove" in output
-    assert "evaluation.tasks: without contour of the benchmark" in output
+    assert "evaluation.tasks: without {'contour': 30, 'detect': 15} of the benchmark" in output
     params = read_params(clone)
     assert params["evaluation"]["tasks"] == ["local", "remove"]
-    assert params["captions"]["n_rows"] == params["instructions"]["n_captions"] == 3
+    assert params["instructions"]["n_captions"] == 3
+    assert params["captions"]["n_rows"] >= 10_000, "captions that are added later are read, too"
     assert params["world"]["llm"] == "http://localhost:8000/v1#model"
     assert config.load(InversionParams, "inversion").enabled is False
 
@@ -106,6 +107,8 @@ def test_models_here_are_deps_and_those_of_the_hub_and_of_the_toy_world_are_not(
     assert init("--clip", LOCAL["--clip"], "--no-pin") == 0
     text = (clone / "dvc.yaml").read_text()
     stages = yaml.safe_load(text)["stages"]
+    assert "${world.segmenter}" in stages["pairs"]["deps"], "it is downloaded to a file later"
+    stages["pairs"]["deps"].remove("${world.segmenter}")
     users = {name for name, stage in stages.items() if "${world.clip}" in stage["deps"]}
     assert users == {"pairs", "validation", "evaluation"}
     assert not [dep for stage in stages.values() for dep in stage["deps"] if "toyworld" in dep or "world.dino" in dep]
@@ -128,10 +131,11 @@ def test_models_here_are_deps_and_those_of_the_hub_and_of_the_toy_world_are_not(
 def test_what_is_still_missing_is_listed(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert init() == 0
     output = capsys.readouterr().out
-    assert "models are not pinned to a commit, because the hub is out of reach" in output
+    assert "not pinned to a commit, because the hub is out of reach (OfflineModeIsEnabled): detector, dino, " in output
     assert "world.segmenter: curl -LO https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth" in output
-    assert "world.benchmark: want a folder with edits.csv, or a Python file, got none at benchmark" in output
+    assert "world.benchmark: want a folder with edits.csv, or a Python file, got none at benchmark\n" in output
     assert "write benchmark/edits.csv (docs/own-data.md), then run this again with --overwrite" in output
+    assert "instructions.concurrency" not in output, "the default LLM is a model on this machine, which answers one at a time"
     assert read_params(clone)["world"]["dino"] == "facebook/dinov2-base"
 
 
@@ -149,7 +153,10 @@ def test_changes_that_git_does_not_have_are_not_lost(clone: Path, capsys: pytest
         (["nothing.txt"], r"want an existing file or folder of captions, got none at .*nothing.txt"),
         (["empty.csv"], "want one caption a line or row, got none in empty.csv"),
         (["table.csv"], r"want key 'caption' in table.csv, got \['text'\] in row 1"),
-        (["captions.txt", "--benchmark", "maps"], "want held-out edits of some of local, .*got {'contour': 2}"),
+        (
+            ["captions.txt", "--benchmark", "maps"],
+            r"want at least 16 held-out edits \(promotion.min_edits\) of one of local, .*got {'contour': 2}",
+        ),
     ],
 )
 def test_input_that_cannot_be_used_is_refused_and_nothing_is_written(
@@ -200,5 +207,69 @@ def test_a_repository_that_does_not_exist_is_an_error(tmp_path: Path, monkeypatc
             raise RepositoryNotFoundError(f"404 {name} {timeout}", response=answer)
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    with pytest.raises(config.ParamsError, match=r"world\.dino: want a repository of the hub, got 'owner/typo': 404"):
+    with pytest.raises(
+        config.ParamsError, match=r"world\.dino: 'owner/typo' is no file or folder here, and the hub says: 404 .*--no-pin"
+    ):
         hub_pins.pin({"dino": "owner/typo"}, tmp_path)
+
+
+def test_odd_values_arrive_as_they_are(clone: Path) -> None:
+    """Comments are aligned; a value may look like one."""
+    odd = "légendes  # my: 'captions'.txt"
+    (clone / odd).write_text("a dog at a lake\n")
+    assert cli.main(["init", odd, "--name", "$1 # a: [b]", "--no-pin"]) == 0
+    world = read_params(clone)["world"]
+    assert (world["captions"], world["name"]) == (odd, "$1 # a: [b]")
+    assert "légendes" in (clone / "params.yaml").read_text(encoding="utf-8")
+    assert init("--name", "a\nb", "--overwrite") == 2
+
+
+def test_lines_of_dvc_yaml_that_people_added_are_kept(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (clone / "dvc.yaml").read_text()
+    text = text.replace("deps: [data/pairs, models/router,", "deps: [data/pairs, imported/ip2p, models/router,")
+    text = text.replace(
+        "  train:\n", "  my-own_stage:  # ours\n    cmd: touch a\n    outs: [a]\n  train:  # on the large machine\n"
+    )
+    (clone / "dvc.yaml").write_text(text)
+    assert init("--no-pin", "--overwrite") == 0
+    stages = yaml.safe_load((clone / "dvc.yaml").read_text())["stages"]
+    assert "imported/ip2p" in stages["dataset"]["deps"]
+    assert stages["my-own_stage"] == {"cmd": "touch a", "outs": ["a"]}
+    assert "  train:  # on the large machine\n" in (clone / "dvc.yaml").read_text()
+    assert not [dep for dep in stages["train"]["deps"] if dep.startswith("toyworld/")]
+    capsys.readouterr()
+    broken = text.replace("toyworld/weights/t5]", '"toyworld/weights/t5",  # the, small\n           "my,folder"]')
+    (clone / "dvc.yaml").write_text(broken)
+    assert init("--no-pin", "--overwrite") == 2
+    assert (
+        "dvc.yaml: the deps of router are not a plain list in brackets; make them ['data/instructions'" in capsys.readouterr().err
+    )
+    assert (clone / "dvc.yaml").read_text() == broken
+
+
+def test_notes_say_what_the_models_ask_for(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (clone / "xl").mkdir()
+    (clone / "xl/model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    assert init("--base-model", "xl", "--no-pin") == 0
+    assert "train.preset: sd15-512 is for another family of base models than xl" in capsys.readouterr().out
+    assert init("--base-model", "owner/other", "--t5", "google/flan-t5-xl", "--no-pin", "--overwrite") == 0
+    assert "masks are for pictures of 512 px; scale radius_px and sigma_px if owner/other makes others" in capsys.readouterr().out
+    assert read_params(clone)["router"]["lr"] == 5.0e-4
+    assert init("--segmenter", "facebook/sam-vit-base", "--no-pin", "--overwrite") == 0
+    assert "world.segmenter: want an existing file or folder, got 'facebook/sam-vit-base'" in capsys.readouterr().out
+
+
+def test_a_model_that_is_changed_by_hand_later_is_missed_in_the_deps(clone: Path) -> None:
+    def problems() -> list[str]:
+        return [line for line in reference_check.problems(read_params(clone), stages, clone) if "dvc.yaml" in line]
+
+    assert init("--clip", LOCAL["--clip"], "--segmenter", LOCAL["--segmenter"], "--no-pin") == 0
+    stages = yaml.safe_load((clone / "dvc.yaml").read_text())["stages"]
+    assert not problems()
+    text = (clone / "params.yaml").read_text()
+    (clone / "params.yaml").write_text(text.replace(f"clip: {LOCAL['--clip']}", "clip: owner/name"))
+    assert problems()[0] == 'dvc.yaml: "${world.clip}" in the deps of pairs is not here (owner/name); take it out'
+    (clone / "params.yaml").write_text(text.replace("dino: facebook/dinov2-base", f"dino: {LOCAL['--dino']}"))
+    assert problems()[-1] == (
+        'dvc.yaml: want "${world.dino}" in the deps of evaluation, since world.dino is a file or folder here'
+    )

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from emuedit import config
+from emuedit.data.dependencies import find_file
 from emuedit.metrics.benchmark_folder import JUDGE
+from emuedit.training.presets import with_preset
+from emuedit.worlds.photo_world import picture_size
 
-_SIZE, _MIN_MARGIN = 512, 0.2
+_MIN_MARGIN, _SIZE = 0.2, 512
 
 
 def add_commands(commands: Any) -> None:
@@ -15,10 +18,10 @@ def add_commands(commands: Any) -> None:
     command = commands.add_parser("benchmark", help="check a folder of edits of real pictures, and calibrate its judge")
     command.set_defaults(run=_run)
     command.add_argument("folder", type=Path, help="folder with edits.csv and the pictures; see docs/own-data.md")
-    default = "of a new judge: that of params.yaml"
+    default = "default: that of judge.yaml, or of params.yaml where there is none"
     command.add_argument("--clip", help=f"open_clip model of the judge: folder, 'model/tag' or hub id ({default})")
     command.add_argument("--dino", help=f"DINO model of the judge: folder or hub id ({default})")
-    sizes = f"side to which pictures are scaled; of a new judge: train.resolution of params.yaml, or {_SIZE}"
+    sizes = "side to which pictures are scaled (default: that of judge.yaml, or at which params.yaml trains)"
     command.add_argument("--size", type=int, metavar="PX", help=sizes)
     command.add_argument("--calibrate", action="store_true", help="set the bounds from the edits whose right results are known")
 
@@ -62,20 +65,37 @@ def _run(options: argparse.Namespace) -> int:
 
 def _set_judge(options: argparse.Namespace) -> None:
     """Write `judge.yaml` where there is none, or where options name other values. Bounds hold for one choice of values only."""
-    from emuedit.metrics.photo_benchmark import JudgeFile, read_judge, write_judge
+    from emuedit.metrics.photo_benchmark import BenchmarkError, JudgeFile, read_judge, read_rows, write_judge
 
+    read_rows(options.folder)  # a folder that is no benchmark gets no judge
     named = {name: value for name in ("clip", "dino", "size") if (value := getattr(options, name)) is not None}
-    if (options.folder / JUDGE).is_file():
-        judge = read_judge(options.folder)
-        present = judge.model_dump(include={"clip", "dino", "size"})
-        if present != present | named:
-            write_judge(options.folder, JudgeFile(**present | named))
-            if judge.task_bounds:
-                print(f"{options.folder / JUDGE}: the bounds were those of other settings and are gone; add --calibrate\n")
+    file = options.folder / JUDGE
+    if not file.is_file():
+        values = _judge_of_params() | named
+        if missing := [f"--{name}" for name in ("clip", "dino") if name not in values]:
+            raise BenchmarkError(f"want {' and '.join(missing)} for a new judge, where there is no {config.PARAMS_FILE}")
+        write_judge(options.folder, JudgeFile(**values))
         return
-    if missing := {"clip", "dino", "size"} - named.keys():
-        world = config.load(config.World, "world")
-        train = config.read_yaml(Path(config.PARAMS_FILE)).get("train", {})
-        of_params = {"clip": world.clip, "dino": world.dino, "size": train.get("resolution", _SIZE)}
-        named |= {name: of_params[name] for name in missing}
-    write_judge(options.folder, JudgeFile(**named))
+    judge = read_judge(options.folder)
+    present = judge.model_dump(include={"clip", "dino", "size"})
+    if present != present | named:
+        write_judge(options.folder, JudgeFile(**present | named))
+        if JudgeFile(**present) != judge:
+            print(f"{file}: the bounds were those of other settings and are gone; add --calibrate\n")
+    elif Path(config.PARAMS_FILE).is_file() and (others := _differences(present, _judge_of_params())):
+        print(f"{file} has other values than {config.PARAMS_FILE}: {others}; options change them\n")
+
+
+def _judge_of_params() -> dict[str, Any]:
+    """The models and the size of a judge that fits `params.yaml`; nothing where there is no such file."""
+    file = Path(config.PARAMS_FILE)
+    if not file.is_file():
+        return {}
+    world = config.load(config.World, "world", file)
+    train = with_preset(config.read_yaml(file).get("train", {}))
+    size = train.get("resolution") or picture_size(find_file(world.base_model, Path())) or _SIZE
+    return {"clip": world.clip, "dino": world.dino, "size": size}
+
+
+def _differences(present: dict[str, Any], of_params: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value} (there {of_params[name]})" for name, value in present.items() if value != of_params[name])

@@ -10,7 +10,7 @@ What is registered and what decides comes from the `meta:` of stages in `dvc.yam
 import dataclasses
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from emuedit import config, process_identity
 from emuedit.data.dependencies import SUMMARY_FILE, hash_file
 from emuedit.editor.package_layout import MODELS
 from emuedit.operations.yield_ledger import Ledger
+from emuedit.progress import waiting
 from emuedit.promotion import lineage as origins
 from emuedit.promotion import promote
 from emuedit.promotion.gate import Decision
@@ -160,7 +161,7 @@ def _results(
 ) -> run_outbox.RunResults:
     """What the run shall tell."""
     reports = [path for stage in graph.stages for path in (stage.outs if stage.meta.get("report") else stage.plots)]
-    artifacts = {path.as_posix(): root / path for path in (*graph.metrics, *reports)}
+    artifacts = {path.as_posix(): root / path for path in (*graph.metrics, *_without_shards(root, reports))}
     params_file = root / config.PARAMS_FILE
     tags = {
         **lineage(root, graph),
@@ -177,6 +178,16 @@ def _results(
         {**{name: path for name, path in artifacts.items() if path.exists()}, **record.files},
         {stage.name: stats for stage in graph.stages for stats in _stats_files(root, stage)},
     )
+
+
+def _without_shards(root: Path, reports: Iterable[Path]) -> Iterator[Path]:
+    """Files of reports but for their shards: every evaluated picture of every run would fill MLflow, and DVC has them."""
+    for path in reports:
+        if not (root / path).is_dir():
+            yield path
+            continue
+        files = sorted(file for file in (root / path).rglob("*") if file.is_file())
+        yield from (file.relative_to(root) for file in files if not file.match("shard-*.parquet"))
 
 
 def model_parts(graph: dvc_graph.Graph) -> dict[str, Path]:
@@ -236,7 +247,8 @@ def _register(root: Path, graph: dvc_graph.Graph, result: RetrainResult, reason:
     files = {f"{origins.FOLDER}/{name}": root / name for name in origins.FILES if (root / name).exists()}
     runs.log_run(result.run_id, {}, {}, {}, files)
     folders = {name: root / path for name, path in model_parts(graph).items()}
-    own_version = registry.register_version(result.run_id, folders, MODEL_FILE, stage.edit_settings.model_dump(), tags)
+    with waiting("registering the model"):
+        own_version = registry.register_version(result.run_id, folders, MODEL_FILE, stage.edit_settings.model_dump(), tags)
     version = registry.first_of_twins(own_version)
     if version.number != own_version.number:
         return dataclasses.replace(result, version=version)

@@ -6,6 +6,7 @@ Shapes: B samples, C latent channels, h and w latent sizes, L text tokens of wid
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -34,6 +35,8 @@ class EditorUNet(nn.Module):
     def __init__(self, unet: Any, table: TaskEmbedding, factor: int) -> None:
         super().__init__()
         self.unet, self.table, self.factor = unet, table, factor
+        sample = unet.config.sample_size
+        self._native_px = factor * math.sqrt(sample**2 if isinstance(sample, int) else math.prod(sample))
 
     def forward(
         self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor | None, sizes: Tensor | None = None
@@ -41,7 +44,8 @@ class EditorUNet(nn.Module):
         """Latents z_t, c_I [B, C, h, w], t [B] or scalar, v [B, D_v] -> prediction and change logits.
 
         Without v there is no extra token and the class vector is zero: an untrained editor then equals its base model.
-        `sizes` [B, 6] are SDXL's size conditions (`denoising.size_conditions`); other models have none.
+        `sizes` [B, 6] are SDXL's size conditions (`denoising.size_conditions`), other models have none; None: those of pictures
+        that are no crops, scaled down from the base model's size where they are smaller.
         """
         hidden, dtype = c_T.hidden.to(z_t), self.unet.dtype
         class_width = self.unet.class_embedding.in_features
@@ -54,7 +58,7 @@ class EditorUNet(nn.Module):
             t,
             encoder_hidden_states=hidden.to(dtype),
             class_labels=class_labels,
-            added_cond_kwargs=size_conditions(c_T.pooled, z_t, self.factor, dtype, sizes),
+            added_cond_kwargs=size_conditions(c_T.pooled, z_t, self.factor, dtype, sizes, self._native_px),
             return_dict=False,
         )[0]
         e, *change_logits = out.float().split(z_t.shape[1], 1)  # the rest after C channels: one, or none

@@ -6,6 +6,7 @@ Shapes: B samples, C latent channels, h and w the height and width of the latent
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,19 +86,23 @@ def memoryless_scheduler(scheduler: Any, always_ddim: bool = False) -> Any:
 
 
 def size_conditions(
-    pooled: Tensor | None, z_t: Tensor, factor: int, dtype: torch.dtype, sizes: Tensor | None = None
+    pooled: Tensor | None, z_t: Tensor, factor: int, dtype: torch.dtype, sizes: Tensor | None = None, native_px: float = 0.0
 ) -> dict[str, Tensor] | None:
     """SDXL's `added_cond_kwargs` for latents z_t [B, C, h, w] of `factor` px a cell; None for models without pooled text.
 
     The size conditions are: original height and width, top and left of the crop, target height and width, in px
     (arXiv 2307.01952, section 2.2). `sizes` [B, 6] states them; None is for pictures of the size of z_t that were not cropped.
-    Raises ValueError for sizes of another shape.
+    native_px: root of the pixels at which the base model was trained; smaller pictures were scaled down from that many, as the
+    generated pairs of a training at a smaller size are. To SDXL a small original is a blurred picture. Raises ValueError for
+    sizes of another shape.
     """
     if pooled is None:
         return None
     if sizes is None:
         height, width = z_t.shape[-2] * factor, z_t.shape[-1] * factor
-        sizes = torch.tensor([height, width, 0, 0, height, width], device=z_t.device, dtype=dtype).repeat(len(z_t), 1)
+        scale = max(1.0, native_px / math.sqrt(height * width))
+        original = round(height * scale), round(width * scale)
+        sizes = torch.tensor([*original, 0, 0, height, width], device=z_t.device, dtype=dtype).repeat(len(z_t), 1)
     if sizes.shape != (len(z_t), 6):
         raise ValueError(f"want size conditions of the shape {(len(z_t), 6)}, one row a sample; got {tuple(sizes.shape)}")
     return {"text_embeds": pooled.to(dtype), "time_ids": sizes.to(z_t.device, dtype)}

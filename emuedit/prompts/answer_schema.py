@@ -21,7 +21,9 @@ CANNOT_EDIT_PREFIX = "I cannot:"
 """Start of an answer, or of its instruction, when the caption has nothing to edit. Such an answer is not retried."""
 _REQUIRED_PATTERN = r"^\S.{0,299}$"
 _OPTIONAL_PATTERN = r"^.{0,299}$"
-"""Texts are single lines of at most 300 characters (ours). Patterns, because strict endpoints refuse length limits."""
+_CAPTION_PATTERN = r"^\S.{0,999}$"
+"""Texts are single lines of at most 300 characters, captions of 1000, so that one of 60 words is not cut in a word (ours).
+Patterns, because strict endpoints refuse length limits."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def answer_schema(task: str, choices: tuple[str, ...] = ()) -> dict[str, Any]:
         "unused": {"enum": [""]},
     }
     properties = {key: {"type": "string", **constraints[need]} for key, need in _needs(task).items()}
+    properties["output_caption"]["pattern"] = _CAPTION_PATTERN
     if choices:
         properties["edited_object"] = {"type": "string", "enum": list(choices)}
     return {"type": "object", "properties": properties, "required": list(ANSWER_KEYS), "additionalProperties": False}

@@ -23,7 +23,7 @@ from emuedit.data.shards import read_shard
 from emuedit.models.language_model import LLM, LLMError
 from emuedit.models.llm_loading import FACTORY_SPEC, load_llm
 from emuedit.models.local_llm import LocalLLM
-from emuedit.progress import Progress
+from emuedit.progress import Progress, waiting
 from emuedit.prompts import moderation
 from emuedit.prompts.answer_schema import AnswerError, Direction, ProposedEdit, Question, answer_schema, parse_answer
 from emuedit.prompts.conversation import TaskPrompt, load_task_prompt, retry_conversation
@@ -277,7 +277,8 @@ def _load_llm(params: InstructionsParams, root: Path) -> LLM:
     if "://" in spec or FACTORY_SPEC.fullmatch(spec):
         return load_llm(spec)
     runtime = Runtime.choose()
-    llm = load_llm(spec, runtime.device, runtime.torch_dtype)
+    with waiting(f"loading {params.world.llm}"):
+        llm = load_llm(spec, runtime.device, runtime.torch_dtype)
     if isinstance(llm, LocalLLM) and params.concurrency > 1:
         raise InstructionsError(f"want concurrency 1 for a model on this machine, got {params.concurrency}; its seed is global")
     return llm

@@ -24,6 +24,7 @@ from emuedit.models.dino import DinoScorer
 from emuedit.synthesis import masks
 
 Scores = dict[str, float | None]
+_SHIFT_PX = 256
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,22 @@ def _mask_scores(source: Tensor, target: Tensor, M: Tensor | None) -> Scores:
 
 
 def _shift_px(source: Tensor, target: Tensor, M: Tensor | None) -> float | None:
-    shift = None if M is None else estimate_shift(source, target, 1 - M[0].to(source))
-    return None if shift is None else math.hypot(*shift)
+    """Estimated on at most `_SHIFT_PX` px a side, in px of the pictures: at 1024 px it took seconds a pair."""
+    if M is None:
+        return None
+    weight = 1 - M[0].to(source)
+    scale = max(1.0, max(source.shape[1:]) / _SHIFT_PX)
+    if scale > 1:
+        source, target, weight = (_shrink(plane, scale) for plane in (source, target, weight[None]))
+        weight = weight[0]
+    shift = estimate_shift(source, target, weight)
+    return None if shift is None else scale * math.hypot(*shift)
+
+
+def _shrink(image: Tensor, scale: float) -> Tensor:
+    """[C, H, W] -> [C, H / scale, W / scale], averaged over the pixels."""
+    size = [round(side / scale) for side in image.shape[1:]]
+    return F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
 
 
 def _weighted_mean(values: Tensor, weight: Tensor) -> float | None:

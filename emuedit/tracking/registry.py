@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from emuedit.data.file_manifest import check_manifest, write_manifest
-from emuedit.tracking import model_cache, moved_store, served_model
+from emuedit.tracking import model_cache, moved_store, served_model, service_errors
 from emuedit.tracking.runs import client
 from emuedit.tracking.service_errors import hide_password, shown_uri
 from emuedit.tracking.stats import tracking_uri
@@ -140,15 +140,16 @@ def register_version(
             shutil.copytree(folder, part_copies / name, copy_function=_link_or_copy)
         (part_copies / SETTINGS_FILE).write_text(json.dumps(dict(settings), indent=1) + "\n", encoding="utf-8")
         write_manifest(part_copies)
-        logged = mlflow.pyfunc.log_model(
-            name=MODEL_NAME,
-            python_model=str(model_file),
-            artifacts={path.stem: str(path) for path in sorted(part_copies.iterdir())},
-            code_paths=[str(code_copy)],
-            signature=served_model.signature(settings),
-            input_example=served_model.input_example(parts),
-            pip_requirements=served_model.requirements(),
-        )
+        with service_errors.transferring():
+            logged = mlflow.pyfunc.log_model(
+                name=MODEL_NAME,
+                python_model=str(model_file),
+                artifacts={path.stem: str(path) for path in sorted(part_copies.iterdir())},
+                code_paths=[str(code_copy)],
+                signature=served_model.signature(settings),
+                input_example=served_model.input_example(parts),
+                pip_requirements=served_model.requirements(),
+            )
         if errors:
             raise RegistryError(f"not registered: the model cannot answer its own example: {errors[0]}")
         version_tags = {key: value[:_MAX_TAG_CHARS] for key, value in tags.items()}
@@ -170,7 +171,8 @@ def download_version(uri: str) -> Path:
 
     def download(folder: Path) -> Path:
         try:
-            model = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
+            with service_errors.transferring():
+                model = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
         except (MlflowException, FileNotFoundError) as error:
             place = moved_store.old_place(Path.cwd())
             advice = f"this workspace was moved from {place}: `emuedit sync --moved` repairs it" if place else "name another one"

@@ -87,11 +87,12 @@ def log_run(
     run_metrics = [Metric(key, float(value), now_ms, 0) for key, value in flatten(metrics) if isinstance(value, int | float)]
     for batch in _batches(run_metrics, _MAX_METRICS_PER_REQUEST):
         mlflow.log_batch(run_id, metrics=batch)
-    for name, path in files.items():
-        if path.is_dir():
-            mlflow.log_artifacts(run_id, str(path), name)
-        else:
-            mlflow.log_artifact(run_id, str(path), str(Path(name).parent).removeprefix("."))
+    with service_errors.transferring():
+        for name, path in files.items():
+            if path.is_dir():
+                mlflow.log_artifacts(run_id, str(path), name)
+            else:
+                mlflow.log_artifact(run_id, str(path), str(Path(name).parent).removeprefix("."))
 
 
 def log_text(run_id: str, name: str, text: str) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from emuedit.tracking.stats import tracking_uri
@@ -11,6 +11,7 @@ from emuedit.tracking.stats import tracking_uri
 SERVICE_ENV = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 """For programs: MLflow's own limits, 7 retries and 120 s, keep a user waiting for six minutes when the server is down."""
 _PROBE_ENV = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "4"}
+_TRANSFER_ENV = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3600"}
 _AWAY_CODES = {
     "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "UNAUTHENTICATED", "PERMISSION_DENIED", "ENDPOINT_NOT_FOUND",
     "REQUEST_LIMIT_EXCEEDED", "CUSTOMER_UNAUTHORIZED", "BAD_REQUEST", "NOT_IMPLEMENTED", "METHOD_NOT_ALLOWED",
@@ -106,7 +107,7 @@ def check() -> None:
     from mlflow.tracking import MlflowClient
 
     uri = tracking_uri()
-    with _impatient(), converted():
+    with _limited_by(_PROBE_ENV), converted():
         try:
             client: Any = MlflowClient(tracking_uri=uri)
             experiments = client.search_experiments(max_results=1)
@@ -123,9 +124,20 @@ def check() -> None:
 
 
 @contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    """Within the block, MLflow's requests end soon; limits that the user chose stay."""
-    values = {key: value for key, value in _PROBE_ENV.items() if os.environ.get(key) in (None, SERVICE_ENV[key])}
+def transferring() -> Iterator[None]:
+    """Within the block, requests of MLflow may take as long as files of several GB do.
+
+    A server that keeps artifacts in S3 answers an upload only when it has passed the whole file on, and a download only when it
+    has fetched it: at 10 s a U-Net of 1.7 GB would be sent three times and given up.
+    """
+    with _limited_by(_TRANSFER_ENV):
+        yield
+
+
+@contextlib.contextmanager
+def _limited_by(limits: Mapping[str, str]) -> Iterator[None]:
+    """Within the block, these limits are in force; those that the user chose stay."""
+    values = {key: value for key, value in limits.items() if os.environ.get(key) in (None, SERVICE_ENV[key])}
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     try:

@@ -103,7 +103,8 @@ class TrainSettings(config.Params):
     log_every_steps: int = Field(10, ge=1)
     """Steps between two lines of stats.jsonl."""
     save_every_s: float = Field(60.0, ge=0)
-    """Seconds between two saves: what a kill may cost, besides `log_every_steps`."""
+    """Seconds between two saves: what a kill may cost, besides `log_every_steps`. It is at least twenty
+    times what a save takes, since the state of a large U-Net has many GB; 0: every step."""
     stored_dtype: Literal["float16", "float32"] = "float16"
     """Number format of the published weights."""
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 
-from emuedit.config import ParamsError
+from emuedit.config import ParamsError, read_yaml
 from emuedit.data import caption_sources
 from emuedit.metrics.benchmark_folder import TABLE
 from emuedit.promotion.gate_settings import GateSettings
 from emuedit.reference_check import is_local_llm
+from emuedit.training.presets import FOLDER as PRESET_FOLDER
 
 TEMPLATE = Path(__file__).with_name("photo_params.yaml")
 _TRAINED = (
@@ -33,6 +34,8 @@ _GET_SAM = "world.segmenter: curl -LO https://dl.fbaipublicfiles.com/segment_any
 _COMMENTED, _COMMENT_COLUMN = re.compile(r"( *\w+:.*?) {2,}# (.*)"), 42
 _LARGE_T5 = re.compile(r"-(x+l|3b|11b)/?(@|$)")
 _ENDPOINT_CONCURRENCY = 8
+_PASSES, _KEPT_SHARE, _FEWEST_STEPS = 20, 0.3, 500
+"""Emu Edit kept three of ten candidates; the others are ours."""
 _T5_LR, _ADAPTERS_LR = 1.0e-4, 5.0e-4
 _OBJECT_PX, _WIDE_PX, _SIGMA_PX, _AT_PX = 30, 20, 8, 512
 """AnyEdit's dilation of masks at 512 px; the blur is that of the toy world, at this size."""
@@ -54,7 +57,7 @@ class Preset:
 PRESETS = {
     "sd15-512": Preset("stable-diffusion-v1-5/stable-diffusion-v1-5", 512, 512, 4),
     "sd15-256": Preset("stable-diffusion-v1-5/stable-diffusion-v1-5", 512, 256, 4),
-    "sdxl-512": Preset("stabilityai/stable-diffusion-xl-base-1.0", 1024, 512, 2),
+    "sdxl-512": Preset("stabilityai/stable-diffusion-xl-base-1.0", 1024, 512, 4),
 }
 MODELS = {
     "detector": "IDEA-Research/grounding-dino-base",
@@ -116,9 +119,22 @@ def render(world: PhotoWorld, root: Path) -> tuple[str, list[str]]:
         "evaluated": tasks,
         "n_edits": n_edits,
     }
-    texts = {key: _yaml(value) for key, value in values.items()}
+    steps, reason = _choose_steps(world.preset, min(n_rows, _FIRST_CAPTIONS))
+    texts = {key: _yaml(value) for key, value in (values | {"steps": steps}).items()} | {"steps_reason": reason}
     lines = [_fill(line, texts) for line in TEMPLATE.read_text(encoding="utf-8").splitlines()]
     return "\n".join(lines) + "\n", [*of_captions, *of_benchmark, *further]
+
+
+def _choose_steps(preset: str, n_captions: int) -> tuple[int, str]:
+    """Steps of the training, and the reason in words: those of the preset were made for hundreds of thousands of pairs."""
+    settings = read_yaml(PRESET_FOLDER / f"{preset}.yaml")
+    n_pairs = n_captions * len(_TRAINED) * _KEPT_SHARE
+    n_steps = max(_FEWEST_STEPS, round(_PASSES * n_pairs / settings["batch_size"], -2))
+    if n_steps >= settings["steps"]:
+        return settings["steps"], "those of the preset"
+    return int(
+        n_steps
+    ), f"{_PASSES} passes over about {n_pairs:.0f} kept pairs; the preset's {settings['steps']} are for many more"
 
 
 def _further_notes(world: PhotoWorld, root: Path, size_px: int) -> Iterator[str]:

@@ -228,3 +228,14 @@ def test_limits_that_the_user_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ServiceError, match="in time"):
             service_errors.check()
     assert 1.9 < time.monotonic() - start < SECONDS
+
+
+@pytest.mark.parametrize(("limit", "meanwhile"), [(None, "3600"), (service_errors.SERVICE_ENV[TIMEOUT], "3600"), ("77", "77")])
+def test_files_of_several_gb_may_take_long(limit: str | None, meanwhile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that keeps artifacts in S3 answers an upload when it has passed the file on: 10 s were too short for a U-Net."""
+    monkeypatch.delenv(TIMEOUT, raising=False)
+    if limit is not None:
+        monkeypatch.setenv(TIMEOUT, limit)
+    with service_errors.transferring():
+        assert os.environ[TIMEOUT] == meanwhile, "a limit that the user chose stays"
+    assert os.environ.get(TIMEOUT) == limit

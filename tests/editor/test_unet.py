@@ -53,6 +53,20 @@ def test_without_a_change_mask_head_the_network_has_the_base_models_outputs(kind
     torch.testing.assert_close(e, want, rtol=0, atol=1e-6)
 
 
+def test_smaller_pictures_than_the_base_models_count_as_scaled_down(make_base_model: MakeBaseModel) -> None:
+    """As the pairs of a training at a smaller size are. Edits named their own size, which no pair of the training had."""
+    base_model = make_base_model("sdxl")
+    editor = checkpoint.from_base_model(base_model, 6)
+    native, factor = base_model.size[0], base_model.factor
+    text = base_model.encode_text(["a star"])
+    for side, original in ((native // factor // 2, native), (2 * native // factor, 2 * native)):
+        z_t, c_I = noise(2, 1, base_model.channels, side, side)
+        stated = torch.tensor([[original, original, 0, 0, side * factor, side * factor]])
+        with torch.no_grad():
+            computed, as_stated = (editor(z_t, torch.tensor(500), c_I, text, None, sizes).e for sizes in (None, stated))
+        assert torch.equal(computed, as_stated)
+
+
 def test_size_conditions_have_an_effect_on_sdxl_alone(make_base_model: MakeBaseModel) -> None:
     """Pictures that are stated to have the size of their latents give what is computed without sizes; a crop does not."""
     for kind in ("sdxl", "sd15"):

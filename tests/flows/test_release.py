@@ -33,6 +33,7 @@ def finish_stages(project: Path) -> FinishStages:
         lines = [head, {"step": 1, "ms": 1, "metrics": {"loss": 0.5}}, {"status": "FINISHED"}]
         (project / "models/editor/stats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         table = {"identity": {"overall": 0.1, "local": None}, "emuedit": {"overall": success, "local": success}}
+        (project / "reports/shard-emuedit-local.parquet").write_text("pictures")
         (project / "reports/metrics.json").write_text(json.dumps({"edit_success": table}))
         lock = f"stages:\n  network:\n    outs:\n    - path: models/editor\n      md5: hash{success}.dir\n"
         (project / "dvc.lock").write_text(lock)
@@ -100,7 +101,8 @@ def test_from_first_model_to_refusal_to_next_champion(
     assert run.data.tags["dtype.network"] == "float32"
     child = runs.client().get_run(run.data.tags["run.network"])
     assert child.data.metrics == {"loss": 0.5}
-    assert [artifact.path for artifact in runs.client().list_artifacts(better.run_id, "reports")] == ["reports/metrics.json"]
+    artifacts = [artifact.path for artifact in runs.client().list_artifacts(better.run_id, "reports")]
+    assert artifacts == ["reports/metrics.json"], "without the evaluated pictures"
     assert runs.read_text(better.run_id, "promotion/table.txt") == better.decision.table()
     assert lineage.read_file(better.version, "dvc.lock") == (project / "dvc.lock").read_text()
     assert runs.read_text(better.run_id, "lineage/none.txt") is None

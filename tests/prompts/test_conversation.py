@@ -40,6 +40,15 @@ def test_an_answer_is_one_json_object() -> None:
     assert error.value.final
 
 
+def test_a_caption_of_sixty_long_words_fits_into_the_schema() -> None:
+    """At 300 characters a constrained model was stopped in the middle of a word, and the rest of the caption was lost."""
+    answer = {"instruction": "make it a depth map", "original_object": "", "edited_object": ""}
+    schema = answer_schema("depth")
+    long = " ".join(["photograph"] * 63)
+    assert jsonschema.Draft202012Validator(schema).is_valid(answer | {"output_caption": f"a depth map of {long}"})
+    assert not jsonschema.Draft202012Validator(schema).is_valid(answer | {"instruction": long, "output_caption": "a map"})
+
+
 def test_the_schema_accepts_only_valid_answers_and_refusals() -> None:
     def is_valid(answer: Any, task: str = "remove", choices: tuple[str, ...] = ()) -> bool:
         return jsonschema.Draft202012Validator(answer_schema(task, choices)).is_valid(answer)

@@ -53,10 +53,7 @@ def _run(options: argparse.Namespace) -> int:
         raise photo_benchmark.BenchmarkError(f"want edits with results in {options.folder} to calibrate from, got none")
     for calibration in calibrations:
         if calibration.right - max(calibration.unrelated, calibration.unchanged) < _MIN_MARGIN:
-            print(
-                f"{calibration.task}: the judge hardly tells right results from others or from nothing done, so its success says"
-            )
-            print(f"{'':{len(calibration.task)}}  little; another CLIP or DINO may, or more edits with a result")
+            print(f"{calibration.task}: the judge hardly tells right results from others or from nothing done")
     bounds = {calibration.task: calibration.bounds for calibration in calibrations}
     photo_benchmark.write_judge(options.folder, benchmark.settings.model_copy(update={"task_bounds": bounds}))
     print(f"\n{options.folder / JUDGE}: bounds of {', '.join(bounds)}")

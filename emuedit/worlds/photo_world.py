@@ -26,7 +26,7 @@ _TRAINED = (
 )  # fmt: skip
 """All tasks but those that few pictures are fit for (text), and those whose annotators are further networks (pose, segmap)."""
 _MANY_ROWS = 10_000
-"""Rows that are read of a source whose rows cannot be counted in a moment."""
+"""Rows that are read at most, where there are not more: captions that are added later shall be read, too."""
 _FIRST_CAPTIONS, _MOST_EDITS = 500, 32
 _FEWEST_EDITS: int = GateSettings.model_fields["min_edits"].default
 _WITHOUT_BENCHMARK = ("local", "remove", "add", "background", "style")
@@ -132,9 +132,8 @@ def _choose_steps(preset: str, n_captions: int) -> tuple[int, str]:
     n_steps = max(_FEWEST_STEPS, round(_PASSES * n_pairs / settings["batch_size"], -2))
     if n_steps >= settings["steps"]:
         return settings["steps"], "those of the preset"
-    return int(
-        n_steps
-    ), f"{_PASSES} passes over about {n_pairs:.0f} kept pairs; the preset's {settings['steps']} are for many more"
+    reason = f"{_PASSES} passes over about {n_pairs:.0f} kept pairs; the preset's {settings['steps']} are for many more"
+    return int(n_steps), reason
 
 
 def _further_notes(world: PhotoWorld, root: Path, size_px: int) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,15 @@ from typing import Any
 from emuedit.config import renamed_hint
 from emuedit.data.dependencies import CODE_ROOT, PIPELINE_FILE, find_file
 from emuedit.metrics.benchmark_folder import TABLE, missing_files
-from emuedit.models import model_files
+from emuedit.models import llm_loading, model_files
+from emuedit.models.model_files import base_model_sizes
 from emuedit.models.model_sources import HUB_ID
 from emuedit.name_hints import closest_match
 from emuedit.tasks import ALL_TASKS, HELD_OUT, UnknownTaskError, get_task
 
 _MODELS = ("base_model", "base_editor", "detector", "segmenter", "clip", "dino", "depth", "t5")
+MODELS_OR_FOLDERS = (*_MODELS, "llm")
+"""Keys of `world` that may name a file or folder, which is then a dep, or a model that is elsewhere, which cannot be one."""
 _FUNCTIONS = {"annotators": "annotate", "benchmark": "edits"}
 """Keys of `world` that name a Python file -> the function that it must have."""
 _CAPTION_SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet", ".yaml", ".py")
@@ -94,13 +96,8 @@ def _checkpoint_problems(reference: str, root: Path) -> Iterator[str]:
 
 def _concurrency_problems(llm: str, instructions: Mapping[str, Any]) -> Iterator[str]:
     concurrency = instructions.get("concurrency", 4)  # the default of the stage, which would have to be imported
-    if is_local_llm(llm) and isinstance(concurrency, int) and concurrency > 1:
+    if llm_loading.is_local(llm) and isinstance(concurrency, int) and concurrency > 1:
         yield f"instructions.concurrency: want 1 for a chat model on this machine ({llm}), got {concurrency}"
-
-
-def is_local_llm(reference: str) -> bool:
-    """Whether `world.llm` names a chat model that runs in this process, which answers one question at a time."""
-    return "://" not in reference and ":" not in reference
 
 
 def _llm_problems(reference: str, root: Path) -> Iterator[str]:
@@ -179,7 +176,7 @@ def _mix_problems(dataset: Mapping[str, Any], stages: Mapping[str, Any], root: P
 
 def _dep_problems(world: Mapping[str, Any], stages: Mapping[str, Any], root: Path) -> Iterator[str]:
     """Models that are here and no deps of the stages that use them, so that a change goes unnoticed, and the reverse."""
-    for key in (*_MODELS, "llm"):
+    for key in MODELS_OR_FOLDERS:
         if not isinstance(reference := world.get(key), str):
             continue
         file, interpolated = find_file(reference, root), f"${{world.{key}}}"
@@ -200,21 +197,13 @@ def _size_problems(params: Mapping[str, Any], world: Mapping[str, Any], root: Pa
     n_captions, n_rows = _mapping(params, "instructions").get("n_captions"), _mapping(params, "captions").get("n_rows")
     if isinstance(n_captions, int) and isinstance(n_rows, int) and n_captions > n_rows:
         yield f"instructions.n_captions: want at most the {n_rows} rows of captions.n_rows, got {n_captions}"
-    resolution, grid_px = _mapping(params, "train").get("resolution"), _grid_px(world, root)
-    if isinstance(resolution, int) and grid_px and resolution % grid_px:
+    resolution, sizes = (
+        _mapping(params, "train").get("resolution"),
+        base_model_sizes(find_file(str(world.get("base_model")), root)),
+    )
+    if isinstance(resolution, int) and sizes and resolution % (grid_px := sizes.grid_px):
         near = max(1, round(resolution / grid_px)) * grid_px
         yield f"train.resolution: want a multiple of {grid_px} px, to which the base model reduces, got {resolution}; use {near}"
-
-
-def _grid_px(world: Mapping[str, Any], root: Path) -> int | None:
-    """As `text_to_image.grid_of`, from the files of a base model that lies here; None for one that does not."""
-    folder = find_file(str(world.get("base_model")), root)
-    try:
-        vae, unet = (json.loads((folder / part / "config.json").read_text(encoding="utf-8")) for part in ("vae", "unet"))
-        blocks = vae.get("block_out_channels") or vae["encoder_block_out_channels"]
-        return int(2 ** (len(blocks) + len(unet["block_out_channels"]) - 2))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _hint(reference: str, root: Path) -> str:

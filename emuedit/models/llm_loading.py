@@ -18,6 +18,11 @@ FACTORY_SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 """A spec of the form 'package.module:factory'."""
 
 
+def is_local(spec: str) -> bool:
+    """Whether a spec names a chat model that runs in this process, which answers one question at a time."""
+    return "://" not in spec and not FACTORY_SPEC.fullmatch(spec)
+
+
 def load_llm(spec: str, device: str = "cpu", dtype: torch.dtype | None = None) -> LLM:
     """Load an LLM from 'https://host/v1#model' (OpenAI-compatible), 'package.module:factory', a folder or a hub id.
 

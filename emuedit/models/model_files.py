@@ -6,6 +6,7 @@ libraries would name neither the file nor what to do.
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,26 @@ class ModelFileError(ValueError):
 
 class MissingModelError(FileNotFoundError):
     """Raised where no model of the wanted kind is."""
+
+
+@dataclass(frozen=True)
+class BaseModelSizes:
+    """Sizes of a base model by its configs alone."""
+
+    picture_px: int
+    """Side of the pictures that it generates."""
+    grid_px: int
+    """What sides must be multiples of, as `text_to_image.grid_of`."""
+
+
+def base_model_sizes(folder: Path) -> BaseModelSizes | None:
+    """The sizes of a base model that lies in a folder; None for one that does not, or whose configs are of another form."""
+    try:
+        vae, unet = (json.loads((folder / part / "config.json").read_text(encoding="utf-8")) for part in ("vae", "unet"))
+        factor = 2 ** (len(vae.get("block_out_channels") or vae["encoder_block_out_channels"]) - 1)
+        return BaseModelSizes(int(unet["sample_size"] * factor), factor * 2 ** (len(unet["block_out_channels"]) - 1))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def check(folder: Path) -> None:

@@ -21,7 +21,7 @@ from emuedit.data.publish import Summary, publish, read_folder, read_summary, re
 from emuedit.data.records import Caption, Drop, Instruction
 from emuedit.data.shards import read_shard
 from emuedit.models.language_model import LLM, LLMError
-from emuedit.models.llm_loading import FACTORY_SPEC, load_llm
+from emuedit.models.llm_loading import FACTORY_SPEC, is_local, load_llm
 from emuedit.models.local_llm import LocalLLM
 from emuedit.progress import Progress, waiting
 from emuedit.prompts import moderation
@@ -274,7 +274,7 @@ def _chunks(captions: Iterator[Caption], size: int) -> Iterator[list[Caption]]:
 
 def _load_llm(params: InstructionsParams, root: Path) -> LLM:
     spec = config.resolve_path(params.world.llm, root)
-    if "://" in spec or FACTORY_SPEC.fullmatch(spec):
+    if not is_local(spec):
         return load_llm(spec)
     runtime = Runtime.choose()
     with waiting(f"loading {params.world.llm}"):

@@ -7,8 +7,8 @@ from typing import Any
 from emuedit import config
 from emuedit.data.dependencies import find_file
 from emuedit.metrics.benchmark_folder import JUDGE
+from emuedit.models.model_files import base_model_sizes
 from emuedit.training.presets import with_preset
-from emuedit.worlds.photo_world import picture_size
 
 _MIN_MARGIN, _SIZE = 0.2, 512
 
@@ -90,7 +90,8 @@ def _judge_of_params() -> dict[str, Any]:
         return {}
     world = config.load(config.World, "world", file)
     train = with_preset(config.read_yaml(file).get("train", {}))
-    size = train.get("resolution") or picture_size(find_file(world.base_model, Path())) or _SIZE
+    sizes = base_model_sizes(find_file(world.base_model, Path()))
+    size = train.get("resolution") or (sizes.picture_px if sizes else _SIZE)
     return {"clip": world.clip, "dino": world.dino, "size": size}
 
 

@@ -15,8 +15,9 @@ import yaml
 from emuedit.config import ParamsError, read_yaml
 from emuedit.data import caption_sources
 from emuedit.metrics.benchmark_folder import TABLE
+from emuedit.models.llm_loading import is_local
+from emuedit.models.model_files import base_model_sizes
 from emuedit.promotion.gate_settings import GateSettings
-from emuedit.reference_check import is_local_llm
 from emuedit.training.presets import FOLDER as PRESET_FOLDER
 
 TEMPLATE = Path(__file__).with_name("photo_params.yaml")
@@ -94,10 +95,13 @@ def render(world: PhotoWorld, root: Path) -> tuple[str, list[str]]:
     for value in (world.name, world.column, *world.models.values()):
         if "\n" in value or "\r" in value:
             raise ParamsError(f"want names of one line, got {value!r}")
-    size_px = picture_size(root / world.models["base_model"]) or preset.size_px
+    sizes = base_model_sizes(root / world.models["base_model"])
+    size_px = sizes.picture_px if sizes else preset.size_px
     n_rows, of_captions = _count_captions(world, root)
     tasks, n_edits, of_benchmark = _read_benchmark(root / world.benchmark)
     further = list(_further_notes(world, root, size_px))
+    n_captions = min(n_rows, _FIRST_CAPTIONS)
+    steps, steps_reason = _choose_steps(world.preset, n_captions)
     per_px = size_px / _AT_PX
     values: dict[str, Any] = dict(world.models) | {
         "name": world.name,
@@ -106,8 +110,8 @@ def render(world: PhotoWorld, root: Path) -> tuple[str, list[str]]:
         "column": world.column,
         "benchmark": world.benchmark,
         "n_rows": max(n_rows, _MANY_ROWS),
-        "concurrency": 1 if is_local_llm(world.models["llm"]) else _ENDPOINT_CONCURRENCY,
-        "n_captions": min(n_rows, _FIRST_CAPTIONS),
+        "concurrency": 1 if is_local(world.models["llm"]) else _ENDPOINT_CONCURRENCY,
+        "n_captions": n_captions,
         "tasks": list(_TRAINED),
         "rows_per_batch": preset.rows_per_batch,
         "object_px": round(_OBJECT_PX * per_px),
@@ -118,9 +122,9 @@ def render(world: PhotoWorld, root: Path) -> tuple[str, list[str]]:
         "resolution": min(preset.resolution_px, size_px),
         "evaluated": tasks,
         "n_edits": n_edits,
+        "steps": steps,
     }
-    steps, reason = _choose_steps(world.preset, min(n_rows, _FIRST_CAPTIONS))
-    texts = {key: _yaml(value) for key, value in (values | {"steps": steps}).items()} | {"steps_reason": reason}
+    texts = {key: _yaml(value) for key, value in values.items()} | {"steps_reason": steps_reason}
     lines = [_fill(line, texts) for line in TEMPLATE.read_text(encoding="utf-8").splitlines()]
     return "\n".join(lines) + "\n", [*of_captions, *of_benchmark, *further]
 
@@ -146,16 +150,6 @@ def _further_notes(world: PhotoWorld, root: Path, size_px: int) -> Iterator[str]
         yield f"train.preset: {world.preset} is for another family of base models than {base_model}; name another --preset"
     if world.models["segmenter"] == MODELS["segmenter"] and not (root / MODELS["segmenter"]).exists():
         yield _GET_SAM
-
-
-def picture_size(folder: Path) -> int | None:
-    """Side in px of the pictures that a base model generates, from its files; None for one that is not here."""
-    try:
-        unet, vae = (json.loads((folder / part / "config.json").read_text(encoding="utf-8")) for part in ("unet", "vae"))
-        blocks = vae.get("block_out_channels") or vae["encoder_block_out_channels"]
-        return int(unet["sample_size"] * 2 ** (len(blocks) - 1))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _count_captions(world: PhotoWorld, root: Path) -> tuple[int, list[str]]:

@@ -8,12 +8,11 @@ from typing import Any
 import yaml
 
 from emuedit.config import ParamsError
+from emuedit.reference_check import MODELS_OR_FOLDERS
 
-MODELS = ("base_model", "base_editor", "detector", "segmenter", "clip", "dino", "depth", "llm", "t5")
-"""Keys of `world` that may name a file or folder, which is then a dep, or a model that is elsewhere, which cannot be one."""
-_REFERENCES = {f"${{world.{key}}}" for key in MODELS}
+_REFERENCES = {f"${{world.{key}}}" for key in MODELS_OR_FOLDERS}
 _STAGE = re.compile(r"^  ([\w-]+):[ \t]*(?:#.*)?$", re.MULTILINE)
-_DEPS = re.compile(r"^(?P<head>    deps: )\[(?P<items>[^\]]*)\]", re.MULTILINE)
+_DEPS = re.compile(r"^(?P<head>    deps: )\[[^\]]*\]", re.MULTILINE)
 _TOY = "toyworld/"
 _WIDTH, _INDENT = 127, 11
 
@@ -41,7 +40,9 @@ def rewrite(text: str, local: Mapping[str, bool]) -> str:
 
 def _new_deps(stage: Mapping[str, Any], local: Mapping[str, bool]) -> list[Any]:
     kept = [dep for dep in stage["deps"] if not (isinstance(dep, str) and (dep.startswith(_TOY) or dep in _REFERENCES))]
-    return kept + [f"${{world.{key}}}" for key in MODELS if f"world.{key}" in stage.get("params", ()) and local.get(key, False)]
+    return kept + [
+        f"${{world.{key}}}" for key in MODELS_OR_FOLDERS if f"world.{key}" in stage.get("params", ()) and local.get(key, False)
+    ]
 
 
 def _with_deps(piece: str, deps: list[Any]) -> str:

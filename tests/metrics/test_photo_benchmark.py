@@ -45,6 +45,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def write_one_edit(folder: Path) -> None:
+    Image.new("RGB", (16, 16)).save(folder / "a.png")
+    (folder / "edits.csv").write_text(f"{HEADER}\na.png,local,a,b,c\n")
+
+
 @pytest.mark.parametrize("task", ["local", "background"])
 def test_right_results_are_accepted_and_unchanged_pictures_are_not(folder: Path, task: str) -> None:
     edits = PhotoBenchmark(folder)(task, "held_out", 0, N)
@@ -153,8 +158,7 @@ def test_a_new_judge_has_the_models_and_the_size_of_the_params(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
-    (tmp_path / "edits.csv").write_text(f"{HEADER}\na.png,local,a,b,c\n")
+    write_one_edit(tmp_path)
     assert cli.main(["benchmark", ".", "--dino", "owner/dino"]) == 2
     assert "want --clip for a new judge, where there is no params.yaml" in capsys.readouterr().err
     assert not (tmp_path / "judge.yaml").exists()
@@ -203,8 +207,7 @@ def test_bounds_are_kept_until_the_judge_is_another(
 ) -> None:
     """One of --clip and --dino alone was ignored, and both threw the bounds away even if they were those of the file."""
     monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
-    (tmp_path / "edits.csv").write_text(f"{HEADER}\na.png,local,a,b,c\n")
+    write_one_edit(tmp_path)
     calibrated = JudgeFile(clip="a/b", dino="c/d", size=64, task_bounds={"local": JudgeBounds(min_gain=0.3)})
     write_judge(tmp_path, calibrated)
     assert cli.main(["benchmark", str(tmp_path), "--clip", "a/b", "--dino", "c/d"]) == 0

@@ -26,6 +26,7 @@ from emuedit.training import latent_files, replay, start
 from emuedit.training.aspect_buckets import AspectBuckets
 from emuedit.training.distributed import machine_rank, n_passes, n_processes, open_accelerator, run_accelerate, run_distributed
 from emuedit.training.latent_cache import LatentCache
+from emuedit.training.latent_files import EncodingKeys
 from emuedit.training.loop import Preview, TrainLoop
 from emuedit.training.optimization import STATE_FILE, read_average
 from emuedit.training.resources import check_memory
@@ -104,11 +105,14 @@ def run(params: TrainParams, root: Path) -> Summary:
 
     # Encode pairs and instructions once
     encoders = begin.load_encoders(runtime.device)
-    latents = _only_folder(root / "scratch" / "latents", latent_files.encoding_key(begin.folder, runtime.dtype, root))
+    keys = EncodingKeys.of(begin.folder, runtime.dtype, root)
+    latents = _only_folder(root / "scratch" / "latents", keys.latents)
     buckets = AspectBuckets.for_base_model(encoders, params.resolution, params.max_aspect_ratio)
     folders = [root / folder for folder in (PAIRS, *mixed)]
     with runtime.autocast():
-        latent_files.build(folders, root / DATASET, encoders, latents, buckets, begin.replay)
+        latent_files.build(
+            folders, root / DATASET, encoders, latents, buckets, begin.replay, mirrored=params.flip, text_key=keys.texts
+        )
     del encoders  # they are not needed for training
     gc.collect()
     torch.cuda.empty_cache()  # other processes may train on this GPU

@@ -1,4 +1,4 @@
-"""From encoded pairs to batches. Latents and texts stay on disk, memory-mapped; 31 bytes a pair and 8 a text are held in memory.
+"""From encoded pairs to batches. Latents and texts stay on disk, memory-mapped; 38 bytes a pair and 8 a text are held in memory.
 
 Shapes: M pairs, B samples, C latent channels, h and w latent sizes, L tokens of width D. `latent_files` writes the files and
 describes them.
@@ -24,9 +24,11 @@ from emuedit.tasks import ALL_TASKS
 from emuedit.training import latent_files
 from emuedit.training.aspect_buckets import Size
 from emuedit.training.batch import Batch
-from emuedit.training.latent_files import NULL_TEXT
 from emuedit.training.pair_order import PairOrder
+from emuedit.training.text_files import text_file
 
+MAX_PARTS = 2**16
+"""More parts than a shard ever has: a file of latents is the number of its shard times this, plus that of its part."""
 OPEN_FILES = 1024
 """Files that are mapped at a time. A cache may have more of them than the system maps (65530 in Linux)."""
 
@@ -41,11 +43,12 @@ class PairRows:
 
     shard: NDArray[np.int32]
     row: NDArray[np.int32]  # in the shard
-    position: NDArray[np.int32]  # in the shard's latents of its size
+    part: NDArray[np.int32]  # of the shard's latents
+    position: NDArray[np.int32]  # in the part's latents of its size
+    mirrored_position: NDArray[np.int32]  # likewise; -1: it may not be mirrored
     bucket: NDArray[np.int16]  # row of `LatentCache.sizes`
     task: NDArray[np.int16]  # row of `LatentCache.task_names`
     text: NDArray[np.int32]  # row of the encoded texts
-    may_flip: NDArray[np.bool_]
     is_replay: NDArray[np.bool_]  # an earlier pair
     id: NDArray[np.uint64]  # the 16 hex digits as a number
 
@@ -80,11 +83,11 @@ class LatentCache:
         """
         self._folder, self._index = folder, latent_files.read_index(folder)
         self._open = lru_cache(OPEN_FILES)(self._map_file)
-        text_hashes = [np.load(latent_files.text_file(folder, key, "texts")) for key in self._index.texts]
-        self._has_pooled_text = latent_files.text_file(folder, NULL_TEXT, "pooled").exists()
+        text_hashes = [np.load(text_file(folder, key, "texts")) for key in self._index.texts]
+        self._has_pooled_text = text_file(folder, self._index.null_text, "pooled").exists()
         self._text_starts = np.cumsum([0, *map(len, text_hashes)])
         rows, caption_seeds, self.sizes = self._read_rows(np.concatenate([np.zeros(0, np.uint64), *text_hashes]))
-        is_held_out = caption_seeds < math.ceil(held_out_share * 2**63)  # as the function of that name, on integers
+        is_held_out = caption_seeds < math.ceil(held_out_share * 2**63)
         self.train, self.held_out = rows.where(~is_held_out), rows.where(is_held_out)
         if not len(self.train):
             raise LatentCacheError(
@@ -149,11 +152,12 @@ class LatentCache:
         sizes = [self.sizes[bucket] for bucket in np.unique(rows.bucket[positions])]
         if len(sizes) != 1:
             raise LatentCacheError(f"want pairs of one size in a batch, got (height, width) {sizes}; split them with by_bucket")
-        mirrored = flip & rows.may_flip[positions]
-        shards, texts = rows.shard[positions], rows.text[positions]
-        notes = self._gather("pairs", shards, rows.row[positions])
-        places = rows.position[positions], mirrored.astype(np.int64)
-        pairs = self._gather("latents", shards, *places, size=sizes[0])  # [B, 2, C, h, w]
+        mirrored = flip & (rows.mirrored_position[positions] >= 0)
+        texts, files = rows.text[positions], _file_numbers(rows.shard[positions])
+        notes = self._gather("pairs", files, rows.row[positions])
+        places = np.where(mirrored, rows.mirrored_position[positions], rows.position[positions])
+        latent_parts = _file_numbers(rows.shard[positions], rows.part[positions])
+        pairs = self._gather("latents", latent_parts, places, size=sizes[0])  # [B, 2, C, h, w]
         source, target = (torch.from_numpy(np.ascontiguousarray(pairs[:, i], np.float32)) for i in (0, 1))  # [B, C, h, w]
         return Batch(
             source=source,
@@ -166,29 +170,29 @@ class LatentCache:
             sizes=torch.from_numpy(_size_conditions(notes, mirrored)),
         )
 
-    def _gather(self, part: str, file_of: NDArray[Any], *indices: NDArray[Any], size: Size | None = None) -> NDArray[Any]:
-        """Sample n is `[indices[0][n], ...]` of the file `file_of[n]`; each file is accessed once, not once a sample."""
+    def _gather(self, kind: str, file_of: NDArray[np.int64], row: NDArray[Any], size: Size | None = None) -> NDArray[Any]:
+        """Sample n is `row[n]` of the file `file_of[n]`; each file is accessed once, not once per sample."""
         by_file = np.argsort(file_of, kind="stable")
         numbers, starts = np.unique(file_of[by_file], return_index=True)
-        files = [self._open(part, number, size) for number in numbers.tolist()]
+        files = [self._open(kind, number, size) for number in numbers.tolist()]
         dtype = np.result_type(*{file.dtype for file in files})  # texts are as wide as the longest of their file
-        out = np.empty((len(file_of), *files[0].shape[len(indices) :]), dtype)
+        out = np.empty((len(file_of), *files[0].shape[1:]), dtype)
         for file, samples in zip(files, np.split(by_file, starts[1:]), strict=True):
-            out[samples] = file[tuple(index[samples] for index in indices)]
+            out[samples] = file[row[samples]]
         return out
 
-    def _map_file(self, part: str, number: int, size: Size | None) -> NDArray[Any]:
-        """The pairs, latents or encoded texts ("hidden" or "pooled"; of the null text for -1) of the shard `number`.
+    def _map_file(self, kind: str, number: int, size: Size | None) -> NDArray[Any]:
+        """The pairs or latents of `_file_numbers`, or encoded texts ("hidden" or "pooled"; of the null text for -1).
 
         They are memory-mapped, but as a plain array: numpy's class for mapped ones makes each access several times dearer.
         """
-        if part == "pairs":
-            path = latent_files.pairs_file(self._folder, self._index.shards[number])
-        elif part == "latents" and size is not None:
-            path = latent_files.latents_file(self._folder, self._index.shards[number], size)
+        shard, part = divmod(number, MAX_PARTS)
+        if kind == "pairs":
+            path = latent_files.pairs_file(self._folder, self._index.shards[shard])
+        elif kind == "latents" and size is not None:
+            path = latent_files.latents_file(self._folder, self._index.shards[shard], part, size)
         else:
-            key = NULL_TEXT if number < 0 else self._index.texts[number]
-            path = latent_files.text_file(self._folder, key, part)
+            path = text_file(self._folder, self._index.null_text if number < 0 else self._index.texts[number], kind)
         mapped: NDArray[Any] = np.asarray(np.load(path, mmap_mode="r"))
         return mapped
 
@@ -213,11 +217,12 @@ class LatentCache:
         rows = PairRows(
             shard=columns["shard"],
             row=columns["row"],
+            part=columns["part"],
             position=columns["position"],
+            mirrored_position=columns["mirrored_position"],
             bucket=bucket.reshape(-1).astype(np.int16),
             task=np.array([ALL_TASKS.index(task) for task in tasks], np.int16)[name],
             text=by_hash[np.searchsorted(text_hashes, columns["text"], sorter=by_hash)].astype(np.int32),
-            may_flip=columns["may_flip"],
             is_replay=np.isin(np.array(self._index.shards), self._index.replay)[columns["shard"]],
             id=columns["id"],
         )
@@ -226,7 +231,7 @@ class LatentCache:
 
 def _read_columns(files: Sequence[Path]) -> dict[str, NDArray[Any]]:
     """Columns of all pairs, and the `shard` and the `row` in it of each; instructions and crops are left on disk."""
-    names = ("id", "caption_seed", "may_flip", "position", "size", "text", "task")
+    names = ("id", "caption_seed", "part", "position", "mirrored_position", "size", "text", "task")
     empty = np.zeros(0, [*latent_files.PAIR, ("task", "S1")])
     parts = {name: [empty[name]] for name in names} | {name: [np.zeros(0, np.int32)] for name in ("shard", "row")}
     for number, file in enumerate(files):
@@ -236,6 +241,11 @@ def _read_columns(files: Sequence[Path]) -> dict[str, NDArray[Any]]:
         parts["shard"].append(np.full(len(shard), number, np.int32))
         parts["row"].append(np.arange(len(shard), dtype=np.int32))
     return {name: np.concatenate(column) for name, column in parts.items()}
+
+
+def _file_numbers(shard: NDArray[np.int32], part: NDArray[np.int32] | int = 0) -> NDArray[np.int64]:
+    """One number for a file of a shard."""
+    return shard.astype(np.int64) * MAX_PARTS + part
 
 
 def _size_conditions(notes: NDArray[Any], mirrored: NDArray[np.bool_]) -> NDArray[np.float32]:

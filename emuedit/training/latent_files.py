@@ -1,23 +1,20 @@
-"""The files of a latent cache: every picture and every distinct instruction is encoded once, for as long as it does not change.
+"""The files of a latent cache: every image and every distinct instruction is encoded once, for as long as it does not change.
 
-Shapes: N pairs of a shard, n of them of one size, C latent channels, h and w latent sizes, T texts, L tokens of width D.
-The key of a shard is a hash of its content, of which pairs are kept for which task, and of the sizes of the buckets. The key of
-texts is a hash of them. A file whose key is not in use any more is deleted.
+Shapes: N pairs of a shard, k latents of one size, C latent channels, h and w latent sizes. The key of a shard is a hash of its
+content and of the sizes of the buckets. Which of its pairs are kept, and for which task, changes the rows but no latents: a pair
+that is kept for the first time is encoded into a new part. Files that are not in use any more are deleted.
 
-    <key>.<height>x<width>.npy  float16 [n, 2, 2, C, h, w]: plain and mirrored; source and target
-    <key>.pairs.npy             N rows of `PAIR`, written after the latents
-    <text key>.hidden.npy       float16 [T, L, D], T instructions that no other file has
-    <text key>.pooled.npy       float16 [T, P], for SDXL
-    <text key>.texts.npy        hashes of the instructions, uint64 [T], written after them
-    null.hidden.npy, ...        the null text, likewise
-    index.json                  the keys in use, written last
+    <shard>.<part>.<height>x<width>.npy   float16 [k, 2, C, h, w]: source and target; mirrored pairs follow the plain ones
+    <shard>.<part>.encoded.npy            rows of `ENCODED`, one for each pair of the part, written after the latents
+    <shard>-<rows>.pairs.npy              N rows of `PAIR`, those of the kept pairs in the order of the shard
+    index.json                            the keys in use, written last
+
+`text_files` describes the files of the instructions, which are in the same folder.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,54 +30,71 @@ from emuedit.data.shards import read_shard
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.progress import Progress
 from emuedit.runtime import seed_for
-from emuedit.tasks import get_task
 from emuedit.training.aspect_buckets import AspectBuckets, Size
 from emuedit.training.kept_pairs import REPLAY_PAIRS, REPLAY_VERDICTS, KeptPairs, pair_shards
-from emuedit.training.pair_encoding import EncodedTexts, encode_pictures, encode_texts, place_pairs, to_float16
+from emuedit.training.mirroring import may_flip
+from emuedit.training.pair_encoding import encode_images, place_pairs
+from emuedit.training.text_files import TextFiles, null_key, save_array, text_hash
 
-INDEX_FILE, NULL_TEXT = "index.json", "null"
+INDEX_FILE = "index.json"
 CODE = (
-    "emuedit/training/latent_files.py", "emuedit/training/pair_encoding.py", "emuedit/training/aspect_buckets.py",
-    "emuedit/training/kept_pairs.py", "emuedit/models", "emuedit/data", "emuedit/core", "emuedit/config.py", "emuedit/runtime.py",
-    "emuedit/number_format.py", "emuedit/tasks.py",
+    "emuedit/training/latent_files.py", "emuedit/training/text_files.py", "emuedit/training/mirroring.py",
+    "emuedit/training/pair_encoding.py", "emuedit/training/aspect_buckets.py", "emuedit/training/kept_pairs.py", "emuedit/models",
+    "emuedit/data", "emuedit/core", "emuedit/config.py", "emuedit/runtime.py", "emuedit/number_format.py", "emuedit/tasks.py",
 )  # fmt: skip
 """The code that decides what is in these files; a test compares it with what this module imports."""
-PAIR = [
+ENCODED = [
     ("id", "u8"),  # the 16 hex digits as a number
     ("caption_seed", "u8"),  # decides whether the pair is held out
-    ("may_flip", "?"),
     ("position", "i4"),  # in the file of its size
+    ("mirrored_position", "i4"),  # likewise; -1: not encoded
     ("size", "i4", 2),  # all sizes and places are (height, width) in px
     ("original", "i4", 2),
-    ("crop", "i4", 2),  # top and left in the resized picture
+    ("crop", "i4", 2),  # top and left in the resized image
     ("mirrored_left", "i4"),
     ("enlarged", "?"),
     ("text", "u8"),  # hash of the instruction
 ]
-"""Columns of `<key>.pairs.npy`, followed by the texts `task` and `instruction` in UTF-8."""
-ENCODERS = ("vae", "tokenizer", "text_encoder")
-"""Folders of a pipeline that decide how pictures and texts are encoded; SDXL has two of the latter."""
-SIDED = re.compile(
-    r"\b(left|right|(counter|anti)?-?clockwise|east|west|letter|word|text(?!ur)|writ|wrot|typ(e|ing)|say|said|read|sign|spell|number|"
-    r"digit|caption|label|logo|initial|title|name)|[0-9\"“”„«»]|(?<!\w)['‘’]|['’](?!\w)",
-    re.IGNORECASE,
-)
-"""An instruction with a word that begins so, with a digit or with something in quotes may mean another thing in a mirrored
-picture, or its picture may have letters in it. In doubt a pair is not mirrored."""
+"""Columns of `<shard>.<part>.encoded.npy`, followed by the text `instruction` in UTF-8."""
+PAIR = [*ENCODED, ("part", "i4")]
+"""Columns of `<shard>-<rows>.pairs.npy`, followed by the texts `task` and `instruction`. Where the task of the pair is not
+mirrored, `mirrored_position` is -1, too."""
+
+
+@dataclass(frozen=True)
+class EncodingKeys:
+    """What decides the content of a cache, 16 hex digits each, which change with weights, number format and code."""
+
+    latents: str
+    """Names the folder of the cache: its VAE."""
+    texts: str
+    """Begins the names of the files with texts: their tokenizers and encoders."""
+
+    @classmethod
+    def of(cls, model: str, dtype: str, root: Path) -> EncodingKeys:
+        """Of a base model or an editor. A folder counts by the content of its parts, a hub id by its name."""
+        code, folder = [find_file(name, root) for name in CODE], Path(model)
+        settings = {"dtype": dtype} if folder.exists() else {"dtype": dtype, "base_model": model}
+        files = sorted(folder.iterdir()) if folder.exists() else []
+        vae, texts = (
+            [part for part in files if part.name.startswith(names)] for names in (("vae",), ("tokenizer", "text_encoder"))
+        )
+        return cls(content_key(settings, *code, *vae), content_key(settings | {"of": "texts"}, *code, *texts))
 
 
 @dataclass(frozen=True)
 class CacheIndex:
     """The keys in use."""
 
-    shards: tuple[str, ...]  # of all shards of pairs, in order
+    shards: tuple[str, ...]  # `<shard>-<rows>` of all shards of pairs, in order
     replay: tuple[str, ...]  # those of them with earlier pairs
     texts: tuple[str, ...]  # of the files with texts
+    null_text: str  # of the null text
 
 
-def latents_file(folder: Path, key: str, size: Size) -> Path:
-    """The latents of a shard's pairs of one size, (height, width) in px."""
-    return folder / f"{key}.{size[0]}x{size[1]}.npy"
+def latents_file(folder: Path, key: str, part: int, size: Size) -> Path:
+    """The latents of a part of a shard's pairs that have one size, (height, width) in px."""
+    return folder / f"{key.split('-')[0]}.{part}.{size[0]}x{size[1]}.npy"
 
 
 def pairs_file(folder: Path, key: str) -> Path:
@@ -88,43 +102,15 @@ def pairs_file(folder: Path, key: str) -> Path:
     return folder / f"{key}.pairs.npy"
 
 
-def text_file(folder: Path, key: str, part: str) -> Path:
-    """The part `hidden`, `pooled` or `texts` (hashes) of encoded texts."""
-    return folder / f"{key}.{part}.npy"
-
-
 def read_index(folder: Path) -> CacheIndex:
     """The keys in use. Raises FileNotFoundError for a cache that was not built to its end."""
     index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-    return CacheIndex(tuple(index["shards"]), tuple(index["replay"]), tuple(index["texts"]))
-
-
-def encoding_key(base_model: str, dtype: str, root: Path) -> str:
-    """Names the folder of a cache: 16 hex digits that change with what encodes, the number format and the code.
-
-    base_model: a base model or an editor. A folder counts by the content of its VAE, tokenizers and text encoders.
-    """
-    code = [find_file(name, root) for name in CODE]
-    folder = Path(base_model)
-    if not folder.exists():
-        return content_key({"base_model": base_model, "dtype": dtype}, *code)
-    encoders = sorted(part for part in folder.iterdir() if part.name.startswith(ENCODERS))
-    return content_key({"dtype": dtype}, *code, *encoders)
+    return CacheIndex(tuple(index["shards"]), tuple(index["replay"]), tuple(index["texts"]), index["null_text"])
 
 
 def caption_seed(caption_id: str) -> int:
-    """A number in [0, 2**63) that depends on the caption alone."""
+    """A number in [0, 2**63) that depends on the caption alone; pairs of a caption below a share of the range are held out."""
     return seed_for("editor", "held out", caption_id)
-
-
-def is_held_out(caption_id: str, share: float) -> bool:
-    """Whether pairs that descend from this caption are kept from training: a share of all captions, the same on every run."""
-    return caption_seed(caption_id) < share * 2**63
-
-
-def may_flip(task: str, instruction: str) -> bool:
-    """Whether picture and instruction still agree when the pictures are mirrored."""
-    return get_task(task).mirrorable and SIDED.search(instruction) is None
 
 
 def build(
@@ -134,12 +120,16 @@ def build(
     folder: Path,
     buckets: AspectBuckets | None = None,
     replay: Path | None = None,
+    *,
+    mirrored: bool = True,
+    text_key: str = "texts",
 ) -> None:
     """Encode the kept pairs of folders of pairs, shard by shard; what `folder` has already is not encoded again.
 
-    `buckets`: the sizes that pictures are brought to; None: they keep their sizes, each a bucket of its own. `replay`: a folder
-    with earlier `pairs` and their `verdicts` (`training.start`); those that `pairs` have too are left out. Raises
-    PairEncodingError for pictures that cannot be trained on.
+    `buckets`: the sizes that images are brought to; None: they keep their sizes, each a bucket of its own. `replay`: a folder
+    with earlier `pairs` and their `verdicts` (`training.start`); those that `pairs` have too are left out. `mirrored`: encode
+    the mirrored images of those pairs that may be mirrored, too. `text_key`: `EncodingKeys.texts`. Raises PairEncodingError for
+    images that cannot be trained on.
     """
     buckets = AspectBuckets.unchanged() if buckets is None else buckets
     kept = KeptPairs.read(dataset)
@@ -155,113 +145,136 @@ def build(
     if replay is not None:
         for shard in pair_shards([replay / REPLAY_PAIRS]):
             chosen.append((shard, {pair_id: earlier[pair_id] for pair_id in shard.pair_ids() if pair_id in earlier}))
-    shards = [
-        (content_key({"shard": shard.content, "kept": tasks, "buckets": buckets.sizes}), shard.path, tasks)
-        for shard, tasks in chosen
-    ]
-    texts, text_hashes, n_enlarged, n_pairs = _TextFiles(folder, base_model), [np.zeros(0, np.uint64)], 0, 0
-    done = sum(pairs_file(folder, key).exists() for key, _, _ in shards)
-    with Progress("train: encode pairs", len(shards), "shard", done) as progress:
-        for key, path, tasks in shards:
-            is_new = not pairs_file(folder, key).exists()
-            if is_new:
-                kept_pairs = [pair for pair in read_shard(path, Pair) if pair.id in tasks]
-                _encode_shard(kept_pairs, tasks, base_model, buckets, folder, key)
-            rows = np.load(pairs_file(folder, key))
-            text_hashes.append(texts.add(rows))
+    parts_of = _encoded_parts(folder)
+    shards = []
+    for shard, tasks in chosen:
+        content = content_key({"shard": shard.content, "buckets": buckets.sizes, "mirrored": mirrored})
+        shards.append(_Shard(shard.path, tasks, folder, content, parts_of.get(content, ())))
+    texts, text_hashes, n_enlarged, n_pairs = TextFiles(folder, base_model, text_key), [np.zeros(0, np.uint64)], 0, 0
+    parts_in_use: set[str] = set()
+    n_done = sum(pairs_file(folder, work.key).exists() for work in shards)
+    with Progress("train: encode pairs", len(shards), "shard", n_done) as progress:
+        for work in shards:
+            file = pairs_file(folder, work.key)
+            if is_new := not file.exists():
+                work.write(base_model, buckets, mirrored)
+            rows = np.load(file)
+            texts.add(rows)
+            text_hashes.append(np.unique(rows["text"]))
+            parts_in_use |= {f"{work.content}.{part}" for part in np.unique(rows["part"])}
             n_enlarged, n_pairs = n_enlarged + int(rows["enlarged"].sum()), n_pairs + len(rows)
             progress.advance(int(is_new))
-    keys = tuple(key for key, _, _ in shards)
-    index = CacheIndex(keys, keys[n_new:], texts.keys_of(np.unique(np.concatenate(text_hashes))))
+    keys = tuple(work.key for work in shards)
+    text_keys = texts.keys_of(np.unique(np.concatenate(text_hashes)))
+    index = CacheIndex(keys, keys[n_new:], text_keys, null_key(text_key))
     with replacing(folder / INDEX_FILE) as partial:
         partial.write_text(json.dumps(asdict(index)), encoding="utf-8")
-    _prune(folder, index)
+    _prune(folder, index, parts_in_use)
     if n_enlarged:
         print(f"train: {n_enlarged} of {n_pairs} pairs are smaller than their bucket and were enlarged", flush=True)
-    if texts.cut:
-        length, longest = base_model.tokenizer.model_max_length, max(texts.cut, key=len)
+    if texts.truncated:
+        length, longest = base_model.tokenizer.model_max_length, max(texts.truncated, key=len)
         print(
-            f"train: {len(texts.cut)} new instructions are longer than the {length} tokens that are read, such as {longest!r}; "
-            "their ends have no effect",
+            f"train: {len(texts.truncated)} new instructions are longer than the {length} tokens that are read, such as "
+            f"{longest!r}; their ends have no effect",
             flush=True,
         )
 
 
-def _encode_shard(
-    pairs: Sequence[Pair], tasks: dict[str, str], base_model: TextToImageModel, buckets: AspectBuckets, folder: Path, key: str
-) -> None:
-    """Write the latents of a shard, one file for each size, then its rows."""
-    placements = place_pairs(pairs, buckets, base_model.factor)
-    rows = _describe(pairs, tasks)
-    for size in sorted({placement.size for placement in placements}):
-        selected = [i for i, placement in enumerate(placements) if placement.size == size]
-        latents = encode_pictures([pairs[i] for i in selected], [placements[i] for i in selected], base_model)
-        _save(latents_file(folder, key, size), latents)
-        rows["position"][selected] = np.arange(len(selected))
-    for row, placement in zip(rows, placements, strict=True):
-        row["size"], row["original"], row["enlarged"] = placement.size, placement.original, placement.is_enlarged
-        row["crop"], row["mirrored_left"] = (placement.top, placement.left), placement.mirrored_left
-    _save(pairs_file(folder, key), rows)
+@dataclass
+class _Shard:
+    """A shard of pairs: which of them are kept, for which task, and where their files are."""
+
+    path: Path
+    tasks: dict[str, str]
+    """Id -> task of the kept pairs, in their order."""
+    folder: Path
+    content: str
+    """Key of its latents."""
+    parts: Sequence[int]
+    """Numbers of its parts that are there already."""
+
+    @property
+    def key(self) -> str:
+        """Key of its rows."""
+        return f"{self.content}-{content_key({'kept': self.tasks})}"
+
+    def write(self, base_model: TextToImageModel, buckets: AspectBuckets, mirrored: bool) -> None:
+        """Encode the pairs that no part has, then write the rows of all that are kept."""
+        parts = {part: np.load(_encoded_file(self.folder, self.content, part)) for part in self.parts}
+        encoded = {f"{pair_id:016x}" for rows in parts.values() for pair_id in rows["id"].tolist()}
+        missing = [pair_id for pair_id in self.tasks if pair_id not in encoded]
+        if missing:
+            number = max(parts, default=-1) + 1
+            pairs = [pair for pair in read_shard(self.path, Pair) if pair.id in set(missing)]
+            parts[number] = self._encode(pairs, number, base_model, buckets, mirrored)
+        save_array(pairs_file(self.folder, self.key), self._rows(parts))
+
+    def _encode(
+        self, pairs: Sequence[Pair], part: int, base_model: TextToImageModel, buckets: AspectBuckets, mirrored: bool
+    ) -> NDArray[Any]:
+        """Write the latents of a new part, one file for each size, then its rows."""
+        placements = place_pairs(pairs, buckets, base_model.factor)
+        instructions = [pair.instruction.encode() for pair in pairs]
+        rows = np.zeros(len(pairs), [*ENCODED, ("instruction", _text_type(instructions))])
+        for row, pair, placement, instruction in zip(rows, pairs, placements, instructions, strict=True):
+            _, caption_id, *_ = pair.parent_ids
+            row["id"], row["caption_seed"] = int(pair.id, 16), caption_seed(caption_id)
+            row["size"], row["original"], row["enlarged"] = placement.size, placement.original, placement.is_enlarged
+            row["crop"], row["mirrored_left"] = (placement.top, placement.left), placement.mirrored_left
+            row["text"], row["instruction"], row["mirrored_position"] = text_hash(instruction), instruction, -1
+        flips = np.array([mirrored and may_flip(self.tasks[pair.id], pair.instruction) for pair in pairs], np.bool_)
+        for size in sorted({placement.size for placement in placements}):
+            selected = np.array([placement.size == size for placement in placements])
+            numbers = np.flatnonzero(selected).tolist()
+            latents = encode_images([pairs[i] for i in numbers], [placements[i] for i in numbers], flips[selected], base_model)
+            save_array(latents_file(self.folder, self.content, part, size), latents)
+            rows["position"][selected] = np.arange(len(numbers))
+            rows["mirrored_position"][selected & flips] = np.arange(len(numbers), len(latents))
+        save_array(_encoded_file(self.folder, self.content, part), rows)
+        return rows
+
+    def _rows(self, parts: dict[int, NDArray[Any]]) -> NDArray[Any]:
+        """Rows of `PAIR` of the kept pairs, in the order of the shard."""
+        place_of = {f"{pair_id:016x}": (part, i) for part, rows in parts.items() for i, pair_id in enumerate(rows["id"].tolist())}
+        places = [place_of[pair_id] for pair_id in self.tasks]
+        tasks = [task.encode() for task in self.tasks.values()]
+        instructions = [bytes(parts[part]["instruction"][i]) for part, i in places]
+        texts = [("task", _text_type(tasks)), ("instruction", _text_type(instructions))]
+        out = np.zeros(len(self.tasks), [*PAIR, *texts])
+        for row, (part, i), task, instruction in zip(out, places, tasks, instructions, strict=True):
+            for name, *_ in ENCODED:
+                row[name] = parts[part][name][i]
+            row["part"], row["task"], row["instruction"] = part, task, instruction
+            if not may_flip(task.decode(), instruction.decode()):
+                row["mirrored_position"] = -1
+        return out
 
 
-def _describe(pairs: Sequence[Pair], tasks: dict[str, str]) -> NDArray[Any]:
-    """Rows of `PAIR`, with what does not depend on the size."""
-    texts = {"task": [tasks[pair.id].encode() for pair in pairs], "instruction": [pair.instruction.encode() for pair in pairs]}
-    widths = [(name, f"S{max([1, *map(len, column)])}") for name, column in texts.items()]
-    rows = np.zeros(len(pairs), [*PAIR, *widths])
-    for row, pair, task, instruction in zip(rows, pairs, *texts.values(), strict=True):
-        row["id"], row["caption_seed"] = int(pair.id, 16), caption_seed(pair.parent_ids[1])  # an instruction, then its caption
-        row["may_flip"], row["text"] = may_flip(tasks[pair.id], pair.instruction), _text_hash(instruction)
-        row["task"], row["instruction"] = task, instruction
-    return rows
+def _encoded_file(folder: Path, content: str, part: int) -> Path:
+    """The rows of a part of a shard."""
+    return folder / f"{content}.{part}.encoded.npy"
 
 
-class _TextFiles:
-    """The files with encoded instructions."""
-
-    def __init__(self, folder: Path, base_model: TextToImageModel) -> None:
-        self.folder, self.base_model = folder, base_model
-        self.cut: list[str] = []  # new instructions that are longer than a text encoder reads
-        self.hashes = {file.name.split(".")[0]: np.load(file) for file in sorted(folder.glob("*.texts.npy"))}
-        self.encoded = {value for part in self.hashes.values() for value in part.tolist()}
-        if NULL_TEXT not in self.hashes:
-            self._save(NULL_TEXT, to_float16(base_model.null_text(1)), np.zeros(0, np.uint64))
-
-    def add(self, rows: NDArray[Any]) -> NDArray[np.uint64]:
-        """Encode those instructions of a shard that no file has; returns the hashes of all its instructions."""
-        hashes, first = np.unique(rows["text"], return_index=True)
-        is_new = np.array([value not in self.encoded for value in hashes.tolist()], np.bool_)
-        if is_new.any():
-            instructions = [bytes(instruction).decode() for instruction in rows["instruction"][first[is_new]]]
-            self._save(content_key({"texts": instructions}), encode_texts(instructions, self.base_model), hashes[is_new])
-            self.cut += [instruction for instruction in instructions if self.base_model.is_cut(instruction)]
-        return hashes
-
-    def keys_of(self, hashes: NDArray[np.uint64]) -> tuple[str, ...]:
-        """Keys of the files that have some of these texts."""
-        return tuple(sorted(key for key, part in self.hashes.items() if np.isin(part, hashes).any()))
-
-    def _save(self, key: str, parts: EncodedTexts, hashes: NDArray[np.uint64]) -> None:
-        for part, array in parts.items():
-            _save(text_file(self.folder, key, part), array)
-        _save(text_file(self.folder, key, "texts"), hashes)
-        self.hashes[key] = hashes
-        self.encoded.update(hashes.tolist())
+def _encoded_parts(folder: Path) -> dict[str, list[int]]:
+    """Key of a shard's latents -> numbers of its parts; the folder is listed once, whatever the number of shards."""
+    parts: dict[str, list[int]] = {}
+    for file in sorted(folder.glob("*.encoded.npy")):
+        content, part, *_ = file.name.split(".")
+        parts.setdefault(content, []).append(int(part))
+    return parts
 
 
-def _text_hash(instruction: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(instruction, digest_size=8).digest(), "big")
+def _text_type(texts: Sequence[bytes]) -> str:
+    """numpy's type for the longest of these texts."""
+    return f"S{max([1, *map(len, texts)])}"
 
 
-def _prune(folder: Path, index: CacheIndex) -> None:
-    """Delete the files of other keys."""
-    shards, texts = set(index.shards), {NULL_TEXT, *index.texts}
-    for file in folder.iterdir():
-        key, *_, part, _ = file.name.split(".") if file.suffix == ".npy" else (file.name, "", "")
-        if file.name != INDEX_FILE and key not in (texts if part in ("hidden", "pooled", "texts") else shards):
+def _prune(folder: Path, index: CacheIndex, parts_in_use: set[str]) -> None:
+    """Delete the files of other keys; those that say that others are complete first, so that a kill leaves none without them."""
+    in_use = {*index.shards, *index.texts, index.null_text, *parts_in_use}
+    markers = (".pairs.npy", ".encoded.npy", ".texts.npy")
+    for file in sorted(folder.iterdir(), key=lambda file: not file.name.endswith(markers)):
+        parts = file.name.split(".")
+        if file.name != INDEX_FILE and not {parts[0], ".".join(parts[:2])} & in_use:
             file.unlink()
-
-
-def _save(path: Path, array: NDArray[Any]) -> None:
-    with replacing(path) as partial:
-        np.save(partial, array)

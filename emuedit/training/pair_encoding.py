@@ -1,13 +1,14 @@
 """Encode the pictures and the instructions of a shard of pairs, in batches of bounded size.
 
-Shapes: n pairs of one size, C latent channels, h and w latent sizes, T texts, L tokens of width D. No more pictures are decoded
-at a time than one batch of the VAE holds, so memory is that of the shard's PNGs and latents.
+Shapes: n pairs of one size, C latent channels, h and w latent sizes, T texts, L tokens of width D. No more images are decoded
+at a time than two batches of the VAE hold, so memory is that of the shard's PNGs and latents.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from emuedit.training.aspect_buckets import AspectBuckets, Placement
 PIXELS_PER_BATCH = {"cpu": 64 * 64**2, "cuda": 8 * 512**2}
 """Pixels that the VAE encodes at once, by the kind of device; on others as on a CPU. Never less than one picture. Ours."""
 TEXTS_PER_BATCH = 64
+DECODING_THREADS = 4
+"""PNGs are decoded outside of Python's lock. Ours."""
 EncodedTexts = dict[str, NDArray[np.float16]]
 """`hidden` [T, L, D] and, for SDXL, `pooled` [T, P]."""
 
@@ -53,30 +56,39 @@ def place_pairs(pairs: Sequence[Pair], buckets: AspectBuckets, factor: int) -> l
     return placements
 
 
-def encode_pictures(pairs: Sequence[Pair], placements: Sequence[Placement], base_model: TextToImageModel) -> NDArray[np.float16]:
-    """Source and target, plain and mirrored, of n >= 1 pairs whose bucket is the same: float16 [n, 2, 2, C, h, w].
+def encode_images(
+    pairs: Sequence[Pair], placements: Sequence[Placement], mirrored: NDArray[np.bool_], base_model: TextToImageModel
+) -> NDArray[np.float16]:
+    """Source and target of n >= 1 pairs whose bucket is the same, then, mirrored, of those m that `mirrored` [n] selects.
 
-    Raises PairEncodingError for latents that are not finite in float16.
+    Returns float16 [n + m, 2, C, h, w]. While the VAE encodes a batch, the images of the next one are decoded. Raises
+    PairEncodingError for latents that are not finite in float16.
     """
     budget_px = PIXELS_PER_BATCH.get(base_model.device.type, PIXELS_PER_BATCH["cpu"])
-    pictures_per_batch = max(1, budget_px // math.prod(placements[0].size))
-    pairs_per_batch = max(1, pictures_per_batch // 4)
-    parts = []
-    for start in range(0, len(pairs), pairs_per_batch):
-        rows = range(start, min(start + pairs_per_batch, len(pairs)))
-        plain = np.stack([_decode(pairs[i], placements[i]) for i in rows])  # [n, 2, H, W, 3]
-        both = np.stack([plain, plain[:, :, :, ::-1]], 1)  # [n, 2, 2, H, W, 3]
-        pictures = both.reshape(-1, *both.shape[3:])
-        batches = [pictures[i : i + pictures_per_batch] for i in range(0, len(pictures), pictures_per_batch)]
-        z = np.concatenate([_encode(batch, base_model) for batch in batches])
-        z = z.reshape(*both.shape[:3], *z.shape[1:])
-        for i, is_finite in zip(rows, np.isfinite(z).reshape(len(rows), -1).all(1), strict=True):
-            if not is_finite:
+    images_per_batch = max(1, budget_px // math.prod(placements[0].size))
+    pairs_per_batch = max(1, images_per_batch // 4)
+    batches = [range(i, min(i + pairs_per_batch, len(pairs))) for i in range(0, len(pairs), pairs_per_batch)]
+    plain, flipped = [], []
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
+        decode = [pool.submit(_decode, pairs[i], placements[i]) for i in batches[0]]
+        for rows, following in zip(batches, [*batches[1:], range(0)], strict=True):
+            decoded = np.stack([future.result() for future in decode])  # [b, 2, H, W, 3]
+            decode = [pool.submit(_decode, pairs[i], placements[i]) for i in following]
+            selected = mirrored[rows.start : rows.stop]
+            both = np.concatenate([decoded, decoded[selected][:, :, :, ::-1]])
+            images = both.reshape(-1, *both.shape[2:])
+            parts = [_encode(images[i : i + images_per_batch], base_model) for i in range(0, len(images), images_per_batch)]
+            z = np.concatenate(parts)
+            z = z.reshape(*both.shape[:2], *z.shape[1:])
+            not_finite = ~np.isfinite(z).reshape(len(z), -1).all(1)
+            if not_finite.any():
+                pair = pairs[[*rows, *np.array(rows)[selected].tolist()][int(not_finite.argmax())]]
                 raise PairEncodingError(
-                    f"want finite latents in float16, got others for pair {pairs[i].id}; look at it, or use train.dtype float32"
+                    f"want finite latents in float16, got others for pair {pair.id}; look at it, or use train.dtype float32"
                 )
-        parts.append(z)
-    return np.concatenate(parts)
+            plain.append(z[: len(rows)])
+            flipped.append(z[len(rows) :])
+    return np.concatenate([*plain, *flipped])
 
 
 def encode_texts(texts: Sequence[str], base_model: TextToImageModel) -> EncodedTexts:

@@ -53,3 +53,18 @@ def scheduler() -> Any:
     """A schedule of 100 timesteps for eps-prediction."""
     config = SimpleNamespace(prediction_type="epsilon")
     return SimpleNamespace(alphas_cumprod=torch.linspace(0.99, 0.01, 100), config=config)
+
+
+@pytest.fixture
+def base_model(make_base_model: Callable[[str], TextToImageModel]) -> TextToImageModel:
+    return make_base_model("toy")
+
+
+@pytest.fixture
+def encoded(base_model: TextToImageModel, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the base model is asked to encode: `pictures`, the shape of every batch, and `texts`, each text."""
+    calls: dict[str, Any] = {"pictures": [], "texts": []}
+    encode, encode_text = base_model.encode, base_model.encode_text
+    monkeypatch.setattr(base_model, "encode", lambda images: (calls["pictures"].append(tuple(images.shape)), encode(images))[1])
+    monkeypatch.setattr(base_model, "encode_text", lambda texts: (calls["texts"].extend(texts), encode_text(texts))[1])
+    return calls

@@ -1,0 +1,80 @@
+"""The encoded instructions of a latent cache: every distinct instruction is encoded once by one set of text encoders.
+
+Shapes: T texts, L tokens of width D. All names begin with the key of the text encoders, so that other text encoders (those of a
+champion whose text encoders were trained, for example) leave the latents of the cache as they are.
+
+    <encoders>-<key>.hidden.npy   float16 [T, L, D], T instructions that no other file has
+    <encoders>-<key>.pooled.npy   float16 [T, P], for SDXL
+    <encoders>-<key>.texts.npy    sorted hashes of the instructions, uint64 [T], written after them
+    <encoders>-null.hidden.npy, ...   the null text, likewise
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emuedit.data.atomic_file import replacing
+from emuedit.data.dependencies import content_key
+from emuedit.models.text_to_image import TextToImageModel
+from emuedit.training.pair_encoding import EncodedTexts, encode_texts, to_float16
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an array as a whole or not at all."""
+    with replacing(path) as partial:
+        np.save(partial, array)
+
+
+def text_file(folder: Path, key: str, part: str) -> Path:
+    """The part `hidden`, `pooled` or `texts` (hashes) of encoded texts."""
+    return folder / f"{key}.{part}.npy"
+
+
+def null_key(encoders: str) -> str:
+    """Key of the null text's files."""
+    return f"{encoders}-null"
+
+
+def text_hash(instruction: bytes) -> int:
+    """A text in UTF-8 as a number of 64 bits."""
+    return int.from_bytes(hashlib.blake2b(instruction, digest_size=8).digest(), "big")
+
+
+class TextFiles:
+    """The files with encoded instructions in one folder."""
+
+    def __init__(self, folder: Path, base_model: TextToImageModel, encoders: str) -> None:
+        """`encoders`: key of the text encoders and tokenizers."""
+        self.folder, self.base_model, self.encoders = folder, base_model, encoders
+        self.truncated: list[str] = []
+        """New instructions that are longer than a text encoder reads."""
+        self.hashes = {file.name.split(".")[0]: np.load(file) for file in sorted(folder.glob(f"{encoders}-*.texts.npy"))}
+        self.file_of = {value: key for key, part in self.hashes.items() for value in part.tolist()}
+        if null_key(encoders) not in self.hashes:
+            self._save(null_key(encoders), to_float16(base_model.null_text(1)), np.zeros(0, np.uint64))
+
+    def add(self, rows: NDArray[Any]) -> None:
+        """Encode those instructions of a shard that no file has. `rows`: with columns `text` (hashes) and `instruction`."""
+        hashes, first = np.unique(rows["text"], return_index=True)
+        is_new = np.array([value not in self.file_of for value in hashes.tolist()], np.bool_)
+        if is_new.any():
+            instructions = [bytes(instruction).decode() for instruction in rows["instruction"][first[is_new]]]
+            key = f"{self.encoders}-{content_key({'texts': instructions})}"
+            self._save(key, encode_texts(instructions, self.base_model), hashes[is_new])
+            self.truncated += [instruction for instruction in instructions if self.base_model.is_cut(instruction)]
+
+    def keys_of(self, hashes: NDArray[np.uint64]) -> tuple[str, ...]:
+        """Keys of the files that have these texts, sorted."""
+        return tuple(sorted({self.file_of[value] for value in hashes.tolist()}))
+
+    def _save(self, key: str, parts: EncodedTexts, hashes: NDArray[np.uint64]) -> None:
+        for part, array in parts.items():
+            save_array(text_file(self.folder, key, part), array)
+        save_array(text_file(self.folder, key, "texts"), hashes)
+        self.hashes[key] = hashes
+        self.file_of.update(dict.fromkeys(hashes.tolist(), key))

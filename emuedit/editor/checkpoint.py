@@ -97,11 +97,15 @@ def save(
 
 
 def load(folder: str, device: str, dtype: torch.dtype) -> tuple[EditorUNet, FrozenParts, str]:
-    """(network, frozen parts, fingerprint) of an editor folder, on `device`; bfloat16 keeps float32 weights for autocast."""
+    """(network, frozen parts, fingerprint) of an editor folder, on `device`.
+
+    On a CPU bfloat16 keeps float32 weights, for autocast. A GPU has the weights in bfloat16: half the memory, and nothing to cast
+    in every forward (autocast keeps casts only of weights that are trained).
+    """
     model_sources.import_library("diffusers")  # without progress bars of its own
     from emuedit.editor.edit_pipeline import EmuEditPipeline
 
-    stored_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
+    stored_dtype = torch.float32 if dtype == torch.bfloat16 and torch.device(device).type == "cpu" else dtype
     pipeline = text_to_image.freeze(EmuEditPipeline.from_pretrained(folder, dtype=stored_dtype), device)
     parts = FrozenParts(pipeline)
     net = EditorUNet(parts.unet, pipeline.task_embedding, parts.factor).requires_grad_(False).eval()

@@ -6,6 +6,7 @@ Shapes: B samples, H and W pixels, C latent channels, h and w latent sizes, D_v 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -75,14 +76,14 @@ class EditConditions:
 class EditSampler:
     """A trained editor on tensors. `weights` is the fingerprint of the network, which task packs are made for.
 
-    `in_training`: whether float16 is the format of the computations alone, because trained weights stay in float32.
+    `dtype` is the number format of the computations. Weights that are float32 run under autocast: those in training, and on a CPU
+    those of an editor in bfloat16. It may be used by several threads, which edit one after the other.
     """
 
-    def __init__(
-        self, net: EditorUNet, parts: FrozenParts, weights: str, dtype: torch.dtype = torch.float32, in_training: bool = False
-    ) -> None:
+    def __init__(self, net: EditorUNet, parts: FrozenParts, weights: str, dtype: torch.dtype = torch.float32) -> None:
         self.net, self.parts, self.weights, self.dtype = net, parts, weights, dtype
-        self._uses_autocast = dtype == torch.bfloat16 or (dtype == torch.float16 and in_training)
+        self._uses_autocast = dtype != torch.float32 and next(net.unet.parameters()).dtype == torch.float32
+        self._lock = threading.RLock()  # an adapter changes what the network computes, for whoever uses it meanwhile
         self.adapters: dict[str, TaskAdapter] = {}
         """Adapters by task, of the tasks that were learned with one."""
         self.grid_px = grid_of(parts)
@@ -145,7 +146,7 @@ class EditSampler:
         for task, rows in self._groups(tasks, at_once):
             texts, randoms = [instructions[row] for row in rows], [generators[row] for row in rows]
             chosen = options if len(rows) == n else options.rows(rows)
-            with self._adapter_of(task):
+            with self._lock, self._adapter_of(task):
                 edited, change = self._sample_rows(images[rows], texts, v[rows], settings, randoms, report, chosen)
             if settings.composite and change is not None:
                 is_exempt = torch.tensor([not edits_an_object(tasks[row]) for row in rows]).view(-1, 1, 1, 1)
@@ -207,7 +208,7 @@ class EditSampler:
 
         And, with a change-mask head, the probability at the last step that a cell changes, [B, 1, h, w].
         """
-        change = None
+        change = clean = None
         s_I, s_T = settings.image_guidance_scale, settings.guidance_scale
         denoiser = Denoiser(self.parts.scheduler, settings.steps, self.device, generators)
         source, n = conditions.c_I, len(conditions.c_I)
@@ -233,13 +234,19 @@ class EditSampler:
                     e = guidance.rescale(e, by_term["full"], settings.guidance_rescale)
             change = None if change_logits is None else change_logits[-n:].sigmoid()
             if settings.preserve and change is not None:
-                e_source = diffusion.prediction_for_clean(source, scaled, *denoiser.noise_levels(t, scaled), denoiser.kind)
+                levels = denoiser.noise_levels(t, scaled)
+                e_source = diffusion.prediction_for_clean(source, scaled, *levels, denoiser.kind)
                 e = guidance.blend_with_source(e, e_source, change, settings.preserve)
+                if step == len(denoiser.timesteps) - 1:
+                    clean = diffusion.clean_from_prediction(scaled, e, *levels, denoiser.kind)
             z_t = denoiser.step(e, t, z_t)
             if options.after_step is not None:
                 z_t = options.after_step(step, t, z_t)
             if report is not None:
                 report(n)
+        if clean is not None and change is not None:
+            # schedules that end above alpha_bar = 1, such as SD1.5's, leave noise (3 % of a latent) also where nothing changes
+            z_t = torch.lerp(z_t, clean.to(z_t), settings.preserve * (1 - change).to(z_t))
         return z_t, change
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
@@ -275,7 +282,7 @@ class EditSampler:
 def load(folder: str | Path, runtime: Runtime | None = None) -> EditSampler:
     """An editor from its folder, on the device and in the number format of `runtime` (default: float32 on the CPU).
 
-    bfloat16 keeps float32 weights and runs under autocast. Raises FileNotFoundError for a base model, which is no editor.
+    On a CPU bfloat16 keeps float32 weights and runs under autocast. Raises FileNotFoundError for a base model.
     """
     runtime = runtime or Runtime("cpu", "float32")
     net, parts, weights = checkpoint.load(str(folder), runtime.device, runtime.torch_dtype)

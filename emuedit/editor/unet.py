@@ -71,7 +71,8 @@ def extend_unet(unet: Any, d_v: int, change_mask: bool = True) -> Any:
     New weights of the first convolution are zero and its bias is kept (InstructPix2Pix, arXiv 2211.09800, section 3.2); the
     class embedding and the new output channel, the change mask, start at zero. All other weights are those of the base model. The
     result loads with `UNet2DConditionModel.from_pretrained`. SDXL's config shares this width with its own size embedding; there
-    v is padded with zeros to that width. Raises ValueError for a U-Net that has a class embedding already.
+    v is padded with zeros to that width. All weights but those of the first and last convolution are shared with `unet`. Raises
+    ValueError for a U-Net that has a class embedding already.
     """
     config = dict(unet.config)
     if config["class_embed_type"] is not None or config["num_class_embeds"] is not None:
@@ -91,7 +92,7 @@ def extend_unet(unet: Any, d_v: int, change_mask: bool = True) -> Any:
     }
     with torch.device("meta"):  # random weights of a large network take long, and none of them would be kept
         extended = type(unet).from_config({key: value for key, value in config.items() if not key.startswith("_")})
-    weights = {name: value.clone() for name, value in unet.state_dict().items()}
+    weights = unet.state_dict()  # not copied: a large network is 10 GB
     conv_in = torch.zeros(extended.conv_in.weight.shape, dtype=unet.dtype, device=unet.device)  # [320, 2 C, 3, 3]
     conv_in[:, :channels] = weights["conv_in.weight"]
     conv_out = {

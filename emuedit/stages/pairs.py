@@ -90,7 +90,7 @@ def run(params: PairsParams, root: Path) -> Summary:
     weights_bytes = _weights_bytes(models)
     if isinstance(params.workers, LocalWorkers) and count_processes(params.workers, runtime.device, weights_bytes) > 1:
         prepare_workers(runtime.device, WORKER_MODULES)
-    scratch = scratch_folder(root, "pairs", work_key("pairs", recorded, root, *models))
+    scratch = scratch_folder(root, "pairs", work_key("pairs", {**recorded, "rows_per_batch": None}, root, *models))
     shards = group_by_source(instructions, params.instructions_per_shard)
     paths = [shard_path(scratch, number) for number in range(len(shards))]
     n_pairs = {path.name: sum(_expected_pairs(row, params) for row in rows) for path, rows in zip(paths, shards, strict=True)}

@@ -136,8 +136,9 @@ def run(params: TrainParams, root: Path) -> Summary:
     if params.accelerate_config is not None and machine_rank(root / params.accelerate_config):
         print(f"train: trained; the first machine (machine_rank 0) publishes it to {OUT}", flush=True)
         return Summary("train", scratch.name, recorded | {"data": data}, counts, {})
-    alone = params.accelerate_config is None and world_size == 1
-    editor = _train(*job, runtime.device) if alone else _read_trained(*job)
+    trained = _train(*job, runtime.device) if params.accelerate_config is None and world_size == 1 else None
+    # frozen weights are rounded to half precision while adapters are trained: they are merged into those of the start
+    editor = _read_trained(*job) if trained is None or params.lora is not None else trained
     if params.replay_pairs:
         replay.write(scratch / start.REPLAY, cache, folders, begin.replay, params.replay_pairs)
     return _publish(editor, scratch, root / OUT, recorded | {"data": data}, counts, params.stored_dtype)

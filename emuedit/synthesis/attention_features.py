@@ -5,6 +5,7 @@ Shapes: H halves of classifier-free guidance (null before text), G sources, N to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,9 +46,11 @@ class AttentionFeatures:
 class FeatureRecorder(HookedAttnProcessor):
     """Keeps the attention of every forward until `take` returns it."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: float = math.inf) -> None:
+        """`max_bytes`: of one forward; once there are more, everything is dropped and nothing is recorded any more."""
         self.is_recording = True
-        """Set to False to keep nothing more."""
+        """Whether it records."""
+        self.n_bytes_left, self._max_bytes = max_bytes, max_bytes
         self._queries: list[Tensor] = []
         self._keys: list[Tensor] = []
         self._outputs: list[Tensor] = []
@@ -57,28 +60,42 @@ class FeatureRecorder(HookedAttnProcessor):
         if self.is_recording:
             if mask is not None:
                 raise ValueError("want self-attention without a mask, got one with; its queries and keys cannot be shared")
-            self._queries.append(query)
-            self._keys.append(key)
+            self._append(self._queries, query)
+            self._append(self._keys, key)
         return query, key, mask
 
     def process_output(self, out: Tensor) -> Tensor:
         """Record the output of a layer."""
-        if self.is_recording:
-            self._outputs.append(out)
+        self._append(self._outputs, out)
         return out
 
     def take(self, n_sources: int) -> AttentionFeatures:
         """The features of the last forward, whose rows are the sources, once or twice."""
         lists = (self._queries, self._keys, self._outputs)
         features = AttentionFeatures(*(tuple(tensor.unflatten(0, (-1, n_sources)) for tensor in tensors) for tensors in lists))
-        for tensors in lists:
-            tensors.clear()
+        self._clear()
         return features
+
+    def _append(self, tensors: list[Tensor], tensor: Tensor) -> None:
+        if self.is_recording:
+            tensors.append(tensor)
+            self.n_bytes_left -= tensor.nbytes
+            if self.n_bytes_left < 0:
+                self.is_recording = False
+                self._clear()
+
+    def _clear(self) -> None:
+        for tensors in (self._queries, self._keys, self._outputs):
+            tensors.clear()
+        self.n_bytes_left = self._max_bytes
 
 
 @contextmanager
-def record_features(unet: Any) -> Iterator[FeatureRecorder]:
-    """Record the attention of every layer of a U-Net inside the `with` block, see `attention_processor.install_processor`."""
-    recorder = FeatureRecorder()
+def record_features(unet: Any, max_bytes: float = math.inf) -> Iterator[FeatureRecorder]:
+    """Record the attention of every layer of a U-Net inside the `with` block, see `attention_processor.install_processor`.
+
+    `max_bytes`: of one forward, beyond which nothing is recorded.
+    """
+    recorder = FeatureRecorder(max_bytes)
     with install_processor(unet, recorder):
         yield recorder

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
 from emuedit.failures import FailureKind, ProcessFailedError, kind_of
-from emuedit.processes import available_cores, begin_worker, prepare_workers, start_method
+from emuedit.processes import available_cores, begin_worker, prepare_workers, start_method, visible_gpus
 
 
 class WorkerFailedError(ProcessFailedError):
@@ -31,9 +31,10 @@ class ProcessGroup:
         self._report = report
         self._workers: dict[Connection, Any] = {}
         try:
-            for _ in range(processes):
+            for number in range(processes):
                 here, there = context.Pipe()
-                process = context.Process(target=_serve, args=(there, build, n_threads, dict(os.environ)), daemon=True)
+                environment = {**os.environ, **gpu_of_worker(device, number)}
+                process = context.Process(target=_serve, args=(there, build, n_threads, environment), daemon=True)
                 process.start()
                 there.close()
                 self._workers[here] = process
@@ -125,6 +126,12 @@ def _serve(pipe: Connection, build: Callable[[], Any], n_threads: int, environme
     except Exception as error:  # whatever a job raises is sent to the parent, which raises it there
         with suppress(BrokenPipeError):  # the parent is gone
             send("error", (explain(error), kind_of(error)))
+
+
+def gpu_of_worker(device: str, number: int) -> dict[str, str]:
+    """Variables by which worker `number` has a GPU of its own, in turn, where the stage computes on any ('cuda'); else none."""
+    gpus = visible_gpus() if device == "cuda" else []
+    return {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
 
 
 def explain(error: BaseException) -> str:

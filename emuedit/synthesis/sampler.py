@@ -33,7 +33,9 @@ class Trajectory:
     text: TextCondition  # G
     guidance_scale: float
     generator_states: tuple[tuple[Tensor, ...], ...]  # [S][G] before each step; empty for a scheduler that draws nothing
-    e_null: tuple[Tensor | None, ...] = ()  # [S] predictions [G, C, h, w] for the null text; None in steps without guidance
+    e_null: tuple[
+        Tensor | None, ...
+    ] = ()  # [S] with `features`: predictions for the null text [G, C, h, w], None without guidance
     features: tuple[AttentionFeatures, ...] = ()  # [S] attention of the sources; empty where it was not recorded
 
     def __len__(self) -> int:
@@ -44,12 +46,13 @@ class Trajectory:
         """The sources of several batches, sampled with the same settings, as one, in order."""
         states = tuple(sum(step, ()) for step in zip(*(part.generator_states for part in parts), strict=True))
         text = TextCondition.cat(*(part.text for part in parts))
+        e_null: tuple[Tensor | None, ...] = ()
         features: tuple[AttentionFeatures, ...] = ()
         if all(part.features for part in parts):
             features = tuple(AttentionFeatures.cat(*step) for step in zip(*(part.features for part in parts), strict=True))
-        e_null = tuple(
-            None if step[0] is None else torch.cat(step) for step in zip(*(part.e_null for part in parts), strict=True)
-        )
+            e_null = tuple(
+                None if step[0] is None else torch.cat(step) for step in zip(*(part.e_null for part in parts), strict=True)
+            )
         z = torch.cat([part.z for part in parts], dim=1)
         return Trajectory(z, text, parts[0].guidance_scale, states, e_null, features)
 
@@ -85,17 +88,18 @@ class Sampler:
         z_t = denoiser.start(self.base_model.initial_noise(generators))  # [G, C, h, w]
         scale = z_t.new_full((len(z_t),), guidance_scale)
         z, states, nulls, features = [z_t], [], [], []
-        with record_features(self.base_model.unet) if max_feature_bytes > 0 else nullcontext() as recorder:
+        max_bytes = max_feature_bytes / self.steps
+        with record_features(self.base_model.unet, max_bytes) if max_feature_bytes > 0 else nullcontext() as recorder:
             for step, t in enumerate(denoiser.timesteps):
                 e, e_null = self._predict_guided(denoiser, step, z_t, text, null, scale)
-                nulls.append(e_null)
                 if recorder is not None and recorder.is_recording:
+                    nulls.append(e_null)
                     features.append(recorder.take(len(z_t)))
-                    if step == 0 and features[0].n_bytes * self.steps > max_feature_bytes:
-                        recorder.is_recording, features = False, []
                 states.append(tuple(generator.get_state() for generator in generators) if denoiser.draws_noise else ())
                 z_t = denoiser.step(e, t, z_t)
                 z.append(z_t)
+        if len(features) < len(denoiser.timesteps):  # a forward was too large
+            nulls, features = [], []
         return Trajectory(torch.stack(z), text, guidance_scale, tuple(states), tuple(nulls), tuple(features))
 
     def variants(self, trajectory: Trajectory, variants: Sequence[Variant]) -> Tensor:

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from emuedit import config
 from emuedit.failures import FailureKind, ProcessFailedError, kind_of
-from emuedit.processes import available_cores
+from emuedit.processes import available_cores, visible_gpus
 from emuedit.synthesis import local_processes
 
 J = TypeVar("J")
@@ -59,7 +59,7 @@ class LocalWorkers(config.Params):
     kind: Literal["local"] = "local"
     """The word `local`."""
     processes: int = Field(0, ge=0)
-    """Worker processes, each with models of its own; 0: one per core on a CPU, as far as memory allows, else one."""
+    """Worker processes, each with models of its own; 0: one per core on a CPU, as far as memory allows, and one per GPU."""
 
 
 class RayWorkers(config.Params):
@@ -104,7 +104,11 @@ def worker_pool(
 
 def count_processes(workers: LocalWorkers, device: str, weights_bytes: int | None) -> int:
     """The processes that `worker_pool` has for these workers; 1 is this process itself."""
-    return workers.processes or (processes_that_fit(weights_bytes, _physical_bytes()) if device == "cpu" else 1)
+    if workers.processes:
+        return workers.processes
+    if device == "cuda":
+        return max(1, len(visible_gpus()))
+    return processes_that_fit(weights_bytes, _physical_bytes()) if device == "cpu" else 1
 
 
 def processes_that_fit(weights_bytes: int | None, memory_bytes: int) -> int:

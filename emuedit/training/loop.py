@@ -77,6 +77,7 @@ class TrainLoop:
             settings.schedule,
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
+            betas=(0.9, settings.adam_beta2),
             ema=EmaSettings(settings.ema_decay, settings.ema_device, getattr(torch, settings.ema_dtype)),
             lr_mult=settings.lr_mult,
             optimizer=settings.optimizer,

@@ -45,7 +45,7 @@ class Optimization:
         weight_decay: float,
         max_grad_norm: float,
         ema: EmaSettings | None = None,
-        betas: tuple[float, float] = (0.9, 0.99),
+        betas: tuple[float, float] = (0.9, 0.999),
         lr_mult: Callable[[str], float] = lambda name: 1.0,  # noqa: ARG005
         optimizer: OptimizerName = "adamw",
         accelerator: Accelerator | None = None,

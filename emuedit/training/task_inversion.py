@@ -8,6 +8,7 @@ same. Shapes: D_v the width of a task embedding.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -43,7 +44,8 @@ from emuedit.training.loss import (
 )
 
 Pictures = npt.NDArray[np.uint8]
-_ENCODED_AT_ONCE = 16
+PIXELS_PER_PASS = 8 * 512**2
+"""Pixels of the images that the VAE encodes at once, and of the examples of one pass: at 512 px eight of them. Ours."""
 
 
 class InversionLoss(config.Params):
@@ -132,9 +134,12 @@ def invert(
 ) -> LearnedTask:
     """The core function: learn v_new on the examples, stop early on the held-out edits.
 
-    It starts from the row, or the mean of rows, that already serves the held-out edits best. With more passes each batch takes
-    less memory, and the result is the same but for rounding.
+    It starts from the row, or the mean of rows, that already serves the held-out edits best. With more passes, of at most
+    `PIXELS_PER_PASS`, each batch takes less memory, and the result is the same but for rounding. Raises ValueError for an editor
+    in float16, whose gradients would vanish.
     """
+    if editor.dtype == torch.float16:
+        raise ValueError("want an editor in float32 or bfloat16 to learn a task, got float16; load it with another dtype")
     shape, n_timesteps = tuple(held_out.target.shape), editor.parts.scheduler.config.num_train_timesteps
     power, sampling = settings.loss_weights.power_at(0.0), settings.loss_weights.timestep_sampling
     fixed_draws = draw_noise(shape, n_timesteps, NO_DROPOUT, power, "inversion", "held out", timestep_sampling=sampling)
@@ -192,7 +197,7 @@ def encode_examples(
     editor: EditSampler, before: Pictures, after: Pictures, instructions: Sequence[str], n_passes: int = 1
 ) -> Batch:
     """N edits as a batch on the editor's device: pictures before and after, uint8 [N, H, W, 3], and N instructions."""
-    at_once = max(1, _ENCODED_AT_ONCE // n_passes)  # for the memory of the autoencoder
+    at_once = max(1, PIXELS_PER_PASS // math.prod(before.shape[1:3]) // n_passes)  # for the memory of the autoencoder
     with editor.autocast():
         chunks = _chunks(len(before), at_once)
         source, target = (
@@ -248,7 +253,8 @@ def _losses(
 ) -> Iterator[Tensor]:
     """The shares of the passes in the mean loss of a batch, each computed when it is asked for."""
     n_rows, scheduler, weights = len(batch), editor.parts.scheduler, settings.loss_weights
-    for rows in _chunks(n_rows, -(-n_rows // n_passes)):
+    pixels = math.prod(batch.target.shape[-2:]) * editor.parts.factor**2
+    for rows in _chunks(n_rows, min(-(-n_rows // n_passes), max(1, PIXELS_PER_PASS // pixels))):
         part = select_examples(batch, torch.arange(rows.start, rows.stop, device=batch.target.device))
         with editor.autocast():
             arguments = (part, draws.rows(rows), v.expand(len(part), -1), weights, settings.min_snr_gamma)

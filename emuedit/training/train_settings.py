@@ -68,6 +68,8 @@ class TrainSettings(config.Params):
     """Last share of the steps, in which the rate falls to zero."""
     decay: Decay = "linear"
     """How it falls: linear or cosine."""
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay of AdamW's average of squared gradients (0.999: Kingma and Ba, arXiv 1412.6980)."""
     weight_decay: float = Field(0.01, ge=0)
     """Of AdamW."""
     max_grad_norm: float = Field(1.0, gt=0)
@@ -107,6 +109,16 @@ class TrainSettings(config.Params):
     times what a save takes, since the state of a large U-Net has many GB; 0: every step."""
     stored_dtype: Literal["float16", "float32"] = "float16"
     """Number format of the published weights."""
+
+    @model_validator(mode="after")
+    def _check_min_snr(self) -> Self:
+        if self.min_snr_gamma is not None and (self.zero_terminal_snr or self.objective == "flow"):
+            got = "zero_terminal_snr" if self.zero_terminal_snr else "objective flow"
+            raise ValueError(
+                f"want min_snr_gamma null with {got}, got {self.min_snr_gamma}: the step of noise alone, with which every edit "
+                "begins, would have no weight; set train.min_snr_gamma to null (a preset may have set it)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_change_mask(self) -> Self:

@@ -96,7 +96,7 @@ class TrainableEditor(nn.Module):
         self.eval()
         try:
             with gathered_root(self):
-                yield EditSampler(self.net, FrozenParts(pipeline), "", self.dtype, in_training=True)
+                yield EditSampler(self.net, FrozenParts(pipeline), "", self.dtype)
         finally:
             self.train()
             for part in visitors:
@@ -117,11 +117,14 @@ class TrainableEditor(nn.Module):
         return replace(batch, tokens=tuple(part.to(device) for part in tokens), token_rows=rows.to(device))
 
     def forward(self, batch: Batch, draws: NoiseDraws, weights: LossWeights) -> LossParts:
-        """Parts of the loss of each sample; with trained text encoders the instructions are encoded again in every step."""
+        """Parts of the loss of each sample; with trained text encoders the instructions are encoded again in every step.
+
+        In evaluation mode timesteps are not weighted (`min_snr_gamma`).
+        """
         batch = self.tokenized(batch)
         if batch.tokens is not None and batch.token_rows is not None:
             text = self.base_model.encode_tokens(batch.tokens)
             batch = replace(batch, text=text.take(batch.token_rows), null=self.base_model.as_null(text.take(slice(1))))
         v = self.net.table.v[batch.tasks]
-        gamma = self.settings.min_snr_gamma
+        gamma = self.settings.min_snr_gamma if self.training else None
         return loss.loss_parts(self.net, self.base_model.scheduler, batch, draws, v, weights, min_snr_gamma=gamma)

@@ -58,7 +58,7 @@ class Preset:
 PRESETS = {
     "sd15-512": Preset("stable-diffusion-v1-5/stable-diffusion-v1-5", 512, 512, 4),
     "sd15-256": Preset("stable-diffusion-v1-5/stable-diffusion-v1-5", 512, 256, 4),
-    "sdxl-512": Preset("stabilityai/stable-diffusion-xl-base-1.0", 1024, 512, 4),
+    "sdxl-512": Preset("stabilityai/stable-diffusion-xl-base-1.0", 1024, 512, 2),
 }
 MODELS = {
     "detector": "IDEA-Research/grounding-dino-base",

@@ -164,7 +164,8 @@ def test_the_source_is_preserved_where_no_change_is_predicted(
         half = z.shape[-1] // 2
         torch.testing.assert_close(z[..., :half], torch.full_like(z[..., :half], 0.5), rtol=0, atol=0.05)
         right = torch.lerp(torch.full_like(c_I, 0.5), c_I, preserve)[..., half:]
-        torch.testing.assert_close(z[..., half:], right, rtol=0, atol=0.05)
+        # SD1.5's own schedule ends above alpha_bar = 1, but no noise of it may stay where nothing changes
+        torch.testing.assert_close(z[..., half:], right, rtol=0, atol=1e-4 if preserve == 1 else 0.05)
 
 
 @pytest.mark.parametrize("objective_name", ["base", "flow"])

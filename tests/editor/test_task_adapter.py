@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -49,6 +50,23 @@ def test_an_untrained_adapter_changes_nothing_and_covers_the_layers_it_names(kin
     attention = TaskAdapter.untrained(sampler.net.unet, 2, "attention", torch.Generator())
     assert set(attention.layers) == {name for name in layers if ".attn" in name}
     assert untrained.rank == 2
+
+
+def test_edits_in_other_threads_are_not_changed_by_an_adapter(make_sampler: MakeSampler) -> None:
+    """A server answers several requests at once with one editor."""
+    sampler = make_sampler("toy")
+    sampler.add_task("new", sampler.net.table.rows(["local"])[0], random_adapter(sampler))
+    images, settings = torch.rand(1, 3, 32, 32) * 2 - 1, ONE_STEP.with_changes({"steps": 8})
+
+    def edit(task: str) -> torch.Tensor:
+        return sampler.sample(images, ["a"], [task], settings)
+
+    alone = {task: edit(task) for task in ("local", "new")}
+    assert not torch.equal(alone["local"], alone["new"])
+    tasks = ["local", "new"] * 6
+    with ThreadPoolExecutor(4) as pool:
+        for task, edited in zip(tasks, pool.map(edit, tasks), strict=True):
+            assert torch.equal(edited, alone[task])
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ import pytest
 from emuedit.failures import FailureKind
 from emuedit.processes import available_cores
 from emuedit.synthesis import local_processes
-from emuedit.synthesis.local_processes import ProcessGroup, WorkerFailedError
-from emuedit.synthesis.worker_pool import LocalWorkers, WorkerPoolError, ignore_report, worker_pool
+from emuedit.synthesis.local_processes import ProcessGroup, WorkerFailedError, gpu_of_worker
+from emuedit.synthesis.worker_pool import LocalWorkers, WorkerPoolError, count_processes, ignore_report, worker_pool
 from tests.synthesis import plain_jobs
 from tests.synthesis.plain_jobs import DEADLINE_S, Job, is_running, wait_until, worker_pids
 
@@ -101,6 +101,17 @@ def test_a_gpu_has_one_process_unless_the_params_say_otherwise(tmp_path: Path) -
     with worker_pool(LocalWorkers(), partial(plain_jobs.build_work, tmp_path), "cuda") as pool:
         assert dict(pool({"shard-0": Job("square", 3)})) == {"shard-0": 9}
     assert worker_pids(tmp_path) == {os.getpid()}
+
+
+def test_the_workers_of_a_stage_on_any_gpu_have_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5")
+    assert count_processes(LocalWorkers(), "cuda", 10**9) == 2
+    assert [gpu_of_worker("cuda", n)["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["2", "GPU-5", "2"]
+    assert gpu_of_worker("cuda:1", 0) == gpu_of_worker("cpu", 0) == {}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    assert count_processes(LocalWorkers(), "cuda", None) == 3
+    assert gpu_of_worker("cuda", 2) == {"CUDA_VISIBLE_DEVICES": "2"}
 
 
 def test_a_failed_job_reaches_the_caller_at_once_and_ends_all_workers(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from emuedit.models.text_to_image import TextToImageModel
+from emuedit.synthesis import attention_features
 from emuedit.synthesis.sampler import Sampler, Trajectory
 from emuedit.synthesis.variant_plan import Variant
 
@@ -199,6 +200,31 @@ def test_a_scheduler_with_a_history_is_replaced_by_ddim_on_its_noise_levels(
     scheduler = Sampler(base_model, 4).denoiser().scheduler
     assert type(scheduler).__name__ == "DDIMScheduler"
     assert_close(scheduler.alphas_cumprod, base_model.scheduler.alphas_cumprod)
+
+
+def test_attention_that_is_too_large_is_not_kept_beyond_its_bound(
+    base_model: TextToImageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One forward of SDXL at 1024 px has 1.7 GB of it per source."""
+    sampler, n_bytes, most = Sampler(base_model, 3), [0], [0]
+    append = attention_features.FeatureRecorder._append
+
+    def record(recorder: Any, tensors: list[torch.Tensor], tensor: torch.Tensor) -> None:
+        append(recorder, tensors, tensor)
+        n_bytes[0] = sum(x.nbytes for part in (recorder._queries, recorder._keys, recorder._outputs) for x in part)
+        most[0] = max(most[0], n_bytes[0])
+
+    monkeypatch.setattr(attention_features.FeatureRecorder, "_append", record)
+    full = sampler.sources(["a ring"], [1], 3.0, 2**30)
+    size = full.features[0].n_bytes
+    assert len(full.features) == len(full.e_null) == 3
+    assert most[0] == size
+    most[0] = 0
+    bounded = sampler.sources(["a ring"], [1], 3.0, 3 * size - 3)
+    assert not bounded.features
+    assert not bounded.e_null
+    assert 0 < most[0] < size
+    assert torch.equal(bounded.z, full.z)
 
 
 def test_batches_of_sources_join(base_model: TextToImageModel) -> None:

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from emuedit import Editor, cli
-from emuedit.data import image_io
+from emuedit.data import example_folder, image_io
 from emuedit.data.publish import write_summary
 from emuedit.editor import task_pack
 from emuedit.editor.package_folder import PackageError
+from emuedit.training import learn_task
 from emuedit.training.learn_task import LearnError, Split, check_name, settings_for
 from emuedit.training.loss import ConditionDropout, LossWeights
 from tests.editor.tiny_pipelines import save_editor
@@ -63,6 +64,23 @@ def test_a_learned_task_has_a_pack_a_card_and_a_sheet_and_edits(workspace: Path,
     assert torch.equal(torch.cat([*now, trained]).sort().values, weights.sort().values), "nothing but the new row may differ"
     edit = ["edit", "in.png", "darken it", "--task", "darken", "--steps", "1"]
     assert cli.main([*edit, "-o", "out.png"]) == 0
+
+
+def test_examples_have_the_size_at_which_the_editor_edits(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An SDXL editor that was trained at 512 px never saw the 1024 px of its base model."""
+    editor = Editor.load("models")
+    editor.settings = editor.settings.with_changes({"resolution": 24})
+    sizes: list[tuple[int, ...]] = []
+
+    def stop(sampler: object, before: np.ndarray, *arguments: object) -> None:
+        sizes.append(before.shape)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(learn_task, "encode_examples", stop)
+    examples = example_folder.read_examples(workspace / "examples", ["darken it"])
+    with pytest.raises(KeyboardInterrupt):
+        learn_task.learn(editor, examples, settings_for("darken", 6, Path("models/editor")), workspace / "out")
+    assert sizes == [(6, 24, 24, 3)]
 
 
 @pytest.mark.slow

@@ -1,16 +1,25 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from emuedit.editor import sampling
 from emuedit.editor.sampling import EditSampler
+from emuedit.editor.settings import EditSettings
 from emuedit.models.text_to_image import TextCondition
 from emuedit.training import task_inversion
 from emuedit.training.batch import Batch
 from emuedit.training.loss import LossParts
-from emuedit.training.task_inversion import InversionSettings, LearnedTask, invert, select_examples, start_embeddings
+from emuedit.training.task_inversion import (
+    InversionSettings,
+    LearnedTask,
+    encode_examples,
+    invert,
+    select_examples,
+    start_embeddings,
+)
 from tests.editor.tiny_pipelines import D_V, save_editor
 
 SETTINGS = InversionSettings(
@@ -88,6 +97,47 @@ def test_smaller_passes_learn_the_same(
     assert set(at_once) == {2, 3}
     torch.testing.assert_close(in_passes.v, unbroken.v, rtol=1e-4, atol=1e-5)
     assert (in_passes.loss_start, in_passes.loss) == pytest.approx((unbroken.loss_start, unbroken.loss), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_passes_and_batches_of_the_vae_have_a_bound_in_pixels(
+    editor: EditSampler, samples: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 1024 px the examples of a folder do not fit a GPU at once."""
+    height, width = (side * editor.parts.factor for side in samples.target.shape[-2:])
+    monkeypatch.setattr(task_inversion, "PIXELS_PER_PASS", 2 * height * width + 1)
+    at_once, loss_parts = [], task_inversion.loss_parts
+    monkeypatch.setattr(task_inversion, "loss_parts", lambda *args: (at_once.append(len(args[2])), loss_parts(*args))[1])
+    learn(editor, samples, slice(0, 4), lr=0.3, steps=1, batch_size=5)
+    assert set(at_once) == {1, 2}
+    encoded, encode = [], editor.parts.encode
+    monkeypatch.setattr(editor.parts, "encode", lambda images: (encoded.append(len(images)), encode(images))[1])
+    images = np.zeros((5, height, width, 3), np.uint8)
+    encode_examples(editor, images, images, ["a"] * 5)
+    assert encoded == [2, 2, 1, 2, 2, 1]
+
+
+def test_an_editor_in_float16_learns_no_task(editor: EditSampler, samples: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(editor, "dtype", torch.float16)
+    with pytest.raises(ValueError, match="want an editor in float32 or bfloat16 to learn a task, got float16"):
+        learn(editor, samples)
+
+
+@pytest.mark.slow
+def test_weights_in_bfloat16_edit_and_learn_as_float32_to_rounding(editor: EditSampler, samples: Batch) -> None:
+    """A GPU has them so; on a CPU bfloat16 computes under autocast."""
+    exact = learn(editor, samples, slice(0, 4), steps=0)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    settings = EditSettings(steps=2, guidance_scale=1.0, image_guidance_scale=1.0, composite=0, change_threshold=0.0)
+    edited = editor.sample(images, ["a", "b"], [editor.tasks[0]] * 2, settings)
+    for part in (editor.net.unet, editor.parts.vae, *editor.parts.text_encoders):
+        part.to(torch.bfloat16)
+    half = EditSampler(editor.net, editor.parts, editor.weights, torch.bfloat16)
+    assert not half.autocast()._enabled
+    torch.testing.assert_close(half.sample(images, ["a", "b"], [editor.tasks[0]] * 2, settings), edited, rtol=0, atol=0.2)
+    learned = learn(half, samples, slice(0, 4), lr=0.3, steps=6, adapter_rank=2)
+    assert learned.loss_start == pytest.approx(exact.loss_start, rel=0.05)
+    assert learned.loss < learned.loss_start
 
 
 def test_the_loss_is_weighted_by_min_snr(editor: EditSampler, samples: Batch) -> None:

@@ -32,6 +32,14 @@ def test_weights_by_region_are_refused_where_the_change_mask_is_turned_off(weigh
     assert not TrainSettings.model_validate(SETTINGS.model_dump() | {"change_mask": False}).change_mask
 
 
+@pytest.mark.parametrize("changes", [{"objective": "v_prediction", "zero_terminal_snr": True}, {"objective": "flow"}])
+def test_min_snr_is_refused_where_the_first_step_of_an_edit_would_not_be_trained(changes: dict[str, str | bool]) -> None:
+    values = SETTINGS.model_dump() | changes
+    with pytest.raises(ValidationError, match=r"want min_snr_gamma null with .*, got 5.0: .*; set train.min_snr_gamma to null"):
+        TrainSettings.model_validate(values | {"min_snr_gamma": 5.0})
+    assert TrainSettings.model_validate(values).min_snr_gamma is None
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

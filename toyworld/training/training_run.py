@@ -74,6 +74,7 @@ def train(
         Schedule(recipe.steps, recipe.lr, recipe.warmup_steps, recipe.decay_share),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
+        betas=(0.9, 0.99),
         ema=EmaSettings(recipe.ema_decay),
     )
     optimization.resume(scratch / STATE_FILE)

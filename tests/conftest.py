@@ -3,6 +3,7 @@
 The process that shares out the tests imports this, too, before it starts the others; so it imports torch only where it is needed.
 """
 
+import gc
 import json
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,8 +12,9 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
-from emuedit.processes import keep_compiled_modules
+from emuedit.processes import KEEP_FREED_MEMORY, keep_compiled_modules, set_env_defaults
 
 if TYPE_CHECKING:
     from emuedit.models.text_to_image import TextToImageModel
@@ -23,14 +25,43 @@ KINDS = ("toy", "sd15", "sdxl")
 LONGEST_FILES = (
     "flows/test_stopping.py", "flows/test_pipeline.py", "stages/test_train.py", "stages/test_chain.py",
     "operations/test_remote_commands.py", "toyworld/test_reading.py", "stages/test_pairs.py", "synthesis/test_worker_pool.py",
-    "operations/test_server_commands.py", "training/test_loop.py", "flows/test_deployment.py", "flows/test_pyfunc_model.py",
+    "operations/test_server_commands.py", "doors/test_places.py", "training/test_loop.py", "flows/test_deployment.py",
+    "flows/test_pyfunc_model.py", "stages/test_inversion.py", "training/test_memory.py", "training/test_architectures.py",
+    "toyworld/test_exact_edits.py", "promotion/test_alias_moves.py",
 )  # fmt: skip
 """Those that take half a minute or more, the longest first (`uv run pytest --durations=0`)."""
+SHARE_A_PREFECT_SERVER = {f"tests/flows/test_{name}.py" for name in ("stopping", "pipeline", "deployment", "outages")}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def pytest_configure() -> None:
-    """Keep compiled modules: two hundred processes would compile what they import."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Set up what all processes share: compiled modules, one thread each, and no garbage collection until tests run.
+
+    Two hundred processes would compile what they import; and where every core has a process, more threads cost time.
+    """
     keep_compiled_modules()
+    set_env_defaults(KEEP_FREED_MEMORY | ONE_THREAD)
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every later garbage collection, which would go through a million objects."""
+    gc.freeze()
+    gc.enable()
+
+
+class _Scheduler(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+    """A process takes one file after the other; the files that use a Prefect server go to the same process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "with a Prefect server" if file in SHARE_A_PREFECT_SERVER else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Scheduler:
+    """The scheduler of `--dist=loadfile`, with that change."""
+    return _Scheduler(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,6 +103,7 @@ class ChatEndpoint:
     def __init__(self) -> None:
         self.answers: list[tuple[int, Any]] = []  # (status, JSON); the status 0 closes the connection without an answer
         self.requests: list[tuple[str, dict[str, str], dict[str, Any]]] = []  # (path, headers, body)
+        self.retry_after = "0"  # of status 429
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -86,7 +118,7 @@ class ChatEndpoint:
                 self.send_response(code)
                 self.send_header("Content-Length", str(len(payload)))
                 if code == 429:
-                    self.send_header("Retry-After", "0")
+                    self.send_header("Retry-After", endpoint.retry_after)
                 self.end_headers()
                 self.wfile.write(payload)
 

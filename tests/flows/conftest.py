@@ -192,6 +192,9 @@ def prefect_server(home: Path, database: Path) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         set_environment(patch, home)
         patch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{database}")
+        if database.exists():  # it has all tables
+            patch.setenv("PREFECT_API_DATABASE_MIGRATE_ON_START", "false")
+            patch.setenv("PREFECT_API_BLOCKS_REGISTER_ON_START", "false")
         server, url = local_server._start()
     yield url
     server.terminate()

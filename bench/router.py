@@ -51,7 +51,7 @@ QUICK_EPOCHS = 1
 N_HELD_OUT, QUICK_HELD_OUT = 600, 60
 """Captions from which held-out instructions are written, at most `PER_TASK` of a task."""
 FROM_MAP_SHARE = 0.3
-"""Share of the instructions of the map tasks that go from the map to the picture."""
+"""Share of the instructions of the map tasks that go from the map to the image."""
 REFERENCES = ("star", "red circle", "heart", "blue square")
 """Objects in the instructions that fit two tasks."""
 OTHER_PEOPLE = command.ROOT / "bench" / "wordings" / "other_people.yaml"

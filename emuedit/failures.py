@@ -1,7 +1,7 @@
-"""Why something failed, as far as it decides whether to try again: the network, the memory, or anything else.
+"""Classify failures for retries: network, memory, or other.
 
-The kind of an error is read from its class and from those that caused it. Another process hands on a text and a kind, since
-errors of libraries do not all survive the way between processes.
+The kind follows from the class of an error and of its causes. Other processes send a text and a kind, since some errors of
+libraries cannot be pickled.
 """
 
 import errno
@@ -19,13 +19,13 @@ class FailureKind(StrEnum):
 
     NETWORK = "network"
     MEMORY = "memory"
-    """Out of memory, or killed by SIGKILL, which the kernel sends then."""
+    """Out of memory, or killed by SIGKILL (sent by the kernel's OOM killer)."""
     OTHER = "other"
-    """Wrong params, wrong data, a fault of the code: the same happens again."""
+    """Wrong params, wrong data, a bug: a retry would fail in the same way."""
 
 
 class ProcessFailedError(RuntimeError):
-    """Raised for a failure in another process. `kind` is that of the error there."""
+    """Raised for a failure in another process. `kind` is the kind of the original error."""
 
     def __init__(self, message: str, kind: FailureKind = FailureKind.OTHER) -> None:
         super().__init__(message)
@@ -36,22 +36,22 @@ _NETWORK_LIBRARIES = ("botocore", "huggingface_hub", "httpx", "httpx2", "openai"
 _NETWORK_ERRORS = (ConnectionError, TimeoutError, BadStatusLine, IncompleteRead)
 _NETWORK_ERRNO = (errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH)
 _OFFLINE_ENV = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-"""Of huggingface_hub; the first that is set counts."""
+"""Variables of huggingface_hub; the first one that is set is used."""
 _PERMANENT = {
     "EntryNotFoundError", "GatedRepoError", "HFValidationError", "OfflineModeIsEnabled", "RepositoryNotFoundError",
     "RevisionNotFoundError",
 }  # fmt: skip
-"""Errors of huggingface_hub that come again: a wrong name, a missing permission, a network that is switched off."""
-_TRANSIENT_STATUS = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)  # of those below 500
+"""Permanent errors of huggingface_hub: wrong name, missing permission, offline mode."""
+_TRANSIENT_STATUS = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)  # transient ones below 500
 _MEMORY_PHRASES = ("can't allocate memory", "MPS backend out of memory", "CUDA error: out of memory")
-"""In messages of torch, which raises a plain RuntimeError for them: on a CPU, on macOS, and of CUDA beside its allocator."""
+"""Messages of torch's plain RuntimeErrors: on a CPU, on macOS, and of CUDA outside its allocator."""
 
 
 def kind_of(error: BaseException) -> FailureKind:
-    """The kind of an error: that of the first in its chain of causes which tells one.
+    """The kind of an error: the kind of the first error in its chain of causes that can be classified.
 
-    An answer of 408, 429, 500 or above is of the network. Any other status of 400 or above comes again, as does a hub id that
-    does not exist, is gated, or is not on this machine while HF_HUB_OFFLINE is set.
+    HTTP status 408, 429, 500 or above: network. Any other status of 400 or above is permanent, as is a hub id that does not
+    exist, is gated, or is not cached while HF_HUB_OFFLINE is set.
     """
     kinds = [kind for cause in _chain(error) if (kind := _kind_of_one(cause)) is not None]
     if kinds:
@@ -61,7 +61,7 @@ def kind_of(error: BaseException) -> FailureKind:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from, what that was raised from, ..."""
+    """The error and its chain of causes."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -69,13 +69,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _kind_of_one(error: BaseException) -> FailureKind | None:
-    """The kind that an error tells without its causes; None: it tells none."""
+    """The kind of an error without its causes; None: unknown."""
     if isinstance(error, ProcessFailedError):
-        return error.kind  # what it was raised from is the lost connection to the process
+        return error.kind  # its cause is only the lost connection to the process
     if _is_out_of_memory(error):
         return FailureKind.MEMORY
     names = _class_names(error)
-    if "LocalEntryNotFoundError" in names:  # its cause tells why the hub did not give the file either
+    if "LocalEntryNotFoundError" in names:  # its cause says why the download failed
         return None
     if names & _PERMANENT:
         return FailureKind.OTHER
@@ -86,17 +86,17 @@ def _kind_of_one(error: BaseException) -> FailureKind | None:
     if isinstance(error, _NETWORK_ERRORS) or library in _NETWORK_LIBRARIES:
         return FailureKind.NETWORK
     if isinstance(error, socket.gaierror):
-        return FailureKind.NETWORK if error.errno == socket.EAI_AGAIN else None  # then the name server did not answer
+        return FailureKind.NETWORK if error.errno == socket.EAI_AGAIN else None  # the name server did not answer
     return FailureKind.NETWORK if isinstance(error, OSError) and error.errno in _NETWORK_ERRNO else None
 
 
 def _class_names(error: BaseException) -> set[str]:
-    """Names of its classes: the libraries need not be imported to ask for them."""
+    """Names of its classes, so that the libraries need not be imported."""
     return {parent.__name__ for parent in type(error).__mro__}
 
 
 def _http_status(error: BaseException) -> int | None:
-    """The status of 400 or above that a server answered, as urllib, botocore, or any other library keeps it; or None."""
+    """HTTP status of 400 or above in an error of urllib, botocore or another library; or None."""
     response = getattr(error, "response", None)
     status: object = getattr(response, "status_code", None)
     if isinstance(error, HTTPError):
@@ -107,7 +107,7 @@ def _http_status(error: BaseException) -> int | None:
 
 
 def _is_offline() -> bool:
-    """Whether huggingface_hub was forbidden to use the network."""
+    """Whether huggingface_hub is in offline mode."""
     values = [value for name in _OFFLINE_ENV if (value := os.environ.get(name))]
     return bool(values) and values[0].upper() in ("1", "ON", "YES", "TRUE")
 

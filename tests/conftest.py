@@ -51,6 +51,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """Have the end of the process collect everything: nanobind reports what is left."""
+    gc.unfreeze()
+
+
 class _Scheduler(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
     """A process takes one file after the other; the files that use a Prefect server go to the same process."""
 

@@ -1,7 +1,7 @@
-"""A stage's output folder: made shard by shard in scratch, published as a whole, `summary.json` last.
+"""A stage's output folder: written shard by shard in scratch, then published, `summary.json` last.
 
-DVC deletes a stage's outputs before it runs, so shards are made under `scratch/<stage>/<key>/`. A run that was stopped finds them
-there again. A run with other params, inputs or code has another key and starts afresh.
+DVC deletes a stage's outputs before it runs, so shards are written to `scratch/<stage>/<key>/`, where a restarted run finds
+them. A run with other params, inputs or code has another key and starts from the beginning.
 """
 
 import json
@@ -17,48 +17,67 @@ from emuedit.data.dependencies import SUMMARY_FILE, hash_file
 from emuedit.data.records import Drop, Record
 from emuedit.data.shards import ShardError, read_shard, write_shard
 
+_PARAMS_FILE = ".params.json"
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a published folder says about itself. It holds no time and no host name, so equal work gives equal bytes."""
+    """Description of a published folder. Without time and host name, so that equal work gives equal bytes."""
 
     stage: str
     key: str
-    """Key of the work that made it, see `dependencies.work_key`."""
+    """Key of the work, see `dependencies.work_key`."""
     params: dict[str, Any]
     counts: dict[str, int]
-    """Numbers worth knowing, such as `kept` and `dropped_duplicate`."""
+    """Counts, such as `kept` and `dropped_duplicate`."""
     shards: dict[str, str]
     """Name of each file -> blake2b (16 hex digits) of its bytes."""
 
 
-def scratch_folder(root: str | Path, stage: str, key: str) -> Path:
-    """The folder in which a stage works on what `key` stands for. Shards found there are finished."""
+def scratch_folder(root: str | Path, stage: str, key: str, params: Mapping[str, Any] | None = None) -> Path:
+    """The folder in which a stage works on what `key` stands for. Shards found there are finished.
+
+    `params`: those that `key` covers. Unfinished work under another key is then reported with what changed: it is not continued,
+    and deleted when this work is published.
+    """
     folder = Path(root, "scratch", stage, key)
     folder.mkdir(parents=True, exist_ok=True)
+    if params is not None:
+        described: dict[str, Any] = json.loads(json.dumps(params))
+        for file in sorted(folder.parent.glob(f"*/{_PARAMS_FILE}")):
+            if file.parent != folder:
+                earlier = json.loads(file.read_text(encoding="utf-8"))
+                changed = [name for name in sorted({*described, *earlier}) if described.get(name) != earlier.get(name)]
+                reason = ", ".join(changed) or "its code or input"
+                print(
+                    f"{stage}: the unfinished work in {file.parent} is not continued, because {reason} changed; to go on with "
+                    "it, change that back before this run ends and deletes it",
+                    flush=True,
+                )
+        with replacing(folder / _PARAMS_FILE, os.getpid()) as partial:
+            partial.write_text(json.dumps(described), encoding="utf-8")
     return folder
 
 
 @dataclass(frozen=True)
 class Shard(Generic[T, R]):
-    """One unit of work: what it was made from, its records, and what was dropped on the way."""
+    """A unit of work: source, records and drops."""
 
     source: T
     records: list[R]
     drops: list[Drop]
     resumed: bool
-    """Whether an earlier run had made it."""
+    """Whether an earlier run wrote it."""
 
 
 def resumable_shards(
     scratch: Path, sources: Iterable[T], make: Callable[[T], tuple[list[R], list[Drop]]], kind: type[R]
 ) -> Iterator[Shard[T, R]]:
-    """For each source, the shard that an earlier run left in scratch, or a new one from `make`, in order.
+    """For each source, in order: the shard in scratch of an earlier run, or a new one from `make`.
 
-    Shard N lies in `shard-N.parquet` and its drops in `dropped-N.parquet`.
+    Shard N is in `shard-N.parquet`, its drops in `dropped-N.parquet`.
     """
     for number, source in enumerate(sources):
         path = shard_path(scratch, number)
@@ -71,31 +90,31 @@ def resumable_shards(
 
 
 def shard_path(scratch: Path, number: int) -> Path:
-    """Where shard `number` lies."""
+    """Path of shard `number`."""
     return scratch / f"shard-{number:05d}.parquet"
 
 
 def drops_path(shard: Path) -> Path:
-    """Where the drops of a shard lie."""
+    """Path of a shard's drops."""
     return shard.with_name(shard.name.replace("shard", "dropped"))
 
 
 def write_with_drops(path: Path, records: Sequence[R], drops: Sequence[Drop], kind: type[R]) -> None:
-    """Write a shard after its drops: where the shard is, both are complete."""
+    """Write the drops, then the shard: if the shard exists, both are complete."""
     write_shard(drops_path(path), drops, Drop)
     write_shard(path, records, kind)
 
 
 def publish(scratch: Path, out: str | Path, stage: str, params: Mapping[str, Any], counts: Mapping[str, int]) -> Summary:
-    """Make `out` hold what `scratch` holds, write `summary.json`, then delete the stage's scratch, that of other keys included.
+    """Move the files of `scratch` to `out`, write `summary.json`, then delete the stage's scratch, including other keys.
 
-    Stopped half-way, `out` has no summary and reads as unpublished, and nothing in scratch is lost.
+    If interrupted, `out` has no summary and counts as unpublished, and scratch is intact.
     """
     out = Path(out)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     for file in sorted(scratch.iterdir()):
-        if not file.name.startswith("."):  # a file that was being written when an earlier run was stopped
+        if not file.name.startswith("."):  # unfinished file of an interrupted run
             _link(file, out / file.name)
     summary = write_summary(out, stage, scratch.name, params, counts)
     shutil.rmtree(scratch.parent)
@@ -103,7 +122,7 @@ def publish(scratch: Path, out: str | Path, stage: str, params: Mapping[str, Any
 
 
 def write_summary(out: Path, stage: str, key: str, params: Mapping[str, Any], counts: Mapping[str, int]) -> Summary:
-    """Write the `summary.json` that makes `out` a published folder; it lists every file, sub-folders included."""
+    """Write the `summary.json` that makes `out` a published folder; it lists every file, including sub-folders."""
     files = {file.relative_to(out).as_posix(): hash_file(file) for file in sorted(out.rglob("*")) if file.is_file()}
     summary = Summary(stage, key, dict(params), dict(counts), files)
     with replacing(out / SUMMARY_FILE) as partial:
@@ -112,7 +131,7 @@ def write_summary(out: Path, stage: str, key: str, params: Mapping[str, Any], co
 
 
 def read_summary(folder: str | Path) -> Summary:
-    """The summary of a published folder. Raises ShardError when it was never published."""
+    """The summary of a published folder. Raises ShardError for an unpublished folder."""
     path = Path(folder, SUMMARY_FILE)
     try:
         return Summary(**json.loads(path.read_text(encoding="utf-8")))
@@ -125,7 +144,7 @@ def read_summary(folder: str | Path) -> Summary:
 def read_folder(folder: str | Path, kind: type[R], pattern: str = "shard-*.parquet", verify: bool = False) -> Iterator[R]:
     """All records of a published folder, in the order of its shards, one shard in memory at a time.
 
-    Raises ShardError when the folder is not published, or a shard is missing, superfluous or damaged.
+    Raises ShardError for an unpublished folder, and for a missing, extra or damaged shard.
     """
     folder = Path(folder)
     listed = sorted(name for name in read_summary(folder).shards if Path(name).match(pattern))
@@ -142,5 +161,5 @@ def read_folder(folder: str | Path, kind: type[R], pattern: str = "shard-*.parqu
 def _link(file: Path, target: Path) -> None:
     try:
         os.link(file, target)
-    except OSError:  # another file system, or one without hard links
+    except OSError:  # another file system, or no support for hard links
         shutil.copy2(file, target)

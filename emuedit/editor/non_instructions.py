@@ -1,4 +1,4 @@
-"""Texts that ask for no edit: what the task predictor must refuse."""
+"""Texts that are not edit instructions, which the task predictor must refuse."""
 
 from pathlib import Path
 from typing import Literal

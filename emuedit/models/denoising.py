@@ -91,9 +91,9 @@ def size_conditions(
     """SDXL's `added_cond_kwargs` for latents z_t [B, C, h, w] of `factor` px a cell; None for models without pooled text.
 
     The size conditions are: original height and width, top and left of the crop, target height and width, in px
-    (arXiv 2307.01952, section 2.2). `sizes` [B, 6] states them; None is for pictures of the size of z_t that were not cropped.
-    native_px: root of the pixels at which the base model was trained; smaller pictures were scaled down from that many, as the
-    generated pairs of a training at a smaller size are. To SDXL a small original is a blurred picture. Raises ValueError for
+    (arXiv 2307.01952, section 2.2). `sizes` [B, 6] states them; None is for images of the size of z_t that were not cropped.
+    native_px: root of the pixels at which the base model was trained; smaller images were scaled down from that many, as the
+    generated pairs of a training at a smaller size are. To SDXL a small original is a blurred image. Raises ValueError for
     sizes of another shape.
     """
     if pooled is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from emuedit.config import renamed_hint
 from emuedit.models import local_llm
 from emuedit.models.language_model import LLM
-from emuedit.models.openai_llm import OpenAILLM
+from emuedit.models.openai_llm import EndpointSettings, OpenAILLM
 
 if TYPE_CHECKING:
     import torch
@@ -23,18 +23,18 @@ def is_local(spec: str) -> bool:
     return "://" not in spec and not FACTORY_SPEC.fullmatch(spec)
 
 
-def load_llm(spec: str, device: str = "cpu", dtype: torch.dtype | None = None) -> LLM:
+def load_llm(spec: str, device: str = "cpu", dtype: torch.dtype | None = None, endpoint: EndpointSettings | None = None) -> LLM:
     """Load an LLM from 'https://host/v1#model' (OpenAI-compatible), 'package.module:factory', a folder or a hub id.
 
-    `device` and `dtype` are for a folder or hub id. Raises ValueError for an endpoint without a model name
-    and for a factory that cannot be imported, TypeError for a factory whose result is not an LLM, and what
+    `device` and `dtype` are for a folder or hub id, `endpoint` is for an endpoint. Raises ValueError for an endpoint without
+    a model name and for a factory that cannot be imported, TypeError for a factory whose result is not an LLM, and what
     `model_sources.read_manifest` raises for a wrong folder.
     """
     if spec.startswith(("http://", "https://")):
         url, _, model = spec.partition("#")
         if not model:
             raise ValueError(f"want 'https://host/v1#model', got {spec!r}; add '#' and the model's name")
-        return OpenAILLM(url, model)
+        return OpenAILLM(url, model, endpoint)
     if FACTORY_SPEC.fullmatch(spec):
         return _call_factory(spec)
     return local_llm.load(spec, device, dtype)

@@ -27,8 +27,8 @@ class LocalLLM:
         messages: list[Message],
         *,
         seed: int,
-        temperature: float = TEMPERATURE,
-        top_p: float = TOP_P,
+        temperature: float | None = TEMPERATURE,
+        top_p: float | None = TOP_P,
         schema: Schema | None = None,
     ) -> str:
         """See `LLM.write`. The global random state is restored. An answer is cut after `max_new_tokens`, JSON too."""
@@ -39,8 +39,9 @@ class LocalLLM:
         ).to(self.model.device)
         prompt_tokens = inputs["input_ids"].shape[1]
         sampling: dict[str, Any] = {"do_sample": False}
-        if temperature > 0:
-            sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        if temperature is None or temperature > 0:
+            settings = {"temperature": temperature, "top_p": top_p, "top_k": 0}
+            sampling = {"do_sample": True} | {name: value for name, value in settings.items() if value is not None}
         if schema is not None:
             sampling["logits_processor"] = self._schema_processors(schema, prompt_tokens)
         device = self.model.device

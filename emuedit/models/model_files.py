@@ -34,7 +34,7 @@ class BaseModelSizes:
     """Sizes of a base model by its configs alone."""
 
     picture_px: int
-    """Side of the pictures that it generates."""
+    """Side of the images that it generates."""
     grid_px: int
     """What sides must be multiples of, as `text_to_image.grid_of`."""
 

@@ -78,7 +78,7 @@ def check_terminal_snr(scheduler: Any) -> None:
     if getattr(scheduler.config, "rescale_betas_zero_snr", False) or float(scheduler.alphas_cumprod[-1]) == 0:
         raise ValueError(
             f"want v_prediction, sample or flow with zero terminal SNR, got epsilon ({type(scheduler).__name__}): the last "
-            "timestep is pure noise, from which a prediction of the noise tells nothing about the picture; take another "
+            "timestep is pure noise, from which a prediction of the noise tells nothing about the image; take another "
             "objective, or a noise schedule without rescale_betas_zero_snr"
         )
 

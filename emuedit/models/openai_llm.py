@@ -4,97 +4,164 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import time
 import urllib.error
 import urllib.request
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
-from emuedit.models.language_model import TEMPERATURE, TOP_P, LLMError, Message
+from pydantic import Field
+
+from emuedit.config import Params
+from emuedit.models.language_model import TEMPERATURE, TOP_P, LLMError, LLMRefusalError, Message
 
 if TYPE_CHECKING:
     from emuedit.models.constrained_decoding import Schema
 
 RETRIED_STATUS = {408, 409, 429, 500, 502, 503, 504}
 LONGEST_WAIT_S = 60.0
+_N_SEEDS = 2**31  # Gemini's endpoint takes seeds of 32 bits with a sign
+_FILTERED = re.compile(
+    r'"(content_filter|content_policy_violation|moderation_blocked|data_inspection_failed)"'
+    r"|prompt was flagged|for safety reasons"  # of OpenAI's invalid_prompt, which stands for malformed prompts, too
+)
+"""In the body of status 400 and 403: the question was refused by a content filter (Azure, OpenAI, Alibaba Cloud)."""
+_SETTING_OF_FIELD = {
+    "response_format": "constrained_decoding: false",
+    "temperature": "temperature: null",
+    "top_p": "top_p: null",
+    "seed": "endpoint: {send_seed: false}",
+}
+"""Fields of a request that not every endpoint knows -> the setting in `params.yaml`, `instructions`, that leaves it out."""
+
+
+class EndpointSettings(Params):
+    """How an endpoint is asked. Time limit and retries do not change the answers."""
+
+    timeout_s: float = Field(60.0, gt=0)
+    """Longest time in which the endpoint sends nothing; more for a reasoning model, which thinks before it answers."""
+    retries: int = Field(5, ge=0, le=100)
+    """How often a request is sent again after 408, 409, 429, 5xx, a lost connection or a timeout."""
+    send_seed: bool = True
+    """Send the question's seed, of 31 bits; false for endpoints that do not know `seed`, which then answer at random."""
+
+
+class _NoCompletionError(ValueError):
+    """Raised for a body that is no chat completion, such as the error page of a proxy."""
 
 
 class OpenAILLM:
     """A model behind `base_url` (such as https://api.openai.com/v1 or http://localhost:8000/v1).
 
     The API key is read from the environment variable `key_env` at each call; if it is not set, no Authorization header
-    is sent. Status codes 408, 409, 429 and 5xx, lost connections and timeouts are retried at most `retries` times,
-    after backoff_s, 2 backoff_s, 4 backoff_s, ... or the time of the Retry-After header, never more than a minute.
+    is sent. Retry n = 0, 1, ... waits for the seconds of the Retry-After header, if there is one, and a random time of at most
+    2^n backoff_s, so that questions that failed together do not come back together; never more than a minute. The random
+    time follows from the question's seed.
     """
 
     def __init__(
         self,
         base_url: str,
         model: str,
+        settings: EndpointSettings | None = None,
         *,
         key_env: str = "OPENAI_API_KEY",
-        timeout_s: float = 60.0,
-        retries: int = 5,
         backoff_s: float = 1.0,
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url must be http(s)://host/v1, got {base_url!r}")
+            raise ValueError(f"want a base_url such as https://host/v1, got {base_url!r}")
         self.url, self.model, self.key_env = base_url.rstrip("/") + "/chat/completions", model, key_env
-        self.timeout_s, self.retries, self.backoff_s = timeout_s, retries, backoff_s
+        self.settings, self.backoff_s = settings or EndpointSettings(), backoff_s
 
     def write(
         self,
         messages: list[Message],
         *,
         seed: int,
-        temperature: float = TEMPERATURE,
-        top_p: float = TOP_P,
+        temperature: float | None = TEMPERATURE,
+        top_p: float | None = TOP_P,
         schema: Schema | None = None,
     ) -> str:
         """See `LLM.write`. The schema is sent as `response_format`, which not every server supports."""
-        payload: dict[str, Any] = {
-            "model": self.model, "messages": messages, "seed": seed, "temperature": temperature, "top_p": top_p,
+        sampling = {
+            "seed": seed % _N_SEEDS if self.settings.send_seed else None, "temperature": temperature, "top_p": top_p,
         }  # fmt: skip
+        payload: dict[str, Any] = {"model": self.model, "messages": messages}
+        payload |= {name: value for name, value in sampling.items() if value is not None}
         if schema is not None:
             form = {"name": "answer", "schema": schema, "strict": True}
             payload["response_format"] = {"type": "json_schema", "json_schema": form}
-        body = json.dumps(payload).encode()
-        for attempt in range(self.retries + 1):
+        jitter = random.Random(seed)
+        for attempt in range(self.settings.retries + 1):
+            is_last = attempt == self.settings.retries
+            retry_after_s = 0.0
             try:
-                return self._request(body)
+                return self._request(payload)
             except urllib.error.HTTPError as error:
-                answer = error.read(2000).decode(errors="replace")
-                if error.code not in RETRIED_STATUS or attempt == self.retries:
-                    hint = "; if it knows no response_format, ask without a schema" if schema and error.code in (400, 422) else ""
-                    raise LLMError(f"{self.url} answered {error.code} for {self.model!r}: {answer}{hint}") from error
-                wait = _retry_after_s(error.headers.get("Retry-After"))
-            except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
-                if attempt == self.retries:
+                body = _read_body(error)
+                if error.code in (400, 403) and _FILTERED.search(body):
+                    raise LLMRefusalError(f"refused by the content filter of {self.url}: {body}") from error
+                if error.code not in RETRIED_STATUS or is_last:
+                    hint = _fields_hint(payload) if error.code in (400, 422) else ""
+                    raise LLMError(f"{self.url} answered {error.code} for {self.model!r}: {body}{hint}") from error
+                retry_after_s = _retry_after_s(error.headers.get("Retry-After"))
+            except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException, _NoCompletionError) as error:
+                if is_last:
                     raise LLMError(f"{self.url} did not answer in {attempt + 1} attempts: {error}") from error
-                wait = None
-            time.sleep(min(LONGEST_WAIT_S, self.backoff_s * 2**attempt if wait is None else wait))
+            time.sleep(min(LONGEST_WAIT_S, retry_after_s + jitter.uniform(0, self.backoff_s * 2**attempt)))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _request(self, body: bytes) -> str:
+    def _request(self, payload: dict[str, Any]) -> str:
         """Send one request and return the text of its first choice; half of a surrogate pair becomes a question mark."""
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self.key_env):
             headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(self.url, data=body, headers=headers)  # noqa: S310 - scheme is checked
-        with urllib.request.urlopen(request, timeout=self.timeout_s) as response:  # noqa: S310 - as above
-            answer = response.read()
-        try:
-            text = json.loads(answer)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise LLMError(f"want a chat completion from {self.url}, got {answer[:500]!r}") from error
-        if not isinstance(text, str):
-            raise LLMError(f"want a text from {self.model!r} at {self.url}, got {answer[:500]!r}")
-        return text.encode("utf-8", "replace").decode()
+        data = json.dumps(payload).encode()
+        request = urllib.request.Request(self.url, data=data, headers=headers)  # noqa: S310 - scheme is checked
+        with urllib.request.urlopen(request, timeout=self.settings.timeout_s) as response:  # noqa: S310 - as above
+            body: bytes = response.read()
+        return _text_of(body).encode("utf-8", "replace").decode()
 
 
-def _retry_after_s(header: str | None) -> float | None:
-    """The seconds of a Retry-After header, or None where it is missing or a date; the back-off is then used."""
+def _text_of(body: bytes) -> str:
+    """The text of a chat completion.
+
+    Raises LLMRefusalError for a completion without a text and for one that a content filter has cut, and _NoCompletionError
+    for anything else.
+    """
     try:
-        return max(0.0, float(header)) if header else None
+        choices = json.loads(body)["choices"]
+        choice = choices[0] if choices else {}  # Gemini's endpoint gives no choice, or one without a content
+        message, finish_reason = choice.get("message", {}), choice.get("finish_reason")
+        refusal, text = message.get("refusal"), message.get("content")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _NoCompletionError(f"want a chat completion, got {body[:500]!r}") from error
+    if refusal or text is None or finish_reason == "content_filter":
+        raise LLMRefusalError(f"want a text, got none: refusal {refusal!r}, finish_reason {finish_reason!r}")
+    if not isinstance(text, str):
+        raise _NoCompletionError(f"want a text in a chat completion, got {body[:500]!r}")
+    return text
+
+
+def _fields_hint(payload: dict[str, Any]) -> str:
+    """What to set in `params.yaml` for an endpoint that does not take a field of this request."""
+    settings = ", ".join(setting for name, setting in _SETTING_OF_FIELD.items() if name in payload)
+    return f"; if it does not take a field of the request, leave it out in params.yaml, section instructions: {settings}"
+
+
+def _read_body(error: urllib.error.HTTPError) -> str:
+    """The beginning of the body of an error; the connection may be lost before it comes."""
+    try:
+        return error.read(2000).decode(errors="replace")
+    except (OSError, HTTPException) as failure:
+        return f"(no body: {failure})"
+
+
+def _retry_after_s(header: str | None) -> float:
+    """The seconds of a Retry-After header, or 0 where it is missing or a date."""
+    try:
+        return max(0.0, float(header)) if header else 0.0
     except ValueError:
-        return None
+        return 0.0

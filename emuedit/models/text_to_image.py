@@ -216,6 +216,6 @@ def avoid_vae_overflow(vae: Any) -> None:
 
 
 def grid_of(model: TextToImageModel) -> int:
-    """Sides must be multiples of these px: the VAE reduces a picture by its factor, and each level of the U-Net but one by 2."""
+    """Sides must be multiples of these px: the VAE reduces an image by its factor, and each level of the U-Net but one by 2."""
     n_halvings: int = len(model.unet.config.block_out_channels) - 1
     return model.factor * 2**n_halvings

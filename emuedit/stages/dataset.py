@@ -1,7 +1,7 @@
 """Stage `dataset`: decide which pairs are kept, by the scores stored beside them. Nothing is generated again.
 
 In: the columns id, instruction_id, task, instruction, model_revision and score_* of `data/pairs` and of imported folders that are
-mixed in; pictures only of the few pairs that are shown; `models/router`, where tasks are reassigned.
+mixed in; images only of the few pairs that are shown; `models/router`, where tasks are reassigned.
 Out: `data/dataset/shard-*.parquet` of Verdict, one for each shard of pairs, `shard-mixN-*` for the N-th mixed folder;
 `sheet_<task>.png` and `card.md` for people; `summary.json` with counts per task and filter, and the thresholds that were used.
 """
@@ -94,7 +94,7 @@ class ShardRef:
 
 @dataclass(frozen=True)
 class PairTable:
-    """The columns of all pairs, in the order of their shards; pictures are not read."""
+    """The columns of all pairs, in the order of their shards; images are not read."""
 
     shards: tuple[ShardRef, ...]
     parts: tuple[pa.Table, ...]  # one per shard

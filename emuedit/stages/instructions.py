@@ -9,25 +9,30 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
+from itertools import islice, product
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 from emuedit import config
-from emuedit.data.dependencies import find_file, work_key
+from emuedit.data.dependencies import content_key, find_file, work_key
 from emuedit.data.publish import Summary, publish, read_folder, read_summary, resumable_shards, scratch_folder
 from emuedit.data.records import Caption, Drop, Instruction
 from emuedit.data.shards import read_shard
-from emuedit.models.language_model import LLM, LLMError
+from emuedit.models.answer_cache import CachingLLM
+from emuedit.models.failure_limit import FailureLimit
+from emuedit.models.language_model import LLM, LLMError, LLMRefusalError
 from emuedit.models.llm_loading import FACTORY_SPEC, is_local, load_llm
 from emuedit.models.local_llm import LocalLLM
+from emuedit.models.openai_llm import EndpointSettings
 from emuedit.progress import Progress, waiting
 from emuedit.prompts import moderation
 from emuedit.prompts.answer_schema import AnswerError, Direction, ProposedEdit, Question, answer_schema, parse_answer
 from emuedit.prompts.conversation import TaskPrompt, load_task_prompt, retry_conversation
-from emuedit.prompts.diversity import diversity, normalize_text
+from emuedit.prompts.deduplication import Deduplicator
+from emuedit.prompts.diversity import diversity
 from emuedit.prompts.moderation import WordList
 from emuedit.runtime import Runtime, seed_for
 from emuedit.stages import stage_main
@@ -35,6 +40,10 @@ from emuedit.tasks import get_task
 
 IN, OUT = "data/captions", "data/instructions"
 HEADLINE = "{kept} instructions kept, {dropped} answers dropped"
+ANSWERS = "scratch/answers"
+"""The folder with all answers of each LLM, which later runs with more captions or other tasks use again."""
+HOW_WORK_RUNS: dict[str, Any] = {"concurrency": True, "max_failed_share": True, "endpoint": {"timeout_s", "retries"}}
+"""Params that do not change the instructions: they may change before a stopped run goes on."""
 
 
 class InstructionsError(ValueError):
@@ -56,10 +65,10 @@ class InstructionsParams(config.Params):
     """Word list (.txt) of unwanted content."""
     captions_per_shard: int = Field(40, ge=1)
     """Captions of one shard, the unit of work that a restart does not repeat."""
-    temperature: float = Field(0.9, ge=0)
-    """Sampling temperature of the LLM (Emu Edit: 0.9)."""
-    top_p: float = Field(0.9, gt=0, le=1)
-    """Nucleus sampling of the LLM (Emu Edit: 0.9)."""
+    temperature: float | None = Field(0.9, ge=0)
+    """Sampling temperature of the LLM (Emu Edit: 0.9); null: not sent, as reasoning models want it."""
+    top_p: float | None = Field(0.9, gt=0, le=1)
+    """Nucleus sampling of the LLM (Emu Edit: 0.9); null: not sent."""
     exemplar_share: float = Field(0.6, gt=0, le=1)
     """Share of a prompt's exemplars that is shown in one call (Emu Edit: 0.6)."""
     retries: int = Field(2, ge=0)
@@ -71,11 +80,14 @@ class InstructionsParams(config.Params):
     max_per_task: int = Field(100_000, ge=1)
     """Instructions kept of one task; a task that has them is not asked any more. Ours."""
     max_failed_share: float = Field(0.02, ge=0, le=1)
-    """Share of a shard's questions that may get no answer at all; beyond it the run stops."""
+    """Share of the last 100 captions with a question that the LLM did not answer; beyond it the run stops. A refusal is an
+    answer."""
     constrained_decoding: bool = True
     """Constrain the LLM to the JSON Schema of answers; false for endpoints that do not know `response_format`."""
     concurrency: int = Field(4, ge=1)
     """Questions asked at the same time; 1 for a model on this machine. It does not change the result."""
+    endpoint: EndpointSettings = EndpointSettings()
+    """Time limit, retries and seed of requests, for a world whose `llm` is an endpoint."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,8 @@ class Questioner:
     def ask(self, caption: Caption, task: str) -> Instruction | Drop | LLMError:
         """The core function: ask for one edit until the answer is usable or the retries are used up.
 
-        An LLMError (no text at all) is returned, not raised: only the shard can tell one odd caption from a dead endpoint.
+        An LLMError is returned, not raised: only the run can tell one odd caption from an endpoint that does not answer. It is
+        not asked again, for the endpoint has its own retries; nor is what the LLM refuses.
         """
         prompt, params = self.prompts[task], self.params
         source = f"{caption.id}/{task}"
@@ -99,16 +112,17 @@ class Questioner:
         question = Question(task, caption.text, _direction(caption, task))
         messages = prompt.build_conversation(question, params.exemplar_share, caption.id, task)
         schema = answer_schema(task, prompt.choices) if params.constrained_decoding else None
-        failure: AnswerError | LLMError | None = None
+        failure: AnswerError | None = None
         answer = ""
         for attempt in range(params.retries + 1):
             seed = seed_for("instructions", caption.id, task, attempt)
             try:
                 answer = self.llm.write(messages, seed=seed, temperature=params.temperature, top_p=params.top_p, schema=schema)
                 edit = parse_answer(answer, question, params.max_words, prompt.choices)
+            except LLMRefusalError as error:
+                return Drop(str(error), "refused", source, caption.index)
             except LLMError as error:
-                failure = error
-                continue
+                return error
             except AnswerError as error:
                 failure = error
                 if error.final:
@@ -121,58 +135,25 @@ class Questioner:
                 return Drop(answer, "moderated", source, caption.index)
             return instruction
         assert failure is not None
-        return failure if isinstance(failure, LLMError) else Drop(answer, failure.reason, source, caption.index)
-
-
-@dataclass
-class Deduplicator:
-    """What was kept so far: finds duplicates and keeps the tasks in balance. To be used in the order of the captions."""
-
-    max_repeats: int
-    max_per_task: int
-    seen: set[int] = field(default_factory=set)
-    repeats: Counter[tuple[str, str]] = field(default_factory=Counter)
-    n_kept: Counter[str] = field(default_factory=Counter)
-
-    def reason_to_drop(self, instruction: Instruction) -> str | None:
-        """`duplicate` (same task, instruction and caption), `repeated` (same words too often), `full`, or None to keep it."""
-        if _duplicate_key(instruction) in self.seen:
-            return "duplicate"
-        if self.repeats[instruction.task, normalize_text(instruction.text)] >= self.max_repeats:
-            return "repeated"
-        return "full" if self.n_kept[instruction.task] >= self.max_per_task else None
-
-    def keep(self, instruction: Instruction) -> None:
-        """Count an instruction that is kept."""
-        self.seen.add(_duplicate_key(instruction))
-        self.repeats[instruction.task, normalize_text(instruction.text)] += 1
-        self.n_kept[instruction.task] += 1
-
-    def filter(self, answers: Iterator[Instruction | Drop]) -> tuple[list[Instruction], list[Drop]]:
-        """The instructions that are kept, and the drops: those among the answers, and those found here."""
-        kept, drops = [], []
-        for answer in answers:
-            if isinstance(answer, Drop):
-                drops.append(answer)
-            elif reason := self.reason_to_drop(answer):
-                drops.append(Drop(answer.text, reason, f"{answer.caption_id}/{answer.task}", -1))
-            else:
-                self.keep(answer)
-                kept.append(answer)
-        return kept, drops
+        return Drop(answer, failure.reason, source, caption.index)
 
 
 def run(params: InstructionsParams, root: Path) -> Summary:
     """Ask shard by shard, skip shards that an earlier run left in scratch, publish to `data/instructions`."""
     prompt_folder, word_list = (_existing_file(name, root) for name in (params.prompts, params.moderation))
     prompts = {get_task(task).name: load_task_prompt(prompt_folder, task) for task in params.tasks}
-    questioner = Questioner(_load_llm(params, root), prompts, moderation.load_word_list(word_list), params)
-    recorded = params.model_dump(mode="json", exclude={"world", "concurrency"}) | {"llm": params.world.llm}
+    factory_files = _factory_files(params.world.llm)
+    answers = root / ANSWERS / f"{content_key({'llm': params.world.llm}, *factory_files)}.jsonl"
+    answers.parent.mkdir(parents=True, exist_ok=True)
+    llm = CachingLLM(_load_llm(params, root), answers)
+    recorded = params.model_dump(mode="json", exclude={"world": True} | HOW_WORK_RUNS) | {"llm": params.world.llm}
     key = work_key(
         "instructions", recorded, root, *(str(prompt_folder / f"{task}.yaml") for task in params.tasks),
-        str(word_list), *_factory_files(params.world.llm),
+        str(word_list), *factory_files,
     )  # fmt: skip
     scratch = scratch_folder(root, "instructions", key)
+    questioner = Questioner(llm, prompts, moderation.load_word_list(word_list), params)
+    failures = FailureLimit(params.max_failed_share)
     deduplicator = Deduplicator(max(1, round(params.max_repeat_share * params.n_captions)), params.max_per_task)
     counts: Counter[str] = Counter()
     captions = islice(read_folder(root / IN, Caption), params.n_captions)
@@ -180,7 +161,7 @@ def run(params: InstructionsParams, root: Path) -> Summary:
     with Progress("instructions", n_captions * len(params.tasks), "question") as progress:
 
         def make_shard(captions_of_shard: list[Caption]) -> tuple[list[Instruction], list[Drop]]:
-            return deduplicator.filter(_ask_all(questioner, captions_of_shard, deduplicator, progress))
+            return deduplicator.filter(_ask_all(questioner, captions_of_shard, deduplicator, failures, progress))
 
         for shard in resumable_shards(scratch, _chunks(captions, params.captions_per_shard), make_shard, Instruction):
             if shard.resumed:
@@ -192,9 +173,11 @@ def run(params: InstructionsParams, root: Path) -> Summary:
             counts.update(f"dropped_{drop.reason}" for drop in shard.drops)
             counts.update(f"dropped_{drop.source.partition('/')[2]}_{drop.reason}" for drop in shard.drops)
     if not counts["kept"]:
+        for file in scratch.glob("shard-*.parquet") if counts["dropped_llm_failed"] else ():
+            file.unlink()  # so that the next run asks again what was not answered
         raise InstructionsError(
             f"want at least one instruction, got {dict(counts)}; read {scratch}/dropped-*.parquet for the LLM's answers"
-        )
+        ) from failures.last_error
     instructions = (row for file in sorted(scratch.glob("shard-*.parquet")) for row in read_shard(file, Instruction))
     report = json.dumps(diversity(instructions), indent=1, ensure_ascii=False)
     (scratch / "diversity.json").write_text(report + "\n", encoding="utf-8")
@@ -211,26 +194,29 @@ def _existing_file(name: str, root: Path) -> Path:
 
 
 def _ask_all(
-    questioner: Questioner, captions: Sequence[Caption], deduplicator: Deduplicator, progress: Progress
+    questioner: Questioner,
+    captions: Sequence[Caption],
+    deduplicator: Deduplicator,
+    failures: FailureLimit,
+    progress: Progress,
 ) -> Iterator[Instruction | Drop]:
     """The answers for every caption and every task that is not full, in that order, however many are asked at once."""
     params = questioner.params
     tasks = [task for task in params.tasks if deduplicator.n_kept[task] < params.max_per_task]
     progress.advance(len(captions) * (len(params.tasks) - len(tasks)))
-    questions = [(caption, task) for caption in captions for task in tasks]
-    n_failed = 0
     pool = ThreadPoolExecutor(params.concurrency)
     try:
-        answers = pool.map(lambda question: questioner.ask(*question), questions)
-        for (caption, task), answer in zip(questions, answers, strict=True):
-            progress.advance()
-            if isinstance(answer, LLMError):
-                n_failed += 1
-                if n_failed > params.max_failed_share * len(questions):
-                    raise answer
-                yield Drop(str(answer), "llm_failed", f"{caption.id}/{task}", caption.index)
-            else:
-                yield answer
+        answers = pool.map(lambda question: questioner.ask(*question), product(captions, tasks))
+        for caption in captions:
+            failures.start_caption()
+            for task in tasks:
+                answer = next(answers)
+                progress.advance()
+                if isinstance(answer, LLMError):
+                    failures.count(answer)
+                    yield Drop(str(answer), "llm_failed", f"{caption.id}/{task}", caption.index)
+                else:
+                    yield answer
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # stopped, it does not wait for an endpoint that hangs
 
@@ -262,11 +248,6 @@ def _direction(caption: Caption, task: str) -> Direction | None:
     return "from_map" if seed_for("instructions", "direction", caption.id, task) % 2 else "to_map"
 
 
-def _duplicate_key(instruction: Instruction) -> int:
-    texts = normalize_text(instruction.text), normalize_text(instruction.source_caption)
-    return seed_for("instructions", "mark", instruction.task, *texts)
-
-
 def _chunks(captions: Iterator[Caption], size: int) -> Iterator[list[Caption]]:
     while chunk := list(islice(captions, size)):
         yield chunk
@@ -275,7 +256,7 @@ def _chunks(captions: Iterator[Caption], size: int) -> Iterator[list[Caption]]:
 def _load_llm(params: InstructionsParams, root: Path) -> LLM:
     spec = config.resolve_path(params.world.llm, root)
     if not is_local(spec):
-        return load_llm(spec)
+        return load_llm(spec, endpoint=params.endpoint)
     runtime = Runtime.choose()
     with waiting(f"loading {params.world.llm}"):
         llm = load_llm(spec, runtime.device, runtime.torch_dtype)

@@ -77,7 +77,7 @@ def run(params: InversionParams, root: Path) -> Summary:
 def encode_benchmark(editor: EditSampler, edits: Benchmark, n_passes: int = 1) -> Batch:
     """Edits with known results as a batch on the editor's device. Raises InversionError where the results are not known.
 
-    n_passes: by what the number of pictures that are encoded at once is divided.
+    n_passes: by what the number of images that are encoded at once is divided.
     """
     if edits.exact is None:
         raise InversionError(

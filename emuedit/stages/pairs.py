@@ -1,7 +1,7 @@
-"""Stage `pairs`: generate the pictures before and after each edit under soft masks, with every raw score. Nothing is filtered.
+"""Stage `pairs`: generate the images before and after each edit under soft masks, with every raw score. Nothing is filtered.
 
 In: `data/instructions`. Out: `data/pairs/shard-*.parquet` of Pair (every generated candidate), `dropped-*.parquet` of Drop,
-`summary.json`, and `bandit.json` where a bandit chose the candidates. Instructions that share their source picture share a shard
+`summary.json`, and `bandit.json` where a bandit chose the candidates. Instructions that share their source image share a shard
 and generate it once. Shards are the unit of work: any worker makes any of them, in any order, with the same result.
 """
 
@@ -90,7 +90,8 @@ def run(params: PairsParams, root: Path) -> Summary:
     weights_bytes = _weights_bytes(models)
     if isinstance(params.workers, LocalWorkers) and count_processes(params.workers, runtime.device, weights_bytes) > 1:
         prepare_workers(runtime.device, WORKER_MODULES)
-    scratch = scratch_folder(root, "pairs", work_key("pairs", {**recorded, "rows_per_batch": None}, root, *models))
+    changes_the_result = recorded | {"rows_per_batch": None}
+    scratch = scratch_folder(root, "pairs", work_key("pairs", changes_the_result, root, *models), changes_the_result)
     shards = group_by_source(instructions, params.instructions_per_shard)
     paths = [shard_path(scratch, number) for number in range(len(shards))]
     n_pairs = {path.name: sum(_expected_pairs(row, params) for row in rows) for path, rows in zip(paths, shards, strict=True)}

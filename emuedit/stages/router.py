@@ -10,7 +10,7 @@ published model is trained on everything.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -111,8 +111,8 @@ def run(params: RouterParams, root: Path) -> Summary:
     texts_file = find_file(params.non_instructions, root)
     recorded = params.model_dump(mode="json", exclude={"world", "device"}) | {"t5": params.world.t5}
     scratch = scratch_folder(root, "router", work_key("router", recorded, root, base, str(texts_file)))
-    rows = list(read_folder(root / IN, Instruction))
-    instructions = label_instructions(rows, params.folds)
+    instructions = label_instructions(read_folder(root / IN, Instruction), params.folds)
+    captions = {row.source_caption for row in read_folder(root / IN, Instruction)}  # again: all records need not be in memory
     present = {example.label for example in instructions}
     tasks = [task.name for task in TASKS if task.name in present]
     folds = {example.fold for example in instructions}
@@ -121,7 +121,7 @@ def run(params: RouterParams, root: Path) -> Summary:
             f"want instructions of two tasks, and wordings for {params.folds} folds; got {tasks} and wordings for {len(folds)}"
         )
     others = [text for texts in load_non_instructions(texts_file, "fit").values() for text in texts]
-    others += rng("router", "captions").permutation(sorted({row.source_caption for row in rows}))[: len(others) // 4].tolist()
+    others += rng("router", "captions").permutation(sorted(captions))[: len(others) // 4].tolist()
     examples = [*instructions, *(Example(text, NO_EDIT, fold_of(text, params.folds)) for text in others)]
     with Tracker(scratch, "router", recorded) as tracker:
         logits = torch.zeros(len(examples), len(tasks) + 1)
@@ -142,12 +142,10 @@ def run(params: RouterParams, root: Path) -> Summary:
     return publish(scratch, root / OUT, "router", recorded, counts)
 
 
-def label_instructions(rows: Sequence[Instruction], n_folds: int) -> list[Example]:
+def label_instructions(rows: Iterable[Instruction], n_folds: int) -> list[Example]:
     """Instructions with the fold of their wording; equal texts are in one fold, whatever captions they were written for."""
     fold_by_text: dict[str, int] = {}
-    for row in rows:
-        fold_by_text.setdefault(row.text, fold_of(wording(row), n_folds))
-    return [Example(row.text, row.task, fold_by_text[row.text]) for row in rows]
+    return [Example(row.text, row.task, fold_by_text.setdefault(row.text, fold_of(wording(row), n_folds))) for row in rows]
 
 
 def fold_logits(
@@ -215,9 +213,7 @@ def train(
     per_epoch = -(-(len(seen) + n_gibberish) // params.batch_size)
     n_steps = params.epochs * per_epoch
     schedule = Schedule(n_steps, params.lr, params.warmup_steps, decay_share=1.0)
-    optimization = Optimization(
-        model, schedule, weight_decay=params.weight_decay, max_grad_norm=params.max_grad_norm, betas=(0.9, 0.999)
-    )
+    optimization = Optimization(model, schedule, weight_decay=params.weight_decay, max_grad_norm=params.max_grad_norm)
     optimization.resume(state)
     with Progress(loss_name.replace("loss", "router"), n_steps, "step", optimization.step) as progress:
         for epoch in range(optimization.step // per_epoch, params.epochs):

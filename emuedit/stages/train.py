@@ -68,7 +68,7 @@ class TrainParams(TrainSettings):
     """Where it starts: base_model, from scratch; base, from the world's base editor; champion, from the registry's champion (the
     base editor or base model where none is registered yet); or a folder, `models:/...`, `runs:/...` or hub id of an editor."""
     replay_pairs: int = Field(500, ge=0)
-    """Pairs that are kept beside the editor, for trainings that continue it; 0: none, where pictures must not leave."""
+    """Pairs that are kept beside the editor, for trainings that continue it; 0: none, where images must not leave."""
     preview: PreviewParams | None = PreviewParams()
     """Sample edits from time to time; null: none."""
     device: str = "auto"
@@ -101,7 +101,7 @@ def run(params: TrainParams, root: Path) -> Summary:
     recorded |= {"start": begin.reference, "ancestors": list(begin.ancestors)}
     if params.change_mask and not params.loss_weights.change_loss_weight:
         advice = "set train.change_mask to false, or train.loss_weights.change_loss_weight above 0"
-        print(f"train: the change-mask head is not trained, so edits blend half of the picture in; {advice}", flush=True)
+        print(f"train: the change-mask head is not trained, so edits blend half of the image in; {advice}", flush=True)
 
     # Encode pairs and instructions once
     encoders = begin.load_encoders(runtime.device)
@@ -120,7 +120,8 @@ def run(params: TrainParams, root: Path) -> Summary:
     # Train
     cache = LatentCache(latents, params.held_out_share)
     changes_the_result = {key: value for key, value in recorded.items() if key not in _HOW_IT_RUNS}
-    scratch = scratch_folder(root, "train", work_key("train", changes_the_result | {"data": data}, root, begin.folder))
+    changes_the_result |= {"data": data}
+    scratch = scratch_folder(root, "train", work_key("train", changes_the_result, root, begin.folder), changes_the_result)
     n_earlier = int(cache.train.is_replay.sum())
     earlier = f" (and {n_earlier} earlier ones)" if n_earlier else ""
     n_pairs = len(cache.train) - n_earlier

@@ -76,11 +76,11 @@ class ValidationParams(config.Params):
     caption_words: WordRange = (2, 77)
     """Fewest and most words of a caption. CLIP's text encoder reads 77 tokens."""
     min_side_px: int = Field(32, ge=8)
-    """Shortest side of a picture in pixels."""
+    """Shortest side of an image in pixels."""
     sample_pairs: int = Field(512, ge=2)
-    """Kept pairs whose pictures are looked at."""
+    """Kept pairs whose images are looked at."""
     sample_shards: int = Field(64, ge=1)
-    """Shards that they may come from: all of a sampled shard's pictures are read."""
+    """Shards that they may come from: all of a sampled shard's images are read."""
     device: str = "auto"
     """Where CLIP runs: auto, cpu, cuda or mps."""
 
@@ -91,7 +91,7 @@ class ValidationParams(config.Params):
 
     @property
     def sample(self) -> SampleSettings:
-        """Which pictures are looked at."""
+        """Which images are looked at."""
         return SampleSettings(self.sample_pairs, self.sample_shards, self.min_side_px)
 
 

@@ -1,4 +1,4 @@
-"""Any number of sources and variants in batches of bounded size. Pictures are rounded to bytes, as they will be stored."""
+"""Any number of sources and variants in batches of bounded size. Images are rounded to bytes, as they will be stored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ at 512 px (185 MB per source and step in half precision), nothing is recorded; t
 def generate_sources(
     sampler: Sampler, captions: Sequence[str], seeds: Sequence[int], guidance_scale: float, max_rows: int
 ) -> tuple[Trajectory, Tensor]:
-    """Generate G captions, `max_rows` at a time: their trajectory, and pictures float32 [G, 3, H, W] on the CPU."""
+    """Generate G captions, `max_rows` at a time: their trajectory, and images float32 [G, 3, H, W] on the CPU."""
     batches = [slice(i, i + max_rows) for i in range(0, len(captions), max_rows)]
     bytes_per_source = MAX_FEATURE_BYTES // len(captions)
     parts = [
@@ -81,6 +81,6 @@ def pack(items: Sequence[S], max_rows: int) -> Iterator[list[S]]:
 
 
 def decode_in_batches(base_model: TextToImageModel, z: Tensor, max_rows: int) -> Tensor:
-    """Latents [N, C, h, w] -> pictures float32 [N, 3, H, W] in [-1, 1] on the CPU, rounded to bytes."""
+    """Latents [N, C, h, w] -> images float32 [N, 3, H, W] in [-1, 1] on the CPU, rounded to bytes."""
     parts = [image_tensors.to_uint8(base_model.decode(z[i : i + max_rows])) for i in range(0, len(z), max_rows)]
     return torch.cat([image_tensors.from_uint8(part) for part in parts])

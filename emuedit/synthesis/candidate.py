@@ -1,6 +1,6 @@
 """What synthesis works on: the params that decide a pair, regions, jobs and candidates.
 
-The source is the picture that is generated first, which for instructions built backwards is the pair's target.
+The source is the image that is generated first, which for instructions built backwards is the pair's target.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ class SynthesisParams(config.Params):
     """Score above which an object counts as detected."""
     nms_iou: float = Field(0.5, gt=0, le=1)
     """Boxes that overlap a better one by more are dropped."""
+    all_instances: tuple[str, ...] = ()
+    """Tasks whose mask has all detections of a phrase, such as both dogs of "the dogs"; others take the best detection."""
     min_area: float = Field(0.005, ge=0, le=1)
-    """Smallest mask of an object, as a share of the picture."""
+    """Smallest mask of an object, as a share of the image."""
     max_area: float = Field(0.5, ge=0, le=1)
     """Largest mask of an object; a larger one is taken for a mistake of the segmenter."""
 
@@ -65,7 +67,7 @@ def source_caption(instruction: Instruction) -> str:
 
 
 def variant_caption(instruction: Instruction) -> str:
-    """The caption of the picture that is made from the source."""
+    """The caption of the image that is made from the source."""
     return instruction.source_caption if instruction.reverse else instruction.target_caption
 
 
@@ -80,7 +82,7 @@ class Region:
 
     @property
     def area(self) -> float:
-        """Share of the picture that the objects cover."""
+        """Share of the image that the objects cover."""
         return int(self.P.sum()) / self.P.numel()
 
 
@@ -111,10 +113,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A generated or annotated picture beside its source, not yet scored."""
+    """A generated or annotated image beside its source, not yet scored."""
 
     instruction: Instruction
     source: int  # row of the source
     picture: Tensor  # float32 [3, H, W] in [-1, 1]
-    M: Tensor | None  # [1, H, W]; None for the whole picture and for annotated targets
+    M: Tensor | None  # [1, H, W]; None for the whole image and for annotated targets
     description: dict[str, Any]  # the recipe as the pair records it

@@ -7,7 +7,7 @@ Shapes: B images of H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,7 +56,7 @@ class MaskParams(config.Params):
 
     @property
     def needs_named_objects(self) -> bool:
-        """Whether an instruction must name those objects; a background may be that of a picture without any."""
+        """Whether an instruction must name those objects; a background may be that of an image without any."""
         return self.needs_objects and not self.complement
 
     def soft_mask(self, P: Tensor) -> Tensor:
@@ -67,11 +67,12 @@ class MaskParams(config.Params):
 
 @dataclass(frozen=True)
 class LocatedObject:
-    """The best detection of a phrase in an image."""
+    """The best detection of a phrase in an image; and the others, where they are needed."""
 
     score: float
     box_px: Tensor  # float32 [4], x0 y0 x1 y1
     P: Tensor  # bool [H, W]
+    P_all: Tensor | None = None  # bool [H, W], the union of the masks of all detections
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,18 @@ def detect_each(
 
 
 def locate_objects(
-    detector: Detector, segmenter: Segmenter, images: Tensor, queries: Sequence[Query], limits: DetectionLimits, batch: int
+    detector: Detector,
+    segmenter: Segmenter,
+    images: Tensor,
+    queries: Sequence[Query],
+    limits: DetectionLimits,
+    batch: int,
+    with_all: Collection[Query] = (),
 ) -> dict[Query, LocatedObject | None]:
-    """Find the best box of every query and its mask, None where nothing is detected. Images [B, 3, H, W] in [-1, 1]."""
+    """Find the best box of every query and its mask, None where nothing is detected. Images [B, 3, H, W] in [-1, 1].
+
+    The queries in `with_all` also get the masks of all other detections.
+    """
     detections = detect_each(detector, images, queries, limits.threshold, limits.nms_iou, batch)
     detected = {query: boxes for query, boxes in zip(queries, detections, strict=True) if len(boxes)}
     located: dict[Query, LocatedObject | None] = dict.fromkeys(queries)
@@ -116,24 +126,29 @@ def locate_objects(
     for start in range(0, len(image_indices), batch):
         batch_indices = image_indices[start : start + batch]
         image_queries = [[query for query in detected if query[0] == image] for image in batch_indices]
-        boxes_px = [torch.cat([detected[query].boxes_px[:1] for query in group]) for group in image_queries]
+        n_boxes = {query: len(detected[query]) if query in with_all else 1 for group in image_queries for query in group}
+        boxes_px = [torch.cat([detected[query].boxes_px[: n_boxes[query]] for query in group]) for group in image_queries]
         segmented = segmenter.segment(images[batch_indices], boxes_px)
         for group, image_masks in zip(image_queries, segmented, strict=True):
-            for query, P in zip(group, image_masks.masks, strict=True):
-                located[query] = LocatedObject(float(detected[query].scores[0]), detected[query].boxes_px[0], P)
+            for query, P in zip(group, image_masks.masks.split([n_boxes[query] for query in group]), strict=True):
+                P_all = P.any(0) if query in with_all else None
+                located[query] = LocatedObject(float(detected[query].scores[0]), detected[query].boxes_px[0], P[0], P_all)
     return located
 
 
-def union_mask(objects: Sequence[LocatedObject | None], like: Tensor, limits: DetectionLimits) -> Tensor | Rejected:
+def union_mask(
+    objects: Sequence[LocatedObject | None], like: Tensor, limits: DetectionLimits, all_instances: bool = False
+) -> Tensor | Rejected:
     """Unite the masks of all objects: bool [H, W] of the shape of `like`; no objects give an empty mask.
 
+    `all_instances`: of every object all detections, in place of the best one.
     Rejected where an object was not detected, or where the union's area is outside the limits.
     """
     P = torch.zeros_like(like, dtype=torch.bool)
     for located in objects:
         if located is None:
             return Rejected("not_detected")
-        P |= located.P
+        P |= located.P if not all_instances or located.P_all is None else located.P_all
     area = float(P.float().mean())
     if objects and area < limits.min_area:
         return Rejected("mask_too_small")

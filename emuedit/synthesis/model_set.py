@@ -32,7 +32,7 @@ class ModelSet:
 
     @cached_property
     def base_model(self) -> TextToImageModel:
-        """The model that generates the pictures."""
+        """The model that generates the images."""
         base_model = text_to_image.load(self._path("base_model"), **self._options)
         base_model.unet.to(memory_format=torch.channels_last)  # a third faster convolutions in inference, on CPUs as on GPUs
         base_model.vae.to(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
-"""Sample source pictures once, and edited variants beside them that share the source's noise, latents and attention.
+"""Sample source images once, and edited variants beside them that share the source's noise, latents and attention.
 
 Shapes: G sources, K variants, R rows of one forward, S steps, C latent channels, h and w the size of the latents, H and W of the
-pictures. Latents z[i] stand before step i; z[S] is the result.
+images. Latents z[i] stand before step i; z[S] is the result.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ReportRows = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Trajectory:
-    """G sources on their way from noise to picture."""
+    """G sources on their way from noise to image."""
 
     z: Tensor  # float32 [S + 1, G, C, h, w]
     text: TextCondition  # G

@@ -74,16 +74,17 @@ class ShardMaker:
 
     def locate(self) -> dict[str, Region | Rejected]:
         """By id: the region of each instruction, or why it has none."""
-        difference = self._difference_masks()
         queries_of = {
             instruction.id: [(self._source_row(instruction), phrase) for phrase in self._phrases(instruction)]
             for instruction in self.instructions
             if self._needs_objects(instruction)
         }
         queries = sorted({query for queries in queries_of.values() for query in queries})
-        limits, batch = self.params.detection_limits, self.params.rows_per_batch
-        located = masks.locate_objects(self.models.detector, self.models.segmenter, self.sources, queries, limits, batch)
+        with_all = {query for i in self.instructions if i.task in self.params.all_instances for query in queries_of.get(i.id, ())}
+        limits, batch, models = self.params.detection_limits, self.params.rows_per_batch, self.models
+        located = masks.locate_objects(models.detector, models.segmenter, self.sources, queries, limits, batch, with_all)
         regions: dict[str, Region | Rejected] = {}
+        difference = self._difference_masks()
         for instruction in self.instructions:
             objects = [located[query] for query in queries_of.get(instruction.id, ())]
             regions[instruction.id] = self._region(instruction, objects, difference.get(instruction.id, {}))
@@ -174,7 +175,8 @@ class ShardMaker:
     ) -> Region | Rejected:
         if rejected := self._reject_unlocated(instruction, objects, difference):
             return rejected
-        P = masks.union_mask(objects, self.sources[0, 0], self.params.detection_limits)
+        all_instances = instruction.task in self.params.all_instances
+        P = masks.union_mask(objects, self.sources[0, 0], self.params.detection_limits, all_instances)
         if isinstance(P, Rejected):
             return P
         box_px = objects[0].box_px if objects and objects[0] is not None else torch.zeros(4)
@@ -243,7 +245,7 @@ class ShardMaker:
         return by_instruction
 
     def _scored_edit(self, candidate: Candidate, picture: int) -> ScoredEdit:
-        """What is to be scored between the source and `picture`, the candidate's row among all pictures.
+        """What is to be scored between the source and `picture`, the candidate's row among all images.
 
         Objects are looked for where the instruction is about objects: the source's object always, the target's object
         unless it is a background. `picture` is the generated side. Where the instruction names no object for that side, as
@@ -267,7 +269,7 @@ class ShardMaker:
         )
 
     def _phrases(self, instruction: Instruction) -> tuple[str, ...]:
-        """Phrases to detect in the source; none for an edit of the whole picture."""
+        """Phrases to detect in the source; none for an edit of the whole image."""
         recipes = recipes_for(self.params.recipes, instruction.task)
         if recipes and all(recipe.mask is None for recipe in recipes):
             return ()

@@ -58,7 +58,7 @@ class BanditStrategy(config.Params):
     shards_per_round: int = Field(ge=1)
     """Shards that are made before the trial counts are updated; at least as many as there are workers."""
     sizes: tuple[float, ...]
-    """Bounds between object sizes that have separate arms: growing shares of the picture."""
+    """Bounds between object sizes that have separate arms: growing shares of the image."""
     filters: filters.Filters
     """What a pair must pass: the filters of the stage dataset."""
 
@@ -66,11 +66,11 @@ class BanditStrategy(config.Params):
     @classmethod
     def _check_sizes(cls, sizes: tuple[float, ...]) -> tuple[float, ...]:
         if list(sizes) != sorted(set(sizes)) or not all(0 < size < 1 for size in sizes):
-            raise ValueError(f"want growing shares of the picture between 0 and 1, got {list(sizes)}")
+            raise ValueError(f"want growing shares of the image between 0 and 1, got {list(sizes)}")
         return sizes
 
     def arm(self, task: str, area: float, candidate: int) -> Arm:
-        """The arm of a recipe where the object covers this share of the picture."""
+        """The arm of a recipe where the object covers this share of the image."""
         return Arm(task, bisect_right(self.sizes, area), candidate)
 
 
@@ -93,7 +93,7 @@ def n_candidates(strategy: Strategy, n_recipes: int) -> int:
 def choose_candidates(
     strategy: Strategy, task: str, area: float, n_recipes: int, trial_counts: TrialCounts, key: str
 ) -> list[int]:
-    """Numbers of the recipes to generate for an instruction, ascending; `area` is its object's share of the picture."""
+    """Numbers of the recipes to generate for an instruction, ascending; `area` is its object's share of the image."""
     if strategy.kind == "all":
         return list(range(n_recipes))
     random = rng("pairs", "bandit", key)

@@ -1,4 +1,4 @@
-"""`emuedit benchmark FOLDER`: look at a benchmark of real pictures, and set the bounds of its judge."""
+"""`emuedit benchmark FOLDER`: check a benchmark of real images, and calibrate its judge."""
 
 import argparse
 from pathlib import Path
@@ -15,15 +15,15 @@ _MIN_MARGIN, _SIZE = 0.2, 512
 
 def add_commands(commands: Any) -> None:
     """Add the command to `emuedit`'s parser."""
-    command = commands.add_parser("benchmark", help="check a folder of edits of real pictures, and calibrate its judge")
+    command = commands.add_parser("benchmark", help="check a folder of edits of real images, and calibrate its judge")
     command.set_defaults(run=_run)
-    command.add_argument("folder", type=Path, help="folder with edits.csv and the pictures; see docs/own-data.md")
-    default = "default: that of judge.yaml, or of params.yaml where there is none"
-    command.add_argument("--clip", help=f"open_clip model of the judge: folder, 'model/tag' or hub id ({default})")
+    command.add_argument("folder", type=Path, help="folder with edits.csv and the images; see docs/own-data.md")
+    default = "default: from judge.yaml, else from params.yaml"
+    command.add_argument("--clip", help=f"open_clip model of the judge: 'model/tag', folder or hub id ({default})")
     command.add_argument("--dino", help=f"DINO model of the judge: folder or hub id ({default})")
-    sizes = "side to which pictures are scaled (default: that of judge.yaml, or at which params.yaml trains)"
+    sizes = "side in px to which images are scaled (default: from judge.yaml, else the training resolution of params.yaml)"
     command.add_argument("--size", type=int, metavar="PX", help=sizes)
-    command.add_argument("--calibrate", action="store_true", help="set the bounds from the edits whose right results are known")
+    command.add_argument("--calibrate", action="store_true", help="set the bounds from the edits with reference results")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -43,7 +43,7 @@ def _run(options: argparse.Namespace) -> int:
         rows = [row for row in benchmark.rows if row["task"] == task and row.get("result")]
         different = [row for row in rows if row["input_caption"] != row["output_caption"]]
         if len(different) < 4:
-            print(f"{task:12} too few edits with results and different captions: {len(different)}, want 4")
+            print(f"{task:12} want 4 edits with results and different captions, got {len(different)}")
             continue
         calibration = benchmark.calibrate(task, different)
         calibrations.append(calibration)
@@ -53,7 +53,7 @@ def _run(options: argparse.Namespace) -> int:
         raise photo_benchmark.BenchmarkError(f"want edits with results in {options.folder} to calibrate from, got none")
     for calibration in calibrations:
         if calibration.right - max(calibration.unrelated, calibration.unchanged) < _MIN_MARGIN:
-            print(f"{calibration.task}: the judge hardly tells right results from others or from nothing done")
+            print(f"{calibration.task}: the judge barely separates correct results from wrong or unchanged ones")
     bounds = {calibration.task: calibration.bounds for calibration in calibrations}
     photo_benchmark.write_judge(options.folder, benchmark.settings.model_copy(update={"task_bounds": bounds}))
     print(f"\n{options.folder / JUDGE}: bounds of {', '.join(bounds)}")
@@ -61,16 +61,16 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _set_judge(options: argparse.Namespace) -> None:
-    """Write `judge.yaml` where there is none, or where options name other values. Bounds hold for one choice of values only."""
+    """Write `judge.yaml` if it is missing or options change its values. Bounds are valid for one set of values only."""
     from emuedit.metrics.photo_benchmark import BenchmarkError, JudgeFile, read_judge, read_rows, write_judge
 
-    read_rows(options.folder)  # a folder that is no benchmark gets no judge
+    read_rows(options.folder)  # raises for a folder that is not a benchmark
     named = {name: value for name in ("clip", "dino", "size") if (value := getattr(options, name)) is not None}
     file = options.folder / JUDGE
     if not file.is_file():
         values = _judge_of_params() | named
         if missing := [f"--{name}" for name in ("clip", "dino") if name not in values]:
-            raise BenchmarkError(f"want {' and '.join(missing)} for a new judge, where there is no {config.PARAMS_FILE}")
+            raise BenchmarkError(f"want {' and '.join(missing)} for a new judge without {config.PARAMS_FILE}")
         write_judge(options.folder, JudgeFile(**values))
         return
     judge = read_judge(options.folder)
@@ -78,13 +78,13 @@ def _set_judge(options: argparse.Namespace) -> None:
     if present != present | named:
         write_judge(options.folder, JudgeFile(**present | named))
         if JudgeFile(**present) != judge:
-            print(f"{file}: the bounds were those of other settings and are gone; add --calibrate\n")
+            print(f"{file}: the settings changed, so the bounds were removed; add --calibrate\n")
     elif Path(config.PARAMS_FILE).is_file() and (others := _differences(present, _judge_of_params())):
-        print(f"{file} has other values than {config.PARAMS_FILE}: {others}; options change them\n")
+        print(f"{file} differs from {config.PARAMS_FILE}: {others}; change it with the options\n")
 
 
 def _judge_of_params() -> dict[str, Any]:
-    """The models and the size of a judge that fits `params.yaml`; nothing where there is no such file."""
+    """Models and image size of a judge that match `params.yaml`; empty without that file."""
     file = Path(config.PARAMS_FILE)
     if not file.is_file():
         return {}

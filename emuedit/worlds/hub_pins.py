@@ -1,4 +1,4 @@
-"""Pin models of the hub to the commits that they have today."""
+"""Pin hub models to their current commits."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +12,10 @@ _TIMEOUT_S = 10.0
 
 
 def pin(models: Mapping[str, str], root: Path) -> tuple[dict[str, str], str]:
-    """(models with `owner/name@<commit>` for every hub id, what a person should know where that was not possible, or nothing).
+    """(models with `owner/name@<commit>` for every hub id, a note if pinning was not possible, or an empty string).
 
-    Names of other kinds stay: files and folders below `root`, endpoints, open_clip's 'model/tag', and hub ids with a commit.
-    Raises ParamsError for a repository that does not exist or that the login may not read.
+    Other names are unchanged: files and folders in `root`, endpoints, open_clip's 'model/tag', hub ids with a commit.
+    Raises ParamsError for a repository that does not exist or that the login cannot read.
     """
     pinned = dict(models)
     for key, name in models.items():
@@ -23,14 +23,14 @@ def pin(models: Mapping[str, str], root: Path) -> tuple[dict[str, str], str]:
             continue
         try:
             commit: Any = import_library("huggingface_hub").HfApi().model_info(name, timeout=_TIMEOUT_S).sha
-        except Exception as error:  # the hub has many error classes; of those of the network nothing more can be learned
+        except Exception as error:  # the hub has many error classes
             if kind_of(error) is not FailureKind.NETWORK and not isinstance(error, ConnectionError):  # HF_HUB_OFFLINE raises one
-                advice = "--no-pin leaves names as they are"
+                advice = "--no-pin keeps the names"
                 raise ParamsError(
-                    f"world.{key}: {name!r} is no file or folder here, and the hub says: {error}; check the name, or {advice}"
+                    f"world.{key}: {name!r} is not a local path, and the hub returned: {error}; check the name, or {advice}"
                 ) from error
             left = ", ".join(each for each in models if pinned[each] == models[each] and _is_unpinned(models[each], root))
-            return pinned, f"not pinned to a commit, because the hub is out of reach ({type(error).__name__}): {left}"
+            return pinned, f"not pinned to a commit, because the hub is unreachable ({type(error).__name__}): {left}"
         pinned[key] = f"{name}@{commit}"
     return pinned, ""
 

@@ -1,4 +1,4 @@
-"""`emuedit init`: the params and deps of a world of photographs, for a clone whose params are the toy world's."""
+"""`emuedit init`: write the params and deps of a photo world into a clone that has those of the toy world."""
 
 import argparse
 import subprocess
@@ -19,22 +19,26 @@ _DEFAULT_PRESET = next(iter(PRESETS))
 def add_commands(commands: Any) -> None:
     """Add the command to `emuedit`'s parser."""
     command = commands.add_parser(
-        "init", help="write params.yaml and dvc.yaml for your own captions, pictures and models", allow_abbrev=False
+        "init", help="write params.yaml and dvc.yaml for your own captions, images and models", allow_abbrev=False
     )
     command.set_defaults(run=_run)
-    command.add_argument("captions", help="your captions: .txt (one a line), .csv, .jsonl, .parquet, or a .yaml of a hub dataset")
+    command.add_argument(
+        "captions", help="your captions: .txt (one per line), .csv, .jsonl, .parquet, or a .yaml for a hub dataset"
+    )
     command.add_argument("--column", default="caption", help="column of a table or dataset (default: caption)")
-    command.add_argument("--benchmark", default="benchmark", metavar="FOLDER", help="your edits to judge by (default: benchmark)")
-    command.add_argument("--name", default="photos", help="what the world is called in reports (default: photos)")
+    command.add_argument(
+        "--benchmark", default="benchmark", metavar="FOLDER", help="folder of held-out edits (default: benchmark)"
+    )
+    command.add_argument("--name", default="photos", help="name of the world in reports (default: photos)")
     presets = f"training preset, which also names the base model: {', '.join(PRESETS)} (default: {_DEFAULT_PRESET})"
     command.add_argument("--preset", choices=PRESETS, default=_DEFAULT_PRESET, help=presets, metavar="PRESET")
-    command.add_argument("--base-model", metavar="MODEL", help="another base model of that kind: folder or hub id")
+    command.add_argument("--base-model", metavar="MODEL", help="another base model of the same architecture: folder or hub id")
     for key, default in MODELS.items():
-        kinds = {"llm": "folder, hub id or https://host/v1#model", "segmenter": "checkpoint file or folder"}
+        kinds = {"llm": "folder, hub id, https://host/v1#model or module:factory", "segmenter": "checkpoint file or folder"}
         text = f"{kinds.get(key, 'folder or hub id')} (default: {default})"
         command.add_argument(f"--{key}", default=default, metavar="MODEL", help=text)
-    command.add_argument("--no-pin", action="store_true", help="leave hub ids as they are, without the commits of today")
-    command.add_argument("--overwrite", action="store_true", help="also where these files have changes that git does not have")
+    command.add_argument("--no-pin", action="store_true", help="do not pin hub ids to their current commits")
+    command.add_argument("--overwrite", action="store_true", help="overwrite uncommitted changes")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -45,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
         _check_unchanged(root)
     models = {key: getattr(options, key) for key in MODELS}
     models["base_model"] = options.base_model or PRESETS[options.preset].base_model
-    local = {key: (root / name).exists() for key, name in models.items()} | {"segmenter": True}  # it can be nothing else
+    local = {key: (root / name).exists() for key, name in models.items()} | {"segmenter": True}  # always a local file
     pipeline = pipeline_deps.rewrite((root / PIPELINE_FILE).read_text(encoding="utf-8"), local)
     notes = []
     if not options.no_pin:
@@ -70,14 +74,14 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check_unchanged(root: Path) -> None:
-    """Raise ParamsError where the files differ from the last commit, or there is none: their text would be lost."""
+    """Raise ParamsError if the files differ from the last commit or have none: their content would be lost."""
     command = ["git", "status", "--porcelain", "--", *_FILES]
     try:
         process = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)  # noqa: S603  our own words
-        reason = "they have changes that are not committed" if process.stdout.strip() else ""
+        reason = "they have uncommitted changes" if process.stdout.strip() else ""
     except FileNotFoundError:
-        reason = "there is no git to ask for their last version"
+        reason = "git cannot show their last version"
     except subprocess.CalledProcessError as error:
         reason = error.stderr.strip()
     if reason:
-        raise ParamsError(f"{' and '.join(_FILES)} would be written anew: {reason}; commit them, or add --overwrite")
+        raise ParamsError(f"{' and '.join(_FILES)} would be overwritten: {reason}; commit them, or add --overwrite")

@@ -1,4 +1,4 @@
-"""The params of a world of photographs: a template, in which what depends on captions, models and benchmark is filled in."""
+"""The params of a photo world: a template filled in from captions, models and benchmark."""
 
 import json
 import re
@@ -25,9 +25,9 @@ _TRAINED = (
     "local", "remove", "add", "texture", "background", "global", "style", "color", "detect", "segment", "depth", "normal",
     "sketch",
 )  # fmt: skip
-"""All tasks but those that few pictures are fit for (text), and those whose annotators are further networks (pose, segmap)."""
+"""All tasks except text, which suits few images, and those whose annotators need further networks (pose, segmap)."""
 _MANY_ROWS = 10_000
-"""Rows that are read at most, where there are not more: captions that are added later shall be read, too."""
+"""Maximum number of rows to read if there are fewer, so that captions added later are read too."""
 _FIRST_CAPTIONS, _MOST_EDITS = 500, 32
 _FEWEST_EDITS: int = GateSettings.model_fields["min_edits"].default
 _WITHOUT_BENCHMARK = ("local", "remove", "add", "background", "style")
@@ -36,22 +36,22 @@ _COMMENTED, _COMMENT_COLUMN = re.compile(r"( *\w+:.*?) {2,}# (.*)"), 42
 _LARGE_T5 = re.compile(r"-(x+l|3b|11b)/?(@|$)")
 _ENDPOINT_CONCURRENCY = 8
 _PASSES, _KEPT_SHARE, _FEWEST_STEPS = 20, 0.3, 500
-"""Emu Edit kept three of ten candidates; the others are ours."""
+"""Emu Edit kept three of ten candidates; the other values are ours."""
 _T5_LR, _ADAPTERS_LR = 1.0e-4, 5.0e-4
 _OBJECT_PX, _WIDE_PX, _SIGMA_PX, _AT_PX = 30, 20, 8, 512
-"""AnyEdit's dilation of masks at 512 px; the blur is that of the toy world, at this size."""
+"""AnyEdit's mask dilation at 512 px; the toy world's blur, scaled to this size."""
 _COUNTED = (".txt", ".csv", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A training preset, and the base model that it is for."""
+    """A training preset and its base model."""
 
     base_model: str
     size_px: int
-    """Side of the pictures that the base model generates."""
+    """Side in px of the base model's images."""
     resolution_px: int
-    """Side at which it is trained, as the preset says."""
+    """Training resolution of the preset, in px."""
     rows_per_batch: int
 
 
@@ -69,7 +69,7 @@ MODELS = {
     "llm": "Qwen/Qwen2.5-7B-Instruct",
     "t5": "google/flan-t5-base",
 }
-"""The models besides the base model, as keys of `world`."""
+"""Keys of `world` for the models other than the base model."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class PhotoWorld:
     name: str
     captions: str
     column: str
-    """Of the captions, where they are a table or a dataset."""
+    """Caption column of a table or dataset."""
     preset: str
     models: Mapping[str, str]
     """`base_model` and the keys of MODELS -> names."""
@@ -87,14 +87,14 @@ class PhotoWorld:
 
 
 def render(world: PhotoWorld, root: Path) -> tuple[str, list[str]]:
-    """(text of `params.yaml`, lines that a person should know of it).
+    """(text of `params.yaml`, notes for the user).
 
     Raises ParamsError, or what the captions or the benchmark raise if they cannot be read.
     """
     preset = PRESETS[world.preset]
     for value in (world.name, world.column, *world.models.values()):
         if "\n" in value or "\r" in value:
-            raise ParamsError(f"want names of one line, got {value!r}")
+            raise ParamsError(f"want names without line breaks, got {value!r}")
     sizes = base_model_sizes(root / world.models["base_model"])
     size_px = sizes.picture_px if sizes else preset.size_px
     n_rows, of_captions = _count_captions(world, root)
@@ -130,24 +130,24 @@ def render(world: PhotoWorld, root: Path) -> tuple[str, list[str]]:
 
 
 def _choose_steps(preset: str, n_captions: int) -> tuple[int, str]:
-    """Steps of the training, and the reason in words: those of the preset were made for hundreds of thousands of pairs."""
+    """Training steps and the reason for them; presets are made for hundreds of thousands of pairs."""
     settings = read_yaml(PRESET_FOLDER / f"{preset}.yaml")
     n_pairs = n_captions * len(_TRAINED) * _KEPT_SHARE
     n_steps = max(_FEWEST_STEPS, round(_PASSES * n_pairs / settings["batch_size"], -2))
     if n_steps >= settings["steps"]:
-        return settings["steps"], "those of the preset"
-    reason = f"{_PASSES} passes over about {n_pairs:.0f} kept pairs; the preset's {settings['steps']} are for many more"
+        return settings["steps"], "from the preset"
+    reason = f"{_PASSES} passes over about {n_pairs:.0f} kept pairs; the preset's {settings['steps']} are for more pairs"
     return int(n_steps), reason
 
 
 def _further_notes(world: PhotoWorld, root: Path, size_px: int) -> Iterator[str]:
-    """What a person should know of the models."""
+    """Notes on the models."""
     base_model, preset = world.models["base_model"], PRESETS[world.preset]
     if not (root / base_model).exists() and base_model.partition("@")[0] != preset.base_model:
-        yield f"pairs.recipes: masks are for pictures of {size_px} px; scale radius_px and sigma_px if {base_model} makes others"
+        yield f"pairs.recipes: masks are for images of {size_px} px; scale radius_px and sigma_px if {base_model} differs"
     index = root / base_model / "model_index.json"
     if index.is_file() and ("XL" in json.loads(index.read_text(encoding="utf-8"))["_class_name"]) != ("xl" in world.preset):
-        yield f"train.preset: {world.preset} is for another family of base models than {base_model}; name another --preset"
+        yield f"train.preset: {world.preset} does not fit the architecture of {base_model}; choose another --preset"
     if world.models["segmenter"] == MODELS["segmenter"] and not (root / MODELS["segmenter"]).exists():
         yield _GET_SAM
 
@@ -161,17 +161,17 @@ def _count_captions(world: PhotoWorld, root: Path) -> tuple[int, list[str]]:
     batches = caption_sources.read_batches(source, world.captions, "train", world.column, sys.maxsize, _MANY_ROWS)
     n_rows = sum(len(rows) for _, rows in batches)
     if not n_rows:
-        raise ParamsError(f"want one caption a line or row, got none in {source}")
+        raise ParamsError(f"want one caption per line or row, got none in {source}")
     return n_rows, []
 
 
 def _read_benchmark(folder: Path) -> tuple[list[str], int, list[str]]:
-    """Tasks that it can measure, how many edits of each there are at least, and what a person should know."""
+    """(tasks with enough edits, edits per task, notes for the user)."""
     if folder.suffix == ".py":
-        return list(_WITHOUT_BENCHMARK), _MOST_EDITS, [f"evaluation.tasks: name those of which {folder.name} has edits"]
+        return list(_WITHOUT_BENCHMARK), _MOST_EDITS, [f"evaluation.tasks: list the tasks that {folder.name} has edits of"]
     if not (folder / TABLE).is_file():
         advice = f"write {folder / TABLE} (docs/own-data.md), then run this again with --overwrite"
-        return list(_WITHOUT_BENCHMARK), _MOST_EDITS, [f"evaluation.tasks: for a benchmark that is not there yet; {advice}"]
+        return list(_WITHOUT_BENCHMARK), _MOST_EDITS, [f"evaluation.tasks: there is no benchmark yet; {advice}"]
     from emuedit.metrics import photo_benchmark  # imports torch
 
     rows = photo_benchmark.read_rows(folder)
@@ -184,16 +184,16 @@ def _read_benchmark(folder: Path) -> tuple[list[str], int, list[str]]:
         )
     notes = []
     if left_out := {task: n for task, n in counts.items() if task not in tasks}:
-        reason = f"instructions.tasks lack them, or there are fewer than {_FEWEST_EDITS}"
+        reason = f"not in instructions.tasks, or fewer than {_FEWEST_EDITS} edits"
         notes.append(f"evaluation.tasks: without {left_out} of the benchmark ({reason})")
     fewest = min(tasks, key=lambda task: counts[task])
     if counts[fewest] < _MOST_EDITS:
-        notes.append(f"evaluation.n_edits: {counts[fewest]}, because the benchmark has no more of {fewest}")
+        notes.append(f"evaluation.n_edits: {counts[fewest]}, the number of benchmark edits of {fewest}")
     return tasks, min(_MOST_EDITS, counts[fewest]), notes
 
 
 def _fill(line: str, values: Mapping[str, str]) -> str:
-    """A line of the template with its values, and its comment where it stood, if there is room."""
+    """Fill in a line of the template; its comment keeps its column if there is room."""
     parts = _COMMENTED.fullmatch(line)
     if not parts:
         return Template(line).substitute(values)
@@ -201,5 +201,5 @@ def _fill(line: str, values: Mapping[str, str]) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """A value as it is written behind a key."""
+    """A value formatted for the position after its key."""
     return yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize, allow_unicode=True).removesuffix("...\n").strip()

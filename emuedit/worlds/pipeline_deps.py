@@ -1,4 +1,4 @@
-"""Rewrite the deps of `dvc.yaml` for the models of another world; comments and all other lines stay as they are."""
+"""Rewrite the deps of `dvc.yaml` for the models of another world; all other lines and comments are kept."""
 
 import re
 import textwrap
@@ -18,10 +18,10 @@ _WIDTH, _INDENT = 127, 11
 
 
 def rewrite(text: str, local: Mapping[str, bool]) -> str:
-    """`dvc.yaml` with `${world.X}` in the deps of the stages that have the param world.X, where `local[X]`, and only there.
+    """`dvc.yaml` with `${world.X}` in the deps of exactly the stages that have the param world.X, if `local[X]`.
 
-    local: key of `world` -> whether it names a file or folder here. Deps of the toy world are dropped. Raises ParamsError for a
-    file whose deps have to change and are written in a form that this cannot change.
+    local: key of `world` -> whether it is a local file or folder. Deps of the toy world are removed. Raises ParamsError for a
+    file whose deps must change but are not a plain list.
     """
     stages: dict[str, Any] = yaml.safe_load(text)["stages"]
     wishes = {name: _new_deps(stage, local) for name, stage in stages.items() if isinstance(stage, dict) and "deps" in stage}
@@ -34,7 +34,7 @@ def rewrite(text: str, local: Mapping[str, bool]) -> str:
     rewritten = "".join(pieces)
     for name, deps in wishes.items():
         if _read_deps(rewritten, name) != deps:
-            raise ParamsError(f"dvc.yaml: the deps of {name} are not a plain list in brackets; make them {deps} by hand first")
+            raise ParamsError(f"dvc.yaml: the deps of {name} are not a plain list in brackets; first replace them by {deps}")
     return rewritten
 
 
@@ -46,7 +46,7 @@ def _new_deps(stage: Mapping[str, Any], local: Mapping[str, bool]) -> list[Any]:
 
 
 def _with_deps(piece: str, deps: list[Any]) -> str:
-    """A stage's lines with other deps; unchanged where it has no list in brackets."""
+    """A stage's lines with new deps; unchanged if the deps are not a list in brackets."""
     line = ", ".join(f'"{dep}"' if "${" in str(dep) else str(dep) for dep in deps)
     filled = textwrap.fill(line, _WIDTH - _INDENT, break_long_words=False, break_on_hyphens=False)
     indented = filled.replace("\n", "\n" + " " * _INDENT)
@@ -54,7 +54,7 @@ def _with_deps(piece: str, deps: list[Any]) -> str:
 
 
 def _read_deps(text: str, stage: str) -> Any:
-    """None where the text is no YAML any more."""
+    """None if the text is not valid YAML."""
     try:
         return yaml.safe_load(text)["stages"][stage]["deps"]
     except (yaml.YAMLError, KeyError, TypeError):

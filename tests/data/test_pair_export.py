@@ -1,5 +1,6 @@
 """Kept pairs are exported, read by `datasets`, and imported again as equal pairs."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from emuedit.data.formats.pair_export import export_pairs
 from emuedit.data.formats.pair_format import FormatError
 from emuedit.data.png import decode_png, encode_png
 from emuedit.data.publish import publish, read_folder, scratch_folder
-from emuedit.data.records import Pair
+from emuedit.data.records import Pair, Verdict
 from emuedit.data.shards import write_shard
 from emuedit.stages import dataset
 
@@ -52,6 +53,23 @@ def test_an_export_is_imported_as_the_same_pairs(kept_pairs: list[Pair], capsys:
     assert capsys.readouterr().out == "out: {'pairs': 3}\n"
     assert cli.main(["import", "emuedit", "out", "in"]) == 0
     assert list(read_folder("in", Pair, verify=True)) == kept_pairs
+
+
+def test_the_verdicts_of_one_shard_are_in_memory_at_a_time(
+    kept_pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, read_kept = [], pair_export._read_kept
+
+    def count(path: Path, verdicts: list[Verdict]) -> Any:
+        gc.collect()
+        counts.append(sum(type(thing) is Verdict for thing in gc.get_objects()))
+        return read_kept(path, verdicts)
+
+    gc.collect()
+    before = sum(type(thing) is Verdict for thing in gc.get_objects())
+    monkeypatch.setattr(pair_export, "_read_kept", count)
+    export_pairs(tmp_path / "out", tmp_path)
+    assert [n - before for n in counts] == [3, 1]
 
 
 def test_datasets_reads_pictures(kept_pairs: list[Pair], tmp_path: Path) -> None:

@@ -129,6 +129,23 @@ def test_two_keys_are_kept_apart_until_one_is_published(tmp_path: Path) -> None:
     assert made_numbers == [3]
 
 
+def test_unfinished_work_that_is_not_continued_is_reported_with_what_changed(tmp_path: Path, capsys: Any) -> None:
+    """Three days of training would otherwise begin again without a word, and be deleted."""
+    params = {"steps": 10, "weights": {"a": 1.0}}
+    for _ in range(2):
+        scratch_folder(tmp_path, "train", "first", params)
+    assert not capsys.readouterr().out
+    scratch_folder(tmp_path, "train", "second", params | {"weights": {"a": 2.0}, "seed": 1})
+    assert "train/first is not continued, because seed, weights changed; to go on with it" in capsys.readouterr().out
+    scratch = scratch_folder(tmp_path, "train", "third", params)
+    printed = capsys.readouterr().out
+    assert "train/first is not continued, because its code or input changed" in printed
+    assert "train/second is not continued, because seed, weights changed" in printed
+    (scratch / "stats").touch()
+    publish(scratch, tmp_path / "out", "train", params, {})
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["stats", "summary.json"]
+
+
 def test_what_a_kill_leaves_of_an_unfinished_shard_is_made_again(tmp_path: Path) -> None:
     make_and_publish(tmp_path / "uninterrupted", "key")
     interrupt_before(tmp_path / "stopped", "key", 2)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from emuedit.models.llm_loading import load_llm
-from emuedit.models.openai_llm import OpenAILLM
+from emuedit.models.openai_llm import EndpointSettings, OpenAILLM
 
 MESSAGES = [{"role": "user", "content": "red circle"}]
 
@@ -27,6 +27,11 @@ def test_every_form_of_spec(monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint = load_llm("https://example.org/v1/#org/model:tag")
     assert isinstance(endpoint, OpenAILLM)
     assert (endpoint.url, endpoint.model) == ("https://example.org/v1/chat/completions", "org/model:tag")
+    assert endpoint.settings == EndpointSettings()
+    slow = EndpointSettings(timeout_s=300, retries=2)
+    endpoint = load_llm("https://example.org/v1#model", endpoint=slow)
+    assert isinstance(endpoint, OpenAILLM)
+    assert endpoint.settings == slow
     with pytest.raises(ValueError, match="add '#' and the model's name"):
         load_llm("https://example.org/v1")
     with pytest.raises(TypeError, match="must return an object with write"):

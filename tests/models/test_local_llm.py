@@ -45,6 +45,21 @@ def test_the_answer_depends_on_the_seed(chat_folder: str) -> None:
     assert chat.write(MESSAGES, seed=2, temperature=0) == greedy
 
 
+def test_sampling_is_left_to_the_model_where_nothing_is_said(chat_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = local_llm.load(chat_folder)
+    sampling: dict[str, Any] = {}
+
+    def generate(input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        sampling.update(kwargs)
+        return input_ids
+
+    monkeypatch.setattr(chat.model, "generate", generate)
+    chat.write(MESSAGES, seed=0, temperature=None, top_p=0.5)
+    assert sampling["do_sample"]
+    assert sampling["top_p"] == 0.5
+    assert "temperature" not in sampling
+
+
 def test_the_prompt_is_the_chat_template(chat_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     chat = local_llm.load(chat_folder)
     prompts: list[str] = []

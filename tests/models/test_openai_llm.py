@@ -1,10 +1,13 @@
+import time
+import urllib.request
+from http.client import HTTPException
 from typing import Any
 
 import pytest
 
 from emuedit.failures import FailureKind, kind_of
-from emuedit.models.language_model import LLMError
-from emuedit.models.openai_llm import OpenAILLM
+from emuedit.models.language_model import LLMError, LLMRefusalError
+from emuedit.models.openai_llm import EndpointSettings, OpenAILLM
 
 MESSAGES = [{"role": "system", "content": "a small"}, {"role": "user", "content": "red circle"}]
 
@@ -38,24 +41,119 @@ def test_a_client_error_is_not_retried(endpoint: Any, monkeypatch: pytest.Monkey
     assert "Authorization" not in endpoint.requests[0][1]
     assert "response_format" not in endpoint.requests[0][2]
     endpoint.answers = [(400, {"error": "what is a json_schema"})]
-    with pytest.raises(LLMError, match=r"answered 400 .* ask without a schema"):
+    hint = r"constrained_decoding: false, temperature: null, top_p: null, endpoint: \{send_seed: false\}$"
+    with pytest.raises(LLMError, match=r"answered 400 .*section instructions: " + hint):
         OpenAILLM(endpoint.url, "a-model").write(MESSAGES, seed=0, schema={"type": "object"})
+    assert len(endpoint.requests) == 2
+
+
+def test_fields_that_an_endpoint_does_not_take_are_left_out(endpoint: Any) -> None:
+    endpoint.answers = [endpoint.chat_response("done"), endpoint.chat_response("done")]
+    llm = OpenAILLM(endpoint.url, "a-model", EndpointSettings(send_seed=False))
+    llm.write(MESSAGES, seed=5, temperature=None, top_p=None)
+    assert endpoint.requests[-1][2] == {"model": "a-model", "messages": MESSAGES}
+    OpenAILLM(endpoint.url, "a-model").write(MESSAGES, seed=2**62 + 2**31 + 7, temperature=0.0, top_p=None)
+    assert endpoint.requests[-1][2] == {"model": "a-model", "messages": MESSAGES, "seed": 7, "temperature": 0.0}
 
 
 def test_an_endpoint_that_stays_busy_or_gives_no_text_is_an_error(endpoint: Any) -> None:
     endpoint.answers = [(503, {"error": "later"})] * 3
     with pytest.raises(LLMError, match="answered 503") as error:
-        OpenAILLM(endpoint.url, "m", retries=2, backoff_s=0.001).write(MESSAGES, seed=0)
+        OpenAILLM(endpoint.url, "m", EndpointSettings(retries=2), backoff_s=0.001).write(MESSAGES, seed=0)
     assert kind_of(error.value) is FailureKind.NETWORK, "the stage is tried again later"
-    endpoint.answers = [endpoint.chat_response(None)]
-    with pytest.raises(LLMError, match="want a text from 'm'"):
+    assert len(endpoint.requests) == 3
+    for body in ({"unexpected": 1}, {"choices": [{"message": {"content": ["parts"]}}]}, ["no", "object"]):
+        endpoint.answers = [(200, body)] * 2
+        with pytest.raises(LLMError, match=r"did not answer in 2 attempts: want a .*chat completion, got") as error:
+            OpenAILLM(endpoint.url, "m", EndpointSettings(retries=1), backoff_s=0.001).write(MESSAGES, seed=0)
+        assert not isinstance(error.value, LLMRefusalError)
+
+
+def completion(**choice: Any) -> tuple[int, Any]:
+    return 200, {"choices": [choice]}
+
+
+AZURE = {"error": {"code": "content_filter", "param": "prompt", "innererror": {"code": "ResponsibleAIPolicyViolation"}}}
+INVALID_PROMPT = {
+    "code": "invalid_prompt",
+    "message": "your prompt was flagged as potentially violating our usage policy",
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((400, AZURE), "content filter of .*ResponsibleAIPolicyViolation"),
+        ((400, {"error": INVALID_PROMPT}), "content filter of .*was flagged"),
+        (completion(message={"content": None, "refusal": "I will not"}, finish_reason="stop"), "refusal 'I will not'"),
+        (completion(message={"content": None}, finish_reason="content_filter"), "finish_reason 'content_filter'"),
+        (completion(message={"content": "half of an ans"}, finish_reason="content_filter"), "finish_reason 'content_filter'"),
+        (completion(message={"role": "assistant"}, finish_reason="SAFETY"), "finish_reason 'SAFETY'"),
+        ((200, {"choices": []}), "want a text, got none"),
+    ],
+)
+def test_a_refused_question_is_told_from_an_endpoint_that_does_not_answer(endpoint: Any, answer: Any, message: str) -> None:
+    endpoint.answers = [answer]
+    with pytest.raises(LLMRefusalError, match=message):
         OpenAILLM(endpoint.url, "m").write(MESSAGES, seed=0)
-    endpoint.answers = [(200, {"unexpected": 1})]
-    with pytest.raises(LLMError, match="want a chat completion"):
+    assert len(endpoint.requests) == 1
+
+
+def test_a_prompt_that_is_malformed_is_not_refused(endpoint: Any) -> None:
+    endpoint.answers = [(400, {"error": {"code": "invalid_prompt", "message": "the schema has no type"}})]
+    with pytest.raises(LLMError, match="answered 400") as error:
+        OpenAILLM(endpoint.url, "m").write(MESSAGES, seed=0)
+    assert not isinstance(error.value, LLMRefusalError)
+
+
+def test_questions_that_fail_together_wait_for_different_times(endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+
+    def waits_of(seed: int, status: int) -> list[float]:
+        waits.clear()
+        endpoint.answers = [(status, {})] * 3 + [endpoint.chat_response("done")]
+        OpenAILLM(endpoint.url, "m", backoff_s=10.0).write(MESSAGES, seed=seed)
+        return list(waits)
+
+    first = waits_of(1, 503)
+    assert first == waits_of(1, 503), "the same question waits as long in every run"
+    assert first != waits_of(2, 503)
+    assert len(first) == 3
+    assert all(0 <= wait <= 10 * 2**n for n, wait in enumerate(first))
+    endpoint.retry_after = "50"
+    assert all(50 <= wait <= 60 for wait in waits_of(1, 429))
+
+
+def test_the_time_limit_of_a_request_is_that_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+
+    def refuse(request: Any, timeout: float) -> None:
+        limits.append(timeout)
+        raise TimeoutError("too slow")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    with pytest.raises(LLMError, match="did not answer in 1 attempts: too slow"):
+        OpenAILLM("http://host/v1", "m", EndpointSettings(timeout_s=300, retries=0)).write(MESSAGES, seed=0)
+    assert limits == [300]
+
+
+@pytest.mark.parametrize("failure", [ConnectionResetError("reset"), TimeoutError("timed out"), HTTPException("cut short")])
+def test_a_body_of_an_error_that_does_not_come_is_not_an_error_of_its_own(
+    endpoint: Any, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    def read(self: Any, size: int) -> bytes:
+        raise failure
+
+    monkeypatch.setattr("urllib.error.HTTPError.read", read, raising=False)
+    endpoint.answers = [(500, {}), endpoint.chat_response("done")]
+    assert OpenAILLM(endpoint.url, "m", backoff_s=0.001).write(MESSAGES, seed=0) == "done"
+    endpoint.answers = [(401, {})]
+    with pytest.raises(LLMError, match=rf"answered 401 .*\(no body: {failure}\)"):
         OpenAILLM(endpoint.url, "m").write(MESSAGES, seed=0)
 
 
 def test_an_endpoint_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(LLMError, match="did not answer in 2 attempts") as error:
-        OpenAILLM("http://127.0.0.1:9/v1", "m", retries=1, backoff_s=0.001).write(MESSAGES, seed=0)
+        OpenAILLM("http://127.0.0.1:9/v1", "m", EndpointSettings(retries=1), backoff_s=0.001).write(MESSAGES, seed=0)
     assert kind_of(error.value) is FailureKind.NETWORK

@@ -1,94 +1,20 @@
 import json
-import signal
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from emuedit.data.publish import publish, read_folder, read_summary, scratch_folder
-from emuedit.data.records import Caption, Drop, Instruction
-from emuedit.data.shards import write_shard
-from emuedit.models.constrained_decoding import Schema
-from emuedit.models.language_model import LLMError, Message
-from emuedit.models.openai_llm import OpenAILLM
+from emuedit.data.publish import read_folder, read_summary
+from emuedit.data.records import Instruction
+from emuedit.models.language_model import Message
 from emuedit.prompts import conversation
 from emuedit.prompts.answer_schema import answer_schema
 from emuedit.stages import instructions
-from emuedit.stages.instructions import InstructionsError, InstructionsParams, run
+from emuedit.stages.instructions import InstructionsError, run
 from emuedit.tasks import TASKS
-from tests.stages.workspace import ROOT, Workspace, check_resume, check_stop_message, load_params, read_files, toy_world
+from tests.stages.scripted_llm import ANSWER, UseLLM, make_params, publish_captions, read_drops
+from tests.stages.workspace import ROOT
 
 PROMPTS = ROOT / "emuedit" / "prompts"
-ANSWER = {
-    "instruction": "remove the dog", "original_object": "dog", "edited_object": "", "output_caption": "an empty sofa",
-}  # fmt: skip
-
-Reply = Callable[[dict[str, str], list[Message], str], str | Exception]
-"""(question, conversation, a good answer) -> the answer, or an error to raise."""
-
-
-def make_params(**changes: Any) -> InstructionsParams:
-    small = {
-        "tasks": ("remove", "add", "sketch"), "n_captions": 6, "captions_per_shard": 2, "concurrency": 1,
-        "max_repeat_share": 1.0,
-    }  # fmt: skip
-    return load_params(InstructionsParams, "instructions", **small | changes)
-
-
-def publish_captions(root: Path, *texts: str) -> list[Caption]:
-    captions = [Caption(text, "c.txt", i) for i, text in enumerate(texts or [f"a dog on sofa {'i' * n}" for n in range(6)])]
-    scratch = scratch_folder(root, "captions", "f")
-    write_shard(scratch / "shard-00000.parquet", captions, Caption)
-    publish(scratch, root / instructions.IN, "captions", {}, {})
-    return captions
-
-
-class ScriptedLLM:
-    """An LLM that gives good answers, or what `reply` makes of them. It records every request."""
-
-    def __init__(self, reply: Reply | None = None) -> None:
-        self.reply, self.lock = reply, threading.Lock()
-        self.questions: list[dict[str, str]] = []
-        self.conversations: list[list[Message]] = []
-        self.schemas: list[Schema | None] = []
-        self.sampling: list[tuple[int, float, float]] = []  # (seed, temperature, top_p)
-
-    def write(
-        self, messages: list[Message], *, seed: int, temperature: float = 0.9, top_p: float = 0.9, schema: Schema | None = None
-    ) -> str:
-        question = json.loads(messages[-1]["content"].splitlines()[-1])
-        with self.lock:
-            self.questions.append(question)
-            self.conversations.append(messages)
-            self.schemas.append(schema)
-            self.sampling.append((seed, temperature, top_p))
-        texts = {"instruction": f"{question['task']} it, version {seed % 97}", "edited_object": "cat"}
-        answer = json.dumps(ANSWER | texts | {"output_caption": f"new {seed}"})
-        reply = self.reply(question, messages, answer) if self.reply else answer
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
-
-
-UseLLM = Callable[..., ScriptedLLM]
-
-
-@pytest.fixture
-def use_llm(monkeypatch: pytest.MonkeyPatch) -> UseLLM:
-    """Makes the stage ask a ScriptedLLM with this `reply`, and returns it."""
-
-    def use(reply: Reply | None = None) -> ScriptedLLM:
-        llm = ScriptedLLM(reply)
-        monkeypatch.setattr(instructions, "load_llm", lambda *spec: llm)
-        return llm
-
-    return use
-
-
-def read_drops(root: Path) -> list[Drop]:
-    return list(read_folder(root / instructions.OUT, Drop, "dropped-*.parquet"))
 
 
 def test_every_task_is_asked_once_for_every_caption(tmp_path: Path, use_llm: UseLLM) -> None:
@@ -170,98 +96,26 @@ def test_repeats_duplicates_full_tasks_and_unwanted_words_are_dropped(tmp_path: 
     assert len(llm.questions) == 2, "a task that is full must not be asked for the other shards"
 
 
-@pytest.mark.parametrize("concurrency", [1, 7])
-def test_concurrency_and_an_interruption_do_not_change_the_bytes(tmp_path: Path, use_llm: UseLLM, concurrency: int) -> None:
+def test_params_that_only_say_how_work_runs_do_not_change_the_result(tmp_path: Path, use_llm: UseLLM) -> None:
     publish_captions(tmp_path)
     use_llm()
-    run(make_params(), tmp_path)
-    uninterrupted = read_files(tmp_path / instructions.OUT)
-    interruptions: list[str] = []
-
-    def reply(question: dict[str, str], messages: list[Message], answer: str) -> str:
-        if question["caption"].endswith(" iii") and question["task"] == "add" and not interruptions:
-            interruptions.append(question["caption"])
-            raise KeyboardInterrupt
-        return answer
-
-    first = use_llm(reply)
-    with pytest.raises(KeyboardInterrupt):
-        run(make_params(concurrency=concurrency), tmp_path)
-    second = use_llm(reply)
-    run(make_params(concurrency=concurrency), tmp_path)
-    assert len(second.questions) == 12, "the first shard is finished"
-    first_shard = {question["caption"] for question in first.questions[:6]}
-    assert {question["caption"] for question in second.questions}.isdisjoint(first_shard)
-    assert read_files(tmp_path / instructions.OUT) == uninterrupted
+    summary = run(make_params(), tmp_path)
+    unrelated = {"concurrency": 3, "max_failed_share": 0.5, "endpoint": {"timeout_s": 300.0, "retries": 1}}
+    assert run(make_params(**unrelated), tmp_path) == summary
+    assert run(make_params(endpoint={"send_seed": False}), tmp_path).key != summary.key
+    assert run(make_params(temperature=None, top_p=None), tmp_path).key != summary.key
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_terminated_process_resumes_after_the_last_shard_with_the_same_bytes(
-    make_workspace: Callable[..., Workspace],
-) -> None:
-    params = {"n_captions": 6, "captions_per_shard": 2, "tasks": ["remove", "sketch"]}
-    stopped, uninterrupted = (make_workspace(name, instructions=params) for name in ("stopped", "uninterrupted"))
-    for workspace in (stopped, uninterrupted):
-        colours = ("red", "blue", "green", "yellow", "white", "purple")
-        publish_captions(workspace.folder, *(f"a big {colour} star on the left on grass" for colour in colours))
-    check_resume(stopped, uninterrupted, "instructions", instructions.OUT, signal.SIGTERM)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_sigterm_does_not_wait_for_an_endpoint_that_hangs(make_workspace: Callable[..., Workspace], endpoint: Any) -> None:
-    is_stopped = threading.Event()
-
-    def answer(body: dict[str, Any]) -> tuple[int, Any]:
-        is_stopped.wait(120)
-        return 0, {}
-
-    endpoint.answer = answer
-    workspace = make_workspace("hanging", world={"llm": f"{endpoint.url}#a-model"})
-    publish_captions(workspace.folder)
-    process = workspace.start("instructions")
-    process.wait_until(lambda: endpoint.requests)
-    try:
-        status, output = process.stop(signal.SIGTERM, timeout_s=20)
-    finally:
-        is_stopped.set()
-    check_stop_message("instructions", signal.SIGTERM, status, output)
-
-
-def test_a_question_without_an_answer_is_dropped_and_many_stop_the_run(tmp_path: Path, use_llm: UseLLM) -> None:
+def test_sampling_params_may_be_left_to_the_llm(tmp_path: Path, use_llm: UseLLM) -> None:
     publish_captions(tmp_path)
-
-    def reply(question: dict[str, str], messages: list[Message], answer: str) -> str | Exception:
-        return LLMError("filtered") if question["caption"].endswith("sofa i") else answer
-
-    use_llm(reply)
-    summary = run(make_params(tasks=("remove",), max_failed_share=0.5), tmp_path)
-    failed = {"dropped_llm_failed": 1, "dropped_remove_llm_failed": 1}
-    assert summary.counts == {"kept": 5, "dropped": 1, "kept_remove": 5, **failed}
-    with pytest.raises(LLMError, match="filtered"):
-        run(make_params(tasks=("remove",), max_failed_share=0.0), tmp_path)
+    llm = use_llm()
+    run(make_params(temperature=None, top_p=None), tmp_path)
+    assert {(temperature, top_p) for _, temperature, top_p in llm.sampling} == {(None, None)}
 
 
-def test_an_endpoint_that_fails_once_is_asked_again(tmp_path: Path, endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish_captions(tmp_path)
-    monkeypatch.setattr(instructions, "load_llm", lambda spec: OpenAILLM(*spec.split("#"), backoff_s=0.001))
-
-    def answer(body: dict[str, Any]) -> tuple[int, Any]:
-        text = json.dumps(ANSWER | {"instruction": f"remove {body['seed']}"})
-        number = len(endpoint.requests)
-        return (500, {}) if number == 1 else endpoint.chat_response("Here are two: {} {}" if number == 2 else text)
-
-    endpoint.answer = answer
-    world = toy_world() | {"llm": f"{endpoint.url}#a-model"}
-    summary = run(make_params(tasks=("remove",), world=world), tmp_path)
-    assert summary.counts == {"kept": 6, "dropped": 0, "kept_remove": 6}
-    assert len(endpoint.requests) == 8
-    edits = list(read_folder(tmp_path / instructions.OUT, Instruction))
-    assert {edit.llm for edit in edits} == {f"{endpoint.url}#a-model"}
-    assert all(edit.text == f"remove {edit.seed}" for edit in edits)
-    schemas = [body["response_format"]["json_schema"]["schema"] for *_, body in endpoint.requests]
-    assert schemas == [answer_schema("remove")] * 8
+def test_the_toy_llm_has_a_temperature_of_its_own(tmp_path: Path) -> None:
+    publish_captions(tmp_path, "a big red star on the left on grass")
+    assert run(make_params(tasks=("remove",), temperature=None, top_p=None), tmp_path).counts["kept"] == 1
 
 
 def test_keeping_nothing_is_an_error_with_the_reasons(tmp_path: Path, use_llm: UseLLM) -> None:

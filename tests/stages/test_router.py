@@ -1,3 +1,4 @@
+import gc
 import json
 import signal
 from collections.abc import Callable
@@ -148,6 +149,23 @@ def test_equal_texts_are_in_one_fold_whatever_their_captions() -> None:
         for i, word in enumerate(("make", "big", "small", "it", "blue", "red"))
     ]
     assert len({example.fold for example in router.label_instructions(rows, 5)}) == 1
+
+
+def test_no_record_is_in_memory_while_models_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class TrainingStarts(Exception):  # noqa: N818 - not an error
+        pass
+
+    def stop(fold: int, examples: list[Example], *arguments: Any) -> None:
+        assert len(examples) > 24
+        raise TrainingStarts(sum(type(thing) is Instruction for thing in gc.get_objects()))
+
+    params = publish_little(tmp_path)
+    gc.collect()
+    before = sum(type(thing) is Instruction for thing in gc.get_objects())
+    monkeypatch.setattr(router, "fold_logits", stop)
+    with pytest.raises(TrainingStarts) as started:
+        run(params, tmp_path)
+    assert started.value.args[0] <= before
 
 
 @pytest.mark.parametrize(

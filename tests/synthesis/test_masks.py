@@ -77,6 +77,26 @@ def test_every_query_gets_the_object_of_its_phrase_in_its_image(batch: int) -> N
         assert found_object.score == pytest.approx(0.9)
 
 
+def test_all_instances_of_a_phrase_are_in_the_mask_where_a_task_wants_them() -> None:
+    """ "remove the chairs" of two chairs; a background keeps both dogs."""
+    images, queries = torch.zeros(2, 3, 20, 30), [(0, "star"), (1, "nothing"), (1, "ring")]
+    detector, segmenter = FakeDetector(), FakeSegmenter()
+    located = masks.locate_objects(detector, segmenter, images, queries, LIMITS, 2, {queries[0], queries[1]})  # type: ignore[arg-type]
+    star, ring = located[queries[0]], located[queries[2]]
+    assert located[queries[1]] is None
+    assert star is not None
+    assert ring is not None
+    assert (int(star.P.sum()), ring.P_all) == (16, None)
+    assert star.P_all is not None
+    assert star.P_all.nonzero().tolist() == sorted([*star.P.nonzero().tolist(), [0, 0]])
+    like = torch.zeros(20, 30)
+    best, united = (masks.union_mask([star], like, LIMITS, all_instances) for all_instances in (False, True))
+    assert isinstance(best, torch.Tensor)
+    assert isinstance(united, torch.Tensor)
+    assert torch.equal(best, star.P)
+    assert torch.equal(united, star.P_all)
+
+
 @pytest.mark.parametrize(
     ("areas_px", "expected"),
     [

@@ -52,8 +52,8 @@ class RuleLLM:
         messages: list[dict[str, str]],
         *,
         seed: int,
-        temperature: float = 0.9,
-        top_p: float = 0.9,  # noqa: ARG002 - part of the LLM interface; there is no token distribution to truncate
+        temperature: float | None = 0.9,
+        top_p: float | None = 0.9,  # noqa: ARG002 - part of the LLM interface; there is no token distribution to truncate
         schema: dict[str, Any] | None = None,  # noqa: ARG002 - part of the LLM interface; bad answers are wanted
     ) -> str:
         """Answer the last message. Equal messages and seeds give equal answers. At temperature 0 no answer is bad."""
@@ -70,7 +70,7 @@ class RuleLLM:
             answer = write_edit(request["task"], caption, rng, from_map, template_table(self.templates))
         except UnsuitableCaptionError as reason:
             return f"I cannot: {reason}."
-        is_bad = temperature > 0 and rng.random() < self.bad_answer_rate
+        is_bad = temperature != 0 and rng.random() < self.bad_answer_rate
         return corrupt_answer(answer, rng) if is_bad else json.dumps(answer)
 
 

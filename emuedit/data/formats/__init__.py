@@ -1,4 +1,4 @@
-"""Published formats of edit-pair datasets, one module each; import from them, and export in our own format."""
+"""Published formats of edit-pair datasets, one module each; import from all, export in our own."""
 
 FORMAT_MODULES = {
     "instructpix2pix": "instructpix2pix",
@@ -6,5 +6,5 @@ FORMAT_MODULES = {
     "ultraedit": "ultraedit",
     "emuedit": "own_format",
 }
-"""Name of a format -> the module of this package that defines it."""
+"""Format name -> its module in this package."""
 FORMAT_NAMES = tuple(FORMAT_MODULES)

@@ -1,6 +1,6 @@
 """InstructPix2Pix (arXiv 2211.09800), `timbrooks/instructpix2pix-clip-filtered`: 313,010 generated pairs of 512 px.
 
-There are up to four pairs per prompt. The authors filtered them with CLIP but publish no scores. They state no licence.
+There are up to four pairs per prompt. The authors filtered them with CLIP but publish no scores. The licence is not stated.
 """
 
 from emuedit.data.formats.pair_format import Column, PairFormat

@@ -1,6 +1,6 @@
 """MagicBrush (arXiv 2306.10012): 8,807 turns of 4,512 sessions, edited by people with DALL-E 2. There are no captions.
 
-The mask is the source picture with the edited region made transparent, sometimes in another resolution
+The mask is the source image with the edited region made transparent, sometimes in another resolution
 (OSU-NLP-Group/MagicBrush#10). The authors ask not to train on the test split: import only the files of `train`.
 """
 

@@ -1,4 +1,4 @@
-"""The project's own format: the columns of InstructPix2Pix, which other trainers read, and further fields of Pair."""
+"""The project's own format: the columns of InstructPix2Pix, which other trainers read, plus further fields of Pair."""
 
 from emuedit.data.formats.pair_format import IGNORED, Column, PairFormat
 

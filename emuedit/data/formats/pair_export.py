@@ -1,7 +1,7 @@
 """Export the kept pairs for other trainers: Parquet with the columns of InstructPix2Pix and ours, and a dataset card.
 
 In: `data/pairs` (Pair) and `data/dataset` (Verdict, `card.md`, contact sheets).
-Out: a folder that `datasets.load_dataset` reads: `train-*.parquet` with pictures as `Image` features, `README.md`,
+Out: a folder that `datasets.load_dataset` reads: `train-*.parquet` with images as `Image` features, `README.md`,
 the contact sheets and `summary.json`.
 """
 
@@ -26,7 +26,7 @@ from emuedit.data.shards import read_shard
 
 PAIRS, DATASET = "data/pairs", "data/dataset"
 README = "README.md"
-_ROW_GROUP_SIZE = 100  # what the viewer of the hub reads to show one page
+_ROW_GROUP_SIZE = 100  # rows per page in the hub's dataset viewer
 _SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _COLUMNS_SECTION = """\
 ## Columns
@@ -37,16 +37,16 @@ import datasets
 pairs = datasets.load_dataset("parquet", data_files="train-*.parquet", split="train")
 ```
 
-`original_prompt`, `original_image`, `edit_prompt`, `edited_prompt` and `edited_image` are those of InstructPix2Pix. `task` is
-the kind of edit, `mask` is white where the picture may change (empty: everywhere), `score_*` are raw scores, and `recipe` has the
-settings that generated the pair. Pairs with the same second entry of `parent_ids` share a caption and a picture: split by it.
+`original_prompt`, `original_image`, `edit_prompt`, `edited_prompt` and `edited_image` follow InstructPix2Pix. `task` is
+the kind of edit, `mask` is white where the image may change (empty: everywhere), `score_*` are raw scores, and `recipe` has the
+settings that generated the pair. Pairs with the same second entry of `parent_ids` share a caption and an image: split by it.
 """
 
 
 def export_pairs(out: Path, root: Path) -> Summary:
     """Write the kept pairs of `root`, one file for each shard with kept pairs, and publish them to `out`.
 
-    Raises FormatError when the verdicts belong to other pairs or have no card, and for an `out` that has other
+    Raises FormatError if the verdicts belong to other pairs or have no card, and for an `out` with other
     contents.
     """
     check_output_folder(out, "export")
@@ -54,24 +54,24 @@ def export_pairs(out: Path, root: Path) -> Summary:
     if data_card.CARD not in dataset.shards:
         raise FormatError(f"want a data card in {DATASET}, got {len(dataset.shards)} files without one; run `dvc repro dataset`")
     shards = sorted(name for name in pairs.shards if Path(name).match("shard-*.parquet"))
-    verdicts = {shard: read_shard(root / DATASET / shard, Verdict) for shard in shards}
-    shards_with_kept = [shard for shard in shards if any(verdict.kept for verdict in verdicts[shard])]
+    n_kept = {shard: sum(verdict.kept for verdict in read_shard(root / DATASET / shard, Verdict)) for shard in shards}
+    shards_with_kept = [shard for shard in shards if n_kept[shard]]
     params = {"pairs": pairs.key, "dataset": dataset.key}
     scratch = scratch_folder(root, "export", content_key(params, *sorted(Path(__file__).parent.glob("*.py"))))
     for number, shard in enumerate(tqdm(shards_with_kept, unit="shard", desc="export")):
         path = scratch / f"train-{number:05d}-of-{len(shards_with_kept):05d}.parquet"
         if not path.exists():
-            _write_table(path, _read_kept(root / PAIRS / shard, verdicts[shard]))
+            _write_table(path, _read_kept(root / PAIRS / shard, read_shard(root / DATASET / shard, Verdict)))
     for file in (root / DATASET).glob("sheet_*.png"):
         shutil.copy2(file, scratch / file.name)
-    n_kept = sum(verdict.kept for shard_verdicts in verdicts.values() for verdict in shard_verdicts)
+    n_pairs = sum(n_kept.values())
     card = (root / DATASET / data_card.CARD).read_text(encoding="utf-8")
-    (scratch / README).write_text(_render_readme(n_kept, dataset, card), encoding="utf-8")
-    return publish(scratch, out, "export", params, {"pairs": n_kept})
+    (scratch / README).write_text(_render_readme(n_pairs, dataset, card), encoding="utf-8")
+    return publish(scratch, out, "export", params, {"pairs": n_pairs})
 
 
 def _read_kept(path: Path, verdicts: list[Verdict]) -> pa.Table:
-    """The kept rows of a shard of pairs, in the columns of our format; the task is that of the verdict."""
+    """The kept rows of a shard of pairs, in the columns of our format; the task is taken from the verdict."""
     table = pq.ParquetFile(path, page_checksum_verification=True).read()
     if table["id"].to_pylist() != [verdict.pair_id for verdict in verdicts]:
         raise FormatError(f"want the verdicts of {path}, got those of other pairs in {DATASET}; run `dvc repro dataset`")

@@ -30,7 +30,7 @@ class Column:
 
 @dataclass(frozen=True)
 class PairFormat:
-    """A published dataset: Parquet files whose pictures are structs {bytes, path}."""
+    """A published dataset: Parquet files whose images are structs {bytes, path}."""
 
     name: str
     source: str
@@ -38,12 +38,12 @@ class PairFormat:
     licence: str
     columns: Mapping[str, Column]
     family: str | None
-    """Column with equal values for pairs that share a picture and must be held out together.
+    """Column with equal values for pairs that share an image and must be held out together.
 
-    None: the pairs state their parents themselves.
+    None: the dataset states the parents of each pair.
     """
     scores: str | None = None
-    """Prefix of further columns, which contain scores; None: there are none."""
+    """Prefix of score columns; None: there are none."""
 
     @property
     def fields(self) -> set[str]:
@@ -53,7 +53,7 @@ class PairFormat:
     def match_columns(self, schema: pa.Schema, where: str) -> dict[str, Column]:
         """Column definitions of a file, by name. `where` names the file in errors.
 
-        Raises FormatError when columns are unknown, missing or stored as another type.
+        Raises FormatError for unknown or missing columns and for wrong types.
         """
         matches = {name: self._find_column(name) for name in schema.names}
         columns = {name: column for name, column in matches.items() if column is not None}
@@ -64,7 +64,7 @@ class PairFormat:
             if not _is_stored_as(column.kind, schema.field(name).type)
         ]
         if missing or len(columns) < len(matches) or wrong_type:
-            problems = {"missing": missing, "unknown": sorted(set(matches) - set(columns)), "stored otherwise": wrong_type}
+            problems = {"missing": missing, "unknown": sorted(set(matches) - set(columns)), "of another type": wrong_type}
             got = "; ".join(f"{problem} {names}" for problem, names in problems.items() if names)
             expected = ", ".join(f"{name} ({column.kind})" for name, column in self.columns.items())
             raise FormatError(
@@ -80,7 +80,7 @@ class PairFormat:
 def get_format(name: str) -> PairFormat:
     """The format with this name. Raises FormatError for an unknown one."""
     if name not in FORMAT_MODULES:
-        raise FormatError(f"want a format out of {', '.join(FORMAT_NAMES)}; got {name!r}")
+        raise FormatError(f"want one of the formats {', '.join(FORMAT_NAMES)}; got {name!r}")
     pair_format = importlib.import_module(f"emuedit.data.formats.{FORMAT_MODULES[name]}").FORMAT
     assert isinstance(pair_format, PairFormat)
     return pair_format

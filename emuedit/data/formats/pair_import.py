@@ -3,8 +3,8 @@
 Out: `shard-*.parquet` of Pair, `dropped-*.parquet` of Drop, `card.md`, and `summary.json` with source and licence.
 The same command resumes a stopped import.
 
-A row that cannot be read is dropped and counted. So is a file that cannot, where others can: one bad file among a hundred does
-not end an import, but it is named, and counted in the card.
+Unreadable rows are dropped and counted. An unreadable file among readable ones is reported, skipped and counted in the card, so
+that one bad file does not stop an import.
 """
 
 from collections import Counter
@@ -27,25 +27,25 @@ from emuedit.data.text_tables import BadRow, TableError
 
 CARD = "card.md"
 ROWS_PER_SHARD = 256
-"""Rows in memory at a time, and the unit of work that a restart does not repeat."""
+"""Rows per shard: in memory at a time, and the unit of work for restarts."""
 _CARD_TEMPLATE = """\
 # Data card: imported pairs
 
-{pairs} pairs of `{source}`, in the format {layout}. Licence: {licence}. Tasks: {task}. Pictures: {size}.
+{pairs} pairs of `{source}`, in the format {layout}. Licence: {licence}. Tasks: {task}. Images: {size}.
 
 | reason | dropped |
 |---|---:|
 {dropped}
 
-The pictures, instructions and captions are those of the dataset's authors. They were decoded and not filtered. Pairs that
-share a picture share their second parent id, by which training holds out pairs.
+The images, instructions and captions are unchanged from the dataset. They were decoded, not filtered. Pairs that
+share an image share their second parent id, which training uses for the held-out split.
 """
 
 
 def import_pairs(options: ImportOptions, files: Sequence[Path], out: Path, root: Path) -> Summary:
     """Import Parquet files shard by shard and publish them to `out`; the scratch folder is below `root`.
 
-    Raises FormatError for files of another format, for an `out` that has other contents, and when no pair is left.
+    Raises FormatError for files of another format, for an `out` with other contents, and if no pair remains.
     """
     check_output_folder(out, "import")
     pair_format = options.pair_format
@@ -56,7 +56,7 @@ def import_pairs(options: ImportOptions, files: Sequence[Path], out: Path, root:
         "source": pair_format.source,
         "licence": pair_format.licence,
         "task": options.task_origin,
-        "size": f"{options.size} px a side" if options.size else "as they came",
+        "size": f"{options.size} px per side" if options.size else "original sizes",
     }
     code = sorted(Path(__file__).parent.glob("*.py"))
     scratch = scratch_folder(root, f"import-{out.name}", content_key(params, *files, *code, image_io.__file__))
@@ -80,23 +80,25 @@ def import_pairs(options: ImportOptions, files: Sequence[Path], out: Path, root:
 
 
 def find_parquet_files(folder: Path, pattern: str) -> list[Path]:
-    """The Parquet files below a folder whose names match, sorted. Raises FormatError when there are none."""
+    """The matching Parquet files in a folder tree, sorted. Raises FormatError if there are none."""
     files = sorted(file for file in folder.rglob(pattern) if file.suffix == ".parquet")
     if not files:
-        raise FormatError(f"want Parquet files {pattern} below {folder}, got none; download the dataset's own, or say --files")
+        raise FormatError(
+            f"want Parquet files {pattern} below {folder}, got none; download the dataset's Parquet files, or set --files"
+        )
     return files
 
 
 def check_output_folder(out: Path, command: str) -> None:
-    """Raise FormatError unless `out` is new, is empty, or was published by the same command and may be replaced."""
+    """Raise FormatError unless `out` is new, is empty, or was published by the same command."""
     published_before = (out / "summary.json").is_file() and read_summary(out).stage == command
     if out.exists() and not published_before and (not out.is_dir() or any(out.iterdir())):
-        raise FormatError(f"want a new folder to write to, got {out}, which holds other things; name another")
+        raise FormatError(f"want a new folder to write to, got {out}, which has other contents; name another")
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Rows of a file that become one shard."""
+    """Rows of a file for one shard."""
 
     file_name: str
     columns: Mapping[str, Column]
@@ -106,7 +108,7 @@ class _Batch:
 
 
 def _readable(files: Sequence[Path]) -> list[Path]:
-    """Those that are Parquet files; the others are named. Raises FormatError when there are none."""
+    """The readable Parquet files; others are reported. Raises FormatError if there are none."""
     readable, problems = [], []
     for file in files:
         try:
@@ -119,12 +121,12 @@ def _readable(files: Sequence[Path]) -> list[Path]:
     if not readable:
         raise FormatError("; ".join(problems[:3]))
     for problem in problems:
-        print(f"import: left out: {problem}", flush=True)
+        print(f"import: skipped: {problem}", flush=True)
     return readable
 
 
 def _read_batches(files: Sequence[Path], columns: Sequence[Mapping[str, Column]], counts: Counter[str]) -> Iterator[_Batch]:
-    """Read the files in batches. `columns`: the column definitions of each file. A file damaged inside ends there, and counts."""
+    """Read the files in batches. `columns`: the column definitions of each file. A damaged file is read up to the damage."""
     for file, file_columns in zip(files, columns, strict=True):
         start = 0
         try:
@@ -133,7 +135,7 @@ def _read_batches(files: Sequence[Path], columns: Sequence[Mapping[str, Column]]
                 start += rows.num_rows
         except (pa.ArrowException, OSError) as error:
             counts["dropped_files_damaged"] += 1
-            print(f"import: {file} is damaged after row {start}, the rest is left out: {str(error).splitlines()[0]}", flush=True)
+            print(f"import: {file} is damaged after row {start}, skipped the rest: {str(error).splitlines()[0]}", flush=True)
 
 
 def _convert_batch(batch: _Batch, options: ImportOptions, seen: set[bytes]) -> tuple[list[Pair], list[Drop]]:

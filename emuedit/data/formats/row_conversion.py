@@ -18,51 +18,51 @@ from emuedit.data.records import Pair, finite_or_none
 from emuedit.runtime import seed_for
 
 NO_SEED = -1
-"""Seed of pairs whose dataset states none."""
+"""Seed of pairs from datasets without seeds."""
 MAX_ASPECT_ERROR = 0.01
-"""How far the aspect ratio of a mask may differ from that of its picture, as a fraction. The limit is ours."""
+"""Largest relative difference between the aspect ratios of mask and image. Ours."""
 
 AssignTasks = Callable[[Sequence[str]], Sequence[str]]
-"""Instructions -> the task of each."""
+"""Instructions -> tasks."""
 
 
 @dataclass(frozen=True)
 class RowRejected:
-    """A row that gives no pair."""
+    """A row that cannot be converted to a pair."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """How rows are converted.
+    """Options of the conversion.
 
-    Raises FormatError when tasks are assigned although the dataset states them, when they are neither stated nor
-    assigned, and when the size is too small.
+    Raises FormatError if tasks are assigned although the dataset has them, if they are neither given nor
+    assigned, and if the size is too small.
     """
 
     pair_format: PairFormat
     size: int | None
-    """Height and width of the pictures in px; None keeps the original sizes."""
+    """Height and width of the images in px; None keeps the original sizes."""
     task_origin: str
-    """Where the tasks come from, in words, for the data card."""
+    """Origin of the tasks, as text for the data card."""
     assign_tasks: AssignTasks | None
-    """None for a format that states the tasks."""
+    """None for a format with tasks."""
 
     def __post_init__(self) -> None:
         if (self.assign_tasks is None) != ("task" in self.pair_format.fields):
-            fix = "say --task or --router" if self.assign_tasks is None else "leave --task and --router out"
+            fix = "add --task or --router" if self.assign_tasks is None else "omit --task and --router"
             raise FormatError(f"want one origin for the tasks of {self.pair_format.name}, got {self.task_origin}; {fix}")
         if self.size is not None and self.size < image_io.MIN_SIDE_PX:
             raise FormatError(
-                f"want pictures of {image_io.MIN_SIDE_PX} pixels a side or more, got {self.size}; say another --size"
+                f"want images of {image_io.MIN_SIDE_PX} pixels per side or more, got {self.size}; set another --size"
             )
 
     def convert_row(self, row: Mapping[str, Any], columns: Mapping[str, Column]) -> Pair | RowRejected:
-        """Convert one row. The task of the pair is "" when `assign_tasks` is to set it later.
+        """Convert one row. The task of the pair is "" if `assign_tasks` sets it later.
 
-        Pictures of any mode are converted to upright RGB. With a size, the central square of source, target and mask is
-        cropped and resized (Lanczos): stretching would teach wrong shapes, and the same crop keeps the pixels aligned.
+        Images of any mode are converted to upright RGB. With a size, the centre square of source, target and mask is
+        cropped and resized (Lanczos): this keeps shapes undistorted and pixels aligned.
         """
         values = {column.field: row[name] for name, column in columns.items()}
         instruction = " ".join((values["instruction"] or "").split())
@@ -85,7 +85,7 @@ class ImportOptions:
         if self.pair_format.family is None:
             try:
                 origin = self._own_origin(values)
-            except (ValueError, TypeError, AttributeError):  # no JSON, or an empty cell
+            except (ValueError, TypeError, AttributeError):  # invalid JSON, or an empty cell
                 return RowRejected("origin_unreadable")
         else:
             origin = self._imported_origin(row, columns, instruction, captions)
@@ -99,7 +99,7 @@ class ImportOptions:
         )
 
     def _own_origin(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields that describe the origin of a pair of our own format: unchanged."""
+        """Provenance fields of a pair in our format, unchanged."""
         fields = {field: values[field] for field in ("task", "seed", "model_revision", "instruction_id")}
         recipe, parents = json.loads(values["recipe"]), tuple(values["parent_ids"])
         json.dumps(recipe, allow_nan=False)  # ids are hashes of JSON, which has no NaN
@@ -110,7 +110,7 @@ class ImportOptions:
     def _imported_origin(
         self, row: Mapping[str, Any], columns: Mapping[str, Column], instruction: str, captions: Mapping[str, str]
     ) -> dict[str, Any]:
-        """Fields for the origin of a pair of another dataset. Candidates of one edit share an instruction id."""
+        """Provenance fields of a pair from another dataset. Candidates of one edit share an instruction id."""
         family = str(row[str(self.pair_format.family)])
         parents = (
             _hash_id(self.pair_format.name, "instruction", family, instruction, captions["target_caption"]),
@@ -139,15 +139,15 @@ def duplicate_key(pair: Pair) -> bytes:
 
 
 def _read_mask(value: Mapping[str, Any], width: int, height: int) -> npt.NDArray[np.uint8] | RowRejected:
-    """Mask uint8 [H,W], 255 where to edit: the transparent pixels of a picture with alpha, the white pixels of others.
+    """Mask uint8 [H,W], 255 in the edited region: the transparent pixels of an image with alpha, else the white pixels.
 
-    A mask of another resolution is resized to the picture; a mask of another aspect ratio is rejected.
+    A mask of another resolution is resized to the image; a mask of another aspect ratio is rejected.
     """
     try:
         with Image.open(io.BytesIO(_picture_bytes(value))) as picture:
             has_alpha = picture.has_transparency_data
             grey = picture.convert("RGBA").getchannel("A") if has_alpha else picture.convert("L")
-    except Exception:  # decoders raise what they like, see `image_io.read_image`
+    except Exception:  # decoders raise many classes, see `image_io.read_image`
         return RowRejected("mask_unreadable")
     if abs(grey.width * height / (grey.height * width) - 1) > MAX_ASPECT_ERROR:
         return RowRejected("mask_shape_differs")
@@ -158,7 +158,7 @@ def _read_mask(value: Mapping[str, Any], width: int, height: int) -> npt.NDArray
 
 
 def _picture_bytes(value: Mapping[str, Any] | None) -> bytes:
-    """Bytes of the image file in a cell; empty for an empty cell and for one with only a path."""
+    """Bytes of the image file in a cell; empty for a cell that is empty or has only a path."""
     return (value or {}).get("bytes") or b""
 
 

@@ -1,7 +1,7 @@
 """UltraEdit (arXiv 2407.05282), `BleachNick/UltraEdit` and its `_500k` and `_Region_Based_100k`.
 
-The pairs have 512 px and scores, which were computed with the authors' CLIP, DINOv2 and SSIM. The scores keep
-the authors' names, because our scores come from other networks.
+The pairs have 512 px and scores from the authors' CLIP, DINOv2 and SSIM. The scores keep the authors' names, because our scores
+come from other networks.
 """
 
 from emuedit.data.formats.pair_format import NOTE, SCORE, Column, PairFormat

@@ -27,7 +27,7 @@ SMALL_JOB: dict[str, Any] = {
 are measured. None of the others can be right by the wrong task, as a style can."""
 SWAPPED_LLM = "bench.harness.swapped_llm:swapped_llm"
 BUCKET = "s3://emuedit-day/data"
-N_FILES = 300
+N_FILES = 60
 """Files of 1 MiB whose push is interrupted."""
 
 
@@ -150,7 +150,7 @@ class Day:
             folder = self.team.folder / "imported/pairs"  # enough to be sent for a while
             folder.mkdir(parents=True)
             for number in range(N_FILES):
-                (folder / f"{number:04}.bin").write_bytes(os.urandom(2**20))
+                (folder / f"{number:04}.bin").write_bytes(os.urandom(2**22))
             self.team.run("dvc", "add", "imported/pairs")
             self.team.commit("Imported pairs")
             with self.team.started("dvc", "push", "-j", "1") as push:
@@ -179,7 +179,7 @@ class Day:
             outcome.append(f"champion {previous} in place of {now}")
 
     def second_machine(self, picture: Path) -> None:
-        """Another home folder: git and the remote give the data, the registry gives the champion, which edits a picture."""
+        """Another home folder: git and the remote give the data, the registry gives the champion, which edits an image."""
         with self.timeline.step("a second clone on an empty machine pulls the data and edits a picture") as outcome:
             other = Machine(self.machine.path.parent / "other", self.store.variables)
             clone = other.clone(self.team.folder, "clone")

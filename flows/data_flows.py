@@ -18,6 +18,8 @@ def refresh_data(target: str, reason: str = "", push: bool = False) -> dict[str,
     """
     root, why = Path.cwd(), complete_reason(reason)
     print(f"== {why}", flush=True)
+    if push:
+        publication.check_remote(root)
     graph = dvc_graph.read(root)
     stages = graph.up_to(target)
     stale = {name: reasons for name, reasons in graph.stale().items() if name in stages}

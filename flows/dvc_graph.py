@@ -30,6 +30,8 @@ class Stage:
     outs: tuple[Path, ...] = ()
     plots: tuple[Path, ...] = ()
     """Those outs that are declared as plots."""
+    cached: tuple[Path, ...] = ()
+    """Those outs that DVC keeps in its cache: DVC does not save one of which git tracks a file."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """`meta:` of the stage: what flows need to know about it."""
 
@@ -104,6 +106,10 @@ class Graph:
             out["path"]: out[out.get("hash", "md5")] for stage in self.locked_stages().values() for out in stage.get("outs", ())
         }
 
+    def is_cached(self, path: Path) -> bool:
+        """Whether a path is an out that DVC keeps in its cache, or below one."""
+        return any(path.is_relative_to(out) for stage in self.stages for out in stage.cached)
+
     def lock_hash(self) -> str:
         """16 hex digits (blake2b) of `dvc.lock`, empty when there is none."""
         lock = self.root / LOCK
@@ -176,6 +182,7 @@ def _ordered(graph: Any, stages: Sequence[Any], root: Path) -> Iterator[Stage]:
             tuple(sorted(dep.addressing for dep in graph.successors(stage) if not dep.is_data_source)),
             tuple(Path(out.fs_path).relative_to(root) for out in stage.outs),
             tuple(Path(out.fs_path).relative_to(root) for out in stage.outs if out.plot),
+            tuple(Path(out.fs_path).relative_to(root) for out in stage.outs if out.use_cache),
             dict(stage.meta or {}),
         )
 

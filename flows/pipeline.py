@@ -120,7 +120,7 @@ def _retrain(root: Path, why: str, registry: bool, force: bool, max_parallel: in
     registered, problem = (None, "") if stale else release.look_up(graph)
     if not stale and (not registry or registered or problem):
         answer = _skip(graph, why, registered, problem)
-        publication.publish(root, push, branch, graph.metrics, release.merge_metrics(graph), why, source)
+        publication.publish(graph, push, branch, release.merge_metrics(graph), why, source)
         return answer
     run_id = release.start(root)
     seconds: dict[str, float] = {}
@@ -133,7 +133,7 @@ def _retrain(root: Path, why: str, registry: bool, force: bool, max_parallel: in
         raise
     flow_artifacts.publish(result, why)
     _emit_lineage(finished, run_id, seconds)
-    publication.publish(root, push, branch, finished.metrics, release.merge_metrics(finished), why, source)
+    publication.publish(finished, push, branch, release.merge_metrics(finished), why, source)
     return result.to_dict()
 
 

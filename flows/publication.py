@@ -1,7 +1,8 @@
 """After a successful retrain, where its settings ask for it: data to the remote, `dvc.lock` and metrics to a branch.
 
 A commit of that branch has the `params.yaml` and `dvc.yaml` that made its results, and the code as far as that was committed, so
-DVC calls its checkout up to date.
+DVC calls its checkout up to date. Metrics that lie in an out of a stage are committed below `metrics/`: DVC does not save an out
+of which git tracks a file.
 """
 
 import json
@@ -9,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ from typing import Any
 from emuedit.operations import dvc_remote
 from emuedit.operations.remote_error import RemoteError
 from emuedit.tracking.runs import flatten
-from flows.dvc_graph import LOCK
+from flows.dvc_graph import LOCK, Graph
 from flows.failure_kinds import RETRY_DELAYS_S
 
 RECIPE = (Path("dvc.yaml"), Path("params.yaml"))
 """Files that decide a result and are often edited without a commit."""
+METRICS = Path("metrics")
+"""Folder of the branch with copies of the metrics files that lie in outs of stages."""
+TEMPORARY = ("/tmp", "/dev/shm")  # noqa: S108 - nothing is written there
 _BUSY_OR_AWAY = RETRY_DELAYS_S[:2]
 _MAX_METRIC_LINES = 40
 
@@ -41,12 +45,17 @@ class PublicationError(RuntimeError):
     """Raised when data cannot be pushed, or a branch cannot be written. Nothing that was made is lost."""
 
 
-def check(root: Path, push: bool, branch: str) -> None:
+def check(graph: Graph, push: bool, branch: str) -> None:
     """Raise PublicationError, before anything runs, where `publish` could not succeed: no remote, or a branch that cannot be."""
+    root = graph.root
     if push:
-        _check_remote(root)
+        check_remote(root)
     if branch:
         _check_branch(root, branch)
+        if taken := [str(path) for path in _metrics_paths(graph) if graph.is_cached(path)]:
+            raise PublicationError(
+                f"want no out of a stage at {taken[0]}, where the branch has the metrics, got one; name it otherwise in dvc.yaml"
+            )
         _git(root, "rev-parse", "--verify", "HEAD")
         for name in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
             if not _git(root, "var", name, check=False):
@@ -63,19 +72,19 @@ def read_source(root: Path) -> ResultSource:
 
 
 def publish(
-    root: Path, push: bool, branch: str, metrics_files: Sequence[Path], metrics: Mapping[str, Any], why: str,
-    source: ResultSource | None = None,
-) -> None:  # fmt: skip
+    graph: Graph, push: bool, branch: str, metrics: Mapping[str, Any], why: str, source: ResultSource | None = None
+) -> None:
     """Push the data, if `push`, then commit `dvc.lock` and the metrics with their `source` to `branch`, unless that is empty.
 
     What is published already stays as it is, so a retrain that has nothing to do publishes what an earlier one could not.
     Raises PublicationError.
     """
     if push:
-        push_data(root)
+        push_data(graph.root)
         print("== the data are pushed", flush=True)
     if branch:
-        commit = commit_results(root, branch, [Path(LOCK), *metrics_files], metrics, f"Retrain ({why})", source)
+        files = {Path(LOCK): Path(LOCK), **_metrics_paths(graph)}
+        commit = commit_results(graph.root, branch, files, metrics, f"Retrain ({why})", source)
         print(f"== {branch} is at {commit[:8]}", flush=True)
 
 
@@ -98,10 +107,16 @@ def push_data(root: Path, sleep: Any = None) -> None:
 
 
 def commit_results(
-    root: Path, branch: str, paths: Sequence[Path], metrics: Mapping[str, Any], title: str, source: ResultSource | None = None
+    root: Path,
+    branch: str,
+    files: Mapping[Path, Path],
+    metrics: Mapping[str, Any],
+    title: str,
+    source: ResultSource | None = None,
 ) -> str:
     """Commit files as they are now to a branch, with the code and the recipe that made them. Returns the commit.
 
+    files: path in the branch -> path below `root`; one that is committed under another path is removed from its first one.
     source: None: that of now. Its commit gives all other files, and is the second parent unless the branch leads to it already.
     `params.yaml` and `dvc.yaml` are committed as the source has them, also where HEAD has others: they decide the result. Code
     that is in no commit is not taken along; the message names it. Neither the working tree nor the index nor the checked-out
@@ -111,12 +126,15 @@ def commit_results(
     reference = _check_branch(root, branch)
     source = source or read_source(root)
     tip = _git(root, "rev-parse", "--verify", "--quiet", reference, check=False) or source.commit
-    files = [path for path in paths if (root / path).is_file()]
-    before = [_show(root, tip, path) for path in files if path.suffix == ".json"]
-    blobs = {**source.blobs, **{path: _git(root, "hash-object", "-w", "--", str(path)) for path in files}}
+    present = {path: file for path, file in files.items() if (root / file).is_file()}
+    before = [_show(root, tip, path) for path in present if path.suffix == ".json"]
+    blobs = {**source.blobs, **{path: _git(root, "hash-object", "-w", "--", str(file)) for path, file in present.items()}}
     with tempfile.TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
         _git(root, "read-tree", source.commit, environment=index)
+        for path, file in files.items():
+            if path != file:
+                _git(root, "update-index", "--force-remove", "--", file.as_posix(), environment=index)
         for path, blob in blobs.items():
             _git(root, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path.as_posix()}", environment=index)
         tree = _git(root, "write-tree", environment=index)
@@ -146,7 +164,13 @@ def metric_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return lines[:_MAX_METRIC_LINES] + ([f"and {hidden} more"] if hidden > 0 else [])
 
 
-def _check_remote(root: Path) -> None:
+def _metrics_paths(graph: Graph) -> dict[Path, Path]:
+    """Path in the branch -> metrics file."""
+    return {METRICS / path if graph.is_cached(path) else path: path for path in graph.metrics}
+
+
+def check_remote(root: Path) -> None:
+    """Raise PublicationError without a default remote of DVC, and for a folder that does not outlive a container or a restart."""
     try:
         settings = dvc_remote.read_settings(root)
     except RemoteError as error:
@@ -155,6 +179,21 @@ def _check_remote(root: Path) -> None:
     if f"remote.{name}.url" not in settings:
         missing = f"{name}, which has no url" if name else "none"
         raise PublicationError(f"want a default remote of DVC that data are pushed to, got {missing}; {dvc_remote.INIT}")
+    _check_folder(root, settings[f"remote.{name}.url"])
+
+
+def _check_folder(root: Path, url: str) -> None:
+    """Raise PublicationError for a remote in a temporary folder, unless the workspace lies there too."""
+    if "://" in url:
+        return
+    remote, workspace = Path(url).expanduser().resolve(), root.resolve()
+    for folder in {tempfile.gettempdir(), *TEMPORARY}:
+        temporary = Path(folder).resolve()
+        if remote.is_relative_to(temporary) and not workspace.is_relative_to(temporary):
+            raise PublicationError(
+                f"want a remote of DVC that lasts, got {remote}, which is lost with the temporary folder {folder}; "
+                "for this clone, `emuedit remote init --local s3://bucket/prefix` names another"
+            )
 
 
 def _check_branch(root: Path, branch: str) -> str:

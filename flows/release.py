@@ -68,7 +68,7 @@ class RetrainResult:
 
 def check(graph: dvc_graph.Graph, will_register: bool, push: bool, branch: str) -> None:
     """Before the first stage: what would end a retrain after its last. Raises GateError, ParamsError or PublicationError."""
-    publication.check(graph.root, push, branch)
+    publication.check(graph, push, branch)
     if will_register:
         gate_stage.check(graph)
 

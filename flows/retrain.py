@@ -14,6 +14,7 @@ from emuedit import params_check
 from emuedit.config import ParamsError
 from emuedit.metrics.success_table import format_success
 from emuedit.name_hints import check_options
+from emuedit.operations.server_stack import HEARTBEAT_ENV
 from emuedit.processes import QUIET_ENV, keep_compiled_modules, set_env_defaults
 from emuedit.promotion.gate import Decision
 from emuedit.tracking.service_errors import SERVICE_ENV, hide_password
@@ -24,6 +25,7 @@ from flows.stopping import Stopped, stop_on_signals, stop_with_uv
 RETRAIN_ENV = QUIET_ENV | {
     **SERVICE_ENV,
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    **HEARTBEAT_ENV,
     "PREFECT_LOGGING_LEVEL": "CRITICAL",  # a failure is printed below, once
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",

@@ -28,6 +28,9 @@ from flows.schedule_states import kept_states
 
 WEBHOOK_ENV, SLACK_ENV = "EMUEDIT_WEBHOOK_URL", "EMUEDIT_SLACK_URL"
 """Environment variables with the URLs to which notifications go."""
+QUEUE = "registry"
+"""Queue of the work pool for flows that only move aliases of the registry. prefect.yaml names it."""
+_DEFAULT_QUEUE = "default"
 _SUBJECT = "{{ flow_run.name }} of {{ flow.name }}: {{ flow_run.state.name }}"
 _BODY = "{{ flow_run.state.message }}"
 _PAYLOAD = '{"run": "{{ flow_run.name }}", "flow": "{{ flow.name }}", "state": "{{ flow_run.state.name }}"}'
@@ -56,12 +59,20 @@ async def apply_automations(path: Path) -> list[str]:
 
 
 async def create_pool(name: str) -> None:
-    """Create a work pool for processes, unless there is one of this name."""
+    """Create a work pool for processes, unless there is one of this name, and a queue in which a rollback waits for no training.
+
+    The default queue gets the limit of one run at a time, unless a person set another.
+    """
     async with get_client() as client:
         try:
             await client.read_work_pool(name)
         except ObjectNotFound:
             await client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+        queues = {queue.name: queue for queue in await client.read_work_queues(work_pool_name=name)}
+        if queues[_DEFAULT_QUEUE].concurrency_limit is None:
+            await client.update_work_queue(queues[_DEFAULT_QUEUE].id, concurrency_limit=1)
+        if QUEUE not in queues:
+            await client.create_work_queue(QUEUE, work_pool_name=name)
 
 
 async def deploy() -> int:

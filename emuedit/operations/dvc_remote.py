@@ -62,10 +62,11 @@ def read_location(root: Path) -> tuple[str, RemoteLocation]:
     if not url.startswith("s3://"):
         raise RemoteError(f"want a DVC remote in S3-compatible storage, got {name!r} at {url}; {INIT}", "NoRemote")
     remote = {key.removeprefix(f"remote.{name}."): value for key, value in settings.items() if key.startswith(f"remote.{name}.")}
-    return name, _location(remote)
+    return name, to_location(remote)
 
 
-def _location(remote: Mapping[str, str]) -> RemoteLocation:
+def to_location(remote: Mapping[str, str]) -> RemoteLocation:
+    """The location that the options of a DVC remote in S3-compatible storage say. Raises RemoteError."""
     place = RemoteLocation.parse(remote["url"], remote.get("endpointurl"), remote.get("region"), remote.get("profile"))
     verify = remote.get("ssl_verify")
     return RemoteLocation(

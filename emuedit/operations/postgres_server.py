@@ -24,6 +24,7 @@ _DEBIAN_FOLDER = Path("/usr/lib/postgresql")
 """Debian's binaries, of each major version in a folder `<version>/bin`."""
 _TOOLS = ("initdb", "postgres", "pg_isready", "psql")
 _TOOL_S = 120.0
+_DUMP_S = 3600.0
 
 
 class PostgresError(RuntimeError):
@@ -83,11 +84,21 @@ class Postgres:
 
     def create_databases(self) -> None:
         """Create the databases that are not there, on a running server. Raises PostgresError."""
-        psql = [str(self.binaries / "psql"), "-h", HOST, "-p", str(self.port), "-U", _USER, "-d", "postgres", "-qtA", "-c"]
-        present = _run([*psql, "SELECT datname FROM pg_database"], None, self.password).split()
+        present = self.ask("postgres", "SELECT datname FROM pg_database").split()
         for name in DATABASES:
             if name not in present:
-                _run([*psql, f"CREATE DATABASE {name}"], None, self.password)
+                self.ask("postgres", f"CREATE DATABASE {name}")
+
+    def ask(self, database: str, statement: str) -> str:
+        """The answer of a running server to an SQL statement, without headings. Raises PostgresError."""
+        return _run([*self._client("psql", database), "-qtA", "-c", statement], None, self.password).strip()
+
+    def dump(self, database: str, path: Path) -> None:
+        """Write a database of a running server to a file, as SQL. Raises PostgresError."""
+        _run([*self._client("pg_dump", database), "--file", str(path)], None, self.password, _DUMP_S)
+
+    def _client(self, tool: str, database: str) -> list[str]:
+        return [str(self.binaries / tool), "-h", HOST, "-p", str(self.port), "-U", _USER, "-d", database]
 
 
 def find_postgres(folder: Path, port: int) -> tuple[Postgres | None, str]:
@@ -166,11 +177,11 @@ def _read_password(path: Path) -> str:
     return path.read_text().strip()
 
 
-def _run(command: list[str], user: str | None, password: str = "") -> str:
+def _run(command: list[str], user: str | None, password: str = "", timeout_s: float = _TOOL_S) -> str:
     environment = {"PATH": os.environ.get("PATH", os.defpath), **({"PGPASSWORD": password} if password else {})}
     process = subprocess.run(  # noqa: S603  a tool of PostgreSQL
         command, user=user, group=user, extra_groups=[] if user else None, env=environment, cwd="/",
-        capture_output=True, text=True, timeout=_TOOL_S, check=False,
+        capture_output=True, text=True, timeout=timeout_s, check=False,
     )  # fmt: skip
     if process.returncode != 0:
         tool, output = Path(command[0]).name, (process.stderr or process.stdout).strip()

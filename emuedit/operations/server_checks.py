@@ -13,7 +13,7 @@ from emuedit.operations.http_probe import Answer, ask
 from emuedit.tracking.service_errors import hide_password
 
 _ANSWER_S = 10.0  # a server that takes longer is as good as gone
-_PENDING, _RUNNING = timedelta(minutes=10), timedelta(hours=24)
+_PENDING, _RUNNING = timedelta(minutes=40), timedelta(hours=24)  # infra/prefect/automations.yaml
 _MAX_SKEW_S = 60.0
 _PROXIED = ("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
 _STALE = "unset {name}, or start the servers: `uv run emuedit up`, then `source .emuedit/env`"

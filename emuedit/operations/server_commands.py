@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from emuedit.operations import local_ports, postgres_server, server_control, server_stack
+from emuedit.operations import local_ports, mlflow_tables, postgres_server, server_control, server_stack
 from emuedit.progress import waiting
 
 DATA = Path(".emuedit")
@@ -72,6 +72,8 @@ def _start(layout: server_stack.StackLayout, cwd: Path, has_flows: bool) -> None
             layout.postgres.initialise()
             starter.start([by_name["postgres"]])
             layout.postgres.create_databases()
+        mlflow = by_name["mlflow"]
+        mlflow_tables.upgrade(layout, mlflow.command.environment, lambda: starter.end(mlflow), cwd)
         starter.start([by_name["mlflow"], by_name["prefect"]])
         if not has_flows:
             return

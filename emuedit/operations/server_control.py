@@ -117,6 +117,14 @@ class Starter:
                 self._wait(service, record)
             self._say(f"{service.name}: up at {service.command.url} after {time.time() - record.started_s:.0f} s")
 
+    def end(self, service: Service) -> None:
+        """End a service that runs; `start` starts it again."""
+        record = read_record(self._folder, service.name)
+        if record and record.is_running:
+            end_process(record, service.grace_s, service.stop_signal)
+            remove_record(self._folder, service.name)
+            self._say(f"{service.name}: ended for an upgrade")
+
     def _runs_already(self, service: Service) -> bool:
         record = read_record(self._folder, service.name)
         if record is None:

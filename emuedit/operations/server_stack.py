@@ -23,6 +23,10 @@ S3_ENV = (
     "AWS_CA_BUNDLE", "S3_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL", "MLFLOW_S3_IGNORE_TLS",
 )  # fmt: skip
 """Variables of whoever calls `up` that say how artifacts and data get to S3; a server that runs with others is started again."""
+WORKER_LIMIT = "2"
+"""Runs that a worker has at most: one of the pool's default queue, which works on the folder, and a rollback beside it."""
+HEARTBEAT_ENV = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+"""For all processes that may run a flow: infra/prefect/automations.yaml waits 90 s, and Prefect's default is 180 s."""
 _ARTIFACTS_ENV = "MLFLOW_ARTIFACTS_DESTINATION"
 _ADDRESSES = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL")
 _LOCAL = "localhost,127.0.0.1,::1"
@@ -68,9 +72,14 @@ class StackLayout:
         return f"http://{HOST}:{self.ports[name]}"
 
     @property
+    def mlflow_file(self) -> Path:
+        """MLflow's database where it is SQLite."""
+        return self.folder / "mlflow.db"
+
+    @property
     def exports(self) -> dict[str, str]:
-        """Environment variables by which commands find the servers."""
-        variables = {"MLFLOW_TRACKING_URI": self.url("mlflow"), "PREFECT_API_URL": f"{self.url('prefect')}/api"}
+        """Environment variables by which commands find the servers, and flows send the heartbeats that these wait for."""
+        variables = {"MLFLOW_TRACKING_URI": self.url("mlflow"), "PREFECT_API_URL": f"{self.url('prefect')}/api", **HEARTBEAT_ENV}
         if _artifacts(self.folder).startswith("s3://"):  # else a client gets URLs that name the server's own view of the store
             variables |= {
                 "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
@@ -107,7 +116,7 @@ def _mlflow(layout: StackLayout) -> Service:
     hosts = ",".join(f"{name}:{port}" for name in ("localhost", HOST))
     environment = {
         **child_environment(layout),
-        "MLFLOW_BACKEND_STORE_URI": layout.postgres.uri("mlflow") if layout.postgres else _sqlite(layout.folder / "mlflow.db"),
+        "MLFLOW_BACKEND_STORE_URI": layout.postgres.uri("mlflow") if layout.postgres else _sqlite(layout.mlflow_file),
         _ARTIFACTS_ENV: _artifacts(layout.folder),
         "MLFLOW_SERVER_ALLOWED_HOSTS": hosts,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 8 processes and 2 GB for nothing that is used here
@@ -136,11 +145,15 @@ def _worker(layout: StackLayout) -> Service:
         **child_environment(layout),
         "PREFECT_WORKER_WEBSERVER_HOST": HOST,
         "PREFECT_WORKER_WEBSERVER_PORT": str(layout.ports["worker"]),
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # what infra/prefect/automations.yaml waits for
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     command = BackgroundCommand(
-        "worker", [*arguments, "--limit", "1"], environment, url, needs=_ADDRESSES, optional=[*layout.exports, *_optional()]
+        "worker",
+        [*arguments, "--limit", WORKER_LIMIT],
+        environment,
+        url,
+        needs=_ADDRESSES,
+        optional=[*layout.exports, *_optional()],
     )
     return Service(command, lambda: ask(f"{url}/health", _PROBE_S).is_success, start_s=120.0, grace_s=20.0)
 

@@ -8,18 +8,19 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 
+from emuedit.operations import dvc_remote
+from emuedit.operations.bucket import Bucket
 from emuedit.operations.health_finding import Finding
 from emuedit.operations.machine_checks import cache_folder
+from emuedit.operations.remote_error import RemoteError
 
 _LOCKS = Path(".dvc/tmp")
 _LARGE_GB = 20
 _GB = 10**9
 _UPLOAD_AGE = timedelta(days=1)
-_S3_S = 4
 
 
 def check_dvc_locks() -> Iterator[Finding]:
@@ -46,19 +47,11 @@ def check_unfinished_uploads() -> Iterator[Finding]:
     if remote is None:
         yield Finding("unfinished uploads", "pass", "no S3 remote is configured")
         return
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    url = urlsplit(remote["url"])
-    config = Config(connect_timeout=_S3_S, read_timeout=_S3_S, retries={"total_max_attempts": 1})
-    endpoint = remote.get("endpointurl") or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     try:
-        client = boto3.client("s3", endpoint_url=endpoint, config=config)
-        uploads = client.list_multipart_uploads(Bucket=url.netloc, Prefix=url.path.lstrip("/")).get("Uploads", [])
-    except (BotoCoreError, ClientError, ValueError) as error:
-        fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and look at `uv run emuedit remote check`"
-        yield Finding("unfinished uploads", "warn", f"{remote['url']} cannot be asked: {error}", fix)
+        location = dvc_remote.to_location(remote)
+        uploads = Bucket(location).call("list_multipart_uploads", Prefix=location.prefix).get("Uploads", [])
+    except RemoteError as error:
+        yield Finding("unfinished uploads", "warn", f"not known: {error}", "look at `uv run emuedit remote check`")
         return
     old = [upload for upload in uploads if upload["Initiated"] < datetime.now(UTC) - _UPLOAD_AGE]
     fix = "a lifecycle rule AbortIncompleteMultipartUpload ends them, see infra/terraform"

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from emuedit import config
-from emuedit.editor.package_folder import find_package
+from emuedit.data.file_manifest import ManifestError
+from emuedit.editor.package_folder import PackageError, find_package
 from emuedit.promotion import gate
 from emuedit.promotion.gate import Decision, Measurement
 from emuedit.promotion.gate_settings import SECTION, GateSettings
@@ -116,6 +117,13 @@ def promote(
         is_promoted = decision.promote or bool(force_reason)
         is_overruled = bool(force_reason) and not decision.promote
         reason = f"forced: {force_reason}; the gate: {decision.reason}" if is_overruled else decision.reason
+        measured = {
+            AGAINST_TAG: str(number or ""),
+            TABLE_TAG: json.dumps([(row.name, row.n, row.champion, row.challenger) for row in decision.rows]),
+            TASKS_TAG: ",".join(row.name for row in decision.rows if row.name != gate.OVERALL),
+            ITEMS_TAG: decision.items,
+        }
+        registry.set_version_tags(version.number, measured)  # first: a process killed after the move leaves a measured champion
         move = None
         try:
             if is_promoted:
@@ -125,13 +133,7 @@ def promote(
                 raise
             print(f"promote: {error}", flush=True)
             continue
-        tags = {
-            STATE_TAG: PROMOTED if is_promoted else REFUSED, REASON_TAG: reason, AGAINST_TAG: str(number or ""),
-            TABLE_TAG: json.dumps([(row.name, row.n, row.champion, row.challenger) for row in decision.rows]),
-            TASKS_TAG: ",".join(row.name for row in decision.rows if row.name != gate.OVERALL),
-            ITEMS_TAG: decision.items,
-        }  # fmt: skip
-        registry.set_version_tags(version.number, tags)
+        registry.set_version_tags(version.number, {STATE_TAG: PROMOTED if is_promoted else REFUSED, REASON_TAG: reason})
         return PromotionOutcome(version, replace(decision, promote=is_promoted, reason=reason), number, move)
     raise AssertionError("not reached")
 
@@ -165,7 +167,10 @@ def measure_again(version: ModelVersion, root: Path, section: str = "evaluation"
 
 
 def roll_back(to: int | None = None, reason: str = "") -> Move:
-    """Make `previous`, or version `to`, the champion again. Raises RegistryError when there is nothing to go back to."""
+    """Make `previous`, or version `to`, the champion again.
+
+    Raises RegistryError when there is nothing to go back to, and for a version whose files cannot be read.
+    """
     alias_moves.repair()
     champion, previous = (registry.version_at(alias) for alias in (alias_moves.CHAMPION, alias_moves.PREVIOUS))
     if champion is None:
@@ -176,5 +181,13 @@ def roll_back(to: int | None = None, reason: str = "") -> Move:
         raise registry.RegistryError(
             f"want an earlier champion to go back to, got {target}; name a version with --to, see `emuedit models`"
         )
+    target_version = registry.get_version(number)
+    try:
+        find_package(registry.download_version(target_version.uri))
+    except (registry.RegistryError, PackageError, ManifestError) as error:
+        raise registry.RegistryError(
+            f"want a version whose files can be read, got {number}, so version {champion.number} stays champion ({error}); "
+            "name another one with --to, see `emuedit models`"
+        ) from error
     text = reason or f"rollback from version {champion.number}"
     return alias_moves.move_champion(number, text, kind="rollback", expected=champion.number)

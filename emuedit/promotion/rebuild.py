@@ -44,12 +44,14 @@ def rebuild(version: ModelVersion, repository: Path, folder: Path) -> list[Rebui
             f"want a version made from a commit, got {version.number}, made from {commit[:8]} and changes that were not "
             "committed; commit before you retrain"
         )
+    tags = {key: value for key, value in version.tags.items() if key.startswith(_PREFIX) and key != "dvc.lock"}
+    hashes = {key.removeprefix(_PREFIX): md5 for key, md5 in sorted(tags.items())}
     _run(["git", "worktree", "add", "--detach", str(folder), commit], repository)
+    if hashes:  # commits of earlier retrains track metrics below an out, and then DVC does not save it
+        _run(["git", "rm", "--cached", "-r", "--quiet", "--ignore-unmatch", "--", *hashes], folder)
     _run([sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", "--pull"], folder)
     lock = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))
     rebuilt = {out["path"]: out[out.get("hash", "md5")] for stage in lock["stages"].values() for out in stage.get("outs", ())}
-    tags = {key: value for key, value in version.tags.items() if key.startswith(_PREFIX) and key != "dvc.lock"}
-    hashes = {key.removeprefix(_PREFIX): md5 for key, md5 in sorted(tags.items())}
     return [RebuiltOutput(path, md5, rebuilt.get(path, "")) for path, md5 in hashes.items()]
 
 

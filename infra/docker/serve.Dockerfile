@@ -31,7 +31,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 10001 emuedit \
     && useradd --uid 10001 --gid emuedit --create-home emuedit \
-    && mkdir -p /workspace /var/lib/mlflow && chown emuedit:emuedit /workspace /var/lib/mlflow
+    && mkdir -p /workspace /var/lib/mlflow && chown emuedit:emuedit /workspace /var/lib/mlflow \
+    && mkdir -p /cache/tmp && chmod 1777 /cache /cache/tmp
 COPY --from=build /opt/emuedit /opt/emuedit
 COPY --chmod=755 infra/docker/read-secrets /usr/local/bin/read-secrets
 COPY --chown=emuedit:emuedit . /workspace
@@ -50,4 +51,5 @@ EXPOSE 8080
 HEALTHCHECK --interval=30s --timeout=10s --start-period=120s --retries=3 \
     CMD ["sh", "-c", "exec python -c \"import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['SERVE_PORT'] + '/ping')\""]
 ENTRYPOINT ["tini", "--", "read-secrets"]
-CMD ["sh", "-c", "exec mlflow models serve --model-uri models:/emuedit-editor@champion --env-manager local --host 0.0.0.0 --port \"$SERVE_PORT\" --timeout 300"]
+# The champion, at SERVE_PORT. Unlike `mlflow models serve`, it answers what was asked before SIGTERM.
+CMD ["python", "-m", "emuedit.tracking.serve_model"]

@@ -21,7 +21,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 10001 emuedit \
     && useradd --uid 10001 --gid emuedit --create-home emuedit \
-    && mkdir /workspace && chown emuedit:emuedit /workspace
+    && mkdir /workspace && chown emuedit:emuedit /workspace \
+    && mkdir -p /cache/tmp && chmod 1777 /cache /cache/tmp
 COPY --from=build /opt/emuedit /opt/emuedit
 COPY --chmod=755 infra/docker/read-secrets /usr/local/bin/read-secrets
 COPY --chown=emuedit:emuedit . /workspace

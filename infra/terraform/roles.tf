@@ -1,20 +1,73 @@
 # The trainer reads and writes under the prefix; the server only reads. Neither changes the bucket or removes old versions.
+locals {
+  # Of arn:aws:iam::111122223333:oidc-provider/oidc.eks.eu-central-1.amazonaws.com/id/ABC, what is after the first slash
+  issuer = replace(var.oidc_provider_arn, "/^[^/]*//", "")
+  # Names of roles have at most 64 characters, those of buckets 63
+  role_prefix = length(var.bucket) <= 56 ? var.bucket : "${substr(var.bucket, 0, 47)}-${substr(sha256(var.bucket), 0, 8)}"
+}
+
 data "aws_iam_policy_document" "trainer_trust" {
-  statement {
-    actions = ["sts:AssumeRole"]
-    principals {
-      type        = "AWS"
-      identifiers = var.trainer_principals
+  dynamic "statement" {
+    for_each = length(var.trainer_principals) > 0 ? [1] : []
+    content {
+      actions = ["sts:AssumeRole"]
+      principals {
+        type        = "AWS"
+        identifiers = var.trainer_principals
+      }
+    }
+  }
+  dynamic "statement" { # service accounts of Kubernetes, by the token that the cluster signs
+    for_each = var.oidc_provider_arn != "" && length(var.trainer_subjects) > 0 ? [1] : []
+    content {
+      actions = ["sts:AssumeRoleWithWebIdentity"]
+      principals {
+        type        = "Federated"
+        identifiers = [var.oidc_provider_arn]
+      }
+      condition {
+        test     = "StringEquals"
+        variable = "${local.issuer}:sub"
+        values   = var.trainer_subjects
+      }
+      condition {
+        test     = "StringEquals"
+        variable = "${local.issuer}:aud"
+        values   = ["sts.amazonaws.com"]
+      }
     }
   }
 }
 
 data "aws_iam_policy_document" "server_trust" {
-  statement {
-    actions = ["sts:AssumeRole"]
-    principals {
-      type        = "AWS"
-      identifiers = var.server_principals
+  dynamic "statement" {
+    for_each = length(var.server_principals) > 0 ? [1] : []
+    content {
+      actions = ["sts:AssumeRole"]
+      principals {
+        type        = "AWS"
+        identifiers = var.server_principals
+      }
+    }
+  }
+  dynamic "statement" { # service accounts of Kubernetes, by the token that the cluster signs
+    for_each = var.oidc_provider_arn != "" && length(var.server_subjects) > 0 ? [1] : []
+    content {
+      actions = ["sts:AssumeRoleWithWebIdentity"]
+      principals {
+        type        = "Federated"
+        identifiers = [var.oidc_provider_arn]
+      }
+      condition {
+        test     = "StringEquals"
+        variable = "${local.issuer}:sub"
+        values   = var.server_subjects
+      }
+      condition {
+        test     = "StringEquals"
+        variable = "${local.issuer}:aud"
+        values   = ["sts.amazonaws.com"]
+      }
     }
   }
 }
@@ -72,13 +125,13 @@ data "aws_iam_policy_document" "server" {
 }
 
 resource "aws_iam_role" "trainer" {
-  name                 = "${var.bucket}-trainer"
+  name                 = "${local.role_prefix}-trainer"
   assume_role_policy   = data.aws_iam_policy_document.trainer_trust.json
   max_session_duration = 43200
 }
 
 resource "aws_iam_role" "server" {
-  name               = "${var.bucket}-server"
+  name               = "${local.role_prefix}-server"
   assume_role_policy = data.aws_iam_policy_document.server_trust.json
 }
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from emuedit.operations import server_stack
+from flows import server_setup
 from flows.triggers import complete_reason
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,9 +42,16 @@ def test_deployments_name_flows_and_parameters_that_exist(deployment: dict[str, 
         assert schedule["active"] is False, "a schedule that spends somebody's GPU is started by a person"
 
 
-def test_flows_that_write_to_the_workspace_run_one_at_a_time() -> None:
+def test_flows_that_write_to_the_workspace_run_one_at_a_time(tmp_path: Path) -> None:
     unlimited = {deployment["name"] for deployment in DEPLOYMENTS if "concurrency_limit" not in deployment}
     assert unlimited == {"champion"}, "a rollback waits for nothing"
+    queues = {deployment["name"]: deployment["work_pool"].get("work_queue_name") for deployment in DEPLOYMENTS}
+    assert {name for name, queue in queues.items() if queue} == {"champion"}
+    assert queues["champion"] == server_setup.QUEUE
+    compose = yaml.safe_load((ROOT / "infra/compose.yaml").read_text())["services"]["worker"]["command"]
+    layout = server_stack.StackLayout(tmp_path, dict.fromkeys(server_stack.NAMES, 1), None)
+    for command in (compose, server_stack._worker(layout).command.arguments):
+        assert command[command.index("--limit") + 1] == "2", "want room for a rollback beside a training"
     limits = [deployment["concurrency_limit"]["limit"] for deployment in DEPLOYMENTS if deployment["name"] not in unlimited]
     assert set(limits) == {1}
 
@@ -87,6 +96,10 @@ def test_prefect_accepts_the_deployments_and_a_second_time_keeps_what_people_set
             return client.read_deployment_by_name(name)
 
     nightly = deploy()
+    with get_client(sync_client=True) as client:
+        limits = {queue.name: queue.concurrency_limit for queue in client.read_work_queues(work_pool_name="local")}
+        assert limits == {"default": 1, server_setup.QUEUE: None}
+        assert client.read_deployment_by_name("rollback/champion").work_queue_name == server_setup.QUEUE
     assert [schedule.active for schedule in nightly.schedules] == [False]
     (listed,) = json.loads(run("-m", "prefect", "deployment", "schedule", "ls", name, "--output", "json"))
     run("-m", "prefect", "deployment", "schedule", "resume", name, listed["id"])  # as docs/operations.md does

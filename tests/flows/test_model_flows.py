@@ -92,7 +92,10 @@ def test_backfill_measures_all_versions_with_the_judge_of_now(promoted: list[dic
     assert (tags["edit_success"], tags["edit_success.items"]) == ("1.0000", "now")
 
 
-def test_rollback_moves_the_champion(promoted: list[dict[str, Any]]) -> None:
+def test_rollback_moves_the_champion(promoted: list[dict[str, Any]], project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "models/editor").mkdir(parents=True)
+    (project / "models/editor/model_index.json").write_text("{}")
+    monkeypatch.setattr(registry, "download_version", lambda uri: project / "models")
     alias_moves.move_champion(2, "better", expected=1)
     assert model_flows.rollback.fn(reason="it was not") == {"champion": 1, "previous": 2}
 

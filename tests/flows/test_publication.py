@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from flows import publication
+from flows import dvc_graph, publication
 from flows.publication import PublicationError, commit_results, metric_changes, push_data
 from flows.triggers import TriggerError, complete_reason
 
 Shell = Callable[..., str]
-FILES = [Path("dvc.lock"), Path("reports/metrics.json")]
+FILES = {path: path for path in (Path("dvc.lock"), Path("reports/metrics.json"))}
 
 
 @pytest.fixture
@@ -106,18 +106,19 @@ def test_what_is_no_name_of_a_branch_is_refused(name: str, committed: Path) -> N
 def test_that_nothing_can_be_committed_is_said_before_anything_runs(
     committed: Path, project: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publication.check(committed, False, "retrained")
+    graph = dvc_graph.Graph(committed, (), (), {})
+    publication.check(graph, False, "retrained")
     for key in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL", "EMAIL"):
         monkeypatch.delenv(key, raising=False)
     shell("git", "config", "user.useConfigOnly", "true", cwd=committed)
     with pytest.raises(PublicationError, match=r"want a name and an address for commits, got none; set git config user.name"):
-        publication.check(committed, False, "retrained")
-    publication.check(committed, False, "")
+        publication.check(graph, False, "retrained")
+    publication.check(graph, False, "")
 
 
 def test_without_a_commit_there_is_no_branch_to_write(project: Path) -> None:
     with pytest.raises(PublicationError, match="git rev-parse failed: fatal: Needed a single revision"):
-        publication.check(project, False, "retrained")
+        publication.check(dvc_graph.Graph(project, (), (), {}), False, "retrained")
 
 
 @pytest.mark.slow
@@ -129,10 +130,67 @@ def test_without_a_commit_there_is_no_branch_to_write(project: Path) -> None:
     ],
 )
 def test_a_remote_that_is_missing_is_said_before_anything_runs(config: str, words: str, project: Path) -> None:
-    publication.check(project, True, "")
+    publication.check_remote(project)
     (project / ".dvc/config").write_text(config)
     with pytest.raises(PublicationError, match=words):
-        publication.check(project, True, "")
+        publication.check_remote(project)
+
+
+@pytest.mark.slow
+def test_the_branch_can_be_checked_out_and_reproduced(project: Path, dvc_run: Shell, shell: Shell) -> None:
+    """DVC does not save an out of which git tracks a file."""
+    dvc_run("repro", "-q")
+    shell("git", "add", ".", cwd=project)
+    shell("git", "add", "--force", "reports/metrics.json", cwd=project)  # as retrains of earlier versions committed it
+    shell("git", "commit", "-qm", "a pipeline", cwd=project)
+    graph = dvc_graph.read(project)
+    publication.check(graph, False, "retrained")
+    publication.publish(graph, False, "retrained", {}, "person: a")
+    tracked = shell("git", "ls-tree", "-r", "--name-only", "retrained", cwd=project).split()
+    assert "metrics/reports/metrics.json" in tracked
+    assert "reports/metrics.json" not in tracked
+    shell("git", "checkout", "-q", "retrained", cwd=project)
+    (project / "in.txt").write_text("0.7\n")
+    dvc_run("repro", "-q")
+    assert json.loads((project / "reports/metrics.json").read_text())["edit_success"]["emuedit"]["overall"] == 0.7
+    assert dvc_run("status", "--json").strip() == "{}"
+    publication.publish(dvc_graph.read(project), False, "next", {"a": 1}, "person: a")
+    assert "0.7" in shell("git", "show", "next:metrics/reports/metrics.json", cwd=project)
+
+
+def test_metrics_that_dvc_does_not_cache_are_committed_where_they_are_and_an_out_in_their_place_is_refused(
+    committed: Path, shell: Shell
+) -> None:
+    file = Path("reports/metrics.json")
+    graph = dvc_graph.Graph(committed, (dvc_graph.Stage("scores", outs=(file,)),), (file,), {})
+    publication.publish(graph, False, "retrained", write_results(committed, 0.5), "person: a")
+    assert "0.5" in shell("git", "show", "retrained:reports/metrics.json", cwd=committed)
+    stages = tuple(dvc_graph.Stage(out, outs=(Path(out),), cached=(Path(out),)) for out in ("reports", "metrics"))
+    with pytest.raises(PublicationError, match=r"want no out of a stage at metrics/reports/metrics.json, where the branch has"):
+        publication.check(dvc_graph.Graph(committed, stages, (file,), {}), False, "retrained")
+
+
+@pytest.mark.parametrize("workspace", ["project", "temporary/project"])
+def test_a_remote_in_a_temporary_folder_is_refused_unless_the_workspace_lies_there_too(
+    workspace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary, root = tmp_path / "temporary", tmp_path / workspace
+    root.mkdir(parents=True)
+    monkeypatch.setattr(publication, "TEMPORARY", ())
+    monkeypatch.setattr(publication.tempfile, "tempdir", str(temporary))
+    for url in ("s3://bucket/emuedit", f"{tmp_path}/lasting"):
+        monkeypatch.setattr(publication.dvc_remote, "read_settings", settings_with(url))
+        publication.check_remote(root)
+    monkeypatch.setattr(publication.dvc_remote, "read_settings", settings_with(f"{temporary}/.local/share/emuedit/dvc"))
+    if root.is_relative_to(temporary):
+        publication.check_remote(root)
+    else:
+        with pytest.raises(PublicationError, match=r"want a remote of DVC that lasts, got .*/dvc, which is lost with .*--local"):
+            publication.check_remote(root)
+
+
+def settings_with(url: str) -> Callable[[Path], dict[str, str]]:
+    return lambda root: {"core.remote": "local", "remote.local.url": url}
 
 
 def test_only_changed_numbers_are_listed() -> None:

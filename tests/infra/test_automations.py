@@ -1,14 +1,17 @@
 """infra/prefect/automations.yaml, as Prefect reads it."""
 
+import json
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from emuedit.operations import server_stack
+from emuedit.operations import server_checks, server_stack
 from tests.repository import ROOT
 
+(HEARTBEAT,) = server_stack.HEARTBEAT_ENV
 PATH = ROOT / "infra/prefect/automations.yaml"
 
 
@@ -33,10 +36,34 @@ def test_runs_that_died_free_their_slots() -> None:
         assert action.state == StateType.CRASHED
         terminal = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
         assert terminal <= automation.trigger.expect
-    layout = server_stack.StackLayout(ROOT, dict.fromkeys(server_stack.NAMES, 1), None)
-    frequency_s = int(server_stack._worker(layout).command.environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+    frequency_s = int(server_stack.HEARTBEAT_ENV[HEARTBEAT])
     assert heartbeat.trigger.within >= timedelta(seconds=2 * frequency_s), "want time for a heartbeat that is late"
-    assert pending.trigger.within == timedelta(minutes=10)
+    pool = json.loads((ROOT / "infra/k8s/prefect-job-template.json").read_text())["variables"]["properties"]
+    start_s = pool["pod_watch_timeout_seconds"]["default"]
+    assert pending.trigger.within > timedelta(seconds=start_s), "want time for a pod that needs a new machine"
+    minutes = pending.trigger.within // timedelta(minutes=1)
+    assert f"pending for {minutes} minutes" in str(pending.actions[0].message)
+    assert pending.trigger.within == server_checks._PENDING
+
+
+def test_every_process_that_may_run_a_flow_sends_the_heartbeats_that_the_automation_waits_for(tmp_path: Path) -> None:
+    """Prefect's default is longer than the automation waits, so a healthy run would be set to Crashed."""
+    from prefect.settings import get_current_settings
+
+    from flows.retrain import RETRAIN_ENV
+
+    layout = server_stack.StackLayout(tmp_path, dict.fromkeys(server_stack.NAMES, 1), None)
+    compose = yaml.safe_load((ROOT / "infra/compose.yaml").read_text())["services"]["worker"]["environment"]
+    config = yaml.safe_load((ROOT / "infra/k8s/config.yaml").read_text())["data"]
+    (deployment,) = yaml.safe_load((ROOT / "infra/k8s/prefect.yaml").read_text())["deployments"]
+    pool = json.loads((ROOT / "infra/k8s/prefect-job-template.json").read_text())["variables"]["properties"]["env"]["default"]
+    places = {
+        "shells": layout.exports, "worker of `up`": server_stack._worker(layout).command.environment, "retrain": RETRAIN_ENV,
+        "compose": compose, "training job": config, "Kubernetes": deployment["work_pool"]["job_variables"]["env"], "pool": pool,
+    }  # fmt: skip
+    assert {place: variables.get(HEARTBEAT) for place, variables in places.items()} == dict.fromkeys(places, "30")
+    field = type(get_current_settings().flows).model_fields["heartbeat_frequency"]
+    assert HEARTBEAT.lower() in field.validation_alias.choices  # type: ignore[union-attr]
 
 
 def test_notifications_are_there_only_with_a_url() -> None:

@@ -1,7 +1,9 @@
 """infra/compose.yaml: valid, closed to the outside, without secrets, and with the settings that the servers need."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,11 @@ from tests.repository import ROOT
 INFRA = ROOT / "infra"
 COMPOSE: dict[str, Any] = yaml.safe_load((INFRA / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-ONE_SHOT = {"bucket-init", "prefect-setup"}
+ONE_SHOT = {"bucket-init", "mlflow-upgrade", "prefect-setup"}
+DOCKERFILES = {name: f"infra/docker/{name}.Dockerfile" for name in ("serve", "train")}
+SECRET_WORDS = (
+    "PASSWORD", "SECRET", "ACCESS_KEY", "API_KEY", "TOKEN", "AUTH_STRING", "CONNECTION_URL", "STORE_URI", "WEBHOOK",
+)  # fmt: skip
 each_service = pytest.mark.parametrize("name", SERVICES)
 
 
@@ -64,9 +70,7 @@ def test_secrets_are_files_that_the_service_has(name: str) -> None:
     service = SERVICES[name]
     environment = {key: str(value) for key, value in service.get("environment", {}).items()}
     for key, value in environment.items():
-        is_secret = any(
-            word in key for word in ("PASSWORD", "SECRET", "ACCESS_KEY", "AUTH_STRING", "DATABASE_CONNECTION_URL", "WEBHOOK")
-        )
+        is_secret = any(word in key for word in SECRET_WORDS)
         assert not is_secret or (key.endswith("_FILE") and value.startswith("/run/secrets/")), f"{key} is not read from a file"
         assert not re.search(r"://[^/]*:[^/]*@", value), f"{key} has a password"
     used = set(re.findall(r"/run/secrets/(\w+)", str([environment, service.get("command")])))
@@ -89,7 +93,98 @@ def test_servers_have_the_settings_that_they_are_known_to_need() -> None:
     assert pools == {worker["command"][worker["command"].index("--pool") + 1]}
 
 
-WRITABLE = ("/tmp", "/workspace", "/var/lib/mlflow")
+def image_kind(service: dict[str, Any]) -> str:
+    """`serve` or `train` for our images, empty for others."""
+    match = re.match(r"emuedit-(serve|train):", service["image"])
+    return match[1] if match else ""
+
+
+OUR_SERVICES = [name for name, service in SERVICES.items() if image_kind(service)]
+
+
+def test_one_service_builds_each_image_and_nobody_asks_a_registry_for_it() -> None:
+    """Several builds of one tag at the same time fail: image already exists."""
+    builders = [image_kind(service) for service in SERVICES.values() if "build" in service]
+    assert sorted(builders) == sorted(DOCKERFILES)
+    for name in OUR_SERVICES:
+        service = SERVICES[name]
+        assert service["pull_policy"] == "never"
+        assert "build" not in service or service["build"]["dockerfile"] == DOCKERFILES[image_kind(service)]
+
+
+def test_the_tables_of_mlflow_are_upgraded_before_it_starts() -> None:
+    from emuedit.tracking import table_upgrade
+
+    upgrade, mlflow = SERVICES["mlflow-upgrade"], SERVICES["mlflow"]
+    assert upgrade["command"][2] == table_upgrade.__name__
+    variable = f"{table_upgrade.URI_ENV}_FILE"
+    assert upgrade["environment"][variable] == mlflow["environment"][variable]
+    assert mlflow["depends_on"]["mlflow-upgrade"] == {"condition": "service_completed_successfully"}
+
+
+def test_requests_may_end_before_the_champion_does() -> None:
+    from emuedit.tracking import serve_model
+
+    minutes, seconds = re.fullmatch(r"(\d+)m(\d+)s", SERVICES["champion"]["stop_grace_period"]).groups()  # type: ignore[union-attr]
+    assert int(minutes) * 60 + int(seconds) >= serve_model.REQUEST_S + 10
+    (command,) = re.findall(r"^CMD (.*)$", (ROOT / DOCKERFILES["serve"]).read_text(), re.MULTILINE)
+    assert json.loads(command) == ["python", "-m", serve_model.__name__]
+
+
+@pytest.mark.parametrize("name", ["worker", "champion", "mlflow"])
+def test_caches_and_temporary_files_are_on_disk(name: str) -> None:
+    service = SERVICES[name]
+    assert service["tmpfs"] == ["/tmp:mode=1777,exec"], "compiled kernels are loaded from there"
+    (volume,) = (volume.split(":")[0] for volume in service["volumes"] if volume.endswith(":/cache"))
+    assert volume in COMPOSE["volumes"]
+    for variable in ("XDG_CACHE_HOME", "HF_HOME", "TMPDIR", "TRITON_CACHE_DIR"):
+        assert service["environment"][variable].startswith("/cache")
+    folders = re.findall(r"mkdir -p (\S+) && chmod 1777 /cache \1", (ROOT / DOCKERFILES[image_kind(service)]).read_text())
+    assert folders == [service["environment"]["TMPDIR"]], "want it writable for the user of EMUEDIT_UID"
+    assert service["environment"]["USER"]
+
+
+def test_passwords_are_changed_in_the_databases_before_their_files(tmp_path: Path) -> None:
+    folder = tmp_path / "compose"
+    folder.mkdir()
+    for script in ("create-secrets", "rotate-secrets"):
+        shutil.copy(INFRA / "compose" / script, folder)
+    docker = tmp_path / "bin/docker"
+    docker.parent.mkdir()
+    docker.write_text(
+        f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\ncase "$*" in *exec*) cat >> {tmp_path}/input; exit $STATUS ;; esac\n'
+    )
+    docker.chmod(0o755)
+
+    def rotate(*names: str, status: int = 0) -> "subprocess.CompletedProcess[str]":
+        environment = {"PATH": f"{docker.parent}:{os.environ['PATH']}", "STATUS": str(status)}
+        return subprocess.run([folder / "rotate-secrets", *names], env=environment, capture_output=True, text=True)
+
+    def contents() -> dict[str, str]:
+        return {path.name: path.read_text() for path in (folder / "secrets").iterdir()}
+
+    subprocess.run([folder / "create-secrets"], check=True, capture_output=True)
+    before = contents()
+    assert rotate("postgres_password", status=1).returncode == 1
+    assert rotate("webhook_url").returncode == 2
+    assert rotate().returncode == 2
+    assert contents() == before, "want the files left alone where the database keeps its password"
+    (tmp_path / "input").unlink()
+    process = rotate("postgres_password", "mlflow_admin_password", "prefect_auth")
+    assert process.returncode == 0, process.stderr
+    after = contents()
+    changed = {name for name in after if after[name] != before[name]}
+    database = {"postgres_password", "mlflow_database_uri", "prefect_database_uri"}
+    assert changed == database | {"mlflow_admin_password", "prefect_auth"}
+    sent = f"ALTER ROLE emuedit PASSWORD '{after['postgres_password']}';\n{after['mlflow_admin_password']}"
+    assert (tmp_path / "input").read_text() == sent
+    assert f":{after['postgres_password']}@" in after["prefect_database_uri"]
+    assert (tmp_path / "calls").read_text().splitlines()[-1].endswith("up --detach --wait --force-recreate")
+    assert not any(after[name] in (tmp_path / "calls").read_text() for name in changed), "arguments can be read by all users"
+    assert all((folder / "secrets" / name).stat().st_mode & 0o777 == 0o644 for name in after)
+
+
+WRITABLE = ("/tmp", "/workspace", "/var/lib/mlflow", "/cache")
 """Folders in which services with our images can write."""
 WRITTEN_TO = ("HOME", "XDG_CACHE_HOME", "PREFECT_HOME", "DVC_SITE_CACHE_DIR")
 """Variables with the folders to which their programs write. DVC takes /var/tmp/dvc without the last one, even to read."""
@@ -101,15 +196,15 @@ def dockerfile_environment(path: Path) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words)
 
 
-@pytest.mark.parametrize("name", [name for name, service in SERVICES.items() if "build" in service])
+@pytest.mark.parametrize("name", OUR_SERVICES)
 def test_read_only_services_write_to_folders_that_can_be_written(name: str) -> None:
     service = SERVICES[name]
-    environment = dockerfile_environment(ROOT / service["build"]["dockerfile"]) | service.get("environment", {})
+    environment = dockerfile_environment(ROOT / DOCKERFILES[image_kind(service)]) | service.get("environment", {})
     folders = {variable: environment.get(variable, "nowhere") for variable in WRITTEN_TO}
     if service.get("command", [])[:3] == ["prefect", "server", "start"]:
         folders["pages"] = environment.get("PREFECT_SERVER_UI_STATIC_DIRECTORY", "its package")
     assert service["read_only"] is True
-    assert "/tmp:mode=1777" in service["tmpfs"]
+    assert service["tmpfs"][0].startswith("/tmp:mode=1777")
     assert not {variable: folder for variable, folder in folders.items() if not folder.startswith(WRITABLE)}
 
 

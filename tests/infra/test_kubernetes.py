@@ -71,6 +71,28 @@ def test_serving_is_probed_and_scaled_and_the_job_has_a_gpu() -> None:
     assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"]
 
 
+def test_requests_may_end_before_a_pod_does() -> None:
+    from emuedit.tracking import serve_model
+
+    (deployment,) = (resource for resource in RESOURCES if resource["kind"] == "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    wait_s = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["terminationGracePeriodSeconds"] >= wait_s + serve_model.REQUEST_S + 10
+    assert "command" not in container, "want that of the image, which answers what was asked before it ends"
+    assert "args" not in container
+
+
+def test_an_eviction_uses_up_no_try_and_a_failure_that_would_repeat_ends_the_job() -> None:
+    (job,) = (resource for resource in RESOURCES if resource["kind"] == "Job")
+    ignored, final = job["spec"]["podFailurePolicy"]["rules"]
+    assert (ignored["action"], ignored["onPodConditions"]) == ("Ignore", [{"type": "DisruptionTarget", "status": "True"}])
+    pod = job["spec"]["template"]["spec"]
+    exit_codes = {"containerName": pod["containers"][0]["name"], "operator": "In", "values": [1]}
+    assert (final["action"], final["onExitCodes"]) == ("FailJob", exit_codes)
+    assert pod["restartPolicy"] == "Never", "Kubernetes wants it for this policy"
+
+
 def test_the_job_names_the_workspace_by_its_volume() -> None:
     (job,) = (resource for resource in RESOURCES if resource["kind"] == "Job")
     pod = job["spec"]["template"]["spec"]

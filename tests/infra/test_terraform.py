@@ -1,8 +1,10 @@
 """infra/terraform: a closed bucket, roles that may do no more than they need, and no secrets."""
 
+import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import hcl2
@@ -75,6 +77,60 @@ def test_roles_may_only_do_what_they_need() -> None:
         for statement in named("data", "aws_iam_policy_document", name)["statement"]:
             if any("Object" in action for action in statement["actions"]):
                 assert all(resource.endswith("/${var.prefix}/*") for resource in statement["resources"])
+
+
+@pytest.mark.parametrize("name", ["trainer", "server"])
+def test_service_accounts_take_the_roles_only_by_their_names(name: str) -> None:
+    trust = named("data", "aws_iam_policy_document", f"{name}_trust")
+    account, service_account = (block["statement"]["content"][0] for block in trust["dynamic"])
+    assert (account["actions"], service_account["actions"]) == (["sts:AssumeRole"], ["sts:AssumeRoleWithWebIdentity"])
+    assert service_account["principals"] == [{"type": "Federated", "identifiers": ["${var.oidc_provider_arn}"]}]
+    conditions = {entry["variable"]: (entry["test"], entry["values"]) for entry in service_account["condition"]}
+    assert conditions == {
+        "${local.issuer}:sub": ("StringEquals", f"${{var.{name}_subjects}}"),
+        "${local.issuer}:aud": ("StringEquals", ["sts.amazonaws.com"]),
+    }
+    assert named("resource", "aws_iam_role", name)["name"] == f"${{local.role_prefix}}-{name}"
+
+
+PROVIDER = "arn:aws:iam::111122223333:oidc-provider/oidc.eks.eu-central-1.amazonaws.com/id/ABC"
+SUBJECT = '["system:serviceaccount:emuedit:emuedit"]'
+
+
+@pytest.mark.skipif(not shutil.which("terraform"), reason="terraform is not here")
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"trainer_principals": '["arn:aws:iam::111122223333:role/ci"]'}, ""),
+        ({"oidc_provider_arn": PROVIDER, "trainer_subjects": SUBJECT}, ""),
+        ({"trainer_subjects": SUBJECT}, "Want at least one ARN, or an OIDC provider"),
+        ({"trainer_principals": '["*"]'}, "Want ARNs, and not everybody"),
+        ({"oidc_provider_arn": PROVIDER, "trainer_subjects": '["system:serviceaccount:emuedit:*"]'}, "without wildcards"),
+        ({"oidc_provider_arn": "https://oidc.eks", "trainer_subjects": SUBJECT}, "Want arn:aws:iam::<account>:oidc-provider/"),
+    ],
+)
+def test_names_of_roles_and_issuers(tmp_path: Path, values: dict[str, str], message: str) -> None:
+    """The variables and the locals alone, which need no provider."""
+    shutil.copy(FOLDER / "variables.tf", tmp_path)
+    (local_values,) = re.findall(r"^locals \{.*?^\}", (FOLDER / "roles.tf").read_text(), re.MULTILINE | re.DOTALL)
+    outputs = "".join(f'output "{name}" {{ value = local.{name} }}\n' for name in ("issuer", "role_prefix"))
+    (tmp_path / "locals.tf").write_text(f"{local_values}\n{outputs}")
+    long = "b" * 63
+    settings = {"bucket": long, "region": "eu-central-1", "server_principals": '["arn:aws:iam::1:role/web"]', **values}
+    words = [word for name, value in settings.items() for word in ("-var", f"{name}={value}")]
+    subprocess.run(["terraform", "init", "-backend=false"], cwd=tmp_path, check=True, capture_output=True)
+    plan = ["terraform", "apply", "-auto-approve", "-no-color", *words]
+    process = subprocess.run(plan, cwd=tmp_path, capture_output=True, text=True)
+    if message:
+        assert process.returncode == 1
+        assert message in " ".join(process.stderr.replace("│", "").split())
+        return
+    assert process.returncode == 0, process.stderr
+    state = json.loads(subprocess.run(["terraform", "output", "-json"], cwd=tmp_path, capture_output=True, text=True).stdout)
+    prefix = state["role_prefix"]["value"]
+    assert len(f"{prefix}-trainer") <= 64
+    assert prefix[:47] == long[:47]
+    assert state["issuer"]["value"] == ("oidc.eks.eu-central-1.amazonaws.com/id/ABC" if "oidc_provider_arn" in values else "")
 
 
 def test_artifacts_of_mlflow_lie_where_the_roles_and_the_lifecycle_rules_are() -> None:

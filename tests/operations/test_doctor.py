@@ -245,7 +245,7 @@ def test_prefect_that_refuses_the_client_says_why(serve: Callable[[Answers], str
 
 
 def test_flow_runs_that_hold_a_slot_are_found(serve: Callable[[Answers], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    since = (datetime.now(UTC) - timedelta(minutes=20)).isoformat()
+    since = (datetime.now(UTC) - timedelta(minutes=50)).isoformat()
     runs = [
         {"name": "stuck", "state_type": "PENDING", "state": {"timestamp": since}},
         {"name": "training", "state_type": "RUNNING", "state": {"timestamp": since}},
@@ -260,7 +260,7 @@ def test_flow_runs_that_hold_a_slot_are_found(serve: Callable[[Answers], str], m
     findings = {finding.name: finding for finding in server_checks.check_prefect()}
     assert findings["Prefect"].status == "pass"
     assert findings["flow runs"].status == "warn"
-    assert "2 pending or running, 1 of them for too long, such as stuck (PENDING for 0:20:0" in findings["flow runs"].detail
+    assert "2 pending or running, 1 of them for too long, such as stuck (PENDING for 0:50:0" in findings["flow runs"].detail
     answers["/api/admin/version"], answers["/api/flow_runs/filter"] = (200, "3.2.1"), (422, {})
     findings = {finding.name: finding for finding in server_checks.check_prefect()}
     assert findings["Prefect"].status == "warn"

@@ -238,7 +238,7 @@ def records(commands: dict[str, BackgroundCommand]) -> dict[str, ProcessRecord]:
 
 def test_clients_do_not_follow_the_servers_own_address_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_ARTIFACTS_DESTINATION", raising=False)
-    assert set(layout(tmp_path).exports) == {"MLFLOW_TRACKING_URI", "PREFECT_API_URL"}
+    assert set(layout(tmp_path).exports) == {"MLFLOW_TRACKING_URI", "PREFECT_API_URL", *server_stack.HEARTBEAT_ENV}
     monkeypatch.setenv("MLFLOW_ARTIFACTS_DESTINATION", "s3://bucket/emuedit/mlflow")
     assert layout(tmp_path).exports["MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD"] == "false"
 

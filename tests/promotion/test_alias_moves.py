@@ -1,14 +1,19 @@
 """Moves of the champion: one after the other, finished when their process died, and never on an outdated comparison."""
 
+import json
 import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from emuedit.promotion import promote
+from emuedit.promotion.gate import Decision, Measurement, decide
+from emuedit.promotion.gate_settings import GateSettings
 from emuedit.tracking import alias_moves, move_tickets, registry, runs
 from tests.promotion.stores import number_at
 
@@ -174,7 +179,62 @@ def test_promoting_a_champion_that_was_set_by_hand(versions: int, tmp_path: Path
     assert registry.get_version(2).tags[promote.REASON_TAG] == "measured"
 
 
-def test_rollback_goes_to_the_previous_champion_and_back(versions: int) -> None:
+@pytest.fixture
+def readable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every version has an editor."""
+    (tmp_path / "package/editor").mkdir(parents=True)
+    (tmp_path / "package/editor/model_index.json").write_text("{}")
+    monkeypatch.setattr(registry, "download_version", lambda uri: tmp_path / "package")
+
+
+def test_a_champion_whose_promotion_was_killed_after_the_move_has_its_measurements(
+    versions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, old = (Measurement(name, {"local": [number < n for number in range(100)]}) for name, n in (("new", 50), ("old", 10)))
+    decision = replace(decide(new, old, GateSettings(), is_first=True), reason="better", items="conditions")
+    monkeypatch.setattr(promote, "compare_with_champion", lambda *arguments: decision)
+    move_champion = alias_moves.move_champion
+
+    def move_and_die(*arguments: Any, **options: Any) -> None:
+        move_champion(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(alias_moves, "move_champion", move_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            promote.promote(registry.get_version(2), tmp_path, tmp_path)
+    assert number_at("champion") == 2
+    assert promote.promote(registry.get_version(2), tmp_path, tmp_path).decision.reason == "it is the champion already: better"
+    tags = registry.get_version(2).tags
+    assert (tags[promote.TASKS_TAG], tags[promote.ITEMS_TAG], tags[promote.STATE_TAG]) == ("local", "conditions", "promoted")
+    assert json.loads(tags[promote.TABLE_TAG]) == [["overall", 100, 0.1, 0.5], ["local", 100, 0.1, 0.5]]
+
+
+def test_a_promotion_that_was_killed_before_the_move_is_still_to_be_decided(
+    versions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.set_version_tags(2, {promote.STATE_TAG: promote.PENDING})
+    monkeypatch.setattr(promote, "compare_with_champion", lambda *arguments: Decision(True, "better", ()))
+
+    def die(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(alias_moves, "move_champion", die)
+    with pytest.raises(KeyboardInterrupt):
+        promote.promote(registry.get_version(2), tmp_path, tmp_path)
+    assert registry.get_version(2).tags[promote.STATE_TAG] == promote.PENDING
+
+
+def test_a_rollback_to_a_version_without_files_moves_nothing(versions: int) -> None:
+    alias_moves.move_champion(1, "first")
+    alias_moves.move_champion(2, "better", expected=1)
+    with pytest.raises(registry.RegistryError, match=r"whose files can be read, got 1, so version 2 stays champion .*--to"):
+        promote.roll_back()
+    assert (number_at("champion"), number_at("previous")) == (2, 1)
+    assert len(alias_moves.history()) == 2
+
+
+def test_rollback_goes_to_the_previous_champion_and_back(versions: int, readable_files: None) -> None:
     alias_moves.move_champion(1, "first")
     with pytest.raises(registry.RegistryError, match="got no alias previous; name a version with --to"):
         promote.roll_back()

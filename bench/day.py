@@ -1,10 +1,10 @@
-"""One day of a team with servers of its own: does everything in docs/operations.md work, one after the other?
+"""A day of a team with its own servers: does everything in docs/operations.md work in sequence?
 
 `uv run python bench/day.py [--quick]` writes `bench/results/day.json`, the timeline; its last line is the same JSON. A clone of
-the committed project gets a small job (four tasks, a few captions), PostgreSQL where it is installed, MLflow, Prefect with a
-worker, and an object store. Every step is made by the commands that a person or a schedule gives, and checked. The editors are
-better or worse by the tasks that the data have, and by instructions of the wrong task. Ends at the first step that fails.
-`--quick` only brings everything up and down. Linux only.
+the committed project gets a small job (four tasks, a few captions), PostgreSQL if it is installed, MLflow, Prefect with a
+worker, and an object store. Every step runs the commands of a person or a schedule, and is checked. Editors get better or worse
+by the tasks in the data, and by instructions of the wrong task. Ends at the first step that fails. `--quick` only starts and
+stops everything. Linux only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from harness.team_machine import Machine, ObjectStore, Timeline
 def new_day(timeline: Timeline) -> Iterator[Day]:
     """A machine with an object store and a clone; ended and deleted afterwards."""
     root = Path(tempfile.mkdtemp(prefix="emuedit-day-"))
-    root.chmod(0o755)  # PostgreSQL runs as a user of its own
+    root.chmod(0o755)  # PostgreSQL runs as a separate user
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, root, ignore_errors=True)
         store = ObjectStore(root / "store")
@@ -38,7 +38,7 @@ def new_day(timeline: Timeline) -> Iterator[Day]:
 
 
 def draw_picture(path: Path) -> Path:
-    """A picture of the toy world."""
+    """Write an image of the toy world."""
     from PIL import Image
 
     from toyworld.edits.exact_edits import build_edits
@@ -48,10 +48,10 @@ def draw_picture(path: Path) -> Path:
 
 
 def main() -> None:
-    """The day, written and printed however far it came."""
-    args = command.argument_parser(__doc__, quick="bring everything up and down").parse_args()
+    """Run the day; write and print the timeline even after a failure."""
+    args = command.argument_parser(__doc__, quick="start and stop everything").parse_args()
     timeline = Timeline()
-    for number in (signal.SIGTERM, signal.SIGINT):  # the servers end with it, also where a shell made it ignore ctrl-c
+    for number in (signal.SIGTERM, signal.SIGINT):  # stops the servers on these signals, even if the shell made it ignore ctrl-c
         signal.signal(number, signal.default_int_handler)
     try:
         with new_day(timeline) as day:

@@ -1,14 +1,14 @@
-"""How long does the default job take, stage by stage? Also beside an older checkout of the project.
+"""How long does the default job take, by stage? Optionally compared with an older checkout.
 
 `uv run python bench/default_run.py [--quick]` writes `bench/results/default_run.json`; its last line is the same JSON.
 
-Every stage of `dvc.yaml` runs once, with the params of `params.yaml`, as `uv run retrain` runs it, but without DVC and
-the flow. With `--before FOLDER`, each stage of the checkout in FOLDER runs in the same invocation, and the two
-checkouts take turns at being first; `ratio` is the seconds before over the seconds after. Counts say what a stage made,
-so that faster is not less. `load_before` is the load of the machine when the stage started: above 0.5 it was not quiet.
+Every stage of `dvc.yaml` runs once, with the params of `params.yaml`, like `uv run retrain` but without DVC and the flow. With
+`--before FOLDER`, each stage of the checkout in FOLDER runs in the same invocation, and the checkouts alternate in running first;
+`ratio` is the seconds before divided by the seconds after. Counts show the output of a stage, so that a faster run is not a
+smaller one. `load_before` is the load of the machine when the stage started: above 0.5 it was not idle.
 
-Both checkouts have a workspace of their own below `--workspace`, with the data of their earlier stages. A stage that
-was measured there is not run again, unless `--force` is given; so a run that was stopped goes on with the same command.
+Each checkout has a workspace below `--workspace`, with the data of its earlier stages. Stages that were measured there are not
+repeated without `--force`, so the same command resumes an interrupted run.
 """
 
 import argparse
@@ -41,15 +41,15 @@ QUICK_CHANGES: dict[str, Any] = {
     "evaluation.settings.steps": 2,
     "evaluation.steps": 2,
 }
-"""Params of `--quick`. Some are named twice: as now, and as in earlier versions."""
+"""Params of `--quick`. Some have two names: the current one, and one of earlier versions."""
 QUICK_STAGES = ("captions", "instructions", "pairs", "router")
-"""Stages that `--quick` runs unless `--stages` names others."""
+"""Stages of `--quick` without `--stages`."""
 WARM_UP = "import accelerate, diffusers, mlflow, open_clip, torch, transformers"
-"""Imports that bring the libraries into the page cache, so that the first stage does not pay for all."""
+"""Imports that load the libraries into the page cache, so that the first stage does not include that time."""
 
 
 def run_stages(runners: dict[str, StageRunner], stages: Sequence[str], force: bool) -> dict[str, Any]:
-    """Measure every stage of every checkout, taking turns; returns stage -> checkout -> measurement, and the ratio."""
+    """Measure every stage of every checkout, alternately; returns stage -> checkout -> measurement, and the ratio."""
     rows: dict[str, Any] = {}
     for number, stage in enumerate(stages):
         sides = list(runners) if number % 2 == 0 else list(reversed(runners))
@@ -69,7 +69,7 @@ def total(rows: dict[str, Any], sides: Sequence[str]) -> dict[str, Any]:
 
 
 def with_ratio(row: dict[str, Any], key: str) -> dict[str, Any]:
-    """The row with `ratio`, the time before over the time after, where both were measured."""
+    """The row with `ratio`, the time before over the time after, if both were measured."""
     if "before" not in row or not row["after"][key]:
         return row
     return row | {"ratio": round(row["before"][key] / row["after"][key], 2)}
@@ -78,9 +78,9 @@ def with_ratio(row: dict[str, Any], key: str) -> dict[str, Any]:
 def parse_arguments() -> argparse.Namespace:
     """The options of the command line."""
     parser = command.argument_parser(
-        __doc__, quick="few captions, steps and stages: it proves that the script runs, and measures nothing"
+        __doc__, quick="few captions, steps and stages: a smoke test without meaningful measurements"
     )
-    parser.add_argument("--before", type=Path, metavar="FOLDER", help="an older checkout to run beside this one")
+    parser.add_argument("--before", type=Path, metavar="FOLDER", help="an older checkout to compare with")
     parser.add_argument(
         "--dtype", choices=DTYPES, help="number format of all stages of both checkouts; default: as in params.yaml"
     )
@@ -89,7 +89,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="A,B,C",
         help="only these stages, separated by commas; default: all, with --quick the first four",
     )
-    parser.add_argument("--force", action="store_true", help="run stages again that are measured already")
+    parser.add_argument("--force", action="store_true", help="repeat stages that were measured already")
     parser.add_argument(
         "--workspace", type=Path, metavar="FOLDER",
         help="folder for the workspaces; default: scratch/bench/default_run-<dtype>, with --quick a temporary folder",
@@ -109,7 +109,7 @@ def main() -> None:
         stages = args.stages.split(",") if args.stages else list(QUICK_STAGES if args.quick else runners["after"].stages)
         for side, runner in runners.items():
             if unknown := [stage for stage in stages if stage not in runner.stages]:
-                sys.exit(f"want stages out of {', '.join(runner.stages)}; got {', '.join(unknown)} for the checkout {side}")
+                sys.exit(f"want stages from {', '.join(runner.stages)}; got {', '.join(unknown)} for the checkout {side}")
             runner.prepare((QUICK_CHANGES if args.quick else {}) | dtype_changes(args.dtype))
         if not args.quick:
             subprocess.run([sys.executable, "-c", WARM_UP], check=True)

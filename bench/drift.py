@@ -1,21 +1,21 @@
-"""Does a picture stay as it is over many turns? Twenty turns of edits that cancel, and of edits that ask for nothing new.
+"""Does an image drift over many turns? Twenty turns of edits that cancel out or request no change.
 
 `uv run python bench/drift.py [--quick]` writes `bench/results/drift.json`, `drift.png` (by turn) and `drift_turns.png` (one
-picture); its last line is the same JSON. It takes the base editor of the toy world, or another by `--editor FOLDER`.
+image); its last line is the same JSON. It uses the base editor of the toy world, or another with `--editor FOLDER`.
 
-Half of the pictures: an object gets another colour, its own colour again, and once more its own colour, which changes nothing.
-The other half: an object is added and removed again. Each turn edits the result of the turn before. Systems:
+Half of the images: an object gets another colour, its original colour again, and once more its original colour, which changes
+nothing. The other half: an object is added and removed again. Each turn edits the result of the previous turn. Systems:
 
-- `ours`: the change-mask head blends the source in, cells without a change keep their pixels, and so do pixels that changed
+- `ours`: the change-mask head blends the source in, cells without a change keep their pixels, as do pixels that changed
   less than the threshold, measured from the autoencoder's reconstruction;
-- `paper`: Emu Edit's thresholding as it is published (arXiv 2311.10089): measured from the picture, without a change mask;
-- `none`: no pixel is kept, the source is blended in;
-- `naive`: neither, every turn is simply edited again.
+- `paper`: Emu Edit's thresholding as published (arXiv 2311.10089): measured from the image, without a change mask;
+- `none`: pixels are not kept, but the source is blended in;
+- `naive`: neither.
 
-`l1` and `dino` are those between the picture and the first one, outside of the edited object (in `dino` the object's region is
-taken from the first picture). `success` is the toy world's judge, against the picture that the turn asks for.
-`drift_ratio_10_turns` is the L1 of `ours` over that of `none` after ten turns. The cycles of both halves
-repeat every six turns, so the success of turns 1 to 6 and of turns 7 to 12 is that of the same edits.
+`l1` and `dino` compare the image with the first one, outside the edited object (for `dino` the object's region is copied from the
+first image). `success` is by the toy world's judge, for the image that the turn requests.
+`drift_ratio_10_turns` is the L1 of `ours` divided by that of `none` after ten turns. The cycles of both halves
+repeat every six turns, so turns 1 to 6 and turns 7 to 12 have the same edits.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from toyworld.scenes.scene import scene_numbers
 
 TURNS, QUICK_TURNS = 20, 3
 PICTURES, QUICK_PICTURES = 12, 2
-"""Of each half."""
+"""Images per half."""
 RIM_PX = 7
-"""The edited object's region is widened by a square of this size: autoencoders blur a thin rim."""
+"""The edited object's region is dilated by a square of this size, since autoencoders blur a thin rim."""
 SYSTEMS: dict[str, dict[str, float]] = {
     "ours": {},
     "paper": {"against_reconstruction": 0, "preserve": 0.0, "composite": 0},
@@ -59,13 +59,13 @@ SYSTEMS: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class TurnScript:
-    """N pictures with two states each, between which the turns go back and forth."""
+    """N images with two states each, between which the turns alternate."""
 
     task: tuple[str, ...]  # of the turns of a cycle
     state: tuple[int, ...]  # after each turn of a cycle: 1 is the edited one
     instructions: tuple[list[str], ...]  # N of each turn of a cycle
     states: tuple[np.ndarray, np.ndarray]  # uint8 [N, H, W, 3]
-    others: tuple[np.ndarray, np.ndarray]  # wrong results, uint8 [N, K, H, W, 3]: when state 0 is asked for, and state 1
+    others: tuple[np.ndarray, np.ndarray]  # wrong results, uint8 [N, K, H, W, 3], for state 0 and state 1
 
     @property
     def region(self) -> np.ndarray:
@@ -73,13 +73,13 @@ class TurnScript:
         return maximum_filter(exact_judge.edit_region(*self.states), (1, RIM_PX, RIM_PX))
 
     def judge(self, turn: int, output: np.ndarray) -> np.ndarray:
-        """Whether the outputs of a turn show what it asks for, bool [N]."""
+        """Whether the outputs of a turn show the requested state, bool [N]."""
         state = self.state[turn % len(self.state)]
         return exact_judge.judge(output, self.states[1 - state], self.states[state], self.others[state]).success
 
 
 def recolour(n: int) -> TurnScript:
-    """An object gets another colour, its own again, and its own once more."""
+    """An object gets another colour, its original colour, and its original colour once more."""
     change = CHANGES["local"](scene_numbers("held_out", 0, 8 * n))
     rows = np.arange(len(change.slots))
     chosen = rows[change.source.kind[rows, change.slots] == change.target.kind[rows, change.slots]][:n]  # others change shape
@@ -114,7 +114,7 @@ def add_and_remove(n: int) -> TurnScript:
 
 
 def run(sampler: EditSampler, script: TurnScript, settings: EditSettings, turns: int, progress: Progress) -> list[np.ndarray]:
-    """The pictures after every turn, each uint8 [N, H, W, 3]; turn i starts from noise of its own."""
+    """The images after every turn, each uint8 [N, H, W, 3]; each turn has different noise."""
     pictures = [script.states[0]]
     n = len(pictures[0])
     for turn in range(turns):
@@ -128,7 +128,7 @@ def run(sampler: EditSampler, script: TurnScript, settings: EditSettings, turns:
 
 
 def measure(script: TurnScript, pictures: list[np.ndarray], scorer: dino.DinoScorer) -> dict[str, list[float]]:
-    """Mean L1 and DINO outside of the object, and success, by turn."""
+    """Mean L1 and DINO outside the object, and success, by turn."""
     first, region = script.states[0], script.region[..., None]
     outside = ~np.broadcast_to(region, first.shape)
     reference = scorer.embed_images(image_tensors.from_uint8(first))
@@ -143,17 +143,17 @@ def measure(script: TurnScript, pictures: list[np.ndarray], scorer: dino.DinoSco
 
 
 def mean_of(values: list[float]) -> float | None:
-    """The mean of six turns; None where fewer were made."""
+    """The mean of six turns; None if there are fewer."""
     return float(np.mean(values)) if len(values) == 6 else None
 
 
 def draw_chart(systems: dict[str, dict[str, list[float]]], path: Path) -> None:
-    """L1, DINO and success by turn, one line a system."""
+    """L1, DINO and success by turn, one line per system."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.4))
     axes = figure.subplots(1, 3)
-    titles = ("L1 outside of the object", "DINO similarity outside of the object", "edit success")
+    titles = ("L1 outside the object", "DINO similarity outside the object", "edit success")
     for axis, key, title in zip(axes, ("l1", "dino", "success"), titles, strict=True):
         for name, figures in systems.items():
             axis.plot(range(1, len(figures[key]) + 1), figures[key], label=name)
@@ -166,16 +166,16 @@ def draw_chart(systems: dict[str, dict[str, list[float]]], path: Path) -> None:
 
 
 def draw_turns(script: TurnScript, pictures: dict[str, list[np.ndarray]], row: int, path: Path) -> None:
-    """One picture after each of the first ten turns, one row a system."""
+    """One image after each of the first ten turns, one row per system."""
     rows = [(name, np.stack([script.states[0][row], *(turn[row] for turn in turns[:10])])) for name, turns in pictures.items()]
     n_turns = len(rows[0][1]) - 1
     captions = ["before", *(script.instructions[turn % len(script.task)][row] for turn in range(n_turns))]
-    contact_sheet.picture_grid(rows, captions, lines=3, title="each turn edits the result of the turn before").save(path)
+    contact_sheet.picture_grid(rows, captions, lines=3, title="each turn edits the result of the previous turn").save(path)
 
 
 def main() -> None:
     """See above."""
-    parser = command.argument_parser(__doc__, f"{QUICK_TURNS} turns of {2 * QUICK_PICTURES} pictures")
+    parser = command.argument_parser(__doc__, f"{QUICK_TURNS} turns of {2 * QUICK_PICTURES} images")
     command.add_editor(parser)
     args = parser.parse_args()
     turns = QUICK_TURNS if args.quick else TURNS
@@ -196,7 +196,7 @@ def main() -> None:
     tenth = min(10, turns) - 1
     draw_chart(systems, command.result_path(__file__, args.quick, ".png"))
     kept = scripts[0].judge(0, pictures["ours"][0])
-    row = int(np.argmax(kept))  # the first picture of which the first edit is right
+    row = int(np.argmax(kept))  # the first image whose first edit is correct
     draw_turns(scripts[0], pictures, row, command.result_path(__file__, args.quick, "_turns.png"))
     figures = {
         "turns": turns,

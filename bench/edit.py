@@ -1,16 +1,16 @@
-"""How fast are edits beside diffusers' published pipeline, and are they as good?
+"""How do speed and quality of edits compare with diffusers' published pipeline?
 
 `uv run python bench/edit.py [--quick]` writes `bench/results/edit.json`; its last line is the same JSON. Both sides run the
 same network, the toy world's base editor (or `--editor FOLDER`), in the same number format, from the same noise.
 
-- `published`: `StableDiffusionInstructPix2PixPipeline` of diffusers, three evaluations a step, twelve steps;
+- `published`: `StableDiffusionInstructPix2PixPipeline` of diffusers, three evaluations per step, twelve steps;
 - `equal`: our sampling with the same settings, without what the pipeline lacks (threshold, change mask, rescaled guidance);
-- `default`: the settings with which an editor is evaluated (`params.yaml`), which have four steps and no guidance;
+- `default`: the evaluation settings of `params.yaml`: four steps, no guidance;
 - `published_few`: the published pipeline with as many steps and no guidance.
 
-Sides take turns, round by round, with 1 and with 8 pictures; figures are medians. `max_abs_difference` is between `published` and
-`equal`, of values in [0, 1]. `seam_default` is the step in [0, 1] that local edits add at the border of what they change, and
-`seam_exact` that of the renderer's own results, whose objects have edges. `success` is that of the toy world's judge, the true
+Sides alternate, round by round, with 1 and with 8 images; results are medians. `max_abs_difference` is between `published` and
+`equal`, for values in [0, 1]. `seam_default` is the mean increase in edge contrast, in [0, 1], at the border of local edits, and
+`seam_exact` that of the renderer's results, whose objects have edges. `success` is by the toy world's judge, with the true
 task given.
 """
 
@@ -36,12 +36,12 @@ from toyworld.edits.exact_edits import build_edits
 
 TASKS = ("local", "texture", "background", "remove", "add", "detect", "segment", "sketch")
 EDITS, QUICK_EDITS = 24, 2
-"""Of each task, for success."""
+"""Edits per task, for success."""
 ROUNDS, QUICK_ROUNDS = 7, 2
 PLAIN = {"change_threshold": 0.0, "preserve": 0.0, "composite": 0, "guidance_rescale": 0.0, "steps": 12}
-"""What the published pipeline lacks, switched off, and the steps that it was given so far."""
+"""Settings of `equal`: features that the published pipeline lacks are off, and its number of steps."""
 GUIDED = {"image_guidance_scale": 1.6, "guidance_scale": 2.0}
-"""What it was given so far, too; `published_few` has none."""
+"""Guidance of `published`; `published_few` has none."""
 
 Edit = Callable[[Tensor, list[str], str, list[int]], Tensor]
 """Images [B, 3, H, W] in [-1, 1], instructions, task, seeds -> edited images."""
@@ -68,7 +68,7 @@ def make_sides(sampler: EditSampler, settings: EditSettings) -> dict[str, Edit]:
 
 
 def time_sides(sides: dict[str, Edit], images: Tensor, texts: list[str], task: str, rounds: int) -> dict[str, float]:
-    """Edits per second of each side: the median over rounds, after one that is not counted."""
+    """Edits per second of each side: the median over rounds, after a warm-up round."""
     seeds = list(range(len(texts)))
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds + 1):
@@ -93,7 +93,7 @@ def measure_success(sides: dict[str, Edit], n: int) -> dict[str, dict[str, float
 
 
 def measure_seams(edit: Edit, n: int) -> dict[str, float]:
-    """The step at the border of what local edits changed (`compositing.seam`), and that of the exact results."""
+    """`compositing.seam` of local edits, and of the exact results."""
     seams: dict[str, list[float]] = {"default": [], "exact": []}
     for task in ("local", "texture", "remove", "add"):
         edits = build_edits(task, "held_out", 3000, n)
@@ -105,7 +105,7 @@ def measure_seams(edit: Edit, n: int) -> dict[str, float]:
 
 def main() -> None:
     """See above."""
-    parser = command.argument_parser(__doc__, f"{QUICK_EDITS} edits a task, {QUICK_ROUNDS} rounds")
+    parser = command.argument_parser(__doc__, f"{QUICK_EDITS} edits per task, {QUICK_ROUNDS} rounds")
     command.add_editor(parser)
     args = parser.parse_args()
     sampler = sampling.load(args.editor, Runtime.choose("auto", "float32"))

@@ -1,9 +1,9 @@
-"""What are the generated pairs worth? The editor trained on them, beside the same editor trained on exact pairs.
+"""How good are the generated pairs? Compare an editor trained on them with one trained on exact pairs.
 
 `uv run python bench/exact_pairs.py [--quick]` writes `bench/results/exact_pairs.json`; its last line is the same JSON.
 It needs `data/dataset` and `models/editor`, the editor that was trained on the generated pairs.
 
-Exact pairs come from the renderer: as many of each task as the filters kept. Both editors are evaluated on the same
+Exact pairs come from the renderer: equally many per task as the filters kept. Both editors are evaluated on the same
 held-out edits, with the true task given. `ratio` is the overall edit success with generated pairs over that with exact
 pairs.
 """
@@ -26,11 +26,11 @@ from toyworld.edits import exact_dataset
 QUICK_TASKS, QUICK_PAIRS, QUICK_EDITS, QUICK_STEPS = 3, 2, 1, 2
 """With `--quick`: tasks, pairs per task, edits per task, and steps of training and of editing."""
 SYSTEM = "true_task"
-"""The evaluated system: the editor with the true task, so that the task predictor plays no part."""
+"""The evaluated system: the editor with the true task, to exclude the task predictor."""
 
 
 def create_workspace(root: Path, params_file: Path, editor: Path | None = None) -> Path:
-    """A workspace with the same params and models of the toy world, and this editor. It has no inverted tasks."""
+    """A workspace with the same params and toy models, and this editor, without inverted tasks."""
     (root / "models" / "inversion").mkdir(parents=True, exist_ok=True)
     links = {root / "params.yaml": params_file, root / "toyworld": CODE_ROOT / "toyworld"}
     if editor is not None:
@@ -42,7 +42,7 @@ def create_workspace(root: Path, params_file: Path, editor: Path | None = None) 
 
 
 def train_on_exact_pairs(workspace: Path, counts: Mapping[str, int], quick: bool) -> None:
-    """Write so many exact pairs of each task and train the editor on them, with the settings of `params.yaml`."""
+    """Write `counts` exact pairs per task and train the editor on them, with the settings of `params.yaml`."""
     counts = {task: min(n, QUICK_PAIRS) if quick else n for task, n in counts.items()}
     exact_dataset.write_dataset(workspace, counts)
     params = config.load(train.TrainParams, "train", workspace / "params.yaml")
@@ -66,7 +66,7 @@ def edit_success(workspace: Path, tasks: tuple[str, ...], quick: bool) -> dict[s
 def main() -> None:
     """Train on exact pairs, evaluate both editors, write, print."""
     parser = command.argument_parser(
-        __doc__, quick="few tasks, pairs, steps and edits: it proves that the script runs, and measures nothing"
+        __doc__, quick="few tasks, pairs, steps and edits: a smoke test without meaningful measurements"
     )
     command.add_workspace(parser)
     args = parser.parse_args()

@@ -1,16 +1,16 @@
-"""Do the filters of the stage `dataset` keep the right pairs? Measured on generated pairs, against the oracle.
+"""Do the filters of the stage `dataset` keep the correct pairs? Measured on generated pairs, against the oracle.
 
 `uv run python bench/filters.py [--quick]` writes `bench/results/filters.json`; its last line is the same JSON. It needs
 `data/pairs`.
 
-`kept`, `precision` and `recall` are those of all filters together, over all pairs. `best_candidate` is measured after
-the best candidate of each instruction was chosen; its recall counts instructions that have a right candidate. Each task
-also has the figures of each filter alone, and how often the oracle found which fault, in all pairs and in those that
-pass. `oracle_accepts` tests the oracle itself: its rate of acceptance for exact pairs that went through the base
-model's autoencoder, and for the same pairs with a wrong target.
+`kept`, `precision` and `recall` are for all filters together, over all pairs. `best_candidate` is measured after selecting the
+best candidate of each instruction; its recall counts instructions that have a correct candidate. For each task there are also
+results of each filter alone, and counts of the oracle's faults, in all pairs and in those that pass. `oracle_accepts` tests the
+oracle: its acceptance rate for exact pairs that went through the base model's autoencoder, and for the same pairs with a wrong
+target.
 
-`--search 0.95` instead searches thresholds that reach this precision on one half of the captions, prints their figures
-on both halves and writes nothing. Where the recall would fall below `--min-recall`, the precision is lowered in steps
+`--search 0.95` instead searches thresholds that reach this precision on one half of the captions, prints the results
+on both halves and writes nothing. If the recall would fall below `--min-recall`, the precision is lowered in steps
 of 0.01.
 """
 
@@ -49,7 +49,7 @@ from toyworld.oracle.pair_judge import PairVerdict
 
 QUICK_INSTRUCTIONS = 64
 ORACLE_EDITS, QUICK_ORACLE_EDITS = 40, 2
-"""Exact pairs per task on which the oracle itself is tested."""
+"""Exact pairs per task for the test of the oracle."""
 MASK_SIZE_PX = 5
 """The mask of an exact pair: its changed pixels, dilated by a square of this size. Backgrounds are not dilated."""
 BOTH: tuple[Edge, ...] = ("min", "max")
@@ -57,7 +57,7 @@ EDGES: dict[str, tuple[Edge, ...]] = {
     "clip_source": ("min",),
     "clip_target": ("min",),
     "clip_direction": ("min",),
-    "clip_image": BOTH,  # something must change, and not everything
+    "clip_image": BOTH,  # something must change, but not everything
     "dino": BOTH,
     "depth_l1": BOTH,
     "l1_inside": ("min",),
@@ -68,7 +68,7 @@ EDGES: dict[str, tuple[Edge, ...]] = {
     "found_source": ("min",),
     "left_inside": ("max",),
 }
-"""The bounds that are meaningful for each score. Only these are searched."""
+"""Meaningful bounds of each score; only these are searched."""
 MARKED_EDGES = EDGES | {"present_source": ("min",)}
 """The same for detect and segment, whose target still shows the object."""
 
@@ -115,7 +115,7 @@ def measure_filters(pairs: Sequence[Pair], verdicts: Sequence[PairVerdict], para
 
 
 def best_candidate_quality(kept: np.ndarray, right: np.ndarray, instructions: np.ndarray) -> dict[str, float | None]:
-    """Precision of the kept pairs, and the share of instructions with a right candidate for which one is kept."""
+    """Precision of the kept pairs, and the share of instructions with a correct candidate for which one is kept."""
     possible, reached = set(instructions[right].tolist()), set(instructions[kept & right].tolist())
     precision = selection_quality(kept, right).precision
     return {
@@ -146,9 +146,9 @@ def oracle_acceptance(tasks: Sequence[str], n: int, workspace: Path) -> dict[str
 
 
 def exact_and_wrong_pairs(task: str, n: int, base_model: TextToImageModel) -> tuple[list[Pair], list[Pair]]:
-    """n edits with known results as generated pairs would show them, and the same with the result of another edit.
+    """n edits with reference results in the form of generated pairs, and the same with the result of another edit.
 
-    Generated pictures went through the autoencoder, except where a pair would have an annotated one.
+    Images go through the autoencoder, except annotated ones.
     """
     edits = build_edits(task, "held_out", 0, n)
 
@@ -187,7 +187,7 @@ def sample_instructions(pairs: Sequence[Pair], n: int) -> list[Pair]:
 def search_thresholds(
     pairs: Sequence[Pair], verdicts: Sequence[PairVerdict], precision: float, min_recall: float
 ) -> dict[str, Any]:
-    """Per task: bounds that are chosen on one half of the captions, and their figures on both halves."""
+    """Per task: bounds chosen on one half of the captions, and their results on both halves."""
     figures: dict[str, Any] = {}
     for task in sorted({pair.task for pair in pairs}):
         rows = [row for row, pair in enumerate(pairs) if pair.task == task]
@@ -223,7 +223,7 @@ def main() -> None:
     """Measure, or search thresholds; print."""
     args = parse_arguments()
     command.require_outputs(args.workspace, dataset.IN)
-    torch.set_num_threads(1)  # the oracle's work is not torch's; waiting threads would disturb it
+    torch.set_num_threads(1)  # the oracle does not use torch; idle threads would slow it down
     pairs = list(read_folder(args.workspace / dataset.IN, Pair))
     pairs = sample_instructions(pairs, QUICK_INSTRUCTIONS) if args.quick else pairs
     verdicts = pair_judge.judge(pairs)
@@ -234,7 +234,7 @@ def main() -> None:
         print(json.dumps(figures))
         return
     params = config.load(DatasetParams, "dataset", args.workspace / "params.yaml")
-    params = params.model_copy(update={"reassignment": None})  # it reads instructions; the oracle reads pictures
+    params = params.model_copy(update={"reassignment": None})  # it reads instructions; the oracle reads images
     figures = measure_filters(pairs, verdicts, params)
     tasks = sorted({pair.task for pair in pairs})
     n_edits = QUICK_ORACLE_EDITS if args.quick else ORACLE_EDITS

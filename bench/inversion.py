@@ -1,13 +1,13 @@
-"""How many examples does a new task need? Task inversion beside what one would do instead.
+"""How many examples does a new task need? Task inversion compared with alternatives.
 
 `uv run python bench/inversion.py [--quick]` writes `bench/results/inversion.json` and `inversion.png`; its last line is the same
-JSON. A result is kept as soon as it is there: the same command goes on where it was stopped. The editor is the toy world's base
-editor, which never saw the tasks. All methods get the same examples; success is the toy world's judge on 32 other edits.
+JSON. Results are stored as they finish, and the same command resumes. The editor is the toy world's base
+editor, which was not trained on the tasks. All methods get the same examples; success is the toy world's judge on 32 other edits.
 
-- `zero_shot`: the editor's own task with the lowest loss on the examples, nothing is learned;
-- `embedding`: the task embedding alone, as in Emu Edit (arXiv 2311.10089);
-- `adapter`: the embedding and an adapter of rank 8 (ours, what `emuedit learn` does);
-- `expert`: an adapter of rank 64, eight times as large: whether the task is in reach;
+- `zero_shot`: the editor's task with the lowest loss on the examples, without training;
+- `embedding`: only the task embedding, as in Emu Edit (arXiv 2311.10089);
+- `adapter`: the embedding and an adapter of rank 8 (ours, as in `emuedit learn`);
+- `expert`: an adapter of rank 64, eight times as large: tests whether the task can be learned at all;
 - `textual_inversion`: one new token of the text encoder, with the rates of diffusers' textual_inversion.py.
 """
 
@@ -46,11 +46,11 @@ METHODS: dict[str, dict[str, Any]] = {
 STEPS, QUICK_STEPS = 300, 2
 EDITS, QUICK_EDITS = 32, 4
 HELD_OUT = 8
-"""Examples that decide when to stop; they count as examples of none of the methods' sizes."""
+"""Examples for early stopping, in addition to a method's training examples."""
 
 
 def run(folder: Path, task: str, method: str, n: int, seed: int, quick: bool) -> tuple[dict[str, Any], np.ndarray]:
-    """Learn a task from n examples by a method: the figures, and the outputs, uint8 [32, H, W, 3]."""
+    """Learn a task from n examples by a method: (results, outputs); outputs are uint8 [32, H, W, 3]."""
     editor = sampling.load(folder, Runtime.choose("auto", "float32"))
     params = config.read_yaml(command.ROOT / config.PARAMS_FILE)
     weights = LossWeights.model_validate_json(json.dumps(params["inversion"]["loss_weights"]))
@@ -81,7 +81,7 @@ def run(folder: Path, task: str, method: str, n: int, seed: int, quick: bool) ->
 
 
 def plan(quick: bool) -> list[tuple[str, str, int, int]]:
-    """(task, method, examples, seed), what matters most first."""
+    """(task, method, examples, seed), most important first."""
     if quick:
         return [("contour", method, 1, 0) for method in METHODS]
     main = [(task, "adapter", 30, 0) for task in TASKS] + [(task, "zero_shot", 30, 0) for task in TASKS]
@@ -93,7 +93,7 @@ def plan(quick: bool) -> list[tuple[str, str, int, int]]:
 
 
 def draw_chart(results: list[dict[str, Any]], path: Path) -> None:
-    """Success by the number of examples, one panel a task, one line a method; the mean over seeds."""
+    """Success by the number of examples, one panel per task, one line per method; the mean over seeds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 3))
@@ -114,13 +114,13 @@ def draw_chart(results: list[dict[str, Any]], path: Path) -> None:
 
 
 def mean_success(results: list[dict[str, Any]], task: str, method: str, n: int) -> float | None:
-    """The mean over the seeds that ran; None where none did."""
+    """The mean over the finished seeds; None if there are none."""
     values = [row["success"] for row in results if (row["task"], row["method"], row["examples"]) == (task, method, n)]
     return float(np.mean(values)) if values else None
 
 
 def write(results: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """The result file and the chart, from all results so far."""
+    """Write the result file and the chart from all results so far."""
     draw_chart(results, command.result_path(__file__, args.quick, ".png"))
     thirty = {task: {method: mean_success(results, task, method, 30) for method in METHODS} for task in TASKS}
     figures = {"success_at_30_examples": thirty, "results": results}
@@ -131,7 +131,7 @@ def main() -> None:
     """See above."""
     parser = command.argument_parser(__doc__, f"{QUICK_STEPS} steps of each method on one example of one task")
     command.add_editor(parser)
-    parser.add_argument("--most", type=int, default=10**6, metavar="N", help="end after the first N of the plan")
+    parser.add_argument("--most", type=int, default=10**6, metavar="N", help="stop after the first N entries of the plan")
     args = parser.parse_args()
     file = command.result_path(__file__, args.quick)
     results = json.loads(file.read_text(encoding="utf-8"))["results"] if file.is_file() and not args.quick else []

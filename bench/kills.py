@@ -1,12 +1,12 @@
-"""Does every stage that is killed at any moment end with the same outputs, bit for bit, when its command is repeated?
+"""Does each stage, killed at a random time and repeated, end with bit-identical outputs?
 
 `uv run python bench/kills.py [--quick]` writes `bench/results/kills.json`; its last line is the same JSON. Linux only. Trainings
 with two processes are in `bench/kills_train.py`.
 
-The stages of `dvc.yaml` run once, undisturbed, on a few captions. Then, for each kill, one of them runs anew on the same inputs:
-at a moment that is drawn from a seed, from the start of the command to its end, its process gets SIGKILL, and the command is
-repeated until it succeeds. `identical` counts the runs of `kills` whose files equal those of the undisturbed run, all but those
-with times in them (`VOLATILE`). A run that ended before its moment came is made again, with moments up to its end.
+The stages of `dvc.yaml` run once, undisturbed, on a few captions. Then, for each kill, one of them runs again on the same inputs:
+at a seeded random time between start and end of the command, its process gets SIGKILL, and the command is repeated until it
+succeeds. `identical` counts the runs of `kills` whose files equal those of the undisturbed run, except files that contain
+times (`VOLATILE`). A run that ended before its kill time is repeated, with earlier times.
 """
 
 import json
@@ -42,23 +42,23 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "inversion": {"steps": 3, "n_examples": 4, "n_held_out": 2, "batch_size": 2, "eval_every_steps": 3},
     "evaluation": {"n_edits": 2, "settings": {"steps": 2}, "sheet_columns": 2},
 }  # fmt: skip
-"""As small as each stage can be."""
+"""The smallest possible job of each stage."""
 VOLATILE = ("stats.jsonl", "validation.html")
-"""Files with times of the run."""
+"""Files that contain times of the run."""
 KILLS, QUICK_STAGES = 100, ("captions", "instructions")
 
 
 @dataclass(frozen=True)
 class KilledRun:
-    """What became of one kill."""
+    """The result of one kill."""
 
     stage: str
     moment_s: float
-    """Since the start of the command."""
+    """Seconds since the start of the command."""
     share: float
-    """Of the duration of the undisturbed run."""
+    """Fraction of the duration of the undisturbed run."""
     n_left: int
-    """Processes that were still there `killing.ENDING_S` after the kill."""
+    """Processes still alive `killing.ENDING_S` after the kill."""
     repeats: int
     identical: bool
 
@@ -70,7 +70,7 @@ def read_outputs() -> dict[str, Path]:
 
 
 def prepare(root: Path) -> Path:
-    """A workspace with params in which no stage ran yet."""
+    """A workspace with params in which no stage has run."""
     params = yaml.safe_load((command.ROOT / "params.yaml").read_text(encoding="utf-8"))
     for name, value in params["world"].items():
         if isinstance(value, str) and (command.ROOT / value).exists() and not value.endswith(".py"):
@@ -83,23 +83,23 @@ def prepare(root: Path) -> Path:
 
 
 def published_files(folder: Path) -> dict[str, Any]:
-    """What a stage published, by name: hashes of its files, and the summary without the hashes of volatile ones."""
+    """Published files of a stage, by name: hashes, and the summary without the hashes of volatile files."""
     summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     summary["shards"] = {name: digest for name, digest in summary["shards"].items() if Path(name).name not in VOLATILE}
     return {**killing.file_hashes(folder, ignored=(*VOLATILE, SUMMARY_FILE)), SUMMARY_FILE: summary}
 
 
 def _ignore_scratch(folder: str, names: list[str]) -> list[str]:
-    """What a killed run must not find: the scratch of the undisturbed one, but for the note that the params are in order."""
+    """Files to hide from a killed run: scratch of the undisturbed run, except the record of the params check."""
     return [name for name in names if name != "params-check"] if Path(folder).name == "scratch" else []
 
 
 def kill_once(
     inputs: Path, root: Path, stage: str, moment_s: float, seconds: float, out: Path, expected: dict[str, Any]
 ) -> KilledRun | None:
-    """One run with a kill, repeated to its end; None where the command ended before the moment came.
+    """A run with a kill, repeated until it finishes; None if the command ended before the kill time.
 
-    seconds: of the undisturbed run.
+    seconds: duration of the undisturbed run.
     """
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(inputs, root, ignore=_ignore_scratch)

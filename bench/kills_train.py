@@ -1,13 +1,12 @@
-"""Does a training that is killed at any moment end with the same weights, bit for bit, when its command is repeated?
+"""Does a training, killed at a random time and repeated, end with bit-identical weights?
 
 `uv run python bench/kills_train.py [--quick]` writes `bench/results/kills_train.json`; its last line is the same JSON.
 
-The toy base model is trained on a few exact pairs by the command of the stage `train`, once undisturbed with one process and
-once with two. Then the same training runs anew for each kill: at a moment that is drawn from a seed, from the start of the
-command to its end, a process gets SIGKILL, and the command is repeated until it succeeds. Where training processes run, a random
-one of them is killed, else the command itself. `identical` counts the runs of `kills` whose files of weights equal those of the
-undisturbed run with as many processes. A run that ended before its moment came is made again, with moments up to its end.
-Linux only.
+The toy base model is trained on a few exact pairs by the command of the stage `train`, once undisturbed with one process and once
+with two. Then, for each kill, the same training runs again: at a seeded random time between start and end of the command, a
+process gets SIGKILL, and the command is repeated until it succeeds. If training processes are running, a random one of them is
+killed, else the command itself. `identical` counts the runs of `kills` whose weight files equal those of the undisturbed run with
+as many processes. A run that ended before its kill time is repeated, with earlier times. Linux only.
 """
 
 import random
@@ -40,23 +39,23 @@ PAIRS = {"local": 8, "remove": 8}
 
 @dataclass(frozen=True)
 class KilledRun:
-    """What became of one kill."""
+    """The result of one kill."""
 
     processes: int
     moment_s: float
-    """Since the start of the command."""
+    """Seconds since the start of the command."""
     phase: str
-    """What the command was doing: starting, encoding, training, saving or publishing."""
+    """Phase of the command: starting, encoding, training, saving or publishing."""
     victim: str
     """`command`, or the rank of a training process."""
     n_left: int
-    """Processes that were still there `killing.ENDING_S` after the kill."""
+    """Processes still alive `killing.ENDING_S` after the kill."""
     repeats: int
     identical: bool
 
 
 def prepare(root: Path, pairs: Path, processes: int, quick: bool) -> Path:
-    """A workspace with the pairs of a folder and params, in which nothing was trained yet."""
+    """A workspace with the pairs of a folder and params, without a training."""
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(pairs, root)
     params = yaml.safe_load((command.ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -67,17 +66,17 @@ def prepare(root: Path, pairs: Path, processes: int, quick: bool) -> Path:
 
 
 def weight_hashes(root: Path) -> dict[str, str]:
-    """SHA-256 of every file of weights that was published."""
+    """SHA-256 of every published weight file."""
     return killing.file_hashes(root / train.OUT, "*.safetensors")
 
 
 def training_processes(session: int) -> list[int]:
-    """Those that `run_distributed` started, by rank."""
+    """The processes started by `run_distributed`, by rank."""
     return [process for process, words in killing.session_processes(session).items() if "--multiprocessing-fork" in words]
 
 
 def phase_of(root: Path) -> str:
-    """What a training is doing, from the files it has written."""
+    """The phase of a training, determined from its files."""
     scratch = root / "scratch"
     if (root / train.OUT).exists():
         return "publishing"
@@ -89,7 +88,7 @@ def phase_of(root: Path) -> str:
 
 
 def kill_once(root: Path, processes: int, moment_s: float, chance: random.Random, expected: dict[str, str]) -> KilledRun | None:
-    """One run with a kill, repeated to its end; None where the command ended before the moment came."""
+    """A run with a kill, repeated until it finishes; None if the command ended before the kill time."""
     running = killing.start(root, STAGE)
     try:
         running.wait(moment_s)
@@ -105,7 +104,7 @@ def kill_once(root: Path, processes: int, moment_s: float, chance: random.Random
 
 
 def measure(folder: Path, processes: int, kills: int, quick: bool) -> dict[str, Any]:
-    """The undisturbed run, and all kills of trainings with so many processes."""
+    """The undisturbed run, and all kills of trainings with this number of processes."""
     root = prepare(folder / "undisturbed", folder / "pairs", processes, quick)
     began = time.monotonic()
     if not killing.finish(root, STAGE):
@@ -116,7 +115,7 @@ def measure(folder: Path, processes: int, kills: int, quick: bool) -> dict[str, 
     n_missed, duration_s = 0, seconds
     progress = tqdm(total=kills, desc=f"kills of {processes} processes", unit="kill")
     while len(runs) < kills:
-        moment_s = duration_s * (len(runs) + chance.random()) / kills  # one in each of as many equal parts of the duration
+        moment_s = duration_s * (len(runs) + chance.random()) / kills  # stratified over the duration
         root = prepare(folder / "killed", folder / "pairs", processes, quick)
         began = time.monotonic()
         run = kill_once(root, processes, moment_s, chance, expected)

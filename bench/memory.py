@@ -1,11 +1,11 @@
-"""How much memory does training need, with Stable Diffusion 1.5 and XL, and is the estimate right?
+"""How much memory does training need, with Stable Diffusion 1.5 and XL, and is the estimate accurate?
 
 `uv run python bench/memory.py [--quick]` writes `bench/results/memory.json`; its last line is the same JSON.
 
-`table` is estimated for one GPU, bfloat16 autocast, AdamW and EMA in float32: GiB for one sample at a time, and for each further
-sample. `on_cpu` compares the passes of a narrow U-Net with what PyTorch's profiler sees allocated; there is no GPU in it.
-`on_gpu`, where there is one, compares whole training steps of the real sizes, weights random, with PyTorch's peak of allocated
-memory. `ratio` is the estimate over the measured peak. `context_gib` is what the process takes outside of PyTorch's allocator.
+`table` is estimated for one GPU, bfloat16 autocast, AdamW and EMA in float32: GiB for one sample per pass, and for each further
+sample. `on_cpu` compares the passes of a narrow U-Net with the allocations seen by PyTorch's profiler; it needs no GPU.
+`on_gpu`, if there is one, compares whole training steps of the real sizes, with random weights, with PyTorch's peak of allocated
+memory. `ratio` is the estimate divided by the measured peak. `context_gib` is the process's memory outside PyTorch's allocator.
 """
 
 import gc
@@ -42,7 +42,7 @@ GPU_STEPS = 3
 
 
 def plan_for(size_px: int, micro_batch: int, variant: str) -> MemoryPlan:
-    """A plan for pictures of size_px x size_px."""
+    """A plan for images of size_px x size_px."""
     side = size_px // real_unets.FACTOR
     return MemoryPlan(latent=(4, side, side), n_tokens=N_TOKENS, micro_batch=micro_batch, **VARIANTS[variant])
 
@@ -78,7 +78,7 @@ def to_markdown(table: dict[str, Any], sizes_px: tuple[int, ...]) -> str:
 
 
 def measure_on_cpu() -> dict[str, Any]:
-    """The passes of a U-Net of Stable Diffusion 1.5's shape, a tenth as wide, in float32: estimate and profiler."""
+    """Passes of a U-Net with Stable Diffusion 1.5's architecture, a tenth as wide, in float32: estimate and profiler."""
     torch.set_num_threads(1)
     narrow = {"block_out_channels": (32, 64, 128, 128), "cross_attention_dim": 64}
     net = real_unets.build_editor("sd15", "cpu", **narrow).train().requires_grad_(True)
@@ -105,14 +105,14 @@ def run_passes(net: EditorUNet, plan: MemoryPlan) -> Tensor:
 
 
 def peak_of_profile(profiler: profile) -> int:
-    """The most bytes that were allocated at once, of what was allocated while the profiler ran."""
+    """Peak of the bytes allocated while the profiler ran."""
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
     return max(itertools.accumulate(changes))
 
 
 def compare(estimated: int, measured: int) -> dict[str, float]:
-    """Both in GiB, and their ratio."""
+    """Both values in GiB, and their ratio."""
     return {
         "estimated_gib": round(estimated / GIB, 3),
         "measured_gib": round(measured / GIB, 3),
@@ -136,7 +136,7 @@ def measure_on_gpu(cases: list[tuple[str, int, int]]) -> dict[str, Any]:
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        step()  # kernels are chosen
+        step()  # warm-up: kernels are selected
         torch.cuda.synchronize()
         start = time.perf_counter()
         for _ in range(GPU_STEPS):
@@ -160,7 +160,7 @@ def measure_on_gpu(cases: list[tuple[str, int, int]]) -> dict[str, Any]:
 
 
 def prepare_step(net: EditorUNet, plan: MemoryPlan) -> Callable[[], None]:
-    """A training step as the stage `train` makes it: autocast, clipped gradients, fused AdamW, EMA."""
+    """A training step like in the stage `train`: autocast, clipped gradients, fused AdamW, EMA."""
     net.float().train().requires_grad_(True)
     if plan.lora is not None:
         lora.add_adapters(net.unet, plan.lora, torch.bfloat16)

@@ -1,16 +1,15 @@
-"""What does a right pair cost with soft masks, Prompt-to-Prompt and InstructPix2Pix's recipe, in CPU seconds?
+"""CPU seconds per correct pair with soft masks, Prompt-to-Prompt and InstructPix2Pix's recipe.
 
 `uv run python bench/pairs.py [--quick]` writes `bench/results/pairs.json` and the figures `docs/images/pairs_*.png`;
 its last line is the same JSON. It needs `data/instructions`.
 
-All methods share base model, steps, number format, batch size, instructions, filters and oracle, in one process with
-one thread, and take turns block by block. Their seconds are those of generation, of locating masks where the method
-needs them, and of scoring for the filters (CLIP for all candidates, the detector for those that pass it). A pair is
-right when it passes the filters of `params.yaml`, is the best of its instruction by CLIP direction, and the oracle
-finds in both pictures what the instruction asks for. The recipe grid has six recipes per task (two for backgrounds), as
-one would try before anything is known: all of them are generated, or those that a bandit chooses, which learns from
-block to block. Guidance scales of the other methods are given for Stable Diffusion, where 7.5 is usual, and are scaled
-to `pairs.guidance_scale`.
+All methods share base model, steps, number format, batch size, instructions, filters and oracle, in one process with one thread,
+and alternate block by block. Their seconds include generation, locating masks if the method needs them, and scoring for the
+filters (CLIP for all candidates, the detector for those that pass it). A pair is correct if it passes the filters of
+`params.yaml`, is the best of its instruction by CLIP direction, and the oracle confirms the instructed change in both images. The
+recipe grid has six recipes per task (two for backgrounds), as one would try without prior knowledge: either all are generated, or
+those chosen by a bandit that learns from block to block. Guidance scales of the other methods are given for Stable Diffusion,
+where 7.5 is usual, and are scaled to `pairs.guidance_scale`.
 """
 
 import argparse
@@ -39,26 +38,26 @@ from emuedit.synthesis.shard_maker import IN
 
 TASKS = ("local", "remove", "add", "texture", "background")
 BLOCK = 48
-"""Instructions that a method works on before it is the next method's turn."""
+"""Instructions per block, after which the next method runs."""
 INSTRUCTIONS, QUICK_INSTRUCTIONS = 2 * BLOCK, 2
 QUICK_STEPS = 3
 """Denoising steps with `--quick`."""
 IMAGES = command.ROOT / "docs" / "images"
 INSTRUCT_PIX2PIX = "instruct_pix2pix"
 CANDIDATES_AND_KEPT = ((1, 1), (2, 1), (2, 2), (4, 4))
-"""InstructPix2Pix's recipe is also measured with so many candidates per instruction, of which so many are kept."""
+"""(candidates per instruction, kept candidates) for further measurements of InstructPix2Pix's recipe."""
 RATIOS = {
-    "ratio_vs_instruct_pix2pix": "instruct_pix2pix",  # with the number of candidates that is best for it
+    "ratio_vs_instruct_pix2pix": "instruct_pix2pix",  # with its best number of candidates
     "ratio_vs_prompt_to_prompt": "prompt_to_prompt",  # with or without LocalBlend
     "ratio_vs_no_mask": "no_mask",
     "ratio_vs_hard_mask": "hard_mask",
     "ratio_vs_no_sharing": "soft_mask_without_sharing",
 }
-"""Soft masks against the best of the methods whose names start so, in right pairs per CPU second."""
+"""Soft masks compared with the best method with this name prefix, in correct pairs per CPU second."""
 
 
 def choose_instructions(workspace: Path, n: int) -> list[Instruction]:
-    """About n instructions: all of some source captions, so that as many share a source as in the data."""
+    """About n instructions: all of some source captions, so that sources are shared as in the data."""
     groups: dict[str, list[Instruction]] = defaultdict(list)
     for instruction in read_folder(workspace / IN, Instruction):
         if instruction.task in TASKS:
@@ -74,11 +73,11 @@ def choose_instructions(workspace: Path, n: int) -> list[Instruction]:
 def measure(
     instructions: Sequence[Instruction], setup: Setup, scorer: CandidateScorer
 ) -> tuple[dict[str, list[ScoredCandidate]], Stopwatch]:
-    """The scored candidates of every method, and the time that they took."""
+    """The scored candidates of every method, and their time."""
     stopwatch, candidates = Stopwatch(), defaultdict[str, list[ScoredCandidate]](list)
     names = list(METHODS)
     for number, start in enumerate(tqdm(range(0, len(instructions), BLOCK), desc="pairs", unit="block", disable=None)):
-        first = number % len(names)  # another method is the first in each block
+        first = number % len(names)  # rotate the first method
         for name in names[first:] + names[:first]:
             method = METHODS[name]
             pairs = method.generate(name, instructions[start : start + BLOCK], setup, stopwatch)
@@ -91,14 +90,14 @@ def measure(
 
 
 def warm_up(instructions: Sequence[Instruction], setup: Setup, scorer: CandidateScorer) -> None:
-    """Run every method once, so that loading of models and filling of caches is not counted."""
+    """Run every method once, to exclude model loading and cache filling from the measurement."""
     first = [instruction for instruction in instructions if instruction.task == "local"][:1] or instructions[:1]
     for name, method in METHODS.items():
         scorer.score(name, 0, method.generate(name, first, setup, Stopwatch()), Stopwatch())
 
 
 def split_rounds(name: str, pairs: Sequence[GeneratedPair]) -> list[tuple[int, Sequence[GeneratedPair]]]:
-    """Candidates that are scored together: those of one round where they are generated round by round, else all."""
+    """Candidates that are scored together: per round if the method generates in rounds, else all."""
     method = METHODS[name]
     if not isinstance(method, InstructPix2PixMethod):
         return [(0, pairs)]
@@ -106,7 +105,7 @@ def split_rounds(name: str, pairs: Sequence[GeneratedPair]) -> list[tuple[int, S
 
 
 def keep_best(candidates: Iterable[ScoredCandidate], n: int) -> list[ScoredCandidate]:
-    """Of each instruction, the n candidates that pass with the highest CLIP direction."""
+    """For each instruction, the n passing candidates with the highest CLIP direction."""
     groups: dict[str, list[ScoredCandidate]] = defaultdict(list)
     for candidate in candidates:
         if candidate.passed:
@@ -155,7 +154,7 @@ def summarise_method(
 def summarise(
     candidates: Mapping[str, Sequence[ScoredCandidate]], instructions: Sequence[Instruction], stopwatch: Stopwatch
 ) -> dict[str, Any]:
-    """The table of all methods, and ratios of soft masks to the best of each kind."""
+    """The table of all methods, and ratios of soft masks to the best method of each kind."""
     table = {name: summarise_method(name, scored, instructions, stopwatch) for name, scored in candidates.items()}
     for n, keep in CANDIDATES_AND_KEPT:
         table[f"{INSTRUCT_PIX2PIX}_{n}_candidates_keep_{keep}"] = summarise_method(
@@ -165,7 +164,7 @@ def summarise(
     for key, prefix in RATIOS.items():
         best_rate = max(row["right_per_cpu_s"] for name, row in table.items() if name.startswith(prefix))
         figures[key] = ratio(table["soft_mask"]["right_per_cpu_s"], best_rate)
-    for n in (1, 2):  # the bandit against all candidates of the same grid
+    for n in (1, 2):  # the bandit compared with all candidates of the same grid
         for key in ("right_per_cpu_s", "yield"):
             bandit, everything = table[f"recipe_grid_bandit_{n}"][key], table["recipe_grid_all"][key]
             figures[f"bandit_{n}_{key}_vs_all"] = ratio(bandit, everything)
@@ -173,15 +172,13 @@ def summarise(
 
 
 def ratio(numerator: float, denominator: float) -> float | None:
-    """The ratio with two digits; None where the denominator is 0."""
+    """The ratio with two digits; None if the denominator is 0."""
     return round(numerator / denominator, 2) if denominator else None
 
 
 def parse_arguments() -> argparse.Namespace:
     """The options of the command line."""
-    parser = command.argument_parser(
-        __doc__, quick="few instructions and steps: it proves that the script runs, and measures nothing"
-    )
+    parser = command.argument_parser(__doc__, quick="few instructions and steps: a smoke test without meaningful measurements")
     command.add_workspace(parser)
     parser.add_argument("--instructions", type=int, metavar="N", help=f"about N instructions; default: {INSTRUCTIONS}")
     return parser.parse_args()

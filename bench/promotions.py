@@ -1,12 +1,13 @@
-"""Do fifty promotions at the same moment leave one champion and the right previous one, also when processes are killed?
+"""Do fifty concurrent promotions leave one champion and the correct previous one, even if processes are killed?
 
 `uv run python bench/promotions.py [--quick]` writes `bench/results/promotions.json`; its last line is the same JSON.
 
-Several processes promote versions of one registry (SQLite) at once: by `alias_moves.move_champion`, and as scripts do it, which
-read the alias `champion`, then set `previous` and `champion`. `promotions` counts those that succeeded, and `chain_breaks` those
-that did not start from the version that the one before had made champion: each is a champion that was lost without a trace. In
-the last part every second process is killed at a random moment; `repaired` counts the moves that the next command finished, and
-`is_consistent` says whether aliases and history then agree. `seconds_per_promotion` is the time of all divided by their number.
+Several processes concurrently promote versions of one registry (SQLite): with `alias_moves.move_champion`, and like a simple
+script, which reads the alias `champion`, then sets `previous` and `champion`. `promotions` counts successful promotions, and
+`chain_breaks` those that did not start from the champion set by the previous one: each is a champion that was lost without a
+record. In the last part every second process is killed at a random time; `repaired` counts the moves that the next command
+finished, and `is_consistent` says whether aliases and history then agree. `seconds_per_promotion` is the total time divided by
+their number.
 """
 
 import itertools
@@ -57,7 +58,7 @@ with ThreadPoolExecutor(len(numbers)) as pool:
 
 @contextmanager
 def new_registry(n_versions: int) -> Iterator[Path]:
-    """An MLflow database with that many versions of the model, named by MLFLOW_TRACKING_URI."""
+    """An MLflow database with `n_versions` versions of the model; sets MLFLOW_TRACKING_URI."""
     from emuedit.tracking import registry, runs
 
     folder = Path(tempfile.mkdtemp(prefix="emuedit-promotions-"))
@@ -71,7 +72,7 @@ def new_registry(n_versions: int) -> Iterator[Path]:
 
 
 def start_workers(method: str, n_versions: int, n_processes: int) -> list["subprocess.Popen[str]"]:
-    """Processes that promote all versions, as close to the same moment as they can."""
+    """Processes that promote all versions as simultaneously as possible."""
     groups = [list(range(1, n_versions + 1))[index::n_processes] for index in range(n_processes)]
     start = time.time() + 4 + 2 * n_processes  # each imports MLflow first
     arguments = [[sys.executable, "-c", WORKER, method, str(start), json.dumps(group)] for group in groups]
@@ -79,12 +80,12 @@ def start_workers(method: str, n_versions: int, n_processes: int) -> list["subpr
 
 
 def count_chain_breaks(moves: list[tuple[int | None, int]]) -> int:
-    """How many promotions did not start from a version of their own: in a chain every `before` occurs once."""
+    """Number of promotions with a repeated `before`; in a chain every `before` occurs once."""
     return len(moves) - len({before for before, _ in moves})
 
 
 def measure(method: str, n_versions: int, n_processes: int) -> dict[str, Any]:
-    """All promotions at once, by one method."""
+    """All promotions concurrently, with one method."""
     from emuedit.tracking import alias_moves
 
     with new_registry(n_versions):

@@ -1,8 +1,8 @@
-"""How long does it take to filter a million pairs again after a threshold changed? No picture is opened.
+"""How long does it take to refilter a million pairs after a threshold changed? Images are not decoded.
 
 `uv run python bench/refilter.py [--quick]` writes `bench/results/refilter.json`; its last line is the same JSON.
-Seconds are CPU seconds of one thread. For comparison, the same rules are applied in a loop over records, which is what
-one would write first; the benchmark fails when the two disagree.
+Seconds are CPU seconds of one thread. For comparison, the same rules are applied in a simple loop over records;
+the benchmark fails if the two disagree.
 """
 
 import statistics
@@ -24,11 +24,11 @@ CANDIDATES = 4
 UNDEFINED_SHARE = 0.1
 """Share of the scores that are undefined."""
 LOOP_SHARE = 20
-"""The loop filters one pair in so many; its time is scaled up."""
+"""The loop filters one in this many pairs; its time is scaled up."""
 
 
 def random_pairs(n: int, params: DatasetParams) -> pa.Table:
-    """A table of n pairs with random scores in [0, 1) of every name that the filters and the ranking use."""
+    """A table of n pairs with random scores in [0, 1) for all scores that the filters and the ranking use."""
     random = np.random.default_rng(0)
     scores = sorted({*filters.scores_used(params.filters), params.rank_by, selection.PROBABILITY})
     instruction = np.arange(n) // CANDIDATES
@@ -45,7 +45,7 @@ def random_pairs(n: int, params: DatasetParams) -> pa.Table:
 
 def filter_in_a_loop(table: pa.Table, params: DatasetParams) -> list[bool]:
     """Which pairs `filter_pairs` keeps, computed record by record."""
-    candidates: dict[str, list[tuple[float, int]]] = {}  # instruction -> (negative rank score, row) of those that pass
+    candidates: dict[str, list[tuple[float, int]]] = {}  # instruction -> (negative rank score, row) of passing pairs
     reject = params.reassignment.reject if params.reassignment else 0.0
     for row, pair in enumerate(table.to_pylist()):
         probability = pair[SCORE_PREFIX + selection.PROBABILITY]

@@ -1,7 +1,7 @@
-"""How fast is the toy world? Scenes per second on one core, beside drawing the same scenes with Pillow.
+"""How fast is the toy world? Scenes per second on one core, compared with drawing the same scenes with Pillow.
 
 `uv run python bench/rendering.py [--quick]` writes `bench/results/rendering.json`; its last line is the same JSON. The
-version with Pillow is what one would write first: the background tile and one antialiased (4x) outline per object, one
+version with Pillow is a simple implementation: the background tile and one antialiased (4x) outline per object, one
 scene at a time. It does less: no shading, no weather or style, no ground truth.
 """
 
@@ -21,7 +21,7 @@ OVERSAMPLING = 4
 
 
 def draw_with_pillow(scenes: Scenes) -> list[np.ndarray]:
-    """Pictures uint8 [64, 64, 3] of the scenes' backgrounds, with a circle or square in place of every object."""
+    """Images uint8 [64, 64, 3] of the scenes' backgrounds, with a circle or square for every object."""
     tiles = [Image.fromarray((tile * 255).astype(np.uint8)) for tile in backgrounds.background_tiles()]
     assert len(tiles) == len(BACKGROUNDS)
     pictures = []

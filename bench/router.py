@@ -1,17 +1,17 @@
-"""Does the task predictor understand wordings that it was not trained on? Beside what one would use instead.
+"""How accurate is the task predictor for wordings that it was not trained on, compared with baselines?
 
-`uv run python bench/router.py [--quick]` writes `bench/results/router.json`; its last line is the same JSON. It makes
-captions, instructions of all sixteen tasks and a task predictor with the stages of the pipeline, in a folder of its own.
+`uv run python bench/router.py [--quick]` writes `bench/results/router.json`; its last line is the same JSON. It generates
+captions, instructions of all sixteen tasks and a task predictor with the stages of the pipeline, in a separate folder.
 
 `held_out_templates`: instructions of templates that the training data do not use. `other_people`: the list
-`bench/wordings/other_people.yaml`, which no template makes. `two_tasks`: instructions that fit two tasks ("make it
-darker"); the share that gets both as readings. `clear_but_ambiguous`: the share of the others that gets two readings.
+`bench/wordings/other_people.yaml`, which no template generates. `two_tasks`: instructions that fit two tasks ("make it
+darker"); the share for which both are readings. `clear_but_ambiguous`: the share of the others with two readings.
 `non_instructions`: the texts `test` of `emuedit/editor/non_instructions.yaml`; the share that is
-refused, per kind too. `pipeline` has the figures of the stage itself, which come from cross-fitting.
+refused, also per kind. `pipeline` has the results of the stage itself, from cross-fitting.
 
 The other systems are trained on the same instructions and texts to refuse. `tf_idf_words` and `tf_idf_letters`:
 logistic regression on TF-IDF of words and of letters. `nearest_neighbour`: the most similar instruction by the toy
-CLIP's text embedding. `keywords`: regular expressions that one would write in ten minutes.
+CLIP's text embedding. `keywords`: simple regular expressions.
 """
 
 import argparse
@@ -49,7 +49,7 @@ PER_TASK, QUICK_PER_TASK = 200, 20
 """Instructions per task; the default run has about 200."""
 QUICK_EPOCHS = 1
 N_HELD_OUT, QUICK_HELD_OUT = 600, 60
-"""Captions from which held-out instructions are written, at most `PER_TASK` of a task."""
+"""Number of captions for held-out instructions, with at most `PER_TASK` instructions per task."""
 FROM_MAP_SHARE = 0.3
 """Share of the instructions of the map tasks that go from the map to the image."""
 REFERENCES = ("star", "red circle", "heart", "blue square")
@@ -58,7 +58,7 @@ OTHER_PEOPLE = command.ROOT / "bench" / "wordings" / "other_people.yaml"
 
 
 def train_predictor(workspace: Path, quick: bool) -> tuple[TaskPredictor, list[LabelledText], float]:
-    """Run the stages captions, instructions and router there; the predictor, its instructions, and its seconds."""
+    """Run the stages captions, instructions and router; returns the predictor, its instructions, and the seconds."""
     (workspace / "toyworld").symlink_to(command.ROOT / "toyworld")
     (workspace / config.PARAMS_FILE).write_text((command.ROOT / config.PARAMS_FILE).read_text())
     file = workspace / config.PARAMS_FILE
@@ -76,7 +76,7 @@ def train_predictor(workspace: Path, quick: bool) -> tuple[TaskPredictor, list[L
 
 
 def held_out_instructions(n_captions: int, per_task: int) -> list[LabelledText]:
-    """Instructions of held-out templates that fit one task, for captions of held-out scenes, each text once."""
+    """Instructions of held-out templates that fit one task, for captions of held-out scenes, deduplicated."""
     table = TemplateTable(template_table("held_out").by_case, shared={})
     counts: Counter[str] = Counter()
     texts: set[LabelledText] = set()
@@ -96,7 +96,7 @@ def held_out_instructions(n_captions: int, per_task: int) -> list[LabelledText]:
 
 
 def predictor_guesses(predictor: TaskPredictor) -> Callable[[Sequence[str]], list[Guess]]:
-    """The task predictor as the other systems are called."""
+    """The task predictor with the call signature of the other systems."""
     return lambda texts: [Guess(p.task, p.probability, p.refused) for p in predictor.predict(texts)]
 
 
@@ -131,7 +131,7 @@ def measure_system(
 
 
 def ambiguity(predictor: TaskPredictor, split: TemplateSplit) -> dict[str, Any]:
-    """How often an instruction that fits two tasks is given both of them as readings, and at least the likelier one of them."""
+    """How often an instruction that fits two tasks gets both as readings, and at least one as the most probable."""
     owners: dict[str, set[str]] = {}
     for (task, _), templates in template_table(split).shared.items():
         for template in templates:

@@ -1,12 +1,12 @@
-"""How many pairs per second do base models of real shapes make, and in how much memory? Random weights, soft masks.
+"""Pairs per second and memory of base models with real architectures. Random weights, soft masks.
 
 `uv run python bench/sizes.py [--quick]` writes `bench/results/sizes.json`; its last line is the same JSON.
 
 On a GPU the networks have the sizes of Stable Diffusion 1.5 and XL and run in bfloat16 at 512 px. On a CPU they are a
 tenth as wide, at 64 px, with few steps, in one thread, in float32 or bfloat16, whichever is faster there.
 `shared_sources` samples each source once for all its candidates, `separate_sources` once for every candidate, and
-`no_mask` shares sources, but nothing constrains the candidates (M = 1). The pictures are noise; what is measured is the
-cost of the same code at these sizes. Peak memory is that of the GPU, or on a CPU that of the process so far.
+`no_mask` shares sources, but the candidates are unconstrained (M = 1). The images are noise; the benchmark measures the cost of
+the same code at these sizes. Peak memory is of the GPU, or on a CPU of the process so far.
 """
 
 import logging
@@ -36,14 +36,14 @@ GUIDANCE_SCALE = 3.0
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is."""
+    """Sizes of a benchmark run."""
 
     width: int  # channels of the U-Net's first level
     px: int
     steps: int
     captions: int
     candidates: int  # of each caption
-    rounds: int  # that are timed; the median counts
+    rounds: int  # timed rounds; the median is used
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def random_text_encoder(tokenizer: Any, width: int, n_layers: int, n_heads: int,
 
 
 def letter_tokenizer() -> Any:
-    """CLIP's tokenizer with one token per letter, so that nothing is downloaded."""
+    """CLIP's tokenizer with one token per letter, to avoid a download."""
     alphabet = sorted(ByteLevel.alphabet())
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
@@ -142,7 +142,7 @@ def scaled_width(channels: int, scale: Scale) -> int:
 
 
 def build_variants(scale: Scale, mode: Mode) -> list[Variant]:
-    """All candidates: another word in the caption, inside of a soft disc in the middle."""
+    """All candidates: another word in the caption, inside a soft disc in the centre."""
     y, x = torch.meshgrid(torch.arange(scale.px), torch.arange(scale.px), indexing="ij")
     P = ((y - scale.px / 2) ** 2 + (x - scale.px / 2) ** 2 < (scale.px / 4) ** 2).float()[None]
     M, self_fraction, blend_to = torch.ones_like(P), 0.0, 0.0
@@ -172,7 +172,7 @@ def time_round(sampler: Sampler, scale: Scale, mode: Mode) -> float:
 
 
 def measure(architecture: str, scale: Scale, runtime: Runtime) -> dict[str, Any]:
-    """Pairs per second in every mode, the modes in turn; and the peak memory."""
+    """Pairs per second in every mode, measured alternately, and the peak memory."""
     torch.manual_seed(0)
     base_model = random_base_model(architecture, scale, runtime.device, runtime.torch_dtype)
     sampler = Sampler(base_model, scale.steps, runtime.torch_dtype)
@@ -180,7 +180,7 @@ def measure(architecture: str, scale: Scale, runtime: Runtime) -> dict[str, Any]
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     seconds: dict[str, list[float]] = {name: [] for name in MODES}
-    for _ in range(1 + scale.rounds):  # the first one warms up
+    for _ in range(1 + scale.rounds):  # the first one is a warm-up
         for name, mode in MODES.items():
             seconds[name].append(time_round(sampler, scale, mode))
     median = {name: statistics.median(times[1:]) for name, times in seconds.items()}
@@ -199,7 +199,7 @@ def main() -> None:
     parser = command.argument_parser(__doc__, quick="few steps and candidates, one round")
     args = parser.parse_args()
     logging.getLogger("diffusers").setLevel(logging.ERROR)
-    torch.set_num_threads(1)  # two threads wait for each other at every small operator
+    torch.set_num_threads(1)  # two threads would synchronise at every small operator
     runtime = Runtime.choose()
     scale = GPU_SCALE if runtime.device == "cuda" else CPU_SCALE
     if args.quick:

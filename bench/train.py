@@ -1,13 +1,14 @@
-"""Samples per second and peak memory of the stage `train`, beside diffusers' `train_instruct_pix2pix.py` as it was published.
+"""Samples per second and peak memory of the stage `train`, compared with diffusers' `train_instruct_pix2pix.py`.
 
 `uv run python bench/train.py --published FILE [--shapes A,B] [--quick]` writes `bench/results/train.json`; its last line is the
 same JSON. FILE is the script, which is not part of this repository:
 
     https://raw.githubusercontent.com/huggingface/diffusers/main/examples/instruct_pix2pix/train_instruct_pix2pix.py
 
-Both train the same U-Net on the same pictures, with the same resolution, batch and number format, AdamW and EMA, one after the
-other in processes of their own. The published script encodes pictures and texts in every step; the stage encodes them once,
-and `encoding_s` says how long that took for 64 pairs. `samples_per_second_ratio` and `peak_memory_ratio` are ours over theirs.
+Both train the same U-Net on the same images, with the same resolution, batch and number format, AdamW and EMA, in sequence,
+in separate processes. The published script encodes images and texts in every step; the stage encodes them once,
+and `encoding_s` says how long that took for 64 pairs. `samples_per_second_ratio` and `peak_memory_ratio` are ours divided by
+theirs.
 """
 
 import json
@@ -32,7 +33,7 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
         "ours, LoRA": {"gradient_checkpointing": True, "lora": {"rank": 64}},
     },
 }
-"""The settings that are measured; `ours` gives the ratio of speed, `ours, small` that of memory."""
+"""Measured settings; `ours` is used for the speed ratio, `ours, small` for the memory ratio."""
 THEIRS: dict[str, dict[str, tuple[str, ...]]] = {
     "cpu": {"published": ()},
     "cuda": {"published": ()},
@@ -40,7 +41,7 @@ THEIRS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def run(module: str, out: Path, *arguments: str) -> dict[str, Any]:
-    """Run a module of the harness in a process of its own and read what it wrote. A failure is a figure too."""
+    """Run a module of the harness in a separate process and read its results. A failure is a result too."""
     process = subprocess.run(
         [sys.executable, "-m", f"harness.{module}", *arguments], cwd=command.ROOT, capture_output=True, text=True, check=False,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(command.ROOT / "bench"), str(command.ROOT), *_python_path()])},
@@ -82,7 +83,7 @@ def measure(name: str, published: Path, folder: Path, dtype: str, steps: int, wa
 
 
 def ratios(rows: dict[str, Any]) -> dict[str, float | None]:
-    """Ours over the published script, in speed and in memory."""
+    """Ratio of ours to the published script, in speed and in memory."""
 
     def ratio(system: str, key: str) -> float | None:
         value, published = rows[system].get(key), rows["published"].get(key)
@@ -96,13 +97,13 @@ def ratios(rows: dict[str, Any]) -> dict[str, float | None]:
 
 def main() -> None:
     """Measure, write, print."""
-    parser = command.argument_parser(__doc__, quick="few steps of the toy shape: it proves that the script runs")
+    parser = command.argument_parser(__doc__, quick="few steps of the toy shape: a smoke test")
     parser.add_argument("--published", type=Path, required=True, metavar="FILE", help="diffusers' train_instruct_pix2pix.py")
     parser.add_argument("--shapes", metavar="A,B", help=f"out of {', '.join(SHAPES)}; default: those for this machine")
     parser.add_argument("--steps", type=int, help="steps of each system")
     args = parser.parse_args()
     if not args.published.is_file():
-        sys.exit(f"want diffusers' train_instruct_pix2pix.py, got {args.published}, which is no file; see the docstring")
+        sys.exit(f"want diffusers' train_instruct_pix2pix.py, got {args.published}, which is not a file; see the docstring")
     has_gpu = torch.cuda.is_available()
     names = args.shapes.split(",") if args.shapes else list(GPU_SHAPES if has_gpu else CPU_SHAPES)[: 1 if args.quick else None]
     steps, warm_up = (args.steps or (8 if args.quick else 40)), 4 if args.quick else 12

@@ -1,4 +1,4 @@
-"""An open, complete Emu Edit: it generates its own edit pairs, trains one editor on them, measures it and registers it.
+"""An open, complete Emu Edit: generates edit pairs, trains one editor on them, evaluates and registers it.
 
 from emuedit import Editor
 
@@ -33,7 +33,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """A public class, imported when it is first used: importing `emuedit` itself takes milliseconds."""
+    """Import a public class on first use, so that importing `emuedit` takes milliseconds."""
     if name not in _MODULES:
         raise AttributeError(f"module 'emuedit' has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)

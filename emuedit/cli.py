@@ -1,4 +1,4 @@
-"""The command `emuedit`: edits, datasets, the registry, the data remote, the servers. Each group of commands is a module."""
+"""The command `emuedit`: edits, datasets, registry, data remote, servers. Each group of commands is defined in its own module."""
 
 import argparse
 import io
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Exit status: 0 done, 1 failed or not healthy, 2 for input that is refused, 130 after ctrl-c."""
+    """Run one command. Exit status: 0 done, 1 failed or not healthy, 2 invalid input, 130 after ctrl-c."""
     set_env_defaults(QUIET_ENV | service_errors.SERVICE_ENV)
     keep_compiled_modules()
     words = sys.argv[1:] if arguments is None else list(arguments)
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, service_errors.ServiceError) as error:
         print(f"emuedit: {error}", file=sys.stderr)
         return 2
-    except Exception as error:  # only those of MLflow, which has a server that may end at any time, and of the disk
+    except Exception as error:  # handle only errors of MLflow, whose server may stop at any time, and of the disk
         if service_errors.is_of_mlflow(error):
             print(f"emuedit: {service_errors.describe(error)}", file=sys.stderr)
         elif isinstance(error, OSError) and error.filename is not None:
@@ -49,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def console_main() -> NoReturn:
-    """The command `emuedit`: `main`, and the exit of its process."""
+    """The command `emuedit`: run `main` and exit."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text, or none that the terminal can show
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may contain bytes that the terminal cannot show
     leave(main())
 
 
@@ -67,7 +67,7 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _task_origin(task: str | None, router: Path | None) -> "tuple[str, AssignTasks | None]":
-    """How imported pairs get their tasks: in words, and as a function; no function when the dataset has tasks of its own.
+    """How imported pairs get their tasks: a description and a function; None when the dataset itself names the tasks.
 
     Raises ValueError for a task that no editor is trained on.
     """
@@ -84,7 +84,7 @@ def _task_origin(task: str | None, router: Path | None) -> "tuple[str, AssignTas
 
         predictor = task_predictor.load(str(router), Runtime.choose(dtype="float32").device)
         return f"by router {read_summary(router).key}", lambda texts: [found.task for found in predictor.predict(texts)]
-    return "the dataset alone", None
+    return "the dataset itself", None
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -94,14 +94,14 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="emuedit", description="An open Emu Edit: edit pictures by instruction.")
+    parser = argparse.ArgumentParser(prog="emuedit", description="An open Emu Edit: edit images by instruction.")
     commands = parser.add_subparsers(required=True, metavar="command")
     init_command.add_commands(commands)
     edit_commands.add_commands(commands)
     task_commands.add_commands(commands)
     learn_command.add_commands(commands)
     _add_import(commands.add_parser("import", help="convert a public dataset to pairs", allow_abbrev=False))
-    export = commands.add_parser("export", help="write the kept pairs as a dataset for others", allow_abbrev=False)
+    export = commands.add_parser("export", help="write the kept pairs as a dataset to share", allow_abbrev=False)
     export.set_defaults(run=_export)
     export.add_argument("out", type=Path, help="new folder for the kept pairs of data/pairs")
     benchmark_command.add_commands(commands)
@@ -118,10 +118,12 @@ def _add_import(command: argparse.ArgumentParser) -> None:
     command.add_argument("format", help=f"format of the dataset: {', '.join(FORMAT_NAMES)}")
     command.add_argument("folder", type=Path, help="folder with the dataset's Parquet files, at any depth")
     command.add_argument("out", type=Path, help="new folder for the pairs")
-    only = "which of the files, such as 'train-*.parquet'; default: all"
+    only = "glob of the files to read, such as 'train-*.parquet'; default: all"
     command.add_argument("--files", default="*.parquet", metavar="PATTERN", help=only)
     tasks = command.add_mutually_exclusive_group()
-    tasks.add_argument("--task", help="the task of every pair")
-    tasks.add_argument("--router", type=Path, metavar="FOLDER", help="task predictor that finds each task, such as models/router")
-    sizes = "side in pixels to which pictures are cropped and scaled, such as that of train.resolution; default: unchanged"
+    tasks.add_argument("--task", help="task of all pairs")
+    tasks.add_argument(
+        "--router", type=Path, metavar="FOLDER", help="task predictor that assigns the tasks, such as models/router"
+    )
+    sizes = "crop and scale images to this side in pixels, such as the value of train.resolution; default: unchanged"
     command.add_argument("--size", type=int, metavar="PX", help=sizes)

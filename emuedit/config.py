@@ -1,4 +1,4 @@
-"""Strict configuration: each stage owns a frozen params model, and `params.yaml` holds what people change.
+"""Strict configuration: each stage owns a frozen params model, and `params.yaml` has the settings that people change.
 
 Defaults live in the models. Unknown keys, missing keys and wrong types are errors that list the known keys.
 """
@@ -22,20 +22,20 @@ PARAMS_FILE = "params.yaml"
 
 
 class ParamsError(ValueError):
-    """Raised when a parameter file does not hold what a stage needs."""
+    """Raised for missing, unknown or invalid parameters."""
 
 
 class Params(BaseModel):
-    """Base of every params model: unknown keys are refused and nothing is converted.
+    """Base class of all params models: unknown keys are errors, and values are not converted.
 
-    Two exceptions: an integer where a float is wanted, and a list where a tuple is wanted.
+    Two exceptions: an integer is accepted for a float, and a list for a tuple.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     @classmethod
     def complete(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What a section of a parameter file stands for, such as the settings of a preset that it names; here, itself."""
+        """Expand a section of a parameter file, e.g. by the settings of the preset that it names. Default: unchanged."""
         return values
 
 
@@ -43,38 +43,38 @@ class World(Params):
     """A caption source and a set of models. Each model is a file or folder relative to the root, or a hub id."""
 
     name: str
-    """What the world is called in reports."""
+    """Name of the world in reports."""
     captions: str
     """Caption source: a file (.txt, .csv, .jsonl, .parquet), a dataset folder, a .yaml file that names a hub dataset
     (`caption_sources.HubDataset`), or a .py file with `captions(split, start, n) -> list[str]`."""
     base_model: str
     """Text-to-image diffusers pipeline (Stable Diffusion 1.x, 2.x or XL)."""
     base_editor: str | None = None
-    """An editor that trainings may start from (`train.start`): folder, hub id or `models:/...`; null: there is none."""
+    """Editor to start training from (`train.start`): folder, hub id or `models:/...`; null: none."""
     detector: str
     """Zero-shot object detector."""
     segmenter: str
     """Segment Anything checkpoint."""
     clip: str
-    """open_clip model that scores pictures against text."""
+    """open_clip model that scores images against text."""
     dino: str
-    """DINO vision transformer that scores pictures against pictures."""
+    """DINO vision transformer that scores images against images."""
     depth: str
     """Monocular depth estimator."""
     llm: str
     """Chat model that writes instructions: hub id or folder, `https://host/v1#model`, or `module:factory`."""
     t5: str
-    """T5 that the task predictor is fine-tuned from."""
+    """T5 to fine-tune as the task predictor."""
     annotators: str
-    """A .py file with `annotate(task, images, words, boxes_px, masks)`, which draws the targets of the vision tasks."""
+    """A .py file with `annotate(task, images, words, boxes_px, masks)`, which produces the targets of the vision tasks."""
     benchmark: str
-    """Edits with a judge: a folder of pictures (`metrics.photo_benchmark`), or a .py file with `edits(task, split, start, n)`."""
+    """Edits with a judge: a folder of images (`metrics.photo_benchmark`), or a .py file with `edits(task, split, start, n)`."""
 
 
 if TYPE_CHECKING:
     _SafeLoader = yaml.SafeLoader
 else:
-    _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML was built with it, is eight times as fast
+    _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, if available, is eight times as fast
 
 
 class _Loader(_SafeLoader):
@@ -97,7 +97,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.012345
 def load(model: type[P], section: str, path: str | Path = PARAMS_FILE) -> P:
     """Read one section of a parameter file into `model`.
 
-    A field named `world` is filled from the file's own `world:` section, so that a world is written down once.
+    A field named `world` is filled from the file's section `world:`, so that the world is defined once.
     Raises ParamsError, naming file, section and key, for a missing file or section and for unknown, missing or wrong keys.
     """
     path = Path(path)
@@ -109,7 +109,7 @@ def load(model: type[P], section: str, path: str | Path = PARAMS_FILE) -> P:
     try:
         return model.model_validate_json(json.dumps(model.complete(values)))  # through JSON: strict, yet lists become tuples
     except TypeError as error:
-        raise ParamsError(f"{where}: want numbers, text, true/false, lists and mappings only; got: {error}") from error
+        raise ParamsError(f"{where}: want only numbers, text, true/false, lists and mappings; got: {error}") from error
     except ValidationError as error:
         lines = "\n".join("  " + _explain(model, section, details) for details in error.errors())
         raise ParamsError(f"{where}:\n{lines}") from error
@@ -125,13 +125,13 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def has_conflict_marks(path: Path) -> bool:
-    """Whether a file is there and has the marks that git leaves where two branches changed the same lines."""
+    """Whether a file exists and contains git's merge conflict markers."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     return any(line.startswith(("<<<<<<< ", ">>>>>>> ")) for line in lines)
 
 
 def _explain_yaml(path: Path, error: yaml.YAMLError) -> yaml.YAMLError:
-    """The error of PyYAML's own parser, which shows the line, in place of libyaml's."""
+    """Parse again with PyYAML's Python parser, whose error shows the line; libyaml's does not."""
     try:
         yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as explained:
@@ -140,13 +140,13 @@ def _explain_yaml(path: Path, error: yaml.YAMLError) -> yaml.YAMLError:
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
-    """The mapping of sections in a YAML file. Raises ParamsError when there is none."""
+    """The mapping of sections in a YAML file. Raises ParamsError for a missing or invalid file."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a SafeLoader
     except FileNotFoundError as error:
         raise ParamsError(f"want a parameter file, got none at {path.resolve()}; run from the root of the project") from error
     except yaml.YAMLError as error:
-        hint = "; it has the marks of a merge conflict" if has_conflict_marks(path) else ""
+        hint = "; it contains merge conflict markers" if has_conflict_marks(path) else ""
         raise ParamsError(f"{path} is not valid YAML: {_explain_yaml(path, error)}{hint}") from error
     except ParamsError as error:
         raise ParamsError(f"{path}: {error}") from error
@@ -158,7 +158,7 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
 def resolve_path(reference: str, root: str | Path = ".") -> str:
     """Absolute path of a model that exists under `root`; a hub id (`org/name`), a URL or `module:name` is returned as it is.
 
-    Raises ParamsError for what is plainly a path (absolute, with a leading dot or two slashes) and does not exist.
+    Raises ParamsError for a missing path: absolute, with a leading dot, or with two slashes.
     """
     path = Path(root, reference)
     if path.exists():
@@ -174,9 +174,9 @@ def resolve_path(reference: str, root: str | Path = ".") -> str:
 
 
 def import_function(reference: str, name: str) -> Callable[..., Any]:
-    """The function `name` of a Python file that is named relative to the root; the file is imported by its dotted name.
+    """The function `name` of a Python file. The path is relative to the root; the file is imported by its dotted name.
 
-    Raises ParamsError for a file outside of the project, one that does not exist, and one without such a function.
+    Raises ParamsError for a file outside the project, a missing file, and a file without this function.
     """
     path = PurePosixPath(reference)
     if path.is_absolute() or ".." in path.parts or path.suffix != ".py":
@@ -203,7 +203,7 @@ def _section(content: Mapping[str, Any], section: str, path: Path) -> dict[str, 
 
 
 def _explain(model: type[BaseModel], section: str, details: Any) -> str:
-    """One pydantic error as a line: the key, what is wrong, and which keys are known at that place."""
+    """Format a pydantic error as one line: the key, the problem, and the keys that are known at this level."""
     *parents, last = details["loc"] or ("",)
     names, fields = _fields_at(model, parents)
     key = ".".join(str(part) for part in details["loc"])
@@ -220,9 +220,9 @@ def _explain(model: type[BaseModel], section: str, details: Any) -> str:
 
 
 def _fields_at(model: type[BaseModel], parents: Sequence[str | int]) -> tuple[tuple[str, ...], dict[str, FieldInfo]]:
-    """Names of the fields on the way from a model to what lies below `parents`, and the fields that are known there.
+    """Field names on the path `parents` from a model, and the fields that are known at its end.
 
-    Of `parents`, only some are fields: others are keys of dicts, positions in lists, and words that choose between models.
+    Not all `parents` are fields: some are dict keys, list positions or tags of unions.
     """
     models, names = [model], []
     for part in map(str, parents):
@@ -235,14 +235,14 @@ def _fields_at(model: type[BaseModel], parents: Sequence[str | int]) -> tuple[tu
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The models that a type mentions, also inside of dicts, tuples and unions."""
+    """All models in a type annotation, including those inside dicts, tuples and unions."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
 def renamed_hint(reference: str) -> str:
-    """`; it is now 'x'` for a file, folder or module that has another name now, or nothing."""
+    """`; it is now 'x'` for a renamed file, folder or module, else an empty string."""
     renamed = new_name(reference)
     return f"; it is now {renamed!r}" if renamed else ""
 

@@ -1,7 +1,7 @@
-"""What to say about a name that is not known: the closest known name, or the name that the thing has now.
+"""Hints for unknown names: the closest known name, or the new name of something renamed.
 
-`RENAMED` lists params, command line options, modules and files that had other names in earlier versions. Nothing accepts an
-old name; errors name the new one.
+`RENAMED` lists params, command line options, modules and files that were renamed. Old names are not accepted; errors give the
+new name.
 """
 
 import difflib
@@ -77,10 +77,10 @@ RENAMED = {
     "emuedit/annotators/photos.py": "emuedit/annotators/photo_annotators.py",
     "emuedit/agents": "emuedit/prompts",
     "emuedit/agents/moderation.txt": "emuedit/prompts/moderation.txt",
-    # modules that people run
+    # modules that are run with `python -m`
     **{f"emuedit.{stage}": f"emuedit.stages.{stage}" for stage in
        ("captions", "instructions", "pairs", "dataset", "router", "train", "inversion", "evaluation")},
-    # modules that people import
+    # modules that are imported
     "emuedit.agents": "emuedit.prompts",
     "emuedit.annotators.classes": "emuedit.annotators.semantic_segmentation",
     "emuedit.annotators.maps": "emuedit.annotators.derived_maps",
@@ -138,22 +138,22 @@ RENAMED = {
 
 
 def closest_match(name: str, candidates: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the candidate most like `name`, or nothing."""
+    """`; did you mean 'x'?` for the candidate most similar to `name`, or an empty string."""
     close = difflib.get_close_matches(name, list(candidates), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def new_name(name: str) -> str | None:
-    """The name that this param, option, file or module has now, if it was renamed."""
+    """The new name of this param, option, file or module, if it was renamed."""
     return RENAMED.get(name)
 
 
 class RenamedOptionError(ValueError):
-    """Raised for a command line option that has another name now."""
+    """Raised for a renamed command line option."""
 
 
 def check_options(arguments: Iterable[str]) -> None:
-    """Raise RenamedOptionError for a command line option of an earlier version; it names the present one."""
+    """Raise RenamedOptionError, which gives the new name, for a command line option of an earlier version."""
     for argument in arguments:
         option = argument.split("=", maxsplit=1)[0]
         if option.startswith("--") and (renamed := RENAMED.get(option)) is not None:
@@ -161,16 +161,16 @@ def check_options(arguments: Iterable[str]) -> None:
 
 
 class RenamedModules(importlib.abc.MetaPathFinder):
-    """The first finder of the import system: turns `python -m emuedit.pairs` into an error that names the module's new place.
+    """The first finder of the import system: turns `python -m emuedit.pairs` into an error with the module's new name.
 
-    It comes first, because the folder of a renamed package may still be there, with nothing but compiled files in it.
+    It must be first, because the folder of a renamed package may still exist and contain only compiled files.
     """
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """None for every name that was not renamed, which lets the import fail as usual."""
+        """None for all other names, so that their import proceeds as usual."""
         del path, target
         if (renamed := RENAMED.get(name)) is not None:
-            # The error names the parent, for Python replaces an error that names the module by one of its own in
-            # `from emuedit import pairs`, and prints a trace of one without a name in `python -m`.
+            # The error names the parent: Python replaces an error that names the module by its own in
+            # `from emuedit import pairs`, and prints a traceback for an error without a name in `python -m`.
             raise ModuleNotFoundError(f"{name} is now {renamed}", name=name.rpartition(".")[0])
         return None

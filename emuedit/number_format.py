@@ -1,7 +1,7 @@
-"""Which number format a CPU computes fast and correctly: a timed probe, remembered per machine.
+"""Choose a fast and correct number format for a CPU by a timed probe, cached per machine.
 
 bfloat16 without AVX-512 or AMX is tens to hundreds of times slower than float32 (pytorch#146508, #183815), and has given wrong
-results for some convolutions (pytorch#163347, #169688). A flag says what an instruction set has, not what it is worth, so the
+results for some convolutions (pytorch#163347, #169688). CPU flags do not show the speed, so the
 probe runs a convolution and a matrix product of the sizes that a small U-Net has, in both formats, and compares.
 """
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MIN_SPEEDUP = 1.1
-"""bfloat16 is taken only where it is this many times as fast as float32. Ours."""
+"""Use bfloat16 only if it is at least this many times as fast as float32. Ours."""
 MAX_ERROR = 0.02
-"""Largest relative error of a result in bfloat16, whose rounding alone costs about 0.004. Ours."""
+"""Largest allowed relative error in bfloat16; its rounding error is about 0.004. Ours."""
 _FORMATS = ("float32", "bfloat16")
 _ROUNDS, _ENOUGH_S = 5, 0.02
 _ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
@@ -29,7 +29,7 @@ _ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What the probe measured. `speedup` is the time of float32 over that of bfloat16, in [0, inf)."""
+    """Result of the probe. `speedup`: time in float32 divided by time in bfloat16, in [0, inf)."""
 
     dtype: str
     speedup: float
@@ -42,13 +42,13 @@ class ProbeResult:
 
 
 def probe() -> ProbeResult:
-    """Measure, or read what was measured on this machine under the same torch, threads and instruction-set limits."""
+    """Measure, or read the cached result for this machine, torch version, thread count and instruction-set limits."""
     cache = _cache_file()
     try:
         result = ProbeResult(**json.loads(cache.read_text()))
         if result.dtype in _FORMATS:
             return result
-    except (OSError, ValueError, TypeError):  # not measured yet, or not what `probe` wrote
+    except (OSError, ValueError, TypeError):  # not measured yet, or not written by `probe`
         pass
     result = measure()
     try:
@@ -56,7 +56,7 @@ def probe() -> ProbeResult:
         partial = cache.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(asdict(result)))
         partial.replace(cache)
-    except OSError:  # a read-only home: measured again next time, in milliseconds
+    except OSError:  # read-only home: measure again next time (milliseconds)
         pass
     return result
 
@@ -81,13 +81,13 @@ def measure() -> ProbeResult:
             errors.append(float((operation(*halves).float() - exact).norm() / exact.norm()))
             seconds["float32"] += _fastest(lambda op=operation, a=left, b=right: op(a, b))  # type: ignore[misc]
             seconds["bfloat16"] += _fastest(lambda op=operation, a=halves[0], b=halves[1]: op(a, b))  # type: ignore[misc]
-    speedup, error = seconds["float32"] / seconds["bfloat16"], float(torch.tensor(errors).max())  # NaN if one of them is
+    speedup, error = seconds["float32"] / seconds["bfloat16"], float(torch.tensor(errors).max())  # NaN if any is NaN
     faster = speedup >= MIN_SPEEDUP and error <= MAX_ERROR  # a comparison with NaN is False
     return ProbeResult("bfloat16" if faster else "float32", round(speedup, 3), round(error, 5))
 
 
 def _fastest(run: Callable[[], object]) -> float:
-    """Seconds of the fastest of a few runs; slow ones are not repeated."""
+    """Seconds of the fastest of a few runs; a slow run is not repeated."""
     times: list[float] = []
     while len(times) < _ROUNDS and sum(times) < _ENOUGH_S:
         start = time.perf_counter()

@@ -1,7 +1,7 @@
-"""One check of all parameters, before anything runs: `retrain`, its dry run and every stage that `dvc repro` starts make it.
+"""Check all parameters before a run: called by `retrain`, its dry run, and each stage that `dvc repro` starts.
 
-Every section is read into the params model of its stage, also of those that run later, and everything that is named must exist.
-The params models lie beside networks, so this imports torch: it is done in another process, and not again for the same files.
+The sections of all stages are validated by their params models, and all files and models that they name must exist. The params
+models import torch, so the check runs in another process, and is skipped for files that passed it before.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ _OPTIONAL = {
     "promotion": ("emuedit.promotion.gate_settings", "GateSettings"),
     "ledger": ("emuedit.operations.yield_ledger", "LedgerSettings"),
 }
-"""Sections that no stage has, and their models."""
+"""Sections that belong to no stage -> their params models."""
 
 
 def check(root: Path) -> None:
-    """Raise ParamsError that lists all that is wrong with the parameters of the pipeline below `root`.
+    """Raise ParamsError that lists all problems in the parameters of the pipeline in `root`.
 
-    Where params and code are those of a check that found the models in order, it takes milliseconds.
+    Takes milliseconds if the same params and code have passed the check before.
     """
     params = config.read_yaml(root / PARAMS_FILE)
     stages = _mapping(config.read_yaml(find_file(PIPELINE_FILE, root)).get("stages"))
@@ -54,7 +54,7 @@ def check(root: Path) -> None:
 
 
 def model_problems(root: Path, sections: list[str]) -> list[str]:
-    """What the params models say of these sections; imports them."""
+    """Problems that the params models find in these sections; imports the models."""
     problems = []
     for section in sections:
         module, name = _OPTIONAL.get(section, (f"emuedit.stages.{section}", f"{section.title()}Params"))
@@ -66,7 +66,7 @@ def model_problems(root: Path, sections: list[str]) -> list[str]:
 
 
 def _sections(stages: Mapping[str, Any]) -> list[str]:
-    """Sections of the stages of this project that the pipeline has, in its order."""
+    """Sections of this project's stages in the pipeline, in its order."""
     names: dict[str, None] = {}
     for stage in stages.values():
         command = str((stage.get("do") or stage).get("cmd", "")) if isinstance(stage, Mapping) else ""
@@ -75,21 +75,21 @@ def _sections(stages: Mapping[str, Any]) -> list[str]:
 
 
 def _name_problems(params: Mapping[str, Any], stages: Mapping[str, Any], sections: list[str]) -> Iterator[str]:
-    """Sections that are missing, and those that nothing reads."""
+    """Missing sections, and sections that no stage reads."""
     missing = [name for name in ((_WORLD, *sections) if sections else ()) if name not in params]
     for name in missing:
         yield f"want section '{name}', got none{closest_match(name, params)}; known: {', '.join(map(str, params))}"
     used = {str(key).split(".")[0] for stage in stages.values() for key in _params_of(stage)}
     readable = {_WORLD, *sections, *_OPTIONAL, *used, *(str(name).split("@")[0] for name in stages)}
     for name in map(str, params):
-        if name not in readable and sections and not name.startswith(("_", "x-")):  # these hold anchors
+        if name not in readable and sections and not name.startswith(("_", "x-")):  # these contain YAML anchors
             renamed = new_name(name)
             hint = f"; it is now {renamed!r}" if renamed else closest_match(name, readable)
             yield f"no stage reads the section '{name}'{hint}; known: {', '.join(sorted(readable))}"
 
 
 def _params_of(stage: Any) -> list[str]:
-    """What a stage lists under `params`."""
+    """The `params` of a stage."""
     listed = _mapping(_mapping(stage).get("do") or stage).get("params") or ()
     return [key if isinstance(key, str) else "" for key in listed]
 
@@ -110,7 +110,7 @@ def _is_known_good(root: Path) -> bool:
 
 
 def _remember(root: Path) -> None:
-    """Note that these files are in order; where that cannot be written, they are checked again."""
+    """Record that these files passed; if that fails, they are checked again next time."""
     with contextlib.suppress(OSError):
         _memory(root).mkdir(parents=True, exist_ok=True)
         for old in _memory(root).iterdir():
@@ -123,7 +123,7 @@ def _memory(root: Path) -> Path:
 
 
 def _key(root: Path) -> str:
-    """Changes with the params, and with the code that reads them."""
+    """Hash of the params and of the code that reads them."""
     digest = hashlib.blake2b((root / PARAMS_FILE).read_bytes(), digest_size=12)
     digest.update(find_file(PIPELINE_FILE, root).read_bytes())
     for file in sorted(_PACKAGE.rglob("*.py")) + sorted(_PACKAGE.rglob("*.yaml")):

@@ -1,8 +1,8 @@
-"""How the processes of this project start and end: their environment, the cores they may use, worker processes, the exit.
+"""Start and end processes: environment, available cores, worker processes, exit.
 
-On a CPU, workers are forked from a server that has imported the heavy libraries while this process was doing other work:
-importing torch and diffusers takes 12 s of a core, and so each worker starts in milliseconds. On a GPU they are spawned, since
-a forked process cannot use a CUDA that its parent has touched.
+On a CPU, workers are forked from a server that imports the heavy libraries while this process does other work. Importing torch
+and diffusers takes 12 s of a core; a forked worker starts in milliseconds. On a GPU, workers are spawned, since a forked process
+cannot use CUDA once its parent has initialised it.
 """
 
 import atexit
@@ -18,28 +18,28 @@ from multiprocessing.connection import wait
 from typing import Literal, NoReturn
 
 QUIET_ENV = {
-    "DIFFUSERS_VERBOSITY": "error",  # notes on configs; what matters is raised
+    "DIFFUSERS_VERBOSITY": "error",  # hides notes on configs; errors are raised anyway
     "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # a bar for each of a dozen small files would hide our own
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # a bar per file would hide ours
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",  # notes on migrations of its database
+    "MLFLOW_LOGGING_LEVEL": "WARNING",  # hides notes on database migrations
 }
 """Environment variables that silence the libraries' own progress bars and notes."""
 
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**31), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
-"""For glibc, read when a process starts: keep freed buffers. Returned to the system after every operator and allocated again,
-they cost a sixth of a step of training on a CPU, and as much of generating pairs."""
+"""Keep freed buffers (glibc, read when a process starts). Returning them to the system after every operator costs a sixth of a
+training step on a CPU, and the same share of pair generation."""
 
 
 def set_env_defaults(defaults: Mapping[str, str] = QUIET_ENV) -> None:
-    """Set environment variables that are not set, before libraries read them. What the user set stays."""
+    """Set environment variables before libraries read them. Variables that the user has set are kept."""
     os.environ.update({name: value for name, value in defaults.items() if name not in os.environ})
 
 
 def keep_compiled_modules() -> None:
-    """Write what is compiled from now on, in this process and in those it starts, whatever PYTHONDONTWRITEBYTECODE says.
+    """Write bytecode files in this process and its children, even if PYTHONDONTWRITEBYTECODE is set.
 
-    Compiling what it imports takes a process up to 23 s, and a retrain has a dozen processes.
+    Compiling all imports takes a process up to 23 s, and a retrain starts a dozen processes.
     """
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
@@ -59,13 +59,13 @@ def visible_gpus() -> list[str]:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process with an exit status, after its exit handlers, but without taking every module apart.
+    """Exit with a status after running the exit handlers, but skip the interpreter's teardown of modules.
 
-    With torch and diffusers imported, that last part of a normal exit takes 2.5 s of a core and changes nothing. Threads that
-    still run are not waited for.
+    With torch and diffusers imported, that teardown takes 2.5 s of a core and has no effect. Threads that still run are not
+    waited for.
     """
     atexit._run_exitfuncs()
-    with contextlib.suppress(BrokenPipeError):  # whoever read our output has ended
+    with contextlib.suppress(BrokenPipeError):  # the reader of our output has ended
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)
@@ -79,9 +79,9 @@ def die_with_parent() -> None:
 
 
 def prepare_workers(device: str, modules: Sequence[str]) -> None:
-    """Begin to import `modules`, and what they import, for workers that this process starts later; returns at once.
+    """Start importing `modules` for workers that this process starts later; returns immediately.
 
-    The first call in a process counts. `device` is where the workers compute: 'cpu', 'cuda', 'cuda:1' or 'mps'.
+    Only the first call in a process has an effect. `device` of the workers: 'cpu', 'cuda', 'cuda:1' or 'mps'.
     """
     set_env_defaults(KEEP_FREED_MEMORY)  # read by new processes
     if start_method(device) == "spawn":
@@ -89,8 +89,8 @@ def prepare_workers(device: str, modules: Sequence[str]) -> None:
     from multiprocessing import forkserver, resource_tracker
 
     forkserver.set_forkserver_preload(list(modules))
-    resource_tracker.ensure_running()  # which the fork server would start, and which unblocks SIGINT
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited: on ctrl-c this process decides
+    resource_tracker.ensure_running()  # otherwise the fork server starts it, which unblocks SIGINT
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited, so that only this process handles ctrl-c
     try:
         forkserver.ensure_running()
     finally:
@@ -98,17 +98,17 @@ def prepare_workers(device: str, modules: Sequence[str]) -> None:
 
 
 def start_method(device: str) -> Literal["forkserver", "spawn"]:
-    """How workers that compute on `device` start; both leave them without this process's threads, whose state is unknown.
+    """Start method of workers that compute on `device`; neither copies this process's threads, whose state is unknown.
 
-    On macOS they are spawned: its system libraries start threads of their own in the server, which a fork does not survive.
+    macOS uses spawn: its system libraries start threads in the server, and a forked child crashes.
     """
     return "forkserver" if device == "cpu" and sys.platform == "linux" else "spawn"
 
 
 def begin_worker(n_threads: int, environment: Mapping[str, str]) -> None:
-    """In a worker process, first: leave ctrl-c to the parent, end when the parent ends, compute with `n_threads` threads.
+    """Set up a worker process: ignore ctrl-c, end when the parent ends, compute with `n_threads` threads.
 
-    `environment`: that of the parent now; the fork server has an earlier one.
+    `environment`: the parent's current one; the fork server has an older one.
     """
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c reaches the whole process group
@@ -120,9 +120,9 @@ def begin_worker(n_threads: int, environment: Mapping[str, str]) -> None:
 
 
 def _end_with_parent() -> None:
-    """Kill this worker when the process that asked for it has ended, whatever ended it.
+    """Kill this worker when the process that requested it ends for any reason.
 
-    `die_with_parent` would tell of the end of the fork server, which lives as long as a worker does.
+    `die_with_parent` would watch the fork server, which lives as long as any worker.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -1,6 +1,6 @@
 """Progress of long work: a bar on a terminal, plain lines in a log file; never silent for more than ten seconds.
 
-A thread of its own reports, so something appears even while one network call takes minutes.
+A separate thread reports, so lines appear even during a network call that takes minutes.
 """
 
 import os
@@ -57,7 +57,7 @@ class Progress:
             self._report()
 
     def advance(self, amount: float = 1, note: str | None = None) -> None:
-        """Count finished work; `note` is shown behind the figures from now on."""
+        """Count finished work; `note` is shown after the counts from now on."""
         with self._lock:
             self._done += amount
             self._note = self._note if note is None else note
@@ -68,7 +68,7 @@ class Progress:
         return (self._end or time.monotonic()) - self._start
 
     def describe(self) -> str:
-        """The present state in one line: counts, share, rate and the time left."""
+        """The current state in one line: counts, share, rate and time left."""
         with self._lock:
             done, note = self._done, self._note
         seconds = self.seconds
@@ -100,7 +100,7 @@ class Progress:
 
 @contextmanager
 def waiting(label: str, stream: TextIO | None = None) -> Iterator[None]:
-    """Say what is being waited for (loading models, opening a server), again every ten seconds, without a count."""
+    """Print the label of a wait (loading models, opening a server), repeated every ten seconds, without a count."""
     with Progress(label, total=0, unit="", stream=stream):
         yield
 

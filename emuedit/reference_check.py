@@ -1,4 +1,4 @@
-"""What `params.yaml` names: models, files, folders, functions, tasks. All that is wrong with them, found without loading any."""
+"""Check the models, files, folders, functions and tasks that `params.yaml` names, without loading them."""
 
 import ast
 import difflib
@@ -17,7 +17,7 @@ from emuedit.tasks import ALL_TASKS, HELD_OUT, UnknownTaskError, get_task
 
 _MODELS = ("base_model", "base_editor", "detector", "segmenter", "clip", "dino", "depth", "t5")
 MODELS_OR_FOLDERS = (*_MODELS, "llm")
-"""Keys of `world` that may name a file or folder, which is then a dep, or a model that is elsewhere, which cannot be one."""
+"""Keys of `world` that name either a local file or folder, which is a dep, or a remote model, which is not."""
 _FUNCTIONS = {"annotators": "annotate", "benchmark": "edits"}
 """Keys of `world` that name a Python file -> the function that it must have."""
 _CAPTION_SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet", ".yaml", ".py")
@@ -25,14 +25,14 @@ _FILES = {
     "instructions": ("prompts", "moderation"),
     "router": ("non_instructions",),
 }
-"""Section -> keys that name a file or folder, which have defaults."""
+"""Section -> keys that name a file or folder and have defaults."""
 _TASK_LISTS = {"instructions": "tasks", "evaluation": "tasks", "train": "task_weights"}
 _READ_MIX = ("dataset", "validation", "train")
 """Stages that read the folders of `dataset.mix`."""
 
 
 def problems(params: Mapping[str, Any], stages: Mapping[str, Any], root: Path) -> Iterator[str]:
-    """Lines such as `world.clip: want ..., got ...`. `stages`: those of `dvc.yaml`. Values of wrong types are not looked at."""
+    """Lines such as `world.clip: want ..., got ...`. `stages`: the stages of `dvc.yaml`. Values of wrong types are skipped."""
     world = _mapping(params, "world")
     if isinstance(reference := world.get("captions"), str):
         yield from _caption_problems(reference, root)
@@ -82,12 +82,12 @@ def _model_problems(reference: str, root: Path) -> Iterator[str]:
     first = Path(reference).parts[0] if Path(reference).parts else ""
     is_path = reference.startswith(("/", ".", "~")) or reference.count("/") > 1 or find_file(first or "-", root).is_dir()
     if is_path or not HUB_ID.fullmatch(reference):
-        names = "'owner/name' or 'owner/name@<whole commit>'"
+        names = "'owner/name' or 'owner/name@<full commit>'"
         yield f"want an existing file or folder, or a hub id {names}, got {reference!r}{_hint(reference, root)}"
 
 
 def _checkpoint_problems(reference: str, root: Path) -> Iterator[str]:
-    """Of the segmenter, which the library segment-anything loads from a file or folder only."""
+    """Problems of the segmenter: segment-anything loads it only from a file or folder."""
     if find_file(reference, root).exists():
         yield from _model_problems(reference, root)
     else:
@@ -95,7 +95,7 @@ def _checkpoint_problems(reference: str, root: Path) -> Iterator[str]:
 
 
 def _concurrency_problems(llm: str, instructions: Mapping[str, Any]) -> Iterator[str]:
-    concurrency = instructions.get("concurrency", 4)  # the default of the stage, which would have to be imported
+    concurrency = instructions.get("concurrency", 4)  # default of the stage, copied here to avoid importing it
     if llm_loading.is_local(llm) and isinstance(concurrency, int) and concurrency > 1:
         yield f"instructions.concurrency: want 1 for a chat model on this machine ({llm}), got {concurrency}"
 
@@ -103,14 +103,14 @@ def _concurrency_problems(llm: str, instructions: Mapping[str, Any]) -> Iterator
 def _llm_problems(reference: str, root: Path) -> Iterator[str]:
     if reference.startswith(("http://", "https://")):
         if not reference.partition("#")[2]:
-            yield f"want the model's name behind '#', such as {reference}#my-model"
+            yield f"want the model's name after '#', such as {reference}#my-model"
         return
     module, colon, function = reference.partition(":")
     if not colon:
         yield from _model_problems(reference, root)
         return
     file = module.replace(".", "/") + ".py"
-    if find_file(file, root).exists():  # another is installed, or not: importing it is the only way to know
+    if find_file(file, root).exists():  # other modules may be installed; only an import would tell
         yield from _function_problems(file, function, root)
     elif find_file(module.split(".")[0], root).is_dir():
         yield f"want an importable 'module:factory', got {reference!r}: no {file}{_hint(file, root) or renamed_hint(reference)}"
@@ -155,11 +155,11 @@ def _task_problems(params: Mapping[str, Any]) -> Iterator[str]:
     learned = inversion.get("task") if inversion.get("enabled", True) else "none: inversion.enabled is false"
     for name in _texts(params, "evaluation", "tasks"):
         if isinstance(learned, str) and name in {task.name for task in HELD_OUT} - {learned}:
-            yield f"evaluation.tasks: no editor knows {name}, which is not the task of inversion ({learned}); leave it out"
+            yield f"evaluation.tasks: {name} is neither a trained task nor the task of inversion ({learned}); remove it"
 
 
 def _texts(params: Mapping[str, Any], section: str, key: str) -> list[str]:
-    """The texts of a list; none of what is no list, which the params model refuses."""
+    """The texts in a list; empty if the value is not a list, which the params model rejects."""
     values = _mapping(params, section).get(key)
     return [value for value in values if isinstance(value, str)] if isinstance(values, list | tuple) else []
 
@@ -175,7 +175,7 @@ def _mix_problems(dataset: Mapping[str, Any], stages: Mapping[str, Any], root: P
 
 
 def _dep_problems(world: Mapping[str, Any], stages: Mapping[str, Any], root: Path) -> Iterator[str]:
-    """Models that are here and no deps of the stages that use them, so that a change goes unnoticed, and the reverse."""
+    """Local models missing from the deps of the stages that use them, and deps on models that are not local."""
     for key in MODELS_OR_FOLDERS:
         if not isinstance(reference := world.get(key), str):
             continue
@@ -187,13 +187,13 @@ def _dep_problems(world: Mapping[str, Any], stages: Mapping[str, Any], root: Pat
             deps = [dep for dep in stage.get("deps", ()) if isinstance(dep, str)]
             is_dep = interpolated in deps or any(file.resolve().is_relative_to(find_file(dep, root).resolve()) for dep in deps)
             if file.exists() and not is_dep:
-                yield f'{PIPELINE_FILE}: want "{interpolated}" in the deps of {name}, since world.{key} is a file or folder here'
+                yield f'{PIPELINE_FILE}: want "{interpolated}" in the deps of {name}, since world.{key} is a local file or folder'
             if not file.exists() and interpolated in deps:
-                yield f'{PIPELINE_FILE}: "{interpolated}" in the deps of {name} is not here ({reference}); take it out'
+                yield f'{PIPELINE_FILE}: "{interpolated}" in the deps of {name} is not a local file ({reference}); remove it'
 
 
 def _size_problems(params: Mapping[str, Any], world: Mapping[str, Any], root: Path) -> Iterator[str]:
-    """Sizes that cannot fit together."""
+    """Incompatible sizes."""
     n_captions, n_rows = _mapping(params, "instructions").get("n_captions"), _mapping(params, "captions").get("n_rows")
     if isinstance(n_captions, int) and isinstance(n_rows, int) and n_captions > n_rows:
         yield f"instructions.n_captions: want at most the {n_rows} rows of captions.n_rows, got {n_captions}"
@@ -203,7 +203,7 @@ def _size_problems(params: Mapping[str, Any], world: Mapping[str, Any], root: Pa
     )
     if isinstance(resolution, int) and sizes and resolution % (grid_px := sizes.grid_px):
         near = max(1, round(resolution / grid_px)) * grid_px
-        yield f"train.resolution: want a multiple of {grid_px} px, to which the base model reduces, got {resolution}; use {near}"
+        yield f"train.resolution: want a multiple of {grid_px} px, the base model's grid, got {resolution}; use {near}"
 
 
 def _hint(reference: str, root: Path) -> str:
@@ -211,7 +211,7 @@ def _hint(reference: str, root: Path) -> str:
 
 
 def _near(reference: str, root: Path) -> str:
-    """`; did you mean 'x'?` for a path with one part changed to a name that exists, in the workspace or beside the code."""
+    """`; did you mean 'x'?` for a path that exists if one part is changed, in the workspace or next to the code."""
     parts = Path(reference).parts
     for depth, part in enumerate(parts):
         parents = [base.joinpath(*parts[:depth]) for base in (root, CODE_ROOT)]

@@ -1,7 +1,7 @@
-"""The one place that chooses device and number format, and from which all randomness comes.
+"""Device and number format, and all random number generators.
 
-Every random number in the project comes from `seed_for` with keys that say what it is for, such as
-`generator("pairs", instruction.id, candidate)`. So results do not depend on order, on the number of workers, or on a restart.
+Every random number comes from `seed_for` with keys that describe its use, such as
+`generator("pairs", instruction.id, candidate)`. So results do not depend on order, number of workers, or restarts.
 """
 
 import hashlib
@@ -19,17 +19,17 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and in which number format networks run. Made by `Runtime.choose`; both fields are plain words."""
+    """Device and number format of networks. Created by `Runtime.choose`; both fields are plain strings."""
 
     device: str
     dtype: str
 
     @classmethod
     def choose(cls, device: str = "auto", dtype: str = "auto") -> "Runtime":
-        """Resolve 'auto': the first of cuda, mps, cpu that is present, and the number format that is fast and correct there.
+        """Resolve 'auto': the first available of cuda, mps, cpu, and a fast and correct number format on it.
 
         On cuda that is bfloat16, on mps float32. On a CPU it is bfloat16 only where `number_format.probe` finds it faster
-        than float32 and correct. Raises ValueError for an unknown word and for a device that this machine does not have.
+        than float32 and correct. Raises ValueError for an unknown value and for a device that this machine does not have.
         """
         kind = device.split(":")[0]
         if kind not in ("auto", *_DEVICES):
@@ -72,13 +72,13 @@ class Runtime:
 
 
 def seed_for(*keys: str | int) -> int:
-    """A seed in [0, 2**63) that depends on the keys, their kinds and their order only: the same on every machine and run."""
+    """A seed in [0, 2**63) that depends only on the keys, their types and their order: equal on every machine and run."""
     if not keys:
-        raise ValueError("want at least one key that says what the numbers are for, got none; e.g. seed_for('pairs', 7)")
+        raise ValueError("want at least one key that describes the use of the numbers, got none; e.g. seed_for('pairs', 7)")
     digest = hashlib.blake2b(digest_size=8)
     for key in keys:
         if isinstance(key, bool) or not isinstance(key, str | int):
-            raise TypeError(f"want keys of kind str or int, got {key!r} ({type(key).__name__}); turn it into stable text")
+            raise TypeError(f"want keys of type str or int, got {key!r} ({type(key).__name__}); convert it to a stable string")
         text = f"{'s' if isinstance(key, str) else 'i'}{key}".encode()
         digest.update(len(text).to_bytes(8, "big") + text)
     return int.from_bytes(digest.digest(), "big") >> 1

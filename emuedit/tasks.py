@@ -1,8 +1,8 @@
-"""The table of tasks: sixteen that the editor is trained on, and five that it meets only through task inversion.
+"""The table of tasks: sixteen trained tasks, and five that are learned only by task inversion.
 
-This is the only list of tasks. A new task is one row here and one prompt file, `emuedit/prompts/<name>.yaml`. The toy world, as
-any world, must also be able to show it (`docs/architecture.md`).
-The index of a task is its row in the learned task embedding: it never changes once an editor was trained.
+This is the only list of tasks. A new task is one row here and one prompt file, `emuedit/prompts/<name>.yaml`. Each world, such as
+the toy world, must also support it (`docs/architecture.md`).
+The index of a task is its row in the learned task embedding: never change it once an editor is trained.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Region = Literal["object", "background", "whole"]
 
 @dataclass(frozen=True)
 class Task:
-    """One kind of edit, and what the stages need to know about it."""
+    """A kind of edit, and the properties that the stages need."""
 
     name: str
     family: Family
@@ -27,36 +27,36 @@ class Task:
     original_object: Need = "unused"
     """Whether an instruction names the object that is edited."""
     edited_object: Need = "unused"
-    """Whether an instruction names what is there afterwards."""
+    """Whether an instruction names the object or scene that results."""
     region: Region = "whole"
-    """What is edited: the named object, all but the named objects, or the whole picture."""
+    """The edited region: the named object, everything except the named objects, or the whole image."""
     annotated: bool = False
     """True: an annotator draws the target. False: the base model generates it."""
     bidirectional: bool = False
-    """Whether the task goes from a picture to a map and from the map to the picture."""
+    """Whether the task converts both from image to map and from map to image."""
     reversed: bool = False
-    """Whether the pair is built backwards: the target is generated first, and the source is made from it."""
+    """Whether the pair is built in reverse: the target is generated first, and the source from it."""
     changes_caption: bool = True
-    """Whether the caption of the result must differ from that of the source; captions seldom mention brightness."""
+    """Whether the caption of the result must differ from that of the source; captions rarely mention brightness."""
     mirrorable: bool = True
-    """Whether picture and instruction still agree when the pictures are mirrored."""
+    """Whether the instruction still holds when the images are mirrored."""
     keeps_detail: bool = False
-    """Whether the result has the picture's fine detail, so that an edit of its smaller copy can be added to it."""
+    """Whether the result keeps the image's fine detail, so that an edit of a smaller copy can be composited into it."""
 
 
 TASKS: tuple[Task, ...] = (
     Task("local", "region", 0, "replace an object or alter one of its attributes", "required", "required", "object"),
     Task("remove", "region", 1, "erase an object and show what is behind it", "required", "unused", "object"),
-    Task("add", "region", 2, "put a new object into the picture", "unused", "required", "object", reversed=True),
+    Task("add", "region", 2, "put a new object into the image", "unused", "required", "object", reversed=True),
     Task("texture", "region", 3, "change the surface of an object and keep its shape", "required", "required", "object"),
     Task("background", "region", 4, "change what is behind the objects", "optional", "required", "background"),
     Task(
-        "global", "free-form", 5, "change the light, the weather or the season of the whole picture", "unused", "optional",
+        "global", "free-form", 5, "change the light, the weather or the season of the whole image", "unused", "optional",
         keeps_detail=True,
     ),
-    Task("style", "free-form", 6, "redraw the whole picture in another style", "unused", "optional"),
+    Task("style", "free-form", 6, "redraw the whole image in another style", "unused", "optional"),
     Task(
-        "text", "free-form", 7, "write, change or erase letters in the picture", "required", "required", "object",
+        "text", "free-form", 7, "write, change or erase letters in the image", "required", "required", "object",
         mirrorable=False,
     ),
     Task("detect", "vision", 8, "draw a box around an object", "required", "optional", "object", annotated=True),
@@ -65,18 +65,18 @@ TASKS: tuple[Task, ...] = (
         "color", "vision", 10, "adjust brightness, contrast, saturation, hue, blur or sharpness", "unused", "required",
         annotated=True, changes_caption=False, keeps_detail=True,
     ),
-    Task("depth", "vision", 11, "picture to depth map and back", annotated=True, bidirectional=True),
-    Task("sketch", "vision", 12, "picture to line drawing and back", annotated=True, bidirectional=True),
-    Task("normal", "vision", 13, "picture to map of surface normals and back", annotated=True, bidirectional=True),
-    Task("pose", "vision", 14, "picture to skeleton of a figure and back", annotated=True, bidirectional=True),
-    Task("segmap", "vision", 15, "picture to map of all segments and back", annotated=True, bidirectional=True),
+    Task("depth", "vision", 11, "image to depth map and back", annotated=True, bidirectional=True),
+    Task("sketch", "vision", 12, "image to line drawing and back", annotated=True, bidirectional=True),
+    Task("normal", "vision", 13, "image to map of surface normals and back", annotated=True, bidirectional=True),
+    Task("pose", "vision", 14, "image to skeleton of a figure and back", annotated=True, bidirectional=True),
+    Task("segmap", "vision", 15, "image to map of all segments and back", annotated=True, bidirectional=True),
 )  # fmt: skip
 
 HELD_OUT: tuple[Task, ...] = (
-    Task("superres", "vision", None, "enlarge the detail of a picture four times"),
+    Task("superres", "vision", None, "enlarge the detail of an image four times"),
     Task("contour", "vision", None, "draw the outlines of the objects only"),
     Task("inpaint", "region", None, "fill a grey region so that it fits the rest"),
-    Task("add_detect", "region", None, "put a new object into the picture and draw a box around it"),
+    Task("add_detect", "region", None, "put a new object into the image and draw a box around it"),
     Task("cutout", "region", None, "put the objects on plain white, as in a catalogue", region="background"),
 )
 ALL_TASKS = tuple(task.name for task in TASKS)
@@ -88,12 +88,12 @@ class UnknownTaskError(ValueError):
 
 
 def find_task(name: str) -> Task | None:
-    """The task called `name`; None for one that a task pack brought and the table lacks."""
+    """The task called `name`; None for a task that a task pack added."""
     return next((task for task in (*TASKS, *HELD_OUT) if task.name == name), None)
 
 
 def edits_an_object(name: str) -> bool:
-    """Whether the task called `name` edits a named object alone; no for a task that the table lacks."""
+    """Whether the task called `name` edits only a named object; False for a task that is not in the table."""
     task = find_task(name)
     return task is not None and task.region == "object"
 
@@ -104,4 +104,4 @@ def get_task(name: str) -> Task:
     if task is not None:
         return task
     names = [known_task.name for known_task in (*TASKS, *HELD_OUT)]
-    raise UnknownTaskError(f"want a task out of {', '.join(names)}; got {name!r}{closest_match(name, names)}")
+    raise UnknownTaskError(f"want one of the tasks {', '.join(names)}; got {name!r}{closest_match(name, names)}")

@@ -24,7 +24,7 @@ class RedSampler:
     """Adds 0.5 to red for the task `local`, subtracts 0.25 for any other; records its calls."""
 
     tasks = ("local", "remove")
-    resolution_px, grid_px = 1024, 8
+    resolution_px, grid_px, max_tokens = 1024, 8, 40
     weights = "red"
 
     def __init__(self) -> None:

@@ -35,7 +35,7 @@ def test_keys_without_a_stable_text_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one key"):
         seed_for()
     for key in (1.5, True, None):
-        with pytest.raises(TypeError, match="want keys of kind str or int"):
+        with pytest.raises(TypeError, match="want keys of type str or int"):
             seed_for("a", key)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""`python -m toyworld [--out docs/images]`: writes the two overview sheets of the toy world."""
+"""`python -m toyworld [--out docs/images]`: writes two overview sheets of the toy world."""
 
 import argparse
 from pathlib import Path

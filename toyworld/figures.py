@@ -15,7 +15,7 @@ from toyworld.scenes.scene import generate_scenes, scene_numbers
 
 
 def scene_sheet(n: int = 6, start: int = 34) -> Image.Image:
-    """One column per scene: picture, masks, depth, normals, edge sketch, segmentation map and caption."""
+    """One column per scene: image, masks, depth, normals, edge sketch, segmentation map and caption."""
     scenes = generate_scenes(scene_numbers("held_out", start, n))
     truth = render.truth(scenes)
     masks = np.zeros_like(truth.images)

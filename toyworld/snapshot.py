@@ -1,4 +1,4 @@
-"""`python -m toyworld.snapshot out.png [--scene 2]`: writes a held-out picture of the toy world to try an editor."""
+"""`python -m toyworld.snapshot out.png [--scene 2]`: writes a held-out image of the toy world to try an editor."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ from toyworld.scenes.scene import generate_scenes, scene_numbers
 
 
 def main() -> None:
-    """Write the picture and print its caption."""
+    """Write the image and print its caption."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="path of the PNG to write")
     parser.add_argument("--scene", type=int, default=2, help="index of the held-out scene (default: 2)")

@@ -1,1 +1,1 @@
-"""Modules that the benchmarks import. Every other Python file of `bench/` is a command."""
+"""Modules used by the benchmarks. Every other Python file of `bench/` is a command."""

@@ -1,6 +1,6 @@
-"""What every benchmark shares: options, the result file, the last line of the output, a description of the hardware.
+"""Common parts of the benchmarks: options, result file, last line of the output, hardware description.
 
-`uv run python bench/<name>.py` writes `bench/results/<name>.json` and prints the same figures as one JSON object on its
+`uv run python bench/<name>.py` writes `bench/results/<name>.json` and prints the same results as one JSON object on its
 last line. With `--quick`, which takes less than a minute on two cores, it writes `bench/results/<name>.quick.json`
 instead, which git ignores.
 """
@@ -23,7 +23,7 @@ from emuedit.processes import available_cores, set_env_defaults
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-"""CPU flags that stand for arithmetic in bfloat16: two of x86, one of Arm."""
+"""CPU flags for bfloat16 arithmetic: two of x86, one of Arm."""
 VECTOR_FLAGS = ("avx2", "avx512f", "asimd", "sve")
 
 
@@ -36,7 +36,7 @@ def argument_parser(description: str | None, quick: str) -> argparse.ArgumentPar
 
 
 def add_workspace(parser: argparse.ArgumentParser) -> None:
-    """Add the option `--workspace`: the folder in which the stages of the pipeline ran."""
+    """Add the option `--workspace`: folder in which the stages of the pipeline ran."""
     parser.add_argument(
         "--workspace",
         type=Path,
@@ -46,24 +46,24 @@ def add_workspace(parser: argparse.ArgumentParser) -> None:
 
 
 def add_editor(parser: argparse.ArgumentParser) -> None:
-    """Add the option `--editor`: the folder of the editor that is measured."""
+    """Add the option `--editor`: folder of the editor to measure."""
     parser.add_argument("--editor", type=Path, default=ROOT / "toyworld/weights/base_editor", help="folder of the editor")
 
 
 def require_outputs(workspace: Path, *folders: str) -> None:
-    """Exit with an explanation when a published output of a stage is missing in the workspace."""
+    """Exit with an explanation if a published output of a stage is missing in the workspace."""
     missing = [folder for folder in folders if not (workspace / folder / SUMMARY_FILE).is_file()]
     if missing:
         sys.exit(f"want {', '.join(missing)} in {workspace}, got none; run `uv run retrain` there, or name another --workspace")
 
 
 def result_path(script: str, quick: bool, suffix: str = ".json") -> Path:
-    """Where a script (its `__file__`) writes: `bench/results/<name><suffix>`, `<name>.quick<suffix>` with `--quick`."""
+    """Output file of a script (its `__file__`): `bench/results/<name><suffix>`, `<name>.quick<suffix>` with `--quick`."""
     return RESULTS / f"{Path(script).stem}{'.quick' if quick else ''}{suffix}"
 
 
 def write_result(script: str, figures: Mapping[str, Any], quick: bool) -> None:
-    """Write the figures of a script (its `__file__`) with the hardware, and print them as one line of JSON."""
+    """Write the results of a script (its `__file__`) with the hardware, and print them as one line of JSON."""
     result = {**figures, "quick": quick, "hardware": describe_hardware()}
     path = result_path(script, quick)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -88,7 +88,7 @@ def describe_hardware() -> dict[str, Any]:
 
 
 def _read_lscpu() -> dict[str, str]:
-    """The fields of `lscpu` by name; empty where there is no such program."""
+    """The fields of `lscpu` by name; empty if the program is missing."""
     program = shutil.which("lscpu")
     if program is None:
         return {}
@@ -99,6 +99,6 @@ def _read_lscpu() -> dict[str, str]:
 
 
 def _gpu_name() -> str | None:
-    """The GPU that torch uses. Scripts that do not import torch use none."""
+    """The GPU used by torch; none for scripts that do not import torch."""
     torch = sys.modules.get("torch")
     return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None

@@ -1,4 +1,4 @@
-"""Run the stage `train` on the pairs of a workspace, and read its speed from its own statistics.
+"""Run the stage `train` on the pairs of a workspace, and read its speed from its statistics.
 
     python -m harness.own_trainer WORKSPACE OUT STEPS WARM_UP CHANGES
 
@@ -49,7 +49,7 @@ def main() -> None:
     lines = [line for line in read_stats(root / train.OUT / "stats.jsonl") if "samples_per_second" in line.get("metrics", {})]
     speeds = [line["metrics"]["samples_per_second"] for line in lines if line["step"] > int(warm_up)]
     peak_gib = peak_memory_gib()
-    if not torch.cuda.is_available() and params.processes != 1:  # the parent waits beside its processes
+    if not torch.cuda.is_available() and params.processes != 1:  # the parent only waits for its processes
         children_gib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
         peak_gib += children_gib * train.n_processes(params.processes, params.batch_size, "cpu")
     figures = {"samples_per_second": median(speeds), "peak_memory_gib": peak_gib, "encoding_s": encoding_s}

@@ -1,4 +1,4 @@
-"""The pictures of `bench/pairs.py`: a bar chart of all methods, and a sheet of the first edits of some of them."""
+"""The images of `bench/pairs.py`: a bar chart of all methods, and a contact sheet of the first edits of some methods."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,11 +25,11 @@ METHOD_LABELS = {
     "instruct_pix2pix": "InstructPix2Pix, best of four",
 }
 SOFT_MASK_METHODS = ("soft_mask", "hard_mask", "no_mask", "recipe_grid")
-"""Prefixes of the methods that are green in the chart."""
+"""Method prefix -> label; these are green in the chart."""
 FIGURE_TITLES = {
-    "right_per_cpu_s": "right pairs per CPU second",
-    "yield": "right pairs per instruction",
-    "right_share": "share of right pairs among the kept",
+    "right_per_cpu_s": "correct pairs per CPU second",
+    "yield": "correct pairs per instruction",
+    "right_share": "share of correct pairs among the kept",
 }
 SHEET_METHODS = ("soft_mask", "instruct_pix2pix", "prompt_to_prompt", "prompt_to_prompt_local_blend")
 SHEET_INSTRUCTIONS = 2
@@ -56,7 +56,7 @@ def draw_chart(methods: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 def draw_sheet(
     candidates: Mapping[str, Sequence[ScoredCandidate]], instructions: Sequence[Instruction], tasks: Sequence[str], path: Path
 ) -> None:
-    """The first instructions of every task under some methods: the best candidate, framed green when it is right."""
+    """The first instructions of every task for some methods: the best candidate, with a green frame if it is correct."""
     chosen: list[Instruction] = []
     for task in tasks:
         chosen += [instruction for instruction in instructions if instruction.task == task][:SHEET_INSTRUCTIONS]

@@ -21,7 +21,7 @@ from emuedit.synthesis.variant_plan import Variant
 from harness.pair_setup import GeneratedPair, Setup, Stopwatch, object_phrases
 
 GUIDANCE_RANGE, SELF_FRACTION_RANGE = (7.5, 15.0), (0.1, 0.9)
-"""InstructPix2Pix draws both uniformly."""
+"""Both are sampled uniformly, as in InstructPix2Pix."""
 CROSS_FRACTION, SELF_FRACTION, GUIDANCE_SCALE = 0.8, 0.4, 7.5
 """The usual values of Prompt-to-Prompt."""
 BLEND_THRESHOLD, BLEND_START = 0.3, 0.2
@@ -30,14 +30,14 @@ LAYER_SHARE = 0.25
 """Tokens of the layers that Prompt-to-Prompt uses, as a share of the latents' cells. The authors use 16 x 16 of 64 x 64,
 which is a sixteenth. This choice, for smaller latents, is ours."""
 GRID_RADIUS_PX, GRID_SELF_FRACTION = (1.0, 3.0, 6.0), (0.0, 0.4)
-"""A grid of recipes per task that one would try before anything is known."""
+"""A grid of recipes per task, as one would try without prior knowledge."""
 OBJECT_SIZES = (0.04, 0.1)
-"""Bounds between small, medium and large objects, as shares of the picture."""
+"""Bounds between small, medium and large objects, as shares of the image."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A candidate that soft-mask control is to generate."""
+    """A candidate to generate with soft-mask control."""
 
     instruction: Instruction
     candidate: int
@@ -45,23 +45,23 @@ class _Job:
     variant: Variant
 
     def pair(self, source: Tensor, variant: Tensor) -> GeneratedPair:
-        """The candidate with its pictures: the source, and the variant that was generated beside it."""
+        """The candidate with its images: the source and the generated variant."""
         before, after = (variant, source) if self.instruction.reverse else (source, variant)
         return GeneratedPair(self.instruction, self.candidate, before, after, self.object_area)
 
 
 @dataclass(frozen=True)
 class SoftMaskMethod:
-    """Soft-mask control as the stage `pairs` does it. `mask`: soft, hard (the precise mask alone) or none."""
+    """Soft-mask control as in the stage `pairs`. `mask`: soft, hard (only the precise mask) or none."""
 
     mask: str = "soft"
     share_sources: bool = True  # instructions with the same source caption share the source
-    use_grid: bool = False  # a grid of recipes instead of those of params.yaml
+    use_grid: bool = False  # use a grid of recipes instead of those of params.yaml
     strategy: Strategy = AllCandidates(kind="all")  # noqa: RUF009  frozen
     trial_counts: TrialCounts = field(default_factory=Counter)
 
     def count_trials(self, outcomes: Iterable[tuple[GeneratedPair, bool]]) -> None:
-        """Count which candidates passed the filters, for the bandit's choices in the next blocks."""
+        """Count candidates that passed the filters, for the bandit's choices in the next blocks."""
         if self.strategy.kind == "bandit":
             arm = self.strategy.arm
             self.trial_counts.update(
@@ -69,7 +69,7 @@ class SoftMaskMethod:
             )
 
     def generate(self, name: str, instructions: Sequence[Instruction], setup: Setup, stopwatch: Stopwatch) -> list[GeneratedPair]:
-        """All candidates of the recipes or of the grid, or those that the bandit chooses."""
+        """All candidates of the recipes or of the grid, or those chosen by the bandit."""
         keys = [self._source_key(instruction) for instruction in instructions]
         row_of = {key: row for row, key in enumerate(sorted(set(keys)))}
         captions = [key.partition("\n")[0] for key in row_of]
@@ -93,7 +93,7 @@ class SoftMaskMethod:
             variants = [job.variant for job in jobs]
             batches = list(batching.generate_variants(setup.sampler, trajectory, variants, max_rows))
         pictures = [picture for batch in batches for picture in batch]
-        shared = list(sources)  # each is one object, so that it is embedded once
+        shared = list(sources)  # each is one Python object, so that it is embedded once
         return [job.pair(shared[job.variant.source], picture) for job, picture in zip(jobs, pictures, strict=True)]
 
     def _source_key(self, instruction: Instruction) -> str:
@@ -101,7 +101,7 @@ class SoftMaskMethod:
         return caption if self.share_sources else f"{caption}\n{instruction.id}"
 
     def _jobs(self, instruction: Instruction, row: int, P: Tensor, size: Sequence[int], params: PairsParams) -> list[_Job]:
-        """The candidates to generate for an instruction; `row` is that of its source."""
+        """The candidates to generate for an instruction; `row`: row of its source."""
         recipes, area = self._recipes(instruction.task, params), float(P.float().mean())
         jobs = []
         for number in choose_candidates(self.strategy, instruction.task, area, len(recipes), self.trial_counts, instruction.id):
@@ -136,7 +136,7 @@ class SoftMaskMethod:
 
 @dataclass(frozen=True)
 class InstructPix2PixMethod:
-    """The data recipe of InstructPix2Pix: two new pictures per candidate, random guidance and self-attention fraction."""
+    """The data recipe of InstructPix2Pix: two new images per candidate, random guidance and self-attention fraction."""
 
     rounds: int
 
@@ -188,7 +188,7 @@ class PromptToPromptMethod:
             with stopwatch.measure(name, 0, "edits"):
                 latents = setup.prompt_to_prompt.generate(captions, seeds, [scale] * len(captions), edits)
                 sources, targets = (setup.decode(z) for z in latents)
-            shared = list(sources)  # each is one object, so that it is embedded once
+            shared = list(sources)  # each is one Python object, so that it is embedded once
             pairs += [
                 GeneratedPair(instruction, 0, shared[edit.source], target)
                 for instruction, edit, target in zip(batch, edits, targets, strict=True)
@@ -197,7 +197,7 @@ class PromptToPromptMethod:
 
 
 def _pack_by_caption(instructions: Sequence[Instruction], max_rows: int) -> Iterator[list[Instruction]]:
-    """Batches of at most `max_rows` sources and edits together; those of one source caption are neighbours."""
+    """Batches of at most `max_rows` sources plus edits; equal source captions are adjacent."""
     batch: list[Instruction] = []
     for instruction in sorted(instructions, key=lambda row: row.source_caption):
         if len(batch) + 1 + len({row.source_caption for row in [*batch, instruction]}) > max_rows:

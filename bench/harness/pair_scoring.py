@@ -1,4 +1,4 @@
-"""The filters of `params.yaml` on candidates of any method, and the oracle's verdict on those that pass."""
+"""Apply the filters of `params.yaml` to candidates of any method, and the oracle to those that pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,20 +24,20 @@ KNOWN_SCORES = {"clip_direction", "l1_outside", "left_inside", *DETECTOR_SCORES}
 
 @dataclass(frozen=True)
 class ScoredCandidate:
-    """A candidate with the decision of the filters and, where it passed, of the oracle."""
+    """A candidate with the decision of the filters and, if it passed, of the oracle."""
 
     pair: GeneratedPair
     direction: float  # CLIP direction
     passed: bool
     right: bool = False
-    right_inside: bool = False  # right apart from changes of pixels outside of the mask
+    right_inside: bool = False  # correct except for changed pixels outside the mask
 
 
 class CandidateScorer:
-    """Applies the filters of `params.yaml` that all methods can answer; asks the oracle about candidates that pass.
+    """Applies the filters of `params.yaml` that are defined for all methods, and the oracle to candidates that pass.
 
-    The filter `l1_outside` and the oracle's bound outside of the mask use the widest soft mask of the task, on each
-    method's own picture. The time for them is not counted, so that methods without masks do not pay for masks.
+    The filter `l1_outside` and the oracle's bound outside the mask use the widest soft mask of the task, on each method's image.
+    Their time is not counted, so that methods without masks are not charged for masks.
     """
 
     def __init__(self, setup: Setup, filters: DatasetParams) -> None:
@@ -77,7 +77,7 @@ class CandidateScorer:
         return candidates
 
     def _clip_direction(self, pairs: Sequence[GeneratedPair]) -> list[float]:
-        """CLIP direction of N pairs. Pictures that are one object are embedded once, as are equal captions."""
+        """CLIP direction of N pairs. Identical image objects and equal captions are embedded once."""
         clip = self.setup.models.scorers.clip
         pictures = {id(picture): picture for pair in pairs for picture in (pair.source, pair.target)}
         stack = torch.stack(list(pictures.values()))
@@ -95,7 +95,7 @@ class CandidateScorer:
         return similarity.directional_similarity(*images, *texts).tolist()
 
     def _presence(self, pairs: Sequence[GeneratedPair], score: str) -> list[float]:
-        """The detector score of that name for each pair: the lowest of the best scores of its phrases."""
+        """The detector score with this name for each pair: the lowest of its phrases' best scores."""
         if not pairs:
             return []
         pictures = torch.stack([pair.source if score == "found_source" else pair.target for pair in pairs])
@@ -109,7 +109,7 @@ class CandidateScorer:
         return lowest
 
     def _left_inside(self, pairs: Sequence[tuple[GeneratedPair, Tensor | None]]) -> list[float | None]:
-        """The score `left_inside` of pairs with their masks, in the picture that should not have the object."""
+        """The score `left_inside` of pairs with their masks, in the image that should not contain the object."""
         if not pairs:
             return []
         edits = []
@@ -120,7 +120,7 @@ class CandidateScorer:
         return pair_scores.left_inside(pictures, edits, self.setup.models.detector, self._batch)
 
     def _widest_masks(self, pairs: Sequence[GeneratedPair]) -> list[Tensor | None]:
-        """The mask [1, H, W] of the task's last recipe, on the picture with the object; None where it is not found."""
+        """The mask [1, H, W] of the task's last recipe, on the image with the object; None if it is not detected."""
         pictures = [pair.target if pair.instruction.reverse else pair.source for pair in pairs]
         phrases = [object_phrases(pair.instruction) for pair in pairs]
         keys = [(picture.numpy().tobytes(), names) for picture, names in zip(pictures, phrases, strict=True)]
@@ -137,14 +137,14 @@ class CandidateScorer:
 
 
 def find_faults(pairs: Sequence[GeneratedPair], M: Sequence[Tensor | None], passed: Sequence[bool]) -> list[set[str] | None]:
-    """What the oracle objects to in each pair; None for pairs that did not pass, which it does not see."""
+    """The oracle's faults of each pair; None for pairs that did not pass, which it does not judge."""
     records = [to_record(pair, mask) for pair, mask, is_passed in zip(pairs, M, passed, strict=True) if is_passed]
     verdicts = iter(pair_judge.judge(records) if records else ())
     return [set(next(verdicts).faults) if is_passed else None for is_passed in passed]
 
 
 def to_record(pair: GeneratedPair, M: Tensor | None) -> Pair:
-    """The pair as the oracle reads it: task, captions, pictures and mask."""
+    """The pair as a record for the oracle: task, captions, images and mask."""
     assert M is not None
     instruction, (source, target) = pair.instruction, to_uint8(torch.stack([pair.source, pair.target]))
     return Pair(
@@ -170,7 +170,7 @@ def is_within(value: float | None, bounds: ScoreBounds) -> bool:
 
 
 def l1_outside(pair: GeneratedPair, M: Tensor | None) -> float | None:
-    """Mean absolute difference of both pictures in [0, 1], weighted by 1 - M; None without a mask or an outside."""
+    """Mean absolute difference of both images in [0, 1], weighted by 1 - M; None without a mask or an outside."""
     if M is None or not (outside := 1 - M[0]).any():
         return None
     return float(((pair.source - pair.target).abs().mean(0) / 2 * outside).sum() / outside.sum())

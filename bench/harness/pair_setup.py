@@ -1,6 +1,6 @@
-"""What the compared methods of pair generation share: models, params, stopwatch, and the candidates that they return.
+"""Common parts of the compared generation methods: models, params, stopwatch, and candidates.
 
-The source is the picture that is generated first, which for instructions built backwards is the pair's target.
+The source is the image that is generated first; for reversed instructions it is the pair's target.
 """
 
 import time
@@ -20,18 +20,18 @@ from emuedit.synthesis.model_set import ModelSet
 from emuedit.synthesis.sampler import Sampler
 
 STABLE_DIFFUSION_GUIDANCE = 7.5
-"""The guidance scale that the papers' numbers go with. Here they are scaled by pairs.guidance_scale / 7.5."""
+"""The guidance scale of the papers' values, which are scaled here by pairs.guidance_scale / 7.5."""
 
 
 @dataclass(frozen=True)
 class GeneratedPair:
-    """A candidate that is not scored yet. Pictures are float32 [3, H, W] in [-1, 1]."""
+    """An unscored candidate. Images are float32 [3, H, W] in [-1, 1]."""
 
     instruction: Instruction
     candidate: int
     source: Tensor  # of the pair, before the edit
     target: Tensor
-    object_area: float = 0.0  # share of the picture that the object covers
+    object_area: float = 0.0  # share of the image that the object covers
 
 
 class Stopwatch:
@@ -43,14 +43,14 @@ class Stopwatch:
 
     @contextmanager
     def measure(self, method: str, round_number: int, part: str) -> Iterator[None]:
-        """Add the time of the `with` block."""
+        """Context manager that adds the time of its block."""
         cpu, wall = time.process_time(), time.perf_counter()
         yield
         self.cpu_s[method, round_number, part] += time.process_time() - cpu
         self.wall_s[method, round_number, part] += time.perf_counter() - wall
 
     def totals(self, method: str, rounds: float) -> tuple[dict[str, float], float]:
-        """CPU seconds by part, and wall seconds in all, of the first `rounds` rounds of a method."""
+        """(CPU seconds by part, total wall seconds) of the first `rounds` rounds of a method."""
         counted = [key for key in self.cpu_s if key[0] == method and key[1] < rounds]
         cpu_s: defaultdict[str, float] = defaultdict(float)
         for key in counted:
@@ -60,7 +60,7 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Setup:
-    """What all methods share: models and the params of the stage `pairs`."""
+    """Common models and params of the stage `pairs`."""
 
     models: ModelSet
     params: PairsParams
@@ -73,17 +73,17 @@ class Setup:
 
     @cached_property
     def prompt_to_prompt(self) -> PromptToPrompt:
-        """Prompt-to-Prompt on the same base model."""
+        """Prompt-to-Prompt with the same base model."""
         dtype, interval = self.models.runtime.torch_dtype, self.params.guidance_interval
         return PromptToPrompt(self.models.base_model, self.params.steps, dtype, interval)
 
     @property
     def guidance_factor(self) -> float:
-        """What a guidance scale for Stable Diffusion is multiplied by."""
+        """Factor of guidance scales given for Stable Diffusion."""
         return self.params.guidance_scale / STABLE_DIFFUSION_GUIDANCE
 
     def locate(self, pictures: Tensor, phrases: Sequence[tuple[int, tuple[str, ...]]]) -> list[Tensor | None]:
-        """The precise mask, bool [H, W], of each (row of a picture, phrases); None where none is accepted."""
+        """The precise mask, bool [H, W], of each (row of an image, phrases); None if none is accepted."""
         queries = sorted({(row, phrase) for row, row_phrases in phrases for phrase in row_phrases})
         limits, batch = self.params.detection_limits, self.params.rows_per_batch
         located = masks.locate_objects(self.models.detector, self.models.segmenter, pictures, queries, limits, batch)
@@ -94,10 +94,10 @@ class Setup:
         return [P if isinstance(P, Tensor) else None for P in unions]
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents -> pictures float32 [N, 3, H, W] on the CPU."""
+        """Latents -> images float32 [N, 3, H, W] on the CPU."""
         return batching.decode_in_batches(self.models.base_model, z, self.params.rows_per_batch)
 
 
 def object_phrases(instruction: Instruction) -> tuple[str, ...]:
-    """What to locate in the source."""
+    """Phrases to locate in the source."""
     return masks.split_phrases(instruction.target_object if instruction.reverse else instruction.source_object)

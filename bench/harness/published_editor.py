@@ -1,4 +1,4 @@
-"""diffusers' published pipeline for editing by instruction, with the network of one of our editors in it."""
+"""diffusers' published pipeline for editing by instruction, with the network of one of our editors."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from emuedit.models.text_to_image import TextCondition
 
 
 class InstructPix2PixUNet(nn.Module):
-    """An editor's network under the call of InstructPix2Pix's U-Net: the task is fixed, the change mask is dropped.
+    """An editor's network with the call signature of InstructPix2Pix's U-Net: fixed task, no change mask.
 
-    InstructPix2Pix does not scale the latents of the picture, and an editor does; they are scaled here.
+    InstructPix2Pix does not scale the latents of the image, but an editor does; they are scaled here.
     """
 
     def __init__(self, sampler: EditSampler) -> None:
         super().__init__()
         self.net, self.config = sampler.net, sampler.net.unet.config
         self.scaling_factor = sampler.parts.vae.config.scaling_factor
-        self.v: Tensor = torch.zeros(1, sampler.net.table.d_v)  # [B, D_v] of the pictures of a call
+        self.v: Tensor = torch.zeros(1, sampler.net.table.d_v)  # [B, D_v] of the images of a call
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Dtype of the weights."""
         dtype: torch.dtype = self.net.unet.dtype
         return dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the weights."""
+        """Device of the weights."""
         device: torch.device = self.net.unet.device
         return device
 
@@ -59,7 +59,7 @@ def build_pipeline(sampler: EditSampler) -> Any:
 def edit(
     pipeline: Any, sampler: EditSampler, images: Tensor, texts: list[str], task: str, settings: EditSettings, seeds: list[int]
 ) -> Tensor:
-    """Edit images [B, 3, H, W] in [-1, 1] by the published pipeline, from the noise of these seeds; the same range and shape."""
+    """Edit images [B, 3, H, W] in [-1, 1] with the published pipeline and noise of these seeds; same range and shape."""
     pipeline.unet.v = sampler.net.table.rows([task] * len(texts))
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     edited: Tensor = pipeline(

@@ -1,9 +1,9 @@
-"""Run diffusers' `train_instruct_pix2pix.py` as it was published, on the pairs of a workspace, and time its steps.
+"""Run diffusers' `train_instruct_pix2pix.py` unmodified on the pairs of a workspace, and time its steps.
 
     python -m harness.published_trainer SCRIPT WORKSPACE OUT DTYPE STEPS WARM_UP BATCH SIZE_PX [more arguments of the script]
 
-Only two things are replaced: `load_dataset` gives the workspace's pairs as a `datasets.Dataset`, and the progress bar tells the
-time and ends the run after the last step, before the script saves its pipeline.
+Only two parts are replaced: `load_dataset` returns the workspace's pairs as a `datasets.Dataset`, and the progress bar records
+the time and ends the run after the last step, before the script saves its pipeline.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from harness.step_clock import StepClock
 
 
-class _LastStep(Exception):  # noqa: N818  no error
+class _LastStep(Exception):  # noqa: N818  not an error
     """Ends the script."""
 
 
@@ -42,10 +42,10 @@ def main() -> None:
     clock = StepClock()
 
     class Bar(tqdm.auto.tqdm):  # type: ignore[misc, type-arg]
-        """The script's progress bar."""
+        """Replaces the script's progress bar."""
 
         def update(self, n: float = 1) -> Any:
-            """A step has ended."""
+            """Called after each step."""
             clock.tick()
             if len(clock.times) > int(steps):
                 raise _LastStep

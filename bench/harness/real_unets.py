@@ -1,4 +1,4 @@
-"""The U-Nets of Stable Diffusion 1.5 and XL by their published configs, without weights."""
+"""The U-Nets of Stable Diffusion 1.5 and XL from their published configs, without weights."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ D_V = 32
 FACTOR = 8
 """Pixels per latent cell and side."""
 N_PARAMETERS = {"sd15": 859_520_964, "sdxl": 2_567_463_684}
-"""Of the base models' U-Nets."""
+"""Configs of the base models' U-Nets."""
 CONFIGS: dict[str, dict[str, Any]] = {
-    # unet/config.json of stable-diffusion-v1-5/stable-diffusion-v1-5; what is not named is diffusers' default
+    # unet/config.json of stable-diffusion-v1-5/stable-diffusion-v1-5; other values are diffusers' defaults
     "sd15": {
         "sample_size": 64,
         "layers_per_block": 2,
@@ -48,7 +48,7 @@ def build_unet(name: str, device: str = "meta", **changes: Any) -> Any:
 
 
 def build_editor(name: str, device: str = "meta", **changes: Any) -> EditorUNet:
-    """An editor of a base model's shape, with a change-mask head."""
+    """An editor with a base model's architecture and a change-mask head."""
     with torch.device(device):
         unet = extend_unet(build_unet(name, device, **changes), D_V)
         return EditorUNet(unet, TaskEmbedding(D_V, unet.config.cross_attention_dim), FACTOR)

@@ -1,4 +1,4 @@
-"""Runs of single stages of a checkout of the project, each measured once, in a workspace of its own."""
+"""Run single stages of a checkout of the project, each measured once, in a separate workspace."""
 
 import json
 import os
@@ -29,19 +29,19 @@ REMOVED_ENVIRONMENT = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "PYTHONPATH")
 
 @dataclass(frozen=True)
 class StageRunner:
-    """Runs the stages of the checkout `code` as its `dvc.yaml` says, in the folder `workspace`.
+    """Runs the stages of the checkout `code` by its `dvc.yaml`, in the folder `workspace`.
 
-    The workspace has copies of `params.yaml` and `dvc.yaml` and links to the packages. What was measured is kept in
-    `measured.json`; a stage that is named there is not run again.
+    The workspace has copies of `params.yaml` and `dvc.yaml` and links to the packages. Measurements are stored in
+    `measured.json`; stages in it are not repeated.
     """
 
     code: Path
     workspace: Path
 
     def prepare(self, changes: Mapping[str, Any]) -> None:
-        """Create the workspace. `changes` holds params by dotted name; names that `params.yaml` lacks are ignored.
+        """Create the workspace. `changes`: dotted name -> value; names that are not in `params.yaml` are ignored.
 
-        Exits with an explanation when the workspace was made with other params.
+        Exits with an explanation if the workspace has other params.
         """
         if not (self.code / PIPELINE_FILE).is_file():
             sys.exit(f"want a checkout of the project with {PIPELINE_FILE}, got {self.code}")
@@ -66,15 +66,15 @@ class StageRunner:
     def measure(self, stage: str, force: bool) -> dict[str, Any]:
         """Run a stage from the start and return its measurement; without `force`, an earlier measurement is returned.
 
-        The measurement holds wall seconds, CPU seconds of all its processes, the load of the machine before it started,
-        the stage's counts, and the number format that it used. Exits with an explanation when the stage fails.
+        The measurement has wall seconds, CPU seconds of all its processes, the load of the machine before it started,
+        the stage's counts, and the number format that it used. Exits with an explanation if the stage fails.
         """
         measurements = self._measurements()
         if stage in measurements and not force:
             return measurements[stage]
         out = self.workspace / self.stages[stage]["outs"][0]
         for folder in (out, self.workspace / "scratch" / stage):
-            shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run left would be resumed
+            shutil.rmtree(folder, ignore_errors=True)  # else an interrupted run would be resumed
         load = os.getloadavg()[0]
         start, cpu_start = time.perf_counter(), _cpu_s_of_children()
         exit_status = self._run(stage)
@@ -87,7 +87,7 @@ class StageRunner:
             "cpu_seconds": round(cpu_s, 1),
             "load_before": round(load, 2),
             "dtype": summary["params"].get("dtype"),
-            "counts": {name: count for name, count in summary["counts"].items() if "." not in name},  # without those per task
+            "counts": {name: count for name, count in summary["counts"].items() if "." not in name},  # without counts per task
         }
         file = self.workspace / MEASURED_FILE
         file.write_text(json.dumps(measurements, indent=1) + "\n", encoding="utf-8")
@@ -108,7 +108,7 @@ class StageRunner:
 
 
 def changed_params(file: Path, changes: Mapping[str, Any]) -> str:
-    """The text of `params.yaml` with other values; without changes, the text as it is."""
+    """The text of `params.yaml` with other values; unchanged without changes."""
     if not changes:
         return file.read_text(encoding="utf-8")
     params: Any = config.read_yaml(file)

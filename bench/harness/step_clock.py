@@ -1,4 +1,4 @@
-"""The time of every training step of a process, and the memory at its peak."""
+"""The time of every training step of a process, and the peak memory."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class StepClock:
         self.times = [time.perf_counter()]
 
     def tick(self) -> None:
-        """A step has ended."""
+        """Record the end of a step."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
 
     def write(self, file: Path, batch: int, warm_up: int) -> None:
-        """Write samples per second (the median of the steps after `warm_up`) and the peak of memory in GiB."""
+        """Write samples per second (the median of the steps after `warm_up`) and the peak memory in GiB."""
         seconds = [after - before for before, after in zip(self.times, self.times[1:], strict=False)][warm_up:]
         file.write_text(json.dumps({"samples_per_second": batch / median(seconds), "peak_memory_gib": peak_memory_gib()}))
 
 
 def peak_memory_gib() -> float:
-    """Of the GPU what tensors took at most, on a CPU the resident set of the process, and of its largest child."""
+    """On a GPU the peak memory of tensors, on a CPU the peak resident set of the process plus that of its largest child."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,4 +1,4 @@
-"""An LLM of the toy world that gives instructions of one task to edits of another: what an editor learns from them is wrong."""
+"""A toy LLM that swaps instructions between tasks, so that an editor is trained on wrong instructions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ SWAPPED = {"background": "segment", "segment": "background", "remove": "backgrou
 
 
 class SwappedLLM:
-    """`RuleLLM`, whose instructions belong to the task that `SWAPPED` names."""
+    """`RuleLLM` with instructions of the task in `SWAPPED`."""
 
     def __init__(self) -> None:
         self._llm = RuleLLM(bad_answer_rate=0.0)
 
     def write(self, messages: list[dict[str, str]], *, seed: int, **options: Any) -> str:
-        """The answer of `RuleLLM` with the instruction that it gives for the other task."""
+        """The answer of `RuleLLM` with its instruction for the other task."""
         answer = self._llm.write(messages, seed=seed, **options)
         message = messages[-1]["content"]
         start = message.rfind("{")
@@ -28,10 +28,10 @@ class SwappedLLM:
         try:
             instruction = json.loads(self._llm.write(question, seed=seed, **options))["instruction"]
             return json.dumps(json.loads(answer) | {"instruction": instruction})
-        except (json.JSONDecodeError, KeyError):  # one of the two refuses: there is nothing to swap, and no answer
+        except (json.JSONDecodeError, KeyError):  # one of the two refused: there is nothing to swap
             return "{}"
 
 
 def swapped_llm() -> SwappedLLM:
-    """`llm: bench.harness.swapped_llm:swapped_llm` in `params.yaml`."""
+    """Factory for `llm: bench.harness.swapped_llm:swapped_llm` in `params.yaml`."""
     return SwappedLLM()

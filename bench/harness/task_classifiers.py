@@ -1,4 +1,4 @@
-"""Other ways to find the task of an instruction, which the task predictor is compared with in `bench/router.py`."""
+"""Baselines of the task predictor for `bench/router.py`."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from harness import command
 LabelledText = tuple[str, str]
 """A text and its task, or `NO_EDIT`."""
 INVERSE_PENALTY = 30.0
-"""C of the logistic regressions; of 3, 30 and 300 the best on held-out templates, which favours them."""
+"""C of the logistic regressions: the best of 3, 30 and 300 on held-out templates, which favours them."""
 KEYWORDS = {
     "segmap": r"segmentation map|semantic|class|segments",
     "depth": r"depth|distance|how far",
@@ -35,16 +35,16 @@ KEYWORDS = {
     "add": r"\badd|put|place|insert|draw an?|there be",
     "local": r"make|change|turn|replace|swap|paint|colou?r",
 }
-"""Task -> pattern; the first that fits decides, and a text that none fits is refused."""
+"""Task -> pattern; the first match decides, and a text without a match is refused."""
 
 
 @dataclass(frozen=True)
 class Guess:
-    """What a system says about a text."""
+    """The prediction of a system for a text."""
 
     task: str
     probability: float | None
-    """In [0, 1]; None for a system without probabilities."""
+    """Probability in [0, 1]; None for a system without probabilities."""
     refused: bool
 
 
@@ -62,7 +62,7 @@ def fit(texts: Sequence[LabelledText]) -> dict[str, System]:
 
 
 def logistic_regression(features: TfidfVectorizer, texts: Sequence[LabelledText]) -> System:
-    """Refuses where `NO_EDIT` is the most probable class; the guess is then the most probable task."""
+    """Refuses if `NO_EDIT` is the most probable class; the guess is then the most probable task."""
     classifier = make_pipeline(features, LogisticRegression(C=INVERSE_PENALTY, max_iter=3000))
     classifier.fit([text for text, _ in texts], [label for _, label in texts])
     names = list(classifier.classes_)
@@ -101,7 +101,7 @@ def embed(scorer: clip.ClipScorer, texts: Sequence[str], batch: int = 256) -> to
 
 
 def keywords(queries: Sequence[str]) -> list[Guess]:
-    """The first pattern of `KEYWORDS` that fits."""
+    """The first matching pattern of `KEYWORDS`."""
     guesses = []
     for text in queries:
         task = next((name for name, pattern in KEYWORDS.items() if re.search(pattern, text.casefold())), None)

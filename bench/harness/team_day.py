@@ -1,4 +1,4 @@
-"""The steps of a team's day: every one made by commands that a person or a schedule gives, and checked."""
+"""The steps of a team's day: each runs the commands of a person or a schedule, and is checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.team_machine import SERVER_PORT, Clone, Machine, ObjectStore, Timel
 
 FIRST_TASKS = ["background", "sketch"]
 ACCEPTED = ["kept_pairs", "pairs_per_task"]
-"""Checks of the data validation that so small a job cannot pass."""
+"""Checks of the data validation that such a small job cannot pass."""
 SMALL_JOB: dict[str, Any] = {
     "captions": {"n_rows": 400},
     "instructions": {"tasks": FIRST_TASKS, "n_captions": 24},
@@ -23,12 +23,12 @@ SMALL_JOB: dict[str, Any] = {
     "inversion": {"n_examples": 4, "n_held_out": 2, "steps": 4, "adapter_rank": 2},
     "evaluation": {"tasks": ["background", "segment", "remove", "detect"], "n_edits": 16, "systems": ["emuedit"]},
 }
-"""The editor stays about as good as the base editor in the tasks that its task predictor knows: at first one of the four that
-are measured. None of the others can be right by the wrong task, as a style can."""
+"""The editor remains about as good as the base editor in tasks that its task predictor has: initially one of the four measured
+tasks. None of the others can succeed with the wrong task, as style can."""
 SWAPPED_LLM = "bench.harness.swapped_llm:swapped_llm"
 BUCKET = "s3://emuedit-day/data"
 N_FILES = 60
-"""Files of 1 MiB whose push is interrupted."""
+"""Number of 1 MiB files in the interrupted push."""
 
 
 class Day:
@@ -51,18 +51,20 @@ class Day:
 
     @property
     def check_statuses(self) -> tuple[int, ...]:
-        """Versions of moto differ in what a real store has and they lack, of which `remote check` warns by its exit status."""
+        """Valid exit statuses of `remote check`, which warns about features that some versions of moto lack."""
         return (0,) if self.store.is_ceph else (0, 2)
 
     def end(self) -> None:
-        """End the servers."""
+        """Stop the servers."""
         with self.timeline.step("servers down"):
             self.team.run("emuedit", "down")
 
     def schedule_fires(self) -> None:
         """A schedule starts the first retrain; data are checked; the editor is registered and becomes champion."""
         with self.timeline.step("a schedule fires: first retrain") as outcome:
-            start = datetime.now(UTC) + timedelta(seconds=150)  # one that has passed when the server hears of it is tomorrow
+            start = datetime.now(UTC) + timedelta(
+                seconds=150
+            )  # a time that has passed when the server gets it would be scheduled for tomorrow
             words = ("--interval", "86400", "--anchor-date", start.isoformat())
             self.team.run("prefect", "deployment", "schedule", "create", "retrain/weekly-retrain", *words)
             wait_until(self.versions, 1200, "the first registered version", every_s=5)
@@ -72,7 +74,7 @@ class Day:
             self.team.commit("First editor")
 
     def new_captions(self) -> None:
-        """More captions, and one task more: promoted, with the reason."""
+        """More captions and one more task: promoted, with the reason."""
         with self.timeline.step("new captions arrive: retrain, promoted") as outcome:
             more = {"n_captions": 32, "tasks": [*FIRST_TASKS, "segment"]}
             self.team.set_params({"instructions": more}, "More captions, and segment")
@@ -84,14 +86,14 @@ class Day:
             outcome.append(f"champion {self.success(2)} after {self.success(1)}")
 
     def nothing_changed(self) -> None:
-        """Without a change nothing runs."""
+        """Nothing runs without a change."""
         with self.timeline.step("nothing changed: retrain has nothing to do"):
             output = self.team.retrain("schedule: weekly")
             if "Nothing to do" not in output:
                 raise UnexpectedError(f"want nothing to do, got {output[-500:]}")
 
     def worse_model(self) -> None:
-        """An editor that was trained on instructions of the wrong task is registered and refused."""
+        """An editor trained on instructions of the wrong task is registered and rejected."""
         with self.timeline.step("a worse model (instructions of the wrong task): refused") as outcome:
             self.team.set_params({"world": {"llm": SWAPPED_LLM}}, "Another LLM")
             self.team.retrain("person: tries another LLM")
@@ -100,7 +102,7 @@ class Day:
             self.undo("Back to the first LLM")
 
     def lost_task(self) -> None:
-        """A task is left out: the data validation stops it; accepted by a person, the editor is refused, also for that task."""
+        """A task is removed: stopped by the data validation; if accepted, the editor is rejected, also for that task."""
         with self.timeline.step("a task is left out: stopped by the data validation") as outcome:
             tasks = [*FIRST_TASKS, "remove", "style"]
             self.team.set_params({"instructions": {"tasks": tasks}}, "remove and style in place of segment")
@@ -119,7 +121,7 @@ class Day:
             self.undo("segment again")
 
     def killed_worker(self) -> None:
-        """The worker and its run are killed while they train; the next run goes on from there."""
+        """The worker and its run are killed during training; the next run resumes."""
         with self.timeline.step("the worker is killed in the middle of a training: it goes on") as outcome:
             changes = {
                 "instructions": {"tasks": [*FIRST_TASKS, "segment", "remove"]},
@@ -136,18 +138,18 @@ class Day:
             self.team.run("emuedit", "up", "--port-base", str(SERVER_PORT))
             output = self.team.retrain("person: one task more")
             if "train: 0/40 steps" in output:
-                raise UnexpectedError("want a training that goes on, got one from its first step")
+                raise UnexpectedError("want a resumed training, got one from its first step")
             newest = max(self.versions(), key=lambda row: int(row["version"]))
             if newest["version"] != 5 or newest["tags"]["gate.state"] not in ("promoted", "refused"):
-                raise UnexpectedError(f"want a fifth version that the gate has decided about, got {newest}")
+                raise UnexpectedError(f"want a fifth version with a gate decision, got {newest}")
             self.team.commit("Third editor")
             outcome.append(f"{newest['tags']['gate.state']} {self.success(5)}")
 
     def store_stops(self) -> None:
-        """The store is gone in the middle of a push, and back."""
+        """The store stops during a push and returns."""
         with self.timeline.step("the store stops in the middle of a push: the next push ends it") as outcome:
             n_before = self.store.n_objects(BUCKET)
-            folder = self.team.folder / "imported/pairs"  # enough to be sent for a while
+            folder = self.team.folder / "imported/pairs"  # large enough for the push to take a while
             folder.mkdir(parents=True)
             for number in range(N_FILES):
                 (folder / f"{number:04}.bin").write_bytes(os.urandom(2**22))
@@ -170,7 +172,7 @@ class Day:
             self.team.run("emuedit", "remote", "publish")
 
     def rollback(self) -> None:
-        """One command, and the previous champion is back."""
+        """One command restores the previous champion."""
         with self.timeline.step("rollback in one command") as outcome:
             now, previous = self.alias("champion"), self.alias("previous")
             self.team.run("emuedit", "rollback")
@@ -179,7 +181,7 @@ class Day:
             outcome.append(f"champion {previous} in place of {now}")
 
     def second_machine(self, picture: Path) -> None:
-        """Another home folder: git and the remote give the data, the registry gives the champion, which edits an image."""
+        """Another home folder: data come from git and the remote, the champion from the registry; it edits an image."""
         with self.timeline.step("a second clone on an empty machine pulls the data and edits a picture") as outcome:
             other = Machine(self.machine.path.parent / "other", self.store.variables)
             clone = other.clone(self.team.folder, "clone")
@@ -193,10 +195,10 @@ class Day:
             clone.run("emuedit", "edit", picture, "change the background to snow", *words)
             outcome.append(f"{out.stat().st_size} bytes")
 
-    # What is asked of the registry and of the workspace
+    # Queries of the registry and the workspace
 
     def versions(self) -> list[dict[str, Any]]:
-        """What `emuedit models --json` says."""
+        """Output of `emuedit models --json`."""
         rows: list[dict[str, Any]] = self.team.read_json("emuedit", "models", "--json")
         return rows
 
@@ -210,7 +212,7 @@ class Day:
         return f"{version} ({float(row['tags']['edit_success']):.2f})"
 
     def expect_champion(self, version: int, refused: int | None = None) -> None:
-        """Raises UnexpectedError for another champion, and where a refused version is not the newest."""
+        """Raises UnexpectedError for another champion, and if a rejected version is not the newest."""
         newest = max(row["version"] for row in self.versions())
         if self.alias("champion") != version or (refused or newest) != newest:
             table = self.team.run("emuedit", "models")
@@ -222,13 +224,13 @@ class Day:
         return [pid for module in modules for pid in processes_of(["-m", module], self.team.folder)]
 
     def steps_trained(self) -> int:
-        """The last step that the training in scratch has logged."""
+        """The last logged step of the training in scratch."""
         files = sorted((self.team.folder / "scratch/train").glob("*/stats.jsonl"), key=lambda file: file.stat().st_mtime)
         rows = [json.loads(line) for line in files[-1].read_text().splitlines()] if files else []
         return max((row["step"] for row in rows if "step" in row), default=0)
 
     def undo(self, message: str) -> None:
-        """The params and the lock file of the second editor again, with its outputs."""
+        """Restore params, lock file and outputs of the second editor."""
         self.team.run("git", "add", "-A")
         self.team.run("git", "commit", "-q", "-m", "What was refused", "--allow-empty")
         self.team.run("git", "checkout", self.good_commit(), "--", "params.yaml", "dvc.lock")

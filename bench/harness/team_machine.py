@@ -1,4 +1,4 @@
-"""A machine of a team: a home folder, clones of the project, an object store, servers, and commands that are timed."""
+"""A machine of a team: a home folder, clones of the project, an object store, servers, and timed commands."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _KEYS = {"AWS_ACCESS_KEY_ID": "emuedit-test", "AWS_SECRET_ACCESS_KEY": "emuedit-
 
 
 class UnexpectedError(RuntimeError):
-    """Raised where a step did not end as it should."""
+    """Raised for an unexpected result of a step."""
 
 
 @dataclass
 class Timeline:
-    """The steps of a day: what was done, what came of it, and how long it took."""
+    """The steps of a day with their outcomes and durations."""
 
     steps: list[dict[str, Any]] = field(default_factory=list)
     _start: float = field(default_factory=time.monotonic)
 
     @contextmanager
     def step(self, name: str) -> Iterator[list[str]]:
-        """One step; the list that it gives takes what came of it. An exception is recorded, and raised again."""
+        """Context manager of a step; outcomes are appended to the yielded list. An exception is recorded and reraised."""
         began, outcome = time.monotonic(), list[str]()
         row: dict[str, Any] = {"at_s": round(began - self._start), "step": name}
         try:
@@ -60,7 +60,7 @@ class Timeline:
 
 
 class Machine:
-    """A home folder and what is reached from it. `path` is readable by the account of PostgreSQL."""
+    """A home folder and its environment. `path` is readable by PostgreSQL's account."""
 
     def __init__(self, path: Path, variables: Mapping[str, str]) -> None:
         self.path = path
@@ -75,7 +75,7 @@ class Machine:
         }  # fmt: skip
 
     def clone(self, source: Path, name: str) -> Clone:
-        """A clone of a repository; commands in it run its own code."""
+        """A clone of a repository; commands in it run its code."""
         folder = self.path / name
         words = ["git", "clone", "-q", str(source), str(folder)]
         subprocess.run(words, check=True, env=self.environment)
@@ -91,7 +91,7 @@ class Clone:
 
     @contextmanager
     def started(self, *words: str | Path) -> Iterator[subprocess.Popen[str]]:
-        """A command in a session of its own, which ends with the block."""
+        """Context manager with a command in a separate session, which ends with the block."""
         process = subprocess.Popen(
             [str(word) for word in words],
             cwd=self.folder,
@@ -109,7 +109,7 @@ class Clone:
             process.wait()
 
     def run(self, *words: str | Path, expect: int = 0) -> str:
-        """Run a command; its output. Raises UnexpectedError for another exit status than `expect`."""
+        """Run a command and return its output. Raises UnexpectedError for an exit status other than `expect`."""
         with self.started(*words) as process:
             output, _ = process.communicate(timeout=TIMEOUT_S)
         if process.returncode != expect:
@@ -117,7 +117,7 @@ class Clone:
         return output
 
     def read_json(self, *words: str, expect: tuple[int, ...] = (0,)) -> Any:
-        """What a command prints as JSON. Raises UnexpectedError for another exit status than those expected."""
+        """Run a command and parse its JSON output. Raises UnexpectedError for an unexpected exit status."""
         done = subprocess.run(words, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=TIMEOUT_S)
         if done.returncode not in expect:
             raise UnexpectedError(f"{' '.join(words)} ended with {done.returncode}: {done.stderr[-3000:]}")
@@ -130,17 +130,17 @@ class Clone:
         self.commit(message)
 
     def commit(self, message: str) -> None:
-        """Commit what was changed, if anything was."""
+        """Commit all changes, if any."""
         self.run("git", "add", "-A")
         if self.run("git", "status", "--porcelain"):
             self.run("git", "commit", "-q", "-m", message)
 
     def retrain(self, reason: str, *options: str, expect: int = 0) -> str:
-        """`uv run retrain`; its output."""
+        """Run `uv run retrain` and return its output."""
         return self.run("retrain", "--reason", reason, *options, expect=expect)
 
     def read_environment(self, file: Path) -> None:
-        """Take over the variables of a file that `emuedit up` wrote."""
+        """Use the variables of a file written by `emuedit up`."""
         for line in file.read_text(encoding="utf-8").splitlines():
             name, sign, value = line.removeprefix("export ").partition("=")
             if sign:
@@ -148,7 +148,7 @@ class Clone:
 
 
 class ObjectStore:
-    """Ceph's S3 gateway where it is installed, else moto: one that can be stopped in the middle of a transfer."""
+    """Ceph's S3 gateway if installed, else moto; it can be stopped during a transfer."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.is_ceph = folder, shutil.which("radosgw") is not None
@@ -165,17 +165,17 @@ class ObjectStore:
             ).pid
 
     def n_objects(self, url: str) -> int:
-        """How many objects lie below `s3://bucket/prefix`."""
+        """Number of objects in `s3://bucket/prefix`."""
         access_key, secret_key, region = _KEYS.values()
         place = replace(RemoteLocation.parse(url, self.url, region), access_key=access_key, secret_key=secret_key)
         return len(Bucket(place).sizes(""))
 
     def stop(self) -> None:
-        """Kill the gateway; moto, which keeps everything in memory, only stands still."""
+        """Kill the gateway; moto, which has everything in memory, is only paused."""
         os.kill(self._pid, signal.SIGKILL if self.is_ceph else signal.SIGSTOP)
 
     def start_again(self) -> None:
-        """Bring it back with what it had."""
+        """Restart it with its content."""
         if not self.is_ceph:
             os.kill(self._pid, signal.SIGCONT)
             return
@@ -186,7 +186,7 @@ class ObjectStore:
         self._pid = int((self.folder / "run/client.rgw.pid").read_text())
 
     def end(self) -> None:
-        """End it for good."""
+        """Stop it permanently."""
         if self.is_ceph:
             subprocess.run([command.ROOT / "infra/s3/ceph-rgw.sh", "stop", self.folder], check=False)
         else:
@@ -194,16 +194,16 @@ class ObjectStore:
 
 
 def wait_until(is_so: Callable[[], object], limit_s: float, event: str, every_s: float = 1.0) -> None:
-    """Ask until it is so. Raises UnexpectedError when that takes too long."""
+    """Poll a condition. Raises UnexpectedError after `limit_s`."""
     end = time.monotonic() + limit_s
     while not is_so():
         if time.monotonic() > end:
-            raise UnexpectedError(f"waited {limit_s:.0f} s in vain for {event}")
+            raise UnexpectedError(f"want {event}, got a timeout after {limit_s:.0f} s")
         time.sleep(every_s)
 
 
 def processes_of(words: Sequence[str], folder: Path) -> list[int]:
-    """Ids of the live processes whose command line has all these words and whose working folder is `folder`."""
+    """Ids of live processes with all these words in the command line and the working folder `folder`."""
     cwd = str(folder.resolve())
     processes = psutil.process_iter(["cmdline", "cwd"])
     here = [process for process in processes if process.info["cwd"] == cwd]

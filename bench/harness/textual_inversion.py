@@ -1,6 +1,6 @@
 """Textual inversion (Gal et al., arXiv 2208.01618) on an editor, by the recipe of diffusers' textual_inversion.py.
 
-One new token of the text encoder is learned; everything else stays, the task embedding included.
+One new token of the text encoder is trained; everything else is frozen, including the task embedding.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RATE = 5e-4
 
 
 def learn(editor: EditSampler, examples: Batch, v: Tensor, settings: InversionSettings) -> str:
-    """Learn the token on the examples, under the task embedding v [D_v]; returns the word that stands for it in a text."""
+    """Train the token on the examples, with the task embedding v [D_v]; returns its word for use in texts."""
     tokenizer, encoder = editor.parts.pipeline.tokenizer, editor.parts.pipeline.text_encoder
     tokenizer.add_tokens([WORD])
     encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -48,7 +48,7 @@ def learn(editor: EditSampler, examples: Batch, v: Tensor, settings: InversionSe
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        with torch.no_grad():  # as in the recipe: all other tokens are put back
+        with torch.no_grad():  # as in the recipe: restore all other tokens
             table[:row] = frozen[:row]
     table.requires_grad_(False)
     return WORD

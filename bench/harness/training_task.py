@@ -1,4 +1,4 @@
-"""What `bench/train.py` trains: a random base model of a real architecture, and pairs of pictures at its size, in a workspace.
+"""The training task of `bench/train.py`: a workspace with a random base model of a real architecture and pairs of its size.
 
 Both trainers read the same folder: `base_model/` is a StableDiffusionPipeline, `data/` holds pairs as the stages publish them.
 """
@@ -31,7 +31,7 @@ DDIM: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """An architecture and a size to train it at."""
+    """An architecture and its training resolution."""
 
     unet: dict[str, Any]
     vae: dict[str, Any]
@@ -68,12 +68,12 @@ SHAPES = {
     "sd15-256": Shape(_SD15_UNET, _KL_VAE, 768, 12, 256, 32),
     "sd15-512": Shape(_SD15_UNET, _KL_VAE, 768, 12, 512, 8),
 }
-"""`toy` is the toy base model's U-Net on four latent channels, which the published script demands; `sd15-quarter` has SD1.5's
-blocks at about a quarter of their width; the others are SD1.5 itself, for a GPU."""
+"""`toy` is the toy base model's U-Net with four latent channels, as required by the published script; `sd15-quarter` has SD1.5's
+blocks at about a quarter of their width; the others are SD1.5, for a GPU."""
 
 
 def write_workspace(root: Path, shape: Shape, device: str) -> None:
-    """Write base model, pairs and params. Weights are random: they cost what trained ones cost."""
+    """Write base model, pairs and params. Random weights have the same cost as trained ones."""
     shutil.rmtree(root, ignore_errors=True)
     build_base_model(shape, device).save_pretrained(root / "base_model")
     write_pairs(root, shape.size_px)
@@ -84,7 +84,7 @@ def write_workspace(root: Path, shape: Shape, device: str) -> None:
 
 
 def build_base_model(shape: Shape, device: str) -> Any:
-    """A StableDiffusionPipeline of this shape with random weights, made on `device`, where a large one takes seconds."""
+    """A StableDiffusionPipeline of this shape with random weights, created on `device`, which takes seconds for a large one."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -106,7 +106,7 @@ def build_base_model(shape: Shape, device: str) -> Any:
 
 
 def write_pairs(root: Path, size_px: int) -> None:
-    """Publish exact pairs of the toy world, enlarged to `size_px`."""
+    """Publish exact pairs of the toy world, upscaled to `size_px`."""
     pairs = [_enlarge(pair, size_px) for pair in build_pairs(build_edits("local", "train", 0, N_PAIRS))]
     verdicts = [Verdict(pair.id, kept=True, task=pair.task, reasons=(), gates={}, scores={}) for pair in pairs]
     for stage, rows, kind in (("pairs", pairs, Pair), ("dataset", verdicts, Verdict)):

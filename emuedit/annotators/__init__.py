@@ -1,1 +1,1 @@
-"""Annotators for photographs: they create target images of the vision tasks with public networks and plain drawing."""
+"""Annotators for photographs: target images of the vision tasks, from public networks and drawing code."""

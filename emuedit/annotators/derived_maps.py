@@ -8,9 +8,9 @@ from scipy.ndimage import gaussian_gradient_magnitude
 from emuedit.annotators.drawing import luma
 
 RELIEF = 1.0
-"""Depth of the scene, in units of the image's longer side. Relative depth does not give it; the value is ours."""
+"""Assumed depth of the scene, in units of the image's longer side; relative depth does not provide it. Ours."""
 EDGE_SIGMA_PX = 1.0
-"""Standard deviation of the Gaussian under the edges. The value is ours."""
+"""Standard deviation of the Gaussian of the edge filter. Ours."""
 EDGE_GAIN = 4.0
 """Darkness of an edge per step in luma: a step of a quarter of the range from black to white is fully black. Ours."""
 
@@ -32,7 +32,7 @@ def normals(depth: np.ndarray) -> np.ndarray:
 def edge_strength(images: np.ndarray) -> np.ndarray:
     """Images [N, H, W, 3] in [0, 1] -> darkness of each pixel's edge in a sketch, [N, H, W] in [0, 1].
 
-    The gradient of the luma under a Gaussian, divided by the peak 1 / (sigma sqrt(2 pi)) that it has at a step from 0
+    The gradient of the Gaussian-blurred luma, divided by its peak 1 / (sigma sqrt(2 pi)) at a step from 0
     to 1, is the height of the step. That height times `EDGE_GAIN`, clipped to [0, 1], is the result. The formula is
     ours.
     """

@@ -1,4 +1,4 @@
-"""Drawing that photographs and the toy world share: box outlines, and the filters of the task `color`. numpy only."""
+"""Drawing code for photographs and the toy world: box outlines, and the filters of the task `color`. numpy only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 COLOUR_FILTERS = (
     "brighten", "darken", "more contrast", "less contrast", "saturate", "desaturate", "hue", "blur", "sharpen"
 )  # fmt: skip
-"""Names of the filters, as the LLM's answers for the task `color` give them."""
+"""Names of the filters, as in the LLM's answers for the task `color`."""
 _REC_601 = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -17,7 +17,7 @@ def luma(images: np.ndarray) -> np.ndarray:
 
 
 def box_outline(boxes_px: np.ndarray, height: int, width: int, line_px: int) -> np.ndarray:
-    """Masks bool [N, height, width] of a line of `line_px` just outside the boxes [N, 4] (x0 y0 x1 y1).
+    """Masks bool [N, height, width] of outlines, `line_px` wide, just outside the boxes [N, 4] (x0 y0 x1 y1).
 
     An empty box has no line.
     """

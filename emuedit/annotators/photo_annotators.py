@@ -1,6 +1,6 @@
 """The annotators for photographs: `world.annotators: emuedit/annotators/photo_annotators.py`.
 
-To use other networks, write a Python file like this in a folder of its own, and name that file in `world.annotators`:
+To use other networks, write a Python file in a separate folder, and set `world.annotators` to it:
 
     from emuedit.annotators.photo_annotators import Annotators
 
@@ -33,11 +33,11 @@ Annotation = tuple[np.ndarray, np.ndarray]
 class Annotators:
     """A callable with the networks of the vision tasks.
 
-    Networks are folders, relative to the working directory, or hub ids; each is loaded when it is first needed.
+    Networks are folders, relative to the working directory, or hub ids; each is loaded on first use.
     """
 
     depth: str | None
-    """Relative depth, for the tasks `depth` and `normal`; None: that of `world.depth`, which the stage `pairs` fills in."""
+    """Relative depth, for the tasks `depth` and `normal`; None: `world.depth`, set by the stage `pairs`."""
     people: str
     """Object detector with the class "person", for the task `pose`."""
     pose: str
@@ -52,9 +52,9 @@ class Annotators:
     ) -> Annotation:
         """Annotate images uint8 [N, H, W, 3] for a vision task -> targets of that shape, and bool [N] of valid ones.
 
-        `words` are the filters' names (task color), `boxes_px` [N, 4] (x0 y0 x1 y1) the objects (detect), and `masks`
-        bool [N, H, W] the objects' pixels (segment); other tasks ignore them. A target is invalid where it carries no
-        information: an empty box or mask, a box that fills the image, an unknown filter, flat depth, no edge, no
+        `words`: filter names (task color); `boxes_px`: [N, 4] (x0 y0 x1 y1), the objects (detect); `masks`:
+        bool [N, H, W], the objects' pixels (segment); other tasks ignore them. A target is invalid if it has no information: an
+        empty box or mask, a box that fills the image, an unknown filter, flat depth, no edge, no
         person, or a single class. Raises ValueError for another task.
         """
         height, width = images.shape[1:3]
@@ -73,7 +73,7 @@ class Annotators:
             "segmap": self._segmap,
         }
         if task not in annotate_task:
-            raise ValueError(f"want detect, segment, color, {', '.join(annotate_task)}; got {task!r}")
+            raise ValueError(f"want a task out of detect, segment, color, {', '.join(annotate_task)}; got {task!r}")
         return _run_in_batches(annotate_task[task], images)
 
     @cached_property
@@ -150,4 +150,4 @@ annotate = Annotators(
     segmap="openmmlab/upernet-convnext-small",
     device="auto",
 )
-"""The default networks. Their weights have licences of their own: read them before you use the targets."""
+"""The default networks. Their weights have separate licences: read them before you use the targets."""

@@ -36,7 +36,7 @@ class PoseEstimator:
         if len(person_labels) != 1:
             raise ValueError(
                 f"want a detector with one class 'person', got {len(person_labels)} of {len(detector.config.id2label)} "
-                "classes; take one that was trained on COCO"
+                "classes; use one trained on COCO"
             )
         self.person_label = int(person_labels[0])
 
@@ -57,7 +57,7 @@ class PoseEstimator:
         return joints
 
     def _detect_people(self, image_bytes: list[torch.Tensor]) -> list[list[list[float]]]:
-        """The boxes of each image's people in COCO's form: x0 y0 width height, px."""
+        """Boxes of the people in each image in COCO format: x0 y0 width height, px."""
         inputs = self.detector_processor(images=image_bytes, return_tensors="pt").to(self.detector.device)
         with torch.no_grad():
             out = self.detector(**inputs)
@@ -76,7 +76,7 @@ class PoseEstimator:
 def draw_stick_figures(joints: np.ndarray, height: int, width: int) -> np.ndarray:
     """Draw the limbs between joints [K, 17, 3] in colours on black, uint8 [height, width, 3].
 
-    Joints whose score is not above `JOINT_SCORE` are left out.
+    Joints with a score of at most `JOINT_SCORE` are omitted.
     """
     from PIL import Image, ImageDraw
 

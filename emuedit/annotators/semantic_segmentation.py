@@ -1,4 +1,4 @@
-"""Semantic segmentation (UPerNet, SegFormer), through transformers."""
+"""Semantic segmentation (UPerNet, SegFormer) with transformers."""
 
 from __future__ import annotations
 

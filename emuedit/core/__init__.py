@@ -1,1 +1,1 @@
-"""The lowest layer: pure functions on tensors and numbers. Nothing here opens a file or depends on a model."""
+"""The lowest layer: pure functions on tensors and numbers. They do not open files or depend on models."""

@@ -1,11 +1,11 @@
 """Soft-mask attention control: mix the attention outputs of an edit and of its source, and share queries and keys.
 
 out = M out_target + (1 - M) out_source. The formula is ours; it follows Emu Edit's mask-based attention control
-(arXiv 2311.10089): a mask that is computed before the edit needs no word-to-word alignment of the two captions.
+(arXiv 2311.10089): a mask computed before the edit needs no word alignment of the two captions.
 Taking queries and keys from the source preserves its structure, as in Plug-and-Play (arXiv 2211.12572).
 
 Shapes: R batch rows, N tokens of a layer (row by row of its grid), D the layer's width.
-`source_row[r]` is the index of the batch row that is the source of row r; a source points at itself.
+`source_row[r]` is the batch row of the source of row r; a source points at itself.
 """
 
 import torch
@@ -17,7 +17,7 @@ from emuedit.core import soft_mask
 def mix_outputs(out: Tensor, out_source: Tensor, M: Tensor) -> Tensor:
     """Mix each row's output with the output of its source, both [R, N, D], by M [R, N, 1].
 
-    M = 0 gives the source's output bit for bit, M = 1 the row's. Raises ValueError for an M of another shape.
+    M = 0 gives exactly the source's output, M = 1 exactly the row's. Raises ValueError for an M of another shape.
     """
     expected = (*out.shape[:2], 1)
     if M.shape != expected:
@@ -26,15 +26,15 @@ def mix_outputs(out: Tensor, out_source: Tensor, M: Tensor) -> Tensor:
 
 
 def injection_rows(rows: Tensor, source_row: Tensor, active: Tensor) -> Tensor:
-    """Index [R] of the row whose queries and keys each row takes: its source where `active` (bool [R]), else itself."""
+    """Index [R] of the row whose queries and keys each row uses: its source if `active` (bool [R]), else itself."""
     return torch.where(active, source_row, rows)
 
 
 def layer_grid(n_tokens: int, height: int, width: int) -> tuple[int, int]:
     """Grid (h, w) of a layer with `n_tokens` tokens, in a U-Net on latents of height x width.
 
-    Each level of the U-Net halves both sides and rounds up. Raises ValueError when no level has that many tokens:
-    the layer's tokens then do not correspond to places of the image.
+    Each level of the U-Net halves both sides and rounds up. Raises ValueError if no level has this many tokens: the layer's
+    tokens then do not correspond to image positions.
     """
     h, w = height, width
     levels = []
@@ -47,7 +47,7 @@ def layer_grid(n_tokens: int, height: int, width: int) -> tuple[int, int]:
         h, w = -(-h // 2), -(-w // 2)
     raise ValueError(
         f"want a layer of {' or '.join(levels)} tokens, for latents of {height} x {width}, got {n_tokens}; "
-        "soft masks need a network whose tokens lie on the grid of the latents"
+        "soft masks need a network whose tokens are on the grid of the latents"
     )
 
 

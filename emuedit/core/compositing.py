@@ -1,7 +1,7 @@
-"""An edit that was made at a smaller size, carried over to the picture at its own size.
+"""Composite an edit made at a smaller size into the full-size image.
 
-Outside a stated border around what the edit changed, the result equals the picture bit for bit; inside, it is the enlarged edit.
-Shapes: images are float [1, 3, H, W] in [-1, 1]; small ones have the same content at [1, 3, h, w]. All of it is ours.
+Outside the changed region and a border around it, the result is bit-identical to the image; inside, it is the upsampled edit.
+Shapes: images are float [1, 3, H, W] in [-1, 1]; small copies are [1, 3, h, w]. All of this is ours.
 """
 
 import torch
@@ -11,27 +11,27 @@ from torch.nn import functional as F
 from emuedit.core.soft_mask import dilate
 
 BORDER_PX = 1.0
-"""Pixels of the small size by which the changed region is widened, and over which the edit fades into the picture."""
+"""Border in px of the small size: the changed region is dilated by it, and the edit fades into the image over it."""
 
 
 MIN_CHANGE = 0.5
-"""Probability from which on a cell of the latents counts as changed."""
+"""Minimum probability of a changed latent cell."""
 
 
 def keep_unchanged_cells(before: Tensor, after: Tensor, change: Tensor, factor: int) -> Tensor:
-    """`after` where a cell of the latents changes, else `before` bit for bit; images [B, 3, H, W].
+    """`after` where a latent cell changes, else exactly `before`; images [B, 3, H, W].
 
-    change: the probability of each cell, [B, 1, h, w]; a cell has `factor` px a side, and the cells cover the images.
+    change: probability per cell, [B, 1, h, w]; a cell has `factor` px per side, and the cells cover the images.
     """
     changed = F.interpolate((change >= MIN_CHANGE).to(after), scale_factor=factor, mode="nearest")
     return torch.where(changed[:, :, : after.shape[-2], : after.shape[-1]] > 0, after, before)
 
 
 def seam(before: Tensor, after: Tensor) -> float:
-    """How much steeper the border of what changed became: mean over the pairs of neighbours of which one changed.
+    """Mean increase in edge contrast across the boundary of the changed region.
 
-    |difference of the pair in after| - |that in before|, mean over RGB in [0, 1]; images [B, 3, H, W] in [-1, 1]. 0 where
-    nothing or everything changed; negative where the border became smoother.
+    Mean over neighbouring pixels of which one changed: |difference in after| - |difference in before|, mean over RGB in [0, 1];
+    images [B, 3, H, W] in [-1, 1]. 0 without a boundary; negative if the boundary became smoother.
     """
     changed = changed_pixels(before, after)
     jumps = []
@@ -44,25 +44,25 @@ def seam(before: Tensor, after: Tensor) -> float:
 
 
 def changed_pixels(before: Tensor, after: Tensor) -> Tensor:
-    """Where any of the channels differs: bool [B, 1, H, W]. Raises ValueError for images of different shapes."""
+    """Where any channel differs: bool [B, 1, H, W]. Raises ValueError for images of different shapes."""
     if before.shape != after.shape:
-        raise ValueError(f"want two images of one shape, got {tuple(before.shape)} and {tuple(after.shape)}")
+        raise ValueError(f"want two images of equal shape, got {tuple(before.shape)} and {tuple(after.shape)}")
     return (before != after).any(1, keepdim=True)
 
 
 def shrink(image: Tensor, height: int, width: int) -> Tensor:
-    """An image [1, 3, H, W] at [1, 3, height, width], by bicubic interpolation with antialiasing, clamped to [-1, 1]."""
+    """Downsample an image [1, 3, H, W] to [1, 3, height, width], bicubic with antialiasing, clamped to [-1, 1]."""
     return F.interpolate(image, (height, width), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 def enlarge_edit(
     image: Tensor, before: Tensor, after: Tensor, keeps_detail: bool = False, border_px: float = BORDER_PX
 ) -> Tensor:
-    """The edit `before` -> `after` [1, 3, h, w] applied to image [1, 3, H, W], of which `before` is the smaller copy.
+    """Apply the edit `before` -> `after` [1, 3, h, w] to image [1, 3, H, W]; `before` is its smaller copy.
 
-    keeps_detail: the difference that the edit made is added to the picture, which keeps its fine detail (a change of light);
-    else the enlarged result replaces it (another object). Where the mask of changed pixels, dilated by `border_px` and enlarged,
-    is zero, the result equals `image` bit for bit. An edit that changes nothing returns `image` itself.
+    keeps_detail: add the difference of the edit to the image, which keeps fine detail (a change of light); else replace the
+    region by the upsampled result (another object). Where the mask of changed pixels, dilated by `border_px` and upsampled, is
+    zero, the result is bit-identical to `image`. An edit without changes returns `image`.
     """
     changed = changed_pixels(before, after)
     if not changed.any():

@@ -1,6 +1,6 @@
-"""The forward diffusion process, what a network is trained to predict, and which clean latents a prediction implies.
+"""The forward diffusion process, training targets, and the clean latents implied by a prediction.
 
-Noise levels are a pair (a, s): z_t = a z + s eps, with signal-to-noise ratio SNR = a^2 / s^2. Two families occur:
+Noise levels are a pair (a, s): z_t = a z + s eps, with signal-to-noise ratio SNR = a^2 / s^2. Two families are supported:
 variance preserving, a^2 + s^2 = 1, a = sqrt(alpha_bar) (Ho et al., arXiv 2006.11239), with the kinds epsilon, v_prediction and
 sample; and straight paths, a = 1 - sigma, s = sigma (Lipman et al., arXiv 2210.02747; Liu et al., arXiv 2209.03003), kind flow.
 
@@ -13,7 +13,7 @@ from typing import Literal
 from torch import Tensor
 
 PredictionKind = Literal["epsilon", "v_prediction", "sample", "flow"]
-"""What a network predicts: the noise, v, the clean latents, or the velocity of the straight path from clean latents to noise."""
+"""Prediction types: noise, v, clean latents, or velocity of the straight path from clean latents to noise."""
 KINDS: tuple[PredictionKind, ...] = ("epsilon", "v_prediction", "sample", "flow")
 
 
@@ -41,14 +41,14 @@ def training_target(z: Tensor, eps: Tensor, a: Tensor, s: Tensor, kind: Predicti
 
 
 def prediction_for_clean(z: Tensor, z_t: Tensor, a: Tensor, s: Tensor, kind: PredictionKind) -> Tensor:
-    """The prediction at z_t whose estimate of the clean latents is z. This inverts `add_noise`; s must be above 0."""
+    """The prediction at z_t that implies the clean latents z. Requires s > 0."""
     return training_target(z, (z_t - a * z) / s, a, s, kind)
 
 
 def clean_from_prediction(z_t: Tensor, e: Tensor, a: Tensor, s: Tensor, kind: PredictionKind) -> Tensor:
-    """The clean latents that a prediction e at z_t implies: the inverse of `prediction_for_clean`.
+    """The clean latents implied by a prediction e at z_t: the inverse of `prediction_for_clean`.
 
-    For epsilon a must be above 0. v_prediction uses a^2 + s^2 = 1 and flow a + s = 1. Raises ValueError for another kind.
+    For epsilon, a must be above 0. v_prediction uses a^2 + s^2 = 1 and flow a + s = 1. Raises ValueError for another kind.
     """
     if kind == "epsilon":
         return (z_t - s * e) / a
@@ -62,15 +62,15 @@ def clean_from_prediction(z_t: Tensor, e: Tensor, a: Tensor, s: Tensor, kind: Pr
 
 
 def min_snr_weight(a: Tensor, s: Tensor, kind: PredictionKind, gamma: float) -> Tensor:
-    """The weight of the squared error of a prediction under min-SNR-gamma, of the shape of a (Hang et al., arXiv 2303.09556).
+    """Min-SNR-gamma weight of the squared error of a prediction, with the shape of a (Hang et al., arXiv 2303.09556).
 
     The paper weights the squared error of the clean latents by min(SNR, gamma) (section 3.4; gamma = 5). An error d of the
-    prediction is an error |dz / de| d of the clean latents, which `clean_from_prediction` gives as s / a for epsilon, s for
+    prediction is an error |dz / de| d of the clean latents; by `clean_from_prediction`, |dz / de| is s / a for epsilon, s for
     v_prediction, 1 for sample and s for flow. So the weight is min(SNR, gamma) times 1 / SNR, 1 / (SNR + 1), 1 and s^2: the
-    paper's for the first three; flow's is derived in the same way. It is 0 where SNR = 0, so a step of zero terminal SNR is
-    then not trained. For epsilon a must be above 0. Raises ValueError for another kind.
+    paper's for the first three; flow's is derived in the same way. It is 0 at SNR = 0, so a step with zero terminal SNR is not
+    trained. For epsilon, a must be above 0. Raises ValueError for another kind.
     """
-    weight = (a / s).square().clamp_max(gamma)  # of the error of the clean latents; gamma where s = 0
+    weight = (a / s).square().clamp_max(gamma)  # weight of the clean latents' error; gamma if s = 0
     if kind == "epsilon":
         return weight * (s / a).square()
     if kind in ("v_prediction", "flow"):

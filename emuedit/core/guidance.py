@@ -1,7 +1,7 @@
-"""Classifier-free guidance: with a text alone, and with an image c_I and a text c_T under a task embedding v.
+"""Classifier-free guidance by a text, or by an image c_I and a text c_T with a task embedding v.
 
 Shapes: B samples, C latent channels, h and w the height and width of the latents.
-`e(., ., v)` is a network's prediction, of any kind of `diffusion.PredictionKind`: all of them are linear in the clean latents.
+`e(., ., v)` is a network's prediction, of any `diffusion.PredictionKind`; all are linear in the clean latents.
 """
 
 from typing import Literal
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 GuidanceTerm = Literal["null", "image", "full"]
-"""An evaluation of the network: without conditions e(0,0,v), with the picture alone e(I,0,v), and with both e(I,T,v)."""
+"""An evaluation of the network: without conditions e(0,0,v), with only the image e(I,0,v), or with both e(I,T,v)."""
 
 
 def classifier_free(e_null: Tensor, e_text: Tensor, scale: Tensor | float) -> Tensor:
@@ -22,17 +22,17 @@ def classifier_free(e_null: Tensor, e_text: Tensor, scale: Tensor | float) -> Te
 
 
 def guided_steps(interval: tuple[float, float], steps: int) -> range:
-    """The steps in which guidance is applied, for an interval of shares of the steps in [0, 1].
+    """The steps in which guidance is applied, for an interval of fractions of the steps in [0, 1].
 
-    steps: the timesteps that the scheduler makes, which may be more than it was asked for (PNDM: one more).
-    Limiting guidance to an interval is from Kynkäänniemi et al. (arXiv 2404.07724), who state it in noise levels.
+    steps: the scheduler's actual number of timesteps, which may exceed the requested one (PNDM: by one).
+    Limiting guidance to an interval is from Kynkäänniemi et al. (arXiv 2404.07724), who use noise levels.
     """
     first, last = (round(share * steps) for share in interval)
     return range(first, last)
 
 
 def terms_of(s_I: float, s_T: float) -> tuple[GuidanceTerm, ...]:
-    """The terms of `two_conditions` that have a weight: three in general, two where s_I is 1 or s_T, one where both are 1."""
+    """The terms of `two_conditions` with nonzero weight: three in general, two if s_I is 1 or s_T, one if both are 1."""
     weights: dict[GuidanceTerm, float] = {"null": 1 - s_I, "image": s_I - s_T}
     return (*(term for term, weight in weights.items() if weight), "full")
 
@@ -41,8 +41,8 @@ def two_conditions(e_null: Tensor | None, e_image: Tensor | None, e_full: Tensor
     """e(0,0,v) + s_I (e(I,0,v) - e(0,0,v)) + s_T (e(I,T,v) - e(I,0,v)); all [B, C, h, w].
 
     Eq. 3 of InstructPix2Pix (arXiv 2211.09800), with the task embedding in all three terms (Emu Edit, arXiv 2311.10089;
-    its scales are s_I = 1.5 and s_T = 5.0). Scales of 1 give the fully conditioned prediction. A term that `terms_of` leaves
-    out, whose weight is zero, is None.
+    its scales are s_I = 1.5 and s_T = 5.0). Scales of 1 give the fully conditioned prediction. Terms that `terms_of` omits,
+    with zero weight, are None.
     """
     if e_image is None:
         return e_full if e_null is None else classifier_free(e_null, e_full, s_T)
@@ -55,9 +55,9 @@ def blend_with_source(e: Tensor, e_source: Tensor, change_mask: Tensor, preserve
     """Blend the prediction e with e_source outside the change mask; [B, C, h, w].
 
     e_source is the prediction whose clean latents are the source (`diffusion.prediction_for_clean`). change_mask [B, 1,
-    h, w] in [0, 1] is 1 where the image changes. preserve in [0, 1]: 0 returns e, 1 replaces it fully where the mask is
-    0. Predictions are linear in the clean latents, so this blends the expected edit with the source by the mask, as
-    Blended Latent Diffusion (arXiv 2206.02779) does with noised latents. The formula is ours.
+    h, w] in [0, 1] is 1 where the image changes. preserve in [0, 1]: 0 returns e, 1 replaces it fully where the mask is 0.
+    Predictions are linear in the clean latents, so this blends edit and source by the mask, like Blended Latent Diffusion
+    (arXiv 2206.02779) does with noised latents. The formula is ours.
     """
     return torch.lerp(e, e_source, preserve * (1 - change_mask))
 

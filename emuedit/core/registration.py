@@ -1,4 +1,4 @@
-"""Sub-pixel registration: estimate how far one image is shifted against another, by weighted least squares.
+"""Sub-pixel registration: estimate the shift between two images by weighted least squares.
 
 Lucas and Kanade, "An Iterative Image Registration Technique with an Application to Stereo Vision", IJCAI 1981, for one
 shift d of the whole image: minimise the sum of W (target(x) - source(x - d))^2 over d by Gauss-Newton steps.
@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 MARGIN_PX = 3
-"""Pixels this near to the border are ignored: a shift may have brought them in from outside the image."""
+"""Width of the ignored border, whose pixels may come from outside the image after a shift."""
 FLAT = 1e-5
-"""Mean squared gradient per pixel, colours in [-1, 1], below which an image has no structure in some direction."""
+"""Mean squared gradient per pixel, colours in [-1, 1], below which an image is flat in some direction."""
 STEPS = 20
-"""Gauss-Newton steps at most."""
+"""Maximum number of Gauss-Newton steps."""
 CLOSE_PX = 1e-3
-"""A step shorter than this ends the iteration."""
+"""Step length in px below which the iteration ends."""
 
 
 def estimate_shift(source: Tensor, target: Tensor, weight: Tensor) -> tuple[float, float] | None:
-    """Estimate (dx, dy) in px by which `target` lies to the right of and below `source`.
+    """Estimate the shift (dx, dy) in px of `target` relative to `source`, right and down.
 
-    Images are [3, H, W] in [-1, 1], weight is [H, W] >= 0. Meant for shifts of one or two pixels. Returns None where
-    the shift is undefined: all weights are 0, the weighted part is flat in some direction, or no shift explains the
+    Images are [3, H, W] in [-1, 1], weight is [H, W] >= 0. Meant for shifts of one or two pixels. Returns None if the shift is
+    undefined: all weights are 0, the weighted part is flat in some direction, or no shift explains the
     difference (the iteration leaves the margin or does not converge). Raises ValueError for different sizes.
     """
     if source.shape != target.shape or source.shape[1:] != weight.shape:

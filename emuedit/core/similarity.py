@@ -1,11 +1,11 @@
-"""Similarity of embeddings, as the field measures edits. Shapes: N items, D dimensions."""
+"""Similarity of embeddings, as used in edit metrics. Shapes: N items, D dimensions."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 LEAST_CHANGE = 1e-4
-"""A shorter difference of unit vectors has no direction. Ours: float32 embeddings of equal captions differ by less."""
+"""Minimum length of a difference of unit vectors; float32 embeddings of equal captions differ by less. Ours."""
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -17,8 +17,8 @@ def directional_similarity(image_in: Tensor, image_out: Tensor, text_in: Tensor,
     """CLIP directional similarity: cosine of the image's change and the caption's change; all [N, D] -> [N] in [-1, 1].
 
     From Gal et al. (StyleGAN-NADA, arXiv 2108.00946), computed on unit vectors as in InstructPix2Pix and Emu Edit.
-    NaN where either change has no direction (equal captions, or an unchanged image): the value is undefined there, and
-    the caller should count such items and leave them out of averages.
+    NaN if either change has no direction (equal captions, or an unchanged image): the value is undefined; the caller should count
+    such items and exclude them from averages.
     """
     d_image = F.normalize(image_out, dim=-1) - F.normalize(image_in, dim=-1)
     d_text = F.normalize(text_out, dim=-1) - F.normalize(text_in, dim=-1)

@@ -1,7 +1,7 @@
 """Soft masks: 1 where the edit applies, 0 where the source is preserved.
 
 M = clip(w_p P + w_s S + w_b B, 0, 1). P is the precise mask of an object, S is P dilated and blurred, B is its filled
-bounding box; the weights sum to 1. The three masks are Emu Edit's (arXiv 2311.10089): with the precise mask alone, a
+bounding box; the weights sum to 1. The three masks are Emu Edit's (arXiv 2311.10089): with only the precise mask, a
 removed object may reappear as a similar one. The weighted sum, the radius and the blur are ours.
 
 Shapes: masks are float [B, 1, H, W] in [0, 1].
@@ -38,9 +38,9 @@ def soft_mask(P: Tensor, w_p: float, w_s: float, w_b: float, radius_px: float, s
 
 
 def dilate(P: Tensor, radius_px: float) -> Tensor:
-    """Dilate by a disc: every pixel takes the largest value within `radius_px` of it; [B, 1, H, W].
+    """Dilate by a disc: every pixel gets the maximum within `radius_px`; [B, 1, H, W].
 
-    Masks of zeros and ones are dilated by their distance transform, whose cost does not grow with the radius.
+    Binary masks use a distance transform, whose cost does not depend on the radius.
     """
     _check(P)
     if radius_px < 0:
@@ -59,7 +59,7 @@ def dilate(P: Tensor, radius_px: float) -> Tensor:
 
 
 def _dilate_binary(mask: Tensor, radius_px: float) -> Tensor:
-    """Dilate one mask of zeros and ones; [1, H, W]."""
+    """Dilate a binary mask; [1, H, W]."""
     if not mask.any():
         return mask
     distance_px = distance_transform_edt(mask[0].cpu().numpy() == 0)
@@ -82,14 +82,14 @@ def blur(P: Tensor, sigma_px: float) -> Tensor:
 
 
 def box(P: Tensor) -> Tensor:
-    """Filled bounding box of the pixels above one half, all zeros where there is none; [B, 1, H, W]."""
+    """Filled bounding box of the pixels above one half, all zeros if there are none; [B, 1, H, W]."""
     _check(P)
     inside = P > 0.5
     return (_span(inside.any(-1, keepdim=True), -2) & _span(inside.any(-2, keepdim=True), -1)).to(P.dtype)
 
 
 def resize(M: Tensor, height: int, width: int) -> Tensor:
-    """Resize M to [B, 1, height, width] by area means, which keeps soft edges soft."""
+    """Resize M to [B, 1, height, width] by area averaging, which preserves soft edges."""
     _check(M)
     return F.interpolate(M, (height, width), mode="area")
 
@@ -108,5 +108,5 @@ def _check(mask: Tensor) -> None:
         raise ValueError(f"{want}, got {tuple(mask.shape)} {mask.dtype}; call soft_mask.from_uint8 first")
     if mask.numel():
         low, high = mask.aminmax()
-        if not (low >= 0 and high <= 1):  # written so that NaN fails too
+        if not (low >= 0 and high <= 1):  # also true for NaN
             raise ValueError(f"{want}, got values in [{low:.4g}, {high:.4g}]; clamp it first")

@@ -1,8 +1,8 @@
 """Align the tokens of two captions, so that Prompt-to-Prompt can copy attention maps from one to the other.
 
 Hertz et al., arXiv 2208.01626. L: tokens of a caption, with start, end and padding. A `TokenMapping` combines the
-source's attention map P_s [..., L] and the target's own map P_t [..., L] as P_s A + P_t diag(target_weight). This one
-form covers the paper's word swap (`replace`) and its added phrases (`refine`).
+source's attention map P_s [..., L] and the target's own map P_t [..., L] as P_s A + P_t diag(target_weight). This covers the
+paper's word swap (`replace`) and its added phrases (`refine`).
 """
 
 from collections.abc import Hashable, Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenMapping:
-    """Weights with which each target token takes the maps of source tokens, and the weight of its own map."""
+    """For each target token: weights of the source tokens' maps, and the weight of its own map."""
 
     A: Tensor  # float32 [L, L], source by target
     target_weight: Tensor  # float32 [L], weight of the target's own map
@@ -26,10 +26,10 @@ class TokenMapping:
 
 
 def align_tokens(source: Sequence[Hashable], target: Sequence[Hashable]) -> list[int | None]:
-    """For every item of `target`, find the index of its partner in `source`, or None: the longest common subsequence.
+    """For every item of `target`, find the index of its match in `source`, or None, by longest common subsequence.
 
     This is Needleman and Wunsch's global alignment with match 1, mismatch -1 and gap 0, the scores of the paper's code.
-    Of equally good alignments it takes the one whose partners come first, as the paper's code does.
+    Among equally good alignments it uses the earliest matches, like the paper's code.
     """
     n, m = len(source), len(target)
     best = [[0] * (m + 1) for _ in range(n + 1)]
@@ -51,9 +51,9 @@ def align_tokens(source: Sequence[Hashable], target: Sequence[Hashable]) -> list
 
 
 def refine(source: Sequence[Hashable], target: Sequence[Hashable], length: int) -> TokenMapping:
-    """Mapping for added words: tokens with a partner take its map, new tokens keep their own. `length` is L.
+    """Mapping for added words: matched tokens use the source's map, new tokens keep their own. `length` is L.
 
-    Padding tokens take the maps of the source's padding at the same positions. Raises ValueError where a caption has
+    Padding tokens use the maps of the source's padding at the same positions. Raises ValueError if a caption has
     more than L tokens.
     """
     _check_length(max(len(source), len(target)), length)
@@ -69,18 +69,18 @@ def refine(source: Sequence[Hashable], target: Sequence[Hashable], length: int) 
 
 
 def replace(source_lengths: Sequence[int], target_lengths: Sequence[int], length: int) -> TokenMapping:
-    """Mapping for a word swap: word n of the target takes the maps of word n of the source. `length` is L.
+    """Mapping for a word swap: word n of the target uses the maps of word n of the source. `length` is L.
 
-    `source_lengths` and `target_lengths` are the numbers of tokens of each word. Words with equally many tokens are
-    mapped token by token; otherwise every source token's map is spread evenly over the target word's tokens. Start, end
-    and padding are shifted along. All of every map is passed on: the rows of A sum to 1. (After a swap of words of
-    unequal lengths, the paper's code copies maps by token position and not by word; we do not follow it there.)
+    `source_lengths` and `target_lengths` are the numbers of tokens of each word. Words with equal numbers of tokens are mapped
+    token by token; otherwise every source token's map is distributed evenly over the target word's tokens. Start, end and padding
+    are shifted accordingly. Maps are preserved in total: the rows of A sum to 1. (After a swap of words of unequal lengths, the
+    paper's code copies maps by token position, not by word; we do not follow it there.)
 
     Raises ValueError for captions with unequally many words and for more than L tokens.
     """
     if len(source_lengths) != len(target_lengths):
         raise ValueError(
-            f"want as many words in both captions to replace, got {len(source_lengths)} and {len(target_lengths)}; use refine"
+            f"want equal numbers of words in both captions, got {len(source_lengths)} and {len(target_lengths)}; use refine"
         )
     n_source, n_target = sum(source_lengths), sum(target_lengths)
     _check_length(2 + max(n_source, n_target), length)
@@ -95,7 +95,7 @@ def replace(source_lengths: Sequence[int], target_lengths: Sequence[int], length
 
 
 def changed_words(source: Sequence[str], target: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Positions of the words that only one of the two captions has; punctuation and case are ignored."""
+    """Positions of the words that are in only one caption; punctuation and case are ignored."""
     source_words, target_words = ([word.strip(",.;:!?").lower() for word in words] for words in (source, target))
     partner = align_tokens(source_words, target_words)
     aligned = set(partner)
@@ -105,7 +105,7 @@ def changed_words(source: Sequence[str], target: Sequence[str]) -> tuple[list[in
 
 
 def spans(lengths: Sequence[int]) -> list[range]:
-    """Token positions of every word, counted behind the start token; `lengths` are the words' numbers of tokens."""
+    """Token positions of every word, after the start token; `lengths`: number of tokens per word."""
     return [range(i, i + n) for i, n in zip(_word_starts(lengths), lengths, strict=True)]
 
 
@@ -115,4 +115,4 @@ def _word_starts(lengths: Sequence[int]) -> list[int]:
 
 def _check_length(n_tokens: int, length: int) -> None:
     if n_tokens > length:
-        raise ValueError(f"want captions of at most {length} tokens, start and end included, got {n_tokens}; shorten them")
+        raise ValueError(f"want captions of at most {length} tokens, including start and end, got {n_tokens}; shorten them")

@@ -1,1 +1,1 @@
-"""Records that travel between stages, how they are stored, filtered and shown, and datasets in other formats."""
+"""Records exchanged between stages; their storage, filters and visualisation; other dataset formats."""

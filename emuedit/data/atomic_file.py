@@ -1,4 +1,4 @@
-"""Write a file as a whole or not at all: beside its place, then renamed."""
+"""Atomic file writes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,11 +7,11 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path, writer: object = "") -> Iterator[Path]:
-    """The path of a hidden file beside `path`, with its suffix, to write to. It takes the place of `path` when the block ends.
+    """Write a file atomically (temporary file, then rename). Yields the temporary path, a hidden file next to `path`.
 
-    An error in the block, such as that of a full disk, leaves `path` as it was and removes the hidden file; an OSError then
-    names `path`. A hidden file that a killed process left is written over by the next; `writer` tells apart processes that may
-    write the same path at the same time. A link stays one, and what is no file, such as /dev/stdout, is written itself.
+    On an error in the block, such as a full disk, `path` is unchanged and the temporary file is removed; an OSError gets the name
+    of `path`. A leftover of a killed process is overwritten; `writer` separates processes that may write the same path
+    concurrently. A symbolic link is kept, and special files such as /dev/stdout are written directly.
     """
     if path.exists() and not path.is_file():
         yield path
@@ -24,7 +24,7 @@ def replacing(path: Path, writer: object = "") -> Iterator[Path]:
         partial.replace(target)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        if error.filename is None and error.errno is not None:  # of `write`, which does not know the name
+        if error.filename is None and error.errno is not None:  # raised by `write`, which does not know the file name
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     except BaseException:

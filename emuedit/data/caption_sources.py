@@ -1,10 +1,9 @@
 """Read captions in batches from a text file, a table, a dataset folder, a dataset on the hub or a Python file.
 
-A row that cannot be read comes as a `BadRow` with its reason, which the stage drops and counts; a file of which nothing can be
-read is refused.
+An unreadable row is returned as a `BadRow` with a reason, which the stage drops and counts; an unreadable file is an error.
 
-Every source is a path below the project root, so that DVC can hash it. A hub dataset is named by a .yaml file that
-states its commit.
+Every source is a path below the project root, so that DVC can hash it. A hub dataset is described by a .yaml file that
+pins its commit.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ _TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 _SHOWN_CHARS, _POINTER_BYTES = 80, 1024
 
 CaptionFunction = Callable[[str, int, int], list[str]]
-"""`captions(split, start, n)` of a Python source: the captions number start to start + n - 1 of a split."""
+"""`captions(split, start, n)` of a Python source: captions start to start + n - 1 of a split."""
 
 
 class CaptionSourceError(ValueError):
@@ -30,14 +29,14 @@ class CaptionSourceError(ValueError):
 
 
 class HubDataset(config.Params):
-    """Section `captions` of a .yaml source: a dataset on the hub, which is streamed and never stored as a whole."""
+    """Section `captions` of a .yaml source: a dataset on the hub, which is streamed, not downloaded."""
 
     dataset: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
     """owner/name."""
     config: str | None
-    """Name of the dataset configuration; null when the dataset has only one."""
+    """Name of the dataset configuration; null if the dataset has only one."""
     revision: str = Field(pattern=r"^[0-9a-f]{40}$")
-    """Commit of the dataset. It fixes the captions that the file stands for."""
+    """Commit of the dataset, for reproducible captions."""
 
 
 def read_batches(
@@ -45,7 +44,7 @@ def read_batches(
 ) -> Iterator[tuple[int, list[str | BadRow | None]]]:
     """Yield (index of the first row, rows) in batches of at most `size` rows, `n_rows` rows in total.
 
-    `reference` is `source` as `params.yaml` names it; Python files are imported by it. `split` applies to Python
+    `reference`: `source` as given in `params.yaml`, used to import Python files. `split` applies to Python
     files and datasets. Raises CaptionSourceError or TableError for a source that cannot be read, and ParamsError for a
     Python file without the function `captions` or a .yaml file without valid keys.
     """
@@ -63,9 +62,9 @@ def read_batches(
 
 
 def _read_texts(source: Path, split: str, column: str) -> Iterator[str | BadRow | None]:
-    """Texts of a text file (one a line), or of one column of any other source.
+    """Texts of a text file (one per line), or of one column of any other source.
 
-    The first row that can be read decides whether the column is the right one; a later row without a text in it is a bad row.
+    If the first readable row has no text in the column, the column is an error; later, such rows are bad rows.
     """
     if source.suffix == ".txt":
         yield from text_tables.read_lines(source)
@@ -88,7 +87,7 @@ def _read_texts(source: Path, split: str, column: str) -> Iterator[str | BadRow 
 
 
 def _check_value(value: Any) -> str | BadRow | None:
-    """A text that can be stored, None for an empty cell, or what is wrong with it."""
+    """A text that can be stored, None for an empty cell, or a BadRow."""
     if value is None:
         return None
     if not isinstance(value, str):
@@ -97,7 +96,7 @@ def _check_value(value: Any) -> str | BadRow | None:
 
 
 def _read_table(source: Path, split: str, column: str) -> Iterator[dict[str, Any] | BadRow]:
-    """Rows as dicts. Of Parquet files and datasets only `column` is read, if it exists."""
+    """Rows as dicts. From Parquet files and datasets, only `column` is read, if it exists."""
     if source.is_dir() or source.suffix == ".yaml":
         return _read_dataset(source, split, column)
     if source.suffix == ".parquet":
@@ -112,7 +111,7 @@ def _read_table(source: Path, split: str, column: str) -> Iterator[dict[str, Any
 
 
 def _read_dataset(source: Path, split: str, column: str) -> Iterator[dict[str, Any]]:
-    """Rows of a dataset in any form that `datasets` reads, streamed. One saved by `save_to_disk` is memory-mapped."""
+    """Stream the rows of a dataset in any format of `datasets`. One saved by `save_to_disk` is memory-mapped."""
     import datasets
 
     _check_pointers(source)
@@ -134,19 +133,19 @@ def _read_dataset(source: Path, split: str, column: str) -> Iterator[dict[str, A
         for row in rows.select_columns([column]) if names and column in names else rows:
             yield row
             n_rows += 1
-    except Exception as error:  # as above, and the network may be lost half-way
+    except Exception as error:  # as above, and network failures
         raise CaptionSourceError(f"the dataset {arguments['path']} cannot be read after row {n_rows}: {error}") from error
 
 
 def _check_pointers(source: Path) -> None:
-    """Raise CaptionSourceError for a folder with pointers of Git LFS in the place of its files."""
+    """Raise CaptionSourceError for a folder with Git LFS pointers instead of its files."""
     for file in sorted(source.rglob("*")) if source.is_dir() else ():
         if file.is_file() and file.stat().st_size < _POINTER_BYTES and git_lfs.is_pointer(file.read_bytes()):
             raise CaptionSourceError(f"want a dataset, got {file}, {git_lfs.DESCRIPTION}")
 
 
 def _advice(message: str) -> str:
-    """What to do about an error of `datasets` whose text says which choices there are."""
+    """Advice for an error of `datasets` that lists the choices."""
     if "split" in message and "vailable" in message:
         return "; name one of them in captions.split"
     if "available configs" in message:

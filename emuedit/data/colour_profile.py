@@ -1,4 +1,4 @@
-"""Colours between the space of an ICC profile and sRGB, by Little CMS (Pillow's ImageCms)."""
+"""Convert colours between the space of an ICC profile and sRGB with Little CMS (Pillow's ImageCms)."""
 
 import io
 from typing import Any
@@ -9,13 +9,13 @@ _INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
-    """The image in sRGB, and a note on what was done; the image itself, and no note, where it is in sRGB already.
+    """The image in sRGB, and a note on the conversion; unchanged and without a note if it is already sRGB.
 
-    profile: the bytes of an ICC profile, or empty. An image without a profile counts as sRGB; one whose profile cannot be used is
-    taken as it is, and the note says so.
+    profile: the bytes of an ICC profile, or empty. An image without a profile is assumed to be sRGB, as is one with an unusable
+    profile, which is noted.
     """
     if not profile:
-        return image, "CMYK made RGB, without its colour profile" if image.mode == "CMYK" else ""
+        return image, "CMYK converted to RGB without a colour profile" if image.mode == "CMYK" else ""
     source = image.convert("RGB") if image.mode == "RGBA" else image
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -24,16 +24,16 @@ def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
             return image, ""
         converted = ImageCms.profileToProfile(source, opened, _srgb(), renderingIntent=_INTENT, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError) as error:
-        return image, f"its colour profile cannot be used ({error}); taken as sRGB"
-    assert converted is not None  # only with inPlace
-    return converted, f"{name} made sRGB"
+        return image, f"its colour profile is unusable ({error}); assumed sRGB"
+    assert converted is not None  # None only with inPlace
+    return converted, f"{name} converted to sRGB"
 
 
 def from_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """An sRGB image in the RGB space of a profile. Raises ImageCms.PyCMSError for a profile that cannot be used."""
+    """An sRGB image in the RGB space of a profile. Raises ImageCms.PyCMSError for an unusable profile."""
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     converted = ImageCms.profileToProfile(image, _srgb(), opened, renderingIntent=_INTENT, outputMode="RGB")
-    assert converted is not None  # only with inPlace
+    assert converted is not None  # None only with inPlace
     return converted
 
 

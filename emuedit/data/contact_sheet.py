@@ -26,9 +26,9 @@ def picture_grid(
     title: str = "",
     marks: tuple[str, Sequence[bool]] | None = None,
 ) -> Image.Image:
-    """Draw rows of N pictures uint8 `[H, W, 3]`, of any sizes, with a caption of at most `lines` lines under each column.
+    """Draw rows of N images uint8 `[H, W, 3]` of any sizes, with a caption of at most `lines` lines below each column.
 
-    `marks`: the name of a row and N bools; its pictures get a green frame for True and a red one for False.
+    `marks`: row name -> N bools; True draws a green frame, False a red one.
     """
     title_font, small_font = ImageFont.load_default(15), ImageFont.load_default(12)
     left, top, step = _ROW_NAME_WIDTH_PX, _TITLE_HEIGHT_PX if title else PAD_PX, CELL_PX + PAD_PX
@@ -54,7 +54,7 @@ def picture_grid(
 
 
 def tile_sheets(sheets: Sequence[Image.Image], columns: int = 1) -> Image.Image:
-    """Arrange sheets in rows of `columns` sheets, in cells of the largest width and height."""
+    """Arrange sheets in rows of `columns` sheets; all cells have the largest width and height."""
     width, height = (max(sizes) for sizes in zip(*(sheet.size for sheet in sheets), strict=True))
     n_rows = -(-len(sheets) // columns)
     tiled = Image.new("RGB", (columns * (width + PAD_PX) - PAD_PX, n_rows * (height + PAD_PX)), BACKGROUND_COLOR)
@@ -64,7 +64,7 @@ def tile_sheets(sheets: Sequence[Image.Image], columns: int = 1) -> Image.Image:
 
 
 def _wrap_caption(caption: str, lines: int, font: Font) -> str:
-    """The caption in at most `lines` lines that fit under a cell; one that is cut ends in an ellipsis."""
+    """Wrap the caption to at most `lines` lines of the cell's width; a truncated one ends in an ellipsis."""
     for n_chars in range(CELL_PX, 0, -1):
         wrapped = textwrap.wrap(caption, n_chars)
         if len(wrapped) > lines:
@@ -75,7 +75,7 @@ def _wrap_caption(caption: str, lines: int, font: Font) -> str:
 
 
 def _fit_cell(picture: Pictures) -> Image.Image:
-    """Scale the longer side to the cell and centre the picture. Small pictures are enlarged without blur."""
+    """Scale the longer side to the cell and centre the image. Small images are enlarged by nearest neighbour."""
     image = Image.fromarray(picture)
     scale = CELL_PX / max(image.size)
     resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS

@@ -1,7 +1,7 @@
-"""What a stage depends on: the `deps` of `dvc.yaml`, the one list that DVC hashes and that names every scratch folder.
+"""Dependencies of a stage: the `deps` of `dvc.yaml`, used both by DVC and in the keys of scratch folders.
 
 DVC reruns a stage when one of its deps changes. Scratch shards, cached latents and evaluated edits must become invalid at the
-same moment, so their key is computed from the same list. The tests check that the list covers every module a stage imports.
+same time, so their key is computed from the same list. Tests check that the list covers every module that a stage imports.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from emuedit import config
 PIPELINE_FILE = "dvc.yaml"
 SUMMARY_FILE = "summary.json"
 CODE_ROOT = Path(__file__).resolve().parents[2]
-"""Folder that holds the package, `toyworld` and the default pipeline; deps that a workspace does not have are found here."""
+"""Folder of the package, `toyworld` and the default pipeline; fallback for deps missing in a workspace."""
 
 
 def stage_dependencies(stage: str, root: Path) -> list[Path]:
-    """The files and folders that `dvc.yaml` lists as deps of a stage, `${...}` filled from `params.yaml`.
+    """The files and folders that `dvc.yaml` lists as deps of a stage, with `${...}` filled in from `params.yaml`.
 
-    A workspace without a `dvc.yaml` uses the one beside the code, and so does each dep that the workspace does not have.
+    `dvc.yaml` and deps that are missing in the workspace are looked up next to the code.
     Deps that exist nowhere are returned as paths below `root`. Raises ParamsError for a stage that is not in the pipeline.
     """
     stages = _yaml(find_file(PIPELINE_FILE, root)).get("stages", {})
@@ -35,16 +35,16 @@ def stage_dependencies(stage: str, root: Path) -> list[Path]:
 
 
 def work_key(stage: str, params: Mapping[str, Any], root: Path, *models: str) -> str:
-    """16 hex digits that change with the params, with any dep of the stage, and with local model folders `models`."""
+    """Hash (16 hex digits) of the params, all deps of the stage, and local model folders `models`."""
     paths = {path.resolve(): None for path in stage_dependencies(stage, root)}
     paths |= {path.resolve(): None for path in map(Path, models) if path.exists()}
     return content_key(params, *paths)
 
 
 def content_key(params: Mapping[str, Any], *paths: str | Path) -> str:
-    """16 hex digits over params (anything JSON can hold) and the content of files and folders.
+    """Hash (16 hex digits) of params (any JSON values) and the content of files and folders.
 
-    A published folder counts by its `summary.json`, which has the hashes of all its files.
+    For a published folder only `summary.json` is hashed, which has the hashes of all its files.
     """
     digest = hashlib.blake2b(json.dumps(params, sort_keys=True).encode(), digest_size=8)
     for path in map(Path, paths):
@@ -55,13 +55,13 @@ def content_key(params: Mapping[str, Any], *paths: str | Path) -> str:
 
 
 def find_file(name: str, root: Path) -> Path:
-    """A file or folder of the workspace, or else the one beside the code; where neither exists, the path in the workspace."""
+    """A file or folder in the workspace, else next to the code; if neither exists, the path in the workspace."""
     here, beside_code = root / name, CODE_ROOT / name
     return beside_code if not here.exists() and beside_code.exists() else here
 
 
 def hash_file(file: Path) -> str:
-    """blake2b of a file's bytes, 16 hex digits; 'missing' where there is none."""
+    """blake2b of a file's bytes, 16 hex digits; 'missing' if there is none."""
     try:
         status = file.stat()
     except FileNotFoundError:
@@ -71,7 +71,7 @@ def hash_file(file: Path) -> str:
 
 @cache
 def _hash_file(file: Path, mtime_ns: int, size: int) -> str:
-    del mtime_ns, size  # part of the cache's key
+    del mtime_ns, size  # only part of the cache key
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 

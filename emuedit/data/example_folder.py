@@ -1,7 +1,7 @@
-"""Examples of a task as people have them: pictures before and after an edit, and its instruction.
+"""Read user-provided examples of a task: images before and after an edit, and its instruction.
 
-    examples/edits.csv        image, result, instruction: names of pictures in the folder, and what was asked for
-or  examples/before/*, examples/after/*, with equal names; the instructions are then given apart
+    examples/edits.csv        image, result, instruction: image file names and the instruction
+or  examples/before/*, examples/after/*, with equal names; the instructions are given separately
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COLUMNS = ("image", "result", "instruction")
 
 
 class ExampleError(ValueError):
-    """Raised for a folder that has no examples, or wrong ones."""
+    """Raised for a folder without valid examples."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,20 @@ class ExampleEdit:
 
 @dataclass(frozen=True)
 class ExamplePictures:
-    """The pictures of N examples, uint8 [N, side, side, 3]."""
+    """The images of N examples, uint8 [N, side, side, 3]."""
 
     before: npt.NDArray[np.uint8]
     after: npt.NDArray[np.uint8]
 
 
 def read_examples(folder: Path, instructions: Sequence[str] = ()) -> list[ExampleEdit]:
-    """The examples of a folder, in the order of the table or of the names.
+    """The examples of a folder, in the order of the table or of the file names.
 
     instructions: for a folder without a table; they are used in turn. Raises ExampleError, which names file and row.
     """
     if (folder / TABLE).is_file():
         if instructions:
-            raise ExampleError(f"{folder / TABLE} has an instruction for each example; leave out --instruction")
+            raise ExampleError(f"{folder / TABLE} has an instruction for each example; omit --instruction")
         return _read_table(folder)
     names = {part: {file.name for file in (folder / part).glob("*") if file.is_file()} for part in (BEFORE, AFTER)}
     if not names[BEFORE]:
@@ -66,13 +66,13 @@ def read_examples(folder: Path, instructions: Sequence[str] = ()) -> list[Exampl
 
 
 def load_pictures(examples: Sequence[ExampleEdit], side_px: int) -> ExamplePictures:
-    """The centre squares of the pictures, scaled to side_px. Raises ExampleError for two pictures of unequal size."""
+    """The centre squares of the images, scaled to side_px. Raises ExampleError for a pair of unequal sizes."""
     before, after = [], []
     for example in examples:
         first, second = (image_io.read_image(file).pixels for file in (example.before, example.after))
         if first.shape != second.shape:
             sizes = " and ".join(f"{picture.shape[1]} x {picture.shape[0]}" for picture in (first, second))
-            raise ExampleError(f"want pictures of one size, got {sizes} px in {example.before} and {example.after}")
+            raise ExampleError(f"want images of one size, got {sizes} px in {example.before} and {example.after}")
         before.append(image_io.fit_square(first, side_px))
         after.append(image_io.fit_square(second, side_px))
     return ExamplePictures(np.stack(before), np.stack(after))
@@ -90,7 +90,7 @@ def _read_table(folder: Path) -> list[ExampleEdit]:
     for line, row in enumerate(rows, start=2):
         for column in ("image", "result"):
             if not row[column] or not (folder / row[column]).is_file():
-                raise ExampleError(f"{file}, line {line}: want a picture in {folder} as {column}, got {row[column]!r}")
+                raise ExampleError(f"{file}, line {line}: want an image in {folder} as {column}, got {row[column]!r}")
         if not row["instruction"]:
             raise ExampleError(f"{file}, line {line}: want an instruction, got none")
         examples.append(ExampleEdit(folder / row["image"], folder / row["result"], row["instruction"]))

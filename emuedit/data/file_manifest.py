@@ -1,4 +1,4 @@
-"""A list of a folder's files with their hashes, written when a package is made and checked when it is opened."""
+"""A list of a folder's files with hashes, written with a package and checked when it is opened."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ _SHOWN = 5
 
 
 class ManifestError(ValueError):
-    """Raised for a folder whose files are not those of its manifest."""
+    """Raised for a folder that does not match its manifest."""
 
 
 def write_manifest(folder: Path) -> None:
@@ -19,10 +19,10 @@ def write_manifest(folder: Path) -> None:
 
 
 def check_manifest(folder: Path) -> None:
-    """Compare a folder with its manifest. Does nothing where there is none.
+    """Compare a folder with its manifest. Does nothing if there is none.
 
-    Raises ManifestError that names the files which are missing, changed or not listed. A file that is not listed counts, because
-    whoever opens the folder would open it too.
+    Raises ManifestError that lists missing, changed and unlisted files. Unlisted files are errors because loading the folder
+    would load them too.
     """
     file = folder / MANIFEST_FILE
     if not file.is_file():
@@ -30,7 +30,7 @@ def check_manifest(folder: Path) -> None:
     listed: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
     present = _hashes(folder)
     problems = [f"{name} is missing" for name in listed if name not in present]
-    problems += [f"{name} is another file" for name, value in present.items() if listed.get(name, value) != value]
+    problems += [f"{name} has changed" for name, value in present.items() if listed.get(name, value) != value]
     problems += [f"{name} is not listed" for name in present if name not in listed]
     if problems:
         more = f", and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""

@@ -1,6 +1,6 @@
 """Search for filters on pairs with known labels: the highest recall at a minimum precision, with few score bounds.
 
-The labels (is this pair right?) come from the toy world's oracle, or from people who checked some hundred pairs.
+The labels (is this pair correct?) come from the toy world's oracle, or from a few hundred manually checked pairs.
 The search is ours, not the paper's.
 """
 
@@ -15,11 +15,11 @@ Scores = Mapping[str, npt.NDArray[np.float64]]
 """Score name -> value of each pair, [N]; NaN where undefined."""
 Edge = Literal["min", "max"]
 LEVELS = 25
-"""Number of thresholds tried for each score and edge: quantiles of the scores of right pairs."""
+"""Number of thresholds tried for each score and edge: quantiles of the scores of correct pairs."""
 PRECISION_STEP = 0.01
-"""By how much the precision is lowered when it is not reached at the wanted recall."""
+"""Step by which the required precision is lowered until the wanted recall is reached."""
 MIN_GAIN = 0.01
-"""Least gain in quality for which one more bound is added. Fewer bounds fit less noise."""
+"""Minimum gain in quality to add another bound; fewer bounds overfit less."""
 _QUANTILE_RANGE = {"min": (0.0, 0.6), "max": (1.0, 0.4)}
 _FULL_CREDIT_RECALL = 0.3
 
@@ -40,7 +40,7 @@ class ScoreBound:
 
 @dataclass(frozen=True)
 class SelectionQuality:
-    """Share of kept pairs, precision (None when no pair is kept) and recall (None when no pair is right)."""
+    """Share of kept pairs, precision (None when no pair is kept) and recall (None when no pair is correct)."""
 
     kept: float
     precision: float | None
@@ -61,7 +61,7 @@ def selection_quality(kept: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_])
 def calibration_half(groups: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
     """Split pairs in two halves; True for the half on which thresholds are chosen, bool [N].
 
-    `groups`: hex digits of each pair. Pairs of one group are in the same half.
+    `groups`: group of each pair, as hex digits. Pairs of a group are in the same half.
     """
     return np.array([int(str(group)[-6:], 16) % 2 == 0 for group in groups], bool)
 
@@ -76,13 +76,13 @@ def search_filters(
     """Find at most `max_bounds` bounds with the highest recall at `min_precision`, or else with the highest precision.
 
     `right`: the labels, bool [N]. `edges`: the meaningful bounds of each score; other scores are not used.
-    Precision is computed as if one more wrong pair had been kept, so that a few lucky pairs do not win. All single
-    bounds and all pairs of bounds are tried; further bounds are added greedily. Returns () when no bound improves
-    the selection. Raises ValueError unless 0 < min_precision < 1 and at least one pair is right.
+    Precision is computed with one extra wrong pair, to penalise tiny selections. All single bounds and all pairs of
+    bounds are tried; further bounds are added greedily. Returns () if no bound improves the selection. Raises ValueError unless
+    0 < min_precision < 1 and at least one pair is correct.
     """
     if not 0 < min_precision < 1 or not right.any():
         raise ValueError(
-            f"want 0 < min_precision < 1 and at least one right pair, "
+            f"want 0 < min_precision < 1 and at least one correct pair, "
             f"got {min_precision} and {int(right.sum())} of {len(right)}; change the precision or label more pairs"
         )
     candidates = _candidate_bounds(scores, right, edges)
@@ -116,7 +116,7 @@ def search_with_recall(
 
 
 def _candidate_bounds(scores: Scores, right: npt.NDArray[np.bool_], edges: Mapping[str, Sequence[Edge]]) -> list[ScoreBound]:
-    """Bounds to try, rounded to two significant digits. Those that keep all pairs or none are left out."""
+    """Bounds to try, rounded to two significant digits, without bounds that keep all pairs or none."""
     candidates = []
     for name, value in sorted(scores.items()):
         right_values = value[right & ~np.isnan(value)]
@@ -154,11 +154,11 @@ def _best_combination(
 def _quality(
     n_right_kept: npt.NDArray[np.float64], n_kept: npt.NDArray[np.float64], n_right: int, min_precision: float
 ) -> npt.NDArray[np.float64]:
-    """Quality of selections: 1 + recall where the precision is reached; below 1, growing with precision, elsewhere.
+    """Quality of selections: 1 + recall if the precision is reached; else below 1 and increasing with precision.
 
     This choice is ours.
     """
     precision, recall = n_right_kept / (n_kept + 1), n_right_kept / n_right
-    recall_credit = np.clip(recall / _FULL_CREDIT_RECALL, 0, 1)  # a precise selection that keeps almost nothing is worthless
+    recall_credit = np.clip(recall / _FULL_CREDIT_RECALL, 0, 1)  # penalises selections that keep almost nothing
     shortfall = precision / min_precision * recall_credit
     return np.asarray(np.where((precision >= min_precision) & (recall > 0), 1 + recall, shortfall))

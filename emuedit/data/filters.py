@@ -1,4 +1,4 @@
-"""Filters: bounds on the scores of pairs, applied to columns of a table. No picture is opened.
+"""Filters: bounds on the scores of pairs, applied to table columns without decoding images.
 
 Shapes: N pairs, R reasons to be rejected, T tasks.
 """
@@ -17,18 +17,18 @@ from pydantic import AfterValidator
 from emuedit.tasks import get_task
 
 DEFAULT = "default"
-"""Key of the filters that apply to tasks without filters of their own."""
+"""Key of the filters for tasks without their own entry."""
 SCORE_PREFIX = "score_"
 """Prefix of the column names of scores."""
 
 Edge = Literal["min", "max"]
 ScoreBounds = dict[Edge, float]
 EDGES: tuple[tuple[Edge, Callable[..., npt.NDArray[np.bool_]]], ...] = (("min", np.less), ("max", np.greater))
-"""Each edge, and the comparison that is true for a value beyond it."""
+"""Edge -> comparison that is true for a value beyond it."""
 
 
 class FiltersError(ValueError):
-    """Raised for filters that use scores which the pairs do not have."""
+    """Raised for filters on scores that the pairs do not have."""
 
 
 def _check_filters(filters: dict[str, dict[str, ScoreBounds]]) -> dict[str, dict[str, ScoreBounds]]:
@@ -39,21 +39,20 @@ def _check_filters(filters: dict[str, dict[str, ScoreBounds]]) -> dict[str, dict
             if not bounds or bounds.get("min", -np.inf) > bounds.get("max", np.inf):
                 raise ValueError(f"want {{min: x}}, {{max: y}} or both with min <= max for {task}.{score}, got {bounds}")
     if DEFAULT not in filters:
-        raise ValueError(f"want a row {DEFAULT!r} for the tasks without their own, got {sorted(filters)}; it may be empty")
+        raise ValueError(f"want an entry {DEFAULT!r} for tasks without their own, got {sorted(filters)}; it may be empty")
     return filters
 
 
 Filters = Annotated[dict[str, dict[str, ScoreBounds]], AfterValidator(_check_filters)]
-"""Task -> score -> {min: x} and/or {max: y}. A task that is not named has the filters of `default`. A task that is
-named has only its own: they are not merged with `default`."""
+"""Task -> score -> {min: x} and/or {max: y}. Tasks without an entry use `default`. Entries are not merged with `default`."""
 
 
 @dataclass(frozen=True)
 class FilterResult:
-    """Which filters N pairs failed. A pair that failed none is kept."""
+    """The filters that each of N pairs failed. A pair that failed none is kept."""
 
     reasons: tuple[str, ...]
-    """The R names: <score>_min, <score>_max, and <score>_missing for an undefined score that a filter uses."""
+    """The R names: <score>_min, <score>_max, and <score>_missing for an undefined score with a filter."""
     failed: npt.NDArray[np.bool_]  # [R, N]
 
     def with_reason(self, reason: str, failed: npt.NDArray[np.bool_]) -> "FilterResult":
@@ -79,8 +78,8 @@ def scores_used(filters: Filters) -> list[str]:
 def apply_filters(table: pa.Table, filters: Filters) -> FilterResult:
     """Apply filters to N pairs, given as a table with the columns task and score_*.
 
-    A filter on a score that is null fails, because an unmeasured pair is not known to be good. So a task for which
-    a score is never defined must not have a filter on it. Raises FiltersError for a score without a column.
+    A filter on a null score fails, because the pair's quality is unknown. So a task whose score is always undefined must not
+    have a filter on it. Raises FiltersError for a score without a column.
     """
     check_scores(table, scores_used(filters))
     task_code, tasks = encode_labels(table["task"])  # [N], [T]
@@ -116,20 +115,18 @@ def check_scores(table: pa.Table, scores: Iterable[str]) -> None:
     """Raise FiltersError for scores without a column in the table."""
     present = [name.removeprefix(SCORE_PREFIX) for name in table.column_names if name.startswith(SCORE_PREFIX)]
     if missing := sorted({*scores} - set(present)):
-        raise FiltersError(
-            f"want the scores {missing} that params.yaml asks of pairs, got {present}; fix the filters or rank_by there"
-        )
+        raise FiltersError(f"want the scores used in params.yaml: {missing}, available: {present}; fix its filters or rank_by")
 
 
 def read_columns(path: Path, *names: str) -> pa.Table:
-    """Read the named columns of a shard of pairs, and all scores. Pictures are not read."""
+    """Read the named columns of a shard of pairs, and all scores. Images are not read."""
     file = pq.ParquetFile(path, page_checksum_verification=True)
     scores = [name for name in file.schema_arrow.names if name.startswith(SCORE_PREFIX)]
     return file.read(columns=[*names, *scores]).replace_schema_metadata(None)
 
 
 def encode_labels(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], list[Any]]:
-    """Encode a column of N texts as (codes [N], the text of each code)."""
+    """Encode a column of N texts as (codes [N], texts by code)."""
     encoded = column.combine_chunks().dictionary_encode()
     encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
     return encoded.indices.to_numpy(zero_copy_only=False), encoded.dictionary.to_pylist()

@@ -1,9 +1,9 @@
-"""Pointers of Git LFS: what a clone without `git lfs pull` holds in the place of large files."""
+"""Git LFS pointers: placeholders of large files in a clone without `git lfs pull`."""
 
 _HEAD = b"version https://git-lfs.github.com/spec/"
-DESCRIPTION = "a pointer of Git LFS; run `git lfs pull`"
+DESCRIPTION = "a Git LFS pointer; run `git lfs pull`"
 
 
 def is_pointer(content: bytes) -> bool:
-    """Whether a file that begins with these bytes is a pointer."""
+    """Whether a file that starts with these bytes is a pointer."""
     return content.startswith(_HEAD)

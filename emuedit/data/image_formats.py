@@ -1,4 +1,4 @@
-"""Formats of image files: which are read, what another file is, and which EXIF tags speak of the picture, not of its file."""
+"""Image file formats: supported formats, descriptions of other files, and EXIF tags to keep."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ _READ = (
     "PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "JPEG2000", "ICO",
     "PPM", "PSD", "TGA", "PCX", "QOI", "SGI",
 )  # fmt: skip
-"""Pillow's names of the formats that are read: pixels only. EPS is a program, which Pillow would run in Ghostscript."""
+"""Supported formats by Pillow's names: pixel formats only, since Pillow would execute EPS in Ghostscript."""
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _KINDS_BY_HEAD = (
     (b"%PDF", "a PDF; export the page as PNG"),
@@ -18,24 +18,24 @@ _KINDS_BY_HEAD = (
     (b"\xff\xd8\xff", "a JPEG that is damaged or ends early"),
     (b"\x89PNG", "a PNG that is damaged or ends early"),
 )
-"""First bytes -> what the file is, and what to do."""
+"""First bytes -> file type and advice."""
 _SUBFILE_TYPE, _DNG_VERSION = 254, 50706
 _TIFF_STRUCTURE = (
     *range(254, 269), 273, *range(277, 282), 284, *range(288, 296), 297, 301, *range(317, 348), 400, *range(512, 533),
     700, 32997, 32998, 33723, 34377, 34675, 37724,
 )  # fmt: skip
-"""Tags of TIFF 6.0 and its supplements that say where and how one file stores its pixels, or hold a packet (XMP, IPTC, Photoshop,
-ICC) that may repeat the orientation. Written with other pixels they make a file that cannot be read."""
+"""Tags of TIFF 6.0 and its supplements that describe the storage of pixels in one file, or contain a packet (XMP, IPTC,
+Photoshop, ICC) that may repeat the orientation. Written with other pixels, they make the file unreadable."""
 
 
 def readable_formats() -> list[str]:
-    """Pillow's names of the formats that are read here, of those that this Pillow has."""
+    """Supported formats that this Pillow build has."""
     Image.init()
     return [name for name in _READ if name in Image.OPEN]
 
 
 def describe_unreadable(content: bytes) -> str:
-    """What a file is that is no picture in a readable format, and what to do where that is known."""
+    """Describe a file in an unsupported format, with advice if known."""
     head = content[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")
     if not head:
         return "an empty file"
@@ -45,18 +45,18 @@ def describe_unreadable(content: bytes) -> str:
         if head.startswith(start):
             return description
     if head[8:12] in (b"WEBP", b"avif", b"avis"):
-        return f"a {head[8:12].decode()} picture that is damaged or ends early"
+        return f"a {head[8:12].decode()} image that is damaged or ends early"
     if head[4:8] == b"ftyp":
-        return "a HEIC photograph; save it as JPEG" if head[8:12] in _HEIF_BRANDS else "a video, or a picture of an unknown kind"
+        return "a HEIC photograph; save it as JPEG" if head[8:12] in _HEIF_BRANDS else "a video, or an image of an unknown format"
     if b"<svg" in head:
         return "an SVG drawing; export it as PNG"
     if head[:5].lower() in (b"<!doc", b"<html"):
-        return "a web page: what was to be downloaded is not there"
-    return "none that can be read"
+        return "a web page, probably a failed download"
+    return "not a readable image"
 
 
 def is_raw_preview(image: Image.Image, content: bytes) -> bool:
-    """Whether a TIFF file holds a camera's raw data, of which Pillow reads the small preview as if it were the picture."""
+    """Whether a TIFF file has camera raw data, of which Pillow would read only the small preview."""
     tags: Any = getattr(image, "tag_v2", None)
     if tags is None:
         return False
@@ -66,6 +66,6 @@ def is_raw_preview(image: Image.Image, content: bytes) -> bool:
 
 
 def keep_descriptive(exif: Image.Exif) -> None:
-    """Remove what describes the file's storage; what describes the picture, such as camera, date and place, stays."""
+    """Remove tags about the file's storage; keep tags about the image, such as camera, date and place."""
     for tag in [tag for tag in exif if tag in _TIFF_STRUCTURE or tag >= _DNG_VERSION]:
         del exif[tag]

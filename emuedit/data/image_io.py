@@ -1,7 +1,7 @@
-"""Read image files of any format as upright sRGB arrays, with notes on every conversion, or raise a clear error; write them back.
+"""Read image files as upright sRGB arrays, with a note on every conversion, and write them back.
 
-What a file holds besides its pixels (EXIF, resolution, colour profile) is kept and written with the result. A picture in another
-colour space is edited in sRGB; the pixels that an edit leaves alone get their old values of that space back.
+Metadata (EXIF, resolution, colour profile) are kept and written with the result. An image in another colour space is edited in
+sRGB; unchanged pixels keep their values in the original space.
 """
 
 import io
@@ -20,7 +20,7 @@ from emuedit.data import colour_profile, image_formats
 from emuedit.data.atomic_file import replacing
 
 MAX_PIXELS = 2**26
-"""Larger images need more memory than most machines have: about 50 bytes a pixel. The limit is ours."""
+"""Maximum image size: reading needs about 50 bytes per pixel. Ours."""
 MIN_SIDE_PX = 8
 WRITABLE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _EXIF_ORIENTATION = 0x0112
@@ -28,12 +28,12 @@ _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-"""EXIF orientation -> what makes the picture upright; 1 is upright."""
+"""EXIF orientation -> transposition that makes the image upright; 1 is upright."""
 _WITH_PROFILE = {"PNG", "JPEG", "WEBP", "TIFF"}
-"""Formats in which Pillow writes EXIF and a colour profile."""
+"""Formats for which Pillow can write EXIF and a colour profile."""
 _JPEG_QUALITY = 95
 _JPEG_MAX_EXIF = 65533
-"""Bytes that one segment of a JPEG can hold."""
+"""Maximum size of a JPEG segment in bytes."""
 
 
 class ImageError(ValueError):
@@ -42,12 +42,12 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file holds besides its pixels."""
+    """The metadata of a file."""
 
     exif: bytes = b""
-    """Without the orientation, which is applied to the pixels."""
+    """EXIF without the orientation, which is applied to the pixels."""
     profile: bytes = b""
-    """ICC profile of an RGB space; empty: sRGB."""
+    """ICC profile of an RGB colour space; empty: sRGB."""
     dpi: tuple[float, float] | None = None
     in_profile: npt.NDArray[np.uint8] | None = None
     """The pixels in the space of `profile`, [H, W, 3]; None for sRGB."""
@@ -55,53 +55,53 @@ class Metadata:
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """An image that can be edited."""
+    """An image to edit."""
 
     pixels: npt.NDArray[np.uint8]
     """[H, W, 3], sRGB."""
     notes: tuple[str, ...]
-    """Conversions that were applied."""
+    """Notes on the applied conversions."""
     metadata: Metadata = field(default_factory=Metadata)
 
 
 def read_image(source: str | Path | bytes) -> LoadedImage:
     """Read an image file, or its bytes, as sRGB.
 
-    The EXIF orientation is applied, colour profiles are converted, 16-bit grey is scaled to 8 bits, transparency is composited on
-    white, and of a phone's file with several pictures (MPO) the first is taken. Raises ImageError for a file that is no image, is
-    animated, damaged, too large or too small, has 32-bit values or is a camera's raw file, whatever the decoder raises for it.
+    Applies the EXIF orientation, converts colour profiles, scales 16-bit grey to 8 bits, composites transparency on white, and
+    reads the first image of a multi-picture file (MPO). Raises ImageError for a file that is not an image, is animated, damaged,
+    too large or too small, has 32-bit values or is a camera's raw file.
     """
-    name = "the picture" if isinstance(source, bytes) else str(source)
+    name = "the image" if isinstance(source, bytes) else str(source)
     try:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
     except OSError as error:
-        raise ImageError(f"want a picture, got {name}: {error.strerror}") from error
+        raise ImageError(f"want an image, got {name}: {error.strerror}") from error
     try:
         opened = Image.open(io.BytesIO(content), formats=image_formats.readable_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"want at most {MAX_PIXELS} pixels, got more in {name}; scale it down") from error
-    except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, RuntimeError, ...
+    except Exception as error:  # decoders raise many classes: OSError, SyntaxError, struct.error, RuntimeError, ...
         kind = image_formats.describe_unreadable(content)
-        raise ImageError(f"want a picture (PNG, JPEG, WebP, ...), got {name}, which is {kind}") from error
+        raise ImageError(f"want an image (PNG, JPEG, WebP, ...), got {name}, which is {kind}") from error
     with opened as image, _decoder_errors(name):
         if image_formats.is_raw_preview(image, content):
-            raise ImageError(f"want a picture, got {name}, a camera's raw file or a preview; develop it and save it as PNG")
+            raise ImageError(f"want an image, got {name}, a camera's raw file or a preview; develop it and save it as PNG")
         _check_image(image, name)
         return _convert_to_rgb(image)
 
 
 def convert_to_rgb(image: Image.Image) -> LoadedImage:
-    """A PIL image of any mode with 8 or 16 bits a value as upright sRGB, see `read_image`.
+    """Convert a PIL image of any mode with 8 or 16 bits per value to upright sRGB, see `read_image`.
 
-    Of several frames the present one is taken. Raises ImageError for an image that is damaged.
+    Uses the current frame. Raises ImageError for a damaged image.
     """
-    with _decoder_errors("the picture"):
+    with _decoder_errors("the image"):
         return _convert_to_rgb(image)
 
 
 @contextmanager
 def _decoder_errors(name: str) -> Iterator[None]:
-    """Whatever the decoder raises becomes an ImageError: in loading, and in counting the frames."""
+    """Convert any error of the decoder (loading, counting frames) to an ImageError."""
     try:
         yield
     except ImageError:
@@ -113,16 +113,16 @@ def _decoder_errors(name: str) -> Iterator[None]:
 def _convert_to_rgb(image: Image.Image) -> LoadedImage:
     notes = []
     if getattr(image, "format", None) == "MPO" and getattr(image, "n_frames", 1) > 1:
-        notes.append(f"the first of {image.n_frames} pictures in the file")  # type: ignore[attr-defined]
+        notes.append(f"the first of {image.n_frames} images in the file")  # type: ignore[attr-defined]
     upright, exif = _turn_upright(image, notes)
     if upright.mode.startswith("I;16"):
         upright = Image.fromarray((np.asarray(upright).astype(np.uint32) // 257).astype(np.uint8))
-        notes.append("16 bits made 8")
+        notes.append("16 bits reduced to 8")
     profile = image.info.get("icc_profile") or b""
     if upright.has_transparency_data:
         with_alpha = upright.convert("RGBA")
         if np.asarray(with_alpha.getchannel("A")).min() < 255:
-            notes.append("transparency laid on white")
+            notes.append("transparency composited on white")
         upright = Image.alpha_composite(Image.new("RGBA", with_alpha.size, "white"), with_alpha)
     in_srgb, note = colour_profile.to_srgb(upright, profile)
     notes += [note] if note else []
@@ -134,23 +134,23 @@ def _convert_to_rgb(image: Image.Image) -> LoadedImage:
 
 
 def fit_square(pixels: npt.NDArray[np.uint8], side_px: int) -> npt.NDArray[np.uint8]:
-    """The centre square of a picture [H, W, 3], scaled to side_px."""
+    """The centre square of an image [H, W, 3], scaled to side_px."""
     return np.asarray(ImageOps.fit(Image.fromarray(pixels), (side_px, side_px), Image.Resampling.LANCZOS))
 
 
 def to_png(pixels: npt.NDArray[np.uint8], source: LoadedImage | None = None) -> bytes:
-    """Encode uint8 [H, W, 3] as the bytes of a PNG file; with the metadata of `source`, of which it is an edit."""
+    """Encode uint8 [H, W, 3] as the bytes of a PNG file; with the metadata of `source`, the unedited image."""
     stream = io.BytesIO()
     _save(stream, "PNG", pixels, source)
     return stream.getvalue()
 
 
 def write_image(path: Path, pixels: npt.NDArray[np.uint8], source: LoadedImage | None = None) -> tuple[str, ...]:
-    """Write uint8 [H, W, 3] in the format of the suffix, one of WRITABLE_SUFFIXES. PNG, BMP and TIFF keep every pixel.
+    """Write uint8 [H, W, 3] in the format of the suffix, one of WRITABLE_SUFFIXES. PNG, BMP and TIFF are lossless.
 
-    source: the picture of which it is an edit; its EXIF, resolution and colour profile are written too, and pixels that are equal
-    in both get the file's own values. The file is written beside `path` and then renamed, so that a full disk costs no file that
-    was there. Returns notes on what the format cannot hold. Raises ImageError for what cannot be written.
+    source: the unedited image; its EXIF, resolution and colour profile are written too, and unchanged pixels get the file's
+    original values. The file is written atomically (temporary file, then rename). Returns notes on what the format cannot store.
+    Raises ImageError if the file cannot be written.
     """
     kind = Image.registered_extensions()[path.suffix.lower()]
     try:
@@ -158,7 +158,7 @@ def write_image(path: Path, pixels: npt.NDArray[np.uint8], source: LoadedImage |
             notes = _save(stream, kind, pixels, source)
             stream.flush()
             os.fsync(stream.fileno())
-    except Exception as error:  # encoders raise what they like, such as ValueError for a WebP above 16383 pixels a side
+    except Exception as error:  # encoders raise many classes, e.g. ValueError for a WebP above 16383 pixels per side
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ImageError(f"{path} cannot be written: {reason}; nothing was replaced") from error
     return notes
@@ -171,7 +171,7 @@ def _save(stream: Any, kind: str, pixels: npt.NDArray[np.uint8], source: LoadedI
     if kind == "JPEG":
         options |= {"quality": _JPEG_QUALITY}
         if len(exif) > _JPEG_MAX_EXIF:
-            exif, notes = b"", ("its EXIF data are too long for a JPEG and are left out",)
+            exif, notes = b"", ("its EXIF data are too long for a JPEG and were dropped",)
     if kind in _WITH_PROFILE:
         options |= {"exif": exif} if exif else {}
         if metadata.in_profile is not None and source is not None:
@@ -184,29 +184,29 @@ def _save(stream: Any, kind: str, pixels: npt.NDArray[np.uint8], source: LoadedI
 
 
 def _turn_upright(image: Image.Image, notes: list[str]) -> tuple[Image.Image, bytes]:
-    """The image as its EXIF orientation says, and its EXIF data without it; a note on those that are left out."""
-    orientation_of_tiff = getattr(image, "tag_v2", {}).get(_EXIF_ORIENTATION, 1)  # Pillow turns a TIFF itself when it loads it
+    """Apply the EXIF orientation. Returns the image and its EXIF data without orientation; notes dropped data."""
+    orientation_of_tiff = getattr(image, "tag_v2", {}).get(_EXIF_ORIENTATION, 1)  # Pillow rotates a TIFF when it loads it
     image.load()
     try:
         exif = image.getexif()
         orientation = exif.get(_EXIF_ORIENTATION, 1)
-    except Exception:  # Pillow raises what its parser meets: struct.error, SyntaxError, KeyError, ...
-        notes.append("its EXIF data cannot be read and are left out")
+    except Exception:  # Pillow's parser raises many classes: struct.error, SyntaxError, KeyError, ...
+        notes.append("its EXIF data cannot be read and were dropped")
         return image, b""
     upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
     if orientation in _TURNS or orientation_of_tiff in _TURNS:
-        notes.append("turned as its EXIF data says")
+        notes.append("rotated by its EXIF orientation")
     exif.pop(_EXIF_ORIENTATION, None)
     image_formats.keep_descriptive(exif)
     try:
         return upright, exif.tobytes() if len(exif) else b""
-    except Exception:  # such as struct.error for a rational number below zero
-        notes.append("its EXIF data cannot be written again and are left out")
+    except Exception:  # e.g. struct.error for a negative rational
+        notes.append("its EXIF data cannot be written and were dropped")
         return upright, b""
 
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:
-    """Pixels per inch, across and down, where the file says so in numbers that can be written again."""
+    """Pixels per inch (x, y), or None if the file has no values that can be written again."""
     dpi = image.info.get("dpi")
     try:
         across, down = (float(value) for value in dpi) if dpi else (0.0, 0.0)
@@ -220,9 +220,9 @@ def _check_image(image: Image.Image, name: str) -> None:
     if width * height > MAX_PIXELS:
         raise ImageError(f"want at most {MAX_PIXELS} pixels, got {width} x {height} in {name}; scale it down")
     if min(width, height) < MIN_SIDE_PX:
-        raise ImageError(f"want at least {MIN_SIDE_PX} pixels a side, got {width} x {height} in {name}")
+        raise ImageError(f"want at least {MIN_SIDE_PX} pixels per side, got {width} x {height} in {name}")
     n_frames = getattr(image, "n_frames", 1)
     if n_frames > 1 and image.format != "MPO":
-        raise ImageError(f"want one picture, got {n_frames} frames in {name}; save one of them")
+        raise ImageError(f"want one image, got {n_frames} frames in {name}; save one of them")
     if image.mode in ("I", "F"):
-        raise ImageError(f"want 8 or 16 bits a value, got 32 in {name} (mode {image.mode}); save it as 8-bit RGB")
+        raise ImageError(f"want 8 or 16 bits per value, got 32 in {name} (mode {image.mode}); save it as 8-bit RGB")

@@ -1,6 +1,6 @@
-"""Language identification with py3langid: 97 languages, offline, about 8,000 captions a second.
+"""Language identification with py3langid: 97 languages, offline, about 8,000 captions per second.
 
-Short texts are uncertain: "a bowl of ramen" is English with probability 0.03, "two dogs on a sofa" with 0.67,
+It is unreliable for short texts: "a bowl of ramen" is English with probability 0.03, "two dogs on a sofa" with 0.67,
 "un chien sur un canapé" with 0.00.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class LanguageError(ValueError):
-    """Raised for a language code that the identifier does not know."""
+    """Raised for a language code that the identifier does not support."""
 
 
 def probability(text: str, languages: Sequence[str]) -> float:
@@ -20,7 +20,7 @@ def probability(text: str, languages: Sequence[str]) -> float:
     """
     probabilities = dict(_load_identifier().rank(text))
     if unknown := sorted(set(languages) - set(probabilities)):
-        raise LanguageError(f"want languages out of {', '.join(sorted(probabilities))}; got {', '.join(unknown)}")
+        raise LanguageError(f"want languages from {', '.join(sorted(probabilities))}; got {', '.join(unknown)}")
     return float(sum(probabilities[code] for code in languages))
 
 

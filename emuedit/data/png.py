@@ -1,4 +1,4 @@
-"""Lossless PNG encoding of uint8 arrays, decoding to the same arrays, and their size without decoding."""
+"""Lossless PNG encoding and decoding of uint8 arrays, and image size from the header."""
 
 import io
 from typing import Any
@@ -12,7 +12,7 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 class PictureError(ValueError):
-    """Raised for an array that is no picture, and for bytes that `decode_png` cannot read."""
+    """Raised for an array that is not an image, and for bytes that `decode_png` cannot read."""
 
 
 def encode_png(pixels: NDArray[Any]) -> bytes:
@@ -24,7 +24,7 @@ def encode_png(pixels: NDArray[Any]) -> bytes:
     if pixels.dtype != np.uint8 or not has_picture_shape or 0 in pixels.shape:
         raise PictureError(
             f"want uint8 [H,W], [H,W,3] or [H,W,4] that is not empty; got {pixels.dtype} {list(pixels.shape)}; "
-            "scale a float picture to 0..255, round it and move its channels last"
+            "scale a float image to 0..255, round it and move its channels last"
         )
     stream = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(stream, format="PNG", compress_level=6)
@@ -46,7 +46,7 @@ def decode_png(png: bytes) -> NDArray[np.uint8]:
 
 
 def png_size(png: bytes) -> tuple[int, int]:
-    """(height, width) in px from the header; no pixel is decoded. Raises PictureError for bytes that are not a PNG."""
+    """(height, width) in px from the header, without decoding. Raises PictureError for bytes that are not a PNG."""
     if png[:8] != _SIGNATURE or png[12:16] != b"IHDR":
         raise PictureError(f"want PNG bytes, got {len(png)} bytes that start with {png[:8]!r}")
     return int.from_bytes(png[20:24], "big"), int.from_bytes(png[16:20], "big")

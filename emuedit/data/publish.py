@@ -106,7 +106,7 @@ def write_with_drops(path: Path, records: Sequence[R], drops: Sequence[Drop], ki
 
 
 def publish(scratch: Path, out: str | Path, stage: str, params: Mapping[str, Any], counts: Mapping[str, int]) -> Summary:
-    """Move the files of `scratch` to `out`, write `summary.json`, then delete the stage's scratch, including other keys.
+    """Link the files of `scratch` into `out`, write `summary.json`, then delete the stage's scratch, including other keys.
 
     If interrupted, `out` has no summary and counts as unpublished, and scratch is intact.
     """

@@ -1,6 +1,6 @@
 """Records that stages exchange: Caption, Instruction, Pair, Verdict, EvalRecord and Drop. All are frozen dataclasses.
 
-The id of a record is the blake2b hash (16 hex digits) of its content. Pictures are hashed by their pixels, not by their
+The id of a record is the blake2b hash (16 hex digits) of its content. Images are hashed by their pixels, not by their
 PNG bytes. Provenance and scores (fields marked NOT_IN_ID or SCORES) do not change the id.
 """
 
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 Scores = dict[str, float | None]
 
 
-# Field metadata: how `shards` stores the field ("form"), and whether it counts for the id ("named", default True).
+# Field metadata: how `shards` stores the field ("form"), and whether it is part of the id ("named", default True).
 NOT_IN_ID: Mapping[str, Any] = {"named": False}
 PNG: Mapping[str, Any] = {"form": "png"}
 JSON: Mapping[str, Any] = {"form": "json"}
@@ -34,7 +34,7 @@ class Record:
 
     @cached_property
     def id(self) -> str:
-        """16 hex digits that depend on the class of the record and on the fields that count for the id."""
+        """Hash (16 hex digits) of the record's class and of the fields that are part of the id."""
         digest = hashlib.blake2b(type(self).__name__.encode(), digest_size=8)
         for record_field in fields(self):
             if record_field.metadata.get("named", True):
@@ -50,7 +50,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Caption(Record):
-    """One sentence that describes a picture."""
+    """One sentence that describes an image."""
 
     text: str
     source: str = field(metadata=NOT_IN_ID)
@@ -61,7 +61,7 @@ class Caption(Record):
 
 @dataclass(frozen=True)
 class Instruction(Record):
-    """One edit in words: the instruction, and captions of the picture before and after the edit."""
+    """An edit as text: the instruction, and captions of the image before and after the edit."""
 
     caption_id: str
     task: str
@@ -69,11 +69,11 @@ class Instruction(Record):
     source_caption: str
     target_caption: str
     source_object: str | None
-    """The object that the edit changes, in words a detector understands; None when it is the whole picture."""
+    """The object to edit, as a detector prompt; None for the whole image."""
     target_object: str | None
-    """The object that takes its place; None when there is none."""
+    """The object that replaces it; None if there is none."""
     reverse: bool
-    """True: the picture of `target_caption` is generated first, and the source from it (add, map to picture)."""
+    """True: the target is generated first, and the source from it (add, map to image)."""
     seed: int = field(metadata=NOT_IN_ID)
     llm: str = field(metadata=NOT_IN_ID)
     """Model and revision of the LLM that wrote it."""
@@ -83,11 +83,11 @@ class Instruction(Record):
 
 @dataclass(frozen=True)
 class Pair(Record):
-    """A generated picture before and after an edit, with all that is needed to generate or to filter it again."""
+    """A generated image before and after an edit, with all data needed to regenerate and to refilter it."""
 
     instruction_id: str
     parent_ids: tuple[str, ...]
-    """Ids of the records that it descends from, nearest first: instruction, caption."""
+    """Ids of its parent records, nearest first: instruction, caption."""
     task: str
     instruction: str
     source_caption: str
@@ -97,11 +97,11 @@ class Pair(Record):
     recipe: Json = field(metadata=JSON)
     """Settings of the generation: mask widths in px, fractions of the denoising steps, guidance."""
     source: bytes = field(metadata=PNG)
-    """The picture before: PNG of uint8 [H,W,3]."""
+    """The image before: PNG of uint8 [H,W,3]."""
     target: bytes = field(metadata=PNG)
-    """The picture after: PNG of uint8 [H,W,3]."""
+    """The image after: PNG of uint8 [H,W,3]."""
     mask: bytes | None = field(metadata=PNG)
-    """Soft mask: PNG of uint8 [H,W], 255 where the picture may change; None for a task without a mask."""
+    """Soft mask: PNG of uint8 [H,W], 255 where the image may change; None for a task without a mask."""
     scores: Scores = field(metadata=SCORES)
     """All raw scores by name; None where undefined."""
 
@@ -118,9 +118,9 @@ class Verdict(Record):
     task: str
     """Task of the pair after task reassignment."""
     reasons: tuple[str, ...]
-    """Names of the filters that it failed; empty when kept."""
+    """Names of the failed filters; empty if kept."""
     gates: Json = field(metadata=JSON)
-    """The thresholds of the filters that were applied."""
+    """The thresholds of the applied filters."""
     scores: Scores = field(metadata=SCORES)
     """Raw scores that the filters use; None where undefined."""
 
@@ -140,25 +140,25 @@ class EvalRecord(Record):
     source_caption: str
     target_caption: str
     given_task: str
-    """The task that was given to the system, or that the task predictor chose."""
+    """The given task, or the task predictor's choice."""
     seed: int
     source: bytes = field(metadata=PNG)
-    """The picture to edit: PNG of uint8 [H,W,3]."""
+    """The image to edit: PNG of uint8 [H,W,3]."""
     output: bytes = field(metadata=PNG)
-    """The edited picture: PNG of uint8 [H,W,3]."""
+    """The edited image: PNG of uint8 [H,W,3]."""
     exact: bytes | None = field(metadata={**PNG, **NOT_IN_ID})
-    """The exact result, where it is known."""
+    """The reference result, if known."""
     success: bool = field(metadata=NOT_IN_ID)
     """Whether the benchmark accepts the output."""
     reason: str = field(metadata=NOT_IN_ID)
-    """Why the output was not accepted; empty on success."""
+    """Reason for the rejection; empty on success."""
     scores: Scores = field(metadata=SCORES)
     """Metrics of this output; None where undefined."""
 
 
 @dataclass(frozen=True)
 class Drop(Record):
-    """Something that a stage read and did not pass on, with the reason."""
+    """An input that a stage dropped, with the reason."""
 
     subject: str
     """The text, or the id of the record."""
@@ -168,7 +168,7 @@ class Drop(Record):
 
 
 def finite_or_none(score: float | None) -> float | None:
-    """A score, or None where a network gave NaN or an infinity: undefined, so that one picture does not end a run."""
+    """The score, or None (undefined) for NaN and infinity, so that one image does not abort a run."""
     return None if score is None or not math.isfinite(score) else score
 
 

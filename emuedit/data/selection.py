@@ -1,4 +1,4 @@
-"""Which pairs of those that pass the filters are kept, and how many; on columns of a table.
+"""Select the pairs to keep among those that pass the filters, and count them; on table columns.
 
 Shapes: N pairs, R reasons to be rejected.
 """
@@ -20,21 +20,21 @@ REASSIGNED_TASK = "reassigned_task"
 
 
 def concat(*tables: pa.Table) -> pa.Table:
-    """One table; a column that some tables lack is null there."""
+    """Concatenate tables; missing columns are filled with null."""
     return pa.concat_tables(tables, promote_options="default")
 
 
 def reject_all_but_best(table: pa.Table, result: FilterResult, rank_by: str, keep: int, n_candidates: int) -> FilterResult:
-    """Of each instruction's pairs that pass, all but the `keep` best by a score also fail, as `not_best`.
+    """Keep the `keep` best passing pairs of each instruction by a score; the others fail with `not_best`.
 
-    Only the first `n_candidates` of N pairs are compared, the generated ones: imported pairs of one instruction are no candidates
-    of each other. Pairs without the score come last; ties go to the earlier pair.
+    Only the first `n_candidates` of N pairs, the generated ones, are compared; imported pairs of one instruction are not
+    candidates of each other. Pairs without the score rank last; ties go to the earlier pair.
     """
     rows = np.flatnonzero(result.kept[:n_candidates])
     instruction = filters.encode_labels(table["instruction_id"])[0][rows]
     score = filters.score_values(table, rank_by)[rows]
     score = np.where(np.isnan(score), -np.inf, score)
-    order = np.lexsort((-score, instruction))  # stable: equals stay in the order in which they were generated
+    order = np.lexsort((-score, instruction))  # stable: ties stay in the order of generation
     sorted_instruction = instruction[order]
     is_first = np.r_[True, sorted_instruction[1:] != sorted_instruction[:-1]] if len(order) else np.zeros(0, bool)
     first = np.flatnonzero(is_first)

@@ -1,4 +1,4 @@
-"""Shards: Parquet files with records of one class, which pandas, DuckDB and Hugging Face `datasets` can read.
+"""Shards: Parquet files with records of one class, readable by pandas, DuckDB and Hugging Face `datasets`.
 
 PNG fields are structs {bytes, path}, which `datasets` reads as `Image`. Scores are columns `score_<name>`, so that
 filters are column queries. Equal records give equal bytes. Files are written atomically.
@@ -32,7 +32,7 @@ class ShardError(ValueError):
 
 
 def write_shard(path: str | Path, records: Sequence[R], kind: type[R] | None = None) -> None:
-    """Write records of one class. `kind`, their class, is only needed for an empty sequence.
+    """Write records of one class. `kind` (their class) is needed only for an empty sequence.
 
     Raises ShardError when classes or score names differ.
     """
@@ -60,16 +60,16 @@ def write_shard(path: str | Path, records: Sequence[R], kind: type[R] | None = N
             columns[name] = pa.array(values, _arrow_type(kind, record_field))
     features = json.dumps({"info": {"features": picture_features}}).encode()
     table = pa.table(columns).replace_schema_metadata({_KIND_KEY: kind.__name__.encode(), b"huggingface": features})
-    # Statistics would store complete PNGs, as minimum and maximum, in the footer.
+    # Statistics would store complete PNGs in the footer, as minimum and maximum.
     columns_with_statistics = [name for name in columns if name not in picture_features]
     with replacing(path, os.getpid()) as partial:
         pq.write_table(table, partial, compression="zstd", write_statistics=columns_with_statistics, write_page_checksum=True)
 
 
 def read_shard(path: str | Path, kind: type[R], verify: bool = False) -> list[R]:
-    """Read the records of a shard, in order. `verify`: compare every id with the content, which decodes the pictures.
+    """Read the records of a shard, in order. `verify`: compare every id with the content, which decodes the images.
 
-    Raises ShardError, naming the file, when it is absent, damaged, incomplete, of another class, or has a wrong id.
+    Raises ShardError, naming the file, if it is missing, damaged, incomplete, of another class, or has a wrong id.
     """
     path = Path(path)
     try:
@@ -77,7 +77,7 @@ def read_shard(path: str | Path, kind: type[R], verify: bool = False) -> list[R]
     except FileNotFoundError as error:
         raise ShardError(f"want a shard of {kind.__name__}, got no file at {path}; run the stage that writes it") from error
     except (pa.ArrowException, OSError) as error:
-        raise ShardError(f"{path} is damaged or cut short ({error}); delete it and run its stage again") from error
+        raise ShardError(f"{path} is damaged or truncated ({error}); delete it and run its stage again") from error
     stored_kind = (table.schema.metadata or {}).get(_KIND_KEY, b"an unknown kind").decode()
     if stored_kind != kind.__name__:
         raise ShardError(f"want records of {kind.__name__} in {path}, got {stored_kind}")

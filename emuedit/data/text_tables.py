@@ -1,7 +1,7 @@
-"""Rows of tables of texts (.txt, .csv, .jsonl, .parquet) as people have them: a bad row is passed over, a bad file refused.
+"""Read user-provided text tables (.txt, .csv, .jsonl, .parquet): bad rows are skipped, bad files are errors.
 
-UTF-8 with or without a byte-order mark, and UTF-16 with one, are read. A row that cannot be read comes as a `BadRow` with its
-reason, so that a stage drops and counts it. A file of which nothing can be read raises TableError, which says what to do.
+Supports UTF-8 with or without a byte-order mark, and UTF-16 with one. An unreadable row is returned as a `BadRow` with a
+reason, so that a stage drops and counts it. An unreadable file raises TableError with advice.
 """
 
 import codecs
@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from emuedit.data import git_lfs
 
 MAX_FIELD_CHARS = 131_072
-"""Longer fields of a row are taken for a mistake, such as a quotation mark that is never closed. The limit is Python's own."""
+"""Maximum field length; longer fields are probably errors, such as an unclosed quotation mark. Python's default."""
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _PROBE_BYTES = 4096
-_ESCAPED = "surrogateescape"  # bytes that are no UTF-8 come through as code points that no text has
+_ESCAPED = "surrogateescape"  # invalid UTF-8 bytes become surrogate code points
 _SHOWN_CHARS = 200
 
 
@@ -36,22 +36,22 @@ class BadRow:
     reason: str
     """not_utf8, not_json, not_an_object, ragged_row, field_too_long or not_unicode."""
     text: str
-    """Its beginning; what no encoding has is a question mark."""
+    """Its beginning; invalid characters are replaced by question marks."""
 
     @classmethod
     def of(cls, reason: str, text: str) -> "BadRow":
-        """A bad row that can be stored, whatever it holds."""
+        """A bad row with a text that can be stored."""
         return cls(reason, text[:_SHOWN_CHARS].encode("utf-8", "replace").decode())
 
 
 def check_file(path: Path) -> None:
-    """Raise TableError for an empty file and for one that only stands for another."""
+    """Raise TableError for an empty file and for a Git LFS pointer."""
     try:
         size, head = path.stat().st_size, _head(path)
     except OSError as error:
         raise TableError(f"want a table, got {path}, which cannot be read: {error.strerror}") from error
     if not size:
-        raise TableError(f"want a table, got {path}, which is empty; was its download cut short?")
+        raise TableError(f"want a table, got {path}, which is empty; was its download interrupted?")
     if git_lfs.is_pointer(head):
         raise TableError(f"want a table, got {path}, {git_lfs.DESCRIPTION}")
 
@@ -77,10 +77,10 @@ def read_csv(path: Path) -> Iterator[dict[str, Any] | BadRow]:
                 row = next(rows)
             except StopIteration:
                 return
-            except csv.Error:  # the only one that is left: a field that is too long
+            except csv.Error:  # the only remaining cause: a field that is too long
                 yield BadRow.of("field_too_long", f"line {rows.line_num}")
                 continue
-            if not row:  # an empty line, which csv.DictReader passes over as well
+            if not row:  # an empty line, which csv.DictReader skips as well
                 continue
             text = ",".join(row)
             if len(row) != len(header):
@@ -91,7 +91,7 @@ def read_csv(path: Path) -> Iterator[dict[str, Any] | BadRow]:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any] | BadRow]:
-    """Rows of a file with a JSON object in each line. Raises TableError for one JSON document that spans the lines."""
+    """Rows of a file with a JSON object in each line. Raises TableError for a JSON document that spans several lines."""
     with _open_text(path) as lines:
         for number, line in enumerate(filter(str.strip, lines), start=1):
             row = _parse_json(line)
@@ -101,7 +101,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any] | BadRow]:
 
 
 def read_parquet(path: Path, column: str) -> Iterator[dict[str, Any] | BadRow]:
-    """Rows of a Parquet file; only `column` is read, if it exists. Raises TableError for a file that is damaged."""
+    """Rows of a Parquet file; only `column` is read, if it exists. Raises TableError for a damaged file."""
     n_rows = 0
     try:
         with pq.ParquetFile(path) as file:
@@ -110,14 +110,14 @@ def read_parquet(path: Path, column: str) -> Iterator[dict[str, Any] | BadRow]:
                 yield from to_rows(batch)
                 n_rows += batch.num_rows
     except (pa.ArrowException, OSError, ValueError) as error:
-        where = f"after row {n_rows}" if n_rows else "or no Parquet file"
+        where = f"after row {n_rows}" if n_rows else "or not a Parquet file"
         raise TableError(
-            f"want a Parquet file, got {path}, which is damaged {where}: {_first_line(error)}; load it again"
+            f"want a Parquet file, got {path}, which is damaged {where}: {_first_line(error)}; download it again"
         ) from error
 
 
 def to_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadRow]:
-    """Rows of a batch as dicts; a text that is no UTF-8 makes one bad row, not a bad batch."""
+    """Rows of a batch as dicts; invalid UTF-8 gives one bad row, not a bad batch."""
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
     except UnicodeDecodeError:
@@ -131,7 +131,7 @@ def to_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadRow]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be stored: JSON may hold halves of a surrogate pair, which no encoding has."""
+    """Whether a text can be encoded: JSON may contain lone surrogates, which cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -144,7 +144,7 @@ def _open_text(path: Path, newline: str | None = None) -> Any:
     head = _head(path)
     encoding = next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8")
     if encoding == "utf-8" and b"\0" in head:
-        raise TableError(f"want text in UTF-8, got {path}, which is none; `iconv -f utf-16 -t utf-8` may convert it")
+        raise TableError(f"want text in UTF-8, got {path}, which is not; `iconv -f utf-16 -t utf-8` may convert it")
     return path.open(encoding=encoding, errors=_ESCAPED if encoding != "utf-16" else "replace", newline=newline)
 
 

@@ -1,1 +1,1 @@
-"""Checks of the kept pairs before anything is trained on them: what is measured, against which bounds, and the report."""
+"""Checks of the kept pairs before training: measurements, bounds and report."""

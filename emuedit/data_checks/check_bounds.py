@@ -1,6 +1,6 @@
-"""The checks of a dataset: what each measures, the bounds it has by default, and what to do when one is breached.
+"""The checks of a dataset: measured value, default bounds, and advice for a breach.
 
-The defaults fit the toy world and data of real pictures; all are ours, chosen from measurements in `docs/log.md`.
+The defaults fit the toy world and data of real images; all are ours, chosen from measurements in `docs/log.md`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ Level = Literal["pass", "warn", "fail"]
 
 
 class CheckBound(config.Params):
-    """Two bounds of a check, both inclusive: a figure beyond `warn` is mentioned, one beyond `fail` breaches the check."""
+    """Two inclusive bounds of a check: a value beyond `warn` is reported, a value beyond `fail` breaches the check."""
 
     warn: float | None = None
-    """The figure from which the check warns; null: it never does."""
+    """Bound beyond which the check warns; null: never."""
     fail: float | None = None
-    """The figure from which the check fails; null: it never does."""
+    """Bound beyond which the check fails; null: never."""
 
 
 @dataclass(frozen=True)
@@ -29,40 +29,40 @@ class Check:
     """One check."""
 
     figure: str
-    """What is measured, with its unit or range."""
+    """The measured value, with its unit or range."""
     edge: Edge
-    """Whether the bounds are the least or the most that the figure may be."""
+    """Whether the bounds are lower or upper limits."""
     bound: CheckBound
     advice: str
-    """What to do when it is breached."""
+    """What to do about a breach."""
 
 
 def _check(figure: str, edge: Edge, warn: float | None, fail: float | None, advice: str) -> Check:
     return Check(figure, edge, CheckBound(warn=warn, fail=fail), advice)
 
 
-_FILTERS = "loosen dataset.filters, or generate more instructions of it (instructions.tasks, instructions.max_per_task)"
-_SAMPLE = "look at the pairs that report.json lists, and at the contact sheets in data/dataset"
+_FILTERS = "loosen dataset.filters, or generate more instructions for it (instructions.tasks, instructions.max_per_task)"
+_SAMPLE = "inspect the pairs listed in report.json and the contact sheets in data/dataset"
 CHECKS: dict[str, Check] = {
     "damaged": _check(
-        "shards and sampled pictures that cannot be read as they were published, and kept pairs that no shard holds",
-        "max", None, 0, "run the stage that writes them again, or `dvc checkout`",
+        "damaged shards and sampled images, and kept pairs missing from all shards",
+        "max", None, 0, "rerun the stage that writes them, or `dvc checkout`",
     ),
     "kept_pairs": _check("kept pairs", "min", 500, 100, "raise instructions.n_captions, or loosen dataset.filters"),
-    "pairs_per_task": _check("kept pairs of the task that has the fewest", "min", 50, 10, _FILTERS),
+    "pairs_per_task": _check("kept pairs of the task with the fewest", "min", 50, 10, _FILTERS),
     "missing_tasks": _check(
-        "tasks with instructions, or with pairs in the reference, of which no pair was kept", "max", None, 0, _FILTERS
+        "tasks with instructions, or with pairs in the reference, but without kept pairs", "max", None, 0, _FILTERS
     ),
     "largest_task": _check(
-        "share of the kept pairs that are of the most frequent task, in [0, 1]", "max", 0.5, 0.8,
+        "share of the most frequent task in the kept pairs, in [0, 1]", "max", 0.5, 0.8,
         "lower instructions.max_per_task, or add pairs of the other tasks",
     ),
     "task_balance": _check(
-        "evenness of the tasks, in [0, 1]; 1: all have as many pairs", "min", 0.7, 0.4,
-        "lower instructions.max_per_task, or add pairs of the tasks that have few",
+        "evenness of the tasks, in [0, 1]; 1: equally many pairs each", "min", 0.7, 0.4,
+        "lower instructions.max_per_task, or add pairs of rare tasks",
     ),
     "other_language": _check(
-        "share of sampled pairs whose texts are in none of validation.languages, in [0, 1]", "max", 0.02, 0.1,
+        "share of sampled pairs with texts in none of validation.languages, in [0, 1]", "max", 0.02, 0.1,
         "set captions.languages, or name the language in validation.languages",
     ),
     "instruction_words": _check(
@@ -74,44 +74,44 @@ CHECKS: dict[str, Check] = {
         "set captions.min_words and captions.max_words, or widen validation.caption_words",
     ),
     "duplicate_instructions": _check(
-        "share of instructions that differ from an earlier one of task and captions by case, punctuation or articles at most",
+        "share of instructions equal to an earlier one with the same task and captions, up to case, punctuation and articles",
         "max", 0.01, 0.05, "remove repeated captions from the source, or lower instructions.n_captions",
     ),
     "most_repeated_instruction": _check(
-        "share of a task's instructions that are one and the same text; the task in which it is largest", "max", 0.3, 0.6,
+        "largest share of a task's instructions with identical text", "max", 0.3, 0.6,
         "lower instructions.max_repeat_share, or raise instructions.temperature",
     ),
     "equal_pictures": _check(
-        "share of sampled pairs that look like an earlier one: before and after have equal perceptual hashes, in [0, 1]",
+        "share of sampled pairs that look like an earlier one (equal perceptual hashes before and after), in [0, 1]",
         "max", 0.01, 0.05, _SAMPLE,
     ),
     "unchanged_pictures": _check(
-        "share of sampled pairs whose two pictures are equal in every pixel, in [0, 1]", "max", 0.0, 0.02,
-        "raise clip_direction or another bound in dataset.filters: an edit that changes nothing teaches nothing",
+        "share of sampled pairs with two identical images, in [0, 1]", "max", 0.0, 0.02,
+        "raise clip_direction or another bound in dataset.filters: pairs without a change are useless for training",
     ),
     "picture_sizes": _check(
-        "share of sampled pairs with a side below validation.min_side_px, or with two pictures of different size, in [0, 1]",
+        "share of sampled pairs with a side below validation.min_side_px, or with images of different sizes, in [0, 1]",
         "max", 0.0, 0.02, "generate or import these pairs again in the base model's size (emuedit import --size)",
     ),
     "picture_modes": _check(
-        "share of sampled pairs with a picture that is not 8-bit RGB, or without colour before and after, in [0, 1]",
+        "share of sampled pairs with an image that is not 8-bit RGB, or without colour before and after, in [0, 1]",
         "max", 0.05, 0.25, _SAMPLE,
     ),
     "picture_text": _check(
-        "share of sampled pictures that are nearer to their own caption than to another pair's, by CLIP; 0.5: chance",
-        "min", 0.75, 0.6, "captions and pictures do not belong together: " + _SAMPLE,
+        "share of sampled images nearer to their own caption than to another pair's, by CLIP; 0.5: chance",
+        "min", 0.75, 0.6, "captions and images do not match: " + _SAMPLE,
     ),
     "new_words": _check(
-        "share of the words of instructions and captions that the reference never has, in [0, 1]", "max", 0.05, 0.2,
-        "read the new words in report.md; accept them if the data shall have them",
+        "share of the words of instructions and captions that are not in the reference, in [0, 1]", "max", 0.05, 0.2,
+        "check the new words in report.md; accept them if they are intended",
     ),
     "task_drift": _check(
         "Jensen-Shannon divergence between the task mixes, in [0, 1] bit", "max", 0.05, 0.2,
-        "compare the table of tasks with the reference's; accept it if the mix was changed on purpose",
+        "compare the table of tasks with the reference's; accept it if the change is intended",
     ),
     "picture_drift": _check(
-        "CMMD between sampled pictures and the reference's; 0: no drift (arXiv 2401.09603)", "max", 0.25, 1.0,
-        "look at the contact sheets; accept it if the pictures were changed on purpose",
+        "CMMD between sampled images and the reference's; 0: no drift (arXiv 2401.09603)", "max", 0.25, 1.0,
+        "inspect the contact sheets; accept it if the change is intended",
     ),
 }  # fmt: skip
 """Name -> check, in the order of the report."""
@@ -119,7 +119,7 @@ CHECKS: dict[str, Check] = {
 
 def _refuse_unknown(names: Sequence[str] | Mapping[str, CheckBound]) -> None:
     if unknown := sorted(set(names) - set(CHECKS)):
-        raise ValueError(f"want checks out of {', '.join(CHECKS)}; got {', '.join(unknown)}")
+        raise ValueError(f"want checks from {', '.join(CHECKS)}; got {', '.join(unknown)}")
 
 
 def _check_bounds(bounds: dict[str, CheckBound]) -> dict[str, CheckBound]:
@@ -133,14 +133,14 @@ def _check_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 CheckBounds = Annotated[dict[str, CheckBound], AfterValidator(_check_bounds), Field(default={})]
-"""Check -> bounds that replace its own."""
+"""Check -> bounds that replace its defaults."""
 CheckNames = Annotated[tuple[str, ...], AfterValidator(_check_names), Field(default=())]
 """Names of checks."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a check found. A figure of None could not be measured: the check passes, and the note says why."""
+    """Measured value of a check. None: it could not be measured; the check passes, and the note gives the reason."""
 
     value: float | None
     note: str = ""
@@ -148,7 +148,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """A check's figure, judged."""
+    """Measured value and verdict of a check."""
 
     name: str
     level: Level
@@ -156,11 +156,11 @@ class CheckResult:
     bound: CheckBound
     note: str = ""
     is_accepted: bool = False
-    """Whether a breach was accepted by a person; the level stays `fail`."""
+    """Whether the user accepted a breach; the level remains `fail`."""
 
     @property
     def is_breach(self) -> bool:
-        """Whether it keeps the data from being trained on."""
+        """Whether it blocks training."""
         return self.level == "fail" and not self.is_accepted
 
     @property
@@ -170,7 +170,7 @@ class CheckResult:
 
 
 def judge(measured: Mapping[str, Measured], bounds: Mapping[str, CheckBound], accepted: Sequence[str] = ()) -> list[CheckResult]:
-    """The result of every check, in the order of `CHECKS`. `bounds` replace those of the checks that they name."""
+    """The result of every check, in the order of `CHECKS`. `bounds`: check -> bounds that replace its defaults."""
     results = []
     for name, check in CHECKS.items():
         figure, bound = measured[name], bounds.get(name, check.bound)

@@ -1,4 +1,4 @@
-"""The figure of every check: from a profile alone, and from a profile and its reference."""
+"""The measured value of every check, from a profile and its optional reference."""
 
 from collections.abc import Collection
 
@@ -12,15 +12,15 @@ from emuedit.data_checks.reference_profile import Reference
 DRIFT = ("new_words", "task_drift", "picture_drift")
 """Checks that need a reference."""
 SIGNIFICANCE = 0.01
-"""A CMMD of which chance would give as large ones with a higher probability counts as no drift: small samples scatter. Ours."""
-_MIN_SAMPLE = 16  # pictures on both sides for a comparison
+"""A CMMD with a higher p-value is not counted as drift, since small samples vary. Ours."""
+_MIN_SAMPLE = 16  # images needed on each side for a comparison
 _LISTED_WORDS = 12
 
 
 def measure_checks(
     profile: PairProfile, embeddings: Embeddings, reference: Reference, wanted_tasks: Collection[str]
 ) -> dict[str, Measured]:
-    """Check -> its figure. `wanted_tasks`: tasks of which there must be pairs."""
+    """Check -> measured value. `wanted_tasks`: tasks that must have pairs."""
     n_pairs, tasks = profile.n_pairs, profile.tasks
     expected = {*wanted_tasks, *(reference.profile.tasks if reference.profile else ())}
     missing = sorted(task for task in expected if not tasks.get(task))
@@ -53,17 +53,17 @@ def _measure_drift(
 
 
 def _picture_drift(profile: PairProfile, embeddings: Embeddings, former: PairProfile, reference: Reference) -> Measured:
-    """The larger CMMD of the pictures before and after, with its p-value."""
+    """The larger CMMD of the images before and after, with its p-value."""
     if profile.clip != former.clip:
         return Measured(None, f"not comparable: CLIP is {profile.clip}, the reference's is {former.clip}")
     compared = []
     for side, x in embeddings.items():
         y = reference.embeddings.get(side, np.zeros((0, 1)))
         if min(len(x), len(y)) < _MIN_SAMPLE:
-            return Measured(None, f"not comparable: {len(x)} pictures here, {len(y)} in the reference; want {_MIN_SAMPLE}")
+            return Measured(None, f"not comparable: {len(x)} images here, {len(y)} in the reference; want {_MIN_SAMPLE}")
         compared.append((drift.cmmd(x, y), side, x, y))
     value, side, x, y = max(compared, key=lambda item: item[0])
     p_value = drift.cmmd_p_value(x, y)
     if p_value > SIGNIFICANCE:
-        return Measured(0.0, f"CMMD {value:.3f} of the {side} pictures, within chance (p = {p_value:.2f})")
-    return Measured(value, f"of the {side} pictures, p = {p_value:.2f}")
+        return Measured(0.0, f"CMMD {value:.3f} of the {side} images, within chance (p = {p_value:.2f})")
+    return Measured(value, f"of the {side} images, p = {p_value:.2f}")

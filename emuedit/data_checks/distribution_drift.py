@@ -1,4 +1,4 @@
-"""Distances between two datasets: of their pictures, task mixes and words. N, M: pictures, D: width of an embedding."""
+"""Distances between two datasets: of their images, task mixes and words. N, M: images, D: width of an embedding."""
 
 import math
 from collections.abc import Mapping
@@ -12,23 +12,23 @@ from emuedit.runtime import rng
 
 FloatArray = npt.NDArray[np.floating[Any]]
 SIGMA, SCALE = 10.0, 1000.0
-"""Bandwidth of the kernel, and the factor that makes its values readable (Jayasumana et al. 2024, arXiv 2401.09603)."""
+"""Kernel bandwidth and scale factor (Jayasumana et al. 2024, arXiv 2401.09603)."""
 N_PERMUTATIONS = 100
 
 
 def cmmd(x: FloatArray, y: FloatArray) -> float:
     """CMMD between unit vectors float [N, D] and [M, D]: SCALE * MMD^2 with a Gaussian kernel; N, M >= 2.
 
-    The unbiased estimate of Gretton et al. 2012 (JMLR 13, eq. 3), as Jayasumana et al. 2024 use it; it may be slightly below 0.
+    The unbiased estimate of Gretton et al. 2012 (JMLR 13, eq. 3), as used by Jayasumana et al. 2024; it may be slightly negative.
     """
     kernel = _kernel(np.concatenate([x, y]))
     return _mmd_squared(kernel, np.arange(len(x)), np.arange(len(x), len(kernel)))
 
 
 def cmmd_p_value(x: FloatArray, y: FloatArray) -> float:
-    """Probability, in (0, 1], of a CMMD at least as large when both are samples of the same distribution.
+    """p-value in (0, 1] of the CMMD, under the hypothesis that both samples have the same distribution.
 
-    By a seeded permutation test (Gretton et al. 2012): (1 + permutations that are as large) / (1 + permutations).
+    Seeded permutation test (Gretton et al. 2012): (1 + permutations with at least this CMMD) / (1 + permutations).
     """
     kernel, n = _kernel(np.concatenate([x, y])), len(x)
     observed = _mmd_squared(kernel, np.arange(n), np.arange(n, len(kernel)))
@@ -42,18 +42,18 @@ def task_divergence(counts: Mapping[str, int], reference: Mapping[str, int]) -> 
     """Jensen-Shannon divergence between two task mixes in bit, in [0, 1] (Lin 1991, IEEE Trans. Inf. Theory 37)."""
     tasks = sorted({*counts, *reference})
     p, q = ([mix.get(task, 0) for task in tasks] for mix in (counts, reference))
-    distance = float(jensenshannon(p, q, base=2))  # its square root
-    return 0.0 if math.isnan(distance) else distance**2  # NaN: equal mixes, by rounding
+    distance = float(jensenshannon(p, q, base=2))  # square root of the divergence
+    return 0.0 if math.isnan(distance) else distance**2  # NaN: rounding errors of equal mixes
 
 
 def new_words(words: Mapping[str, int], reference: Mapping[str, int]) -> dict[str, int]:
-    """Words that the reference does not have, the most frequent first."""
+    """Words that are not in the reference, most frequent first."""
     unseen = {word: count for word, count in words.items() if word not in reference}
     return dict(sorted(unseen.items(), key=lambda item: (-item[1], item[0])))
 
 
 def evenness(counts: Mapping[str, int]) -> float:
-    """Evenness H / ln T of T tasks by their counts, in [0, 1]; 1 for a single task (Pielou 1966, J. Theor. Biol. 13)."""
+    """Evenness H / ln T of the counts of T tasks, in [0, 1]; 1 for a single task (Pielou 1966, J. Theor. Biol. 13)."""
     shares = np.array([count for count in counts.values() if count], float)
     shares /= shares.sum()
     return float(-(shares * np.log(shares)).sum() / math.log(len(shares))) if len(shares) > 1 else 1.0

@@ -1,6 +1,6 @@
-"""The profile of a dataset: what its checks measured, small enough to travel with a registered model and be compared with later.
+"""The profile of a dataset: measurements for its checks, small enough to be stored with a registered model for later comparison.
 
-A profile is two files: `profile.json`, and `embeddings.safetensors` with CLIP embeddings of the sampled pictures in float16.
+A profile is two files: `profile.json`, and `embeddings.safetensors` with CLIP embeddings of the sampled images in float16.
 """
 
 from __future__ import annotations
@@ -16,48 +16,48 @@ from safetensors.numpy import load_file, save_file
 
 PROFILE, EMBEDDINGS = "profile.json", "embeddings.safetensors"
 MAX_WORDS = 50_000
-"""Words that a profile holds, the most frequent ones."""
+"""Number of most frequent words in a profile."""
 FORMAT = 1
-"""Raised when older profiles can no longer be compared with."""
+"""Format version; increased when older profiles become incomparable."""
 FloatArray = npt.NDArray[np.floating[Any]]
 
 
 class ProfileError(ValueError):
-    """Raised for a folder that holds no profile that can be read."""
+    """Raised for a folder without a readable profile."""
 
 
 @dataclass(frozen=True)
 class PairProfile:
-    """Figures of all kept pairs, and of a sample of their pictures."""
+    """Measurements of all kept pairs, and of a sample of their images."""
 
     tasks: dict[str, int]
     """Task -> kept pairs."""
     words: dict[str, int]
-    """Word of instructions and captions -> how often it occurs; the most frequent MAX_WORDS of them."""
+    """Word in instructions and captions -> count; the MAX_WORDS most frequent ones."""
     instruction_lengths: dict[str, int]
-    """Words of an instruction -> instructions."""
+    """Number of words -> number of instructions."""
     caption_lengths: dict[str, int]
-    """Words of a caption -> captions."""
+    """Number of words -> number of captions."""
     texts: dict[str, float] = field(default_factory=dict)
-    """Figures of the texts by the name of their check."""
+    """Check -> measured value, for texts."""
     pictures: dict[str, float] = field(default_factory=dict)
-    """Figures of the sampled pictures by the name of their check."""
+    """Check -> measured value, for sampled images."""
     examples: dict[str, list[str]] = field(default_factory=dict)
-    """Check -> ids of pairs, files or texts that count against it, a few of them."""
+    """Check -> a few pair ids, files or texts that violate it."""
     sample: int = 0
-    """Pairs whose pictures were looked at."""
+    """Number of pairs whose images were checked."""
     clip: str = ""
-    """The CLIP that embedded them, by its content."""
+    """Content hash of the CLIP model that embedded them."""
     format: int = FORMAT
 
     @property
     def n_pairs(self) -> int:
-        """Kept pairs."""
+        """Number of kept pairs."""
         return sum(self.tasks.values())
 
 
 Embeddings = dict[str, FloatArray]
-"""`source` and `target` -> unit vectors float [N, D] of the sampled pictures."""
+"""`source` and `target` -> unit vectors float [N, D] of the sampled images."""
 
 
 def write(folder: Path, profile: PairProfile, embeddings: Embeddings) -> None:
@@ -68,11 +68,13 @@ def write(folder: Path, profile: PairProfile, embeddings: Embeddings) -> None:
 
 
 def read(folder: Path) -> tuple[PairProfile, Embeddings]:
-    """Read a profile. Raises ProfileError where there is none, or one of another format."""
+    """Read a profile. Raises ProfileError if it is missing or has another format."""
     try:
         values = json.loads((folder / PROFILE).read_text(encoding="utf-8"))
         if values.get("format") != FORMAT:
-            raise ProfileError(f"want a profile of format {FORMAT} in {folder}, got {values.get('format')}; make it again")
+            raise ProfileError(
+                f"want a profile of format {FORMAT} in {folder}, got {values.get('format')}; run the validation again"
+            )
         profile = PairProfile(**{name: values[name] for name in (f.name for f in fields(PairProfile))})
         vectors = {name: np.asarray(array, np.float32) for name, array in load_file(folder / EMBEDDINGS).items()}
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What is measured of a seeded sample of kept pairs' pictures: size, mode, colour, equal ones, and their CLIP embeddings.
+"""Measurements of a seeded sample of kept pairs' images: size, mode, colour, duplicates, and CLIP embeddings.
 
 Shapes: N sampled pairs, B pairs of a batch, D width of CLIP's space.
 """
@@ -28,12 +28,12 @@ MAX_EXAMPLES = 20
 _ROWS_PER_READ = 16
 _THUMBNAIL_PX = 16
 _EQUAL_LEVELS = 8.0
-"""Two pictures look equal when no value of their thumbnails differs by more than this, of 255. Ours."""
+"""Two images look equal if no value of their thumbnails differs by more than this (of 255). Ours."""
 Pixels = npt.NDArray[np.uint8]
 
 
 class Embedder(Protocol):
-    """The two functions of `models.clip.ClipScorer` that are used."""
+    """The methods of `models.clip.ClipScorer` that are used here."""
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> unit vectors [B, D]."""
@@ -44,7 +44,7 @@ class Embedder(Protocol):
 
 @dataclass
 class PictureMeasures:
-    """Measurements of the sampled pairs that were added so far."""
+    """Measurements of the sampled pairs added so far."""
 
     min_side_px: int
     ids: list[str] = field(default_factory=list)
@@ -92,7 +92,7 @@ class PictureMeasures:
         self.ids.append(pair_id)
 
     def figures(self, clip: Embedder) -> dict[str, float]:
-        """The figures of the checks on pictures, by their names; without a readable picture there are none."""
+        """Check -> measured value, for images; empty without a readable image."""
         n = len(self.ids)
         if not n:
             return {}
@@ -124,9 +124,9 @@ class PictureMeasures:
 
 
 def choose_sample(shards: Sequence[PairShard], kept: KeptPairs, n_pairs: int, n_shards: int) -> dict[PairShard, set[str]]:
-    """Shard -> ids of the kept pairs that are looked at: `n_pairs` at most, out of `n_shards` shards at most.
+    """Shard -> ids of the sampled kept pairs: at most `n_pairs`, from at most `n_shards` shards.
 
-    Both are chosen by hashes of names and ids, so that the same pairs give the same sample, and a few more change it by a few.
+    Chosen by hashes of names and ids: the sample is reproducible, and adding a few pairs changes it only slightly.
     """
     chosen = sorted(shards, key=lambda shard: seed_for("validation", shard.path.parent.name, shard.path.name))[:n_shards]
     ids = [(pair_id, shard) for shard in chosen for pair_id in kept.tasks_of(shard.pair_ids())]
@@ -137,7 +137,7 @@ def choose_sample(shards: Sequence[PairShard], kept: KeptPairs, n_pairs: int, n_
 
 
 def read_sampled(shard: PairShard, ids: set[str]) -> Iterator[dict[str, Any]]:
-    """The rows of these pairs of a shard; a few pairs are in memory at a time."""
+    """The rows of these pairs in a shard, read in small batches."""
     columns = ["id", "source_caption", "target_caption", *SIDES]
     for batch in pq.ParquetFile(shard.path).iter_batches(batch_size=_ROWS_PER_READ, columns=columns):
         rows = [number for number, pair_id in enumerate(batch["id"].to_pylist()) if pair_id in ids]
@@ -145,7 +145,7 @@ def read_sampled(shard: PairShard, ids: set[str]) -> Iterator[dict[str, Any]]:
 
 
 def embed(pictures: Sequence[Pixels], clip: Embedder) -> list[torch.Tensor]:
-    """The unit vector [D] of each picture uint8 [H, W, 3], on the CPU; pictures of one size are embedded together."""
+    """The unit vector [D] of each image uint8 [H, W, 3], on the CPU; images of one size are embedded together."""
     by_size: dict[tuple[int, ...], list[int]] = {}
     for number, picture in enumerate(pictures):
         by_size.setdefault(picture.shape, []).append(number)
@@ -157,16 +157,16 @@ def embed(pictures: Sequence[Pixels], clip: Embedder) -> list[torch.Tensor]:
 
 
 def equal_rows(thumbnails: Pixels) -> list[int]:
-    """Pairs that look like an earlier one, by thumbnails uint8 [N, 2, h, w, 3] of before and after."""
+    """Indices of pairs that look like an earlier one; thumbnails uint8 [N, 2, h, w, 3] of before and after."""
     flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
     is_equal = np.tril(cdist(flat, flat, "chebyshev") <= _EQUAL_LEVELS, k=-1)
     return [int(row) for row in np.flatnonzero(is_equal.any(1))]
 
 
 def caption_match(images: torch.Tensor, texts: torch.Tensor, captions: Sequence[str]) -> float | None:
-    """Share, in [0, 1], of (picture, other caption) whose picture is nearer to its own caption; None with a single caption.
+    """Share in [0, 1] of (image, other caption) pairs where the image is nearer to its own caption; None for one caption.
 
-    images, texts: unit vectors [N, D]. 0.5 is chance. It is the area under the ROC curve of CLIP's similarity; ours.
+    images, texts: unit vectors [N, D]. 0.5 is chance. This is the area under the ROC curve of CLIP similarity. Ours.
     """
     similarity = images @ texts.T  # [N, N]
     numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}

@@ -1,4 +1,4 @@
-"""Makes the profile of the kept pairs: one pass over the texts of all shards, and the pictures of a sample."""
+"""Compute the profile of the kept pairs: one pass over the texts of all shards, and over the images of a sample."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ from emuedit.data_checks.text_measures import MAX_EXAMPLES, TextMeasures, TextSe
 from emuedit.progress import Progress
 from emuedit.training.kept_pairs import KeptPairs, pair_shards
 
-_BATCH = 64  # pairs in memory, whose pictures are embedded together
+_BATCH = 64  # pairs in memory, whose images are embedded together
 
 
 class DamagedVerdictsError(ValueError):
-    """Raised for verdicts that cannot be read, without which no pair is known to be kept."""
+    """Raised for unreadable verdicts, which are needed to find the kept pairs."""
 
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """Which pictures are looked at."""
+    """The sample of images to check."""
 
     pairs: int
-    """Pairs, at most."""
+    """Maximum number of pairs."""
     shards: int
-    """Shards that they come from, at most."""
+    """Maximum number of shards to sample from."""
     min_side_px: int
-    """Shortest side of a picture in pixels."""
+    """Shortest allowed side of an image, in px."""
 
 
 def make(
@@ -41,7 +41,7 @@ def make(
     clip_name: str,
     batch_divisor: int = 1,
 ) -> tuple[PairProfile, Embeddings]:
-    """The profile of the kept pairs of some folders. `dataset`: the folder of verdicts, relative to the root.
+    """The profile of the kept pairs in these folders. `dataset`: the folder of verdicts, relative to the root.
 
     Damaged shards of pairs are counted; raises DamagedVerdictsError for damaged verdicts.
     """
@@ -60,7 +60,7 @@ def make(
             for pair in text_measures.read_texts(shard, kept):
                 words.add(pair, pair.id in ids)
             progress.advance()
-    with Progress("validation: pictures", sum(map(len, sampled.values())), "pair") as progress:
+    with Progress("validation: images", sum(map(len, sampled.values())), "pair") as progress:
         rows = chain.from_iterable(picture_measures.read_sampled(shard, ids) for shard, ids in sampled.items())
         while batch := list(islice(rows, max(1, _BATCH // batch_divisor))):
             pictures.add(batch, clip)
@@ -85,7 +85,7 @@ def make(
 
 
 def merge_examples(*parts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Check -> its first examples."""
+    """Merge: check -> its first examples."""
     merged: dict[str, list[str]] = {}
     for part in parts:
         for check, examples in part.items():

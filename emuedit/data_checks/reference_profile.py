@@ -1,6 +1,6 @@
-"""The profile that a dataset is compared with: the champion's, another run's, or none.
+"""The reference profile of a dataset: the champion's, another run's, or none.
 
-The report of a validation is logged to the run of its retrain, so the profile of a registered version is an artifact of its run.
+A validation report is logged to the retrain's run, so the profile of a registered version is an artifact of its run.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ CHAMPION = "champion"
 
 @dataclass(frozen=True)
 class Reference:
-    """What a dataset is compared with."""
+    """The reference of a comparison."""
 
     name: str
-    """`models:/emuedit-editor/3` or a folder; empty where there is none."""
+    """`models:/emuedit-editor/3` or a folder; empty if there is none."""
     profile: PairProfile | None = None
     embeddings: Embeddings = field(default_factory=dict)
     note: str = ""
@@ -29,9 +29,9 @@ class Reference:
 
 
 def resolve(reference: str | None, root: Path, folder: str) -> Reference:
-    """Find what `validation.reference` names. `folder`: where runs keep the report of their validation, in their artifacts.
+    """Resolve `validation.reference`. `folder`: artifact folder of the validation report in a run.
 
-    Raises ProfileError for a folder without a profile. A champion that was registered without a profile is no reference.
+    Raises ProfileError for a folder without a profile. A champion without a profile is not used as a reference.
     """
     if reference is None:
         return Reference("", note="no reference: validation.reference is null")
@@ -42,7 +42,7 @@ def resolve(reference: str | None, root: Path, folder: str) -> Reference:
 
 
 def _of_champion(folder: str) -> Reference:
-    if not (os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").exists()):  # opening a store makes one
+    if not (os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").exists()):  # opening a store would create one
         return Reference("", note="no reference: no champion is registered")
     from emuedit.tracking import service_errors
 

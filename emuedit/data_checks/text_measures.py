@@ -1,6 +1,6 @@
-"""What is measured of the texts of kept pairs, shard by shard: tasks, words, lengths, duplicates. No picture is read.
+"""Measurements of the texts of kept pairs, shard by shard: tasks, words, lengths, duplicates. Images are not read.
 
-Memory: one shard of texts, and about 300 bytes for each kept pair.
+Memory: the texts of one shard, and about 300 bytes per kept pair.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class TextSettings:
-    """What counts as an unusual text."""
+    """Limits beyond which a text is unusual."""
 
     instruction_words: Range
-    """Fewest and most words of an instruction."""
+    """Minimum and maximum words of an instruction."""
     caption_words: Range
-    """Fewest and most words of a caption."""
+    """Minimum and maximum words of a caption."""
     languages: tuple[str, ...]
     """ISO 639-1 codes; empty: any language."""
     min_language: float
-    """Least probability, in [0, 1], of being in one of the languages."""
+    """Minimum probability, in [0, 1], of being in one of the languages."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class PairText:
 
 @dataclass
 class TextMeasures:
-    """Counts over the kept pairs that were added so far."""
+    """Counts over the kept pairs added so far."""
 
     settings: TextSettings
     tasks: Counter[str] = field(default_factory=Counter)
@@ -63,7 +63,7 @@ class TextMeasures:
     instruction_lengths: Counter[int] = field(default_factory=Counter)
     caption_lengths: Counter[int] = field(default_factory=Counter)
     repeats: dict[str, Counter[int]] = field(default_factory=dict)
-    """Task -> hash of a text -> instructions that have it."""
+    """Task -> hash of a text -> number of instructions."""
     examples: dict[str, list[str]] = field(default_factory=dict)
     n_instructions: int = 0
     n_duplicates: int = 0
@@ -73,7 +73,7 @@ class TextMeasures:
     _texts: set[int] = field(default_factory=set)
 
     def add(self, pair: PairText, is_sampled: bool) -> None:
-        """Count a kept pair. is_sampled: whether its language is looked at, which takes a tenth of a millisecond."""
+        """Count a kept pair. is_sampled: whether its language is detected, which takes 0.1 ms."""
         instruction = normalize_text(pair.instruction)
         captions = (pair.source_caption, pair.target_caption)
         self.tasks[pair.task] += 1
@@ -81,7 +81,9 @@ class TextMeasures:
             self._count_length("caption_words", caption, self.caption_lengths, self.settings.caption_words, pair.id)
             self.words.update(normalize_text(caption).split())
         if is_sampled and self.settings.languages:
-            text = ". ".join((captions[0], pair.instruction, captions[1]))  # short texts are uncertain
+            text = ". ".join(
+                (captions[0], pair.instruction, captions[1])
+            )  # joined, since detection is unreliable for short texts
             self.n_languages += 1
             if language.probability(text, self.settings.languages) < self.settings.min_language:
                 self.n_other_language += 1
@@ -103,7 +105,7 @@ class TextMeasures:
         self._texts.add(text_hash)
 
     def figures(self) -> dict[str, float]:
-        """The figures of the checks on texts, by their names; those that could not be measured are left out."""
+        """Check -> measured value, for texts; without values that could not be measured."""
         most_repeated = [max(counts.values()) / counts.total() for counts in self.repeats.values()]
         figures = {
             "instruction_words": _share_outside(self.instruction_lengths, self.settings.instruction_words),
@@ -126,23 +128,23 @@ class TextMeasures:
 
 
 def damage(shard: PairShard) -> str:
-    """What is wrong with a shard of pairs, or nothing: its bytes have the hash in its summary, its columns are a Pair's."""
+    """The problem of a shard of pairs, or an empty string. Checks its hash against the summary, and its columns."""
     if reason := content_damage(shard):
         return reason
     try:
         columns = pq.read_schema(shard.path).names
     except (pa.ArrowException, OSError) as error:
-        return f"is no Parquet file: {error}"
+        return f"is not a Parquet file: {error}"
     missing = {"id", *(column.name for column in fields(Pair))} - {"scores", *columns}
     return f"lacks the columns {', '.join(sorted(missing))}" if missing else ""
 
 
 def content_damage(shard: PairShard) -> str:
-    """What is wrong with the bytes of a published shard of any records, or nothing."""
+    """The problem of a published shard's content, or an empty string."""
     content = hash_file(shard.path)
     if content == shard.content:
         return ""
-    return "is missing" if content == "missing" else f"has the hash {content}, in its summary.json {shard.content}"
+    return "is missing" if content == "missing" else f"has the hash {content}, but summary.json has {shard.content}"
 
 
 def read_texts(shard: PairShard, kept: KeptPairs) -> Iterable[PairText]:
@@ -155,7 +157,7 @@ def read_texts(shard: PairShard, kept: KeptPairs) -> Iterable[PairText]:
 
 
 def shard_name(shard: PairShard, root: Path) -> str:
-    """Path of a shard for people."""
+    """Display path of a shard."""
     return shard.path.relative_to(root).as_posix()
 
 

@@ -1,4 +1,4 @@
-"""The picture of a validation: tasks kept and rejected, lengths of the texts, and drift against the reference."""
+"""The chart of a validation: kept and rejected pairs by task, text lengths, and drift from the reference."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ _REJECTED_COLOR, _GRID_COLOR = (222, 190, 186), (226, 226, 224)
 def draw(
     tasks: Sequence[TaskRow], histograms: Sequence[Histogram], drift: Sequence[CheckResult], reference: Reference
 ) -> Image.Image:
-    """Three panels below each other, WIDTH_PX wide. `histograms`: name, words -> texts, and the same of the reference."""
+    """Draw three stacked panels, WIDTH_PX wide. `histograms`: (name, words -> texts, the reference's words -> texts)."""
     heights = [(len(tasks) + 2) * ROW_PX, len(histograms) * (_HISTOGRAM_PX + 3 * ROW_PX), (len(drift) + 3) * ROW_PX]
     image = Image.new("RGB", (WIDTH_PX, 2 * PAD_PX + sum(heights)), BACKGROUND_COLOR)
     canvas = ImageDraw.Draw(image)
@@ -112,4 +112,4 @@ def _draw_drift(canvas: ImageDraw.ImageDraw, drift: Sequence[CheckResult], refer
                 canvas.line((x, top - 2, x, top + ROW_PX - 5), fill=color, width=3)
         canvas.text((right + 8, top), f"{result.value:.3g}, {result.verdict}", TEXT_COLOR, _font())
     bottom = y + (len(drift) + 1) * ROW_PX + 10
-    canvas.text((left, bottom), "lines: where the check warns (yellow) and fails (red)", ROW_NAME_COLOR, _font())
+    canvas.text((left, bottom), "lines: bounds of warnings (yellow) and failures (red)", ROW_NAME_COLOR, _font())

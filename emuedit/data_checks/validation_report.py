@@ -1,4 +1,4 @@
-"""The report of a validation for people: `report.md` and `report.json`; `report.png` is drawn by `validation_chart`."""
+"""The report of a validation: `report.md` and `report.json`; `validation_chart` draws `report.png`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,17 +18,17 @@ _TEMPLATE = """\
 
 {verdict}
 
-{n_pairs} kept pairs of {n_tasks} tasks; the pictures of {sample} of them were looked at. {compared}
+{n_pairs} kept pairs of {n_tasks} tasks; the images of {sample} of them were checked. {compared}
 
 ![Tasks, lengths and drift](report.png)
 
-| check | verdict | figure | warns | fails | what was measured |
+| check | verdict | value | warns | fails | measured |
 |---|---|---:|---:|---:|---|
 {checks}
 
 {breaches}## Tasks
 
-| task | candidates | kept | share of the kept | in the reference |
+| task | candidates | kept | share of kept pairs | in the reference |
 |---|---:|---:|---:|---:|
 {tasks}
 
@@ -42,7 +42,7 @@ _TEMPLATE = """\
 
 @dataclass(frozen=True)
 class ReportedData:
-    """What a report is about."""
+    """Data of a report."""
 
     profile: PairProfile
     embeddings: Embeddings
@@ -51,7 +51,7 @@ class ReportedData:
     """Counts of the stage `dataset`: `<task>.pairs` and `<task>.kept`."""
 
     def task_rows(self) -> list[tuple[str, int, int]]:
-        """Task, kept pairs and rejected ones, the most frequent task first. Kept pairs count for the task after reassignment."""
+        """(task, kept pairs, rejected pairs), most frequent task first. Kept pairs count for their reassigned task."""
         candidates = {key.removesuffix(".pairs"): n for key, n in self.counts.items() if key.endswith(".pairs")}
         rejected = {task: n - self.counts.get(f"{task}.kept", 0) for task, n in candidates.items()}
         former = self.reference.profile
@@ -60,7 +60,7 @@ class ReportedData:
         return sorted(rows, key=lambda row: (-row[1], row[0]))
 
     def new_words(self) -> dict[str, int]:
-        """Words that the reference does not have -> how often they occur; empty without a reference."""
+        """Word that is not in the reference -> count; empty without a reference."""
         former = self.reference.profile
         return distribution_drift.new_words(self.profile.words, former.words) if former else {}
 
@@ -96,7 +96,7 @@ def overall(results: Sequence[CheckResult]) -> str:
 
 
 def describe(result: CheckResult) -> str:
-    """A result in words: what is wanted and what was found."""
+    """A result in the form "want ..., got ..."."""
     sign = "at least" if CHECKS[result.name].edge == "min" else "at most"
     note = f" ({result.note})" if result.note else ""
     if result.value is None:

@@ -1,1 +1,1 @@
-"""The editor: a base model's U-Net extended to take a picture and a task, how it edits, and how it is stored."""
+"""The editor: a base model's U-Net extended by image and task inputs; sampling and storage."""

@@ -1,10 +1,11 @@
-"""Pictures of any size: edited at the size at which the base model was trained, and composited back at their own.
+"""Edit images of any size: at the base model's training size, composited back into the original.
 
-That size is the sampler's `resolution_px`; `settings.resolution` replaces it, as for an editor that was trained at another
-`train.resolution`. A picture with no more pixels than the square of that side is edited as it is. A larger one is scaled down,
-its sides kept in proportion and on the editor's grid; what the edit changed is enlarged and laid over the picture, whose other
-pixels stay as they are. With `settings.crop`, the edit is then made again in a window around what changed, at the picture's own
-resolution where the window allows it, so that a small object in a large photo is edited sharply.
+The working size is the sampler's `resolution_px`, or `settings.resolution` if set, e.g. for an editor trained at another
+`train.resolution`. An image of at most resolution² pixels is edited directly. A larger image is scaled down
+to the editor's grid, with about the same aspect ratio. The change is upsampled and composited into the original, whose other
+pixels stay bit-identical.
+With `settings.crop`, the edit is repeated in a window around the change, at the original resolution if the window is small
+enough, so that a small object in a large photo is edited sharply.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from emuedit.editor.settings import EditSettings
 from emuedit.tasks import edits_an_object, find_task
 
 WINDOW_MARGIN = 0.5
-"""By which share of its sides the box of what changed is widened on each side for a second edit: room for context."""
+"""Margin added to each side of the changed region's box for the second edit, as a fraction of the box's sides."""
 
 
 def working_size(height: int, width: int, resolution_px: int, grid_px: int) -> tuple[int, int]:
-    """The size (h, w) in px at which a picture is edited: its own if it has at most resolution_px^2 pixels.
+    """The size (h, w) in px at which an image is edited: unchanged for at most resolution_px^2 pixels.
 
-    Else the largest one with sides in proportion, multiples of grid_px, and about that many pixels; a side is at least grid_px.
+    Else about resolution_px^2 pixels with the same aspect ratio; sides are positive multiples of grid_px.
     """
     if height * width <= resolution_px**2:
         return height, width
@@ -45,7 +46,7 @@ def edit_any_size(
     seeds: Sequence[int],
     report: ReportStep | None = None,
 ) -> Tensor:
-    """As `EditSampler.sample`, for images [B, 3, H, W] of one size, which may be larger than that one."""
+    """Like `EditSampler.sample`, for images [B, 3, H, W] of one size, which may exceed the working size."""
     height, width = images.shape[-2:]
     resolution_px = settings.resolution or sampler.resolution_px
     size = working_size(height, width, resolution_px, sampler.grid_px)
@@ -70,9 +71,9 @@ def edit_any_size(
 
 
 def _find_window(before: Tensor, after: Tensor, size: tuple[int, int], resolution_px: int) -> tuple[object, ...] | None:
-    """The index of a window of the picture around what an edit of its smaller copy changed; None where it is no smaller.
+    """Index of a window around the region that the edit of the smaller copy changed; None if it is not smaller than the image.
 
-    The window is the box of what changed, widened by WINDOW_MARGIN, and at least resolution_px a side where the picture is.
+    The window is the bounding box of the change plus WINDOW_MARGIN, with sides of at least resolution_px if the image allows.
     """
     changed = compositing.changed_pixels(before, after)[0, 0]
     if not changed.any():

@@ -1,6 +1,6 @@
-"""Calibrated probabilities of a classifier: temperature, expected calibration error, and the threshold of refusals.
+"""Calibrated probabilities of a classifier: temperature, expected calibration error, and refusal threshold.
 
-Shapes: N texts, L classes. Fit them on texts that the classifier was not trained on, and measure on others again.
+Shapes: N texts, L classes. Fit on texts that the classifier was not trained on; evaluate on a third set.
 """
 
 import torch
@@ -15,7 +15,7 @@ _GRID = 501
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature in [0.14, 20] with the lowest cross-entropy of softmax(logits / T); 1 without texts.
 
-    Guo et al. 2017 (arXiv 1706.04599), section 4.2. logits float [N, L]; labels int [N], the right class of each.
+    Guo et al. 2017 (arXiv 1706.04599), section 4.2. logits float [N, L]; labels int [N], the true class of each.
     """
     if not len(labels):
         return 1.0
@@ -25,9 +25,9 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def calibration_error(confidence: Tensor, correct: Tensor, n_bins: int = N_BINS) -> float:
-    """Expected calibration error in [0, 1]: the mean distance of confidence and accuracy over bins of equal width.
+    """Expected calibration error in [0, 1]: mean gap between confidence and accuracy over equal-width bins.
 
-    Guo et al. 2017, equation 3. confidence float [N] in [0, 1], of the predicted class; correct bool or 0 and 1 [N].
+    Guo et al. 2017, equation 3. confidence: float [N] in [0, 1], of the predicted class; correct: bool or 0/1 [N].
     """
     correct = correct.float()
     bins = (confidence * n_bins).long().clamp_max(n_bins - 1)
@@ -36,7 +36,7 @@ def calibration_error(confidence: Tensor, correct: Tensor, n_bins: int = N_BINS)
 
 
 def refusal_threshold(support_of_instructions: Tensor, max_refused: float) -> float:
-    """The largest threshold that refuses at most this share of true instructions; ours.
+    """The largest threshold that refuses at most the share `max_refused` of true instructions. Ours.
 
     support_of_instructions float [N] in [0, 1]: the summed probability of all tasks. max_refused in [0, 1).
     """

@@ -1,6 +1,6 @@
-"""An editor on disk: the folder of an `EmuEditPipeline`, with all parts in safetensors and a model card.
+"""Save and load an editor: an `EmuEditPipeline` folder with safetensors weights and a model card.
 
-Its parts are classes of diffusers, which takes seconds to import; so that is done where an editor is made, saved or loaded.
+diffusers takes seconds to import, so it is imported only when an editor is created, saved or loaded.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ FROZEN_PARTS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer
 
 
 class FrozenParts(TextToImageModel):
-    """The parts that an editor shares with its base model: text encoder, VAE, scheduler. Its U-Net belongs to `EditorUNet`."""
+    """The parts that an editor shares with its base model: text encoder, VAE, scheduler. The U-Net is in `EditorUNet`."""
 
     @property
     def device(self) -> torch.device:
-        """Where the parts run, which is not where they lie while they are offloaded."""
+        """Device on which the parts run; offloaded parts are stored elsewhere."""
         device: torch.device = self.pipeline._execution_device
         return device
 
@@ -36,25 +36,24 @@ class FrozenParts(TextToImageModel):
         in_channels, out_channels, kind = (self.unet.config[key] for key in ("in_channels", "out_channels", "class_embed_type"))
         if kind != "simple_projection":
             raise ValueError(
-                f"an editor's U-Net must take a task, got one with class_embed_type {kind!r}; this is a base model, train an "
+                f"an editor's U-Net must take a task, got one with class_embed_type {kind!r}; this is a base model; train an "
                 "editor from it"
             )
         if in_channels != 2 * self.channels or out_channels not in (self.channels, self.channels + 1):
             raise ValueError(
-                f"an editor's U-Net must have {2 * self.channels} input channels and {self.channels} output channels (the VAE's "
-                f"twice, and once), or {self.channels + 1} with a change-mask head; got {in_channels} and {out_channels}; train "
-                "the editor again"
+                f"an editor's U-Net must have {2 * self.channels} input channels and {self.channels} output channels "
+                f"(twice the VAE's, and once), or {self.channels + 1} with a change-mask head; "
+                f"got {in_channels} and {out_channels}; train the editor again"
             )
 
 
 def from_base_model(
     base_model: TextToImageModel, d_v: int, tasks: Sequence[str] = ALL_TASKS, change_mask: bool = True
 ) -> EditorUNet:
-    """An untrained editor: the base model's U-Net extended, and a new task embedding (from torch's global generator).
+    """An untrained editor: the extended U-Net of the base model and a new task embedding (torch's global generator).
 
-    d_v: width of a task embedding. tasks: those that it will be trained on; each has a row, in this order, and no other task is
-    offered. change_mask: whether it predicts where the picture changes. Raises ValueError for no task or one named twice, and
-    UnknownTaskError.
+    d_v: width of a task embedding. tasks: the tasks to train; each gets a row, in this order. change_mask: whether the editor
+    predicts where the image changes. Raises ValueError for an empty list or a duplicate task, and UnknownTaskError.
     """
     from emuedit.editor.task_embedding import TaskEmbedding
 
@@ -69,11 +68,11 @@ def from_base_model(
 def save(
     net: EditorUNet, pipeline: Any, folder: Path, dtype: torch.dtype, training: Mapping[str, str | int | float] | None = None
 ) -> str:
-    """Write the whole editor, weights in `dtype`, as safetensors; what is in memory is not changed. Returns its fingerprint.
+    """Write the editor as safetensors with weights in `dtype`; parts in memory are unchanged. Returns its fingerprint.
 
-    pipeline: the base model's or another editor's, which has the frozen parts. training: facts for the model card, such as
-    `base_model` and `steps` (see `model_card`); None: those of `pipeline`. Parts are converted one after the other, so that
-    memory has a second copy of one part at most, in `dtype`.
+    pipeline: the pipeline of the base model or an editor, with the frozen parts. training: facts for the model card, such as
+    `base_model` and `steps` (see `model_card`); None: the facts of `pipeline`. Parts are converted one at a time, so memory holds
+    at most one converted copy.
     """
     from emuedit.editor.edit_pipeline import EmuEditPipeline
 
@@ -97,12 +96,12 @@ def save(
 
 
 def load(folder: str, device: str, dtype: torch.dtype) -> tuple[EditorUNet, FrozenParts, str]:
-    """(network, frozen parts, fingerprint) of an editor folder, on `device`.
+    """Load an editor folder to `device`: (network, frozen parts, fingerprint).
 
-    On a CPU bfloat16 keeps float32 weights, for autocast. A GPU has the weights in bfloat16: half the memory, and nothing to cast
-    in every forward (autocast keeps casts only of weights that are trained).
+    On a CPU, bfloat16 means float32 weights under autocast. On a GPU the weights are bfloat16, which halves memory and avoids
+    casts in every forward (autocast caches casts only of trained weights).
     """
-    model_sources.import_library("diffusers")  # without progress bars of its own
+    model_sources.import_library("diffusers")  # without its progress bars
     from emuedit.editor.edit_pipeline import EmuEditPipeline
 
     stored_dtype = torch.float32 if dtype == torch.bfloat16 and torch.device(device).type == "cpu" else dtype
@@ -113,7 +112,7 @@ def load(folder: str, device: str, dtype: torch.dtype) -> tuple[EditorUNet, Froz
 
 
 def _drop_origin(config_file: Path) -> None:
-    """Remove the path that a part was loaded from, which diffusers writes: it means nothing to others, and names this machine."""
+    """Remove the source path that diffusers writes into configs: it is useless elsewhere and exposes a local path."""
     if config_file.is_file():
         values = json.loads(config_file.read_text(encoding="utf-8"))
         if values.pop("_name_or_path", None) is not None:
@@ -121,8 +120,8 @@ def _drop_origin(config_file: Path) -> None:
 
 
 def _in_dtype(part: nn.Module, dtype: torch.dtype) -> Any:
-    """A copy of a part on the CPU with its floating point weights in `dtype`; weights that are so already are not copied."""
-    memo: dict[int, Any] = {}  # deepcopy takes what it finds here instead of copying
+    """A CPU copy of a part with floating point weights in `dtype`; weights that already match are not copied."""
+    memo: dict[int, Any] = {}  # deepcopy reuses the entries instead of copying
     for weight in part.parameters():
         memo[id(weight)] = nn.Parameter(_to_cpu(weight.detach(), dtype), requires_grad=False)
     for buffer in part.buffers():

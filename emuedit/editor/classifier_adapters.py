@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685) on the attention of a T5 classifier, whose own weights stay frozen.
+"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685) for the attention of a T5 classifier with frozen weights.
 
-The head is new and trained in full, in float32. After training the adapters are added to the weights, so that the saved
-classifier is an ordinary one, in the number format of its T5.
+The new head is fully trained, in float32. After training, the adapters are merged into the weights, so the saved classifier is a
+standard one, in the number format of its T5.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ class AdapterSettings(config.Params):
 
 
 def add_adapters(model: Any, settings: AdapterSettings) -> None:
-    """Freeze a T5 classifier and add adapters; adapters and head are float32, and change nothing before they are trained."""
+    """Freeze a T5 classifier and add adapters; adapters and head are float32; untrained adapters have no effect."""
     model.requires_grad_(False)
     adapters.inject(model, ADAPTED, r=settings.rank, lora_alpha=settings.alpha)
     head = model.get_submodule(_HEAD)
@@ -37,7 +37,7 @@ def add_adapters(model: Any, settings: AdapterSettings) -> None:
 
 
 def merge_adapters(model: Any) -> None:
-    """Add the adapters to the weights and take them out: the classifier has its own layers and one number format again."""
+    """Merge the adapters into the weights: the classifier has standard layers and one number format again."""
     adapters.merge(model)
     head = model.get_submodule(_HEAD)
     head._forward_pre_hooks.clear()
@@ -45,7 +45,7 @@ def merge_adapters(model: Any) -> None:
 
 
 def count_parameters(name_or_path: str) -> int:
-    """Parameters of a T5 by its config alone; no weight is read."""
+    """Parameter count of a T5 from its config; weights are not read."""
     transformers = model_sources.import_library("transformers")
     name, revision = model_sources.split_revision(name_or_path)
     with torch.device("meta"):

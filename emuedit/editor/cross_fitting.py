@@ -1,6 +1,6 @@
-"""Cross-fitting of the task predictor: the predictions for an instruction come from a model that never saw its wording.
+"""Cross-fitting of the task predictor: each instruction is predicted by a model that was not trained on its wording.
 
-Two instructions have one wording when they differ only in words of their captions and objects: "make the star red" and
+Two instructions have the same wording if they differ only in words from their captions and objects: "make the star red" and
 "make the red ring blue". Shapes: N instructions, K tasks, k folds.
 """
 
@@ -26,7 +26,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def wording(instruction: Instruction) -> str:
-    """The words of an instruction that its captions and objects do not have; a run of others is one `_`."""
+    """The instruction with each run of words from its captions and objects replaced by one `_`."""
     described = (instruction.source_caption, instruction.target_caption, instruction.source_object, instruction.target_object)
     filled = {word for text in described for word in _WORD.findall((text or "").casefold())}
     words = [_FILLED if word in filled else word for word in _WORD.findall(instruction.text.casefold())]
@@ -34,12 +34,12 @@ def wording(instruction: Instruction) -> str:
 
 
 def fold_of(key: str, n_folds: int) -> int:
-    """The fold in [0, n_folds) of a wording: the same wherever it is asked for."""
+    """The fold in [0, n_folds) of a wording; deterministic."""
     return seed_for("router", "fold", key) % n_folds
 
 
 def write_out_of_fold(folder: Path, texts: Sequence[str], folds: Sequence[int], tasks: Sequence[str], p: Floats) -> None:
-    """Write the predictions p [N, K] of the models that were not trained on the wording of the text; equal texts once."""
+    """Write the out-of-fold predictions p [N, K]; duplicate texts are written once."""
     rows = list({text: row for row, text in enumerate(texts)}.values())
     columns: dict[str, object] = {"text": [texts[row] for row in rows], "fold": [folds[row] for row in rows]}
     columns |= {_PREFIX + task: p[rows, k].astype(np.float32) for k, task in enumerate(tasks)}

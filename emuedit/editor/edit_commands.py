@@ -1,4 +1,4 @@
-"""`emuedit edit in.png "make the circle red" -o out.png`, and `emuedit replay`, which makes the edits of a session file again."""
+"""`emuedit edit in.png "make the circle red" -o out.png`, and `emuedit replay`, which repeats the edits of a session file."""
 
 import argparse
 import sys
@@ -22,8 +22,8 @@ from emuedit.progress import Progress, waiting
 
 def add_commands(commands: Any) -> None:
     """Add the commands to `emuedit`'s parser."""
-    _add_edit(commands.add_parser("edit", help="edit a picture", allow_abbrev=False))
-    _add_replay(commands.add_parser("replay", help="make the edits of a session file again", allow_abbrev=False))
+    _add_edit(commands.add_parser("edit", help="edit an image", allow_abbrev=False))
+    _add_replay(commands.add_parser("replay", help="repeat the edits of a session file", allow_abbrev=False))
 
 
 def _edit(options: argparse.Namespace) -> None:
@@ -60,7 +60,7 @@ def _edit(options: argparse.Namespace) -> None:
     print(f"{out}: {width} x {height}, {progress.seconds:.1f} s, {settings.steps} steps, {editor.name}")
     if options.session:
         session.save(options.session)
-        print(f"{options.session}: what the pictures can be made again from, by `emuedit replay`")
+        print(f"{options.session}: session file; `emuedit replay` reproduces the images from it")
     if options.mask:
         mask = touched_area.touched_mask(picture.pixels, edited)
         _write(options.mask, np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=-1), None)
@@ -88,19 +88,19 @@ def _replay(options: argparse.Namespace) -> None:
         print(f"{options.sheet}: all turns")
     if options.animation:
         session.save_animation(options.animation)
-        print(f"{options.animation}: all turns, one a second")
+        print(f"{options.animation}: all turns, one per second")
 
 
 def _check_out(
     out: Path, image: Path, overwrite: bool | None = None, suffixes: Sequence[str] = image_io.WRITABLE_SUFFIXES
 ) -> None:
-    """Raise ImageError for an output that cannot be written, before anything is computed. No suffixes: any is right.
+    """Raise ImageError for an output that cannot be written, before the edit starts. Empty `suffixes`: any suffix is valid.
 
-    `overwrite`: whether it may be the picture itself; None: it never may.
+    `overwrite`: whether the output may be the input image; None: never.
     """
     if out.exists() and out.samefile(image) and not overwrite:
-        advice = "name another file with -o, or say --overwrite" if overwrite is not None else "name another file"
-        raise image_io.ImageError(f"{out} is the picture itself; {advice}")
+        advice = "name another file with -o, or add --overwrite" if overwrite is not None else "name another file"
+        raise image_io.ImageError(f"{out} is the image itself; {advice}")
     if out.is_dir():
         raise image_io.ImageError(f"want an output file, got the folder {out}; name a file in it, such as {out / 'out.png'}")
     if not out.parent.is_dir():
@@ -126,18 +126,18 @@ def _describe(turn: Turn) -> str:
 
 def _add_edit(edit: argparse.ArgumentParser) -> None:
     edit.set_defaults(run=_edit)
-    edit.add_argument("image", type=Path, help="the picture to edit")
-    several = "what to change; several are carried out one after the other"
+    edit.add_argument("image", type=Path, help="the image to edit")
+    several = "what to change; several instructions are applied in sequence"
     edit.add_argument("instructions", nargs="+", metavar="instruction", help=several)
     edit.add_argument("-o", "--out", type=Path, help="where to write the result; default: <image>-edited.png")
     sources = f"folder, {CHAMPION}, runs:/<id>/<path> or hub id; default: the champion, else {MODELS / EDITOR}"
     edit.add_argument("--model", help=sources)
-    edit.add_argument("--task", help="the task, if the task predictor is not to choose it; forces what it refuses")
+    edit.add_argument("--task", help="use this task; skips the task predictor")
     edit.add_argument("--keep-turns", action="store_true", help="also write every turn, as <out>-1.png, <out>-2.png, ...")
-    edit.add_argument("--overwrite", action="store_true", help="allow the result to replace the picture itself")
-    edit.add_argument("--session", type=Path, help="also write a file that `emuedit replay` makes the pictures again from")
-    edit.add_argument("--mask", type=Path, help="also write a picture that is white where pixels changed")
-    settings = edit.add_argument_group("settings", "by default those with which the editor was evaluated")
+    edit.add_argument("--overwrite", action="store_true", help="allow overwriting the input image")
+    edit.add_argument("--session", type=Path, help="also write a session file, from which `emuedit replay` reproduces the images")
+    edit.add_argument("--mask", type=Path, help="also write a mask, white where pixels changed")
+    settings = edit.add_argument_group("settings", "default: the settings of the evaluation")
     for name, field in EditSettings.model_fields.items():
         text = (field.description or "").replace("\n", " ").replace("%", "%%")
         settings.add_argument(f"--{name.replace('_', '-')}", dest=name, type=field.annotation, help=text)  # type: ignore[arg-type]
@@ -146,10 +146,10 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
 def _add_replay(replay: argparse.ArgumentParser) -> None:
     replay.set_defaults(run=_replay)
     replay.add_argument("session", type=Path, help="the file that `emuedit edit --session` wrote")
-    replay.add_argument("image", type=Path, help="the picture that it begins with")
+    replay.add_argument("image", type=Path, help="the input image of the session")
     replay.add_argument("-o", "--out", type=Path, help="where to write the result; default: <image>-edited.png")
     replay.add_argument("--model", help="the editor, as for `emuedit edit`")
-    replay.add_argument("--any-picture", action="store_true", help="apply the edits to another picture")
-    replay.add_argument("--overwrite", action="store_true", help="allow the result to replace the picture itself")
+    replay.add_argument("--any-picture", action="store_true", help="apply the edits to another image")
+    replay.add_argument("--overwrite", action="store_true", help="allow overwriting the input image")
     replay.add_argument("--sheet", type=Path, help="also write a contact sheet of all turns (.png, .jpg, ...)")
     replay.add_argument("--animation", type=Path, help="also write an animation of all turns (.gif, .webp, .png)")

@@ -1,6 +1,6 @@
-"""An editor as a pipeline of diffusers: `EmuEditPipeline.from_pretrained(folder)(image=..., prompt=..., task=...)`.
+"""An editor as a diffusers pipeline: `EmuEditPipeline.from_pretrained(folder)(image=..., prompt=..., task=...)`.
 
-Shapes: B pictures, H and W pixels, C latent channels, h and w latent sizes, n = B num_images_per_prompt results.
+Shapes: B images, H and W pixels, C latent channels, h and w latent sizes, n = B num_images_per_prompt results.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
     from emuedit.editor.sampling import EditSampler
 
 AfterStep = Callable[[Any, int, Tensor, dict[str, Tensor]], Mapping[str, Tensor]]
-"""`callback_on_step_end(pipeline, step, timestep, {"latents": z_t})` of diffusers; returns the latents to go on with."""
+"""`callback_on_step_end(pipeline, step, timestep, {"latents": z_t})` of diffusers; returns the latents for the next step."""
 EARLIER_TASKS = "tasks"
-"""The folder in which an editor of an earlier version had its task embedding."""
+"""Folder of the task embedding in editors of an earlier version."""
 FOLDER_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", model_card.CARD_FILE)
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 DEFAULTS = EditSettings()
 
 
 class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is Any
-    """Edits pictures by instruction, with the argument names of diffusers.
+    """Edits images by instruction, with the argument names of diffusers.
 
         pipe = EmuEditPipeline.from_pretrained("models/editor").to("cuda")
         edited = pipe(prompt="make the circle red", image=Image.open("in.png"), task="local").images[0]
 
-    Its parts are those of its base model, Stable Diffusion 1.x, 2.x or XL, with the U-Net of an `EditorUNet` and a
+    It has the parts of its base model (Stable Diffusion 1.x, 2.x or XL), with the U-Net of an `EditorUNet` and a
     `TaskEmbedding`. It samples with `EditSampler.sample`, as `emuedit.Editor` does.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
-    _exclude_from_cpu_offload: ClassVar = ["task_embedding"]  # a few rows, which are looked up without a forward
+    _exclude_from_cpu_offload: ClassVar = ["task_embedding"]  # a few rows, looked up without a forward call
     _optional_components: ClassVar = ["text_encoder_2", "tokenizer_2"]
     _callback_tensor_inputs: ClassVar = ["latents"]
 
@@ -71,21 +71,21 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The values that `task` may have: those that the editor was trained on, and those that inversion added."""
+        """Valid values of `task`: the trained tasks and the tasks added by inversion."""
         names: tuple[str, ...] = self.task_embedding.names
         return names
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the U-Net; the task embedding is kept in float32, and so may be the VAE."""
+        """The dtype of the U-Net; the task embedding, and possibly the VAE, are float32."""
         dtype: torch.dtype = self.unet.dtype
         return dtype
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> EmuEditPipeline:
-        """Open an editor from a folder or a hub id; arguments as for every pipeline of diffusers, such as `dtype`.
+        """Open an editor from a folder or a hub id; arguments as for any diffusers pipeline, such as `dtype`.
 
-        Raises FileNotFoundError or ValueError, which say what was found, for a folder that is not an editor's.
+        Raises FileNotFoundError or ValueError for a folder that is not an editor; the message says what was found.
         """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
@@ -100,36 +100,36 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
-        """Download an editor from the hub, or find it in the cache; returns its folder.
+        """Download an editor from the hub unless it is cached; returns its folder.
 
-        It has weights in safetensors and text files only. The general download of diffusers refuses a part whose class is not
-        of diffusers or transformers, as the task embedding's.
+        Only safetensors and text files are downloaded. DiffusionPipeline.download rejects parts whose class is not from diffusers
+        or transformers, such as the task embedding.
         """
         options = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
         return snapshot_download(pretrained_model_name, allow_patterns=list(FOLDER_FILES), **options)
 
     def save_pretrained(self, save_directory: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Write the pipeline and its model card. Raises ValueError for another format than safetensors."""
+        """Write the pipeline and its model card. Raises ValueError for formats other than safetensors."""
         if not safe_serialization:
-            raise ValueError("want safe_serialization=True, got False: pickled weights can run code; leave the argument out")
+            raise ValueError("want safe_serialization=True, got False: pickled weights can run code; omit the argument")
         super().save_pretrained(save_directory, **kwargs)
         model_card.write(self, save_directory)
 
     def _upload_folder(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
-        """Upload a saved pipeline. `push_to_hub` puts an empty card into the folder where the repository has none."""
+        """Upload a saved pipeline with our model card; `push_to_hub` writes an empty card if the repository has none."""
         card = Path(working_dir, model_card.CARD_FILE)
         if not card.is_file() or "[More Information Needed]" in card.read_text(encoding="utf-8"):
             model_card.write(self, working_dir)
         return super()._upload_folder(working_dir, *args, **kwargs)
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
-        """As the base model's pipeline encodes a prompt: see StableDiffusionPipeline or StableDiffusionXLPipeline."""
+        """Encode a prompt like the base model's pipeline: see StableDiffusionPipeline or StableDiffusionXLPipeline."""
         family = StableDiffusionPipeline if self.text_encoder_2 is None else StableDiffusionXLPipeline
         return family.encode_prompt(self, *args, **kwargs)
 
     def sampler(self) -> EditSampler:
-        """The sampler of these parts, which edits tensors."""
-        from emuedit.editor.checkpoint import FrozenParts  # these modules open editors, which are pipelines
+        """A sampler with these parts, which edits tensors."""
+        from emuedit.editor.checkpoint import FrozenParts  # avoids a circular import
         from emuedit.editor.sampling import EditSampler
 
         parts = FrozenParts(self)
@@ -158,38 +158,38 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         composite: int = DEFAULTS.composite,
         against_reconstruction: int = DEFAULTS.against_reconstruction,
     ) -> Any:
-        """Edit pictures by instruction: `ImagePipelineOutput` with `images`, or (images,) with return_dict=False.
+        """Edit images by instruction. Returns `ImagePipelineOutput`, or (images,) with return_dict=False.
 
-        prompt: an instruction, such as "make the circle red", or one per picture.
+        prompt: an instruction, such as "make the circle red", or one per image.
         image: a PIL image, an array [H, W, 3] (uint8, or float in [0, 1]), a tensor [3, H, W] in [0, 1], a batch or a list of
-          them; all of one size, which may be any and is that of the result. One picture serves all prompts.
-        task: a name out of `tasks`, or one per picture. It must be given.
-        num_inference_steps, guidance_scale (by the instruction), image_guidance_scale (by the picture), guidance_rescale,
-          preserve, composite, change_threshold, against_reconstruction: see `EditSettings`, with `steps` for the first.
-        negative_prompt: replaces the null text of guidance; one, or one per picture.
-        num_images_per_prompt: results for each prompt, with noise of their own; those of a prompt follow each other.
-        generator: draws the noise of all n results, or one for each; None: torch's global generator. A generator with seed s
-          gives the picture that `emuedit.Editor` gives with seed s.
+          them; any size, but all of one size, which is also the result's. A single image is used for all prompts.
+        task: a name from `tasks`, or one per image. Required.
+        num_inference_steps, guidance_scale (by the instruction), image_guidance_scale (by the image), guidance_rescale,
+          preserve, composite, change_threshold, against_reconstruction: see `EditSettings`, where the first is called `steps`.
+        negative_prompt: replaces the null text of guidance; one, or one per image.
+        num_images_per_prompt: results per prompt, each with different noise; the results of a prompt are adjacent.
+        generator: one for all n results, or one per result; None: torch's global generator. A generator with seed s gives the
+          image that `emuedit.Editor` gives with seed s.
         latents: standard normal noise [n, C, h, w] in place of drawn noise.
         output_type: "pil": images; "np": float32 [n, H, W, 3] in [0, 1]; "pt": float32 [n, 3, H, W] in [0, 1], on the CPU.
-        callback_on_step_end: called as callback(pipeline, step, timestep, {"latents": z_t}) after each step; what it returns
-          under "latents" is used from there on.
-        Raises UnknownTaskError for another task, SettingsError for a setting out of bounds, ValueError for what does not fit.
+        callback_on_step_end: called as callback(pipeline, step, timestep, {"latents": z_t}) after each step; sampling continues
+          with the "latents" that it returns.
+        Raises UnknownTaskError, SettingsError for a setting out of bounds, and ValueError for other invalid arguments.
         """
         from emuedit.editor.sampling import SamplingOptions
 
         if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"want an output_type out of {', '.join(OUTPUT_TYPES)}; got {output_type!r}")
+            raise ValueError(f"want one of the output types {', '.join(OUTPUT_TYPES)}; got {output_type!r}")
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(f"want callback tensors out of {self._callback_tensor_inputs}, got {sorted(unknown)}")
+            raise ValueError(f"want callback tensors from {self._callback_tensor_inputs}, got {sorted(unknown)}")
         if task is None:
             raise ValueError(
-                f"want a task out of {', '.join(self.tasks)}; got none; name it, or use emuedit.Editor, which predicts the task"
+                f"want one of the tasks {', '.join(self.tasks)}; got none; name it, or use emuedit.Editor, which predicts it"
             )
         pictures = read_images(image)  # [B, 3, H, W]
         n_prompts = max(len(pictures), 1 if isinstance(prompt, str) else len(prompt))
         if len(pictures) not in (1, n_prompts):
-            raise ValueError(f"want one picture, or one for each of the {n_prompts} prompts; got {len(pictures)} pictures")
+            raise ValueError(f"want one image, or one for each of the {n_prompts} prompts; got {len(pictures)} images")
         settings = DEFAULTS.with_changes({
             "steps": num_inference_steps, "guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale,
             "guidance_rescale": guidance_rescale, "preserve": preserve, "change_threshold": change_threshold,
@@ -202,7 +202,7 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
             if len(per_prompt) == 1:
                 per_prompt *= n_prompts
             if len(per_prompt) != n_prompts:
-                raise ValueError(f"want one {name}, or one for each of the {n_prompts} pictures; got {len(per_prompt)}")
+                raise ValueError(f"want one {name}, or one for each of the {n_prompts} images; got {len(per_prompt)}")
             return [text for text in per_prompt for _ in range(num_images_per_prompt)]
 
         images = pictures.expand(n_prompts, -1, -1, -1).repeat_interleave(num_images_per_prompt, 0)  # [n, 3, H, W]
@@ -227,7 +227,7 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
 
 
 def _one_per_result(generator: torch.Generator | Sequence[torch.Generator] | None, n: int) -> list[torch.Generator]:
-    """n generators; one that is given alone is drawn from n times."""
+    """n generators; a single one is repeated n times."""
     if generator is None or isinstance(generator, torch.Generator):
         return [torch.default_generator if generator is None else generator] * n
     if len(generator) != n:

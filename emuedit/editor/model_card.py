@@ -1,4 +1,4 @@
-"""The model card of an editor: the README.md that the hub and people read."""
+"""The model card of an editor: README.md of its folder and hub page."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ EXAMPLES = {
     "global": "make it winter",
     "style": "make it a watercolour",
 }
-"""The task and the instruction of the card's example: the first whose task the editor has."""
+"""Task -> instruction for the card's example; the first task that the editor has is used."""
 TAGS = ("emuedit", "image-editing", "instruction-based-image-editing", "diffusers")
 
 _TEXT = """\
 # {title}
 
-Edits pictures by instruction. It is {a_fine_tuned} that also reads the picture to edit and a learned
-embedding of the task, as Emu Edit does ([arXiv 2311.10089](https://arxiv.org/abs/2311.10089)).
+Edits images by instruction. It is {a_fine_tuned} with two more inputs: the image to edit and a learned
+embedding of the task, as in Emu Edit ([arXiv 2311.10089](https://arxiv.org/abs/2311.10089)).
 
 ## How to run it
 
@@ -38,11 +38,11 @@ pipe = EmuEditPipeline.from_pretrained("owner/name")  # a folder or a hub id; ne
 pipe(prompt="{instruction}", image=Image.open("in.png"), task="{task}").images[0].save("out.png")
 ```
 
-Arguments have the names of diffusers. `num_inference_steps`, `image_guidance_scale` and `guidance_scale` matter most.
+Arguments are named as in diffusers. `num_inference_steps`, `image_guidance_scale` and `guidance_scale` matter most.
 
 ## Tasks
 
-Only these were trained; another name is an error.
+Only these tasks were trained; other names are errors.
 
 {tasks}
 
@@ -53,9 +53,9 @@ Only these were trained; another name is an error.
 ## Limits
 
 - Instructions are short sentences, in the language of the training data. `task` must be given: this folder has no task predictor.
-- A picture of another size than in training is edited, with results that were not measured.
+- Images of other sizes than in training can be edited; the quality was not measured.
 - {change_mask}
-- It has no safety checker. Check pictures before you show them to others.
+- It has no safety checker. Check images before you show them to others.
 - The licence and the limits of the base model apply to it.
 """
 
@@ -63,8 +63,8 @@ Only these were trained; another name is an error.
 def render(pipeline: Any) -> str:
     """The card of an `EmuEditPipeline`, as Markdown with YAML front matter.
 
-    It follows from the pipeline alone. Facts of training are those of its config `training`: `base_model`, which the front
-    matter names where it is a hub id, and any others by name.
+    Everything is derived from the pipeline. The training facts are in its config `training`: `base_model`, which is added to the
+    front matter if it is a hub id, and any others by name.
     """
     training = dict(pipeline.config.training or {})
     base_model = str(training.get("base_model", ""))
@@ -76,13 +76,13 @@ def render(pipeline: Any) -> str:
     has_change_mask = pipeline.unet.config.out_channels > pipeline.vae.config.latent_channels
     text = _TEXT.format(
         title=f"An editor of {len(names)} tasks",
-        a_fine_tuned=f"`{base_model}`, fine-tuned, a network" if base_model else "a fine-tuned text-to-image network",
+        a_fine_tuned=f"a fine-tuned `{base_model}`" if base_model else "a fine-tuned text-to-image network",
         instruction=EXAMPLES.get(example, "the instruction"),
         task=example,
         tasks="\n".join(f"- `{name}`{_description(name)}" for name in names),
         training="\n".join(f"- {_label(key)}: {value}" for key, value in training.items()) or "Nothing was recorded.",
         change_mask=(
-            "It predicts where a picture changes and keeps the rest; `preserve=0` turns that off."
+            "It predicts where an image changes and keeps the rest; `preserve=0` turns that off."
             if has_change_mask
             else "It has no change-mask head, so `preserve` has no effect."
         ),
@@ -98,7 +98,7 @@ def write(pipeline: Any, folder: str | Path) -> None:
 def _description(name: str) -> str:
     try:
         return f": {get_task(name).description}"
-    except UnknownTaskError:  # learned by inversion from examples of the user's own
+    except UnknownTaskError:  # learned by inversion from the user's examples
         return ""
 
 

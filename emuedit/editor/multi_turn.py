@@ -1,4 +1,4 @@
-"""Several edits one after the other; each turn keeps the pixels that it did not change, bit for bit."""
+"""Apply several edits in sequence; pixels that a turn does not change stay bit-identical."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def edit_turns(
     settings: EditSettings,
     report: ReportStep | None = None,
 ) -> list[Tensor]:
-    """Image [1, 3, H, W] in [-1, 1] -> the picture after every turn. Turn i starts from the noise of seed + i.
+    """Image [1, 3, H, W] in [-1, 1] -> the image after each turn. Turn i uses seed + i.
 
-    Pictures are rounded to bytes, so that a turn makes the same whether it edits them here or from a file.
+    Results are rounded to bytes, so a turn gives the same result in memory as from a file. `EditSampler.sample` keeps pixels that
+    change less than `change_threshold` (Emu Edit, arXiv 2311.10089).
 
-    Per-pixel thresholding of Emu Edit (arXiv 2311.10089): where a turn changed less than `change_threshold`, the old pixel
-    stays. Raises ValueError unless there is one picture and one task per instruction, UnknownTaskError for an unknown task.
+    Raises ValueError unless there is one image and one task per instruction, UnknownTaskError for an unknown task.
     """
     if len(image) != 1 or len(instructions) != len(tasks):
         raise ValueError(
-            f"want one picture and a task for each instruction, got {len(image)} pictures, {len(instructions)} instructions, "
+            f"want one image and a task for each instruction, got {len(image)} images, {len(instructions)} instructions, "
             f"{len(tasks)} tasks"
         )
     pictures: list[Tensor] = []

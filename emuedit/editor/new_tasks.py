@@ -1,8 +1,7 @@
-"""Tasks that the task predictor was never trained on: it knows them by the instructions of their packs' examples (ours).
+"""Predict tasks that the task predictor was not trained on, from the example instructions of their packs (ours).
 
-A logistic regression on the features of the trained T5 tells an instruction of a new task from those of the tasks that it was
-trained on. It is fitted at the first prediction after packs were added; T5 stays as it is. Shapes: B instructions, D the width of
-T5, M new tasks.
+A logistic regression on the features of the trained T5 separates instructions of new tasks from those of the trained tasks. It is
+fitted at the first prediction after packs were added; T5 stays frozen. Shapes: B instructions, D the width of T5, M new tasks.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from emuedit.editor.wording_noise import WordingNoise, vary
 from emuedit.runtime import rng
 
 KNOWN_INSTRUCTIONS = "known_instructions.json"
-"""File of a task predictor's folder: class -> some of the texts that it was trained on."""
+"""File in a task predictor's folder: class -> a sample of its training texts."""
 PER_CLASS = 320
-"""Texts that are kept of each class. With few of them, new wordings of a known task look like a new task (docs/log.md)."""
+"""Sample size per class. With few texts, new wordings of a known task are mistaken for a new task (docs/log.md)."""
 PRIOR_ODDS = 0.25
-"""Of a new task against one known task, beside the evidence of the text: between two, it is chosen from four fifths on."""
+"""Prior odds of a new task against one known task: it is chosen if its probability without the prior exceeds 0.8."""
 _NOISE = WordingNoise()
 _VARIATIONS_KNOWN, _VARIATIONS_NEW = 1, 4
 _RIDGE = 1e-4
 
 
 class NewTasks:
-    """M new tasks, and how to tell them from the classes of the task predictor."""
+    """A classifier that separates M new tasks from the classes of the task predictor."""
 
     def __init__(self, names: Sequence[str], weight: Tensor, bias: Tensor, mean: Tensor) -> None:
         self.names = tuple(names)
@@ -44,9 +43,9 @@ class NewTasks:
         known_instructions: Mapping[str, Sequence[str]],
         features: Callable[[Sequence[str]], Tensor],
     ) -> NewTasks:
-        """From the instructions of each new task, and texts of each known class.
+        """Fit to instructions of each new task and texts of each known class.
 
-        `features` maps texts to float32 [B, D]. Texts are also varied by typing errors, left-out words and courtesies.
+        `features` maps texts to float32 [B, D]. Texts are augmented with typing errors, omitted words and polite phrases.
         """
         random = rng("new tasks")
         texts, labels = [], []
@@ -59,7 +58,7 @@ class NewTasks:
         x, y = features(texts), torch.tensor(labels)
         mean = x.mean(0)
         x = F.normalize(x - mean, dim=-1)
-        class_weights = 1 / torch.bincount(y).float()  # every class counts the same
+        class_weights = 1 / torch.bincount(y).float()  # all classes have equal weight
         weight = torch.zeros(len(class_weights), x.shape[1], requires_grad=True)
         bias = torch.zeros(len(class_weights), requires_grad=True)
         optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
@@ -77,14 +76,14 @@ class NewTasks:
         return cls(list(instructions), weight.detach(), bias, mean)
 
     def probabilities(self, features: Tensor) -> Tensor:
-        """float32 [B, D] -> [B, 1 + M]: that none of the new tasks is meant, and that each of them is."""
+        """float32 [B, D] -> [B, 1 + M]: the probability of no new task, and of each new task."""
         p = (F.normalize(features - self._mean, dim=-1) @ self._weight.T + self._bias).softmax(-1)
         n_known = p.shape[1] - len(self.names)
         return torch.cat([p[:, :n_known].sum(1, keepdim=True), p[:, n_known:]], 1)
 
 
 def write_known(folder: Path, texts: Sequence[str], labels: Sequence[str]) -> None:
-    """Keep up to PER_CLASS texts of every class for `read_known`, chosen by chance."""
+    """Write a random sample of up to PER_CLASS texts per class for `read_known`."""
     by_class: dict[str, list[str]] = {}
     for text, label in zip(texts, labels, strict=True):
         by_class.setdefault(label, []).append(text)
@@ -94,7 +93,7 @@ def write_known(folder: Path, texts: Sequence[str], labels: Sequence[str]) -> No
 
 
 def read_known(folder: Path) -> dict[str, list[str]]:
-    """Class -> texts; empty for a folder without the file, which was written by an earlier version."""
+    """Class -> texts; empty for a folder without the file (written by an earlier version)."""
     file = folder / KNOWN_INSTRUCTIONS
     if not file.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""An editor as people use it: `Editor.load(...)` opens a packaged model, `edit` changes pictures by instruction."""
+"""The user-facing editor: `Editor.load(...)` opens a packaged model, `edit` edits images by instruction."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ P = TypeVar("P", Image.Image, npt.NDArray[np.uint8])
 
 
 class CutInstructionWarning(UserWarning):
-    """An instruction is longer than the text encoder reads: its end has no effect."""
+    """Warning for an instruction that exceeds the text encoder's token limit: its end has no effect."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class TaskChoice:
 
     task: str
     probability: float | None
-    """Of the task predictor, in [0, 1]; None when the task was given."""
+    """Probability by the task predictor, in [0, 1]; None if the task was given."""
     second: str | None = None
-    """The other task that the instruction may mean, where it is ambiguous."""
+    """The second possible task of an ambiguous instruction."""
     second_probability: float | None = None
-    """In [0, 1]; None without a second task."""
+    """Its probability, in [0, 1]; None without a second task."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,19 @@ class Turn:
 
 
 class Editor:
-    """Edits pictures by instruction.
+    """Edits images by instruction.
 
         editor = Editor.load("models")
         edited = editor.edit(Image.open("in.png"), "make the circle red")
         turns = editor.edit_turns(pixels, ["make the circle red", "remove the star"])
 
-    `settings` are those the editor was evaluated with; every method takes others.
+    `settings` defaults to the settings of the evaluation; every method accepts others.
     """
 
     def __init__(
         self, sampler: EditSampler, predictor: TaskPredictor | None, settings: EditSettings, name: str = "", folder: Path = Path()
     ) -> None:
-        """name: what to call it, such as `models:/emuedit-editor@champion`. folder: where it was loaded from."""
+        """name: display name, such as `models:/emuedit-editor@champion`. folder: where it was loaded from."""
         self.sampler, self.predictor, self.settings = sampler, predictor, settings
         self.name, self.folder = name, folder
 
@@ -84,10 +84,10 @@ class Editor:
         """Open an editor.
 
         source: a folder, a registered model (`models:/name@alias`, `models:/name/3`), a run's model (`runs:/id/path`), or a
-          hub id `owner/name`; None: the champion, or `models/` where none is registered.
-        device, dtype: where and in which number format it runs; 'auto' chooses what is fast and correct on this machine.
-        settings: defaults of every edit, in place of those of the package (see `read_settings`).
-        Raises PackageError, which says what was found instead, for a source that holds no editor, and ManifestError for a
+          hub id `owner/name`; None: the champion, or `models/` if none is registered.
+        device, dtype: device and number format; 'auto' chooses fast and correct ones for this machine.
+        settings: defaults of all edits; replace those of the package (see `read_settings`).
+        Raises PackageError for a source without an editor (the message says what was found), and ManifestError for a
         registered package whose files were changed.
         """
         from emuedit.editor import sampling, task_predictor
@@ -106,14 +106,14 @@ class Editor:
         for pack in find_packs((MODELS if source is None else root) / USER_PACKS):
             try:
                 editor.add_pack(pack)
-            except TaskPackError as error:  # after a training, say: the editor works, without this task
-                print(f"{pack} is left out: {error}", file=sys.stderr, flush=True)
+            except TaskPackError as error:  # e.g. after retraining: the editor works without this task
+                print(f"{pack} was skipped: {error}", file=sys.stderr, flush=True)
         return editor
 
     def add_pack(self, file: str | Path) -> TaskPack:
-        """Add the task of a pack, from now on: `tasks` has its name, and the task predictor knows the wordings of its examples.
+        """Add the task of a pack: `tasks` gets its name, and the task predictor learns from its example instructions.
 
-        Raises TaskPackError for another file, for a pack made for another editor, and for a name that is taken.
+        Raises TaskPackError for an invalid file, a pack of another editor, and a name that exists.
         """
         pack = self.sampler.add_pack(file)
         if self.predictor is not None and self.predictor.can_add(pack.instructions):
@@ -121,10 +121,10 @@ class Editor:
         return pack
 
     def remove_task(self, name: str) -> None:
-        """Take the task of a pack out again. Raises PackageError for a task that no pack brought."""
+        """Remove the task of a pack. Raises PackageError for a task that was not added by a pack."""
         if name not in self.sampler.inverted_tasks:
             raise PackageError(
-                f"want a task that a pack brought, got {name!r}; those are {', '.join(self.sampler.inverted_tasks) or 'none'}"
+                f"want a task added by a pack, got {name!r}; added tasks: {', '.join(self.sampler.inverted_tasks) or 'none'}"
             )
         self.sampler.remove_task(name)
         if self.predictor is not None:
@@ -132,7 +132,7 @@ class Editor:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Tasks that this editor knows."""
+        """Tasks of this editor."""
         return self.sampler.tasks
 
     @overload
@@ -148,15 +148,15 @@ class Editor:
     ) -> list[P]: ...
 
     def edit(self, images: Any, instructions: Any, tasks: Any = None, settings: EditSettings | None = None) -> Any:
-        """Edit one picture by one instruction, or several pictures by one instruction each.
+        """Edit one image by one instruction, or several images by one instruction each.
 
         images: a PIL image or uint8 array [H, W, 3], or a list of them, of any sizes.
-        instructions: what to change, such as "make the circle red"; one per picture.
-        tasks: names out of `editor.tasks`; None leaves the choice to the task predictor.
+        instructions: what to change, such as "make the circle red"; one per image.
+        tasks: names from `editor.tasks`; None: chosen by the task predictor.
         settings: steps, guidance, seed and so on; default: `editor.settings`.
-        Returns what was given: an image for an image, an array for an array, a list for a list.
-        Raises PackageError for an empty instruction, a text that asks for no edit, an unknown task, lists of unequal length or a
-        missing task predictor.
+        Returns the input's type: an image for an image, an array for an array, a list for a list.
+        Raises PackageError for an empty instruction, a text that is not an edit instruction, an unknown task, lists of unequal
+        length or a missing task predictor.
         """
         if isinstance(images, Image.Image | np.ndarray):
             return self._edit_list([images], [instructions], [tasks], settings)[0]
@@ -170,7 +170,7 @@ class Editor:
         settings: EditSettings | None,
     ) -> list[Picture]:
         if isinstance(instructions, str) or len(images) != len(instructions):
-            raise PackageError(f"want one instruction for each of the {len(images)} pictures, got {instructions!r}")
+            raise PackageError(f"want one instruction for each of the {len(images)} images, got {instructions!r}")
         choices = self.choose_tasks(instructions, tasks)
         pixels = [to_rgb(image) for image in images]
         outputs = self._edit_by_size(pixels, instructions, [choice.task for choice in choices], settings or self.settings)
@@ -187,7 +187,7 @@ class Editor:
         settings: EditSettings | None = None,
         report: ReportStep | None = None,
     ) -> list[Turn]:
-        """Edit one picture by one instruction after the other; pixels that a turn does not change are kept bit for bit.
+        """Apply instructions to one image in sequence; pixels that a turn does not change stay bit-identical.
 
         Arguments as for `edit`; `report` is called after each denoising step.
         """
@@ -209,14 +209,14 @@ class Editor:
         ]
 
     def choose_tasks(self, instructions: Sequence[str], tasks: Sequence[str | None] | None = None) -> list[TaskChoice]:
-        """The task of each instruction: the one that is given, or the task predictor's.
+        """The task of each instruction: the given one, or the task predictor's choice.
 
-        An ambiguous instruction gets its likelier task, and `second` names the other. Raises PackageError for an unknown task,
-        lists of unequal length, a missing task predictor, and a text without a given task that asks for no edit. Warns
-        (CutInstructionWarning) of an instruction that is longer than the text encoder reads.
+        An ambiguous instruction gets its more probable task; `second` is the other. Raises PackageError for an unknown task,
+        lists of unequal length, a missing task predictor, and a text without a given task that is not an edit instruction. Warns
+        (CutInstructionWarning) if an instruction exceeds the text encoder's token limit.
         """
         if isinstance(instructions, str):
-            raise PackageError(f"want a list of instructions, got the text {instructions!r}; put it into a list")
+            raise PackageError(f"want a list of instructions, got the text {instructions!r}; pass a list")
         if not instructions or not all(isinstance(text, str) and text.strip() for text in instructions):
             raise PackageError(f"want an instruction, such as 'make the circle red'; got {list(instructions)!r}")
         given_tasks = list(tasks) if tasks else [None] * len(instructions)
@@ -224,14 +224,14 @@ class Editor:
             raise PackageError(f"want a task for each of the {len(instructions)} instructions or none; got {given_tasks}")
         choices = [self._choose_task(text, task) for text, task in zip(instructions, given_tasks, strict=True)]
         for text in filter(self.sampler.is_cut, instructions):
-            message = f"the text encoder reads only the beginning of {text!r}, which is too long; say it in fewer words"
+            message = f"the instruction {text!r} is truncated to the text encoder's {self.sampler.max_tokens} tokens; shorten it"
             warnings.warn(message, CutInstructionWarning, stacklevel=2)
         return choices
 
     def _choose_task(self, instruction: str, task: str | None) -> TaskChoice:
         if task is not None:
             if task not in self.tasks:
-                raise PackageError(f"want a task out of {', '.join(self.tasks)}; got {task!r}")
+                raise PackageError(f"want one of the tasks {', '.join(self.tasks)}; got {task!r}")
             return TaskChoice(task, None)
         if self.predictor is None:
             raise PackageError("want a task predictor (the folder `router`) to choose the task, got none; name the task")
@@ -243,7 +243,7 @@ class Editor:
     def _edit_by_size(
         self, pixels: list[npt.NDArray[np.uint8]], instructions: Sequence[str], tasks: list[str], settings: EditSettings
     ) -> list[npt.NDArray[np.uint8]]:
-        """Pictures of one size are edited in one batch; each has the noise of its position in the list."""
+        """Edit images of equal size in one batch; the noise of an image depends on its position in the list."""
         from emuedit.editor.any_size import edit_any_size
         from emuedit.models.image_tensors import from_uint8, to_uint8
 
@@ -265,14 +265,14 @@ class Editor:
 def to_rgb(image: Picture) -> npt.NDArray[np.uint8]:
     """A PIL image or uint8 [H, W, 3] -> uint8 [H, W, 3]; transparency is composited on white, see `image_io.read_image`.
 
-    Raises PackageError for another array, and for a PIL image with 32 bits a value, whose range is not known; ImageError for one
-    that is damaged.
+    Raises PackageError for another array and for a PIL image with 32 bits per value, whose range is unknown; ImageError for a
+    damaged image.
     """
     if isinstance(image, Image.Image) and image.mode not in ("I", "F"):
         return image_io.convert_to_rgb(image).pixels
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         kind = " ".join(str(getattr(image, name)) for name in ("mode", "dtype", "shape") if hasattr(image, name))
         raise PackageError(
-            f"want a PIL image of 8 or 16 bits a value, or uint8 [H, W, 3]; got {type(image).__name__} {kind}".rstrip()
+            f"want a PIL image of 8 or 16 bits per value, or uint8 [H, W, 3]; got {type(image).__name__} {kind}".rstrip()
         )
     return image

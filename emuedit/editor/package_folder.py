@@ -1,11 +1,11 @@
-"""A packaged editor on disk: one folder, the same for a working folder's `models/` and for a registered version.
+"""A packaged editor on disk: the same layout in a workspace's `models/` and in a registered version.
 
     editor/  router/  inversion/*.safetensors  packs/*.safetensors  settings.json
 
-All but the first may be missing: without a router tasks must be named, without settings.json the defaults of `EditSettings`
-apply. `packs/` has what people add by `emuedit learn` and `emuedit tasks add`; a registered
-version has none, and the champion gets those of the working folder's `models/`.
-A pipeline folder alone, as `EmuEditPipeline.push_to_hub` publishes it, is a package that has nothing but its editor.
+All but the first are optional: without a router, tasks must be given; without settings.json, the defaults of `EditSettings`
+apply. `packs/` has the packs added by `emuedit learn` and `emuedit tasks add`; a registered version has none, and the champion
+gets the packs of the workspace's `models/`.
+A pipeline folder, as published by `EmuEditPipeline.push_to_hub`, is a package with only an editor.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from emuedit import config
 from emuedit.editor.package_layout import EDITOR, MODELS, SETTINGS
 from emuedit.editor.settings import EditSettings
 
-EDITOR_FILE = "model_index.json"  # what an editor folder is recognised by
+EDITOR_FILE = "model_index.json"  # identifies an editor folder
 CHAMPION = "models:/emuedit-editor@champion"
 
 
 class PackageError(ValueError):
-    """Raised for a folder without an editor, and for an edit that cannot be made."""
+    """Raised for a folder without an editor, and for an invalid edit."""
 
 
 def resolve_source(source: str | Path | None) -> tuple[Path, str]:
-    """Folder of a model and what to call it, see `Editor.load`. Models that are not on this machine are downloaded once."""
+    """(folder, display name) of a model, see `Editor.load`. Remote models are downloaded once."""
     from emuedit.models.model_sources import HUB_ID, download_snapshot
 
     if source is None:
@@ -43,19 +43,19 @@ def resolve_source(source: str | Path | None) -> tuple[Path, str]:
     if not Path(name).exists() and HUB_ID.fullmatch(name):
         try:
             return download_snapshot(name), name
-        except Exception as error:  # the hub raises a dozen classes for: offline, no such repository, no access
+        except Exception as error:  # the hub has a dozen error classes: offline, missing repository, no access
             raise PackageError(
-                f"want a folder or a hub id, got {name!r}: no such folder here, and the hub gave nothing ({type(error).__name__})"
+                f"want a folder or a hub id, got {name!r}: no such folder, and the hub request failed ({type(error).__name__})"
             ) from error
     return Path(name), name
 
 
 def find_champion() -> tuple[Path, str] | None:
-    """Folder and name (`models:/emuedit-editor/3`) of the champion; None where none is registered.
+    """Folder and name (`models:/emuedit-editor/3`) of the champion; None if none is registered.
 
-    Raises ServiceError, in seconds, while MLflow is away, and RegistryError for a champion whose files are gone.
+    Raises ServiceError within seconds if MLflow is unreachable, RegistryError if the champion's files are missing.
     """
-    if not (os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").exists()):  # opening a store makes one
+    if not (os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").exists()):  # opening a store would create one
         return None
     from emuedit.tracking import registry, service_errors
 
@@ -66,7 +66,7 @@ def find_champion() -> tuple[Path, str] | None:
 
 
 def _default_source() -> tuple[Path, str]:
-    """The champion of the tracking store, or else the working folder's own models, also where it is out of reach."""
+    """The champion; if there is none or it is unreachable, the workspace's models."""
     from emuedit.tracking.registry import RegistryError
     from emuedit.tracking.service_errors import ServiceError
 
@@ -75,8 +75,8 @@ def _default_source() -> tuple[Path, str]:
             return champion[0], CHAMPION
     except (ServiceError, RegistryError) as error:
         if not (MODELS / EDITOR).is_dir():
-            raise PackageError(f"the champion is out of reach, and there is no {MODELS / EDITOR} here: {error}") from error
-        print(f"{error}; {MODELS / EDITOR} is used instead of the champion", file=sys.stderr, flush=True)
+            raise PackageError(f"the champion is unreachable, and there is no {MODELS / EDITOR} here: {error}") from error
+        print(f"{error}; using {MODELS / EDITOR} instead of the champion", file=sys.stderr, flush=True)
         return MODELS, str(MODELS / EDITOR)
     if not (MODELS / EDITOR).is_dir():
         raise PackageError(
@@ -86,7 +86,7 @@ def _default_source() -> tuple[Path, str]:
 
 
 def find_package(folder: str | Path) -> Path:
-    """The package that a folder is, or that an editor folder lies in; an editor folder that lies in none is its own."""
+    """The package at a folder, or around an editor folder; an editor folder outside a package is its own package."""
     path = Path(folder)
     if (path / EDITOR / EDITOR_FILE).is_file():
         return path
@@ -101,7 +101,7 @@ def find_package(folder: str | Path) -> Path:
 
 
 def editor_folder(root: Path) -> Path:
-    """The editor's folder in a package."""
+    """The editor folder of a package."""
     return root / EDITOR if (root / EDITOR).is_dir() else root
 
 
@@ -112,12 +112,12 @@ def _is_editor(folder: Path) -> bool:
         return False
     try:
         return json.loads((folder / EDITOR_FILE).read_text(encoding="utf-8")).get(KIND.key) in KIND.accepts
-    except ValueError:  # damaged: loading it says how
+    except ValueError:  # damaged: loading it gives the error
         return True
 
 
 def read_settings(root: Path) -> EditSettings:
-    """The settings of a package: those of its `settings.json`, or of the `params.yaml` beside a workspace's `models/`.
+    """The settings of a package: from its `settings.json`, or from the `params.yaml` next to a workspace's `models/`.
 
     Raises PackageError for a package of an earlier version.
     """

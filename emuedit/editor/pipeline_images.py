@@ -1,6 +1,6 @@
-"""Pictures as people give them to a pipeline of diffusers, and as they want them back.
+"""Convert the inputs and outputs of a diffusers pipeline.
 
-Shapes: B pictures, H and W pixels.
+Shapes: B images, H and W pixels.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ OUTPUT_TYPES = ("pil", "np", "pt")
 
 
 def read_images(image: Any) -> Tensor:
-    """float32 [B, 3, H, W] in [-1, 1] of a picture, a batch or a list of pictures, all of one size.
+    """float32 [B, 3, H, W] in [-1, 1] of an image, a batch or a list of images, all of one size.
 
-    A picture is a PIL image, an array [H, W, 3] of uint8 or of floats in [0, 1], or a tensor [3, H, W] of floats in [0, 1]; a
+    An image is a PIL image, an array [H, W, 3] of uint8 or of floats in [0, 1], or a tensor [3, H, W] of floats in [0, 1]; a
     batch is an array or a tensor with one more dimension. Raises ValueError for anything else.
     """
     if isinstance(image, list | tuple):
         pictures = [read_images(picture) for picture in image]
         sizes = sorted({tuple(picture.shape[2:]) for picture in pictures})
         if len(sizes) != 1:
-            raise ValueError(f"want pictures of one size, got (H, W) {sizes}; resize them, or call the pipeline for each size")
+            raise ValueError(f"want images of one size, got (H, W) {sizes}; resize them, or call the pipeline for each size")
         return torch.cat(pictures)
-    if isinstance(image, Image.Image) and image.mode not in ("I", "F"):  # of those the range is not known
+    if isinstance(image, Image.Image) and image.mode not in ("I", "F"):  # their value range is unknown
         return image_tensors.from_uint8(image_io.convert_to_rgb(image).pixels)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8:
         return image_tensors.from_uint8(image)
@@ -42,8 +42,8 @@ def read_images(image: Any) -> Tensor:
             f"or a list of them; got {type(image).__name__} {got}".rstrip()
         )
     low, high = (value.item() for value in values.aminmax())
-    if not (low >= -image_tensors.SLACK and high <= 1 + image_tensors.SLACK):  # written so that NaN fails too
-        raise ValueError(f"want a picture with values in [0, 1], got [{low:.4g}, {high:.4g}]; rescale it")
+    if not (low >= -image_tensors.SLACK and high <= 1 + image_tensors.SLACK):  # also true for NaN
+        raise ValueError(f"want an image with values in [0, 1], got [{low:.4g}, {high:.4g}]; rescale it")
     batch = values if values.ndim == 4 else values[None]
     return batch.float().clamp(0, 1) * 2 - 1
 

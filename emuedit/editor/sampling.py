@@ -1,4 +1,4 @@
-"""The one way in which an editor edits: evaluation, command line, registered model and service all call `EditSampler.sample`.
+"""Sampling of edits. `Editor`, `EmuEditPipeline`, evaluation, previews and inversion all call `EditSampler.sample`.
 
 Shapes: B samples, H and W pixels, C latent channels, h and w latent sizes, D_v the width of a task embedding.
 """
@@ -35,17 +35,17 @@ ReportStep = Callable[[int], None]
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """What a caller may replace in the sampling of B pictures besides the settings; every default leaves it as it is."""
+    """Optional replacements when B images are sampled; the defaults replace nothing."""
 
     negative_prompts: Sequence[str] = ()
-    """B texts in place of the null text of guidance."""
+    """B texts that replace guidance's null text."""
     latents: Tensor | None = None
     """Standard normal noise to start from, [B, C, h, w]; None: drawn from the seeds."""
     after_step: Callable[[int, Tensor, Tensor], Tensor] | None = None
-    """Called with a step's number, its timestep and z_t [B, C, h, w]; returns the latents to go on with."""
+    """Called with a step's number, its timestep and z_t [B, C, h, w]; returns the latents for the next step."""
 
     def rows(self, rows: Sequence[int]) -> SamplingOptions:
-        """The options of some of the pictures."""
+        """The options of the images with these row indices."""
         prompts = [self.negative_prompts[row] for row in rows] if self.negative_prompts else ()
         latents = None if self.latents is None else self.latents[list(rows)]
         return SamplingOptions(prompts, latents, self.after_step)
@@ -53,12 +53,12 @@ class SamplingOptions:
 
 UNCHANGED = SamplingOptions()
 PIXELS_AT_ONCE = 8 * 512**2
-"""Eight pictures of 512 px: with guidance 24 rows of the U-Net. Others are edited afterwards, so that any list fits a GPU."""
+"""Eight images of 512 px, which are 24 rows of the U-Net with guidance. Longer lists are split to fit a GPU."""
 
 
 @dataclass(frozen=True)
 class EditConditions:
-    """What an edit is conditioned on."""
+    """Conditions of an edit."""
 
     c_I: Tensor  # latents of the input images [B, C, h, w]
     c_T: TextCondition  # instructions, B rows
@@ -74,45 +74,50 @@ class EditConditions:
 
 
 class EditSampler:
-    """A trained editor on tensors. `weights` is the fingerprint of the network, which task packs are made for.
+    """A trained editor on tensors. `weights`: fingerprint of the network, to which task packs are bound.
 
-    `dtype` is the number format of the computations. Weights that are float32 run under autocast: those in training, and on a CPU
-    those of an editor in bfloat16. It may be used by several threads, which edit one after the other.
+    `dtype`: number format of the computations. float32 weights run under autocast: in training, and on a CPU with bfloat16.
+    Thread-safe; edits of several threads run one at a time.
     """
 
     def __init__(self, net: EditorUNet, parts: FrozenParts, weights: str, dtype: torch.dtype = torch.float32) -> None:
         self.net, self.parts, self.weights, self.dtype = net, parts, weights, dtype
         self._uses_autocast = dtype != torch.float32 and next(net.unet.parameters()).dtype == torch.float32
-        self._lock = threading.RLock()  # an adapter changes what the network computes, for whoever uses it meanwhile
+        self._lock = threading.RLock()  # an active adapter affects all users of the network
         self.adapters: dict[str, TaskAdapter] = {}
-        """Adapters by task, of the tasks that were learned with one."""
+        """Task -> adapter, for tasks learned with one."""
         self.grid_px = grid_of(parts)
         self.resolution_px = round(math.sqrt(math.prod(parts.size)))
-        """Side in px of the square with as many pixels as the base model was trained at."""
+        """Side in px of a square with the area of the base model's training images."""
         self.pixels_at_once = PIXELS_AT_ONCE
-        """Pixels of all pictures that are edited together; one picture always is. Smaller for less memory."""
+        """Maximum number of pixels per batch (at least one image). Lower it to save memory."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Tasks it knows: the rows of its task embedding, then those that `add_task` brought."""
+        """Its tasks: the rows of its task embedding, including those added by `add_task`."""
         return self.net.table.names
 
     @property
     def inverted_tasks(self) -> tuple[str, ...]:
-        """Those of them that were learned by task inversion."""
+        """Its tasks that were learned by task inversion."""
         return self.tasks[self.net.table.n_trained :]
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Device of the network."""
         return self.parts.device
 
+    @property
+    def max_tokens(self) -> int:
+        """Token limit of an instruction."""
+        return int(self.parts.tokenizer.model_max_length)
+
     def is_cut(self, instruction: str) -> bool:
-        """Whether an instruction is longer than a text encoder reads."""
+        """Whether an instruction exceeds the text encoder's token limit."""
         return self.parts.is_cut(instruction)
 
     def autocast(self) -> torch.autocast:
-        """Autocast to the number format where weights are kept in float32; does nothing otherwise."""
+        """Autocast to `dtype` if the weights are float32; else does nothing."""
         return torch.autocast(self.device.type, self.dtype, enabled=self._uses_autocast)
 
     def sample(
@@ -127,16 +132,16 @@ class EditSampler:
     ) -> Tensor:
         """Edit images [B, 3, H, W] in [-1, 1] of any size: float32 [B, 3, H, W] on the CPU.
 
-        A sample depends on its own picture, instruction, task and seed alone; `pixels_at_once` bounds the memory. `seeds` default
-        to settings.seed + 0, 1, ...; a generator in the place of a seed is drawn from.
-        Guidance costs up to three evaluations a step, in one forward: see `guidance.terms_of`.
-        Raises UnknownTaskError for an unknown task, ValueError for pictures out of range and for lists of unequal length.
+        A sample depends only on its image, instruction, task and seed; `pixels_at_once` bounds the memory. Default `seeds`:
+        settings.seed + 0, 1, ...; a generator is accepted in place of a seed.
+        Guidance costs up to three evaluations per step, in one forward: see `guidance.terms_of`.
+        Raises UnknownTaskError for an unknown task, ValueError for images out of range and for lists of unequal length.
         """
         n = len(image_tensors.check_images(images))
         seeds = range(settings.seed, settings.seed + n) if seeds is None else seeds
         if not n or not n == len(instructions) == len(tasks) == len(seeds):
             raise ValueError(
-                f"want one instruction, task and seed for each picture, got {n} pictures, {len(instructions)} instructions, "
+                f"want one instruction, task and seed for each image, got {n} images, {len(instructions)} instructions, "
                 f"{len(tasks)} tasks, {len(seeds)} seeds"
             )
         v = self.net.table.rows(tasks)  # [B, D_v]
@@ -156,7 +161,7 @@ class EditSampler:
         return after
 
     def _groups(self, tasks: Sequence[str], at_once: int) -> Iterator[tuple[str | None, list[int]]]:
-        """Rows that are sampled together, `at_once` at most: those of a task with an adapter, and with None those of others."""
+        """Batches of at most `at_once` rows: (task with an adapter, its rows), or (None, rows of tasks without one)."""
         by_adapter: dict[str | None, list[int]] = {}
         for row, name in enumerate(tasks):
             by_adapter.setdefault(name if name in self.adapters else None, []).append(row)
@@ -177,7 +182,7 @@ class EditSampler:
         report: ReportStep | None,
         options: SamplingOptions,
     ) -> tuple[Tensor, Tensor | None]:
-        """`sample` for rows that share an adapter or have none; and where the picture changes (`_denoise`), on the CPU."""
+        """`sample` for rows with one adapter or none; also the change probability of `_denoise`. Results are on the CPU."""
         height, width = images.shape[-2:]
         before = images.float()
         padding = (0, -width % self.grid_px, 0, -height % self.grid_px)
@@ -204,9 +209,9 @@ class EditSampler:
         report: ReportStep | None,
         options: SamplingOptions,
     ) -> tuple[Tensor, Tensor | None]:
-        """From noise to latents [B, C, h, w] of the edited pictures.
+        """Denoise to latents [B, C, h, w] of the edited images.
 
-        And, with a change-mask head, the probability at the last step that a cell changes, [B, 1, h, w].
+        Also returns, with a change-mask head, the last step's probability that a cell changes, [B, 1, h, w].
         """
         change = clean = None
         s_I, s_T = settings.image_guidance_scale, settings.guidance_scale
@@ -220,7 +225,7 @@ class EditSampler:
         guided_rows = conditions.with_guidance_terms(null, terms)
         noise = self.parts.initial_noise(generators, size_px) if options.latents is None else options.latents
         if noise.shape != source.shape:
-            raise ValueError(f"want latents {tuple(source.shape)}, those of the padded pictures; got {tuple(noise.shape)}")
+            raise ValueError(f"want latents {tuple(source.shape)}, the shape of the padded images; got {tuple(noise.shape)}")
         z_t = denoiser.start(noise.to(source))
         for step, t in enumerate(denoiser.timesteps):
             scaled = denoiser.scale(z_t, t)
@@ -245,34 +250,34 @@ class EditSampler:
             if report is not None:
                 report(n)
         if clean is not None and change is not None:
-            # schedules that end above alpha_bar = 1, such as SD1.5's, leave noise (3 % of a latent) also where nothing changes
+            # schedules with a last alpha_bar below 1, such as SD1.5's, leave noise (3 % of a latent) in unchanged regions
             z_t = torch.lerp(z_t, clean.to(z_t), settings.preserve * (1 - change).to(z_t))
         return z_t, change
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write the whole editor, added tasks included, as a pipeline folder that `load` reads.
+        """Write the editor, including added tasks, as a pipeline folder for `load`.
 
-        Raises ValueError for an editor with adapters, for which such a folder has no place.
+        Raises ValueError for an editor with adapters, which this format cannot store.
         """
         if self.adapters:
             raise ValueError(
-                f"want tasks without adapters in a pipeline folder, got {sorted(self.adapters)}; keep their packs beside it"
+                f"want tasks without adapters in a pipeline folder, got {sorted(self.adapters)}; keep their packs next to it"
             )
         self.weights = checkpoint.save(self.net, self.parts.pipeline, Path(folder), dtype)
 
     def add_task(self, name: str, v: Tensor, adapter: TaskAdapter | None = None) -> None:
-        """Add a task that inversion learned: its embedding v [D_v] becomes one more row; its adapter is in force for it alone."""
+        """Add a task that inversion learned: append its embedding v [D_v]; its adapter is active only for this task."""
         self.net.table.add(name, v)
         if adapter is not None:
             self.adapters[name] = adapter.to(self.device)
 
     def remove_task(self, name: str) -> None:
-        """Take out a task that `add_task` brought, with its adapter."""
+        """Remove a task that `add_task` added, and its adapter."""
         self.net.table.remove(name)
         self.adapters.pop(name, None)
 
     def add_pack(self, file: str | Path) -> task_pack.TaskPack:
-        """The same from a task pack. Raises TaskPackError for another file and for a pack made for another editor."""
+        """Add the task of a pack. Raises TaskPackError for an invalid file and for a pack of another editor."""
         pack = task_pack.load(file)
         task_pack.check(pack, self.weights, self.tasks)
         self.add_task(pack.name, pack.v, pack.adapter)

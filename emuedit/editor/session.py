@@ -1,4 +1,4 @@
-"""A session of edits of one picture: undo, redo, branches, and a file that reproduces every picture.
+"""Editing session of one image: undo, redo, branches, and a file that reproduces every image.
 
 session = EditSession(Editor.load("models"), Image.open("in.png"))
 session.edit("make the circle red")
@@ -39,29 +39,29 @@ _CAPTION_LINES = 4
 
 
 class SessionError(ValueError):
-    """Raised for a step that cannot be made, and for a session file that does not fit."""
+    """Raised for an impossible step and for an invalid or incompatible session file."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One turn of a session: what was asked for, how it was done, and the picture afterwards."""
+    """One turn of a session: instruction, settings and resulting image."""
 
     turn: Turn
     settings: EditSettings
-    """With the seed of this turn."""
+    """Settings with the seed of this turn."""
     touched: TouchedArea
-    """What differs from the picture before the turn."""
+    """The changed area."""
 
     def record(self) -> dict[str, Any]:
-        """What the turn can be made again from."""
+        """The data that reproduces the turn."""
         return {"instruction": self.turn.instruction, "task": self.turn.choice.task, "settings": self.settings.model_dump()}
 
 
 class EditSession:
-    """The history of the edits of one picture. Every turn edits the result of the turn before."""
+    """The edit history of one image. Each turn edits the result of the previous turn."""
 
     def __init__(self, editor: Editor, image: Picture) -> None:
-        """Raises PackageError for what is no picture."""
+        """Raises PackageError for an invalid image."""
         self.editor = editor
         self.original: Pixels = to_rgb(image)
         self._steps: list[Step] = []
@@ -69,21 +69,21 @@ class EditSession:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """The turns that were made and not undone."""
+        """The turns, without undone ones."""
         return tuple(self._steps)
 
     @property
     def pixels(self) -> Pixels:
-        """The picture as it is now, uint8 [H, W, 3]."""
+        """The current image, uint8 [H, W, 3]."""
         return self._steps[-1].turn.pixels if self._steps else self.original
 
     def edit(
         self, instruction: str, task: str | None = None, settings: EditSettings | None = None, report: ReportStep | None = None
     ) -> Step:
-        """Make one more turn. What was undone before it cannot be redone afterwards.
+        """Add a turn. Undone turns can then no longer be redone.
 
-        task: None leaves the choice to the task predictor. settings: the editor's by default, whose seed is increased by the
-        number of the turn. Raises what `Editor.edit_turns` raises; the session is then as it was.
+        task: None: chosen by the task predictor. settings: default: the editor's, with the turn's number added to the seed.
+        Raises what `Editor.edit_turns` raises; the session is then unchanged.
         """
         if settings is None:
             settings = self.editor.settings.with_changes({"seed": self.editor.settings.seed + len(self._steps)})
@@ -96,7 +96,7 @@ class EditSession:
         settings: EditSettings,
         report: ReportStep | None = None,
     ) -> list[Step]:
-        """Make several turns, the first with the seed of `settings`, each further one with one more; all or none."""
+        """Add several turns, all or none. The first uses the seed of `settings`; the seed increases by one per turn."""
         before, steps = self.pixels, []
         for number, turn in enumerate(self.editor.edit_turns(before, instructions, tasks, settings, report)):
             used = settings.with_changes({"seed": settings.seed + number})
@@ -107,27 +107,27 @@ class EditSession:
         return steps
 
     def undo(self) -> Pixels:
-        """Take the last turn back, and return the picture. Raises SessionError where there is none."""
+        """Undo the last turn and return the image. Raises SessionError if there is none."""
         if not self._steps:
             raise SessionError("want a turn to undo, got a session without turns")
         self._undone.append(self._steps.pop())
         return self.pixels
 
     def redo(self) -> Pixels:
-        """Make the turn again that was undone last, without computing it. Raises SessionError where there is none."""
+        """Restore the turn that was undone last, without recomputing it. Raises SessionError if there is none."""
         if not self._undone:
-            raise SessionError("want a turn that was undone, got none; a new edit after an undo forgets what was undone")
+            raise SessionError("want an undone turn to redo, got none; a new edit discards undone turns")
         self._steps.append(self._undone.pop())
         return self.pixels
 
     def branch(self) -> EditSession:
-        """A session that has the same turns so far, and goes its own way."""
+        """An independent copy of the session."""
         other = copy.copy(self)
         other._steps, other._undone = list(self._steps), []
         return other
 
     def save(self, file: str | Path) -> None:
-        """Write what every picture can be made again from: instructions, tasks, settings, and which picture and editor."""
+        """Write what reproduces every image: instructions, tasks, settings, and hashes of image and editor."""
         content = {
             "format": FORMAT,
             "picture": hash_pixels(self.original),
@@ -141,32 +141,32 @@ class EditSession:
     def replay(
         cls, editor: Editor, image: Picture, file: str | Path, any_picture: bool = False, report: ReportStep | None = None
     ) -> EditSession:
-        """Make the turns of a saved session again; on the same machine and device the pictures are the same bit for bit.
+        """Repeat the turns of a saved session; on the same machine and device the images are bit-identical.
 
-        any_picture: whether the turns may be applied to another picture. Raises SessionError for a file that is no session, for
-        another picture, and for another editor, whose pictures would be others.
+        any_picture: whether another input image is allowed. Raises SessionError for an invalid session file, for another input
+        image, and for another editor, whose results would differ.
         """
         content = _read(Path(file))
         session = cls(editor, image)
         if content["editor"] != editor.sampler.weights:
             raise SessionError(
-                f"want the editor {content['editor']} that {file} was made with, got {editor.sampler.weights}; name that one"
+                f"want the editor {content['editor']} that {file} was made with, got {editor.sampler.weights}; load that one"
             )
         if not any_picture and content["picture"] != hash_pixels(session.original):
-            raise SessionError(f"want the picture that {file} begins with, got another one; allow it with --any-picture")
+            raise SessionError(f"want the input image of {file}, got another one; allow it with --any-picture")
         for record in content["turns"]:
             settings = EditSettings().with_changes(record["settings"])
             session.edit(record["instruction"], record["task"], settings, report)
         return session
 
     def contact_sheet(self) -> Image.Image:
-        """The pictures of all turns side by side, each with its instruction."""
+        """The images of all turns side by side, each with its instruction."""
         pictures = np.stack([self.original, *(step.turn.pixels for step in self._steps)])
         captions = ["", *(step.turn.instruction for step in self._steps)]
         return contact_sheet.picture_grid([("", pictures)], captions, _CAPTION_LINES)
 
     def save_animation(self, file: str | Path, seconds: float = 1.0) -> None:
-        """Write the turns as an animated GIF, WebP or PNG, by the suffix, that shows each picture for so many seconds.
+        """Write the turns as an animated GIF, WebP or PNG, by the suffix, `seconds` per image.
 
         Raises SessionError for another suffix.
         """
@@ -178,7 +178,7 @@ class EditSession:
 
 
 def hash_pixels(pixels: Pixels) -> str:
-    """16 hex digits (blake2b) of a picture's size and pixels."""
+    """16 hex digits (blake2b) of an image's size and pixels."""
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=8)
     digest.update(np.ascontiguousarray(pixels).tobytes())
     return digest.hexdigest()
@@ -191,7 +191,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise SessionError(f"want a session file, got {file}: {error}") from error
     keys = {"format", "picture", "editor", "turns"}
     if not isinstance(content, dict) or not keys <= set(content) or content["format"] != FORMAT:
-        raise SessionError(f"want a session file of format {FORMAT} with {', '.join(sorted(keys))}, got another one in {file}")
+        raise SessionError(f"want a session file of format {FORMAT} with {', '.join(sorted(keys))}, got others in {file}")
     turns, keys = content["turns"], {"instruction", "task", "settings"}
     if not isinstance(turns, list) or not all(isinstance(turn, dict) and keys <= set(turn) for turn in turns):
         raise SessionError(f"want a list of turns with {', '.join(sorted(keys))} each; got others in {file}")

@@ -1,8 +1,8 @@
-"""The adapter of a task: low-rank updates of the U-Net's layers, in force for the edits of that one task alone (ours).
+"""The adapter of a task: low-rank updates of the U-Net's layers, active only for edits of that task (ours).
 
-Emu Edit (arXiv 2311.10089) learns a new task as one embedding v. Where that is too little, an adapter adds B A x to the output
-W x of a layer (LoRA, Hu et al., arXiv 2106.09685). The weights W are never touched: with the adapter off, the editor is what it
-was, bit for bit. Shapes: r the rank; a linear layer has A [r, in] and B [out, r], a convolution A [r, in, k, k] and
+Emu Edit (arXiv 2311.10089) learns a new task as one embedding v. If that is not enough, an adapter adds B A x to the output W x
+of a layer (LoRA, Hu et al., arXiv 2106.09685). W is not modified: without the adapter, the editor's results are bit-identical.
+Shapes: r the rank; a linear layer has A [r, in] and B [out, r], a convolution A [r, in, k, k] and
 B [out, r, 1, 1].
 """
 
@@ -19,19 +19,19 @@ from torch.nn import functional as F
 
 AdaptedLayers = Literal["attention", "all"]
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-"""Endings of the names of the layers that `attention` stands for; `all` stands for every linear layer and convolution."""
+"""Name suffixes of the layers selected by `attention`; `all` selects every linear layer and convolution."""
 _A, _B = ".a", ".b"
 
 
 class TaskAdapter:
-    """Low-rank updates by name of the layer. `parameters` are the tensors to train."""
+    """Layer name -> low-rank update. `parameters` are the tensors to train."""
 
     def __init__(self, layers: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         self.layers = dict(layers)
 
     @classmethod
     def untrained(cls, unet: Any, rank: int, layers: AdaptedLayers, generator: torch.Generator) -> TaskAdapter:
-        """An adapter that changes nothing yet: A is normal with variance 1 / fan-in, B zero; float32, on the U-Net's device."""
+        """An adapter without effect: A is normal with variance 1 / fan-in, B is zero; float32, on the U-Net's device."""
         pairs = {}
         for name, layer in unet.named_modules():
             if isinstance(layer, nn.Linear | nn.Conv2d) and (layers == "all" or name.endswith(ATTENTION)):
@@ -43,7 +43,7 @@ class TaskAdapter:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> TaskAdapter:
-        """An adapter from its file's tensors (`tensors`). Raises ValueError where one half of a pair is missing."""
+        """An adapter from its saved tensors (`tensors`). Raises ValueError if A or B is missing."""
         names = {name.removesuffix(_A).removesuffix(_B) for name in tensors}
         missing = sorted(f"{name}{half}" for name in names for half in (_A, _B) if f"{name}{half}" not in tensors)
         if missing:
@@ -56,7 +56,7 @@ class TaskAdapter:
         return len(next(iter(self.layers.values()))[0])
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name, for a file."""
+        """All tensors by name, to save."""
         halves = ((f"{name}{half}", x) for name, pair in self.layers.items() for half, x in zip((_A, _B), pair, strict=True))
         return dict(halves)
 
@@ -65,7 +65,7 @@ class TaskAdapter:
         return [x for pair in self.layers.values() for x in pair]
 
     def copy(self) -> TaskAdapter:
-        """The adapter as it is now, apart from any training."""
+        """A detached copy of the adapter."""
         return TaskAdapter({name: (a.detach().clone(), b.detach().clone()) for name, (a, b) in self.layers.items()})
 
     def to(self, device: torch.device) -> TaskAdapter:
@@ -74,7 +74,7 @@ class TaskAdapter:
 
     @contextmanager
     def applied(self, unet: Any) -> Iterator[None]:
-        """Add the updates to the layers' outputs inside a `with` block. Raises ValueError for a U-Net that lacks a layer."""
+        """Context manager that adds the updates to the layers' outputs. Raises ValueError if the U-Net lacks a layer."""
         hooks = []
         try:
             for name, (a, b) in self.layers.items():

@@ -1,4 +1,4 @@
-"""`emuedit tasks {list,show,add,remove}`: the tasks that an editor knows, and the packs that bring new ones."""
+"""`emuedit tasks {list,show,add,remove}`: the tasks of an editor, and the packs that add tasks."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ def add_commands(commands: Any) -> None:
     """Add the commands to `emuedit`'s parser."""
     tasks = commands.add_parser("tasks", help="list the tasks of the editor, add and remove task packs")
     verbs = tasks.add_subparsers(required=True, metavar="verb")
-    command = verbs.add_parser("list", help="the tasks that the editor knows", allow_abbrev=False)
+    command = verbs.add_parser("list", help="list the tasks of the editor", allow_abbrev=False)
     command.set_defaults(run=_list)
     _add_model(command)
-    command = verbs.add_parser("show", help="how the task of a pack was learned", allow_abbrev=False)
+    command = verbs.add_parser("show", help="show how the task of a pack was learned", allow_abbrev=False)
     command.set_defaults(run=_show)
-    command.add_argument("pack", help=f"a file, or the name of a task in {PACK_FOLDER}")
-    command = verbs.add_parser("add", help=f"copy a pack to {PACK_FOLDER}, if it fits the editor", allow_abbrev=False)
+    command.add_argument("pack", help=f"file, or task name in {PACK_FOLDER}")
+    command = verbs.add_parser("add", help=f"copy a pack to {PACK_FOLDER}, if it matches the editor", allow_abbrev=False)
     command.set_defaults(run=_add)
-    command.add_argument("pack", type=Path, help="the file that `emuedit learn` wrote")
+    command.add_argument("pack", type=Path, help="file written by `emuedit learn`")
     _add_model(command)
     command = verbs.add_parser("remove", help=f"delete a pack from {PACK_FOLDER}", allow_abbrev=False)
     command.set_defaults(run=_remove)
-    command.add_argument("name", help="the name of its task")
+    command.add_argument("name", help="name of its task")
 
 
 def format_tasks(editor: Editor) -> str:
-    """A table of the tasks: name, where it is from, and what it does."""
+    """A table of the tasks: name, origin and description."""
     lines = [f"{'task':14}{'learned':12}what it does"]
     for name in editor.tasks:
         row = find_task(name)
         adapter = editor.sampler.adapters.get(name)
         added = "pack" if adapter is None else f"pack, r {adapter.rank}"
         origin = added if name in editor.sampler.inverted_tasks else "training"
-        lines.append(f"{name:14}{origin:12}{row.description if row else 'a task of your own'}")
+        lines.append(f"{name:14}{origin:12}{row.description if row else 'custom task'}")
     return "\n".join(lines)
 
 
 def format_pack(pack: TaskPack, file: Path) -> str:
-    """What a pack holds and how it was learned."""
+    """Content of a pack, and how it was learned."""
     adapter = (
-        "none: the embedding alone" if pack.adapter is None else f"rank {pack.adapter.rank}, {len(pack.adapter.layers)} layers"
+        "none: only the embedding" if pack.adapter is None else f"rank {pack.adapter.rank}, {len(pack.adapter.layers)} layers"
     )
     lines = [
         f"{file}: {pack.name}, {file.stat().st_size / 2**20:.2f} MiB, for the editor {pack.base}",
@@ -66,7 +66,7 @@ def format_pack(pack: TaskPack, file: Path) -> str:
 
 
 def install(pack: Path, editor: Editor) -> Path:
-    """Copy a pack that fits the editor to PACK_FOLDER, as `<task>.safetensors`. Raises TaskPackError for another."""
+    """Copy a pack to PACK_FOLDER as `<task>.safetensors`. Raises TaskPackError if it does not match the editor."""
     added = editor.add_pack(pack)
     target = PACK_FOLDER / f"{added.name}.safetensors"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def _add(options: argparse.Namespace) -> None:
 def _say_how_it_is_found(editor: Editor, name: str) -> str:
     predictor = editor.predictor
     knows = predictor is not None and name in predictor.new_tasks
-    return ", and so do instructions like those of its examples" if knows else "; the task predictor does not know it"
+    return ", as do instructions similar to its examples" if knows else "; the task predictor cannot choose it"
 
 
 def _remove(options: argparse.Namespace) -> None:
@@ -111,7 +111,7 @@ def _find_pack(name: str) -> Path:
         if file.is_file():
             return file
     names = ", ".join(file.stem for file in find_packs(PACK_FOLDER)) or "none"
-    raise TaskPackError(f"want a task pack, got {name!r}; those in {PACK_FOLDER} are: {names}")
+    raise TaskPackError(f"want a task pack, got {name!r}; packs in {PACK_FOLDER}: {names}")
 
 
 def _load(options: argparse.Namespace) -> Editor:
@@ -122,4 +122,4 @@ def _load(options: argparse.Namespace) -> Editor:
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", help="the editor, as for `emuedit edit`; default: the champion, else that of this folder")
+    command.add_argument("--model", help="the editor, as for `emuedit edit`; default: the champion, else this folder's editor")

@@ -1,7 +1,7 @@
-"""The task embedding: one learned row v_i per task, and one more cross-attention token made from it.
+"""The task embedding: one learned row v_i per task, and an extra cross-attention token computed from it.
 
 Shapes: B samples, n rows, D_v the width of a row, D the width of the text tokens. Emu Edit (arXiv 2311.10089) adds v_i to the
-timestep embedding and gives it to cross-attention. That it is one token, and D_v, are ours.
+timestep embedding and passes it to cross-attention. The use of one token, and D_v, are ours.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from emuedit.tasks import ALL_TASKS, UnknownTaskError
 
 
 class TaskEmbedding(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is Any
-    """`names[i]` is the task of row i: the trained ones, then those that inversion added. A part of a diffusers pipeline.
+    """`names[i]` is the task of row i: trained tasks, then tasks added by inversion. A part of a diffusers pipeline.
 
     d_v: the width of a row.
     d_text: the width of a text token.
-    n_trained: how many rows were trained with the network; None: all of them.
-    weights: fingerprint of the network that the rows belong to; empty before it is saved.
+    n_trained: number of rows trained with the network; None: all.
+    weights: fingerprint of the network that the rows were trained with; empty before it is saved.
     """
 
-    _keep_in_fp32_modules: ClassVar = ["v", "to_token"]  # they are small, and inversion learns in their dtype
+    _keep_in_fp32_modules: ClassVar = ["v", "to_token"]  # small, and inversion trains them in this dtype
 
     def __init__(
         self, d_v: int, d_text: int, names: Sequence[str] = ALL_TASKS, n_trained: int | None = None, weights: str = ""
@@ -53,16 +53,16 @@ class TaskEmbedding(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
 
     @property
     def n_trained(self) -> int:
-        """How many rows were trained with the network; those after them were added."""
+        """Number of rows trained with the network; later rows were added."""
         return int(self.config["n_trained"])
 
     @property
     def weights(self) -> str:
-        """Fingerprint of the network that the rows belong to."""
+        """Fingerprint of the network that the rows were trained with."""
         return str(self.config["weights"])
 
     def rows(self, tasks: Sequence[str]) -> Tensor:
-        """Names -> their rows, [B, D_v]. Raises UnknownTaskError, which lists the known names."""
+        """Rows of the tasks, [B, D_v]. Raises UnknownTaskError, which lists the known names."""
         return self.v[[self.index(name) for name in tasks]]
 
     def index(self, task: str) -> int:
@@ -70,17 +70,17 @@ class TaskEmbedding(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         if task in self.names:
             return self.names.index(task)
         hint = closest_match(task, self.names)
-        raise UnknownTaskError(f"want a task that this editor knows ({', '.join(self.names)}), got {task!r}{hint}")
+        raise UnknownTaskError(f"want one of this editor's tasks ({', '.join(self.names)}), got {task!r}{hint}")
 
     def token(self, v: Tensor) -> Tensor:
-        """The token that follows those of the instruction: [B, D_v] -> [B, 1, D]."""
+        """The token appended to the instruction's tokens: [B, D_v] -> [B, 1, D]."""
         token: Tensor = self.to_token(v)[:, None]
         return token
 
     def add(self, name: str, v: Tensor) -> None:
-        """Append a row. Raises ValueError for a name that is taken and for a row of another width."""
+        """Append a row. Raises ValueError for a name that exists and for a row of another width."""
         if name in self.names:
-            raise ValueError(f"want a new name, got {name!r}, a task that exists; choose another or load the editor again")
+            raise ValueError(f"want a new name, got {name!r}, which exists; choose another or reload the editor")
         if v.shape != (self.d_v,) or not torch.isfinite(v).all():
             raise ValueError(f"want a finite task embedding [{self.d_v}], got {tuple(v.shape)}; learn it on this editor")
         row = v.detach().to(self.v)[None]
@@ -88,17 +88,17 @@ class TaskEmbedding(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         self.register_to_config(names=[*self.names, name])
 
     def remove(self, name: str) -> None:
-        """Take out a row that `add` brought. Raises ValueError for a trained task, UnknownTaskError for an unknown one."""
+        """Remove a row that was added by `add`. Raises ValueError for a trained task, UnknownTaskError for an unknown one."""
         row = self.index(name)
         if row < self.n_trained:
-            raise ValueError(f"want a task that was added, got {name!r}, which the editor was trained on")
+            raise ValueError(f"want an added task, got {name!r}, which the editor was trained on")
         kept = [i for i in range(len(self.names)) if i != row]
         self.v = nn.Parameter(self.v.detach()[kept], requires_grad=self.v.requires_grad)
         self.register_to_config(names=[self.names[i] for i in kept])
 
 
 def load_earlier(folder: Path) -> TaskEmbedding:
-    """The task embedding of an editor of an earlier version, whose folder had it in `tasks/`; rows in float32."""
+    """Load the task embedding of an editor of an earlier version, from its folder `tasks/`; rows in float32."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     table = TaskEmbedding(config["d_v"], config["d_text"], config["names"], weights=config["weights"])
     table.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})

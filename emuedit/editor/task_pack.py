@@ -1,6 +1,6 @@
-"""Task packs: a task learned by inversion, in one small safetensors file that belongs to one editor.
+"""Task packs: a task learned by inversion, in one small safetensors file for one editor.
 
-The file holds the task embedding and, where one was learned, the task's adapter.
+The file has the task embedding and, if one was learned, the task's adapter.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ class TaskPack:
     name: str
     v: Tensor  # the task embedding [D_v]
     base: str
-    """`weights` of the editor it was learned on."""
+    """`weights` (fingerprint) of its editor."""
     n_examples: int
     record: dict[str, Any]
-    """How it was learned: params and figures."""
+    """Training params and results."""
     adapter: TaskAdapter | None = None
-    """Updates of the U-Net's layers that belong to the task; None: the embedding is all."""
+    """The task's updates of the U-Net; None: only the embedding."""
     instructions: tuple[str, ...] = ()
-    """The instructions of its examples, by which the task predictor knows the task."""
+    """Its example instructions, from which the task predictor learns the task."""
 
 
 def save(pack: TaskPack, file: str | Path) -> None:
-    """Write the file as a whole or not at all."""
+    """Write the file atomically."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     metadata = {key: value for key, value in vars(pack).items() if key not in _TENSORS}
@@ -58,7 +58,7 @@ def save(pack: TaskPack, file: str | Path) -> None:
 
 
 def load(file: str | Path) -> TaskPack:
-    """Read a pack. Raises TaskPackError, which names the file, for anything else."""
+    """Read a pack. Raises TaskPackError, which names the file, for an invalid file."""
     if not Path(file).is_file():
         raise TaskPackError(f"want a task pack, got no file at {file}; run the stage inversion")
     try:
@@ -76,9 +76,9 @@ def load(file: str | Path) -> TaskPack:
 def check(pack: TaskPack, weights: str, tasks: Sequence[str] = ()) -> None:
     """Raise TaskPackError unless the pack was made for the network with this fingerprint, and its name is none of `tasks`."""
     if pack.name in tasks:
-        raise TaskPackError(f"want a pack of a new task, got {pack.name!r}, which the editor knows; remove that one first")
+        raise TaskPackError(f"want a pack of a new task, got {pack.name!r}, which the editor already has; remove that one first")
     if pack.base != weights:
         raise TaskPackError(
-            f"want a pack for the editor {weights}, got {pack.name!r}, made for {pack.base}: an embedding means nothing to other "
-            "weights; learn it again on this editor (`emuedit learn`, or the stage inversion)"
+            f"want a pack for the editor {weights}, got {pack.name!r}, made for {pack.base}: an embedding works only with its "
+            "own network; learn it again on this editor (`emuedit learn`, or the stage inversion)"
         )

@@ -1,8 +1,8 @@
-"""The task predictor: a T5 that classifies an instruction by the task it asks for, or refuses it.
+"""The task predictor: a T5 classifier of instructions by task, which can refuse a text.
 
-Emu Edit fine-tunes a Flan-T5-XL for this (arXiv 2311.10089); its recipe is not published. Ours is T5's own sequence classifier
-(transformers' T5ForSequenceClassification: the decoder's last state through a two-layer head) in the standard folder, with one
-more class for texts that ask for no edit. Probabilities are calibrated by a temperature (`editor/calibration.py`).
+Emu Edit fine-tunes a Flan-T5-XL for this (arXiv 2311.10089); its recipe is not published. We use transformers'
+T5ForSequenceClassification (the decoder's last state through a two-layer head) in the standard folder layout, with an extra class
+for texts that are not edit instructions. Probabilities are calibrated by a temperature (`editor/calibration.py`).
 Shapes: B instructions, T tokens, K tasks.
 """
 
@@ -21,28 +21,28 @@ from emuedit.runtime import seed_for
 
 T5 = model_sources.ModelKind("a transformers T5", "config.json", "model_type", ("t5", "mt5", "umt5"))
 NO_EDIT = "no_edit"
-"""Name of the class of texts that ask for no edit."""
+"""Class of texts that are not edit instructions."""
 MIN_READING = 0.2
-"""A second task that is at least as probable is a second reading of the instruction. Ours."""
+"""From this probability on, a second task makes the instruction ambiguous. Ours."""
 N_ALTERNATIVES = 2
-_MARKER = "router_tasks"  # in config.json: the labels of this classifier are tasks
+_MARKER = "router_tasks"  # in config.json: marks a classifier whose labels are tasks
 _TEMPERATURE, _MIN_SUPPORT = "router_temperature", "router_min_support"
 
 
 @dataclass(frozen=True)
 class TaskPrediction:
-    """The most probable task of an instruction, and what else it may mean. Probabilities lie in [0, 1]."""
+    """The most probable task of an instruction, and alternatives. Probabilities are in [0, 1]."""
 
     task: str
     probability: float
     alternatives: tuple[tuple[str, float], ...] = ()
     """The next most probable tasks with their probabilities, at most `N_ALTERNATIVES`."""
     refused: bool = False
-    """Whether the text asks for none of the tasks; `task` is then only the nearest one."""
+    """Whether the text matches none of the tasks; `task` is then only the nearest one."""
 
     @property
     def readings(self) -> tuple[tuple[str, float], ...]:
-        """The tasks that the instruction may mean, the likelier first: one, or two where it is ambiguous. None if refused."""
+        """Possible tasks, most probable first: one, or two if the instruction is ambiguous. Empty if refused."""
         if self.refused:
             return ()
         second = tuple(other for other in self.alternatives[:1] if other[1] >= MIN_READING)
@@ -54,19 +54,19 @@ class TaskPrediction:
         return len(self.readings) > 1
 
     def explain_refusal(self, text: str) -> str:
-        """Why this text was not carried out: the nearest tasks, and what to do."""
+        """Why this text was refused: the nearest tasks, and what to do."""
         nearest = ", ".join(f"{task} ({p:.0%})" for task, p in ((self.task, self.probability), *self.alternatives))
         return (
-            f"want an instruction to edit the picture, got {text!r}; the nearest tasks are {nearest}. Use other words, or name "
-            "the task (--task on the command line, `tasks` in Python) to carry it out all the same"
+            f"want an instruction to edit the image, got {text!r}; the nearest tasks are {nearest}. Use other words, or name "
+            "the task (--task on the command line, `tasks` in Python) to edit anyway"
         )
 
 
 class TaskPredictor:
-    """A T5 classifier with its tokenizer; the labels in its config are the names of tasks, and `NO_EDIT`."""
+    """A T5 classifier with its tokenizer; the labels in its config are task names and `NO_EDIT`."""
 
     def __init__(self, model: Any, tokenizer: Any, known_instructions: Mapping[str, Sequence[str]] | None = None) -> None:
-        """known_instructions: label -> texts that it was trained on, which new tasks are distinguished from (`add_task`)."""
+        """known_instructions: label -> training texts, from which new tasks are separated (`add_task`)."""
         self.model, self.tokenizer, self.known_instructions = model, tokenizer, dict(known_instructions or {})
         self._new_instructions: dict[str, tuple[str, ...]] = {}
         self._classifier: NewTasks | None = None
@@ -79,33 +79,33 @@ class TaskPredictor:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The K tasks it knows, in the order of its outputs; at least two."""
+        """The K trained tasks, in the order of its outputs; at least two."""
         return tuple(name for name in self.labels if name != NO_EDIT)
 
     @property
     def new_tasks(self) -> tuple[str, ...]:
-        """Tasks that `add_task` brought."""
+        """Tasks added by `add_task`."""
         return tuple(self._new_instructions)
 
     def can_add(self, instructions: Sequence[str]) -> bool:
-        """Whether `add_task` can tell these instructions from `known_instructions`: there are some of both."""
+        """Whether `add_task` can be fitted: neither `instructions` nor `known_instructions` is empty."""
         return bool(instructions and self.known_instructions)
 
     def add_task(self, name: str, instructions: Sequence[str]) -> None:
-        """Add a task that it was not trained on, known by the instructions of its examples. T5 stays as it is.
+        """Add an untrained task from its example instructions. T5 stays frozen.
 
-        Raises ValueError for a name that is taken, without instructions, and for a predictor without `known_instructions`.
+        Raises ValueError for a name that exists, without instructions, and for a predictor without `known_instructions`.
         """
         if name in self.labels or name in self._new_instructions:
-            raise ValueError(f"want a new name, got {name!r}, which the task predictor knows")
+            raise ValueError(f"want a new name, got {name!r}, which the task predictor already has")
         if not self.can_add(instructions):
             lacking = "known_instructions.json in its folder; run the stage router again" if instructions else "instructions"
-            raise ValueError(f"the task predictor cannot learn to know {name!r} without {lacking}; name the task when editing")
+            raise ValueError(f"the task predictor cannot learn {name!r} without {lacking}; name the task when editing")
         self._new_instructions[name] = tuple(instructions)
         self._classifier = None
 
     def remove_task(self, name: str) -> None:
-        """Take a task that `add_task` brought out again; a name that it does not know is no error."""
+        """Remove a task that was added by `add_task`; unknown names are ignored."""
         self._new_instructions.pop(name, None)
         self._classifier = None
 
@@ -116,7 +116,7 @@ class TaskPredictor:
 
     @property
     def min_support(self) -> float:
-        """A text is refused where the probabilities of all tasks add up to less; 0: nothing is refused."""
+        """A text is refused if the sum of all task probabilities is below it; 0: nothing is refused."""
         return float(getattr(self.model.config, _MIN_SUPPORT, 0.0))
 
     def calibrate(self, temperature: float, min_support: float) -> None:
@@ -125,7 +125,7 @@ class TaskPredictor:
         setattr(self.model.config, _MIN_SUPPORT, float(min_support))
 
     def logits(self, texts: Sequence[str]) -> Tensor:
-        """float32 [B, labels] before temperature and softmax, on the model's device. Texts of too many tokens are cut."""
+        """float32 [B, labels] before temperature and softmax, on the model's device. Long texts are truncated."""
         logits: Tensor = self.model(**self._tokenize(texts)).logits
         return logits.float()
 
@@ -133,7 +133,7 @@ class TaskPredictor:
         """input_ids and attention_mask, [B, T] on the model's device."""
         end_token = self.tokenizer.eos_token
         tokens = self.tokenizer(
-            [text.replace(end_token, " ") for text in texts],  # T5 would take a typed end token for the end of the text
+            [text.replace(end_token, " ") for text in texts],  # T5 would treat a typed end token as the end of the text
             padding=True,
             truncation=True,
             return_tensors="pt",
@@ -148,7 +148,7 @@ class TaskPredictor:
         return torch.cat(parts) if parts else torch.zeros(0, len(self.labels))
 
     def probabilities(self, texts: Sequence[str], batch: int = 64) -> Tensor:
-        """float32 [B, K] on the CPU, calibrated. What is missing to 1 in a row is the probability that no task is meant."""
+        """float32 [B, K] on the CPU, calibrated. 1 minus the sum of a row is the probability of no task."""
         every_class = (self.all_logits(texts, batch) / self.temperature).softmax(-1)
         return every_class[:, [k for k, name in enumerate(self.labels) if name != NO_EDIT]]
 
@@ -165,16 +165,16 @@ class TaskPredictor:
         return torch.cat(parts)
 
     def predict(self, texts: Sequence[str], among: Sequence[str] | None = None) -> list[TaskPrediction]:
-        """A prediction for every instruction, out of the tasks that are both known and `among` the given ones; None: any.
+        """Predict the task of each instruction, restricted to the known tasks that are in `among`; None: all known tasks.
 
-        Probabilities stay those over all K tasks and the added ones: where the instruction asks for a task that is left out,
-        those of the others are low, and it is refused. Empty texts are refused always. Raises ValueError where no task is left.
+        Probabilities are over all tasks, including added ones: if the instruction asks for an excluded task, the others have low
+        probabilities and it is refused. Empty texts are always refused. Raises ValueError if no task remains.
         """
         names = (*self.tasks, *self._new_instructions)
         columns = [k for k, name in enumerate(names) if among is None or name in among]
         if not columns:
             raise ValueError(
-                f"want a task that the task predictor knows ({', '.join(names)}), got an editor of {', '.join(among or ())}; "
+                f"want one of the task predictor's tasks ({', '.join(names)}), got an editor of {', '.join(among or ())}; "
                 "name the task, or train both on the same tasks"
             )
         if not texts:
@@ -189,7 +189,7 @@ class TaskPredictor:
         return predictions
 
     def _with_new_tasks(self, texts: Sequence[str], p: Tensor) -> Tensor:
-        """Probabilities p [B, K] of the trained tasks -> [B, K + M] with those of the added ones."""
+        """Extend probabilities p [B, K] of the trained tasks by the added ones: [B, K + M]."""
         if not self._new_instructions:
             return p
         if self._classifier is None:
@@ -202,7 +202,7 @@ class TaskPredictor:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         for file in Path(folder).glob("*.safetensors"):
-            file.chmod(0o644)  # safetensors writes files that only their owner can read
+            file.chmod(0o644)  # safetensors files are readable only by their owner
 
 
 def from_t5(
@@ -213,13 +213,13 @@ def from_t5(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> TaskPredictor:
-    """A predictor to be trained: a T5 folder or hub id (such as `google/flan-t5-xl`) with a new head for these tasks.
+    """An untrained predictor: a T5 folder or hub id (such as `google/flan-t5-xl`) with a new head for these tasks.
 
-    `dtype`: the number format of T5's weights; the head is float32. Raises ValueError for fewer than two tasks or one named
-    twice, and what `read_manifest` raises for a wrong folder.
+    `dtype`: number format of T5's weights; the head is float32. Raises ValueError for fewer than two tasks or a duplicate, and
+    what `read_manifest` raises for an invalid folder.
     """
     if len(tasks) < 2 or len(set(tasks)) != len(tasks):
-        raise ValueError(f"want two or more different tasks to tell apart, got {list(tasks)}")
+        raise ValueError(f"want two or more different tasks to classify, got {list(tasks)}")
     model_sources.read_manifest(name_or_path, T5)
     transformers = model_sources.import_library("transformers")
     labels = [*tasks, NO_EDIT]
@@ -243,7 +243,7 @@ def from_t5(
 def load(name_or_path: str, device: str = "cpu") -> TaskPredictor:
     """A trained predictor from its folder or a hub id, in the number format in which it was saved.
 
-    Raises ValueError for a T5 that was not trained to be one.
+    Raises ValueError for a T5 that is not a task predictor.
     """
     manifest = model_sources.read_manifest(name_or_path, T5)
     if not manifest.get(_MARKER):

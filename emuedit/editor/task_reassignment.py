@@ -1,8 +1,8 @@
-"""Reassign pairs to other tasks: the task predictor reads every instruction and may find that it asks for another task.
+"""Reassign pairs to other tasks if the task predictor classifies their instruction as another task.
 
-Emu Edit (arXiv 2311.10089, section 3) reassigns samples whose instruction fits another task. The thresholds are ours. A
-predictor that was trained on an instruction repeats its label, right or wrong, so the stage `router` leaves predictions of models
-that were not (`cross_fitting`), which are used here.
+Emu Edit (arXiv 2311.10089, section 3) reassigns samples whose instruction fits another task. The thresholds are ours. A predictor
+repeats the labels that it was trained on, correct or not. So the stage `router` writes out-of-fold predictions
+(`cross_fitting`), which are used here.
 Shapes: N pairs, U distinct instructions, K tasks that the predictor knows.
 """
 
@@ -25,17 +25,17 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Reassignment:
-    """The tasks of N pairs after the predictor was asked."""
+    """The tasks of N pairs after reassignment."""
 
     tasks: tuple[str, ...]
     probability: Floats
-    """[N] of that task; NaN where the predictor does not know the pair's own task, which then stays."""
+    """[N] probability of that task; NaN if the predictor does not have the pair's task, which is then kept."""
 
 
 def reassign(
     tasks: Sequence[str], texts: Sequence[str], known_tasks: Sequence[str], probabilities: Floats, min_probability: float
 ) -> Reassignment:
-    """Replace the task of each of N pairs by the most probable one, where that is at least `min_probability` probable.
+    """Replace the task of each of N pairs by the most probable one, if its probability is at least `min_probability`.
 
     `probabilities` [N, K] are over the `known_tasks`.
     """
@@ -50,13 +50,13 @@ def reassign(
 
 
 def predict_tasks(texts: Sequence[str], folder: Path, cache: Path) -> tuple[tuple[str, ...], Floats]:
-    """The K tasks that the predictor in `folder` knows, and their probabilities for N instructions, [N, K], rows of sum 1.
+    """The K tasks of the predictor in `folder`, and their probabilities for N instructions, [N, K], rows sum to 1.
 
-    That a text is no instruction is left out: pairs have instructions, and a predictor that was trained on few of them finds the
-    other answer likely for all.
+    The class NO_EDIT is excluded: pairs always have instructions, and a predictor trained on few of them gives that class too
+    high a probability.
 
-    An instruction that it was trained on has the probabilities of the model that was not. Those of other instructions, such as
-    imported ones, are cached in the folder `cache`, of which only the newest entry is kept: other thresholds need no network.
+    Training instructions use out-of-fold predictions. Predictions for other instructions, such as imported ones, are cached in
+    the folder `cache` (newest entry only), so a change of thresholds needs no network.
     """
     distinct = sorted(set(texts))
     code = (__file__, task_predictor.__file__, cross_fitting.__file__)

@@ -1,4 +1,4 @@
-"""How much of a picture an edit touched."""
+"""The area of an image that an edit changed."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class TouchedArea:
-    """The pixels that differ from those before the edit; all others are equal bit for bit."""
+    """The pixels that an edit changed; all others are bit-identical."""
 
     share: float
-    """Of all pixels, in [0, 1]."""
+    """Fraction of changed pixels, in [0, 1]."""
     box: tuple[int, int, int, int] | None
-    """Left, top, right and bottom in px, the latter two exclusive; None where nothing was touched."""
+    """Left, top, right and bottom in px, the latter two exclusive; None if nothing changed."""
 
     def __str__(self) -> str:
         if self.box is None:
@@ -25,15 +25,15 @@ class TouchedArea:
 
 
 def touched_mask(before: Pixels, after: Pixels) -> npt.NDArray[np.bool_]:
-    """Where uint8 [H, W, 3] differ: bool [H, W]. Raises ValueError for pictures of different sizes."""
+    """Where two images uint8 [H, W, 3] differ: bool [H, W]. Raises ValueError for images of different sizes."""
     if before.shape != after.shape:
-        raise ValueError(f"want two pictures of one size, got {before.shape} and {after.shape}")
+        raise ValueError(f"want two images of one size, got {before.shape} and {after.shape}")
     mask: npt.NDArray[np.bool_] = (before != after).any(axis=-1)
     return mask
 
 
 def measure(before: Pixels, after: Pixels) -> TouchedArea:
-    """Share and bounding box of what differs in uint8 [H, W, 3]."""
+    """Share and bounding box of the pixels that differ, in uint8 [H, W, 3]."""
     mask = touched_mask(before, after)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):

@@ -1,4 +1,4 @@
-"""The editor's network: a base model's U-Net extended to take a picture and a task, and to predict where the picture changes.
+"""The editor's network: a base model's U-Net extended by an image input, a task input and a change-mask output.
 
 Shapes: B samples, C latent channels, h and w latent sizes, L text tokens of width D, D_v the width of a task embedding.
 """
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 class Prediction(NamedTuple):
     """The network's output."""
 
-    e: Tensor  # what the scheduler names: eps, v, clean latents or velocity, float32 [B, C, h, w]
-    change_logits: Tensor | None  # where the edit changes the picture, float32 [B, 1, h, w]; None without a change-mask head
+    e: Tensor  # prediction type of the scheduler: eps, v, clean latents or velocity, float32 [B, C, h, w]
+    change_logits: Tensor | None  # logits that the edit changes a cell, float32 [B, 1, h, w]; None without a change-mask head
 
 
 class EditorUNet(nn.Module):
-    """e_theta(z_t, t, E(c_I), c_T, v) of Emu Edit (arXiv 2311.10089, Eq. 2), with a change-mask head (ours) or without.
+    """e_theta(z_t, t, E(c_I), c_T, v) of Emu Edit (arXiv 2311.10089, Eq. 2), with an optional change-mask head (ours).
 
     `factor` is the number of pixels per latent cell and side.
     """
@@ -44,8 +44,8 @@ class EditorUNet(nn.Module):
         """Latents z_t, c_I [B, C, h, w], t [B] or scalar, v [B, D_v] -> prediction and change logits.
 
         Without v there is no extra token and the class vector is zero: an untrained editor then equals its base model.
-        `sizes` [B, 6] are SDXL's size conditions (`denoising.size_conditions`), other models have none; None: those of pictures
-        that are no crops, scaled down from the base model's size where they are smaller.
+        `sizes` [B, 6] are SDXL's size conditions (`denoising.size_conditions`); other models have none. None: uncropped images,
+        downscaled from the base model's size if they are smaller.
         """
         hidden, dtype = c_T.hidden.to(z_t), self.unet.dtype
         class_width = self.unet.class_embedding.in_features
@@ -61,24 +61,24 @@ class EditorUNet(nn.Module):
             added_cond_kwargs=size_conditions(c_T.pooled, z_t, self.factor, dtype, sizes, self._native_px),
             return_dict=False,
         )[0]
-        e, *change_logits = out.float().split(z_t.shape[1], 1)  # the rest after C channels: one, or none
+        e, *change_logits = out.float().split(z_t.shape[1], 1)  # an optional channel after the C latent channels
         return Prediction(e, change_logits[0] if change_logits else None)
 
 
 def extend_unet(unet: Any, d_v: int, change_mask: bool = True) -> Any:
     """A U-Net with twice the input channels, a class embedding of width d_v, and with `change_mask` one more output channel.
 
-    New weights of the first convolution are zero and its bias is kept (InstructPix2Pix, arXiv 2211.09800, section 3.2); the
-    class embedding and the new output channel, the change mask, start at zero. All other weights are those of the base model. The
-    result loads with `UNet2DConditionModel.from_pretrained`. SDXL's config shares this width with its own size embedding; there
-    v is padded with zeros to that width. All weights but those of the first and last convolution are shared with `unet`. Raises
-    ValueError for a U-Net that has a class embedding already.
+    New weights of the first convolution are zero and its bias is kept (InstructPix2Pix, arXiv 2211.09800, section 3.2). The class
+    embedding and the new output channel, the change mask, start at zero. All other weights are the base model's, and all except
+    the first and last convolution are shared with `unet`. The result loads with `UNet2DConditionModel.from_pretrained`. SDXL's
+    config shares d_v with its size embedding; there v is zero-padded to that width. Raises ValueError for a U-Net that already
+    has a class embedding.
     """
     config = dict(unet.config)
     if config["class_embed_type"] is not None or config["num_class_embeds"] is not None:
         raise ValueError(
             f"want a U-Net without class embedding, got class_embed_type {config['class_embed_type']!r}, num_class_embeds "
-            f"{config['num_class_embeds']!r}; the task embedding needs that input, take a plain text-to-image model"
+            f"{config['num_class_embeds']!r}; the task embedding needs that input, use a plain text-to-image model"
         )
     fixed_width = config["projection_class_embeddings_input_dim"]
     if fixed_width is not None and fixed_width < d_v:
@@ -90,9 +90,9 @@ def extend_unet(unet: Any, d_v: int, change_mask: bool = True) -> Any:
         "class_embed_type": "simple_projection",
         "projection_class_embeddings_input_dim": fixed_width or d_v,
     }
-    with torch.device("meta"):  # random weights of a large network take long, and none of them would be kept
+    with torch.device("meta"):  # initialising random weights is slow, and all are replaced
         extended = type(unet).from_config({key: value for key, value in config.items() if not key.startswith("_")})
-    weights = unet.state_dict()  # not copied: a large network is 10 GB
+    weights = unet.state_dict()  # not copied: a large network has 10 GB
     conv_in = torch.zeros(extended.conv_in.weight.shape, dtype=unet.dtype, device=unet.device)  # [320, 2 C, 3, 3]
     conv_in[:, :channels] = weights["conv_in.weight"]
     conv_out = {
@@ -109,7 +109,7 @@ def extend_unet(unet: Any, d_v: int, change_mask: bool = True) -> Any:
 
 
 def fingerprint(net: EditorUNet, dtype: torch.dtype) -> str:
-    """16 hex digits over all weights that a task embedding depends on, in the precision in which they are stored."""
+    """Hash (16 hex digits) of all weights that a task embedding depends on, in their stored precision."""
     digest = hashlib.blake2b(digest_size=8)
     parts = {"unet": net.unet.state_dict(), "token": net.table.to_token.state_dict()}
     for part, weights in parts.items():

@@ -1,6 +1,6 @@
-"""What typing does to an instruction: typing errors, left-out words, courtesies.
+"""Augmentation of instructions: typing errors, omitted words, polite phrases.
 
-The task predictor is trained with it. The shares are ours. The courtesies are English: set their share to 0 for another language.
+Used to train the task predictor. The shares are ours. The phrases are English: set their share to 0 for another language.
 """
 
 import string
@@ -17,18 +17,18 @@ _MIN_LETTERS = 4
 
 
 class WordingNoise(config.Params):
-    """How much an instruction is varied each time it is seen."""
+    """Amount of augmentation each time an instruction is used."""
 
     typo_share: float = Field(0.03, ge=0, le=1)
     """Share of the words of four letters or more with a typing error."""
     drop_share: float = Field(0.1, ge=0, lt=1)
-    """Share of the words that are left out; texts of two words lose none."""
+    """Share of omitted words; texts of two words are not shortened."""
     courtesy_share: float = Field(0.2, ge=0, le=1)
-    """Share of the texts with an opening such as "could you please", and of those with a closing such as "thanks"."""
+    """Share of texts with an opening such as "could you please", and share with a closing such as "thanks"."""
 
 
 def vary(text: str, noise: WordingNoise, random: np.random.Generator) -> str:
-    """The text as somebody else may have typed it."""
+    """An augmented copy of the text."""
     words = text.split()
     words = [mistype(word, random) if random.random() < noise.typo_share else word for word in words]
     if len(words) > 2:
@@ -42,7 +42,7 @@ def vary(text: str, noise: WordingNoise, random: np.random.Generator) -> str:
 
 
 def mistype(word: str, random: np.random.Generator) -> str:
-    """A word with a letter missing, doubled, or swapped with the next; short words stay."""
+    """A word with a letter missing, doubled, or swapped with the next; short words are unchanged."""
     if len(word) < _MIN_LETTERS:
         return word
     i = int(random.integers(len(word) - 1))

@@ -1,1 +1,1 @@
-"""Evaluation of edits: benchmarks, the systems that are compared, scores and reports."""
+"""Evaluation of edits: benchmarks, systems under comparison, scores and reports."""

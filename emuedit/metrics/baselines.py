@@ -1,4 +1,4 @@
-"""The systems that an evaluation compares: the editor, and a baseline that does nothing. Each is one function."""
+"""The systems that an evaluation compares: the editor, and a baseline that returns its input. Each is one function."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from emuedit.models import image_tensors
 from emuedit.runtime import Runtime
 
 FEW_EDITS = 8
-"""After a stage ran out of memory, at most half of so many are made and measured at once. Ours."""
+"""Batch size of edits and metrics after a stage ran out of memory, before it is divided by `divisor` (2 or more). Ours."""
 System = Callable[[Benchmark, list[int]], tuple[Pictures, list[str]]]
-"""N edits and N seeds -> outputs uint8 [N, H, W, 3], and the task that was used for each of them."""
+"""N edits and N seeds -> outputs uint8 [N, H, W, 3], and the task used for each."""
 
 
 class Systems:
-    """All systems by name, for the parts of one package (`emuedit.editor.package_folder`). A part is loaded when it is needed.
+    """All systems by name, for one package (`emuedit.editor.package_folder`). Parts are loaded on first use.
 
-    `systems[name]` raises ParamsError for an unknown name. `divisor`: above 1, less is edited at once, as after a stage ran out
-    of memory: this part of what `EditSampler.pixels_at_once` allows, or of FEW_EDITS where that is less.
+    `systems[name]` raises ParamsError for an unknown name. `divisor`: if above 1, as after a stage ran out of memory, the batch
+    is the smaller of `EditSampler.pixels_at_once` and FEW_EDITS images, divided by it.
     """
 
     def __init__(
@@ -45,15 +45,15 @@ class Systems:
             "identity": self.identity, "emuedit": self.emuedit, "true_task": self.true_task,
         }  # fmt: skip
         if name not in systems:
-            raise config.ParamsError(f"want systems out of {', '.join(systems)}; got {name!r}")
+            raise config.ParamsError(f"want systems from {', '.join(systems)}; got {name!r}")
         return systems[name]
 
     def identity(self, edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
-        """Return the input pictures: nothing is edited, and everything that must not change is right."""
+        """Return the input images: nothing is edited, so everything that must not change is correct."""
         return edits.before, [edits.task] * len(seeds)
 
     def emuedit(self, edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
-        """The editor with the predicted task. It is given where the predictor cannot know it: a pack without instructions."""
+        """The editor with the predicted task; with the true task if the predictor cannot know it (pack without instructions)."""
         if edits.task in self.editor.inverted_tasks and edits.task not in self.predictor.new_tasks:
             return self.true_task(edits, seeds)
         predictions = self.predictor.predict(edits.instructions, self.editor.tasks)
@@ -95,6 +95,6 @@ def make_edits(
     seeds: list[int],
     report: ReportStep | None = None,
 ) -> Pictures:
-    """The outputs of an editor that is given these tasks, uint8 [N, H, W, 3]."""
+    """The editor's outputs for these tasks, uint8 [N, H, W, 3]."""
     before = image_tensors.from_uint8(edits.before)
     return image_tensors.to_uint8(editor.sample(before, edits.instructions, tasks, settings, seeds, report))

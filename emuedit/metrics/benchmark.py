@@ -1,6 +1,6 @@
-"""The interface of a benchmark: edits whose results are known, and a judge of the outputs of a system.
+"""The interface of a benchmark: edits with reference results, and a judge of a system's outputs.
 
-A world has its own benchmark, a Python file that `params.yaml` names. Shapes: N edits of one task.
+Each world has a benchmark: a Python file or folder named in `params.yaml`. Shapes: N edits of one task.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ class Benchmark(Protocol):
 
     @property
     def task(self) -> str:
-        """Name of the task; it may be one that the editor was not trained on."""
+        """Name of the task, which may be untrained."""
         ...
 
     @property
@@ -44,22 +44,22 @@ class Benchmark(Protocol):
 
     @property
     def input_captions(self) -> list[str]:
-        """Captions of the N pictures to edit."""
+        """Captions of the N images to edit."""
         ...
 
     @property
     def output_captions(self) -> list[str]:
-        """Captions of the N right results."""
+        """Captions of the N reference results."""
         ...
 
     @property
     def before(self) -> Pictures:
-        """The pictures to edit."""
+        """The images to edit."""
         ...
 
     @property
     def exact(self) -> Pictures | None:
-        """The right results, of the same shape, or None where they are not known. Task inversion learns from them."""
+        """The reference results, of the same shape, or None if unknown. Task inversion trains on them."""
         ...
 
     def judge(self, output: Pictures) -> Assessment:
@@ -76,10 +76,10 @@ class EditSource(Protocol):
 
 
 def load(reference: str, device: str = "auto") -> EditSource:
-    """The function `edits` of a file such as `toyworld/edits/toy_benchmark.py`, or a folder of real pictures (`photo_benchmark`).
+    """The function `edits` of a file such as `toyworld/edits/toy_benchmark.py`, or a folder of real images (`photo_benchmark`).
 
-    device: where the networks of the folder's judge run, a word of `Runtime.choose`.
-    Raises ParamsError for a file that does not exist or has no such function, BenchmarkError for a folder that is no benchmark.
+    device: device name for the networks of the folder's judge, see `Runtime.choose`.
+    Raises ParamsError for a missing file or function, BenchmarkError for a folder that is not a benchmark.
     """
     if Path(reference).is_dir() or not Path(reference).suffix:
         from emuedit.metrics.photo_benchmark import PhotoBenchmark

@@ -1,4 +1,4 @@
-"""Files of a benchmark of real pictures, and what to do where one is missing; imports nothing heavy."""
+"""Files of a benchmark of real images, and advice for missing ones. Imports nothing heavy."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ REQUIRED = ("image", "task", "instruction", "input_caption", "output_caption")
 
 
 def missing_files(folder: Path) -> dict[str, str]:
-    """Name -> what to do, of the files that a benchmark needs and the folder lacks."""
+    """Missing file -> advice."""
     command = f"`emuedit benchmark {folder}` writes it"
     advice = {
         TABLE: f"want a table of edits at {folder / TABLE} with the columns {', '.join(REQUIRED)}, got no file",

@@ -30,8 +30,8 @@ def evaluate_system(
 ) -> list[EvalRecord]:
     """One record per edit: the system's output, the judge's verdict and, with `scorers`, the metrics.
 
-    An edit's noise depends on its task, its position and `seed`, and is the same for all systems. The metrics are measured of
-    `at_once` edits at once (None: all).
+    The noise of an edit depends on its task, position and `seed`, and is equal for all systems. Metrics are computed for
+    `at_once` edits at a time (None: all).
     """
     seeds = [seed_for("evaluation", edits.task, i, seed) for i in range(len(edits.instructions))]
     outputs, tasks = system(edits, seeds)
@@ -76,12 +76,12 @@ def measure_edits(
 ) -> dict[str, edit_similarity.Column]:
     """Measure the five metrics of Emu Edit (arXiv 2311.10089) and clip_source, for images [N, 3, H, W] in [-1, 1].
 
-    The columns are those of `edit_similarity.similarity_columns`, and l1: the mean absolute difference of both images in
-    [0, 1]. As in the paper, an edited image is compared with its input image and not with a reference: an editor that does
-    nothing gets CLIPim 1, DINO 1, L1 0 and no CLIPdir. Raises ValueError for images of different shapes.
+    The columns are those of `edit_similarity.similarity_columns`, and l1: the mean absolute difference of the two images in
+    [0, 1]. As in the paper, an edited image is compared with its input, not with a reference: an editor that changes nothing
+    gets CLIPim 1, DINO 1, L1 0 and no CLIPdir. Raises ValueError for images of different shapes.
     """
     if before.shape != after.shape:
-        raise ValueError(f"want images of one shape before and after, got {tuple(before.shape)} and {tuple(after.shape)}")
+        raise ValueError(f"want images of equal shape before and after, got {tuple(before.shape)} and {tuple(after.shape)}")
     n = len(before)
     images, captions = torch.cat([before, after]), [*source_captions, *target_captions]
     clip_images, clip_texts = clip.embed_images(images), clip.embed_texts(captions)

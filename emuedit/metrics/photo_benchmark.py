@@ -1,6 +1,6 @@
-"""A benchmark of real pictures: a folder with a table of edits, the pictures, and the judge's settings.
+"""A benchmark of real images: a folder with a table of edits, the images, and the judge's settings.
 
-    edits.csv     image, task, instruction, input_caption, output_caption; perhaps result (the right picture) and split
+    edits.csv     image, task, instruction, input_caption, output_caption; optional: result (reference image), split
     judge.yaml    clip, dino, size, bounds          (written by `emuedit benchmark FOLDER --calibrate`)
 
 The columns are those of Emu Edit's test set (facebook/emu_edit_test_set). `params.yaml` names the folder in `world.benchmark`.
@@ -29,7 +29,7 @@ _SPLITS = ("train", "held_out")
 
 
 class BenchmarkError(ValueError):
-    """Raised for a folder that is no benchmark, and for edits that it does not have."""
+    """Raised for a folder that is not a benchmark, and for missing edits."""
 
 
 class JudgeFile(config.Params):
@@ -40,11 +40,11 @@ class JudgeFile(config.Params):
     dino: str
     """DINO vision transformer: folder or hub id."""
     size: int = Field(512, ge=16)
-    """Side in px to which pictures are cropped and scaled."""
+    """Side in px to which images are cropped and scaled."""
     bounds: JudgeBounds = JudgeBounds()
-    """What is accepted of a task without bounds of its own."""
+    """Bounds of tasks without their own entry."""
     task_bounds: dict[str, JudgeBounds] = Field(default={})
-    """Task -> what is accepted of it."""
+    """Task -> bounds."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class PhotoEdits:
     output_captions: list[str]
     before: Pictures
     results: list[Pictures | None]
-    """The right result of each edit, uint8 [H, W, 3], where it is known."""
+    """Reference result of each edit, uint8 [H, W, 3], or None."""
     judge_of_folder: SimilarityJudge
 
     @property
     def exact(self) -> Pictures | None:
-        """The right results uint8 [N, H, W, 3] where all are known."""
+        """The reference results uint8 [N, H, W, 3], or None unless all are known."""
         pictures = [result for result in self.results if result is not None]
         return np.stack(pictures) if len(pictures) == len(self.results) else None
 
@@ -76,20 +76,20 @@ class PhotoBenchmark:
     """The edits of a folder; called as `edits(task, split, start, n)` (`emuedit.metrics.benchmark.EditSource`)."""
 
     def __init__(self, folder: str | Path, device: str = "auto") -> None:
-        """`device`: where the judge's networks run.
+        """`device`: device of the judge's networks.
 
-        Raises BenchmarkError that names file, row and column for a table that does not fit."""
+        Raises BenchmarkError, with file, row and column, for an invalid table."""
         self.folder, self.device = Path(folder), device
         self.settings = read_judge(self.folder)
         self.rows = read_rows(self.folder)
 
     def __call__(self, task: str, split: str, start: int, n: int) -> PhotoEdits:
-        """Edits start to start + n - 1 of a task. Raises BenchmarkError where there are fewer."""
+        """Edits start to start + n - 1 of a task. Raises BenchmarkError if there are fewer."""
         rows = [row for row in self.rows if row["task"] == task and row.get("split", "held_out") == split]
         if len(rows) < start + n:
             present = {name: sum(row["task"] == name for row in self.rows) for name in self.tasks}
             raise BenchmarkError(
-                f"want {start + n} edits of {task} in the split {split} of {self.folder}, got {len(rows)}; in all it has "
+                f"want {start + n} edits of {task} in the split {split} of {self.folder}, got {len(rows)}; available: "
                 f"{present}: lower evaluation.n_edits, leave the task out of evaluation.tasks, or add rows"
             )
         return self._edits(task, rows[start : start + n])
@@ -114,12 +114,12 @@ class PhotoBenchmark:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Tasks of which it has edits, in the order of the table."""
+        """Tasks with edits, in the order of the table."""
         return tuple(dict.fromkeys(row["task"] for row in self.rows))
 
     @cached_property
     def similarity_judge(self) -> SimilarityJudge:
-        """The judge, whose models are loaded when it is first needed."""
+        """The judge; its models are loaded on first use."""
         from emuedit.models import clip, dino
         from emuedit.runtime import Runtime
 
@@ -137,7 +137,7 @@ def write_judge(folder: Path, settings: JudgeFile) -> None:
 
 
 def read_judge(folder: Path) -> JudgeFile:
-    """Read `judge.yaml`. Raises BenchmarkError where there is none."""
+    """Read `judge.yaml`. Raises BenchmarkError if it is missing."""
     file = folder / JUDGE
     _check_file(file)
     return JudgeFile.model_validate(dict(config.read_yaml(file)))
@@ -149,7 +149,7 @@ def _check_file(file: Path) -> None:
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:
-    """The rows of a benchmark's table. Raises BenchmarkError that names file, row and column for a table that does not fit."""
+    """The rows of a benchmark's table. Raises BenchmarkError, with file, row and column, for an invalid table."""
     file = folder / TABLE
     _check_file(file)
     with file.open(newline="", encoding="utf-8-sig") as stream:
@@ -168,14 +168,14 @@ def _check_columns(file: Path, columns: Sequence[str]) -> None:
 
 
 def _check_row(row: dict[str, str], folder: Path) -> str:
-    """What is wrong with a row; empty if nothing is."""
+    """The problem of a row, or an empty string."""
     for column in ("image", "result"):
         if (column == "image" or row.get(column)) and not (folder / row[column]).is_file():
-            return f"want a picture in {folder} as {column}, got {row[column]!r}"
+            return f"want an image in {folder} as {column}, got {row[column]!r}"
     if not row["instruction"]:
         return "want an instruction, got none"
     if row.get("split", "held_out") not in _SPLITS:
-        return f"want a split out of {', '.join(_SPLITS)}, got {row['split']!r}"
+        return f"want one of the splits {', '.join(_SPLITS)}, got {row['split']!r}"
     try:
         get_task(row["task"])
     except ValueError as error:

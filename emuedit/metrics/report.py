@@ -16,14 +16,14 @@ from emuedit.metrics.edit_scores import METRICS
 from emuedit.tasks import HELD_OUT, get_task
 
 Table = dict[str, dict[str, float | None]]
-"""System -> task, or `overall` -> value; None where nothing was measured."""
+"""System -> task, or `overall` -> value; None if nothing was measured."""
 
 
 def summarise(records: Sequence[EvalRecord], tasks: Sequence[str]) -> dict[str, Table]:
     """One table for each of `edit_success`, `router` (share of correctly predicted tasks) and the five metrics.
 
-    Values are means over edits; `overall` is the mean over the trained tasks, each with the same weight. Undefined values are
-    left out of a mean and counted in the table `undefined_<metric>`. A mean of no values is None.
+    Values are means over edits; `overall` is the unweighted mean over the trained tasks. Undefined values are excluded and
+    counted in the table `undefined_<metric>`. The mean of no values is None.
     """
     trained = [name for name in tasks if get_task(name) not in HELD_OUT]
     systems = list(dict.fromkeys(record.system for record in records))
@@ -59,7 +59,7 @@ def write_csv(path: Path, tables: dict[str, Table]) -> None:
 def draw_contact_sheet(
     records: Sequence[EvalRecord], system: str, tasks: Sequence[str], columns: int, success: Table
 ) -> Image.Image:
-    """The first `columns` edits of each task: input, output and, where it is known, the exact result.
+    """The first `columns` edits of each task: input, output and, if known, the reference result.
 
     An output has a green frame if the judge accepts it, else a red one.
     """

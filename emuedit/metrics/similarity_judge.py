@@ -1,17 +1,17 @@
-"""A judge of edits of real pictures, whose right results are not known.
+"""A judge of edits of real images without reference results.
 
-CLIP says whether the edit was made, DINO whether the rest of the picture was kept.
+CLIP measures whether the edit was made, DINO whether the rest of the image was kept.
 
-Per edit, with unit CLIP embeddings e of the picture before and after and t of both captions (directional similarity:
+Per edit, with unit CLIP embeddings e of the image before and after and t of both captions (directional similarity:
 StyleGAN-NADA, arXiv 2108.00946; CLIPdir of Emu Edit, arXiv 2311.10089):
 
     gain = (e_after - e_before) . (t_after - t_before) / |t_after - t_before|
 
-An edit succeeds if its gain is at least `min_gain` and the DINO cosine of both pictures at least `min_dino` (tasks that edit a
-part) or `min_dino_whole` (the whole picture). Where a right result is known and captions say nothing (boxes, maps, brightness),
-the mean difference to it is at most `max_result_l1`, and where it differs from the picture before, at most `max_left` of that
-difference is left: a box is thin, and a picture without it is near the right one. The bounds depend on the models: `calibrate`
-sets them from edits whose right results are known. That a person would agree is not measured here.
+An edit succeeds if its gain is at least `min_gain` and the DINO cosine of both images at least `min_dino` (tasks that edit a
+part) or `min_dino_whole` (the whole image). For tasks whose captions do not describe the edit (boxes, maps, brightness), a
+reference result is needed: the mean difference to it is at most `max_result_l1`, and at most `max_left` of the difference between
+input and reference remains, since a box is thin and an image without it is near the reference. The bounds depend on the models:
+`calibrate` sets them from edits with reference results. Agreement with people is not measured.
 """
 
 from __future__ import annotations
@@ -34,38 +34,38 @@ from emuedit.tasks import get_task
 Floats = npt.NDArray[np.float64]
 _BATCH = 32
 _MIN_CHANGE = 0.1
-"""Where a right result differs from the picture before, in its most different channel of [0, 1]; less is noise of JPEG."""
+"""Minimum difference between input and reference, in the channel that differs most, in [0, 1]; less is JPEG noise."""
 _NEVER = -2.0
-"""Gain where both captions are equal: it says nothing, so only a known result can."""
+"""Gain for equal captions, where it is undefined and only a reference result can be compared with."""
 
 
 class JudgeBounds(config.Params):
-    """Bounds of the judge. The defaults are starting points for CLIP ViT-L/14 and DINO ViT-B and not measured: calibrate them."""
+    """Bounds of the judge. The defaults are unmeasured starting points for CLIP ViT-L/14 and DINO ViT-B: calibrate them."""
 
     min_gain: float = Field(0.05, ge=-1, le=2)
-    """Smallest gain of an edit that was made."""
+    """Smallest CLIP gain of a successful edit."""
     min_dino: float = Field(0.7, ge=-1, le=1)
-    """Smallest DINO cosine of a picture of which a part was edited, with the picture before."""
+    """Smallest DINO cosine between input and output of edits of a part of the image."""
     min_dino_whole: float = Field(0.3, ge=-1, le=1)
-    """The same for tasks that edit the whole picture or its background."""
+    """Smallest DINO cosine for edits of the whole image or its background."""
     max_result_l1: float = Field(0.1, ge=0, le=1)
-    """Largest mean |difference| to a known result, for values in [0, 1]."""
+    """Largest mean |difference| to a reference result, for values in [0, 1]."""
     max_left: float = Field(0.5, ge=0, le=1)
-    """Largest part of the difference between the picture before and a known result that is left, where they differ."""
+    """Largest remaining fraction of the difference between input and reference, over the pixels where they differ."""
 
 
 @dataclass(frozen=True)
 class ResultError:
-    """How far an output is from the right result."""
+    """Error of an output with respect to the reference result."""
 
     l1: float
     """Mean |difference|, for values in [0, 1]."""
     left: float
-    """What is left of the difference between the picture before and the right result, where they differ; 0 if they do not."""
+    """Remaining fraction of the difference between input and reference, where they differ; 0 if they are equal."""
 
     @classmethod
     def of(cls, before: Pictures, after: Pictures, result: Pictures) -> ResultError:
-        """Of one output; all uint8 [H, W, 3]."""
+        """Compute it for one output; all images are uint8 [H, W, 3]."""
         to_do = np.abs(np.subtract(before, result, dtype=np.int16))
         undone = np.abs(np.subtract(after, result, dtype=np.int16))
         differs = to_do.max(-1) > 255 * _MIN_CHANGE
@@ -75,7 +75,7 @@ class ResultError:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What the judge says about N outputs."""
+    """The judge's verdicts on N outputs."""
 
     success: npt.NDArray[np.bool_]
     reason: tuple[str, ...]
@@ -85,21 +85,21 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Bounds, and what they accept: shares of edits in [0, 1]."""
+    """Calibrated bounds, and the shares of edits that they accept, in [0, 1]."""
 
     task: str
     bounds: JudgeBounds
     right: float
-    """Of the right results."""
+    """Accepted share of the reference results."""
     unrelated: float
-    """Of right results of other edits of the benchmark, judged by this edit's captions."""
+    """Accepted share of other edits' reference results, judged by this edit's captions."""
     unchanged: float
-    """Of pictures to which nothing was done."""
+    """Accepted share of unedited images."""
     n: int
 
     @property
     def min_dino(self) -> float:
-        """The bound on DINO that applies to the task."""
+        """The DINO bound of the task."""
         return float(getattr(self.bounds, _dino_bound(self.task)))
 
 
@@ -109,7 +109,7 @@ class SimilarityJudge:
     def __init__(
         self, clip: ClipScorer, dino: DinoScorer, bounds: JudgeBounds, task_bounds: Mapping[str, JudgeBounds] | None = None
     ) -> None:
-        """task_bounds: task -> bounds of its own, in place of `bounds`."""
+        """task_bounds: task -> bounds that replace `bounds`."""
         self.clip, self.dino, self.bounds, self.task_bounds = clip, dino, bounds, dict(task_bounds or {})
 
     def judge(
@@ -120,9 +120,9 @@ class SimilarityJudge:
         captions: tuple[Sequence[str], Sequence[str]],
         results: Sequence[Pictures | None],
     ) -> Verdicts:
-        """Judge N outputs of one task, uint8 [N, H, W, 3]. captions: of the pictures before, and of the right results.
+        """Judge N outputs of one task, uint8 [N, H, W, 3]. captions: of the inputs and of the results.
 
-        results: the right result of each, uint8 [H, W, 3], or None where it is not known.
+        results: reference result of each, uint8 [H, W, 3], or None.
         """
         images = [self._embed(self.clip, pictures) for pictures in (before, after)]
         texts = [self.clip.embed_texts(list(of_side)).cpu() for of_side in captions]
@@ -142,20 +142,20 @@ class SimilarityJudge:
     def calibrate(
         self, task: str, before: Pictures, exact: Pictures, captions: tuple[Sequence[str], Sequence[str]]
     ) -> Calibration:
-        """Bounds for edits of one task whose right results are known; at least four of them.
+        """Calibrate bounds for one task from at least four edits with reference results.
 
-        `min_gain` separates right results from those of other edits best (by balanced accuracy); `min_dino` is the 5 % quantile
-        of the right results. They decide where captions do; what is accepted of annotated tasks is by the right results.
+        `min_gain` best separates reference results from those of other edits (balanced accuracy); `min_dino` is the 5 % quantile
+        of the reference results. They apply to tasks judged by captions; annotated tasks are judged by their reference results.
         Raises ValueError for fewer edits.
         """
         n = len(before)
         if n < 4:
-            raise ValueError(f"want at least four edits of {task} with known results to calibrate from, got {n}")
+            raise ValueError(f"want at least four edits of {task} with reference results to calibrate from, got {n}")
         unknown = [None] * n
         verdicts = self.judge(task, before, exact, captions, unknown)
         images = [self._embed(self.clip, pictures) for pictures in (before, exact)]
         texts = [self.clip.embed_texts(list(of_side)).cpu() for of_side in captions]
-        shifted = [torch.roll(embeddings, 1, 0) for embeddings in images]  # each edit beside the captions of another
+        shifted = [torch.roll(embeddings, 1, 0) for embeddings in images]  # pair each edit with the captions of another
         others = project_gains(*shifted, *texts)
         gain = best_threshold(verdicts.gain, others)
         floor = float(np.quantile(verdicts.dino, 0.05))
@@ -176,7 +176,7 @@ class SimilarityJudge:
 
 
 def project_gains(before: torch.Tensor, after: torch.Tensor, text_before: torch.Tensor, text_after: torch.Tensor) -> Floats:
-    """The gain of N edits, see above: unit embeddings [N, D] -> [N]; -2 where both captions are equal."""
+    """The gain of N edits (module docstring): unit embeddings [N, D] -> [N]; -2 if both captions are equal."""
     direction = text_after - text_before
     length = direction.norm(dim=1)
     gains = ((after - before) * direction).sum(1) / length.clamp(min=1e-6)
@@ -184,7 +184,7 @@ def project_gains(before: torch.Tensor, after: torch.Tensor, text_before: torch.
 
 
 def best_threshold(right: Floats, wrong: Floats) -> float:
-    """The threshold t with the largest mean of the shares right >= t and wrong < t; the middle of its gap."""
+    """The threshold t with the best balanced accuracy (right >= t, wrong < t); the midpoint of its gap."""
     values = np.unique(np.concatenate([right, wrong]))
     middles = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
     accuracy = [(right >= t).mean() + (wrong < t).mean() for t in middles]
@@ -192,25 +192,25 @@ def best_threshold(right: Floats, wrong: Floats) -> float:
 
 
 def _dino_bound(task: str) -> str:
-    """The field of `JudgeBounds` for what a task must keep."""
+    """The field of `JudgeBounds` with the DINO bound of a task."""
     return "min_dino" if get_task(task).region == "object" else "min_dino_whole"
 
 
 def _object(task: str, bounds: JudgeBounds, gain: float, cosine: float, error: ResultError | None) -> str:
-    """Why an output is refused; empty if it is not."""
+    """Why an output is rejected; empty if it is accepted."""
     row = get_task(task)
     if gain == _NEVER or (row.annotated and error is not None):
         if error is None:
-            return "its captions are equal and no right result is known: it cannot be judged"
+            return "its captions are equal and there is no reference result: it cannot be judged"
         if error.l1 > bounds.max_result_l1:
-            return f"it differs from the right result by {error.l1:.3f}, want {bounds.max_result_l1:g}"
+            return f"L1 to the reference result {error.l1:.3f} above max_result_l1 {bounds.max_result_l1:g}"
         if error.left > bounds.max_left:
-            return f"{error.left:.2f} of what should change is as before or wrong, want {bounds.max_left:g}"
+            return f"remaining difference to the reference result {error.left:.2f} above max_left {bounds.max_left:g}"
         return ""
     floor = getattr(bounds, _dino_bound(task))
     objections = []
     if gain < bounds.min_gain:
-        objections.append(f"the picture moved by {gain:.3f} towards its caption, want {bounds.min_gain:.3f}")
+        objections.append(f"CLIP gain {gain:.3f} below min_gain {bounds.min_gain:.3f}")
     if cosine < floor:
-        objections.append(f"the rest of the picture changed: DINO {cosine:.2f}, want {floor:.2f}")
+        objections.append(f"the rest of the image changed: DINO {cosine:.2f}, want {floor:.2f}")
     return "; ".join(objections)

@@ -1,6 +1,6 @@
-"""Sample edits of an editor in the middle of its training: a contact sheet, and the share that succeeds.
+"""Sample edits during training: a contact sheet and the success rate.
 
-`train.preview.function` names this file. A preview changes nothing about a training, so the file is no dependency of the stage.
+`train.preview.function` names this file. A preview does not affect training, so this file is not a dependency of the stage.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ NAME = "editor"
 
 
 class TrainingPreview:
-    """The same edits of every task, from the part of the benchmark that no evaluation uses, whenever it is called."""
+    """Edits the same examples at every call; they are from the benchmark's split `train`, which evaluation does not use."""
 
     def __init__(self, source: str, tasks: Sequence[str], n_edits: int, settings: EditSettings, folder: Path) -> None:
-        """`source` is the benchmark's file; pictures go to `folder`. Raises what the benchmark raises for a task it lacks."""
+        """`source` is the benchmark's file; images go to `folder`. Raises what the benchmark raises for a missing task."""
         edits = benchmark.load(source)
         self.edits = [edits(task, "train", 0, n_edits) for task in tasks]
         self.settings, self.folder = settings, folder
@@ -43,5 +43,5 @@ class TrainingPreview:
 
 
 def preview(source: str, tasks: Sequence[str], n_edits: int, settings: EditSettings, folder: Path) -> TrainingPreview:
-    """What the stage calls once, before training begins."""
+    """Create the preview; called once by the stage, before training."""
     return TrainingPreview(source, tasks, n_edits, settings, folder)

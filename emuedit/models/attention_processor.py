@@ -1,4 +1,4 @@
-"""Attention processors for diffusers: one with hooks, which a subclass overrides, and one for training on a CPU.
+"""Attention processors for diffusers: one with hooks for subclasses, and one for training on a CPU.
 
 Shapes: R batch rows, N query tokens of a layer, D the layer's width, L key tokens, h and w the size of the latents.
 """
@@ -17,11 +17,11 @@ from emuedit.models import model_sources
 
 PLAIN_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0", "ShortUnfusedAttnProcessor")
 MAX_UNFUSED_SCORES = 256 * 256
-"""Query tokens times key tokens up to which `ShortUnfusedAttnProcessor` computes all attention scores at once."""
+"""Query tokens times key tokens up to which `ShortUnfusedAttnProcessor` uses unfused attention."""
 
 
 class HookedAttnProcessor:
-    """Computes the same as diffusers' AttnProcessor2_0 (0.42) and AttnProcessor's upcast, and calls the hooks."""
+    """Equivalent to diffusers' AttnProcessor2_0 (0.42) with AttnProcessor's upcast, plus hooks."""
 
     def check_layer(self, attn: Any, hidden_states: Tensor) -> None:
         """Hook: raise an error for a layer that the subclass does not support."""
@@ -89,10 +89,10 @@ class HookedAttnProcessor:
 
 @contextmanager
 def install_processor(unet: Any, processor: HookedAttnProcessor) -> Iterator[None]:
-    """Use a processor in every attention layer of a U-Net inside a `with` block, and restore the old ones afterwards.
+    """Context manager that uses a processor in every attention layer of a U-Net, and restores the old ones afterwards.
 
-    Raises ValueError for a U-Net with other processors than the plain ones (adapters, other attention controls), which
-    would be switched off silently.
+    Raises ValueError for a U-Net with non-standard processors (adapters, other attention control), which would be disabled
+    silently.
     """
     before = unet.attn_processors
     if others := sorted({type(old).__name__ for old in before.values()} - set(PLAIN_PROCESSORS)):
@@ -107,9 +107,9 @@ def install_processor(unet: Any, processor: HookedAttnProcessor) -> Iterator[Non
 
 
 class ShortUnfusedAttnProcessor:
-    """Plain matrix products where the sequence is short, torch's fused attention where it is long; both from diffusers.
+    """Unfused attention for short sequences, torch's fused attention for long ones; both from diffusers.
 
-    Plain products keep the scores for the backward pass, which grow with the square of the number of tokens.
+    Unfused attention keeps the scores for the backward pass, whose size is quadratic in the number of tokens.
     """
 
     def __init__(self) -> None:
@@ -126,11 +126,11 @@ class ShortUnfusedAttnProcessor:
 
 
 def use_unfused_attention_on_cpu(unet: Any, text_encoders: Iterable[Any], dtype: torch.dtype) -> None:
-    """For a training on a CPU in half precision, replace torch's fused attention where sequences are short; else do nothing.
+    """Use unfused attention for short sequences when training in half precision on a CPU; else do nothing.
 
-    `dtype` is that of the computations. Networks on the meta device stand for such on a CPU. In bfloat16 the backward pass of
-    fused attention is slow there: plain products took a seventh of the time for 256 tokens. In float32 they are never faster
-    (docs/log.md).
+    `dtype`: number format of the computations. Networks on the meta device are treated like networks on a CPU. In bfloat16 the
+    backward pass of fused attention is slow there: unfused attention takes a seventh of the time for 256 tokens. In float32 it is
+    never faster (docs/log.md).
     """
     if unet.device.type in ("cpu", "meta") and dtype != torch.float32:
         unet.set_attn_processor(ShortUnfusedAttnProcessor())

@@ -1,4 +1,4 @@
-"""The CLIP scorer: images and texts embedded in one space, through open_clip.
+"""The CLIP scorer: embeds images and texts in one space, with open_clip.
 
 Shapes: B images or texts, H and W pixels, D the width of the shared space.
 """
@@ -13,7 +13,7 @@ import torch
 from emuedit.models import image_tensors, model_sources
 
 _FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
-"""What open_clip needs of a repository."""
+"""Files of a repository that open_clip needs."""
 
 
 class ClipScorer:
@@ -33,7 +33,7 @@ class ClipScorer:
         return torch.nn.functional.normalize(vectors.float(), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """Embed B texts as unit vectors, float32 [B, D] on the model's device. Texts are cut to the context length."""
+        """Embed B texts as unit vectors, float32 [B, D] on the model's device. Texts are truncated to the context length."""
         with torch.no_grad():
             vectors: torch.Tensor = self.model.encode_text(self.tokenizer(list(texts)).to(self.device))
         return torch.nn.functional.normalize(vectors.float(), dim=-1)
@@ -42,7 +42,7 @@ class ClipScorer:
 def preprocess(images: torch.Tensor, cfg: dict[str, Any]) -> torch.Tensor:
     """open_clip's evaluation transform on tensors: [B, 3, H, W] in [-1, 1] -> [B, 3, h, w], normalised.
 
-    It follows open_clip.transform.image_transform, except that the resize does not round to bytes in between.
+    It follows open_clip.transform.image_transform, except that the resized image is not rounded to bytes.
     """
     tvf = model_sources.import_library("torchvision.transforms.functional")
     mode = getattr(tvf.InterpolationMode, cfg["interpolation"].upper(), tvf.InterpolationMode.BICUBIC)
@@ -54,7 +54,7 @@ def preprocess(images: torch.Tensor, cfg: dict[str, Any]) -> torch.Tensor:
     elif cfg["resize_mode"] == "longest":
         ratio = max(height / h, width / w)
         target = [round(height / ratio), round(width / ratio)]
-    elif h == w:  # torchvision resizes the shortest edge to h; the longer edge is truncated to an integer, not rounded
+    elif h == w:  # torchvision resizes the shortest edge to h; the longer edge is rounded down
         target = [h, int(h * width / height)] if height <= width else [int(w * height / width), w]
     else:
         ratio = min(height / h, width / w)
@@ -93,23 +93,23 @@ def _resolve_name(open_clip: Any, name_or_path: str) -> tuple[str, str | None, d
         if not cfg:
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(model))
             raise ValueError(f"want '{model}/<tag>' with a tag of {tags}; got {name_or_path!r}")
-        # open_clip only warns when the weights were trained with QuickGELU and the named model has GELU
+        # open_clip only warns if the weights were trained with QuickGELU and the named model has GELU
         return model, tag, {"force_quick_gelu": bool(cfg.get("quick_gelu", False))}
     model_sources.read_manifest(name_or_path, model_sources.CLIP)
-    if model_sources.split_revision(name_or_path)[1]:  # of a hub id open_clip loads the newest version only
+    if model_sources.split_revision(name_or_path)[1]:  # open_clip can load only the newest version of a hub id
         return f"local-dir:{model_sources.download_snapshot(name_or_path, _FILES)}", None, {}
     return f"hf-hub:{name_or_path}", None, {}
 
 
 def _check_tokenizer(tokenizer: Any, model: Any, name: str) -> None:
-    """Raise ValueError where the tokenizer does not fit the text encoder."""
+    """Raise ValueError if the tokenizer does not match the text encoder."""
     embedding = getattr(model, "token_embedding", None)
     inner = getattr(tokenizer, "tokenizer", None)
     if embedding is None or inner is None:
         return
     if len(inner) > embedding.num_embeddings:
         raise ValueError(
-            f"{name}: the tokenizer has {len(inner)} tokens and the text tower {embedding.num_embeddings}; "
+            f"{name}: the tokenizer has {len(inner)} tokens, the text tower {embedding.num_embeddings}; "
             "set text_cfg.vocab_size to the tokenizer's length and train again"
         )
     if model.text_pool_type == "eos" and model.text_eos_id != inner.eos_token_id:

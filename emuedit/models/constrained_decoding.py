@@ -1,6 +1,6 @@
-"""Constrained decoding: restrict a chat model's answer to JSON of a given JSON Schema, through llguidance.
+"""Constrained decoding: restrict a chat model's answer to JSON that matches a JSON Schema, with llguidance.
 
-At every step, each token after which the answer could no longer become such JSON gets probability 0.
+At every step, tokens that cannot lead to such JSON get probability 0.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ Schema = dict[str, Any]
 
 
 class SchemaConstraint:
-    """A logits processor of transformers for one answer. The whitespace of the JSON is that of `json.dumps`."""
+    """A logits processor of transformers for one answer. The JSON has the whitespace of `json.dumps`."""
 
     def __init__(self, schema: Schema, constraint_tokenizer: Any, prompt_tokens: int) -> None:
         """`constraint_tokenizer` is from `build_constraint_tokenizer`; `prompt_tokens` is the number of prompt tokens.
@@ -25,7 +25,7 @@ class SchemaConstraint:
         )
         self._matcher = llguidance.LLMatcher(constraint_tokenizer, grammar)
         self._n_consumed = prompt_tokens
-        self._check("a JSON Schema that llguidance knows")
+        self._check("a JSON Schema that llguidance supports")
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Set the scores [1, V] of the token after `input_ids` [1, L] to -inf where the schema forbids the token.

@@ -1,4 +1,4 @@
-"""What every denoising loop needs, in one place: a fresh scheduler, its step, and SDXL's size conditions.
+"""Common parts of denoising loops: a new scheduler, its step, and SDXL's size conditions.
 
 Shapes: B samples, C latent channels, h and w the height and width of the latents.
 """
@@ -19,13 +19,13 @@ from emuedit.models import objective
 MEMORYLESS = (
     "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", objective.FLOW_SCHEDULER,
 )  # fmt: skip
-"""Schedulers whose step needs nothing of the steps before it: a sample may start in the middle."""
+"""Single-step schedulers, whose step does not depend on earlier steps: sampling may start at any step."""
 
 
 class Denoiser:
-    """A fresh scheduler with its timesteps set, and one CPU generator per sample where its step draws noise.
+    """A new scheduler with its timesteps set, and one CPU generator per sample if its step draws noise.
 
-    A scheduler of the pipeline is never stepped itself: some keep a history, which would leak from one call into the
+    The pipeline's scheduler is never stepped: some keep a history, which would leak from one call into the
     next. Raises ValueError for a scheduler that combines epsilon-prediction with zero terminal SNR.
     """
 
@@ -39,7 +39,7 @@ class Denoiser:
 
     @property
     def timesteps(self) -> Tensor:
-        """The timesteps in the order in which they are visited."""
+        """The timesteps in the order of the steps."""
         timesteps: Tensor = self.scheduler.timesteps
         return timesteps
 
@@ -49,7 +49,7 @@ class Denoiser:
         return z
 
     def add_noise(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """Latents z and standard normal noise eps, both [B, C, h, w] -> the latents at timestep t, of the scale of `start`."""
+        """Latents z and standard normal noise eps, both [B, C, h, w] -> the latents at timestep t, scaled like `start`."""
         if self.kind == "flow":
             return diffusion.add_noise(z, eps, *self.noise_levels(t, z))
         z_t: Tensor = self.scheduler.add_noise(z, eps, t[None])
@@ -63,22 +63,22 @@ class Denoiser:
     def step(self, e: Tensor, t: Tensor, z_t: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         """From z_t [B, C, h, w] and the prediction e at timestep t to the latents of the next timestep.
 
-        `generators`: those of the B samples, where they are not the ones given at the start.
+        `generators`: of the B samples; None: those given at the start.
         """
         extra = {"generator": list(self.generators if generators is None else generators)} if self.draws_noise else {}
         z: Tensor = self.scheduler.step(e, t, z_t, **extra, return_dict=False)[0]
         return z
 
     def noise_levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(a, s) of the network's input at timestep t, of the dtype and on the device of `like`, both [1, 1, 1, 1]."""
+        """(a, s) of the network's input at timestep t, with dtype and device of `like`, both [1, 1, 1, 1]."""
         a, s = objective.noise_levels(self.scheduler, t.cpu())
         return a.to(like), s.to(like)
 
 
 def memoryless_scheduler(scheduler: Any, always_ddim: bool = False) -> Any:
-    """The scheduler itself where its step needs no history, else DDIM on the same noise levels (`objective.on_same_betas`).
+    """The scheduler if it is single-step, else DDIM with the same noise levels (`objective.on_same_betas`).
 
-    Raises ValueError for flow matching where it must be DDIM.
+    Raises ValueError for flow matching if DDIM is required.
     """
     if type(scheduler).__name__ in MEMORYLESS and not always_ddim:
         return scheduler
@@ -88,13 +88,13 @@ def memoryless_scheduler(scheduler: Any, always_ddim: bool = False) -> Any:
 def size_conditions(
     pooled: Tensor | None, z_t: Tensor, factor: int, dtype: torch.dtype, sizes: Tensor | None = None, native_px: float = 0.0
 ) -> dict[str, Tensor] | None:
-    """SDXL's `added_cond_kwargs` for latents z_t [B, C, h, w] of `factor` px a cell; None for models without pooled text.
+    """SDXL's `added_cond_kwargs` for latents z_t [B, C, h, w] with `factor` px per cell; None for models without pooled text.
 
     The size conditions are: original height and width, top and left of the crop, target height and width, in px
-    (arXiv 2307.01952, section 2.2). `sizes` [B, 6] states them; None is for images of the size of z_t that were not cropped.
-    native_px: root of the pixels at which the base model was trained; smaller images were scaled down from that many, as the
-    generated pairs of a training at a smaller size are. To SDXL a small original is a blurred image. Raises ValueError for
-    sizes of another shape.
+    (arXiv 2307.01952, section 2.2). `sizes` [B, 6] are given explicitly; None: uncropped images of the size of z_t.
+    native_px: side of a square with the area of the base model's training images. Smaller images, such as generated pairs of a
+    training at a smaller size, were downscaled from that area; SDXL associates small originals with blurred images. Raises
+    ValueError for sizes of another shape.
     """
     if pooled is None:
         return None
@@ -104,5 +104,5 @@ def size_conditions(
         original = round(height * scale), round(width * scale)
         sizes = torch.tensor([*original, 0, 0, height, width], device=z_t.device, dtype=dtype).repeat(len(z_t), 1)
     if sizes.shape != (len(z_t), 6):
-        raise ValueError(f"want size conditions of the shape {(len(z_t), 6)}, one row a sample; got {tuple(sizes.shape)}")
+        raise ValueError(f"want size conditions of the shape {(len(z_t), 6)}, one row per sample; got {tuple(sizes.shape)}")
     return {"text_embeds": pooled.to(dtype), "time_ids": sizes.to(z_t.device, dtype)}

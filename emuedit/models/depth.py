@@ -1,4 +1,4 @@
-"""The depth estimator: relative inverse depth of images (Depth Anything, DPT), through transformers.
+"""The depth estimator: relative inverse depth of images (Depth Anything, DPT), with transformers.
 
 Shapes: B images, H and W pixels.
 """
@@ -25,7 +25,7 @@ class DepthEstimator:
     def depth(self, images: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> float32 [B, H, W] in [0, 1] on the model's device; nearer is larger.
 
-        Relative depth has neither scale nor offset, so each map is stretched from its own minimum to its own maximum.
+        Relative depth has neither scale nor offset, so each map is normalised from its minimum to its maximum.
         This choice is ours. A flat map becomes all 0.
         """
         inputs = self.processor(images=list(image_tensors.to_bytes(images)), return_tensors="pt")
@@ -37,7 +37,7 @@ class DepthEstimator:
 
 
 def stretch(maps: torch.Tensor) -> torch.Tensor:
-    """Stretch each map of [B, H, W] to [0, 1]. A map that is flat up to the rounding of float32 becomes all 0."""
+    """Stretch each map of [B, H, W] to [0, 1]. A map that is flat up to float32 rounding becomes all 0."""
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     span = high - low
     flat = span <= 1e-6 * torch.maximum(low.abs(), high.abs())

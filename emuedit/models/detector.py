@@ -1,6 +1,6 @@
-"""The detector: zero-shot boxes for phrases, by OWL-ViT, OWLv2 or Grounding DINO through transformers.
+"""The detector: zero-shot boxes for phrases, by OWL-ViT, OWLv2 or Grounding DINO with transformers.
 
-Shapes: B images, H and W pixels, Q boxes that the network proposes, K boxes that are kept, N phrases of one image.
+Shapes: B images, H and W pixels, Q proposed boxes, K kept boxes, N phrases of one image.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Detections:
 
 
 class Detector:
-    """Detects objects with the method `detect`. The model's config tells which family of networks it belongs to."""
+    """Detects objects with the method `detect`. The model's config determines the network family."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
@@ -46,14 +46,13 @@ class Detector:
 
         Each box is assigned to the phrase with the highest score. Boxes are clipped to the image, and empty boxes are
         dropped. `nms_iou` enables non-maximum suppression per phrase, with this IoU threshold: OWL-ViT and OWLv2
-        propose one box per patch and need it (about 0.5), Grounding DINO does not. A phrase in which the tokenizer
-        finds no word, such as "?", gets no boxes. Raises ValueError for a blank phrase and for another number of lists
-        than of images.
+        propose one box per patch and need it (about 0.5), Grounding DINO does not. A phrase without tokens, such as "?", gets no
+        boxes. Raises ValueError for a blank phrase and for unequal numbers of lists and images.
         """
         if len(phrases) != len(images):
             raise ValueError(f"want one list of phrases per image, got {len(phrases)} for {len(images)} images")
         if any(not phrase.strip() for image_phrases in phrases for phrase in image_phrases):
-            raise ValueError("want phrases that are not blank, got a blank one; drop it before the call")
+            raise ValueError("want non-blank phrases, got a blank one; drop it before the call")
         searchable = [[k for k, phrase in enumerate(names) if self._has_tokens(phrase)] for names in phrases]
         results = [_no_detections() for _ in phrases]
         with_phrases = [i for i, indices in enumerate(searchable) if indices]
@@ -79,7 +78,7 @@ class Detector:
         inputs = self.processor(
             images=images, text=padded, return_tensors="pt", padding="max_length", truncation=True, max_length=max_tokens
         )
-        for row, names in enumerate(queries):  # a first token of 0 marks a query as padding to the network
+        for row, names in enumerate(queries):  # the network treats a query with first token 0 as padding
             inputs["input_ids"][row * n_queries + len(names) : (row + 1) * n_queries, 0] = 0
         outputs = self.model(**inputs.to(self.model.device, self.model.dtype))
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
@@ -94,8 +93,8 @@ class Detector:
         inputs = self.processor(images=row_images, text=[text for text, _ in prompts], return_tensors="pt", padding=True)
         outputs = self.model(**inputs.to(self.model.device, self.model.dtype))
         sizes = [(image.shape[-2], image.shape[-1]) for image in row_images]
-        # Threshold -1 gives all Q boxes in pixels. Phrases are scored below by token, because the processor's labels
-        # are decoded words and not indices.
+        # Threshold -1 returns all Q boxes in pixels. Phrases are scored by token below, because the processor's labels are
+        # decoded words, not indices.
         proposals = self.processor.image_processor.post_process_object_detection(outputs, threshold=-1.0, target_sizes=sizes)
         parts: list[list[Detections]] = [[] for _ in images]
         for (image, group), tokens, proposal, logits in zip(rows, phrase_tokens, proposals, outputs.logits, strict=True):
@@ -108,7 +107,7 @@ class Detector:
         return [_concatenate(image_parts) for image_parts in parts]
 
     def _prompt_groups(self, phrases: list[str]) -> list[list[int]]:
-        """Indices of the phrases in groups, as few as fit into a prompt each. A phrase that is too long is a group of its own."""
+        """Indices of the phrases in as few groups as fit into one prompt each. A too long phrase gets a separate group."""
         room = self.model.config.max_text_len - 2  # for [CLS] and [SEP]
         groups: list[list[int]] = []
         free = 0

@@ -1,4 +1,4 @@
-"""The DINO scorer: images as embeddings of a self-supervised ViT (DINO, DINOv2), through transformers.
+"""The DINO scorer: image embeddings of a self-supervised ViT (DINO, DINOv2), with transformers.
 
 Shapes: B images, H and W pixels, D the width of the ViT.
 """

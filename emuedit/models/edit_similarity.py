@@ -1,4 +1,4 @@
-"""Similarity of an edited image to its input image and to both captions, from embeddings.
+"""Similarity of an edited image to its input and to both captions, from embeddings.
 
 Shapes: N edits, H and W pixels, D the width of an embedding.
 """
@@ -12,7 +12,7 @@ import torch
 from emuedit.core import similarity
 
 Column = list[float | None]
-"""One number per edit, None where it is undefined."""
+"""One number per edit, None if undefined."""
 BeforeAfter = tuple[torch.Tensor, torch.Tensor]
 """Embeddings [N, D] before and after the edits."""
 
@@ -21,7 +21,7 @@ def similarity_columns(images: BeforeAfter, texts: BeforeAfter, dino: BeforeAfte
     """Compare CLIP embeddings of images and captions, and DINO embeddings of images -> columns of N numbers.
 
     clip_source: cosine of image and caption before the edit. clip_target: the same after the edit (CLIPout).
-    clip_direction: cosine of the image's change and the caption's change (CLIPdir), None where the captions are equal
+    clip_direction: cosine of the image's change and the caption's change (CLIPdir), None if the captions are equal
     or the image did not change. clip_image: cosine of both images (CLIPim). dino: cosine of both images.
     """
     return {

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SLACK = 1e-3
-"""How far beyond [-1, 1] rounding may carry a value. The value is ours."""
+"""Tolerance for values beyond [-1, 1] by rounding. Ours."""
 
 
 def check_images(images: torch.Tensor) -> torch.Tensor:
@@ -26,7 +26,7 @@ def check_images(images: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"{want}, got {tuple(images.shape)} {images.dtype}; call image_tensors.from_uint8 first")
     if images.numel():
         low, high = images.aminmax()
-        if not (low >= -1 - SLACK and high <= 1 + SLACK):  # written so that NaN fails too
+        if not (low >= -1 - SLACK and high <= 1 + SLACK):  # also true for NaN
             raise ValueError(f"{want}, got values in [{low:.4g}, {high:.4g}]; rescale or clamp them first")
     return images
 
@@ -57,13 +57,13 @@ def to_uint8(images: torch.Tensor) -> npt.NDArray[np.uint8]:
 def from_pil(images: Sequence[Image.Image]) -> torch.Tensor:
     """PIL images of one size -> float32 [B, 3, H, W] in [-1, 1]; any mode is converted to RGB.
 
-    Raises ValueError for an empty sequence and for images of several sizes.
+    Raises ValueError for an empty sequence and for images of different sizes.
     """
     if not images:
         raise ValueError("from_pil wants at least one image, got none")
     sizes = {image.size for image in images}
     if len(sizes) > 1:
-        raise ValueError(f"images of one batch must share one size, got {sorted(sizes)}; batch them by size")
+        raise ValueError(f"images of a batch must have one size, got {sorted(sizes)}; batch them by size")
     return from_uint8(np.stack([np.asarray(image.convert("RGB"), dtype=np.uint8) for image in images]))
 
 

@@ -1,7 +1,7 @@
-"""Whether the files of a model folder are whole, and not what a copy, a download or a clone without Git LFS left.
+"""Check that a model folder is complete, not a partial copy or download, or a clone without Git LFS.
 
-Only the heads of weights are read, so a folder of many GB takes milliseconds. What is never loaded is not looked at. The
-libraries would name neither the file nor what to do.
+Only the headers of weights are read, so a folder of many GB takes milliseconds. Files that are never loaded are skipped. The
+libraries' errors would name neither the file nor a fix.
 """
 
 import json
@@ -13,12 +13,12 @@ from typing import Any
 from emuedit.data import git_lfs
 
 _HEAD_BYTES = 1024
-_LENGTH_BYTES = 8  # of a safetensors file: the length of its header, little-endian
+_LENGTH_BYTES = 8  # header length of a safetensors file, little-endian
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts of diffusers pipelines that are never loaded here, and may be missing."""
+"""Parts of diffusers pipelines that are never loaded and may be missing."""
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken", "*.spm")
 _TOKENIZERS_OF_BYTES = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
-"""Classes that need no vocabulary."""
+"""Tokenizer classes without a vocabulary."""
 
 
 class ModelFileError(ValueError):
@@ -26,21 +26,21 @@ class ModelFileError(ValueError):
 
 
 class MissingModelError(FileNotFoundError):
-    """Raised where no model of the wanted kind is."""
+    """Raised if there is no model of the wanted kind."""
 
 
 @dataclass(frozen=True)
 class BaseModelSizes:
-    """Sizes of a base model by its configs alone."""
+    """Sizes of a base model from its configs."""
 
     picture_px: int
-    """Side of the images that it generates."""
+    """Side of its images in px."""
     grid_px: int
-    """What sides must be multiples of, as `text_to_image.grid_of`."""
+    """Sides must be multiples of these px, see `text_to_image.grid_of`."""
 
 
 def base_model_sizes(folder: Path) -> BaseModelSizes | None:
-    """The sizes of a base model that lies in a folder; None for one that does not, or whose configs are of another form."""
+    """The sizes of a base model in a folder; None if there is none or its configs have another form."""
     try:
         vae, unet = (json.loads((folder / part / "config.json").read_text(encoding="utf-8")) for part in ("vae", "unet"))
         factor = 2 ** (len(vae.get("block_out_channels") or vae["encoder_block_out_channels"]) - 1)
@@ -50,15 +50,15 @@ def base_model_sizes(folder: Path) -> BaseModelSizes | None:
 
 
 def check(folder: Path) -> None:
-    """Raise ModelFileError, which lists what is damaged or missing, unless a model folder is whole."""
+    """Raise ModelFileError, which lists damaged and missing files, unless a model folder is complete."""
     if lines := list(problems(folder)):
-        raise ModelFileError(f"want whole model files in {folder}, got {'; '.join(lines)}; copy or download the folder again")
+        raise ModelFileError(f"want complete model files in {folder}, got {'; '.join(lines)}; copy or download the folder again")
 
 
 def problems(folder: Path) -> Iterator[str]:
-    """What is wrong with the files of a model folder, such as `unet/config.json: no JSON, or a part of it`.
+    """Problems of the files of a model folder, such as `unet/config.json: not JSON, or truncated`.
 
-    Of a diffusers pipeline the index and the parts that it names are looked at, of another model the files of the folder itself.
+    For a diffusers pipeline, checks the index and the parts in it; for another model, the files of the folder.
     """
     index = folder / "model_index.json"
     if not index.is_file():
@@ -72,7 +72,7 @@ def problems(folder: Path) -> Iterator[str]:
 
 
 def _parts(index: Any) -> Iterator[str]:
-    """The parts of a pipeline that are loaded, by its index."""
+    """The parts in a pipeline's index that are loaded."""
     for name, kind in index.items() if isinstance(index, dict) else ():
         if isinstance(kind, list) and None not in kind and name not in UNUSED_PARTS:
             yield name
@@ -99,18 +99,18 @@ def _folder_problems(folder: Path, prefix: str) -> Iterator[str]:
 
 
 def _is_variant(name: str, names: set[str]) -> bool:
-    """Whether weights are a second form of others that lie beside them: model.fp16.safetensors beside model.safetensors."""
+    """Whether weights are a variant of others in the same folder: model.fp16.safetensors of model.safetensors."""
     stem = name.removesuffix(".safetensors").split(".")[0]
     return name != f"{stem}.safetensors" and f"{stem}.safetensors" in names
 
 
 def _missing_shards(file: Path) -> str:
-    """Files that an index of weights in several files names and that are not there."""
+    """Problem text for missing files of an index of sharded weights."""
     if not file.name.endswith(".safetensors.index.json"):
         return ""
     shards = set(json.loads(file.read_bytes()).get("weight_map", {}).values())
     missing = sorted(name for name in shards if not (file.parent / name).is_file())
-    return f"names {', '.join(missing[:3])}, which {'is' if len(missing) == 1 else 'are'} not there" if missing else ""
+    return f"names {', '.join(missing[:3])}, which {'is' if len(missing) == 1 else 'are'} missing" if missing else ""
 
 
 def _missing_vocabulary(file: Path) -> str:
@@ -118,7 +118,7 @@ def _missing_vocabulary(file: Path) -> str:
         return ""
     if json.loads(file.read_bytes()).get("tokenizer_class") in _TOKENIZERS_OF_BYTES:
         return ""
-    return f"no {_VOCABULARIES[0]} or another vocabulary beside it"
+    return f"no {_VOCABULARIES[0]} or another vocabulary next to it"
 
 
 def _json_problem(file: Path) -> str:
@@ -127,13 +127,13 @@ def _json_problem(file: Path) -> str:
         return short
     try:
         json.loads(content)
-    except ValueError:  # JSON, and the encoding of text
-        return "no JSON, or a part of it"
+    except ValueError:  # invalid JSON or encoding
+        return "not JSON, or truncated"
     return ""
 
 
 def _weights_problem(file: Path) -> str:
-    """https://huggingface.co/docs/safetensors: a length, a header in JSON, and the tensors, which end where the header says."""
+    """https://huggingface.co/docs/safetensors: a length, a JSON header, and the tensors, whose end is given in the header."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
@@ -141,16 +141,16 @@ def _weights_problem(file: Path) -> str:
             return short
         n_header = int.from_bytes(head[:_LENGTH_BYTES], "little")
         if n_header + _LENGTH_BYTES > size:
-            return f"no safetensors file, or its first {size} bytes"
+            return f"not a safetensors file, or truncated to {size} bytes"
         stream.seek(_LENGTH_BYTES)
         try:
             header: dict[str, Any] = json.loads(stream.read(n_header))
             tensors = [entry for name, entry in header.items() if name != "__metadata__"]
             end = max((entry["data_offsets"][1] for entry in tensors), default=0)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-            return "no safetensors file"
+            return "not a safetensors file"
     expected = _LENGTH_BYTES + n_header + end
-    return "" if size == expected else f"{size} bytes in place of {expected}"
+    return "" if size == expected else f"{size} bytes, want {expected}"
 
 
 def _short_problem(head: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Model sources: the table of model kinds, and one check that a folder or hub repository is of the wanted kind."""
+"""Model sources: the table of model kinds, and a check that a folder or hub repository is of the wanted kind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from emuedit.models import model_files
 from emuedit.models.model_files import MissingModelError, ModelFileError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[0-9a-f]{40})?")
-"""A model on the hub: `owner/name`, whatever it holds that day, or pinned to a commit: `owner/name@<40 hexadecimal digits>`."""
+"""A model on the hub: `owner/name` (newest version), or pinned to a commit: `owner/name@<40 hexadecimal digits>`."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ModelKind:
     key: str | None = None
     accepts: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
-    """Other files that it must have."""
+    """Other required files."""
 
     def __str__(self) -> str:
         values = f" with {self.key} {' | '.join(self.accepts)}" if self.accepts else ""
@@ -49,10 +49,9 @@ KINDS = (BASE_MODEL, EDITOR, DETECTOR, SEGMENTER, CLIP, DINO, DEPTH)
 
 
 def import_library(name: str) -> Any:
-    """Import a heavy library at the time a model is loaded, and not when its adapter is imported.
+    """Import a heavy library when a model is loaded, not when its adapter is imported.
 
-    diffusers and transformers, which diffusers calls, draw a progress bar for every folder that they load. It would hide our
-    own and is disabled.
+    Disables the progress bars that diffusers, and transformers under it, show for every loaded folder, which would hide ours.
     """
     library = importlib.import_module(name)
     if name in ("diffusers", "transformers"):
@@ -67,14 +66,14 @@ def is_folder(name_or_path: str) -> bool:
 
 
 def split_revision(name_or_path: str) -> tuple[str, str | None]:
-    """(name, commit) of a pinned hub id, as the `from_pretrained` of a library wants them; of anything else (itself, None)."""
+    """(name, commit) of a pinned hub id, for a library's `from_pretrained`; (name, None) otherwise."""
     name, _, commit = name_or_path.rpartition("@")
     is_pinned = bool(name) and HUB_ID.fullmatch(name_or_path) is not None and not Path(name_or_path).exists()
     return (name, commit) if is_pinned else (name_or_path, None)
 
 
 def download_snapshot(hub_id: str, patterns: Sequence[str] | None = None) -> Path:
-    """The folder of a repository of the hub, at its commit if it is pinned; downloaded once. patterns: only such files."""
+    """The folder of a hub repository, at its pinned commit if any; downloaded once. patterns: files to download."""
     name, revision = split_revision(hub_id)
     return Path(import_library("huggingface_hub").snapshot_download(name, revision=revision, allow_patterns=patterns))
 
@@ -82,8 +81,8 @@ def download_snapshot(hub_id: str, patterns: Sequence[str] | None = None) -> Pat
 def read_manifest(name_or_path: str, kind: ModelKind) -> dict[str, Any]:
     """Read the manifest file of a local folder or a hub repository, and check that it is of this kind.
 
-    Raises MissingModelError, or ModelFileError where it is of another kind or its files are not whole; both say what was wanted,
-    what was found and what to do.
+    Raises MissingModelError, or ModelFileError for another kind or incomplete files. The messages say what was wanted, what was
+    found and what to do.
     """
     if is_folder(name_or_path):
         folder = Path(name_or_path)
@@ -104,7 +103,7 @@ def read_manifest(name_or_path: str, kind: ModelKind) -> dict[str, Any]:
         )
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # no JSON: the check names the file and says what it is
+    except ValueError:  # not JSON: the check reports the file
         model_files.check(path.parent)
         raise
     if kind.key is not None and manifest.get(kind.key) not in kind.accepts:
@@ -124,7 +123,7 @@ def describe_folder(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     if not names:
         return f"{str(folder)!r}, an empty folder"
-    return f"{str(folder)!r} holding {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+    return f"{str(folder)!r} with {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
 
 
 def _fits(folder: Path, kind: ModelKind) -> bool:
@@ -142,8 +141,8 @@ def _download_manifest(hub_id: str, kind: ModelKind) -> Path:
     name, revision = split_revision(hub_id)
     try:
         return Path(import_library("huggingface_hub").hf_hub_download(name, kind.file, revision=revision))
-    except Exception as error:  # the hub has many error classes: offline, no such repository, no such file, no access
+    except Exception as error:  # the hub has many error classes: offline, missing repository or file, no access
         raise MissingModelError(
-            f"want {kind} or its hub id, got {hub_id!r}: no such folder here, and the hub did not give "
+            f"want {kind} or its hub id, got {hub_id!r}: no such folder, and the hub did not return "
             f"{kind.file} ({type(error).__name__}); check the name, the network and the login"
         ) from error

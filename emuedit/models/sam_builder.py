@@ -22,7 +22,7 @@ def _check_divisible(ratio: str, a: int, b: int) -> None:
 
 @dataclass(frozen=True)
 class SamConfig:
-    """All sizes of a Sam. The defaults are shared by the three released models (segment_anything/build_sam.py)."""
+    """All sizes of a Sam. The defaults are common to the three released models (segment_anything/build_sam.py)."""
 
     encoder_width: int
     encoder_depth: int
@@ -86,7 +86,7 @@ def build(config: SamConfig) -> Any:
 
 
 def save(model: Any, config: SamConfig, folder: str | Path) -> None:
-    """Write the folder that `load` reads: config.json and model.safetensors."""
+    """Write a folder for `load`: config.json and model.safetensors."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     manifest = {"model_type": model_sources.SEGMENTER.accepts[0], **asdict(config)}
@@ -123,7 +123,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _config_of_checkpoint(weights: dict[str, torch.Tensor], path: Path) -> SamConfig:
-    """Choose the released config whose encoder width is that of the weights."""
+    """Choose the released config with the encoder width of the weights."""
     position = weights.get("image_encoder.pos_embed")  # [1, grid, grid, width]
     width = None if position is None else position.shape[-1]
     for config in CONFIGS.values():
@@ -137,7 +137,7 @@ def _config_of_checkpoint(weights: dict[str, torch.Tensor], path: Path) -> SamCo
 
 
 def _parse_config(manifest: dict[str, Any], path: Path) -> SamConfig:
-    """Convert the content of config.json to a SamConfig, and name unknown or missing keys."""
+    """Convert config.json to a SamConfig; errors list unknown or missing keys."""
     known_keys = {field.name for field in fields(SamConfig)}
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in manifest.items()}
     values.pop("model_type")

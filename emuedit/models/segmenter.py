@@ -20,7 +20,7 @@ class Masks:
     """Masks of one image, on the CPU."""
 
     masks: torch.Tensor  # bool [K, H, W]
-    iou: torch.Tensor  # float32 [K], the network's own estimate of each mask's quality
+    iou: torch.Tensor  # float32 [K], the network's estimate of each mask's quality
 
 
 class Segmenter:
@@ -34,7 +34,7 @@ class Segmenter:
     def segment(self, images: torch.Tensor, boxes_px: Sequence[torch.Tensor]) -> list[Masks]:
         """Images [B, 3, H, W] in [-1, 1] and B tensors of boxes [K, 4] (x0 y0 x1 y1, px) -> B Masks, one mask per box.
 
-        Raises ValueError for another number of tensors or another shape of boxes.
+        Raises ValueError for a wrong number of tensors or shape of boxes.
         """
         if len(boxes_px) != len(images):
             raise ValueError(f"want one tensor of boxes per image, got {len(boxes_px)} for {len(images)} images")
@@ -62,11 +62,11 @@ class Segmenter:
         return results
 
     def save(self, folder: str | Path) -> None:
-        """Write the folder that `load` reads."""
+        """Write a folder for `load`."""
         sam_builder.save(self.model, self.config, folder)
 
     def _resize(self, array: Any) -> Any:
-        """Resize an image uint8 [H, W, 3] so that its longest side has the network's size."""
+        """Resize an image uint8 [H, W, 3] so that its longest side is the network's size."""
         fits = max(array.shape[:2]) == self.config.image_size
         return array.copy() if fits else self.resize.apply_image(array)
 
@@ -74,9 +74,8 @@ class Segmenter:
 def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Segmenter:
     """Load a segmenter from a folder written by `save`, or from a released checkpoint file.
 
-    A released file (.pth or .safetensors; vit_b, vit_l or vit_h) has no config; the encoder width of its weights tells
-    which of the three models it is. Weights stay in float32, because Sam's prompt encoder computes in it; another dtype
-    runs the network under autocast.
+    A released file (.pth or .safetensors; vit_b, vit_l or vit_h) has no config; the encoder width determines the model. Weights
+    stay float32, because Sam's prompt encoder computes in it; another dtype runs the network under autocast.
     """
     model, config = sam_builder.load(Path(name_or_path))
     return Segmenter(model.to(device).requires_grad_(False).eval(), config, dtype)

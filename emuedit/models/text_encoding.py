@@ -1,9 +1,9 @@
-"""Texts to the hidden states that a U-Net reads, as the pipelines of Stable Diffusion 1.x, 2.x and XL make them.
+"""Encode texts to a U-Net's hidden states, like the pipelines of Stable Diffusion 1.x, 2.x and XL.
 
-Their `encode_prompt` tokenizes every text twice and decodes what was cut off, in each call. While text encoders are trained, the
-same instructions are encoded in every step, and this cost more than the step. Here each text is tokenized once.
+Their `encode_prompt` tokenizes every text twice and decodes the truncated part, in each call. When text encoders are trained, the
+same instructions are encoded in every step, and this took longer than the step. Here each text is tokenized once.
 
-Shapes: B texts, L tokens, D the width of all hidden states together, P that of the pooled text.
+Shapes: B texts, L tokens, D the total width of the hidden states, P the width of the pooled text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 REMEMBERED_TEXTS = 2**16
-_TOKENIZER_LOCK = Lock()  # of all of them: several `TextEncoding`s may have the same tokenizer
+_TOKENIZER_LOCK = Lock()  # global, since several `TextEncoding`s may share a tokenizer
 
 
 class Tokens(NamedTuple):
@@ -37,7 +37,7 @@ class _OneText(NamedTuple):
     ids: Tensor  # int64 [L]
     mask: Tensor  # int64 [L]
     is_cut: bool
-    """Whether the text is longer than the encoder can read."""
+    """Whether the text was truncated."""
 
 
 class TextEncoding:
@@ -48,16 +48,16 @@ class TextEncoding:
         self._tokens = lru_cache(REMEMBERED_TEXTS)(self._tokenize)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tokens, ...]:
-        """Texts for each encoder, on the CPU; they are cut to the tokenizer's maximum length."""
+        """Tokens for each encoder, on the CPU, truncated to the tokenizer's maximum length."""
         per_encoder = zip(*(self._tokens(text) for text in texts), strict=True)
         return tuple(
             Tokens(torch.stack([text.ids for text in rows]), torch.stack([text.mask for text in rows])) for rows in per_encoder
         )
 
     def encode(self, tokens: Sequence[Tokens]) -> tuple[Tensor, Tensor | None]:
-        """Hidden states [B, L, D], and with two encoders the pooled text [B, P] of the second, else None; with gradients.
+        """Hidden states [B, L, D], and with two encoders the pooled text [B, P] of the second, else None; differentiable.
 
-        A single encoder gives its last hidden states after the final norm; two give their last but one, side by side (SDXL,
+        A single encoder gives its last hidden states after the final norm; two give their penultimate ones, concatenated (SDXL,
         arXiv 2307.01952, section 2.1). Tokens are on the encoders' device.
         """
         outputs = []
@@ -70,14 +70,14 @@ class TextEncoding:
         return hidden.to(self.encoders[-1].dtype), outputs[-1][0]
 
     def is_cut(self, text: str) -> bool:
-        """Whether an encoder reads only the beginning of a text."""
+        """Whether a text is truncated by an encoder."""
         return any(tokens.is_cut for tokens in self._tokens(text))
 
     def _tokenize(self, text: str) -> tuple[_OneText, ...]:
-        """The text for each encoder, padded or cut to its length.
+        """The tokens of the text for each encoder, padded or truncated.
 
-        A tokenizer keeps padding and truncation as a state that each call sets, so only one thread may call it: batches are
-        prepared in a thread of their own.
+        Tokenizers store padding and truncation as state set by each call, so only one thread may call them: batches are
+        prepared in a separate thread.
         """
         tokens = []
         for tokenizer in self.tokenizers:

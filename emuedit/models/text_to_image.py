@@ -1,7 +1,7 @@
 """The base model: a text-to-image U-Net diffusion pipeline (Stable Diffusion 1.x, 2.x, XL, or a toy model).
 
 Shapes: B samples, H and W pixels, h = H / factor and w = W / factor, C latent channels, L tokens, D their width.
-The scheduler handles the prediction type (eps, v) and zero terminal SNR; this module does not depend on them.
+Prediction type (eps, v) and zero terminal SNR are handled by the scheduler, not by this module.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TextCondition:
         return TextCondition(self.hidden.expand(n, -1, -1), pooled)
 
     def take(self, rows: Sequence[int] | slice | torch.Tensor) -> TextCondition:
-        """The conditions at these rows, in this order; a row may occur several times."""
+        """The conditions at these rows, in this order; rows may repeat."""
         return TextCondition(self.hidden[rows], None if self.pooled is None else self.pooled[rows])
 
     @staticmethod
@@ -73,7 +73,7 @@ class TextToImageModel:
         return device
 
     def encode_text(self, captions: Sequence[str]) -> TextCondition:
-        """Encode captions. Tokens beyond the tokenizer's maximum length are cut."""
+        """Encode captions. Tokens beyond the tokenizer's maximum length are truncated."""
         with torch.no_grad():
             return self.encode_text_with_grad(captions)
 
@@ -90,19 +90,19 @@ class TextToImageModel:
         return TextCondition(*self._text_encoding.encode(tokens))
 
     def is_cut(self, caption: str) -> bool:
-        """Whether a caption is longer than a text encoder reads."""
+        """Whether a caption exceeds the token limit of a text encoder."""
         return self._text_encoding.is_cut(caption)
 
     def null_text(self, n: int, negative: str = "") -> TextCondition:
         """The negative condition of classifier-free guidance, for n samples.
 
-        It is all zeros where the negative text is empty and the pipeline's config asks for that, as SDXL's does.
+        All zeros if the negative text is empty and the pipeline's config requires it (SDXL).
         """
         text = self.encode_text([negative])
         return (text if negative else self.as_null(text)).repeat(n)
 
     def as_null(self, empty: TextCondition) -> TextCondition:
-        """The encoded empty text as the null condition: itself, without gradients, or all zeros (see `null_text`)."""
+        """Convert the encoded empty text to the null condition: detached, or all zeros (see `null_text`)."""
         is_zero = getattr(self.pipeline.config, "force_zeros_for_empty_prompt", False)
         as_null = torch.zeros_like if is_zero else torch.Tensor.detach
         return TextCondition(as_null(empty.hidden), None if empty.pooled is None else as_null(empty.pooled))
@@ -120,7 +120,7 @@ class TextToImageModel:
         height, width = size or self.size
         vae_latents.check_size(height, width, self.factor)
         shape = (1, self.channels, height // self.factor, width // self.factor)
-        device = self.device  # diffusers walks through all modules to find it
+        device = self.device  # diffusers iterates over all modules to find it
         return torch.cat([torch.randn(shape, generator=g, device=g.device).to(device) for g in generators])
 
     def predict(self, z_t: torch.Tensor, t: torch.Tensor | int, text: TextCondition) -> torch.Tensor:
@@ -140,11 +140,11 @@ class TextToImageModel:
         negative: str = "",
         size: tuple[int, int] | None = None,
     ) -> torch.Tensor:
-        """Generate an image per caption, float32 [B, 3, H, W] in [-1, 1]. It depends only on the caption and the seed.
+        """Generate an image per caption, float32 [B, 3, H, W] in [-1, 1]. An image depends only on its caption and seed.
 
         Classifier-free guidance (arXiv 2207.12598): e(null) + s (e(text) - e(null)), both in one forward pass;
-        a scale s of 1 is the conditional model alone. `size` is (H, W) in px; None is the U-Net's training size.
-        Raises ValueError for another number of seeds than of captions, and for no captions.
+        s = 1 gives the conditional prediction. `size`: (H, W) in px; None: the U-Net's training size.
+        Raises ValueError for unequal numbers of seeds and captions, and without captions.
         """
         if len(captions) != len(seeds) or not captions:
             raise ValueError(f"want one seed per caption, got {len(captions)} captions and {len(seeds)} seeds")
@@ -165,11 +165,11 @@ class TextToImageModel:
         return self.decode(z_t)
 
     def _check(self) -> None:
-        """Raise ValueError where the parts do not fit each other."""
+        """Raise ValueError for incompatible parts."""
         channels = self.unet.config.in_channels
         if channels != self.channels:
             raise ValueError(
-                f"a base model's U-Net must read the VAE's {self.channels} channels, got one that reads {channels}; "
+                f"a base model's U-Net must have the VAE's {self.channels} input channels, got {channels}; "
                 "load the weights of an editor with emuedit.editor.checkpoint"
             )
         length, positions = self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings
@@ -200,7 +200,7 @@ def open_pipeline(name_or_path: str, device: str, dtype: torch.dtype) -> Any:
 
 
 def freeze(pipeline: Any, device: str) -> Any:
-    """Move a pipeline to `device`, its networks in evaluation mode and without gradients; see `avoid_vae_overflow`."""
+    """Move a pipeline to `device`, with its networks in evaluation mode and without gradients; see `avoid_vae_overflow`."""
     avoid_vae_overflow(pipeline.vae)
     pipeline.to(device)
     for part in pipeline.components.values():
@@ -210,12 +210,12 @@ def freeze(pipeline: Any, device: str) -> Any:
 
 
 def avoid_vae_overflow(vae: Any) -> None:
-    """Convert a VAE in float16 to float32 where its config says that it overflows, as SDXL's does."""
+    """Convert a float16 VAE to float32 if its config says that it overflows (SDXL)."""
     if vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
         vae.to(torch.float32)
 
 
 def grid_of(model: TextToImageModel) -> int:
-    """Sides must be multiples of these px: the VAE reduces an image by its factor, and each level of the U-Net but one by 2."""
+    """Image sides must be multiples of these px: VAE factor times 2 for each level of the U-Net but one."""
     n_halvings: int = len(model.unet.config.block_out_channels) - 1
     return model.factor * 2**n_halvings

@@ -1,8 +1,8 @@
 """Encode images to latents and decode them, for every VAE class of diffusers.
 
-The classes differ in three ways, all of which are read from the VAE itself: whether `encode` returns a distribution or
-plain latents; whether there is a shift beside the scaling factor; and whether the config has `latents_mean` and
-`latents_std`, a normalisation per channel.
+The classes differ in three ways, all determined from the VAE: whether `encode` returns a distribution or plain latents;
+whether there is a shift as well as a scaling factor; and whether the config has `latents_mean` and `latents_std`, a per-channel
+normalisation.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def decode(vae: Any, z: torch.Tensor) -> torch.Tensor:
 
 
 def check_size(height: int, width: int, factor: int) -> None:
-    """Raise ValueError unless both sides are multiples of `factor`, by which the VAE reduces an image."""
+    """Raise ValueError unless both sides are multiples of `factor`, the VAE's downsampling factor."""
     if height % factor or width % factor:
         raise ValueError(f"height and width must be multiples of {factor} px, got {height} x {width}; crop or resize first")
 
 
 def _overflow_avoided(vae: Any) -> AbstractContextManager[object]:
-    """No autocast to float16 for a VAE whose config says that it overflows there, as SDXL's does."""
+    """Disable float16 autocast for a VAE whose config says that it overflows (SDXL)."""
     kind = torch.device(_device(vae)).type
     has_autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     if not has_autocast or torch.get_autocast_dtype(kind) != torch.float16 or not getattr(vae.config, "force_upcast", False):
@@ -52,12 +52,12 @@ def _overflow_avoided(vae: Any) -> AbstractContextManager[object]:
 
 
 def _device(vae: Any) -> Any:
-    """Where the VAE runs: accelerate's hook moves an offloaded one there, but not the input of `encode` and `decode`."""
+    """Execution device of the VAE: accelerate's hook moves an offloaded VAE there, but not inputs of `encode` and `decode`."""
     return getattr(getattr(vae, "_hf_hook", None), "execution_device", None) or vae.device
 
 
 def _shift_and_scale(vae: Any, like: torch.Tensor) -> tuple[Any, Any]:
-    """(shift, scale) with scaled = (raw - shift) * scale; per channel [1, C, 1, 1] where the config has statistics."""
+    """(shift, scale) with scaled = (raw - shift) * scale; per channel [1, C, 1, 1] if the config has statistics."""
     config = vae.config
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is not None and std is not None:

@@ -1,7 +1,7 @@
 """The stages of the pipeline: each file is a stage of `dvc.yaml` and a section of `params.yaml` of the same name.
 
-Every stage has the same interface: `<Stage>Params`, `run(params, root) -> Summary`, and a `HEADLINE` that says what it made.
-Stages do not import each other; they meet in files.
+Every stage has the same interface: `<Stage>Params`, `run(params, root) -> Summary`, and a `HEADLINE` template of its results.
+Stages do not import each other; they communicate through files.
 """
 
 import importlib
@@ -20,37 +20,37 @@ from emuedit.failures import FailureKind, kind_of
 from emuedit.processes import keep_compiled_modules, leave, set_env_defaults
 
 NETWORK_STATUS, OUT_OF_MEMORY_STATUS = 75, 71
-"""Exit statuses of a stage whose network or service failed, and of one that ran out of memory: it may be tried again. They are
-EX_TEMPFAIL and EX_OSERR of sysexits.h."""
+"""Exit statuses for a failed network or service and for running out of memory, both retryable: EX_TEMPFAIL and EX_OSERR of
+sysexits.h."""
 MEMORY_ENV = "EMUEDIT_HALVE_BATCHES"
-"""How often a stage shall halve what it computes at once, after it ran out of memory; 0 by default. Results stay the same."""
+"""Number of times a stage halves its batch after running out of memory; default 0. Results are unchanged."""
 _STATUS = {FailureKind.NETWORK: NETWORK_STATUS, FailureKind.MEMORY: OUT_OF_MEMORY_STATUS, FailureKind.OTHER: 1}
 
 
 def stage_main(stage: str) -> NoReturn:
-    """The process of `python -m emuedit.stages.<stage>`: `run_stage`, and the exit, which waits for no thread."""
+    """Entry point of `python -m emuedit.stages.<stage>`: `run_stage`, then exit without waiting for threads."""
     leave(run_stage(stage))
 
 
 def run_stage(stage: str) -> int:
     """Run a stage in the working folder and return its exit status.
 
-    That is 0 done, 1 for an error that is explained in one line, NETWORK_STATUS or OUT_OF_MEMORY_STATUS for one of these
-    kinds, 130 or 143 after ctrl-c or SIGTERM. All sections of `params.yaml` are checked first, also those of later stages.
+    Exit status: 0 done, 1 for an error that is explained in one line, NETWORK_STATUS or OUT_OF_MEMORY_STATUS for these kinds,
+    130 or 143 after ctrl-c or SIGTERM. All sections of `params.yaml` are checked first, including those of later stages.
     """
     set_env_defaults()
     keep_compiled_modules()
     signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)  # also where a shell made the process ignore it
+    signal.signal(signal.SIGINT, _interrupt)  # even if the shell made the process ignore it
     try:
-        module = importlib.import_module(f"emuedit.stages.{stage}")  # by its own name, which pickled classes keep
-        params_check.check(Path())  # after the import: if that brought torch, no other process has to
+        module = importlib.import_module(f"emuedit.stages.{stage}")  # under its real name, needed for pickled classes
+        params_check.check(Path())  # after the import, which may have loaded torch already
         start = time.monotonic()
         summary = module.run(config.load(getattr(module, f"{stage.title()}Params"), stage), Path())
     except StageInterrupted as interrupted:
         print(f"{stage}: stopped by {interrupted}; the same command resumes", file=sys.stderr, flush=True)
         return 128 + interrupted.number
-    except Exception as error:  # the outermost handler: our own errors explain themselves, others keep their trace
+    except Exception as error:  # outermost handler: our errors are printed as one line, others with a traceback
         if not type(error).__module__.startswith("emuedit."):
             traceback.print_exc()
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
@@ -61,17 +61,17 @@ def run_stage(stage: str) -> int:
 
 
 def exit_status(error: BaseException) -> int:
-    """NETWORK_STATUS, OUT_OF_MEMORY_STATUS or 1, by the error and those that caused it, also in another process."""
+    """NETWORK_STATUS, OUT_OF_MEMORY_STATUS or 1, by the error and its causes, also from another process."""
     return _STATUS[kind_of(error)]
 
 
 def batch_divisor() -> int:
-    """By what a stage divides what it computes at once: 1, or 2 or more after it ran out of memory (MEMORY_ENV)."""
+    """Divisor of a stage's batch size: 1, or at least 2 after it ran out of memory (MEMORY_ENV)."""
     return 2 ** int(os.environ.get(MEMORY_ENV, "0"))
 
 
 class StageInterrupted(KeyboardInterrupt):
-    """Raised in the main thread by a signal that asks the stage to stop."""
+    """Raised in the main thread by a signal that stops the stage."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -79,7 +79,7 @@ class StageInterrupted(KeyboardInterrupt):
 
 
 def describe(summary: Summary, headline: str) -> str:
-    """The headline filled with the stage's counts; a count that is not there is 0."""
+    """The headline filled in with the stage's counts; missing counts are 0."""
     return headline.format_map(defaultdict(int, summary.counts))
 
 

@@ -1,4 +1,4 @@
-"""Stage `captions`: read sentences from the world's caption source, keep clean and distinct ones in shards.
+"""Stage `captions`: read captions from the world's caption source, clean and deduplicate them, write shards.
 
 In: the world's caption source. Out: `data/captions/shard-*.parquet` of Caption, `dropped-*.parquet` of Drop with reasons,
 `summary.json`.
@@ -24,7 +24,7 @@ HEADLINE = "{kept} captions kept, {dropped} rows dropped"
 
 
 class CaptionsError(ValueError):
-    """Raised for a caption source that does not exist or holds no usable caption."""
+    """Raised for a missing caption source and one without usable captions."""
 
 
 class CaptionsParams(config.Params):
@@ -33,27 +33,27 @@ class CaptionsParams(config.Params):
     world: config.World
     """The world; only its `captions` is used."""
     n_rows: int = Field(ge=1)
-    """Rows to read from the source, at most."""
+    """Maximum number of rows to read from the source."""
     split: str = Field("train", min_length=1)
-    """Part of the source to read from; for Python files and datasets."""
+    """Split to read, for Python files and datasets."""
     column: str = Field("caption", min_length=1)
-    """Column or key that holds the caption in .csv, .jsonl and .parquet files and in datasets."""
+    """Column or key of the captions in .csv, .jsonl and .parquet files and in datasets."""
     rows_per_shard: int = Field(500, ge=1)
-    """Rows read for one shard, the unit of work that a restart does not repeat."""
+    """Rows per shard, the unit of work for restarts."""
     min_words: int = Field(2, ge=1)
     """Captions with fewer words are dropped."""
     max_words: int = Field(60, ge=1)
     """Captions with more words are dropped."""
     languages: tuple[str, ...] = ()
-    """Languages to keep, as ISO 639-1 codes; empty: all of them."""
+    """Languages to keep, as ISO 639-1 codes; empty: all."""
     min_language: float = Field(0.2, ge=0, le=1)
-    """Captions whose probability of being in one of these languages is lower are dropped. Short texts get low values."""
+    """Minimum probability that a caption is in one of these languages. Short texts get low values."""
 
 
 def clean(text: str | BadRow | None, index: int, seen: set[str], params: CaptionsParams) -> Caption | Drop:
     """The core function: one row of the source -> a Caption with single spaces, or a Drop with its reason.
 
-    `seen` holds the captions kept so far, case-folded and without a final stop; a kept caption is added to it.
+    `seen`: `duplicate_key` of the captions kept so far; updated with a kept caption.
     """
     source = params.world.captions
     if isinstance(text, BadRow):
@@ -76,12 +76,12 @@ def clean(text: str | BadRow | None, index: int, seen: set[str], params: Caption
 
 
 def duplicate_key(caption: str) -> str:
-    """What two captions share that count as duplicates."""
+    """A key that is equal for duplicate captions."""
     return caption.casefold().rstrip(" .!")
 
 
 def run(params: CaptionsParams, root: Path) -> Summary:
-    """Read the source shard by shard, skip shards that an earlier run left in scratch, publish to `data/captions`."""
+    """Read the source shard by shard, reuse finished shards in scratch, publish to `data/captions`."""
     source = find_file(params.world.captions, root)
     if not source.exists():
         hint = config.renamed_hint(params.world.captions)

@@ -1,9 +1,9 @@
-"""Stage `dataset`: decide which pairs are kept, by the scores stored beside them. Nothing is generated again.
+"""Stage `dataset`: select the pairs to keep by their stored scores. Nothing is regenerated.
 
 In: the columns id, instruction_id, task, instruction, model_revision and score_* of `data/pairs` and of imported folders that are
-mixed in; images only of the few pairs that are shown; `models/router`, where tasks are reassigned.
-Out: `data/dataset/shard-*.parquet` of Verdict, one for each shard of pairs, `shard-mixN-*` for the N-th mixed folder;
-`sheet_<task>.png` and `card.md` for people; `summary.json` with counts per task and filter, and the thresholds that were used.
+mixed in; images only of the few displayed pairs; `models/router`, if tasks are reassigned.
+Out: `data/dataset/shard-*.parquet` of Verdict, one per shard of pairs, `shard-mixN-*` for the N-th imported folder;
+`sheet_<task>.png` and `card.md` for inspection; `summary.json` with counts per task and filter, and the thresholds.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ HEADLINE = "{kept} of {pairs} pairs kept, for {kept_instructions} instructions"
 
 
 class DatasetError(ValueError):
-    """Raised when there is nothing to filter, and when nothing was kept."""
+    """Raised if there are no pairs, or none are kept."""
 
 
 def _check_mix(mix: dict[str, Filters]) -> dict[str, Filters]:
@@ -43,35 +43,35 @@ def _check_mix(mix: dict[str, Filters]) -> dict[str, Filters]:
 
 
 class ReassignmentParams(config.Params):
-    """What the task predictor may change. Probabilities in [0, 1]."""
+    """Thresholds of task reassignment. Probabilities in [0, 1]."""
 
     reassign: float = Field(gt=0.5, le=1)
-    """A task at least this probable replaces the pair's own (Emu Edit; the threshold is ours)."""
+    """Minimum probability of a task to replace the pair's own (Emu Edit; the threshold is ours)."""
     reject: float = Field(ge=0, le=0.5)
-    """Pairs whose task is then less probable are rejected, as `task_probability_min`."""
+    """Pairs whose final task is less probable are rejected with `task_probability_min`."""
 
 
 class DatasetParams(config.Params):
     """Params of the stage."""
 
     filters: Filters
-    """Task -> score -> {min: x} and/or {max: y}. A task that is not named has the filters of `default`."""
+    """Task -> score -> {min: x} and/or {max: y}. Tasks without an entry use `default`."""
     mix: Annotated[dict[str, Filters], AfterValidator(_check_mix)] = Field({})
-    """Folder of imported pairs -> filters of its own. It is filtered, and trained on, together with `data/pairs`."""
+    """Folder of imported pairs -> its filters. The pairs are filtered and used for training together with `data/pairs`."""
     reassignment: ReassignmentParams | None = ReassignmentParams(reassign=0.9, reject=0.02)
-    """null: tasks are not reassigned. Tasks that the predictor does not know keep their pairs."""
+    """null: tasks are not reassigned. Pairs of tasks that the predictor does not have are not reassigned."""
     rank_by: str = Field("clip_direction", min_length=1)
-    """Score by which the candidates of an instruction are ranked, the highest first; those without it come last."""
+    """Score by which the candidates of an instruction are ranked, highest first; candidates without it rank last."""
     keep_per_instruction: int = Field(1, ge=1)
-    """Candidates of an instruction that may be kept."""
+    """Maximum number of kept candidates per instruction."""
     sheet_pairs: int = Field(6, ge=1)
-    """Kept pairs on the contact sheet of a task, and as many rejected ones."""
+    """Number of kept pairs, and of rejected pairs, on a task's contact sheet."""
     licences: dict[str, str] = Field({})
-    """Part of the world -> its licence, for the data card; other parts are called `not stated`."""
+    """Part of the world -> its licence, for the data card; missing parts are `not stated`."""
 
     @property
     def sources(self) -> dict[str, Filters]:
-        """Folders of pairs with their filters: `data/pairs`, then what is mixed in, by name."""
+        """Folder of pairs -> filters: `data/pairs`, then imported folders by name."""
         return {IN: self.filters} | dict(sorted(self.mix.items()))
 
     def filters_for(self, task: str, folder: str = IN) -> dict[str, ScoreBounds]:
@@ -88,7 +88,7 @@ class ShardRef:
     verdicts: str
 
     def path(self, root: Path) -> Path:
-        """Where the pairs lie."""
+        """Path of the pairs."""
         return root / self.folder / self.name
 
 
@@ -100,7 +100,7 @@ class PairTable:
     parts: tuple[pa.Table, ...]  # one per shard
 
     def of(self, folder: str) -> pa.Table:
-        """The pairs of a folder. A score that some shards lack is undefined there."""
+        """The pairs of a folder. Scores that are missing in some shards are null there."""
         return selection.concat(*(p for p, shard in zip(self.parts, self.shards, strict=True) if shard.folder == folder))
 
     def all(self) -> pa.Table:
@@ -122,10 +122,10 @@ class PairTable:
 
 
 def filter_pairs(table: pa.Table, params: DatasetParams, *mixed: tuple[pa.Table, Filters]) -> FilterResult:
-    """The core function: one query over the columns instruction_id, task and score_* of N pairs.
+    """The core function: filter by the columns instruction_id, task and score_* of N pairs.
 
-    A pair that fails nothing is kept. Of the candidates of one instruction that pass the filters, the `keep_per_instruction`
-    best by `rank_by` are kept; the others fail as `not_best`. `mixed`: imported pairs, each lot with its own filters. With
+    A pair that fails nothing is kept. Of the candidates of one instruction that pass the filters, the `keep_per_instruction` best
+    by `rank_by` are kept; the others fail with `not_best`. `mixed`: (imported pairs, their filters), per folder. With
     `reassignment`, the column score_task_probability is required. Raises FiltersError for a score that is not a column.
     """
     filters.check_scores(table, [*filters.scores_used(params.filters), params.rank_by])
@@ -173,7 +173,7 @@ def run(params: DatasetParams, root: Path) -> Summary:
 
 
 def _rows_of(folder: str, table: pa.Table) -> npt.NDArray[np.bool_]:
-    """Which of N pairs are of a folder, bool [N]."""
+    """bool [N]: which of N pairs are from a folder."""
     return np.array([name == folder for name in table["folder"].to_pylist()], dtype=bool)
 
 
@@ -195,7 +195,7 @@ def _load(summaries: Mapping[str, Summary], root: Path) -> PairTable:
 
 
 def _reassign(pairs: PairTable, params: ReassignmentParams, root: Path) -> PairTable:
-    """With two more columns: the task after reassignment, and score_task_probability."""
+    """Add two columns: the task after reassignment, and score_task_probability."""
     table = pa.concat_tables([part.select(["task", "instruction"]) for part in pairs.parts])
     texts, tasks = table["instruction"].to_pylist(), table["task"].to_pylist()
     known_tasks, probabilities = task_reassignment.predict_tasks(texts, root / ROUTER, root / "scratch" / "task-predictions")
@@ -218,9 +218,9 @@ def _write_verdicts(pairs: PairTable, table: pa.Table, result: FilterResult, par
 
 
 def verdicts(table: pa.Table, result: FilterResult, params: DatasetParams, rows: npt.NDArray[np.int64]) -> list[Verdict]:
-    """The records of some rows: every score that a filter or the ranking uses, and the filters of the pair's folder and task.
+    """The verdicts of these rows, with every score that a filter or the ranking uses, and the filters of folder and task.
 
-    Filters are those of the task that a pair was made for, also where it was reassigned to another.
+    The filters are those of the original task, also for reassigned pairs.
     """
     reassigned = params.reassignment is not None
     ranking = {params.rank_by, PROBABILITY} if reassigned else {params.rank_by}

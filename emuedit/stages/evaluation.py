@@ -1,4 +1,4 @@
-"""Stage `evaluation`: the editor on edits whose results are known, beside an editor that does nothing.
+"""Stage `evaluation`: evaluate the editor on the benchmark, with an editor that changes nothing as baseline.
 
 In: `models/editor`, `models/router`, `models/inversion`, the world's benchmark, CLIP and DINO.
 Out: `reports/evaluation/`: `metrics.json`, `metrics.csv`, `contact_sheet.png`, `shard-<system>-<task>.parquet` of EvalRecord,
@@ -40,27 +40,28 @@ class EvaluationParams(config.Params):
     world: config.World
     """The world: its benchmark, CLIP and DINO."""
     systems: tuple[str, ...] = Field(min_length=1)
-    """What is compared: `identity` does nothing, `emuedit` is the editor with the predicted task, `true_task` with the true."""
+    """Systems to compare: `identity` changes nothing, `emuedit` is the editor with the predicted task, `true_task` with the
+    true."""
     tasks: tuple[str, ...] = Field(min_length=1)
-    """Tasks to measure; those of `overall` are the trained ones among them."""
+    """Tasks to measure; `overall` averages the trained ones."""
     n_edits: int = Field(ge=1)
-    """Edits of each task."""
+    """Edits per task."""
     settings: EditSettings
-    """How edits are made; they become the defaults of the registered model."""
+    """Settings of the edits; they become the defaults of the registered model."""
     split: str = "held_out"
-    """Part of the benchmark, which training never saw."""
+    """Split of the benchmark, not used in training."""
     device: str = "auto"
-    """Where networks run: auto, cuda, mps or cpu."""
+    """Device of the networks: auto, cuda, mps or cpu."""
     dtype: str = "auto"
     """Number format of the editor: auto, float32, bfloat16 or float16."""
     sheet_columns: int = Field(5, ge=1)
-    """Edits of each task on the contact sheet: the first ones, not the best."""
+    """Edits per task on the contact sheet: the first ones, not the best."""
 
 
 def run(params: EvaluationParams, root: Path) -> Summary:
-    """Evaluate system by system and task by task, skip what an earlier run left in scratch, publish to `reports/evaluation`."""
+    """Evaluate each system on each task, reuse finished shards in scratch, publish to `reports/evaluation`."""
     for name in params.tasks:
-        get_task(name)  # an unknown task is an error now, not after minutes
+        get_task(name)  # fail early for an unknown task
     runtime = Runtime.choose(params.device, params.dtype)
     named = params.world.model_dump(include={"benchmark", "clip", "dino"}) | {"dtype": runtime.dtype}
     recorded = params.model_dump(mode="json", exclude={"world", "device"}) | named
@@ -78,9 +79,9 @@ def run(params: EvaluationParams, root: Path) -> Summary:
     print(f"evaluation: {len(work)} groups of {params.n_edits} edits, {runtime}", flush=True)
     at_once = max(1, min(params.n_edits, FEW_EDITS) // batch_divisor()) if batch_divisor() > 1 else None
     if at_once:
-        print(f"evaluation: ran out of memory; now at most {at_once} edits at once", flush=True)
+        print(f"evaluation: ran out of memory; retrying with at most {at_once} edits per batch", flush=True)
     with Progress("evaluation", len(work) * params.n_edits, "edit", n_done) as progress:
-        steps = params.settings.steps + 1  # judging and scoring count as one more
+        steps = params.settings.steps + 1  # judging and scoring count as one step
         systems = Systems(root / MODELS, params.settings, runtime, lambda n: progress.advance(n / steps), batch_divisor())
         for system, task in work:
             if paths[system, task].exists():

@@ -1,7 +1,7 @@
-"""Stage `inversion`: learn one task that the editor was never trained on, from a few examples: its embedding and an adapter.
+"""Stage `inversion`: learn one new task from a few examples: its embedding and an adapter.
 
 In: `models/editor`, the world's benchmark. Out: `models/inversion/<task>.safetensors` (a task pack), `stats.jsonl`,
-`summary.json`; the summary alone where it is not enabled.
+`summary.json`; only the summary if not enabled.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ HEADLINE = "tasks learned: {tasks}, from {examples} examples in {steps} steps"
 
 
 class InversionError(ValueError):
-    """Raised for a task of which the benchmark has no right results."""
+    """Raised for a task without reference results in the benchmark."""
 
 
 class InversionParams(InversionSettings):
@@ -36,21 +36,21 @@ class InversionParams(InversionSettings):
     world: config.World
     """The world; only its `benchmark` is used."""
     enabled: bool = True
-    """Whether a task is learned; false where the benchmark has no examples of one. People add tasks by `emuedit learn`, too."""
+    """Whether to learn a task; false if the benchmark has no examples. Users can also add tasks with `emuedit learn`."""
     device: str = "auto"
-    """Where it learns: auto, cpu, cuda or mps."""
+    """Device: auto, cpu, cuda or mps."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the network's computations: auto, float32 or bfloat16 (autocast)."""
 
 
 def run(params: InversionParams, root: Path) -> Summary:
-    """Learn one task on the published editor, and publish its pack to `models/inversion`; without a pack if not `enabled`."""
+    """Learn one task with the published editor, publish its pack to `models/inversion`; no pack if not `enabled`."""
     if not params.enabled:
         nothing = {"enabled": False}
         scratch = scratch_folder(root, "inversion", work_key("inversion", nothing, root))
         return publish(scratch, root / OUT, "inversion", nothing, {"tasks": 0})
     runtime = Runtime.choose(params.device, params.dtype)
-    read_summary(root / EDITOR)  # an editor that is only half published has none
+    read_summary(root / EDITOR)  # an incompletely published editor has none
     of_training = training_loss(root / EDITOR)
     params = params.model_copy(update={name: of_training[name] for name in of_training.keys() - params.model_fields_set})
     named = {"benchmark": params.world.benchmark, "dtype": runtime.dtype}
@@ -59,7 +59,7 @@ def run(params: InversionParams, root: Path) -> Summary:
     edits = benchmark.load(params.world.benchmark)(params.task, "train", 0, params.n_examples + params.n_held_out)
     n_passes = batch_divisor()
     if n_passes > 1:
-        print(f"inversion: ran out of memory; now {n_passes} passes in a step", flush=True)
+        print(f"inversion: ran out of memory; retrying with {n_passes} passes per step", flush=True)
     samples = encode_benchmark(editor, edits, n_passes)
     rows = torch.arange(len(samples), device=samples.target.device)
     examples = select_examples(samples, rows[: params.n_examples])
@@ -70,18 +70,18 @@ def run(params: InversionParams, root: Path) -> Summary:
     pack = learned.pack(editor.weights, params, edits.instructions[: params.n_examples], {"params": recorded})
     task_pack.save(pack, scratch / f"{params.task}.safetensors")
     counts = {"tasks": 1, "examples": params.n_examples, "steps": learned.steps}
-    recorded = recorded | {"editor": editor.weights, "record": pack.record}  # not |=: the record holds the params
+    recorded = recorded | {"editor": editor.weights, "record": pack.record}  # not |=, since the record contains the params
     return publish(scratch, root / OUT, "inversion", recorded, counts)
 
 
 def encode_benchmark(editor: EditSampler, edits: Benchmark, n_passes: int = 1) -> Batch:
-    """Edits with known results as a batch on the editor's device. Raises InversionError where the results are not known.
+    """Edits with reference results as a batch on the editor's device. Raises InversionError without reference results.
 
-    n_passes: by what the number of images that are encoded at once is divided.
+    n_passes: divisor of the encoding batch size.
     """
     if edits.exact is None:
         raise InversionError(
-            f"want edits of {edits.task!r} with their right results to learn from, got none; let the benchmark return `exact`"
+            f"want edits of {edits.task!r} with reference results to learn from, got none; let the benchmark return `exact`"
         )
     return encode_examples(editor, edits.before, edits.exact, edits.instructions, n_passes)
 

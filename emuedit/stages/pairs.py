@@ -1,8 +1,8 @@
-"""Stage `pairs`: generate the images before and after each edit under soft masks, with every raw score. Nothing is filtered.
+"""Stage `pairs`: generate the images before and after each edit under soft masks, with all raw scores. Nothing is filtered.
 
 In: `data/instructions`. Out: `data/pairs/shard-*.parquet` of Pair (every generated candidate), `dropped-*.parquet` of Drop,
-`summary.json`, and `bandit.json` where a bandit chose the candidates. Instructions that share their source image share a shard
-and generate it once. Shards are the unit of work: any worker makes any of them, in any order, with the same result.
+`summary.json`, and `bandit.json` if a bandit chose the candidates. Instructions with the same source image are in the same shard
+and generate it once. Shards are the unit of work: any worker can make any shard, in any order, with the same result.
 """
 
 from collections import Counter, defaultdict
@@ -35,30 +35,30 @@ WORKER_MODULES = (
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "open_clip", "segment_anything",
     "emuedit.synthesis.model_set",
 )  # fmt: skip
-"""What workers import that takes seconds."""
+"""Slow imports of the workers."""
 HEADLINE = "{pairs} pairs generated, {dropped} instructions without a pair"
 
 
 class PairsError(ValueError):
-    """Raised for instructions of which no pair can be made."""
+    """Raised if no pair can be generated."""
 
 
 class PairsParams(SynthesisParams):
     """Params of the stage."""
 
     device: str = "auto"
-    """Where networks run: auto, cuda, mps or cpu."""
+    """Device of the networks: auto, cuda, mps or cpu."""
     dtype: str = "auto"
     """Number format of the base model: auto, float32, bfloat16 or float16."""
     instructions_per_shard: int = Field(48, ge=1)
-    """A shard is closed when it holds this many; the unit of work that a restart does not repeat."""
+    """Instructions per shard, the unit of work for restarts."""
     workers: Workers = LocalWorkers()
-    """Who makes the shards. It does not change the result."""
+    """Workers that make the shards; they do not affect the result."""
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """A shard to make: where, from what, and what earlier rounds have shown about the recipes."""
+    """A shard to make: output, instructions, and trial counts of earlier rounds."""
 
     path: Path
     instructions: list[Instruction]
@@ -66,7 +66,7 @@ class ShardJob:
 
 
 def group_by_source(instructions: Sequence[Instruction], per_shard: int) -> list[list[Instruction]]:
-    """Shards of instructions; those that share a source caption stay together. The order of the input does not matter."""
+    """Shards of instructions; equal source captions stay together. Independent of the input order."""
     groups: dict[str, list[Instruction]] = defaultdict(list)
     for instruction in sorted(instructions, key=lambda instruction: (source_caption(instruction), instruction.id)):
         groups[source_caption(instruction)].append(instruction)
@@ -79,8 +79,8 @@ def group_by_source(instructions: Sequence[Instruction], per_shard: int) -> list
 
 
 def run(params: PairsParams, root: Path) -> Summary:
-    """Make the shards that an earlier run did not leave in scratch, publish to `data/pairs`."""
-    root = root.resolve()  # a worker elsewhere has another working folder
+    """Make the shards that are not in scratch, publish to `data/pairs`."""
+    root = root.resolve()  # remote workers have another working folder
     instructions = list(read_folder(root / IN, Instruction))
     if not instructions:
         raise PairsError(f"want instructions in {root / IN}, got none; run the stage instructions")
@@ -104,7 +104,7 @@ def run(params: PairsParams, root: Path) -> Summary:
         progress.advance(0, note="workers load their models")
 
         def report(name: str, share: float) -> None:
-            share = min(share, 1 - shares[name])  # the shares of a shard are estimates
+            share = min(share, 1 - shares[name])  # a shard's shares are estimates
             shares[name] += share  # type: ignore[assignment]
             progress.advance(share * n_pairs[name], note=f"{n_dropped} dropped")
 
@@ -127,9 +127,9 @@ def run(params: PairsParams, root: Path) -> Summary:
 
 
 def _build_work(params: PairsParams, root: Path, scratch: Path, runtime: Runtime) -> Work[ShardJob, int]:
-    """What makes shards and returns the number of drops; called once on every worker, so models stay loaded."""
+    """A function that makes a shard and returns its number of drops; called once per worker, so models stay loaded."""
     if not scratch.is_dir():
-        raise PairsError(f"want the folder {scratch} on every machine that makes shards, got none here; share the project's")
+        raise PairsError(f"want the folder {scratch} on every worker's machine, got none here; share the project's folder")
     models = ModelSet(params.world, root, runtime)
 
     def make(job: ShardJob, report: Callable[[float], None]) -> int:
@@ -141,7 +141,7 @@ def _build_work(params: PairsParams, root: Path, scratch: Path, runtime: Runtime
 
 
 def _weights_bytes(models: Sequence[str]) -> int | None:
-    """Size of the models on disk; None if one is a hub id, whose size is not known yet."""
+    """Size of the models on disk; None if one is a hub id, whose size is unknown."""
     if not all(Path(model).exists() for model in models):
         return None
     files = [file for model in map(Path, models) for file in (model.rglob("*") if model.is_dir() else [model])]

@@ -1,8 +1,8 @@
-"""Stage `train`: train the editor on the kept pairs. A killed run resumes with the same command, bit for bit.
+"""Stage `train`: train the editor on the kept pairs. The same command resumes a killed run, with bit-identical results.
 
-In: `data/pairs` and what `data/dataset` mixed in (Pair), `data/dataset` (Verdict), the base model or an editor to continue. Out:
-`models/editor`, a folder of an `EmuEditPipeline` with `stats.jsonl`, `replay/` and `summary.json`. Trained are the U-Net, the
-task embedding and, with `lr_mult_text`, the text encoders.
+In: `data/pairs` and the folders mixed in by `data/dataset` (Pair), `data/dataset` (Verdict), the base model or an editor to
+continue. Out: `models/editor`, an `EmuEditPipeline` folder with `stats.jsonl`, `replay/` and `summary.json`. The trained parts
+are the U-Net, the task embedding and, with `lr_mult_text`, the text encoders.
 """
 
 import gc
@@ -37,26 +37,26 @@ from emuedit.training.trainable_editor import TrainableEditor
 PAIRS, DATASET, OUT = "data/pairs", "data/dataset", "models/editor"
 PREVIEWS = "previews"
 WORKER_MODULES = ("emuedit.editor.edit_pipeline",)
-"""What training processes import that takes seconds."""
+"""Slow imports of the training processes."""
 HEADLINE = "{steps} steps on {pairs} pairs, {held_out_pairs} pairs held out"
 _HOW_IT_RUNS = {
     "world", "device", "processes", "accelerate_config", "accumulation_steps", "gradient_checkpointing", "compile", "cuda_graph",
     "save_every_s", "log_every_steps", "eval_every_steps", "preview",
 }  # fmt: skip
-"""Params that change a result by rounding at most: with others of them the same training continues."""
+"""Params that change results at most by rounding; a training can be resumed with other values."""
 
 
 class PreviewParams(config.Params):
-    """Sample edits while the editor is trained: contact sheets in `previews/`, and the success of each task in the log."""
+    """Sample edits during training: contact sheets in `previews/`, and the success of each task in the log."""
 
     function: str = "emuedit/metrics/training_preview.py"
-    """A .py file with `preview(benchmark, tasks, n_edits, settings, folder)`, which gives a function of (sampler, step)."""
+    """A .py file with `preview(benchmark, tasks, n_edits, settings, folder)`, which returns a function of (sampler, step)."""
     every_min: float = Field(30.0, ge=0)
-    """Minutes between two previews, at the least; they come together with a held-out loss."""
+    """Minimum minutes between previews; a preview is made together with a held-out loss."""
     n_edits: int = Field(4, ge=1)
-    """Edits of each task."""
+    """Edits per task."""
     settings: EditSettings = EditSettings()
-    """How they are made."""
+    """Settings of the edits."""
 
 
 class TrainParams(TrainSettings):
@@ -65,36 +65,36 @@ class TrainParams(TrainSettings):
     world: config.World
     """The world: its `base_model` and `base_editor`, and for previews its `benchmark`."""
     start: str = BASE_MODEL
-    """Where it starts: base_model, from scratch; base, from the world's base editor; champion, from the registry's champion (the
-    base editor or base model where none is registered yet); or a folder, `models:/...`, `runs:/...` or hub id of an editor."""
+    """Start: base_model (from scratch); base (the world's base editor); champion (the registry's champion, else the base editor
+    or base model); or a folder, `models:/...`, `runs:/...` or hub id of an editor."""
     replay_pairs: int = Field(500, ge=0)
-    """Pairs that are kept beside the editor, for trainings that continue it; 0: none, where images must not leave."""
+    """Number of pairs stored with the editor as a replay sample; 0: none, e.g. if images must not be shared."""
     preview: PreviewParams | None = PreviewParams()
-    """Sample edits from time to time; null: none."""
+    """Sample edits during training; null: none."""
     device: str = "auto"
-    """Where it trains: auto, cpu, cuda or mps."""
+    """Device: auto, cpu, cuda or mps."""
     processes: int = Field(0, ge=0)
-    """Processes that share every batch on this machine; 0: one per core or GPU, as far as they split the batch evenly."""
+    """Processes on this machine that share a batch; 0: one per core or GPU, limited to a divisor of the batch size."""
     accelerate_config: str | None = None
-    """A config file of accelerate (FSDP, several machines; see `infra/accelerate/`), in place of `processes`. Of several machines
-    the first one (`machine_rank: 0`) publishes the editor."""
+    """A config file of accelerate (FSDP, several machines; see `infra/accelerate/`), instead of `processes`. With several
+    machines, the first one (`machine_rank: 0`) publishes the editor."""
 
 
 def run(params: TrainParams, root: Path) -> Summary:
-    """Encode what is new, train from the last saved step, publish to `models/editor`.
+    """Encode new data, train from the last saved step, publish to `models/editor`.
 
-    Of several machines, which share the folder, the first one publishes.
+    With several machines, which share the folder, the first one publishes.
     """
     runtime = Runtime.choose(params.device, params.dtype)
     if runtime.dtype == "float16" and runtime.device == "cpu":
         raise ValueError("want float32 or bfloat16 for a training on a CPU, got float16; set train.dtype to auto")
     params = params.model_copy(update={"dtype": runtime.dtype})
-    world_size = n_processes(params.processes, params.batch_size, runtime.device)  # an uneven batch is an error now
-    n_passes(params.batch_size, params.accumulation_steps, world_size)  # so is one that passes cannot split
+    world_size = n_processes(params.processes, params.batch_size, runtime.device)  # fail early for an uneven batch
+    n_passes(params.batch_size, params.accumulation_steps, world_size)  # fail early for uneven passes
     if world_size > 1:
         prepare_workers(runtime.device, WORKER_MODULES)
     dataset = read_summary(root / DATASET)
-    mixed = sorted(dataset.params.get("mix", ()))  # absent from verdicts that were written together with their pairs
+    mixed = sorted(dataset.params.get("mix", ()))  # missing in verdicts that were written together with their pairs
     data: dict[str, Any] = {folder: read_summary(root / folder).shards for folder in (PAIRS, DATASET, *mixed)}
     begin = start.resolve(params.start, params.world, root)
     recorded = params.model_dump(mode="json", exclude={"world", "device"}) | {"base_model": params.world.base_model}
@@ -123,7 +123,7 @@ def run(params: TrainParams, root: Path) -> Summary:
     changes_the_result |= {"data": data}
     scratch = scratch_folder(root, "train", work_key("train", changes_the_result, root, begin.folder), changes_the_result)
     n_earlier = int(cache.train.is_replay.sum())
-    earlier = f" (and {n_earlier} earlier ones)" if n_earlier else ""
+    earlier = f" (and {n_earlier} replayed ones)" if n_earlier else ""
     n_pairs = len(cache.train) - n_earlier
     print(f"train: from {begin.reference}, {n_pairs} pairs{earlier}, {world_size} processes, {runtime}", flush=True)
     params = _with_smaller_passes(params, world_size)
@@ -135,10 +135,10 @@ def run(params: TrainParams, root: Path) -> Summary:
     counts = {"steps": params.steps, "pairs": n_pairs, "held_out_pairs": len(cache.held_out)}
     counts |= {"replayed_pairs": n_earlier} if n_earlier else {}
     if params.accelerate_config is not None and machine_rank(root / params.accelerate_config):
-        print(f"train: trained; the first machine (machine_rank 0) publishes it to {OUT}", flush=True)
+        print(f"train: done; the first machine (machine_rank 0) publishes to {OUT}", flush=True)
         return Summary("train", scratch.name, recorded | {"data": data}, counts, {})
     trained = _train(*job, runtime.device) if params.accelerate_config is None and world_size == 1 else None
-    # frozen weights are rounded to half precision while adapters are trained: they are merged into those of the start
+    # Frozen weights are in half precision during LoRA training, so adapters are merged into the original weights
     editor = _read_trained(*job) if trained is None or params.lora is not None else trained
     if params.replay_pairs:
         replay.write(scratch / start.REPLAY, cache, folders, begin.replay, params.replay_pairs)
@@ -146,11 +146,11 @@ def run(params: TrainParams, root: Path) -> Summary:
 
 
 def _train(params: TrainParams, begin: Start, latents: Path, scratch: Path, device: str) -> TrainableEditor:
-    """The training of one process: make an editor, the same in every process, and run the loop."""
+    """Training in one process: create the editor, equal in every process, and run the loop."""
     editor, cache = _make_editor(params, begin, latents)
     with (
         open_accelerator(device, params.dtype, find_unused_parameters=params.lr_mult_text > 0) as accelerator,
-        tempfile.TemporaryDirectory() as discarded,  # under FSDP all processes make the previews
+        tempfile.TemporaryDirectory() as discarded,  # with FSDP all processes make previews
     ):
         main, preview = accelerator.is_main_process, None
         if params.preview is not None:
@@ -164,7 +164,7 @@ def _train(params: TrainParams, begin: Start, latents: Path, scratch: Path, devi
 
 
 def _read_trained(params: TrainParams, begin: Start, latents: Path, scratch: Path) -> TrainableEditor:
-    """What other processes have trained, in this one, on the CPU."""
+    """Load the editor trained by other processes, on the CPU."""
     editor, _ = _make_editor(params, begin, latents)
     editor.prepare(torch.device("cpu"))
     read_average(editor, scratch / STATE_FILE)
@@ -173,7 +173,7 @@ def _read_trained(params: TrainParams, begin: Start, latents: Path, scratch: Pat
 
 
 def _make_editor(params: TrainParams, begin: Start, latents: Path) -> tuple[TrainableEditor, LatentCache]:
-    """The editor that a training starts with, and the pairs, whose tasks are its rows."""
+    """The initial editor and the pairs, whose tasks are its rows."""
     cache = LatentCache(latents, params.held_out_share)
     net, base_model = begin.editor(cache.tasks, params.task_embedding_dim, params.change_mask, params.seed)
     return TrainableEditor(net, base_model, params), cache.with_tasks(net.table.names)
@@ -182,7 +182,7 @@ def _make_editor(params: TrainParams, begin: Start, latents: Path) -> tuple[Trai
 def _prepare_preview(
     settings: PreviewParams, params: TrainParams, editor: TrainableEditor, cache: LatentCache, folder: Path, main: bool
 ) -> Preview:
-    """The preview of a training, which the main process prints; a benchmark that lacks one of its tasks is an error now."""
+    """The preview of a training, printed by the main process. Fails early if the benchmark lacks a task."""
     make_edits = config.import_function(settings.function, "preview")
     edit = make_edits(params.world.benchmark, cache.tasks, settings.n_edits, settings.settings, folder)
 
@@ -197,21 +197,21 @@ def _prepare_preview(
 
 
 def _with_smaller_passes(params: TrainParams, world_size: int) -> TrainParams:
-    """After it ran out of memory: passes of half as many pairs, or of the next smaller number that splits the batch evenly."""
+    """After running out of memory: halve the pairs per pass, or use the next smaller divisor of the batch."""
     if batch_divisor() == 1:
         return params
     at_once = params.batch_size // world_size // n_passes(params.batch_size, params.accumulation_steps, world_size)
     if at_once == 1:
-        advice = "it runs as before; set train.gradient_checkpointing to true, or train.batch_size lower"
-        print(f"train: ran out of memory with one pair in a pass, which cannot be halved; {advice}", flush=True)
+        advice = "retrying unchanged; set train.gradient_checkpointing to true, or lower train.batch_size"
+        print(f"train: ran out of memory with one pair per pass, which cannot be halved; {advice}", flush=True)
         return params
     fewer = next(n for n in range(max(1, at_once // batch_divisor()), 0, -1) if params.batch_size % n == 0)
-    print(f"train: ran out of memory with {at_once} pairs in a pass; now at most {fewer}", flush=True)
+    print(f"train: ran out of memory with {at_once} pairs per pass; retrying with at most {fewer}", flush=True)
     return params.model_copy(update={"accumulation_steps": params.batch_size // fewer, "cuda_graph": False})
 
 
 def _only_folder(parent: Path, name: str) -> Path:
-    """The folder `name` below `parent`; others there, which belong to other data or code, are deleted."""
+    """The folder `name` in `parent`; deletes other folders there, which belong to other data or code."""
     for folder in parent.glob("*"):
         if folder.name != name:
             shutil.rmtree(folder)

@@ -1,14 +1,12 @@
-"""Stage `validation`: check the kept pairs, and compare them with the champion's, before anything is trained on them.
+"""Stage `validation`: check the kept pairs, and compare them with the champion's, before training.
 
-In: `data/pairs` and what `data/dataset` mixed in (Pair), `data/dataset` (Verdict), the summary of `data/instructions`; with
-`reference: champion` the profile of the champion, from the artifacts of its run.
-Out: `reports/validation/`: `report.md`, `report.json` and `report.png` for people; `profile.json` and `embeddings.safetensors`,
-with which later data are compared; `passed.json`; `summary.json`.
-
-`train` has `passed.json` among its deps, so DVC trains only after a validation that passed. The file says that, and nothing else:
-its bytes are the same whatever the bounds and figures are, so that moving a bound, or a warning, does not train again. After a
-breach there is neither `passed.json` nor `summary.json`, only the report. A champion that changes does not make this stage out of
-date: DVC does not see the registry.
+In: `data/pairs` and the folders mixed in by `data/dataset` (Pair), `data/dataset` (Verdict), the summary of `data/instructions`;
+with `reference: champion` the profile of the champion, from the artifacts of its run.
+Out: `reports/validation/`: `report.md`, `report.json` and `report.png` for people; `profile.json` and `embeddings.safetensors`
+for later comparisons; `passed.json`; `summary.json`. `train` has `passed.json` among its deps, so DVC trains only after a passed
+validation. Its content is constant, so that a changed bound or a warning does not trigger a training. After a breach there is
+only the report, without `passed.json` and `summary.json`. A change of the champion does not make this stage out of date, since
+DVC does not see the registry.
 """
 
 import json
@@ -41,7 +39,7 @@ HEADLINE = "{pass} checks pass, {warn} warn, {accepted} accepted, {fail} fail; s
 
 
 class BreachError(ValueError):
-    """Raised for data that breach a check and shall not be trained on."""
+    """Raised for data that breach a check and must not be used for training."""
 
 
 def _check_range(words: tuple[int, int]) -> tuple[int, int]:
@@ -59,39 +57,39 @@ class ValidationParams(config.Params):
     world: config.World
     """The world; only its `clip` is used."""
     reference: str | None = CHAMPION
-    """What the data are compared with: champion, the folder `reports/validation` of another run, or null: nothing."""
+    """Reference of the comparison: champion, a folder `reports/validation` of another run, or null: none."""
     on_breach: Literal["stop", "warn", "ask"] = "stop"
-    """What a failed check does: stop the pipeline; warn, and go on; or ask on a terminal, and stop
-    where there is none, as under `retrain`."""
+    """Action on a failed check: stop the pipeline; warn, and continue; or ask on a terminal (stop if there is none, as under
+    `retrain`)."""
     accept: CheckNames
-    """Checks that may fail, by name: a breach that is known and meant."""
+    """Names of checks that may fail, for intended breaches."""
     bounds: CheckBounds
-    """Check -> {warn: x, fail: y} in place of its default; names and defaults: emuedit/data_checks/check_bounds.py."""
+    """Check -> {warn: x, fail: y}, replaces its default; names and defaults: emuedit/data_checks/check_bounds.py."""
     languages: tuple[str, ...] = ("en",)
     """Languages that texts may be in, as ISO 639-1 codes; empty: any."""
     min_language: float = Field(0.2, ge=0, le=1)
-    """Least probability of being in one of them, of a pair's captions and instruction together."""
+    """Minimum probability that a pair's captions and instruction are in one of them."""
     instruction_words: WordRange = (2, 60)
-    """Fewest and most words of an instruction."""
+    """Minimum and maximum words of an instruction."""
     caption_words: WordRange = (2, 77)
-    """Fewest and most words of a caption. CLIP's text encoder reads 77 tokens."""
+    """Minimum and maximum words of a caption. CLIP's text encoder is limited to 77 tokens."""
     min_side_px: int = Field(32, ge=8)
-    """Shortest side of an image in pixels."""
+    """Shortest allowed side of an image, in px."""
     sample_pairs: int = Field(512, ge=2)
-    """Kept pairs whose images are looked at."""
+    """Number of kept pairs whose images are checked."""
     sample_shards: int = Field(64, ge=1)
-    """Shards that they may come from: all of a sampled shard's images are read."""
+    """Maximum number of shards to sample from: all images of a sampled shard are read."""
     device: str = "auto"
-    """Where CLIP runs: auto, cpu, cuda or mps."""
+    """Device of CLIP: auto, cpu, cuda or mps."""
 
     @property
     def texts(self) -> TextSettings:
-        """What counts as an unusual text."""
+        """Limits beyond which a text is unusual."""
         return TextSettings(self.instruction_words, self.caption_words, self.languages, self.min_language)
 
     @property
     def sample(self) -> SampleSettings:
-        """Which images are looked at."""
+        """The sample of images to check."""
         return SampleSettings(self.sample_pairs, self.sample_shards, self.min_side_px)
 
 
@@ -100,7 +98,7 @@ def run(params: ValidationParams, root: Path) -> Summary:
     dataset = read_summary(root / DATASET)
     folders = [root / folder for folder in (PAIRS, *sorted(dataset.params.get("mix", ())))]
     clip_path = config.resolve_path(params.world.clip, root)
-    judged = {"reference", "on_breach", "accept", "bounds"}  # they do not change what is measured
+    judged = {"reference", "on_breach", "accept", "bounds"}  # they do not affect the measurements
     measured_by = params.model_dump(mode="json", exclude={"world", "device", *judged}) | {"clip": params.world.clip}
     inputs = [folder / SUMMARY_FILE for folder in folders]
     scratch = scratch_folder(root, "validation", work_key("validation", measured_by, root, clip_path, *map(str, inputs)))
@@ -125,30 +123,30 @@ def run(params: ValidationParams, root: Path) -> Summary:
 
 
 def count(results: list[CheckResult]) -> dict[str, int]:
-    """How many checks passed, warned, failed and were accepted."""
+    """Number of checks per verdict."""
     return {name: sum(result.verdict == name for result in results) for name in ("pass", "warn", "accepted", "fail")}
 
 
 def _was_measured(scratch: Path) -> bool:
-    """Whether a run that stopped at a breach left its profile. Not if something was damaged, which may be repaired since."""
+    """Whether an earlier run that stopped at a breach left a profile without damaged files, which may be repaired by now."""
     return (scratch / PROFILE).exists() and not pair_profile.read(scratch)[0].texts["damaged"]
 
 
 def _wanted_tasks(root: Path, dataset: Summary) -> set[str]:
-    """Tasks that there are instructions or candidates of."""
-    file = root / INSTRUCTIONS / SUMMARY_FILE  # absent where all pairs were imported
+    """Tasks with instructions or candidates."""
+    file = root / INSTRUCTIONS / SUMMARY_FILE  # missing if all pairs were imported
     instructions: Mapping[str, Any] = read_summary(file.parent).counts if file.exists() else {}
     written = {key.removeprefix("kept_") for key in instructions if key.startswith("kept_")}
     return written | {key.removesuffix(".pairs") for key in dataset.counts if key.endswith(".pairs")}
 
 
 def _goes_on(on_breach: str, explanation: str) -> bool:
-    """Whether the pipeline goes on in spite of breaches; asks a person, if it shall and there is a terminal."""
+    """Whether to continue despite breaches; asks on a terminal if configured."""
     if on_breach == "ask" and sys.stdin.isatty():
         print(explanation, file=sys.stderr, flush=True)
-        return input("Train on these data all the same? [y/N] ").strip().lower() in ("y", "yes")
+        return input("Train on these data anyway? [y/N] ").strip().lower() in ("y", "yes")
     if on_breach == "warn":
-        print(f"validation: goes on, as validation.on_breach says; {explanation}", file=sys.stderr, flush=True)
+        print(f"validation: continuing (validation.on_breach: {on_breach}); {explanation}", file=sys.stderr, flush=True)
     return on_breach == "warn"
 
 
@@ -157,12 +155,12 @@ def _explain(breaches: list[CheckResult], accept: Sequence[str]) -> str:
     lines = [f"  {result.name}: {validation_report.describe(result)}; {CHECKS[result.name].advice}" for result in breaches]
     names = ", ".join(result.name for result in breaches)
     every_name = ", ".join([*accept, *(result.name for result in breaches)])
-    advice = f"To train on them all the same, set validation.accept: [{every_name}] in params.yaml. All figures: {OUT}/report.md"
+    advice = f"To train on them anyway, set validation.accept: [{every_name}] in params.yaml. All results: {OUT}/report.md"
     return "\n".join([f"the kept pairs fail {len(breaches)} of {len(CHECKS)} checks: {names}", *lines, advice])
 
 
 def _show(scratch: Path, out: Path) -> None:
-    """Put the report where it is looked for, without the files that make it a published validation."""
+    """Copy the report to its folder, without the files of a published validation."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     for name in validation_report.FILES:

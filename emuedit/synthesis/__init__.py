@@ -1,1 +1,1 @@
-"""Synthesis of pairs: generate an image and an edited version that differ only in what the instruction names."""
+"""Synthesis of pairs: generate an image and an edited version that differ only as described by the instruction."""

@@ -32,10 +32,10 @@ class MaskControl:
     def set(self, source_row: Tensor, M: Tensor, inject: Tensor, size: tuple[int, int]) -> None:
         """Describe the R rows of the next forward pass, sources among them.
 
-        `source_row` int64 [R] is the row of each row's source; a source points at itself. `M` float [R, 1, H, W] is 1
-        where a row keeps its own output. `inject` bool [R]: whether self-attention takes queries and keys from the
-        source. `size` is the (h, w) of the latents. Where every M is 1 and nothing is injected, the layers compute
-        exactly what they compute without control. Raises ValueError for arguments of unequal length.
+        `source_row` int64 [R]: row of each row's source; a source points at itself. `M` float [R, 1, H, W]: weight of a row's own
+        output. `inject` bool [R]: whether self-attention uses the source's queries and keys. `size`: (h, w) of the latents. If
+        all M are 1 and nothing is injected, the layers compute exactly what they compute without control. Raises ValueError for
+        arguments of unequal length.
         """
         rows = torch.arange(len(source_row), device=source_row.device)
         self._set(source_row, M, inject, size, has_source=source_row != rows)
@@ -45,9 +45,9 @@ class MaskControl:
     def set_recorded(
         self, features: AttentionFeatures, source_of: Tensor, M: Tensor, inject: Tensor, size: tuple[int, int], halves: int
     ) -> None:
-        """Describe the next forward pass of K variants alone, `halves` times each, whose sources' attention was recorded.
+        """Describe the next forward pass of only K variants, `halves` times each, with recorded attention of their sources.
 
-        `source_of` int64 [K] is the source of each variant among those of `features`; M [K, 1, H, W], `inject` [K] and
+        `source_of` int64 [K]: index of each variant's source in `features`; M [K, 1, H, W], `inject` [K] and
         `size` are as for `set`. Raises ValueError for features with fewer halves, and as `set`.
         """
         if features.halves < halves:
@@ -65,7 +65,7 @@ class MaskControl:
         self._mixes = bool((M[has_source] < 1).any())
         self._injects = bool((inject & has_source).any())
         self._token_masks: dict[int, Tensor] = {}  # number of tokens of a layer -> M [R, N, 1]
-        self._self_layer = self._layer = 0  # how many self-attentions and attentions of this forward are done
+        self._self_layer = self._layer = 0  # self-attentions and attentions done in this forward pass
 
     def inject_qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Replace queries, keys and their mask [R, ...] of injected rows by those of their sources."""
@@ -93,11 +93,11 @@ class MaskControl:
         return attention_mixing.mix_outputs(out, out_source, self._token_masks[n_tokens])
 
     def _recorded(self, layer: Tensor) -> Tensor:
-        """The features [H, G, ...] of one layer in the order of the batch's rows [R, ...]; without guidance, of the text half."""
+        """The features [H, G, ...] of one layer as batch rows [R, ...]; without guidance, only the text half."""
         return layer[-self._halves :, self._source_of].flatten(0, 1)
 
     def _check_rows(self, rows: Tensor) -> None:
-        """Raise ValueError where `set` was not called, or called for another number of rows."""
+        """Raise ValueError if `set` was not called, or was called for another number of rows."""
         if self._n_rows is None:
             raise ValueError("the U-Net runs with a MaskControl that is not set; call MaskControl.set before every forward pass")
         if len(rows) != self._n_rows:
@@ -105,7 +105,7 @@ class MaskControl:
 
 
 class SoftMaskProcessor(HookedAttnProcessor):
-    """Attention that injects queries and keys and mixes outputs as a MaskControl describes."""
+    """Attention that injects queries and keys and mixes outputs as set in a MaskControl."""
 
     def __init__(self, control: MaskControl) -> None:
         self.control = control
@@ -121,7 +121,7 @@ class SoftMaskProcessor(HookedAttnProcessor):
 
 @contextmanager
 def mask_control(unet: Any) -> Iterator[MaskControl]:
-    """Control every attention layer of a U-Net inside the `with` block, see `attention_processor.install_processor`."""
+    """Context manager that controls every attention layer of a U-Net, see `attention_processor.install_processor`."""
     control = MaskControl()
     with install_processor(unet, SoftMaskProcessor(control)):
         yield control

@@ -1,4 +1,4 @@
-"""The attention of sources, recorded while they are sampled, so that variants need no source rows in their forwards.
+"""Record the attention of sources while they are sampled, so that forward passes of variants need no source rows.
 
 Shapes: H halves of classifier-free guidance (null before text), G sources, N tokens of a layer, D the layer's width.
 """
@@ -19,7 +19,7 @@ from emuedit.models.attention_processor import HookedAttnProcessor, install_proc
 
 @dataclass(frozen=True)
 class AttentionFeatures:
-    """Attention of G sources in one forward of a U-Net, layer by layer in the order in which the layers run."""
+    """Attention of G sources in one forward pass of a U-Net, by layer in execution order."""
 
     queries: tuple[Tensor, ...]  # of the self-attentions [H, G, heads, N, D / heads]
     keys: tuple[Tensor, ...]
@@ -27,27 +27,27 @@ class AttentionFeatures:
 
     @property
     def halves(self) -> int:
-        """1 for a forward without guidance, else 2."""
+        """1 for a forward pass without guidance, else 2."""
         return len(self.outputs[0])
 
     @property
     def n_bytes(self) -> int:
-        """Memory of all tensors."""
+        """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in (*self.queries, *self.keys, *self.outputs))
 
     @staticmethod
     def cat(*parts: AttentionFeatures) -> AttentionFeatures:
-        """The features of several batches of sources as one, in order."""
+        """Concatenate the features of several batches of sources."""
         fields = zip(*((part.queries, part.keys, part.outputs) for part in parts), strict=True)
         joined = (tuple(torch.cat(layer, dim=1) for layer in zip(*field, strict=True)) for field in fields)
         return AttentionFeatures(*joined)
 
 
 class FeatureRecorder(HookedAttnProcessor):
-    """Keeps the attention of every forward until `take` returns it."""
+    """Records the attention of every forward pass until `take` returns it."""
 
     def __init__(self, max_bytes: float = math.inf) -> None:
-        """`max_bytes`: of one forward; once there are more, everything is dropped and nothing is recorded any more."""
+        """`max_bytes`: limit per forward pass; beyond it, everything is dropped and recording stops."""
         self.is_recording = True
         """Whether it records."""
         self.n_bytes_left, self._max_bytes = max_bytes, max_bytes
@@ -56,7 +56,7 @@ class FeatureRecorder(HookedAttnProcessor):
         self._outputs: list[Tensor] = []
 
     def process_qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Record queries and keys of a self-attention. Raises ValueError for one with a mask, which is not recorded."""
+        """Record queries and keys of a self-attention. Raises ValueError for self-attention with a mask."""
         if self.is_recording:
             if mask is not None:
                 raise ValueError("want self-attention without a mask, got one with; its queries and keys cannot be shared")
@@ -70,7 +70,7 @@ class FeatureRecorder(HookedAttnProcessor):
         return out
 
     def take(self, n_sources: int) -> AttentionFeatures:
-        """The features of the last forward, whose rows are the sources, once or twice."""
+        """The features of the last forward pass, whose rows are the sources, once or twice."""
         lists = (self._queries, self._keys, self._outputs)
         features = AttentionFeatures(*(tuple(tensor.unflatten(0, (-1, n_sources)) for tensor in tensors) for tensors in lists))
         self._clear()
@@ -92,9 +92,9 @@ class FeatureRecorder(HookedAttnProcessor):
 
 @contextmanager
 def record_features(unet: Any, max_bytes: float = math.inf) -> Iterator[FeatureRecorder]:
-    """Record the attention of every layer of a U-Net inside the `with` block, see `attention_processor.install_processor`.
+    """Context manager that records the attention of every layer of a U-Net, see `attention_processor.install_processor`.
 
-    `max_bytes`: of one forward, beyond which nothing is recorded.
+    `max_bytes`: limit per forward pass; beyond it nothing is recorded.
     """
     recorder = FeatureRecorder(max_bytes)
     with install_processor(unet, recorder):

@@ -1,4 +1,4 @@
-"""Any number of sources and variants in batches of bounded size. Images are rounded to bytes, as they will be stored."""
+"""Generate any number of sources and variants in batches of bounded size. Images are rounded to bytes, as stored."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from emuedit.synthesis.sampler import Sampler, Trajectory
 from emuedit.synthesis.variant_plan import Variant
 
 MAX_FEATURE_BYTES = 2**30
-"""Memory for the attention of all sources of a shard. It holds that of small U-Nets. Of larger ones, such as Stable Diffusion
-at 512 px (185 MB per source and step in half precision), nothing is recorded; the sources then run beside their variants."""
+"""Memory for the attention of all sources of a shard: enough for small U-Nets. For larger ones, such as Stable Diffusion at
+512 px (185 MB per source and step in half precision), nothing is recorded; sources then run together with their variants."""
 
 
 def generate_sources(
     sampler: Sampler, captions: Sequence[str], seeds: Sequence[int], guidance_scale: float, max_rows: int
 ) -> tuple[Trajectory, Tensor]:
-    """Generate G captions, `max_rows` at a time: their trajectory, and images float32 [G, 3, H, W] on the CPU."""
+    """Generate G captions, `max_rows` at a time: (trajectory, images); images are float32 [G, 3, H, W] on the CPU."""
     batches = [slice(i, i + max_rows) for i in range(0, len(captions), max_rows)]
     bytes_per_source = MAX_FEATURE_BYTES // len(captions)
     parts = [
@@ -35,9 +35,9 @@ def generate_sources(
 
 
 def generate_variants(sampler: Sampler, trajectory: Trajectory, variants: Sequence[Variant], max_rows: int) -> Iterator[Tensor]:
-    """Generate variants in batches of at most `max_rows` rows, sources included: float32 [k, 3, H, W] on the CPU, in order.
+    """Generate variants in batches of at most `max_rows` rows, including sources: float32 [k, 3, H, W] on the CPU, in order.
 
-    Variants of one source should be neighbours: the source is then computed once for all of them in a batch.
+    Variants of one source should be adjacent: the source is then computed once per batch.
     """
     for batch in pack(variants, max_rows):
         yield decode_in_batches(sampler.base_model, sampler.variants(trajectory, batch), max_rows)
@@ -69,7 +69,7 @@ S = TypeVar("S", bound=_HasSource)
 
 
 def pack(items: Sequence[S], max_rows: int) -> Iterator[list[S]]:
-    """Batches in order, each of at most `max_rows` items and distinct sources together (and of at least one item)."""
+    """Batches in order; items and distinct sources of a batch are at most `max_rows` (at least one item)."""
     batch: list[S] = []
     for item in items:
         if batch and len(batch) + 1 + len({other.source for other in [*batch, item]}) > max_rows:

@@ -1,6 +1,6 @@
-"""What synthesis works on: the params that decide a pair, regions, jobs and candidates.
+"""Data structures of the synthesis: params that determine a pair, regions, jobs and candidates.
 
-The source is the image that is generated first, which for instructions built backwards is the pair's target.
+The source is the image that is generated first; for reversed instructions it is the pair's target.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from emuedit.synthesis.variant_plan import Variant
 
 
 class SynthesisParams(config.Params):
-    """Params that decide a pair."""
+    """Params that determine a pair."""
 
     world: config.World
-    """The world, whose models generate, locate, score and annotate."""
+    """The world with the models that generate, locate, score and annotate."""
     steps: int = Field(ge=1)
-    """Steps of the scheduler, for sources and candidates alike."""
+    """Scheduler steps, for sources and candidates."""
     guidance_scale: float = Field(ge=1)
     """Classifier-free guidance of the sources."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Shares of the steps between which guidance is applied, to sources and candidates; outside a step costs half."""
+    """Fractions of the steps between which guidance is applied, to sources and candidates; other steps cost half."""
     recipes: Recipes
-    """How the candidates of each generated task are made."""
+    """Recipes of the candidates, per generated task."""
     strategy: Strategy = AllCandidates()
-    """Which of a task's recipes are used for an instruction."""
+    """Selection of a task's recipes for an instruction."""
     rows_per_batch: int = Field(48, ge=2)
-    """Pictures that go through a network together, sources included."""
+    """Images per forward pass of a network, including sources."""
     detector_threshold: float = Field(0.2, ge=0, lt=1)
     """Score above which an object counts as detected."""
     nms_iou: float = Field(0.5, gt=0, le=1)
-    """Boxes that overlap a better one by more are dropped."""
+    """IoU with a better box above which a box is dropped."""
     all_instances: tuple[str, ...] = ()
     """Tasks whose mask has all detections of a phrase, such as both dogs of "the dogs"; others take the best detection."""
     min_area: float = Field(0.005, ge=0, le=1)
-    """Smallest mask of an object, as a share of the image."""
+    """Smallest mask of an object, as a fraction of the image."""
     max_area: float = Field(0.5, ge=0, le=1)
-    """Largest mask of an object; a larger one is taken for a mistake of the segmenter."""
+    """Largest mask of an object, as a fraction of the image; larger ones are probably errors of the segmenter."""
 
     @field_validator("guidance_interval")
     @classmethod
@@ -57,38 +57,38 @@ class SynthesisParams(config.Params):
 
     @property
     def detection_limits(self) -> DetectionLimits:
-        """Which detections and masks are accepted."""
+        """Limits for accepted detections and masks."""
         return DetectionLimits(self.detector_threshold, self.nms_iou, self.min_area, self.max_area)
 
 
 def source_caption(instruction: Instruction) -> str:
-    """The caption that is generated first."""
+    """The caption of the image that is generated first."""
     return instruction.target_caption if instruction.reverse else instruction.source_caption
 
 
 def variant_caption(instruction: Instruction) -> str:
-    """The caption of the image that is made from the source."""
+    """The caption of the image that is generated from the source."""
     return instruction.source_caption if instruction.reverse else instruction.target_caption
 
 
 @dataclass(frozen=True)
 class Region:
-    """Where an instruction applies."""
+    """The region of an instruction."""
 
     source: int  # row of the source
     P: Tensor  # bool [H, W], the union of the named objects
     box_px: Tensor  # [4] of the first object, zeros without one
-    difference_masks: dict[int, Tensor] = field(default_factory=dict)  # number of a recipe -> its own P
+    difference_masks: dict[int, Tensor] = field(default_factory=dict)  # recipe number -> P of that recipe
 
     @property
     def area(self) -> float:
-        """Share of the image that the objects cover."""
+        """Fraction of the image covered by the objects."""
         return int(self.P.sum()) / self.P.numel()
 
 
 @dataclass(frozen=True)
 class Job:
-    """One candidate that the base model is to generate."""
+    """A candidate to generate with the base model."""
 
     instruction: Instruction
     recipe: Recipe
@@ -97,12 +97,12 @@ class Job:
     M: Tensor  # [1, H, W]
 
     def variant(self, recipe: SoftMaskRecipe) -> Variant:
-        """The job for the sampler."""
+        """The job as a variant for the sampler."""
         fractions = (recipe.source_fraction, recipe.self_fraction, recipe.blend_from, recipe.blend_to)
         return Variant(self.source, variant_caption(self.instruction), self.M, *fractions, recipe.guidance_scale)
 
     def prompt_to_prompt_edit(self, recipe: PromptToPromptRecipe) -> PromptToPromptEdit:
-        """The job for Prompt-to-Prompt."""
+        """The job as an edit for Prompt-to-Prompt."""
         blend = None
         if recipe.blend is not None:
             blend = LocalBlend(recipe.blend.n_tokens, recipe.blend.threshold, recipe.blend.start)
@@ -113,7 +113,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A generated or annotated image beside its source, not yet scored."""
+    """A generated or annotated image with its source, not yet scored."""
 
     instruction: Instruction
     source: int  # row of the source

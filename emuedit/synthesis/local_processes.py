@@ -1,4 +1,4 @@
-"""Worker processes on this machine. They end with this process, whatever ends it."""
+"""Worker processes on this machine. They end whenever this process ends."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from emuedit.processes import available_cores, begin_worker, prepare_workers, st
 
 
 class WorkerFailedError(ProcessFailedError):
-    """Raised for a job that failed in a worker process, and for a worker that died."""
+    """Raised for a failed job in a worker process, and for a dead worker."""
 
 
 class ProcessGroup:
-    """Processes that each do one job at a time."""
+    """Processes that each run one job at a time."""
 
     def __init__(self, processes: int, build: Callable[[], Any], report: Callable[[str, float], None], device: str) -> None:
         prepare_workers(device, ())
@@ -38,21 +38,21 @@ class ProcessGroup:
                 process.start()
                 there.close()
                 self._workers[here] = process
-        except BaseException:  # such as too many processes, or ctrl-c
+        except BaseException:  # e.g. too many processes, or ctrl-c
             self.close()
             raise
 
     def do(self, jobs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """The results of jobs by name, as they are done. A job goes to the first worker that is free.
+        """Yield (name, result) of jobs as they finish. A job goes to the first free worker.
 
-        Where the caller stops before the last result, workers finish what they have begun, and nobody reads it.
+        If the caller stops early, workers finish their current jobs, and the results are discarded.
         """
         waiting, running = iter(jobs.items()), {}
         idle = list(self._workers)
         while True:
             while idle and (item := next(waiting, None)) is not None:
                 pipe = idle.pop()
-                with suppress(BrokenPipeError):  # the worker is gone; its last message, or the end of the pipe, is read below
+                with suppress(BrokenPipeError):  # the worker died; its last message, or the end of the pipe, is read below
                     pipe.send(item)
                 running[pipe] = item[0]
             if not running:
@@ -62,7 +62,7 @@ class ProcessGroup:
                 kind, of, value = self._receive(pipe, name)
                 if kind == "error":
                     raise WorkerFailedError(f"in {of or name}: {value[0]}", value[1])
-                if of != name:  # a job of an earlier call that was not read to its end
+                if of != name:  # a job of an earlier call whose results were not all read
                     continue
                 if kind == "share":
                     self._report(name, value)
@@ -72,22 +72,22 @@ class ProcessGroup:
                 yield name, value
 
     def close(self) -> None:
-        """End all workers, whatever they are doing: a job that is not finished is made again by the next run."""
+        """Kill all workers; unfinished jobs are repeated by the next run."""
         for pipe, process in self._workers.items():
             pipe.close()
             process.kill()
             process.join()
 
     def _receive(self, pipe: Connection, name: str) -> tuple[str, str, Any]:
-        """The next message of the worker that makes `name`: its kind, job and value. Raises WorkerFailedError where it died."""
+        """The next message (kind, job, value) of the worker of job `name`. Raises WorkerFailedError if it died."""
         try:
             message: tuple[str, str, Any] = pipe.recv()
         except (EOFError, OSError) as error:
             process = self._workers[pipe]
             process.join(1.0)
             raise WorkerFailedError(
-                f"the worker process that made {name} died (exit status {process.exitcode}); where that is -9, memory often ran "
-                "out: use fewer processes",
+                f"the worker process of {name} died (exit status {process.exitcode}; -9 often means out of memory: "
+                "use fewer processes)",
                 FailureKind.MEMORY if process.exitcode == -signal.SIGKILL else FailureKind.OTHER,
             ) from error
         return message
@@ -97,7 +97,7 @@ class ProcessGroup:
 def start(
     processes: int, build: Callable[[], Any], report: Callable[[str, float], None], device: str = "cpu"
 ) -> Iterator[ProcessGroup]:
-    """Worker processes that compute on `device`, for the length of a `with` block."""
+    """Context manager with worker processes that compute on `device`."""
     group = ProcessGroup(processes, build, report, device)
     try:
         yield group
@@ -106,7 +106,7 @@ def start(
 
 
 def _serve(pipe: Connection, build: Callable[[], Any], n_threads: int, environment: Mapping[str, str]) -> None:
-    """The life of a worker process."""
+    """Main loop of a worker process."""
     lock = threading.Lock()
     name = ""
 
@@ -120,21 +120,21 @@ def _serve(pipe: Connection, build: Callable[[], Any], n_threads: int, environme
         while True:
             try:
                 name, job = pipe.recv()
-            except (EOFError, ConnectionResetError):  # the parent closed the pipe or is gone
+            except (EOFError, ConnectionResetError):  # the parent closed the pipe or ended
                 return
             send("result", work(job, partial(send, "share")))
-    except Exception as error:  # whatever a job raises is sent to the parent, which raises it there
-        with suppress(BrokenPipeError):  # the parent is gone
+    except Exception as error:  # send any error of a job to the parent
+        with suppress(BrokenPipeError):  # the parent ended
             send("error", (explain(error), kind_of(error)))
 
 
 def gpu_of_worker(device: str, number: int) -> dict[str, str]:
-    """Variables by which worker `number` has a GPU of its own, in turn, where the stage computes on any ('cuda'); else none."""
+    """Environment that assigns GPUs to workers round-robin if the device is 'cuda'; else empty."""
     gpus = visible_gpus() if device == "cuda" else []
     return {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
 
 
 def explain(error: BaseException) -> str:
-    """An error as another process shows it: its message if it is ours, which explains itself, or else its trace as well."""
+    """Format an error for another process: only the message for our errors, else with the traceback."""
     explains_itself = type(error).__module__.startswith(("emuedit", "toyworld"))
     return str(error) if explains_itself else f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"

@@ -22,7 +22,7 @@ from emuedit.synthesis.methods.diffedit import NoiseDifference
 from emuedit.synthesis.rejection import Rejected
 
 Query = tuple[int, str]
-"""The index of an image, and a phrase to detect in it."""
+"""(index of an image, phrase to detect in it)."""
 
 
 class MaskParams(config.Params):
@@ -41,7 +41,7 @@ class MaskParams(config.Params):
     complement: bool = False
     """True: edit everything except the objects (the background)."""
     noise_difference: NoiseDifference | None = None
-    """Compute P with the base model, see `methods.diffedit`. null: P is the union of the masks of the named objects."""
+    """Compute P with the base model, see `methods.diffedit`; null: P is the union of the named objects' masks."""
 
     @model_validator(mode="after")
     def _check_weights(self) -> MaskParams:
@@ -51,12 +51,12 @@ class MaskParams(config.Params):
 
     @property
     def needs_objects(self) -> bool:
-        """Whether the mask is made of objects, which a detector has to find first."""
+        """Whether the mask needs detected objects."""
         return self.noise_difference is None
 
     @property
     def needs_named_objects(self) -> bool:
-        """Whether an instruction must name those objects; a background may be that of an image without any."""
+        """Whether an instruction must name objects; a background edit may have none."""
         return self.needs_objects and not self.complement
 
     def soft_mask(self, P: Tensor) -> Tensor:
@@ -77,10 +77,10 @@ class LocatedObject:
 
 @dataclass(frozen=True)
 class DetectionLimits:
-    """Which detections and masks are accepted."""
+    """Limits for accepted detections and masks."""
 
-    threshold: float  # a detection needs a score above it
-    nms_iou: float  # boxes that overlap a better one by more are dropped
+    threshold: float  # minimum score of a detection, exclusive
+    nms_iou: float  # IoU with a better box above which a box is dropped
     min_area: float  # of a mask, as a fraction of the image
     max_area: float
 
@@ -93,10 +93,10 @@ def split_phrases(objects: str | None) -> tuple[str, ...]:
 def detect_each(
     detector: Detector, images: Tensor, queries: Sequence[Query], threshold: float, nms_iou: float, batch: int
 ) -> list[Detections]:
-    """Detect the phrase of each query in its image, images [B, 3, H, W]; detections are sorted by falling score.
+    """Detect the phrase of each query in its image, images [B, 3, H, W]; detections are sorted by descending score.
 
-    Every phrase is detected separately, because the detector assigns a box to the one phrase that fits best: with both
-    phrases at once, 'star' would lose its box to 'red star'.
+    Each phrase is detected separately, because the detector assigns a box only to the best-matching phrase: with both phrases in
+    one query, 'star' would lose its box to 'red star'.
     """
     detections: list[Detections] = []
     for start in range(0, len(queries), batch):
@@ -139,10 +139,10 @@ def locate_objects(
 def union_mask(
     objects: Sequence[LocatedObject | None], like: Tensor, limits: DetectionLimits, all_instances: bool = False
 ) -> Tensor | Rejected:
-    """Unite the masks of all objects: bool [H, W] of the shape of `like`; no objects give an empty mask.
+    """Union of the masks of all objects: bool [H, W] of the shape of `like`; empty without objects.
 
     `all_instances`: of every object all detections, in place of the best one.
-    Rejected where an object was not detected, or where the union's area is outside the limits.
+    Rejected if an object was not detected or the union's area is outside the limits.
     """
     P = torch.zeros_like(like, dtype=torch.bool)
     for located in objects:

@@ -1,4 +1,4 @@
-"""The models that generate and score pairs, each loaded once, when it is first used."""
+"""The models that generate and score pairs; each is loaded once, on first use."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ class ModelSet:
     def base_model(self) -> TextToImageModel:
         """The model that generates the images."""
         base_model = text_to_image.load(self._path("base_model"), **self._options)
-        base_model.unet.to(memory_format=torch.channels_last)  # a third faster convolutions in inference, on CPUs as on GPUs
+        base_model.unet.to(memory_format=torch.channels_last)  # a third faster convolutions in inference, on CPUs and GPUs
         base_model.vae.to(memory_format=torch.channels_last)
         return base_model
 
     @cached_property
     def segmenter(self) -> segmenter.Segmenter:
-        """The model that turns boxes into masks."""
+        """The model that converts boxes to masks."""
         return segmenter.load(self._path("segmenter"), **self._options)
 
     @cached_property
     def detector(self) -> detector.Detector:
-        """The model that finds objects by their names."""
+        """The model that detects objects by name."""
         return detector.load(self._path("detector"), device=self.runtime.device)
 
     @cached_property
     def scorers(self) -> Scorers:
-        """The models that score pairs, in float32: thresholds should not depend on the device."""
+        """The models that score pairs, in float32, so that thresholds do not depend on the device."""
         device = self.runtime.device
         return Scorers(
             clip.load(self._path("clip"), device=device),
@@ -61,9 +61,9 @@ class ModelSet:
 
     @cached_property
     def annotate(self) -> Any:
-        """What draws the targets of the vision tasks, see `config.World.annotators`.
+        """The function that produces targets of the vision tasks, see `config.World.annotators`.
 
-        Annotators with device `auto` are on this set's device, and those without a depth network use the world's.
+        Annotators with device `auto` use this set's device, and those without a depth network use the world's.
         """
         annotate: Any = config.import_function(self.world.annotators, "annotate")
         if not dataclasses.is_dataclass(annotate):
@@ -74,7 +74,7 @@ class ModelSet:
 
     @cached_property
     def revision(self) -> str:
-        """What identifies the base model: a hash of its files, or the commit of a hub id."""
+        """Revision of the base model: a hash of its files, or the commit of a hub id."""
         name = self._path("base_model")
         if Path(name).exists():
             return content_key({}, name)

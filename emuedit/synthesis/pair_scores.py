@@ -1,4 +1,4 @@
-"""Raw scores of pairs, which the filters use later. A score is None where it is undefined.
+"""Raw scores of pairs, which the filters use later. Undefined scores are None.
 
 Shapes: P images of H x W pixels, N edits, D the width of an embedding.
 """
@@ -29,7 +29,7 @@ _SHIFT_PX = 256
 
 @dataclass(frozen=True)
 class ScoredEdit:
-    """An edit between two of P images. `source`, `target` and `vacant` are indices of images."""
+    """An edit between two of P images. `source`, `target` and `vacant` are image indices."""
 
     source: int
     target: int
@@ -55,15 +55,15 @@ class Scorers:
 def score_pairs(images: Tensor, edits: Sequence[ScoredEdit], scorers: Scorers, batch: int) -> list[Scores]:
     """Score N edits between images [P, 3, H, W] in [-1, 1].
 
-    CLIP, DINO and the depth network see every image once, `batch` at a time.
+    CLIP, DINO and the depth network process every image once, in batches of `batch`.
 
-    The scores of an edit are those of `edit_similarity.similarity_columns`, and:
+    The scores of an edit are the columns of `edit_similarity.similarity_columns`, and:
     depth_l1: mean absolute difference of the depth maps.
     l1_inside, l1_outside: mean absolute difference of the images in [0, 1], weighted by M and by 1 - M.
     mask_area: mean of M.
-    present_source, present_target: the detector's best score in the target image for the source's object and for the
-    target's object. 0 where nothing is detected; of several objects, the lowest of their best scores.
-    found_source: the same for the source's object in the source image.
+    present_source, present_target: the detector's best score in the target image for the source's and for the target's object;
+        0 if nothing is detected, the lowest of the best scores for several objects.
+    found_source: like present_source, in the source image.
     left_inside: see `left_inside`.
     shift_px: length of the shift between source and target, weighted by 1 - M, see `core.registration`.
     """
@@ -95,10 +95,10 @@ def score_pairs(images: Tensor, edits: Sequence[ScoredEdit], scorers: Scorers, b
 
 
 def left_inside(images: Tensor, edits: Sequence[ScoredEdit], detector: Detector, batch: int) -> edit_similarity.Column:
-    """The score `left_inside` of N edits between images [P, 3, H, W]: what is left where no object should be.
+    """The score `left_inside` of N edits between images [P, 3, H, W]: remaining objects where there should be none.
 
-    It is the best score in the vacant image of all phrases of both captions, among boxes of which at least half lies in M
-    (above 0.5); 0 where there is none. None for edits without a vacant image or without a mask.
+    It is the best score in the vacant image over all phrases of both captions, among boxes with at least half of their area in M
+    (above 0.5); 0 if there is none. None for edits without a vacant image or without a mask.
     """
     column: edit_similarity.Column = [None] * len(edits)
     checks = [(n, edit.vacant, edit.M) for n, edit in enumerate(edits) if edit.vacant is not None and edit.M is not None]
@@ -117,9 +117,9 @@ _SEPARATORS = re.compile(r"[,.;:]|\b(?:and|with|on|in|at|of|to|by|over|under|beh
 
 
 def caption_phrases(caption: str) -> list[str]:
-    """Split a caption at punctuation, `and` and prepositions into distinct phrases that may name objects.
+    """Split a caption at punctuation, `and` and prepositions into distinct candidate phrases for objects.
 
-    Some phrases name no object, or scenery such as "a mountain lake", whose box is larger than what was edited.
+    Some phrases name no object, or scenery such as "a mountain lake", whose box is larger than the edited region.
     """
     return list(dict.fromkeys(phrase for part in _SEPARATORS.split(caption) if (phrase := part.strip())))
 
@@ -129,7 +129,7 @@ def _embed_in_batches(embed: Callable[[Tensor], Tensor], images: Tensor, batch: 
 
 
 def _embed_captions(edits: Sequence[ScoredEdit], clip: ClipScorer, batch: int) -> tuple[Tensor, Tensor]:
-    """CLIP embeddings [N, D] of the source captions and of the target captions. Every caption is embedded once."""
+    """CLIP embeddings [N, D] of source captions and of target captions. Each distinct caption is embedded once."""
     captions = sorted({caption for edit in edits for caption in (edit.source_caption, edit.target_caption)})
     row = {caption: n for n, caption in enumerate(captions)}
     starts = range(0, len(captions), batch)
@@ -140,7 +140,7 @@ def _embed_captions(edits: Sequence[ScoredEdit], clip: ClipScorer, batch: int) -
 def _presence(
     images: Tensor, objects: Sequence[tuple[int, str | None]], detector: Detector, batch: int
 ) -> edit_similarity.Column:
-    """The lowest of the best scores of the phrases in each (image index, phrases); None where there are no phrases."""
+    """For each (image index, phrases): the lowest of the phrases' best scores, or None without phrases."""
     queries_of = [[(image, phrase) for phrase in masks.split_phrases(phrases)] for image, phrases in objects]
     queries = sorted({query for item_queries in queries_of for query in item_queries})
     best_score: dict[masks.Query, float] = {}
@@ -162,7 +162,7 @@ def _mask_scores(source: Tensor, target: Tensor, M: Tensor | None) -> Scores:
 
 
 def _shift_px(source: Tensor, target: Tensor, M: Tensor | None) -> float | None:
-    """Estimated on at most `_SHIFT_PX` px a side, in px of the pictures: at 1024 px it took seconds a pair."""
+    """Shift in px of the images, estimated at no more than `_SHIFT_PX` px per side: 1024 px takes seconds per pair."""
     if M is None:
         return None
     weight = 1 - M[0].to(source)
@@ -175,7 +175,7 @@ def _shift_px(source: Tensor, target: Tensor, M: Tensor | None) -> float | None:
 
 
 def _shrink(image: Tensor, scale: float) -> Tensor:
-    """[C, H, W] -> [C, H / scale, W / scale], averaged over the pixels."""
+    """[C, H, W] -> [C, H / scale, W / scale], by averaging."""
     size = [round(side / scale) for side in image.shape[1:]]
     return F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
 
@@ -186,7 +186,7 @@ def _weighted_mean(values: Tensor, weight: Tensor) -> float | None:
 
 
 def _share_inside(mask: Tensor, boxes_px: Tensor) -> Tensor:
-    """Share of the area of K boxes that lies in a mask, bool [H, W], counted in full pixels; [K] in [0, 1]."""
+    """Fraction of each of K boxes inside a mask bool [H, W], counted in full pixels; [K] in [0, 1]."""
     height, width = mask.shape
     table = F.pad(mask.double().cumsum(0).cumsum(1), (1, 0, 1, 0))  # [y, x]: pixels of the mask above y and left of x
     x0, y0 = (boxes_px[:, k].floor().long().clamp(0, size - 1) for k, size in ((0, width), (1, height)))

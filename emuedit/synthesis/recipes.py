@@ -1,6 +1,6 @@
-"""How each task makes its pairs: recipes per task in `params.yaml`. The targets of annotated tasks need none.
+"""Recipes of pairs, per task, in `params.yaml`. Annotated tasks need none.
 
-All fractions are of the scheduler's steps, counted from the first step, the noisiest.
+Fractions are of the scheduler's steps, counted from the first step, which is the noisiest.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ DEFAULT = "default"
 
 
 class SoftMaskRecipe(config.Params):
-    """Soft-mask attention control: the mask decides where the second caption rules."""
+    """Soft-mask attention control: the second caption applies inside the mask."""
 
     method: Literal["soft_mask"] = "soft_mask"
-    """The word `soft_mask`."""
+    """Always `soft_mask`."""
     mask: MaskParams | None
-    """Where the second caption rules, and where the scores look; null: everywhere."""
+    """Region of the second caption, and of the masked scores; null: everywhere."""
     guidance_scale: float = Field(3.0, ge=1)
     """Classifier-free guidance of the second caption."""
     source_fraction: float = Field(0.0, ge=0, le=1)
-    """First part of the steps, in which the latents are the source's: it keeps the layout."""
+    """First fraction of the steps, with the source's latents: preserves the layout."""
     self_fraction: float = Field(0.0, ge=0, le=1)
-    """First part of the steps, in which self-attention takes the source's queries and keys: it keeps shapes."""
+    """First fraction of the steps, with the source's queries and keys in self-attention: preserves shapes."""
     blend_from: float = Field(0.0, ge=0, le=1)
-    """From here on the source's latents replace the rest of the mask after each step."""
+    """Fraction of the steps from which latents outside the mask are replaced by the source's after each step."""
     blend_to: float = Field(1.0, ge=0, le=1)
-    """Until here."""
+    """Fraction of the steps at which that ends."""
 
     @model_validator(mode="after")
     def _check_order(self) -> SoftMaskRecipe:
@@ -43,42 +43,42 @@ class SoftMaskRecipe(config.Params):
 
 
 class WordBlend(config.Params):
-    """LocalBlend of Prompt-to-Prompt: where the changed words of neither caption attend, the source's latents stay."""
+    """LocalBlend of Prompt-to-Prompt: keep the source's latents where attention to changed words is low."""
 
     n_tokens: int = Field(ge=1)
-    """Layers with this many tokens are read; the authors' 256 at latents of 64 x 64."""
+    """Layers with this many tokens are used; authors: 256 for latents of 64 x 64."""
     threshold: float = Field(0.3, ge=0, lt=1)
-    """Of a map divided by its largest value; the authors' 0.3."""
+    """Threshold on a map divided by its maximum; authors: 0.3."""
     start: float = Field(0.2, ge=0, le=1)
-    """Part of the steps before which nothing is blended; the authors' 0.2."""
+    """Fraction of the steps before the first blend; authors: 0.2."""
 
 
 class PromptToPromptRecipe(config.Params):
-    """Prompt-to-Prompt (Hertz et al., arXiv 2208.01626): attention maps carry over what both captions share.
+    """Prompt-to-Prompt (Hertz et al., arXiv 2208.01626): attention maps transfer what both captions share.
 
-    The mask constrains nothing; it only tells the scores where to look.
+    The mask does not constrain the edit; it is only used by the scores.
     """
 
     method: Literal["prompt_to_prompt"]
-    """The word `prompt_to_prompt`."""
+    """Always `prompt_to_prompt`."""
     mask: MaskParams | None
-    """Where the scores look; null: everywhere."""
+    """Region of the masked scores; null: everywhere."""
     guidance_scale: float = Field(3.0, ge=1)
     """Classifier-free guidance of the second caption."""
     cross_fraction: float = Field(0.8, ge=0, le=1)
-    """First part of the steps, in which shared words attend where they attend in the source; the authors' 0.8."""
+    """First fraction of the steps, with the source's cross-attention maps for shared words; authors: 0.8."""
     self_fraction: float = Field(0.4, ge=0, le=1)
-    """First part of the steps, in which self-attention is the source's; the authors' 0.4."""
+    """First fraction of the steps, with the source's self-attention; authors: 0.4."""
     self_tokens: int = Field(ge=0)
-    """Self-attention is taken over in layers of at most this many tokens; the authors' 256 at latents of 64 x 64."""
+    """Self-attention is copied in layers of at most this many tokens; authors: 256 for latents of 64 x 64."""
     null_too: bool = False
-    """Whether it is also taken over in the half without text, as InstructPix2Pix does."""
+    """Whether it is also copied in the half without text, as in InstructPix2Pix."""
     blend: WordBlend | None = None
-    """LocalBlend; null: without it."""
+    """LocalBlend; null: off."""
 
     @property
     def aligns_words(self) -> bool:
-        """Whether its captions are aligned word by word; they must then fit into the tokenizer whole."""
+        """Whether captions are aligned by word; they must then not exceed the tokenizer's maximum."""
         return self.cross_fraction > 0 or self.blend is not None
 
 
@@ -95,16 +95,16 @@ Recipe = Annotated[
 def _check_tasks(recipes: dict[str, tuple[Recipe, ...]]) -> dict[str, tuple[Recipe, ...]]:
     for name, candidates in recipes.items():
         if name != DEFAULT and get_task(name).annotated:
-            raise ValueError(f"want no recipe for {name!r}: an annotator draws its targets")
+            raise ValueError(f"want no recipe for {name!r}: an annotator produces its targets")
         if not candidates:
-            raise ValueError(f"want at least one recipe for {name!r}, got none; leave it out to use {DEFAULT!r}")
+            raise ValueError(f"want at least one recipe for {name!r}, got none; remove it to use {DEFAULT!r}")
     if DEFAULT not in recipes:
-        raise ValueError(f"want recipes under {DEFAULT!r} for the tasks that have none of their own, got {sorted(recipes)}")
+        raise ValueError(f"want recipes under {DEFAULT!r} for tasks without their own, got {sorted(recipes)}")
     return recipes
 
 
 Recipes = Annotated[dict[str, tuple[Recipe, ...]], AfterValidator(_check_tasks)]
-"""Task -> its recipes, each of which makes one candidate. A generated task without an entry uses `default`."""
+"""Task -> recipes, one candidate each. Generated tasks without an entry use `default`."""
 
 
 def recipes_for(recipes: Recipes, task: str) -> tuple[Recipe, ...]:
@@ -113,5 +113,5 @@ def recipes_for(recipes: Recipes, task: str) -> tuple[Recipe, ...]:
 
 
 def describe_recipe(recipe: Recipe, number: int, **facts: Any) -> dict[str, Any]:
-    """What a pair records of how it was generated."""
+    """The recipe as recorded in a pair."""
     return {"kind": recipe.method, "candidate": number, **recipe.model_dump(mode="json", exclude={"method"}), **facts}

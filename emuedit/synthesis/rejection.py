@@ -1,10 +1,10 @@
-"""The result of a step of pair synthesis that cannot go on with an instruction."""
+"""The result of a synthesis step that rejects an instruction."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """Why an instruction gives no pair. `reason` is one of the drop reasons that are written to disk."""
+    """Why an instruction gives no pair. `reason` is one of the drop reasons written to disk."""
 
     reason: str

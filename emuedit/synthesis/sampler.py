@@ -1,7 +1,7 @@
-"""Sample source images once, and edited variants beside them that share the source's noise, latents and attention.
+"""Sample source images once, and edited variants that share the source's noise, latents and attention.
 
-Shapes: G sources, K variants, R rows of one forward, S steps, C latent channels, h and w the size of the latents, H and W of the
-images. Latents z[i] stand before step i; z[S] is the result.
+Shapes: G sources, K variants, R rows of a forward pass, S steps, C latent channels, h and w the size of the latents, H and W of
+the images. z[i] are the latents before step i; z[S] is the result.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from emuedit.synthesis.attention_features import AttentionFeatures, record_featu
 from emuedit.synthesis.variant_plan import Variant, VariantPlan
 
 ReportRows = Callable[[int], None]
-"""Called after each forward with the number of rows that went through the U-Net."""
+"""Called after each forward pass of the U-Net with its number of rows."""
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """G sources on their way from noise to image."""
+    """Latents of G sources in all steps from noise to image."""
 
     z: Tensor  # float32 [S + 1, G, C, h, w]
     text: TextCondition  # G
@@ -43,7 +43,7 @@ class Trajectory:
 
     @staticmethod
     def cat(*parts: Trajectory) -> Trajectory:
-        """The sources of several batches, sampled with the same settings, as one, in order."""
+        """Concatenate the sources of several batches sampled with equal settings."""
         states = tuple(sum(step, ()) for step in zip(*(part.generator_states for part in parts), strict=True))
         text = TextCondition.cat(*(part.text for part in parts))
         e_null: tuple[Tensor | None, ...] = ()
@@ -59,29 +59,29 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Sampler:
-    """How a base model samples sources and variants. `dtype` other than float32 runs the U-Net under autocast."""
+    """Samples sources and variants with a base model. `dtype` other than float32 runs the U-Net under autocast."""
 
     base_model: TextToImageModel
     steps: int
     dtype: torch.dtype = torch.float32
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Shares of the steps between which guidance is applied (Kynkäänniemi et al., arXiv 2404.07724, who give noise levels
-    instead); outside of it the conditional prediction is used alone, at half the cost."""
+    """Fractions of the steps between which guidance is applied (Kynkäänniemi et al., arXiv 2404.07724, who use noise levels);
+    other steps use only the conditional prediction, at half the cost."""
     report: ReportRows | None = None
 
     def denoiser(self, generators: Sequence[torch.Generator] = ()) -> Denoiser:
-        """A fresh scheduler: the base model's own, or DDIM on its noise levels where that keeps a history."""
+        """A new scheduler: the base model's, or DDIM with its noise levels if that is a multistep scheduler."""
         return Denoiser(memoryless_scheduler(self.base_model.scheduler), self.steps, self.base_model.device, generators)
 
     def sources(
         self, captions: Sequence[str], seeds: Sequence[int], guidance_scale: float, max_feature_bytes: int = 0
     ) -> Trajectory:
-        """Generate G captions as `TextToImageModel.generate` does, and keep the trajectory. One CPU generator per source.
+        """Generate G captions like `TextToImageModel.generate`, and keep the trajectory. One CPU generator per source.
 
-        Their attention is kept too, if it takes at most `max_feature_bytes`; `variants` then is cheaper.
+        Their attention is kept too if it needs at most `max_feature_bytes`, which makes `variants` cheaper.
         """
         if len(captions) != len(seeds) or not captions:
-            raise ValueError(f"want one seed a caption and at least one, got {len(captions)} captions and {len(seeds)} seeds")
+            raise ValueError(f"want one seed per caption and at least one, got {len(captions)} captions and {len(seeds)} seeds")
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         denoiser = self.denoiser(generators)
         text, null = self.base_model.encode_text(captions), self.base_model.null_text(1)
@@ -98,16 +98,16 @@ class Sampler:
                 states.append(tuple(generator.get_state() for generator in generators) if denoiser.draws_noise else ())
                 z_t = denoiser.step(e, t, z_t)
                 z.append(z_t)
-        if len(features) < len(denoiser.timesteps):  # a forward was too large
+        if len(features) < len(denoiser.timesteps):  # a forward pass exceeded max_feature_bytes
             nulls, features = [], []
         return Trajectory(torch.stack(z), text, guidance_scale, tuple(states), tuple(nulls), tuple(features))
 
     def variants(self, trajectory: Trajectory, variants: Sequence[Variant]) -> Tensor:
         """Sample K variants in one batch, with the sources they need: latents float32 [K, C, h, w].
 
-        Rows that are not needed are not computed: a source whose attention was recorded, or that no variant leans on in
-        this step (M = 1 everywhere and nothing injected), a variant that still equals its source, and in a variant's first
-        step its null text, for which the source's prediction is known.
+        Only needed rows are computed. Not needed are: a source with recorded attention, or not used in this step (M = 1
+        everywhere and nothing injected); a variant that still equals its source; and, in a variant's first step, its null text,
+        since the source's prediction is known.
         """
         plan = VariantPlan(self.steps, variants)
         if len(trajectory.z) != self.steps + 1:
@@ -162,7 +162,7 @@ class Sampler:
         return z
 
     def predict(self, denoiser: Denoiser, z_t: Tensor, t: Tensor, text: TextCondition) -> Tensor:
-        """One forward of the U-Net, float32 [R, C, h, w]: its prediction of whatever type, without guidance."""
+        """One forward pass of the U-Net without guidance: its prediction, of any type, float32 [R, C, h, w]."""
         with torch.no_grad(), torch.autocast(z_t.device.type, self.dtype, enabled=self.dtype != torch.float32):
             e = self.base_model.predict(denoiser.scale(z_t, t), t, text)
         if self.report is not None:
@@ -170,7 +170,7 @@ class Sampler:
         return e
 
     def _halves(self, denoiser: Denoiser, step: int, scale: Tensor) -> int:
-        """2 where classifier-free guidance is applied in a step, by any of the scales [R]; else 1."""
+        """2 if classifier-free guidance is applied in a step, for any of the scales [R]; else 1."""
         guided_steps = guidance.guided_steps(self.guidance_interval, len(denoiser.timesteps))
         return 2 if step in guided_steps and bool((scale != 1).any()) else 1
 
@@ -184,10 +184,10 @@ class Sampler:
         scale: Tensor,
         e_null: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Classifier-free guidance with a scale of its own [R] for every row; both halves in one forward.
+        """Classifier-free guidance with one scale per row [R]; both halves in one forward pass.
 
-        `e_null` [R, C, h, w] is the prediction for the null text, where it is known. It is returned beside the guided
-        prediction; None in a step without guidance.
+        `e_null` [R, C, h, w]: prediction for the null text, if known. It is returned together with the guided prediction; None in
+        a step without guidance.
         """
         t = denoiser.timesteps[step]
         if self._halves(denoiser, step, scale) == 1:
@@ -201,7 +201,7 @@ class Sampler:
 
 
 def select_rows(text: TextCondition, rows: Sequence[int]) -> TextCondition:
-    """The conditions of the given rows, in that order."""
+    """The conditions of these rows, in that order."""
     pooled = None if text.pooled is None else text.pooled[list(rows)]
     return TextCondition(text.hidden[list(rows)], pooled)
 
@@ -215,7 +215,7 @@ def _generator_from(state: Tensor) -> torch.Generator:
 def _lean_pooled_text(text: TextCondition, source: TextCondition, source_of: Tensor, M: Tensor) -> TextCondition:
     """Interpolate SDXL's pooled text between source and variant by the mean of M.
 
-    Pooled text joins the time embedding, which no mask reaches, so at M = 0 it must be the source's. Ours.
+    Pooled text is added to the time embedding, which has no mask, so at M = 0 it must be the source's. Ours.
     """
     if text.pooled is None or source.pooled is None:
         return text

@@ -1,7 +1,7 @@
 """The core of the stage `pairs`: the instructions of one shard -> their pairs, with every raw score.
 
-Sources are generated once per caption; objects are located in them; candidates are generated or annotated beside them; all are
-scored. The result depends on the instructions, params and models only, not on the worker.
+Sources are generated once per caption, objects are located in them, candidates are generated or annotated, and all are scored.
+The result depends only on the instructions, params and models, not on the worker.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from emuedit.tasks import get_task
 IN = "data/instructions"
 
 ReportShare = Callable[[float], None]
-"""Called with the share of a shard that was finished since the last call."""
+"""Called with the share of a shard finished since the last call."""
 
 
 def make_shard(
@@ -42,9 +42,9 @@ def make_shard(
     trial_counts: TrialCounts,
     report: ReportShare | None = None,
 ) -> tuple[list[Pair], list[Drop]]:
-    """All pairs of one shard, and the instructions that gave none, with reasons.
+    """All pairs of a shard, and its instructions without pairs, with reasons.
 
-    `trial_counts` is what earlier rounds of shards have shown about the recipes; empty for the strategy `all`.
+    `trial_counts`: successes and failures of the recipes in earlier rounds; empty for the strategy `all`.
     """
     work = ShardMaker(instructions, models, params, report)
     regions = work.locate()
@@ -55,7 +55,7 @@ def make_shard(
 
 
 class ShardMaker:
-    """The state that the steps of a shard share: its captions, their sources, and the networks."""
+    """The shared state of a shard's steps: captions, sources and networks."""
 
     def __init__(
         self, instructions: Sequence[Instruction], models: ModelSet, params: SynthesisParams, report: ReportShare | None
@@ -73,7 +73,7 @@ class ShardMaker:
         )
 
     def locate(self) -> dict[str, Region | Rejected]:
-        """By id: the region of each instruction, or why it has none."""
+        """Instruction id -> region, or the reason why there is none."""
         queries_of = {
             instruction.id: [(self._source_row(instruction), phrase) for phrase in self._phrases(instruction)]
             for instruction in self.instructions
@@ -91,7 +91,7 @@ class ShardMaker:
         return regions
 
     def generate(self, regions: dict[str, Region | Rejected], trial_counts: TrialCounts) -> list[Candidate]:
-        """The candidates that the base model generates."""
+        """Generate candidates with the base model."""
         jobs = sorted(self._jobs(regions, trial_counts), key=lambda job: job.source)
         variants = [(job, job.variant(job.recipe)) for job in jobs if isinstance(job.recipe, SoftMaskRecipe)]
         edits = [(job, job.prompt_to_prompt_edit(job.recipe)) for job in jobs if isinstance(job.recipe, PromptToPromptRecipe)]
@@ -110,7 +110,7 @@ class ShardMaker:
         ]
 
     def annotate(self, regions: dict[str, Region | Rejected]) -> list[Candidate]:
-        """The targets of the vision tasks, drawn by the world's annotators, all of a task at once."""
+        """Annotate the targets of the vision tasks, all of a task together."""
         by_task: dict[str, list[tuple[Instruction, Region]]] = defaultdict(list)
         for instruction in self.instructions:
             region = regions[instruction.id]
@@ -130,7 +130,7 @@ class ShardMaker:
         return candidates
 
     def score(self, candidates: Sequence[Candidate]) -> list[Pair]:
-        """The candidates as records, with scores. Those built backwards are turned round here."""
+        """Score the candidates and convert them to records. For reversed tasks, source and target are swapped here."""
         if not candidates:
             return []
         pictures = torch.cat([self.sources, torch.stack([candidate.picture for candidate in candidates])])
@@ -158,7 +158,7 @@ class ShardMaker:
         ]
 
     def drops(self, regions: dict[str, Region | Rejected], candidates: Sequence[Candidate]) -> list[Drop]:
-        """The instructions without a candidate: rejected when they were located, or refused by the annotator."""
+        """The instructions without a candidate: rejected in `locate` or by the annotator."""
         reasons = {name: region.reason for name, region in regions.items() if isinstance(region, Rejected)}
         with_candidate = {candidate.instruction.id for candidate in candidates}
         drops = []
@@ -189,7 +189,7 @@ class ShardMaker:
         objects: list[masks.LocatedObject | None],
         difference: dict[int, Tensor | Rejected],
     ) -> Rejected | None:
-        """Why a recipe of the instruction cannot be carried out, whatever the detector finds; None where all can."""
+        """Why a recipe cannot be used for the instruction, regardless of the detections; None if all can."""
         recipes = recipes_for(self.params.recipes, instruction.task)
         aligns_words = any(isinstance(recipe, PromptToPromptRecipe) and recipe.aligns_words for recipe in recipes)
         if aligns_words and not self._captions_fit(instruction):
@@ -226,7 +226,7 @@ class ShardMaker:
         return jobs
 
     def _difference_masks(self) -> dict[str, dict[int, Tensor | Rejected]]:
-        """By id and number of the recipe: masks that are computed from the base model's predictions (DiffEdit)."""
+        """Instruction id -> recipe number -> mask from the base model's predictions (DiffEdit)."""
         contrasts = {
             (instruction.id, number): CaptionContrast(
                 self._source_row(instruction), source_caption(instruction), variant_caption(instruction),
@@ -245,11 +245,11 @@ class ShardMaker:
         return by_instruction
 
     def _scored_edit(self, candidate: Candidate, picture: int) -> ScoredEdit:
-        """What is to be scored between the source and `picture`, the candidate's row among all images.
+        """The edit to score between the source and `picture`, the candidate's row among all images.
 
-        Objects are looked for where the instruction is about objects: the source's object always, the target's object
-        unless it is a background. `picture` is the generated side. Where the instruction names no object for that side, as
-        for the result of a removal, it must be vacant inside the mask.
+        Objects are searched for if the instruction is about objects: the source's object always, the target's object unless it is
+        a background. `picture` is the generated side. If the instruction names no object for that side, as for the result of a
+        removal, it must be vacant inside the mask.
         """
         instruction = candidate.instruction
         is_about_objects = bool(self._phrases(instruction))
@@ -282,7 +282,7 @@ class ShardMaker:
         )
 
     def _captions_fit(self, instruction: Instruction) -> bool:
-        """Whether the tokenizer takes both captions without cutting them."""
+        """Whether both captions fit the tokenizer without truncation."""
         tokenizer = self.models.base_model.tokenizer
         captions = (instruction.source_caption, instruction.target_caption)
         return all(len(tokenizer(caption)["input_ids"]) <= tokenizer.model_max_length for caption in captions)
@@ -291,7 +291,7 @@ class ShardMaker:
         return self._row[source_caption(instruction)]
 
     def _estimate_rows(self) -> float:
-        """About how many rows will go through the U-Net, for progress; scoring counts as a fifth more."""
+        """Estimated number of U-Net rows, for progress; scoring counts as a fifth more."""
         n_jobs = sum(len(recipes_for(self.params.recipes, instruction.task)) for instruction in self.instructions)
         return 1.2 * 2 * self.params.steps * (len(self.captions) + n_jobs)
 

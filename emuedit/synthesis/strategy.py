@@ -1,10 +1,10 @@
-"""Which candidates are generated for an instruction: all recipes of its task, or those that a bandit finds promising.
+"""Choose the candidates of an instruction: all recipes of its task, or recipes selected by a bandit.
 
-An arm is a recipe of a task for objects of a size; a trial succeeds when the pair passes the filters. Arms are chosen by Thompson
-sampling with Beta posteriors: one draw of each arm's success rate from Beta(1 + successes, 1 + failures); the best draws are
-generated (Chapelle and Li, "An Empirical Evaluation of Thompson Sampling", NIPS 2011; several arms at once: Komiyama, Honda and
-Nakagawa, arXiv 1506.00779). Separate arms per object size, and learning only between rounds of shards, are ours: within a round
-a choice depends on nothing but the instruction, so any worker makes the same shard at any time.
+An arm is a recipe of a task for objects of a size; a trial succeeds if the pair passes the filters. Arms are chosen by Thompson
+sampling with Beta posteriors: each arm's success rate is sampled from Beta(1 + successes, 1 + failures), and the best samples are
+generated (Chapelle and Li, "An Empirical Evaluation of Thompson Sampling", NIPS 2011; several arms per turn: Komiyama, Honda and
+Nakagawa, arXiv 1506.00779). Separate arms per object size, and updates only between rounds of shards, are ours: within a round, a
+choice depends only on the instruction, so shards do not depend on worker or order.
 """
 
 import json
@@ -28,12 +28,12 @@ class Arm:
     """A recipe of a task, for objects of a size."""
 
     task: str
-    size: int  # how many of the bounds between sizes the object reaches
+    size: int  # number of size bounds that the object reaches
     candidate: int
 
 
 TrialCounts = Counter[tuple[Arm, bool]]
-"""How often an arm succeeded (True) or failed (False)."""
+"""(arm, success) -> count."""
 
 
 def posterior(trial_counts: TrialCounts, arm: Arm) -> tuple[int, int]:
@@ -45,32 +45,32 @@ class AllCandidates(config.Params):
     """Every recipe for every instruction."""
 
     kind: Literal["all"] = "all"
-    """The word `all`."""
+    """Always `all`."""
 
 
 class BanditStrategy(config.Params):
-    """Some recipes for every instruction: those that are likely to pass the filters. It pays with many recipes per task."""
+    """Use the recipes most likely to pass the filters. Useful with many recipes per task."""
 
     kind: Literal["bandit"]
-    """The word `bandit`."""
+    """Always `bandit`."""
     per_instruction: int = Field(ge=1)
-    """Candidates of an instruction; tasks with fewer recipes have all of them."""
+    """Candidates per instruction; tasks with fewer recipes use all."""
     shards_per_round: int = Field(ge=1)
-    """Shards that are made before the trial counts are updated; at least as many as there are workers."""
+    """Shards per round, after which trial counts are updated; at least the number of workers."""
     sizes: tuple[float, ...]
-    """Bounds between object sizes that have separate arms: growing shares of the image."""
+    """Bounds between object sizes with separate arms: increasing fractions of the image."""
     filters: filters.Filters
-    """What a pair must pass: the filters of the stage dataset."""
+    """Filters that define success: those of the stage dataset."""
 
     @field_validator("sizes")
     @classmethod
     def _check_sizes(cls, sizes: tuple[float, ...]) -> tuple[float, ...]:
         if list(sizes) != sorted(set(sizes)) or not all(0 < size < 1 for size in sizes):
-            raise ValueError(f"want growing shares of the image between 0 and 1, got {list(sizes)}")
+            raise ValueError(f"want increasing shares of the image between 0 and 1, got {list(sizes)}")
         return sizes
 
     def arm(self, task: str, area: float, candidate: int) -> Arm:
-        """The arm of a recipe where the object covers this share of the image."""
+        """The arm of a recipe for an object that covers this share of the image."""
         return Arm(task, bisect_right(self.sizes, area), candidate)
 
 
@@ -78,7 +78,7 @@ Strategy = Annotated[AllCandidates | BanditStrategy, Field(discriminator="kind")
 
 
 def shard_rounds(strategy: Strategy, n_shards: int) -> list[range]:
-    """Numbers of the shards of each round; trial counts are updated between rounds."""
+    """Shard numbers of each round; trial counts are updated between rounds."""
     if strategy.kind == "all":
         return [range(n_shards)]
     starts = range(0, n_shards, strategy.shards_per_round)
@@ -86,14 +86,14 @@ def shard_rounds(strategy: Strategy, n_shards: int) -> list[range]:
 
 
 def n_candidates(strategy: Strategy, n_recipes: int) -> int:
-    """How many candidates an instruction has whose task has this many recipes."""
+    """Number of candidates of an instruction whose task has this many recipes."""
     return n_recipes if strategy.kind == "all" else min(strategy.per_instruction, n_recipes)
 
 
 def choose_candidates(
     strategy: Strategy, task: str, area: float, n_recipes: int, trial_counts: TrialCounts, key: str
 ) -> list[int]:
-    """Numbers of the recipes to generate for an instruction, ascending; `area` is its object's share of the image."""
+    """Numbers of the recipes to generate for an instruction, ascending; `area`: its object's share of the image."""
     if strategy.kind == "all":
         return list(range(n_recipes))
     random = rng("pairs", "bandit", key)
@@ -118,7 +118,7 @@ def count_trials(strategy: Strategy, shards: Sequence[Path]) -> TrialCounts:
 
 
 def describe_trials(trial_counts: TrialCounts) -> str:
-    """The trial counts as JSON: every arm with its counts and the mean of its posterior."""
+    """The trial counts as JSON: counts and posterior mean of every arm."""
     arms = []
     for arm in sorted({arm for arm, _ in trial_counts}, key=astuple):
         a, b = posterior(trial_counts, arm)

@@ -1,6 +1,6 @@
-"""Which rows of a batch of variants are computed in which step.
+"""Plan which rows of a batch of variants are computed in each step.
 
-Shapes: K variants, S steps, R rows of one forward: first the sources that are needed, then the variants.
+Shapes: K variants, S steps, R rows of a forward pass: the needed sources, then the variants.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Variant:
-    """An edited version of a source: another caption, and how much of the source stays. Fractions are of the S steps."""
+    """An edited version of a source: another caption, and how much of the source is kept. Fractions are of the S steps."""
 
     source: int
     caption: str
-    M: Tensor  # float [1, H, W] in [0, 1]: 1 where the caption rules, 0 where the source stays
-    source_fraction: float  # first part of the steps, in which the latents are the source's
-    self_fraction: float  # first part of the steps, in which self-attention takes the source's queries and keys
+    M: Tensor  # float [1, H, W] in [0, 1]: 1: the variant's caption applies, 0: the source is kept
+    source_fraction: float  # first steps, with the source's latents
+    self_fraction: float  # first steps, with the source's queries and keys in self-attention
     blend_from: float  # between these two, after each step: z <- M z + (1 - M) z_source
     blend_to: float
     guidance_scale: float
@@ -27,7 +27,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class StepRows:
-    """Who is computed in one step: V variants, and the G sources that they lean on, before them in the batch."""
+    """The rows of one step: G needed sources, then V variants."""
 
     sources: tuple[int, ...]  # [G]
     variants: tuple[int, ...]  # [V]
@@ -36,7 +36,7 @@ class StepRows:
 
 
 class VariantPlan:
-    """Fractions converted to steps. Raises ValueError for no variants and for fractions that are out of range or order."""
+    """Fractions converted to steps. Raises ValueError without variants and for fractions that are out of range or order."""
 
     def __init__(self, steps: int, variants: Sequence[Variant]) -> None:
         if not variants:
@@ -44,7 +44,7 @@ class VariantPlan:
         for variant in variants:
             fractions = (variant.source_fraction, variant.self_fraction, variant.blend_from, variant.blend_to)
             if not all(0 <= fraction <= 1 for fraction in fractions) or variant.blend_from > variant.blend_to:
-                raise ValueError(f"fractions of the steps must lie in [0, 1], blend_from before blend_to; got {fractions}")
+                raise ValueError(f"fractions of the steps must be in [0, 1], blend_from before blend_to; got {fractions}")
         self._source = [variant.source for variant in variants]
         self._masked = [bool((variant.M < 1).any()) for variant in variants]
         self.start = [round(variant.source_fraction * steps) for variant in variants]
@@ -57,7 +57,7 @@ class VariantPlan:
         return first <= step < last
 
     def rows(self, step: int) -> StepRows:
-        """Who is computed in this step."""
+        """The rows to compute in this step."""
         variants = tuple(k for k, start in enumerate(self.start) if start <= step)
         leaning = [k for k in variants if self._masked[k] or step < self._inject_until[k]]
         sources = tuple(sorted({self._source[k] for k in leaning}))

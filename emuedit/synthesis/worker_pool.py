@@ -1,7 +1,7 @@
-"""Who does the jobs of a stage: this process, processes on this machine, or actors on a Ray cluster. The result is the same.
+"""Run the jobs of a stage in this process, in local processes, or in actors on a Ray cluster, with equal results.
 
-A job holds everything that decides its result, so any worker may do any job, in any order, and again after a kill. Workers write
-files where this process would: on a cluster of several machines the project lies in a folder that all of them share.
+A job has all data that determine its result, so any worker can run any job, in any order, and repeat it after a kill. Workers
+write the same files as this process would: on a cluster of several machines the project must be in a shared folder.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ J_contra = TypeVar("J_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
 Report = Callable[[str, float], None]
-"""Called with the name of a job and the share of it that was finished since the last call; from any thread."""
+"""Called with the name of a job and the share finished since the last call; from any thread."""
 
 
 class Work(Protocol, Generic[J_contra, R_co]):
-    """What a worker does with a job; `report` is called with the share that was finished since the last call."""
+    """Runs a job in a worker; `report` is called with the share finished since the last call."""
 
     def __call__(self, job: J_contra, report: Callable[[float], None]) -> R_co:
         """The result of a job."""
@@ -38,39 +38,39 @@ class Work(Protocol, Generic[J_contra, R_co]):
 
 
 Pool = Callable[[Mapping[str, J]], Iterator[tuple[str, R]]]
-"""Does jobs by name; yields each name with its result, as they are done. Called again it uses the same workers."""
+"""Runs named jobs; yields (name, result) as they finish. Further calls use the same workers."""
 
 
 def ignore_report(name: str, share: float) -> None:
-    """The report of a caller that shows no progress."""
+    """A `Report` that does nothing."""
 
 
 def _ignore_share(share: float) -> None:
-    """The same for one job."""
+    """The same for a single job."""
 
 
 class WorkerPoolError(ProcessFailedError):
-    """Raised for a job that failed on a worker, a worker that did not start, and where Ray is not installed."""
+    """Raised for a failed job, a worker that did not start, and a missing installation of Ray."""
 
 
 class LocalWorkers(config.Params):
     """Processes on this machine."""
 
     kind: Literal["local"] = "local"
-    """The word `local`."""
+    """Always `local`."""
     processes: int = Field(0, ge=0)
-    """Worker processes, each with models of its own; 0: one per core on a CPU, as far as memory allows, and one per GPU."""
+    """Worker processes, each with its own models; 0: one per GPU, or one per CPU core if memory allows."""
 
 
 class RayWorkers(config.Params):
-    """Actors on the Ray cluster that RAY_ADDRESS names, or on one that is started here for as long as the work takes."""
+    """Actors on the Ray cluster at RAY_ADDRESS, else on a temporary local one."""
 
     kind: Literal["ray"]
-    """The word `ray`."""
+    """Always `ray`."""
     actors: int = Field(ge=1)
-    """Actors, each with models of its own; those that the cluster has no room for are not waited for."""
+    """Number of actors, each with its own models; actors without free resources are not waited for."""
     cpus: int = Field(ge=1)
-    """CPUs of an actor, and threads of its torch. Where networks run on CUDA it has one GPU besides."""
+    """CPUs and torch threads per actor. On CUDA it also has one GPU."""
 
 
 Workers = Annotated[LocalWorkers | RayWorkers, Field(discriminator="kind")]
@@ -84,11 +84,11 @@ def worker_pool(
     report: Report = ignore_report,
     weights_bytes: int | None = 0,
 ) -> Iterator[Pool[J, R]]:
-    """A pool in which every worker calls `build` once, which loads models, and then what that returned for each job.
+    """A pool whose workers call `build` once to load models, then the function that it returned for each job.
 
-    `device` is the resolved device of the stage: 'cpu', 'cuda', 'cuda:1' or 'mps'. `weights_bytes`: size of the models of
-    one worker, None if that is unknown; it limits the processes that are started by default. A failed job raises in this
-    process: as it was raised from here, as a WorkerPoolError from another process or an actor, with the name of the job.
+    `device`: resolved device of the stage: 'cpu', 'cuda', 'cuda:1' or 'mps'. `weights_bytes`: size of one worker's models, None
+    if unknown; it limits the default number of processes. Errors name the job: in this process the original error is raised, from
+    another process or an actor a WorkerPoolError.
     """
     if isinstance(workers, RayWorkers):
         with _ray_pool(workers, build, device) as pool:
@@ -103,7 +103,7 @@ def worker_pool(
 
 
 def count_processes(workers: LocalWorkers, device: str, weights_bytes: int | None) -> int:
-    """The processes that `worker_pool` has for these workers; 1 is this process itself."""
+    """Number of processes that `worker_pool` uses; 1: only this process."""
     if workers.processes:
         return workers.processes
     if device == "cuda":
@@ -112,9 +112,9 @@ def count_processes(workers: LocalWorkers, device: str, weights_bytes: int | Non
 
 
 def processes_that_fit(weights_bytes: int | None, memory_bytes: int) -> int:
-    """One process per core, but no more than half of the memory holds: 1 GiB each, and four times the size of the weights.
+    """One process per core, limited to half of the memory: 1 GiB plus four times the weights each.
 
-    The factor covers float32 copies of half-precision weights and activations. One process where the size is unknown.
+    The factor covers float32 copies of half-precision weights, and activations. One process if the size is unknown.
     """
     if weights_bytes is None:
         return 1
@@ -129,7 +129,7 @@ def _do_here(get_work: Callable[[], Work[J, R]], report: Report, jobs: Mapping[s
     for name, job in jobs.items():
         try:
             result = get_work()(job, partial(report, name))
-        except Exception as error:  # whatever a job raises is passed on with the job's name
+        except Exception as error:  # add the job's name to any error
             error.add_note(f"in {name}")
             raise
         yield name, result
@@ -169,7 +169,7 @@ class _Actor:
         self._work: Work[Any, Any] | None = None
 
     def ready(self) -> None:
-        """Load the models, once. Not in `__init__`, since Ray hands on no more than a text of what fails there."""
+        """Load the models, once. Not in `__init__`, since Ray reports errors there only as text."""
         if self._work is None:
             with _failure_with_its_kind():
                 self._work = self._build()
@@ -183,15 +183,15 @@ class _Actor:
 
 @contextmanager
 def _failure_with_its_kind() -> Iterator[None]:
-    """Within the block, on an actor, an error becomes one that keeps its kind on the way to the stage."""
+    """On an actor, convert errors in the block to one that keeps its kind when sent to the stage."""
     try:
         yield
-    except Exception as error:  # whatever a job raises, the class of which another process may not be able to read
+    except Exception as error:  # the class of an error may not be importable in another process
         raise local_processes.WorkerFailedError(local_processes.explain(error), kind_of(error)) from error
 
 
 def _do_on_actors(ray: Any, actors: list[Any], jobs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every actor has one job at a time, the first as soon as it runs: one without room gets none and delays nobody."""
+    """Each running actor has one job at a time; actors without resources get none and cause no delay."""
     waiting, n_left = iter(jobs.items()), len(jobs)
     busy: dict[Any, tuple[Any, str | None]] = {actor.ready.remote(): (actor, None) for actor in actors}
     while n_left:
@@ -209,14 +209,14 @@ def _do_on_actors(ray: Any, actors: list[Any], jobs: Mapping[str, Any]) -> Itera
 
 
 def _kind_on_actor(ray: Any, error: BaseException) -> FailureKind:
-    """The kind of what Ray raised. An actor that died counts as one that ran out of memory, as a process does."""
+    """The kind of an error raised by Ray. A dead actor counts as out of memory, like a killed process."""
     if isinstance(error, ray.exceptions.ActorDiedError):
         return FailureKind.MEMORY
     return kind_of(getattr(error, "cause", error))
 
 
 def _import_ray() -> Any:
-    # started by `uv run`, Ray would copy the project to its actors and build their environment anew; ours share a folder
+    # started by `uv run`, Ray would copy the project to its actors and rebuild their environment; ours share a folder
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     try:
         return importlib.import_module("ray")

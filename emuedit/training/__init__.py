@@ -1,1 +1,1 @@
-"""How the editor is trained: latent cache, loss, training loop, distributed processes."""
+"""Training of the editor: latent cache, loss, training loop, distributed processes."""

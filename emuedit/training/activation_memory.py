@@ -1,7 +1,7 @@
-"""How many bytes a forward and backward pass keeps and allocates, counted at the allocations of PyTorch's operators.
+"""Bytes kept and allocated by a forward and backward pass, counted at the allocations of PyTorch's operators.
 
-The count is the same for tensors on a CPU and on the meta device, which has shapes and formats but no data. It does not see what
-an operator's kernel allocates inside (workspaces of convolutions).
+The count is equal for tensors on a CPU and on the meta device, which has shapes and formats but no data. Allocations inside the
+kernels of operators (workspaces of convolutions) are not counted.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from torch.utils._pytree import tree_iter
 ACTIVATIONS = "activations"
 """Allocated in the forward pass."""
 WEIGHT_COPIES = "weight_copies"
-"""Weights in the number format of the computations, which autocast makes."""
+"""Copies of weights in half precision, made by autocast."""
 GRADIENTS = "gradients"
-"""Of parameters."""
+"""Gradients of parameters."""
 TEMPORARIES = "temporaries"
-"""Allocated in the backward pass: gradients of activations, and what gradient checkpointing computes again."""
+"""Allocated in the backward pass: gradients of activations, and activations recomputed by gradient checkpointing."""
 
 
 @dataclass(frozen=True)
 class PassMemory:
-    """Bytes of a forward and backward pass, besides the parameters."""
+    """Bytes of a forward and backward pass, without the parameters."""
 
     saved: dict[str, int]
     """Alive at the end of the forward pass, by purpose."""
     peak: dict[str, int]
-    """Alive at the moment when most is, by purpose."""
+    """Alive at the peak, by purpose."""
 
 
 class AllocationCounter(TorchDispatchMode):
-    """Counts the bytes of tensors on a kind of device that operators allocate and that are still alive, by purpose."""
+    """Counts the bytes of live tensors that operators allocate on a device type, by purpose."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], device_type: str, uncounted: Iterable[str] = ()) -> None:
-        """`uncounted` purposes are left out."""
+        """`uncounted`: purposes to ignore."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.device_type, self.uncounted = device_type, frozenset(uncounted)
         self.alive: Counter[str] = Counter()
@@ -53,7 +53,7 @@ class AllocationCounter(TorchDispatchMode):
         self._call = MetaOperators() if device_type == "meta" else _call_operator
         self._parameters = list(parameters)
         self._weights = {_storage_id(parameter) for parameter in self._parameters}
-        self._purposes: dict[int, tuple[str, int]] = {}  # of the storages that are alive: purpose, bytes
+        self._purposes: dict[int, tuple[str, int]] = {}  # live storage -> purpose, bytes
         self._references: dict[int, Any] = {}
 
     def __torch_dispatch__(
@@ -83,14 +83,14 @@ class AllocationCounter(TorchDispatchMode):
             self.peak_total, self.peak = self.total, dict(self.alive)
 
     def _forget(self, key: int, reference: object) -> None:
-        del reference  # to the storage, which no longer exists
+        del reference  # refers to the deleted storage
         purpose, n_bytes = self._purposes.pop(key)
         del self._references[key]
         self.alive[purpose] -= n_bytes
         self.total -= n_bytes
 
     def mark_gradient(self, parameter: Tensor) -> None:
-        """Count the gradient of a parameter as such; a hook of the parameter."""
+        """Hook of a parameter: count its gradient as a gradient."""
         assert parameter.grad is not None
         key = _storage_id(parameter.grad)
         purpose, n_bytes = self._purposes[key]
@@ -102,7 +102,7 @@ class AllocationCounter(TorchDispatchMode):
 
     @contextmanager
     def marking_gradients(self) -> Iterator[None]:
-        """Mark gradients when they are complete, in a `with` block."""
+        """Context manager that marks gradients when they are complete."""
         hooks = [p.register_post_accumulate_grad_hook(self.mark_gradient) for p in self._parameters if p.requires_grad]
         try:
             yield
@@ -112,14 +112,14 @@ class AllocationCounter(TorchDispatchMode):
 
 
 class MetaOperators:
-    """Calls operators on meta tensors, and computes the shapes of the same call once: networks repeat their layers."""
+    """Calls operators on meta tensors with a cache of result shapes, since networks repeat their layers."""
 
     def __init__(self) -> None:
-        self._results: dict[Any, Any] = {}  # of calls by operator and arguments
+        self._results: dict[Any, Any] = {}  # (operator, arguments) -> result shapes
         self._is_repeatable: dict[Any, bool] = {}  # whether results of an operator are new tensors
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The operator's result, of new meta tensors."""
+        """The operator's result, as new meta tensors."""
         if func not in self._is_repeatable:
             schema = func._schema
             self._is_repeatable[func] = not schema.is_mutable and all(result.alias_info is None for result in schema.returns)
@@ -131,14 +131,14 @@ class MetaOperators:
         out = func(*args, **kwargs)
         arguments = {_storage_id(x) for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)}
         if any(_storage_id(x) in arguments for x in tree_iter(out) if isinstance(x, Tensor)):
-            self._is_repeatable[func] = False  # a view whose schema does not say so, such as _unsafe_view
+            self._is_repeatable[func] = False  # a view not declared in the schema, such as _unsafe_view
         else:
             self._results[key] = _describe(out)
         return out
 
 
 class _Shape(NamedTuple):
-    """What makes up a meta tensor."""
+    """Description of a meta tensor."""
 
     size: torch.Size
     stride: tuple[int, ...]
@@ -147,14 +147,14 @@ class _Shape(NamedTuple):
 
 
 def _describe(value: Any) -> Any:
-    """A value to compare: tensors by their shapes."""
+    """A hashable description of a value: tensors by their shapes."""
     if isinstance(value, Tensor):
         return _Shape(value.shape, value.stride(), value.dtype, value.device)
     return tuple([_describe(x) for x in value]) if isinstance(value, tuple | list) else value
 
 
 def _create(value: Any) -> Any:
-    """New tensors of a description."""
+    """New meta tensors from a description."""
     if isinstance(value, _Shape):
         return torch.empty_strided(value.size, value.stride, dtype=value.dtype, device=value.device)
     return tuple([_create(x) for x in value]) if isinstance(value, tuple) else value
@@ -173,7 +173,7 @@ def measure_pass(
 ) -> PassMemory:
     """Run `forward`, which returns the loss, and its backward pass; gradients are freed afterwards.
 
-    `uncounted` purposes count nothing: gradients that exist before the pass begins, for example. `after_forward` is called
+    `uncounted`: purposes to ignore, e.g. gradients that exist before the pass. `after_forward` is called
     between the passes.
     """
     parameters = list(parameters)

@@ -1,4 +1,4 @@
-"""Aspect buckets: a few sizes of about one area, so that pictures of any shape train in batches without much of them cut off.
+"""Aspect buckets: a few sizes of similar area, to batch images of any shape with little cropping.
 
 Sizes are (height, width) in px. SDXL trains this way (arXiv 2307.01952, section 2.3 and appendix I).
 """
@@ -20,31 +20,31 @@ Size = tuple[int, int]
 
 
 class AspectBucketError(ValueError):
-    """Raised for a resolution or an aspect ratio that no bucket can have."""
+    """Raised for an impossible resolution or aspect ratio."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How a picture becomes one of its bucket's size: it is scaled, then cropped."""
+    """How an image is fitted to its bucket: scaled, then cropped."""
 
     original: Size
     resized: Size
-    top: int  # of the crop, in px of the resized picture
+    top: int  # of the crop, in px of the resized image
     left: int
     size: Size  # of the bucket
 
     @property
     def mirrored_left(self) -> int:
-        """Left of the crop in the mirrored picture."""
+        """Left of the crop in the mirrored image."""
         return self.resized[1] - self.size[1] - self.left
 
     @property
     def is_enlarged(self) -> bool:
-        """Whether the picture is smaller than its bucket."""
+        """Whether the image is smaller than its bucket."""
         return math.prod(self.resized) > math.prod(self.original)
 
     def apply(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """uint8 [H, W, 3] of the original size -> uint8 [H, W, 3] of the bucket's; a picture that has it already is unchanged."""
+        """uint8 [H, W, 3] of the original size -> uint8 [H, W, 3] of the bucket's size; unchanged if it already has it."""
         if self.resized != self.original:
             height, width = self.resized
             pixels = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
@@ -53,7 +53,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class AspectBuckets:
-    """The sizes that pictures are brought to."""
+    """The sizes to which images are resized."""
 
     sizes: tuple[Size, ...]
 
@@ -61,15 +61,14 @@ class AspectBuckets:
     def around(cls, resolution: int, max_aspect_ratio: float, grid_px: int) -> AspectBuckets:
         """For each longer side that is a multiple of grid_px, the largest shorter one with an area of at most resolution^2.
 
-        Each such size is there upright and lying, from the lowest to the highest. Those whose aspect ratio (longer by shorter
-        side) exceeds `max_aspect_ratio` are left out. Raises AspectBucketError for a resolution that is no multiple of grid_px
+        Each size exists in portrait and landscape, ordered by height. Sizes whose aspect ratio (longer by shorter side) exceeds
+        `max_aspect_ratio` are omitted. Raises AspectBucketError for a resolution that is not a multiple of grid_px
         and for a ratio below 1.
         """
         if resolution <= 0 or resolution % grid_px:
             near = max(1, round(resolution / grid_px)) * grid_px
             raise AspectBucketError(
-                f"want a resolution that is a multiple of {grid_px} px, by which VAE and U-Net reduce a picture, "
-                f"got {resolution}; use {near}"
+                f"want a resolution that is a multiple of {grid_px} px, the grid of VAE and U-Net, got {resolution}; use {near}"
             )
         if max_aspect_ratio < 1:
             raise AspectBucketError(f"want max_aspect_ratio >= 1 (longer by shorter side), got {max_aspect_ratio}")
@@ -89,23 +88,23 @@ class AspectBuckets:
 
     @classmethod
     def unchanged(cls) -> AspectBuckets:
-        """Every picture keeps its size, which is a bucket of its own."""
+        """Every image keeps its size; each size is a bucket."""
         return cls(())
 
     def nearest(self, size: Size) -> Size:
-        """The bucket whose aspect ratio is nearest to that of a picture: least |log(ratio / ratio of the bucket)|."""
+        """The bucket with the aspect ratio nearest to the image's: least |log(ratio / ratio of the bucket)|."""
         if not self.sizes:
             return size
         height, width = size
 
-        def distance(bucket: Size) -> Fraction:  # exp of the difference of logarithms, without rounding
+        def distance(bucket: Size) -> Fraction:  # exp of the difference of logarithms, exact
             ratio = Fraction(height * bucket[1], width * bucket[0])
             return max(ratio, 1 / ratio)
 
         return min(self.sizes, key=distance)
 
     def place(self, size: Size) -> Placement:
-        """Scale a picture of this size so that it covers its bucket, keeping its aspect ratio, and crop the centre."""
+        """Scale an image of this size so that it covers its bucket, keeping its aspect ratio, and crop the centre."""
         height, width = size
         bucket = self.nearest(size)
         scale = max(Fraction(bucket[0], height), Fraction(bucket[1], width))

@@ -28,17 +28,17 @@ class Batch:
     sizes: Tensor | None = None
     """SDXL's size conditions in px, [B, 6]: original height and width, top and left of the crop, target height and width.
 
-    None: the pictures were not cropped, and all have the size of their latents."""
+    None: the images were not cropped, and all have the size of their latents."""
     tokens: tuple[Tokens, ...] | None = None
-    """What trained text encoders read: the empty text, then the instructions. None until `TrainableEditor.tokenized` added it,
-    and where they are frozen."""
+    """Tokens for trained text encoders: the empty text, then the instructions. None before `TrainableEditor.tokenized` and for
+    frozen text encoders."""
     token_rows: Tensor | None = None  # of each sample's instruction in `tokens`, int64 [B]
 
     def __len__(self) -> int:
         return len(self.target)
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device; on a GPU in channels-last layout."""
+        """The batch on a device; in channels-last layout on a GPU."""
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         source, target = (to_device(x.contiguous(memory_format=layout), device) for x in (self.source, self.target))
         text, null = (
@@ -52,5 +52,5 @@ class Batch:
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; to a CUDA GPU from page-locked memory, so that the CPU need not wait for the copy."""
+    """Move a tensor to a device; to a CUDA GPU asynchronously from page-locked memory."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and x.device.type == "cpu" else x.to(device)

@@ -1,4 +1,4 @@
-"""The batches of one process, prepared one step ahead in a thread. They follow from (seed, step) alone."""
+"""The batches of one process, prepared one step ahead in a thread. They depend only on (seed, step)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 MicroBatch = tuple[Batch, NoiseDraws]
-"""The samples of one forward pass, and everything random about them."""
+"""The samples and random draws of one forward pass."""
 
 
 class BatchFeed:
-    """`feed.step(n)` gives the micro batches of this process in step n; used in a `with` block, which ends its thread."""
+    """`feed.step(n)` returns this process's micro batches of step n. Context manager that ends its thread."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class BatchFeed:
         accelerator: Accelerator,
         tokenized: Callable[[Batch], Batch] = lambda batch: batch,
     ) -> None:
-        """`tokenized` adds to a batch what trained text encoders read.
+        """`tokenized` adds the tokens for trained text encoders to a batch.
 
         Raises ValueError for a batch that processes and accumulation steps cannot split evenly.
         """
@@ -54,7 +54,7 @@ class BatchFeed:
         self._executor.shutdown(cancel_futures=True)
 
     def step(self, step: int) -> list[MicroBatch]:
-        """The micro batches of a step; those of the next one are begun."""
+        """The micro batches of a step; starts preparing the next step."""
         prepared = self._next[1] if self._next and self._next[0] == step else self._executor.submit(self._make, step)
         micro_batches = prepared.result()
         if step + 1 < self.settings.steps:
@@ -62,7 +62,7 @@ class BatchFeed:
         return micro_batches
 
     def pair_ids(self, step: int) -> list[str]:
-        """Ids of the pairs of a step, those of other processes included."""
+        """Ids of all pairs of a step, including those of other processes."""
         positions, _ = self.order.batch(step)
         return list(self.cache.train.ids(positions))
 

@@ -1,7 +1,7 @@
-"""The forward and backward pass of a training step as one CUDA graph: recorded once, then replayed with new inputs.
+"""Capture the forward and backward pass of a training step as a CUDA graph, and replay it with new inputs.
 
-The kernels of a small U-Net take the CPU longer to launch than the GPU to run, so the GPU waits. A replay launches them at once.
-A graph reads and writes at fixed addresses: every step has the same shapes, and gradients are overwritten, not added to.
+For a small U-Net, launching kernels on the CPU takes longer than running them on the GPU. A replay launches all at once.
+A graph uses fixed addresses: all steps need equal shapes, and gradients are overwritten, not accumulated.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from emuedit.training.batch import Batch
 from emuedit.training.loss import NoiseDraws
 
 N_EAGER_CALLS = 3
-"""First calls that run without a graph: libraries choose their algorithms and reserve memory in them."""
+"""Warm-up calls without a graph, in which libraries choose algorithms and reserve memory."""
 
 
 class GraphedPasses:
-    """`run(batch, draws)`, which leaves gradients in the parameters and returns losses, as a graph on their device."""
+    """Runs `run(batch, draws)`, which writes gradients to the parameters and returns losses, as a CUDA graph."""
 
     def __init__(self, run: Callable[[Batch, NoiseDraws], Tensor], device: torch.device) -> None:
         self._run, self._n_calls = run, 0
@@ -32,11 +32,11 @@ class GraphedPasses:
 
     @property
     def keeps_gradients(self) -> bool:
-        """Whether gradients lie where the graph writes them, so that they must not be removed."""
+        """Whether the gradient buffers belong to the graph, so that they must not be freed."""
         return self._graph is not None
 
     def __call__(self, batch: Batch, draws: NoiseDraws) -> Tensor:
-        """The losses of the micro batch. Raises ValueError for one of another shape than the first."""
+        """The losses of the micro batch. Raises ValueError if its shapes differ from the first one's."""
         self._n_calls += 1
         if self._n_calls <= N_EAGER_CALLS:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
@@ -46,7 +46,9 @@ class GraphedPasses:
             return losses
         if self._graph is None:
             graph, self._inputs = torch.cuda.CUDAGraph(), list(_tensors((batch, draws)))
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):  # batches come from a thread
+            with torch.cuda.graph(
+                graph, stream=self._stream, capture_error_mode="thread_local"
+            ):  # another thread prepares batches
                 self._losses = self._run(batch, draws)
             self._graph = graph
         else:

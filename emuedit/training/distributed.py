@@ -1,9 +1,9 @@
 """Training in several processes: one per core of a CPU or per GPU, started here or by `accelerate launch`.
 
 Every process calls the same function, opens an `Accelerator`, and computes its shard of each batch. accelerate then averages
-gradients (DDP) or shards weights, gradients and optimizer state as well (FSDP). With equal shards the mean of means is the mean,
-so the number of processes changes a step by rounding only. On a CPU two processes with one thread do more than one with two,
-whose threads wait for each other at every operator.
+gradients (DDP) or also shards weights, gradients and optimizer state (FSDP). With equal shards, the mean of means is the mean, so
+the number of processes changes a step only by rounding. On a CPU, two processes with one thread are faster than one with two
+threads, which synchronise at every operator.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 _MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 GROUP_TIMEOUT = timedelta(hours=2)
-"""How long a process waits for the others, in place of nccl's ten minutes: while the main one makes a preview or writes a state,
-they wait at the next step. A process that failed is noticed at once all the same (`_wait`)."""
-_FAILURE = "failure"  # of the process that failed first: a line with its kind, and the trace
+"""Timeout of a process that waits for the others (nccl: ten minutes): they wait while the main process computes a preview or
+writes a state. A failed process is still detected immediately (`_wait`)."""
+_FAILURE = "failure"  # file of the process that failed first: its kind, then the traceback
 
 
 class DistributedError(ProcessFailedError):
@@ -46,9 +46,9 @@ class DistributedError(ProcessFailedError):
 
 
 def n_processes(requested: int, batch_size: int, device: str) -> int:
-    """How many processes train: `requested`, or for 0 as many cores (on a CPU) or GPUs (on cuda) as split the batch evenly.
+    """Number of processes: `requested`, or for 0 the most cores (CPU) or GPUs (cuda) that split the batch evenly.
 
-    Raises ValueError for a batch that they cannot split evenly.
+    Raises ValueError if they cannot split the batch evenly.
     """
     available = {"cpu": available_cores(), "cuda": torch.cuda.device_count()}.get(device, 1)
     n = requested or max(n for n in range(1, max(1, available) + 1) if batch_size % n == 0)
@@ -57,16 +57,16 @@ def n_processes(requested: int, batch_size: int, device: str) -> int:
 
 
 def shard(n: int, rank: int, world_size: int) -> slice:
-    """Rows of the process `rank` out of the n samples of a batch. Raises ValueError where they cannot be split evenly."""
+    """Rows of the process `rank` in a batch of n samples. Raises ValueError if they cannot be split evenly."""
     if n % world_size:
         raise ValueError(f"want a batch that {world_size} processes can split evenly, got {n}; choose a multiple of {world_size}")
     return slice(rank * n // world_size, (rank + 1) * n // world_size)
 
 
 def n_passes(batch_size: int, accumulation_steps: int, world_size: int) -> int:
-    """How many passes each process makes in a step: as few as keep a pass at batch_size / accumulation_steps samples.
+    """Passes per process and step: as few as possible with at most batch_size / accumulation_steps samples per pass.
 
-    So more processes need fewer passes, down to one. Raises ValueError for a batch that cannot be split evenly.
+    More processes need fewer passes, at least one. Raises ValueError for a batch that cannot be split evenly.
     """
     if batch_size % accumulation_steps:
         raise ValueError(
@@ -78,17 +78,17 @@ def n_passes(batch_size: int, accumulation_steps: int, world_size: int) -> int:
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether no process has all weights (FSDP), so that all must take part in whatever needs them."""
+    """Whether weights are sharded (FSDP), so that all processes must take part in operations on them."""
     return str(accelerator.distributed_type).endswith("FSDP")
 
 
 @contextlib.contextmanager
 def open_accelerator(device: str = "cpu", dtype: str = "float32", find_unused_parameters: bool = False) -> Iterator[Accelerator]:
-    """The Accelerator of this process for one training; afterwards another may be opened with other settings.
+    """The Accelerator of this process for one training; afterwards another one can be opened.
 
-    device: where a process that trains alone runs; of several, each runs on the GPU of its local rank.
+    device: device of a single process; with several, each uses the GPU of its local rank.
     dtype: of the computations; weights, gradients and optimizer stay float32.
-    find_unused_parameters: needed where a step leaves out some of the trained weights.
+    find_unused_parameters: needed if a step does not use all trained weights.
     """
     import accelerate
     from accelerate.state import AcceleratorState
@@ -101,11 +101,11 @@ def open_accelerator(device: str = "cpu", dtype: str = "float32", find_unused_pa
         ddp = DistributedDataParallelKwargs(
             find_unused_parameters=find_unused_parameters,
             gradient_as_bucket_view=True,
-            comm_hook="bf16" if dtype == "bfloat16" else "no",  # half the traffic, and the precision such gradients have anyway
+            comm_hook="bf16" if dtype == "bfloat16" else "no",  # halves the traffic; such gradients have no more precision
         )
         handlers = [ddp, InitProcessGroupKwargs(timeout=GROUP_TIMEOUT)]
         accelerator = accelerate.Accelerator(cpu=is_cpu, mixed_precision=_MIXED_PRECISION[dtype], kwargs_handlers=handlers)
-        on_gpu = accelerator.device.type == "cuda"  # of several GPUs, it is the current one, where streams and graphs are made
+        on_gpu = accelerator.device.type == "cuda"  # make it the current GPU, for streams and graphs
         with torch.cuda.device(accelerator.device) if on_gpu else contextlib.nullcontext():
             yield accelerator
     finally:
@@ -114,9 +114,9 @@ def open_accelerator(device: str = "cpu", dtype: str = "float32", find_unused_pa
 
 
 def run_distributed(world_size: int, device: str, work: Callable[..., object], *args: Any) -> None:
-    """Run work(*args) in `world_size` new processes and wait. They end with this process, whatever ends it.
+    """Run work(*args) in `world_size` new processes and wait. They end whenever this process ends.
 
-    Raises DistributedError, after all were ended, when one of them failed or died.
+    If one fails or dies, ends all and raises DistributedError.
     """
     prepare_workers(device, ())
     with tempfile.TemporaryDirectory() as folder:
@@ -126,7 +126,7 @@ def run_distributed(world_size: int, device: str, work: Callable[..., object], *
             arguments = (world_size, device, folder, dict(os.environ), work, args)
             context = start_processes(_run_process, arguments, world_size, join=False, start_method=start_method(device))
             death = _wait(context.processes)
-            while not context.join():  # ends the others where one failed, and raises its error
+            while not context.join():  # on a failure, ends the others and raises
                 pass
         except (ProcessExitedException, ProcessRaisedException) as error:
             raise (death or _first_failure(Path(folder), str(error))) from error
@@ -137,17 +137,17 @@ def run_distributed(world_size: int, device: str, work: Callable[..., object], *
 
 
 def machine_rank(config: Path) -> int:
-    """Which of several machines this is by its config file of accelerate, counted from 0."""
+    """Rank of this machine, from 0, in a config file of accelerate."""
     return int(read_yaml(config).get("machine_rank") or 0)
 
 
 def run_accelerate(config: Path, work: Callable[..., object], *args: Any) -> None:
-    """Run work(*args) in the processes of `accelerate launch` with a config file of accelerate, and wait.
+    """Run work(*args) in the processes of `accelerate launch` with a config file, and wait.
 
-    Raises DistributedError, after all were ended, when one of them failed or died.
+    If one fails or dies, ends all and raises DistributedError.
     """
     if not config.is_file():
-        raise FileNotFoundError(f"want a config file of accelerate, got {config}, which is no file; see infra/accelerate/")
+        raise FileNotFoundError(f"want a config file of accelerate, got no file at {config}; see infra/accelerate/")
     with tempfile.TemporaryDirectory() as folder:
         call = Path(folder, "call")
         call.write_bytes(pickle.dumps((work, args)))
@@ -164,7 +164,7 @@ def run_accelerate(config: Path, work: Callable[..., object], *args: Any) -> Non
 
 
 def _record_failure(folder: Path, error: Exception) -> None:
-    """Keep kind and trace of the process that failed first: the others fail after it, because they lose the connection."""
+    """Record kind and traceback of the first failure; the other processes fail later by lost connections."""
     trace = Path(folder, f"trace-{os.getpid()}")
     trace.write_text(f"{kind_of(error)}\n" + "".join(traceback.format_exception(error)))
     with contextlib.suppress(FileExistsError):
@@ -172,14 +172,14 @@ def _record_failure(folder: Path, error: Exception) -> None:
 
 
 def _first_failure(folder: Path, otherwise: str) -> DistributedError:
-    """Why the processes ended: the failure that was recorded first, or `otherwise`."""
+    """The error of the first recorded failure, or `otherwise`."""
     failure = Path(folder, _FAILURE)
     kind, trace = failure.read_text().split("\n", 1) if failure.exists() else (FailureKind.OTHER, otherwise)
     return DistributedError(f"a training process failed: {_explain(trace)}", FailureKind(kind))
 
 
 def _wait(processes: Sequence[multiprocessing.Process]) -> DistributedError | None:
-    """Wait until all processes have ended or one has failed. Returns an error that names the one that died by a signal."""
+    """Wait until all processes end or one fails. Returns an error if one died by a signal."""
     while (alive := [process for process in processes if process.is_alive()]) and not any(
         process.exitcode for process in processes
     ):
@@ -195,7 +195,7 @@ def _wait(processes: Sequence[multiprocessing.Process]) -> DistributedError | No
 
 
 def _explain(trace: str) -> str:
-    """The message of one of our own errors, which explains itself, or else the whole trace."""
+    """The message of one of our errors, else the whole traceback."""
     kind, _, message = trace.strip().rsplit("\n", 1)[-1].partition(": ")
     return message if kind.startswith("emuedit.") else trace.strip()
 
@@ -209,7 +209,7 @@ def _run_process(
     work: Callable[..., object],
     args: tuple[Any, ...],
 ) -> None:
-    """One process of `run_distributed`. The rendezvous is a file in the folder: a port may be taken before it is used."""
+    """One process of `run_distributed`. The rendezvous is a file, since a free port may be taken before it is used."""
     begin_worker(max(1, available_cores() // world_size), environment)
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     os.environ.update({name: str(value) for name, value in names.items()})
@@ -222,7 +222,7 @@ def _run_process(
         )
         work(*args)
     except Exception as error:
-        _record_failure(Path(folder), error)  # before the connection is closed, which lets the others fail
+        _record_failure(Path(folder), error)  # before closing the connection, which makes the others fail
         raise
     finally:
         if distributed.is_initialized():
@@ -230,7 +230,7 @@ def _run_process(
 
 
 def _run_launched(call: Path) -> None:
-    """One process of `run_accelerate`, whose launcher loses the trace of a failure."""
+    """One process of `run_accelerate`, whose launcher loses tracebacks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
     work, args = pickle.loads(call.read_bytes())  # noqa: S301  written by run_accelerate

@@ -1,4 +1,4 @@
-"""The exponential moving average (EMA) of the trained weights: with them or in CPU memory, in float32 or bfloat16."""
+"""Exponential moving average (EMA) of the trained weights, on their device or in CPU memory, in float32 or bfloat16."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from emuedit.runtime import seed_for
 from emuedit.training.sharded_tensors import local_part, part_number
 
 CPU_EVERY_STEPS = 8
-"""An average in CPU memory is updated this often, because the weights travel there each time. Ours."""
+"""Steps between updates of an average in CPU memory, since each update copies the weights there. Ours."""
 
 
 @dataclass(frozen=True)
 class EmaSettings:
-    """How the average is kept."""
+    """Settings of the average."""
 
     decay: float
-    """In [0, 1); smaller at the start, see `Ema.update`."""
+    """Decay in [0, 1); smaller at the start, see `Ema.update`."""
     device: Literal["same", "cpu"] = "same"
-    """Where: with the weights, or in CPU memory."""
+    """Device: same as the weights, or CPU."""
     dtype: torch.dtype = torch.float32
     """float32, or bfloat16 with stochastic rounding."""
 
 
 class Ema:
-    """The averages of named parameters. They begin as copies of the weights, and are sharded as these are (FSDP).
+    """The averages of named parameters, initialised with the weights and sharded like them (FSDP).
 
-    Each process computes with its own parts of sharded tensors.
+    Each process updates its part of sharded tensors.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], settings: EmaSettings) -> None:
@@ -47,10 +47,11 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Average in the weights after a step, counted from 0.
+        """Update the average after a step, counted from 0.
 
-        The decay is min(decay, (1 + step) / (10 + step)), so that the start does not linger (Polyak averaging as in
-        TensorFlow's ExponentialMovingAverage and diffusers' EMAModel). Every n-th step counts n times.
+        The decay is min(decay, (1 + step) / (10 + step)), so that initial weights are forgotten early (Polyak averaging as in
+        TensorFlow's ExponentialMovingAverage and diffusers' EMAModel). If only every n-th step updates, the decay is applied n
+        times.
         """
         if (step + 1) % self.every_steps:
             return
@@ -62,14 +63,14 @@ class Ema:
             return
         parts = [part_number(parameter) for parameter in self.parameters.values()]
         for number, (average, value, part) in enumerate(zip(averages, values, parts, strict=True)):
-            seed = seed_for("ema", step, number, *([part] if part else []))  # parts are not rounded alike
+            seed = seed_for("ema", step, number, *([part] if part else []))  # different rounding noise per part
             round_stochastically(average, average.float().lerp_(value, weight), seed)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The parameters hold the averages inside of the `with` block.
+        """Context manager: the parameters have the averaged values inside the block.
 
-        Averages of the same device and format are exchanged with the weights; otherwise the weights wait in CPU memory.
+        Averages on the same device and in the same format are swapped with the weights; else the weights are kept in CPU memory.
         """
         if not self._is_elsewhere and self.settings.dtype == torch.float32:
             self._exchange()
@@ -89,13 +90,13 @@ class Ema:
 
     @torch.no_grad()
     def use(self) -> None:
-        """Give the parameters the averages for good."""
+        """Set the parameters to the averages permanently."""
         for name, value in self.parameters.items():
             local_part(value).copy_(local_part(self.averages[name]))
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        """Exchange weights and averages: the values of sharded ones, whose memory FSDP has its own references to."""
+        """Swap weights and averages; for sharded tensors only the values, since FSDP has references to their memory."""
         for name, parameter in self.parameters.items():
             if isinstance(parameter, DTensor):
                 weight, average = local_part(parameter), local_part(self.averages[name])
@@ -110,10 +111,10 @@ class Ema:
 
 
 def round_stochastically(target: Tensor, value: Tensor, seed: int) -> None:
-    """Write float32 `value` into bfloat16 `target`, rounded up or down with probabilities whose mean is the value.
+    """Write float32 `value` into bfloat16 `target` with unbiased stochastic rounding.
 
-    Rounding to nearest would lose every change below half a unit in the last place, which is all that a decay near 1 makes:
-    the average would stand still. Seeded, so that a resumed run makes the same numbers.
+    Rounding to nearest would drop changes below half a unit in the last place, i.e. nearly all updates with a decay near 1: the
+    average would not change. Seeded, so that resumed runs are reproducible.
     """
     random = torch.Generator(value.device).manual_seed(seed)
     noise = torch.randint(0, 1 << 16, value.shape, dtype=torch.int32, device=value.device, generator=random)

@@ -1,7 +1,7 @@
-"""How much arithmetic a training sample takes, and what share of a device's speed a training reaches.
+"""FLOPs per training sample, and the utilisation of a device in training.
 
-A multiplication and an addition are two floating-point operations (FLOPs). Counted are matrix products and convolutions, which
-are nearly all of them.
+A multiplication and an addition are two floating-point operations (FLOPs). Only matrix products and convolutions are counted,
+which are nearly all of them.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from emuedit.training.activation_memory import MetaOperators
 from emuedit.training.meta_step import editor_loss, meta_copy
 
 MEASURE_S = 0.2
-"""Seconds for which matrix products are timed."""
+"""Seconds of timed matrix products."""
 _SMALLEST, _LARGEST, _LONG_ENOUGH_S = 256, 8192, 0.01
-"""Rows and columns of the matrices, which are doubled until a product takes so long."""
+"""Smallest and largest matrix size; it is doubled until a product takes this long."""
 
 
 def forward_flops(net: EditorUNet, latent: tuple[int, int, int], n_tokens: int, text_encoders: Sequence[nn.Module] = ()) -> int:
-    """FLOPs of a forward pass of one sample, attention included; counted on meta tensors.
+    """FLOPs of a forward pass of one sample, including attention; counted on meta tensors.
 
-    latent: (C, h, w). n_tokens: L of the instruction. `text_encoders` are those that are trained. Stable Diffusion 1.5 at
+    latent: (C, h, w). n_tokens: L of the instruction. `text_encoders`: the trained ones. Stable Diffusion 1.5 at
     512 px takes 0.8e12, published as about 0.4e12 multiply-adds.
     """
     meta_net, meta_encoders = meta_copy(net), [meta_copy(encoder) for encoder in text_encoders]
@@ -39,7 +39,7 @@ def forward_flops(net: EditorUNet, latent: tuple[int, int, int], n_tokens: int, 
 
 
 class _FlopCounter(TorchDispatchMode):
-    """Sums up what PyTorch's `FlopCounterMode` counts, in half of its time: it computes a shape once and keeps no tree."""
+    """Counts like PyTorch's `FlopCounterMode` in half the time: it caches shapes and has no module tree."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -59,19 +59,19 @@ class _FlopCounter(TorchDispatchMode):
 def training_flops(forward: int, lora: bool = False, gradient_checkpointing: bool = False) -> int:
     """FLOPs of a training step per sample, from those of its forward pass.
 
-    A backward pass takes two products for each of the forward pass: the gradient of the layer's input and that of its weight.
-    With LoRA the second is left out, and adapters of a small rank are neglected. Gradient checkpointing computes nearly
-    everything once more; model FLOPs utilization (PaLM, arXiv 2204.02311, appendix B) leaves that out.
+    A backward pass has two products per product of the forward pass: gradients of the layer's input and of its weight.
+    With LoRA the second is omitted, and adapters of small rank are neglected. Gradient checkpointing recomputes nearly the whole
+    forward pass; model FLOPs utilization (PaLM, arXiv 2204.02311, appendix B) does not count that.
     """
     return forward * ((2 if lora else 3) + (1 if gradient_checkpointing else 0))
 
 
 @cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second of a large matrix product on a device: what can be reached, not what the manufacturer states.
+    """Measured FLOPs per second of a large matrix product on a device, not the manufacturer's value.
 
-    Measured once per process, in a fraction of a second. The shortest of several timings counts, so that other processes on the
-    machine change it little.
+    Measured once per process, in a fraction of a second. The fastest of several timings is used, to reduce the effect of other
+    processes.
     """
     n = _SMALLEST
     while (duration := _time_product(n, device, dtype, repetitions_s=0)) < _LONG_ENOUGH_S and n < _LARGEST:
@@ -80,15 +80,15 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def mfu(flops_per_sample: int, samples_per_second: float, device: torch.device, dtype: torch.dtype) -> float:
-    """Model FLOPs utilization: FLOPs per second of a training over those of `peak_flops`, in [0, 1] up to noise.
+    """Model FLOPs utilization: FLOPs per second of a training divided by `peak_flops`, in [0, 1] up to noise.
 
-    `samples_per_second` of one device. Of a mixed-precision training `dtype` is that of the matrix products.
+    `samples_per_second`: of one device. `dtype`: of the matrix products, in mixed-precision training.
     """
     return flops_per_sample * samples_per_second / peak_flops(device, dtype)
 
 
 def _time_product(n: int, device: torch.device, dtype: torch.dtype, repetitions_s: float) -> float:
-    """Seconds of the fastest product of two n x n matrices, of at least two and as many as fit into `repetitions_s`."""
+    """Seconds of the fastest n x n matrix product, over at least two and as many as fit into `repetitions_s`."""
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     durations: list[float] = []
     end = time.perf_counter() + repetitions_s

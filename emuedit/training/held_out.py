@@ -1,4 +1,4 @@
-"""The loss on pairs that are kept from training: per task and per quarter of the timesteps, at fixed noise."""
+"""The loss on held-out pairs: per task and per quarter of the timesteps, at fixed noise."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ N_TIME_BUCKETS = 4
 
 @torch.no_grad()
 def held_out_loss(editor: TrainableEditor, cache: LatentCache, accelerator: Accelerator) -> dict[str, float]:
-    """Unweighted loss on the first held-out pairs of every task; all processes call it and get the same.
+    """Unweighted loss on the first held-out pairs of every task. All processes call it and get equal results.
 
-    `held_out.<task>` per task, `held_out` their mean, `held_out.t0` to `held_out.t3` per quarter of the timesteps from little
-    noise to much. Timesteps are stratified over all pairs of a task, whatever the sizes of the pictures are. The tasks are shared
-    among the processes, but for FSDP, whose every forward pass needs all of them.
-    Raises TrainingError for a loss that is not finite.
+    `held_out.<task>` per task, `held_out`: their mean, `held_out.t0` to `held_out.t3` per quarter of the timesteps, from low to
+    high noise. Timesteps are stratified over all pairs of a task, independent of image sizes. Tasks are distributed over the
+    processes, except with FSDP, where every forward pass needs all processes. Raises TrainingError for a loss that is not finite.
     """
     rank, world_size = (0, 1) if is_sharded(accelerator) else (accelerator.process_index, accelerator.num_processes)
     n_timesteps = editor.base_model.scheduler.config.num_train_timesteps
@@ -63,7 +62,7 @@ def _summarize(losses: dict[str, list[tuple[int, float]]]) -> dict[str, float]:
         metrics[f"held_out.{task}"] = mean = _mean([loss for _, loss in losses[task]])
         if not math.isfinite(mean):
             raise TrainingError(
-                f"want a finite held-out loss, got {mean} for the task {task}; look at its pairs, or lower train.lr"
+                f"want a finite held-out loss, got {mean} for the task {task}; inspect its pairs, or lower train.lr"
             )
         for bucket, loss in losses[task]:
             by_time[bucket].append(loss)

@@ -1,4 +1,4 @@
-"""Which pairs are kept, and for which task: the verdicts of the stage `dataset`, for a shard of pairs at a time."""
+"""The kept pairs and their tasks: verdicts of the stage `dataset`, one shard of pairs at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emuedit.data.publish import read_summary
 
 SHARDS = "shard-*.parquet"
 REPLAY_PAIRS, REPLAY_VERDICTS = "pairs", "verdicts"
-"""Parts of a folder with earlier pairs, in the format of the stages `pairs` and `dataset`; all verdicts keep their pair."""
+"""Sub-folders of a replay folder, in the formats of the stages `pairs` and `dataset`; all pairs are kept."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,17 @@ class PairShard:
 
     path: Path
     content: str
-    """Hash of its bytes."""
+    """Hash of its content."""
 
     def pair_ids(self) -> list[str]:
-        """Ids of its pairs, in order; no other column is read."""
+        """Ids of its pairs, in order; reads only this column."""
         ids: list[str] = read_columns(self.path, "id")["id"].to_pylist()
         return ids
 
 
 @dataclass(frozen=True)
 class KeptPairs:
-    """The task of every kept pair, in 10 bytes a pair."""
+    """The task of every kept pair, in 10 bytes per pair."""
 
     ids: NDArray[np.uint64]  # sorted
     task: NDArray[np.int16]  # of each id, a number of `names`
@@ -42,7 +42,7 @@ class KeptPairs:
 
     @classmethod
     def read(cls, dataset: Path) -> KeptPairs:
-        """From a published folder of verdicts. Raises ShardError when it is not published."""
+        """Read a published folder of verdicts. Raises ShardError if it is not published."""
         numbers: dict[str, int] = {}
         ids, tasks = [np.zeros(0, np.uint64)], [np.zeros(0, np.int16)]
         for shard in pair_shards([dataset]):
@@ -54,11 +54,11 @@ class KeptPairs:
         return cls(all_ids, np.concatenate(tasks)[order], tuple(numbers))
 
     def tasks(self) -> dict[str, str]:
-        """Id -> task of all of them; for folders of few pairs."""
+        """Id -> task of all pairs; for small folders."""
         return {f"{pair_id:016x}": self.names[task] for pair_id, task in zip(self.ids.tolist(), self.task.tolist(), strict=True)}
 
     def tasks_of(self, pair_ids: Sequence[str]) -> dict[str, str]:
-        """Id -> task of those of these pairs that are kept, in their order."""
+        """Id -> task of the kept ones among these pairs, in their order."""
         id_numbers = np.array([int(pair_id, 16) for pair_id in pair_ids], np.uint64)
         rows = np.searchsorted(self.ids, id_numbers).clip(max=max(0, len(self.ids) - 1))
         is_kept = self.ids[rows] == id_numbers if len(self.ids) else np.zeros(len(id_numbers), np.bool_)

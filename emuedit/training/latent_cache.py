@@ -1,7 +1,7 @@
-"""From encoded pairs to batches. Latents and texts stay on disk, memory-mapped; 38 bytes a pair and 8 a text are held in memory.
+"""Batches of encoded pairs. Latents and texts are memory-mapped; 38 bytes per pair and 8 per text are in memory.
 
-Shapes: M pairs, B samples, C latent channels, h and w latent sizes, L tokens of width D. `latent_files` writes the files and
-describes them.
+Shapes: M pairs, B samples, C latent channels, h and w latent sizes, L tokens of width D. `latent_files` writes and
+describes the files.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ from emuedit.training.pair_order import PairOrder
 from emuedit.training.text_files import text_file
 
 MAX_PARTS = 2**16
-"""More parts than a shard ever has: a file of latents is the number of its shard times this, plus that of its part."""
+"""Upper bound of the parts of a shard: file number = shard number * this + part number."""
 OPEN_FILES = 1024
-"""Files that are mapped at a time. A cache may have more of them than the system maps (65530 in Linux)."""
+"""Maximum number of mapped files. A cache may have more than the system's limit (65530 on Linux)."""
 
 
 class LatentCacheError(ValueError):
-    """Raised for pairs that cannot be trained on."""
+    """Raised for pairs that cannot be used for training."""
 
 
 @dataclass(frozen=True)
 class PairRows:
-    """What is known of M pairs, one array per column."""
+    """Metadata of M pairs, one array per column."""
 
     shard: NDArray[np.int32]
-    row: NDArray[np.int32]  # in the shard
-    part: NDArray[np.int32]  # of the shard's latents
-    position: NDArray[np.int32]  # in the part's latents of its size
-    mirrored_position: NDArray[np.int32]  # likewise; -1: it may not be mirrored
+    row: NDArray[np.int32]  # row in the shard
+    part: NDArray[np.int32]  # part of the shard's latents
+    position: NDArray[np.int32]  # row in the part's latents of its size
+    mirrored_position: NDArray[np.int32]  # of the mirrored image; -1: not mirrored
     bucket: NDArray[np.int16]  # row of `LatentCache.sizes`
     task: NDArray[np.int16]  # row of `LatentCache.task_names`
     text: NDArray[np.int32]  # row of the encoded texts
-    is_replay: NDArray[np.bool_]  # an earlier pair
+    is_replay: NDArray[np.bool_]  # pair of an earlier training
     id: NDArray[np.uint64]  # the 16 hex digits as a number
 
     def __len__(self) -> int:
         return len(self.shard)
 
     def where(self, selected: NDArray[np.bool_]) -> PairRows:
-        """The rows that are selected."""
+        """The selected rows."""
         return PairRows(*(getattr(self, name)[selected] for name in self.__dataclass_fields__))
 
     def ids(self, positions: NDArray[np.int64]) -> tuple[str, ...]:
@@ -65,21 +65,21 @@ class PairRows:
 
     @property
     def pair_ids(self) -> NDArray[np.str_]:
-        """Ids of all pairs: 64 bytes a pair, made at each call. For the pairs of a batch, use `ids`."""
+        """Ids of all pairs, 64 bytes per pair, computed at each call. For a batch, use `ids`."""
         return np.array(self.ids(np.arange(len(self))), np.str_)
 
 
 class LatentCache:
     """Encoded pairs: the rows `train` and `held_out`, their order, and batches of them.
 
-    `task_names` are the rows of the task embedding; `tasks` are those tasks that have pairs to train on, in the order of TASKS;
+    `task_names` are the rows of the task embedding; `tasks`: tasks with training pairs, in the order of TASKS;
     `sizes` are the buckets, (height, width) in px.
     """
 
     def __init__(self, folder: Path, held_out_share: float) -> None:
-        """For a task embedding with a row for each of TASKS; `with_tasks` is for others.
+        """For a task embedding with the rows TASKS; see `with_tasks` for others.
 
-        Raises LatentCacheError where no pair is left to train on.
+        Raises LatentCacheError if there is no training pair.
         """
         self._folder, self._index = folder, latent_files.read_index(folder)
         self._open = lru_cache(OPEN_FILES)(self._map_file)
@@ -91,7 +91,7 @@ class LatentCache:
         self.train, self.held_out = rows.where(~is_held_out), rows.where(is_held_out)
         if not len(self.train):
             raise LatentCacheError(
-                f"want kept pairs to train on, got {len(rows)}, all of them held out; loosen the filters or make more pairs"
+                f"want kept pairs to train on, got {len(rows)}, all of them held out; loosen the filters or generate more pairs"
             )
         self.tasks = tuple(name for i, name in enumerate(ALL_TASKS) if (self.train.task == i).any())
         self.task_names = ALL_TASKS
@@ -99,10 +99,10 @@ class LatentCache:
     def with_tasks(self, names: Sequence[str]) -> LatentCache:
         """The same cache for a task embedding with these rows, without held-out pairs of other tasks.
 
-        Raises LatentCacheError where one of `tasks` has no row.
+        Raises LatentCacheError if one of `tasks` has no row.
         """
         if without_row := set(self.tasks) - set(names):
-            raise LatentCacheError(f"want a row for every task that has pairs to train on, got none for {sorted(without_row)}")
+            raise LatentCacheError(f"want a row for every task with training pairs, got none for {sorted(without_row)}")
         row_of = np.array([names.index(name) if name in names else -1 for name in self.task_names], np.int16)
         cache, with_row = copy.copy(self), row_of[self.held_out.task] >= 0
         cache.train = replace(self.train, task=row_of[self.train.task])
@@ -118,34 +118,34 @@ class LatentCache:
         task_weights: Mapping[str, float] | None = None,
         replay_share: float = 0.0,
     ) -> PairOrder:
-        """The order in which the pairs of `train` are trained on. Tasks that `task_weights` does not name have the weight 1.
+        """The training order of the pairs in `train`. Tasks without `task_weights` have weight 1.
 
-        `replay_share`: share of the samples that are earlier pairs, where there are any.
-        Raises LatentCacheError for a weight of an unknown task, PairOrderError for weights by which no pair can be drawn.
+        `replay_share`: share of samples that are replayed pairs, if there are any.
+        Raises LatentCacheError for a weight of an unknown task, PairOrderError for weights that exclude all pairs.
         """
         for name in task_weights or {}:
             if name not in ALL_TASKS:
                 raise LatentCacheError(
-                    f"want task_weights of tasks out of {', '.join(ALL_TASKS)}; got {name!r}{closest_match(name, ALL_TASKS)}"
+                    f"want task_weights for tasks from {', '.join(ALL_TASKS)}; got {name!r}{closest_match(name, ALL_TASKS)}"
                 )
         weights = [(task_weights or {}).get(name, 1.0) for name in self.task_names]
         rows = self.train
         if not rows.is_replay.any():
             return PairOrder(rows.task, rows.bucket, batch_size, task_balance, weights, seed)
-        # Earlier pairs are tasks of their own to the order; their weights give them their share.
+        # Replayed pairs are separate tasks in the order; their weights give the share.
         groups = rows.task + len(weights) * rows.is_replay
         counts = np.bincount(groups, minlength=2 * len(weights)).reshape(2, -1).astype(np.float64)
-        drawn = np.where(counts > 0, counts**task_balance * weights, 0.0).sum(1)  # new pairs, earlier pairs
+        drawn = np.where(counts > 0, counts**task_balance * weights, 0.0).sum(1)  # new pairs, replayed pairs
         factors = np.array([1 - replay_share, replay_share]) / np.where(drawn > 0, drawn, 1.0)
         return PairOrder(groups, rows.bucket, batch_size, task_balance, np.outer(factors, weights).ravel().tolist(), seed)
 
     def by_bucket(self, rows: PairRows, positions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Positions of `rows`, split into parts whose pictures have one size, as `batch` wants them."""
+        """Positions of `rows`, split by image size for `batch`."""
         buckets = rows.bucket[positions]
         return [positions[buckets == bucket] for bucket in np.unique(buckets)]
 
     def batch(self, rows: PairRows, positions: NDArray[np.int64], flip: NDArray[np.bool_]) -> Batch:
-        """The pairs at these positions of `rows`, mirrored where asked and allowed; latents in float32, on the CPU.
+        """The pairs at these positions of `rows`, mirrored if `flip` is set and mirroring is allowed; float32 latents on the CPU.
 
         Raises LatentCacheError for pairs of several sizes.
         """
@@ -171,20 +171,20 @@ class LatentCache:
         )
 
     def _gather(self, kind: str, file_of: NDArray[np.int64], row: NDArray[Any], size: Size | None = None) -> NDArray[Any]:
-        """Sample n is `row[n]` of the file `file_of[n]`; each file is accessed once, not once per sample."""
+        """Gather `row[n]` of file `file_of[n]` for each sample n, with one access per file."""
         by_file = np.argsort(file_of, kind="stable")
         numbers, starts = np.unique(file_of[by_file], return_index=True)
         files = [self._open(kind, number, size) for number in numbers.tolist()]
-        dtype = np.result_type(*{file.dtype for file in files})  # texts are as wide as the longest of their file
+        dtype = np.result_type(*{file.dtype for file in files})  # text columns have the width of their file's longest text
         out = np.empty((len(file_of), *files[0].shape[1:]), dtype)
         for file, samples in zip(files, np.split(by_file, starts[1:]), strict=True):
             out[samples] = file[row[samples]]
         return out
 
     def _map_file(self, kind: str, number: int, size: Size | None) -> NDArray[Any]:
-        """The pairs or latents of `_file_numbers`, or encoded texts ("hidden" or "pooled"; of the null text for -1).
+        """Memory-map the pairs or latents of a file number, or encoded texts ("hidden" or "pooled"; -1: the null text).
 
-        They are memory-mapped, but as a plain array: numpy's class for mapped ones makes each access several times dearer.
+        Returned as a plain array: numpy's class for mapped arrays makes each access several times slower.
         """
         shard, part = divmod(number, MAX_PARTS)
         if kind == "pairs":
@@ -197,7 +197,7 @@ class LatentCache:
         return mapped
 
     def _text(self, texts: NDArray[np.int32] | None) -> TextCondition:
-        """Encoded texts by their rows, or the null text alone; float16, as they are stored."""
+        """Encoded texts by row, or the null text; float16, as stored."""
         files, rows = np.full(1, -1, np.int64), np.zeros(1, np.int64)
         if texts is not None:
             files = np.searchsorted(self._text_starts, texts, side="right") - 1
@@ -230,7 +230,7 @@ class LatentCache:
 
 
 def _read_columns(files: Sequence[Path]) -> dict[str, NDArray[Any]]:
-    """Columns of all pairs, and the `shard` and the `row` in it of each; instructions and crops are left on disk."""
+    """Columns of all pairs, and the `shard` and the `row` in it of each; instructions and crops stay on disk."""
     names = ("id", "caption_seed", "part", "position", "mirrored_position", "size", "text", "task")
     empty = np.zeros(0, [*latent_files.PAIR, ("task", "S1")])
     parts = {name: [empty[name]] for name in names} | {name: [np.zeros(0, np.int32)] for name in ("shard", "row")}
@@ -244,7 +244,7 @@ def _read_columns(files: Sequence[Path]) -> dict[str, NDArray[Any]]:
 
 
 def _file_numbers(shard: NDArray[np.int32], part: NDArray[np.int32] | int = 0) -> NDArray[np.int64]:
-    """One number for a file of a shard."""
+    """File number of a part of a shard."""
     return shard.astype(np.int64) * MAX_PARTS + part
 
 

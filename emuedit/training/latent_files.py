@@ -1,12 +1,12 @@
-"""The files of a latent cache: every image and every distinct instruction is encoded once, for as long as it does not change.
+"""The files of a latent cache: each image and each distinct instruction is encoded once, until it changes.
 
 Shapes: N pairs of a shard, k latents of one size, C latent channels, h and w latent sizes. The key of a shard is a hash of its
-content and of the sizes of the buckets. Which of its pairs are kept, and for which task, changes the rows but no latents: a pair
-that is kept for the first time is encoded into a new part. Files that are not in use any more are deleted.
+content and of the bucket sizes. A change of the kept pairs or their tasks changes only the rows: newly kept pairs are encoded
+into a new part. Unused files are deleted.
 
     <shard>.<part>.<height>x<width>.npy   float16 [k, 2, C, h, w]: source and target; mirrored pairs follow the plain ones
-    <shard>.<part>.encoded.npy            rows of `ENCODED`, one for each pair of the part, written after the latents
-    <shard>-<rows>.pairs.npy              N rows of `PAIR`, those of the kept pairs in the order of the shard
+    <shard>.<part>.encoded.npy            rows of `ENCODED`, one per pair of the part, written after the latents
+    <shard>-<rows>.pairs.npy              N rows of `PAIR`: the kept pairs in the order of the shard
     index.json                            the keys in use, written last
 
 `text_files` describes the files of the instructions, which are in the same folder.
@@ -42,13 +42,13 @@ CODE = (
     "emuedit/training/pair_encoding.py", "emuedit/training/aspect_buckets.py", "emuedit/training/kept_pairs.py", "emuedit/models",
     "emuedit/data", "emuedit/core", "emuedit/config.py", "emuedit/runtime.py", "emuedit/number_format.py", "emuedit/tasks.py",
 )  # fmt: skip
-"""The code that decides what is in these files; a test compares it with what this module imports."""
+"""Code that determines the content of these files; a test compares it with this module's imports."""
 ENCODED = [
     ("id", "u8"),  # the 16 hex digits as a number
     ("caption_seed", "u8"),  # decides whether the pair is held out
     ("position", "i4"),  # in the file of its size
-    ("mirrored_position", "i4"),  # likewise; -1: not encoded
-    ("size", "i4", 2),  # all sizes and places are (height, width) in px
+    ("mirrored_position", "i4"),  # of the mirrored image; -1: not encoded
+    ("size", "i4", 2),  # all sizes and positions are (height, width) in px
     ("original", "i4", 2),
     ("crop", "i4", 2),  # top and left in the resized image
     ("mirrored_left", "i4"),
@@ -57,22 +57,22 @@ ENCODED = [
 ]
 """Columns of `<shard>.<part>.encoded.npy`, followed by the text `instruction` in UTF-8."""
 PAIR = [*ENCODED, ("part", "i4")]
-"""Columns of `<shard>-<rows>.pairs.npy`, followed by the texts `task` and `instruction`. Where the task of the pair is not
-mirrored, `mirrored_position` is -1, too."""
+"""Columns of `<shard>-<rows>.pairs.npy`, followed by the texts `task` and `instruction`. `mirrored_position` is also -1 if the
+pair's task is not mirrored."""
 
 
 @dataclass(frozen=True)
 class EncodingKeys:
-    """What decides the content of a cache, 16 hex digits each, which change with weights, number format and code."""
+    """Keys of a cache, 16 hex digits each: hashes of weights, number format and code."""
 
     latents: str
-    """Names the folder of the cache: its VAE."""
+    """Name of the cache folder: key of the VAE."""
     texts: str
-    """Begins the names of the files with texts: their tokenizers and encoders."""
+    """Prefix of the text files: key of tokenizers and text encoders."""
 
     @classmethod
     def of(cls, model: str, dtype: str, root: Path) -> EncodingKeys:
-        """Of a base model or an editor. A folder counts by the content of its parts, a hub id by its name."""
+        """Keys of a base model or an editor: hash of the parts' content for a folder, of the name for a hub id."""
         code, folder = [find_file(name, root) for name in CODE], Path(model)
         settings = {"dtype": dtype} if folder.exists() else {"dtype": dtype, "base_model": model}
         files = sorted(folder.iterdir()) if folder.exists() else []
@@ -87,9 +87,9 @@ class CacheIndex:
     """The keys in use."""
 
     shards: tuple[str, ...]  # `<shard>-<rows>` of all shards of pairs, in order
-    replay: tuple[str, ...]  # those of them with earlier pairs
-    texts: tuple[str, ...]  # of the files with texts
-    null_text: str  # of the null text
+    replay: tuple[str, ...]  # those with replayed pairs
+    texts: tuple[str, ...]  # keys of the text files
+    null_text: str  # key of the null text
 
 
 def latents_file(folder: Path, key: str, part: int, size: Size) -> Path:
@@ -103,13 +103,13 @@ def pairs_file(folder: Path, key: str) -> Path:
 
 
 def read_index(folder: Path) -> CacheIndex:
-    """The keys in use. Raises FileNotFoundError for a cache that was not built to its end."""
+    """The keys in use. Raises FileNotFoundError for an incomplete cache."""
     index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
     return CacheIndex(tuple(index["shards"]), tuple(index["replay"]), tuple(index["texts"]), index["null_text"])
 
 
 def caption_seed(caption_id: str) -> int:
-    """A number in [0, 2**63) that depends on the caption alone; pairs of a caption below a share of the range are held out."""
+    """A number in [0, 2**63) that depends only on the caption; captions in the lowest share of the range are held out."""
     return seed_for("editor", "held out", caption_id)
 
 
@@ -124,12 +124,12 @@ def build(
     mirrored: bool = True,
     text_key: str = "texts",
 ) -> None:
-    """Encode the kept pairs of folders of pairs, shard by shard; what `folder` has already is not encoded again.
+    """Encode the kept pairs of folders of pairs, shard by shard; existing files in `folder` are reused.
 
-    `buckets`: the sizes that images are brought to; None: they keep their sizes, each a bucket of its own. `replay`: a folder
-    with earlier `pairs` and their `verdicts` (`training.start`); those that `pairs` have too are left out. `mirrored`: encode
-    the mirrored images of those pairs that may be mirrored, too. `text_key`: `EncodingKeys.texts`. Raises PairEncodingError for
-    images that cannot be trained on.
+    `buckets`: the sizes to which images are resized; None: images keep their sizes, each a bucket. `replay`: a folder with
+    earlier `pairs` and their `verdicts` (`training.start`), without those that are also in `pairs`. `mirrored`: also encode the
+    mirrored images of pairs that may be mirrored. `text_key`: `EncodingKeys.texts`. Raises PairEncodingError for images that
+    cannot be used for training.
     """
     buckets = AspectBuckets.unchanged() if buckets is None else buckets
     kept = KeptPairs.read(dataset)
@@ -175,15 +175,15 @@ def build(
     if texts.truncated:
         length, longest = base_model.tokenizer.model_max_length, max(texts.truncated, key=len)
         print(
-            f"train: {len(texts.truncated)} new instructions are longer than the {length} tokens that are read, such as "
-            f"{longest!r}; their ends have no effect",
+            f"train: {len(texts.truncated)} new instructions exceed the text encoder's {length} tokens, such as "
+            f"{longest!r}; they are truncated",
             flush=True,
         )
 
 
 @dataclass
 class _Shard:
-    """A shard of pairs: which of them are kept, for which task, and where their files are."""
+    """A shard of pairs: kept pairs, their tasks, and their files."""
 
     path: Path
     tasks: dict[str, str]
@@ -192,7 +192,7 @@ class _Shard:
     content: str
     """Key of its latents."""
     parts: Sequence[int]
-    """Numbers of its parts that are there already."""
+    """Numbers of its existing parts."""
 
     @property
     def key(self) -> str:
@@ -200,7 +200,7 @@ class _Shard:
         return f"{self.content}-{content_key({'kept': self.tasks})}"
 
     def write(self, base_model: TextToImageModel, buckets: AspectBuckets, mirrored: bool) -> None:
-        """Encode the pairs that no part has, then write the rows of all that are kept."""
+        """Encode the pairs that are in no part, then write the rows of all kept pairs."""
         parts = {part: np.load(_encoded_file(self.folder, self.content, part)) for part in self.parts}
         encoded = {f"{pair_id:016x}" for rows in parts.values() for pair_id in rows["id"].tolist()}
         missing = [pair_id for pair_id in self.tasks if pair_id not in encoded]
@@ -213,7 +213,7 @@ class _Shard:
     def _encode(
         self, pairs: Sequence[Pair], part: int, base_model: TextToImageModel, buckets: AspectBuckets, mirrored: bool
     ) -> NDArray[Any]:
-        """Write the latents of a new part, one file for each size, then its rows."""
+        """Write the latents of a new part, one file per size, then its rows."""
         placements = place_pairs(pairs, buckets, base_model.factor)
         instructions = [pair.instruction.encode() for pair in pairs]
         rows = np.zeros(len(pairs), [*ENCODED, ("instruction", _text_type(instructions))])
@@ -257,7 +257,7 @@ def _encoded_file(folder: Path, content: str, part: int) -> Path:
 
 
 def _encoded_parts(folder: Path) -> dict[str, list[int]]:
-    """Key of a shard's latents -> numbers of its parts; the folder is listed once, whatever the number of shards."""
+    """Key of a shard's latents -> numbers of its parts; lists the folder once for all shards."""
     parts: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.encoded.npy")):
         content, part, *_ = file.name.split(".")
@@ -271,7 +271,7 @@ def _text_type(texts: Sequence[bytes]) -> str:
 
 
 def _prune(folder: Path, index: CacheIndex, parts_in_use: set[str]) -> None:
-    """Delete the files of other keys; those that say that others are complete first, so that a kill leaves none without them."""
+    """Delete files of other keys; files that mark others as complete go first, so that a kill leaves no false marks."""
     in_use = {*index.shards, *index.texts, index.null_text, *parts_in_use}
     markers = (".pairs.npy", ".encoded.npy", ".texts.npy")
     for file in sorted(folder.iterdir(), key=lambda file: not file.name.endswith(markers)):

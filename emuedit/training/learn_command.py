@@ -1,4 +1,4 @@
-"""`emuedit learn examples/ --name cutout`: teach the editor a task from a few pictures before and after."""
+"""`emuedit learn examples/ --name cutout`: learn a task from a few images before and after an edit."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def add_commands(commands: Any) -> None:
     command.set_defaults(run=_learn)
     command.add_argument("examples", type=Path, help="folder with edits.csv (image, result, instruction), or before/ and after/")
     command.add_argument("--name", required=True, help="name of the task: lower-case letters, digits and _")
-    once = "what was done, for before/ and after/; several are used in turn"
+    once = "the instruction, for before/ and after/; several are used in turn"
     command.add_argument("--instruction", action="append", default=[], metavar="TEXT", help=once)
     command.add_argument("-o", "--out", type=Path, default=PACK_FOLDER, help=f"default: {PACK_FOLDER}")
     command.add_argument("--model", help="the editor, as for `emuedit edit`")
-    command.add_argument("--steps", type=int, help="optimizer steps, at most (default: 300)")
+    command.add_argument("--steps", type=int, help="maximum number of optimizer steps (default: 300)")
     command.add_argument(
-        "--rank", type=int, help="rank of the task's adapter (default: 8); 0: the embedding alone, as in Emu Edit"
+        "--rank", type=int, help="rank of the task's adapter (default: 8); 0: only the embedding, as in Emu Edit"
     )
-    command.add_argument("--seed", type=int, default=0, help="of the order of examples and the noise (default: 0)")
+    command.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
 
 
 def _learn(options: argparse.Namespace) -> None:
@@ -42,4 +42,4 @@ def _learn(options: argparse.Namespace) -> None:
     pack = learn_task.learn(editor, examples, settings, options.out)
     figures = f"{pack.record['steps']} steps, loss {pack.record['loss_start']:.4f} -> {pack.record['loss']:.4f}"
     print(f"{options.out / options.name}.safetensors: learned from {pack.n_examples} examples, {figures}")
-    print(f"{options.out / options.name}.png: look at it; {options.name}.md says how the pack is used")
+    print(f"{options.out / options.name}.png: inspect it; {options.name}.md describes how to use the pack")

@@ -1,4 +1,4 @@
-"""Learn a task from a folder of examples: a task pack with its card and a sheet of what it does on held-out examples."""
+"""Learn a task from a folder of examples: a task pack, its card, and a contact sheet of held-out examples."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from emuedit.editor.task_pack import TaskPack
 from emuedit.training.task_inversion import InversionSettings, encode_examples, invert, select_examples, training_loss
 
 HELD_OUT_EVERY = 5
-"""One of so many examples is held out, to stop in time and for the sheet; none of fewer."""
+"""One in this many examples is held out, for early stopping and the sheet; none if there are fewer."""
 SHEET_COLUMNS = 6
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class LearnError(ValueError):
-    """Raised for a task that cannot be learned under this name."""
+    """Raised for an invalid task name."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of the examples that are learned from, and of those that are held out; without enough of them, the same."""
+    """Rows of training and held-out examples; both are all rows if there are too few."""
 
     learned: list[int]
     held_out: list[int]
 
     @classmethod
     def of(cls, n: int) -> Split:
-        """Every fifth example is held out, from the second on."""
+        """Hold out every fifth example, from the second on."""
         if n < HELD_OUT_EVERY:
             return cls(list(range(n)), list(range(n)))
         held_out = list(range(1, n, HELD_OUT_EVERY))
@@ -44,17 +44,17 @@ class Split:
 
 
 def check_name(name: str, editor: Editor) -> None:
-    """Raise LearnError for a name that no task can have, or that the editor knows."""
+    """Raise LearnError for an invalid name and for a task that the editor already has."""
     if not _NAME.fullmatch(name):
         raise LearnError(f"want a name of lower-case letters, digits and _, such as white_background; got {name!r}")
     if name in editor.tasks:
-        raise LearnError(f"want a new name, got {name!r}, a task that the editor knows ({', '.join(editor.tasks)})")
+        raise LearnError(f"want a new name, got {name!r}, a task that the editor already has ({', '.join(editor.tasks)})")
 
 
 def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSettings, out: Path) -> TaskPack:
     """Learn the task `settings.task`, add it to the editor, and write `<task>.safetensors`, `.md` and `.png` to `out`.
 
-    `settings.n_examples` and `n_held_out` are those of `Split`. Raises LearnError for the name, ExampleError for the pictures.
+    `settings.n_examples` and `n_held_out` are as in `Split`. Raises LearnError for the name, ExampleError for the images.
     """
     check_name(settings.task, editor)
     sampler = editor.sampler
@@ -75,7 +75,7 @@ def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSe
 
 
 def settings_for(name: str, n_examples: int, editor_folder: Path, **changes: int | float) -> InversionSettings:
-    """Settings for this many examples, with the loss of the editor's own training where its folder records it."""
+    """Settings for this many examples, with the loss settings of the editor's training if its folder has them."""
     split = Split.of(n_examples)
     values = {"adapter_rank": 8, "steps": 300, "batch_size": 8, "lr": 0.05, "patience": 10, "eval_every_steps": 10} | changes
     return InversionSettings.model_validate(
@@ -98,11 +98,11 @@ def _draw_sheet(editor: Editor, task: str, pictures: ExamplePictures, instructio
 
 
 def _held_out_words(split: Split) -> str:
-    return "on the examples themselves" if split.held_out == split.learned else "on examples that it was not learned from"
+    return "on the training examples" if split.held_out == split.learned else "on held-out examples"
 
 
 def _card(pack: TaskPack, split: Split, file: Path) -> str:
-    adapter = "the embedding alone" if pack.adapter is None else f"the embedding and an adapter of rank {pack.adapter.rank}"
+    adapter = "only the embedding" if pack.adapter is None else f"the embedding and an adapter of rank {pack.adapter.rank}"
     wordings = "\n".join(f"- {text}" for text in pack.instructions[:20])
     return f"""\
 # {pack.name}
@@ -118,7 +118,7 @@ uv run emuedit tasks add {file.name}
 uv run emuedit edit in.png "{pack.instructions[0]}" --task {pack.name} -o out.png
 ```
 
-It is of use to that editor alone. The instructions of its examples, by which the task predictor knows it:
+It works only with that editor. Its example instructions, from which the task predictor learns it:
 
 {wordings}
 """

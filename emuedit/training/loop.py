@@ -1,6 +1,6 @@
 """The training loop of the editor: step, EMA, log, evaluate, save, stop. The same command resumes it.
 
-All randomness derives from (seed, step), so a resumed run sees the batches it would have seen, on any number of processes.
+All randomness derives from (seed, step), so a resumed run gets the same batches, with any number of processes.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _SAVE_PAUSES = 20
-"""A training pauses at least so many times as long between two saves as a save took: they cost 5 % of the time at most."""
+"""The interval between saves is at least this multiple of a save's duration, so saving costs at most 5 %."""
 
 
 @dataclass(frozen=True)
 class Preview:
-    """Sample edits in the middle of the training, whenever the held-out loss is due and this time has passed."""
+    """Sample edits during training, when the held-out loss is due and this time has passed."""
 
     every_s: float
     show: Callable[[int], dict[str, float]]
-    """Called with the number of steps made while the editor holds its averaged weights; returns metrics."""
+    """Called with the number of steps done, while the editor has the averaged weights; returns metrics."""
 
 
 class TrainLoop:
-    """One training of an editor in this process, of which others may train the same editor beside it."""
+    """Training of an editor in this process, which may be one of several that train it together."""
 
     def __init__(
         self,
@@ -62,14 +62,14 @@ class TrainLoop:
         accelerator: Accelerator,
         preview: Preview | None = None,
     ) -> None:
-        """State, statistics and previews go to `scratch`; a state that is there is continued."""
+        """State, statistics and previews go to `scratch`; an existing state is resumed."""
         self.editor, self.cache, self.settings, self.scratch = editor, cache, settings, scratch
         self.accelerator, self.preview = accelerator, preview
         self._flops_per_sample = count_flops(editor, cache, settings) if accelerator.is_main_process else 0
         self._is_sharded = is_sharded(accelerator)
         _check_sharding(settings, accelerator)
         self._n_passes = n_passes(settings.batch_size, settings.accumulation_steps, accelerator.num_processes)
-        self._names: tuple[str, ...] = ()  # of what a pass returns
+        self._names: tuple[str, ...] = ()  # names of the loss and its parts
         self._graph = _graph_of(self._passes, cache, settings, accelerator) if settings.cuda_graph else None
         editor.prepare(accelerator.device, self._is_sharded)
         self.optimization = Optimization(
@@ -90,13 +90,13 @@ class TrainLoop:
         self._save_took_s = 0.0
 
     def run(self) -> None:
-        """Train until `settings.steps`. Afterwards the editor holds the averaged weights, frozen, with adapters merged.
+        """Train until `settings.steps`. Afterwards the editor has the averaged weights, frozen, with adapters merged.
 
-        Raises TrainingError for a loss that is not finite, and for such a gradient in a step that is logged.
+        Raises TrainingError for a non-finite loss, and for a non-finite gradient norm in a logged step.
         """
         settings, optimization, accelerator = self.settings, self.optimization, self.accelerator
         main, n_timesteps = accelerator.is_main_process, self.editor.base_model.scheduler.config.num_train_timesteps
-        check_every = 1 if accelerator.device.type == "cpu" else settings.log_every_steps  # a GPU must not wait for each loss
+        check_every = 1 if accelerator.device.type == "cpu" else settings.log_every_steps  # avoid a GPU synchronisation per step
         with (
             Tracker(self.scratch, "train", settings.model_dump(mode="json")) if main else nullcontext() as self._tracker,
             Progress("train", settings.steps, "step", optimization.step) if main else nullcontext() as progress,
@@ -123,26 +123,26 @@ class TrainLoop:
                 losses = self._check_losses(feed) if self._unchecked else losses
                 if speed is not None:
                     grad_norm = norm.item()
-                    if not math.isfinite(grad_norm) and settings.dtype != "float16":  # its scaler skips such steps
+                    if not math.isfinite(grad_norm) and settings.dtype != "float16":  # the gradient scaler skips such steps
                         self._stop("norm of the gradient", grad_norm, done - 1, feed)
                     self._log(**losses, lr=lr, grad_norm=grad_norm, **speed.read(done))
                 self._evaluate(last)
                 self._save(last)
                 if speed is not None:
                     speed.restart(done)
-        if self._graph is not None:  # and its memory, in which the gradients lie
+        if self._graph is not None:  # free the graph and its memory, which includes the gradients
             self._graph = None
             optimization.optimizer.zero_grad(set_to_none=True)
         optimization.use_average()
         self.editor.finish()
 
     def _backward(self, feed: BatchFeed) -> Tensor:
-        """Forward and backward passes of a step; returns the mean over all processes of the loss and its parts, [1 + parts]."""
+        """Forward and backward passes of a step; returns the loss and its parts, averaged over all processes, [1 + parts]."""
         optimization, accelerator = self.optimization, self.accelerator
         micro_batches = feed.step(optimization.step)
         sums: list[Tensor] = []
         for number, (batch, draws) in enumerate(micro_batches, start=1):
-            # Before the last one, gradients need not be averaged over the processes, but FSDP would keep all of them on each GPU
+            # Average gradients only in the last pass, except with FSDP, which would keep unsharded gradients on each GPU
             is_averaged = self._is_sharded or number == len(micro_batches)
             with nullcontext() if is_averaged else accelerator.no_sync(optimization.model):
                 sums.append((self._graph or self._passes)(batch, draws))
@@ -162,8 +162,8 @@ class TrainLoop:
         return self.editor.tokenized(batch, fixed_shape=self.settings.cuda_graph)
 
     def _check_losses(self, feed: BatchFeed) -> dict[str, float]:
-        """The latest loss and its parts by name. A loss that is not finite stops the training, after the ids of its pairs were
-        written down."""
+        """The latest loss and its parts by name. A non-finite loss stops the training, after the ids of its pairs were
+        written to a file."""
         steps = [step for step, _ in self._unchecked]
         rows: list[list[float]] = torch.stack([losses for _, losses in self._unchecked]).tolist()
         self._unchecked.clear()
@@ -176,11 +176,11 @@ class TrainLoop:
         file = self.scratch / "bad-batch.json"
         file.write_text(json.dumps({"step": step, "pair_ids": feed.pair_ids(step)}, indent=1))
         raise TrainingError(
-            f"want a finite {name}, got {value} at step {step}; its pairs' ids are in {file}: look at them, or lower train.lr"
+            f"want a finite {name}, got {value} at step {step}; inspect its pairs (ids in {file}), or lower train.lr"
         )
 
     def _evaluate(self, last: bool) -> None:
-        """Held-out loss, and from time to time sample edits, with the averaged weights."""
+        """Held-out loss and, when due, sample edits, with the averaged weights."""
         done = self.optimization.step
         if done % self.settings.eval_every_steps and not last:
             return
@@ -204,7 +204,7 @@ class TrainLoop:
             self._save_took_s = self._saved_at - began
 
     def _agree(self, decision: bool) -> bool:
-        """The main process's decision, where it depends on its clock and all must take part."""
+        """The main process's decision, broadcast to all, since clocks differ."""
         if not self._is_sharded:
             return decision
         from accelerate.utils import broadcast_object_list
@@ -217,30 +217,30 @@ class TrainLoop:
 
 
 def _check_sharding(settings: TrainSettings, accelerator: Accelerator) -> None:
-    """Raises TrainingError for an average in CPU memory of sharded weights, whose parts GPUs alone can exchange."""
+    """Raise TrainingError for an EMA of sharded weights in CPU memory; only GPUs can exchange the parts."""
     if is_sharded(accelerator) and settings.ema_device == "cpu":
         raise TrainingError(
-            "want train.ema_device same with sharded weights (FSDP), got cpu; set it to same: each process keeps its part of the "
-            "average, and train.ema_dtype bfloat16 halves that"
+            "want train.ema_device same with sharded weights (FSDP), got cpu; set it to same: each process has only its part of "
+            "the average, and train.ema_dtype bfloat16 halves it"
         )
 
 
 def _graph_of(
     passes: Callable[[Batch, NoiseDraws], Tensor], cache: LatentCache, settings: TrainSettings, accelerator: Accelerator
 ) -> GraphedPasses:
-    """The passes as a CUDA graph. Raises TrainingError where they cannot be one."""
+    """The passes as a CUDA graph. Raises TrainingError if that is not possible."""
     sizes = {cache.sizes[bucket] for bucket in np.unique(cache.train.bucket)}
     got = {
         f"the device {accelerator.device.type}": accelerator.device.type != "cuda",
         f"{accelerator.num_processes} processes": accelerator.num_processes > 1,
         "sharded weights": is_sharded(accelerator),
-        f"pictures of {len(sizes)} sizes": len(sizes) > 1,
+        f"images of {len(sizes)} sizes": len(sizes) > 1,
         f"{settings.accumulation_steps} accumulation steps": settings.accumulation_steps > 1,
         "float16": settings.dtype == "float16",
     }
     if reasons := [name for name, is_so in got.items() if is_so]:
         raise TrainingError(
-            "want one GPU, one picture size, one pass a step and float32 or bfloat16 for train.cuda_graph, got "
+            "want one GPU, one image size, one pass per step and float32 or bfloat16 for train.cuda_graph, got "
             f"{', '.join(reasons)}; set it to false"
         )
     return GraphedPasses(passes, accelerator.device)

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685; DoRA, Liu et al., arXiv 2402.09353) on the attention of the U-Net.
 
-What the base model does not have is trained in full beside them: the first and last convolution, the class projection, the task
-embedding. After training the adapters are added to the weights, so the saved editor is an ordinary one.
+Layers that the base model lacks are fully trained: the first and last convolution, the class projection, the task embedding.
+After training the adapters are merged into the weights, so the saved editor is a standard one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from emuedit import config
 from emuedit.models import adapters
 
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0")
-"""The linear layers of every attention, as diffusers' LoRA scripts choose them."""
+"""The linear layers of every attention, as in diffusers' LoRA scripts."""
 NEW_LAYERS = ("conv_in", "conv_out", "class_embedding")
 """Layers of the U-Net that an editor adds or widens."""
 
@@ -27,13 +27,13 @@ class LoraSettings(config.Params):
     rank: int = Field(ge=1)
     """Rank r of the product B A that is added to a weight."""
     alpha: float | None = Field(None, gt=0)
-    """The product is scaled by alpha / r; None: by one."""
+    """The product is scaled by alpha / r; None: by 1."""
     dora: bool = False
     """Train the magnitude of every output separately (DoRA)."""
 
 
 def add_adapters(unet: Any, settings: LoraSettings, frozen_dtype: torch.dtype = torch.float32) -> None:
-    """Freeze the U-Net in `frozen_dtype` and add adapters, in float32; they change nothing before they are trained."""
+    """Freeze the U-Net in `frozen_dtype` and add adapters, in float32; untrained adapters have no effect."""
     unet.requires_grad_(False)
     nn.Module.to(unet, frozen_dtype)
     alpha = settings.alpha or settings.rank
@@ -43,6 +43,6 @@ def add_adapters(unet: Any, settings: LoraSettings, frozen_dtype: torch.dtype = 
 
 
 def merge_adapters(unet: Any) -> None:
-    """Add the adapters to the weights, in float32, and take them out: the U-Net has its own layers again."""
+    """Merge the adapters into the weights, in float32: the U-Net has standard layers again."""
     nn.Module.to(unet, torch.float32)
     adapters.merge(unet)

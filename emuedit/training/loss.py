@@ -1,8 +1,9 @@
-"""The training loss: the error of the prediction for a noised target latent, given picture, instruction and task.
+"""The training loss: the prediction error for a noised target latent, given image, instruction and task.
 
-What is predicted (eps, v, clean latents or velocity) and at which noise levels is the scheduler's; see `models/objective.py`.
+The scheduler defines prediction type (eps, v, clean latents or velocity) and noise levels, see `models/objective.py`.
 
-Shapes: B samples, C latent channels, h and w latent sizes. Everything random is in `NoiseDraws`, made from (seed, step) alone.
+Shapes: B samples, C latent channels, h and w latent sizes. All random draws are in `NoiseDraws`, which depends only on (seed,
+step).
 """
 
 from __future__ import annotations
@@ -27,46 +28,46 @@ TimestepSampling = Literal["power", "logit_normal"]
 
 
 class ConditionDropout(config.Params):
-    """How often a condition is left out in training, which classifier-free guidance needs; shares of samples.
+    """Condition dropout for classifier-free guidance; shares of samples.
 
     The defaults are InstructPix2Pix's (arXiv 2211.09800).
     """
 
     text: float = Field(0.05, ge=0, le=1)
-    """The instruction alone is replaced by the null text."""
+    """Only the instruction is replaced by the null text."""
     image: float = Field(0.05, ge=0, le=1)
-    """The picture alone is replaced by zeros."""
+    """Only the image is replaced by zeros."""
     both: float = Field(0.05, ge=0, le=1)
-    """Both at once."""
+    """Both are replaced."""
 
 
 NO_DROPOUT = ConditionDropout(text=0.0, image=0.0, both=0.0)
 
 
 class LossWeights(config.Params):
-    """How timesteps are drawn and the parts of the loss are weighted. The defaults weight nothing, which is Eq. 2 of Emu Edit.
+    """Timestep sampling and loss weights. The defaults are unweighted: Eq. 2 of Emu Edit.
 
-    Ours, where no source is named. What concerns changed cells has no effect on an editor without a change-mask head.
+    Ours unless a source is given. Settings for changed cells need a change-mask head.
     """
 
     timestep_sampling: TimestepSampling = "power"
-    """Distribution of the timesteps: power (`timestep_power`), or logit_normal, which draws those in the middle more often: T
+    """Distribution of the timesteps: power (`timestep_power`), or logit_normal, which favours middle timesteps: T
     sigmoid(x) with x standard normal (Esser et al., arXiv 2403.03206, section 3.1, for flow matching)."""
     timestep_power: tuple[float, float] = (1.0, 1.0)
     """Timesteps of the distribution power are T u^x with u uniform; x goes from the first to the second value during training. 1
     is uniform; below 1 noisy timesteps are drawn more often."""
     min_latent_change: float = Field(0.15, gt=0)
-    """A cell counts as changed where its latents differ by more, mean over channels; in units of the latents, whose standard
-    deviation the VAE's scaling factor makes about 1."""
+    """A latent cell is changed if its latents differ by more (mean over channels). Units of the latents, whose standard deviation
+    is about 1 by the VAE's scaling factor."""
     mask_balance: float = Field(0.0, ge=0, le=1)
-    """Errors in changed cells and in unchanged cells count (their share of the picture)^-mask_balance: 0 weights all cells
-    alike, 1 both regions alike."""
+    """Errors in the changed and in the unchanged region are weighted by (region's share of the image)^-mask_balance: 0: all cells
+    have equal weight, 1: both regions have equal weight."""
     background_weight: float = Field(1.0, gt=0)
     """Weight of an error in an unchanged cell relative to one in a changed cell."""
     change_loss_weight: float = Field(0.0, ge=0)
     """Weight of the change-mask head's cross-entropy relative to the denoising error."""
     change_mask_balance: float = Field(0.0, ge=0, le=1)
-    """As `mask_balance`, for the change-mask head."""
+    """Like `mask_balance`, for the change-mask head."""
 
     @field_validator("timestep_power")
     @classmethod
@@ -79,13 +80,12 @@ class LossWeights(config.Params):
     def _check_one_distribution(self) -> Self:
         if self.timestep_sampling == "logit_normal" and self.timestep_power != (1.0, 1.0):
             raise ValueError(
-                f"want timestep_power [1.0, 1.0] with timestep_sampling logit_normal, got {list(self.timestep_power)}; "
-                "leave it out"
+                f"want timestep_power [1.0, 1.0] with timestep_sampling logit_normal, got {list(self.timestep_power)}; remove it"
             )
         return self
 
     def power_at(self, progress: float) -> float:
-        """The exponent of timesteps when this share of the training is done."""
+        """The exponent of the timesteps at this fraction of the training."""
         first, last = self.timestep_power
         return first + (last - first) * progress
 
@@ -95,7 +95,7 @@ UNWEIGHTED = LossWeights()
 
 @dataclass(frozen=True)
 class NoiseDraws:
-    """Everything random in one step."""
+    """All random draws of one step."""
 
     t: Tensor  # indices of timesteps, int64 [B] (`objective.training_timesteps`)
     eps: Tensor  # [B, C, h, w]
@@ -103,7 +103,7 @@ class NoiseDraws:
     no_image: Tensor  # bool [B]
 
     def rows(self, rows: slice) -> NoiseDraws:
-        """The draws of some of the samples."""
+        """The draws of these samples."""
         return NoiseDraws(self.t[rows], self.eps[rows], self.no_text[rows], self.no_image[rows])
 
     def to(self, device: torch.device) -> NoiseDraws:
@@ -119,13 +119,13 @@ def draw_noise(
     *keys: str | int,
     timestep_sampling: TimestepSampling = "power",
 ) -> NoiseDraws:
-    """Draws on the CPU for latents of `shape`, from the keys alone. Timesteps are stratified over the batch.
+    """Draws on the CPU for latents of `shape`; depend only on the keys. Timesteps are stratified (VDM, arXiv 2107.00630).
 
-    `timestep_power` is of the distribution power alone (`LossWeights`).
+    `timestep_power` applies only to the distribution power (`LossWeights`).
     """
     random = generator("editor", *keys)
     u = (torch.randperm(shape[0], generator=random) + torch.rand(shape[0], generator=random)) / shape[0]
-    share = u**timestep_power if timestep_sampling == "power" else torch.special.ndtri(u).sigmoid()  # of the timesteps
+    share = u**timestep_power if timestep_sampling == "power" else torch.special.ndtri(u).sigmoid()  # relative timestep
     t = (n_timesteps * share).long().clamp_max(n_timesteps - 1)
     eps = torch.randn(shape, generator=random)
     u_dropout = torch.rand(shape[0], generator=random)  # [0, 1) is split into [text | both | image | nothing dropped]
@@ -135,10 +135,10 @@ def draw_noise(
 
 
 class LossParts(NamedTuple):
-    """The parts of each sample's loss; those of a whole batch are their means."""
+    """The parts of each sample's loss; a batch's loss is their mean."""
 
     denoising: Tensor  # weighted mean squared error, [B] (Eq. 2 of Emu Edit)
-    change_mask: Tensor | None  # cross-entropy of where source and target differ, [B]; without the head None
+    change_mask: Tensor | None  # cross-entropy of the change mask, [B]; None without the head
 
     def total(self, weights: LossWeights) -> Tensor:
         """The loss of each sample, [B]."""
@@ -154,11 +154,11 @@ def loss_parts(
     weights: LossWeights,
     min_snr_gamma: float | None = None,
 ) -> LossParts:
-    """The denoising error of each sample, and the loss of the change-mask head.
+    """The denoising error and the change-mask loss of each sample.
 
-    The latter is the cross-entropy for samples with all their conditions, for others 0. Without the head all cells weigh the
-    same, and the loss is Eq. 2 alone. v [B, D_v] is never dropped, because guidance keeps it.
-    `min_snr_gamma` weights the error by min-SNR (`diffusion.min_snr_weight`); None does not.
+    The latter is the cross-entropy for samples with all conditions, 0 for others. Without the head all cells have equal weight,
+    which is Eq. 2. v [B, D_v] is never dropped, because guidance always uses it.
+    `min_snr_gamma` weights the error by min-SNR (`diffusion.min_snr_weight`); None: no weighting.
     """
     device = batch.target.device
     eps = draws.eps.to(batch.target)
@@ -190,7 +190,7 @@ def latent_change_mask(source: Tensor, target: Tensor, min_change: float) -> Ten
 def balance_weights(changed: Tensor, balance: float) -> Tensor:
     """Change mask [B, 1, h, w] -> weight of every cell: (share of its region)^-balance.
 
-    So the small object of an edit counts beside the picture that stays, and the object that stays beside a new background.
+    So a small edited object has enough weight against the unchanged image, and an unchanged object against a new background.
     """
     share = changed.mean((1, 2, 3), keepdim=True)
     min_share = 1 / changed[0].numel()
@@ -198,7 +198,7 @@ def balance_weights(changed: Tensor, balance: float) -> Tensor:
 
 
 def _weighted_mean(error: Tensor, cell_weights: Tensor) -> Tensor:
-    """[B, ., h, w] under weights [B, 1, h, w] -> [B]."""
+    """Mean of [B, ., h, w] with weights [B, 1, h, w] -> [B]."""
     return (cell_weights * error).mean((1, 2, 3)) / cell_weights.mean((1, 2, 3))
 
 

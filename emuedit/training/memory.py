@@ -1,8 +1,8 @@
-"""How much memory a training needs on each device, computed before it starts.
+"""Estimate the memory of a training on each device before it starts.
 
 Weights, gradients, optimizer state and EMA follow from the number of parameters. Activations are counted by running the step on
-meta tensors (`meta_step`, `activation_memory`). The parts are those at the moment when most is needed: during the passes, or in
-the optimizer's step. They do not include fragmentation of the allocator's memory.
+meta tensors (`meta_step`, `activation_memory`). The parts are given at peak memory: during the passes, or in
+the optimizer's step. Fragmentation of the allocator's memory is not included.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from emuedit.training.meta_step import MetaAutocast, editor_loss, meta_copy
 from emuedit.training.optimizers import OptimizerName
 
 CUDA_CONTEXT = GIB // 2
-"""Of a process on a GPU: CUDA's context and the code of PyTorch's kernels. They are not PyTorch's to allocate. Assumed."""
+"""CUDA context and PyTorch's kernel code, per GPU process, outside PyTorch's allocator. Assumed."""
 NCCL_BUFFERS = GIB * 2 // 5
-"""Of a process on a GPU that trains with others. Assumed, not measured."""
+"""Communication buffers of a GPU process that trains with others. Assumed, not measured."""
 CUDA_WORKSPACE = GIB // 8
-"""What kernels allocate inside: cuBLAS's workspace, of 32 MiB on Hopper, and those of convolutions. Assumed."""
+"""Workspaces of kernels: cuBLAS (32 MiB on Hopper) and convolutions. Assumed."""
 FSDP_UNITS = ("BasicTransformerBlock", "ResnetBlock2D")
-"""The layers that `infra/accelerate/fsdp.yaml` shards each by itself; what is outside of them is gathered during both passes."""
+"""The FSDP units of `infra/accelerate/fsdp.yaml`; weights outside of them stay gathered during both passes."""
 
 
 class MemoryEstimator:
-    """Estimates for one network under several plans. The network may be on any device; it is not changed.
+    """Memory estimates for a network under several plans. The network may be on any device; it is not changed.
 
-    `text_encoders` are those that are trained. `frozen` modules stay on the device beside the network, such as a VAE.
+    `text_encoders`: the trained ones. `frozen`: modules that stay on the device too, such as a VAE.
     """
 
     def __init__(self, net: EditorUNet, text_encoders: Sequence[nn.Module] = (), frozen: Iterable[nn.Module] = ()) -> None:
         self._modules = meta_copy(nn.ModuleList([net, *text_encoders]))
         self._frozen = sum(_n_bytes(module) for module in frozen)
-        self._variants: dict[Any, nn.ModuleList] = {}  # as they are trained, by plan
+        self._variants: dict[Any, nn.ModuleList] = {}  # plan -> modules as trained
         self._passes: dict[Any, PassMemory] = {}
 
     def estimate(self, plan: MemoryPlan) -> MemoryEstimate:
-        """Estimate a plan; takes a second or two for Stable Diffusion 1.5, two to five times that for XL."""
-        keeps_gradients = plan.passes > 1 or plan.world_size > 1  # before the pass begins
+        """Estimate a plan; takes 1 to 2 s for Stable Diffusion 1.5, two to five times as long for XL."""
+        keeps_gradients = plan.passes > 1 or plan.world_size > 1  # before the pass starts
         uncounted = ((GRADIENTS,) if keeps_gradients else ()) + ((WEIGHT_COPIES,) if plan.fsdp else ())
         modules, passes = self._run(plan, uncounted)
         trained = [parameter.numel() for parameter in modules.parameters() if parameter.requires_grad]
@@ -83,11 +83,11 @@ class MemoryEstimator:
         )
 
     def savings(self, plan: MemoryPlan) -> dict[str, int]:
-        """Bytes on each device that every single change of the plan would save, the largest first; those that save nothing are
-        left out. Changes are named by settings of `train`."""
+        """Bytes on each device that each single change of the plan would save, largest first, without changes that save nothing.
+        Changes are written as settings of `train`."""
         total = self.estimate(plan).total
         changes = {
-            f"accumulation_steps: {plan.micro_batch * plan.passes * plan.world_size} (one sample a pass)": replace(
+            f"accumulation_steps: {plan.micro_batch * plan.passes * plan.world_size} (one sample per pass)": replace(
                 plan, micro_batch=1, passes=plan.micro_batch * plan.passes
             ),
             "gradient_checkpointing: true": replace(plan, gradient_checkpointing=True),
@@ -104,7 +104,7 @@ class MemoryEstimator:
         return dict(sorted(((change, n) for change, n in saved.items() if n > 0), key=lambda item: -item[1]))
 
     def _run(self, plan: MemoryPlan, uncounted: tuple[str, ...]) -> tuple[nn.ModuleList, PassMemory]:
-        """The modules as they are trained, on the meta device, and what a pass of them needs."""
+        """(modules as trained, on the meta device; memory of one pass)."""
         modules = self._trained(plan)
         key = modules, plan.micro_batch, plan.latent, plan.n_tokens, plan.dtype, plan.gradient_checkpointing, uncounted
         if key not in self._passes:
@@ -112,7 +112,7 @@ class MemoryEstimator:
             net: Any = modules[0]
             text_encoders = list(modules)[1:]
             flags: Any = [module for module in modules.modules() if hasattr(module, "gradient_checkpointing")]
-            for module in flags:  # diffusers and transformers have the same names
+            for module in flags:  # diffusers and transformers use the same names
                 module.gradient_checkpointing = plan.gradient_checkpointing
                 module._gradient_checkpointing_func = autocast.checkpoint
             channels_last = plan.device == "cuda"
@@ -126,7 +126,7 @@ class MemoryEstimator:
         return modules, self._passes[key]
 
     def _trained(self, plan: MemoryPlan) -> nn.ModuleList:
-        """What `TrainableEditor.prepare` does, on meta tensors."""
+        """Like `TrainableEditor.prepare`, on meta tensors."""
         frozen_dtype = getattr(torch, plan.dtype) if plan.lora and plan.device == "cuda" else torch.float32
         key = plan.device, plan.lora, frozen_dtype, plan.dtype == "float32"
         if key in self._variants:
@@ -135,7 +135,7 @@ class MemoryEstimator:
         net: Any = modules[0]
         encoders: list[Any] = list(modules)[1:]
         unet = net.unet
-        if not any(".lora_" in name for name, _ in unet.named_parameters()):  # else it is prepared
+        if not any(".lora_" in name for name, _ in unet.named_parameters()):  # else it is already prepared
             modules.float().train().requires_grad_(True)
             if plan.lora is not None:
                 lora.add_adapters(unet, plan.lora, frozen_dtype)
@@ -161,11 +161,11 @@ def _context(plan: MemoryPlan) -> int:
 
 
 def _optimizer_bytes(trained: Sequence[int], optimizer: OptimizerName) -> tuple[int, int]:
-    """(bytes on the device, bytes in paged memory) of the state of parameters with these numbers of elements.
+    """(bytes on the device, bytes in paged memory) of the optimizer state of parameters with these numbers of elements.
 
-    AdamW has two float32 moments. bitsandbytes keeps them in 8 bits with a float32 scale for every 256, for parameters of 4096
-    elements or more; with paging, those of 100,000 or more are in memory that moves to the CPU when the GPU is full
-    (`bitsandbytes/optim/optimizer.py`). Paged memory is counted as being on the CPU; its pages visit the GPU in every step.
+    AdamW has two float32 moments. bitsandbytes stores them in 8 bits with a float32 scale per 256 elements, for parameters of at
+    least 4096 elements; with paging, those of at least 100,000 are in memory that moves to the CPU when the GPU is full
+    (`bitsandbytes/optim/optimizer.py`). Paged memory is counted as CPU memory; its pages move to the GPU in every step.
     """
     if optimizer == "adamw":
         return 8 * sum(trained), 0
@@ -175,7 +175,7 @@ def _optimizer_bytes(trained: Sequence[int], optimizer: OptimizerName) -> tuple[
 
 
 def _gathered_bytes(modules: nn.ModuleList, dtype: str) -> int:
-    """Bytes of the weights that FSDP2 has gathered at once: all outside of its units, the unit in use and the next one."""
+    """Bytes of the weights that FSDP2 gathers at a time: all outside its units, the current unit and the next one."""
     units = {
         name: sum(parameter.numel() for parameter in module.parameters())
         for name, module in modules.named_modules()

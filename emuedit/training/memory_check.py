@@ -1,4 +1,4 @@
-"""Does a training fit into the memory of its device? Asked before it starts."""
+"""Check before a training starts whether it fits into the device's memory."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from emuedit.training.memory_plan import GIB, MemoryEstimate
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
 FRAGMENTATION = 0.05
-"""Share of an allocator's memory that lies in gaps: a training this close to the limit may fail. Assumed."""
+"""Assumed fragmentation of the allocator's memory: a training this close to the limit may fail."""
 
 
 class MemoryFitError(RuntimeError):
-    """Raised for a training that cannot fit into the memory of its device."""
+    """Raised for a training that cannot fit into the device's memory."""
 
 
 def check_fits(
     estimate: MemoryEstimate, device: torch.device, savings: Callable[[], Mapping[str, int]] = dict, available: int | None = None
 ) -> str:
-    """Raise MemoryFitError where a training cannot fit; returns a warning where it may not, else an empty text.
+    """Raise MemoryFitError if a training cannot fit. Returns a warning if it may not fit, else an empty string.
 
-    What is certainly needed (`MemoryEstimate.certain`) is compared with what is there, without a safety margin: it is a lower
-    bound, so nothing is refused that would fit. What depends on kernels and on gaps in the allocator's memory is in the warning.
-    `savings` is called for the error only; `MemoryEstimator.savings` computes them. `available` bytes are measured if not
-    given: on a GPU what is free or held by this process, on a CPU what all processes together may still take.
+    The certain part (`MemoryEstimate.certain`) is compared with the available memory without a safety margin: it is a lower
+    bound, so no training that fits is rejected. The warning includes what depends on kernels and fragmentation. `savings` is
+    called only for the error; `MemoryEstimator.savings` computes them. `available` bytes are measured by default: on a GPU the
+    memory that is free or used by this process, on a CPU the memory that all processes together can still use.
     """
     available = available_bytes(device) if available is None else available
     if available is None:
-        return f"the memory of {device} cannot be read, so nothing checks that the training fits: {estimate}"
+        return f"the memory of {device} cannot be read, so it is not checked that the training fits: {estimate}"
     n_sharing = estimate.plan.world_size if device.type == "cpu" else 1  # processes on a CPU share its memory
     certain, total = n_sharing * estimate.certain, n_sharing * (estimate.total - estimate.context)
     if certain <= available:
@@ -39,15 +39,15 @@ def check_fits(
         return f"the training needs about {_gib(total)} of {_gib(available)} on {device} and may run out" if is_close else ""
     options = "; ".join(f"{change} saves {_gib(n)}" for change, n in savings().items()) or "a smaller model"
     raise MemoryFitError(
-        f"want a training that fits into the {_gib(available)} that are free on {device}, got one that needs {_gib(certain)} "
-        f"at least: {estimate}; change train: {options}"
+        f"want a training that fits into {_gib(available)} free memory on {device}, got one that needs at least {_gib(certain)}"
+        f": {estimate}; change train: {options}"
     )
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Bytes that this process and those it starts may take on a device; None where that cannot be read.
+    """Bytes available to this process and its children on a device; None if that cannot be read.
 
-    What this process holds counts as available, since it is part of the estimate or will be freed.
+    Memory used by this process counts as available, since it is part of the estimate or will be freed.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -65,7 +65,7 @@ def _kib_field(file: Path, name: str) -> int:
 
 
 def _cgroup_bytes() -> int:
-    """What the container's limit (cgroup v2) leaves; files that were read and may be dropped count as free."""
+    """Remaining bytes of the container's limit (cgroup v2); page cache that can be dropped counts as free."""
     limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
     if not limit.is_file() or not used.is_file() or limit.read_text().strip() == "max":
         return 2**63

@@ -1,4 +1,4 @@
-"""How a training uses memory (`MemoryPlan`), and how much of it each part needs (`MemoryEstimate`)."""
+"""Memory plan of a training (`MemoryPlan`) and estimate per part (`MemoryEstimate`)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """How a training uses memory. Names are those of `TrainSettings` where it has them."""
+    """Settings that determine memory use, named as in `TrainSettings` where possible."""
 
     micro_batch: int = 1
-    """Samples in one pass of one device: batch_size / (passes * world_size)."""
+    """Samples per pass and device: batch_size / (passes * world_size)."""
     latent: tuple[int, int, int] = (4, 64, 64)
-    """Latents of one picture, (C, h, w): a side of 8 px is one latent cell in Stable Diffusion."""
+    """Latents of one image, (C, h, w): one latent cell is 8 px wide in Stable Diffusion."""
     n_tokens: int = 77
     """Tokens of an instruction, L."""
     device: Literal["cuda", "cpu"] = "cuda"
@@ -26,7 +26,7 @@ class MemoryPlan:
     gradient_checkpointing: bool = False
     passes: int = 1
     compile: bool = False
-    """torch.compile keeps fewer activations than are counted here."""
+    """torch.compile keeps fewer activations than counted here."""
     lora: LoraSettings | None = None
     optimizer: OptimizerName = "adamw"
     ema: bool = True
@@ -35,12 +35,12 @@ class MemoryPlan:
     world_size: int = 1
     """Processes that train together."""
     fsdp: bool = False
-    """Whether they shard weights, gradients, optimizer state and EMA, or each has all of them (DDP)."""
+    """Whether weights, gradients, optimizer state and EMA are sharded (FSDP) or replicated (DDP)."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on each device at the moment when most is needed."""
+    """Bytes on each device at peak memory."""
 
     plan: MemoryPlan
     weights: int
@@ -49,21 +49,21 @@ class MemoryEstimate:
     ema: int
     gradients: int
     weight_copies: int
-    """Weights in half precision, which autocast makes in every pass."""
+    """Half-precision copies of weights, made by autocast in every pass."""
     activations: int
-    """Kept for the backward pass."""
+    """Activations kept for the backward pass."""
     temporaries: int
-    """Gradients of activations, activations that are computed again, weights that FSDP gathers, buffers of the EMA's update."""
+    """Gradients of activations, recomputed activations, weights gathered by FSDP, buffers of the EMA's update."""
     workspace: int
-    """Allocated inside of kernels."""
+    """Workspaces of kernels."""
     context: int
-    """Of the process, outside of PyTorch's allocator."""
+    """Memory of the process outside PyTorch's allocator."""
     saved: int = field(metadata={"part": False})
     """Activations and weight copies at the end of the forward pass."""
     certain: int = field(metadata={"part": False})
-    """What no setting of the allocator and no choice of kernels can avoid."""
+    """Lower bound, independent of allocator settings and kernels."""
     host: int = field(metadata={"part": False})
-    """CPU memory for an EMA or an optimizer state that is kept there."""
+    """CPU memory of an offloaded EMA or optimizer state."""
 
     @property
     def parts(self) -> dict[str, int]:

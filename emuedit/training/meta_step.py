@@ -1,6 +1,6 @@
-"""A training step of the editor on meta tensors, which have shapes and formats but no data: no memory and no time are spent.
+"""A training step of the editor on meta tensors, which have shapes and formats but no data: it needs almost no memory and time.
 
-PyTorch ignores autocast and fused attention on the meta device, so `MetaAutocast` does what they do on a CPU or on a GPU.
+PyTorch ignores autocast and fused attention on the meta device, so `MetaAutocast` emulates their effect on a CPU or GPU.
 Shapes: B samples, C latent channels, h and w latent sizes, L text tokens of width D, D_v the width of a task embedding.
 """
 
@@ -26,20 +26,20 @@ _IN_HALF: frozenset[Any] = frozenset({
     F.linear, F.conv2d, torch.bmm, torch.baddbmm, torch.matmul, torch.addmm, torch.mm, torch.einsum,
     torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.bmm, torch.Tensor.mm,
 })  # fmt: skip
-"""What autocast computes in half precision, of what the networks call (PyTorch's documentation of `torch.amp`)."""
+"""Operations of the networks that autocast computes in half precision (PyTorch's documentation of `torch.amp`)."""
 _IN_FLOAT32_ON_GPU: frozenset[Any] = frozenset({
     F.layer_norm, F.group_norm, F.softmax, torch.softmax, torch.Tensor.softmax, torch.norm, torch.linalg.norm,
     torch.linalg.vector_norm, F.interpolate, F.mse_loss,
 })  # fmt: skip
-"""What autocast computes in float32 on a GPU, of what the networks call."""
+"""Operations of the networks that autocast computes in float32 on a GPU."""
 
 
 class MetaAutocast(TorchFunctionMode):
-    """Autocast to `dtype` and attention in one kernel, as on `device` ('cuda' or 'cpu'), for meta tensors.
+    """Emulates autocast to `dtype` and fused attention of `device` ('cuda' or 'cpu') for meta tensors.
 
-    Attention in one kernel is counted as those that PyTorch chooses: on 'cuda' flash attention for half precision, and
-    memory-efficient attention for float32 or with a mask; on 'cpu' flash attention. All keep queries, keys, values, output and a
-    number for each query.
+    Fused attention is counted as the kernel that PyTorch chooses: on 'cuda' flash attention for half precision, and
+    memory-efficient attention for float32 or with a mask; on 'cpu' flash attention. All save queries, keys, values, output and
+    one number per query.
     """
 
     def __init__(self, dtype: torch.dtype, device: str) -> None:
@@ -50,11 +50,11 @@ class MetaAutocast(TorchFunctionMode):
         self._copies: dict[int, Tensor] | None = {}
 
     def end_forward(self) -> None:
-        """Drop the copies of weights in half precision that autocast keeps until its block ends."""
+        """Drop the half-precision copies of weights, which autocast caches until its block ends."""
         self._copies = None
 
     def checkpoint(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Gradient checkpointing (arXiv 1604.06174) of a layer, which is computed again in the same formats as at first."""
+        """Gradient checkpointing (arXiv 1604.06174) of a layer; the recomputation uses the same formats."""
         return torch.utils.checkpoint.checkpoint(
             function, *args, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), self)
         )
@@ -62,7 +62,7 @@ class MetaAutocast(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call `func` with arguments in the format that autocast chooses."""
+        """Call `func` with arguments cast as by autocast."""
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return self._attend(*args, **kwargs)
@@ -84,7 +84,7 @@ class MetaAutocast(TorchFunctionMode):
         return self._copies[id(x)]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
-        """Attention in one kernel; dropout, causality and scale do not change what is kept."""
+        """Fused attention; dropout, causality and scale do not affect the saved tensors."""
         if self.half is not None:
             query, key, value = (self._cast(x, self.half) for x in (query, key, value))
         if not self.on_gpu:
@@ -96,7 +96,7 @@ class MetaAutocast(TorchFunctionMode):
 
 
 def meta_copy(module: Module, channels_last: bool = False) -> Module:
-    """A copy of a module whose parameters and buffers are on the meta device; the module itself is not changed."""
+    """A copy of a module with parameters and buffers on the meta device; the module is not changed."""
     memo: dict[int, Any] = {}
     for tensor in (*module.parameters(), *module.buffers()):
         layout = torch.channels_last if channels_last and tensor.dim() == 4 else torch.contiguous_format
@@ -114,9 +114,9 @@ def editor_loss(
     batch_size: int,
     channels_last: bool = False,
 ) -> Tensor:
-    """A number that depends on all outputs of a forward pass like a training step's, with random inputs on the net's device.
+    """A scalar that depends on all outputs of a training-like forward pass with random inputs on the net's device.
 
-    latent: (C, h, w). n_tokens: L of the instruction, without the task's token. Trained text encoders run in the same pass.
+    latent: (C, h, w). n_tokens: L of the instruction, without the task's token. Trained text encoders are part of the pass.
     """
     config, device = net.unet.config, net.unet.device
     layout = torch.channels_last if channels_last else torch.contiguous_format

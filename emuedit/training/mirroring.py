@@ -1,4 +1,4 @@
-"""Which pairs may be mirrored as augmentation."""
+"""Decide which pairs may be mirrored as augmentation."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ SIDED = re.compile(
     r"digit|caption|label|logo|initial|title|name)|[0-9\"“”„«»]|(?<!\w)['‘’]|['’](?!\w)",
     re.IGNORECASE,
 )
-"""An instruction with a word that begins so, with a digit or with something in quotes may mean another thing in a mirrored
-image, or its image may have letters in it. In doubt a pair is not mirrored."""
+"""Instructions with a word that starts like this, with digits or with quoted text may have another meaning in a mirrored image,
+or the image may contain letters. If in doubt, a pair is not mirrored."""
 
 
 def may_flip(task: str, instruction: str) -> bool:
-    """Whether images and instruction still agree when the images are mirrored."""
+    """Whether the instruction still holds when the images are mirrored."""
     return get_task(task).mirrorable and SIDED.search(instruction) is None

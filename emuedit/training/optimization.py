@@ -1,6 +1,6 @@
-"""The optimizer, its learning-rate schedule and the EMA of the weights: stepped, saved and resumed as one thing.
+"""Optimizer, learning-rate schedule and EMA of the weights, stepped, saved and resumed together.
 
-The editor, the task predictor and the toy world's models are all trained with it, in one process or in several.
+Used to train the editor, the task predictor and the toy world's models, in one process or several.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 STATE_FILE = ".state.pt"
-"""Name of the state in a scratch folder; it begins with a dot, so it is not published."""
+"""File name of the state in a scratch folder; the leading dot excludes it from publishing."""
 
 
 class OptimizationError(ValueError):
@@ -32,9 +32,9 @@ class OptimizationError(ValueError):
 
 
 class Optimization:
-    """Everything that a training keeps besides the data: trained weights, optimizer, EMA, and the next step.
+    """The state of a training except the data: trained weights, optimizer, EMA, and the next step.
 
-    `module` is what is trained, `model` what forward passes are made with: the module itself, or wrapped by accelerate.
+    `module` is trained; `model` runs the forward passes: the module itself, or wrapped by accelerate.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Optimization:
         optimizer: OptimizerName = "adamw",
         accelerator: Accelerator | None = None,
     ) -> None:
-        """`lr_mult` gives the factor of the learning rate for each parameter's name. Without `ema` no average is kept."""
+        """`lr_mult`: parameter name -> factor of the learning rate. `ema` None: no average."""
         self.module, self.schedule, self.max_grad_norm, self.accelerator = module, schedule, max_grad_norm, accelerator
         trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
         multipliers = {name: lr_mult(name) for name in trained}
@@ -79,16 +79,16 @@ class Optimization:
         return self.accelerator is None or self.accelerator.is_main_process
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss to those the parameters have."""
+        """Accumulate the gradients of a loss."""
         if self.accelerator is None:
             loss.backward()
         else:
             self.accelerator.backward(loss)
 
     def update(self, keep_gradients: bool = False) -> Tensor:
-        """One optimizer step with the gradients that the parameters have; returns their norm before clipping.
+        """One optimizer step with the accumulated gradients; returns their norm before clipping.
 
-        keep_gradients: leave them, clipped, for a CUDA graph that overwrites them in the next step.
+        keep_gradients: do not free them, for a CUDA graph that overwrites them in the next step.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * group["lr_mult"]
@@ -104,7 +104,7 @@ class Optimization:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The module holds the EMA weights inside of the `with` block."""
+        """Context manager: the module has the EMA weights inside the block."""
         if self.ema is None:
             yield
             return
@@ -116,15 +116,15 @@ class Optimization:
             free_gathered(self.module)
 
     def use_average(self) -> None:
-        """Give the module the EMA weights for good."""
+        """Set the module to the EMA weights permanently."""
         if self.ema is not None:
             free_gathered(self.module)
             self.ema.use()
 
     def save(self, file: Path) -> None:
-        """Write the state as a whole or not at all. All processes call it, the main one writes.
+        """Write the state atomically. All processes call it; the main process writes.
 
-        Tensors are named and whole, so that any number of processes, with or without sharding, can continue.
+        Tensors are named and unsharded, so that any number of processes can resume, with or without sharding.
         """
         main, averages = self.is_main_process, {} if self.ema is None else self.ema.averages
         state = {
@@ -141,10 +141,10 @@ class Optimization:
 
     @torch.no_grad()
     def resume(self, file: Path) -> None:
-        """Continue from a saved state, if there is one. All processes call it.
+        """Resume from a saved state, if there is one. All processes call it.
 
-        Raises OptimizationError for the state of another training, and where some processes have a state and others none or
-        another: they would train on with different weights.
+        Raises OptimizationError for the state of another training, and if the processes have different states: their weights
+        would diverge.
         """
         state = _read_state(file) if file.exists() else None
         self._check_same_step(0 if state is None else state["step"], file)
@@ -152,7 +152,7 @@ class Optimization:
             return
         if different := self._differences(state):
             raise OptimizationError(
-                f"want the state of this training, got {file} of one with other {', '.join(different)}; delete it to train anew"
+                f"want the state of this training, got {file} with other {', '.join(different)}; delete it to start over"
             )
         for name, value in self._weights().items():
             value.copy_(like_sharded(state["weights"][name], value))
@@ -176,12 +176,12 @@ class Optimization:
         steps = gather_object([step])
         if len(set(steps)) > 1:
             raise OptimizationError(
-                f"want the same state in all processes, got the steps {steps} (process by process) in {file}; share the folder "
-                "among the machines, or delete the state on all of them to train anew"
+                f"want the same state in all processes, got the steps {steps} (by process) in {file}; share the folder "
+                "among the machines, or delete the state on all of them to start over"
             )
 
     def _weights(self) -> dict[str, Tensor]:
-        """What changes: trained parameters and buffers. Frozen parameters are the base model's."""
+        """Trained parameters and buffers, without frozen parameters of the base model."""
         frozen = {name for name, _ in self.module.named_parameters(remove_duplicate=False)} - self.parameters.keys()
         return {name: value for name, value in self.module.state_dict(keep_vars=True).items() if name not in frozen}
 
@@ -200,7 +200,7 @@ class Optimization:
         return None if self.accelerator is None else self.accelerator.scaler
 
     def _differences(self, state: Mapping[str, Any]) -> list[str]:
-        """What does not fit a saved state: weights (names and shapes), optimizer settings, EMA."""
+        """Differences from a saved state: weights (names and shapes), optimizer settings, EMA."""
         if "settings" not in state:
             return ["format (it was saved by an earlier version)"]
         averages = {} if self.ema is None else self.ema.averages
@@ -214,7 +214,7 @@ class Optimization:
 
 @torch.no_grad()
 def read_average(module: nn.Module, file: Path) -> None:
-    """Give a module the weights of a saved state, averaged where it has an average; no optimizer is needed for that."""
+    """Load the weights of a saved state into a module: averaged if available. Needs no optimizer."""
     state = _read_state(file)
     saved = state["weights"] | state["ema"]
     for name, value in module.state_dict(keep_vars=True).items():
@@ -223,7 +223,7 @@ def read_average(module: nn.Module, file: Path) -> None:
 
 
 def _read_state(file: Path) -> dict[str, Any]:
-    """A saved state, of which each tensor is read from the file when it is copied: no process has all of it in memory."""
+    """A memory-mapped saved state: each tensor is read when it is copied."""
     state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     return state
 
@@ -233,14 +233,14 @@ def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _place_state(value: Any, parameter: Tensor, optimizer: Any) -> Any:
-    """A value of a saved optimizer state, sharded as the parameter if it has its shape, on the parameter's device.
+    """A value of a saved optimizer state on the parameter's device, sharded like the parameter if it has its shape.
 
-    A paged optimizer of bitsandbytes allocates it, in memory that the GPU shares with the CPU.
+    For a paged optimizer, bitsandbytes allocates it in memory shared by GPU and CPU.
     """
     if not isinstance(value, Tensor):
         return value
     is_sharded_alike = value.shape == parameter.shape
-    allocator = getattr(optimizer, "optimizer", optimizer)  # inside of accelerate's
+    allocator = getattr(optimizer, "optimizer", optimizer)  # wrapped by accelerate
     if getattr(allocator, "is_paged", False) and is_sharded_alike:
         buffer = allocator.get_state_buffer(parameter, dtype=value.dtype)
         buffer.copy_(value)
@@ -249,12 +249,12 @@ def _place_state(value: Any, parameter: Tensor, optimizer: Any) -> Any:
 
 
 def check_recipe(file: Path, recipe: Mapping[str, object], may_change: tuple[str, ...] = ()) -> None:
-    """Write a training's recipe beside its state, or raise OptimizationError where the state was begun with another one."""
+    """Write a training's recipe next to its state, or raise OptimizationError if the state has another recipe."""
     if file.exists():
         earlier = json.loads(file.read_text())
         different = sorted(key for key in recipe if key not in may_change and earlier.get(key) != recipe[key])
         if different:
             raise OptimizationError(
-                f"{file.parent} was begun with another recipe ({', '.join(different)}); delete it to train anew"
+                f"{file.parent} was started with another recipe ({', '.join(different)}); delete it to start over"
             )
     file.write_text(json.dumps(dict(recipe)))

@@ -1,4 +1,4 @@
-"""The optimizers a training may choose: AdamW, or with its state in 8 bits or in paged memory (bitsandbytes)."""
+"""Optimizers: AdamW, optionally with 8-bit or paged state (bitsandbytes)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 
 
 class OptimizerError(RuntimeError):
-    """Raised for an optimizer that cannot run here."""
+    """Raised for an optimizer that is not available."""
 
 
 def build_optimizer(
@@ -20,7 +20,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter, arXiv 1711.05101), or its 8-bit form (Dettmers et al., arXiv 2110.02861).
 
-    Raises OptimizerError for one of bitsandbytes where that is not installed, or where there is no GPU.
+    Raises OptimizerError for an optimizer of bitsandbytes without that package or without a GPU.
     """
     if name == "adamw":
         return torch.optim.AdamW(list(groups), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)

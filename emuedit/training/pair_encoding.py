@@ -1,7 +1,7 @@
-"""Encode the pictures and the instructions of a shard of pairs, in batches of bounded size.
+"""Encode the images and the instructions of a shard of pairs, in batches of bounded size.
 
-Shapes: n pairs of one size, C latent channels, h and w latent sizes, T texts, L tokens of width D. No more images are decoded
-at a time than two batches of the VAE hold, so memory is that of the shard's PNGs and latents.
+Shapes: n pairs of one size, C latent channels, h and w latent sizes, T texts, L tokens of width D. At most two VAE batches of
+images are decoded at a time, so memory is about the shard's PNGs and latents.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from emuedit.models.text_to_image import TextCondition, TextToImageModel
 from emuedit.training.aspect_buckets import AspectBuckets, Placement
 
 PIXELS_PER_BATCH = {"cpu": 64 * 64**2, "cuda": 8 * 512**2}
-"""Pixels that the VAE encodes at once, by the kind of device; on others as on a CPU. Never less than one picture. Ours."""
+"""Device type -> pixels per VAE batch (other devices: as on a CPU); at least one image. Ours."""
 TEXTS_PER_BATCH = 64
 DECODING_THREADS = 4
-"""PNGs are decoded outside of Python's lock. Ours."""
+"""PNG decoding releases the GIL. Ours."""
 EncodedTexts = dict[str, NDArray[np.float16]]
 """`hidden` [T, L, D] and, for SDXL, `pooled` [T, P]."""
 
 
 class PairEncodingError(ValueError):
-    """Raised for pairs that cannot be trained on."""
+    """Raised for pairs that cannot be used for training."""
 
 
 def place_pairs(pairs: Sequence[Pair], buckets: AspectBuckets, factor: int) -> list[Placement]:
-    """The placement of each pair, the same for source and target. Only the headers of the pictures are read.
+    """The placement of each pair, equal for source and target. Reads only the image headers.
 
-    Raises PairEncodingError for a source and a target of two sizes, and for sides that are no multiples of the VAE's `factor`.
+    Raises PairEncodingError if source and target differ in size, or a side is not a multiple of the VAE's `factor`.
     """
     placements = []
     for pair in pairs:
         source, target = png_size(pair.source), png_size(pair.target)
         if source != target:
             raise PairEncodingError(
-                f"want a source and a target of one size, got (height, width) {source} and {target} px in pair {pair.id}; "
+                f"want source and target of one size, got (height, width) {source} and {target} px in pair {pair.id}; "
                 "scale one of them"
             )
         placement = buckets.place(source)
         if placement.size[0] % factor or placement.size[1] % factor:
             raise PairEncodingError(
                 f"want sides that are multiples of {factor} px, got (height, width) {source} px in pair {pair.id}; "
-                "bring pictures to aspect buckets"
+                "resize images to aspect buckets"
             )
         placements.append(placement)
     return placements
@@ -59,9 +59,9 @@ def place_pairs(pairs: Sequence[Pair], buckets: AspectBuckets, factor: int) -> l
 def encode_images(
     pairs: Sequence[Pair], placements: Sequence[Placement], mirrored: NDArray[np.bool_], base_model: TextToImageModel
 ) -> NDArray[np.float16]:
-    """Source and target of n >= 1 pairs whose bucket is the same, then, mirrored, of those m that `mirrored` [n] selects.
+    """Encode source and target of n >= 1 pairs of one bucket, then, mirrored, those of the m pairs selected by `mirrored` [n].
 
-    Returns float16 [n + m, 2, C, h, w]. While the VAE encodes a batch, the images of the next one are decoded. Raises
+    Returns float16 [n + m, 2, C, h, w]. The next batch is decoded while the VAE encodes. Raises
     PairEncodingError for latents that are not finite in float16.
     """
     budget_px = PIXELS_PER_BATCH.get(base_model.device.type, PIXELS_PER_BATCH["cpu"])
@@ -84,7 +84,7 @@ def encode_images(
             if not_finite.any():
                 pair = pairs[[*rows, *np.array(rows)[selected].tolist()][int(not_finite.argmax())]]
                 raise PairEncodingError(
-                    f"want finite latents in float16, got others for pair {pair.id}; look at it, or use train.dtype float32"
+                    f"want finite latents in float16, got others for pair {pair.id}; inspect it, or use train.dtype float32"
                 )
             plain.append(z[: len(rows)])
             flipped.append(z[len(rows) :])
@@ -99,18 +99,18 @@ def encode_texts(texts: Sequence[str], base_model: TextToImageModel) -> EncodedT
 
 
 def to_float16(text: TextCondition) -> EncodedTexts:
-    """The arrays of encoded texts."""
+    """Convert encoded texts to float16 arrays."""
     tensors = {"hidden": text.hidden} | ({} if text.pooled is None else {"pooled": text.pooled})
     return {name: tensor.to("cpu", torch.float16).numpy() for name, tensor in tensors.items()}
 
 
 def _decode(pair: Pair, placement: Placement) -> NDArray[np.uint8]:
-    """Source and target in the size of their bucket, [2, H, W, 3]."""
+    """Decode source and target at the size of their bucket, [2, H, W, 3]."""
     return np.stack([placement.apply(decode_png(png)) for png in (pair.source, pair.target)])
 
 
 def _encode(pictures: NDArray[np.uint8], base_model: TextToImageModel) -> NDArray[np.float16]:
-    """uint8 [B, H, W, 3] -> latents float16 [B, C, h, w]; a value beyond float16's range becomes infinite."""
+    """uint8 [B, H, W, 3] -> latents float16 [B, C, h, w]; values beyond float16's range become infinite."""
     images = image_tensors.from_uint8(pictures)
     z = base_model.encode(images.to(base_model.device, memory_format=torch.channels_last))
     return z.to("cpu", torch.float16).numpy()

@@ -1,13 +1,13 @@
-"""In which order pairs are trained on: the batch of a step follows from (seed, step) in closed form, so nothing is replayed.
+"""The training order of pairs: the batch of a step is a closed-form function of (seed, step), so resuming needs no replay.
 
-A cell is a task in a bucket: pairs of one task whose pictures have one size. Four rules, all ours:
-1. A task gets a share of the samples in proportion to (its pairs)^task_balance times its weight, and each of its cells a part of
-   it in proportion to the cell's pairs.
-2. A cell walks through its pairs in a new permutation for each pass: no pair is used again before all others of its cell were.
-3. Within an epoch, which has about as many samples as there are pairs, the samples of a cell are spread evenly.
-4. A batch has pictures of one size: batches are divided among the buckets, then the samples of a bucket among its cells.
+A cell is a task in a bucket: pairs of one task whose images have one size. Four rules, all ours:
+1. The share of a task is proportional to (its pairs)^task_balance times its weight; it is divided among its cells in proportion
+   to their pairs.
+2. A cell uses its pairs in a new permutation per pass: a pair is repeated only after all other pairs of the cell were used.
+3. In an epoch, which has about as many samples as there are pairs, the samples of a cell are spread evenly.
+4. A batch has images of one size: batches are divided among the buckets, then the samples of a bucket among its cells.
 
-Shares are divided by `apportion` over all steps since the start, so rounding favours nobody, however short an epoch is.
+`apportion` divides all steps since the start, so rounding does not favour a cell, even with short epochs.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from numpy.typing import NDArray
 from emuedit.runtime import rng
 
 SHARE_UNIT = 2**40
-"""Shares are integers, in units of 1 / SHARE_UNIT, so that `apportion` is exact and the same on every machine."""
+"""Shares are integers, in units of 1 / SHARE_UNIT, so that `apportion` is exact and equal on every machine."""
 
 
 class PairOrderError(ValueError):
-    """Raised for weights by which no pair can be drawn."""
+    """Raised for invalid weights and for weights that exclude all pairs."""
 
 
 @dataclass(frozen=True)
 class _Cell:
     """The pairs of a task in a bucket."""
 
-    key: int  # names its permutations
+    key: int  # key of its permutations
     positions: NDArray[np.int64]  # of its pairs
     share: int  # of all samples, in units of 1 / SHARE_UNIT
 
 
 class PairOrder:
-    """The order of M pairs in batches of B. The plan of the present epoch is kept; a step then costs a look-up."""
+    """The order of M pairs in batches of B. The plan of the current epoch is cached; a step is then a look-up."""
 
     def __init__(
         self,
@@ -51,9 +51,9 @@ class PairOrder:
         task_weights: Sequence[float],
         seed: int,
     ) -> None:
-        """`task` and `bucket`, [M]: a number from 0 for each pair. `task_weights`: a factor >= 0 for each task.
+        """`task` and `bucket`, [M]: index from 0 of each pair. `task_weights`: a factor >= 0 for each task.
 
-        Raises PairOrderError for weights that are negative or not finite, or are zero for all tasks that have pairs.
+        Raises PairOrderError for negative or non-finite weights, or if all tasks with pairs have weight zero.
         """
         weights = np.array(task_weights, np.float64)
         if not (np.isfinite(weights) & (weights >= 0)).all():
@@ -61,7 +61,7 @@ class PairOrder:
         counts = np.bincount(task, minlength=len(weights))
         shares = np.where(counts > 0, counts.astype(np.float64) ** task_balance * weights, 0.0)  # rule 1
         if not shares.sum() > 0:
-            raise PairOrderError("want a task weight > 0 for a task that has pairs, got none; raise one of them")
+            raise PairOrderError("want a task weight > 0 for a task with pairs, got none; raise one of them")
         self.batch_size, self.seed = batch_size, seed
         self.batches_per_epoch = max(1, len(task) // batch_size)
         cell = bucket.astype(np.int64) * len(weights) + task
@@ -81,7 +81,7 @@ class PairOrder:
         planned = self._planned
         if planned is None or planned[0] != epoch:
             planned = self._planned = (epoch, *self._plan(epoch))
-        _, positions, flip = planned  # not read again: another thread may plan another epoch meanwhile
+        _, positions, flip = planned  # read once: another thread may replace the plan
         return positions[index], flip[index]
 
     def _plan(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -97,7 +97,7 @@ class PairOrder:
         return positions, random.random(positions.shape) < 0.5
 
     def _samples(self, cells: Sequence[_Cell], first: int, last: int, random: np.random.Generator) -> NDArray[np.int64]:
-        """Positions of the samples `first` to `last` - 1 of a bucket, counted from the first step on."""
+        """Positions of the samples `first` to `last` - 1 of a bucket, counted from the first step."""
         shares = [cell.share for cell in cells]
         starts, ends = apportion(shares, first), apportion(shares, last)
         walks = [self._walk(cell, start, end) for cell, start, end in zip(cells, starts, ends, strict=True)]
@@ -112,13 +112,13 @@ class PairOrder:
 
 
 def apportion(shares: Sequence[int], n: int) -> list[int]:
-    """Divide n items in proportion to K integer shares > 0, by Webster's method: K counts whose sum is n.
+    """Divide n items in proportion to K integer shares > 0, by Webster's method: K counts that sum to n.
 
-    Item number s (from 0) of share k is due at the time (s + 1/2) / share_k; the n earliest are counted, at equal times those of
-    the first shares. So no count ever falls as n grows.
+    Item s (from 0) of share k is due at time (s + 1/2) / share_k; the n earliest items are counted, ties in the order of the
+    shares. So no count decreases as n grows.
     """
     total = sum(shares)
-    counts = [(2 * n * share + total) // (2 * total) for share in shares]  # all items due until n / total
+    counts = [(2 * n * share + total) // (2 * total) for share in shares]  # all items due by n / total
     while sum(counts) < n:
         k = min(range(len(shares)), key=lambda k: (Fraction(2 * counts[k] + 1, shares[k]), k))
         counts[k] += 1
@@ -129,6 +129,6 @@ def apportion(shares: Sequence[int], n: int) -> list[int]:
 
 
 def _spread(counts: Sequence[int], random: np.random.Generator) -> NDArray[np.int64]:
-    """An order of sum(counts) items that lie grouped by kind: each kind is spread evenly, with jitter (rule 3)."""
+    """An order of sum(counts) items, grouped by kind: each kind is spread evenly, with jitter (rule 3)."""
     times = [(np.arange(count) + random.random(count)) / max(1, count) for count in counts]
     return np.argsort(np.concatenate(times), kind="stable")

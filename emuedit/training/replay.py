@@ -1,4 +1,4 @@
-"""The sample of its pairs that an editor keeps, for trainings that continue it (see `start`)."""
+"""The replay sample of an editor: training pairs kept for trainings that continue it (see `start`)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from emuedit.training.kept_pairs import REPLAY_PAIRS, REPLAY_VERDICTS, pair_shar
 from emuedit.training.latent_cache import LatentCache
 
 PAIRS_PER_SHARD = 64
-"""Few, because they are in memory together; not one each, because a shard costs 20 kB. All of a shard have the same scores."""
+"""Few, because a shard is in memory at once; more than one, because each shard adds 20 kB. All have the same score names."""
 
 
 def write(out: Path, cache: LatentCache, folders: Sequence[Path], earlier: Path | None, n: int) -> None:
-    """Write at most n of the pairs that were trained on, as many of each task as there are, into `out`.
+    """Write at most n training pairs to `out`, balanced over the tasks.
 
-    folders: where the pairs lie. earlier: a folder `replay` that was trained on, too. A pair stays in the sample from training to
-    training as long as its random rank, which follows from its id, is among the first.
+    folders: folders of the pairs. earlier: a folder `replay` that was also used in training. A pair stays in the sample over
+    several trainings as long as its random rank, which depends only on its id, is among the first.
     """
     tasks = sample(cache, n)
     counts = {"kept": len(tasks)}
@@ -55,10 +55,10 @@ def _write_shard(out: Path, number: int, pairs: list[Pair], tasks: dict[str, str
 
 
 def sample(cache: LatentCache, n: int) -> dict[str, str]:
-    """Id -> task of the pairs to keep: the first of each task by their rank, equally many of all tasks that have enough."""
+    """Id -> task of the sample: the first pairs of each task by rank, equally many per task if there are enough."""
     rows = cache.train
     ranks = np.array([seed_for("replay", pair_id) for pair_id in rows.ids(np.arange(len(rows)))], np.uint64)
-    place = np.zeros(len(rows), np.int64)  # among the pairs of its task
+    place = np.zeros(len(rows), np.int64)  # rank within its task
     for task in np.unique(rows.task):
         of_task = np.flatnonzero(rows.task == task)
         place[of_task[np.argsort(ranks[of_task])]] = np.arange(len(of_task))

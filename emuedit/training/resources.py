@@ -1,4 +1,4 @@
-"""Memory and speed of a training: an estimate before it starts, and what it uses while it runs."""
+"""Memory and speed of a training: an estimate before it starts, and measurements while it runs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def check_memory(editor: TrainableEditor, cache: LatentCache, settings: TrainSettings, accelerator: Accelerator) -> list[str]:
-    """What the training will take, as lines to print. Raises MemoryFitError where it cannot fit, with what would save how much.
+    """The estimate as lines to print. Raises MemoryFitError, with possible savings, if the training cannot fit.
 
-    On a device whose memory nobody can ask for, and on one that the estimate does not know, nothing is checked.
+    Devices with unknown memory or without an estimate are not checked.
     """
     device = accelerator.device
     if device.type not in ("cuda", "cpu"):
@@ -52,14 +52,14 @@ def check_memory(editor: TrainableEditor, cache: LatentCache, settings: TrainSet
 
 
 def count_flops(editor: TrainableEditor, cache: LatentCache, settings: TrainSettings) -> int:
-    """Floating-point operations of a training sample of the largest size. To be called before `TrainableEditor.prepare`."""
+    """FLOPs of a training sample of the largest size. Call it before `TrainableEditor.prepare`."""
     n_tokens = editor.base_model.tokenizer.model_max_length
     forward = forward_flops(editor.net, _largest_latent(editor, cache), n_tokens, list(editor.text))
     return training_flops(forward, lora=settings.lora is not None)
 
 
 class SpeedMeter:
-    """Samples per second, memory and the share of the device's speed that a training uses, since it was last asked."""
+    """Samples per second, peak memory and MFU of a training since the last reading."""
 
     def __init__(self, settings: TrainSettings, flops_per_sample: int, accelerator: Accelerator, step: int) -> None:
         """Counts from `step` on."""
@@ -69,7 +69,7 @@ class SpeedMeter:
         self.restart(step)
 
     def restart(self, step: int) -> None:
-        """Count from here: what came before, such as an evaluation, is no training."""
+        """Start counting at this step, to exclude e.g. an evaluation."""
         self._step, self._time = step, time.monotonic()
 
     def read(self, step: int) -> dict[str, float]:
@@ -83,6 +83,6 @@ class SpeedMeter:
 
 
 def _largest_latent(editor: TrainableEditor, cache: LatentCache) -> tuple[int, int, int]:
-    """(C, h, w) of the largest pictures."""
+    """(C, h, w) of the largest images."""
     height, width = max(cache.sizes, key=lambda size: size[0] * size[1])
     return editor.base_model.channels, height // editor.base_model.factor, width // editor.base_model.factor

@@ -9,13 +9,13 @@ Decay = Literal["linear", "cosine"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Warm-up, plateau, and a fall to zero over the last steps (Hägele et al., arXiv 2405.18392, for linear decay)."""
+    """Warm-up, plateau, and decay to zero over the last steps: linear (arXiv 2405.18392) or cosine (arXiv 1608.03983)."""
 
     steps: int
     lr: float
     warmup_steps: int
     decay_share: float
-    """Last share of the steps, in which the rate falls, in [0, 1]."""
+    """Fraction of the steps, at the end, in which the rate decays, in [0, 1]."""
     decay: Decay = "linear"
 
     def rate(self, step: int) -> float:

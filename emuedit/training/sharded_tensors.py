@@ -1,4 +1,4 @@
-"""Whole tensors from sharded ones and back: FSDP keeps every weight as a DTensor, of which a process has one part."""
+"""Convert between sharded and full tensors: with FSDP every weight is a DTensor, of which each process has one part."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """The part of a sharded tensor that this process has, detached: it shares its memory. Of others the tensor itself."""
+    """This process's part of a sharded tensor, detached, sharing its memory. Other tensors are returned as they are."""
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def part_number(tensor: Tensor) -> int:
-    """Which part of a sharded tensor this process has, counted from 0; of others 0. Processes with equal parts agree."""
+    """Index from 0 of this process's part of a sharded tensor; 0 for other tensors. Replicas have equal indices."""
     if not isinstance(tensor, DTensor):
         return 0
     number, mesh = 0, tensor.device_mesh
@@ -27,15 +27,15 @@ def part_number(tensor: Tensor) -> int:
 
 
 def to_full(tensor: Tensor) -> Tensor:
-    """The whole tensor, detached. For a sharded one every process must call this."""
+    """The full tensor, detached. For a sharded tensor, all processes must call this."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gather(tensor: Tensor, keep: bool) -> Tensor | None:
-    """A whole tensor to write to a file; for a sharded one every process must call this.
+    """A full tensor to write to a file. For a sharded tensor, all processes must call this.
 
-    It is in CPU memory where `keep` says so, otherwise None, and leaves the GPU before the next one: a GPU need not have room for
+    Returns it in CPU memory if `keep`, else None. It is freed from the GPU before the next one, so a GPU need not have room for
     all of them.
     """
     if not isinstance(tensor, DTensor):
@@ -45,7 +45,7 @@ def gather(tensor: Tensor, keep: bool) -> Tensor | None:
 
 
 def like_sharded(full: Tensor, tensor: Tensor) -> Tensor:
-    """A whole tensor, on the device of `tensor` and sharded like it."""
+    """A full tensor, moved to the device of `tensor` and sharded like it."""
     full = full.to(tensor.device)
     if not isinstance(tensor, DTensor):
         return full
@@ -54,9 +54,9 @@ def like_sharded(full: Tensor, tensor: Tensor) -> Tensor:
 
 @contextmanager
 def gathered_root(module: nn.Module) -> Iterator[None]:
-    """The weights outside of FSDP's layers are whole inside of the `with` block, so that parts of the network can be called.
+    """Context manager: the weights outside FSDP's units are gathered inside the block, so that submodules can be called.
 
-    Otherwise they are only inside of a forward pass of `module`; the layers gather their weights themselves. All processes
+    Otherwise they are gathered only in a forward pass of `module`; the units gather their weights themselves. All processes
     must make the same calls.
     """
     if not isinstance(module, FSDPModule):
@@ -70,9 +70,9 @@ def gathered_root(module: nn.Module) -> Iterator[None]:
 
 
 def free_gathered(module: nn.Module) -> None:
-    """Let FSDP gather the weights of a network anew in the next forward pass, because they change outside of its optimizer.
+    """Make FSDP gather the weights again in the next forward pass, because they change outside its optimizer.
 
-    After a forward pass without a backward pass FSDP may keep them (`fsdp_reshard_after_forward: false`).
+    After a forward pass without a backward pass, FSDP may keep them (`fsdp_reshard_after_forward: false`).
     """
     for layer in module.modules():
         if isinstance(layer, FSDPModule):

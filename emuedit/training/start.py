@@ -1,7 +1,7 @@
-"""Where a training starts: the base model, or an editor that it continues, with some of the pairs that editor was trained on.
+"""The start of a training: the base model, or an editor to continue, with a sample of its training pairs.
 
-An editor's folder has `replay/`, a sample of its pairs. Trained on among the new ones, they keep what the editor knew (experience
-replay, Rolnick et al., arXiv 1811.11682). `ancestors` in its `summary.json` are the editors that it descends from.
+An editor's folder has `replay/`, a sample of its training pairs. Mixed with the new ones, they prevent forgetting (experience
+replay, Rolnick et al., arXiv 1811.11682). `ancestors` in its `summary.json` are the editors from which it was trained.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ REPLAY = "replay"
 
 
 class StartError(ValueError):
-    """Raised for a start that does not exist, or that the settings do not fit."""
+    """Raised for a start that does not exist or conflicts with the settings."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a training starts from."""
+    """The start of a training."""
 
     reference: str
-    """What to call it: base_model, base, a folder, a hub id or a registered version."""
+    """Its name: base_model, base, a folder, a hub id or a registered version."""
     folder: str
     """A base model's pipeline (folder or hub id), or an editor's folder."""
     is_editor: bool = False
     ancestors: tuple[dict[str, Any], ...] = ()
-    """Of an editor: those that it descends from, the oldest first, and itself."""
+    """For an editor: its ancestors, oldest first, and itself."""
 
     @property
     def replay(self) -> Path | None:
-        """The sample of earlier pairs, if there is one."""
+        """The replay sample, if there is one."""
         folder = Path(self.folder) / REPLAY
         return folder if self.is_editor and folder.is_dir() else None
 
@@ -64,11 +64,11 @@ class Start:
         return encoders
 
     def editor(self, tasks: Sequence[str], d_v: int, change_mask: bool, seed: int) -> tuple[EditorUNet, TextToImageModel]:
-        """The network to train and the model with its other parts, on the CPU.
+        """(network to train, model with the other parts), on the CPU.
 
-        tasks: those that there are pairs of. An editor's own tasks come first, with their rows; the others get new rows, and rows
-        that were added by inversion are dropped: they fit these weights alone. d_v is for a start from the base model. Raises
-        StartError where `change_mask` is not as the editor's.
+        tasks: the tasks with pairs. An editor's trained tasks come first, with their rows; other tasks get new rows. Rows added
+        by inversion are dropped, since they work only with the old weights. d_v is used for a start from the base model. Raises
+        StartError if `change_mask` differs from the editor's.
         """
         with torch.random.fork_rng():
             torch.manual_seed(seed_for("editor", "start", seed))
@@ -87,11 +87,11 @@ class Start:
 
 
 class Encoders(TextToImageModel):
-    """What encodes pictures and texts, for which the network, the largest part, stays on the CPU."""
+    """Encodes images and texts; the network, the largest part, stays on the CPU."""
 
     @property
     def device(self) -> torch.device:
-        """Where the VAE and the text encoders are."""
+        """Device of the VAE and the text encoders."""
         device: torch.device = self.vae.device
         return device
 
@@ -100,7 +100,7 @@ class Encoders(TextToImageModel):
 
 
 class EditorParts(FrozenParts):
-    """The parts of an editor whose network is trained: they are used where that is."""
+    """The parts of an editor in training; they run on the network's device."""
 
     @property
     def device(self) -> torch.device:
@@ -110,11 +110,11 @@ class EditorParts(FrozenParts):
 
 
 def resolve(start: str, world: config.World, root: Path) -> Start:
-    """Find what `train.start` names.
+    """Resolve `train.start`.
 
-    start: `base_model` (from scratch), `base` (the world's `base_editor`), `champion` (of the registry; where there is none, the
+    start: `base_model` (from scratch), `base` (the world's `base_editor`), `champion` (of the registry; if there is none, the
     base editor, or the base model if the world has none), a folder, `models:/...`, `runs:/...` or a hub id.
-    Raises StartError for a world without a base editor and PackageError for a source that holds no editor.
+    Raises StartError for a world without a base editor and PackageError for a source without an editor.
     """
     scratch = Start(BASE_MODEL, config.resolve_path(world.base_model, root))
     if start == BASE_MODEL:
@@ -128,7 +128,7 @@ def resolve(start: str, world: config.World, root: Path) -> Start:
         if champion is not None:
             return _of_editor(champion[1], champion[0])
         first = scratch if world.base_editor is None else resolve(BASE, world, root)
-        print(f"train: no champion is registered yet; the training starts from {first.reference}", flush=True)
+        print(f"train: no champion is registered yet; starting from {first.reference}", flush=True)
         return first
     path = root / start
     return _of_editor(start, path if path.exists() else start)
@@ -149,7 +149,7 @@ def _of_editor(reference: str, source: str | Path) -> Start:
 
 
 def _extend(table: TaskEmbedding, tasks: Sequence[str]) -> TaskEmbedding:
-    """The rows that were trained, then new random ones for those of `tasks` that have none."""
+    """The trained rows, then new random rows for `tasks` without one."""
     from emuedit.editor.task_embedding import TaskEmbedding
 
     trained = table.names[: table.n_trained]

@@ -1,8 +1,8 @@
 """Task inversion: learn the embedding of a new task from a few examples; every other weight stays frozen.
 
-min over v_new of the training loss (Eq. 3 of Emu Edit, arXiv 2311.10089). With `adapter_rank` the minimum is over v_new and a
-low-rank adapter that is in force for this task alone (ours, `editor/task_adapter.py`); the editor's weights stay frozen all the
-same. Shapes: D_v the width of a task embedding.
+Minimises the training loss over v_new (Eq. 3 of Emu Edit, arXiv 2311.10089). With `adapter_rank`, a low-rank adapter that is
+active only for this task is trained too (ours, `editor/task_adapter.py`); the editor's weights stay frozen.
+Shapes: D_v the width of a task embedding.
 """
 
 from __future__ import annotations
@@ -45,35 +45,35 @@ from emuedit.training.loss import (
 
 Pictures = npt.NDArray[np.uint8]
 PIXELS_PER_PASS = 8 * 512**2
-"""Pixels of the images that the VAE encodes at once, and of the examples of one pass: at 512 px eight of them. Ours."""
+"""Pixels per VAE batch and per pass: eight examples of 512 px. Ours."""
 
 
 class InversionLoss(config.Params):
-    """The loss of task inversion. What is left out is as in the training of the editor, where its folder records that."""
+    """The loss of task inversion. Defaults are the settings of the editor's training, if its folder has them."""
 
     loss_weights: LossWeights = LossWeights()
-    """How the parts of the loss are weighted."""
+    """Weights of the parts of the loss."""
     dropout: ConditionDropout = ConditionDropout()
-    """How often a condition is left out."""
+    """Condition dropout."""
     min_snr_gamma: float | None = Field(None, gt=0)
-    """Weight timesteps by min(SNR, gamma) in the estimate of the clean latents (Hang et al., arXiv 2303.09556); None: alike."""
+    """Min-SNR weighting of timesteps: min(SNR, gamma) on the clean latents (Hang et al., arXiv 2303.09556); None: off."""
 
 
 class InversionSettings(InversionLoss):
     """Settings of task inversion."""
 
     task: str = Field(min_length=1)
-    """The task to learn: one that the benchmark has and the editor does not know."""
+    """The task to learn: in the benchmark, and not a task of the editor."""
     n_examples: int = Field(ge=1)
-    """Edits it is learned from (Emu Edit: 1 to 100)."""
+    """Number of training examples (Emu Edit: 1 to 100)."""
     n_held_out: int = Field(ge=1)
-    """Further edits of the same split; their loss chooses the start and decides when to stop."""
+    """Number of further edits of the same split; their loss selects the start and stops early."""
     steps: int = Field(ge=0)
-    """Optimizer steps, at most."""
+    """Maximum number of optimizer steps."""
     lr: float = Field(gt=0)
     """Learning rate of Adam for the embedding."""
     adapter_rank: int = Field(0, ge=0)
-    """Rank of the adapter that is learned beside the embedding; 0: none, the embedding alone is learned, as in Emu Edit."""
+    """Rank of the adapter that is trained with the embedding; 0: only the embedding, as in Emu Edit."""
     adapter_layers: AdaptedLayers = "all"
     """Layers that the adapter updates: attention, or all linear layers and convolutions."""
     adapter_lr: float = Field(1e-3, gt=0)
@@ -94,24 +94,24 @@ class LearnedTask:
 
     v: Tensor  # [D_v]
     adapter: TaskAdapter | None
-    """With which v was learned; None: v alone."""
+    """Adapter trained with v; None: only v."""
     start: str
-    """Where it started: a task of the editor, or `mean`."""
+    """Initial embedding: a task of the editor, or `mean`."""
     steps: int
-    """Steps made, those after the best one included."""
+    """Number of steps, including those after the best one."""
     loss_start: float
     loss: float
     """Held-out loss at the start and at the best step, from which v and the adapter are taken."""
 
     def pack(self, weights: str, settings: InversionSettings, instructions: Sequence[str], origin: Mapping[str, Any]) -> TaskPack:
-        """The pack of the task, for the editor with these weights. Its record: figures and `origin`."""
+        """The pack of the task, for the editor with these weights. Its record: training results and `origin`."""
         figures = {"start": self.start, "steps": self.steps, "loss_start": self.loss_start, "loss": self.loss}
         wordings = tuple(dict.fromkeys(instructions))
         return TaskPack(settings.task, self.v, weights, settings.n_examples, figures | dict(origin), self.adapter, wordings)
 
 
 def training_loss(editor_folder: Path) -> dict[str, Any]:
-    """The settings of the loss that the editor was trained with, as far as its folder records them."""
+    """The loss settings of the editor's training, as far as its folder has them."""
     recorded = read_summary(editor_folder).params if (editor_folder / SUMMARY_FILE).is_file() else {}
     chosen = {name: value for name, value in recorded.items() if name in InversionLoss.model_fields}
     settings = InversionLoss.model_validate_json(json.dumps(chosen))
@@ -119,7 +119,7 @@ def training_loss(editor_folder: Path) -> dict[str, Any]:
 
 
 def start_embeddings(editor: EditSampler) -> dict[str, Tensor]:
-    """Embeddings to start from: every row of the task embedding, and their mean; each [D_v]."""
+    """Initial embeddings to try: every row of the task embedding, and their mean; each [D_v]."""
     rows = editor.net.table.v.detach()
     return {"mean": rows.mean(0)} | dict(zip(editor.tasks, rows, strict=True))
 
@@ -132,11 +132,10 @@ def invert(
     tracker: Tracker | None = None,
     n_passes: int = 1,
 ) -> LearnedTask:
-    """The core function: learn v_new on the examples, stop early on the held-out edits.
+    """The core function: train v_new on the examples, with early stopping on the held-out edits.
 
-    It starts from the row, or the mean of rows, that already serves the held-out edits best. With more passes, of at most
-    `PIXELS_PER_PASS`, each batch takes less memory, and the result is the same but for rounding. Raises ValueError for an editor
-    in float16, whose gradients would vanish.
+    It starts from the row, or the mean of rows, with the lowest held-out loss. More passes of at most `PIXELS_PER_PASS` reduce
+    memory; the result is equal up to rounding. Raises ValueError for an editor in float16, whose gradients would underflow.
     """
     if editor.dtype == torch.float16:
         raise ValueError("want an editor in float32 or bfloat16 to learn a task, got float16; load it with another dtype")
@@ -165,7 +164,7 @@ def invert(
     if adapter is not None:
         groups.append({"params": adapter.parameters(), "lr": settings.adapter_lr})
     optimizer = torch.optim.Adam(groups)
-    # a linear fall to a tenth, because the gradient is noisy
+    # linear decay to a tenth, because the gradient is noisy
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 0.9 * step / max(1, settings.steps))
     evaluations_without_gain = steps_made = 0
     applied = nullcontext() if adapter is None else adapter.applied(editor.net.unet)
@@ -196,8 +195,8 @@ def invert(
 def encode_examples(
     editor: EditSampler, before: Pictures, after: Pictures, instructions: Sequence[str], n_passes: int = 1
 ) -> Batch:
-    """N edits as a batch on the editor's device: pictures before and after, uint8 [N, H, W, 3], and N instructions."""
-    at_once = max(1, PIXELS_PER_PASS // math.prod(before.shape[1:3]) // n_passes)  # for the memory of the autoencoder
+    """N edits as a batch on the editor's device: images before and after, uint8 [N, H, W, 3], and N instructions."""
+    at_once = max(1, PIXELS_PER_PASS // math.prod(before.shape[1:3]) // n_passes)  # to limit the autoencoder's memory
     with editor.autocast():
         chunks = _chunks(len(before), at_once)
         source, target = (
@@ -251,7 +250,7 @@ def _step_losses(
 def _losses(
     editor: EditSampler, batch: Batch, draws: NoiseDraws, v: Tensor, settings: InversionSettings, n_passes: int
 ) -> Iterator[Tensor]:
-    """The shares of the passes in the mean loss of a batch, each computed when it is asked for."""
+    """Lazily yields the contribution of each pass to the mean loss of a batch."""
     n_rows, scheduler, weights = len(batch), editor.parts.scheduler, settings.loss_weights
     pixels = math.prod(batch.target.shape[-2:]) * editor.parts.factor**2
     for rows in _chunks(n_rows, min(-(-n_rows // n_passes), max(1, PIXELS_PER_PASS // pixels))):

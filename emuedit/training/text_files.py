@@ -1,9 +1,9 @@
-"""The encoded instructions of a latent cache: every distinct instruction is encoded once by one set of text encoders.
+"""The encoded instructions of a latent cache: each distinct instruction is encoded once per set of text encoders.
 
-Shapes: T texts, L tokens of width D. All names begin with the key of the text encoders, so that other text encoders (those of a
-champion whose text encoders were trained, for example) leave the latents of the cache as they are.
+Shapes: T texts, L tokens of width D. All names start with the key of the text encoders, so that other text encoders (e.g. trained
+ones of a champion) do not invalidate the latents of the cache.
 
-    <encoders>-<key>.hidden.npy   float16 [T, L, D], T instructions that no other file has
+    <encoders>-<key>.hidden.npy   float16 [T, L, D], T instructions that are in no other file
     <encoders>-<key>.pooled.npy   float16 [T, P], for SDXL
     <encoders>-<key>.texts.npy    sorted hashes of the instructions, uint64 [T], written after them
     <encoders>-null.hidden.npy, ...   the null text, likewise
@@ -25,7 +25,7 @@ from emuedit.training.pair_encoding import EncodedTexts, encode_texts, to_float1
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
-    """Write an array as a whole or not at all."""
+    """Write an array atomically."""
     with replacing(path) as partial:
         np.save(partial, array)
 
@@ -41,7 +41,7 @@ def null_key(encoders: str) -> str:
 
 
 def text_hash(instruction: bytes) -> int:
-    """A text in UTF-8 as a number of 64 bits."""
+    """64-bit hash of a text in UTF-8."""
     return int.from_bytes(hashlib.blake2b(instruction, digest_size=8).digest(), "big")
 
 
@@ -52,14 +52,14 @@ class TextFiles:
         """`encoders`: key of the text encoders and tokenizers."""
         self.folder, self.base_model, self.encoders = folder, base_model, encoders
         self.truncated: list[str] = []
-        """New instructions that are longer than a text encoder reads."""
+        """New instructions that exceed the token limit of a text encoder."""
         self.hashes = {file.name.split(".")[0]: np.load(file) for file in sorted(folder.glob(f"{encoders}-*.texts.npy"))}
         self.file_of = {value: key for key, part in self.hashes.items() for value in part.tolist()}
         if null_key(encoders) not in self.hashes:
             self._save(null_key(encoders), to_float16(base_model.null_text(1)), np.zeros(0, np.uint64))
 
     def add(self, rows: NDArray[Any]) -> None:
-        """Encode those instructions of a shard that no file has. `rows`: with columns `text` (hashes) and `instruction`."""
+        """Encode the instructions of a shard that are in no file. `rows`: columns `text` (hashes) and `instruction`."""
         hashes, first = np.unique(rows["text"], return_index=True)
         is_new = np.array([value not in self.file_of for value in hashes.tolist()], np.bool_)
         if is_new.any():
@@ -69,7 +69,7 @@ class TextFiles:
             self.truncated += [instruction for instruction in instructions if self.base_model.is_cut(instruction)]
 
     def keys_of(self, hashes: NDArray[np.uint64]) -> tuple[str, ...]:
-        """Keys of the files that have these texts, sorted."""
+        """Keys of the files with these texts, sorted."""
         return tuple(sorted({self.file_of[value] for value in hashes.tolist()}))
 
     def _save(self, key: str, parts: EncodedTexts, hashes: NDArray[np.uint64]) -> None:

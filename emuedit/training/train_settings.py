@@ -1,4 +1,4 @@
-"""The settings of a training run: optimizer, schedule, batches and loss. The stage `train` adds where it runs."""
+"""The settings of a training run: optimizer, schedule, batches and loss. The stage `train` adds settings of where it runs."""
 
 from __future__ import annotations
 
@@ -16,97 +16,97 @@ from emuedit.training.presets import with_preset
 from emuedit.training.schedule import Decay, Schedule
 
 NEW_WEIGHTS = ("net.unet.conv_in.", "net.unet.class_embedding.", "net.table.")
-"""Parameters that the base model does not have, or has for other inputs."""
+"""Parameters that are new or have new inputs, compared with the base model."""
 
 
 class TrainSettings(config.Params):
     """Settings of a training run."""
 
     preset: str | None = None
-    """Settings to start from, by name: toy, sd15-256, sd15-512, sdxl-512 or emu-edit (`presets/`); what is given here wins."""
+    """Preset with default settings: toy, sd15-256, sd15-512, sdxl-512 or emu-edit (`presets/`); keys given here override it."""
     seed: int = Field(0, ge=0)
     """Seed of the task embedding, the order of pairs, timesteps, noise and dropout."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the network's computations (autocast): auto, float32, bfloat16 or float16, the last on a GPU only.
+    """Number format of the network's computations (autocast): auto, float32, bfloat16 or float16 (GPU only).
     Trained weights, gradients and optimizer are float32."""
     objective: Objective = "base"
-    """What the network predicts: base (as the base model), epsilon, v_prediction, sample or flow."""
+    """Prediction type: base (as the base model), epsilon, v_prediction, sample or flow."""
     zero_terminal_snr: bool = False
-    """Rescale the noise schedule, so that the last timestep is noise alone (Lin et al., arXiv 2305.08891)."""
+    """Rescale the noise schedule, so that the last timestep is pure noise (Lin et al., arXiv 2305.08891)."""
     min_snr_gamma: float | None = Field(None, gt=0)
-    """Weight timesteps by min(SNR, gamma) in the estimate of the clean latents (Hang et al., arXiv 2303.09556); None: alike."""
+    """Min-SNR weighting of timesteps: min(SNR, gamma) on the clean latents (Hang et al., arXiv 2303.09556); None: off."""
     change_mask: bool = True
-    """Predict where the edit changes the picture. False turns the head and all weights by region off: plain Eq. 2."""
+    """Train a change-mask head. False: no head and no weights by region, i.e. plain Eq. 2."""
     steps: int = Field(ge=1)
     """Optimizer steps."""
     batch_size: int = Field(ge=1)
     """Pairs per step, over all processes and accumulation steps."""
     accumulation_steps: int = Field(1, ge=1)
-    """A pass has batch_size / accumulation_steps samples at most: the more steps, the less memory, and the result is the same.
-    Each of n processes makes an n-th of the passes."""
+    """A pass has at most batch_size / accumulation_steps samples: more steps need less memory, with the same result. The passes
+    are divided among the processes."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: a third more time, a fraction of the memory."""
+    """Recompute activations in the backward pass: a third more time, a fraction of the memory."""
     compile: bool = False
-    """Compile the U-Net with torch.compile: worth its minutes in long runs on a GPU."""
+    """Compile the U-Net with torch.compile; takes minutes, pays off in long runs on a GPU."""
     cuda_graph: bool = False
     """Launch the passes of a step as one CUDA graph: for a small U-Net on one GPU, whose kernels run faster than the CPU launches
-    them. Not with several processes, picture sizes or accumulation steps, nor with float16. Its activations are not shared with
-    evaluations, so it takes more memory than the estimate says."""
+    them. Not with several processes, image sizes or accumulation steps, nor with float16. It does not share activation memory
+    with evaluations, so it needs more memory than estimated."""
     optimizer: OptimizerName = "adamw"
     """adamw, or with 8-bit state adamw_8bit or paged_adamw_8bit (bitsandbytes, on a GPU)."""
     lora: LoraSettings | None = None
-    """Train low-rank adapters on the U-Net's attention in place of all its weights; None: all."""
+    """Train low-rank adapters of the U-Net's attention instead of all its weights; None: train all weights."""
     lr: float = Field(gt=0)
     """Highest learning rate."""
     lr_mult_new: float = Field(1.0, gt=0)
-    """Factor of `lr` for what the base model does not have: first convolution, class projection, task embedding. Ours."""
+    """Factor of `lr` for new layers: first convolution, class projection, task embedding. Ours."""
     lr_mult_text: float = Field(0.0, ge=0)
-    """Factor of `lr` for the base model's text encoders; 0: they are frozen (InstructPix2Pix, Emu Edit)."""
+    """Factor of `lr` for the base model's text encoders; 0: frozen (InstructPix2Pix, Emu Edit)."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps in which the rate rises from zero."""
+    """Steps of linear warm-up from zero."""
     decay_share: float = Field(0.4, ge=0, le=1)
-    """Last share of the steps, in which the rate falls to zero."""
+    """Fraction of the steps, at the end, in which the rate decays to zero."""
     decay: Decay = "linear"
-    """How it falls: linear or cosine."""
+    """Shape of the decay: linear or cosine."""
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     """Decay of AdamW's average of squared gradients (0.999: Kingma and Ba, arXiv 1412.6980)."""
     weight_decay: float = Field(0.01, ge=0)
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
-    """Decay of the averaged weights, which are published; smaller at the start."""
+    """Decay of the EMA weights, which are published; smaller at the start."""
     ema_device: Literal["same", "cpu"] = "same"
-    """Where they are kept: with the weights, or in CPU memory, updated every eighth step (not with FSDP)."""
+    """Device of the EMA: same as the weights, or CPU with an update every eighth step (not with FSDP)."""
     ema_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Their number format; bfloat16 rounds stochastically."""
+    """Number format of the EMA; bfloat16 uses stochastic rounding."""
     task_embedding_dim: int = Field(32, ge=1)
     """D_v, the width of a task embedding. Ours; the paper's is unknown."""
     task_balance: float = Field(0.5, ge=0, le=1)
-    """Tasks are drawn in proportion to (their pairs)^task_balance: 0 uniformly, 1 as often as they occur."""
+    """Tasks are sampled in proportion to (their pairs)^task_balance: 0: uniformly, 1: by frequency."""
     task_weights: dict[str, float] = Field(default={})
-    """Task -> factor of how often it is drawn, default 1."""
+    """Task -> factor of its sampling rate, default 1."""
     replay_share: float = Field(0.2, ge=0, lt=1)
-    """Share of the samples that are earlier pairs, in a training that continues an editor which kept some (`replay/`). Ours."""
+    """Share of replayed pairs in the samples, when continuing an editor with a replay sample (`replay/`). Ours."""
     resolution: int | None = Field(None, ge=8)
-    """Side in px of the square that has as many pixels as a picture in training; None: the base model's."""
+    """Training resolution: images have about resolution² pixels; None: the base model's."""
     max_aspect_ratio: float = Field(2.0, ge=1)
-    """Pictures are cropped to the nearest of several aspect ratios up to this one; 1: squares."""
+    """Images are cropped to the nearest of several aspect ratios up to this one; 1: squares."""
     flip: bool = True
-    """Mirror half of the pairs whose instruction names no side and no letters."""
+    """Mirror half of the pairs whose instruction mentions no side and no letters."""
     dropout: ConditionDropout = ConditionDropout()
-    """How often a condition is left out."""
+    """Condition dropout."""
     loss_weights: LossWeights = LossWeights()
-    """How the parts of the loss are weighted."""
+    """Weights of the parts of the loss."""
     held_out_share: float = Field(0.05, ge=0, lt=1)
-    """Share of captions whose pairs are kept from training."""
+    """Share of captions whose pairs are held out."""
     eval_every_steps: int = Field(100, ge=1)
-    """Steps between two evaluations of the held-out loss."""
+    """Steps between evaluations of the held-out loss."""
     log_every_steps: int = Field(10, ge=1)
-    """Steps between two lines of stats.jsonl."""
+    """Steps between lines of stats.jsonl."""
     save_every_s: float = Field(60.0, ge=0)
-    """Seconds between two saves: what a kill may cost, besides `log_every_steps`. It is at least twenty
-    times what a save takes, since the state of a large U-Net has many GB; 0: every step."""
+    """Seconds between saves: progress that a kill may lose, besides `log_every_steps`. The actual interval is at least twenty
+    times the duration of a save, since the state of a large U-Net has many GB; 0: save every step."""
     stored_dtype: Literal["float16", "float32"] = "float16"
     """Number format of the published weights."""
 
@@ -115,8 +115,8 @@ class TrainSettings(config.Params):
         if self.min_snr_gamma is not None and (self.zero_terminal_snr or self.objective == "flow"):
             got = "zero_terminal_snr" if self.zero_terminal_snr else "objective flow"
             raise ValueError(
-                f"want min_snr_gamma null with {got}, got {self.min_snr_gamma}: the step of noise alone, with which every edit "
-                "begins, would have no weight; set train.min_snr_gamma to null (a preset may have set it)"
+                f"want min_snr_gamma null with {got}, got {self.min_snr_gamma}: the pure-noise step, with which every edit "
+                "starts, would have no weight; set train.min_snr_gamma to null (a preset may have set it)"
             )
         return self
 
@@ -127,13 +127,13 @@ class TrainSettings(config.Params):
         if not self.change_mask and by_region != (0, 0, 0, 1):
             raise ValueError(
                 "want no loss_weights by region (mask_balance, background_weight, change_loss_weight, change_mask_balance) with "
-                f"change_mask false, got {weights}; leave them out, or set change_mask to true"
+                f"change_mask false, got {weights}; remove them, or set change_mask to true"
             )
         return self
 
     @classmethod
     def complete(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A section with what its preset says. Raises ParamsError for an unknown preset."""
+        """A section merged over its preset. Raises ParamsError for an unknown preset."""
         return with_preset(values)
 
     @property

@@ -1,7 +1,7 @@
-"""TrainableEditor: what is trained (the editor's U-Net and task embedding, on request the text encoders), and how.
+"""TrainableEditor: the trained parts (U-Net, task embedding, optionally the text encoders) and their forward pass.
 
-InstructPix2Pix and Emu Edit freeze text encoders that were trained on the web. One that was trained on captions alone ("a red
-circle") does not bind "make the circle red": with it frozen, edits of one object's colour are hardly learned (docs/log.md). Ours.
+InstructPix2Pix and Emu Edit freeze text encoders pretrained on web data. A frozen text encoder that was trained only on captions
+("a red circle") does not relate "make the circle red" to them: colour edits are hardly learned (docs/log.md). Ours.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from emuedit.training.train_settings import TrainSettings
 
 
 class TrainableEditor(nn.Module):
-    """The weights that are trained: `net.` and, with a learning rate for them, the base model's text encoders as `text.`.
+    """The trained weights: `net.` and, if their learning rate is above 0, the base model's text encoders as `text.`.
 
-    The base model gives up its own U-Net for the extended one, so that there is one in memory, and gets the scheduler of the
-    training's objective, with which the editor samples too.
+    The base model's U-Net is replaced by the extended one, to have only one in memory. Its scheduler is set to the training
+    objective; the editor samples with it too.
     """
 
     def __init__(self, net: EditorUNet, base_model: TextToImageModel, settings: TrainSettings) -> None:
@@ -44,19 +44,19 @@ class TrainableEditor(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it trains."""
+        """Device of the training."""
         return self.base_model.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of computations on a CPU, and of sampling."""
+        """Number format of computations on a CPU, and of sampling."""
         dtype: torch.dtype = getattr(torch, self.settings.dtype)
         return dtype
 
     def prepare(self, device: torch.device, is_sharded: bool = False) -> None:
-        """Move what is trained to a device, and make it ready: trained weights in float32, adapters, checkpointing, layout.
+        """Move the trained parts to a device and prepare them: float32 weights, adapters, checkpointing, memory layout.
 
-        is_sharded: whether FSDP will divide the weights, which it can in their ordinary layout only.
+        is_sharded: whether FSDP will shard the weights, which requires the default memory layout.
         """
         settings, unet = self.settings, self.net.unet
         self.to(device, torch.float32).train().requires_grad_(True)
@@ -75,7 +75,7 @@ class TrainableEditor(nn.Module):
             unet.compile()
 
     def finish(self) -> None:
-        """Freeze it, with adapters merged: the network is an ordinary editor's."""
+        """Merge adapters and freeze: the network is a standard editor's."""
         unet = self.net.unet
         if self.settings.gradient_checkpointing:
             unet.disable_gradient_checkpointing()
@@ -85,9 +85,9 @@ class TrainableEditor(nn.Module):
 
     @contextmanager
     def sampling(self) -> Iterator[EditSampler]:
-        """A sampler of the editor as it is now, inside of the `with` block; the VAE and frozen text encoders visit its device.
+        """Context manager with a sampler of the current weights; the VAE and frozen text encoders are moved to its device.
 
-        Under FSDP all processes must sample the same.
+        With FSDP all processes must sample the same.
         """
         pipeline, device = self.base_model.pipeline, self.device
         visitors = [part for part in (pipeline.vae, *self.base_model.text_encoders) if part.device != device]
@@ -103,9 +103,9 @@ class TrainableEditor(nn.Module):
                 part.to("cpu")
 
     def tokenized(self, batch: Batch, fixed_shape: bool = False) -> Batch:
-        """The batch with its instructions as tokens, where text encoders are trained; other batches as they are.
+        """Add the instructions' tokens to the batch if text encoders are trained.
 
-        fixed_shape: as many texts as samples and one, though many instructions are the same.
+        fixed_shape: always B + 1 texts, even if instructions are equal.
         """
         if not self.text or batch.tokens is not None:
             return batch
@@ -117,7 +117,7 @@ class TrainableEditor(nn.Module):
         return replace(batch, tokens=tuple(part.to(device) for part in tokens), token_rows=rows.to(device))
 
     def forward(self, batch: Batch, draws: NoiseDraws, weights: LossWeights) -> LossParts:
-        """Parts of the loss of each sample; with trained text encoders the instructions are encoded again in every step.
+        """Parts of the loss of each sample; trained text encoders encode the instructions in every step.
 
         In evaluation mode timesteps are not weighted (`min_snr_gamma`).
         """

@@ -1,5 +1,5 @@
-"""The error of a training that cannot go on."""
+"""The error of a training that cannot continue."""
 
 
 class TrainingError(RuntimeError):
-    """Raised when training cannot go on."""
+    """Raised when training cannot continue."""

@@ -67,7 +67,7 @@ def test_changed_words_and_spans() -> None:
 def test_captions_that_cannot_be_mapped_are_an_error() -> None:
     with pytest.raises(ValueError, match="got 1 and 2; use refine"):
         token_alignment.replace([1], [1, 1], 9)
-    with pytest.raises(ValueError, match="at most 4 tokens, start and end included, got 5"):
+    with pytest.raises(ValueError, match="at most 4 tokens, including start and end, got 5"):
         token_alignment.replace([1, 2], [1, 1], 4)
     with pytest.raises(ValueError, match="at most 2 tokens"):
         token_alignment.refine("abc", "a", 2)

@@ -41,7 +41,7 @@ def test_a_table_names_pictures_and_instructions(pairs: Path) -> None:
     )
     (example,) = read_examples(pairs)
     assert (example.before, example.after, example.instruction) == (pairs / "before/a.png", pairs / "after/a.png", "cut it out")
-    with pytest.raises(ExampleError, match="leave out --instruction"):
+    with pytest.raises(ExampleError, match="omit --instruction"):
         read_examples(pairs, ["again"])
 
 
@@ -50,9 +50,9 @@ def test_a_table_names_pictures_and_instructions(pairs: Path) -> None:
     [
         ("image,result\na,b\n", "want the columns image, result, instruction, got none called instruction"),
         ("image,result,instruction\n", "want one example or more, got none"),
-        ("image,result,instruction\nbefore/a.png,after/c.png,x\n", "line 2: want a picture in .* as result, got 'after/c.png'"),
+        ("image,result,instruction\nbefore/a.png,after/c.png,x\n", "line 2: want an image in .* as result, got 'after/c.png'"),
         ("image,result,instruction\nbefore/a.png,after/a.png, \n", "line 2: want an instruction, got none"),
-        ("image,result,instruction\nbefore/a.png\n", "line 2: want a picture in .* as result, got ''"),
+        ("image,result,instruction\nbefore/a.png\n", "line 2: want an image in .* as result, got ''"),
     ],
 )
 def test_a_table_that_does_not_fit_names_line_and_column(table: str, message: str, pairs: Path) -> None:
@@ -73,7 +73,7 @@ def test_folders_that_do_not_fit_are_errors(pairs: Path, tmp_path: Path) -> None
 
 def test_pictures_of_unequal_size_and_an_empty_table_are_errors(pairs: Path) -> None:
     write_picture(pairs / "after" / "b.png", (9, 9))
-    with pytest.raises(ExampleError, match="want pictures of one size, got 12 x 8 and 9 x 9 px"):
+    with pytest.raises(ExampleError, match="want images of one size, got 12 x 8 and 9 x 9 px"):
         load_pictures(read_examples(pairs, ["x"]), 8)
     (pairs / "edits.csv").write_bytes(b"")
     with pytest.raises((ExampleError, TableError)):

@@ -31,7 +31,7 @@ def test_changed_missing_and_added_files_are_named(package: Path) -> None:
         check_manifest(package)
     message = str(caught.value)
     assert "settings.json is missing" in message
-    assert "editor/weights.safetensors is another file" in message
+    assert "editor/weights.safetensors has changed" in message
     assert "editor/code.py is not listed" in message
     assert message.endswith("download or register the version again")
 

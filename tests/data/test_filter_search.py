@@ -54,7 +54,7 @@ def test_no_bounds_when_none_helps(pairs: tuple[dict[str, np.ndarray], np.ndarra
 
 @pytest.mark.parametrize(("min_precision", "n_right"), [(0.0, 5), (1.0, 5), (0.9, 0)])
 def test_invalid_precisions_and_labels_are_refused(min_precision: float, n_right: int) -> None:
-    with pytest.raises(ValueError, match="want 0 < min_precision < 1 and at least one right pair"):
+    with pytest.raises(ValueError, match="want 0 < min_precision < 1 and at least one correct pair"):
         search_filters({"a": np.zeros(9)}, np.arange(9) < n_right, {"a": ("min",)}, min_precision)
 
 

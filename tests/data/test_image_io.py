@@ -22,30 +22,32 @@ def test_pictures_of_every_mode_become_upright_rgb() -> None:
     assert (grey.pixels.shape, grey.notes) == ((8, 9, 3), ())
     deep = image_io.read_image(encode(Image.fromarray(np.full((8, 9), 257 * 100, np.uint16))))
     assert (deep.pixels == 100).all()
-    assert deep.notes == ("16 bits made 8",)
+    assert deep.notes == ("16 bits reduced to 8",)
     clear = image_io.read_image(encode(Image.new("RGBA", (9, 8), (200, 0, 0, 0))))
     assert (clear.pixels == 255).all()
-    assert clear.notes == ("transparency laid on white",)
+    assert clear.notes == ("transparency composited on white",)
     full = image_io.read_image(encode(Image.new("RGBA", (9, 8), (200, 0, 0, 255))))
     assert (full.pixels == (200, 0, 0)).all()
     assert full.notes == ()
     assert image_io.read_image(encode(Image.new("P", (9, 8)))).pixels.shape == (8, 9, 3)
-    assert image_io.read_image(encode(Image.new("CMYK", (9, 8)), "JPEG")).notes == ("CMYK made RGB, without its colour profile",)
+    assert image_io.read_image(encode(Image.new("CMYK", (9, 8)), "JPEG")).notes == (
+        "CMYK converted to RGB without a colour profile",
+    )
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = image_io.read_image(encode(Image.new("RGB", (9, 8)), "JPEG", exif=exif))
-    assert (turned.pixels.shape, turned.notes) == ((9, 8, 3), ("turned as its EXIF data says",))
+    assert (turned.pixels.shape, turned.notes) == ((9, 8, 3), ("rotated by its EXIF orientation",))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no picture", "which is none that can be read"),
+        (b"no picture", "which is not a readable image"),
         (b"", "which is an empty file"),
-        (encode(Image.effect_noise((64, 64), 50))[:900], "the picture is damaged"),
-        (encode(Image.new("RGB", (7, 20))), "want at least 8 pixels a side, got 7 x 20"),
+        (encode(Image.effect_noise((64, 64), 50))[:900], "the image is damaged"),
+        (encode(Image.new("RGB", (7, 20))), "want at least 8 pixels per side, got 7 x 20"),
         (encode(Image.new("1", (9000, 9000))), "want at most 67108864 pixels, got 9000 x 9000"),
-        (encode(Image.new("F", (9, 8)), "TIFF"), "want 8 or 16 bits a value, got 32"),
+        (encode(Image.new("F", (9, 8)), "TIFF"), "want 8 or 16 bits per value, got 32"),
         (
             encode(Image.new("RGB", (9, 8)), "GIF", save_all=True, append_images=[Image.new("RGB", (9, 8), "red")]),
             "got 2 frames",
@@ -84,7 +86,7 @@ def test_a_wide_gamut_picture_is_edited_in_srgb_and_keeps_its_own_values(tmp_pat
     profile = display_p3()  # once: a profile states the second at which it was made
     (tmp_path / "in.png").write_bytes(encode(Image.fromarray(original), icc_profile=profile))
     picture = image_io.read_image(tmp_path / "in.png")
-    assert picture.notes == ("Display P3 made sRGB",)
+    assert picture.notes == ("Display P3 converted to sRGB",)
     assert not np.array_equal(picture.pixels, original)
     edited = picture.pixels.copy()
     edited[:4, :4] = (200, 40, 40)
@@ -108,7 +110,7 @@ def test_an_srgb_profile_changes_nothing() -> None:
 
 def test_a_broken_profile_is_told() -> None:
     picture = image_io.read_image(encode(Image.new("RGB", (9, 8), "red"), icc_profile=b"no profile"))
-    assert "its colour profile cannot be used" in picture.notes[0]
+    assert "its colour profile is unusable" in picture.notes[0]
     assert (picture.pixels == (255, 0, 0)).all()
 
 
@@ -140,7 +142,7 @@ def test_of_a_phones_file_with_two_pictures_the_first_is_taken() -> None:
     picture = image_io.read_image(file)
     assert picture.pixels.shape == (9, 16, 3)
     assert picture.pixels[0, 0, 0] > 200
-    assert picture.notes == ("the first of 2 pictures in the file",)
+    assert picture.notes == ("the first of 2 images in the file",)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("codec"), KeyError(3), ZeroDivisionError(), MemoryError(), IndexError()])

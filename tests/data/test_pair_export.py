@@ -105,7 +105,7 @@ def test_the_readme_has_front_matter_and_the_data_card(kept_pairs: list[Pair], t
 def test_verdicts_of_other_pairs_and_used_folders_are_refused(kept_pairs: list[Pair], tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/mine.txt").write_text("keep me")
-    with pytest.raises(FormatError, match="which holds other things"):
+    with pytest.raises(FormatError, match="which has other contents"):
         export_pairs(tmp_path / "notes", tmp_path)
     scratch = scratch_folder(tmp_path, "pairs", "f")
     for number in range(3):
@@ -119,8 +119,8 @@ def test_verdicts_of_other_pairs_and_used_folders_are_refused(kept_pairs: list[P
 def test_the_command_line_names_missing_arguments(kept_pairs: list[Pair], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", "out"]) == 0
     for words, message in (
-        (["emuedit", "out", "in", "--task", "local"], "leave --task and --router out"),
-        (["ultraedit", "out", "in"], "say --task or --router"),
+        (["emuedit", "out", "in", "--task", "local"], "omit --task and --router"),
+        (["ultraedit", "out", "in"], "add --task or --router"),
         (["ultraedit", "out", "in", "--task", "superres"], "want a task that editors are trained on, got superres"),
         (["ultraedit", "out", "in", "--task", "local"], "missing ['clip_sim_dir'"),
         (["ultraedit", "data", "in", "--files", "none.parquet", "--task", "local"], "want Parquet files none.parquet"),

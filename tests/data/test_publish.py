@@ -214,7 +214,7 @@ def test_a_damaged_shard_in_scratch_is_named(tmp_path: Path) -> None:
     interrupt_before(tmp_path, "key", 2)
     file = tmp_path / "scratch/captions/key/shard-00001.parquet"
     file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(ShardError, match=r"shard-00001.parquet is damaged or cut short .*; delete it and run its stage again"):
+    with pytest.raises(ShardError, match=r"shard-00001.parquet is damaged or truncated .*; delete it and run its stage again"):
         make_and_publish(tmp_path, "key")
     file.unlink()
     make_and_publish(tmp_path, "key")

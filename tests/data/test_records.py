@@ -193,7 +193,7 @@ def test_damaged_shards_are_named(tmp_path: Path, damage: str) -> None:
             "text": b"no",
         }[damage]
     )
-    with pytest.raises(ShardError, match=r"shard-00007.parquet is damaged or cut short .*; delete it and run its stage again"):
+    with pytest.raises(ShardError, match=r"shard-00007.parquet is damaged or truncated .*; delete it and run its stage again"):
         read_shard(path, Pair)
 
 

@@ -90,8 +90,8 @@ def test_bounds_warn_before_they_fail_and_can_be_moved_and_accepted() -> None:
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ("{accept: [new_word]}", "want checks out of damaged, .*; got new_word"),
-        ("{bounds: {kept: {fail: 1}}}", "want checks out of damaged, .*; got kept"),
+        ("{accept: [new_word]}", "want checks from damaged, .*; got new_word"),
+        ("{bounds: {kept: {fail: 1}}}", "want checks from damaged, .*; got kept"),
         ("{bounds: {kept_pairs: {min: 1}}}", "unknown key 'bounds.kept_pairs.min'.*known: fail, warn"),
         ("{on_breach: ignore}", "'stop', 'warn' or 'ask'"),
         ("{instruction_words: [9, 2]}", "want .fewest, most. words"),

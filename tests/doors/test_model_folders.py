@@ -42,26 +42,26 @@ def make_login_page(file: Path) -> None:
 
 UNET, TEXT = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 DAMAGED: dict[str, tuple[str, str, Callable[[Path], None], str]] = {
-    "a clone without Git LFS (diffusers 6713)": ("base_model", UNET, make_pointer, f"{UNET}: a pointer of Git LFS; run `git lfs"),
-    "a download that ended early (airllm 137)": ("base_model", UNET, cut, r"unet/.*: \d+ bytes in place of \d+"),
-    "a download that was continued wrongly": ("base_model", UNET, lengthen, r"unet/.*: \d+ bytes in place of \d+"),
+    "a clone without Git LFS (diffusers 6713)": ("base_model", UNET, make_pointer, f"{UNET}: a Git LFS pointer; run `git lfs"),
+    "a download that ended early (airllm 137)": ("base_model", UNET, cut, r"unet/.*: \d+ bytes, want \d+"),
+    "a download that was continued wrongly": ("base_model", UNET, lengthen, r"unet/.*: \d+ bytes, want \d+"),
     "a disk that was full": ("base_model", UNET, make_empty, f"{UNET}: empty"),
-    "a login page in place of weights": ("base_model", UNET, make_login_page, f"{UNET}: no safetensors file"),
+    "a login page in place of weights": ("base_model", UNET, make_login_page, f"{UNET}: not a safetensors file"),
     "weights that are missing": ("base_model", TEXT, Path.unlink, r"text_encoder: no \*\.safetensors weights"),
-    "half a config": ("base_model", "unet/config.json", cut, "unet/config.json: no JSON, or a part of it"),
+    "half a config": ("base_model", "unet/config.json", cut, "unet/config.json: not JSON, or truncated"),
     "no config": ("base_model", "text_encoder/config.json", Path.unlink, "text_encoder: no config"),
     "no schedule": ("base_model", "scheduler/scheduler_config.json", Path.unlink, "scheduler: no config"),
     "no vocabulary, without which an empty one is made": (
         "base_model", "tokenizer/tokenizer.json", Path.unlink, "tokenizer/tokenizer_config.json: no tokenizer.json"
     ),
-    "half an index": ("base_model", "model_index.json", cut, "model_index.json: no JSON"),
-    "CLIP's weights": ("clip", "open_clip_model.safetensors", make_pointer, "open_clip_model.safetensors: a pointer"),
-    "CLIP's vocabulary": ("clip", "tokenizer.json", Path.unlink, "no tokenizer.json or another vocabulary beside it"),
-    "DINO's weights": ("dino", "model.safetensors", cut, r"model.safetensors: \d+ bytes in place"),
+    "half an index": ("base_model", "model_index.json", cut, "model_index.json: not JSON"),
+    "CLIP's weights": ("clip", "open_clip_model.safetensors", make_pointer, "open_clip_model.safetensors: a Git LFS pointer"),
+    "CLIP's vocabulary": ("clip", "tokenizer.json", Path.unlink, "no tokenizer.json or another vocabulary next to it"),
+    "DINO's weights": ("dino", "model.safetensors", cut, r"model.safetensors: \d+ bytes, want"),
     "DINO's preprocessing": ("dino", "preprocessor_config.json", Path.unlink, "and preprocessor_config.json, got .* without"),
     "the depth model's config": ("depth", "config.json", make_empty, "config.json: empty"),
-    "the detector's vocabulary": ("detector", "tokenizer.json", cut, "tokenizer.json: no JSON, or a part of it"),
-    "the segmenter's weights": ("segmenter", "model.safetensors", make_login_page, "model.safetensors: no safetensors"),
+    "the detector's vocabulary": ("detector", "tokenizer.json", cut, "tokenizer.json: not JSON, or truncated"),
+    "the segmenter's weights": ("segmenter", "model.safetensors", make_login_page, "model.safetensors: not a safetensors"),
 }  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def test_a_damaged_editor_is_told_with_the_file(tmp_path: Path, capsys: pytest.C
     assert (
         cli.main(["edit", str(tmp_path / "in.png"), "make it red", "--task", "local", "--model", str(tmp_path / "editor")]) == 2
     )
-    assert "model_index.json: no JSON, or a part of it; copy or download the folder again" in capsys.readouterr().err
+    assert "model_index.json: not JSON, or truncated; copy or download the folder again" in capsys.readouterr().err
 
 
 def write_transformer(folder: Path, **files: dict[str, object]) -> Path:
@@ -109,7 +109,7 @@ def test_shards_that_an_index_names_must_be_there(tmp_path: Path) -> None:
     shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     folder = write_transformer(tmp_path / "llm", model__safetensors__index={"weight_map": shards})
     shutil.copy(WEIGHTS / "dino/model.safetensors", folder / shards["a"])
-    assert list(model_files.problems(folder)) == [f"model.safetensors.index.json: names {shards['b']}, which is not there"]
+    assert list(model_files.problems(folder)) == [f"model.safetensors.index.json: names {shards['b']}, which is missing"]
     shutil.copy(WEIGHTS / "dino/model.safetensors", folder / shards["b"])
     assert list(model_files.problems(folder)) == []
 
@@ -118,7 +118,7 @@ def test_a_tokenizer_of_bytes_needs_no_vocabulary(tmp_path: Path) -> None:
     byt5 = write_transformer(tmp_path / "byt5", tokenizer_config={"tokenizer_class": "ByT5Tokenizer"})
     t5 = write_transformer(tmp_path / "t5", tokenizer_config={"tokenizer_class": "T5Tokenizer"})
     assert list(model_files.problems(byt5)) == []
-    assert list(model_files.problems(t5)) == ["tokenizer_config.json: no tokenizer.json or another vocabulary beside it"]
+    assert list(model_files.problems(t5)) == ["tokenizer_config.json: no tokenizer.json or another vocabulary next to it"]
     (t5 / "spiece.model").touch()
     assert list(model_files.problems(t5)) == []
 

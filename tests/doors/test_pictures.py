@@ -17,7 +17,7 @@ UPRIGHT, TURNED = (32, 48, 3), (48, 32, 3)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LAB = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
-TURN_NOTE = ("turned as its EXIF data says",)
+TURN_NOTE = ("rotated by its EXIF orientation",)
 
 
 def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
@@ -65,17 +65,17 @@ ACCEPTED: dict[str, tuple[bytes, tuple[int, int, int], tuple[str, ...]]] = {
     "a compressed TIFF": (encode(PICTURE, "TIFF", compression="tiff_lzw"), UPRIGHT, ()),
     "a grey TIFF of a scanner": (encode(PICTURE.convert("L"), "TIFF"), UPRIGHT, ()),
     "a black and white TIFF of a scanner": (encode(PICTURE.convert("1"), "TIFF", compression="group4"), UPRIGHT, ()),
-    "a TIFF in CMYK": (encode(PICTURE.convert("CMYK"), "TIFF"), UPRIGHT, ("CMYK made RGB, without its colour profile",)),
+    "a TIFF in CMYK": (encode(PICTURE.convert("CMYK"), "TIFF"), UPRIGHT, ("CMYK converted to RGB without a colour profile",)),
     "a TIFF in Lab": (encode(PICTURE.convert("LAB"), "TIFF"), UPRIGHT, ()),
-    "a TIFF with 16 bits": (encode(PICTURE.convert("I;16"), "TIFF"), UPRIGHT, ("16 bits made 8",)),
+    "a TIFF with 16 bits": (encode(PICTURE.convert("I;16"), "TIFF"), UPRIGHT, ("16 bits reduced to 8",)),
     "a palette with transparent colours": (
-        encode(PICTURE.convert("P"), "PNG", transparency=bytes(200)), UPRIGHT, ("transparency laid on white",)
+        encode(PICTURE.convert("P"), "PNG", transparency=bytes(200)), UPRIGHT, ("transparency composited on white",)
     ),
     "a colour that counts as transparent": (encode(PICTURE, "PNG", transparency=(1, 2, 3)), UPRIGHT, ()),
     "the profile of colour pictures in a grey one": (encode(PICTURE.convert("L"), "PNG", icc_profile=SRGB), UPRIGHT, ()),
     "a profile that fits no picture": (
         encode(PICTURE, "PNG", icc_profile=LAB), UPRIGHT,
-        ("its colour profile cannot be used (cannot build transform); taken as sRGB",),
+        ("its colour profile is unusable (cannot build transform); assumed sRGB",),
     ),
     "a GIF with one frame": (encode(PICTURE.convert("P"), "GIF"), UPRIGHT, ()),
     "a JPEG 2000": (encode(PICTURE, "JPEG2000"), UPRIGHT, ()),
@@ -84,10 +84,10 @@ ACCEPTED: dict[str, tuple[bytes, tuple[int, int, int], tuple[str, ...]]] = {
 }  # fmt: skip
 REFUSED: dict[str, tuple[bytes, str]] = {
     "an empty file": (b"", "which is an empty file"),
-    "a pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:a\n", "run `git lfs pull`"),
-    "the web page of a failed download": (b"\n<!DOCTYPE html><html>404</html>", "a web page: what was to be downloaded"),
+    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:a\n", "run `git lfs pull`"),
+    "the web page of a failed download": (b"\n<!DOCTYPE html><html>404</html>", "a web page, probably a failed download"),
     "a HEIC of a phone": (b"\0\0\0\x18ftypheic" + b"\0" * 200, "a HEIC photograph; save it as JPEG"),
-    "a video": (b"\0\0\0\x18ftypmp42" + b"\0" * 200, "a video, or a picture of an unknown kind"),
+    "a video": (b"\0\0\0\x18ftypmp42" + b"\0" * 200, "a video, or an image of an unknown format"),
     "a drawing": (b'<?xml version="1.0"?><svg width="64" height="64"></svg>', "an SVG drawing; export it as PNG"),
     "a PDF": (b"%PDF-1.4\n", "a PDF; export the page as PNG"),
     "a program that Pillow would run in Ghostscript": (
@@ -99,8 +99,8 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "a JPEG that ends early": (encode(Image.effect_noise((64, 64), 50), "JPEG")[:900], "is damaged: image file is truncated"),
     "a PNG with a flipped byte": (damage(encode(PICTURE, "PNG"), 60), "is damaged"),
     "a TIFF whose next page cannot be read": (with_next_page(encode(PICTURE, "TIFF"), 50), "in.jpg is damaged: "),
-    "a WebP that is damaged in its head": (damage(encode(PICTURE, "WEBP"), 13), "a WEBP picture that is damaged or ends early"),
-    "a TIFF with two pages": (encode(PICTURE, "TIFF", save_all=True, append_images=[PICTURE]), "want one picture, got 2 frames"),
+    "a WebP that is damaged in its head": (damage(encode(PICTURE, "WEBP"), 13), "a WEBP image that is damaged or ends early"),
+    "a TIFF with two pages": (encode(PICTURE, "TIFF", save_all=True, append_images=[PICTURE]), "want one image, got 2 frames"),
     "an animated WebP": (encode(PICTURE, "WEBP", save_all=True, append_images=[PICTURE.rotate(90)]), "got 2 frames"),
 }  # fmt: skip
 
@@ -137,7 +137,7 @@ def test_a_file_that_is_no_picture_says_what_it_is(case: str, tmp_path: Path) ->
 def test_a_pil_image_that_ends_early_is_our_error() -> None:
     """`Image.open` reads the head alone; the rest is met in the edit."""
     lazy = Image.open(io.BytesIO(REFUSED["a JPEG that ends early"][0]))
-    with lazy, pytest.raises(image_io.ImageError, match="the picture is damaged"):
+    with lazy, pytest.raises(image_io.ImageError, match="the image is damaged"):
         image_io.convert_to_rgb(lazy)
 
 
@@ -153,7 +153,7 @@ def test_a_pil_image_in_memory_has_no_limits_of_files() -> None:
 def test_exif_too_long_for_a_jpeg_costs_the_exif_not_the_edit(tmp_path: Path) -> None:
     picture = image_io.read_image(encode(PICTURE, "PNG", exif=exif(camera="a camera", description="x" * 80_000)))
     notes = image_io.write_image(tmp_path / "out.jpg", picture.pixels, picture)
-    assert notes == ("its EXIF data are too long for a JPEG and are left out",)
+    assert notes == ("its EXIF data are too long for a JPEG and were dropped",)
     assert image_io.read_image(tmp_path / "out.jpg").pixels.shape == UPRIGHT
     assert image_io.write_image(tmp_path / "out.webp", picture.pixels, picture) == ()
     with Image.open(tmp_path / "out.webp") as written:

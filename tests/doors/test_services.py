@@ -146,11 +146,11 @@ def test_edits_fall_back_to_the_editor_that_lies_here(
     assert time.monotonic() - start < SECONDS
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("MLflow at ")
-    assert line.endswith("models/editor is used instead of the champion")
+    assert line.endswith("using models/editor instead of the champion")
 
 
 def test_without_an_editor_here_the_line_says_both(mlflow_away: str) -> None:
-    with pytest.raises(package_folder.PackageError, match="the champion is out of reach, and there is no models/editor here"):
+    with pytest.raises(package_folder.PackageError, match="the champion is unreachable, and there is no models/editor here"):
         package_folder.resolve_source(None)
 
 

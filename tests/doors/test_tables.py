@@ -82,10 +82,10 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "an empty TXT": ("c.txt", b"", r"c.txt, which is empty"),
     "an empty CSV": ("c.csv", b"", r"c.csv, which is empty"),
     "an empty Parquet": ("c.parquet", b"", r"c.parquet, which is empty"),
-    "a TXT of Git LFS": ("c.txt", LFS, r"a pointer of Git LFS; run `git lfs pull`"),
-    "a CSV of Git LFS": ("c.csv", LFS, r"a pointer of Git LFS"),
-    "a JSONL of Git LFS": ("c.jsonl", LFS, r"a pointer of Git LFS"),
-    "a Parquet of Git LFS": ("c.parquet", LFS, r"a pointer of Git LFS"),
+    "a TXT of Git LFS": ("c.txt", LFS, r"a Git LFS pointer; run `git lfs pull`"),
+    "a CSV of Git LFS": ("c.csv", LFS, r"a Git LFS pointer"),
+    "a JSONL of Git LFS": ("c.jsonl", LFS, r"a Git LFS pointer"),
+    "a Parquet of Git LFS": ("c.parquet", LFS, r"a Git LFS pointer"),
     "a Parquet that is cut": (
         "c.parquet",
         table("a red star", "a ring")[:-30],
@@ -183,7 +183,7 @@ def damage_inside(path: Path) -> None:
 FILES: dict[str, tuple[Callable[[Path], object], str, int]] = {
     "zero bytes": (lambda path: path.write_bytes(b""), "dropped_files_unreadable", 4),
     "cut": (truncate, "dropped_files_unreadable", 4),
-    "a pointer of Git LFS": (lambda path: path.write_bytes(LFS), "dropped_files_unreadable", 4),
+    "a Git LFS pointer": (lambda path: path.write_bytes(LFS), "dropped_files_unreadable", 4),
     "a page of HTML": (lambda path: path.write_bytes(b"<!doctype html>"), "dropped_files_unreadable", 4),
     "damaged inside": (damage_inside, "dropped_files_damaged", 4),
 }
@@ -205,7 +205,7 @@ def test_one_bad_file_among_good_ones_is_named_and_counted(case: str, tmp_path: 
 def test_bad_files_alone_are_refused(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/1.parquet").write_bytes(LFS)
-    with pytest.raises(FormatError, match=r"1.parquet, a pointer of Git LFS; run `git lfs pull`"):
+    with pytest.raises(FormatError, match=r"1.parquet, a Git LFS pointer; run `git lfs pull`"):
         import_folder(tmp_path)
 
 
@@ -241,7 +241,7 @@ def test_odd_cells_of_our_own_format_cost_one_drop_each(tmp_path: Path) -> None:
         {"mask": {"bytes": b"no mask", "path": None}},
     ]  # fmt: skip
     write_pairs(tmp_path / "in/1.parquet", *(pair(number, **(origin | change)) for number, change in enumerate(changes)))
-    options = ImportOptions(OWN_FORMAT, None, "the dataset alone", None)
+    options = ImportOptions(OWN_FORMAT, None, "the dataset itself", None)
     counts = import_pairs(options, find_parquet_files(tmp_path / "in", "*.parquet"), tmp_path / "out", tmp_path).counts
     assert counts == {
         "pairs": 4,

@@ -83,7 +83,7 @@ def test_pictures_of_every_type_give_the_same_edit(pipe: EmuEditPipeline) -> Non
     outputs = [np.asarray(pipe("make it red", image, generator=seeded(1)[0], **FAST).images[0], np.int16) for image in inputs]
     for output in outputs:
         assert np.abs(output - outputs[0]).max() <= 1
-    with pytest.raises(ValueError, match=r"want pictures of one size, got \(H, W\) \[\(16, 20\), \(16, 24\)\]"):
+    with pytest.raises(ValueError, match=r"want images of one size, got \(H, W\) \[\(16, 20\), \(16, 24\)\]"):
         pipe("make it red", [picture, pixels(width=24)[0]], **FAST)
     with pytest.raises(ValueError, match=r"values in \[0, 1\], got \[-0.5, 0.5\]; rescale it"):
         pipe("make it red", torch.tensor([-0.5, 0.5]).repeat(3, 16, 8), **FAST)
@@ -105,7 +105,7 @@ def test_output_types_are_those_of_diffusers(output_type: str, pipe: EmuEditPipe
         images = images.permute(0, 2, 3, 1).numpy()
     got = np.stack(images) / 255 if output_type == "pil" else images
     assert np.abs(got - want).max() <= 0.5 / 255 + 1e-6
-    with pytest.raises(ValueError, match="want an output_type out of pil, np, pt; got 'latent'"):
+    with pytest.raises(ValueError, match="want one of the output types pil, np, pt; got 'latent'"):
         pipe(**call, output_type="latent")
 
 
@@ -117,11 +117,11 @@ def test_results_of_a_prompt_follow_each_other_and_have_noise_of_their_own(pipe:
     assert not torch.equal(four[0], four[1])
     with pytest.raises(ValueError, match="want one generator, or one for each of the 2 results; got 3"):
         pipe(**call, generator=seeded(1, 2, 3))
-    with pytest.raises(ValueError, match="want one task, or one for each of the 2 pictures; got 3"):
+    with pytest.raises(ValueError, match="want one task, or one for each of the 2 images; got 3"):
         pipe(**call | {"task": ["local"] * 3})
-    with pytest.raises(ValueError, match="want one prompt, or one for each of the 3 pictures; got 2"):
+    with pytest.raises(ValueError, match="want one prompt, or one for each of the 3 images; got 2"):
         pipe(**call | {"image": pixels(3)})
-    with pytest.raises(ValueError, match="want one picture, or one for each of the 3 prompts; got 2 pictures"):
+    with pytest.raises(ValueError, match="want one image, or one for each of the 3 prompts; got 2 images"):
         pipe(**call | {"image": pixels(2), "prompt": ["make it red"] * 3})
 
 
@@ -163,14 +163,14 @@ def test_a_callback_sees_every_step_and_may_replace_the_latents(pipe: EmuEditPip
         pipe(**call, **FAST, generator=seeded(1)[0], callback_on_step_end=lambda *_: {}).images,
         pipe(**call, **FAST, generator=seeded(1)[0]).images,
     )
-    with pytest.raises(ValueError, match=r"want callback tensors out of \['latents'\], got \['noise'\]"):
+    with pytest.raises(ValueError, match=r"want callback tensors from \['latents'\], got \['noise'\]"):
         pipe(**call, **FAST, callback_on_step_end=keep_zero, callback_on_step_end_tensor_inputs=["noise"])
 
 
 def test_a_task_must_be_named_and_trained(pipe: EmuEditPipeline) -> None:
     with pytest.raises(UnknownTaskError, match=r"local, remove.*got 'remov'; did you mean 'remove'\?"):
         pipe("make it red", pixels()[0], **FAST | {"task": "remov"})
-    with pytest.raises(ValueError, match=r"want a task out of local, remove.*got none; name it, or use emuedit\.Editor"):
+    with pytest.raises(ValueError, match=r"want one of the tasks local, remove.*got none; name it, or use emuedit\.Editor"):
         pipe("make it red", pixels()[0], **FAST | {"task": None})
     with pytest.raises(SettingsError, match="steps: Input should be greater than or equal to 1, got 0"):
         pipe("make it red", pixels()[0], **FAST | {"num_inference_steps": 0})

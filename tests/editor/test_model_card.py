@@ -50,7 +50,7 @@ def test_the_card_lists_the_trained_tasks_and_the_facts_of_training(base_model: 
     assert "`local`" not in card
     assert "- steps: 7\n- held out pairs: 3\n" in card
     assert 'task="remove"' in card
-    assert "predicts where a picture changes" in card
+    assert "predicts where an image changes" in card
 
 
 def test_the_card_says_that_there_is_no_change_mask(base_model: TextToImageModel) -> None:

@@ -77,5 +77,5 @@ def test_progress_is_reported_for_every_step_of_every_turn(sampler: EditSampler,
 def test_wrong_numbers_of_pictures_and_tasks_are_errors(sampler: EditSampler, image: Tensor) -> None:
     with pytest.raises(ValueError, match="3 instructions, 2 tasks"):
         edit_turns(sampler, image, INSTRUCTIONS, TASKS[:2], SETTINGS)
-    with pytest.raises(ValueError, match=r"want one picture .* got 2 pictures"):
+    with pytest.raises(ValueError, match=r"want one image .* got 2 images"):
         edit_turns(sampler, image.repeat(2, 1, 1, 1), INSTRUCTIONS, TASKS, SETTINGS)

@@ -90,7 +90,7 @@ def test_an_array_gives_an_array_and_is_not_changed(editor: Editor) -> None:
     ],
 )
 def test_a_picture_of_another_type_or_shape_is_an_error(picture: Any, message: str, editor: Editor) -> None:
-    want = r"want a PIL image of 8 or 16 bits a value, or uint8 \[H, W, 3\]; "
+    want = r"want a PIL image of 8 or 16 bits per value, or uint8 \[H, W, 3\]; "
     with pytest.raises(PackageError, match=want + message):
         editor.edit(picture, "make it red", "local")
     with pytest.raises(PackageError, match=want + message):
@@ -132,9 +132,9 @@ def test_a_list_is_edited_in_batches_of_one_size_with_the_seed_of_each_position(
 
 def test_lists_of_unequal_length_are_errors(editor: Editor) -> None:
     pictures = [pixels(), pixels()]
-    with pytest.raises(PackageError, match=r"one instruction for each of the 2 pictures, got \['make it red'\]"):
+    with pytest.raises(PackageError, match=r"one instruction for each of the 2 images, got \['make it red'\]"):
         editor.edit(pictures, ["make it red"])
-    with pytest.raises(PackageError, match="one instruction for each of the 2 pictures, got 'make it red'"):
+    with pytest.raises(PackageError, match="one instruction for each of the 2 images, got 'make it red'"):
         editor.edit(pictures, "make it red")  # type: ignore[call-overload]
     with pytest.raises(PackageError, match=r"want a task for each of the 2 instructions or none; got \['local'\]"):
         editor.edit(pictures, ["make it red", "add a star"], ["local"])
@@ -161,14 +161,14 @@ def test_no_instruction_at_all_is_an_error(editor: Editor) -> None:
 
 
 def test_a_single_text_is_not_taken_for_a_list_of_letters(editor: Editor) -> None:
-    with pytest.raises(PackageError, match="want a list of instructions, got the text 'brighten'; put it into a list"):
+    with pytest.raises(PackageError, match="want a list of instructions, got the text 'brighten'; pass a list"):
         editor.edit_turns(pixels(), "brighten")
     with pytest.raises(PackageError, match="want a list of instructions, got the text 'brighten'"):
         editor.choose_tasks("brighten")
 
 
 def test_an_unknown_task_is_an_error_that_lists_the_known_ones(editor: Editor) -> None:
-    with pytest.raises(PackageError, match=r"want a task out of local, remove, .*; got 'dance'"):
+    with pytest.raises(PackageError, match=r"want one of the tasks local, remove, .*; got 'dance'"):
         editor.edit(pixels(), "make it red", "dance")
 
 

@@ -110,7 +110,7 @@ def test_a_hub_id_that_cannot_be_downloaded_is_an_error(monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(PackageError, match=r"got 'owner/editor': no such folder here, and the hub gave nothing \(\w+Error\)"):
+    with pytest.raises(PackageError, match=r"got 'owner/editor': no such folder, and the hub request failed \(\w+Error\)"):
         Editor.load("owner/editor")
 
 

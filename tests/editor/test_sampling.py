@@ -272,11 +272,11 @@ def test_bfloat16_is_close_to_float32(make_sampler: MakeSampler) -> None:
 
 def test_an_edit_that_cannot_be_made_is_an_error(make_sampler: MakeSampler) -> None:
     sampler, images = make_sampler(), pictures(1, 16, 16)
-    with pytest.raises(UnknownTaskError, match=r"this editor knows \(local, remove.*got 'contour'"):
+    with pytest.raises(UnknownTaskError, match=r"this editor's tasks \(local, remove.*got 'contour'"):
         sampler.sample(images, INSTRUCTIONS[:1], ["contour"], SETTINGS, [0])
-    with pytest.raises(ValueError, match="1 pictures, 2 instructions, 1 tasks, 1 seeds"):
+    with pytest.raises(ValueError, match="1 images, 2 instructions, 1 tasks, 1 seeds"):
         sampler.sample(images, INSTRUCTIONS[:2], TASKS[:1], SETTINGS, [0])
-    with pytest.raises(ValueError, match="0 pictures, 0 instructions, 0 tasks, 0 seeds"):
+    with pytest.raises(ValueError, match="0 images, 0 instructions, 0 tasks, 0 seeds"):
         sampler.sample(images[:0], [], [], SETTINGS)
     with pytest.raises(ValueError, match=r"in \[-1, 1\], got values"):
         sampler.sample(images * 300, INSTRUCTIONS[:1], TASKS[:1], SETTINGS, [0])

@@ -80,9 +80,7 @@ def test_an_old_name_is_an_error_that_gives_the_new_one(old_name: str) -> None:
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
-    with pytest.raises(
-        SettingsError, match=r"want settings out of steps, .*, seed; got 'guidance_scal'; did you mean 'guidance_"
-    ):
+    with pytest.raises(SettingsError, match=r"want settings from steps, .*, seed; got 'guidance_scal'; did you mean 'guidance_"):
         EditSettings().with_changes({"guidance_scal": 3.0})
     with pytest.raises(SettingsError, match=r"got 'brightness'$"):
         EditSettings().with_changes({"brightness": 3.0})

@@ -131,7 +131,7 @@ def test_tensors_make_the_same_adapter_and_half_of_a_pair_is_an_error(make_sampl
 def test_an_editor_with_adapters_is_not_saved_as_a_plain_pipeline(make_sampler: MakeSampler, tmp_path) -> None:  # type: ignore[no-untyped-def]
     sampler = make_sampler()
     sampler.add_task("new", sampler.net.table.rows(["local"])[0], random_adapter(sampler))
-    with pytest.raises(ValueError, match=r"got \['new'\]; keep their packs beside it"):
+    with pytest.raises(ValueError, match=r"got \['new'\]; keep their packs next to it"):
         sampler.save(tmp_path / "editor")
     sampler.remove_task("new")
     sampler.save(tmp_path / "editor")

@@ -24,7 +24,7 @@ def test_rows_are_found_by_the_name_of_the_task(table: TaskEmbedding) -> None:
 def test_rows_are_those_of_the_given_tasks_in_their_order() -> None:
     table = TaskEmbedding(6, 16, ["sketch", "local"])
     assert torch.equal(table.rows(["local", "sketch"]), table.v[[1, 0]])
-    with pytest.raises(UnknownTaskError, match=r"this editor knows \(sketch, local\), got 'remove'"):
+    with pytest.raises(UnknownTaskError, match=r"this editor's tasks \(sketch, local\), got 'remove'"):
         table.rows(["remove"])
 
 

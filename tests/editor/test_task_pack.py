@@ -29,7 +29,7 @@ def test_a_pack_is_refused_by_an_editor_with_other_weights(make_sampler: MakeSam
         sampler.net.unet.conv_in.bias += 1
     sampler.save(tmp_path / "other")
     other = sampling.load(tmp_path / "other")
-    with pytest.raises(TaskPackError, match="an embedding means nothing to other weights"):
+    with pytest.raises(TaskPackError, match="an embedding works only with its own network"):
         other.add_pack(file)
     assert other.inverted_tasks == ()
 

@@ -64,7 +64,7 @@ def test_a_prediction_may_be_limited_to_the_tasks_of_an_editor(predictor: TaskPr
     for row, prediction in zip(probabilities, predictor.predict(TEXTS, ["remove"]), strict=True):
         assert (prediction.task, prediction.probability, prediction.alternatives) == ("remove", row[1].item(), ())
     with pytest.raises(
-        ValueError, match=r"want a task that the task predictor knows \(local, remove, sketch\), got an editor of contour"
+        ValueError, match=r"want one of the task predictor's tasks \(local, remove, sketch\), got an editor of contour"
     ):
         predictor.predict(TEXTS, ["contour"])
 

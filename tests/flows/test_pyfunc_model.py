@@ -94,7 +94,7 @@ def test_the_model_answers_where_the_project_is_not_installed(
     assert answer["predicted_task"] in ("local", "remove")
     assert answer["probabilities"][0] == 1.0
     assert 0.0 < answer["probabilities"][1] < 1.0
-    for expected, error in zip(["in base64", "none that can be read", "want a task out of"], answer["errors"], strict=True):
+    for expected, error in zip(["in base64", "not a readable image", "want one of the tasks"], answer["errors"], strict=True):
         assert "row 0: " in error
         assert expected in error
 

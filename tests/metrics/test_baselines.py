@@ -115,5 +115,5 @@ def test_models_are_loaded_once_and_only_when_they_are_needed(
 
 
 def test_an_unknown_system_is_an_error_that_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match="want systems out of identity, emuedit, true_task; got 'magic'"):
+    with pytest.raises(ParamsError, match="want systems from identity, emuedit, true_task; got 'magic'"):
         Systems(tmp_path, SETTINGS, RUNTIME)["magic"]

@@ -57,14 +57,14 @@ def test_right_results_are_accepted_and_unchanged_pictures_are_not(folder: Path,
     assert edits.judge(edits.exact).success.mean() > 0.7
     unchanged = edits.judge(edits.before)
     assert not unchanged.success.any()
-    assert "the picture moved by 0.000 towards its caption, want" in unchanged.reason[0]
+    assert "CLIP gain 0.000 below min_gain" in unchanged.reason[0]
 
 
 def test_a_map_is_compared_with_its_right_result(folder: Path) -> None:
     edits = PhotoBenchmark(folder)("depth", "held_out", 0, N)
     assert edits.exact is not None
     assert edits.judge(edits.exact).success.all()
-    assert "it differs from the right result by" in edits.judge(255 - edits.exact).reason[0]
+    assert "L1 to the reference result" in edits.judge(255 - edits.exact).reason[0]
 
 
 def test_a_picture_without_the_box_that_was_asked_for_is_refused(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_row_without_a_result_leaves_the_other_results_known(folder: Path, tmp
     assert complete.exact is not None
     verdicts = edits.judge(255 - complete.exact)
     assert "right result" not in verdicts.reason[0]
-    assert all("it differs from the right result by" in reason for reason in verdicts.reason[1:])
+    assert all("L1 to the reference result" in reason for reason in verdicts.reason[1:])
     assert edits.judge(complete.exact).success[1:].all()
 
 
@@ -100,7 +100,7 @@ def test_a_picture_whose_rest_changed_is_refused(folder: Path) -> None:
     edits = PhotoBenchmark(folder)("local", "held_out", 0, N)
     assert edits.exact is not None
     noise = np.random.default_rng(0).integers(0, 256, edits.exact.shape, np.uint8)
-    assert all("the rest of the picture changed: DINO" in reason for reason in edits.judge(noise).reason)
+    assert all("the rest of the image changed: DINO" in reason for reason in edits.judge(noise).reason)
 
 
 def test_the_folder_is_named_in_params_like_a_python_file(folder: Path) -> None:
@@ -129,7 +129,7 @@ def test_the_judge_runs_where_the_edits_do(folder: Path, monkeypatch: pytest.Mon
 
 
 def test_more_edits_than_there_are_is_an_error_that_says_what_is_there(folder: Path) -> None:
-    with pytest.raises(BenchmarkError, match=r"want 13 edits of local .*, got 12; in all it has \{'local': 12, 'background'"):
+    with pytest.raises(BenchmarkError, match=r"want 13 edits of local .*, got 12; available: \{'local': 12, 'background'"):
         PhotoBenchmark(folder)("local", "held_out", 0, 13)
     with pytest.raises(BenchmarkError, match="want 1 edits of remove"):
         PhotoBenchmark(folder)("remove", "held_out", 0, 1)
@@ -140,10 +140,10 @@ def test_more_edits_than_there_are_is_an_error_that_says_what_is_there(folder: P
     [
         ("image,task\n", "got none called instruction, input_caption, output_caption"),
         (f"{HEADER}\n", "want rows, got none"),
-        (f"{HEADER}\nno.png,local,a,b,c\n", "line 2: want a picture in .* got 'no.png'"),
-        (f"{HEADER}\na.png,locl,a,b,c\n", "line 2: want a task out of"),
+        (f"{HEADER}\nno.png,local,a,b,c\n", "line 2: want an image in .* got 'no.png'"),
+        (f"{HEADER}\na.png,locl,a,b,c\n", "line 2: want one of the tasks"),
         (f"{HEADER}\na.png,local,,b,c\n", "line 2: want an instruction, got none"),
-        (f"{HEADER},split\na.png,local,a,b,c,test\n", "want a split out of train, held_out"),
+        (f"{HEADER},split\na.png,local,a,b,c,test\n", "want one of the splits train, held_out"),
     ],
 )
 def test_a_wrong_table_is_an_error_with_line_and_column(table: str, message: str, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_judge_that_cannot_tell_right_from_wrong_is_named(
     capsys.readouterr()
     assert cli.main(["benchmark", str(noisy), "--calibrate"]) == 0
     output = capsys.readouterr().out
-    assert "local: the judge hardly tells right results from others or from nothing done" in output
+    assert "local: the judge barely separates correct results from wrong or unchanged ones" in output
     assert "background: the judge" not in output
 
 
@@ -247,5 +247,5 @@ def test_the_threshold_separates_best() -> None:
 def test_too_few_edits_are_not_calibrated_from() -> None:
     judge = SimilarityJudge(clip.load(CLIP), dino.load(DINO), JudgeBounds())
     pictures = np.zeros((3, 64, 64, 3), np.uint8)
-    with pytest.raises(ValueError, match="want at least four edits of local with known results"):
+    with pytest.raises(ValueError, match="want at least four edits of local with reference results"):
         judge.calibrate("local", pictures, pictures, (["a"] * 3, ["b"] * 3))

@@ -103,7 +103,7 @@ def test_vocab_and_merges_files_give_the_same_tokenizer(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vocab_size": 599}, "the tokenizer has 600 tokens and the text tower 599"),
+        ({"vocab_size": 599}, "the tokenizer has 600 tokens, the text tower 599"),
         ({"eos_id": 2}, "eos_id must be the tokenizer's 599, got 2"),
     ],
 )

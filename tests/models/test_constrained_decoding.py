@@ -77,5 +77,5 @@ def test_only_tokens_that_the_schema_allows_keep_their_scores(chat: LocalLLM) ->
     assert all('{"instruction": "'.startswith(text) for text in allowed)
     with pytest.raises(ValueError, match="want tokens that the schema allows"):
         constraint(torch.tensor([[7, chat.tokenizer.convert_tokens_to_ids("z")]]), scores)
-    with pytest.raises(ValueError, match="want a JSON Schema that llguidance knows"):
+    with pytest.raises(ValueError, match="want a JSON Schema that llguidance supports"):
         SchemaConstraint({"type": "strange"}, constraint_tokenizer, prompt_tokens=0)

@@ -100,7 +100,7 @@ def test_images_without_phrases_have_no_boxes(owl_folder: str, two_images: torch
     torch.testing.assert_close(detections, model.detect(two_images[1:], PHRASES[:1], threshold=0.0)[0])
     with pytest.raises(ValueError, match="one list of phrases per image, got 1 for 2"):
         model.detect(two_images, [["a star"]], threshold=0.1)
-    with pytest.raises(ValueError, match="want phrases that are not blank"):
+    with pytest.raises(ValueError, match="want non-blank phrases"):
         model.detect(two_images, [["a star"], [" "]], threshold=0.1)
 
 

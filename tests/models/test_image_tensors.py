@@ -36,5 +36,5 @@ def test_wrong_tensors_are_an_error(images: torch.Tensor, message: str) -> None:
 
 def test_images_of_several_sizes_are_an_error(two_images: torch.Tensor) -> None:
     image = image_tensors.to_pil(two_images)[0]
-    with pytest.raises(ValueError, match="share one size"):
+    with pytest.raises(ValueError, match="have one size"):
         image_tensors.from_pil([image, image.resize((8, 8))])

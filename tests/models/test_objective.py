@@ -55,7 +55,7 @@ def test_a_scheduler_that_states_no_kind_is_an_error() -> None:
     ):
         with pytest.raises(ValueError, match=f"want a scheduler with alphas_cumprod.*got {type(scheduler).__name__}"):
             objective.kind_of(scheduler)
-        with pytest.raises(ValueError, match="take DDIMScheduler"):
+        with pytest.raises(ValueError, match="use DDIMScheduler"):
             objective.configure_scheduler(scheduler)
 
 
@@ -99,7 +99,7 @@ def test_flow_takes_the_flow_matching_scheduler() -> None:
 
 
 def test_an_unknown_objective_is_an_error() -> None:
-    with pytest.raises(ValueError, match="out of base, epsilon, v_prediction, sample, flow; got 'score'"):
+    with pytest.raises(ValueError, match="one of the objectives base, epsilon, v_prediction, sample, flow; got 'score'"):
         objective.configure_scheduler(PNDMScheduler(**SD15), "score")  # type: ignore[arg-type]
 
 

@@ -190,7 +190,7 @@ def test_parts_that_do_not_fit_are_an_error(clip_tokenizer: Callable[..., Any]) 
         text_to_image.TextToImageModel(pipeline)
     pipeline = sd_pipeline(clip_tokenizer(16), tiny_vae())
     pipeline.vae = kl_vae()
-    with pytest.raises(ValueError, match="must read the VAE's 4 channels, got one that reads 6"):
+    with pytest.raises(ValueError, match="must have the VAE's 4 input channels, got 6"):
         text_to_image.TextToImageModel(pipeline)
 
 

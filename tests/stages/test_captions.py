@@ -117,7 +117,7 @@ def test_captions_in_other_languages_are_dropped(tmp_path: Path) -> None:
     run(make_params("c.txt", languages=("en", "fr")), tmp_path)
     assert [caption.index for caption in read_folder(tmp_path / captions.OUT, Caption)] == [0, 1, 4]
     assert run(make_params("c.txt", languages=("en",), min_language=0.0), tmp_path).counts == {"kept": 5, "dropped": 0}
-    with pytest.raises(LanguageError, match=r"want languages out of .*en.*; got english"):
+    with pytest.raises(LanguageError, match=r"want languages from .*en.*; got english"):
         probability("a dog", ["english"])
 
 

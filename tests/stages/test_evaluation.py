@@ -132,7 +132,7 @@ def test_an_evaluation_that_ran_out_of_memory_makes_a_few_edits_at_once(
     monkeypatch.setenv(MEMORY_ENV, "1")
     assert evaluation.run(params, tmp_path).counts == first
     assert divisors == [1, 2]
-    assert "evaluation: ran out of memory; now at most 2 edits at once" in capsys.readouterr().out
+    assert "evaluation: ran out of memory; retrying with at most 2 edits per batch" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -146,9 +146,9 @@ def test_a_terminated_process_resumes_after_the_last_task_with_the_same_bytes(
 
 
 def test_unknown_systems_and_tasks_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match="want systems out of identity, emuedit, true_task; got 'magic'"):
+    with pytest.raises(ParamsError, match="want systems from identity, emuedit, true_task; got 'magic'"):
         Systems(tmp_path, EditSettings(), Runtime("cpu", "float32"))["magic"]
-    with pytest.raises(ValueError, match=r"want a task out of .*; got 'fly'"):
+    with pytest.raises(ValueError, match=r"want one of the tasks .*; got 'fly'"):
         evaluation.run(make_params(tasks=("fly",)), tmp_path)
 
 

@@ -112,7 +112,7 @@ def test_an_inversion_that_ran_out_of_memory_has_smaller_passes(
     monkeypatch.setenv(MEMORY_ENV, "1")
     inversion.run(params, published)
     assert pictures_at_once == [16, 1] * 2 + [8, 8, 1] * 2
-    assert "inversion: ran out of memory; now 2 passes in a step" in capsys.readouterr().out
+    assert "inversion: ran out of memory; retrying with 2 passes per step" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -166,5 +166,5 @@ def test_an_editor_that_is_not_published_completely_is_refused(tmp_path: Path) -
 def test_a_benchmark_without_right_results_is_an_error(editor: EditSampler) -> None:
     params = make_params()
     edits = replace(benchmark.load(params.world.benchmark)("superres", "train", 0, 2), exact=None)  # type: ignore[type-var]
-    with pytest.raises(InversionError, match="want edits of 'superres' with their right results"):
+    with pytest.raises(InversionError, match="want edits of 'superres' with reference results"):
         inversion.encode_benchmark(editor, edits)

@@ -268,7 +268,7 @@ def test_a_training_that_ran_out_of_memory_has_passes_of_at_most_half_the_pairs(
     monkeypatch.setenv(MEMORY_ENV, "1")
     steps = train._with_smaller_passes(params, world_size).accumulation_steps
     assert batch_size // world_size // n_passes(batch_size, steps, world_size) == after
-    assert f"train: ran out of memory with {before} pairs in a pass; now at most {after}" in capsys.readouterr().out
+    assert f"train: ran out of memory with {before} pairs per pass; retrying with at most {after}" in capsys.readouterr().out
 
 
 def test_a_training_that_cannot_halve_its_passes_says_so(
@@ -277,7 +277,7 @@ def test_a_training_that_cannot_halve_its_passes_says_so(
     monkeypatch.setenv(MEMORY_ENV, "1")
     params = make_params(batch_size=4, accumulation_steps=4)
     assert train._with_smaller_passes(params, 2) == params
-    assert "which cannot be halved; it runs as before; set train.gradient_checkpointing" in capsys.readouterr().out
+    assert "which cannot be halved; retrying unchanged; set train.gradient_checkpointing" in capsys.readouterr().out
 
 
 def test_an_editor_is_continued_with_earlier_pairs_and_a_record_of_its_ancestors(trained: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_of_several_machines_the_first_one_alone_publishes(tmp_path: Path, capsy
     summary = train.run(params, tmp_path)
     assert launched == [tmp_path / "several.yaml"]
     assert summary.counts["pairs"] + summary.counts["held_out_pairs"] == 8
-    assert "the first machine (machine_rank 0) publishes it to models/editor" in capsys.readouterr().out
+    assert "the first machine (machine_rank 0) publishes to models/editor" in capsys.readouterr().out
     assert not (tmp_path / train.OUT).exists()
     assert list((tmp_path / "scratch" / "train").iterdir()), "the first machine reads the state there"
     (tmp_path / "several.yaml").write_text("num_machines: 2\nmachine_rank: 0\n")

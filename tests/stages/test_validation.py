@@ -215,7 +215,7 @@ def test_a_breach_can_be_accepted_and_is_not_measured_again(tmp_path: Path, monk
 def test_on_breach_warn_goes_on_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     publish_kept(tmp_path, make_pairs(90))
     assert run(make_params(on_breach="warn"), tmp_path).counts["fail"] == 1
-    assert "goes on, as validation.on_breach says; the kept pairs fail 1 of 19 checks: kept_pairs" in capsys.readouterr().err
+    assert "continuing (validation.on_breach: warn); the kept pairs fail 1 of 19 checks: kept_pairs" in capsys.readouterr().err
     assert (tmp_path / OUT / "passed.json").exists()
 
 

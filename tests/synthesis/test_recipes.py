@@ -46,7 +46,7 @@ def test_tasks_without_recipes_use_the_default() -> None:
 
 def test_recipes_that_no_task_can_use_are_refused() -> None:
     assert get_task("detect").annotated
-    with pytest.raises(ValidationError, match="no recipe for 'detect': an annotator draws its targets"):
+    with pytest.raises(ValidationError, match="no recipe for 'detect': an annotator produces its targets"):
         validate_recipes(detect=[SOFT_MASK])
     with pytest.raises(ValidationError, match="at least one recipe for 'text', got none"):
         validate_recipes(text=[])

@@ -119,5 +119,5 @@ def test_rounds_cover_all_shards_in_order() -> None:
 
 @pytest.mark.parametrize("sizes", [(0.3, 0.1), (0.1, 0.1), (0.0, 0.5), (1.0,)])
 def test_bounds_between_sizes_that_do_not_grow_are_refused(sizes: tuple[float, ...]) -> None:
-    with pytest.raises(ValidationError, match="growing shares of the picture"):
+    with pytest.raises(ValidationError, match="increasing shares of the image"):
         make_bandit(sizes=sizes)

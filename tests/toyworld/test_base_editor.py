@@ -44,7 +44,7 @@ def test_the_workspace_has_all_tasks_and_leaves_words_out(tmp_path: Path, monkey
         "sea", "dotted", "heart", None,
     }  # fmt: skip
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"train": {"steps": 1}}))
-    with pytest.raises(SystemExit, match="want a folder whose params are those of this training"):
+    with pytest.raises(SystemExit, match="want a folder with the params of this training"):
         base_editor.prepare(tmp_path)
 
 

@@ -61,7 +61,7 @@ def test_rejects_the_input(before: Scenes, exact: np.ndarray, alternatives: np.n
     judgement = judge(images(before), before, exact, alternatives)
     assert not judgement.success.any()
     assert (judgement.nearest == exact_judge.INPUT).all()
-    assert all("nothing was done" in reason for reason in judgement.reason)
+    assert all("nothing was edited" in reason for reason in judgement.reason)
 
 
 def test_rejects_an_alternative(before: Scenes, exact: np.ndarray, alternatives: np.ndarray) -> None:
@@ -103,7 +103,7 @@ def test_without_alternatives_the_input_is_still_rejected(before: Scenes, exact:
 
 
 def test_errors_name_the_wrong_argument(before: Scenes, exact: np.ndarray, alternatives: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"the region is empty"):
+    with pytest.raises(ValueError, match=r"want a non-empty region"):
         exact_judge.judge(exact, exact, exact, alternatives)
     with pytest.raises(ValueError, match=r"alternative 0 of edit 0 equals the exact result"):
         exact_judge.judge(exact, images(before), exact, np.stack([exact], 1))

@@ -56,7 +56,7 @@ def test_every_task_has_forty_templates_of_which_about_a_quarter_is_held_out(tas
 
 def test_a_template_is_in_one_split() -> None:
     assert not all_templates("training") & all_templates("held_out")
-    with pytest.raises(ValueError, match="want a split of the templates out of training, held_out; got 'train'"):
+    with pytest.raises(ValueError, match="want one of the template splits training, held_out; got 'train'"):
         template_table("train")  # type: ignore[arg-type]
 
 

@@ -149,5 +149,5 @@ def test_drift_is_measured_outside_of_the_region_only() -> None:
 def test_pictures_of_another_dtype_or_number_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"images must be uint8 \[N,64,64,3\], got float32"):
         read_scenes(np.zeros((1, 64, 64, 3), np.float32))
-    with pytest.raises(ValueError, match=r"one picture a scene"):
+    with pytest.raises(ValueError, match=r"one image per scene"):
         faithfulness(np.zeros((1, 64, 64, 3), np.uint8), generate_scenes(scene_numbers("held_out", 0, 2)))

@@ -134,7 +134,7 @@ def test_task_weights_are_factors_of_how_often_a_task_is_drawn(cache_folder: Pat
     order = cache.order(30, 0.0, 0, {"add": 2.0, "text": 0.0, "pose": 9.0})  # no pair has the task pose
     tasks = cache.train.task[np.concatenate([order.batch(step)[0] for step in range(40)])]
     np.testing.assert_allclose(np.bincount(tasks, minlength=8)[[0, 1, 2, 7]] / 40, [7.5, 7.5, 15, 0], atol=0.05)
-    with pytest.raises(LatentCacheError, match=r"want task_weights of tasks out of local, .*got 'ad'; did you mean 'add'\?"):
+    with pytest.raises(LatentCacheError, match=r"want task_weights for tasks from local, .*got 'ad'; did you mean 'add'\?"):
         cache.order(30, 0.0, 0, {"ad": 2.0})
 
 
@@ -149,7 +149,7 @@ def test_only_tasks_with_pairs_to_train_on_are_tasks_of_the_cache(cache_folder: 
     positions, flip = trained.order(8, 1.0, 0).batch(3)
     batch = trained.batch(trained.train, positions, flip)
     assert [cache.tasks[i] for i in batch.tasks.tolist()] == [TASKS[i].name for i in cache.train.task[positions]]
-    with pytest.raises(LatentCacheError, match=r"want a row for every task that has pairs to train on, got none for \['text'\]"):
+    with pytest.raises(LatentCacheError, match=r"want a row for every task with training pairs, got none for \['text'\]"):
         cache.with_tasks(("local", "remove", "add"))
 
 

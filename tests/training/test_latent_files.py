@@ -67,7 +67,7 @@ def test_instructions_that_are_cut_are_told(base_model: TextToImageModel, tmp_pa
     length = base_model.tokenizer.model_max_length
     long = dataclasses.replace(make_pair(0), instruction="make it " + length * "very " + "red")
     latent_files.build(*write_pairs(tmp_path, [long, make_pair(2)]), base_model, tmp_path / "cache")
-    assert f"train: 1 new instructions are longer than the {length} tokens that are read, such as 'make it very" in (
+    assert f"train: 1 new instructions exceed the text encoder's {length} tokens, such as 'make it very" in (
         capsys.readouterr().out
     )
 
@@ -206,7 +206,7 @@ def test_sizes_of_a_pair_that_do_not_fit_are_refused(base_model: TextToImageMode
     with pytest.raises(PairEncodingError, match=rf"of one size, got .*\(16, 24\) and \(24, 16\) px in pair {pair.id}"):
         latent_files.build(*write_pairs(tmp_path / "a", [pair]), base_model, tmp_path / "cache")
     odd = make_pair(0, (16, 23))
-    with pytest.raises(PairEncodingError, match=rf"multiples of 2 px, got .*\(16, 23\) px in pair {odd.id}; bring pictures to"):
+    with pytest.raises(PairEncodingError, match=rf"multiples of 2 px, got .*\(16, 23\) px in pair {odd.id}; resize images to"):
         latent_files.build(*write_pairs(tmp_path / "b", [odd]), base_model, tmp_path / "cache")
 
 

@@ -51,7 +51,7 @@ def test_a_learned_task_has_a_pack_a_card_and_a_sheet_and_edits(workspace: Path,
     assert "learned from 5 examples, 3 steps, loss " in capsys.readouterr().out
     folder = workspace / "models/packs"
     assert sorted(file.name for file in folder.iterdir()) == ["darken.md", "darken.png", "darken.safetensors"]
-    assert "on examples that it was not learned from" in (folder / "darken.md").read_text(encoding="utf-8")
+    assert "on held-out examples" in (folder / "darken.md").read_text(encoding="utf-8")
     assert image_io.read_image(folder / "darken.png").pixels.shape[1] > 128
     pack = task_pack.load(folder / "darken.safetensors")
     assert (pack.name, pack.n_examples, pack.instructions) == ("darken", 5, ("darken it",))
@@ -94,20 +94,20 @@ def test_packs_are_listed_shown_removed_and_added_again(workspace: Path, capsys:
     assert cli.main([*LEARN, "-o", "elsewhere"]) == 0
     assert "darken" not in Editor.load("models").tasks
     assert cli.main(["tasks", "add", "elsewhere/darken.safetensors"]) == 0
-    assert "the task predictor does not know it" in capsys.readouterr().out
+    assert "the task predictor cannot choose it" in capsys.readouterr().out
     assert cli.main(["tasks", "list"]) == 0
     table = capsys.readouterr().out
     assert "remove        training    erase an object" in table
-    assert "darken        pack, r 2   a task of your own" in table
+    assert "darken        pack, r 2   custom task" in table
     assert cli.main(["tasks", "show", "darken"]) == 0
     description = capsys.readouterr().out
     assert "instructions: darken it" in description
     assert "adapter: rank 2" in description
     assert cli.main(["tasks", "add", "elsewhere/darken.safetensors"]) == 2
-    assert "got 'darken', which the editor knows" in capsys.readouterr().err
+    assert "got 'darken', which the editor already has" in capsys.readouterr().err
     assert cli.main(["tasks", "remove", "darken"]) == 0
     assert cli.main(["tasks", "remove", "darken"]) == 2
-    assert "want a task pack, got 'darken'; those in models/packs are: none" in capsys.readouterr().err
+    assert "want a task pack, got 'darken'; packs in models/packs: none" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def test_a_pack_for_another_editor_is_refused_and_left_out_with_a_word(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--name", "remove"], "want a new name, got 'remove', a task that the editor knows"),
+        (["--name", "remove"], "want a new name, got 'remove', a task that the editor already has"),
         (["--name", "My Task"], "want a name of lower-case letters, digits and _"),
         (["--instruction", "x", "--rank", "-1"], "adapter_rank"),
     ],
@@ -151,7 +151,7 @@ def test_one_example_is_enough_and_the_sheet_says_on_what_it_was_made(workspace:
     for file in (*(workspace / "examples/before").glob("[1-5].png"), *(workspace / "examples/after").glob("[1-5].png")):
         file.unlink()
     assert cli.main(LEARN) == 0
-    assert "on the examples themselves" in (workspace / "models/packs/darken.md").read_text(encoding="utf-8")
+    assert "on the training examples" in (workspace / "models/packs/darken.md").read_text(encoding="utf-8")
 
 
 def test_every_fifth_example_is_held_out_if_there_are_five() -> None:
@@ -174,7 +174,7 @@ def test_the_loss_is_that_of_the_editors_own_training_where_it_is_recorded(tmp_p
 
 def test_only_a_task_of_a_pack_can_be_removed(workspace: Path) -> None:
     editor = Editor.load("models")
-    with pytest.raises(PackageError, match="want a task that a pack brought, got 'remove'; those are none"):
+    with pytest.raises(PackageError, match="want a task added by a pack, got 'remove'; added tasks: none"):
         editor.remove_task("remove")
     with pytest.raises(LearnError, match="want a new name"):
         check_name("remove", editor)

@@ -110,7 +110,7 @@ def test_the_state_of_another_recipe_is_refused(other: Callable[[], Optimization
     before = weights_of(refusing)
     with pytest.raises(
         OptimizationError,
-        match=rf"want the state of this training, got .*state\.pt of one with other .*{difference}.*; delete it",
+        match=rf"want the state of this training, got .*state\.pt with other .*{difference}.*; delete it",
     ):
         refusing.resume(tmp_path / STATE_FILE)
     assert refusing.step == 0
@@ -251,7 +251,7 @@ def test_a_recipe_may_not_change_while_its_training_goes_on(tmp_path: Path) -> N
     check_recipe(file, {"lr": 0.1, "steps": 10, "seed": 0})
     check_recipe(file, {"lr": 0.1, "steps": 20, "seed": 0}, may_change=("steps",))
     assert json.loads(file.read_text())["steps"] == 20
-    with pytest.raises(OptimizationError, match=r"was begun with another recipe \(lr, steps\); delete it to train anew"):
+    with pytest.raises(OptimizationError, match=r"was started with another recipe \(lr, steps\); delete it to start over"):
         check_recipe(file, {"lr": 0.2, "steps": 30, "seed": 0})
     assert json.loads(file.read_text())["lr"] == 0.1
 

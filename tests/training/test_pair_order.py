@@ -132,7 +132,7 @@ def test_a_step_of_a_planned_epoch_draws_nothing(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("weights", [(0.0, 0.0, 1.0, 1.0), (0.0,) * 4])
 def test_weights_that_leave_nothing_to_draw_are_refused(weights: tuple[float, ...]) -> None:
-    with pytest.raises(PairOrderError, match="want a task weight > 0 for a task that has pairs"):
+    with pytest.raises(PairOrderError, match="want a task weight > 0 for a task with pairs"):
         make_order([0, 1, 1], task_weights=weights)
 
 

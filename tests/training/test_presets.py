@@ -50,5 +50,5 @@ def test_what_is_given_wins_over_the_preset_also_inside_of_nested_settings() -> 
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(config.ParamsError, match=r"want a preset out of emu-edit, .*toy, got 'sd15-521'.*sd15-512"):
+    with pytest.raises(config.ParamsError, match=r"want one of the presets emu-edit, .*toy, got 'sd15-521'.*sd15-512"):
         load(tmp_path, preset="sd15-521")

@@ -67,7 +67,7 @@ def test_where_a_training_starts(editor_folder: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(package_folder, "find_champion", lambda: None)
     assert start.resolve("champion", world(base_editor=str(editor_folder)), tmp_path).reference == "base"
     assert start.resolve("champion", world(base_editor=None), Path.cwd()).reference == "base_model"
-    assert "no champion is registered yet; the training starts from base_model" in capsys.readouterr().out
+    assert "no champion is registered yet; starting from base_model" in capsys.readouterr().out
     monkeypatch.setattr(package_folder, "find_champion", lambda: (editor_folder.parent, "models:/emuedit-editor/3"))
     begin = start.resolve("champion", world(), tmp_path)
     assert (begin.reference, begin.folder) == ("models:/emuedit-editor/3", str(editor_folder))

@@ -74,7 +74,7 @@ def test_what_is_written_passes_the_check_of_all_params(clone: Path, capsys: pyt
     params_check.check(clone)
     output = capsys.readouterr().out
     assert "still missing" not in output
-    assert "evaluation.n_edits: 20, because the benchmark has no more of remove" in output
+    assert "evaluation.n_edits: 20, the number of benchmark edits of remove" in output
     assert "evaluation.tasks: without {'contour': 30, 'detect': 15} of the benchmark" in output
     params = read_params(clone)
     assert params["evaluation"]["tasks"] == ["local", "remove"]
@@ -131,7 +131,7 @@ def test_models_here_are_deps_and_those_of_the_hub_and_of_the_toy_world_are_not(
 def test_what_is_still_missing_is_listed(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert init() == 0
     output = capsys.readouterr().out
-    assert re.search(r"not pinned to a commit, because the hub is out of reach \(\w+\): detector, dino, ", output)
+    assert re.search(r"not pinned to a commit, because the hub is unreachable \(\w+\): detector, dino, ", output)
     assert "world.segmenter: curl -LO https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth" in output
     assert "world.benchmark: want a folder with edits.csv, or a Python file, got none at benchmark\n" in output
     assert "write benchmark/edits.csv (docs/own-data.md), then run this again with --overwrite" in output
@@ -143,7 +143,7 @@ def test_changes_that_git_does_not_have_are_not_lost(clone: Path, capsys: pytest
     text = (clone / "params.yaml").read_text() + "# mine\n"
     (clone / "params.yaml").write_text(text)
     assert init("--no-pin") == 2
-    assert "have changes that are not committed; commit them, or add --overwrite" in capsys.readouterr().err
+    assert "have uncommitted changes; commit them, or add --overwrite" in capsys.readouterr().err
     assert (clone / "params.yaml").read_text() == text
 
 
@@ -151,7 +151,7 @@ def test_changes_that_git_does_not_have_are_not_lost(clone: Path, capsys: pytest
     ("arguments", "message"),
     [
         (["nothing.txt"], r"want an existing file or folder of captions, got none at .*nothing.txt"),
-        (["empty.csv"], "want one caption a line or row, got none in empty.csv"),
+        (["empty.csv"], "want one caption per line or row, got none in empty.csv"),
         (["table.csv"], r"want key 'caption' in table.csv, got \['text'\] in row 1"),
         (
             ["captions.txt", "--benchmark", "maps"],
@@ -208,7 +208,7 @@ def test_a_repository_that_does_not_exist_is_an_error(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     with pytest.raises(
-        config.ParamsError, match=r"world\.dino: 'owner/typo' is no file or folder here, and the hub says: 404 .*--no-pin"
+        config.ParamsError, match=r"world\.dino: 'owner/typo' is not a local path, and the hub returned: 404 .*--no-pin"
     ):
         hub_pins.pin({"dino": "owner/typo"}, tmp_path)
 
@@ -242,7 +242,8 @@ def test_lines_of_dvc_yaml_that_people_added_are_kept(clone: Path, capsys: pytes
     (clone / "dvc.yaml").write_text(broken)
     assert init("--no-pin", "--overwrite") == 2
     assert (
-        "dvc.yaml: the deps of router are not a plain list in brackets; make them ['data/instructions'" in capsys.readouterr().err
+        "dvc.yaml: the deps of router are not a plain list in brackets; first replace them by ['data/instructions'"
+        in capsys.readouterr().err
     )
     assert (clone / "dvc.yaml").read_text() == broken
 
@@ -251,9 +252,9 @@ def test_notes_say_what_the_models_ask_for(clone: Path, capsys: pytest.CaptureFi
     (clone / "xl").mkdir()
     (clone / "xl/model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
     assert init("--base-model", "xl", "--no-pin") == 0
-    assert "train.preset: sd15-512 is for another family of base models than xl" in capsys.readouterr().out
+    assert "train.preset: sd15-512 does not fit the architecture of xl" in capsys.readouterr().out
     assert init("--base-model", "owner/other", "--t5", "google/flan-t5-xl", "--no-pin", "--overwrite") == 0
-    assert "masks are for pictures of 512 px; scale radius_px and sigma_px if owner/other makes others" in capsys.readouterr().out
+    assert "masks are for images of 512 px; scale radius_px and sigma_px if owner/other differs" in capsys.readouterr().out
     assert read_params(clone)["router"]["lr"] == 5.0e-4
     assert init("--segmenter", "facebook/sam-vit-base", "--no-pin", "--overwrite") == 0
     assert "world.segmenter: want an existing file or folder, got 'facebook/sam-vit-base'" in capsys.readouterr().out
@@ -268,10 +269,10 @@ def test_a_model_that_is_changed_by_hand_later_is_missed_in_the_deps(clone: Path
     assert not problems()
     text = (clone / "params.yaml").read_text()
     (clone / "params.yaml").write_text(text.replace(f"clip: {LOCAL['--clip']}", "clip: owner/name"))
-    assert problems()[0] == 'dvc.yaml: "${world.clip}" in the deps of pairs is not here (owner/name); take it out'
+    assert problems()[0] == 'dvc.yaml: "${world.clip}" in the deps of pairs is not a local file (owner/name); remove it'
     (clone / "params.yaml").write_text(text.replace("dino: facebook/dinov2-base", f"dino: {LOCAL['--dino']}"))
     assert problems()[-1] == (
-        'dvc.yaml: want "${world.dino}" in the deps of evaluation, since world.dino is a file or folder here'
+        'dvc.yaml: want "${world.dino}" in the deps of evaluation, since world.dino is a local file or folder'
     )
 
 
@@ -280,4 +281,4 @@ def test_steps_of_the_preset_are_for_many_pairs(clone: Path) -> None:
     assert init("--no-pin") == 0
     assert (read_params(clone)["train"]["steps"], read_params(clone)["instructions"]["n_captions"]) == (2400, 500)
     text = (clone / "params.yaml").read_text()
-    assert "# 20 passes over about 1950 kept pairs; the preset's 15000 are for many more\n" in text
+    assert "# 20 passes over about 1950 kept pairs; the preset's 15000 are for more pairs\n" in text

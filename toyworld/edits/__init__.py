@@ -1,1 +1,1 @@
-"""Toy edits with known results: instructions, exact targets, the benchmark and its judge, and a rule-based LLM."""
+"""Toy edits with reference results: instructions, exact targets, benchmark, judge, and a rule-based LLM."""

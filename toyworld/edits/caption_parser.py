@@ -1,4 +1,4 @@
-"""Parser of toy captions: it splits a caption into objects, background, weather and style, and joins them again."""
+"""Parser of toy captions: split a caption into objects, background, weather and style, and join them again."""
 
 import re
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from toyworld.scenes.palette import COLOURS, LETTERS, POSES, SHAPES, TEXTURES
 
 @dataclass(frozen=True)
 class CaptionObject:
-    """One object of a caption, in the caption's words. `size` and `texture` are '' where the caption omits them."""
+    """An object in a caption, as phrases of the caption. `size` and `texture` are '' if the caption omits them."""
 
     size: str
     colour: str
@@ -37,7 +37,7 @@ class CaptionObject:
 
 @dataclass(frozen=True)
 class ParsedCaption:
-    """The parts of a caption, each in the caption's words. `weather` and `style` may be ''."""
+    """The parts of a caption, as its phrases. `weather` and `style` may be ''."""
 
     objects: tuple[CaptionObject, ...]
     background: str
@@ -53,7 +53,7 @@ class ParsedCaption:
         return replace(self, objects=tuple(other for other in self.objects if other != old))
 
     def replace_object(self, old: CaptionObject, new: CaptionObject) -> "ParsedCaption":
-        """Return a copy in which the object `new` takes the place of `old`."""
+        """Return a copy with the object `old` replaced by `new`."""
         return replace(self, objects=tuple(new if other == old else other for other in self.objects))
 
 

@@ -25,7 +25,7 @@ REVISION = "exact"
 
 
 def build_pairs(edits: Edits) -> list[Pair]:
-    """Convert edits with known results to `Pair` records, as the stage `train` reads them.
+    """Convert edits with reference results to `Pair` records for the stage `train`.
 
     The parents of a pair are its instruction and its caption, in this order.
     """

@@ -1,4 +1,4 @@
-"""Edits with known results for every task: input, instruction, exact result, and plausible wrong results."""
+"""Edits with reference results for every task: input, instruction, exact result, and plausible wrong results."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from toyworld.scenes.scene import SLOTS, Scenes, pick, scene_numbers, uniform
 GREY = 128
 """Value of the pixels that the task `inpaint` must fill."""
 MIN_CHANGED_PX = 24
-"""A wrong result of which less is wrong cannot be distinguished from the exact one."""
+"""Minimum wrong area in px for a wrong result to be distinguishable from the exact one."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Edits:
     instructions: list[str]
     input_captions: list[str]
     output_captions: list[str]
-    objects: list[str]  # noun of the edited object, '' where the task edits the whole image
+    objects: list[str]  # noun of the edited object, '' if the task edits the whole image
     before: np.ndarray
     exact: np.ndarray
     source: Scenes  # the scenes in `before`; if `before` is a map, the scenes from which the map was rendered
@@ -41,7 +41,7 @@ class Edits:
     def alternatives(self) -> np.ndarray:
         """uint8 [N, K, 64, 64, 3]: wrong results, with other values of the edited attribute or of another task.
 
-        The input takes the place of those that can hardly be seen to differ from the exact result in the edit region.
+        Alternatives that barely differ from the exact result in the edit region are replaced by the input.
         """
         alternatives = np.stack(list(self.render_alternatives()), 1)
         region = edit_region(self.before, self.exact)
@@ -58,7 +58,7 @@ class Edits:
 def build_edits(task: str, split: str, start: int, n: int) -> Edits:
     """Build the edits `start .. start + n` of a task, trained or held out, in a split ('train' or 'held_out').
 
-    The same arguments give the same edits. Raises UnknownTaskError for a name that is no task.
+    The same arguments give the same edits. Raises UnknownTaskError for an unknown task.
     """
     task_row = get_task(task)
     numbers = scene_numbers(split, start, n)
@@ -87,7 +87,7 @@ def object_reference(scenes: Scenes, row: int, slot: int, *purpose: object) -> s
 def _instructions(
     task: str, scenes: Scenes, slots: np.ndarray, templates: list[tuple[str, ...]], values: list[dict[str, str]]
 ) -> list[str]:
-    """Choose one template per scene and fill it. `{the}` refers to the object in the slot; `values` may be empty."""
+    """Choose one template per scene and fill it in. `{the}` refers to the object in the slot; `values` may be empty."""
     texts = []
     for row, options in enumerate(templates):
         template = wording_rng(scenes.number[row], task, "wording").choice(options)
@@ -226,7 +226,7 @@ def _color_edits(numbers: np.ndarray) -> Edits:
 
 
 def _held_out_edits(task: str, numbers: np.ndarray) -> Edits:
-    """Tasks that are never trained on; task inversion learns them from a few examples."""
+    """Held-out tasks, which are learned by task inversion from a few examples."""
     values: list[dict[str, str]] = []
     if task == "add_detect":
         change = add(numbers)
@@ -234,7 +234,7 @@ def _held_out_edits(task: str, numbers: np.ndarray) -> Edits:
         truth = render.truth(change.target)
         before, exact = render.images(source), exact_targets.detect(truth, slots)
     else:
-        source, slots = scenes_with_object(numbers, clear_photo=task == "superres")  # pixel art is coarse already
+        source, slots = scenes_with_object(numbers, clear_photo=task == "superres")  # pixel art has low resolution already
         truth = render.truth(source)
         before, exact = truth.images, _held_out_result(task, source, truth)
     if task == "superres":
@@ -268,9 +268,9 @@ def _held_out_edits(task: str, numbers: np.ndarray) -> Edits:
 
 
 def _held_out_result(task: str, scenes: Scenes, truth: render.GroundTruth | None = None) -> np.ndarray:
-    """What a held-out task makes of these scenes: contours, the objects alone, or, from a worse picture, the pictures.
+    """The result of a held-out task for these scenes: contours, only the objects, or the images.
 
-    `truth` is the rendering of `scenes`, where there is one.
+    `truth`: the rendering of `scenes`, if available.
     """
     if task in ("contour", "cutout"):
         draw = exact_targets.contour if task == "contour" else exact_targets.cutout

@@ -1,4 +1,4 @@
-"""Judge of edits with a known result: it compares an editor's output with the exact result from the renderer.
+"""Judge of edits with a reference result: compares an editor's output with the exact result of the renderer.
 
 The method and its bounds are ours, not from a paper.
 """
@@ -10,16 +10,16 @@ import numpy as np
 from scipy.ndimage import uniform_filter
 
 MAX_OUTSIDE_L1 = 0.06
-"""Largest mean L1 outside the region, in [0, 1]. The toy VAE alone costs 0.01 to 0.05, a new background about 0.1."""
+"""Largest mean L1 outside the region, in [0, 1]. The toy VAE contributes 0.01 to 0.05, a new background about 0.1."""
 MIN_OUTSIDE_PX = 1024
-"""A smaller outside counts as this many pixels (a quarter of an image): decoders blur a thin rim."""
+"""Minimum size of the outside in px (a quarter of an image), since decoders blur a thin rim."""
 MAX_WINDOW_L1 = 0.16
 """Largest mean L1 in any window of 8x8 px outside the region. It detects small objects that were lost or recoloured."""
 WINDOW_PX = 8
 CHANGED_L1 = 0.06
 """A pixel belongs to the edit region if its L1 between input and exact result is larger than this."""
 EXACT, INPUT = 0, 1
-"""Values of `Judgement.nearest`; the value `2 + k` stands for alternative k."""
+"""Values of `Judgement.nearest`; `2 + k` is alternative k."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def find_nearest(
         raise ValueError(f"region must be bool {list(exact.shape[:3])}, got {region.dtype} {list(region.shape)}")
     empty_rows = np.flatnonzero(~region.any((1, 2)))
     if len(empty_rows):
-        raise ValueError(f"nothing must change in edits {empty_rows.tolist()}: the region is empty; leave such edits out")
+        raise ValueError(f"want a non-empty region, got edits {empty_rows.tolist()} without a change; remove them")
     return np.array(
         [_nearest(output[n], before[n], exact[n], alternatives[n], region[n], n) for n in range(len(exact))], np.int64
     )
@@ -96,9 +96,9 @@ def conclude(
     max_outside_l1: float = MAX_OUTSIDE_L1,
     max_window_l1: float = MAX_WINDOW_L1,
 ) -> Judgement:
-    """The judgement of N outputs whose regions have been judged, after a look at the rest.
+    """The judgement of N outputs from the verdicts on their regions and the errors outside.
 
-    `faults[n]` says what is wrong inside the region, '' if nothing is; None: what `nearest` says.
+    `faults[n]`: the fault inside the region, or ''; None: derived from `nearest`.
     """
     if faults is None:
         faults = [fault_inside(int(n)) for n in nearest]
@@ -110,9 +110,9 @@ def conclude(
     for fault, outside, window in zip(faults, outside_error.tolist(), worst_window.tolist(), strict=True):
         reasons = [fault] if fault else []
         if outside > max_outside_l1:
-            reasons.append(f"outside of the region the mean L1 is {outside:.3f}, over {max_outside_l1:.3f}")
+            reasons.append(f"outside the region the mean L1 is {outside:.3f}, above {max_outside_l1:.3f}")
         if window > max_window_l1:
-            reasons.append(f"in a window outside of the region the mean L1 is {window:.3f}, over {max_window_l1:.3f}")
+            reasons.append(f"in a window outside the region the mean L1 is {window:.3f}, above {max_window_l1:.3f}")
         reason.append("; ".join(reasons))
     success = np.array([not text for text in reason], bool)
     return Judgement(success, nearest, masked_mean(error, region), outside_error, worst_window, tuple(reason))
@@ -136,7 +136,7 @@ def masked_mean(values: np.ndarray, mask: np.ndarray, min_px: int = 1) -> np.nda
 def _check_images(output: np.ndarray, before: np.ndarray, exact: np.ndarray) -> None:
     for name, images in (("output", output), ("before", before), ("exact", exact)):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape != exact.shape:
-            raise ValueError(f"{name} must be uint8 {list(exact.shape)} as exact is, got {images.dtype} {list(images.shape)}")
+            raise ValueError(f"{name} must be uint8 {list(exact.shape)} like exact, got {images.dtype} {list(images.shape)}")
 
 
 def _nearest(
@@ -151,7 +151,7 @@ def _nearest(
     equal = [k for k in range(1, len(inside)) if inside[k].tobytes() == exact_inside]
     if equal:
         name = "the input" if equal[0] == INPUT else f"alternative {equal[0] - 2}"
-        raise ValueError(f"{name} of edit {n} equals the exact result inside the region; give only other values")
+        raise ValueError(f"{name} of edit {n} equals the exact result inside the region; pass only other values")
     error = l1(inside, output.reshape(-1, 3)[pixels][None]).mean(1)  # [2 + K]
     order = np.argsort(error, kind="stable")
     exact_is_tied = order[0] == EXACT and error[order[1]] == error[EXACT]
@@ -159,7 +159,7 @@ def _nearest(
 
 
 def fault_inside(nearest: int) -> str:
-    """What is wrong inside the region where the output is nearest to this image; '' where it is the exact result."""
+    """The fault inside the region if the output is nearest to this image; '' for the exact result."""
     if nearest == INPUT:
-        return "inside the region the output is nearest to the input: nothing was done"
+        return "inside the region the output is nearest to the input: nothing was edited"
     return "" if nearest == EXACT else f"inside the region the output is nearest to alternative {nearest - 2}"

@@ -12,7 +12,7 @@ BOX_WIDTH_PX = 2
 JOINTS = tuple(stamps.joints(0))
 """Names of the joints of a stick figure, in the order of `keypoints`."""
 LIMB_RGB = np.array([(255, 60, 60), (60, 90, 255), (250, 250, 250), (70, 220, 70), (250, 220, 50)], np.float32) / 255
-_LIMB_REACH_PX = 4  # skeletons are drawn this far from their joints at most
+_LIMB_REACH_PX = 4  # largest distance of skeleton pixels from their joints
 HEAD_RGB = np.array((255, 140, 0), np.float32) / 255
 FILTERS = drawing.COLOUR_FILTERS
 """Names of the filters of the task `color`."""
@@ -64,12 +64,12 @@ def contour(truth: GroundTruth) -> np.ndarray:
 
 
 def cutout(truth: GroundTruth) -> np.ndarray:
-    """The objects as they are, on plain white, for the held-out task `cutout`; uint8 [N, 64, 64, 3]."""
+    """The unchanged objects on plain white, for the held-out task `cutout`; uint8 [N, 64, 64, 3]."""
     return np.where((truth.owner >= 0)[..., None], truth.images, np.uint8(255))
 
 
 def keypoints(scenes: Scenes) -> np.ndarray:
-    """float32 [N, 3, 7, 2]: (x, y) in px of the joints `JOINTS` in each slot. NaN where the slot holds no person."""
+    """float32 [N, 3, 7, 2]: (x, y) in px of the joints `JOINTS` in each slot. NaN if the slot has no person."""
     unit_joints = np.array([[stamps.joints(pose)[name] for name in JOINTS] for pose in range(len(POSES))], np.float32)
     is_person = scenes.kind == PERSON
     offsets = unit_joints[np.where(is_person, scenes.variant, 0)] * scenes.radius[..., None, None]

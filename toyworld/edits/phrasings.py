@@ -1,8 +1,8 @@
 """Instruction templates and caption templates of the edits.
 
-The templates of instructions lie in `templates/<task>.yaml`, split into those of the training data and those that only
-measurements of the task predictor use. `exact_edits` and `rule_llm` fill the `{...}` fields. The constants below hold
-the training templates. The texts are training data: other words give other results.
+The instruction templates are in `templates/<task>.yaml`, split into templates for the training data and templates that are used
+only to measure the task predictor. `exact_edits` and `rule_llm` fill in the `{...}` fields. The constants below are the
+training templates. The texts are training data: changing words changes results.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class TemplateTable:
     by_case: Mapping[Case, tuple[str, ...]]
     """Templates that belong to one task."""
     shared: Mapping[Case, tuple[str, ...]]
-    """Templates that also belong to another task, or that are clear only for some pictures."""
+    """Templates that also fit another task, or are unambiguous only for some images."""
 
     def of(self, task: str, case: str = "") -> tuple[str, ...]:
         """The templates of a case without the shared ones; empty for a case that has none."""
@@ -49,7 +49,7 @@ class TemplateTable:
 def template_table(split: TemplateSplit) -> TemplateTable:
     """The templates of a split: 'training', or 'held_out', which no training data use. Raises ValueError for another name."""
     if split not in TEMPLATE_SPLITS:
-        raise ValueError(f"want a split of the templates out of {', '.join(TEMPLATE_SPLITS)}; got {split!r}")
+        raise ValueError(f"want one of the template splits {', '.join(TEMPLATE_SPLITS)}; got {split!r}")
     by_case: dict[Case, tuple[str, ...]] = {}
     for file in sorted(TEMPLATES_FOLDER.glob("*.yaml")):
         if file.stem != _SHARED_FILE:
@@ -64,7 +64,7 @@ def template_table(split: TemplateSplit) -> TemplateTable:
 
 
 def _read_cases(file: Path) -> dict[str, dict[str, Any]]:
-    """Case -> split -> templates, as the file says it."""
+    """Case -> split -> templates, as in the file."""
     return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
@@ -76,12 +76,12 @@ REMOVE = _TRAINING.of("remove")
 ADD = _TRAINING.of("add")
 TEXTURE = _TRAINING.of("texture")
 TEXTURE_CASES = {case: templates for case, templates in _TRAINING.cases_of("texture").items() if case}
-"""Texture -> templates that name it in their own words: "put stripes on {the}"."""
+"""Texture -> templates with a specific wording for it: "put stripes on {the}"."""
 BACKGROUND = _TRAINING.of("background")
 GLOBAL = _TRAINING.cases_of("global")
 STYLE = _TRAINING.of("style")
 STYLE_CASES = {case: templates for case, templates in _TRAINING.cases_of("style").items() if case}
-"""Style -> templates that name it in their own words: "like in a comic book"."""
+"""Style -> templates with a specific wording for it: "like in a comic book"."""
 A_STYLE = {
     "photo": "a photo",
     "pencil sketch": "a pencil sketch",
@@ -115,4 +115,4 @@ HELD_OUT = {  # tasks that are never trained on
 }
 
 SHARED: Mapping[Case, tuple[str, ...]] = _TRAINING.shared
-"""(task, case) -> templates. Most belong to several tasks on purpose: only the task label tells which edit is meant."""
+"""(task, case) -> templates. Most intentionally fit several tasks: only the task label determines the edit."""

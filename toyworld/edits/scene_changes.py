@@ -90,7 +90,7 @@ def enlarge_objects(scenes: Scenes, rows: np.ndarray, slots: np.ndarray) -> Scen
 
 
 def unused_shapes(scenes: Scenes) -> np.ndarray:
-    """bool [N, 8]: the shapes that no object of the scene has."""
+    """bool [N, 8]: shapes that are not in the scene."""
     return ~(scenes.kind[:, :, None] == np.arange(len(SHAPES))).any(1)
 
 
@@ -120,7 +120,7 @@ def local(numbers: np.ndarray) -> SceneChange:
         return source.replace_fields(rows, slots, colour=other_colour, kind=other_kind)
 
     target = source.replace_fields(rows, slots, colour=colour, kind=kind)
-    is_single = source.count == 1  # "make it red" is clear only if there is a single object
+    is_single = source.count == 1  # "make it red" is unambiguous only with a single object
     templates = [
         (phrasings.LOCAL_COLOUR + (phrasings.SHARED["local", "colour"] if is_single[n] else ()))
         if recolour[n]
@@ -235,7 +235,7 @@ def text(numbers: np.ndarray) -> SceneChange:
 
 
 def _describe_new_object(scenes: Scenes, row: int, slot: int, in_full: bool = False) -> str:
-    """The object as an instruction asks for it: 'a red star'. `in_full` adds size, texture and position."""
+    """The object as described in an instruction: 'a red star'. `in_full` adds size, texture and position."""
     if in_full:
         return describe_object(scenes, row, slot, wording_rng(scenes.number[row], "added"))
     words = f"{COLOURS[scenes.colour[row, slot]]} {slot_noun(scenes, row, slot)}"
@@ -256,9 +256,9 @@ CHANGES: dict[str, Callable[[np.ndarray], SceneChange]] = {
 
 
 def wrong_scenes(source: Scenes) -> Iterator[tuple[np.ndarray, Scenes]]:
-    """Scenes that a result must not show: without objects, in other light, elsewhere, or with one object absent or changed.
+    """Wrong scenes: without objects, with other light or background, or with one object removed or changed.
 
-    Each with the rows of `source` that it stands for; the other rows are as they were.
+    Yields (rows, scenes): `rows` of `source` are changed, the other rows are unchanged.
     """
     rows = np.arange(len(source))
     yield rows, _without_objects(source)
@@ -278,6 +278,6 @@ def wrong_scenes(source: Scenes) -> Iterator[tuple[np.ndarray, Scenes]]:
 
 
 def _without_objects(source: Scenes) -> Scenes:
-    """The same scenes without any object. Their maps are blank, and nearer to the right ones than the pictures are."""
+    """The same scenes without objects. Their maps are blank, and nearer to the exact maps than the images are."""
     rows, slots = np.nonzero(source.kind != EMPTY)
     return source.replace_fields(rows, slots, kind=EMPTY)

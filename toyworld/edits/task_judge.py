@@ -1,9 +1,9 @@
-"""The judge of one task's edits: `exact_judge`, with the freedom that an instruction leaves and the care that a person takes.
+"""Judge of the edits of a task: `exact_judge`, adapted to ambiguous instructions and visible faults.
 
-- add: the instruction names a part of the picture, not a pixel, so the object may lie up to `MAX_SHIFT_PX` from the exact spot.
-- detect: a line that lies a pixel off is a good box, and one that is open or around more than the object is not.
-- remove: what is left of an object may be nearer to the background than to the object, and still be seen.
-- background: the exact result is one instance of a texture; others are as good.
+- add: the instruction names a part of the image, not a pixel, so the object may be up to `MAX_SHIFT_PX` from the exact position.
+- detect: a line that is one pixel off is a correct box; an open line, or one around more than the object, is not.
+- remove: remains of an object may be nearer to the background than to the object, and still be visible.
+- background: the exact result is one instance of a texture; other instances are equally correct.
 
 The bounds were chosen on labelled outputs (tests/toyworld/judge_labels); docs/toyworld.md reports the agreement.
 """
@@ -17,23 +17,23 @@ from toyworld.scenes.palette import BOX_RGB
 from toyworld.scenes.render import quantise
 
 MAX_SHIFT_PX = 6
-"""An added object may lie this far from the exact spot, in x and y: two thirds of a small object's radius."""
+"""Allowed shift of an added object from the exact position, in x and y: two thirds of a small object's radius."""
 _MARGIN = (MAX_SHIFT_PX, MAX_SHIFT_PX)
 _STEPS = range(-MAX_SHIFT_PX, MAX_SHIFT_PX + 1, 2)
 _SHIFTS = np.array([(dx, dy) for dx in _STEPS for dy in _STEPS])  # [S, 2] px
 LINE_TOLERANCE_PX = 3
-"""A line is where it should be if it is less than this far away, px."""
+"""A line pixel is correct if the exact line is less than this far away, px."""
 MIN_LINE_RECALL = 0.6
 """Smallest share of the exact line that has a drawn pixel nearby."""
 MIN_LINE_PRECISION = 0.85
 """Smallest share of the drawn pixels that have a pixel of the exact line nearby."""
 MAX_REMNANT_L1 = 0.07
-"""Largest L1 to the exact result in [0, 1], both blurred, where an object was removed."""
+"""Largest L1 in [0, 1] to the exact result, both blurred, in the region of a removed object."""
 REMNANT_BLUR_PX = 2.5
 INSTANCE_BLUR_PX = 2.0
-"""A blur by this leaves a background's colours and takes away the details of its pattern."""
+"""Blur that keeps a background's colours and removes the details of its pattern."""
 MAX_OBJECTS_L1 = 0.07
-"""`MAX_OUTSIDE_L1` for the objects before a new background, whose rims mix with it."""
+"""`MAX_OUTSIDE_L1` for objects on a new background, whose rims mix with it."""
 
 
 def judge(task: str, output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray) -> Judgement:
@@ -45,7 +45,7 @@ def judge(task: str, output: np.ndarray, before: np.ndarray, exact: np.ndarray, 
 
 
 def judge_added_object(output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray) -> Judgement:
-    """As `exact_judge.judge`, after the exact result and every alternative were moved to where they fit the output best."""
+    """Like `exact_judge.judge`, after moving the exact result and every alternative to best fit the output."""
     moved, wrong, regions = exact.copy(), alternatives.copy(), np.zeros(exact.shape[:3], bool)
     padded_output, padded_before = (np.pad(images, ((0, 0), _MARGIN, _MARGIN, (0, 0))) for images in (output, before))
     padded_errors = np.pad(l1(output, before), ((0, 0), _MARGIN, _MARGIN))
@@ -64,9 +64,9 @@ def judge_added_object(output: np.ndarray, before: np.ndarray, exact: np.ndarray
 def _move_to_fit(
     output: np.ndarray, before: np.ndarray, error_before: np.ndarray, image: np.ndarray, changed: np.ndarray
 ) -> np.ndarray:
-    """`before` with the changed pixels of `image`, moved to where they bring it nearest to the output; uint8 [H, W, 3].
+    """`before` with the changed pixels of `image`, moved to best fit the output; uint8 [H, W, 3].
 
-    The output, `before` and the L1 between them are padded by `_MARGIN`; there is no error outside of the picture.
+    The output, `before` and the L1 between them are padded by `_MARGIN`; the error outside the image is 0.
     """
     width = output.shape[1]
     y, x = np.nonzero(changed)
@@ -74,7 +74,7 @@ def _move_to_fit(
     places = place + (_SHIFTS[:, 1:] * width + _SHIFTS[:, :1])  # [S, P]
     visible = np.pad(np.ones(changed.shape, np.float32), _MARGIN).ravel()[places]
     error = l1(output.reshape(-1, 3)[places], pixels) * visible
-    best = int((error - error_before.ravel()[places]).sum(1).argmin())  # by the whole picture's error
+    best = int((error - error_before.ravel()[places]).sum(1).argmin())  # by the error of the whole image
     moved = before.copy()
     moved.reshape(-1, 3)[places[best]] = pixels
     return moved[MAX_SHIFT_PX:-MAX_SHIFT_PX, MAX_SHIFT_PX:-MAX_SHIFT_PX]
@@ -83,7 +83,7 @@ def _move_to_fit(
 def judge_box(output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray) -> Judgement:
     """Whether a box is drawn along the exact line, by recall and precision with a tolerance, and nothing else changes.
 
-    A pixel is drawn if it is nearer to the colour of boxes than to the input. The measures are those of the Berkeley benchmark
+    A pixel is drawn if it is nearer to the colour of boxes than to the input. The measures follow the Berkeley benchmark
     for boundaries (Martin, Fowlkes and Malik 2004). The alternatives, boxes of other objects, have too little recall.
     """
     del alternatives
@@ -95,7 +95,7 @@ def judge_box(output: np.ndarray, before: np.ndarray, exact: np.ndarray, alterna
     precision = exact_judge.masked_mean(near_line, drawn)
     right = (recall >= MIN_LINE_RECALL) & (precision >= MIN_LINE_PRECISION)
     faults = [
-        "" if right[n] else f"of the box's line {recall[n]:.2f} is drawn, and {precision[n]:.2f} of what is drawn is its line"
+        "" if right[n] else f"recall {recall[n]:.2f} and precision {precision[n]:.2f} of the box's line"
         for n in range(len(output))
     ]
     return exact_judge.conclude(output, exact, near_line, np.where(right, EXACT, INPUT), faults)
@@ -108,19 +108,19 @@ def _near(pixels: np.ndarray) -> np.ndarray:
 
 
 def judge_removal(output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray) -> Judgement:
-    """As `exact_judge.judge`; besides, no shade of the object may be left."""
+    """Like `exact_judge.judge`; in addition, no traces of the object may remain."""
     region = edit_region(before, exact)
     nearest = exact_judge.find_nearest(output, before, exact, alternatives, region)
     remnant = (l1(_blur(output, REMNANT_BLUR_PX), _blur(exact, REMNANT_BLUR_PX)) * region).max((1, 2))
     faults = [
-        exact_judge.fault_inside(int(image)) or (f"a shade of {shade:.3f} is left" if shade > MAX_REMNANT_L1 else "")
+        exact_judge.fault_inside(int(image)) or (f"a trace of {shade:.3f} remains" if shade > MAX_REMNANT_L1 else "")
         for image, shade in zip(nearest, remnant, strict=True)
     ]
     return exact_judge.conclude(output, exact, region, nearest, faults)
 
 
 def judge_background(output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray) -> Judgement:
-    """As `exact_judge.judge`, but the background is compared by its colours: the exact one is an instance of many."""
+    """Like `exact_judge.judge`, but backgrounds are compared by colour, since the exact one is one of many instances."""
     region = edit_region(before, exact) | (l1(alternatives, exact[:, None]) > CHANGED_L1).any(1)  # all but the objects
     output_colours, before_colours, exact_colours = (_blur(images, INSTANCE_BLUR_PX) for images in (output, before, exact))
     others = _blur(alternatives.reshape(-1, *output.shape[1:]), INSTANCE_BLUR_PX).reshape(alternatives.shape)
@@ -129,9 +129,9 @@ def judge_background(output: np.ndarray, before: np.ndarray, exact: np.ndarray, 
 
 
 def _blur(images: np.ndarray, sigma_px: float) -> np.ndarray:
-    """Each image, uint8 [N, H, W, 3], under a Gaussian."""
+    """Gaussian blur of each image, uint8 [N, H, W, 3]."""
     return gaussian_filter(images, (0, sigma_px, sigma_px, 0))
 
 
 _JUDGES = {"add": judge_added_object, "background": judge_background, "detect": judge_box, "remove": judge_removal}
-"""The tasks that are not judged by `exact_judge.judge` alone."""
+"""Task -> judge, for tasks with another judge than `exact_judge.judge`."""

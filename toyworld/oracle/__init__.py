@@ -1,1 +1,1 @@
-"""Judges of generated pairs, which have no exact result: they read the scenes back from the images and compare them."""
+"""Judges of generated pairs, which have no exact result: recover the scenes from the images and compare them."""

@@ -14,7 +14,7 @@ from toyworld.scenes.caption_grammar import BACKGROUND_PHRASES, STYLE_PHRASES, W
 from toyworld.scenes.palette import BOX_RGB, MASK_RGB
 
 MIN_IOU = 0.6
-"""Smallest overlap of a box or mask with the object. A margin of one pixel costs a small object a third of its area."""
+"""Smallest overlap of a box or mask with the object. A margin of one pixel is a third of a small object's area."""
 MAX_SKETCH_L1 = 0.05
 """Largest mean L1 in [0, 1] between a line drawing and the line drawing of the scene that was read."""
 MAX_COLOUR_DIFFERENCE = 40
@@ -25,12 +25,12 @@ SCENE_ATTRIBUTES = ("background", "condition", "style")
 
 
 def is_from_map(pair: Pair) -> bool:
-    """Whether the pair of a map task goes from the map to the image."""
+    """Whether a pair of a map task goes from map to image."""
     return pair.source_caption.startswith(phrasings.MAP_CAPTION[pair.task].format(caption=""))
 
 
 def judge_mark(pair: Pair, source: ReadImage) -> list[str]:
-    """Faults of a pair of detect or segment: the box or mask must lie on the object and nothing else may change.
+    """Faults of a pair of detect or segment: the box or mask must be on the object, and nothing else may change.
 
     Raises ValueError if the source caption does not contain the object that the target caption names.
     """
@@ -38,7 +38,7 @@ def judge_mark(pair: Pair, source: ReadImage) -> list[str]:
     caption = parse(pair.source_caption)
     candidates = [candidate for candidate in caption.objects if candidate.noun == noun] if caption else []
     if not candidates:
-        raise ValueError(f"want an object of {pair.source_caption!r} to be marked, got {pair.target_caption!r}")
+        raise ValueError(f"want a marked object of {pair.source_caption!r}, got {pair.target_caption!r}")
     described = candidates[0]
     attributes = named_attributes(pair, described)
     source = reread_expecting(source, described, attributes, competitor=None)

@@ -1,4 +1,4 @@
-"""Match the objects of a caption with the objects read from an image, and read the image again if one is missing."""
+"""Match the objects of a caption with the objects read from an image, and reread the image if one is missing."""
 
 import re
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ def build_read_images(pixels: np.ndarray, readings: list[Reading]) -> list[ReadI
 def reread_expecting(
     image: ReadImage, expected: CaptionObject, attributes: set[str], competitor: CaptionObject | None
 ) -> ReadImage:
-    """Read the image again, given an object that it should show: it may have been confused with a similar one.
+    """Reread the image, given an object that it should show, which may have been confused with a similar one.
 
     The new reading contains the expected object if a plausible hypothesis agrees with it in these attributes and ranks
     above every hypothesis that agrees with the `competitor`. Otherwise the image is returned unchanged.
@@ -83,7 +83,7 @@ def _first_match(candidates: list[SeenObject], described: CaptionObject, attribu
 
 
 def same_object(first: SeenObject, second: SeenObject, compare_attributes: bool = True) -> bool:
-    """Whether two readings show the same object: at nearly the same place, with the same attributes.
+    """Whether two readings show the same object: at nearly the same position, with the same attributes.
 
     `compare_attributes=False` compares only the place: across styles the attributes are less reliable.
     """

@@ -1,7 +1,7 @@
 """Judge generated pairs: read both images back and compare them with the captions and with each other.
 
-The filters of the stage `dataset` are measured against these verdicts. No learned model takes part in them. A pair is
-right if the source allows the instruction, the target shows its result, and nothing else changed. An object of the
+The filters of the stage `dataset` are measured against these verdicts. They use no learned model. A pair is
+correct if the source allows the instruction, the target shows its result, and nothing else changed. An object of the
 source is checked only for the attributes that the instruction names: the colour of the star does not matter to
 "remove the star". The method and its bounds are ours, not from a paper.
 """
@@ -35,9 +35,9 @@ from toyworld.scenes.caption_grammar import BACKGROUND_PHRASES, STYLE_PHRASES, W
 from toyworld.scenes.palette import CARD
 
 MAX_UNCHANGED_L1 = 0.05
-"""An object with at most this mean L1 in [0, 1] is unchanged, whatever was read. The VAE alone costs 0.01 to 0.05."""
+"""An object with at most this mean L1 in [0, 1] is unchanged, regardless of the reading. The VAE contributes 0.01 to 0.05."""
 MIN_SHARE_OUTSIDE_MASK = 0.6
-"""Smallest share of an object outside the mask for its pixels there to prove that it is unchanged."""
+"""Smallest share of an object outside the mask whose pixels there show that it is unchanged."""
 MAX_REMNANT = 0.28
 """Largest difference in [0, 1], after blurring, between target and rendered reading where an object was removed."""
 MASK_THRESHOLD = 0.05
@@ -52,7 +52,7 @@ class PairVerdict:
     """The verdict on one pair."""
 
     faults: tuple[str, ...]
-    """source_*: the instruction cannot be followed; target_*: it was not followed; rest_*: something else changed."""
+    """source_*: the instruction is impossible; target_*: it was not followed; rest_*: something else changed."""
 
     @property
     def right(self) -> bool:
@@ -62,7 +62,7 @@ class PairVerdict:
 
 @dataclass(frozen=True)
 class _ReadPair:
-    """Both images of a pair as read, their captions, and the pixels that the edit may change."""
+    """The readings of a pair's images, their captions, and the pixels that the edit may change."""
 
     source: ReadImage
     target: ReadImage
@@ -91,7 +91,7 @@ def read_images(pngs: Sequence[bytes]) -> dict[bytes, Reading]:
 
 
 def judge(pairs: Sequence[Pair], readings: Mapping[bytes, Reading] | None = None) -> list[PairVerdict]:
-    """Judge N pairs. `readings` holds readings of PNGs from earlier calls; missing ones are read.
+    """Judge N pairs. `readings`: PNG -> reading from earlier calls; missing ones are read.
 
     Raises ValueError for a task that cannot be judged, and for captions outside the toy grammar.
     """
@@ -134,7 +134,7 @@ def _find_faults(pair: Pair, images: Mapping[bytes, ReadImage]) -> tuple[str, ..
 
 
 def _faults_outside_mask(read_pair: _ReadPair) -> list[str]:
-    """Changes outside the mask, by the bounds of `exact_judge`. A thin outside counts as a quarter of an image."""
+    """Changes outside the mask, by the bounds of `exact_judge`. The outside has at least a quarter of an image."""
     outside = ~read_pair.inside
     error = l1(read_pair.source.pixels, read_pair.target.pixels)
     worst_window = float(uniform_filter(error * outside, WINDOW_PX, mode="constant").max())
@@ -183,7 +183,7 @@ def _judge_added_object(pair: Pair, read_pair: _ReadPair) -> list[str]:
 def _faults_of_removal(read_pair: _ReadPair, removed: SeenObject, side: str) -> list[str]:
     """Faults of the removal of an object of the source. Nothing of it may be visible in the target.
 
-    `side` names the image without the object, "target" or "source", in the faults. For `add` the pair comes reversed.
+    `side` names the image without the object, "target" or "source", in the faults. For `add` the pair is reversed.
     """
     source, target = read_pair.source, read_pair.target
     neighbours = [seen for seen in source.reading.objects if seen is not removed]
@@ -251,7 +251,7 @@ def _faults_in_rest(
 def _is_kept(seen: SeenObject, read_pair: _ReadPair, excluded: SeenObject | None, compare_attributes: bool) -> bool:
     """Whether an object of the source is in the target too: by its pixels, or by an object of the target's reading.
 
-    `excluded` is the object of the target that may not be its counterpart.
+    `excluded`: the object of the target that must not be its counterpart.
     """
     mask = read_pair.source.mask(seen)
     error = l1(read_pair.source.pixels, read_pair.target.pixels)

@@ -1,4 +1,4 @@
-"""Recover the scene that a picture shows by analysis by synthesis: compare with renders, without any learned model."""
+"""Recover the scene of an image by analysis by synthesis: compare it with renders, without a learned model."""
 
 from toyworld.reading.agreement import ATTRIBUTES, Agreement, ObjectAgreement, accuracy, compare, drift, faithfulness
 from toyworld.reading.picture_reader import read_scenes

@@ -30,7 +30,7 @@ def degrade(pictures: np.ndarray) -> np.ndarray:
 
 
 def reconstruct(vae_folder: Path, pictures: np.ndarray) -> np.ndarray:
-    """Encode and decode pictures with the VAE in the folder; uint8 `[N, 64, 64, 3]` to the same."""
+    """Encode and decode images with the VAE in the folder; uint8 `[N, 64, 64, 3]` to the same."""
     import torch  # imported here because only this function needs it
     from diffusers import AutoencoderTiny
 

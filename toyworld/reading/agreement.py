@@ -1,4 +1,4 @@
-"""Compare what is read from pictures with given scenes, and measure changes outside of a region."""
+"""Compare readings of images with given scenes, and measure changes outside a region."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -19,7 +19,7 @@ _SAME_PLACE_PX = 10.0
 class ObjectAgreement:
     """Which attributes of one object of the scene were read correctly.
 
-    None: not applicable, because the object was not found or because its kind has no such attribute.
+    None: not applicable, because the object was not found or its kind has no such attribute.
     """
 
     kind: bool
@@ -60,7 +60,7 @@ ATTRIBUTES = ("background", "condition", "style", "count", *(f.name for f in fie
 
 
 def compare(reading: Reading, scenes: Scenes, n: int) -> Agreement:
-    """Compare a reading with scene n. Objects are matched by kind, then by distance; of a position only the cell."""
+    """Compare a reading with scene n. Objects are matched by kind, then by distance; positions are compared by cell."""
     slots = np.flatnonzero(scenes.present[n])
     matches = _match_objects(reading.objects, scenes, n, slots)
     return Agreement(
@@ -73,12 +73,12 @@ def compare(reading: Reading, scenes: Scenes, n: int) -> Agreement:
 
 
 def faithfulness(images: np.ndarray, scenes: Scenes) -> dict[str, float]:
-    """Accuracy of the attributes of `scenes` as read from their pictures, uint8 `[N, 64, 64, 3]`, see `accuracy`.
+    """Accuracy of the attributes of `scenes` in the readings of their images, uint8 `[N, 64, 64, 3]`, see `accuracy`.
 
-    Raises ValueError unless there is one picture per scene.
+    Raises ValueError unless there is one image per scene.
     """
     if len(images) != len(scenes):
-        raise ValueError(f"want one picture a scene, got {len(images)} pictures and {len(scenes)} scenes")
+        raise ValueError(f"want one image per scene, got {len(images)} images and {len(scenes)} scenes")
     return accuracy(read_scenes(images), scenes)
 
 
@@ -100,9 +100,9 @@ def accuracy(readings: Sequence[Reading], scenes: Scenes) -> dict[str, float]:
 
 
 def drift(before: np.ndarray, after: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """[N] mean L1 in [0, 1] between uint8 pictures `[N, 64, 64, 3]` outside of the region, bool `[N, 64, 64]`.
+    """[N] mean L1 in [0, 1] between uint8 images `[N, 64, 64, 3]` outside of the region, bool `[N, 64, 64]`.
 
-    The value is 0 if nothing is outside.
+    0 if the region covers the image.
     """
     return masked_mean(l1(before, after), ~region)
 

@@ -16,12 +16,12 @@ from toyworld.scenes import stamps
 from toyworld.scenes.palette import BIG_RADIUS, CARD, LETTERS, RADII, RGB, SECOND_RGB, SHAPES, SIZE, STYLES, TEXTURES, luma
 
 MARGIN = stamps.HALF + 3
-"""Padding of pictures on each side, px, so that the window of every hypothesis lies inside."""
+"""Padding of images on each side, px, so that the window of every hypothesis lies inside."""
 SIDE = SIZE + 2 * MARGIN
-"""Side length of a padded picture, px."""
+"""Side length of a padded image, px."""
 N_OUTLINES = stamps.N_STAMPS * len(RADII)
 _MAX_PIXELS = 600  # the largest object has 580
-_BLUR_PX = 0.5  # sigma by which predictions are blurred: between a render (0) and what a decoder makes of it
+_BLUR_PX = 0.5  # sigma of the blur of predictions: between a render (0) and a decoder's blur
 _BLOCK = 4  # px, side length of the blocks of pixel art
 _PENCIL, _PIXEL_ART, _CARTOON, _WATERCOLOUR = (STYLES.index(name) for name in STYLES[1:])
 _MAX_BACKGROUND = 0.35  # pixels with a larger background weight are ignored, because decoders distort edges
@@ -101,7 +101,7 @@ def allowed_textures(style: int) -> np.ndarray:
 class MixTable:
     """The mixture of colours at each pixel of an outline: K pixels, of which unused ones have weight 0."""
 
-    offset: np.ndarray  # [outlines, K] int64, from the object's centre in a padded, flattened picture
+    offset: np.ndarray  # [outlines, K] int64, from the object's centre in a padded, flattened image
     weight: np.ndarray  # [outlines, K] float32 in [0, 1], of the pixel in the score
     n_used: np.ndarray  # [outlines] number of pixels with a weight above 0; they come first
     mix: np.ndarray  # [outlines, textures, K, 3] float32, weights of first colour, second colour and background
@@ -160,7 +160,7 @@ def _average_blocks(mix: np.ndarray, phase_y: int, phase_x: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PaddedPicture:
-    """One clean picture (see `weather_removal`), padded by `MARGIN` and flattened, with its background model."""
+    """One clean image (see `weather_removal`), padded by `MARGIN` and flattened, with its background model."""
 
     colours: np.ndarray  # [SIDE * SIDE, 3] float32
     log_background: np.ndarray  # [SIDE * SIDE] float32, log density of each colour under the background's distribution

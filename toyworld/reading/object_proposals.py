@@ -14,7 +14,7 @@ _FIRST, _LAST = 8, 56  # range of the centres, px; the step is 2 px
 _N_CENTRES = (_LAST - _FIRST) // 2 + 1  # per axis
 _NEIGHBOURHOOD_PX = 6
 _N_PROPOSALS = 40
-_OUTSIDE = -3.0  # log likelihood ratio of positions outside of the picture
+_OUTSIDE = -3.0  # log likelihood ratio of positions outside of the image
 _MASKS = np.array(  # outlines that represent all others of their size
     [s * len(RADII) + r for s in range(CARD) for r in (1, 2)]
     + [s * len(RADII) + 2 for s in (CARD, *range(stamps.N_STAMPS - 4, stamps.N_STAMPS))]

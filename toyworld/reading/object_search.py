@@ -1,4 +1,4 @@
-"""Find up to three objects in a picture: propose a region that the background does not explain, then refine hypotheses.
+"""Find up to three objects in an image: propose regions that the background does not explain, then refine hypotheses.
 
 The search is greedy: one object after the other, by the largest log likelihood ratio against the background.
 """
@@ -28,7 +28,7 @@ from toyworld.scenes.scene import SLOTS
 _MAX_PROPOSALS = 5
 _MIN_PROPOSAL_SCORE = 40.0
 _PENCIL_ALLOWANCE = 300.0  # lowers the minimum for pencil sketches, whose lines lower the score of true objects
-_N_KEPT = 5  # outlines that are kept after each step of the refinement
+_N_KEPT = 5  # outlines kept after each refinement step
 _MIN_SCORE = 100.0
 _MIN_SCORE_PER_PX = 0.5
 _OCCUPIED = 6.0  # log background density of pixels that belong to a found object: covering them again lowers the score
@@ -39,7 +39,7 @@ ScoredHypotheses = tuple[Hypotheses, np.ndarray]
 
 
 def find_objects(picture: np.ndarray, scene_class: int) -> list[ScoredHypotheses]:
-    """The objects in a picture `[64, 64, 3]`, float32 in [0, 1], given its scene class; at most three."""
+    """The objects in an image `[64, 64, 3]`, float32 in [0, 1], given its scene class; at most three."""
     style = int(SCENE_CLASSES[scene_class, 2])
     inverse = fit_inverse(scene_class)
     clean = inverse.apply(picture[None])[0]
@@ -63,7 +63,7 @@ def find_objects(picture: np.ndarray, scene_class: int) -> list[ScoredHypotheses
         outline, x, y = int(hypotheses.outline[0]), int(hypotheses.x[0]), int(hypotheses.y[0])
         covered = _covered_pixels(outline, x, y)
         around = maximum_filter(covered, 3)[inner]
-        log_ratios[:, around] = np.minimum(log_ratios[:, around], 0)  # so that the same region is not proposed again
+        log_ratios[:, around] = np.minimum(log_ratios[:, around], 0)  # do not propose this region again
         if score[0] < max(_MIN_SCORE, _MIN_SCORE_PER_PX * outline_area(outline)):
             continue
         objects.append((hypotheses, score))
@@ -143,7 +143,7 @@ def outline_area(outline: int) -> float:
 
 
 def _covered_pixels(outline: int, x: int, y: int) -> np.ndarray:
-    """bool [SIDE, SIDE]: the pixels of a padded picture that an outline covers at least in part."""
+    """bool [SIDE, SIDE]: the pixels of a padded image that an outline covers at least in part."""
     alpha = stamps.atlas().alpha.reshape(N_OUTLINES, stamps.WINDOW, stamps.WINDOW)[outline]
     covered = np.zeros((SIDE, SIDE), bool)
     top, left = y + MARGIN - stamps.HALF, x + MARGIN - stamps.HALF

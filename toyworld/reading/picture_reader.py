@@ -1,4 +1,4 @@
-"""Read scenes from pictures: first the background, weather and style, then the objects."""
+"""Read scenes from images: first the background, weather and style, then the objects."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from toyworld.reading.scene_classifier import classify_scenes
 from toyworld.reading.scene_references import SCENE_CLASSES
 from toyworld.scenes.palette import CELL_CENTRES, SIZE
 
-_CHUNK = 64  # pictures at a time
+_CHUNK = 64  # images at a time
 # Scales of the confidences. They are ours, chosen by hand, and the confidences are not calibrated probabilities.
 _MARGIN_SCALE = 0.06  # relative margin to the best hypothesis with another value at which confidence reaches 1 - 1/e
 _FULL_EVIDENCE = 2.0  # log likelihood ratio per px of the object at which its fit counts as perfect
@@ -18,8 +18,8 @@ _CELL_MARGIN_PX = 8.0  # margin between the nearest and the second nearest cell 
 def read_scenes(images: np.ndarray) -> list[Reading]:
     """Read background, condition, style and up to three objects, with confidences, from uint8 `[N, 64, 64, 3]`.
 
-    Pictures are compared with renders; nothing is learned. The reference renders are made at first use (some seconds
-    per process); after that a picture takes about 25 ms on one core. Raises ValueError for another dtype or shape.
+    Images are compared with renders; nothing is learned. The reference renders are computed on first use (some seconds
+    per process); after that an image takes about 25 ms on one core. Raises ValueError for another dtype or shape.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (SIZE, SIZE, 3):
         raise ValueError(f"images must be uint8 [N,{SIZE},{SIZE},3], got {images.dtype} {list(images.shape)}")
@@ -33,7 +33,7 @@ def read_scenes(images: np.ndarray) -> list[Reading]:
 
 
 def _read_scene(picture: np.ndarray, scene_class: int, class_confidence: np.ndarray) -> Reading:
-    """Read the objects of a picture, given its class and the confidence [3] in background, condition and style."""
+    """Read the objects of an image, given its class and the confidence [3] in background, condition and style."""
     lowest = float(class_confidence.min())
     objects = [_read_object(scored, lowest) for scored in find_objects(picture, scene_class)]
     background, condition, style = (int(v) for v in SCENE_CLASSES[scene_class])

@@ -1,4 +1,4 @@
-"""Records of what is read from a picture. A field holds a position in a list of `palette` unless its unit is given."""
+"""Records of the reading of an image. Fields without a unit are indices into lists of `palette`."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from toyworld.scenes.palette import (
 
 @dataclass(frozen=True)
 class SeenObject:
-    """An object that was read from a picture."""
+    """An object that was read from an image."""
 
     kind: int
     colour: int
@@ -46,7 +46,7 @@ class SeenObject:
 
 @dataclass(frozen=True)
 class Reading:
-    """The scene that was read from a picture."""
+    """The scene that was read from an image."""
 
     background: int
     condition: int

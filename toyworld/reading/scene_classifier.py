@@ -1,6 +1,6 @@
-"""Classify background, condition and style of a whole picture by the nearest class mean of rendered references.
+"""Classify background, condition and style of a whole image by the nearest class mean of rendered references.
 
-A picture becomes a vector of statistics. Rendered references give the mean of every class and the covariance within classes,
+An image becomes a vector of statistics. Rendered references give the mean of every class and the covariance within classes,
 pooled over all classes. The distance is Mahalanobis's (1936), so that no parameters are fitted except means and one covariance.
 """
 
@@ -17,17 +17,17 @@ _TEMPERATURE = 6.0  # divides squared distances: the statistics are not Gaussian
 
 @dataclass(frozen=True)
 class SceneClassification:
-    """Classes of N pictures."""
+    """Classes of N images."""
 
     scene_class: np.ndarray  # [N] row of SCENE_CLASSES
     confidence: np.ndarray  # [N, 3] in [0, 1], in background, condition, style
 
 
 def classify_scenes(pictures: np.ndarray) -> SceneClassification:
-    """The nearest class of each of the pictures `[N, 64, 64, 3]`, float32 in [0, 1].
+    """The nearest class of each of the images `[N, 64, 64, 3]`, float32 in [0, 1].
 
-    The confidence is the posterior probability, summed over the classes that share the value, times a factor that falls
-    exponentially once a picture lies farther from its class than the references do.
+    The confidence is the posterior probability, summed over the classes that share the value, times a factor that decays
+    exponentially if an image is farther from its class than the references.
     """
     references = scene_references.load()
     rows = image_statistics(pictures) @ references.whitening

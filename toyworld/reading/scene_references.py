@@ -1,6 +1,6 @@
-"""Mean and covariance of the statistics of rendered references, which pictures are compared with to classify their scene.
+"""Mean and covariance of the statistics of rendered references, used to classify the scene of an image.
 
-They are read from a file, because rendering the references takes ten seconds of every process that reads pictures.
+They are loaded from a file, because rendering the references takes ten seconds per process.
 `toyworld.training.fit_scene_references` writes the file.
 """
 
@@ -18,14 +18,14 @@ SCENE_CLASSES = np.array(
     + [(b, 0, s) for b in range(len(BACKGROUNDS)) for s in range(1, len(STYLES))],
     np.int16,
 )
-"""[80, 3] every (background, condition, style) that occurs: only photos have weather."""
+"""[80, 3] all occurring (background, condition, style): only photos have weather."""
 
 FILE = Path(__file__).with_suffix(".safetensors")
 
 
 @dataclass(frozen=True)
 class SceneReferences:
-    """Statistics of the references, float64. F is the number of statistics of a picture."""
+    """Statistics of the references, float64. F is the number of statistics of an image."""
 
     mean: np.ndarray  # [80, F] whitened mean of each of SCENE_CLASSES
     whitening: np.ndarray  # [F, F] statistics @ whitening have about unit covariance within classes

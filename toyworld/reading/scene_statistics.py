@@ -1,4 +1,4 @@
-"""Statistics of a whole picture that objects change little: quantiles of colour and of gradients, spectral energies.
+"""Image statistics that barely depend on objects: quantiles of colour and of gradients, spectral energies.
 
 The choice of statistics is ours. The classifier of scenes compares them with those of rendered references.
 """
@@ -12,7 +12,7 @@ from toyworld.scenes.palette import SIZE, luma
 
 
 def image_statistics(pictures: np.ndarray) -> np.ndarray:
-    """The vectors of statistics `[N, F]`, float64, of pictures `[N, 64, 64, 3]` in [0, 1]."""
+    """The vectors of statistics `[N, F]`, float64, of images `[N, 64, 64, 3]` in [0, 1]."""
     grey = luma(pictures)
     return np.concatenate(
         [_colour_statistics(pictures), _gradient_statistics(grey), _spectral_energies(grey), _style_statistics(pictures, grey)], 1

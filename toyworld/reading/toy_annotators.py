@@ -1,6 +1,6 @@
-"""The toy world's annotators: targets of the vision tasks for generated pictures, which have no ground truth.
+"""The toy world's annotators: targets of the vision tasks for generated images, which have no ground truth.
 
-Boxes and masks are given by the caller. Maps are rendered from the scene that is read from the picture.
+Boxes and masks are given by the caller. Maps are rendered from the scene read from the image.
 """
 
 from collections.abc import Sequence
@@ -18,21 +18,21 @@ from toyworld.scenes.render import quantise
 from toyworld.scenes.scene import EMPTY, SLOTS, Scenes
 
 MAPS = ("depth", "sketch", "normal", "pose", "segmap")
-"""Tasks whose target is a map of the whole picture."""
+"""Tasks whose target is a map of the whole image."""
 MAX_OBJECT_ERROR = 0.20
-"""Bound on `object_error` for an annotation to be used: nine of ten generated pictures are below."""
+"""Bound on `object_error` for an annotation to be used: nine of ten generated images are below."""
 MAX_BLURRED_ERROR = 0.28
 """Bound on `blurred_error` for an annotation to be used: correct readings reach 0.27, those without an object 0.40."""
-_BLUR_PX = 3.0  # sigma, wide enough to remove the grain of a background, which is not read
+_BLUR_PX = 3.0  # sigma, removes the grain of a background, which is not part of a reading
 
 
 def annotate(
     task: str, images: np.ndarray, words: Sequence[str], boxes_px: np.ndarray, masks: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The targets of a vision task for pictures uint8 [N, 64, 64, 3], in the same shape, and bool [N]: which are valid.
+    """The targets of a vision task for images uint8 [N, 64, 64, 3], in the same shape, and bool [N]: which are valid.
 
-    `words` holds the names of filters and is used by color alone, `boxes_px` [N, 4] (x0 y0 x1 y1) by detect alone, and
-    `masks` bool [N, 64, 64] by segment alone. Raises ValueError for a task that is not a vision task.
+    `words`: filter names, used only by color; `boxes_px` [N, 4] (x0 y0 x1 y1): used only by detect; `masks` bool [N, 64, 64]:
+    used only by segment. Raises ValueError for a task that is not a vision task.
     """
     if task == "detect":
         outline = drawing.box_outline(boxes_px, images.shape[1], images.shape[2], exact_targets.BOX_WIDTH_PX)
@@ -72,7 +72,7 @@ def scenes_from_readings(readings: Sequence[Reading]) -> Scenes:
 
 
 def _annotate_map(task: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The maps of a task and bool [N]: which are valid, that is, similar enough to the picture when rendered."""
+    """The maps of a task and bool [N]: which are valid, i.e. whose rendering is similar enough to the image."""
     scenes = scenes_from_readings(read_scenes(images))
     truth = render.truth(scenes)
     maps = {
@@ -91,14 +91,14 @@ def _annotate_map(task: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def object_error(images: np.ndarray, truth: render.GroundTruth) -> np.ndarray:
-    """[N] mean L1 in [0, 1] between pictures and renders of their readings, over the objects; 0 without objects."""
+    """[N] mean L1 in [0, 1] between images and renders of their readings, over the objects; 0 without objects."""
     return masked_mean(l1(images, truth.images), truth.owner >= 0)
 
 
 def blurred_error(images: np.ndarray, truth: render.GroundTruth) -> np.ndarray:
-    """[N] largest difference in [0, 1] between pictures and renders of their readings, after a blur of both.
+    """[N] largest difference in [0, 1] between images and renders of their readings, after a blur of both.
 
-    The difference is large where the reading misses an object.
+    The difference is large if the reading misses an object.
     """
     blurred, blurred_render = (
         gaussian_filter(pictures.astype(np.float32) / 255, (0, _BLUR_PX, _BLUR_PX, 0)) for pictures in (images, truth.images)

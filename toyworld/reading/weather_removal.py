@@ -1,7 +1,7 @@
-"""Remove weather and style from a picture.
+"""Remove weather and style from an image.
 
 Apart from streaks and lines, every weather and style is an affine map of the colour at each pixel: I = A p + b, where p
-is the clean picture (before weather and style) and I the picture as rendered. A and b are estimated from renders.
+is the clean image (before weather and style) and I the image as rendered. A and b are estimated from renders.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ OUTLIERS = 0.04
 _LOW, _STEP, _BINS = -0.25, 0.05, 32  # histograms of clean colours: lower bound, bin width, bins per channel
 _MEAN_TINT = 0.47  # mean over the hatching of 0.30 + 0.34 hatch, the tint of pencil sketches in `weather_style`
 _HATCH_PX = 4.0  # sigma of the window in which the strength of the hatching is estimated
-_BLUR_PX = 0.7  # sigma by which half of the references are blurred, as a decoder may blur pictures
+_BLUR_PX = 0.7  # sigma by which half of the references are blurred, as a decoder may blur images
 _BORDER_PX = 8  # width of the border zone: watercolours show white paper there
 
 
@@ -39,12 +39,12 @@ class WeatherInverse:
     hatched: bool  # pencil sketches
 
     def apply(self, pictures: np.ndarray) -> np.ndarray:
-        """The clean pictures p of I, `[N, 64, 64, 3]`."""
+        """The clean images p of I, `[N, 64, 64, 3]`."""
         return _remove(self.inverse, self.offset, pictures, self.hatched)
 
 
 def log_background_density(inverse: WeatherInverse, clean: np.ndarray) -> np.ndarray:
-    """Log density `[64, 64]` of each colour of a clean picture `[64, 64, 3]` under the background's distribution."""
+    """Log density `[64, 64]` of each colour of a clean image `[64, 64, 3]` under the background's distribution."""
     edge_distance = np.minimum(np.arange(SIZE), np.arange(SIZE)[::-1])
     zone = (np.minimum(edge_distance[:, None], edge_distance[None]) < _BORDER_PX).astype(int)
     return inverse.log_background[zone, bin_indices(clean)]
@@ -88,7 +88,7 @@ def _references(background: int) -> tuple[Scenes, np.ndarray]:
 
 
 def _fit_affine(references: Scenes) -> tuple[np.ndarray, np.ndarray]:
-    """A `[64, 64, 3, 3]` and b `[64, 64, 3]`, from pictures of one colour. The median over scenes drops streaks."""
+    """A `[64, 64, 3, 3]` and b `[64, 64, 3]`, from images of one colour. The median over scenes drops streaks."""
     scenes = references[:15]
     full_coverage = np.ones((len(scenes), SIZE, SIZE), np.float32)
     responses = []  # to black, red, green and blue
@@ -128,7 +128,7 @@ def _transform_colours(matrix: np.ndarray, pictures: np.ndarray) -> np.ndarray:
 
 
 def _blur_half(pictures: np.ndarray) -> np.ndarray:
-    """uint8 pictures as float32 in [0, 1], every second one blurred."""
+    """uint8 images as float32 in [0, 1], every second one blurred."""
     out = pictures.astype(np.float32) / 255
     out[::2] = gaussian_filter(out[::2], (0, _BLUR_PX, _BLUR_PX, 0))
     return out

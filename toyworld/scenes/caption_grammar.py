@@ -85,7 +85,7 @@ def join_list(phrases: list[str]) -> str:
 def caption(scenes: Scenes, n: int, rng: random.Random) -> str:
     """A caption of scene n: objects in random order, background, weather, style.
 
-    Every part has its own random generator, which is seeded whether the part is present or not. So the captions before
+    Every part has a separate random generator, which is seeded whether or not the part is present. So the captions before
     and after an edit use the same words for everything that the edit does not change.
     """
     slots = range(scenes.kind.shape[1])

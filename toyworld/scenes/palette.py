@@ -1,9 +1,9 @@
-"""Attribute values of the toy world and their colours. Scenes store positions in these lists: keep their order."""
+"""Attribute values of the toy world and their colours. Scenes store indices into these lists: keep their order."""
 
 import numpy as np
 
 SIZE = 64
-"""Height and width of a picture, px."""
+"""Height and width of an image, px."""
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "heart", "ring", "cross")
 KINDS = (*SHAPES, "card", "person")

@@ -1,4 +1,4 @@
-"""The renderer: scenes to pictures with their ground truth (masks, boxes, disparity, normals)."""
+"""The renderer: scenes to images with their ground truth (masks, boxes, disparity, normals)."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ _MARGIN = stamps.HALF + 1  # px, so that no stamp leaves the padded canvas
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The ground truth of N pictures."""
+    """The ground truth of N images."""
 
     images: np.ndarray  # uint8 [N, 64, 64, 3]
     owner: np.ndarray  # int8 [N, 64, 64], slot of the visible object, -1 for the background
@@ -23,7 +23,7 @@ class GroundTruth:
     normals: np.ndarray  # float32 [N, 64, 64, 3], unit, x right, y down, z to the viewer
 
     def select(self, rows: np.ndarray) -> "GroundTruth":
-        """The ground truth of the pictures at `rows` (indices or bool)."""
+        """The ground truth of the images at `rows` (indices or bool)."""
         return GroundTruth(*(getattr(self, name)[rows] for name in GroundTruth.__dataclass_fields__))
 
     @property
@@ -46,7 +46,7 @@ class GroundTruth:
 
 
 def images(scenes: Scenes) -> np.ndarray:
-    """Render the pictures without ground truth; uint8 [N, 64, 64, 3]."""
+    """Render the images without ground truth; uint8 [N, 64, 64, 3]."""
     out = np.empty((len(scenes), SIZE, SIZE, 3), np.uint8)
     for i in range(0, len(scenes), _CHUNK):
         out[i : i + _CHUNK] = _picture(scenes[i : i + _CHUNK])
@@ -54,7 +54,7 @@ def images(scenes: Scenes) -> np.ndarray:
 
 
 def truth(scenes: Scenes) -> GroundTruth:
-    """Render the pictures with their ground truth."""
+    """Render the images with their ground truth."""
     parts = [_truth(scenes[i : i + _CHUNK]) for i in range(0, max(len(scenes), 1), _CHUNK)]
     return GroundTruth(*(np.concatenate([getattr(p, name) for p in parts]) for name in GroundTruth.__dataclass_fields__))
 
@@ -98,7 +98,7 @@ def _canvas(n: int, *channels: int, dtype: type = np.float32) -> tuple[np.ndarra
 def _compose(scenes: Scenes) -> tuple[np.ndarray, np.ndarray]:
     """Compose backgrounds and objects, before weather and style.
 
-    Returns the pictures `[N, 64, 64, 3]` in [0, 1] and the coverage by objects `[N, 64, 64]` in [0, 1].
+    Returns the images `[N, 64, 64, 3]` in [0, 1] and the coverage by objects `[N, 64, 64]` in [0, 1].
     """
     cartoon = scenes.style == STYLES.index("cartoon")
     canvas, picture = _canvas(len(scenes), 3)

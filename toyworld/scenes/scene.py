@@ -22,7 +22,7 @@ from toyworld.scenes.palette import (
 )
 
 SLOTS = 3
-"""Most objects in a scene."""
+"""Maximum number of objects in a scene."""
 EMPTY = -1
 """Kind of an empty slot."""
 PIXEL_ART = STYLES.index("pixel art")
@@ -34,7 +34,7 @@ HELD_OUT_EVERY = 10
 class Scenes:
     """N scenes of zero to three objects. Object fields are `[N, 3]`, scene fields `[N]`; all are int16 except `number`.
 
-    An empty slot has kind -1. A field holds positions in a list of `palette` unless its unit is given.
+    An empty slot has kind -1. Fields without a unit are indices into lists of `palette`.
     """
 
     number: np.ndarray  # int64, the seed of the scene
@@ -60,7 +60,7 @@ class Scenes:
 
     @property
     def present(self) -> np.ndarray:
-        """[N, 3] bool: whether the slot holds an object."""
+        """[N, 3] bool: whether the slot has an object."""
         return self.kind >= 0
 
     @property

@@ -1,7 +1,7 @@
 """Stamps: every object of the toy world as a small precomputed window of coverage, shading and normals.
 
 Shapes are signed distance fields (negative inside, px), antialiased over one pixel. The renderer only pastes windows,
-so it is fast, and the objects of a picture can be found by a finite search over stamps.
+so it is fast, and the objects of an image can be found by a finite search over stamps.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Weather and style layers: functions that change a whole picture. There are six weather conditions and five styles."""
+"""Weather and style layers: functions that change a whole image. There are six weather conditions and five styles."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from toyworld.scenes.palette import CONDITIONS, SIZE, STYLES, luma
 from toyworld.scenes.scene import Scenes
 
 Layer = Callable[[np.ndarray, np.ndarray, Scenes], np.ndarray]
-"""(pictures [N, 64, 64, 3] in [0, 1], coverage by objects [N, 64, 64] in [0, 1], scenes) -> pictures."""
+"""(images [N, 64, 64, 3] in [0, 1], coverage by objects [N, 64, 64] in [0, 1], scenes) -> images."""
 
 
 def apply_weather_and_style(scenes: Scenes, pictures: np.ndarray, coverage: np.ndarray) -> np.ndarray:
@@ -30,12 +30,12 @@ def _blend(a: np.ndarray, b: np.ndarray | float, weight: np.ndarray | float) -> 
 
 
 def _night(p: np.ndarray, _coverage: np.ndarray, _scenes: Scenes) -> np.ndarray:
-    """Darken the picture and tint it blue."""
+    """Darken the image and tint it blue."""
     return p * np.array([0.34, 0.38, 0.58], np.float32) + np.array([0.0, 0.01, 0.06], np.float32)
 
 
 def _fog(p: np.ndarray, _coverage: np.ndarray, _scenes: Scenes) -> np.ndarray:
-    """Blend light grey over the picture, more at the top."""
+    """Blend light grey over the image, more at the top."""
     opacity = np.linspace(0.62, 0.40, SIZE, dtype=np.float32)[:, None, None]
     return _blend(p, np.array([0.80, 0.82, 0.84], np.float32), opacity)
 
@@ -43,7 +43,7 @@ def _fog(p: np.ndarray, _coverage: np.ndarray, _scenes: Scenes) -> np.ndarray:
 def _precipitation(
     p: np.ndarray, scenes: Scenes, tile_row: int, colour: tuple[float, float, float], opacity: float
 ) -> np.ndarray:
-    """Blend a precipitation tile over the pictures p, in the given colour."""
+    """Blend a precipitation tile over the images p, in the given colour."""
     # tile_x and tile_y are swapped so that this window differs from the background's
     tile = backgrounds.cut_windows(
         backgrounds.precipitation_tiles(), np.full(len(scenes), tile_row), scenes.tile_y, scenes.tile_x
@@ -64,7 +64,7 @@ def _snowfall(p: np.ndarray, _coverage: np.ndarray, scenes: Scenes) -> np.ndarra
 
 
 def _sunset(p: np.ndarray, _coverage: np.ndarray, _scenes: Scenes) -> np.ndarray:
-    """Tint the picture orange, more at the top."""
+    """Tint the image orange, more at the top."""
     glow = np.linspace(1.0, 0.35, SIZE, dtype=np.float32)[:, None, None]
     warm = p * np.array([1.0, 0.70, 0.50], np.float32)
     return _blend(warm, np.array([1.0, 0.46, 0.16], np.float32), 0.34 * glow)

@@ -1,1 +1,1 @@
-"""Training of the toy models: one module per model, and one training loop that all of them share."""
+"""Training of the toy models: one module per model, and a common training loop."""

@@ -49,7 +49,7 @@ def _save_pipeline(pipeline: StableDiffusionPipeline, scratch: Path) -> Path:
 
 
 TRAININGS: dict[str, Callable[[Path], Path | None]] = {
-    "vae": _train_vae,  # returns no folder: the VAE is published as a part of the base model
+    "vae": _train_vae,  # returns no folder: the VAE is published as part of the base model
     "base_model": _train_base_model,
     "detector": train_detector.run,
     "segmenter": train_segmenter.run,
@@ -63,8 +63,8 @@ TRAININGS: dict[str, Callable[[Path], Path | None]] = {
 def publish(folder: Path, out: Path) -> int:
     """Copy a model folder to `out` with its weights in float16 and return the size of the copy in bytes.
 
-    The copy is prepared in a hidden folder beside `out`, which replaces `out` only when it is complete.
-    Raises OverflowError if a weight is too large for float16; `out` is then left as it was.
+    The copy is prepared in a hidden folder next to `out`, which replaces `out` only when it is complete.
+    Raises OverflowError if a weight is too large for float16; `out` is then unchanged.
     """
     staging = out.with_name(f".{out.name}.new")
     shutil.rmtree(staging, ignore_errors=True)
@@ -74,11 +74,11 @@ def publish(folder: Path, out: Path) -> int:
         largest = max(float(value.abs().max()) for value in tensors.values() if value.numel())
         if not torch.isfinite(torch.tensor(largest)):
             raise OverflowError(
-                f"want weights that fit into float16, got larger ones in {file.name} of {folder}; "
+                f"want weights within float16's range, got larger ones in {file.name} of {folder}; "
                 "train the model with more weight decay"
             )
         save_file(tensors, file, metadata={"format": "pt"})
-        file.chmod(0o644)  # safetensors makes files that only their owner can read
+        file.chmod(0o644)  # safetensors files are readable only by their owner
     for file in staging.rglob("config.json"):
         config = json.loads(file.read_text())
         config.pop("_name_or_path", None)  # a path of the machine that trained the model
@@ -92,7 +92,7 @@ def main() -> None:
     """Train and publish each named model, or all of them, in the order of `TRAININGS`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(TRAININGS)}; all if no name is given")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder that the models are published in")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the published models")
     parser.add_argument(
         "--continue",
         action="store_true",

@@ -1,8 +1,8 @@
 """`python -m toyworld.training.base_editor FOLDER`: trains the toy world's base editor with the pipeline's own stages.
 
-The base editor knows all sixteen tasks, but not the words in `toyworld/base_editor/held_back.txt`. FOLDER becomes a workspace
-with `params.yaml` as the project has it, changed by `toyworld/base_editor/params.yaml`. A stage whose output is there is not run
-again, and a stage that was stopped resumes, so the same command may be given in several sittings, on a CPU or a GPU.
+The base editor is trained on all sixteen tasks, but not on the words in `toyworld/base_editor/held_back.txt`. FOLDER becomes a
+workspace with the project's `params.yaml`, changed by `toyworld/base_editor/params.yaml`. Finished stages are skipped and
+interrupted stages resume, so the same command can be repeated, on a CPU or a GPU.
 """
 
 import argparse
@@ -35,12 +35,12 @@ OUTPUTS = {
 
 
 def prepare(folder: Path) -> None:
-    """Make a workspace of a folder. Raises SystemExit where it has other params already, whose outputs would be mixed."""
+    """Create a workspace in a folder. Raises SystemExit if it has other params, whose outputs would be mixed."""
     params = config.merge(config.read_yaml(CODE_ROOT / config.PARAMS_FILE), config.read_yaml(FILES / config.PARAMS_FILE))
     text = yaml.safe_dump(params, sort_keys=False)
     file = folder / config.PARAMS_FILE
     if file.exists() and file.read_text(encoding="utf-8") != text:
-        raise SystemExit(f"want a folder whose params are those of this training, got others in {file}; take a new folder")
+        raise SystemExit(f"want a folder with the params of this training, got others in {file}; use a new folder")
     (folder / "models/inversion").mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
     if not (folder / "toyworld").exists():
@@ -48,16 +48,16 @@ def prepare(folder: Path) -> None:
 
 
 def missing_stages(folder: Path) -> list[str]:
-    """The stages that are not published yet, and those after them."""
+    """The first unpublished stage and all later ones."""
     stages = list(OUTPUTS)
     published = [(folder / out / SUMMARY_FILE).exists() for out in OUTPUTS.values()]
     return stages[published.index(False) :] if False in published else []
 
 
 def success_by_vocabulary(evaluated: Path) -> dict[str, dict[str, float | int]]:
-    """Edit success, given the true task, of edits whose texts have a held-back word (`held_back`) and of the others (`known`).
+    """Edit success with the true task, for edits whose texts have a held-back word (`held_back`) and for others (`known`).
 
-    Each has the number of its `edits`, its `overall` success and that of each task that has such edits. `evaluated` is the
+    Each has the number of `edits`, the `overall` success and the success per task. `evaluated` is the
     output of the stage `evaluation`. The texts are the instruction and the captions before and after.
     """
     words = load_word_list(FILES / "held_back.txt")
@@ -85,17 +85,17 @@ def publish(folder: Path, out: Path) -> None:
     metrics = json.loads((evaluated / "metrics.json").read_text(encoding="utf-8"))
     metrics["edit_success_by_vocabulary"] = success_by_vocabulary(evaluated)
     (staging / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    (staging / SUMMARY_FILE).unlink()  # it would list itself
+    (staging / SUMMARY_FILE).unlink()  # else it would list itself
     write_summary(staging, summary.stage, summary.key, summary.params, summary.counts)
     shutil.rmtree(out, ignore_errors=True)
     staging.rename(out)
 
 
 def main() -> None:
-    """Run what is missing, then publish."""
+    """Run the missing stages, then publish."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="workspace of the training")
-    parser.add_argument("--out", type=Path, default=WEIGHTS / "base_editor", help="where the editor is published")
+    parser.add_argument("--out", type=Path, default=WEIGHTS / "base_editor", help="folder for the published editor")
     args = parser.parse_args()
     prepare(args.folder)
     paths = [str(CODE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -23,7 +23,7 @@ _BATCH = 64
 def measure_detection(folder: Path, n: int = 600) -> dict[str, float]:
     """AP50 of the detector in `folder` over `n` held-out scenes.
 
-    `ap50` uses phrases with all attributes of an object; `ap50_nouns` uses nouns alone: 'star', 'card', 'person'.
+    `ap50` uses phrases with all attributes of an object; `ap50_nouns` uses only nouns: 'star', 'card', 'person'.
     In both, a scene has one phrase per object and about as many that match nothing in it.
     """
     model = detector.load(str(folder))
@@ -92,7 +92,7 @@ def average_precision(
 
 
 def _full_phrase(scenes: Scenes, n: int, slot: int) -> Phrase:
-    """The phrase with all attributes of an object but its size and place."""
+    """The phrase with all attributes of an object except size and position."""
     kind, colour, texture, variant = (int(getattr(scenes, name)[n, slot]) for name in ("kind", "colour", "texture", "variant"))
     return Phrase(kind, colour, texture or ANY, variant=variant if kind >= CARD else ANY)
 
@@ -104,7 +104,7 @@ def _evaluation_phrases(scenes: Scenes, n: int, all_attributes: bool) -> list[Ph
     for slot in np.flatnonzero(scenes.present[n]):
         true = _full_phrase(scenes, n, int(slot))
         false = Phrase(rng.choice([k for k in range(len(KINDS)) if k != true.kind]), true.colour)
-        if rng.random() < 0.5:  # the right kind in a wrong colour
+        if rng.random() < 0.5:  # the correct kind in a wrong colour
             false = replace(true, colour=rng.choice([c for c in range(len(COLOURS)) if c != true.colour]))
         for phrase in (true, false) if all_attributes else (Phrase(true.kind), Phrase(false.kind)):
             if phrase == true or phrase == Phrase(true.kind) or not match_objects([phrase], scenes[n : n + 1]).any():

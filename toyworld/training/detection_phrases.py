@@ -24,7 +24,7 @@ class Phrase:
     cell: int = ANY
 
     def text(self, rng: random.Random | None = None) -> str:
-        """The phrase in words. `rng` chooses among wordings of the place and sometimes adds an article."""
+        """The phrase as text. `rng` chooses the wording of the position and sometimes adds an article."""
         words = []
         if self.big != ANY:
             words.append("big" if self.big else "small")

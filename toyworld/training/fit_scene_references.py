@@ -1,6 +1,6 @@
-"""`python -m toyworld.training.fit_scene_references`: computes the statistics that scenes are classified by, in ten seconds.
+"""`python -m toyworld.training.fit_scene_references`: computes the statistics for classifying scenes, in ten seconds.
 
-Run it when the renderer or the statistics of pictures change; a test compares the file with what this module computes.
+Run it when the renderer or the statistics of images change; a test compares the file with what this module computes.
 """
 
 from dataclasses import asdict, replace
@@ -14,8 +14,8 @@ from toyworld.reading.scene_statistics import image_statistics
 from toyworld.scenes import render
 from toyworld.scenes.scene import generate_scenes, scene_numbers
 
-_REFERENCES = 40  # rendered pictures per class
-_BLUR_PX = (0.0, 0.5, 0.8, 1.1)  # sigmas by which the references are blurred in turn, as a decoder may blur pictures
+_REFERENCES = 40  # rendered images per class
+_BLUR_PX = (0.0, 0.5, 0.8, 1.1)  # sigmas of the blur of the references, in turn, to imitate a decoder
 _SHRINKAGE = 0.02  # added to the eigenvalues of the correlation matrix
 
 
@@ -45,7 +45,7 @@ def fit() -> SceneReferences:
 def main() -> None:
     """Compute the statistics and write the file that `toyworld.reading` loads."""
     save_file({name: np.ascontiguousarray(value) for name, value in asdict(fit()).items()}, FILE)
-    FILE.chmod(0o644)  # safetensors makes files that only their owner can read
+    FILE.chmod(0o644)  # safetensors files are readable only by their owner
     print(FILE)
 
 

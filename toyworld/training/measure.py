@@ -1,6 +1,6 @@
 """`python -m toyworld.training.measure`: measures the published toy models on held-out scenes, for docs/toyworld.json.
 
-Every model is loaded as the stages load it. The last line of the output is the report as JSON.
+Models are loaded as in the stages. The last line of the output is the report as JSON.
 """
 
 import argparse
@@ -55,8 +55,8 @@ def measure_retrieval(folder: Path, n_sets: int = 16, n: int = 64) -> Metrics:
 def measure_depth(folder: Path, n: int = 600) -> Metrics:
     """Mean L1 error of disparity in [0, 1] over `n` held-out scenes.
 
-    `l1_raw` compares the model's output; `l1_stretched` compares maps that are stretched to their own range, as the depth
-    scorer does. `l1_of_the_mean_map` is a baseline: the error of a constant map, the mean of all true maps.
+    `l1_raw` compares the model's output; `l1_stretched` compares maps normalised to their range, like the depth
+    scorer. `l1_of_the_mean_map` is a baseline: the error of a constant map, the mean of all true maps.
     """
     scorer = depth.load(str(folder))
     truth = render.truth(generate_scenes(scene_numbers("held_out", 0, n)))
@@ -120,7 +120,7 @@ def measure_similarity(folder: Path, n: int = 600, n_train: int = 2400, k: int =
 
 
 def measure_reconstruction(folder: Path, n: int = 1024) -> Metrics:
-    """Mean PSNR in dB of the base model's VAE over `n` held-out images: of every kind, and of scenes alone."""
+    """Mean PSNR in dB of the base model's VAE over `n` held-out images: of every kind, and only of scenes."""
     model = text_to_image.load(str(folder))
     numbers = scene_numbers("held_out", 0, n)
     metrics = {}
@@ -133,7 +133,7 @@ def measure_reconstruction(folder: Path, n: int = 1024) -> Metrics:
 
 
 def measure_faithfulness(folder: Path, sheet_file: Path, n: int = 256) -> Metrics:
-    """Per attribute, the share of images from held-out captions that the oracle finds faithful to the caption.
+    """Per attribute, the share of images generated from held-out captions that match the caption by the oracle.
 
     Writes a contact sheet of the first sixteen images, next to the renderings of the same scenes, to `sheet_file`.
     """

@@ -1,4 +1,4 @@
-"""Images of every kind that the sixteen tasks read or produce: the training images of the VAE and of the scorers."""
+"""Images of every kind used as input or output of the sixteen tasks: training images of the VAE and the scorers."""
 
 import numpy as np
 

@@ -1,8 +1,8 @@
-"""The pretraining corpus of the base model besides captioned scenes: exact results of every task, each with two texts.
+"""Pretraining corpus of the base model, in addition to captioned scenes: exact results of every task, with two texts each.
 
-A text-to-image model that was trained on the web has read instructions and has seen boxes, masks, line drawings and depth
-maps. This corpus stands in for that part of the web. An image comes with the instruction that led to it and with its caption.
-The corpus holds results alone: no image from before an edit, and no held-out task.
+A text-to-image model pretrained on web data has seen instructions, boxes, masks, line drawings and depth maps. This corpus
+replaces that part of the web data. Each image has the instruction that leads to it and its caption.
+The corpus has only results: no images from before an edit, and no held-out tasks.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class CorpusPart:
     """N images as latents, and the texts of each."""
 
     z: np.ndarray  # float16 [N, 8, 16, 16]
-    objects: np.ndarray  # bool [N, 16, 16]: where objects are, or what a local edit changed
+    objects: np.ndarray  # bool [N, 16, 16]: where objects are, or the region of a local edit
     texts: list[list[str]]  # [N] lists of one or two texts: the instruction and the caption of the result
 
     def __len__(self) -> int:

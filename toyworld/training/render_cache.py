@@ -18,14 +18,14 @@ _CHUNK = 1000
 
 
 def cache_folder(scratch: Path) -> Path:
-    """The render cache that a training with this scratch folder shares with its neighbours."""
+    """The render cache shared by the trainings whose scratch folders are next to each other."""
     return scratch.parent / "pool"
 
 
 def load_scenes(folder: Path, n: int = N_SCENES) -> tuple[Scenes, GroundTruth]:
     """The first `n` scenes of the training split with their ground truth; rendered into `folder` on the first call.
 
-    The arrays are memory-mapped. Normals are not kept: that array is empty, [n, 0].
+    The arrays are memory-mapped. Normals are not stored: that array is empty, [n, 0].
     If the scenes or the renderer change, the images are rendered again into another subfolder.
     """
     scenes = generate_scenes(scene_numbers("train", 0, n))

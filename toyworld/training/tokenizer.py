@@ -36,7 +36,7 @@ def train_vocabulary(folder: Path) -> None:
     """Train the BPE on captions and write `vocab.json` and `merges.txt` to `folder`.
 
     The result is not reproducible: the order of merges with equal counts differs from run to run. Models depend on the
-    token ids, so the vocabulary is committed to git, and a new one requires that every model is trained again.
+    token ids, so the vocabulary is committed to git; a new one requires retraining all models.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))

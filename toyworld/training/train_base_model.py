@@ -25,15 +25,15 @@ from toyworld.training.training_run import Recipe, autocast, device, train
 
 RECIPE = Recipe(steps=14_000, batch=32, lr=8e-4, warmup_steps=300, decay_share=0.35, ema_decay=0.9985)
 CONTINUE_RECIPE = Recipe(steps=7000, batch=32, lr=6e-4, warmup_steps=100, decay_share=0.35, ema_decay=0.9985)
-"""Continues from published weights. The shipped model had 7,650 steps on captions alone, then this recipe."""
+"""Continues from published weights. The shipped model was trained for 7,650 steps on captions only, then with this recipe."""
 CAPTION_DROPOUT = 0.10
 CORPUS_SHARE = 0.5
-"""Share of samples from the pretraining corpus. The others are scenes with their captions."""
+"""Share of samples from the pretraining corpus; the others are captioned scenes."""
 OBJECT_WEIGHT = 3.0
 """Loss weight of latent pixels with objects; others have weight 1. Captions describe objects, and half of a background
 like grass is noise. This weight is ours."""
 TIMESTEP_POWER = 0.5
-"""Training timesteps are 1000 u^0.5 with u uniform in [0, 1). This puts more of them at high noise, where the layout of
+"""Training timesteps are 1000 u^0.5 with u uniform in [0, 1). This favours high noise, where the layout of
 the image is decided. The power is ours."""
 WIDTH = 160
 
@@ -92,7 +92,7 @@ def build_scheduler() -> DDIMScheduler:
 def encode_scenes(vae: AutoencoderTiny, folder: Path, n: int = N_SCENES) -> Path:
     """Encode the first n scenes of the training split and return their subfolder of `folder`.
 
-    It holds the latents, float16 [n, 8, 16, 16], and a mask of the objects, bool [n, 16, 16].
+    It has the latents, float16 [n, 8, 16, 16], and a mask of the objects, bool [n, 16, 16].
     An existing subfolder is reused if the scenes, the renderer and the VAE are the same.
     """
     scenes = generate_scenes(scene_numbers("train", 0, n))
@@ -124,7 +124,7 @@ class TrainingData:
         self.corpus = pretraining_corpus.load_corpus(corpus_folder)
 
     def batch(self, step: int, n: int) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """n texts, latents float32 [n, 8, 16, 16] and object masks bool [n, 16, 16]; they depend on `step` alone."""
+        """n texts, latents float32 [n, 8, 16, 16] and object masks bool [n, 16, 16]; they depend only on `step`."""
         rng = np.random.default_rng(step)
         texts, z, objects = [], [], []
         for _ in range(n):
@@ -170,7 +170,7 @@ def _train_in_process(
     scenes_folder: Path,
     corpus_folder: Path,
 ) -> TextToLatent:
-    """The training of one process; returns the model with its EMA weights."""
+    """Training in one process; returns the model with its EMA weights."""
     tokenizer = tokens.build(scratch / "tokenizer")
     end = tokenizer.convert_tokens_to_ids(tokens.END)
     torch.manual_seed(0)
@@ -187,7 +187,7 @@ def _train_in_process(
     def loss_at(step: int) -> Tensor:
         texts, latents, objects = data.batch(step, recipe.batch)
         eps = torch.randn(latents.shape)
-        # one time in each of B equal intervals: the loss has less variance than with independent times
+        # stratified timesteps: lower variance of the loss than with independent ones
         u = (torch.randperm(len(latents)) + torch.rand(len(latents))) / len(latents)
         rows = shard(recipe.batch, accelerator.process_index, accelerator.num_processes)
         ids = tokenizer(texts[rows], padding="max_length", max_length=tokens.CONTEXT, truncation=True, return_tensors="pt")

@@ -46,7 +46,7 @@ _FILTERED = dict(
 
 
 def config(n_tokens: int = tokens.N_TOKENS) -> dict[str, Any]:
-    """The content of open_clip_config.json. The towers have the detector's sizes, so that its weights fit them."""
+    """The content of open_clip_config.json. The towers have the detector's sizes, so that its weights can be loaded."""
     vision = {"image_size": SIZE, "patch_size": 8, "width": WIDTH, "layers": 4, "head_width": WIDTH // 4}
     text = {
         "context_length": tokens.CONTEXT,
@@ -69,8 +69,8 @@ def build(n_tokens: int = tokens.N_TOKENS) -> open_clip.CLIP:
 def load_detector_weights(model: open_clip.CLIP, folder: Path) -> None:
     """Initialise both towers from the detector in `folder`.
 
-    OWL-ViT (arXiv 2205.06230) initialises its detector from a CLIP that was trained on captions from the web. We do the
-    reverse: in the toy world boxes and phrases are known exactly, and they are more informative per image than captions.
+    OWL-ViT (arXiv 2205.06230) initialises its detector from a CLIP pretrained on web captions. We do the
+    reverse: in the toy world boxes and phrases are exact, and more informative per image than captions.
     """
     detector_weights = load_file(folder / "model.safetensors")
     clip_weights = model.state_dict()
@@ -129,7 +129,7 @@ def save(model: open_clip.CLIP, tokenizer: Any, folder: Path) -> None:
 def caption_picture(scenes: Scenes, n: int, kind: str, rng: random.Random) -> str:
     """A caption for the image of this kind that `mixed_pictures.render_mixed` renders of scene n.
 
-    Captions of maps, drawings and skeletons name no colours of objects, because these images do not show them.
+    Captions of maps, drawings and skeletons do not name object colours, because these images do not show them.
     """
     number = scenes.number[n : n + 1]
     if kind in _MAPS:
@@ -162,7 +162,7 @@ def _name_objects(scenes: Scenes, n: int, rng: random.Random) -> str:
 
 def loss(model: open_clip.CLIP, x: Tensor, ids: Tensor) -> Tensor:
     """The symmetric contrastive loss (Radford et al. 2021, arXiv 2103.00020, figure 3); x [B, 3, H, W], ids [B, T]."""
-    # on a CPU, unfused attention trains three times as fast as fused attention
+    # on a CPU, training with unfused attention is three times as fast as with fused attention
     with autocast(), sdpa_kernel(SDPBackend.MATH):
         image_embeddings, text_embeddings = model.encode_image(x), model.encode_text(ids)
     scale = model.logit_scale.clamp_max(4.6052).exp()  # at most 100
@@ -172,7 +172,7 @@ def loss(model: open_clip.CLIP, x: Tensor, ids: Tensor) -> Tensor:
 
 
 def run(scratch: Path, recipe: Recipe = RECIPE, n_images: int = N_MIXED) -> Path:
-    """Train the model and return the folder it is saved in.
+    """Train the model and return its folder.
 
     If a trained detector exists in the neighbouring scratch folder, the training starts from its weights.
     """

@@ -28,13 +28,13 @@ def build() -> DepthAnythingForDepthEstimation:
         backbone_config=backbone, patch_size=8, reassemble_hidden_size=WIDTH, neck_hidden_sizes=[32, 48, 64, 96],
         fusion_hidden_size=40, head_hidden_size=16,
     )  # fmt: skip
-    config._attn_implementation = backbone._attn_implementation = "eager"  # trains faster on a CPU than fused attention
+    config._attn_implementation = backbone._attn_implementation = "eager"  # faster training on a CPU than fused attention
     model = DepthAnythingForDepthEstimation(config)
     for layer in (*model.neck.modules(), *model.head.modules()):
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             # transformers' initial standard deviation of 0.02 makes the signal vanish in narrow layers
             layer.reset_parameters()
-    nn.init.constant_(model.head.conv3.bias, 0.2)  # so that the last ReLU does not start dead
+    nn.init.constant_(model.head.conv3.bias, 0.2)  # so that the last ReLU is active initially
     return model
 
 
@@ -48,7 +48,7 @@ def save(model: DepthAnythingForDepthEstimation, folder: Path) -> None:
 def loss(predicted: Tensor, target: Tensor) -> Tensor:
     """L1 and squared error of disparity [B, H, W], and L1 of the differences between neighbouring pixels (ours).
 
-    Objects cover an eighth of an image. With L1 alone the model may ignore them; the squared error prevents that.
+    Objects cover an eighth of an image. With only L1 the model may ignore them; the squared error prevents that.
     The differences between neighbours keep edges sharp.
     """
     error = predicted - target

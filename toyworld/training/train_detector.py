@@ -46,7 +46,7 @@ def build(n_tokens: int = tokens.N_TOKENS) -> OwlViTForObjectDetection:
     model = OwlViTForObjectDetection(config)
     for layer in (*model.box_head.modules(), *model.class_head.modules()):
         if isinstance(layer, nn.Linear):
-            # transformers initialises these with unit standard deviation: the boxes would be saturated and stay so
+            # transformers initialises these with unit standard deviation: the boxes would be saturated permanently
             nn.init.trunc_normal_(layer.weight, std=WIDTH**-0.5)
             nn.init.zeros_(layer.bias)
     for layer in (model.box_head.dense2, model.class_head.logit_shift, model.class_head.logit_scale):
@@ -96,7 +96,7 @@ def assign_objects(boxes: Tensor) -> tuple[Tensor, Tensor]:
 def loss(logits: Tensor, predicted_boxes: Tensor, boxes: Tensor, matches: Tensor) -> Tensor:
     """Focal loss of the scores, and L1 and GIoU loss of the boxes at positive patches.
 
-    The parts are those of OWL-ViT (arXiv 2205.06230). The weights, and the assignment by distance, are ours.
+    The parts follow OWL-ViT (arXiv 2205.06230). The weights, and the assignment by distance, are ours.
     Logits [N, Q, P], predicted boxes [N, Q, 4] in [0, 1], true boxes [N, 3, 4] in px, matches bool [N, 3, P].
     """
     slots, distance_px = assign_objects(boxes)

@@ -85,7 +85,7 @@ def loss(logits: Tensor, predicted_iou: Tensor, masks: Tensor) -> Tensor:
 
     Cross-entropy and dice loss (Milletari et al. 2016, arXiv 1606.04797) of the single answer and of the best
     alternative, and the squared error of the predicted IoU, as in SAM (arXiv 2304.02643, appendix A).
-    SAM has focal loss in the place of cross-entropy; this, and the weights, are ours.
+    SAM uses focal loss instead of cross-entropy; this, and the weights, are ours.
     """
     target = masks[:, None].expand_as(logits).float()
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((2, 3))

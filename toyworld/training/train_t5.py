@@ -1,9 +1,9 @@
-"""The toy T5: an untrained T5 in T5's format, with a tokenizer of the words of the toy world, of their parts and of letters.
+"""The toy T5: an untrained T5 in T5's format, with a tokenizer for the toy world's words, word parts and letters.
 
-The model is not trained here. The router stage fine-tunes it, as it fine-tunes `google/flan-t5-*`. What pretraining gives a
-T5 has to come from its start: words are split into stem and ending, so that "brighter" and "brighten" share a token,
-embeddings are small and residual branches start at zero, so that it first learns what each word says and then what
-combinations say. With T5's own start it memorises whole instructions instead.
+The model is not trained here. The router stage fine-tunes it like `google/flan-t5-*`. The initialisation must replace
+pretraining: words are split into stem and ending, so that "brighter" and "brighten" share a token, embeddings are small and
+residual branches start at zero, so that it first learns the meaning of words and then of combinations. With T5's default
+initialisation it memorises whole instructions instead.
 """
 
 import re
@@ -24,17 +24,17 @@ from toyworld.scenes.palette import BACKGROUNDS, CONDITIONS, STYLES
 WIDTH, HEADS, ENCODER_LAYERS, DECODER_LAYERS = 64, 4, 2, 1
 MAX_TOKENS = 96
 EMBEDDING_STD = 0.05
-"""Standard deviation of the embeddings; T5's own is 1, which Adam hardly changes in a few hundred steps."""
+"""Standard deviation of the embeddings; T5's default is 1, which Adam barely changes in a few hundred steps."""
 _WORD_SCORE, _STEM_SCORE, _PIECE_SCORE, _LETTER_SCORE = -8.0, -9.5, -10.0, -16.0
-"""Log-probabilities of the unigram model: a word scores higher than stem and ending, and these higher than letters."""
+"""Log-probabilities of the unigram model: words score higher than stem and ending, which score higher than letters."""
 _FIRST_LETTER_SCORE = -12.0
-_SPACE = "▁"  # SentencePiece writes this for the space before a word
+_SPACE = "▁"  # SentencePiece's symbol for the space before a word
 ENDINGS = (
     "s", "es", "ed", "d", "ing", "er", "est", "r", "st", "y", "ly", "ish", "ness", "ion", "ation", "en", "al", "ful", "ize",
     "ise", "able", "ment", "ist", "ier", "ies", "iness", "less", "ened", "ening",
 )  # fmt: skip
 MIN_STEM = 3
-"""Letters that a stem has at least."""
+"""Minimum number of letters of a stem."""
 
 
 def list_words() -> list[str]:
@@ -49,7 +49,7 @@ def list_words() -> list[str]:
 
 
 def stem(word: str) -> str:
-    """A word without its longest ending; the word itself where less than `MIN_STEM` letters would be left."""
+    """A word without its longest ending; the word itself if fewer than `MIN_STEM` letters would remain."""
     endings = [ending for ending in ENDINGS if word.endswith(ending) and len(word) - len(ending) >= MIN_STEM]
     return word[: -max(map(len, endings))] if endings else word
 
@@ -62,7 +62,7 @@ def _split(texts: list[str]) -> Iterator[str]:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A unigram tokenizer (Kudo 2018, arXiv 1804.10959) of stems and endings, and of letters for all other words.
 
-    A word is one token where no other word has its stem. It ignores case. `T5Tokenizer` does not keep this property when
+    A word is one token if no other word has its stem. Case is ignored. `T5Tokenizer` loses this property when
     it is saved and loaded, so only its backend is used.
     """
     words = [word for word in list_words() if len(word) > 1]
@@ -84,7 +84,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build(n_tokens: int) -> T5ForConditionalGeneration:
-    """A T5 with weights from a fixed seed: small embeddings, and residual branches that give zero."""
+    """A T5 with weights from a fixed seed: small embeddings, and residual branches initialised to zero."""
     config = T5Config(
         vocab_size=n_tokens,
         d_model=WIDTH,
@@ -93,7 +93,7 @@ def build(n_tokens: int) -> T5ForConditionalGeneration:
         num_layers=ENCODER_LAYERS,
         num_decoder_layers=DECODER_LAYERS,
         num_heads=HEADS,
-        dropout_rate=0.0,  # takes a fifth of the time on a CPU and does not help in a few epochs
+        dropout_rate=0.0,  # dropout takes a fifth of the time on a CPU and does not help in a few epochs
         decoder_start_token_id=0,
     )
     with torch.random.fork_rng([]):

@@ -27,7 +27,7 @@ LOG_EVERY_STEPS = 20
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a training. The learning rate rises, holds, and falls linearly to zero over the last steps."""
+    """The settings of a training. The learning rate has a warm-up, a plateau, and a linear decay to zero."""
 
     steps: int
     batch: int
@@ -40,12 +40,12 @@ class Recipe:
 
 
 def device() -> torch.device:
-    """Where the trainings run: the GPU if there is one."""
+    """Device of the trainings: the GPU if there is one."""
     return Runtime.choose().torch_device
 
 
 def autocast() -> torch.autocast:
-    """Mixed precision where this machine computes faster in it."""
+    """Mixed precision if it is faster on this machine."""
     return Runtime.choose().autocast()
 
 
@@ -57,12 +57,12 @@ def train(
     save_every_s: float = 60.0,
     accelerator: Accelerator | None = None,
 ) -> nn.Module:
-    """Minimise `loss_at(step)` and return `model` holding the averaged (EMA) weights, on the CPU.
+    """Minimise `loss_at(step)` and return `model` with the averaged (EMA) weights, on the CPU.
 
-    `loss_at` draws its own batch from the step number alone, so a resumed run sees the data it would have seen; of several
-    processes, each its shard, through the model as `accelerator` wrapped it, which averages the gradients. State goes to
-    `scratch`, losses to `scratch/stats.jsonl`. The number of steps may change when a run is resumed, nothing else; raises
-    OptimizationError then.
+    `loss_at` derives its batch only from the step number, so a resumed run gets the same data; with several processes each
+    computes its shard, through the model as wrapped by `accelerator`, which averages the gradients. State goes to `scratch`,
+    losses to `scratch/stats.jsonl`. Only the number of steps may change when a run is resumed; other changes raise
+    OptimizationError.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     model.to(device())

@@ -1,1 +1,1 @@
-"""Published editing methods, for the same base models: additional candidates, and baselines to compare with."""
+"""Published editing methods for the same base models: further candidates, and baselines."""

@@ -1,4 +1,4 @@
-"""Replace and record cross-attention maps, and share self-attention with the source: the layers of Prompt-to-Prompt.
+"""Attention layers of Prompt-to-Prompt: edit and record cross-attention maps, share self-attention with the source.
 
 Hertz et al., arXiv 2208.01626.
 
@@ -34,7 +34,7 @@ class MapEdits:
 
 
 class AttentionMapControl:
-    """What the attention layers do in the current forward pass, and the maps that they recorded in all of them.
+    """Controls the attention layers in the current forward pass, and stores the maps recorded in all passes.
 
     Call `set` before every forward pass of the U-Net.
     """
@@ -52,18 +52,18 @@ class AttentionMapControl:
     ) -> None:
         """Describe the next forward pass.
 
-        `source_row` int64 [R] is the row of each row's source; a source points at itself. `max_self_tokens` int64 [R]:
-        in layers of at most that many tokens, self-attention takes queries and keys from the source; 0 is no layer.
-        `first_text_row` is the first row with text. The maps of cross-attention layers whose number of tokens is in
-        `recorded_sizes` are recorded. `map_edits` None leaves all cross-attention maps unchanged.
+        `source_row` int64 [R]: row of each row's source; a source points at itself. `max_self_tokens` int64 [R]: self-attention
+        uses the source's queries and keys in layers of at most this many tokens; 0: in no layer.
+        `first_text_row`: the first row with text. Maps of cross-attention layers are recorded if their number of tokens is in
+        `recorded_sizes`. `map_edits` None: cross-attention maps are unchanged.
         """
         self.source_row, self.max_self_tokens, self.first_text_row = source_row, max_self_tokens, first_text_row
         self.recorded_sizes, self.map_edits = recorded_sizes, map_edits
 
     def mean_map(self, n_tokens: int) -> Tensor:
-        """Mean over layers with that many tokens, heads and forward passes of the maps before any edit, [R', N, L].
+        """Mean of the unedited maps over layers with this many tokens, heads and forward passes, [R', N, L].
 
-        Raises ValueError where no such layer was recorded.
+        Raises ValueError if no such layer was recorded.
         """
         if n_tokens not in self._recorded:
             raise ValueError(
@@ -74,7 +74,7 @@ class AttentionMapControl:
         return total / n_maps
 
     def inject_qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Replace queries, keys and their mask [R, ...] of a self-attention by those of the source where set."""
+        """Replace queries, keys and their mask [R, ...] of self-attention by the source's, in rows where this is set."""
         injected = self.max_self_tokens >= query.shape[-2]
         if not injected.any():
             return query, key, mask
@@ -82,11 +82,11 @@ class AttentionMapControl:
         return query[row], key[row], None if mask is None else mask[row]
 
     def needs_maps(self, n_tokens: int) -> bool:
-        """Whether the maps of a cross-attention layer with that many tokens are edited or recorded."""
+        """Whether the maps of a cross-attention layer with this many tokens are edited or recorded."""
         return self.map_edits is not None or n_tokens in self.recorded_sizes
 
     def edit_maps(self, P: Tensor) -> Tensor:
-        """Record the maps P [R', heads, N, L] of the rows with text, then edit them as `map_edits` describes."""
+        """Record the maps P [R', heads, N, L] of the rows with text, then apply `map_edits`."""
         n_tokens = P.shape[2]
         if n_tokens in self.recorded_sizes:
             total, n_maps = self._recorded.get(n_tokens, (torch.zeros((), device=P.device), 0))
@@ -105,13 +105,13 @@ class AttentionMapControl:
 
 
 class AttentionMapProcessor(HookedAttnProcessor):
-    """Attention that follows an AttentionMapControl."""
+    """Attention controlled by an AttentionMapControl."""
 
     def __init__(self, control: AttentionMapControl) -> None:
         self.control = control
 
     def check_layer(self, attn: Any, hidden_states: Tensor) -> None:
-        """Raise ValueError for attention whose maps do not belong to a sequence of tokens, such as a VAE's."""
+        """Raise ValueError for attention that is not over token sequences, such as a VAE's."""
         if hidden_states.ndim != 3 or attn.spatial_norm is not None or attn.group_norm is not None:
             raise ValueError(
                 "want attention over rows of tokens [R, N, D], as in a diffusion U-Net, "
@@ -123,7 +123,7 @@ class AttentionMapProcessor(HookedAttnProcessor):
         return self.control.inject_qk(query, key, mask)
 
     def attend(self, is_self_attention: bool, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Compute the full maps of the rows with text where they are needed, and fused attention everywhere else."""
+        """Compute explicit maps of the rows with text if they are needed, else fused attention."""
         if is_self_attention or not self.control.needs_maps(query.shape[2]):
             return super().attend(is_self_attention, query, key, value, mask)
         first = self.control.first_text_row
@@ -143,7 +143,7 @@ class AttentionMapProcessor(HookedAttnProcessor):
 
 @contextmanager
 def control_attention_maps(unet: Any) -> Iterator[AttentionMapControl]:
-    """Control every attention layer of a U-Net inside the `with` block, see `attention_processor.install_processor`."""
+    """Context manager that controls every attention layer of a U-Net, see `attention_processor.install_processor`."""
     control = AttentionMapControl()
     with install_processor(unet, AttentionMapProcessor(control)):
         yield control

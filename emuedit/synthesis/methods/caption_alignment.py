@@ -1,4 +1,4 @@
-"""The words and tokens of the two captions of an edit, aligned for Prompt-to-Prompt (Hertz et al., arXiv 2208.01626).
+"""Align the words and tokens of the two captions of an edit for Prompt-to-Prompt (Hertz et al., arXiv 2208.01626).
 
 Shapes: L tokens of a caption, with start, end and padding.
 """
@@ -35,14 +35,14 @@ class CaptionTokens:
         caption_ids, word_ids = list(tokenizer(caption)["input_ids"]), [i for ids in token_ids for i in ids]
         if caption_ids[1:-1] != word_ids or len(caption_ids) > tokenizer.model_max_length:
             raise ValueError(
-                f"want a caption of at most {tokenizer.model_max_length} tokens, word by word between a start and an end token, "
+                f"want a caption of at most {tokenizer.model_max_length} tokens, tokenized by word between start and end token, "
                 f"got {len(caption_ids)} for {caption!r}; shorten it, or use a CLIP tokenizer"
             )
         return CaptionTokens(words, token_ids)
 
     @property
     def sequence(self) -> list[int | str]:
-        """All token ids in order, between marks for start and end."""
+        """All token ids in order, between markers for start and end."""
         return ["start", *(i for ids in self.token_ids for i in ids), "end"]
 
     @property
@@ -51,7 +51,7 @@ class CaptionTokens:
         return [len(ids) for ids in self.token_ids]
 
     def token_mask(self, positions: Iterable[int], length: int) -> Tensor:
-        """1 at the tokens of the words at `positions`, else 0: float [L]."""
+        """float [L]: 1 at the tokens of the words at `positions`, else 0."""
         spans, mask = token_alignment.spans(self.lengths), torch.zeros(length)
         for position in positions:
             mask[list(spans[position])] = 1
@@ -59,7 +59,7 @@ class CaptionTokens:
 
 
 def map_tokens(source: CaptionTokens, target: CaptionTokens, length: int) -> token_alignment.TokenMapping:
-    """Map tokens by word swap (`replace`) for captions of equally many words, else by `refine`. This rule is ours."""
+    """Map tokens by word swap (`replace`) for captions with equal numbers of words, else by `refine`. This rule is ours."""
     if len(source.words) == len(target.words):
         return token_alignment.replace(source.lengths, target.lengths, length)
     return token_alignment.refine(source.sequence, target.sequence, length)
@@ -67,16 +67,16 @@ def map_tokens(source: CaptionTokens, target: CaptionTokens, length: int) -> tok
 
 @dataclass(frozen=True)
 class CaptionAlignment:
-    """How the cross-attention maps of an edit follow those of its source, and which tokens changed; all float [L]."""
+    """How cross-attention maps of an edit depend on its source's, and the changed tokens; all float [L]."""
 
     mapping: token_alignment.TokenMapping
-    token_weight: Tensor  # factor of each token's map, 1 where nothing is re-weighted
-    removed: Tensor  # 1 at the tokens of words that only the source's caption has
-    added: Tensor  # 1 at the tokens of words that only the edit's caption has
+    token_weight: Tensor  # factor of each token's map; 1: not re-weighted
+    removed: Tensor  # 1 at tokens of words that are only in the source's caption
+    added: Tensor  # 1 at tokens of words that are only in the edit's caption
 
     @staticmethod
     def build(source: CaptionTokens, target: CaptionTokens, word_weights: Mapping[str, float], length: int) -> CaptionAlignment:
-        """Align two captions. `word_weights` gives factors for words of the target, punctuation left out.
+        """Align two captions. `word_weights`: word of the target, without punctuation -> factor.
 
         Raises ValueError for a weighted word that is not in the target.
         """
@@ -91,6 +91,6 @@ class CaptionAlignment:
 
     @staticmethod
     def without_source(length: int) -> CaptionAlignment:
-        """No alignment: every token keeps its own map, and no word counts as changed."""
+        """No alignment: every token keeps its own map, and no word is changed."""
         mapping = token_alignment.TokenMapping(torch.zeros(length, length), torch.ones(length))
         return CaptionAlignment(mapping, torch.ones(length), torch.zeros(length), torch.zeros(length))

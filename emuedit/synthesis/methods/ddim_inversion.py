@@ -1,9 +1,9 @@
 """DDIM inversion: the latents that lead from noise to a given image (Song et al., arXiv 2010.02502, section 4.3).
 
 Guided sampling from inverted noise does not return to the image. Null-text inversion (arXiv 2211.09794) optimises a
-null text for every step of every image. Direct inversion (Ju et al., arXiv 2310.01506) puts the sources back on the
-inverted path after each step and does not change their edits. `PromptToPrompt.generate` uses the latter: it needs no
-optimisation, and the sources return exactly.
+null text for every step of every image. Direct inversion (Ju et al., arXiv 2310.01506) resets the sources to the inverted path
+after each step and does not change their edits. `PromptToPrompt.generate` uses the latter: it needs no optimisation, and the
+sources are reproduced exactly.
 
 Shapes: G sources, S steps, C latent channels, h and w the height and width of the latents.
 """
@@ -21,7 +21,7 @@ from emuedit.models.text_to_image import TextToImageModel
 
 
 def ddim_scheduler(base_model: TextToImageModel) -> Any:
-    """DDIM on the noise levels of the base model, without clipping: its step is affine, so it can be inverted."""
+    """DDIM with the noise levels of the base model, without clipping: its step is affine, hence invertible."""
     return memoryless_scheduler(base_model.scheduler, always_ddim=True)
 
 
@@ -38,8 +38,8 @@ def invert(
     path[i] is the latent before step i of DDIM, path[S] is z_0. A step z' = a z + b e(z, t) is inverted as
     z = (z' - b e(z, t)) / a. The network is evaluated at z', which is DDIM inversion, and then `iterations` - 1 times
     at the resulting z: a fixed-point iteration as in AIDI (Pan et al., arXiv 2309.04907). a and b are read off the
-    scheduler's step, so that any prediction type works. No guidance is applied. A `dtype` other than float32 runs the
-    U-Net under autocast. Raises ValueError for another number of captions than of images, and for no iterations.
+    scheduler's step, so any prediction type works. No guidance is applied. A `dtype` other than float32 runs the
+    U-Net under autocast. Raises ValueError for unequal numbers of captions and images, and for fewer than one iteration.
     """
     if len(captions) != len(z_0):
         raise ValueError(f"want one caption per image, got {len(captions)} captions for {len(z_0)} images")

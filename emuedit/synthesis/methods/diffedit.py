@@ -1,4 +1,4 @@
-"""Masks from the base model alone: DiffEdit (Couairon et al., arXiv 2210.11427, section 3.2).
+"""Masks from only the base model: DiffEdit (Couairon et al., arXiv 2210.11427, section 3.2).
 
 Noise the source's latents, predict the noise under two captions, and mark where the predictions differ. This needs no
 detector and no phrase that names an object. As in the paper: noise at half of the steps, the absolute difference
@@ -34,11 +34,11 @@ class NoiseDifference(config.Params):
     """Params of DiffEdit's mask."""
 
     strength: float = Field(gt=0, le=1)
-    """How much the source is noised, as a fraction of the steps; the paper's 0.5."""
+    """Noise level of the source, as a fraction of the steps; paper: 0.5."""
     n_noises: int = Field(ge=1)
-    """Number of noises to average over; the paper's 10."""
+    """Number of noises to average over; paper: 10."""
     threshold: float = Field(gt=0, lt=1)
-    """Rescaled difference above which a latent cell belongs to the mask; the paper's 0.5."""
+    """Rescaled difference above which a latent cell belongs to the mask; paper: 0.5."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class CaptionContrast:
 def difference_masks(
     sampler: Sampler, z_0: Tensor, seeds: Sequence[int], contrasts: Sequence[CaptionContrast], size: tuple[int, int], rows: int
 ) -> list[Tensor | Rejected]:
-    """Compute the mask of every contrast: bool [H, W] of `size`, or Rejected where the predictions do not differ.
+    """Compute the mask of every contrast: bool [H, W] of `size`, or Rejected if the predictions do not differ.
 
-    `z_0` float32 [G, C, h, w] are the sources' latents, `seeds` give the noises, one seed per source. A mask depends on
-    its own source, seed and contrast only. At most `rows` rows go through the U-Net at a time. Raises ValueError for
-    another number of seeds than of sources.
+    `z_0` float32 [G, C, h, w]: latents of the sources; `seeds`: one noise seed per source. A mask depends only on its source,
+    seed and contrast. At most `rows` rows are in one forward pass of the U-Net. Raises ValueError for unequal numbers of seeds
+    and sources.
     """
     if len(seeds) != len(z_0):
         raise ValueError(f"want one seed per source, got {len(seeds)} seeds for {len(z_0)} sources")
@@ -71,7 +71,7 @@ def difference_masks(
         captions = [before, *(contrasts[k].after for k in members)]
         e = _predict(sampler, z_0[source], seeds[source], captions, params, rows)
         for k, D in zip(members, rescale_differences(e), strict=True):
-            P = F.interpolate(D.gt(params.threshold)[None, None].float(), size)[0, 0] > 0  # nearest: cells stay whole
+            P = F.interpolate(D.gt(params.threshold)[None, None].float(), size)[0, 0] > 0  # nearest: cells are not split
             if P.any():
                 masks[k] = P.cpu()
     return masks
@@ -80,7 +80,7 @@ def difference_masks(
 def rescale_differences(e: Tensor) -> Tensor:
     """Predictions [1 + K, n, C, h, w], the source caption's first -> rescaled differences, float32 [K, h, w] in [0, 1].
 
-    D = min(d, 3 mean(d)) / (3 mean(d)), with d the mean over noises and channels of |e_k - e_source|. D is 0 where no
+    D = min(d, 3 mean(d)) / (3 mean(d)), with d the mean over noises and channels of |e_k - e_source|. D is 0 if no
     prediction differs.
     """
     d = (e[1:] - e[:1]).abs().mean((1, 2))  # [K, h, w]
@@ -89,7 +89,7 @@ def rescale_differences(e: Tensor) -> Tensor:
 
 
 def _predict(sampler: Sampler, z_0: Tensor, seed: int, captions: Sequence[str], params: NoiseDifference, rows: int) -> Tensor:
-    """Predict for one source [C, h, w] under every caption and noise: float32 [captions, n, C, h, w]."""
+    """Predictions for one source [C, h, w] with every caption and noise: float32 [captions, n, C, h, w]."""
     denoiser = sampler.denoiser()
     n_steps = max(1, round(params.strength * sampler.steps))
     t = denoiser.timesteps[sampler.steps - n_steps]

@@ -1,6 +1,6 @@
 """LocalBlend of Prompt-to-Prompt (Hertz et al., arXiv 2208.01626): change the latents only near the changed words.
 
-The details (3 x 3 max-pool, a threshold relative to the maximum) are those of the authors' code.
+The details (3 x 3 max-pool, a threshold relative to the maximum) follow the authors' code.
 
 Shapes: N tokens of a layer, L tokens of a caption, C latent channels, h and w the height and width of the latents.
 """
@@ -15,9 +15,9 @@ from emuedit.core import attention_mixing
 
 
 def blend_latents(z: Tensor, z_source: Tensor, changed: Iterable[tuple[Tensor, Tensor]], threshold: float) -> Tensor:
-    """M z + (1 - M) z_source, [C, h, w]. M is 1 where the changed words of either caption get much attention, else 0.
+    """M z + (1 - M) z_source, [C, h, w]. M is 1 where the attention to changed words of either caption is high, else 0.
 
-    `changed` gives for each caption its mean cross-attention maps [N, L], and a mask [L] that is 1 at the tokens of its
+    `changed`: for each caption its mean cross-attention maps [N, L], and a mask [L] that is 1 at the tokens of its
     changed words. A caption without changed words adds nothing to M.
     """
     size = (z.shape[-2], z.shape[-1])
@@ -29,7 +29,7 @@ def blend_latents(z: Tensor, z_source: Tensor, changed: Iterable[tuple[Tensor, T
 
 
 def attention_region(P: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
-    """Where a map P [N], max-pooled over 3 x 3 cells, resized to (h, w), exceeds threshold x maximum: bool [h, w]."""
+    """bool [h, w]: where a map P [N], max-pooled over 3 x 3 cells and resized, exceeds threshold x maximum."""
     grid = P.reshape(1, 1, *attention_mixing.layer_grid(len(P), *size)).float()
     grid = F.interpolate(F.max_pool2d(grid, 3, stride=1, padding=1), size)[0, 0]
     return grid / grid.amax() > threshold

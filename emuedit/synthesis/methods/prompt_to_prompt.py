@@ -2,7 +2,7 @@
 
 It works for any diffusers U-Net with plain attention and any prediction type. Cross-attention maps are edited, so they
 are computed explicitly (R x heads x N x L numbers per layer) in the steps that edit or record them. Self-attention maps
-are only taken over from the source, for which its queries and keys suffice. The data recipe of InstructPix2Pix
+are only copied from the source, for which its queries and keys suffice. The data recipe of InstructPix2Pix
 (arXiv 2211.09800) is a special case, see `instruct_pix2pix`.
 
 Shapes: G sources, K edits, R = G + K rows (sources first), N tokens of a layer, L tokens of a caption, S steps, C
@@ -28,16 +28,16 @@ from emuedit.synthesis.methods.caption_alignment import CaptionAlignment, Captio
 from emuedit.synthesis.methods.local_blend import blend_latents
 
 ALL_LAYERS = 1 << 30
-"""As `PromptToPromptEdit.self_tokens`: layers of any size."""
+"""Value of `PromptToPromptEdit.self_tokens` for layers of any size."""
 
 
 @dataclass(frozen=True)
 class LocalBlend:
-    """Keep the source's latents wherever the changed words of both captions get little cross-attention."""
+    """Keep the source's latents where cross-attention to the changed words of both captions is low."""
 
-    n_tokens: int  # of the layers whose maps are used; the authors' 16 x 16 for latents of 64 x 64
-    threshold: float  # of a map divided by its maximum; the authors' 0.3
-    start: float  # fraction of the steps before the first blend; the authors' 0.2
+    n_tokens: int  # of the layers whose maps are used; authors: 16 x 16 for latents of 64 x 64
+    threshold: float  # of a map divided by its maximum; authors: 0.3
+    start: float  # fraction of the steps before the first blend; authors: 0.2
 
 
 @dataclass(frozen=True)
@@ -46,25 +46,25 @@ class PromptToPromptEdit:
 
     source: int
     caption: str
-    cross_fraction: float  # steps in which cross-attention maps follow the source's; the authors' 0.8
-    self_fraction: float  # steps in which self-attention maps are the source's; the authors' 0.4
-    self_tokens: int  # only in layers of at most that many tokens; the authors' 16 x 16 for latents of 64 x 64
+    cross_fraction: float  # steps in which cross-attention maps follow the source's; authors: 0.8
+    self_fraction: float  # steps in which self-attention maps are the source's; authors: 0.4
+    self_tokens: int  # only in layers of at most this many tokens; authors: 16 x 16 for latents of 64 x 64
     guidance_scale: float
-    null_too: bool = False  # self-attention also in the rows without text, which the authors leave unchanged
+    null_too: bool = False  # self-attention also in rows without text, unlike the authors
     weights: Mapping[str, float] = field(default_factory=dict)  # word of the caption -> factor of its maps
     blend: LocalBlend | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError for fractions outside [0, 1], and for words that are re-weighted in no step."""
+        """Raise ValueError for fractions outside [0, 1], and for word weights that are used in no step."""
         fractions = (self.cross_fraction, self.self_fraction)
         if wrong := [fraction for fraction in fractions if not 0 <= fraction <= 1]:
-            raise ValueError(f"fractions of the steps must lie in [0, 1], got {wrong}")
+            raise ValueError(f"fractions of the steps must be in [0, 1], got {wrong}")
         if self.weights and not self.cross_fraction:
             raise ValueError(f"want a cross_fraction above 0 to reweight words, got 0 with {dict(self.weights)}")
 
     @property
     def needs_alignment(self) -> bool:
-        """Whether the words of the two captions are compared."""
+        """Whether the words of the two captions are aligned."""
         return bool(self.cross_fraction or self.weights or self.blend)
 
 
@@ -80,7 +80,7 @@ class PromptToPrompt:
     base_model: TextToImageModel
     steps: int
     dtype: torch.dtype = torch.float32
-    guidance_interval: tuple[float, float] = (0.0, 1.0)  # as `Sampler.guidance_interval`
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # see `Sampler.guidance_interval`
 
     def generate(
         self,
@@ -92,10 +92,10 @@ class PromptToPrompt:
     ) -> tuple[Tensor, Tensor]:
         """Generate G sources and K edits in one batch: latents float32 [G, C, h, w] and [K, C, h, w].
 
-        An edit has its source's noise, initially and in every step. With a `path` float32 [S + 1, G, C, h, w] of real
+        An edit has the same noise as its source, initially and in every step. With a `path` float32 [S + 1, G, C, h, w] of real
         images (`ddim_inversion.invert`), DDIM is used, sources stay on the path, and edits start from its noise.
-        Raises ValueError for unequal numbers of captions, seeds and guidance scales, for a path of another length, and
-        for captions that are longer than the tokenizer's maximum where words are compared.
+        Raises ValueError for unequal numbers of captions, seeds and guidance scales, for a path of wrong length, and
+        for captions that exceed the tokenizer's maximum if words are aligned.
         """
         if not len(captions) == len(seeds) == len(guidance_scales) or not captions:
             raise ValueError(
@@ -130,7 +130,7 @@ class PromptToPrompt:
         return z[:n_sources], z[n_sources:]
 
     def _denoiser(self, n_sources: int, path: Tensor | None, generators: Sequence[torch.Generator]) -> Denoiser:
-        """The scheduler of `Sampler`, so that its sources are these; or the one that the path was computed with."""
+        """The scheduler of `Sampler`, to get equal sources, or the one that the path was computed with."""
         scheduler = memoryless_scheduler(self.base_model.scheduler)
         if path is not None:
             want, got = (self.steps + 1, n_sources), tuple(path.shape[:2])
@@ -143,7 +143,7 @@ class PromptToPrompt:
 def align_captions(
     tokenizer: Any, captions: Sequence[str], edits: Sequence[PromptToPromptEdit], length: int
 ) -> list[CaptionAlignment]:
-    """Align the caption of each of K edits with that of its source, where that is needed; `length` is L."""
+    """Align the caption of each of K edits with its source's, if needed; `length` is L."""
     tokens = cache(partial(CaptionTokens.from_caption, tokenizer))
     return [
         CaptionAlignment.build(tokens(captions[edit.source]), tokens(edit.caption), edit.weights, length)
@@ -179,7 +179,7 @@ class StepControl:
         )
 
     def apply_local_blend(self, i: int, z: Tensor) -> Tensor:
-        """After step i, blend the edits among z [R, C, h, w] with their sources, as `blend_latents` does."""
+        """After step i, blend the edits in z [R, C, h, w] with their sources (`blend_latents`)."""
         z = z.clone()
         for row, (edit, alignment) in enumerate(zip(self.edits, self.alignments, strict=True), start=self.n_sources):
             if edit.blend and i >= int(edit.blend.start * self.steps):

@@ -169,7 +169,7 @@ def test_the_number_of_words_decides_between_replace_and_refine(base_model: Text
 
 
 def test_wrong_arguments_are_refused(base_model: TextToImageModel) -> None:
-    with pytest.raises(ValueError, match=r"fractions of the steps must lie in \[0, 1\], got \[1.5\]"):
+    with pytest.raises(ValueError, match=r"fractions of the steps must be in \[0, 1\], got \[1.5\]"):
         replace(PLAIN_EDIT, cross_fraction=1.5)
     with pytest.raises(ValueError, match="to reweight, got 'green'"):
         generate(base_model, replace(PLAIN_EDIT, cross_fraction=1.0, weights={"green": 2.0}))

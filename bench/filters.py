@@ -63,13 +63,13 @@ EDGES: dict[str, tuple[Edge, ...]] = {
     "l1_inside": ("min",),
     "l1_outside": ("max",),
     "mask_area": BOTH,
-    "present_target": ("min",),
-    "present_source": ("max",),
-    "found_source": ("min",),
-    "left_inside": ("max",),
+    "target_object_after": ("min",),
+    "source_object_after": ("max",),
+    "source_object_before": ("min",),
+    "object_left_in_mask": ("max",),
 }
 """Meaningful bounds of each score; only these are searched."""
-MARKED_EDGES = EDGES | {"present_source": ("min",)}
+MARKED_EDGES = EDGES | {"source_object_after": ("min",)}
 """The same for detect and segment, whose target still shows the object."""
 
 

@@ -77,7 +77,7 @@ def measure(name: str, published: Path, folder: Path, dtype: str, steps: int, wa
     }  # fmt: skip
     for system, changes in OURS[device].items():
         out = folder / f"{system}.json"
-        rows[system] = run("own_trainer", out, str(folder), str(out), str(steps), str(warm_up), json.dumps(common | changes))
+        rows[system] = run("emuedit_trainer", out, str(folder), str(out), str(steps), str(warm_up), json.dumps(common | changes))
         print(f"{name}: {system}: {rows[system]}", file=sys.stderr, flush=True)
     return {"batch": shape.batch, "size_px": shape.size_px, "dtype": dtype, "systems": rows, **ratios(rows)}
 

@@ -11,7 +11,7 @@ from emuedit.data.formats import FORMAT_NAMES
 from emuedit.editor import edit_commands, task_commands
 from emuedit.name_hints import check_options
 from emuedit.operations import ledger_commands, remote_commands, server_commands
-from emuedit.processes import QUIET_ENV, keep_compiled_modules, leave, set_env_defaults
+from emuedit.processes import QUIET_ENV, exit_process, keep_compiled_modules, set_env_defaults
 from emuedit.promotion import promotion_commands
 from emuedit.tracking import service_errors, sync_command
 from emuedit.training import learn_command
@@ -52,7 +52,7 @@ def console_main() -> NoReturn:
     """The command `emuedit`: run `main` and exit."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may contain bytes that the terminal cannot show
-    leave(main())
+    exit_process(main())
 
 
 def _import(options: argparse.Namespace) -> None:

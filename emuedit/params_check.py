@@ -19,7 +19,7 @@ from emuedit import config, reference_check
 from emuedit.config import PARAMS_FILE, ParamsError
 from emuedit.data.dependencies import PIPELINE_FILE, find_file
 from emuedit.name_hints import closest_match, new_name
-from emuedit.processes import leave
+from emuedit.processes import exit_process
 from emuedit.progress import waiting
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -138,4 +138,4 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 if __name__ == "__main__":
     print(json.dumps(model_problems(Path(sys.argv[1]), sys.argv[2:])), flush=True)
-    leave(0)
+    exit_process(0)

@@ -58,7 +58,7 @@ def visible_gpus() -> list[str]:
     return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
 
 
-def leave(status: int) -> NoReturn:
+def exit_process(status: int) -> NoReturn:
     """Exit with a status after running the exit handlers, but skip the interpreter's teardown of modules.
 
     With torch and diffusers imported, that teardown takes 2.5 s of a core and has no effect. Threads that still run are not

@@ -7,7 +7,7 @@ from prefect import flow
 
 from flows import dvc_graph, publication
 from flows.pipeline import run_stages
-from flows.triggers import complete_reason
+from flows.run_reason import complete_reason
 
 
 @flow(name="refresh-data", validate_parameters=True)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from emuedit.tracking.service_errors import hide_password
 from flows import prefect_access, process_guard
-from flows.own_errors import print_trace
+from flows.error_output import print_trace
 from flows.stopping import Stopped, stop_on_signals
 
 _STOP_S = 3.5  # a flow that was asked to stop ends its stage and its runs in this time, or is killed

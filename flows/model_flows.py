@@ -15,7 +15,7 @@ from flows import dvc_graph
 _N_NAMED = 5  # stages that a reason names
 
 
-class FallenChampionError(RuntimeError):
+class ChampionRegressedError(RuntimeError):
     """Raised for a champion whose edit success fell where a retrain would make the same model again."""
 
 
@@ -43,21 +43,21 @@ def evaluate(max_loss: float = 0.05, retrain_deployment: str = "") -> dict[str, 
 
     It is measured over the tasks of its promotion, and compared only if edits, settings, judge and code are the same as then.
     retrain_deployment: such as `retrain/weekly-retrain`; empty: nothing is started. A retrain is started only if a stage is out
-    of date, else it would do nothing; then this raises FallenChampionError, so that the run fails and the notification for
+    of date, else it would do nothing; then this raises ChampionRegressedError, so that the run fails and the notification for
     failed runs is sent. Raises RegistryError where there is no champion.
     """
     champion = registry.version_at(alias_moves.CHAMPION)
     if champion is None:
         raise registry.RegistryError("want a champion to evaluate, got none; run `uv run retrain` first")
     measured = promotion.measure_again(champion, Path.cwd())
-    success, promised, has_fallen = measured.success, measured.at_promotion, measured.has_fallen(max_loss)
-    result = {"version": champion.number, "success": success, "at_promotion": promised, "has_fallen": has_fallen, "started": ""}
+    success, before, has_fallen = measured.success, measured.at_promotion, measured.has_fallen(max_loss)
+    result = {"version": champion.number, "success": success, "at_promotion": before, "has_fallen": has_fallen, "started": ""}
     if measured.note:
         result["note"] = measured.note
         print(f"== version {champion.number}: {success:.3f} now; {measured.note}", flush=True)
     loss, stale = "", dict[str, tuple[str, ...]]()
     if has_fallen:
-        loss = f"edit success of version {champion.number} fell from {promised:.3f} to {success:.3f}"
+        loss = f"edit success of version {champion.number} fell from {before:.3f} to {success:.3f}"
         stale = dvc_graph.read(Path.cwd()).stale()
         result["reason"] = f"metric: {loss}; out of date: {_list_names(list(stale))}"
     if stale and retrain_deployment:
@@ -65,7 +65,7 @@ def evaluate(max_loss: float = 0.05, retrain_deployment: str = "") -> dict[str, 
         result["started"] = str(run.id)  # type: ignore[union-attr]
     create_markdown_artifact(f"```\n{result}\n```", key="champion", description="The champion, measured now")
     if has_fallen and retrain_deployment and not stale:
-        raise FallenChampionError(
+        raise ChampionRegressedError(
             f"{loss}, and nothing is out of date, so a retrain would make the same model; want other data or params, "
             "or an earlier version (`uv run emuedit rollback`)"
         )

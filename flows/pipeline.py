@@ -23,7 +23,7 @@ from emuedit.stages import MEMORY_ENV
 from emuedit.tracking.stats import PARENT_RUN_ENV
 from flows import dvc_graph, flow_artifacts, lineage_events, publication, release, retrain_lock, run_stage
 from flows.failure_kinds import RETRIES, RETRY_DELAYS_S
-from flows.triggers import complete_reason
+from flows.run_reason import complete_reason
 
 GPU_SLOT = "emuedit-gpu"
 """Global concurrency limit of Prefect that stages with `meta: {gpu: true}` hold while they run; without such a limit on the
@@ -39,7 +39,7 @@ def should_retry(reproduction: "Task[..., float]", run: TaskRun, state: State[fl
     if not isinstance(error, run_stage.StageError) or isinstance(error, run_stage.BusyError):
         return False
     allowed = max(RETRIES[error.kind], error.extra_retries if error.kind is FailureKind.OTHER else 0)
-    is_retried = error.n_like_it <= allowed
+    is_retried = error.n_same_kind <= allowed
     if is_retried:
         smaller = ", with half the batch where it has one" if error.kind is FailureKind.MEMORY else ""
         print(f"== {str(error).splitlines()[0].removesuffix(':')} ({error.kind}); trying again{smaller}", flush=True)
@@ -68,7 +68,7 @@ def reproduce(
             return _reproduce_when_free(stage, root, stop, timeout_s, variables, force)
     except run_stage.StageError as error:
         failures.append(error.kind)
-        error.n_like_it, error.extra_retries = failures.count(error.kind), extra_retries
+        error.n_same_kind, error.extra_retries = failures.count(error.kind), extra_retries
         raise
 
 
@@ -108,7 +108,7 @@ def retrain(
         raise ParamsError(f"want max_parallel of at least 1 stage, got {max_parallel}; 1 runs one stage after the other")
     root, why = Path.cwd(), complete_reason(reason)
     print(f"== {why}", flush=True)
-    with retrain_lock.only_one(root, lambda text: print(f"== {text}", flush=True)):
+    with retrain_lock.exclusive(root, lambda text: print(f"== {text}", flush=True)):
         return _retrain(root, why, registry, force, max_parallel, push, branch)
 
 

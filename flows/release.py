@@ -249,7 +249,7 @@ def _register(root: Path, graph: dvc_graph.Graph, result: RetrainResult, reason:
     folders = {name: root / path for name, path in model_parts(graph).items()}
     with waiting("registering the model"):
         own_version = registry.register_version(result.run_id, folders, MODEL_FILE, stage.edit_settings.model_dump(), tags)
-    version = registry.first_of_twins(own_version)
+    version = registry.delete_duplicate_version(own_version)
     if version.number != own_version.number:
         return dataclasses.replace(result, version=version)
     registry.set_challenger(version.number)

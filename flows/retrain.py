@@ -19,7 +19,7 @@ from emuedit.processes import QUIET_ENV, keep_compiled_modules, set_env_defaults
 from emuedit.promotion.gate import Decision
 from emuedit.tracking.service_errors import SERVICE_ENV, hide_password
 from flows import dvc_graph, flow_process, prefect_access, release
-from flows.own_errors import print_trace
+from flows.error_output import print_trace
 from flows.stopping import Stopped, stop_on_signals, stop_with_uv
 
 RETRAIN_ENV = QUIET_ENV | {

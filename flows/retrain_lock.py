@@ -49,7 +49,7 @@ class LockOwner:
 
 
 @contextlib.contextmanager
-def only_one(root: Path, say: Callable[[str], None]) -> Iterator[bool]:
+def exclusive(root: Path, say: Callable[[str], None]) -> Iterator[bool]:
     """Wait until no other retrain works in the folder, and keep others waiting during the block. Gives whether it waited.
 
     Who is waited for is said once. Raises LockError.

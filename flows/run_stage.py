@@ -28,7 +28,7 @@ class StageError(RuntimeError):
     def __init__(self, message: str, kind: FailureKind = FailureKind.OTHER) -> None:
         super().__init__(message)
         self.kind = kind
-        self.n_like_it = 1
+        self.n_same_kind = 1
         """Failures of this kind of this stage, in this flow."""
         self.extra_retries = 0
         """Retries that the stage's `meta:` asks for, whatever the kind."""

@@ -30,7 +30,7 @@ class RedSampler:
     def __init__(self) -> None:
         self.calls: list[SampleCall] = []
 
-    def is_cut(self, instruction: str) -> bool:
+    def is_truncated(self, instruction: str) -> bool:
         return len(instruction.split()) > 40
 
     def sample(

@@ -202,7 +202,7 @@ def test_names_of_files_that_are_no_text_are_printed_all_the_same(monkeypatch: p
     stream = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, "ascii"))
     monkeypatch.setattr(cli, "main", lambda: print("Stra\xdfe \udcff.png: 20 x 12"))
-    monkeypatch.setattr(cli, "leave", lambda status: sys.stdout.flush())
+    monkeypatch.setattr(cli, "exit_process", lambda status: sys.stdout.flush())
     cli.console_main()
     assert stream.getvalue() == b"Stra\\xdfe \\udcff.png: 20 x 12\n"
 
@@ -266,7 +266,7 @@ def test_a_session_is_saved_and_made_again(sampler: RedSampler, capsys: pytest.C
     with Image.open("turns.gif") as animation:
         assert animation.n_frames == 3  # type: ignore[attr-defined]
     assert cli.main(["replay", "session.json", "out.png", "-o", "other.png"]) == 2
-    assert "got another one; allow it with --any-picture" in capsys.readouterr().err
+    assert "got another one; allow it with --any-image" in capsys.readouterr().err
 
 
 def test_a_folder_as_output_is_refused_before_anything_is_computed(

@@ -36,7 +36,7 @@ if __name__ == "__main__":
     answers = [queue.get(timeout=60) for _ in workers]
     print(len({pid for pid, _, _ in answers}), len({pid for _, pid, _ in answers} - {pid for pid, _, _ in answers}))
     print(*{value for _, _, value in answers}, len({os.getpid()} & {pid for _, pid, _ in answers}))
-    processes.leave(0)
+    processes.exit_process(0)
 """
 LEAVING = """
 import atexit
@@ -49,7 +49,7 @@ class TakenApart:
 kept = TakenApart()
 atexit.register(print, "exit handler")
 print("buffered", end=", ")
-processes.leave(3)
+processes.exit_process(3)
 """
 
 

@@ -18,8 +18,8 @@ from emuedit.synthesis.recipes import recipes_for
 from harness.pair_setup import GeneratedPair, Setup, Stopwatch, object_phrases
 from toyworld.oracle import pair_judge
 
-DETECTOR_SCORES = ("present_source", "present_target", "found_source")
-KNOWN_SCORES = {"clip_direction", "l1_outside", "left_inside", *DETECTOR_SCORES}
+DETECTOR_SCORES = ("source_object_after", "target_object_after", "source_object_before")
+KNOWN_SCORES = {"clip_direction", "l1_outside", "object_left_in_mask", *DETECTOR_SCORES}
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class CandidateScorer:
         M = self._widest_masks(pairs)
         for n, pair in enumerate(pairs):
             passed[n] = passed[n] and is_within(l1_outside(pair, M[n]), bounds[n].get("l1_outside", {}))
-        rows = [n for n, row in enumerate(bounds) if passed[n] and "left_inside" in row]
+        rows = [n for n, row in enumerate(bounds) if passed[n] and "object_left_in_mask" in row]
         for n, left in zip(rows, self._left_inside([(pairs[n], M[n]) for n in rows]), strict=True):
-            passed[n] = is_within(left, bounds[n]["left_inside"])
+            passed[n] = is_within(left, bounds[n]["object_left_in_mask"])
         candidates = []
         for pair, value, faults in zip(pairs, direction, find_faults(pairs, M, passed), strict=True):
             if faults is None:
@@ -98,9 +98,9 @@ class CandidateScorer:
         """The detector score with this name for each pair: the lowest of its phrases' best scores."""
         if not pairs:
             return []
-        pictures = torch.stack([pair.source if score == "found_source" else pair.target for pair in pairs])
+        pictures = torch.stack([pair.source if score == "source_object_before" else pair.target for pair in pairs])
         instructions = [pair.instruction for pair in pairs]
-        objects = [row.target_object if score == "present_target" else row.source_object for row in instructions]
+        objects = [row.target_object if score == "target_object_after" else row.source_object for row in instructions]
         queries = [(n, phrase) for n, names in enumerate(objects) for phrase in masks.split_phrases(names)]
         detections = masks.detect_each(self.setup.models.detector, pictures, queries, 0.0, 1.0, self._batch)
         lowest = [1.0] * len(pairs)
@@ -109,7 +109,7 @@ class CandidateScorer:
         return lowest
 
     def _left_inside(self, pairs: Sequence[tuple[GeneratedPair, Tensor | None]]) -> list[float | None]:
-        """The score `left_inside` of pairs with their masks, in the image that should not contain the object."""
+        """The score `object_left_in_mask` of pairs with their masks, in the image that should not contain the object."""
         if not pairs:
             return []
         edits = []
@@ -117,7 +117,7 @@ class CandidateScorer:
             vacant = 2 * n if pair.instruction.reverse else 2 * n + 1
             edits.append(ScoredEdit(2 * n, 2 * n + 1, M, *_captions(pair), None, None, vacant))
         pictures = torch.stack([picture for pair, _ in pairs for picture in (pair.source, pair.target)])
-        return pair_scores.left_inside(pictures, edits, self.setup.models.detector, self._batch)
+        return pair_scores.object_left_in_mask(pictures, edits, self.setup.models.detector, self._batch)
 
     def _widest_masks(self, pairs: Sequence[GeneratedPair]) -> list[Tensor | None]:
         """The mask [1, H, W] of the task's last recipe, on the image with the object; None if it is not detected."""

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from emuedit.data import image_io
-from emuedit.editor import touched_area
-from emuedit.editor.package import CutInstructionWarning, Editor, Turn
+from emuedit.editor import changed_area
+from emuedit.editor.package import Editor, TruncatedInstructionWarning, Turn
 from emuedit.editor.package_folder import CHAMPION
 from emuedit.editor.package_layout import EDITOR, MODELS
 from emuedit.editor.session import ANIMATION_SUFFIXES, EditSession
@@ -41,8 +41,8 @@ def _edit(options: argparse.Namespace) -> None:
     changes = {setting: getattr(options, setting) for setting in EditSettings.model_fields}
     settings = editor.settings.with_changes({setting: value for setting, value in changes.items() if value is not None})
     tasks = [options.task] * len(options.instructions) if options.task else None
-    with warnings.catch_warnings(record=True, category=CutInstructionWarning) as cut_instructions:
-        warnings.simplefilter("always", CutInstructionWarning)
+    with warnings.catch_warnings(record=True, category=TruncatedInstructionWarning) as cut_instructions:
+        warnings.simplefilter("always", TruncatedInstructionWarning)
         with Progress("editing", len(options.instructions) * settings.steps, "step") as progress:
             session = EditSession(editor, picture.pixels)
             session.extend(options.instructions, tasks, settings, progress.advance)
@@ -62,7 +62,7 @@ def _edit(options: argparse.Namespace) -> None:
         session.save(options.session)
         print(f"{options.session}: session file; `emuedit replay` reproduces the images from it")
     if options.mask:
-        mask = touched_area.touched_mask(picture.pixels, edited)
+        mask = changed_area.changed_mask(picture.pixels, edited)
         _write(options.mask, np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=-1), None)
         print(f"{options.mask}: white where pixels changed")
 
@@ -78,7 +78,7 @@ def _replay(options: argparse.Namespace) -> None:
     with waiting("loading the editor"):
         editor = Editor.load(options.model)
     with waiting("editing"):
-        session = EditSession.replay(editor, picture.pixels, options.session, options.any_picture)
+        session = EditSession.replay(editor, picture.pixels, options.session, options.any_image)
     _write(out, session.pixels, picture)
     for step in session.steps:
         print(f"{_describe(step.turn)}; {step.touched}")
@@ -149,7 +149,7 @@ def _add_replay(replay: argparse.ArgumentParser) -> None:
     replay.add_argument("image", type=Path, help="the input image of the session")
     replay.add_argument("-o", "--out", type=Path, help="where to write the result; default: <image>-edited.png")
     replay.add_argument("--model", help="the editor, as for `emuedit edit`")
-    replay.add_argument("--any-picture", action="store_true", help="apply the edits to another image")
+    replay.add_argument("--any-image", action="store_true", help="apply the edits to another image")
     replay.add_argument("--overwrite", action="store_true", help="allow overwriting the input image")
     replay.add_argument("--sheet", type=Path, help="also write a contact sheet of all turns (.png, .jpg, ...)")
     replay.add_argument("--animation", type=Path, help="also write an animation of all turns (.gif, .webp, .png)")

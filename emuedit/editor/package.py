@@ -29,7 +29,7 @@ Picture = Image.Image | npt.NDArray[np.uint8]
 P = TypeVar("P", Image.Image, npt.NDArray[np.uint8])
 
 
-class CutInstructionWarning(UserWarning):
+class TruncatedInstructionWarning(UserWarning):
     """Warning for an instruction that exceeds the text encoder's token limit: its end has no effect."""
 
 
@@ -213,7 +213,7 @@ class Editor:
 
         An ambiguous instruction gets its more probable task; `second` is the other. Raises PackageError for an unknown task,
         lists of unequal length, a missing task predictor, and a text without a given task that is not an edit instruction. Warns
-        (CutInstructionWarning) if an instruction exceeds the text encoder's token limit.
+        (TruncatedInstructionWarning) if an instruction exceeds the text encoder's token limit.
         """
         if isinstance(instructions, str):
             raise PackageError(f"want a list of instructions, got the text {instructions!r}; pass a list")
@@ -223,9 +223,9 @@ class Editor:
         if len(given_tasks) != len(instructions):
             raise PackageError(f"want a task for each of the {len(instructions)} instructions or none; got {given_tasks}")
         choices = [self._choose_task(text, task) for text, task in zip(instructions, given_tasks, strict=True)]
-        for text in filter(self.sampler.is_cut, instructions):
+        for text in filter(self.sampler.is_truncated, instructions):
             message = f"the instruction {text!r} is truncated to the text encoder's {self.sampler.max_tokens} tokens; shorten it"
-            warnings.warn(message, CutInstructionWarning, stacklevel=2)
+            warnings.warn(message, TruncatedInstructionWarning, stacklevel=2)
         return choices
 
     def _choose_task(self, instruction: str, task: str | None) -> TaskChoice:

@@ -52,7 +52,7 @@ class SamplingOptions:
 
 
 UNCHANGED = SamplingOptions()
-PIXELS_AT_ONCE = 8 * 512**2
+MAX_PIXELS_PER_BATCH = 8 * 512**2
 """Eight images of 512 px, which are 24 rows of the U-Net with guidance. Longer lists are split to fit a GPU."""
 
 
@@ -89,7 +89,7 @@ class EditSampler:
         self.grid_px = grid_of(parts)
         self.resolution_px = round(math.sqrt(math.prod(parts.size)))
         """Side in px of a square with the area of the base model's training images."""
-        self.pixels_at_once = PIXELS_AT_ONCE
+        self.max_pixels_per_batch = MAX_PIXELS_PER_BATCH
         """Maximum number of pixels per batch (at least one image). Lower it to save memory."""
 
     @property
@@ -112,9 +112,9 @@ class EditSampler:
         """Token limit of an instruction."""
         return int(self.parts.tokenizer.model_max_length)
 
-    def is_cut(self, instruction: str) -> bool:
+    def is_truncated(self, instruction: str) -> bool:
         """Whether an instruction exceeds the text encoder's token limit."""
-        return self.parts.is_cut(instruction)
+        return self.parts.is_truncated(instruction)
 
     def autocast(self) -> torch.autocast:
         """Autocast to `dtype` if the weights are float32; else does nothing."""
@@ -132,7 +132,7 @@ class EditSampler:
     ) -> Tensor:
         """Edit images [B, 3, H, W] in [-1, 1] of any size: float32 [B, 3, H, W] on the CPU.
 
-        A sample depends only on its image, instruction, task and seed; `pixels_at_once` bounds the memory. Default `seeds`:
+        A sample depends only on its image, instruction, task and seed; `max_pixels_per_batch` bounds the memory. Default `seeds`:
         settings.seed + 0, 1, ...; a generator is accepted in place of a seed.
         Guidance costs up to three evaluations per step, in one forward: see `guidance.terms_of`.
         Raises UnknownTaskError for an unknown task, ValueError for images out of range and for lists of unequal length.
@@ -147,7 +147,7 @@ class EditSampler:
         v = self.net.table.rows(tasks)  # [B, D_v]
         generators = [seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed) for seed in seeds]
         after = torch.empty(images.shape)
-        at_once = n if options.after_step else max(1, self.pixels_at_once // math.prod(images.shape[-2:]))
+        at_once = n if options.after_step else max(1, self.max_pixels_per_batch // math.prod(images.shape[-2:]))
         for task, rows in self._groups(tasks, at_once):
             texts, randoms = [instructions[row] for row in rows], [generators[row] for row in rows]
             chosen = options if len(rows) == n else options.rows(rows)
@@ -245,13 +245,13 @@ class EditSampler:
                 if step == len(denoiser.timesteps) - 1:
                     clean = diffusion.clean_from_prediction(scaled, e, *levels, denoiser.kind)
             z_t = denoiser.step(e, t, z_t)
+            if clean is not None and change is not None:
+                # schedules with a last alpha_bar below 1, such as SD1.5's, leave noise (3 % of a latent) in unchanged regions
+                z_t = torch.lerp(z_t, clean.to(z_t), settings.preserve * (1 - change).to(z_t))
             if options.after_step is not None:
                 z_t = options.after_step(step, t, z_t)
             if report is not None:
                 report(n)
-        if clean is not None and change is not None:
-            # schedules with a last alpha_bar below 1, such as SD1.5's, leave noise (3 % of a latent) in unchanged regions
-            z_t = torch.lerp(z_t, clean.to(z_t), settings.preserve * (1 - change).to(z_t))
         return z_t, change
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:

@@ -23,10 +23,10 @@ from PIL import Image
 
 from emuedit.data import contact_sheet
 from emuedit.data.atomic_file import replacing
-from emuedit.editor import touched_area
+from emuedit.editor import changed_area
+from emuedit.editor.changed_area import ChangedArea
 from emuedit.editor.package import Editor, Picture, Turn, to_rgb
 from emuedit.editor.settings import EditSettings
-from emuedit.editor.touched_area import TouchedArea
 
 if TYPE_CHECKING:
     from emuedit.editor.sampling import ReportStep
@@ -49,7 +49,7 @@ class Step:
     turn: Turn
     settings: EditSettings
     """Settings with the seed of this turn."""
-    touched: TouchedArea
+    touched: ChangedArea
     """The changed area."""
 
     def record(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class EditSession:
         before, steps = self.pixels, []
         for number, turn in enumerate(self.editor.edit_turns(before, instructions, tasks, settings, report)):
             used = settings.with_changes({"seed": settings.seed + number})
-            steps.append(Step(turn, used, touched_area.measure(before, turn.pixels)))
+            steps.append(Step(turn, used, changed_area.measure(before, turn.pixels)))
             before = turn.pixels
         self._steps += steps
         self._undone.clear()
@@ -139,11 +139,11 @@ class EditSession:
 
     @classmethod
     def replay(
-        cls, editor: Editor, image: Picture, file: str | Path, any_picture: bool = False, report: ReportStep | None = None
+        cls, editor: Editor, image: Picture, file: str | Path, any_image: bool = False, report: ReportStep | None = None
     ) -> EditSession:
         """Repeat the turns of a saved session; on the same machine and device the images are bit-identical.
 
-        any_picture: whether another input image is allowed. Raises SessionError for an invalid session file, for another input
+        any_image: whether another input image is allowed. Raises SessionError for an invalid session file, for another input
         image, and for another editor, whose results would differ.
         """
         content = _read(Path(file))
@@ -152,8 +152,8 @@ class EditSession:
             raise SessionError(
                 f"want the editor {content['editor']} that {file} was made with, got {editor.sampler.weights}; load that one"
             )
-        if not any_picture and content["picture"] != hash_pixels(session.original):
-            raise SessionError(f"want the input image of {file}, got another one; allow it with --any-picture")
+        if not any_image and content["picture"] != hash_pixels(session.original):
+            raise SessionError(f"want the input image of {file}, got another one; allow it with --any-image")
         for record in content["turns"]:
             settings = EditSettings().with_changes(record["settings"])
             session.edit(record["instruction"], record["task"], settings, report)

@@ -89,10 +89,10 @@ def _show(options: argparse.Namespace) -> None:
 def _add(options: argparse.Namespace) -> None:
     editor = _load(options)
     target = install(options.pack, editor)
-    print(f"{target}: `emuedit edit --task {target.stem}` uses it{_say_how_it_is_found(editor, target.stem)}")
+    print(f"{target}: `emuedit edit --task {target.stem}` uses it{_describe_prediction(editor, target.stem)}")
 
 
-def _say_how_it_is_found(editor: Editor, name: str) -> str:
+def _describe_prediction(editor: Editor, name: str) -> str:
     predictor = editor.predictor
     knows = predictor is not None and name in predictor.new_tasks
     return ", as do instructions similar to its examples" if knows else "; the task predictor cannot choose it"

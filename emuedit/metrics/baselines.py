@@ -27,7 +27,7 @@ class Systems:
     """All systems by name, for one package (`emuedit.editor.package_folder`). Parts are loaded on first use.
 
     `systems[name]` raises ParamsError for an unknown name. `divisor`: if above 1, as after a stage ran out of memory, the batch
-    is the smaller of `EditSampler.pixels_at_once` and FEW_EDITS images, divided by it.
+    is the smaller of `EditSampler.max_pixels_per_batch` and FEW_EDITS images, divided by it.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Systems:
     def _edit(self, edits: Benchmark, tasks: list[str], seeds: list[int]) -> tuple[Pictures, list[str]]:
         if self.divisor > 1:
             few_pixels = FEW_EDITS * math.prod(edits.before.shape[1:3])
-            self.editor.pixels_at_once = min(sampling.PIXELS_AT_ONCE, few_pixels) // self.divisor
+            self.editor.max_pixels_per_batch = min(sampling.MAX_PIXELS_PER_BATCH, few_pixels) // self.divisor
         return make_edits(self.editor, edits, tasks, self.settings, seeds, self._report), tasks
 
 

@@ -134,7 +134,7 @@ class SimilarityJudge:
         ]
         bounds = self.task_bounds.get(task, self.bounds)
         reasons = tuple(
-            _object(task, bounds, float(gain), float(cosine), error)
+            _rejection_reason(task, bounds, float(gain), float(cosine), error)
             for gain, cosine, error in zip(gains, cosines, errors, strict=True)
         )
         return Verdicts(np.array([not reason for reason in reasons]), reasons, gains, cosines)
@@ -196,7 +196,7 @@ def _dino_bound(task: str) -> str:
     return "min_dino" if get_task(task).region == "object" else "min_dino_whole"
 
 
-def _object(task: str, bounds: JudgeBounds, gain: float, cosine: float, error: ResultError | None) -> str:
+def _rejection_reason(task: str, bounds: JudgeBounds, gain: float, cosine: float, error: ResultError | None) -> str:
     """Why an output is rejected; empty if it is accepted."""
     row = get_task(task)
     if gain == _NEVER or (row.annotated and error is not None):

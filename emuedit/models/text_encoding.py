@@ -36,7 +36,7 @@ class _OneText(NamedTuple):
 
     ids: Tensor  # int64 [L]
     mask: Tensor  # int64 [L]
-    is_cut: bool
+    is_truncated: bool
     """Whether the text was truncated."""
 
 
@@ -69,9 +69,9 @@ class TextEncoding:
         hidden = torch.cat([output.hidden_states[-2] for output in outputs], -1)
         return hidden.to(self.encoders[-1].dtype), outputs[-1][0]
 
-    def is_cut(self, text: str) -> bool:
+    def is_truncated(self, text: str) -> bool:
         """Whether a text is truncated by an encoder."""
-        return any(tokens.is_cut for tokens in self._tokens(text))
+        return any(tokens.is_truncated for tokens in self._tokens(text))
 
     def _tokenize(self, text: str) -> tuple[_OneText, ...]:
         """The tokens of the text for each encoder, padded or truncated.
@@ -84,6 +84,6 @@ class TextEncoding:
             length = tokenizer.model_max_length
             with _TOKENIZER_LOCK:
                 padded = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-                is_cut = len(tokenizer(text, verbose=False).input_ids) > length
-            tokens.append(_OneText(padded.input_ids[0], padded.attention_mask[0], is_cut))
+                is_truncated = len(tokenizer(text, verbose=False).input_ids) > length
+            tokens.append(_OneText(padded.input_ids[0], padded.attention_mask[0], is_truncated))
         return tuple(tokens)

@@ -89,9 +89,9 @@ class TextToImageModel:
         """Encode tokens on the model's device, with gradients."""
         return TextCondition(*self._text_encoding.encode(tokens))
 
-    def is_cut(self, caption: str) -> bool:
+    def is_truncated(self, caption: str) -> bool:
         """Whether a caption exceeds the token limit of a text encoder."""
-        return self._text_encoding.is_cut(caption)
+        return self._text_encoding.is_truncated(caption)
 
     def null_text(self, n: int, negative: str = "") -> TextCondition:
         """The negative condition of classifier-free guidance, for n samples.

@@ -43,7 +43,7 @@ _TIMED_EDITS = 5
 
 
 @dataclass(frozen=True)
-class Items:
+class ComparisonConditions:
     """The edits of a comparison, and how they are made."""
 
     stage: str
@@ -65,7 +65,7 @@ class Items:
         return content_key({"items": named}, *sorted(set(code)))
 
 
-def read_items(root: Path, section: str = "evaluation", extra_tasks: Sequence[str] = ()) -> Items:
+def read_items(root: Path, section: str = "evaluation", extra_tasks: Sequence[str] = ()) -> ComparisonConditions:
     """The edits that the workspace's evaluation makes, and those of further tasks. Raises ParamsError for a wrong section."""
     values = config.read_yaml(root / config.PARAMS_FILE)
     part = values.get(section)
@@ -74,10 +74,10 @@ def read_items(root: Path, section: str = "evaluation", extra_tasks: Sequence[st
     optional = {key: part[key] for key in ("split", "device", "dtype") if key in part}
     tasks = tuple(dict.fromkeys([*part["tasks"], *extra_tasks]))
     settings = EditSettings().with_changes(part.get("settings", {}))
-    return Items(section, values["world"]["benchmark"], tasks, int(part["n_edits"]), settings, **optional)
+    return ComparisonConditions(section, values["world"]["benchmark"], tasks, int(part["n_edits"]), settings, **optional)
 
 
-def check_tasks(items: Items, champion: str) -> None:
+def check_tasks(items: ComparisonConditions, champion: str) -> None:
     """Raise GateError for a task that the champion was promoted with and of which the benchmark has no edits."""
     source = benchmark.load(items.benchmark, items.device)
     for task in items.tasks:
@@ -90,7 +90,7 @@ def check_tasks(items: Items, champion: str) -> None:
             ) from error
 
 
-def with_tasks(items: Items, tasks: Sequence[str]) -> Items:
+def with_tasks(items: ComparisonConditions, tasks: Sequence[str]) -> ComparisonConditions:
     """The same conditions for those of `tasks` of which the benchmark has edits; `items`, if it has none that are trained on."""
     source = benchmark.load(items.benchmark, items.device)
     present = []
@@ -101,7 +101,7 @@ def with_tasks(items: Items, tasks: Sequence[str]) -> Items:
     return replace(items, tasks=tuple(present)) if any(get_task(task) not in HELD_OUT for task in present) else items
 
 
-def measure(package: Path, name: str, items: Items, root: Path) -> Measurement:
+def measure(package: Path, name: str, items: ComparisonConditions, root: Path) -> Measurement:
     """The editor of a package on the edits. Tasks that were measured before with the same bytes and code are not run again."""
     items_key = items.key(root)
     folder = root / _CACHE / content_key({"items": items_key}, *_package_files(package))
@@ -114,7 +114,7 @@ def measure(package: Path, name: str, items: Items, root: Path) -> Measurement:
     return replace(_summarise(name, records, items_key), size_bytes=size)
 
 
-def measure_nothing(items: Items, root: Path) -> Measurement:
+def measure_nothing(items: ComparisonConditions, root: Path) -> Measurement:
     """An editor that does nothing: what a first model must beat."""
     source, records = benchmark.load(items.benchmark, items.device), {}
     identity = Systems(root / MODELS, items.settings, Runtime.choose(items.device, items.dtype))["identity"]
@@ -124,7 +124,7 @@ def measure_nothing(items: Items, root: Path) -> Measurement:
     return _summarise("doing nothing", records, items.key(root))
 
 
-def measure_speed(packages: Sequence[Path], items: Items) -> list[float]:
+def measure_speed(packages: Sequence[Path], items: ComparisonConditions) -> list[float]:
     """Seconds per edit of each package: the shortest of five, taken by turns, as other work on the machine only adds to them."""
     runtime = Runtime.choose(items.device, items.dtype)
     edits = benchmark.load(items.benchmark)(items.tasks[0], items.split, 0, 1)
@@ -138,7 +138,7 @@ def measure_speed(packages: Sequence[Path], items: Items) -> list[float]:
     return [min(times[1:]) for times in seconds]  # the first one loads the models
 
 
-def _evaluate(name: str, systems: Systems, items: Items, folder: Path) -> dict[str, list[EvalRecord]]:
+def _evaluate(name: str, systems: Systems, items: ComparisonConditions, folder: Path) -> dict[str, list[EvalRecord]]:
     source = benchmark.load(items.benchmark, items.device)
     paths = {task: folder / f"{task}.parquet" for task in items.tasks}
     missing = [task for task, path in paths.items() if not path.exists()]
@@ -151,7 +151,7 @@ def _evaluate(name: str, systems: Systems, items: Items, folder: Path) -> dict[s
     return {task: list(read_shard(path, EvalRecord)) for task, path in paths.items()}
 
 
-def _adopt_evaluation(root: Path, package: Path, items: Items, folder: Path) -> None:
+def _adopt_evaluation(root: Path, package: Path, items: ComparisonConditions, folder: Path) -> None:
     """Take over what the stage `evaluation` measured just now with the same bytes, settings and code."""
     out = root / EVALUATION
     if package.resolve() != (root / MODELS).resolve() or not (out / SUMMARY_FILE).is_file():

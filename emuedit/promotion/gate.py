@@ -127,7 +127,7 @@ def _rows(challenger: Measurement, champion: Measurement, settings: GateSettings
 
     overall = compare_paired(differences, trained, *bootstrap, threshold=-settings.epsilon)
     n = sum(len(differences[task]) for task in trained)
-    yield Row(OVERALL, n, champion.overall, challenger.overall, overall, _object_overall(overall, settings))
+    yield Row(OVERALL, n, champion.overall, challenger.overall, overall, _objection(overall, settings))
     for task in tasks:
         difference = compare_paired(differences, [task], *bootstrap)
         allowance = settings.allowance(task)
@@ -136,7 +136,7 @@ def _rows(challenger: Measurement, champion: Measurement, settings: GateSettings
         yield Row(task, len(differences[task]), champion.share([task]), challenger.share([task]), difference, objection)
 
 
-def _object_overall(difference: Difference, settings: GateSettings) -> str:
+def _objection(difference: Difference, settings: GateSettings) -> str:
     if difference.mean + settings.epsilon > 0 and difference.share_above >= settings.confidence:
         return ""
     demand = "better" if settings.epsilon == 0 else f"not worse by more than {settings.epsilon:g}"

@@ -153,16 +153,16 @@ def measure_version(version: ModelVersion, root: Path, section: str = "evaluatio
 
 def measure_again(version: ModelVersion, root: Path, section: str = "evaluation") -> Remeasurement:
     """A version now beside its promotion, over the tasks that were compared then."""
-    promised = {str(row[0]): float(row[3]) for row in json.loads(version.tags.get(TABLE_TAG) or "[]")}
-    promised.pop(gate.OVERALL, None)
-    measurement = measure_version(version, root, section, list(promised))
-    tasks = [task for task in measurement.trained if task in promised]
+    success_at_promotion = {str(row[0]): float(row[3]) for row in json.loads(version.tags.get(TABLE_TAG) or "[]")}
+    success_at_promotion.pop(gate.OVERALL, None)
+    measurement = measure_version(version, root, section, list(success_at_promotion))
+    tasks = [task for task in measurement.trained if task in success_at_promotion]
     if not tasks:
-        return Remeasurement(measurement.overall, None, tuple(measurement.trained), CHANGED if promised else "")
-    n_lost = len(promised) - len(set(measurement.success) & set(promised))
+        return Remeasurement(measurement.overall, None, tuple(measurement.trained), CHANGED if success_at_promotion else "")
+    n_lost = len(success_at_promotion) - len(set(measurement.success) & set(success_at_promotion))
     notes = [] if version.tags.get(ITEMS_TAG) == measurement.items else [CHANGED]
     notes += [f"the benchmark has no edits of {n_lost} of its tasks"] if n_lost else []
-    at_promotion = sum(promised[task] for task in tasks) / len(tasks)
+    at_promotion = sum(success_at_promotion[task] for task in tasks) / len(tasks)
     return Remeasurement(measurement.share(tasks), at_promotion, tuple(tasks), "; ".join(notes))
 
 

@@ -17,7 +17,7 @@ from typing import NoReturn
 from emuedit import config, params_check
 from emuedit.data.publish import Summary
 from emuedit.failures import FailureKind, kind_of
-from emuedit.processes import keep_compiled_modules, leave, set_env_defaults
+from emuedit.processes import exit_process, keep_compiled_modules, set_env_defaults
 
 NETWORK_STATUS, OUT_OF_MEMORY_STATUS = 75, 71
 """Exit statuses for a failed network or service and for running out of memory, both retryable: EX_TEMPFAIL and EX_OSERR of
@@ -29,7 +29,7 @@ _STATUS = {FailureKind.NETWORK: NETWORK_STATUS, FailureKind.MEMORY: OUT_OF_MEMOR
 
 def stage_main(stage: str) -> NoReturn:
     """Entry point of `python -m emuedit.stages.<stage>`: `run_stage`, then exit without waiting for threads."""
-    leave(run_stage(stage))
+    exit_process(run_stage(stage))
 
 
 def run_stage(stage: str) -> int:

@@ -42,7 +42,7 @@ IN, OUT = "data/captions", "data/instructions"
 HEADLINE = "{kept} instructions kept, {dropped} answers dropped"
 ANSWERS = "scratch/answers"
 """The folder with all answers of each LLM, which later runs with more captions or other tasks use again."""
-HOW_WORK_RUNS: dict[str, Any] = {"concurrency": True, "max_failed_share": True, "endpoint": {"timeout_s", "retries"}}
+WITHOUT_EFFECT_ON_RESULT: dict[str, Any] = {"concurrency": True, "max_failed_share": True, "endpoint": {"timeout_s", "retries"}}
 """Params that do not change the instructions: they may change before a stopped run goes on."""
 
 
@@ -146,7 +146,7 @@ def run(params: InstructionsParams, root: Path) -> Summary:
     answers = root / ANSWERS / f"{content_key({'llm': params.world.llm}, *factory_files)}.jsonl"
     answers.parent.mkdir(parents=True, exist_ok=True)
     llm = CachingLLM(_load_llm(params, root), answers)
-    recorded = params.model_dump(mode="json", exclude={"world": True} | HOW_WORK_RUNS) | {"llm": params.world.llm}
+    recorded = params.model_dump(mode="json", exclude={"world": True} | WITHOUT_EFFECT_ON_RESULT) | {"llm": params.world.llm}
     key = work_key(
         "instructions", recorded, root, *(str(prompt_folder / f"{task}.yaml") for task in params.tasks),
         str(word_list), *factory_files,

@@ -38,8 +38,8 @@ from emuedit.runtime import Runtime, rng, seed_for
 from emuedit.stages import batch_divisor, stage_main
 from emuedit.tasks import TASKS
 from emuedit.tracking import Tracker
+from emuedit.training.lr_schedule import LrSchedule
 from emuedit.training.optimization import STATE_FILE, Optimization
-from emuedit.training.schedule import Schedule
 
 IN, OUT = "data/instructions", "models/router"
 HEADLINE = (
@@ -212,7 +212,7 @@ def train(
     n_gibberish = sum(example.label == NO_EDIT for example in examples) // 2
     per_epoch = -(-(len(seen) + n_gibberish) // params.batch_size)
     n_steps = params.epochs * per_epoch
-    schedule = Schedule(n_steps, params.lr, params.warmup_steps, decay_share=1.0)
+    schedule = LrSchedule(n_steps, params.lr, params.warmup_steps, decay_share=1.0)
     optimization = Optimization(model, schedule, weight_decay=params.weight_decay, max_grad_norm=params.max_grad_norm)
     optimization.resume(state)
     with Progress(loss_name.replace("loss", "router"), n_steps, "step", optimization.step) as progress:

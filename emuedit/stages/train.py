@@ -39,7 +39,7 @@ PREVIEWS = "previews"
 WORKER_MODULES = ("emuedit.editor.edit_pipeline",)
 """Slow imports of the training processes."""
 HEADLINE = "{steps} steps on {pairs} pairs, {held_out_pairs} pairs held out"
-_HOW_IT_RUNS = {
+_WITHOUT_EFFECT_ON_RESULT = {
     "world", "device", "processes", "accelerate_config", "accumulation_steps", "gradient_checkpointing", "compile", "cuda_graph",
     "save_every_s", "log_every_steps", "eval_every_steps", "preview",
 }  # fmt: skip
@@ -65,7 +65,7 @@ class TrainParams(TrainSettings):
     world: config.World
     """The world: its `base_model` and `base_editor`, and for previews its `benchmark`."""
     start: str = BASE_MODEL
-    """Start: base_model (from scratch); base (the world's base editor); champion (the registry's champion, else the base editor
+    """Start: base_model (from scratch); base_editor (the world's); champion (the registry's champion, else the base editor
     or base model); or a folder, `models:/...`, `runs:/...` or hub id of an editor."""
     replay_pairs: int = Field(500, ge=0)
     """Number of pairs stored with the editor as a replay sample; 0: none, e.g. if images must not be shared."""
@@ -119,7 +119,7 @@ def run(params: TrainParams, root: Path) -> Summary:
 
     # Train
     cache = LatentCache(latents, params.held_out_share)
-    changes_the_result = {key: value for key, value in recorded.items() if key not in _HOW_IT_RUNS}
+    changes_the_result = {key: value for key, value in recorded.items() if key not in _WITHOUT_EFFECT_ON_RESULT}
     changes_the_result |= {"data": data}
     scratch = scratch_folder(root, "train", work_key("train", changes_the_result, root, begin.folder), changes_the_result)
     n_earlier = int(cache.train.is_replay.sum())

@@ -61,10 +61,10 @@ def score_pairs(images: Tensor, edits: Sequence[ScoredEdit], scorers: Scorers, b
     depth_l1: mean absolute difference of the depth maps.
     l1_inside, l1_outside: mean absolute difference of the images in [0, 1], weighted by M and by 1 - M.
     mask_area: mean of M.
-    present_source, present_target: the detector's best score in the target image for the source's and for the target's object;
-        0 if nothing is detected, the lowest of the best scores for several objects.
-    found_source: like present_source, in the source image.
-    left_inside: see `left_inside`.
+    source_object_after, target_object_after: the detector's best score in the target image for the source's and for the target's
+        object; 0 if nothing is detected, the lowest of the best scores for several objects.
+    source_object_before: like source_object_after, in the source image.
+    object_left_in_mask: see `object_left_in_mask`.
     shift_px: length of the shift between source and target, weighted by 1 - M, see `core.registration`.
     """
     if not edits:
@@ -83,10 +83,10 @@ def score_pairs(images: Tensor, edits: Sequence[ScoredEdit], scorers: Scorers, b
     source_objects_in_source = [(edit.source, edit.source_object) for edit in edits]
     columns |= {
         "depth_l1": edit_similarity.to_column((depth_maps[sources] - depth_maps[targets]).abs().mean((1, 2))),
-        "present_source": _presence(images, source_objects_in_target, scorers.detector, batch),
-        "present_target": _presence(images, target_objects_in_target, scorers.detector, batch),
-        "found_source": _presence(images, source_objects_in_source, scorers.detector, batch),
-        "left_inside": left_inside(images, edits, scorers.detector, batch),
+        "source_object_after": _presence(images, source_objects_in_target, scorers.detector, batch),
+        "target_object_after": _presence(images, target_objects_in_target, scorers.detector, batch),
+        "source_object_before": _presence(images, source_objects_in_source, scorers.detector, batch),
+        "object_left_in_mask": object_left_in_mask(images, edits, scorers.detector, batch),
         "shift_px": [_shift_px(images[edit.source], images[edit.target], edit.M) for edit in edits],
     }
     mask_scores = [_mask_scores(images[edit.source], images[edit.target], edit.M) for edit in edits]
@@ -94,8 +94,8 @@ def score_pairs(images: Tensor, edits: Sequence[ScoredEdit], scorers: Scorers, b
     return [{name: finite_or_none(column[n]) for name, column in columns.items()} for n in range(len(edits))]
 
 
-def left_inside(images: Tensor, edits: Sequence[ScoredEdit], detector: Detector, batch: int) -> edit_similarity.Column:
-    """The score `left_inside` of N edits between images [P, 3, H, W]: remaining objects where there should be none.
+def object_left_in_mask(images: Tensor, edits: Sequence[ScoredEdit], detector: Detector, batch: int) -> edit_similarity.Column:
+    """The score `object_left_in_mask` of N edits between images [P, 3, H, W]: remaining objects where there should be none.
 
     It is the best score in the vacant image over all phrases of both captions, among boxes with at least half of their area in M
     (above 0.5); 0 if there is none. None for edits without a vacant image or without a mask.

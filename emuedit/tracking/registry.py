@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from emuedit.data.file_manifest import check_manifest, write_manifest
-from emuedit.tracking import model_cache, moved_store, served_model, service_errors
+from emuedit.tracking import model_cache, model_signature, moved_store, service_errors
 from emuedit.tracking.runs import client
 from emuedit.tracking.service_errors import hide_password, shown_uri
 from emuedit.tracking.stats import tracking_uri
@@ -60,14 +60,15 @@ def find_version(content: str) -> ModelVersion | None:
     return max(matches, key=lambda version: version.number, default=None)
 
 
-def first_of_twins(version: ModelVersion) -> ModelVersion:
-    """The first version with the content of `version`, which is deleted if it is a later one.
+def delete_duplicate_version(version: ModelVersion) -> ModelVersion:
+    """Delete `version` if an earlier one has the same content. Returns the first version with this content.
 
     Retrains in two folders may register the same content at the same moment; the numbers of versions tell which was first.
     """
     versions = client().search_model_versions(f"name = '{MODEL_NAME}'")
-    twins = [_to_model_version(twin) for twin in versions if twin.tags.get(CONTENT_TAG) == version.tags.get(CONTENT_TAG)]
-    first = min(twins, key=lambda twin: twin.number, default=version)
+    content = version.tags.get(CONTENT_TAG)
+    duplicates = [_to_model_version(other) for other in versions if other.tags.get(CONTENT_TAG) == content]
+    first = min(duplicates, key=lambda duplicate: duplicate.number, default=version)
     if first.number < version.number:
         client().delete_model_version(MODEL_NAME, str(version.number))
         return first
@@ -131,7 +132,7 @@ def register_version(
     import mlflow
 
     mlflow.set_tracking_uri(tracking_uri())
-    collected = served_model.collect_example_errors()
+    collected = model_signature.collect_example_errors()
     with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id), collected as errors:
         code_copy, part_copies = Path(temporary, _PACKAGE.name), Path(temporary, "parts")
         shutil.copytree(_PACKAGE, code_copy, ignore=_ignore_all_but_code)
@@ -146,9 +147,9 @@ def register_version(
                 python_model=str(model_file),
                 artifacts={path.stem: str(path) for path in sorted(part_copies.iterdir())},
                 code_paths=[str(code_copy)],
-                signature=served_model.signature(settings),
-                input_example=served_model.input_example(parts),
-                pip_requirements=served_model.requirements(),
+                signature=model_signature.signature(settings),
+                input_example=model_signature.input_example(parts),
+                pip_requirements=model_signature.requirements(),
             )
         if errors:
             raise RegistryError(f"not registered: the model cannot answer its own example: {errors[0]}")

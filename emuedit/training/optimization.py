@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from emuedit.data.atomic_file import replacing
 from emuedit.training.ema import Ema, EmaSettings
+from emuedit.training.lr_schedule import LrSchedule
 from emuedit.training.optimizers import OptimizerName, build_optimizer
-from emuedit.training.schedule import Schedule
 from emuedit.training.sharded_tensors import free_gathered, gather, like_sharded, to_full
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Optimization:
     def __init__(
         self,
         module: nn.Module,
-        schedule: Schedule,
+        schedule: LrSchedule,
         *,
         weight_decay: float,
         max_grad_norm: float,

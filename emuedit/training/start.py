@@ -26,7 +26,7 @@ from emuedit.runtime import seed_for
 if TYPE_CHECKING:
     from emuedit.editor.task_embedding import TaskEmbedding
 
-BASE_MODEL, BASE, CHAMPION = "base_model", "base", "champion"
+BASE_MODEL, BASE_EDITOR, CHAMPION = "base_model", "base_editor", "champion"
 REPLAY = "replay"
 """Folder in an editor's folder (`replay.write`)."""
 
@@ -40,7 +40,7 @@ class Start:
     """The start of a training."""
 
     reference: str
-    """Its name: base_model, base, a folder, a hub id or a registered version."""
+    """Its name: base_model, base_editor, a folder, a hub id or a registered version."""
     folder: str
     """A base model's pipeline (folder or hub id), or an editor's folder."""
     is_editor: bool = False
@@ -112,22 +112,24 @@ class EditorParts(FrozenParts):
 def resolve(start: str, world: config.World, root: Path) -> Start:
     """Resolve `train.start`.
 
-    start: `base_model` (from scratch), `base` (the world's `base_editor`), `champion` (of the registry; if there is none, the
+    start: `base_model` (from scratch), `base_editor` (the world's `base_editor`), `champion` (of the registry; if there is none, the
     base editor, or the base model if the world has none), a folder, `models:/...`, `runs:/...` or a hub id.
     Raises StartError for a world without a base editor and PackageError for a source without an editor.
     """
     scratch = Start(BASE_MODEL, config.resolve_path(world.base_model, root))
     if start == BASE_MODEL:
         return scratch
-    if start == BASE:
+    if start == "base":
+        raise StartError(f"want {BASE_EDITOR} as train.start, got base, its earlier name; rename it")
+    if start == BASE_EDITOR:
         if world.base_editor is None:
             raise StartError(f"want a base editor (world.base_editor) to start from, got none; set it, or start: {BASE_MODEL}")
-        return _of_editor(BASE, config.resolve_path(world.base_editor, root))
+        return _of_editor(BASE_EDITOR, config.resolve_path(world.base_editor, root))
     if start == CHAMPION:
         champion = package_folder.find_champion()
         if champion is not None:
             return _of_editor(champion[1], champion[0])
-        first = scratch if world.base_editor is None else resolve(BASE, world, root)
+        first = scratch if world.base_editor is None else resolve(BASE_EDITOR, world, root)
         print(f"train: no champion is registered yet; starting from {first.reference}", flush=True)
         return first
     path = root / start

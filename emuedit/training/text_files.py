@@ -66,7 +66,7 @@ class TextFiles:
             instructions = [bytes(instruction).decode() for instruction in rows["instruction"][first[is_new]]]
             key = f"{self.encoders}-{content_key({'texts': instructions})}"
             self._save(key, encode_texts(instructions, self.base_model), hashes[is_new])
-            self.truncated += [instruction for instruction in instructions if self.base_model.is_cut(instruction)]
+            self.truncated += [instruction for instruction in instructions if self.base_model.is_truncated(instruction)]
 
     def keys_of(self, hashes: NDArray[np.uint64]) -> tuple[str, ...]:
         """Keys of the files with these texts, sorted."""

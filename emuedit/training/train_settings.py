@@ -11,9 +11,9 @@ from emuedit import config
 from emuedit.models.objective import Objective
 from emuedit.training.lora import LoraSettings
 from emuedit.training.loss import ConditionDropout, LossWeights
+from emuedit.training.lr_schedule import Decay, LrSchedule
 from emuedit.training.optimizers import OptimizerName
 from emuedit.training.presets import with_preset
-from emuedit.training.schedule import Decay, Schedule
 
 NEW_WEIGHTS = ("net.unet.conv_in.", "net.unet.class_embedding.", "net.table.")
 """Parameters that are new or have new inputs, compared with the base model."""
@@ -137,9 +137,9 @@ class TrainSettings(config.Params):
         return with_preset(values)
 
     @property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> LrSchedule:
         """The learning-rate schedule."""
-        return Schedule(self.steps, self.lr, self.warmup_steps, self.decay_share, self.decay)
+        return LrSchedule(self.steps, self.lr, self.warmup_steps, self.decay_share, self.decay)
 
     def lr_mult(self, parameter: str) -> float:
         """Factor of the learning rate for a parameter of `TrainableEditor`, by its name."""

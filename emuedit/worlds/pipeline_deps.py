@@ -24,15 +24,15 @@ def rewrite(text: str, local: Mapping[str, bool]) -> str:
     file whose deps must change but are not a plain list.
     """
     stages: dict[str, Any] = yaml.safe_load(text)["stages"]
-    wishes = {name: _new_deps(stage, local) for name, stage in stages.items() if isinstance(stage, dict) and "deps" in stage}
+    new_deps = {name: _new_deps(stage, local) for name, stage in stages.items() if isinstance(stage, dict) and "deps" in stage}
     headings = list(_STAGE.finditer(text))
     pieces, end = [text[: headings[0].start()] if headings else text], len(text)
     for heading, following in zip(headings, [*headings[1:], None], strict=True):
         piece = text[heading.start() : following.start() if following else end]
-        deps = wishes.get(heading[1])
+        deps = new_deps.get(heading[1])
         pieces.append(piece if deps is None or deps == stages[heading[1]]["deps"] else _with_deps(piece, deps))
     rewritten = "".join(pieces)
-    for name, deps in wishes.items():
+    for name, deps in new_deps.items():
         if _read_deps(rewritten, name) != deps:
             raise ParamsError(f"dvc.yaml: the deps of {name} are not a plain list in brackets; first replace them by {deps}")
     return rewritten

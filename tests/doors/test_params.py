@@ -43,7 +43,7 @@ PARAMS: dict[str, tuple[str, str, str]] = {
     "a benchmark that is not there yet": ("toyworld/edits/toy_benchmark.py", "my_edits", r"world.benchmark: want a folder with edits.csv, or a Python file, got none at my_edits"),
     "a hub id that is pinned to a branch": ("toyworld/weights/dino", "owner/name@main", r"world.dino: want .* 'owner/name@<full commit>', got 'owner/name@main'"),
     "a task that nothing trains": ("tasks: [local,", "tasks: [contour, local,", r"contour is learned by inversion only"),
-    "an unknown task in filters": ("    texture: {found_source: {min: 0.5}", "    textur: {found_source: {min: 0.5}", r"did you mean 'texture'"),
+    "an unknown task in filters": ("    texture: {source_object_before: {min: 0.5}", "    textur: {source_object_before: {min: 0.5}", r"did you mean 'texture'"),
     "an unknown preset": ("\ntrain:\n", "\ntrain:\n  preset: sd15\n", r"want one of the presets .*sd15-256"),
     "a model folder with a typo": ("toyworld/weights/dino", "toyworld/weights/dion", r"world.dino: .*did you mean 'toyworld/weights/dino'"),
     "a folder with a typo before it": ("toyworld/weights/t5", "toyworld/wieghts/t5", r"world.t5: .*did you mean 'toyworld/weights/t5'"),

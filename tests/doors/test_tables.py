@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from emuedit.data.formats.emuedit_format import FORMAT as EMUEDIT_FORMAT
 from emuedit.data.formats.instructpix2pix import FORMAT
-from emuedit.data.formats.own_format import FORMAT as OWN_FORMAT
 from emuedit.data.formats.pair_format import FormatError
 from emuedit.data.formats.pair_import import CARD, find_parquet_files, import_pairs
 from emuedit.data.formats.row_conversion import ImportOptions
@@ -241,7 +241,7 @@ def test_odd_cells_of_our_own_format_cost_one_drop_each(tmp_path: Path) -> None:
         {"mask": {"bytes": b"no mask", "path": None}},
     ]  # fmt: skip
     write_pairs(tmp_path / "in/1.parquet", *(pair(number, **(origin | change)) for number, change in enumerate(changes)))
-    options = ImportOptions(OWN_FORMAT, None, "the dataset itself", None)
+    options = ImportOptions(EMUEDIT_FORMAT, None, "the dataset itself", None)
     counts = import_pairs(options, find_parquet_files(tmp_path / "in", "*.parquet"), tmp_path / "out", tmp_path).counts
     assert counts == {
         "pairs": 4,

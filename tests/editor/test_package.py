@@ -194,7 +194,7 @@ def test_only_a_task_of_the_editor_is_predicted(editor: Editor, monkeypatch: pyt
     assert task_lists == [editor.tasks]
 
 
-@pytest.mark.filterwarnings("ignore::emuedit.editor.package.CutInstructionWarning")
+@pytest.mark.filterwarnings("ignore::emuedit.editor.package.TruncatedInstructionWarning")
 def test_a_text_that_asks_for_no_edit_is_refused_unless_its_task_is_given(editor: Editor) -> None:
     text = "what is the weather in Paris?"
     expected = r"got 'what is the weather in Paris\?'; the nearest tasks are local \(50%\), add \(40%\).*--task"

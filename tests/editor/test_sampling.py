@@ -83,11 +83,11 @@ def test_pictures_beyond_the_pixels_at_once_are_edited_afterwards(make_sampler: 
     sampler, images = make_sampler(), pictures(3, 16, 16)
     reported: list[int] = []
     want = sampler.sample(images, INSTRUCTIONS, TASKS, SETTINGS, [3, 4, 5])
-    sampler.pixels_at_once = 2 * 16 * 16
+    sampler.max_pixels_per_batch = 2 * 16 * 16
     together = sampler.sample(images, INSTRUCTIONS, TASKS, SETTINGS, [3, 4, 5], reported.append)
     torch.testing.assert_close(together, want, rtol=1e-4, atol=1e-4)
     assert reported == [2, 2, 2, 1, 1, 1]
-    sampler.pixels_at_once = 1
+    sampler.max_pixels_per_batch = 1
     sampler.sample(images, INSTRUCTIONS, TASKS, SETTINGS, [3, 4, 5], reported.append)
     assert reported[6:] == [1] * 9
 

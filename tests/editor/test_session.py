@@ -105,7 +105,7 @@ def test_another_picture_or_editor_is_refused(session: EditSession, editor: Edit
     session.save(file)
     with pytest.raises(SessionError, match=r"want the input image of .*, got another one"):
         EditSession.replay(editor, 255 - session.original, file)
-    assert len(EditSession.replay(editor, 255 - session.original, file, any_picture=True).steps) == 3
+    assert len(EditSession.replay(editor, 255 - session.original, file, any_image=True).steps) == 3
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"editor": "another"}))
     with pytest.raises(SessionError, match="want the editor another that"):

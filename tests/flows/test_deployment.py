@@ -11,7 +11,7 @@ import yaml
 
 from emuedit.operations import server_stack
 from flows import server_setup
-from flows.triggers import complete_reason
+from flows.run_reason import complete_reason
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("prefect.yaml", "infra/k8s/prefect.yaml")

@@ -13,7 +13,7 @@ from emuedit.promotion.gate import Measurement
 from emuedit.tracking import alias_moves, registry, runs
 from emuedit.tracking.registry import ModelVersion
 from flows import dvc_graph, model_flows
-from flows.triggers import complete_reason
+from flows.run_reason import complete_reason
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_champion_that_fell_is_reported_where_a_retrain_would_do_nothing(
     artifacts: list[str] = []
     monkeypatch.setattr(model_flows, "create_markdown_artifact", lambda text, **options: artifacts.append(text))
     message = r"edit success of version 1 fell from 0\.600 to 0\.500, and nothing is out of date, .*; want other data"
-    with pytest.raises(model_flows.FallenChampionError, match=message):
+    with pytest.raises(model_flows.ChampionRegressedError, match=message):
         model_flows.evaluate.fn(0.05, "retrain/weekly-retrain")
     assert promoted == []
     assert "out of date: nothing" in artifacts[0], "want it recorded"

@@ -10,7 +10,7 @@ import pytest
 
 from flows import dvc_graph, publication
 from flows.publication import PublicationError, commit_results, metric_changes, push_data
-from flows.triggers import TriggerError, complete_reason
+from flows.run_reason import TriggerError, complete_reason
 
 Shell = Callable[..., str]
 FILES = {path: path for path in (Path("dvc.lock"), Path("reports/metrics.json"))}

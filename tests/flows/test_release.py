@@ -12,7 +12,7 @@ import pytest
 from emuedit.promotion import lineage, promote
 from emuedit.promotion.gate import GateError
 from emuedit.promotion.promotion_commands import format_models
-from emuedit.tracking import alias_moves, registry, runs, served_model
+from emuedit.tracking import alias_moves, model_signature, registry, runs
 from flows import dvc_graph, release
 
 FinishStages = Callable[[float], dvc_graph.Graph]
@@ -208,7 +208,7 @@ def test_numbers_are_flattened() -> None:
 
 
 def test_requirements_are_what_is_installed() -> None:
-    pinned = dict(requirement.split("==") for requirement in served_model.requirements())
+    pinned = dict(requirement.split("==") for requirement in model_signature.requirements())
     assert pinned["torch"] == importlib.metadata.version("torch").split("+")[0]
     assert {"diffusers", "transformers", "mlflow", "pillow", "safetensors"} <= set(pinned)
     assert not {"prefect", "dvc"} & set(pinned)

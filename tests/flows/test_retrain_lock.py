@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 from flows import retrain_lock
-from flows.retrain_lock import FILE, LockError, LockOwner, only_one
+from flows.retrain_lock import FILE, LockError, LockOwner, exclusive
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys
 from pathlib import Path
 from flows import retrain_lock
-with retrain_lock.only_one(Path(), print):
+with retrain_lock.exclusive(Path(), print):
     print("in", flush=True)
     sys.stdin.read()
 """
@@ -49,7 +49,7 @@ def test_a_second_retrain_waits_for_the_first_and_says_so(tmp_path: Path, monkey
             assert owner.stdin
             threading.Timer(0.3, owner.stdin.close).start()
 
-        with only_one(tmp_path, say) as has_waited:
+        with exclusive(tmp_path, say) as has_waited:
             assert has_waited
             assert owner.wait(10) == 0
             assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
@@ -62,14 +62,14 @@ def test_a_second_retrain_waits_for_the_first_and_says_so(tmp_path: Path, monkey
 def test_a_lock_without_a_living_process_counts_for_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).parent.mkdir()
     (tmp_path / FILE).write_text(content.replace('"host": ""', f'"host": "{LockOwner.this_process().host}"'))
-    with only_one(tmp_path, pytest.fail) as has_waited:
+    with exclusive(tmp_path, pytest.fail) as has_waited:
         assert not has_waited
 
 
 def test_a_killed_retrain_does_not_lock(tmp_path: Path) -> None:
     with start_owner(tmp_path) as owner:
         owner.kill()
-    with only_one(tmp_path, pytest.fail):
+    with exclusive(tmp_path, pytest.fail):
         pass
 
 
@@ -81,7 +81,7 @@ def write_record_of_another_machine(folder: Path) -> None:
 
 def test_the_lock_of_a_machine_that_is_gone_counts_for_nothing(tmp_path: Path) -> None:
     write_record_of_another_machine(tmp_path)  # such as of a pod that was killed: the next one has another host name
-    with only_one(tmp_path, pytest.fail) as has_waited:
+    with exclusive(tmp_path, pytest.fail) as has_waited:
         assert not has_waited
 
 
@@ -91,11 +91,11 @@ def test_two_retrains_of_one_process_take_turns(tmp_path: Path, monkeypatch: pyt
     waits = threading.Event()
 
     def retrain_again() -> None:
-        with only_one(tmp_path, lambda text: waits.set()) as has_waited:
+        with exclusive(tmp_path, lambda text: waits.set()) as has_waited:
             events.append(f"second, waited: {has_waited}")
 
     second = threading.Thread(target=retrain_again)
-    with only_one(tmp_path, pytest.fail):
+    with exclusive(tmp_path, pytest.fail):
         second.start()
         assert waits.wait(10)
         events.append("first")
@@ -115,9 +115,9 @@ def test_a_retrain_that_waits_stops_at_once(tmp_path: Path) -> None:
 
     previous = signal.signal(signal.SIGALRM, interrupt)
     try:
-        with only_one(tmp_path, pytest.fail):
+        with exclusive(tmp_path, pytest.fail):
             start = time.monotonic()
-            with pytest.raises(Interruption), only_one(tmp_path, lambda text: start_timer(0.1)):
+            with pytest.raises(Interruption), exclusive(tmp_path, lambda text: start_timer(0.1)):
                 pytest.fail("two retrains at once")
             assert time.monotonic() - start < 0.9
     finally:
@@ -135,7 +135,7 @@ def test_a_lock_file_that_was_deleted_meanwhile_is_made_again(tmp_path: Path, mo
         return descriptor
 
     monkeypatch.setattr(retrain_lock, "_opened", open_and_lose)
-    with only_one(tmp_path, lambda text: None):
+    with exclusive(tmp_path, lambda text: None):
         assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
 
 
@@ -156,7 +156,7 @@ def test_without_locks_a_record_that_stays_untouched_counts_for_nothing(tmp_path
     write_record_of_another_machine(tmp_path)
     lines: list[str] = []
     start = time.monotonic()
-    with only_one(tmp_path, lines.append) as has_waited:
+    with exclusive(tmp_path, lines.append) as has_waited:
         assert has_waited
     assert 0.4 <= time.monotonic() - start < 10
     (line,) = lines
@@ -168,11 +168,11 @@ def test_without_locks_a_retrain_that_runs_is_waited_for(tmp_path: Path) -> None
     running, events = [True], []
 
     def retrain_again() -> None:
-        with only_one(tmp_path, lambda text: None):
+        with exclusive(tmp_path, lambda text: None):
             events.append(f"first runs: {running[0]}")
 
     second = threading.Thread(target=retrain_again)
-    with only_one(tmp_path, pytest.fail):
+    with exclusive(tmp_path, pytest.fail):
         second.start()
         second.join(0.8)  # longer than what counts as dead
         running[0] = False
@@ -185,11 +185,11 @@ def test_another_failure_of_the_lock_is_an_error(tmp_path: Path, monkeypatch: py
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(fcntl, "flock", fail)
-    with pytest.raises(LockError, match="want a folder whose files can be locked"), only_one(tmp_path, pytest.fail):
+    with pytest.raises(LockError, match="want a folder whose files can be locked"), exclusive(tmp_path, pytest.fail):
         pass
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / ".emuedit").write_text("a file")
-    with pytest.raises(LockError, match="want a folder that can be written"), only_one(tmp_path, pytest.fail):
+    with pytest.raises(LockError, match="want a folder that can be written"), exclusive(tmp_path, pytest.fail):
         pass

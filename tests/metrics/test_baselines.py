@@ -23,7 +23,7 @@ class InvertingSampler:
     """Returns the negative of each picture, knows one task that was learned by inversion, and keeps its arguments."""
 
     tasks, inverted_tasks = ("local", "add", "contour"), ("contour",)
-    pixels_at_once = 0
+    max_pixels_per_batch = 0
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -84,18 +84,18 @@ def test_the_editor_gets_the_predicted_or_the_true_task(
 
 def test_less_is_edited_at_once_where_a_divisor_says_so(tmp_path: Path, toy_edits: ToyEdits, sampler: InvertingSampler) -> None:
     """After memory ran out: a part of a few edits of these sizes, or of what the editor allows, whichever is less."""
-    few_pixels, allowed = 8 * 64**2, sampling.PIXELS_AT_ONCE
+    few_pixels, allowed = 8 * 64**2, sampling.MAX_PIXELS_PER_BATCH
     for divisor, size, expected in (
         (1, 64, allowed),
         (2, 64, few_pixels // 2),
         (4, 64, few_pixels // 4),
         (2, 1024, allowed // 2),
     ):
-        sampler.pixels_at_once = allowed
+        sampler.max_pixels_per_batch = allowed
         edits = toy_edits("remove", 1)
         edits = dataclasses.replace(edits, before=np.zeros((1, size, size, 3), np.uint8))
         Systems(tmp_path, SETTINGS, RUNTIME, divisor=divisor)["true_task"](edits, [7])
-        assert sampler.pixels_at_once == expected
+        assert sampler.max_pixels_per_batch == expected
 
 
 def test_models_are_loaded_once_and_only_when_they_are_needed(

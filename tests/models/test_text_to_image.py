@@ -178,7 +178,7 @@ def test_texts_are_encoded_as_by_the_pipeline_and_those_that_are_cut_are_known(s
         torch.testing.assert_close(text.hidden, want[0], rtol=0, atol=1e-6)
         if text.pooled is not None:
             torch.testing.assert_close(text.pooled, want[2], rtol=0, atol=1e-6)
-    assert [ours.is_cut(text) for text in texts] == [False, True, False, False]
+    assert [ours.is_truncated(text) for text in texts] == [False, True, False, False]
 
 
 def test_parts_that_do_not_fit_are_an_error(clip_tokenizer: Callable[..., Any]) -> None:

@@ -247,4 +247,4 @@ def test_keeping_nothing_is_an_error_with_the_reasons(tmp_path: Path, pairs: lis
 def test_the_default_filters_are_complete() -> None:
     params = load(DatasetParams, "dataset", ROOT / "params.yaml")
     assert params.filters_for("depth") == {}
-    assert params.filters_for("remove")["left_inside"].keys() == {"max"}
+    assert params.filters_for("remove")["object_left_in_mask"].keys() == {"max"}

@@ -81,9 +81,9 @@ def test_more_captions_and_another_task_ask_only_what_is_new(tmp_path: Path, use
     run(make_params(n_captions=4, tasks=("remove",)), tmp_path)
     grown = use_llm(same=True)
     run(make_params(tasks=("remove", "add")), tmp_path)
-    asked = [(question["caption"].split()[-1], question["task"]) for question in grown.questions]
+    questions = [(question["caption"].split()[-1], question["task"]) for question in grown.questions]
     ends = ["sofa", "i", "ii", "iii", "iiii", "iiiii"]
-    assert sorted(asked) == sorted([(end, "add") for end in ends] + [(end, "remove") for end in ends[4:]])
+    assert sorted(questions) == sorted([(end, "add") for end in ends] + [(end, "remove") for end in ends[4:]])
     files = read_files(tmp_path / instructions.OUT)
     again = use_llm(same=True)
     run(make_params(tasks=("remove", "add"), concurrency=3), tmp_path)

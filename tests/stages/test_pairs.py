@@ -121,23 +121,23 @@ def test_add_is_remove_with_source_and_target_exchanged() -> None:
     assert (added.source, added.target) == (removed.target, removed.source)
     assert added.mask == removed.mask
     assert added.scores["l1_outside"] == pytest.approx(removed.scores["l1_outside"])
-    assert added.scores["present_source"] is None
-    assert added.scores["present_target"] is not None
+    assert added.scores["source_object_after"] is None
+    assert added.scores["target_object_after"] is not None
 
 
 def test_every_pair_has_the_scores_that_are_defined_for_its_task(published: Path) -> None:
     local, global_, color = (read_pairs(published, task)[0].scores for task in ("local", "global", "color"))
     assert set(local) == {
         "clip_source", "clip_target", "clip_direction", "clip_image", "dino", "depth_l1", "l1_inside", "l1_outside",
-        "mask_area", "present_source", "present_target", "found_source", "left_inside", "shift_px",
+        "mask_area", "source_object_after", "target_object_after", "source_object_before", "object_left_in_mask", "shift_px",
     }  # fmt: skip
-    assert {name for name, score in local.items() if score is None} == {"left_inside"}  # an object is there afterwards
+    assert {name for name, score in local.items() if score is None} == {"object_left_in_mask"}  # an object is there afterwards
     shift_px = local["shift_px"]
     assert shift_px is not None
     assert shift_px < 0.2
-    assert global_["mask_area"] is global_["shift_px"] is global_["present_target"] is None
+    assert global_["mask_area"] is global_["shift_px"] is global_["target_object_after"] is None
     assert color["clip_direction"] is None
-    assert read_pairs(published, "background")[0].scores["present_target"] is None
+    assert read_pairs(published, "background")[0].scores["target_object_after"] is None
 
 
 def test_the_edit_stays_in_its_mask(published: Path) -> None:

@@ -146,7 +146,7 @@ def test_a_worker_that_cannot_start_says_why_also_to_a_later_job() -> None:
 def test_a_worker_that_is_killed_at_work_is_named_with_its_job(tmp_path: Path) -> None:
     jobs = {"shard-0": Job("wait for ever", 0), "shard-1": Job("die", 1)}
     with (
-        pytest.raises(WorkerPoolError, match=r"that made shard-1 died \(exit status -9\).*use fewer processes"),
+        pytest.raises(WorkerPoolError, match=r"the worker process of shard-1 died \(exit status -9;.*use fewer processes"),
         pool_of(2, tmp_path) as pool,
     ):
         list(pool(jobs))
@@ -175,7 +175,7 @@ def test_a_worker_that_was_killed_before_its_job_is_named_with_the_job(n_earlier
         assert dict(one_process.do({"shard-0": Job("square", number)})) == {"shard-0": 0}
     process.kill()
     process.join(DEADLINE_S)
-    with pytest.raises(WorkerFailedError, match=r"that made shard-1 died \(exit status -9\)"):
+    with pytest.raises(WorkerFailedError, match=r"the worker process of shard-1 died \(exit status -9;"):
         list(one_process.do({"shard-1": Job("square", 1)}))
 
 

@@ -78,10 +78,10 @@ def test_scores_of_a_known_edit(scorers: Scorers) -> None:
     assert scores["l1_inside"] == pytest.approx(2 / 3)
     assert scores["l1_outside"] == pytest.approx((0.5 * 2 / 3) / 3.5)
     assert scores["depth_l1"] == pytest.approx(0.5)
-    assert scores["present_source"] == pytest.approx(0.5)
-    assert scores["present_target"] == pytest.approx(0.5)
-    assert scores["found_source"] == 1
-    assert scores["left_inside"] is None
+    assert scores["source_object_after"] == pytest.approx(0.5)
+    assert scores["target_object_after"] == pytest.approx(0.5)
+    assert scores["source_object_before"] == 1
+    assert scores["object_left_in_mask"] is None
     assert scores["clip_direction"] is not None
     assert scores["clip_direction"] > 0.9
     assert scores["clip_source"] == pytest.approx(1, abs=1e-3)
@@ -118,7 +118,7 @@ def test_scores_of_an_unchanged_image(scorers: Scorers) -> None:
     assert scores["l1_inside"] == scores["l1_outside"] == scores["depth_l1"] == 0
     assert scores["clip_image"] == pytest.approx(1)
     assert scores["dino"] == pytest.approx(1)
-    assert scores["present_target"] == 0
+    assert scores["target_object_after"] == 0
 
 
 def test_undefined_scores_are_none(scorers: Scorers) -> None:
@@ -134,8 +134,8 @@ def test_undefined_scores_are_none(scorers: Scorers) -> None:
     )
     assert full_mask["l1_outside"] is None
     assert no_mask["l1_inside"] is no_mask["l1_outside"] is no_mask["mask_area"] is None
-    assert no_mask["present_source"] is no_mask["present_target"] is no_mask["clip_direction"] is None
-    assert three_objects["present_source"] == 0  # the lowest score of the three objects
+    assert no_mask["source_object_after"] is no_mask["target_object_after"] is no_mask["clip_direction"] is None
+    assert three_objects["source_object_after"] == 0  # the lowest score of the three objects
     assert set(full_mask) == set(no_mask)
 
 
@@ -158,9 +158,9 @@ def test_left_inside_scores_what_remains_in_the_vacant_image(scorers: Scorers) -
         scorers,
         batch=2,
     )
-    assert removal["left_inside"] == pytest.approx(0.5)
-    assert addition["left_inside"] == 0  # the only box lies where M is 0
-    assert empty_mask["left_inside"] == 0
+    assert removal["object_left_in_mask"] == pytest.approx(0.5)
+    assert addition["object_left_in_mask"] == 0  # the only box lies where M is 0
+    assert empty_mask["object_left_in_mask"] == 0
 
 
 def test_a_box_counts_as_inside_by_its_area() -> None:

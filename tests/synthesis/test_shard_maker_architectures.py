@@ -26,7 +26,7 @@ SIZE = 16
 DOG, CAT = "a red dog on grass", "a red cat on grass"
 SCORES = {
     "clip_source", "clip_target", "clip_direction", "clip_image", "dino", "depth_l1", "l1_inside", "l1_outside",
-    "mask_area", "present_source", "present_target", "found_source", "left_inside", "shift_px",
+    "mask_area", "source_object_after", "target_object_after", "source_object_before", "object_left_in_mask", "shift_px",
 }  # fmt: skip
 MASK_SCORES = {"l1_inside", "l1_outside", "mask_area"}
 

@@ -107,7 +107,7 @@ def test_success_is_counted_apart_for_edits_with_a_held_back_word(tmp_path: Path
 
 def test_the_published_editor_knows_all_tasks_and_keeps_pairs_for_replay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    begin = start.resolve("base", config.load(config.World, "world"), ROOT)
+    begin = start.resolve("base_editor", config.load(config.World, "world"), ROOT)
     editor = sampling.load(begin.folder)
     assert editor.tasks == ALL_TASKS
     assert begin.replay is not None

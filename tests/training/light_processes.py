@@ -11,8 +11,8 @@ from torch import distributed
 
 from emuedit.processes import prepare_workers
 from emuedit.training.distributed import open_accelerator, run_distributed
+from emuedit.training.lr_schedule import LrSchedule
 from emuedit.training.optimization import STATE_FILE, Optimization
-from emuedit.training.schedule import Schedule
 from emuedit.training.training_error import TrainingError
 
 
@@ -68,7 +68,7 @@ def resume_with_state_in_one(folder: str) -> None:
     """Continue a training whose state is there for the first process alone, as for machines that share no folder."""
     with open_accelerator("cpu") as accelerator:
         file = Path(folder, str(accelerator.process_index), STATE_FILE)
-        schedule = Schedule(steps=9, lr=0.1, warmup_steps=0, decay_share=0.0)
+        schedule = LrSchedule(steps=9, lr=0.1, warmup_steps=0, decay_share=0.0)
         optimization = Optimization(torch.nn.Linear(2, 1), schedule, weight_decay=0.0, max_grad_norm=1.0, accelerator=accelerator)
         optimization.step = 4
         if accelerator.is_main_process:

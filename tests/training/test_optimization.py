@@ -11,11 +11,11 @@ from torch import nn
 from emuedit.training import optimization as optimization_module
 from emuedit.training.distributed import open_accelerator
 from emuedit.training.ema import EmaSettings
+from emuedit.training.lr_schedule import LrSchedule
 from emuedit.training.optimization import STATE_FILE, Optimization, OptimizationError, check_recipe, read_average
 from emuedit.training.optimizers import OptimizerError
-from emuedit.training.schedule import Schedule
 
-SCHEDULE = Schedule(steps=12, lr=0.1, warmup_steps=3, decay_share=0.5)
+SCHEDULE = LrSchedule(steps=12, lr=0.1, warmup_steps=3, decay_share=0.5)
 INPUTS = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
 
 

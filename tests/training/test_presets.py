@@ -35,7 +35,7 @@ def test_the_presets_that_the_documentation_names_exist() -> None:
 def test_the_toy_preset_is_the_default_training_from_scratch(tmp_path: Path) -> None:
     """The default continues the base editor, in fewer and smaller steps."""
     default, scratch = config.load(TrainParams, "train", PARAMS), load(tmp_path, preset="toy")
-    assert (default.start, scratch.start) == ("base", "base_model")
+    assert (default.start, scratch.start) == ("base_editor", "base_model")
     assert default.steps < scratch.steps
     values, others = default.model_dump(), scratch.model_dump()
     different = {name for name in values if values[name] != others[name]}

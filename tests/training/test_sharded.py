@@ -16,8 +16,8 @@ from emuedit.training.distributed import run_distributed
 from emuedit.training.ema import Ema, EmaSettings
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loop import TrainLoop
+from emuedit.training.lr_schedule import LrSchedule
 from emuedit.training.optimization import STATE_FILE, Optimization
-from emuedit.training.schedule import Schedule
 from emuedit.training.sharded_tensors import to_full
 from emuedit.training.training_error import TrainingError
 from tests.training.sharded_processes import lone_process, shard_layers, sharding_accelerator, train_with_previews
@@ -25,7 +25,7 @@ from tests.training.tiny_training import SETTINGS, make_editor
 from tests.warm_server import warm_up
 
 FEW_STEPS = {"steps": 3, "eval_every_steps": 2, "save_every_s": 600.0, "accumulation_steps": 2}
-SCHEDULE = Schedule(steps=12, lr=0.1, warmup_steps=3, decay_share=0.5)
+SCHEDULE = LrSchedule(steps=12, lr=0.1, warmup_steps=3, decay_share=0.5)
 
 
 @pytest.fixture

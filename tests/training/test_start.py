@@ -62,10 +62,12 @@ def test_where_a_training_starts(editor_folder: Path, tmp_path: Path, monkeypatc
     base = world().base_model
     assert start.resolve("base_model", world(), Path.cwd()) == Start("base_model", config.resolve_path(base, Path.cwd()))
     with pytest.raises(StartError, match="want a base editor"):
-        start.resolve("base", world(base_editor=None), tmp_path)
-    assert start.resolve("base", world(base_editor=str(editor_folder)), tmp_path).folder == str(editor_folder)
+        start.resolve("base_editor", world(base_editor=None), tmp_path)
+    with pytest.raises(StartError, match="want base_editor as train.start, got base"):
+        start.resolve("base", world(base_editor=str(editor_folder)), tmp_path)
+    assert start.resolve("base_editor", world(base_editor=str(editor_folder)), tmp_path).folder == str(editor_folder)
     monkeypatch.setattr(package_folder, "find_champion", lambda: None)
-    assert start.resolve("champion", world(base_editor=str(editor_folder)), tmp_path).reference == "base"
+    assert start.resolve("champion", world(base_editor=str(editor_folder)), tmp_path).reference == "base_editor"
     assert start.resolve("champion", world(base_editor=None), Path.cwd()).reference == "base_model"
     assert "no champion is registered yet; starting from base_model" in capsys.readouterr().out
     monkeypatch.setattr(package_folder, "find_champion", lambda: (editor_folder.parent, "models:/emuedit-editor/3"))

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from emuedit.training.schedule import Decay, Schedule
+from emuedit.training.lr_schedule import Decay, LrSchedule
 from emuedit.training.train_settings import NEW_WEIGHTS, TrainSettings
 from tests.training.tiny_training import make_editor
 
@@ -19,7 +19,7 @@ def test_each_kind_of_weight_has_its_factor_of_the_learning_rate() -> None:
 
 
 def test_the_schedule_has_the_values_of_the_settings() -> None:
-    assert SETTINGS.schedule == Schedule(steps=100, lr=1e-3, warmup_steps=7, decay_share=0.4, decay="linear")
+    assert SETTINGS.schedule == LrSchedule(steps=100, lr=1e-3, warmup_steps=7, decay_share=0.4, decay="linear")
 
 
 @pytest.mark.parametrize(
@@ -60,4 +60,4 @@ def test_every_setting_has_a_line_of_documentation() -> None:
 @pytest.mark.parametrize("decay", ["linear", "cosine"])
 def test_the_schedule_is_that_of_the_settings(decay: Decay) -> None:
     changes = {"steps": 100, "warmup_steps": 10, "decay_share": 0.4, "lr": 0.5, "decay": decay}
-    assert SETTINGS.model_copy(update=changes).schedule == Schedule(100, 0.5, 10, 0.4, decay)
+    assert SETTINGS.model_copy(update=changes).schedule == LrSchedule(100, 0.5, 10, 0.4, decay)

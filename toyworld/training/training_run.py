@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from emuedit.progress import Progress
 from emuedit.runtime import Runtime
 from emuedit.training.ema import EmaSettings
+from emuedit.training.lr_schedule import LrSchedule
 from emuedit.training.optimization import STATE_FILE, Optimization, check_recipe
-from emuedit.training.schedule import Schedule
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -71,7 +71,7 @@ def train(
         check_recipe(scratch / "recipe.json", asdict(recipe), may_change=("steps",))
     optimization = Optimization(
         model,
-        Schedule(recipe.steps, recipe.lr, recipe.warmup_steps, recipe.decay_share),
+        LrSchedule(recipe.steps, recipe.lr, recipe.warmup_steps, recipe.decay_share),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         betas=(0.9, 0.99),

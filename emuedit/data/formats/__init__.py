@@ -4,7 +4,7 @@ FORMAT_MODULES = {
     "instructpix2pix": "instructpix2pix",
     "magicbrush": "magicbrush",
     "ultraedit": "ultraedit",
-    "emuedit": "own_format",
+    "emuedit": "emuedit_format",
 }
 """Format name -> its module in this package."""
 FORMAT_NAMES = tuple(FORMAT_MODULES)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from emuedit.data import data_card
 from emuedit.data.atomic_file import replacing
 from emuedit.data.dependencies import content_key
-from emuedit.data.formats.own_format import FORMAT
+from emuedit.data.formats.emuedit_format import FORMAT
 from emuedit.data.formats.pair_format import IGNORED, FormatError
 from emuedit.data.formats.pair_import import check_output_folder
 from emuedit.data.publish import Summary, publish, read_summary, scratch_folder

@@ -9,7 +9,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class TouchedArea:
+class ChangedArea:
     """The pixels that an edit changed; all others are bit-identical."""
 
     share: float
@@ -24,7 +24,7 @@ class TouchedArea:
         return f"{self.share:.1%} of the pixels changed, in x {left} to {right}, y {top} to {bottom}"
 
 
-def touched_mask(before: Pixels, after: Pixels) -> npt.NDArray[np.bool_]:
+def changed_mask(before: Pixels, after: Pixels) -> npt.NDArray[np.bool_]:
     """Where two images uint8 [H, W, 3] differ: bool [H, W]. Raises ValueError for images of different sizes."""
     if before.shape != after.shape:
         raise ValueError(f"want two images of one size, got {before.shape} and {after.shape}")
@@ -32,11 +32,11 @@ def touched_mask(before: Pixels, after: Pixels) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def measure(before: Pixels, after: Pixels) -> TouchedArea:
+def measure(before: Pixels, after: Pixels) -> ChangedArea:
     """Share and bounding box of the pixels that differ, in uint8 [H, W, 3]."""
-    mask = touched_mask(before, after)
+    mask = changed_mask(before, after)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
-        return TouchedArea(0.0, None)
+        return ChangedArea(0.0, None)
     box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-    return TouchedArea(float(mask.mean()), box)
+    return ChangedArea(float(mask.mean()), box)

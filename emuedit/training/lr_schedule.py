@@ -8,7 +8,7 @@ Decay = Literal["linear", "cosine"]
 
 
 @dataclass(frozen=True)
-class Schedule:
+class LrSchedule:
     """Warm-up, plateau, and decay to zero over the last steps: linear (arXiv 2405.18392) or cosine (arXiv 1608.03983)."""
 
     steps: int

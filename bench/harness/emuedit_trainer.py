@@ -1,6 +1,6 @@
 """Run the stage `train` on the pairs of a workspace, and read its speed from its statistics.
 
-    python -m harness.own_trainer WORKSPACE OUT STEPS WARM_UP CHANGES
+    python -m harness.emuedit_trainer WORKSPACE OUT STEPS WARM_UP CHANGES
 
 CHANGES are settings of the stage as JSON.
 """

@@ -63,7 +63,7 @@ def test_where_a_training_starts(editor_folder: Path, tmp_path: Path, monkeypatc
     assert start.resolve("base_model", world(), Path.cwd()) == Start("base_model", config.resolve_path(base, Path.cwd()))
     with pytest.raises(StartError, match="want a base editor"):
         start.resolve("base_editor", world(base_editor=None), tmp_path)
-    with pytest.raises(StartError, match="want base_editor as train.start, got base"):
+    with pytest.raises(StartError, match="want base_editor as train"):
         start.resolve("base", world(base_editor=str(editor_folder)), tmp_path)
     assert start.resolve("base_editor", world(base_editor=str(editor_folder)), tmp_path).folder == str(editor_folder)
     monkeypatch.setattr(package_folder, "find_champion", lambda: None)

@@ -74,12 +74,12 @@ class Progress:
         seconds = self.seconds
         rate = (done - self._first) / seconds if seconds > 0 else 0.0
         if not self.total:
-            return f"{self.label}, {_duration(seconds)} so far" if seconds >= 1 else f"{self.label} ..."
+            return f"{self.label}, {format_duration(seconds)} so far" if seconds >= 1 else f"{self.label} ..."
         parts = [f"{self.label}: {done:.0f}/{self.total:.0f} {self.unit}s, {done / self.total:.0%}"]
         if rate > 0 and done < self.total:
-            parts += [f"{rate:.3g} {self.unit}s/s", f"{_duration((self.total - done) / rate)} left"]
+            parts += [f"{rate:.3g} {self.unit}s/s", f"{format_duration((self.total - done) / rate)} left"]
         elif done < self.total:
-            parts.append(f"{_duration(seconds)} so far")
+            parts.append(f"{format_duration(seconds)} so far")
         return ", ".join(parts + ([note] if note else []))
 
     def _report_regularly(self) -> None:
@@ -105,7 +105,7 @@ def waiting(label: str, stream: TextIO | None = None) -> Iterator[None]:
         yield
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """'45 s', '12 min' or '3.5 h'."""
     if seconds < 90:
         return f"{seconds:.0f} s"

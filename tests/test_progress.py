@@ -101,7 +101,7 @@ def test_work_of_an_earlier_run_counts_as_done_but_not_for_the_rate(clock: Clock
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (12600, "3.5 h")])
 def test_durations_have_the_unit_that_people_would_use(seconds: float, text: str) -> None:
-    assert progress._duration(seconds) == text
+    assert progress.format_duration(seconds) == text
 
 
 @pytest.mark.slow

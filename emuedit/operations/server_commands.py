@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emuedit.operations import local_ports, mlflow_tables, postgres_server, server_control, server_stack
-from emuedit.progress import waiting
+from emuedit.progress import format_duration, waiting
 
 DATA = Path(".emuedit")
 """Default data folder of the servers, in the working folder."""
@@ -135,17 +135,18 @@ def _table(rows: Sequence[server_control.ServerStatus]) -> str:
     lines = [("service", "state", "pid", "up", "memory", "address")]
     for row in rows:
         memory = f"{row.memory_bytes / 2**20:.0f} MB" if row.memory_bytes is not None else "-"
-        lines.append((row.name, row.state, str(row.pid or "-"), _duration(row.seconds), memory, row.url or "-"))
+        lines.append(
+            (
+                row.name,
+                row.state,
+                str(row.pid or "-"),
+                "-" if row.seconds is None else format_duration(row.seconds),
+                memory,
+                row.url or "-",
+            )
+        )
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _relative(path: Path) -> Path:

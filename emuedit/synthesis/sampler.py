@@ -137,7 +137,7 @@ class Sampler:
                     if e_null is not None:
                         e_null, halves = e_null[source_of[k]], 1
                     control.set_recorded(trajectory.features[step], source_of[k], M[k], inject, size, halves)
-                    e, _ = self._predict_guided(denoiser, step, z[k], select_rows(text, k), null, scale[k], e_null)
+                    e, _ = self._predict_guided(denoiser, step, z[k], text.take(k), null, scale[k], e_null)
                 else:
                     g = list(rows.sources)
                     scales = torch.cat([scale.new_full((len(g),), trajectory.guidance_scale), scale[k]])
@@ -149,7 +149,7 @@ class Sampler:
                         torch.cat([inject.new_zeros(len(g)), inject]).repeat(halves),
                         size,
                     )
-                    both = TextCondition.cat(select_rows(trajectory.text, g), select_rows(text, k))
+                    both = TextCondition.cat(trajectory.text.take(g), text.take(k))
                     z_both = torch.cat([trajectory.z[step, g], z[k]])
                     e = self._predict_guided(denoiser, step, z_both, both, null, scales)[0][len(g) :]
                 generators = [
@@ -198,12 +198,6 @@ class Sampler:
         else:
             e_text = self.predict(denoiser, z_t, t, text)
         return guidance.classifier_free(e_null, e_text, scale.view(-1, 1, 1, 1)), e_null
-
-
-def select_rows(text: TextCondition, rows: Sequence[int]) -> TextCondition:
-    """The conditions of these rows, in that order."""
-    pooled = None if text.pooled is None else text.pooled[list(rows)]
-    return TextCondition(text.hidden[list(rows)], pooled)
 
 
 def _generator_from(state: Tensor) -> torch.Generator:

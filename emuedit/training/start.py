@@ -112,8 +112,8 @@ class EditorParts(FrozenParts):
 def resolve(start: str, world: config.World, root: Path) -> Start:
     """Resolve `train.start`.
 
-    start: `base_model` (from scratch), `base_editor` (the world's), `champion` (of the registry; if there is none, the base editor,
-    or the base model if the world has none), a folder, `models:/...`, `runs:/...` or a hub id.
+    start: `base_model` (from scratch), `base_editor` (the world's), `champion` (of the registry; without one, the base editor, or
+    the base model if the world has none), a folder, `models:/...`, `runs:/...` or a hub id.
     Raises StartError for a world without a base editor and PackageError for a source without an editor.
     """
     scratch = Start(BASE_MODEL, config.resolve_path(world.base_model, root))

@@ -29,7 +29,6 @@ from emuedit.editor.task_adapter import AdaptedLayers, TaskAdapter
 from emuedit.editor.task_pack import TaskPack
 from emuedit.models import image_tensors
 from emuedit.models.attention_processor import use_unfused_attention_on_cpu
-from emuedit.models.text_to_image import TextCondition
 from emuedit.progress import Progress
 from emuedit.runtime import generator, rng
 from emuedit.tracking import Tracker
@@ -215,10 +214,9 @@ def _chunks(n_rows: int, at_once: int) -> list[slice]:
 
 def select_examples(batch: Batch, rows: Tensor) -> Batch:
     """The samples of a batch at these rows (int64), in that order."""
-    pooled = None if batch.text.pooled is None else batch.text.pooled[rows]
-    text = TextCondition(batch.text.hidden[rows], pooled)
     ids, instructions = (tuple(texts[int(i)] for i in rows) for texts in (batch.ids, batch.instructions))
     sizes = None if batch.sizes is None else batch.sizes[rows]
+    text = batch.text.take(rows)
     return Batch(batch.source[rows], batch.target[rows], text, batch.null, batch.tasks, ids, instructions, sizes)
 
 

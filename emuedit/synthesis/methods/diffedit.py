@@ -24,7 +24,7 @@ from torch import Tensor
 
 from emuedit import config
 from emuedit.synthesis.rejection import Rejected
-from emuedit.synthesis.sampler import Sampler, select_rows
+from emuedit.synthesis.sampler import Sampler
 
 CLAMP_FACTOR = 3.0
 """Differences are clamped at this multiple of their mean (`mask_thresholding_ratio` in diffusers)."""
@@ -97,7 +97,5 @@ def _predict(sampler: Sampler, z_0: Tensor, seed: int, captions: Sequence[str], 
     z_t = denoiser.add_noise(z_0.expand_as(noise), noise, t)  # [n, C, h, w]
     text = sampler.base_model.encode_text(captions)
     pairs = torch.cartesian_prod(torch.arange(len(captions)), torch.arange(params.n_noises))  # (caption, noise)
-    parts = [
-        sampler.predict(denoiser, z_t[chunk[:, 1]], t, select_rows(text, chunk[:, 0].tolist())) for chunk in pairs.split(rows)
-    ]
+    parts = [sampler.predict(denoiser, z_t[chunk[:, 1]], t, text.take(chunk[:, 0])) for chunk in pairs.split(rows)]
     return torch.cat(parts).unflatten(0, (len(captions), params.n_noises))

@@ -102,7 +102,7 @@ def size_conditions(
         height, width = z_t.shape[-2] * factor, z_t.shape[-1] * factor
         scale = max(1.0, native_px / math.sqrt(height * width))
         original = round(height * scale), round(width * scale)
-        sizes = torch.tensor([*original, 0, 0, height, width], device=z_t.device, dtype=dtype).repeat(len(z_t), 1)
+        sizes = torch.tensor([*original, 0, 0, height, width], device=z_t.device, dtype=torch.float32).repeat(len(z_t), 1)
     if sizes.shape != (len(z_t), 6):
         raise ValueError(f"want size conditions of the shape {(len(z_t), 6)}, one row per sample; got {tuple(sizes.shape)}")
-    return {"text_embeds": pooled.to(dtype), "time_ids": sizes.to(z_t.device, dtype)}
+    return {"text_embeds": pooled.to(dtype), "time_ids": sizes.to(z_t.device, torch.float32)}  # bfloat16 rounds 903 to 904

@@ -67,15 +67,20 @@ def move_noise_schedule(scheduler: Any, device: torch.device) -> None:
         scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(device)
 
 
+def ends_in_noise(scheduler: Any) -> bool:
+    """Whether the last timestep is noise alone: flow matching, and zero terminal SNR."""
+    if _is_flow(scheduler):
+        return True
+    return bool(getattr(scheduler.config, "rescale_betas_zero_snr", False)) or float(scheduler.alphas_cumprod[-1]) == 0
+
+
 def check_terminal_snr(scheduler: Any) -> None:
     """Raise ValueError for epsilon-prediction at zero terminal SNR.
 
     The last z_t is then eps itself, so the prediction has no information about the clean latents, (z_t - s e) / a with a = 0:
     DDIM gives NaN (Lin et al., arXiv 2305.08891, section 3.2).
     """
-    if kind_of(scheduler) != "epsilon":
-        return
-    if getattr(scheduler.config, "rescale_betas_zero_snr", False) or float(scheduler.alphas_cumprod[-1]) == 0:
+    if kind_of(scheduler) == "epsilon" and ends_in_noise(scheduler):
         raise ValueError(
             f"want v_prediction, sample or flow with zero terminal SNR, got epsilon ({type(scheduler).__name__}): the last "
             "timestep is pure noise, where a prediction of the noise has no information about the image; use another "

@@ -128,8 +128,8 @@ class OpenAILLM:
 def _text_of(body: bytes) -> str:
     """The text of a chat completion.
 
-    Raises LLMRefusalError for a completion without a text and for one that a content filter has cut, and _NoCompletionError
-    for anything else.
+    Raises LLMRefusalError for a completion that was refused or filtered, LLMError for one that ran out of tokens before its text,
+    and _NoCompletionError for anything else.
     """
     try:
         choices = json.loads(body)["choices"]
@@ -138,6 +138,8 @@ def _text_of(body: bytes) -> str:
         refusal, text = message.get("refusal"), message.get("content")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise _NoCompletionError(f"want a chat completion, got {body[:500]!r}") from error
+    if not refusal and not text and finish_reason == "length":
+        raise LLMError("want a text, got none: finish_reason 'length', the model ran out of tokens before it; allow it more")
     if refusal or text is None or finish_reason == "content_filter":
         raise LLMRefusalError(f"want a text, got none: refusal {refusal!r}, finish_reason {finish_reason!r}")
     if not isinstance(text, str):

@@ -23,7 +23,7 @@ NETWORK_STATUS, OUT_OF_MEMORY_STATUS = 75, 71
 """Exit statuses for a failed network or service and for running out of memory, both retryable: EX_TEMPFAIL and EX_OSERR of
 sysexits.h."""
 MEMORY_ENV = "EMUEDIT_HALVE_BATCHES"
-"""Number of times a stage halves its batch after running out of memory; default 0. Results are unchanged."""
+"""Number of times a stage halves its batch after running out of memory; default 0. Results are unchanged up to rounding."""
 _STATUS = {FailureKind.NETWORK: NETWORK_STATUS, FailureKind.MEMORY: OUT_OF_MEMORY_STATUS, FailureKind.OTHER: 1}
 
 

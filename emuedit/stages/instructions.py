@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import Field
 
 from emuedit import config
-from emuedit.data.dependencies import content_key, find_file, work_key
+from emuedit.data.dependencies import CODE_ROOT, content_key, find_file, stage_dependencies, work_key
 from emuedit.data.publish import Summary, publish, read_folder, read_summary, resumable_shards, scratch_folder
 from emuedit.data.records import Caption, Drop, Instruction
 from emuedit.data.shards import read_shard
@@ -40,7 +40,7 @@ from emuedit.tasks import get_task
 
 IN, OUT = "data/captions", "data/instructions"
 HEADLINE = "{kept} instructions kept, {dropped} answers dropped"
-ANSWERS = "scratch/answers"
+ANSWERS = ".emuedit/answers"
 """The folder with all answers of each LLM, which later runs with more captions or other tasks use again."""
 WITHOUT_EFFECT_ON_RESULT: dict[str, Any] = {"concurrency": True, "max_failed_share": True, "endpoint": {"timeout_s", "retries"}}
 """Params that do not change the instructions: they may change before a stopped run goes on."""
@@ -103,7 +103,7 @@ class Questioner:
         """The core function: ask for one edit until the answer is usable or the retries are used up.
 
         An LLMError is returned, not raised: only the run can tell one odd caption from an endpoint that does not answer. It is
-        not asked again, for the endpoint has its own retries; nor is what the LLM refuses.
+        not asked again, because the endpoint has its own retries; nor is a question that the LLM refuses.
         """
         prompt, params = self.prompts[task], self.params
         source = f"{caption.id}/{task}"
@@ -143,7 +143,7 @@ def run(params: InstructionsParams, root: Path) -> Summary:
     prompt_folder, word_list = (_existing_file(name, root) for name in (params.prompts, params.moderation))
     prompts = {get_task(task).name: load_task_prompt(prompt_folder, task) for task in params.tasks}
     factory_files = _factory_files(params.world.llm)
-    answers = root / ANSWERS / f"{content_key({'llm': params.world.llm}, *factory_files)}.jsonl"
+    answers = root / ANSWERS / f"{_llm_key(params.world.llm, root, factory_files)}.jsonl"
     answers.parent.mkdir(parents=True, exist_ok=True)
     llm = CachingLLM(_load_llm(params, root), answers)
     recorded = params.model_dump(mode="json", exclude={"world": True} | WITHOUT_EFFECT_ON_RESULT) | {"llm": params.world.llm}
@@ -173,8 +173,8 @@ def run(params: InstructionsParams, root: Path) -> Summary:
             counts.update(f"dropped_{drop.reason}" for drop in shard.drops)
             counts.update(f"dropped_{drop.source.partition('/')[2]}_{drop.reason}" for drop in shard.drops)
     if not counts["kept"]:
-        for file in scratch.glob("shard-*.parquet") if counts["dropped_llm_failed"] else ():
-            file.unlink()  # so that the next run asks again what was not answered
+        for file in scratch.glob("shard-*.parquet"):
+            file.unlink()  # the next run asks again what was not answered; the other answers are kept
         raise InstructionsError(
             f"want at least one instruction, got {dict(counts)}; read {scratch}/dropped-*.parquet for the LLM's answers"
         ) from failures.last_error
@@ -271,6 +271,20 @@ def _factory_files(spec: str) -> list[str]:
         return []
     module = importlib.util.find_spec(spec.partition(":")[0])
     return sorted(map(str, Path(module.origin).parent.glob("*.py"))) if module and module.origin else []
+
+
+def _llm_key(spec: str, root: Path, factory_files: Sequence[str]) -> str:
+    """16 hex digits that change with whatever decides an answer: an endpoint counts by its name, a model here by its content.
+
+    An LLM 'module:factory' counts by its modules and by the deps of the stage that are not this package's.
+    """
+    folder = Path(config.resolve_path(spec, root))
+    files = [folder] if folder.exists() else [Path(file) for file in factory_files]
+    if factory_files:
+        elsewhere = (root / IN, root / "emuedit", CODE_ROOT / "emuedit")  # what it is asked, and who asks
+        deps = stage_dependencies("instructions", root)
+        files += [dep for dep in deps if not any(dep.is_relative_to(folder) for folder in elsewhere)]
+    return content_key({"llm": spec}, *files)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ class RouterParams(config.Params):
     folds: int = Field(3, ge=2)
     """Folds of wordings for cross-fitting; each costs a training on the others."""
     noise: WordingNoise = WordingNoise()
-    """Typing errors, left-out words and courtesies, drawn anew in each epoch."""
+    """Typing errors, left-out words and courtesies, drawn again in each epoch."""
     non_instructions: str = NON_INSTRUCTIONS
     """File of texts to refuse, see `emuedit/editor/non_instructions.py`; its list `fit` is used, and some of the captions."""
     non_instruction_repeats: int = Field(2, ge=1)

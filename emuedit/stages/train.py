@@ -65,8 +65,8 @@ class TrainParams(TrainSettings):
     world: config.World
     """The world: its `base_model` and `base_editor`, and for previews its `benchmark`."""
     start: str = BASE_MODEL
-    """Start: base_model (from scratch); base_editor (the world's); champion (the registry's champion, else the base editor
-    or base model); or a folder, `models:/...`, `runs:/...` or hub id of an editor."""
+    """Start: base_model (fine-tune the text-to-image model); base_editor (the world's); champion (the registry's champion, else
+    the base editor or base model); or a folder, `models:/...`, `runs:/...` or hub id of an editor."""
     replay_pairs: int = Field(500, ge=0)
     """Number of pairs stored with the editor as a replay sample; 0: none, e.g. if images must not be shared."""
     preview: PreviewParams | None = PreviewParams()

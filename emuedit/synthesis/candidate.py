@@ -18,6 +18,7 @@ from emuedit.synthesis.methods.prompt_to_prompt import LocalBlend, PromptToPromp
 from emuedit.synthesis.recipes import PromptToPromptRecipe, Recipe, Recipes, SoftMaskRecipe
 from emuedit.synthesis.strategy import AllCandidates, Strategy
 from emuedit.synthesis.variant_plan import Variant
+from emuedit.tasks import get_task
 
 
 class SynthesisParams(config.Params):
@@ -47,6 +48,11 @@ class SynthesisParams(config.Params):
     """Smallest mask of an object, as a fraction of the image."""
     max_area: float = Field(0.5, ge=0, le=1)
     """Largest mask of an object, as a fraction of the image; larger ones are probably errors of the segmenter."""
+
+    @field_validator("all_instances")
+    @classmethod
+    def _check_tasks(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(get_task(task).name for task in tasks)
 
     @field_validator("guidance_interval")
     @classmethod

@@ -115,7 +115,7 @@ def locate_objects(
     batch: int,
     with_all: Collection[Query] = (),
 ) -> dict[Query, LocatedObject | None]:
-    """Find the best box of every query and its mask, None where nothing is detected. Images [B, 3, H, W] in [-1, 1].
+    """Find the best box of every query and its mask, None if nothing is detected. Images [B, 3, H, W] in [-1, 1].
 
     The queries in `with_all` also get the masks of all other detections.
     """

@@ -36,7 +36,7 @@ class Trajectory:
     e_null: tuple[
         Tensor | None, ...
     ] = ()  # [S] with `features`: predictions for the null text [G, C, h, w], None without guidance
-    features: tuple[AttentionFeatures, ...] = ()  # [S] attention of the sources; empty where it was not recorded
+    features: tuple[AttentionFeatures, ...] = ()  # [S] attention of the sources; empty if it was not recorded
 
     def __len__(self) -> int:
         return self.z.shape[1]

@@ -31,7 +31,9 @@ class StepRows:
 
     sources: tuple[int, ...]  # [G]
     variants: tuple[int, ...]  # [V]
-    source_row: tuple[int, ...]  # [V] row of each variant's source in the batch; a variant that leans on none points at itself
+    source_row: tuple[
+        int, ...
+    ]  # [V] row of each variant's source in the batch; a variant that needs no source in this step points at itself
     inject: tuple[bool, ...]  # [V] whether queries and keys are taken from the source
 
 
@@ -59,8 +61,8 @@ class VariantPlan:
     def rows(self, step: int) -> StepRows:
         """The rows to compute in this step."""
         variants = tuple(k for k, start in enumerate(self.start) if start <= step)
-        leaning = [k for k in variants if self._masked[k] or step < self._inject_until[k]]
-        sources = tuple(sorted({self._source[k] for k in leaning}))
+        dependent = [k for k in variants if self._masked[k] or step < self._inject_until[k]]
+        sources = tuple(sorted({self._source[k] for k in dependent}))
         row_of = {source: row for row, source in enumerate(sources)}
         rows = enumerate(variants, start=len(sources))
         source_row = tuple(row_of.get(self._source[k], row) for row, k in rows)

@@ -43,7 +43,7 @@ def held_out_loss(editor: TrainableEditor, cache: LatentCache, accelerator: Acce
             draws = replace(draws, t=timesteps[n_done : n_done + len(rows)])
             n_done += len(rows)
             with accelerator.autocast():
-                values = editor(batch, draws, UNWEIGHTED).total(UNWEIGHTED).float().tolist()
+                values = editor(batch, draws, UNWEIGHTED, weight_timesteps=False).total(UNWEIGHTED).float().tolist()
             losses[task] += zip((draws.t * N_TIME_BUCKETS // n_timesteps).tolist(), values, strict=True)
     if world_size > 1:
         from accelerate.utils import gather_object

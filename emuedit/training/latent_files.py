@@ -32,7 +32,7 @@ from emuedit.progress import Progress
 from emuedit.runtime import seed_for
 from emuedit.training.aspect_buckets import AspectBuckets, Size
 from emuedit.training.kept_pairs import REPLAY_PAIRS, REPLAY_VERDICTS, KeptPairs, pair_shards
-from emuedit.training.mirroring import may_flip
+from emuedit.training.mirroring import has_no_side, may_flip
 from emuedit.training.pair_encoding import encode_images, place_pairs
 from emuedit.training.text_files import TextFiles, null_key, save_array, text_hash
 
@@ -223,7 +223,7 @@ class _Shard:
             row["size"], row["original"], row["enlarged"] = placement.size, placement.original, placement.is_enlarged
             row["crop"], row["mirrored_left"] = (placement.top, placement.left), placement.mirrored_left
             row["text"], row["instruction"], row["mirrored_position"] = text_hash(instruction), instruction, -1
-        flips = np.array([mirrored and may_flip(self.tasks[pair.id], pair.instruction) for pair in pairs], np.bool_)
+        flips = np.array([mirrored and has_no_side(pair.instruction) for pair in pairs], np.bool_)  # tasks may change later
         for size in sorted({placement.size for placement in placements}):
             selected = np.array([placement.size == size for placement in placements])
             numbers = np.flatnonzero(selected).tolist()

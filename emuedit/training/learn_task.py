@@ -58,7 +58,8 @@ def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSe
     """
     check_name(settings.task, editor)
     sampler = editor.sampler
-    pictures = example_folder.load_pictures(examples, editor.settings.resolution or sampler.resolution_px)
+    side_px = editor.settings.resolution or sampler.resolution_px
+    pictures = example_folder.load_pictures(examples, max(1, round(side_px / sampler.grid_px)) * sampler.grid_px)
     instructions = [example.instruction for example in examples]
     samples = encode_examples(sampler, pictures.before, pictures.after, instructions)
     split = Split.of(len(examples))

@@ -15,6 +15,11 @@ SIDED = re.compile(
 or the image may contain letters. If in doubt, a pair is not mirrored."""
 
 
+def has_no_side(instruction: str) -> bool:
+    """Whether an instruction means the same in a mirrored image, whatever its task."""
+    return SIDED.search(instruction) is None
+
+
 def may_flip(task: str, instruction: str) -> bool:
     """Whether the instruction still holds when the images are mirrored."""
-    return get_task(task).mirrorable and SIDED.search(instruction) is None
+    return get_task(task).mirrorable and has_no_side(instruction)

@@ -112,13 +112,14 @@ class EditorParts(FrozenParts):
 def resolve(start: str, world: config.World, root: Path) -> Start:
     """Resolve `train.start`.
 
-    start: `base_model` (from scratch), `base_editor` (the world's), `champion` (of the registry; without one, the base editor, or
-    the base model if the world has none), a folder, `models:/...`, `runs:/...` or a hub id.
+    start: `base_model` (fine-tune the text-to-image model), `base_editor` (the world's), `champion` (of the
+    registry; without one, the base editor, or the base model if the world has none), a folder, `models:/...`, `runs:/...` or a
+    hub id.
     Raises StartError for a world without a base editor and PackageError for a source without an editor.
     """
-    scratch = Start(BASE_MODEL, config.resolve_path(world.base_model, root))
+    base_start = Start(BASE_MODEL, config.resolve_path(world.base_model, root))
     if start == BASE_MODEL:
-        return scratch
+        return base_start
     if start == "base":
         raise StartError(f"want {BASE_EDITOR} as train.start, got base, its earlier name; rename it")
     if start == BASE_EDITOR:
@@ -129,7 +130,7 @@ def resolve(start: str, world: config.World, root: Path) -> Start:
         champion = package_folder.find_champion()
         if champion is not None:
             return _of_editor(champion[1], champion[0])
-        first = scratch if world.base_editor is None else resolve(BASE_EDITOR, world, root)
+        first = base_start if world.base_editor is None else resolve(BASE_EDITOR, world, root)
         print(f"train: no champion is registered yet; starting from {first.reference}", flush=True)
         return first
     path = root / start

@@ -195,7 +195,8 @@ def encode_examples(
     editor: EditSampler, before: Pictures, after: Pictures, instructions: Sequence[str], n_passes: int = 1
 ) -> Batch:
     """N edits as a batch on the editor's device: images before and after, uint8 [N, H, W, 3], and N instructions."""
-    at_once = max(1, PIXELS_PER_PASS // math.prod(before.shape[1:3]) // n_passes)  # to limit the autoencoder's memory
+    most = max(1, PIXELS_PER_PASS // math.prod(before.shape[1:3]))  # to limit the autoencoder's memory
+    at_once = -(-min(len(before), most) // n_passes)
     with editor.autocast():
         chunks = _chunks(len(before), at_once)
         source, target = (

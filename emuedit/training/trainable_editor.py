@@ -41,6 +41,12 @@ class TrainableEditor(nn.Module):
         base_model.scheduler = base_model.pipeline.scheduler = objective.configure_scheduler(
             base_model.scheduler, settings.objective, settings.zero_terminal_snr
         )
+        if settings.min_snr_gamma is not None and objective.ends_in_noise(base_model.scheduler):
+            raise ValueError(
+                f"want min_snr_gamma null where the last timestep is pure noise, as in the noise schedule of the start, got "
+                f"{settings.min_snr_gamma}: that step, with which every edit begins, would have no weight; set "
+                "train.min_snr_gamma to null"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -116,15 +122,15 @@ class TrainableEditor(nn.Module):
         device = batch.target.device
         return replace(batch, tokens=tuple(part.to(device) for part in tokens), token_rows=rows.to(device))
 
-    def forward(self, batch: Batch, draws: NoiseDraws, weights: LossWeights) -> LossParts:
+    def forward(self, batch: Batch, draws: NoiseDraws, weights: LossWeights, weight_timesteps: bool = True) -> LossParts:
         """Parts of the loss of each sample; trained text encoders encode the instructions in every step.
 
-        In evaluation mode timesteps are not weighted (`min_snr_gamma`).
+        weight_timesteps: by `min_snr_gamma`, if that is set.
         """
         batch = self.tokenized(batch)
         if batch.tokens is not None and batch.token_rows is not None:
             text = self.base_model.encode_tokens(batch.tokens)
             batch = replace(batch, text=text.take(batch.token_rows), null=self.base_model.as_null(text.take(slice(1))))
         v = self.net.table.v[batch.tasks]
-        gamma = self.settings.min_snr_gamma if self.training else None
+        gamma = self.settings.min_snr_gamma if weight_timesteps else None
         return loss.loss_parts(self.net, self.base_model.scheduler, batch, draws, v, weights, min_snr_gamma=gamma)

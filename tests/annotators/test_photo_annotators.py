@@ -246,7 +246,7 @@ def test_a_detector_without_the_class_person_is_an_error(small_annotators: Annot
 
 def test_the_file_is_importable_by_path_and_other_tasks_are_an_error(images: np.ndarray) -> None:
     assert config.import_function("emuedit/annotators/photo_annotators.py", "annotate") is annotate
-    with pytest.raises(ValueError, match=r"want detect, segment, color, depth.*got 'remove'"):
+    with pytest.raises(ValueError, match=r"want a task out of detect, segment, color, depth.*got 'remove'"):
         call(annotate, "remove", images)
 
 

@@ -53,5 +53,5 @@ def test_a_change_of_light_keeps_the_fine_detail(picture: Tensor) -> None:
 
 
 def test_images_of_different_shapes_are_an_error(picture: Tensor) -> None:
-    with pytest.raises(ValueError, match="want two images of one shape"):
+    with pytest.raises(ValueError, match="want two images of equal shape"):
         compositing.changed_pixels(picture, picture[..., 1:])

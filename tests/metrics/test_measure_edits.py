@@ -40,5 +40,5 @@ def test_metrics_of_a_correct_edit_and_of_no_edit() -> None:
 
 
 def test_images_of_different_sizes_are_an_error() -> None:
-    with pytest.raises(ValueError, match="of one shape"):
+    with pytest.raises(ValueError, match="of equal shape"):
         measure_edits(SCORER, SCORER, torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 8, 8), ["red"], ["red"])

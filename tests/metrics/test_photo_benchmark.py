@@ -160,7 +160,7 @@ def test_a_new_judge_has_the_models_and_the_size_of_the_params(
     monkeypatch.chdir(tmp_path)
     write_one_edit(tmp_path)
     assert cli.main(["benchmark", ".", "--dino", "owner/dino"]) == 2
-    assert "want --clip for a new judge, where there is no params.yaml" in capsys.readouterr().err
+    assert "want --clip for a new judge without params.yaml" in capsys.readouterr().err
     assert not (tmp_path / "judge.yaml").exists()
     params = (ROOT / "params.yaml").read_text().replace("\ntrain:\n", "\ntrain:\n  resolution: 96\n")
     (tmp_path / "params.yaml").write_text(params)
@@ -172,7 +172,7 @@ def test_a_new_judge_has_the_models_and_the_size_of_the_params(
     assert cli.main(["benchmark", "."]) == 0
     output = capsys.readouterr().out
     assert (
-        "judge.yaml has other values than params.yaml: dino owner/dino (there toyworld/weights/dino), size 96 (there 256)"
+        "judge.yaml differs from params.yaml: dino owner/dino (there toyworld/weights/dino), size 96 (there 256)"
         in output
     )
     (tmp_path / "judge.yaml").unlink()
@@ -215,7 +215,7 @@ def test_bounds_are_kept_until_the_judge_is_another(
     assert "bounds" not in capsys.readouterr().out
     assert cli.main(["benchmark", str(tmp_path), "--dino", "e/f"]) == 0
     assert read_judge(tmp_path) == JudgeFile(clip="a/b", dino="e/f", size=64)
-    assert "the bounds were those of other settings and are gone; add --calibrate" in capsys.readouterr().out
+    assert "the settings changed, so the bounds were removed; add --calibrate" in capsys.readouterr().out
 
 
 def test_without_a_judge_the_command_is_named(tmp_path: Path) -> None:

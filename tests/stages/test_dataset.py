@@ -97,14 +97,16 @@ def test_the_query_agrees_with_a_loop_over_rows() -> None:
 
 
 def test_a_filter_on_a_score_that_no_pair_has_is_named() -> None:
-    with pytest.raises(FiltersError, match=r"want the scores \['depth'\] .* got \['dino', 'l1', 'direction'\]"):
+    with pytest.raises(
+        FiltersError, match=r"want the scores used in params.yaml: \['depth'\], available: \['dino', 'l1', 'direction'\]"
+    ):
         filter_pairs(make_table(("a", "local", 0.5, 0.1, 0.0)), make_params(filters={"default": {"depth": {"max": 1.0}}}))
 
 
 @pytest.mark.parametrize(
     ("filters", "message"),
     [
-        ("{local: {dino: {min: 0.5}}}", "want a row 'default'"),
+        ("{local: {dino: {min: 0.5}}}", "want an entry 'default'"),
         ("{default: {}, locale: {}}", "did you mean 'local'"),
         ("{default: {dino: {}}}", r"want \{min: x\}, \{max: y\} or both"),
         ("{default: {dino: {min: 2, max: 1}}}", "min <= max for default.dino"),

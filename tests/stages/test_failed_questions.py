@@ -16,6 +16,7 @@ from emuedit.models.openai_llm import OpenAILLM
 from emuedit.prompts.answer_schema import answer_schema
 from emuedit.stages import instructions
 from emuedit.stages.instructions import InstructionsError, run
+from tests.repository import ROOT
 from tests.stages.scripted_llm import ANSWER, Reply, UseLLM, make_params, publish_captions, read_drops
 from tests.stages.workspace import Workspace, check_resume, check_stop_message, read_files, toy_world
 
@@ -95,6 +96,28 @@ def test_more_captions_and_another_task_ask_only_what_is_new(tmp_path: Path, use
     warmer = use_llm(same=True)
     run(make_params(tasks=("remove",), temperature=0.1), tmp_path)
     assert len(warmer.questions) == 6, "other sampling, other answers"
+
+
+def test_answers_of_another_llm_are_not_used(tmp_path: Path) -> None:
+    """New weights in the folder of a model, an edited template of the toy world's: they answer otherwise."""
+    model, templates = tmp_path / "llm", tmp_path / "toyworld/edits/templates"
+    for folder in (model, templates):
+        folder.mkdir(parents=True)
+        (folder / "file").write_text("1")
+    (tmp_path / "toyworld/scenes").mkdir()
+    specs = {str(model): [], "toyworld.edits.rule_llm:toy_llm": ["toyworld/edits/rule_llm.py"], "https://host/v1#m": []}
+    files = {spec: [str(ROOT / file) for file in names] for spec, names in specs.items()}
+
+    def keys() -> dict[str, str]:
+        return {spec: instructions._llm_key(spec, tmp_path, files[spec]) for spec in specs}
+
+    before = keys()
+    assert keys() == before
+    assert len(set(before.values())) == 3
+    (model / "file").write_text("2")
+    (templates / "file").write_text("2")
+    after = keys()
+    assert [spec for spec in specs if after[spec] != before[spec]] == [*specs][:2]
 
 
 @pytest.mark.slow
@@ -192,12 +215,13 @@ def test_an_endpoint_that_refuses_the_key_gets_one_request_a_question(tmp_path: 
     assert len(endpoint.requests) <= 4, "one question may be on its way when the third caption fails"
 
 
-def test_a_short_run_without_an_answer_is_asked_again_when_it_is_repeated(tmp_path: Path, use_llm: UseLLM) -> None:
+@pytest.mark.parametrize(("failure", "reason"), [(LLMError("down"), "llm_failed"), (LLMRefusalError("filtered"), "refused")])
+def test_a_run_that_kept_nothing_can_be_repeated(failure: LLMError, reason: str, tmp_path: Path, use_llm: UseLLM) -> None:
     publish_captions(tmp_path, "one dog", "two dogs")
-    use_llm(lambda *_: LLMError("down"))
-    with pytest.raises(InstructionsError, match="'dropped_llm_failed': 2") as error:
+    use_llm(lambda *_: failure)
+    with pytest.raises(InstructionsError, match=f"'dropped_{reason}': 2") as error:
         run(make_params(tasks=("remove",)), tmp_path)
-    assert str(error.value.__cause__) == "down"
+    assert str(error.value.__cause__) == ("down" if reason == "llm_failed" else "None")
     use_llm()
     assert run(make_params(tasks=("remove",)), tmp_path).counts["kept"] == 2
 

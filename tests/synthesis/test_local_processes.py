@@ -97,7 +97,8 @@ def test_the_cores_are_shared_among_the_processes(tmp_path: Path) -> None:
         assert dict(pool({"shard-0": Job("count threads")})) == {"shard-0": max(1, available_cores() // 2)}
 
 
-def test_a_gpu_has_one_process_unless_the_params_say_otherwise(tmp_path: Path) -> None:
+def test_one_gpu_has_this_process_unless_the_params_say_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with worker_pool(LocalWorkers(), partial(plain_jobs.build_work, tmp_path), "cuda") as pool:
         assert dict(pool({"shard-0": Job("square", 3)})) == {"shard-0": 9}
     assert worker_pids(tmp_path) == {os.getpid()}

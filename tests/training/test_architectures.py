@@ -85,7 +85,7 @@ class StopAfter:
 def test_an_editor_of_another_objective_is_trained_and_edits_with_its_own_scheduler(
     objective: str, cache_folder: Path, tmp_path: Path
 ) -> None:
-    editor = train(cache_folder, tmp_path / "scratch", make_settings(objective=objective, min_snr_gamma=5.0, steps=2))
+    editor = train(cache_folder, tmp_path / "scratch", make_settings(objective=objective, steps=2))
     checkpoint.save(editor.net, editor.base_model.pipeline, tmp_path / "editor", torch.float32)
     sampler = sampling.load(tmp_path / "editor")
     image = sampler.sample(torch.zeros(1, 3, 16, 16), ["make it red"], ["local"], EditSettings(steps=2))

@@ -11,7 +11,7 @@ from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loss import NO_DROPOUT, NoiseDraws, draw_noise
 from tests.editor.tiny_pipelines import build_base_model
 from tests.training.tiny_pairs import make_pair, write_pairs
-from tests.training.tiny_training import make_editor
+from tests.training.tiny_training import SETTINGS, make_editor
 
 SIZES = ((16, 24), (24, 16), (16, 16))
 
@@ -23,9 +23,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[NoiseDraws]]:
     editor_type = held_out.TrainableEditor
     forward = editor_type.forward
 
-    def record(editor: Any, batch: Any, draws: NoiseDraws, weights: Any) -> Any:
+    def record(editor: Any, batch: Any, draws: NoiseDraws, weights: Any, **options: Any) -> Any:
         draws_of.setdefault(editor.net.table.names[int(batch.tasks[0])], []).append(draws)
-        return forward(editor, batch, draws, weights)
+        return forward(editor, batch, draws, weights, **options)
 
     monkeypatch.setattr(editor_type, "forward", record)
     return draws_of
@@ -55,3 +55,18 @@ def test_pairs_of_one_size_have_the_draws_of_their_task(cache_folder: Path, draw
         expected = draw_noise(tuple(draws.eps.shape), 1000, NO_DROPOUT, 1.0, "held out", task)
         assert draws.t.equal(expected.t)
         assert draws.eps.equal(expected.eps)
+
+
+def test_the_held_out_loss_is_not_weighted_by_min_snr(tmp_path: Path) -> None:
+    """Presets train with it; noisy timesteps would seem to be learned."""
+    data = write_pairs(tmp_path, [make_pair(n) for n in range(60)])
+    latent_files.build(*data, build_base_model("sd15"), tmp_path / "cache")
+    cache, losses = LatentCache(tmp_path / "cache", 0.3), []
+    with open_accelerator() as accelerator:
+        for gamma in (None, 1e-3):
+            editor = make_editor(SETTINGS.model_copy(update={"min_snr_gamma": gamma}), "sd15")
+            editor.prepare(accelerator.device)
+            assert editor.training
+            losses.append(held_out.held_out_loss(editor, cache, accelerator))
+    assert losses[0]
+    assert losses[0] == losses[1]

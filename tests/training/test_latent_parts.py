@@ -30,12 +30,14 @@ def test_what_is_kept_and_for_which_task_encodes_no_image_twice(
     assert build(cache, (False, False, False, False, True, False)) == 0, "one pair fewer"
     assert build(cache, (True, True, False, True, True, False)) == 6, "pair 3, mirrored, too, and 1, which names a side"
     assert build(cache, (True, True, False, True, True, False), ("text", *TASKS[1:])) == 0
-    assert build(tmp_path / "new", (True, True, False, True, True, False), ("text", *TASKS[1:])) == 12
+    assert build(tmp_path / "new", (True, True, False, True, True, False), ("text", *TASKS[1:])) == 14, "all but one mirrored"
     grown, new = LatentCache(cache, 0.0), LatentCache(tmp_path / "new", 0.0)
     batches = [c.batch(c.train, np.arange(4), np.ones(4, bool)) for c in (grown, new)]
     assert batches[0].ids == batches[1].ids == tuple(pairs[n].id for n in (0, 1, 3, 4))
     assert torch.equal(batches[0].tasks, batches[1].tasks)
     torch.testing.assert_close(batches[0].source, batches[1].source, rtol=2e-3, atol=2e-3)
+    assert build(tmp_path / "new", (True, True, False, True, True, False)) == 0, "what was a text may be mirrored now"
+    assert (LatentCache(tmp_path / "new", 0.0).train.mirrored_position >= 0).tolist() == [True, False, True, True]
     assert (grown.train.mirrored_position >= 0).tolist() == [False, False, True, True], "text and a side are not mirrored"
     assert build(tmp_path / "plain", (True, True, False, True, True, False)) == 14
     latent_files.build(*write_pairs(tmp_path, pairs), base_model, tmp_path / "unmirrored", mirrored=False)

@@ -69,7 +69,7 @@ def test_a_learned_task_has_a_pack_a_card_and_a_sheet_and_edits(workspace: Path,
 def test_examples_have_the_size_at_which_the_editor_edits(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An SDXL editor that was trained at 512 px never saw the 1024 px of its base model."""
     editor = Editor.load("models")
-    editor.settings = editor.settings.with_changes({"resolution": 24})
+    editor.settings = editor.settings.with_changes({"resolution": 25})
     sizes: list[tuple[int, ...]] = []
 
     def stop(sampler: object, before: np.ndarray, *arguments: object) -> None:
@@ -123,7 +123,7 @@ def test_a_pack_for_another_editor_is_refused_and_left_out_with_a_word(
     editor.sampler.save(workspace / "models/editor")
     capsys.readouterr()
     assert "darken" not in Editor.load("models").tasks
-    assert "models/packs/darken.safetensors is left out: want a pack for the editor" in capsys.readouterr().err
+    assert "models/packs/darken.safetensors was skipped: want a pack for the editor" in capsys.readouterr().err
     shutil.move(workspace / "models/packs/darken.safetensors", workspace / "darken.safetensors")
     assert cli.main(["tasks", "add", "darken.safetensors"]) == 2
     assert "learn it again on this editor" in capsys.readouterr().err

@@ -253,7 +253,12 @@ def test_the_held_out_loss_reads_some_pairs_of_every_task(cache_folder: Path, mo
     editor, cache = make_editor(), LatentCache(cache_folder, SETTINGS.held_out_share)
     batches: list[Any] = []
     forward = editor.forward
-    monkeypatch.setattr(editor, "forward", lambda batch, *rest: (batches.append(batch), forward(batch, *rest))[1])
+
+    def record(batch: Any, *rest: Any, **options: Any) -> Any:
+        batches.append(batch)
+        return forward(batch, *rest, **options)
+
+    monkeypatch.setattr(editor, "forward", record)
     with open_accelerator() as accelerator:
         held_out_loss(editor, cache, accelerator)
     for batch in batches:

@@ -73,7 +73,7 @@ class StageRunner:
         if stage in measurements and not force:
             return measurements[stage]
         out = self.workspace / self.stages[stage]["outs"][0]
-        for folder in (out, self.workspace / "scratch" / stage):
+        for folder in (out, self.workspace / "scratch" / stage, self.workspace / ".emuedit/answers"):
             shutil.rmtree(folder, ignore_errors=True)  # else an interrupted run would be resumed
         load = os.getloadavg()[0]
         start, cpu_start = time.perf_counter(), _cpu_s_of_children()

@@ -1,4 +1,4 @@
-"""The flow `refresh-data`: the stages up to the kept pairs, without a training, then the remote."""
+"""The flow `refresh-data`: run the stages up to the kept pairs, without training, and optionally push the data."""
 
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from flows.run_reason import complete_reason
 
 @flow(name="refresh-data", validate_parameters=True)
 def refresh_data(target: str, reason: str = "", push: bool = False) -> dict[str, Any]:
-    """Run what is out of date among the stage `target` and those before it.
+    """Run the stages up to `target` that are out of date.
 
-    reason: why it runs, see `triggers`. push: whether the data are pushed to the remote afterwards.
+    reason: why it runs, see `run_reason`. push: whether to push the data to the remote afterwards.
     """
     root, why = Path.cwd(), complete_reason(reason)
     print(f"== {why}", flush=True)
@@ -26,6 +26,6 @@ def refresh_data(target: str, reason: str = "", push: bool = False) -> dict[str,
     if not stale:
         print(f"== skipped: the {len(stages)} stages up to {target} are up to date", flush=True)
     seconds = run_stages(graph, stale, {}, force=False, max_parallel=1) if stale else {}
-    if push:  # also what an earlier run made and could not push
+    if push:  # including data that an earlier run could not push
         publication.push_data(root)
     return {"stages": seconds, "skipped": sorted(stages - set(seconds))}

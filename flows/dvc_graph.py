@@ -1,4 +1,4 @@
-"""What DVC knows of the pipeline: which stages there are, what follows what, and what is out of date."""
+"""The pipeline as DVC reports it: stages, dependencies, and what is out of date."""
 
 import hashlib
 import json
@@ -16,42 +16,42 @@ LOCK = "dvc.lock"
 
 
 class GraphError(ValueError):
-    """Raised for a pipeline that DVC cannot read."""
+    """Raised if DVC cannot read the pipeline."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage, `foreach` and `matrix` expanded. Paths are relative to the root."""
+    """One stage, with `foreach` and `matrix` expanded. Paths are relative to the root."""
 
     name: str
-    """As `dvc repro` takes it, e.g. `pairs` or `pairs@add`."""
+    """The name for `dvc repro`, e.g. `pairs` or `pairs@add`."""
     after: tuple[str, ...] = ()
-    """Stages whose outputs it reads."""
+    """Stages whose outputs this stage reads."""
     outs: tuple[Path, ...] = ()
     plots: tuple[Path, ...] = ()
-    """Those outs that are declared as plots."""
+    """The outs declared as plots."""
     cached: tuple[Path, ...] = ()
-    """Those outs that DVC keeps in its cache: DVC does not save one of which git tracks a file."""
+    """The outs in DVC's cache. DVC does not save an out in which git tracks a file."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """`meta:` of the stage: what flows need to know about it."""
+    """`meta:` of the stage, for flows."""
 
     @property
     def retries(self) -> int:
-        """How often it is tried again after a failure: `meta: {retries: 2}`."""
+        """Number of retries after a failure: `meta: {retries: 2}`."""
         return int(self.meta.get("retries", 0))
 
     @property
     def needs_gpu(self) -> bool:
-        """Whether it holds the GPU's slot while it runs: `meta: {gpu: true}`."""
+        """Whether the stage holds the GPU slot while it runs: `meta: {gpu: true}`."""
         return bool(self.meta.get("gpu", False))
 
     @property
     def timeout_s(self) -> float | None:
-        """Seconds after which it is ended: `meta: {timeout_s: 3600}`."""
+        """Time limit in seconds: `meta: {timeout_s: 3600}`; None: no limit."""
         return float(self.meta["timeout_s"]) if "timeout_s" in self.meta else None
 
     def parts(self) -> dict[str, Path]:
-        """Its parts of the registered model: `meta: {register: editor}`, or `meta: {register: {editor: models/editor}}`."""
+        """The parts of the registered model: `meta: {register: editor}` or `meta: {register: {editor: models/editor}}`."""
         registered = self.meta.get("register", {})
         if isinstance(registered, str):
             if len(self.outs) != 1:
@@ -70,10 +70,10 @@ class Graph:
     metrics: tuple[Path, ...]
     """Metrics files, of stages and of the pipeline, relative to the root."""
     changed: Mapping[str, tuple[str, ...]]
-    """Stages that are out of date themselves -> why. Those that only follow such a stage are not among them."""
+    """Stages that are out of date themselves -> reasons. Stages that only follow such a stage are not included."""
 
     def stale(self, force: bool = False) -> dict[str, tuple[str, ...]]:
-        """Stages to run, in order -> why: what is out of date, and everything that follows it. All of them, when forced."""
+        """Stages to run, in order -> reasons: stages out of date and those that follow them, or all stages if `force`."""
         stale: dict[str, tuple[str, ...]] = {}
         locked = self.locked_stages()
         for stage in self.stages:
@@ -87,7 +87,7 @@ class Graph:
         return stale
 
     def up_to(self, target: str) -> set[str]:
-        """A stage, or all items of a `foreach`, and what they depend on. Raises GraphError for an unknown name."""
+        """A stage, or all items of a `foreach`, and their upstream stages. Raises GraphError for an unknown name."""
         by_name = {stage.name: stage for stage in self.stages}
         pending = [name for name in by_name if target in (name, name.partition("@")[0])]
         if not pending:
@@ -101,36 +101,36 @@ class Graph:
         return names
 
     def hashes(self) -> dict[str, str]:
-        """Path of each out that `dvc.lock` knows -> its hash."""
+        """Path of each out in `dvc.lock` -> its hash."""
         return {
             out["path"]: out[out.get("hash", "md5")] for stage in self.locked_stages().values() for out in stage.get("outs", ())
         }
 
     def is_cached(self, path: Path) -> bool:
-        """Whether a path is an out that DVC keeps in its cache, or below one."""
+        """Whether a path is an out in DVC's cache, or below one."""
         return any(path.is_relative_to(out) for stage in self.stages for out in stage.cached)
 
     def lock_hash(self) -> str:
-        """16 hex digits (blake2b) of `dvc.lock`, empty when there is none."""
+        """16 hex digits (blake2b) of `dvc.lock`; empty if there is none."""
         lock = self.root / LOCK
         return hashlib.blake2b(lock.read_bytes(), digest_size=8).hexdigest() if lock.exists() else ""
 
     def content_of(self, paths: Iterable[Path]) -> str:
-        """16 hex digits (blake2b) of what these outs hold now, whatever else `dvc.lock` holds."""
+        """16 hex digits (blake2b) of the current content of these outs, independent of the rest of `dvc.lock`."""
         hashes = self.hashes()
         entries = sorted((path.as_posix(), hashes.get(path.as_posix()) or _hash(self.root / path)) for path in paths)
         return hashlib.blake2b(json.dumps(entries).encode(), digest_size=8).hexdigest()
 
     def locked_stages(self) -> dict[str, Any]:
-        """Stages as `dvc.lock` has them: command, deps, params and outs with their hashes. Empty where there is no such file."""
+        """The stages in `dvc.lock`: command, deps, params and outs with their hashes. Empty if there is no such file."""
         lock = self.root / LOCK
         return dict((yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {})) if lock.exists() else {}
 
 
 def read(root: str | Path) -> Graph:
-    """The pipeline as it is now. Takes DVC's lock for a moment, and waits for it.
+    """Read the current pipeline. Waits for DVC's lock and holds it for a moment.
 
-    Raises GraphError when there is no pipeline, when DVC cannot read it, or when another run works in the same folder.
+    Raises GraphError if there is no pipeline, if DVC cannot read it, or if another run uses the same folder.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -144,38 +144,38 @@ def read(root: str | Path) -> Graph:
     except DvcException as error:
         if "is not a git repository" in str(error):
             advice = "run `git init`, or in a copy without git `dvc config --local core.no_scm true`"
-            raise GraphError(f"want a git repository in {root}, which DVC asks for, got none; {advice}") from error
-        raise GraphError(f"DVC cannot tell what is out of date in {root}: {error}; {_advice(root, error)}") from error
-    except OSError as error:  # of folders in which DVC keeps its locks and its state
-        advice = "DVC_SITE_CACHE_DIR names the folder that is /var/tmp/dvc otherwise"
-        raise GraphError(f"DVC cannot use {error.filename}: {error.strerror}; give this user the right to; {advice}") from error
+            raise GraphError(f"want a git repository in {root}, which DVC requires, got none; {advice}") from error
+        raise GraphError(f"DVC cannot read the pipeline in {root}: {error}; {_advice(root, error)}") from error
+    except OSError as error:  # from the folders of DVC's locks and state
+        advice = "fix the permissions, or set DVC_SITE_CACHE_DIR (default: /var/tmp/dvc)"
+        raise GraphError(f"DVC cannot use {error.filename}: {error.strerror}; {advice}") from error
     if not stages:
         raise GraphError(f"want stages in {root / 'dvc.yaml'}, got none")
     return Graph(root, stages, tuple(sorted(metrics)), changed)
 
 
 def _advice(root: Path, error: Exception) -> str:
-    """What to do about a file of DVC that it cannot read."""
+    """What to do if DVC cannot read one of its files."""
     if has_conflict_marks(root / LOCK):
-        return f"{LOCK} has the marks of a merge conflict; delete it, and what was computed is taken from DVC's cache"
+        return f"{LOCK} contains merge conflict markers; delete it, and finished results are taken from DVC's cache"
     if has_conflict_marks(root / PIPELINE_FILE):
-        return f"{PIPELINE_FILE} has the marks of a merge conflict; resolve it"
+        return f"{PIPELINE_FILE} contains merge conflict markers; resolve the conflict"
     if str(error).endswith(f"{LOCK}' validation failed"):
-        return f"it is damaged; `git checkout -- {LOCK}` brings the committed one back, and without the file all stages run"
+        return f"it is damaged; restore it with `git checkout -- {LOCK}`, or delete it to run all stages"
     if "not inside of a DVC repository" in str(error):
-        return "go to the project's folder, `git checkout -- .dvc` where it is missing there, or run `dvc init`"
+        return "run it in the project's folder; if .dvc is missing there, run `git checkout -- .dvc` or `dvc init`"
     if "rwlock" in str(error).lower():
-        return "delete .dvc/tmp/rwlock, which a command that was killed left, if no other runs here"
-    return "`dvc status` may say more"
+        return "if no other DVC command runs here, delete .dvc/tmp/rwlock, left by a killed command"
+    return "run `dvc status` for details"
 
 
 def _ordered(graph: Any, stages: Sequence[Any], root: Path) -> Iterator[Stage]:
-    """DVC's stages, each after what it depends on; otherwise in the order of `dvc.yaml`."""
+    """DVC's stages, each after its dependencies, otherwise in the order of `dvc.yaml`."""
     from networkx import lexicographical_topological_sort
 
     rank = {id(stage): number for number, stage in enumerate(stages)}
     for stage in lexicographical_topological_sort(graph.reverse(), key=lambda stage: rank[id(stage)]):
-        if stage.is_data_source:  # a file under `dvc add`, which no stage makes
+        if stage.is_data_source:  # a file added by `dvc add`, which no stage produces
             continue
         yield Stage(
             stage.addressing,
@@ -188,7 +188,7 @@ def _ordered(graph: Any, stages: Sequence[Any], root: Path) -> Iterator[Stage]:
 
 
 def _reasons(status: Any) -> Iterator[str]:
-    """The entries of `dvc status` for one stage, each as a few words."""
+    """The entries of `dvc status` for one stage as short texts."""
     for entry in [status] if isinstance(status, str) else status:
         if isinstance(entry, str):  # "changed command", "always changed"
             yield entry

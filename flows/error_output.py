@@ -1,4 +1,4 @@
-"""Which errors explain themselves: those of this project. Any other is shown with its trace."""
+"""Print project errors without a traceback, since their messages are self-explanatory; print others with one."""
 
 import sys
 import traceback
@@ -9,11 +9,11 @@ _OWN = ("emuedit", "flows")
 
 
 def explains_itself(error: BaseException) -> bool:
-    """Whether the class of an error was defined here; its message then says what was wanted, what was found and what to do."""
+    """Whether the error's class is defined in this project, so that its message explains the problem and the remedy."""
     return type(error).__module__.split(".")[0] in _OWN
 
 
 def print_trace(error: BaseException) -> None:
-    """Print the trace of an error that is being handled and does not explain itself, without passwords."""
+    """Print the traceback of the error being handled, without passwords, unless it explains itself."""
     if not explains_itself(error):
         print(hide_password(traceback.format_exc()), file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Why a stage failed, as far as it decides whether to try again.
+"""Classify failures of a stage to decide whether to retry.
 
-A stage says it by its exit status (`emuedit.stages`), which DVC repeats in its output. Wrong params fail again, so they are never
-retried; a network may be back in a minute; a stage that ran out of memory gets one more try with half the batch.
+The kind is read from the exit status (`emuedit.stages`) that DVC prints. Network failures are retried after a delay, out of
+memory once with half the batch; other failures would recur.
 """
 
 import re
@@ -10,18 +10,18 @@ import signal
 from emuedit.failures import FailureKind
 from emuedit.stages import NETWORK_STATUS, OUT_OF_MEMORY_STATUS
 
-_EXIT_STATUS = re.compile(r"exited with (-?\d+)")  # of DVC: "failed to run: python ..., exited with 75"
+_EXIT_STATUS = re.compile(r"exited with (-?\d+)")  # DVC's output: "failed to run: python ..., exited with 75"
 
 
 RETRIES = {FailureKind.NETWORK: 3, FailureKind.MEMORY: 1, FailureKind.OTHER: 0}
-"""How often a stage is tried again after a failure of each kind; `meta: {retries: n}` of a stage replaces 0."""
+"""Retries of a stage after a failure of each kind; `meta: {retries: n}` of a stage replaces 0."""
 RETRY_DELAYS_S = [10.0, 60.0, 300.0]
 
 
 def classify(output: str) -> FailureKind:
-    """The kind of a failure, from what DVC says of the stage's exit status.
+    """The kind of a failure, from the exit status in DVC's output.
 
-    A SIGKILL of the stage is what the kernel sends when memory runs out. One of DVC or of the guard above it is none of that.
+    SIGKILL of the stage counts as out of memory (the OOM killer); SIGKILL of DVC or of the guard does not.
     """
     statuses = [int(number) for number in _EXIT_STATUS.findall(output)]
     if NETWORK_STATUS in statuses:

@@ -1,4 +1,4 @@
-"""What a flow shows in Prefect: the table of edit success, the gate's decision, how many pairs were kept."""
+"""Artifacts of a flow in Prefect: the table of edit success, the gate's decision and the number of kept pairs."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def publish(result: "RetrainResult", reason: str) -> None:
-    """Create the artifacts of a retrain. Their keys stay the same, so Prefect shows how they change from run to run."""
+    """Create the artifacts of a retrain. Their keys are constant, so Prefect shows how they change between runs."""
     if result.table:
         create_table_artifact(success_rows(result.table), key="edit-success", description="Edit success by task and system")
     if result.ledger:
-        create_table_artifact(yield_rows(result.ledger), key="yield", description="Kept pairs by task, and why others were lost")
-    create_markdown_artifact(describe(result, reason), key="retrain", description="Why it ran, and what came of it")
+        create_table_artifact(yield_rows(result.ledger), key="yield", description="Kept pairs by task, and reasons for losses")
+    create_markdown_artifact(describe(result, reason), key="retrain", description="Why it ran, and its result")
 
 
 def success_rows(table: Mapping[str, Mapping[str, float | None]]) -> list[dict[str, Any]]:
@@ -28,12 +28,12 @@ def success_rows(table: Mapping[str, Mapping[str, float | None]]) -> list[dict[s
 
 
 def yield_rows(ledger: "Ledger") -> list[dict[str, Any]]:
-    """One row per task and one for all."""
+    """One row per task, and one for all tasks."""
     return [{"task": row.task, **row.figures(), "lost most often": ledger_commands.format_reasons(row)} for row in ledger.rows]
 
 
 def describe(result: "RetrainResult", reason: str) -> str:
-    """A retrain in Markdown."""
+    """Describe a retrain in Markdown."""
     lines = [f"**Reason:** {reason}", ""]
     if result.version:
         lines.append(f"**Version:** {result.version.uri}{'' if result.is_new else ' (as before)'}, run {result.run_id}")

@@ -1,7 +1,7 @@
-"""The flow in a process of its own, so that whatever happens to it, to Prefect's server or to a stage, nothing is left behind.
+"""Run the flow in a separate process, so that no process is left over if it, Prefect's server or a stage fails.
 
-`retrain` calls `run_flow`. That starts `python -m flows.flow_process`, gets the result through a pipe, and ends every process
-below itself before it returns or raises. The flow's process ends when `retrain` is killed, and when its Prefect server is.
+`retrain` calls `run_flow`, which starts `python -m flows.flow_process`, reads the result from a pipe, and kills all descendant
+processes before it returns or raises. The flow's process exits when `retrain` or its Prefect server is killed.
 """
 
 import argparse
@@ -20,17 +20,17 @@ from flows import prefect_access, process_guard
 from flows.error_output import print_trace
 from flows.stopping import Stopped, stop_on_signals
 
-_STOP_S = 3.5  # a flow that was asked to stop ends its stage and its runs in this time, or is killed
-_EXIT_S = 10.0  # a finished flow closes its server in this time
+_STOP_S = 3.5  # time for a stopping flow to stop its stage and close its runs; then it is killed
+_EXIT_S = 10.0  # time for a finished flow to stop its server
 
 
 class FlowError(RuntimeError):
-    """Raised when the flow failed; the message says why in its first line."""
+    """Raised when the flow failed; the first line of the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class FlowOptions:
-    """Arguments of the flow `retrain`, see there."""
+    """Arguments of the flow `retrain`."""
 
     registry: bool = True
     force: bool = False
@@ -41,9 +41,9 @@ class FlowOptions:
 
 
 def run_flow(options: FlowOptions) -> dict[str, Any]:
-    """Run the flow and return its result as `RetrainResult.to_dict` gives it.
+    """Run the flow and return its result, as from `RetrainResult.to_dict`.
 
-    Raises FlowError when it failed or was killed, Stopped when this process was asked to stop. No process is left either way.
+    Raises FlowError if it failed or was killed, and Stopped if this process is asked to stop. No process is left in either case.
     """
     process_guard.adopt_orphans()
     source, sink = os.pipe()
@@ -66,9 +66,9 @@ def run_flow(options: FlowOptions) -> dict[str, Any]:
         child.poll()
         process_guard.end_descendants()
         if child.returncode is None:
-            child.returncode = -signal.SIGKILL  # collected by end_descendants
+            child.returncode = -signal.SIGKILL  # reaped by end_descendants
     if not answer:
-        raise FlowError(f"the flow's process ended without a result ({_describe_exit(child.returncode)})")
+        raise FlowError(f"the flow's process exited without a result ({_describe_exit(child.returncode)})")
     result: dict[str, Any] = json.loads(answer)
     if "error" in result:
         raise FlowError(result["error"])
@@ -76,7 +76,7 @@ def run_flow(options: FlowOptions) -> dict[str, Any]:
 
 
 def main() -> int:
-    """The flow's process: run the flow, write its result or its error to the pipe, end every process below."""
+    """Run the flow, write its result or error to the pipe, and kill all descendant processes."""
     options, parent, result = _parse_arguments()
     stop_on_signals()
     process_guard.adopt_orphans()
@@ -89,7 +89,7 @@ def main() -> int:
         if os.getppid() != parent:
             print("\nretrain: its main process was killed; the same command resumes", file=sys.stderr, flush=True)
         _end(1)
-    except BaseException as error:  # the outermost handler: the error crosses the pipe, an unexpected one shows its trace
+    except BaseException as error:  # the outermost handler: send the error, print unexpected ones
         print_trace(error)
         report.send({"error": hide_password(str(error)) or type(error).__name__})
         _end(1)
@@ -97,7 +97,7 @@ def main() -> int:
 
 
 class _Report:
-    """The writing end of the pipe; only what is sent first counts."""
+    """The writing end of the pipe; only the first report is sent."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor, self._lock = descriptor, threading.Lock()
@@ -116,7 +116,7 @@ def _run(options: FlowOptions, report: _Report) -> dict[str, Any]:
     from flows.local_server import local_server
 
     def fail(status: int) -> None:
-        report.send({"error": f"the local Prefect server ended ({_describe_exit(status)})"})
+        report.send({"error": f"the local Prefect server exited ({_describe_exit(status)})"})
         _end(1)
 
     with local_server(fail):
@@ -124,7 +124,7 @@ def _run(options: FlowOptions, report: _Report) -> dict[str, Any]:
 
 
 def _end(status: int) -> NoReturn:
-    """End every process below and this one, without waiting for Prefect's clean-up, which may wait for a dead server."""
+    """Kill all descendants and exit, without Prefect's clean-up, which may wait for a dead server."""
     process_guard.end_descendants()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -142,9 +142,9 @@ def _describe_exit(status: int | None) -> str:
 
 
 def _parse_arguments() -> tuple[FlowOptions, int, int]:
-    parser = argparse.ArgumentParser(prog="flow_process", description="The process in which `retrain` runs the flow.")
+    parser = argparse.ArgumentParser(prog="flow_process", description="Run the flow for `retrain`.")
     parser.add_argument("--parent", type=int, required=True, help="process id of `retrain`")
-    parser.add_argument("--result", type=int, required=True, help="file descriptor that the result is written to")
+    parser.add_argument("--result", type=int, required=True, help="file descriptor to which the result is written")
     for field in fields(FlowOptions):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=json.loads, default=field.default)
     options = vars(parser.parse_args())

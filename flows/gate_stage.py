@@ -1,4 +1,4 @@
-"""The stage whose edits decide about an editor: the one with `meta: {gate: <system>}` in `dvc.yaml`."""
+"""The stage whose metrics the promotion gate uses: the one with `meta: {gate: <system>}` in `dvc.yaml`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,28 +14,28 @@ from flows.dvc_graph import Graph
 
 @dataclass(frozen=True)
 class GateStage:
-    """The deciding stage of a pipeline."""
+    """The gate stage of a pipeline."""
 
     root: Path
     section: str
     """Its section of `params.yaml`."""
     system: str
-    """The evaluated system that stands for the model."""
+    """The evaluated system that represents the model."""
 
     @property
     def params(self) -> dict[str, Any]:
-        """What `params.yaml` holds for the stage."""
+        """The stage's section of `params.yaml`."""
         file = self.root / config.PARAMS_FILE
         return (config.read_yaml(file).get(self.section) or {}) if file.exists() else {}
 
     @property
     def edit_settings(self) -> EditSettings:
-        """The settings with which the stage edits, so that what is served is what was measured."""
+        """The stage's edit settings, so that the model is served as it was measured."""
         return EditSettings().with_changes(self.params.get("settings", {}))
 
 
 def find(graph: Graph) -> GateStage:
-    """The deciding stage. Raises GateError where there is not one."""
+    """The gate stage. Raises GateError unless there is exactly one."""
     gates = {stage.name: str(stage.meta["gate"]) for stage in graph.stages if "gate" in stage.meta}
     if len(gates) != 1:
         stages = ", ".join(sorted(gates)) or "none"
@@ -45,7 +45,7 @@ def find(graph: Graph) -> GateStage:
 
 
 def check(graph: Graph) -> None:
-    """Raise GateError or ParamsError, before anything runs, for what would keep the gate from deciding after the last stage."""
+    """Raise GateError or ParamsError, before anything runs, for settings with which the gate could not decide later."""
     stage = find(graph)
     n_edits, min_edits = stage.params.get("n_edits"), promote.read_gate_settings(graph.root).min_edits
     if isinstance(n_edits, int) and n_edits < min_edits:

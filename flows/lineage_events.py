@@ -1,7 +1,7 @@
 """OpenLineage events of a retrain: one run per stage that ran, with its inputs and outputs and their hashes, from `dvc.lock`.
 
-They go where OpenLineage's own settings say (`OPENLINEAGE_URL`, `OPENLINEAGE_CONFIG`, `openlineage.yml`); without any, to
-`.emuedit/openlineage.jsonl`. The version of a dataset is its hash, so events of several machines fit together.
+OpenLineage's own settings (`OPENLINEAGE_URL`, `OPENLINEAGE_CONFIG`, `openlineage.yml`) name the destination; without them it is
+`.emuedit/openlineage.jsonl`. The version of a dataset is its hash, so events of several machines can be combined.
 """
 
 import datetime as dt
@@ -21,7 +21,7 @@ _SETTINGS = ("OPENLINEAGE_URL", "OPENLINEAGE_CONFIG")
 
 
 def emit(graph: Graph, run_id: str, seconds: Mapping[str, float]) -> int:
-    """Send a START and a COMPLETE event for each stage that ran; returns their number. `run_id`: the MLflow run above them."""
+    """Send a START and a COMPLETE event for each stage that ran; returns their number. `run_id`: their parent run in MLflow."""
     from openlineage.client import event_v2 as events
 
     client = _client(graph.root)
@@ -48,7 +48,7 @@ def emit(graph: Graph, run_id: str, seconds: Mapping[str, float]) -> int:
 
 
 def _version(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The facet that says which content a path had."""
+    """The facet with the content hash of a path."""
     from openlineage.client.facet_v2 import dataset_version_dataset
 
     return {"version": dataset_version_dataset.DatasetVersionDatasetFacet(str(entry.get(entry.get("hash", "md5"), "")))}

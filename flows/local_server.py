@@ -1,6 +1,6 @@
-"""A Prefect server on this machine for one flow, under the process guard, so that it ends with the flow's process.
+"""A Prefect server on this machine for one flow, under the process guard, so that it stops with the flow's process.
 
-Prefect starts such a server by itself, but leaves it running when the flow's process is killed.
+Prefect can start such a server itself, but leaves it running if the flow's process is killed.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from emuedit.progress import waiting
 from flows import process_guard
 from flows.prefect_access import ServerError, check_url
 
-_START_S = 300.0  # it takes ten seconds, and minutes on busy cores for the first time, when it creates its database
+_START_S = 300.0  # usually ten seconds; minutes on busy cores at the first start, which creates the database
 _TRIES = 3  # another process may take the port between the choice and the start
 _SERVER_ENV = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}  # as Prefect sets them
 _APP = "prefect.server.api.server:create_app"
@@ -27,11 +27,11 @@ _APP = "prefect.server.api.server:create_app"
 
 @contextlib.contextmanager
 def local_server(on_death: Callable[[int], None]) -> Iterator[None]:
-    """A Prefect server for the block, unless PREFECT_API_URL names one.
+    """Run a Prefect server during the block, unless PREFECT_API_URL is set.
 
-    `on_death` is called in another thread, with the exit status, when the server ends before the block does. Raises ServerError.
+    `on_death` is called with the exit status, in another thread, if the server exits before the block ends. Raises ServerError.
     """
-    if url := PREFECT_API_URL.value():  # of the environment or of a profile
+    if url := PREFECT_API_URL.value():  # from the environment or a profile
         check_url(url)
         yield
         return
@@ -55,7 +55,7 @@ def local_server(on_death: Callable[[int], None]) -> Iterator[None]:
 
 
 def _start() -> tuple["subprocess.Popen[bytes]", str]:
-    """A server that answers, and the URL of its API."""
+    """Start a server; returns it and the URL of its API once it answers."""
     status: int | None = None
     for _ in range(_TRIES):
         port = _free_port()
@@ -66,7 +66,7 @@ def _start() -> tuple["subprocess.Popen[bytes]", str]:
         )
         url = f"http://127.0.0.1:{port}/api"
         until = time.monotonic() + _START_S
-        with httpx.Client() as client:  # one for all tries: each reads all certificates, in 60 ms
+        with httpx.Client() as client:  # shared, since each client takes 60 ms to read the certificates
             while (status := server.poll()) is None:
                 with contextlib.suppress(httpx.TransportError):
                     if client.get(f"{url}/health").is_success:
@@ -75,11 +75,11 @@ def _start() -> tuple["subprocess.Popen[bytes]", str]:
                     server.terminate()
                     server.wait()
                     raise ServerError(
-                        f"the local Prefect server did not answer within {_START_S:g} s; set PREFECT_API_URL to one that runs"
+                        f"the local Prefect server did not answer within {_START_S:g} s; set PREFECT_API_URL to a running server"
                     )
                 time.sleep(0.1)
     raise ServerError(
-        f"the local Prefect server ended at its start, {_TRIES} times, with exit status {status}; is the disk full?"
+        f"the local Prefect server exited during startup {_TRIES} times, with exit status {status}; check for a full disk"
     )
 
 

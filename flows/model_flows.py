@@ -12,39 +12,39 @@ from emuedit.promotion import promote as promotion
 from emuedit.tracking import alias_moves, registry
 from flows import dvc_graph
 
-_N_NAMED = 5  # stages that a reason names
+_N_NAMED = 5  # stages listed in a reason
 
 
 class ChampionRegressedError(RuntimeError):
-    """Raised for a champion whose edit success fell where a retrain would make the same model again."""
+    """Raised if the champion's edit success dropped and no stage is out of date, so a retrain would produce the same model."""
 
 
 @flow(name="promote", validate_parameters=True)
 def promote(version: int, force_reason: str = "") -> dict[str, Any]:
-    """Compare a `version` with the champion, and make it the champion if the gate says so; `force_reason` overrules a refusal."""
+    """Compare a `version` with the champion, and promote it if the promotion gate accepts it; `force_reason` overrules it."""
     outcome = promotion.promote(registry.get_version(version), Path.cwd(), force_reason=force_reason)
     decision = outcome.decision
     text = f"Version {version}: {decision.reason}\n\n```\n{decision.table()}\n```"
-    create_markdown_artifact(text, key="promotion", description="What the gate decided")
+    create_markdown_artifact(text, key="promotion", description="Decision of the gate")
     print(f"== version {version}: {decision.reason}", flush=True)
     return {"promoted": decision.promote, "reason": decision.reason, "against": outcome.champion}
 
 
 @flow(name="rollback", validate_parameters=True)
 def rollback(to: int | None = None, reason: str = "") -> dict[str, Any]:
-    """Make the previous champion, or version `to`, the champion again, and keep the `reason`."""
+    """Make the previous champion, or version `to`, the champion again, and record the `reason`."""
     move = promotion.roll_back(to, reason)
     return {"champion": move.champion, "previous": move.before}
 
 
 @flow(name="evaluate", validate_parameters=True)
 def evaluate(max_loss: float = 0.05, retrain_deployment: str = "") -> dict[str, Any]:
-    """Measure the champion now; start a retrain where its edit success fell by more than `max_loss` since its promotion.
+    """Measure the champion; start a retrain if its edit success dropped by more than `max_loss` since its promotion.
 
-    It is measured over the tasks of its promotion, and compared only if edits, settings, judge and code are the same as then.
-    retrain_deployment: such as `retrain/weekly-retrain`; empty: nothing is started. A retrain is started only if a stage is out
-    of date, else it would do nothing; then this raises ChampionRegressedError, so that the run fails and the notification for
-    failed runs is sent. Raises RegistryError where there is no champion.
+    It is measured on the tasks of its promotion, and compared only if edits, settings, judge and code have not changed.
+    retrain_deployment: such as `retrain/weekly-retrain`; empty: never start a retrain. A retrain is started only if a stage is
+    out of date. Otherwise ChampionRegressedError is raised, so that the run fails and the notification for failed runs is sent.
+    Raises RegistryError if there is no champion.
     """
     champion = registry.version_at(alias_moves.CHAMPION)
     if champion is None:
@@ -57,32 +57,32 @@ def evaluate(max_loss: float = 0.05, retrain_deployment: str = "") -> dict[str, 
         print(f"== version {champion.number}: {success:.3f} now; {measured.note}", flush=True)
     loss, stale = "", dict[str, tuple[str, ...]]()
     if has_fallen:
-        loss = f"edit success of version {champion.number} fell from {before:.3f} to {success:.3f}"
+        loss = f"edit success of version {champion.number} dropped from {before:.3f} to {success:.3f}"
         stale = dvc_graph.read(Path.cwd()).stale()
         result["reason"] = f"metric: {loss}; out of date: {_list_names(list(stale))}"
     if stale and retrain_deployment:
         run = run_deployment(retrain_deployment, parameters={"reason": result["reason"]}, timeout=0)
         result["started"] = str(run.id)  # type: ignore[union-attr]
-    create_markdown_artifact(f"```\n{result}\n```", key="champion", description="The champion, measured now")
+    create_markdown_artifact(f"```\n{result}\n```", key="champion", description="Current measurement of the champion")
     if has_fallen and retrain_deployment and not stale:
         raise ChampionRegressedError(
-            f"{loss}, and nothing is out of date, so a retrain would make the same model; want other data or params, "
-            "or an earlier version (`uv run emuedit rollback`)"
+            f"{loss}; no stage is out of date, so a retrain would produce the same model. Change data or params, or run "
+            "`uv run emuedit rollback`"
         )
     return result
 
 
 def _list_names(names: Sequence[str]) -> str:
-    """Names in one line, the first few of many."""
+    """The names in one line, shortened if there are many."""
     more = f" and {len(names) - _N_NAMED} more" if len(names) > _N_NAMED else ""
     return ", ".join(names[:_N_NAMED]) + more if names else "nothing"
 
 
 @flow(name="backfill", validate_parameters=True)
 def backfill(versions: list[int] | None = None) -> dict[int, float]:
-    """Measure registered `versions`, by default all, with the judge and the edits of now, and correct their tag `edit_success`.
+    """Measure registered `versions`, by default all, with the current judge and edits, and update their tag `edit_success`.
 
-    So a table of versions stays comparable after the benchmark or its judge changed. Returns version -> edit success.
+    This keeps versions comparable after a change of the benchmark or its judge. Returns version -> edit success.
     """
     numbers = versions or [version.number for version in registry.all_versions()]
     results: dict[int, float] = {}

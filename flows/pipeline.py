@@ -1,7 +1,7 @@
 """The flow `retrain`: one Prefect task for each stage that is out of date, in the order of DVC's graph, then the registry.
 
-DVC is the only cache of results. A failed stage is tried again by the kind of its failure (`failure_kinds`); its time limit,
-further retries and whether it needs the GPU are in its `meta:` in `dvc.yaml`.
+DVC is the only cache of results. A failed stage is retried depending on the kind of failure (`failure_kinds`). Its time limit,
+further retries and use of the GPU are set in its `meta:` in `dvc.yaml`.
 """
 
 import contextlib
@@ -26,14 +26,13 @@ from flows.failure_kinds import RETRIES, RETRY_DELAYS_S
 from flows.run_reason import complete_reason
 
 GPU_SLOT = "emuedit-gpu"
-"""Global concurrency limit of Prefect that stages with `meta: {gpu: true}` hold while they run; without such a limit on the
-server they run at once."""
-_BUSY_WAIT_S, _BUSY_TRIES = 5.0, 60  # another dvc is waited for, five minutes in all
+"""Prefect's global concurrency limit for stages with `meta: {gpu: true}`; if the server has no such limit, they run at once."""
+_BUSY_WAIT_S, _BUSY_TRIES = 5.0, 60  # wait for another DVC process for five minutes
 _STOP_S = 10.0  # longest wait for stages that are being stopped
 
 
 def should_retry(reproduction: "Task[..., float]", run: TaskRun, state: State[float]) -> bool:
-    """Whether Prefect tries a stage again: by the kind of its failure, and how often it failed like that before."""
+    """Whether Prefect retries a stage, by the kind of failure and the number of earlier failures of this kind."""
     del reproduction, run
     error = state.result(raise_on_failure=False)
     if not isinstance(error, run_stage.StageError) or isinstance(error, run_stage.BusyError):
@@ -41,8 +40,8 @@ def should_retry(reproduction: "Task[..., float]", run: TaskRun, state: State[fl
     allowed = max(RETRIES[error.kind], error.extra_retries if error.kind is FailureKind.OTHER else 0)
     is_retried = error.n_same_kind <= allowed
     if is_retried:
-        smaller = ", with half the batch where it has one" if error.kind is FailureKind.MEMORY else ""
-        print(f"== {str(error).splitlines()[0].removesuffix(':')} ({error.kind}); trying again{smaller}", flush=True)
+        smaller = ", with half the batch if it has one" if error.kind is FailureKind.MEMORY else ""
+        print(f"== {str(error).splitlines()[0].removesuffix(':')} ({error.kind}); retrying{smaller}", flush=True)
     return is_retried
 
 
@@ -57,7 +56,7 @@ def reproduce(
     needs_gpu: bool = False,
     extra_retries: int = 0,
 ) -> float:
-    """Run one stage and return its seconds. Waits while another dvc is busy with the same files."""
+    """Run one stage and return its seconds. Waits while another DVC process uses the same files."""
     stop, failures = _stop_events[root], _failures[root].setdefault(stage, [])
     print(f"== {announcement}", flush=True)
     halvings = failures.count(FailureKind.MEMORY)
@@ -81,7 +80,7 @@ def _reproduce_when_free(
         except run_stage.BusyError as error:
             if not tries_left or stop.is_set():
                 raise
-            print(f"== {stage}: {str(error).splitlines()[0]}; trying again in {_BUSY_WAIT_S:g} s", flush=True)
+            print(f"== {stage}: {str(error).splitlines()[0]}; retrying in {_BUSY_WAIT_S:g} s", flush=True)
             stop.wait(_BUSY_WAIT_S)
         else:
             print(f"== {stage}: {seconds:.1f} s", flush=True)
@@ -89,23 +88,23 @@ def _reproduce_when_free(
     raise AssertionError("not reached")
 
 
-_stop_events: dict[str, threading.Event] = {}  # root -> set when its flow is stopped; tasks are threads of the flow's process
-_failures: dict[str, dict[str, list[FailureKind]]] = {}  # root -> stage -> how it failed so far, in this flow
+_stop_events: dict[str, threading.Event] = {}  # root -> set to stop its flow; tasks are threads of the flow's process
+_failures: dict[str, dict[str, list[FailureKind]]] = {}  # root -> stage -> failures in this flow so far
 
 
 @flow(name="retrain", validate_parameters=True)
 def retrain(
     registry: bool = True, force: bool = False, max_parallel: int = 1, reason: str = "", push: bool = False, branch: str = ""
 ) -> dict[str, Any]:
-    """In the working folder, run what is out of date, then register the editor and let the promotion gate decide.
+    """Run the stages of the working folder that are out of date, register the editor, and apply the promotion gate.
 
-    registry: whether the model is registered. force: run everything. max_parallel: stages that may run side by side.
-    reason: why it runs, `schedule: ...`, `data: ...`, `metric: ...` or `person: ...`; empty: the person who started it.
-    push: whether the data are pushed to the remote afterwards. branch: where `dvc.lock` and metrics are committed; empty: not.
-    Without anything to run it records that and why, publishes what an earlier retrain could not, and ends. Raises ParamsError.
+    registry: whether to register the model. force: run all stages. max_parallel: number of stages that may run in parallel.
+    reason: why it runs, `schedule: ...`, `data: ...`, `metric: ...` or `person: ...`; empty: the user of this process.
+    push: whether to push the data to the remote afterwards. branch: branch for commits of `dvc.lock` and metrics; empty: none.
+    If no stage is out of date, records that with the reason, and retries a failed publication. Raises ParamsError.
     """
     if max_parallel < 1:
-        raise ParamsError(f"want max_parallel of at least 1 stage, got {max_parallel}; 1 runs one stage after the other")
+        raise ParamsError(f"want max_parallel of at least 1, got {max_parallel}; 1 runs one stage at a time")
     root, why = Path.cwd(), complete_reason(reason)
     print(f"== {why}", flush=True)
     with retrain_lock.exclusive(root, lambda text: print(f"== {text}", flush=True)):
@@ -140,13 +139,13 @@ def _retrain(root: Path, why: str, registry: bool, force: bool, max_parallel: in
 def _emit_lineage(graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, float]) -> None:
     try:
         lineage_events.emit(graph, run_id, seconds)
-    except Exception as error:  # whatever the transport raises: the results are there, and a line says what is missing
+    except Exception as error:  # of any transport: the results are complete, and the message says what is missing
         print(f"== no OpenLineage events were sent: {type(error).__name__}: {error}", flush=True)
 
 
 def _skip(graph: dvc_graph.Graph, why: str, registered: release.RetrainResult | None, problem: str) -> dict[str, Any]:
-    """Record that there was nothing to run."""
-    state = f"whether they are registered is not known: {problem}" if problem else "and registered"
+    """Record that no stage was out of date."""
+    state = f"cannot check whether they are registered: {problem}" if problem else "and registered"
     decision = f"skipped: all {len(graph.stages)} stages are up to date, {state}"
     print(f"== {decision}", flush=True)
     result = registered or release.RetrainResult(table=release.success_table(graph))
@@ -162,9 +161,9 @@ def run_stages(
     max_parallel: int,
     seconds: dict[str, float] | None = None,
 ) -> dict[str, float]:
-    """Seconds of each stage that ran. The first failure stops the rest; stages that run beside it are ended.
+    """Run stages and return the seconds of each. After the first failure, no further stage starts and running stages are stopped.
 
-    seconds: a mapping that is filled and returned; after a failure it has the stages that finished.
+    seconds: a mapping that is filled and returned; after a failure it contains the stages that finished.
     """
     root = str(graph.root)
     stop = _stop_events[root] = threading.Event()

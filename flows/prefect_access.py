@@ -1,6 +1,6 @@
-"""Whether Prefect can be used: its home folder, its settings, and the server that PREFECT_API_URL names.
+"""Check whether Prefect can be used: its home folder, its settings, and the server at PREFECT_API_URL.
 
-This module imports nothing of Prefect before `import_settings`, so that the other answers come in seconds.
+Nothing of Prefect is imported before `import_settings`, so that the other checks take only seconds.
 """
 
 import os
@@ -20,17 +20,17 @@ _HOME_ENV, _URL_ENV = "PREFECT_HOME", "PREFECT_API_URL"
 _ACCOUNT_ENV = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
 _SETTINGS_FILES = (".env", "prefect.toml", "pyproject.toml")
 """Files of the working folder from which Prefect reads settings."""
-_WITHOUT = f"unset {_URL_ENV} (or `prefect config unset {_URL_ENV}`) and a retrain starts a server of its own"
+_WITHOUT = f"unset {_URL_ENV} (or `prefect config unset {_URL_ENV}`) and a retrain starts a local server"
 
 
 class ServerError(RuntimeError):
-    """Raised for a Prefect server that does not answer or start, and for a home folder or settings that cannot be used."""
+    """Raised if a Prefect server does not answer or start, or if its home folder or settings cannot be used."""
 
 
 def check() -> None:
-    """Raise ServerError when PREFECT_HOME or PREFECT_API_URL of the environment cannot be used.
+    """Raise ServerError if PREFECT_HOME or PREFECT_API_URL of the environment cannot be used.
 
-    Where the user's home folder cannot be written and PREFECT_HOME is not set, it is set to a temporary folder.
+    If the home folder is not writable and PREFECT_HOME is not set, it is set to a temporary folder.
     """
     home = os.environ.get(_HOME_ENV)
     if problem := _why_not_writable(Path(home).expanduser() if home else Path.home() / ".prefect"):
@@ -39,31 +39,31 @@ def check() -> None:
                 f"want a folder that Prefect can write, got {_HOME_ENV}={home} ({problem}); name another or unset it"
             )
         os.environ[_HOME_ENV] = str(Path(tempfile.gettempdir(), f"emuedit-prefect-{os.getuid()}"))
-        print(f"== ~/.prefect cannot be written ({problem}); {os.environ[_HOME_ENV]} is used", flush=True)
+        print(f"== ~/.prefect is not writable ({problem}); using {os.environ[_HOME_ENV]}", flush=True)
     if url := os.environ.get(_URL_ENV):
         check_url(url)
 
 
 def check_url(url: str) -> None:
-    """Raise ServerError, in five seconds, unless a Prefect API answers at a URL."""
+    """Raise ServerError, within five seconds, unless a Prefect API answers at a URL."""
     address = hide_password(url)
     try:
         answer = ask(f"{url.rstrip('/')}/health", _ANSWER_S)
     except ValueError as error:
         raise ServerError(f"want {_URL_ENV} such as http://127.0.0.1:4200/api, got {address!r}; {_WITHOUT}") from error
     if answer.status in (401, 403) and not any(os.environ.get(name) for name in _ACCOUNT_ENV):
-        raise ServerError(f"the Prefect server at {address} wants credentials ({answer.status}); set {' or '.join(_ACCOUNT_ENV)}")
+        raise ServerError(f"the server at {address} requires credentials ({answer.status}); set {' or '.join(_ACCOUNT_ENV)}")
     if answer.status == 0:
         raise ServerError(f"no Prefect server answers at {address} ({answer.error}); start it (`emuedit up`), or {_WITHOUT}")
     is_own_server = not (urlsplit(url).hostname or "").endswith("prefect.cloud")
     if answer.status >= 500:
-        raise ServerError(f"the Prefect server at {address} fails ({answer.status}); see its log, or {_WITHOUT}")
+        raise ServerError(f"the Prefect server at {address} fails ({answer.status}); check its log, or {_WITHOUT}")
     if is_own_server and answer.status not in (401, 403) and not (answer.is_success and answer.body.strip() == b"true"):
-        raise ServerError(f"what answers at {address} is not Prefect's API; want an address that ends in /api, or {_WITHOUT}")
+        raise ServerError(f"the server at {address} is not Prefect's API; use a URL that ends in /api, or {_WITHOUT}")
 
 
 def import_settings() -> None:
-    """Import Prefect's settings, which reads them. Raises ServerError, which says where the wrong one is."""
+    """Import Prefect, which reads its settings. Raises ServerError that names the place of an invalid setting."""
     try:
         import prefect.main  # noqa: F401
     except ValidationError as error:
@@ -71,14 +71,14 @@ def import_settings() -> None:
         setting, value = ".".join(map(str, first["loc"])), first["input"]
         places = [name for name in os.environ if name.startswith("PREFECT_") and os.environ[name] == str(value)]
         where = " or ".join(places) or ", ".join((*_SETTINGS_FILES, "the active profile"))
-        raise ServerError(f"Prefect cannot use its setting {setting}: {first['msg']}, got {value!r}; look at {where}") from error
-    except ValueError as error:  # of the parser of TOML, of the decoder of its text, of the library of settings
+        raise ServerError(f"Prefect cannot use its setting {setting}: {first['msg']}, got {value!r}; check {where}") from error
+    except ValueError as error:  # from the TOML parser, the decoder or the settings library
         files = " or ".join(_broken_files()) or "its settings files"
         raise ServerError(f"Prefect cannot read {files}: {error}; correct the file or move it away") from error
 
 
 def _broken_files() -> Iterator[str]:
-    """Files of which Prefect reads settings that are no TOML."""
+    """Settings files of Prefect that are not valid TOML."""
     home = Path(os.environ.get(_HOME_ENV) or Path.home() / ".prefect").expanduser()
     for file in (Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml"), *map(Path, _SETTINGS_FILES[1:])):
         try:
@@ -88,7 +88,7 @@ def _broken_files() -> Iterator[str]:
 
 
 def _why_not_writable(folder: Path) -> str:
-    """Why nothing can be written below a folder, which may have to be made; empty when it can."""
+    """Why a folder, which need not exist yet, is not writable; empty if it is."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):

@@ -1,8 +1,8 @@
-"""After a successful retrain, where its settings ask for it: data to the remote, `dvc.lock` and metrics to a branch.
+"""After a successful retrain, optionally push the data to the remote, and commit `dvc.lock` and metrics to a branch.
 
-A commit of that branch has the `params.yaml` and `dvc.yaml` that made its results, and the code as far as that was committed, so
-DVC calls its checkout up to date. Metrics that lie in an out of a stage are committed below `metrics/`: DVC does not save an out
-of which git tracks a file.
+A commit of that branch contains the `params.yaml` and `dvc.yaml` that produced the results, and the committed code, so that its
+checkout is up to date for DVC. Metrics inside an out of a stage are committed below `metrics/`, because DVC does not save an out
+in which git tracks a file.
 """
 
 import json
@@ -21,32 +21,32 @@ from emuedit.tracking.runs import flatten
 from flows.dvc_graph import LOCK, Graph
 from flows.failure_kinds import RETRY_DELAYS_S
 
-RECIPE = (Path("dvc.yaml"), Path("params.yaml"))
-"""Files that decide a result and are often edited without a commit."""
+PIPELINE_FILES = (Path("dvc.yaml"), Path("params.yaml"))
+"""Files that determine a result and are often edited without a commit."""
 METRICS = Path("metrics")
-"""Folder of the branch with copies of the metrics files that lie in outs of stages."""
+"""Folder of the branch for copies of metrics files inside outs of stages."""
 TEMPORARY = ("/tmp", "/dev/shm")  # noqa: S108 - nothing is written there
-_BUSY_OR_AWAY = RETRY_DELAYS_S[:2]
+_PUSH_DELAYS_S = RETRY_DELAYS_S[:2]
 _MAX_METRIC_LINES = 40
 
 
 @dataclass(frozen=True)
 class ResultSource:
-    """What results are made from: the commit that is checked out, and the recipe as it lies in the working tree."""
+    """The sources of results: the commit that is checked out, and the pipeline files in the working tree."""
 
     commit: str
     blobs: Mapping[Path, str]
-    """Files of `RECIPE` that are there -> their content as an object of git."""
+    """Existing `PIPELINE_FILES` -> git object with their content."""
     uncommitted: tuple[str, ...]
-    """Tracked Python files with changes that are in no commit."""
+    """Tracked Python files with uncommitted changes."""
 
 
 class PublicationError(RuntimeError):
-    """Raised when data cannot be pushed, or a branch cannot be written. Nothing that was made is lost."""
+    """Raised if data cannot be pushed or a branch cannot be written. No results are lost."""
 
 
 def check(graph: Graph, push: bool, branch: str) -> None:
-    """Raise PublicationError, before anything runs, where `publish` could not succeed: no remote, or a branch that cannot be."""
+    """Raise PublicationError, before anything runs, if `publish` would fail: no remote, or an unusable branch."""
     root = graph.root
     if push:
         check_remote(root)
@@ -54,7 +54,7 @@ def check(graph: Graph, push: bool, branch: str) -> None:
         _check_branch(root, branch)
         if taken := [str(path) for path in _metrics_paths(graph) if graph.is_cached(path)]:
             raise PublicationError(
-                f"want no out of a stage at {taken[0]}, where the branch has the metrics, got one; name it otherwise in dvc.yaml"
+                f"{taken[0]} is both a stage output and the path of a metrics file on the branch; rename the output in dvc.yaml"
             )
         _git(root, "rev-parse", "--verify", "HEAD")
         for name in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
@@ -65,8 +65,8 @@ def check(graph: Graph, push: bool, branch: str) -> None:
 
 
 def read_source(root: Path) -> ResultSource:
-    """The source of results that are made from now on. To be read before the first stage runs: people edit while it trains."""
-    blobs = {path: _git(root, "hash-object", "-w", "--", str(path)) for path in RECIPE if (root / path).is_file()}
+    """The source of the results. Read it before the first stage runs, since people edit files during training."""
+    blobs = {path: _git(root, "hash-object", "-w", "--", str(path)) for path in PIPELINE_FILES if (root / path).is_file()}
     changed = _git(root, "diff", "--name-only", "HEAD", "--", "*.py", check=False).splitlines()
     return ResultSource(_git(root, "rev-parse", "--verify", "HEAD"), blobs, tuple(changed))
 
@@ -74,14 +74,13 @@ def read_source(root: Path) -> ResultSource:
 def publish(
     graph: Graph, push: bool, branch: str, metrics: Mapping[str, Any], why: str, source: ResultSource | None = None
 ) -> None:
-    """Push the data, if `push`, then commit `dvc.lock` and the metrics with their `source` to `branch`, unless that is empty.
+    """Push the data, if `push`, then commit `dvc.lock` and the metrics with their `source` to `branch`, unless it is empty.
 
-    What is published already stays as it is, so a retrain that has nothing to do publishes what an earlier one could not.
-    Raises PublicationError.
+    Idempotent: the next retrain retries what could not be published. Raises PublicationError.
     """
     if push:
         push_data(graph.root)
-        print("== the data are pushed", flush=True)
+        print("== pushed the data", flush=True)
     if branch:
         files = {Path(LOCK): Path(LOCK), **_metrics_paths(graph)}
         commit = commit_results(graph.root, branch, files, metrics, f"Retrain ({why})", source)
@@ -89,21 +88,21 @@ def publish(
 
 
 def push_data(root: Path, sleep: Any = None) -> None:
-    """Push what `dvc.lock` names to the remote. A store that is away is tried again; raises PublicationError after that."""
+    """Push the data in `dvc.lock` to the remote. Retries if the store is unreachable, then raises PublicationError."""
     import time
 
     pause = sleep or time.sleep
     command = [sys.executable, "-m", "dvc", "push", "--quiet"]
-    for delay_s in (*_BUSY_OR_AWAY, None):
+    for delay_s in (*_PUSH_DELAYS_S, None):
         process = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
         if process.returncode == 0:
             return
         lines = (process.stderr or process.stdout).strip().splitlines()
         problem = lines[-1] if lines else f"exit status {process.returncode}"
         if delay_s is not None:
-            print(f"== dvc push failed ({problem}); trying again in {delay_s:g} s", flush=True)
+            print(f"== dvc push failed ({problem}); retrying in {delay_s:g} s", flush=True)
             pause(delay_s)
-    raise PublicationError(f"the data were not pushed: {problem}; `emuedit remote check` says more, `dvc push` tries again")
+    raise PublicationError(f"data were not pushed: {problem}; run `emuedit remote check` for details, and `dvc push` to retry")
 
 
 def commit_results(
@@ -114,14 +113,14 @@ def commit_results(
     title: str,
     source: ResultSource | None = None,
 ) -> str:
-    """Commit files as they are now to a branch, with the code and the recipe that made them. Returns the commit.
+    """Commit current files to a branch, with the code and the pipeline files that produced them. Returns the commit.
 
-    files: path in the branch -> path below `root`; one that is committed under another path is removed from its first one.
-    source: None: that of now. Its commit gives all other files, and is the second parent unless the branch leads to it already.
-    `params.yaml` and `dvc.yaml` are committed as the source has them, also where HEAD has others: they decide the result. Code
-    that is in no commit is not taken along; the message names it. Neither the working tree nor the index nor the checked-out
-    branch is touched. The message is `title` and how the metrics differ from those on the branch. Raises PublicationError when
-    git refuses. A result with the tree of the branch makes no commit, and the branch is made all the same.
+    files: path in the branch -> path below `root`; a file committed under another path is removed from its original path.
+    source: None: the current one. Its commit provides all other files, and is the second parent unless the branch contains it.
+    `params.yaml` and `dvc.yaml` are those of the source, even if HEAD has others, since they determine the result. Uncommitted
+    code is not included; the commit message lists it. The working tree, the index and the checked-out branch are not touched.
+    The message is `title` and the changes of the metrics on the branch. Raises PublicationError if git fails. If the tree equals
+    that of the branch, no commit is created; a missing branch is still created.
     """
     reference = _check_branch(root, branch)
     source = source or read_source(root)
@@ -143,7 +142,7 @@ def commit_results(
             _git(root, "update-ref", reference, tip, "")
         return tip
     old = {key: value for values in before for key, value in flatten(values)}
-    notes = [f"made with changes that are not committed: {', '.join(source.uncommitted)}"] if source.uncommitted else []
+    notes = [f"made with uncommitted changes: {', '.join(source.uncommitted)}"] if source.uncommitted else []
     message = "\n".join([title, "", *metric_changes(old, dict(flatten(metrics))), *notes])
     parents = [tip] if _git(root, "merge-base", source.commit, tip, check=False) == source.commit else [tip, source.commit]
     commit = _git(root, "commit-tree", tree, *(word for parent in parents for word in ("-p", parent)), "-m", message)
@@ -152,7 +151,7 @@ def commit_results(
 
 
 def metric_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines such as `edit_success.emuedit.overall 0.46 -> 0.51 (+0.05)` for what changed; at most 40."""
+    """Lines such as `edit_success.emuedit.overall 0.46 -> 0.51 (+0.05)` for changed metrics; at most 40."""
     lines = []
     for key, value in new.items():
         earlier = old.get(key)
@@ -170,20 +169,20 @@ def _metrics_paths(graph: Graph) -> dict[Path, Path]:
 
 
 def check_remote(root: Path) -> None:
-    """Raise PublicationError without a default remote of DVC, and for a folder that does not outlive a container or a restart."""
+    """Raise PublicationError if DVC has no default remote, or if it is a folder that a container or restart removes."""
     try:
         settings = dvc_remote.read_settings(root)
     except RemoteError as error:
         raise PublicationError(str(error)) from error
     name = settings.get("core.remote")
     if f"remote.{name}.url" not in settings:
-        missing = f"{name}, which has no url" if name else "none"
-        raise PublicationError(f"want a default remote of DVC that data are pushed to, got {missing}; {dvc_remote.INIT}")
+        missing = f"{name}, which has no URL" if name else "none"
+        raise PublicationError(f"want a default DVC remote to push data to, got {missing}; {dvc_remote.INIT}")
     _check_folder(root, settings[f"remote.{name}.url"])
 
 
 def _check_folder(root: Path, url: str) -> None:
-    """Raise PublicationError for a remote in a temporary folder, unless the workspace lies there too."""
+    """Raise PublicationError for a remote in a temporary folder, unless the workspace is there too."""
     if "://" in url:
         return
     remote, workspace = Path(url).expanduser().resolve(), root.resolve()
@@ -191,16 +190,16 @@ def _check_folder(root: Path, url: str) -> None:
         temporary = Path(folder).resolve()
         if remote.is_relative_to(temporary) and not workspace.is_relative_to(temporary):
             raise PublicationError(
-                f"want a remote of DVC that lasts, got {remote}, which is lost with the temporary folder {folder}; "
-                "for this clone, `emuedit remote init --local s3://bucket/prefix` names another"
+                f"want a permanent DVC remote, got {remote}, which is lost with the temporary folder {folder}; "
+                "`emuedit remote init --local s3://bucket/prefix` sets another one for this clone"
             )
 
 
 def _check_branch(root: Path, branch: str) -> str:
-    """The branch's reference, if it can be written."""
+    """The reference of the branch. Raises PublicationError for an invalid or checked-out branch."""
     reference = f"refs/heads/{branch}"
     if not _git(root, "check-ref-format", "--branch", branch, check=False):
-        raise PublicationError(f"want the name of a branch, got {branch!r}, which git does not take")
+        raise PublicationError(f"{branch!r} is not a valid branch name")
     if _git(root, "symbolic-ref", "--quiet", "HEAD", check=False) == reference:
         raise PublicationError(f"want a branch that is not checked out, got {branch}; name another one")
     return reference

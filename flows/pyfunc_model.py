@@ -1,7 +1,7 @@
-"""The registered model as MLflow loads it. This file is stored with the version, and so is the code of emuedit that it needs.
+"""The registered model as MLflow loads it. This file is stored with the version, together with the code of emuedit.
 
-In: one row per edit, `image` (base64 PNG, JPEG, ...), `instruction` and, if the task is not to be predicted, `task`.
-Out: `image` (base64 PNG), `task`, `probability`.
+Input: one row per edit, `image` (base64 PNG, JPEG, ...), `instruction` and optionally `task`, which is predicted otherwise.
+Output: `image` (base64 PNG), `task`, `probability`.
 """
 
 import base64
@@ -15,7 +15,7 @@ COLUMNS = ("image", "instruction", "task")
 
 
 class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is Any
-    """Edits pictures by instruction."""
+    """Edits images by instruction."""
 
     def load_context(self, context: Any) -> None:
         """Open the editor, its task predictor and its task packs, once."""
@@ -24,9 +24,9 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
         self.editor = Editor.load(Path(context.artifacts["settings"]).parent)
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """One edit per row. `params`: fields of EditSettings; the others are those with which the editor was evaluated.
+        """One edit per row. `params`: fields of EditSettings; by default those with which the editor was evaluated.
 
-        Raises ValueError that names the row for input that cannot be edited; then no row is answered.
+        Raises ValueError, which names the row, for invalid input; then no row is answered.
         """
         from emuedit.data import image_io
 
@@ -36,16 +36,16 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
         answers = []
         for number, row in enumerate(model_input.to_dict("records")):
             try:
-                picture = image_io.read_image(_decode(row["image"]))
+                source = image_io.read_image(_decode(row["image"]))
                 task = row.get("task")
                 tasks = [task] if isinstance(task, str) and task else None
-                (turn,) = self.editor.edit_turns(picture.pixels, [_instruction(row["instruction"])], tasks, settings)
+                (turn,) = self.editor.edit_turns(source.pixels, [_instruction(row["instruction"])], tasks, settings)
             except ValueError as error:
                 raise ValueError(f"row {number}: {error}") from error
             choice = turn.choice
             answers.append(
                 {
-                    "image": base64.b64encode(image_io.to_png(turn.pixels, picture)).decode("ascii"),
+                    "image": base64.b64encode(image_io.to_png(turn.pixels, source)).decode("ascii"),
                     "task": choice.task,
                     "probability": 1.0 if choice.probability is None else choice.probability,
                 }
@@ -54,21 +54,21 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
 
 
 def _instruction(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():  # pandas has NaN in an empty cell
+    if not isinstance(value, str) or not value.strip():  # pandas uses NaN for an empty cell
         raise ValueError(f"want an instruction, such as 'make the circle red', got {value!r}")
     return value
 
 
 def _decode(text: Any) -> bytes:
-    """The bytes that a text stands for in base64, as people make it: in lines, for URLs, without padding, as a data URL."""
+    """Decode base64 in its usual forms: with line breaks, URL-safe, without padding, or as a data URL."""
     if not isinstance(text, str):
-        raise ValueError(f"want the bytes of a picture file in base64, got {type(text).__name__}")
+        raise ValueError(f"want the bytes of an image file in base64, got {type(text).__name__}")
     letters = "".join((text.partition("base64,")[2] if text.lstrip().startswith("data:") else text).split())
     letters = letters.rstrip("=").replace("-", "+").replace("_", "/")
     try:
         return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
-    except ValueError as error:  # binascii.Error, and a text that is not ASCII
-        raise ValueError(f"want the bytes of a picture file in base64, got {text[:40]!r} ({error})") from error
+    except ValueError as error:  # binascii.Error, or non-ASCII text
+        raise ValueError(f"want the bytes of an image file in base64, got {text[:40]!r} ({error})") from error
 
 
 mlflow.models.set_model(EditorModel())

@@ -1,10 +1,10 @@
 """From finished stages to the registry: the run in MLflow, the registered version, the promotion gate and the aliases.
 
-What is registered and what decides comes from the `meta:` of stages in `dvc.yaml`:
+`meta:` of the stages in `dvc.yaml` sets what is registered and what the gate uses:
 
     meta: {register: editor}   its out becomes the part `editor` of the model
-    meta: {gate: emuedit}      its metrics decide, by the row of the system `emuedit`; its edit settings are the model's defaults
-    meta: {report: true}       its outs are shown in the run
+    meta: {gate: emuedit}      the gate uses its metrics of the system `emuedit`; its edit settings are the model's defaults
+    meta: {report: true}       its outs are logged to the run
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ from flows.yield_record import YieldRecord
 
 MODEL_FILE = Path(__file__).with_name("pyfunc_model.py")
 SUCCESS = "edit_success"
-"""Key of the table of edit success in the metrics: system -> task, or `overall` -> share in [0, 1], None where not measured."""
+"""Key of the table of edit success in the metrics: system -> task, or `overall` -> share in [0, 1], None if not measured."""
 SUCCESS_TAG = "edit_success"
-"""Tag of a version with its overall success, as its own evaluation measured it."""
+"""Tag of a version with its overall success in its own evaluation."""
 _STATS = "stats.jsonl"
 
 SuccessTable = dict[str, Mapping[str, float | None]]
@@ -52,10 +52,10 @@ class RetrainResult:
     table: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     """System -> task -> edit success."""
     ledger: Ledger | None = None
-    """What each task yielded; None where no pairs were filtered."""
+    """Yield of each task; None if no pairs were filtered."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The same in plain values, which Prefect stores."""
+        """As plain values, for Prefect."""
         return {
             "stages": dict(self.seconds),
             "run_id": self.run_id,
@@ -67,7 +67,7 @@ class RetrainResult:
 
 
 def check(graph: dvc_graph.Graph, will_register: bool, push: bool, branch: str) -> None:
-    """Before the first stage: what would end a retrain after its last. Raises GateError, ParamsError or PublicationError."""
+    """Check at the start what would make the retrain fail at its end. Raises GateError, ParamsError or PublicationError."""
     publication.check(graph, push, branch)
     if will_register:
         gate_stage.check(graph)
@@ -76,7 +76,7 @@ def check(graph: dvc_graph.Graph, will_register: bool, push: bool, branch: str) 
 def start(root: Path) -> str:
     """Open the run of this retrain, the parent of the stages' runs, and return its id.
 
-    Runs that MLflow did not take earlier are sent first. While MLflow is away the retrain goes on without a run: the id is empty.
+    Pending runs are uploaded first. If MLflow is unreachable, the retrain continues without a run and the id is empty.
     """
     try:
         moved_store.check(root)
@@ -87,7 +87,7 @@ def start(root: Path) -> str:
             runs.end_open_runs(workspace)
             return runs.start_run("retrain", workspace)
     except ServiceError as error:
-        print(f"== {error}. The retrain goes on; its run is sent when MLflow is back", flush=True)
+        print(f"== {error}. The retrain continues; its run is uploaded when MLflow is reachable again", flush=True)
         return ""
 
 
@@ -100,12 +100,12 @@ def fail(run_id: str, error: BaseException, graph: dvc_graph.Graph, seconds: Map
         if run_id:
             runs.end_run(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
             runs.log_run(run_id, {}, {}, yield_record.tags(graph, seconds), {})
-    except Exception as tracking_error:  # whatever MLflow raises: the flow's own error matters more
+    except Exception as tracking_error:  # any error of MLflow: the flow's own error is more important
         print(f"== the run {run_id} could not be closed: {service_errors.hide_password(str(tracking_error))}", flush=True)
 
 
 def find_registered(graph: dvc_graph.Graph) -> RetrainResult | None:
-    """The result, if what the stages hold now is registered already, and the gate has decided about it."""
+    """The result, if the current outputs are registered already and the gate has decided."""
     version = registry.find_version(content_tag(graph)) if model_parts(graph) else None
     if version is not None and version.tags.get(promote.STATE_TAG) == promote.PENDING:
         return None
@@ -113,7 +113,7 @@ def find_registered(graph: dvc_graph.Graph) -> RetrainResult | None:
 
 
 def look_up(graph: dvc_graph.Graph) -> tuple[RetrainResult | None, str]:
-    """`find_registered`, and in words why that is not known now (empty: it is). Runs that wait are sent on the way."""
+    """`find_registered`, and an error text if MLflow cannot be used (else empty). Uploads pending runs first."""
     try:
         moved_store.check(graph.root)
         service_errors.check()
@@ -127,9 +127,9 @@ def look_up(graph: dvc_graph.Graph) -> tuple[RetrainResult | None, str]:
 def finish(
     root: Path, graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, float], register: bool, reason: str = ""
 ) -> RetrainResult:
-    """Log the results to the run, and why it ran; register the model if it is new and let the promotion gate decide.
+    """Log the results and the reason to the run, register the model if it is new, and apply the promotion gate.
 
-    What MLflow does not take now is kept, and sent by the next retrain or by `emuedit sync`.
+    If MLflow cannot be used, the results are stored, and uploaded by the next retrain or by `emuedit sync`.
     """
     run_id = run_id or start(root)
     record = yield_record.make(root, graph, run_id, seconds)
@@ -138,11 +138,11 @@ def finish(
     try:
         with service_errors.converted():
             if not run_id:
-                raise ServiceError("MLflow is away")
+                raise ServiceError("MLflow is unreachable")
             results.send(run_id)
     except ServiceError as error:
         entry = run_outbox.keep(root, process_identity.workspace(root), run_id, results)
-        print(f"== the run is kept in {entry.relative_to(root)} ({error}); `emuedit sync` sends it", flush=True)
+        print(f"== the run is stored in {entry.relative_to(root)} ({error}); `emuedit sync` uploads it", flush=True)
         return result
     try:
         with service_errors.converted():
@@ -150,16 +150,16 @@ def finish(
                 result = _decide(root, graph, _register(root, graph, result, reason))
             runs.end_run(run_id, "FINISHED")
     except ServiceError as error:
-        print(f"== not registered: {error}. The next retrain tries again, without training", flush=True)
+        print(f"== not registered: {error}. The next retrain retries it without training", flush=True)
         if problem := runs.try_to_end_run(run_id, "FINISHED"):
-            print(f"== the run {run_id} stays open: {problem}. The next retrain here ends it as KILLED", flush=True)
+            print(f"== the run {run_id} stays open: {problem}. The next retrain here closes it as KILLED", flush=True)
     return result
 
 
 def _results(
     root: Path, graph: dvc_graph.Graph, seconds: Mapping[str, float], reason: str, record: YieldRecord
 ) -> run_outbox.RunResults:
-    """What the run shall tell."""
+    """Everything to log to the run."""
     reports = [path for stage in graph.stages for path in (stage.outs if stage.meta.get("report") else stage.plots)]
     artifacts = {path.as_posix(): root / path for path in (*graph.metrics, *_without_shards(root, reports))}
     params_file = root / config.PARAMS_FILE
@@ -181,7 +181,7 @@ def _results(
 
 
 def _without_shards(root: Path, reports: Iterable[Path]) -> Iterator[Path]:
-    """Files of reports but for their shards: every evaluated picture of every run would fill MLflow, and DVC has them."""
+    """Report files without shards, which would fill MLflow with every evaluated image; DVC stores them."""
     for path in reports:
         if not (root / path).is_dir():
             yield path
@@ -191,7 +191,7 @@ def _without_shards(root: Path, reports: Iterable[Path]) -> Iterator[Path]:
 
 
 def model_parts(graph: dvc_graph.Graph) -> dict[str, Path]:
-    """Parts of the model -> their folders, as `meta: {register: ...}` of the stages names them."""
+    """Parts of the model -> their folders, as in `meta: {register: ...}` of the stages."""
     return {name: path for stage in graph.stages for name, path in stage.parts().items()}
 
 
@@ -201,7 +201,7 @@ def content_tag(graph: dvc_graph.Graph) -> str:
 
 
 def merge_metrics(graph: dvc_graph.Graph) -> dict[str, Any]:
-    """All metrics files in one mapping. A key that a later file has too is kept under `<file>.<key>`."""
+    """All metrics files in one mapping. A key that exists already is stored as `<file>.<key>`."""
     metrics: dict[str, Any] = {}
     for path in graph.metrics:
         if (graph.root / path).exists():
@@ -211,12 +211,12 @@ def merge_metrics(graph: dvc_graph.Graph) -> dict[str, Any]:
 
 
 def success_table(graph: dvc_graph.Graph) -> SuccessTable:
-    """System -> task -> edit success; empty when nothing measured it."""
+    """System -> task -> edit success; empty if it was not measured."""
     return dict(merge_metrics(graph).get(SUCCESS, {}))
 
 
 def lineage(root: Path, graph: dvc_graph.Graph) -> dict[str, str]:
-    """Tags that say what a result was made from: commit, `dvc.lock`, the hash of every out."""
+    """Tags with the origin of a result: commit, `dvc.lock`, the hash of every out."""
     tags = {registry.CONTENT_TAG: content_tag(graph), "dvc.lock": graph.lock_hash(), "parent": _parent(root, graph)}
     if (root / "uv.lock").exists():
         tags["uv.lock"] = hash_file(root / "uv.lock")
@@ -227,7 +227,7 @@ def lineage(root: Path, graph: dvc_graph.Graph) -> dict[str, str]:
 
 
 def number_formats(graph: dvc_graph.Graph) -> dict[str, str]:
-    """Tags `dtype.<stage>` with the number format that each stage used, as its summary says."""
+    """Tags `dtype.<stage>` with the number format of each stage, from its summary."""
     tags: dict[str, str] = {}
     for stage in graph.stages:
         for path in (graph.root / out / SUMMARY_FILE for out in stage.outs):
@@ -237,7 +237,7 @@ def number_formats(graph: dvc_graph.Graph) -> dict[str, str]:
 
 
 def _register(root: Path, graph: dvc_graph.Graph, result: RetrainResult, reason: str) -> RetrainResult:
-    """Register what the stages hold, unless it is registered; the version waits for the gate."""
+    """Register the current outputs, unless they are registered; the version is pending until the gate decides."""
     stage = gate_stage.find(graph)
     if version := registry.find_version(content_tag(graph)):
         return dataclasses.replace(result, version=version)
@@ -257,7 +257,7 @@ def _register(root: Path, graph: dvc_graph.Graph, result: RetrainResult, reason:
 
 
 def _decide(root: Path, graph: dvc_graph.Graph, result: RetrainResult) -> RetrainResult:
-    """Let the gate decide about a version that it has not decided about yet."""
+    """Apply the gate to a pending version."""
     version = result.version
     if version is None or version.tags.get(promote.STATE_TAG) != promote.PENDING:
         return result
@@ -270,20 +270,20 @@ def _decide(root: Path, graph: dvc_graph.Graph, result: RetrainResult) -> Retrai
 
 
 def _send_waiting(root: Path) -> None:
-    """Send the runs that MLflow did not take earlier."""
+    """Upload pending runs."""
     if experiments.restore(runs.EXPERIMENT):
-        print(f"== the experiment {runs.EXPERIMENT!r} had been deleted in MLflow; it is restored", flush=True)
+        print(f"== the experiment {runs.EXPERIMENT!r} had been deleted in MLflow; restored it", flush=True)
     for run_id in run_outbox.send_all(root):
-        print(f"== sent to MLflow: the run {run_id} of an earlier retrain", flush=True)
+        print(f"== uploaded to MLflow: the run {run_id} of an earlier retrain", flush=True)
 
 
 def _stats_files(root: Path, stage: dvc_graph.Stage) -> list[Path]:
-    """The metrics of a stage's run, also of one that DVC skipped."""
+    """The metrics files of a stage, even if DVC skipped it."""
     return [stats for out in stage.outs if (root / out).is_dir() for stats in sorted((root / out).rglob(_STATS))]
 
 
 def _parent(root: Path, graph: dvc_graph.Graph) -> str:
-    """The editor that the training continued, as its summary names it; empty for one from the base model."""
+    """The editor that the training continued, from its summary; empty if it started from the base model."""
     for folder in model_parts(graph).values():
         file = root / folder / SUMMARY_FILE
         ancestors = json.loads(file.read_text(encoding="utf-8"))["params"].get("ancestors", ()) if file.is_file() else ()

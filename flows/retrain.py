@@ -1,6 +1,6 @@
-"""`uv run retrain`: bring everything up to date, register the editor, let the promotion gate decide.
+"""`uv run retrain`: run the stages that are out of date, register the editor, apply the promotion gate.
 
-Prefect is started only when there is something to do; without a server it starts one of its own and ends it afterwards.
+Prefect is started only if there is something to do; without a server, a local one is started and stopped afterwards.
 """
 
 import argparse
@@ -26,7 +26,7 @@ RETRAIN_ENV = QUIET_ENV | {
     **SERVICE_ENV,
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     **HEARTBEAT_ENV,
-    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # a failure is printed below, once
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # a failure is printed once, below
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "DVC_NO_ANALYTICS": "true",
@@ -35,7 +35,7 @@ RETRAIN_ENV = QUIET_ENV | {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done or nothing to do, 1 when a stage or the registry failed, 128 + n after signal n (ctrl-c: 130)."""
+    """Exit status: 0 done or nothing to do, 1 if a stage or the registry failed, 128 + n after signal n (ctrl-c: 130)."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     set_env_defaults(RETRAIN_ENV)
     keep_compiled_modules()
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ParamsError as error:
         print(f"retrain: {error}", file=sys.stderr)
         return 1
-    except Exception as error:  # the outermost handler: expected errors explain themselves, others keep their trace
+    except Exception as error:  # the outermost handler: project errors explain themselves, others are printed with a traceback
         print_trace(error)
         first_line, *rest = hide_password(str(error)).splitlines() or [type(error).__name__]
         details = "; its output is above" if rest else ""
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def console_main() -> int:
-    """The command `retrain`: `main`, which stops on signals and with the `uv run` that started it."""
+    """The command `retrain`: `main`, stopped by signals and with the `uv run` that started it."""
     stop_on_signals()
     stop_with_uv()
     return main()
@@ -78,7 +78,7 @@ def _retrain(options: argparse.Namespace) -> int:
     if not stale and not publishes and (registered or problem or options.no_register):
         print(f"Nothing to do: all {len(graph.stages)} stages are up to date" + (", and registered." if registered else "."))
         if problem:
-            print(f"Whether they are registered is not known: {problem}")
+            print(f"Cannot check whether they are registered: {problem}")
         _print_report(root, graph, registered or release.RetrainResult(table=release.success_table(graph)), start)
         return 0
     prefect_access.check()
@@ -108,7 +108,7 @@ def _print_stale(graph: dvc_graph.Graph, stale: Mapping[str, tuple[str, ...]]) -
 
 
 def _print_report(root: Path, graph: dvc_graph.Graph, result: release.RetrainResult, start: float) -> None:
-    """The last lines: the table, and where everything is."""
+    """Print the table of edit success and the places of all results."""
     if result.table:
         print("\n" + format_success(result.table))
     print()
@@ -116,8 +116,8 @@ def _print_report(root: Path, graph: dvc_graph.Graph, result: release.RetrainRes
         print(f"metrics     {path}")
     for stage in graph.stages:
         if stage.meta.get("report"):
-            for picture in sorted(file for out in stage.outs for file in (root / out).rglob("*.png")):
-                print(f"pictures    {picture.relative_to(root)}")
+            for image in sorted(file for out in stage.outs for file in (root / out).rglob("*.png")):
+                print(f"images      {image.relative_to(root)}")
     if result.version:
         print(f"registered  {result.version.uri}" + ("" if result.is_new else " (as before)"))
     if result.decision:
@@ -131,16 +131,16 @@ def _print_report(root: Path, graph: dvc_graph.Graph, result: release.RetrainRes
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="retrain", description="Run what is out of date, register the editor, let the promotion gate decide."
+        prog="retrain", description="Run the stages that are out of date, register the editor, apply the promotion gate."
     )
-    parser.add_argument("--dry-run", action="store_true", help="only say what is out of date, and why")
+    parser.add_argument("--dry-run", action="store_true", help="only print which stages are out of date, and why")
     parser.add_argument("--no-register", action="store_true", help="do not register the model")
     parser.add_argument("--force", action="store_true", help="run every stage again")
-    reasons = "why it runs, beginning with schedule:, data:, metric: or person: (default: you)"
+    reasons = "reason of the run, with the prefix schedule:, data:, metric: or person: (default: person: and your name)"
     parser.add_argument("--reason", default="", metavar="TEXT", help=reasons)
-    parser.add_argument("--push", action="store_true", help="push the data to the DVC remote afterwards, also when nothing ran")
+    parser.add_argument("--push", action="store_true", help="push the data to the DVC remote afterwards, even if no stage ran")
     parser.add_argument("--branch", default="", metavar="NAME", help="commit dvc.lock and the metrics to this branch afterwards")
-    parallel = "stages that may run side by side, at least 1 (default: 1)"
+    parallel = "number of stages that may run in parallel (default: 1)"
     parser.add_argument("--max-parallel", type=_stage_count, default=1, metavar="N", help=parallel)
     return parser
 
@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
 def _stage_count(text: str) -> int:
     """Value of `--max-parallel`. Raises ArgumentTypeError."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"want a number of stages from 1, got {text!r}; 1 runs one stage after the other")
+        raise argparse.ArgumentTypeError(f"want a number of stages of at least 1, got {text!r}; 1 runs one stage at a time")
     return int(text)
 
 

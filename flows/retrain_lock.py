@@ -1,8 +1,8 @@
-"""One retrain at a time in a folder: it has a lock on `.emuedit/retrain.lock`, and a second one waits.
+"""Allow one retrain per folder, by a lock on `.emuedit/retrain.lock`; others wait.
 
-The kernel frees the lock when the process ends, however it ends, also that of another machine that shares the folder (flock, over
-NFS too). The record in the file only says who is waited for. The retrain also touches the file again and again: on a file system
-without such locks, the record of a file that stays untouched for a minute counts for nothing.
+The kernel releases the lock when the process exits for any reason, also on another machine that shares the folder (flock, over
+NFS too). The record in the file only names the holder. The holder also touches the file regularly: on a file system without
+locks, the record of a file that was not touched for a minute is ignored.
 """
 
 import contextlib
@@ -23,24 +23,24 @@ import psutil
 FILE = Path(".emuedit") / "retrain.lock"
 _POLL_S = 1.0
 _TOUCH_S, _DEAD_S = 10.0, 60.0
-"""How often the file is touched; after this time without that its process counts as dead, where the kernel has no locks."""
+"""Interval between touches of the file; time without a touch after which the holder counts as dead if there are no locks."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
 
 class LockError(RuntimeError):
-    """Raised for a folder in which no lock can be written."""
+    """Raised if no lock can be written in the folder."""
 
 
 @dataclass(frozen=True)
 class LockOwner:
-    """Who works in a folder."""
+    """The holder of a lock."""
 
     pid: int
     started_s: float
-    """When the process was started, in seconds since 1970."""
+    """Start of the process, in seconds since 1970."""
     host: str
     lock_id: str = ""
-    """Differs for two retrains of one process."""
+    """Distinguishes two retrains of one process."""
 
     @classmethod
     def this_process(cls) -> "LockOwner":
@@ -50,14 +50,14 @@ class LockOwner:
 
 @contextlib.contextmanager
 def exclusive(root: Path, say: Callable[[str], None]) -> Iterator[bool]:
-    """Wait until no other retrain works in the folder, and keep others waiting during the block. Gives whether it waited.
+    """Wait until no other retrain runs in the folder, and hold the lock during the block. Yields whether it waited.
 
-    Who is waited for is said once. Raises LockError.
+    The holder is reported once. Raises LockError.
     """
     attempt, has_waited = _Attempt(root / FILE, LockOwner.this_process()), False
     while (descriptor := attempt.lock()) is None:
         if not has_waited:
-            say(f"another retrain works in this folder{_describe(attempt.other, attempt.this.host)}; waiting for it")
+            say(f"another retrain is running in this folder{_describe(attempt.other, attempt.this.host)}; waiting until it ends")
             has_waited = True
         time.sleep(_POLL_S)
     try:
@@ -66,13 +66,13 @@ def exclusive(root: Path, say: Callable[[str], None]) -> Iterator[bool]:
     finally:
         if _read(descriptor) == attempt.this:
             _write(descriptor, "")
-        with contextlib.suppress(OSError):  # what a fork has of the descriptor would keep the lock otherwise
+        with contextlib.suppress(OSError):  # otherwise a forked copy of the descriptor would keep the lock
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 
 class _Attempt:
-    """Tries to get the lock of a file. `other`: who had it at the last try, if that is known."""
+    """Tries to lock a file. `other`: the holder at the last try, if known."""
 
     def __init__(self, path: Path, this: LockOwner) -> None:
         self.path, self.this = path, this
@@ -81,8 +81,8 @@ class _Attempt:
         self._unchanged_since_s = 0.0
 
     def lock(self) -> int | None:
-        """A descriptor of the file, which has the lock; None while another retrain has it. The file is opened anew each time,
-        since a network file system shows only then what other machines wrote."""
+        """A descriptor of the locked file; None if another retrain holds the lock. The file is opened again each time, because a
+        network file system may show writes of other machines only then."""
         descriptor = _opened(self.path)
         try:
             is_locked = self._has_kernel_lock(descriptor)
@@ -99,7 +99,7 @@ class _Attempt:
         return None
 
     def _has_kernel_lock(self, descriptor: int) -> bool | None:
-        """Whether the descriptor got the lock; None where the file system has no locks."""
+        """Whether the descriptor got the lock; None if the file system has no locks."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -108,12 +108,12 @@ class _Attempt:
             if error.errno not in _NO_LOCKS:
                 raise LockError(f"want a folder whose files can be locked, got {self.path.parent} ({error.strerror})") from error
             return None
-        with contextlib.suppress(FileNotFoundError):  # somebody deleted the file meanwhile: the next one has another lock
+        with contextlib.suppress(FileNotFoundError):  # the file was deleted meanwhile: a new file has its own lock
             return os.path.samestat(os.fstat(descriptor), self.path.stat())
         return False
 
     def _is_dead(self, owner: LockOwner | None, touched_ns: int) -> bool:
-        """Whether nobody has the record. Time is measured here only, as another machine's clock may differ."""
+        """Whether the owner is gone. Measured with this machine's clock only, as others may differ."""
         if owner is None:
             return True
         if self._seen != (owner, touched_ns):
@@ -121,19 +121,19 @@ class _Attempt:
         return time.monotonic() - self._unchanged_since_s >= _DEAD_S
 
     def _stays_ours(self, descriptor: int) -> bool:
-        """Of two that write the record at the same time, the later one has it."""
+        """Whether our record remains: if two write it at the same time, the later one wins."""
         time.sleep(_POLL_S)
         return _read(descriptor) == self.this
 
 
 @contextlib.contextmanager
 def _touched(descriptor: int, this: LockOwner) -> Iterator[None]:
-    """Touch the file during the block, so that others see that its process runs."""
+    """Touch the file during the block, as a heartbeat for others."""
     ended = threading.Event()
 
     def touch() -> None:
         while not ended.wait(_TOUCH_S):
-            with contextlib.suppress(OSError):  # the next one counts
+            with contextlib.suppress(OSError):  # the next touch is enough
                 if _read(descriptor) == this:
                     os.utime(descriptor)
 
@@ -158,7 +158,7 @@ def _opened(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise LockError(f"want a folder that can be written, got {path.parent.resolve()} ({error.strerror})") from error
+        raise LockError(f"want a writable folder, got {path.parent.resolve()} ({error.strerror})") from error
 
 
 def _read(descriptor: int) -> LockOwner | None:

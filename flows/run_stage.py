@@ -1,4 +1,4 @@
-"""Run one stage through DVC, under the process guard, with its output on the screen and the end of it kept for the error."""
+"""Run one stage through DVC, under the process guard; show its output, and keep its end for error messages."""
 
 import codecs
 import contextlib
@@ -18,24 +18,24 @@ from emuedit.failures import FailureKind
 from flows import process_guard
 from flows.failure_kinds import classify
 
-_BUSY_STATUS = 255  # exit status of a dvc that met another; also that of any failure, so its words count too
-_TAIL_BYTES = 20_000  # of output that are kept
+_BUSY_STATUS = 255  # exit status of DVC if another process holds a lock, but also for other failures, so the text is checked too
+_TAIL_BYTES = 20_000  # of output to keep
 
 
 class StageError(RuntimeError):
-    """Raised for a stage that failed, ran out of time or was stopped. The first line of its text says which and why."""
+    """Raised if a stage failed, exceeded its time limit or was stopped. The first line of the text gives the reason."""
 
     def __init__(self, message: str, kind: FailureKind = FailureKind.OTHER) -> None:
         super().__init__(message)
         self.kind = kind
         self.n_same_kind = 1
-        """Failures of this kind of this stage, in this flow."""
+        """Number of failures of this kind of this stage in this flow."""
         self.extra_retries = 0
-        """Retries that the stage's `meta:` asks for, whatever the kind."""
+        """Retries set in the stage's `meta:`, for any kind."""
 
 
 class BusyError(StageError):
-    """Raised when another dvc works on the same outputs."""
+    """Raised if another DVC process uses the same outputs."""
 
 
 def run(
@@ -48,9 +48,9 @@ def run(
 ) -> float:
     """Run `dvc repro --single-item` for one stage and return its seconds.
 
-    All of it ends when `stop` is set or this process dies; from then on its output is not shown. `environment`: variables
-    that are set for the stage. Raises BusyError when another dvc holds its files, StageError with the end of its output
-    when it fails.
+    All its processes are killed when `stop` is set or this process dies; later output is not shown. `environment`: additional
+    variables of the stage. Raises BusyError if another DVC process uses its files, and StageError with the end of its output
+    if it fails.
     """
     dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), stage]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
@@ -77,7 +77,7 @@ def run(
     if stop.is_set():
         raise StageError(f"stage {stage} was stopped")
     if child.returncode == _BUSY_STATUS and "is busy" in output:
-        raise BusyError(f"another dvc works on the files of stage {stage}:\n{_last_lines(output)}")
+        raise BusyError(f"another DVC process uses the files of stage {stage}:\n{_last_lines(output)}")
     if child.returncode != 0:
         kind = classify(output)
         raise StageError(f"stage {stage} {_describe_failure(child.returncode, timeout_s)}:\n{_last_lines(output)}", kind)
@@ -86,7 +86,7 @@ def run(
 
 def _describe_failure(status: int, timeout_s: float | None) -> str:
     if status == process_guard.TIMED_OUT:
-        return f"ran out of its {timeout_s} s"
+        return f"exceeded its time limit of {timeout_s:g} s"
     if status < 0:
         return f"was killed by {signal.Signals(-status).name}"
     return f"failed with exit status {status}"
@@ -94,21 +94,21 @@ def _describe_failure(status: int, timeout_s: float | None) -> str:
 
 @contextlib.contextmanager
 def _echo_output(stop: threading.Event) -> Iterator[tuple[int, bytearray]]:
-    """A file descriptor whose bytes go to our stderr, and a buffer with the last ones.
+    """Yield a file descriptor that is copied to our stderr, and a buffer with its last bytes.
 
-    It is a terminal if our stderr is one, so that progress bars work. After `stop` only the buffer is filled.
+    It is a terminal if our stderr is one, so that progress bars work. After `stop`, only the buffer is filled.
     """
     tail = bytearray()
     source, sink = pty.openpty() if sys.stderr.isatty() else os.pipe()
     if sys.stderr.isatty():
         mode = termios.tcgetattr(sink)
-        mode[1] &= ~termios.OPOST  # bytes as they are
+        mode[1] &= ~termios.OPOST  # unchanged bytes
         termios.tcsetattr(sink, termios.TCSANOW, mode)
         termios.tcsetwinsize(sink, termios.tcgetwinsize(sys.stderr.fileno()))
 
     def copy() -> None:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        with contextlib.suppress(OSError):  # a terminal whose last writer has ended
+        with contextlib.suppress(OSError):  # a terminal whose last writer has exited
             while chunk := os.read(source, 65536):
                 if not stop.is_set():
                     sys.stderr.write(decoder.decode(chunk))
@@ -127,7 +127,7 @@ def _echo_output(stop: threading.Event) -> Iterator[tuple[int, bytearray]]:
 
 
 def _terminal_width() -> dict[str, str]:
-    """Progress bars read the width from the environment when they write to no terminal."""
+    """The width for progress bars, which read it from the environment if they do not write to a terminal."""
     return {"COLUMNS": str(shutil.get_terminal_size((100, 24)).columns)}
 
 

@@ -1,7 +1,7 @@
-"""What people set at the deployments of a server, kept over `prefect deploy`, which would set it to what prefect.yaml says.
+"""Preserve the state of deployments over `prefect deploy`, which would reset them to prefect.yaml.
 
-`emuedit up` deploys each time. Without this a schedule that somebody resumed would be paused by the next `up`, since schedules in
-prefect.yaml are inactive, and one that somebody made by hand would be gone. Cron lines and parameters are those of prefect.yaml.
+Without this, `emuedit up` would deactivate resumed schedules and delete manually created ones. Cron lines and parameters are
+taken from prefect.yaml.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -22,7 +22,7 @@ _PAGE = 100  # deployments per request; the server gives at most 200
 
 @dataclass(frozen=True)
 class DeploymentState:
-    """What a person may have set at a deployment."""
+    """The state of a deployment that a person can set."""
 
     is_paused: bool
     schedules: tuple[DeploymentSchedule, ...]
@@ -30,9 +30,9 @@ class DeploymentState:
 
 @asynccontextmanager
 async def kept_states() -> AsyncIterator[None]:
-    """After the block, also one that failed, deployments and schedules from before are as active as they were.
+    """After the block, even if it fails, restore the state of earlier deployments and schedules.
 
-    Prints a line for each that the block had changed. Raises Prefect's errors when the server does not answer.
+    Prints a line for each state that the block changed. Raises Prefect's errors if the server does not answer.
     """
     async with get_client() as client:
         before = await read_states(client)
@@ -52,7 +52,7 @@ async def read_states(client: "PrefectClient") -> dict[UUID, DeploymentState]:
 
 
 async def restore(client: "PrefectClient", before: Mapping[UUID, DeploymentState]) -> None:
-    """Set the states of `before` at deployments that are still there; other deployments are left alone."""
+    """Restore the states of `before` for deployments that still exist; others are not changed."""
     for deployment_id, present in (await read_states(client)).items():
         earlier = before.get(deployment_id)
         if earlier is None:
@@ -82,5 +82,5 @@ async def _restore_schedule(
 
 
 def _key(schedule: DeploymentSchedule) -> str:
-    """Names a schedule within its deployment: its slug, or its times where it was made without one."""
+    """Key of a schedule within its deployment: its slug, or else its times."""
     return schedule.slug or str(schedule.schedule)

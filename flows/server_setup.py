@@ -1,9 +1,9 @@
-"""What a Prefect server needs before a worker: the work pool, the deployments of prefect.yaml, the automations.
+"""Prepare a Prefect server for a worker: create the work pool, the deployments of prefect.yaml and the automations.
 
     python -m flows.server_setup --pool local --automations infra/prefect/automations.yaml
 
-Works on the server that PREFECT_API_URL names. What is there already is updated, so it can be repeated; a schedule stays
-active or inactive as it is, see `schedule_states`.
+Uses the server at PREFECT_API_URL. Existing objects are updated, so it can be repeated; schedules stay active or inactive, see
+`schedule_states`.
 """
 
 import argparse
@@ -27,9 +27,9 @@ from prefect.exceptions import ObjectNotFound
 from flows.schedule_states import kept_states
 
 WEBHOOK_ENV, SLACK_ENV = "EMUEDIT_WEBHOOK_URL", "EMUEDIT_SLACK_URL"
-"""Environment variables with the URLs to which notifications go."""
+"""Environment variables with the URLs for notifications."""
 QUEUE = "registry"
-"""Queue of the work pool for flows that only move aliases of the registry. prefect.yaml names it."""
+"""Queue of the work pool for flows that only move aliases of the registry, as in prefect.yaml."""
 _DEFAULT_QUEUE = "default"
 _SUBJECT = "{{ flow_run.name }} of {{ flow.name }}: {{ flow_run.state.name }}"
 _BODY = "{{ flow_run.state.message }}"
@@ -59,9 +59,9 @@ async def apply_automations(path: Path) -> list[str]:
 
 
 async def create_pool(name: str) -> None:
-    """Create a work pool for processes, unless there is one of this name, and a queue in which a rollback waits for no training.
+    """Create a work pool for processes, unless it exists, and a queue in which a rollback does not wait for a training.
 
-    The default queue gets the limit of one run at a time, unless a person set another.
+    The default queue is limited to one run at a time, unless it has a limit already.
     """
     async with get_client() as client:
         try:
@@ -82,7 +82,7 @@ async def deploy() -> int:
 
 
 async def _notification_actions() -> list[dict[str, Any]]:
-    """Actions that send to the URLs in the environment. The server keeps the URLs encrypted, in blocks."""
+    """Actions that notify the URLs in the environment. The server stores the URLs encrypted, in blocks."""
     actions: list[dict[str, Any]] = []
     if url := os.environ.get(WEBHOOK_ENV):
         block = await _save(Webhook(method="POST", url=url), "emuedit-webhook")
@@ -99,7 +99,7 @@ async def _save(block: Block, name: str) -> str:
 
 
 def main() -> int:
-    """Exit status: that of `prefect deploy`."""
+    """Returns the exit status of `prefect deploy`."""
     parser = argparse.ArgumentParser(prog="server_setup", description="Prepare a Prefect server for the flows of this folder.")
     parser.add_argument("--pool", required=True, help="name of the work pool, of the type process")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""How a retrain is stopped: ctrl-c, SIGTERM, SIGHUP, and the end of the `uv` that started it, all as one exception."""
+"""Stop a retrain by one exception on ctrl-c, SIGTERM, SIGHUP and the exit of the `uv` that started it."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ _POLL_S = 0.2
 
 
 class Stopped(BaseException):
-    """Raised in the main thread when this process is asked to stop. `reason`: by what, in words."""
+    """Raised in the main thread when this process is asked to stop. `reason`: the cause, as text."""
 
     def __init__(self, reason: str, number: int = signal.SIGTERM) -> None:
         super().__init__(reason)
@@ -19,7 +19,7 @@ class Stopped(BaseException):
 
     @property
     def exit_status(self) -> int:
-        """128 and the signal's number, as of a shell."""
+        """128 + the signal's number, as in a shell."""
         return 128 + self.number
 
 
@@ -39,7 +39,7 @@ def stop_on_signals() -> None:
 
 
 def stop_with_uv() -> None:
-    """Send SIGTERM to this process when the `uv run` that started it is gone, which a killed uv cannot do. Linux only."""
+    """Send SIGTERM to this process when the `uv run` that started it exits, since a killed uv forwards no signal. Linux only."""
     parent = os.getppid()
     if _process_name(parent) != "uv":
         return
@@ -55,5 +55,5 @@ def stop_with_uv() -> None:
 def _process_name(process: int) -> str:
     try:
         return Path(f"/proc/{process}/comm").read_text().strip()
-    except OSError:  # not Linux, or the process has just ended
+    except OSError:  # not Linux, or the process has just exited
         return ""

@@ -1,4 +1,4 @@
-"""The yield ledger of a retrain: its seconds by stage, also of those that DVC skipped, and its place in the run."""
+"""The yield ledger of a retrain: seconds of each stage, including skipped ones, and its storage in the run."""
 
 import json
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from emuedit.tracking.service_errors import hide_password
 from flows import dvc_graph
 
 SECONDS_TAG = "seconds."
-"""Prefix of the tags with the seconds of the stages that a run ran."""
+"""Prefix of tags with the seconds of the stages that ran."""
 _FILE = Path("scratch") / yield_ledger.ARTIFACT
 
 
 @dataclass(frozen=True)
 class YieldRecord:
-    """What a run logs of its ledger: metrics `yield.<task>.<step>`, and a file. Without filtered pairs there is nothing."""
+    """The ledger as logged to a run: metrics `yield.<task>.<step>` and a file. Empty without filtered pairs."""
 
     ledger: Ledger | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -27,12 +27,12 @@ class YieldRecord:
 
 
 def make(root: Path, graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, float]) -> YieldRecord:
-    """The ledger of what the stages hold now. An error of MLflow is printed; then the seconds of skipped stages are not known."""
+    """The ledger of the current outputs. An error of MLflow is printed; then the seconds of skipped stages are unknown."""
     complete = dict(seconds)
     if run_id:
         try:
             complete = all_seconds(graph, seconds)
-        except Exception as error:  # whatever MLflow raises: the retrain matters more
+        except Exception as error:  # any error of MLflow: the retrain is more important
             print(f"== the seconds of the skipped stages could not be looked up: {hide_password(str(error))}", flush=True)
     ledger = yield_ledger.read(root, complete)
     if ledger is None:
@@ -43,9 +43,9 @@ def make(root: Path, graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, 
 
 
 def all_seconds(graph: dvc_graph.Graph, seconds: Mapping[str, float]) -> dict[str, float]:
-    """Stage -> its seconds, of this run or of those that gave the same output, by its hash; others are left out.
+    """Stage -> its seconds in this run or in runs with the same output hash; stages without a value are omitted.
 
-    Of several runs the longest counts: the others resumed the work, or found that DVC had nothing to do for the stage.
+    The longest of several runs counts: the others resumed the work, or DVC had nothing to do for the stage.
     """
     hashes = graph.hashes()
     complete = dict(seconds)
@@ -57,7 +57,7 @@ def all_seconds(graph: dvc_graph.Graph, seconds: Mapping[str, float]) -> dict[st
 
 
 def tags(graph: dvc_graph.Graph, seconds: Mapping[str, float]) -> dict[str, str]:
-    """What `all_seconds` looks for, of the stages that finished, also in a run that failed later."""
+    """Tags for `all_seconds` of the stages that finished, even if the run failed later."""
     hashes = graph.hashes()
     finished = [stage for stage in graph.stages if stage.name in seconds]
     outs = [out.as_posix() for stage in finished for out in stage.outs]

@@ -46,7 +46,7 @@ def sampler(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> RedSampler:
 def test_edit_writes_the_picture_and_says_what_was_done(sampler: RedSampler, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["edit", "in.png", "make it red"]) == 0
     output = capsys.readouterr()
-    assert '"make it red": local (50%) or remove (40%); local was done, --task remove chooses the other' in output.out
+    assert '"make it red": local (50%) or remove (40%); used local; --task remove selects the other' in output.out
     assert "in-edited.png: 20 x 12" in output.out
     assert "models/editor" in output.out
     assert "editing: 20/20 steps, 100%" in output.err

@@ -103,7 +103,7 @@ class Pair(Record):
     mask: bytes | None = field(metadata=PNG)
     """Soft mask: PNG of uint8 [H,W], 255 where the image may change; None for a task without a mask."""
     scores: Scores = field(metadata=SCORES)
-    """All raw scores by name; None where undefined."""
+    """All raw scores by name; None if undefined."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Verdict(Record):
     gates: Json = field(metadata=JSON)
     """The thresholds of the applied filters."""
     scores: Scores = field(metadata=SCORES)
-    """Raw scores that the filters use; None where undefined."""
+    """Raw scores that the filters use; None if undefined."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,7 +153,7 @@ class EvalRecord(Record):
     reason: str = field(metadata=NOT_IN_ID)
     """Reason for the rejection; empty on success."""
     scores: Scores = field(metadata=SCORES)
-    """Metrics of this output; None where undefined."""
+    """Metrics of this output; None if undefined."""
 
 
 @dataclass(frozen=True)

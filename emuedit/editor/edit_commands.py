@@ -121,7 +121,7 @@ def _describe(turn: Turn) -> str:
     if choice.second is None:
         return f'"{turn.instruction}": {choice.task} ({choice.probability:.0%})'
     readings = f"{choice.task} ({choice.probability:.0%}) or {choice.second} ({choice.second_probability:.0%})"
-    return f'"{turn.instruction}": {readings}; {choice.task} was done, --task {choice.second} chooses the other'
+    return f'"{turn.instruction}": {readings}; used {choice.task}; --task {choice.second} selects the other'
 
 
 def _add_edit(edit: argparse.ArgumentParser) -> None:
@@ -130,7 +130,7 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
     several = "what to change; several instructions are applied in sequence"
     edit.add_argument("instructions", nargs="+", metavar="instruction", help=several)
     edit.add_argument("-o", "--out", type=Path, help="where to write the result; default: <image>-edited.png")
-    sources = f"folder, {CHAMPION}, runs:/<id>/<path> or hub id; default: the champion, else {MODELS / EDITOR}"
+    sources = f"folder, {CHAMPION}, runs:/<id>/<path> or hub id; default: the registered champion, else {MODELS / EDITOR}"
     edit.add_argument("--model", help=sources)
     edit.add_argument("--task", help="use this task; skips the task predictor")
     edit.add_argument("--keep-turns", action="store_true", help="also write every turn, as <out>-1.png, <out>-2.png, ...")

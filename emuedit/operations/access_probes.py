@@ -1,4 +1,4 @@
-"""Probes of the way to a store: credentials, clock, region, addressing, and encryption on the way."""
+"""Probes of the access to a store: credentials, clock, region, addressing and transport encryption."""
 
 import time
 from email.utils import parsedate_to_datetime
@@ -10,16 +10,16 @@ from emuedit.operations.remote_check import FAIL, PASS, WARN, Probe, ProbeOutcom
 from emuedit.operations.remote_error import KEYS, RemoteError
 
 MAX_SKEW_S, NOTABLE_SKEW_S = 900, 60
-"""Stores refuse requests whose time differs by 15 minutes from theirs; a minute is worth a warning."""
+"""Stores refuse requests whose time differs from theirs by 15 minutes; a minute gives a warning."""
 
 
 def probe_credentials(bucket: Bucket, folder: str) -> ProbeOutcome:
-    """Credentials are there, and the store accepts a signed listing of the bucket."""
+    """There are credentials, and the store accepts a signed listing of the bucket."""
     del folder
     place = bucket.location
     session = bucket.credentials()
     if session is None:
-        return ProbeOutcome(FAIL, "there are none", f"set {KEYS} in AWS_PROFILE")
+        return ProbeOutcome(FAIL, "none found", f"set {KEYS} in AWS_PROFILE")
     bucket.call("list_objects_v2", MaxKeys=1, Prefix=place.key(""))
     source = {"env": "the environment", "explicit": "the settings of DVC"}.get(session.method, session.method)
     temporary = ", temporary" if session.token else ""
@@ -27,7 +27,7 @@ def probe_credentials(bucket: Bucket, folder: str) -> ProbeOutcome:
 
 
 def probe_endpoint(bucket: Bucket, folder: str) -> ProbeOutcome:
-    """Something answers under the endpoint, be it a refusal."""
+    """The endpoint answers, even if with an error."""
     del folder
     start = time.monotonic()
     _date_of_answer(bucket)
@@ -35,13 +35,13 @@ def probe_endpoint(bucket: Bucket, folder: str) -> ProbeOutcome:
 
 
 def _date_of_answer(bucket: Bucket) -> str:
-    """The Date header of the answer to an unsigned request, '' if it has none. Raises RemoteError when no answer comes."""
+    """The Date header of the answer to an unsigned request, '' if it has none. Raises RemoteError without an answer."""
     from botocore import UNSIGNED
 
     dates: list[str] = []
 
     def note_date(response_dict: Any, **_: object) -> None:
-        if response_dict is not None:  # None when no answer came
+        if response_dict is not None:  # None without an answer
             dates.append(response_dict["headers"].get("date", ""))
 
     def leave_unsigned(**_: object) -> Any:
@@ -53,7 +53,7 @@ def _date_of_answer(bucket: Bucket) -> str:
     try:
         bucket.call("list_objects_v2", MaxKeys=1)
     except RemoteError:
-        if not dates:  # a refusal is an answer
+        if not dates:  # an error status is an answer too
             raise
     finally:
         events.unregister("response-received.s3", note_date)
@@ -62,7 +62,7 @@ def _date_of_answer(bucket: Bucket) -> str:
 
 
 def probe_clock(bucket: Bucket, folder: str) -> ProbeOutcome:
-    """The clock of this machine agrees with the Date header of an answer, even of one that refuses."""
+    """The clock of this machine agrees with the Date header of an answer, whatever its status."""
     del folder
     start = time.time()
     date = _date_of_answer(bucket)
@@ -78,7 +78,7 @@ def probe_clock(bucket: Bucket, folder: str) -> ProbeOutcome:
 
 
 def probe_region(bucket: Bucket, folder: str) -> ProbeOutcome:
-    """The client signs for the region in which the bucket is."""
+    """The client signs requests for the bucket's region."""
     del folder
     location = bucket.call("get_bucket_location").get("LocationConstraint") or "us-east-1"
     region = bucket.client.meta.region_name or "us-east-1"
@@ -86,18 +86,18 @@ def probe_region(bucket: Bucket, folder: str) -> ProbeOutcome:
     if location == region:
         return ProbeOutcome(PASS, region)
     if bucket.location.endpoint and not bucket.location.region:
-        return ProbeOutcome(PASS, f"the store calls it {location!r} and accepts signatures for {region}")
+        return ProbeOutcome(PASS, f"the store reports {location!r} and accepts signatures for {region}")
     advice = f"`emuedit remote init {bucket.location.url} --region {location}`, with the same --endpoint"
     return ProbeOutcome(WARN, f"the bucket is in {location}, requests are signed for {region}", advice)
 
 
 def probe_addressing(bucket: Bucket, folder: str) -> ProbeOutcome:
-    """The style of URL that DVC will use (bucket in the path, or in the host name) reaches the bucket."""
+    """DVC's style of URL (bucket in the path or in the host name) reaches the bucket."""
     del folder
     endpoint = bucket.client.meta.endpoint_url
     is_aws = (urlsplit(endpoint).hostname or "").endswith(("amazonaws.com", "amazonaws.com.cn"))
     if is_aws:
-        return ProbeOutcome(PASS, "virtual host names, as AWS wants")
+        return ProbeOutcome(PASS, "virtual host names, as AWS requires")
     first_object = {"MaxKeys": 1, "Prefix": bucket.location.key("")}
     try:
         bucket.with_addressing("path").call("list_objects_v2", **first_object)
@@ -106,13 +106,13 @@ def probe_addressing(bucket: Bucket, folder: str) -> ProbeOutcome:
             bucket.with_addressing("virtual").call("list_objects_v2", **first_object)
         except RemoteError:
             raise error from None
-        advice = "put `s3 =` and, indented below it, `addressing_style = virtual` into ~/.aws/config"
-        return ProbeOutcome(WARN, "the bucket in the host name works, in the path it does not", advice)
+        advice = "add `s3 =` and, indented below it, `addressing_style = virtual` to ~/.aws/config"
+        return ProbeOutcome(WARN, "the bucket in the host name works, the bucket in the path does not", advice)
     return ProbeOutcome(PASS, f"the bucket in the path: {endpoint}/{bucket.location.bucket}")
 
 
 def probe_encryption(bucket: Bucket, folder: str) -> ProbeOutcome:
-    """Requests to other machines go through TLS."""
+    """Requests to other machines use TLS."""
     del folder
     parts = urlsplit(bucket.client.meta.endpoint_url)
     if parts.scheme == "https":
@@ -120,7 +120,7 @@ def probe_encryption(bucket: Bucket, folder: str) -> ProbeOutcome:
     if parts.hostname in ("localhost", "::1") or (parts.hostname or "").startswith("127."):
         return ProbeOutcome(PASS, "http, on this machine only")
     return ProbeOutcome(
-        WARN, f"http to {parts.hostname}", "data can be read on the way; give the store a certificate and use https://"
+        WARN, f"http to {parts.hostname}", "data can be intercepted; give the store a certificate and use https://"
     )
 
 
@@ -129,7 +129,7 @@ ACCESS_PROBES: tuple[tuple[str, Probe], ...] = (
     ("clock", probe_clock),
     ("credentials", probe_credentials),
 )
-"""Without these nothing else can work."""
+"""All other probes depend on these."""
 SETTING_PROBES: tuple[tuple[str, Probe], ...] = (
     ("region", probe_region),
     ("path style", probe_addressing),

@@ -1,7 +1,6 @@
-"""Processes that outlive the command that started them: a log, a record of what was started, and an orderly end.
+"""Background processes that outlive the command that started them, with a log, a record and an orderly stop.
 
-A record holds the process id together with a mark of the process's start. A process id alone says little: after a restart of the
-machine, or after some days, the same number belongs to another program.
+A record contains the process id and a mark of the process's start, since the same id may later belong to another program.
 """
 
 import contextlib
@@ -23,7 +22,7 @@ from emuedit.process_identity import start_mark
 
 @dataclass(frozen=True)
 class ProcessRecord:
-    """A process that was started: its name, id, mark of its start, address, start in seconds since the epoch, and settings."""
+    """A started process: name, id, mark of its start, address, start in seconds since the epoch, and settings."""
 
     name: str
     pid: int
@@ -32,7 +31,7 @@ class ProcessRecord:
     started_s: float
     settings: str
     optional: Mapping[str, str] = field(default_factory=dict)
-    """Optional variables that were set -> a hash of their values."""
+    """Optional variables that were set -> hash of their values."""
 
     def write(self, folder: Path) -> None:
         """Write `<folder>/<name>.pid`, as JSON."""
@@ -41,20 +40,20 @@ class ProcessRecord:
 
     @property
     def is_running(self) -> bool:
-        """Whether this very process runs; a dead one, a zombie and another process with the same id do not count."""
+        """Whether exactly this process runs, not a zombie or another process with the same id."""
         return start_mark(self.pid) == self.start_mark != ""
 
     def has_settings_of(self, command: "BackgroundCommand") -> bool:
-        """Whether it was started as `command` would be now; optional variables count that are set now."""
+        """Whether `command` would start it in the same way now; optional variables are compared if they are set now."""
         return self.settings == command.settings and self.optional.items() >= command.optional_settings.items()
 
 
 @dataclass(frozen=True)
 class BackgroundCommand:
-    """What to start: the command line, its environment in full, and the user whose rights it gets (None: those of this process).
+    """What to start: the command line, its full environment, and the user to run it as (None: the user of this process).
 
-    `needs`: variables of the environment with whose values it must run; with others it is to be started again. `optional`: the
-    same for variables that are set; where they are not, as in another shell, a process that has them is left alone.
+    `needs`: environment variables whose change requires a restart. `optional`: the same, but only for variables that are set; if
+    they are not set, as in another shell, a running process is not restarted.
     """
 
     name: str
@@ -67,12 +66,12 @@ class BackgroundCommand:
 
     @property
     def settings(self) -> str:
-        """A hash of the command line and of what it needs."""
+        """Hash of the command line and the variables in `needs`."""
         return _hash(json.dumps([list(self.arguments), [self.environment.get(name) for name in self.needs]]))
 
     @property
     def optional_settings(self) -> dict[str, str]:
-        """Optional variables that are set -> a hash of their values, which may be secret."""
+        """Optional variables that are set -> hash of their values, which may be secret."""
         return {name: _hash(self.environment[name]) for name in self.optional if self.environment.get(name)}
 
 
@@ -81,25 +80,25 @@ def _hash(content: str) -> str:
 
 
 def read_record(folder: Path, name: str) -> ProcessRecord | None:
-    """The record of a process; None when there is none, or it cannot be read."""
+    """The record of a process; None if there is none, or if it is invalid."""
     try:
         return ProcessRecord(**json.loads(_record_path(folder, name).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):  # an unreadable record names no process
+    except (FileNotFoundError, ValueError, TypeError):  # an invalid record counts as missing
         return None
 
 
 def remove_record(folder: Path, name: str) -> None:
-    """Forget a process."""
+    """Delete the record of a process."""
     _record_path(folder, name).unlink(missing_ok=True)
 
 
 def log_path(folder: Path, name: str) -> Path:
-    """Where a process writes what it prints."""
+    """File with the output of a process."""
     return folder / "logs" / f"{name}.log"
 
 
 def start_process(command: BackgroundCommand, folder: Path, cwd: Path) -> ProcessRecord:
-    """Start a process in a session of its own, append its output to its log, and write its record. Raises OSError."""
+    """Start a process in its own session, append its output to its log, and write its record. Raises OSError."""
     log = log_path(folder, command.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
@@ -115,7 +114,7 @@ def start_process(command: BackgroundCommand, folder: Path, cwd: Path) -> Proces
             group=command.user,
             extra_groups=[] if command.user else None,
         )
-    process.returncode = 0  # it is meant to outlive this object, which else warns when it is collected
+    process.returncode = 0  # it outlives this object, which would otherwise warn when it is garbage-collected
     record = ProcessRecord(
         command.name,
         process.pid,
@@ -130,13 +129,13 @@ def start_process(command: BackgroundCommand, folder: Path, cwd: Path) -> Proces
 
 
 def end_process(record: ProcessRecord, grace_s: float, request: int = signal.SIGTERM) -> bool:
-    """Ask a process to end, wait, then kill what is left of it and of its children. True when it ended by itself.
+    """Ask a process to exit, wait, then kill it and its remaining children. True if it exited by itself.
 
-    Nothing is sent to a process that is not the recorded one.
+    No signal is sent to a process other than the recorded one.
     """
     if not record.is_running:
         return True
-    processes = _tree(record.pid)  # before it ends: later nobody knows who its children were
+    processes = _tree(record.pid)  # before it exits: later its children cannot be found
     with contextlib.suppress(ProcessLookupError):
         os.kill(record.pid, request)
     until = time.monotonic() + grace_s
@@ -149,7 +148,7 @@ def end_process(record: ProcessRecord, grace_s: float, request: int = signal.SIG
 
 
 def end_leftovers(record: ProcessRecord) -> int:
-    """Kill the children that a dead process left in its session, where they would keep its port; returns how many."""
+    """Kill the children of a dead process in its session, which would occupy its port; returns their number."""
     if record.is_running:
         return 0
     processes = _session(record)
@@ -158,7 +157,7 @@ def end_leftovers(record: ProcessRecord) -> int:
 
 
 def memory_bytes(pid: int) -> int:
-    """Resident memory of a process and of all below it; pages that they share count in each."""
+    """Resident memory of a process and its descendants; shared pages count for each."""
     total = 0
     for process in _tree(pid):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -175,9 +174,9 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 
 def _session(record: ProcessRecord) -> set[psutil.Process]:
-    """Processes in the session of a recorded process, which was the first in it.
+    """Processes in the session led by a recorded process.
 
-    An id is not given to a new process while a session has it, so a process with this id and another mark means: none is left.
+    An id is not reused while a session has it, so a process with this id and another mark means that none is left.
     """
     if record.started_s < psutil.boot_time() or start_mark(record.pid) not in ("", record.start_mark):
         return set()
@@ -197,7 +196,7 @@ def _kill(processes: Collection[psutil.Process]) -> None:
 
 
 def _collect(pid: int) -> None:
-    """Take the exit status of a child of this very process, which would stay a zombie."""
+    """Reap a child of this process, which would stay a zombie."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
 

@@ -1,4 +1,4 @@
-"""A bucket and a prefix in S3-compatible storage: where it is, and its client."""
+"""A bucket and a prefix in S3-compatible storage: its location and its client."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,22 +13,22 @@ from emuedit.operations.remote_error import RemoteError, explained
 
 CONNECT_TIMEOUT_S = 4.0
 READ_TIMEOUT_S = 10.0
-"""Longest wait for the start of an answer, in seconds. With ATTEMPTS an operation fails within about half a minute."""
+"""Time limit for the start of an answer, in seconds. With ATTEMPTS, an operation fails within about half a minute."""
 ATTEMPTS = 3
 THREADS = 16
-"""Requests at the same time, where there are many."""
+"""Number of concurrent requests."""
 SCRATCH = "scratch"
-"""Folder in the prefix whose objects are temporary: the lifecycle rule removes what a killed process left."""
+"""Folder below the prefix for temporary objects; the lifecycle rule removes leftovers of killed processes."""
 
-_DELETED_AT_ONCE = 50  # of 1,000 that S3 allows, for Ceph deletes about 30 versions in a second
+_DELETED_AT_ONCE = 50  # S3 allows 1,000, but Ceph deletes only about 30 versions per second
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 @dataclass(frozen=True)
 class RemoteLocation:
-    """A prefix of a bucket and how to reach it. `endpoint` and `region` None mean what the AWS settings of the machine say.
+    """A prefix of a bucket and its access. `endpoint` and `region`: None: from the AWS settings of the machine.
 
-    The keys are only set where a DVC remote has them in its own settings; otherwise the environment or the profile has them.
+    The keys are set only if the settings of the DVC remote contain them; otherwise they come from the environment or the profile.
     """
 
     bucket: str
@@ -45,10 +45,10 @@ class RemoteLocation:
     def parse(
         cls, url: str, endpoint: str | None = None, region: str | None = None, profile: str | None = None
     ) -> "RemoteLocation":
-        """From `s3://bucket/prefix`. Raises RemoteError for another form, and for a URL that holds credentials."""
+        """From `s3://bucket/prefix`. Raises RemoteError for another form, and for a URL with credentials."""
         if any("@" in urlsplit(text).netloc or urlsplit(text).query for text in (url, endpoint or "")):
             raise RemoteError(
-                "want a URL without credentials, for it is written to a file; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                "want a URL without credentials, because it is written to a file; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
         parts = urlsplit(url)
         if parts.scheme != "s3" or not _BUCKET_NAME.fullmatch(parts.netloc):
@@ -73,7 +73,7 @@ class RemoteLocation:
 
 
 class Bucket:
-    """The store's client for a location. Every method raises RemoteError when the store or the network fails."""
+    """Client for a location. Every method raises RemoteError if the store or the network fails."""
 
     def __init__(self, location: RemoteLocation, addressing_style: str = "auto") -> None:
         self.location = location
@@ -87,7 +87,7 @@ class Bucket:
         config = Config(
             connect_timeout=CONNECT_TIMEOUT_S, read_timeout=READ_TIMEOUT_S,
             retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-            signature_version="s3v4",  # presigned links would have an older signature, which newer stores refuse
+            signature_version="s3v4",  # presigned links have an older signature by default, which newer stores refuse
             max_pool_connections=20,
             s3=None if self._addressing_style == "auto" else {"addressing_style": self._addressing_style},
         )  # fmt: skip
@@ -108,7 +108,7 @@ class Bucket:
                 place.access_key, place.secret_key, place.session_token, place.region, session, profile_name=place.profile
             )
         paths = session.get_component("data_loader").search_paths
-        paths[:] = dict.fromkeys(paths)  # to which each session adds boto3's once more
+        paths[:] = dict.fromkeys(paths)  # each session adds boto3's path again
         return result
 
     def credentials(self) -> Any:
@@ -118,7 +118,7 @@ class Bucket:
             return session.get_credentials()
 
     def explained(self) -> AbstractContextManager[None]:
-        """Context in which failures of boto3 and the network become RemoteError."""
+        """Context that converts failures of boto3 and the network to RemoteError."""
         return explained(str(self.location), READ_TIMEOUT_S)
 
     def call(self, operation: str, **arguments: Any) -> Any:
@@ -140,7 +140,7 @@ class Bucket:
             raise
 
     def put_new(self, name: str, body: bytes, content_type: str = "application/json") -> bool:
-        """Write an object unless there is one; False if there was. Stores that ignore the condition always write."""
+        """Write an object unless it exists; False if it does. Stores that ignore the condition always write."""
         key = self.location.key(name)
         try:
             self.call("put_object", Key=key, Body=body, ContentType=content_type, IfNoneMatch="*")
@@ -151,12 +151,12 @@ class Bucket:
         return True
 
     def names(self, folder: str, after: str = "") -> list[str]:
-        """Names below the prefix that start with `folder`, in order, those after `after` only; all pages of the listing."""
+        """Sorted names below the prefix that start with `folder` and follow `after`; all pages of the listing."""
         start = len(self.location.key(""))
         return [key[start:] for key in self.sizes(folder, after)]
 
     def sizes(self, folder: str, after: str = "") -> dict[str, int]:
-        """Bytes by full key of the objects that `names` lists."""
+        """Full key -> bytes of the objects that `names` lists."""
         client = self.client
         more = {"StartAfter": self.location.key(after)} if after else {}
         with self.explained():
@@ -166,7 +166,7 @@ class Bucket:
             return {entry["Key"]: entry["Size"] for page in pages for entry in page.get("Contents", [])}
 
     def is_versioned(self) -> bool:
-        """Whether deleted and replaced objects stay as old versions; False also where the store does not have versions."""
+        """Whether deleted and replaced objects are kept as old versions; False also if the store does not support versions."""
         try:
             return bool(self.call("get_bucket_versioning").get("Status") == "Enabled")
         except RemoteError as error:
@@ -185,15 +185,15 @@ class Bucket:
         return [{"Key": entry["Key"], "VersionId": entry["VersionId"]} for entry in entries]
 
     def delete(self, entries: Sequence[Mapping[str, str]]) -> None:
-        """Delete the objects {"Key": full key}, or versions of them with a "VersionId". Raises RemoteError if one is refused."""
-        self.client  # noqa: B018 - made before the threads, for making one is not thread-safe
+        """Delete objects {"Key": full key}, or versions with a "VersionId". Raises RemoteError if a deletion fails."""
+        self.client  # noqa: B018 - created before the threads, because creating a client is not thread-safe
         batches = [entries[start : start + _DELETED_AT_ONCE] for start in range(0, len(entries), _DELETED_AT_ONCE)]
         with ThreadPoolExecutor(THREADS) as pool:
             answers = pool.map(lambda batch: self.call("delete_objects", Delete={"Objects": batch, "Quiet": True}), batches)
             failures = [failure for answer in answers for failure in answer.get("Errors", [])]
         if failures:
             code, key = str(failures[0].get("Code")), failures[0]["Key"]
-            raise RemoteError(f"want to delete {key} and {len(failures) - 1} more, the store refused: {code}", code)
+            raise RemoteError(f"could not delete {key} and {len(failures) - 1} more: the store answered {code}", code)
 
     def with_addressing(self, style: str) -> "Bucket":
         """The same bucket, addressed by 'path' or by 'virtual' host name."""
@@ -202,7 +202,7 @@ class Bucket:
 
 @cache
 def _service_models(data_path: str | None) -> Any:
-    """botocore's reader of its descriptions of services, which keeps them: each session would read them again, in 0.2 s."""
+    """botocore's loader of service descriptions, cached because each session would take 0.2 s to read them."""
     from botocore.loaders import create_loader
 
     return create_loader(data_path)

@@ -1,4 +1,4 @@
-"""Probes of a bucket's settings: versioning, lifecycle rules, and uploads that nobody finished."""
+"""Probes of a bucket's settings: versioning, lifecycle rules and unfinished uploads."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -7,32 +7,32 @@ from emuedit.operations.bucket_setup import ABORT_UPLOADS_DAYS, lifecycle_rules,
 from emuedit.operations.remote_check import FAIL, PASS, WARN, Probe, ProbeOutcome
 from emuedit.operations.remote_error import RemoteError
 
-_RUN_INIT = "run `emuedit remote init` again with credentials that may change the bucket, or ask its owner"
+_RUN_INIT = "run `emuedit remote init` again with credentials that allow changes of the bucket, or ask its owner"
 
 
 def probe_versioning(bucket: Bucket, folder: str) -> ProbeOutcome:
-    """Deleted and replaced objects stay as old versions for a while."""
+    """Deleted and replaced objects are kept as old versions for a while."""
     del folder
     try:
         status = bucket.call("get_bucket_versioning").get("Status")
     except RemoteError as error:
-        return ProbeOutcome(WARN, f"cannot be read ({error.code}): what is deleted by mistake may be lost", _RUN_INIT)
+        return ProbeOutcome(WARN, f"cannot be read ({error.code}): data deleted by mistake may be lost", _RUN_INIT)
     if status == "Enabled":
-        return ProbeOutcome(PASS, "on: what is deleted by mistake can be restored for a while")
-    return ProbeOutcome(WARN, "off: what is deleted by mistake is lost", _RUN_INIT)
+        return ProbeOutcome(PASS, "on: data deleted by mistake can be restored for a while")
+    return ProbeOutcome(WARN, "off: data deleted by mistake is lost", _RUN_INIT)
 
 
 def probe_lifecycle(bucket: Bucket, folder: str) -> ProbeOutcome:
-    """Unfinished uploads are ended by a rule, and no rule removes data."""
+    """A rule aborts unfinished uploads, and no rule removes data."""
     del folder
     place = bucket.location
     try:
         rules = lifecycle_rules(bucket)
     except RemoteError as error:
-        return ProbeOutcome(WARN, f"cannot be read ({error.code}): unfinished uploads may take space for ever", _RUN_INIT)
+        return ProbeOutcome(WARN, f"cannot be read ({error.code}): unfinished uploads may use space forever", _RUN_INIT)
     if bad := [str(rule.get("ID", "without an ID")) for rule in rules if removes_data(rule, place)]:
         return ProbeOutcome(
-            FAIL, f"rule {', '.join(bad)} removes data of {place.url}", "restrict or delete it, it is not of this project"
+            FAIL, f"rule {', '.join(bad)} removes data of {place.url}", "restrict or delete it; this project did not create it"
         )
     ends_uploads = any(
         rule.get("Status") == "Enabled"
@@ -41,12 +41,12 @@ def probe_lifecycle(bucket: Bucket, folder: str) -> ProbeOutcome:
         for rule in rules
     )
     if not ends_uploads:
-        return ProbeOutcome(WARN, "no rule ends unfinished uploads, which take space that no listing shows", _RUN_INIT)
-    return ProbeOutcome(PASS, f"{len(rules)} rules; unfinished uploads are ended")
+        return ProbeOutcome(WARN, "no rule aborts unfinished uploads, which use space but appear in no listing", _RUN_INIT)
+    return ProbeOutcome(PASS, f"{len(rules)} rules; unfinished uploads are aborted")
 
 
 def probe_uploads(bucket: Bucket, folder: str) -> ProbeOutcome:
-    """No multipart upload has been unfinished for longer than the rule allows."""
+    """No multipart upload is older than the rule allows."""
     del folder
     client, place = bucket.client, bucket.location
     try:
@@ -55,12 +55,16 @@ def probe_uploads(bucket: Bucket, folder: str) -> ProbeOutcome:
             starts = [upload["Initiated"] for page in pages for upload in page.get("Uploads", [])]
     except RemoteError as error:
         if error.code in ("NotImplemented", "AccessDenied"):
-            return ProbeOutcome(WARN, f"cannot be listed ({error.code})", "look for unfinished uploads in the store's own tools")
+            return ProbeOutcome(
+                WARN, f"cannot be listed ({error.code})", "look for unfinished uploads with the store's own tools"
+            )
         raise
     limit = datetime.now(UTC) - timedelta(days=ABORT_UPLOADS_DAYS + 1)  # rules run once a day
     n_old = sum(start < limit for start in starts)
     if n_old:
-        return ProbeOutcome(WARN, f"{n_old} unfinished for over {ABORT_UPLOADS_DAYS + 1} days", f"no rule ends them; {_RUN_INIT}")
+        return ProbeOutcome(
+            WARN, f"{n_old} unfinished for over {ABORT_UPLOADS_DAYS + 1} days", f"no rule aborts them; {_RUN_INIT}"
+        )
     return ProbeOutcome(PASS, f"{len(starts)} under way or left by killed pushes, none older than {ABORT_UPLOADS_DAYS + 1} days")
 
 

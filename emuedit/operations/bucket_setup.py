@@ -1,4 +1,4 @@
-"""The settings that the project wants of a bucket: that it exists, keeps old versions, and removes what is left over."""
+"""Set up a bucket: create it, turn on versioning, and set lifecycle rules that remove leftovers."""
 
 import contextlib
 from typing import Any
@@ -8,14 +8,14 @@ from emuedit.operations.bucket import SCRATCH, Bucket, RemoteLocation
 from emuedit.operations.remote_error import RemoteError
 
 ABORT_UPLOADS_DAYS, SCRATCH_DAYS, OLD_VERSIONS_DAYS = 2, 7, 30
-"""After this many days the rules end unfinished uploads, and remove scratch objects and deleted or replaced versions."""
+"""Days after which the rules abort unfinished uploads, and remove scratch objects and old versions."""
 
 
 def create_bucket(bucket: Bucket) -> bool:
     """Create the bucket unless these credentials can already use it; True if it was created.
 
-    A role may be allowed to list below the prefix only, so nothing else is listed. Raises RemoteError for credentials that the
-    store does not take, or that may neither list nor write there.
+    Lists only below the prefix, because a role may be restricted to it. Raises RemoteError for credentials that the store
+    rejects, or that allow neither listing nor writing there.
     """
     try:
         bucket.call("list_objects_v2", MaxKeys=1, Prefix=bucket.location.key(""))
@@ -33,7 +33,7 @@ def create_bucket(bucket: Bucket) -> bool:
 
 
 def _can_write(bucket: Bucket) -> bool:
-    """Whether an object in the scratch folder can be written. It is deleted again, or removed by the lifecycle rule."""
+    """Whether an object in the scratch folder can be written. It is then deleted, or later removed by the lifecycle rule."""
     key = bucket.location.key(f"{SCRATCH}/init-{uuid4().hex[:12]}")
     try:
         bucket.call("put_object", Key=key, Body=b"")
@@ -45,7 +45,7 @@ def _can_write(bucket: Bucket) -> bool:
 
 
 def turn_on_versioning(bucket: Bucket) -> bool:
-    """Keep deleted and replaced objects as old versions; True if that was not so before."""
+    """Keep deleted and replaced objects as old versions; True if this was turned off before."""
     if bucket.call("get_bucket_versioning").get("Status") == "Enabled":
         return False
     bucket.call("put_bucket_versioning", VersioningConfiguration={"Status": "Enabled"})
@@ -53,7 +53,7 @@ def turn_on_versioning(bucket: Bucket) -> bool:
 
 
 def lifecycle_rules(bucket: Bucket) -> list[dict[str, Any]]:
-    """The lifecycle rules of the bucket, those of others included."""
+    """All lifecycle rules of the bucket, including those of others."""
     try:
         rules: list[dict[str, Any]] = bucket.call("get_bucket_lifecycle_configuration").get("Rules", [])
     except RemoteError as error:
@@ -64,7 +64,7 @@ def lifecycle_rules(bucket: Bucket) -> list[dict[str, Any]]:
 
 
 def merge_lifecycle(bucket: Bucket) -> int:
-    """Add the rules of this prefix, or bring them up to date; returns how many rules of others stay as they are."""
+    """Add or update the rules of this prefix; returns the number of other rules, which are not changed."""
     rules = wanted_rules(bucket.location)
     ids = {rule["ID"] for rule in rules}
     others = [rule for rule in lifecycle_rules(bucket) if rule.get("ID") not in ids]
@@ -73,7 +73,7 @@ def merge_lifecycle(bucket: Bucket) -> int:
 
 
 def wanted_rules(location: RemoteLocation) -> list[dict[str, Any]]:
-    """The lifecycle rules for this prefix, whose ids name it, so that several projects can share a bucket."""
+    """The lifecycle rules for this prefix. Their ids contain it, so that several projects can share a bucket."""
     name, everything = location.prefix.replace("/", "-") or "all", {"Prefix": location.key("")}
     return [
         {"ID": f"emuedit-{name}-end-unfinished-uploads", "Status": "Enabled", "Filter": everything,
@@ -86,7 +86,7 @@ def wanted_rules(location: RemoteLocation) -> list[dict[str, Any]]:
 
 
 def rule_prefix(rule: dict[str, Any]) -> str:
-    """The prefix of keys that a lifecycle rule is for, whichever of the three forms it has; '' for the whole bucket."""
+    """The key prefix of a lifecycle rule in any of the three forms; '' for the whole bucket."""
     scope = rule.get("Filter") or {}
     return str(scope.get("Prefix") or scope.get("And", {}).get("Prefix") or rule.get("Prefix") or "")
 

@@ -1,4 +1,4 @@
-"""Does a clone know every commit whose data must be kept? What it does not know of, a garbage collection deletes."""
+"""Check that a clone has every commit whose data must be kept, since a garbage collection deletes all other data."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,25 +9,25 @@ from emuedit.operations.dvc_remote import run_git
 from emuedit.operations.remote_error import RemoteError
 
 DATA_FILES = ("dvc.lock", "*/dvc.lock", "*.dvc")
-"""Git's patterns for the files that name data."""
+"""Git patterns for the files that list data."""
 _N_NAMED = 5
 
 
 def check_clone(root: Path, bucket: Bucket) -> None:
-    """Raise RemoteError, with all reasons, unless this clone has all history and nothing elsewhere is uncommitted."""
+    """Raise RemoteError with all reasons, unless this clone has the full history and other worktrees are committed."""
     if reasons := [*_history_reasons(root), *_worktree_reasons(root), *_manifest_reasons(root, bucket)]:
-        raise RemoteError("\n  - ".join(["refused, for data that is needed could be deleted:", *reasons]))
+        raise RemoteError("\n  - ".join(["refused, because data that is still needed could be deleted:", *reasons]))
 
 
 def _history_reasons(root: Path) -> Iterator[str]:
     if run_git(["rev-parse", "--is-shallow-repository"], root).strip() == "true":
-        yield "the clone is shallow, its older commits are not here; `git fetch --unshallow`"
+        yield "the clone is shallow and lacks older commits; run `git fetch --unshallow`"
         return
     for remote in run_git(["remote"], root).split():
         try:
             listing = run_git(["ls-remote", "--heads", "--tags", remote], root).splitlines()
         except RemoteError as error:
-            yield f"the branches of the git remote {remote} cannot be listed; correct it, or remove it ({error})"
+            yield f"the branches of the git remote {remote} cannot be listed; fix or remove the remote ({error})"
             continue
         pairs = [line.split("\t") for line in listing if not line.endswith("^{}")]
         unknown = [name.removeprefix("refs/heads/") for commit, name in pairs if not _is_reachable(commit, root)]
@@ -44,9 +44,9 @@ def _worktree_reasons(root: Path) -> Iterator[str]:
         if "bare" in fields or not folder.is_dir() or folder.resolve() == here:
             continue
         if run_git(["status", "--porcelain", "--", *DATA_FILES], folder).strip():
-            yield f"the worktree {folder} has changes in dvc.lock that are not committed; commit or undo them there"
+            yield f"the worktree {folder} has uncommitted changes in dvc.lock; commit or undo them there"
         if not _is_reachable(fields["HEAD"], root):
-            yield f"the worktree {folder} is at a commit that no branch has; `git branch NAME {fields['HEAD'][:10]}`"
+            yield f"the worktree {folder} is at a commit without a branch; run `git branch NAME {fields['HEAD'][:10]}`"
 
 
 def _manifest_reasons(root: Path, bucket: Bucket) -> Iterator[str]:
@@ -59,7 +59,7 @@ def _manifest_reasons(root: Path, bucket: Bucket) -> Iterator[str]:
 
 
 def _is_reachable(commit: str, root: Path) -> bool:
-    """Whether a branch or tag of this clone, or its copy of a remote's, or its HEAD, leads to the commit."""
+    """Whether the commit is reachable from a branch, tag, remote-tracking branch or HEAD of this clone."""
     try:
         run_git(["cat-file", "-e", commit], root)
     except RemoteError:  # the commit is not in this clone

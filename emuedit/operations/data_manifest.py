@@ -1,8 +1,8 @@
-"""Which data is the published one: numbered manifests in the remote that never change, and a pointer to the newest.
+"""Published data: immutable numbered manifests in the remote, and a pointer to the latest.
 
-`manifests/000012.json` is written on the condition that it is not there (`If-None-Match: *`), so of two publishers one gets the
-number and the other takes the next. The manifests are the truth; `latest.json` is a copy of the newest, for tools that read
-one URL.
+`manifests/000012.json` is written on the condition that it does not exist (`If-None-Match: *`), so that of two publishers one
+gets the number and the other takes the next. The manifests are authoritative; `latest.json` is a copy of the latest, for tools
+that read one URL.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ from emuedit.operations.dvc_remote import run_dvc, run_git
 from emuedit.operations.remote_error import RemoteError
 
 FOLDER, POINTER = "manifests", "latest.json"
-_TRIES = 50  # publishers that may be ahead of this one
+_TRIES = 50  # numbers that other publishers may take first
 
 
 class DataManifest(BaseModel):
-    """A published state of the data. `git checkout COMMIT && dvc pull` brings it to any clone."""
+    """A published state of the data. `git checkout COMMIT && dvc pull` fetches it into any clone."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # later versions may add fields
 
@@ -35,10 +35,10 @@ class DataManifest(BaseModel):
     data: dict[str, str] = Field(description="DVC's hash of every output: path -> md5, of a folder with .dir")
     published: datetime = Field(description="time of publication, UTC")
     publisher: str = Field(description="git's user.name")
-    id: str = Field(description="random, tells two attempts of one publisher apart")
+    id: str = Field(description="random; distinguishes two attempts of one publisher")
 
     def encode(self) -> bytes:
-        """As JSON, the same bytes for the same manifest."""
+        """Encode as JSON; equal manifests give equal bytes."""
         return (self.model_dump_json(indent=2) + "\n").encode()
 
 
@@ -52,14 +52,14 @@ def read_latest(bucket: Bucket) -> DataManifest | None:
 def describe_commit(root: Path) -> dict[str, Any]:
     """The fields of a manifest that come from the clone at `root`.
 
-    Raises RemoteError when dvc.lock differs from the commit's, and when the remote lacks some of its data.
+    Raises RemoteError if dvc.lock has uncommitted changes, or if the remote lacks some of its data.
     """
     if changed := run_git(["status", "--porcelain", "--", "dvc.lock", "*.dvc"], root).split():
-        raise RemoteError(f"want data that a commit names, got changes in {changed[-1]}; `git commit` it first")
+        raise RemoteError(f"want committed data, got changes in {changed[-1]}; run `git commit` first")
     status = json.loads(run_dvc(["data", "status", "--not-in-remote", "--json"], root))
     if missing := status.get("not_in_remote"):
         names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise RemoteError(f"want all data in the remote, {names} is not; `uv run dvc push` first")
+        raise RemoteError(f"want all data in the remote, but {names} is missing; run `uv run dvc push` first")
     commit = run_git(["rev-parse", "HEAD"], root).strip()
     lock = root / "dvc.lock"
     data = data_hashes(yaml.safe_load(lock.read_text()) if lock.exists() else {})
@@ -83,9 +83,9 @@ def data_hashes(lock: Mapping[str, Any]) -> dict[str, str]:
 
 
 def publish(bucket: Bucket, fields: Mapping[str, Any]) -> DataManifest:
-    """Write the next numbered manifest, then the pointer. Whatever other publishers do meanwhile, no manifest is overwritten.
+    """Write the next numbered manifest, then the pointer. No manifest of a concurrent publisher is overwritten.
 
-    fields: as from `describe_commit`. Raises RemoteError when fifty others were faster.
+    fields: as from `describe_commit`. Raises RemoteError if fifty other publishers were faster.
     """
     identity = {"published": datetime.now(UTC), "id": uuid4().hex}
     number = _newest_number(bucket)
@@ -96,17 +96,17 @@ def publish(bucket: Bucket, fields: Mapping[str, Any]) -> DataManifest:
         if _claim(bucket, name, manifest.encode()):
             _point_to_newest(bucket, manifest)
             return manifest
-    raise RemoteError(f"want a free number for the manifest, got {_TRIES} taken by other publishers; run it again")
+    raise RemoteError(f"want a free number for the manifest, got {_TRIES} taken by other publishers; try again")
 
 
 def _claim(bucket: Bucket, name: str, body: bytes) -> bool:
-    """Write a manifest unless another publisher has the name; whether it is ours now.
+    """Write a manifest unless another publisher has the name; returns whether it is ours.
 
-    Some stores ignore `If-None-Match` in versioned buckets (Ceph 16). There the oldest version has the name, which all publishers
-    see alike after they have written, and the others delete theirs.
+    Some stores ignore `If-None-Match` in versioned buckets (Ceph 16). There the oldest version wins, which is the same for all
+    publishers after they have written, and the others delete theirs.
     """
     if not bucket.put_new(name, body):
-        # A write whose answer was lost is repeated by the client, and refused because of itself: then the content is ours.
+        # If the answer to a write is lost, the client repeats it, and the store refuses the repetition: then the content is ours.
         return bucket.get(name) == body
     versions = bucket.versions(name) if bucket.is_versioned() else []
     if len(versions) < 2:
@@ -120,7 +120,7 @@ def _claim(bucket: Bucket, name: str, body: bytes) -> bool:
 
 
 def _read_version(bucket: Bucket, entry: Mapping[str, str]) -> bytes | None:
-    """None for a version that its publisher has deleted meanwhile, and for a delete marker."""
+    """The content of a version; None if its publisher has deleted it, or for a delete marker."""
     try:
         answer = bucket.call("get_object", **entry)
     except RemoteError as error:
@@ -132,9 +132,9 @@ def _read_version(bucket: Bucket, entry: Mapping[str, str]) -> bytes | None:
 
 
 def _point_to_newest(bucket: Bucket, manifest: DataManifest) -> None:
-    """Write the pointer until no manifest is newer, so that a slow publisher does not set it back for good.
+    """Write the pointer until no manifest is newer, so that a slow publisher does not leave an older one.
 
-    Each publisher lists after it writes, so the last to write has seen every manifest whose publisher wrote before.
+    Each publisher lists after it writes, so the last one sees all manifests that were written before.
     """
     newest = manifest
     while True:

@@ -1,4 +1,4 @@
-"""`emuedit doctor`: look for what is known to fail, say what is wrong and how to fix it."""
+"""`emuedit doctor`: check for known problems, and suggest fixes."""
 
 import json
 import sys
@@ -33,13 +33,13 @@ def examine(as_json: bool, checks: Sequence[CheckFunction] = CHECKS) -> int:
 
 
 def _run(check: CheckFunction) -> list[Finding]:
-    """The findings of a check. One that breaks is a warning of its own: the others are still worth reading."""
+    """The findings of a check. If it raises an error, that is a warning, so that the others are still shown."""
     try:
         return list(check())
-    except Exception as error:  # whatever a check meets on somebody's machine
+    except Exception as error:  # of any kind, since machines differ
         place = traceback.extract_tb(error.__traceback__)[-1]
-        detail = f"this check failed itself: {type(error).__name__}: {error} ({place.name}, line {place.lineno})"
-        return [Finding(check.__name__.removeprefix("check_").replace("_", " "), "warn", detail, "report it, with this line")]
+        detail = f"this check raised an error: {type(error).__name__}: {error} ({place.name}, line {place.lineno})"
+        return [Finding(check.__name__.removeprefix("check_").replace("_", " "), "warn", detail, "report this line as a bug")]
 
 
 def _print(findings: Sequence[Finding]) -> None:
@@ -49,5 +49,5 @@ def _print(findings: Sequence[Finding]) -> None:
         if finding.status != "pass":
             print(f"      {' ' * width}  -> {finding.fix}")
     n_by_status = {status: sum(finding.status == status for finding in findings) for status in _MARKS}
-    text = f"\n{n_by_status['pass']} ok, {n_by_status['warn']} to look at, {n_by_status['fail']} to fix"
+    text = f"\n{n_by_status['pass']} ok, {n_by_status['warn']} warnings, {n_by_status['fail']} failures"
     print(text, file=sys.stdout)

@@ -9,32 +9,32 @@ from pathlib import Path
 from emuedit.operations.bucket import RemoteLocation
 from emuedit.operations.remote_error import RemoteError
 
-INIT = "make one by `emuedit remote init s3://bucket/prefix`"
+INIT = "create one with `emuedit remote init s3://bucket/prefix`"
 _GIT_TIMEOUT_S = 60
 
 
 def run_dvc(arguments: Sequence[str], root: Path, with_warnings: bool = False) -> str:
-    """What `dvc ARGUMENTS` prints, with or without its warnings.
+    """The output of `dvc ARGUMENTS`, optionally with its warnings.
 
-    Raises RemoteError with the text of dvc when it fails, and outside a DVC project.
+    Raises RemoteError with DVC's text if it fails, including outside a DVC project.
     """
     environment = {**os.environ, "DVC_NO_ANALYTICS": "true", "COLUMNS": "1000"}
     command = [sys.executable, "-W", "ignore", "-m", "dvc", *arguments]
-    process = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)  # noqa: S603 - our own words
+    process = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)  # noqa: S603 - fixed words
     if process.returncode:
         reason = process.stderr.strip() or process.stdout.strip()
-        _, _, errors = reason.partition("ERROR: ")  # what comes before are warnings
+        _, _, errors = reason.partition("ERROR: ")  # warnings precede it
         reason = (errors or reason)[-1500:]
         raise RemoteError(f"`dvc {arguments[0]}` failed with status {process.returncode}: {reason}", "DvcFailed")
     return process.stdout + (process.stderr if with_warnings else "")
 
 
 def run_git(arguments: Sequence[str], root: Path) -> str:
-    """What `git ARGUMENTS` prints. Raises RemoteError when it fails, also when it would ask for a password."""
+    """The output of `git ARGUMENTS`. Raises RemoteError if it fails, or if it would ask for a password."""
     environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     command = ["git", *arguments]
     try:
-        process = subprocess.run(  # noqa: S603 - our own words
+        process = subprocess.run(  # noqa: S603 - fixed words
             command, cwd=root, env=environment, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S
         )
     except subprocess.TimeoutExpired as error:
@@ -47,13 +47,13 @@ def run_git(arguments: Sequence[str], root: Path) -> str:
 
 
 def read_settings(root: Path) -> dict[str, str]:
-    """All settings of DVC in effect for the project at `root`, such as {'core.remote': 's3', 'remote.s3.url': 's3://...'}."""
+    """All DVC settings in effect for the project at `root`, such as {'core.remote': 's3', 'remote.s3.url': 's3://...'}."""
     lines = run_dvc(["config", "--list"], root).splitlines()
     return dict(line.split("=", maxsplit=1) for line in lines if "=" in line)
 
 
 def read_location(root: Path) -> tuple[str, RemoteLocation]:
-    """Name and location of the default DVC remote. Raises RemoteError when there is none, or none in S3-compatible storage."""
+    """Name and location of the default DVC remote. Raises RemoteError if there is none in S3-compatible storage."""
     settings = read_settings(root)
     name = settings.get("core.remote")
     url = settings.get(f"remote.{name}.url")
@@ -66,7 +66,7 @@ def read_location(root: Path) -> tuple[str, RemoteLocation]:
 
 
 def to_location(remote: Mapping[str, str]) -> RemoteLocation:
-    """The location that the options of a DVC remote in S3-compatible storage say. Raises RemoteError."""
+    """The location from the options of a DVC remote in S3-compatible storage. Raises RemoteError."""
     place = RemoteLocation.parse(remote["url"], remote.get("endpointurl"), remote.get("region"), remote.get("profile"))
     verify = remote.get("ssl_verify")
     return RemoteLocation(
@@ -77,7 +77,7 @@ def to_location(remote: Mapping[str, str]) -> RemoteLocation:
 
 
 def write_location(root: Path, name: str, location: RemoteLocation, local: bool) -> str | None:
-    """Write the remote and make it the default; returns the URL that a remote of this name had before, if another.
+    """Write the remote and make it the default; returns the previous URL of a remote with this name, if it differs.
 
     local: to .dvc/config.local, which git ignores, instead of .dvc/config. Credentials are never written.
     """
@@ -91,14 +91,14 @@ def write_location(root: Path, name: str, location: RemoteLocation, local: bool)
 
 
 def find_root(start: Path | None = None) -> Path:
-    """The root of the DVC project that has `start`, by default the working folder. Raises RemoteError outside of one."""
+    """The root of the DVC project that contains `start` (default: the working folder). Raises RemoteError outside a project."""
     folder = (start or Path.cwd()).resolve()
     for candidate in (folder, *folder.parents):
         if (candidate / ".dvc").is_dir():
             return candidate
-    raise RemoteError(f"want a folder of a DVC project, got {folder}; go to the clone of the project")
+    raise RemoteError(f"want a folder of a DVC project, got {folder}; run it in the clone of the project")
 
 
 def is_pushed(root: Path) -> bool:
-    """Whether a branch of a git remote is known to have the present commit."""
+    """Whether a remote-tracking branch contains the current commit."""
     return bool(run_git(["branch", "--remotes", "--contains", "HEAD"], root).strip())

@@ -1,4 +1,4 @@
-"""What a check of `emuedit doctor` says."""
+"""Result of a check of `emuedit doctor`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ Status = Literal["pass", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check: its name, whether all is well, what was measured, and what to do if it is not."""
+    """The result of a check: its name, status, details, and the fix if it did not pass."""
 
     name: str
     status: Status

@@ -1,4 +1,4 @@
-"""Ask a server over HTTP whether it answers, past any proxy: what runs on this machine is never behind one."""
+"""Query a server over HTTP, without a proxy for this machine."""
 
 import base64
 import http.client
@@ -14,7 +14,7 @@ from emuedit.tracking.service_errors import hide_password
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer of a server: the status (0: none), its body, its headers in lower case, and why there is no answer."""
+    """Answer of a server: status (0: no answer), body, headers in lower case, and the error if there is no answer."""
 
     status: int
     body: bytes = b""
@@ -23,7 +23,7 @@ class Answer:
 
     @property
     def is_success(self) -> bool:
-        """Whether the status is one of success."""
+        """Whether the status is 2xx."""
         return 200 <= self.status < 300
 
     def json(self) -> Any:
@@ -32,14 +32,14 @@ class Answer:
 
 
 def ask(url: str, timeout_s: float, payload: Any = None, account: str = "") -> Answer:
-    """GET a URL, or POST `payload` as JSON; `account`: `name:password`, for basic authentication, as is one in the URL.
+    """GET a URL, or POST `payload` as JSON; `account`: `name:password`, for basic authentication; it may also be in the URL.
 
-    Never raises for a server that does not answer, or not with success; ValueError for a URL that is not of HTTP.
+    Does not raise for missing answers or error statuses. Raises ValueError for a URL that is not HTTP.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"want an http:// or https:// URL, got {hide_password(url)!r}")
-    if "@" in parts.netloc:  # urllib takes it for a part of the host's name
+    if "@" in parts.netloc:  # urllib would treat it as part of the host name
         user, _, host = parts.netloc.rpartition("@")
         url, account = urlunsplit(parts._replace(netloc=host)), unquote(user if ":" in user else f"{user}:")
     data = None if payload is None else json.dumps(payload).encode()

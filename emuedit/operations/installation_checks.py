@@ -1,4 +1,4 @@
-"""Checks of what is installed: versions within the project's bounds, the lock file, git, variables of the environment."""
+"""Checks of the installation: package versions, the lock file, git and environment variables."""
 
 import importlib.metadata
 import os
@@ -19,11 +19,11 @@ REASONS = {
     "fastapi": "Prefect 3.8 cannot start a flow (0.155 and newer) or list runs (0.151 and newer)",
     "sqlalchemy": "Prefect's scheduler never creates a run under 2.1",
 }
-"""What happens with a version out of bounds, where that is known."""
+"""Known effects of a version out of bounds."""
 
 
 def check_versions() -> Iterator[Finding]:
-    """Every direct dependency within the bounds of pyproject.toml; the resolver alone does not see what fails together."""
+    """All direct dependencies are within the bounds of pyproject.toml, which exclude combinations known to fail."""
     n_good = 0
     for text in importlib.metadata.requires(_PROJECT) or []:
         requirement = Requirement(text)
@@ -37,7 +37,7 @@ def check_versions() -> Iterator[Finding]:
         if requirement.specifier.contains(version, prereleases=True):
             n_good += 1
             continue
-        reason = REASONS.get(requirement.name, "the project is tested with these only")
+        reason = REASONS.get(requirement.name, "only these versions are tested")
         detail = f"want {requirement.specifier}, got {version}: {reason}"
         yield Finding(f"package {requirement.name}", "fail", detail, f'uv sync, or pip install "{requirement}"')
     capped = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("prefect", *REASONS, "dvc", "mlflow", "torch"))
@@ -54,9 +54,9 @@ def check_python() -> Iterator[Finding]:
 
 
 def check_lock() -> Iterator[Finding]:
-    """uv.lock agrees with pyproject.toml."""
+    """uv.lock matches pyproject.toml."""
     if not Path("uv.lock").exists():
-        yield Finding("uv.lock", "pass", "not a clone of the project: nothing to compare")
+        yield Finding("uv.lock", "pass", "no clone of the project: nothing to compare")
         return
     if not shutil.which("uv"):
         yield Finding("uv.lock", "warn", "cannot be compared: uv is not in PATH", "install uv, or add it to PATH")
@@ -67,9 +67,9 @@ def check_lock() -> Iterator[Finding]:
         yield Finding("uv.lock", "warn", f"`uv lock --check --offline` took over {_TOOL_S:g} s", "run `uv lock --check`")
         return
     if process.returncode == 0:
-        yield Finding("uv.lock", "pass", "in step with pyproject.toml")
+        yield Finding("uv.lock", "pass", "matches pyproject.toml")
     elif b"needs to be updated" in process.stderr or b"outdated" in process.stderr:
-        yield Finding("uv.lock", "fail", "is not in step with pyproject.toml", "uv lock && uv sync, and commit uv.lock")
+        yield Finding("uv.lock", "fail", "does not match pyproject.toml", "uv lock && uv sync, and commit uv.lock")
     else:
         lines = process.stderr.decode(errors="replace").strip().splitlines()
         yield Finding(
@@ -78,9 +78,9 @@ def check_lock() -> Iterator[Finding]:
 
 
 def check_git() -> Iterator[Finding]:
-    """git is there, and the folder is in a clone: runs are tagged with their commit."""
+    """git is installed, and the folder is in a clone, so that runs are tagged with their commit."""
     if not shutil.which("git"):
-        yield Finding("git", "fail", "is not in PATH; runs could not say which code made them", "install git")
+        yield Finding("git", "fail", "is not in PATH; runs cannot be tagged with their commit", "install git")
         return
     command = ["git", "rev-parse", "--short", "HEAD"]
     process = subprocess.run(command, capture_output=True, text=True, timeout=_TOOL_S, check=False)  # noqa: S603
@@ -93,7 +93,7 @@ def check_git() -> Iterator[Finding]:
 
 
 def check_proxies() -> Iterator[Finding]:
-    """A proxy that is not bypassed for this machine: clients of local servers would ask the proxy for them."""
+    """Proxies are bypassed for this machine; otherwise clients would send requests for local servers to the proxy."""
     proxies = [name for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY") if os.environ.get(name)]
     bypassed = {word.strip() for name in ("NO_PROXY", "no_proxy") for word in os.environ.get(name, "").split(",")}
     missing = [name for name in _LOCAL_NAMES if name not in bypassed and "*" not in bypassed]
@@ -105,13 +105,13 @@ def check_proxies() -> Iterator[Finding]:
 
 
 def check_prefect_home() -> Iterator[Finding]:
-    """Prefect's folder can be written: it keeps its local database there."""
+    """Prefect's folder, which contains its local database, is writable."""
     home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
     present = next(folder for folder in (home, *home.absolute().parents) if folder.exists())
     if os.access(present, os.W_OK):
         yield Finding("PREFECT_HOME", "pass", str(home))
     else:
-        yield Finding("PREFECT_HOME", "fail", f"{home} cannot be written", "export PREFECT_HOME=<folder that you can write>")
+        yield Finding("PREFECT_HOME", "fail", f"{home} is not writable", "export PREFECT_HOME=<folder that you can write>")
 
 
 CHECKS = (check_python, check_versions, check_lock, check_git, check_proxies, check_prefect_home)

@@ -1,4 +1,4 @@
-"""`emuedit ledger`: how many pairs each task yields, why the others were lost, what a pair costs, and the trend over runs."""
+"""`emuedit ledger`: the yield of each task, the reasons for losses, the cost of a pair, and the trend over runs."""
 
 import argparse
 import datetime as dt
@@ -19,14 +19,14 @@ _KEPT = f"{METRICS}.{ALL}.kept"
 
 def add_commands(commands: Any) -> None:
     """Add the command to `emuedit`'s parser."""
-    command = commands.add_parser("ledger", help="show how many pairs each task yields, and what a kept pair costs")
+    command = commands.add_parser("ledger", help="show the yield of each task, and the cost of a kept pair")
     command.set_defaults(run=_show)
     command.add_argument("--runs", type=int, default=5, metavar="N", help="runs of the trend (default: 5)")
-    command.add_argument("--json", action="store_true", help="for programs")
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def format_ledger(ledger: Ledger) -> str:
-    """A table: a line per task, then all."""
+    """A table with one line per task, then one for all tasks."""
     price = f"{ledger.currency}/pair"
     lines = [
         f"{'task':14}{'captions':>9}{'instr.':>8}{'pairs':>8}{'kept':>8}{'yield':>7}{'seconds':>9}{price:>11}  lost most often"
@@ -47,7 +47,7 @@ def format_reasons(row: YieldRow) -> str:
 
 
 def format_trend(logged: Sequence[LoggedRun]) -> str:
-    """A table of runs, the newest first: what all tasks together yielded."""
+    """A table of runs, the newest first, with the yield of all tasks together."""
     lines = [f"{'run':10}{'started':18}{'captions':>9}{'instr.':>8}{'pairs':>8}{'kept':>8}{'seconds':>9}{'cost/pair':>11}"]
     for run in logged:
         values = [
@@ -64,12 +64,12 @@ def format_trend(logged: Sequence[LoggedRun]) -> str:
 
 
 def _share(row: YieldRow) -> str:
-    """Kept pairs of the candidates."""
+    """Share of kept pairs among the candidates."""
     return f"{row.kept / row.candidates:.0%}" if row.candidates else "-"
 
 
 def _show(options: argparse.Namespace) -> int:
-    has_store = bool(os.environ.get("MLFLOW_TRACKING_URI")) or Path("mlflow.db").exists()  # opening a store makes one
+    has_store = bool(os.environ.get("MLFLOW_TRACKING_URI")) or Path("mlflow.db").exists()  # opening a store creates it
     logged = runs.recent_runs(_KEPT, options.runs) if has_store else []
     text = runs.read_text(logged[0].run_id, ARTIFACT) if logged else None
     ledger = Ledger.from_dict(json.loads(text)) if text else yield_ledger.read(Path.cwd(), {})
@@ -78,9 +78,9 @@ def _show(options: argparse.Namespace) -> int:
         print(json.dumps({"ledger": ledger and ledger.to_dict(), "runs": trend}, indent=1))
         return 0
     if ledger is None:
-        print("No pairs were filtered here yet, and no run has a ledger; `uv run retrain` makes them.")
+        print("No pairs were filtered here yet, and no run has a ledger; run `uv run retrain`.")
         return 0
-    print(f"Run {logged[0].run_id}" if logged else "This folder; no run has a ledger yet, so there are no seconds")
+    print(f"Run {logged[0].run_id}" if logged else "This folder; no run has a ledger yet, so the seconds are unknown")
     print("\n" + format_ledger(ledger))
     if logged:
         print("\n" + format_trend(logged))

@@ -1,4 +1,4 @@
-"""Ports of the servers of one data folder: free when chosen, then remembered, so that addresses stay the same."""
+"""Ports of the servers of one data folder: chosen among free ports, then remembered, so that addresses are stable."""
 
 import json
 import socket
@@ -10,13 +10,13 @@ _MAX_TRIES = 200
 
 
 class PortError(RuntimeError):
-    """Raised when no port is free."""
+    """Raised if no port is free."""
 
 
 def is_free(port: int) -> bool:
-    """Whether nothing listens at a port of this machine."""
+    """Whether a port of this machine is free."""
     with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port just left is free
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a recently closed port is free
         try:
             listener.bind((HOST, port))
         except OSError:
@@ -25,7 +25,7 @@ def is_free(port: int) -> bool:
 
 
 def choose_ports(folder: Path, names: Sequence[str], base: int, running: Collection[str] = ()) -> dict[str, int]:
-    """A port for each name: the remembered one if it is free or its server is `running`, else the next free one from `base` on.
+    """A port for each name: the remembered one if it is free or its server is `running`, else the next free one from `base`.
 
     Raises PortError.
     """
@@ -37,7 +37,7 @@ def choose_ports(folder: Path, names: Sequence[str], base: int, running: Collect
             free = (port for port in range(base, base + _MAX_TRIES) if port not in ports.values() and is_free(port))
             port = next(free, None)
             if port is None:
-                raise PortError(f"want a free port from {base} to {base + _MAX_TRIES - 1}, got none; name another --port-base")
+                raise PortError(f"want a free port from {base} to {base + _MAX_TRIES - 1}, got none; choose another --port-base")
             ports[name] = port
     path.write_text(json.dumps(ports, indent=1) + "\n", encoding="utf-8")
     return ports

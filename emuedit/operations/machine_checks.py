@@ -12,7 +12,7 @@ import psutil
 from emuedit.operations.health_finding import Finding, Status
 
 FOLDERS = ("data", "models", "scratch", "mlruns", ".emuedit")
-"""Folders of a workspace that grow."""
+"""Folders of a workspace whose size grows."""
 _GB = 10**9
 _LOW_DISK_GB, _FULL_DISK_GB = 20, 2
 _LOW_MEMORY_GB = 4
@@ -23,12 +23,12 @@ _MAX_SKEW_S = 2.0
 
 
 def cache_folder() -> Path:
-    """Where the project keeps what can be made again, such as downloaded models."""
+    """The project's cache folder, e.g. for downloaded models."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emuedit"
 
 
 def check_number_formats() -> Iterator[Finding]:
-    """Speed of a matrix product in each number format, and which one `dtype: auto` takes."""
+    """Speed of a matrix product in each number format, and the choice of `dtype: auto`."""
     import torch
 
     from emuedit.number_format import measure
@@ -39,14 +39,14 @@ def check_number_formats() -> Iterator[Finding]:
     listed = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
     detail = f"auto is {runtime}; GFLOP/s of a {_MATRIX} x {_MATRIX} product: {listed}"
     if runtime.device == "cpu" and (now := measure()).dtype != runtime.dtype:
-        text = f"{detail}; measured now it would be {now}: the machine is busy, or it was when it was measured first"
-        yield Finding("number formats", "warn", text, f"on an idle machine delete {cache_folder() / 'number-format'}")
+        text = f"{detail}; measured now it would be {now}: the machine is busy now, or was at the first measurement"
+        yield Finding("number formats", "warn", text, f"when the machine is idle, delete {cache_folder() / 'number-format'}")
     else:
         yield Finding("number formats", "pass", detail)
 
 
 def check_disk() -> Iterator[Finding]:
-    """Free space, once for each file system that is used."""
+    """Free space of each file system in use."""
     seen: set[int] = set()
     candidates = [*(Path(name) for name in FOLDERS), Path(), cache_folder(), Path(tempfile.gettempdir())]
     for folder in candidates:
@@ -61,15 +61,15 @@ def check_disk() -> Iterator[Finding]:
 
 
 def check_memory() -> Iterator[Finding]:
-    """Memory that is available now."""
+    """Available memory."""
     memory = psutil.virtual_memory()
     detail = f"{memory.available / _GB:.1f} GB of {memory.total / _GB:.1f} GB available"
     status: Status = "warn" if memory.available < _LOW_MEMORY_GB * _GB else "pass"
-    yield Finding("memory", status, detail, "end other programs; fewer workers: `processes: 1` in params.yaml")
+    yield Finding("memory", status, detail, "close other programs, or use fewer workers: `processes: 1` in params.yaml")
 
 
 def check_descriptors() -> Iterator[Finding]:
-    """Files that a process may open: servers and data loaders need many."""
+    """Limit of open files: servers and data loaders need many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = soft == resource.RLIM_INFINITY
     status: Status = "pass" if unlimited or soft >= _MIN_DESCRIPTORS else "warn"
@@ -79,7 +79,7 @@ def check_descriptors() -> Iterator[Finding]:
 
 
 def check_clock() -> Iterator[Finding]:
-    """The clock agrees with that of the file system: on a network drive files would look newer or older than they are."""
+    """The clock agrees with the file system's; on a network drive, files would otherwise have wrong ages."""
     with tempfile.NamedTemporaryFile(dir=Path() if os.access(Path(), os.W_OK) else None) as file:
         skew_s = Path(file.name).stat().st_mtime - time.time()
     if abs(skew_s) > _MAX_SKEW_S:

@@ -1,6 +1,6 @@
-"""Upgrade of MLflow's tables to those of the installed MLflow: its server does not start on those of an earlier version.
+"""Upgrade MLflow's tables to the installed version, whose server does not start with tables of an earlier one.
 
-Importing MLflow takes six seconds, so its migrations are read as text, and it is only called where there is something to do.
+Importing MLflow takes six seconds, so its migrations are read as text, and it is called only if there is something to do.
 """
 
 import contextlib
@@ -24,29 +24,29 @@ _READ_REVISION = "SELECT version_num FROM alembic_version"
 
 
 def upgrade(layout: StackLayout, environment: Mapping[str, str], end_server: Callable[[], None], cwd: Path) -> None:
-    """Upgrade tables of an earlier MLflow, after a copy of the database to `<data folder>/backups`. Empty databases stay empty.
+    """Upgrade tables of an earlier MLflow, after a backup of the database to `<data folder>/backups`. Empty databases stay empty.
 
-    environment: that of MLflow's server. `end_server` ends a server that works on the tables. Raises ServersError, also for
-    tables of a later MLflow, and PostgresError.
+    environment: of MLflow's server. `end_server` stops a server that uses the tables. Raises ServersError, also for tables of a
+    later MLflow, and PostgresError.
     """
     present, (head, revisions) = read_revision(layout), read_migrations()
     if present in ("", head):  # MLflow's server creates the tables of an empty database
         return
     if head and present not in revisions:
         raise ServersError(
-            f"want tables that MLflow {version('mlflow')} knows, got revision {present}, which a later MLflow made; install that "
+            f"want tables that MLflow {version('mlflow')} knows, got revision {present} of a later MLflow; install that "
             f"version again (uv sync), or restore the database from {layout.folder / 'backups'}"
         )
     end_server()
     copy = _back_up(layout, present)
-    print(f"mlflow: tables of revision {present} are upgraded to {head or 'the newest'}; a copy of them is {copy}", flush=True)
+    print(f"mlflow: upgrading tables of revision {present} to {head or 'the latest'}; backup: {copy}", flush=True)
     log = layout.folder / "logs" / "mlflow-upgrade.log"
     log.parent.mkdir(exist_ok=True)
     server_control.run_setup(_UPGRADE, dict(environment), cwd, log)
 
 
 def read_revision(layout: StackLayout) -> str:
-    """The revision of the tables; empty where there are none."""
+    """The revision of the tables; empty if there are none."""
     if layout.postgres:
         if layout.postgres.ask("mlflow", _HAS_TABLE) == "0":
             return ""
@@ -62,7 +62,7 @@ def read_revision(layout: StackLayout) -> str:
 
 
 def read_migrations() -> tuple[str, set[str]]:
-    """The revision of the installed MLflow's tables, and all that it can upgrade from; the former is empty where not clear."""
+    """The revision of the installed MLflow's tables, and all that it can upgrade; the former is empty if ambiguous."""
     specification = importlib.util.find_spec("mlflow")
     folders = [Path(folder, _MIGRATIONS) for folder in (specification.submodule_search_locations or ())] if specification else []
     texts = [file.read_text(encoding="utf-8") for folder in folders for file in folder.glob("*.py")]
@@ -73,7 +73,7 @@ def read_migrations() -> tuple[str, set[str]]:
 
 
 def _back_up(layout: StackLayout, revision: str) -> Path:
-    """Copy MLflow's database, and return the file: for `psql` or, where it is SQLite, a database."""
+    """Back up MLflow's database; returns an SQL file for `psql`, or a copy of the SQLite file."""
     folder = layout.folder / "backups"
     folder.mkdir(mode=0o700, exist_ok=True)
     name = f"mlflow-{revision}-{time.strftime('%Y%m%d-%H%M%S')}"

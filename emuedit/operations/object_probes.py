@@ -1,4 +1,4 @@
-"""Probes of what a store does with objects: write, read, list in pages, multipart, conditional writes, delete."""
+"""Probes of object operations: write, read, list in pages, multipart, conditional writes, delete."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,7 +7,7 @@ from emuedit.operations.remote_check import FAIL, PASS, WARN, Probe, ProbeOutcom
 from emuedit.operations.remote_error import RemoteError
 
 N_LISTED = 1005
-"""Objects of the probe of listings: more than a page, which is 1,000 keys in S3."""
+"""Objects of the listing probe: more than one page, which is 1,000 keys in S3."""
 _MIB = 2**20
 _CONTENT = b"emuedit remote check\n"
 
@@ -19,7 +19,7 @@ def probe_write(bucket: Bucket, folder: str) -> ProbeOutcome:
 
 
 def probe_read(bucket: Bucket, folder: str) -> ProbeOutcome:
-    """What was written comes back at once, byte for byte."""
+    """A written object can be read immediately, byte for byte."""
     content = bucket.get(f"{folder}/object")
     if content == _CONTENT:
         return ProbeOutcome(PASS, "the bytes that were written")
@@ -30,18 +30,18 @@ def probe_read(bucket: Bucket, folder: str) -> ProbeOutcome:
 def probe_listing(bucket: Bucket, folder: str) -> ProbeOutcome:
     """A listing of over 1,000 objects comes in pages and is complete."""
     names = [f"{folder}/list/{number:05d}" for number in range(N_LISTED)]
-    bucket.client  # noqa: B018 - made before the threads, for making one is not thread-safe
+    bucket.client  # noqa: B018 - created before the threads, because creating a client is not thread-safe
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(lambda name: bucket.call("put_object", Key=bucket.location.key(name), Body=b""), names))
     listed = bucket.names(f"{folder}/list/")
     if listed == names:
         return ProbeOutcome(PASS, f"{N_LISTED} keys, all listed, in order")
-    advice = "do not use this store: DVC would upload again, or miss, what a listing leaves out"
+    advice = "do not use this store: DVC would upload missing objects again, or not find them"
     return ProbeOutcome(FAIL, f"{len(set(listed) & set(names))} of {N_LISTED} keys listed", advice)
 
 
 def probe_multipart(bucket: Bucket, folder: str) -> ProbeOutcome:
-    """An object of 6 MiB goes up in two parts, and a range across their border comes back right."""
+    """An object of 6 MiB can be uploaded in two parts, and a range across their border is correct."""
     key = bucket.location.key(f"{folder}/multipart")
     parts = [b"a" * (5 * _MIB - 1) + b"b", b"c" + b"d" * (_MIB - 1)]
     upload = bucket.call("create_multipart_upload", Key=key)["UploadId"]
@@ -63,7 +63,7 @@ def probe_multipart(bucket: Bucket, folder: str) -> ProbeOutcome:
         content = answer["Body"].read()
     if content == b"abcd":
         return ProbeOutcome(PASS, "6 MiB in two parts, and a range across their border")
-    advice = "do not use this store: files over 8 MB would come back broken"
+    advice = "do not use this store: files over 8 MB would be corrupted"
     return ProbeOutcome(FAIL, f"want the 4 bytes b'abcd' of a range, got {len(content)} bytes {content[:8]!r}", advice)
 
 
@@ -73,10 +73,10 @@ def probe_conditional_write(bucket: Bucket, folder: str) -> ProbeOutcome:
         return ProbeOutcome(PASS, "a second write with `If-None-Match: *` is refused")
     if bucket.is_versioned():
         advice = (
-            "`emuedit remote publish` goes by the order of versions instead; let no other tool rely on conditional writes here"
+            "`emuedit remote publish` uses the order of versions instead; other tools must not rely on conditional writes here"
         )
         return ProbeOutcome(WARN, "`If-None-Match: *` is ignored in this versioned bucket", advice)
-    advice = "let one person or job at a time run `emuedit remote publish`: two at once can overwrite each other's manifest"
+    advice = "do not run `emuedit remote publish` concurrently: one run could overwrite the manifest of the other"
     return ProbeOutcome(WARN, "`If-None-Match: *` is ignored: not enforced", advice)
 
 
@@ -92,22 +92,22 @@ def conditional_writes(bucket: Bucket, folder: str) -> bool:
 
 
 def probe_delete(bucket: Bucket, folder: str) -> ProbeOutcome:
-    """All that the probes wrote can be deleted, and is gone then."""
+    """All objects of the probes can be deleted, and are gone afterwards."""
     n_deleted = remove_folder(bucket, folder)
     left = bucket.names(f"{folder}/")
     if left or bucket.get(f"{folder}/object") is not None:
         return ProbeOutcome(
-            FAIL, f"{len(left)} objects are still there", "allow s3:DeleteObject, or `dvc gc` cannot free anything"
+            FAIL, f"{len(left)} objects are still there", "allow s3:DeleteObject; otherwise `dvc gc` cannot free space"
         )
     return ProbeOutcome(PASS, f"{n_deleted} objects of these checks")
 
 
 def remove_folder(bucket: Bucket, folder: str) -> int:
-    """Delete all objects below `folder`, with their old versions where these credentials may; returns how many objects."""
+    """Delete all objects below `folder`, with their old versions if permitted; returns the number of objects."""
     keys = [{"Key": bucket.location.key(name)} for name in bucket.names(f"{folder}/")]
     try:
         bucket.delete(bucket.versions(f"{folder}/") or keys)
-    except RemoteError:  # no versions in this store, or no permission to delete them: then the rule for old versions does
+    except RemoteError:  # no versions, or no permission to delete them; the lifecycle rule removes them later
         bucket.delete(keys)
     return len(keys)
 
@@ -119,4 +119,4 @@ OBJECT_PROBES: tuple[tuple[str, Probe], ...] = (
     ("conditional write", probe_conditional_write),
     ("delete", probe_delete),
 )
-"""In this order: what the earlier ones wrote, the last one deletes."""
+"""In this order: the last one deletes the objects of the earlier ones."""

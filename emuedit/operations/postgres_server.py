@@ -1,6 +1,6 @@
-"""PostgreSQL for MLflow and Prefect, from the binaries of the machine, in a folder of its own.
+"""PostgreSQL for MLflow and Prefect, from the machine's binaries, in its own data folder.
 
-SQLite serves one person; under several writers Prefect's server answers "database is locked" (prefect#16299, #16304, #19771).
+SQLite is enough for one person; with several writers, Prefect fails with "database is locked" (prefect#16299, #16304, #19771).
 """
 
 import importlib.util
@@ -21,19 +21,19 @@ _USER = "emuedit"
 _SYSTEM_USER = "postgres"
 _PASSWORD_FILE = "postgres.password"  # noqa: S105  the name of a file
 _DEBIAN_FOLDER = Path("/usr/lib/postgresql")
-"""Debian's binaries, of each major version in a folder `<version>/bin`."""
+"""Folder of Debian's binaries: `<major version>/bin`."""
 _TOOLS = ("initdb", "postgres", "pg_isready", "psql")
 _TOOL_S = 120.0
 _DUMP_S = 3600.0
 
 
 class PostgresError(RuntimeError):
-    """Raised when a tool of PostgreSQL fails."""
+    """Raised if a tool of PostgreSQL fails."""
 
 
 @dataclass(frozen=True)
 class Postgres:
-    """A database cluster: where its binaries and its data are, its port, and the system user that runs it (None: this one)."""
+    """A database cluster: folders of binaries and data, port, and the system user that runs it (None: this one)."""
 
     binaries: Path
     data: Path
@@ -43,34 +43,34 @@ class Postgres:
 
     @property
     def command(self) -> list[str]:
-        """The command line of the server. Its socket lies beside the data, so nobody else's is in the way."""
+        """The command line of the server. It uses no Unix socket, which could conflict with another server."""
         settings = {"listen_addresses": HOST, "port": self.port, "unix_socket_directories": "", "max_connections": 60}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         return [str(self.binaries / "postgres"), "-D", str(self.data), *options]
 
     def uri(self, database: str, driver: str = "") -> str:
-        """URI of a database for SQLAlchemy, with the password: only for the environment of a server, never for a log."""
+        """URI of a database for SQLAlchemy, with the password: only for a server's environment, never for logs."""
         scheme = f"postgresql+{driver}" if driver else "postgresql"
         return f"{scheme}://{_USER}:{self.password}@{HOST}:{self.port}/{database}"
 
     def answers(self) -> bool:
-        """Whether the server accepts connections; False where there are no binaries to ask with."""
+        """Whether the server accepts connections; False without the binaries to check it."""
         if not (self.binaries / "pg_isready").exists():
             return False
         tool = [str(self.binaries / "pg_isready"), "-q", "-h", HOST, "-p", str(self.port), "-t", "3"]
         return subprocess.run(tool, capture_output=True, check=False).returncode == 0  # noqa: S603
 
     def initialise(self) -> None:
-        """Create the cluster unless it is there. Raises PostgresError, also for one whose version is not installed any more."""
+        """Create the cluster unless it exists. Raises PostgresError, also if the cluster's version is no longer installed."""
         if version := _version_of_cluster(self.data):
             if not self.binaries.is_dir():
                 raise PostgresError(
-                    f"want PostgreSQL {version}, which made {self.data}, got {_list_versions()}; install that version again "
-                    f"(Debian: apt-get install postgresql-{version}), and to go to a newer one upgrade the data: "
+                    f"want PostgreSQL {version}, which created {self.data}, got {_list_versions()}; install that version again "
+                    f"(Debian: apt-get install postgresql-{version}), and for a newer version, upgrade the data: "
                     "pg_upgradecluster for a cluster of Debian's, else pg_upgrade, or dump (pg_dumpall) and restore (psql)"
                 )
             return
-        shutil.rmtree(self.data, ignore_errors=True)  # what a stopped initdb left
+        shutil.rmtree(self.data, ignore_errors=True)  # leftovers of a stopped initdb
         self.data.mkdir(mode=0o700)
         if self.user:
             shutil.chown(self.data, self.user, self.user)
@@ -83,7 +83,7 @@ class Postgres:
             _run([str(self.binaries / "initdb"), "-D", str(self.data), *options, "--no-instructions"], self.user)
 
     def create_databases(self) -> None:
-        """Create the databases that are not there, on a running server. Raises PostgresError."""
+        """Create missing databases on a running server. Raises PostgresError."""
         present = self.ask("postgres", "SELECT datname FROM pg_database").split()
         for name in DATABASES:
             if name not in present:
@@ -102,7 +102,7 @@ class Postgres:
 
 
 def find_postgres(folder: Path, port: int) -> tuple[Postgres | None, str]:
-    """PostgreSQL for a data folder, or None, and in words why this choice."""
+    """PostgreSQL for a data folder, or None, and a text with the reason."""
     if os.environ.get("EMUEDIT_DATABASE") == "sqlite":
         return None, "SQLite, as EMUEDIT_DATABASE says"
     version = _version_of_cluster(folder / "postgres")
@@ -123,12 +123,12 @@ def find_postgres(folder: Path, port: int) -> tuple[Postgres | None, str]:
 
 
 def _find_binaries(version: str = "") -> Path | None:
-    """The folder with the server's binaries, of this major version or else the newest: Debian's, or that of `initdb` in PATH."""
+    """The folder with binaries of this major version, by default the newest: Debian's, or the folder of `initdb` in PATH."""
     return next((folder for folder in _installed() if not version or _version_of_binaries(folder) == version), None)
 
 
 def _installed() -> list[Path]:
-    """Folders with all tools: Debian's, the newest first, then that of `initdb` in PATH."""
+    """Folders with all tools: Debian's, the newest first, then the folder of `initdb` in PATH."""
     folders = sorted(
         _DEBIAN_FOLDER.glob("*/bin"), key=lambda path: [int(part) for part in path.parent.name.split(".")], reverse=True
     )
@@ -142,7 +142,7 @@ def _list_versions() -> str:
 
 
 def _version_of_cluster(data: Path) -> str:
-    """The major version that made a cluster, such as 15 or 9.6; empty where there is none, or none that may be read."""
+    """The major version of a cluster, such as 15 or 9.6; empty if there is none, or if it is not readable."""
     try:
         return (data / "PG_VERSION").read_text().strip()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -150,7 +150,7 @@ def _version_of_cluster(data: Path) -> str:
 
 
 def _version_of_binaries(folder: Path) -> str:
-    """Their major version: the first number, before version 10 the first two; empty where they do not say."""
+    """The major version of binaries: the first number, before version 10 the first two; empty if unknown."""
     match = re.search(r"\b(9\.\d+|\d+)", _run([str(folder / "postgres"), "--version"], None))
     return match[1] if match else ""
 
@@ -169,7 +169,7 @@ def _can_enter(folder: Path, user: str) -> bool:
 
 
 def _read_password(path: Path) -> str:
-    """The password in a file that only its owner can read; a new one if there is none."""
+    """The password from a file that only its owner can read; created if missing."""
     if not path.exists():
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:

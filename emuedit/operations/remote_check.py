@@ -1,7 +1,6 @@
-"""Does a store do what DVC and this project need of it? One probe for each property, none of which trusts another.
+"""Check that a store meets the requirements of DVC and this project, with one independent probe per property.
 
-Probes write below `scratch/` in the prefix only, and remove what they wrote; the lifecycle rule removes what a killed check
-leaves.
+Probes write only below `scratch/` in the prefix, and clean up; the lifecycle rule removes leftovers of a killed check.
 """
 
 import json
@@ -21,7 +20,7 @@ Status = Literal["pass", "warn", "fail", "not run"]
 
 @dataclass(frozen=True)
 class ProbeOutcome:
-    """What a probe found out: `detail` is what was seen, `advice` what to do about it, '' if nothing."""
+    """Result of a probe: `detail`: the observation; `advice`: what to do, '' if nothing."""
 
     status: Status
     detail: str
@@ -37,13 +36,13 @@ class NamedOutcome:
 
 
 Probe = Callable[[Bucket, str], ProbeOutcome]
-"""Takes the bucket and a folder below its prefix to write into."""
+"""Takes the bucket and a folder below its prefix for its objects."""
 
 
 def run_probes(
     bucket: Bucket, folder: str, essential: Sequence[tuple[str, Probe]], others: Sequence[tuple[str, Probe]]
 ) -> list[NamedOutcome]:
-    """All outcomes in order. Once an essential probe has failed, all later ones are 'not run': they would fail for its reason."""
+    """All outcomes in order. After an essential probe fails, later ones are 'not run', because they would fail too."""
     outcomes: list[NamedOutcome] = []
     blocked = ""
     for name, probe in [*essential, *others]:
@@ -62,12 +61,12 @@ def run_probes(
 
 
 def exit_status(outcomes: Sequence[NamedOutcome]) -> int:
-    """0 when nothing failed, warnings included; else 2."""
+    """0 if no probe failed (warnings are allowed), else 2."""
     return 2 if any(line.outcome.status == FAIL for line in outcomes) else 0
 
 
 def format_table(outcomes: Sequence[NamedOutcome]) -> str:
-    """One line per probe, with what to do indented below it."""
+    """One line per probe, with its advice indented below it."""
     width = max(len(line.name) for line in outcomes)
     lines = []
     for line in outcomes:

@@ -1,4 +1,4 @@
-"""`emuedit remote`: data in S3-compatible storage, for people and for CI."""
+"""`emuedit remote`: manage data in S3-compatible storage."""
 
 import argparse
 import sys
@@ -21,26 +21,26 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     init = parts.add_parser("init", help="set up a bucket, and DVC for it", allow_abbrev=False, epilog=keys)
     init.set_defaults(run=_init)
-    init.add_argument("url", help="s3://bucket/prefix; the bucket is created if it is not there")
+    init.add_argument("url", help="s3://bucket/prefix; the bucket is created if it does not exist")
     init.add_argument("--endpoint", metavar="URL", help="such as https://store.example.org; default: AWS, or AWS_ENDPOINT_URL")
     init.add_argument("--region", help="region of the bucket; default: the profile's")
     init.add_argument("--profile", help="profile of ~/.aws/config that has the credentials")
-    init.add_argument("--name", default="s3", help="name of the DVC remote, which becomes the default; default: s3")
+    init.add_argument("--name", default="s3", help="name of the DVC remote, which becomes DVC's default remote; default: s3")
     init.add_argument("--local", action="store_true", help="write to .dvc/config.local, which git ignores")
 
-    check = parts.add_parser("check", help="test what the store does, and say what to do", allow_abbrev=False, epilog=keys)
+    check = parts.add_parser("check", help="test the object store, and suggest fixes", allow_abbrev=False, epilog=keys)
     check.set_defaults(run=_check)
-    check.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    check.add_argument("--json", action="store_true", help="print JSON")
 
-    gc = parts.add_parser("gc", help="show the data that no commit needs; with --yes, delete it", allow_abbrev=False)
+    gc = parts.add_parser("gc", help="list the data that no commit needs; with --yes, delete it", allow_abbrev=False)
     gc.set_defaults(run=_gc)
     gc.add_argument("--yes", action="store_true", help="delete it in the remote")
 
-    publish = parts.add_parser("publish", help="name the data of this commit as the newest", allow_abbrev=False)
+    publish = parts.add_parser("publish", help="publish the data of this commit as the latest", allow_abbrev=False)
     publish.set_defaults(run=_publish)
-    latest = parts.add_parser("latest", help="print what was published last", allow_abbrev=False)
+    latest = parts.add_parser("latest", help="print the latest published manifest", allow_abbrev=False)
     latest.set_defaults(run=_latest)
-    latest.add_argument("--json", action="store_true", help="print the manifest itself")
+    latest.add_argument("--json", action="store_true", help="print JSON")
 
     link = parts.add_parser("link", help="upload a report and print a URL that opens without an account", allow_abbrev=False)
     link.set_defaults(run=_link)
@@ -53,17 +53,17 @@ def _init(options: argparse.Namespace) -> None:
     location = RemoteLocation.parse(options.url, options.endpoint, options.region, options.profile)
     bucket = Bucket(location)
     created = bucket_setup.create_bucket(bucket)
-    print(f"bucket {location.bucket}: {'created' if created else 'there already, used'}")
+    print(f"bucket {location.bucket}: {'created' if created else 'already exists, reused'}")
     try:
         changed = bucket_setup.turn_on_versioning(bucket)
-        print(f"versioning: {'turned on' if changed else 'on already'}; deleted data can be restored for a while")
+        print(f"versioning: {'turned on' if changed else 'already on'}; deleted data can be restored for a while")
     except RemoteError as error:
         print(f"versioning: NOT turned on. {error}", file=sys.stderr)
     try:
         n_others = bucket_setup.merge_lifecycle(bucket)
         days = f"unfinished uploads {bucket_setup.ABORT_UPLOADS_DAYS}, scratch {bucket_setup.SCRATCH_DAYS}"
         days += f", deleted or replaced data {bucket_setup.OLD_VERSIONS_DAYS}"
-        print(f"lifecycle rules, days until removal: {days}; {n_others} rules of others stay")
+        print(f"lifecycle rules, days until removal: {days}; {n_others} other rules are unchanged")
     except RemoteError as error:
         print(f"lifecycle rules: NOT set. {error}", file=sys.stderr)
     before = dvc_remote.write_location(root, options.name, location, options.local)
@@ -95,13 +95,13 @@ def _gc(options: argparse.Namespace) -> None:
     with waiting("collecting the data of all commits"):
         plan = remote_gc.plan_removal(root, name, bucket)
     print("kept: the data of all commits, branches, tags, stashes and experiments of this clone, and of the working folder")
-    print("not kept: data that only commits of other clones need which were never pushed to git")
+    print("not kept: data needed only by commits of other clones that were never pushed to git")
     if plan.n_unreadable_commits:
-        print(f"{plan.n_unreadable_commits} commits have a dvc.yaml that DVC cannot read; what their dvc.lock names is kept")
+        print(f"{plan.n_unreadable_commits} commits have a dvc.yaml that DVC cannot read; the data in their dvc.lock are kept")
     if plan.n_protected:
-        print(f"{plan.n_protected} objects that `dvc gc` would have deleted, though a commit names them, are kept")
+        print(f"{plan.n_protected} objects that `dvc gc` would have deleted are kept, because a commit needs them")
     if plan.n_lost_folders:
-        print(f"{plan.n_lost_folders} folders of old commits were never pushed, or deleted before: their files are not known")
+        print(f"{plan.n_lost_folders} folders of old commits were never pushed, or are deleted: their files are unknown")
     print(f"{location.url}: {len(plan.sizes)} objects, {sum(plan.sizes.values()) / 1e6:.1f} MB, that no commit needs")
     for key, size in list(plan.sizes.items())[:_N_SHOWN]:
         print(f"  {size:>12} {key}")
@@ -114,8 +114,9 @@ def _gc(options: argparse.Namespace) -> None:
     else:
         with waiting("deleting"):
             bucket.delete([{"Key": key} for key in plan.sizes])
-        days = f"old versions stay {bucket_setup.OLD_VERSIONS_DAYS} days" if bucket.is_versioned() else "for good"
-        print(f"deleted; {days}. The local cache is as it was: `dvc gc --all-commits` is for that")
+        days = f"deleted; old versions are kept for {bucket_setup.OLD_VERSIONS_DAYS} days"
+        days = days if bucket.is_versioned() else "deleted permanently"
+        print(f"{days}. The local cache is unchanged; `dvc gc --all-commits` cleans it")
 
 
 def _publish(options: argparse.Namespace) -> None:
@@ -129,12 +130,13 @@ def _publish(options: argparse.Namespace) -> None:
         fields = data_manifest.describe_commit(root)
     folder = f"{SCRATCH}/publish-{uuid4().hex[:12]}"
     if not conditional_writes(bucket, folder) and not bucket.is_versioned():
-        warning = "this store ignores `If-None-Match: *`: of two who publish at the same moment, one would overwrite the other"
+        warning = "this store ignores `If-None-Match: *`: of two concurrent publishers, one would overwrite the other"
         print(f"WARNING: {warning}; publish from one place at a time", file=sys.stderr)
     remove_folder(bucket, folder)
     if not dvc_remote.is_pushed(root):
         print(
-            f"WARNING: commit {fields['commit'][:10]} is in no git remote; `git push`, or others cannot use it", file=sys.stderr
+            f"WARNING: commit {fields['commit'][:10]} is in no git remote; run `git push` so that others can use it",
+            file=sys.stderr,
         )
     manifest = data_manifest.publish(bucket, fields)
     print(
@@ -146,7 +148,7 @@ def _latest(options: argparse.Namespace) -> None:
     _, location = dvc_remote.read_location(dvc_remote.find_root())
     manifest = data_manifest.read_latest(Bucket(location))
     if manifest is None:
-        raise RemoteError(f"want a published manifest in {location}, got none; `emuedit remote publish` makes one")
+        raise RemoteError(f"want a published manifest in {location}, got none; run `emuedit remote publish`")
     if options.json:
         print(manifest.encode().decode(), end="")
         return
@@ -155,7 +157,7 @@ def _latest(options: argparse.Namespace) -> None:
     print(f"dvc.lock   sha256 {manifest.dvc_lock}")
     for path, digest in manifest.data.items():
         print(f"{digest:38} {path}")
-    print(f"to get it: git fetch && git checkout {manifest.commit[:10]} && uv run dvc pull")
+    print(f"to fetch it: git fetch && git checkout {manifest.commit[:10]} && uv run dvc pull")
 
 
 def _link(options: argparse.Namespace) -> None:
@@ -165,5 +167,5 @@ def _link(options: argparse.Namespace) -> None:
     bucket = Bucket(dvc_remote.read_location(root)[1])
     print(link_report(bucket, root, options.path, options.hours))
     credentials = bucket.credentials()
-    note = "; sooner if the temporary credentials end" if credentials is not None and credentials.token else ""
-    print(f"works for {options.hours:g} hours{note}, for anyone who has it", file=sys.stderr)
+    note = ", or until the temporary credentials expire" if credentials is not None and credentials.token else ""
+    print(f"anyone with the URL can open it for {options.hours:g} hours{note}", file=sys.stderr)

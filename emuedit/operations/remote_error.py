@@ -1,4 +1,4 @@
-"""Failures of an object store, each in words that say what to do."""
+"""Failures of an object store, each with a text that says what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,20 +7,20 @@ from typing import Any
 CHECK = "`emuedit remote check` tests each part"
 KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile"
 _BY_CODE = {
-    "InvalidAccessKeyId": f"want an access key that the store knows, got one that it does not; correct {KEYS}",
-    "SignatureDoesNotMatch": f"want the secret that belongs to the access key, got another; correct {KEYS}",
-    "ExpiredToken": "want credentials that are valid now, got expired ones; log in again, and set AWS_SESSION_TOKEN too",
-    "InvalidToken": "want the session token of the access key, got another; set AWS_SESSION_TOKEN anew, or unset it",
+    "InvalidAccessKeyId": f"the store does not know the access key; correct {KEYS}",
+    "SignatureDoesNotMatch": f"the secret does not belong to the access key; correct {KEYS}",
+    "ExpiredToken": "the credentials have expired; log in again, and set AWS_SESSION_TOKEN too",
+    "InvalidToken": "the session token does not belong to the access key; set AWS_SESSION_TOKEN again, or unset it",
     "AccessDenied": "the credentials are valid, but not allowed to do this; ask the owner of the bucket for the permission",
-    "NoSuchBucket": "there is no such bucket; correct the name, or create it by `emuedit remote init`",
-    "NoSuchKey": "there is no such object; `uv run dvc push` where the data is, or `emuedit remote publish`",
+    "NoSuchBucket": "there is no such bucket; correct the name, or create it with `emuedit remote init`",
+    "NoSuchKey": "there is no such object; run `uv run dvc push` where the data is, or `emuedit remote publish`",
     "BucketAlreadyExists": "the bucket belongs to somebody else; choose another name",
     "InvalidBucketName": "want a bucket name of 3 to 63 lower-case letters, digits, dots and hyphens; choose another",
-    "QuotaExceeded": "the quota of the store is used up; raise it, or free space by `emuedit remote gc`",
-    "StorageFull": "the store is full; add disks, or free space by `emuedit remote gc`",
-    "RequestTimeTooSkewed": "the clock here differs from the store's by over 15 minutes; `timedatectl set-ntp true`, or set it",
-    "PermanentRedirect": "the bucket is in another region; set it by `emuedit remote init --region`",
-    "SlowDown": "the store asks for fewer requests; wait, and use fewer jobs: `uv run dvc push --jobs 4`",
+    "QuotaExceeded": "the quota of the store is used up; raise it, or free space with `emuedit remote gc`",
+    "StorageFull": "the store is full; add disks, or free space with `emuedit remote gc`",
+    "RequestTimeTooSkewed": "the clock differs from the store's by over 15 minutes; run `timedatectl set-ntp true`, or set it",
+    "PermanentRedirect": "the bucket is in another region; set it with `emuedit remote init --region`",
+    "SlowDown": "the store limits the rate of requests; wait, and use fewer jobs: `uv run dvc push --jobs 4`",
     "NotImplemented": "the store does not have this function",
 }
 _SAME_AS = {
@@ -39,7 +39,7 @@ _SAME_AS = {
 
 
 class RemoteError(ValueError):
-    """Raised when an object store, or the way to it, fails. `code` is the store's word or the name of the network failure."""
+    """Raised if an object store or the network fails. `code`: the store's code, or the name of the network failure."""
 
     def __init__(self, text: str, code: str = "") -> None:
         super().__init__(text)
@@ -48,9 +48,9 @@ class RemoteError(ValueError):
 
 @contextmanager
 def explained(place: str, timeout_s: float) -> Iterator[None]:
-    """Turn what boto3 and the network raise inside into a RemoteError about `place`, the URL of bucket and store.
+    """Convert errors of boto3 and the network to a RemoteError about `place`, the URL of bucket and store.
 
-    timeout_s: the longest wait for an answer, in seconds, which the text on a slow store names.
+    timeout_s: time limit for an answer in seconds, shown for a slow store.
     """
     from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
     from urllib3.exceptions import HTTPError
@@ -72,7 +72,7 @@ def _of_response(response: Any, operation: str, place: str) -> RemoteError:
         code = _SAME_AS.get(str(status), code)
     text = _BY_CODE.get(code)
     if text is None and status >= 500:
-        text = f"the store failed with status {status}, also when asked again; look at its log, and try later"
+        text = f"the store failed with status {status} after retries; check its log, and try again later"
     text = text or f"the store refused with {code}: {details.get('Message') or 'no reason given'}; {CHECK}"
     return RemoteError(f"{place}: {text} [{operation}]", code)
 
@@ -80,15 +80,15 @@ def _of_response(response: Any, operation: str, place: str) -> RemoteError:
 def _network_text(code: str, error: Exception, timeout_s: float) -> str:
     match code:
         case "EndpointConnectionError" | "ConnectTimeoutError" | "ConnectTimeout" | "ProxyConnectionError":
-            return f"nothing answers there; start the store, or correct the endpoint. {CHECK}"
+            return f"no server answers at this address; start the store, or correct the endpoint. {CHECK}"
         case "ReadTimeoutError" | "ReadTimeout":
-            return f"no answer within {timeout_s:g} s, also when asked again; the store or the network is too slow, try later"
+            return f"no answer within {timeout_s:g} s after retries; the store or the network is too slow, try again later"
         case "ConnectionClosedError" | "ResponseStreamingError" | "IncompleteReadError" | "ProtocolError" | "IncompleteRead":
-            return "the connection was cut, also when asked again; look at the store's log, and at proxies on the way"
+            return "the connection was closed, also after retries; check the store's log, and proxies in between"
         case "SSLError":
             return f"the certificate of the store is not trusted; name its CA in AWS_CA_BUNDLE, or use http:// ({error})"
         case "NoCredentialsError" | "PartialCredentialsError" | "CredentialRetrievalError":
-            return f"want credentials, got none or a part; set {KEYS} in AWS_PROFILE"
+            return "no complete credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         case "ProfileNotFound":
             return f"{error}; correct AWS_PROFILE or the profile of the DVC remote"
         case "UnauthorizedSSOTokenError" | "SSOTokenLoadError" | "TokenRetrievalError" | "LoginRefreshRequired":

@@ -1,8 +1,8 @@
-"""A guard around `dvc gc --cloud`, which deletes from a remote all data that the commits of a clone do not need.
+"""A guard around `dvc gc --cloud`, which deletes all data that no commit of a clone needs from a remote.
 
-An object goes only if both DVC, in a dry run, and the scan of this module find that no commit needs it. DVC alone is not enough:
-it skips a commit whose dvc.yaml it cannot read, and when forced it deletes, without a word, the files of a folder whose listing
-it failed to get.
+An object is deleted only if no commit needs it according to both DVC, in a dry run, and this module's scan. DVC alone is not
+enough: it skips a commit whose dvc.yaml it cannot read, and when forced it silently deletes the files of a folder whose listing
+it could not get.
 """
 
 import json
@@ -16,7 +16,7 @@ from emuedit.operations.dvc_remote import run_dvc, run_git
 from emuedit.operations.remote_error import RemoteError
 
 KEEP = ("--workspace", "--all-commits", "--all-experiments")
-"""What DVC keeps: the data of the working folder, of every commit of every branch and tag, and of every DVC experiment."""
+"""Data that DVC keeps: of the working folder, of all commits of all branches and tags, and of all DVC experiments."""
 _REMOVING = re.compile(r"^Removing (.+)$", re.MULTILINE)
 _REMOVED = re.compile(r"^Removed (\d+) objects from ", re.MULTILINE)
 _UNREADABLE = re.compile(r"Failed to collect '")
@@ -26,23 +26,23 @@ _OBJECTS = "files/md5/"  # DVC's folder in a remote and in its cache
 
 @dataclass(frozen=True)
 class RemovalPlan:
-    """`sizes`: bytes by key of the objects that no commit needs. The counts are what a person should know before agreeing."""
+    """`sizes`: key -> bytes of the objects that no commit needs. The counts are shown before a person confirms."""
 
     sizes: dict[str, int]
     n_protected: int
-    """Objects that DVC would delete, and that a commit names nevertheless."""
+    """Objects that DVC would delete although a commit needs them."""
     n_unreadable_commits: int
     n_lost_folders: int
-    """Folders of commits whose listing is neither in the cache nor in the remote, so that their files are not known."""
+    """Folders of commits whose listing is neither in the cache nor in the remote, so that their files are unknown."""
 
 
 def plan_removal(root: Path, remote: str, bucket: Bucket) -> RemovalPlan:
-    """What can be deleted from the DVC remote of this name. Deletes nothing. Raises RemoteError when DVC or the store fails."""
+    """List the objects that can be deleted from a DVC remote. Deletes nothing. Raises RemoteError if DVC or the store fails."""
     output = run_dvc(["gc", "--cloud", "--remote", remote, *KEEP, "--skip-failed", "--dry"], root, with_warnings=True)
     paths = _REMOVING.findall(output)
     if (n_announced := sum(map(int, _REMOVED.findall(output)))) != len(paths):
         raise RemoteError(
-            f"want {n_announced} paths from `dvc gc --dry`, got {len(paths)}; this version of DVC prints something else"
+            f"want {n_announced} paths from `dvc gc --dry`, got {len(paths)}; this version of DVC has another output format"
         )
     place = bucket.location
     start = f"{place.bucket}/{place.key(_OBJECTS)}"
@@ -55,10 +55,10 @@ def plan_removal(root: Path, remote: str, bucket: Bucket) -> RemovalPlan:
 
 
 def needed_hashes(root: Path, bucket: Bucket) -> tuple[set[str], int]:
-    """The hashes of all data that a dvc.lock or .dvc file of any commit names, and how many listings of folders are lost.
+    """The hashes of all data in a dvc.lock or .dvc file of any commit, and the number of lost folder listings.
 
-    Commits are those of every ref: branches, tags, copies of remote branches, experiments, and of every stash: refs/stash is the
-    newest one, the others are in its reflog only. Listings come from the local cache, else from the remote.
+    Includes the commits of all refs (branches, tags, remote-tracking branches, experiments) and all stashes: refs/stash is the
+    newest, the others are only in its reflog. Listings are read from the local cache, else from the remote.
     """
     stashes = run_git(["stash", "list", "--format=%H"], root).split()
     options = ["--full-history", "--root", "-m", "--format=", "--raw", "--no-abbrev", "--no-renames"]

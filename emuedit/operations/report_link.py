@@ -1,4 +1,4 @@
-"""Links to reports that open in a browser without an account: an upload below `reports/<commit>/`, and a presigned URL."""
+"""Links to reports that open in a browser without an account: uploads below `reports/<commit>/` with presigned URLs."""
 
 import mimetypes
 from pathlib import Path
@@ -8,14 +8,14 @@ from emuedit.operations.dvc_remote import run_git
 from emuedit.operations.remote_error import RemoteError
 
 MAX_HOURS = 168
-"""The signature of a link is valid for a week at most (AWS, Signature Version 4)."""
+"""A link is valid for at most a week (AWS Signature Version 4)."""
 
 
 def link_report(bucket: Bucket, root: Path, path: Path, hours: float) -> str:
     """Upload a file of the project at `root` and return a URL that anyone can open for `hours` hours, in (0, MAX_HOURS].
 
-    A file of a working folder whose dvc.lock or params.yaml is not committed goes to `reports/<commit>-uncommitted/`.
-    Raises RemoteError for a path that is no file below `root`, and for other hours.
+    If dvc.lock or params.yaml is not committed, the file is uploaded to `reports/<commit>-uncommitted/`.
+    Raises RemoteError for a path that is not a file below `root`, and for other hours.
     """
     if not 0 < hours <= MAX_HOURS:
         raise RemoteError(f"want --hours above 0 and at most {MAX_HOURS}, got {hours:g}")

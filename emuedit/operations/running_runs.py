@@ -1,6 +1,6 @@
-"""Runs that MLflow lists as RUNNING, and whether the process of each still runs.
+"""Runs that MLflow lists as RUNNING, and whether their processes exist.
 
-A retrain that starts ends the runs that a killed one left in its workspace; until then, and elsewhere, they stay.
+A starting retrain closes the runs that a killed one left in its workspace; other runs stay open.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _QUERY = f"""
 
 @dataclass(frozen=True)
 class RunningRun:
-    """A run that is listed as running: its id, its start in seconds since the epoch, and its workspace, if it has one."""
+    """A run listed as running: its id, start in seconds since the epoch, and workspace if known."""
 
     run_id: str
     started_s: float
@@ -38,19 +38,19 @@ class RunningRun:
 
 
 def check_runs(runs: list[RunningRun]) -> Iterator[Finding]:
-    """A warning for runs of this folder that no process runs, and for those that run for over a day."""
+    """Warn about runs of this folder without a process, and about runs older than a day."""
     here = workspace(Path.cwd())
     is_busy = _flow_runs_here()
     orphaned = [run.run_id for run in runs if run.workspace == here and not is_busy]
     old = [run.run_id for run in runs if run.run_id not in orphaned and time.time() - run.started_s > _OLD_S]
     detail = f"{len(runs)} listed as running, {len(orphaned)} of them without a process, {len(old)} for over a day"
     examples = f", such as {(orphaned + old)[0]}" if orphaned or old else ""
-    fix = "the next retrain here ends those without a process; any other: MlflowClient().set_terminated(run_id, 'KILLED')"
+    fix = "the next retrain here closes those without a process; for others: MlflowClient().set_terminated(run_id, 'KILLED')"
     yield Finding("MLflow runs", "warn" if orphaned or old else "pass", detail + examples, fix)
 
 
 def runs_of_server(uri: str, account: str) -> list[RunningRun]:
-    """The running runs of the first thousand experiments of a server. Empty when it does not say."""
+    """The running runs of the first thousand experiments of a server. Empty if it does not answer."""
     experiments = ask(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1000", _ANSWER_S, account=account)
     if not experiments.is_success:
         return []
@@ -67,7 +67,7 @@ def runs_of_server(uri: str, account: str) -> list[RunningRun]:
 
 
 def runs_of_file(path: Path) -> list[RunningRun]:
-    """The running runs of a database file, which is only read. Raises sqlite3.Error for a file without MLflow's tables."""
+    """The running runs of a database file, opened read-only. Raises sqlite3.Error for a file without MLflow's tables."""
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=2.0)) as connection:
         rows = connection.execute(_QUERY).fetchall()
     return [RunningRun(run_id, (start_ms or 0) / 1000, tag or "") for run_id, start_ms, tag in rows]

@@ -1,4 +1,4 @@
-"""Checks of the servers that MLFLOW_TRACKING_URI and PREFECT_API_URL name, and of what hangs in them."""
+"""Checks of the servers at MLFLOW_TRACKING_URI and PREFECT_API_URL, and of hanging runs."""
 
 import importlib.metadata
 import os
@@ -12,7 +12,7 @@ from emuedit.operations.health_finding import Finding
 from emuedit.operations.http_probe import Answer, ask
 from emuedit.tracking.service_errors import hide_password
 
-_ANSWER_S = 10.0  # a server that takes longer is as good as gone
+_ANSWER_S = 10.0  # a slower server counts as unreachable
 _PENDING, _RUNNING = timedelta(minutes=40), timedelta(hours=24)  # infra/prefect/automations.yaml
 _MAX_SKEW_S = 60.0
 _PROXIED = ("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
@@ -20,7 +20,7 @@ _STALE = "unset {name}, or start the servers: `uv run emuedit up`, then `source 
 
 
 def check_mlflow() -> Iterator[Finding]:
-    """MLflow answers, takes the name by which it is called, and has no run whose process is long gone."""
+    """MLflow answers, accepts this host name, and has no run without a process."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri.startswith("file:") or uri.startswith(("/", "./")):
         fix = "export MLFLOW_TRACKING_URI=sqlite:///mlflow.db, and `mlflow migrate-filestore` for old runs"
@@ -38,17 +38,17 @@ def check_mlflow() -> Iterator[Finding]:
         return
     experiments = ask(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1", _ANSWER_S, account=_mlflow_account())
     if experiments.status == 403:
-        fix = "start the server with --allowed-hosts and this name; behind a proxy, the name that the proxy sends"
-        yield Finding("MLflow", "fail", f"{hide_password(uri)} answers 403: it does not know this host name", fix)
+        fix = "start the server with --allowed-hosts and this name, or behind a proxy the name that the proxy sends"
+        yield Finding("MLflow", "fail", f"{hide_password(uri)} answers 403: it does not allow this host name", fix)
     elif experiments.status == 401:
         detail = (
-            f"{hide_password(uri)} refuses this name and password"
+            f"{hide_password(uri)} rejects this name and password"
             if _mlflow_account()
-            else f"{hide_password(uri)} asks for a name and a password"
+            else f"{hide_password(uri)} requires a name and a password"
         )
         yield Finding("MLflow", "fail", detail, "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
     elif not experiments.is_success:
-        yield Finding("MLflow", "fail", _no_answer(uri, experiments), "look at the server's log")
+        yield Finding("MLflow", "fail", _no_answer(uri, experiments), "check the server's log")
     else:
         yield Finding("MLflow", "pass", f"{hide_password(uri)} answers")
         yield from _clock_finding("MLflow", health)
@@ -57,10 +57,10 @@ def check_mlflow() -> Iterator[Finding]:
 
 
 def check_prefect() -> Iterator[Finding]:
-    """Prefect answers, in the version of this client, and no flow run hangs."""
+    """Prefect answers, has the client's version, and no flow run hangs."""
     api = os.environ.get("PREFECT_API_URL", "").rstrip("/")
     if not api:
-        yield Finding("Prefect", "pass", "no server: each retrain starts one of its own")
+        yield Finding("Prefect", "pass", "no server: each retrain starts a local one")
         return
     if not (health := ask(f"{api}/health", _ANSWER_S)).is_success:
         yield Finding("Prefect", "fail", _no_answer(api, health), _STALE.format(name="PREFECT_API_URL"))
@@ -72,7 +72,7 @@ def check_prefect() -> Iterator[Finding]:
     server_version = str(answer.json()) if answer.is_success else "unknown"
     if answer.status == 401:
         yield Finding(
-            "Prefect", "fail", f"{hide_password(api)} refuses this client", "set PREFECT_API_AUTH_STRING to name:password"
+            "Prefect", "fail", f"{hide_password(api)} rejects this client", "set PREFECT_API_AUTH_STRING to name:password"
         )
         return
     if server_version.split(".")[:2] == client_version.split(".")[:2]:
@@ -82,26 +82,26 @@ def check_prefect() -> Iterator[Finding]:
             "Prefect",
             "warn",
             f"{hide_password(api)} has version {server_version}, this client {client_version}",
-            "use one version for both",
+            "use the same version for both",
         )
     yield from _clock_finding("Prefect", health)
     yield from _flow_runs(api)
 
 
 def _artifact_finding(uri: str) -> Iterator[Finding]:
-    """A server with its artifacts in S3 sends clients to the address by which it knows the store itself."""
+    """A server with artifacts in S3 redirects clients to its own address of the store."""
     answer = ask(f"{uri}/api/3.0/mlflow/server-info", _ANSWER_S, account=_mlflow_account())
     if not answer.is_success or not answer.json().get("multipart_downloads_enabled"):
         return
     if all(os.environ.get(name, "").lower() == "false" for name in _PROXIED):
         yield Finding("MLflow artifacts", "pass", "in S3, through the server")
         return
-    detail = "in S3: downloads go to the store by the server's own address for it, and fail after two minutes if it is not yours"
-    yield Finding("MLflow artifacts", "warn", detail, "unless it is: export " + " ".join(f"{name}=false" for name in _PROXIED))
+    detail = "in S3: downloads use the server's address of the store, and fail after two minutes if it is unreachable from here"
+    yield Finding("MLflow artifacts", "warn", detail, "if so: export " + " ".join(f"{name}=false" for name in _PROXIED))
 
 
 def _flow_runs(api: str) -> Iterator[Finding]:
-    """Flow runs that hold a slot: PENDING for over ten minutes, RUNNING for over a day."""
+    """Flow runs that hold a slot: PENDING for over 40 minutes, RUNNING for over a day."""
     payload = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}, "limit": 200}
     answer = ask(f"{api}/flow_runs/filter", _ANSWER_S, payload, _prefect_account())
     if not answer.is_success:
@@ -118,13 +118,13 @@ def _flow_runs(api: str) -> Iterator[Finding]:
 
 
 def _age(run: dict[str, Any]) -> timedelta:
-    """Time since a flow run entered its state, in whole seconds."""
+    """Time since a flow run entered its state, rounded down to seconds."""
     start = datetime.fromisoformat(str(run["state"]["timestamp"]).replace("Z", "+00:00"))
     return timedelta(seconds=int((datetime.now(UTC) - start).total_seconds()))
 
 
 def _clock_finding(name: str, answer: Answer) -> Iterator[Finding]:
-    """The clock of a server differs from this one: schedules, leases and signed URLs would be off."""
+    """Warn if a server's clock differs from this one, which breaks schedules, leases and signed URLs."""
     from email.utils import parsedate_to_datetime
 
     date = dict(answer.headers).get("date")

@@ -14,7 +14,7 @@ from emuedit.progress import format_duration, waiting
 DATA = Path(".emuedit")
 """Default data folder of the servers, in the working folder."""
 PORT_BASE = 8500
-"""The first port that is tried."""
+"""The first port to try."""
 _AUTOMATIONS = Path("infra/prefect/automations.yaml")
 _SETUP = "flows.server_setup"
 _FAILURES = (server_control.ServersError, postgres_server.PostgresError, local_ports.PortError)
@@ -24,19 +24,23 @@ def add_commands(commands: Any) -> None:
     """Add the commands to the subparsers of `emuedit`."""
     up = commands.add_parser("up", help="start MLflow, Prefect and a worker on this machine", allow_abbrev=False)
     up.set_defaults(run=_up)
-    up.add_argument("--data", type=Path, default=DATA, metavar="FOLDER", help=f"where they keep everything; default: {DATA}")
-    ports = f"first port to try; a port once chosen is kept; default: {PORT_BASE}"
+    up.add_argument(
+        "--data", type=Path, default=DATA, metavar="FOLDER", help=f"folder for all data of the servers; default: {DATA}"
+    )
+    ports = f"first port to try; chosen ports are remembered; default: {PORT_BASE}"
     up.add_argument("--port-base", type=int, default=PORT_BASE, metavar="N", help=ports)
-    down = commands.add_parser("down", help="end what `up` started", allow_abbrev=False)
+    down = commands.add_parser("down", help="stop what `up` started", allow_abbrev=False)
     down.set_defaults(run=_down)
     down.add_argument("--data", type=Path, default=DATA, metavar="FOLDER", help=f"data folder of `up`; default: {DATA}")
-    status = commands.add_parser("status", help="show how the servers are; exit status 1 unless all are well", allow_abbrev=False)
+    status = commands.add_parser(
+        "status", help="show the state of the servers; exit status 1 unless all are healthy", allow_abbrev=False
+    )
     status.set_defaults(run=_status)
     status.add_argument("--data", type=Path, default=DATA, metavar="FOLDER", help=f"data folder of `up`; default: {DATA}")
-    status.add_argument("--json", action="store_true", help="as JSON")
-    doctor = commands.add_parser("doctor", help="check this machine and folder for what is known to fail", allow_abbrev=False)
+    status.add_argument("--json", action="store_true", help="print JSON")
+    doctor = commands.add_parser("doctor", help="check this machine and folder for known problems", allow_abbrev=False)
     doctor.set_defaults(run=_doctor)
-    doctor.add_argument("--json", action="store_true", help="as JSON")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _up(options: argparse.Namespace) -> int:
@@ -44,7 +48,7 @@ def _up(options: argparse.Namespace) -> int:
         raise ValueError(f"want --port-base from 1024 to 65000, got {options.port_base}")
     folder, cwd = options.data.resolve(), Path.cwd()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / ".gitignore").write_text("*\n")  # wherever it lies, git does not take it
+    (folder / ".gitignore").write_text("*\n")  # so that git ignores the folder wherever it is
     has_flows = (cwd / "prefect.yaml").exists()
     try:
         with server_control.locked(folder):
@@ -59,7 +63,7 @@ def _up(options: argparse.Namespace) -> int:
         print("worker: not started, there is no prefect.yaml here")
     path = server_control.write_env(folder, layout.exports)
     print(f"\nMLflow   {layout.url('mlflow')}\nPrefect  {layout.url('prefect')}\n")
-    print(f"In every shell that is to use them (`source {_relative(path)}` does it):")
+    print(f"Set these variables in every shell that uses them (`source {_relative(path)}`):")
     print(path.read_text(), end="")
     return 0
 
@@ -87,13 +91,13 @@ def _start(layout: server_stack.StackLayout, cwd: Path, has_flows: bool) -> None
 def _down(options: argparse.Namespace) -> int:
     folder = options.data.resolve()
     if not folder.is_dir():
-        print(f"nothing to end: there is no {options.data} here")
+        print(f"nothing to stop: there is no {options.data} here")
         return 0
     try:
         with server_control.locked(folder):
             layout, _ = _layout(folder, PORT_BASE)
             if not server_control.end_all(folder, server_stack.services(layout, has_worker=True), print):
-                print("nothing ran")
+                print("nothing was running")
     except _FAILURES as error:
         print(f"emuedit down: {error}", file=sys.stderr)
         return 1
@@ -123,7 +127,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _layout(folder: Path, port_base: int) -> tuple[server_stack.StackLayout, str]:
-    """The layout of a data folder, and its database in words."""
+    """The layout of a data folder, and a description of its database."""
     ports = local_ports.choose_ports(folder, server_stack.NAMES, port_base, server_control.running_names(folder))
     postgres, reason = postgres_server.find_postgres(folder, ports["postgres"])
     if postgres and (folder / "prefect.db").exists() and not postgres.data.exists():

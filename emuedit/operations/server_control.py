@@ -1,4 +1,4 @@
-"""Start what is missing of the servers of a data folder, end all of them, and say how they are."""
+"""Start the missing servers of a data folder, stop all of them, and report their state."""
 
 import contextlib
 import fcntl
@@ -26,20 +26,20 @@ from emuedit.operations.server_stack import NAMES, Service
 from emuedit.progress import waiting
 
 ENV_FILE = "env"
-"""File in the data folder for the shell's `source`."""
+"""File in the data folder with variables for the shell's `source`."""
 _POLL_S = 0.3
 _LOG_LINES = 15
 _GRACE_S = 20.0
-_ANSWER_S = 15.0  # in which a running server that is busy answers
+_ANSWER_S = 15.0  # for the answer of a busy server
 
 
 class ServersError(RuntimeError):
-    """Raised for a server that does not start; the message has the end of its log."""
+    """Raised if a server does not start; the message contains the end of its log."""
 
 
 @dataclass(frozen=True)
 class ServerStatus:
-    """How a service is: `state` is running, unhealthy, dead (it ended by itself) or stopped."""
+    """State of a service: `state` is running, unhealthy, dead (exited by itself) or stopped."""
 
     name: str
     state: str
@@ -50,39 +50,42 @@ class ServerStatus:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether it runs and answers."""
+        """Whether the service runs and answers."""
         return self.state == "running"
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Nobody else starts or ends servers of the folder meanwhile. Raises ServersError when somebody does."""
+    """Keep others from starting or stopping servers of the folder. Raises ServersError if the folder is locked."""
     with (folder / "lock").open("a") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ServersError(f"another `emuedit up` or `down` works on {folder}; wait until it ends") from None
+            raise ServersError(f"another `emuedit up` or `down` uses {folder}; wait until it has finished") from None
         yield
 
 
 def forget_dead(folder: Path, say: Callable[[str], None]) -> None:
-    """Remove the records of processes that are gone, and end the children that these left behind."""
+    """Remove the records of dead processes, and kill their leftover children."""
     for name in NAMES:
         record = read_record(folder, name)
         if record and not record.is_running:
             n_left = end_leftovers(record)
-            say(f"{name}: process {record.pid} is gone" + (f"; {n_left} processes that it left were ended" if n_left else ""))
+            say(
+                f"{name}: process {record.pid} no longer exists"
+                + (f"; stopped {n_left} leftover child processes" if n_left else "")
+            )
             remove_record(folder, name)
 
 
 def running_names(folder: Path) -> set[str]:
-    """Services of the folder whose process runs."""
+    """Services of the folder with a running process."""
     records = {name: read_record(folder, name) for name in NAMES}
     return {name for name, record in records.items() if record and record.is_running}
 
 
 class Starter:
-    """Starts services one by one, and ends those that it started when the block fails.
+    """Starts services, and stops those that it started if the block fails.
 
     with Starter(folder, cwd) as starter:
         starter.start([service])
@@ -99,12 +102,12 @@ class Starter:
         if kind is None:
             return
         for service, record in reversed(self._started):
-            self._say(f"{service.name}: ended again")
+            self._say(f"{service.name}: stopped, because the start failed")
             end_process(record, service.grace_s, service.stop_signal)
             remove_record(self._folder, service.name)
 
     def start(self, services: Sequence[Service]) -> None:
-        """Start those that do not run, side by side, and wait until all are healthy. Raises ServersError."""
+        """Start the services that do not run, in parallel, and wait until all are healthy. Raises ServersError."""
         new = [service for service in services if not self._runs_already(service)]
         for service in new:
             try:
@@ -118,12 +121,12 @@ class Starter:
             self._say(f"{service.name}: up at {service.command.url} after {time.time() - record.started_s:.0f} s")
 
     def end(self, service: Service) -> None:
-        """End a service that runs; `start` starts it again."""
+        """Stop a running service; `start` starts it again."""
         record = read_record(self._folder, service.name)
         if record and record.is_running:
             end_process(record, service.grace_s, service.stop_signal)
             remove_record(self._folder, service.name)
-            self._say(f"{service.name}: ended for an upgrade")
+            self._say(f"{service.name}: stopped for an upgrade")
 
     def _runs_already(self, service: Service) -> bool:
         record = read_record(self._folder, service.name)
@@ -132,30 +135,30 @@ class Starter:
         if not record.is_running:
             return False
         if not record.has_settings_of(service.command):
-            self._say(f"{service.name}: runs with other settings; it is started again")
+            self._say(f"{service.name}: settings changed; restarting")
             end_process(record, service.grace_s, service.stop_signal)
             return False
         until = time.monotonic() + _ANSWER_S
         while not service.is_healthy():
             if time.monotonic() > until or not record.is_running:
-                self._say(f"{service.name}: process {record.pid} runs but does not answer; it is started again")
+                self._say(f"{service.name}: process {record.pid} does not answer; restarting")
                 end_process(record, service.grace_s, service.stop_signal)
                 return False
             time.sleep(_POLL_S)
-        self._say(f"{service.name}: runs already, at {record.url}")
+        self._say(f"{service.name}: already running at {record.url}")
         return True
 
     def _wait(self, service: Service, record: ProcessRecord) -> None:
         until = time.monotonic() + service.start_s
         while not service.is_healthy():
             if not record.is_running:
-                raise ServersError(f"{service.name} ended at its start{self._end_of_log(service.name)}")
+                raise ServersError(f"{service.name} exited during startup{self._end_of_log(service.name)}")
             if time.monotonic() > until:
                 text = f"{service.name} did not answer at {service.command.url} within {service.start_s:g} s"
                 raise ServersError(text + self._end_of_log(service.name))
             time.sleep(_POLL_S)
         if not record.is_running:  # something else answers at its port
-            raise ServersError(f"{service.name} ended at its start{self._end_of_log(service.name)}")
+            raise ServersError(f"{service.name} exited during startup{self._end_of_log(service.name)}")
 
     def _end_of_log(self, name: str) -> str:
         path = log_path(self._folder, name)
@@ -164,7 +167,7 @@ class Starter:
 
 
 def run_setup(arguments: Sequence[str], environment: dict[str, str], cwd: Path, log: Path) -> None:
-    """Run a program that ends by itself, with its output in a log. Raises ServersError."""
+    """Run a program to its end, with its output in a log. Raises ServersError."""
     command = [sys.executable, *arguments]
     with log.open("a", encoding="utf-8") as stream:
         status = subprocess.run(command, env=environment, cwd=cwd, stdout=stream, stderr=stream, check=False).returncode  # noqa: S603
@@ -174,7 +177,7 @@ def run_setup(arguments: Sequence[str], environment: dict[str, str], cwd: Path, 
 
 
 def end_all(folder: Path, services: Sequence[Service], say: Callable[[str], None]) -> int:
-    """End the services, the last one first; returns how many ran."""
+    """Stop the services, the last one first; returns the number of those that ran."""
     forget_dead(folder, say)
     by_name = {service.name: service for service in services}
     n_ended = 0
@@ -182,17 +185,17 @@ def end_all(folder: Path, services: Sequence[Service], say: Callable[[str], None
         record = read_record(folder, name)
         if record and record.is_running:
             service = by_name.get(name)
-            with waiting(f"ending {name}"):
+            with waiting(f"stopping {name}"):
                 grace_s = service.grace_s if service else _GRACE_S
                 graceful = end_process(record, grace_s, service.stop_signal if service else 15)
-            say(f"{name}: ended" + ("" if graceful else f", killed after {grace_s:g} s"))
+            say(f"{name}: stopped" + ("" if graceful else f", killed after {grace_s:g} s"))
             n_ended += 1
         remove_record(folder, name)
     return n_ended
 
 
 def statuses(folder: Path, services: Sequence[Service]) -> list[ServerStatus]:
-    """How each of the services is."""
+    """The state of each service."""
     result = []
     for service in services:
         record = read_record(folder, service.name)

@@ -1,4 +1,4 @@
-"""The servers of one machine in the order in which they start, and how each is started and asked whether it is well."""
+"""The servers of one machine in the order of their start, with their commands and health checks."""
 
 import os
 import signal
@@ -14,17 +14,17 @@ from emuedit.operations.http_probe import ask
 from emuedit.operations.local_ports import HOST
 
 NAMES = ("postgres", "mlflow", "prefect", "worker")
-"""All services, in the order in which they start; they end in the opposite order."""
+"""All services, in the order of their start; they are stopped in the opposite order."""
 POOL = "local"
-"""The Prefect work pool that prefect.yaml names."""
+"""The Prefect work pool in prefect.yaml."""
 S3_ENV = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_CONFIG_FILE",
     "AWS_SHARED_CREDENTIALS_FILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
     "AWS_CA_BUNDLE", "S3_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL", "MLFLOW_S3_IGNORE_TLS",
 )  # fmt: skip
-"""Variables of whoever calls `up` that say how artifacts and data get to S3; a server that runs with others is started again."""
+"""Variables of the caller of `up` for the access to S3; a server that runs with other values is restarted."""
 WORKER_LIMIT = "2"
-"""Runs that a worker has at most: one of the pool's default queue, which works on the folder, and a rollback beside it."""
+"""Maximum number of a worker's runs: one of the pool's default queue, which uses the folder, and one rollback."""
 HEARTBEAT_ENV = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
 """For all processes that may run a flow: infra/prefect/automations.yaml waits 90 s, and Prefect's default is 180 s."""
 _ARTIFACTS_ENV = "MLFLOW_ARTIFACTS_DESTINATION"
@@ -43,7 +43,7 @@ _QUIET = {
 class Service:
     """A server that `emuedit up` starts.
 
-    `is_healthy` asks it, in a few seconds at most. `start_s`: seconds that it may take to come up; `grace_s`: to end after the
+    `is_healthy` queries it within a few seconds. `start_s`: time limit of the start in seconds; `grace_s`: of the stop after the
     signal `stop_signal`.
     """
 
@@ -61,26 +61,26 @@ class Service:
 
 @dataclass(frozen=True)
 class StackLayout:
-    """Where the servers keep their data, at which ports they listen, and whether PostgreSQL holds their tables."""
+    """The data folder of the servers, their ports, and the PostgreSQL cluster, if any."""
 
     folder: Path
     ports: Mapping[str, int]
     postgres: postgres_server.Postgres | None
 
     def url(self, name: str) -> str:
-        """Address of a server, as a person opens it."""
+        """URL of a server."""
         return f"http://{HOST}:{self.ports[name]}"
 
     @property
     def mlflow_file(self) -> Path:
-        """MLflow's database where it is SQLite."""
+        """MLflow's database if it is SQLite."""
         return self.folder / "mlflow.db"
 
     @property
     def exports(self) -> dict[str, str]:
-        """Environment variables by which commands find the servers, and flows send the heartbeats that these wait for."""
+        """Environment variables with the addresses of the servers and the heartbeat interval of flows."""
         variables = {"MLFLOW_TRACKING_URI": self.url("mlflow"), "PREFECT_API_URL": f"{self.url('prefect')}/api", **HEARTBEAT_ENV}
-        if _artifacts(self.folder).startswith("s3://"):  # else a client gets URLs that name the server's own view of the store
+        if _artifacts(self.folder).startswith("s3://"):  # otherwise clients get URLs with the server's address of the store
             variables |= {
                 "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
                 "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
@@ -89,7 +89,7 @@ class StackLayout:
 
 
 def services(layout: StackLayout, has_worker: bool) -> list[Service]:
-    """The services in the order in which they start; `has_worker`: with a worker for the flows of the working folder."""
+    """The services in the order of their start; `has_worker`: with a worker for the flows of the working folder."""
     servers = [_mlflow(layout), _prefect(layout)]
     if layout.postgres:
         servers.insert(0, _postgres(layout.postgres))
@@ -97,7 +97,7 @@ def services(layout: StackLayout, has_worker: bool) -> list[Service]:
 
 
 def child_environment(layout: StackLayout) -> dict[str, str]:
-    """Environment of everything that is started: the user's, and where the servers are, with no proxy before them."""
+    """Environment of all services: the user's, the addresses of the servers, and no proxy for them."""
     no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), _LOCAL]))
     home = {"PREFECT_HOME": str(layout.folder / "prefect")}
     return {**os.environ, **_QUIET, **home, **layout.exports, "NO_PROXY": no_proxy, "no_proxy": no_proxy}
@@ -159,12 +159,12 @@ def _worker(layout: StackLayout) -> Service:
 
 
 def _optional() -> list[str]:
-    """Variables about the store that count where the shell sets them."""
+    """Variables about the store that are set in the shell."""
     return [name for name in (_ARTIFACTS_ENV, *S3_ENV) if os.environ.get(name)]
 
 
 def _artifacts(folder: Path) -> str:
-    """Where MLflow keeps artifacts: MLFLOW_ARTIFACTS_DESTINATION, such as s3://bucket/emuedit/mlflow, or the data folder."""
+    """Destination of MLflow's artifacts: MLFLOW_ARTIFACTS_DESTINATION, such as s3://bucket/emuedit/mlflow, or the data folder."""
     return os.environ.get(_ARTIFACTS_ENV) or str(folder / "artifacts")
 
 

@@ -1,4 +1,4 @@
-"""Checks of the working folder: locks that DVC left, unfinished uploads of its remote, caches and their sizes."""
+"""Checks of the working folder: leftover locks of DVC, unfinished uploads of its remote, and sizes of caches."""
 
 import configparser
 import fcntl
@@ -24,17 +24,19 @@ _UPLOAD_AGE = timedelta(days=1)
 
 
 def check_dvc_locks() -> Iterator[Finding]:
-    """Locks of DVC that name a process which is gone, or which is not DVC: the number was given to another program."""
+    """Locks of DVC by a dead process, or by another program that reuses its process id."""
     entries = list(_lock_entries())
     blocking = [(path, pid) for path, pid in entries if psutil.pid_exists(pid) and not _is_dvc(pid)]
     if blocking:
         path, pid = blocking[0]
         detail = (
-            f"{_LOCKS / 'rwlock'} blocks {path} for process {pid}, which is not DVC: it was killed, and its number given away"
+            f"{_LOCKS / 'rwlock'} blocks {path} for process {pid}, which is not DVC: DVC was killed, and its process id is reused"
         )
         yield Finding("DVC locks", "fail", detail, f"if no retrain runs here: rm {_LOCKS / 'rwlock'}")
     elif dead := [pid for _, pid in entries if not psutil.pid_exists(pid)]:
-        yield Finding("DVC locks", "pass", f"left by process {dead[0]}, which is gone; the next DVC command removes them")
+        yield Finding(
+            "DVC locks", "pass", f"left by process {dead[0]}, which no longer exists; the next DVC command removes them"
+        )
     elif entries:
         yield Finding("DVC locks", "pass", f"held by DVC, process {entries[0][1]}")
     else:
@@ -42,7 +44,7 @@ def check_dvc_locks() -> Iterator[Finding]:
 
 
 def check_unfinished_uploads() -> Iterator[Finding]:
-    """Multipart uploads that were started over a day ago in the S3 remote: they cost space and are in no listing."""
+    """Multipart uploads older than a day in the S3 remote, which use space and appear in no listing."""
     remote = _s3_remote()
     if remote is None:
         yield Finding("unfinished uploads", "pass", "no S3 remote is configured")
@@ -51,15 +53,15 @@ def check_unfinished_uploads() -> Iterator[Finding]:
         location = dvc_remote.to_location(remote)
         uploads = Bucket(location).call("list_multipart_uploads", Prefix=location.prefix).get("Uploads", [])
     except RemoteError as error:
-        yield Finding("unfinished uploads", "warn", f"not known: {error}", "look at `uv run emuedit remote check`")
+        yield Finding("unfinished uploads", "warn", f"unknown: {error}", "run `uv run emuedit remote check`")
         return
     old = [upload for upload in uploads if upload["Initiated"] < datetime.now(UTC) - _UPLOAD_AGE]
-    fix = "a lifecycle rule AbortIncompleteMultipartUpload ends them, see infra/terraform"
+    fix = "add a lifecycle rule AbortIncompleteMultipartUpload, see infra/terraform"
     yield Finding("unfinished uploads", "warn" if old else "pass", f"{len(old)} older than a day in {remote['url']}", fix)
 
 
 def check_caches() -> Iterator[Finding]:
-    """Sizes of what can be made again."""
+    """Sizes of the caches."""
     for folder, fix in (
         (cache_folder(), f"rm -r {cache_folder()}/models"),
         (Path("scratch"), "rm -r scratch, if no retrain runs"),
@@ -72,7 +74,7 @@ def _lock_entries() -> Iterator[tuple[str, int]]:
     """Path and process of each entry of DVC's file of read and write locks."""
     try:
         content: dict[str, dict[str, Any]] = json.loads((_LOCKS / "rwlock").read_text())
-    except (FileNotFoundError, ValueError):  # none, or just being written
+    except (FileNotFoundError, ValueError):  # missing, or just being written
         return
     for path, kinds in content.items():
         for holders in kinds.values():
@@ -90,7 +92,7 @@ def _is_dvc(pid: int) -> bool:
 
 
 def _is_locked() -> bool:
-    """Whether a process holds DVC's lock of the whole repository; the file alone means nothing."""
+    """Whether a process holds DVC's lock of the whole repository; the existence of the file alone means nothing."""
     try:
         with (_LOCKS / "lock").open() as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,8 +1,8 @@
-"""The yield of each task: captions -> instructions -> candidates -> kept pairs, why the others were lost, what a kept one cost.
+"""The yield of each task (captions -> instructions -> candidates -> kept pairs), reasons for losses, and the cost of a kept pair.
 
-All counts come from the `summary.json` of the stages. Seconds are given, for a summary holds no time. A stage works for all tasks
-at once, so its seconds are divided among them: those of captions and instructions by the captions asked about, the others by the
-candidates. The division is ours.
+All counts come from the `summary.json` of the stages. Durations are arguments, because summaries contain none. A stage processes
+all tasks at once, so its duration is divided among them in proportion to captions (captions, instructions) or candidates (other
+stages). This division is our own choice.
 """
 
 from __future__ import annotations
@@ -23,44 +23,44 @@ SECTION = "ledger"
 ALL = "all"
 """Row of all tasks together."""
 ARTIFACT = "yield/ledger.json"
-"""Where a run keeps its ledger."""
+"""Artifact of a run with its ledger."""
 METRICS = "yield"
 FOLDERS = {"captions": "data/captions", "instructions": "data/instructions", "pairs": "data/pairs", "dataset": "data/dataset"}
 """Stage -> its output, in the order of work."""
-_BY_CAPTIONS, _BY_CANDIDATES = ("captions", "instructions"), ("pairs", "router", "dataset")  # how their seconds are divided
+_BY_CAPTIONS, _BY_CANDIDATES = ("captions", "instructions"), ("pairs", "router", "dataset")  # how to divide their seconds
 _NO_REASONS = ("pairs", "kept", "kept_instructions", "reassigned")  # counts of the stage dataset
 Counts = Mapping[str, int]
 
 
 class LedgerSettings(config.Params):
-    """What the machines cost: the section `ledger` of `params.yaml`."""
+    """Cost of the machines: the section `ledger` of `params.yaml`."""
 
     price_per_hour: float = Field(0.0, ge=0)
-    """Price of an hour of the machine that makes the data, in `currency`; 0: no costs are shown."""
+    """Price of an hour of the machine that generates the data, in `currency`; 0: no costs are shown."""
     currency: str = Field("USD", min_length=1)
-    """What prices are called."""
+    """Currency of prices."""
 
 
 @dataclass(frozen=True)
 class YieldRow:
-    """One task, or all of them."""
+    """One task, or all tasks."""
 
     task: str
     captions: int
     """Captions for which the LLM was asked for an instruction of the task."""
     instructions: int
     candidates: int
-    """Pairs that were generated, several for an instruction, and imported ones."""
+    """Generated pairs, several per instruction, and imported pairs."""
     kept: int
     reasons: dict[str, int] = field(default_factory=dict)
-    """`<stage>.<reason>` -> what was lost, the most frequent first. A pair may have several."""
+    """`<stage>.<reason>` -> number lost, the most frequent first. A pair may have several reasons."""
     seconds: float | None = None
-    """Seconds of all stages that count for the task; None where those of a stage are not known."""
+    """The task's part of the seconds of all stages; None if the seconds of a stage are unknown."""
     cost_per_kept: float | None = None
     """Price of a kept pair; None without kept pairs, seconds or a price."""
 
     def figures(self) -> dict[str, float]:
-        """The numbers that are known, for metrics."""
+        """The known numbers, for metrics."""
         values = {name: value for name, value in asdict(self).items() if name not in ("task", "reasons")}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -72,7 +72,7 @@ class Ledger:
     rows: tuple[YieldRow, ...]
     """By task, then the row ALL."""
     seconds: dict[str, float]
-    """Stage -> its seconds, in this run or in the run that made its output."""
+    """Stage -> its seconds, in this run or in the run that produced its output."""
     currency: str = ""
 
     def metrics(self) -> dict[str, Any]:
@@ -80,17 +80,17 @@ class Ledger:
         return {METRICS: {row.task: row.figures() for row in self.rows}}
 
     def to_dict(self) -> dict[str, Any]:
-        """The same in plain values."""
+        """As plain values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Ledger:
-        """What `to_dict` gave."""
+        """The inverse of `to_dict`."""
         return cls(tuple(YieldRow(**row) for row in values["rows"]), dict(values["seconds"]), str(values["currency"]))
 
 
 def read(root: Path, seconds: Mapping[str, float]) -> Ledger | None:
-    """The ledger of a workspace; None where no pairs were filtered. `seconds`: those of stages, as far as they are known."""
+    """The ledger of a workspace; None if no pairs were filtered. `seconds`: stage -> its seconds, if known."""
     files = {stage: root / folder for stage, folder in FOLDERS.items() if (root / folder / SUMMARY_FILE).exists()}
     if "dataset" not in files:
         return None
@@ -104,7 +104,7 @@ def read(root: Path, seconds: Mapping[str, float]) -> Ledger | None:
 
 
 def make(counts: Mapping[str, Counts], tasks: Sequence[str], seconds: Mapping[str, float], settings: LedgerSettings) -> Ledger:
-    """The core function. `counts`: stage -> counts of its summary; `tasks`: those that instructions were asked for."""
+    """The core function. `counts`: stage -> counts of its summary; `tasks`: the tasks of the stage instructions."""
     instructions, dataset = counts.get("instructions", {}), counts["dataset"]
     filtered = [key.removesuffix(".pairs") for key in dataset if key.endswith(".pairs")]
     rows = []
@@ -130,7 +130,7 @@ def make(counts: Mapping[str, Counts], tasks: Sequence[str], seconds: Mapping[st
 
 
 def _lost_instructions(counts: Counts, task: str, tasks: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Reasons of answers that were dropped. `dropped_add_detect_refused` is of the task add_detect, not of add."""
+    """Reasons of dropped answers. `dropped_add_detect_refused` belongs to the task add_detect, not to add."""
     longer = [f"dropped_{other}_" for other in tasks if other.startswith(f"{task}_")]
     for key, count in counts.items():
         if key.startswith(f"dropped_{task}_") and not any(map(key.startswith, longer)):
@@ -144,7 +144,7 @@ def _rejected_pairs(counts: Counts, task: str) -> Iterator[tuple[str, int]]:
 
 
 def _total(rows: Sequence[YieldRow], pairs: Counts) -> YieldRow:
-    """All tasks. The stage pairs counts its reasons for all tasks together."""
+    """The row of all tasks. The stage pairs counts its reasons only over all tasks."""
     reasons = Counter({f"pairs.{key.removeprefix('dropped_')}": n for key, n in pairs.items() if key.startswith("dropped_")})
     for row in rows:
         reasons.update(row.reasons)
@@ -155,7 +155,7 @@ def _total(rows: Sequence[YieldRow], pairs: Counts) -> YieldRow:
 
 
 def _priced(row: YieldRow, total: YieldRow, seconds: Mapping[str, float] | None, price_per_s: float) -> YieldRow:
-    """The row with its part of the seconds and the price of a kept pair."""
+    """The row with its part of the seconds and the cost of a kept pair."""
     if seconds is None:
         return row
     parts = ((_BY_CAPTIONS, row.captions, total.captions), (_BY_CANDIDATES, row.candidates, total.candidates))

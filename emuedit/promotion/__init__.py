@@ -1,1 +1,1 @@
-"""Which version is the champion: the comparison of two packages on the same edits, the gate, moves of the alias, lineage."""
+"""Promotion of versions to champion: comparison of two packages on the same edits, the gate, moves of the alias, lineage."""

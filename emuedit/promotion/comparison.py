@@ -1,7 +1,7 @@
-"""Two editors on the same edits, with the same settings and judge, both measured with the code of now.
+"""Measure two editors on the same edits, with the same settings, judge and current code.
 
-A measurement is kept in `scratch/promotion/`, under a key of the package's bytes, the edits, the settings and the code. So a
-champion is measured once for many challengers, and never compared by numbers of other conditions.
+A measurement is cached in `scratch/promotion/` under a key of the package's bytes, the edits, the settings and the code. So a
+champion is measured once for many challengers, and measurements under different conditions are never compared.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from emuedit.runtime import Runtime
 from emuedit.tasks import HELD_OUT, get_task
 
 EVALUATION = Path("reports/evaluation")
-"""Where the stage `evaluation` publishes."""
+"""Output folder of the stage `evaluation`."""
 _SYSTEM = "emuedit"
-"""The editor as people use it: the task predictor chooses the task."""
+"""The editor with its task predictor, as users run it."""
 _CACHE = Path("scratch/promotion")
 _KEPT_MEASUREMENTS = 6
 _UNTOUCHED_SHARE = 0.05
-"""Smallest share of a picture's pixels that the right edit must leave alone to say something about untouched pixels."""
+"""Minimum share of pixels that the reference result leaves unchanged; otherwise untouched pixels are not measured."""
 _TIMED_EDITS = 5
 
 
 @dataclass(frozen=True)
 class ComparisonConditions:
-    """The edits of a comparison, and how they are made."""
+    """The edits of a comparison, and their settings."""
 
     stage: str
-    """The stage that evaluates, whose code counts."""
+    """The evaluating stage, whose code is part of the key."""
     benchmark: str
     tasks: tuple[str, ...]
     n_edits: int
@@ -57,7 +57,7 @@ class ComparisonConditions:
     dtype: str = "auto"
 
     def key(self, root: Path) -> str:
-        """16 hex digits over edits, settings and the code that makes and judges them; the models of `root` do not count."""
+        """16 hex digits over the edits, the settings, and the code that makes and judges them, without the models of `root`."""
         models = (root / MODELS).resolve()
         code = [path for path in stage_dependencies(self.stage, root) if models not in (path.resolve(), *path.resolve().parents)]
         runtime = Runtime.choose(self.device, self.dtype)
@@ -66,7 +66,7 @@ class ComparisonConditions:
 
 
 def read_items(root: Path, section: str = "evaluation", extra_tasks: Sequence[str] = ()) -> ComparisonConditions:
-    """The edits that the workspace's evaluation makes, and those of further tasks. Raises ParamsError for a wrong section."""
+    """The edits of the workspace's evaluation, and those of further tasks. Raises ParamsError for a wrong section."""
     values = config.read_yaml(root / config.PARAMS_FILE)
     part = values.get(section)
     if not isinstance(part, dict) or not {"tasks", "n_edits"} <= set(part):
@@ -78,20 +78,20 @@ def read_items(root: Path, section: str = "evaluation", extra_tasks: Sequence[st
 
 
 def check_tasks(items: ComparisonConditions, champion: str) -> None:
-    """Raise GateError for a task that the champion was promoted with and of which the benchmark has no edits."""
+    """Raise GateError if the benchmark lacks edits of a task with which the champion was promoted."""
     source = benchmark.load(items.benchmark, items.device)
     for task in items.tasks:
         try:
             source(task, items.split, 0, items.n_edits)
         except ValueError as error:
             raise GateError(
-                f"want {items.n_edits} edits of {task}, which {champion} was promoted with: {error}; or promote a version with "
+                f"want {items.n_edits} edits of {task}, with which {champion} was promoted: {error}; or promote a version with "
                 "`emuedit promote N --force REASON`"
             ) from error
 
 
 def with_tasks(items: ComparisonConditions, tasks: Sequence[str]) -> ComparisonConditions:
-    """The same conditions for those of `tasks` of which the benchmark has edits; `items`, if it has none that are trained on."""
+    """The same conditions for the `tasks` with edits in the benchmark; unchanged `items` if none of them is a trained task."""
     source = benchmark.load(items.benchmark, items.device)
     present = []
     for task in tasks:
@@ -102,7 +102,7 @@ def with_tasks(items: ComparisonConditions, tasks: Sequence[str]) -> ComparisonC
 
 
 def measure(package: Path, name: str, items: ComparisonConditions, root: Path) -> Measurement:
-    """The editor of a package on the edits. Tasks that were measured before with the same bytes and code are not run again."""
+    """Measure the editor of a package on the edits. Tasks measured before with the same bytes and code are not run again."""
     items_key = items.key(root)
     folder = root / _CACHE / content_key({"items": items_key}, *_package_files(package))
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,17 +115,17 @@ def measure(package: Path, name: str, items: ComparisonConditions, root: Path) -
 
 
 def measure_nothing(items: ComparisonConditions, root: Path) -> Measurement:
-    """An editor that does nothing: what a first model must beat."""
+    """Measure the identity baseline, which a first model must beat."""
     source, records = benchmark.load(items.benchmark, items.device), {}
     identity = Systems(root / MODELS, items.settings, Runtime.choose(items.device, items.dtype))["identity"]
     for task in items.tasks:
         edits = source(task, items.split, 0, items.n_edits)
         records[task] = evaluate_system("identity", identity, edits, None, 0)
-    return _summarise("doing nothing", records, items.key(root))
+    return _summarise("the identity baseline", records, items.key(root))
 
 
 def measure_speed(packages: Sequence[Path], items: ComparisonConditions) -> list[float]:
-    """Seconds per edit of each package: the shortest of five, taken by turns, as other work on the machine only adds to them."""
+    """Seconds per edit of each package: the shortest of five, measured alternately, since other work only adds time."""
     runtime = Runtime.choose(items.device, items.dtype)
     edits = benchmark.load(items.benchmark)(items.tasks[0], items.split, 0, 1)
     runs = [Systems(package, items.settings, runtime)[_SYSTEM] for package in packages]
@@ -152,7 +152,7 @@ def _evaluate(name: str, systems: Systems, items: ComparisonConditions, folder: 
 
 
 def _adopt_evaluation(root: Path, package: Path, items: ComparisonConditions, folder: Path) -> None:
-    """Take over what the stage `evaluation` measured just now with the same bytes, settings and code."""
+    """Reuse the results of the stage `evaluation` with the same bytes, settings and code."""
     out = root / EVALUATION
     if package.resolve() != (root / MODELS).resolve() or not (out / SUMMARY_FILE).is_file():
         return
@@ -179,7 +179,7 @@ def _summarise(name: str, records: dict[str, list[EvalRecord]], items_key: str) 
 
 
 def _untouched(record: EvalRecord) -> float | None:
-    """Mean |output - input| in [0, 1] over the pixels at which the right result equals the input."""
+    """Mean |output - input| in [0, 1] over the pixels at which the reference result equals the input."""
     if record.exact is None:
         return None
     source, output, exact = (decode_png(png).astype(np.int16) for png in (record.source, record.output, record.exact))
@@ -190,7 +190,7 @@ def _untouched(record: EvalRecord) -> float | None:
 
 
 def _package_files(package: Path) -> list[Path]:
-    """What an edit depends on: the weights and files of all parts, without logs and previews."""
+    """The files on which an edit depends: weights and files of all parts, without logs and previews."""
     skipped = ("stats.jsonl", "out_of_fold.parquet")
     files = (file for file in package.rglob("*") if file.is_file() and file.name not in skipped)
     return sorted(file for file in files if not {"previews", "replay"} & set(file.relative_to(package).parts))

@@ -1,4 +1,4 @@
-"""Whether a challenger becomes the champion: a decision over two measurements of the same edits, without side effects."""
+"""Decide whether a challenger becomes the champion, from two measurements of the same edits, without side effects."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,36 +14,36 @@ OVERALL = "overall"
 
 
 class GateError(ValueError):
-    """Raised for measurements that no decision can rest on."""
+    """Raised for measurements that cannot be compared or are too small."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one editor did with the edits of the comparison."""
+    """Results of one editor on the edits of the comparison."""
 
     name: str
-    """What the editor is called in the table, such as `models:/emuedit-editor/3`, or `doing nothing`."""
+    """Name of the editor in the table, such as `models:/emuedit-editor/3` or `the identity baseline`."""
     success: Mapping[str, Sequence[bool]]
     """Task -> whether each edit succeeded, in the order of the benchmark."""
     untouched: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
-    """Task -> mean |output - input|, in [0, 1], over the pixels that the right edit leaves alone; None where it leaves none."""
+    """Task -> mean |output - input|, in [0, 1], over pixels that the reference result leaves unchanged; None without any."""
     seconds_per_edit: float | None = None
     size_bytes: int | None = None
     items: str = ""
-    """Hash of the edits, the settings and the judge: measurements of other items are not compared."""
+    """Hash of the edits, the settings and the judge: only measurements with equal hashes are compared."""
 
     @property
     def overall(self) -> float:
-        """Edit success in [0, 1]: the mean over the trained tasks, each with the same weight."""
+        """Edit success in [0, 1]: the mean over the trained tasks with equal weights."""
         return self.share(self.trained)
 
     @property
     def trained(self) -> list[str]:
-        """The measured tasks that editors are trained on."""
+        """The measured tasks on which editors are trained."""
         return [task for task in self.success if get_task(task) not in HELD_OUT]
 
     def share(self, tasks: Sequence[str]) -> float:
-        """Edit success in [0, 1]: the mean over these tasks, each with the same weight."""
+        """Edit success in [0, 1]: the mean over these tasks with equal weights."""
         return float(np.mean([np.mean(self.success[task]) for task in tasks]))
 
 
@@ -58,7 +58,7 @@ class Row:
     """Shares of edits that succeed, in [0, 1]."""
     difference: Difference
     objection: str = ""
-    """Why this row speaks against a promotion; empty if it does not."""
+    """Why this row prevents a promotion; empty if it does not."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Decision:
     """`Measurement.items` of the measurements."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The same in plain values."""
+        """As plain values."""
         return asdict(self)
 
     def table(self) -> str:
@@ -86,9 +86,9 @@ class Decision:
 
 
 def decide(challenger: Measurement, champion: Measurement, settings: GateSettings, is_first: bool = False) -> Decision:
-    """Compare two editors, and say whether the first replaces the second.
+    """Compare two editors, and decide whether the first replaces the second.
 
-    is_first: `champion` stands for doing nothing, because there is no champion; then only overall success counts.
+    is_first: `champion` is the identity baseline, because there is no champion; then only overall success counts.
     Raises GateError for measurements of different edits or of too few.
     """
     _check(challenger, champion, settings)
@@ -101,7 +101,7 @@ def decide(challenger: Measurement, champion: Measurement, settings: GateSetting
     scores += f" ({overall.difference.mean:+.3f}, {overall.difference.low:+.3f} to {overall.difference.high:+.3f})"
     if objections:
         return Decision(False, f"{scores}: {'; '.join(objections)}", rows, challenger.items)
-    return Decision(True, f"{scores}, and nothing speaks against it", rows, challenger.items)
+    return Decision(True, f"{scores}, all criteria met", rows, challenger.items)
 
 
 def _check(challenger: Measurement, champion: Measurement, settings: GateSettings) -> None:
@@ -111,7 +111,7 @@ def _check(challenger: Measurement, champion: Measurement, settings: GateSetting
     if sizes != {task: len(values) for task, values in champion.success.items()}:
         raise GateError(f"want the same edits of both editors, got {sizes} of {challenger.name} and others of {champion.name}")
     if not challenger.trained:
-        raise GateError(f"want a task that editors are trained on among the measured ones, got {', '.join(sizes) or 'none'}")
+        raise GateError(f"want at least one measured task on which editors are trained, got {', '.join(sizes) or 'none'}")
     if too_small := {task: size for task, size in sizes.items() if size < settings.min_edits}:
         raise GateError(
             f"want at least promotion.min_edits = {settings.min_edits} edits of each task, got {too_small}; "
@@ -131,8 +131,9 @@ def _rows(challenger: Measurement, champion: Measurement, settings: GateSettings
     for task in tasks:
         difference = compare_paired(differences, [task], *bootstrap)
         allowance = settings.allowance(task)
-        has_lost = -difference.mean > allowance and difference.high < 0 and not is_first
-        objection = f"{task} lost {-difference.mean:.3f}, more than its allowance of {allowance:g}" if has_lost else ""
+        has_dropped = -difference.mean > allowance and difference.high < 0 and not is_first
+        text = f"edit success of {task} dropped by {-difference.mean:.3f}, more than the allowed {allowance:g}"
+        objection = text if has_dropped else ""
         yield Row(task, len(differences[task]), champion.share([task]), challenger.share([task]), difference, objection)
 
 
@@ -140,7 +141,7 @@ def _objection(difference: Difference, settings: GateSettings) -> str:
     if difference.mean + settings.epsilon > 0 and difference.share_above >= settings.confidence:
         return ""
     demand = "better" if settings.epsilon == 0 else f"not worse by more than {settings.epsilon:g}"
-    return f"want it {demand} in {settings.confidence:.0%} of the resamples, got {difference.share_above:.0%}"
+    return f"{demand} in only {difference.share_above:.0%} of the resamples; {settings.confidence:.0%} required"
 
 
 def _other_objections(challenger: Measurement, champion: Measurement, settings: GateSettings) -> Iterator[str]:
@@ -149,19 +150,19 @@ def _other_objections(challenger: Measurement, champion: Measurement, settings: 
         new, old = float(changes[0] or 0), float(changes[1] or 0)
         if new - old > settings.untouched_allowance:
             allowance = settings.untouched_allowance
-            yield f"pixels to be left alone change by {new:.4f} instead of {old:.4f}, more than {allowance:g} more"
+            yield f"pixels outside the edit change by {new:.4f}, the champion's by {old:.4f}; allowed increase {allowance:g}"
     if challenger.seconds_per_edit and champion.seconds_per_edit:
         ratio = challenger.seconds_per_edit / champion.seconds_per_edit
         if ratio > settings.max_slowdown:
-            yield f"an edit takes {ratio:.2f} times as long, more than {settings.max_slowdown:g}"
+            yield f"an edit takes {ratio:.2f} times as long (allowed: {settings.max_slowdown:g})"
     if challenger.size_bytes and champion.size_bytes:
         ratio = challenger.size_bytes / champion.size_bytes
         if ratio > settings.max_growth:
-            yield f"the package is {ratio:.2f} times as large, more than {settings.max_growth:g}"
+            yield f"the package is {ratio:.2f} times as large (allowed: {settings.max_growth:g})"
 
 
 def _mean_untouched(measurement: Measurement) -> float | None:
-    """Mean over tasks; None where nothing was measured."""
+    """Mean over tasks; None if nothing was measured."""
     defined = [[value for value in values if value is not None] for values in measurement.untouched.values()]
     means = [np.mean(values) for values in defined if values]
     return float(np.mean(means)) if means else None

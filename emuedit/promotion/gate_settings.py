@@ -1,4 +1,4 @@
-"""What the gate asks of a challenger: the section `promotion` of `params.yaml`."""
+"""Promotion criteria: the section `promotion` of `params.yaml`."""
 
 from pydantic import Field
 
@@ -8,28 +8,28 @@ SECTION = "promotion"
 
 
 class GateSettings(config.Params):
-    """When a challenger becomes champion."""
+    """Criteria for a challenger to become champion."""
 
     min_edits: int = Field(16, ge=1)
-    """Fewest edits of each task that a decision may rest on."""
+    """Minimum number of edits of each task for a decision."""
     confidence: float = Field(0.9, gt=0.5, lt=1)
     """Share of the paired bootstrap's resamples in which the challenger must be better, and probability of all intervals."""
     epsilon: float = Field(0.0, ge=0, lt=1)
-    """Edit success that the challenger may lose overall. 0: it must be better; 0.02: not worse by more than that, which lets
-    newer data in at equal quality."""
+    """By how much overall edit success may drop. 0: it must be better; 0.02: not worse by more than that, which accepts newer
+    data at equal quality."""
     task_allowance: float = Field(0.1, ge=0, le=1)
-    """Edit success that a single task may lose."""
+    """By how much the edit success of a single task may drop."""
     task_allowances: dict[str, float] = Field(default={})
-    """Task -> another allowance."""
+    """Task -> its allowance, instead of `task_allowance`."""
     untouched_allowance: float = Field(0.005, ge=0, le=1)
-    """How much more the challenger may change pixels that the right edit leaves alone: mean |difference| of values in [0, 1]."""
+    """How much more the challenger may change pixels that the reference result leaves unchanged: mean |difference| in [0, 1]."""
     max_slowdown: float = Field(1.5, ge=1)
-    """Largest ratio of the seconds per edit, challenger to champion: the shortest of five, taken by turns."""
+    """Largest ratio of the seconds per edit, challenger to champion: the shortest of five, measured alternately."""
     max_growth: float = Field(1.5, ge=1)
     """Largest ratio of the sizes of both packages in bytes."""
     resamples: int = Field(4000, ge=100)
     """Resamples of the bootstrap."""
 
     def allowance(self, task: str) -> float:
-        """Edit success that a task may lose, in [0, 1]."""
+        """By how much the edit success of a task may drop, in [0, 1]."""
         return self.task_allowances.get(task, self.task_allowance)

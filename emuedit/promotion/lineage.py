@@ -1,4 +1,4 @@
-"""Where a registered version comes from: run, commit, and the chain of stages back to the captions, from its own `dvc.lock`.
+"""Lineage of a registered version: run, commit, and the chain of stages back to the captions, from its own `dvc.lock`.
 
 The lock file, the params and the package lock are logged to the run at registration, so the chain can be read on any machine.
 """
@@ -22,22 +22,22 @@ _NO_OUT = "an input"
 
 @dataclass(frozen=True)
 class Origin:
-    """A file or folder, its hash, and what it was made from."""
+    """A file or folder, its hash and its inputs."""
 
     path: str
     md5: str
     stage: str = ""
-    """Stage that made it; empty for what no stage made: code, models, imported data."""
+    """Stage that produced it; empty for other files: code, models, imported data."""
     command: str = ""
     params: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple["Origin", ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The same in plain values."""
+        """As plain values."""
         return asdict(self)
 
     def stages(self) -> Iterator[str]:
-        """The stages behind it, its own first; one that several outputs share comes once for each."""
+        """Its stage and all upstream stages; a stage shared by several inputs is repeated."""
         if self.stage:
             yield self.stage
         for source in self.inputs:
@@ -45,7 +45,7 @@ class Origin:
 
 
 def read_origins(lock: Mapping[str, Any], paths: list[str]) -> list[Origin]:
-    """The chains behind outputs of a `dvc.lock`. Raises RegistryError for a path that no stage in it makes."""
+    """The lineage of outputs of a `dvc.lock`. Raises RegistryError for a path that is not an output in it."""
     stages: Mapping[str, Any] = lock.get("stages", {})
     makers = {out["path"]: (name, out) for name, stage in stages.items() for out in stage.get("outs", ())}
     origins: dict[str, Origin] = {}
@@ -67,7 +67,7 @@ def read_origins(lock: Mapping[str, Any], paths: list[str]) -> list[Origin]:
 
 
 def of_version(version: ModelVersion) -> list[Origin]:
-    """The chains behind the parts of a registered version. Raises RegistryError for one that was registered without them."""
+    """The lineage of the parts of a registered version. Raises RegistryError for a version without lineage files."""
     lock = yaml.safe_load(read_file(version, "dvc.lock"))
     outputs = {out["path"] for stage in lock.get("stages", {}).values() for out in stage.get("outs", ())}
     tagged = [key.removeprefix("dvc.") for key in version.tags if key.startswith("dvc.")]
@@ -76,18 +76,18 @@ def of_version(version: ModelVersion) -> list[Origin]:
 
 
 def read_file(version: ModelVersion, name: str) -> str:
-    """One of `FILES` as it was when the version was registered."""
+    """One of `FILES` as logged when the version was registered."""
     text = runs.read_text(version.run_id, f"{FOLDER}/{name}")
     if text is None:
-        advice = "restore the store, or register it again: `uv run retrain`"
+        advice = "restore the store, or register it again with `uv run retrain`"
         raise RegistryError(f"version {version.number} has no {name} in the artifact store; {advice}")
     return text
 
 
 def format_text(version: ModelVersion, origins: list[Origin]) -> str:
-    """The version and its chains as an indented list; what was printed above is not repeated."""
+    """The version and its lineage as an indented list without repetitions."""
     tags = version.tags
-    state = "with changes that are not committed" if tags.get("git.dirty") == "true" else "clean"
+    state = "with uncommitted changes" if tags.get("git.dirty") == "true" else "clean"
     lines = [
         f"{version.uri}  {tags.get('gate.state', '')}".rstrip(),
         f"  run      {version.run_id}",
@@ -102,13 +102,13 @@ def format_text(version: ModelVersion, origins: list[Origin]) -> str:
 
 
 def format_json(version: ModelVersion, origins: list[Origin]) -> str:
-    """All of it, for programs."""
+    """The complete lineage as JSON."""
     head = {"version": version.number, "run_id": version.run_id, "tags": dict(version.tags)}
     return json.dumps(head | {"origins": [origin.to_dict() for origin in origins]}, indent=1)
 
 
 def format_mermaid(version: ModelVersion, origins: list[Origin]) -> str:
-    """A picture in Mermaid's language, which code hosts draw: stages as boxes, their data as rounded boxes."""
+    """A Mermaid diagram, which code hosts render: stages as boxes, their data as rounded boxes."""
     lines, printed = ["flowchart LR", f'    version["{version.uri}"]'], set()
 
     def draw(origin: Origin) -> str:

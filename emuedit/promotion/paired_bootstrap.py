@@ -16,7 +16,7 @@ class Difference:
     mean: float
     low: float
     high: float
-    """Ends of the central interval that holds the difference with the asked probability."""
+    """Bounds of the central interval that contains the difference with the given probability."""
     share_above: float
     """Share of the resamples above the threshold, in [0, 1]."""
 

@@ -1,4 +1,4 @@
-"""Promotion of a registered version: compared with the champion now, then moved, refused with the table, or forced."""
+"""Promotion of a registered version: compare it with the current champion, then promote or refuse it."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ STATE_TAG, REASON_TAG, TABLE_TAG, TASKS_TAG, AGAINST_TAG, ITEMS_TAG = (
 PENDING, PROMOTED, REFUSED = "pending", "promoted", "refused"
 CHANGED = "conditions changed since the promotion"
 _TRIES = 5
-"""Comparisons with a champion that changes each time, before it is given up."""
+"""Maximum number of comparisons if the champion keeps changing."""
 
 
 @dataclass(frozen=True)
 class PromotionOutcome:
-    """What became of a version."""
+    """Result of a promotion."""
 
     version: ModelVersion
     decision: Decision
     champion: int | None
-    """The champion that it was compared with."""
+    """The champion with which it was compared."""
     move: Move | None
-    """None when it was refused, or was the champion already."""
+    """None if it was refused, or was the champion already."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ class Remeasurement:
 
     success: float
     at_promotion: float | None
-    """None where the gate measured nothing, or none of the tasks of now."""
+    """None if the gate measured nothing, or none of the current tasks."""
     tasks: tuple[str, ...]
     note: str = ""
-    """Why the two cannot be compared: edits, settings or judge are others now. Empty if they can."""
+    """Why the two cannot be compared: edits, settings or judge have changed. Empty if they can."""
 
     def has_fallen(self, max_loss: float) -> bool:
-        """Whether success fell by more than `max_loss` under the conditions of the promotion."""
+        """Whether success dropped by more than `max_loss` under the conditions of the promotion."""
         return not self.note and self.at_promotion is not None and self.at_promotion - self.success > max_loss
 
 
 def read_gate_settings(root: Path) -> GateSettings:
-    """The section `promotion` of the workspace's `params.yaml`; the defaults where there is none."""
+    """The section `promotion` of the workspace's `params.yaml`; the defaults if there is none."""
     file = root / config.PARAMS_FILE
     has_section = file.exists() and SECTION in config.read_yaml(file)
     return config.load(GateSettings, SECTION, file) if has_section else GateSettings()
@@ -64,10 +64,10 @@ def read_gate_settings(root: Path) -> GateSettings:
 def compare_with_champion(
     package: Path, name: str, champion: ModelVersion | None, root: Path, section: str = "evaluation"
 ) -> Decision:
-    """Measure a package and the champion on the same edits, now, and let the gate decide.
+    """Measure a package and the champion on the same edits now, and apply the gate.
 
-    The edits are those of the workspace's evaluation, and of the tasks that the champion was promoted with. Without a champion,
-    the package must do better than nothing.
+    The edits are those of the workspace's evaluation, and of the tasks with which the champion was promoted. Without a champion,
+    the package must beat the identity baseline.
     """
     from emuedit.promotion import comparison  # imports torch
 
@@ -92,7 +92,7 @@ def compare_with_champion(
 def promote(
     version: ModelVersion, root: Path, package: Path | None = None, section: str = "evaluation", force_reason: str = ""
 ) -> PromotionOutcome:
-    """Compare a version with the champion, and make it the champion if the gate says so or a person forces it.
+    """Compare a version with the champion, and make it the champion if the promotion gate accepts it or a person forces it.
 
     package: where its parts lie already; None: they are downloaded. force_reason: why a person overrules a refusal; it is
     recorded. The version's tags tell the decision. Raises GateError for measurements that no decision can rest on, and
@@ -123,7 +123,7 @@ def promote(
             TASKS_TAG: ",".join(row.name for row in decision.rows if row.name != gate.OVERALL),
             ITEMS_TAG: decision.items,
         }
-        registry.set_version_tags(version.number, measured)  # first: a process killed after the move leaves a measured champion
+        registry.set_version_tags(version.number, measured)  # before the move: a killed process leaves a measured champion
         move = None
         try:
             if is_promoted:
@@ -139,9 +139,9 @@ def promote(
 
 
 def measure_version(version: ModelVersion, root: Path, section: str = "evaluation", tasks: Sequence[str] = ()) -> Measurement:
-    """A registered version on the edits of the workspace's evaluation, with the judge and the code of now.
+    """A registered version on the edits of the workspace's evaluation, with the current judge and code.
 
-    tasks: in place of the evaluation's, as far as the benchmark has edits of them.
+    tasks: used instead of the evaluation's tasks, if the benchmark has edits of them.
     """
     from emuedit.promotion import comparison  # imports torch
 
@@ -152,7 +152,7 @@ def measure_version(version: ModelVersion, root: Path, section: str = "evaluatio
 
 
 def measure_again(version: ModelVersion, root: Path, section: str = "evaluation") -> Remeasurement:
-    """A version now beside its promotion, over the tasks that were compared then."""
+    """Compare a version's current success with its promotion, over the tasks that were compared then."""
     success_at_promotion = {str(row[0]): float(row[3]) for row in json.loads(version.tags.get(TABLE_TAG) or "[]")}
     success_at_promotion.pop(gate.OVERALL, None)
     measurement = measure_version(version, root, section, list(success_at_promotion))
@@ -169,25 +169,25 @@ def measure_again(version: ModelVersion, root: Path, section: str = "evaluation"
 def roll_back(to: int | None = None, reason: str = "") -> Move:
     """Make `previous`, or version `to`, the champion again.
 
-    Raises RegistryError when there is nothing to go back to, and for a version whose files cannot be read.
+    Raises RegistryError if there is no earlier champion, or if the files of the version cannot be read.
     """
     alias_moves.repair()
     champion, previous = (registry.version_at(alias) for alias in (alias_moves.CHAMPION, alias_moves.PREVIOUS))
     if champion is None:
-        raise registry.RegistryError("want a champion to go back from, got none; run `uv run retrain` first")
+        raise registry.RegistryError("want a champion to roll back from, got none; run `uv run retrain` first")
     number = to or (previous.number if previous else None)
     if number is None or number == champion.number:
         target = f"version {number}, the champion" if number else "no alias previous"
         raise registry.RegistryError(
-            f"want an earlier champion to go back to, got {target}; name a version with --to, see `emuedit models`"
+            f"no earlier champion to roll back to (got {target}); name a version with --to, see `emuedit models`"
         )
     target_version = registry.get_version(number)
     try:
         find_package(registry.download_version(target_version.uri))
     except (registry.RegistryError, PackageError, ManifestError) as error:
         raise registry.RegistryError(
-            f"want a version whose files can be read, got {number}, so version {champion.number} stays champion ({error}); "
-            "name another one with --to, see `emuedit models`"
+            f"want a version with readable files, got {number}, so version {champion.number} stays champion ({error}); "
+            "choose another one with --to, see `emuedit models`"
         ) from error
     text = reason or f"rollback from version {champion.number}"
     return alias_moves.move_champion(number, text, kind="rollback", expected=champion.number)

@@ -19,31 +19,31 @@ _FORMATS = {"text": lineage.format_text, "json": lineage.format_json, "mermaid":
 
 def add_commands(commands: Any) -> None:
     """Add the commands to `emuedit`'s parser."""
-    command = commands.add_parser("promote", help="make a version the champion, if it is better than the champion")
+    command = commands.add_parser("promote", help="promote a version if the promotion gate accepts it")
     command.set_defaults(run=_promote)
     command.add_argument("version", type=int, help="number of the version, as in models:/emuedit-editor/3")
-    force_help = "make it the champion whatever the gate says, and record why"
+    force_help = "promote it even if the promotion gate rejects it, and record the reason"
     command.add_argument("--force", metavar="REASON", default="", help=force_help)
     command = commands.add_parser("rollback", help="make the previous champion the champion again")
     command.set_defaults(run=_roll_back)
-    command.add_argument("--to", type=int, metavar="N", help="another version than the previous champion")
-    command.add_argument("--reason", default="", help="why, for the history")
+    command.add_argument("--to", type=int, metavar="N", help="roll back to version N instead of the previous champion")
+    command.add_argument("--reason", default="", help="reason, for the history")
     command = commands.add_parser("models", help="list the registered versions")
     command.set_defaults(run=_list_models)
-    command.add_argument("--moves", action="store_true", help="the history of the champion instead")
-    command.add_argument("--json", action="store_true", help="for programs")
-    command = commands.add_parser("lineage", help="tell what a version was made from, back to the captions")
+    command.add_argument("--moves", action="store_true", help="show the history of the champion instead")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command = commands.add_parser("lineage", help="show what a version was made from, back to the captions")
     command.set_defaults(run=_show_lineage)
     command.add_argument("version", type=int, help="number of the version")
     command.add_argument("--format", choices=tuple(_FORMATS), default="text", help="default: text")
-    command = commands.add_parser("rebuild", help="make a version again from its commit, and compare")
+    command = commands.add_parser("rebuild", help="reproduce a version from its commit, and compare the outputs")
     command.set_defaults(run=_rebuild)
     command.add_argument("version", type=int, help="number of the version")
-    command.add_argument("--folder", type=Path, help="worktree to make it in, which is kept; default: a temporary one")
+    command.add_argument("--folder", type=Path, help="folder of the worktree, which is kept; default: a temporary one")
 
 
 def format_models(versions: list[ModelVersion], aliases: dict[str, ModelVersion | None]) -> str:
-    """A table of versions, the newest first: number, aliases, success, date, commit, why it was made, what the gate said."""
+    """A table of versions, the newest first: number, aliases, success, date, commit, data, reason and the gate's decision."""
     lines = [
         f"{'version':>7}  {'aliases':22}{'success':>7}  {'registered':16}  {'commit':8}  {'data':8}  {'why it ran':24}  gate"
     ]
@@ -57,7 +57,7 @@ def format_models(versions: list[ModelVersion], aliases: dict[str, ModelVersion 
             f"{version.number:7d}  {names:22}{tags.get('edit_success', '-'):>7}  {_date(version.created_ms):16}  "
             f"{tags.get('git.commit', '-')[:8]:8}  {pairs:8}  {why:24}  {gate_text}"
         )
-    return "\n".join(lines) if versions else "No version is registered yet; `uv run retrain` registers one."
+    return "\n".join(lines) if versions else "No version is registered yet; run `uv run retrain`."
 
 
 def format_moves(moves: list[Move]) -> str:
@@ -69,7 +69,7 @@ def format_moves(moves: list[Move]) -> str:
             f"{move.number:4d}  {_date(move.time_ms):16}  {move.kind:9}  {move.before or '-':>4} {move.champion:>4}  "
             f"{move.state:9}  {forced}{move.requested_by}: {move.reason}"
         )
-    return "\n".join(lines) if moves else "Nothing was promoted yet."
+    return "\n".join(lines) if moves else "No version was promoted yet."
 
 
 def _promote(options: argparse.Namespace) -> int:
@@ -88,7 +88,7 @@ def _roll_back(options: argparse.Namespace) -> int:
 
 def _list_models(options: argparse.Namespace) -> int:
     for move in alias_moves.repair():
-        print(f"repaired: move {move.number} to version {move.champion}, whose process had died", file=sys.stderr)
+        print(f"completed move {move.number} to version {move.champion}, whose process had died", file=sys.stderr)
     if options.moves:
         moves = alias_moves.history()
         print(json.dumps([vars(move) for move in moves], indent=1) if options.json else format_moves(moves))

@@ -1,4 +1,4 @@
-"""Reproduce a registered version from its commit, in a clean worktree, and say whether it is identical."""
+"""Reproduce a registered version from its commit, in a clean worktree, and check whether it is identical."""
 
 import contextlib
 import os
@@ -17,12 +17,12 @@ _PREFIX = "dvc."
 
 @dataclass(frozen=True)
 class RebuiltOutput:
-    """An output of the version, and of its reproduction."""
+    """Hashes of an output of the version and of its reproduction."""
 
     path: str
     md5: str
     rebuilt_md5: str
-    """md5 as `dvc.lock` has it; empty where there is none."""
+    """md5 from `dvc.lock`; empty if there is none."""
 
     @property
     def is_identical(self) -> bool:
@@ -31,23 +31,23 @@ class RebuiltOutput:
 
 
 def rebuild(version: ModelVersion, repository: Path, folder: Path) -> list[RebuiltOutput]:
-    """Check out the commit of a version at `folder`, run every stage anew, and compare the hashes of all outputs.
+    """Check out the commit of a version at `folder`, run every stage again, and compare the hashes of all outputs.
 
-    Nothing is taken from DVC's cache of runs; data that no stage makes are pulled. Raises RegistryError for a version that was
-    made from changes that are not committed, and for a stage that fails.
+    DVC's run cache is not used; data that no stage produces are pulled. Raises RegistryError for a version with uncommitted
+    changes, and if a stage fails.
     """
     commit = version.tags.get("git.commit")
     if not commit:
         raise RegistryError(f"want a version that was registered from a git repository, got {version.number} without a commit")
     if version.tags.get("git.dirty") == "true":
         raise RegistryError(
-            f"want a version made from a commit, got {version.number}, made from {commit[:8]} and changes that were not "
-            "committed; commit before you retrain"
+            f"want a version made from a commit, got {version.number}, made from {commit[:8]} with uncommitted "
+            "changes; commit before you retrain"
         )
     tags = {key: value for key, value in version.tags.items() if key.startswith(_PREFIX) and key != "dvc.lock"}
     hashes = {key.removeprefix(_PREFIX): md5 for key, md5 in sorted(tags.items())}
     _run(["git", "worktree", "add", "--detach", str(folder), commit], repository)
-    if hashes:  # commits of earlier retrains track metrics below an out, and then DVC does not save it
+    if hashes:  # commits of earlier versions track metrics inside an out, which DVC then does not save
         _run(["git", "rm", "--cached", "-r", "--quiet", "--ignore-unmatch", "--", *hashes], folder)
     _run([sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", "--pull"], folder)
     lock = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))
@@ -57,14 +57,14 @@ def rebuild(version: ModelVersion, repository: Path, folder: Path) -> list[Rebui
 
 @contextlib.contextmanager
 def removed_worktree(repository: Path, folder: Path, keep: bool) -> Iterator[None]:
-    """Remove the worktree after the block, unless it is to be kept or the block failed."""
+    """Remove the worktree after the block, unless `keep` is set or the block failed."""
     yield
     if not keep:
         _run(["git", "worktree", "remove", "--force", str(folder)], repository)
 
 
 def _run(command: list[str], folder: Path) -> None:
-    """Run a command with its output on the screen. Raises RegistryError when it fails."""
+    """Run a command with its output on the screen. Raises RegistryError if it fails."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     status = subprocess.run(command, cwd=folder, env={**os.environ, "PATH": path}, check=False).returncode  # noqa: S603
     if status:

@@ -1,7 +1,7 @@
-"""The question that an LLM is asked, and the answer it must give: one JSON object with four texts.
+"""The question to an LLM and its answer: one JSON object with four texts.
 
 Emu Edit's task-specific agents give an instruction, an output caption and the objects to update or add (arXiv
-2311.10089, section 3). The names of the keys are ours.
+2311.10089, section 3). The names of the keys are our own.
 """
 
 import json
@@ -22,8 +22,8 @@ CANNOT_EDIT_PREFIX = "I cannot:"
 _REQUIRED_PATTERN = r"^\S.{0,299}$"
 _OPTIONAL_PATTERN = r"^.{0,299}$"
 _CAPTION_PATTERN = r"^\S.{0,999}$"
-"""Texts are single lines of at most 300 characters, captions of 1000, so that one of 60 words is not cut in a word (ours).
-Patterns, because strict endpoints refuse length limits."""
+"""Texts are single lines of at most 300 characters, captions of 1000, so that one of 60 words is not cut (our own choice).
+They are patterns, because strict endpoints reject length limits."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def parse_answer(text: str, question: Question, max_words: int, choices: tuple[s
     """Parse the answer to a question. `choices`: the only values of edited_object, if any are given.
 
     Text around the JSON object is ignored, because chat models greet and use code blocks. Unknown keys are ignored.
-    Raises AnswerError for no object or several, a missing or empty key, half of a character, an unchanged caption, and an
+    Raises AnswerError for no object or several, a missing or empty key, a lone surrogate, an unchanged caption, and an
     instruction of more than `max_words` words (not counting the caption where it is repeated).
     """
     answer = _find_json_object(text)
@@ -96,7 +96,7 @@ def parse_answer(text: str, question: Question, max_words: int, choices: tuple[s
     values = {key: " ".join((answer[key] or "").split()) for key in ANSWER_KEYS}
     for key, value in values.items():
         if not is_unicode(value):
-            raise AnswerError("not_unicode", f"the value of {key!r} has half of a character: {json.dumps(value)[:80]}")
+            raise AnswerError("not_unicode", f"the value of {key!r} contains a lone surrogate: {json.dumps(value)[:80]}")
     if values["instruction"].startswith(CANNOT_EDIT_PREFIX):
         raise AnswerError("refused", values["instruction"], final=True)
     needs = _needs(question.task)
@@ -148,7 +148,7 @@ def _find_json_object(text: str) -> dict[str, Any]:
         raise AnswerError("refused", text.strip(), final=True)
     if _REFUSAL.match(text):
         raise AnswerError("refused", "there is no JSON object in the answer; the caption describes a harmless picture to edit")
-    raise AnswerError("no_json", "there is no whole JSON object in the answer")
+    raise AnswerError("no_json", "there is no complete JSON object in the answer")
 
 
 def _normalize_caption(caption: str) -> str:

@@ -28,17 +28,17 @@ You are given a JSON object with a task and the caption of a photograph. Think o
 one JSON object and nothing else. Its keys, each with a text:
 - "instruction": what somebody would tell an assistant to do; short, in everyday words.
 - "original_object": the thing in the photograph that the edit touches, in two or three words that an object detector
-  understands ("brown dog"); empty where the description below says so.
-- "edited_object": what is there afterwards, in the same manner; empty where the description below says so.
+  understands ("brown dog"); empty if the description below says so.
+- "edited_object": what is there afterwards, in the same form; empty if the description below says so.
 - "output_caption": the caption of the edited photograph. Keep the words for what the edit leaves alone.
-Where the caption has nothing that such an edit could touch, answer with "{CANNOT_EDIT_PREFIX}" and the reason instead, or let
-"instruction" say so.
+If nothing in the caption can be edited in this way, answer with "{CANNOT_EDIT_PREFIX}" and the reason, or begin "instruction"
+with "{CANNOT_EDIT_PREFIX}".
 """
 MANNERS = (
     "an order", "an order", "a polite request", "a question", "a wish, beginning with I", "a few words without a verb",
     "a careless message with a typing error",
 )  # fmt: skip
-"""How an instruction is said; each call names one of them. Ours: Emu Edit varies the verb only."""
+"""Styles of an instruction; each call requests one of them. Our own addition: Emu Edit varies only the verb."""
 
 
 class TaskPromptError(ValueError):
@@ -51,7 +51,7 @@ class Exemplar(config.Params):
     caption: str = Field(min_length=1)
     """Caption of the photograph."""
     direction: Direction | None = None
-    """Direction of the edit, for tasks that convert pictures to maps and maps to pictures."""
+    """Direction of the edit, for tasks that convert images to maps and maps to images."""
     answer: dict[str, str]
     """The answer: instruction, original_object, edited_object, output_caption."""
 
@@ -64,7 +64,7 @@ class TaskPrompt(config.Params):
     verbs: tuple[str, ...] = Field(min_length=1)
     """Verbs of such instructions; each call suggests one of them."""
     choices: tuple[str, ...] = ()
-    """The only values of `edited_object`, where not everything is allowed (the colour filters)."""
+    """The only values of `edited_object`, if they are restricted (the colour filters)."""
     exemplars: tuple[Exemplar, ...] = Field(min_length=5)
     """Questions with valid answers."""
 

@@ -11,7 +11,7 @@ from emuedit.runtime import seed_for
 
 @dataclass
 class Deduplicator:
-    """What was kept so far: finds duplicates and keeps the tasks in balance. To be used in the order of the captions."""
+    """Finds duplicates and keeps the tasks in balance. Must be used in the order of the captions."""
 
     max_repeats: int
     max_per_task: int
@@ -34,7 +34,7 @@ class Deduplicator:
         self.n_kept[instruction.task] += 1
 
     def filter(self, answers: Iterator[Instruction | Drop]) -> tuple[list[Instruction], list[Drop]]:
-        """The instructions that are kept, and the drops: those among the answers, and those found here."""
+        """Split into kept instructions and drops, including the drops among the answers."""
         kept, drops = [], []
         for answer in answers:
             if isinstance(answer, Drop):

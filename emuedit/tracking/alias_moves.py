@@ -1,12 +1,12 @@
-"""Moves of the aliases `champion` and `previous`, one after the other, whoever asks for them and on whatever machine.
+"""Serialised moves of the aliases `champion` and `previous`, for processes on any machine.
 
-MLflow can set an alias, but not only if it still has the value that was read. It does number the versions of a model without
-gaps or twins: in SQLite, in PostgreSQL and through a server. So every move is a version of the model `emuedit-editor-moves`,
-and its number is a ticket (Lamport's bakery algorithm, Commun. ACM 17(8), 1974): a move waits until all lower numbers are
-closed. The tags of the version say what is moved and why, so the same model is the history of promotions.
+MLflow cannot set an alias only if it still has the value that was read (compare-and-swap). But it numbers the versions of a model
+uniquely and without gaps: in SQLite, in PostgreSQL and through a server. So every move is a version of `emuedit-editor-moves`,
+and its number is a ticket (Lamport's bakery algorithm, Commun. ACM 17(8), 1974): a move waits until all lower tickets are closed.
+The tags of the version contain the move and its reason, so this model is also the history of promotions.
 
-A move writes what it is going to do before it does it. If its process is killed half-way, the lowest open ticket behind it
-finishes it, and no other does: a second one that is slow would write its aliases again after those of a later move.
+A move records its intent first. If its process dies, only the lowest open ticket after it completes it, since a slower second
+one could overwrite a later move.
 """
 
 import contextlib
@@ -20,25 +20,25 @@ from emuedit.tracking.runs import client
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 _REFRESH_S = 5.0
-"""Seconds between two signs of life of a waiting move."""
+"""Seconds between two heartbeats of a waiting move."""
 _DEAD_AFTER_S = 60.0
-"""A move without a sign of life for so long, by the server's clock, belongs to a process that is gone."""
+"""A move without a heartbeat for this time, by the server's clock, belongs to a dead process."""
 _POLL_S = 0.2
-"""Seconds between two looks at the moves ahead, for each of them: fifty that wait would otherwise keep the registry busy."""
+"""Seconds between two polls, times the number of moves ahead, so that many waiting moves do not overload the registry."""
 
 
 class ChampionChangedError(RegistryError):
-    """Raised when the champion is, or may be by now, another than the one that a decision was made about."""
+    """Raised if the champion has changed, or may have changed, since the decision."""
 
 
 def move_champion(
     version: int, reason: str, kind: Kind = "promotion", expected: int | None = None, is_forced: bool = False, check: bool = True
 ) -> Move:
-    """Make a version the champion, and the champion so far `previous`. Waits for moves that were asked for earlier.
+    """Make a version the champion, and the current champion `previous`. Waits for moves that were requested earlier.
 
-    expected: the champion that the decision was made about (None: there was none). With `check`, another one raises
-    ChampionChangedError, and nothing is moved; so does a ticket that others took for dead meanwhile. Raises RegistryError for a
-    version that does not exist.
+    expected: the champion at the decision (None: none). With `check`, another champion raises ChampionChangedError and nothing is
+    moved; so does a ticket that another process closed because it counted as dead. Raises RegistryError for a version that does
+    not exist.
     """
     ticket = _draw_ticket(version, reason, kind, is_forced)
     try:
@@ -48,7 +48,7 @@ def move_champion(
         if check and before != expected:
             move_tickets.close(ticket, REFUSED)
             raise ChampionChangedError(
-                f"want version {expected or 'none'} as champion, as when {version} was compared with it, got {before or 'none'}; "
+                f"the champion changed from {expected or 'none'} to {before or 'none'} while version {version} was compared; "
                 "compare again"
             )
         _renew(ticket)
@@ -56,7 +56,7 @@ def move_champion(
         _write_aliases(version, before)
         move_tickets.close(ticket, DONE)
     except BaseException:
-        with contextlib.suppress(Exception):  # the error itself matters more; an open move is finished by the next one
+        with contextlib.suppress(Exception):  # the error itself is more important; the next move completes an open one
             if move_tickets.read(ticket).state == WAITING:
                 move_tickets.close(ticket, ABANDONED)
         raise
@@ -64,19 +64,19 @@ def move_champion(
 
 
 def history() -> list[Move]:
-    """All promotions and rollbacks, the oldest first. Empty when nothing was ever moved."""
+    """All promotions and rollbacks, the oldest first. Empty if there were none."""
     return sorted((move for move in move_tickets.read_all() if move.kind != move_tickets.REPAIR), key=lambda move: move.number)
 
 
 def reason_of(version: int) -> str:
-    """Why a version became champion the last time; empty where no move made it the champion, as by hand in MLflow."""
+    """Reason of a version's last promotion; empty if no move made it the champion, e.g. if it was set by hand in MLflow."""
     return next((move.reason for move in reversed(history()) if move.state == DONE and move.champion == version), "")
 
 
 def repair() -> list[Move]:
-    """Finish the moves whose processes died half-way, and close those that never began. Returns what was repaired.
+    """Complete the moves whose processes died, and close those that did not begin. Returns the completed moves.
 
-    Waits for nobody: behind a move of a living process it does nothing, as that one repairs what is ahead of it.
+    Does not wait: if a move of a living process is ahead, it does nothing, because that move completes those before it.
     """
     unfinished = [move for move in move_tickets.read_all() if move.is_open]
     if all(move.has_known_process and move.has_living_process for move in unfinished):
@@ -87,7 +87,7 @@ def repair() -> list[Move]:
         ahead = move_tickets.open_before(ticket)
         return _finish_dead(ahead, ticket) if all(_is_dead(move, now_ms) for move in ahead) else []
     finally:
-        with contextlib.suppress(Exception):  # an error of the repair itself matters more
+        with contextlib.suppress(Exception):  # an error of the repair itself is more important
             move_tickets.close(ticket, DONE)
 
 
@@ -102,33 +102,33 @@ def _draw_ticket(version: int, reason: str, kind: Kind, is_forced: bool) -> int:
 
 
 def _wait_for_turn(ticket: int) -> None:
-    """Return when every lower ticket is closed; where all of them are of dead processes, they are finished here."""
-    last_sign, now_ms = time.monotonic(), _renew(ticket)
+    """Wait until every lower ticket is closed; if all belong to dead processes, complete them here."""
+    last_heartbeat_s, now_ms = time.monotonic(), _renew(ticket)
     while ahead := move_tickets.open_before(ticket):
         if all(_is_dead(move, now_ms) for move in ahead):
             _finish_dead(ahead, ticket)
         else:
             time.sleep(min(_POLL_S * len(ahead), _REFRESH_S) * random.uniform(0.5, 1.5))
-        if time.monotonic() - last_sign > _REFRESH_S:
-            last_sign, now_ms = time.monotonic(), _renew(ticket)
+        if time.monotonic() - last_heartbeat_s > _REFRESH_S:
+            last_heartbeat_s, now_ms = time.monotonic(), _renew(ticket)
 
 
 def _renew(ticket: int) -> int:
-    """Give a sign of life, so that nobody takes this ticket for dead in the next minute, and return the server's time in ms.
+    """Send a heartbeat, so that this ticket does not count as dead, and return the server's time in ms.
 
-    Raises ChampionChangedError where somebody has done so already: the turn has passed.
+    Raises ChampionChangedError if another process has closed the ticket already.
     """
     now_ms = move_tickets.renew(ticket)
     if (state := move_tickets.read(ticket).state) != WAITING:
         raise ChampionChangedError(
-            f"want move {ticket} to wait for its turn, got {state}: this process gave no sign of life for "
-            f"{_DEAD_AFTER_S:g} s and was taken for dead; compare again"
+            f"move {ticket} was set to {state} by another process, because this one sent no heartbeat for "
+            f"{_DEAD_AFTER_S:g} s; compare again"
         )
     return now_ms
 
 
 def _is_dead(move: Move, now_ms: int) -> bool:
-    """Whether its process is gone: known where process ids are comparable, else inferred from its silence."""
+    """Whether its process is dead: checked if process ids are comparable, else inferred from missing heartbeats."""
     if not move.is_open:
         return False
     if move.has_known_process:
@@ -137,9 +137,9 @@ def _is_dead(move: Move, now_ms: int) -> bool:
 
 
 def _finish_dead(moves: list[Move], ticket: int) -> list[Move]:
-    """Do again what dead processes had begun, as the holder of the lowest ticket behind them. Returns what was finished.
+    """Complete moves of dead processes, as the holder of the lowest ticket after them. Returns the completed moves.
 
-    What they left is read again right before, with a sign of life of our own: the list may be old by now.
+    Each is read again just before, after a heartbeat of our own, because the list may be outdated.
     """
     finished = []
     for number in sorted(move.number for move in moves):
@@ -156,7 +156,7 @@ def _finish_dead(moves: list[Move], ticket: int) -> list[Move]:
 
 
 def _write_aliases(version: int, before: int | None) -> None:
-    """`previous` first: stopped between the two, no version is lost sight of."""
+    """Set the aliases, `previous` first, so that an interruption in between loses no version."""
     mlflow = client()
     if before is not None and before != version:
         move_tickets.retry(lambda: mlflow.set_registered_model_alias(MODEL_NAME, PREVIOUS, str(before)))

@@ -1,10 +1,10 @@
-"""Experiments of MLflow. One that was deleted keeps its name, so that no other can be created under it, and takes no runs."""
+"""Experiments of MLflow. A deleted one accepts no runs, but its name cannot be used for a new one."""
 
 from emuedit.tracking.runs import client
 
 
 def restore(name: str) -> bool:
-    """Restore an experiment that was deleted, with its runs. Returns whether it was."""
+    """Restore a deleted experiment with its runs. Returns whether it was deleted."""
     mlflow = client()
     experiment = mlflow.get_experiment_by_name(name)
     if experiment is None or experiment.lifecycle_stage != "deleted":

@@ -1,6 +1,6 @@
-"""Downloaded models in the cache folder of the user: made whole or not at all, at most so many, and never needed.
+"""Cache of downloaded models in the user's cache folder: written atomically, limited in number, safe to delete.
 
-Where the cache cannot be written, because the home folder is read-only or the disk full, a temporary folder serves this process.
+If the cache is not writable, because the home folder is read-only or the disk full, this process uses a temporary folder.
 """
 
 import atexit
@@ -14,38 +14,38 @@ from collections.abc import Callable
 from pathlib import Path
 
 MAX_MODELS = 8
-"""Models that stay; of more, those that were not used for a day are deleted, the longest unused first."""
+"""Maximum number of models; beyond it, those unused for a day are deleted, the longest unused first."""
 _UNUSED_S = 24 * 3600.0
 
 Download = Callable[[Path], Path]
-"""Downloads a model below a folder, and returns where it lies there."""
+"""Downloads a model below a folder, and returns its path."""
 
 
 def folder() -> Path | None:
-    """Where models are kept; None for a user without a home folder."""
+    """The folder of the cache; None for a user without a home folder."""
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # no HOME, and no entry in the list of users
+    except RuntimeError:  # no HOME, and no entry in the user database
         return None
     return cache / "emuedit" / "models"
 
 
 def get(key: str, download: Download) -> Path:
-    """The model with this key, downloaded unless it is here. Raises what `download` raises, apart from a disk that is full."""
+    """The model with this key, downloaded if it is not cached. Raises the errors of `download`, except for a full disk."""
     models = folder()
     if models is not None and (models / key).is_dir():
-        with contextlib.suppress(OSError):  # a cache that may only be read
+        with contextlib.suppress(OSError):  # a read-only cache
             os.utime(models / key)
         return models / key
-    problem = "there is no home folder"
+    problem = "because there is no home folder"
     if models is not None:
         try:
             models.mkdir(parents=True, exist_ok=True)
             path = _fill(models, key, download)
             _prune(models, key)
             return path
-        except OSError as error:  # a download copies files, so its errors are here too: the second attempt tells
-            problem = f"{models} cannot be used: {error.strerror or str(error)[:200]}"
+        except OSError as error:  # or an error of the download, which the second attempt raises
+            problem = f"because {models} cannot be used: {error.strerror or str(error)[:200]}"
     temporary = Path(tempfile.mkdtemp(prefix="emuedit-model-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     path = download(temporary)
@@ -65,8 +65,8 @@ def _fill(models: Path, key: str, download: Download) -> Path:
 
 
 def _prune(models: Path, key: str) -> None:
-    """Delete what is too much, and what killed downloads left."""
-    with contextlib.suppress(OSError):  # another process deletes as well
+    """Delete excess models and leftovers of killed downloads."""
+    with contextlib.suppress(OSError):  # another process may delete at the same time
         ages = sorted((time.time() - path.stat().st_mtime, path) for path in models.iterdir() if path.name != key)
         complete = [(age_s, path) for age_s, path in ages if not path.name.startswith(".")]
         parts = [(age_s, path) for age_s, path in ages if path.name.startswith(".part-")]

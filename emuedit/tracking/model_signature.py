@@ -1,4 +1,4 @@
-"""What MLflow stores with a registered model besides its files: the packages it needs, its signature, and an input example."""
+"""Metadata that MLflow stores with a registered model: its requirements, its signature and an input example."""
 
 import base64
 import contextlib
@@ -31,7 +31,7 @@ def requirements() -> list[str]:
 def collect_example_errors() -> Iterator[list[str]]:
     """Collect the errors of a model on its input example, which MLflow logs as warnings instead of raising them.
 
-    Whatever MLFLOW_LOGGING_LEVEL says, or a model that cannot answer would be registered under ERROR.
+    Independent of MLFLOW_LOGGING_LEVEL; otherwise a failing model would be registered if the level is ERROR.
     """
     errors: list[str] = []
 
@@ -43,7 +43,7 @@ def collect_example_errors() -> Iterator[list[str]]:
     collector, logger = ErrorCollector(), logging.getLogger("mlflow.models.model")
     environment = logging.getLogger("mlflow.utils.environment")
     level, environment_level = logger.level, environment.level
-    environment.setLevel(logging.ERROR)  # it misses pip, which environments of uv do not have
+    environment.setLevel(logging.ERROR)  # it warns about a missing pip, which environments of uv do not have
     logger.addHandler(collector)
     logger.setLevel(logging.WARNING)
     try:
@@ -55,7 +55,7 @@ def collect_example_errors() -> Iterator[list[str]]:
 
 
 def signature(settings: Mapping[str, float | int]) -> Any:
-    """Signature of the model. Pictures are base64 PNGs, which work in `predict` and in `mlflow models serve`."""
+    """Signature of the model. Images are base64 PNGs, which work in `predict` and in `mlflow models serve`."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
@@ -72,7 +72,7 @@ def signature(settings: Mapping[str, float | int]) -> Any:
 
 
 def input_example(parts: Mapping[str, Path]) -> Any:
-    """A table of one small picture to be edited by the editor's first task, which a task predictor could refuse to recognise.
+    """A table with one small image, to be edited with the editor's first task, which is given so that it need not be predicted.
 
     `parts`: name -> folder, as in `registry.register_version`.
     """
@@ -86,6 +86,6 @@ def input_example(parts: Mapping[str, Path]) -> Any:
 
 
 def _first_task(parts: Mapping[str, Path]) -> str | None:
-    """None for parts that are no editor, which the task predictor answers for."""
+    """The editor's first task; None for parts without an editor, so that the task is predicted."""
     file = parts.get("editor", Path()) / "task_embedding" / "config.json"
     return str(json.loads(file.read_text(encoding="utf-8"))["names"][0]) if file.is_file() else None

@@ -1,6 +1,6 @@
-"""The tickets of moves of the champion: versions of the model `emuedit-editor-moves`, numbered without gaps or twins by MLflow.
+"""Queue of champion changes: versions of `emuedit-editor-moves`, which MLflow numbers uniquely and without gaps.
 
-The tags of a version say what is moved, why, by which process, and how far it is. See `alias_moves` for what is done with them.
+The tags of a version contain the move, its reason, its process and its state. See `alias_moves` for their use.
 """
 
 import os
@@ -29,50 +29,50 @@ _PAGE = 1000
 
 @dataclass(frozen=True)
 class Move:
-    """One move of the champion alias, as the history has it."""
+    """One move of the champion alias, as in the history."""
 
     number: int
     state: str
     """waiting, moving, done, refused (the champion had changed) or abandoned (its process died before it began)."""
     kind: str
-    """promotion or rollback; repair for a ticket that only finishes the moves of dead processes."""
+    """promotion or rollback; repair for a ticket that only completes moves of dead processes."""
     champion: int
     """The version that becomes champion."""
     before: int | None
-    """The champion before; None when there was none, or when the move has not begun."""
+    """The champion before; None if there was none, or if the move has not begun."""
     reason: str
     is_forced: bool
     """Whether a person overruled the gate."""
     requested_by: str
     """user@host."""
     time_ms: int
-    """When it was asked for, in ms since 1970 by the server's clock."""
+    """Time of the request, in ms since 1970 by the server's clock."""
     updated_ms: int
-    """Its last sign of life."""
+    """Its last heartbeat, in ms since 1970 by the server's clock."""
     process: str = ""
     """Its process: `<id>:<mark of its start>`."""
     pid_space: str = ""
-    """Where that id means this process, see `process_identity.pid_space`."""
+    """Where that process id is valid, see `process_identity.pid_space`."""
 
     @property
     def is_open(self) -> bool:
-        """Whether it waits or moves."""
+        """Whether its state is waiting or moving."""
         return self.state in _OPEN
 
     @property
     def has_known_process(self) -> bool:
-        """Whether this process can look for the one that moves: only with the same kernel and PID namespace."""
+        """Whether its process can be checked from here: only with the same kernel and PID namespace."""
         return bool(self.process and self.pid_space) and self.pid_space == pid_space()
 
     @property
     def has_living_process(self) -> bool:
-        """Whether its process lives, where `has_known_process`."""
+        """Whether its process is alive; valid only if `has_known_process`."""
         pid, _, mark = self.process.partition(":")
         return bool(mark) and start_mark(int(pid)) == mark
 
 
 def draw(version: int, reason: str, kind: Kind, is_forced: bool = False) -> int:
-    """A new ticket, which waits."""
+    """Create a ticket in the state waiting; returns its number."""
     _create_model()
     tags = {
         _STATE: WAITING, "kind": kind, "champion": str(version), "reason": reason[:5000], "forced": str(is_forced).lower(),
@@ -83,12 +83,12 @@ def draw(version: int, reason: str, kind: Kind, is_forced: bool = False) -> int:
 
 
 def read(ticket: int) -> Move:
-    """What a ticket says now."""
+    """The current state of a ticket."""
     return _to_move(retry(lambda: client().get_model_version(MOVES_MODEL, str(ticket))))
 
 
 def read_all() -> Iterator[Move]:
-    """All tickets, the lowest first. None when nothing was ever moved."""
+    """All tickets, the lowest first."""
     token: str | None = None
 
     def search() -> Any:
@@ -109,23 +109,23 @@ def open_before(ticket: int) -> list[Move]:
 
 
 def renew(ticket: int) -> int:
-    """Give a sign of life and return the time, in ms since 1970, by the clock of whoever keeps the registry."""
+    """Send a heartbeat and return the time of the registry's clock, in ms since 1970."""
     updated = retry(lambda: client().update_model_version(MOVES_MODEL, str(ticket), description=""))
     return int(updated.last_updated_timestamp)
 
 
 def begin(ticket: int, before: int | None) -> None:
-    """Say that the move begins, and which version is champion before it."""
+    """Record the start of the move and the champion before it."""
     _set_tags(ticket, {"before": str(before or ""), _STATE: MOVING})
 
 
 def close(ticket: int, state: str) -> None:
-    """Say how the move ended."""
+    """Record the final state of the move."""
     _set_tags(ticket, {_STATE: state})
 
 
 def retry(call: Callable[[], T]) -> T:
-    """Call again while the database is locked or another process took the same number, two minutes at most."""
+    """Retry while the database is locked or another process took the same number, for at most two minutes."""
     from mlflow.exceptions import MlflowException
 
     for attempt in range(_TRIES):

@@ -1,7 +1,7 @@
-"""`mlflow.db` of a workspace that was moved or copied: MLflow writes absolute paths of artifacts into it, of the old place.
+"""`mlflow.db` of a workspace that was moved or copied, in which MLflow stored absolute paths of artifacts.
 
-A copy would read from, and write into, the folder of its original. So nothing is written until `emuedit sync --moved` has put the
-new place into the database.
+A copy would read and write artifacts in the original folder. So nothing is written until `emuedit sync --moved` has updated the
+paths in the database.
 """
 
 import contextlib
@@ -17,18 +17,18 @@ _COLUMNS = (
     ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
     ("model_versions", "source"), ("model_versions", "storage_location"),
 )  # fmt: skip
-"""Tables and columns of MLflow 3 that hold places of artifacts."""
+"""Tables and columns of MLflow 3 with paths of artifacts."""
 
 
 def old_place(root: Path) -> Path | None:
-    """The folder for which the workspace's own `mlflow.db` was made, if that is not `root`; None where a server is used."""
+    """The folder to which the workspace's own `mlflow.db` points, if it is not `root`; None if a server is used."""
     database = root / DATABASE
     if os.environ.get(TRACKING_URI_ENV) or not database.is_file():
         return None
     try:
         with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5.0)) as connection:
             rows = connection.execute("SELECT artifact_location FROM experiments WHERE experiment_id != 0").fetchall()
-    except sqlite3.Error:  # not MLflow's, or damaged: `service_errors.check` says so
+    except sqlite3.Error:  # not MLflow's, or damaged: `service_errors.check` reports it
         return None
     for (location,) in rows:
         path = Path(str(location).removeprefix("file://"))
@@ -38,15 +38,13 @@ def old_place(root: Path) -> Path | None:
 
 
 def check(root: Path) -> None:
-    """Raise ServiceError for a workspace whose database leads to another folder."""
+    """Raise ServiceError for a workspace whose database points to another folder."""
     if (place := old_place(root)) is not None:
-        raise ServiceError(
-            f"{DATABASE} was made for {place}, where artifacts would be written; `emuedit sync --moved` makes it this folder's"
-        )
+        raise ServiceError(f"{DATABASE} still points to {place}, where artifacts would be written; run `emuedit sync --moved`")
 
 
 def adopt(root: Path) -> int:
-    """Put the place of `root` into its database, and return the number of paths changed. `mlflow.db.before-move` is a copy."""
+    """Update the paths in the database to `root`; returns the number of changed paths. `mlflow.db.before-move` is a backup."""
     place = old_place(root)
     if place is None:
         return 0

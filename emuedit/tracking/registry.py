@@ -1,7 +1,7 @@
 """The registered model `emuedit-editor`: its versions, and the aliases `champion`, `challenger` and `previous`.
 
-A version is one folder of parts (the editor, the router, task packs), in formats that cannot run code. It contains the code that
-it needs, so it loads where this project is not installed.
+A version is one folder of parts (the editor, the router, task packs), in formats that cannot run code. It contains the
+required code, so it can be loaded without an installation of this project.
 """
 
 import json
@@ -33,7 +33,7 @@ _MAX_TAG_CHARS = 5000  # MLflow refuses longer values
 
 
 class RegistryError(ValueError):
-    """Raised for a model that cannot be registered or found."""
+    """Raised if a model cannot be registered or found."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ModelVersion:
     tags: Mapping[str, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     created_ms: int = 0
-    """When it was registered, in ms since 1970."""
+    """Time of registration, in ms since 1970."""
 
     @property
     def uri(self) -> str:
@@ -63,7 +63,7 @@ def find_version(content: str) -> ModelVersion | None:
 def delete_duplicate_version(version: ModelVersion) -> ModelVersion:
     """Delete `version` if an earlier one has the same content. Returns the first version with this content.
 
-    Retrains in two folders may register the same content at the same moment; the numbers of versions tell which was first.
+    Retrains in two folders may register the same content at the same moment; the lower version number was first.
     """
     versions = client().search_model_versions(f"name = '{MODEL_NAME}'")
     content = version.tags.get(CONTENT_TAG)
@@ -76,7 +76,7 @@ def delete_duplicate_version(version: ModelVersion) -> ModelVersion:
 
 
 def version_at(alias: str) -> ModelVersion | None:
-    """The version that has an alias, if there is one."""
+    """The version with an alias, if there is one."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -88,18 +88,18 @@ def version_at(alias: str) -> ModelVersion | None:
 
 
 def set_challenger(number: int) -> None:
-    """Give a version the alias `challenger`: the newest one, whatever the gate says."""
+    """Give a version the alias `challenger`, independent of the gate's decision."""
     client().set_registered_model_alias(MODEL_NAME, "challenger", str(number))
 
 
 def set_version_tags(number: int, tags: Mapping[str, str]) -> None:
-    """Set tags of a version; values are cut after 5,000 characters, which MLflow takes at most."""
+    """Set tags of a version; values are cut to 5,000 characters, MLflow's limit."""
     for key, value in tags.items():
         client().set_model_version_tag(MODEL_NAME, str(number), key, value[:_MAX_TAG_CHARS])
 
 
 def get_version(number: int) -> ModelVersion:
-    """A version by its number. Raises RegistryError for one that does not exist."""
+    """A version by its number. Raises RegistryError for a version that does not exist."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -124,8 +124,8 @@ def register_version(
     """Log the parts as a model of the run, and register it as the next version with `tags`.
 
     `parts`: name -> folder. `model_file`: a Python file that ends in `mlflow.models.set_model(...)`; it is stored together
-    with the code of this package. `settings`: names and defaults of the params of `predict`. Raises RegistryError for a
-    part that is missing or has files that could run code, and for a model that fails on its input example.
+    with the code of this package. `settings`: names and defaults of the params of `predict`. Raises RegistryError if a part is
+    missing or contains files that could run code, and if the model fails on its input example.
     """
     for name, folder in parts.items():
         check_part(name, folder)
@@ -137,7 +137,7 @@ def register_version(
         code_copy, part_copies = Path(temporary, _PACKAGE.name), Path(temporary, "parts")
         shutil.copytree(_PACKAGE, code_copy, ignore=_ignore_all_but_code)
         part_copies.mkdir()
-        for name, folder in parts.items():  # MLflow names a part after its folder, and refuses symbolic links to other places
+        for name, folder in parts.items():  # MLflow names a part after its folder, and refuses external symbolic links
             shutil.copytree(folder, part_copies / name, copy_function=_link_or_copy)
         (part_copies / SETTINGS_FILE).write_text(json.dumps(dict(settings), indent=1) + "\n", encoding="utf-8")
         write_manifest(part_copies)
@@ -152,7 +152,7 @@ def register_version(
                 pip_requirements=model_signature.requirements(),
             )
         if errors:
-            raise RegistryError(f"not registered: the model cannot answer its own example: {errors[0]}")
+            raise RegistryError(f"not registered: the model fails on its input example: {errors[0]}")
         version_tags = {key: value[:_MAX_TAG_CHARS] for key, value in tags.items()}
         registered = mlflow.register_model(logged.model_uri, MODEL_NAME, tags=version_tags)
     return ModelVersion(int(registered.version), run_id, dict(tags))
@@ -161,8 +161,8 @@ def register_version(
 def download_version(uri: str) -> Path:
     """Folder with the parts of `models:/emuedit-editor@champion`, `models:/emuedit-editor/3` or `runs:/<run id>/<name>`.
 
-    A model is downloaded once and kept in the cache folder of the user, see `model_cache`. Raises RegistryError when there is no
-    such model, and ManifestError when its files are not those that were registered.
+    A model is downloaded once and kept in the cache folder of the user, see `model_cache`. Raises RegistryError if there is no
+    such model, and ManifestError if its files are not those that were registered.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -176,11 +176,11 @@ def download_version(uri: str) -> Path:
                 model = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
         except (MlflowException, FileNotFoundError) as error:
             place = moved_store.old_place(Path.cwd())
-            advice = f"this workspace was moved from {place}: `emuedit sync --moved` repairs it" if place else "name another one"
+            advice = f"this workspace was moved from {place}; run `emuedit sync --moved`" if place else "choose another model"
             reason = " ".join(hide_password(str(error)).split())[:300]
             raise RegistryError(f"{shown_uri()} has no model at {uri} ({reason}); {advice}") from error
-        if not (model / "artifacts").is_dir():  # nothing is downloaded where the store has nothing
-            raise RegistryError(f"{shown_uri()} knows {uri}, but its files are gone from the artifact store; name another one")
+        if not (model / "artifacts").is_dir():  # the download is empty if the store has no files
+            raise RegistryError(f"{shown_uri()} lists {uri}, but its files are missing in the artifact store; choose another one")
         check_manifest(model / "artifacts")
         return model / "artifacts"
 
@@ -188,7 +188,7 @@ def download_version(uri: str) -> Path:
 
 
 def _find_registered_model(uri: str) -> tuple[str, str]:
-    """URI of the version that `models:/name@alias` or `models:/name/number` means now, and the name of its cache folder."""
+    """URI of the current version of `models:/name@alias` or `models:/name/number`, and the name of its cache folder."""
     from mlflow.exceptions import MlflowException
 
     name, _, selector = uri.removeprefix(SCHEME).replace("@", "/@").partition("/")
@@ -221,7 +221,7 @@ def _to_model_version(version: Any) -> ModelVersion:
 
 
 def check_part(name: str, folder: Path) -> None:
-    """Raise RegistryError for a part that is missing, or has files of a format that can run code."""
+    """Raise RegistryError if a part is missing, or contains files of a format that can run code."""
     if not folder.is_dir():
         raise RegistryError(f"want the folder of part {name!r} of the model, got none at {folder}; run its stage")
     refused = [file.name for file in folder.rglob("*") if file.is_file() and file.suffix not in _ALLOWED_SUFFIXES]
@@ -239,5 +239,5 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _ignore_all_but_code(folder: str, names: list[str]) -> list[str]:
-    """What `shutil.copytree` leaves out: everything but Python files and folders."""
+    """Names that `shutil.copytree` ignores: everything except Python files and folders."""
     return [name for name in names if not (name.endswith(".py") or Path(folder, name).is_dir())]

@@ -1,9 +1,9 @@
-"""Results of retrains that MLflow did not take: kept in the workspace, and sent when it is back.
+"""Results of retrains that could not be uploaded to MLflow: stored in the workspace until it is reachable again.
 
     .emuedit/unsent-runs/<time>-<number>/run.json, files/...
 
-The next retrain and `emuedit sync` send them. Sending twice does no harm: an entry names its run as soon as there is one.
-What MLflow refuses lies in `.rejected-<time>-<number>`; renamed back, it is tried again.
+The next retrain and `emuedit sync` upload them. Repeated uploads are safe, because an entry records its run once it exists.
+Entries that MLflow rejects are renamed to `.rejected-<time>-<number>`; rename them back to retry.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _REJECTED = ".rejected-"
 
 @dataclass(frozen=True)
 class RunResults:
-    """What a run says of a retrain."""
+    """The results of a retrain for its run."""
 
     params: Mapping[str, Any]
     metrics: Mapping[str, Any]
@@ -39,7 +39,7 @@ class RunResults:
     """Stage -> its `stats.jsonl`, whose run becomes a child and is named by the tag `run.<stage>`."""
 
     def send(self, run_id: str) -> None:
-        """Log everything to a run that is open."""
+        """Log everything to an open run."""
         with _parent(run_id):
             children = {f"run.{stage}": runs.run_id_of(path) for stage, path in self.stats.items()}
         tags = {**self.tags, **{name: child for name, child in children.items() if child}}
@@ -47,9 +47,9 @@ class RunResults:
 
 
 def keep(root: Path, workspace: str, run_id: str, results: RunResults) -> Path:
-    """Keep results below `root` until they are sent. `run_id`: the run that was opened for them, or empty.
+    """Store results below `root` until they are uploaded. `run_id`: the run opened for them, or empty.
 
-    Files are copied: the workspace's own will be those of the next retrain. Returns the entry's folder.
+    Files are copied, because the next retrain overwrites those of the workspace. Returns the entry's folder.
     """
     entry = root / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
     draft = entry.with_name(f".{entry.name}.part")
@@ -68,15 +68,15 @@ def keep(root: Path, workspace: str, run_id: str, results: RunResults) -> Path:
 
 
 def entries(root: Path) -> list[Path]:
-    """Folders of the results that wait, the oldest first."""
+    """Folders of the pending results, the oldest first."""
     return sorted(path.parent for path in (root / FOLDER).glob(f"[0-9]*/{_ENTRY}"))
 
 
 def send_all(root: Path) -> list[str]:
-    """Send what waits, the oldest first, and return the ids of the runs. What is sent is deleted.
+    """Upload and delete pending results, the oldest first; returns the ids of their runs.
 
-    A run that MLflow does not have, or that was deleted there, is started again. An entry that MLflow refuses all the same is
-    renamed to `.rejected-<entry>`, with a line that says so, and holds up no other. Raises what tells that MLflow is away.
+    A run that is missing or deleted in MLflow is created again. An entry that MLflow rejects is renamed to `.rejected-<entry>`,
+    with a message, and does not block others. Raises the error if MLflow is unreachable.
     """
     from mlflow.exceptions import MlflowException
 
@@ -84,23 +84,23 @@ def send_all(root: Path) -> list[str]:
     for entry in entries(root):
         try:
             sent.append(_send(entry))
-        except (MlflowException, ValueError, KeyError) as error:  # the latter two: of a damaged entry
+        except (MlflowException, ValueError, KeyError) as error:  # the latter two for a damaged entry
             if service_errors.is_away(error):
                 raise
             rejected = entry.with_name(f"{_REJECTED}{entry.name}")
             entry.replace(rejected)
             reason = " ".join(service_errors.hide_password(str(error)).split())[:200]
-            print(f"== not sent: {reason}; the run is kept in {rejected.relative_to(root)}", flush=True)
+            print(f"== not uploaded: {reason}; the run is stored in {rejected.relative_to(root)}", flush=True)
     return sent
 
 
 def _send(entry: Path) -> str:
-    """Send one entry, delete it and return the id of its run."""
+    """Upload one entry, delete it and return the id of its run."""
     values = json.loads((entry / _ENTRY).read_text(encoding="utf-8"))
     run_id = values["run_id"]
     if not run_id or not runs.is_active(run_id):
         run_id = runs.start_run("retrain", values["workspace"])
-        with replacing(entry / _ENTRY) as partial:  # before anything is logged, so that a second attempt makes no second run
+        with replacing(entry / _ENTRY) as partial:  # before anything is logged, so that a second attempt creates no second run
             partial.write_text(json.dumps(values | {"run_id": run_id}, indent=1) + "\n", encoding="utf-8")
     files, stats = ({name: entry / path for name, path in values[kind].items()} for kind in (_FILES, _STATS))
     RunResults(values["params"], values["metrics"], values["tags"], files, stats).send(run_id)
@@ -122,7 +122,7 @@ def _copy(files: Mapping[str, Path], draft: Path, kind: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _parent(run_id: str) -> Iterator[None]:
-    """Within the block, runs of stages that are created become children of this run."""
+    """Within the block, new runs of stages become children of this run."""
     before = os.environ.get(PARENT_RUN_ENV)
     os.environ[PARENT_RUN_ENV] = run_id
     try:

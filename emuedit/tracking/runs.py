@@ -1,4 +1,4 @@
-"""Runs of flows in MLflow: started before the stages, whose runs become children, and ended with all results."""
+"""Runs of flows in MLflow: started before the stages, whose runs become children, and closed with all results."""
 
 import json
 import logging
@@ -25,11 +25,11 @@ _INVALID_KEY_CHARS = re.compile(r"[^\w\-./ :]")  # refused by MLflow
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """A run of a flow that MLflow has."""
+    """A run of a flow in MLflow."""
 
     run_id: str
     started_ms: int
-    """When it started, in ms since 1970."""
+    """Start, in ms since 1970."""
     metrics: Mapping[str, float]
 
 
@@ -44,10 +44,10 @@ def start_run(name: str, workspace: str) -> str:
 
 
 def end_open_runs(workspace: str) -> None:
-    """Mark runs of the workspace that a killed flow left running as killed. Only for who knows that no flow works there."""
+    """Mark open runs of the workspace, left by a killed flow, as killed. Call it only if no other flow runs there."""
     mlflow = client()
     for run in mlflow.search_runs([_experiment_id()], "attributes.status = 'RUNNING'"):
-        if run.data.tags.get(_WORKSPACE_TAG) == workspace:  # compared here: a path may have quotes
+        if run.data.tags.get(_WORKSPACE_TAG) == workspace:  # compared here, since a path may contain quotes
             mlflow.set_terminated(run.info.run_id, "KILLED")
 
 
@@ -57,7 +57,7 @@ def _experiment_id() -> str:
 
 
 def is_active(run_id: str) -> bool:
-    """Whether MLflow has a run, and it was not deleted."""
+    """Whether a run exists in MLflow and is not deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -101,7 +101,7 @@ def log_text(run_id: str, name: str, text: str) -> None:
 
 
 def read_text(run_id: str, name: str) -> str | None:
-    """The text of an artifact of a run; None where there is no such artifact."""
+    """The text of an artifact of a run; None if there is no such artifact."""
     if not _has_artifact(run_id, name):
         return None
     import mlflow
@@ -111,7 +111,7 @@ def read_text(run_id: str, name: str) -> str | None:
 
 
 def download_file(run_id: str, name: str, folder: Path) -> Path | None:
-    """Download an artifact of a run to `folder`/`name`; None where there is no such artifact."""
+    """Download an artifact of a run to `folder`/`name`; None if there is no such artifact."""
     if not _has_artifact(run_id, name):
         return None
     import mlflow
@@ -146,7 +146,7 @@ def recent_runs(metric: str, n_runs: int) -> list[LoggedRun]:
 
 
 def tag_values(tag: str, tags: Mapping[str, str]) -> list[str]:
-    """Values of a tag in the newest hundred runs of flows that have it, and have these tags."""
+    """Values of a tag in the newest hundred runs of flows with this tag and the given tags."""
     mlflow = client()
     experiment = mlflow.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
@@ -158,12 +158,12 @@ def tag_values(tag: str, tags: Mapping[str, str]) -> list[str]:
 
 
 def end_run(run_id: str, status: str) -> None:
-    """End a run as FINISHED, FAILED or KILLED."""
+    """Close a run as FINISHED, FAILED or KILLED."""
     client().set_terminated(run_id, status)
 
 
 def try_to_end_run(run_id: str, status: str) -> str:
-    """`end_run`; where MLflow cannot be used now, why not, in words (empty: the run has ended)."""
+    """`end_run`; returns an error text if MLflow cannot be used (empty: the run is closed)."""
     try:
         with service_errors.converted():
             end_run(run_id, status)
@@ -173,7 +173,7 @@ def try_to_end_run(run_id: str, status: str) -> str:
 
 
 def run_id_of(stats: Path) -> str:
-    """Id of the run that mirrors a stats file. A file without a run is replayed first. Empty when that fails."""
+    """Id of the run that mirrors a stats file. A file without a run is replayed first. Empty if that fails."""
     uid = read_stats(stats)[0]["uid"]
     run_id = _find_run(uid)
     if not run_id:
@@ -183,7 +183,7 @@ def run_id_of(stats: Path) -> str:
 
 
 def _find_run(uid: str) -> str:
-    """Id of the run with this uid of a stats file, in any experiment; empty when there is none."""
+    """Id of the run with this uid of a stats file, in any experiment; empty if there is none."""
     mlflow = client()
     experiment_ids = [experiment.experiment_id for experiment in mlflow.search_experiments()]
     matches = mlflow.search_runs(experiment_ids, f"tags.`{RUN_UID_TAG}` = '{uid}'", max_results=1)

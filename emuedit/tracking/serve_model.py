@@ -1,8 +1,8 @@
-"""Serve a registered model so that a roll-out cuts no request: python -m emuedit.tracking.serve_model.
+"""Serve a registered model so that a roll-out interrupts no request: python -m emuedit.tracking.serve_model.
 
-`mlflow models serve` starts the server as its child and ends at SIGTERM at once: in a container, the child and its requests end
-with it. Here the model is downloaded, and this process becomes the server, so SIGTERM reaches it: it accepts no more connections,
-answers the requests that it has, and ends. The champion is looked up once, at the start.
+`mlflow models serve` starts the server as its child and exits at SIGTERM immediately: in a container, this kills the child and
+its requests. Here the model is downloaded, and this process becomes the server, so SIGTERM reaches it: it accepts no new
+connections, answers the open requests, and exits. The champion is resolved once, at the start.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from emuedit.tracking.registry import MODEL_NAME, SCHEME
 from emuedit.tracking.stats import tracking_uri
 
 REQUEST_S = 300
-"""Default of the longest time for an answer, in seconds. The server waits 10 s longer at its end."""
+"""Default time limit for an answer, in seconds. The server waits 10 s longer before it exits."""
 _APP = "mlflow.pyfunc.scoring_server.app:app"
 
 
@@ -36,11 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--timeout-graceful-shutdown", str(options.timeout + 10), _APP,
     ]  # fmt: skip
     sys.stdout.flush()
-    os.execve(sys.executable, command, environment)  # noqa: S606 - our own words
+    os.execve(sys.executable, command, environment)  # noqa: S606 - fixed words
 
 
 def _make_folder(port: int) -> Path:
-    """An empty folder for the model of the server at this port, in place of that of an earlier start."""
+    """An empty folder for the model of the server at this port; replaces the folder of an earlier start."""
     cache = model_cache.folder()
     if cache is None:
         return Path(tempfile.mkdtemp(prefix="emuedit-served-"))
@@ -51,13 +51,15 @@ def _make_folder(port: int) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="serve_model", description="Serve a model; at SIGTERM, answer what was asked and end.")
+    parser = argparse.ArgumentParser(
+        prog="serve_model", description="Serve a model; at SIGTERM, answer the open requests and exit."
+    )
     champion = f"{SCHEME}{MODEL_NAME}@champion"
     parser.add_argument("--model-uri", default=champion, metavar="URI", help=f"default: {champion}")
     parser.add_argument("--host", default="0.0.0.0", help="default: all addresses of this machine or container")  # noqa: S104
     port = int(os.environ.get("SERVE_PORT") or 8080)
     parser.add_argument("--port", type=int, default=port, help="default: SERVE_PORT, or 8080")
-    timeout = f"seconds that a request may take; default: {REQUEST_S}"
+    timeout = f"time limit of a request in seconds; default: {REQUEST_S}"
     parser.add_argument("--timeout", type=int, default=REQUEST_S, metavar="S", help=timeout)
     return parser
 

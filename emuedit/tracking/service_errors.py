@@ -1,4 +1,4 @@
-"""What to do when MLflow is away: short time-outs, one type of error, and one line that says what is wrong and what to do."""
+"""Handling of an unreachable MLflow: short time-outs, one type of error, and one line with the problem and the remedy."""
 
 import contextlib
 import os
@@ -9,54 +9,54 @@ from typing import Any
 from emuedit.tracking.stats import tracking_uri
 
 SERVICE_ENV = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-"""For programs: MLflow's own limits, 7 retries and 120 s, keep a user waiting for six minutes when the server is down."""
+"""Defaults for commands: with MLflow's own limits, 7 retries and 120 s, a user waits six minutes if the server is down."""
 _PROBE_ENV = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "4"}
 _TRANSFER_ENV = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3600"}
 _AWAY_CODES = {
     "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "UNAUTHENTICATED", "PERMISSION_DENIED", "ENDPOINT_NOT_FOUND",
     "REQUEST_LIMIT_EXCEEDED", "CUSTOMER_UNAUTHORIZED", "BAD_REQUEST", "NOT_IMPLEMENTED", "METHOD_NOT_ALLOWED",
 }  # fmt: skip
-"""Codes of MLflow's errors that tell of the server, its proxy or its database, not of a run or a version."""
+"""MLflow's error codes for problems of the server, its proxy or its database, not of a run or a version."""
 _LIBRARIES = ("requests", "urllib3", "sqlalchemy", "sqlite3", "alembic", "botocore", "boto3")
 _REASONS = (
     (
         r"filesystem tracking backend",
-        "MLflow keeps no runs in folders any more; name a database such as sqlite:///mlflow.db (`mlflow migrate-filestore`)",
+        "MLflow no longer stores runs in folders; use a database such as sqlite:///mlflow.db (`mlflow migrate-filestore`)",
     ),
-    (r"Databricks credential", "there are no credentials of Databricks; `databricks auth login` makes them"),
-    (r"Invalid url", "want an address such as http://127.0.0.1:5000"),
-    (r"error code 401|UNAUTHENTICATED", "it refuses the credentials (401); set MLFLOW_TRACKING_USERNAME and _PASSWORD"),
-    (r"error code 403|PERMISSION_DENIED", "this account may not do that (403); ask for the permission"),
-    (r"error code 404|ENDPOINT_NOT_FOUND", "it has no MLflow API (404); is the address right?"),
-    (r"not in a valid JSON|invalid literal for int|Expecting value", "what answers there is not MLflow; is the address right?"),
-    (r"too many (\d+) error", "it fails (500 or above); see its log"),
-    (r"error code (\d+)", "it answers with an error; see its log"),
-    (r"timed out|Timeout", "it does not answer in time; is it overloaded?"),
-    (r"resolve|Name or service|nodename", "there is no such host; is the address right?"),
-    (r"refused|unreachable|Connection", "nothing answers there; start it (`emuedit up`), or unset MLFLOW_TRACKING_URI"),
+    (r"Databricks credential", "there are no Databricks credentials; run `databricks auth login`"),
+    (r"Invalid url", "want a URL such as http://127.0.0.1:5000"),
+    (r"error code 401|UNAUTHENTICATED", "it rejects the credentials (401); set MLFLOW_TRACKING_USERNAME and _PASSWORD"),
+    (r"error code 403|PERMISSION_DENIED", "this account lacks the permission (403); ask for it"),
+    (r"error code 404|ENDPOINT_NOT_FOUND", "it has no MLflow API (404); check the URL"),
+    (r"not in a valid JSON|invalid literal for int|Expecting value", "the server there is not MLflow; check the URL"),
+    (r"too many (\d+) error", "it fails (500 or above); check its log"),
+    (r"error code (\d+)", "it answers with an error; check its log"),
+    (r"timed out|Timeout", "it does not answer in time; it may be overloaded"),
+    (r"resolve|Name or service|nodename", "there is no such host; check the URL"),
+    (r"refused|unreachable|Connection", "no server answers there; start it (`emuedit up`), or unset MLFLOW_TRACKING_URI"),
     (
         r"out-of-date database schema|Can't locate revision",
-        "its tables are of another MLflow; upgrade those of an older one (`mlflow db upgrade <uri>`), or install the newer one",
+        "its schema belongs to another MLflow version; upgrade an old one (`mlflow db upgrade <uri>`), or install the newer one",
     ),
-    (r"not a database|malformed", "the file is no database, or is damaged; move it away and a new one is made"),
-    (r"readonly|read-only|Read-only|unable to open|Permission denied", "the file or its folder cannot be written"),
-    (r"FileNotFoundError|No such file", "the folder of the file cannot be made"),
+    (r"not a database|malformed", "the file is not a database, or is damaged; move it away, and a new one is created"),
+    (r"readonly|read-only|Read-only|unable to open|Permission denied", "the file or its folder is not writable"),
+    (r"FileNotFoundError|No such file", "the folder of the file cannot be created"),
     (r"disk is full|No space left", "the disk is full"),
     (r"locked", "another process has locked the file"),
     (r"[Uu]nsupported URI|valid tracking URI", "MLFLOW_TRACKING_URI is neither http(s):// nor sqlite:/// nor postgresql://"),
 )
-"""Pattern in an error of MLflow -> what is wrong in words; the first that fits counts."""
+"""Pattern in an error of MLflow -> description; the first match counts."""
 
 _PASSWORD = re.compile(r"(://[^/:@\s]*):(?!\d+/)[^\s@]*@(?:[^/\s@]*@)*")  # digits and a slash: a port
 _PASSWORD_OF_QUERY = re.compile(r"([?&]password=)[^&\s'\"]*")
 
 
 class ServiceError(RuntimeError):
-    """Raised when MLflow is away, refuses the account, or answers with what is not MLflow's."""
+    """Raised if MLflow is unreachable, rejects the account, or if the server is not MLflow."""
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether an error tells that MLflow cannot be used now, as opposed to a run or a version that does not exist."""
+    """Whether an error means that MLflow cannot be used now, unlike e.g. a run that does not exist."""
     if isinstance(error, ServiceError | ConnectionError | TimeoutError | PermissionError):
         return True
     if type(error).__module__.partition(".")[0] in _LIBRARIES:
@@ -66,12 +66,12 @@ def is_away(error: BaseException) -> bool:
 
 
 def is_of_mlflow(error: BaseException) -> bool:
-    """Whether MLflow raised an error."""
+    """Whether an error was raised by MLflow."""
     return type(error).__module__.partition(".")[0] == "mlflow"
 
 
 def describe(error: BaseException) -> str:
-    """One line: which server, what is wrong with it, what to do."""
+    """Describe an error in one line: the server, the problem, the remedy."""
     if isinstance(error, ServiceError):
         return str(error)
     text = f"{getattr(error, 'error_code', '')} {error}"
@@ -81,28 +81,28 @@ def describe(error: BaseException) -> str:
 
 
 def hide_password(text: str) -> str:
-    """A URI, or a text with URIs, without passwords: for all that is printed, logged or sent on."""
+    """Remove passwords from a URI or a text with URIs, before it is printed, logged or sent."""
     return _PASSWORD_OF_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
 
 
 def shown_uri() -> str:
-    """Where MLflow is, for messages."""
+    """The URI of MLflow for messages, without passwords."""
     return hide_password(tracking_uri())
 
 
 @contextlib.contextmanager
 def converted() -> Iterator[None]:
-    """Within the block, errors that tell of MLflow itself become ServiceError; others stay."""
+    """Within the block, convert errors of MLflow itself to ServiceError; others are unchanged."""
     try:
         yield
-    except Exception as error:  # of MLflow, of its HTTP library, of its database
+    except Exception as error:  # from MLflow, its HTTP library or its database
         if is_away(error) and not isinstance(error, ServiceError):
             raise ServiceError(describe(error)) from error
         raise
 
 
 def check() -> None:
-    """Ask MLflow for something, in four seconds. Raises ServiceError, which says what is wrong and what to do."""
+    """Query MLflow, within four seconds. Raises ServiceError with the problem and the remedy."""
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
@@ -111,24 +111,24 @@ def check() -> None:
         try:
             client: Any = MlflowClient(tracking_uri=uri)
             experiments = client.search_experiments(max_results=1)
-        except (OSError, MlflowException) as error:  # also the folder of a database file, and kinds of stores that are no more
+        except (OSError, MlflowException) as error:  # also for the folder of a database file, and removed kinds of stores
             raise ServiceError(describe(error)) from error
         if experiments or not uri.startswith("http"):
             return
         try:
-            answers_anything = not client.get_experiment("0").experiment_id  # MLflow always has this one
-        except MlflowException:  # an account that may see no experiment
+            answers_anything = not client.get_experiment("0").experiment_id  # this one always exists in MLflow
+        except MlflowException:  # an account without access to experiments
             return
         if answers_anything:
-            raise ServiceError(f"MLflow at {shown_uri()}: what answers there is not MLflow; is the address right?")
+            raise ServiceError(f"MLflow at {shown_uri()}: the server there is not MLflow; check the URL")
 
 
 @contextlib.contextmanager
 def transferring() -> Iterator[None]:
-    """Within the block, requests of MLflow may take as long as files of several GB do.
+    """Within the block, allow long requests of MLflow, for files of several GB.
 
-    A server that keeps artifacts in S3 answers an upload only when it has passed the whole file on, and a download only when it
-    has fetched it: at 10 s a U-Net of 1.7 GB would be sent three times and given up.
+    A server with artifacts in S3 answers an upload only after it has forwarded the whole file, and a download only after it has
+    fetched it: with 10 s, the upload of a U-Net of 1.7 GB would fail after three attempts.
     """
     with _limited_by(_TRANSFER_ENV):
         yield
@@ -136,7 +136,7 @@ def transferring() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _limited_by(limits: Mapping[str, str]) -> Iterator[None]:
-    """Within the block, these limits are in force; those that the user chose stay."""
+    """Within the block, apply these limits, except those that the user has set."""
     values = {key: value for key, value in limits.items() if os.environ.get(key) in (None, SERVICE_ENV[key])}
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)

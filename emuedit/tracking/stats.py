@@ -3,10 +3,10 @@
     with Tracker(folder, "train", params={"lr": 1e-4}) as tracker:
         tracker.log(step, loss=0.1)
 
-Every line is written to `folder/stats.jsonl` first. Where MLFLOW_TRACKING_URI names a server, or EMUEDIT_PARENT_RUN the run of a
-flow, it is then sent to MLflow, with short time-outs. When that fails, one warning is logged, the stage continues, and the lines
-are kept in memory and sent later, at the latest by `close`. `replay` sends lines that are still unsent after that, also those
-of a stage that ran without a tracking server, such as under `dvc repro`. A flow without a server uses the file `mlflow.db` in
+Every line is written to `folder/stats.jsonl` first. If MLFLOW_TRACKING_URI names a server, or EMUEDIT_PARENT_RUN the run of a
+flow, it is then sent to MLflow, with short time-outs. If that fails, one warning is logged, the stage continues, and the lines
+are kept in memory and sent later, at the latest by `close`. `replay` sends lines that are still unsent, including those of a
+stage that ran without a tracking server, such as under `dvc repro`. A flow without a server uses the file `mlflow.db` in
 the working folder.
 """
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 TRACKING_URI_ENV = "MLFLOW_TRACKING_URI"
 PARENT_RUN_ENV = "EMUEDIT_PARENT_RUN"
 RUN_UID_TAG = "emuedit.run"
-"""Tag with the uid of a stats file, by which its run is found again instead of created twice."""
+"""Tag with the uid of a stats file, by which its run is found instead of being created twice."""
 _MAX_METRICS_PER_REQUEST = 1000  # MLflow refuses more
 _MAX_PARAMS_PER_REQUEST = 100  # MLflow refuses more
 _SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
@@ -65,7 +65,7 @@ class Tracker:
 
     @property
     def unsent(self) -> int:
-        """Number of lines that were not sent to MLflow yet."""
+        """Number of lines not sent to MLflow yet."""
         return len(self._mirror.waiting)
 
     def close(self, failed: bool = False) -> None:
@@ -91,7 +91,7 @@ class Tracker:
 def read_stats(path: str | Path) -> list[Line]:
     """Read a stats file: the head (uid, experiment, name, params), one line per `log`, and {"status"} after each run.
 
-    When a step was logged twice, the later line counts. Raises ValueError, naming file and line, for a line that is
+    If a step was logged twice, the later line counts. Raises ValueError, naming file and line, for a line that is
     not JSON.
     """
     lines = []
@@ -178,7 +178,7 @@ class _Mirror:
         self._client = self._client or mlflow_client()
         name, uid, parent_id = self._head["experiment"], self._head["uid"], os.environ.get(PARENT_RUN_ENV, "")
         experiment = self._client.get_experiment_by_name(name)
-        if experiment and experiment.lifecycle_stage == "deleted":  # MLflow gives no second one the name
+        if experiment and experiment.lifecycle_stage == "deleted":  # its name cannot be used for another one
             self._client.restore_experiment(experiment.experiment_id)
         experiment_ids = [experiment.experiment_id] if experiment else []
         tags, run_name = {RUN_UID_TAG: uid}, self._head["name"]
@@ -206,7 +206,7 @@ def tracking_uri() -> str:
 
 
 def mlflow_client() -> Any:
-    """An MlflowClient for `tracking_uri()`, which prints no link at the end of a run where the link would have a password."""
+    """An MlflowClient for `tracking_uri()`, which prints no link after a run if the link would contain a password."""
     from mlflow.tracking import MlflowClient
 
     uri = tracking_uri()
@@ -233,12 +233,12 @@ def _to_json_value(value: float) -> float | str:
 
 
 def _cut_incomplete_line(path: Path) -> None:
-    """Remove what a killed run left after the last newline: a line that was not written completely."""
+    """Remove an incomplete last line left by a killed run."""
     if not path.exists():
         return
     content = path.read_bytes()
     complete = content.rfind(b"\n") + 1
     if complete < len(content):
-        log.warning("%s ended in half a line, cut: %r", path, content[complete:][:80])
+        log.warning("%s ended in an incomplete line, removed: %r", path, content[complete:][:80])
         with path.open("r+b") as stream:
             stream.truncate(complete)

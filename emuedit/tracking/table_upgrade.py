@@ -1,7 +1,7 @@
-"""Bring the tables of MLflow's database to the revision of the installed MLflow: python -m emuedit.tracking.table_upgrade.
+"""Upgrade the tables of MLflow's database to the installed MLflow: python -m emuedit.tracking.table_upgrade.
 
-MLFLOW_BACKEND_STORE_URI names the database, as it does for the server. `mlflow db upgrade` takes the URI as an argument, and all
-users of a machine can read the arguments of a process, with the password. The tables of an empty database are created.
+MLFLOW_BACKEND_STORE_URI names the database, as for the server. `mlflow db upgrade` takes the URI with its password as an
+argument, which all users of a machine can read. The tables of an empty database are created.
 """
 
 import os
@@ -11,7 +11,7 @@ URI_ENV = "MLFLOW_BACKEND_STORE_URI"
 
 
 def main() -> int:
-    """Exit status."""
+    """Returns the exit status."""
     uri = os.environ.get(URI_ENV)
     if not uri:
         print(f"table_upgrade: want the URI of a database in {URI_ENV}, got none; set it as for `mlflow server`", file=sys.stderr)

@@ -219,7 +219,7 @@ def test_base64(n_inputs: int) -> None:
         try:
             assert isinstance(_decode(text), bytes)
         except ValueError as error:
-            assert "want the bytes of a picture file in base64" in str(error)
+            assert "want the bytes of an image file in base64" in str(error)
 
     check()
     for text in (

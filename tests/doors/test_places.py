@@ -84,10 +84,10 @@ def test_a_workspace_that_was_copied_or_moved_is_repaired_by_one_command(action:
     process = subprocess.run([sys.executable, "-c", IN_MOVED], cwd=second, capture_output=True, text=True, env=environment)
     assert process.returncode == 0, process.stderr
     problem, without_run, statuses, text, has_run, output = json.loads(process.stdout.splitlines()[-1])
-    assert problem.startswith(f"mlflow.db was made for {first}, where artifacts would be written; `emuedit sync --moved`")
+    assert problem.startswith(f"mlflow.db still points to {first}, where artifacts would be written; run `emuedit sync --moved`")
     assert (without_run, statuses, text, has_run) == ("", [1, 0], "as it was", True)
-    assert "The retrain goes on" in output
-    assert "paths in mlflow.db now lead to" in output
+    assert "The retrain continues" in output
+    assert "paths in mlflow.db now point to" in output
     assert contents(first) == before, "the original is left as it was"
     assert [path.name for path in second.rglob("b.txt")] == ["b.txt"]
     assert (second / "mlflow.db.before-move").is_file()
@@ -199,7 +199,7 @@ PLACES: dict[str, tuple[str, dict[str, str], str]] = {
         },
         r"stages are out of date",
     ),
-    "a home that is read-only": (".", {"HOME": "/proc/nobody"}, r"stages are out of date|cannot be written"),
+    "a home that is read-only": (".", {"HOME": "/proc/nobody"}, r"stages are out of date|is not writable|cannot be written"),
     "a subfolder": ("docs", {}, r"want a parameter file, got none at .*run from the root"),
     "no git": (
         ".",
@@ -242,5 +242,5 @@ def test_a_dry_run_in_odd_places(case: str, project: Path, tmp_path: Path) -> No
 
 
 def test_dvc_is_not_asked_where_there_is_no_pipeline(tmp_path: Path) -> None:
-    with pytest.raises(dvc_graph.GraphError, match="DVC cannot tell"):
+    with pytest.raises(dvc_graph.GraphError, match="DVC cannot read the pipeline"):
         dvc_graph.read(tmp_path)

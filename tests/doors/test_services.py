@@ -35,11 +35,11 @@ PREFECT: dict[str, tuple[dict[str, str], tuple[int, bytes], str]] = {
     ),
     "it never answers": ({"PREFECT_API_URL": "{url}/api"}, (0, b""), r"no Prefect server answers at .*timed out"),
     "a port that another program has": ({"PREFECT_API_URL": "{url}/api"}, (404, b"no"), r"is not Prefect's API"),
-    "the address of its pages": ({"PREFECT_API_URL": "{url}"}, (200, b"<!doctype html>"), r"want an address that ends in /api"),
+    "the address of its pages": ({"PREFECT_API_URL": "{url}"}, (200, b"<!doctype html>"), r"use a URL that ends in /api"),
     "a list of other API": ({"PREFECT_API_URL": "{url}/api"}, (200, b"[]"), r"is not Prefect's API"),
-    "500": ({"PREFECT_API_URL": "{url}/api"}, (500, b"x"), r"fails \(500\); see its log"),
+    "500": ({"PREFECT_API_URL": "{url}/api"}, (500, b"x"), r"fails \(500\); check its log"),
     "503 while it starts": ({"PREFECT_API_URL": "{url}/api"}, (503, b""), r"fails \(503\)"),
-    "401 without credentials": ({"PREFECT_API_URL": "{url}/api"}, (401, b""), r"wants credentials \(401\); set PREFECT_API_KEY"),
+    "401 without credentials": ({"PREFECT_API_URL": "{url}/api"}, (401, b""), r"requires credentials \(401\); set PREFECT"),
     "no http://": ({"PREFECT_API_URL": "localhost:4200/api"}, (200, b""), r"want PREFECT_API_URL such as http"),
     "no such host": ({"PREFECT_API_URL": "http://no-such-host.invalid/api"}, (200, b""), r"no Prefect server answers"),
     "a home in a file": (
@@ -55,12 +55,12 @@ PREFECT_SETTINGS: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
     "a level that there is not": (
         {"PREFECT_LOGGING_LEVEL": "LOUD"},
         {},
-        r"its setting level: .*got 'LOUD'; look at PREFECT_LOGGING_LEVEL",
+        r"its setting level: .*got 'LOUD'; check PREFECT_LOGGING_LEVEL",
     ),
     "a number in words": (
         {"PREFECT_API_REQUEST_TIMEOUT": "soon"},
         {},
-        r"its setting request_timeout: .*look at PREFECT_API_REQUEST_TIMEOUT",
+        r"its setting request_timeout: .*check PREFECT_API_REQUEST_TIMEOUT",
     ),
     "headers that are no JSON": ({"PREFECT_CLIENT_CUSTOM_HEADERS": "abc"}, {}, r"cannot read its settings.*custom_headers"),
     "half a profile": (
@@ -69,33 +69,33 @@ PREFECT_SETTINGS: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         r"cannot read profiles\.toml: ",
     ),
     "half a settings file": ({}, {"prefect.toml": "log = ["}, r"cannot read prefect\.toml: .*correct the file or move it away"),
-    "a wrong value in a settings file": ({}, {"prefect.toml": "logging = {level = 'LOUD'}"}, r"look at \.env, prefect\.toml"),
+    "a wrong value in a settings file": ({}, {"prefect.toml": "logging = {level = 'LOUD'}"}, r"check \.env, prefect\.toml"),
 }
 
 # name -> (status and body of a server, or a URI), what the line must say
 MLFLOW: dict[str, tuple[tuple[int, bytes] | str, str]] = {
-    "nothing listens": ("http://127.0.0.1:9", r"nothing answers there; start it"),
-    "401 of basic auth": ((401, b"You are not authenticated"), r"refuses the credentials \(401\)"),
-    "401 as JSON": ((401, b'{"error_code": "UNAUTHENTICATED", "message": "no"}'), r"refuses the credentials \(401\)"),
-    "403": ((403, b"Permission denied"), r"may not do that \(403\)"),
-    "403 as JSON": ((403, b'{"error_code": "PERMISSION_DENIED", "message": "no"}'), r"may not do that \(403\)"),
+    "nothing listens": ("http://127.0.0.1:9", r"no server answers there; start it"),
+    "401 of basic auth": ((401, b"You are not authenticated"), r"rejects the credentials \(401\)"),
+    "401 as JSON": ((401, b'{"error_code": "UNAUTHENTICATED", "message": "no"}'), r"rejects the credentials \(401\)"),
+    "403": ((403, b"Permission denied"), r"lacks the permission \(403\)"),
+    "403 as JSON": ((403, b'{"error_code": "PERMISSION_DENIED", "message": "no"}'), r"lacks the permission \(403\)"),
     "500": ((500, b"Internal Server Error"), r"fails \(500 or above\)"),
     "502 of a proxy": ((502, b"<html>Bad Gateway</html>"), r"fails \(500 or above\)"),
     "503 while it starts": ((503, b""), r"fails \(500 or above\)"),
     "429": ((429, b"slow down"), r"fails \(500 or above\)|with an error"),
     "404 of another program": ((404, b"Not Found"), r"no MLflow API \(404\)"),
-    "HTML of another program": ((200, b"<!doctype html><html></html>"), r"not MLflow; is the address right"),
-    "JSON of another program": ((200, b"{}"), r"not MLflow; is the address right"),
-    "a JSON list": ((200, b"[1]"), r"not MLflow; is the address right"),
+    "HTML of another program": ((200, b"<!doctype html><html></html>"), r"not MLflow; check the URL"),
+    "JSON of another program": ((200, b"{}"), r"not MLflow; check the URL"),
+    "a JSON list": ((200, b"[1]"), r"not MLflow; check the URL"),
     "it never answers": ((0, b""), r"does not answer in time"),
     "no such host": ("http://no-such-host.invalid:5000", r"no such host"),
-    "a folder of runs": ("file:./mlruns", r"keeps no runs in folders any more; name a database such as sqlite:///mlflow.db"),
-    "a folder without file:": ("./mlruns", r"keeps no runs in folders any more"),
-    "a line break at the end": ("http://127.0.0.1:9\n", r"MLflow at http://127.0.0.1:9: want an address such as http://"),
+    "a folder of runs": ("file:./mlruns", r"no longer stores runs in folders; use a database such as sqlite:///mlflow.db"),
+    "a folder without file:": ("./mlruns", r"no longer stores runs in folders"),
+    "a line break at the end": ("http://127.0.0.1:9\n", r"MLflow at http://127.0.0.1:9: want a URL such as http://"),
     "a host without http://": ("localhost:5000", r"neither http\(s\):// nor sqlite"),
     "an unknown scheme": ("mlflow://server", r"neither http\(s\):// nor sqlite"),
-    "a file that is no database": ("sqlite:///notes.txt", r"no database, or is damaged"),
-    "a database in no folder": ("sqlite:////proc/nowhere/mlflow.db", r"folder of the file cannot be made"),
+    "a file that is no database": ("sqlite:///notes.txt", r"not a database, or is damaged"),
+    "a database in no folder": ("sqlite:////proc/nowhere/mlflow.db", r"folder of the file cannot be created"),
 }
 
 
@@ -134,7 +134,7 @@ def test_mlflow_that_is_away_is_described_in_seconds(mlflow_away: str) -> None:
 
 def test_databricks_without_credentials_is_described() -> None:
     error = MlflowException("Reading Databricks credential configuration failed with MLflow tracking URI 'databricks'.")
-    assert "there are no credentials of Databricks; `databricks auth login` makes them" in service_errors.describe(error)
+    assert "there are no Databricks credentials; run `databricks auth login`" in service_errors.describe(error)
 
 
 def test_edits_fall_back_to_the_editor_that_lies_here(
@@ -201,7 +201,7 @@ def test_a_home_that_is_read_only_is_replaced_where_nobody_named_it(
     monkeypatch.setenv("HOME", "/proc/nobody")
     monkeypatch.setenv("PREFECT_HOME", "")
     prefect_access.check()
-    assert "~/.prefect cannot be written" in capsys.readouterr().out
+    assert "~/.prefect is not writable" in capsys.readouterr().out
     assert Path(os.environ["PREFECT_HOME"]).parent.is_dir()
 
 
@@ -213,7 +213,7 @@ def test_commands_about_the_registry_say_it_in_one_line(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url.replace("//", "//me:secret@"))
         assert cli.main(words) in (1, 2)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "refuses the credentials (401)" in line
+    assert "rejects the credentials (401)" in line
     assert "secret" not in line
 
 

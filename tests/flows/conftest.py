@@ -268,7 +268,7 @@ def weightless_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         package: Path, name: str, champion: registry.ModelVersion | None, root: Path, section: str = "evaluation"
     ) -> gate.Decision:
         folder = registry.download_version(champion.uri) if champion else None
-        old = measure(champion.uri if champion else "doing nothing", folder)
+        old = measure(champion.uri if champion else "the identity baseline", folder)
         return gate.decide(measure(name, package), old, GateSettings(), is_first=champion is None)
 
     monkeypatch.setattr(promote, "compare_with_champion", compare)

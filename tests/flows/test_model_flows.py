@@ -48,7 +48,8 @@ def test_a_champion_that_fell_starts_a_retrain_with_the_reason(promoted: list[di
     result = model_flows.evaluate.fn(0.05, "retrain/weekly-retrain")
     assert (result["success"], result["at_promotion"], result["has_fallen"], result["started"]) == (0.5, 0.6, True, "run-1")
     reason = (
-        "metric: edit success of version 1 fell from 0.600 to 0.500; out of date: first, branch@x-1, branch@y-1, network, scores"
+        "metric: edit success of version 1 dropped from 0.600 to 0.500; "
+        "out of date: first, branch@x-1, branch@y-1, network, scores"
     )
     assert promoted == [{"name": "retrain/weekly-retrain", "reason": reason}]
     assert complete_reason(reason) == reason
@@ -60,7 +61,7 @@ def test_a_champion_that_fell_is_reported_where_a_retrain_would_do_nothing(
     monkeypatch.setattr(dvc_graph, "read", lambda root: dvc_graph.Graph(root, (), (), {}))
     artifacts: list[str] = []
     monkeypatch.setattr(model_flows, "create_markdown_artifact", lambda text, **options: artifacts.append(text))
-    message = r"edit success of version 1 fell from 0\.600 to 0\.500, and nothing is out of date, .*; want other data"
+    message = r"edit success of version 1 dropped from 0\.600 to 0\.500; no stage is out of date, .* Change data or params"
     with pytest.raises(model_flows.ChampionRegressedError, match=message):
         model_flows.evaluate.fn(0.05, "retrain/weekly-retrain")
     assert promoted == []

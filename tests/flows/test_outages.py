@@ -1,4 +1,4 @@
-"""Retrains while MLflow is away: they train, keep their run, and send it when it is back."""
+"""Retrains while MLflow is unreachable: they train, store their run, and upload it later."""
 
 import json
 from collections.abc import Callable
@@ -38,16 +38,16 @@ def test_a_retrain_trains_without_mlflow_and_sends_its_run_later(
         assert retrain.main([]) == 0
         output = capsys.readouterr()
         assert "Traceback" not in output.out + output.err
-        assert "fails (500 or above); see its log. The retrain goes on" in output.out
-        assert "`emuedit sync` sends it" in output.out
+        assert "fails (500 or above); check its log. The retrain continues" in output.out
+        assert "`emuedit sync` uploads it" in output.out
         assert dvc_graph.read(project).stale() == {}
         assert retrain.main([]) == 0, "nothing is trained twice"
-        assert "Whether they are registered is not known: MLflow at http" in capsys.readouterr().out
+        assert "Cannot check whether they are registered: MLflow at http" in capsys.readouterr().out
         assert cli.main(["sync"]) == 1
-        assert "1 runs wait in .emuedit/unsent-runs" in capsys.readouterr().err
+        assert "1 runs are pending in .emuedit/unsent-runs" in capsys.readouterr().err
     assert len(run_outbox.entries(project)) == 1
     assert cli.main(["sync"]) == 0
-    assert "1 runs were waiting; all are in MLflow now" in capsys.readouterr().out
+    assert "1 of 1 pending runs uploaded" in capsys.readouterr().out
     (tags,) = retrain_runs()
     assert tags["stages.run"] == "first, branch@x-1, branch@y-1, network, scores"
     child = runs.client().get_run(tags["run.network"])
@@ -73,7 +73,7 @@ def test_a_run_that_was_opened_before_the_outage_is_completed(
         assert release.finish(project, graph, run_id, {"scores": 1.0}, register=True).version is None
     (project / "reports/metrics.json").write_text("{}")  # of a later retrain
     second = release.start(project)
-    assert "sent to MLflow: the run" in capsys.readouterr().out
+    assert "uploaded to MLflow: the run" in capsys.readouterr().out
     run = runs.client().get_run(run_id)
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"edit_success.emuedit.overall": 0.5})
     assert second != run_id
@@ -123,6 +123,6 @@ def test_a_deleted_experiment_is_restored(project: Path, store: str, capsys: pyt
     experiment_id = runs.client().get_run(first).info.experiment_id
     runs.client().delete_experiment(experiment_id)
     second = release.start(project)
-    assert "'emuedit' had been deleted in MLflow; it is restored" in capsys.readouterr().out
+    assert "'emuedit' had been deleted in MLflow; restored it" in capsys.readouterr().out
     assert runs.client().get_run(second).info.experiment_id == experiment_id
     assert not experiments.restore(runs.EXPERIMENT)

@@ -37,7 +37,7 @@ def test_a_second_retrain_has_nothing_to_do(
     output = capsys.readouterr().out
     assert "== first (never run here); 4 more to come" in output
     assert "4 more to come" in output
-    assert "champion: edit success 0.500 against 0.100 of doing nothing" in output
+    assert "champion: edit success 0.500 against 0.100 of the identity baseline" in output
     assert "registered  models:/emuedit-editor/1\n" in output
     assert dvc_graph.read(project).stale() == {}
     champion = registry.version_at("champion")
@@ -83,8 +83,8 @@ if what == "network":
     assert retrain.main(["--reason", "schedule: weekly", "--branch", "retrained"]) == 0
     output = capfd.readouterr().out
     assert "== schedule: weekly" in output
-    assert output.count("(network); trying again") == 2
-    assert "(memory); trying again, with half the batch" in output
+    assert output.count("(network); retrying") == 2
+    assert "(memory); retrying, with half the batch" in output
     assert (project / "halved.txt").read_text() == "1"
     champion = registry.version_at("champion")
     assert champion is not None
@@ -104,10 +104,10 @@ def test_a_retrain_that_has_nothing_to_run_publishes_what_an_earlier_one_could_n
     (tmp_path / "no-such-file").touch()
     shell("git", "add", "make.py", cwd=project)
     shell("git", "commit", "-qm", "a pipeline", cwd=project)
-    monkeypatch.setattr(publication, "_BUSY_OR_AWAY", (0.0,))
+    monkeypatch.setattr(publication, "_PUSH_DELAYS_S", (0.0,))
     words = ["--no-register", "--push", "--branch", "retrained"]
     assert retrain.main(words) == 1
-    assert "the data were not pushed" in capfd.readouterr().err
+    assert "data were not pushed" in capfd.readouterr().err
     (tmp_path / "no-such-file").unlink()
     assert retrain.main(words) == 0
     assert "== skipped: all 5 stages are up to date" in capfd.readouterr().out
@@ -169,7 +169,7 @@ def test_another_dvc_is_waited_for(project: Path, dvc_run: Callable[..., str]) -
 
 def test_a_stage_can_be_stopped_and_has_a_time_limit(project: Path) -> None:
     (project / "dvc.yaml").write_text("stages:\n  slow:\n    cmd: touch started && sleep 60\n    always_changed: true\n")
-    with pytest.raises(run_stage.StageError, match=r"slow ran out of its 3.0 s"):
+    with pytest.raises(run_stage.StageError, match=r"slow exceeded its time limit of 3 s"):
         run_stage.run("slow", project, threading.Event(), 3.0, {})
     (project / "started").unlink(missing_ok=True)
     stop = threading.Event()

@@ -10,7 +10,7 @@ import pytest
 
 from flows import dvc_graph, publication
 from flows.publication import PublicationError, commit_results, metric_changes, push_data
-from flows.run_reason import TriggerError, complete_reason
+from flows.run_reason import ReasonError, complete_reason
 
 Shell = Callable[..., str]
 FILES = {path: path for path in (Path("dvc.lock"), Path("reports/metrics.json"))}
@@ -82,7 +82,7 @@ def test_params_that_are_not_committed_are_published_as_they_were_before_the_run
     assert shell("git", "diff", "--name-only", "HEAD", commit, cwd=committed).split() == ["dvc.yaml", "params.yaml"]
     assert shell("git", "show", f"{commit}:params.yaml", cwd=committed) == "first: {size: 4}\n"
     message = shell("git", "show", "-s", "--format=%b", commit, cwd=committed)
-    assert "made with changes that are not committed: make.py" in message
+    assert "made with uncommitted changes: make.py" in message
 
 
 def test_a_branch_is_made_also_where_nothing_changed(committed: Path, shell: Shell) -> None:
@@ -99,7 +99,7 @@ def test_the_branch_that_is_checked_out_is_refused(committed: Path, shell: Shell
 
 @pytest.mark.parametrize("name", ["my data", "a..b", "-x", ""])
 def test_what_is_no_name_of_a_branch_is_refused(name: str, committed: Path) -> None:
-    with pytest.raises(PublicationError, match="want the name of a branch, got"):
+    with pytest.raises(PublicationError, match="is not a valid branch name"):
         commit_results(committed, name, FILES, {}, "Retrain")
 
 
@@ -125,8 +125,8 @@ def test_without_a_commit_there_is_no_branch_to_write(project: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ("", "want a default remote of DVC that data are pushed to, got none; make one by `emuedit remote init"),
-        ("[core]\n    remote = gone\n", "got gone, which has no url; make one"),
+        ("", "want a default DVC remote to push data to, got none; create one with `emuedit remote init"),
+        ("[core]\n    remote = gone\n", "got gone, which has no URL; create one"),
     ],
 )
 def test_a_remote_that_is_missing_is_said_before_anything_runs(config: str, words: str, project: Path) -> None:
@@ -166,7 +166,7 @@ def test_metrics_that_dvc_does_not_cache_are_committed_where_they_are_and_an_out
     publication.publish(graph, False, "retrained", write_results(committed, 0.5), "person: a")
     assert "0.5" in shell("git", "show", "retrained:reports/metrics.json", cwd=committed)
     stages = tuple(dvc_graph.Stage(out, outs=(Path(out),), cached=(Path(out),)) for out in ("reports", "metrics"))
-    with pytest.raises(PublicationError, match=r"want no out of a stage at metrics/reports/metrics.json, where the branch has"):
+    with pytest.raises(PublicationError, match=r"metrics/reports/metrics.json is both a stage output and the path of"):
         publication.check(dvc_graph.Graph(committed, stages, (file,), {}), False, "retrained")
 
 
@@ -185,7 +185,7 @@ def test_a_remote_in_a_temporary_folder_is_refused_unless_the_workspace_lies_the
     if root.is_relative_to(temporary):
         publication.check_remote(root)
     else:
-        with pytest.raises(PublicationError, match=r"want a remote of DVC that lasts, got .*/dvc, which is lost with .*--local"):
+        with pytest.raises(PublicationError, match=r"want a permanent DVC remote, got .*/dvc, which is lost with .*--local"):
             publication.check_remote(root)
 
 
@@ -209,7 +209,7 @@ def test_a_store_that_is_away_is_tried_again(committed: Path, monkeypatch: pytes
     push_data(committed, pauses.append)
     assert pauses == [10.0, 60.0]
     results = iter([1, 1, 1])
-    with pytest.raises(PublicationError, match="the data were not pushed: ERROR: failed to push: the store is away; `emuedit"):
+    with pytest.raises(PublicationError, match="data were not pushed: ERROR: failed to push: the store is away; run `emuedit"):
         push_data(committed, pauses.append)
 
 
@@ -220,5 +220,5 @@ def test_a_reason_is_kept(reason: str) -> None:
 
 def test_without_a_reason_it_was_a_person() -> None:
     assert complete_reason("").startswith("person: ")
-    with pytest.raises(TriggerError, match="want a reason that begins with schedule:, data:, metric:, person:, got 'because'"):
+    with pytest.raises(ReasonError, match="want a reason that begins with schedule:, data:, metric:, person:, got 'because'"):
         complete_reason("because")

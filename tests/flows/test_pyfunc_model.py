@@ -73,7 +73,7 @@ def test_the_model_answers_where_the_project_is_not_installed(
 ) -> None:
     result = release.finish(project, untrained, release.start(project), {}, register=True)
     assert result.decision is not None
-    assert result.decision.reason.startswith("edit success 0.000 against 0.000 of doing nothing")
+    assert result.decision.reason.startswith("edit success 0.000 against 0.000 of the identity baseline")
     assert not result.decision.promote
     assert registry.version_at("champion") is None
     folder = registry.download_version("models:/emuedit-editor@challenger")

@@ -139,7 +139,7 @@ def test_from_first_model_to_refusal_to_next_champion(
 
     shutil.rmtree(project / "mlruns")
     shutil.rmtree(folder)  # in the cache of the user
-    with pytest.raises(registry.RegistryError, match="its files are gone from the artifact store; name another one"):
+    with pytest.raises(registry.RegistryError, match="its files are missing in the artifact store; choose another one"):
         registry.download_version("models:/emuedit-editor/3")
     with pytest.raises(registry.RegistryError, match=r"version 3 has no dvc.lock in the artifact store"):
         lineage.read_file(better.version, "dvc.lock")
@@ -151,7 +151,7 @@ def test_a_model_that_cannot_answer_is_not_registered(
 ) -> None:
     graph = finish_stages(0.5)
     release.MODEL_FILE.write_text(release.MODEL_FILE.read_text().replace('[{"image"', 'no_such_name + [{"image"'))
-    with pytest.raises(registry.RegistryError, match=r"cannot answer its own example: .*no_such_name"):
+    with pytest.raises(registry.RegistryError, match=r"fails on its input example: .*no_such_name"):
         release.finish(project, graph, release.start(project), {}, register=True)
     assert registry.version_at("challenger") is None
     (project / "models/editor/weights.pkl").write_text("")

@@ -54,7 +54,7 @@ def test_a_second_retrain_waits_for_the_first_and_says_so(tmp_path: Path, monkey
             assert owner.wait(10) == 0
             assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
     (line,) = lines
-    assert line.startswith(f"another retrain works in this folder (process {owner.pid}, since ")
+    assert line.startswith(f"another retrain is running in this folder (process {owner.pid}, since ")
     assert (tmp_path / FILE).read_text() == ""
 
 
@@ -191,5 +191,5 @@ def test_another_failure_of_the_lock_is_an_error(tmp_path: Path, monkeypatch: py
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / ".emuedit").write_text("a file")
-    with pytest.raises(LockError, match="want a folder that can be written"), exclusive(tmp_path, pytest.fail):
+    with pytest.raises(LockError, match="want a writable folder"), exclusive(tmp_path, pytest.fail):
         pass

@@ -54,9 +54,9 @@ def test_a_run_that_mlflow_refuses_is_put_aside(project: Path, store: str, capsy
     assert cli.main(["sync"]) == 1
     output = capsys.readouterr().out
     rejected = entry.with_name(f".rejected-{entry.name}")
-    assert "== not sent: Changing param values" in output
-    assert f"; the run is kept in {rejected.relative_to(project)}" in output
-    assert "2 runs were waiting; 1 of them were refused, the others are in MLflow now" in output
+    assert "== not uploaded: Changing param values" in output
+    assert f"; the run is stored in {rejected.relative_to(project)}" in output
+    assert "1 of 2 pending runs uploaded; MLflow rejected 1." in output
     assert (rejected / "run.json").is_file()
     assert release.start(project), "the next retrain"
     assert "not sent" not in capsys.readouterr().out

@@ -181,7 +181,7 @@ def test_a_killed_stage_is_tried_once_more_and_then_no_process_is_left(
     (project / "started").unlink()
     os.kill(retrain.find(STAGE_PROCESSES["stage"]), signal.SIGKILL)
     retrain.wait_for_stage(project / "started")
-    assert "(memory); trying again, with half the batch where it has one" in retrain.log.read_text()
+    assert "(memory); retrying, with half the batch if it has one" in retrain.log.read_text()
     check_kill(retrain, STAGE_PROCESSES["stage"])
 
 

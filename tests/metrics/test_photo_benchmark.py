@@ -171,10 +171,7 @@ def test_a_new_judge_has_the_models_and_the_size_of_the_params(
     (tmp_path / "params.yaml").write_text(params.replace("resolution: 96", "preset: sd15-256"))
     assert cli.main(["benchmark", "."]) == 0
     output = capsys.readouterr().out
-    assert (
-        "judge.yaml differs from params.yaml: dino owner/dino (there toyworld/weights/dino), size 96 (there 256)"
-        in output
-    )
+    assert "judge.yaml differs from params.yaml: dino owner/dino (there toyworld/weights/dino), size 96 (there 256)" in output
     (tmp_path / "judge.yaml").unlink()
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     assert cli.main(["benchmark", "."]) == 0

@@ -281,6 +281,6 @@ def test_the_exit_status_is_one_only_for_failures(capsys: pytest.CaptureFixture[
     output = capsys.readouterr().out
     assert "-> look" in output
     assert "broken itself" in output
-    assert "1 ok, 2 to look at, 0 to fix" in output
+    assert "1 ok, 2 warnings, 0 failures" in output
     assert doctor.examine(as_json=True, checks=[check_good, check_bad_thing]) == 1
     assert [row["status"] for row in json.loads(capsys.readouterr().out)] == ["pass", "warn", "fail"]

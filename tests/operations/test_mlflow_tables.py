@@ -54,7 +54,7 @@ def test_an_empty_database_is_left_to_the_server(layout: StackLayout) -> None:
 
 def test_tables_of_a_later_mlflow_are_an_error_and_nothing_is_ended(layout: StackLayout) -> None:
     set_revision(layout, "fffffffffff0")
-    with pytest.raises(ServersError, match=r"want tables that MLflow [\d.]+ knows, got revision fffffffffff0, .* later MLflow"):
+    with pytest.raises(ServersError, match=r"want tables that MLflow [\d.]+ knows, got revision fffffffffff0 of a later MLflow"):
         mlflow_tables.upgrade(layout, {}, lambda: pytest.fail("want the server left alone"), layout.folder)
 
 
@@ -94,7 +94,7 @@ def test_tables_of_an_earlier_mlflow_are_copied_and_upgraded(layout: StackLayout
     assert mlflow_tables.read_revision(StackLayout(copy.parent, {}, None)) == ""
     with contextlib.closing(sqlite3.connect(copy)) as connection:
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(before,)]
-    assert f"tables of revision {before} are upgraded to {head}; a copy of them is {copy}" in capsys.readouterr().out
+    assert f"upgrading tables of revision {before} to {head}; backup: {copy}" in capsys.readouterr().out
     assert upgrade(layout) == []
 
 
@@ -107,7 +107,7 @@ def test_a_service_is_ended_for_the_upgrade_and_can_be_started_again(tmp_path: P
         starter.end(service)
         starter.start([service])
         starter.end(service)
-        assert lines[-1] == "mlflow: ended for an upgrade"
+        assert lines[-1] == "mlflow: stopped for an upgrade"
         assert server_control.running_names(tmp_path) == set()
         starter.start([service])
     assert server_control.end_all(tmp_path, [service], print) == 1

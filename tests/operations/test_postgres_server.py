@@ -63,6 +63,6 @@ def test_a_cluster_whose_version_is_gone_is_not_started(
     postgres, _ = postgres_server.find_postgres(tmp_path, 8500)
     assert postgres is not None, "never SQLite in place of data that are there"
     assert not postgres.answers(), "`status` and `down` go on"
-    message = rf"want PostgreSQL 14, which made {tmp_path / 'postgres'}, got .*pg_upgradecluster.* dump .* restore"
+    message = rf"want PostgreSQL 14, which created {tmp_path / 'postgres'}, got .*pg_upgradecluster.* dump .* restore"
     with pytest.raises(postgres_server.PostgresError, match=message):
         postgres.initialise()

@@ -56,7 +56,7 @@ def test_wrong_credentials_stop_the_check(proxy: FaultyProxy, make_bucket: Calla
     lines = list(run_all(bucket).values())
     proxy.fault = Fault()
     assert [line.outcome.status for line in lines[:4]] == ["pass", "pass", "fail", "not run"]
-    assert "want the secret that belongs to the access key" in lines[2].outcome.advice
+    assert "the secret does not belong to the access key" in lines[2].outcome.advice
     assert {line.outcome.status for line in lines[3:]} == {"not run"}
     assert remote_check.exit_status(lines) == 2
     table = remote_check.format_table(lines)
@@ -84,7 +84,7 @@ def test_ignored_conditions_are_a_warning(proxy: FaultyProxy, make_bucket: Calla
     proxy.fault = Fault(without_header="if-none-match")
     outcome = object_probes.probe_conditional_write(bucket, FOLDER)
     assert (outcome.status, outcome.detail) == ("warn", "`If-None-Match: *` is ignored: not enforced")
-    assert "one person or job at a time" in outcome.advice
+    assert "do not run `emuedit remote publish` concurrently" in outcome.advice
 
 
 def test_an_incomplete_listing_fails(proxy: FaultyProxy, make_bucket: Callable[..., Bucket], few_keys: None) -> None:
@@ -147,4 +147,4 @@ def test_without_credentials_the_endpoint_is_not_blamed(
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     lines = run_all(Bucket(RemoteLocation("bucket", endpoint=moto_url)))
     failed = next(line for line in lines.values() if line.outcome.status == "fail")
-    assert (failed.name, failed.outcome.detail) == ("credentials", "there are none")
+    assert (failed.name, failed.outcome.detail) == ("credentials", "none found")

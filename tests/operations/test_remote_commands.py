@@ -49,7 +49,7 @@ def test_init_check_publish_latest_link_and_gc(
 
     status, _, errors = run("publish")
     assert status == 2
-    assert "want all data in the remote, data/ is not; `uv run dvc push` first" in errors
+    assert "want all data in the remote, but data/ is missing; run `uv run dvc push` first" in errors
     dvc_run("push", "-q")
     status, output, errors = run("publish")
     assert (status, output.startswith("published as number 1: commit ")) == (0, True), errors
@@ -105,7 +105,7 @@ def test_gc_keeps_what_every_stash_and_an_unreadable_commit_name(
     status, output, errors = run("gc", "--yes")
     assert status == 0, errors
     assert "1 commits have a dvc.yaml that DVC cannot read" in output
-    assert "objects that `dvc gc` would have deleted, though a commit names them, are kept" in output
+    assert "objects that `dvc gc` would have deleted are kept, because a commit needs them" in output
     assert remote.names("files/") == before
 
 
@@ -133,7 +133,7 @@ def test_gc_refuses_a_clone_that_does_not_know_all(
     shell("git", "worktree", "add", "-q", "--detach", str(tmp_path / "worktree"), cwd=project)
     (tmp_path / "worktree/data.dvc").write_text("outs: []\n")
     errors = run("gc")[2]
-    assert f"the worktree {tmp_path / 'worktree'} has changes in dvc.lock that are not committed" in errors
+    assert f"the worktree {tmp_path / 'worktree'} has uncommitted changes in dvc.lock" in errors
 
 
 @pytest.mark.usefixtures("dvc_in_process")

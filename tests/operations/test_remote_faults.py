@@ -32,10 +32,10 @@ def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (Fault(500, "InternalError"), "the store failed with status 500"),
         (Fault(502, "BadGateway"), "the store failed with status 502"),
-        (Fault(503, "SlowDown"), "fewer requests"),
-        (Fault(403, "InvalidAccessKeyId"), "want an access key that the store knows"),
-        (Fault(403, "SignatureDoesNotMatch"), "want the secret that belongs to the access key"),
-        (Fault(400, "ExpiredToken"), "got expired ones; log in again"),
+        (Fault(503, "SlowDown"), "limits the rate of requests"),
+        (Fault(403, "InvalidAccessKeyId"), "the store does not know the access key"),
+        (Fault(403, "SignatureDoesNotMatch"), "the secret does not belong to the access key"),
+        (Fault(400, "ExpiredToken"), "the credentials have expired; log in again"),
         (Fault(403, "AccessDenied"), "ask the owner of the bucket"),
         (Fault(403, "RequestTimeTooSkewed"), "timedatectl"),
         (Fault(404, "NoSuchBucket"), "emuedit remote init"),
@@ -43,8 +43,8 @@ def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
         (Fault(507, "XMinioStorageFull"), "the store is full"),
         (Fault(400, "IllegalLocationConstraintException"), "--region"),
         (Fault(418, "Teapot"), "Teapot: as asked"),
-        (Fault(drop=True), "the connection was cut"),
-        (Fault(cut=True), "the connection was cut"),
+        (Fault(drop=True), "the connection was closed"),
+        (Fault(cut=True), "the connection was closed"),
     ],
     ids=lambda value: value.code or ("drop" if value.drop else "cut") if isinstance(value, Fault) else "",
 )
@@ -85,7 +85,7 @@ def test_a_refusal_is_not_repeated(remote: Bucket, proxy: FaultyProxy) -> None:
 
 def test_no_store_at_all(aws_environment: None) -> None:
     start = time.monotonic()
-    with pytest.raises(RemoteError, match="nothing answers there; start the store, or correct the endpoint"):
+    with pytest.raises(RemoteError, match="no server answers at this address; start the store, or correct the endpoint"):
         Bucket(RemoteLocation("bucket", endpoint="http://127.0.0.1:9")).get("object")
     assert time.monotonic() - start < 10
 
@@ -93,7 +93,7 @@ def test_no_store_at_all(aws_environment: None) -> None:
 def test_no_credentials(moto_url: str, aws_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(RemoteError, match="want credentials, got none or a part; set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(RemoteError, match="no complete credentials; set AWS_ACCESS_KEY_ID"):
         Bucket(RemoteLocation("bucket", endpoint=moto_url)).get("object")
     with pytest.raises(RemoteError, match="nobody"):
         Bucket(RemoteLocation("bucket", endpoint=moto_url, profile="nobody")).get("object")

@@ -76,7 +76,7 @@ def test_services_start_and_end_with_records_and_logs(folder: Path) -> None:
     pids = [running(folder, name).pid for name in ("mlflow", "prefect")]
     lines: list[str] = []
     assert server_control.end_all(folder, services, lines.append) == 2
-    assert lines == ["prefect: ended", "mlflow: ended"], "want the opposite order of the start"
+    assert lines == ["prefect: stopped", "mlflow: stopped"], "want the opposite order of the start"
     assert not any(background_process.start_mark(pid) for pid in pids)
     assert not list(folder.glob("*.pid"))
     assert "GET / HTTP" in background_process.log_path(folder, "mlflow").read_text()
@@ -91,8 +91,8 @@ def test_a_second_start_finds_what_runs_and_starts_what_is_missing(folder: Path)
     psutil.wait_procs([psutil.Process(before[1].pid)], timeout=5)
     lines: list[str] = []
     server_control.forget_dead(folder, lines.append)
-    assert lines == [f"prefect: process {before[1].pid} is gone"]
-    assert "mlflow: runs already" in start(folder, *services)[0]
+    assert lines == [f"prefect: process {before[1].pid} no longer exists"]
+    assert "mlflow: already running" in start(folder, *services)[0]
     assert running(folder, "mlflow") == before[0]
     assert running(folder, "prefect").pid != before[1].pid
 
@@ -103,7 +103,7 @@ def test_a_server_with_other_settings_is_started_again(folder: Path) -> None:
     first = running(folder, "mlflow")
     arguments = [sys.executable, "-u", "-m", "http.server", str(port), "--bind", "127.0.0.1"]
     lines = start(folder, http_service("mlflow", port, arguments))
-    assert "other settings" in lines[0]
+    assert "settings changed" in lines[0]
     assert running(folder, "mlflow").pid != first.pid
     assert not first.is_running
 
@@ -135,7 +135,7 @@ def test_children_of_a_killed_server_are_ended_so_that_its_port_is_free(folder: 
     assert not local_ports.is_free(port)
     lines: list[str] = []
     server_control.forget_dead(folder, lines.append)
-    assert "1 processes that it left were ended" in lines[0]
+    assert "stopped 1 leftover child processes" in lines[0]
     assert local_ports.is_free(port)
 
 
@@ -152,7 +152,7 @@ def test_when_one_does_not_come_up_all_that_were_started_are_ended(folder: Path)
 
 def test_a_server_that_ends_at_its_start_shows_its_log(folder: Path) -> None:
     service = http_service("mlflow", arguments=[sys.executable, "-c", "raise SystemExit('no such database')"])
-    with pytest.raises(ServersError, match=r"mlflow ended at its start; the end of .*\n  no such database"):
+    with pytest.raises(ServersError, match=r"mlflow exited during startup; the end of .*\n  no such database"):
         start(folder, service)
 
 

@@ -123,7 +123,7 @@ def test_versions_are_compared_on_the_tasks_that_the_champion_was_promoted_with(
 def test_the_first_model_is_compared_with_doing_nothing(workspace: Path, edited: list[tuple[str, str]]) -> None:
     decision = promote.compare_with_champion(workspace / "models", "new", None, workspace)
     assert decision.promote
-    assert "of doing nothing" in decision.reason
+    assert "of the identity baseline" in decision.reason
 
 
 def test_speed_is_measured_by_turns(workspace: Path, edited: list[tuple[str, str]]) -> None:
@@ -160,7 +160,7 @@ def test_a_champion_with_tasks_that_the_benchmark_lacks_is_an_error(
 ) -> None:
     champion = ModelVersion(7, "run", {promote.TASKS_TAG: "remove,flying"})
     monkeypatch.setattr(promote.registry, "download_version", lambda uri: workspace / "champion")
-    with pytest.raises(GateError, match="want 4 edits of flying, which models:/emuedit-editor/7 was promoted with"):
+    with pytest.raises(GateError, match="want 4 edits of flying, with which models:/emuedit-editor/7 was promoted"):
         promote.compare_with_champion(workspace / "models", "new", champion, workspace)
     assert edited == []
 

@@ -37,7 +37,7 @@ def test_an_equal_challenger_is_refused_unless_not_worse_is_enough() -> None:
     equal = measurement(local=0.5, remove=0.5)
     refused = decide(equal, equal, SETTINGS)
     assert not refused.promote
-    assert "want it better in 90% of the resamples, got 0%" in refused.reason
+    assert "better in only 0% of the resamples; 90% required" in refused.reason
     assert decide(equal, equal, GateSettings(epsilon=0.02)).promote
 
 
@@ -61,9 +61,9 @@ def test_better_overall_but_one_task_lost_is_refused() -> None:
     challenger = measurement(local=0.9, remove=0.9, detect=0.2)
     decision = decide(challenger, champion, SETTINGS)
     assert not decision.promote
-    assert "detect lost 0.594, more than its allowance of 0.1" in decision.reason
+    assert "edit success of detect dropped by 0.594, more than the allowed 0.1" in decision.reason
     assert [row.name for row in decision.rows if row.objection] == ["detect"]
-    assert "detect lost" in decision.table()
+    assert "detect dropped" in decision.table()
     assert decide(challenger, champion, GateSettings(task_allowances={"detect": 0.7})).promote
 
 
@@ -71,7 +71,7 @@ def test_a_task_learned_by_inversion_does_not_count_overall_but_must_not_be_lost
     champion = measurement("champion", local=0.3, contour=0.8)
     decision = decide(measurement(local=0.9, contour=0.1), champion, SETTINGS)
     assert decision.rows[0].challenger == pytest.approx(0.9, abs=0.01)
-    assert "contour lost" in decision.reason
+    assert "contour dropped" in decision.reason
 
 
 def test_untouched_pixels_time_and_size_have_their_bounds() -> None:
@@ -79,9 +79,9 @@ def test_untouched_pixels_time_and_size_have_their_bounds() -> None:
     new = replace(measurement(local=0.9), untouched={"local": [0.002, None]}, seconds_per_edit=1.4, size_bytes=140)
     assert decide(new, old, SETTINGS).promote
     for changes, words in {
-        ("untouched", (("local", (0.02, None)),)): "pixels to be left alone change by 0.0200 instead of 0.0010",
-        ("seconds_per_edit", 1.6): "an edit takes 1.60 times as long, more than 1.5",
-        ("size_bytes", 160): "the package is 1.60 times as large, more than 1.5",
+        ("untouched", (("local", (0.02, None)),)): "pixels outside the edit change by 0.0200, the champion's by 0.0010",
+        ("seconds_per_edit", 1.6): "an edit takes 1.60 times as long (allowed: 1.5)",
+        ("size_bytes", 160): "the package is 1.60 times as large (allowed: 1.5)",
     }.items():
         value = dict(changes[1]) if isinstance(changes[1], tuple) else changes[1]
         decision = decide(replace(new, **{changes[0]: value}), old, SETTINGS)
@@ -90,7 +90,7 @@ def test_untouched_pixels_time_and_size_have_their_bounds() -> None:
 
 
 def test_a_first_model_must_only_beat_doing_nothing() -> None:
-    nothing = replace(measurement("doing nothing", local=0.0, remove=0.3), untouched={"local": [0.0]})
+    nothing = replace(measurement("the identity baseline", local=0.0, remove=0.3), untouched={"local": [0.0]})
     new = replace(measurement(local=0.5, remove=0.1), untouched={"local": [0.3]})
     assert decide(new, nothing, SETTINGS, is_first=True).promote
     assert not decide(nothing, nothing, SETTINGS, is_first=True).promote
@@ -104,7 +104,7 @@ def test_measurements_of_other_edits_are_not_compared() -> None:
         decide(measurement(remove=0.65), measurement(local=0.6, remove=0.6), SETTINGS)
     with pytest.raises(GateError, match=r"want at least promotion.min_edits = 65 edits of each task, got \{'local': 64"):
         decide(measurement(), measurement(), GateSettings(min_edits=65))
-    with pytest.raises(GateError, match="want a task that editors are trained on"):
+    with pytest.raises(GateError, match="on which editors are trained"):
         decide(measurement(contour=0.5), measurement(contour=0.4), SETTINGS)
 
 

@@ -98,7 +98,7 @@ def test_a_version_is_listed_explained_and_made_again(
     assert cli.main(["models"]) == 0
     output = capsys.readouterr().out
     assert "champion challenger" in output
-    assert "promoted: edit success 0.500 against 0.100 of doing nothing" in output
+    assert "promoted: edit success 0.500 against 0.100 of the identity baseline" in output
     assert cli.main(["models", "--moves"]) == 0
     assert "promotion" in capsys.readouterr().out
     assert cli.main(["lineage", "1"]) == 0

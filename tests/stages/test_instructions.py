@@ -71,7 +71,7 @@ def test_an_unusable_answer_is_asked_again_and_then_dropped(tmp_path: Path, use_
     assert [question["caption"] for question in llm.questions] == ["one dog"] * 2 + ["two dogs"] * 3 + ["three dogs"]
     second = llm.conversations[1]
     assert second[-2] == {"role": "assistant", "content": "no idea"}
-    assert second[-1]["content"].startswith("That cannot be used: there is no whole JSON object in the answer. Answer again")
+    assert second[-1]["content"].startswith("That cannot be used: there is no complete JSON object in the answer. Answer again")
     assert [(drop.reason, drop.subject, drop.source, drop.index) for drop in read_drops(tmp_path)] == [
         ("lost_key", "{}", f"{captions[1].id}/remove", 1),
         ("refused", "I cannot: too many", f"{captions[2].id}/remove", 2),

@@ -179,7 +179,7 @@ def test_a_restart_continues_the_same_run(tmp_path: Path, server: FakeClient, ca
         tracker.log(2, loss=2.0)
     assert [line["step"] for line in read_stats(tmp_path / "stats.jsonl") if "step" in line] == [1, 2]
     assert len(server.runs) == 1
-    assert "half a line" in warnings_of(caplog)[0]
+    assert "an incomplete line" in warnings_of(caplog)[0]
 
 
 def test_the_run_of_a_flow_is_the_parent_run(tmp_path: Path, server: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -253,12 +253,7 @@ def test_the_held_out_loss_reads_some_pairs_of_every_task(cache_folder: Path, mo
     editor, cache = make_editor(), LatentCache(cache_folder, SETTINGS.held_out_share)
     batches: list[Any] = []
     forward = editor.forward
-
-    def record(batch: Any, *rest: Any, **options: Any) -> Any:
-        batches.append(batch)
-        return forward(batch, *rest, **options)
-
-    monkeypatch.setattr(editor, "forward", record)
+    monkeypatch.setattr(editor, "forward", lambda *args, **options: (batches.append(args[0]), forward(*args, **options))[1])
     with open_accelerator() as accelerator:
         held_out_loss(editor, cache, accelerator)
     for batch in batches:

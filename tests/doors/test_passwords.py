@@ -88,7 +88,7 @@ def test_errors_of_downloads_name_the_store(uri: str, problem: str, tmp_path: Pa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(mlflow, "set_tracking_uri", lambda uri: None)
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", download)
-    with pytest.raises(registry.RegistryError, match=r":\*\*\*@\S+( has no model at | knows )runs:/r1/e") as caught:
+    with pytest.raises(registry.RegistryError, match=r":\*\*\*@\S+( has no model at | lists )runs:/r1/e") as caught:
         registry.download_version("runs:/r1/emuedit-editor")
     assert PASSWORD not in str(caught.value)
 

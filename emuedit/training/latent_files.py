@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ class _Shard:
     parts: Sequence[int]
     """Numbers of its existing parts."""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Key of its rows."""
         return f"{self.content}-{content_key({'kept': self.tasks})}"
@@ -203,10 +204,9 @@ class _Shard:
         """Encode the pairs that are in no part, then write the rows of all kept pairs."""
         parts = {part: np.load(_encoded_file(self.folder, self.content, part)) for part in self.parts}
         encoded = {f"{pair_id:016x}" for rows in parts.values() for pair_id in rows["id"].tolist()}
-        missing = [pair_id for pair_id in self.tasks if pair_id not in encoded]
-        if missing:
+        if missing := self.tasks.keys() - encoded:
             number = max(parts, default=-1) + 1
-            pairs = [pair for pair in read_shard(self.path, Pair) if pair.id in set(missing)]
+            pairs = [pair for pair in read_shard(self.path, Pair) if pair.id in missing]
             parts[number] = self._encode(pairs, number, base_model, buckets, mirrored)
         save_array(pairs_file(self.folder, self.key), self._rows(parts))
 

@@ -53,9 +53,9 @@ class TextFiles:
         self.folder, self.base_model, self.encoders = folder, base_model, encoders
         self.truncated: list[str] = []
         """New instructions that exceed the token limit of a text encoder."""
-        self.hashes = {file.name.split(".")[0]: np.load(file) for file in sorted(folder.glob(f"{encoders}-*.texts.npy"))}
-        self.file_of = {value: key for key, part in self.hashes.items() for value in part.tolist()}
-        if null_key(encoders) not in self.hashes:
+        files = sorted(folder.glob(f"{encoders}-*.texts.npy"))
+        self.file_of = {value: file.name.split(".")[0] for file in files for value in np.load(file).tolist()}
+        if not text_file(folder, null_key(encoders), "texts").exists():
             self._save(null_key(encoders), to_float16(base_model.null_text(1)), np.zeros(0, np.uint64))
 
     def add(self, rows: NDArray[Any]) -> None:
@@ -76,5 +76,4 @@ class TextFiles:
         for part, array in parts.items():
             save_array(text_file(self.folder, key, part), array)
         save_array(text_file(self.folder, key, "texts"), hashes)
-        self.hashes[key] = hashes
         self.file_of.update(dict.fromkeys(hashes.tolist(), key))

@@ -112,12 +112,8 @@ class TrainSettings(config.Params):
 
     @model_validator(mode="after")
     def _check_min_snr(self) -> Self:
-        if self.min_snr_gamma is not None and (self.zero_terminal_snr or self.objective == "flow"):
-            got = "zero_terminal_snr" if self.zero_terminal_snr else "objective flow"
-            raise ValueError(
-                f"want min_snr_gamma null with {got}, got {self.min_snr_gamma}: the pure-noise step, with which every edit "
-                "starts, would have no weight; set train.min_snr_gamma to null (a preset may have set it)"
-            )
+        if self.zero_terminal_snr or self.objective == "flow":
+            self.refuse_min_snr("zero_terminal_snr" if self.zero_terminal_snr else "objective flow")
         return self
 
     @model_validator(mode="after")
@@ -135,6 +131,14 @@ class TrainSettings(config.Params):
     def complete(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """A section merged over its preset. Raises ParamsError for an unknown preset."""
         return with_preset(values)
+
+    def refuse_min_snr(self, setting: str) -> None:
+        """Raise ValueError if min-SNR weights timesteps although, with this `setting`, the last one is pure noise."""
+        if self.min_snr_gamma is not None:
+            raise ValueError(
+                f"want min_snr_gamma null with {setting}, got {self.min_snr_gamma}: the pure-noise step, with which every edit "
+                "starts, would have no weight; set train.min_snr_gamma to null (a preset may have set it)"
+            )
 
     @property
     def schedule(self) -> LrSchedule:

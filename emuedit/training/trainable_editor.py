@@ -41,12 +41,8 @@ class TrainableEditor(nn.Module):
         base_model.scheduler = base_model.pipeline.scheduler = objective.configure_scheduler(
             base_model.scheduler, settings.objective, settings.zero_terminal_snr
         )
-        if settings.min_snr_gamma is not None and objective.ends_in_noise(base_model.scheduler):
-            raise ValueError(
-                f"want min_snr_gamma null where the last timestep is pure noise, as in the noise schedule of the start, got "
-                f"{settings.min_snr_gamma}: that step, with which every edit begins, would have no weight; set "
-                "train.min_snr_gamma to null"
-            )
+        if objective.ends_in_noise(base_model.scheduler):
+            settings.refuse_min_snr("the noise schedule of the start, which ends in pure noise")
 
     @property
     def device(self) -> torch.device:

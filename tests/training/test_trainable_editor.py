@@ -135,3 +135,11 @@ def test_an_empty_instruction_is_the_null_text(batch: Batch, draws: NoiseDraws) 
 
 def test_frozen_text_encoders_need_no_tokens(batch: Batch) -> None:
     assert make_editor(FROZEN_TEXT).tokenized(batch) is batch
+
+
+def test_min_snr_is_refused_where_the_noise_schedule_of_the_start_ends_in_pure_noise() -> None:
+    """The settings alone do not show it: `objective: base` keeps the schedule of the base model or editor."""
+    settings = SETTINGS.model_copy(update={"min_snr_gamma": 5.0})
+    with pytest.raises(ValueError, match="want min_snr_gamma null with the noise schedule of the start"):
+        make_editor(settings, "toy")
+    assert make_editor(settings, "sd15").settings.min_snr_gamma == 5.0

@@ -43,7 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "evaluation": {"n_edits": 2, "settings": {"steps": 2}, "sheet_columns": 2},
 }  # fmt: skip
 """The smallest possible job of each stage."""
-VOLATILE = ("stats.jsonl", "validation.html")
+VOLATILE = ("validation.html",)
 """Files that contain times of the run."""
 KILLS, QUICK_STAGES = 100, ("captions", "instructions")
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from emuedit import config, process_identity
 from emuedit.data.dependencies import SUMMARY_FILE, hash_file
+from emuedit.data.publish import STATS_FILE, logs_folder
 from emuedit.editor.package_layout import MODELS
 from emuedit.operations.yield_ledger import Ledger
 from emuedit.progress import waiting
@@ -33,7 +34,6 @@ SUCCESS = "edit_success"
 """Key of the table of edit success in the metrics: system -> task, or `overall` -> share in [0, 1], None if not measured."""
 SUCCESS_TAG = "edit_success"
 """Tag of a version with its overall success in its own evaluation."""
-_STATS = "stats.jsonl"
 
 SuccessTable = dict[str, Mapping[str, float | None]]
 
@@ -278,8 +278,9 @@ def _send_waiting(root: Path) -> None:
 
 
 def _stats_files(root: Path, stage: dvc_graph.Stage) -> list[Path]:
-    """The metrics files of a stage, even if DVC skipped it."""
-    return [stats for out in stage.outs if (root / out).is_dir() for stats in sorted((root / out).rglob(_STATS))]
+    """The metrics file of a stage, even if DVC skipped it; empty if it has none."""
+    file = logs_folder(root, stage.name.partition("@")[0]) / STATS_FILE
+    return [file] if file.is_file() else []
 
 
 def _parent(root: Path, graph: dvc_graph.Graph) -> str:

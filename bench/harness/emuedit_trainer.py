@@ -26,6 +26,7 @@ def main() -> None:
     """See above."""
     workspace, out, steps, warm_up, changes = sys.argv[1:]
     from emuedit import config
+    from emuedit.data.publish import STATS_FILE, logs_folder
     from emuedit.stages import train
     from emuedit.tracking import read_stats
     from emuedit.training import latent_files
@@ -46,7 +47,8 @@ def main() -> None:
 
     latent_files.build = timed_build  # type: ignore[assignment]
     train.run(params, root)
-    lines = [line for line in read_stats(root / train.OUT / "stats.jsonl") if "samples_per_second" in line.get("metrics", {})]
+    stats = read_stats(logs_folder(root, "train") / STATS_FILE)
+    lines = [line for line in stats if "samples_per_second" in line.get("metrics", {})]
     speeds = [line["metrics"]["samples_per_second"] for line in lines if line["step"] > int(warm_up)]
     peak_gib = peak_memory_gib()
     if not torch.cuda.is_available() and params.processes != 1:  # the parent only waits for its processes

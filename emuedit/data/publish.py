@@ -17,6 +17,9 @@ from emuedit.data.dependencies import SUMMARY_FILE, hash_file
 from emuedit.data.records import Drop, Record
 from emuedit.data.shards import ShardError, read_shard, write_shard
 
+LOGS = "logs"
+STATS_FILE, PREVIEWS = "stats.jsonl", "previews"
+"""What a stage logs while it runs. It has times in it, so it is no part of the stage's output: equal work gives equal bytes."""
 _PARAMS_FILE = ".params.json"
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -105,8 +108,23 @@ def write_with_drops(path: Path, records: Sequence[R], drops: Sequence[Drop], ki
     write_shard(path, records, kind)
 
 
+def logs_folder(root: Path, stage: str) -> Path:
+    """The folder with the logs of a stage's last finished run. Neither DVC nor git tracks it."""
+    return root / LOGS / stage
+
+
+def publish_logs(scratch: Path, root: Path, stage: str) -> None:
+    """Copy the logs of a run from its scratch to `logs/<stage>`, in place of those of the run before."""
+    folder = logs_folder(root, stage)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shutil.copy2(scratch / STATS_FILE, folder / STATS_FILE)
+    if (scratch / PREVIEWS).is_dir():
+        shutil.copytree(scratch / PREVIEWS, folder / PREVIEWS)
+
+
 def publish(scratch: Path, out: str | Path, stage: str, params: Mapping[str, Any], counts: Mapping[str, int]) -> Summary:
-    """Link the files of `scratch` into `out`, write `summary.json`, then delete the stage's scratch, including other keys.
+    """Link the files of `scratch` without logs into `out`, write `summary.json`, then delete the stage's scratch, including other keys.
 
     If interrupted, `out` has no summary and counts as unpublished, and scratch is intact.
     """
@@ -114,7 +132,7 @@ def publish(scratch: Path, out: str | Path, stage: str, params: Mapping[str, Any
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     for file in sorted(scratch.iterdir()):
-        if not file.name.startswith("."):  # unfinished file of an interrupted run
+        if not file.name.startswith(".") and file.name not in (STATS_FILE, PREVIEWS):  # "." begins unfinished files
             _link(file, out / file.name)
     summary = write_summary(out, stage, scratch.name, params, counts)
     shutil.rmtree(scratch.parent)

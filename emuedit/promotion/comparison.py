@@ -190,10 +190,9 @@ def _untouched(record: EvalRecord) -> float | None:
 
 
 def _package_files(package: Path) -> list[Path]:
-    """The files on which an edit depends: weights and files of all parts, without logs and previews."""
-    skipped = ("stats.jsonl", "out_of_fold.parquet")
-    files = (file for file in package.rglob("*") if file.is_file() and file.name not in skipped)
-    return sorted(file for file in files if not {"previews", "replay"} & set(file.relative_to(package).parts))
+    """The files on which an edit depends: weights and files of all parts."""
+    files = (file for file in package.rglob("*") if file.is_file() and file.name != "out_of_fold.parquet")
+    return sorted(file for file in files if "replay" not in file.relative_to(package).parts)
 
 
 def _prune(cache: Path, newest: Path) -> None:

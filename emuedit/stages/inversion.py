@@ -1,7 +1,7 @@
 """Stage `inversion`: learn one new task from a few examples: its embedding and an adapter.
 
-In: `models/editor`, the world's benchmark. Out: `models/inversion/<task>.safetensors` (a task pack), `stats.jsonl`,
-`summary.json`; only the summary if not enabled.
+In: `models/editor`, the world's benchmark. Out: `models/inversion/<task>.safetensors` (a task pack),
+`summary.json`; only the summary if not enabled; `logs/inversion`.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 
 from emuedit import config
 from emuedit.data.dependencies import work_key
-from emuedit.data.publish import Summary, publish, read_summary, scratch_folder
+from emuedit.data.publish import Summary, publish, publish_logs, read_summary, scratch_folder
 from emuedit.editor import sampling, task_pack
 from emuedit.editor.sampling import EditSampler
 from emuedit.metrics import benchmark
@@ -71,6 +71,7 @@ def run(params: InversionParams, root: Path) -> Summary:
     task_pack.save(pack, scratch / f"{params.task}.safetensors")
     counts = {"tasks": 1, "examples": params.n_examples, "steps": learned.steps}
     recorded = recorded | {"editor": editor.weights, "record": pack.record}  # not |=, since the record contains the params
+    publish_logs(scratch, root, "inversion")
     return publish(scratch, root / OUT, "inversion", recorded, counts)
 
 

@@ -1,8 +1,8 @@
 """Stage `router`: fine-tune a T5 that predicts the task of an instruction. A killed run resumes after the last finished epoch.
 
 In: `data/instructions`, the world's T5. Out: `models/router`: the classifier as transformers saves it, `metrics.json`,
-`known_instructions.json` (some of the texts, which new tasks are distinguished from), `out_of_fold.parquet`, `stats.jsonl`,
-`summary.json`.
+`known_instructions.json` (some of the texts, which new tasks are distinguished from), `out_of_fold.parquet`,
+`summary.json`; `logs/router`.
 
 The instructions are split into folds by their wording. One model per fold is trained on the others: its predictions for the
 fold are what `dataset` reassigns tasks by, what temperature and refusal threshold are fitted to, and what is measured. Then the
@@ -24,7 +24,7 @@ from torch import Tensor
 from emuedit import config
 from emuedit.data.atomic_file import replacing
 from emuedit.data.dependencies import find_file, work_key
-from emuedit.data.publish import Summary, publish, read_folder, scratch_folder
+from emuedit.data.publish import Summary, publish, publish_logs, read_folder, scratch_folder
 from emuedit.data.records import Instruction
 from emuedit.editor import classifier_adapters, new_tasks, task_predictor
 from emuedit.editor.calibration import calibration_error, fit_temperature, refusal_threshold
@@ -139,6 +139,7 @@ def run(params: RouterParams, root: Path) -> Summary:
         "correct": round(metrics["accuracy"] * len(instructions)),
         "calibration_error_percent": round(100 * metrics["calibration_error"]),
     }
+    publish_logs(scratch, root, "router")
     return publish(scratch, root / OUT, "router", recorded, counts)
 
 

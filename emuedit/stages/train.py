@@ -1,7 +1,7 @@
 """Stage `train`: train the editor on the kept pairs. The same command resumes a killed run, with bit-identical results.
 
 In: `data/pairs` and the folders mixed in by `data/dataset` (Pair), `data/dataset` (Verdict), the base model or an editor to
-continue. Out: `models/editor`, an `EmuEditPipeline` folder with `stats.jsonl`, `replay/` and `summary.json`. The trained parts
+continue. Out: `models/editor`, an `EmuEditPipeline` folder with `replay/` and `summary.json`; `logs/train`. The trained parts
 are the U-Net, the task embedding and, with `lr_mult_text`, the text encoders.
 """
 
@@ -16,7 +16,7 @@ from pydantic import Field
 
 from emuedit import config
 from emuedit.data.dependencies import work_key
-from emuedit.data.publish import Summary, read_summary, scratch_folder, write_summary
+from emuedit.data.publish import PREVIEWS, Summary, publish_logs, read_summary, scratch_folder, write_summary
 from emuedit.editor import checkpoint
 from emuedit.editor.settings import EditSettings
 from emuedit.processes import prepare_workers
@@ -35,7 +35,6 @@ from emuedit.training.train_settings import TrainSettings
 from emuedit.training.trainable_editor import TrainableEditor
 
 PAIRS, DATASET, OUT = "data/pairs", "data/dataset", "models/editor"
-PREVIEWS = "previews"
 WORKER_MODULES = ("emuedit.editor.edit_pipeline",)
 """Slow imports of the training processes."""
 HEADLINE = "{steps} steps on {pairs} pairs, {held_out_pairs} pairs held out"
@@ -142,7 +141,7 @@ def run(params: TrainParams, root: Path) -> Summary:
     editor = _read_trained(*job) if trained is None or params.lora is not None else trained
     if params.replay_pairs:
         replay.write(scratch / start.REPLAY, cache, folders, begin.replay, params.replay_pairs)
-    return _publish(editor, scratch, root / OUT, recorded | {"data": data}, counts, params.stored_dtype)
+    return _publish(editor, scratch, root, recorded | {"data": data}, counts, params.stored_dtype)
 
 
 def _train(params: TrainParams, begin: Start, latents: Path, scratch: Path, device: str) -> TrainableEditor:
@@ -219,17 +218,16 @@ def _only_folder(parent: Path, name: str) -> Path:
 
 
 def _publish(
-    editor: TrainableEditor, scratch: Path, out: Path, recorded: dict[str, Any], counts: dict[str, int], stored: str
+    editor: TrainableEditor, scratch: Path, root: Path, recorded: dict[str, Any], counts: dict[str, int], stored: str
 ) -> Summary:
     """Write the editor and the record of its training, `summary.json` last, then delete the scratch."""
+    out = root / OUT
     shutil.rmtree(out, ignore_errors=True)
     facts = {key: recorded[key] for key in ("base_model", "start", "objective", "preset") if recorded[key]} | counts
     checkpoint.save(editor.net, editor.base_model.pipeline, out, getattr(torch, stored), facts)
-    shutil.copy2(scratch / "stats.jsonl", out / "stats.jsonl")
-    if (scratch / PREVIEWS).is_dir():
-        shutil.copytree(scratch / PREVIEWS, out / PREVIEWS)
     if (scratch / start.REPLAY).is_dir():
         shutil.copytree(scratch / start.REPLAY, out / start.REPLAY)
+    publish_logs(scratch, root, "train")
     summary = write_summary(out, "train", scratch.name, recorded, counts)
     shutil.rmtree(scratch.parent)
     return summary

@@ -5,11 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from emuedit.data.publish import LOGS, STATS_FILE
 from emuedit.tracking import experiments, moved_store, run_outbox, runs, service_errors, stats
 from emuedit.tracking.service_errors import ServiceError
-
-_FOLDERS = ("models", "reports", "data")
-"""Folders in which stages write the `stats.jsonl` of their runs."""
 
 
 def add_commands(commands: Any) -> None:
@@ -37,7 +35,7 @@ def _sync(options: argparse.Namespace) -> int:
             for run_id in sent:
                 print(f"uploaded: run {run_id}")
             n_unsent = 0
-            for path in sorted(file for folder in _FOLDERS for file in (root / folder).rglob("stats.jsonl")):
+            for path in sorted((root / LOGS).rglob(STATS_FILE)):
                 n_lines = stats.replay(path)
                 n_unsent += n_lines
                 print(

@@ -60,7 +60,9 @@ if what == "network":
     (folder / "weights.safetensors").write_text(value)
     head = {"uid": "u" + value, "experiment": "network", "name": "one", "params": {}}
     lines = [head, {"step": 1, "ms": 1, "metrics": {"loss": 0.5}}, {"status": "FINISHED"}]
-    (folder / "stats.jsonl").write_text("".join(json.dumps(line) + chr(10) for line in lines))
+    logs = Path("logs/network")
+    logs.mkdir(parents=True, exist_ok=True)
+    (logs / "stats.jsonl").write_text("".join(json.dumps(line) + chr(10) for line in lines))
     Path("parent.txt").write_text(os.environ.get("EMUEDIT_PARENT_RUN", ""))
 if what == "scores":
     Path("reports").mkdir(exist_ok=True)

@@ -31,7 +31,8 @@ def finish_stages(project: Path) -> FinishStages:
         (project / "models/editor/summary.json").write_text(json.dumps(summary))
         head = {"uid": f"u{success}", "experiment": "network", "name": "one", "params": {}}
         lines = [head, {"step": 1, "ms": 1, "metrics": {"loss": 0.5}}, {"status": "FINISHED"}]
-        (project / "models/editor/stats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (project / "logs/network").mkdir(parents=True, exist_ok=True)
+        (project / "logs/network/stats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         table = {"identity": {"overall": 0.1, "local": None}, "emuedit": {"overall": success, "local": success}}
         (project / "reports/shard-emuedit-local.parquet").write_text("pictures")
         (project / "reports/metrics.json").write_text(json.dumps({"edit_success": table}))

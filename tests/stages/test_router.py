@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from emuedit.data.publish import Summary, publish, read_folder, read_summary, scratch_folder
+from emuedit.data.publish import STATS_FILE, Summary, logs_folder, publish, read_folder, read_summary, scratch_folder
 from emuedit.data.records import Instruction
 from emuedit.data.shards import write_shard
 from emuedit.editor import task_predictor
@@ -106,7 +106,7 @@ def test_the_task_of_an_instruction_is_learned(training: Training) -> None:
     assert (predictor.temperature, predictor.min_support) == (metrics["temperature"], metrics["min_support"])
     assert metrics["min_support"] > 0
     assert metrics["refused_instructions"] <= 0.03
-    lines = [json.loads(line) for line in (out / "stats.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (logs_folder(training.root, "router") / STATS_FILE).read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line.get("metrics", {})] == [0, 1, 2, 3, 4, 5]
     assert {"config.json", "model.safetensors", "tokenizer.json", OUT_OF_FOLD} <= set(read_summary(out).shards)
     assert not list(out.glob(".*"))
@@ -264,9 +264,9 @@ def test_a_terminated_process_resumes_after_the_last_epoch_with_the_same_weights
     assert step > 0
     stopped.run("router")
     uninterrupted.run("router")
-    weights = [(workspace.folder / router.OUT / "model.safetensors").read_bytes() for workspace in (stopped, uninterrupted)]
-    assert weights[0] == weights[1]
-    lines = [json.loads(line) for line in (stopped.folder / router.OUT / "stats.jsonl").read_text().splitlines()]
+    files = [read_summary(workspace.folder / router.OUT).shards for workspace in (stopped, uninterrupted)]
+    assert files[0] == files[1], "of weights and all else"
+    lines = [json.loads(line) for line in (logs_folder(stopped.folder, "router") / STATS_FILE).read_text().splitlines()]
     epochs = [line["step"] for line in lines if "loss" in line.get("metrics", {})]
     assert sorted(set(epochs)) == list(range(n_epochs))
     assert len(epochs) <= n_epochs + 1, "at most the epoch after the last saved one is repeated"

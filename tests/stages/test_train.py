@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from emuedit import EmuEditPipeline
-from emuedit.data.publish import read_folder, read_summary
+from emuedit.data.publish import PREVIEWS, STATS_FILE, logs_folder, read_folder, read_summary
 from emuedit.data.records import Verdict
 from emuedit.editor import sampling
 from emuedit.editor.settings import EditSettings
@@ -102,7 +102,7 @@ def trained(exact_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def logged(root: Path) -> list[dict[str, Any]]:
     """Metrics in the order in which they were logged."""
-    return [line["metrics"] for line in read_stats(root / train.OUT / "stats.jsonl") if "metrics" in line]
+    return [line["metrics"] for line in read_stats(logs_folder(root, "train") / STATS_FILE) if "metrics" in line]
 
 
 def test_a_complete_editor_and_the_record_of_its_training_are_published(trained: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_complete_editor_and_the_record_of_its_training_are_published(trained:
 
 def test_previews_show_every_trained_task(trained: Path) -> None:
     """That they change nothing is seen below, where a training without them is killed and resumed with the same weights."""
-    sheets = sorted((trained / train.OUT / train.PREVIEWS).iterdir())
+    sheets = sorted((logs_folder(trained, "train") / PREVIEWS).iterdir())
     assert [sheet.name for sheet in sheets] == ["preview-000003.png", "preview-000006.png"]
     with Image.open(sheets[0]) as sheet:
         assert min(sheet.size) > 2 * 64
@@ -210,6 +210,8 @@ def test_a_training_killed_in_one_process_resumes_with_the_same_weights(
     check_kill(stopped, signal.SIGKILL, n_children=0)
     stopped.run("train")
     assert read_weights(stopped.folder) == read_weights(trained)
+    files = [read_summary(root / train.OUT).shards for root in (stopped.folder, trained)]
+    assert files[0] == files[1], "no file has times or random names in it, which would make every later stage run again"
     assert not list((stopped.folder / "scratch").glob("train/*"))
 
 
@@ -224,7 +226,7 @@ def test_two_processes_train_like_one_that_continues_after_they_were_terminated(
     stopped.run("train", processes=1)
     losses: list[dict[int, dict[str, Any]]] = []
     for root in (trained, stopped.folder):
-        lines = [line for line in read_stats(root / train.OUT / "stats.jsonl") if "loss" in line.get("metrics", {})]
+        lines = [line for line in read_stats(logs_folder(root, "train") / STATS_FILE) if "loss" in line.get("metrics", {})]
         losses.append({line["step"]: line["metrics"] for line in lines})
     assert list(losses[0]) == list(losses[1]) == list(range(1, SMALL["steps"] + 1))
     for key, rtol in (("loss", 1e-4), ("grad_norm", 1e-3)):

@@ -60,7 +60,6 @@ def test_the_editor_is_published_with_its_metrics_and_replaces_the_former(tmp_pa
     summary_text = json.dumps({"stage": "train", "key": "k", "params": {}, "counts": {"steps": 3}, "shards": {}})
     for name, text in {
         "models/editor/model_index.json": "{}",
-        "models/editor/stats.jsonl": "",
         "models/editor/replay/x": "",
         "models/editor/summary.json": summary_text,
     }.items():

@@ -79,7 +79,7 @@ def publish(folder: Path, out: Path) -> None:
     """Copy the trained editor to `out`, with its metrics as `metrics.json`."""
     staging = out.with_name(f".{out.name}.new")
     shutil.rmtree(staging, ignore_errors=True)
-    shutil.copytree(folder / OUTPUTS["train"], staging, ignore=shutil.ignore_patterns("stats.jsonl", "previews"))
+    shutil.copytree(folder / OUTPUTS["train"], staging)
     summary = read_summary(folder / OUTPUTS["train"])
     evaluated = folder / OUTPUTS["evaluation"]
     metrics = json.loads((evaluated / "metrics.json").read_text(encoding="utf-8"))

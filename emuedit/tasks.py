@@ -98,6 +98,12 @@ def edits_an_object(name: str) -> bool:
     return task is not None and task.region == "object"
 
 
+def changes_whole_image(name: str) -> bool:
+    """Whether the result of the task `name` is a new image, no pixel of which has to equal the input; False for unknown tasks."""
+    task = find_task(name)
+    return task is not None and task.region == "whole" and task.family != "region"
+
+
 def get_task(name: str) -> Task:
     """The task called `name`. Raises UnknownTaskError, which lists the valid names."""
     task = find_task(name)

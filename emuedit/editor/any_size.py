@@ -19,7 +19,7 @@ from torch import Tensor
 from emuedit.core import compositing
 from emuedit.editor.sampling import EditSampler, ReportStep
 from emuedit.editor.settings import EditSettings
-from emuedit.tasks import edits_an_object, find_task
+from emuedit.tasks import changes_whole_image, edits_an_object, find_task
 
 WINDOW_MARGIN = 0.5
 """Margin added to each side of the changed region's box for the second edit, as a fraction of the box's sides."""
@@ -60,7 +60,8 @@ def edit_any_size(
         edit = (before[row : row + 1], after[row : row + 1])
         window = _find_window(*edit, image.shape[-2:], resolution_px) if settings.crop and edits_an_object(tasks[row]) else None
         if window is None:
-            results.append(compositing.enlarge_edit(image, *edit, keeps_detail=task is not None and task.keeps_detail))
+            keeps_detail = task is not None and task.keeps_detail
+            results.append(compositing.enlarge_edit(image, *edit, keeps_detail, changes_whole_image(tasks[row])))
             continue
         inside = image[window]
         arguments = ([instructions[row]], [tasks[row]], settings.model_copy(update={"crop": 0}), [seeds[row]], report)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from emuedit.models import image_tensors
 from emuedit.models.denoising import Denoiser
 from emuedit.models.text_to_image import TextCondition, grid_of
 from emuedit.runtime import Runtime
-from emuedit.tasks import edits_an_object
+from emuedit.tasks import changes_whole_image, edits_an_object
 
 ReportStep = Callable[[int], None]
 """Called after each denoising step with the number of samples."""
@@ -152,10 +152,14 @@ class EditSampler:
             texts, randoms = [instructions[row] for row in rows], [generators[row] for row in rows]
             chosen = options if len(rows) == n else options.rows(rows)
             with self._lock, self._adapter_of(task):
-                edited, change = self._sample_rows(images[rows], texts, v[rows], settings, randoms, report, chosen)
+                edited, unchanged, change = self._sample_rows(images[rows], texts, v[rows], settings, randoms, report, chosen)
+            if settings.change_threshold > 0:
+                kept = change_threshold.keep_unchanged(
+                    images[rows].float().cpu(), edited, settings.change_threshold, unchanged=unchanged
+                )
+                edited = torch.where(_flags(changes_whole_image(tasks[row]) for row in rows), edited, kept)
             if settings.composite and change is not None:
-                is_exempt = torch.tensor([not edits_an_object(tasks[row]) for row in rows]).view(-1, 1, 1, 1)
-                change = change.masked_fill(is_exempt, 1.0)
+                change = change.masked_fill(_flags(not edits_an_object(tasks[row]) for row in rows), 1.0)
                 edited = compositing.keep_unchanged_cells(images[rows].float().cpu(), edited, change, self.parts.factor)
             after[rows] = edited
         return after
@@ -181,21 +185,21 @@ class EditSampler:
         generators: list[torch.Generator],
         report: ReportStep | None,
         options: SamplingOptions,
-    ) -> tuple[Tensor, Tensor | None]:
-        """`sample` for rows with one adapter or none; also the change probability of `_denoise`. Results are on the CPU."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Rows with one adapter or none, on the CPU: the decoded edits, without `composite` and thresholding.
+
+        Also what they would be without an edit (if `settings` need it), and the change probability of `_denoise`.
+        """
         height, width = images.shape[-2:]
-        before = images.float()
         padding = (0, -width % self.grid_px, 0, -height % self.grid_px)
-        padded = F.pad(before, padding, mode="replicate").to(self.device)
+        padded = F.pad(images.float(), padding, mode="replicate").to(self.device)
         with torch.inference_mode(), self.autocast():
             conditions = EditConditions(self.parts.encode(padded), self.parts.encode_text(instructions), v)
             z, change = self._denoise(conditions, generators, settings, report, options)
             after = self._decode(z, height, width)
             measures_error = settings.change_threshold > 0 and settings.against_reconstruction
             unchanged = self._decode(conditions.c_I, height, width) if measures_error else None
-        if settings.change_threshold > 0:
-            after = change_threshold.keep_unchanged(before.cpu(), after, settings.change_threshold, unchanged=unchanged)
-        return after, None if change is None else change.cpu()
+        return after, unchanged, None if change is None else change.cpu()
 
     def _decode(self, z: Tensor, height: int, width: int) -> Tensor:
         """Latents [B, C, h, w] -> images [B, 3, height, width] on the CPU, without the padding."""
@@ -282,6 +286,11 @@ class EditSampler:
         task_pack.check(pack, self.weights, self.tasks)
         self.add_task(pack.name, pack.v, pack.adapter)
         return pack
+
+
+def _flags(values: Iterable[bool]) -> Tensor:
+    """bool [B, 1, 1, 1]."""
+    return torch.tensor(list(values)).view(-1, 1, 1, 1)
 
 
 def load(folder: str | Path, runtime: Runtime | None = None) -> EditSampler:

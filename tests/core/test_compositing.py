@@ -38,6 +38,13 @@ def test_an_edit_that_changes_nothing_returns_the_picture(picture: Tensor) -> No
     assert compositing.enlarge_edit(picture, before, before.clone()) is picture
 
 
+def test_an_edit_of_the_whole_image_replaces_pixels_that_happen_to_be_equal_too(picture: Tensor) -> None:
+    before = compositing.shrink(picture, 30, 40)
+    partly, everywhere = (compositing.enlarge_edit(picture, before, edit(before, 1.0), whole=whole) for whole in (False, True))
+    assert (partly == picture).float().mean() > 0.9
+    assert (everywhere == picture).float().mean() < 0.1
+
+
 def test_a_change_of_light_keeps_the_fine_detail(picture: Tensor) -> None:
     before = compositing.shrink(picture, 30, 40)
     darker = (before - 0.3).clamp(-1, 1)

@@ -212,6 +212,11 @@ def test_pixels_that_change_less_than_the_threshold_keep_their_value(make_sample
     changed = change_threshold.change_mask(images, without, threshold)
     assert 0 < changed.float().mean() < 1, "some pixels must change, and some must not"
     assert torch.equal(with_threshold, torch.where(changed, without, images))
+    tasks = ["style", "background"]  # a new image, and one whose objects must stay
+    without = sampler.sample(images, INSTRUCTIONS[:2], tasks, SETTINGS)
+    with_threshold = sampler.sample(images, INSTRUCTIONS[:2], tasks, settings)
+    assert torch.equal(with_threshold[0], without[0])
+    assert not torch.equal(with_threshold[1], without[1])
 
 
 @pytest.mark.slow

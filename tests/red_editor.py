@@ -26,6 +26,7 @@ class RedSampler:
     tasks = ("local", "remove")
     resolution_px, grid_px, max_tokens = 1024, 8, 40
     weights = "red"
+    inverted_tasks = ()
 
     def __init__(self) -> None:
         self.calls: list[SampleCall] = []

@@ -115,6 +115,25 @@ def test_turns_follow_each_other(sampler: RedSampler, capsys: pytest.CaptureFixt
     assert np.allclose(reds, [50 + 64, 50 + 64 - 32], atol=1)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["out-1.png", "-o", "out.png", "--keep-turns"], "out-1.png is the image itself; name another file"),
+        (["in.png", "-o", "out.png", "--mask", "out.png"], "want a file for each output, got out.png twice"),
+        (["in.png", "-o", "out.png", "--keep-turns", "--mask", "out-1.png"], "want a file for each output, got out-1.png twice"),
+    ],
+)
+def test_no_output_replaces_the_input_or_another_output(
+    options: list[str], message: str, sampler: RedSampler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out-1.png").write_bytes(Path("in.png").read_bytes())
+    assert cli.main(["edit", options[0], "make it red", *options[1:]]) == 2
+    assert message in capsys.readouterr().err
+    assert not sampler.calls
+    assert Path("out-1.png").read_bytes() == Path("in.png").read_bytes()
+    assert not Path("out.png").exists()
+
+
 def test_the_task_can_be_given(sampler: RedSampler, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["edit", "in.png", "make it red", "--task", "remove"]) == 0
     assert '"make it red": remove, as given' in capsys.readouterr().out

@@ -55,6 +55,15 @@ def describe_unreadable(content: bytes) -> str:
     return "not a readable image"
 
 
+def has_16_bits(image: Image.Image) -> bool:
+    """Whether an image that was opened, but not loaded, has 16 bits per value."""
+    if image.mode.startswith("I;16"):
+        return True
+    arguments = [tile[3] for tile in getattr(image, "tile", ())]
+    raw_modes = [values[0] if isinstance(values, tuple) and values else values for values in arguments]
+    return any(isinstance(mode, str) and ";16" in mode for mode in raw_modes)
+
+
 def is_raw_preview(image: Image.Image, content: bytes) -> bool:
     """Whether a TIFF file has camera raw data, of which Pillow would read only the small preview."""
     tags: Any = getattr(image, "tag_v2", None)

@@ -31,6 +31,8 @@ _TURNS = {
 """EXIF orientation -> transposition that makes the image upright; 1 is upright."""
 _WITH_PROFILE = {"PNG", "JPEG", "WEBP", "TIFF"}
 """Formats for which Pillow can write EXIF and a colour profile."""
+_WITH_ALPHA = {"PNG", "WEBP", "TIFF"}
+"""Formats with transparency: unchanged pixels keep theirs, changed ones are opaque."""
 _JPEG_QUALITY = 95
 _JPEG_MAX_EXIF = 65533
 """Maximum size of a JPEG segment in bytes."""
@@ -51,6 +53,8 @@ class Metadata:
     dpi: tuple[float, float] | None = None
     in_profile: npt.NDArray[np.uint8] | None = None
     """The pixels in the space of `profile`, [H, W, 3]; None for sRGB."""
+    transparent: npt.NDArray[np.uint8] | None = None
+    """The pixels with their alpha, sRGB [H, W, 4]; None for an opaque image."""
 
 
 @dataclass(frozen=True)
@@ -114,21 +118,28 @@ def _convert_to_rgb(image: Image.Image) -> LoadedImage:
     notes = []
     if getattr(image, "format", None) == "MPO" and getattr(image, "n_frames", 1) > 1:
         notes.append(f"the first of {image.n_frames} images in the file")  # type: ignore[attr-defined]
+    has_16_bits = image_formats.has_16_bits(image)  # no longer known after loading
     upright, exif = _turn_upright(image, notes)
-    if upright.mode.startswith("I;16"):
+    if upright.mode.startswith("I;16"):  # in other modes, Pillow has reduced them
         upright = Image.fromarray((np.asarray(upright).astype(np.uint32) // 257).astype(np.uint8))
+    if has_16_bits:
         notes.append("16 bits reduced to 8")
-    profile = image.info.get("icc_profile") or b""
+    profile, transparent = image.info.get("icc_profile") or b"", None
     if upright.has_transparency_data:
         with_alpha = upright.convert("RGBA")
         if np.asarray(with_alpha.getchannel("A")).min() < 255:
             notes.append("transparency composited on white")
+            transparent = None if profile else np.array(with_alpha)
         upright = Image.alpha_composite(Image.new("RGBA", with_alpha.size, "white"), with_alpha)
     in_srgb, note = colour_profile.to_srgb(upright, profile)
     notes += [note] if note else []
     keeps_profile = in_srgb is not upright and upright.mode in ("RGB", "RGBA")
     metadata = Metadata(
-        exif, profile if keeps_profile else b"", _dpi(image), np.array(upright.convert("RGB")) if keeps_profile else None
+        exif,
+        profile if keeps_profile else b"",
+        _dpi(image),
+        np.array(upright.convert("RGB")) if keeps_profile else None,
+        transparent,
     )
     return LoadedImage(np.array(in_srgb.convert("RGB")), tuple(notes), metadata)
 
@@ -146,7 +157,7 @@ def to_png(pixels: npt.NDArray[np.uint8], source: LoadedImage | None = None) -> 
 
 
 def write_image(path: Path, pixels: npt.NDArray[np.uint8], source: LoadedImage | None = None) -> tuple[str, ...]:
-    """Write uint8 [H, W, 3] in the format of the suffix, one of WRITABLE_SUFFIXES. PNG, BMP and TIFF are lossless.
+    """Write uint8 [H, W, 3] in the format of the suffix, one of WRITABLE_SUFFIXES; all but JPEG are lossless.
 
     source: the unedited image; its EXIF, resolution and colour profile are written too, and unchanged pixels get the file's
     original values. The file is written atomically (temporary file, then rename). Returns notes on what the format cannot store.
@@ -168,10 +179,14 @@ def _save(stream: Any, kind: str, pixels: npt.NDArray[np.uint8], source: LoadedI
     metadata = source.metadata if source is not None else Metadata()
     exif, notes = metadata.exif, tuple[str, ...]()
     options: dict[str, Any] = {"dpi": metadata.dpi} if metadata.dpi and kind != "WEBP" else {}
+    if kind == "WEBP":
+        options |= {"lossless": True, "exact": True}
     if kind == "JPEG":
         options |= {"quality": _JPEG_QUALITY}
+        if source is not None:
+            notes += ("a JPEG is lossy, so all pixels change a little; .png, .webp and .tif keep unchanged ones",)
         if len(exif) > _JPEG_MAX_EXIF:
-            exif, notes = b"", ("its EXIF data are too long for a JPEG and were dropped",)
+            exif, notes = b"", (*notes, "its EXIF data are too long for a JPEG and were dropped")
     if kind in _WITH_PROFILE:
         options |= {"exif": exif} if exif else {}
         if metadata.in_profile is not None and source is not None:
@@ -179,6 +194,10 @@ def _save(stream: Any, kind: str, pixels: npt.NDArray[np.uint8], source: LoadedI
             converted = np.asarray(colour_profile.from_srgb(Image.fromarray(pixels), metadata.profile))
             pixels = np.where(unchanged, metadata.in_profile, converted)
             options |= {"icc_profile": metadata.profile}
+    if metadata.transparent is not None and source is not None and kind in _WITH_ALPHA:
+        unchanged = (pixels == source.pixels).all(axis=-1, keepdims=True)
+        opaque = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+        pixels = np.where(unchanged, metadata.transparent, opaque)
     Image.fromarray(pixels).save(stream, kind, **options)
     return notes
 

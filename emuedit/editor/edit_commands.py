@@ -29,10 +29,14 @@ def add_commands(commands: Any) -> None:
 def _edit(options: argparse.Namespace) -> None:
     out = options.out or options.image.with_name(f"{options.image.stem}-edited.png")
     _check_out(out, options.image, options.overwrite)
+    turn_files = _turn_files(out, len(options.instructions)) if options.keep_turns else []
+    for file in turn_files:
+        _check_out(file, options.image)
     if options.mask:
         _check_out(options.mask, options.image)
     if options.session:
         _check_out(options.session, options.image, suffixes=())
+    _check_distinct([out, *turn_files, *filter(None, (options.mask, options.session))])
     picture = image_io.read_image(options.image)
     for note in picture.notes:
         print(f"{options.image}: {note}")
@@ -50,7 +54,7 @@ def _edit(options: argparse.Namespace) -> None:
         print(f"emuedit: {warning.message}", file=sys.stderr)
     for number, step in enumerate(session.steps, start=1):
         turn = step.turn
-        path = out.with_name(f"{out.stem}-{number}{out.suffix}") if options.keep_turns else None
+        path = turn_files[number - 1] if turn_files else None
         if path:
             _write(path, turn.pixels, picture)
         print(f"{_describe(turn)}; {step.touched}" + (f" -> {path}" if path else ""))
@@ -74,6 +78,7 @@ def _replay(options: argparse.Namespace) -> None:
         _check_out(options.sheet, options.image)
     if options.animation:
         _check_out(options.animation, options.image, suffixes=ANIMATION_SUFFIXES)
+    _check_distinct([out, *filter(None, (options.sheet, options.animation))])
     picture = image_io.read_image(options.image)
     with waiting("loading the editor"):
         editor = Editor.load(options.model)
@@ -107,6 +112,19 @@ def _check_out(
         raise image_io.ImageError(f"want a folder to write to, got none at {out.parent}")
     if suffixes and out.suffix.lower() not in suffixes:
         raise image_io.ImageError(f"want an output file that ends in {', '.join(suffixes)}; got {out}")
+
+
+def _turn_files(out: Path, n_turns: int) -> list[Path]:
+    return [out.with_name(f"{out.stem}-{number}{out.suffix}") for number in range(1, n_turns + 1)]
+
+
+def _check_distinct(files: Sequence[Path]) -> None:
+    """Raise ImageError if two outputs have the same path, so that one would replace the other."""
+    seen: set[Path] = set()
+    for file in files:
+        if file.resolve() in seen:
+            raise image_io.ImageError(f"want a file for each output, got {file} twice; name another file")
+        seen.add(file.resolve())
 
 
 def _write(path: Path, pixels: npt.NDArray[np.uint8], source: image_io.LoadedImage | None) -> None:

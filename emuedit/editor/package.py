@@ -16,7 +16,7 @@ from PIL import Image
 from emuedit.data import image_io
 from emuedit.data.file_manifest import check_manifest
 from emuedit.editor.package_folder import PackageError, editor_folder, find_package, read_settings, resolve_source
-from emuedit.editor.package_layout import MODELS, PACKS, ROUTER, USER_PACKS, find_packs
+from emuedit.editor.package_layout import PACK_FOLDER, PACKS, ROUTER, USER_PACKS, find_packs
 from emuedit.editor.settings import EditSettings
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Editor:
         Raises PackageError for a source without an editor (the message says what was found), and ManifestError for a
         registered package whose files were changed.
         """
-        from emuedit.editor import sampling, task_predictor
+        from emuedit.editor import sampling, task_pack, task_predictor
         from emuedit.editor.task_pack import TaskPackError
         from emuedit.runtime import Runtime
 
@@ -103,7 +103,11 @@ class Editor:
         editor = cls(sampler, predictor, settings or read_settings(root), name, root)
         for pack in find_packs(root / PACKS):
             editor.add_pack(pack)
-        for pack in find_packs((MODELS if source is None else root) / USER_PACKS):
+        beside = root / USER_PACKS
+        workspace_packs = [] if beside.resolve() == PACK_FOLDER.resolve() else find_packs(PACK_FOLDER)
+        if source is not None:  # then most of them are for the workspace's editor
+            workspace_packs = [pack for pack in workspace_packs if task_pack.load(pack).base == sampler.weights]
+        for pack in (*find_packs(beside), *workspace_packs):
             try:
                 editor.add_pack(pack)
             except TaskPackError as error:  # e.g. after retraining: the editor works without this task
@@ -113,8 +117,11 @@ class Editor:
     def add_pack(self, file: str | Path) -> TaskPack:
         """Add the task of a pack: `tasks` gets its name, and the task predictor learns from its example instructions.
 
-        Raises TaskPackError for an invalid file, a pack of another editor, and a name that exists.
+        Raises TaskPackError for an invalid file, a pack of another editor, and a name that exists; nothing is added then.
         """
+        from emuedit.editor import task_pack
+
+        task_pack.check(task_pack.load(file), self.sampler.weights, self.reserved_names)
         pack = self.sampler.add_pack(file)
         if self.predictor is not None and self.predictor.can_add(pack.instructions):
             self.predictor.add_task(pack.name, pack.instructions)
@@ -134,6 +141,12 @@ class Editor:
     def tasks(self) -> tuple[str, ...]:
         """Tasks of this editor."""
         return self.sampler.tasks
+
+    @property
+    def reserved_names(self) -> tuple[str, ...]:
+        """Names that a new task cannot have: the editor's tasks, and the classes of its task predictor."""
+        labels = () if self.predictor is None else (*self.predictor.labels, *self.predictor.new_tasks)
+        return tuple(dict.fromkeys((*self.tasks, *labels)))
 
     @overload
     def edit(self, images: P, instructions: str, tasks: str | None = None, settings: EditSettings | None = None) -> P: ...
@@ -268,11 +281,13 @@ def to_rgb(image: Picture) -> npt.NDArray[np.uint8]:
     Raises PackageError for another array and for a PIL image with 32 bits per value, whose range is unknown; ImageError for a
     damaged image.
     """
-    if isinstance(image, Image.Image) and image.mode not in ("I", "F"):
+    if isinstance(image, Image.Image) and image.mode not in ("I", "F") and min(image.size) > 0:
         return image_io.convert_to_rgb(image).pixels
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         kind = " ".join(str(getattr(image, name)) for name in ("mode", "dtype", "shape") if hasattr(image, name))
         raise PackageError(
             f"want a PIL image of 8 or 16 bits per value, or uint8 [H, W, 3]; got {type(image).__name__} {kind}".rstrip()
         )
+    if not image.size:
+        raise PackageError(f"want an image of at least one pixel, got uint8 {list(image.shape)}")
     return image

@@ -51,7 +51,7 @@ class SamplingOptions:
         return SamplingOptions(prompts, latents, self.after_step)
 
 
-UNCHANGED = SamplingOptions()
+NO_OPTIONS = SamplingOptions()
 MAX_PIXELS_PER_BATCH = 8 * 512**2
 """Eight images of 512 px, which are 24 rows of the U-Net with guidance. Longer lists are split to fit a GPU."""
 
@@ -128,7 +128,7 @@ class EditSampler:
         settings: EditSettings,
         seeds: Sequence[int | torch.Generator] | None = None,
         report: ReportStep | None = None,
-        options: SamplingOptions = UNCHANGED,
+        options: SamplingOptions = NO_OPTIONS,
     ) -> Tensor:
         """Edit images [B, 3, H, W] in [-1, 1] of any size: float32 [B, 3, H, W] on the CPU.
 
@@ -149,18 +149,17 @@ class EditSampler:
         after = torch.empty(images.shape)
         at_once = n if options.after_step else max(1, self.max_pixels_per_batch // math.prod(images.shape[-2:]))
         for task, rows in self._groups(tasks, at_once):
-            texts, randoms = [instructions[row] for row in rows], [generators[row] for row in rows]
+            before, texts, randoms = images[rows], [instructions[row] for row in rows], [generators[row] for row in rows]
             chosen = options if len(rows) == n else options.rows(rows)
             with self._lock, self._adapter_of(task):
-                edited, unchanged, change = self._sample_rows(images[rows], texts, v[rows], settings, randoms, report, chosen)
+                edited, unchanged, change = self._sample_rows(before, texts, v[rows], settings, randoms, report, chosen)
+            before = before.float().cpu()
             if settings.change_threshold > 0:
-                kept = change_threshold.keep_unchanged(
-                    images[rows].float().cpu(), edited, settings.change_threshold, unchanged=unchanged
-                )
+                kept = change_threshold.keep_unchanged(before, edited, settings.change_threshold, unchanged=unchanged)
                 edited = torch.where(_flags(changes_whole_image(tasks[row]) for row in rows), edited, kept)
             if settings.composite and change is not None:
                 change = change.masked_fill(_flags(not edits_an_object(tasks[row]) for row in rows), 1.0)
-                edited = compositing.keep_unchanged_cells(images[rows].float().cpu(), edited, change, self.parts.factor)
+                edited = compositing.keep_unchanged_cells(before, edited, change, self.parts.factor)
             after[rows] = edited
         return after
 
@@ -186,10 +185,8 @@ class EditSampler:
         report: ReportStep | None,
         options: SamplingOptions,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Rows with one adapter or none, on the CPU: the decoded edits, without `composite` and thresholding.
-
-        Also what they would be without an edit (if `settings` need it), and the change probability of `_denoise`.
-        """
+        """Rows with one adapter or none, on the CPU: decoded edits without `composite` and thresholding, what they would be
+        without an edit (if `settings` need it), and the change probability of `_denoise`."""
         height, width = images.shape[-2:]
         padding = (0, -width % self.grid_px, 0, -height % self.grid_px)
         padded = F.pad(images.float(), padding, mode="replicate").to(self.device)
@@ -288,8 +285,7 @@ class EditSampler:
         return pack
 
 
-def _flags(values: Iterable[bool]) -> Tensor:
-    """bool [B, 1, 1, 1]."""
+def _flags(values: Iterable[bool]) -> Tensor:  # [B, 1, 1, 1]
     return torch.tensor(list(values)).view(-1, 1, 1, 1)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from PIL import Image
 
 from emuedit.data import contact_sheet
 from emuedit.data.atomic_file import replacing
-from emuedit.editor import changed_area
+from emuedit.editor import changed_area, task_pack
 from emuedit.editor.changed_area import ChangedArea
 from emuedit.editor.package import Editor, Picture, Turn, to_rgb
 from emuedit.editor.settings import EditSettings
@@ -132,6 +132,7 @@ class EditSession:
             "format": FORMAT,
             "picture": hash_pixels(self.original),
             "editor": self.editor.sampler.weights,
+            "packs": self._packs(step.turn.choice.task for step in self._steps),
             "turns": [step.record() for step in self._steps],
         }
         with replacing(Path(file)) as partial:
@@ -154,10 +155,22 @@ class EditSession:
             )
         if not any_image and content["picture"] != hash_pixels(session.original):
             raise SessionError(f"want the input image of {file}, got another one; allow it with --any-image")
+        packs = session._packs(record["task"] for record in content["turns"])
+        for task, fingerprint in content.get("packs", {}).items():
+            if packs.get(task) != fingerprint:
+                raise SessionError(
+                    f"want the pack of the task {task!r} that {file} was made with, got another or none; add that one"
+                )
         for record in content["turns"]:
             settings = EditSettings().with_changes(record["settings"])
             session.edit(record["instruction"], record["task"], settings, report)
         return session
+
+    def _packs(self, tasks: Iterable[str]) -> dict[str, str]:
+        """Task -> hash of its pack, for those of the tasks that a pack added."""
+        sampler = self.editor.sampler
+        added = sorted(set(tasks) & set(sampler.inverted_tasks))
+        return {task: task_pack.fingerprint(sampler.net.table.rows([task])[0], sampler.adapters.get(task)) for task in added}
 
     def contact_sheet(self) -> Image.Image:
         """The images of all turns side by side, each with its instruction."""
@@ -195,4 +208,8 @@ def _read(file: Path) -> dict[str, Any]:
     turns, keys = content["turns"], {"instruction", "task", "settings"}
     if not isinstance(turns, list) or not all(isinstance(turn, dict) and keys <= set(turn) for turn in turns):
         raise SessionError(f"want a list of turns with {', '.join(sorted(keys))} each; got others in {file}")
+    for turn in turns:
+        texts = (turn["instruction"], turn["task"])
+        if not all(isinstance(text, str) for text in texts) or not isinstance(turn["settings"], dict):
+            raise SessionError(f"want a turn with two texts and a mapping of settings, got {turn} in {file}")
     return content

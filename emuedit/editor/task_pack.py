@@ -5,6 +5,7 @@ The file has the task embedding and, if one was learned, the task's adapter.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,6 +72,14 @@ def load(file: str | Path) -> TaskPack:
         return TaskPack(v=v, adapter=adapter, instructions=instructions, **metadata)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise TaskPackError(f"{file} is not a task pack ({error}); run the stage inversion") from error
+
+
+def fingerprint(v: Tensor, adapter: TaskAdapter | None) -> str:
+    """16 hex digits (blake2b) of an embedding v [D_v] and an adapter."""
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in (v, *(() if adapter is None else adapter.tensors().values())):
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def check(pack: TaskPack, weights: str, tasks: Sequence[str] = ()) -> None:

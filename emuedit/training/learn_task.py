@@ -44,11 +44,11 @@ class Split:
 
 
 def check_name(name: str, editor: Editor) -> None:
-    """Raise LearnError for an invalid name and for a task that the editor already has."""
+    """Raise LearnError for an invalid name and for one that the editor or its task predictor already has."""
     if not _NAME.fullmatch(name):
         raise LearnError(f"want a name of lower-case letters, digits and _, such as white_background; got {name!r}")
-    if name in editor.tasks:
-        raise LearnError(f"want a new name, got {name!r}, a task that the editor already has ({', '.join(editor.tasks)})")
+    if name in editor.reserved_names:
+        raise LearnError(f"want a new name, got {name!r}; the editor has the names {', '.join(editor.reserved_names)}")
 
 
 def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSettings, out: Path) -> TaskPack:

@@ -118,9 +118,13 @@ def training_loss(editor_folder: Path) -> dict[str, Any]:
 
 
 def start_embeddings(editor: EditSampler) -> dict[str, Tensor]:
-    """Initial embeddings to try: every row of the task embedding, and their mean; each [D_v]."""
-    rows = editor.net.table.v.detach()
-    return {"mean": rows.mean(0)} | dict(zip(editor.tasks, rows, strict=True))
+    """Initial embeddings to try: every trained row of the task embedding, and their mean; each [D_v].
+
+    Rows of added packs are left out: they fit their adapters, and the result would depend on which packs are installed.
+    """
+    n_trained = editor.net.table.n_trained
+    rows = editor.net.table.v.detach()[:n_trained]
+    return {"mean": rows.mean(0)} | dict(zip(editor.tasks[:n_trained], rows, strict=True))
 
 
 def invert(

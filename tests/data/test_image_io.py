@@ -1,5 +1,6 @@
 import io
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,38 @@ def test_pictures_of_every_mode_become_upright_rgb() -> None:
     exif[0x0112] = 6
     turned = image_io.read_image(encode(Image.new("RGB", (9, 8)), "JPEG", exif=exif))
     assert (turned.pixels.shape, turned.notes) == ((9, 8, 3), ("rotated by its EXIF orientation",))
+
+
+def png_of_16_bits(colour_type: int, channels: int) -> bytes:
+    """A PNG of 9 x 8 px, which Pillow can read but not write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = b"".join(b"\0" + np.full((9, channels), 257 * 100, ">u2").tobytes() for _ in range(8))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 9, 8, 16, colour_type, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3)])
+def test_16_bits_are_reduced_with_a_note_in_colour_too(colour_type: int, channels: int) -> None:
+    picture = image_io.read_image(png_of_16_bits(colour_type, channels))
+    assert picture.notes == ("16 bits reduced to 8",)
+    assert (picture.pixels == 100).all()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
+def test_unchanged_pixels_keep_their_transparency_and_changed_ones_are_opaque(suffix: str, tmp_path: Path) -> None:
+    source = np.dstack([np.full((8, 9, 3), 60, np.uint8), np.tile(np.arange(9, dtype=np.uint8) * 20, (8, 1))])
+    picture = image_io.read_image(encode(Image.fromarray(source)))
+    edited = picture.pixels.copy()
+    edited[2:4, 2:4] = (200, 0, 0)
+    assert image_io.write_image(tmp_path / f"out{suffix}", edited, picture) == ()
+    with Image.open(tmp_path / f"out{suffix}") as written:
+        pixels = np.asarray(written)
+    assert (pixels[2:4, 2:4] == (200, 0, 0, 255)).all()
+    source[2:4, 2:4] = (200, 0, 0, 255)
+    np.testing.assert_array_equal(pixels, source)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,12 @@ def test_a_picture_of_another_type_or_shape_is_an_error(picture: Any, message: s
         editor.edit([picture], ["make it red"], ["local"])
 
 
+@pytest.mark.parametrize("picture", [np.zeros((0, 5, 3), np.uint8), np.zeros((5, 0, 3), np.uint8), Image.new("RGB", (0, 5))])
+def test_an_image_without_pixels_is_an_error(picture: Any, editor: Editor) -> None:
+    with pytest.raises(PackageError, match="want "):
+        editor.edit(picture, "make it red", "local")
+
+
 def test_a_path_is_not_a_picture(editor: Editor) -> None:
     with pytest.raises(PackageError, match=r"got str$"):
         editor.edit(["in.png"], ["make it red"], ["local"])  # type: ignore[type-var]
@@ -263,7 +269,7 @@ def test_turns_equal_single_edits_one_after_the_other(editor: Editor) -> None:
 def test_help_documents_every_public_method_and_argument() -> None:
     text = pydoc.render_doc(Editor, renderer=pydoc.plaintext)
     public = {name: member for name, member in vars(Editor).items() if not name.startswith("_")}
-    assert set(public) == {"load", "tasks", "edit", "edit_turns", "choose_tasks", "add_pack", "remove_task"}
+    assert set(public) == {"load", "tasks", "reserved_names", "edit", "edit_turns", "choose_tasks", "add_pack", "remove_task"}
     for name in public:
         member = inspect.getattr_static(Editor, name)
         function = member.fget if isinstance(member, property) else inspect.unwrap(getattr(Editor, name))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from emuedit import Editor, EditSession, EditSettings
@@ -109,6 +110,37 @@ def test_another_picture_or_editor_is_refused(session: EditSession, editor: Edit
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"editor": "another"}))
     with pytest.raises(SessionError, match="want the editor another that"):
+        EditSession.replay(editor, session.original, file)
+
+
+def test_a_task_that_was_learned_again_is_refused(editor: Editor, picture: np.ndarray, tmp_path: Path) -> None:
+    """Its name is the same, and so is the editor, but the images would be others."""
+    file, table = tmp_path / "session.json", editor.sampler.net.table
+    editor.sampler.add_task("cutout", torch.ones(table.d_v))
+    session = EditSession(editor, picture)
+    session.edit("cut it out", "cutout")
+    session.save(file)
+    assert len(EditSession.replay(editor, picture, file).steps) == 1
+    editor.sampler.remove_task("cutout")
+    editor.sampler.add_task("cutout", torch.zeros(table.d_v))
+    with pytest.raises(SessionError, match="want the pack of the task 'cutout' that"):
+        EditSession.replay(editor, picture, file)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"settings": None}, {"settings": []}, {"instruction": 5}, {"task": None}],
+    ids=["null", "list", "number", "no task"],
+)
+def test_a_turn_with_values_of_other_types_is_refused(
+    change: dict[str, Any], session: EditSession, editor: Editor, tmp_path: Path
+) -> None:
+    file = tmp_path / "session.json"
+    session.save(file)
+    content = json.loads(file.read_text())
+    content["turns"][0] |= change
+    file.write_text(json.dumps(content))
+    with pytest.raises(SessionError, match="want a turn with two texts and a mapping of settings, got "):
         EditSession.replay(editor, session.original, file)
 
 

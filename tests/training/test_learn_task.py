@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from emuedit.data import example_folder, image_io
 from emuedit.data.publish import write_summary
 from emuedit.editor import task_pack
 from emuedit.editor.package_folder import PackageError
+from emuedit.editor.task_pack import TaskPackError
 from emuedit.training import learn_task
 from emuedit.training.learn_task import LearnError, Split, check_name, settings_for
 from emuedit.training.loss import ConditionDropout, LossWeights
@@ -133,7 +135,7 @@ def test_a_pack_for_another_editor_is_refused_and_left_out_with_a_word(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--name", "remove"], "want a new name, got 'remove', a task that the editor already has"),
+        (["--name", "remove"], "want a new name, got 'remove'; the editor has the names local, remove"),
         (["--name", "My Task"], "want a name of lower-case letters, digits and _"),
         (["--instruction", "x", "--rank", "-1"], "adapter_rank"),
     ],
@@ -144,6 +146,35 @@ def test_what_cannot_be_learned_is_refused_before_anything_is_computed(
     assert cli.main([*LEARN, *options]) == 2
     assert message in capsys.readouterr().err
     assert not (workspace / "models/packs").exists()
+
+
+def test_a_name_of_the_task_predictor_is_refused_and_its_pack_changes_nothing(workspace: Path, tmp_path: Path) -> None:
+    """Such a pack could be learned, and then no editor with it could be loaded."""
+    editor = Editor.load("models")
+    v = torch.zeros(editor.sampler.net.table.d_v)
+    editor.predictor = SimpleNamespace(labels=("local", "no_edit"), new_tasks=("darken",))  # type: ignore[assignment]
+    for name in ("no_edit", "darken"):
+        with pytest.raises(LearnError, match=f"want a new name, got '{name}'"):
+            check_name(name, editor)
+        task_pack.save(task_pack.TaskPack(name, v, editor.sampler.weights, 1, {}, None, ("x",)), tmp_path / "pack.safetensors")
+        with pytest.raises(TaskPackError, match="which the editor already has"):
+            editor.add_pack(tmp_path / "pack.safetensors")
+        assert name not in editor.tasks
+
+
+def test_a_pack_is_used_by_its_own_editor_wherever_that_was_loaded_from(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pack of the workspace that fits another editor is not mentioned."""
+    shutil.copytree("models", "other")
+    editor = Editor.load("other")
+    for name, base in (("fitting", editor.sampler.weights), ("unfitting", "0" * 16)):
+        pack = task_pack.TaskPack(name, torch.zeros(editor.sampler.net.table.d_v), base, 1, {}, None, ())
+        (workspace / "models/packs").mkdir(exist_ok=True)
+        task_pack.save(pack, workspace / f"models/packs/{name}.safetensors")
+    capsys.readouterr()
+    assert "fitting" in Editor.load("other").tasks
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.slow

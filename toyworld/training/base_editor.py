@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 import yaml
 
 from emuedit import config
@@ -37,6 +38,7 @@ OUTPUTS = {
 def prepare(folder: Path) -> None:
     """Create a workspace in a folder. Raises SystemExit if it has other params, whose outputs would be mixed."""
     params = config.merge(config.read_yaml(CODE_ROOT / config.PARAMS_FILE), config.read_yaml(FILES / config.PARAMS_FILE))
+    params["train"]["cuda_graph"] = torch.cuda.is_available()
     text = yaml.safe_dump(params, sort_keys=False)
     file = folder / config.PARAMS_FILE
     if file.exists() and file.read_text(encoding="utf-8") != text:
@@ -57,7 +59,7 @@ def missing_stages(folder: Path) -> list[str]:
 def success_by_vocabulary(evaluated: Path) -> dict[str, dict[str, float | int]]:
     """Edit success with the true task, for edits whose texts have a held-back word (`held_back`) and for others (`known`).
 
-    Each has the number of `edits`, the `overall` success and the success per task. `evaluated` is the
+    Each has the number of `edits`, the success per task and its mean, `overall`. `evaluated` is the
     output of the stage `evaluation`. The texts are the instruction and the captions before and after.
     """
     words = load_word_list(FILES / "held_back.txt")
@@ -70,9 +72,10 @@ def success_by_vocabulary(evaluated: Path) -> dict[str, dict[str, float | int]]:
 
 
 def _shares(by_task: Mapping[str, list[bool]]) -> dict[str, float | int]:
-    successes = [success for of_task in by_task.values() for success in of_task]
-    shares = {task: round(sum(values) / len(values), 4) for task, values in {"overall": successes, **by_task}.items() if values}
-    return {"edits": len(successes), **shares}
+    shares = {task: sum(values) / len(values) for task, values in by_task.items()}
+    overall = {"overall": sum(shares.values()) / len(shares)} if shares else {}  # as in `metrics.json`: each task counts the same
+    n_edits = sum(len(values) for values in by_task.values())
+    return {"edits": n_edits} | {name: round(share, 4) for name, share in {**overall, **shares}.items()}
 
 
 def publish(folder: Path, out: Path) -> None:

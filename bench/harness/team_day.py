@@ -28,7 +28,7 @@ tasks. None of the others can succeed with the wrong task, as style can."""
 SWAPPED_LLM = "bench.harness.swapped_llm:swapped_llm"
 BUCKET = "s3://emuedit-day/data"
 N_FILES = 60
-"""Number of 1 MiB files in the interrupted push."""
+"""Number of 4 MiB files in the interrupted push."""
 
 
 class Day:

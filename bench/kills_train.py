@@ -3,10 +3,12 @@
 `uv run python bench/kills_train.py [--quick]` writes `bench/results/kills_train.json`; its last line is the same JSON.
 
 The toy base model is trained on a few exact pairs by the command of the stage `train`, once undisturbed with one process and once
-with two. Then, for each kill, the same training runs again: at a seeded random time between start and end of the command, a
-process gets SIGKILL, and the command is repeated until it succeeds. If training processes are running, a random one of them is
-killed, else the command itself. `identical` counts the runs of `kills` whose weight files equal those of the undisturbed run with
-as many processes. A run that ended before its kill time is repeated, with earlier times. Linux only.
+with two. Then, for each kill, the same training runs again: at a seeded random time, a process gets SIGKILL, and the command is
+repeated until it succeeds. If training processes are running, a random one of them is killed, else the command itself. The time
+is between start and end of the command; for every second kill of two processes, it is after the training processes have started.
+`identical` counts the runs of `kills` whose weight files equal those of the undisturbed run with as many processes, and
+`ranks_killed` the kills of a training process; without any, the script fails. A run that ended before its kill time is repeated,
+with earlier times. Linux only.
 """
 
 import random
@@ -34,7 +36,19 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 QUICK_STEPS = 4
 STAGE = "train"
+POLL_S = 0.05
+_EARLIER = 0.9
+"""Factor of the kill times after a run that ended before its kill."""
 PAIRS = {"local": 8, "remove": 8}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The time of a kill."""
+
+    seconds: float
+    after_ranks: bool
+    """Whether the time counts from when all training processes run, instead of from the start of the command."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +84,6 @@ def weight_hashes(root: Path) -> dict[str, str]:
     return killing.file_hashes(root / train.OUT, "*.safetensors")
 
 
-def training_processes(session: int) -> list[int]:
-    """The processes started by `run_distributed`, by rank."""
-    return [process for process, words in killing.session_processes(session).items() if "--multiprocessing-fork" in words]
-
-
 def phase_of(root: Path) -> str:
     """The phase of a training, determined from its files."""
     scratch = root / "scratch"
@@ -87,40 +96,54 @@ def phase_of(root: Path) -> str:
     return "encoding" if (scratch / "latents").exists() else "starting"
 
 
-def kill_once(root: Path, processes: int, moment_s: float, chance: random.Random, expected: dict[str, str]) -> KilledRun | None:
+def run_undisturbed(root: Path, processes: int) -> tuple[float, float]:
+    """(seconds of the command, seconds for which all training processes run). Exits if the training fails."""
+    running, began = killing.start(root, STAGE), time.monotonic()
+    times = [0.0]  # at which all run
+    while running.poll() is None:
+        if processes > 1 and len(killing.forked_workers(running.pid)) == processes:
+            times.append(time.monotonic())
+        time.sleep(POLL_S)
+    if running.returncode:
+        sys.exit(f"the undisturbed training failed:\n{(root / 'log').read_text()}")
+    return time.monotonic() - began, times[-1] - times[min(1, len(times) - 1)]
+
+
+def kill_once(root: Path, processes: int, moment: Moment, chance: random.Random, expected: dict[str, str]) -> KilledRun | None:
     """A run with a kill, repeated until it finishes; None if the command ended before the kill time."""
-    running = killing.start(root, STAGE)
+    running, began = killing.start(root, STAGE), time.monotonic()
+    while moment.after_ranks and running.poll() is None and len(killing.forked_workers(running.pid)) < processes:
+        time.sleep(POLL_S)
     try:
-        running.wait(moment_s)
+        running.wait(moment.seconds)
         return None
     except subprocess.TimeoutExpired:
-        ranks = training_processes(running.pid)
-    rank = chance.randrange(processes) if ranks else None
-    victim, phase = running.pid if rank is None else ranks[min(rank, len(ranks) - 1)], phase_of(root)
+        ranks = killing.forked_workers(running.pid)
+    victim, phase = chance.choice(ranks) if ranks else running.pid, phase_of(root)
+    moment_s = time.monotonic() - began
     n_left = killing.kill(running, victim)
     repeats = killing.repeat_until_done(root, STAGE)
-    name = "command" if rank is None else f"rank {ranks.index(victim)}"
+    name = f"rank {ranks.index(victim)}" if ranks else "command"
     return KilledRun(processes, round(moment_s, 2), phase, name, n_left, repeats, weight_hashes(root) == expected)
 
 
 def measure(folder: Path, processes: int, kills: int, quick: bool) -> dict[str, Any]:
     """The undisturbed run, and all kills of trainings with this number of processes."""
     root = prepare(folder / "undisturbed", folder / "pairs", processes, quick)
-    began = time.monotonic()
-    if not killing.finish(root, STAGE):
-        sys.exit(f"the undisturbed training failed:\n{(root / 'log').read_text()}")
-    seconds, expected = time.monotonic() - began, weight_hashes(root)
+    seconds, training_s = run_undisturbed(root, processes)
+    expected = weight_hashes(root)
     chance = random.Random(seed_for("bench", "kills_train", processes))
     runs: list[KilledRun] = []
-    n_missed, duration_s = 0, seconds
+    n_missed, durations = 0, {False: seconds, True: training_s}  # by `Moment.after_ranks`
     progress = tqdm(total=kills, desc=f"kills of {processes} processes", unit="kill")
     while len(runs) < kills:
-        moment_s = duration_s * (len(runs) + chance.random()) / kills  # stratified over the duration
+        after_ranks = processes > 1 and len(runs) % 2 == 1
+        share = (len(runs) + chance.random()) / kills  # stratified over the duration
         root = prepare(folder / "killed", folder / "pairs", processes, quick)
-        began = time.monotonic()
-        run = kill_once(root, processes, moment_s, chance, expected)
+        run = kill_once(root, processes, Moment(share * durations[after_ranks], after_ranks), chance, expected)
         if run is None:
-            n_missed, duration_s = n_missed + 1, min(duration_s, time.monotonic() - began)
+            n_missed += 1
+            durations[after_ranks] *= _EARLIER
             continue
         runs.append(run)
         progress.update()
@@ -130,9 +153,9 @@ def measure(folder: Path, processes: int, kills: int, quick: bool) -> dict[str, 
 
 
 def main() -> None:
-    """Measure, write, print."""
-    args = command.argument_parser(__doc__, quick="two kills of one process and a few steps").parse_args()
-    kills = {1: 2} if args.quick else {1: 10, 2: 10}
+    """Measure, write, print. Exits with status 1 if no training process was killed."""
+    args = command.argument_parser(__doc__, quick="two kills of two processes and a few steps").parse_args()
+    kills = {2: 2} if args.quick else {1: 10, 2: 10}
     with tempfile.TemporaryDirectory() as folder:
         exact_dataset.write_dataset(Path(folder, "pairs"), PAIRS)
         by_processes = {str(n): measure(Path(folder), n, count, args.quick) for n, count in kills.items()}
@@ -140,11 +163,14 @@ def main() -> None:
     figures = {
         "identical": sum(run["identical"] for run in runs),
         "kills": len(runs),
+        "ranks_killed": sum(run["victim"].startswith("rank") for run in runs),
         "processes_left": sum(run["n_left"] for run in runs),
         "phases": dict(Counter(run["phase"] for run in runs)),
         "by_processes": by_processes,
     }
     command.write_result(__file__, figures, args.quick)
+    if not figures["ranks_killed"]:
+        sys.exit("want a kill of a training process, got none: kills of two processes do not test what they should")
 
 
 if __name__ == "__main__":

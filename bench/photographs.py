@@ -4,7 +4,7 @@
 line is the same JSON.
 
 The photographs are the two that scikit-learn carries (640 x 427 px). The editor is the toy world's, which edits at 64 px and
-has never seen a photograph, so what it paints is wrong. The question is what happens to the other pixels. Shares of changed
+has never seen a photograph, so what it draws there is wrong. The question is what happens to the other pixels. Shares of changed
 pixels, and L1 in [0, 1] over the pixels that emuedit's edit leaves bit-identical, are means over the edits.
 """
 

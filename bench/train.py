@@ -7,12 +7,14 @@ same JSON. FILE is the script, which is not part of this repository:
 
 Both train the same U-Net on the same images, with the same resolution, batch and number format, AdamW and EMA, in sequence,
 in separate processes. The published script encodes images and texts in every step; the stage encodes them once,
-and `encoding_s` says how long that took for 64 pairs. `samples_per_second_ratio` and `peak_memory_ratio` are ours divided by
-theirs.
+and `encoding_s` says how long that took for 64 pairs. On a CPU, memory is that of all processes of a system, with encoding.
+`samples_per_second_ratio` and `peak_memory_ratio` are ours divided by theirs.
 """
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from typing import Any
 
 import torch
 from harness import command
+from harness.session_memory import SessionMemory
 from harness.training_task import SHAPES, write_workspace
 
 CPU_SHAPES, GPU_SHAPES = ("toy", "sd15-quarter"), ("sd15-256", "sd15-512")
@@ -41,16 +44,26 @@ THEIRS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def run(module: str, out: Path, *arguments: str) -> dict[str, Any]:
-    """Run a module of the harness in a separate process and read its results. A failure is a result too."""
-    process = subprocess.run(
-        [sys.executable, "-m", f"harness.{module}", *arguments], cwd=command.ROOT, capture_output=True, text=True, check=False,
+    """Run a module of the harness in a separate process and read its results. A failure is a result too.
+
+    On a CPU, `peak_memory_gib` is that of all its processes (`SessionMemory`).
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"harness.{module}", *arguments], cwd=command.ROOT, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(command.ROOT / "bench"), str(command.ROOT), *_python_path()])},
     )  # fmt: skip
+    try:
+        with SessionMemory(process) as memory:
+            _, errors = process.communicate()
+    finally:
+        if process.poll() is None:  # this script was interrupted
+            os.killpg(process.pid, signal.SIGKILL)
     if out.exists():
-        figures: dict[str, Any] = json.loads(out.read_text())
+        figures: dict[str, Any] = {"peak_memory_gib": memory.peak_gib} | json.loads(out.read_text())
         return {key: round(value, 3) for key, value in figures.items()}
-    lines = process.stderr.strip().splitlines()
-    print(process.stderr, file=sys.stderr)
+    lines = errors.strip().splitlines()
+    print(errors, file=sys.stderr)
     return {"failed": lines[-1][:300] if lines else f"exit status {process.returncode}"}
 
 
@@ -77,6 +90,7 @@ def measure(name: str, published: Path, folder: Path, dtype: str, steps: int, wa
     }  # fmt: skip
     for system, changes in OURS[device].items():
         out = folder / f"{system}.json"
+        shutil.rmtree(folder / "scratch", ignore_errors=True)  # each encodes the pairs itself
         rows[system] = run("emuedit_trainer", out, str(folder), str(out), str(steps), str(warm_up), json.dumps(common | changes))
         print(f"{name}: {system}: {rows[system]}", file=sys.stderr, flush=True)
     return {"batch": shape.batch, "size_px": shape.size_px, "dtype": dtype, "systems": rows, **ratios(rows)}

@@ -8,16 +8,13 @@ CHANGES are settings of the stage as JSON.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
-from harness.step_clock import peak_memory_gib
+from harness.step_clock import peak_gpu_memory
 
 LOG_EVERY_STEPS = 4
 
@@ -50,11 +47,7 @@ def main() -> None:
     stats = read_stats(logs_folder(root, "train") / STATS_FILE)
     lines = [line for line in stats if "samples_per_second" in line.get("metrics", {})]
     speeds = [line["metrics"]["samples_per_second"] for line in lines if line["step"] > int(warm_up)]
-    peak_gib = peak_memory_gib()
-    if not torch.cuda.is_available() and params.processes != 1:  # the parent only waits for its processes
-        children_gib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-        peak_gib += children_gib * train.n_processes(params.processes, params.batch_size, "cpu")
-    figures = {"samples_per_second": median(speeds), "peak_memory_gib": peak_gib, "encoding_s": encoding_s}
+    figures = {"samples_per_second": median(speeds), "encoding_s": encoding_s} | peak_gpu_memory()
     Path(out).write_text(json.dumps(figures))
 
 

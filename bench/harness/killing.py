@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness import command
@@ -15,6 +16,8 @@ from harness import command
 MAX_REPEATS = 3
 """Maximum number of repetitions; a command that still fails counts as a run with other outputs."""
 TIMEOUT_S = 600
+_FORK_SERVER = "multiprocessing.forkserver"
+"""Part of the command line of Python's fork server and of the processes that it forks."""
 ENDING_S = 20
 """Time for processes to end after one of them was killed."""
 
@@ -41,17 +44,40 @@ def repeat_until_done(root: Path, stage: str) -> int:
     return repeats
 
 
-def session_processes(session: int) -> dict[int, list[str]]:
-    """Process id -> command line of every live process of a session, by start time."""
+@dataclass(frozen=True)
+class SessionProcess:
+    """A live process of a session."""
+
+    parent: int
+    """Process id of its parent."""
+    started: int
+    """Start time in ticks since the machine's start."""
+    command: list[str]
+
+
+def session_processes(session: int) -> dict[int, SessionProcess]:
+    """The live processes of a session by process id."""
     processes = {}
-    for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda folder: int(folder.name)):
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            state, _, _, number = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-            if int(number) == session and state not in "ZX":
-                processes[int(folder.name)] = (folder / "cmdline").read_bytes().decode().split("\0")
-        except (OSError, ValueError):  # ended meanwhile
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()  # from field 3 of proc(5) on
+            if int(fields[3]) == session and fields[0] not in "ZX":
+                command = (folder / "cmdline").read_bytes().decode().split("\0")
+                processes[int(folder.name)] = SessionProcess(int(fields[1]), int(fields[19]), command)
+        except (OSError, ValueError, IndexError):  # ended meanwhile
             continue
     return processes
+
+
+def forked_workers(session: int) -> list[int]:
+    """Process ids of the workers of a session, in the order in which they started.
+
+    They are forked by a fork server (`emuedit.processes`), whose command line they have.
+    """
+    processes = session_processes(session)
+    of_server = {pid: process for pid, process in processes.items() if any(_FORK_SERVER in word for word in process.command)}
+    workers = {pid: process for pid, process in of_server.items() if process.parent in of_server}
+    return sorted(workers, key=lambda pid: (workers[pid].started, pid))
 
 
 def kill(running: subprocess.Popen[bytes], victim: int) -> int:

@@ -1,9 +1,8 @@
-"""The time of every training step of a process, and the peak memory."""
+"""The time of every training step of a process, and its peak memory on a GPU."""
 
 from __future__ import annotations
 
 import json
-import resource
 import time
 from pathlib import Path
 from statistics import median
@@ -24,13 +23,11 @@ class StepClock:
         self.times.append(time.perf_counter())
 
     def write(self, file: Path, batch: int, warm_up: int) -> None:
-        """Write samples per second (the median of the steps after `warm_up`) and the peak memory in GiB."""
+        """Write samples per second (the median of the steps after `warm_up`) and on a GPU the peak memory in GiB."""
         seconds = [after - before for before, after in zip(self.times, self.times[1:], strict=False)][warm_up:]
-        file.write_text(json.dumps({"samples_per_second": batch / median(seconds), "peak_memory_gib": peak_memory_gib()}))
+        file.write_text(json.dumps({"samples_per_second": batch / median(seconds)} | peak_gpu_memory()))
 
 
-def peak_memory_gib() -> float:
-    """On a GPU the peak memory of tensors, on a CPU the peak resident set of the process plus that of its largest child."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def peak_gpu_memory() -> dict[str, float]:
+    """`peak_memory_gib`, the peak memory of tensors on a GPU; nothing on a CPU, where `session_memory` measures it."""
+    return {"peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30} if torch.cuda.is_available() else {}

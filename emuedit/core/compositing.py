@@ -56,18 +56,18 @@ def shrink(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def enlarge_edit(
-    image: Tensor, before: Tensor, after: Tensor, keeps_detail: bool = False, whole: bool = False, border_px: float = BORDER_PX
+    image: Tensor, before: Tensor, after: Tensor, keeps_detail: bool = False, is_full: bool = False, border_px: float = BORDER_PX
 ) -> Tensor:
     """Apply the edit `before` -> `after` [1, 3, h, w] to image [1, 3, H, W]; `before` is its smaller copy.
 
     keeps_detail: add the difference of the edit to the image, which keeps fine detail (a change of light); else replace the
-    region by the upsampled result (another object). The region: the whole image with `whole`, else the changed pixels, dilated by
+    region by the upsampled result (another object). The region: the whole image with `is_full`, else the changed pixels, dilated by
     `border_px` and upsampled; outside of it the result is bit-identical to `image`. An edit without changes returns `image`.
     """
     changed = changed_pixels(before, after)
     if not changed.any():
         return image
-    changed |= whole
+    changed |= is_full
     size = image.shape[-2:]
     mask = F.interpolate(dilate(changed.to(image.dtype), border_px), size, mode="bilinear")  # [1, 1, H, W]
     top, bottom, left, right = _box(mask[0, 0] > 0)

@@ -151,13 +151,14 @@ def test_by_default_the_champion_is_opened_or_else_the_folder_models(tmp_path: P
 
 @pytest.mark.slow
 def test_a_registered_model_is_loaded_from_the_tracking_store(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path
 ) -> None:
     """With a real store of MLflow: by alias, by number, and as the champion that is opened by default."""
     from mlflow.tracking import MlflowClient
 
     from emuedit.tracking.registry import MODEL_NAME, RegistryError
 
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store := f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""The toy world's editor on a real photograph: what it paints there is wrong, but it paints nowhere else."""
+"""The toy world's editor on a real photograph: what it draws there is wrong, but it draws nowhere else."""
 
 from typing import Any
 

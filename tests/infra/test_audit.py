@@ -16,7 +16,7 @@ AUDIT = '#!/bin/sh\nif [ "$1" = audit ]; then echo \'{output}\'; exit {status}; 
 @pytest.mark.skipif(not shutil.which("uv"), reason="uv is not here")
 @pytest.mark.parametrize(
     ("output", "status", "want"),
-    [("no known vulnerabilities", 0, 0), ("Found 1 known vulnerability", 1, 1), ("cause: dns error", 2, 3)],
+    [("no known vulnerabilities", 0, 0), ("Found 1 known vulnerability: connections leak", 1, 1), ("cause: dns error", 2, 3)],
 )
 def test_the_exit_status_says_what_is_known(output: str, status: int, want: int, tmp_path: Path) -> None:
     fake = tmp_path / "bin/uv"

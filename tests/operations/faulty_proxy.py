@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Lock, Thread
 from urllib.parse import urlsplit
 
 HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "content-length", "date", "server"}
@@ -13,17 +13,20 @@ HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "content-length",
 
 @dataclass
 class Fault:
-    """What the proxy does to the next `n_requests` requests."""
+    """What the proxy does to the next `n_requests` requests (of `method`, after `n_before` of them that it forwards)."""
 
     status: int = 0  # answer with this status and `code` instead of asking the store
     code: str = ""
     delay_s: float = 0.0
     drop: bool = False  # close the connection instead of answering
     cut: bool = False  # close it in the middle of the answer
+    cut_upload: bool = False  # close it when half of the request's content has arrived
     skew_s: float = 0.0  # added to the Date of answers
     without_header: str = ""  # of requests, in lower case
     rewrite: Callable[[bytes], bytes] | None = None  # of the content of answers
     n_requests: float = field(default=float("inf"))
+    method: str = ""  # such as PUT; empty: all
+    n_before: int = 0
 
 
 class FaultyProxy:
@@ -32,18 +35,17 @@ class FaultyProxy:
     def __init__(self, url: str) -> None:
         self.fault = Fault()
         self.n_requests = 0
+        self.lock = Lock()
         proxy, target = self, urlsplit(url)
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def handle_request(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                proxy.n_requests += 1
-                fault = proxy.fault if proxy.fault.n_requests > 0 else Fault()
-                fault.n_requests -= 1
+                fault, n_bytes = proxy.next_fault(self.command), int(self.headers.get("Content-Length") or 0)
+                body = self.rfile.read(n_bytes // 2 if fault.cut_upload else n_bytes)
                 time.sleep(fault.delay_s)
-                if fault.drop:
+                if fault.drop or fault.cut_upload:
                     self.close_connection = True
                     return
                 if fault.status:
@@ -82,6 +84,18 @@ class FaultyProxy:
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         self.thread = Thread(target=self.http.serve_forever, args=(0.01,))
         self.thread.start()
+
+    def next_fault(self, method: str) -> Fault:
+        """What goes wrong with a request that has just come. Clients send several at once, each in a thread of the proxy."""
+        with self.lock:
+            self.n_requests += 1
+            if self.fault.method not in ("", method) or self.fault.n_requests <= 0:
+                return Fault()
+            if self.fault.n_before > 0:
+                self.fault.n_before -= 1
+                return Fault()
+            self.fault.n_requests -= 1
+            return self.fault
 
     def close(self) -> None:
         self.http.shutdown()

@@ -1,0 +1,84 @@
+""".ci/real_s3, with a store and tests that fail on request, and the workflow that runs it and infra/audit."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.repository import ROOT
+
+STORE = """#!/bin/sh
+case $1 in
+    start) echo "export S3_ENDPOINT_URL=http://127.0.0.1:$3"; exit $START_STATUS ;;
+    stop) echo stopped >> "$LOG" ;;
+esac
+"""
+TESTS = """#!/bin/sh
+echo "$S3_ENDPOINT_URL $*" >> "$LOG"
+exit $TESTS_STATUS
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with the script, a store and a `uv` that end with the statuses START_STATUS and TESTS_STATUS."""
+    for name, content in {"infra/s3/ceph-rgw.sh": STORE, "bin/uv": TESTS}.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+        path.chmod(0o755)
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/real_s3", tmp_path / ".ci/real_s3")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("start", "tests", "in_ci", "status", "message"),
+    [
+        (0, 0, "true", 0, ""),
+        (0, 1, "", 1, ""),
+        (3, 0, "true", 0, "Ceph is not installed"),
+        (1, 0, "true", 1, "Ceph is installed, but did not start; the end of its log is above; a failure, since CI is set"),
+        (1, 0, "", 0, "Ceph is installed, but did not start; the end of its log is above\n"),
+        (124, 0, "true", 1, "did not start within 60 s"),
+        (0, 124, "true", 1, "the store hangs, or this machine is too slow for its tests; a failure, since CI is set"),
+        (0, 124, "", 0, "the store hangs, or this machine is too slow for its tests\n"),
+    ],
+)
+def test_a_store_that_hangs_or_fails_is_not_taken_for_one_that_is_not_installed(
+    start: int, tests: int, in_ci: str, status: int, message: str, checkout: Path
+) -> None:
+    log = checkout / "log"
+    settings = {"START_STATUS": str(start), "TESTS_STATUS": str(tests), "LOG": str(log), "CI": in_ci}
+    environment = {**os.environ, **settings, "PATH": f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    process = subprocess.run([checkout / ".ci/real_s3"], env=environment, capture_output=True, text=True)
+    assert process.returncode == status, process.stdout + process.stderr
+    assert message in process.stdout
+    *tests_run, last = log.read_text().splitlines()
+    assert last == "stopped"
+    assert len(tests_run) == (start == 0)
+    for line in tests_run:
+        assert line.startswith("http://127.0.0.1:5158 run --no-sync pytest -m real_s3")
+
+
+def test_every_file_with_tests_of_a_real_store_is_in_the_lane() -> None:
+    pattern = re.compile(r"store_url[:] str|mark[.]real_s3")
+    files = {path.name for path in (ROOT / "tests").rglob("test_*.py") if pattern.search(path.read_text())}
+    lane = (ROOT / ".ci/real_s3").read_text()
+    names = lane.partition("test_{")[2].partition("}")[0].split(",")
+    assert files == {f"test_{name}.py" for name in names}
+
+
+def test_the_workflow_installs_the_store_and_audits_the_components() -> None:
+    workflow: dict[str, Any] = yaml.safe_load((ROOT / ".github/workflows/checks.yaml").read_text())
+    commands = {job: "\n".join(step.get("run", "") for step in content["steps"]) for job, content in workflow["jobs"].items()}
+    before, _, _ = commands["checks"].partition(".ci/run")
+    assert "infra/s3/ceph-rgw.sh install" in before
+    assert "infra/audit" in commands["audit"]
+    for job in workflow["jobs"].values():
+        assert job["timeout-minutes"] <= 60

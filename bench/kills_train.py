@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
 QUICK_STEPS = 4
 STAGE = "train"
 POLL_S = 0.05
-_EARLIER = 0.9
+_EARLIER = 0.8
 """Factor of the kill times after a run that ended before its kill."""
 PAIRS = {"local": 8, "remove": 8}
 
@@ -110,7 +110,7 @@ def run_undisturbed(root: Path, processes: int) -> tuple[float, float]:
 
 
 def kill_once(root: Path, processes: int, moment: Moment, chance: random.Random, expected: dict[str, str]) -> KilledRun | None:
-    """A run with a kill, repeated until it finishes; None if the command ended before the kill time."""
+    """A run with a kill, repeated until it finishes; None if the command or the training processes ended before the kill time."""
     running, began = killing.start(root, STAGE), time.monotonic()
     while moment.after_ranks and running.poll() is None and len(killing.forked_workers(running.pid)) < processes:
         time.sleep(POLL_S)
@@ -119,6 +119,9 @@ def kill_once(root: Path, processes: int, moment: Moment, chance: random.Random,
         return None
     except subprocess.TimeoutExpired:
         ranks = killing.forked_workers(running.pid)
+    if moment.after_ranks and not ranks:  # they ended earlier than in the undisturbed run
+        killing.kill(running, running.pid)
+        return None
     victim, phase = chance.choice(ranks) if ranks else running.pid, phase_of(root)
     moment_s = time.monotonic() - began
     n_left = killing.kill(running, victim)

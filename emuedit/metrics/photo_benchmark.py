@@ -4,12 +4,12 @@
     judge.yaml    clip, dino, size, bounds          (written by `emuedit benchmark FOLDER --calibrate`)
 
 The columns are those of Emu Edit's test set (facebook/emu_edit_test_set). `params.yaml` names the folder in `world.benchmark`.
+Rows that cannot be judged, see `can_be_judged`, are left out; `emuedit benchmark FOLDER` lists them.
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,12 +20,20 @@ from pydantic import Field
 
 from emuedit import config
 from emuedit.data import image_io
+from emuedit.data.edit_table import join_problems, read_edit_table
+from emuedit.data.text_tables import TableError
 from emuedit.metrics.benchmark import Pictures
 from emuedit.metrics.benchmark_folder import JUDGE, REQUIRED, TABLE, missing_files
 from emuedit.metrics.similarity_judge import Calibration, JudgeBounds, SimilarityJudge, Verdicts
 from emuedit.tasks import get_task
 
-_SPLITS = ("train", "held_out")
+HELD_OUT = "held_out"
+_ADVICE = {
+    "train": "lower train.preview.n_edits (inversion: n_examples and n_held_out), set train.preview to null",
+    HELD_OUT: "lower evaluation.n_edits, leave the task out of evaluation.tasks",
+}
+"""Split -> what to change if a task has too few edits: previews and inversion use `train`, the evaluation `held_out`."""
+_SPLITS = tuple(_ADVICE)
 
 
 class BenchmarkError(ValueError):
@@ -75,22 +83,22 @@ class PhotoEdits:
 class PhotoBenchmark:
     """The edits of a folder; called as `edits(task, split, start, n)` (`emuedit.metrics.benchmark.EditSource`)."""
 
-    def __init__(self, folder: str | Path, device: str = "auto") -> None:
-        """`device`: device of the judge's networks.
+    def __init__(self, folder: str | Path, device: str = "auto", settings: JudgeFile | None = None) -> None:
+        """`device`: device of the judge's networks. `settings`: of the judge; default: those of `judge.yaml`.
 
         Raises BenchmarkError, with file, row and column, for an invalid table."""
         self.folder, self.device = Path(folder), device
-        self.settings = read_judge(self.folder)
-        self.rows = read_rows(self.folder)
+        self.settings = settings or read_judge(self.folder)
+        self.rows = [row for row in read_rows(self.folder) if can_be_judged(row)]
 
     def __call__(self, task: str, split: str, start: int, n: int) -> PhotoEdits:
         """Edits start to start + n - 1 of a task. Raises BenchmarkError if there are fewer."""
-        rows = [row for row in self.rows if row["task"] == task and row.get("split", "held_out") == split]
+        rows = [row for row in self.rows if row["task"] == task and row["split"] == split]
         if len(rows) < start + n:
             present = {name: sum(row["task"] == name for row in self.rows) for name in self.tasks}
             raise BenchmarkError(
-                f"want {start + n} edits of {task} in the split {split} of {self.folder}, got {len(rows)}; available: "
-                f"{present}: lower evaluation.n_edits, leave the task out of evaluation.tasks, or add rows"
+                f"want {start + n} edits of {task} that can be judged in the split {split} of {self.folder}, got {len(rows)}; "
+                f"available: {present}: {_ADVICE[split]}, or add rows with that split"
             )
         return self._edits(task, rows[start : start + n])
 
@@ -116,6 +124,14 @@ class PhotoBenchmark:
     def tasks(self) -> tuple[str, ...]:
         """Tasks with edits, in the order of the table."""
         return tuple(dict.fromkeys(row["task"] for row in self.rows))
+
+    @property
+    def uncalibrated_tasks(self) -> tuple[str, ...]:
+        """Tasks with edits that are judged by captions, with the default bounds, which are not measured."""
+        if self.settings.bounds != JudgeBounds():
+            return ()
+        tasks = {row["task"] for row in self.rows if not is_compared(row)} - set(self.settings.task_bounds)
+        return tuple(task for task in self.tasks if task in tasks)
 
     @cached_property
     def similarity_judge(self) -> SimilarityJudge:
@@ -149,32 +165,47 @@ def _check_file(file: Path) -> None:
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:
-    """The rows of a benchmark's table. Raises BenchmarkError, with file, row and column, for an invalid table."""
+    """The rows of a benchmark's table, with the default `split`.
+
+    Raises BenchmarkError, with file, row and column, for an invalid table.
+    """
     file = folder / TABLE
     _check_file(file)
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        _check_columns(file, reader.fieldnames or ())
-        rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+    try:
+        rows = read_edit_table(file, REQUIRED)
+    except TableError as error:
+        raise BenchmarkError(str(error)) from error
+    rows = [row | {"split": row.get("split") or HELD_OUT} for row in rows]
     problems = [f"line {number}: {problem}" for number, row in enumerate(rows, start=2) if (problem := _check_row(row, folder))]
-    if problems or not rows:
-        raise BenchmarkError(f"{file}: {'; '.join(problems[:5]) or 'want rows, got none'}")
+    if problems:
+        raise BenchmarkError(f"{file}: {join_problems(problems)}")
     return rows
 
 
-def _check_columns(file: Path, columns: Sequence[str]) -> None:
-    if missing := [name for name in REQUIRED if name not in columns]:
-        raise BenchmarkError(f"{file}: want the columns {', '.join(REQUIRED)}, got none called {', '.join(missing)}")
+def can_be_judged(row: Mapping[str, str]) -> bool:
+    """False for equal captions, which give CLIP no direction of the edit, without a reference result to compare with."""
+    return bool(row.get("result")) or not has_equal_captions(row)
 
 
-def _check_row(row: dict[str, str], folder: Path) -> str:
+def is_compared(row: Mapping[str, str]) -> bool:
+    """Whether outputs are compared with the row's reference result, without using captions and calibrated bounds."""
+    return bool(row.get("result")) and (get_task(row["task"]).annotated or has_equal_captions(row))
+
+
+def has_equal_captions(row: Mapping[str, str]) -> bool:
+    """Whether CLIP reads both captions as the same text: it ignores case and spaces."""
+    before, after = (row[column].casefold().split() for column in ("input_caption", "output_caption"))
+    return before == after
+
+
+def _check_row(row: Mapping[str, str], folder: Path) -> str:
     """The problem of a row, or an empty string."""
     for column in ("image", "result"):
         if (column == "image" or row.get(column)) and not (folder / row[column]).is_file():
             return f"want an image in {folder} as {column}, got {row[column]!r}"
-    if not row["instruction"]:
-        return "want an instruction, got none"
-    if row.get("split", "held_out") not in _SPLITS:
+    if empty := [column for column in ("instruction", "input_caption", "output_caption") if not row[column]]:
+        return f"want a text as {' and '.join(empty)}, got none"
+    if row["split"] not in _SPLITS:
         return f"want one of the splits {', '.join(_SPLITS)}, got {row['split']!r}"
     try:
         get_task(row["task"])

@@ -8,6 +8,7 @@ are the U-Net, the task embedding and, with `lr_mult_text`, the text encoders.
 import gc
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,20 @@ from emuedit.data.dependencies import work_key
 from emuedit.data.publish import PREVIEWS, Summary, publish_logs, read_summary, scratch_folder, write_summary
 from emuedit.editor import checkpoint
 from emuedit.editor.settings import EditSettings
+from emuedit.models.text_to_image import TextToImageModel
 from emuedit.processes import prepare_workers
 from emuedit.runtime import Runtime
 from emuedit.stages import batch_divisor, stage_main
-from emuedit.training import latent_files, replay, start
+from emuedit.training import latent_files, replay, start, training_checks
+from emuedit.training.accelerate_launch import LaunchConfig, run_accelerate
 from emuedit.training.aspect_buckets import AspectBuckets
-from emuedit.training.distributed import machine_rank, n_passes, n_processes, open_accelerator, run_accelerate, run_distributed
+from emuedit.training.distributed import TrainingProcesses, n_passes, n_processes, open_accelerator, run_distributed
+from emuedit.training.kept_pairs import TrainingPairs
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.latent_files import EncodingKeys
 from emuedit.training.loop import Preview, TrainLoop
 from emuedit.training.optimization import STATE_FILE, read_average
-from emuedit.training.resources import check_memory
-from emuedit.training.start import BASE_MODEL, Start
+from emuedit.training.start import BASE_MODEL, Encoders, Start
 from emuedit.training.train_settings import TrainSettings
 from emuedit.training.trainable_editor import TrainableEditor
 
@@ -80,7 +83,7 @@ class TrainParams(TrainSettings):
 
 
 def run(params: TrainParams, root: Path) -> Summary:
-    """Encode new data, train from the last saved step, publish to `models/editor`.
+    """Check the training, encode new data, train from the last saved step, publish to `models/editor`.
 
     With several machines, which share the folder, the first one publishes.
     """
@@ -88,26 +91,25 @@ def run(params: TrainParams, root: Path) -> Summary:
     if runtime.dtype == "float16" and runtime.device == "cpu":
         raise ValueError("want float32 or bfloat16 for a training on a CPU, got float16; set train.dtype to auto")
     params = params.model_copy(update={"dtype": runtime.dtype})
-    world_size = n_processes(params.processes, params.batch_size, runtime.device)  # fail early for an uneven batch
-    n_passes(params.batch_size, params.accumulation_steps, world_size)  # fail early for uneven passes
-    if world_size > 1:
+    launch = None if params.accelerate_config is None else LaunchConfig.read(root / params.accelerate_config)
+    processes = _processes(params, runtime.device, launch)
+    begin = start.resolve(params.start, params.world, root)
+    training_checks.check_settings(params, begin, processes)
+    if processes.n > 1 and launch is None:
         prepare_workers(runtime.device, WORKER_MODULES)
     dataset = read_summary(root / DATASET)
     mixed = sorted(dataset.params.get("mix", ()))  # missing in verdicts that were written together with their pairs
     data: dict[str, Any] = {folder: read_summary(root / folder).shards for folder in (PAIRS, DATASET, *mixed)}
-    begin = start.resolve(params.start, params.world, root)
+    folders = [root / folder for folder in (PAIRS, *mixed)]
     recorded = params.model_dump(mode="json", exclude={"world", "device"}) | {"base_model": params.world.base_model}
     recorded |= {"start": begin.reference, "ancestors": list(begin.ancestors)}
-    if params.change_mask and not params.loss_weights.change_loss_weight:
-        advice = "set train.change_mask to false, or train.loss_weights.change_loss_weight above 0"
-        print(f"train: the change-mask head is not trained, so edits blend half of the image in; {advice}", flush=True)
+    params = _with_smaller_passes(params, processes.n)
+    encoders, buckets = _check_editor(params, begin, processes, TrainingPairs(folders, root / DATASET, begin.replay))
 
     # Encode pairs and instructions once
-    encoders = begin.load_encoders(runtime.device)
+    encoders = Encoders.on(runtime.device, encoders.pipeline)
     keys = EncodingKeys.of(begin.folder, runtime.dtype, root)
     latents = _only_folder(root / "scratch" / "latents", keys.latents)
-    buckets = AspectBuckets.for_base_model(encoders, params.resolution, params.max_aspect_ratio)
-    folders = [root / folder for folder in (PAIRS, *mixed)]
     with runtime.autocast():
         latent_files.build(
             folders, root / DATASET, encoders, latents, buckets, begin.replay, mirrored=params.flip, text_key=keys.texts
@@ -124,24 +126,51 @@ def run(params: TrainParams, root: Path) -> Summary:
     n_earlier = int(cache.train.is_replay.sum())
     earlier = f" (and {n_earlier} replayed ones)" if n_earlier else ""
     n_pairs = len(cache.train) - n_earlier
-    print(f"train: from {begin.reference}, {n_pairs} pairs{earlier}, {world_size} processes, {runtime}", flush=True)
-    params = _with_smaller_passes(params, world_size)
+    print(f"train: from {begin.reference}, {n_pairs} pairs{earlier}, {processes.n} processes, {runtime}", flush=True)
     job = (params, begin, latents, scratch)
-    if params.accelerate_config is not None:
-        run_accelerate(root / params.accelerate_config, _train, *job, runtime.device)
-    elif world_size > 1:
-        run_distributed(world_size, runtime.device, _train, *job, runtime.device)
+    if launch is not None:
+        run_accelerate(root / str(params.accelerate_config), _train, *job, processes.device)
+    elif processes.n > 1:
+        run_distributed(processes.n, runtime.device, _train, *job, runtime.device)
     counts = {"steps": params.steps, "pairs": n_pairs, "held_out_pairs": len(cache.held_out)}
     counts |= {"replayed_pairs": n_earlier} if n_earlier else {}
-    if params.accelerate_config is not None and machine_rank(root / params.accelerate_config):
+    if launch is not None and launch.machine_rank:
         print(f"train: done; the first machine (machine_rank 0) publishes to {OUT}", flush=True)
         return Summary("train", scratch.name, recorded | {"data": data}, counts, {})
-    trained = _train(*job, runtime.device) if params.accelerate_config is None and world_size == 1 else None
+    trained = _train(*job, runtime.device) if launch is None and processes.n == 1 else None
     # Frozen weights are in half precision during LoRA training, so adapters are merged into the original weights
     editor = _read_trained(*job) if trained is None or params.lora is not None else trained
     if params.replay_pairs:
         replay.write(scratch / start.REPLAY, cache, folders, begin.replay, params.replay_pairs)
     return _publish(editor, scratch, root, recorded | {"data": data}, counts, params.stored_dtype)
+
+
+def _processes(params: TrainParams, device: str, launch: LaunchConfig | None) -> TrainingProcesses:
+    """The training's processes. Raises ValueError if they cannot split the batch evenly."""
+    if launch is None:
+        return TrainingProcesses(device, n_processes(params.processes, params.batch_size, device))
+    processes = launch.processes(device)
+    n_processes(processes.n, params.batch_size, device)
+    return processes
+
+
+def _check_editor(
+    params: TrainParams, begin: Start, processes: TrainingProcesses, pairs: TrainingPairs
+) -> tuple[TextToImageModel, AspectBuckets]:
+    """(the model with the encoders, the sizes of images), after checks of the untrained editor and the previews.
+
+    Raises StartError, ValueError for an objective that the scheduler does not allow, MemoryFitError, and what the benchmark
+    raises for a missing task.
+    """
+    tasks = training_checks.tasks_to_train(pairs, params.held_out_share)
+    net, base_model = begin.editor(tasks, params.task_embedding_dim, params.change_mask, params.seed)
+    editor = TrainableEditor(net, base_model, params)
+    buckets = AspectBuckets.for_base_model(base_model, params.resolution, params.max_aspect_ratio)
+    training_checks.print_memory(editor, buckets, params, processes, params.preview is not None)
+    if params.preview is not None:
+        with tempfile.TemporaryDirectory() as discarded:
+            _prepare_preview(params.preview, params, editor, tasks, Path(discarded), main=True)
+    return base_model, buckets
 
 
 def _train(params: TrainParams, begin: Start, latents: Path, scratch: Path, device: str) -> TrainableEditor:
@@ -154,10 +183,7 @@ def _train(params: TrainParams, begin: Start, latents: Path, scratch: Path, devi
         main, preview = accelerator.is_main_process, None
         if params.preview is not None:
             folder = scratch / PREVIEWS if main else Path(discarded)
-            preview = _prepare_preview(params.preview, params, editor, cache, folder, main)
-        if main:
-            for line in check_memory(editor, cache, params, accelerator):
-                print(f"train: {line}", flush=True)
+            preview = _prepare_preview(params.preview, params, editor, cache.tasks, folder, main)
         TrainLoop(editor, cache, params, scratch, accelerator, preview).run()
     return editor
 
@@ -179,11 +205,11 @@ def _make_editor(params: TrainParams, begin: Start, latents: Path) -> tuple[Trai
 
 
 def _prepare_preview(
-    settings: PreviewParams, params: TrainParams, editor: TrainableEditor, cache: LatentCache, folder: Path, main: bool
+    settings: PreviewParams, params: TrainParams, editor: TrainableEditor, tasks: Sequence[str], folder: Path, main: bool
 ) -> Preview:
     """The preview of a training, printed by the main process. Fails early if the benchmark lacks a task."""
     make_edits = config.import_function(settings.function, "preview")
-    edit = make_edits(params.world.benchmark, cache.tasks, settings.n_edits, settings.settings, folder)
+    edit = make_edits(params.world.benchmark, tasks, settings.n_edits, settings.settings, folder)
 
     def show(step: int) -> dict[str, float]:
         with editor.sampling() as sampler:

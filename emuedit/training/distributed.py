@@ -1,4 +1,4 @@
-"""Training in several processes: one per core of a CPU or per GPU, started here or by `accelerate launch`.
+"""Training in several processes: one per core of a CPU or per GPU, started here or by `accelerate_launch`.
 
 Every process calls the same function, opens an `Accelerator`, and computes its shard of each batch. accelerate then averages
 gradients (DDP) or also shards weights, gradients and optimizer state (FSDP). With equal shards, the mean of means is the mean, so
@@ -12,13 +12,11 @@ import contextlib
 import math
 import multiprocessing.connection
 import os
-import pickle
 import signal
-import subprocess
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +25,8 @@ import torch
 from torch import distributed
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes  # type: ignore[attr-defined]
 
-from emuedit.config import read_yaml
 from emuedit.failures import FailureKind, ProcessFailedError, kind_of
-from emuedit.processes import available_cores, begin_worker, die_with_parent, prepare_workers, start_method
+from emuedit.processes import available_cores, begin_worker, prepare_workers, start_method
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,6 +40,28 @@ _FAILURE = "failure"  # file of the process that failed first: its kind, then th
 
 class DistributedError(ProcessFailedError):
     """Raised when a training process failed or died."""
+
+
+@dataclass(frozen=True)
+class TrainingProcesses:
+    """The processes of a training."""
+
+    device: str
+    """Device of a process: cpu, cuda, cuda:1 or mps; with several processes on GPUs, each has its own."""
+    n: int = 1
+    """Number of processes, on all machines together."""
+    is_sharded: bool = False
+    """Whether they shard the weights (FSDP)."""
+
+    @classmethod
+    def of(cls, accelerator: Accelerator) -> TrainingProcesses:
+        """Those of a running training."""
+        return cls(str(accelerator.device), accelerator.num_processes, is_sharded(accelerator))
+
+    @property
+    def device_type(self) -> str:
+        """cpu, cuda or mps."""
+        return self.device.partition(":")[0]
 
 
 def n_processes(requested: int, batch_size: int, device: str) -> int:
@@ -92,7 +111,7 @@ def open_accelerator(device: str = "cpu", dtype: str = "float32", find_unused_pa
     """
     import accelerate
     from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     is_cpu = device == "cpu"
     if "LOCAL_RANK" not in os.environ:
@@ -101,11 +120,12 @@ def open_accelerator(device: str = "cpu", dtype: str = "float32", find_unused_pa
         ddp = DistributedDataParallelKwargs(
             find_unused_parameters=find_unused_parameters,
             gradient_as_bucket_view=True,
-            comm_hook="bf16" if dtype == "bfloat16" else "no",  # halves the traffic; such gradients have no more precision
         )
         handlers = [ddp, InitProcessGroupKwargs(timeout=GROUP_TIMEOUT)]
         accelerator = accelerate.Accelerator(cpu=is_cpu, mixed_precision=_MIXED_PRECISION[dtype], kwargs_handlers=handlers)
         on_gpu = accelerator.device.type == "cuda"  # make it the current GPU, for streams and graphs
+        if on_gpu and dtype == "bfloat16":  # halves the traffic; such gradients have no more precision
+            ddp.comm_hook = DDPCommunicationHookType.BF16  # a torch without CUDA cannot register it
         with torch.cuda.device(accelerator.device) if on_gpu else contextlib.nullcontext():
             yield accelerator
     finally:
@@ -129,41 +149,14 @@ def run_distributed(world_size: int, device: str, work: Callable[..., object], *
             while not context.join():  # on a failure, ends the others and raises
                 pass
         except (ProcessExitedException, ProcessRaisedException) as error:
-            raise (death or _first_failure(Path(folder), str(error))) from error
+            raise (death or first_failure(Path(folder), str(error))) from error
         finally:
             for child in set(multiprocessing.active_children()) - earlier:  # this process was interrupted
                 child.kill()
                 child.join()
 
 
-def machine_rank(config: Path) -> int:
-    """Rank of this machine, from 0, in a config file of accelerate."""
-    return int(read_yaml(config).get("machine_rank") or 0)
-
-
-def run_accelerate(config: Path, work: Callable[..., object], *args: Any) -> None:
-    """Run work(*args) in the processes of `accelerate launch` with a config file, and wait.
-
-    If one fails or dies, ends all and raises DistributedError.
-    """
-    if not config.is_file():
-        raise FileNotFoundError(f"want a config file of accelerate, got no file at {config}; see infra/accelerate/")
-    with tempfile.TemporaryDirectory() as folder:
-        call = Path(folder, "call")
-        call.write_bytes(pickle.dumps((work, args)))
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "-m", __name__, str(call)]
-        child = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)  # noqa: S603
-        try:
-            status = child.wait()
-        finally:
-            if child.poll() is None:  # this process was interrupted
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-        if status:
-            raise _first_failure(Path(folder), f"`accelerate launch` ended with exit status {status}")
-
-
-def _record_failure(folder: Path, error: Exception) -> None:
+def record_failure(folder: Path, error: Exception) -> None:
     """Record kind and traceback of the first failure; the other processes fail later by lost connections."""
     trace = Path(folder, f"trace-{os.getpid()}")
     trace.write_text(f"{kind_of(error)}\n" + "".join(traceback.format_exception(error)))
@@ -171,7 +164,7 @@ def _record_failure(folder: Path, error: Exception) -> None:
         os.link(trace, Path(folder, _FAILURE))
 
 
-def _first_failure(folder: Path, otherwise: str) -> DistributedError:
+def first_failure(folder: Path, otherwise: str) -> DistributedError:
     """The error of the first recorded failure, or `otherwise`."""
     failure = Path(folder, _FAILURE)
     kind, trace = failure.read_text().split("\n", 1) if failure.exists() else (FailureKind.OTHER, otherwise)
@@ -187,11 +180,16 @@ def _wait(processes: Sequence[multiprocessing.Process]) -> DistributedError | No
     for rank, process in enumerate(processes):
         status = process.exitcode or 0
         if status < 0:
-            is_killed = status == -signal.SIGKILL
-            cause = ", perhaps because memory ran out" if is_killed else ""
-            message = f"a training process died (process {rank} by {signal.Signals(-status).name}{cause})"
-            return DistributedError(message, FailureKind.MEMORY if is_killed else FailureKind.OTHER)
+            return death_by_signal(rank, -status)
     return None
+
+
+def death_by_signal(rank: int, number: int) -> DistributedError:
+    """The error of a process that died by a signal; SIGKILL is what the kernel's OOM killer sends."""
+    is_killed = number == signal.SIGKILL
+    cause = ", perhaps because memory ran out" if is_killed else ""
+    message = f"a training process died (process {rank} by {signal.Signals(number).name}{cause})"
+    return DistributedError(message, FailureKind.MEMORY if is_killed else FailureKind.OTHER)
 
 
 def _explain(trace: str) -> str:
@@ -222,24 +220,8 @@ def _run_process(
         )
         work(*args)
     except Exception as error:
-        _record_failure(Path(folder), error)  # before closing the connection, which makes the others fail
+        record_failure(Path(folder), error)  # before closing the connection, which makes the others fail
         raise
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
-
-
-def _run_launched(call: Path) -> None:
-    """One process of `run_accelerate`, whose launcher loses tracebacks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with_parent()
-    work, args = pickle.loads(call.read_bytes())  # noqa: S301  written by run_accelerate
-    try:
-        work(*args)
-    except Exception as error:
-        _record_failure(call.parent, error)
-        raise
-
-
-if __name__ == "__main__":
-    _run_launched(Path(sys.argv[1]))

@@ -13,7 +13,7 @@ from emuedit.training.distributed import is_sharded
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, NoiseDraws, draw_noise
 from emuedit.training.trainable_editor import TrainableEditor
-from emuedit.training.training_error import TrainingError
+from emuedit.training.training_error import BadPairsError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -28,11 +28,11 @@ def held_out_loss(editor: TrainableEditor, cache: LatentCache, accelerator: Acce
 
     `held_out.<task>` per task, `held_out`: their mean, `held_out.t0` to `held_out.t3` per quarter of the timesteps, from low to
     high noise. Timesteps are stratified over all pairs of a task, independent of image sizes. Tasks are distributed over the
-    processes, except with FSDP, where every forward pass needs all processes. Raises TrainingError for a loss that is not finite.
+    processes, except with FSDP, where every forward pass needs all processes. Raises BadPairsError for a loss that is not finite.
     """
     rank, world_size = (0, 1) if is_sharded(accelerator) else (accelerator.process_index, accelerator.num_processes)
     n_timesteps = editor.base_model.scheduler.config.num_train_timesteps
-    losses: dict[str, list[tuple[int, float]]] = {}  # task -> (time bucket, loss) of every pair
+    losses: dict[str, list[tuple[int, float, str]]] = {}  # task -> (time bucket, loss, id) of every pair
     rows_of = {name: (cache.held_out.task == row).nonzero()[0][:PAIRS_PER_TASK] for row, name in enumerate(cache.task_names)}
     for task in [name for name, rows in rows_of.items() if len(rows)][rank::world_size]:
         losses[task] = []
@@ -44,7 +44,7 @@ def held_out_loss(editor: TrainableEditor, cache: LatentCache, accelerator: Acce
             n_done += len(rows)
             with accelerator.autocast():
                 values = editor(batch, draws, UNWEIGHTED, weight_timesteps=False).total(UNWEIGHTED).float().tolist()
-            losses[task] += zip((draws.t * N_TIME_BUCKETS // n_timesteps).tolist(), values, strict=True)
+            losses[task] += zip((draws.t * N_TIME_BUCKETS // n_timesteps).tolist(), values, batch.ids, strict=True)
     if world_size > 1:
         from accelerate.utils import gather_object
 
@@ -56,15 +56,14 @@ def _draw(shape: tuple[int, ...], n_timesteps: int, *keys: str | int) -> NoiseDr
     return draw_noise(shape, n_timesteps, NO_DROPOUT, UNWEIGHTED.power_at(0.0), "held out", *keys)
 
 
-def _summarize(losses: dict[str, list[tuple[int, float]]]) -> dict[str, float]:
+def _summarize(losses: dict[str, list[tuple[int, float, str]]]) -> dict[str, float]:
     metrics, by_time = {}, defaultdict(list)
     for task in losses:
-        metrics[f"held_out.{task}"] = mean = _mean([loss for _, loss in losses[task]])
+        metrics[f"held_out.{task}"] = mean = _mean([loss for _, loss, _ in losses[task]])
         if not math.isfinite(mean):
-            raise TrainingError(
-                f"want a finite held-out loss, got {mean} for the task {task}; inspect its pairs, or lower train.lr"
-            )
-        for bucket, loss in losses[task]:
+            bad = tuple(pair_id for _, loss, pair_id in losses[task] if not math.isfinite(loss))
+            raise BadPairsError(f"want a finite held-out loss, got {mean} for the task {task}", bad)
+        for bucket, loss, _ in losses[task]:
             by_time[bucket].append(loss)
     metrics |= {f"held_out.t{bucket}": _mean(values) for bucket, values in sorted(by_time.items())}
     return metrics | ({"held_out": _mean([metrics[f"held_out.{task}"] for task in losses])} if losses else {})

@@ -31,6 +31,11 @@ class PairShard:
         ids: list[str] = read_columns(self.path, "id")["id"].to_pylist()
         return ids
 
+    def caption_ids(self) -> list[str]:
+        """Ids of its pairs' captions, in order; reads only this column."""
+        parents: list[list[str]] = read_columns(self.path, "parent_ids")["parent_ids"].to_pylist()
+        return [caption_id for _, caption_id, *_ in parents]
+
 
 @dataclass(frozen=True)
 class KeptPairs:
@@ -73,3 +78,34 @@ def pair_shards(folders: Sequence[Path]) -> list[PairShard]:
         for name, content in sorted(read_summary(folder).shards.items())
         if Path(name).match(SHARDS)
     ]
+
+
+class TrainingPairs:
+    """The shards of a training, and the tasks of their pairs, which are read one shard at a time.
+
+    `new` are the shards of the folders `pairs`, whose kept pairs are in `dataset`; `replayed` those of a replay folder, without
+    the pairs that are also in `pairs`.
+    """
+
+    def __init__(self, pairs: Sequence[Path], dataset: Path, replay: Path | None = None) -> None:
+        """Raises ShardError for a folder that is not published."""
+        self._kept = KeptPairs.read(dataset)
+        self._earlier: dict[str, str] = {}  # of at most `train.replay_pairs` pairs
+        self.new, self.replayed = pair_shards(pairs), list[PairShard]()
+        if replay is not None:
+            self.replayed = pair_shards([replay / REPLAY_PAIRS])
+            self._earlier = KeptPairs.read(replay / REPLAY_VERDICTS).tasks()
+            for shard in self.new:
+                for pair_id in self._earlier.keys() & set(shard.pair_ids()):
+                    del self._earlier[pair_id]
+
+    @property
+    def shards(self) -> list[PairShard]:
+        """All shards, in order."""
+        return [*self.new, *self.replayed]
+
+    def tasks_of(self, shard: PairShard) -> dict[str, str]:
+        """Id -> task of the pairs of a shard to train on or to hold out, in their order."""
+        if shard not in self.replayed:
+            return self._kept.tasks_of(shard.pair_ids())
+        return {pair_id: self._earlier[pair_id] for pair_id in shard.pair_ids() if pair_id in self._earlier}

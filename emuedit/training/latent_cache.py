@@ -7,8 +7,7 @@ describes the files.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +34,28 @@ OPEN_FILES = 1024
 
 class LatentCacheError(ValueError):
     """Raised for pairs that cannot be used for training."""
+
+
+def check_tasks(names: Iterable[str]) -> None:
+    """Raise LatentCacheError for kept pairs of a task that is not trained."""
+    if unknown := sorted(set(names) - set(ALL_TASKS)):
+        raise LatentCacheError(f"want kept pairs of the tasks {', '.join(ALL_TASKS)}; got pairs of {', '.join(unknown)}")
+
+
+def check_task_weights(task_weights: Mapping[str, float]) -> None:
+    """Raise LatentCacheError for a weight of an unknown task."""
+    for name in task_weights:
+        if name not in ALL_TASKS:
+            raise LatentCacheError(
+                f"want task_weights for tasks from {', '.join(ALL_TASKS)}; got {name!r}{closest_match(name, ALL_TASKS)}"
+            )
+
+
+def no_training_pairs(n_kept: int) -> LatentCacheError:
+    """The error for `n_kept` kept pairs of which none is for training."""
+    return LatentCacheError(
+        f"want kept pairs to train on, got {n_kept}, all of them held out; loosen the filters or generate more pairs"
+    )
 
 
 @dataclass(frozen=True)
@@ -87,12 +108,10 @@ class LatentCache:
         self._has_pooled_text = text_file(folder, self._index.null_text, "pooled").exists()
         self._text_starts = np.cumsum([0, *map(len, text_hashes)])
         rows, caption_seeds, self.sizes = self._read_rows(np.concatenate([np.zeros(0, np.uint64), *text_hashes]))
-        is_held_out = caption_seeds < math.ceil(held_out_share * 2**63)
+        is_held_out = caption_seeds < latent_files.held_out_bound(held_out_share)
         self.train, self.held_out = rows.where(~is_held_out), rows.where(is_held_out)
         if not len(self.train):
-            raise LatentCacheError(
-                f"want kept pairs to train on, got {len(rows)}, all of them held out; loosen the filters or generate more pairs"
-            )
+            raise no_training_pairs(len(rows))
         self.tasks = tuple(name for i, name in enumerate(ALL_TASKS) if (self.train.task == i).any())
         self.task_names = ALL_TASKS
 
@@ -123,11 +142,7 @@ class LatentCache:
         `replay_share`: share of samples that are replayed pairs, if there are any.
         Raises LatentCacheError for a weight of an unknown task, PairOrderError for weights that exclude all pairs.
         """
-        for name in task_weights or {}:
-            if name not in ALL_TASKS:
-                raise LatentCacheError(
-                    f"want task_weights for tasks from {', '.join(ALL_TASKS)}; got {name!r}{closest_match(name, ALL_TASKS)}"
-                )
+        check_task_weights(task_weights or {})
         weights = [(task_weights or {}).get(name, 1.0) for name in self.task_names]
         rows = self.train
         if not rows.is_replay.any():
@@ -211,8 +226,7 @@ class LatentCache:
         sizes, bucket = np.unique(columns["size"], axis=0, return_inverse=True)
         names, name = np.unique(columns["task"], return_inverse=True)
         tasks = [bytes(task).decode() for task in names]
-        if unknown := sorted(set(tasks) - set(ALL_TASKS)):
-            raise LatentCacheError(f"want kept pairs of the tasks {', '.join(ALL_TASKS)}; got pairs of {', '.join(unknown)}")
+        check_tasks(tasks)
         by_hash = np.argsort(text_hashes)
         rows = PairRows(
             shard=columns["shard"],

@@ -15,9 +15,9 @@ into a new part. Unused files are deleted.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from emuedit.models.text_to_image import TextToImageModel
 from emuedit.progress import Progress
 from emuedit.runtime import seed_for
 from emuedit.training.aspect_buckets import AspectBuckets, Size
-from emuedit.training.kept_pairs import REPLAY_PAIRS, REPLAY_VERDICTS, KeptPairs, pair_shards
+from emuedit.training.kept_pairs import PairShard, TrainingPairs
 from emuedit.training.mirroring import has_no_side, may_flip
 from emuedit.training.pair_encoding import encode_images, place_pairs
 from emuedit.training.text_files import TextFiles, null_key, save_array, text_hash
@@ -114,6 +114,11 @@ def caption_seed(caption_id: str) -> int:
     return seed_for("editor", "held out", caption_id)
 
 
+def held_out_bound(share: float) -> int:
+    """Captions with a `caption_seed` below this number are held out."""
+    return math.ceil(share * 2**63)
+
+
 def build(
     pairs: Sequence[Path],
     dataset: Path,
@@ -133,24 +138,12 @@ def build(
     cannot be used for training.
     """
     buckets = AspectBuckets.unchanged() if buckets is None else buckets
-    kept = KeptPairs.read(dataset)
     folder.mkdir(parents=True, exist_ok=True)
-    earlier = KeptPairs.read(replay / REPLAY_VERDICTS).tasks() if replay is not None else {}
-    chosen = []
-    for shard in pair_shards(pairs):
-        pair_ids = shard.pair_ids()
-        chosen.append((shard, kept.tasks_of(pair_ids)))
-        for pair_id in earlier.keys() & set(pair_ids):
-            del earlier[pair_id]
-    n_new = len(chosen)
-    if replay is not None:
-        for shard in pair_shards([replay / REPLAY_PAIRS]):
-            chosen.append((shard, {pair_id: earlier[pair_id] for pair_id in shard.pair_ids() if pair_id in earlier}))
-    parts_of = _encoded_parts(folder)
-    shards = []
-    for shard, tasks in chosen:
+    training_pairs, parts_of, shards = TrainingPairs(pairs, dataset, replay), _encoded_parts(folder), list[_Shard]()
+    for shard in training_pairs.shards:
         content = content_key({"shard": shard.content, "buckets": buckets.sizes, "mirrored": mirrored})
-        shards.append(_Shard(shard.path, tasks, folder, content, parts_of.get(content, ())))
+        kept = content_key({"kept": training_pairs.tasks_of(shard)})  # the tasks of one shard are in memory at a time
+        shards.append(_Shard(shard, folder, content, f"{content}-{kept}", parts_of.get(content, ())))
     texts, text_hashes, n_enlarged, n_pairs = TextFiles(folder, base_model, text_key), [np.zeros(0, np.uint64)], 0, 0
     parts_in_use: set[str] = set()
     n_done = sum(pairs_file(folder, work.key).exists() for work in shards)
@@ -158,7 +151,7 @@ def build(
         for work in shards:
             file = pairs_file(folder, work.key)
             if is_new := not file.exists():
-                work.write(base_model, buckets, mirrored)
+                work.write(training_pairs.tasks_of(work.shard), base_model, buckets, mirrored)
             rows = np.load(file)
             texts.add(rows)
             text_hashes.append(np.unique(rows["text"]))
@@ -167,7 +160,7 @@ def build(
             progress.advance(int(is_new))
     keys = tuple(work.key for work in shards)
     text_keys = texts.keys_of(np.unique(np.concatenate(text_hashes)))
-    index = CacheIndex(keys, keys[n_new:], text_keys, null_key(text_key))
+    index = CacheIndex(keys, keys[len(training_pairs.new) :], text_keys, null_key(text_key))
     with replacing(folder / INDEX_FILE) as partial:
         partial.write_text(json.dumps(asdict(index)), encoding="utf-8")
     _prune(folder, index, parts_in_use)
@@ -182,33 +175,28 @@ def build(
         )
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Shard:
-    """A shard of pairs: kept pairs, their tasks, and their files."""
+    """A shard of pairs and its files."""
 
-    path: Path
-    tasks: dict[str, str]
-    """Id -> task of the kept pairs, in their order."""
+    shard: PairShard
     folder: Path
     content: str
     """Key of its latents."""
+    key: str
+    """Key of its rows."""
     parts: Sequence[int]
     """Numbers of its existing parts."""
 
-    @cached_property
-    def key(self) -> str:
-        """Key of its rows."""
-        return f"{self.content}-{content_key({'kept': self.tasks})}"
-
-    def write(self, base_model: TextToImageModel, buckets: AspectBuckets, mirrored: bool) -> None:
-        """Encode the pairs that are in no part, then write the rows of all kept pairs."""
+    def write(self, tasks: dict[str, str], base_model: TextToImageModel, buckets: AspectBuckets, mirrored: bool) -> None:
+        """Encode the pairs that are in no part, then write the rows of all kept pairs. tasks: id -> task of these."""
         parts = {part: np.load(_encoded_file(self.folder, self.content, part)) for part in self.parts}
         encoded = {f"{pair_id:016x}" for rows in parts.values() for pair_id in rows["id"].tolist()}
-        if missing := self.tasks.keys() - encoded:
+        if missing := tasks.keys() - encoded:
             number = max(parts, default=-1) + 1
-            pairs = [pair for pair in read_shard(self.path, Pair) if pair.id in missing]
+            pairs = [pair for pair in read_shard(self.shard.path, Pair) if pair.id in missing]
             parts[number] = self._encode(pairs, number, base_model, buckets, mirrored)
-        save_array(pairs_file(self.folder, self.key), self._rows(parts))
+        save_array(pairs_file(self.folder, self.key), _rows(parts, tasks))
 
     def _encode(
         self, pairs: Sequence[Pair], part: int, base_model: TextToImageModel, buckets: AspectBuckets, mirrored: bool
@@ -234,21 +222,22 @@ class _Shard:
         save_array(_encoded_file(self.folder, self.content, part), rows)
         return rows
 
-    def _rows(self, parts: dict[int, NDArray[Any]]) -> NDArray[Any]:
-        """Rows of `PAIR` of the kept pairs, in the order of the shard."""
-        place_of = {f"{pair_id:016x}": (part, i) for part, rows in parts.items() for i, pair_id in enumerate(rows["id"].tolist())}
-        places = [place_of[pair_id] for pair_id in self.tasks]
-        tasks = [task.encode() for task in self.tasks.values()]
-        instructions = [bytes(parts[part]["instruction"][i]) for part, i in places]
-        texts = [("task", _text_type(tasks)), ("instruction", _text_type(instructions))]
-        out = np.zeros(len(self.tasks), [*PAIR, *texts])
-        for row, (part, i), task, instruction in zip(out, places, tasks, instructions, strict=True):
-            for name, *_ in ENCODED:
-                row[name] = parts[part][name][i]
-            row["part"], row["task"], row["instruction"] = part, task, instruction
-            if not may_flip(task.decode(), instruction.decode()):
-                row["mirrored_position"] = -1
-        return out
+
+def _rows(parts: dict[int, NDArray[Any]], tasks_of_pairs: dict[str, str]) -> NDArray[Any]:
+    """Rows of `PAIR` of the kept pairs, in the order of the shard."""
+    place_of = {f"{pair_id:016x}": (part, i) for part, rows in parts.items() for i, pair_id in enumerate(rows["id"].tolist())}
+    places = [place_of[pair_id] for pair_id in tasks_of_pairs]
+    tasks = [task.encode() for task in tasks_of_pairs.values()]
+    instructions = [bytes(parts[part]["instruction"][i]) for part, i in places]
+    texts = [("task", _text_type(tasks)), ("instruction", _text_type(instructions))]
+    out = np.zeros(len(tasks), [*PAIR, *texts])
+    for row, (part, i), task, instruction in zip(out, places, tasks, instructions, strict=True):
+        for name, *_ in ENCODED:
+            row[name] = parts[part][name][i]
+        row["part"], row["task"], row["instruction"] = part, task, instruction
+        if not may_flip(task.decode(), instruction.decode()):
+            row["mirrored_position"] = -1
+    return out
 
 
 def _encoded_file(folder: Path, content: str, part: int) -> Path:

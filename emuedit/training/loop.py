@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from emuedit.tracking import Tracker
 from emuedit.training.batch import Batch
 from emuedit.training.batch_feed import BatchFeed
 from emuedit.training.cuda_graph import GraphedPasses
-from emuedit.training.distributed import is_sharded, n_passes
+from emuedit.training.distributed import TrainingProcesses, is_sharded, n_passes
 from emuedit.training.ema import EmaSettings
 from emuedit.training.held_out import held_out_loss
 from emuedit.training.latent_cache import LatentCache
@@ -32,7 +32,8 @@ from emuedit.training.optimization import STATE_FILE, Optimization
 from emuedit.training.resources import SpeedMeter, count_flops
 from emuedit.training.train_settings import TrainSettings
 from emuedit.training.trainable_editor import TrainableEditor
-from emuedit.training.training_error import TrainingError
+from emuedit.training.training_checks import check_processes
+from emuedit.training.training_error import BadPairsError, TrainingError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -67,10 +68,10 @@ class TrainLoop:
         self.accelerator, self.preview = accelerator, preview
         self._flops_per_sample = count_flops(editor, cache, settings) if accelerator.is_main_process else 0
         self._is_sharded = is_sharded(accelerator)
-        _check_sharding(settings, accelerator)
+        check_processes(settings, TrainingProcesses.of(accelerator), len(np.unique(cache.train.bucket)))
         self._n_passes = n_passes(settings.batch_size, settings.accumulation_steps, accelerator.num_processes)
         self._names: tuple[str, ...] = ()  # names of the loss and its parts
-        self._graph = _graph_of(self._passes, cache, settings, accelerator) if settings.cuda_graph else None
+        self._graph = GraphedPasses(self._passes, accelerator.device) if settings.cuda_graph else None
         editor.prepare(accelerator.device, self._is_sharded)
         self.optimization = Optimization(
             editor,
@@ -84,7 +85,7 @@ class TrainLoop:
             accelerator=accelerator,
         )
         self.optimization.resume(scratch / STATE_FILE)
-        self._unchecked: list[tuple[int, Tensor]] = []  # (step, loss and its parts) of the latest steps, not yet read
+        self._unchecked: list[tuple[int, Tensor, Tensor]] = []  # (step, loss and parts, gradient norm) not yet read
         self._tracker: Tracker | None = None
         self._saved_at = self._previewed_at = time.monotonic()
         self._save_took_s = 0.0
@@ -92,7 +93,7 @@ class TrainLoop:
     def run(self) -> None:
         """Train until `settings.steps`. Afterwards the editor has the averaged weights, frozen, with adapters merged.
 
-        Raises TrainingError for a non-finite loss, and for a non-finite gradient norm in a logged step.
+        Raises TrainingError for the first step whose loss or gradient norm is not finite, and for a held-out loss that is not.
         """
         settings, optimization, accelerator = self.settings, self.optimization, self.accelerator
         main, n_timesteps = accelerator.is_main_process, self.editor.base_model.scheduler.config.num_train_timesteps
@@ -103,29 +104,27 @@ class TrainLoop:
             BatchFeed(self.cache, settings, n_timesteps, accelerator, self._tokenized) as feed,
         ):
             speed = SpeedMeter(settings, self._flops_per_sample, accelerator, optimization.step) if main else None
-            losses = {"loss": math.nan}
+            metrics = {"loss": math.nan}
             while optimization.step < settings.steps:
                 # Forward, backward, and the mean over processes
                 lr = optimization.rate
-                self._unchecked.append((optimization.step, self._backward(feed)))
-                if len(self._unchecked) >= check_every:
-                    losses = self._check_losses(feed)
+                losses = self._backward(feed)
 
                 # Update weights and EMA
                 norm = optimization.update(keep_gradients=self._graph is not None and self._graph.keeps_gradients)
+                self._unchecked.append((optimization.step - 1, losses, norm))
                 done, last = optimization.step, optimization.step == settings.steps
+                is_logged = last or not done % settings.log_every_steps
+                if is_logged or len(self._unchecked) >= check_every:
+                    metrics = self._check(feed)
                 if progress is not None:
-                    progress.advance(note=f"loss {losses['loss']:.4f}" if math.isfinite(losses["loss"]) else "")
-                if done % settings.log_every_steps and not last:
+                    progress.advance(note=f"loss {metrics['loss']:.4f}" if math.isfinite(metrics["loss"]) else "")
+                if not is_logged:
                     continue
 
                 # Log, evaluate, save
-                losses = self._check_losses(feed) if self._unchecked else losses
                 if speed is not None:
-                    grad_norm = norm.item()
-                    if not math.isfinite(grad_norm) and settings.dtype != "float16":  # the gradient scaler skips such steps
-                        self._stop("norm of the gradient", grad_norm, done - 1, feed)
-                    self._log(**losses, lr=lr, grad_norm=grad_norm, **speed.read(done))
+                    self._log(**metrics, lr=lr, **speed.read(done))
                 self._evaluate(last)
                 self._save(last)
                 if speed is not None:
@@ -161,23 +160,25 @@ class TrainLoop:
     def _tokenized(self, batch: Batch) -> Batch:
         return self.editor.tokenized(batch, fixed_shape=self.settings.cuda_graph)
 
-    def _check_losses(self, feed: BatchFeed) -> dict[str, float]:
-        """The latest loss and its parts by name. A non-finite loss stops the training, after the ids of its pairs were
-        written to a file."""
-        steps = [step for step, _ in self._unchecked]
-        rows: list[list[float]] = torch.stack([losses for _, losses in self._unchecked]).tolist()
+    def _check(self, feed: BatchFeed) -> dict[str, float]:
+        """The latest loss, its parts and gradient norm by name. The first step with a value that is not finite stops the
+        training, after the ids of its pairs were written to a file."""
+        steps = [step for step, _, _ in self._unchecked]
+        rows: list[list[float]] = torch.stack([losses for _, losses, _ in self._unchecked]).tolist()
+        norms: list[float] = torch.stack([norm for _, _, norm in self._unchecked]).tolist()
         self._unchecked.clear()
-        for step, (value, *_) in zip(steps, rows, strict=True):
-            if not math.isfinite(value):
-                self._stop("loss", value, step, feed)
-        return dict(zip(self._names, rows[-1], strict=True))
+        for step, (loss, *_), norm in zip(steps, rows, norms, strict=True):
+            if not math.isfinite(loss):
+                self._stop(f"want a finite loss, got {loss} at step {step}", step, feed.pair_ids(step))
+            if not math.isfinite(norm) and self.settings.dtype != "float16":  # the gradient scaler skips such steps
+                self._stop(f"want a finite norm of the gradient, got {norm} at step {step}", step, feed.pair_ids(step))
+        return dict(zip(self._names, rows[-1], strict=True)) | {"grad_norm": norms[-1]}
 
-    def _stop(self, name: str, value: float, step: int, feed: BatchFeed) -> NoReturn:
+    def _stop(self, problem: str, step: int, pair_ids: Sequence[str]) -> NoReturn:
+        """Write the ids of the pairs with a problem, and stop the training. step: the step, or the number of steps done."""
         file = self.scratch / "bad-batch.json"
-        file.write_text(json.dumps({"step": step, "pair_ids": feed.pair_ids(step)}, indent=1))
-        raise TrainingError(
-            f"want a finite {name}, got {value} at step {step}; inspect its pairs (ids in {file}), or lower train.lr"
-        )
+        file.write_text(json.dumps({"step": step, "pair_ids": list(pair_ids)}, indent=1))
+        raise TrainingError(f"{problem}; inspect its pairs (ids in {file}), or lower train.lr")
 
     def _evaluate(self, last: bool) -> None:
         """Held-out loss and, when due, sample edits, with the averaged weights."""
@@ -188,7 +189,10 @@ class TrainLoop:
         if preview and not self._agree(time.monotonic() - self._previewed_at >= preview.every_s):
             preview = None
         with self.optimization.averaged():
-            self._log(**held_out_loss(self.editor, self.cache, self.accelerator))
+            try:
+                self._log(**held_out_loss(self.editor, self.cache, self.accelerator))
+            except BadPairsError as error:
+                self._stop(str(error), done, error.pair_ids)
             if preview and (self.accelerator.is_main_process or self._is_sharded):
                 self._log(**preview.show(done))
                 self._previewed_at = time.monotonic()
@@ -214,33 +218,3 @@ class TrainLoop:
     def _log(self, **metrics: float) -> None:
         if self._tracker is not None:
             self._tracker.log(self.optimization.step, **metrics)
-
-
-def _check_sharding(settings: TrainSettings, accelerator: Accelerator) -> None:
-    """Raise TrainingError for an EMA of sharded weights in CPU memory; only GPUs can exchange the parts."""
-    if is_sharded(accelerator) and settings.ema_device == "cpu":
-        raise TrainingError(
-            "want train.ema_device same with sharded weights (FSDP), got cpu; set it to same: each process has only its part of "
-            "the average, and train.ema_dtype bfloat16 halves it"
-        )
-
-
-def _graph_of(
-    passes: Callable[[Batch, NoiseDraws], Tensor], cache: LatentCache, settings: TrainSettings, accelerator: Accelerator
-) -> GraphedPasses:
-    """The passes as a CUDA graph. Raises TrainingError if that is not possible."""
-    sizes = {cache.sizes[bucket] for bucket in np.unique(cache.train.bucket)}
-    got = {
-        f"the device {accelerator.device.type}": accelerator.device.type != "cuda",
-        f"{accelerator.num_processes} processes": accelerator.num_processes > 1,
-        "sharded weights": is_sharded(accelerator),
-        f"images of {len(sizes)} sizes": len(sizes) > 1,
-        f"{settings.accumulation_steps} accumulation steps": settings.accumulation_steps > 1,
-        "float16": settings.dtype == "float16",
-    }
-    if reasons := [name for name, is_so in got.items() if is_so]:
-        raise TrainingError(
-            "want one GPU, one image size, one pass per step and float32 or bfloat16 for train.cuda_graph, got "
-            f"{', '.join(reasons)}; set it to false"
-        )
-    return GraphedPasses(passes, accelerator.device)

@@ -1,8 +1,8 @@
 """Estimate the memory of a training on each device before it starts.
 
 Weights, gradients, optimizer state and EMA follow from the number of parameters. Activations are counted by running the step on
-meta tensors (`meta_step`, `activation_memory`). The parts are given at peak memory: during the passes, or in
-the optimizer's step. Fragmentation of the allocator's memory is not included.
+meta tensors (`meta_step`, `activation_memory`). The parts are given at peak memory: during the passes, in the optimizer's step,
+or during a preview. Fragmentation of the allocator's memory and the activations of a preview are not included.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ FSDP_UNITS = ("BasicTransformerBlock", "ResnetBlock2D")
 class MemoryEstimator:
     """Memory estimates for a network under several plans. The network may be on any device; it is not changed.
 
-    `text_encoders`: the trained ones. `frozen`: modules that stay on the device too, such as a VAE.
+    `text_encoders`: the trained ones. `frozen`: the VAE and the other text encoders. They stay in CPU memory in every process;
+    previews move them to the GPU.
     """
 
     def __init__(self, net: EditorUNet, text_encoders: Sequence[nn.Module] = (), frozen: Iterable[nn.Module] = ()) -> None:
@@ -58,7 +59,7 @@ class MemoryEstimator:
         ema_on_device = ema if plan.ema_device == "same" or plan.device == "cpu" else 0
         optimizer, paged = _optimizer_bytes(trained, plan.optimizer)
         state = {
-            "weights": _n_bytes(modules) // shards + self._frozen,
+            "weights": _n_bytes(modules) // shards + (self._frozen if plan.device == "cpu" else 0),
             "optimizer": optimizer // shards,
             "ema": ema_on_device,
             "workspace": CUDA_WORKSPACE if plan.device == "cuda" else 0,
@@ -69,17 +70,19 @@ class MemoryEstimator:
             in_passes[GRADIENTS] = gradients
         rounds_ema = ema_on_device > 0 and plan.ema_dtype == "bfloat16"
         in_update = {**_NOTHING, GRADIENTS: gradients, TEMPORARIES: 8 * max(trained) if rounds_ema else 0}
-        counted = sum(in_update.values()) if plan.compile else max(sum(in_passes.values()), sum(in_update.values()))
+        in_preview = {**_NOTHING, TEMPORARIES: self._frozen if plan.previews and plan.device == "cuda" else 0}
+        phases = [in_update, in_preview, *([] if plan.compile else [in_passes])]
+        counted = max(sum(parts.values()) for parts in phases)
         if plan.fsdp:
             in_passes[TEMPORARIES] += _gathered_bytes(modules, plan.dtype)
-        largest = max(in_passes, in_update, key=lambda parts: sum(parts.values()))
+        largest = max(in_passes, in_update, in_preview, key=lambda parts: sum(parts.values()))
         return MemoryEstimate(
             plan,
             **state,
             **largest,
             saved=sum(passes.saved.values()),
             certain=state["weights"] + state["optimizer"] + state["ema"] + counted,
-            host=(ema - ema_on_device) + paged // shards,
+            host=(ema - ema_on_device) + paged // shards + (self._frozen if plan.device == "cuda" else 0),
         )
 
     def savings(self, plan: MemoryPlan) -> dict[str, int]:

@@ -36,6 +36,8 @@ class MemoryPlan:
     """Processes that train together."""
     fsdp: bool = False
     """Whether weights, gradients, optimizer state and EMA are sharded (FSDP) or replicated (DDP)."""
+    previews: bool = False
+    """Whether previews move the VAE and the frozen text encoders to the GPU."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class MemoryEstimate:
 
     plan: MemoryPlan
     weights: int
-    """Trained weights in float32, frozen ones in their format."""
+    """Trained weights in float32, frozen ones in their format; on a CPU also the VAE and the frozen text encoders."""
     optimizer: int
     ema: int
     gradients: int
@@ -53,7 +55,8 @@ class MemoryEstimate:
     activations: int
     """Activations kept for the backward pass."""
     temporaries: int
-    """Gradients of activations, recomputed activations, weights gathered by FSDP, buffers of the EMA's update."""
+    """Gradients of activations, recomputed activations, weights gathered by FSDP, buffers of the EMA's update; during a preview
+    the VAE and the frozen text encoders."""
     workspace: int
     """Workspaces of kernels."""
     context: int

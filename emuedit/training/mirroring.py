@@ -7,12 +7,14 @@ import re
 from emuedit.tasks import get_task
 
 SIDED = re.compile(
-    r"\b(left|right|(counter|anti)?-?clockwise|east|west|letter|word|text(?!ur)|writ|wrot|typ(e|ing)|say|said|read|sign|spell|number|"
-    r"digit|caption|label|logo|initial|title|name)|[0-9\"“”„«»]|(?<!\w)['‘’]|['’](?!\w)",
+    r"\b(left|right|(counter|anti)?-?clock|(north|south)?-?(east|west)|mirror|flip|letter|word|text(?!ur)|(hand-?)?writ|wrot|"
+    r"typ(e|ing)|say|said|read|sign|spell|alphabet|character|number|digit|caption|subtitle|label|logo|slogan|graffiti|initial|title|"
+    r"name|licen[cs]e plate)|[0-9\"“”„«»]|(?<!\w)['‘’]|['’](?!\w)|(?<![\w'’-])(?-i:[B-HJ-Z]|(?<!^)A)(?![\w'’-])",
     re.IGNORECASE,
 )
-"""Instructions with a word that starts like this, with digits or with quoted text may have another meaning in a mirrored image,
-or the image may contain letters. If in doubt, a pair is not mirrored."""
+"""Instructions with a word that starts like this, with digits, with quoted text or with a lone capital letter may have another
+meaning in a mirrored image, or the image may contain letters. `I`, and `A` at the start, are words. If in doubt, a pair is not
+mirrored."""
 
 
 def has_no_side(instruction: str) -> bool:

@@ -24,17 +24,24 @@ def build_optimizer(
     """
     if name == "adamw":
         return torch.optim.AdamW(list(groups), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-    device = groups[0]["params"][0].device.type
-    if device != "cuda":
-        raise OptimizerError(f"want a GPU for train.optimizer {name}, got {device}; use adamw")
-    try:
-        bitsandbytes = importlib.import_module("bitsandbytes")
-    except ImportError as error:
-        raise OptimizerError(
-            f"want bitsandbytes for train.optimizer {name}, got {error}; `uv pip install bitsandbytes`, or use adamw"
-        ) from error
+    check_optimizer(name, groups[0]["params"][0].device.type)
+    bitsandbytes = importlib.import_module("bitsandbytes")
     kind = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}[name]
     optimizer: torch.optim.Optimizer = getattr(bitsandbytes.optim, kind)(
         list(groups), lr=lr, betas=betas, weight_decay=weight_decay
     )
     return optimizer
+
+
+def check_optimizer(name: OptimizerName, device_type: str) -> None:
+    """Raise OptimizerError for an optimizer of bitsandbytes without that package or without a GPU."""
+    if name == "adamw":
+        return
+    if device_type != "cuda":
+        raise OptimizerError(f"want a GPU for train.optimizer {name}, got {device_type}; use adamw")
+    try:
+        importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise OptimizerError(
+            f"want bitsandbytes for train.optimizer {name}, got {error}; `uv pip install bitsandbytes`, or use adamw"
+        ) from error

@@ -21,7 +21,7 @@ PAIRS_PER_SHARD = 64
 
 
 def write(out: Path, cache: LatentCache, folders: Sequence[Path], earlier: Path | None, n: int) -> None:
-    """Write at most n training pairs to `out`, balanced over the tasks.
+    """Write at most n training pairs to `out`, balanced over the tasks, each once.
 
     folders: folders of the pairs. earlier: a folder `replay` that was also used in training. A pair stays in the sample over
     several trainings as long as its random rank, which depends only on its id, is among the first.
@@ -31,13 +31,14 @@ def write(out: Path, cache: LatentCache, folders: Sequence[Path], earlier: Path 
     shutil.rmtree(out, ignore_errors=True)
     for name in (REPLAY_PAIRS, REPLAY_VERDICTS):
         (out / name).mkdir(parents=True)
-    number, pending = 0, list[Pair]()
+    number, pending, missing = 0, list[Pair](), set(tasks)
     for shard in pair_shards([*folders, *([earlier / REPLAY_PAIRS] if earlier else [])]):
-        if tasks.keys().isdisjoint(shard.pair_ids()):
+        if missing.isdisjoint(shard.pair_ids()):
             continue
         for pair in read_shard(shard.path, Pair):
-            if pair.id not in tasks:
+            if pair.id not in missing:
                 continue
+            missing.remove(pair.id)  # a pair that was continued is also among the earlier ones
             if pending and (len(pending) == PAIRS_PER_SHARD or pair.scores.keys() != pending[0].scores.keys()):
                 _write_shard(out, number, pending, tasks)
                 number, pending = number + 1, []

@@ -53,16 +53,6 @@ class Start:
         folder = Path(self.folder) / REPLAY
         return folder if self.is_editor and folder.is_dir() else None
 
-    def load_encoders(self, device: str) -> Encoders:
-        """The VAE and text encoders of the training, in float32 on a device."""
-        if self.is_editor:
-            encoders = Encoders(checkpoint.load(self.folder, "cpu", torch.float32)[1].pipeline)
-        else:
-            encoders = Encoders(text_to_image.load(self.folder, "cpu").pipeline)
-        for part in (encoders.vae, *encoders.text_encoders):
-            part.to(device)
-        return encoders
-
     def editor(self, tasks: Sequence[str], d_v: int, change_mask: bool, seed: int) -> tuple[EditorUNet, TextToImageModel]:
         """(network to train, model with the other parts), on the CPU.
 
@@ -87,7 +77,15 @@ class Start:
 
 
 class Encoders(TextToImageModel):
-    """Encodes images and texts; the network, the largest part, stays on the CPU."""
+    """The VAE and text encoders of a base model or an editor; the network, the largest part, stays on the CPU."""
+
+    @classmethod
+    def on(cls, device: str, pipeline: Any) -> Encoders:
+        """Those of a pipeline, moved to a device."""
+        encoders = cls(pipeline)
+        for part in (encoders.vae, *encoders.text_encoders):
+            part.to(device)
+        return encoders
 
     @property
     def device(self) -> torch.device:

@@ -17,6 +17,8 @@ from emuedit.training.presets import with_preset
 
 NEW_WEIGHTS = ("net.unet.conv_in.", "net.unet.class_embedding.", "net.table.")
 """Parameters that are new or have new inputs, compared with the base model."""
+BY_REGION = {"mask_balance": 0.0, "background_weight": 1.0, "change_loss_weight": 0.0, "change_mask_balance": 0.0}
+"""Loss weights that need a change-mask head, and the values at which they have no effect."""
 
 
 class TrainSettings(config.Params):
@@ -36,7 +38,7 @@ class TrainSettings(config.Params):
     min_snr_gamma: float | None = Field(None, gt=0)
     """Min-SNR weighting of timesteps: min(SNR, gamma) on the clean latents (Hang et al., arXiv 2303.09556); None: off."""
     change_mask: bool = True
-    """Train a change-mask head. False: no head and no weights by region, i.e. plain Eq. 2."""
+    """Train a change-mask head. False: no head, and weights by region in `loss_weights` are ignored, i.e. plain Eq. 2."""
     steps: int = Field(ge=1)
     """Optimizer steps."""
     batch_size: int = Field(ge=1)
@@ -116,17 +118,6 @@ class TrainSettings(config.Params):
             self.refuse_min_snr("zero_terminal_snr" if self.zero_terminal_snr else "objective flow")
         return self
 
-    @model_validator(mode="after")
-    def _check_change_mask(self) -> Self:
-        weights = self.loss_weights
-        by_region = weights.mask_balance, weights.change_loss_weight, weights.change_mask_balance, weights.background_weight
-        if not self.change_mask and by_region != (0, 0, 0, 1):
-            raise ValueError(
-                "want no loss_weights by region (mask_balance, background_weight, change_loss_weight, change_mask_balance) with "
-                f"change_mask false, got {weights}; remove them, or set change_mask to true"
-            )
-        return self
-
     @classmethod
     def complete(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """A section merged over its preset. Raises ParamsError for an unknown preset."""
@@ -139,6 +130,11 @@ class TrainSettings(config.Params):
                 f"want min_snr_gamma null with {setting}, got {self.min_snr_gamma}: the pure-noise step, with which every edit "
                 "starts, would have no weight; set train.min_snr_gamma to null (a preset may have set it)"
             )
+
+    def ignored_loss_weights(self) -> dict[str, float]:
+        """The loss weights by region that have no effect, because there is no change-mask head."""
+        weights = {name: getattr(self.loss_weights, name) for name in BY_REGION}
+        return {} if self.change_mask else {name: value for name, value in weights.items() if value != BY_REGION[name]}
 
     @property
     def schedule(self) -> LrSchedule:

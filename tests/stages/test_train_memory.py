@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from emuedit.stages import train
-from emuedit.training import latent_files
+from emuedit.training import latent_files, training_checks
 from tests.stages.workspace import load_params
 from tests.training.tiny_pairs import make_pair, write_pairs
 
@@ -30,6 +30,7 @@ def test_memory_of_the_encoders_is_given_back_before_the_training(tmp_path: Path
     monkeypatch.setattr(train.gc, "collect", lambda: events.append("collected"))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append("emptied"))
     monkeypatch.setattr(train, "LatentCache", begin_training)
+    monkeypatch.setattr(training_checks, "check_memory", lambda *arguments: [])
     params = load_params(train.TrainParams, "train", start="base_model", device="cpu", dtype="float32", processes=1, preview=None)
     with pytest.raises(TrainingBeginsError):
         train.run(params, tmp_path)

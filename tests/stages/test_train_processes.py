@@ -6,12 +6,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from emuedit.editor import sampling
 from emuedit.stages import train
 from emuedit.stages.train import PreviewParams
+from emuedit.training import start
 from emuedit.training.optimization import STATE_FILE
 from tests.stages.workspace import load_params
 from toyworld.edits import exact_dataset
+
+TWO_PROCESSES = """\
+compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_GPU
+num_machines: 1
+num_processes: 2
+machine_rank: 0
+main_training_function: main
+rdzv_backend: static
+same_network: true
+use_cpu: true
+main_process_port: 29537
+"""
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -40,7 +56,7 @@ def test_all_processes_make_a_preview_and_the_main_one_prints_it(
     monkeypatch.setattr("emuedit.config.import_function", lambda reference, name: prepare)
     params, editor = load_params(train.TrainParams, "train"), StubEditor()
     settings = PreviewParams(every_min=2.0)
-    preview = train._prepare_preview(settings, params, editor, editor, tmp_path, main)  # type: ignore[arg-type]
+    preview = train._prepare_preview(settings, params, editor, editor.tasks, tmp_path, main)  # type: ignore[arg-type]
     assert (preview.every_s, preview.show(7)) == (120.0, {"success.overall": 0.25})
     assert (tmp_path / "preview-7.txt").exists()
     assert capsys.readouterr().out == (f"train: step 7, 0.25 of the edits succeed; see {tmp_path}\n" if main else "")
@@ -62,13 +78,43 @@ def test_of_several_machines_the_first_one_alone_publishes(tmp_path: Path, capsy
         batch_size=4,
         accelerate_config="several.yaml",
     )
-    (tmp_path / "several.yaml").write_text("num_machines: 2\nmachine_rank: 1\n")
+    several = "num_machines: 2\nnum_processes: 4\nuse_cpu: true\n"
+    (tmp_path / "several.yaml").write_text(f"{several}machine_rank: 1\n")
     summary = train.run(params, tmp_path)
     assert launched == [tmp_path / "several.yaml"]
     assert summary.counts["pairs"] + summary.counts["held_out_pairs"] == 8
-    assert "the first machine (machine_rank 0) publishes to models/editor" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "the first machine (machine_rank 0) publishes to models/editor" in output
+    assert ", 4 processes, " in output, "those of the config file, not of this machine"
     assert not (tmp_path / train.OUT).exists()
     assert list((tmp_path / "scratch" / "train").iterdir()), "the first machine reads the state there"
-    (tmp_path / "several.yaml").write_text("num_machines: 2\nmachine_rank: 0\n")
+    (tmp_path / "several.yaml").write_text(f"{several}machine_rank: 0\n")
     with pytest.raises(FileNotFoundError, match=STATE_FILE):
         train.run(params, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("no_mlflow")
+def test_processes_of_a_config_file_train_like_one(tmp_path: Path, capsys: Any) -> None:
+    """They publish an editor whose weights differ from those of one process by rounding."""
+    values = {"start": "base_model", "device": "cpu", "dtype": "float32", "batch_size": 4, "steps": 3, "warmup_steps": 1}
+    values |= {"stored_dtype": "float32", "preview": None, "processes": 1}
+    weights = []
+    for name, changes in (("alone", {}), ("launched", {"accelerate_config": "two.yaml"})):
+        root = tmp_path / name
+        exact_dataset.write_dataset(root, {"local": 6, "remove": 6})
+        (root / "two.yaml").write_text(TWO_PROCESSES)
+        params = load_params(train.TrainParams, "train", **values | changes)
+        train.run(params, root)
+        weights.append(joined(sampling.load(root / train.OUT).net))
+    assert ", 2 processes, " in capsys.readouterr().out
+    begin = start.resolve("base_model", params.world, root)
+    untrained, _ = begin.editor(("local", "remove"), params.task_embedding_dim, True, params.seed)
+    movement = (weights[0] - joined(untrained)).norm()
+    assert 0 < (weights[1] - weights[0]).norm() < 0.01 * movement
+
+
+def joined(net: torch.nn.Module) -> torch.Tensor:
+    """All weights as one vector, in the order of their names."""
+    return torch.cat([value.flatten().double() for _, value in sorted(net.state_dict().items())])

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from emuedit.models.text_to_image import TextToImageModel
-from emuedit.training import latent_files
+from emuedit.training import latent_files, loss
 from emuedit.training.batch import Batch
+from emuedit.training.loss import LossParts
 from tests.editor.tiny_pipelines import build_base_model
 from tests.training.perfect_network import make_batch
 from tests.training.tiny_pairs import make_pair, write_pairs
@@ -68,3 +69,21 @@ def encoded(base_model: TextToImageModel, monkeypatch: pytest.MonkeyPatch) -> di
     monkeypatch.setattr(base_model, "encode", lambda images: (calls["pictures"].append(tuple(images.shape)), encode(images))[1])
     monkeypatch.setattr(base_model, "encode_text", lambda texts: (calls["texts"].extend(texts), encode_text(texts))[1])
     return calls
+
+
+@pytest.fixture
+def change_losses(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, torch.Tensor], torch.Tensor]], None]:
+    """Replaces the denoising errors of each call by what a function returns for (number of the call from 1, errors)."""
+    loss_parts = loss.loss_parts
+
+    def install(change: Callable[[int, torch.Tensor], torch.Tensor]) -> None:
+        calls: list[int] = []
+
+        def changed(*arguments: Any, **options: Any) -> LossParts:
+            calls.append(1)
+            parts = loss_parts(*arguments, **options)
+            return parts._replace(denoising=change(len(calls), parts.denoising))
+
+        monkeypatch.setattr(loss, "loss_parts", changed)
+
+    return install

@@ -14,6 +14,7 @@ from emuedit.training.distributed import open_accelerator, run_distributed
 from emuedit.training.lr_schedule import LrSchedule
 from emuedit.training.optimization import STATE_FILE, Optimization
 from emuedit.training.training_error import TrainingError
+from tests.warm_server import fork_servers
 
 
 def fail_in_process(message: str) -> None:
@@ -45,21 +46,42 @@ def write_rank(folder: str) -> None:
         Path(folder, f"rank{rank} of {accelerator.num_processes}, sum {total}").write_text(str(backend.options._timeout))
 
 
+def check_ranks(folder: Path) -> None:
+    """Both processes of `write_rank` have found each other, and wait for each other for two hours."""
+    files = {file.name: file.read_text() for file in folder.glob("rank*")}
+    assert files == {"rank0 of 2, sum 3.0": "2:00:00", "rank1 of 2, sum 3.0": "2:00:00"}
+
+
 def write_rank_and_fail(folder: str) -> None:
     """Write a file as `write_rank` does, then fail as `fail_in_process` does."""
     write_rank(folder)
     fail_in_process("want a finite loss, got nan")
 
 
+def die_in_process() -> None:
+    """Kill this process."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_rank_and_die(folder: str) -> None:
+    """Write a file whose name has the rank; then the second process is killed while the first one waits for its tensor."""
+    with open_accelerator("cpu") as accelerator:
+        Path(folder, f"rank{accelerator.process_index}").touch()
+        if accelerator.process_index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        accelerator.reduce(torch.ones(1), "sum")
+
+
 def wait_in_process(folder: str) -> None:
-    """Write a file whose name is the id of this process, and wait."""
-    Path(folder, str(os.getpid())).touch()
+    """Write a file whose name is the id of this process and whose text is its rank, and wait."""
+    Path(folder, str(os.getpid())).write_text(os.environ["RANK"])
     time.sleep(60)
 
 
 def train_while_interrupts_are_ignored(folder: str) -> None:
     """Run two training processes that wait, as a shell starts a training for `nohup ... &`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    fork_servers()
     prepare_workers("cpu", (__name__,))
     run_distributed(2, "cpu", wait_in_process, folder)
 

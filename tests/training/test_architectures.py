@@ -26,7 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def make_settings(**changes: Any) -> TrainSettings:
-    return SETTINGS.model_copy(update={"lr_mult_text": 0.0, "eval_every_steps": 2, "steps": 4} | changes)
+    return SETTINGS.model_copy(update={"lr_mult_text": 0.0, "eval_every_steps": 4, "steps": 4} | changes)
 
 
 @pytest.mark.slow

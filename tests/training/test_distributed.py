@@ -3,9 +3,13 @@
 import os
 import signal
 import time
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import accelerate
 import pytest
 import torch
 
@@ -16,18 +20,17 @@ from emuedit.training.distributed import (
     n_passes,
     n_processes,
     open_accelerator,
-    run_accelerate,
     run_distributed,
     shard,
 )
 from emuedit.training.presets import preset_names, with_preset
 from tests.training.light_processes import (
+    check_ranks,
     fail_in_process,
     fail_while_the_others_wait,
     resume_with_state_in_one,
     train_while_interrupts_are_ignored,
     write_rank,
-    write_rank_and_fail,
 )
 from tests.warm_server import warm_up
 
@@ -103,14 +106,19 @@ def test_trainings_with_other_settings_may_follow_each_other(dtype: str) -> None
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == getattr(torch, dtype)
 
 
-@pytest.fixture
-def accelerate_config(tmp_path: Path) -> Path:
-    config = tmp_path / "cpu.yaml"
-    config.write_text(
-        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_machines: 1\nnum_processes: 2\nuse_cpu: true\n"
-        "machine_rank: 0\nmain_training_function: main\nsame_network: true\nrdzv_backend: static\nmain_process_port: 29533\n"
-    )
-    return config
+@pytest.mark.parametrize(("device", "hook"), [("cpu", "no"), ("cuda:0", "bf16")])
+def test_only_gradients_of_gpus_are_exchanged_in_bfloat16(device: str, hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch without CUDA cannot register the hook."""
+    handlers: list[Any] = []
+
+    def open_on_device(kwargs_handlers: list[Any], **options: Any) -> SimpleNamespace:
+        handlers.extend(kwargs_handlers)
+        return SimpleNamespace(device=torch.device(device))
+
+    monkeypatch.setattr(accelerate, "Accelerator", open_on_device)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    with open_accelerator(device, "bfloat16"):
+        assert handlers[0].comm_hook.value == hook
 
 
 def test_processes_of_which_one_alone_has_a_state_do_not_train_on(tmp_path: Path) -> None:
@@ -121,29 +129,8 @@ def test_processes_of_which_one_alone_has_a_state_do_not_train_on(tmp_path: Path
         run_distributed(2, "cpu", resume_with_state_in_one, str(tmp_path))
 
 
-def check_ranks(folder: Path) -> None:
-    """Both processes have found each other, and wait for each other for two hours."""
-    files = {file.name: file.read_text() for file in folder.glob("rank*")}
-    assert files == {"rank0 of 2, sum 3.0": "2:00:00", "rank1 of 2, sum 3.0": "2:00:00"}
-
-
 def test_processes_of_this_machine_wait_for_a_long_preview(tmp_path: Path) -> None:
     run_distributed(2, "cpu", write_rank, str(tmp_path))
-    check_ranks(tmp_path)
-
-
-@pytest.mark.slow
-def test_processes_of_accelerate_launch_work_together_and_explain_their_failures(tmp_path: Path, accelerate_config: Path) -> None:
-    with pytest.raises(DistributedError, match=r"^a training process failed: want a finite loss, got nan$"):
-        run_accelerate(accelerate_config, write_rank_and_fail, str(tmp_path))
-    check_ranks(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"want a config file of accelerate, got .*missing\.yaml.*infra/accelerate"):
-        run_accelerate(tmp_path / "missing.yaml", write_rank, str(tmp_path))
-
-
-@pytest.mark.long
-def test_processes_of_accelerate_launch_end_well(tmp_path: Path, accelerate_config: Path) -> None:
-    run_accelerate(accelerate_config, write_rank, str(tmp_path))
     check_ranks(tmp_path)
 
 

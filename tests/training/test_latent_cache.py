@@ -234,6 +234,13 @@ def test_held_out_pairs_never_share_a_caption_with_training(cache_folder: Path) 
         ("add", "add a board with “OPEN” on it", False),
         ("add", "write 'hello'", False), ("local", "make the dog's hat red", True), ("texture", "give it a rough texture", True),
         ("local", "spread the bread upright, keep it bright", True), ("remove", "remove the company logos", False),
+        ("add", "add a tower in the northeast", False), ("remove", "remove the south-west wing", False),
+        ("local", "turn the M into an N", False), ("local", "make the A red", False), ("add", "add handwritten notes", False),
+        ("add", "add the alphabet", False), ("add", "add Chinese characters", False), ("add", "add a slogan", False),
+        ("remove", "remove the graffiti", False), ("remove", "remove the subtitles", False),
+        ("local", "blur the license plate", False), ("local", "mirror the image", False), ("local", "flip the image", False),
+        ("add", "add a clock", False), ("add", "can I have a star as well?", True), ("local", "A red star, please", True),
+        ("local", "make the T-shirt red", True), ("local", "lock the door", True), ("local", "turn Anna's hat blue", True),
     ],
 )  # fmt: skip
 def test_which_pairs_may_be_mirrored(task: str, instruction: str, may: bool) -> None:

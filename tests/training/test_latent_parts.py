@@ -1,5 +1,7 @@
 """What changes the rows of a latent cache, and what its latents."""
 
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.training import latent_files
+from emuedit.training.kept_pairs import KeptPairs
 from emuedit.training.latent_cache import LatentCache
 from tests.training.tiny_pairs import TASKS, make_pair, write_pairs
 
@@ -81,3 +84,29 @@ def test_a_kill_while_unused_files_are_deleted_leaves_no_incomplete_shard(
                 latent_files.build(*both, base_model, cache)
             loaded = LatentCache(cache, 0.0)
             assert loaded.batch(loaded.train, np.arange(5), np.ones(5, bool)).source.isfinite().all()
+
+
+def test_the_tasks_of_one_shard_are_in_memory_at_a_time(
+    base_model: TextToImageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So memory does not grow with the number of shards."""
+
+    class Tasks(dict[str, str]):
+        """A dictionary whose end can be seen."""
+
+    alive: set[int] = set()
+    most: list[int] = []
+    tasks_of = KeptPairs.tasks_of
+
+    def count(kept: KeptPairs, pair_ids: Sequence[str]) -> Tasks:
+        tasks = Tasks(tasks_of(kept, pair_ids))
+        alive.add(number := len(most))
+        weakref.finalize(tasks, alive.discard, number)
+        most.append(len(alive))
+        return tasks
+
+    monkeypatch.setattr(KeptPairs, "tasks_of", count)
+    latent_files.build(*write_pairs(tmp_path, [make_pair(n) for n in range(12)], per_shard=2), base_model, tmp_path / "cache")
+    assert len(most) >= 6
+    assert max(most) <= 2
+    assert len(LatentCache(tmp_path / "cache", 0.0).train) == 10

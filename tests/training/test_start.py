@@ -17,7 +17,7 @@ from emuedit.models import text_to_image
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.training import latent_files, replay, start
 from emuedit.training.latent_cache import LatentCache
-from emuedit.training.start import Start, StartError
+from emuedit.training.start import Encoders, Start, StartError
 from tests.stages.workspace import toy_world
 from tests.training.tiny_pairs import make_pair, write_pairs
 
@@ -97,6 +97,16 @@ def test_the_sample_of_pairs_is_balanced_and_stable(cache: LatentCache, tmp_path
     assert read_summary(tmp_path / "replay/verdicts").counts == {"kept": len(cache.train)}, "not as many as were asked for"
 
 
+def test_a_pair_that_is_continued_is_sampled_once(cache: LatentCache, tmp_path: Path) -> None:
+    folders, first, second = [tmp_path / "old/data/pairs"], tmp_path / "first", tmp_path / "second"
+    replay.write(first, cache, folders, None, 9)
+    replay.write(second, cache, folders, first, 9)
+    for folder in (first, second):
+        for name, kind, key in (("pairs", Pair, "id"), ("verdicts", Verdict, "pair_id")):
+            rows: list[Any] = list(read_folder(folder / name, kind))
+            assert Counter(getattr(row, key) for row in rows) == Counter(replay.sample(cache, 9).keys())
+
+
 @pytest.mark.slow
 def test_earlier_pairs_are_drawn_with_their_share_and_never_twice(
     cache: LatentCache, base_model: TextToImageModel, tmp_path: Path
@@ -120,7 +130,7 @@ def test_earlier_pairs_are_drawn_with_their_share_and_never_twice(
 def test_only_what_encodes_goes_to_the_device(is_editor: bool, editor_folder: Path) -> None:
     """The meta device takes the place of a GPU."""
     begin = start.resolve(str(editor_folder) if is_editor else "base_model", world(), Path.cwd())
-    encoders = begin.load_encoders("meta")
+    encoders = Encoders.on("meta", begin.editor(("local",), 8, True, 0)[1].pipeline)
     parts = (encoders, encoders.vae, encoders.text_encoder, encoders.encode_text(["make it red"]).hidden)
     assert {part.device.type for part in parts} == {"meta"}
     assert encoders.unet.device.type == "cpu"
@@ -130,6 +140,6 @@ def test_only_what_encodes_goes_to_the_device(is_editor: bool, editor_folder: Pa
 def test_encoders_of_an_editor_and_of_its_base_model_encode_the_same(editor_folder: Path, base_model: TextToImageModel) -> None:
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for begin in (start.resolve("base_model", world(), Path.cwd()), start.resolve(str(editor_folder), world(), Path.cwd())):
-        encoders = begin.load_encoders("cpu")
+        encoders = Encoders.on("cpu", begin.editor(("local",), 8, True, 0)[1].pipeline)
         assert torch.equal(encoders.encode(images), base_model.encode(images))
         assert torch.equal(encoders.encode_text(["a"]).hidden, base_model.encode_text(["a"]).hidden)

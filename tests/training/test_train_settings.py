@@ -22,14 +22,14 @@ def test_the_schedule_has_the_values_of_the_settings() -> None:
     assert SETTINGS.schedule == LrSchedule(steps=100, lr=1e-3, warmup_steps=7, decay_share=0.4, decay="linear")
 
 
-@pytest.mark.parametrize(
-    "weights", [{"mask_balance": 0.5}, {"background_weight": 0.3}, {"change_loss_weight": 0.5}, {"change_mask_balance": 0.5}]
-)
-def test_weights_by_region_are_refused_where_the_change_mask_is_turned_off(weights: dict[str, float]) -> None:
-    values = {"change_mask": False, "loss_weights": weights}
-    with pytest.raises(ValidationError, match=r"want no loss_weights by region .* with change_mask false"):
-        TrainSettings.model_validate(SETTINGS.model_dump() | values)
-    assert not TrainSettings.model_validate(SETTINGS.model_dump() | {"change_mask": False}).change_mask
+def test_the_change_mask_is_turned_off_by_one_setting() -> None:
+    """Weights by region may stay; those that have no effect are listed."""
+    weights = {"mask_balance": 0.5, "background_weight": 0.3, "change_loss_weight": 0.5, "timestep_power": (0.5, 1.0)}
+    values = SETTINGS.model_dump() | {"loss_weights": weights}
+    off = TrainSettings.model_validate(values | {"change_mask": False})
+    assert off.ignored_loss_weights() == {"mask_balance": 0.5, "background_weight": 0.3, "change_loss_weight": 0.5}
+    assert TrainSettings.model_validate(values).ignored_loss_weights() == {}
+    assert TrainSettings.model_validate(SETTINGS.model_dump() | {"change_mask": False}).ignored_loss_weights() == {}
 
 
 @pytest.mark.parametrize("changes", [{"objective": "v_prediction", "zero_terminal_snr": True}, {"objective": "flow"}])

@@ -45,22 +45,34 @@ def train(cache_folder: Path, scratch: Path, settings: TrainSettings = SETTINGS,
     return editor
 
 
-def train_in_process(cache_folder: Path, uninterrupted: Path | None, killed: Path, settings: TrainSettings) -> None:
+def train_in_process(
+    cache_folder: Path, uninterrupted: Path | None, killed: Path, settings: TrainSettings, victim: int | None = None
+) -> None:
     """Train as one of several processes in the folder `killed`, to the end if it is resumed there.
 
-    With `uninterrupted`, train there first; then the second process kills itself in the middle of the fourth step in `killed`.
+    With `uninterrupted`, train there first. The process with the rank `victim` kills itself in the middle of the fourth step in
+    `killed`.
     """
     stats._Mirror._try = lambda mirror: None  # type: ignore[method-assign]
     torch.set_num_threads(1)
     if uninterrupted is not None:
         train(cache_folder, uninterrupted, settings)
-        loss_parts, calls = loss.loss_parts, []
+    loss_parts, calls = loss.loss_parts, []
 
-        def count(*arguments: Any, **options: Any) -> LossParts:
-            calls.append(1)
-            if os.environ["RANK"] == "1" and len(calls) - 1 == KILL_AT_STEP:
+    def count(*arguments: Any, **options: Any) -> LossParts:
+        if torch.is_grad_enabled():  # not in an evaluation
+            if os.environ["RANK"] == str(victim) and len(calls) == KILL_AT_STEP:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return loss_parts(*arguments, **options)
+            calls.append(1)
+        return loss_parts(*arguments, **options)
 
-        loss.loss_parts = count
+    loss.loss_parts = count
     train(cache_folder, killed, settings)
+
+
+def train_for_some_steps(cache_folder: Path, folder: Path, settings: TrainSettings) -> None:
+    """Train as one of several processes, or alone: one step in the folder `first`, and to the end in `end`."""
+    stats._Mirror._try = lambda mirror: None  # type: ignore[method-assign]
+    torch.set_num_threads(1)
+    train(cache_folder, folder / "first", settings.model_copy(update={"steps": 1}))
+    train(cache_folder, folder / "end", settings)

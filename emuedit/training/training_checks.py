@@ -1,0 +1,95 @@
+"""Checks of a training that need no encoded pairs, so that a training that cannot run fails before hours of encoding."""
+
+from __future__ import annotations
+
+import math
+
+from emuedit.tasks import ALL_TASKS
+from emuedit.training.aspect_buckets import AspectBuckets
+from emuedit.training.distributed import TrainingProcesses, n_passes
+from emuedit.training.kept_pairs import TrainingPairs
+from emuedit.training.latent_cache import check_task_weights, check_tasks, no_training_pairs
+from emuedit.training.latent_files import caption_seed, held_out_bound
+from emuedit.training.optimizers import check_optimizer
+from emuedit.training.resources import check_memory
+from emuedit.training.start import Start, StartError
+from emuedit.training.train_settings import TrainSettings
+from emuedit.training.trainable_editor import TrainableEditor
+from emuedit.training.training_error import TrainingError
+
+
+def check_settings(settings: TrainSettings, begin: Start, processes: TrainingProcesses) -> None:
+    """Check settings that need neither pairs nor weights.
+
+    Raises ValueError for an uneven batch, LatentCacheError for a weight of an unknown task, StartError for a change-mask head
+    that would stay untrained, and the errors of `check_processes`. Prints loss weights that have no effect.
+    """
+    n_passes(settings.batch_size, settings.accumulation_steps, processes.n)
+    check_task_weights(settings.task_weights)
+    check_processes(settings, processes)
+    if ignored := settings.ignored_loss_weights():
+        names = ", ".join(f"{name} {value}" for name, value in ignored.items())
+        print(f"train: change_mask is false, so these loss_weights have no effect: {names}", flush=True)
+    if settings.change_mask and not settings.loss_weights.change_loss_weight and not begin.is_editor:
+        raise StartError(
+            f"want train.loss_weights.change_loss_weight above 0 with change_mask true and start {begin.reference}, got 0: an "
+            "untrained head blends half of the source into every edit; set it to 0.5, or set train.change_mask to false"
+        )
+
+
+def check_processes(settings: TrainSettings, processes: TrainingProcesses, n_sizes: int = 1) -> None:
+    """Raise TrainingError or OptimizerError for settings that cannot be used with these processes, or with images of n sizes."""
+    check_optimizer(settings.optimizer, processes.device_type)
+    if processes.is_sharded and settings.ema_device == "cpu":
+        raise TrainingError(
+            "want train.ema_device same with sharded weights (FSDP), got cpu; set it to same: each process has only its part of "
+            "the average, and train.ema_dtype bfloat16 halves it"
+        )
+    if processes.is_sharded and settings.optimizer != "adamw":
+        raise TrainingError(
+            f"want train.optimizer adamw with sharded weights (FSDP), got {settings.optimizer}; set it to adamw: bitsandbytes "
+            "cannot shard its state"
+        )
+    got = {
+        f"the device {processes.device_type}": processes.device_type != "cuda",
+        f"{processes.n} processes": processes.n > 1,
+        "sharded weights": processes.is_sharded,
+        f"images of {n_sizes} sizes": n_sizes > 1,
+        f"{settings.accumulation_steps} accumulation steps": settings.accumulation_steps > 1,
+        "float16": settings.dtype == "float16",
+    }
+    reasons = [name for name, is_so in got.items() if is_so]
+    if settings.cuda_graph and reasons:
+        raise TrainingError(
+            "want one GPU, one image size, one pass per step and float32 or bfloat16 for train.cuda_graph, got "
+            f"{', '.join(reasons)}; set it to false"
+        )
+
+
+def tasks_to_train(pairs: TrainingPairs, held_out_share: float) -> tuple[str, ...]:
+    """`LatentCache.tasks` before the pairs are encoded: tasks with training pairs, in the order of TASKS.
+
+    Reads ids, not images. Raises LatentCacheError for pairs of other tasks, and if there is no training pair.
+    """
+    bound, n_kept, names = held_out_bound(held_out_share), 0, set[str]()
+    for shard in pairs.shards:
+        task_of = pairs.tasks_of(shard)
+        check_tasks(task_of.values())
+        n_kept += len(task_of)
+        if set(task_of.values()) <= names:
+            continue
+        for pair_id, caption_id in zip(shard.pair_ids(), shard.caption_ids(), strict=True):
+            task = task_of.get(pair_id)
+            if task is not None and task not in names and caption_seed(caption_id) >= bound:
+                names.add(task)
+    if not names:
+        raise no_training_pairs(n_kept)
+    return tuple(task for task in ALL_TASKS if task in names)
+
+
+def print_memory(
+    editor: TrainableEditor, buckets: AspectBuckets, settings: TrainSettings, processes: TrainingProcesses, previews: bool
+) -> None:
+    """Print the memory that a training needs with images of the largest bucket. Raises MemoryFitError if it cannot fit."""
+    for line in check_memory(editor, max(buckets.sizes, key=math.prod), settings, processes, previews):
+        print(f"train: {line}", flush=True)

@@ -1,12 +1,14 @@
 """Read captions in batches from a text file, a table, a dataset folder, a dataset on the hub or a Python file.
 
-An unreadable row is returned as a `BadRow` with a reason, which the stage drops and counts; an unreadable file is an error.
+An unreadable row is returned as a `BadRow` with a reason, which the stage drops and counts; an unreadable file is an error. A row
+of a table or dataset may also name an image, or contain it.
 
 Every source is a path below the project root, so that DVC can hash it. A hub dataset is described by a .yaml file that
 pins its commit.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,26 @@ from pydantic import Field
 
 from emuedit import config
 from emuedit.data import git_lfs, text_tables
+from emuedit.data.caption_images import CaptionImages
 from emuedit.data.text_tables import BadRow
 
 _TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 _SHOWN_CHARS, _POINTER_BYTES = 80, 1024
+_ROWS_WITH_IMAGES = 16  # read at a time
 
 CaptionFunction = Callable[[str, int, int], list[str]]
 """`captions(split, start, n)` of a Python source: captions start to start + n - 1 of a split."""
+
+
+@dataclass(frozen=True)
+class CaptionedImage:
+    """A row with an image."""
+
+    text: str
+    file: Path
+
+
+CaptionRow = str | CaptionedImage | BadRow | None
 
 
 class CaptionSourceError(ValueError):
@@ -40,28 +55,33 @@ class HubDataset(config.Params):
 
 
 def read_batches(
-    source: Path, reference: str, split: str, column: str, n_rows: int, size: int
-) -> Iterator[tuple[int, list[str | BadRow | None]]]:
+    source: Path, reference: str, split: str, column: str, n_rows: int, size: int, images: CaptionImages | None = None
+) -> Iterator[tuple[int, list[CaptionRow]]]:
     """Yield (index of the first row, rows) in batches of at most `size` rows, `n_rows` rows in total.
 
-    `reference`: `source` as given in `params.yaml`, used to import Python files. `split` applies to Python
-    files and datasets. Raises CaptionSourceError or TableError for a source that cannot be read, and ParamsError for a
-    Python file without the function `captions` or a .yaml file without valid keys.
+    `reference`: `source` as given in `params.yaml`, used to import Python files. `split` applies to Python files and datasets.
+    `images`: where the rows have images too. Raises CaptionSourceError or TableError for a source that cannot be read, and
+    ParamsError for a Python file without the function `captions` or a .yaml file without valid keys.
     """
+    if images is not None and source.suffix in (".py", ".txt"):
+        raise CaptionSourceError(
+            f"want a table or a dataset with the column {images.column!r} of captions.image_column, got {source}; set "
+            "captions.image_column to null, or write a table"
+        )
     starts = range(0, n_rows, size)
     if source.suffix == ".py":
         captions: CaptionFunction = config.import_function(reference, "captions")
         for start in starts:
             yield start, [_check_value(text) for text in captions(split, start, min(size, n_rows - start))]
         return
-    texts = islice(_read_texts(source, split, column), n_rows)
+    texts = islice(_read_texts(source, split, column, images), n_rows)
     for start in starts:
         if not (batch := list(islice(texts, size))):
             return
         yield start, batch
 
 
-def _read_texts(source: Path, split: str, column: str) -> Iterator[str | BadRow | None]:
+def _read_texts(source: Path, split: str, column: str, images: CaptionImages | None) -> Iterator[CaptionRow]:
     """Texts of a text file (one per line), or of one column of any other source.
 
     If the first readable row has no text in the column, the column is an error; later, such rows are bad rows.
@@ -70,7 +90,8 @@ def _read_texts(source: Path, split: str, column: str) -> Iterator[str | BadRow 
         yield from text_tables.read_lines(source)
         return
     is_first = True
-    for number, row in enumerate(_read_table(source, split, column), start=1):
+    image_column = None if images is None else images.column
+    for number, row in enumerate(_read_table(source, split, column, image_column), start=1):
         if isinstance(row, BadRow):
             yield row
             continue
@@ -82,8 +103,16 @@ def _read_texts(source: Path, split: str, column: str) -> Iterator[str | BadRow 
                 f"want text in {column!r} of {source}, got {str(row[column])[:_SHOWN_CHARS]!r} in row {number}; "
                 "set captions.column in params.yaml to a column of texts"
             )
+        if is_first and image_column is not None and image_column not in row:
+            got = f"{sorted(row)} in row {number}"
+            raise CaptionSourceError(f"want key {image_column!r} in {source}, got {got}; set captions.image_column")
         is_first = False
-        yield _check_value(row[column]) if column in row else BadRow.of("no_column", str(row))
+        text = _check_value(row[column]) if column in row else BadRow.of("no_column", str(row))
+        if images is None or not isinstance(text, str):
+            yield text
+        else:
+            file = images.file_of(row.get(images.column), text)
+            yield file if isinstance(file, BadRow) else CaptionedImage(text, file)
 
 
 def _check_value(value: Any) -> str | BadRow | None:
@@ -95,13 +124,16 @@ def _check_value(value: Any) -> str | BadRow | None:
     return value if text_tables.is_unicode(value) else BadRow.of("not_unicode", value)
 
 
-def _read_table(source: Path, split: str, column: str) -> Iterator[dict[str, Any] | BadRow]:
-    """Rows as dicts. From Parquet files and datasets, only `column` is read, if it exists."""
+def _read_table(source: Path, split: str, column: str, image_column: str | None) -> Iterator[dict[str, Any] | BadRow]:
+    """Rows as dicts. From Parquet files and datasets, only these columns are read, if they exist."""
+    columns = [column] if image_column is None else [column, image_column]
     if source.is_dir() or source.suffix == ".yaml":
-        return _read_dataset(source, split, column)
+        return _read_dataset(source, split, columns)
     if source.suffix == ".parquet":
         text_tables.check_file(source)
-        return text_tables.read_parquet(source, column)
+        if image_column is not None:
+            return text_tables.read_parquet(source, columns, _ROWS_WITH_IMAGES)
+        return text_tables.read_parquet(source, columns)
     if source.suffix == ".csv":
         return text_tables.read_csv(source)
     if source.suffix == ".jsonl":
@@ -110,7 +142,7 @@ def _read_table(source: Path, split: str, column: str) -> Iterator[dict[str, Any
     raise CaptionSourceError(f"want a caption source {kinds}; got {source}")
 
 
-def _read_dataset(source: Path, split: str, column: str) -> Iterator[dict[str, Any]]:
+def _read_dataset(source: Path, split: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     """Stream the rows of a dataset in any format of `datasets`. One saved by `save_to_disk` is memory-mapped."""
     import datasets
 
@@ -127,10 +159,14 @@ def _read_dataset(source: Path, split: str, column: str) -> Iterator[dict[str, A
     except Exception as error:  # unknown split, configuration or dataset, no network, a damaged file: a dozen classes
         reason = f"{error}{_advice(str(error))}"
         raise CaptionSourceError(f"want the split {split!r} of the dataset {arguments['path']}, got none: {reason}") from error
-    names = rows.column_names
+    if set(columns) <= set(rows.column_names or ()):
+        rows = rows.select_columns(columns)
+    for name, feature in (rows.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
     n_rows = 0
     try:
-        for row in rows.select_columns([column]) if names and column in names else rows:
+        for row in rows:
             yield row
             n_rows += 1
     except Exception as error:  # as above, and network failures

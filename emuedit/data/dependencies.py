@@ -34,18 +34,27 @@ def stage_dependencies(stage: str, root: Path) -> list[Path]:
     return [find_file(_fill_in(dep, params), root) for name in names for dep in stages[name].get("deps", ())]
 
 
+def stage_outputs(root: Path) -> list[Path]:
+    """The files and folders that the stages of `dvc.yaml` write."""
+    params = _yaml(find_file(config.PARAMS_FILE, root))
+    stages = _yaml(find_file(PIPELINE_FILE, root)).get("stages", {}).values()
+    return [root / _fill_in(out, params) for stage in stages for out in stage.get("outs", ())]
+
+
 def work_key(stage: str, params: Mapping[str, Any], root: Path, *models: str) -> str:
-    """Hash (16 hex digits) of the params, all deps of the stage, and local model folders `models`."""
+    """Hash (16 hex digits) of the params, all deps of the stage, and local model folders `models`.
+
+    The output of a stage counts by its `summary.json`, which has the hashes of its files. Other folders count by their files,
+    even if they have a summary: it is not written again when a file is replaced.
+    """
+    outputs = {path.resolve() for path in stage_outputs(root)}
     paths = {path.resolve(): None for path in stage_dependencies(stage, root)}
     paths |= {path.resolve(): None for path in map(Path, models) if path.exists()}
-    return content_key(params, *paths)
+    return content_key(params, *(_summary_of(path) if path in outputs else path for path in paths))
 
 
 def content_key(params: Mapping[str, Any], *paths: str | Path) -> str:
-    """Hash (16 hex digits) of params (any JSON values) and the content of files and folders.
-
-    For a published folder only `summary.json` is hashed, which has the hashes of all its files.
-    """
+    """Hash (16 hex digits) of params (any JSON values) and the content of files and folders."""
     digest = hashlib.blake2b(json.dumps(params, sort_keys=True).encode(), digest_size=8)
     for path in map(Path, paths):
         for file in _files_below(path):
@@ -76,17 +85,21 @@ def _hash_file(file: Path, mtime_ns: int, size: int) -> str:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
+def _summary_of(output: Path) -> Path:
+    """The summary of a published folder, else the output itself."""
+    summary = output / SUMMARY_FILE
+    return summary if summary.is_file() else output
+
+
 def _files_below(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         yield path
-    elif (path / SUMMARY_FILE).is_file():
-        yield path / SUMMARY_FILE
     else:
         yield from sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
 
 
 def _fill_in(dep: str | dict[str, Any], params: Mapping[str, Any]) -> str:
-    """A dep with every `${a.b}` replaced by that value of `params.yaml`."""
+    """A dep or an out with every `${a.b}` replaced by that value of `params.yaml`."""
     text = dep if isinstance(dep, str) else next(iter(dep))
 
     def value_of(reference: re.Match[str]) -> str:

@@ -1,12 +1,12 @@
 """Read user-provided examples of a task: images before and after an edit, and its instruction.
 
-    examples/edits.csv        image, result, instruction: image file names and the instruction
+    examples/edits.csv        image, result, instruction: image file names and the instruction; optional: input_caption,
+                              output_caption
 or  examples/before/*, examples/after/*, with equal names; the instructions are given separately
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from emuedit.data import image_io, text_tables
+from emuedit.data import image_io
+from emuedit.data.edit_table import join_problems, read_edit_table
+from emuedit.data.text_tables import TableError
 
 TABLE, BEFORE, AFTER = "edits.csv", "before", "after"
 COLUMNS = ("image", "result", "instruction")
@@ -31,6 +33,8 @@ class ExampleEdit:
     before: Path
     after: Path
     instruction: str
+    source_caption: str = ""
+    target_caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def read_examples(folder: Path, instructions: Sequence[str] = ()) -> list[Exampl
         if instructions:
             raise ExampleError(f"{folder / TABLE} has an instruction for each example; omit --instruction")
         return _read_table(folder)
-    names = {part: {file.name for file in (folder / part).glob("*") if file.is_file()} for part in (BEFORE, AFTER)}
+    names = {part: {file.name for file in (folder / part).glob("[!.]*") if file.is_file()} for part in (BEFORE, AFTER)}
     if not names[BEFORE]:
         raise ExampleError(
             f"want {folder / TABLE} with the columns {', '.join(COLUMNS)}, or {BEFORE}/ and {AFTER}/ there; got neither"
@@ -80,20 +84,28 @@ def load_pictures(examples: Sequence[ExampleEdit], side_px: int) -> ExamplePictu
 
 def _read_table(folder: Path) -> list[ExampleEdit]:
     file = folder / TABLE
-    text_tables.check_file(file)
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
-            raise ExampleError(f"{file}: want the columns {', '.join(COLUMNS)}, got none called {', '.join(missing)}")
-        rows = [{name: (row[name] or "").strip() for name in COLUMNS} for row in reader]
-    examples = []
-    for line, row in enumerate(rows, start=2):
-        for column in ("image", "result"):
-            if not row[column] or not (folder / row[column]).is_file():
-                raise ExampleError(f"{file}, line {line}: want an image in {folder} as {column}, got {row[column]!r}")
-        if not row["instruction"]:
-            raise ExampleError(f"{file}, line {line}: want an instruction, got none")
-        examples.append(ExampleEdit(folder / row["image"], folder / row["result"], row["instruction"]))
-    if not examples:
-        raise ExampleError(f"{file}: want one example or more, got none")
-    return examples
+    try:
+        rows = read_edit_table(file, COLUMNS)
+    except TableError as error:
+        raise ExampleError(str(error)) from error
+    problems = [f"line {line}: {problem}" for line, row in enumerate(rows, start=2) if (problem := _row_problem(row, folder))]
+    if problems:
+        raise ExampleError(f"{file}: {join_problems(problems)}")
+    return [
+        ExampleEdit(
+            folder / row["image"],
+            folder / row["result"],
+            row["instruction"],
+            row.get("input_caption", ""),
+            row.get("output_caption", ""),
+        )
+        for row in rows
+    ]
+
+
+def _row_problem(row: dict[str, str], folder: Path) -> str:
+    """The problem of a row, or an empty string."""
+    for column in ("image", "result"):
+        if not row[column] or not (folder / row[column]).is_file():
+            return f"want an image in {folder} as {column}, got {row[column]!r}"
+    return "" if row["instruction"] else "want an instruction, got none"

@@ -1,11 +1,14 @@
 """A list of a folder's files with hashes, written with a package and checked when it is opened."""
 
+import hashlib
 import json
+from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
 
-from emuedit.data.dependencies import hash_file
-
 MANIFEST_FILE = "manifest.json"
+_DIGEST_BYTES = 32
+_EARLIER_DIGEST_BYTES = 8  # of manifests of earlier versions
 _SHOWN = 5
 
 
@@ -13,33 +16,64 @@ class ManifestError(ValueError):
     """Raised for a folder that does not match its manifest."""
 
 
-def write_manifest(folder: Path) -> None:
-    """Write `manifest.json` with the blake2b (16 hex digits) of every file below the folder."""
-    (folder / MANIFEST_FILE).write_text(json.dumps(_hashes(folder), indent=1) + "\n", encoding="utf-8")
+def hash_files(folder: Path, digest_bytes: int = _DIGEST_BYTES) -> dict[str, str]:
+    """Path of every file below the folder -> blake2b of its bytes, as hex digits."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return {file.relative_to(folder).as_posix(): _hash(file, digest_bytes) for file in files}
 
 
-def check_manifest(folder: Path) -> None:
-    """Compare a folder with its manifest. Does nothing if there is none.
+def write_manifest(folder: Path, hashes: Mapping[str, str] | None = None) -> str:
+    """Write `manifest.json` with `hashes`, by default those of the folder's files. Returns the hash of the manifest."""
+    files = hash_files(folder) if hashes is None else hashes
+    listed = {name: value for name, value in files.items() if name != MANIFEST_FILE}
+    (folder / MANIFEST_FILE).write_text(json.dumps(listed, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return _hash(folder / MANIFEST_FILE, _DIGEST_BYTES)
 
+
+def check_manifest(folder: Path, is_required: bool = False, expected_hash: str = "", ignored: Collection[str] = ()) -> None:
+    """Compare a folder with its manifest. Does nothing if there is none and none `is_required`.
+
+    expected_hash: hash of the manifest, from a trusted place; a manifest is then required. ignored: files that are not checked.
     Raises ManifestError that lists missing, changed and unlisted files. Unlisted files are errors because loading the folder
     would load them too.
     """
     file = folder / MANIFEST_FILE
+    advice = "download or register the version again"
     if not file.is_file():
+        if is_required or expected_hash:
+            raise ManifestError(f"want {MANIFEST_FILE} with the hashes of all files in {folder}, got none; {advice}")
         return
-    listed: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
-    present = _hashes(folder)
+    if expected_hash and _hash(file, _DIGEST_BYTES) != expected_hash:
+        raise ManifestError(f"want {file} as it was registered, got one with another hash; {advice}")
+    listed = _read(file, advice)
+    is_earlier = all(len(value) == 2 * _EARLIER_DIGEST_BYTES for value in listed.values())
+    present = hash_files(folder, _EARLIER_DIGEST_BYTES if is_earlier else _DIGEST_BYTES)
+    del present[MANIFEST_FILE]
     problems = [f"{name} is missing" for name in listed if name not in present]
     problems += [f"{name} has changed" for name, value in present.items() if listed.get(name, value) != value]
-    problems += [f"{name} is not listed" for name in present if name not in listed]
+    problems += [f"{name} is not listed" for name in present if name not in listed and name not in ignored]
     if problems:
         more = f", and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise ManifestError(
-            f"want in {folder} the files of its {MANIFEST_FILE}, but {', '.join(problems[:_SHOWN])}{more}; "
-            "download or register the version again"
+            f"want in {folder} the files of its {MANIFEST_FILE}, but {', '.join(problems[:_SHOWN])}{more}; {advice}"
         )
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and "__pycache__" not in file.parts)
-    return {file.relative_to(folder).as_posix(): hash_file(file) for file in files if file != folder / MANIFEST_FILE}
+def _read(file: Path, advice: str) -> dict[str, str]:
+    try:
+        listed: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ManifestError(f"want a table of hashes in {file}, got a damaged file ({error}); {advice}") from error
+    return listed
+
+
+def _hash(file: Path, digest_bytes: int) -> str:
+    status = file.stat()
+    return _hash_bytes(file, digest_bytes, status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _hash_bytes(file: Path, digest_bytes: int, mtime_ns: int, size: int) -> str:
+    del mtime_ns, size  # only part of the cache key
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=digest_bytes)).hexdigest()

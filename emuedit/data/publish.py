@@ -8,12 +8,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from emuedit.data.atomic_file import replacing
-from emuedit.data.dependencies import SUMMARY_FILE, hash_file
+from emuedit.data.dependencies import SUMMARY_FILE, content_key, hash_file
 from emuedit.data.records import Drop, Record
 from emuedit.data.shards import ShardError, read_shard, write_shard
 
@@ -31,7 +31,9 @@ class Summary:
 
     stage: str
     key: str
-    """Key of the work, see `dependencies.work_key`."""
+    """Hash (16 hex digits) of the rest of this record; of `models/editor` the key of the training.
+
+    The key of the work would change the bytes of an equal result, and with them, for DVC and our keys, all later stages."""
     params: dict[str, Any]
     counts: dict[str, int]
     """Counts, such as `kept` and `dropped_duplicate`."""
@@ -124,7 +126,7 @@ def publish_logs(scratch: Path, root: Path, stage: str) -> None:
 
 
 def publish(scratch: Path, out: str | Path, stage: str, params: Mapping[str, Any], counts: Mapping[str, int]) -> Summary:
-    """Link the files of `scratch` without logs into `out`, write `summary.json`, then delete the stage's scratch, including other keys.
+    """Link the files of `scratch`, except logs, into `out`, write `summary.json`, then delete all scratch of the stage.
 
     If interrupted, `out` has no summary and counts as unpublished, and scratch is intact.
     """
@@ -134,15 +136,20 @@ def publish(scratch: Path, out: str | Path, stage: str, params: Mapping[str, Any
     for file in sorted(scratch.iterdir()):
         if not file.name.startswith(".") and file.name not in (STATS_FILE, PREVIEWS):  # "." begins unfinished files
             _link(file, out / file.name)
-    summary = write_summary(out, stage, scratch.name, params, counts)
+    summary = write_summary(out, stage, None, params, counts)
     shutil.rmtree(scratch.parent)
     return summary
 
 
-def write_summary(out: Path, stage: str, key: str, params: Mapping[str, Any], counts: Mapping[str, int]) -> Summary:
-    """Write the `summary.json` that makes `out` a published folder; it lists every file, including sub-folders."""
+def write_summary(out: Path, stage: str, key: str | None, params: Mapping[str, Any], counts: Mapping[str, int]) -> Summary:
+    """Write the `summary.json` that makes `out` a published folder; it lists every file, including sub-folders.
+
+    `key`: of the summary; None: the hash of its content.
+    """
     files = {file.relative_to(out).as_posix(): hash_file(file) for file in sorted(out.rglob("*")) if file.is_file()}
-    summary = Summary(stage, key, dict(params), dict(counts), files)
+    summary = Summary(stage, key or "", dict(params), dict(counts), files)
+    if key is None:
+        summary = replace(summary, key=content_key(asdict(summary)))
     with replacing(out / SUMMARY_FILE) as partial:
         partial.write_text(json.dumps(asdict(summary), indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return summary

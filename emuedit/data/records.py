@@ -18,8 +18,10 @@ Json = dict[str, Any]
 Scores = dict[str, float | None]
 
 
-# Field metadata: how `shards` stores the field ("form"), and whether it is part of the id ("named", default True).
+# Field metadata: how `shards` stores the field ("form"), and whether it is part of the id ("named", default True). A field that
+# was added later is part of it only if set, so that the ids of older records stay the same.
 NOT_IN_ID: Mapping[str, Any] = {"named": False}
+IN_ID_IF_SET: Mapping[str, Any] = {"named": "if set"}
 PNG: Mapping[str, Any] = {"form": "png"}
 JSON: Mapping[str, Any] = {"form": "json"}
 SCORES: Mapping[str, Any] = {"form": "scores", "named": False}
@@ -37,7 +39,8 @@ class Record:
         """Hash (16 hex digits) of the record's class and of the fields that are part of the id."""
         digest = hashlib.blake2b(type(self).__name__.encode(), digest_size=8)
         for record_field in fields(self):
-            if record_field.metadata.get("named", True):
+            named = record_field.metadata.get("named", True)
+            if named is True or (named == "if set" and getattr(self, record_field.name) is not None):
                 value = _canonical_bytes(getattr(self, record_field.name), record_field.metadata.get("form", "plain"))
                 digest.update(f"|{record_field.name}:{len(value)}:".encode() + value)
         return digest.hexdigest()
@@ -57,6 +60,10 @@ class Caption(Record):
     """File that the caption was read from."""
     index: int = field(metadata=NOT_IN_ID)
     """Row of the caption in the source, from 0."""
+    image: str | None = field(default=None, metadata=NOT_IN_ID)
+    """File of the image that it describes, relative to the project's folder if below it; None: without an image."""
+    image_hash: str | None = field(default=None, metadata=IN_ID_IF_SET)
+    """blake2b (16 hex digits) of that file."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,10 @@ class Instruction(Record):
     """Model and revision of the LLM that wrote it."""
     answer: str = field(metadata=NOT_IN_ID)
     """The complete answer of the LLM."""
+    image: str | None = field(default=None, metadata=NOT_IN_ID)
+    """File of the image to use in place of a generated one, see Caption; None: it is generated from the caption."""
+    image_hash: str | None = field(default=None, metadata=IN_ID_IF_SET)
+    """blake2b (16 hex digits) of that file."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +104,12 @@ class Pair(Record):
     source_caption: str
     target_caption: str
     seed: int
+    """Seed of the first image; 0 if it was not generated."""
     model_revision: str
+    """Revision of the base model."""
     recipe: Json = field(metadata=JSON)
-    """Settings of the generation: mask widths in px, fractions of the denoising steps, guidance."""
+    """Settings of the generation: mask widths in px, fractions of the denoising steps, guidance. `image` and `image_hash`: the
+    file of the first image, if it was not generated."""
     source: bytes = field(metadata=PNG)
     """The image before: PNG of uint8 [H,W,3]."""
     target: bytes = field(metadata=PNG)

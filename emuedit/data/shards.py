@@ -9,7 +9,7 @@ import os
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import Field, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,7 +69,8 @@ def write_shard(path: str | Path, records: Sequence[R], kind: type[R] | None = N
 def read_shard(path: str | Path, kind: type[R], verify: bool = False) -> list[R]:
     """Read the records of a shard, in order. `verify`: compare every id with the content, which decodes the images.
 
-    Raises ShardError, naming the file, if it is missing, damaged, incomplete, of another class, or has a wrong id.
+    A field with a default may be missing in a shard of an earlier version. Raises ShardError, naming the file, if it is missing,
+    damaged, incomplete, of another class, or has a wrong id.
     """
     path = Path(path)
     try:
@@ -81,13 +82,15 @@ def read_shard(path: str | Path, kind: type[R], verify: bool = False) -> list[R]
     stored_kind = (table.schema.metadata or {}).get(_KIND_KEY, b"an unknown kind").decode()
     if stored_kind != kind.__name__:
         raise ShardError(f"want records of {kind.__name__} in {path}, got {stored_kind}")
-    required = {record_field.name for record_field in fields(kind)} - {"scores"}
+    optional = {record_field.name for record_field in fields(kind) if record_field.default is not MISSING}
+    required = {record_field.name for record_field in fields(kind)} - {"scores"} - optional
     if missing := required - set(table.column_names):
         raise ShardError(f"want columns {sorted(required)} in {path}, {sorted(missing)} are missing; run its stage again")
     score_columns = [name for name in table.column_names if name.startswith(_SCORE_PREFIX)]
+    stored_fields = [field for field in fields(kind) if field.name not in optional - set(table.column_names)]
     records = []
     for row in table.to_pylist():
-        record = kind(**{record_field.name: _field_value(record_field, row, score_columns) for record_field in fields(kind)})
+        record = kind(**{field.name: _field_value(field, row, score_columns) for field in stored_fields})
         if verify and record.id != row["id"]:
             raise ShardError(f"{path}: record {row['id']} has the content of {record.id}; run its stage again")
         record.__dict__["id"] = row["id"]  # fills the cached property

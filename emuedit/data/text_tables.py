@@ -7,7 +7,7 @@ reason, so that a stage drops and counts it. An unreadable file raises TableErro
 import codecs
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class BadRow:
     """A row that cannot be read."""
 
     reason: str
-    """not_utf8, not_json, not_an_object, ragged_row, field_too_long or not_unicode."""
+    """not_utf8, not_json, not_an_object, ragged_row, field_too_long, not_unicode, ..."""
     text: str
     """Its beginning; invalid characters are replaced by question marks."""
 
@@ -100,13 +100,16 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any] | BadRow]:
             yield row
 
 
-def read_parquet(path: Path, column: str) -> Iterator[dict[str, Any] | BadRow]:
-    """Rows of a Parquet file; only `column` is read, if it exists. Raises TableError for a damaged file."""
+def read_parquet(path: Path, columns: Sequence[str], batch_size: int = 65_536) -> Iterator[dict[str, Any] | BadRow]:
+    """Rows of a Parquet file, of which at most `batch_size` are in memory; only `columns` are read, if they all exist.
+
+    Raises TableError for a damaged file.
+    """
     n_rows = 0
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            for batch in file.iter_batches(columns=[column] if column in names else names):
+            for batch in file.iter_batches(batch_size, columns=list(columns) if set(columns) <= set(names) else names):
                 yield from to_rows(batch)
                 n_rows += batch.num_rows
     except (pa.ArrowException, OSError, ValueError) as error:

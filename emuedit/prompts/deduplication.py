@@ -49,4 +49,5 @@ class Deduplicator:
 
 def _duplicate_key(instruction: Instruction) -> int:
     texts = normalize_text(instruction.text), normalize_text(instruction.source_caption)
-    return seed_for("instructions", "mark", instruction.task, *texts)
+    photograph = filter(None, [instruction.image_hash])  # two with the same caption are not the same
+    return seed_for("instructions", "mark", instruction.task, *texts, *photograph)

@@ -5,6 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+DEFAULT_LIST = Path(__file__).with_name("moderation.txt")
+"""The default of `instructions.moderation`."""
+
 
 @dataclass(frozen=True)
 class WordList:

@@ -1,7 +1,7 @@
 """Stage `captions`: read captions from the world's caption source, clean and deduplicate them, write shards.
 
-In: the world's caption source. Out: `data/captions/shard-*.parquet` of Caption, `dropped-*.parquet` of Drop with reasons,
-`summary.json`.
+In: the world's caption source, and the images that it names. Out: `data/captions/shard-*.parquet` of Caption,
+`dropped-*.parquet` of Drop with reasons, `summary.json`; `image-*` of a dataset that contains images.
 """
 
 from collections import Counter
@@ -12,7 +12,9 @@ from pydantic import Field
 
 from emuedit import config
 from emuedit.data import caption_sources, language
-from emuedit.data.dependencies import find_file, work_key
+from emuedit.data.caption_images import CaptionImages, ImageReference
+from emuedit.data.caption_sources import CaptionedImage, CaptionRow
+from emuedit.data.dependencies import find_file, stage_dependencies, work_key
 from emuedit.data.publish import Summary, publish, resumable_shards, scratch_folder
 from emuedit.data.records import Caption, Drop
 from emuedit.data.text_tables import BadRow
@@ -38,6 +40,9 @@ class CaptionsParams(config.Params):
     """Split to read, for Python files and datasets."""
     column: str = Field("caption", min_length=1)
     """Column or key of the captions in .csv, .jsonl and .parquet files and in datasets."""
+    image_column: str | None = Field(None, min_length=1)
+    """Column of the images that the captions describe, in the same sources: paths relative to the file or folder, or images as
+    `datasets` stores them. The vision tasks then use these images in place of generated ones. null: there are none."""
     rows_per_shard: int = Field(500, ge=1)
     """Rows per shard, the unit of work for restarts."""
     min_words: int = Field(2, ge=1)
@@ -50,18 +55,20 @@ class CaptionsParams(config.Params):
     """Minimum probability that a caption is in one of these languages. Short texts get low values."""
 
 
-def clean(text: str | BadRow | None, index: int, seen: set[str], params: CaptionsParams) -> Caption | Drop:
+def clean(
+    text: str | BadRow | None, index: int, seen: set[str], params: CaptionsParams, image: ImageReference | None = None
+) -> Caption | Drop:
     """The core function: one row of the source -> a Caption with single spaces, or a Drop with its reason.
 
-    `seen`: `duplicate_key` of the captions kept so far; updated with a kept caption.
+    `seen`: `duplicate_key` of the captions kept so far; updated with a kept caption. `image`: the image of the row.
     """
     source = params.world.captions
     if isinstance(text, BadRow):
         return Drop(text.text, text.reason, source, index)
     words = (text or "").split()
     caption = " ".join(words)
-    key = duplicate_key(caption)
-    if not key:
+    key = duplicate_key(caption, image.hash if image else None)
+    if not duplicate_key(caption):
         return Drop(text or "", "empty", source, index)
     if len(words) < params.min_words:
         return Drop(caption, "too_short", source, index)
@@ -72,12 +79,13 @@ def clean(text: str | BadRow | None, index: int, seen: set[str], params: Caption
     if params.languages and language.probability(caption, params.languages) < params.min_language:
         return Drop(caption, "other_language", source, index)
     seen.add(key)
-    return Caption(caption, source, index)
+    return Caption(caption, source, index, image.file if image else None, image.hash if image else None)
 
 
-def duplicate_key(caption: str) -> str:
-    """A key that is equal for duplicate captions."""
-    return caption.casefold().rstrip(" .!")
+def duplicate_key(caption: str, image_hash: str | None = None) -> str:
+    """A key that is equal for duplicate captions of the same image."""
+    text = caption.casefold().rstrip(" .!")
+    return f"{image_hash}|{text}" if image_hash else text
 
 
 def run(params: CaptionsParams, root: Path) -> Summary:
@@ -88,28 +96,45 @@ def run(params: CaptionsParams, root: Path) -> Summary:
         raise CaptionsError(f"want the caption source of world {params.world.name!r}, got none at {source.resolve()}{hint}")
     recorded = params.model_dump(mode="json", exclude={"world"}) | {"source": params.world.captions}
     scratch = scratch_folder(root, "captions", work_key("captions", recorded, root, str(source)))
+    images = None
+    if params.image_column is not None:
+        deps = [*stage_dependencies("captions", root), source]
+        images = CaptionImages(params.image_column, source, root, scratch, OUT, deps)
     batches = caption_sources.read_batches(
-        source, params.world.captions, params.split, params.column, params.n_rows, params.rows_per_shard
+        source, params.world.captions, params.split, params.column, params.n_rows, params.rows_per_shard, images
     )
     seen: set[str] = set()
+    files: set[str] = set()
     counts: Counter[str] = Counter()
+    make = partial(_clean_rows, seen=seen, params=params, images=images)
     with Progress("captions", params.n_rows, "row") as progress:
-        for shard in resumable_shards(scratch, batches, partial(_clean_rows, seen=seen, params=params), Caption):
-            seen.update(duplicate_key(caption.text) for caption in shard.records)
+        for shard in resumable_shards(scratch, batches, make, Caption):
+            seen.update(duplicate_key(caption.text, caption.image_hash) for caption in shard.records)
+            files.update(caption.image for caption in shard.records if caption.image)
             counts.update(kept=len(shard.records), dropped=len(shard.drops))
             counts.update(f"dropped_{drop.reason}" for drop in shard.drops)
             progress.advance(len(shard.source[1]))
     if not counts["kept"]:
         raise CaptionsError(f"want at least one caption from {source}, got {dict(counts)}; see {scratch}/dropped-*.parquet")
+    if images is not None:
+        images.remove_unused(files)
+        counts["images"] = len(files)
     return publish(scratch, root / OUT, "captions", recorded, counts)
 
 
 def _clean_rows(
-    batch: tuple[int, list[str | BadRow | None]], seen: set[str], params: CaptionsParams
+    batch: tuple[int, list[CaptionRow]], seen: set[str], params: CaptionsParams, images: CaptionImages | None
 ) -> tuple[list[Caption], list[Drop]]:
     """The captions and drops of a batch of rows (index of the first row, rows)."""
     start, rows = batch
-    results = [clean(text, start + offset, seen, params) for offset, text in enumerate(rows)]
+    results = []
+    for index, row in enumerate(rows, start=start):
+        text, image = row, None
+        if isinstance(text, CaptionedImage):
+            assert images is not None
+            image = images.check(text.file, text.text)
+            text = image if isinstance(image, BadRow) else text.text
+        results.append(clean(text, index, seen, params, None if isinstance(image, BadRow) else image))
     captions = [result for result in results if isinstance(result, Caption)]
     return captions, [result for result in results if isinstance(result, Drop)]
 

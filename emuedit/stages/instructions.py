@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import Field
 
 from emuedit import config
+from emuedit.data.caption_choice import CaptionChoice, choose_captions
 from emuedit.data.dependencies import CODE_ROOT, content_key, find_file, stage_dependencies, work_key
 from emuedit.data.publish import Summary, publish, read_folder, read_summary, resumable_shards, scratch_folder
 from emuedit.data.records import Caption, Drop, Instruction
@@ -59,6 +60,8 @@ class InstructionsParams(config.Params):
     """Tasks to write instructions for; each is asked once for every caption."""
     n_captions: int = Field(ge=1)
     """Captions to use, at most."""
+    choice: CaptionChoice = "first"
+    """Which of more captions to use: the first ones, or `random` ones, for a source that is sorted by category."""
     prompts: str = "emuedit/prompts"
     """Folder of the task prompts, `<task>.yaml` each."""
     moderation: str = "emuedit/prompts/moderation.txt"
@@ -156,7 +159,7 @@ def run(params: InstructionsParams, root: Path) -> Summary:
     failures = FailureLimit(params.max_failed_share)
     deduplicator = Deduplicator(max(1, round(params.max_repeat_share * params.n_captions)), params.max_per_task)
     counts: Counter[str] = Counter()
-    captions = islice(read_folder(root / IN, Caption), params.n_captions)
+    captions = choose_captions(read_folder(root / IN, Caption), params.n_captions, params.choice)
     n_captions = min(params.n_captions, read_summary(root / IN).counts.get("kept", params.n_captions))
     with Progress("instructions", n_captions * len(params.tasks), "question") as progress:
 
@@ -222,7 +225,11 @@ def _ask_all(
 
 
 def _instruction(caption: Caption, question: Question, edit: ProposedEdit, seed: int, llm: str, answer: str) -> Instruction:
-    """The record. Where a map becomes a picture, and for tasks built backwards, the picture generated first is the target's."""
+    """The record. Where a map becomes a picture, and for tasks built backwards, the picture generated first is the target's.
+
+    An annotated task uses the caption's image, if it has one; the base model can only edit what it generated.
+    """
+    image, image_hash = (caption.image, caption.image_hash) if get_task(question.task).annotated else (None, None)
     source, target = caption.text, edit.output_caption
     if question.direction == "from_map":
         source, target = target, source
@@ -238,6 +245,8 @@ def _instruction(caption: Caption, question: Question, edit: ProposedEdit, seed:
         seed=seed,
         llm=llm,
         answer=answer,
+        image=image,
+        image_hash=image_hash,
     )
 
 

@@ -2,7 +2,7 @@
 
 In: `data/instructions`. Out: `data/pairs/shard-*.parquet` of Pair (every generated candidate), `dropped-*.parquet` of Drop,
 `summary.json`, and `bandit.json` if a bandit chose the candidates. Instructions with the same source image are in the same shard
-and generate it once. Shards are the unit of work: any worker can make any shard, in any order, with the same result.
+and generate or read it once. Shards are the unit of work: any worker can make any shard, in any order, with the same result.
 """
 
 from collections import Counter, defaultdict
@@ -23,7 +23,7 @@ from emuedit.progress import Progress
 from emuedit.runtime import Runtime
 from emuedit.stages import batch_divisor, stage_main
 from emuedit.synthesis import strategy
-from emuedit.synthesis.candidate import SynthesisParams, source_caption
+from emuedit.synthesis.candidate import SynthesisParams, source_key
 from emuedit.synthesis.model_set import MODELS, ModelSet
 from emuedit.synthesis.recipes import recipes_for
 from emuedit.synthesis.shard_maker import IN, make_shard
@@ -66,10 +66,10 @@ class ShardJob:
 
 
 def group_by_source(instructions: Sequence[Instruction], per_shard: int) -> list[list[Instruction]]:
-    """Shards of instructions; equal source captions stay together. Independent of the input order."""
-    groups: dict[str, list[Instruction]] = defaultdict(list)
-    for instruction in sorted(instructions, key=lambda instruction: (source_caption(instruction), instruction.id)):
-        groups[source_caption(instruction)].append(instruction)
+    """Shards of instructions; those with the same source image stay together. Independent of the input order."""
+    groups: dict[tuple[str, str], list[Instruction]] = defaultdict(list)
+    for instruction in sorted(instructions, key=lambda instruction: (source_key(instruction), instruction.id)):
+        groups[source_key(instruction)].append(instruction)
     shards: list[list[Instruction]] = [[]]
     for group in groups.values():
         if len(shards[-1]) >= per_shard:

@@ -1,6 +1,6 @@
 """Data structures of the synthesis: params that determine a pair, regions, jobs and candidates.
 
-The source is the image that is generated first; for reversed instructions it is the pair's target.
+The source is the image that is generated first, or an image of the user's; for reversed instructions it is the pair's target.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class SynthesisParams(config.Params):
     min_area: float = Field(0.005, ge=0, le=1)
     """Smallest mask of an object, as a fraction of the image."""
     max_area: float = Field(0.5, ge=0, le=1)
-    """Largest mask of an object, as a fraction of the image; larger ones are probably errors of the segmenter."""
+    """Largest mask of an object, as a fraction of the image; larger ones are probably errors of the segmenter. Where everything
+    else is edited (the background), the objects may be larger, and the rest must have at least `min_area`."""
 
     @field_validator("all_instances")
     @classmethod
@@ -70,6 +71,11 @@ class SynthesisParams(config.Params):
 def source_caption(instruction: Instruction) -> str:
     """The caption of the image that is generated first."""
     return instruction.target_caption if instruction.reverse else instruction.source_caption
+
+
+def source_key(instruction: Instruction) -> tuple[str, str]:
+    """What determines the first image: (caption, '') if it is generated, ('', hash of the file) for an image of the user's."""
+    return ("", instruction.image_hash) if instruction.image_hash else (source_caption(instruction), "")
 
 
 def variant_caption(instruction: Instruction) -> str:

@@ -137,11 +137,16 @@ def locate_objects(
 
 
 def union_mask(
-    objects: Sequence[LocatedObject | None], like: Tensor, limits: DetectionLimits, all_instances: bool = False
+    objects: Sequence[LocatedObject | None],
+    like: Tensor,
+    limits: DetectionLimits,
+    all_instances: bool = False,
+    edits_complement: bool = False,
 ) -> Tensor | Rejected:
     """Union of the masks of all objects: bool [H, W] of the shape of `like`; empty without objects.
 
-    `all_instances`: of every object all detections, in place of the best one.
+    `all_instances`: of every object all detections, in place of the best one. `edits_complement`: the rest of the image is
+    edited, so the objects may be large, as in a close-up; the rest must have at least `limits.min_area`.
     Rejected if an object was not detected or the union's area is outside the limits.
     """
     P = torch.zeros_like(like, dtype=torch.bool)
@@ -152,4 +157,5 @@ def union_mask(
     area = float(P.float().mean())
     if objects and area < limits.min_area:
         return Rejected("mask_too_small")
-    return Rejected("mask_too_large") if area > limits.max_area else P
+    max_area = 1 - limits.min_area if edits_complement else limits.max_area
+    return Rejected("mask_too_large") if area > max_area else P

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from emuedit import config
+from emuedit.data.records import Instruction
 from emuedit.synthesis.masks import MaskParams
 from emuedit.tasks import get_task
 
@@ -110,6 +111,17 @@ Recipes = Annotated[dict[str, tuple[Recipe, ...]], AfterValidator(_check_tasks)]
 def recipes_for(recipes: Recipes, task: str) -> tuple[Recipe, ...]:
     """The recipes of a task; none for an annotated task."""
     return () if get_task(task).annotated else recipes.get(task, recipes[DEFAULT])
+
+
+def edits_complement(recipes: tuple[Recipe, ...]) -> bool:
+    """Whether all recipes edit everything except the objects."""
+    return bool(recipes) and all(recipe.mask is not None and recipe.mask.complement for recipe in recipes)
+
+
+def describe_annotation(instruction: Instruction) -> dict[str, Any]:
+    """What a pair with an annotated target records in place of a recipe."""
+    image = {"image": instruction.image, "image_hash": instruction.image_hash} if instruction.image_hash else {}
+    return {"kind": "annotate", "candidate": 0, **image}
 
 
 def describe_recipe(recipe: Recipe, number: int, **facts: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The core of the stage `pairs`: the instructions of one shard -> their pairs, with every raw score.
 
-Sources are generated once per caption, objects are located in them, candidates are generated or annotated, and all are scored.
-The result depends only on the instructions, params and models, not on the worker.
+Sources are generated once per caption or read, objects are located in them, candidates are generated or annotated, and all are
+scored. The result depends only on the instructions, params and models, not on the worker.
 """
 
 from __future__ import annotations
@@ -23,9 +23,17 @@ from emuedit.synthesis.methods.diffedit import CaptionContrast, difference_masks
 from emuedit.synthesis.methods.prompt_to_prompt import PromptToPrompt
 from emuedit.synthesis.model_set import ModelSet
 from emuedit.synthesis.pair_scores import ScoredEdit, score_pairs
-from emuedit.synthesis.recipes import PromptToPromptRecipe, SoftMaskRecipe, describe_recipe, recipes_for
+from emuedit.synthesis.recipes import (
+    PromptToPromptRecipe,
+    SoftMaskRecipe,
+    describe_annotation,
+    describe_recipe,
+    edits_complement,
+    recipes_for,
+)
 from emuedit.synthesis.rejection import Rejected
 from emuedit.synthesis.sampler import Sampler
+from emuedit.synthesis.shard_sources import captions_fit, make_sources
 from emuedit.synthesis.strategy import TrialCounts, choose_candidates
 from emuedit.tasks import get_task
 
@@ -55,52 +63,53 @@ def make_shard(
 
 
 class ShardMaker:
-    """The shared state of a shard's steps: captions, sources and networks."""
+    """The shared state of a shard's steps: sources and networks."""
 
     def __init__(
         self, instructions: Sequence[Instruction], models: ModelSet, params: SynthesisParams, report: ReportShare | None
     ) -> None:
         self.instructions, self.models, self.params, self._report = instructions, models, params, report
-        self.captions = sorted({source_caption(instruction) for instruction in instructions})
-        self.seeds = [seed_for("pairs", "source", caption) for caption in self.captions]
-        self._row = {caption: row for row, caption in enumerate(self.captions)}
+        self.usable = [instruction for instruction in instructions if captions_fit(instruction, models.base_model)]
         self._rows_to_come = self._estimate_rows()
         self.sampler = Sampler(
             models.base_model, params.steps, models.runtime.torch_dtype, params.guidance_interval, self._count_rows
         )
-        self.trajectory, self.sources = batching.generate_sources(
-            self.sampler, self.captions, self.seeds, params.guidance_scale, params.rows_per_batch
-        )
+        self.sources = make_sources(self.usable, self.sampler, params, models.root)
 
     def locate(self) -> dict[str, Region | Rejected]:
         """Instruction id -> region, or the reason why there is none."""
         queries_of = {
-            instruction.id: [(self._source_row(instruction), phrase) for phrase in self._phrases(instruction)]
-            for instruction in self.instructions
+            instruction.id: [(self.sources.row(instruction), phrase) for phrase in self._phrases(instruction)]
+            for instruction in self.usable
             if self._needs_objects(instruction)
         }
         queries = sorted({query for queries in queries_of.values() for query in queries})
-        with_all = {query for i in self.instructions if i.task in self.params.all_instances for query in queries_of.get(i.id, ())}
+        with_all = {query for i in self.usable if i.task in self.params.all_instances for query in queries_of.get(i.id, ())}
         limits, batch, models = self.params.detection_limits, self.params.rows_per_batch, self.models
-        located = masks.locate_objects(models.detector, models.segmenter, self.sources, queries, limits, batch, with_all)
-        regions: dict[str, Region | Rejected] = {}
+        located = masks.locate_objects(models.detector, models.segmenter, self.sources.images, queries, limits, batch, with_all)
+        fits = {instruction.id for instruction in self.usable}
+        regions: dict[str, Region | Rejected] = {
+            instruction.id: Rejected("caption_too_long") for instruction in self.instructions if instruction.id not in fits
+        }
         difference = self._difference_masks()
-        for instruction in self.instructions:
+        for instruction in self.usable:
             objects = [located[query] for query in queries_of.get(instruction.id, ())]
             regions[instruction.id] = self._region(instruction, objects, difference.get(instruction.id, {}))
         return regions
 
     def generate(self, regions: dict[str, Region | Rejected], trial_counts: TrialCounts) -> list[Candidate]:
         """Generate candidates with the base model."""
-        jobs = sorted(self._jobs(regions, trial_counts), key=lambda job: job.source)
+        jobs, trajectory = sorted(self._jobs(regions, trial_counts), key=lambda job: job.source), self.sources.trajectory
+        if trajectory is None:
+            return []
         variants = [(job, job.variant(job.recipe)) for job in jobs if isinstance(job.recipe, SoftMaskRecipe)]
         edits = [(job, job.prompt_to_prompt_edit(job.recipe)) for job in jobs if isinstance(job.recipe, PromptToPromptRecipe)]
-        max_rows = self.params.rows_per_batch
+        max_rows, sources = self.params.rows_per_batch, self.sources
         method = PromptToPrompt(self.models.base_model, self.params.steps, self.sampler.dtype, self.params.guidance_interval)
         batches = [
-            *batching.generate_variants(self.sampler, self.trajectory, [variant for _, variant in variants], max_rows),
+            *batching.generate_variants(self.sampler, trajectory, [variant for _, variant in variants], max_rows),
             *batching.generate_edits(
-                method, self.captions, self.seeds, self.params.guidance_scale, [edit for _, edit in edits], max_rows
+                method, sources.captions, sources.seeds, self.params.guidance_scale, [edit for _, edit in edits], max_rows
             ),
         ]
         pictures = [picture for batch in batches for picture in batch]
@@ -112,29 +121,28 @@ class ShardMaker:
     def annotate(self, regions: dict[str, Region | Rejected]) -> list[Candidate]:
         """Annotate the targets of the vision tasks, all of a task together."""
         by_task: dict[str, list[tuple[Instruction, Region]]] = defaultdict(list)
-        for instruction in self.instructions:
+        for instruction in self.usable:
             region = regions[instruction.id]
             if get_task(instruction.task).annotated and isinstance(region, Region):
                 by_task[instruction.task].append((instruction, region))
         candidates = []
         for task, work in sorted(by_task.items()):
-            pictures = image_tensors.to_uint8(self.sources[[region.source for _, region in work]])
+            pictures = image_tensors.to_uint8(self.sources.images[[region.source for _, region in work]])
             words = [instruction.target_object or "" for instruction, _ in work]
             boxes_px = np.stack([region.box_px.numpy() for _, region in work])
             object_masks = np.stack([region.P.numpy() for _, region in work])
             targets, valid = self.models.annotate(task, pictures, words, boxes_px, object_masks)
             for (instruction, region), target, is_valid in zip(work, image_tensors.from_uint8(targets), valid, strict=True):
                 if is_valid:
-                    description = {"kind": "annotate", "candidate": 0}
-                    candidates.append(Candidate(instruction, region.source, target, None, description))
+                    candidates.append(Candidate(instruction, region.source, target, None, describe_annotation(instruction)))
         return candidates
 
     def score(self, candidates: Sequence[Candidate]) -> list[Pair]:
         """Score the candidates and convert them to records. For reversed tasks, source and target are swapped here."""
         if not candidates:
             return []
-        pictures = torch.cat([self.sources, torch.stack([candidate.picture for candidate in candidates])])
-        numbered = enumerate(candidates, start=len(self.sources))
+        pictures = torch.cat([self.sources.images, torch.stack([candidate.picture for candidate in candidates])])
+        numbered = enumerate(candidates, start=len(self.sources.images))
         edits = [self._scored_edit(candidate, picture) for picture, candidate in numbered]
         scores = score_pairs(pictures, edits, self.models.scorers, self.params.rows_per_batch)
         pngs = [encode_png(picture) for picture in image_tensors.to_uint8(pictures)]
@@ -146,7 +154,7 @@ class ShardMaker:
                 instruction=candidate.instruction.text,
                 source_caption=candidate.instruction.source_caption,
                 target_caption=candidate.instruction.target_caption,
-                seed=self.seeds[candidate.source],
+                seed=self.sources.seed(candidate.source),
                 model_revision=self.models.revision,
                 recipe=candidate.description,
                 source=pngs[edit.source],
@@ -175,13 +183,14 @@ class ShardMaker:
     ) -> Region | Rejected:
         if rejected := self._reject_unlocated(instruction, objects, difference):
             return rejected
-        all_instances = instruction.task in self.params.all_instances
-        P = masks.union_mask(objects, self.sources[0, 0], self.params.detection_limits, all_instances)
+        is_complement = edits_complement(recipes_for(self.params.recipes, instruction.task))
+        all_instances, like = instruction.task in self.params.all_instances, self.sources.images[0, 0]
+        P = masks.union_mask(objects, like, self.params.detection_limits, all_instances, is_complement)
         if isinstance(P, Rejected):
             return P
         box_px = objects[0].box_px if objects and objects[0] is not None else torch.zeros(4)
         own_masks = {number: mask for number, mask in difference.items() if isinstance(mask, Tensor)}
-        return Region(self._source_row(instruction), P, box_px, own_masks)
+        return Region(self.sources.row(instruction), P, box_px, own_masks)
 
     def _reject_unlocated(
         self,
@@ -191,9 +200,6 @@ class ShardMaker:
     ) -> Rejected | None:
         """Why a recipe cannot be used for the instruction, regardless of the detections; None if all can."""
         recipes = recipes_for(self.params.recipes, instruction.task)
-        aligns_words = any(isinstance(recipe, PromptToPromptRecipe) and recipe.aligns_words for recipe in recipes)
-        if aligns_words and not self._captions_fit(instruction):
-            return Rejected("caption_too_long")
         for mask in difference.values():
             if isinstance(mask, Rejected):
                 return mask
@@ -209,7 +215,7 @@ class ShardMaker:
             "scheduler": type(self.sampler.denoiser().scheduler).__name__,
         }
         jobs = []
-        for instruction in self.instructions:
+        for instruction in self.usable:
             region = regions[instruction.id]
             if isinstance(region, Rejected):
                 continue
@@ -229,16 +235,18 @@ class ShardMaker:
         """Instruction id -> recipe number -> mask from the base model's predictions (DiffEdit)."""
         contrasts = {
             (instruction.id, number): CaptionContrast(
-                self._source_row(instruction), source_caption(instruction), variant_caption(instruction),
+                self.sources.row(instruction), source_caption(instruction), variant_caption(instruction),
                 recipe.mask.noise_difference,
             )
-            for instruction in self.instructions
+            for instruction in self.usable
             for number, recipe in enumerate(recipes_for(self.params.recipes, instruction.task))
             if recipe.mask is not None and recipe.mask.noise_difference is not None
         }  # fmt: skip
-        seeds = [seed_for("pairs", "difference", caption) for caption in self.captions]
-        size, max_rows = self.models.base_model.size, self.params.rows_per_batch
-        found_masks = difference_masks(self.sampler, self.trajectory.z[-1], seeds, list(contrasts.values()), size, max_rows)
+        if self.sources.trajectory is None:
+            return {}
+        seeds = [seed_for("pairs", "difference", caption) for caption in self.sources.captions]
+        z_0, size = self.sources.trajectory.z[-1], self.models.base_model.size
+        found_masks = difference_masks(self.sampler, z_0, seeds, list(contrasts.values()), size, self.params.rows_per_batch)
         by_instruction: dict[str, dict[int, Tensor | Rejected]] = defaultdict(dict)
         for (name, number), mask in zip(contrasts, found_masks, strict=True):
             by_instruction[name][number] = mask
@@ -281,19 +289,11 @@ class ShardMaker:
             recipe.mask is not None and recipe.mask.needs_objects for recipe in recipes
         )
 
-    def _captions_fit(self, instruction: Instruction) -> bool:
-        """Whether both captions fit the tokenizer without truncation."""
-        tokenizer = self.models.base_model.tokenizer
-        captions = (instruction.source_caption, instruction.target_caption)
-        return all(len(tokenizer(caption)["input_ids"]) <= tokenizer.model_max_length for caption in captions)
-
-    def _source_row(self, instruction: Instruction) -> int:
-        return self._row[source_caption(instruction)]
-
     def _estimate_rows(self) -> float:
         """Estimated number of U-Net rows, for progress; scoring counts as a fifth more."""
-        n_jobs = sum(len(recipes_for(self.params.recipes, instruction.task)) for instruction in self.instructions)
-        return 1.2 * 2 * self.params.steps * (len(self.captions) + n_jobs)
+        n_jobs = sum(len(recipes_for(self.params.recipes, instruction.task)) for instruction in self.usable)
+        n_generated = len({source_caption(instruction) for instruction in self.usable if not instruction.image_hash})
+        return 1.2 * 2 * self.params.steps * (n_generated + n_jobs)
 
     def _count_rows(self, rows: int) -> None:
         if self._report is not None:

@@ -130,19 +130,30 @@ def test_a_new_and_a_deleted_file_of_a_code_folder_change_the_same_keys(folder: 
 def test_changed_data_change_the_keys_of_the_stages_that_read_them_and_no_others(folder: str, tree: Path) -> None:
     expected = {stage for stage in STAGES if folder in DEPS[stage]}
     assert expected
-    before = content_key({}, tree / folder)
     assert changed_stages(tree, lambda: (tree / folder / "summary.json").write_text("{}\n")) == expected
-    assert content_key({}, tree / folder) != before
     assert changed_stages(tree, lambda: shutil.rmtree(tree / folder)) == expected
 
 
-def test_a_published_folder_counts_by_its_summary_which_lists_the_hashes_of_its_files(tree: Path) -> None:
-    folder = tree / DATA_DEPS[0]
+def test_the_output_of_a_stage_counts_by_its_summary_which_lists_the_hashes_of_its_files(tree: Path) -> None:
+    folder = tree / "data/pairs"
     assert not changed_stages(tree, lambda: (folder / "shard-00000.parquet").write_bytes(b"other rows"))
-    (folder / "summary.json").unlink()
-    before = content_key({}, folder)
-    (folder / "shard-00000.parquet").write_bytes(b"rows again")
-    assert content_key({}, folder) != before
+    readers = {stage for stage in STAGES if "data/pairs" in DEPS[stage]}
+    assert changed_stages(tree, lambda: (folder / "summary.json").unlink()) == readers
+    assert changed_stages(tree, lambda: (folder / "shard-00000.parquet").write_bytes(b"rows again")) == readers
+
+
+def test_a_folder_that_no_stage_writes_counts_by_its_files_even_if_it_has_a_summary(tree: Path) -> None:
+    """The weights of a base editor were replaced, and its summary was not."""
+    folder = tree / "toyworld/weights/base_editor"
+    (folder / "summary.json").write_text("{}\n")
+    assert changed_stages(tree, lambda: (folder / "first.py").write_text("other weights\n")) == {"train"}
+    model = tree / "my-model"
+    model.mkdir()
+    for file in ("weights.safetensors", "summary.json"):
+        (model / file).write_text(file)
+    before = work_key("pairs", {}, tree, str(model))
+    (model / "weights.safetensors").write_text("other weights")
+    assert work_key("pairs", {}, tree, str(model)) != before
 
 
 def test_what_is_no_dep_changes_no_key(tree: Path) -> None:

@@ -48,17 +48,40 @@ def test_a_table_names_pictures_and_instructions(pairs: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("image,result\na,b\n", "want the columns image, result, instruction, got none called instruction"),
-        ("image,result,instruction\n", "want one example or more, got none"),
+        ("image,result\na,b\n", "edits.csv: want the columns image, result, instruction, got none called instruction"),
+        ("image;result;instruction\na;b;c\n", "got none called image, result, instruction; separate the columns by commas"),
+        ("image,result,instruction\n", "want rows, got none"),
         ("image,result,instruction\nbefore/a.png,after/c.png,x\n", "line 2: want an image in .* as result, got 'after/c.png'"),
         ("image,result,instruction\nbefore/a.png,after/a.png, \n", "line 2: want an instruction, got none"),
-        ("image,result,instruction\nbefore/a.png\n", "line 2: want an image in .* as result, got ''"),
+        ("image,result,instruction\nbefore/a.png\n", "line 2: want as many cells as the header has, got 'before/a.png'"),
+        (
+            "image,result,instruction\nbefore/a.png,after/a.png,cut it, please\n",
+            "line 2: want as many cells .* got 'before/a.png,after/a.png,cut it, please'; put texts with commas in double",
+        ),
     ],
 )
 def test_a_table_that_does_not_fit_names_line_and_column(table: str, message: str, pairs: Path) -> None:
     (pairs / "edits.csv").write_text(table, encoding="utf-8")
     with pytest.raises(ExampleError, match=message):
         read_examples(pairs)
+
+
+def test_a_table_that_is_not_utf8_names_the_row(pairs: Path) -> None:
+    rows = ["image,result,instruction", "before/a.png,after/a.png,cut it out", "before/b.png,after/b.png,dégagé"]
+    (pairs / "edits.csv").write_text("\n".join(rows), encoding="latin-1")
+    with pytest.raises(ExampleError, match=r"edits\.csv: line 3: want UTF-8, got 'before/b\.png.*d\?gag.*save the table as CSV"):
+        read_examples(pairs)
+
+
+def test_captions_of_a_table_are_read_and_hidden_files_are_not(pairs: Path) -> None:
+    (pairs / "edits.csv").write_text(
+        'image,result,instruction,input_caption,output_caption\nbefore/a.png,after/a.png,cut it,"a mug, white",a mug\n'
+    )
+    (example,) = read_examples(pairs)
+    assert (example.source_caption, example.target_caption) == ("a mug, white", "a mug")
+    (pairs / "edits.csv").unlink()
+    (pairs / "before/.DS_Store").write_bytes(b"")
+    assert len(read_examples(pairs, ["x"])) == 2
 
 
 def test_folders_that_do_not_fit_are_errors(pairs: Path, tmp_path: Path) -> None:

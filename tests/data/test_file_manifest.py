@@ -1,10 +1,12 @@
 """A package is opened only if its files are those that were registered."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from emuedit.data.file_manifest import ManifestError, check_manifest, write_manifest
+from emuedit.data.dependencies import hash_file
+from emuedit.data.file_manifest import ManifestError, check_manifest, hash_files, write_manifest
 
 
 @pytest.fixture
@@ -21,6 +23,46 @@ def test_an_untouched_folder_passes_and_so_does_one_without_a_manifest(package: 
     (package / "manifest.json").unlink()
     (package / "settings.json").write_text("[]")
     check_manifest(package)
+    with pytest.raises(ManifestError, match=r"want manifest.json with the hashes of all files in .*, got none; download"):
+        check_manifest(package, is_required=True)
+
+
+def test_whoever_rewrites_the_manifest_is_noticed_by_its_hash(package: Path) -> None:
+    registered = write_manifest(package)
+    check_manifest(package, expected_hash=registered)
+    (package / "settings.json").write_text("[]")
+    assert write_manifest(package) != registered
+    check_manifest(package)
+    with pytest.raises(ManifestError, match=r"manifest.json as it was registered, got one with another hash"):
+        check_manifest(package, expected_hash=registered)
+    (package / "manifest.json").unlink()
+    with pytest.raises(ManifestError, match="got none"):
+        check_manifest(package, expected_hash=registered)
+
+
+def test_manifests_of_earlier_versions_with_shorter_hashes_are_checked(package: Path) -> None:
+    names = ("editor/weights.safetensors", "settings.json")
+    (package / "manifest.json").write_text(json.dumps({name: hash_file(package / name) for name in names}))
+    check_manifest(package)
+    (package / "settings.json").write_text("[]")
+    with pytest.raises(ManifestError, match=r"settings\.json has changed"):
+        check_manifest(package)
+
+
+def test_compiled_code_is_a_file_like_any_other(package: Path) -> None:
+    """Python would run it in place of its source."""
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__/model.cpython-311.pyc").write_bytes(b"")
+    assert len(hash_files(package)) == 4
+    with pytest.raises(ManifestError, match="pyc is not listed"):
+        check_manifest(package)
+    check_manifest(package, ignored=["__pycache__/model.cpython-311.pyc"])
+
+
+def test_a_damaged_manifest_is_an_error(package: Path) -> None:
+    (package / "manifest.json").write_text("{")
+    with pytest.raises(ManifestError, match=r"want a table of hashes in .*manifest.json, got a damaged file"):
+        check_manifest(package)
 
 
 def test_changed_missing_and_added_files_are_named(package: Path) -> None:

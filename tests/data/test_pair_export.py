@@ -15,7 +15,7 @@ from emuedit.data.formats import pair_export
 from emuedit.data.formats.pair_export import export_pairs
 from emuedit.data.formats.pair_format import FormatError
 from emuedit.data.png import decode_png, encode_png
-from emuedit.data.publish import publish, read_folder, scratch_folder
+from emuedit.data.publish import publish, read_folder, read_summary, scratch_folder
 from emuedit.data.records import Pair, Verdict
 from emuedit.data.shards import write_shard
 from emuedit.stages import dataset
@@ -149,4 +149,4 @@ def test_a_router_assigns_the_tasks(
     assert {pair.instruction: pair.task for pair in read_folder("in", Pair)} == {
         "make it 0": "add", "make it 2": "remove", "make it 5": "add",
     }  # fmt: skip
-    assert "by router f00d" in Path("in/card.md").read_text()
+    assert f"by router {read_summary('models/router').key}" in Path("in/card.md").read_text()

@@ -7,6 +7,7 @@ import datasets
 import duckdb
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,6 +85,24 @@ def test_ids_depend_on_content() -> None:
     assert pair(scores={"clip_dir": 0.9}).id == original.id
     assert pair(recipe={"weights": [0.5, 0.25, 0.25], "blur_px": 9}).id == original.id
     assert Caption("x", "a", 1).id == Caption("x", "b", 2).id != Drop("x", "a", "b", 1).id
+
+
+def test_the_id_of_a_caption_depends_on_the_content_of_its_image_not_on_its_file() -> None:
+    plain = Caption("x", "a", 1)
+    hashed, moved, changed = Caption("x", "a", 1, "i", "h"), Caption("x", "a", 1, "j", "h"), Caption("x", "a", 1, "i", "k")
+    assert hashed.id == moved.id
+    assert len({plain.id, hashed.id, changed.id}) == 3
+
+
+def test_a_shard_without_a_field_that_was_added_later_can_be_read(tmp_path: Path) -> None:
+    record = Caption("a red star", "c.txt", 3)
+    write_shard(tmp_path / "s.parquet", [record])
+    table = pq.read_table(tmp_path / "s.parquet")
+    pq.write_table(table.drop_columns(["image", "image_hash"]), tmp_path / "s.parquet")
+    assert read_shard(tmp_path / "s.parquet", Caption, verify=True) == [record]
+    pq.write_table(table.drop_columns(["source"]), tmp_path / "s.parquet")
+    with pytest.raises(ShardError, match=r"\['source'\] are missing"):
+        read_shard(tmp_path / "s.parquet", Caption)
 
 
 def test_ids_depend_on_pixels_not_on_compression() -> None:

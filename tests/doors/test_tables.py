@@ -103,7 +103,7 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "a column twice": ("c.csv", b"caption,caption\na,b\n", r"want different names of columns"),
     "nothing but bad rows": ("c.jsonl", b"{\x22caption\n", r"want at least one caption.*'dropped_not_json': 1"),
     "a header alone": ("c.csv", b"caption,n\n", r"want at least one caption"),
-    "a folder of pictures": ("c/1.png", b"not a picture", r"want the split 'train' of the dataset|cannot be read"),
+    "a folder of pictures": ("c/1.png", b"not a picture", r"want key 'caption' in .*, got \['image'\] in row 1"),
     "a file of another kind": ("c.xlsx", b"PK\x03\x04", r"want a caption source .txt, .csv"),
 }
 

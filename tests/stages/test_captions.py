@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pandas as pd
@@ -13,7 +14,7 @@ import pytest
 from emuedit.config import ParamsError, load
 from emuedit.data.caption_sources import CaptionSourceError
 from emuedit.data.language import LanguageError, probability
-from emuedit.data.publish import read_folder, read_summary
+from emuedit.data.publish import read_folder, read_summary, scratch_folder
 from emuedit.data.records import Caption, Drop
 from emuedit.stages import captions
 from emuedit.stages.captions import CaptionsError, CaptionsParams, clean, run
@@ -100,12 +101,19 @@ def test_a_dataset_on_the_hub_is_streamed_at_its_commit(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     commit = "0123456789abcdef0123456789abcdef01234567"
+    scratch_folders: list[Path] = []
+
+    def record_scratch(*arguments: Any) -> Path:
+        scratch_folders.append(scratch_folder(*arguments))
+        return scratch_folders[-1]
+
+    monkeypatch.setattr(captions, "scratch_folder", record_scratch)
     (tmp_path / "hub.yaml").write_text(f"captions: {{dataset: owner/name, config: small, revision: {commit}}}\n")
-    first = run(make_params("hub.yaml", n_rows=5), tmp_path)
-    assert first.counts["kept"] == 2
+    assert run(make_params("hub.yaml", n_rows=5), tmp_path).counts["kept"] == 2
     assert requests == [{"path": "owner/name", "name": "small", "revision": commit, "split": "train", "streaming": True}]
     (tmp_path / "hub.yaml").write_text(f"captions: {{dataset: owner/name, config: small, revision: {commit[::-1]}}}\n")
-    assert run(make_params("hub.yaml", n_rows=5), tmp_path).key != first.key
+    run(make_params("hub.yaml", n_rows=5), tmp_path)
+    assert scratch_folders[0] != scratch_folders[1], "the rows of another commit are other work"
 
 
 def test_captions_in_other_languages_are_dropped(tmp_path: Path) -> None:
@@ -136,7 +144,7 @@ def test_an_interrupted_run_resumes_after_the_last_shard_with_the_same_bytes(
     uninterrupted = read_files(tmp_path / captions.OUT)
     cleaned_rows: list[int] = []
 
-    def interrupted_clean(text: str | None, index: int, seen: set[str], params: CaptionsParams) -> Caption | Drop:
+    def interrupted_clean(text: str | None, index: int, seen: set[str], params: CaptionsParams, image: None) -> Caption | Drop:
         is_first_time = index not in cleaned_rows
         cleaned_rows.append(index)
         if index == 4 and is_first_time:

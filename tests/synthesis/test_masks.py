@@ -114,6 +114,13 @@ def test_the_union_has_the_area_of_all_objects_or_is_rejected(areas_px: tuple[in
     assert (P if isinstance(P, Rejected) else int(P.sum())) == expected
 
 
+@pytest.mark.parametrize(("area_px", "accepted"), [(1, False), (3, True), (150, True), (197, True), (199, False)])
+def test_objects_whose_background_is_edited_may_fill_the_image_up_to_a_rest(area_px: int, accepted: bool) -> None:
+    """A close-up; the rest must have `min_area`, here 2 px of 200."""
+    P = masks.union_mask([object_of_area(area_px)], torch.zeros(10, 20), LIMITS, edits_complement=True)
+    assert isinstance(P, torch.Tensor) == accepted
+
+
 def test_the_complement_excludes_the_object_and_its_border() -> None:
     P = torch.zeros(20, 20, dtype=torch.bool)
     P[8:12, 8:12] = True

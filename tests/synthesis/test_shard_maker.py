@@ -122,11 +122,24 @@ def test_prompt_to_prompt_preserves_the_source_as_soft_masks_do(models: ModelSet
     assert 1 < change(pairs[1]) < change(pairs[2])
 
 
-def test_captions_that_are_too_long_to_align_are_dropped_with_a_reason(models: ModelSet) -> None:
-    instructions = [make_instruction(BLUE, "red star"), make_instruction(LONG, "red star")]
-    pairs, (drop,) = make_pairs(models, instructions, ALIGNED_WORDS)
-    assert [pair.target_caption for pair in pairs] == [BLUE]
-    assert pairs[0].scores["l1_outside"] is None
+@pytest.mark.parametrize("recipe", [ALIGNED_WORDS, object_recipe()])
+def test_captions_that_the_base_model_would_truncate_are_dropped_with_a_reason(recipe: Recipe, models: ModelSet) -> None:
+    instructions = [
+        make_instruction(BLUE, "red star"),
+        make_instruction(LONG, "red star"),
+        make_instruction(LONG, "red star", "detect", target_object="red star"),  # drawn into the image of STAR
+        make_instruction(BLUE, "red star", "detect", source=LONG, target_object="red star"),
+    ]
+    pairs, drops = make_pairs(models, instructions, recipe)
+    assert [pair.instruction_id for pair in pairs] == [instructions[0].id, instructions[2].id]
+    assert [(drop.subject, drop.reason) for drop in drops] == [
+        (instructions[1].id, "caption_too_long"), (instructions[3].id, "caption_too_long"),
+    ]  # fmt: skip
+
+
+def test_a_shard_in_which_all_captions_are_too_long_has_no_pairs(models: ModelSet) -> None:
+    pairs, (drop,) = make_pairs(models, [make_instruction(LONG, "red star")], object_recipe())
+    assert not pairs
     assert drop.reason == "caption_too_long"
 
 
@@ -159,6 +172,7 @@ def shard(models: ModelSet) -> Iterator[RejectedShard]:
     mask = MaskParams()
     recipes = {
         "default": (SoftMaskRecipe(mask=mask),),
+        "background": (SoftMaskRecipe(mask=MaskParams(complement=True)),),
         "texture": (difference_recipe(),),
         "text": (ALIGNED_WORDS,),
     }
@@ -169,6 +183,7 @@ def shard(models: ModelSet) -> Iterator[RejectedShard]:
         "mask_too_small": make_instruction(BLUE, "dot"),
         "mask_too_large": make_instruction(BLUE, "star, sky"),
         "no_object": make_instruction(BLUE, None),
+        "close-up": make_instruction(BLUE, "sky", "background"),
         "no_difference": make_instruction(STAR, "star", "texture"),
         "caption_too_long": make_instruction(LONG, "star", "text"),
         "annotator_refused": make_instruction(STAR, None, "color", target_object="darken"),
@@ -210,9 +225,14 @@ def test_an_accepted_instruction_has_a_region(shard: RejectedShard) -> None:
     assert region.box_px.tolist() == [0, 0, 8, 8]
 
 
+def test_an_object_that_fills_the_image_may_get_another_background(shard: RejectedShard) -> None:
+    assert isinstance(shard.regions[shard.instructions["close-up"].id], Region)
+
+
 def test_rejected_instructions_have_no_candidate_and_a_drop_with_their_reason(shard: RejectedShard) -> None:
     candidates: list[Candidate] = [*shard.maker.generate(shard.regions, Counter()), *shard.maker.annotate(shard.regions)]
-    assert [candidate.instruction for candidate in candidates] == [shard.instructions["accepted"]]
+    accepted = ("accepted", "close-up")
+    assert [candidate.instruction for candidate in candidates] == [shard.instructions[name] for name in accepted]
     drops = shard.maker.drops(shard.regions, candidates)
     numbered = list(enumerate(shard.instructions.items()))
-    assert drops == [Drop(instruction.id, reason, IN, n) for n, (reason, instruction) in numbered if reason != "accepted"]
+    assert drops == [Drop(instruction.id, reason, IN, n) for n, (reason, instruction) in numbered if reason not in accepted]

@@ -30,7 +30,7 @@ class Column:
 
 @dataclass(frozen=True)
 class PairFormat:
-    """A published dataset: Parquet files whose images are structs {bytes, path}."""
+    """A dataset: Parquet files whose images are structs {bytes, path}; `pair_folder` reads image files as such rows."""
 
     name: str
     source: str

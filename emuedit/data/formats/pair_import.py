@@ -1,4 +1,4 @@
-"""Import Parquet files of a known format as a published folder of Pair, with a data card. The pairs are not filtered.
+"""Import Parquet files of a known format, or image files, as a published folder of Pair, with a data card; nothing is filtered.
 
 Out: `shard-*.parquet` of Pair, `dropped-*.parquet` of Drop, `card.md`, and `summary.json` with source and licence.
 The same command resumes a stopped import.
@@ -17,8 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from emuedit.data import image_io, text_tables
+from emuedit.data import example_folder, image_io, text_tables
 from emuedit.data.dependencies import content_key
+from emuedit.data.example_folder import ExampleEdit
+from emuedit.data.formats import pair_folder
 from emuedit.data.formats.pair_format import Column, FormatError
 from emuedit.data.formats.row_conversion import AssignTasks, ImportOptions, RowRejected, duplicate_key
 from emuedit.data.publish import Summary, publish, read_summary, resumable_shards, scratch_folder
@@ -48,9 +50,25 @@ def import_pairs(options: ImportOptions, files: Sequence[Path], out: Path, root:
     Raises FormatError for files of another format, for an `out` with other contents, and if no pair remains.
     """
     check_output_folder(out, "import")
-    pair_format = options.pair_format
     n_files, files = len(files), _readable(files)
-    columns = [pair_format.match_columns(pq.read_schema(file), str(file)) for file in files]
+    columns = [options.pair_format.match_columns(pq.read_schema(file), str(file)) for file in files]
+    counts = Counter({"dropped_files_unreadable": n_files - len(files)} if len(files) < n_files else {})
+    n_rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
+    return _import(options, _Rows(_read_batches(files, columns, counts), n_rows, files), counts, out, root)
+
+
+def import_examples(options: ImportOptions, examples: Sequence[ExampleEdit], out: Path, root: Path) -> Summary:
+    """Import image files before and after an edit, in the format of `pair_folder`. Errors: as `import_pairs`."""
+    check_output_folder(out, "import")
+    files = sorted({file for example in examples for file in (example.before, example.after)})
+    columns = options.pair_format.columns
+    batches = (_Batch(example_folder.TABLE, columns, start, rows) for start, rows in pair_folder.read_batches(examples))
+    return _import(options, _Rows(batches, len(examples), files, repr(examples)), Counter(), out, root)
+
+
+def _import(options: ImportOptions, rows: "_Rows", counts: Counter[str], out: Path, root: Path) -> Summary:
+    """Convert and publish the rows. counts: of unreadable files, which the rows also update."""
+    pair_format = options.pair_format
     params = {
         "layout": pair_format.name,
         "source": pair_format.source,
@@ -59,20 +77,21 @@ def import_pairs(options: ImportOptions, files: Sequence[Path], out: Path, root:
         "size": f"{options.size} px per side" if options.size else "original sizes",
     }
     code = sorted(Path(__file__).parent.glob("*.py"))
-    scratch = scratch_folder(root, f"import-{out.name}", content_key(params, *files, *code, image_io.__file__))
+    key = content_key({"texts": rows.texts, **params}, *rows.files, *code, image_io.__file__)
+    scratch = scratch_folder(root, f"import-{out.name}", key)
     seen: set[bytes] = set()
-    counts = Counter({"dropped_files_unreadable": n_files - len(files)} if len(files) < n_files else {})
-    n_rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
-    with tqdm(total=n_rows, unit="pair", desc=f"import {pair_format.name}") as progress:
+    with tqdm(total=rows.n_rows, unit="pair", desc=f"import {pair_format.name}") as progress:
         convert = partial(_convert_batch, options=options, seen=seen)
-        for shard in resumable_shards(scratch, _read_batches(files, columns, counts), convert, Pair):
+        for shard in resumable_shards(scratch, rows.batches, convert, Pair):
             seen.update(map(duplicate_key, shard.records))
             counts["pairs"] += len(shard.records)
             counts.update(f"pairs_{pair.task}" for pair in shard.records)
             counts.update(f"dropped_{drop.reason}" for drop in shard.drops)
             progress.update(shard.source.rows.num_rows)
     if not counts["pairs"]:
-        raise FormatError(f"want at least one pair in {len(files)} files, got {dict(counts)}; see {scratch}/dropped-*.parquet")
+        raise FormatError(
+            f"want at least one pair in {len(rows.files)} files, got {dict(counts)}; see {scratch}/dropped-*.parquet"
+        )
     dropped = [f"| {key.removeprefix('dropped_')} | {n} |" for key, n in sorted(counts.items()) if key.startswith("dropped_")]
     card = _CARD_TEMPLATE.format(**params, pairs=counts["pairs"], dropped="\n".join(dropped) or "| none | 0 |")
     (scratch / CARD).write_text(card, encoding="utf-8")
@@ -105,6 +124,18 @@ class _Batch:
     start: int
     """Index of the first row in the file."""
     rows: pa.RecordBatch
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows to import."""
+
+    batches: Iterator[_Batch]
+    n_rows: int
+    files: Sequence[Path]
+    """Files with their content."""
+    texts: str = ""
+    """Content that is not in the files."""
 
 
 def _readable(files: Sequence[Path]) -> list[Path]:

@@ -1,0 +1,40 @@
+"""Read a table of edits of images, `edits.csv`. A row that cannot be read, or has too few or too many cells, is an error."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from emuedit.data import text_tables
+from emuedit.data.text_tables import BadRow, TableError
+
+_SHOWN = 5
+_ADVICE = {
+    "ragged_row": "want as many cells as the header has, got {text!r}; put texts with commas in double quotes",
+    "not_utf8": "want UTF-8, got {text!r}; save the table as CSV in UTF-8",
+}
+
+
+def read_edit_table(file: Path, required: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a table, without spaces around the values; the first is in line 2 unless values span lines.
+
+    Raises TableError, which names file, line and column, for an empty table, missing columns and unreadable rows.
+    """
+    rows = list(text_tables.read_csv(file))
+    columns: list[str] = next((list(row) for row in rows if isinstance(row, dict)), [])
+    missing = [name for name in required if name not in columns]
+    if columns and missing:
+        advice = "; separate the columns by commas" if any(mark in columns[0] for mark in ";\t") else ""
+        raise TableError(f"{file}: want the columns {', '.join(required)}, got none called {', '.join(missing)}{advice}")
+    problems = [f"line {line}: {_problem(row)}" for line, row in enumerate(rows, start=2) if isinstance(row, BadRow)]
+    if problems or not rows:
+        raise TableError(f"{file}: {join_problems(problems) or 'want rows, got none'}")
+    return [{name: str(value).strip() for name, value in row.items()} for row in rows if isinstance(row, dict)]
+
+
+def join_problems(problems: Sequence[str]) -> str:
+    """The first problems in one line, and the number of the others."""
+    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return "; ".join(problems[:_SHOWN]) + more
+
+
+def _problem(row: BadRow) -> str:
+    return _ADVICE.get(row.reason, "{reason}: {text!r}; is a quotation mark not closed?").format(reason=row.reason, text=row.text)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from emuedit.data.formats import FORMAT_NAMES
+from emuedit.data.formats import FOLDER, FORMAT_NAMES
 from emuedit.editor import edit_commands, task_commands
 from emuedit.name_hints import check_options
 from emuedit.operations import ledger_commands, remote_commands, server_commands
@@ -56,13 +56,18 @@ def console_main() -> NoReturn:
 
 
 def _import(options: argparse.Namespace) -> None:
+    from emuedit.data.example_folder import read_examples
     from emuedit.data.formats import pair_format, pair_import
     from emuedit.data.formats.row_conversion import ImportOptions
 
     origin, assign_tasks = _task_origin(options.task, options.router)
     import_options = ImportOptions(pair_format.get_format(options.format), options.size, origin, assign_tasks)
-    files = pair_import.find_parquet_files(options.folder, options.files)
-    summary = pair_import.import_pairs(import_options, files, options.out, Path())
+    if options.format == FOLDER:
+        examples = read_examples(options.folder, options.instruction)
+        summary = pair_import.import_examples(import_options, examples, options.out, Path())
+    else:
+        files = pair_import.find_parquet_files(options.folder, options.files)
+        summary = pair_import.import_pairs(import_options, files, options.out, Path())
     print(f"{options.out}: {summary.counts}")
 
 
@@ -100,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     edit_commands.add_commands(commands)
     task_commands.add_commands(commands)
     learn_command.add_commands(commands)
-    _add_import(commands.add_parser("import", help="convert a public dataset to pairs", allow_abbrev=False))
+    _add_import(commands.add_parser("import", help="convert a public dataset or your own images to pairs", allow_abbrev=False))
     export = commands.add_parser("export", help="write the kept pairs as a dataset to share", allow_abbrev=False)
     export.set_defaults(run=_export)
     export.add_argument("out", type=Path, help="new folder for the kept pairs of data/pairs")
@@ -116,7 +121,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_import(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_import)
     command.add_argument("format", help=f"format of the dataset: {', '.join(FORMAT_NAMES)}")
-    command.add_argument("folder", type=Path, help="folder with the dataset's Parquet files, at any depth")
+    folder = f"folder with the dataset's Parquet files, at any depth; for {FOLDER}, with edits.csv, or before/ and after/"
+    command.add_argument("folder", type=Path, help=folder)
     command.add_argument("out", type=Path, help="new folder for the pairs")
     only = "glob of the files to read, such as 'train-*.parquet'; default: all"
     command.add_argument("--files", default="*.parquet", metavar="PATTERN", help=only)
@@ -125,5 +131,7 @@ def _add_import(command: argparse.ArgumentParser) -> None:
     tasks.add_argument(
         "--router", type=Path, metavar="FOLDER", help="task predictor that assigns the tasks, such as models/router"
     )
+    wording = f"for {FOLDER} without edits.csv: what was done; several are used in turn"
+    command.add_argument("--instruction", action="append", default=[], metavar="TEXT", help=wording)
     sizes = "crop and scale images to this side in pixels, such as the value of train.resolution; default: unchanged"
     command.add_argument("--size", type=int, metavar="PX", help=sizes)

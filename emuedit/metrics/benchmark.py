@@ -78,12 +78,16 @@ class EditSource(Protocol):
 def load(reference: str, device: str = "auto") -> EditSource:
     """The function `edits` of a file such as `toyworld/edits/toy_benchmark.py`, or a folder of real images (`photo_benchmark`).
 
-    device: device name for the networks of the folder's judge, see `Runtime.choose`.
+    device: device name for the networks of the folder's judge, see `Runtime.choose`. Prints a line for an uncalibrated judge.
     Raises ParamsError for a missing file or function, BenchmarkError for a folder that is not a benchmark.
     """
     if Path(reference).is_dir() or not Path(reference).suffix:
         from emuedit.metrics.photo_benchmark import PhotoBenchmark
 
-        return PhotoBenchmark(reference, device)
+        benchmark = PhotoBenchmark(reference, device)
+        if tasks := ", ".join(benchmark.uncalibrated_tasks):
+            advice = f"`emuedit benchmark {reference} --calibrate` sets them"
+            print(f"benchmark: uncalibrated judge, its bounds for {tasks} are not measured; {advice}", flush=True)
+        return benchmark
     source: EditSource = config.import_function(reference, "edits")
     return source

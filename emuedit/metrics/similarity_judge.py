@@ -201,7 +201,7 @@ def _rejection_reason(task: str, bounds: JudgeBounds, gain: float, cosine: float
     row = get_task(task)
     if gain == _NEVER or (row.annotated and error is not None):
         if error is None:
-            return "its captions are equal and there is no reference result: it cannot be judged"
+            return "CLIP cannot tell its captions apart and there is no reference result: it cannot be judged"
         if error.l1 > bounds.max_result_l1:
             return f"L1 to the reference result {error.l1:.3f} above max_result_l1 {bounds.max_result_l1:g}"
         if error.left > bounds.max_left:

@@ -5,6 +5,7 @@ libraries' errors would name neither the file nor a fix.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,12 +64,14 @@ def problems(folder: Path) -> Iterator[str]:
     index = folder / "model_index.json"
     if not index.is_file():
         yield from _folder_problems(folder, "")
+        yield from _variants_only(folder, "")
     elif problem := _json_problem(index):
         yield f"{index.name}: {problem}"
     else:
         for name in _parts(json.loads(index.read_text(encoding="utf-8"))):
             yield from _folder_problems(folder / name, f"{name}/")
             yield from _missing_files(folder / name, name)
+            yield from _variants_only(folder / name, f"{name}/")
 
 
 def _parts(index: Any) -> Iterator[str]:
@@ -83,6 +86,21 @@ def _missing_files(part: Path, name: str) -> Iterator[str]:
         yield f"{name}: no config"
     elif (part / "config.json").is_file() and not any(part.glob("*.safetensors")):
         yield f"{name}: no *.safetensors weights"
+
+
+def _variants_only(folder: Path, prefix: str) -> Iterator[str]:
+    """The problem of a folder whose weights are all variants, such as model.fp16.safetensors: libraries load one by name only."""
+    names = sorted(file.name for file in folder.glob("[!.]*.safetensors"))
+    if names and all("." in name.removesuffix(".safetensors") for name in names):
+        plain = _without_variant(names[0])
+        advice = f"rename the variant (the number format is chosen when the weights are loaded), or add {plain}"
+        yield f"{prefix}{names[0]}: want {plain}, got only a variant; {advice}"
+
+
+def _without_variant(name: str) -> str:
+    """The name without its variant: model.safetensors for model.fp16.safetensors, also of one of several shards."""
+    shard = re.search(r"-\d+-of-\d+", name)
+    return f"{name.split('.')[0]}{shard[0] if shard and shard[0] not in name.split('.')[0] else ''}.safetensors"
 
 
 def _folder_problems(folder: Path, prefix: str) -> Iterator[str]:

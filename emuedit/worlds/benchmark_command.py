@@ -1,8 +1,9 @@
 """`emuedit benchmark FOLDER`: check a benchmark of real images, and calibrate its judge."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emuedit import config
 from emuedit.data.dependencies import find_file
@@ -10,7 +11,13 @@ from emuedit.metrics.benchmark_folder import JUDGE
 from emuedit.models.model_files import base_model_sizes
 from emuedit.training.presets import with_preset
 
+if TYPE_CHECKING:
+    from emuedit.metrics.photo_benchmark import JudgeFile, PhotoBenchmark
+
 _MIN_MARGIN, _SIZE = 0.2, 512
+_FEWEST_RESULTS = 4
+"""Edits with results from which a task can be calibrated, see `SimilarityJudge.calibrate`."""
+_SHOWN = 10
 
 
 def add_commands(commands: Any) -> None:
@@ -29,58 +36,88 @@ def add_commands(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from emuedit.metrics import photo_benchmark
 
-    _set_judge(options)
-    benchmark = photo_benchmark.PhotoBenchmark(options.folder)
+    rows = photo_benchmark.read_rows(options.folder)  # raises for a folder that is not a benchmark
+    settings = _choose_settings(options)
+    benchmark = photo_benchmark.PhotoBenchmark(options.folder, settings=settings)
+    _print_rows(rows, benchmark)
+    if options.calibrate:
+        settings = _calibrate(benchmark)
+    file = options.folder / JUDGE
+    if not file.is_file() or settings != photo_benchmark.read_judge(options.folder):
+        photo_benchmark.write_judge(options.folder, settings)
+    if options.calibrate:
+        print(f"\n{file}: bounds of {', '.join(settings.task_bounds)}")
+    elif tasks := benchmark.uncalibrated_tasks:
+        print(f"\nuncalibrated, the judge's bounds are not measured: {', '.join(tasks)}; add --calibrate")
+    return 0
+
+
+def _print_rows(rows: Sequence[dict[str, str]], benchmark: "PhotoBenchmark") -> None:
+    """Print the number of edits of each task, and the rows that cannot be judged."""
+    from emuedit.metrics.photo_benchmark import can_be_judged
+
     print(f"{'task':12}{'edits':>7}{'results':>9}")
     for task in benchmark.tasks:
-        rows = [row for row in benchmark.rows if row["task"] == task]
-        print(f"{task:12}{len(rows):7d}{sum(bool(row.get('result')) for row in rows):9d}")
-    if not options.calibrate:
-        return 0
+        of_task = [row for row in benchmark.rows if row["task"] == task]
+        print(f"{task:12}{len(of_task):7d}{sum(bool(row.get('result')) for row in of_task):9d}")
+    if left_out := [(line, row["task"]) for line, row in enumerate(rows, start=2) if not can_be_judged(row)]:
+        lines = ", ".join(f"{line} ({task})" for line, task in left_out[:_SHOWN]) + (", ..." if len(left_out) > _SHOWN else "")
+        print(
+            f"\n{len(left_out)} of {len(rows)} edits are not used, because they cannot be judged: their captions are equal and "
+            f"they have no result. Add a result, or captions that differ, in the lines {lines}"
+        )
+
+
+def _calibrate(benchmark: "PhotoBenchmark") -> "JudgeFile":
+    """The settings with calibrated bounds. Prints the shares that the bounds accept; raises BenchmarkError without any."""
+    from emuedit.metrics.photo_benchmark import BenchmarkError, has_equal_captions
+
+    with_results = [row for row in benchmark.rows if row.get("result") and not has_equal_captions(row)]
+    usable = {task: [row for row in with_results if row["task"] == task] for task in benchmark.tasks}
+    needed = f"{_FEWEST_RESULTS} edits with results and different captions"
+    if not any(len(rows) >= _FEWEST_RESULTS for rows in usable.values()):
+        counts = ", ".join(f"{len(rows)} of {task}" for task, rows in usable.items())
+        raise BenchmarkError(
+            f"want {needed} of one task to calibrate from, got {counts or 'none'} in {benchmark.folder}; nothing was written: "
+            "add results, or omit --calibrate for a judge whose bounds are not measured"
+        )
     calibrations = []
     print(f"\n{'accepted':12}{'right':>7}{'other':>7}{'undone':>8}   min_gain  DINO")
-    for task in benchmark.tasks:
-        rows = [row for row in benchmark.rows if row["task"] == task and row.get("result")]
-        different = [row for row in rows if row["input_caption"] != row["output_caption"]]
-        if len(different) < 4:
-            print(f"{task:12} want 4 edits with results and different captions, got {len(different)}")
+    for task, rows in usable.items():
+        if len(rows) < _FEWEST_RESULTS:
+            print(f"{task:12} want {needed}, got {len(rows)}")
             continue
-        calibration = benchmark.calibrate(task, different)
+        calibration = benchmark.calibrate(task, rows)
         calibrations.append(calibration)
         shares = f"{calibration.right:7.2f}{calibration.unrelated:7.2f}{calibration.unchanged:8.2f}"
         print(f"{task:12}{shares}   {calibration.bounds.min_gain:8.3f}  {calibration.min_dino:.2f}")
-    if not calibrations:
-        raise photo_benchmark.BenchmarkError(f"want edits with results in {options.folder} to calibrate from, got none")
     for calibration in calibrations:
         if calibration.right - max(calibration.unrelated, calibration.unchanged) < _MIN_MARGIN:
             print(f"{calibration.task}: the judge barely separates correct results from wrong or unchanged ones")
     bounds = {calibration.task: calibration.bounds for calibration in calibrations}
-    photo_benchmark.write_judge(options.folder, benchmark.settings.model_copy(update={"task_bounds": bounds}))
-    print(f"\n{options.folder / JUDGE}: bounds of {', '.join(bounds)}")
-    return 0
+    return benchmark.settings.model_copy(update={"task_bounds": bounds})
 
 
-def _set_judge(options: argparse.Namespace) -> None:
-    """Write `judge.yaml` if it is missing or options change its values. Bounds are valid for one set of values only."""
-    from emuedit.metrics.photo_benchmark import BenchmarkError, JudgeFile, read_judge, read_rows, write_judge
+def _choose_settings(options: argparse.Namespace) -> "JudgeFile":
+    """The judge's settings: of `judge.yaml`, of options, or for a new judge of the params. Bounds are valid for one set only."""
+    from emuedit.metrics.photo_benchmark import BenchmarkError, JudgeFile, read_judge
 
-    read_rows(options.folder)  # raises for a folder that is not a benchmark
     named = {name: value for name in ("clip", "dino", "size") if (value := getattr(options, name)) is not None}
     file = options.folder / JUDGE
     if not file.is_file():
         values = _judge_of_params() | named
         if missing := [f"--{name}" for name in ("clip", "dino") if name not in values]:
             raise BenchmarkError(f"want {' and '.join(missing)} for a new judge without {config.PARAMS_FILE}")
-        write_judge(options.folder, JudgeFile(**values))
-        return
+        return JudgeFile(**values)
     judge = read_judge(options.folder)
     present = judge.model_dump(include={"clip", "dino", "size"})
     if present != present | named:
-        write_judge(options.folder, JudgeFile(**present | named))
-        if JudgeFile(**present) != judge:
+        if JudgeFile(**present) != judge and not options.calibrate:
             print(f"{file}: the settings changed, so the bounds were removed; add --calibrate\n")
-    elif Path(config.PARAMS_FILE).is_file() and (others := _differences(present, _judge_of_params())):
+        return JudgeFile(**present | named)
+    if Path(config.PARAMS_FILE).is_file() and (others := _differences(present, _judge_of_params())):
         print(f"{file} differs from {config.PARAMS_FILE}: {others}; change it with the options\n")
+    return judge
 
 
 def _judge_of_params() -> dict[str, Any]:

@@ -37,8 +37,9 @@ def pin(models: Mapping[str, str], root: Path) -> tuple[dict[str, str], str]:
 
 def _is_unpinned(name: str, root: Path) -> bool:
     is_name = HUB_ID.fullmatch(name) is not None and not (root / name).exists()
-    return is_name and split_revision(name)[1] is None and not _is_open_clip(name)
+    return is_name and split_revision(name)[1] is None and not is_open_clip(name)
 
 
-def _is_open_clip(name: str) -> bool:
+def is_open_clip(name: str) -> bool:
+    """Whether a name such as 'ViT-L-14/openai' is one of open_clip's, not a hub id."""
     return name.partition("/")[0] in import_library("open_clip").list_models()

@@ -9,7 +9,7 @@ from emuedit import params_check
 from emuedit.config import PARAMS_FILE, ParamsError
 from emuedit.data.atomic_file import replacing
 from emuedit.data.dependencies import PIPELINE_FILE
-from emuedit.worlds import hub_pins, photo_world, pipeline_deps
+from emuedit.worlds import hub_pins, model_access, photo_world, pipeline_deps, tuned_params
 from emuedit.worlds.photo_world import MODELS, PRESETS, PhotoWorld
 
 _FILES = (PARAMS_FILE, PIPELINE_FILE)
@@ -37,8 +37,11 @@ def add_commands(commands: Any) -> None:
         kinds = {"llm": "folder, hub id, https://host/v1#model or module:factory", "segmenter": "checkpoint file or folder"}
         text = f"{kinds.get(key, 'folder or hub id')} (default: {default})"
         command.add_argument(f"--{key}", default=default, metavar="MODEL", help=text)
+    command.add_argument(
+        "--n-captions", type=int, metavar="N", help="captions to use, and with them the training steps (default: at most 500)"
+    )
     command.add_argument("--no-pin", action="store_true", help="do not pin hub ids to their current commits")
-    command.add_argument("--overwrite", action="store_true", help="overwrite uncommitted changes")
+    command.add_argument("--overwrite", action="store_true", help="overwrite uncommitted changes; tuned values are kept")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -51,12 +54,17 @@ def _run(options: argparse.Namespace) -> int:
     models["base_model"] = options.base_model or PRESETS[options.preset].base_model
     local = {key: (root / name).exists() for key, name in models.items()} | {"segmenter": True}  # always a local file
     pipeline = pipeline_deps.rewrite((root / PIPELINE_FILE).read_text(encoding="utf-8"), local)
-    notes = []
-    if not options.no_pin:
-        models, unpinned = hub_pins.pin(models, root)
-        notes += [unpinned] if unpinned else []
-    world = PhotoWorld(options.name, options.captions, options.column, options.preset, models, options.benchmark)
+    models, unpinned = (models, "") if options.no_pin else hub_pins.pin(models, root)
+    problems, unchecked = model_access.check(models, root, asks_hub=not unpinned)
+    if problems:
+        raise ParamsError("\n".join(problems))
+    world = PhotoWorld(
+        options.name, options.captions, options.column, options.preset, models, options.benchmark, options.n_captions
+    )
     params, further = photo_world.render(world, root)
+    earlier, template = (file.read_text(encoding="utf-8") for file in (root / PARAMS_FILE, photo_world.TEMPLATE))
+    params, kept = tuned_params.keep(earlier, params, template)
+    notes = [note for note in (unpinned, unchecked, *kept) if note]
     for name, text in zip(_FILES, (params, pipeline), strict=True):
         with replacing(root / name) as partial:
             partial.write_text(text, encoding="utf-8")

@@ -18,6 +18,7 @@ from emuedit.metrics.benchmark_folder import TABLE
 from emuedit.models.llm_loading import is_local
 from emuedit.models.model_files import base_model_sizes
 from emuedit.promotion.gate_settings import GateSettings
+from emuedit.prompts.moderation import DEFAULT_LIST, load_word_list
 from emuedit.training.presets import FOLDER as PRESET_FOLDER
 
 TEMPLATE = Path(__file__).with_name("photo_params.yaml")
@@ -41,6 +42,7 @@ _T5_LR, _ADAPTERS_LR = 1.0e-4, 5.0e-4
 _OBJECT_PX, _WIDE_PX, _SIGMA_PX, _AT_PX = 30, 20, 8, 512
 """AnyEdit's mask dilation at 512 px; the toy world's blur, scaled to this size."""
 _COUNTED = (".txt", ".csv", ".jsonl", ".parquet")
+_SHOWN_WORDS = 5
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class PhotoWorld:
     models: Mapping[str, str]
     """`base_model` and the keys of MODELS -> names."""
     benchmark: str
+    n_captions: int | None = None
+    """Captions to use; None: at most 500."""
 
 
 def render(world: PhotoWorld, root: Path) -> tuple[str, list[str]]:
@@ -92,6 +96,8 @@ def render(world: PhotoWorld, root: Path) -> tuple[str, list[str]]:
     Raises ParamsError, or what the captions or the benchmark raise if they cannot be read.
     """
     preset = PRESETS[world.preset]
+    if world.n_captions is not None and world.n_captions < 1:
+        raise ParamsError(f"want one caption or more as --n-captions, got {world.n_captions}")
     for value in (world.name, world.column, *world.models.values()):
         if "\n" in value or "\r" in value:
             raise ParamsError(f"want names without line breaks, got {value!r}")
@@ -100,7 +106,7 @@ def render(world: PhotoWorld, root: Path) -> tuple[str, list[str]]:
     n_rows, of_captions = _count_captions(world, root)
     tasks, n_edits, of_benchmark = _read_benchmark(root / world.benchmark)
     further = list(_further_notes(world, root, size_px))
-    n_captions = min(n_rows, _FIRST_CAPTIONS)
+    n_captions = min(n_rows, world.n_captions or _FIRST_CAPTIONS)
     steps, steps_reason = _choose_steps(world.preset, n_captions)
     per_px = size_px / _AT_PX
     values: dict[str, Any] = dict(world.models) | {
@@ -157,12 +163,26 @@ def _count_captions(world: PhotoWorld, root: Path) -> tuple[int, list[str]]:
     if not source.exists():
         raise ParamsError(f"want an existing file or folder of captions, got none at {source.resolve()}")
     if source.suffix not in _COUNTED:
-        return _MANY_ROWS, [f"captions.n_rows: at most {_MANY_ROWS} rows of {world.captions} are read; change it as you like"]
+        n_rows = max(_MANY_ROWS, world.n_captions or 0)
+        return n_rows, [f"captions.n_rows: at most {n_rows} rows of {world.captions} are read; change it as you like"]
     batches = caption_sources.read_batches(source, world.captions, "train", world.column, sys.maxsize, _MANY_ROWS)
-    n_rows = sum(len(rows) for _, rows in batches)
+    word_list, n_rows, matches = load_word_list(DEFAULT_LIST), 0, Counter[str]()
+    for _, rows in batches:
+        if not n_rows:
+            texts = (row for row in rows if isinstance(row, str))
+            matches.update(match for text in texts if (match := word_list.first_match([text])))
+        n_rows += len(rows)
     if not n_rows:
         raise ParamsError(f"want one caption per line or row, got none in {source}")
-    return n_rows, []
+    notes = []
+    if world.n_captions and world.n_captions > n_rows:
+        notes.append(f"instructions.n_captions: {n_rows}, all of {world.captions}; got --n-captions {world.n_captions}")
+    if n_matches := matches.total():
+        words = ", ".join(f"{word} ({n})" for word, n in matches.most_common(_SHOWN_WORDS))
+        read = f"the first {_MANY_ROWS}" if n_rows > _MANY_ROWS else n_rows
+        drops = f"the default list drops {n_matches} of {read} captions: {words}"
+        notes.append(f"instructions.moderation: {drops}; name a list of your own if they are wanted")
+    return n_rows, notes
 
 
 def _read_benchmark(folder: Path) -> tuple[list[str], int, list[str]]:
@@ -174,15 +194,18 @@ def _read_benchmark(folder: Path) -> tuple[list[str], int, list[str]]:
         return list(_WITHOUT_BENCHMARK), _MOST_EDITS, [f"evaluation.tasks: there is no benchmark yet; {advice}"]
     from emuedit.metrics import photo_benchmark  # imports torch
 
-    rows = photo_benchmark.read_rows(folder)
-    counts = Counter(row["task"] for row in rows if row.get("split", "held_out") == "held_out")
+    all_rows = photo_benchmark.read_rows(folder)
+    rows = [row for row in all_rows if photo_benchmark.can_be_judged(row)]
+    counts = Counter(row["task"] for row in rows if row["split"] == photo_benchmark.HELD_OUT)
     tasks = [task for task in _TRAINED if counts[task] >= _FEWEST_EDITS]
     if not tasks:
         raise ParamsError(
             f"want at least {_FEWEST_EDITS} held-out edits (promotion.min_edits) of one of {', '.join(_TRAINED)} in "
-            f"{folder / TABLE}, got {dict(counts)}"
+            f"{folder / TABLE} that can be judged, got {dict(counts)}"
         )
     notes = []
+    if n_left_out := len(all_rows) - len(rows):
+        notes.append(f"{folder / TABLE}: {n_left_out} edits cannot be judged; `uv run emuedit benchmark {folder}` lists them")
     if left_out := {task: n for task, n in counts.items() if task not in tasks}:
         reason = f"not in instructions.tasks, or fewer than {_FEWEST_EDITS} edits"
         notes.append(f"evaluation.tasks: without {left_out} of the benchmark ({reason})")

@@ -98,6 +98,23 @@ def test_a_damaged_editor_is_told_with_the_file(tmp_path: Path, capsys: pytest.C
     assert "model_index.json: not JSON, or truncated; copy or download the folder again" in capsys.readouterr().err
 
 
+def test_weights_that_are_only_a_variant_are_named(tmp_path: Path) -> None:
+    """`open_pipeline` names no variant, so diffusers would find no weights, after the instructions were written."""
+    shutil.copytree(WEIGHTS / "base_model", tmp_path / "models")
+    unet = tmp_path / "models/unet"
+    (unet / "diffusion_pytorch_model.safetensors").rename(unet / "diffusion_pytorch_model.fp16.safetensors")
+    (problem,) = model_files.problems(tmp_path / "models")
+    assert problem.startswith(
+        "unet/diffusion_pytorch_model.fp16.safetensors: want diffusion_pytorch_model.safetensors, got only a"
+    )
+    (line,) = reference_check.problems({"world": {"base_model": "models"}}, {}, tmp_path)
+    assert problem in line
+    shutil.copytree(WEIGHTS / "dino", tmp_path / "dino")
+    (tmp_path / "dino/model.safetensors").rename(tmp_path / "dino/model.fp16-00001-of-00002.safetensors")
+    with pytest.raises(ModelFileError, match=r"want model-00001-of-00002\.safetensors, got only a variant"):
+        dino.load(str(tmp_path / "dino"))
+
+
 def write_transformer(folder: Path, **files: dict[str, object]) -> Path:
     folder.mkdir()
     for name, content in files.items():

@@ -135,25 +135,6 @@ def test_more_edits_than_there_are_is_an_error_that_says_what_is_there(folder: P
         PhotoBenchmark(folder)("remove", "held_out", 0, 1)
 
 
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        ("image,task\n", "got none called instruction, input_caption, output_caption"),
-        (f"{HEADER}\n", "want rows, got none"),
-        (f"{HEADER}\nno.png,local,a,b,c\n", "line 2: want an image in .* got 'no.png'"),
-        (f"{HEADER}\na.png,locl,a,b,c\n", "line 2: want one of the tasks"),
-        (f"{HEADER}\na.png,local,,b,c\n", "line 2: want an instruction, got none"),
-        (f"{HEADER},split\na.png,local,a,b,c,test\n", "want one of the splits train, held_out"),
-    ],
-)
-def test_a_wrong_table_is_an_error_with_line_and_column(table: str, message: str, tmp_path: Path) -> None:
-    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
-    (tmp_path / "judge.yaml").write_text("{clip: a, dino: b}\n")
-    (tmp_path / "edits.csv").write_text(table)
-    with pytest.raises(BenchmarkError, match=message):
-        PhotoBenchmark(tmp_path)
-
-
 def test_a_new_judge_has_the_models_and_the_size_of_the_params(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,22 +28,6 @@ LOCAL = {
 }
 
 
-@pytest.fixture
-def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the project's params and pipeline, committed, and captions; it is the working folder."""
-    folder = tmp_path / "clone"
-    folder.mkdir()
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(ROOT / name, folder)
-    (folder / "captions.txt").write_text("a red car in a street\na dog at a lake\na house in the snow\n")
-    git = ["git", "-c", "user.name=Test", "-c", "user.email=test@example.org"]
-    for command in (["init", "-q"], ["add", "params.yaml", "dvc.yaml"], ["commit", "-qm", "files"]):
-        subprocess.run([*git, *command], cwd=folder, check=True)
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return folder
-
-
 def init(*arguments: str) -> int:
     return cli.main(["init", "captions.txt", *arguments])
 
@@ -169,6 +153,25 @@ def test_input_that_cannot_be_used_is_refused_and_nothing_is_written(
     assert cli.main(["init", *arguments, "--no-pin"]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert ((clone / "params.yaml").read_bytes(), (clone / "dvc.yaml").read_bytes()) == before
+
+
+def test_edits_that_cannot_be_judged_do_not_count(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The gate then compared editors on a task, all edits of which failed."""
+    write_benchmark(clone / "benchmark", {"local": 16, "depth": 20})
+    table = clone / "benchmark/edits.csv"
+    table.write_text(table.read_text().replace("depth,do it,before,after", "depth,do it,before,Before"))
+    assert init("--no-pin") == 0
+    assert read_params(clone)["evaluation"]["tasks"] == ["local"]
+    assert "20 edits cannot be judged; `uv run emuedit benchmark benchmark` lists them" in capsys.readouterr().out
+
+
+def test_git_ignores_weights_but_not_their_dvc_files(tmp_path: Path) -> None:
+    """`dvc add` refuses a file that git ignores, and `git add -A` committed weights elsewhere."""
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    names = ["weights/sd15", "weights/sd15/unet/a.bin", "weights/sd15.dvc", "weights/.gitignore", "toyworld/weights/dino"]
+    process = subprocess.run(["git", "check-ignore", *names], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert process.stdout.split() == names[:2]
 
 
 def test_outside_of_a_clone_it_says_so(

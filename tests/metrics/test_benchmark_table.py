@@ -1,0 +1,101 @@
+"""The table of a benchmark of real pictures: which rows are refused, which are left out, and whether the judge is calibrated."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from emuedit import cli
+from emuedit.metrics import benchmark
+from emuedit.metrics.photo_benchmark import BenchmarkError, JudgeFile, PhotoBenchmark, read_judge, read_rows, write_judge
+from emuedit.metrics.similarity_judge import JudgeBounds
+
+HEADER = "image,task,instruction,input_caption,output_caption"
+
+
+def write_one_edit(folder: Path) -> None:
+    Image.new("RGB", (16, 16)).save(folder / "a.png")
+    (folder / "edits.csv").write_text(f"{HEADER}\na.png,local,a,b,c\n")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("image,task\na.png,local\n", "got none called instruction, input_caption, output_caption"),
+        (f"{HEADER}\n", "want rows, got none"),
+        (f"{HEADER}\nno.png,local,a,b,c\n", "line 2: want an image in .* got 'no.png'"),
+        (f"{HEADER}\na.png,locl,a,b,c\n", "line 2: want one of the tasks"),
+        (f"{HEADER}\na.png,local,,b,c\n", "line 2: want a text as instruction, got none"),
+        (f"{HEADER}\na.png,local,a,, \n", "line 2: want a text as input_caption and output_caption, got none"),
+        (f"{HEADER}\na.png,local,a,b\n", "line 2: want as many cells as the header has, got 'a.png,local,a,b'"),
+        (
+            f"{HEADER}\na.png,local,a,a mug, white,a mug, blue\n",
+            "line 2: want as many cells .* texts with commas in double quotes",
+        ),
+        (f"{HEADER},split\na.png,local,a,b,c,test\n", "want one of the splits train, held_out"),
+    ],
+)
+def test_a_wrong_table_is_an_error_with_line_and_column(table: str, message: str, tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    (tmp_path / "judge.yaml").write_text("{clip: a, dino: b}\n")
+    (tmp_path / "edits.csv").write_text(table)
+    with pytest.raises(BenchmarkError, match=message):
+        PhotoBenchmark(tmp_path)
+
+
+def test_a_table_that_is_not_utf8_is_an_error_with_its_line(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    (tmp_path / "edits.csv").write_text(f"{HEADER}\na.png,local,a,b,c\na.png,local,a,b,café\n", encoding="latin-1")
+    with pytest.raises(BenchmarkError, match=r"edits\.csv: line 3: want UTF-8, got 'a\.png.*save the table as CSV in UTF-8"):
+        read_rows(tmp_path)
+
+
+def test_an_empty_split_is_the_default_one(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    (tmp_path / "edits.csv").write_text(f"{HEADER},split\na.png,local,a,b,c,\na.png,local,a,b,c,train\n")
+    assert [row["split"] for row in read_rows(tmp_path)] == ["held_out", "train"]
+
+
+def test_edits_that_cannot_be_judged_are_listed_and_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The judge rejected each of their outputs."""
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    rows = ["a.png,depth,a,a dog,A  Dog,", "a.png,depth,a,a dog,a dog,a.png", "a.png,local,a,a dog,a cat,"]
+    (tmp_path / "edits.csv").write_text("\n".join([f"{HEADER},result", *rows]))
+    assert cli.main(["benchmark", str(tmp_path), "--clip", "a/b", "--dino", "c/d"]) == 0
+    output = capsys.readouterr().out
+    assert "1 of 3 edits are not used, because they cannot be judged: their captions are equal" in output
+    assert "in the lines 2 (depth)" in output
+    edits = PhotoBenchmark(tmp_path)
+    assert [row["task"] for row in edits.rows] == ["depth", "local"]
+    with pytest.raises(BenchmarkError, match="want 2 edits of depth that can be judged in the split held_out"):
+        edits("depth", "held_out", 0, 2)
+
+
+def test_without_results_nothing_is_calibrated_or_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command failed after it had written a judge with default bounds, which later runs accepted."""
+    write_one_edit(tmp_path)
+    options = ["--clip", "a/b", "--dino", "c/d"]
+    assert cli.main(["benchmark", str(tmp_path), *options, "--calibrate"]) == 2
+    message = "want 4 edits with results and different captions of one task to calibrate from, got 0 of local in"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "judge.yaml").exists()
+    judge = JudgeFile(clip="e/f", dino="c/d", task_bounds={"local": JudgeBounds(min_gain=0.3)})
+    write_judge(tmp_path, judge)
+    assert cli.main(["benchmark", str(tmp_path), *options, "--calibrate"]) == 2
+    assert read_judge(tmp_path) == judge, "another judge is not calibrated, so this one is kept"
+
+
+def test_an_uncalibrated_judge_is_named_when_it_is_written_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_one_edit(tmp_path)
+    with (tmp_path / "edits.csv").open("a") as table:
+        table.write("a.png,remove,a,b,c\n")
+    assert cli.main(["benchmark", str(tmp_path), "--clip", "a/b", "--dino", "c/d"]) == 0
+    assert "uncalibrated, the judge's bounds are not measured: local, remove; add --calibrate" in capsys.readouterr().out
+    benchmark.load(str(tmp_path))
+    assert "benchmark: uncalibrated judge, its bounds for local, remove are not measured" in capsys.readouterr().out
+    write_judge(tmp_path, JudgeFile(clip="a/b", dino="c/d", task_bounds={"local": JudgeBounds(min_gain=0.3)}))
+    benchmark.load(str(tmp_path))
+    assert "its bounds for remove are not measured" in capsys.readouterr().out
+    write_judge(tmp_path, JudgeFile(clip="a/b", dino="c/d", bounds=JudgeBounds(min_gain=0.2)))
+    benchmark.load(str(tmp_path))
+    assert capsys.readouterr().out == "", "these bounds were chosen"

@@ -18,10 +18,13 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
     """Edits images by instruction."""
 
     def load_context(self, context: Any) -> None:
-        """Open the editor, its task predictor and its task packs, once."""
+        """Open the editor, its task predictor and its task packs, once. Raises ManifestError for changed files."""
+        from emuedit.data.file_manifest import check_manifest
         from emuedit.editor.package import Editor
 
-        self.editor = Editor.load(Path(context.artifacts["settings"]).parent)
+        package = Path(context.artifacts["settings"]).parent
+        check_manifest(package, is_required=True)
+        self.editor = Editor.load(package)
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """One edit per row. `params`: fields of EditSettings; by default those with which the editor was evaluated.

@@ -9,24 +9,24 @@
 
 import dataclasses
 import json
-import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emuedit import config, process_identity
-from emuedit.data.dependencies import SUMMARY_FILE, hash_file
+from emuedit import process_identity
+from emuedit.data.data_card import CARD as DATA_CARD
 from emuedit.data.publish import STATS_FILE, logs_folder
 from emuedit.editor.package_layout import MODELS
 from emuedit.operations.yield_ledger import Ledger
 from emuedit.progress import waiting
-from emuedit.promotion import lineage as origins
-from emuedit.promotion import promote
+from emuedit.promotion import promote, version_card
 from emuedit.promotion.gate import Decision
-from emuedit.tracking import experiments, moved_store, registry, run_outbox, runs, service_errors
+from emuedit.tracking import alias_moves, experiments, moved_store, registry, run_outbox, runs, service_errors
 from emuedit.tracking.service_errors import ServiceError
-from flows import dvc_graph, gate_stage, publication, yield_record
+from flows import dvc_graph, gate_stage, publication, result_origin, yield_record
+from flows.result_origin import StartState
 from flows.yield_record import YieldRecord
 
 MODEL_FILE = Path(__file__).with_name("pyfunc_model.py")
@@ -125,16 +125,24 @@ def look_up(graph: dvc_graph.Graph) -> tuple[RetrainResult | None, str]:
 
 
 def finish(
-    root: Path, graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, float], register: bool, reason: str = ""
+    root: Path,
+    graph: dvc_graph.Graph,
+    run_id: str,
+    seconds: Mapping[str, float],
+    register: bool,
+    reason: str = "",
+    at_start: StartState | None = None,
 ) -> RetrainResult:
     """Log the results and the reason to the run, register the model if it is new, and apply the promotion gate.
 
+    at_start: the workspace before the first stage; None: as it is now, if no stage ran.
     If MLflow cannot be used, the results are stored, and uploaded by the next retrain or by `emuedit sync`.
     """
     run_id = run_id or start(root)
+    at_start = at_start or result_origin.read_start(root)
     record = yield_record.make(root, graph, run_id, seconds)
     result = RetrainResult(seconds, run_id, table=success_table(graph), ledger=record.ledger)
-    results = _results(root, graph, seconds, reason, record)
+    results = _results(root, graph, seconds, reason, record, at_start)
     try:
         with service_errors.converted():
             if not run_id:
@@ -147,7 +155,7 @@ def finish(
     try:
         with service_errors.converted():
             if register and model_parts(graph):
-                result = _decide(root, graph, _register(root, graph, result, reason))
+                result = _decide(root, graph, _register(root, graph, result, reason, at_start))
             runs.end_run(run_id, "FINISHED")
     except ServiceError as error:
         print(f"== not registered: {error}. The next retrain retries it without training", flush=True)
@@ -157,22 +165,27 @@ def finish(
 
 
 def _results(
-    root: Path, graph: dvc_graph.Graph, seconds: Mapping[str, float], reason: str, record: YieldRecord
+    root: Path,
+    graph: dvc_graph.Graph,
+    seconds: Mapping[str, float],
+    reason: str,
+    record: YieldRecord,
+    at_start: StartState,
 ) -> run_outbox.RunResults:
     """Everything to log to the run."""
     reports = [path for stage in graph.stages for path in (stage.outs if stage.meta.get("report") else stage.plots)]
     artifacts = {path.as_posix(): root / path for path in (*graph.metrics, *_without_shards(root, reports))}
-    params_file = root / config.PARAMS_FILE
+    for path in (out for stage in graph.stages for out in stage.outs):
+        artifacts[f"{version_card.FOLDER}/{path.name}/{DATA_CARD}"] = root / path / DATA_CARD
     tags = {
-        **lineage(root, graph),
-        **number_formats(graph),
+        **result_origin.make_tags(root, graph, content_tag(graph), at_start),
         **yield_record.tags(graph, seconds),
         registry.WHY_TAG: reason,
         "stages.run": ", ".join(seconds),
         "stages.skipped": ", ".join(stage.name for stage in graph.stages if stage.name not in seconds),
     }
     return run_outbox.RunResults(
-        config.read_yaml(params_file) if params_file.exists() else {},
+        at_start.params,
         {**merge_metrics(graph), **record.metrics},
         tags,
         {**{name: path for name, path in artifacts.items() if path.exists()}, **record.files},
@@ -215,44 +228,32 @@ def success_table(graph: dvc_graph.Graph) -> SuccessTable:
     return dict(merge_metrics(graph).get(SUCCESS, {}))
 
 
-def lineage(root: Path, graph: dvc_graph.Graph) -> dict[str, str]:
-    """Tags with the origin of a result: commit, `dvc.lock`, the hash of every out."""
-    tags = {registry.CONTENT_TAG: content_tag(graph), "dvc.lock": graph.lock_hash(), "parent": _parent(root, graph)}
-    if (root / "uv.lock").exists():
-        tags["uv.lock"] = hash_file(root / "uv.lock")
-    if commit := _git(root, "rev-parse", "HEAD"):
-        changes = _git(root, "status", "--porcelain", "--", ".", f":(exclude){dvc_graph.LOCK}")
-        tags |= {"git.commit": commit, "git.dirty": str(bool(changes)).lower()}
-    return tags | {f"dvc.{path}": md5 for path, md5 in graph.hashes().items()}
-
-
-def number_formats(graph: dvc_graph.Graph) -> dict[str, str]:
-    """Tags `dtype.<stage>` with the number format of each stage, from its summary."""
-    tags: dict[str, str] = {}
-    for stage in graph.stages:
-        for path in (graph.root / out / SUMMARY_FILE for out in stage.outs):
-            params = json.loads(path.read_text(encoding="utf-8"))["params"] if path.is_file() else {}
-            tags |= {f"dtype.{stage.name}": params["dtype"]} if "dtype" in params else {}
-    return tags
-
-
-def _register(root: Path, graph: dvc_graph.Graph, result: RetrainResult, reason: str) -> RetrainResult:
+def _register(root: Path, graph: dvc_graph.Graph, result: RetrainResult, reason: str, at_start: StartState) -> RetrainResult:
     """Register the current outputs, unless they are registered; the version is pending until the gate decides."""
     stage = gate_stage.find(graph)
     if version := registry.find_version(content_tag(graph)):
+        if version.tags.get(promote.STATE_TAG) == promote.PENDING:
+            alias_moves.set_challenger(version.number)  # again, if the retrain that registered it was killed
         return dataclasses.replace(result, version=version)
-    overall = success_table(graph).get(stage.system, {}).get("overall")
-    origin = {registry.WHY_TAG: reason, promote.STATE_TAG: promote.PENDING, "run_id": result.run_id}
-    tags = {**lineage(root, graph), **({} if overall is None else {SUCCESS_TAG: f"{overall:.4f}"}), **origin}
-    files = {f"{origins.FOLDER}/{name}": root / name for name in origins.FILES if (root / name).exists()}
-    runs.log_run(result.run_id, {}, {}, {}, files)
+    table = success_table(graph)
+    overall = table.get(stage.system, {}).get("overall")
+    tags = {
+        **result_origin.make_tags(root, graph, content_tag(graph), at_start),
+        **version_card.make_tags(table, stage.system, at_start.params),
+        **({} if overall is None else {SUCCESS_TAG: f"{overall:.4f}"}),
+        **{registry.WHY_TAG: reason, promote.STATE_TAG: promote.PENDING, "run_id": result.run_id},
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        runs.log_run(result.run_id, {}, {}, {}, at_start.write_files(root, Path(temporary)))
     folders = {name: root / path for name, path in model_parts(graph).items()}
+    settings = at_start.edit_settings(stage.section).model_dump()
     with waiting("registering the model"):
-        own_version = registry.register_version(result.run_id, folders, MODEL_FILE, stage.edit_settings.model_dump(), tags)
-    version = registry.delete_duplicate_version(own_version)
-    if version.number != own_version.number:
+        new_version = registry.register_version(result.run_id, folders, MODEL_FILE, settings, tags)
+    version = registry.delete_duplicate_version(new_version)
+    if version.number != new_version.number:
         return dataclasses.replace(result, version=version)
-    registry.set_challenger(version.number)
+    alias_moves.set_challenger(version.number)
+    version_card.update(version.number)
     return dataclasses.replace(result, version=version, is_new=True)
 
 
@@ -261,7 +262,9 @@ def _decide(root: Path, graph: dvc_graph.Graph, result: RetrainResult) -> Retrai
     version = result.version
     if version is None or version.tags.get(promote.STATE_TAG) != promote.PENDING:
         return result
-    outcome = promote.promote(version, root, root / MODELS, gate_stage.find(graph).section)
+    section = gate_stage.find(graph).section
+    is_current = not any(name.partition("@")[0] == section for name in graph.stale())  # else its code or inputs were edited since
+    outcome = promote.promote(version, root, root / MODELS if is_current else None, section)
     if outcome.decision.rows:
         print(outcome.decision.table(), flush=True)
         runs.log_text(result.run_id, "promotion/decision.json", json.dumps(outcome.decision.to_dict(), indent=1))
@@ -281,18 +284,3 @@ def _stats_files(root: Path, stage: dvc_graph.Stage) -> list[Path]:
     """The metrics file of a stage, even if DVC skipped it; empty if it has none."""
     file = logs_folder(root, stage.name.partition("@")[0]) / STATS_FILE
     return [file] if file.is_file() else []
-
-
-def _parent(root: Path, graph: dvc_graph.Graph) -> str:
-    """The editor that the training continued, from its summary; empty if it started from the base model."""
-    for folder in model_parts(graph).values():
-        file = root / folder / SUMMARY_FILE
-        ancestors = json.loads(file.read_text(encoding="utf-8"))["params"].get("ancestors", ()) if file.is_file() else ()
-        if ancestors:
-            return str(ancestors[-1]["reference"])
-    return ""
-
-
-def _git(root: Path, *arguments: str) -> str:
-    process = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
-    return process.stdout.strip() if process.returncode == 0 else ""

@@ -31,7 +31,8 @@ class Reference:
 def resolve(reference: str | None, root: Path, folder: str) -> Reference:
     """Resolve `validation.reference`. `folder`: artifact folder of the validation report in a run.
 
-    Raises ProfileError for a folder without a profile. A champion without a profile is not used as a reference.
+    Raises ProfileError for a folder without a profile, and ServiceError if the registry cannot be reached: then it is unknown
+    whether there is a champion, and a pass would be kept by DVC. A champion without a profile is not used as a reference.
     """
     if reference is None:
         return Reference("", note="no reference: validation.reference is null")
@@ -51,7 +52,10 @@ def _of_champion(folder: str) -> Reference:
         with service_errors.converted():
             return _of_registered_champion(folder)
     except service_errors.ServiceError as error:
-        return Reference("", note=f"no reference: {error}")
+        raise service_errors.ServiceError(
+            f"want the champion's data to compare with, but the registry cannot be reached: {error}. Start MLflow and run this "
+            "again, or set validation.reference: null in params.yaml to compare with nothing"
+        ) from error
 
 
 def _of_registered_champion(folder: str) -> Reference:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from emuedit import config
-from emuedit.data.dependencies import SUMMARY_FILE, content_key, stage_dependencies
-from emuedit.data.png import decode_png
+from emuedit.data.dependencies import SUMMARY_FILE, content_key, hash_file, stage_dependencies
+from emuedit.data.png import decode_png, encode_png
 from emuedit.data.publish import read_summary
 from emuedit.data.records import EvalRecord
 from emuedit.data.shards import read_shard, write_shard
@@ -25,6 +26,7 @@ from emuedit.editor.package_layout import MODELS
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark
 from emuedit.metrics.baselines import Systems
+from emuedit.metrics.benchmark import Benchmark
 from emuedit.metrics.edit_scores import evaluate_system
 from emuedit.progress import Progress
 from emuedit.promotion.gate import GateError, Measurement
@@ -39,6 +41,11 @@ _CACHE = Path("scratch/promotion")
 _KEPT_MEASUREMENTS = 6
 _UNTOUCHED_SHARE = 0.05
 """Minimum share of pixels that the reference result leaves unchanged; otherwise untouched pixels are not measured."""
+_UNTOUCHED_DIFFERENCE = 0.1
+"""Largest difference, in the channel that differs most, in [0, 1], of a pixel that the reference result leaves unchanged: JPEG
+compression and scaling of photographs change most pixels a little. The same bound as in `metrics.similarity_judge`."""
+_NO_REFERENCE = "without a reference result"
+_ALL_CHANGED = f"with a reference result that leaves less than {_UNTOUCHED_SHARE:.0%} of the pixels unchanged"
 _TIMED_EDITS = 5
 
 
@@ -146,13 +153,18 @@ def _evaluate(name: str, systems: Systems, items: ComparisonConditions, folder: 
         with Progress(f"measuring {name}", len(missing) * items.n_edits, "edit") as progress:
             for task in missing:
                 edits = source(task, items.split, 0, items.n_edits)
-                write_shard(paths[task], evaluate_system(_SYSTEM, systems[_SYSTEM], edits, None, items.settings.seed), EvalRecord)
+                records = evaluate_system(_SYSTEM, systems[_SYSTEM], edits, None, items.settings.seed)
+                write_shard(paths[task], _with_references(records, edits), EvalRecord)
                 progress.advance(items.n_edits)
     return {task: list(read_shard(path, EvalRecord)) for task, path in paths.items()}
 
 
 def _adopt_evaluation(root: Path, package: Path, items: ComparisonConditions, folder: Path) -> None:
-    """Reuse the results of the stage `evaluation` with the same bytes, settings and code."""
+    """Reuse the results of the stage `evaluation` for the workspace's models, if benchmark, settings and number format are equal.
+
+    Its code and inputs are not compared here: whoever compares the workspace's models must know that the stage is up to date for
+    DVC (see `promote.promote`). The bytes of the models are compared with the hashes in their summaries.
+    """
     out = root / EVALUATION
     if package.resolve() != (root / MODELS).resolve() or not (out / SUMMARY_FILE).is_file():
         return
@@ -163,30 +175,61 @@ def _adopt_evaluation(root: Path, package: Path, items: ComparisonConditions, fo
     }  # fmt: skip
     if any(params.get(key) != value for key, value in conditions.items()):
         return
+    if not all(map(_has_its_bytes, package.iterdir())):
+        return
+    source = benchmark.load(items.benchmark, items.device)
     for task in items.tasks:
         shard, path = out / f"shard-{_SYSTEM}-{task}.parquet", folder / f"{task}.parquet"
         if shard.exists() and not path.exists():
-            write_shard(path, list(read_shard(shard, EvalRecord)), EvalRecord)
+            edits = source(task, items.split, 0, items.n_edits)
+            write_shard(path, _with_references(list(read_shard(shard, EvalRecord)), edits), EvalRecord)
+
+
+def _has_its_bytes(part: Path) -> bool:
+    """Whether the files of a published folder have the hashes in its summary; True for a folder without one."""
+    if not (part / SUMMARY_FILE).is_file():
+        return True
+    return all(hash_file(part / name) == value for name, value in read_summary(part).shards.items())
+
+
+def _with_references(records: list[EvalRecord], edits: Benchmark) -> list[EvalRecord]:
+    """The records, with the reference result of each edit that has one.
+
+    A benchmark's `exact` is None unless all edits have one; the optional `results` of `photo_benchmark` has those that exist.
+    """
+    results = getattr(edits, "results", None)
+    if edits.exact is not None or results is None:
+        return records
+    references = [None if result is None else encode_png(result) for result in results]
+    return [replace(record, exact=reference) for record, reference in zip(records, references, strict=True)]
 
 
 def _summarise(name: str, records: dict[str, list[EvalRecord]], items_key: str) -> Measurement:
+    changes = {task: [_measure_untouched(record) for record in of_task] for task, of_task in records.items()}
+    gaps = Counter(change for of_task in changes.values() for change in of_task if isinstance(change, str))
     return Measurement(
         name,
         {task: [record.success for record in of_task] for task, of_task in records.items()},
-        {task: [_untouched(record) for record in of_task] for task, of_task in records.items()},
+        {task: [None if isinstance(change, str) else change for change in of_task] for task, of_task in changes.items()},
+        dict(gaps),
         items=items_key,
     )
 
 
-def _untouched(record: EvalRecord) -> float | None:
-    """Mean |output - input| in [0, 1] over the pixels at which the reference result equals the input."""
+def _measure_untouched(record: EvalRecord) -> float | str:
+    """How much an edit changes pixels that the reference result leaves unchanged, in [0, 1], or why that is unknown.
+
+    The mean distance of the output from the range between input and reference; where both are equal, this is |output - input|.
+    So the noise of a compressed reference, and a faint change that it makes, are not counted against an output.
+    """
     if record.exact is None:
-        return None
+        return _NO_REFERENCE
     source, output, exact = (decode_png(png).astype(np.int16) for png in (record.source, record.output, record.exact))
-    same = (source == exact).all(axis=-1)
+    same = np.abs(exact - source).max(axis=-1) <= 255 * _UNTOUCHED_DIFFERENCE  # [H, W]
     if same.mean() < _UNTOUCHED_SHARE:
-        return None
-    return float(np.abs(output - source)[same].mean() / 255)
+        return _ALL_CHANGED
+    beyond = np.maximum(output - np.maximum(source, exact), np.minimum(source, exact) - output).clip(min=0)  # [H, W, 3]
+    return float(beyond[same].mean() / 255)
 
 
 def _package_files(package: Path) -> list[Path]:

@@ -26,7 +26,9 @@ class Measurement:
     success: Mapping[str, Sequence[bool]]
     """Task -> whether each edit succeeded, in the order of the benchmark."""
     untouched: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
-    """Task -> mean |output - input|, in [0, 1], over pixels that the reference result leaves unchanged; None without any."""
+    """Task -> change, in [0, 1], of the pixels that the reference result leaves unchanged, for each edit; None: not measured."""
+    untouched_gaps: Mapping[str, int] = field(default_factory=dict)
+    """Why `untouched` is None -> number of such edits."""
     seconds_per_edit: float | None = None
     size_bytes: int | None = None
     items: str = ""
@@ -70,18 +72,21 @@ class Decision:
     rows: tuple[Row, ...] = ()
     items: str = ""
     """`Measurement.items` of the measurements."""
+    outside: str = ""
+    """The change of pixels outside the edit, as text: both values, or why they were not measured."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
         return asdict(self)
 
     def table(self) -> str:
-        """The rows as text: shares of success, their difference and its interval."""
+        """As text: shares of success, their difference and its interval, then the change of pixels outside the edit."""
         lines = [f"{'edit success':14}{'edits':>6}{'champion':>10}{'challenger':>12}{'difference':>12}  interval"]
         for row in self.rows:
             interval = f"{row.difference.low:+.3f} to {row.difference.high:+.3f}"
             line = f"{row.name:14}{row.n:6d}{row.champion:10.3f}{row.challenger:12.3f}{row.difference.mean:+12.3f}  {interval}"
             lines.append(line + (f"  {row.objection}" if row.objection else ""))
+        lines += [f"pixels outside the edit: {self.outside}"] if self.outside else []
         return "\n".join(lines)
 
 
@@ -99,9 +104,10 @@ def decide(challenger: Measurement, champion: Measurement, settings: GateSetting
         objections += list(_other_objections(challenger, champion, settings))
     scores = f"edit success {overall.challenger:.3f} against {overall.champion:.3f} of {champion.name}"
     scores += f" ({overall.difference.mean:+.3f}, {overall.difference.low:+.3f} to {overall.difference.high:+.3f})"
-    if objections:
-        return Decision(False, f"{scores}: {'; '.join(objections)}", rows, challenger.items)
-    return Decision(True, f"{scores}, all criteria met", rows, challenger.items)
+    outside, is_measured = ("", True) if is_first else _describe_outside(challenger, champion)
+    gap = "" if is_measured else f"; pixels outside the edit: {outside}"
+    verdict = f": {'; '.join(objections)}" if objections else ", all criteria met" if is_measured else ", all other criteria met"
+    return Decision(not objections, f"{scores}{verdict}{gap}", rows, challenger.items, outside)
 
 
 def _check(challenger: Measurement, champion: Measurement, settings: GateSettings) -> None:
@@ -159,6 +165,16 @@ def _other_objections(challenger: Measurement, champion: Measurement, settings: 
         ratio = challenger.size_bytes / champion.size_bytes
         if ratio > settings.max_growth:
             yield f"the package is {ratio:.2f} times as large (allowed: {settings.max_growth:g})"
+
+
+def _describe_outside(challenger: Measurement, champion: Measurement) -> tuple[str, bool]:
+    """The change of pixels outside the edit as text, and whether it was measured."""
+    new, old = _mean_untouched(challenger), _mean_untouched(champion)
+    n_edits = sum(map(len, challenger.success.values()))
+    gaps = ", ".join(f"{reason} ({n} of {n_edits} edits)" for reason, n in challenger.untouched_gaps.items())
+    if new is None or old is None:
+        return f"not measured: {gaps or 'no values'}", False
+    return f"change by {new:.4f}, the champion's by {old:.4f}" + (f"; not measured: {gaps}" if gaps else ""), True
 
 
 def _mean_untouched(measurement: Measurement) -> float | None:

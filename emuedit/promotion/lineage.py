@@ -1,6 +1,7 @@
 """Lineage of a registered version: run, commit, and the chain of stages back to the captions, from its own `dvc.lock`.
 
-The lock file, the params and the package lock are logged to the run at registration, so the chain can be read on any machine.
+They are logged to the run at registration, so the chain can be read on any machine: `dvc.lock` with the hashes of all inputs and
+outputs, and params, pipeline and package lock as they were when the retrain started.
 """
 
 import json
@@ -10,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from emuedit.promotion import version_card
 from emuedit.tracking import runs
 from emuedit.tracking.registry import ModelVersion, RegistryError
 
@@ -87,11 +89,12 @@ def read_file(version: ModelVersion, name: str) -> str:
 def format_text(version: ModelVersion, origins: list[Origin]) -> str:
     """The version and its lineage as an indented list without repetitions."""
     tags = version.tags
-    state = "with uncommitted changes" if tags.get("git.dirty") == "true" else "clean"
+    branch_commit = tags.get("git.branch_commit", "")
     lines = [
         f"{version.uri}  {tags.get('gate.state', '')}".rstrip(),
         f"  run      {version.run_id}",
-        f"  commit   {tags.get('git.commit', 'none')} ({state})",
+        f"  commit   {tags.get('git.commit', 'none')} ({version_card.describe_changes(tags)})",
+        *([f"  branch   {tags.get('git.branch', '')} at {branch_commit}"] if branch_commit else []),
         f"  packages uv.lock {tags.get('uv.lock', '-')}",
         f"  parent   {tags.get('parent', '') or 'none: trained from the base model'}",
     ]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from emuedit import config
 from emuedit.data.file_manifest import ManifestError
 from emuedit.editor.package_folder import PackageError, find_package
-from emuedit.promotion import gate
+from emuedit.promotion import gate, version_card
 from emuedit.promotion.gate import Decision, Measurement
 from emuedit.promotion.gate_settings import SECTION, GateSettings
 from emuedit.tracking import alias_moves, registry
@@ -94,7 +94,8 @@ def promote(
 ) -> PromotionOutcome:
     """Compare a version with the champion, and make it the champion if the promotion gate accepts it or a person forces it.
 
-    package: where its parts lie already; None: they are downloaded. force_reason: why a person overrules a refusal; it is
+    package: where its parts lie already; None: they are downloaded. Give the workspace's models only if the stage `evaluation` is
+    up to date for DVC, because its results are then used. force_reason: why a person overrules a refusal; it is
     recorded. The version's tags tell the decision. Raises GateError for measurements that no decision can rest on, and
     ChampionChangedError when the champion changes faster than versions can be compared.
     """
@@ -104,7 +105,7 @@ def promote(
         champion = registry.version_at(alias_moves.CHAMPION)
         if champion is not None and champion.number == version.number:
             reason = alias_moves.reason_of(version.number)  # it may have been moved by a process that was killed then
-            registry.set_version_tags(version.number, {STATE_TAG: PROMOTED, REASON_TAG: reason})
+            _record(version, {STATE_TAG: PROMOTED, REASON_TAG: reason})
             text = "it is the champion already" + (f": {reason}" if reason else "")
             return PromotionOutcome(version, Decision(True, text), champion.number, None)
         try:
@@ -133,9 +134,15 @@ def promote(
                 raise
             print(f"promote: {error}", flush=True)
             continue
-        registry.set_version_tags(version.number, {STATE_TAG: PROMOTED if is_promoted else REFUSED, REASON_TAG: reason})
+        _record(version, {STATE_TAG: PROMOTED if is_promoted else REFUSED, REASON_TAG: reason})
         return PromotionOutcome(version, replace(decision, promote=is_promoted, reason=reason), number, move)
     raise AssertionError("not reached")
+
+
+def _record(version: ModelVersion, tags: Mapping[str, str]) -> None:
+    """Record a decision in the tags and the card of a version."""
+    registry.set_version_tags(version.number, tags)
+    version_card.update(version.number)
 
 
 def measure_version(version: ModelVersion, root: Path, section: str = "evaluation", tasks: Sequence[str] = ()) -> Measurement:

@@ -1,9 +1,12 @@
-"""Serialised moves of the aliases `champion` and `previous`, for processes on any machine.
+"""Serialised moves of the aliases `champion`, `previous` and `challenger`, for processes on any machine.
 
 MLflow cannot set an alias only if it still has the value that was read (compare-and-swap). But it numbers the versions of a model
 uniquely and without gaps: in SQLite, in PostgreSQL and through a server. So every move is a version of `emuedit-editor-moves`,
 and its number is a ticket (Lamport's bakery algorithm, Commun. ACM 17(8), 1974): a move waits until all lower tickets are closed.
 The tags of the version contain the move and its reason, so this model is also the history of promotions.
+
+`challenger` is the newest version that is not the champion. A new version gets it by a ticket of its own, which is not part of
+the history; a promotion or rollback removes it from the version that becomes champion.
 
 A move records its intent first. If its process dies, only the lowest open ticket after it completes it, since a slower second
 one could overwrite a later move.
@@ -40,10 +43,24 @@ def move_champion(
     moved; so does a ticket that another process closed because it counted as dead. Raises RegistryError for a version that does
     not exist.
     """
+    return _move(version, reason, kind, expected, is_forced, check)
+
+
+def set_challenger(version: int) -> None:
+    """Make a version the challenger, unless a newer one is, or it is the champion. Waits for moves that were requested earlier.
+
+    Raises the errors of `move_champion`.
+    """
+    _move(version, "", "challenger")
+
+
+def _move(
+    version: int, reason: str, kind: Kind, expected: int | None = None, is_forced: bool = False, check: bool = False
+) -> Move:
     ticket = _draw_ticket(version, reason, kind, is_forced)
     try:
         _wait_for_turn(ticket)
-        champion = version_at(CHAMPION)
+        champion = _version_at(CHAMPION)
         before = champion.number if champion else None
         if check and before != expected:
             move_tickets.close(ticket, REFUSED)
@@ -53,7 +70,7 @@ def move_champion(
             )
         _renew(ticket)
         move_tickets.begin(ticket, before)
-        _write_aliases(version, before)
+        _write_aliases(kind, version, before)
         move_tickets.close(ticket, DONE)
     except BaseException:
         with contextlib.suppress(Exception):  # the error itself is more important; the next move completes an open one
@@ -65,7 +82,7 @@ def move_champion(
 
 def history() -> list[Move]:
     """All promotions and rollbacks, the oldest first. Empty if there were none."""
-    return sorted((move for move in move_tickets.read_all() if move.kind != move_tickets.REPAIR), key=lambda move: move.number)
+    return sorted((move for move in move_tickets.read_all() if move.is_of_champion), key=lambda move: move.number)
 
 
 def reason_of(version: int) -> str:
@@ -74,7 +91,7 @@ def reason_of(version: int) -> str:
 
 
 def repair() -> list[Move]:
-    """Complete the moves whose processes died, and close those that did not begin. Returns the completed moves.
+    """Complete the moves whose processes died, and close those that did not begin. Returns the completed ones of the champion.
 
     Does not wait: if a move of a living process is ahead, it does nothing, because that move completes those before it.
     """
@@ -84,7 +101,7 @@ def repair() -> list[Move]:
     ticket = move_tickets.draw(unfinished[0].champion, "", "repair")
     try:
         now_ms = _renew(ticket)
-        ahead = move_tickets.open_before(ticket)
+        ahead = _list_ahead(ticket, move_tickets.read(ticket).request)
         return _finish_dead(ahead, ticket) if all(_is_dead(move, now_ms) for move in ahead) else []
     finally:
         with contextlib.suppress(Exception):  # an error of the repair itself is more important
@@ -95,7 +112,7 @@ def _draw_ticket(version: int, reason: str, kind: Kind, is_forced: bool) -> int:
     from mlflow.exceptions import MlflowException
 
     try:
-        client().get_model_version(MODEL_NAME, str(version))
+        move_tickets.retry(lambda: client().get_model_version(MODEL_NAME, str(version)))
     except MlflowException as error:
         raise RegistryError(f"want a version of {MODEL_NAME}, got {version} ({error.message}); see `emuedit models`") from error
     return move_tickets.draw(version, reason, kind, is_forced)
@@ -103,14 +120,24 @@ def _draw_ticket(version: int, reason: str, kind: Kind, is_forced: bool) -> int:
 
 def _wait_for_turn(ticket: int) -> None:
     """Wait until every lower ticket is closed; if all belong to dead processes, complete them here."""
+    request = move_tickets.read(ticket).request
     last_heartbeat_s, now_ms = time.monotonic(), _renew(ticket)
-    while ahead := move_tickets.open_before(ticket):
+    while ahead := _list_ahead(ticket, request):
         if all(_is_dead(move, now_ms) for move in ahead):
             _finish_dead(ahead, ticket)
         else:
             time.sleep(min(_POLL_S * len(ahead), _REFRESH_S) * random.uniform(0.5, 1.5))
         if time.monotonic() - last_heartbeat_s > _REFRESH_S:
             last_heartbeat_s, now_ms = time.monotonic(), _renew(ticket)
+
+
+def _list_ahead(ticket: int, request: str) -> list[Move]:
+    """The open tickets ahead. Closes those of the same request, which nobody else would close while this process lives."""
+    ahead = move_tickets.open_before(ticket)
+    for move in ahead:
+        if request and move.request == request:
+            move_tickets.close(move.number, ABANDONED)
+    return [move for move in ahead if not request or move.request != request]
 
 
 def _renew(ticket: int) -> int:
@@ -137,7 +164,7 @@ def _is_dead(move: Move, now_ms: int) -> bool:
 
 
 def _finish_dead(moves: list[Move], ticket: int) -> list[Move]:
-    """Complete moves of dead processes, as the holder of the lowest ticket after them. Returns the completed moves.
+    """Complete moves of dead processes, as the holder of the lowest ticket after them. Returns the moves of the champion.
 
     Each is read again just before, after a heartbeat of our own, because the list may be outdated.
     """
@@ -148,19 +175,33 @@ def _finish_dead(moves: list[Move], ticket: int) -> list[Move]:
         if not _is_dead(move, now_ms):
             continue
         if move.state == MOVING:
-            _write_aliases(move.champion, move.before)
+            _write_aliases(move.kind, move.champion, move.before)
         move_tickets.close(number, DONE if move.state == MOVING else ABANDONED)
-        if move.kind != move_tickets.REPAIR:
+        if move.is_of_champion:
             finished.append(move)
     return finished
 
 
-def _write_aliases(version: int, before: int | None) -> None:
-    """Set the aliases, `previous` first, so that an interruption in between loses no version."""
-    mlflow = client()
+def _write_aliases(kind: str, version: int, before: int | None) -> None:
+    """Set the aliases, `previous` first, so that an interruption in between loses no version. Can be repeated."""
+    challenger = _version_at(CHALLENGER)
+    if kind == move_tickets.CHALLENGER:
+        if version != before and (challenger is None or challenger.number < version):
+            _set_alias(CHALLENGER, version)
+        return
     if before is not None and before != version:
-        move_tickets.retry(lambda: mlflow.set_registered_model_alias(MODEL_NAME, PREVIOUS, str(before)))
-    move_tickets.retry(lambda: mlflow.set_registered_model_alias(MODEL_NAME, CHAMPION, str(version)))
+        _set_alias(PREVIOUS, before)
+    _set_alias(CHAMPION, version)
+    if challenger is not None and challenger.number == version:
+        move_tickets.retry(lambda: client().delete_registered_model_alias(MODEL_NAME, CHALLENGER))
+
+
+def _set_alias(alias: str, version: int) -> None:
+    move_tickets.retry(lambda: client().set_registered_model_alias(MODEL_NAME, alias, str(version)))
+
+
+def _version_at(alias: str) -> ModelVersion | None:
+    return move_tickets.retry(lambda: version_at(alias))
 
 
 def current() -> dict[str, ModelVersion | None]:

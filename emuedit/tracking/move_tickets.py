@@ -1,11 +1,13 @@
-"""Queue of champion changes: versions of `emuedit-editor-moves`, which MLflow numbers uniquely and without gaps.
+"""Queue of changes of the aliases: versions of `emuedit-editor-moves`, which MLflow numbers uniquely and without gaps.
 
 The tags of a version contain the move, its reason, its process and its state. See `alias_moves` for their use.
 """
 
 import os
 import random
+import re
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,15 +18,23 @@ from emuedit.tracking.registry import MODEL_NAME, SCHEME
 from emuedit.tracking.runs import client
 
 T = TypeVar("T")
-Kind = Literal["promotion", "rollback", "repair"]
+Kind = Literal["promotion", "rollback", "challenger", "repair"]
 
 MOVES_MODEL = f"{MODEL_NAME}-moves"
-REPAIR = "repair"
+REPAIR, CHALLENGER = "repair", "challenger"
 WAITING, MOVING, DONE, REFUSED, ABANDONED = "waiting", "moving", "done", "refused", "abandoned"
 _OPEN = (WAITING, MOVING)
 _STATE = "state"
 _TRIES = 20
 _PAGE = 1000
+_CONFLICT = re.compile(
+    r"database (table |schema )?is locked"  # SQLite
+    r"|deadlock detected|could not serialize access|lock timeout|too many clients|remaining connection slots"  # PostgreSQL
+    r"|unique constraint|Giving up after"  # another process took the same number, or wrote the same row first
+    r"|too many (500|503) error responses",  # any of these, on a server
+    re.IGNORECASE,
+)
+"""Texts of errors after which the database has changed nothing, so the same call may succeed later."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +45,10 @@ class Move:
     state: str
     """waiting, moving, done, refused (the champion had changed) or abandoned (its process died before it began)."""
     kind: str
-    """promotion or rollback; repair for a ticket that only completes moves of dead processes."""
+    """promotion or rollback of the champion; challenger for a new version; repair for a ticket that only completes moves of dead
+    processes."""
     champion: int
-    """The version that becomes champion."""
+    """The version that becomes champion, or challenger."""
     before: int | None
     """The champion before; None if there was none, or if the move has not begun."""
     reason: str
@@ -53,6 +64,13 @@ class Move:
     """Its process: `<id>:<mark of its start>`."""
     pid_space: str = ""
     """Where that process id is valid, see `process_identity.pid_space`."""
+    request: str = ""
+    """32 hex digits; equal for tickets that MLflow created for one request, because its answer was lost and it was sent again."""
+
+    @property
+    def is_of_champion(self) -> bool:
+        """Whether it moves the champion, and so belongs to the history."""
+        return self.kind not in (REPAIR, CHALLENGER)
 
     @property
     def is_open(self) -> bool:
@@ -77,6 +95,7 @@ def draw(version: int, reason: str, kind: Kind, is_forced: bool = False) -> int:
     tags = {
         _STATE: WAITING, "kind": kind, "champion": str(version), "reason": reason[:5000], "forced": str(is_forced).lower(),
         "requested_by": user_at_host(), "process": f"{os.getpid()}:{start_mark(os.getpid())}", "pid_space": pid_space(),
+        "request": uuid.uuid4().hex,
     }  # fmt: skip
     source = f"{SCHEME}{MODEL_NAME}/{version}"
     return int(retry(lambda: client().create_model_version(MOVES_MODEL, source, tags=tags, await_creation_for=0)).version)
@@ -125,32 +144,35 @@ def close(ticket: int, state: str) -> None:
 
 
 def retry(call: Callable[[], T]) -> T:
-    """Retry while the database is locked or another process took the same number, for at most two minutes."""
+    """Retry while the database is locked or another process writes the same rows, for at most two minutes."""
     from mlflow.exceptions import MlflowException
 
     for attempt in range(_TRIES):
         try:
             return call()
         except MlflowException as error:
-            is_passing = error.error_code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "BAD_REQUEST") and (
-                "locked" in str(error) or "Giving up" in str(error) or "serialize" in str(error)
-            )
-            if not is_passing or attempt == _TRIES - 1:
+            if not is_conflict(error) or attempt == _TRIES - 1:
                 raise
         time.sleep(min(0.05 * 2**attempt, 10.0) * random.uniform(0.5, 1.5))
     raise AssertionError("not reached")
+
+
+def is_conflict(error: Exception) -> bool:
+    """Whether an error of MLflow is a conflict with another process, see `_CONFLICT`."""
+    codes = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "BAD_REQUEST")
+    return getattr(error, "error_code", "") in codes and _CONFLICT.search(str(error)) is not None
 
 
 def _create_model() -> None:
     from mlflow.exceptions import MlflowException
 
     mlflow = client()
-    text = "History of the champion of emuedit-editor: one version per promotion or rollback. See `emuedit models --moves`."
+    text = "History of the aliases of emuedit-editor: one version per promotion or rollback. See `emuedit models --moves`."
     try:
-        mlflow.get_registered_model(MOVES_MODEL)
+        retry(lambda: mlflow.get_registered_model(MOVES_MODEL))
     except MlflowException:
         try:
-            mlflow.create_registered_model(MOVES_MODEL, description=text)
+            retry(lambda: mlflow.create_registered_model(MOVES_MODEL, description=text))
         except MlflowException as error:  # another process was faster
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -167,5 +189,5 @@ def _to_move(version: Any) -> Move:
         int(version.version), tags.get(_STATE, ABANDONED), tags.get("kind", ""), int(tags.get("champion", 0)),
         int(tags["before"]) if tags.get("before") else None, tags.get("reason", ""), tags.get("forced") == "true",
         tags.get("requested_by", ""), int(version.creation_timestamp), int(version.last_updated_timestamp),
-        tags.get("process", ""), tags.get("pid_space", ""),
+        tags.get("process", ""), tags.get("pid_space", ""), tags.get("request", ""),
     )  # fmt: skip

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emuedit.data.file_manifest import check_manifest, write_manifest
-from emuedit.tracking import model_cache, model_signature, moved_store, service_errors
+from emuedit.data.file_manifest import write_manifest
+from emuedit.tracking import model_cache, model_signature, moved_store, service_errors, signed_files
 from emuedit.tracking.runs import client
 from emuedit.tracking.service_errors import hide_password, shown_uri
 from emuedit.tracking.stats import tracking_uri
@@ -87,15 +87,15 @@ def version_at(alias: str) -> ModelVersion | None:
         raise
 
 
-def set_challenger(number: int) -> None:
-    """Give a version the alias `challenger`, independent of the gate's decision."""
-    client().set_registered_model_alias(MODEL_NAME, "challenger", str(number))
-
-
 def set_version_tags(number: int, tags: Mapping[str, str]) -> None:
     """Set tags of a version; values are cut to 5,000 characters, MLflow's limit."""
     for key, value in tags.items():
         client().set_model_version_tag(MODEL_NAME, str(number), key, value[:_MAX_TAG_CHARS])
+
+
+def set_description(number: int, text: str) -> None:
+    """Set the description of a version, as Markdown."""
+    client().update_model_version(MODEL_NAME, str(number), description=text)
 
 
 def get_version(number: int) -> ModelVersion:
@@ -153,9 +153,11 @@ def register_version(
             )
         if errors:
             raise RegistryError(f"not registered: the model fails on its input example: {errors[0]}")
-        version_tags = {key: value[:_MAX_TAG_CHARS] for key, value in tags.items()}
+        with service_errors.transferring():
+            manifest_hash = signed_files.add_manifest(logged, part_copies)
+        version_tags = {key: value[:_MAX_TAG_CHARS] for key, value in tags.items()} | {signed_files.MANIFEST_TAG: manifest_hash}
         registered = mlflow.register_model(logged.model_uri, MODEL_NAME, tags=version_tags)
-    return ModelVersion(int(registered.version), run_id, dict(tags))
+    return ModelVersion(int(registered.version), run_id, version_tags)
 
 
 def download_version(uri: str) -> Path:
@@ -164,31 +166,58 @@ def download_version(uri: str) -> Path:
     A model is downloaded once and kept in the cache folder of the user, see `model_cache`. Raises RegistryError if there is no
     such model, and ManifestError if its files are not those that were registered.
     """
+    source = _find_model(uri)
+    return model_cache.get(source.cache_name, lambda folder: _download(source, uri, folder) / signed_files.ARTIFACTS)
+
+
+def download_model(uri: str, folder: Path) -> Path:
+    """Download a model with its code to an empty folder, and check all its files, to serve it. Returns its path.
+
+    Raises the errors of `download_version`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    return _download(_find_model(uri), uri, folder)
+
+
+@dataclass(frozen=True)
+class _ModelSource:
+    """Where a model is downloaded from."""
+
+    uri: str
+    """Of a version, not of an alias, or of the model of a run."""
+    cache_name: str
+    """Name of its folder in the cache."""
+    tags: Mapping[str, str] | None
+    """Tags of the version; None for the model of a run."""
+
+
+def _find_model(uri: str) -> _ModelSource:
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri())
+    return _find_run_model(uri) if uri.startswith(RUNS_SCHEME) else _find_registered_model(uri)
+
+
+def _download(source: _ModelSource, uri: str, folder: Path) -> Path:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    mlflow.set_tracking_uri(tracking_uri())
-    source, key = _find_run_model(uri) if uri.startswith(RUNS_SCHEME) else _find_registered_model(uri)
-
-    def download(folder: Path) -> Path:
-        try:
-            with service_errors.transferring():
-                model = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
-        except (MlflowException, FileNotFoundError) as error:
-            place = moved_store.old_place(Path.cwd())
-            advice = f"this workspace was moved from {place}; run `emuedit sync --moved`" if place else "choose another model"
-            reason = " ".join(hide_password(str(error)).split())[:300]
-            raise RegistryError(f"{shown_uri()} has no model at {uri} ({reason}); {advice}") from error
-        if not (model / "artifacts").is_dir():  # the download is empty if the store has no files
-            raise RegistryError(f"{shown_uri()} lists {uri}, but its files are missing in the artifact store; choose another one")
-        check_manifest(model / "artifacts")
-        return model / "artifacts"
-
-    return model_cache.get(key, download)
+    try:
+        with service_errors.transferring():
+            model = Path(mlflow.artifacts.download_artifacts(artifact_uri=source.uri, dst_path=str(folder)))
+    except (MlflowException, FileNotFoundError) as error:
+        place = moved_store.old_place(Path.cwd())
+        advice = f"this workspace was moved from {place}; run `emuedit sync --moved`" if place else "choose another model"
+        reason = " ".join(hide_password(str(error)).split())[:300]
+        raise RegistryError(f"{shown_uri()} has no model at {uri} ({reason}); {advice}") from error
+    if not (model / signed_files.ARTIFACTS).is_dir():  # the download is empty if the store has no files
+        raise RegistryError(f"{shown_uri()} lists {uri}, but its files are missing in the artifact store; choose another one")
+    signed_files.check_files(model, uri, source.tags)
+    return model
 
 
-def _find_registered_model(uri: str) -> tuple[str, str]:
-    """URI of the current version of `models:/name@alias` or `models:/name/number`, and the name of its cache folder."""
+def _find_registered_model(uri: str) -> _ModelSource:
+    """The current version of `models:/name@alias` or `models:/name/number`."""
     from mlflow.exceptions import MlflowException
 
     name, _, selector = uri.removeprefix(SCHEME).replace("@", "/@").partition("/")
@@ -203,16 +232,16 @@ def _find_registered_model(uri: str) -> tuple[str, str]:
         raise RegistryError(
             f"{shown_uri()} has no {uri} ({hide_password(error.message)}); run `uv run retrain`, or name a folder"
         ) from error
-    content = version.tags.get(CONTENT_TAG) or version.run_id
-    return f"{SCHEME}{name}/{version.version}", f"{version.name}-{version.version}-{content}"
+    tags = dict(version.tags)
+    content = tags.get(signed_files.MANIFEST_TAG, "")[:16] or tags.get(CONTENT_TAG) or version.run_id
+    return _ModelSource(f"{SCHEME}{name}/{version.version}", f"{version.name}-{version.version}-{content}", tags)
 
 
-def _find_run_model(uri: str) -> tuple[str, str]:
-    """The URI of a run's model and the name of its cache folder."""
+def _find_run_model(uri: str) -> _ModelSource:
     run_id, _, name = uri.removeprefix(RUNS_SCHEME).partition("/")
     if not run_id or not name:
         raise RegistryError(f"want {RUNS_SCHEME}<run id>/{MODEL_NAME}, got {uri}")
-    return uri, f"{name.replace('/', '-')}-{run_id}"
+    return _ModelSource(uri, f"{name.replace('/', '-')}-{run_id}", None)
 
 
 def _to_model_version(version: Any) -> ModelVersion:

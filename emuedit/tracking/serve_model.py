@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from emuedit.tracking import model_cache
-from emuedit.tracking.registry import MODEL_NAME, SCHEME
+from emuedit.tracking import model_cache, registry
+from emuedit.tracking.registry import MODEL_NAME, RUNS_SCHEME, SCHEME
 from emuedit.tracking.stats import tracking_uri
 
 REQUEST_S = 300
@@ -29,8 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from mlflow.pyfunc import scoring_server
 
     mlflow.set_tracking_uri(tracking_uri())
-    folder = mlflow.artifacts.download_artifacts(artifact_uri=options.model_uri, dst_path=str(_make_folder(options.port)))
-    _, environment = scoring_server.get_cmd(folder, options.port, options.host, options.timeout)  # as `mlflow models serve` does
+    folder = _make_folder(options.port)
+    if options.model_uri.startswith((SCHEME, RUNS_SCHEME)):
+        folder = registry.download_model(options.model_uri, folder)
+    else:
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=options.model_uri, dst_path=str(folder)))
+    _, environment = scoring_server.get_cmd(str(folder), options.port, options.host, options.timeout)
     command = [
         sys.executable, "-m", "uvicorn", "--host", options.host, "--port", str(options.port),
         "--timeout-graceful-shutdown", str(options.timeout + 10), _APP,

@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from emuedit.data.file_manifest import ManifestError
 from emuedit.editor.settings import EditSettings
 from emuedit.tracking import registry
 from flows import dvc_graph, release
@@ -97,6 +99,14 @@ def test_the_model_answers_where_the_project_is_not_installed(
     for expected, error in zip(["in base64", "not a readable image", "want one of the tasks"], answer["errors"], strict=True):
         assert "row 0: " in error
         assert expected in error
+
+
+def test_a_model_without_the_manifest_of_its_parts_is_not_opened(tmp_path: Path) -> None:
+    from flows.pyfunc_model import EditorModel
+
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(ManifestError, match=r"want manifest.json with the hashes of all files"):
+        EditorModel().load_context(SimpleNamespace(artifacts={"settings": str(tmp_path / "settings.json")}))
 
 
 @pytest.mark.slow

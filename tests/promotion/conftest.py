@@ -1,10 +1,12 @@
+import shutil
+from pathlib import Path
+
 import pytest
 
-from emuedit.tracking import registry, runs
+from emuedit.tracking import registry
+from tests.databases import copy_database
 from tests.flows.conftest import (
-    database_of,
     dvc_run,
-    empty_store,
     home,
     isolated_environment,
     project,
@@ -15,16 +17,28 @@ from tests.flows.conftest import (
 )
 
 __all__ = [
-    "database_of", "dvc_run", "empty_store", "home", "isolated_environment", "project", "repository", "shell", "store",
-    "weightless_model",
+    "dvc_run", "home", "isolated_environment", "project", "repository", "shell", "store", "weightless_model",
 ]  # fmt: skip
+N_VERSIONS = 8
+
+
+@pytest.fixture(scope="session")
+def store_of_versions(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with versions of the model, none of which has an alias or artifacts."""
+    from mlflow.tracking import MlflowClient
+
+    folder = tmp_path_factory.mktemp("versions")
+    shutil.copy(empty_store, folder / "draft.db")
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/draft.db")
+    client.create_registered_model(registry.MODEL_NAME)
+    for number in range(1, N_VERSIONS + 1):
+        client.create_model_version(registry.MODEL_NAME, f"nowhere/{number}")
+    copy_database(folder / "draft.db", folder / "mlflow.db")
+    return folder / "mlflow.db"
 
 
 @pytest.fixture
-def versions(store: str) -> int:
-    """A registry with that many versions of the model, none of which has an alias or artifacts."""
-    client, n_versions = runs.client(), 8
-    client.create_registered_model(registry.MODEL_NAME)
-    for number in range(1, n_versions + 1):
-        client.create_model_version(registry.MODEL_NAME, f"nowhere/{number}")
-    return n_versions
+def versions(store: str, store_of_versions: Path) -> int:
+    """The number of versions of the model in the registry."""
+    shutil.copy(store_of_versions, store.removeprefix("sqlite:///"))
+    return N_VERSIONS

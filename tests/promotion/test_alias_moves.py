@@ -2,36 +2,26 @@
 
 import json
 import socket
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import (
+    BAD_REQUEST,
+    INTERNAL_ERROR,
+    RESOURCE_ALREADY_EXISTS,
+    TEMPORARILY_UNAVAILABLE,
+)
+from mlflow.tracking import MlflowClient
 
 from emuedit.promotion import promote
 from emuedit.promotion.gate import Decision, Measurement, decide
 from emuedit.promotion.gate_settings import GateSettings
 from emuedit.tracking import alias_moves, move_tickets, registry, runs
-from tests.promotion.stores import number_at
-
-DEAD_MOVE = """
-import os, signal
-from emuedit.tracking import alias_moves
-if {begin}:
-    alias_moves._write_aliases = lambda version, before: os.kill(os.getpid(), signal.SIGKILL)
-else:
-    alias_moves._wait_for_turn = lambda ticket: os.kill(os.getpid(), signal.SIGKILL)
-alias_moves.move_champion(2, "new", expected=1)
-"""
-
-
-def die_while_moving(begin: bool) -> None:
-    """A process asks for version 2 and is killed: before it writes an alias, or before its turn."""
-    process = subprocess.run([sys.executable, "-c", DEAD_MOVE.format(begin=begin)], check=False, capture_output=True)
-    assert process.returncode == -9, process.stderr.decode()
+from tests.promotion.stores import draw_ticket, number_at
 
 
 def test_a_move_names_champion_and_previous_and_is_remembered(versions: int) -> None:
@@ -58,7 +48,8 @@ def test_a_version_that_does_not_exist_is_named(versions: int) -> None:
 
 
 @pytest.mark.slow
-def test_concurrent_moves_leave_one_champion_and_the_right_previous(versions: int) -> None:
+def test_concurrent_moves_leave_one_champion_and_the_right_previous(versions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alias_moves, "_POLL_S", 0.05)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: alias_moves.move_champion(number, "at once", check=False), range(1, versions + 1)))
     moves = alias_moves.history()
@@ -67,32 +58,20 @@ def test_concurrent_moves_leave_one_champion_and_the_right_previous(versions: in
     assert (number_at("champion"), number_at("previous")) == (moves[-1].champion, moves[-2].champion)
 
 
-@pytest.mark.slow
-def test_the_next_command_finishes_what_a_killed_process_began(versions: int) -> None:
-    alias_moves.move_champion(1, "first")
-    die_while_moving(begin=True)
-    assert (number_at("champion"), alias_moves.history()[-1].state) == (1, "moving")
-    assert [move.champion for move in alias_moves.repair()] == [2]
-    assert (number_at("champion"), number_at("previous"), alias_moves.history()[-1].state) == (2, 1, "done")
+def test_a_ticket_that_was_drawn_twice_for_one_request_does_not_wait_for_itself(
+    versions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client of an MLflow server sends a request again if the answer does not come in time."""
+    create = MlflowClient.create_model_version
 
+    def create_twice(*arguments: Any, **options: Any) -> Any:
+        create(*arguments, **options)
+        return create(*arguments, **options)
 
-@pytest.mark.slow
-def test_a_process_that_died_in_the_queue_holds_up_nobody(versions: int) -> None:
-    alias_moves.move_champion(1, "first")
-    die_while_moving(begin=False)
-    alias_moves.move_champion(3, "better", expected=1)
-    assert [move.state for move in alias_moves.history()] == ["done", "abandoned", "done"]
-    assert (number_at("champion"), number_at("previous")) == (3, 1)
-
-
-def draw_ticket(version: int, pid_space: str | None = None, is_alive: bool = True) -> int:
-    """A ticket of a process of a machine of this name: of this one, or of one where process ids mean others."""
-    with pytest.MonkeyPatch.context() as elsewhere:
-        if pid_space is not None:
-            elsewhere.setattr(move_tickets, "pid_space", lambda: pid_space)
-        if not is_alive:
-            elsewhere.setattr(move_tickets, "start_mark", lambda pid: "earlier")
-        return move_tickets.draw(version, "lost", "promotion")
+    with monkeypatch.context() as slow_server:
+        slow_server.setattr(MlflowClient, "create_model_version", create_twice)
+        assert alias_moves.move_champion(2, "better").number == 2
+    assert [(move.number, move.state) for move in alias_moves.history()] == [(1, "abandoned"), (2, "done")]
 
 
 @pytest.mark.parametrize("place", ["another-boot/pid:[4026531836]", ""])
@@ -249,3 +228,43 @@ def test_rollback_goes_to_the_previous_champion_and_back(versions: int, readable
 def test_without_a_champion_there_is_nothing_to_go_back_from(versions: int) -> None:
     with pytest.raises(registry.RegistryError, match="want a champion to roll back from, got none"):
         promote.roll_back()
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "is_conflict"),
+    [
+        (TEMPORARILY_UNAVAILABLE, "(sqlite3.OperationalError) database is locked", True),
+        (TEMPORARILY_UNAVAILABLE, "(psycopg2.errors.DeadlockDetected) deadlock detected", True),
+        (TEMPORARILY_UNAVAILABLE, "(psycopg2.errors.SerializationFailure) could not serialize access due to concurrent", True),
+        (
+            TEMPORARILY_UNAVAILABLE,
+            "(psycopg2.OperationalError) connection failed: FATAL: sorry, too many clients already",
+            True,
+        ),
+        (BAD_REQUEST, '(psycopg2.errors.UniqueViolation) duplicate key value violates unique constraint "alias_pk"', True),
+        (BAD_REQUEST, "(sqlite3.IntegrityError) UNIQUE constraint failed: registered_model_aliases.name", True),
+        (INTERNAL_ERROR, "Model Version creation error (name=emuedit-editor-moves). Giving up after 3 attempts.", True),
+        (INTERNAL_ERROR, "API request failed: Max retries exceeded (Caused by too many 503 error responses)", True),
+        (INTERNAL_ERROR, "API request failed: Max retries exceeded (Caused by too many 504 error responses)", False),
+        (TEMPORARILY_UNAVAILABLE, "(psycopg2.OperationalError) server closed the connection unexpectedly", False),
+        (BAD_REQUEST, "(psycopg2.errors.UndefinedTable) relation model_versions does not exist", False),
+        (RESOURCE_ALREADY_EXISTS, "Registered Model (name=x) already exists. Error: unique constraint", False),
+    ],
+)
+def test_only_errors_after_which_nothing_was_written_are_retried(
+    code: int, message: str, is_conflict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(move_tickets.time, "sleep", lambda seconds: None)
+    errors = [MlflowException(message, code)] * 2
+
+    def call() -> str:
+        if errors:
+            raise errors.pop()
+        return "answer"
+
+    if is_conflict:
+        assert move_tickets.retry(call) == "answer"
+    else:
+        with pytest.raises(MlflowException):
+            move_tickets.retry(call)
+        assert len(errors) == 1

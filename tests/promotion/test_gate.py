@@ -89,6 +89,30 @@ def test_untouched_pixels_time_and_size_have_their_bounds() -> None:
         assert words in decision.reason
 
 
+def test_untouched_pixels_that_were_not_measured_are_reported_with_the_reason() -> None:
+    gaps = {"without a reference result": 60, "with a reference result that leaves less than 5% of the pixels unchanged": 4}
+    old = replace(measurement("champion", local=0.3), untouched={"local": [None] * N}, untouched_gaps=gaps)
+    new = replace(measurement(local=0.9), untouched={"local": [None] * N}, untouched_gaps=gaps)
+    decision = decide(new, old, SETTINGS)
+    assert decision.promote
+    reason = "not measured: without a reference result (60 of 64 edits), with a reference result that leaves less than 5% of the "
+    assert decision.reason.endswith(f"all other criteria met; pixels outside the edit: {reason}pixels unchanged (4 of 64 edits)")
+    assert f"pixels outside the edit: {reason}" in decision.table().splitlines()[-1]
+    assert decision.to_dict()["outside"].startswith("not measured")
+    refused = decide(replace(old, name="editor"), replace(new, name="champion"), SETTINGS)
+    assert "; pixels outside the edit: not measured" in refused.reason
+
+
+def test_the_table_has_the_change_of_untouched_pixels_and_the_number_of_gaps() -> None:
+    old = replace(measurement("champion", local=0.3), untouched={"local": [0.001, None]})
+    new = replace(measurement(local=0.9), untouched={"local": [0.002, None]}, untouched_gaps={"without a reference result": 1})
+    line = decide(new, old, SETTINGS).table().splitlines()[-1]
+    assert line == (
+        "pixels outside the edit: change by 0.0020, the champion's by 0.0010; "
+        "not measured: without a reference result (1 of 64 edits)"
+    )
+
+
 def test_a_first_model_must_only_beat_doing_nothing() -> None:
     nothing = replace(measurement("the identity baseline", local=0.0, remove=0.3), untouched={"local": [0.0]})
     new = replace(measurement(local=0.5, remove=0.1), untouched={"local": [0.3]})

@@ -84,7 +84,7 @@ def test_a_version_is_listed_explained_and_made_again(
     project: Path,
     store: str,
     weightless_model: None,
-    dvc_run: Callable[..., str],
+    dvc_run: Callable[..., None],
     shell: Callable[..., str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -99,7 +99,7 @@ def test_a_version_is_listed_explained_and_made_again(
 
     assert cli.main(["models"]) == 0
     output = capsys.readouterr().out
-    assert "champion challenger" in output
+    assert "      1  champion " in output
     assert "promoted: edit success 0.500 against 0.100 of the identity baseline" in output
     assert cli.main(["models", "--moves"]) == 0
     assert "promotion" in capsys.readouterr().out

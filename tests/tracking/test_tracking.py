@@ -1,5 +1,6 @@
 import json
 import logging
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -209,6 +210,7 @@ def test_a_refused_connection_only_gives_warnings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)  # of a command that ran in this process
     with Tracker(tmp_path, "train") as tracker:
         for step in range(3):
             tracker.log(step, loss=0.1)
@@ -234,9 +236,10 @@ def test_metrics_are_written_when_mlflow_is_not_installed(
 
 
 @pytest.mark.slow
-def test_sqlite_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sqlite_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> None:
     from mlflow.tracking import MlflowClient
 
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with Tracker(tmp_path / "run", "train", {"lr": 0.1}) as tracker:

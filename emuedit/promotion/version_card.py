@@ -1,0 +1,156 @@
+"""The card of a registered version: its scores, the gate's decision, parent, data, licences and intended use.
+
+Everything is read from the tags of the version, so the card can be rendered again after each decision. It is the artifact
+`cards/model.md` of the run of the version; the first lines are also the description of the version.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from emuedit.tracking import registry, runs
+from emuedit.tracking.registry import ModelVersion
+from emuedit.tracking.service_errors import hide_password
+
+FOLDER = "cards"
+"""Folder of the run's artifacts with the cards of the model and of its data."""
+CARD = f"{FOLDER}/model.md"
+SCORES_TAG, SOURCES_TAG = "card.scores", "card.sources"
+"""Tags of a version, as JSON: system -> task -> edit success, and part of the world -> [name, licence]."""
+_NOT_STATED = "not stated"
+_OVERALL = "overall"
+_DATA = "dvc.data/"
+
+_TEXT = """\
+# {uri}
+
+{summary}
+
+| | |
+|---|---|
+| run | `{run_id}` |
+| commit | {commit} |
+| parent | {parent} |
+| reason | {why} |
+| gate | {gate} |
+
+## Scores
+
+Edit success in its own evaluation: the share of edits that the benchmark's judge accepts. `overall` is the mean over the trained
+tasks.
+
+{scores}
+
+## Data
+
+The data card of the kept pairs is `{folder}/dataset/card.md` of the run. Hashes of the data that the version was made from:
+
+{data}
+
+`emuedit lineage {number}` shows all inputs.
+
+## Models and licences
+
+| part | name | licence |
+|---|---|---|
+{sources}
+
+The licences of the base model and of the data apply to this version too.
+
+## Intended use
+
+To edit single images by short instructions of the tasks above: with `emuedit edit`, in Python, or on a server. Other tasks,
+languages and image sizes were not measured. It has no safety checker: check images before you show them to others, and do not
+present edited images as unedited ones. `artifacts/editor/README.md` of the version describes the network and its limits.
+"""
+
+
+def make_tags(
+    table: Mapping[str, Mapping[str, float | None]], system: str, params: Mapping[str, Any], baseline: str = "identity"
+) -> dict[str, str]:
+    """The tags that the card needs. `table`: system -> task -> edit success. `params`: content of `params.yaml`."""
+    scores = {name: dict(table[name]) for name in (system, baseline) if name in table}
+    licences = (params.get("dataset") or {}).get("licences") or {}
+    world = {key: value for key, value in (params.get("world") or {}).items() if key != "name" and value}
+    sources = {part: [str(name), licences.get(part, _NOT_STATED)] for part, name in world.items()}
+    return {SCORES_TAG: json.dumps(scores), SOURCES_TAG: json.dumps(sources)}
+
+
+def render(version: ModelVersion) -> str:
+    """The card, as Markdown."""
+    tags = version.tags
+    data = {key.removeprefix("dvc."): value for key, value in tags.items() if key.startswith(_DATA)}
+    return _TEXT.format(
+        uri=version.uri,
+        summary=summarise(version),
+        number=version.number,
+        run_id=version.run_id,
+        commit=f"`{tags['git.commit']}`, {describe_changes(tags)}" if "git.commit" in tags else "none",
+        parent=f"`{tags['parent']}`" if tags.get("parent") else "none: trained from the base model",
+        why=_cell(tags.get(registry.WHY_TAG, "") or _NOT_STATED),
+        gate=_cell(_gate(tags)),
+        scores=_format_scores(_read(tags, SCORES_TAG)),
+        folder=FOLDER,
+        data="\n".join(f"- `{path}`: `{value}`" for path, value in sorted(data.items())) or "- none was recorded",
+        sources="\n".join(f"| {part} | `{name}` | {licence} |" for part, (name, licence) in _read(tags, SOURCES_TAG).items())
+        or f"| - | - | {_NOT_STATED} |",
+    )
+
+
+def summarise(version: ModelVersion) -> str:
+    """One line: overall success, the gate's decision and the commit."""
+    tags = version.tags
+    success = f"Edit success {tags['edit_success']} in its own evaluation. " if "edit_success" in tags else ""
+    return f"{success}Gate: {_gate(tags)}. Commit {tags.get('git.commit', 'none')[:8]}, card: `{CARD}` of its run."
+
+
+def describe_changes(tags: Mapping[str, str]) -> str:
+    """The state of the working tree at the start of the retrain, from the tags of a version."""
+    if tags.get("git.dirty") != "true":
+        return "clean"
+    changes = tags.get("git.changes", "")
+    return "with uncommitted changes" + (f": {changes}" if changes else "")
+
+
+def update(number: int) -> None:
+    """Write the card of a version to its run, and its first line to the description of the version.
+
+    An error is printed: the version and the decision about it are complete without the card.
+    """
+    try:
+        version = registry.get_version(number)
+        registry.set_description(number, summarise(version))
+        if version.run_id and runs.is_active(version.run_id):
+            runs.log_text(version.run_id, CARD, render(version))
+    except Exception as error:  # of MLflow, its database or its artifact store
+        reason = " ".join(hide_password(str(error)).split())[:300]
+        print(f"== the card of version {number} was not written: {reason}; the next decision writes it", flush=True)
+
+
+def _gate(tags: Mapping[str, str]) -> str:
+    state, reason = tags.get("gate.state", ""), tags.get("gate.reason", "")
+    return f"{state}: {reason}" if state and reason else state or "no decision"
+
+
+def _format_scores(scores: Mapping[str, Mapping[str, float | None]]) -> str:
+    if not scores:
+        return "None were recorded."
+    systems = list(scores)
+    tasks = sorted({task for values in scores.values() for task in values} - {_OVERALL})
+    lines = [f"| task | {' | '.join(systems)} |", "|---|" + "---:|" * len(systems)]
+    for task in (_OVERALL, *tasks):
+        values = (scores[system].get(task) for system in systems)
+        lines.append(f"| {task} | {' | '.join('-' if value is None else f'{value:.3f}' for value in values)} |")
+    return "\n".join(lines)
+
+
+def _read(tags: Mapping[str, str], key: str) -> dict[str, Any]:
+    """The value of a tag with JSON; empty if it is missing, or was cut at the limit of MLflow."""
+    try:
+        return dict(json.loads(tags.get(key, "{}")))
+    except ValueError:
+        return {}
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,135 @@
+"""The origin of a version: the commit and the params with which the retrain started, and what was not committed then."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from emuedit.config import ParamsError
+from emuedit.promotion import lineage, version_card
+from emuedit.tracking import registry, runs
+from flows import dvc_graph, release, result_origin
+
+Shell = Callable[..., str]
+LOCK = """\
+stages:
+  network:
+    deps:
+    - {path: code, md5: c0de.dir}
+    - {path: raw.csv, md5: aaaa}
+    outs:
+    - {path: models/editor, md5: eeee.dir}
+    - {path: reports, md5: ffff.dir}
+"""
+
+
+@pytest.fixture
+def graph(project: Path, shell: Shell) -> dvc_graph.Graph:
+    """A committed project with the results of its two stages."""
+    for name, text in {
+        "models/editor/model_index.json": "{}", "models/editor/weights.safetensors": "0.5", "code/network.py": "1",
+        "reports/metrics.json": '{"edit_success": {"emuedit": {"overall": 0.5, "local": 0.5}, "identity": {"overall": 0.1}}}',
+        "dvc.lock": LOCK, "data/dataset/card.md": "# Data card: the world",
+    }.items():  # fmt: skip
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
+    (project / ".gitignore").write_text("*.db\n/mlruns\n/models\n/data\n")
+    shell("git", "add", ".", cwd=project)
+    shell("git", "commit", "-qm", "first", cwd=project)
+    stages = (
+        dvc_graph.Stage("dataset", (), (Path("data/dataset"),)),
+        dvc_graph.Stage("network", (), (Path("models/editor"),), meta={"register": "editor"}),
+        dvc_graph.Stage("scores", ("network",), (Path("reports"),), meta={"gate": "emuedit", "report": True}),
+    )
+    return dvc_graph.Graph(project, stages, (Path("reports/metrics.json"),), {})
+
+
+def tags_of(graph: dvc_graph.Graph, at_start: result_origin.StartState | None = None) -> dict[str, str]:
+    return result_origin.make_tags(graph.root, graph, "content", at_start or result_origin.read_start(graph.root))
+
+
+@pytest.mark.slow
+def test_what_is_committed_and_edited_during_a_retrain_is_not_its_origin(
+    project: Path, graph: dvc_graph.Graph, store: str, weightless_model: None, shell: Shell
+) -> None:
+    first = shell("git", "rev-parse", "HEAD", cwd=project).strip()
+    params = (project / "params.yaml").read_text()
+    at_start = result_origin.read_start(project)
+    (project / "params.yaml").write_text(params.replace("steps: 7", "steps: 8"))
+    shell("git", "commit", "-qam", "second", cwd=project)
+    (project / "make.py").write_text("")
+    result = release.finish(project, graph, release.start(project), {"network": 1.0}, True, "person: test", at_start)
+    assert result.version is not None
+    version = registry.get_version(result.version.number)
+    assert (version.tags["git.commit"], version.tags["git.dirty"], version.tags["git.changes"]) == (first, "false", "")
+    assert lineage.read_file(version, "params.yaml") == params
+    assert lineage.read_file(version, "dvc.lock") == LOCK
+    assert runs.client().get_run(version.run_id).data.params["scores.settings.steps"] == "7"
+    assert '"steps": 7' in (registry.download_version(version.uri) / "settings.json").read_text()
+    assert f"commit   {first} (clean)" in lineage.format_text(version, [])
+
+    card = str(runs.read_text(version.run_id, version_card.CARD))
+    assert "| gate | promoted: edit success 0.500 against 0.100 of the identity baseline" in card
+    assert "| local | 0.500 | - |" in card
+    assert runs.read_text(version.run_id, "cards/dataset/card.md") == "# Data card: the world"
+    description = runs.client().get_model_version(registry.MODEL_NAME, "1").description
+    assert description.startswith("Edit success 0.5000 in its own evaluation. Gate: promoted")
+
+    result_origin.tag_published(version, "retrained", "b" * 40)
+    version = registry.get_version(1)
+    assert version.tags["git.branch_commit"] == "b" * 40
+    assert f"branch   retrained at {'b' * 40}" in lineage.format_text(version, [])
+
+
+def test_uncommitted_changes_make_a_version_dirty(project: Path, graph: dvc_graph.Graph) -> None:
+    assert tags_of(graph)["git.dirty"] == "false"
+    (project / "make.py").write_text("")
+    (project / "dvc.lock").write_text(LOCK + "# the results of this retrain\n")
+    assert (tags_of(graph)["git.dirty"], tags_of(graph)["git.changes"]) == ("true", "make.py")
+
+
+@pytest.mark.parametrize(
+    ("path", "changes"),
+    [
+        ("notes.txt", ""),
+        ("experiments/try.py", ""),
+        ("reports/picture.png", ""),
+        ("code/new.py", "code/new.py"),
+        ("raw.csv", "raw.csv"),
+        ("raw.csv.dvc", "raw.csv.dvc"),
+    ],
+)
+def test_untracked_files_count_only_if_they_are_inputs(project: Path, graph: dvc_graph.Graph, path: str, changes: str) -> None:
+    (project / path).parent.mkdir(exist_ok=True)
+    (project / path).write_text("")
+    assert tags_of(graph)["git.changes"] == changes
+    assert tags_of(graph)["git.dirty"] == str(bool(changes)).lower()
+
+
+def test_outputs_that_git_tracks_are_no_changes(project: Path, graph: dvc_graph.Graph) -> None:
+    (project / "reports/metrics.json").write_text("{}")
+    assert tags_of(graph)["git.dirty"] == "false"
+
+
+def test_a_project_in_a_folder_of_a_repository_has_only_its_changes(project: Path, graph: dvc_graph.Graph) -> None:
+    (project / "make.py").write_text("")
+    (project / "code/network.py").write_text("2")
+    at_start = result_origin.read_start(project / "code")
+    assert (at_start.changed, at_start.untracked) == (("network.py",), ())
+
+
+def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    graph = dvc_graph.Graph(tmp_path, (), (), {})
+    assert not any(key.startswith("git.") for key in tags_of(graph))
+    (tmp_path / "params.yaml").write_text("[")
+    with pytest.raises(ParamsError, match="not valid YAML"):
+        result_origin.read_start(tmp_path)
+
+
+def test_a_branch_that_cannot_be_tagged_is_reported(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    result_origin.tag_published(None, "retrained", "b" * 40)
+    with pytest.MonkeyPatch.context() as away:
+        away.setattr(registry, "client", lambda: (_ for _ in ()).throw(ConnectionError("refused")))
+        result_origin.tag_published(registry.ModelVersion(1, "run"), "retrained", "b" * 40)
+    assert "== version 1 was not tagged with the commit bbbbbbbb of retrained: MLflow at " in capsys.readouterr().out

@@ -11,6 +11,7 @@ from prefect.deployments import run_deployment
 from emuedit.promotion import promote as promotion
 from emuedit.tracking import alias_moves, registry
 from flows import dvc_graph
+from flows.mail_notification import mail_on_failure
 
 _N_NAMED = 5  # stages listed in a reason
 
@@ -19,7 +20,7 @@ class ChampionRegressedError(RuntimeError):
     """Raised if the champion's edit success dropped and no stage is out of date, so a retrain would produce the same model."""
 
 
-@flow(name="promote", validate_parameters=True)
+@flow(name="promote", validate_parameters=True, on_failure=[mail_on_failure], on_crashed=[mail_on_failure])
 def promote(version: int, force_reason: str = "") -> dict[str, Any]:
     """Compare a `version` with the champion, and promote it if the promotion gate accepts it; `force_reason` overrules it."""
     outcome = promotion.promote(registry.get_version(version), Path.cwd(), force_reason=force_reason)
@@ -30,14 +31,14 @@ def promote(version: int, force_reason: str = "") -> dict[str, Any]:
     return {"promoted": decision.promote, "reason": decision.reason, "against": outcome.champion}
 
 
-@flow(name="rollback", validate_parameters=True)
+@flow(name="rollback", validate_parameters=True, on_failure=[mail_on_failure], on_crashed=[mail_on_failure])
 def rollback(to: int | None = None, reason: str = "") -> dict[str, Any]:
     """Make the previous champion, or version `to`, the champion again, and record the `reason`."""
     move = promotion.roll_back(to, reason)
     return {"champion": move.champion, "previous": move.before}
 
 
-@flow(name="evaluate", validate_parameters=True)
+@flow(name="evaluate", validate_parameters=True, on_failure=[mail_on_failure], on_crashed=[mail_on_failure])
 def evaluate(max_loss: float = 0.05, retrain_deployment: str = "") -> dict[str, Any]:
     """Measure the champion; start a retrain if its edit success dropped by more than `max_loss` since its promotion.
 
@@ -78,7 +79,7 @@ def _list_names(names: Sequence[str]) -> str:
     return ", ".join(names[:_N_NAMED]) + more if names else "nothing"
 
 
-@flow(name="backfill", validate_parameters=True)
+@flow(name="backfill", validate_parameters=True, on_failure=[mail_on_failure], on_crashed=[mail_on_failure])
 def backfill(versions: list[int] | None = None) -> dict[int, float]:
     """Measure registered `versions`, by default all, with the current judge and edits, and update their tag `edit_success`.
 

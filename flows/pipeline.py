@@ -5,8 +5,10 @@ further retries and use of the GPU are set in its `meta:` in `dvc.yaml`.
 """
 
 import contextlib
+import datetime as dt
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,23 @@ from emuedit.config import ParamsError
 from emuedit.failures import FailureKind
 from emuedit.stages import MEMORY_ENV
 from emuedit.tracking.stats import PARENT_RUN_ENV
-from flows import dvc_graph, flow_artifacts, lineage_events, publication, release, retrain_lock, run_stage
+from flows import (
+    dvc_graph,
+    flow_artifacts,
+    publication,
+    release,
+    result_origin,
+    retrain_lock,
+    run_history,
+    run_stage,
+)
 from flows.failure_kinds import RETRIES, RETRY_DELAYS_S
+from flows.lineage_events import LineageLog, StageTimes
+from flows.mail_notification import mail_on_failure
+from flows.run_history import RunLine
 from flows.run_reason import complete_reason
 
+FLOW = "retrain"
 GPU_SLOT = "emuedit-gpu"
 """Prefect's global concurrency limit for stages with `meta: {gpu: true}`; if the server has no such limit, they run at once."""
 _BUSY_WAIT_S, _BUSY_TRIES = 5.0, 60  # wait for another DVC process for five minutes
@@ -57,14 +72,20 @@ def reproduce(
     extra_retries: int = 0,
 ) -> float:
     """Run one stage and return its seconds. Waits while another DVC process uses the same files."""
-    stop, failures = _stop_events[root], _failures[root].setdefault(stage, [])
+    state = _states[root]
+    failures = state.failures.setdefault(stage, [])
     print(f"== {announcement}", flush=True)
     halvings = failures.count(FailureKind.MEMORY)
     variables = environment | ({MEMORY_ENV: str(halvings)} if halvings else {})
     slot = concurrency(GPU_SLOT, occupy=1) if needs_gpu else contextlib.nullcontext()
     try:
         with slot:
-            return _reproduce_when_free(stage, root, stop, timeout_s, variables, force)
+            start = dt.datetime.now(dt.UTC)
+            try:
+                return _reproduce_when_free(stage, root, state.stop, timeout_s, variables, force)
+            finally:
+                first = state.times[stage].start if stage in state.times else start
+                state.times[stage] = StageTimes(first, dt.datetime.now(dt.UTC))
     except run_stage.StageError as error:
         failures.append(error.kind)
         error.n_same_kind, error.extra_retries = failures.count(error.kind), extra_retries
@@ -88,11 +109,22 @@ def _reproduce_when_free(
     raise AssertionError("not reached")
 
 
-_stop_events: dict[str, threading.Event] = {}  # root -> set to stop its flow; tasks are threads of the flow's process
-_failures: dict[str, dict[str, list[FailureKind]]] = {}  # root -> stage -> failures in this flow so far
+@dataclass
+class _FlowState:
+    """What the tasks of a flow share with it; they are threads of its process."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set to stop the stages."""
+    failures: dict[str, list[FailureKind]] = field(default_factory=dict)
+    """Stage -> its failures so far."""
+    times: dict[str, StageTimes] = field(default_factory=dict)
+    """Stages that have ended at least once."""
 
 
-@flow(name="retrain", validate_parameters=True)
+_states: dict[str, _FlowState] = {}  # root -> its flow
+
+
+@flow(name=FLOW, validate_parameters=True, on_failure=[mail_on_failure], on_crashed=[mail_on_failure])
 def retrain(
     registry: bool = True, force: bool = False, max_parallel: int = 1, reason: str = "", push: bool = False, branch: str = ""
 ) -> dict[str, Any]:
@@ -118,59 +150,68 @@ def _retrain(root: Path, why: str, registry: bool, force: bool, max_parallel: in
     source = publication.read_source(root) if branch else None
     registered, problem = (None, "") if stale else release.look_up(graph)
     if not stale and (not registry or registered or problem):
-        answer = _skip(graph, why, registered, problem)
-        publication.publish(graph, push, branch, release.merge_metrics(graph), why, source)
-        return answer
+        state = f"cannot check whether they are registered: {problem}" if problem else "and registered"
+        decision = f"skipped: all {len(graph.stages)} stages are up to date, {state}"
+        print(f"== {decision}", flush=True)
+        with run_history.recorded(root, RunLine(FLOW, why, outcome=decision)):
+            result = registered or release.RetrainResult(table=release.success_table(graph))
+            flow_artifacts.publish(result, f"{why}; {decision}", graph)
+            _publish(graph, result, push, branch, why, source)
+        return result.to_dict() | {"skipped": decision}
+    at_start = result_origin.read_start(root)
     run_id = release.start(root)
     seconds: dict[str, float] = {}
-    try:
-        run_stages(graph, stale, {PARENT_RUN_ENV: run_id} if run_id else {}, force, max_parallel, seconds)
-        finished = dvc_graph.read(root) if stale else graph
-        result = release.finish(root, finished, run_id, seconds, registry, why)
-    except BaseException as error:
-        release.fail(run_id, error, graph, seconds)
-        raise
-    flow_artifacts.publish(result, why)
-    _emit_lineage(finished, run_id, seconds)
-    publication.publish(finished, push, branch, release.merge_metrics(finished), why, source)
+    line, names = RunLine(FLOW, why, stale, seconds, run_id), [stage.name for stage in graph.stages]
+    with run_history.recorded(root, line):
+        try:
+            run_history.store_reasons(line, names)
+            flow_artifacts.publish_stages(line, names)
+            run_stages(graph, stale, run_id, force, max_parallel, seconds)
+            finished = dvc_graph.read(root) if stale else graph
+            result = release.finish(root, finished, run_id, seconds, registry, why, at_start)
+        except BaseException as error:
+            release.fail(run_id, error, graph, seconds)
+            raise
+        if not run_id:  # MLflow did not answer at the start
+            run_history.store_reasons(replace(line, run_id=result.run_id), names)
+        flow_artifacts.publish(result, why, finished)
+        _publish(finished, result, push, branch, why, source)
     return result.to_dict()
 
 
-def _emit_lineage(graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, float]) -> None:
-    try:
-        lineage_events.emit(graph, run_id, seconds)
-    except Exception as error:  # of any transport: the results are complete, and the message says what is missing
-        print(f"== no OpenLineage events were sent: {type(error).__name__}: {error}", flush=True)
-
-
-def _skip(graph: dvc_graph.Graph, why: str, registered: release.RetrainResult | None, problem: str) -> dict[str, Any]:
-    """Record that no stage was out of date."""
-    state = f"cannot check whether they are registered: {problem}" if problem else "and registered"
-    decision = f"skipped: all {len(graph.stages)} stages are up to date, {state}"
-    print(f"== {decision}", flush=True)
-    result = registered or release.RetrainResult(table=release.success_table(graph))
-    flow_artifacts.publish(result, f"{why}; {decision}")
-    return result.to_dict() | {"skipped": decision}
+def _publish(
+    graph: dvc_graph.Graph,
+    result: release.RetrainResult,
+    push: bool,
+    branch: str,
+    why: str,
+    source: publication.ResultSource | None,
+) -> None:
+    """Push the data and commit to the branch, as requested, and tag the version with the commit."""
+    commit = publication.publish(graph, push, branch, release.merge_metrics(graph), why, source)
+    result_origin.tag_published(result.version, branch, commit)
 
 
 def run_stages(
     graph: dvc_graph.Graph,
     stale: Mapping[str, tuple[str, ...]],
-    environment: Mapping[str, str],
+    run_id: str,
     force: bool,
     max_parallel: int,
     seconds: dict[str, float] | None = None,
 ) -> dict[str, float]:
     """Run stages and return the seconds of each. After the first failure, no further stage starts and running stages are stopped.
 
-    seconds: a mapping that is filled and returned; after a failure it contains the stages that finished.
+    The OpenLineage events of a stage are sent when it ends. run_id: the MLflow run of the flow, the parent of the stages' runs;
+    empty: none. seconds: a mapping that is filled and returned; after a failure it contains the stages that finished.
     """
-    root = str(graph.root)
-    stop = _stop_events[root] = threading.Event()
-    _failures[root] = {}
+    root, lineage = str(graph.root), LineageLog(graph, run_id)
+    state = _states[root] = _FlowState()
     waiting = [stage for stage in graph.stages if stage.name in stale]
     print(f"== {len(graph.stages) - len(waiting)} of {len(graph.stages)} stages are up to date", flush=True)
     seconds = {} if seconds is None else seconds
+    environment = {PARENT_RUN_ENV: run_id} if run_id else {}
+    futures: dict[str, PrefectFuture[float]] = {}
     running: dict[PrefectFuture[float], str] = {}
     try:
         while waiting or running:
@@ -183,16 +224,27 @@ def run_stages(
                 n_retries = sum(RETRIES.values()) + stage.retries
                 delays_s = (RETRY_DELAYS_S + [RETRY_DELAYS_S[-1]] * n_retries)[:n_retries]
                 retried = reproduce.with_options(retries=n_retries, retry_delay_seconds=delays_s, retry_condition_fn=should_retry)
-                arguments = (stage.name, root, stage.timeout_s, dict(environment), force, announcement)
-                future = retried.submit(*arguments, needs_gpu=stage.needs_gpu, extra_retries=stage.retries)
-                running[future] = stage.name
+                arguments = (stage.name, root, stage.timeout_s, environment, force, announcement)
+                # The upstream stages have finished; `wait_for` records the edges, which Prefect shows.
+                upstream = [futures[name] for name in stage.after if name in futures]
+                future = retried.submit(
+                    *arguments, needs_gpu=stage.needs_gpu, extra_retries=stage.retries, return_state=False, wait_for=upstream
+                )
+                running[future], futures[stage.name] = stage.name, future
             finished = next(iter(as_completed(list(running))))
-            seconds[running.pop(finished)] = finished.result()
+            name = running.pop(finished)
+            try:
+                seconds[name] = finished.result()
+            except Exception as error:
+                if name in state.times:
+                    lineage.failed(name, state.times[name], run_history.first_line(error))
+                raise
+            lineage.completed(name, state.times[name])
     except BaseException:
-        stop.set()
+        state.stop.set()
         for future in running:
             future.wait(_STOP_S)
         raise
     finally:
-        del _stop_events[root], _failures[root]
+        del _states[root]
     return seconds

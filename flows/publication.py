@@ -10,14 +10,17 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emuedit.failures import FailureKind
 from emuedit.operations import dvc_remote
 from emuedit.operations.remote_error import RemoteError
 from emuedit.tracking.runs import flatten
+from flows import push_access
 from flows.dvc_graph import LOCK, Graph
 from flows.failure_kinds import RETRY_DELAYS_S
 
@@ -46,10 +49,11 @@ class PublicationError(RuntimeError):
 
 
 def check(graph: Graph, push: bool, branch: str) -> None:
-    """Raise PublicationError, before anything runs, if `publish` would fail: no remote, or an unusable branch."""
+    """Raise PublicationError, before anything runs, if `publish` would fail: no writable remote, or an unusable branch."""
     root = graph.root
     if push:
         check_remote(root)
+        check_access(root)
     if branch:
         _check_branch(root, branch)
         if taken := [str(path) for path in _metrics_paths(graph) if graph.is_cached(path)]:
@@ -73,26 +77,43 @@ def read_source(root: Path) -> ResultSource:
 
 def publish(
     graph: Graph, push: bool, branch: str, metrics: Mapping[str, Any], why: str, source: ResultSource | None = None
-) -> None:
+) -> str:
     """Push the data, if `push`, then commit `dvc.lock` and the metrics with their `source` to `branch`, unless it is empty.
 
-    Idempotent: the next retrain retries what could not be published. Raises PublicationError.
+    Returns the commit of the branch; empty without a branch. Idempotent: the next retrain retries what could not be published.
+    Raises PublicationError.
     """
     if push:
         push_data(graph.root)
         print("== pushed the data", flush=True)
-    if branch:
-        files = {Path(LOCK): Path(LOCK), **_metrics_paths(graph)}
-        commit = commit_results(graph.root, branch, files, metrics, f"Retrain ({why})", source)
-        print(f"== {branch} is at {commit[:8]}", flush=True)
+    if not branch:
+        return ""
+    files = {Path(LOCK): Path(LOCK), **_metrics_paths(graph)}
+    commit = commit_results(graph.root, branch, files, metrics, f"Retrain ({why})", source)
+    print(f"== {branch} is at {commit[:8]}", flush=True)
+    return commit
 
 
-def push_data(root: Path, sleep: Any = None) -> None:
-    """Push the data in `dvc.lock` to the remote. Retries if the store is unreachable, then raises PublicationError."""
-    import time
+def check_access(root: Path, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Raise PublicationError if no object can be written to the remote. Retries only if the store does not answer or fails."""
+    for delay_s in (*_PUSH_DELAYS_S, None):
+        try:
+            push_access.try_write(root)
+            return
+        except RemoteError as error:
+            if delay_s is None or push_access.failure_kind(error) is not FailureKind.NETWORK:
+                raise PublicationError(f"data could not be pushed after this run: {error}") from error
+            print(f"== the remote cannot be written ({error}); retrying in {delay_s:g} s", flush=True)
+            sleep(delay_s)
 
-    pause = sleep or time.sleep
-    command = [sys.executable, "-m", "dvc", "push", "--quiet"]
+
+def push_data(root: Path, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Push the data in `dvc.lock` to the remote. Raises PublicationError.
+
+    After a failure it tries to write one object, since DVC does not report the kind of a failure. Wrong credentials and settings
+    are an error at once; if the store does not answer or fails, or works again by then, the push is repeated.
+    """
+    command = [sys.executable, "-m", "dvc", "push"]
     for delay_s in (*_PUSH_DELAYS_S, None):
         process = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
         if process.returncode == 0:
@@ -100,9 +121,19 @@ def push_data(root: Path, sleep: Any = None) -> None:
         lines = (process.stderr or process.stdout).strip().splitlines()
         problem = lines[-1] if lines else f"exit status {process.returncode}"
         if delay_s is not None:
+            _raise_if_permanent(root)
             print(f"== dvc push failed ({problem}); retrying in {delay_s:g} s", flush=True)
-            pause(delay_s)
+            sleep(delay_s)
     raise PublicationError(f"data were not pushed: {problem}; run `emuedit remote check` for details, and `dvc push` to retry")
+
+
+def _raise_if_permanent(root: Path) -> None:
+    """Raise PublicationError if the remote cannot be written for another reason than the network."""
+    try:
+        push_access.try_write(root)
+    except RemoteError as error:
+        if push_access.failure_kind(error) is not FailureKind.NETWORK:
+            raise PublicationError(f"data were not pushed: {error}; then run `dvc push` to retry") from error
 
 
 def commit_results(

@@ -18,8 +18,10 @@ from emuedit.operations.server_stack import HEARTBEAT_ENV
 from emuedit.processes import QUIET_ENV, keep_compiled_modules, set_env_defaults
 from emuedit.promotion.gate import Decision
 from emuedit.tracking.service_errors import SERVICE_ENV, hide_password
-from flows import dvc_graph, flow_process, prefect_access, release
+from flows import dvc_graph, flow_process, prefect_access, release, run_history
 from flows.error_output import print_trace
+from flows.run_history import RunLine
+from flows.run_reason import complete_reason
 from flows.stopping import Stopped, stop_on_signals, stop_with_uv
 
 RETRAIN_ENV = QUIET_ENV | {
@@ -65,7 +67,7 @@ def console_main() -> int:
 
 def _retrain(options: argparse.Namespace) -> int:
     start = time.monotonic()
-    root = Path.cwd()
+    root, why = Path.cwd(), complete_reason(options.reason)
     params_check.check(root)
     graph = dvc_graph.read(root)
     stale = graph.stale(options.force)
@@ -76,16 +78,16 @@ def _retrain(options: argparse.Namespace) -> int:
     registered, problem = release.look_up(graph) if not stale and not options.no_register else (None, "")
     publishes = bool(options.push or options.branch)  # by the flow, also when no stage is out of date
     if not stale and not publishes and (registered or problem or options.no_register):
-        print(f"Nothing to do: all {len(graph.stages)} stages are up to date" + (", and registered." if registered else "."))
+        state = f"all {len(graph.stages)} stages are up to date" + (", and registered" if registered else "")
+        run_history.append(root, RunLine("retrain", why, outcome=f"skipped: {state}"))
+        print(f"Nothing to do: {state}.")
         if problem:
             print(f"Cannot check whether they are registered: {problem}")
         _print_report(root, graph, registered or release.RetrainResult(table=release.success_table(graph)), start)
         return 0
     prefect_access.check()
     answer = flow_process.run_flow(
-        flow_process.FlowOptions(
-            not options.no_register, options.force, options.max_parallel, options.reason, options.push, options.branch
-        )
+        flow_process.FlowOptions(not options.no_register, options.force, options.max_parallel, why, options.push, options.branch)
     )
     graph = dvc_graph.read(root)
     registered, _ = (None, "") if options.no_register else release.look_up(graph)

@@ -1,4 +1,4 @@
-"""Allow one retrain per folder, by a lock on `.emuedit/retrain.lock`; others wait.
+"""Allow one retrain or `refresh-data` per folder, by a lock on `.emuedit/retrain.lock`; others wait.
 
 The kernel releases the lock when the process exits for any reason, also on another machine that shares the folder (flock, over
 NFS too). The record in the file only names the holder. The holder also touches the file regularly: on a file system without
@@ -41,23 +41,26 @@ class LockOwner:
     host: str
     lock_id: str = ""
     """Distinguishes two retrains of one process."""
+    flow: str = "retrain"
+    """Name of the flow."""
 
     @classmethod
-    def this_process(cls) -> "LockOwner":
+    def this_process(cls, flow: str = "retrain") -> "LockOwner":
         """The record of this process."""
-        return cls(os.getpid(), psutil.Process().create_time(), socket.gethostname(), uuid4().hex)
+        return cls(os.getpid(), psutil.Process().create_time(), socket.gethostname(), uuid4().hex, flow)
 
 
 @contextlib.contextmanager
-def exclusive(root: Path, say: Callable[[str], None]) -> Iterator[bool]:
-    """Wait until no other retrain runs in the folder, and hold the lock during the block. Yields whether it waited.
+def exclusive(root: Path, say: Callable[[str], None], flow: str = "retrain") -> Iterator[bool]:
+    """Wait until no other flow with this lock runs in the folder, and hold it during the block. Yields whether it waited.
 
     The holder is reported once. Raises LockError.
     """
-    attempt, has_waited = _Attempt(root / FILE, LockOwner.this_process()), False
+    attempt, has_waited = _Attempt(root / FILE, LockOwner.this_process(flow)), False
     while (descriptor := attempt.lock()) is None:
         if not has_waited:
-            say(f"another retrain is running in this folder{_describe(attempt.other, attempt.this.host)}; waiting until it ends")
+            other = attempt.other.flow if attempt.other else "retrain"
+            say(f"another {other} is running in this folder{_describe(attempt.other, attempt.this.host)}; waiting until it ends")
             has_waited = True
         time.sleep(_POLL_S)
     try:

@@ -1,4 +1,4 @@
-"""Prepare a Prefect server for a worker: create the work pool, the deployments of prefect.yaml and the automations.
+"""Prepare a Prefect server for a worker: create the work pool, the GPU slots, the deployments and the automations.
 
     python -m flows.server_setup --pool local --automations infra/prefect/automations.yaml
 
@@ -20,14 +20,17 @@ from prefect.blocks.core import Block
 from prefect.blocks.notifications import SlackWebhook
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate, WorkPoolCreate
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 
+from emuedit.operations.server_stack import GPU_LIMIT
 from flows.schedule_states import kept_states
 
 WEBHOOK_ENV, SLACK_ENV = "EMUEDIT_WEBHOOK_URL", "EMUEDIT_SLACK_URL"
 """Environment variables with the URLs for notifications."""
+GPU_SLOTS_ENV = "EMUEDIT_GPU_SLOTS"
+"""Environment variable with the default of `--gpu-slots`."""
 QUEUE = "registry"
 """Queue of the work pool for flows that only move aliases of the registry, as in prefect.yaml."""
 _DEFAULT_QUEUE = "default"
@@ -75,6 +78,32 @@ async def create_pool(name: str) -> None:
             await client.create_work_queue(QUEUE, work_pool_name=name)
 
 
+async def create_gpu_limit(n_slots: int | None) -> int:
+    """Create the limit of stages that use a GPU at the same time, and return its number of slots.
+
+    None: one slot for a new limit; the slots of an existing limit are kept.
+    """
+    async with get_client() as client:
+        try:
+            present = await client.read_global_concurrency_limit_by_name(GPU_LIMIT)
+        except ObjectNotFound:
+            await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU_LIMIT, limit=n_slots or 1))
+            return n_slots or 1
+        if n_slots is None or n_slots == present.limit:
+            return int(present.limit)
+        await client.update_global_concurrency_limit(GPU_LIMIT, GlobalConcurrencyLimitUpdate(limit=n_slots))
+        return n_slots
+
+
+def parse_slots(text: str) -> int | None:
+    """The number of GPU slots of an option or a variable; None if it is empty. Raises ArgumentTypeError below 1."""
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"want a number of GPU slots of at least 1, got {text!r}; 1 runs one stage at a time")
+    return int(text)
+
+
 async def deploy() -> int:
     """Create or update the deployments of prefect.yaml in the working folder; returns the exit status of `prefect deploy`."""
     async with kept_states():
@@ -105,8 +134,16 @@ def main() -> int:
     parser.add_argument(
         "--automations", type=Path, required=True, metavar="FILE", help="automations to apply; skipped if missing"
     )
+    parser.add_argument(
+        "--gpu-slots",
+        type=parse_slots,
+        default=os.environ.get(GPU_SLOTS_ENV, ""),
+        metavar="N",
+        help=f"stages that may use a GPU at the same time; default: {GPU_SLOTS_ENV}, else as on the server, else 1",
+    )
     options = parser.parse_args()
     asyncio.run(create_pool(options.pool))
+    print(f"slots of {GPU_LIMIT}:", asyncio.run(create_gpu_limit(options.gpu_slots)), flush=True)
     if options.automations.exists():
         print("automations:", ", ".join(asyncio.run(apply_automations(options.automations))), flush=True)
     return asyncio.run(deploy())

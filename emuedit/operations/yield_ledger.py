@@ -27,6 +27,8 @@ ARTIFACT = "yield/ledger.json"
 METRICS = "yield"
 FOLDERS = {"captions": "data/captions", "instructions": "data/instructions", "pairs": "data/pairs", "dataset": "data/dataset"}
 """Stage -> its output, in the order of work."""
+KEPT_PAIRS = FOLDERS["dataset"]
+"""The output without which there is no ledger."""
 _BY_CAPTIONS, _BY_CANDIDATES = ("captions", "instructions"), ("pairs", "router", "dataset")  # how to divide their seconds
 _NO_REASONS = ("pairs", "kept", "kept_instructions", "reassigned")  # counts of the stage dataset
 Counts = Mapping[str, int]

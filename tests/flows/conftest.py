@@ -1,18 +1,24 @@
-import fcntl
+import io
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from importlib.metadata import version
+from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
-DatabaseOf = Callable[[str, Callable[[Path], None]], Path]
+from emuedit.processes import die_with_parent
+from flows import flow_process, process_guard
+from tests.databases import DatabaseOf, copy_database
+from tests.flows import warm_dvc
+from tests.operations.conftest import dvc_in_process, run_dvc_here
+
+__all__ = ["dvc_in_process"]
+
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINE = """\
 stages:
@@ -78,6 +84,8 @@ class Model(mlflow.pyfunc.PythonModel):
 
 mlflow.models.set_model(Model())
 """
+COMPLETE_DATABASE = {"PREFECT_API_DATABASE_MIGRATE_ON_START": "false", "PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
+"""Environment of a Prefect server whose database has all tables and blocks, which it need not create."""
 
 
 @pytest.fixture(scope="session")
@@ -106,29 +114,6 @@ def isolated_environment(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     set_environment(monkeypatch, home)
 
 
-@pytest.fixture(scope="session")
-def database_of(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> DatabaseOf:
-    """Gives an empty database of a package after its migrations, which take up to twenty seconds.
-
-    The first process that needs it creates it, and pytest's cache keeps it until the package has another version.
-    """
-    has_cache = pytestconfig.pluginmanager.hasplugin("cacheprovider") and pytestconfig.cache
-    folder = pytestconfig.cache.mkdir("databases") if has_cache else tmp_path_factory.mktemp("databases")
-
-    def get(package: str, create: Callable[[Path], None]) -> Path:
-        path = folder / f"{package}-{version(package)}.db"
-        with (folder / f"{package}.lock").open("w") as lock, TemporaryDirectory(dir=folder) as draft:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
-                create(Path(draft, "draft.db"))
-                with closing(sqlite3.connect(Path(draft, "draft.db"))) as connection:
-                    connection.execute("VACUUM INTO ?", (str(Path(draft, path.name)),))  # one file, whatever the journal is
-                Path(draft, path.name).replace(path)
-        return path
-
-    return get
-
-
 def run_command(*command: str | Path, cwd: Path) -> str:
     process = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True)
     assert process.returncode == 0, process.stdout + process.stderr
@@ -145,7 +130,8 @@ def shell() -> Callable[..., str]:
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("repository")
     run_command("git", "init", "-q", ".", cwd=root)
-    run_command(sys.executable, "-m", "dvc", "init", "-q", cwd=root)
+    with chdir(root):
+        assert run_dvc_here(["init", "-q"]) == 0
     (root / ".dvc/config").write_text((ROOT / ".dvc/config").read_text())
     return root
 
@@ -166,18 +152,6 @@ def project(repository: Path, tmp_path: Path) -> Iterator[Path]:
     os.chdir(before)
 
 
-@pytest.fixture(scope="session")
-def empty_store(database_of: DatabaseOf) -> Path:
-    """An MLflow database without runs."""
-
-    def create(path: Path) -> None:
-        from mlflow.tracking import MlflowClient
-
-        MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-
-    return database_of("mlflow", create)
-
-
 @pytest.fixture
 def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """URI of an MLflow database without runs, which MLFLOW_TRACKING_URI names."""
@@ -194,9 +168,8 @@ def prefect_server(home: Path, database: Path) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         set_environment(patch, home)
         patch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{database}")
-        if database.exists():  # it has all tables
-            patch.setenv("PREFECT_API_DATABASE_MIGRATE_ON_START", "false")
-            patch.setenv("PREFECT_API_BLOCKS_REGISTER_ON_START", "false")
+        for name, value in COMPLETE_DATABASE.items() if database.exists() else ():
+            patch.setenv(name, value)
         server, url = local_server._start()
     yield url
     server.terminate()
@@ -226,8 +199,7 @@ def server_url(database_of: DatabaseOf, home: Path, tmp_path_factory: pytest.Tem
 
         def create(path: Path) -> None:
             start()  # once: a start takes ten seconds of a core, the migrations as much again
-            with closing(sqlite3.connect(database)) as connection:
-                connection.execute("VACUUM INTO ?", (str(path),))
+            copy_database(database, path)
 
         template = database_of("prefect", create)
         if not urls:
@@ -243,6 +215,34 @@ def prefect(server_url: str) -> Iterator[None]:
 
     with temporary_settings({PREFECT_API_URL: server_url}):
         yield
+
+
+@pytest.fixture(scope="session")
+def dvc_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Socket of a process that runs DVC."""
+    path = tmp_path_factory.mktemp("dvc") / "socket"
+    with warm_dvc.listen(path) as listener:
+        program = f"from tests.flows import warm_dvc; warm_dvc.serve({listener.fileno()})"
+        server = subprocess.Popen(
+            [sys.executable, "-c", program], cwd=ROOT, pass_fds=[listener.fileno()], preexec_fn=die_with_parent
+        )
+    yield path
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture
+def forked_dvc(monkeypatch: pytest.MonkeyPatch, dvc_socket: Path) -> None:
+    """The stages of flows in this process run in forks that have imported DVC, without a guard and a time limit."""
+    monkeypatch.setattr(process_guard, "command", partial(warm_dvc.client_command, dvc_socket))
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, prefect: None, forked_dvc: None) -> None:
+    """The flow runs in this process, where tests can replace the model; `test_stopping` has real processes."""
+    from flows import pipeline  # not above: it imports Prefect, in four seconds
+
+    monkeypatch.setattr(flow_process, "run_flow", lambda options: pipeline.retrain(**asdict(options)))
 
 
 @pytest.fixture
@@ -280,6 +280,13 @@ def weightless_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def dvc_run(project: Path) -> Callable[..., str]:
-    """Runs dvc in the project and returns its output."""
-    return lambda *arguments: run_command(sys.executable, "-m", "dvc", *arguments, cwd=project)
+def dvc_run(project: Path) -> Callable[..., None]:
+    """Runs dvc in the project, in this process: importing it takes more than a second of a core."""
+
+    def run(*words: str) -> None:
+        output = io.StringIO()
+        with chdir(project), redirect_stdout(output), redirect_stderr(output):
+            status = run_dvc_here(words)
+        assert status == 0, output.getvalue()
+
+    return run

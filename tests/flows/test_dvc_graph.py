@@ -24,7 +24,7 @@ def test_the_graph_is_that_of_dvc(project: Path) -> None:
 
 
 @pytest.mark.slow
-def test_stale_is_what_changed_and_what_follows(project: Path, dvc_run: Callable[..., str]) -> None:
+def test_stale_is_what_changed_and_what_follows(project: Path, dvc_run: Callable[..., None]) -> None:
     never_run = ("never run here",)
     assert dvc_graph.read(project).stale() == dict.fromkeys(["first", "branch@x-1", "branch@y-1", "network", "scores"], never_run)
     assert dvc_graph.read(project).lock_hash() == ""

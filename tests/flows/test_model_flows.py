@@ -1,6 +1,7 @@
 """The flows about versions, called as functions; Prefect's own machinery is tested in `test_pipeline`."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,18 +15,33 @@ from emuedit.tracking import alias_moves, registry, runs
 from emuedit.tracking.registry import ModelVersion
 from flows import dvc_graph, model_flows
 from flows.run_reason import complete_reason
+from tests.databases import copy_database
+from tests.flows.conftest import set_environment
+
+
+@pytest.fixture(scope="session")
+def store_with_champion(empty_store: Path, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with two versions, of which the first is the champion, promoted at .6."""
+    folder = tmp_path_factory.mktemp("champion")
+    shutil.copy(empty_store, folder / "draft.db")
+    with pytest.MonkeyPatch.context() as patch:
+        set_environment(patch, home)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/draft.db")
+        client = runs.client()
+        client.create_registered_model(registry.MODEL_NAME)
+        for number in (1, 2):
+            client.create_model_version(registry.MODEL_NAME, f"nowhere/{number}")
+        table = json.dumps([["overall", 4, 0.4, 0.6], ["local", 4, 0.4, 0.6]])
+        registry.set_version_tags(1, {promotion.TABLE_TAG: table, promotion.ITEMS_TAG: "now"})
+        alias_moves.move_champion(1, "first")
+    copy_database(folder / "draft.db", folder / "mlflow.db")
+    return folder / "mlflow.db"
 
 
 @pytest.fixture
-def promoted(store: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def promoted(store: str, store_with_champion: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Version 1 is the champion, promoted at .6; measured now, it has .5. Returns the deployments that were started."""
-    client = runs.client()
-    client.create_registered_model(registry.MODEL_NAME)
-    for number in (1, 2):
-        client.create_model_version(registry.MODEL_NAME, f"nowhere/{number}")
-    table = json.dumps([["overall", 4, 0.4, 0.6], ["local", 4, 0.4, 0.6]])
-    registry.set_version_tags(1, {promotion.TABLE_TAG: table, promotion.ITEMS_TAG: "now"})
-    alias_moves.move_champion(1, "first")
+    shutil.copy(store_with_champion, store.removeprefix("sqlite:///"))
 
     def measure(version: ModelVersion, root: Path, section: str = "evaluation", tasks: Sequence[str] = ("local",)) -> Measurement:
         assert list(tasks) == ["local"]

@@ -2,24 +2,16 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from emuedit import cli
 from emuedit.tracking import experiments, registry, run_outbox, runs
-from flows import dvc_graph, flow_process, release, retrain
+from flows import dvc_graph, release, retrain
 from tests.doors.fake_servers import broken_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch, prefect: None) -> None:
-    from flows import pipeline
-
-    monkeypatch.setattr(flow_process, "run_flow", lambda options: pipeline.retrain(**asdict(options)))
 
 
 def retrain_runs() -> list[dict[str, str]]:
@@ -81,7 +73,7 @@ def test_a_run_that_was_opened_before_the_outage_is_completed(
 
 def test_a_registry_that_cannot_be_written_costs_no_run(
     project: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    weightless_model: None, dvc_run: Callable[..., str],
+    weightless_model: None, dvc_run: Callable[..., None],
 ) -> None:  # fmt: skip
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import PERMISSION_DENIED

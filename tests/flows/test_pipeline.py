@@ -1,26 +1,30 @@
 """The whole flow over a tiny pipeline: real dvc, real Prefect, real MLflow."""
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from emuedit.tracking import registry, runs
-from flows import dvc_graph, flow_process, publication, release, retrain, run_stage
+from flows import dvc_graph, flow_process, publication, release, retrain, run_history, run_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch, prefect: None) -> None:
-    """The flow runs in this process, where tests can replace the model; `test_stopping` has it in its own."""
-    from flows import pipeline  # not above: it imports Prefect, in four seconds
+def edges_of_stages() -> dict[str, set[str]]:
+    """Stage -> stages that its task waited for, as the UI of Prefect shows them, in the newest flow run."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import FlowRunSort
 
-    monkeypatch.setattr(flow_process, "run_flow", lambda options: pipeline.retrain(**asdict(options)))
+    with get_client(sync_client=True) as client:
+        (flow_run,) = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+        tasks = [task for task in client.read_task_runs() if task.flow_run_id == flow_run.id]
+    names = {task.id: task.name for task in tasks}
+    return {task.name: {names[source.id] for source in task.task_inputs.get("wait_for", ())} for task in tasks}
 
 
 def test_a_second_retrain_has_nothing_to_do(
@@ -44,8 +48,21 @@ def test_a_second_retrain_has_nothing_to_do(
     assert champion is not None
     assert (project / "parent.txt").read_text() == champion.run_id
 
+    assert edges_of_stages() == {
+        "first": set(),
+        "branch@x-1": {"first"},
+        "branch@y-1": {"first"},
+        "network": {"branch@x-1", "branch@y-1"},
+        "scores": {"network"},
+    }
+    tags = runs.client().get_run(champion.run_id).data.tags
+    assert tags["stages.why"].startswith("first: never run here; branch@x-1: never run here")
+
     monkeypatch.setattr(flow_process, "run_flow", lambda _: pytest.fail("Prefect was started for nothing"))
-    assert retrain.main([]) == 0
+    assert retrain.main(["--reason", "schedule: weekly"]) == 0
+    first, second = [json.loads(line) for line in (project / run_history.FILE).read_text().splitlines()]
+    assert (first["outcome"], first["run_id"], list(first["why"])) == ("finished", champion.run_id, list(first["seconds"]))
+    assert (second["reason"], second["outcome"]) == ("schedule: weekly", "skipped: all 5 stages are up to date, and registered")
     output = capsys.readouterr().out
     assert output.startswith("Nothing to do: all 5 stages are up to date, and registered.")
     assert "models:/emuedit-editor/1 (as before)" in output
@@ -95,7 +112,7 @@ if what == "network":
 
 
 def test_a_retrain_that_has_nothing_to_run_publishes_what_an_earlier_one_could_not(
-    project: Path, store: str, in_process: None, dvc_run: Callable[..., str], tmp_path: Path,
+    project: Path, store: str, in_process: None, dvc_run: Callable[..., None], tmp_path: Path,
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, shell: Callable[..., str],
 ) -> None:  # fmt: skip
     dvc_run("repro", "-q")
@@ -104,10 +121,11 @@ def test_a_retrain_that_has_nothing_to_run_publishes_what_an_earlier_one_could_n
     (tmp_path / "no-such-file").touch()
     shell("git", "add", "make.py", cwd=project)
     shell("git", "commit", "-qm", "a pipeline", cwd=project)
-    monkeypatch.setattr(publication, "_PUSH_DELAYS_S", (0.0,))
     words = ["--no-register", "--push", "--branch", "retrained"]
-    assert retrain.main(words) == 1
-    assert "data were not pushed" in capfd.readouterr().err
+    with monkeypatch.context() as patch:  # the remote fails between the check and the push
+        patch.setattr(publication, "check_access", lambda root: None)
+        assert retrain.main(words) == 1
+    assert "data were not pushed: want a folder that can be written" in capfd.readouterr().err
     (tmp_path / "no-such-file").unlink()
     assert retrain.main(words) == 0
     assert "== skipped: all 5 stages are up to date" in capfd.readouterr().out
@@ -116,20 +134,6 @@ def test_a_retrain_that_has_nothing_to_run_publishes_what_an_earlier_one_could_n
     assert "dvc.lock" in shell("git", "show", "--name-only", "--format=", commit.strip(), cwd=project)
     assert retrain.main(words) == 0
     assert shell("git", "rev-parse", "retrained", cwd=project) == commit, "want no empty commit"
-
-
-def test_data_are_refreshed_without_a_training(project: Path, in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import data_flows
-
-    first = data_flows.refresh_data("branch", "data: new captions")
-    assert set(first["stages"]) == {"first", "branch@x-1", "branch@y-1"}
-    assert not (project / "models").exists()
-    pushed: list[Path] = []
-    monkeypatch.setattr(publication, "push_data", pushed.append)
-    assert data_flows.refresh_data("branch", push=True)["stages"] == {}
-    assert pushed == [project], "want what an earlier run could not push"
-    with pytest.raises(dvc_graph.GraphError, match=r"want a stage out of first, .*, got 'nothing'"):
-        data_flows.refresh_data("nothing")
 
 
 def test_a_failure_names_the_stage_and_the_next_run_resumes(
@@ -153,10 +157,11 @@ def test_a_failure_names_the_stage_and_the_next_run_resumes(
     assert registry.version_at("champion") is None
 
 
-def test_another_dvc_is_waited_for(project: Path, dvc_run: Callable[..., str]) -> None:
+def test_another_dvc_is_waited_for(project: Path, shell: Callable[..., str]) -> None:
     cmd = "touch started && while [ ! -e may-end ]; do sleep 0.1; done && touch done.txt"
     (project / "dvc.yaml").write_text(f"stages:\n  slow:\n    cmd: {cmd}\n    outs: [done.txt]\n    always_changed: true\n")
-    other = threading.Thread(target=dvc_run, args=("repro", "-q", "slow"))
+    command = (sys.executable, "-m", "dvc", "repro", "-q", "slow")
+    other = threading.Thread(target=shell, args=command, kwargs={"cwd": project})
     other.start()
     while not (project / "started").exists():
         time.sleep(0.05)
@@ -169,8 +174,8 @@ def test_another_dvc_is_waited_for(project: Path, dvc_run: Callable[..., str]) -
 
 def test_a_stage_can_be_stopped_and_has_a_time_limit(project: Path) -> None:
     (project / "dvc.yaml").write_text("stages:\n  slow:\n    cmd: touch started && sleep 60\n    always_changed: true\n")
-    with pytest.raises(run_stage.StageError, match=r"slow exceeded its time limit of 3 s"):
-        run_stage.run("slow", project, threading.Event(), 3.0, {})
+    with pytest.raises(run_stage.StageError, match=r"slow exceeded its time limit of 1 s"):
+        run_stage.run("slow", project, threading.Event(), 1.0, {})
     (project / "started").unlink(missing_ok=True)
     stop = threading.Event()
 

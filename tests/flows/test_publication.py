@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,7 @@ def test_without_a_commit_there_is_no_branch_to_write(project: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("dvc_in_process")
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -137,7 +139,7 @@ def test_a_remote_that_is_missing_is_said_before_anything_runs(config: str, word
 
 
 @pytest.mark.slow
-def test_the_branch_can_be_checked_out_and_reproduced(project: Path, dvc_run: Shell, shell: Shell) -> None:
+def test_the_branch_can_be_checked_out_and_reproduced(project: Path, dvc_run: Callable[..., None], shell: Shell) -> None:
     """DVC does not save an out of which git tracks a file."""
     dvc_run("repro", "-q")
     shell("git", "add", ".", cwd=project)
@@ -153,7 +155,7 @@ def test_the_branch_can_be_checked_out_and_reproduced(project: Path, dvc_run: Sh
     (project / "in.txt").write_text("0.7\n")
     dvc_run("repro", "-q")
     assert json.loads((project / "reports/metrics.json").read_text())["edit_success"]["emuedit"]["overall"] == 0.7
-    assert dvc_run("status", "--json").strip() == "{}"
+    assert shell(sys.executable, "-m", "dvc", "status", "--json", cwd=project).strip() == "{}"
     publication.publish(dvc_graph.read(project), False, "next", {"a": 1}, "person: a")
     assert "0.7" in shell("git", "show", "next:metrics/reports/metrics.json", cwd=project)
 
@@ -204,6 +206,7 @@ def test_a_store_that_is_away_is_tried_again(committed: Path, monkeypatch: pytes
     def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, next(results), "", "ERROR: failed to push: the store is away")
 
+    monkeypatch.setattr(publication.push_access, "try_write", lambda root: None)  # it can be written again after each failure
     monkeypatch.setattr(publication.subprocess, "run", run)
     pauses: list[float] = []
     push_data(committed, pauses.append)

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.mark.slow
 def test_two_clones_share_the_remote_without_configuration(
-    project: Path, dvc_run: Callable[..., str], shell: Callable[..., str], tmp_path: Path
+    project: Path, dvc_run: Callable[..., None], shell: Callable[..., str], tmp_path: Path
 ) -> None:
     dvc_run("repro", "-q")
     shell("git", "add", "-A", cwd=project)

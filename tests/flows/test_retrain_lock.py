@@ -58,6 +58,29 @@ def test_a_second_retrain_waits_for_the_first_and_says_so(tmp_path: Path, monkey
     assert (tmp_path / FILE).read_text() == ""
 
 
+def test_the_flow_that_has_the_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrain_lock, "_POLL_S", 0.05)
+    lines: list[str] = []
+    has_lock, may_end = threading.Event(), threading.Event()
+
+    def refresh() -> None:
+        with exclusive(tmp_path, pytest.fail, "refresh-data"):
+            has_lock.set()
+            may_end.wait(10)
+
+    def say(text: str) -> None:
+        lines.append(text)
+        may_end.set()
+
+    owner = threading.Thread(target=refresh)
+    owner.start()
+    has_lock.wait(10)
+    with exclusive(tmp_path, say) as has_waited:
+        assert has_waited
+    owner.join()
+    assert lines[0].startswith(f"another refresh-data is running in this folder (process {os.getpid()}, since ")
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"pid": 1}', json.dumps({"pid": 2**22 - 1, "started_s": 1.0, "host": ""})])
 def test_a_lock_without_a_living_process_counts_for_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).parent.mkdir()

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.flows.conftest import COMPLETE_DATABASE
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(320),
@@ -58,6 +60,15 @@ async def serve(port):
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 asyncio.run(serve(int(sys.argv[sys.argv.index("--port") + 1])))
+"""
+# The flow waits ten seconds before it tries a stage again; a module of this name is imported by every process.
+SHORT_RETRY_DELAYS = """
+import sys
+
+if "flows.flow_process" in sys.orig_argv:
+    from flows import failure_kinds
+
+    failure_kinds.RETRY_DELAYS_S[:] = [0.1]
 """
 LIMIT_S = 5.0
 START_S = 250.0  # of Prefect's server for the first time, on busy cores
@@ -177,7 +188,8 @@ def test_a_killed_stage_is_tried_once_more_and_then_no_process_is_left(
     start_retrain: StartRetrain, server_url: str, project: Path
 ) -> None:
     """The kernel kills what takes too much memory: once more, with half the batch."""
-    retrain = start_retrain(PREFECT_API_URL=server_url)
+    (project / "sitecustomize.py").write_text(SHORT_RETRY_DELAYS)
+    retrain = start_retrain(PREFECT_API_URL=server_url, PYTHONPATH=f"{project}{os.pathsep}{os.environ['PYTHONPATH']}")
     (project / "started").unlink()
     os.kill(retrain.find(STAGE_PROCESSES["stage"]), signal.SIGKILL)
     retrain.wait_for_stage(project / "started")
@@ -237,7 +249,7 @@ def test_no_process_is_left_after_a_signal(start_retrain: StartRetrain, server_u
 @pytest.mark.usefixtures("with_mlflow", "prepared_home")
 def test_no_local_server_is_left_after_a_closed_terminal(start_retrain: StartRetrain) -> None:
     """With Prefect's own server, and a run in MLflow."""
-    check_signal(start_retrain(), signal.SIGHUP)
+    check_signal(start_retrain(**COMPLETE_DATABASE), signal.SIGHUP)
 
 
 @pytest.mark.long

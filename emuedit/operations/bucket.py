@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache, cached_property
 from typing import Any
 from urllib.parse import urlsplit
@@ -164,6 +165,15 @@ class Bucket:
                 Bucket=self.location.bucket, Prefix=self.location.key(folder), **more
             )
             return {entry["Key"]: entry["Size"] for page in pages for entry in page.get("Contents", [])}
+
+    def upload_starts(self) -> list[datetime]:
+        """Start of each unfinished multipart upload below the prefix; all pages of the listing."""
+        client = self.client
+        with self.explained():
+            pages = client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.location.bucket, Prefix=self.location.key("")
+            )
+            return [upload["Initiated"] for page in pages for upload in page.get("Uploads", [])]
 
     def is_versioned(self) -> bool:
         """Whether deleted and replaced objects are kept as old versions; False also if the store does not support versions."""

@@ -48,11 +48,8 @@ def probe_lifecycle(bucket: Bucket, folder: str) -> ProbeOutcome:
 def probe_uploads(bucket: Bucket, folder: str) -> ProbeOutcome:
     """No multipart upload is older than the rule allows."""
     del folder
-    client, place = bucket.client, bucket.location
     try:
-        with bucket.explained():
-            pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=place.bucket, Prefix=place.key(""))
-            starts = [upload["Initiated"] for page in pages for upload in page.get("Uploads", [])]
+        starts = bucket.upload_starts()
     except RemoteError as error:
         if error.code in ("NotImplemented", "AccessDenied"):
             return ProbeOutcome(

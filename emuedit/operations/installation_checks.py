@@ -94,7 +94,8 @@ def check_git() -> Iterator[Finding]:
 
 def check_proxies() -> Iterator[Finding]:
     """Proxies are bypassed for this machine; otherwise clients would send requests for local servers to the proxy."""
-    proxies = [name for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY") if os.environ.get(name)]
+    names = (name for scheme in ("http", "https", "all") for name in (f"{scheme}_proxy".upper(), f"{scheme}_proxy"))
+    proxies = [name for name in names if os.environ.get(name)]
     bypassed = {word.strip() for name in ("NO_PROXY", "no_proxy") for word in os.environ.get(name, "").split(",")}
     missing = [name for name in _LOCAL_NAMES if name not in bypassed and "*" not in bypassed]
     if proxies and missing:

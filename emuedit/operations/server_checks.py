@@ -7,15 +7,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from emuedit.operations import running_runs
+from emuedit.operations import prefect_checks, running_runs
+from emuedit.operations.background_process import memory_bytes
 from emuedit.operations.health_finding import Finding
 from emuedit.operations.http_probe import Answer, ask
+from emuedit.operations.server_processes import find_server
 from emuedit.tracking.service_errors import hide_password
 
 _ANSWER_S = 10.0  # a slower server counts as unreachable
 _PENDING, _RUNNING = timedelta(minutes=40), timedelta(hours=24)  # infra/prefect/automations.yaml
 _MAX_SKEW_S = 60.0
 _PROXIED = ("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
+_JOBS = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
 _STALE = "unset {name}, or start the servers: `uv run emuedit up`, then `source .emuedit/env`"
 
 
@@ -53,11 +56,12 @@ def check_mlflow() -> Iterator[Finding]:
         yield Finding("MLflow", "pass", f"{hide_password(uri)} answers")
         yield from _clock_finding("MLflow", health)
         yield from _artifact_finding(uri)
+        yield from _job_finding(uri)
         yield from running_runs.check_runs(running_runs.runs_of_server(uri, _mlflow_account()))
 
 
 def check_prefect() -> Iterator[Finding]:
-    """Prefect answers, has the client's version, and no flow run hangs."""
+    """Prefect answers, has the client's version, no flow run hangs, and it is set up as the flows need it."""
     api = os.environ.get("PREFECT_API_URL", "").rstrip("/")
     if not api:
         yield Finding("Prefect", "pass", "no server: each retrain starts a local one")
@@ -86,6 +90,7 @@ def check_prefect() -> Iterator[Finding]:
         )
     yield from _clock_finding("Prefect", health)
     yield from _flow_runs(api)
+    yield from prefect_checks.check_setup(api, _prefect_account())
 
 
 def _artifact_finding(uri: str) -> Iterator[Finding]:
@@ -98,6 +103,18 @@ def _artifact_finding(uri: str) -> Iterator[Finding]:
         return
     detail = "in S3: downloads use the server's address of the store, and fail after two minutes if it is unreachable from here"
     yield Finding("MLflow artifacts", "warn", detail, "if so: export " + " ".join(f"{name}=false" for name in _PROXIED))
+
+
+def _job_finding(uri: str) -> Iterator[Finding]:
+    """A server of this machine with job processes, which nothing here uses; that of other servers is not readable."""
+    server = find_server(uri, "mlflow", "server")
+    if server is None:
+        return
+    if server.environment.get(_JOBS, "true").lower() in ("false", "0"):
+        yield Finding("MLflow jobs", "pass", "off")
+        return
+    detail = f"on: 8 more processes and 2 GB of memory, of {memory_bytes(server.pid) / 1e9:.1f} GB in all"
+    yield Finding("MLflow jobs", "warn", detail, f"start the server with {_JOBS}=false, or with `uv run emuedit up`")
 
 
 def _flow_runs(api: str) -> Iterator[Finding]:

@@ -4,11 +4,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from emuedit.operations import local_ports, mlflow_tables, postgres_server, server_control, server_stack
+from emuedit.operations import ceph_store, local_ports, mlflow_tables, postgres_server, server_control, server_stack
+from emuedit.operations.remote_error import RemoteError
 from emuedit.progress import format_duration, waiting
 
 DATA = Path(".emuedit")
@@ -17,12 +18,14 @@ PORT_BASE = 8500
 """The first port to try."""
 _AUTOMATIONS = Path("infra/prefect/automations.yaml")
 _SETUP = "flows.server_setup"
-_FAILURES = (server_control.ServersError, postgres_server.PostgresError, local_ports.PortError)
+_FAILURES = (server_control.ServersError, postgres_server.PostgresError, local_ports.PortError, RemoteError)
+_SECRETS = ("AWS_SECRET_ACCESS_KEY",)
+"""Variables whose values are in the file for the shell, but not printed."""
 
 
 def add_commands(commands: Any) -> None:
     """Add the commands to the subparsers of `emuedit`."""
-    up = commands.add_parser("up", help="start MLflow, Prefect and a worker on this machine", allow_abbrev=False)
+    up = commands.add_parser("up", help="start MLflow, Prefect, an S3 store and a worker on this machine", allow_abbrev=False)
     up.set_defaults(run=_up)
     up.add_argument(
         "--data", type=Path, default=DATA, metavar="FOLDER", help=f"folder for all data of the servers; default: {DATA}"
@@ -53,8 +56,8 @@ def _up(options: argparse.Namespace) -> int:
     try:
         with server_control.locked(folder):
             server_control.forget_dead(folder, print)
-            layout, database = _layout(folder, options.port_base)
-            print(f"database: {database}")
+            layout, database, store = _layout(folder, options.port_base)
+            print(f"database: {database}\nstore: {store}")
             _start(layout, cwd, has_flows)
     except _FAILURES as error:
         print(f"emuedit up: {error}", file=sys.stderr)
@@ -64,7 +67,7 @@ def _up(options: argparse.Namespace) -> int:
     path = server_control.write_env(folder, layout.exports)
     print(f"\nMLflow   {layout.url('mlflow')}\nPrefect  {layout.url('prefect')}\n")
     print(f"Set these variables in every shell that uses them (`source {_relative(path)}`):")
-    print(path.read_text(), end="")
+    print("\n".join(server_control.export_lines(layout.exports, _SECRETS)))
     return 0
 
 
@@ -78,7 +81,9 @@ def _start(layout: server_stack.StackLayout, cwd: Path, has_flows: bool) -> None
             layout.postgres.create_databases()
         mlflow = by_name["mlflow"]
         mlflow_tables.upgrade(layout, mlflow.command.environment, lambda: starter.end(mlflow), cwd)
-        starter.start([by_name["mlflow"], by_name["prefect"]])
+        starter.start([by_name[name] for name in (ceph_store.NAME, "mlflow", "prefect") if name in by_name])
+        if layout.store:
+            layout.store.create_bucket()
         if not has_flows:
             return
         arguments = ["-m", _SETUP, "--pool", server_stack.POOL, "--automations", str(_AUTOMATIONS)]
@@ -95,7 +100,7 @@ def _down(options: argparse.Namespace) -> int:
         return 0
     try:
         with server_control.locked(folder):
-            layout, _ = _layout(folder, PORT_BASE)
+            layout, *_ = _layout(folder, PORT_BASE)
             if not server_control.end_all(folder, server_stack.services(layout, has_worker=True), print):
                 print("nothing was running")
     except _FAILURES as error:
@@ -108,7 +113,9 @@ def _status(options: argparse.Namespace) -> int:
     folder = options.data.resolve()
     rows: list[server_control.ServerStatus] = []
     if (folder / "ports.json").exists():
-        layout, _ = _layout(folder, PORT_BASE)
+        layout, *_ = _layout(folder, PORT_BASE)
+        if layout.store and not layout.store.is_created:  # never started here
+            layout = replace(layout, store=None)
         services = server_stack.services(layout, has_worker=(Path.cwd() / "prefect.yaml").exists())
         rows = server_control.statuses(folder, services)
     if options.json:
@@ -126,13 +133,17 @@ def _doctor(options: argparse.Namespace) -> int:
     return examine(as_json=options.json)
 
 
-def _layout(folder: Path, port_base: int) -> tuple[server_stack.StackLayout, str]:
-    """The layout of a data folder, and a description of its database."""
-    ports = local_ports.choose_ports(folder, server_stack.NAMES, port_base, server_control.running_names(folder))
+def _layout(folder: Path, port_base: int) -> tuple[server_stack.StackLayout, str, str]:
+    """The layout of a data folder, and descriptions of its database and its S3 store."""
+    running = server_control.running_names(folder)
+    if ceph_store.NAME in running:
+        running.add(ceph_store.MONITOR)
+    ports = local_ports.choose_ports(folder, server_stack.PORT_NAMES, port_base, running)
     postgres, reason = postgres_server.find_postgres(folder, ports["postgres"])
     if postgres and (folder / "prefect.db").exists() and not postgres.data.exists():
         postgres, reason = None, "SQLite, as in earlier starts of this folder"
-    return server_stack.StackLayout(folder, ports, postgres), reason
+    store, store_reason = ceph_store.find_store(folder, ports[ceph_store.NAME], ports[ceph_store.MONITOR])
+    return server_stack.StackLayout(folder, ports, postgres, store), reason, store_reason
 
 
 def _table(rows: Sequence[server_control.ServerStatus]) -> str:

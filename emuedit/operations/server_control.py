@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,9 +212,14 @@ def statuses(folder: Path, services: Sequence[Service]) -> list[ServerStatus]:
 
 
 def write_env(folder: Path, exports: dict[str, str]) -> Path:
-    """Write the `export` lines for `source`; returns the file."""
+    """Write the `export` lines for `source` to a file that only its owner can read; returns the file."""
     path = folder / ENV_FILE
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
     with replacing(path, os.getpid()) as partial:
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        partial.touch(mode=0o600)
+        partial.write_text("".join(f"{line}\n" for line in export_lines(exports)), encoding="utf-8")
     return path
+
+
+def export_lines(exports: Mapping[str, str], hidden: Collection[str] = ()) -> list[str]:
+    """`export` lines of a shell; values of the variables in `hidden` are replaced by `***`."""
+    return [f"export {name}={'***' if name in hidden else shlex.quote(value)}" for name, value in exports.items()]

@@ -8,25 +8,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from emuedit.operations import postgres_server
+from emuedit.operations import ceph_store, postgres_server
 from emuedit.operations.background_process import BackgroundCommand
 from emuedit.operations.http_probe import ask
 from emuedit.operations.local_ports import HOST
 
-NAMES = ("postgres", "mlflow", "prefect", "worker")
+NAMES = ("postgres", ceph_store.NAME, "mlflow", "prefect", "worker")
 """All services, in the order of their start; they are stopped in the opposite order."""
+PORT_NAMES = ("postgres", "mlflow", "prefect", "worker", ceph_store.NAME, ceph_store.MONITOR)
+"""Names of the ports, in the order in which they are chosen."""
+GPU_LIMIT = "emuedit-gpu"
+"""Prefect's global concurrency limit for stages with `meta: {gpu: true}`, as in flows/pipeline.py."""
 POOL = "local"
 """The Prefect work pool in prefect.yaml."""
-S3_ENV = (
-    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_CONFIG_FILE",
-    "AWS_SHARED_CREDENTIALS_FILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
-    "AWS_CA_BUNDLE", "S3_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL", "MLFLOW_S3_IGNORE_TLS",
-)  # fmt: skip
-"""Variables of the caller of `up` for the access to S3; a server that runs with other values is restarted."""
 WORKER_LIMIT = "2"
 """Maximum number of a worker's runs: one of the pool's default queue, which uses the folder, and one rollback."""
 HEARTBEAT_ENV = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
 """For all processes that may run a flow: infra/prefect/automations.yaml waits 90 s, and Prefect's default is 180 s."""
+LEASES_ENV = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+"""Where a Prefect server stores which slots are in use, and until when."""
 _ARTIFACTS_ENV = "MLFLOW_ARTIFACTS_DESTINATION"
 _ADDRESSES = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL")
 _LOCAL = "localhost,127.0.0.1,::1"
@@ -61,11 +61,12 @@ class Service:
 
 @dataclass(frozen=True)
 class StackLayout:
-    """The data folder of the servers, their ports, and the PostgreSQL cluster, if any."""
+    """The data folder of the servers, their ports, and the PostgreSQL cluster and the S3 store, if any."""
 
     folder: Path
     ports: Mapping[str, int]
     postgres: postgres_server.Postgres | None
+    store: ceph_store.CephStore | None = None
 
     def url(self, name: str) -> str:
         """URL of a server."""
@@ -78,21 +79,21 @@ class StackLayout:
 
     @property
     def exports(self) -> dict[str, str]:
-        """Environment variables with the addresses of the servers and the heartbeat interval of flows."""
+        """Environment variables with the addresses of the servers, the heartbeat interval of flows and the keys of the store."""
         variables = {"MLFLOW_TRACKING_URI": self.url("mlflow"), "PREFECT_API_URL": f"{self.url('prefect')}/api", **HEARTBEAT_ENV}
         if _artifacts(self.folder).startswith("s3://"):  # otherwise clients get URLs with the server's address of the store
             variables |= {
                 "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
                 "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
             }
-        return variables
+        return variables | (self.store.exports if self.store else {})
 
 
 def services(layout: StackLayout, has_worker: bool) -> list[Service]:
     """The services in the order of their start; `has_worker`: with a worker for the flows of the working folder."""
-    servers = [_mlflow(layout), _prefect(layout)]
-    if layout.postgres:
-        servers.insert(0, _postgres(layout.postgres))
+    servers = [_postgres(layout.postgres)] if layout.postgres else []
+    servers += [_store(layout.store)] if layout.store else []
+    servers += [_mlflow(layout), _prefect(layout)]
     return [*servers, _worker(layout)] if has_worker else servers
 
 
@@ -110,6 +111,11 @@ def _postgres(postgres: postgres_server.Postgres) -> Service:
     return Service(command, postgres.answers, start_s=60.0, grace_s=60.0, stop_signal=signal.SIGINT)  # INT: fast shutdown
 
 
+def _store(store: ceph_store.CephStore) -> Service:
+    command = BackgroundCommand(ceph_store.NAME, store.command, store.environment, store.url)
+    return Service(command, store.answers, start_s=150.0, grace_s=45.0)
+
+
 def _mlflow(layout: StackLayout) -> Service:
     port, url = layout.ports["mlflow"], layout.url("mlflow")
     arguments = [sys.executable, "-W", "ignore", "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
@@ -122,9 +128,10 @@ def _mlflow(layout: StackLayout) -> Service:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 8 processes and 2 GB for nothing that is used here
     }
     del environment["MLFLOW_TRACKING_URI"]  # its own address, which it would ask
-    if endpoint := os.environ.get("S3_ENDPOINT_URL"):
+    optional = _optional(environment)
+    if endpoint := environment.get("S3_ENDPOINT_URL"):
         environment.setdefault("MLFLOW_S3_ENDPOINT_URL", endpoint)
-    command = BackgroundCommand("mlflow", arguments, environment, url, optional=_optional())
+    command = BackgroundCommand("mlflow", arguments, environment, url, optional=optional)
     return Service(command, lambda: ask(f"{url}/health", _PROBE_S).is_success, start_s=180.0)
 
 
@@ -133,8 +140,13 @@ def _prefect(layout: StackLayout) -> Service:
     arguments = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(layout.ports["prefect"])]
     database = layout.folder / "prefect.db"
     uri = layout.postgres.uri("prefect", driver="asyncpg") if layout.postgres else f"sqlite+aiosqlite:///{database}"
-    environment = {**child_environment(layout), "PREFECT_SERVER_DATABASE_CONNECTION_URL": uri}
-    command = BackgroundCommand("prefect", arguments, environment, url)
+    environment = {
+        **child_environment(layout),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": uri,
+        # in PREFECT_HOME; by default in memory, so that a restart of the server would leave slots of GPU_LIMIT occupied forever
+        LEASES_ENV: "prefect.server.concurrency.lease_storage.filesystem",
+    }
+    command = BackgroundCommand("prefect", arguments, environment, url, needs=[LEASES_ENV])
     return Service(command, lambda: ask(f"{url}/api/health", _PROBE_S).is_success, start_s=300.0)
 
 
@@ -153,14 +165,15 @@ def _worker(layout: StackLayout) -> Service:
         environment,
         url,
         needs=_ADDRESSES,
-        optional=[*layout.exports, *_optional()],
+        optional=[*layout.exports, *_optional(environment)],
     )
     return Service(command, lambda: ask(f"{url}/health", _PROBE_S).is_success, start_s=120.0, grace_s=20.0)
 
 
-def _optional() -> list[str]:
-    """Variables about the store that are set in the shell."""
-    return [name for name in (_ARTIFACTS_ENV, *S3_ENV) if os.environ.get(name)]
+def _optional(environment: Mapping[str, str]) -> list[str]:
+    """Variables about S3 that are set in the shell, or for the store; a server that runs with other values is restarted."""
+    names = [*([_ARTIFACTS_ENV] if os.environ.get(_ARTIFACTS_ENV) else []), *ceph_store.S3_ENV]
+    return [name for name in names if environment.get(name)]
 
 
 def _artifacts(folder: Path) -> str:

@@ -1,12 +1,15 @@
 import contextlib
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -18,6 +21,8 @@ from emuedit.operations.bucket import Bucket, RemoteLocation
 from emuedit.operations.object_probes import remove_folder
 from tests.operations.faulty_proxy import FaultyProxy
 
+Answers = dict[str, tuple[int, Any]]
+"""Path of a URL -> status and JSON."""
 MOTO = "moto"
 STORES = [MOTO, pytest.param("real", marks=pytest.mark.real_s3)]
 """A test with the fixture `store_url` runs on both: moto in this process, and the store that S3_ENDPOINT_URL names."""
@@ -84,6 +89,39 @@ def proxy(moto_url: str, aws_environment: None) -> Iterator[FaultyProxy]:
     proxy = FaultyProxy(moto_url)
     yield proxy
     proxy.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Answers], str]]:
+    """Starts an HTTP server that gives prepared answers by path, and returns its URL."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(answers: Answers) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, answer = answers.get(self.path.split("?")[0], (404, {}))
+                payload = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.do_GET()
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 def run_command(*words: str | Path, cwd: Path) -> str:

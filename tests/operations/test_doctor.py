@@ -11,10 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import psutil
 import pytest
@@ -22,9 +19,9 @@ import pytest
 from emuedit.operations import doctor, installation_checks, machine_checks, running_runs, server_checks, workspace_checks
 from emuedit.operations.health_finding import Finding
 from emuedit.tracking import runs
+from tests.operations.conftest import Answers
 
 DEAD = 2**22 - 7  # above the ids that Linux gives by default
-Answers = dict[str, tuple[int, Any]]
 
 
 @pytest.fixture(autouse=True)
@@ -38,43 +35,12 @@ def plain_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "http_proxy",
         "HTTPS_PROXY",
         "https_proxy",
+        "ALL_PROXY",
+        "all_proxy",
         "NO_PROXY",
         "no_proxy",
     ):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Answers], str]]:
-    """Starts an HTTP server that gives prepared answers by path, and returns its URL."""
-    servers: list[ThreadingHTTPServer] = []
-
-    def start(answers: Answers) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                status, answer = answers.get(self.path.split("?")[0], (404, {}))
-                payload = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(payload)))
-                self.end_headers()
-                self.wfile.write(payload)
-
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
-                self.do_GET()
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        servers.append(server)
-        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 def only(findings: Iterator[Finding], name: str) -> Finding:
@@ -93,10 +59,12 @@ def test_versions_that_do_not_work_together_fail_with_the_reason(monkeypatch: py
     assert [finding.status for finding in installation_checks.check_versions()] == ["pass"]
 
 
-def test_a_proxy_before_local_servers_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example.org:3128")
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"])
+def test_a_proxy_before_local_servers_fails(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "http://proxy.example.org:3128")
     (finding,) = installation_checks.check_proxies()
     assert finding.status == "fail"
+    assert variable in finding.detail
     assert "NO_PROXY=localhost,127.0.0.1" in finding.fix
     monkeypatch.setenv("NO_PROXY", "localhost, 127.0.0.1")
     assert next(installation_checks.check_proxies()).status == "pass"

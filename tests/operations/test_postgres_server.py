@@ -1,5 +1,7 @@
 """Which binaries serve a cluster: those of the version that made it, however many newer ones are installed."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,23 @@ def test_a_cluster_whose_version_is_gone_is_not_started(
     message = rf"want PostgreSQL 14, which created {tmp_path / 'postgres'}, got .*pg_upgradecluster.* dump .* restore"
     with pytest.raises(postgres_server.PostgresError, match=message):
         postgres.initialise()
+
+
+def test_postgres_is_left_out_where_it_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_server, "_find_binaries", lambda version: None)
+    assert postgres_server.find_postgres(tmp_path, 8500) == (
+        None,
+        "SQLite: PostgreSQL is not installed (Debian: apt-get install postgresql)",
+    )
+    monkeypatch.setattr(postgres_server, "_find_binaries", lambda version: tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(postgres_server, "_has_user", lambda name: False)
+    postgres, reason = postgres_server.find_postgres(tmp_path, 8500)
+    assert postgres is None
+    assert "does not run as root" in reason
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    postgres, _ = postgres_server.find_postgres(tmp_path, 8500)
+    assert postgres is not None
+    assert replace(postgres, password="") == postgres_server.Postgres(tmp_path, tmp_path / "postgres", 8500, "", None)
+    assert (tmp_path / "postgres.password").stat().st_mode & 0o777 == 0o600
+    assert postgres_server.find_postgres(tmp_path, 8500)[0] == postgres, "want the same password at every start"

@@ -8,13 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from emuedit.operations import background_process, local_ports, postgres_server, server_control, server_stack
+from emuedit.operations import background_process, ceph_store, local_ports, postgres_server, server_control, server_stack
 from emuedit.operations.background_process import BackgroundCommand, ProcessRecord, read_record
 from emuedit.operations.http_probe import ask
 from emuedit.operations.server_control import ServersError, Starter
@@ -183,19 +182,33 @@ def test_the_env_file_is_for_the_shell(tmp_path: Path) -> None:
         ["bash", "-c", f'source {path}; printf %s "$MLFLOW_TRACKING_URI $ODD"'], capture_output=True, text=True
     )
     assert process.stdout == "http://127.0.0.1:1 a b'c"
+    assert path.stat().st_mode & 0o777 == 0o600, "it has the keys of the store"
+    lines = server_control.export_lines({"MLFLOW_TRACKING_URI": "http://127.0.0.1:1", "KEY": "s3cret"}, ["KEY"])
+    assert lines == ["export MLFLOW_TRACKING_URI=http://127.0.0.1:1", "export KEY=***"]
 
 
-def layout(tmp_path: Path, postgres: postgres_server.Postgres | None = None) -> StackLayout:
-    return StackLayout(tmp_path, {name: 8500 + index for index, name in enumerate(server_stack.NAMES)}, postgres)
+def layout(
+    tmp_path: Path, postgres: postgres_server.Postgres | None = None, store: ceph_store.CephStore | None = None
+) -> StackLayout:
+    ports = {name: 8500 + index for index, name in enumerate(server_stack.PORT_NAMES)}
+    return StackLayout(tmp_path, ports, postgres, store)
 
 
-def test_no_password_is_in_a_command_line_or_address(tmp_path: Path) -> None:
+def test_no_password_is_in_a_command_line_or_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ceph_store.S3_ENV:
+        monkeypatch.delenv(name, raising=False)
     postgres = postgres_server.Postgres(Path("/pg"), tmp_path, 8500, "p4ssw0rd-of-the-test", None)
-    services = server_stack.services(layout(tmp_path, postgres), has_worker=True)
+    store = ceph_store.CephStore(tmp_path / "store", 8504, 8505, "access", "s3cret-of-the-test")
+    services = server_stack.services(layout(tmp_path, postgres, store), has_worker=True)
     assert [service.name for service in services] == list(server_stack.NAMES)
     for service in services:
-        assert "p4ssw0rd" not in " ".join(service.command.arguments) + service.command.url
+        line = " ".join(service.command.arguments) + service.command.url
+        assert "p4ssw0rd" not in line
+        assert "s3cret" not in line
     by_name = {service.name: service.command.environment for service in services}
+    users = [name for name, environment in by_name.items() if "s3cret-of-the-test" in environment.values()]
+    assert users == ["store", "mlflow", "prefect", "worker"]
+    assert by_name["mlflow"]["MLFLOW_S3_ENDPOINT_URL"] == store.url
     assert "p4ssw0rd" in by_name["mlflow"]["MLFLOW_BACKEND_STORE_URI"]
     assert not any("p4ssw0rd" in value for value in by_name["worker"].values())
 
@@ -215,7 +228,7 @@ def test_servers_with_other_s3_settings_are_started_again_and_secrets_stay_in_me
     def commands() -> dict[str, BackgroundCommand]:
         return {service.name: service.command for service in server_stack.services(layout(tmp_path), has_worker=True)}
 
-    for name in ("MLFLOW_ARTIFACTS_DESTINATION", *server_stack.S3_ENV):
+    for name in ("MLFLOW_ARTIFACTS_DESTINATION", *ceph_store.S3_ENV):
         monkeypatch.delenv(name, raising=False)
     before = records(commands())
     monkeypatch.setenv(variable, "s3://s3cret-of-the-test/")
@@ -259,26 +272,6 @@ def test_the_sqlite_database_has_a_write_ahead_log(tmp_path: Path) -> None:
     environment = server_stack.services(layout(tmp_path), has_worker=False)[0].command.environment
     assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{tmp_path}/mlflow.db"
     assert (tmp_path / "mlflow.db").read_bytes()[18:20] == b"\x02\x02", "want file format 2, which is the write-ahead log"
-
-
-def test_postgres_is_left_out_where_it_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres_server, "_find_binaries", lambda version: None)
-    assert postgres_server.find_postgres(tmp_path, 8500) == (
-        None,
-        "SQLite: PostgreSQL is not installed (Debian: apt-get install postgresql)",
-    )
-    monkeypatch.setattr(postgres_server, "_find_binaries", lambda version: tmp_path)
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(postgres_server, "_has_user", lambda name: False)
-    postgres, reason = postgres_server.find_postgres(tmp_path, 8500)
-    assert postgres is None
-    assert "does not run as root" in reason
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    postgres, _ = postgres_server.find_postgres(tmp_path, 8500)
-    assert postgres is not None
-    assert replace(postgres, password="") == postgres_server.Postgres(tmp_path, tmp_path / "postgres", 8500, "", None)
-    assert (tmp_path / "postgres.password").stat().st_mode & 0o777 == 0o600
-    assert postgres_server.find_postgres(tmp_path, 8500)[0] == postgres, "want the same password at every start"
 
 
 def test_records_that_cannot_be_read_name_no_process(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ The process that shares out the tests imports this, too, before it starts the ot
 import gc
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -15,6 +16,7 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from emuedit.processes import KEEP_FREED_MEMORY, keep_compiled_modules, set_env_defaults
+from tests.databases import DatabaseOf, cached_database
 
 if TYPE_CHECKING:
     from emuedit.models.text_to_image import TextToImageModel
@@ -23,14 +25,33 @@ FOLDER = Path(__file__).parent
 KINDS = ("toy", "sd15", "sdxl")
 """The kinds of `tiny_base_models`."""
 LONGEST_FILES = (
-    "flows/test_stopping.py", "flows/test_pipeline.py", "stages/test_train.py", "stages/test_chain.py",
-    "operations/test_remote_commands.py", "toyworld/test_reading.py", "stages/test_pairs.py", "synthesis/test_worker_pool.py",
-    "operations/test_server_commands.py", "doors/test_places.py", "training/test_loop.py", "flows/test_deployment.py",
-    "flows/test_pyfunc_model.py", "stages/test_inversion.py", "training/test_memory.py", "training/test_architectures.py",
-    "toyworld/test_exact_edits.py", "promotion/test_alias_moves.py",
+    "flows/test_stopping.py", "stages/test_train.py", "stages/test_chain.py", "synthesis/test_worker_pool.py",
+    "operations/test_server_commands.py", "operations/test_remote_commands.py", "training/test_memory.py", "doors/test_places.py",
+    "training/test_architectures.py", "flows/test_pyfunc_model.py", "toyworld/test_reading.py", "operations/test_remote_check.py",
+    "toyworld/test_exact_edits.py", "promotion/test_alias_moves.py", "stages/test_router.py", "stages/test_validation.py",
+    "doors/test_services.py", "training/test_task_inversion.py", "test_architecture.py", "flows/test_process_guard.py",
+    "editor/test_sampling.py", "promotion/test_lineage.py", "toyworld/test_task_judge.py",
+    "synthesis/methods/test_ddim_inversion.py", "editor/test_task_adapter.py", "training/test_start.py", "test_tasks.py",
+    "tracking/test_tracking.py", "flows/test_release.py", "toyworld/test_base_model_training.py",
+    "models/test_constrained_decoding.py", "flows/test_publication.py", "doors/test_params.py", "toyworld/test_pair_judge.py",
+    "training/test_learn_task.py", "operations/test_mlflow_tables.py", "synthesis/test_attention_features.py",
+    "tracking/test_serve_model.py",
 )  # fmt: skip
-"""Those that take half a minute or more, the longest first (`uv run pytest --durations=0`)."""
-SHARE_A_PREFECT_SERVER = {f"tests/flows/test_{name}.py" for name in ("stopping", "pipeline", "deployment", "outages")}
+"""Those that take nine seconds or more, the longest first (`uv run pytest --durations=0`). The first two stand for all files that
+share their server."""
+SHARED_SERVERS = {
+    "a Prefect server": (
+        "flows/test_stopping", "flows/test_pipeline", "flows/test_deployment", "flows/test_outages", "flows/test_data_flows",
+        "flows/test_mail_notification",
+    ),
+    "a fork server that has imported torch": (
+        "stages/test_train", "stages/test_pairs", "stages/test_inversion",
+        "training/test_loop", "training/test_distributed", "training/test_sharded",
+    ),
+}  # fmt: skip
+"""Groups of files that run in the same process, because their server takes ten seconds of a core or more to start."""
+NO_PAUSES = {"MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0", "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0"}
+"""Requests to MLflow servers that fail are repeated at once."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -40,7 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
     Two hundred processes would compile what they import; and where every core has a process, more threads cost time.
     """
     keep_compiled_modules()
-    set_env_defaults(KEEP_FREED_MEMORY | ONE_THREAD)
+    set_env_defaults(KEEP_FREED_MEMORY | ONE_THREAD | NO_PAUSES)
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         gc.disable()
 
@@ -57,11 +78,12 @@ def pytest_unconfigure() -> None:
 
 
 class _Scheduler(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
-    """A process takes one file after the other; the files that use a Prefect server go to the same process."""
+    """A process takes one file after the other; the files that share a server go to the same process."""
 
     def _split_scope(self, nodeid: str) -> str:
         file: str = super()._split_scope(nodeid)
-        return "with a Prefect server" if file in SHARE_A_PREFECT_SERVER else file
+        name = file.removeprefix("tests/").removesuffix(".py")
+        return next((server for server, names in SHARED_SERVERS.items() if name in names), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Scheduler:
@@ -100,6 +122,29 @@ def make_base_model() -> Callable[..., "TextToImageModel"]:
     from tests.tiny_base_models import build_base_model
 
     return build_base_model
+
+
+@pytest.fixture(scope="session")
+def database_of(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> DatabaseOf:
+    """Gives an empty database of a package after its migrations, which take up to twenty seconds.
+
+    Pytest's cache keeps it until the package has another version.
+    """
+    has_cache = pytestconfig.pluginmanager.hasplugin("cacheprovider") and pytestconfig.cache
+    folder = pytestconfig.cache.mkdir("databases") if has_cache else tmp_path_factory.mktemp("databases")
+    return partial(cached_database, folder)
+
+
+@pytest.fixture(scope="session")
+def empty_store(database_of: DatabaseOf) -> Path:
+    """An MLflow database without runs."""
+
+    def create(path: Path) -> None:
+        from mlflow.tracking import MlflowClient
+
+        MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+
+    return database_of("mlflow", create)
 
 
 class ChatEndpoint:

@@ -1,11 +1,17 @@
 """A fork server that has imported the heavy libraries, from which tests start processes in milliseconds."""
 
-from multiprocessing import forkserver
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing import forkserver, util
+from pathlib import Path
+from unittest.mock import patch
 
 from emuedit.processes import prepare_workers
 
-MODULES = ("emuedit.editor.edit_pipeline",)
-"""What takes ten seconds of a core to import. Nothing here imports `emuedit.data.shards`, which `paused_stage` changes."""
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = ("tests.warm_modules",)
 _warm_servers: set[int] = set()  # ids of their processes; a list of modules in `forkserver` is that of the last call
 
 
@@ -14,5 +20,34 @@ def warm_up() -> None:
     server = forkserver._forkserver
     if server._forkserver_pid is not None and server._forkserver_pid not in _warm_servers:
         server._stop()
-    prepare_workers("cpu", MODULES)
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    with patch.dict(os.environ, PYTHONPATH=path):  # since it does not get `sys.path`
+        prepare_workers("cpu", MODULES)
     _warm_servers.add(server._forkserver_pid)
+
+
+def fork_servers() -> None:
+    """In a process from that server: have the fork server that it starts be its fork, which need not import all of that again.
+
+    It must not have started threads before.
+    """
+    start = util.spawnv_passfds
+
+    def fork_or_start(path: str, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
+        program = arguments[-1]  # of `python -c`
+        if "multiprocessing.forkserver" not in program:
+            return start(path, arguments, descriptors)
+        if process := os.fork():
+            return process
+        try:
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            for descriptor in {int(entry.name) for entry in Path("/proc/self/fd").iterdir()} - {0, 1, 2, *descriptors}:
+                with suppress(OSError):
+                    os.close(descriptor)
+            exec(program)
+        finally:
+            os._exit(0)
+
+    util.spawnv_passfds = fork_or_start

@@ -61,8 +61,9 @@ def enlarge_edit(
     """Apply the edit `before` -> `after` [1, 3, h, w] to image [1, 3, H, W]; `before` is its smaller copy.
 
     keeps_detail: add the difference of the edit to the image, which keeps fine detail (a change of light); else replace the
-    region by the upsampled result (another object). The region: the whole image with `is_full`, else the changed pixels, dilated by
-    `border_px` and upsampled; outside of it the result is bit-identical to `image`. An edit without changes returns `image`.
+    region by the upsampled result (another object). The region: the full image with `is_full`, else the changed pixels,
+    dilated by `border_px` and upsampled. Outside of it the result is bit-identical to `image`. An edit without changes returns
+    `image`.
     """
     changed = changed_pixels(before, after)
     if not changed.any():

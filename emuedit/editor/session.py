@@ -23,7 +23,7 @@ from PIL import Image
 
 from emuedit.data import contact_sheet
 from emuedit.data.atomic_file import replacing
-from emuedit.editor import changed_area, task_pack
+from emuedit.editor import changed_area
 from emuedit.editor.changed_area import ChangedArea
 from emuedit.editor.package import Editor, Picture, Turn, to_rgb
 from emuedit.editor.settings import EditSettings
@@ -168,6 +168,8 @@ class EditSession:
 
     def _packs(self, tasks: Iterable[str]) -> dict[str, str]:
         """Task -> hash of its pack, for those of the tasks that a pack added."""
+        from emuedit.editor import task_pack
+
         sampler = self.editor.sampler
         added = sorted(set(tasks) & set(sampler.inverted_tasks))
         return {task: task_pack.fingerprint(sampler.net.table.rows([task])[0], sampler.adapters.get(task)) for task in added}

@@ -40,7 +40,9 @@ def test_an_edit_that_changes_nothing_returns_the_picture(picture: Tensor) -> No
 
 def test_an_edit_of_the_whole_image_replaces_pixels_that_happen_to_be_equal_too(picture: Tensor) -> None:
     before = compositing.shrink(picture, 30, 40)
-    partly, everywhere = (compositing.enlarge_edit(picture, before, edit(before, 1.0), is_full=is_full) for is_full in (False, True))
+    partly, everywhere = (
+        compositing.enlarge_edit(picture, before, edit(before, 1.0), is_full=is_full) for is_full in (False, True)
+    )
     assert (partly == picture).float().mean() > 0.9
     assert (everywhere == picture).float().mean() < 0.1
 

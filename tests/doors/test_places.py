@@ -27,10 +27,11 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
     """A workspace with a run that has an artifact, in its own `mlflow.db`."""
     root = tmp_path_factory.mktemp("original") / "a workspace"
     root.mkdir()
+    shutil.copy(empty_store, root / "mlflow.db")
     program = """
 from pathlib import Path
 from emuedit.tracking import runs

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping
 from typing import NoReturn
 
+from tests.warm_server import fork_servers
+
 
 def run(folder: str, stage: str, output: str, environment: Mapping[str, str]) -> NoReturn:
     """Do what `python paused_stage.py <stage>` does in `folder`, as a shell starts it for `nohup ... & > output`.
@@ -22,6 +24,7 @@ def run(folder: str, stage: str, output: str, environment: Mapping[str, str]) ->
     os.environ.update(environment)
     os.chdir(folder)
     sys.path.insert(0, folder)  # code of the workspace comes first
+    fork_servers()
     assert "emuedit.data.shards" not in sys.modules, "what has imported it does not see the change of paused_stage"
     module = importlib.import_module("tests.stages.paused_stage")
     sys.modules["__main__"] = module  # which the stage's own workers import

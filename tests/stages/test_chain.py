@@ -16,7 +16,7 @@ from emuedit.editor.package import Editor
 from emuedit.editor.settings import EditSettings
 from emuedit.models import image_tensors
 from emuedit.tracking import registry
-from tests.stages.workspace import ROOT, Workspace, hide_mlflow, read_files
+from tests.stages.workspace import ROOT, Workspace, hide_mlflow, read_files, skip_estimates
 
 SMALL: dict[str, dict[str, Any]] = {
     "captions": {"n_rows": 24, "rows_per_shard": 12},
@@ -24,7 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "pairs": {"steps": 3, "workers": {"kind": "local", "processes": 1}},
     "dataset": {"sheet_pairs": 1},
     "validation": {"reference": None, "on_breach": "warn", "sample_pairs": 8},
-    "router": {"epochs": 1},
+    "router": {"epochs": 1, "folds": 2, "non_instruction_repeats": 1},
     "train": {"steps": 4, "batch_size": 4, "processes": 1, "warmup_steps": 1, "eval_every_steps": 4, "held_out_share": 0.0},
     "inversion": {"steps": 3, "n_examples": 4, "n_held_out": 2, "batch_size": 2, "eval_every_steps": 3},
     "evaluation": {"n_edits": 2, "settings": {"steps": 2}, "sheet_columns": 2},
@@ -39,6 +39,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = Workspace(tmp_path_factory.mktemp("chain"), SMALL)
     with pytest.MonkeyPatch.context() as patch:
         hide_mlflow(patch, tmp_path_factory.mktemp("no-mlflow"))
+        skip_estimates(patch)
         for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]:
             workspace.run(stage)
     return workspace
@@ -105,11 +106,12 @@ def test_a_second_run_in_another_folder_gives_the_same_data(workspace: Workspace
 
 
 def test_every_model_that_a_stage_publishes_can_be_registered_and_served(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path
 ) -> None:
     """As `retrain` registers them: MLflow lets the model answer its example before it becomes a version."""
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     mlflow.set_experiment("registration")

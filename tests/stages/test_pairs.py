@@ -2,7 +2,7 @@ import json
 import re
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import maximum_filter
 
-from emuedit.config import load
+from emuedit.config import World, load
 from emuedit.data.png import decode_png
 from emuedit.data.publish import publish, read_folder, read_summary, scratch_folder
 from emuedit.data.records import Drop, Instruction, Pair
@@ -70,6 +70,20 @@ def publish_instructions(root: Path, instructions: list[Instruction]) -> Path:
     return root
 
 
+@pytest.fixture(scope="module", autouse=True)
+def models() -> Iterator[ModelSet]:
+    """The models of all runs in this process, which are loaded once."""
+    models = ModelSet(make_params().world, ROOT, Runtime("cpu", "float32"))
+
+    def share(world: World, root: Path, runtime: Runtime) -> ModelSet:
+        assert (world, runtime) == (models.world, models.runtime)
+        return models
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "ModelSet", share)
+        yield models
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with the pairs of INSTRUCTIONS."""
@@ -110,12 +124,11 @@ def test_instructions_with_the_same_source_caption_share_their_source(published:
 
 
 @pytest.mark.slow
-def test_add_is_remove_with_source_and_target_exchanged() -> None:
+def test_add_is_remove_with_source_and_target_exchanged(models: ModelSet) -> None:
     add = next(instruction for instruction in INSTRUCTIONS if instruction.task == "add")
     remove = make_instruction("remove", RING, STAR, ("blue ring", None))
     params = make_params()
     params = params.model_copy(update={"recipes": params.recipes | {"remove": recipes_for(params.recipes, "add")}})
-    models = ModelSet(params.world, ROOT, Runtime("cpu", "float32"))
     (removed,), _ = make_shard([remove], models, params, Counter())
     (added,), _ = make_shard([add], models, params, Counter())
     assert (added.source, added.target) == (removed.target, removed.source)

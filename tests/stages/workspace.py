@@ -43,6 +43,12 @@ def hide_mlflow(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.syspath_prepend(str(folder))
 
 
+def skip_estimates(patch: pytest.MonkeyPatch) -> None:
+    """Have trainings count no operations and estimate no memory, which takes a second of a core."""
+    patch.setattr("emuedit.training.loop.count_flops", lambda *arguments: 1)
+    patch.setattr("emuedit.training.training_checks.check_memory", lambda *arguments: [])
+
+
 def read_files(folder: Path, *ignored: str) -> dict[str, bytes]:
     """Name -> content of every file below a folder."""
     files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name not in ignored)

@@ -65,7 +65,7 @@ def test_a_push_that_fails_for_a_wrong_secret_is_not_repeated(
     n_pushes: list[str] = []
 
     def run(command: list[str], **options: Any) -> "subprocess.CompletedProcess[str]":
-        n_pushes.append(command[-2])
+        n_pushes.append(command[-1])
         return subprocess.CompletedProcess(command, 1, "", "ERROR: failed to push data to the cloud - 3 files failed to upload")
 
     monkeypatch.setattr(publication.subprocess, "run", run)

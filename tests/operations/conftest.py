@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -183,7 +184,11 @@ def dvc_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_dvc_here(words: Sequence[str]) -> int:
     """The exit status of `dvc WORDS`, in this process."""
     from dvc.cli import main
+    from dvc.logger import LoggerHandler
 
+    for handler in logging.getLogger("dvc").handlers:
+        if isinstance(handler, LoggerHandler):  # it has the stream of the moment at which DVC was imported, maybe closed by now
+            handler.setStream(sys.stderr if handler.level >= logging.WARNING else sys.stdout)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of DVC's libraries
         return int(main(list(words)))

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import logging
 import random
 import shutil
 import subprocess
@@ -57,17 +56,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_dvc(folder: Path, *words: str) -> tuple[int, str]:
     """Exit status of `dvc WORDS` in this process, and its output and messages."""
     output = io.StringIO()
-    messages = logging.StreamHandler(output)  # DVC's handlers keep the streams of its first command
-    messages.setLevel(logging.INFO)
-    loggers = [logging.getLogger(name) for name in ("dvc", "dvc_data")]
-    for logger in loggers:
-        logger.addHandler(messages)
-    try:
-        with contextlib.chdir(folder), contextlib.redirect_stdout(output), contextlib.redirect_stderr(io.StringIO()):
-            return run_dvc_here(words), output.getvalue()
-    finally:
-        for logger in loggers:
-            logger.removeHandler(messages)
+    with contextlib.chdir(folder), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        return run_dvc_here(words), output.getvalue()
 
 
 @pytest.fixture

@@ -188,7 +188,7 @@ def run_dvc_here(words: Sequence[str]) -> int:
 
     for handler in logging.getLogger("dvc").handlers:
         if isinstance(handler, LoggerHandler):  # it has the stream of the moment at which DVC was imported, maybe closed by now
-            handler.setStream(sys.stderr if handler.level >= logging.WARNING else sys.stdout)
+            handler.stream = sys.stderr if handler.level >= logging.WARNING else sys.stdout
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of DVC's libraries
         return int(main(list(words)))

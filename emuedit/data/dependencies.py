@@ -69,20 +69,20 @@ def find_file(name: str, root: Path) -> Path:
     return beside_code if not here.exists() and beside_code.exists() else here
 
 
-def hash_file(file: Path) -> str:
-    """blake2b of a file's bytes, 16 hex digits; 'missing' if there is none."""
+def hash_file(file: Path, digest_bytes: int = 8) -> str:
+    """blake2b of a file's bytes, as hex digits; 'missing' if there is none."""
     try:
         status = file.stat()
     except FileNotFoundError:
         return "missing"
-    return _hash_file(file, status.st_mtime_ns, status.st_size)
+    return _hash_file(file, digest_bytes, status.st_mtime_ns, status.st_size)
 
 
 @cache
-def _hash_file(file: Path, mtime_ns: int, size: int) -> str:
+def _hash_file(file: Path, digest_bytes: int, mtime_ns: int, size: int) -> str:
     del mtime_ns, size  # only part of the cache key
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=digest_bytes)).hexdigest()
 
 
 def _summary_of(output: Path) -> Path:

@@ -1,10 +1,10 @@
 """A list of a folder's files with hashes, written with a package and checked when it is opened."""
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping
-from functools import cache
 from pathlib import Path
+
+from emuedit.data.dependencies import hash_file
 
 MANIFEST_FILE = "manifest.json"
 _DIGEST_BYTES = 32
@@ -19,7 +19,7 @@ class ManifestError(ValueError):
 def hash_files(folder: Path, digest_bytes: int = _DIGEST_BYTES) -> dict[str, str]:
     """Path of every file below the folder -> blake2b of its bytes, as hex digits."""
     files = (file for file in sorted(folder.rglob("*")) if file.is_file())
-    return {file.relative_to(folder).as_posix(): _hash(file, digest_bytes) for file in files}
+    return {file.relative_to(folder).as_posix(): hash_file(file, digest_bytes) for file in files}
 
 
 def write_manifest(folder: Path, hashes: Mapping[str, str] | None = None) -> str:
@@ -27,7 +27,7 @@ def write_manifest(folder: Path, hashes: Mapping[str, str] | None = None) -> str
     files = hash_files(folder) if hashes is None else hashes
     listed = {name: value for name, value in files.items() if name != MANIFEST_FILE}
     (folder / MANIFEST_FILE).write_text(json.dumps(listed, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    return _hash(folder / MANIFEST_FILE, _DIGEST_BYTES)
+    return hash_file(folder / MANIFEST_FILE, _DIGEST_BYTES)
 
 
 def check_manifest(folder: Path, is_required: bool = False, expected_hash: str = "", ignored: Collection[str] = ()) -> None:
@@ -43,7 +43,7 @@ def check_manifest(folder: Path, is_required: bool = False, expected_hash: str =
         if is_required or expected_hash:
             raise ManifestError(f"want {MANIFEST_FILE} with the hashes of all files in {folder}, got none; {advice}")
         return
-    if expected_hash and _hash(file, _DIGEST_BYTES) != expected_hash:
+    if expected_hash and hash_file(file, _DIGEST_BYTES) != expected_hash:
         raise ManifestError(f"want {file} as it was registered, got one with another hash; {advice}")
     listed = _read(file, advice)
     is_earlier = all(len(value) == 2 * _EARLIER_DIGEST_BYTES for value in listed.values())
@@ -65,15 +65,3 @@ def _read(file: Path, advice: str) -> dict[str, str]:
     except ValueError as error:
         raise ManifestError(f"want a table of hashes in {file}, got a damaged file ({error}); {advice}") from error
     return listed
-
-
-def _hash(file: Path, digest_bytes: int) -> str:
-    status = file.stat()
-    return _hash_bytes(file, digest_bytes, status.st_mtime_ns, status.st_size)
-
-
-@cache
-def _hash_bytes(file: Path, digest_bytes: int, mtime_ns: int, size: int) -> str:
-    del mtime_ns, size  # only part of the cache key
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=digest_bytes)).hexdigest()

@@ -13,6 +13,9 @@ from emuedit import config
 
 Pictures = npt.NDArray[np.uint8]
 """uint8 [N, H, W, 3]."""
+MIN_CHANGE = 0.1
+"""Minimum difference between input and reference result of a changed pixel, in the channel that differs most, in [0, 1]; less is
+noise, since JPEG compression and scaling of photographs change most pixels a little."""
 
 
 class Assessment(Protocol):

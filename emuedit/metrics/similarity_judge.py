@@ -25,7 +25,7 @@ import torch
 from pydantic import Field
 
 from emuedit import config
-from emuedit.metrics.benchmark import Pictures
+from emuedit.metrics.benchmark import MIN_CHANGE, Pictures
 from emuedit.models import image_tensors
 from emuedit.models.clip import ClipScorer
 from emuedit.models.dino import DinoScorer
@@ -33,8 +33,6 @@ from emuedit.tasks import get_task
 
 Floats = npt.NDArray[np.float64]
 _BATCH = 32
-_MIN_CHANGE = 0.1
-"""Minimum difference between input and reference, in the channel that differs most, in [0, 1]; less is JPEG noise."""
 _NEVER = -2.0
 """Gain for equal captions, where it is undefined and only a reference result can be compared with."""
 
@@ -68,7 +66,7 @@ class ResultError:
         """Compute it for one output; all images are uint8 [H, W, 3]."""
         to_do = np.abs(np.subtract(before, result, dtype=np.int16))
         undone = np.abs(np.subtract(after, result, dtype=np.int16))
-        differs = to_do.max(-1) > 255 * _MIN_CHANGE
+        differs = to_do.max(-1) > 255 * MIN_CHANGE
         left = float(undone[differs].sum() / to_do[differs].sum()) if differs.any() else 0.0
         return cls(float(undone.mean() / 255), left)
 

@@ -26,7 +26,7 @@ from emuedit.editor.package_layout import MODELS
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark
 from emuedit.metrics.baselines import Systems
-from emuedit.metrics.benchmark import Benchmark
+from emuedit.metrics.benchmark import MIN_CHANGE, Benchmark
 from emuedit.metrics.edit_scores import evaluate_system
 from emuedit.progress import Progress
 from emuedit.promotion.gate import GateError, Measurement
@@ -41,9 +41,6 @@ _CACHE = Path("scratch/promotion")
 _KEPT_MEASUREMENTS = 6
 _UNTOUCHED_SHARE = 0.05
 """Minimum share of pixels that the reference result leaves unchanged; otherwise untouched pixels are not measured."""
-_UNTOUCHED_DIFFERENCE = 0.1
-"""Largest difference, in the channel that differs most, in [0, 1], of a pixel that the reference result leaves unchanged: JPEG
-compression and scaling of photographs change most pixels a little. The same bound as in `metrics.similarity_judge`."""
 _NO_REFERENCE = "without a reference result"
 _ALL_CHANGED = f"with a reference result that leaves less than {_UNTOUCHED_SHARE:.0%} of the pixels unchanged"
 _TIMED_EDITS = 5
@@ -225,7 +222,7 @@ def _measure_untouched(record: EvalRecord) -> float | str:
     if record.exact is None:
         return _NO_REFERENCE
     source, output, exact = (decode_png(png).astype(np.int16) for png in (record.source, record.output, record.exact))
-    same = np.abs(exact - source).max(axis=-1) <= 255 * _UNTOUCHED_DIFFERENCE  # [H, W]
+    same = np.abs(exact - source).max(axis=-1) <= 255 * MIN_CHANGE  # [H, W]
     if same.mean() < _UNTOUCHED_SHARE:
         return _ALL_CHANGED
     beyond = np.maximum(output - np.maximum(source, exact), np.minimum(source, exact) - output).clip(min=0)  # [H, W, 3]

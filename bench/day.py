@@ -58,10 +58,10 @@ def main() -> None:
             day.bootstrap()
             if not args.quick:
                 day.schedule_fires()
+                day.lost_task()
                 day.new_captions()
                 day.nothing_changed()
                 day.worse_model()
-                day.lost_task()
                 day.killed_worker()
                 day.store_stops()
                 day.rollback()

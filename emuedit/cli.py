@@ -13,12 +13,16 @@ from emuedit.name_hints import check_options
 from emuedit.operations import ledger_commands, remote_commands, server_commands
 from emuedit.processes import QUIET_ENV, exit_process, keep_compiled_modules, set_env_defaults
 from emuedit.promotion import promotion_commands
-from emuedit.tracking import service_errors, sync_command
+from emuedit.tracking import service_errors, store_address, sync_command
 from emuedit.training import learn_command
 from emuedit.worlds import benchmark_command, init_command
 
 if TYPE_CHECKING:
     from emuedit.data.formats.row_conversion import AssignTasks
+
+
+_REGISTRY_COMMANDS = {module.__name__ for module in (promotion_commands, ledger_commands, sync_command)}
+"""They name the MLflow that they use, if `emuedit up` was called in the working folder."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_options(words)
         options = _parser().parse_args(words)
+        if options.run.__module__ in _REGISTRY_COMMANDS and (note := store_address.use_server()):
+            print(note, file=sys.stderr)
         if options.run.__module__ == promotion_commands.__name__:
             service_errors.check()
         return int(options.run(options) or 0)

@@ -83,7 +83,7 @@ class Progress:
         return ", ".join(parts + ([note] if note else []))
 
     def _report_regularly(self) -> None:
-        interval_s = _REFRESH_S if self._bar is not None else float(os.environ.get("EMUEDIT_PROGRESS_SECONDS", EVERY_S))
+        interval_s = _REFRESH_S if self._bar is not None else report_interval_s()
         while not self._stop.wait(interval_s):
             self._report()
 
@@ -103,6 +103,11 @@ def waiting(label: str, stream: TextIO | None = None) -> Iterator[None]:
     """Print the label of a wait (loading models, opening a server), repeated every ten seconds, without a count."""
     with Progress(label, total=0, unit="", stream=stream):
         yield
+
+
+def report_interval_s() -> float:
+    """Seconds between progress lines in a log file."""
+    return float(os.environ.get("EMUEDIT_PROGRESS_SECONDS", EVERY_S))
 
 
 def format_duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from emuedit.operations import ledger_commands
 from emuedit.tracking import registry, runs
 from emuedit.tracking.service_errors import hide_password
-from emuedit.tracking.stats import tracking_uri
+from emuedit.tracking.store_address import tracking_uri
 
 if TYPE_CHECKING:
     from emuedit.operations.yield_ledger import Ledger

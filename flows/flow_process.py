@@ -13,9 +13,11 @@ import subprocess
 import sys
 import threading
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, NoReturn
 
-from emuedit.tracking.service_errors import hide_password
+from emuedit.tracking import moved_store, service_errors
+from emuedit.tracking.service_errors import ServiceError, hide_password
 from flows import prefect_access, process_guard
 from flows.error_output import print_trace
 from flows.stopping import Stopped, stop_on_signals
@@ -112,15 +114,25 @@ class _Report:
 
 def _run(options: FlowOptions, report: _Report) -> dict[str, Any]:
     prefect_access.import_settings()
-    from flows import pipeline
     from flows.local_server import local_server
 
     def fail(status: int) -> None:
         report.send({"error": f"the local Prefect server exited ({_describe_exit(status)})"})
         _end(1)
 
-    with local_server(fail):
+    with local_server(fail, meanwhile=_prepare):
+        from flows import pipeline
+
         return pipeline.retrain(**asdict(options))
+
+
+def _prepare() -> None:
+    """Import what the flow needs, and create MLflow's database: half a minute where Python compiles the modules first."""
+    from flows import pipeline  # noqa: F401
+
+    with contextlib.suppress(ServiceError):  # the flow reports it
+        moved_store.check(Path.cwd())
+        service_errors.check()
 
 
 def _end(status: int) -> NoReturn:

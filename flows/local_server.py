@@ -26,17 +26,18 @@ _APP = "prefect.server.api.server:create_app"
 
 
 @contextlib.contextmanager
-def local_server(on_death: Callable[[int], None]) -> Iterator[None]:
+def local_server(on_death: Callable[[int], None], meanwhile: Callable[[], object] = object) -> Iterator[None]:
     """Run a Prefect server during the block, unless PREFECT_API_URL is set.
 
-    `on_death` is called with the exit status, in another thread, if the server exits before the block ends. Raises ServerError.
+    `on_death` is called with the exit status, in another thread, if the server exits before the block ends. `meanwhile` is called
+    while the server starts, which takes ten seconds of another core. Raises ServerError.
     """
     if url := PREFECT_API_URL.value():  # from the environment or a profile
         check_url(url)
         yield
         return
     with waiting("starting a local Prefect server"):
-        server, url = _start()
+        server, url = _start(meanwhile)
     is_over = threading.Event()
 
     def watch() -> None:
@@ -54,16 +55,23 @@ def local_server(on_death: Callable[[int], None]) -> Iterator[None]:
         server.wait()
 
 
-def _start() -> tuple["subprocess.Popen[bytes]", str]:
-    """Start a server; returns it and the URL of its API once it answers."""
+def _start(meanwhile: Callable[[], object] = object) -> tuple["subprocess.Popen[bytes]", str]:
+    """Start a server; returns it and the URL of its API once it answers. `meanwhile` is called once."""
     status: int | None = None
-    for _ in range(_TRIES):
+    for number in range(_TRIES):
         port = _free_port()
         uvicorn = [sys.executable, "-m", "uvicorn", "--factory", _APP, "--host", "127.0.0.1", "--port", str(port)]
         server = subprocess.Popen(
             process_guard.command([*uvicorn, "--log-level", "error", "--lifespan", "on"]),
             env={**environ, **_SERVER_ENV, **get_current_settings().to_environment_variables(exclude_unset=True)},
         )
+        try:
+            if not number:
+                meanwhile()
+        except BaseException:
+            server.terminate()
+            server.wait()
+            raise
         url = f"http://127.0.0.1:{port}/api"
         until = time.monotonic() + _START_S
         with httpx.Client() as client:  # shared, since each client takes 60 ms to read the certificates

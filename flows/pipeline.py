@@ -42,6 +42,9 @@ from flows.run_reason import complete_reason
 FLOW = "retrain"
 GPU_SLOT = "emuedit-gpu"
 """Prefect's global concurrency limit for stages with `meta: {gpu: true}`; if the server has no such limit, they run at once."""
+GPU_LEASE_S = 60
+"""How long the server keeps a slot whose process is killed, in seconds: the shortest lease that Prefect allows, renewed every
+45 s."""
 _BUSY_WAIT_S, _BUSY_TRIES = 5.0, 60  # wait for another DVC process for five minutes
 _STOP_S = 10.0  # longest wait for stages that are being stopped
 
@@ -58,6 +61,11 @@ def should_retry(reproduction: "Task[..., float]", run: TaskRun, state: State[fl
         smaller = ", with half the batch if it has one" if error.kind is FailureKind.MEMORY else ""
         print(f"== {str(error).splitlines()[0].removesuffix(':')} ({error.kind}); retrying{smaller}", flush=True)
     return is_retried
+
+
+def gpu_slot() -> contextlib.AbstractContextManager[None]:
+    """Context manager with a slot of GPU_SLOT, for which it waits."""
+    return concurrency(GPU_SLOT, occupy=1, lease_duration=GPU_LEASE_S)
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
@@ -77,9 +85,8 @@ def reproduce(
     print(f"== {announcement}", flush=True)
     halvings = failures.count(FailureKind.MEMORY)
     variables = environment | ({MEMORY_ENV: str(halvings)} if halvings else {})
-    slot = concurrency(GPU_SLOT, occupy=1) if needs_gpu else contextlib.nullcontext()
     try:
-        with slot:
+        with gpu_slot() if needs_gpu else contextlib.nullcontext():
             start = dt.datetime.now(dt.UTC)
             try:
                 return _reproduce_when_free(stage, root, state.stop, timeout_s, variables, force)

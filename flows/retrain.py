@@ -17,6 +17,7 @@ from emuedit.name_hints import check_options
 from emuedit.operations.server_stack import HEARTBEAT_ENV
 from emuedit.processes import QUIET_ENV, keep_compiled_modules, set_env_defaults
 from emuedit.promotion.gate import Decision
+from emuedit.tracking import store_address
 from emuedit.tracking.service_errors import SERVICE_ENV, hide_password
 from flows import dvc_graph, flow_process, prefect_access, release, run_history
 from flows.error_output import print_trace
@@ -68,6 +69,8 @@ def console_main() -> int:
 def _retrain(options: argparse.Namespace) -> int:
     start = time.monotonic()
     root, why = Path.cwd(), complete_reason(options.reason)
+    if note := store_address.use_server():
+        print(note, file=sys.stderr, flush=True)
     params_check.check(root)
     graph = dvc_graph.read(root)
     stale = graph.stale(options.force)
@@ -125,7 +128,8 @@ def _print_report(root: Path, graph: dvc_graph.Graph, result: release.RetrainRes
     if result.decision:
         print(f"gate        {'champion' if result.decision.promote else 'challenger only'}: {result.decision.reason}")
     if result.run_id:
-        print(f"run         {result.run_id} in {hide_password(os.environ.get('MLFLOW_TRACKING_URI') or 'mlflow.db')}")
+        place = os.environ.get(store_address.TRACKING_URI_ENV) or store_address.DATABASE
+        print(f"run         {result.run_id} in {hide_password(place)}")
     total_s, stages_s = time.monotonic() - start, sum(result.seconds.values())
     in_stages = f", {stages_s:.0f} s of it in {len(result.seconds)} stages" if result.seconds else ""
     print(f"time        {total_s:.0f} s{in_stages}")

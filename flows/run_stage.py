@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import os
 import pty
+import select
 import shutil
 import signal
 import subprocess
@@ -15,11 +16,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from emuedit.failures import FailureKind
+from emuedit.progress import format_duration, report_interval_s
 from flows import process_guard
 from flows.failure_kinds import classify
 
 _BUSY_STATUS = 255  # exit status of DVC if another process holds a lock, but also for other failures, so the text is checked too
 _TAIL_BYTES = 20_000  # of output to keep
+_MARGIN_S = 0.5  # for progress lines that come late
 
 
 class StageError(RuntimeError):
@@ -55,7 +58,7 @@ def run(
     dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), stage]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     start = time.monotonic()
-    with _echo_output(stop) as (sink, tail):
+    with _echo_output(stage, stop) as (sink, tail):
         child = subprocess.Popen(
             process_guard.command(dvc, timeout_s),
             cwd=root,
@@ -93,12 +96,14 @@ def _describe_failure(status: int, timeout_s: float | None) -> str:
 
 
 @contextlib.contextmanager
-def _echo_output(stop: threading.Event) -> Iterator[tuple[int, bytearray]]:
+def _echo_output(stage: str, stop: threading.Event) -> Iterator[tuple[int, bytearray]]:
     """Yield a file descriptor that is copied to our stderr, and a buffer with its last bytes.
 
-    It is a terminal if our stderr is one, so that progress bars work. After `stop`, only the buffer is filled.
+    It is a terminal if our stderr is one, so that progress bars work. After `stop`, only the buffer is filled. A stage that is
+    silent for longer than its progress lines, as while it imports libraries, gets a line of ours.
     """
     tail = bytearray()
+    start, silence_s = time.monotonic(), report_interval_s() + _MARGIN_S
     source, sink = pty.openpty() if sys.stderr.isatty() else os.pipe()
     if sys.stderr.isatty():
         mode = termios.tcgetattr(sink)
@@ -109,7 +114,13 @@ def _echo_output(stop: threading.Event) -> Iterator[tuple[int, bytearray]]:
     def copy() -> None:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         with contextlib.suppress(OSError):  # a terminal whose last writer has exited
-            while chunk := os.read(source, 65536):
+            while True:
+                while not select.select([source], [], [], silence_s)[0]:
+                    if not stop.is_set():
+                        seconds = format_duration(time.monotonic() - start)
+                        print(f"{stage}: running, {seconds} so far", file=sys.stderr, flush=True)
+                if not (chunk := os.read(source, 65536)):
+                    break
                 if not stop.is_set():
                     sys.stderr.write(decoder.decode(chunk))
                     sys.stderr.flush()

@@ -20,6 +20,7 @@ NO_EFFECT_ON_RESULTS = {
     "emuedit.params_check": "what is refused before anything runs",
     "emuedit.reference_check": "the same",
     "emuedit.progress": "what is shown meanwhile",
+    "emuedit.process_identity": "the names of processes and workspaces in records",
 }
 """Modules that stages import and that cannot change a result; a change in them makes nothing out of date."""
 

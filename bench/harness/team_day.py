@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 
 from harness.team_machine import SERVER_PORT, Clone, Machine, ObjectStore, Timeline, UnexpectedError, processes_of, wait_until
 
-FIRST_TASKS = ["background", "sketch"]
+FIRST_TASKS = ["segment", "sketch"]
+OTHER_TASKS = ["sketch", "background", "remove", "detect"]
+"""Without `segment`, but with the three other measured tasks: better overall, and worse in one task."""
 ACCEPTED = ["kept_pairs", "pairs_per_task"]
 """Checks of the data validation that such a small job cannot pass."""
 SMALL_JOB: dict[str, Any] = {
@@ -24,7 +27,7 @@ SMALL_JOB: dict[str, Any] = {
     "evaluation": {"tasks": ["background", "segment", "remove", "detect"], "n_edits": 16, "systems": ["emuedit"]},
 }
 """The editor remains about as good as the base editor in tasks that its task predictor has: initially one of the four measured
-tasks. None of the others can succeed with the wrong task, as style can."""
+tasks, `segment`. None of the others can succeed with the wrong task, as style can."""
 SWAPPED_LLM = "bench.harness.swapped_llm:swapped_llm"
 BUCKET = "s3://emuedit-day/data"
 N_FILES = 60
@@ -36,6 +39,7 @@ class Day:
 
     def __init__(self, machine: Machine, team: Clone, store: ObjectStore, timeline: Timeline) -> None:
         self.machine, self.team, self.store, self.timeline = machine, team, store, timeline
+        self._champion_commit = ""
 
     def bootstrap(self) -> None:
         """Servers, a bucket, the first commit."""
@@ -71,19 +75,37 @@ class Day:
             wait_until(lambda: self.alias("champion") == 1 and not self.flow_processes(), 300, "version 1 as champion", every_s=5)
             checks = json.loads((self.team.folder / "reports/validation/report.json").read_text(encoding="utf-8"))
             outcome += [f"champion {self.success(1)}", f"data valid: {checks['verdict']}"]
-            self.team.commit("First editor")
+            self.commit_champion("First editor")
+
+    def lost_task(self) -> None:
+        """Three tasks in place of one: stopped by the data validation; if accepted, the editor is rejected for the lost task."""
+        reason = "person: three other tasks in place of segment"
+        with self.timeline.step("a task is left out: stopped by the data validation") as outcome:
+            self.team.set_params({"instructions": {"tasks": OTHER_TASKS}}, "Three other tasks in place of segment")
+            output = self.team.retrain(reason, expect=1)
+            if "missing_tasks" not in output:
+                raise UnexpectedError(f"want the check missing_tasks, got {output[-1500:]}")
+            outcome.append("missing_tasks")
+        with self.timeline.step("accepted by a person: better overall, refused for the lost task") as outcome:
+            self.team.set_params({"validation": {"accept": [*ACCEPTED, "missing_tasks", "task_drift"]}}, "Accept it")
+            output = self.team.retrain(reason)
+            self.expect_champion(1, refused=2)
+            gate = next(line for line in output.splitlines() if line.startswith("gate")).removeprefix("gate").strip()
+            check_only_lost_task(gate, "segment")
+            outcome.append(gate)
+            self.undo("segment again")
 
     def new_captions(self) -> None:
         """More captions and one more task: promoted, with the reason."""
         with self.timeline.step("new captions arrive: retrain, promoted") as outcome:
-            more = {"n_captions": 32, "tasks": [*FIRST_TASKS, "segment"]}
-            self.team.set_params({"instructions": more}, "More captions, and segment")
+            more = {"n_captions": 32, "tasks": [*FIRST_TASKS, "background"]}
+            self.team.set_params({"instructions": more}, "More captions, and background")
             self.team.retrain("data: 8 new captions", "--push")
-            self.expect_champion(2)
+            self.expect_champion(3)
             if "data: 8 new captions" not in (table := self.team.run("emuedit", "models")):
                 raise UnexpectedError(f"want the reason of the retrain in `emuedit models`, got {table}")
-            self.team.commit("Second editor")
-            outcome.append(f"champion {self.success(2)} after {self.success(1)}")
+            self.commit_champion("Second editor")
+            outcome.append(f"champion {self.success(3)} after {self.success(1)}")
 
     def nothing_changed(self) -> None:
         """Nothing runs without a change."""
@@ -97,34 +119,15 @@ class Day:
         with self.timeline.step("a worse model (instructions of the wrong task): refused") as outcome:
             self.team.set_params({"world": {"llm": SWAPPED_LLM}}, "Another LLM")
             self.team.retrain("person: tries another LLM")
-            self.expect_champion(2, refused=3)
-            outcome.append(f"refused {self.success(3)}")
+            self.expect_champion(3, refused=4)
+            outcome.append(f"refused {self.success(4)}")
             self.undo("Back to the first LLM")
-
-    def lost_task(self) -> None:
-        """A task is removed: stopped by the data validation; if accepted, the editor is rejected, also for that task."""
-        with self.timeline.step("a task is left out: stopped by the data validation") as outcome:
-            tasks = [*FIRST_TASKS, "remove", "style"]
-            self.team.set_params({"instructions": {"tasks": tasks}}, "remove and style in place of segment")
-            output = self.team.retrain("person: remove and style in place of segment", expect=1)
-            if "missing_tasks" not in output:
-                raise UnexpectedError(f"want the check missing_tasks, got {output[-1500:]}")
-            outcome.append("missing_tasks")
-        with self.timeline.step("accepted by a person: refused, also for the lost task") as outcome:
-            self.team.set_params({"validation": {"accept": [*ACCEPTED, "missing_tasks", "task_drift"]}}, "Accept it")
-            output = self.team.retrain("person: remove and style in place of segment")
-            self.expect_champion(2, refused=4)
-            gate = next(line for line in output.splitlines() if line.startswith("gate"))
-            if "segment" not in gate:
-                raise UnexpectedError(f"want a refusal for the task segment, got {gate}")
-            outcome.append(gate.removeprefix("gate").strip())
-            self.undo("segment again")
 
     def killed_worker(self) -> None:
         """The worker and its run are killed during training; the next run resumes."""
         with self.timeline.step("the worker is killed in the middle of a training: it goes on") as outcome:
             changes = {
-                "instructions": {"tasks": [*FIRST_TASKS, "segment", "remove"]},
+                "instructions": {"tasks": [*FIRST_TASKS, "background", "remove"]},
                 "train": {"steps": 40, "save_every_s": 1.0, "log_every_steps": 1},
             }
             self.team.set_params(changes, "One task more")
@@ -229,14 +232,23 @@ class Day:
         rows = [json.loads(line) for line in files[-1].read_text().splitlines()] if files else []
         return max((row["step"] for row in rows if "step" in row), default=0)
 
+    def commit_champion(self, message: str) -> None:
+        """Commit the params and the lock file of the champion, to which `undo` returns."""
+        self.team.commit(message)
+        self._champion_commit = self.team.run("git", "rev-parse", "HEAD").strip()
+
     def undo(self, message: str) -> None:
-        """Restore params, lock file and outputs of the second editor."""
+        """Restore params, lock file and outputs of the champion."""
         self.team.run("git", "add", "-A")
         self.team.run("git", "commit", "-q", "-m", "What was refused", "--allow-empty")
-        self.team.run("git", "checkout", self.good_commit(), "--", "params.yaml", "dvc.lock")
+        self.team.run("git", "checkout", self._champion_commit, "--", "params.yaml", "dvc.lock")
         self.team.commit(message)
         self.team.run("dvc", "checkout", "--force")
 
-    def good_commit(self) -> str:
-        """The commit of the second editor."""
-        return self.team.run("git", "log", "--grep", "Second editor", "--format=%H", "-1").strip()
+
+def check_only_lost_task(gate: str, task: str) -> None:
+    """Raise UnexpectedError unless the gate's reason has a higher overall success, and only `task` dropped too far."""
+    scores = re.search(r"edit success ([0-9.]+) against ([0-9.]+)", gate)
+    is_better = scores is not None and float(scores[1]) > float(scores[2]) and "of the resamples" not in gate
+    if not is_better or re.findall(r"edit success of (\w+) dropped", gate) != [task]:
+        raise UnexpectedError(f"want a refusal for the task {task} alone of an editor that is better overall, got {gate}")

@@ -5,7 +5,6 @@ A validation report is logged to the retrain's run, so the profile of a register
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,9 +42,10 @@ def resolve(reference: str | None, root: Path, folder: str) -> Reference:
 
 
 def _of_champion(folder: str) -> Reference:
-    if not (os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").exists()):  # opening a store would create one
+    from emuedit.tracking import service_errors, store_address
+
+    if not store_address.has_store():
         return Reference("", note="no reference: no champion is registered")
-    from emuedit.tracking import service_errors
 
     try:
         service_errors.check()

@@ -11,7 +11,6 @@ A pipeline folder, as published by `EmuEditPipeline.push_to_hub`, is a package w
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -55,9 +54,10 @@ def find_champion() -> tuple[Path, str] | None:
 
     Raises ServiceError within seconds if MLflow is unreachable, RegistryError if the champion's files are missing.
     """
-    if not (os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").exists()):  # opening a store would create one
+    from emuedit.tracking import registry, service_errors, store_address
+
+    if not store_address.has_store():
         return None
-    from emuedit.tracking import registry, service_errors
 
     service_errors.check()
     with service_errors.converted():

@@ -62,7 +62,7 @@ class BackgroundCommand:
     url: str
     user: str | None = None
     needs: Sequence[str] = ()
-    optional: Sequence[str] = ()
+    optional: Collection[str] = ()
 
     @property
     def settings(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
-from emuedit.operations import installation_checks, machine_checks, server_checks, workspace_checks
+from emuedit.operations import gpu_checks, installation_checks, machine_checks, registry_checks, server_checks, workspace_checks
 from emuedit.operations.health_finding import Finding
 from emuedit.progress import waiting
 
@@ -15,8 +15,10 @@ CheckFunction = Callable[[], Iterable[Finding]]
 CHECKS: tuple[CheckFunction, ...] = (
     *installation_checks.CHECKS,
     *machine_checks.CHECKS,
+    *gpu_checks.CHECKS,
     *workspace_checks.CHECKS,
     *server_checks.CHECKS,
+    *registry_checks.CHECKS,
 )
 _MARKS = {"pass": "ok  ", "warn": "WARN", "fail": "FAIL"}
 

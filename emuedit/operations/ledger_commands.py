@@ -3,14 +3,13 @@
 import argparse
 import datetime as dt
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from emuedit.operations import yield_ledger
 from emuedit.operations.yield_ledger import ALL, ARTIFACT, METRICS, Ledger, YieldRow
-from emuedit.tracking import runs
+from emuedit.tracking import runs, store_address
 from emuedit.tracking.runs import LoggedRun
 
 _LISTED_REASONS = 3
@@ -69,8 +68,7 @@ def _share(row: YieldRow) -> str:
 
 
 def _show(options: argparse.Namespace) -> int:
-    has_store = bool(os.environ.get("MLFLOW_TRACKING_URI")) or Path("mlflow.db").exists()  # opening a store creates it
-    logged = runs.recent_runs(_KEPT, options.runs) if has_store else []
+    logged = runs.recent_runs(_KEPT, options.runs) if store_address.has_store() else []
     text = runs.read_text(logged[0].run_id, ARTIFACT) if logged else None
     ledger = Ledger.from_dict(json.loads(text)) if text else yield_ledger.read(Path.cwd(), {})
     if options.json:

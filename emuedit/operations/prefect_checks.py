@@ -58,7 +58,7 @@ def _gpu_findings(api: str, account: str) -> Iterator[Finding]:
         if not limit.get("active", True):
             yield Finding("GPU slots", "warn", f"{detail}, but it is not active", f"uv run prefect gcl enable {GPU_LIMIT}")
         elif limit["active_slots"] and not _n_running(api, account):
-            fix = f"uv run prefect gcl update {GPU_LIMIT} --active-slots 0, if they are still in use after five minutes"
+            fix = f"uv run prefect gcl update {GPU_LIMIT} --active-slots 0, if they are still in use after two minutes"
             yield Finding("GPU slots", "warn", f"{detail}, but no flow runs: a run was killed", fix)
         else:
             yield Finding("GPU slots", "pass", detail)

@@ -11,7 +11,9 @@ from emuedit.operations import prefect_checks, running_runs
 from emuedit.operations.background_process import memory_bytes
 from emuedit.operations.health_finding import Finding
 from emuedit.operations.http_probe import Answer, ask
+from emuedit.operations.registry_checks import mlflow_account
 from emuedit.operations.server_processes import find_server
+from emuedit.tracking import store_address
 from emuedit.tracking.service_errors import hide_password
 
 _ANSWER_S = 10.0  # a slower server counts as unreachable
@@ -24,7 +26,7 @@ _STALE = "unset {name}, or start the servers: `uv run emuedit up`, then `source 
 
 def check_mlflow() -> Iterator[Finding]:
     """MLflow answers, accepts this host name, and has no run without a process."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "") or store_address.server_variables().get("MLFLOW_TRACKING_URI", "")
     if uri.startswith("file:") or uri.startswith(("/", "./")):
         fix = "export MLFLOW_TRACKING_URI=sqlite:///mlflow.db, and `mlflow migrate-filestore` for old runs"
         yield Finding("MLflow", "fail", f"{uri}: MLflow 3.17 refuses to log to folders", fix)
@@ -39,14 +41,14 @@ def check_mlflow() -> Iterator[Finding]:
     if not (health := ask(f"{uri}/health", _ANSWER_S)).is_success:
         yield Finding("MLflow", "fail", _no_answer(uri, health), _STALE.format(name="MLFLOW_TRACKING_URI"))
         return
-    experiments = ask(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1", _ANSWER_S, account=_mlflow_account())
+    experiments = ask(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1", _ANSWER_S, account=mlflow_account())
     if experiments.status == 403:
         fix = "start the server with --allowed-hosts and this name, or behind a proxy the name that the proxy sends"
         yield Finding("MLflow", "fail", f"{hide_password(uri)} answers 403: it does not allow this host name", fix)
     elif experiments.status == 401:
         detail = (
             f"{hide_password(uri)} rejects this name and password"
-            if _mlflow_account()
+            if mlflow_account()
             else f"{hide_password(uri)} requires a name and a password"
         )
         yield Finding("MLflow", "fail", detail, "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
@@ -57,7 +59,7 @@ def check_mlflow() -> Iterator[Finding]:
         yield from _clock_finding("MLflow", health)
         yield from _artifact_finding(uri)
         yield from _job_finding(uri)
-        yield from running_runs.check_runs(running_runs.runs_of_server(uri, _mlflow_account()))
+        yield from running_runs.check_runs(running_runs.runs_of_server(uri, mlflow_account()))
 
 
 def check_prefect() -> Iterator[Finding]:
@@ -95,7 +97,7 @@ def check_prefect() -> Iterator[Finding]:
 
 def _artifact_finding(uri: str) -> Iterator[Finding]:
     """A server with artifacts in S3 redirects clients to its own address of the store."""
-    answer = ask(f"{uri}/api/3.0/mlflow/server-info", _ANSWER_S, account=_mlflow_account())
+    answer = ask(f"{uri}/api/3.0/mlflow/server-info", _ANSWER_S, account=mlflow_account())
     if not answer.is_success or not answer.json().get("multipart_downloads_enabled"):
         return
     if all(os.environ.get(name, "").lower() == "false" for name in _PROXIED):
@@ -148,11 +150,6 @@ def _clock_finding(name: str, answer: Answer) -> Iterator[Finding]:
     skew_s = (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds() if date else 0.0
     if abs(skew_s) > _MAX_SKEW_S:
         yield Finding(f"clock of {name}", "warn", f"differs by {skew_s:.0f} s", "synchronise both machines with a time server")
-
-
-def _mlflow_account() -> str:
-    name, password = (os.environ.get(f"MLFLOW_TRACKING_{part}", "") for part in ("USERNAME", "PASSWORD"))
-    return f"{name}:{password}" if name else ""
 
 
 def _prefect_account() -> str:

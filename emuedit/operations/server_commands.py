@@ -8,7 +8,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from emuedit.operations import ceph_store, local_ports, mlflow_tables, postgres_server, server_control, server_stack
+from emuedit.operations import (
+    ceph_store,
+    local_ports,
+    mlflow_tables,
+    postgres_server,
+    registry_checks,
+    server_control,
+    server_stack,
+    worker_variables,
+)
+from emuedit.operations.background_process import read_record
 from emuedit.operations.remote_error import RemoteError
 from emuedit.progress import format_duration, waiting
 
@@ -68,6 +78,8 @@ def _up(options: argparse.Namespace) -> int:
     print(f"\nMLflow   {layout.url('mlflow')}\nPrefect  {layout.url('prefect')}\n")
     print(f"Set these variables in every shell that uses them (`source {_relative(path)}`):")
     print("\n".join(server_control.export_lines(layout.exports, _SECRETS)))
+    if note := registry_checks.describe_hidden(layout.url("mlflow")):
+        print(f"\n{note}")
     return 0
 
 
@@ -90,7 +102,18 @@ def _start(layout: server_stack.StackLayout, cwd: Path, has_flows: bool) -> None
         with waiting("creating the work pool, deployments and automations"):
             log = folder / "logs" / "setup.log"
             server_control.run_setup(arguments, server_stack.child_environment(layout), cwd, log)
-        starter.start([by_name["worker"]])
+        _start_worker(starter, by_name["worker"], folder)
+
+
+def _start_worker(starter: server_control.Starter, worker: server_stack.Service, folder: Path) -> None:
+    """Start the worker unless it runs, and name the variables that only the worker before it had."""
+    before = read_record(folder, worker.name)
+    starter.start([worker])
+    if read_record(folder, worker.name) == before:
+        return
+    if missing := worker_variables.record_start(folder, worker.command):
+        names = ", ".join(missing)
+        print(f"worker: started without {names}, which it had before; if it needs them, set them and call `emuedit up` again")
 
 
 def _down(options: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from emuedit.operations import ceph_store, postgres_server
+from emuedit.operations import ceph_store, postgres_server, worker_variables
 from emuedit.operations.background_process import BackgroundCommand
 from emuedit.operations.http_probe import ask
 from emuedit.operations.local_ports import HOST
@@ -165,7 +165,7 @@ def _worker(layout: StackLayout) -> Service:
         environment,
         url,
         needs=_ADDRESSES,
-        optional=[*layout.exports, *_optional(environment)],
+        optional=dict.fromkeys([*layout.exports, *_optional(environment), *worker_variables.names_in(environment)]),
     )
     return Service(command, lambda: ask(f"{url}/health", _PROBE_S).is_success, start_s=120.0, grace_s=20.0)
 

@@ -17,7 +17,8 @@ import yaml
 
 from emuedit.data.dependencies import PIPELINE_FILE
 from emuedit.tracking.registry import ModelVersion, RegistryError
-from emuedit.tracking.stats import PARENT_RUN_ENV, TRACKING_URI_ENV
+from emuedit.tracking.stats import PARENT_RUN_ENV
+from emuedit.tracking.store_address import TRACKING_URI_ENV
 
 _PREFIX = "dvc."
 _LOCAL_CONFIG = ".dvc/config.local"

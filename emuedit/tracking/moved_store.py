@@ -10,9 +10,9 @@ import sqlite3
 from pathlib import Path
 
 from emuedit.tracking.service_errors import ServiceError
-from emuedit.tracking.stats import TRACKING_URI_ENV
+from emuedit.tracking.store_address import DATABASE, TRACKING_URI_ENV, server_variables
 
-DATABASE, ARTIFACTS = "mlflow.db", "mlruns"
+ARTIFACTS = "mlruns"
 _COLUMNS = (
     ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
     ("model_versions", "source"), ("model_versions", "storage_location"),
@@ -23,7 +23,7 @@ _COLUMNS = (
 def old_place(root: Path) -> Path | None:
     """The folder to which the workspace's own `mlflow.db` points, if it is not `root`; None if a server is used."""
     database = root / DATABASE
-    if os.environ.get(TRACKING_URI_ENV) or not database.is_file():
+    if os.environ.get(TRACKING_URI_ENV) or not database.is_file() or server_variables(root):
         return None
     try:
         with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5.0)) as connection:

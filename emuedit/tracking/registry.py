@@ -17,7 +17,7 @@ from emuedit.data.file_manifest import write_manifest
 from emuedit.tracking import model_cache, model_signature, moved_store, service_errors, signed_files
 from emuedit.tracking.runs import client
 from emuedit.tracking.service_errors import hide_password, shown_uri
-from emuedit.tracking.stats import tracking_uri
+from emuedit.tracking.store_address import tracking_uri
 
 MODEL_NAME = "emuedit-editor"
 CONTENT_TAG = "emuedit.content"

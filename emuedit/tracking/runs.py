@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from emuedit.tracking import service_errors
-from emuedit.tracking.stats import RUN_UID_TAG, mlflow_client, read_stats, replay, tracking_uri
+from emuedit.tracking.stats import RUN_UID_TAG, mlflow_client, read_stats, replay
+from emuedit.tracking.store_address import tracking_uri
 
 log = logging.getLogger(__name__)
 

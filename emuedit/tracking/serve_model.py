@@ -15,7 +15,7 @@ from pathlib import Path
 
 from emuedit.tracking import model_cache, registry
 from emuedit.tracking.registry import MODEL_NAME, RUNS_SCHEME, SCHEME
-from emuedit.tracking.stats import tracking_uri
+from emuedit.tracking.store_address import tracking_uri
 
 REQUEST_S = 300
 """Default time limit for an answer, in seconds. The server waits 10 s longer before it exits."""

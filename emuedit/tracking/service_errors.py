@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from emuedit.tracking.stats import tracking_uri
+from emuedit.tracking.store_address import tracking_uri
 
 SERVICE_ENV = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 """Defaults for commands: with MLflow's own limits, 7 retries and 120 s, a user waits six minutes if the server is down."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from emuedit.data.publish import LOGS, STATS_FILE
-from emuedit.tracking import experiments, moved_store, run_outbox, runs, service_errors, stats
+from emuedit.tracking import experiments, moved_store, run_outbox, runs, service_errors, stats, store_address
 from emuedit.tracking.service_errors import ServiceError
 
 
@@ -16,14 +16,14 @@ def add_commands(commands: Any) -> None:
         "sync", help="upload runs that MLflow did not receive while it was unreachable", allow_abbrev=False
     )
     command.set_defaults(run=_sync)
-    moved = f"first update the paths in {moved_store.DATABASE} after the folder was moved or copied"
+    moved = f"first update the paths in {store_address.DATABASE} after the folder was moved or copied"
     command.add_argument("--moved", action="store_true", help=moved)
 
 
 def _sync(options: argparse.Namespace) -> int:
     root = Path.cwd()
     if options.moved:
-        print(f"{moved_store.adopt(root)} paths in {moved_store.DATABASE} now point to {root}")
+        print(f"{moved_store.adopt(root)} paths in {store_address.DATABASE} now point to {root}")
     waiting = run_outbox.entries(root)
     try:
         moved_store.check(root)

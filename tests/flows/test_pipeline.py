@@ -189,3 +189,14 @@ def test_a_stage_can_be_stopped_and_has_a_time_limit(project: Path) -> None:
     with pytest.raises(run_stage.StageError, match="was stopped"):
         run_stage.run("slow", project, stop, None, {})
     assert time.monotonic() - start < 15
+
+
+def test_a_silent_stage_is_reported_until_it_prints(
+    project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMUEDIT_PROGRESS_SECONDS", "0.5")
+    (project / "dvc.yaml").write_text("stages:\n  slow:\n    cmd: sleep 3 && echo loaded\n    always_changed: true\n")
+    run_stage.run("slow", project, threading.Event(), None, {})
+    before, _, _ = capfd.readouterr().err.partition("loaded")
+    reports = [line for line in before.splitlines() if line.startswith("slow: running, ")]
+    assert len(reports) >= 2, "want a line a second, half of it the margin for lines of the stage"

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,38 @@ def test_every_file_with_tests_of_a_real_store_is_in_the_lane() -> None:
     assert files == {f"test_{name}.py" for name in names}
 
 
+def read_workflow(name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """A workflow, and job -> the lines that it runs."""
+    workflow: dict[str, Any] = yaml.safe_load((ROOT / f".github/workflows/{name}.yaml").read_text())
+    jobs = workflow["jobs"].items()
+    return workflow, {job: "\n".join(step.get("run", "") for step in content["steps"]) for job, content in jobs}
+
+
 def test_the_workflow_installs_the_store_and_audits_the_components() -> None:
-    workflow: dict[str, Any] = yaml.safe_load((ROOT / ".github/workflows/checks.yaml").read_text())
-    commands = {job: "\n".join(step.get("run", "") for step in content["steps"]) for job, content in workflow["jobs"].items()}
+    workflow, commands = read_workflow("checks")
     before, _, _ = commands["checks"].partition(".ci/run")
     assert "infra/s3/ceph-rgw.sh install" in before
     assert "infra/audit" in commands["audit"]
     for job in workflow["jobs"].values():
         assert job["timeout-minutes"] <= 60
+
+
+def test_the_long_tests_run_every_night() -> None:
+    workflow, commands = read_workflow("nightly")
+    (schedule,) = workflow[True]["schedule"]  # YAML 1.1 reads the key `on` as true
+    assert re.fullmatch(r"\d+ \d+ \* \* \*", schedule["cron"])
+    assert "workflow_dispatch" in workflow[True], "want to start it by hand, too"
+    *before, last = commands["long"].strip().splitlines()
+    assert last == "uv run --no-sync pytest -m long"
+    assert "uv sync --locked" in before
+    steps = workflow["jobs"]["long"]["steps"]
+    checks, _ = read_workflow("checks")
+    assert steps[:2] == checks["jobs"]["checks"]["steps"][:2], "want the same checkout and Python"
+
+
+def test_the_workflows_are_valid() -> None:
+    command = [Path(sys.executable).parent / "check-jsonschema", "--builtin-schema", "vendor.github-workflows"]
+    process = subprocess.run(
+        [*command, *(ROOT / ".github/workflows").glob("*.yaml")], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stdout + process.stderr

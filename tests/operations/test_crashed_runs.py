@@ -34,17 +34,20 @@ import time
 from pathlib import Path
 
 from prefect import flow
-from prefect.concurrency.sync import concurrency
+
+from flows.pipeline import gpu_slot
 
 
 @flow
 def work():
-    with concurrency("emuedit-gpu", occupy=1, lease_duration=60):  # in seconds, the shortest that Prefect allows
+    with gpu_slot():
         if Path("hang").exists():
             Path("hang").unlink()
             time.sleep(900)
 """
 START_S, MINUTE_S, CRASH_S = 300.0, 150.0, 240.0
+SLOT_S = 60.0
+"""From Crashed, 90 s after the last heartbeat, to free slots; with Prefect's default lease the GPU slot would be kept 300 s."""
 PLANNED_S = 330.0
 """Prefect evaluates the events of a run that was planned less than 5 minutes before its start only after 15 minutes."""
 
@@ -117,7 +120,7 @@ def test_a_killed_scheduled_run_is_crashed_releases_its_slot_and_is_restarted_on
             process.send_signal(signal.SIGKILL)
         wait_for(lambda: runs()[first]["state_type"] == "CRASHED", CRASH_S, "the change of the killed run to Crashed")
         assert "no heartbeat" in runs()[first]["state"]["message"]
-        wait_for(lambda: slots_in_use() == (0, 0), CRASH_S, "the release of the slots")
+        wait_for(lambda: slots_in_use() == (0, 0), SLOT_S, "the release of the slots")
         wait_for(restarted, 60.0, "the restart of the killed run")
         emuedit("up")
         wait_for(lambda: runs()[waiting]["state_type"] == "COMPLETED", START_S, "the end of the waiting run")

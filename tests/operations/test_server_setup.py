@@ -61,12 +61,12 @@ def test_a_number_of_slots_is_at_least_one() -> None:
 
 @pytest.mark.parametrize("name", ["train", "captions"])
 def test_a_stage_holds_a_slot_while_it_runs_if_its_meta_says_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    occupied: list[tuple[str, int]] = []
-    during_run: list[list[tuple[str, int]]] = []
+    occupied: list[tuple[str, int, float]] = []
+    during_run: list[list[tuple[str, int, float]]] = []
 
     @contextmanager
-    def concurrency(names: str, occupy: int = 1, **_: object) -> Iterator[None]:
-        occupied.append((names, occupy))
+    def concurrency(names: str, occupy: int = 1, lease_duration: float = 300, **_: object) -> Iterator[None]:
+        occupied.append((names, occupy, lease_duration))
         yield
         occupied.clear()
 
@@ -80,5 +80,5 @@ def test_a_stage_holds_a_slot_while_it_runs_if_its_meta_says_so(name: str, monke
     monkeypatch.setattr(run_stage, "run", run)
     monkeypatch.setitem(pipeline._states, str(ROOT), pipeline._FlowState())
     assert pipeline.reproduce.fn(name, str(ROOT), None, {}, False, "starting", needs_gpu=needs_gpu) == 1.0
-    assert during_run == [[("emuedit-gpu", 1)] if name == "train" else []]
+    assert during_run == [[("emuedit-gpu", 1, 60)] if name == "train" else []]
     assert occupied == []

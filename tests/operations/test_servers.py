@@ -219,24 +219,29 @@ def test_no_password_is_in_a_command_line_or_address(tmp_path: Path, monkeypatch
         ("MLFLOW_ARTIFACTS_DESTINATION", ["mlflow", "worker"]),
         ("AWS_SECRET_ACCESS_KEY", ["mlflow", "worker"]),
         ("S3_ENDPOINT_URL", ["mlflow", "worker"]),
+        ("OPENAI_API_KEY", ["worker"]),
+        ("HF_TOKEN", ["worker"]),
+        ("EMUEDIT_SMTP_URL", ["worker"]),
+        ("EMUEDIT_PROGRESS_SECONDS", []),
         ("EDITOR", []),
     ],
 )
-def test_servers_with_other_s3_settings_are_started_again_and_secrets_stay_in_memory(
+def test_servers_with_other_accounts_are_started_again_and_secrets_stay_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, names: list[str]
 ) -> None:
     def commands() -> dict[str, BackgroundCommand]:
         return {service.name: service.command for service in server_stack.services(layout(tmp_path), has_worker=True)}
 
-    for name in ("MLFLOW_ARTIFACTS_DESTINATION", *ceph_store.S3_ENV):
+    for name in ("MLFLOW_ARTIFACTS_DESTINATION", *ceph_store.S3_ENV, variable):
         monkeypatch.delenv(name, raising=False)
     before = records(commands())
     monkeypatch.setenv(variable, "s3://s3cret-of-the-test/")
     after = commands()
     assert [name for name in before if not before[name].has_settings_of(after[name])] == names
     started = records(after)
-    started["mlflow"].write(tmp_path)
-    assert "s3cret" not in (tmp_path / "mlflow.pid").read_text()
+    for name in ("mlflow", "worker"):
+        started[name].write(tmp_path)
+        assert "s3cret" not in (tmp_path / f"{name}.pid").read_text()
     monkeypatch.delenv(variable)
     assert all(started[name].has_settings_of(command) for name, command in commands().items()), "another shell, without them"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from emuedit.tracking import Tracker, read_stats, replay, stats
+from emuedit.tracking import Tracker, read_stats, replay, stats, store_address
 
 
 def free_port() -> int:
@@ -77,7 +77,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     fake = FakeClient()
     monkeypatch.setattr(mlflow.tracking, "MlflowClient", lambda tracking_uri: fake)
     monkeypatch.setattr(stats, "_MIN_INTERVAL_S", 0.0)
-    monkeypatch.setenv(stats.TRACKING_URI_ENV, "http://server.example.org")
+    monkeypatch.setenv(store_address.TRACKING_URI_ENV, "http://server.example.org")
     return fake
 
 
@@ -106,7 +106,7 @@ def test_without_a_server_and_a_flow_nothing_is_sent_until_a_replay(
     tmp_path: Path, server: FakeClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As under `dvc repro`, which must not create an `mlflow.db`."""
-    monkeypatch.delenv(stats.TRACKING_URI_ENV)
+    monkeypatch.delenv(store_address.TRACKING_URI_ENV)
     monkeypatch.delenv(stats.PARENT_RUN_ENV, raising=False)
     with Tracker(tmp_path, "train") as tracker:
         tracker.log(1, loss=0.5)
@@ -227,7 +227,7 @@ def test_metrics_are_written_when_mlflow_is_not_installed(
     for name in [name for name in sys.modules if name == "mlflow" or name.startswith("mlflow.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    monkeypatch.setenv(stats.TRACKING_URI_ENV, "http://server.example.org")
+    monkeypatch.setenv(store_address.TRACKING_URI_ENV, "http://server.example.org")
     with caplog.at_level(logging.WARNING), Tracker(tmp_path, "train") as tracker:
         tracker.log(1, loss=0.1)
         tracker.log(2, loss=0.1)

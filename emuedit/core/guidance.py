@@ -1,7 +1,7 @@
 """Classifier-free guidance by a text, or by an image c_I and a text c_T with a task embedding v.
 
 Shapes: B samples, C latent channels, h and w the height and width of the latents.
-`e(., ., v)` is a network's prediction, of any `diffusion.PredictionKind`; all are linear in the clean latents.
+`e(., ., v)` is a network's prediction, of any `diffusion.PredictionType`; all are linear in the clean latents.
 """
 
 from typing import Literal

@@ -20,10 +20,6 @@ class TokenMapping:
     A: Tensor  # float32 [L, L], source by target
     target_weight: Tensor  # float32 [L], weight of the target's own map
 
-    def __call__(self, P_s: Tensor, P_t: Tensor) -> Tensor:
-        """Combine the maps [..., L] of both captions into new maps for the target."""
-        return P_s @ self.A.to(P_s) + P_t * self.target_weight.to(P_t)
-
 
 def align_tokens(source: Sequence[Hashable], target: Sequence[Hashable]) -> list[int | None]:
     """For every item of `target`, find the index of its match in `source`, or None, by longest common subsequence.
@@ -53,8 +49,9 @@ def align_tokens(source: Sequence[Hashable], target: Sequence[Hashable]) -> list
 def refine(source: Sequence[Hashable], target: Sequence[Hashable], length: int) -> TokenMapping:
     """Mapping for added words: matched tokens use the source's map, new tokens keep their own. `length` is L.
 
-    Padding tokens use the maps of the source's padding at the same positions. Raises ValueError if a caption has
-    more than L tokens.
+    Padding uses the maps of the source's padding at the same positions. Padding of a shorter target, at positions where the
+    source has words or its end token, keeps its own maps: at equal positions, as in the paper's code, it would get the maps of
+    those words, a second time. Raises ValueError if a caption has more than L tokens.
     """
     _check_length(max(len(source), len(target)), length)
     A, target_weight = torch.zeros(length, length), torch.zeros(length)
@@ -63,8 +60,9 @@ def refine(source: Sequence[Hashable], target: Sequence[Hashable], length: int) 
             target_weight[j] = 1
         else:
             A[i, j] = 1
-    padding = range(len(target), length)
-    A[padding, padding] = 1
+    n_used = max(len(source), len(target))
+    target_weight[len(target) : n_used] = 1
+    A[range(n_used, length), range(n_used, length)] = 1
     return TokenMapping(A, target_weight)
 
 

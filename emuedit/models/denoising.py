@@ -31,7 +31,7 @@ class Denoiser:
 
     def __init__(self, scheduler: Any, steps: int, device: torch.device, generators: Sequence[torch.Generator] = ()) -> None:
         objective.check_terminal_snr(scheduler)
-        self.kind = objective.kind_of(scheduler)
+        self.prediction_type = objective.prediction_type_of(scheduler)
         self.scheduler = type(scheduler).from_config(scheduler.config)
         self.scheduler.set_timesteps(steps, device=device)
         self.generators = list(generators)
@@ -45,19 +45,19 @@ class Denoiser:
 
     def start(self, noise: Tensor) -> Tensor:
         """Standard normal noise -> the latents before the first step."""
-        z: Tensor = noise if self.kind == "flow" else noise * self.scheduler.init_noise_sigma
+        z: Tensor = noise if self.prediction_type == "flow" else noise * self.scheduler.init_noise_sigma
         return z
 
     def add_noise(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Latents z and standard normal noise eps, both [B, C, h, w] -> the latents at timestep t, scaled like `start`."""
-        if self.kind == "flow":
+        if self.prediction_type == "flow":
             return diffusion.add_noise(z, eps, *self.noise_levels(t, z))
         z_t: Tensor = self.scheduler.add_noise(z, eps, t[None])
         return z_t
 
     def scale(self, z_t: Tensor, t: Tensor) -> Tensor:
         """The network's input at timestep t."""
-        scaled: Tensor = z_t if self.kind == "flow" else self.scheduler.scale_model_input(z_t, t)
+        scaled: Tensor = z_t if self.prediction_type == "flow" else self.scheduler.scale_model_input(z_t, t)
         return scaled
 
     def step(self, e: Tensor, t: Tensor, z_t: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
@@ -75,14 +75,9 @@ class Denoiser:
         return a.to(like), s.to(like)
 
 
-def memoryless_scheduler(scheduler: Any, always_ddim: bool = False) -> Any:
-    """The scheduler if it is single-step, else DDIM with the same noise levels (`objective.on_same_betas`).
-
-    Raises ValueError for flow matching if DDIM is required.
-    """
-    if type(scheduler).__name__ in MEMORYLESS and not always_ddim:
-        return scheduler
-    return objective.on_same_betas(scheduler, ())
+def memoryless_scheduler(scheduler: Any) -> Any:
+    """The scheduler if it is single-step, else DDIM with the same noise levels (`objective.on_same_betas`)."""
+    return scheduler if type(scheduler).__name__ in MEMORYLESS else objective.on_same_betas(scheduler, ())
 
 
 def size_conditions(

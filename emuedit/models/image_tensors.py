@@ -5,7 +5,6 @@ B: images, H and W: pixels. The round trip uint8 -> float -> uint8 is exact.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,7 +37,7 @@ def from_uint8(images: npt.NDArray[np.uint8]) -> torch.Tensor:
             f"images must be uint8 [B, H, W, 3] or [H, W, 3], got {images.shape} {images.dtype}; convert to RGB bytes first"
         )
     batch = images if images.ndim == 4 else images[None]
-    image_bytes = torch.from_numpy(np.ascontiguousarray(batch)).permute(0, 3, 1, 2)  # [B, 3, H, W]
+    image_bytes = torch.from_numpy(np.require(batch, requirements=["C", "W"])).permute(0, 3, 1, 2)  # [B, 3, H, W]
     return image_bytes.to(torch.float32).div(127.5).sub(1.0).contiguous()
 
 
@@ -52,19 +51,6 @@ def to_uint8(images: torch.Tensor) -> npt.NDArray[np.uint8]:
     """float [B, 3, H, W] in [-1, 1] -> uint8 [B, H, W, 3]."""
     array: npt.NDArray[np.uint8] = to_bytes(images).permute(0, 2, 3, 1).contiguous().numpy()
     return array
-
-
-def from_pil(images: Sequence[Image.Image]) -> torch.Tensor:
-    """PIL images of one size -> float32 [B, 3, H, W] in [-1, 1]; any mode is converted to RGB.
-
-    Raises ValueError for an empty sequence and for images of different sizes.
-    """
-    if not images:
-        raise ValueError("from_pil wants at least one image, got none")
-    sizes = {image.size for image in images}
-    if len(sizes) > 1:
-        raise ValueError(f"images of a batch must have one size, got {sorted(sizes)}; batch them by size")
-    return from_uint8(np.stack([np.asarray(image.convert("RGB"), dtype=np.uint8) for image in images]))
 
 
 def to_pil(images: torch.Tensor) -> list[Image.Image]:

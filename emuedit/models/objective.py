@@ -1,7 +1,7 @@
 """Prediction type and noise levels of a scheduler, and schedulers for other objectives.
 
 A scheduler of diffusers with `alphas_cumprod` is variance preserving and states its prediction type;
-FlowMatchEulerDiscreteScheduler is flow matching. `core/diffusion.py` has the formulas of all kinds.
+FlowMatchEulerDiscreteScheduler is flow matching. `core/diffusion.py` has the formulas of all prediction types.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from emuedit.core.diffusion import KINDS, PredictionKind
+from emuedit.core.diffusion import PREDICTION_TYPES, PredictionType
 from emuedit.models import model_sources
 
 Objective = Literal["base", "epsilon", "v_prediction", "sample", "flow"]
 """Prediction type of an editor; "base": the base model's."""
 FLOW_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 ANY_OBJECTIVE = ("DDIMScheduler", "DDPMScheduler")
-"""Schedulers of diffusers that support all variance preserving kinds and zero terminal SNR; e.g. PNDM does not."""
+"""Schedulers of diffusers that support all variance preserving prediction types and zero terminal SNR; e.g. PNDM does not."""
 
 
-def kind_of(scheduler: Any) -> PredictionKind:
+def prediction_type_of(scheduler: Any) -> PredictionType:
     """The prediction type of this scheduler. Raises ValueError if it does not state one."""
     if _is_flow(scheduler):
         return "flow"
-    kind = getattr(scheduler.config, "prediction_type", None)
-    if kind not in ("epsilon", "v_prediction", "sample") or not hasattr(scheduler, "alphas_cumprod"):
+    prediction_type = getattr(scheduler.config, "prediction_type", None)
+    if prediction_type not in ("epsilon", "v_prediction", "sample") or not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(
             "want a scheduler with alphas_cumprod and prediction_type epsilon, v_prediction or sample, or a "
-            f"{FLOW_SCHEDULER}; got {type(scheduler).__name__} with prediction_type {kind!r}; use DDIMScheduler"
+            f"{FLOW_SCHEDULER}; got {type(scheduler).__name__} with prediction_type {prediction_type!r}; use DDIMScheduler"
         )
-    return cast(PredictionKind, kind)
+    return cast(PredictionType, prediction_type)
 
 
 def training_timesteps(scheduler: Any, index: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def noise_levels(scheduler: Any, t: Tensor) -> tuple[Tensor, Tensor]:
     Variance preserving: a = sqrt(alpha_bar), s = sqrt(1 - alpha_bar) at the nearest whole timestep. Flow: a = 1 - sigma, s =
     sigma = t / num_train_timesteps. Raises ValueError for other schedulers.
     """
-    if kind_of(scheduler) == "flow":
+    if prediction_type_of(scheduler) == "flow":
         sigma = (t.float() / scheduler.config.num_train_timesteps).view(-1, 1, 1, 1)
         return 1 - sigma, sigma
     alpha_bar = scheduler.alphas_cumprod.to(t.device)[t.round().long()].view(-1, 1, 1, 1)
@@ -80,7 +80,7 @@ def check_terminal_snr(scheduler: Any) -> None:
     The last z_t is then eps itself, so the prediction has no information about the clean latents, (z_t - s e) / a with a = 0:
     DDIM gives NaN (Lin et al., arXiv 2305.08891, section 3.2).
     """
-    if kind_of(scheduler) == "epsilon" and ends_in_noise(scheduler):
+    if prediction_type_of(scheduler) == "epsilon" and ends_in_noise(scheduler):
         raise ValueError(
             f"want v_prediction, sample or flow with zero terminal SNR, got epsilon ({type(scheduler).__name__}): the last "
             "timestep is pure noise, where a prediction of the noise has no information about the image; use another "
@@ -88,34 +88,31 @@ def check_terminal_snr(scheduler: Any) -> None:
         )
 
 
-def configure_scheduler(
-    scheduler: Any, objective: Objective = "base", zero_terminal_snr: bool = False, shift: float = 1.0
-) -> Any:
+def configure_scheduler(scheduler: Any, objective: Objective = "base", zero_terminal_snr: bool = False) -> Any:
     """The scheduler to train, sample and save an editor with.
 
     "base", or the base model's prediction type: the scheduler is unchanged. Another variance preserving objective: DDIM (or DDPM,
-    if it was that) with the same betas. "flow" with such a base model: a FlowMatchEulerDiscreteScheduler with as many timesteps;
-    `shift` above 1 moves timesteps, in training and sampling, towards noise (Esser et al., arXiv 2403.03206, section 5.3.2).
+    if it was that) with the same betas. "flow" with such a base model: a FlowMatchEulerDiscreteScheduler with as many timesteps.
     zero_terminal_snr rescales the betas and starts sampling at the last timestep (Lin et al., arXiv 2305.08891, algorithm 1 and
     section 3.3); False keeps the base model's betas; flow always ends at zero SNR.
 
     Raises ValueError for epsilon with zero terminal SNR, also if the base model's config combines them; for a scheduler without
-    a kind; and for an objective other than flow with a flow base model, which has no betas.
+    a prediction type; and for an objective other than flow with a flow base model, which has no betas.
     """
-    kind = kind_of(scheduler)
-    target_kind = kind if objective == "base" else objective
-    if target_kind not in KINDS:
-        raise ValueError(f"want one of the objectives base, {', '.join(KINDS)}; got {objective!r}")
-    if kind == "flow":
-        if target_kind != "flow":
+    prediction_type = prediction_type_of(scheduler)
+    target_type = prediction_type if objective == "base" else objective
+    if target_type not in PREDICTION_TYPES:
+        raise ValueError(f"want one of the objectives base, {', '.join(PREDICTION_TYPES)}; got {objective!r}")
+    if prediction_type == "flow":
+        if target_type != "flow":
             raise ValueError(f"want the objective base or flow for a base model of flow matching, got {objective!r}")
         return scheduler
-    if target_kind == "flow":
+    if target_type == "flow":
         flow = getattr(model_sources.import_library("diffusers"), FLOW_SCHEDULER)
-        return flow(num_train_timesteps=scheduler.config.num_train_timesteps, shift=shift)
-    if target_kind != kind or zero_terminal_snr:
+        return flow(num_train_timesteps=scheduler.config.num_train_timesteps)
+    if target_type != prediction_type or zero_terminal_snr:
         rescaled = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if zero_terminal_snr else {}
-        scheduler = on_same_betas(scheduler, ANY_OBJECTIVE, prediction_type=target_kind, **rescaled)
+        scheduler = on_same_betas(scheduler, ANY_OBJECTIVE, prediction_type=target_type, **rescaled)
     check_terminal_snr(scheduler)
     return scheduler
 
@@ -123,11 +120,9 @@ def configure_scheduler(
 def on_same_betas(scheduler: Any, classes: tuple[str, ...], **changes: Any) -> Any:
     """The scheduler with config changes, of the same class if that is in `classes`, else DDIM.
 
-    Clipping and thresholding are off: they are meant for pixels and would clip latents. Raises ValueError for
-    flow matching, which has no betas.
+    Clipping and thresholding are off: they are meant for pixels and would clip latents. Not for flow matching, which has no
+    betas.
     """
-    if _is_flow(scheduler):
-        raise ValueError(f"want a scheduler with betas, which DDIM needs, got {FLOW_SCHEDULER}; use a base model without flow")
     name = type(scheduler).__name__
     new_class = type(scheduler) if name in classes else model_sources.import_library("diffusers").DDIMScheduler
     return new_class.from_config(scheduler.config, clip_sample=False, thresholding=False, **changes)

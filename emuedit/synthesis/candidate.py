@@ -5,6 +5,7 @@ The source is the image that is generated first, or an image of the user's; for 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from emuedit import config
 from emuedit.data.records import Instruction
 from emuedit.synthesis.masks import DetectionLimits
 from emuedit.synthesis.methods.prompt_to_prompt import LocalBlend, PromptToPromptEdit
-from emuedit.synthesis.recipes import PromptToPromptRecipe, Recipe, Recipes, SoftMaskRecipe
+from emuedit.synthesis.recipes import PromptToPromptRecipe, Recipe, Recipes, SoftMaskRecipe, recipes_for
 from emuedit.synthesis.strategy import AllCandidates, Strategy
 from emuedit.synthesis.variant_plan import Variant
 from emuedit.tasks import get_task
@@ -66,6 +67,19 @@ class SynthesisParams(config.Params):
     def detection_limits(self) -> DetectionLimits:
         """Limits for accepted detections and masks."""
         return DetectionLimits(self.detector_threshold, self.nms_iou, self.min_area, self.max_area)
+
+    def estimate_rows(self, instructions: Sequence[Instruction]) -> float:
+        """Estimated number of U-Net rows for these instructions, for progress; scoring counts as a fifth more.
+
+        Prompt-to-Prompt samples its sources again.
+        """
+        recipes = {task: recipes_for(self.recipes, task) for task in {instruction.task for instruction in instructions}}
+        n_jobs = sum(len(recipes[instruction.task]) for instruction in instructions)
+        generated = [instruction for instruction in instructions if not instruction.image_hash]
+        has_edits = {task for task in recipes if any(isinstance(recipe, PromptToPromptRecipe) for recipe in recipes[task])}
+        n_sampled = len({source_caption(instruction) for instruction in generated})
+        n_sampled_again = len({source_caption(instruction) for instruction in generated if instruction.task in has_edits})
+        return 1.2 * 2 * self.steps * (n_sampled + n_sampled_again + n_jobs)
 
 
 def source_caption(instruction: Instruction) -> str:

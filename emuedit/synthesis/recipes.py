@@ -77,11 +77,6 @@ class PromptToPromptRecipe(config.Params):
     blend: WordBlend | None = None
     """LocalBlend; null: off."""
 
-    @property
-    def aligns_words(self) -> bool:
-        """Whether captions are aligned by word; they must then not exceed the tokenizer's maximum."""
-        return self.cross_fraction > 0 or self.blend is not None
-
 
 def _method(recipe: Any) -> str:
     return str(recipe.get("method", "soft_mask") if isinstance(recipe, Mapping) else recipe.method)

@@ -70,7 +70,7 @@ class ShardMaker:
     ) -> None:
         self.instructions, self.models, self.params, self._report = instructions, models, params, report
         self.usable = [instruction for instruction in instructions if captions_fit(instruction, models.base_model)]
-        self._rows_to_come = self._estimate_rows()
+        self._rows_to_come = params.estimate_rows(self.usable)
         self.sampler = Sampler(
             models.base_model, params.steps, models.runtime.torch_dtype, params.guidance_interval, self._count_rows
         )
@@ -105,7 +105,9 @@ class ShardMaker:
         variants = [(job, job.variant(job.recipe)) for job in jobs if isinstance(job.recipe, SoftMaskRecipe)]
         edits = [(job, job.prompt_to_prompt_edit(job.recipe)) for job in jobs if isinstance(job.recipe, PromptToPromptRecipe)]
         max_rows, sources = self.params.rows_per_batch, self.sources
-        method = PromptToPrompt(self.models.base_model, self.params.steps, self.sampler.dtype, self.params.guidance_interval)
+        method = PromptToPrompt(
+            self.models.base_model, self.params.steps, self.sampler.dtype, self.params.guidance_interval, self._count_rows
+        )
         batches = [
             *batching.generate_variants(self.sampler, trajectory, [variant for _, variant in variants], max_rows),
             *batching.generate_edits(
@@ -288,12 +290,6 @@ class ShardMaker:
         return get_task(instruction.task).annotated or any(
             recipe.mask is not None and recipe.mask.needs_objects for recipe in recipes
         )
-
-    def _estimate_rows(self) -> float:
-        """Estimated number of U-Net rows, for progress; scoring counts as a fifth more."""
-        n_jobs = sum(len(recipes_for(self.params.recipes, instruction.task)) for instruction in self.usable)
-        n_generated = len({source_caption(instruction) for instruction in self.usable if not instruction.image_hash})
-        return 1.2 * 2 * self.params.steps * (n_generated + n_jobs)
 
     def _count_rows(self, rows: int) -> None:
         if self._report is not None:

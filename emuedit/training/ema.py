@@ -40,6 +40,8 @@ class Ema:
         self.parameters, self.settings = parameters, settings
         self.every_steps = CPU_EVERY_STEPS if self._is_elsewhere else 1
         self.averages: dict[str, Tensor] = {name: self._to_ema(value.detach()).clone() for name, value in parameters.items()}
+        self.pending_weight = 0.0
+        """Weight in [0, 1) with which the present weights enter the average for the steps since its last update."""
 
     @property
     def _is_elsewhere(self) -> bool:
@@ -51,11 +53,13 @@ class Ema:
 
         The decay is min(decay, (1 + step) / (10 + step)), so that initial weights are forgotten early (Polyak averaging as in
         TensorFlow's ExponentialMovingAverage and diffusers' EMAModel). If only every n-th step updates, the decay is applied n
-        times.
+        times; for the steps after the last update, `applied` and `use` apply it too, without a change of `averages`.
         """
-        if (step + 1) % self.every_steps:
+        n_steps = step % self.every_steps + 1  # since the last update
+        weight = 1 - min(self.settings.decay, (1 + step) / (10 + step)) ** n_steps
+        self.pending_weight = weight if n_steps < self.every_steps else 0.0
+        if self.pending_weight:
             return
-        weight = 1 - min(self.settings.decay, (1 + step) / (10 + step)) ** self.every_steps
         averages = [local_part(average) for average in self.averages.values()]
         values = [self._to_ema(local_part(value), torch.float32) for value in self.parameters.values()]
         if self.settings.dtype == torch.float32:
@@ -91,8 +95,11 @@ class Ema:
     @torch.no_grad()
     def use(self) -> None:
         """Set the parameters to the averages permanently."""
-        for name, value in self.parameters.items():
-            local_part(value).copy_(local_part(self.averages[name]))
+        for name, parameter in self.parameters.items():
+            value, average = local_part(parameter), local_part(self.averages[name])
+            if self.pending_weight:
+                average = average.float().lerp(self._to_ema(value, torch.float32), self.pending_weight)
+            value.copy_(average)
 
     @torch.no_grad()
     def _exchange(self) -> None:

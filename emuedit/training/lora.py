@@ -17,8 +17,10 @@ from emuedit.models import adapters
 
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0")
 """The linear layers of every attention, as in diffusers' LoRA scripts."""
-NEW_LAYERS = ("conv_in", "conv_out", "class_embedding")
-"""Layers of the U-Net that an editor adds or widens."""
+LAYERS_WITH_NEW_INPUTS = ("conv_in", "class_embedding")
+"""Layers of the U-Net that an editor adds, or widens at the input."""
+NEW_LAYERS = (*LAYERS_WITH_NEW_INPUTS, "conv_out")
+"""All layers of the U-Net that an editor adds or widens."""
 
 
 class LoraSettings(config.Params):

@@ -40,6 +40,14 @@ class ConditionDropout(config.Params):
     both: float = Field(0.05, ge=0, le=1)
     """Both are replaced."""
 
+    @model_validator(mode="after")
+    def _check_sum(self) -> Self:
+        if (total := self.text + self.image + self.both) > 1 + 1e-6:
+            raise ValueError(
+                f"want text, image and both of condition dropout to sum to at most 1, got {total:g}; lower one of them"
+            )
+        return self
+
 
 NO_DROPOUT = ConditionDropout(text=0.0, image=0.0, both=0.0)
 
@@ -164,14 +172,14 @@ def loss_parts(
     eps = draws.eps.to(batch.target)
     t = objective.training_timesteps(scheduler, draws.t.to(device))
     a, s = objective.noise_levels(scheduler, t)  # [B, 1, 1, 1]
-    kind = objective.kind_of(scheduler)
+    prediction_type = objective.prediction_type_of(scheduler)
     no_text, no_image = draws.no_text.to(device), draws.no_image.to(device)
     text = _drop_text(batch.text, batch.null, no_text)
     c_I = batch.source.masked_fill(no_image.view(-1, 1, 1, 1), 0.0)
     prediction = net(diffusion.add_noise(batch.target, eps, a, s), t, c_I, text, v, batch.sizes)
-    error = (prediction.e - diffusion.training_target(batch.target, eps, a, s, kind)).square()  # [B, C, h, w]
+    error = (prediction.e - diffusion.training_target(batch.target, eps, a, s, prediction_type)).square()  # [B, C, h, w]
     if min_snr_gamma is not None:
-        error = diffusion.min_snr_weight(a, s, kind, min_snr_gamma) * error
+        error = diffusion.min_snr_weight(a, s, prediction_type, min_snr_gamma) * error
     if prediction.change_logits is None:
         return LossParts(error.mean((1, 2, 3)), None)
     changed = latent_change_mask(batch.source, batch.target, weights.min_latent_change)  # [B, 1, h, w]

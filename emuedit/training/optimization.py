@@ -131,6 +131,7 @@ class Optimization:
             "weights": {name: gather(value, main) for name, value in self._weights().items()},
             "optimizer": self._optimizer_state(main),
             "ema": {name: gather(value, main) for name, value in averages.items()},
+            "ema_pending_weight": 0.0 if self.ema is None else self.ema.pending_weight,
             "settings": self._settings,
             "scaler": self._scaler.state_dict() if self._scaler else {},
             "step": self.step,
@@ -164,6 +165,7 @@ class Optimization:
         if self.ema is not None:
             for name, value in self.ema.averages.items():
                 value.copy_(like_sharded(state["ema"][name], value))
+            self.ema.pending_weight = state.get("ema_pending_weight", 0.0)
         if self._scaler and state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
@@ -216,10 +218,13 @@ class Optimization:
 def read_average(module: nn.Module, file: Path) -> None:
     """Load the weights of a saved state into a module: averaged if available. Needs no optimizer."""
     state = _read_state(file)
-    saved = state["weights"] | state["ema"]
+    weights, averages, pending_weight = state["weights"], state["ema"], state.get("ema_pending_weight", 0.0)
     for name, value in module.state_dict(keep_vars=True).items():
-        if name in saved:
-            value.copy_(saved[name])
+        if name in averages:
+            average = averages[name]
+            value.copy_(average.float().lerp(weights[name].float(), pending_weight) if pending_weight else average)
+        elif name in weights:
+            value.copy_(weights[name])
 
 
 def _read_state(file: Path) -> dict[str, Any]:

@@ -3,30 +3,30 @@ import torch
 from torch import Tensor
 
 from emuedit.core import diffusion
-from emuedit.core.diffusion import KINDS, PredictionKind
+from emuedit.core.diffusion import PREDICTION_TYPES, PredictionType
 
 
 def normal(n: int) -> Tensor:
     return torch.randn(n, 3, 8, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def levels(kind: PredictionKind, signal: float) -> tuple[Tensor, Tensor]:
-    """(a, s) [1, 1, 1, 1] of the family that a kind belongs to, by its signal a."""
+def levels(prediction_type: PredictionType, signal: float) -> tuple[Tensor, Tensor]:
+    """(a, s) [1, 1, 1, 1] of the family that a type belongs to, by its signal a."""
     a = torch.full((1, 1, 1, 1), signal, dtype=torch.float64)
-    return a, 1 - a if kind == "flow" else (1 - a**2).sqrt()
+    return a, 1 - a if prediction_type == "flow" else (1 - a**2).sqrt()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_prediction_and_clean_latents_follow_from_each_other(kind: PredictionKind) -> None:
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_prediction_and_clean_latents_follow_from_each_other(prediction_type: PredictionType) -> None:
     z, eps = normal(2)
     for signal in (0.0, 0.01, 0.5, 0.99):
-        if kind == "epsilon" and signal == 0:
+        if prediction_type == "epsilon" and signal == 0:
             continue  # no clean latents follow from it
-        a, s = levels(kind, signal)
+        a, s = levels(prediction_type, signal)
         z_t = diffusion.add_noise(z, eps, a, s)
-        target = diffusion.training_target(z, eps, a, s, kind)
-        torch.testing.assert_close(diffusion.prediction_for_clean(z, z_t, a, s, kind), target)
-        torch.testing.assert_close(diffusion.clean_from_prediction(z_t, target, a, s, kind), z)
+        target = diffusion.training_target(z, eps, a, s, prediction_type)
+        torch.testing.assert_close(diffusion.prediction_for_clean(z, z_t, a, s, prediction_type), target)
+        torch.testing.assert_close(diffusion.clean_from_prediction(z_t, target, a, s, prediction_type), z)
 
 
 def test_the_targets_are_those_of_the_papers() -> None:
@@ -42,16 +42,16 @@ def test_the_targets_are_those_of_the_papers() -> None:
     torch.testing.assert_close(velocity[0, 0, 0, 0], derivative.squeeze())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_min_snr_weights_the_error_of_the_clean_latents(kind: PredictionKind) -> None:
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_min_snr_weights_the_error_of_the_clean_latents(prediction_type: PredictionType) -> None:
     """The weighted error of a prediction is min(SNR, gamma) times the error of the clean latents that it implies."""
     z, eps, mistake = normal(3)
     for signal in (0.05, 0.5, 0.9, 0.999):
-        a, s = levels(kind, signal)
+        a, s = levels(prediction_type, signal)
         z_t = diffusion.add_noise(z, eps, a, s)
-        target = diffusion.training_target(z, eps, a, s, kind)
-        clean = diffusion.clean_from_prediction(z_t, target + 0.1 * mistake, a, s, kind)
-        got = diffusion.min_snr_weight(a, s, kind, 5.0) * (0.1 * mistake).square()
+        target = diffusion.training_target(z, eps, a, s, prediction_type)
+        clean = diffusion.clean_from_prediction(z_t, target + 0.1 * mistake, a, s, prediction_type)
+        got = diffusion.min_snr_weight(a, s, prediction_type, 5.0) * (0.1 * mistake).square()
         torch.testing.assert_close(got, min(float(a**2 / s**2), 5.0) * (clean - z).square())
 
 
@@ -67,11 +67,11 @@ def test_min_snr_weights_are_those_of_the_paper() -> None:
 
 def test_min_snr_weights_are_finite_without_noise_and_without_signal() -> None:
     zero, unit = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
-    for kind in KINDS:
-        without_noise = diffusion.min_snr_weight(unit, zero, kind, 5.0).item()
-        assert without_noise == (5.0 if kind == "sample" else 0.0)
-        if kind != "epsilon":
-            assert diffusion.min_snr_weight(zero, unit, kind, 5.0).item() == 0.0
+    for prediction_type in PREDICTION_TYPES:
+        without_noise = diffusion.min_snr_weight(unit, zero, prediction_type, 5.0).item()
+        assert without_noise == (5.0 if prediction_type == "sample" else 0.0)
+        if prediction_type != "epsilon":
+            assert diffusion.min_snr_weight(zero, unit, prediction_type, 5.0).item() == 0.0
 
 
 def test_another_kind_is_an_error() -> None:

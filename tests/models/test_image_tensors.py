@@ -16,7 +16,8 @@ def test_every_byte_survives_the_round_trip() -> None:
 
 def test_the_round_trip_through_pil_is_exact(two_images: torch.Tensor) -> None:
     pil_images = image_tensors.to_pil(two_images)
-    torch.testing.assert_close(image_tensors.from_pil(pil_images), two_images, rtol=0, atol=0)
+    arrays = np.stack([np.asarray(image) for image in pil_images])
+    torch.testing.assert_close(image_tensors.from_uint8(arrays), two_images, rtol=0, atol=0)
     assert pil_images[0].size == (56, 40)
 
 
@@ -32,9 +33,3 @@ def test_the_round_trip_through_pil_is_exact(two_images: torch.Tensor) -> None:
 def test_wrong_tensors_are_an_error(images: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         image_tensors.check_images(images)
-
-
-def test_images_of_several_sizes_are_an_error(two_images: torch.Tensor) -> None:
-    image = image_tensors.to_pil(two_images)[0]
-    with pytest.raises(ValueError, match="have one size"):
-        image_tensors.from_pil([image, image.resize((8, 8))])

@@ -75,11 +75,3 @@ def test_the_method_decides_the_type_of_a_recipe() -> None:
         validate_recipes(local=[PROMPT_TO_PROMPT | {"blend_from": 0.0}])
     with pytest.raises(ValidationError, match=r"soft_mask\.cross_fraction"):
         validate_recipes(local=[SOFT_MASK | {"cross_fraction": 0.5}])
-
-
-@pytest.mark.parametrize(
-    ("changes", "aligns_words"),
-    [({}, True), ({"cross_fraction": 0.0}, False), ({"cross_fraction": 0.0, "blend": {"n_tokens": 16}}, True)],
-)
-def test_words_are_aligned_where_cross_attention_or_the_blend_needs_them(changes: dict[str, Any], aligns_words: bool) -> None:
-    assert PromptToPromptRecipe(**(PROMPT_TO_PROMPT | changes)).aligns_words == aligns_words

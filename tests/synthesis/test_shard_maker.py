@@ -122,6 +122,14 @@ def test_prompt_to_prompt_preserves_the_source_as_soft_masks_do(models: ModelSet
     assert 1 < change(pairs[1]) < change(pairs[2])
 
 
+def test_prompt_to_prompt_reports_its_progress(models: ModelSet) -> None:
+    """The shares of the base model, which are all but the sixth of the scores."""
+    shares: list[float] = []
+    params = make_params(recipes=make_params().recipes | {"local": (ALIGNED_WORDS,)})
+    make_shard([make_instruction(BLUE, "red star")], models, params, Counter(), shares.append)
+    assert sum(shares) == pytest.approx(1 / 1.2)
+
+
 @pytest.mark.parametrize("recipe", [ALIGNED_WORDS, object_recipe()])
 def test_captions_that_the_base_model_would_truncate_are_dropped_with_a_reason(recipe: Recipe, models: ModelSet) -> None:
     instructions = [

@@ -50,8 +50,8 @@ class PerfectNetwork(torch.nn.Module):
         self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor, sizes: Tensor | None = None
     ) -> Prediction:
         self.conditions, self.t, self.sizes = (c_I, c_T), t, sizes
-        levels, kind = objective.noise_levels(self.scheduler, t), objective.kind_of(self.scheduler)
-        e = diffusion.prediction_for_clean(self.target, z_t, *levels, kind)
+        levels, prediction_type = objective.noise_levels(self.scheduler, t), objective.prediction_type_of(self.scheduler)
+        e = diffusion.prediction_for_clean(self.target, z_t, *levels, prediction_type)
         return Prediction(e, self.change_logits if self.has_head else None)
 
 

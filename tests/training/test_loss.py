@@ -51,6 +51,15 @@ def test_draws_have_the_wanted_shares_and_follow_from_their_keys() -> None:
     torch.testing.assert_close(late.mean(), torch.tensor(666.0), rtol=0, atol=8)
 
 
+def test_shares_of_dropout_that_exceed_one_together_are_refused() -> None:
+    """Draws split [0, 1) among them, so the last ones would be smaller than set."""
+    everything = ConditionDropout(text=0.5, image=0.3, both=0.2)
+    draws = loss.draw_noise((1000, 1, 1, 1), 1000, everything, 1.0, "a")
+    assert (draws.no_text | draws.no_image).all()
+    with pytest.raises(ValueError, match=r"want text, image and both .* to sum to at most 1, got 1\.1; lower one of them"):
+        ConditionDropout(text=0.5, image=0.3, both=0.3)
+
+
 def test_logit_normal_timesteps_are_the_sigmoid_of_a_standard_normal() -> None:
     """Esser et al., arXiv 2403.03206: t = sigmoid(x); its logit has mean 0 and standard deviation 1."""
     draws = loss.draw_noise((20_000, 1, 1, 1), 1000, NO_DROPOUT, 1.0, "a", timestep_sampling="logit_normal")

@@ -21,7 +21,7 @@ from emuedit.models.attention_processor import HookedAttnProcessor, install_proc
 
 @dataclass(frozen=True)
 class MapEdits:
-    """Edits of the cross-attention maps of E rows: (P_s A + P_t diag(target_weight)) diag(token_weight).
+    """Edits of the cross-attention maps of E rows: P_s A + P_t diag(target_weight).
 
     P_s is the map of the source, P_t the row's own map, see `core.token_alignment.TokenMapping`.
     """
@@ -30,7 +30,6 @@ class MapEdits:
     source_rows: Tensor  # int64 [E], the rows of their sources
     A: Tensor  # float [E, L, L]
     target_weight: Tensor  # float [E, L]
-    token_weight: Tensor  # float [E, L], the paper's attention re-weighting
 
 
 class AttentionMapControl:
@@ -95,12 +94,8 @@ class AttentionMapControl:
         if edits is None:
             return P
         rows, source_rows = ((row - self.first_text_row).to(P.device) for row in (edits.rows, edits.source_rows))
-        A, target_weight, token_weight = (
-            edits.A[:, None].to(P),
-            edits.target_weight[:, None, None].to(P),
-            edits.token_weight[:, None, None].to(P),
-        )
-        edited = (P[source_rows] @ A + P[rows] * target_weight) * token_weight
+        A, target_weight = edits.A[:, None].to(P), edits.target_weight[:, None, None].to(P)
+        edited = P[source_rows] @ A + P[rows] * target_weight
         return P.index_copy(0, rows, edited.to(P.dtype))
 
 
@@ -136,7 +131,7 @@ class AttentionMapProcessor(HookedAttnProcessor):
 
     def _attend_with_maps(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Scaled dot-product attention with explicit maps P = softmax(Q K^T / sqrt(d) + mask)."""
-        scores = query @ key.mT * query.shape[-1] ** -0.5
+        scores = (query * query.shape[-1] ** -0.5) @ key.mT  # in float16 a product before scaling may overflow
         scores = scores if mask is None else scores + mask
         return (self.control.edit_maps(scores.softmax(-1)).to(value.dtype) @ value).to(query.dtype)
 

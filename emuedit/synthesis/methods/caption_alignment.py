@@ -5,7 +5,7 @@ Shapes: L tokens of a caption, with start, end and padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 from emuedit.core import token_alignment
-
-PUNCTUATION = ",.;:!?"
 
 
 @dataclass(frozen=True)
@@ -70,27 +68,18 @@ class CaptionAlignment:
     """How cross-attention maps of an edit depend on its source's, and the changed tokens; all float [L]."""
 
     mapping: token_alignment.TokenMapping
-    token_weight: Tensor  # factor of each token's map; 1: not re-weighted
     removed: Tensor  # 1 at tokens of words that are only in the source's caption
     added: Tensor  # 1 at tokens of words that are only in the edit's caption
 
     @staticmethod
-    def build(source: CaptionTokens, target: CaptionTokens, word_weights: Mapping[str, float], length: int) -> CaptionAlignment:
-        """Align two captions. `word_weights`: word of the target, without punctuation -> factor.
-
-        Raises ValueError for a weighted word that is not in the target.
-        """
-        mapping, token_weight = map_tokens(source, target, length), torch.ones(length)
-        for weighted_word, factor in word_weights.items():
-            positions = [n for n, word in enumerate(target.words) if word.strip(PUNCTUATION) == weighted_word]
-            if not positions:
-                raise ValueError(f"want words of {' '.join(target.words)!r} to reweight, got {weighted_word!r}")
-            token_weight = torch.where(target.token_mask(positions, length) > 0, factor, token_weight)
+    def build(source: CaptionTokens, target: CaptionTokens, length: int) -> CaptionAlignment:
+        """Align two captions; `length` is L."""
         removed, added = token_alignment.changed_words(source.words, target.words)
-        return CaptionAlignment(mapping, token_weight, source.token_mask(removed, length), target.token_mask(added, length))
+        mapping = map_tokens(source, target, length)
+        return CaptionAlignment(mapping, source.token_mask(removed, length), target.token_mask(added, length))
 
     @staticmethod
     def without_source(length: int) -> CaptionAlignment:
         """No alignment: every token keeps its own map, and no word is changed."""
         mapping = token_alignment.TokenMapping(torch.zeros(length, length), torch.ones(length))
-        return CaptionAlignment(mapping, torch.ones(length), torch.zeros(length), torch.zeros(length))
+        return CaptionAlignment(mapping, torch.zeros(length), torch.zeros(length))

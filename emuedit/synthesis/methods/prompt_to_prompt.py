@@ -11,8 +11,8 @@ latent channels, h and w the height and width of the latents. With guidance the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -22,10 +22,10 @@ from torch import Tensor
 from emuedit.core import guidance
 from emuedit.models.denoising import Denoiser, memoryless_scheduler
 from emuedit.models.text_to_image import TextCondition, TextToImageModel
-from emuedit.synthesis.methods import ddim_inversion
 from emuedit.synthesis.methods.attention_maps import AttentionMapControl, MapEdits, control_attention_maps
 from emuedit.synthesis.methods.caption_alignment import CaptionAlignment, CaptionTokens
 from emuedit.synthesis.methods.local_blend import blend_latents
+from emuedit.synthesis.sampler import ReportRows
 
 ALL_LAYERS = 1 << 30
 """Value of `PromptToPromptEdit.self_tokens` for layers of any size."""
@@ -51,21 +51,18 @@ class PromptToPromptEdit:
     self_tokens: int  # only in layers of at most this many tokens; authors: 16 x 16 for latents of 64 x 64
     guidance_scale: float
     null_too: bool = False  # self-attention also in rows without text, unlike the authors
-    weights: Mapping[str, float] = field(default_factory=dict)  # word of the caption -> factor of its maps
     blend: LocalBlend | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError for fractions outside [0, 1], and for word weights that are used in no step."""
+        """Raise ValueError for fractions outside [0, 1]."""
         fractions = (self.cross_fraction, self.self_fraction)
         if wrong := [fraction for fraction in fractions if not 0 <= fraction <= 1]:
             raise ValueError(f"fractions of the steps must be in [0, 1], got {wrong}")
-        if self.weights and not self.cross_fraction:
-            raise ValueError(f"want a cross_fraction above 0 to reweight words, got 0 with {dict(self.weights)}")
 
     @property
     def needs_alignment(self) -> bool:
         """Whether the words of the two captions are aligned."""
-        return bool(self.cross_fraction or self.weights or self.blend)
+        return bool(self.cross_fraction or self.blend)
 
 
 def instruct_pix2pix(source: int, caption: str, self_fraction: float, guidance_scale: float) -> PromptToPromptEdit:
@@ -81,6 +78,7 @@ class PromptToPrompt:
     steps: int
     dtype: torch.dtype = torch.float32
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # see `Sampler.guidance_interval`
+    report: ReportRows | None = None
 
     def generate(
         self,
@@ -88,14 +86,12 @@ class PromptToPrompt:
         seeds: Sequence[int],
         guidance_scales: Sequence[float],
         edits: Sequence[PromptToPromptEdit],
-        path: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Generate G sources and K edits in one batch: latents float32 [G, C, h, w] and [K, C, h, w].
 
-        An edit has the same noise as its source, initially and in every step. With a `path` float32 [S + 1, G, C, h, w] of real
-        images (`ddim_inversion.invert`), DDIM is used, sources stay on the path, and edits start from its noise.
-        Raises ValueError for unequal numbers of captions, seeds and guidance scales, for a path of wrong length, and
-        for captions that exceed the tokenizer's maximum if words are aligned.
+        An edit has the same noise as its source, initially and in every step. The scheduler is that of `Sampler`, which gives
+        equal sources. Raises ValueError for unequal numbers of captions, seeds and guidance scales, and for captions that exceed
+        the tokenizer's maximum if words are aligned.
         """
         if not len(captions) == len(seeds) == len(guidance_scales) or not captions:
             raise ValueError(
@@ -104,8 +100,9 @@ class PromptToPrompt:
         n_sources = len(captions)
         source_of = [*range(n_sources), *(edit.source for edit in edits)]  # [R]
         generators = [torch.Generator().manual_seed(seeds[g]) for g in source_of]
-        denoiser = self._denoiser(n_sources, path, generators)
-        z = denoiser.start(self.base_model.initial_noise(generators)) if path is None else path[0, source_of]  # [R, C, h, w]
+        scheduler = memoryless_scheduler(self.base_model.scheduler)
+        denoiser = Denoiser(scheduler, self.steps, self.base_model.device, generators)
+        z = denoiser.start(self.base_model.initial_noise(generators))  # [R, C, h, w]
         scale = torch.tensor([*guidance_scales, *(edit.guidance_scale for edit in edits)], device=z.device).view(-1, 1, 1, 1)
         guided_steps = guidance.guided_steps(self.guidance_interval, len(denoiser.timesteps))
         any_scale = bool((scale != 1).any())
@@ -120,24 +117,13 @@ class PromptToPrompt:
                 scaled = denoiser.scale(z, t)
                 with torch.autocast(z.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     e = self.base_model.predict(torch.cat([scaled, scaled]) if guided else scaled, t, both if guided else text)
+                if self.report is not None:
+                    self.report(len(e))
                 if guided:
                     e_null, e_text = e.chunk(2)
                     e = guidance.classifier_free(e_null, e_text, scale)
-                z = denoiser.step(e, t, z)
-                if path is not None:
-                    z = torch.cat([path[i + 1], z[n_sources:]])
-                z = step_control.apply_local_blend(i, z)
+                z = step_control.apply_local_blend(i, denoiser.step(e, t, z))
         return z[:n_sources], z[n_sources:]
-
-    def _denoiser(self, n_sources: int, path: Tensor | None, generators: Sequence[torch.Generator]) -> Denoiser:
-        """The scheduler of `Sampler`, to get equal sources, or the one that the path was computed with."""
-        scheduler = memoryless_scheduler(self.base_model.scheduler)
-        if path is not None:
-            want, got = (self.steps + 1, n_sources), tuple(path.shape[:2])
-            if got != want:
-                raise ValueError(f"want a path of {want} latents, steps + 1 and sources, got {got}; invert the images again")
-            scheduler = ddim_inversion.ddim_scheduler(self.base_model)
-        return Denoiser(scheduler, self.steps, self.base_model.device, generators)
 
 
 def align_captions(
@@ -146,7 +132,7 @@ def align_captions(
     """Align the caption of each of K edits with its source's, if needed; `length` is L."""
     tokens = cache(partial(CaptionTokens.from_caption, tokenizer))
     return [
-        CaptionAlignment.build(tokens(captions[edit.source]), tokens(edit.caption), edit.weights, length)
+        CaptionAlignment.build(tokens(captions[edit.source]), tokens(edit.caption), length)
         if edit.needs_alignment
         else CaptionAlignment.without_source(length)
         for edit in edits
@@ -199,5 +185,4 @@ class StepControl:
             n_null + torch.tensor([self.edits[k].source for k in active]),
             torch.stack([alignment.mapping.A for alignment in alignments]),
             torch.stack([alignment.mapping.target_weight for alignment in alignments]),
-            torch.stack([alignment.token_weight for alignment in alignments]),
         )

@@ -80,16 +80,24 @@ def test_attention_with_explicit_maps_agrees_with_diffusers(options: dict[str, A
 def test_edited_maps_follow_the_formula_of_the_paper() -> None:
     attn, x, context = attention_layer(cross_attention_dim=6), random_states(4, 6, 8), random_states(4, 5, 6)
     unedited = attn(x, context)  # two rows without text, then two rows with text
-    A, target_weight, token_weight = (random_states(1, 5, 5).abs(), random_states(1, 5).abs(), random_states(1, 5).abs() + 1)
-    edits = MapEdits(torch.tensor([3]), torch.tensor([2]), A, target_weight, token_weight)
+    A, target_weight = random_states(1, 5, 5).abs(), random_states(1, 5).abs()
+    edits = MapEdits(torch.tensor([3]), torch.tensor([2]), A, target_weight)
     control = set_control(AttentionMapControl(), 4, first_text_row=2, recorded_sizes=frozenset({6}), map_edits=edits)
     attn.set_processor(AttentionMapProcessor(control))
     edited = attn(x, context)
     assert_close(edited[:3], unedited[:3], rtol=1e-5, atol=1e-6)
     P_s, P_t = (attention_map(attn, x[row], context[row]) for row in (2, 3))
-    P = (P_s @ A[0] + P_t * target_weight[0]) * token_weight[0]
+    P = P_s @ A[0] + P_t * target_weight[0]
     assert_close(edited[3], attend(attn, P, context[3]), rtol=1e-4, atol=1e-6)
     assert_close(control.mean_map(6), torch.stack([P_s, P_t]).mean(1), rtol=1e-5, atol=1e-6)  # recorded before the edit
+
+
+def test_explicit_maps_in_float16_do_not_overflow() -> None:
+    """The product of these queries and keys is above the largest number of float16, their scores are not."""
+    query, value = torch.full((1, 1, 2, 64), 40.0, dtype=torch.float16), torch.ones(1, 1, 3, 64, dtype=torch.float16)
+    control = set_control(AttentionMapControl(), 1, recorded_sizes=frozenset({2}))
+    out = AttentionMapProcessor(control).attend(False, query, 40 * value, value, None)
+    assert torch.equal(out, torch.ones_like(query))
 
 
 def test_recorded_maps_are_averaged_over_layers_and_steps() -> None:

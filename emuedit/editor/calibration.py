@@ -1,27 +1,45 @@
-"""Calibrated probabilities of a classifier: temperature, expected calibration error, and refusal threshold.
+"""Calibrated probabilities of classifiers: their weights, expected calibration error, and refusal threshold.
 
-Shapes: N texts, L classes. Fit on texts that the classifier was not trained on; evaluate on a third set.
+Shapes: N texts, L classes, E experts (classifiers of the same classes). Fit on texts that the classifiers were not trained on;
+evaluate on a third set.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize
 from torch import Tensor
 
 N_BINS = 10
-_LOG_RANGE = (-2.0, 3.0)
-_GRID = 501
+MIN_WEIGHT, MAX_WEIGHT = 0.05, 7.5
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature in [0.14, 20] with the lowest cross-entropy of softmax(logits / T); 1 without texts.
+def fit_weights(logits: Tensor, labels: Tensor) -> tuple[float, ...]:
+    """Weights in [MIN_WEIGHT, MAX_WEIGHT] of E experts, with the lowest cross-entropy of softmax(sum of weight * logits).
 
-    Guo et al. 2017 (arXiv 1706.04599), section 4.2. logits float [N, L]; labels int [N], the true class of each.
+    For a single expert, 1 / weight is its temperature (Guo et al. 2017, arXiv 1706.04599, section 4.2); several are a product of
+    experts (Hinton 1999) with fitted exponents. logits float [E, N, L]; labels int [N], the true classes. Without texts
+    all weights are 1 / E.
     """
+    n_experts = len(logits)
     if not len(labels):
-        return 1.0
-    candidates = torch.linspace(*_LOG_RANGE, _GRID, dtype=torch.float64).exp()
-    losses = [float(F.cross_entropy(logits.double() / t, labels)) for t in candidates]
-    return float(candidates[min(range(_GRID), key=losses.__getitem__)])
+        return (1 / n_experts,) * n_experts
+    logits = logits.double()
+
+    def loss_and_gradient(weights: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        w = torch.tensor(weights, requires_grad=True)
+        with torch.enable_grad():
+            loss = F.cross_entropy(torch.einsum("e,enl->nl", w, logits), labels)
+        (gradient,) = torch.autograd.grad(loss, w)
+        return loss.item(), gradient.numpy()
+
+    start, bounds = np.full(n_experts, 1 / n_experts), [(MIN_WEIGHT, MAX_WEIGHT)] * n_experts
+    fitted = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds)  # convex in the weights
+    return tuple(fitted.x.tolist())
 
 
 def calibration_error(confidence: Tensor, correct: Tensor, n_bins: int = N_BINS) -> float:
@@ -44,3 +62,23 @@ def refusal_threshold(support_of_instructions: Tensor, max_refused: float) -> fl
         return 0.0
     ordered = support_of_instructions.double().sort().values
     return float(ordered[int(max_refused * len(ordered))])
+
+
+def measure(p: Tensor, labels: Tensor, tasks: Sequence[str]) -> dict[str, Any]:
+    """Accuracy overall and per task, expected calibration error, and confusion[true][predicted].
+
+    p float [N, K]: probabilities of the tasks; labels int [N]: the right ones.
+    """
+    confidence, predicted = p.max(-1)
+    correct = predicted == labels
+    confusion: dict[str, dict[str, int]] = {}
+    for guess, label in zip(predicted.tolist(), labels.tolist(), strict=True):
+        row = confusion.setdefault(tasks[label], {})
+        row[tasks[guess]] = row.get(tasks[guess], 0) + 1
+    return {
+        "accuracy": float(correct.float().mean()),
+        "calibration_error": calibration_error(confidence, correct),
+        "n": len(labels),
+        "tasks": {task: row.get(task, 0) / sum(row.values()) for task, row in sorted(confusion.items())},
+        "confusion": {task: dict(sorted(row.items())) for task, row in sorted(confusion.items())},
+    }

@@ -1,8 +1,10 @@
-"""The task predictor: a T5 classifier of instructions by task, which can refuse a text.
+"""The task predictor: it classifies instructions by task and can refuse a text.
 
 Emu Edit fine-tunes a Flan-T5-XL for this (arXiv 2311.10089); its recipe is not published. We use transformers'
 T5ForSequenceClassification (the decoder's last state through a two-layer head) in the standard folder layout, with an extra class
-for texts that are not edit instructions. Probabilities are calibrated by a temperature (`editor/calibration.py`).
+for texts that are not edit instructions. A linear classifier of letter n-grams (`editor/ngram_classifier.py`) is a second expert.
+The probabilities are softmax(T5's logits / temperature + weight * the other's logits), a product of experts; temperature and
+weight are calibrated (`editor/calibration.py`).
 Shapes: B instructions, T tokens, K tasks.
 """
 
@@ -14,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emuedit.editor import new_tasks
+from emuedit.editor import new_tasks, ngram_classifier
 from emuedit.editor.new_tasks import NewTasks
+from emuedit.editor.ngram_classifier import NgramClassifier
 from emuedit.models import model_sources
 from emuedit.runtime import seed_for
 
@@ -25,8 +28,10 @@ NO_EDIT = "no_edit"
 MIN_READING = 0.2
 """From this probability on, a second task makes the instruction ambiguous. Ours."""
 N_ALTERNATIVES = 2
+MAX_QUOTED_CHARS = 120
+"""Length at which a text is cut in the message of a refusal."""
 _MARKER = "router_tasks"  # in config.json: marks a classifier whose labels are tasks
-_TEMPERATURE, _MIN_SUPPORT = "router_temperature", "router_min_support"
+_TEMPERATURE, _MIN_SUPPORT, _NGRAM_WEIGHT = "router_temperature", "router_min_support", "router_ngram_weight"
 
 
 @dataclass(frozen=True)
@@ -56,18 +61,27 @@ class TaskPrediction:
     def explain_refusal(self, text: str) -> str:
         """Why this text was refused: the nearest tasks, and what to do."""
         nearest = ", ".join(f"{task} ({p:.0%})" for task, p in ((self.task, self.probability), *self.alternatives))
+        shortened = text if len(text) <= MAX_QUOTED_CHARS else f"{text[:MAX_QUOTED_CHARS]}..."
         return (
-            f"want an instruction to edit the image, got {text!r}; the nearest tasks are {nearest}. Use other words, or name "
-            "the task (--task on the command line, `tasks` in Python) to edit anyway"
+            f"want an instruction to edit the image, got {shortened!r}; the nearest tasks are {nearest}. Use other words, "
+            "name the task (--task on the command line, `tasks` in Python) to edit anyway, or, for a task that the editor does "
+            "not have, teach it from examples with `emuedit learn`"
         )
 
 
 class TaskPredictor:
     """A T5 classifier with its tokenizer; the labels in its config are task names and `NO_EDIT`."""
 
-    def __init__(self, model: Any, tokenizer: Any, known_instructions: Mapping[str, Sequence[str]] | None = None) -> None:
-        """known_instructions: label -> training texts, from which new tasks are separated (`add_task`)."""
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        known_instructions: Mapping[str, Sequence[str]] | None = None,
+        ngrams: NgramClassifier | None = None,
+    ) -> None:
+        """known_instructions: label -> training texts, from which new tasks are separated (`add_task`); ngrams: same labels."""
         self.model, self.tokenizer, self.known_instructions = model, tokenizer, dict(known_instructions or {})
+        self.ngrams = ngrams
         self._new_instructions: dict[str, tuple[str, ...]] = {}
         self._classifier: NewTasks | None = None
 
@@ -111,21 +125,27 @@ class TaskPredictor:
 
     @property
     def temperature(self) -> float:
-        """Logits are divided by it before the softmax; 1 before calibration."""
+        """T5's logits are divided by it before the softmax; 1 before calibration."""
         return float(getattr(self.model.config, _TEMPERATURE, 1.0))
+
+    @property
+    def ngram_weight(self) -> float:
+        """The n-gram classifier's logits are multiplied by it before the softmax; 0 before calibration."""
+        return float(getattr(self.model.config, _NGRAM_WEIGHT, 0.0))
 
     @property
     def min_support(self) -> float:
         """A text is refused if the sum of all task probabilities is below it; 0: nothing is refused."""
         return float(getattr(self.model.config, _MIN_SUPPORT, 0.0))
 
-    def calibrate(self, temperature: float, min_support: float) -> None:
-        """Set temperature (above 0) and refusal threshold (in [0, 1]); `save` keeps them in config.json."""
+    def calibrate(self, temperature: float, min_support: float, ngram_weight: float = 0.0) -> None:
+        """Set temperature (above 0), refusal threshold (in [0, 1]) and n-gram weight (0 or more), which `save` writes."""
         setattr(self.model.config, _TEMPERATURE, float(temperature))
         setattr(self.model.config, _MIN_SUPPORT, float(min_support))
+        setattr(self.model.config, _NGRAM_WEIGHT, float(ngram_weight))
 
     def logits(self, texts: Sequence[str]) -> Tensor:
-        """float32 [B, labels] before temperature and softmax, on the model's device. Long texts are truncated."""
+        """T5's, float32 [B, labels] before temperature and softmax, on the model's device. Long texts are truncated."""
         logits: Tensor = self.model(**self._tokenize(texts)).logits
         return logits.float()
 
@@ -142,15 +162,17 @@ class TaskPredictor:
 
     @torch.inference_mode()
     def all_logits(self, texts: Sequence[str], batch: int = 64) -> Tensor:
-        """float32 [B, labels] on the CPU, `batch` texts at a time, without dropout."""
+        """T5's, float32 [B, labels] on the CPU, `batch` texts at a time, without dropout."""
         self.model.eval()
         parts = [self.logits(texts[i : i + batch]).cpu() for i in range(0, len(texts), batch)]
         return torch.cat(parts) if parts else torch.zeros(0, len(self.labels))
 
     def probabilities(self, texts: Sequence[str], batch: int = 64) -> Tensor:
         """float32 [B, K] on the CPU, calibrated. 1 minus the sum of a row is the probability of no task."""
-        every_class = (self.all_logits(texts, batch) / self.temperature).softmax(-1)
-        return every_class[:, [k for k, name in enumerate(self.labels) if name != NO_EDIT]]
+        joint = self.all_logits(texts, batch) / self.temperature
+        if self.ngrams is not None:
+            joint += self.ngram_weight * self.ngrams.logits(texts)
+        return joint.softmax(-1)[:, [k for k, name in enumerate(self.labels) if name != NO_EDIT]]
 
     @torch.inference_mode()
     def features(self, texts: Sequence[str], batch: int = 64) -> Tensor:
@@ -198,9 +220,11 @@ class TaskPredictor:
         return torch.cat([p * share[:, :1], share[:, 1:]], 1)
 
     def save(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors and the tokenizer's files, as transformers saves a classifier."""
+        """Write config.json, model.safetensors and the tokenizer's files, as transformers saves a classifier, and the n-grams."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        if self.ngrams is not None:
+            self.ngrams.save(Path(folder))
         for file in Path(folder).glob("*.safetensors"):
             file.chmod(0o644)  # safetensors files are readable only by their owner
 
@@ -255,4 +279,10 @@ def load(name_or_path: str, device: str = "cpu") -> TaskPredictor:
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(name, revision=revision)
     model = model.to(device).requires_grad_(False).eval()
-    return TaskPredictor(model, tokenizer, new_tasks.read_known(Path(name_or_path)))
+    extra = (new_tasks.KNOWN_INSTRUCTIONS, ngram_classifier.WEIGHTS, ngram_classifier.VOCABULARY)
+    is_local = model_sources.is_folder(name_or_path)
+    folder = Path(name_or_path) if is_local else model_sources.download_snapshot(name_or_path, extra)
+    predictor = TaskPredictor(model, tokenizer, new_tasks.read_known(folder), ngram_classifier.load(folder))
+    if predictor.ngram_weight and predictor.ngrams is None:
+        raise ValueError(f"want {ngram_classifier.WEIGHTS} in {name_or_path}, got a folder without it; copy the whole folder")
+    return predictor

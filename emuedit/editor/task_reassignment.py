@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from emuedit.data.atomic_file import replacing
 from emuedit.data.dependencies import content_key
-from emuedit.editor import cross_fitting, task_predictor
+from emuedit.editor import cross_fitting, ngram_classifier, task_predictor
 from emuedit.runtime import Runtime
 
 Floats = npt.NDArray[np.float64]
@@ -59,7 +59,7 @@ def predict_tasks(texts: Sequence[str], folder: Path, cache: Path) -> tuple[tupl
     the folder `cache` (newest entry only), so a change of thresholds needs no network.
     """
     distinct = sorted(set(texts))
-    code = (__file__, task_predictor.__file__, cross_fitting.__file__)
+    code = (__file__, task_predictor.__file__, ngram_classifier.__file__, cross_fitting.__file__)
     file = cache / f"{content_key({'texts': distinct}, folder, *code)}.npz"
     if not file.exists():
         predictor = task_predictor.load(str(folder), Runtime.choose(dtype="float32").device)

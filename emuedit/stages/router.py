@@ -1,12 +1,12 @@
-"""Stage `router`: fine-tune a T5 that predicts the task of an instruction. A killed run resumes after the last finished epoch.
+"""Stage `router`: train the task predictor, a T5 and a linear classifier. A killed run resumes after the last finished epoch.
 
-In: `data/instructions`, the world's T5. Out: `models/router`: the classifier as transformers saves it, `metrics.json`,
-`known_instructions.json` (some of the texts, which new tasks are distinguished from), `out_of_fold.parquet`,
-`summary.json`; `logs/router`.
+In: `data/instructions`, the world's T5. Out: `models/router`: the T5 as transformers saves it, `ngrams.safetensors` and
+`ngrams.json` (the linear classifier), `metrics.json`, `known_instructions.json` (some of the texts, which new tasks are
+distinguished from), `out_of_fold.parquet`, `summary.json`; `logs/router`.
 
-The instructions are split into folds by their wording. One model per fold is trained on the others: its predictions for the
-fold are what `dataset` reassigns tasks by, what temperature and refusal threshold are fitted to, and what is measured. Then the
-published model is trained on everything.
+The instructions are split into folds by their wording. Both classifiers are trained per fold on the others: their predictions
+for the fold are what `dataset` reassigns tasks by, what their weights and the refusal threshold are fitted to, and what is
+measured. Then the published ones are trained on everything.
 """
 
 import json
@@ -27,9 +27,10 @@ from emuedit.data.dependencies import find_file, work_key
 from emuedit.data.publish import Summary, publish, publish_logs, read_folder, scratch_folder
 from emuedit.data.records import Instruction
 from emuedit.editor import classifier_adapters, new_tasks, task_predictor
-from emuedit.editor.calibration import calibration_error, fit_temperature, refusal_threshold
+from emuedit.editor.calibration import fit_weights, measure, refusal_threshold
 from emuedit.editor.classifier_adapters import AdapterSettings
 from emuedit.editor.cross_fitting import fold_of, wording, write_out_of_fold
+from emuedit.editor.ngram_classifier import NgramClassifier
 from emuedit.editor.non_instructions import NON_INSTRUCTIONS, load_non_instructions
 from emuedit.editor.task_predictor import NO_EDIT, TaskPredictor
 from emuedit.editor.wording_noise import WordingNoise, gibberish, vary
@@ -124,12 +125,15 @@ def run(params: RouterParams, root: Path) -> Summary:
     others += rng("router", "captions").permutation(sorted(captions))[: len(others) // 4].tolist()
     examples = [*instructions, *(Example(text, NO_EDIT, fold_of(text, params.folds)) for text in others)]
     with Tracker(scratch, "router", recorded) as tracker:
-        logits = torch.zeros(len(examples), len(tasks) + 1)
+        experts = torch.zeros(2, len(examples), len(tasks) + 1)
         for fold in range(params.folds):
             inside = [row for row, example in enumerate(examples) if example.fold == fold]
-            logits[inside] = fold_logits(fold, examples, tasks, base, params, scratch, tracker)
+            experts[0, inside] = fold_logits(fold, examples, tasks, base, params, scratch, tracker)
+            ngrams = fit_ngrams([example for example in examples if example.fold != fold], tasks)
+            experts[1, inside] = ngrams.logits([examples[row].text for row in inside])
         predictor = train_on(examples, tasks, base, params, scratch / STATE_FILE, tracker)
-        metrics = cross_fit(predictor, logits, examples, params, scratch)
+        predictor.ngrams = fit_ngrams(examples, tasks)
+        metrics = cross_fit(predictor, experts, examples, params, scratch)
         tracker.log(params.epochs, **{name: value for name, value in metrics.items() if isinstance(value, float)})
     predictor.save(scratch)
     new_tasks.write_known(scratch, [example.text for example in examples], [example.label for example in examples])
@@ -152,7 +156,7 @@ def label_instructions(rows: Iterable[Instruction], n_folds: int) -> list[Exampl
 def fold_logits(
     fold: int, examples: list[Example], tasks: list[str], base: str, params: RouterParams, scratch: Path, tracker: Tracker
 ) -> Tensor:
-    """The logits [n, K + 1] for the n examples of a fold, by a model that was trained on the other folds; kept in scratch."""
+    """T5's logits [n, K + 1] for the n examples of a fold, by a model that was trained on the other folds; kept in scratch."""
     file = scratch / f".fold-{fold}.npy"
     if not file.exists():
         others = [example for example in examples if example.fold != fold]
@@ -163,6 +167,12 @@ def fold_logits(
             np.save(partial, logits.numpy())
         state.unlink(missing_ok=True)
     return torch.from_numpy(np.load(file))
+
+
+def fit_ngrams(examples: Sequence[Example], tasks: Sequence[str]) -> NgramClassifier:
+    """The linear classifier of the K + 1 classes, fitted to these examples."""
+    label_of = {label: k for k, label in enumerate((*tasks, NO_EDIT))}
+    return NgramClassifier.fit([example.text for example in examples], [label_of[e.label] for e in examples], len(label_of))
 
 
 def train_on(
@@ -242,55 +252,41 @@ def train(
 
 
 def cross_fit(
-    predictor: TaskPredictor, logits: Tensor, examples: list[Example], params: RouterParams, scratch: Path
+    predictor: TaskPredictor, experts: Tensor, examples: list[Example], params: RouterParams, scratch: Path
 ) -> dict[str, Any]:
-    """Calibrate the predictor with the logits [N, K + 1] of the fold models, write their predictions, measure them.
+    """Calibrate the predictor with the logits [2, N, K + 1] of the fold models, write their predictions, measure them.
 
-    The measured probabilities of a fold have the temperature of the other folds, so nothing is measured on what it was fitted to.
+    The measured probabilities of a fold have the weights of the other folds, so nothing is measured on what it was fitted to.
     """
     labels = torch.tensor([predictor.labels.index(example.label) for example in examples])
     folds = torch.tensor([example.fold for example in examples])
-    measured = torch.zeros_like(logits)
+    measured = torch.zeros_like(experts[0])
     for fold in range(params.folds):
         inside = folds == fold
-        measured[inside] = (logits[inside] / fit_temperature(logits[~inside], labels[~inside])).softmax(-1)
-    temperature = fit_temperature(logits, labels)
+        measured[inside] = combine(experts[:, inside], fit_weights(experts[:, ~inside], labels[~inside]))
+    weights = fit_weights(experts, labels)
     n_tasks = len(predictor.tasks)  # `NO_EDIT` is the last class
-    p = (logits / temperature).softmax(-1)[:, :n_tasks]
+    p = combine(experts, weights)[:, :n_tasks]
     is_instruction = labels < n_tasks
     min_support = refusal_threshold(p.sum(-1)[is_instruction], params.max_refused)
-    predictor.calibrate(temperature, min_support)
+    predictor.calibrate(1 / weights[0], min_support, weights[1])
     rows = torch.nonzero(is_instruction).flatten().tolist()
     texts, row_folds = [examples[row].text for row in rows], [examples[row].fold for row in rows]
     write_out_of_fold(scratch, texts, row_folds, predictor.tasks, p[rows].double().numpy())
     metrics = measure(measured[is_instruction][:, :n_tasks], labels[is_instruction], predictor.tasks)
     refused = p.sum(-1) < min_support
     return metrics | {
-        "temperature": temperature,
+        "temperature": predictor.temperature,
+        "ngram_weight": predictor.ngram_weight,
         "min_support": min_support,
         "refused_instructions": float(refused[is_instruction].float().mean()),
         "refused_non_instructions": float(refused[~is_instruction].float().mean()),
     }
 
 
-def measure(p: Tensor, labels: Tensor, tasks: Sequence[str]) -> dict[str, Any]:
-    """Accuracy overall and per task, expected calibration error, and confusion[true][predicted].
-
-    p float [N, K]: probabilities of the tasks; labels int [N]: the right ones.
-    """
-    confidence, predicted = p.max(-1)
-    correct = predicted == labels
-    confusion: dict[str, dict[str, int]] = {}
-    for guess, label in zip(predicted.tolist(), labels.tolist(), strict=True):
-        row = confusion.setdefault(tasks[label], {})
-        row[tasks[guess]] = row.get(tasks[guess], 0) + 1
-    return {
-        "accuracy": float(correct.float().mean()),
-        "calibration_error": calibration_error(confidence, correct),
-        "n": len(labels),
-        "tasks": {task: row.get(task, 0) / sum(row.values()) for task, row in sorted(confusion.items())},
-        "confusion": {task: dict(sorted(row.items())) for task, row in sorted(confusion.items())},
-    }
+def combine(experts: Tensor, weights: Sequence[float]) -> Tensor:
+    """Probabilities [N, L] of the product of experts: softmax of the weighted sum of their logits [E, N, L]."""
+    return torch.einsum("e,enl->nl", torch.tensor(weights), experts).softmax(-1)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from emuedit.editor import task_predictor
+from emuedit.editor import new_tasks, ngram_classifier, task_predictor
+from emuedit.editor.ngram_classifier import NgramClassifier
 from emuedit.editor.task_predictor import NO_EDIT, TaskPrediction, TaskPredictor
 
 T5 = Path(__file__).parents[2] / "toyworld" / "weights" / "t5"
@@ -93,6 +94,8 @@ def test_a_text_without_a_task_is_refused_and_says_what_is_near(predictor: TaskP
     assert prediction.readings == ()
     assert not prediction.ambiguous
     assert "got 'hello'; the nearest tasks are local (11%), remove (4%), sketch (0%)" in prediction.explain_refusal("hello")
+    assert "teach it from examples with `emuedit learn`" in prediction.explain_refusal("hello")
+    assert len(prediction.explain_refusal("hello " * 2000)) < 500
 
 
 def test_an_instruction_for_a_task_that_the_editor_lacks_is_refused(predictor: TaskPredictor) -> None:
@@ -128,6 +131,42 @@ def test_temperature_and_threshold_are_saved(predictor: TaskPredictor, tmp_path:
     loaded = task_predictor.load(str(tmp_path))
     assert (loaded.temperature, loaded.min_support) == (0.5, 0.3)
     assert loaded.predict(TEXTS) == predictor.predict(TEXTS)
+
+
+def test_the_n_gram_classifier_is_a_second_expert(predictor: TaskPredictor, tmp_path: Path) -> None:
+    alone = predictor.probabilities(TEXTS)
+    predictor.ngrams = NgramClassifier.fit(["make it", "remove it", "draw it", "hello"], [0, 1, 2, 3], 4)
+    torch.testing.assert_close(predictor.probabilities(TEXTS), alone)  # not calibrated
+    predictor.calibrate(2.0, 0.0, ngram_weight=3.0)
+    joint = (predictor.all_logits(TEXTS) / 2 + 3 * predictor.ngrams.logits(TEXTS)).softmax(-1)
+    torch.testing.assert_close(predictor.probabilities(TEXTS), joint[:, :3])
+    predictions = predictor.predict(TEXTS)
+    assert [predictions[k].task for k in (0, 1, 3)] == ["local", "remove", "sketch"]
+    predictor.save(tmp_path)
+    loaded = task_predictor.load(str(tmp_path))
+    assert loaded.predict(TEXTS) == predictions
+    (tmp_path / ngram_classifier.WEIGHTS).unlink()
+    with pytest.raises(ValueError, match=r"want ngrams.safetensors in .*; copy the whole folder"):
+        task_predictor.load(str(tmp_path))
+
+
+def test_a_predictor_on_the_hub_has_its_n_grams_and_known_texts(
+    predictor: TaskPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    predictor.ngrams = NgramClassifier.fit(["make it", "remove it"], [0, 1], 4)
+    predictor.calibrate(1.0, 0.0, ngram_weight=1.0)
+    predictor.save(tmp_path)
+    new_tasks.write_known(tmp_path, ["make it"], ["local"])
+    for library in (transformers.AutoModelForSequenceClassification, transformers.AutoTokenizer):
+        load = library.from_pretrained
+        monkeypatch.setattr(library, "from_pretrained", lambda name, load=load, **options: load(tmp_path, **options))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file, revision: str(tmp_path / file))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision, allow_patterns: str(tmp_path))
+    loaded = task_predictor.load("owner/name")
+    assert loaded.predict(TEXTS) == predictor.predict(TEXTS)
+    assert loaded.known_instructions == {"local": ["make it"]}
 
 
 def test_probabilities_do_not_depend_on_the_batch(predictor: TaskPredictor) -> None:

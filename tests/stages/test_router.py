@@ -68,11 +68,13 @@ def publish_little(
 
 @dataclass(frozen=True)
 class Training:
-    """A run of the stage in a folder, and the texts that each of its models was trained on: of the folds, then the published."""
+    """A run of the stage in a folder, and the texts that its T5s and its n-gram classifiers were trained on: of the folds, then
+    the published ones."""
 
     root: Path
     summary: Summary
     texts: list[set[str]]
+    ngram_texts: list[set[str]]
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +82,22 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
     root = tmp_path_factory.mktemp("router")
     params = publish_little(root, n_captions=60, texts_per_kind=8, epochs=6)
     texts: list[set[str]] = []
-    train = router.train
+    ngram_texts: list[set[str]] = []
+    train, fit_ngrams = router.train, router.fit_ngrams
 
     def record(predictor: Any, examples: list[Example], *arguments: Any) -> None:
         texts.append({example.text for example in examples})
         train(predictor, examples, *arguments)
 
+    def record_ngrams(examples: list[Example], tasks: list[str]) -> Any:
+        ngram_texts.append({example.text for example in examples})
+        return fit_ngrams(examples, tasks)
+
     with pytest.MonkeyPatch.context() as patch:
         hide_mlflow(patch, tmp_path_factory.mktemp("no-mlflow"))
         patch.setattr(router, "train", record)
-        return Training(root, run(params, root), texts)
+        patch.setattr(router, "fit_ngrams", record_ngrams)
+        return Training(root, run(params, root), texts, ngram_texts)
 
 
 def test_the_task_of_an_instruction_is_learned(training: Training) -> None:
@@ -104,6 +112,8 @@ def test_the_task_of_an_instruction_is_learned(training: Training) -> None:
     predictions = predictor.predict(["remove the circle", "sketch the square"])
     assert [prediction.task for prediction in predictions] == ["remove", "sketch"]
     assert (predictor.temperature, predictor.min_support) == (metrics["temperature"], metrics["min_support"])
+    assert predictor.ngrams is not None
+    assert predictor.ngram_weight == metrics["ngram_weight"] > 0
     assert metrics["min_support"] > 0
     assert metrics["refused_instructions"] <= 0.03
     lines = [json.loads(line) for line in (logs_folder(training.root, "router") / STATS_FILE).read_text().splitlines()]
@@ -123,6 +133,7 @@ def test_predictions_for_reassignment_come_from_a_model_that_was_not_trained_on_
     texts, folds = table["text"].to_pylist(), table["fold"].to_pylist()
     *fold_models, published = training.texts
     assert len(fold_models) == 2
+    assert training.ngram_texts == training.texts, "both classifiers have the same folds"
     assert set(texts) <= published
     for text, fold in zip(texts, folds, strict=True):
         assert text not in fold_models[fold]
@@ -270,15 +281,6 @@ def test_a_terminated_process_resumes_after_the_last_epoch_with_the_same_weights
     epochs = [line["step"] for line in lines if "loss" in line.get("metrics", {})]
     assert sorted(set(epochs)) == list(range(n_epochs))
     assert len(epochs) <= n_epochs + 1, "at most the epoch after the last saved one is repeated"
-
-
-def test_accuracy_is_measured_per_task() -> None:
-    p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.2, 0.8]])
-    metrics = router.measure(p, torch.tensor([0, 0, 0, 1]), ("remove", "sketch"))
-    assert metrics["accuracy"] == 0.75
-    assert metrics["tasks"] == {"remove": pytest.approx(2 / 3), "sketch": 1.0}
-    assert metrics["confusion"] == {"remove": {"remove": 2, "sketch": 1}, "sketch": {"sketch": 1}}
-    assert metrics["calibration_error"] == pytest.approx(0.5 * 0.1 + 0.5 * 0.3)
 
 
 def test_instructions_of_one_task_are_an_error(tmp_path: Path) -> None:

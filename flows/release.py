@@ -19,6 +19,7 @@ from emuedit import process_identity
 from emuedit.data.data_card import CARD as DATA_CARD
 from emuedit.data.publish import STATS_FILE, logs_folder
 from emuedit.editor.package_layout import MODELS
+from emuedit.metrics.success_table import success_with_slices
 from emuedit.operations.yield_ledger import Ledger
 from emuedit.progress import waiting
 from emuedit.promotion import promote, version_card
@@ -30,12 +31,10 @@ from flows.result_origin import StartState
 from flows.yield_record import YieldRecord
 
 MODEL_FILE = Path(__file__).with_name("pyfunc_model.py")
-SUCCESS = "edit_success"
-"""Key of the table of edit success in the metrics: system -> task, or `overall` -> share in [0, 1], None if not measured."""
 SUCCESS_TAG = "edit_success"
 """Tag of a version with its overall success in its own evaluation."""
 
-SuccessTable = dict[str, Mapping[str, float | None]]
+SuccessTable = Mapping[str, Mapping[str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -224,8 +223,8 @@ def merge_metrics(graph: dvc_graph.Graph) -> dict[str, Any]:
 
 
 def success_table(graph: dvc_graph.Graph) -> SuccessTable:
-    """System -> task -> edit success; empty if it was not measured."""
-    return dict(merge_metrics(graph).get(SUCCESS, {}))
+    """System -> task or slice -> edit success; empty if it was not measured."""
+    return success_with_slices(merge_metrics(graph))
 
 
 def _register(root: Path, graph: dvc_graph.Graph, result: RetrainResult, reason: str, at_start: StartState) -> RetrainResult:

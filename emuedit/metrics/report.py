@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
@@ -12,6 +13,7 @@ from PIL import Image
 from emuedit.data import contact_sheet
 from emuedit.data.png import decode_png
 from emuedit.data.records import EvalRecord
+from emuedit.data.word_list import WordList
 from emuedit.metrics.edit_scores import METRICS
 from emuedit.tasks import HELD_OUT, get_task
 
@@ -19,16 +21,30 @@ Table = dict[str, dict[str, float | None]]
 """System -> task, or `overall` -> value; None if nothing was measured."""
 
 
-def summarise(records: Sequence[EvalRecord], tasks: Sequence[str]) -> dict[str, Table]:
+def summarise(
+    records: Sequence[EvalRecord], tasks: Sequence[str], slices: Mapping[str, WordList] = MappingProxyType({})
+) -> dict[str, Table]:
     """One table for each of `edit_success`, `router` (share of correctly predicted tasks) and the five metrics.
 
     Values are means over edits; `overall` is the unweighted mean over the trained tasks. Undefined values are excluded and
     counted in the table `undefined_<metric>`. The mean of no values is None.
+    slices: name -> words. `edit_success_<name>` is the success in edits with one of the words in their instruction or captions,
+    `edit_success_without_<name>` that in all others.
     """
+    tables = _summarise(records, tasks, ("edit_success", "router", *METRICS))
+    for name, words in slices.items():
+        matches = [words.first_match([r.instruction, r.source_caption, r.target_caption]) is not None for r in records]
+        for label, has_word in ((name, True), (f"without_{name}", False)):
+            part = [record for record, match in zip(records, matches, strict=True) if match == has_word]
+            tables[f"edit_success_{label}"] = _summarise(part, tasks, ("edit_success",))["edit_success"]
+    return tables
+
+
+def _summarise(records: Sequence[EvalRecord], tasks: Sequence[str], metrics: Sequence[str]) -> dict[str, Table]:
     trained = [name for name in tasks if get_task(name) not in HELD_OUT]
     systems = list(dict.fromkeys(record.system for record in records))
     tables: dict[str, Table] = {}
-    for metric in ("edit_success", "router", *METRICS):
+    for metric in metrics:
         tables[metric], undefined = {}, {}
         for system in systems:
             means: dict[str, float | None] = {}
@@ -53,7 +69,8 @@ def write_csv(path: Path, tables: dict[str, Table]) -> None:
         writer.writerow(["system", "task", *names])
         for system, row in tables["edit_success"].items():
             for task in row:
-                writer.writerow([system, task, *(tables[name][system][task] for name in names)])
+                # a slice without edits of a system has no row for it
+                writer.writerow([system, task, *(tables[name].get(system, {}).get(task) for name in names)])
 
 
 def draw_contact_sheet(

@@ -16,12 +16,13 @@ from emuedit.data.dependencies import work_key
 from emuedit.data.publish import Summary, publish, scratch_folder
 from emuedit.data.records import EvalRecord
 from emuedit.data.shards import read_shard, write_shard
+from emuedit.data.word_list import load_word_list
 from emuedit.editor.package_layout import MODELS
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark, report
 from emuedit.metrics.baselines import FEW_EDITS, Systems
 from emuedit.metrics.edit_scores import evaluate_system
-from emuedit.metrics.success_table import format_success
+from emuedit.metrics.success_table import format_success, success_with_slices
 from emuedit.models import clip, dino
 from emuedit.models.clip import ClipScorer
 from emuedit.models.dino import DinoScorer
@@ -48,6 +49,9 @@ class EvaluationParams(config.Params):
     """Edits per task."""
     settings: EditSettings
     """Settings of the edits; they become the defaults of the registered model."""
+    slices: dict[str, str] = Field(default={})
+    """Name -> word list (a .txt file): the report also has the success in edits whose texts contain one of the words, and in the
+    others, e.g. for words that are new."""
     split: str = "held_out"
     """Split of the benchmark, not used in training."""
     device: str = "auto"
@@ -62,6 +66,7 @@ def run(params: EvaluationParams, root: Path) -> Summary:
     """Evaluate each system on each task, reuse finished shards in scratch, publish to `reports/evaluation`."""
     for name in params.tasks:
         get_task(name)  # fail early for an unknown task
+    slices = {name: load_word_list(root / file) for name, file in params.slices.items()}
     runtime = Runtime.choose(params.device, params.dtype)
     named = params.world.model_dump(include={"benchmark", "clip", "dino"}) | {"dtype": runtime.dtype}
     recorded = params.model_dump(mode="json", exclude={"world", "device"}) | named
@@ -91,13 +96,13 @@ def run(params: EvaluationParams, root: Path) -> Summary:
             write_shard(paths[system, task], records, EvalRecord)
             progress.advance(params.n_edits if system == "identity" else params.n_edits / steps)
     records = [record for path in paths.values() for record in read_shard(path, EvalRecord)]
-    tables = report.summarise(records, params.tasks)
+    tables = report.summarise(records, params.tasks, slices)
     (scratch / "metrics.json").write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")
     report.write_csv(scratch / "metrics.csv", tables)
     sheet_system = next((name for name in ("emuedit", "true_task") if name in params.systems), params.systems[0])
     sheet = report.draw_contact_sheet(records, sheet_system, params.tasks, params.sheet_columns, tables["edit_success"])
     sheet.save(scratch / "contact_sheet.png", optimize=True)
-    print(format_success(tables["edit_success"]))
+    print(format_success(success_with_slices(tables)))
     counts = {
         f"{system}_{task}": sum(record.success for record in records if (record.system, record.task) == (system, task))
         for system, task in work

@@ -22,6 +22,7 @@ from emuedit.data.dependencies import CODE_ROOT, content_key, find_file, stage_d
 from emuedit.data.publish import Summary, publish, read_folder, read_summary, resumable_shards, scratch_folder
 from emuedit.data.records import Caption, Drop, Instruction
 from emuedit.data.shards import read_shard
+from emuedit.data.word_list import WordList, load_word_list
 from emuedit.models.answer_cache import CachingLLM
 from emuedit.models.failure_limit import FailureLimit
 from emuedit.models.language_model import LLM, LLMError, LLMRefusalError
@@ -29,12 +30,10 @@ from emuedit.models.llm_loading import FACTORY_SPEC, is_local, load_llm
 from emuedit.models.local_llm import LocalLLM
 from emuedit.models.openai_llm import EndpointSettings
 from emuedit.progress import Progress, waiting
-from emuedit.prompts import moderation
 from emuedit.prompts.answer_schema import AnswerError, Direction, ProposedEdit, Question, answer_schema, parse_answer
 from emuedit.prompts.conversation import TaskPrompt, load_task_prompt, retry_conversation
 from emuedit.prompts.deduplication import Deduplicator
 from emuedit.prompts.diversity import diversity
-from emuedit.prompts.moderation import WordList
 from emuedit.runtime import Runtime, seed_for
 from emuedit.stages import stage_main
 from emuedit.tasks import get_task
@@ -155,7 +154,7 @@ def run(params: InstructionsParams, root: Path) -> Summary:
         str(word_list), *factory_files,
     )  # fmt: skip
     scratch = scratch_folder(root, "instructions", key)
-    questioner = Questioner(llm, prompts, moderation.load_word_list(word_list), params)
+    questioner = Questioner(llm, prompts, load_word_list(word_list), params)
     failures = FailureLimit(params.max_failed_share)
     deduplicator = Deduplicator(max(1, round(params.max_repeat_share * params.n_captions)), params.max_per_task)
     counts: Counter[str] = Counter()

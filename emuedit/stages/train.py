@@ -5,6 +5,7 @@ continue. Out: `models/editor`, an `EmuEditPipeline` folder with `replay/` and `
 are the U-Net, the task embedding and, with `lr_mult_text`, the text encoders.
 """
 
+import contextlib
 import gc
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from emuedit.editor import checkpoint
 from emuedit.editor.settings import EditSettings
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.processes import prepare_workers
+from emuedit.progress import waiting
 from emuedit.runtime import Runtime
 from emuedit.stages import batch_divisor, stage_main
 from emuedit.training import latent_files, replay, start, training_checks
@@ -34,6 +36,7 @@ from emuedit.training.latent_files import EncodingKeys
 from emuedit.training.loop import Preview, TrainLoop
 from emuedit.training.optimization import STATE_FILE, read_average
 from emuedit.training.start import BASE_MODEL, Encoders, Start
+from emuedit.training.start_average import average_with_start
 from emuedit.training.train_settings import TrainSettings
 from emuedit.training.trainable_editor import TrainableEditor
 
@@ -140,6 +143,8 @@ def run(params: TrainParams, root: Path) -> Summary:
     trained = _train(*job, runtime.device) if launch is None and processes.n == 1 else None
     # Frozen weights are in half precision during LoRA training, so adapters are merged into the original weights
     editor = _read_trained(*job) if trained is None or params.lora is not None else trained
+    if begin.is_editor and params.start_share:
+        average_with_start(editor, _make_editor(params, begin, latents)[0], params.start_share, len(begin.trained_tasks))
     if params.replay_pairs:
         replay.write(scratch / start.REPLAY, cache, folders, begin.replay, params.replay_pairs)
     return _publish(editor, scratch, root, recorded | {"data": data}, counts, params.stored_dtype)
@@ -175,16 +180,18 @@ def _check_editor(
 
 def _train(params: TrainParams, begin: Start, latents: Path, scratch: Path, device: str) -> TrainableEditor:
     """Training in one process: create the editor, equal in every process, and run the loop."""
-    editor, cache = _make_editor(params, begin, latents)
     with (
         open_accelerator(device, params.dtype, find_unused_parameters=params.lr_mult_text > 0) as accelerator,
         tempfile.TemporaryDirectory() as discarded,  # with FSDP all processes make previews
     ):
         main, preview = accelerator.is_main_process, None
-        if params.preview is not None:
-            folder = scratch / PREVIEWS if main else Path(discarded)
-            preview = _prepare_preview(params.preview, params, editor, cache.tasks, folder, main)
-        TrainLoop(editor, cache, params, scratch, accelerator, preview).run()
+        with waiting("train: making the editor") if main else contextlib.nullcontext():
+            editor, cache = _make_editor(params, begin, latents)
+            if params.preview is not None:
+                folder = scratch / PREVIEWS if main else Path(discarded)
+                preview = _prepare_preview(params.preview, params, editor, cache.tasks, folder, main)
+            loop = TrainLoop(editor, cache, params, scratch, accelerator, preview)
+        loop.run()
     return editor
 
 

@@ -53,6 +53,17 @@ class Start:
         folder = Path(self.folder) / REPLAY
         return folder if self.is_editor and folder.is_dir() else None
 
+    @property
+    def trained_tasks(self) -> tuple[str, ...]:
+        """The tasks on which an editor was trained, in the order of its rows; none for the base model."""
+        from emuedit.editor.task_embedding import TaskEmbedding
+
+        if not self.is_editor:
+            return ()
+        table = TaskEmbedding.load_config(Path(self.folder) / "task_embedding")
+        names: Sequence[str] = table["names"]
+        return tuple(names[: table["n_trained"]])
+
     def editor(self, tasks: Sequence[str], d_v: int, change_mask: bool, seed: int) -> tuple[EditorUNet, TextToImageModel]:
         """(network to train, model with the other parts), on the CPU.
 

@@ -9,14 +9,14 @@ from pydantic import Field, model_validator
 
 from emuedit import config
 from emuedit.models.objective import Objective
-from emuedit.training.lora import LoraSettings
+from emuedit.training.lora import LAYERS_WITH_NEW_INPUTS, LoraSettings
 from emuedit.training.loss import ConditionDropout, LossWeights
 from emuedit.training.lr_schedule import Decay, LrSchedule
 from emuedit.training.optimizers import OptimizerName
 from emuedit.training.presets import with_preset
 
-NEW_WEIGHTS = ("net.unet.conv_in.", "net.unet.class_embedding.", "net.table.")
-"""Parameters that are new or have new inputs, compared with the base model."""
+NEW_WEIGHTS = (*(f"net.unet.{layer}." for layer in LAYERS_WITH_NEW_INPUTS), "net.table.")
+"""Prefixes of parameters that are new or have new inputs, compared with the base model."""
 BY_REGION = {"mask_balance": 0.0, "background_weight": 1.0, "change_loss_weight": 0.0, "change_mask_balance": 0.0}
 """Loss weights that need a change-mask head, and the values at which they have no effect."""
 
@@ -79,7 +79,7 @@ class TrainSettings(config.Params):
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Decay of the EMA weights, which are published; smaller at the start."""
     ema_device: Literal["same", "cpu"] = "same"
-    """Device of the EMA: same as the weights, or CPU with an update every eighth step (not with FSDP)."""
+    """Device of the EMA: same as the weights, or CPU with an update every eighth step and at the end (not with FSDP)."""
     ema_dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the EMA; bfloat16 uses stochastic rounding."""
     task_embedding_dim: int = Field(32, ge=1)
@@ -90,6 +90,9 @@ class TrainSettings(config.Params):
     """Task -> factor of its sampling rate, default 1."""
     replay_share: float = Field(0.2, ge=0, lt=1)
     """Share of replayed pairs in the samples, when continuing an editor with a replay sample (`replay/`). Ours."""
+    start_share: float = Field(0.0, ge=0, lt=1)
+    """Share of the start's weights in the published ones, (1 - share) theta_trained + share theta_start, for an editor's start.
+    It keeps more of what the start knew (WiSE-FT, Wortsman et al., arXiv 2109.01903)."""
     resolution: int | None = Field(None, ge=8)
     """Training resolution: images have about resolution² pixels; None: the base model's."""
     max_aspect_ratio: float = Field(2.0, ge=1)

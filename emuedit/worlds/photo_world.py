@@ -12,13 +12,14 @@ from typing import Any
 
 import yaml
 
+from emuedit import prompts
 from emuedit.config import ParamsError, read_yaml
 from emuedit.data import caption_sources
+from emuedit.data.word_list import load_word_list
 from emuedit.metrics.benchmark_folder import TABLE
 from emuedit.models.llm_loading import is_local
 from emuedit.models.model_files import base_model_sizes
 from emuedit.promotion.gate_settings import GateSettings
-from emuedit.prompts.moderation import DEFAULT_LIST, load_word_list
 from emuedit.training.presets import FOLDER as PRESET_FOLDER
 
 TEMPLATE = Path(__file__).with_name("photo_params.yaml")
@@ -32,6 +33,7 @@ _MANY_ROWS = 10_000
 _FIRST_CAPTIONS, _MOST_EDITS = 500, 32
 _FEWEST_EDITS: int = GateSettings.model_fields["min_edits"].default
 _WITHOUT_BENCHMARK = ("local", "remove", "add", "background", "style")
+_MODERATION = Path(prompts.__file__).with_name("moderation.txt")
 _GET_SAM = "world.segmenter: curl -LO https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth"
 _COMMENTED, _COMMENT_COLUMN = re.compile(r"( *\w+:.*?) {2,}# (.*)"), 42
 _LARGE_T5 = re.compile(r"-(x+l|3b|11b)/?(@|$)")
@@ -166,7 +168,7 @@ def _count_captions(world: PhotoWorld, root: Path) -> tuple[int, list[str]]:
         n_rows = max(_MANY_ROWS, world.n_captions or 0)
         return n_rows, [f"captions.n_rows: at most {n_rows} rows of {world.captions} are read; change it as you like"]
     batches = caption_sources.read_batches(source, world.captions, "train", world.column, sys.maxsize, _MANY_ROWS)
-    word_list, n_rows, matches = load_word_list(DEFAULT_LIST), 0, Counter[str]()
+    word_list, n_rows, matches = load_word_list(_MODERATION), 0, Counter[str]()
     for _, rows in batches:
         if not n_rows:
             texts = (row for row in rows if isinstance(row, str))

@@ -10,9 +10,10 @@ from PIL import Image
 from emuedit.data.contact_sheet import BAD_COLOR, GOOD_COLOR
 from emuedit.data.png import encode_png
 from emuedit.data.records import EvalRecord
+from emuedit.data.word_list import load_word_list
 from emuedit.metrics import report
 from emuedit.metrics.edit_scores import METRICS
-from emuedit.metrics.success_table import format_success
+from emuedit.metrics.success_table import format_success, success_with_slices
 
 BLACK, GREY, BLUE = (encode_png(np.full((16, 16, 3), color, np.uint8)) for color in ((0, 0, 0), (90, 90, 90), (10, 20, 200)))
 
@@ -74,6 +75,36 @@ def test_the_csv_file_has_a_row_for_every_system_and_task(tmp_path: Path) -> Non
     assert list(rows[0]) == ["system", "task", "edit_success", "router", *METRICS]
     assert [row["edit_success"] for row in rows] == ["1.0", "1.0", "0.0", "0.0"]
     assert [row["clip_dir"] for row in rows] == ["", "", "0.5", "0.5"]
+
+
+def test_success_in_slices_is_counted_apart(tmp_path: Path) -> None:
+    def record(instruction: str, caption: str, success: bool, task: str = "add", system: str = "s") -> EvalRecord:
+        texts = {"instruction": instruction, "source_caption": "a red circle", "target_caption": caption}
+        return make_record(task, success, system=system, **texts)
+
+    (tmp_path / "words.txt").write_text("heart\ndotted\nsea\n")
+    records = [
+        record("add a star", "a red circle and a star", True),
+        record("add a ring", "a red circle and a ring", False),
+        record("add a heart", "a red circle and a heart", False),
+        record("put spots on it", "a dotted red circle", True),
+        record("make it sea", "a red circle", False),
+        record("make it blue", "a blue circle", True, task="remove"),
+        record("add a star", "a red circle and a star", True, system="other"),
+    ]
+    slices = {"new": load_word_list(tmp_path / "words.txt")}
+    tables = report.summarise(records, ("add", "remove"), slices)
+    assert tables["edit_success_without_new"]["s"] == {"overall": 0.75, "add": 0.5, "remove": 1.0}
+    assert tables["edit_success_new"] == {"s": {"overall": 0.3333, "add": 0.3333, "remove": None}}
+    assert success_with_slices(tables) == {
+        "s": {"overall": 0.7, "add": 0.4, "remove": 1.0, "new": 0.3333, "without_new": 0.75},
+        "other": {"overall": 1.0, "add": 1.0, "remove": None, "new": None, "without_new": 1.0},
+    }
+    report.write_csv(tmp_path / "metrics.csv", tables)
+    with (tmp_path / "metrics.csv").open() as stream:
+        rows = {(row["system"], row["task"]): row["edit_success_new"] for row in csv.DictReader(stream)}
+    assert rows["s", "add"] == "0.3333"
+    assert rows["other", "add"] == ""
 
 
 def test_the_success_table_is_text_with_a_column_for_each_system() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from emuedit.config import ParamsError
 from emuedit.data.records import Instruction
-from emuedit.prompts import conversation, moderation
+from emuedit.prompts import conversation
 from emuedit.prompts.answer_schema import ANSWER_KEYS, AnswerError, Question, answer_schema, parse_answer
 from emuedit.prompts.diversity import diversity, normalize_text
 from emuedit.tasks import TASKS
@@ -124,18 +124,6 @@ def test_invalid_prompts_are_named(tmp_path: Path) -> None:
     (tmp_path / "sketch.yaml").write_text(sketch.replace("      direction: to_map\n", "", 1))
     with pytest.raises(conversation.TaskPromptError, match=r"exemplar 1 .* want a direction"):
         conversation.load_task_prompt(tmp_path, "sketch")
-
-
-def test_the_word_list_matches_complete_words(tmp_path: Path) -> None:
-    (tmp_path / "w.txt").write_text("# a comment\n\ngore\ndead body\n")
-    words = moderation.load_word_list(tmp_path / "w.txt")
-    assert words.first_match(["Al Gorey at sea", "a deadly body"]) is None
-    assert words.first_match(["fine", "GORE everywhere"]) == "gore"
-    assert words.first_match(["a dead  body"]) == "dead  body"
-    (tmp_path / "w.txt").write_text("")
-    assert moderation.load_word_list(tmp_path / "w.txt").first_match(["gore"]) is None
-    with pytest.raises(ValueError, match=r"set instructions\.moderation"):
-        moderation.load_word_list(tmp_path / "absent.txt")
 
 
 def test_diversity_ignores_case_punctuation_and_articles() -> None:

@@ -288,3 +288,10 @@ def test_an_editor_is_continued_with_earlier_pairs_and_a_record_of_its_ancestors
     assert 0 < change < 0.1
     tasks = {verdict.task for verdict in read_folder(tmp_path / train.OUT / "replay/verdicts", Verdict)}
     assert tasks == {"local", "remove", "segment"}
+
+    train.run(make_params(start=str(parent), steps=2, replay_pairs=6, start_share=0.5), tmp_path)
+    averaged = sampling.load(tmp_path / train.OUT).net
+    middle = (editor.net.unet.conv_in.weight + parent_editor.net.unet.conv_in.weight) / 2
+    torch.testing.assert_close(averaged.unet.conv_in.weight, middle, rtol=0, atol=1e-3 * float(change))
+    new_row = editor.net.table.index("segment")
+    assert torch.equal(averaged.table.v[new_row], editor.net.table.v[new_row]), "the start has no row for a new task"

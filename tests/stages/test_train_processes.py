@@ -1,5 +1,7 @@
 """What the processes of a training, on one machine or several, do together and what one of them does alone."""
 
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +62,30 @@ def test_all_processes_make_a_preview_and_the_main_one_prints_it(
     assert (preview.every_s, preview.show(7)) == (120.0, {"success.overall": 0.25})
     assert (tmp_path / "preview-7.txt").exists()
     assert capsys.readouterr().out == (f"train: step 7, 0.25 of the edits succeed; see {tmp_path}\n" if main else "")
+
+
+def test_the_making_of_the_editor_is_reported(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a large base model it takes a minute, before the first line of the loop."""
+
+    class StubLoop:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def run(self) -> None:
+            print("loop", file=sys.stderr)
+
+    def make(*_: object) -> tuple[StubEditor, None]:
+        time.sleep(0.5)
+        return StubEditor(), None
+
+    monkeypatch.setenv("EMUEDIT_PROGRESS_SECONDS", "0.1")
+    monkeypatch.setattr(train, "_make_editor", make)
+    monkeypatch.setattr(train, "TrainLoop", StubLoop)
+    params = load_params(train.TrainParams, "train", preview=None, dtype="float32")
+    train._train(params, None, tmp_path, tmp_path, "cpu")  # type: ignore[arg-type]
+    before, _, after = capsys.readouterr().err.partition("loop")
+    assert before.count("train: making the editor") >= 3
+    assert "making" not in after
 
 
 @pytest.mark.slow

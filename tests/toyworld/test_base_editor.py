@@ -1,20 +1,16 @@
-import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
 from emuedit import config
-from emuedit.data.png import encode_png
 from emuedit.data.publish import read_folder, read_summary
-from emuedit.data.records import EvalRecord, Pair
-from emuedit.data.shards import write_shard
+from emuedit.data.records import Pair
+from emuedit.data.word_list import load_word_list
 from emuedit.editor import sampling
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics.baselines import make_edits
-from emuedit.prompts.moderation import load_word_list
 from emuedit.stages.evaluation import EvaluationParams
 from emuedit.stages.instructions import InstructionsParams
 from emuedit.stages.train import TrainParams
@@ -75,33 +71,7 @@ def test_the_editor_is_published_with_its_metrics_and_replaces_the_former(tmp_pa
     summary = read_summary(out)
     assert summary.counts == {"steps": 3}
     assert set(summary.shards) == {"metrics.json", "model_index.json", "replay/x"}
-    by_vocabulary = {"known": {"edits": 0}, "held_back": {"edits": 0}}
-    assert json.loads((out / "metrics.json").read_text()) == {"edit_success": {}, "edit_success_by_vocabulary": by_vocabulary}
-
-
-def test_success_is_counted_apart_for_edits_with_a_held_back_word(tmp_path: Path) -> None:
-    png = encode_png(np.zeros((2, 2, 3), np.uint8))
-
-    def record(instruction: str, target_caption: str, *, success: bool) -> EvalRecord:
-        return EvalRecord(
-            "true_task", "add", instruction, "a red circle", target_caption, "add", 0, png, png, None, success, "", {}
-        )
-
-    records = [
-        record("add a star", "a red circle and a star", success=True),
-        record("add a ring", "a red circle and a ring", success=False),
-        record("add a heart", "a red circle and a heart", success=False),
-        record("paint it", "a dotted red circle", success=True),
-        record("make it sea", "a red circle", success=False),
-    ]
-    local = dataclasses.replace(record("make it blue", "a blue circle", success=True), task="local")
-    write_shard(tmp_path / "shard-true_task-add.parquet", records, EvalRecord)
-    write_shard(tmp_path / "shard-true_task-local.parquet", [local], EvalRecord)
-    write_shard(tmp_path / "shard-emuedit-add.parquet", records[:1], EvalRecord)  # its task was predicted
-    assert base_editor.success_by_vocabulary(tmp_path) == {
-        "known": {"edits": 3, "overall": 0.75, "add": 0.5, "local": 1.0},
-        "held_back": {"edits": 3, "overall": 0.3333, "add": 0.3333},
-    }
+    assert json.loads((out / "metrics.json").read_text()) == {"edit_success": {}}
 
 
 def test_the_published_editor_knows_all_tasks_and_keeps_pairs_for_replay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,8 +84,9 @@ def test_the_published_editor_knows_all_tasks_and_keeps_pairs_for_replay(monkeyp
     assert {pair.task for pair in replayed} == set(ALL_TASKS)
     words = load_word_list(base_editor.FILES / "held_back.txt")
     assert words.first_match([pair.instruction for pair in replayed]) is None, "replay teaches a word that was held back"
-    success = json.loads((Path(begin.folder) / "metrics.json").read_text())["edit_success"]["true_task"]
-    assert success.keys() == {"overall", *ALL_TASKS}
+    metrics = json.loads((Path(begin.folder) / "metrics.json").read_text())
+    for name in ("edit_success", "edit_success_new_words", "edit_success_without_new_words"):
+        assert metrics[name]["true_task"].keys() == {"overall", *ALL_TASKS}
 
 
 @pytest.mark.slow

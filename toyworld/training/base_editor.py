@@ -6,13 +6,10 @@ interrupted stages resume, so the same command can be repeated, on a CPU or a GP
 """
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,9 +18,6 @@ import yaml
 from emuedit import config
 from emuedit.data.dependencies import CODE_ROOT, SUMMARY_FILE
 from emuedit.data.publish import read_summary, write_summary
-from emuedit.data.records import EvalRecord
-from emuedit.data.shards import read_shard
-from emuedit.prompts.moderation import load_word_list
 from emuedit.stages import captions, dataset, evaluation, instructions, pairs, router, train, validation
 from toyworld.training.__main__ import WEIGHTS
 
@@ -56,38 +50,13 @@ def missing_stages(folder: Path) -> list[str]:
     return stages[published.index(False) :] if False in published else []
 
 
-def success_by_vocabulary(evaluated: Path) -> dict[str, dict[str, float | int]]:
-    """Edit success with the true task, for edits whose texts have a held-back word (`held_back`) and for others (`known`).
-
-    Each has the number of `edits`, the success per task and its mean, `overall`. `evaluated` is the
-    output of the stage `evaluation`. The texts are the instruction and the captions before and after.
-    """
-    words = load_word_list(FILES / "held_back.txt")
-    successes: dict[str, dict[str, list[bool]]] = {"known": defaultdict(list), "held_back": defaultdict(list)}
-    for file in sorted(evaluated.glob("shard-true_task-*.parquet")):
-        for edit in read_shard(file, EvalRecord):
-            has_one = words.first_match([edit.instruction, edit.source_caption, edit.target_caption]) is not None
-            successes["held_back" if has_one else "known"][edit.task].append(edit.success)
-    return {vocabulary: _shares(by_task) for vocabulary, by_task in successes.items()}
-
-
-def _shares(by_task: Mapping[str, list[bool]]) -> dict[str, float | int]:
-    shares = {task: sum(values) / len(values) for task, values in by_task.items()}
-    overall = {"overall": sum(shares.values()) / len(shares)} if shares else {}  # as in `metrics.json`: each task counts the same
-    n_edits = sum(len(values) for values in by_task.values())
-    return {"edits": n_edits} | {name: round(share, 4) for name, share in {**overall, **shares}.items()}
-
-
 def publish(folder: Path, out: Path) -> None:
     """Copy the trained editor to `out`, with its metrics as `metrics.json`."""
     staging = out.with_name(f".{out.name}.new")
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(folder / OUTPUTS["train"], staging)
     summary = read_summary(folder / OUTPUTS["train"])
-    evaluated = folder / OUTPUTS["evaluation"]
-    metrics = json.loads((evaluated / "metrics.json").read_text(encoding="utf-8"))
-    metrics["edit_success_by_vocabulary"] = success_by_vocabulary(evaluated)
-    (staging / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    shutil.copy(folder / OUTPUTS["evaluation"] / "metrics.json", staging)
     (staging / SUMMARY_FILE).unlink()  # else it would list itself
     write_summary(staging, summary.stage, summary.key, summary.params, summary.counts)
     shutil.rmtree(out, ignore_errors=True)

@@ -1,12 +1,9 @@
-"""Moderation: words and phrases that captions and instructions must not contain, in a file that people can edit."""
+"""Lists of words and phrases to find in texts: what moderation excludes, and slices of an evaluation."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-
-DEFAULT_LIST = Path(__file__).with_name("moderation.txt")
-"""The default of `instructions.moderation`."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ def load_word_list(path: str | Path) -> WordList:
     """
     path = Path(path)
     if path.suffix != ".txt" or not path.is_file():
-        raise ValueError(f"want a word list, an existing .txt file, got {path}; set instructions.moderation in params.yaml")
+        raise ValueError(f"want a word list, an existing .txt file, got {path}; correct the name in params.yaml")
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     entries = {" ".join(line.split()) for line in lines if line and not line.startswith("#")}
     longest_first = sorted(entries, key=lambda entry: (-len(entry), entry))

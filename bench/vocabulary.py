@@ -1,0 +1,112 @@
+"""What does the default run learn, and what does it keep? Its editor compared with the base editor from which it started.
+
+`uv run python bench/vocabulary.py [--quick] [--workspace FOLDER]` writes `bench/results/vocabulary.json`; its last line is the
+same JSON. It needs `models/editor` and `models/router` of a default run. Finished tasks are stored, and the same command resumes.
+
+The base editor was trained without some words of the toy world, which the default run's captions contain. Both editors are given
+the same held-out edits and the true task (`start`, `retrained`); `predicted` is the retrained editor with the task predictor.
+Success is that of all edits, of those with a new word in their texts, and of the others; each is the mean over the tasks.
+`new_over_known` is the ratio of the last two. Differences, retrained minus start, have the central 95 % of a paired bootstrap.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from exact_pairs import create_workspace
+from harness import command
+
+from emuedit import config
+from emuedit.data.records import EvalRecord
+from emuedit.data.shards import read_shard
+from emuedit.data.word_list import load_word_list
+from emuedit.promotion.paired_bootstrap import compare_paired
+from emuedit.stages import evaluation, router, train
+from toyworld.training.base_editor import FILES
+
+SLICES = {"all": "edit_success", "new": "edit_success_new_words", "known": "edit_success_without_new_words"}
+"""Key in the result -> table of the evaluation."""
+EDITS, QUICK_EDITS, QUICK_TASKS, QUICK_STEPS = 64, 1, 2, 1
+RESAMPLES = 10_000
+
+
+def evaluate(workspace: Path, systems: tuple[str, ...], args: argparse.Namespace) -> dict[str, Any]:
+    """Run the evaluation of the editor in a workspace; its tables."""
+    params = config.load(evaluation.EvaluationParams, "evaluation", workspace / "params.yaml")
+    params = params.model_copy(
+        update={"systems": systems, "n_edits": EDITS, "slices": {"new_words": str(FILES / "held_back.txt")}}
+    )
+    tasks = config.read_yaml(workspace / "params.yaml")["instructions"]["tasks"]
+    params = params.model_copy(update={"tasks": tuple(tasks)})
+    if args.quick:
+        settings = params.settings.with_changes({"steps": QUICK_STEPS})
+        params = params.model_copy(update={"n_edits": QUICK_EDITS, "tasks": params.tasks[:QUICK_TASKS], "settings": settings})
+    evaluation.run(params, workspace)
+    tables: dict[str, Any] = json.loads((workspace / evaluation.OUT / "metrics.json").read_text(encoding="utf-8"))
+    return tables
+
+
+def records_by_task(workspace: Path) -> dict[str, list[EvalRecord]]:
+    """Task -> the outputs with the true task, in the order of the benchmark."""
+    files = sorted((workspace / evaluation.OUT).glob("shard-true_task-*.parquet"))
+    records = [record for file in files for record in read_shard(file, EvalRecord)]
+    by_task = defaultdict(list)
+    for record in records:
+        by_task[record.task].append(record)
+    return by_task
+
+
+def compare(start: Path, retrained: Path, chosen: Callable[[EvalRecord], bool]) -> dict[str, float]:
+    """Retrained minus start over the chosen edits: mean over tasks, and bounds of the central 95 %."""
+    before, after = records_by_task(start), records_by_task(retrained)
+    differences: Mapping[str, list[float]] = {
+        task: [float(new.success) - old.success for old, new in zip(before[task], after[task], strict=True) if chosen(old)]
+        for task in before
+    }
+    tasks = [task for task, values in differences.items() if values]
+    if not tasks:
+        return {}
+    difference = compare_paired(differences, tasks, 0.95, RESAMPLES)
+    return {"mean": round(difference.mean, 3), "low": round(difference.low, 3), "high": round(difference.high, 3)}
+
+
+def main() -> None:
+    """Evaluate both editors, write, print."""
+    parser = command.argument_parser(__doc__, f"{QUICK_EDITS} edit of {QUICK_TASKS} tasks with {QUICK_STEPS} step")
+    command.add_workspace(parser)
+    command.add_editor(parser)
+    args = parser.parse_args()
+    command.require_outputs(args.workspace, train.OUT, router.OUT)
+    folder = args.workspace / "scratch" / "bench" / ("vocabulary.quick" if args.quick else "vocabulary")
+    params_file = args.workspace / config.PARAMS_FILE
+    start = create_workspace(folder / "start", params_file, args.editor)
+    retrained = create_workspace(folder / "retrained", params_file, args.workspace / train.OUT)
+    if not (retrained / router.OUT).exists():
+        (retrained / router.OUT).symlink_to((args.workspace / router.OUT).resolve())
+    tables = {"start": evaluate(start, ("true_task",), args), "retrained": evaluate(retrained, ("true_task", "emuedit"), args)}
+    systems = {"start": ("start", "true_task"), "retrained": ("retrained", "true_task"), "predicted": ("retrained", "emuedit")}
+    figures: dict[str, Any] = {
+        name: {label: tables[editor][table].get(system) for label, table in SLICES.items()}
+        for name, (editor, system) in systems.items()
+    }
+    in_new, in_known = ((figures["retrained"][label] or {}).get("overall") for label in ("new", "known"))
+    figures["new_over_known"] = round(in_new / in_known, 3) if in_new is not None and in_known else None
+    words = load_word_list(FILES / "held_back.txt")
+
+    def has_new_word(edit: EvalRecord) -> bool:
+        return words.first_match([edit.instruction, edit.source_caption, edit.target_caption]) is not None
+
+    choices: dict[str, Callable[[EvalRecord], bool]] = {
+        "all": lambda _: True, "new": has_new_word, "known": lambda edit: not has_new_word(edit),
+    }  # fmt: skip
+    figures["difference"] = {label: compare(start, retrained, chosen) for label, chosen in choices.items()}
+    records = [record for edits in records_by_task(start).values() for record in edits]
+    figures["n_edits"] = {label: sum(map(chosen, records)) for label, chosen in choices.items()}
+    command.write_result(__file__, figures, args.quick)
+
+
+if __name__ == "__main__":
+    main()

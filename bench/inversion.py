@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from harness import command, textual_inversion
 
 from emuedit import config
@@ -29,8 +28,9 @@ from emuedit.editor import sampling
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics.baselines import make_edits
 from emuedit.runtime import Runtime
+from emuedit.training.inversion_examples import encode_split
 from emuedit.training.loss import LossWeights
-from emuedit.training.task_inversion import InversionSettings, encode_examples, invert, select_examples
+from emuedit.training.task_inversion import InversionSettings, invert
 from toyworld.edits.exact_edits import build_edits
 
 TASKS = ("contour", "cutout", "superres", "inpaint", "add_detect")
@@ -55,8 +55,8 @@ def run(folder: Path, task: str, method: str, n: int, seed: int, quick: bool) ->
     params = config.read_yaml(command.ROOT / config.PARAMS_FILE)
     weights = LossWeights.model_validate_json(json.dumps(params["inversion"]["loss_weights"]))
     examples = build_edits(task, "train", 1000 * seed, n + HELD_OUT)
-    samples = encode_examples(editor, examples.before, examples.exact, examples.instructions)
-    rows = torch.arange(len(samples), device=editor.device)
+    rows = (range(n), range(n, n + HELD_OUT))
+    learned_from, held_out = encode_split(editor, examples.before, examples.exact, examples.instructions, rows, flip=True)
     changes: dict[str, Any] = {"steps": QUICK_STEPS if quick else STEPS} | METHODS[method]
     settings = InversionSettings(
         task=task, n_examples=n, n_held_out=HELD_OUT, lr=0.05, batch_size=8, eval_every_steps=25, patience=1000, seed=seed,
@@ -66,12 +66,12 @@ def run(folder: Path, task: str, method: str, n: int, seed: int, quick: bool) ->
     test = build_edits(task, "held_out", 0, QUICK_EDITS if quick else EDITS)
     edit_settings = EditSettings().with_changes(params["evaluation"]["settings"])
     learned = invert(
-        editor, select_examples(samples, rows[:n]), select_examples(samples, rows[n:]),
+        editor, learned_from, held_out,
         settings.model_copy(update={"steps": 0, "adapter_rank": 0}) if method == "textual_inversion" else settings,
     )  # fmt: skip
     editor.add_task("new", learned.v, learned.adapter)
     if method == "textual_inversion":
-        word = textual_inversion.learn(editor, select_examples(samples, rows[:n]), learned.v, settings)
+        word = textual_inversion.learn(editor, learned_from, learned.v, settings)
         test.instructions[:] = [f"{word} {text}" for text in test.instructions]
     seconds = time.perf_counter() - start
     output = make_edits(editor, test, ["new"] * len(test.instructions), edit_settings, list(range(len(test.instructions))))

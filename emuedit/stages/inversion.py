@@ -7,8 +7,6 @@ In: `models/editor`, the world's benchmark. Out: `models/inversion/<task>.safete
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from emuedit import config
 from emuedit.data.dependencies import work_key
 from emuedit.data.publish import Summary, publish, publish_logs, read_summary, scratch_folder
@@ -20,7 +18,8 @@ from emuedit.runtime import Runtime
 from emuedit.stages import batch_divisor, stage_main
 from emuedit.tracking import Tracker
 from emuedit.training.batch import Batch
-from emuedit.training.task_inversion import InversionSettings, encode_examples, invert, select_examples, training_loss
+from emuedit.training.inversion_examples import encode_split
+from emuedit.training.task_inversion import InversionSettings, invert, training_loss
 
 EDITOR, OUT = "models/editor", "models/inversion"
 HEADLINE = "tasks learned: {tasks}, from {examples} examples in {steps} steps"
@@ -60,10 +59,7 @@ def run(params: InversionParams, root: Path) -> Summary:
     n_passes = batch_divisor()
     if n_passes > 1:
         print(f"inversion: ran out of memory; retrying with {n_passes} passes per step", flush=True)
-    samples = encode_benchmark(editor, edits, n_passes)
-    rows = torch.arange(len(samples), device=samples.target.device)
-    examples = select_examples(samples, rows[: params.n_examples])
-    held_out = select_examples(samples, rows[params.n_examples :])
+    examples, held_out = encode_benchmark(editor, edits, params, n_passes)
     scratch = scratch_folder(root, "inversion", work_key("inversion", recorded, root))
     with Tracker(scratch, "inversion", params.model_dump(mode="json")) as tracker:
         learned = invert(editor, examples, held_out, params, tracker, n_passes)
@@ -75,16 +71,20 @@ def run(params: InversionParams, root: Path) -> Summary:
     return publish(scratch, root / OUT, "inversion", recorded, counts)
 
 
-def encode_benchmark(editor: EditSampler, edits: Benchmark, n_passes: int = 1) -> Batch:
-    """Edits with reference results as a batch on the editor's device. Raises InversionError without reference results.
+def encode_benchmark(
+    editor: EditSampler, edits: Benchmark, settings: InversionSettings, n_passes: int = 1
+) -> tuple[Batch, Batch]:
+    """The first `n_examples` edits with reference results, to learn from, and the others, held out; on the editor's device.
 
-    n_passes: divisor of the encoding batch size.
+    n_passes: divisor of the encoding batch size. Raises InversionError without reference results.
     """
     if edits.exact is None:
         raise InversionError(
             f"want edits of {edits.task!r} with reference results to learn from, got none; let the benchmark return `exact`"
         )
-    return encode_examples(editor, edits.before, edits.exact, edits.instructions, n_passes)
+    rows = range(len(edits.instructions))
+    split = (rows[: settings.n_examples], rows[settings.n_examples :])
+    return encode_split(editor, edits.before, edits.exact, edits.instructions, split, settings.flip, n_passes)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from emuedit.data import contact_sheet, example_folder
 from emuedit.data.example_folder import ExampleEdit, ExamplePictures
 from emuedit.editor import task_pack
 from emuedit.editor.package import Editor
 from emuedit.editor.task_pack import TaskPack
-from emuedit.training.task_inversion import InversionSettings, encode_examples, invert, select_examples, training_loss
+from emuedit.training.inversion_examples import encode_split
+from emuedit.training.task_inversion import InversionSettings, invert, training_loss
 
 HELD_OUT_EVERY = 5
 """One in this many examples is held out, for early stopping and the sheet; none if there are fewer."""
@@ -61,10 +61,10 @@ def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSe
     side_px = editor.settings.resolution or sampler.resolution_px
     pictures = example_folder.load_pictures(examples, max(1, round(side_px / sampler.grid_px)) * sampler.grid_px)
     instructions = [example.instruction for example in examples]
-    samples = encode_examples(sampler, pictures.before, pictures.after, instructions)
     split = Split.of(len(examples))
-    learned_rows, held_out_rows = (torch.tensor(rows, device=sampler.device) for rows in (split.learned, split.held_out))
-    learned = invert(sampler, select_examples(samples, learned_rows), select_examples(samples, held_out_rows), settings)
+    rows = (split.learned, split.held_out)
+    batches = encode_split(sampler, pictures.before, pictures.after, instructions, rows, settings.flip)
+    learned = invert(sampler, *batches, settings)
     pack = learned.pack(sampler.weights, settings, instructions, {"settings": settings.model_dump(mode="json")})
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{settings.task}.safetensors"

@@ -10,13 +10,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -27,12 +25,13 @@ from emuedit.data.publish import read_summary
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.task_adapter import AdaptedLayers, TaskAdapter
 from emuedit.editor.task_pack import TaskPack
-from emuedit.models import image_tensors
 from emuedit.models.attention_processor import use_unfused_attention_on_cpu
 from emuedit.progress import Progress
 from emuedit.runtime import generator, rng
 from emuedit.tracking import Tracker
+from emuedit.training import inversion_examples
 from emuedit.training.batch import Batch
+from emuedit.training.inversion_examples import select_examples, split_rows
 from emuedit.training.loss import (
     NO_DROPOUT,
     ConditionDropout,
@@ -41,10 +40,6 @@ from emuedit.training.loss import (
     draw_noise,
     loss_parts,
 )
-
-Pictures = npt.NDArray[np.uint8]
-PIXELS_PER_PASS = 8 * 512**2
-"""Pixels per VAE batch and per pass: eight examples of 512 px. Ours."""
 
 
 class InversionLoss(config.Params):
@@ -85,6 +80,8 @@ class InversionSettings(InversionLoss):
     """Steps between two evaluations of the held-out loss."""
     patience: int = Field(3, ge=1)
     """Evaluations without a lower loss before it stops."""
+    flip: bool = True
+    """Learn from mirrored copies too, of examples whose instruction mentions no side and no letters."""
 
 
 @dataclass(frozen=True)
@@ -138,16 +135,37 @@ def invert(
     """The core function: train v_new on the examples, with early stopping on the held-out edits.
 
     It starts from the row, or the mean of rows, with the lowest held-out loss. More passes of at most `PIXELS_PER_PASS` reduce
-    memory; the result is equal up to rounding. Raises ValueError for an editor in float16, whose gradients would underflow.
+    memory; the result is equal up to rounding. The editor is the same afterwards. Raises ValueError for an editor in float16,
+    whose gradients would underflow.
     """
     if editor.dtype == torch.float16:
         raise ValueError("want an editor in float32 or bfloat16 to learn a task, got float16; load it with another dtype")
+    with _set_up_for_training(editor):
+        return _train(editor, examples, held_out, settings, tracker, n_passes)
+
+
+@contextmanager
+def _set_up_for_training(editor: EditSampler) -> Iterator[None]:
+    """The U-Net's attention as for training, and on a GPU gradient checkpointing; both as before afterwards."""
+    unet = editor.net.unet
+    processors, checkpoints = dict(unet.attn_processors), unet.is_gradient_checkpointing
+    try:
+        use_unfused_attention_on_cpu(unet, [], editor.dtype)
+        if editor.device.type == "cuda":
+            unet.enable_gradient_checkpointing()  # else a batch of 8 at 512 px needs 24 GiB for SD1.5
+        yield
+    finally:
+        unet.set_attn_processor(processors)
+        if not checkpoints:
+            unet.disable_gradient_checkpointing()
+
+
+def _train(
+    editor: EditSampler, examples: Batch, held_out: Batch, settings: InversionSettings, tracker: Tracker | None, n_passes: int
+) -> LearnedTask:
     shape, n_timesteps = tuple(held_out.target.shape), editor.parts.scheduler.config.num_train_timesteps
     power, sampling = settings.loss_weights.power_at(0.0), settings.loss_weights.timestep_sampling
     fixed_draws = draw_noise(shape, n_timesteps, NO_DROPOUT, power, "inversion", "held out", timestep_sampling=sampling)
-    use_unfused_attention_on_cpu(editor.net.unet, [], editor.dtype)
-    if editor.device.type == "cuda":
-        editor.net.unet.enable_gradient_checkpointing()  # else a batch of 8 at 512 px needs 24 GiB for SD1.5
 
     def measure(v: Tensor) -> float:
         with torch.no_grad():
@@ -195,36 +213,6 @@ def invert(
     return LearnedTask(*best, start, steps_made, losses[start], best_loss)
 
 
-def encode_examples(
-    editor: EditSampler, before: Pictures, after: Pictures, instructions: Sequence[str], n_passes: int = 1
-) -> Batch:
-    """N edits as a batch on the editor's device: images before and after, uint8 [N, H, W, 3], and N instructions."""
-    most = max(1, PIXELS_PER_PASS // math.prod(before.shape[1:3]))  # to limit the autoencoder's memory
-    at_once = -(-min(len(before), most) // n_passes)
-    with editor.autocast():
-        chunks = _chunks(len(before), at_once)
-        source, target = (
-            torch.cat([editor.parts.encode(image_tensors.from_uint8(pictures[rows]).to(editor.device)) for rows in chunks])
-            for pictures in (before, after)
-        )
-        text, null = editor.parts.encode_text(instructions), editor.parts.null_text(1)
-    ids = tuple(str(i) for i in range(len(source)))
-    return Batch(source, target, text, null, torch.zeros(len(source), dtype=torch.long), ids, tuple(instructions))
-
-
-def _chunks(n_rows: int, at_once: int) -> list[slice]:
-    """Rows in order, at most `at_once` in each chunk."""
-    return [slice(start, min(start + at_once, n_rows)) for start in range(0, n_rows, at_once)]
-
-
-def select_examples(batch: Batch, rows: Tensor) -> Batch:
-    """The samples of a batch at these rows (int64), in that order."""
-    ids, instructions = (tuple(texts[int(i)] for i in rows) for texts in (batch.ids, batch.instructions))
-    sizes = None if batch.sizes is None else batch.sizes[rows]
-    text = batch.text.take(rows)
-    return Batch(batch.source[rows], batch.target[rows], text, batch.null, batch.tasks, ids, instructions, sizes)
-
-
 def _new_adapter(editor: EditSampler, settings: InversionSettings) -> TaskAdapter | None:
     if not settings.adapter_rank:
         return None
@@ -256,7 +244,7 @@ def _losses(
     """Lazily yields the contribution of each pass to the mean loss of a batch."""
     n_rows, scheduler, weights = len(batch), editor.parts.scheduler, settings.loss_weights
     pixels = math.prod(batch.target.shape[-2:]) * editor.parts.factor**2
-    for rows in _chunks(n_rows, min(-(-n_rows // n_passes), max(1, PIXELS_PER_PASS // pixels))):
+    for rows in split_rows(n_rows, min(-(-n_rows // n_passes), max(1, inversion_examples.PIXELS_PER_PASS // pixels))):
         part = select_examples(batch, torch.arange(rows.start, rows.stop, device=batch.target.device))
         with editor.autocast():
             arguments = (part, draws.rows(rows), v.expand(len(part), -1), weights, settings.min_snr_gamma)

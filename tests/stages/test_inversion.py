@@ -18,8 +18,9 @@ from emuedit.metrics import benchmark
 from emuedit.models import text_to_image
 from emuedit.stages import MEMORY_ENV, describe, inversion
 from emuedit.stages.inversion import InversionError, InversionParams
+from emuedit.training.inversion_examples import encode_examples, select_examples
 from emuedit.training.loss import ConditionDropout
-from emuedit.training.task_inversion import LearnedTask, invert, select_examples, start_embeddings
+from emuedit.training.task_inversion import LearnedTask, invert, start_embeddings
 from tests.stages.workspace import Workspace, check_stop_message, load_params, toy_world
 
 SMALL: dict[str, Any] = {
@@ -58,7 +59,7 @@ def editor(published: Path) -> EditSampler:
 def learn(editor: EditSampler, params: InversionParams, held_out: slice = slice(4, 6)) -> LearnedTask:
     """Learn the task from the first four of six edits; `held_out` are rows of the six."""
     edits = benchmark.load(params.world.benchmark)(params.task, "train", 0, 6)
-    samples = inversion.encode_benchmark(editor, edits)
+    samples = encode_examples(editor, edits.before, edits.exact, edits.instructions)
     examples = select_examples(samples, torch.arange(4))
     return invert(editor, examples, select_examples(samples, torch.arange(6)[held_out]), params)
 
@@ -167,4 +168,4 @@ def test_a_benchmark_without_right_results_is_an_error(editor: EditSampler) -> N
     params = make_params()
     edits = replace(benchmark.load(params.world.benchmark)("superres", "train", 0, 2), exact=None)  # type: ignore[type-var]
     with pytest.raises(InversionError, match="want edits of 'superres' with reference results"):
-        inversion.encode_benchmark(editor, edits)
+        inversion.encode_benchmark(editor, edits, params)

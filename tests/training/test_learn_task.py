@@ -78,7 +78,7 @@ def test_examples_have_the_size_at_which_the_editor_edits(workspace: Path, monke
         sizes.append(before.shape)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(learn_task, "encode_examples", stop)
+    monkeypatch.setattr(learn_task, "encode_split", stop)
     examples = example_folder.read_examples(workspace / "examples", ["darken it"])
     with pytest.raises(KeyboardInterrupt):
         learn_task.learn(editor, examples, settings_for("darken", 6, Path("models/editor")), workspace / "out")

@@ -8,18 +8,13 @@ import torch
 from emuedit.editor import sampling
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.settings import EditSettings
+from emuedit.models import image_tensors
 from emuedit.models.text_to_image import TextCondition
-from emuedit.training import task_inversion
+from emuedit.training import inversion_examples, task_inversion
 from emuedit.training.batch import Batch
+from emuedit.training.inversion_examples import encode_examples, encode_split, select_examples
 from emuedit.training.loss import LossParts
-from emuedit.training.task_inversion import (
-    InversionSettings,
-    LearnedTask,
-    encode_examples,
-    invert,
-    select_examples,
-    start_embeddings,
-)
+from emuedit.training.task_inversion import InversionSettings, LearnedTask, invert, start_embeddings
 from tests.editor.tiny_pipelines import D_V, save_editor
 
 SETTINGS = InversionSettings(
@@ -105,7 +100,7 @@ def test_passes_and_batches_of_the_vae_have_a_bound_in_pixels(
 ) -> None:
     """At 1024 px the examples of a folder do not fit a GPU at once."""
     height, width = (side * editor.parts.factor for side in samples.target.shape[-2:])
-    monkeypatch.setattr(task_inversion, "PIXELS_PER_PASS", 2 * height * width + 1)
+    monkeypatch.setattr(inversion_examples, "PIXELS_PER_PASS", 2 * height * width + 1)
     at_once, loss_parts = [], task_inversion.loss_parts
     monkeypatch.setattr(task_inversion, "loss_parts", lambda *args: (at_once.append(len(args[2])), loss_parts(*args))[1])
     learn(editor, samples, slice(0, 4), lr=0.3, steps=1, batch_size=5)
@@ -115,6 +110,25 @@ def test_passes_and_batches_of_the_vae_have_a_bound_in_pixels(
     images = np.zeros((5, height, width, 3), np.uint8)
     encode_examples(editor, images, images, ["a"] * 5)
     assert encoded == [2, 2, 1, 2, 2, 1]
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_examples_whose_instruction_has_no_side_are_mirrored_but_not_held_out_ones(flip: bool, editor: EditSampler) -> None:
+    side = 8 * editor.parts.factor
+    before, after = np.random.default_rng(0).integers(0, 256, (2, 5, side, side, 3), np.uint8)
+    texts = ["draw outlines", "darken the left half", "draw outlines", "draw outlines", "trace it"]
+    examples, held_out = encode_split(editor, before, after, texts, ([0, 1, 4], [2, 3]), flip)
+    n_mirrored = 2 if flip else 0
+    assert (
+        examples.instructions
+        == ("draw outlines", "darken the left half", "trace it", "draw outlines", "trace it")[: 3 + n_mirrored]
+    )
+    assert len(examples) == len(set(examples.ids)) == 3 + n_mirrored
+    assert held_out.instructions == ("draw outlines", "draw outlines")
+    for pictures, latents in ((before, examples.source), (after, examples.target)):
+        expected = [pictures[0], pictures[1], pictures[4], pictures[0, :, ::-1], pictures[4, :, ::-1]][: 3 + n_mirrored]
+        encoded = editor.parts.encode(image_tensors.from_uint8(np.stack(expected)))
+        torch.testing.assert_close(latents, encoded)
 
 
 def test_an_editor_in_float16_learns_no_task(editor: EditSampler, samples: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +152,31 @@ def test_weights_in_bfloat16_edit_and_learn_as_float32_to_rounding(editor: EditS
     learned = learn(half, samples, slice(0, 4), lr=0.3, steps=6, adapter_rank=2)
     assert learned.loss_start == pytest.approx(exact.loss_start, rel=0.05)
     assert learned.loss < learned.loss_start
+
+
+@pytest.mark.slow
+def test_learning_leaves_the_editor_as_it_was(editor: EditSampler, samples: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU in bfloat16, training uses other attention processors, and on a GPU gradient checkpointing; also if it fails."""
+    half, unet = EditSampler(editor.net, editor.parts, editor.weights, torch.bfloat16), editor.net.unet
+    before, used = unet.attn_processors, set()
+    images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    edited = half.sample(images, ["a"], ["local"], EditSettings(steps=1))
+    losses = task_inversion._losses
+
+    def record(*arguments: Any) -> Any:
+        used.update(type(processor).__name__ for processor in unet.attn_processors.values())
+        unet.enable_gradient_checkpointing()
+        return losses(*arguments)
+
+    monkeypatch.setattr(task_inversion, "_losses", record)
+    learn(half, samples, steps=1, adapter_rank=2)
+    assert used == {"ShortUnfusedAttnProcessor"}
+    monkeypatch.setattr(task_inversion, "_step_losses", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        learn(half, samples, steps=1, adapter_rank=2)
+    assert unet.attn_processors == before
+    assert not unet.is_gradient_checkpointing
+    assert torch.equal(half.sample(images, ["a"], ["local"], EditSettings(steps=1)), edited)
 
 
 def test_the_loss_is_weighted_by_min_snr(editor: EditSampler, samples: Batch) -> None:

@@ -1,0 +1,76 @@
+"""The examples of task inversion, encoded once: those to learn from, with mirrored copies, and the held-out ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from emuedit.editor.sampling import EditSampler
+from emuedit.models import image_tensors
+from emuedit.training.batch import Batch
+from emuedit.training.mirroring import has_no_side
+
+Pictures = npt.NDArray[np.uint8]
+PIXELS_PER_PASS = 8 * 512**2
+"""Pixels per VAE batch and per pass: eight examples of 512 px. Ours."""
+
+
+def encode_split(
+    editor: EditSampler,
+    before: Pictures,
+    after: Pictures,
+    instructions: Sequence[str],
+    split: tuple[Sequence[int], Sequence[int]],
+    flip: bool,
+    n_passes: int = 1,
+) -> tuple[Batch, Batch]:
+    """The examples to learn from and the held-out ones, at the rows of `split`; arguments else as for `encode_examples`.
+
+    flip: the first are followed by mirrored copies of those whose instruction holds for a mirrored image (`mirroring`).
+    """
+    learned, held_out = (np.asarray(rows, np.int64) for rows in split)
+    mirrored = np.asarray([row for row in learned if flip and has_no_side(instructions[row])], np.int64)
+    source, target = (
+        np.concatenate([pictures[learned], pictures[mirrored, :, ::-1]]) if len(mirrored) else pictures[learned]
+        for pictures in (before, after)
+    )
+    texts, held_out_texts = ([instructions[row] for row in rows] for rows in ([*learned, *mirrored], held_out))
+    return (
+        encode_examples(editor, source, target, texts, n_passes),
+        encode_examples(editor, before[held_out], after[held_out], held_out_texts, n_passes),
+    )
+
+
+def encode_examples(
+    editor: EditSampler, before: Pictures, after: Pictures, instructions: Sequence[str], n_passes: int = 1
+) -> Batch:
+    """N edits as a batch on the editor's device: images before and after, uint8 [N, H, W, 3], and N instructions."""
+    most = max(1, PIXELS_PER_PASS // math.prod(before.shape[1:3]))  # to limit the autoencoder's memory
+    at_once = -(-min(len(before), most) // n_passes)
+    with editor.autocast():
+        chunks = split_rows(len(before), at_once)
+        source, target = (
+            torch.cat([editor.parts.encode(image_tensors.from_uint8(pictures[rows]).to(editor.device)) for rows in chunks])
+            for pictures in (before, after)
+        )
+        text, null = editor.parts.encode_text(instructions), editor.parts.null_text(1)
+    ids = tuple(str(i) for i in range(len(source)))
+    return Batch(source, target, text, null, torch.zeros(len(source), dtype=torch.long), ids, tuple(instructions))
+
+
+def split_rows(n_rows: int, at_once: int) -> list[slice]:
+    """Rows in order, at most `at_once` in each chunk."""
+    return [slice(start, min(start + at_once, n_rows)) for start in range(0, n_rows, at_once)]
+
+
+def select_examples(batch: Batch, rows: Tensor) -> Batch:
+    """The samples of a batch at these rows (int64), in that order."""
+    ids, instructions = (tuple(texts[int(i)] for i in rows) for texts in (batch.ids, batch.instructions))
+    sizes = None if batch.sizes is None else batch.sizes[rows]
+    text = batch.text.take(rows)
+    return Batch(batch.source[rows], batch.target[rows], text, batch.null, batch.tasks, ids, instructions, sizes)

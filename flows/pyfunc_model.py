@@ -1,7 +1,9 @@
 """The registered model as MLflow loads it. This file is stored with the version, together with the code of emuedit.
 
 Input: one row per edit, `image` (base64 PNG, JPEG, ...), `instruction` and optionally `task`, which is predicted otherwise.
-Output: `image` (base64 PNG), `task`, `probability`.
+Output: `image` (base64 PNG), `task`, `probability`, `changed_share` (fraction of changed pixels), `changed_box` (left, top, right
+and bottom of the changed area in px, the latter two exclusive; empty if nothing changed). With the param `mask`, also `mask`: the
+changed pixels in white, as base64 PNG.
 """
 
 import base64
@@ -12,6 +14,9 @@ import mlflow
 import pandas as pd
 
 COLUMNS = ("image", "instruction", "task")
+OUTPUTS = ("image", "task", "probability", "changed_share", "changed_box")
+MASK = "mask"
+"""Param, and the column of the answer that it adds."""
 
 
 class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is Any
@@ -27,15 +32,20 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
         self.editor = Editor.load(package)
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """One edit per row. `params`: fields of EditSettings; by default those with which the editor was evaluated.
+        """One edit per row. `params`: `mask`, and fields of EditSettings; by default those with which the editor was evaluated.
 
         Raises ValueError, which names the row, for invalid input; then no row is answered.
         """
         from emuedit.data import image_io
+        from emuedit.editor import changed_area
 
         if not {"image", "instruction"} <= set(model_input.columns):
             raise ValueError(f"want columns {', '.join(COLUMNS)} (the last may be missing), got {[*model_input.columns]}")
-        settings = self.editor.settings.with_changes(params or {})
+        changes = dict(params or {})
+        with_mask = changes.pop(MASK, False)
+        if with_mask not in (True, False):
+            raise ValueError(f"want true or false for the param {MASK}, got {with_mask!r}")
+        settings = self.editor.settings.with_changes(changes)
         answers = []
         for number, row in enumerate(model_input.to_dict("records")):
             try:
@@ -48,18 +58,26 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
             choice = turn.choice
             answers.append(
                 {
-                    "image": base64.b64encode(image_io.to_png(turn.pixels, source)).decode("ascii"),
+                    "image": _encode(image_io.to_png(turn.pixels, source)),
                     "task": choice.task,
                     "probability": 1.0 if choice.probability is None else choice.probability,
+                    "changed_share": turn.touched.share,
+                    "changed_box": list(turn.touched.box or ()),
                 }
             )
-        return pd.DataFrame(answers, columns=["image", "task", "probability"])
+            if with_mask:
+                answers[-1][MASK] = _encode(image_io.to_png(changed_area.mask_image(turn.mask)))
+        return pd.DataFrame(answers, columns=[*OUTPUTS, *([MASK] if with_mask else [])])
 
 
 def _instruction(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():  # pandas uses NaN for an empty cell
         raise ValueError(f"want an instruction, such as 'make the circle red', got {value!r}")
     return value
+
+
+def _encode(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
 
 
 def _decode(text: Any) -> bytes:

@@ -42,10 +42,13 @@ class RedSampler:
         settings: EditSettings,
         seeds: Sequence[int],
         report: Any = None,
+        shifts: list[float | None] | None = None,
     ) -> torch.Tensor:
         self.calls.append(SampleCall(instructions[0], tasks[0], settings, seeds[0]))
         for _ in range(settings.steps if report else 0):
             report(len(images))
+        if shifts is not None:
+            shifts += [None] * len(images)
         changed = images.clone()
         changed[:, 0] = (changed[:, 0] + (0.5 if tasks[0] == "local" else -0.25)).clamp(-1, 1)
         return changed

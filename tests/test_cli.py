@@ -75,7 +75,8 @@ def test_an_instruction_that_the_text_encoder_cuts_is_reported(sampler: RedSampl
     text = "please " * 44 + "make it red"
     assert cli.main(["edit", "in.png", "make it red", text]) == 0
     error = capsys.readouterr().err
-    assert f"emuedit: the instruction {text!r} is truncated to the text encoder's 40 tokens" in error
+    assert "emuedit: the instruction 'please please" in error
+    assert "make it red' is truncated to the text encoder's 40 tokens; shorten it" in error
     assert error.count("is truncated") == 1
     assert len(sampler.calls) == 2
 
@@ -83,6 +84,7 @@ def test_an_instruction_that_the_text_encoder_cuts_is_reported(sampler: RedSampl
 def test_every_setting_is_an_option(sampler: RedSampler) -> None:
     options = "--steps 3 --image-guidance-scale 1.2 --guidance-scale 4 --guidance-rescale .7 --preserve .5 --change-threshold 0"
     options += " --against-reconstruction 0 --resolution 512 --crop 1 --composite 0 --guidance-from .1 --guidance-to .8"
+    options += " --border-px 3"
     assert cli.main(["edit", "in.png", "make it red", *options.split(), "--seed", "7"]) == 0
     expected = EditSettings(
         steps=3,
@@ -93,6 +95,7 @@ def test_every_setting_is_an_option(sampler: RedSampler) -> None:
         guidance_rescale=0.7,
         preserve=0.5,
         composite=0,
+        border_px=3,
         change_threshold=0.0,
         against_reconstruction=0,
         resolution=512,

@@ -4,11 +4,10 @@ Emu Edit (arXiv 2311.10089, multi-turn editing): d = sum over RGB of |c_I^{s+1} 
 old pixel is kept where d_bar < alpha = 0.03. The paper states neither the colour range nor the filter. Our choice: colours in
 [0, 1], so d is in [0, 3], and a Gaussian filter.
 
-An autoencoder changes every pixel slightly, even without an edit, and d includes this error. With `unchanged`, the autoencoder's
-reconstruction of c_I^s, d is measured from that instead (ours): an edit that changes no latent keeps every pixel.
+An autoencoder changes every pixel slightly, even without an edit, and d includes this error. If c_I^s is replaced by its
+reconstruction (ours), d does not: an edit that changes no latent keeps every pixel.
 """
 
-import torch
 from torch import Tensor
 
 from emuedit.core.soft_mask import blur
@@ -26,14 +25,3 @@ def change_mask(before: Tensor, after: Tensor, alpha: float = ALPHA, sigma_px: f
         raise ValueError(f"want two images [B, 3, H, W] of one size, got {tuple(before.shape)} and {tuple(after.shape)}")
     d = (after - before).abs().sum(1, keepdim=True) / 2  # / 2: from the range [-1, 1] to [0, 1]
     return blur((d / 3).clamp(max=1), sigma_px) * 3 >= alpha  # clamp: rounding may exceed 1
-
-
-def keep_unchanged(
-    before: Tensor, after: Tensor, alpha: float = ALPHA, sigma_px: float = SIGMA_PX, unchanged: Tensor | None = None
-) -> Tensor:
-    """Replace unchanged pixels of `after` by exact copies from `before`; [B, 3, H, W] in [-1, 1].
-
-    unchanged: the value of `after` without an edit; None: `before`, as in the paper.
-    """
-    changed = change_mask(before if unchanged is None else unchanged, after, alpha, sigma_px)
-    return torch.where(changed, after, before)

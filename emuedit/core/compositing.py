@@ -1,10 +1,14 @@
-"""Composite an edit made at a smaller size into the full-size image.
+"""Composite an edit into its image: with a soft border, and from a smaller size.
 
-Outside the changed region and a border around it, the result is bit-identical to the image; inside, it is the upsampled edit.
-Shapes: images are float [1, 3, H, W] in [-1, 1]; small copies are [1, 3, h, w]. All of this is ours.
+Outside the changed region (of an edit made at a smaller size, and a border around it), the result is bit-identical to the image.
+Shapes: images are float [1, 3, H, W] in [-1, 1], [B, 3, H, W] where stated; small copies are [1, 3, h, w]. All of this is ours.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,22 +22,67 @@ MIN_CHANGE = 0.5
 """Minimum probability of a changed latent cell."""
 
 
-def keep_unchanged_cells(before: Tensor, after: Tensor, change: Tensor, factor: int) -> Tensor:
-    """`after` where a latent cell changes, else exactly `before`; images [B, 3, H, W].
+def changed_cells(change: Tensor, factor: int, height: int, width: int) -> Tensor:
+    """Pixels of the latent cells that change: bool [B, 1, height, width].
 
-    change: probability per cell, [B, 1, h, w]; a cell has `factor` px per side, and the cells cover the images.
+    change: probability per cell, [B, 1, h, w]; a cell has `factor` px per side, and the cells cover height x width pixels.
     """
-    changed = F.interpolate((change >= MIN_CHANGE).to(after), scale_factor=factor, mode="nearest")
-    return torch.where(changed[:, :, : after.shape[-2], : after.shape[-1]] > 0, after, before)
+    changed = F.interpolate((change >= MIN_CHANGE).float(), scale_factor=factor, mode="nearest")
+    return changed[:, :, :height, :width] > 0
 
 
-def seam(before: Tensor, after: Tensor) -> float:
-    """Mean increase in edge contrast across the boundary of the changed region.
+def soft_border(changed: Tensor, border_px: float) -> Tensor:
+    """Weight of the edit: exactly 0 outside the changed region, exactly 1 deeper than `border_px` inside, a linear ramp between.
 
-    Mean over neighbouring pixels of which one changed: |difference in after| - |difference in before|, mean over RGB in [0, 1];
-    images [B, 3, H, W] in [-1, 1]. 0 without a boundary; negative if the boundary became smoother.
+    changed: bool [B, 1, H, W] -> float32 [B, 1, H, W]. A pixel whose nearest unchanged pixel is d px away (Euclidean distance
+    of the centres) has the weight min(1, d / (border_px + 1)), so weights of neighbours differ by at most 1 / (border_px + 1).
+    This bounds the gradient across the border between two flat areas, as a fraction of their difference. The image's edges
+    are no border. 0 px is the hard edge.
+    """
+    if border_px == 0 or not changed.any():
+        return changed.float()
+    depths = [torch.from_numpy(_depth_px(mask.cpu().numpy())) for mask in changed[:, 0]]
+    return (torch.stack(depths)[:, None] / (border_px + 1)).clamp(max=1).float().to(changed.device)
+
+
+def _depth_px(changed: np.ndarray) -> np.ndarray:
+    """Distance in px of the pixels of bool [H, W] to the nearest False one: 0 there, infinite if there is none."""
+    if changed.all():
+        return np.full(changed.shape, np.inf)
+    distance_px: np.ndarray = distance_transform_edt(changed)
+    return distance_px
+
+
+def window_border(window: Sequence[slice], size: Sequence[int], border_px: float) -> Tensor:
+    """Weight of an edit of a window: the ramp of `soft_border` inwards from its sides, except those of the image.
+
+    window: rows and columns in an image of `size` (H, W) px; float32 [1, 1, rows, columns].
+    """
+    changed = np.pad(
+        np.ones([side.stop - side.start for side in window], bool),
+        [(int(side.start > 0), int(side.stop < length)) for side, length in zip(window, size, strict=True)],
+    )
+    weight = soft_border(torch.from_numpy(changed)[None, None], border_px)
+    rows, columns = (slice(int(side.start > 0), int(side.start > 0) + side.stop - side.start) for side in window)
+    return weight[..., rows, columns]
+
+
+def blend(before: Tensor, after: Tensor, weight: Tensor) -> Tensor:
+    """`after` where the weight [B, 1, H, W] is 1, `before` where it is 0, both bit for bit; images float [B, 3, H, W]."""
+    return torch.where(weight > 0, torch.lerp(before, after, weight), before)  # lerp alone would pass on a NaN at weight 0
+
+
+def seam(before: Tensor, after: Tensor, depth_px: int = 0) -> float:
+    """Mean increase in edge contrast across the boundary of the changed region, eroded by `depth_px`.
+
+    Mean over neighbouring pixels of which one is in the region: |difference in after| - |difference in before|, mean over RGB in
+    [0, 1]; images [B, 3, H, W] in [-1, 1]. 0 without a boundary; negative if the boundary became smoother. A soft border of
+    b px spreads over the depths 0 to b.
     """
     changed = changed_pixels(before, after)
+    if depth_px:
+        depths = np.stack([_depth_px(mask) for mask in changed[:, 0].cpu().numpy()])
+        changed = torch.from_numpy(depths > depth_px)[:, None]
     jumps = []
     for dim in (2, 3):
         steps = [image.diff(dim=dim).abs().mean(1, keepdim=True) / 2 for image in (before, after)]
@@ -78,8 +127,7 @@ def enlarge_edit(
     else:
         edited = F.interpolate(after, size, mode="bicubic")
     result = image.clone()
-    blended = torch.lerp(image[window], edited.clamp(-1, 1)[window], mask[window])
-    result[window] = torch.where(mask[window] > 0, blended, image[window])
+    result[window] = blend(image[window], edited.clamp(-1, 1)[window], mask[window])
     return result
 
 

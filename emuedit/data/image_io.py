@@ -126,7 +126,7 @@ def _convert_to_rgb(image: Image.Image) -> LoadedImage:
         notes.append("16 bits reduced to 8")
     profile, transparent = image.info.get("icc_profile") or b"", None
     if upright.has_transparency_data:
-        with_alpha = upright.convert("RGBA")
+        with_alpha = (upright.convert("LA") if upright.mode == "La" else upright).convert("RGBA")
         if np.asarray(with_alpha.getchannel("A")).min() < 255:
             notes.append("transparency composited on white")
             transparent = None if profile else np.array(with_alpha)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import EllipsisType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +23,8 @@ from emuedit.editor.sampling import EditSampler, ReportStep
 from emuedit.editor.settings import EditSettings
 from emuedit.tasks import changes_whole_image, edits_an_object, find_task
 
+Window = tuple[EllipsisType, slice, slice]
+"""Index of rows and columns of an image."""
 WINDOW_MARGIN = 0.5
 """Margin added to each side of the changed region's box for the second edit, as a fraction of the box's sides."""
 
@@ -45,15 +49,20 @@ def edit_any_size(
     settings: EditSettings,
     seeds: Sequence[int],
     report: ReportStep | None = None,
+    shifts: list[float | None] | None = None,
 ) -> Tensor:
-    """Like `EditSampler.sample`, for images [B, 3, H, W] of one size, which may exceed the working size."""
+    """Like `EditSampler.sample`, for images [B, 3, H, W] of one size, which may exceed the working size.
+
+    shifts: gets the shift of each edited image in px of the working size; with `settings.crop` that of the first edit.
+    """
     height, width = images.shape[-2:]
     resolution_px = settings.resolution or sampler.resolution_px
     size = working_size(height, width, resolution_px, sampler.grid_px)
+    options: dict[str, Any] = {} if shifts is None else {"shifts": shifts}
     if size == (height, width):
-        return sampler.sample(images, instructions, tasks, settings, seeds, report)
+        return sampler.sample(images, instructions, tasks, settings, seeds, report, **options)
     before = torch.cat([compositing.shrink(image[None], *size) for image in images.float().cpu()])
-    after = sampler.sample(before, instructions, tasks, settings, seeds, report)
+    after = sampler.sample(before, instructions, tasks, settings, seeds, report, **options)
     results = []
     for row, image in enumerate(images.float().cpu()[:, None]):
         task = find_task(tasks[row])
@@ -66,12 +75,13 @@ def edit_any_size(
         inside = image[window]
         arguments = ([instructions[row]], [tasks[row]], settings.model_copy(update={"crop": 0}), [seeds[row]], report)
         result = image.clone()
-        result[window] = edit_any_size(sampler, inside, *arguments)
+        weight = compositing.window_border(window[1:], image.shape[-2:], settings.border_px)
+        result[window] = compositing.blend(inside, edit_any_size(sampler, inside, *arguments), weight)
         results.append(result)
     return torch.cat(results)
 
 
-def _find_window(before: Tensor, after: Tensor, size: tuple[int, int], resolution_px: int) -> tuple[object, ...] | None:
+def _find_window(before: Tensor, after: Tensor, size: tuple[int, int], resolution_px: int) -> Window | None:
     """Index of a window around the region that the edit of the smaller copy changed; None if it is not smaller than the image.
 
     The window is the bounding box of the change plus WINDOW_MARGIN, with sides of at least resolution_px if the image allows.
@@ -89,4 +99,4 @@ def _find_window(before: Tensor, after: Tensor, size: tuple[int, int], resolutio
         slices.append(slice(start, start + math.ceil(length)))
     if all(window.stop - window.start > 0.75 * side for window, side in zip(slices, size, strict=True)):
         return None
-    return (..., *slices)
+    return (..., slices[0], slices[1])

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from emuedit.data import image_io
 from emuedit.editor import changed_area
-from emuedit.editor.package import Editor, TruncatedInstructionWarning, Turn
+from emuedit.editor.edit_turn import Turn
+from emuedit.editor.package import Editor, TruncatedInstructionWarning
 from emuedit.editor.package_folder import CHAMPION
 from emuedit.editor.package_layout import EDITOR, MODELS
 from emuedit.editor.session import ANIMATION_SUFFIXES, EditSession
@@ -67,7 +68,7 @@ def _edit(options: argparse.Namespace) -> None:
         print(f"{options.session}: session file; `emuedit replay` reproduces the images from it")
     if options.mask:
         mask = changed_area.changed_mask(picture.pixels, edited)
-        _write(options.mask, np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=-1), None)
+        _write(options.mask, changed_area.mask_image(mask), None)
         print(f"{options.mask}: white where pixels changed")
 
 

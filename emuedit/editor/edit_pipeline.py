@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
-from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from emuedit.editor import model_card, task_embedding
-from emuedit.editor.pipeline_images import OUTPUT_TYPES, convert_output, read_images
+from emuedit.editor.pipeline_images import OUTPUT_TYPES, EditPipelineOutput, convert_output, measure_changes, read_images
 from emuedit.editor.settings import EditSettings
 from emuedit.editor.unet import EditorUNet
 from emuedit.models import model_sources, text_to_image
@@ -156,16 +155,18 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         preserve: float = DEFAULTS.preserve,
         change_threshold: float = DEFAULTS.change_threshold,
         composite: int = DEFAULTS.composite,
+        border_px: int = DEFAULTS.border_px,
         against_reconstruction: int = DEFAULTS.against_reconstruction,
     ) -> Any:
-        """Edit images by instruction. Returns `ImagePipelineOutput`, or (images,) with return_dict=False.
+        """Edit images by instruction. Returns `EditPipelineOutput`, or (images,) with return_dict=False.
 
         prompt: an instruction, such as "make the circle red", or one per image.
         image: a PIL image, an array [H, W, 3] (uint8, or float in [0, 1]), a tensor [3, H, W] in [0, 1], a batch or a list of
           them; any size, but all of one size, which is also the result's. A single image is used for all prompts.
         task: a name from `tasks`, or one per image. Required.
         num_inference_steps, guidance_scale (by the instruction), image_guidance_scale (by the image), guidance_rescale,
-          preserve, composite, change_threshold, against_reconstruction: see `EditSettings`, where the first is called `steps`.
+          preserve, composite, border_px, change_threshold, against_reconstruction: see `EditSettings`, where the first is called
+          `steps`.
         negative_prompt: replaces the null text of guidance; one, or one per image.
         num_images_per_prompt: results per prompt, each with different noise; the results of a prompt are adjacent.
         generator: one for all n results, or one per result; None: torch's global generator. A generator with seed s gives the
@@ -193,7 +194,7 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         settings = DEFAULTS.with_changes({
             "steps": num_inference_steps, "guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale,
             "guidance_rescale": guidance_rescale, "preserve": preserve, "change_threshold": change_threshold,
-            "composite": composite,
+            "composite": composite, "border_px": border_px,
             "against_reconstruction": against_reconstruction,
         })  # fmt: skip
 
@@ -223,7 +224,7 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
             )
         self.maybe_free_model_hooks()
         results = convert_output(edited, output_type)
-        return ImagePipelineOutput(images=results) if return_dict else (results,)
+        return EditPipelineOutput(images=results, touched=measure_changes(images, edited)) if return_dict else (results,)
 
 
 def _one_per_result(generator: torch.Generator | Sequence[torch.Generator] | None, n: int) -> list[torch.Generator]:

@@ -19,11 +19,12 @@ def edit_turns(
     tasks: Sequence[str],
     settings: EditSettings,
     report: ReportStep | None = None,
+    shifts: list[float | None] | None = None,
 ) -> list[Tensor]:
     """Image [1, 3, H, W] in [-1, 1] -> the image after each turn. Turn i uses seed + i.
 
     Results are rounded to bytes, so a turn gives the same result in memory as from a file. `EditSampler.sample` keeps pixels that
-    change less than `change_threshold` (Emu Edit, arXiv 2311.10089).
+    change less than `change_threshold` (Emu Edit, arXiv 2311.10089). shifts: gets the shift of each turn, see `edit_any_size`.
 
     Raises ValueError unless there is one image and one task per instruction, UnknownTaskError for an unknown task.
     """
@@ -35,7 +36,7 @@ def edit_turns(
     pictures: list[Tensor] = []
     before = image.float().cpu()
     for turn, (instruction, task) in enumerate(zip(instructions, tasks, strict=True)):
-        after = edit_any_size(sampler, before, [instruction], [task], settings, [settings.seed + turn], report)
+        after = edit_any_size(sampler, before, [instruction], [task], settings, [settings.seed + turn], report, shifts)
         before = image_tensors.from_uint8(image_tensors.to_uint8(after))
         pictures.append(before)
     return pictures

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -13,8 +12,19 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from emuedit.data import image_io
 from emuedit.data.file_manifest import check_manifest
+from emuedit.data.image_io import MAX_PIXELS
+from emuedit.editor import changed_area
+from emuedit.editor.edit_turn import TaskChoice, Turn
+from emuedit.editor.editor_inputs import (
+    Picture,
+    check_images,
+    check_instructions,
+    check_settings,
+    check_tasks,
+    describe,
+    to_rgb,
+)
 from emuedit.editor.package_folder import PackageError, editor_folder, find_package, read_settings, resolve_source
 from emuedit.editor.package_layout import PACK_FOLDER, PACKS, ROUTER, USER_PACKS, find_packs
 from emuedit.editor.settings import EditSettings
@@ -24,36 +34,11 @@ if TYPE_CHECKING:
     from emuedit.editor.task_pack import TaskPack
     from emuedit.editor.task_predictor import TaskPredictor
 
-Picture = Image.Image | npt.NDArray[np.uint8]
-"""A PIL image, or uint8 [H, W, 3]."""
 P = TypeVar("P", Image.Image, npt.NDArray[np.uint8])
 
 
 class TruncatedInstructionWarning(UserWarning):
     """Warning for an instruction that exceeds the text encoder's token limit: its end has no effect."""
-
-
-@dataclass(frozen=True)
-class TaskChoice:
-    """The task of an instruction, and how it was chosen."""
-
-    task: str
-    probability: float | None
-    """Probability by the task predictor, in [0, 1]; None if the task was given."""
-    second: str | None = None
-    """The second possible task of an ambiguous instruction."""
-    second_probability: float | None = None
-    """Its probability, in [0, 1]; None without a second task."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One instruction and its result."""
-
-    instruction: str
-    choice: TaskChoice
-    pixels: npt.NDArray[np.uint8]
-    """[H, W, 3]"""
 
 
 class Editor:
@@ -67,9 +52,22 @@ class Editor:
     """
 
     def __init__(
-        self, sampler: EditSampler, predictor: TaskPredictor | None, settings: EditSettings, name: str = "", folder: Path = Path()
+        self,
+        sampler: EditSampler,
+        predictor: TaskPredictor | None,
+        settings: EditSettings,
+        name: str = "",
+        folder: Path = Path(),
+        max_pixels_per_batch: int | None = None,
     ) -> None:
-        """name: display name, such as `models:/emuedit-editor@champion`. folder: where it was loaded from."""
+        """name: display name, such as `models:/emuedit-editor@champion`. folder: where it was loaded from.
+
+        max_pixels_per_batch: see `load`.
+        """
+        if max_pixels_per_batch is not None:
+            if max_pixels_per_batch < 1:
+                raise PackageError(f"want max_pixels_per_batch of at least 1, got {max_pixels_per_batch}; None: the default")
+            sampler.max_pixels_per_batch = max_pixels_per_batch
         self.sampler, self.predictor, self.settings = sampler, predictor, settings
         self.name, self.folder = name, folder
 
@@ -80,6 +78,7 @@ class Editor:
         device: str = "auto",
         dtype: str = "auto",
         settings: EditSettings | None = None,
+        max_pixels_per_batch: int | None = None,
     ) -> Editor:
         """Open an editor.
 
@@ -87,6 +86,8 @@ class Editor:
           hub id `owner/name`; None: the champion, or `models/` if none is registered.
         device, dtype: device and number format; 'auto' chooses fast and correct ones for this machine.
         settings: defaults of all edits; replace those of the package (see `read_settings`).
+        max_pixels_per_batch: bound on the memory of a list of edits: pixels, at the size at which images are edited, that enter
+          the network at once, at least one image; None: eight images of 512 px. Results do not depend on it, up to rounding.
         Raises PackageError for a source without an editor (the message says what was found), and ManifestError for a
         registered package whose files were changed.
         """
@@ -100,7 +101,7 @@ class Editor:
         runtime = Runtime.choose(device, dtype)
         sampler = sampling.load(editor_folder(root), runtime)
         predictor = task_predictor.load(str(root / ROUTER), runtime.device) if (root / ROUTER).is_dir() else None
-        editor = cls(sampler, predictor, settings or read_settings(root), name, root)
+        editor = cls(sampler, predictor, settings or read_settings(root), name, root, max_pixels_per_batch)
         for pack in find_packs(root / PACKS):
             editor.add_pack(pack)
         beside = root / USER_PACKS
@@ -172,8 +173,8 @@ class Editor:
         length or a missing task predictor.
         """
         if isinstance(images, Image.Image | np.ndarray):
-            return self._edit_list([images], [instructions], [tasks], settings)[0]
-        return self._edit_list(images, instructions, tasks, settings)
+            return self._edit_list([images], [instructions], None if tasks is None else [tasks], settings)[0]
+        return self._edit_list(check_images(images), instructions, tasks, settings)
 
     def _edit_list(
         self,
@@ -182,11 +183,12 @@ class Editor:
         tasks: Sequence[str | None] | None,
         settings: EditSettings | None,
     ) -> list[Picture]:
-        if isinstance(instructions, str) or len(images) != len(instructions):
-            raise PackageError(f"want one instruction for each of the {len(images)} images, got {instructions!r}")
+        if isinstance(instructions, str) or not isinstance(instructions, Sequence) or len(images) != len(instructions):
+            raise PackageError(f"want one instruction for each of the {len(images)} images, got {describe(instructions)}")
+        settings = check_settings(settings, self.settings)
         choices = self.choose_tasks(instructions, tasks)
         pixels = [to_rgb(image) for image in images]
-        outputs = self._edit_by_size(pixels, instructions, [choice.task for choice in choices], settings or self.settings)
+        outputs = self._edit_by_size(pixels, instructions, [choice.task for choice in choices], settings)
         return [
             Image.fromarray(output) if isinstance(image, Image.Image) else output
             for image, output in zip(images, outputs, strict=True)
@@ -202,24 +204,25 @@ class Editor:
     ) -> list[Turn]:
         """Apply instructions to one image in sequence; pixels that a turn does not change stay bit-identical.
 
-        Arguments as for `edit`; `report` is called after each denoising step.
+        Arguments as for `edit`; `report` is called after each denoising step. A turn has the image before and after it, and which
+        area it changed (`Turn.touched`, `Turn.mask`).
         """
         from emuedit.editor import multi_turn
         from emuedit.models.image_tensors import from_uint8, to_uint8
 
+        settings = check_settings(settings, self.settings)
         choices = self.choose_tasks(instructions, tasks)
-        pictures = multi_turn.edit_turns(
-            self.sampler,
-            from_uint8(to_rgb(image)),
-            instructions,
-            [choice.task for choice in choices],
-            settings or self.settings,
-            report,
-        )
-        return [
-            Turn(instruction, choice, to_uint8(picture)[0])
-            for instruction, choice, picture in zip(instructions, choices, pictures, strict=True)
-        ]
+        before = to_rgb(image)
+        chosen = [choice.task for choice in choices]
+        shifts: list[float | None] = []
+        pictures = multi_turn.edit_turns(self.sampler, from_uint8(before), instructions, chosen, settings, report, shifts)
+        turns: list[Turn] = []
+        before = before.copy() if isinstance(image, np.ndarray) else before  # the caller may change its array later
+        for instruction, choice, picture, shift_px in zip(instructions, choices, pictures, shifts, strict=True):
+            after = to_uint8(picture)[0]
+            turns.append(Turn(instruction, choice, after, before, changed_area.measure(before, after, shift_px)))
+            before = after
+        return turns
 
     def choose_tasks(self, instructions: Sequence[str], tasks: Sequence[str | None] | None = None) -> list[TaskChoice]:
         """The task of each instruction: the given one, or the task predictor's choice.
@@ -228,23 +231,19 @@ class Editor:
         lists of unequal length, a missing task predictor, and a text without a given task that is not an edit instruction. Warns
         (TruncatedInstructionWarning) if an instruction exceeds the text encoder's token limit.
         """
-        if isinstance(instructions, str):
-            raise PackageError(f"want a list of instructions, got the text {instructions!r}; pass a list")
-        if not instructions or not all(isinstance(text, str) and text.strip() for text in instructions):
-            raise PackageError(f"want an instruction, such as 'make the circle red'; got {list(instructions)!r}")
-        given_tasks = list(tasks) if tasks else [None] * len(instructions)
-        if len(given_tasks) != len(instructions):
-            raise PackageError(f"want a task for each of the {len(instructions)} instructions or none; got {given_tasks}")
-        choices = [self._choose_task(text, task) for text, task in zip(instructions, given_tasks, strict=True)]
-        for text in filter(self.sampler.is_truncated, instructions):
-            message = f"the instruction {text!r} is truncated to the text encoder's {self.sampler.max_tokens} tokens; shorten it"
+        texts = check_instructions(instructions)
+        task_or_none = check_tasks(tasks, len(texts))
+        choices = [self._choose_task(text, task) for text, task in zip(texts, task_or_none, strict=True)]
+        for text in filter(self.sampler.is_truncated, texts):
+            n_tokens = self.sampler.max_tokens
+            message = f"the instruction {describe(text)} is truncated to the text encoder's {n_tokens} tokens; shorten it"
             warnings.warn(message, TruncatedInstructionWarning, stacklevel=2)
         return choices
 
     def _choose_task(self, instruction: str, task: str | None) -> TaskChoice:
         if task is not None:
-            if task not in self.tasks:
-                raise PackageError(f"want one of the tasks {', '.join(self.tasks)}; got {task!r}")
+            if not isinstance(task, str) or task not in self.tasks:
+                raise PackageError(f"want one of the tasks {', '.join(self.tasks)}; got {describe(task)}")
             return TaskChoice(task, None)
         if self.predictor is None:
             raise PackageError("want a task predictor (the folder `router`) to choose the task, got none; name the task")
@@ -256,13 +255,16 @@ class Editor:
     def _edit_by_size(
         self, pixels: list[npt.NDArray[np.uint8]], instructions: Sequence[str], tasks: list[str], settings: EditSettings
     ) -> list[npt.NDArray[np.uint8]]:
-        """Edit images of equal size in one batch; the noise of an image depends on its position in the list."""
+        """Edit images of equal size together; the noise of an image depends on its position in the list.
+
+        At most `MAX_PIXELS` pixels (at least one image) are float32 at the images' size at once, and those of
+        `EditSampler.max_pixels_per_batch` enter the network.
+        """
         from emuedit.editor.any_size import edit_any_size
         from emuedit.models.image_tensors import from_uint8, to_uint8
 
         outputs: dict[int, npt.NDArray[np.uint8]] = {}
-        for shape in sorted({picture.shape for picture in pixels}):
-            rows = [row for row, picture in enumerate(pixels) if picture.shape == shape]
+        for rows in _batches_by_size(pixels):
             edited = edit_any_size(
                 self.sampler,
                 from_uint8(np.stack([pixels[row] for row in rows])),
@@ -275,19 +277,10 @@ class Editor:
         return [outputs[row] for row in range(len(pixels))]
 
 
-def to_rgb(image: Picture) -> npt.NDArray[np.uint8]:
-    """A PIL image or uint8 [H, W, 3] -> uint8 [H, W, 3]; transparency is composited on white, see `image_io.read_image`.
-
-    Raises PackageError for another array and for a PIL image with 32 bits per value, whose range is unknown; ImageError for a
-    damaged image.
-    """
-    if isinstance(image, Image.Image) and image.mode not in ("I", "F") and min(image.size) > 0:
-        return image_io.convert_to_rgb(image).pixels
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        kind = " ".join(str(getattr(image, name)) for name in ("mode", "dtype", "shape") if hasattr(image, name))
-        raise PackageError(
-            f"want a PIL image of 8 or 16 bits per value, or uint8 [H, W, 3]; got {type(image).__name__} {kind}".rstrip()
-        )
-    if not image.size:
-        raise PackageError(f"want an image of at least one pixel, got uint8 {list(image.shape)}")
-    return image
+def _batches_by_size(pixels: Sequence[npt.NDArray[np.uint8]]) -> Iterator[list[int]]:
+    """Indices of images of equal size, for at most `MAX_PIXELS` pixels (at least one image) at once."""
+    for height, width, _ in sorted({picture.shape for picture in pixels}):
+        rows = [row for row, picture in enumerate(pixels) if picture.shape[:2] == (height, width)]
+        at_once = max(1, MAX_PIXELS // (height * width))
+        for start in range(0, len(rows), at_once):
+            yield rows[start : start + at_once]

@@ -1,21 +1,33 @@
-"""Convert the inputs and outputs of a diffusers pipeline.
+"""The inputs and outputs of a diffusers pipeline.
 
 Shapes: B images, H and W pixels.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
 from emuedit.data import image_io
+from emuedit.editor import changed_area
+from emuedit.editor.changed_area import ChangedArea
 from emuedit.models import image_tensors
 
 OUTPUT_TYPES = ("pil", "np", "pt")
+
+
+@dataclass
+class EditPipelineOutput(ImagePipelineOutput):  # type: ignore[misc]  # diffusers is Any
+    """Edited images, and how much of each was changed."""
+
+    touched: list[ChangedArea]
+    """Share and bounding box of the pixels that differ from the input, as 8-bit images; one per result."""
 
 
 def read_images(image: Any) -> Tensor:
@@ -34,7 +46,11 @@ def read_images(image: Any) -> Tensor:
         return image_tensors.from_uint8(image_io.convert_to_rgb(image).pixels)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8:
         return image_tensors.from_uint8(image)
-    values = torch.from_numpy(image).movedim(-1, -3) if isinstance(image, np.ndarray) and image.ndim >= 3 else image
+    values = (
+        torch.from_numpy(np.require(image, requirements=["C", "W"])).movedim(-1, -3)
+        if isinstance(image, np.ndarray) and image.ndim >= 3
+        else image
+    )
     if not isinstance(values, Tensor) or values.ndim not in (3, 4) or values.shape[-3] != 3 or not values.is_floating_point():
         got = " ".join(str(getattr(image, name)) for name in ("mode", "dtype", "shape") if hasattr(image, name))
         raise ValueError(
@@ -54,3 +70,8 @@ def convert_output(images: Tensor, output_type: str) -> Any:
         return image_tensors.to_pil(images)
     values = (images.float() / 2 + 0.5).clamp(0, 1)
     return values.permute(0, 2, 3, 1).contiguous().numpy() if output_type == "np" else values
+
+
+def measure_changes(before: Tensor, after: Tensor) -> list[ChangedArea]:
+    """The changed area of each of B images, float [B, 3, H, W] in [-1, 1] before and after an edit, as 8-bit images."""
+    return [changed_area.measure(*pair) for pair in zip(*map(image_tensors.to_uint8, (before, after)), strict=True)]

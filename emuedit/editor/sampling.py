@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from emuedit.core import change_threshold, compositing, diffusion, guidance
+from emuedit.core import compositing, diffusion, guidance
 from emuedit.core.guidance import GuidanceTerm
-from emuedit.editor import checkpoint, task_pack
+from emuedit.editor import checkpoint, preservation, task_pack
 from emuedit.editor.checkpoint import FrozenParts
 from emuedit.editor.settings import EditSettings
 from emuedit.editor.task_adapter import TaskAdapter
@@ -27,7 +27,6 @@ from emuedit.models import image_tensors
 from emuedit.models.denoising import Denoiser
 from emuedit.models.text_to_image import TextCondition, grid_of
 from emuedit.runtime import Runtime
-from emuedit.tasks import changes_whole_image, edits_an_object
 
 ReportStep = Callable[[int], None]
 """Called after each denoising step with the number of samples."""
@@ -129,12 +128,14 @@ class EditSampler:
         seeds: Sequence[int | torch.Generator] | None = None,
         report: ReportStep | None = None,
         options: SamplingOptions = NO_OPTIONS,
+        shifts: list[float | None] | None = None,
     ) -> Tensor:
         """Edit images [B, 3, H, W] in [-1, 1] of any size: float32 [B, 3, H, W] on the CPU.
 
         A sample depends only on its image, instruction, task and seed; `max_pixels_per_batch` bounds the memory. Default `seeds`:
         settings.seed + 0, 1, ...; a generator is accepted in place of a seed.
         Guidance costs up to three evaluations per step, in one forward: see `guidance.terms_of`.
+        shifts: gets the shift of each edited image, see `preservation.measure_shifts`; None: not measured.
         Raises UnknownTaskError for an unknown task, ValueError for images out of range and for lists of unequal length.
         """
         n = len(image_tensors.check_images(images))
@@ -146,21 +147,21 @@ class EditSampler:
             )
         v = self.net.table.rows(tasks)  # [B, D_v]
         generators = [seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed) for seed in seeds]
-        after = torch.empty(images.shape)
+        after, shift_of = torch.empty(images.shape), dict[int, float | None]()
         at_once = n if options.after_step else max(1, self.max_pixels_per_batch // math.prod(images.shape[-2:]))
         for task, rows in self._groups(tasks, at_once):
             before, texts, randoms = images[rows], [instructions[row] for row in rows], [generators[row] for row in rows]
             chosen = options if len(rows) == n else options.rows(rows)
             with self._lock, self._adapter_of(task):
                 edited, unchanged, change = self._sample_rows(before, texts, v[rows], settings, randoms, report, chosen)
-            before = before.float().cpu()
-            if settings.change_threshold > 0:
-                kept = change_threshold.keep_unchanged(before, edited, settings.change_threshold, unchanged=unchanged)
-                edited = torch.where(_flags(changes_whole_image(tasks[row]) for row in rows), edited, kept)
-            if settings.composite and change is not None:
-                change = change.masked_fill(_flags(not edits_an_object(tasks[row]) for row in rows), 1.0)
-                edited = compositing.keep_unchanged_cells(before, edited, change, self.parts.factor)
-            after[rows] = edited
+            before, edited, names = before.float().cpu(), edited.float(), [tasks[row] for row in rows]
+            weight = preservation.edit_weight(before, edited, unchanged, change, names, settings, self.parts.factor)
+            after[rows] = compositing.blend(before, edited, weight)
+            if shifts is not None:
+                has_head = bool(settings.composite) and change is not None
+                shift_of |= dict(zip(rows, preservation.measure_shifts(before, edited, weight, names, has_head), strict=True))
+        if shifts is not None:
+            shifts += [shift_of[row] for row in range(n)]
         return after
 
     def _groups(self, tasks: Sequence[str], at_once: int) -> Iterator[tuple[str | None, list[int]]]:
@@ -241,10 +242,10 @@ class EditSampler:
             change = None if change_logits is None else change_logits[-n:].sigmoid()
             if settings.preserve and change is not None:
                 levels = denoiser.noise_levels(t, scaled)
-                e_source = diffusion.prediction_for_clean(source, scaled, *levels, denoiser.kind)
+                e_source = diffusion.prediction_for_clean(source, scaled, *levels, denoiser.prediction_type)
                 e = guidance.blend_with_source(e, e_source, change, settings.preserve)
                 if step == len(denoiser.timesteps) - 1:
-                    clean = diffusion.clean_from_prediction(scaled, e, *levels, denoiser.kind)
+                    clean = diffusion.clean_from_prediction(scaled, e, *levels, denoiser.prediction_type)
             z_t = denoiser.step(e, t, z_t)
             if clean is not None and change is not None:
                 # schedules with a last alpha_bar below 1, such as SD1.5's, leave noise (3 % of a latent) in unchanged regions
@@ -283,10 +284,6 @@ class EditSampler:
         task_pack.check(pack, self.weights, self.tasks)
         self.add_task(pack.name, pack.v, pack.adapter)
         return pack
-
-
-def _flags(values: Iterable[bool]) -> Tensor:  # [B, 1, 1, 1]
-    return torch.tensor(list(values)).view(-1, 1, 1, 1)
 
 
 def load(folder: str | Path, runtime: Runtime | None = None) -> EditSampler:

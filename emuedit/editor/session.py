@@ -13,7 +13,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +23,10 @@ from PIL import Image
 
 from emuedit.data import contact_sheet
 from emuedit.data.atomic_file import replacing
-from emuedit.editor import changed_area
 from emuedit.editor.changed_area import ChangedArea
-from emuedit.editor.package import Editor, Picture, Turn, to_rgb
+from emuedit.editor.edit_turn import Turn
+from emuedit.editor.editor_inputs import Picture, check_instructions, to_rgb
+from emuedit.editor.package import Editor
 from emuedit.editor.settings import EditSettings
 
 if TYPE_CHECKING:
@@ -49,8 +50,11 @@ class Step:
     turn: Turn
     settings: EditSettings
     """Settings with the seed of this turn."""
-    touched: ChangedArea
-    """The changed area."""
+
+    @property
+    def touched(self) -> ChangedArea:
+        """The changed area."""
+        return self.turn.touched
 
     def record(self) -> dict[str, Any]:
         """The data that reproduces the turn."""
@@ -63,7 +67,9 @@ class EditSession:
     def __init__(self, editor: Editor, image: Picture) -> None:
         """Raises PackageError for an invalid image."""
         self.editor = editor
-        self.original: Pixels = to_rgb(image)
+        pixels = to_rgb(image)
+        is_shared = isinstance(image, np.ndarray)  # the caller may change its array later
+        self.original: Pixels = pixels.copy() if is_shared else pixels
         self._steps: list[Step] = []
         self._undone: list[Step] = []
 
@@ -96,12 +102,15 @@ class EditSession:
         settings: EditSettings,
         report: ReportStep | None = None,
     ) -> list[Step]:
-        """Add several turns, all or none. The first uses the seed of `settings`; the seed increases by one per turn."""
-        before, steps = self.pixels, []
-        for number, turn in enumerate(self.editor.edit_turns(before, instructions, tasks, settings, report)):
-            used = settings.with_changes({"seed": settings.seed + number})
-            steps.append(Step(turn, used, changed_area.measure(before, turn.pixels)))
-            before = turn.pixels
+        """Add several turns, all or none. The first uses the seed of `settings`; the seed increases by one per turn.
+
+        Raises SettingsError, before the first turn, if the seed of the last would be out of bounds.
+        """
+        check_instructions(instructions)
+        used = [settings.with_changes({"seed": settings.seed + number}) for number in range(len(instructions))]
+        first, *others = self.editor.edit_turns(self.pixels, instructions, tasks, settings, report)
+        turns = [replace(first, before=self.pixels), *others]  # without the copy that `edit_turns` makes
+        steps = [Step(*pair) for pair in zip(turns, used, strict=True)]
         self._steps += steps
         self._undone.clear()
         return steps

@@ -7,7 +7,7 @@ needs a field and a default here, and the code that uses it.
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from emuedit.config import Params
 from emuedit.name_hints import closest_match, new_name
@@ -39,6 +39,9 @@ class EditSettings(Params):
     exact values of the source. No effect without a change mask (`train.change_mask`). Ours."""
     change_threshold: float = Field(0.03, ge=0, le=3)
     """Pixels that change less (sum over RGB in [0, 1]) keep the source's value (Emu Edit's alpha: 0.03); 0: off."""
+    border_px: int = Field(2, ge=0, le=64)
+    """Width of the soft border, in px of the size at which the image is edited: inside the edge of the changed region, the edit
+    fades into the image over it; 0: a hard edge. Ours."""
     against_reconstruction: int = Field(1, ge=0, le=1)
     """1: measure change from the autoencoder's reconstruction of the image, to exclude the reconstruction error (ours); 0: from
     the image, as in the paper."""
@@ -49,6 +52,13 @@ class EditSettings(Params):
     """1: edit a large image again in a window around the change, for sharp edits of small objects; takes twice as long."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the noise; the same seed gives the same image."""
+
+    @field_validator("guidance_to")
+    @classmethod
+    def _check_guidance_interval(cls, guidance_to: float, info: ValidationInfo) -> float:
+        if guidance_to < info.data.get("guidance_from", 0.0):
+            raise ValueError(f"want guidance_to of at least guidance_from, {info.data['guidance_from']:g}; lower guidance_from")
+        return guidance_to
 
     def with_changes(self, changes: Mapping[str, Any]) -> "EditSettings":
         """These settings with some values replaced. Raises SettingsError, which names the setting and the problem."""

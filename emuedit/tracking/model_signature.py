@@ -55,20 +55,32 @@ def collect_example_errors() -> Iterator[list[str]]:
 
 
 def signature(settings: Mapping[str, float | int]) -> Any:
-    """Signature of the model. Images are base64 PNGs, which work in `predict` and in `mlflow models serve`."""
+    """Signature of the model. Images are base64 PNGs, which work in `predict` and in `mlflow models serve`.
+
+    settings: defaults of the params. The param `mask` adds the output of this name.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array
 
     inputs = [
         ColSpec(DataType.string, "image"),
         ColSpec(DataType.string, "instruction"),
         ColSpec(DataType.string, "task", required=False),
     ]
-    outputs = [ColSpec(DataType.string, "image"), ColSpec(DataType.string, "task"), ColSpec(DataType.double, "probability")]
+    outputs = [
+        ColSpec(DataType.string, "image"),
+        ColSpec(DataType.string, "task"),
+        ColSpec(DataType.double, "probability"),
+        ColSpec(DataType.double, "changed_share"),
+        ColSpec(Array(DataType.long), "changed_box"),
+        ColSpec(DataType.string, "mask", required=False),
+    ]
     params = [
         ParamSpec(key, DataType.long if isinstance(value, int) else DataType.double, value) for key, value in settings.items()
     ]
-    return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema(params))
+    mask = ParamSpec("mask", DataType.boolean, False)
+    return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema([*params, mask]))
 
 
 def input_example(parts: Mapping[str, Path]) -> Any:

@@ -6,8 +6,8 @@
 Every line is written to `folder/stats.jsonl` first. If MLFLOW_TRACKING_URI names a server, or EMUEDIT_PARENT_RUN the run of a
 flow, it is then sent to MLflow, with short time-outs. If that fails, one warning is logged, the stage continues, and the lines
 are kept in memory and sent later, at the latest by `close`. `replay` sends lines that are still unsent, including those of a
-stage that ran without a tracking server, such as under `dvc repro`. A flow without a server uses the file `mlflow.db` in
-the working folder.
+stage that ran without a tracking server, such as under `dvc repro`. `store_address` says which MLflow
+a flow uses.
 """
 
 import contextlib
@@ -22,9 +22,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from emuedit.tracking.store_address import TRACKING_URI_ENV, tracking_uri
+
 log = logging.getLogger(__name__)
 
-TRACKING_URI_ENV = "MLFLOW_TRACKING_URI"
 PARENT_RUN_ENV = "EMUEDIT_PARENT_RUN"
 RUN_UID_TAG = "emuedit.run"
 """Tag with the uid of a stats file, by which its run is found instead of being created twice."""
@@ -198,11 +199,6 @@ class _Mirror:
         for start in range(0, len(params), _MAX_PARAMS_PER_REQUEST):
             self._client.log_batch(run.info.run_id, params=params[start : start + _MAX_PARAMS_PER_REQUEST])
         self._run_id = run.info.run_id
-
-
-def tracking_uri() -> str:
-    """URI of MLflow: MLFLOW_TRACKING_URI, or else the file `mlflow.db` in the working folder."""
-    return os.environ.get(TRACKING_URI_ENV) or "sqlite:///mlflow.db"
 
 
 def mlflow_client() -> Any:

@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from emuedit.core.change_threshold import change_mask, keep_unchanged
+from emuedit.core.change_threshold import change_mask
+
+
+def keep_unchanged(before: torch.Tensor, after: torch.Tensor, unchanged: torch.Tensor | None = None) -> torch.Tensor:
+    """`after` where it changed from `unchanged` (default: `before`), else `before`."""
+    return torch.where(change_mask(before if unchanged is None else unchanged, after), after, before)
 
 
 def edit_with_noise() -> tuple[torch.Tensor, torch.Tensor]:

@@ -64,3 +64,54 @@ def test_a_change_of_light_keeps_the_fine_detail(picture: Tensor) -> None:
 def test_images_of_different_shapes_are_an_error(picture: Tensor) -> None:
     with pytest.raises(ValueError, match="want two images of equal shape"):
         compositing.changed_pixels(picture, picture[..., 1:])
+
+
+STEP = 0.8
+"""The difference of two flat areas, in [0, 1]."""
+
+
+def flat_edit(size: int, changed: Tensor, border_px: float) -> Tensor:
+    """A flat image of `size` px that is brighter by STEP in the changed region, bool [size, size]."""
+    before, after = torch.full((1, 3, size, size), -0.9), torch.full((1, 3, size, size), 2 * STEP - 0.9)
+    return compositing.blend(before, after, compositing.soft_border(changed[None, None], border_px))
+
+
+@pytest.mark.parametrize("border_px", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("shape", ["disc", "square", "corner"])
+def test_the_gradient_across_a_border_is_at_most_its_share_of_the_step(shape: str, border_px: int) -> None:
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    changed, inside = {
+        "disc": ((y - 30) ** 2 + (x - 28) ** 2 < 15**2, (slice(28, 32), slice(26, 30))),
+        "square": ((y > 12) & (y < 40) & (x > 20) & (x < 50), (slice(24, 28), slice(32, 36))),
+        "corner": ((y < 30) & (x < 30), (slice(0, 20), slice(0, 20))),
+    }[shape]
+    result = flat_edit(64, changed, border_px)
+    gradient = max(float(result.diff(dim=dim).abs().max()) / 2 for dim in (2, 3))
+    assert gradient == pytest.approx(STEP / (border_px + 1))
+    assert torch.equal(result[0, 0] != -0.9, changed), "a border changes no further pixel"
+    assert (result[0, 0][inside] == 2 * STEP - 0.9).all(), "the inside is the edit, also at the image's edge"
+
+
+def test_weights_of_none_and_all_pixels_have_no_border() -> None:
+    rows = torch.stack([torch.zeros(8, 8), torch.ones(8, 8), torch.eye(8)]).bool()[:, None]
+    weight = compositing.soft_border(rows, 3)
+    assert weight.dtype == torch.float32
+    assert (weight[0] == 0).all()
+    assert (weight[1] == 1).all()
+    assert torch.equal(weight[2, 0], torch.eye(8) / 4)
+
+
+def test_blending_keeps_both_ends_bit_for_bit_whatever_the_edit_is() -> None:
+    before, after = torch.rand(2, 1, 3, 4, 5).unbind()
+    after[0, 0, 0, 0] = torch.nan
+    weight = (torch.arange(20).view(1, 1, 4, 5) % 3 / 2).contiguous()
+    result = compositing.blend(before, after, weight)
+    for end, image in ((0.0, before), (1.0, after)):
+        at = (weight == end).expand_as(result)
+        assert torch.equal(result[at], image[at])
+
+
+def test_a_window_fades_into_the_image_except_at_its_edge() -> None:
+    weight = compositing.window_border((slice(0, 6), slice(2, 8)), (6, 10), 1)[0, 0]
+    assert torch.equal(weight, torch.tensor([0.5, 1, 1, 1, 1, 0.5]).expand(6, 6))
+    assert (compositing.window_border((slice(1, 6), slice(2, 8)), (7, 10), 0) == 1).all()

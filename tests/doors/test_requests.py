@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from emuedit.editor.package import TaskChoice, Turn
+from emuedit.editor.changed_area import ChangedArea
+from emuedit.editor.edit_turn import TaskChoice, Turn
 from emuedit.editor.settings import EditSettings
 
 
@@ -24,7 +25,7 @@ class EchoEditor:
 
     def edit_turns(self, pixels: Any, instructions: list[str], tasks: Any, settings: EditSettings) -> list[Turn]:
         self.requests.append((instructions, tasks, settings))
-        return [Turn(instructions[0], TaskChoice("local", None), pixels)]
+        return [Turn(instructions[0], TaskChoice("local", None), pixels, pixels, ChangedArea(0.0, None))]
 
 
 def encode(kind: str = "PNG") -> str:

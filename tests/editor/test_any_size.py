@@ -13,6 +13,17 @@ from emuedit.editor.settings import EditSettings
 SETTINGS = EditSettings()
 
 
+class Inverter:
+    """Stands for an editor of 64 px that changes all pixels."""
+
+    resolution_px, grid_px = 64, 4
+
+    def sample(self, images: Tensor, *rest: Any, **options: Any) -> Tensor:
+        shifts: list[float | None] = options.get("shifts", [])
+        shifts += [0.25] * len(images)
+        return images + 0.5
+
+
 class SquarePainter:
     """Stands for an editor of 64 px: paints what is brighter than 0.9 black, and records the sizes it got."""
 
@@ -99,3 +110,25 @@ def test_pictures_of_a_batch_are_composited_one_by_one() -> None:
     assert (results[0] == images[0])[:, 200:].all()
     assert (results[1] == images[1])[:, :100].all()
     assert (results != images).flatten(1).any(1).all()
+
+
+def test_the_second_edit_fades_in_at_the_sides_of_its_window() -> None:
+    class FirstPaintsThenInverts(SquarePainter):
+        def sample(self, images: Tensor, *rest: Any, **options: Any) -> Tensor:
+            return super().sample(images, *rest) if not self.sizes else Inverter().sample(images)
+
+    image = torch.full((1, 3, 600, 800), -0.5)
+    image[..., 200:210, 300:310] = 1.0
+    settings = SETTINGS.with_changes({"crop": 1, "resolution": 256, "border_px": 3})
+    result = edit_any_size(FirstPaintsThenInverts(), image, ["a"], ["remove"], settings, [0])  # type: ignore[arg-type]
+    change = (result - image)[0, 0]
+    assert float(change.max()) == pytest.approx(0.5)
+    assert max(float(change.diff(dim=dim).abs().max()) for dim in (0, 1)) == pytest.approx(0.5 / 4, abs=1e-6)
+
+
+@pytest.mark.parametrize("crop", [0, 1])
+def test_a_shift_is_that_of_the_first_edit(crop: int) -> None:
+    images, shifts = torch.cat([photo(600, 800, 200, 300, 40)] * 2), list[float | None]()
+    settings = SETTINGS.with_changes({"crop": crop})
+    edit_any_size(Inverter(), images, ["a", "b"], ["remove"] * 2, settings, [0, 1], shifts=shifts)  # type: ignore[arg-type]
+    assert shifts == [0.25, 0.25]

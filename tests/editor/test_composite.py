@@ -13,7 +13,7 @@ from emuedit.models.text_to_image import TextCondition
 from tests.editor.test_sampling import UNGUIDED, pictures
 from tests.editor.tiny_pipelines import KINDS
 
-COMPOSITE = UNGUIDED.with_changes({"composite": 1, "preserve": 0.0, "steps": 1})
+COMPOSITE = UNGUIDED.with_changes({"composite": 1, "border_px": 0, "preserve": 0.0, "steps": 1})
 
 
 class LeftHalfChanges(torch.nn.Module):
@@ -56,8 +56,27 @@ def test_a_seam_is_the_step_at_the_border_that_was_not_there_before() -> None:
     assert compositing.seam(before, torch.ones_like(before)) == 0
 
 
+def test_the_seam_below_a_soft_border_is_measured_by_depth() -> None:
+    before = torch.zeros(1, 3, 8, 12)
+    after = before.clone()
+    after[..., 4], after[..., 5], after[..., 6:] = 0.25, 0.75, 1.0
+    assert [compositing.seam(before, after, depth) for depth in range(4)] == pytest.approx([0.125, 0.25, 0.125, 0])
+
+
 def test_a_cell_counts_from_one_half_on() -> None:
-    before, after = torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4)
     change = torch.tensor([[[[0.5, 0.49], [0.0, 1.0]]]])
-    kept = compositing.keep_unchanged_cells(before, after, change, 2)[0, 0]
-    assert kept.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
+    changed = compositing.changed_cells(change, 2, 4, 3)[0, 0].int()
+    assert changed.tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1], [0, 0, 1]]
+
+
+def test_the_edit_fades_in_inside_the_predicted_cells_only(make_sampler: Callable[..., EditSampler]) -> None:
+    sampler, images = make_sampler(), pictures(2, 16, 16)
+    sampler.net = LeftHalfChanges(sampler)  # type: ignore[assignment]
+    hard, soft = (
+        sampler.sample(images, ["a", "b"], ["remove", "style"], COMPOSITE.with_changes({"border_px": px})) for px in (0, 2)
+    )
+    assert torch.equal(soft[0, ..., 8:], images[0, ..., 8:])
+    assert torch.equal(soft[0, ..., :6], hard[0, ..., :6])
+    torch.testing.assert_close(soft[0, ..., 6], images[0, ..., 6] / 3 + hard[0, ..., 6] * 2 / 3)
+    torch.testing.assert_close(soft[0, ..., 7], images[0, ..., 7] * 2 / 3 + hard[0, ..., 7] / 3)
+    assert torch.equal(soft[1], hard[1]), "a task of the whole picture has no border"

@@ -69,6 +69,7 @@ def test_arguments_have_the_names_of_diffusers() -> None:
         "guidance_rescale",
         "preserve",
         "composite",
+        "border_px",
         "change_threshold",
         "against_reconstruction",
     }

@@ -12,7 +12,9 @@ from emuedit.editor.settings import EditSettings
 from emuedit.models.image_tensors import from_uint8
 
 INSTRUCTIONS, TASKS = ["make it red", "add a star", "a ring"], ["local", "add", "detect"]
-SETTINGS = EditSettings(steps=1, image_guidance_scale=1.0, guidance_scale=1.0, composite=0, against_reconstruction=0, seed=10)
+SETTINGS = EditSettings(
+    steps=1, image_guidance_scale=1.0, guidance_scale=1.0, composite=0, border_px=0, against_reconstruction=0, seed=10
+)
 
 
 LEVEL = 2 / 255

@@ -14,7 +14,8 @@ from PIL import Image
 from emuedit import Editor, EditSettings
 from emuedit.data import image_io
 from emuedit.editor import sampling
-from emuedit.editor.package import TaskChoice, to_rgb
+from emuedit.editor.edit_turn import TaskChoice
+from emuedit.editor.editor_inputs import to_rgb
 from emuedit.editor.package_folder import PackageError
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.task_predictor import TaskPrediction

@@ -43,7 +43,7 @@ def test_guidance_equals_three_separate_predictions(kind: str, make_sampler: Mak
             e_null, e_image = net(z_t, t, torch.zeros_like(c_I), null, v).e, net(z_t, t, c_I, null, v).e
             e_full, change_logits = net(z_t, t, c_I, text, v)
             e = guidance.rescale(guidance.two_conditions(e_null, e_image, e_full, 1.3, 3.0), e_full, 0.7)
-            levels, predicted = objective.noise_levels(parts.scheduler, t), objective.kind_of(parts.scheduler)
+            levels, predicted = objective.noise_levels(parts.scheduler, t), objective.prediction_type_of(parts.scheduler)
             e_source = diffusion.prediction_for_clean(c_I, z_t, *levels, predicted)
             e = guidance.blend_with_source(e, e_source, change_logits.sigmoid(), 0.5)
             z_t = parts.scheduler.step(e, t, z_t, return_dict=False)[0]
@@ -125,7 +125,7 @@ class LeftHalfNetwork(torch.nn.Module):
     def forward(self, z_t: Tensor, t: Tensor, c_I: Tensor, c_T: TextCondition, v: Tensor) -> Prediction:
         change_logits = torch.full_like(z_t[:, :1], -50.0)
         change_logits[..., : z_t.shape[-1] // 2] = 50
-        levels, predicted = objective.noise_levels(self.scheduler, t), objective.kind_of(self.scheduler)
+        levels, predicted = objective.noise_levels(self.scheduler, t), objective.prediction_type_of(self.scheduler)
         e = diffusion.prediction_for_clean(torch.full_like(z_t, 0.5), z_t, *levels, predicted)
         return Prediction(e, change_logits if self.has_head else None)
 
@@ -187,7 +187,7 @@ def test_a_real_architecture_edits_with_flow_matching_and_without_a_head(kind: s
     base_model = make_base_model(kind)
     net = build_editor_unet(base_model)
     net.unet = extend_unet(base_model.unet, D_V, change_mask=False)
-    base_model.scheduler = objective.configure_scheduler(base_model.scheduler, "flow", shift=3.0)
+    base_model.scheduler = objective.configure_scheduler(base_model.scheduler, "flow")
     sampler, images = EditSampler(net.eval(), base_model, "0" * 16), pictures(2, 16, 16)
     first, second = (sampler.sample(images, [text, text], TASKS[:2], SETTINGS, [3, 4]) for text in ("make it red", "add a star"))
     assert first.isfinite().all()
@@ -208,7 +208,7 @@ def test_pixels_that_change_less_than_the_threshold_keep_their_value(make_sample
     without = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], SETTINGS)
     changed = change_threshold.change_mask(images, without, alpha=1.0)
     assert 0 < changed.float().mean() < 1
-    settings = SETTINGS.with_changes({"change_threshold": 1.0, "against_reconstruction": 0})
+    settings = SETTINGS.with_changes({"change_threshold": 1.0, "against_reconstruction": 0, "border_px": 0})
     got = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], settings)
     assert torch.equal(got, torch.where(changed, without, images))
     results = [sampler.sample(images, INSTRUCTIONS[:2], ["style", "background"], choice) for choice in (SETTINGS, settings)]
@@ -288,13 +288,13 @@ def test_an_edit_that_cannot_be_made_is_an_error(make_sampler: MakeSampler) -> N
 def test_a_saved_editor_edits_as_before(objective_name: Any, make_sampler: MakeSampler, tmp_path: Path) -> None:
     """With the scheduler with which it was trained."""
     sampler, images = make_sampler(), pictures(1, 16, 16)
-    scheduler = objective.configure_scheduler(sampler.parts.scheduler, objective_name, shift=2.0)
+    scheduler = objective.configure_scheduler(sampler.parts.scheduler, objective_name)
     sampler.parts.scheduler = sampler.parts.pipeline.scheduler = scheduler
     sampler.add_task("contour", torch.arange(6) / 3)
     sampler.save(tmp_path / "copy", torch.float32)
     loaded = sampling.load(tmp_path / "copy")
     assert loaded.tasks == sampler.tasks
     assert loaded.weights == sampler.weights
-    assert objective.kind_of(loaded.parts.scheduler) == objective.kind_of(scheduler)
+    assert objective.prediction_type_of(loaded.parts.scheduler) == objective.prediction_type_of(scheduler)
     first, second = (editor.sample(images, INSTRUCTIONS[:1], ["contour"], SETTINGS, [3]) for editor in (sampler, loaded))
     assert torch.equal(first, second)

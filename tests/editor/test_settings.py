@@ -10,20 +10,20 @@ from emuedit.editor.settings import SettingsError
 
 DEFAULTS = {
     "steps": 20, "image_guidance_scale": 1.5, "guidance_scale": 5.0, "guidance_from": 0.0, "guidance_to": 1.0,
-    "guidance_rescale": 0.0, "preserve": 1.0, "composite": 1,
+    "guidance_rescale": 0.0, "preserve": 1.0, "composite": 1, "border_px": 2,
     "change_threshold": 0.03, "against_reconstruction": 1, "resolution": 0, "crop": 0, "seed": 0,
 }  # fmt: skip
 BOUNDS: dict[str, tuple[float, float]] = {
     "steps": (1, 1000), "image_guidance_scale": (0, 100), "guidance_scale": (0, 100), "guidance_from": (0, 1),
     "guidance_to": (0, 1), "guidance_rescale": (0, 1),
-    "preserve": (0, 1), "composite": (0, 1), "change_threshold": (0, 3), "against_reconstruction": (0, 1),
+    "preserve": (0, 1), "composite": (0, 1), "border_px": (0, 64), "change_threshold": (0, 3), "against_reconstruction": (0, 1),
     "resolution": (0, 16384), "crop": (0, 1), "seed": (0, 2**63 - 1),
 }  # fmt: skip
 RENAMED = {
     "s_I": "image_guidance_scale", "s_T": "guidance_scale", "phi": "guidance_rescale", "hold": "preserve",
     "alpha": "change_threshold",
 }  # fmt: skip
-INTEGERS = ("steps", "composite", "against_reconstruction", "resolution", "crop", "seed")
+INTEGERS = ("steps", "composite", "border_px", "against_reconstruction", "resolution", "crop", "seed")
 
 
 def test_the_defaults_are_those_of_the_paper_or_our_own() -> None:
@@ -49,6 +49,16 @@ def test_values_on_the_bounds_are_accepted_and_values_beyond_are_not(name: str) 
             EditSettings().with_changes({name: value})
         with pytest.raises(ValidationError, match=name):
             EditSettings(**{name: value})
+
+
+def test_guidance_must_not_end_before_it_starts() -> None:
+    settings = EditSettings(guidance_from=0.25, guidance_to=0.25)
+    with pytest.raises(SettingsError, match=r"^guidance_to: .*want guidance_to of at least guidance_from, 0.25; .*, got 0.2$"):
+        settings.with_changes({"guidance_to": 0.2})
+    with pytest.raises(SettingsError, match=r"^guidance_to: .*at least guidance_from, 0.5; lower guidance_from, got 0.25$"):
+        settings.with_changes({"guidance_from": 0.5})
+    with pytest.raises(ValidationError, match="guidance_to"):
+        EditSettings(guidance_from=0.5, guidance_to=0.25)
 
 
 @pytest.mark.parametrize("name", sorted(set(BOUNDS) - set(INTEGERS)))

@@ -91,8 +91,9 @@ def test_the_model_answers_where_the_project_is_not_installed(
     assert "/code/emuedit/" in answer["code"]
     assert not (Path(answer["code"]).parents[1] / "toyworld").exists()
     assert answer["unwanted_modules"] == []
-    assert answer["params"] == list(EditSettings.model_fields)
-    assert (answer["columns"], answer["task"], answer["size"]) == (["image", "task", "probability"], "local", [40, 24])
+    assert answer["params"] == [*EditSettings.model_fields, "mask"]
+    columns = ["image", "task", "probability", "changed_share", "changed_box"]
+    assert (answer["columns"], answer["task"], answer["size"]) == (columns, "local", [40, 24])
     assert answer["predicted_task"] in ("local", "remove")
     assert answer["probabilities"][0] == 1.0
     assert 0.0 < answer["probabilities"][1] < 1.0

@@ -118,6 +118,7 @@ def test_from_first_model_to_refusal_to_next_champion(
         "guidance_rescale": 0.0,
         "preserve": 1.0,
         "composite": 1,
+        "border_px": 2,
         "change_threshold": 0.03,
         "against_reconstruction": 1,
         "resolution": 0,

@@ -1,0 +1,75 @@
+"""Which pixels an edit preserves, and whether the edited image is shifted against its input.
+
+Shapes: images are float32 [B, 3, H, W] in [-1, 1] on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from emuedit.core import change_threshold, compositing
+from emuedit.core.registration import estimate_shift
+from emuedit.editor.settings import EditSettings
+from emuedit.tasks import changes_whole_image, edits_an_object
+
+MIN_PRESERVED = 0.25
+"""Minimum share of preserved pixels from which a shift is estimated. Ours."""
+REGISTRATION_PX = 256
+"""Larger images are averaged to at most this size for the estimate of a shift, which takes 0.2 s there. Ours."""
+
+
+def edit_weight(
+    before: Tensor,
+    edited: Tensor,
+    unchanged: Tensor | None,
+    change: Tensor | None,
+    tasks: Sequence[str],
+    settings: EditSettings,
+    factor: int,
+) -> Tensor:
+    """Weight [B, 1, H, W] of the edited image: 0 in preserved pixels, 1 inside the changed region and in whole-image tasks.
+
+    unchanged: decoded image without an edit, from which `change_threshold` is measured; None: `before`.
+    change: probability that a latent cell of `factor` px per side changes, [B, 1, h, w]; None: the editor has no change mask.
+    """
+    height, width = before.shape[-2:]
+    changed = torch.ones(len(before), 1, height, width, dtype=torch.bool)
+    if settings.change_threshold > 0:
+        reference = before if unchanged is None else unchanged
+        is_over = change_threshold.change_mask(reference, edited, settings.change_threshold)
+        changed = is_over | _flags(changes_whole_image(task) for task in tasks)
+    if settings.composite and change is not None:
+        cells = compositing.changed_cells(change, factor, height, width)
+        changed = changed & (cells | _flags(not edits_an_object(task) for task in tasks))
+    return compositing.soft_border(changed, settings.border_px)
+
+
+def measure_shifts(
+    before: Tensor, edited: Tensor, weight: Tensor, tasks: Sequence[str], has_change_mask: bool = True
+) -> list[float | None]:
+    """Length in px of the shift of each edited image against its input, estimated on the preserved pixels, where weight is 0.
+
+    None where it is undefined: less than MIN_PRESERVED of the image is preserved, `estimate_shift` finds none, or the preserved
+    pixels do not come from a predicted change mask (other tasks than those that edit an object, or `has_change_mask` False): a
+    shifted edge exceeds the change threshold, so thresholding alone preserves only pixels that show no shift.
+    """
+    scale = math.ceil(max(before.shape[-2:]) / REGISTRATION_PX)
+    shifts: list[float | None] = []
+    for source, target, preserved, task in zip(before, edited, weight[:, 0] == 0, tasks, strict=True):
+        if not has_change_mask or not edits_an_object(task) or float(preserved.float().mean()) < MIN_PRESERVED:
+            shifts.append(None)
+            continue
+        small_source, small_target = (F.avg_pool2d(image, scale, ceil_mode=True) for image in (source, target))
+        used = -F.max_pool2d(-preserved.float()[None], scale, ceil_mode=True)[0]  # blocks without an edited pixel
+        d = estimate_shift(small_source, small_target, used)
+        shifts.append(None if d is None else scale * math.hypot(*d))
+    return shifts
+
+
+def _flags(values: Iterable[bool]) -> Tensor:  # [B, 1, 1, 1]
+    return torch.tensor(list(values)).view(-1, 1, 1, 1)

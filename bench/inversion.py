@@ -6,8 +6,8 @@ editor, which was not trained on the tasks. All methods get the same examples; s
 
 - `zero_shot`: the editor's task with the lowest loss on the examples, without training;
 - `embedding`: only the task embedding, as in Emu Edit (arXiv 2311.10089);
-- `adapter`: the embedding and an adapter of rank 8 (ours, as in `emuedit learn`);
-- `expert`: an adapter of rank 64, eight times as large: tests whether the task can be learned at all;
+- `adapter`: the embedding and an adapter of rank 32 (ours, as in `emuedit learn`);
+- `expert`: an adapter of rank 128, four times as large: tests whether the task can be learned at all;
 - `textual_inversion`: one new token of the text encoder, with the rates of diffusers' textual_inversion.py.
 """
 
@@ -39,8 +39,8 @@ SEEDS = (0, 1, 2)
 METHODS: dict[str, dict[str, Any]] = {
     "zero_shot": {"steps": 0},
     "embedding": {},
-    "adapter": {"adapter_rank": 8},
-    "expert": {"adapter_rank": 64},
+    "adapter": {"adapter_rank": 32},
+    "expert": {"adapter_rank": 128},
     "textual_inversion": {},
 }
 STEPS, QUICK_STEPS = 300, 2

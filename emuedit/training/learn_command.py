@@ -21,9 +21,8 @@ def add_commands(commands: Any) -> None:
     command.add_argument("-o", "--out", type=Path, default=PACK_FOLDER, help=f"default: {PACK_FOLDER}")
     command.add_argument("--model", help="the editor, as for `emuedit edit`")
     command.add_argument("--steps", type=int, help="maximum number of optimizer steps (default: 300)")
-    command.add_argument(
-        "--rank", type=int, help="rank of the task's adapter (default: 8); 0: only the embedding, as in Emu Edit"
-    )
+    rank = "rank of the task's adapter (default: 32; 8: a smaller pack); 0: only the embedding, as in Emu Edit"
+    command.add_argument("--rank", type=int, help=rank)
     command.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
 
 

@@ -78,7 +78,7 @@ def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSe
 def settings_for(name: str, n_examples: int, editor_folder: Path, **changes: int | float) -> InversionSettings:
     """Settings for this many examples, with the loss settings of the editor's training if its folder has them."""
     split = Split.of(n_examples)
-    values = {"adapter_rank": 8, "steps": 300, "batch_size": 8, "lr": 0.05, "patience": 10, "eval_every_steps": 10} | changes
+    values = {"adapter_rank": 32, "steps": 300, "batch_size": 8, "lr": 0.05, "patience": 10, "eval_every_steps": 10} | changes
     return InversionSettings.model_validate(
         values
         | {"task": name, "n_examples": len(split.learned), "n_held_out": len(split.held_out)}

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import Field
 
 from emuedit import config
-from emuedit.data.dependencies import work_key
+from emuedit.data.dependencies import find_file, work_key
 from emuedit.data.publish import Summary, publish, scratch_folder
 from emuedit.data.records import EvalRecord
 from emuedit.data.shards import read_shard, write_shard
@@ -66,12 +66,15 @@ def run(params: EvaluationParams, root: Path) -> Summary:
     """Evaluate each system on each task, reuse finished shards in scratch, publish to `reports/evaluation`."""
     for name in params.tasks:
         get_task(name)  # fail early for an unknown task
-    slices = {name: load_word_list(root / file) for name, file in params.slices.items()}
+    word_files = {name: find_file(file, root) for name, file in params.slices.items()}
+    slices = {name: load_word_list(file) for name, file in word_files.items()}
     runtime = Runtime.choose(params.device, params.dtype)
     named = params.world.model_dump(include={"benchmark", "clip", "dino"}) | {"dtype": runtime.dtype}
     recorded = params.model_dump(mode="json", exclude={"world", "device"}) | named
     scorer_paths = [config.resolve_path(path, root) for path in (params.world.clip, params.world.dino)]
-    scratch = scratch_folder(root, "evaluation", work_key("evaluation", recorded, root, *scorer_paths))
+    scratch = scratch_folder(
+        root, "evaluation", work_key("evaluation", recorded, root, *scorer_paths, *map(str, word_files.values()))
+    )
     source = benchmark.load(params.world.benchmark, runtime.device)
 
     @cache

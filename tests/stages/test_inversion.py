@@ -112,7 +112,7 @@ def test_an_inversion_that_ran_out_of_memory_has_smaller_passes(
     inversion.run(params, published)
     monkeypatch.setenv(MEMORY_ENV, "1")
     inversion.run(params, published)
-    assert pictures_at_once == [17] * 2 + [9, 8] * 2
+    assert pictures_at_once == [30, 30, 2, 2] + [15] * 4 + [1] * 4, "15 examples and their mirrored copies, 2 held out"
     assert "inversion: ran out of memory; retrying with 2 passes per step" in capsys.readouterr().out
 
 

@@ -279,7 +279,7 @@ def test_a_training_that_cannot_halve_its_passes_says_so(
 def test_an_editor_is_continued_with_earlier_pairs_and_a_record_of_its_ancestors(trained: Path, tmp_path: Path) -> None:
     exact_dataset.write_dataset(tmp_path, {"segment": 8, "local": 8})
     parent = trained / train.OUT
-    summary = train.run(make_params(start=str(parent), steps=2, replay_pairs=6), tmp_path)
+    summary = train.run(make_params(start=str(parent), start_share=0.0, steps=2, replay_pairs=6), tmp_path)
     editor, parent_editor = sampling.load(tmp_path / train.OUT), sampling.load(parent)
     assert editor.tasks == ("local", "remove", "segment")
     assert summary.counts["replayed_pairs"] > 0

@@ -39,7 +39,7 @@ def test_the_toy_preset_is_the_default_training_from_scratch(tmp_path: Path) -> 
     assert default.steps < scratch.steps
     values, others = default.model_dump(), scratch.model_dump()
     different = {name for name in values if values[name] != others[name]}
-    assert different == {"preset", "start", "steps", "lr", "lr_mult_new", "warmup_steps", "decay_share"}
+    assert different == {"preset", "start", "start_share", "steps", "lr", "lr_mult_new", "warmup_steps", "decay_share"}
 
 
 def test_what_is_given_wins_over_the_preset_also_inside_of_nested_settings() -> None:

@@ -9,9 +9,7 @@ same network, the toy world's base editor (or `--editor FOLDER`), in the same nu
 - `published_few`: the published pipeline with as many steps and no guidance.
 
 Sides alternate, round by round, with 1 and with 8 images; results are medians. `max_abs_difference` is between `published` and
-`equal`, for values in [0, 1]. `seam_default` is the mean increase in edge contrast, in [0, 1], at the border of local edits, and
-`seam_exact` that of the renderer's results, whose objects have edges. `success` is by the toy world's judge, with the true
-task given.
+`equal`, for values in [0, 1]. `success` is by the toy world's judge, with the true task given. `bench/seams.py` measures seams.
 """
 
 from __future__ import annotations
@@ -25,7 +23,6 @@ from harness import command, published_editor
 from torch import Tensor
 
 from emuedit import config
-from emuedit.core import compositing
 from emuedit.editor import sampling
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.settings import EditSettings
@@ -92,17 +89,6 @@ def measure_success(sides: dict[str, Edit], n: int) -> dict[str, dict[str, float
     return {name: {"mean": round(sum(tasks.values()) / len(tasks), 4)} | tasks for name, tasks in success.items()}
 
 
-def measure_seams(edit: Edit, n: int) -> dict[str, float]:
-    """`compositing.seam` of local edits, and of the exact results."""
-    seams: dict[str, list[float]] = {"default": [], "exact": []}
-    for task in ("local", "texture", "remove", "add"):
-        edits = build_edits(task, "held_out", 3000, n)
-        before = from_uint8(edits.before)
-        seams["default"].append(compositing.seam(before, edit(before, edits.instructions, task, list(range(n)))))
-        seams["exact"].append(compositing.seam(before, from_uint8(edits.exact)))
-    return {name: round(sum(values) / len(values), 4) for name, values in seams.items()}
-
-
 def main() -> None:
     """See above."""
     parser = command.argument_parser(__doc__, f"{QUICK_EDITS} edits per task, {QUICK_ROUNDS} rounds")
@@ -118,7 +104,6 @@ def main() -> None:
     published, equal = (sides[name](images, edits.instructions, edits.task, seeds) for name in ("published", "equal"))
     rounds = QUICK_ROUNDS if args.quick else ROUNDS
     speeds = {n: time_sides(sides, images[:n], edits.instructions[:n], edits.task, rounds) for n in (1, 8)}
-    seams = measure_seams(sides["default"], QUICK_EDITS if args.quick else EDITS)
     success = measure_success(sides, QUICK_EDITS if args.quick else EDITS)
     ratios = {n: {name: round(speed / values["published"], 3) for name, speed in values.items()} for n, values in speeds.items()}
     figures = {
@@ -127,8 +112,6 @@ def main() -> None:
         "max_abs_difference": float((published - equal).abs().max() / 2),
         "success_published": success["published"]["mean"],
         "success_default": success["default"]["mean"],
-        "seam_default": seams["default"],
-        "seam_exact": seams["exact"],
         "settings_default": settings.model_dump(),
         "edits_per_second": {f"{n} pictures": {name: round(x, 3) for name, x in v.items()} for n, v in speeds.items()},
         "ratio_to_published": {f"{n} pictures": values for n, values in ratios.items()},

@@ -1,4 +1,4 @@
-"""`python -m toyworld.snapshot out.png [--scene 2]`: writes a held-out image of the toy world to try an editor."""
+"""`python -m toyworld.snapshot out.png [--scene 0]`: writes a held-out image of the toy world to try an editor."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,7 @@ def main() -> None:
     """Write the image and print its caption."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="path of the PNG to write")
-    parser.add_argument("--scene", type=int, default=2, help="index of the held-out scene (default: 2)")
+    parser.add_argument("--scene", type=int, default=0, help="index of the held-out scene (default: 0)")
     args = parser.parse_args()
     scene = generate_scenes(scene_numbers("held_out", args.scene, 1))
     args.out.write_bytes(encode_png(render.images(scene)[0]))

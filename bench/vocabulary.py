@@ -12,7 +12,7 @@ Success is that of all edits, of those with a new word in their texts, and of th
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,16 @@ from emuedit import config
 from emuedit.data.records import EvalRecord
 from emuedit.data.shards import read_shard
 from emuedit.data.word_list import load_word_list
+from emuedit.metrics.report import has_word
 from emuedit.promotion.paired_bootstrap import compare_paired
 from emuedit.stages import evaluation, router, train
 from toyworld.training.base_editor import FILES
 
 SLICES = {"all": "edit_success", "new": "edit_success_new_words", "known": "edit_success_without_new_words"}
 """Key in the result -> table of the evaluation."""
+WORDS = FILES / "held_back.txt"
+Edits = Mapping[str, Sequence[EvalRecord]]
+"""Task -> outputs, in the order of the benchmark."""
 EDITS, QUICK_EDITS, QUICK_TASKS, QUICK_STEPS = 64, 1, 2, 1
 RESAMPLES = 10_000
 
@@ -36,11 +40,9 @@ RESAMPLES = 10_000
 def evaluate(workspace: Path, systems: tuple[str, ...], args: argparse.Namespace) -> dict[str, Any]:
     """Run the evaluation of the editor in a workspace; its tables."""
     params = config.load(evaluation.EvaluationParams, "evaluation", workspace / "params.yaml")
-    params = params.model_copy(
-        update={"systems": systems, "n_edits": EDITS, "slices": {"new_words": str(FILES / "held_back.txt")}}
-    )
-    tasks = config.read_yaml(workspace / "params.yaml")["instructions"]["tasks"]
-    params = params.model_copy(update={"tasks": tuple(tasks)})
+    tasks = tuple(config.read_yaml(workspace / "params.yaml")["instructions"]["tasks"])
+    slices = {"new_words": str(WORDS)}
+    params = params.model_copy(update={"systems": systems, "tasks": tasks, "n_edits": EDITS, "slices": slices})
     if args.quick:
         settings = params.settings.with_changes({"steps": QUICK_STEPS})
         params = params.model_copy(update={"n_edits": QUICK_EDITS, "tasks": params.tasks[:QUICK_TASKS], "settings": settings})
@@ -49,8 +51,8 @@ def evaluate(workspace: Path, systems: tuple[str, ...], args: argparse.Namespace
     return tables
 
 
-def records_by_task(workspace: Path) -> dict[str, list[EvalRecord]]:
-    """Task -> the outputs with the true task, in the order of the benchmark."""
+def read_edits(workspace: Path) -> Edits:
+    """The outputs with the true task."""
     files = sorted((workspace / evaluation.OUT).glob("shard-true_task-*.parquet"))
     records = [record for file in files for record in read_shard(file, EvalRecord)]
     by_task = defaultdict(list)
@@ -59,12 +61,11 @@ def records_by_task(workspace: Path) -> dict[str, list[EvalRecord]]:
     return by_task
 
 
-def compare(start: Path, retrained: Path, chosen: Callable[[EvalRecord], bool]) -> dict[str, float]:
+def compare(start: Edits, retrained: Edits, chosen: Callable[[EvalRecord], bool]) -> dict[str, float]:
     """Retrained minus start over the chosen edits: mean over tasks, and bounds of the central 95 %."""
-    before, after = records_by_task(start), records_by_task(retrained)
-    differences: Mapping[str, list[float]] = {
-        task: [float(new.success) - old.success for old, new in zip(before[task], after[task], strict=True) if chosen(old)]
-        for task in before
+    differences = {
+        task: [float(new.success) - old.success for old, new in zip(edits, retrained[task], strict=True) if chosen(old)]
+        for task, edits in start.items()
     }
     tasks = [task for task, values in differences.items() if values]
     if not tasks:
@@ -94,16 +95,13 @@ def main() -> None:
     }
     in_new, in_known = ((figures["retrained"][label] or {}).get("overall") for label in ("new", "known"))
     figures["new_over_known"] = round(in_new / in_known, 3) if in_new is not None and in_known else None
-    words = load_word_list(FILES / "held_back.txt")
-
-    def has_new_word(edit: EvalRecord) -> bool:
-        return words.first_match([edit.instruction, edit.source_caption, edit.target_caption]) is not None
-
+    words = load_word_list(WORDS)
     choices: dict[str, Callable[[EvalRecord], bool]] = {
-        "all": lambda _: True, "new": has_new_word, "known": lambda edit: not has_new_word(edit),
+        "all": lambda _: True, "new": lambda edit: has_word(edit, words), "known": lambda edit: not has_word(edit, words),
     }  # fmt: skip
-    figures["difference"] = {label: compare(start, retrained, chosen) for label, chosen in choices.items()}
-    records = [record for edits in records_by_task(start).values() for record in edits]
+    before, after = read_edits(start), read_edits(retrained)
+    figures["difference"] = {label: compare(before, after, chosen) for label, chosen in choices.items()}
+    records = [record for edits in before.values() for record in edits]
     figures["n_edits"] = {label: sum(map(chosen, records)) for label, chosen in choices.items()}
     command.write_result(__file__, figures, args.quick)
 

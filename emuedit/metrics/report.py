@@ -33,11 +33,16 @@ def summarise(
     """
     tables = _summarise(records, tasks, ("edit_success", "router", *METRICS))
     for name, words in slices.items():
-        matches = [words.first_match([r.instruction, r.source_caption, r.target_caption]) is not None for r in records]
-        for label, has_word in ((name, True), (f"without_{name}", False)):
-            part = [record for record, match in zip(records, matches, strict=True) if match == has_word]
+        matches = [has_word(record, words) for record in records]
+        for label, chosen in ((name, True), (f"without_{name}", False)):
+            part = [record for record, match in zip(records, matches, strict=True) if match == chosen]
             tables[f"edit_success_{label}"] = _summarise(part, tasks, ("edit_success",))["edit_success"]
     return tables
+
+
+def has_word(record: EvalRecord, words: WordList) -> bool:
+    """Whether the instruction or a caption of an edit has one of the words."""
+    return words.first_match([record.instruction, record.source_caption, record.target_caption]) is not None
 
 
 def _summarise(records: Sequence[EvalRecord], tasks: Sequence[str], metrics: Sequence[str]) -> dict[str, Table]:

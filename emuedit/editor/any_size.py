@@ -32,12 +32,14 @@ WINDOW_MARGIN = 0.5
 def working_size(height: int, width: int, resolution_px: int, grid_px: int) -> tuple[int, int]:
     """The size (h, w) in px at which an image is edited: unchanged for at most resolution_px^2 pixels.
 
-    Else about resolution_px^2 pixels with the same aspect ratio; sides are positive multiples of grid_px.
+    Else about resolution_px^2 pixels with the same aspect ratio; sides are positive multiples of grid_px. A side that would be
+    smaller than grid_px becomes grid_px, and the other one resolution_px^2 / grid_px: the aspect ratio of such a strip changes.
     """
     if height * width <= resolution_px**2:
         return height, width
     scale = math.sqrt(resolution_px**2 / (height * width))
-    h, w = (max(grid_px, round(side * scale / grid_px) * grid_px) for side in (height, width))
+    longest = max(grid_px, resolution_px**2 // grid_px**2 * grid_px)  # beside a side of grid_px
+    h, w = (min(max(grid_px, round(side * scale / grid_px) * grid_px), longest) for side in (height, width))
     return h, w
 
 

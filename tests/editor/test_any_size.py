@@ -52,6 +52,8 @@ def photo(height: int, width: int, top: int, left: int, side: int) -> Tensor:
         ((640, 640), (64, 64)),
         ((5000, 100), (452, 8)),
         ((65, 64), (64, 64)),
+        ((100_000, 1), (1024, 4)),
+        ((1, 100_000), (4, 1024)),
     ],
 )
 def test_the_working_size_has_the_proportions_and_the_pixels(picture: tuple[int, int], size: tuple[int, int]) -> None:

@@ -23,6 +23,9 @@ from flows.failure_kinds import classify
 _BUSY_STATUS = 255  # exit status of DVC if another process holds a lock, but also for other failures, so the text is checked too
 _TAIL_BYTES = 20_000  # of output to keep
 _MARGIN_S = 0.5  # for progress lines that come late
+_DVC_HINTS = ("Generating lock file", "Updating lock file", "Running stage ", "To track the changes", "git add ",
+              "To enable auto staging", "dvc config core.autostage", "Use `dvc push`")  # fmt: skip
+"""Starts of lines that DVC prints after every stage, which say nothing to somebody who runs a flow."""
 
 
 class StageError(RuntimeError):
@@ -58,10 +61,11 @@ def run(
     dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), stage]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     start = time.monotonic()
-    with _echo_output(stage, stop) as (sink, tail):
+    with _echo_output(stage, stop) as (sink, tail), _echo_without_hints(stop) as stdout:
         child = subprocess.Popen(
             process_guard.command(dvc, timeout_s),
             cwd=root,
+            stdout=stdout,
             stderr=sink,
             env={**os.environ, **_terminal_width(), **environment, "PATH": path},
         )
@@ -135,6 +139,27 @@ def _echo_output(stage: str, stop: threading.Event) -> Iterator[tuple[int, bytea
         os.close(sink)
         reader.join(2.0)
         os.close(source)
+
+
+@contextlib.contextmanager
+def _echo_without_hints(stop: threading.Event) -> Iterator[int]:
+    """Yield a file descriptor whose lines are copied to our stdout, without blank lines and `_DVC_HINTS`; not after `stop`."""
+    source, sink = os.pipe()
+
+    def copy() -> None:
+        with os.fdopen(source, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                text = line.strip()
+                if text and not text.startswith(_DVC_HINTS) and not stop.is_set():
+                    print(line.rstrip(), flush=True)
+
+    reader = threading.Thread(target=copy, daemon=True)
+    reader.start()
+    try:
+        yield sink
+    finally:
+        os.close(sink)
+        reader.join(2.0)
 
 
 def _terminal_width() -> dict[str, str]:

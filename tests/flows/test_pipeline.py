@@ -191,6 +191,12 @@ def test_a_stage_can_be_stopped_and_has_a_time_limit(project: Path) -> None:
     assert time.monotonic() - start < 15
 
 
+def test_what_a_stage_prints_is_shown_without_the_hints_of_dvc(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (project / "dvc.yaml").write_text("stages:\n  slow:\n    cmd: echo '  12 pairs' && touch done.txt\n    outs: [done.txt]\n")
+    run_stage.run("slow", project, threading.Event(), None, {})
+    assert capfd.readouterr().out == "> echo '  12 pairs' && touch done.txt\n  12 pairs\n"
+
+
 def test_a_silent_stage_is_reported_until_it_prints(
     project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,9 +38,9 @@ from emuedit.editor.non_instructions import NON_INSTRUCTIONS, load_non_instructi
 from emuedit.editor.task_predictor import NO_EDIT, TaskPredictor
 from emuedit.stages import captions, instructions, router
 from emuedit.tasks import ALL_TASKS
+from toyworld.edits.caption_edits import UnsuitableCaptionError, write_edit
 from toyworld.edits.caption_parser import parse
 from toyworld.edits.phrasings import TEMPLATE_SPLITS, TemplateSplit, TemplateTable, template_table
-from toyworld.edits.rule_llm import UnsuitableCaptionError, write_edit
 from toyworld.scenes import caption_grammar
 from toyworld.scenes.caption_grammar import wording_rng
 

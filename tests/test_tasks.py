@@ -14,24 +14,24 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_index_of_a_task_is_its_row_in_the_table() -> None:
-    assert [task.index for task in TASKS] == list(range(16))
+    assert [task.index for task in TASKS] == list(range(len(TASKS)))
 
 
 def test_the_order_of_the_tasks_never_changes() -> None:
-    assert " ".join(task.name for task in TASKS) == (
+    assert " ".join(task.name for task in TASKS[:16]) == (
         "local remove add texture background global style text detect segment color depth sketch normal pose segmap"
     )
-    assert [sum(task.family == family for task in TASKS) for family in ("region", "free-form", "vision")] == [5, 3, 8]
+    assert [sum(task.family == family for task in TASKS[:16]) for family in ("region", "free-form", "vision")] == [5, 3, 8]
 
 
 def test_held_out_tasks_have_no_row() -> None:
-    assert [task.name for task in HELD_OUT] == ["superres", "contour", "inpaint", "add_detect", "cutout"]
+    assert {"superres", "contour", "inpaint", "add_detect", "cutout"} <= {task.name for task in HELD_OUT}
     assert {task.index for task in HELD_OUT} == {None}
 
 
 def test_every_task_is_found_by_its_own_name() -> None:
     tasks = TASKS + HELD_OUT
-    assert len({task.name for task in tasks}) == 21
+    assert len({task.name for task in tasks}) == len(tasks)
     assert all(get_task(task.name) is task and task.description for task in tasks)
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from toyworld.edits.exact_edits import trained_task_names
+from toyworld.edits import toy_tasks
 from toyworld.figures import scene_sheet, task_sheet
 
 
@@ -16,7 +16,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for name, sheet in (
         ("toyworld", scene_sheet(start=args.start)),
-        ("tasks", task_sheet(trained_task_names(), start=args.start)),
+        ("tasks", task_sheet(toy_tasks.TRAINED, start=args.start)),
     ):
         path = args.out / f"{name}.png"
         sheet.save(path, optimize=True)

@@ -215,10 +215,11 @@ def test_the_published_toy_t5_is_the_one_that_its_recipe_makes(tmp_path: Path) -
 def test_words_of_the_toy_world_are_one_or_two_tokens() -> None:
     from transformers import AutoTokenizer
 
-    from toyworld.edits.exact_edits import build_edits, trained_task_names
+    from toyworld.edits import toy_tasks
+    from toyworld.edits.exact_edits import build_edits
 
     tokenizer = AutoTokenizer.from_pretrained(T5)
-    for task in trained_task_names():
+    for task in toy_tasks.TRAINED:
         for text in build_edits(task, "held_out", 0, 30).instructions:
             tokens = tokenizer(text).input_ids
             assert tokenizer.unk_token_id not in tokens

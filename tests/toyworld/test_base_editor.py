@@ -14,12 +14,12 @@ from emuedit.metrics.baselines import make_edits
 from emuedit.stages.evaluation import EvaluationParams
 from emuedit.stages.instructions import InstructionsParams
 from emuedit.stages.train import TrainParams
-from emuedit.tasks import ALL_TASKS
 from emuedit.training import start
 from emuedit.training.kept_pairs import REPLAY_PAIRS
 from tests.repository import ROOT
 from toyworld.edits import exact_judge
 from toyworld.edits.exact_edits import build_edits
+from toyworld.edits.toy_tasks import TRAINED
 from toyworld.scenes.caption_grammar import captions
 from toyworld.training import base_editor
 from toyworld.training.__main__ import WEIGHTS
@@ -31,7 +31,7 @@ def test_the_workspace_has_all_tasks_and_leaves_words_out(tmp_path: Path, monkey
     base_editor.prepare(tmp_path)  # a second sitting
     monkeypatch.chdir(tmp_path)
     instructions = config.load(InstructionsParams, "instructions")
-    assert set(instructions.tasks) == set(config.load(EvaluationParams, "evaluation").tasks) == set(ALL_TASKS)
+    assert set(instructions.tasks) == set(config.load(EvaluationParams, "evaluation").tasks) == set(TRAINED)
     assert config.load(TrainParams, "train").start == "base_model"
     words = load_word_list(tmp_path / instructions.moderation)
     left_out = sum(words.first_match([caption]) is not None for caption in captions("train", 0, 300)) / 300
@@ -78,15 +78,15 @@ def test_the_published_editor_knows_all_tasks_and_keeps_pairs_for_replay(monkeyp
     monkeypatch.chdir(ROOT)
     begin = start.resolve("base_editor", config.load(config.World, "world"), ROOT)
     editor = sampling.load(begin.folder)
-    assert editor.tasks == ALL_TASKS
+    assert editor.tasks == TRAINED
     assert begin.replay is not None
     replayed = list(read_folder(begin.replay / REPLAY_PAIRS, Pair, verify=True))
-    assert {pair.task for pair in replayed} == set(ALL_TASKS)
+    assert {pair.task for pair in replayed} == set(TRAINED)
     words = load_word_list(base_editor.FILES / "held_back.txt")
     assert words.first_match([pair.instruction for pair in replayed]) is None, "replay teaches a word that was held back"
     metrics = json.loads((Path(begin.folder) / "metrics.json").read_text())
     for name in ("edit_success", "edit_success_new_words", "edit_success_without_new_words"):
-        assert metrics[name]["true_task"].keys() == {"overall", *ALL_TASKS}
+        assert metrics[name]["true_task"].keys() == {"overall", *TRAINED}
 
 
 @pytest.mark.slow

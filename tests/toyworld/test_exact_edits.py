@@ -9,19 +9,20 @@ import pytest
 
 from emuedit.models.language_model import LLM
 from emuedit.models.llm_loading import load_llm
-from emuedit.tasks import HELD_OUT, TASKS
-from toyworld.edits import exact_targets
+from emuedit.tasks import HELD_OUT, TASKS, UnknownTaskError
+from toyworld.edits import exact_targets, toy_tasks
+from toyworld.edits.caption_edits import KEYS, UnsuitableCaptionError, write_edit
 from toyworld.edits.caption_parser import parse
-from toyworld.edits.exact_edits import Edits, build_edits, trained_task_names
+from toyworld.edits.exact_edits import Edits, build_edits
 from toyworld.edits.exact_judge import judge
-from toyworld.edits.rule_llm import KEYS, RuleLLM, UnsuitableCaptionError, corrupt_answer, write_edit
+from toyworld.edits.rule_llm import RuleLLM, corrupt_answer
 from toyworld.edits.scene_changes import CHANGES
 from toyworld.scenes import render
 from toyworld.scenes.caption_grammar import all_captions, captions
 from toyworld.scenes.palette import CARD, COLOURS, MASK_RGB, PERSON
 from toyworld.scenes.scene import PIXEL_ART, generate_scenes, scene_numbers
 
-ALL_TASKS = (*trained_task_names(), *(task.name for task in HELD_OUT))
+ALL_TASKS = toy_tasks.TRAINED + toy_tasks.HELD_OUT
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +31,18 @@ def edits_of() -> dict[str, Edits]:
     return {task: build_edits(task, "held_out", 0, 30) for task in ALL_TASKS}
 
 
-def test_there_are_sixteen_trained_tasks() -> None:
-    assert trained_task_names() == tuple(task.name for task in TASKS)
-    assert len(trained_task_names()) == 16
+def test_the_toy_world_has_tasks_of_the_table_in_its_order() -> None:
+    assert tuple(task.name for task in TASKS if task.name in toy_tasks.TRAINED) == toy_tasks.TRAINED
+    assert set(toy_tasks.HELD_OUT) <= {task.name for task in HELD_OUT}
+
+
+def test_a_task_that_the_toy_world_lacks_is_named() -> None:
+    with pytest.raises(UnknownTaskError, match=r"want a task of the toy world, local, .*; got 'recolor'; docs/architecture.md"):
+        build_edits("recolor", "train", 0, 1)
+    caption = parse("a big red star on the left on sand")
+    assert caption is not None
+    with pytest.raises(UnknownTaskError, match="got 'superres'"):
+        write_edit("superres", caption, random.Random(0))
 
 
 @pytest.mark.slow
@@ -162,7 +172,7 @@ def test_colour_filters_have_the_effect_of_their_names() -> None:
 @pytest.mark.slow
 def test_some_instructions_belong_to_several_tasks() -> None:
     tasks_of_instruction: dict[str, set[str]] = defaultdict(set)
-    for task in trained_task_names():
+    for task in toy_tasks.TRAINED:
         with pytest.MonkeyPatch.context() as patch:
             if task in CHANGES:  # what is said about changes of scenes does not depend on pixels
                 patch.setattr(render, "images", lambda scenes: np.zeros((len(scenes), 1, 1, 3), np.uint8))
@@ -239,7 +249,7 @@ def test_llm_writes_edits_for_all_tasks_and_refuses_impossible_ones() -> None:
     assert ask(RuleLLM(0), "text", outside_grammar).startswith("I do not parse")
     objects = "a red card with the letter A on the left, a blue person waving on the right and a big green ring at the top"
     caption = f"{objects} on sand"
-    for task in trained_task_names():
+    for task in toy_tasks.TRAINED:
         if task == "add":
             continue
         answer = json.loads(ask(RuleLLM(0), task, caption))

@@ -10,10 +10,11 @@ import yaml
 from emuedit.tasks import ALL_TASKS
 from tests.repository import ROOT
 from toyworld.edits import phrasings
+from toyworld.edits.caption_edits import write_edit
 from toyworld.edits.caption_parser import parse
 from toyworld.edits.exact_edits import build_edits
 from toyworld.edits.phrasings import TemplateSplit, template_table
-from toyworld.edits.rule_llm import RuleLLM, held_out_wordings, write_edit
+from toyworld.edits.rule_llm import RuleLLM, held_out_wordings
 from toyworld.scenes.caption_grammar import POSITION_PHRASES
 from toyworld.scenes.palette import BACKGROUNDS, COLOURS, KINDS, LETTERS, POSES, TEXTURES
 

@@ -17,7 +17,8 @@ from emuedit.data.png import encode_png
 from emuedit.data.publish import publish, scratch_folder
 from emuedit.data.records import Caption, Instruction, Pair, Verdict
 from emuedit.data.shards import write_shard
-from toyworld.edits.exact_edits import Edits, build_edits, trained_task_names
+from toyworld.edits import toy_tasks
+from toyworld.edits.exact_edits import Edits, build_edits
 
 ROWS_PER_SHARD = 500
 REVISION = "exact"
@@ -87,9 +88,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="folder in which data/pairs and data/dataset are written")
     parser.add_argument("-n", type=int, default=400, help="pairs per task")
-    parser.add_argument("--tasks", nargs="*", default=(), help="names of trained tasks; default: all sixteen")
+    parser.add_argument("--tasks", nargs="*", default=(), help="names of trained tasks; default: all")
     args = parser.parse_args()
-    write_dataset(args.root, dict.fromkeys(args.tasks or trained_task_names(), args.n))
+    write_dataset(args.root, dict.fromkeys(args.tasks or toy_tasks.TRAINED, args.n))
     print(args.root / "data")
 
 

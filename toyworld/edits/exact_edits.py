@@ -6,8 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from emuedit.tasks import HELD_OUT, TASKS, get_task
-from toyworld.edits import exact_judge, exact_targets, phrasings, task_judge
+from toyworld.edits import exact_judge, exact_targets, phrasings, task_judge, toy_tasks
 from toyworld.edits.exact_judge import Judgement, edit_region
 from toyworld.edits.exact_targets import FILTERS
 from toyworld.edits.scene_changes import CHANGES, add, scenes_with_object, wrong_scenes
@@ -58,11 +57,11 @@ class Edits:
 def build_edits(task: str, split: str, start: int, n: int) -> Edits:
     """Build the edits `start .. start + n` of a task, trained or held out, in a split ('train' or 'held_out').
 
-    The same arguments give the same edits. Raises UnknownTaskError for an unknown task.
+    The same arguments give the same edits. Raises UnknownTaskError for a task that the toy world lacks.
     """
-    task_row = get_task(task)
+    toy_tasks.check_toy_task(task, toy_tasks.TRAINED + toy_tasks.HELD_OUT)
     numbers = scene_numbers(split, start, n)
-    if task_row in HELD_OUT:
+    if task in toy_tasks.HELD_OUT:
         return _held_out_edits(task, numbers)
     if task in CHANGES:
         return _scene_edits(task, numbers)
@@ -71,11 +70,6 @@ def build_edits(task: str, split: str, start: int, n: int) -> Edits:
     if task in ("detect", "segment"):
         return _annotation_edits(task, numbers)
     return _map_edits(task, numbers)
-
-
-def trained_task_names() -> tuple[str, ...]:
-    """Names of the sixteen trained tasks, in the order of the task table."""
-    return tuple(task.name for task in TASKS)
 
 
 def object_reference(scenes: Scenes, row: int, slot: int, *purpose: object) -> str:

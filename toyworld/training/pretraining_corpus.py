@@ -16,7 +16,7 @@ from diffusers import AutoencoderTiny
 from tqdm import tqdm
 
 from emuedit.models.image_tensors import from_uint8
-from toyworld.edits import exact_edits
+from toyworld.edits import exact_edits, toy_tasks
 from toyworld.scenes import render
 from toyworld.training.training_run import autocast, device
 
@@ -59,11 +59,11 @@ def content_digest(vae: AutoencoderTiny, *arrays: np.ndarray) -> str:
 
 
 def build_corpus(vae: AutoencoderTiny, folder: Path, per_task: int = PER_TASK) -> Path:
-    """Encode `per_task` results of each of the sixteen tasks and return their subfolder of `folder`.
+    """Encode `per_task` results of each trained task and return their subfolder of `folder`.
 
     An existing subfolder is reused if the VAE and the first four edits of every task are the same.
     """
-    samples = [exact_edits.build_edits(name, "train", FIRST_SCENE, 4) for name in exact_edits.trained_task_names()]
+    samples = [exact_edits.build_edits(name, "train", FIRST_SCENE, 4) for name in toy_tasks.TRAINED]
     sample_images = np.concatenate([sample.exact for sample in samples])
     sample_texts = np.array([text for sample in samples for text in sample.instructions])
     folder = folder / f"web-{per_task}-{content_digest(vae, sample_images, sample_texts)}"
@@ -72,7 +72,7 @@ def build_corpus(vae: AutoencoderTiny, folder: Path, per_task: int = PER_TASK) -
     folder.mkdir(parents=True, exist_ok=True)
     vae.to(device())
     z, objects, texts = [], [], []
-    for name in tqdm(exact_edits.trained_task_names(), "pretraining corpus"):
+    for name in tqdm(toy_tasks.TRAINED, "pretraining corpus"):
         for start in range(0, per_task, _CHUNK):
             chunk = exact_edits.build_edits(name, "train", FIRST_SCENE + start, min(_CHUNK, per_task - start))
             changed = (chunk.exact != chunk.before).any(-1)

@@ -104,6 +104,8 @@ class ShardMaker:
             return []
         variants = [(job, job.variant(job.recipe)) for job in jobs if isinstance(job.recipe, SoftMaskRecipe)]
         edits = [(job, job.prompt_to_prompt_edit(job.recipe)) for job in jobs if isinstance(job.recipe, PromptToPromptRecipe)]
+        if len(variants) + len(edits) < len(jobs):
+            raise TypeError("want recipes of the types that are generated here, got another; add its batches to `generate`")
         max_rows, sources = self.params.rows_per_batch, self.sources
         method = PromptToPrompt(
             self.models.base_model, self.params.steps, self.sampler.dtype, self.params.guidance_interval, self._count_rows
@@ -121,14 +123,16 @@ class ShardMaker:
         ]
 
     def annotate(self, regions: dict[str, Region | Rejected]) -> list[Candidate]:
-        """Annotate the targets of the vision tasks, all of a task together."""
+        """Annotate the targets of the vision tasks, at most `rows_per_batch` images of a task together."""
         by_task: dict[str, list[tuple[Instruction, Region]]] = defaultdict(list)
         for instruction in self.usable:
             region = regions[instruction.id]
             if get_task(instruction.task).annotated and isinstance(region, Region):
                 by_task[instruction.task].append((instruction, region))
+        batch = self.params.rows_per_batch
+        batches = [(task, work[i : i + batch]) for task, work in sorted(by_task.items()) for i in range(0, len(work), batch)]
         candidates = []
-        for task, work in sorted(by_task.items()):
+        for task, work in batches:
             pictures = image_tensors.to_uint8(self.sources.images[[region.source for _, region in work]])
             words = [instruction.target_object or "" for instruction, _ in work]
             boxes_px = np.stack([region.box_px.numpy() for _, region in work])

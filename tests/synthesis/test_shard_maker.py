@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from emuedit.config import load
+from emuedit.config import Params, load
 from emuedit.data.png import decode_png
 from emuedit.data.records import Drop, Instruction, Pair
 from emuedit.runtime import Runtime
@@ -69,6 +69,17 @@ def make_instruction(
     target: str, named_object: str | None, task: str = "local", source: str = STAR, target_object: str | None = None
 ) -> Instruction:
     return Instruction("c0", task, "change it", source, target, named_object, target_object, False, 0, "test", "")
+
+
+@pytest.mark.slow
+def test_a_recipe_of_a_type_that_is_not_generated_is_an_error(models: ModelSet) -> None:
+    class OtherRecipe(Params):
+        method: str = "other"
+        mask: MaskParams | None = None
+        guidance_scale: float = 3.0
+
+    with pytest.raises(TypeError, match="add its batches to `generate`"):
+        make_pairs(models, [make_instruction(BLUE, "red star")], OtherRecipe())  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

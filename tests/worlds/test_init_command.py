@@ -15,9 +15,11 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 
 from emuedit import cli, config, params_check, reference_check
+from emuedit.stages.dataset import DatasetParams
 from emuedit.stages.inversion import InversionParams
 from emuedit.stages.pairs import PairsParams
 from emuedit.stages.train import TrainParams
+from emuedit.tasks import TASKS
 from emuedit.worlds import hub_pins
 from tests.repository import ROOT, STAGES
 
@@ -65,6 +67,9 @@ def test_what_is_written_passes_the_check_of_all_params(clone: Path, capsys: pyt
     assert params["instructions"]["n_captions"] == 3
     assert params["captions"]["n_rows"] >= 10_000, "captions that are added later are read, too"
     assert params["world"]["llm"] == "http://localhost:8000/v1#model"
+    filters = config.load(DatasetParams, "dataset").filters_for
+    resembling = [task.name for task in TASKS if task.annotated and "clip_image" in filters(task.name)]
+    assert not resembling, "a map does not resemble its photograph"
     assert config.load(InversionParams, "inversion").enabled is False
 
 

@@ -1,8 +1,10 @@
-"""Identify a user and a process, so that a recorded owner can be compared later."""
+"""Identify a user and a process, so that a recorded owner can be compared later, and notice that its heartbeats stopped."""
 
 import getpass
 import os
 import socket
+import time
+from collections.abc import Hashable
 from pathlib import Path
 
 import psutil
@@ -50,3 +52,22 @@ def user_at_host() -> str:
 def workspace(root: Path) -> str:
     """`machine:folder`, by which a retrain finds runs left open by a killed one; machine: WORKSPACE_ENV or the host name."""
     return f"{os.environ.get(WORKSPACE_ENV) or socket.gethostname()}:{root}"
+
+
+class UnchangedTimer:
+    """Measures how long heartbeats stay unchanged, by the monotonic clock of this machine.
+
+    The time that a heartbeat contains is only compared for equality: it may come from another machine, whose clock may differ.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[Hashable, tuple[object, float]] = {}
+
+    def seconds(self, name: Hashable, heartbeat: object) -> float:
+        """Seconds since this heartbeat was first seen under this name; 0 at the first call and after a change."""
+        now_s = time.monotonic()
+        last, since_s = self._seen.get(name, (heartbeat, now_s))
+        if last != heartbeat:
+            since_s = now_s
+        self._seen[name] = (heartbeat, since_s)
+        return now_s - since_s

@@ -20,6 +20,8 @@ from uuid import uuid4
 
 import psutil
 
+from emuedit.process_identity import UnchangedTimer
+
 FILE = Path(".emuedit") / "retrain.lock"
 _POLL_S = 1.0
 _TOUCH_S, _DEAD_S = 10.0, 60.0
@@ -80,8 +82,7 @@ class _Attempt:
     def __init__(self, path: Path, this: LockOwner) -> None:
         self.path, self.this = path, this
         self.other: LockOwner | None = None
-        self._seen: tuple[LockOwner, int] | None = None
-        self._unchanged_since_s = 0.0
+        self._unchanged = UnchangedTimer()
 
     def lock(self) -> int | None:
         """A descriptor of the locked file; None if another retrain holds the lock. The file is opened again each time, because a
@@ -119,9 +120,7 @@ class _Attempt:
         """Whether the owner is gone. Measured with this machine's clock only, as others may differ."""
         if owner is None:
             return True
-        if self._seen != (owner, touched_ns):
-            self._seen, self._unchanged_since_s = (owner, touched_ns), time.monotonic()
-        return time.monotonic() - self._unchanged_since_s >= _DEAD_S
+        return self._unchanged.seconds(self.path, (owner, touched_ns)) >= _DEAD_S
 
     def _stays_ours(self, descriptor: int) -> bool:
         """Whether our record remains: if two write it at the same time, the later one wins."""

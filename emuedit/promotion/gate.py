@@ -144,7 +144,7 @@ def _rows(challenger: Measurement, champion: Measurement, settings: GateSettings
 
 
 def _objection(difference: Difference, settings: GateSettings) -> str:
-    if difference.mean + settings.epsilon > 0 and difference.share_above >= settings.confidence:
+    if difference.mean > -settings.epsilon and difference.share_above >= settings.confidence:
         return ""
     demand = "better" if settings.epsilon == 0 else f"not worse by more than {settings.epsilon:g}"
     return f"{demand} in only {difference.share_above:.0%} of the resamples; {settings.confidence:.0%} required"

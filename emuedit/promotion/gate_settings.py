@@ -1,10 +1,20 @@
 """Promotion criteria: the section `promotion` of `params.yaml`."""
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from emuedit import config
+from emuedit.tasks import get_task
 
 SECTION = "promotion"
+Allowance = Annotated[float, Field(ge=0, le=1)]
+
+
+def _check_tasks(allowances: dict[str, Allowance]) -> dict[str, Allowance]:
+    for name in allowances:
+        get_task(name)
+    return allowances
 
 
 class GateSettings(config.Params):
@@ -17,10 +27,10 @@ class GateSettings(config.Params):
     epsilon: float = Field(0.0, ge=0, lt=1)
     """By how much overall edit success may drop. 0: it must be better; 0.02: not worse by more than that, which accepts newer
     data at equal quality."""
-    task_allowance: float = Field(0.1, ge=0, le=1)
+    task_allowance: Allowance = 0.1
     """By how much the edit success of a single task may drop."""
-    task_allowances: dict[str, float] = Field(default={})
-    """Task -> its allowance, instead of `task_allowance`."""
+    task_allowances: Annotated[dict[str, Allowance], AfterValidator(_check_tasks)] = Field(default={})
+    """Task, trained or learned by inversion -> its allowance, instead of `task_allowance`."""
     untouched_allowance: float = Field(0.005, ge=0, le=1)
     """How much more the challenger may change pixels that the reference result leaves unchanged: mean |difference| in [0, 1]."""
     max_slowdown: float = Field(1.5, ge=1)

@@ -7,6 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+_DECIMALS = 9
+"""Digits to which means are rounded. Otherwise gains and losses of tasks that cancel out can have a mean of 1e-17, which is above
+zero. Rounding errors are below 1e-15, and a difference below 1e-9 is none."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Difference:
     high: float
     """Bounds of the central interval that contains the difference with the given probability."""
     share_above: float
-    """Share of the resamples above the threshold, in [0, 1]."""
+    """Share of the resamples above the threshold, in [0, 1]; a resample equal to it does not count."""
 
 
 def resample_means(differences: Array, resamples: int, seed: int) -> Array:
@@ -38,8 +41,14 @@ def compare_paired(
     without differences. The seeds are fixed, so equal outcomes give equal decisions.
     """
     values = [np.asarray(differences[task], dtype=np.float64) for task in tasks]
-    means = np.mean([resample_means(task_values, resamples, seed) for seed, task_values in enumerate(values)], axis=0)
+    means = _round(np.mean([resample_means(task_values, resamples, seed) for seed, task_values in enumerate(values)], axis=0))
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    mean = float(np.mean([task_values.mean() for task_values in values]))
+    mean = float(_round(np.mean([task_values.mean() for task_values in values])))
     return Difference(mean, float(low), float(high), float((means > threshold).mean()))
+
+
+def _round(means: npt.ArrayLike) -> Array:
+    """To `_DECIMALS`, as the floats nearest to these decimals, which compare exactly with settings such as 0.02; without -0.0."""
+    rounded: Array = np.asarray(np.round(np.asarray(means, dtype=np.float64), _DECIMALS) + 0.0, dtype=np.float64)
+    return rounded

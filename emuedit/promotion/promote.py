@@ -22,6 +22,8 @@ STATE_TAG, REASON_TAG, TABLE_TAG, TASKS_TAG, AGAINST_TAG, ITEMS_TAG = (
 )  # fmt: skip
 PENDING, PROMOTED, REFUSED = "pending", "promoted", "refused"
 CHANGED = "conditions changed since the promotion"
+_UNREADABLE = (registry.RegistryError, PackageError, ManifestError)
+"""Errors for a version whose files are missing, changed or not a model package."""
 _TRIES = 5
 """Maximum number of comparisons if the champion keeps changing."""
 
@@ -67,7 +69,8 @@ def compare_with_champion(
     """Measure a package and the champion on the same edits now, and apply the gate.
 
     The edits are those of the workspace's evaluation, and of the tasks with which the champion was promoted. Without a champion,
-    the package must beat the identity baseline.
+    the package must beat the identity baseline. Raises GateError for a champion whose files cannot be read, and for measurements
+    that no decision can rest on.
     """
     from emuedit.promotion import comparison  # imports torch
 
@@ -79,11 +82,15 @@ def compare_with_champion(
         )
     items = comparison.read_items(root, section, [task for task in champion.tags.get(TASKS_TAG, "").split(",") if task])
     comparison.check_tasks(items, champion.uri)
-    champion_package = find_package(registry.download_version(champion.uri))
-    measurements = [
-        comparison.measure(package, name, items, root),
-        comparison.measure(champion_package, champion.uri, items, root),
-    ]
+    try:
+        champion_package = find_package(registry.download_version(champion.uri))
+        of_champion = comparison.measure(champion_package, champion.uri, items, root)
+    except _UNREADABLE as error:
+        raise gate.GateError(
+            f"want a champion with readable files, got version {champion.number}: {error}; restore its files, or replace it by "
+            "`emuedit rollback --to N` or `emuedit promote N --force REASON`"
+        ) from error
+    measurements = [comparison.measure(package, name, items, root), of_champion]
     speeds = comparison.measure_speed([package, champion_package], items)
     new, old = (replace(measurement, seconds_per_edit=seconds) for measurement, seconds in zip(measurements, speeds, strict=True))
     return gate.decide(new, old, settings)
@@ -96,8 +103,9 @@ def promote(
 
     package: where its parts lie already; None: they are downloaded. Give the workspace's models only if the stage `evaluation` is
     up to date for DVC, because its results are then used. force_reason: why a person overrules a refusal; it is
-    recorded. The version's tags tell the decision. Raises GateError for measurements that no decision can rest on, and
-    ChampionChangedError when the champion changes faster than versions can be compared.
+    recorded. The version's tags tell the decision. Raises GateError for an unreadable champion or measurements that no decision
+    can rest on, unless a reason to force it is given, and ChampionChangedError when the champion changes faster than versions can
+    be compared.
     """
     folder = package or find_package(registry.download_version(version.uri))
     for tries_left in range(_TRIES - 1, -1, -1):
@@ -176,14 +184,18 @@ def measure_again(version: ModelVersion, root: Path, section: str = "evaluation"
 def roll_back(to: int | None = None, reason: str = "") -> Move:
     """Make `previous`, or version `to`, the champion again.
 
-    Raises RegistryError if there is no earlier champion, or if the files of the version cannot be read.
+    A deleted champion, whose alias MLflow deletes with it, does not prevent this. Raises RegistryError if there is no earlier
+    champion, or if the files of the version cannot be read.
     """
     alias_moves.repair()
     champion, previous = (registry.version_at(alias) for alias in (alias_moves.CHAMPION, alias_moves.PREVIOUS))
-    if champion is None:
-        raise registry.RegistryError("want a champion to roll back from, got none; run `uv run retrain` first")
-    number = to or (previous.number if previous else None)
-    if number is None or number == champion.number:
+    before = champion.number if champion else None
+    number = to if to is not None or previous is None else previous.number
+    if number is None and before is None:
+        raise registry.RegistryError(
+            "want a champion to roll back from, got none; name a version with --to, see `emuedit models`, or run `uv run retrain`"
+        )
+    if number is None or number == before:
         target = f"version {number}, the champion" if number else "no alias previous"
         raise registry.RegistryError(
             f"no earlier champion to roll back to (got {target}); name a version with --to, see `emuedit models`"
@@ -191,10 +203,11 @@ def roll_back(to: int | None = None, reason: str = "") -> Move:
     target_version = registry.get_version(number)
     try:
         find_package(registry.download_version(target_version.uri))
-    except (registry.RegistryError, PackageError, ManifestError) as error:
+    except _UNREADABLE as error:
+        consequence = f"so version {before} stays champion" if before else "so there is still no champion"
         raise registry.RegistryError(
-            f"want a version with readable files, got {number}, so version {champion.number} stays champion ({error}); "
+            f"want a version with readable files, got {number}, {consequence} ({error}); "
             "choose another one with --to, see `emuedit models`"
         ) from error
-    text = reason or f"rollback from version {champion.number}"
-    return alias_moves.move_champion(number, text, kind="rollback", expected=champion.number)
+    text = reason or (f"rollback from version {before}" if before else "rollback; no version was the champion")
+    return alias_moves.move_champion(number, text, kind="rollback", expected=before)

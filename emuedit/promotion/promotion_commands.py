@@ -82,7 +82,7 @@ def _promote(options: argparse.Namespace) -> int:
 
 def _roll_back(options: argparse.Namespace) -> int:
     move = promote.roll_back(options.to, options.reason)
-    print(f"champion: version {move.champion}; previous: version {move.before}")
+    print(f"champion: version {move.champion}; previous: {f'version {move.before}' if move.before else 'none'}")
     return 0
 
 

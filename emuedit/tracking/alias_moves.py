@@ -9,25 +9,32 @@ The tags of the version contain the move and its reason, so this model is also t
 the history; a promotion or rollback removes it from the version that becomes champion.
 
 A move records its intent first. If its process dies, only the lowest open ticket after it completes it, since a slower second
-one could overwrite a later move.
+one could overwrite a later move. A version may be deleted in MLflow at any time: its unfinished moves are then abandoned.
 """
 
 import contextlib
 import random
+import sys
 import time
 
+from emuedit.process_identity import UnchangedTimer
 from emuedit.tracking import move_tickets
 from emuedit.tracking.move_tickets import ABANDONED, DONE, MOVING, REFUSED, WAITING, Kind, Move
-from emuedit.tracking.registry import MODEL_NAME, ModelVersion, RegistryError, version_at
+from emuedit.tracking.registry import MODEL_NAME, ModelVersion, RegistryError, get_version, has_version, version_at
 from emuedit.tracking.runs import client
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 _REFRESH_S = 5.0
 """Seconds between two heartbeats of a waiting move."""
 _DEAD_AFTER_S = 60.0
-"""A move without a heartbeat for this time, by the server's clock, belongs to a dead process."""
+"""A move whose heartbeat stays unchanged for this time, by this machine's monotonic clock, belongs to a dead process."""
+_REPORT_AFTER_S = 5.0
+"""Seconds of waiting after which the move ahead is reported."""
 _POLL_S = 0.2
 """Seconds between two polls, times the number of moves ahead, so that many waiting moves do not overload the registry."""
+_heartbeats = UnchangedTimer()
+_given_up: set[str] = set()
+"""Requests of this process that failed. Their tickets may still be open, if MLflow could not be reached to record it."""
 
 
 class ChampionChangedError(RegistryError):
@@ -57,8 +64,10 @@ def set_challenger(version: int) -> None:
 def _move(
     version: int, reason: str, kind: Kind, expected: int | None = None, is_forced: bool = False, check: bool = False
 ) -> Move:
-    ticket = _draw_ticket(version, reason, kind, is_forced)
+    move_tickets.retry(lambda: get_version(version))
+    request = move_tickets.new_request()
     try:
+        ticket = move_tickets.draw(version, reason, kind, is_forced, request)
         _wait_for_turn(ticket)
         champion = _version_at(CHAMPION)
         before = champion.number if champion else None
@@ -70,14 +79,38 @@ def _move(
             )
         _renew(ticket)
         move_tickets.begin(ticket, before)
-        _write_aliases(kind, version, before)
-        move_tickets.close(ticket, DONE)
+        if _complete_here(ticket, kind, version, before) == ABANDONED:
+            raise RegistryError(
+                f"want a version of {MODEL_NAME}, got {version}, which was deleted while its move waited; see `emuedit models`"
+            )
     except BaseException:
-        with contextlib.suppress(Exception):  # the error itself is more important; the next move completes an open one
-            if move_tickets.read(ticket).state == WAITING:
-                move_tickets.close(ticket, ABANDONED)
+        _release(request)
         raise
     return move_tickets.read(ticket)
+
+
+def _complete_here(ticket: int, kind: str, version: int, before: int | None) -> str:
+    """`_complete` a move of this process: again after an error such as a lost connection, unless another process has done so."""
+    try:
+        return _complete(ticket, kind, version, before)
+    except Exception:  # of MLflow, its HTTP library or its database; if it persists, the second try raises it
+        move_tickets.renew(ticket)
+        state = move_tickets.read(ticket).state
+        return _complete(ticket, kind, version, before) if state == MOVING else state
+
+
+def _release(request: str) -> None:
+    """Give up a request that failed: others need not wait for the end of this process to complete or abandon its move.
+
+    If MLflow cannot be reached, only moves of this process know.
+    """
+    _given_up.add(request)
+    with contextlib.suppress(Exception):  # the error itself is more important
+        for move in [move for move in move_tickets.read_all() if move.is_open and move.request == request]:
+            if move.state == WAITING:
+                move_tickets.close(move.number, ABANDONED)
+            else:
+                move_tickets.release(move.number)
 
 
 def history() -> list[Move]:
@@ -93,42 +126,62 @@ def reason_of(version: int) -> str:
 def repair() -> list[Move]:
     """Complete the moves whose processes died, and close those that did not begin. Returns the completed ones of the champion.
 
-    Does not wait: if a move of a living process is ahead, it does nothing, because that move completes those before it.
+    Does not wait for living processes: if one is ahead, it does nothing, because that one completes those before it. A ticket of
+    another machine counts as dead if its heartbeat does not change during `_DEAD_AFTER_S`; only then this takes time.
     """
     unfinished = [move for move in move_tickets.read_all() if move.is_open]
-    if all(move.has_known_process and move.has_living_process for move in unfinished):
+    if all(move.has_known_process and not _is_dead(move) for move in unfinished):
         return []
-    ticket = move_tickets.draw(unfinished[0].champion, "", "repair")
+    request = move_tickets.new_request()
     try:
-        now_ms = _renew(ticket)
-        ahead = _list_ahead(ticket, move_tickets.read(ticket).request)
-        return _finish_dead(ahead, ticket) if all(_is_dead(move, now_ms) for move in ahead) else []
-    finally:
-        with contextlib.suppress(Exception):  # an error of the repair itself is more important
-            move_tickets.close(ticket, DONE)
+        ticket = move_tickets.draw(unfinished[0].champion, "", "repair", request=request)
+        finished = _wait_for_turn(ticket, only_for_dead=True)
+        move_tickets.close(ticket, DONE)
+    except BaseException:
+        _release(request)
+        raise
+    return finished
 
 
-def _draw_ticket(version: int, reason: str, kind: Kind, is_forced: bool) -> int:
-    from mlflow.exceptions import MlflowException
+def _wait_for_turn(ticket: int, only_for_dead: bool = False) -> list[Move]:
+    """Wait until every lower ticket is closed; if all belong to dead processes, complete them here.
 
-    try:
-        move_tickets.retry(lambda: client().get_model_version(MODEL_NAME, str(version)))
-    except MlflowException as error:
-        raise RegistryError(f"want a version of {MODEL_NAME}, got {version} ({error.message}); see `emuedit models`") from error
-    return move_tickets.draw(version, reason, kind, is_forced)
-
-
-def _wait_for_turn(ticket: int) -> None:
-    """Wait until every lower ticket is closed; if all belong to dead processes, complete them here."""
-    request = move_tickets.read(ticket).request
-    last_heartbeat_s, now_ms = time.monotonic(), _renew(ticket)
+    only_for_dead: stop waiting when a lower ticket turns out to belong to a living process. Returns the completed moves of the
+    champion.
+    """
+    request, finished = move_tickets.read(ticket).request, list[Move]()
+    first_heartbeats: dict[int, int] = {}
+    has_reported, start_s = False, time.monotonic()
+    _renew(ticket)
+    last_renewal_s = time.monotonic()
     while ahead := _list_ahead(ticket, request):
-        if all(_is_dead(move, now_ms) for move in ahead):
-            _finish_dead(ahead, ticket)
+        are_dead = [_is_dead(move) for move in ahead]  # all of them, since the time of each counts from its first check
+        others = [move for move, is_dead in zip(ahead, are_dead, strict=True) if not is_dead]
+        is_alive = [
+            move.has_known_process or first_heartbeats.setdefault(move.number, move.updated_ms) != move.updated_ms
+            for move in others
+        ]
+        if not others:
+            finished += _finish_dead(ahead, ticket)
+        elif only_for_dead and any(is_alive):
+            break
         else:
+            if not has_reported and time.monotonic() - start_s > _REPORT_AFTER_S:
+                has_reported = True
+                print(f"== waiting for {_describe(others[0])}", file=sys.stderr, flush=True)
             time.sleep(min(_POLL_S * len(ahead), _REFRESH_S) * random.uniform(0.5, 1.5))
-        if time.monotonic() - last_heartbeat_s > _REFRESH_S:
-            last_heartbeat_s, now_ms = time.monotonic(), _renew(ticket)
+        if time.monotonic() - last_renewal_s > _REFRESH_S:
+            _renew(ticket)
+            last_renewal_s = time.monotonic()
+    return finished
+
+
+def _describe(move: Move) -> str:
+    """A move that others wait for, and until when."""
+    text = f"move {move.number} to version {move.champion} by {move.requested_by}"
+    if move.has_known_process:
+        return f"{text}, process {move.process.partition(':')[0]}; if that process hangs, end it"
+    return f"{text}; it counts as dead after {_DEAD_AFTER_S:g} s without a heartbeat"
 
 
 def _list_ahead(ticket: int, request: str) -> list[Move]:
@@ -140,64 +193,87 @@ def _list_ahead(ticket: int, request: str) -> list[Move]:
     return [move for move in ahead if not request or move.request != request]
 
 
-def _renew(ticket: int) -> int:
-    """Send a heartbeat, so that this ticket does not count as dead, and return the server's time in ms.
+def _renew(ticket: int) -> None:
+    """Send a heartbeat, so that this ticket does not count as dead.
 
     Raises ChampionChangedError if another process has closed the ticket already.
     """
-    now_ms = move_tickets.renew(ticket)
+    move_tickets.renew(ticket)
     if (state := move_tickets.read(ticket).state) != WAITING:
         raise ChampionChangedError(
             f"move {ticket} was set to {state} by another process, because this one sent no heartbeat for "
             f"{_DEAD_AFTER_S:g} s; compare again"
         )
-    return now_ms
 
 
-def _is_dead(move: Move, now_ms: int) -> bool:
-    """Whether its process is dead: checked if process ids are comparable, else inferred from missing heartbeats."""
+def _is_dead(move: Move) -> bool:
+    """Whether its process is dead or has given it up: checked if process ids are comparable, else inferred from heartbeats."""
     if not move.is_open:
         return False
+    if move.is_released or move.request in _given_up:
+        return True
     if move.has_known_process:
         return not move.has_living_process
-    return now_ms - move.updated_ms > _DEAD_AFTER_S * 1000
+    return _heartbeats.seconds((move.number, move.request), move.updated_ms) > _DEAD_AFTER_S
 
 
 def _finish_dead(moves: list[Move], ticket: int) -> list[Move]:
-    """Complete moves of dead processes, as the holder of the lowest ticket after them. Returns the moves of the champion.
+    """Complete moves of dead processes, as the holder of the lowest ticket after them. Returns those that moved the champion.
 
-    Each is read again just before, after a heartbeat of our own, because the list may be outdated.
+    Each is read again just before, after a heartbeat of this ticket, because the list may be outdated.
     """
     finished = []
     for number in sorted(move.number for move in moves):
-        now_ms = _renew(ticket)
+        _renew(ticket)
         move = move_tickets.read(number)
-        if not _is_dead(move, now_ms):
+        if not _is_dead(move):
             continue
-        if move.state == MOVING:
-            _write_aliases(move.kind, move.champion, move.before)
-        move_tickets.close(number, DONE if move.state == MOVING else ABANDONED)
-        if move.is_of_champion:
+        if move.state == WAITING:
+            move_tickets.close(number, ABANDONED)
+        elif _complete(number, move.kind, move.champion, move.before) == DONE and move.is_of_champion:
             finished.append(move)
     return finished
 
 
-def _write_aliases(kind: str, version: int, before: int | None) -> None:
-    """Set the aliases, `previous` first, so that an interruption in between loses no version. Can be repeated."""
+def _complete(number: int, kind: str, version: int, before: int | None) -> str:
+    """Write the aliases of a move that has begun, and close it. Returns its state: abandoned if the version was deleted."""
+    state = DONE if _write_aliases(kind, version, before) else ABANDONED
+    move_tickets.close(number, state)
+    return state
+
+
+def _write_aliases(kind: str, version: int, before: int | None) -> bool:
+    """Set the aliases, `previous` first, so that an interruption in between loses no version. Can be repeated.
+
+    Returns False, and writes nothing, if the version was deleted.
+    """
+    if not _exists(version):
+        return False
     challenger = _version_at(CHALLENGER)
     if kind == move_tickets.CHALLENGER:
         if version != before and (challenger is None or challenger.number < version):
             _set_alias(CHALLENGER, version)
-        return
-    if before is not None and before != version:
+        return True
+    if before is not None and before != version and _exists(before):
         _set_alias(PREVIOUS, before)
     _set_alias(CHAMPION, version)
-    if challenger is not None and challenger.number == version:
-        move_tickets.retry(lambda: client().delete_registered_model_alias(MODEL_NAME, CHALLENGER))
+    previous = _version_at(PREVIOUS)
+    for alias, holder in ((CHALLENGER, challenger), (PREVIOUS, previous)):
+        if holder is not None and holder.number == version:
+            _delete_alias(alias)
+    return True
+
+
+def _exists(version: int) -> bool:
+    return move_tickets.retry(lambda: has_version(version))
 
 
 def _set_alias(alias: str, version: int) -> None:
     move_tickets.retry(lambda: client().set_registered_model_alias(MODEL_NAME, alias, str(version)))
+
+
+def _delete_alias(alias: str) -> None:
+    move_tickets.retry(lambda: client().delete_registered_model_alias(MODEL_NAME, alias))
 
 
 def _version_at(alias: str) -> ModelVersion | None:

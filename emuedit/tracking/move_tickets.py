@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from emuedit.process_identity import pid_space, start_mark, user_at_host
-from emuedit.tracking.registry import MODEL_NAME, SCHEME
+from emuedit.tracking.registry import MODEL_NAME
 from emuedit.tracking.runs import client
 
 T = TypeVar("T")
@@ -24,7 +24,11 @@ MOVES_MODEL = f"{MODEL_NAME}-moves"
 REPAIR, CHALLENGER = "repair", "challenger"
 WAITING, MOVING, DONE, REFUSED, ABANDONED = "waiting", "moving", "done", "refused", "abandoned"
 _OPEN = (WAITING, MOVING)
-_STATE = "state"
+_STATE, _PROCESS = "state", "process"
+_RELEASED = "released"
+"""Value of `Move.process` of a move that its process has given up."""
+_SOURCE = f"{MOVES_MODEL}:/"
+"""Scheme of the source of a ticket. MLflow resolves `models:/...`, and so refuses it for a deleted version."""
 _TRIES = 20
 _PAGE = 1000
 _CONFLICT = re.compile(
@@ -43,29 +47,36 @@ class Move:
 
     number: int
     state: str
-    """waiting, moving, done, refused (the champion had changed) or abandoned (its process died before it began)."""
+    """waiting, moving, done, refused (the champion had changed) or abandoned (its process died or failed before it began, or its
+    version was deleted)."""
     kind: str
     """promotion or rollback of the champion; challenger for a new version; repair for a ticket that only completes moves of dead
     processes."""
     champion: int
     """The version that becomes champion, or challenger."""
     before: int | None
-    """The champion before; None if there was none, or if the move has not begun."""
+    """The champion before; None if there was none, or if the move has not begun. The version may be deleted by now."""
     reason: str
     is_forced: bool
     """Whether a person overruled the gate."""
     requested_by: str
     """user@host."""
     time_ms: int
-    """Time of the request, in ms since 1970 by the server's clock."""
+    """Time of the request, in ms since 1970: by the server's clock, or that of the requesting machine if it opens MLflow's
+    database itself."""
     updated_ms: int
-    """Its last heartbeat, in ms since 1970 by the server's clock."""
+    """Its last heartbeat, by the same clock. Only a change of it tells something: clocks of machines differ."""
     process: str = ""
-    """Its process: `<id>:<mark of its start>`."""
+    """Its process: `<id>:<mark of its start>`, or `released` if that process has given the move up."""
     pid_space: str = ""
     """Where that process id is valid, see `process_identity.pid_space`."""
     request: str = ""
     """32 hex digits; equal for tickets that MLflow created for one request, because its answer was lost and it was sent again."""
+
+    @property
+    def is_released(self) -> bool:
+        """Whether its process has given it up, so that others may complete it at once."""
+        return self.process == _RELEASED
 
     @property
     def is_of_champion(self) -> bool:
@@ -80,7 +91,7 @@ class Move:
     @property
     def has_known_process(self) -> bool:
         """Whether its process can be checked from here: only with the same kernel and PID namespace."""
-        return bool(self.process and self.pid_space) and self.pid_space == pid_space()
+        return bool(self.process and self.pid_space) and self.pid_space == pid_space() and not self.is_released
 
     @property
     def has_living_process(self) -> bool:
@@ -89,15 +100,20 @@ class Move:
         return bool(mark) and start_mark(int(pid)) == mark
 
 
-def draw(version: int, reason: str, kind: Kind, is_forced: bool = False) -> int:
-    """Create a ticket in the state waiting; returns its number."""
+def new_request() -> str:
+    """A value for `Move.request`."""
+    return uuid.uuid4().hex
+
+
+def draw(version: int, reason: str, kind: Kind, is_forced: bool = False, request: str = "") -> int:
+    """Create a ticket in the state waiting; returns its number. request: empty for a new one."""
     _create_model()
     tags = {
         _STATE: WAITING, "kind": kind, "champion": str(version), "reason": reason[:5000], "forced": str(is_forced).lower(),
-        "requested_by": user_at_host(), "process": f"{os.getpid()}:{start_mark(os.getpid())}", "pid_space": pid_space(),
-        "request": uuid.uuid4().hex,
+        "requested_by": user_at_host(), _PROCESS: f"{os.getpid()}:{start_mark(os.getpid())}", "pid_space": pid_space(),
+        "request": request or new_request(),
     }  # fmt: skip
-    source = f"{SCHEME}{MODEL_NAME}/{version}"
+    source = f"{_SOURCE}{version}"
     return int(retry(lambda: client().create_model_version(MOVES_MODEL, source, tags=tags, await_creation_for=0)).version)
 
 
@@ -127,10 +143,9 @@ def open_before(ticket: int) -> list[Move]:
     return sorted((move for move in read_all() if move.is_open and move.number < ticket), key=lambda move: move.number)
 
 
-def renew(ticket: int) -> int:
-    """Send a heartbeat and return the time of the registry's clock, in ms since 1970."""
-    updated = retry(lambda: client().update_model_version(MOVES_MODEL, str(ticket), description=""))
-    return int(updated.last_updated_timestamp)
+def renew(ticket: int) -> None:
+    """Send a heartbeat, which changes `Move.updated_ms`."""
+    retry(lambda: client().update_model_version(MOVES_MODEL, str(ticket), description=""))
 
 
 def begin(ticket: int, before: int | None) -> None:
@@ -141,6 +156,11 @@ def begin(ticket: int, before: int | None) -> None:
 def close(ticket: int, state: str) -> None:
     """Record the final state of the move."""
     _set_tags(ticket, {_STATE: state})
+
+
+def release(ticket: int) -> None:
+    """Record that its process has given up a move that has begun, so that others complete it at once."""
+    _set_tags(ticket, {_PROCESS: _RELEASED})
 
 
 def retry(call: Callable[[], T]) -> T:
@@ -189,5 +209,5 @@ def _to_move(version: Any) -> Move:
         int(version.version), tags.get(_STATE, ABANDONED), tags.get("kind", ""), int(tags.get("champion", 0)),
         int(tags["before"]) if tags.get("before") else None, tags.get("reason", ""), tags.get("forced") == "true",
         tags.get("requested_by", ""), int(version.creation_timestamp), int(version.last_updated_timestamp),
-        tags.get("process", ""), tags.get("pid_space", ""), tags.get("request", ""),
+        tags.get(_PROCESS, ""), tags.get("pid_space", ""), tags.get("request", ""),
     )  # fmt: skip

@@ -30,6 +30,8 @@ SETTINGS_FILE = "settings.json"
 _PACKAGE = Path(__file__).resolve().parents[1]  # the code that is stored with a version
 _ALLOWED_SUFFIXES = {".safetensors", ".json", ".jsonl", ".txt", ".model", ".md", ".csv", ".parquet", ".png"}
 _MAX_TAG_CHARS = 5000  # MLflow refuses longer values
+_MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""MLflow's error codes for a version or alias that does not exist, or was deleted."""
 
 
 class RegistryError(ValueError):
@@ -82,7 +84,7 @@ def version_at(alias: str) -> ModelVersion | None:
     try:
         return _to_model_version(client().get_model_version_by_alias(MODEL_NAME, alias))
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if error.error_code in _MISSING:
             return None
         raise
 
@@ -105,7 +107,18 @@ def get_version(number: int) -> ModelVersion:
     try:
         return _to_model_version(client().get_model_version(MODEL_NAME, str(number)))
     except MlflowException as error:
+        if error.error_code not in _MISSING:
+            raise
         raise RegistryError(f"want a version of {MODEL_NAME}, got {number} ({error.message}); see `emuedit models`") from error
+
+
+def has_version(number: int) -> bool:
+    """Whether a version exists: a version can be deleted in MLflow at any time, and its aliases with it."""
+    try:
+        get_version(number)
+    except RegistryError:
+        return False
+    return True
 
 
 def all_versions() -> list[ModelVersion]:

@@ -2,13 +2,18 @@
 
 import pytest
 
-from emuedit.tracking import move_tickets, registry
+from emuedit.tracking import move_tickets, registry, runs
 
 
 def number_at(alias: str) -> int | None:
     """Number of the version that has the alias."""
     version = registry.version_at(alias)
     return version.number if version else None
+
+
+def delete_version(version: int) -> None:
+    """Delete a version in MLflow, as a person would in its UI. MLflow deletes its aliases with it."""
+    runs.client().delete_model_version(registry.MODEL_NAME, str(version))
 
 
 def draw_ticket(version: int, pid_space: str | None = None, is_alive: bool = True) -> int:

@@ -5,6 +5,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from mlflow.protos.databricks_pb2 import (
 )
 from mlflow.tracking import MlflowClient
 
+from emuedit import process_identity
 from emuedit.promotion import promote
 from emuedit.promotion.gate import Decision, Measurement, decide
 from emuedit.promotion.gate_settings import GateSettings
@@ -76,20 +78,25 @@ def test_a_ticket_that_was_drawn_twice_for_one_request_does_not_wait_for_itself(
 
 @pytest.mark.parametrize("place", ["another-boot/pid:[4026531836]", ""])
 def test_a_move_whose_process_cannot_be_looked_for_is_given_up_after_a_minute_without_a_sign_of_life(
-    versions: int, place: str
+    versions: int, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw_ticket(2, place, is_alive=False)
     (move,) = alias_moves.history()
     assert move.requested_by.endswith(f"@{socket.gethostname()}"), "virtual machines may share a name"
-    assert not alias_moves._is_dead(move, move.updated_ms + 59_000)
-    assert alias_moves._is_dead(move, move.updated_ms + 61_000)
+    renewed = replace(move, updated_ms=move.updated_ms + 1)
+    checks = [(0.0, move, False), (59.0, move, False), (61.0, move, True), (62.0, renewed, False), (123.0, renewed, True)]
+    for now_s, ticket, is_dead in checks:
+        monkeypatch.setattr(process_identity, "time", SimpleNamespace(monotonic=lambda now_s=now_s: now_s))
+        assert alias_moves._is_dead(ticket) == is_dead
 
 
-def test_a_dead_process_of_this_machine_is_seen_at_once(versions: int) -> None:
+def test_a_dead_process_of_this_machine_is_seen_at_once(versions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tickets = draw_ticket(2), draw_ticket(2, is_alive=False)
     living, dead = (move_tickets.read(ticket) for ticket in tickets)
-    assert not alias_moves._is_dead(living, living.updated_ms + 61_000)
-    assert alias_moves._is_dead(dead, dead.updated_ms)
+    assert alias_moves._is_dead(dead)
+    for now_s in (0.0, 61.0):
+        monkeypatch.setattr(process_identity, "time", SimpleNamespace(monotonic=lambda now_s=now_s: now_s))
+        assert not alias_moves._is_dead(living)
 
 
 def test_a_ticket_that_was_taken_for_dead_moves_nothing(versions: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +233,7 @@ def test_rollback_goes_to_the_previous_champion_and_back(versions: int, readable
 
 
 def test_without_a_champion_there_is_nothing_to_go_back_from(versions: int) -> None:
-    with pytest.raises(registry.RegistryError, match="want a champion to roll back from, got none"):
+    with pytest.raises(registry.RegistryError, match="want a champion to roll back from, got none; name a version with --to"):
         promote.roll_back()
 
 

@@ -1,10 +1,14 @@
 """The gate: better overall, no task lost, untouched pixels intact, not slower or larger, and never on other or fewer edits."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from emuedit.config import ParamsError
+from emuedit.promotion import promote
 from emuedit.promotion.gate import GateError, Measurement, decide
 from emuedit.promotion.gate_settings import GateSettings
 from emuedit.promotion.paired_bootstrap import compare_paired
@@ -139,6 +143,49 @@ def test_the_interval_of_the_bootstrap_is_that_of_the_normal_distribution() -> N
     error = np.std(differences) / np.sqrt(2000)
     assert result.high - result.mean == pytest.approx(1.645 * error, rel=0.05)
     assert result.mean - result.low == pytest.approx(1.645 * error, rel=0.05)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.02])
+def test_ties_are_no_wins_for_any_number_of_edits(epsilon: float) -> None:
+    """20 edits of each of 5 tasks: a mean of floats such as (0.05 + 0.05 - 0.1) / 5 is not zero, but a sum of integers is."""
+    rng = np.random.default_rng(3)
+    tasks, resamples = ["local", "remove", "add", "texture", "background"], 4000
+    for _ in range(20):
+        counts = {task: rng.choice([-1, 0, 1], 20, p=[0.2, 0.55, 0.25]) for task in tasks}
+        differences = {task: values.astype(float).tolist() for task, values in counts.items()}
+        result = compare_paired(differences, tasks, 0.9, resamples, threshold=-epsilon)
+        draws = [np.random.default_rng(seed).integers(0, 20, (resamples, 20)) for seed in range(5)]
+        sums = np.sum([counts[task][draw].sum(axis=1) for task, draw in zip(tasks, draws, strict=True)], axis=0)
+        assert result.share_above == (sums > round(-epsilon * 100)).mean()
+        assert result.mean == sum(values.sum() for values in counts.values()) / 100
+
+
+def test_an_exact_tie_of_the_means_is_no_gain() -> None:
+    """Gains of 1 and 2 and a loss of 3 of 10 edits: the mean of 0.1, 0.2 and -0.3 is 9e-18 in floats."""
+    gains = {"local": 1, "remove": 2, "add": -3}
+    counts = {task: [1.0 if gain > 0 else -1.0] * abs(gain) + [0.0] * (10 - abs(gain)) for task, gain in gains.items()}
+    result = compare_paired(counts, list(gains), 0.9, 100)
+    assert result.mean == 0
+    success = {task: ([False] * 10, [True] * abs(gain) + [False] * (10 - abs(gain))) for task, gain in gains.items()}
+    new = Measurement("new", {task: success[task][gain > 0] for task, gain in gains.items()}, items="same")
+    old = Measurement("old", {task: success[task][gain < 0] for task, gain in gains.items()}, items="same")
+    settings = GateSettings(min_edits=1, confidence=0.501, task_allowance=1)
+    assert not decide(new, old, settings).promote
+
+
+def test_allowances_of_tasks_are_checked(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    messages = {
+        "{segment: 10.0}": "task_allowances.segment': Input should be less than or equal to 1",
+        "{segment: -3}": "task_allowances.segment': Input should be greater than or equal to 0",
+        "{segmnt: 0.5}": "got 'segmnt'; did you mean 'segment'",
+    }
+    for allowances, message in messages.items():
+        file.write_text(f"promotion: {{task_allowances: {allowances}}}\n")
+        with pytest.raises(ParamsError, match=re.escape(message)):
+            promote.read_gate_settings(tmp_path)
+    file.write_text("promotion: {task_allowances: {segment: 1, contour: 0.2}}\n")
+    assert promote.read_gate_settings(tmp_path).allowance("contour") == 0.2, "learned by inversion"
 
 
 def test_tasks_weigh_the_same_whatever_their_number_of_edits() -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from emuedit.tracking import alias_moves
-from tests.promotion.stores import number_at
+from tests.promotion.stores import delete_version, number_at
 
 DEAD_MOVE = """
 import os, signal
@@ -66,3 +66,26 @@ def test_a_process_that_died_in_the_queue_holds_up_nobody(versions: int) -> None
     alias_moves.move_champion(3, "better", expected=1)
     assert [move.state for move in alias_moves.history()] == ["done", "abandoned", "done"]
     assert (number_at("champion"), number_at("previous")) == (3, 1)
+
+
+@pytest.mark.slow
+def test_a_killed_move_to_a_version_that_was_deleted_is_abandoned(versions: int) -> None:
+    alias_moves.move_champion(4, "first")
+    alias_moves.move_champion(1, "better", expected=4)
+    die_while_moving("before the aliases")
+    delete_version(2)
+    assert alias_moves.repair() == []
+    assert (alias_moves.history()[-1].state, number_at("champion"), number_at("previous")) == ("abandoned", 1, 4)
+    alias_moves.set_challenger(5)
+    move = alias_moves.move_champion(3, "newer", expected=1)
+    assert (move.before, number_at("champion"), number_at("previous"), number_at("challenger")) == (1, 3, 1, 5)
+
+
+@pytest.mark.slow
+def test_a_killed_move_from_a_version_that_was_deleted_is_completed(versions: int) -> None:
+    alias_moves.move_champion(4, "first")
+    alias_moves.move_champion(1, "better", expected=4)
+    die_while_moving("before the aliases")
+    delete_version(1)
+    assert [move.champion for move in alias_moves.repair()] == [2]
+    assert (alias_moves.history()[-1].state, number_at("champion"), number_at("previous")) == ("done", 2, 4)

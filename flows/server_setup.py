@@ -1,6 +1,7 @@
 """Prepare a Prefect server for a worker: create the work pool, the GPU slots, the deployments and the automations.
 
     python -m flows.server_setup --pool local --automations infra/prefect/automations.yaml
+    python -m flows.server_setup --only-automations --automations infra/prefect/automations.yaml    # for another kind of pool
 
 Uses the server at PREFECT_API_URL. Existing objects are updated, so it can be repeated; schedules stay active or inactive, see
 `schedule_states`.
@@ -127,12 +128,16 @@ async def _save(block: Block, name: str) -> str:
     return str(await saving)
 
 
-def main() -> int:
-    """Returns the exit status of `prefect deploy`."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status of `prefect deploy`; 0 with `--only-automations`. arguments: None for those of the process."""
     parser = argparse.ArgumentParser(prog="server_setup", description="Prepare a Prefect server for the flows of this folder.")
-    parser.add_argument("--pool", required=True, help="name of the work pool, of the type process")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--pool", help="name of the work pool, of the type process")
+    target.add_argument(
+        "--only-automations", action="store_true", help="apply the automations, without pool, GPU slots and deployments"
+    )
     parser.add_argument(
-        "--automations", type=Path, required=True, metavar="FILE", help="automations to apply; skipped if missing"
+        "--automations", type=Path, required=True, metavar="FILE", help="automations to apply; with --pool skipped if missing"
     )
     parser.add_argument(
         "--gpu-slots",
@@ -141,12 +146,15 @@ def main() -> int:
         metavar="N",
         help=f"stages that may use a GPU at the same time; default: {GPU_SLOTS_ENV}, else as on the server, else 1",
     )
-    options = parser.parse_args()
-    asyncio.run(create_pool(options.pool))
-    print(f"slots of {GPU_LIMIT}:", asyncio.run(create_gpu_limit(options.gpu_slots)), flush=True)
+    options = parser.parse_args(arguments)
+    if options.only_automations and not options.automations.exists():
+        parser.error(f"want a file with automations, got {options.automations}, which does not exist; correct --automations")
+    if not options.only_automations:
+        asyncio.run(create_pool(options.pool))
+        print(f"slots of {GPU_LIMIT}:", asyncio.run(create_gpu_limit(options.gpu_slots)), flush=True)
     if options.automations.exists():
         print("automations:", ", ".join(asyncio.run(apply_automations(options.automations))), flush=True)
-    return asyncio.run(deploy())
+    return 0 if options.only_automations else asyncio.run(deploy())
 
 
 if __name__ == "__main__":

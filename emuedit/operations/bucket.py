@@ -175,12 +175,17 @@ class Bucket:
             )
             return [upload["Initiated"] for page in pages for upload in page.get("Uploads", [])]
 
-    def is_versioned(self) -> bool:
-        """Whether deleted and replaced objects are kept as old versions; False also if the store does not support versions."""
+    def is_versioned(self) -> bool | None:
+        """Whether deleted and replaced objects are kept as old versions; False also if the store does not support versions.
+
+        None if the credentials may not read this setting.
+        """
         try:
             return bool(self.call("get_bucket_versioning").get("Status") == "Enabled")
         except RemoteError as error:
-            if error.code in ("NotImplemented", "AccessDenied"):
+            if error.code == "AccessDenied":
+                return None
+            if error.code == "NotImplemented":
                 return False
             raise
 

@@ -114,9 +114,18 @@ def _gc(options: argparse.Namespace) -> None:
     else:
         with waiting("deleting"):
             bucket.delete([{"Key": key} for key in plan.sizes])
-        days = f"deleted; old versions are kept for {bucket_setup.OLD_VERSIONS_DAYS} days"
-        days = days if bucket.is_versioned() else "deleted permanently"
-        print(f"{days}. The local cache is unchanged; `dvc gc --all-commits` cleans it")
+        print(f"{_deletion_text(bucket)}. The local cache is unchanged; `dvc gc --all-commits` cleans it")
+
+
+def _deletion_text(bucket: Bucket) -> str:
+    """Whether what was deleted in the bucket can be restored."""
+    match bucket.is_versioned():
+        case None:
+            denied = "these credentials may not read it (s3:GetBucketVersioning); ask the owner of the bucket"
+            return f"deleted; it is unknown whether the bucket keeps old versions, as {denied}"
+        case True:
+            return f"deleted; old versions are kept for {bucket_setup.OLD_VERSIONS_DAYS} days"
+    return "deleted permanently"
 
 
 def _publish(options: argparse.Namespace) -> None:

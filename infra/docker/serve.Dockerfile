@@ -1,6 +1,6 @@
 # MLflow, Prefect and the champion, from uv.lock: docker build -f infra/docker/serve.Dockerfile -t emuedit-serve:0.1.0 .
-# On a GPU: --build-arg TORCH_BACKEND=cuda. With cpu the packages are those of uv.lock too, but torch of the same version comes
-# without CUDA, which is 4 GB less.
+# On a GPU: --build-arg TORCH_BACKEND=cuda. With cpu the versions are those of uv.lock too, but torch comes without CUDA, which is
+# 4 GB less. `--no-deps`: the list is complete but for torch, which others depend on and which has no hash in it.
 ARG PYTHON_VERSION=3.11.15
 
 FROM python:${PYTHON_VERSION}-slim-bookworm AS build
@@ -16,9 +16,10 @@ RUN case "$TORCH_BACKEND" in \
       cpu) export_lock=(uv export --locked --no-dev --no-emit-project --extra servers) \
         && uv venv /opt/emuedit \
         && "${export_lock[@]}" --prune torch --prune torchvision --output-file /tmp/packages.txt \
-        && "${export_lock[@]}" --no-hashes | sed -nE 's/^(torch|torchvision)==([^ ;]*).*/\1==\2/p' > /tmp/torch.txt \
-        && uv pip install --python /opt/emuedit --no-cache --require-hashes -r /tmp/packages.txt \
-        && uv pip install --python /opt/emuedit --no-cache --torch-backend cpu -r /tmp/torch.txt ;; \
+        && "${export_lock[@]}" --no-hashes --output-file /tmp/versions.txt \
+        && sed -nE 's/^(torch|torchvision)==([^ ;]*).*/\1==\2/p' /tmp/versions.txt > /tmp/torch.txt \
+        && uv pip install --python /opt/emuedit --no-cache --require-hashes --no-deps -r /tmp/packages.txt \
+        && uv pip install --python /opt/emuedit --no-cache --torch-backend cpu --constraints /tmp/versions.txt -r /tmp/torch.txt ;; \
       *) echo "want TORCH_BACKEND cpu or cuda, got $TORCH_BACKEND" >&2; exit 2 ;; \
     esac
 COPY . .

@@ -75,7 +75,7 @@ data "aws_iam_policy_document" "server_trust" {
 data "aws_iam_policy_document" "trainer" {
   statement {
     sid       = "FindBucket"
-    actions   = ["s3:GetBucketLocation", "s3:ListBucketMultipartUploads"]
+    actions   = ["s3:GetBucketLocation", "s3:GetBucketVersioning", "s3:GetLifecycleConfiguration", "s3:ListBucketMultipartUploads"]
     resources = [aws_s3_bucket.data.arn]
   }
   statement {

@@ -1,3 +1,4 @@
+import asyncio
 import inspect
 import json
 import re
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from emuedit.operations import server_stack
+from emuedit.operations import prefect_checks, server_stack
 from flows import server_setup
 from flows.run_reason import complete_reason
 
@@ -69,6 +70,47 @@ def test_the_pages_name_deployments_that_exist() -> None:
         mentions = set(re.findall(rf"(?<![\w/])(?:{flows})/[a-z][a-z-]+(?![\w./])", page.read_text()))
         assert mentions
         assert mentions <= names, page
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect")
+def test_automations_alone_are_applied_for_a_pool_of_another_kind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    for variable in (server_setup.WEBHOOK_ENV, server_setup.SLACK_ENV):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(server_setup, "deploy", None)
+
+    def objects() -> tuple[Any, ...]:
+        with get_client(sync_client=True) as client:
+            pools, limits = client.read_work_pools(), client.read_global_concurrency_limits()
+            deployments = client.read_deployments()
+        return tuple({entry.name for entry in entries} for entries in (pools, limits, deployments))
+
+    async def automations() -> set[str]:
+        async with get_client() as client:
+            return {automation.name for automation in await client.read_automations()}
+
+    before = objects()
+    file = str(ROOT / "infra/prefect/automations.yaml")
+    for _ in range(2):
+        assert server_setup.main(["--only-automations", "--automations", file]) == 0
+        assert objects() == before
+        assert set(prefect_checks.AUTOMATIONS) <= asyncio.run(automations())
+    for words in (["--only-automations", "--automations", str(tmp_path / "none.yaml")], ["--automations", file]):
+        with pytest.raises(SystemExit) as end:
+            server_setup.main(words)
+        assert end.value.code == 2
+    assert "which does not exist; correct --automations" in capsys.readouterr().err
+
+
+def test_the_kubernetes_pool_gets_the_automations() -> None:
+    """Without them a run whose pod died holds its slot for ever."""
+    command = "uv run python -m flows.server_setup --only-automations --automations infra/prefect/automations.yaml"
+    for file in ("infra/k8s/prefect.yaml", "docs/operations.md"):
+        assert command in (ROOT / file).read_text(), file
 
 
 @pytest.mark.slow

@@ -131,6 +131,12 @@ def test_requests_may_end_before_the_champion_does() -> None:
     assert json.loads(command) == ["python", "-m", serve_model.__name__]
 
 
+def test_the_champion_has_no_keys_of_the_store() -> None:
+    """It gets its model from MLflow; those keys write to the bucket."""
+    assert SERVICES["champion"]["secrets"] == ["mlflow_admin_password"]
+    assert not [name for name in SERVICES["champion"]["environment"] if name.startswith(("AWS_", "MLFLOW_S3_", "S3_"))]
+
+
 @pytest.mark.parametrize("name", ["worker", "champion", "mlflow"])
 def test_caches_and_temporary_files_are_on_disk(name: str) -> None:
     service = SERVICES[name]

@@ -43,17 +43,63 @@ def test_python_and_the_image_have_the_projects_versions(path: Path) -> None:
     assert extras <= set(PROJECT["project"]["optional-dependencies"])
 
 
-def test_the_lock_file_gives_what_the_image_without_cuda_installs() -> None:
-    export = ["uv", "export", "--locked", "--offline", "--no-dev", "--no-emit-project", "--extra", "servers"]
-    packages = subprocess.run([*export, "--prune", "torch", "--prune", "torchvision"], cwd=ROOT, capture_output=True, text=True)
-    if "not find" in packages.stderr:
+EXPORT = ("uv", "export", "--locked", "--offline", "--no-dev", "--no-emit-project", "--extra", "servers")
+INSTALL = re.compile(r"uv pip install .*--require-hashes.* -r /tmp/packages\.txt")
+NO_INDEX = re.compile(r"error sending request|dns error|connect|timed out|network connectivity is disabled", re.IGNORECASE)
+
+
+def export_lock(*options: str) -> str:
+    """The packages of the image without CUDA, as the Dockerfile exports them."""
+    try:
+        process = subprocess.run([*EXPORT, *options], cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
         pytest.skip("uv is not here")
-    assert packages.returncode == 0, packages.stderr
-    assert not re.search(r"^(torch|torchvision|nvidia-\S+|triton)==", packages.stdout, re.MULTILINE)
-    assert re.search(r"^mlflow==", packages.stdout, re.MULTILINE)
-    lines = subprocess.run([*export, "--no-hashes"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
-    torch = [match.group() for line in lines if (match := re.match(r"(torch|torchvision)==[^ ;]*", line))]
-    assert len(torch) == 2
+    if "not find" in process.stderr:
+        pytest.skip("uv is not here")
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_the_lock_file_gives_what_the_image_without_cuda_installs() -> None:
+    packages = export_lock("--prune", "torch", "--prune", "torchvision")
+    assert not re.search(r"^(torch|torchvision|nvidia-\S+|triton)==", packages, re.MULTILINE)
+    assert re.search(r"^mlflow==", packages, re.MULTILINE)
+    torch = re.findall(r"^(torch|torchvision)==[^ ;\n]*", export_lock("--no-hashes"), re.MULTILINE)
+    assert sorted(torch) == ["torch", "torchvision"]
+
+
+def test_a_list_with_hashes_is_installed_without_looking_for_dependencies() -> None:
+    """uv refuses a dependency without a hash, such as the torch that is left out of the list."""
+    files = [path for folder in ("infra", ".ci", ".github") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    installs = [line for path in files for line in path.read_text().splitlines() if "--require-hashes" in line]
+    assert installs
+    assert not [line for line in installs if "--no-deps" not in line]
+
+
+@pytest.mark.slow
+def test_the_list_of_the_image_without_cuda_can_be_installed(tmp_path: Path) -> None:
+    (install,) = INSTALL.findall((ROOT / "infra/docker/serve.Dockerfile").read_text())
+    (tmp_path / "packages.txt").write_text(export_lock("--prune", "torch", "--prune", "torchvision"))
+    changes = {"/opt/emuedit": sys.executable, "--no-cache": "--dry-run", "/tmp/packages.txt": str(tmp_path / "packages.txt")}
+    command = [changes.get(word, word) for word in install.split()]
+    try:
+        process = subprocess.run([*command, "--target", tmp_path / "site"], capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        pytest.skip("the package index is too slow for this test")
+    if process.returncode and NO_INDEX.search(process.stderr):
+        pytest.skip("the package index cannot be reached")
+    assert process.returncode == 0, process.stderr
+    assert "mlflow==" in process.stderr
+
+
+def test_what_torch_without_cuda_depends_on_has_the_versions_of_the_lock_file() -> None:
+    """`--prune torch` leaves out what only torch depends on, too, such as sympy."""
+    text = (ROOT / "infra/docker/serve.Dockerfile").read_text()
+    (install,) = re.findall(r"uv pip install .*-r /tmp/torch\.txt", text)
+    assert "--constraints /tmp/versions.txt" in install
+    assert '"${export_lock[@]}" --no-hashes --output-file /tmp/versions.txt' in text
+    assert re.search(r"^sympy==", export_lock("--no-hashes"), re.MULTILINE)
+    assert not re.search(r"^sympy==", export_lock("--prune", "torch", "--prune", "torchvision"), re.MULTILINE)
 
 
 def test_the_build_gets_only_what_is_listed() -> None:

@@ -1,6 +1,7 @@
 """infra/k8s: valid for Kubernetes, within the restricted profile, with limits and probes."""
 
 import json
+import re
 import shutil
 import subprocess
 from typing import Any
@@ -139,14 +140,67 @@ def test_everything_is_denied_that_no_policy_names() -> None:
     assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
+def egress() -> list[dict[str, Any]]:
+    policies = {resource["metadata"]["name"]: resource["spec"] for resource in RESOURCES if resource["kind"] == "NetworkPolicy"}
+    rules: list[dict[str, Any]] = policies["names-and-servers"]["egress"]
+    return rules
+
+
+def test_names_are_resolved_where_the_resolver_is_no_pod() -> None:
+    """NodeLocal DNSCache and Cloud DNS of GKE; the latter has the address of the metadata server, which has credentials."""
+    (names,) = (rule for rule in egress() if "to" in rule)
+    blocks = {peer["ipBlock"]["cidr"] for peer in names["to"] if "ipBlock" in peer}
+    assert blocks == {"169.254.20.10/32", "169.254.169.254/32"}
+    assert {"namespaceSelector"} in [set(peer) for peer in names["to"]]
+    assert names["ports"] == [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
+    assert not any(entry["port"] in (80, 988) for rule in egress() for entry in rule["ports"]), "ports of the metadata server"
+
+
+def test_pods_may_send_mail() -> None:
+    from flows.mail_notification import _PORTS
+
+    ports = {entry["port"] for rule in egress() if "to" not in rule for entry in rule["ports"]}
+    assert ports >= set(_PORTS.values())
+
+
+def pod_of(kind: str) -> dict[str, Any]:
+    (resource,) = (resource for resource in RESOURCES if resource["kind"] == kind)
+    pod: dict[str, Any] = resource["spec"]["template"]["spec"]
+    return pod
+
+
+def test_serving_has_neither_the_role_nor_the_keys_of_retrains() -> None:
+    accounts = {kind: pod_of(kind)["serviceAccountName"] for kind in ("Job", "Deployment")}
+    assert accounts == {"Job": "emuedit", "Deployment": "serving"}
+    assert JOB_VARIABLES["service_account_name"] == accounts["Job"]
+    by_name = {resource["metadata"]["name"]: resource for resource in RESOURCES if resource["kind"] == "ServiceAccount"}
+    assert set(by_name) == set(accounts.values())
+    assert all(entry["automountServiceAccountToken"] is False for entry in by_name.values())
+    assert "annotations" not in by_name[accounts["Deployment"]]["metadata"]
+    page = (ROOT / "docs/operations.md").read_text()
+    assert set(re.findall(rf"system:serviceaccount:{KUSTOMIZATION['namespace']}:([a-z-]+)", page)) == {accounts["Job"]}
+    annotated = re.findall(r"kubectl --namespace emuedit annotate serviceaccount ([a-z-]+) eks.amazonaws.com/role-arn=", page)
+    assert annotated == [accounts["Job"]]
+
+
+def secrets(pod: dict[str, Any]) -> set[str]:
+    (container,) = pod["containers"]
+    return {source["secretRef"]["name"] for source in container["envFrom"] if "secretRef" in source}
+
+
+def test_each_secret_of_a_pod_is_created_in_the_docs() -> None:
+    training, serving = secrets(pod_of("Job")), secrets(pod_of("Deployment"))
+    assert not training & serving, "a secret of retrains may have keys that write to the bucket"
+    page = (ROOT / "docs/operations.md").read_text()
+    assert set(re.findall(r"create secret generic ([a-z-]+)", page)) == training | serving
+
+
 def test_mlflow_is_where_the_policies_let_pods_reach_it() -> None:
     (config,) = (resource for resource in RESOURCES if resource["kind"] == "ConfigMap")
     address = urlsplit(config["data"]["MLFLOW_TRACKING_URI"])
     _, namespace, suffix = str(address.hostname).split(".", 2)
     assert (namespace != KUSTOMIZATION["namespace"], suffix) == (True, "svc"), "nothing but serving is let in in this namespace"
-    policies = {resource["metadata"]["name"]: resource["spec"] for resource in RESOURCES if resource["kind"] == "NetworkPolicy"}
-    ports = [rule["ports"] for rule in policies["names-and-servers"]["egress"] if "to" not in rule]
-    assert {"port": address.port} in ports[0]
+    assert {"port": address.port} in [entry for rule in egress() if "to" not in rule for entry in rule["ports"]]
 
 
 def test_the_kustomization_names_all_files_but_the_template() -> None:

@@ -71,6 +71,7 @@ def test_roles_may_only_do_what_they_need() -> None:
     }
     assert allowed["server"] == {"s3:GetObject", "s3:ListBucket", "s3:GetBucketLocation"}
     assert allowed["server"] < allowed["trainer"]
+    assert {"s3:GetBucketVersioning", "s3:GetLifecycleConfiguration"} < allowed["trainer"], "`remote gc` and `check` read them"
     forbidden = re.compile(r"\*|Policy|DeleteBucket|DeleteObjectVersion|PutBucket|Acl|iam:")
     assert not [action for actions in allowed.values() for action in actions if forbidden.search(action)]
     for name in allowed:

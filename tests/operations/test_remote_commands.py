@@ -2,12 +2,14 @@ import shutil
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from emuedit.cli import main
 from emuedit.operations import object_probes
 from emuedit.operations.bucket import Bucket
+from emuedit.operations.remote_error import RemoteError
 from tests.operations.conftest import MOTO
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # every `dvc` takes a second or two
@@ -82,6 +84,36 @@ def test_init_check_publish_latest_link_and_gc(
     shutil.rmtree(project / "data")
     dvc_run("pull", "-q")
     assert (project / "data/a.txt").read_text() == "first"
+
+
+@pytest.mark.parametrize("store_url", [MOTO], indirect=True)  # moto has no roles: the refusal is made here
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("", "deleted; old versions are kept for 30 days."),
+        ("AccessDenied", "deleted; it is unknown whether the bucket keeps old versions, as these credentials may not read it"),
+        ("NotImplemented", "deleted permanently."),
+    ],
+)
+@pytest.mark.usefixtures("dvc_in_process")
+def test_gc_says_only_what_it_knows_about_old_versions(
+    code: str, text: str, project: Path, remote: Bucket, run: Run, dvc_run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dvc_run("push", "-q")
+    unused = remote.location.key("files/md5/ff/" + "f" * 30)
+    remote.call("put_object", Key=unused, Body=b"of no commit")
+    call = Bucket.call
+
+    def refuse(bucket: Bucket, operation: str, **arguments: Any) -> Any:
+        if code and operation == "get_bucket_versioning":
+            raise RemoteError(f"refused: {code}", code)
+        return call(bucket, operation, **arguments)
+
+    monkeypatch.setattr(Bucket, "call", refuse)
+    status, output, errors = run("gc", "--yes")
+    assert status == 0, errors
+    assert text in output
+    assert unused not in remote.sizes("files/")
 
 
 @pytest.mark.parametrize("store_url", [MOTO], indirect=True)  # what DVC and git do is the subject

@@ -1,9 +1,8 @@
-"""Edit images of any size: at the base model's training size, composited back into the original.
+"""Edit images of any size: at the editor's training size, composited back into the original.
 
-The working size is the sampler's `resolution_px`, or `settings.resolution` if set, e.g. for an editor trained at another
-`train.resolution`. An image of at most resolution² pixels is edited directly. A larger image is scaled down
-to the editor's grid, with about the same aspect ratio. The change is upsampled and composited into the original, whose other
-pixels stay bit-identical.
+The working size is `settings.resolution`, or if that is 0 the sampler's `resolution_px`, i.e. the editor's `train.resolution`. An
+image of at most resolution² pixels is edited directly. A larger image is scaled down to the editor's grid, with about the same
+aspect ratio. The change is upsampled and composited into the original, whose other pixels stay bit-identical.
 With `settings.crop`, the edit is repeated in a window around the change, at the original resolution if the window is small
 enough, so that a small object in a large photo is edited sharply.
 """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from emuedit.editor import model_card
+from emuedit.editor.settings import MAX_RESOLUTION_PX
 from emuedit.editor.unet import EditorUNet, extend_unet, fingerprint
 from emuedit.models import model_sources, text_to_image
 from emuedit.models.text_to_image import TextToImageModel
@@ -71,8 +73,8 @@ def save(
     """Write the editor as safetensors with weights in `dtype`; parts in memory are unchanged. Returns its fingerprint.
 
     pipeline: the pipeline of the base model or an editor, with the frozen parts. training: facts for the model card, such as
-    `base_model` and `steps` (see `model_card`); None: the facts of `pipeline`. Parts are converted one at a time, so memory holds
-    at most one converted copy.
+    `base_model` and `steps` (see `model_card`), and `resolution` in px, at which the editor edits (see `training_resolution`);
+    None: the facts of `pipeline`. Parts are converted one at a time, so memory holds at most one converted copy.
     """
     from emuedit.editor.edit_pipeline import EmuEditPipeline
 
@@ -93,6 +95,24 @@ def save(
     editor.save_config(folder)
     model_card.write(editor, folder)
     return weights
+
+
+def training_resolution(parts: TextToImageModel) -> int:
+    """Side in px of a square with the area of an editor's training images, by its training facts (see `save`).
+
+    Without the fact `resolution`, the area of the base model's training images. Raises ValueError for another value than an
+    integer from 1 to 16384.
+    """
+    facts = getattr(parts.pipeline.config, "training", None) or {}
+    resolution = facts.get("resolution")
+    if resolution is None:
+        return round(math.sqrt(math.prod(parts.size)))
+    if type(resolution) is not int or not 1 <= resolution <= MAX_RESOLUTION_PX:
+        raise ValueError(
+            f"want a training resolution from 1 to {MAX_RESOLUTION_PX} px in model_index.json of an editor, got {resolution!r}; "
+            "correct it, or remove it for the base model's"
+        )
+    return resolution
 
 
 def load(folder: str, device: str, dtype: torch.dtype) -> tuple[EditorUNet, FrozenParts, str]:

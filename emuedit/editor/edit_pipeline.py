@@ -126,6 +126,16 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         family = StableDiffusionPipeline if self.text_encoder_2 is None else StableDiffusionXLPipeline
         return family.encode_prompt(self, *args, **kwargs)
 
+    def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers. A VAE that overflows in float16 is converted first, see `avoid_vae_overflow`."""
+        text_to_image.avoid_vae_overflow(self.vae)
+        super().enable_sequential_cpu_offload(*args, **kwargs)
+
+    def enable_group_offload(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers. A VAE that overflows in float16 is converted first, since streams copy its weights."""
+        text_to_image.avoid_vae_overflow(self.vae)
+        super().enable_group_offload(*args, **kwargs)
+
     def sampler(self) -> EditSampler:
         """A sampler with these parts, which edits tensors."""
         from emuedit.editor.checkpoint import FrozenParts  # avoids a circular import

@@ -86,8 +86,8 @@ class EditSampler:
         self.adapters: dict[str, TaskAdapter] = {}
         """Task -> adapter, for tasks learned with one."""
         self.grid_px = grid_of(parts)
-        self.resolution_px = round(math.sqrt(math.prod(parts.size)))
-        """Side in px of a square with the area of the base model's training images."""
+        self.resolution_px = checkpoint.training_resolution(parts)
+        """Side in px of a square with the area of the editor's training images."""
         self.max_pixels_per_batch = MAX_PIXELS_PER_BATCH
         """Maximum number of pixels per batch (at least one image). Lower it to save memory."""
 
@@ -192,7 +192,7 @@ class EditSampler:
         padding = (0, -width % self.grid_px, 0, -height % self.grid_px)
         padded = F.pad(images.float(), padding, mode="replicate").to(self.device)
         with torch.inference_mode(), self.autocast():
-            conditions = EditConditions(self.parts.encode(padded), self.parts.encode_text(instructions), v)
+            conditions = EditConditions(self.parts.encode(padded), self.parts.encode_text(instructions), v.to(self.device))
             z, change = self._denoise(conditions, generators, settings, report, options)
             after = self._decode(z, height, width)
             measures_error = settings.change_threshold > 0 and settings.against_reconstruction

@@ -12,6 +12,8 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from emuedit.config import Params
 from emuedit.name_hints import closest_match, new_name
 
+MAX_RESOLUTION_PX = 16384
+
 
 class SettingsError(ValueError):
     """Raised for a setting that does not exist or is out of bounds."""
@@ -45,7 +47,7 @@ class EditSettings(Params):
     against_reconstruction: int = Field(1, ge=0, le=1)
     """1: measure change from the autoencoder's reconstruction of the image, to exclude the reconstruction error (ours); 0: from
     the image, as in the paper."""
-    resolution: int = Field(0, ge=0, le=16384)
+    resolution: int = Field(0, ge=0, le=MAX_RESOLUTION_PX)
     """Working resolution: a larger image is edited at about resolution² pixels, and the edit is composited into the original;
     0: the editor's training resolution."""
     crop: int = Field(0, ge=0, le=1)

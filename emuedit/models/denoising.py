@@ -26,7 +26,8 @@ class Denoiser:
     """A new scheduler with its timesteps set, and one CPU generator per sample if its step draws noise.
 
     The pipeline's scheduler is never stepped: some keep a history, which would leak from one call into the
-    next. Raises ValueError for a scheduler that combines epsilon-prediction with zero terminal SNR.
+    next. Raises ValueError for a scheduler that combines epsilon-prediction with zero terminal SNR, and for a number of steps
+    with a timestep that is not among the scheduler's training timesteps.
     """
 
     def __init__(self, scheduler: Any, steps: int, device: torch.device, generators: Sequence[torch.Generator] = ()) -> None:
@@ -34,6 +35,8 @@ class Denoiser:
         self.prediction_type = objective.prediction_type_of(scheduler)
         self.scheduler = type(scheduler).from_config(scheduler.config)
         self.scheduler.set_timesteps(steps, device=device)
+        if self.prediction_type != "flow":  # whose timesteps are continuous, in (0, num_train_timesteps]
+            _keep_trained_timesteps(self.scheduler, steps)
         self.generators = list(generators)
         self.draws_noise = "generator" in inspect.signature(self.scheduler.step).parameters
 
@@ -78,6 +81,33 @@ class Denoiser:
 def memoryless_scheduler(scheduler: Any) -> Any:
     """The scheduler if it is single-step, else DDIM with the same noise levels (`objective.on_same_betas`)."""
     return scheduler if type(scheduler).__name__ in MEMORYLESS else objective.on_same_betas(scheduler, ())
+
+
+def _keep_trained_timesteps(scheduler: Any, steps: int) -> None:
+    """Drop negative timesteps of a scheduler, with their sigmas. Raises ValueError for timesteps beyond the last trained one.
+
+    diffusers spaces trailing timesteps as arange(T, 0, -T / steps) - 1. For some numbers of steps, such as 61 of 1000, rounding
+    adds a timestep -1, which as an index means the last timestep, i.e. noise. Leading timesteps are shifted by `steps_offset`,
+    beyond T - 1 if there are about T of them. `num_inference_steps` stays, from which DDIM and PNDM compute their stride.
+    """
+    n_trained, timesteps = scheduler.config.num_train_timesteps, scheduler.timesteps.cpu()
+    name, last = type(scheduler).__name__, timesteps.max().item()
+    if steps > n_trained or last >= n_trained:
+        raise ValueError(
+            f"want timesteps from 0 to {n_trained - 1}, which were trained, got up to {last:g} ({name}, {steps} steps); "
+            "use fewer steps"
+        )
+    kept, sigmas = timesteps >= 0, getattr(scheduler, "sigmas", None)
+    if kept.all():
+        return
+    if sigmas is not None:
+        if len(sigmas) != len(timesteps) + 1:  # such as KDPM2, with interpolated steps in between
+            raise ValueError(
+                f"want timesteps from 0 to {n_trained - 1}, which were trained, got {timesteps.min().item():g} ({name}, {steps} "
+                f"steps); use {steps - 1} steps, or another scheduler"
+            )
+        scheduler.sigmas = torch.cat([sigmas[:-1][kept.to(sigmas.device)], sigmas[-1:]])
+    scheduler.timesteps = scheduler.timesteps[kept.to(scheduler.timesteps.device)]
 
 
 def size_conditions(

@@ -52,8 +52,20 @@ def _overflow_avoided(vae: Any) -> AbstractContextManager[object]:
 
 
 def _device(vae: Any) -> Any:
-    """Execution device of the VAE: accelerate's hook moves an offloaded VAE there, but not inputs of `encode` and `decode`."""
-    return getattr(getattr(vae, "_hf_hook", None), "execution_device", None) or vae.device
+    """Execution device of the VAE: offloaded weights are moved there, but not all inputs of `encode` and `decode`.
+
+    Model offload places a hook with the device on the VAE, sequential offload on its submodules only, whose weights are
+    otherwise on the meta device (both of accelerate); group offload has hooks of diffusers.
+    """
+    for module in vae.modules():
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        registry = getattr(module, "_diffusers_hook", None)
+        group_hook = None if registry is None else registry.get_hook("group_offloading")
+        if group_hook is not None:
+            device = group_hook.config.onload_device
+        if device is not None:
+            return torch.device(device)
+    return vae.device
 
 
 def _shift_and_scale(vae: Any, like: torch.Tensor) -> tuple[Any, Any]:

@@ -256,7 +256,7 @@ def _publish(
     """Write the editor and the record of its training, `summary.json` last, then delete the scratch."""
     out = root / OUT
     shutil.rmtree(out, ignore_errors=True)
-    facts = {key: recorded[key] for key in ("base_model", "start", "objective", "preset") if recorded[key]} | counts
+    facts = {key: recorded[key] for key in ("base_model", "start", "objective", "preset", "resolution") if recorded[key]} | counts
     checkpoint.save(editor.net, editor.base_model.pipeline, out, getattr(torch, stored), facts)
     if (scratch / start.REPLAY).is_dir():
         shutil.copytree(scratch / start.REPLAY, out / start.REPLAY)

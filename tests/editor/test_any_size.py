@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from emuedit.editor.any_size import edit_any_size, working_size
+from emuedit.editor.any_size import _find_window, edit_any_size, working_size
 from emuedit.editor.settings import EditSettings
 
 SETTINGS = EditSettings()
@@ -134,3 +134,39 @@ def test_a_shift_is_that_of_the_first_edit(crop: int) -> None:
     settings = SETTINGS.with_changes({"crop": crop})
     edit_any_size(Inverter(), images, ["a", "b"], ["remove"] * 2, settings, [0, 1], shifts=shifts)  # type: ignore[arg-type]
     assert shifts == [0.25, 0.25]
+
+
+def test_the_task_decides_what_a_large_photo_gets_of_the_edit() -> None:
+    """A change of light keeps its detail, and a new style replaces all pixels, also those that it leaves equal."""
+    image = photo(600, 800, 200, 300, 40)[..., :280]  # without the bright square
+
+    def detail(image: Tensor) -> float:
+        return float(image.diff(dim=-1).abs().mean())
+
+    light, other = (edit_any_size(Inverter(), image, ["a"], [task], SETTINGS, [0]) for task in ("global", "local"))  # type: ignore[arg-type]
+    assert detail(light) > 0.9 * detail(image)
+    assert detail(other) < 0.5 * detail(image)
+    image = photo(600, 800, 200, 300, 40)
+    style, other = (edit_any_size(SquarePainter(), image, ["a"], [task], SETTINGS, [0]) for task in ("style", "local"))  # type: ignore[arg-type]
+    assert (style == image).float().mean() < 0.1
+    assert (other == image).float().mean() > 0.9
+
+
+def test_the_second_edit_has_the_instruction_the_task_and_the_seed_of_its_image() -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    class Recorder(SquarePainter):
+        def sample(self, images: Tensor, instructions: Any, tasks: Any, settings: Any, seeds: Any, *_: Any) -> Tensor:
+            calls.append((*instructions, *tasks, *seeds))
+            return super().sample(images, instructions, tasks)
+
+    images = torch.cat([photo(600, 800, 200, 300, 40), photo(600, 800, 400, 100, 40)])
+    settings = SETTINGS.with_changes({"crop": 1})
+    edit_any_size(Recorder(), images, ["a", "b"], ["remove", "local"], settings, [5, 6])  # type: ignore[arg-type]
+    assert calls == [("a", "b", "remove", "local", 5, 6), ("a", "remove", 5), ("b", "local", 6)]
+
+
+def test_the_window_of_the_second_edit_has_a_margin_of_half_the_change() -> None:
+    before, after = torch.zeros(1, 3, 60, 80), torch.zeros(1, 3, 60, 80)
+    after[..., 20:40, 30:50] = 1.0
+    assert _find_window(before, after, (600, 800), 64) == (..., slice(100, 500), slice(200, 600))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from emuedit.editor import checkpoint, unet
+from emuedit.editor import checkpoint, sampling, unet
 from emuedit.editor.edit_pipeline import EmuEditPipeline
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.tasks import TASKS, UnknownTaskError
@@ -103,6 +103,29 @@ def test_an_editor_may_do_without_a_change_mask_head(change_mask: bool, make_bas
     checkpoint.save(editor, base_model.pipeline, tmp_path, torch.float32)
     loaded, _, _ = checkpoint.load(str(tmp_path), "cpu", torch.float32)
     assert loaded.unet.config.out_channels == base_model.channels + change_mask
+
+
+def test_an_editor_folder_has_the_resolution_of_its_training(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
+    base_model = make_base_model("toy")  # of 16 px
+    editor = checkpoint.from_base_model(base_model, 6)
+    checkpoint.save(editor, base_model.pipeline, tmp_path / "trained", torch.float32, {"steps": 3, "resolution": 256})
+    sampler = sampling.load(tmp_path / "trained")
+    assert sampler.resolution_px == 256
+    assert EmuEditPipeline.from_pretrained(tmp_path / "trained").sampler().resolution_px == 256
+    assert sampler.parts.size == (16, 16), "on which SDXL's size conditions depend"
+    sampler.save(tmp_path / "saved again", torch.float32)
+    assert sampling.load(tmp_path / "saved again").resolution_px == 256
+    checkpoint.save(editor, sampler.parts.pipeline, tmp_path / "continued", torch.float32, {"steps": 3})
+    assert sampling.load(tmp_path / "continued").resolution_px == 16, "the base model's, which a training without one has"
+
+
+@pytest.mark.parametrize("resolution", [0, -256, 16385, True, 256.0, "256", [256]])
+def test_a_resolution_out_of_bounds_is_an_error(resolution: Any, make_base_model: MakeBaseModel, tmp_path: Path) -> None:
+    base_model = make_base_model("toy")
+    editor = checkpoint.from_base_model(base_model, 6)
+    checkpoint.save(editor, base_model.pipeline, tmp_path, torch.float32, {"resolution": resolution})
+    with pytest.raises(ValueError, match=r"want a training resolution from 1 to 16384 px .*, got .*; correct it, or remove it"):
+        sampling.load(tmp_path)
 
 
 def test_a_base_model_is_not_accepted_as_an_editor(make_base_model: MakeBaseModel, tmp_path: Path) -> None:

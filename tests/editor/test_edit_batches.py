@@ -10,7 +10,7 @@ import torch
 from emuedit import Editor, EditSettings
 from emuedit.editor import any_size, package
 from emuedit.editor.package_folder import PackageError
-from emuedit.editor.sampling import MAX_PIXELS_PER_BATCH, EditSampler
+from emuedit.editor.sampling import MAX_PIXELS_PER_BATCH, EditSampler, SamplingOptions
 
 SETTINGS = EditSettings(steps=1, image_guidance_scale=1.0, guidance_scale=1.0, change_threshold=0.0, resolution=64, seed=5)
 SIZES = [(16, 20), (16, 20), (90, 60), (16, 20), (90, 60), (24, 20), (90, 60), (16, 20)]
@@ -79,3 +79,14 @@ def test_the_bound_has_a_default_and_is_checked(make_sampler: Callable[..., Edit
 
 def test_loading_passes_the_bound_on(editor_folder: Callable[[str], Any]) -> None:
     assert Editor.load(editor_folder("toy"), "cpu", max_pixels_per_batch=99).sampler.max_pixels_per_batch == 99
+
+
+def test_a_batch_has_the_options_of_its_own_images() -> None:
+    latents = torch.arange(6.0).reshape(3, 2, 1, 1)
+    options = SamplingOptions(("a", "b", "c"), latents, lambda step, t, z_t: z_t)
+    part = options.rows([2, 0])
+    assert list(part.negative_prompts) == ["c", "a"]
+    assert part.latents is not None
+    assert torch.equal(part.latents, latents[[2, 0]])
+    assert part.after_step is options.after_step
+    assert SamplingOptions().rows([1]) == SamplingOptions()

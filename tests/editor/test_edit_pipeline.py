@@ -3,11 +3,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from emuedit.editor import pipeline_images, sampling
 from emuedit.editor.edit_pipeline import EmuEditPipeline
@@ -17,10 +18,11 @@ from emuedit.tasks import UnknownTaskError
 from tests.editor.tiny_pipelines import KINDS
 
 EditorFolder = Callable[[str], Path]
-SETTINGS = EditSettings(steps=2, image_guidance_scale=1.3, guidance_scale=3.0, guidance_rescale=0.5, preserve=0.5)
-ARGUMENTS: dict[str, Any] = {
-    "num_inference_steps": 2, "image_guidance_scale": 1.3, "guidance_scale": 3.0, "guidance_rescale": 0.5, "preserve": 0.5,
+CHANGES: dict[str, float] = {
+    "image_guidance_scale": 1.3, "guidance_scale": 3.0, "guidance_rescale": 0.5, "preserve": 0.5, "change_threshold": 0.05,
+    "border_px": 5, "against_reconstruction": 0,
 }  # fmt: skip
+SETTINGS, ARGUMENTS = EditSettings().with_changes({"steps": 2, **CHANGES}), {"num_inference_steps": 2, **CHANGES}
 FAST: dict[str, Any] = {"num_inference_steps": 1, "image_guidance_scale": 1.0, "guidance_scale": 1.0, "task": "local"}
 
 
@@ -74,6 +76,20 @@ def test_arguments_have_the_names_of_diffusers() -> None:
         "against_reconstruction",
     }
     assert diffusers_names <= our_names
+
+
+def test_every_argument_is_passed_on(pipe: EmuEditPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: list[EditSettings] = []
+
+    def sample(sampler: Any, images: Tensor, prompts: Any, tasks: Any, settings: EditSettings, *_: Any, **options: Any) -> Tensor:
+        passed.append(settings)
+        return images
+
+    monkeypatch.setattr(sampling.EditSampler, "sample", sample)
+    pipe("make it red", pixels()[0], "local", composite=0, **ARGUMENTS)
+    assert passed == [SETTINGS.with_changes({"composite": 0})]
+    parameters = set(inspect.signature(EmuEditPipeline.__call__).parameters)
+    assert parameters & set(EditSettings.model_fields) == {"composite", *CHANGES}
 
 
 def test_pictures_of_every_type_give_the_same_edit(pipe: EmuEditPipeline) -> None:
@@ -217,6 +233,38 @@ def test_parts_may_be_offloaded(editor_folder: EditorFolder, monkeypatch: pytest
     for n_calls in (1, 2):
         torch.testing.assert_close(pipe(**call, generator=seeded(1)[0]).images, before)
         assert len(frees) == n_calls
+
+
+def offload_sequentially(pipe: EmuEditPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_offload = accelerate.cpu_offload
+
+    def offload(model: nn.Module, device: torch.device, **options: Any) -> None:
+        cpu_offload(model, torch.device(device.type), **options)  # diffusers' cpu:0, unlike cuda:0, turns parameters into tensors
+
+    monkeypatch.setattr(accelerate, "cpu_offload", offload)
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    assert pipe.vae.device.type == "meta"
+
+
+def offload_groups(pipe: EmuEditPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offload", [offload_sequentially, offload_groups])
+@pytest.mark.parametrize("kind", ["toy", "sd15", "sdxl"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_layers_may_be_offloaded(
+    offload: Callable[..., None], kind: str, dtype: torch.dtype, editor_folder: EditorFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call: dict[str, Any] = {"prompt": "make it red", "image": pixels()[0], "output_type": "pt", **FAST}
+    in_memory = EmuEditPipeline.from_pretrained(editor_folder(kind), dtype=dtype)
+    offloaded = EmuEditPipeline.from_pretrained(editor_folder(kind), dtype=dtype)
+    offload(offloaded, monkeypatch)
+    assert offloaded.vae.dtype == (dtype if kind == "toy" else torch.float32), "converted before its weights are copied"
+    want, *got = (pipe(**call, generator=seeded(1)[0]).images for pipe in (in_memory, offloaded, offloaded))
+    for image in got:
+        torch.testing.assert_close(image, want)
 
 
 def test_a_pipeline_has_the_components_of_diffusers(pipe: EmuEditPipeline) -> None:

@@ -172,6 +172,7 @@ class Day:
             status = self.team.run("dvc", "status", "--cloud")
             if "in sync" not in status:
                 raise UnexpectedError(f"want a cache that is in sync, got {status[-500:]}")
+            outcome.append(self.team.run("emuedit", "remote", "verify", "--repair").splitlines()[-1])
             self.team.run("emuedit", "remote", "publish")
 
     def rollback(self) -> None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from uuid import uuid4
 
-from emuedit.operations import bucket_setup, data_manifest, dvc_remote
+from emuedit.operations import bucket_setup, data_manifest, data_objects, dvc_remote
 from emuedit.operations.bucket import SCRATCH, Bucket, RemoteLocation
 from emuedit.operations.remote_error import RemoteError
 from emuedit.progress import waiting
@@ -35,6 +35,10 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     gc = parts.add_parser("gc", help="list the data that no commit needs; with --yes, delete it", allow_abbrev=False)
     gc.set_defaults(run=_gc)
     gc.add_argument("--yes", action="store_true", help="delete it in the remote")
+
+    verify = parts.add_parser("verify", help="ask the store for each object of this commit's data", allow_abbrev=False)
+    verify.set_defaults(run=_verify)
+    verify.add_argument("--repair", action="store_true", help="upload those again that the store lists but cannot read")
 
     publish = parts.add_parser("publish", help="publish the data of this commit as the latest", allow_abbrev=False)
     publish.set_defaults(run=_publish)
@@ -128,6 +132,37 @@ def _deletion_text(bucket: Bucket) -> str:
     return "deleted permanently"
 
 
+def _verify(options: argparse.Namespace) -> None:
+    root = dvc_remote.find_root()
+    bucket = Bucket(dvc_remote.read_location(root)[1])
+    with waiting("comparing the data with the remote"):
+        digests = set(data_manifest.describe_commit(root)["data"].values())
+    unreadable, n_objects = _find_unreadable(root, bucket, digests)
+    if unreadable and options.repair:
+        print(f"uploading {data_objects.describe(unreadable)} again")
+        with waiting("uploading"):
+            data_objects.upload_again(bucket, unreadable, data_objects.cache_folder(root))
+        unreadable, n_objects = _find_unreadable(root, bucket, digests)
+    if unreadable:
+        raise RemoteError(_describe_unreadable(unreadable))
+    print(f"the store has all {n_objects} objects of this commit's data")
+
+
+def _find_unreadable(root: Path, bucket: Bucket, digests: set[str]) -> tuple[list[str], int]:
+    """The objects of outputs with these hashes that the store lists but cannot read, and the number of all."""
+    with waiting("asking the store for each object"):
+        files, lost = data_objects.files_of_folders(digests, data_objects.cache_folder(root), bucket)
+        unreadable = data_objects.find_unreadable(bucket, digests | files)
+    return sorted({*unreadable, *map(data_objects.object_name, lost)}), len(digests | files)
+
+
+def _describe_unreadable(names: list[str]) -> str:
+    return (
+        f"want all data of this commit in the remote, but the store lists {data_objects.describe(names)} that it cannot read, as "
+        "after a stop during uploads; run `emuedit remote verify --repair`"
+    )
+
+
 def _publish(options: argparse.Namespace) -> None:
     from emuedit.operations.object_probes import conditional_writes, remove_folder
 
@@ -137,6 +172,9 @@ def _publish(options: argparse.Namespace) -> None:
     bucket = Bucket(location)
     with waiting("comparing the data with the remote"):
         fields = data_manifest.describe_commit(root)
+    unreadable, _ = _find_unreadable(root, bucket, set(fields["data"].values()))
+    if unreadable:
+        raise RemoteError(_describe_unreadable(unreadable))
     folder = f"{SCRATCH}/publish-{uuid4().hex[:12]}"
     if not conditional_writes(bucket, folder) and not bucket.is_versioned():
         warning = "this store ignores `If-None-Match: *`: of two concurrent publishers, one would overwrite the other"

@@ -5,13 +5,13 @@ enough: it skips a commit whose dvc.yaml it cannot read, and when forced it sile
 it could not get.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from emuedit.operations.bucket import Bucket
 from emuedit.operations.clone_check import DATA_FILES
+from emuedit.operations.data_objects import OBJECTS, cache_folder, files_of_folders, object_name
 from emuedit.operations.dvc_remote import run_dvc, run_git
 from emuedit.operations.remote_error import RemoteError
 
@@ -21,7 +21,6 @@ _REMOVING = re.compile(r"^Removing (.+)$", re.MULTILINE)
 _REMOVED = re.compile(r"^Removed (\d+) objects from ", re.MULTILINE)
 _UNREADABLE = re.compile(r"Failed to collect '")
 _HASH = re.compile(r"\bmd5: ['\"]?([0-9a-f]{32}(?:\.dir)?)\b")
-_OBJECTS = "files/md5/"  # DVC's folder in a remote and in its cache
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,11 @@ def plan_removal(root: Path, remote: str, bucket: Bucket) -> RemovalPlan:
             f"want {n_announced} paths from `dvc gc --dry`, got {len(paths)}; this version of DVC has another output format"
         )
     place = bucket.location
-    start = f"{place.bucket}/{place.key(_OBJECTS)}"
+    start = f"{place.bucket}/{place.key(OBJECTS)}"
     digests = {path.removeprefix(start).replace("/", "") for path in paths if path.startswith(start)}
     needed, n_lost = needed_hashes(root, bucket)
-    sizes = bucket.sizes(_OBJECTS)
-    removable = {place.key(f"{_OBJECTS}{digest[:2]}/{digest[2:]}") for digest in digests - needed}
+    sizes = bucket.sizes(OBJECTS)
+    removable = {place.key(object_name(digest)) for digest in digests - needed}
     plan = {key: size for key, size in sizes.items() if key in removable}
     return RemovalPlan(plan, len(digests & needed), len(_UNREADABLE.findall(output)), n_lost)
 
@@ -65,13 +64,5 @@ def needed_hashes(root: Path, bucket: Bucket) -> tuple[set[str], int]:
     lines = run_git(["log", "--all", "HEAD", *stashes, *options, "--", *DATA_FILES], root).splitlines()
     blobs = {line.split()[3] for line in lines if line.startswith(":")} - {"0" * 40}
     hashes = {digest for blob in blobs for digest in _HASH.findall(run_git(["cat-file", "blob", blob], root))}
-    cache = root / run_dvc(["cache", "dir"], root).strip()
-    n_lost = 0
-    for folder in sorted(digest for digest in hashes if digest.endswith(".dir")):
-        name = f"{_OBJECTS}{folder[:2]}/{folder[2:]}"
-        content = (cache / name).read_bytes() if (cache / name).exists() else bucket.get(name)
-        if content is None:
-            n_lost += 1
-        else:
-            hashes.update(entry["md5"] for entry in json.loads(content))
-    return hashes, n_lost
+    files, lost = files_of_folders(hashes, cache_folder(root), bucket)
+    return hashes | files, len(lost)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from emuedit.cli import main
-from emuedit.operations import object_probes
+from emuedit.operations import data_manifest, object_probes
 from emuedit.operations.bucket import Bucket
 from emuedit.operations.remote_error import RemoteError
 from tests.operations.conftest import MOTO
@@ -84,6 +84,38 @@ def test_init_check_publish_latest_link_and_gc(
     shutil.rmtree(project / "data")
     dvc_run("pull", "-q")
     assert (project / "data/a.txt").read_text() == "first"
+
+
+@pytest.mark.parametrize("store_url", [MOTO], indirect=True)  # a store that is killed during uploads lists what it cannot read
+@pytest.mark.usefixtures("dvc_in_process")
+def test_objects_that_are_listed_but_cannot_be_read_are_found_and_uploaded_again(
+    project: Path, remote: Bucket, run: Run, dvc_run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dvc_run("push", "-q")
+    monkeypatch.setattr(data_manifest, "run_dvc", lambda *_: "{}")  # DVC believes the listing
+    status, output, errors = run("verify")
+    assert (status, output) == (0, "the store has all 2 objects of this commit's data\n"), errors
+    listed = remote.sizes("files/")
+    (key,) = [key for key in listed if not key.endswith(".dir")]
+    remote.delete([{"Key": key}])
+    monkeypatch.setattr(Bucket, "sizes", lambda bucket, folder, after="": listed if folder.startswith("files/") else {})
+    name = key.removeprefix(remote.location.key(""))
+    for command in ("verify", "publish"):
+        status, _, errors = run(command)
+        assert status == 2
+        assert f"the store lists 1 objects ({name}) that it cannot read" in errors
+        assert "run `emuedit remote verify --repair`" in errors
+    file = project / ".dvc/cache" / name
+    content = file.read_bytes()
+    file.rename(project / "elsewhere")
+    status, _, errors = run("verify", "--repair")
+    assert status == 2
+    assert "in DVC's cache, got none; run this in a clone that has them" in errors
+    (project / "elsewhere").rename(file)
+    status, output, errors = run("verify", "--repair")
+    assert status == 0, errors
+    assert output.splitlines() == [f"uploading 1 objects ({name}) again", "the store has all 2 objects of this commit's data"]
+    assert remote.get(name) == content
 
 
 @pytest.mark.parametrize("store_url", [MOTO], indirect=True)  # moto has no roles: the refusal is made here

@@ -7,6 +7,7 @@ changed pixels in white, as base64 PNG.
 """
 
 import base64
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,11 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """One edit per row. `params`: `mask`, and fields of EditSettings; by default those with which the editor was evaluated.
 
+        Thread-safe: a row waits until its pixels fit into those that all requests may process at once, see `IN_FLIGHT`.
         Raises ValueError, which names the row, for invalid input; then no row is answered.
         """
         from emuedit.data import image_io
-        from emuedit.editor import changed_area
+        from emuedit.data.pixel_budget import IN_FLIGHT
 
         if not {"image", "instruction"} <= set(model_input.columns):
             raise ValueError(f"want columns {', '.join(COLUMNS)} (the last may be missing), got {[*model_input.columns]}")
@@ -49,25 +51,33 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
         answers = []
         for number, row in enumerate(model_input.to_dict("records")):
             try:
-                source = image_io.read_image(_decode(row["image"]))
-                task = row.get("task")
-                tasks = [task] if isinstance(task, str) and task else None
-                (turn,) = self.editor.edit_turns(source.pixels, [_instruction(row["instruction"])], tasks, settings)
+                content = _decode(row["image"])
+                with IN_FLIGHT.reserve(image_io.count_pixels(content)):
+                    answers.append(self._answer(content, row, settings, with_mask))
             except ValueError as error:
                 raise ValueError(f"row {number}: {error}") from error
-            choice = turn.choice
-            answers.append(
-                {
-                    "image": _encode(image_io.to_png(turn.pixels, source)),
-                    "task": choice.task,
-                    "probability": 1.0 if choice.probability is None else choice.probability,
-                    "changed_share": turn.touched.share,
-                    "changed_box": list(turn.touched.box or ()),
-                }
-            )
-            if with_mask:
-                answers[-1][MASK] = _encode(image_io.to_png(changed_area.mask_image(turn.mask)))
         return pd.DataFrame(answers, columns=[*OUTPUTS, *([MASK] if with_mask else [])])
+
+    def _answer(self, content: bytes, row: Mapping[Any, Any], settings: Any, with_mask: bool) -> dict[str, Any]:
+        """The answer to one row: read, edit and encode, each of which needs memory for the whole image."""
+        from emuedit.data import image_io
+        from emuedit.editor import changed_area
+
+        source = image_io.read_image(content)
+        task = row.get("task")
+        tasks = [task] if isinstance(task, str) and task else None
+        (turn,) = self.editor.edit_turns(source.pixels, [_instruction(row["instruction"])], tasks, settings)
+        choice = turn.choice
+        answer = {
+            "image": _encode(image_io.to_png(turn.pixels, source)),
+            "task": choice.task,
+            "probability": 1.0 if choice.probability is None else choice.probability,
+            "changed_share": turn.touched.share,
+            "changed_box": list(turn.touched.box or ()),
+        }
+        if with_mask:
+            answer[MASK] = _encode(image_io.to_png(changed_area.mask_image(turn.mask)))
+        return answer
 
 
 def _instruction(value: Any) -> str:

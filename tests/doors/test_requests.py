@@ -2,6 +2,9 @@
 
 import base64
 import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +13,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from emuedit.data import image_io, pixel_budget
+from emuedit.data.pixel_budget import PixelBudget
 from emuedit.editor.changed_area import ChangedArea
 from emuedit.editor.edit_turn import TaskChoice, Turn
 from emuedit.editor.settings import EditSettings
@@ -106,3 +111,40 @@ def test_rows_that_cannot_be_edited_are_named(case: str, model: Any) -> None:
 def test_missing_columns_are_named(model: Any) -> None:
     with pytest.raises(ValueError, match=r"want columns image, instruction, task .* got \['picture'\]"):
         model.predict(SimpleNamespace(columns=["picture"]))
+
+
+def test_the_pixels_of_parallel_requests_are_bounded(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow runs each request in a thread; reading, editing and encoding all need memory for the whole image."""
+    lock, in_flight, largest = threading.Lock(), [0], [0]
+    read_image, to_png = image_io.read_image, image_io.to_png
+
+    def read(content: bytes) -> image_io.LoadedImage:
+        with lock:
+            in_flight[0] += 256
+            largest[0] = max(largest[0], in_flight[0])
+        time.sleep(0.01)
+        return read_image(content)
+
+    def encode_png(*arguments: Any) -> bytes:
+        png = to_png(*arguments)
+        with lock:
+            in_flight[0] -= 256
+        return png
+
+    monkeypatch.setattr(pixel_budget, "IN_FLIGHT", PixelBudget(3 * 256 + 100))
+    monkeypatch.setattr(image_io, "read_image", read)
+    monkeypatch.setattr(image_io, "to_png", encode_png)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: predict(model, {}, {}), range(24)))
+    assert [len(answer) for answer in answers] == [1] * 24
+    assert largest[0] == 3 * 256
+    assert in_flight[0] == 0
+
+
+def test_a_request_that_fails_leaves_its_pixels_to_others(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixel_budget, "IN_FLIGHT", budget := PixelBudget(256))
+    for row in ({"instruction": ""}, {"image": base64.b64encode(b"hello").decode()}):
+        with pytest.raises(ValueError, match="row 0"):
+            predict(model, row, {})
+        assert budget.in_flight == 0
+    assert len(predict(model, {}, {})) == 1

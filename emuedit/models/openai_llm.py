@@ -16,11 +16,13 @@ from pydantic import Field
 
 from emuedit.config import Params
 from emuedit.models.language_model import TEMPERATURE, TOP_P, LLMError, LLMRefusalError, Message
+from emuedit.runtime import seed_for
 
 if TYPE_CHECKING:
     from emuedit.models.constrained_decoding import Schema
 
 RETRIED_STATUS = {408, 409, 429, 500, 502, 503, 504}
+_TIMEOUT_STATUS = {408, 504}
 LONGEST_WAIT_S = 60.0
 _N_SEEDS = 2**31  # Gemini's endpoint takes seeds of 32 bits with a sign
 _FILTERED = re.compile(
@@ -28,22 +30,32 @@ _FILTERED = re.compile(
     r"|prompt was flagged|for safety reasons"  # of OpenAI's invalid_prompt, which stands for malformed prompts, too
 )
 """In the body of status 400 and 403: the question was refused by a content filter (Azure, OpenAI, Alibaba Cloud)."""
+_LIMIT, _NEW_LIMIT = "max_tokens", "max_completion_tokens"
+"""The field for the longest answer. OpenAI's models since o1 answer 400 to the first name, and name the second. It is not the
+first choice, because other servers, such as Ollama, ignore it without an error."""
 _SETTING_OF_FIELD = {
     "response_format": "constrained_decoding: false",
     "temperature": "temperature: null",
     "top_p": "top_p: null",
     "seed": "endpoint: {send_seed: false}",
+    _LIMIT: "endpoint: {max_tokens: null}",
+    _NEW_LIMIT: "endpoint: {max_tokens: null}",
 }
 """Fields of a request that not every endpoint knows -> the setting in `params.yaml`, `instructions`, that leaves it out."""
+_MORE_TOKENS = "set instructions.endpoint: {max_tokens: ...} higher in params.yaml, or null, or the server's own limit"
 
 
 class EndpointSettings(Params):
-    """How an endpoint is asked. Time limit and retries do not change the answers."""
+    """How an endpoint is asked. Limits and retries change only answers that take too long."""
 
     timeout_s: float = Field(60.0, gt=0)
     """Longest time in which the endpoint sends nothing; more for a reasoning model, which thinks before it answers."""
     retries: int = Field(5, ge=0, le=100)
-    """How often a request is sent again after 408, 409, 429, 5xx, a lost connection or a timeout."""
+    """How often a request is sent again after 408, 409, 429, 5xx, a lost connection or a timeout; after a timeout with another
+    seed, since an answer that runs on would take as long again."""
+    max_tokens: int | None = Field(1024, ge=1)
+    """Longest answer in tokens, several times that of a usable one; the thoughts of a reasoning model count, too. null: not
+    sent, for endpoints that do not know the field and for reasoning models."""
     send_seed: bool = True
     """Send the question's seed, of 31 bits; false for endpoints that do not know `seed`, which then answer at random."""
 
@@ -58,7 +70,7 @@ class OpenAILLM:
     The API key is read from the environment variable `key_env` at each call; if it is not set, no Authorization header
     is sent. Retry n = 0, 1, ... waits for the seconds of the Retry-After header, if there is one, and a random time of at most
     2^n backoff_s, so that questions that failed together do not come back together; never more than a minute. The random
-    time follows from the question's seed.
+    time follows from the question's seed. A server that takes the limit of tokens under its other name is asked with that.
     """
 
     def __init__(
@@ -74,6 +86,7 @@ class OpenAILLM:
             raise ValueError(f"want a base_url such as https://host/v1, got {base_url!r}")
         self.url, self.model, self.key_env = base_url.rstrip("/") + "/chat/completions", model, key_env
         self.settings, self.backoff_s = settings or EndpointSettings(), backoff_s
+        self._limit_name = _LIMIT
 
     def write(
         self,
@@ -85,33 +98,47 @@ class OpenAILLM:
         schema: Schema | None = None,
     ) -> str:
         """See `LLM.write`. The schema is sent as `response_format`, which not every server supports."""
-        sampling = {
-            "seed": seed % _N_SEEDS if self.settings.send_seed else None, "temperature": temperature, "top_p": top_p,
-        }  # fmt: skip
         payload: dict[str, Any] = {"model": self.model, "messages": messages}
+        sampling = {"temperature": temperature, "top_p": top_p}
         payload |= {name: value for name, value in sampling.items() if value is not None}
         if schema is not None:
             form = {"name": "answer", "schema": schema, "strict": True}
             payload["response_format"] = {"type": "json_schema", "json_schema": form}
         jitter = random.Random(seed)
-        for attempt in range(self.settings.retries + 1):
+        attempt = n_timeouts = 0
+        while True:
             is_last = attempt == self.settings.retries
             retry_after_s = 0.0
+            request = payload | self._seed_field(seed, n_timeouts) | self._limit_field()
             try:
-                return self._request(payload)
+                return self._request(request)
             except urllib.error.HTTPError as error:
                 body = _read_body(error)
                 if error.code in (400, 403) and _FILTERED.search(body):
                     raise LLMRefusalError(f"refused by the content filter of {self.url}: {body}") from error
+                if error.code == 400 and _LIMIT in request and _NEW_LIMIT in body:
+                    self._limit_name = _NEW_LIMIT
+                    continue
                 if error.code not in RETRIED_STATUS or is_last:
-                    hint = _fields_hint(payload) if error.code in (400, 422) else ""
+                    hint = _fields_hint(request) if error.code in (400, 422) else ""
                     raise LLMError(f"{self.url} answered {error.code} for {self.model!r}: {body}{hint}") from error
+                n_timeouts += error.code in _TIMEOUT_STATUS
                 retry_after_s = _retry_after_s(error.headers.get("Retry-After"))
             except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException, _NoCompletionError) as error:
                 if is_last:
                     raise LLMError(f"{self.url} did not answer in {attempt + 1} attempts: {error}") from error
+                n_timeouts += isinstance(getattr(error, "reason", error), TimeoutError)
             time.sleep(min(LONGEST_WAIT_S, retry_after_s + jitter.uniform(0, self.backoff_s * 2**attempt)))
-        raise AssertionError("unreachable: the last attempt returns or raises")
+            attempt += 1
+
+    def _seed_field(self, seed: int, n_timeouts: int) -> dict[str, int]:
+        """The question's seed; after n timeouts another one, which follows from it and n."""
+        if not self.settings.send_seed:
+            return {}
+        return {"seed": (seed_for("openai_llm", seed, n_timeouts) if n_timeouts else seed) % _N_SEEDS}
+
+    def _limit_field(self) -> dict[str, int]:
+        return {} if self.settings.max_tokens is None else {self._limit_name: self.settings.max_tokens}
 
     def _request(self, payload: dict[str, Any]) -> str:
         """Send one request and return the text of its first choice; half of a surrogate pair becomes a question mark."""
@@ -139,7 +166,7 @@ def _text_of(body: bytes) -> str:
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise _NoCompletionError(f"want a chat completion, got {body[:500]!r}") from error
     if not refusal and not text and finish_reason == "length":
-        raise LLMError("want a text, got none: finish_reason 'length', the model ran out of tokens before it; allow it more")
+        raise LLMError(f"want a text, got none: finish_reason 'length', the model ran out of tokens before it; {_MORE_TOKENS}")
     if refusal or text is None or finish_reason == "content_filter":
         raise LLMRefusalError(f"want a text, got none: refusal {refusal!r}, finish_reason {finish_reason!r}")
     if not isinstance(text, str):

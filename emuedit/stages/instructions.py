@@ -42,7 +42,8 @@ IN, OUT = "data/captions", "data/instructions"
 HEADLINE = "{kept} instructions kept, {dropped} answers dropped"
 ANSWERS = ".emuedit/answers"
 """The folder with all answers of each LLM, which later runs with more captions or other tasks use again."""
-WITHOUT_EFFECT_ON_RESULT: dict[str, Any] = {"concurrency": True, "max_failed_share": True, "endpoint": {"timeout_s", "retries"}}
+_LIMITS = {"timeout_s", "retries", "max_tokens"}  # they change only answers that exceed them
+WITHOUT_EFFECT_ON_RESULT: dict[str, Any] = {"concurrency": True, "max_failed_share": True, "endpoint": _LIMITS}
 """Params that do not change the instructions: they may change before a stopped run goes on."""
 
 

@@ -24,7 +24,8 @@ def test_a_busy_endpoint_is_retried(endpoint: Any, monkeypatch: pytest.MonkeyPat
     assert headers["Authorization"] == "Bearer secret"
     assert body["response_format"]["json_schema"]["schema"] == schema
     del body["response_format"]
-    assert body == {"model": "a-model", "messages": MESSAGES, "seed": 5, "temperature": 0.3, "top_p": 0.9}
+    sampling = {"seed": 5, "temperature": 0.3, "top_p": 0.9}
+    assert body == {"model": "a-model", "messages": MESSAGES, "max_tokens": 1024} | sampling
 
 
 def test_half_of_a_character_is_replaced(endpoint: Any) -> None:
@@ -41,7 +42,8 @@ def test_a_client_error_is_not_retried(endpoint: Any, monkeypatch: pytest.Monkey
     assert "Authorization" not in endpoint.requests[0][1]
     assert "response_format" not in endpoint.requests[0][2]
     endpoint.answers = [(400, {"error": "what is a json_schema"})]
-    hint = r"constrained_decoding: false, temperature: null, top_p: null, endpoint: \{send_seed: false\}$"
+    hint = r"constrained_decoding: false, temperature: null, top_p: null, endpoint: \{send_seed: false\}, "
+    hint += r"endpoint: \{max_tokens: null\}$"
     with pytest.raises(LLMError, match=r"answered 400 .*section instructions: " + hint):
         OpenAILLM(endpoint.url, "a-model").write(MESSAGES, seed=0, schema={"type": "object"})
     assert len(endpoint.requests) == 2
@@ -49,11 +51,66 @@ def test_a_client_error_is_not_retried(endpoint: Any, monkeypatch: pytest.Monkey
 
 def test_fields_that_an_endpoint_does_not_take_are_left_out(endpoint: Any) -> None:
     endpoint.answers = [endpoint.chat_response("done"), endpoint.chat_response("done")]
-    llm = OpenAILLM(endpoint.url, "a-model", EndpointSettings(send_seed=False))
+    llm = OpenAILLM(endpoint.url, "a-model", EndpointSettings(send_seed=False, max_tokens=None))
     llm.write(MESSAGES, seed=5, temperature=None, top_p=None)
     assert endpoint.requests[-1][2] == {"model": "a-model", "messages": MESSAGES}
     OpenAILLM(endpoint.url, "a-model").write(MESSAGES, seed=2**62 + 2**31 + 7, temperature=0.0, top_p=None)
-    assert endpoint.requests[-1][2] == {"model": "a-model", "messages": MESSAGES, "seed": 7, "temperature": 0.0}
+    fields = {"seed": 7, "temperature": 0.0, "max_tokens": 1024}
+    assert endpoint.requests[-1][2] == {"model": "a-model", "messages": MESSAGES} | fields
+
+
+def seeds_of(endpoint: Any) -> list[int]:
+    return [body["seed"] for _, _, body in endpoint.requests]
+
+
+def test_a_question_that_timed_out_is_asked_with_another_seed(endpoint: Any) -> None:
+    """With the same one, the answer would run on as long again, six times and in every later run."""
+
+    def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        if len(endpoint.requests) % 3 != 0:
+            time.sleep(0.6)
+        return endpoint.chat_response("done")
+
+    endpoint.answer = answer
+    llm = OpenAILLM(endpoint.url, "m", EndpointSettings(timeout_s=0.3), backoff_s=0.001)
+    assert llm.write(MESSAGES, seed=5) == "done"
+    first = seeds_of(endpoint)
+    assert first[0] == 5
+    assert len(set(first)) == 3
+    assert all(0 <= seed < 2**31 for seed in first)
+    assert llm.write(MESSAGES, seed=5) == "done"
+    assert seeds_of(endpoint) == first * 2, "the same question has the same seeds in every run"
+    assert llm.write(MESSAGES, seed=6) == "done"
+    assert not set(seeds_of(endpoint)[6:]) & set(first)
+
+
+@pytest.mark.parametrize(("status", "n_seeds"), [(504, 2), (408, 2), (503, 1), (429, 1), (0, 1)])
+def test_only_a_timeout_changes_the_seed(endpoint: Any, status: int, n_seeds: int) -> None:
+    endpoint.answers = [(status, {}), endpoint.chat_response("done")]
+    OpenAILLM(endpoint.url, "m", backoff_s=0.001).write(MESSAGES, seed=5)
+    assert len(seeds_of(endpoint)) == 2
+    assert len(set(seeds_of(endpoint))) == n_seeds
+
+
+OTHER_NAME = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+
+
+def test_a_model_that_takes_the_limit_under_its_other_name_gets_it(endpoint: Any) -> None:
+    refusal = (400, {"error": {"message": OTHER_NAME, "code": "unsupported_parameter", "param": "max_tokens"}})
+    endpoint.answers = [refusal, endpoint.chat_response("one"), endpoint.chat_response("two")]
+    llm = OpenAILLM(endpoint.url, "m", EndpointSettings(retries=0, max_tokens=300))
+    assert [llm.write(MESSAGES, seed=seed) for seed in (1, 2)] == ["one", "two"]
+    fields = [{name: body[name] for name in body if "tokens" in name} for _, _, body in endpoint.requests]
+    assert fields == [{"max_tokens": 300}, {"max_completion_tokens": 300}, {"max_completion_tokens": 300}]
+    endpoint.answers = [refusal]
+    with pytest.raises(LLMError, match=r"answered 400 .*endpoint: \{max_tokens: null\}$"):
+        llm.write(MESSAGES, seed=3)
+
+
+def test_an_answer_without_a_text_for_want_of_tokens_names_the_setting(endpoint: Any) -> None:
+    endpoint.answers = [completion(message={"content": None}, finish_reason="length")]
+    with pytest.raises(LLMError, match=r"ran out of tokens before it; set instructions.endpoint: \{max_tokens"):
+        OpenAILLM(endpoint.url, "m").write(MESSAGES, seed=0)
 
 
 def test_an_endpoint_that_stays_busy_or_gives_no_text_is_an_error(endpoint: Any) -> None:

@@ -230,7 +230,8 @@ def test_settings_of_the_endpoint_reach_it(tmp_path: Path, endpoint: Any) -> Non
     publish_captions(tmp_path, "one dog")
     endpoint.answer = lambda body: endpoint.chat_response(json.dumps(ANSWER))
     world = toy_world() | {"llm": f"{endpoint.url}#a-model"}
-    run(make_params(tasks=("remove",), world=world, temperature=None, top_p=None, endpoint={"send_seed": False}), tmp_path)
+    fields = {"send_seed": False, "max_tokens": None}
+    run(make_params(tasks=("remove",), world=world, temperature=None, top_p=None, endpoint=fields), tmp_path)
     (_, _, body), *others = endpoint.requests
     assert not others
     assert set(body) == {"model", "messages", "response_format"}

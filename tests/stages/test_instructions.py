@@ -100,7 +100,7 @@ def test_params_that_only_say_how_work_runs_do_not_change_the_result(tmp_path: P
     publish_captions(tmp_path)
     use_llm()
     summary = run(make_params(), tmp_path)
-    unrelated = {"concurrency": 3, "max_failed_share": 0.5, "endpoint": {"timeout_s": 300.0, "retries": 1}}
+    unrelated = {"concurrency": 3, "max_failed_share": 0.5, "endpoint": {"timeout_s": 300.0, "retries": 1, "max_tokens": None}}
     assert run(make_params(**unrelated), tmp_path) == summary
     assert run(make_params(endpoint={"send_seed": False}), tmp_path).key != summary.key
     assert run(make_params(temperature=None, top_p=None), tmp_path).key != summary.key

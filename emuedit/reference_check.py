@@ -20,7 +20,6 @@ MODELS_OR_FOLDERS = (*_MODELS, "llm")
 """Keys of `world` that name either a local file or folder, which is a dep, or a remote model, which is not."""
 _FUNCTIONS = {"annotators": "annotate", "benchmark": "edits"}
 """Keys of `world` that name a Python file -> the function that it must have."""
-_CAPTION_SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet", ".yaml", ".py")
 _FILES = {
     "instructions": ("prompts", "moderation"),
     "router": ("non_instructions",),
@@ -64,11 +63,13 @@ def problems(params: Mapping[str, Any], stages: Mapping[str, Any], root: Path) -
 
 
 def _caption_problems(reference: str, root: Path) -> Iterator[str]:
+    from emuedit.data import caption_sources  # imports pyarrow
+
     path = find_file(reference, root)
     if not path.exists():
         yield f"world.captions: want an existing file or folder, got none at {reference}{_hint(reference, root)}"
-    elif path.is_file() and path.suffix not in _CAPTION_SUFFIXES:
-        yield f"world.captions: want {', '.join(_CAPTION_SUFFIXES)} or a dataset's folder, got {reference}"
+    elif path.is_file() and path.suffix not in caption_sources.SUFFIXES:
+        yield f"world.captions: want {', '.join(caption_sources.SUFFIXES)} or a dataset's folder, got {reference}"
     elif path.suffix == ".py":
         yield from (f"world.captions: {problem}" for problem in _function_problems(reference, "captions", root))
 

@@ -4,8 +4,8 @@ Records refer to an image by its file and hash. Its bytes are read here once, to
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from emuedit.data.atomic_file import replacing
 from emuedit.data.dependencies import hash_file
 from emuedit.data.image_io import ImageError
 from emuedit.data.text_tables import BadRow
+from emuedit.data.threads import map_in_threads
 
 _STORED = "image-"
 
@@ -43,6 +44,8 @@ class CaptionImages:
     out: str
     dependencies: Sequence[Path]
     """Deps of the stage: images must be below one of them."""
+    _readable: set[str] = field(default_factory=set, repr=False)
+    """Hashes of the contents that were decoded without an error."""
 
     def file_of(self, value: Any, caption: str) -> Path | BadRow:
         """The file of a row's image: a path relative to the source, or a struct {bytes, path} as `datasets` stores images."""
@@ -60,23 +63,42 @@ class CaptionImages:
             return (self.source if self.source.is_dir() else self.source.parent) / name
         return BadRow.of("no_image", caption)
 
-    def check(self, file: Path, caption: str) -> ImageReference | BadRow:
-        """The reference to a file, or a bad row if it is missing or not a readable image.
+    def check(
+        self, rows: Sequence[tuple[str, Path]], is_needed: Callable[[str, str], bool], advance: Callable[[int], None]
+    ) -> list[ImageReference | BadRow]:
+        """For each row (caption, file): the reference to the file, or a bad row if it is missing or not a readable image.
 
+        Files are hashed and decoded in threads; each content is decoded once, unless `is_needed` is false for all its captions
+        and hash (of a duplicate, say). advance: called with the number of rows that are finished.
         Raises CaptionImageError for a file that is not below a dep of the stage.
         """
+        files = list(dict.fromkeys(file for _, file in rows))
+        references = dict(zip(files, map_in_threads(self._refer_to, files), strict=True))
+        file_of_content: dict[str, Path] = {}
+        for caption, file in rows:
+            reference = references[file]
+            if reference is not None and reference.hash not in self._readable and is_needed(caption, reference.hash):
+                file_of_content.setdefault(reference.hash, file)
+        advance(len(rows) - len(file_of_content))
+        errors = dict[str, ImageError]()
+        for digest, error in zip(file_of_content, map_in_threads(_find_error, file_of_content.values()), strict=True):
+            if error is None:
+                self._readable.add(digest)
+            else:
+                errors[digest] = error
+            advance(1)
+        return [_checked(caption, file, references[file], errors) for caption, file in rows]
+
+    def _refer_to(self, file: Path) -> ImageReference | None:
+        """The reference to a file; None if there is none."""
         if not _is_file(file):
-            return BadRow.of("no_image", f"{caption}: {file}")
+            return None
         is_stored = file.parent == self.scratch
         if not is_stored and not any(file.resolve().is_relative_to(folder.resolve()) for folder in self.dependencies):
             raise CaptionImageError(
                 f"want the images of {self.source} below a dep of the stage captions, got {file}; add their folder to the deps "
                 "of captions in dvc.yaml, so that a changed image is noticed"
             )
-        try:
-            image_io.read_image(file)
-        except ImageError as error:
-            return BadRow.of("unreadable_image", f"{caption}: {error}")
         return ImageReference(f"{self.out}/{file.name}" if is_stored else self._relative(file), hash_file(file))
 
     def remove_unused(self, files: set[str]) -> None:
@@ -88,6 +110,26 @@ class CaptionImages:
     def _relative(self, file: Path) -> str:
         path, root = file.resolve(), self.root.resolve()
         return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def _find_error(file: Path) -> ImageError | None:
+    """The error of an image that `image_io.read_image` refuses."""
+    try:
+        image_io.check_image(file)
+    except ImageError as error:
+        return error
+    return None
+
+
+def _checked(
+    caption: str, file: Path, reference: ImageReference | None, errors: Mapping[str, ImageError]
+) -> ImageReference | BadRow:
+    """The reference, or the bad row of a file that is missing or whose hash is among the errors."""
+    if reference is None:
+        return BadRow.of("no_image", f"{caption}: {file}")
+    if reference.hash in errors:
+        return BadRow.of("unreadable_image", f"{caption}: {errors[reference.hash]}")
+    return reference
 
 
 def _is_file(path: Path) -> bool:

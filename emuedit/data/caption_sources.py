@@ -21,6 +21,10 @@ from emuedit.data.caption_images import CaptionImages
 from emuedit.data.text_tables import BadRow
 
 _TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
+LIST_SUFFIXES = (".txt", *_TABLE_SUFFIXES)
+"""Suffixes of files with one caption per row."""
+SUFFIXES = (*LIST_SUFFIXES, ".yaml", ".py")
+"""Suffixes of all caption files; a dataset may also be a folder."""
 _SHOWN_CHARS, _POINTER_BYTES = 80, 1024
 _ROWS_WITH_IMAGES = 16  # read at a time
 
@@ -138,8 +142,7 @@ def _read_table(source: Path, split: str, column: str, image_column: str | None)
         return text_tables.read_csv(source)
     if source.suffix == ".jsonl":
         return text_tables.read_jsonl(source)
-    kinds = f".txt, {', '.join(_TABLE_SUFFIXES)}, .py or .yaml, or a dataset's folder"
-    raise CaptionSourceError(f"want a caption source {kinds}; got {source}")
+    raise CaptionSourceError(f"want a caption source {', '.join(SUFFIXES)}, or a dataset's folder; got {source}")
 
 
 def _read_dataset(source: Path, split: str, columns: list[str]) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@ Each world has a benchmark: a Python file or folder named in `params.yaml`. Shap
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +78,15 @@ class EditSource(Protocol):
         ...
 
 
+@runtime_checkable
+class CountingSource(Protocol):
+    """An EditSource that can count its edits without making them."""
+
+    def check(self, task: str, split: str, n: int) -> None:
+        """Raise the ValueError of a call for fewer than n edits of a task."""
+        ...
+
+
 def load(reference: str, device: str = "auto") -> EditSource:
     """The function `edits` of a file such as `toyworld/edits/toy_benchmark.py`, or a folder of real images (`photo_benchmark`).
 
@@ -94,3 +103,11 @@ def load(reference: str, device: str = "auto") -> EditSource:
         return benchmark
     source: EditSource = config.import_function(reference, "edits")
     return source
+
+
+def check_edits(source: EditSource, task: str, split: str, n: int) -> None:
+    """Raise the ValueError of a benchmark with fewer than n edits of a task; one that can count opens no image and no model."""
+    if isinstance(source, CountingSource):
+        source.check(task, split, n)
+    else:
+        source(task, split, 0, n)

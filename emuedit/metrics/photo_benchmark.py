@@ -36,6 +36,10 @@ _ADVICE = {
 _SPLITS = tuple(_ADVICE)
 
 
+MAX_CACHED_BYTES = 2**29
+"""Of scaled images in memory: 680 of 512 px."""
+
+
 class BenchmarkError(ValueError):
     """Raised for a folder that is not a benchmark, and for missing edits."""
 
@@ -80,6 +84,40 @@ class PhotoEdits:
         return self.judge_of_folder.judge(self.task, self.before, output, captions, self.results)
 
 
+class _SquareCache:
+    """The scaled squares of image files, in memory: an evaluation and a promotion use the same ones several times.
+
+    When it is full, it stays as it is: images are used in the same order again, so replacing the oldest ones would leave none.
+    """
+
+    def __init__(self) -> None:
+        self._squares: dict[tuple[str, int, int, int], Pictures] = {}
+        self._n_bytes = 0
+
+    def load(self, file: Path, side_px: int) -> Pictures:
+        """The centre square of an image, see `image_io.fit_square`; read again if the file has another time or size."""
+        key = (str(file.resolve()), *_version(file), side_px)
+        if key not in self._squares:
+            square = image_io.fit_square(image_io.read_image(file).pixels, side_px)
+            if self._n_bytes + square.nbytes > MAX_CACHED_BYTES:
+                return square
+            self._squares[key] = square
+            self._n_bytes += square.nbytes
+        return self._squares[key]
+
+
+_squares = _SquareCache()
+
+
+def _version(file: Path) -> tuple[int, int]:
+    """Time (ns) and size (bytes) of a file; zeros for a missing one, which `image_io.read_image` names."""
+    try:
+        status = file.stat()
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
+
+
 class PhotoBenchmark:
     """The edits of a folder; called as `edits(task, split, start, n)` (`emuedit.metrics.benchmark.EditSource`)."""
 
@@ -93,14 +131,21 @@ class PhotoBenchmark:
 
     def __call__(self, task: str, split: str, start: int, n: int) -> PhotoEdits:
         """Edits start to start + n - 1 of a task. Raises BenchmarkError if there are fewer."""
+        return self._edits(task, self._rows(task, split, start + n)[start:])
+
+    def check(self, task: str, split: str, n: int) -> None:
+        """Raise BenchmarkError, as a call would, for fewer than n edits of a task; opens no image and no model."""
+        self._rows(task, split, n)
+
+    def _rows(self, task: str, split: str, n: int) -> list[dict[str, str]]:
         rows = [row for row in self.rows if row["task"] == task and row["split"] == split]
-        if len(rows) < start + n:
+        if len(rows) < n:
             present = {name: sum(row["task"] == name for row in self.rows) for name in self.tasks}
             raise BenchmarkError(
-                f"want {start + n} edits of {task} that can be judged in the split {split} of {self.folder}, got {len(rows)}; "
+                f"want {n} edits of {task} that can be judged in the split {split} of {self.folder}, got {len(rows)}; "
                 f"available: {present}: {_ADVICE[split]}, or add rows with that split"
             )
-        return self._edits(task, rows[start : start + n])
+        return rows[:n]
 
     def calibrate(self, task: str, rows: Sequence[dict[str, str]]) -> Calibration:
         """Bounds for one task from rows with results; see `SimilarityJudge.calibrate`."""
@@ -144,7 +189,7 @@ class PhotoBenchmark:
         return SimilarityJudge(*models, self.settings.bounds, self.settings.task_bounds)
 
     def _load(self, name: str) -> Pictures:
-        return image_io.fit_square(image_io.read_image(self.folder / name).pixels, self.settings.size)
+        return _squares.load(self.folder / name, self.settings.size)
 
 
 def write_judge(folder: Path, settings: JudgeFile) -> None:

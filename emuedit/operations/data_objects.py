@@ -34,15 +34,15 @@ def files_of_folders(digests: Collection[str], cache: Path, bucket: Bucket) -> t
 
     Listings are read from the cache, else from the remote.
     """
-    files, lost = set[str](), set[str]()
+    files, missing = set[str](), set[str]()
     for folder in sorted(digest for digest in digests if digest.endswith(".dir")):
         local = cache / object_name(folder)
         content = local.read_bytes() if local.exists() else bucket.get(object_name(folder))
         if content is None:
-            lost.add(folder)
+            missing.add(folder)
         else:
             files.update(entry["md5"] for entry in json.loads(content))
-    return files, lost
+    return files, missing
 
 
 def find_unreadable(bucket: Bucket, digests: Collection[str]) -> list[str]:
@@ -58,9 +58,9 @@ def find_unreadable(bucket: Bucket, digests: Collection[str]) -> list[str]:
 
 def upload_again(bucket: Bucket, names: Collection[str], cache: Path) -> None:
     """Replace objects of the remote by the files of the cache. Raises RemoteError, before any upload, if the cache lacks some."""
-    if lost := [name for name in names if not (cache / name).exists()]:
+    if absent := [name for name in names if not (cache / name).exists()]:
         raise RemoteError(
-            f"want {describe(lost)} in DVC's cache, got none; run this in a clone that has them, or run their stages again"
+            f"want {describe(absent)} in DVC's cache, got none; run this in a clone that has them, or run their stages again"
         )
     client = bucket.client
     for name in names:

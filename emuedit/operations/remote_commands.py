@@ -151,9 +151,9 @@ def _verify(options: argparse.Namespace) -> None:
 def _find_unreadable(root: Path, bucket: Bucket, digests: set[str]) -> tuple[list[str], int]:
     """The objects of outputs with these hashes that the store lists but cannot read, and the number of all."""
     with waiting("asking the store for each object"):
-        files, lost = data_objects.files_of_folders(digests, data_objects.cache_folder(root), bucket)
+        files, missing_listings = data_objects.files_of_folders(digests, data_objects.cache_folder(root), bucket)
         unreadable = data_objects.find_unreadable(bucket, digests | files)
-    return sorted({*unreadable, *map(data_objects.object_name, lost)}), len(digests | files)
+    return sorted({*unreadable, *map(data_objects.object_name, missing_listings)}), len(digests | files)
 
 
 def _describe_unreadable(names: list[str]) -> str:

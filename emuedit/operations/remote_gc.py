@@ -64,5 +64,5 @@ def needed_hashes(root: Path, bucket: Bucket) -> tuple[set[str], int]:
     lines = run_git(["log", "--all", "HEAD", *stashes, *options, "--", *DATA_FILES], root).splitlines()
     blobs = {line.split()[3] for line in lines if line.startswith(":")} - {"0" * 40}
     hashes = {digest for blob in blobs for digest in _HASH.findall(run_git(["cat-file", "blob", blob], root))}
-    files, lost = files_of_folders(hashes, cache_folder(root), bucket)
-    return hashes | files, len(lost)
+    files, missing = files_of_folders(hashes, cache_folder(root), bucket)
+    return hashes | files, len(missing)

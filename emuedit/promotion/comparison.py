@@ -86,7 +86,7 @@ def check_tasks(items: ComparisonConditions, champion: str) -> None:
     source = benchmark.load(items.benchmark, items.device)
     for task in items.tasks:
         try:
-            source(task, items.split, 0, items.n_edits)
+            benchmark.check_edits(source, task, items.split, items.n_edits)
         except ValueError as error:
             raise GateError(
                 f"want {items.n_edits} edits of {task}, with which {champion} was promoted: {error}; or promote a version with "
@@ -100,7 +100,7 @@ def with_tasks(items: ComparisonConditions, tasks: Sequence[str]) -> ComparisonC
     present = []
     for task in tasks:
         with contextlib.suppress(ValueError):
-            source(task, items.split, 0, items.n_edits)
+            benchmark.check_edits(source, task, items.split, items.n_edits)
             present.append(task)
     return replace(items, tasks=tuple(present)) if any(get_task(task) not in HELD_OUT for task in present) else items
 

@@ -5,6 +5,7 @@ In: the world's caption source, and the images that it names. Out: `data/caption
 """
 
 from collections import Counter
+from collections.abc import Callable, Set
 from functools import partial
 from pathlib import Path
 
@@ -65,21 +66,33 @@ def clean(
     source = params.world.captions
     if isinstance(text, BadRow):
         return Drop(text.text, text.reason, source, index)
-    words = (text or "").split()
-    caption = " ".join(words)
+    caption = _single_spaces(text)
+    if reason := reason_to_drop(text, params):
+        return Drop(caption if duplicate_key(caption) else text or "", reason, source, index)
     key = duplicate_key(caption, image.hash if image else None)
-    if not duplicate_key(caption):
-        return Drop(text or "", "empty", source, index)
-    if len(words) < params.min_words:
-        return Drop(caption, "too_short", source, index)
-    if len(words) > params.max_words:
-        return Drop(caption, "too_long", source, index)
     if key in seen:
         return Drop(caption, "duplicate", source, index)
-    if params.languages and language.probability(caption, params.languages) < params.min_language:
-        return Drop(caption, "other_language", source, index)
     seen.add(key)
     return Caption(caption, source, index, image.file if image else None, image.hash if image else None)
+
+
+def reason_to_drop(text: str | None, params: CaptionsParams) -> str | None:
+    """Why a text is dropped, whatever its image and the other captions; None if it is not."""
+    caption = _single_spaces(text)
+    n_words = len(caption.split())
+    if not duplicate_key(caption):
+        return "empty"
+    if n_words < params.min_words:
+        return "too_short"
+    if n_words > params.max_words:
+        return "too_long"
+    if params.languages and language.probability(caption, params.languages) < params.min_language:
+        return "other_language"
+    return None
+
+
+def _single_spaces(text: str | None) -> str:
+    return " ".join((text or "").split())
 
 
 def duplicate_key(caption: str, image_hash: str | None = None) -> str:
@@ -106,14 +119,15 @@ def run(params: CaptionsParams, root: Path) -> Summary:
     seen: set[str] = set()
     files: set[str] = set()
     counts: Counter[str] = Counter()
-    make = partial(_clean_rows, seen=seen, params=params, images=images)
     with Progress("captions", params.n_rows, "row") as progress:
+        make = partial(_clean_rows, seen=seen, params=params, images=images, advance=progress.advance)
         for shard in resumable_shards(scratch, batches, make, Caption):
             seen.update(duplicate_key(caption.text, caption.image_hash) for caption in shard.records)
             files.update(caption.image for caption in shard.records if caption.image)
             counts.update(kept=len(shard.records), dropped=len(shard.drops))
             counts.update(f"dropped_{drop.reason}" for drop in shard.drops)
-            progress.advance(len(shard.source[1]))
+            if shard.resumed:
+                progress.advance(len(shard.source[1]))
     if not counts["kept"]:
         raise CaptionsError(f"want at least one caption from {source}, got {dict(counts)}; see {scratch}/dropped-*.parquet")
     if images is not None:
@@ -123,20 +137,42 @@ def run(params: CaptionsParams, root: Path) -> Summary:
 
 
 def _clean_rows(
-    batch: tuple[int, list[CaptionRow]], seen: set[str], params: CaptionsParams, images: CaptionImages | None
+    batch: tuple[int, list[CaptionRow]],
+    seen: set[str],
+    params: CaptionsParams,
+    images: CaptionImages | None,
+    advance: Callable[[int], None],
 ) -> tuple[list[Caption], list[Drop]]:
-    """The captions and drops of a batch of rows (index of the first row, rows)."""
+    """The captions and drops of a batch of rows (index of the first row, rows). Only images of usable texts are opened.
+
+    advance: called with the number of rows that are finished.
+    """
     start, rows = batch
+    usable = [
+        (row.text, row.file) for row in rows if isinstance(row, CaptionedImage) and reason_to_drop(row.text, params) is None
+    ]
+    advance(len(rows) - len(usable))
+    checked: dict[tuple[str, Path], ImageReference | BadRow] = {}
+    if usable:
+        assert images is not None
+        is_new = partial(_is_new, seen=seen)
+        checked = dict(zip(usable, images.check(usable, is_new, advance), strict=True))
     results = []
     for index, row in enumerate(rows, start=start):
-        text, image = row, None
-        if isinstance(text, CaptionedImage):
-            assert images is not None
-            image = images.check(text.file, text.text)
-            text = image if isinstance(image, BadRow) else text.text
-        results.append(clean(text, index, seen, params, None if isinstance(image, BadRow) else image))
+        if isinstance(row, CaptionedImage):
+            image = checked.get((row.text, row.file))
+            if isinstance(image, BadRow):
+                results.append(clean(image, index, seen, params, None))
+            else:
+                results.append(clean(row.text, index, seen, params, image))
+        else:
+            results.append(clean(row, index, seen, params, None))
     captions = [result for result in results if isinstance(result, Caption)]
     return captions, [result for result in results if isinstance(result, Drop)]
+
+
+def _is_new(text: str, image_hash: str, seen: Set[str]) -> bool:
+    return duplicate_key(_single_spaces(text), image_hash) not in seen
 
 
 if __name__ == "__main__":

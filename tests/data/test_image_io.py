@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 
 from emuedit.data import image_io
 
@@ -204,3 +204,36 @@ def test_a_full_disk_costs_no_file_that_was_there(tmp_path: Path, monkeypatch: p
         image_io.write_image(tmp_path / "out.png", np.zeros((9, 8, 3), np.uint8))
     assert (tmp_path / "out.png").read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["out.png"]
+
+
+def photo(height: int, width: int) -> np.ndarray:
+    """A gradient with a little noise, which the levels of zlib compress differently."""
+    noise = np.random.default_rng(0).integers(0, 8, (64, 64, 3))
+    tiles = np.tile(noise, (-(-height // 64), -(-width // 64), 1))[:height, :width]
+    return (np.linspace(0, 240, width)[None, :, None] + tiles).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("size", "header"), [((2048, 2048), b"\x78\x9c"), ((2049, 2048), b"\x78\x01")])
+def test_a_large_png_is_compressed_at_the_fastest_level_without_loss(size: tuple[int, int], header: bytes) -> None:
+    pixels = photo(*size)
+    png = image_io.to_png(pixels)
+    start = png.index(b"IDAT") + 4
+    assert png[start : start + 2] == header, "its zlib stream names the level"
+    np.testing.assert_array_equal(image_io.read_image(png).pixels, pixels)
+
+
+def test_a_large_webp_is_lossless_and_made_with_the_least_effort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = photo(256, 256)
+    image_io.write_image(tmp_path / "small.webp", pixels)
+    monkeypatch.setattr(image_io, "_FAST_PIXELS", 256 * 255)
+    image_io.write_image(tmp_path / "large.webp", pixels)
+    small, large = (tmp_path / f"{name}.webp" for name in ("small", "large"))
+    assert small.read_bytes() != large.read_bytes()
+    np.testing.assert_array_equal(image_io.read_image(large).pixels, pixels)
+
+
+def test_the_pixels_of_a_file_are_counted_without_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    assert image_io.count_pixels(encode(Image.new("RGB", (20, 30)))) == 600
+    assert image_io.count_pixels(encode(Image.new("RGB", (20, 30)), "JPEG")) == 600
+    assert image_io.count_pixels(b"no picture") == 0

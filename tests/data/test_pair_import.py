@@ -1,6 +1,8 @@
 """Small datasets in the published schemas, written by `datasets`."""
 
 import io
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emuedit.data import threads
 from emuedit.data.formats import FORMAT_NAMES, pair_format, pair_import
 from emuedit.data.formats.pair_format import FormatError, get_format
 from emuedit.data.formats.pair_import import find_parquet_files, import_pairs
@@ -224,6 +227,29 @@ def test_a_stopped_import_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert import_folder(folder, "instructpix2pix", tmp_path / "out") == uninterrupted
     assert len(calls) == 4  # three shards, of which the stopped one is converted twice
     assert [drop.reason for drop in uninterrupted[1]] == ["duplicate", "duplicate"]
+
+
+def test_the_rows_of_a_shard_are_converted_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second row of each pair is finished first; the order and the duplicates are those of the file."""
+    rows = [ip2p_row(0), ip2p_row(1), ip2p_row(0), ip2p_row(2, edit_prompt=" "), ip2p_row(3), ip2p_row(4)]
+    folder = write_dataset(tmp_path / "in", "instructpix2pix", rows)
+    monkeypatch.setattr(threads, "available_cores", lambda: 1)
+    expected = import_folder(folder, "instructpix2pix", tmp_path / "expected")
+    convert_row, both, n_done = ImportOptions.convert_row, threading.Barrier(2, timeout=20), []
+
+    def convert(self: ImportOptions, row: Any, columns: Any) -> Any:
+        if both.wait() == 0:
+            time.sleep(0.05)
+        n_done.append(1)
+        return convert_row(self, row, columns)
+
+    monkeypatch.setattr(threads, "available_cores", lambda: 2)
+    monkeypatch.setattr(ImportOptions, "convert_row", convert)
+    assert import_folder(folder, "instructpix2pix", tmp_path / "out") == expected
+    assert [drop.reason for drop in expected[1]] == ["duplicate", "empty_instruction"]
+    assert len(n_done) == len(rows)
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.parquet"))
+    assert all((tmp_path / "out" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes() for name in names)
 
 
 def test_files_are_selected_and_other_folders_are_not_overwritten(tmp_path: Path) -> None:

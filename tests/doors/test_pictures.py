@@ -115,6 +115,18 @@ def test_an_odd_picture_is_read(case: str) -> None:
     assert (picture.pixels.shape, picture.notes) == (shape, notes)
 
 
+@pytest.mark.parametrize("case", [*ACCEPTED, *REFUSED])
+def test_a_check_refuses_what_cannot_be_read_and_nothing_else(case: str, tmp_path: Path) -> None:
+    (tmp_path / "in.jpg").write_bytes((ACCEPTED | REFUSED)[case][0])
+    errors = []
+    for read in (image_io.read_image, image_io.check_image):
+        try:
+            read(tmp_path / "in.jpg")
+        except image_io.ImageError as error:
+            errors.append(str(error))
+    assert errors == [] if case in ACCEPTED else errors[0] == errors[1]
+
+
 @pytest.mark.parametrize("case", ACCEPTED)
 def test_an_edit_of_an_odd_picture_is_written_in_every_format(case: str, tmp_path: Path) -> None:
     """What an odd file holds besides its pixels, such as how a TIFF stores them, does not end up in the file of its edit."""

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from emuedit import cli
-from emuedit.metrics import benchmark
+from emuedit.data import image_io
+from emuedit.metrics import benchmark, photo_benchmark
 from emuedit.metrics.photo_benchmark import BenchmarkError, JudgeFile, PhotoBenchmark, read_judge, read_rows, write_judge
 from emuedit.metrics.similarity_judge import JudgeBounds
 
@@ -99,3 +100,65 @@ def test_an_uncalibrated_judge_is_named_when_it_is_written_and_used(tmp_path: Pa
     write_judge(tmp_path, JudgeFile(clip="a/b", dino="c/d", bounds=JudgeBounds(min_gain=0.2)))
     benchmark.load(str(tmp_path))
     assert capsys.readouterr().out == "", "these bounds were chosen"
+
+
+@pytest.fixture
+def read_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the images that are read; no model is loaded."""
+    names: list[str] = []
+    read_image = image_io.read_image
+
+    def read(file: Path) -> image_io.LoadedImage:
+        names.append(file.name)
+        return read_image(file)
+
+    monkeypatch.setattr(image_io, "read_image", read)
+    monkeypatch.setattr(PhotoBenchmark, "similarity_judge", None)
+    monkeypatch.setattr(photo_benchmark, "_squares", photo_benchmark._SquareCache())
+    return names
+
+
+def write_edits(folder: Path, size: int = 16) -> None:
+    for name in "ab":
+        Image.new("RGB", (40, 20), (ord(name), 0, 0)).save(folder / f"{name}.png")
+    rows = "".join(f"{name}.png,local,a,b,c,b.png\n" for name in "ab")
+    (folder / "edits.csv").write_text(f"{HEADER},result\n{rows}")
+    write_judge(folder, JudgeFile(clip="a/b", dino="c/d", size=size))
+
+
+def test_edits_are_counted_without_reading_an_image(tmp_path: Path, read_files: list[str]) -> None:
+    write_edits(tmp_path)
+    source = benchmark.load(str(tmp_path))
+    benchmark.check_edits(source, "local", "held_out", 2)
+    with pytest.raises(BenchmarkError, match="want 3 edits of local"):
+        benchmark.check_edits(source, "local", "held_out", 3)
+    assert read_files == []
+
+
+def test_each_image_is_read_once_in_a_process(tmp_path: Path, read_files: list[str]) -> None:
+    write_edits(tmp_path)
+    first, second = (benchmark.load(str(tmp_path))("local", "held_out", 0, 2) for _ in range(2))
+    assert sorted(read_files) == ["a.png", "b.png"]
+    assert (first.before == second.before).all()
+    assert first.before[:, 0, 0, 0].tolist() == [ord("a"), ord("b")]
+    assert first.exact is not None
+    assert first.exact[:, 0, 0, 0].tolist() == [ord("b"), ord("b")]
+
+
+def test_another_file_or_size_is_read_again(tmp_path: Path, read_files: list[str]) -> None:
+    write_edits(tmp_path)
+    benchmark.load(str(tmp_path))("local", "held_out", 0, 1)
+    Image.new("RGB", (40, 20), "white").save(tmp_path / "a.png")
+    assert (benchmark.load(str(tmp_path))("local", "held_out", 0, 1).before == 255).all()
+    write_judge(tmp_path, JudgeFile(clip="a/b", dino="c/d", size=18))
+    assert benchmark.load(str(tmp_path))("local", "held_out", 0, 1).before.shape == (1, 18, 18, 3)
+    assert read_files.count("a.png") == 3
+
+
+def test_the_memory_of_the_cache_is_bounded(tmp_path: Path, read_files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    write_edits(tmp_path)
+    monkeypatch.setattr(photo_benchmark, "MAX_CACHED_BYTES", 16 * 16 * 3)
+    for _ in range(2):
+        benchmark.load(str(tmp_path))("local", "held_out", 0, 2)
+    assert read_files.count("a.png") == 1, "the first image stays in the cache"
+    assert read_files.count("b.png") > 1

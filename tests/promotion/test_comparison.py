@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -194,10 +195,8 @@ def test_the_first_model_is_compared_with_doing_nothing(workspace: Path, edited:
 
 def test_speed_is_measured_by_turns(workspace: Path, edited: list[tuple[str, str]]) -> None:
     items = comparison.read_items(workspace)
-    new, old = comparison.measure_speed([workspace / "models", workspace / "champion"], items)
-    assert new > 0
-    assert old > 0
-    assert [name for name, _ in edited[:4]] == ["new", "old", "new", "old"]
+    assert len(comparison.measure_speed([workspace / "models", workspace / "champion"], items)) == 2
+    assert [name for name, _ in edited] == ["new", "old"] * 6, "five timed edits of each, and one that loads the models"
 
 
 def test_other_work_on_the_machine_does_not_make_an_editor_slow(
@@ -219,6 +218,21 @@ def test_a_workspace_without_an_evaluation_is_an_error(tmp_path: Path) -> None:
 def test_the_default_gate_fits_the_default_evaluation() -> None:
     items, settings = comparison.read_items(ROOT), promote.read_gate_settings(ROOT)
     assert items.n_edits >= settings.min_edits
+
+
+def test_the_edits_of_a_folder_are_counted_without_opening_images_and_models(workspace: Path) -> None:
+    folder = workspace / "photos"
+    folder.mkdir()
+    for name in "ab":
+        (folder / f"{name}.png").write_bytes(b"not opened")
+    rows = "".join(f"{name}.png,remove,do it,a dog,a cat\n" for name in "ab")
+    (folder / "edits.csv").write_text(f"image,task,instruction,input_caption,output_caption\n{rows}")
+    (folder / "judge.yaml").write_text("{clip: not/opened, dino: not/opened}\n")
+    items = replace(comparison.read_items(workspace), benchmark=str(folder), tasks=("remove",), n_edits=2)
+    comparison.check_tasks(items, "the champion")
+    assert comparison.with_tasks(items, ["remove", "background"]).tasks == ("remove",)
+    with pytest.raises(GateError, match="want 3 edits of remove"):
+        comparison.check_tasks(replace(items, n_edits=3), "the champion")
 
 
 def test_a_champion_with_tasks_that_the_benchmark_lacks_is_an_error(

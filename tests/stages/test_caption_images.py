@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import datasets
@@ -13,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from emuedit.data import image_io
+from emuedit.data import image_io, threads
 from emuedit.data.caption_images import CaptionImageError
 from emuedit.data.caption_sources import CaptionSourceError
 from emuedit.data.dependencies import hash_file
@@ -22,6 +23,7 @@ from emuedit.data.records import Caption, Drop
 from emuedit.stages import captions
 from emuedit.stages.captions import run
 from tests.stages.test_captions import make_params
+from tests.stages.workspace import read_files
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
 ROWS = [("a red star", "star.jpg"), ("a red star", "ring.png"), ("a blue ring", "ring.png"), ("A red star.", "star.jpg")]
@@ -101,6 +103,78 @@ def test_rows_without_a_usable_image_are_dropped_with_a_reason(tmp_path: Path) -
     assert reasons(tmp_path) == [*first, *((n, "no_image") for n in range(5, 9))]
     drops = list(read_folder(tmp_path / captions.OUT, Drop, "dropped-*.parquet"))
     assert drops[1].subject.startswith("two blue stars: want an image")
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are decoded."""
+    names, lock, check_image = list[str](), Lock(), image_io.check_image
+
+    def check(file: Path) -> None:
+        with lock:
+            names.append(file.name)
+        check_image(file)
+
+    monkeypatch.setattr(image_io, "check_image", check)
+    return names
+
+
+def test_only_images_of_new_usable_captions_are_decoded_and_each_content_once(tmp_path: Path, opened: list[str]) -> None:
+    write_photos(tmp_path)
+    for name in ("short", "long", "french", "copy"):
+        shutil.copy(tmp_path / "photos/star.jpg", tmp_path / f"photos/{name}.jpg")
+    for number, name in enumerate(("short", "long", "french")):
+        (tmp_path / f"photos/{name}.jpg").write_bytes(encode(PIXELS[number:], "JPEG"))
+    rows = [
+        ("a red star on a wall", "star.jpg"), ("star", "short.jpg"), ("one two three four five six seven", "long.jpg"),
+        ("a red star on a wall", "copy.jpg"), ("un chien sur un canapé", "french.jpg"), ("a red star on a wall.", "star.jpg"),
+        ("a blue ring on a wall", "ring.png"), ("the blue ring on the wall", "ring.png"), ("", "absent.jpg"),
+    ]  # fmt: skip
+    source = write_table(tmp_path, "photos/c.csv", rows)
+    run(make_params(source, image_column="image", languages=("en",), max_words=6), tmp_path)
+    assert opened == ["star.jpg", "ring.png"]
+    assert [caption.index for caption in kept(tmp_path)] == [0, 6, 7]
+    drops = [(1, "too_short"), (2, "too_long"), (3, "duplicate"), (4, "other_language"), (5, "duplicate"), (8, "empty")]
+    assert reasons(tmp_path) == drops
+
+
+def test_a_caption_whose_image_is_unreadable_does_not_make_the_next_one_a_duplicate(tmp_path: Path) -> None:
+    write_photos(tmp_path)
+    broken = encode(PIXELS, "JPEG")[:300]
+    for name in ("broken.jpg", "again.jpg"):
+        (tmp_path / "photos" / name).write_bytes(broken)
+    rows = [("a red star", "broken.jpg"), ("a red star", "again.jpg"), ("a red star", "star.jpg")]
+    run(make_params(write_table(tmp_path, "photos/c.csv", rows), image_column="image", rows_per_shard=3), tmp_path)
+    assert reasons(tmp_path) == [(0, "unreadable_image"), (1, "unreadable_image")]
+    assert [caption.image for caption in kept(tmp_path)] == ["photos/star.jpg"]
+
+
+def test_the_number_of_threads_does_not_change_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_photos(tmp_path)
+    (tmp_path / "photos/broken.jpg").write_bytes(encode(PIXELS, "JPEG")[:300])
+    rows: list[tuple[str, Any]] = [*ROWS, ("two stars", "broken.jpg"), ("two rings", "absent.jpg")]
+    for number in range(12):
+        (tmp_path / f"photos/{number}.png").write_bytes(encode(PIXELS[number // 4 :], "PNG"))
+        rows.append((f"image number {number}", f"{number}.png"))
+    params = make_params(write_table(tmp_path, "photos/c.csv", rows), image_column="image", rows_per_shard=9)
+    contents = []
+    for n_cores in (1, 8):
+        monkeypatch.setattr(threads, "available_cores", lambda n_cores=n_cores: n_cores)
+        run(params, tmp_path)
+        contents.append(read_files(tmp_path / captions.OUT))
+    assert contents[0] == contents[1]
+
+
+def test_progress_advances_with_each_image_and_reaches_the_number_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_photos(tmp_path)
+    amounts: list[float] = []
+    monkeypatch.setattr(captions.Progress, "advance", lambda self, amount=1, note=None: amounts.append(amount))
+    rows = [*ROWS, ("star", "star.jpg"), ("two rings", "absent.jpg")]
+    run(make_params(write_table(tmp_path, "photos/c.csv", rows), image_column="image", rows_per_shard=100), tmp_path)
+    assert sum(amounts) == len(rows)
+    assert amounts.count(1) >= 2, "one step for each decoded image"
 
 
 def test_a_changed_image_changes_the_caption_and_the_key_of_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

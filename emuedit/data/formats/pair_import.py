@@ -26,6 +26,7 @@ from emuedit.data.formats.row_conversion import AssignTasks, ImportOptions, RowR
 from emuedit.data.publish import Summary, publish, read_summary, resumable_shards, scratch_folder
 from emuedit.data.records import Drop, Pair
 from emuedit.data.text_tables import BadRow, TableError
+from emuedit.data.threads import map_in_threads
 
 CARD = "card.md"
 ROWS_PER_SHARD = 256
@@ -170,14 +171,17 @@ def _read_batches(files: Sequence[Path], columns: Sequence[Mapping[str, Column]]
 
 
 def _convert_batch(batch: _Batch, options: ImportOptions, seen: set[bytes]) -> tuple[list[Pair], list[Drop]]:
-    """Convert rows to pairs with tasks, and to drops. `seen`: keys of all pairs so far; new ones are added to it."""
+    """Convert rows to pairs with tasks, and to drops, in threads. `seen`: keys of all pairs so far; new ones are added to it."""
     (instruction_column,) = (name for name, column in batch.columns.items() if column.field == "instruction")
+    rows = list(text_tables.to_rows(batch.rows))
+    convert = partial(options.convert_row, columns=batch.columns)
+    results = iter(list(map_in_threads(convert, (row for row in rows if not isinstance(row, BadRow)))))
     pairs, drops = [], []
-    for index, row in enumerate(text_tables.to_rows(batch.rows), start=batch.start):
+    for index, row in enumerate(rows, start=batch.start):
         if isinstance(row, BadRow):
             drops.append(Drop(row.text, row.reason, batch.file_name, index))
             continue
-        result = options.convert_row(row, batch.columns)
+        result = next(results)
         if isinstance(result, Pair) and duplicate_key(result) in seen:
             result = RowRejected("duplicate")
         if isinstance(result, RowRejected):

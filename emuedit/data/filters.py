@@ -59,6 +59,10 @@ class FilterResult:
         """The result with one more reason; `failed` is bool [N]."""
         return FilterResult((*self.reasons, reason), np.concatenate([self.failed, failed[None]]))
 
+    def take(self, rows: slice | npt.NDArray[np.int64]) -> "FilterResult":
+        """The result of some rows."""
+        return FilterResult(self.reasons, self.failed[:, rows])
+
     @property
     def kept(self) -> npt.NDArray[np.bool_]:
         """Which pairs are kept, bool [N]."""

@@ -55,7 +55,7 @@ CHECKS: dict[str, Check] = {
     ),
     "largest_task": _check(
         "share of the most frequent task in the kept pairs, in [0, 1]", "max", 0.5, 0.8,
-        "lower instructions.max_per_task, or add pairs of the other tasks",
+        "lower instructions.max_per_task, or add pairs of the other tasks; import with --router, which predicts the task of each",
     ),
     "task_balance": _check(
         "evenness of the tasks, in [0, 1]; 1: equally many pairs each", "min", 0.7, 0.4,
@@ -66,19 +66,20 @@ CHECKS: dict[str, Check] = {
         "set captions.languages, or name the language in validation.languages",
     ),
     "instruction_words": _check(
-        "share of instructions shorter or longer than validation.instruction_words, in [0, 1]", "max", 0.02, 0.1,
-        "set instructions.max_words, or widen validation.instruction_words",
+        "share of instructions, or of the generated ones, shorter or longer than validation.instruction_words, in [0, 1]",
+        "max", 0.02, 0.1, "set instructions.max_words, or widen validation.instruction_words",
     ),
     "caption_words": _check(
-        "share of captions shorter or longer than validation.caption_words, in [0, 1]", "max", 0.05, 0.2,
-        "set captions.min_words and captions.max_words, or widen validation.caption_words",
+        "share of captions, or of the generated pairs' captions, shorter or longer than validation.caption_words, in [0, 1]",
+        "max", 0.05, 0.2, "set captions.min_words and captions.max_words, or widen validation.caption_words",
     ),
     "duplicate_instructions": _check(
-        "share of instructions equal to an earlier one with the same task and captions, up to case, punctuation and articles",
+        "share of instructions, or of the generated ones, equal to an earlier one with the same task, captions and image, up to "
+        "case, punctuation and articles",
         "max", 0.01, 0.05, "remove repeated captions from the source, or lower instructions.n_captions",
     ),
     "most_repeated_instruction": _check(
-        "largest share of a task's instructions with identical text", "max", 0.3, 0.6,
+        "largest share of a task's generated instructions with identical text", "max", 0.3, 0.6,
         "lower instructions.max_repeat_share, or raise instructions.temperature",
     ),
     "equal_pictures": _check(

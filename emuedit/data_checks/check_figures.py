@@ -15,6 +15,13 @@ SIGNIFICANCE = 0.01
 """A CMMD with a higher p-value is not counted as drift, since small samples vary. Ours."""
 _MIN_SAMPLE = 16  # images needed on each side for a comparison
 _LISTED_WORDS = 12
+_EXCLUDED = {
+    "caption_words": "empty captions of imported pairs",
+    "other_language": "imported pairs without captions",
+    "most_repeated_instruction": "instructions of imported pairs",
+    "picture_text": "empty captions of imported pairs",
+}
+"""Check -> what it leaves out."""
 
 
 def measure_checks(
@@ -33,6 +40,8 @@ def measure_checks(
         "task_balance": Measured(drift.evenness(tasks) if n_pairs else None),
     }
     measured |= {name: Measured(value) for name, value in (profile.texts | profile.pictures).items()}
+    for name, n_excluded in profile.excluded.items():
+        measured[name] = Measured(measured.get(name, Measured(None)).value, f"without {n_excluded} {_EXCLUDED[name]}")
     if reference.profile is None:
         measured |= {name: Measured(None, reference.note) for name in DRIFT}
     else:

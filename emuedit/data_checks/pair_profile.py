@@ -44,6 +44,8 @@ class PairProfile:
     """Check -> measured value, for sampled images."""
     examples: dict[str, list[str]] = field(default_factory=dict)
     """Check -> a few pair ids, files or texts that violate it."""
+    excluded: dict[str, int] = field(default_factory=dict)
+    """Check -> number of texts of imported pairs that it leaves out."""
     sample: int = 0
     """Number of pairs whose images were checked."""
     clip: str = ""
@@ -75,6 +77,7 @@ def read(folder: Path) -> tuple[PairProfile, Embeddings]:
             raise ProfileError(
                 f"want a profile of format {FORMAT} in {folder}, got {values.get('format')}; run the validation again"
             )
+        values = {"excluded": {}} | values  # missing in profiles of earlier versions
         profile = PairProfile(**{name: values[name] for name in (f.name for f in fields(PairProfile))})
         vectors = {name: np.asarray(array, np.float32) for name, array in load_file(folder / EMBEDDINGS).items()}
     except FileNotFoundError as error:

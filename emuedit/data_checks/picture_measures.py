@@ -55,6 +55,7 @@ class PictureMeasures:
     thumbnails: list[Pixels] = field(default_factory=list)
     embeddings: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     captions: dict[str, list[str]] = field(default_factory=dict)
+    """`source` and `target` -> caption of each embedding; empty for an imported image without a caption."""
 
     def add(self, rows: Sequence[Mapping[str, Any]], clip: Embedder) -> None:
         """Measure B pairs, given as rows of a shard."""
@@ -100,12 +101,23 @@ class PictureMeasures:
             self._count("equal_pictures", self.ids[row])
         names = ("picture_sizes", "picture_modes", "unchanged_pictures", "equal_pictures")
         figures = {name: self.counts.get(name, 0) / n for name in names}
-        matches = [
-            caption_match(torch.stack(self.embeddings[side]), clip.embed_texts(self.captions[side]).cpu(), self.captions[side])
-            for side in SIDES
-        ]
-        measured = [match for match in matches if match is not None]
+        measured = [match for side in SIDES if (match := self._match_captions(side, clip)) is not None]
         return figures | ({"picture_text": sum(measured) / len(measured)} if measured else {})
+
+    @property
+    def n_without_caption(self) -> int:
+        """Number of images without a caption."""
+        return sum(not caption.strip() for captions in self.captions.values() for caption in captions)
+
+    def _match_captions(self, side: str, clip: Embedder) -> float | None:
+        """`caption_match` of the images that have a caption; None without two captions."""
+        captioned = [
+            (image, text) for image, text in zip(self.embeddings[side], self.captions[side], strict=True) if text.strip()
+        ]
+        if not captioned:
+            return None
+        images, captions = zip(*captioned, strict=True)
+        return caption_match(torch.stack(images), clip.embed_texts(captions).cpu(), captions)
 
     def vectors(self) -> Embeddings:
         """The embeddings, float32 [N, D] for each side."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
+from emuedit.data.publish import read_summary
 from emuedit.data_checks import picture_measures, text_measures
 from emuedit.data_checks.pair_profile import MAX_WORDS, Embeddings, PairProfile
 from emuedit.data_checks.picture_measures import Embedder, PictureMeasures
@@ -50,6 +51,7 @@ def make(
             raise DamagedVerdictsError(f"{shard.path} {text_measures.content_damage(shard)}; run the stage dataset again")
     kept = KeptPairs.read(root / dataset)
     shards = pair_shards(folders)
+    imported = {folder for folder in folders if read_summary(folder).stage == "import"}
     damaged = {shard.path: reason for shard in shards if (reason := text_measures.damage(shard))}
     readable = [shard for shard in shards if shard.path not in damaged]
     sampled = picture_measures.choose_sample(readable, kept, sample.pairs, sample.shards)
@@ -57,7 +59,7 @@ def make(
     with Progress("validation: texts", len(readable), "shard") as progress:
         for shard in readable:
             ids = sampled.get(shard, set())
-            for pair in text_measures.read_texts(shard, kept):
+            for pair in text_measures.read_texts(shard, kept, shard.path.parent in imported):
                 words.add(pair, pair.id in ids)
             progress.advance()
     with Progress("validation: images", sum(map(len, sampled.values())), "pair") as progress:
@@ -66,6 +68,8 @@ def make(
             pictures.add(batch, clip)
             progress.advance(len(batch))
     picture_figures = pictures.figures(clip)
+    excluded = dict(sorted(words.excluded.items()))
+    excluded |= {"picture_text": pictures.n_without_caption} if pictures.n_without_caption else {}
     n_absent = 0 if damaged else len(kept.ids) - words.tasks.total()
     damage_list = [f"{text_measures.shard_name(shard, root)} {damaged[shard.path]}" for shard in shards if shard.path in damaged]
     damage_list += [f"{n_absent} kept pairs are in no shard"] if n_absent else []
@@ -78,6 +82,7 @@ def make(
         texts=words.figures() | {"damaged": float(len(damaged) + pictures.n_damaged + n_absent)},
         pictures=picture_figures,
         examples=examples,
+        excluded=excluded,
         sample=pictures.n_pairs,
         clip=clip_name,
     )

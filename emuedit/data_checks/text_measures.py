@@ -1,11 +1,15 @@
 """Measurements of the texts of kept pairs, shard by shard: tasks, words, lengths, duplicates. Images are not read.
 
+Imported pairs may have no captions, and one instruction for many images: neither is a fault of theirs. A share is that of all
+texts or that of the generated ones, whichever is larger, so that many imported pairs do not hide faults of the generated ones.
+
 Memory: the texts of one shard, and about 300 bytes per kept pair.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -24,6 +28,8 @@ from emuedit.training.kept_pairs import KeptPairs, PairShard
 
 MAX_EXAMPLES = 20
 _COLUMNS = ("id", "instruction_id", "instruction", "source_caption", "target_caption")
+INSTRUCTIONS, CAPTIONS, LANGUAGE = "instruction_words", "caption_words", "other_language"
+DUPLICATES, REPEATED = "duplicate_instructions", "most_repeated_instruction"
 Range = tuple[int, int]
 
 
@@ -51,6 +57,15 @@ class PairText:
     instruction: str
     source_caption: str
     target_caption: str
+    image: str = ""
+    """What identifies the image before the edit, besides the captions; empty for an image that the base model generated."""
+    is_imported: bool = False
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Both captions; of an imported pair those that it has."""
+        captions = (self.source_caption, self.target_caption)
+        return tuple(caption for caption in captions if caption.strip()) if self.is_imported else captions
 
 
 @dataclass
@@ -63,63 +78,78 @@ class TextMeasures:
     instruction_lengths: Counter[int] = field(default_factory=Counter)
     caption_lengths: Counter[int] = field(default_factory=Counter)
     repeats: dict[str, Counter[int]] = field(default_factory=dict)
-    """Task -> hash of a text -> number of instructions."""
+    """Task -> hash of a text -> number of generated instructions."""
     examples: dict[str, list[str]] = field(default_factory=dict)
-    n_instructions: int = 0
-    n_duplicates: int = 0
-    n_languages: int = 0
-    n_other_language: int = 0
+    excluded: Counter[str] = field(default_factory=Counter)
+    """Check -> number of texts of imported pairs that it leaves out."""
+    _n_checked: Counter[tuple[str, bool]] = field(default_factory=Counter)
+    """(check, whether the texts are imported) -> number of texts."""
+    _n_faulty: Counter[tuple[str, bool]] = field(default_factory=Counter)
     _instruction_ids: set[int] = field(default_factory=set)
     _texts: set[int] = field(default_factory=set)
 
     def add(self, pair: PairText, is_sampled: bool) -> None:
         """Count a kept pair. is_sampled: whether its language is detected, which takes 0.1 ms."""
         instruction = normalize_text(pair.instruction)
-        captions = (pair.source_caption, pair.target_caption)
         self.tasks[pair.task] += 1
-        for caption in captions:
-            self._count_length("caption_words", caption, self.caption_lengths, self.settings.caption_words, pair.id)
+        for caption in pair.captions:
+            self._count_length(CAPTIONS, caption, self.caption_lengths, self.settings.caption_words, pair)
             self.words.update(normalize_text(caption).split())
+        self._exclude(CAPTIONS, 2 - len(pair.captions))
         if is_sampled and self.settings.languages:
-            text = ". ".join(
-                (captions[0], pair.instruction, captions[1])
-            )  # joined, since detection is unreliable for short texts
-            self.n_languages += 1
-            if language.probability(text, self.settings.languages) < self.settings.min_language:
-                self.n_other_language += 1
-                self._note("other_language", f"{pair.id} {text}")
+            self._detect_language(pair, self.settings.languages)
         instruction_id = _hash(pair.instruction_id)
         if instruction_id in self._instruction_ids:  # another candidate of the same instruction
             return
         self._instruction_ids.add(instruction_id)
-        self.n_instructions += 1
-        self._count_length(
-            "instruction_words", pair.instruction, self.instruction_lengths, self.settings.instruction_words, pair.id
-        )
+        self._count_length(INSTRUCTIONS, pair.instruction, self.instruction_lengths, self.settings.instruction_words, pair)
         self.words.update(instruction.split())
-        self.repeats.setdefault(pair.task, Counter())[_hash(instruction)] += 1
-        text_hash = _hash("\n".join((pair.task, instruction, *map(normalize_text, captions))))
-        if text_hash in self._texts:
-            self.n_duplicates += 1
-            self._note("duplicate_instructions", f"{pair.id} {pair.instruction}")
+        if pair.is_imported:
+            self._exclude(REPEATED, 1)
+        else:
+            self.repeats.setdefault(pair.task, Counter())[_hash(instruction)] += 1
+        captions = map(normalize_text, (pair.source_caption, pair.target_caption))
+        text_hash = _hash("\n".join((pair.task, instruction, *captions, pair.image)))
+        self._count(DUPLICATES, pair, text_hash in self._texts, pair.instruction)
         self._texts.add(text_hash)
 
     def figures(self) -> dict[str, float]:
         """Check -> measured value, for texts; without values that could not be measured."""
+        shares = {check: self._share(check) for check in (INSTRUCTIONS, CAPTIONS, DUPLICATES, LANGUAGE)}
         most_repeated = [max(counts.values()) / counts.total() for counts in self.repeats.values()]
-        figures = {
-            "instruction_words": _share_outside(self.instruction_lengths, self.settings.instruction_words),
-            "caption_words": _share_outside(self.caption_lengths, self.settings.caption_words),
-            "duplicate_instructions": self.n_duplicates / max(1, self.n_instructions),
-            "most_repeated_instruction": max(most_repeated, default=0.0),
-        }
-        return figures | ({"other_language": self.n_other_language / self.n_languages} if self.n_languages else {})
+        shares[REPEATED] = max(most_repeated, default=None)
+        return {check: share for check, share in shares.items() if share is not None}
 
-    def _count_length(self, check: str, text: str, lengths: Counter[int], bounds: Range, pair_id: str) -> None:
+    def _share(self, check: str) -> float | None:
+        """Share of faulty texts, of all or of the generated ones; None without texts."""
+        n_checked, n_faulty = (
+            [counts[check, origin] for origin in (False, True)] for counts in (self._n_checked, self._n_faulty)
+        )
+        if not sum(n_checked):
+            return None
+        return max(sum(n_faulty) / sum(n_checked), n_faulty[0] / max(1, n_checked[0]))
+
+    def _detect_language(self, pair: PairText, languages: Sequence[str]) -> None:
+        if not pair.captions:  # detection is unreliable for short texts
+            self._exclude(LANGUAGE, 1)
+            return
+        text = ". ".join((pair.captions[0], pair.instruction, *pair.captions[1:]))
+        self._count(LANGUAGE, pair, language.probability(text, languages) < self.settings.min_language, text)
+
+    def _count_length(self, check: str, text: str, lengths: Counter[int], bounds: Range, pair: PairText) -> None:
         n_words = len(text.split())
         lengths[n_words] += 1
-        if not bounds[0] <= n_words <= bounds[1]:
-            self._note(check, f"{pair_id} {text}")
+        self._count(check, pair, not bounds[0] <= n_words <= bounds[1], text)
+
+    def _count(self, check: str, pair: PairText, is_faulty: bool, text: str) -> None:
+        self._n_checked[check, pair.is_imported] += 1
+        if is_faulty:
+            self._n_faulty[check, pair.is_imported] += 1
+            self._note(check, f"{pair.id} {text}")
+
+    def _exclude(self, check: str, n: int) -> None:
+        if n:
+            self.excluded[check] += n
 
     def _note(self, check: str, example: str) -> None:
         examples = self.examples.setdefault(check, [])
@@ -147,23 +177,22 @@ def content_damage(shard: PairShard) -> str:
     return "is missing" if content == "missing" else f"has the hash {content}, but summary.json has {shard.content}"
 
 
-def read_texts(shard: PairShard, kept: KeptPairs) -> Iterable[PairText]:
-    """The texts of the kept pairs of a shard, in its order."""
-    columns: dict[str, list[Any]] = read_columns(shard.path, *_COLUMNS).to_pydict()
+def read_texts(shard: PairShard, kept: KeptPairs, is_imported: bool) -> Iterable[PairText]:
+    """The texts of the kept pairs of a shard, in its order. is_imported: whether its pairs are."""
+    origin = "parent_ids" if is_imported else "recipe"
+    columns: dict[str, list[Any]] = read_columns(shard.path, *_COLUMNS, origin).to_pydict()
     tasks = kept.tasks_of(columns["id"])
-    for pair_id, *texts in zip(*(columns[name] for name in _COLUMNS), strict=True):
+    rows = zip(*(columns[name] for name in (*_COLUMNS, origin)), strict=True)
+    for pair_id, instruction_id, instruction, source_caption, target_caption, stated in rows:
         if pair_id in tasks:
-            yield PairText(tasks[pair_id], pair_id, *texts)
+            image = " ".join(stated[1:]) if is_imported else json.loads(stated).get("image_hash") or ""
+            texts = (instruction_id, instruction, source_caption, target_caption)
+            yield PairText(tasks[pair_id], pair_id, *texts, image, is_imported)
 
 
 def shard_name(shard: PairShard, root: Path) -> str:
     """Display path of a shard."""
     return shard.path.relative_to(root).as_posix()
-
-
-def _share_outside(lengths: Counter[int], bounds: Sequence[int]) -> float:
-    outside = sum(count for length, count in lengths.items() if not bounds[0] <= length <= bounds[1])
-    return outside / max(1, lengths.total())
 
 
 def _hash(text: str) -> int:

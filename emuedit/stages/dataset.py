@@ -156,7 +156,7 @@ def run(params: DatasetParams, root: Path) -> Summary:
     recorded = params.model_dump(mode="json")
     mixed_summaries = [str(root / folder / "summary.json") for folder in mixed]
     scratch = scratch_folder(root, "dataset", work_key("dataset", recorded, root, *mixed_summaries))
-    _write_verdicts(pairs, table, result, params, scratch)
+    _write_verdicts(pairs, result, params, scratch)
     counts = selection.count_verdicts(table, result)
     if not counts["kept"]:
         raise DatasetError(f"want at least one pair that passes, got {dict(counts)}; loosen dataset.filters in params.yaml")
@@ -208,31 +208,34 @@ def _reassign(pairs: PairTable, params: ReassignmentParams, root: Path) -> PairT
     )
 
 
-def _write_verdicts(pairs: PairTable, table: pa.Table, result: FilterResult, params: DatasetParams, scratch: Path) -> None:
-    rows_of_shards = np.split(np.arange(len(table)), pairs.ends[:-1])
+def _write_verdicts(pairs: PairTable, result: FilterResult, params: DatasetParams, scratch: Path) -> None:
+    start = 0
     with Progress("dataset: write verdicts", len(pairs.shards), "shard") as progress:
-        for shard, rows in zip(pairs.shards, rows_of_shards, strict=True):
+        for shard, part in zip(pairs.shards, pairs.parts, strict=True):
+            rows = slice(start, start + len(part))
             if not (scratch / shard.verdicts).exists():
-                write_shard(scratch / shard.verdicts, verdicts(table, result, params, rows), Verdict)
+                write_shard(scratch / shard.verdicts, verdicts(part, result.take(rows), params), Verdict)
+            start = rows.stop
             progress.advance()
 
 
-def verdicts(table: pa.Table, result: FilterResult, params: DatasetParams, rows: npt.NDArray[np.int64]) -> list[Verdict]:
-    """The verdicts of these rows, with every score that a filter or the ranking uses, and the filters of folder and task.
+def verdicts(table: pa.Table, result: FilterResult, params: DatasetParams) -> list[Verdict]:
+    """The verdicts of N pairs, with every score that a filter or the ranking uses, and the filters of folder and task.
 
-    The filters are those of the original task, also for reassigned pairs.
+    The filters are those of the original task, also for reassigned pairs. A score without a column is None.
     """
     reassigned = params.reassignment is not None
     ranking = {params.rank_by, PROBABILITY} if reassigned else {params.rank_by}
     names = sorted(ranking.union(*map(filters.scores_used, params.sources.values())))
-    selected = table.take(rows)
-    tasks = selected[REASSIGNED_TASK if reassigned else "task"].to_pylist()
-    columns: dict[str, list[Any]] = {name: selected[SCORE_PREFIX + name].to_pylist() for name in names}
-    failed = result.failed[:, rows]
+    tasks = table[REASSIGNED_TASK if reassigned else "task"].to_pylist()
+    present = {name for name in names if SCORE_PREFIX + name in table.column_names}
+    columns: dict[str, list[Any]] = {
+        name: table[SCORE_PREFIX + name].to_pylist() if name in present else [None] * len(table) for name in names
+    }
     records = []
-    origins = zip(*(selected[name].to_pylist() for name in ("id", "task", "folder")), strict=True)
+    origins = zip(*(table[name].to_pylist() for name in ("id", "task", "folder")), strict=True)
     for number, (pair_id, task, folder) in enumerate(origins):
-        reasons = tuple(result.reasons[r] for r in np.flatnonzero(failed[:, number]))
+        reasons = tuple(result.reasons[r] for r in np.flatnonzero(result.failed[:, number]))
         scores = {name: column[number] for name, column in columns.items()}
         bounds = dict(params.filters_for(task, folder))
         records.append(Verdict(pair_id, not reasons, tasks[number], reasons, bounds, scores))
@@ -247,7 +250,7 @@ def _draw_sheets(
     shard_of = np.searchsorted(pairs.ends, np.arange(len(table)), side="right")
     rows = data_card.choose_examples(task_codes, result.failed, shard_of, params.sheet_pairs)
     files = [pairs.shards[number].path(root) for number in shard_of[rows]]
-    examples = data_card.load_examples(files, verdicts(table, result, params, rows))
+    examples = data_card.load_examples(files, verdicts(table.take(rows), result.take(rows), params))
     for name, image in data_card.contact_sheets(examples).items():
         image.save(scratch / name)
 

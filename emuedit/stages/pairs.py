@@ -108,8 +108,7 @@ def run(params: PairsParams, root: Path) -> Summary:
             shares[name] += share  # type: ignore[assignment]
             progress.advance(share * n_pairs[name], note=f"{n_dropped} dropped")
 
-        at_once = max(2, params.rows_per_batch // batch_divisor())
-        build = partial(_build_work, params.model_copy(update={"rows_per_batch": at_once}), root, scratch, runtime)
+        build = partial(_build_work, _with_smaller_batches(params), root, scratch, runtime)
         with worker_pool(params.workers, build, runtime.device, report, weights_bytes) as pool:
             for numbers in strategy.shard_rounds(params.strategy, len(shards)):
                 missing = [number for number in numbers if not paths[number].exists()]
@@ -138,6 +137,25 @@ def _build_work(params: PairsParams, root: Path, scratch: Path, runtime: Runtime
         return len(drops)
 
     return make
+
+
+def _with_smaller_batches(params: PairsParams) -> PairsParams:
+    """After running out of memory: halve the images per batch. One candidate and its source still share a forward pass."""
+    if batch_divisor() == 1:
+        return params
+    before, fewer = (max(1, params.rows_per_batch // divisor) for divisor in (batch_divisor() // 2, batch_divisor()))
+    if before == 1:
+        advice = "set pairs.workers: {kind: local, processes: 1}, or a smaller dtype or base model"
+        print(
+            f"pairs: ran out of memory with one image per batch, which cannot be halved; retrying unchanged; {advice}", flush=True
+        )
+    else:
+        print(
+            f"pairs: ran out of memory with {before} images per batch; retrying with {fewer}; a candidate is still generated "
+            "together with its source",
+            flush=True,
+        )
+    return params.model_copy(update={"rows_per_batch": fewer})
 
 
 def _weights_bytes(models: Sequence[str]) -> int | None:

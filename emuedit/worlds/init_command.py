@@ -61,8 +61,8 @@ def _run(options: argparse.Namespace) -> int:
     world = PhotoWorld(
         options.name, options.captions, options.column, options.preset, models, options.benchmark, options.n_captions
     )
-    params, further = photo_world.render(world, root)
     earlier, template = (file.read_text(encoding="utf-8") for file in (root / PARAMS_FILE, photo_world.TEMPLATE))
+    params, further = photo_world.render(world, root, tuned_params.sections(earlier))
     params, kept = tuned_params.keep(earlier, params, template)
     notes = [note for note in (unpinned, unchecked, *kept) if note]
     for name, text in zip(_FILES, (params, pipeline), strict=True):

@@ -43,7 +43,6 @@ _PASSES, _KEPT_SHARE, _FEWEST_STEPS = 20, 0.3, 500
 _T5_LR, _ADAPTERS_LR = 1.0e-4, 5.0e-4
 _OBJECT_PX, _WIDE_PX, _SIGMA_PX, _AT_PX = 30, 20, 8, 512
 """AnyEdit's mask dilation at 512 px; the toy world's blur, scaled to this size."""
-_COUNTED = (".txt", ".csv", ".jsonl", ".parquet")
 _SHOWN_WORDS = 5
 
 
@@ -92,8 +91,9 @@ class PhotoWorld:
     """Captions to use; None: at most 500."""
 
 
-def render(world: PhotoWorld, root: Path) -> tuple[str, list[str]]:
-    """(text of `params.yaml`, notes for the user).
+def render(world: PhotoWorld, root: Path, tuned: Mapping[str, Any] | None = None) -> tuple[str, list[str]]:
+    """(text of `params.yaml`, notes for the user). tuned: sections of an earlier `params.yaml`, of which `captions.max_words` is
+    used if it is there.
 
     Raises ParamsError, or what the captions or the benchmark raise if they cannot be read.
     """
@@ -105,10 +105,11 @@ def render(world: PhotoWorld, root: Path) -> tuple[str, list[str]]:
             raise ParamsError(f"want names without line breaks, got {value!r}")
     sizes = base_model_sizes(root / world.models["base_model"])
     size_px = sizes.picture_px if sizes else preset.size_px
-    n_rows, of_captions = _count_captions(world, root)
+    max_words = _max_words(tuned or {})
+    n_rows, n_usable, of_captions = _count_captions(world, root, max_words)
     tasks, n_edits, of_benchmark = _read_benchmark(root / world.benchmark)
     further = list(_further_notes(world, root, size_px))
-    n_captions = min(n_rows, world.n_captions or _FIRST_CAPTIONS)
+    n_captions = min(max(1, n_usable), world.n_captions or _FIRST_CAPTIONS)
     steps, steps_reason = _choose_steps(world.preset, n_captions)
     per_px = size_px / _AT_PX
     values: dict[str, Any] = dict(world.models) | {
@@ -160,31 +161,49 @@ def _further_notes(world: PhotoWorld, root: Path, size_px: int) -> Iterator[str]
         yield _GET_SAM
 
 
-def _count_captions(world: PhotoWorld, root: Path) -> tuple[int, list[str]]:
+def _max_words(tuned: Mapping[str, Any]) -> int:
+    """`captions.max_words` of an earlier file, which is kept, or of the template."""
+    n_words = (tuned.get("captions") or {}).get("max_words")
+    if isinstance(n_words, int):
+        return n_words
+    return int(yaml.safe_load(TEMPLATE.read_text(encoding="utf-8"))["captions"]["max_words"])
+
+
+def _count_captions(world: PhotoWorld, root: Path, max_words: int) -> tuple[int, int, list[str]]:
+    """(rows to read, captions that are not too long, notes for the user); long captions are counted in the first rows."""
     source = root / world.captions
     if not source.exists():
         raise ParamsError(f"want an existing file or folder of captions, got none at {source.resolve()}")
-    if source.suffix not in _COUNTED:
+    if source.suffix not in caption_sources.LIST_SUFFIXES:
         n_rows = max(_MANY_ROWS, world.n_captions or 0)
-        return n_rows, [f"captions.n_rows: at most {n_rows} rows of {world.captions} are read; change it as you like"]
+        return n_rows, n_rows, [f"captions.n_rows: at most {n_rows} rows of {world.captions} are read; change it as you like"]
     batches = caption_sources.read_batches(source, world.captions, "train", world.column, sys.maxsize, _MANY_ROWS)
-    word_list, n_rows, matches = load_word_list(_MODERATION), 0, Counter[str]()
+    word_list, n_rows, n_long, matches = load_word_list(_MODERATION), 0, 0, Counter[str]()
     for _, rows in batches:
         if not n_rows:
-            texts = (row for row in rows if isinstance(row, str))
+            texts = [row for row in rows if isinstance(row, str)]
+            n_long = sum(len(text.split()) > max_words for text in texts)
             matches.update(match for text in texts if (match := word_list.first_match([text])))
         n_rows += len(rows)
     if not n_rows:
         raise ParamsError(f"want one caption per line or row, got none in {source}")
     notes = []
-    if world.n_captions and world.n_captions > n_rows:
-        notes.append(f"instructions.n_captions: {n_rows}, all of {world.captions}; got --n-captions {world.n_captions}")
+    read = f"the first {_MANY_ROWS}" if n_rows > _MANY_ROWS else n_rows
+    n_usable = round(n_rows * (1 - n_long / min(n_rows, _MANY_ROWS)))
+    if world.n_captions and world.n_captions > n_usable:
+        usable = "all" if n_usable == n_rows else "all that are short enough"
+        notes.append(f"instructions.n_captions: {n_usable}, {usable} of {world.captions}; got --n-captions {world.n_captions}")
+    if n_long:
+        notes.append(
+            f"captions.max_words: {n_long} of {read} captions have more than {max_words} words and will be dropped; "
+            "shorten them, or raise it in params.yaml and run this again with --overwrite. Captions above CLIP's 77 tokens then "
+            "cost requests to the LLM, and their instructions are dropped later as caption_too_long"
+        )
     if n_matches := matches.total():
         words = ", ".join(f"{word} ({n})" for word, n in matches.most_common(_SHOWN_WORDS))
-        read = f"the first {_MANY_ROWS}" if n_rows > _MANY_ROWS else n_rows
         drops = f"the default list drops {n_matches} of {read} captions: {words}"
         notes.append(f"instructions.moderation: {drops}; name a list of your own if they are wanted")
-    return n_rows, notes
+    return n_rows, n_usable, notes
 
 
 def _read_benchmark(folder: Path) -> tuple[list[str], int, list[str]]:

@@ -20,8 +20,8 @@ def keep(earlier: str, rendered: str, template: str) -> tuple[str, list[str]]:
 
     `rendered` is returned without notes if `earlier` was not written by `emuedit init` or is not valid YAML.
     """
-    old = _parse(earlier) if _MARK in earlier else None
-    if old is None:
+    old = sections(earlier)
+    if not old:
         return rendered, []
     by_options = _keys_of_options(template)
     merged = _merge(earlier, rendered, by_options)
@@ -38,10 +38,15 @@ def keep(earlier: str, rendered: str, template: str) -> tuple[str, list[str]]:
     return merged, notes
 
 
+def sections(earlier: str) -> dict[str, Any]:
+    """The sections of a `params.yaml`; none if it was not written by `emuedit init` or is not valid YAML."""
+    return (_parse(earlier) if _MARK in earlier else None) or {}
+
+
 def _keys_of_options(template: str) -> set[tuple[str, str]]:
     """(section, key) of the keys in the template that depend on options."""
-    sections = _split(template, _SECTION)
-    return {(section, key) for section, text in sections.items() for key, block in _split(text, _KEY).items() if "$" in block}
+    texts = _split(template, _SECTION)
+    return {(section, key) for section, text in texts.items() for key, block in _split(text, _KEY).items() if "$" in block}
 
 
 def _merge(earlier: str, rendered: str, by_options: set[tuple[str, str]]) -> str:
@@ -81,14 +86,14 @@ def _parse(text: str) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _keys(sections: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for section, values in sections.items():
+def _keys(params: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for section, values in params.items():
         yield from ((f"{section}.{key}", value) for key, value in values.items()) if isinstance(values, Mapping) else ()
 
 
-def _value(sections: Mapping[str, Any], name: str) -> Any:
+def _value(params: Mapping[str, Any], name: str) -> Any:
     section, _, key = name.partition(".")
-    return sections.get(section, {}).get(key)
+    return params.get(section, {}).get(key)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -65,15 +65,21 @@ def _make_pairs(n: int, tasks: tuple[str, ...]) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
-def publish_kept(root: Path, pairs: Sequence[Pair], n_shards: int = 3, **counts: int) -> None:
-    """Publish pairs as `data/pairs` and verdicts that keep them all as `data/dataset`."""
+def publish_kept(root: Path, pairs: Sequence[Pair], n_shards: int = 3, imported: Sequence[Pair] = (), **counts: int) -> None:
+    """Publish pairs as `data/pairs`, imported ones as `imported`, and verdicts that keep them all as `data/dataset`."""
     folders = scratch_folder(root, "pairs", "k"), scratch_folder(root, "dataset", "k")
+    if imported:
+        scratch = scratch_folder(root, "import", "k")
+        write_shard(scratch / "shard-00000.parquet", imported, Pair)
+        write_shard(folders[1] / "shard-mix1-00000.parquet", [Verdict(p.id, True, p.task, (), {}, {}) for p in imported], Verdict)
+        publish(scratch, root / "imported", "import", {}, {"pairs": len(imported)})
     for number in range(n_shards):
         part = pairs[number::n_shards]
         verdicts = [Verdict(pair.id, True, pair.task, (), {}, {}) for pair in part]
         write_shard(folders[0] / f"shard-{number:05d}.parquet", part, Pair)
         write_shard(folders[1] / f"shard-{number:05d}.parquet", verdicts, Verdict)
     publish(folders[0], root / "data/pairs", "pairs", {}, {"pairs": len(pairs)})
-    tasks = [pair.task for pair in pairs]
+    tasks = [pair.task for pair in (*pairs, *imported)]
     per_task: dict[str, Any] = {f"{task}.{key}": tasks.count(task) for task in set(tasks) for key in ("pairs", "kept")}
-    publish(folders[1], root / "data/dataset", "dataset", {}, {"kept": len(pairs), **per_task, **counts})
+    params = {"mix": {"imported": {"default": {}}} if imported else {}}
+    publish(folders[1], root / "data/dataset", "dataset", params, {"kept": len(tasks), **per_task, **counts})

@@ -144,6 +144,22 @@ def test_every_shard_of_pairs_has_a_shard_of_verdicts(tmp_path: Path, pairs: lis
     assert summary.params["used_filters"] == {"local": FILTERS["local"], "depth": {}}
 
 
+def test_the_rows_read_for_verdicts_grow_with_the_number_of_pairs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows were selected from the table of all pairs once per shard: with the shards of an import, most of the time."""
+    publish_pairs(tmp_path, *([make_pair(f"i{n}", "style", 0)] for n in range(60)))
+    table_lengths: list[int] = []
+    make_verdicts = dataset.verdicts
+
+    def record_length(table: pa.Table, *arguments: Any) -> list[Verdict]:
+        table_lengths.append(len(table))
+        return make_verdicts(table, *arguments)
+
+    monkeypatch.setattr(dataset, "verdicts", record_length)
+    assert run(make_params(), tmp_path).counts["kept"] == 60
+    assert len(table_lengths) == 61, "one call per shard, and one for the contact sheets"
+    assert sum(table_lengths) <= 2 * 60
+
+
 def test_tasks_are_reassigned_and_improbable_pairs_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probabilities = {"a": (0.05, 0.95), "b": (0.6, 0.4), "c": (0.01, 0.8), "d": (0.5, 0.5)}  # of local and remove
     pairs = [

@@ -16,7 +16,7 @@ from emuedit.data.publish import publish, read_folder, read_summary, scratch_fol
 from emuedit.data.records import Drop, Instruction, Pair
 from emuedit.data.shards import read_shard, write_shard
 from emuedit.runtime import Runtime
-from emuedit.stages import dataset, pairs
+from emuedit.stages import MEMORY_ENV, dataset, pairs
 from emuedit.stages.pairs import PairsError, PairsParams, group_by_source, run
 from emuedit.synthesis.candidate import source_caption
 from emuedit.synthesis.model_set import ModelSet
@@ -262,6 +262,36 @@ def test_shards_keep_instructions_with_one_source_together_in_any_order() -> Non
     sources = [{source_caption(instruction) for instruction in shard} for shard in shards]
     assert sum(map(len, sources)) == 5
     assert [len(shard) for shard in shards] == [10, 9, 4]
+
+
+def test_after_running_out_of_memory_all_but_a_candidate_and_its_source_are_computed_one_by_one(
+    models: ModelSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    n_images: Counter[str] = Counter()
+
+    def record_most(name: str, function: Callable[..., Any], batch: int) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            n_images[name] = max(n_images[name], len(arguments[batch]))
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(type(models.base_model), "decode", record_most("decode", type(models.base_model).decode, 1))
+    monkeypatch.setitem(models.__dict__, "annotate", record_most("annotate", models.annotate, 1))
+    monkeypatch.setenv(MEMORY_ENV, "1")
+    instructions = [INSTRUCTIONS[0], *INSTRUCTIONS[5:7], make_instruction("color", STAR, STAR, (None, "grayscale"))]
+    params = make_params(rows_per_batch=2)
+    summary = run(params, publish_instructions(tmp_path, instructions))
+    assert n_images == {"decode": 1, "annotate": 1}
+    assert summary.counts["pairs_local"] == len(recipes_for(params.recipes, "local"))
+    assert summary.params["rows_per_batch"] == 2
+    assert "pairs: ran out of memory with 2 images per batch; retrying with 1; a candidate is" in capsys.readouterr().out
+
+
+def test_what_cannot_be_halved_again_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv(MEMORY_ENV, "2")
+    assert pairs._with_smaller_batches(make_params(rows_per_batch=2)).rows_per_batch == 1
+    assert "with one image per batch, which cannot be halved; retrying unchanged; set pairs.workers" in capsys.readouterr().out
 
 
 def test_no_instructions_is_an_error(tmp_path: Path) -> None:

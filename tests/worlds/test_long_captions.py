@@ -1,0 +1,51 @@
+"""`emuedit init` with captions that have more words than `captions.max_words`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from emuedit import cli
+
+
+def init(*arguments: str) -> int:
+    return cli.main(["init", "captions.txt", "--no-pin", *arguments])
+
+
+def read_params(folder: Path) -> dict[str, Any]:
+    params: dict[str, Any] = yaml.safe_load((folder / "params.yaml").read_text())
+    return params
+
+
+def test_captions_that_are_too_long_are_counted_and_not_trained_for(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Captions of a vision language model often have more words: the stage `captions` then dropped them all."""
+    short = [f"a dog number {number} at a lake" for number in range(100)]
+    texts = [" ".join([caption] * 7) for caption in short] + [" ".join([caption] * 9) for caption in short] + short
+    (clone / "captions.txt").write_text("\n".join(texts))
+    assert init("--n-captions", "300") == 0
+    output = capsys.readouterr().out
+    assert "captions.max_words: 200 of 300 captions have more than 45 words and will be dropped; shorten them, or" in output
+    assert "dropped later as caption_too_long" in output
+    assert "instructions.n_captions: 100, all that are short enough of captions.txt; got --n-captions 300" in output
+    assert read_params(clone)["instructions"]["n_captions"] == 100
+    assert "# 20 passes over about 390 kept pairs;" in (clone / "params.yaml").read_text()
+    text = (clone / "params.yaml").read_text()
+    (clone / "params.yaml").write_text(text.replace("max_words: 45 ", "max_words: 50 "))
+    assert init("--overwrite") == 0
+    assert "captions.max_words: 100 of 300 captions have more than 50 words" in capsys.readouterr().out
+    assert (read_params(clone)["captions"]["max_words"], read_params(clone)["instructions"]["n_captions"]) == (50, 200)
+
+
+def test_captions_that_are_all_too_long_and_those_of_a_large_file_are_counted(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long, short = " ".join(["dog"] * 50), "a dog at a lake"
+    (clone / "captions.txt").write_text(f"{long}\n" * 300)
+    assert init() == 0
+    assert "300 of 300 captions have more than 45 words" in capsys.readouterr().out
+    assert (read_params(clone)["instructions"]["n_captions"], read_params(clone)["train"]["steps"]) == (1, 500)
+    (clone / "captions.txt").write_text(f"{long}\n{short}\n" * 6_000)
+    assert init("--overwrite", "--n-captions", "9000") == 0
+    assert "captions.max_words: 5000 of the first 10000 captions have more than 45 words" in capsys.readouterr().out
+    assert read_params(clone)["instructions"]["n_captions"] == 6_000

@@ -59,11 +59,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """Set up what all processes share: compiled modules, one thread each, and no garbage collection until tests run.
 
     Two hundred processes would compile what they import; and where every core has a process, more threads cost time.
+    Examples of Hypothesis have no deadline, since on a busy machine any of them may take long.
     """
     keep_compiled_modules()
     set_env_defaults(KEEP_FREED_MEMORY | ONE_THREAD | NO_PAUSES)
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         gc.disable()
+        from hypothesis import settings
+
+        settings.register_profile("no deadline", deadline=None)
+        settings.load_profile("no deadline")
 
 
 def pytest_collection_finish() -> None:

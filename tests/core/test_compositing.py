@@ -30,6 +30,8 @@ def test_pixels_beyond_the_border_are_kept_bit_for_bit(picture: Tensor) -> None:
     assert rows.max() < 4 * 14 + reach
     assert columns.min() >= 4 * 10 - reach
     assert columns.max() < 4 * 14 + reach
+    assert rows.min() <= 4 * 10 - 4, "the edit fades out over a border around it"
+    assert columns.max() >= 4 * 14 + 3
     assert (result[..., 44:52, 44:52] > 0.99).all(), "the inside is the edit"
 
 
@@ -59,6 +61,23 @@ def test_a_change_of_light_keeps_the_fine_detail(picture: Tensor) -> None:
     assert detail(kept) > 0.9 * detail(picture)
     assert detail(replaced) < 0.5 * detail(picture)
     assert float((kept - picture).mean()) == pytest.approx(-0.3, abs=0.05)
+
+
+@pytest.mark.parametrize("keeps_detail", [False, True])
+def test_values_stay_in_the_range_of_images(picture: Tensor, keeps_detail: bool) -> None:
+    """Light added to a bright pixel would exceed it, and so would the overshoot of bicubic interpolation at an edge."""
+    before = compositing.shrink(picture, 30, 40)
+    after = torch.ones_like(before)
+    after[..., 20:] = -1.0
+    result = compositing.enlarge_edit(picture, before, after, keeps_detail)
+    assert (result.amin(), result.amax()) == (-1.0, 1.0)
+
+
+def test_a_smaller_copy_has_no_aliasing_and_stays_in_range(picture: Tensor) -> None:
+    assert compositing.shrink(picture, 30, 40).std() < 0.5 * picture.std(), "sixteen pixels of noise are averaged"
+    edge = torch.ones(1, 3, 32, 32)
+    edge[..., :15] = -1.0
+    assert compositing.shrink(edge, 8, 8).abs().amax() == 1.0, "bicubic interpolation overshoots at an edge"
 
 
 def test_images_of_different_shapes_are_an_error(picture: Tensor) -> None:

@@ -24,3 +24,10 @@ def test_no_change_is_undefined_and_not_zero() -> None:
     assert directional_similarity(a, a, a, b).isnan().all()  # an editor that does nothing
     assert directional_similarity(a, b, a, a).isnan().all()  # equal captions
     assert directional_similarity(a, b, a, b).isfinite().all()
+
+
+def test_a_change_within_the_rounding_of_the_embedder_has_no_direction() -> None:
+    a, b, noise = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
+    almost = a + 1e-6 * noise
+    assert directional_similarity(a, almost, a, b).isnan().all()
+    assert directional_similarity(a, b, a, almost).isnan().all()

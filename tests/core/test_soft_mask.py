@@ -77,6 +77,8 @@ def test_errors_for_bad_masks_and_weights_say_what_to_do() -> None:
         soft_mask.box(torch.full((1, 1, 2, 2), math.nan))
     with pytest.raises(ValueError, match="sum to 1"):
         soft_mask.soft_mask(disc(3), 0.5, 0.2, 0.2, 1, 1)
+    with pytest.raises(ValueError, match=r"must be at least 0 and sum to 1, got 1\.5, -0\.5, 0"):
+        soft_mask.soft_mask(disc(3), 1.5, -0.5, 0, 1, 1)
     assert_close(soft_mask.from_uint8(torch.tensor([[[0, 255]]], dtype=torch.uint8)), torch.tensor([[[[0.0, 1.0]]]]))
     assert_close(soft_mask.from_uint8(torch.tensor([[[False, True]]])), torch.tensor([[[[0.0, 1.0]]]]))
 

@@ -57,6 +57,14 @@ def test_other_pictures_are_a_drift() -> None:
     assert breached({}, shift=0.8) == {"picture_drift"}
 
 
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_drift_of_either_side_is_a_drift(side: str) -> None:
+    embeddings = make_vectors(2) | {side: make_vectors(2, shift=0.8)[side]}
+    measured = measure_checks(make_profile(), embeddings, REFERENCE, {"local", "remove"})
+    assert {result.name for result in judge(measured, {}) if result.is_breach} == {"picture_drift"}
+    assert measured["picture_drift"].note.startswith(f"of the {side} images")
+
+
 def test_without_a_reference_the_drift_checks_pass_and_say_so() -> None:
     reference = reference_profile.resolve(None, Path(), "reports/validation")
     measured = measure_checks(make_profile(words={"dragon": 1}), make_vectors(2, shift=9), reference, {"local"})

@@ -33,7 +33,6 @@ QUICK, LONG = 100, 1700
 N_QUICK = int(os.environ.get("EMUEDIT_FUZZ_INPUTS", QUICK))
 N_LONG = int(os.environ.get("EMUEDIT_FUZZ_INPUTS", LONG))
 RELAXED = {
-    "deadline": None,
     "derandomize": True,
     "database": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],

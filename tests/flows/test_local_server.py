@@ -50,7 +50,9 @@ def test_no_server_is_left_if_the_preparation_fails() -> None:
     from flows.local_server import local_server
 
     def fail() -> None:
+        until = time.monotonic() + 60
         while not servers():
+            assert time.monotonic() < until, "the server did not start"
             time.sleep(0.01)
         raise ImportError("no such module")
 

@@ -27,6 +27,13 @@ def edges_of_stages() -> dict[str, set[str]]:
     return {task.name: {names[source.id] for source in task.task_inputs.get("wait_for", ())} for task in tasks}
 
 
+def wait_for(file: Path) -> None:
+    until = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < until, f"{file} was not made in time"
+        time.sleep(0.05)
+
+
 def test_a_second_retrain_has_nothing_to_do(
     project: Path,
     store: str,
@@ -163,12 +170,13 @@ def test_another_dvc_is_waited_for(project: Path, shell: Callable[..., str]) -> 
     command = (sys.executable, "-m", "dvc", "repro", "-q", "slow")
     other = threading.Thread(target=shell, args=command, kwargs={"cwd": project})
     other.start()
-    while not (project / "started").exists():
-        time.sleep(0.05)
-    with pytest.raises(run_stage.BusyError, match="is busy"):
-        run_stage.run("slow", project, threading.Event(), None, {})
-    (project / "may-end").touch()
-    other.join()
+    try:
+        wait_for(project / "started")
+        with pytest.raises(run_stage.BusyError, match="is busy"):
+            run_stage.run("slow", project, threading.Event(), None, {})
+    finally:
+        (project / "may-end").touch()
+        other.join()
     assert run_stage.run("slow", project, threading.Event(), None, {}) > 0
 
 
@@ -180,9 +188,10 @@ def test_a_stage_can_be_stopped_and_has_a_time_limit(project: Path) -> None:
     stop = threading.Event()
 
     def stop_when_started() -> None:
-        while not (project / "started").exists():
-            time.sleep(0.05)
-        stop.set()
+        try:
+            wait_for(project / "started")
+        finally:
+            stop.set()
 
     threading.Thread(target=stop_when_started, daemon=True).start()
     start = time.monotonic()

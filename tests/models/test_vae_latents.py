@@ -1,30 +1,60 @@
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from diffusers.hooks import apply_group_offloading
+from torch import nn
 
 from emuedit.models import vae_latents
 from tests.editor.tiny_pipelines import build_vae
 
 
-@pytest.mark.parametrize(("hook", "device"), [(None, "cpu"), (SimpleNamespace(execution_device=torch.device("meta")), "meta")])
-def test_the_input_goes_to_where_the_vae_runs(hook: Any, device: str) -> None:
-    """An offloaded VAE lies on the CPU until its hook moves it to the accelerator, whose place the meta device takes here."""
-    devices: list[str] = []
+class Recorder(nn.Module):
+    """A VAE with a submodule, as on the CPU, that records the device of its inputs."""
 
-    def record(value: torch.Tensor) -> Any:
-        devices.append(value.device.type)
+    device, dtype, config = torch.device("cpu"), torch.float32, SimpleNamespace(scaling_factor=1.0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Identity())
+        self.devices: list[str] = []
+
+    def encode(self, value: torch.Tensor) -> Any:
+        self.devices.append(value.device.type)
         return SimpleNamespace(latents=value, sample=value)
 
-    vae = SimpleNamespace(
-        device=torch.device("cpu"), dtype=torch.float32, config=SimpleNamespace(scaling_factor=1.0), encode=record, decode=record
-    )
-    if hook is not None:
-        vae._hf_hook = hook
+    decode = encode
+
+
+def offload_model(vae: nn.Module) -> None:
+    add_hook_to_module(vae, AlignDevicesHook(torch.device("meta")))
+
+
+def offload_layer(vae: nn.Module) -> None:
+    add_hook_to_module(vae, AlignDevicesHook(io_same_device=True))
+    add_hook_to_module(vae.encoder[0], AlignDevicesHook("meta"))
+
+
+def offload_group(vae: nn.Module) -> None:
+    vae.encoder[0] = nn.Linear(1, 1)
+    apply_group_offloading(vae, onload_device=torch.device("cpu"), offload_type="leaf_level")  # which rejects the meta device
+    vae.encoder[0]._diffusers_hook.get_hook("group_offloading").config.onload_device = torch.device("meta")
+
+
+@pytest.mark.parametrize(
+    ("offload", "device"), [(None, "cpu"), (offload_model, "meta"), (offload_layer, "meta"), (offload_group, "meta")]
+)
+def test_the_input_goes_to_where_the_vae_runs(offload: Callable[[nn.Module], None] | None, device: str) -> None:
+    """Weights of an offloaded VAE lie elsewhere until hooks move them to the accelerator, whose place the meta device takes."""
+    vae = Recorder()
+    if offload is not None:
+        offload(vae)
     vae_latents.encode(vae, torch.zeros(1, 3, 8, 8), 2)
     vae_latents.decode(vae, torch.zeros(1, 4, 4, 4))
-    assert devices == [device] * 2
+    assert vae.devices == [device] * 2
 
 
 @pytest.mark.parametrize(("force_upcast", "dtype"), [(True, torch.float16), (True, torch.bfloat16), (False, torch.float16)])

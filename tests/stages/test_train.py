@@ -279,8 +279,10 @@ def test_a_training_that_cannot_halve_its_passes_says_so(
 def test_an_editor_is_continued_with_earlier_pairs_and_a_record_of_its_ancestors(trained: Path, tmp_path: Path) -> None:
     exact_dataset.write_dataset(tmp_path, {"segment": 8, "local": 8})
     parent = trained / train.OUT
-    summary = train.run(make_params(start=str(parent), start_share=0.0, steps=2, replay_pairs=6), tmp_path)
+    continued: dict[str, Any] = {"start": str(parent), "steps": 2, "replay_pairs": 6, "resolution": 32}
+    summary = train.run(make_params(**continued, start_share=0.0), tmp_path)
     editor, parent_editor = sampling.load(tmp_path / train.OUT), sampling.load(parent)
+    assert (parent_editor.resolution_px, editor.resolution_px) == (64, 32), "each is edited at the size of its training"
     assert editor.tasks == ("local", "remove", "segment")
     assert summary.counts["replayed_pairs"] > 0
     assert [ancestor["weights"] for ancestor in summary.params["ancestors"]] == [parent_editor.weights]
@@ -289,7 +291,7 @@ def test_an_editor_is_continued_with_earlier_pairs_and_a_record_of_its_ancestors
     tasks = {verdict.task for verdict in read_folder(tmp_path / train.OUT / "replay/verdicts", Verdict)}
     assert tasks == {"local", "remove", "segment"}
 
-    train.run(make_params(start=str(parent), steps=2, replay_pairs=6, start_share=0.5), tmp_path)
+    train.run(make_params(**continued, start_share=0.5), tmp_path)
     averaged = sampling.load(tmp_path / train.OUT).net
     middle = (editor.net.unet.conv_in.weight + parent_editor.net.unet.conv_in.weight) / 2
     torch.testing.assert_close(averaged.unet.conv_in.weight, middle, rtol=0, atol=1e-3 * float(change))

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from emuedit.training import held_out, latent_files
+from emuedit.training.batch import Batch
 from emuedit.training.distributed import open_accelerator
 from emuedit.training.latent_cache import LatentCache
-from emuedit.training.loss import NO_DROPOUT, NoiseDraws, draw_noise
+from emuedit.training.loss import NO_DROPOUT, LossParts, NoiseDraws, draw_noise
 from tests.editor.tiny_pipelines import build_base_model
 from tests.training.tiny_pairs import make_pair, write_pairs
 from tests.training.tiny_training import SETTINGS, make_editor
@@ -31,9 +32,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[NoiseDraws]]:
     return draws_of
 
 
-def evaluate(cache: LatentCache) -> None:
+def evaluate(cache: LatentCache) -> dict[str, float]:
     with open_accelerator() as accelerator:
-        held_out.held_out_loss(make_editor(), cache, accelerator)
+        return held_out.held_out_loss(make_editor(), cache, accelerator)
 
 
 def test_pairs_of_several_sizes_share_the_strata_of_the_timesteps(tmp_path: Path, drawn: dict[str, list[NoiseDraws]]) -> None:
@@ -51,10 +52,39 @@ def test_pairs_of_several_sizes_share_the_strata_of_the_timesteps(tmp_path: Path
 
 def test_pairs_of_one_size_have_the_draws_of_their_task(cache_folder: Path, drawn: dict[str, list[NoiseDraws]]) -> None:
     evaluate(LatentCache(cache_folder, 0.3))
+    assert len(drawn) > 1
     for task, (draws,) in drawn.items():
         expected = draw_noise(tuple(draws.eps.shape), 1000, NO_DROPOUT, 1.0, "held out", task)
         assert draws.t.equal(expected.t)
         assert draws.eps.equal(expected.eps)
+        assert not draws.no_text.any()
+        assert not draws.no_image.any()
+
+
+def test_quarters_of_the_timesteps_are_in_the_order_of_their_noise(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of a sample is replaced by its timestep."""
+
+    def read_timesteps(editor: Any, batch: Any, draws: NoiseDraws, *_: Any, **options: Any) -> LossParts:
+        return LossParts(draws.t.float(), None)
+
+    monkeypatch.setattr(held_out.TrainableEditor, "forward", read_timesteps)
+    losses = evaluate(LatentCache(cache_folder, 0.3))
+    for quarter in range(4):
+        assert 250 * quarter <= losses[f"held_out.t{quarter}"] < 250 * (quarter + 1)
+
+
+def test_held_out_pairs_are_not_mirrored(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flips: list[bool] = []
+    make_batch = LatentCache.batch
+
+    def record(cache: LatentCache, rows: Any, positions: Any, flip: Any) -> Batch:
+        flips.extend(flip.tolist())
+        return make_batch(cache, rows, positions, flip)
+
+    monkeypatch.setattr(LatentCache, "batch", record)
+    evaluate(LatentCache(cache_folder, 0.3))
+    assert flips
+    assert not any(flips)
 
 
 def test_the_held_out_loss_is_not_weighted_by_min_snr(tmp_path: Path) -> None:

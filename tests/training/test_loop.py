@@ -34,6 +34,11 @@ def state(scratch: Path) -> dict[str, Any]:
     return torch.load(scratch / STATE_FILE, weights_only=True)
 
 
+def held_out_losses(scratch: Path) -> dict[str, float]:
+    """The last held-out losses by name."""
+    return {name: value for name, value in metrics(scratch)[-1].items() if name.startswith("held_out")}
+
+
 def assert_same_training(scratch: Path, other: Path) -> None:
     """Weights, EMA, optimizer and logged losses are equal, bit for bit."""
     first, second = state(scratch), state(other)
@@ -102,6 +107,10 @@ def test_two_processes_that_die_half_way_and_resume_equal_uninterrupted_ones(
     (first, *_), (first_alone, *_) = metrics(uninterrupted), metrics(finished[1])
     for key, rtol in (("loss", 1e-4), ("loss.denoising", 1e-4), ("loss.change_mask", 1e-4), ("grad_norm", 1e-3)):
         np.testing.assert_allclose(first[key], first_alone[key], rtol=rtol, err_msg=key)
+    evaluated, evaluated_alone = (held_out_losses(folder) for folder in (uninterrupted, finished[1]))
+    assert evaluated.keys() == evaluated_alone.keys(), "one process reports the tasks of both"
+    for key, value in evaluated_alone.items():
+        np.testing.assert_allclose(evaluated[key], value, rtol=1e-2, err_msg=key)
 
 
 @pytest.mark.slow
@@ -213,7 +222,7 @@ def test_the_held_out_loss_is_that_of_the_averaged_weights(cache_folder: Path, f
     cache = LatentCache(cache_folder, SETTINGS.held_out_share)
     with open_accelerator() as accelerator:
         again = held_out_loss(editor, cache, accelerator)
-    assert again == {name: value for name, value in metrics(scratch)[-1].items() if name.startswith("held_out")}
+    assert again == held_out_losses(scratch)
 
 
 def test_the_held_out_loss_reads_some_pairs_of_every_task(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,6 +232,7 @@ def test_the_held_out_loss_reads_some_pairs_of_every_task(cache_folder: Path, mo
     monkeypatch.setattr(editor, "forward", lambda *args, **options: (batches.append(args[0]), forward(*args, **options))[1])
     with open_accelerator() as accelerator:
         held_out_loss(editor, cache, accelerator)
+    assert {batch.tasks[0].item() for batch in batches} == set(cache.held_out.task.tolist())
     for batch in batches:
         assert len(set(batch.tasks.tolist())) == 1
         assert set(batch.ids) <= set(cache.held_out.pair_ids.tolist())

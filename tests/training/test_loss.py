@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from emuedit.editor import checkpoint
-from emuedit.models.text_to_image import TextToImageModel
+from emuedit.models.text_to_image import TextCondition, TextToImageModel
 from emuedit.training import loss
 from emuedit.training.batch import Batch
 from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, ConditionDropout, LossWeights
-from tests.training.perfect_network import WEIGHTS, PerfectNetwork, WrongNetwork, draw_at, losses_of
+from tests.training.perfect_network import WEIGHTS, PerfectNetwork, WrongNetwork, draw_at, losses_of, normal
 
 NO_TEXT, NO_IMAGE = torch.tensor([True, False, True, False]), torch.tensor([False, True, True, False])
 MakeBaseModel = Callable[[str], TextToImageModel]
@@ -26,11 +26,15 @@ def test_size_conditions_reach_the_network(make_base_model: MakeBaseModel, batch
 
 
 def test_a_dropped_picture_is_zeros_and_a_dropped_instruction_the_null_text(batch: Batch, scheduler: Any) -> None:
+    text = TextCondition(batch.text.hidden, normal(4, 6, seed=4))
+    null = TextCondition(batch.null.hidden, normal(1, 6, seed=5))
     net = PerfectNetwork(batch.target, scheduler)
-    losses_of(net, scheduler, batch, draw_at(NO_TEXT, NO_IMAGE), UNWEIGHTED)
+    losses_of(net, scheduler, replace(batch, text=text, null=null), draw_at(NO_TEXT, NO_IMAGE), UNWEIGHTED)
     c_I, c_T = net.conditions
     for i in range(4):
-        assert torch.equal(c_T.hidden[i], batch.null.hidden[0] if NO_TEXT[i] else batch.text.hidden[i])
+        for name in ("hidden", "pooled"):
+            want = getattr(null, name)[0] if NO_TEXT[i] else getattr(text, name)[i]
+            assert torch.equal(getattr(c_T, name)[i], want), name
         assert torch.equal(c_I[i], torch.zeros_like(c_I[i]) if NO_IMAGE[i] else batch.source[i])
 
 

@@ -28,7 +28,7 @@ def random_cells(seed: int, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64
     return random.integers(0, N_TASKS, n), random.integers(0, N_BUCKETS, n)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 100), n=st.integers(1, 40), batch_size=st.integers(1, 8), balance=st.sampled_from([0.0, 0.5, 1.0]),
     n_steps=st.integers(1, 60),
@@ -103,7 +103,7 @@ def test_buckets_get_batches_in_proportion_to_their_pairs_and_all_pairs_of_a_tas
 
 @pytest.mark.slow
 @given(seed=st.integers(0, 20), steps=st.lists(st.integers(0, 500), min_size=1, max_size=10))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_batch_depends_on_seed_and_step_alone(seed: int, steps: list[int]) -> None:
     task, bucket = random_cells(seed, 50)
     sequential = make_order(task, bucket, task_balance=0.5, seed=seed)
@@ -144,7 +144,7 @@ def test_weights_that_are_no_weights_are_refused(weight: float) -> None:
 
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module")  # which a thread of another test may do
 @given(shares=st.lists(st.integers(1, 2**40), min_size=1, max_size=8), n=st.integers(0, 10**6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_apportioning_is_exact_and_never_takes_back(shares: list[int], n: int) -> None:
     counts, next_counts = apportion(shares, n), apportion(shares, n + 1)
     assert sum(counts) == n

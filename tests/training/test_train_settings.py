@@ -7,6 +7,26 @@ from tests.training.tiny_training import make_editor
 
 SETTINGS = TrainSettings(steps=100, batch_size=4, lr=1e-3, lr_mult_new=10.0, lr_mult_text=0.3, warmup_steps=7)
 
+DEFAULTS = {
+    "preset": None, "seed": 0, "dtype": "auto", "objective": "base", "zero_terminal_snr": False, "min_snr_gamma": None,
+    "change_mask": True, "accumulation_steps": 1, "gradient_checkpointing": False, "compile": False, "cuda_graph": False,
+    "optimizer": "adamw", "lora": None, "lr_mult_new": 1.0, "lr_mult_text": 0.0, "warmup_steps": 0, "decay_share": 0.4,
+    "decay": "linear", "adam_beta2": 0.999, "weight_decay": 0.01, "max_grad_norm": 1.0, "ema_decay": 0.999,
+    "ema_device": "same", "ema_dtype": "float32", "task_embedding_dim": 32, "task_balance": 0.5, "task_weights": {},
+    "replay_share": 0.2, "start_share": 0.0, "resolution": None, "max_aspect_ratio": 2.0, "flip": True,
+    "dropout": {"text": 0.05, "image": 0.05, "both": 0.05},
+    "loss_weights": {
+        "timestep_sampling": "power", "timestep_power": (1.0, 1.0), "min_latent_change": 0.15, "mask_balance": 0.0,
+        "background_weight": 1.0, "change_loss_weight": 0.0, "change_mask_balance": 0.0,
+    },
+    "held_out_share": 0.05, "eval_every_steps": 100, "log_every_steps": 10, "save_every_s": 60.0, "stored_dtype": "float16",
+}  # fmt: skip
+
+
+def test_the_defaults_are_those_of_the_papers_or_our_own() -> None:
+    required = {"steps": 100, "batch_size": 4, "lr": 1e-3}
+    assert TrainSettings.model_validate(required).model_dump() == DEFAULTS | required
+
 
 def test_each_kind_of_weight_has_its_factor_of_the_learning_rate() -> None:
     factors = {name: SETTINGS.lr_mult(name) for name, _ in make_editor().named_parameters()}

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,13 @@ import torch
 
 from emuedit.editor.settings import EditSettings
 from emuedit.models.text_to_image import TextCondition
-from emuedit.training import lora
+from emuedit.training import latent_files, lora
 from emuedit.training.batch import Batch
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.lora import LoraSettings
 from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, NoiseDraws, draw_noise
+from tests.editor.tiny_pipelines import build_base_model
+from tests.training.tiny_pairs import make_pair, write_pairs
 from tests.training.tiny_training import SETTINGS, make_editor
 
 FROZEN_TEXT = SETTINGS.model_copy(update={"lr_mult_text": 0.0})
@@ -34,7 +37,9 @@ def test_frozen_text_encoders_are_no_part_of_the_editor(batch: Batch, draws: Noi
     editor.prepare(torch.device("cpu"))
     assert all(name.startswith("net.") for name, _ in editor.named_parameters())
     editor(batch, draws, UNWEIGHTED).denoising.mean().backward()
-    assert not any(value.requires_grad for value in editor.base_model.text_encoder.parameters() if value.grad is not None)
+    text_weights = list(editor.base_model.text_encoder.parameters())
+    assert text_weights
+    assert all(value.grad is None for value in text_weights)
 
 
 def test_with_frozen_text_encoders_cached_texts_are_used(batch: Batch, draws: NoiseDraws) -> None:
@@ -143,3 +148,16 @@ def test_min_snr_is_refused_where_the_noise_schedule_of_the_start_ends_in_pure_n
     with pytest.raises(ValueError, match="want min_snr_gamma null with the noise schedule of the start"):
         make_editor(settings, "toy")
     assert make_editor(settings, "sd15").settings.min_snr_gamma == 5.0
+
+
+def test_the_loss_is_weighted_by_min_snr_unless_it_is_not_to_be(tmp_path: Path) -> None:
+    data = write_pairs(tmp_path, [make_pair(n) for n in range(4)])
+    latent_files.build(*data, build_base_model("sd15"), tmp_path / "cache")
+    cache = LatentCache(tmp_path / "cache", 0.0)
+    batch = cache.batch(cache.train, np.arange(3), np.zeros(3, bool))
+    draws = draw_noise(tuple(batch.target.shape), 1000, NO_DROPOUT, 1.0, "test")
+    weighted, plain = (make_editor(FROZEN_TEXT.model_copy(update={"min_snr_gamma": gamma}), "sd15") for gamma in (1e-3, None))
+    with torch.no_grad():
+        want = plain(batch, draws, UNWEIGHTED).denoising
+        assert (weighted(batch, draws, UNWEIGHTED).denoising < 0.5 * want).all()
+        assert torch.equal(weighted(batch, draws, UNWEIGHTED, weight_timesteps=False).denoising, want)

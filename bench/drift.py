@@ -147,6 +147,10 @@ def mean_of(values: list[float]) -> float | None:
     return float(np.mean(values)) if len(values) == 6 else None
 
 
+LABELS = {"ours": "ours", "paper": "Emu Edit's threshold", "none": "blending only", "naive": "no preservation"}
+"""System -> its name in the images."""
+
+
 def draw_chart(systems: dict[str, dict[str, list[float]]], path: Path) -> None:
     """L1, DINO and success by turn, one line per system."""
     from matplotlib.figure import Figure
@@ -156,18 +160,20 @@ def draw_chart(systems: dict[str, dict[str, list[float]]], path: Path) -> None:
     titles = ("L1 outside the object", "DINO similarity outside the object", "edit success")
     for axis, key, title in zip(axes, ("l1", "dino", "success"), titles, strict=True):
         for name, figures in systems.items():
-            axis.plot(range(1, len(figures[key]) + 1), figures[key], label=name)
+            axis.plot(range(1, len(figures[key]) + 1), figures[key], label=LABELS[name])
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("turn")
         axis.set_ylim(bottom=0)
-    axes[0].legend()
+    axes[1].legend(loc="lower left")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
 
 def draw_turns(script: TurnScript, pictures: dict[str, list[np.ndarray]], row: int, path: Path) -> None:
     """One image after each of the first ten turns, one row per system."""
-    rows = [(name, np.stack([script.states[0][row], *(turn[row] for turn in turns[:10])])) for name, turns in pictures.items()]
+    rows = [
+        (LABELS[name], np.stack([script.states[0][row], *(turn[row] for turn in turns[:10])])) for name, turns in pictures.items()
+    ]
     n_turns = len(rows[0][1]) - 1
     captions = ["before", *(script.instructions[turn % len(script.task)][row] for turn in range(n_turns))]
     contact_sheet.picture_grid(rows, captions, lines=3, title="each turn edits the result of the previous turn").save(path)

@@ -20,6 +20,13 @@ from emuedit.data.text_tables import TableError
 
 TABLE, BEFORE, AFTER = "edits.csv", "before", "after"
 COLUMNS = ("image", "result", "instruction")
+NOISE_LEVELS = 12
+"""Largest difference of a pixel, of 255 levels, that may be JPEG noise. Ours."""
+CHANGED_SHARE = 0.001
+"""Share of pixels above NOISE_LEVELS from which two images differ: fine detail, as in sharpening. Ours."""
+CELL_PX, CELL_LEVELS = 8, 2.0
+"""Two images differ too if the mean difference of a cell of 8 x 8 px exceeds 2 of 255 levels in a channel: a slight change of
+colour, or a small object. JPEG noise has a mean near 0. Ours."""
 
 
 class ExampleError(ValueError):
@@ -70,8 +77,12 @@ def read_examples(folder: Path, instructions: Sequence[str] = ()) -> list[Exampl
 
 
 def load_pictures(examples: Sequence[ExampleEdit], side_px: int) -> ExamplePictures:
-    """The centre squares of the images, scaled to side_px. Raises ExampleError for a pair of unequal sizes."""
-    before, after = [], []
+    """The centre squares of the images, scaled to side_px.
+
+    Raises ExampleError, which names the files, for a pair of unequal sizes and for pairs whose squares hardly differ
+    (`hardly_differ`), which would teach the task to change nothing.
+    """
+    before, after, problems = [], [], []
     for example in examples:
         first, second = (image_io.read_image(file).pixels for file in (example.before, example.after))
         if first.shape != second.shape:
@@ -79,7 +90,31 @@ def load_pictures(examples: Sequence[ExampleEdit], side_px: int) -> ExamplePictu
             raise ExampleError(f"want images of one size, got {sizes} px in {example.before} and {example.after}")
         before.append(image_io.fit_square(first, side_px))
         after.append(image_io.fit_square(second, side_px))
+        if hardly_differ(before[-1], after[-1]):
+            names = f"{example.before} and {example.after}"
+            problems.append(f"{names} are equal" if np.array_equal(first, second) else f"{names} hardly differ there")
+    if problems:
+        raise ExampleError(
+            f"want an edit in the centre square of each image, scaled to {side_px} px, got none: {join_problems(problems)}; crop "
+            "both images around the edit, or remove the example"
+        )
     return ExamplePictures(np.stack(before), np.stack(after))
+
+
+def hardly_differ(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> bool:
+    """Whether two images uint8 [H, W, 3] differ by no more than weak JPEG noise.
+
+    So neither in fine detail (`CHANGED_SHARE` of the pixels by more than `NOISE_LEVELS` in a channel) nor in the mean of a cell
+    (`CELL_PX`, `CELL_LEVELS`). JPEG noise of detailed images, which resembles sharpening, exceeds these bounds: such pairs count
+    as different, so that no valid example is refused.
+    """
+    difference = after.astype(np.int16) - before
+    if (np.abs(difference).max(-1) > NOISE_LEVELS).mean() >= CHANGED_SHARE:
+        return False
+    rows, columns = (np.arange(0, side, CELL_PX) for side in before.shape[:2])
+    sums = np.add.reduceat(np.add.reduceat(difference, rows, 0, np.int32), columns, 1, np.int32)
+    heights, widths = (np.diff(starts, append=side) for starts, side in zip((rows, columns), before.shape[:2], strict=True))
+    return bool((np.abs(sums) <= CELL_LEVELS * np.outer(heights, widths)[..., None]).all())
 
 
 def _read_table(folder: Path) -> list[ExampleEdit]:

@@ -154,7 +154,7 @@ class EvalRecord(Record):
     source_caption: str
     target_caption: str
     given_task: str
-    """The given task, or the task predictor's choice."""
+    """The given task, or the task predictor's choice; `no_edit` if it refuses the instruction, and the output is the input."""
     seed: int
     source: bytes = field(metadata=PNG)
     """The image to edit: PNG of uint8 [H,W,3]."""

@@ -1,18 +1,24 @@
 """Predict tasks that the task predictor was not trained on, from the example instructions of their packs (ours).
 
 A logistic regression on the features of the trained T5 separates instructions of new tasks from those of the trained tasks. It is
-fitted at the first prediction after packs were added; T5 stays frozen. Shapes: B instructions, D the width of T5, M new tasks.
+fitted at the first prediction after packs were added; T5 stays frozen. The features of the known texts, about 10,000 texts, are
+stored beside them. Shapes: B instructions, D the width of T5, M new tasks, N known texts with their variations.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from emuedit.editor.wording_noise import WordingNoise, vary
@@ -20,6 +26,8 @@ from emuedit.runtime import rng
 
 KNOWN_INSTRUCTIONS = "known_instructions.json"
 """File in a task predictor's folder: class -> a sample of its training texts."""
+KNOWN_FEATURES = "known_features.safetensors"
+"""File in a task predictor's folder: float16 [N, D], the features of these texts and of their variations."""
 PER_CLASS = 320
 """Sample size per class. With few texts, new wordings of a known task are mistaken for a new task (docs/log.md)."""
 PRIOR_ODDS = 0.25
@@ -27,6 +35,16 @@ PRIOR_ODDS = 0.25
 _NOISE = WordingNoise()
 _VARIATIONS_KNOWN, _VARIATIONS_NEW = 1, 4
 _RIDGE = 1e-4
+
+
+@dataclass(frozen=True)
+class KnownFeatures:
+    """The features of known texts and their variations, computed once."""
+
+    values: Tensor
+    """float16 [N, D]."""
+    text_hash: str
+    """Hash of the N texts in order. Features of other texts are not used."""
 
 
 class NewTasks:
@@ -42,20 +60,22 @@ class NewTasks:
         instructions: Mapping[str, Sequence[str]],
         known_instructions: Mapping[str, Sequence[str]],
         features: Callable[[Sequence[str]], Tensor],
+        known_features: KnownFeatures | None = None,
     ) -> NewTasks:
         """Fit to instructions of each new task and texts of each known class.
 
         `features` maps texts to float32 [B, D]. Texts are augmented with typing errors, omitted words and polite phrases.
+        `known_features`: those of the known texts; computed if they are not given, or belong to other texts or a T5 of another
+        width.
         """
         random = rng("new tasks")
-        texts, labels = [], []
         n_known = len(known_instructions)
-        for label, wordings in enumerate([*known_instructions.values(), *instructions.values()]):
-            distinct, n_variations = sorted(set(wordings)), _VARIATIONS_KNOWN if label < n_known else _VARIATIONS_NEW
-            varied = distinct + [vary(text, _NOISE, random) for text in distinct for _ in range(n_variations)]
-            texts += varied
-            labels += [label] * len(varied)
-        x, y = features(texts), torch.tensor(labels)
+        known_texts, known_labels = _augment(known_instructions, _VARIATIONS_KNOWN, random)
+        new_texts, new_labels = _augment(instructions, _VARIATIONS_NEW, random)
+        new = features(new_texts)
+        stored = None if known_features is None or known_features.text_hash != _hash(known_texts) else known_features.values
+        old = features(known_texts) if stored is None or stored.shape[1] != new.shape[1] else stored.float()
+        x, y = torch.cat([old, new]), torch.tensor([*known_labels, *(n_known + label for label in new_labels)])
         mean = x.mean(0)
         x = F.normalize(x - mean, dim=-1)
         class_weights = 1 / torch.bincount(y).float()  # all classes have equal weight
@@ -99,3 +119,38 @@ def read_known(folder: Path) -> dict[str, list[str]]:
         return {}
     by_class: dict[str, list[str]] = json.loads(file.read_text(encoding="utf-8"))
     return by_class
+
+
+def write_known_features(folder: Path, features: Callable[[Sequence[str]], Tensor]) -> None:
+    """Write the features of the texts that `write_known` wrote, and of their variations; `features` as for `NewTasks.fit`."""
+    texts, _ = _augment(read_known(folder), _VARIATIONS_KNOWN, rng("new tasks"))
+    file = folder / KNOWN_FEATURES
+    save_file({"features": features(texts).half().contiguous()}, file, {"text_hash": _hash(texts)})
+    file.chmod(0o644)  # safetensors files are readable only by their owner
+
+
+def read_known_features(folder: Path) -> KnownFeatures | None:
+    """What `write_known_features` wrote; None for a folder without the file (written by an earlier version)."""
+    file = folder / KNOWN_FEATURES
+    if not file.is_file():
+        return None
+    with safe_open(file, "pt") as tensors:
+        return KnownFeatures(tensors.get_tensor("features"), (tensors.metadata() or {}).get("text_hash", ""))
+
+
+def _augment(
+    by_class: Mapping[str, Sequence[str]], n_variations: int, random: np.random.Generator
+) -> tuple[list[str], list[int]]:
+    """The distinct texts of each class, followed by variations of each; and the number of the class of each text."""
+    texts: list[str] = []
+    labels: list[int] = []
+    for label, wordings in enumerate(by_class.values()):
+        distinct = sorted(set(wordings))
+        varied = distinct + [vary(text, _NOISE, random) for text in distinct for _ in range(n_variations)]
+        texts += varied
+        labels += [label] * len(varied)
+    return texts, labels
+
+
+def _hash(texts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()

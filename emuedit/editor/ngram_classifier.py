@@ -25,6 +25,8 @@ _INVERSE_PENALTY = 30.0  # C of the logistic regression
 _MAX_ITERATIONS = 200
 MAX_TEXTS = 20_000
 """A larger training set is sampled: memory is about 10 kB per text."""
+TEXTS_PER_PASS = 4096
+"""Texts whose n-grams are counted at once, at about 24 kB per text."""
 
 
 class NgramClassifier:
@@ -37,8 +39,8 @@ class NgramClassifier:
 
     @classmethod
     def fit(cls, texts: Sequence[str], labels: Sequence[int], n_labels: int) -> "NgramClassifier":
-        """Fit to N >= 1 texts, or to MAX_TEXTS of them, with labels in [0, n_labels). Deterministic."""
-        sample = rng("ngrams").permutation(len(texts))[:MAX_TEXTS].tolist()
+        """Fit to N >= 1 texts with labels in [0, n_labels), or to MAX_TEXTS of them, see `sample_rows`. Deterministic."""
+        sample = sample_rows(labels, MAX_TEXTS)
         texts, labels = [texts[row] for row in sample], [labels[row] for row in sample]
         counts = [Counter(ngrams(text)) for text in texts]
         frequency = Counter(gram for count in counts for gram in count)
@@ -69,8 +71,12 @@ class NgramClassifier:
         return classifier
 
     def logits(self, texts: Sequence[str]) -> Tensor:
-        """float32 [N, L] on the CPU."""
-        return _linear(self._features([Counter(ngrams(text)) for text in texts]), self.weight, self.bias)
+        """float32 [N, L] on the CPU, TEXTS_PER_PASS texts at a time."""
+        parts = [torch.zeros(0, len(self.bias))]
+        for start in range(0, len(texts), TEXTS_PER_PASS):
+            counts = [Counter(ngrams(text)) for text in texts[start : start + TEXTS_PER_PASS]]
+            parts.append(_linear(self._features(counts), self.weight, self.bias))
+        return torch.cat(parts)
 
     def _features(self, counts: Sequence[Counter[str]]) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of the n-grams of all texts, where each text starts, and TF-IDF with unit norm per text."""
@@ -108,6 +114,24 @@ def ngrams(text: str) -> list[str]:
     """The n-grams of the words of a text in lower case, with a space at both ends of a word."""
     words = [f" {word} " for word in text.casefold().split()]
     return [word[i : i + n] for word in words for n in LENGTHS for i in range(max(len(word) - n + 1, 0))]
+
+
+def sample_rows(labels: Sequence[int], n: int) -> list[int]:
+    """Up to n rows in random order; each class has up to n / classes of them, and more if other classes have fewer.
+
+    Classes that are smaller than their share are complete. Deterministic.
+    """
+    shuffled = rng("ngrams").permutation(len(labels)).tolist()
+    quota: dict[int, int] = {}
+    counts = Counter(labels).items()
+    for position, (label, count) in enumerate(sorted(counts, key=lambda pair: (pair[1], pair[0]))):  # smaller classes first
+        quota[label] = min(count, (n - sum(quota.values())) // (len(counts) - position))
+    rows = []
+    for row in shuffled:
+        if quota[labels[row]] > 0:
+            quota[labels[row]] -= 1
+            rows.append(row)
+    return rows
 
 
 def _linear(features: tuple[Tensor, Tensor, Tensor], weight: Tensor, bias: Tensor) -> Tensor:

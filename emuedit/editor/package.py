@@ -106,10 +106,10 @@ class Editor:
             editor.add_pack(pack)
         beside = root / USER_PACKS
         workspace_packs = [] if beside.resolve() == PACK_FOLDER.resolve() else find_packs(PACK_FOLDER)
-        if source is not None:  # then most of them are for the workspace's editor
-            workspace_packs = [pack for pack in workspace_packs if task_pack.load(pack).base == sampler.weights]
         for pack in (*find_packs(beside), *workspace_packs):
             try:
+                if source is not None and pack in workspace_packs and task_pack.read_base(pack) != sampler.weights:
+                    continue  # most packs of the workspace are for its own editor
                 editor.add_pack(pack)
             except TaskPackError as error:  # e.g. after retraining: the editor works without this task
                 print(f"{pack} was skipped: {error}", file=sys.stderr, flush=True)
@@ -122,8 +122,9 @@ class Editor:
         """
         from emuedit.editor import task_pack
 
-        task_pack.check(task_pack.load(file), self.sampler.weights, self.reserved_names)
-        pack = self.sampler.add_pack(file)
+        pack = task_pack.load(file)
+        task_pack.check(pack, self.sampler.weights, self.reserved_names)
+        self.sampler.add_task(pack.name, pack.v, pack.adapter)
         if self.predictor is not None and self.predictor.can_add(pack.instructions):
             self.predictor.add_task(pack.name, pack.instructions)
         return pack

@@ -66,9 +66,20 @@ def format_pack(pack: TaskPack, file: Path) -> str:
 
 
 def install(pack: Path, editor: Editor) -> Path:
-    """Copy a pack to PACK_FOLDER as `<task>.safetensors`. Raises TaskPackError if it does not match the editor."""
+    """Copy a pack to PACK_FOLDER as `<task>.safetensors`.
+
+    Raises TaskPackError if it does not match the editor, and if a pack of another editor is there; nothing is changed then.
+    """
+    from emuedit.editor import task_pack
+    from emuedit.editor.task_pack import TaskPackError
+
     added = editor.add_pack(pack)
     target = PACK_FOLDER / f"{added.name}.safetensors"
+    try:
+        task_pack.check_replaceable(target, added.base)
+    except TaskPackError:
+        editor.remove_task(added.name)
+        raise
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as partial:
         shutil.copyfile(pack, partial)
@@ -82,7 +93,9 @@ def _list(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
     from emuedit.editor import task_pack
 
-    file = _find_pack(options.pack)
+    file = Path(options.pack)
+    if options.pack in _installed_packs() or not file.is_file():
+        file = _find_installed(options.pack)
     print(format_pack(task_pack.load(file), file))
 
 
@@ -99,19 +112,24 @@ def _describe_prediction(editor: Editor, name: str) -> str:
 
 
 def _remove(options: argparse.Namespace) -> None:
-    file = _find_pack(options.name)
+    file = _find_installed(options.name)
     file.unlink()
     print(f"{file}: removed")
 
 
-def _find_pack(name: str) -> Path:
+def _installed_packs() -> dict[str, Path]:
+    """The packs in PACK_FOLDER by task name."""
+    return {file.stem: file for file in find_packs(PACK_FOLDER)}
+
+
+def _find_installed(name: str) -> Path:
+    """The pack of a task in PACK_FOLDER. Raises TaskPackError, which lists the packs there, if there is none."""
     from emuedit.editor.task_pack import TaskPackError
 
-    for file in (Path(name), PACK_FOLDER / f"{name}.safetensors"):
-        if file.is_file():
-            return file
-    names = ", ".join(file.stem for file in find_packs(PACK_FOLDER)) or "none"
-    raise TaskPackError(f"want a task pack, got {name!r}; packs in {PACK_FOLDER}: {names}")
+    packs = _installed_packs()
+    if name not in packs:
+        raise TaskPackError(f"want a task pack, got {name!r}; packs in {PACK_FOLDER}: {', '.join(packs) or 'none'}")
+    return packs[name]
 
 
 def _load(options: argparse.Namespace) -> Editor:

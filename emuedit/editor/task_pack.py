@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from emuedit.editor.task_adapter import TaskAdapter
 METADATA_KEY = "emuedit.pack"
 _ADAPTER = "adapter."
 _TENSORS = ("v", "adapter")
+_LEARN_AGAIN = "learn it again on this editor (`emuedit learn`, or the stage inversion)"
 
 
 class TaskPackError(ValueError):
@@ -60,18 +62,46 @@ def save(pack: TaskPack, file: str | Path) -> None:
 
 def load(file: str | Path) -> TaskPack:
     """Read a pack. Raises TaskPackError, which names the file, for an invalid file."""
-    if not Path(file).is_file():
-        raise TaskPackError(f"want a task pack, got no file at {file}; run the stage inversion")
-    try:
-        with safe_open(str(file), framework="pt") as content:
-            metadata = json.loads((content.metadata() or {})[METADATA_KEY])
-            tensors = {name.removeprefix(_ADAPTER): content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    with _reading(file) as content:
+        metadata = json.loads((content.metadata() or {})[METADATA_KEY])
+        tensors = {name.removeprefix(_ADAPTER): content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
         v = tensors.pop("v")
         adapter = TaskAdapter.from_tensors(tensors) if tensors else None
         instructions = tuple(metadata.pop("instructions", ()))
         return TaskPack(v=v, adapter=adapter, instructions=instructions, **metadata)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise TaskPackError(f"{file} is not a task pack ({error}); run the stage inversion") from error
+
+
+def read_base(file: str | Path) -> str:
+    """`base` of a pack; reads only the file's header. Raises TaskPackError, which names the file, for an invalid file."""
+    with _reading(file) as content:
+        return str(json.loads((content.metadata() or {})[METADATA_KEY])["base"])
+
+
+@contextmanager
+def _reading(file: str | Path) -> Iterator[Any]:
+    """An open safetensors file. Errors of the block, which reads a pack from it, become a TaskPackError."""
+    if not Path(file).is_file():
+        raise TaskPackError(f"want a task pack, got no file at {file}; run the stage inversion")
+    try:
+        with safe_open(str(file), framework="pt") as content:
+            yield content
+    except (SafetensorError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise TaskPackError(f"{file} is not a task pack ({error}); {_LEARN_AGAIN}") from error
+
+
+def check_replaceable(file: Path, weights: str) -> None:
+    """Raise TaskPackError if `file` exists and is not a pack of the editor with this fingerprint, which may be replaced."""
+    if not file.exists():
+        return
+    try:
+        base = read_base(file)
+    except TaskPackError:
+        content = "is not a task pack"
+    else:
+        if base == weights:
+            return
+        content = f"is the pack of another editor, {base}; this one is {weights}"
+    raise TaskPackError(f"want a new name, got {file.stem!r}: {file} {content}; choose another name, or move that file away")
 
 
 def fingerprint(v: Tensor, adapter: TaskAdapter | None) -> str:
@@ -89,5 +119,5 @@ def check(pack: TaskPack, weights: str, tasks: Sequence[str] = ()) -> None:
     if pack.base != weights:
         raise TaskPackError(
             f"want a pack for the editor {weights}, got {pack.name!r}, made for {pack.base}: an embedding works only with its "
-            "own network; learn it again on this editor (`emuedit learn`, or the stage inversion)"
+            f"own network; {_LEARN_AGAIN}"
         )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from emuedit.editor import new_tasks, ngram_classifier
-from emuedit.editor.new_tasks import NewTasks
+from emuedit.editor.new_tasks import KnownFeatures, NewTasks
 from emuedit.editor.ngram_classifier import NgramClassifier
 from emuedit.models import model_sources
 from emuedit.runtime import seed_for
@@ -78,10 +78,14 @@ class TaskPredictor:
         tokenizer: Any,
         known_instructions: Mapping[str, Sequence[str]] | None = None,
         ngrams: NgramClassifier | None = None,
+        known_features: KnownFeatures | None = None,
     ) -> None:
-        """known_instructions: label -> training texts, from which new tasks are separated (`add_task`); ngrams: same labels."""
+        """known_instructions: label -> training texts, from which new tasks are separated (`add_task`); ngrams: same labels.
+
+        known_features: `features` of these texts and their variations; None: computed when needed.
+        """
         self.model, self.tokenizer, self.known_instructions = model, tokenizer, dict(known_instructions or {})
-        self.ngrams = ngrams
+        self.ngrams, self._known_features = ngrams, known_features
         self._new_instructions: dict[str, tuple[str, ...]] = {}
         self._classifier: NewTasks | None = None
 
@@ -215,7 +219,8 @@ class TaskPredictor:
         if not self._new_instructions:
             return p
         if self._classifier is None:
-            self._classifier = NewTasks.fit(self._new_instructions, self.known_instructions, self.features)
+            instructions = self._new_instructions
+            self._classifier = NewTasks.fit(instructions, self.known_instructions, self.features, self._known_features)
         share = self._classifier.probabilities(self.features(texts))  # [B, 1 + M]
         return torch.cat([p * share[:, :1], share[:, 1:]], 1)
 
@@ -279,10 +284,11 @@ def load(name_or_path: str, device: str = "cpu") -> TaskPredictor:
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(name, revision=revision)
     model = model.to(device).requires_grad_(False).eval()
-    extra = (new_tasks.KNOWN_INSTRUCTIONS, ngram_classifier.WEIGHTS, ngram_classifier.VOCABULARY)
+    extra = (new_tasks.KNOWN_INSTRUCTIONS, new_tasks.KNOWN_FEATURES, ngram_classifier.WEIGHTS, ngram_classifier.VOCABULARY)
     is_local = model_sources.is_folder(name_or_path)
     folder = Path(name_or_path) if is_local else model_sources.download_snapshot(name_or_path, extra)
-    predictor = TaskPredictor(model, tokenizer, new_tasks.read_known(folder), ngram_classifier.load(folder))
+    known_instructions, known_features = new_tasks.read_known(folder), new_tasks.read_known_features(folder)
+    predictor = TaskPredictor(model, tokenizer, known_instructions, ngram_classifier.load(folder), known_features)
     if predictor.ngram_weight and predictor.ngrams is None:
         raise ValueError(f"want {ngram_classifier.WEIGHTS} in {name_or_path}, got a folder without it; copy the whole folder")
     return predictor

@@ -2,7 +2,8 @@
 
 In: `data/instructions`, the world's T5. Out: `models/router`: the T5 as transformers saves it, `ngrams.safetensors` and
 `ngrams.json` (the linear classifier), `metrics.json`, `known_instructions.json` (some of the texts, which new tasks are
-distinguished from), `out_of_fold.parquet`, `summary.json`; `logs/router`.
+distinguished from), `known_features.safetensors` (their features, from the trained T5), `out_of_fold.parquet`, `summary.json`;
+`logs/router`.
 
 The instructions are split into folds by their wording. Both classifiers are trained per fold on the others: their predictions
 for the fold are what `dataset` reassigns tasks by, what their weights and the refusal threshold are fitted to, and what is
@@ -92,7 +93,7 @@ class RouterParams(config.Params):
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
     max_tokens: int = Field(32, ge=4)
-    """Longest instruction in tokens; a longer one is cut."""
+    """Longest instruction in tokens that T5 reads, in training and in use; a longer one is cut without a warning."""
     seed: int = Field(0, ge=0)
     """Seed of the head, the order, the noise and the dropout."""
 
@@ -137,6 +138,7 @@ def run(params: RouterParams, root: Path) -> Summary:
         tracker.log(params.epochs, **{name: value for name, value in metrics.items() if isinstance(value, float)})
     predictor.save(scratch)
     new_tasks.write_known(scratch, [example.text for example in examples], [example.label for example in examples])
+    new_tasks.write_known_features(scratch, predictor.features)
     (scratch / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     counts = {
         "trained": len(instructions),

@@ -24,6 +24,8 @@ def add_commands(commands: Any) -> None:
     rank = "rank of the task's adapter (default: 32; 8: a smaller pack); 0: only the embedding, as in Emu Edit"
     command.add_argument("--rank", type=int, help=rank)
     command.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    no_flip = "do not learn from mirrored copies; for instructions in another language than English"
+    command.add_argument("--no-flip", action="store_true", help=no_flip)
 
 
 def _learn(options: argparse.Namespace) -> None:
@@ -35,7 +37,7 @@ def _learn(options: argparse.Namespace) -> None:
     examples = example_folder.read_examples(options.examples, options.instruction)
     with waiting("loading the editor"):
         editor = Editor.load(options.model)
-    changes = {"steps": options.steps, "adapter_rank": options.rank, "seed": options.seed}
+    changes = {"steps": options.steps, "adapter_rank": options.rank, "seed": options.seed, "flip": not options.no_flip}
     named = {name: value for name, value in changes.items() if value is not None}
     settings = learn_task.settings_for(options.name, len(examples), editor_folder(editor.folder), **named)
     pack = learn_task.learn(editor, examples, settings, options.out)

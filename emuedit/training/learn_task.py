@@ -54,10 +54,12 @@ def check_name(name: str, editor: Editor) -> None:
 def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSettings, out: Path) -> TaskPack:
     """Learn the task `settings.task`, add it to the editor, and write `<task>.safetensors`, `.md` and `.png` to `out`.
 
-    `settings.n_examples` and `n_held_out` are as in `Split`. Raises LearnError for the name, ExampleError for the images.
+    `settings.n_examples` and `n_held_out` are as in `Split`. Raises LearnError for the name, ExampleError for the images, and
+    TaskPackError if `out` has another editor's pack of that name; nothing is computed or written then.
     """
     check_name(settings.task, editor)
-    sampler = editor.sampler
+    sampler, file = editor.sampler, out / f"{settings.task}.safetensors"
+    task_pack.check_replaceable(file, sampler.weights)
     side_px = editor.settings.resolution or sampler.resolution_px
     pictures = example_folder.load_pictures(examples, max(1, round(side_px / sampler.grid_px)) * sampler.grid_px)
     instructions = [example.instruction for example in examples]
@@ -67,7 +69,6 @@ def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSe
     learned = invert(sampler, *batches, settings)
     pack = learned.pack(sampler.weights, settings, instructions, {"settings": settings.model_dump(mode="json")})
     out.mkdir(parents=True, exist_ok=True)
-    file = out / f"{settings.task}.safetensors"
     task_pack.save(pack, file)
     editor.add_pack(file)
     _draw_sheet(editor, settings.task, pictures, instructions, split, out / f"{settings.task}.png")

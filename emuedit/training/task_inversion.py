@@ -41,6 +41,9 @@ from emuedit.training.loss import (
     loss_parts,
 )
 
+MIN_HELD_OUT_DRAWS = 8
+"""Draws of a timestep and noise in the held-out loss, at least; smaller sets are repeated. Ours."""
+
 
 class InversionLoss(config.Params):
     """The loss of task inversion. Defaults are the settings of the editor's training, if its folder has them."""
@@ -134,9 +137,10 @@ def invert(
 ) -> LearnedTask:
     """The core function: train v_new on the examples, with early stopping on the held-out edits.
 
-    It starts from the row, or the mean of rows, with the lowest held-out loss. More passes of at most `PIXELS_PER_PASS` reduce
-    memory; the result is equal up to rounding. The editor is the same afterwards. Raises ValueError for an editor in float16,
-    whose gradients would underflow.
+    It starts from the row, or the mean of rows, with the lowest held-out loss. Every evaluation of that loss has the same
+    stratified timesteps and noise: at least `MIN_HELD_OUT_DRAWS` draws, equally many for each edit. More passes of at most
+    `PIXELS_PER_PASS` reduce memory; the result is equal up to rounding. The editor is the same afterwards. Raises ValueError for
+    an editor in float16, whose gradients would underflow.
     """
     if editor.dtype == torch.float16:
         raise ValueError("want an editor in float32 or bfloat16 to learn a task, got float16; load it with another dtype")
@@ -163,6 +167,7 @@ def _set_up_for_training(editor: EditSampler) -> Iterator[None]:
 def _train(
     editor: EditSampler, examples: Batch, held_out: Batch, settings: InversionSettings, tracker: Tracker | None, n_passes: int
 ) -> LearnedTask:
+    held_out = _repeat(held_out, MIN_HELD_OUT_DRAWS)
     shape, n_timesteps = tuple(held_out.target.shape), editor.parts.scheduler.config.num_train_timesteps
     power, sampling = settings.loss_weights.power_at(0.0), settings.loss_weights.timestep_sampling
     fixed_draws = draw_noise(shape, n_timesteps, NO_DROPOUT, power, "inversion", "held out", timestep_sampling=sampling)
@@ -211,6 +216,11 @@ def _train(
             if evaluations_without_gain >= settings.patience:
                 break
     return LearnedTask(*best, start, steps_made, losses[start], best_loss)
+
+
+def _repeat(batch: Batch, n_rows: int) -> Batch:
+    """The batch, repeated as often as it takes to have at least n_rows."""
+    return select_examples(batch, torch.arange(len(batch), device=batch.target.device).repeat(-(-n_rows // len(batch))))
 
 
 def _new_adapter(editor: EditSampler, settings: InversionSettings) -> TaskAdapter | None:

@@ -66,6 +66,54 @@ def test_a_table_that_does_not_fit_names_line_and_column(table: str, message: st
         read_examples(pairs)
 
 
+def save_pair(folder: Path, before: np.ndarray, after: np.ndarray) -> Path:
+    for part, pixels in (("before", before), ("after", after)):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / part / "c.png")
+    return folder
+
+
+def smooth_picture(height: int, width: int) -> np.ndarray:
+    """A gradient with some soft waves, [H, W, 3]."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([80 + x % 100, 90 + y, 120 + 30 * np.sin(x / 5) * np.cos(y / 7)], -1).round().astype(np.int16)
+
+
+def test_an_example_without_a_visible_edit_in_its_square_is_an_error(tmp_path: Path) -> None:
+    """It would teach the task to change nothing."""
+    wide = smooth_picture(32, 96)
+    edited = wide.copy()
+    edited[:, :32] = 255 - edited[:, :32]
+    message = (
+        r"want an edit in the centre square .* 32 px, got none: .*before/c.png and .*after/c.png {}; crop both images around"
+    )
+    with pytest.raises(ExampleError, match=message.format("hardly differ there")):
+        load_pictures(read_examples(save_pair(tmp_path / "left", wide, edited), ["x"]), 32)
+    with pytest.raises(ExampleError, match=message.format("are equal")):
+        load_pictures(read_examples(save_pair(tmp_path / "equal", wide, wide), ["x"]), 32)
+    folder = save_pair(tmp_path / "jpeg", wide, wide)
+    Image.fromarray(wide.astype(np.uint8)).save(folder / "after/c.png", "JPEG", quality=90)
+    with pytest.raises(ExampleError, match=message.format("hardly differ there")):
+        load_pictures(read_examples(folder, ["x"]), 32)
+
+
+@pytest.mark.parametrize("kind", ["tint", "sharpen", "small object", "noise"])
+def test_subtle_edits_are_valid_examples(kind: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    before = smooth_picture(64, 64)
+    after = before.copy()
+    if kind == "tint":
+        after = before + np.array([3, 0, 0])
+    elif kind == "sharpen":
+        after[:, 30:34] += np.array([-20, 20, -20, 20])[:, None]  # its mean over a cell is 0
+    elif kind == "small object":
+        after[20:24, 20:24, 0] += 40
+    else:
+        after = (before + random.normal(0, 6, before.shape)).round()
+    folder = save_pair(tmp_path, before, after)
+    assert load_pictures(read_examples(folder, ["x"]), 64).after.shape == (1, 64, 64, 3)
+
+
 def test_a_table_that_is_not_utf8_names_the_row(pairs: Path) -> None:
     rows = ["image,result,instruction", "before/a.png,after/a.png,cut it out", "before/b.png,after/b.png,dégagé"]
     (pairs / "edits.csv").write_text("\n".join(rows), encoding="latin-1")

@@ -100,3 +100,52 @@ def test_names_that_are_taken_and_tasks_that_cannot_be_known_are_errors(predicto
     earlier = TaskPredictor(predictor.model, predictor.tokenizer)
     with pytest.raises(ValueError, match=r"without known_instructions\.json in its folder; run the stage router again"):
         earlier.add_task("night", ["make it night"])
+
+
+def save(predictor: TaskPredictor, folder: Path) -> None:
+    """Save what the stage `router` saves for new tasks."""
+    predictor.save(folder)
+    rows = [(text, label) for label, texts in KNOWN.items() for text in texts]
+    new_tasks.write_known(folder, [text for text, _ in rows], [label for _, label in rows])
+    new_tasks.write_known_features(folder, predictor.features)
+
+
+def load_and_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[TaskPredictor, list[str]]:
+    """A loaded predictor with the task `cutout`, and the list of texts whose features it computes from now on."""
+    loaded, computed = task_predictor.load(str(folder)), list[str]()
+    features = loaded.features
+    monkeypatch.setattr(loaded, "features", lambda texts: computed.extend(texts) or features(texts))
+    loaded.add_task("cutout", CUTOUT)
+    return loaded, computed
+
+
+def test_a_loaded_predictor_does_not_compute_the_features_of_the_known_texts_again(
+    predictor: TaskPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(predictor, tmp_path)
+    stored, computed = load_and_record(tmp_path, monkeypatch)
+    texts = [*CUTOUT, *KNOWN["local"], "isolate all of it"]
+    predictions = stored.predict(texts)
+    assert computed[-len(texts) :] == texts
+    assert len(computed) - len(texts) == (1 + 4) * len(CUTOUT), "the examples of the new task and their variations"
+    (tmp_path / new_tasks.KNOWN_FEATURES).unlink()
+    earlier, computed = load_and_record(tmp_path, monkeypatch)
+    expected = earlier.predict(texts)
+    assert set(KNOWN["local"]) < set(computed[: -len(texts)])
+    assert [prediction.task for prediction in predictions] == [prediction.task for prediction in expected]
+    p, expected_p = ([prediction.probability for prediction in row] for row in (predictions, expected))
+    assert p == pytest.approx(expected_p, abs=2e-3), "equal up to the rounding to float16"
+
+
+@pytest.mark.parametrize("other", ["texts", "T5"])
+def test_stored_features_of_other_texts_or_of_another_t5_are_not_used(
+    other: str, predictor: TaskPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(predictor, tmp_path)
+    if other == "texts":
+        new_tasks.write_known(tmp_path, [*KNOWN["local"], "erase it"], [*["local"] * 4, "remove"])
+    else:
+        new_tasks.write_known_features(tmp_path, lambda texts: torch.ones(len(texts), 7))
+    loaded, computed = load_and_record(tmp_path, monkeypatch)
+    assert loaded.predict(CUTOUT[:1])[0].task == "cutout"
+    assert set(KNOWN["local"]) < set(computed)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from emuedit.data.publish import STATS_FILE, Summary, logs_folder, publish, read_folder, read_summary, scratch_folder
 from emuedit.data.records import Instruction
 from emuedit.data.shards import write_shard
-from emuedit.editor import task_predictor
+from emuedit.editor import new_tasks, task_predictor
 from emuedit.editor.cross_fitting import OUT_OF_FOLD
 from emuedit.editor.non_instructions import NON_INSTRUCTIONS, load_non_instructions
 from emuedit.editor.task_reassignment import predict_tasks
@@ -120,6 +120,11 @@ def test_the_task_of_an_instruction_is_learned(training: Training) -> None:
     assert [line["step"] for line in lines if "loss" in line.get("metrics", {})] == [0, 1, 2, 3, 4, 5]
     assert {"config.json", "model.safetensors", "tokenizer.json", OUT_OF_FOLD} <= set(read_summary(out).shards)
     assert not list(out.glob(".*"))
+    assert new_tasks.KNOWN_FEATURES in read_summary(out).shards
+    stored = new_tasks.read_known_features(out)
+    assert stored is not None
+    first = predictor.features(sorted(predictor.known_instructions["no_edit"])[:1])
+    torch.testing.assert_close(stored.values[:1].float(), first, rtol=2e-3, atol=2e-3)
 
 
 def test_gibberish_is_refused(training: Training) -> None:

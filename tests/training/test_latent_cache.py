@@ -241,6 +241,11 @@ def test_held_out_pairs_never_share_a_caption_with_training(cache_folder: Path) 
         ("local", "blur the license plate", False), ("local", "mirror the image", False), ("local", "flip the image", False),
         ("add", "add a clock", False), ("add", "can I have a star as well?", True), ("local", "A red star, please", True),
         ("local", "make the T-shirt red", True), ("local", "lock the door", True), ("local", "turn Anna's hat blue", True),
+        ("remove", "entferne das linke Auto", False), ("remove", "entferne linke Lampe", False),
+        ("remove", "左の車を消す", False),
+        ("remove", "enlève la voiture de gauche", False), ("remove", "quita el coche de la derecha", False),
+        ("remove", "удали левую машину", False), ("local", "make it a cafe\u0301", False), ("add", "add ٣ stars", False),
+        ("local", "the dog’s hat — make it red…", True), ("remove", "destroy the dining table", True),
     ],
 )  # fmt: skip
 def test_which_pairs_may_be_mirrored(task: str, instruction: str, may: bool) -> None:

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from PIL import Image
 from emuedit import Editor, cli
 from emuedit.data import example_folder, image_io
 from emuedit.data.publish import write_summary
-from emuedit.editor import task_pack
+from emuedit.editor import task_commands, task_pack
 from emuedit.editor.package_folder import PackageError
 from emuedit.editor.task_pack import TaskPackError
-from emuedit.training import learn_task
+from emuedit.training import learn_task, task_inversion
 from emuedit.training.learn_task import LearnError, Split, check_name, settings_for
 from emuedit.training.loss import ConditionDropout, LossWeights
 from tests.editor.tiny_pipelines import save_editor
@@ -183,6 +184,89 @@ def test_one_example_is_enough_and_the_sheet_says_on_what_it_was_made(workspace:
         file.unlink()
     assert cli.main(LEARN) == 0
     assert "on the training examples" in (workspace / "models/packs/darken.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("n", [1, 5, 6])
+def test_start_and_best_step_are_not_chosen_at_a_single_timestep(
+    n: int, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timesteps: list[int] = []
+    loss_parts = task_inversion.loss_parts
+
+    def record(*arguments: Any) -> Any:
+        timesteps.extend(arguments[3].t.tolist())
+        return loss_parts(*arguments)
+
+    monkeypatch.setattr(task_inversion, "loss_parts", record)
+    monkeypatch.setattr(learn_task, "_draw_sheet", lambda *arguments: None)
+    editor = Editor.load("models")
+    examples = example_folder.read_examples(workspace / "examples", ["darken it"])[:n]
+    settings = settings_for("darken", n, Path("models/editor"), steps=0, adapter_rank=0)
+    learn_task.learn(editor, examples, settings, workspace / "out")
+    assert {8 * t // editor.sampler.parts.scheduler.config.num_train_timesteps for t in timesteps} == set(range(8))
+
+
+def put_pack(name: str, base: str, file: Path) -> bytes:
+    """Write a pack without adapter for the editor `base`; returns the file's bytes."""
+    d_v = Editor.load("models").sampler.net.table.d_v
+    task_pack.save(task_pack.TaskPack(name, torch.zeros(d_v), base, 1, {}, None, ("darken it",)), file)
+    return file.read_bytes()
+
+
+def test_a_pack_of_another_editor_is_not_replaced(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The editor ignores it, so its name seems to be free."""
+    packs = workspace / "models/packs"
+    foreign = put_pack("darken", "0" * 16, packs / "darken.safetensors")
+    assert cli.main(LEARN) == 2
+    assert "darken.safetensors is the pack of another editor, 0000000000000000; this one is" in capsys.readouterr().err
+    put_pack("darken", Editor.load("models").sampler.weights, workspace / "new.safetensors")
+    assert cli.main(["tasks", "add", "new.safetensors"]) == 2
+    assert "choose another name, or move that file away" in capsys.readouterr().err
+    assert [file.name for file in packs.iterdir()] == ["darken.safetensors"]
+    assert (packs / "darken.safetensors").read_bytes() == foreign
+    (packs / "darken.safetensors").write_bytes(b"x")
+    editor = Editor.load("models")
+    with pytest.raises(TaskPackError, match="is not a task pack; choose another name"):
+        task_commands.install(workspace / "new.safetensors", editor)
+    assert "darken" not in editor.tasks
+
+
+def test_a_task_is_removed_from_the_packs_only(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pack = workspace / "models/packs/darken.safetensors"
+    put_pack("darken", "0" * 16, pack)
+    (workspace / "darken").write_text("notes")
+    put_pack("other", "0" * 16, workspace / "models/other.safetensors")
+    assert cli.main(["tasks", "show", "darken"]) == 0
+    assert "models/packs/darken.safetensors: darken" in capsys.readouterr().out
+    assert cli.main(["tasks", "remove", "darken"]) == 0
+    assert not pack.exists()
+    for name in ("darken", "../other", "models/other.safetensors"):
+        assert cli.main(["tasks", "remove", name]) == 2
+        assert f"want a task pack, got {name!r}; packs in models/packs: none" in capsys.readouterr().err
+    assert (workspace / "darken").read_text() == "notes"
+    assert (workspace / "models/other.safetensors").exists()
+
+
+def test_a_broken_file_among_the_packs_is_skipped_and_each_pack_is_read_once(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree("models", "other")
+    weights = Editor.load("other").sampler.weights
+    for name, base in (("fitting", weights), ("unfitting", "0" * 16)):
+        put_pack(name, base, workspace / f"models/packs/{name}.safetensors")
+    (workspace / "models/packs/bad.safetensors").write_bytes(b"x")
+    read: list[str] = []
+    load = task_pack.load
+    monkeypatch.setattr(task_pack, "load", lambda file: (read.append(Path(file).stem), load(file))[1])
+    capsys.readouterr()
+    for source in ("other", "models"):
+        read.clear()
+        assert Editor.load(source).sampler.inverted_tasks == ("fitting",)
+        assert read.count("fitting") == 1
+        assert "packs/bad.safetensors was skipped: " in capsys.readouterr().err
+    read.clear()
+    Editor.load("other")
+    assert read == ["fitting"], "of the packs of other editors only the header is read"
 
 
 def test_every_fifth_example_is_held_out_if_there_are_five() -> None:

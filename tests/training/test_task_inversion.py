@@ -14,7 +14,7 @@ from emuedit.training import inversion_examples, task_inversion
 from emuedit.training.batch import Batch
 from emuedit.training.inversion_examples import encode_examples, encode_split, select_examples
 from emuedit.training.loss import LossParts
-from emuedit.training.task_inversion import InversionSettings, LearnedTask, invert, start_embeddings
+from emuedit.training.task_inversion import MIN_HELD_OUT_DRAWS, InversionSettings, LearnedTask, invert, start_embeddings
 from tests.editor.tiny_pipelines import D_V, save_editor
 
 SETTINGS = InversionSettings(
@@ -89,7 +89,7 @@ def test_smaller_passes_learn_the_same(
     unbroken = learn(editor, samples, slice(0, 4), **changes)
     monkeypatch.setattr(task_inversion, "loss_parts", count)
     in_passes = learn(editor, samples, slice(0, 4), n_passes=2, **changes)
-    assert set(at_once) == {2, 3}
+    assert set(at_once) == {2, 3, MIN_HELD_OUT_DRAWS // 2}
     torch.testing.assert_close(in_passes.v, unbroken.v, rtol=1e-4, atol=1e-5)
     assert (in_passes.loss_start, in_passes.loss) == pytest.approx((unbroken.loss_start, unbroken.loss), rel=1e-5)
 
@@ -205,6 +205,28 @@ def test_it_starts_from_the_row_with_the_lowest_loss(
     learned = learn(editor, samples, steps=0)
     assert learned.start == min(losses, key=lambda name: losses[name])
     assert learned.loss_start == min(losses.values()) < max(losses.values())
+
+
+def test_a_few_held_out_edits_are_measured_at_timesteps_of_the_whole_schedule(
+    editor: EditSampler, samples: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of a single draw would decide at one timestep, such as 999, where the latents are pure noise."""
+    measured: list[tuple[tuple[str, ...], list[int]]] = []
+    loss_parts = task_inversion.loss_parts
+
+    def record(*arguments: Any) -> LossParts:
+        measured.append((arguments[2].ids, arguments[3].t.tolist()))
+        return loss_parts(*arguments)
+
+    monkeypatch.setattr(task_inversion, "loss_parts", record)
+    n_timesteps = editor.parts.scheduler.config.num_train_timesteps
+    for n in (1, 2, 3):
+        learn(editor, samples, slice(0, n), steps=0)
+        ids, timesteps = measured[-1]
+        assert len({8 * t // n_timesteps for t in timesteps}) >= 7
+        assert len({ids.count(name) for name in "abc"[:n]}) == 1, "all have the same weight"
+        assert measured == [(ids, timesteps)] * len(start_embeddings(editor)), "the starts are compared on the same draws"
+        measured.clear()
 
 
 def test_it_stops_when_the_held_out_loss_no_longer_falls(editor: EditSampler, samples: Batch) -> None:

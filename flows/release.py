@@ -238,7 +238,7 @@ def _register(root: Path, graph: dvc_graph.Graph, result: RetrainResult, reason:
     overall = table.get(stage.system, {}).get("overall")
     tags = {
         **result_origin.make_tags(root, graph, content_tag(graph), at_start),
-        **version_card.make_tags(table, stage.system, at_start.params),
+        **version_card.make_tags(table, stage.system, at_start.params, stage.section),
         **({} if overall is None else {SUCCESS_TAG: f"{overall:.4f}"}),
         **{registry.WHY_TAG: reason, promote.STATE_TAG: promote.PENDING, "run_id": result.run_id},
     }

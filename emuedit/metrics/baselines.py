@@ -7,12 +7,14 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from emuedit import config
 from emuedit.editor import sampling, task_pack, task_predictor
 from emuedit.editor.package_layout import EDITOR, PACKS, ROUTER, find_packs
 from emuedit.editor.sampling import EditSampler, ReportStep
 from emuedit.editor.settings import EditSettings
-from emuedit.editor.task_predictor import TaskPredictor
+from emuedit.editor.task_predictor import NO_EDIT, TaskPredictor
 from emuedit.metrics.benchmark import Benchmark, Pictures
 from emuedit.models import image_tensors
 from emuedit.runtime import Runtime
@@ -20,7 +22,7 @@ from emuedit.runtime import Runtime
 FEW_EDITS = 8
 """Batch size of edits and metrics after a stage ran out of memory, before it is divided by `divisor` (2 or more). Ours."""
 System = Callable[[Benchmark, list[int]], tuple[Pictures, list[str]]]
-"""N edits and N seeds -> outputs uint8 [N, H, W, 3], and the task used for each."""
+"""N edits and N seeds -> outputs uint8 [N, H, W, 3], and the task used for each: `NO_EDIT` where nothing was edited."""
 
 
 class Systems:
@@ -53,11 +55,18 @@ class Systems:
         return edits.before, [edits.task] * len(seeds)
 
     def emuedit(self, edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
-        """The editor with the predicted task; with the true task if the predictor cannot know it (pack without instructions)."""
+        """The editor with the predicted task; with the true task if the predictor cannot know it (pack without instructions).
+
+        As in `Editor.edit`, an instruction that the predictor refuses edits nothing: the output is the input, its task `NO_EDIT`.
+        """
         if edits.task in self.editor.inverted_tasks and edits.task not in self.predictor.new_tasks:
             return self.true_task(edits, seeds)
         predictions = self.predictor.predict(edits.instructions, self.editor.tasks)
-        return self._edit(edits, [prediction.task for prediction in predictions], seeds)
+        # refused instructions are sampled as well, so that the time of an edit does not depend on them (`measure_speed`)
+        outputs, tasks = self._edit(edits, [prediction.task for prediction in predictions], seeds)
+        refused = np.array([prediction.refused for prediction in predictions], bool)
+        outputs = np.where(refused[:, None, None, None], edits.before, outputs)
+        return outputs, [NO_EDIT if is_refused else task for task, is_refused in zip(tasks, refused, strict=True)]
 
     def true_task(self, edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
         """The editor with the true task."""

@@ -3,6 +3,7 @@
 Each world has a benchmark: a Python file or folder named in `params.yaml`. Shapes: N edits of one task.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -103,6 +104,12 @@ def load(reference: str, device: str = "auto") -> EditSource:
         return benchmark
     source: EditSource = config.import_function(reference, "edits")
     return source
+
+
+def describe_judge(source: EditSource, tasks: Sequence[str]) -> str:
+    """A note for reports and decisions, such as `uncalibrated judge: local, add`; empty if the judge of these tasks has none."""
+    uncalibrated = [task for task in getattr(source, "uncalibrated_tasks", ()) if task in tasks]
+    return f"uncalibrated judge: {', '.join(uncalibrated)}" if uncalibrated else ""
 
 
 def check_edits(source: EditSource, task: str, split: str, n: int) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from emuedit.data.png import encode_png
 from emuedit.data.records import EvalRecord, finite_or_none
+from emuedit.editor.task_predictor import NO_EDIT
 from emuedit.metrics.baselines import System
 from emuedit.metrics.benchmark import Benchmark
 from emuedit.models import edit_similarity, image_tensors
@@ -18,6 +19,8 @@ from emuedit.runtime import seed_for
 
 METRICS = {"clip_dir": "clip_direction", "clip_im": "clip_image", "clip_out": "clip_target", "l1": "l1", "dino": "dino"}
 """Emu Edit's metric (arXiv 2311.10089) -> column of `measure_edits`. Outputs are compared with the input."""
+REFUSAL = "the task predictor refuses it"
+"""Reason of an edit for which a system returns the task `NO_EDIT`; it is never a success, whatever the judge says."""
 
 
 def evaluate_system(
@@ -31,7 +34,7 @@ def evaluate_system(
     """One record per edit: the system's output, the judge's verdict and, with `scorers`, the metrics.
 
     The noise of an edit depends on its task, position and `seed`, and is equal for all systems. Metrics are computed for
-    `at_once` edits at a time (None: all).
+    `at_once` edits at a time (None: all). A refused instruction (task `NO_EDIT`) is a failure with the reason `REFUSAL`.
     """
     seeds = [seed_for("evaluation", edits.task, i, seed) for i in range(len(edits.instructions))]
     outputs, tasks = system(edits, seeds)
@@ -58,8 +61,8 @@ def evaluate_system(
             source=encode_png(edits.before[i]),
             output=encode_png(outputs[i]),
             exact=None if edits.exact is None else encode_png(edits.exact[i]),
-            success=bool(verdict.success[i]),
-            reason=verdict.reason[i],
+            success=bool(verdict.success[i]) and tasks[i] != NO_EDIT,
+            reason=verdict.reason[i] if tasks[i] != NO_EDIT else REFUSAL,
             scores={metric: finite_or_none(scores[column][i]) for metric, column in METRICS.items()},
         )
         for i in range(len(seeds))

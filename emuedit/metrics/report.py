@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -14,24 +15,32 @@ from emuedit.data import contact_sheet
 from emuedit.data.png import decode_png
 from emuedit.data.records import EvalRecord
 from emuedit.data.word_list import WordList
+from emuedit.editor.task_predictor import NO_EDIT
 from emuedit.metrics.edit_scores import METRICS
 from emuedit.tasks import HELD_OUT, get_task
 
 Table = dict[str, dict[str, float | None]]
 """System -> task, or `overall` -> value; None if nothing was measured."""
+REFUSED = "refused"
+_DIRECTION = "clip_dir"
+_EQUAL_CAPTIONS, _UNCHANGED_IMAGE = "equal_captions", "unchanged_image"
 
 
 def summarise(
     records: Sequence[EvalRecord], tasks: Sequence[str], slices: Mapping[str, WordList] = MappingProxyType({})
 ) -> dict[str, Table]:
-    """One table for each of `edit_success`, `router` (share of correctly predicted tasks) and the five metrics.
+    """One table for each of `edit_success`, `router`, `refused` and the five metrics.
 
-    Values are means over edits; `overall` is the unweighted mean over the trained tasks. Undefined values are excluded and
-    counted in the table `undefined_<metric>`. The mean of no values is None.
+    `router` is the share of correctly predicted tasks, `refused` that of instructions that the task predictor refuses, which are
+    neither successes nor correctly predicted. Values are means over edits; `overall` is the unweighted mean over the trained
+    tasks. The mean of no values is None. Undefined values are excluded and counted in the table `undefined_<metric>`. CLIPdir has
+    two of them: `undefined_clip_dir_equal_captions`, which depends on the benchmark alone, and
+    `undefined_clip_dir_unchanged_image`, outputs with the CLIP embedding of their input. The mean leaves both out, so a system
+    that changes fewer images does not get a lower CLIPdir; compare it together with this count.
     slices: name -> words. `edit_success_<name>` is the success in edits with one of the words in their instruction or captions,
     `edit_success_without_<name>` that in all others.
     """
-    tables = _summarise(records, tasks, ("edit_success", "router", *METRICS))
+    tables = _summarise(records, tasks, ("edit_success", "router", REFUSED, *METRICS))
     for name, words in slices.items():
         matches = [has_word(record, words) for record in records]
         for label, chosen in ((name, True), (f"without_{name}", False)):
@@ -50,25 +59,38 @@ def _summarise(records: Sequence[EvalRecord], tasks: Sequence[str], metrics: Seq
     systems = list(dict.fromkeys(record.system for record in records))
     tables: dict[str, Table] = {}
     for metric in metrics:
-        tables[metric], undefined = {}, {}
+        values = {
+            (system, name): [
+                (_value(metric, record), record) for record in records if (record.system, record.task) == (system, name)
+            ]
+            for system in systems
+            for name in tasks
+        }
+        tables[metric] = {}
         for system in systems:
-            means: dict[str, float | None] = {}
-            n_undefined: dict[str, float | None] = {}
-            for name in tasks:
-                values = [_value(metric, record) for record in records if (record.system, record.task) == (system, name)]
-                defined = [value for value in values if value is not None]
-                means[name] = _mean(defined)
-                n_undefined[name] = float(len(values) - len(defined))
+            means = {name: _mean([value for value, _ in values[system, name] if value is not None]) for name in tasks}
             tables[metric][system] = {"overall": _mean([v for n in trained if (v := means[n]) is not None]), **means}
-            undefined[system] = {"overall": sum(n_undefined[name] or 0 for name in trained), **n_undefined}
-        if any(count for row in undefined.values() for count in row.values()):
-            tables[f"undefined_{metric}"] = undefined
+        causes = {
+            key: Counter(_undefined_name(metric, record) for value, record in pairs if value is None)
+            for key, pairs in values.items()
+        }
+        for cause in sorted({cause for counter in causes.values() for cause in counter}):
+            counts = {system: {name: float(causes[system, name][cause]) for name in tasks} for system in systems}
+            tables[cause] = {system: {"overall": sum(row[name] for name in trained), **row} for system, row in counts.items()}
     return tables
 
 
+def _undefined_name(metric: str, record: EvalRecord) -> str:
+    """The table that counts an undefined value of this record."""
+    if metric != _DIRECTION:
+        return f"undefined_{metric}"
+    before, after = (caption.casefold().split() for caption in (record.source_caption, record.target_caption))  # as CLIP reads
+    return f"undefined_{metric}_{_EQUAL_CAPTIONS if before == after else _UNCHANGED_IMAGE}"
+
+
 def write_csv(path: Path, tables: dict[str, Table]) -> None:
-    """Write the tables as one row per system and task, for `dvc plots` and spreadsheets."""
-    names = [name for name in tables if not name.startswith("undefined_")]
+    """Write the tables as one row per system and task, for `dvc plots` and spreadsheets; counts of undefined values come last."""
+    names = sorted(tables, key=lambda name: name.startswith("undefined_"))
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["system", "task", *names])
@@ -106,6 +128,8 @@ def draw_contact_sheet(
 def _value(metric: str, record: EvalRecord) -> float | None:
     if metric == "edit_success":
         return float(record.success)
+    if metric == REFUSED:
+        return float(record.given_task == NO_EDIT)
     return float(record.given_task == record.task) if metric == "router" else record.scores[metric]
 
 

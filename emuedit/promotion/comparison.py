@@ -26,12 +26,12 @@ from emuedit.editor.package_layout import MODELS
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark
 from emuedit.metrics.baselines import Systems
-from emuedit.metrics.benchmark import MIN_CHANGE, Benchmark
+from emuedit.metrics.benchmark import MIN_CHANGE, Benchmark, EditSource
 from emuedit.metrics.edit_scores import evaluate_system
 from emuedit.progress import Progress
 from emuedit.promotion.gate import GateError, Measurement
 from emuedit.runtime import Runtime
-from emuedit.tasks import HELD_OUT, get_task
+from emuedit.tasks import HELD_OUT, changes_whole_image, get_task
 
 EVALUATION = Path("reports/evaluation")
 """Output folder of the stage `evaluation`."""
@@ -41,6 +41,7 @@ _CACHE = Path("scratch/promotion")
 _KEPT_MEASUREMENTS = 6
 _UNTOUCHED_SHARE = 0.05
 """Minimum share of pixels that the reference result leaves unchanged; otherwise untouched pixels are not measured."""
+_WHOLE_IMAGE = "of a task that changes the whole image"
 _NO_REFERENCE = "without a reference result"
 _ALL_CHANGED = f"with a reference result that leaves less than {_UNTOUCHED_SHARE:.0%} of the pixels unchanged"
 _TIMED_EDITS = 5
@@ -110,12 +111,14 @@ def measure(package: Path, name: str, items: ComparisonConditions, root: Path) -
     items_key = items.key(root)
     folder = root / _CACHE / content_key({"items": items_key}, *_package_files(package))
     folder.mkdir(parents=True, exist_ok=True)
-    _adopt_evaluation(root, package, items, folder)
+    source = benchmark.load(items.benchmark, items.device)
+    _adopt_evaluation(root, package, items, folder, source)
     systems = Systems(package, items.settings, Runtime.choose(items.device, items.dtype))
-    records = _evaluate(name, systems, items, folder)
+    records = _evaluate(name, systems, items, folder, source)
     _prune(root / _CACHE, folder)
     size = sum(file.stat().st_size for file in _package_files(package))
-    return replace(_summarise(name, records, items_key), size_bytes=size)
+    note = benchmark.describe_judge(source, items.tasks)
+    return replace(_summarise(name, records, items_key), size_bytes=size, note=note)
 
 
 def measure_nothing(items: ComparisonConditions, root: Path) -> Measurement:
@@ -125,7 +128,8 @@ def measure_nothing(items: ComparisonConditions, root: Path) -> Measurement:
     for task in items.tasks:
         edits = source(task, items.split, 0, items.n_edits)
         records[task] = evaluate_system("identity", identity, edits, None, 0)
-    return _summarise("the identity baseline", records, items.key(root))
+    note = benchmark.describe_judge(source, items.tasks)
+    return replace(_summarise("the identity baseline", records, items.key(root)), note=note)
 
 
 def measure_speed(packages: Sequence[Path], items: ComparisonConditions) -> list[float]:
@@ -142,8 +146,9 @@ def measure_speed(packages: Sequence[Path], items: ComparisonConditions) -> list
     return [min(times[1:]) for times in seconds]  # the first one loads the models
 
 
-def _evaluate(name: str, systems: Systems, items: ComparisonConditions, folder: Path) -> dict[str, list[EvalRecord]]:
-    source = benchmark.load(items.benchmark, items.device)
+def _evaluate(
+    name: str, systems: Systems, items: ComparisonConditions, folder: Path, source: EditSource
+) -> dict[str, list[EvalRecord]]:
     paths = {task: folder / f"{task}.parquet" for task in items.tasks}
     missing = [task for task, path in paths.items() if not path.exists()]
     if missing:
@@ -156,7 +161,7 @@ def _evaluate(name: str, systems: Systems, items: ComparisonConditions, folder: 
     return {task: list(read_shard(path, EvalRecord)) for task, path in paths.items()}
 
 
-def _adopt_evaluation(root: Path, package: Path, items: ComparisonConditions, folder: Path) -> None:
+def _adopt_evaluation(root: Path, package: Path, items: ComparisonConditions, folder: Path, source: EditSource) -> None:
     """Reuse the results of the stage `evaluation` for the workspace's models, if benchmark, settings and number format are equal.
 
     Its code and inputs are not compared here: whoever compares the workspace's models must know that the stage is up to date for
@@ -174,7 +179,6 @@ def _adopt_evaluation(root: Path, package: Path, items: ComparisonConditions, fo
         return
     if not all(map(_has_its_bytes, package.iterdir())):
         return
-    source = benchmark.load(items.benchmark, items.device)
     for task in items.tasks:
         shard, path = out / f"shard-{_SYSTEM}-{task}.parquet", folder / f"{task}.parquet"
         if shard.exists() and not path.exists():
@@ -218,7 +222,10 @@ def _measure_untouched(record: EvalRecord) -> float | str:
 
     The mean distance of the output from the range between input and reference; where both are equal, this is |output - input|.
     So the noise of a compressed reference, and a faint change that it makes, are not counted against an output.
+    A task that changes the whole image has no pixel that must stay, even where its reference result equals the input by chance.
     """
+    if changes_whole_image(record.task):
+        return _WHOLE_IMAGE
     if record.exact is None:
         return _NO_REFERENCE
     source, output, exact = (decode_png(png).astype(np.int16) for png in (record.source, record.output, record.exact))

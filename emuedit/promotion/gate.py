@@ -33,6 +33,8 @@ class Measurement:
     size_bytes: int | None = None
     items: str = ""
     """Hash of the edits, the settings and the judge: only measurements with equal hashes are compared."""
+    note: str = ""
+    """A note about the judge, see `benchmark.describe_judge`; the reason of the decision repeats it."""
 
     @property
     def overall(self) -> float:
@@ -107,7 +109,8 @@ def decide(challenger: Measurement, champion: Measurement, settings: GateSetting
     outside, is_measured = ("", True) if is_first else _describe_outside(challenger, champion)
     gap = "" if is_measured else f"; pixels outside the edit: {outside}"
     verdict = f": {'; '.join(objections)}" if objections else ", all criteria met" if is_measured else ", all other criteria met"
-    return Decision(not objections, f"{scores}{verdict}{gap}", rows, challenger.items, outside)
+    note = f"; {challenger.note}" if challenger.note else ""
+    return Decision(not objections, f"{scores}{verdict}{gap}{note}", rows, challenger.items, outside)
 
 
 def _check(challenger: Measurement, champion: Measurement, settings: GateSettings) -> None:

@@ -5,9 +5,11 @@ Everything is read from the tags of the version, so the card can be rendered aga
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from emuedit.tasks import ALL_TASKS, find_task
 from emuedit.tracking import registry, runs
 from emuedit.tracking.registry import ModelVersion
 from emuedit.tracking.service_errors import hide_password
@@ -15,8 +17,8 @@ from emuedit.tracking.service_errors import hide_password
 FOLDER = "cards"
 """Folder of the run's artifacts with the cards of the model and of its data."""
 CARD = f"{FOLDER}/model.md"
-SCORES_TAG, SOURCES_TAG = "card.scores", "card.sources"
-"""Tags of a version, as JSON: system -> task -> edit success, and part of the world -> [name, licence]."""
+SCORES_TAG, SOURCES_TAG, N_EDITS_TAG = "card.scores", "card.sources", "card.n_edits"
+"""Tags of a version, as JSON: system -> task -> edit success, part of the world -> [name, licence], and edits per task."""
 _NOT_STATED = "not stated"
 _OVERALL = "overall"
 _DATA = "dvc.data/"
@@ -37,7 +39,7 @@ _TEXT = """\
 ## Scores
 
 Edit success in its own evaluation: the share of edits that the benchmark's judge accepts. `overall` is the mean over the trained
-tasks.
+tasks.{precision}
 
 {scores}
 
@@ -66,19 +68,29 @@ present edited images as unedited ones. `artifacts/editor/README.md` of the vers
 
 
 def make_tags(
-    table: Mapping[str, Mapping[str, float | None]], system: str, params: Mapping[str, Any], baseline: str = "identity"
+    table: Mapping[str, Mapping[str, float | None]],
+    system: str,
+    params: Mapping[str, Any],
+    section: str = "evaluation",
+    baseline: str = "identity",
 ) -> dict[str, str]:
-    """The tags that the card needs. `table`: system -> task -> edit success. `params`: content of `params.yaml`."""
+    """The tags that the card needs. `table`: system -> task -> edit success. `params`: content of `params.yaml`.
+
+    section: that of the evaluation, whose `n_edits` is the number of edits per task.
+    """
     scores = {name: dict(table[name]) for name in (system, baseline) if name in table}
     licences = (params.get("dataset") or {}).get("licences") or {}
     world = {key: value for key, value in (params.get("world") or {}).items() if key != "name" and value}
     sources = {part: [str(name), licences.get(part, _NOT_STATED)] for part, name in world.items()}
-    return {SCORES_TAG: json.dumps(scores), SOURCES_TAG: json.dumps(sources)}
+    n_edits = (params.get(section) or {}).get("n_edits")
+    tags = {SCORES_TAG: json.dumps(scores), SOURCES_TAG: json.dumps(sources)}
+    return tags | ({N_EDITS_TAG: json.dumps(n_edits)} if n_edits else {})
 
 
 def render(version: ModelVersion) -> str:
     """The card, as Markdown."""
     tags = version.tags
+    n_edits = _read_n_edits(tags)
     data = {key.removeprefix("dvc."): value for key, value in tags.items() if key.startswith(_DATA)}
     return _TEXT.format(
         uri=version.uri,
@@ -89,7 +101,8 @@ def render(version: ModelVersion) -> str:
         parent=f"`{tags['parent']}`" if tags.get("parent") else "none: trained from the base model",
         why=_cell(tags.get(registry.WHY_TAG, "") or _NOT_STATED),
         gate=_cell(_gate(tags)),
-        scores=_format_scores(_read(tags, SCORES_TAG)),
+        precision=f" {n_edits} edits per task; ± is the standard error, from the spread over the edits." if n_edits else "",
+        scores=_format_scores(_read(tags, SCORES_TAG), n_edits),
         folder=FOLDER,
         data="\n".join(f"- `{path}`: `{value}`" for path, value in sorted(data.items())) or "- none was recorded",
         sources="\n".join(f"| {part} | `{name}` | {licence} |" for part, (name, licence) in _read(tags, SOURCES_TAG).items())
@@ -132,16 +145,36 @@ def _gate(tags: Mapping[str, str]) -> str:
     return f"{state}: {reason}" if state and reason else state or "no decision"
 
 
-def _format_scores(scores: Mapping[str, Mapping[str, float | None]]) -> str:
+def _format_scores(scores: Mapping[str, Mapping[str, float | None]], n_edits: int | None) -> str:
+    """A table of success and its standard error; without the error for slices, whose number of edits is not recorded."""
     if not scores:
         return "None were recorded."
     systems = list(scores)
     tasks = sorted({task for values in scores.values() for task in values} - {_OVERALL})
     lines = [f"| task | {' | '.join(systems)} |", "|---|" + "---:|" * len(systems)]
     for task in (_OVERALL, *tasks):
-        values = (scores[system].get(task) for system in systems)
-        lines.append(f"| {task} | {' | '.join('-' if value is None else f'{value:.3f}' for value in values)} |")
+        cells = [_format_score(scores[system], task, n_edits) for system in systems]
+        lines.append(f"| {task} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _format_score(row: Mapping[str, float | None], task: str, n_edits: int | None) -> str:
+    value = row.get(task)
+    if value is None:
+        return "-"
+    names = [name for name in row if name in ALL_TASKS] if task == _OVERALL else [task] if find_task(task) else []
+    shares = [share for name in names if (share := row.get(name)) is not None]
+    return f"{value:.3f}" + (f" ± {_standard_error(shares, n_edits):.3f}" if n_edits and shares else "")
+
+
+def _standard_error(shares: Sequence[float], n_edits: int) -> float:
+    """Standard error of the unweighted mean of shares, each of n independent edits: sqrt(sum of p (1 - p) / n) / tasks."""
+    return math.sqrt(sum(share * (1 - share) for share in shares) / n_edits) / len(shares)
+
+
+def _read_n_edits(tags: Mapping[str, str]) -> int | None:
+    value = tags.get(N_EDITS_TAG, "")
+    return int(value) if value.isdigit() and int(value) else None
 
 
 def _read(tags: Mapping[str, str], key: str) -> dict[str, Any]:

@@ -100,7 +100,9 @@ def run(params: EvaluationParams, root: Path) -> Summary:
             progress.advance(params.n_edits if system == "identity" else params.n_edits / steps)
     records = [record for path in paths.values() for record in read_shard(path, EvalRecord)]
     tables = report.summarise(records, params.tasks, slices)
-    (scratch / "metrics.json").write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")
+    note = benchmark.describe_judge(source, params.tasks)
+    content = {**({"note": note} if note else {}), **tables}
+    (scratch / "metrics.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     report.write_csv(scratch / "metrics.csv", tables)
     sheet_system = next((name for name in ("emuedit", "true_task") if name in params.systems), params.systems[0])
     sheet = report.draw_contact_sheet(records, sheet_system, params.tasks, params.sheet_columns, tables["edit_success"])

@@ -1,6 +1,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from emuedit.config import ParamsError
 from emuedit.editor import sampling, task_predictor
 from emuedit.editor.settings import EditSettings
-from emuedit.editor.task_predictor import TaskPrediction
+from emuedit.editor.task_predictor import NO_EDIT, TaskPrediction
+from emuedit.metrics import report
 from emuedit.metrics.baselines import Systems
 from emuedit.metrics.benchmark import Benchmark
+from emuedit.metrics.edit_scores import REFUSAL, evaluate_system
 from emuedit.runtime import Runtime
 
 RUNTIME, SETTINGS = Runtime("cpu", "float32"), EditSettings(steps=3)
@@ -44,6 +47,19 @@ class AlwaysLocalPredictor:
 
     def predict(self, texts: Sequence[str], among: Sequence[str] | None = None) -> list[TaskPrediction]:
         return [TaskPrediction("local", 0.9)] * len(texts)
+
+
+@dataclasses.dataclass(frozen=True)
+class AcceptingEdits:
+    """Edits with a judge that accepts every output."""
+
+    edits: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.edits, name)
+
+    def judge(self, output: np.ndarray) -> SimpleNamespace:
+        return SimpleNamespace(success=np.ones(len(output), bool), reason=("",) * len(output))
 
 
 @pytest.fixture
@@ -80,6 +96,48 @@ def test_the_editor_gets_the_predicted_or_the_true_task(
     np.testing.assert_array_equal(outputs, 255 - edits.before)
     assert tasks == [used] * 2
     assert sampler.calls[1:] == [(edits.instructions, [used] * 2, SETTINGS, [7, 8], report)]
+
+
+@pytest.fixture(scope="module")
+def refusing_predictor(tmp_path_factory: pytest.TempPathFactory) -> task_predictor.TaskPredictor:
+    """An untrained predictor that refuses every text: no sum of probabilities reaches its threshold."""
+    weights = Path(__file__).parents[2] / "toyworld/weights/t5"
+    trained = task_predictor.from_t5(str(weights), InvertingSampler.tasks, 32)
+    trained.calibrate(1.0, min_support=2.0)
+    return trained
+
+
+def test_an_instruction_that_the_predictor_refuses_is_a_failure(
+    tmp_path: Path, toy_edits: ToyEdits, sampler: InvertingSampler, monkeypatch: pytest.MonkeyPatch,
+    refusing_predictor: task_predictor.TaskPredictor,
+) -> None:  # fmt: skip
+    """`Editor.edit` raises for it, so users get no edit; the judge accepts everything here."""
+    monkeypatch.setattr(task_predictor, "load", lambda folder, device: refusing_predictor)
+    edits = AcceptingEdits(toy_edits("local", 3))
+    systems = Systems(tmp_path, SETTINGS, RUNTIME)
+    outputs, tasks = systems["emuedit"](edits, [1, 2, 3])
+    np.testing.assert_array_equal(outputs, edits.before)
+    assert tasks == [NO_EDIT] * 3
+    records = [record for name in ("emuedit", "true_task") for record in evaluate_system(name, systems[name], edits, None, 0)]
+    assert [(record.success, record.reason) for record in records] == [(False, REFUSAL)] * 3 + [(True, "")] * 3
+    tables = report.summarise(records, ("local",))
+    shares = {name: [tables[name][system]["local"] for system in ("emuedit", "true_task")] for name in ("edit_success", "router")}
+    assert shares == {"edit_success": [0.0, 1.0], "router": [0.0, 1.0]}
+    assert tables["refused"] == {"emuedit": {"overall": 1.0, "local": 1.0}, "true_task": {"overall": 0.0, "local": 0.0}}
+
+
+def test_a_refusal_does_not_change_the_other_edits(
+    tmp_path: Path, toy_edits: ToyEdits, sampler: InvertingSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class RefusesSecond(AlwaysLocalPredictor):
+        def predict(self, texts: Sequence[str], among: Sequence[str] | None = None) -> list[TaskPrediction]:
+            return [TaskPrediction("local", 0.9, refused=row == 1) for row in range(len(texts))]
+
+    monkeypatch.setattr(task_predictor, "load", lambda folder, device: RefusesSecond())
+    edits = toy_edits("remove", 3)
+    outputs, tasks = Systems(tmp_path, SETTINGS, RUNTIME)["emuedit"](edits, [1, 2, 3])
+    assert tasks == ["local", NO_EDIT, "local"]
+    np.testing.assert_array_equal(outputs, np.stack([255 - edits.before[0], edits.before[1], 255 - edits.before[2]]))
 
 
 def test_less_is_edited_at_once_where_a_divisor_says_so(tmp_path: Path, toy_edits: ToyEdits, sampler: InvertingSampler) -> None:

@@ -37,14 +37,14 @@ def test_there_is_a_table_for_success_the_task_predictor_and_every_metric() -> N
     scores = {"clip_dir": 0.1, "clip_im": 0.2, "clip_out": 0.3, "l1": 0.4, "dino": 0.5}
     records = [make_record("add", True, scores=scores), make_record("add", False, given_task="local", scores=scores)]
     tables = report.summarise(records, ("add",))
-    assert set(tables) == {"edit_success", "router", *scores}
+    assert set(tables) == {"edit_success", "router", "refused", *scores}
     assert tables["router"]["s"] == {"overall": 0.5, "add": 0.5}
     for name, value in scores.items():
         assert tables[name]["s"] == {"overall": value, "add": value}
 
 
 def test_undefined_values_are_left_out_and_counted() -> None:
-    undefined = dict.fromkeys(METRICS, 0.4) | {"clip_dir": None}
+    undefined = dict.fromkeys(METRICS, 0.4) | {"clip_dir": None, "dino": None}
     records = [
         make_record("add", True),
         make_record("add", True, scores=undefined),
@@ -53,8 +53,29 @@ def test_undefined_values_are_left_out_and_counted() -> None:
     ]
     tables = report.summarise(records, ("add", "remove", "contour"))
     assert tables["clip_dir"]["s"] == {"overall": 0.5, "add": 0.5, "remove": None, "contour": None}
-    assert tables["undefined_clip_dir"]["s"] == {"overall": 2.0, "add": 1.0, "remove": 1.0, "contour": 1.0}
+    assert tables["undefined_dino"]["s"] == {"overall": 2.0, "add": 1.0, "remove": 1.0, "contour": 1.0}
     assert "undefined_l1" not in tables
+
+
+def test_a_clip_direction_is_undefined_for_equal_captions_or_an_unchanged_image(tmp_path: Path) -> None:
+    """The former is a property of the benchmark, the latter of the system; both counts are in the CSV file."""
+    undefined = dict.fromkeys(METRICS, 0.4) | {"clip_dir": None}
+    captions = {"source_caption": "a red circle", "target_caption": "a blue circle"}
+    records = [
+        make_record("add", True, **captions),
+        make_record("add", True, **captions, scores=undefined),
+        make_record("add", True, source_caption="A  dog", target_caption="a dog", scores=undefined),
+        make_record("remove", True, **captions, scores=undefined),
+        make_record("contour", True, **captions),
+    ]
+    tables = report.summarise(records, ("add", "remove", "contour"))
+    equal, unchanged = "undefined_clip_dir_equal_captions", "undefined_clip_dir_unchanged_image"
+    assert tables[equal]["s"] == {"overall": 1.0, "add": 1.0, "remove": 0.0, "contour": 0.0}
+    assert tables[unchanged]["s"] == {"overall": 2.0, "add": 1.0, "remove": 1.0, "contour": 0.0}
+    report.write_csv(tmp_path / "metrics.csv", tables)
+    with (tmp_path / "metrics.csv").open(newline="") as stream:
+        rows = {row["task"]: row for row in csv.DictReader(stream)}
+    assert [(rows[task][equal], rows[task][unchanged]) for task in ("overall", "add")] == [("1.0", "2.0"), ("1.0", "1.0")]
 
 
 def test_systems_are_kept_apart_and_in_their_order() -> None:
@@ -72,7 +93,8 @@ def test_the_csv_file_has_a_row_for_every_system_and_task(tmp_path: Path) -> Non
     with (tmp_path / "metrics.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [(row["system"], row["task"]) for row in rows] == [("a", "overall"), ("a", "add"), ("b", "overall"), ("b", "add")]
-    assert list(rows[0]) == ["system", "task", "edit_success", "router", *METRICS]
+    counts = ["undefined_clip_dir_equal_captions"]
+    assert list(rows[0]) == ["system", "task", "edit_success", "router", "refused", *METRICS, *counts]
     assert [row["edit_success"] for row in rows] == ["1.0", "1.0", "0.0", "0.0"]
     assert [row["clip_dir"] for row in rows] == ["", "", "0.5", "0.5"]
 

@@ -1,22 +1,19 @@
 """Both editors are measured on the same edits, now; what was measured under other conditions is not used."""
 
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from emuedit.config import ParamsError
-from emuedit.data.png import encode_png
 from emuedit.data.publish import publish, scratch_folder, write_summary
 from emuedit.data.records import EvalRecord
 from emuedit.data.shards import write_shard
+from emuedit.metrics import benchmark
 from emuedit.metrics.baselines import Systems
 from emuedit.metrics.benchmark import Benchmark, Pictures
-from emuedit.metrics.photo_benchmark import PhotoEdits
 from emuedit.promotion import comparison, promote
 from emuedit.promotion.gate import GateError
 from emuedit.tracking.registry import ModelVersion
@@ -91,9 +88,8 @@ def test_a_champion_is_measured_once_until_edits_code_or_bytes_change(workspace:
 
 def publish_evaluation(workspace: Path, steps: int) -> None:
     items = comparison.read_items(workspace)
-    records = comparison._evaluate(
-        "new", Systems(workspace / "models", items.settings, comparison.Runtime("cpu", "float32")), items, workspace
-    )
+    systems = Systems(workspace / "models", items.settings, comparison.Runtime("cpu", "float32"))
+    records = comparison._evaluate("new", systems, items, workspace, benchmark.load(items.benchmark))
     settings = items.settings.model_dump(mode="json") | {"steps": steps}
     params = {"benchmark": items.benchmark, "n_edits": 4, "split": "held_out", "settings": settings, "dtype": "float32"}
     scratch = scratch_folder(workspace, "evaluation", "key")
@@ -121,57 +117,25 @@ def test_the_evaluation_of_other_bytes_is_not_taken_over(workspace: Path, edited
     assert len(edited) == 2
 
 
-def record_of(source: Pictures, output: Pictures, exact: Pictures | None) -> EvalRecord:
-    pngs = [None if pixels is None else encode_png(pixels) for pixels in (source, output, exact)]
-    return EvalRecord(
-        system="emuedit", task="local", instruction="make it red", source_caption="", target_caption="", given_task="local",
-        seed=0, source=pngs[0] or b"", output=pngs[1] or b"", exact=pngs[2], success=True, reason="", scores={},
-    )  # fmt: skip
+def test_an_uncalibrated_judge_is_named_in_the_reason(
+    workspace: Path, edited: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promote.registry, "download_version", lambda uri: workspace / "champion")
+    source = benchmark.load("toyworld/edits/toy_benchmark.py")
 
+    class UncalibratedSource:
+        uncalibrated_tasks = ("background", "add")
 
-def as_jpeg(pixels: Pictures, quality: int) -> Pictures:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=quality)
-    return np.asarray(Image.open(stream))
+        def __call__(self, task: str, split: str, start: int, n: int) -> Benchmark:
+            return source(task, split, start, n)
 
-
-@pytest.fixture
-def photograph() -> tuple[Pictures, Pictures]:
-    """A textured image and its reference result with a red quarter, both after JPEG compression."""
-    noise = np.random.default_rng(0).integers(0, 40, (64, 64, 3))
-    picture = (np.linspace(60, 180, 64)[:, None, None] + noise).astype(np.uint8)
-    result = picture.copy()
-    result[:32, :32] = (220, 20, 20)
-    return as_jpeg(picture, 90), as_jpeg(result, 85)
-
-
-def test_untouched_pixels_of_photographs_are_measured_despite_compression(photograph: tuple[Pictures, Pictures]) -> None:
-    source, exact = photograph
-    assert (source == exact).all(-1).mean() < 0.05
-    darker, brighter = np.clip(source, 20, None) - 20, np.clip(source, None, 235) + 20
-    changes = {
-        name: comparison._measure_untouched(record_of(source, output.astype(np.uint8), exact))
-        for name, output in {"result": exact, "input": source, "darker": darker, "brighter": brighter}.items()
-    }
-    assert changes["result"] == changes["input"] == 0.0
-    assert all(isinstance(changes[name], float) and 0.05 < float(changes[name]) < 0.08 for name in ("darker", "brighter"))
-
-
-def test_edits_without_untouched_pixels_have_a_reason(photograph: tuple[Pictures, Pictures]) -> None:
-    source, _ = photograph
-    assert comparison._measure_untouched(record_of(source, source, None)) == "without a reference result"
-    other = ((source.astype(int) + 100) % 256).astype(np.uint8)
-    assert "less than 5% of the pixels unchanged" in str(comparison._measure_untouched(record_of(source, source, other)))
-
-
-def test_references_are_used_for_each_edit_that_has_one(photograph: tuple[Pictures, Pictures]) -> None:
-    """`exact` of a benchmark of photographs is None unless all edits have a reference result."""
-    source, exact = photograph
-    edits = PhotoEdits("local", ["a", "b"], ["", ""], ["", ""], np.stack([source] * 2), [exact, None], None)  # type: ignore[arg-type]
-    records = comparison._with_references([record_of(source, source, None)] * 2, edits)
-    measured = comparison._summarise("new", {"local": records}, "key")
-    assert measured.untouched == {"local": [0.0, None]}
-    assert measured.untouched_gaps == {"without a reference result": 1}
+    champions = (None, ModelVersion(7, "run"))
+    reasons = [promote.compare_with_champion(workspace / "models", "new", champion, workspace).reason for champion in champions]
+    assert not any("uncalibrated" in reason for reason in reasons)
+    monkeypatch.setattr(benchmark, "load", lambda reference, device="auto": UncalibratedSource())
+    for champion in champions:
+        reason = promote.compare_with_champion(workspace / "models", "new", champion, workspace).reason
+        assert reason.endswith("; uncalibrated judge: background"), "add is not measured"
 
 
 def test_versions_are_compared_on_the_tasks_that_the_champion_was_promoted_with(

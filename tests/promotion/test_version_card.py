@@ -50,6 +50,27 @@ def test_the_card_has_scores_decision_origin_data_and_licences(tags: dict[str, s
     assert "{" not in card
 
 
+def test_scores_have_a_standard_error_if_the_number_of_edits_is_known(tags: dict[str, str]) -> None:
+    table = {
+        "emuedit": {"overall": 0.6, "local": 0.7, "remove": 0.5, "contour": 0.5, "new_words": 0.4},
+        "identity": {"overall": None},
+    }
+    params = PARAMS | {"judged": {"n_edits": 16}, "evaluation": {"n_edits": 1}}
+    lines = version_card.render(
+        ModelVersion(3, "run3", tags | version_card.make_tags(table, "emuedit", params, "judged"))
+    ).splitlines()
+    rows = [line for line in lines if line.startswith(("| overall", "| local", "| remove", "| contour", "| new_words"))]
+    assert rows == [
+        "| overall | 0.600 ± 0.085 | - |",  # sqrt(.7 * .3 / 16 + .5 * .5 / 16) / 2, without `contour`, which is not trained
+        "| contour | 0.500 ± 0.125 | - |",
+        "| local | 0.700 ± 0.115 | - |",
+        "| new_words | 0.400 | - |",
+        "| remove | 0.500 ± 0.125 | - |",
+    ]
+    assert any("16 edits per task" in line for line in lines)
+    assert "edits per task" not in version_card.render(ModelVersion(3, "run3", tags))
+
+
 def test_the_summary_is_one_line(tags: dict[str, str]) -> None:
     assert version_card.summarise(ModelVersion(3, "run3", tags)) == (
         "Edit success 0.6000 in its own evaluation. Gate: promoted: edit success 0.600 against 0.500. Commit abcdabcd, "

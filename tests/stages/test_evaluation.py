@@ -50,7 +50,8 @@ def test_a_system_that_does_nothing_keeps_the_picture_and_has_no_direction(score
     tables = report.summarise(records, ("remove",))
     assert [tables[name]["identity"]["remove"] for name in ("edit_success", "l1", "clip_im", "dino")] == [0.0, 0.0, 1.0, 1.0]
     assert tables["clip_dir"]["identity"]["remove"] is None
-    assert tables["undefined_clip_dir"]["identity"]["remove"] == len(records)
+    assert tables["undefined_clip_dir_unchanged_image"]["identity"]["remove"] == len(records)
+    assert "undefined_clip_dir_equal_captions" not in tables
 
 
 def test_the_exact_result_succeeds_and_moves_towards_its_caption(scorers: Scorers) -> None:
@@ -108,6 +109,7 @@ def test_an_interrupted_evaluation_resumes_after_the_last_task(
     out = tmp_path / evaluation.OUT
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics.keys() > {"edit_success_new_words", "edit_success_without_new_words"}, "the slices of params.yaml"
+    assert "note" not in metrics
     table = metrics["edit_success"]
     assert table == {
         "identity": {"overall": 0.0, "remove": 0.0, "detect": 0.0},
@@ -116,6 +118,22 @@ def test_an_interrupted_evaluation_resumes_after_the_last_task(
     assert len(list(read_folder(out, EvalRecord, verify=True))) == 12
     assert ["overall", "0.00", "1.00"] in [line.split() for line in capsys.readouterr().out.splitlines()]
     assert (out / "contact_sheet.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_the_metrics_name_an_uncalibrated_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class UncalibratedSource:
+        uncalibrated_tasks = ("add", "remove")
+
+        def __call__(self, task: str, split: str, start: int, n: int) -> Benchmark:
+            return source(task, split, start, n)
+
+    source = benchmark.load("toyworld/edits/toy_benchmark.py")
+    monkeypatch.setattr(benchmark, "load", lambda reference, device: UncalibratedSource())
+    evaluation.run(make_params(systems=("identity",), tasks=("remove",), n_edits=2), tmp_path)
+    metrics = json.loads((tmp_path / evaluation.OUT / "metrics.json").read_text())
+    assert metrics["note"] == "uncalibrated judge: remove"
+    assert metrics["refused"] == {"identity": {"overall": 0.0, "remove": 0.0}}
 
 
 @pytest.mark.slow

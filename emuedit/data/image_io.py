@@ -29,6 +29,8 @@ _TURNS = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 """EXIF orientation -> transposition that makes the image upright; 1 is upright."""
+_SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
 _WITH_PROFILE = {"PNG", "JPEG", "WEBP", "TIFF"}
 """Formats for which Pillow can write EXIF and a colour profile."""
 _WITH_ALPHA = {"PNG", "WEBP", "TIFF"}
@@ -96,6 +98,17 @@ def count_pixels(content: bytes) -> int:
             return image.width * image.height
     except ImageError:
         return 0
+
+
+def read_size(file: Path) -> tuple[int, int]:
+    """Width and height in px of an image file after its EXIF rotation, by its header. Raises ImageError if it has none."""
+    try:
+        with Image.open(file, formats=image_formats.readable_formats()) as image:
+            width, height = image.size
+            is_turned = image.getexif().get(_EXIF_ORIENTATION, 1) in _SIDEWAYS and image.format != "TIFF"  # Pillow has turned it
+    except Exception as error:  # as for `Image.open`
+        raise ImageError(f"want an image (PNG, JPEG, WebP, ...), got {file}, whose header cannot be read") from error
+    return (height, width) if is_turned else (width, height)
 
 
 @contextmanager

@@ -4,7 +4,8 @@
     judge.yaml    clip, dino, size, bounds          (written by `emuedit benchmark FOLDER --calibrate`)
 
 The columns are those of Emu Edit's test set (facebook/emu_edit_test_set). `params.yaml` names the folder in `world.benchmark`.
-Rows that cannot be judged, see `can_be_judged`, are left out; `emuedit benchmark FOLDER` lists them.
+Rows that cannot be judged, see `benchmark_rows.can_be_judged`, are left out; `emuedit benchmark FOLDER` lists them. A result
+that is a copy of its image is no reference.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from emuedit import config
 from emuedit.data import image_io
@@ -24,7 +25,8 @@ from emuedit.data.edit_table import join_problems, read_edit_table
 from emuedit.data.text_tables import TableError
 from emuedit.metrics.benchmark import Pictures
 from emuedit.metrics.benchmark_folder import JUDGE, REQUIRED, TABLE, missing_files
-from emuedit.metrics.similarity_judge import Calibration, JudgeBounds, SimilarityJudge, Verdicts
+from emuedit.metrics.benchmark_rows import can_be_judged, check_aspect, equals_image, is_compared
+from emuedit.metrics.similarity_judge import Calibration, JudgeBounds, ResultError, SimilarityJudge, Verdicts
 from emuedit.tasks import get_task
 
 HELD_OUT = "held_out"
@@ -34,7 +36,6 @@ _ADVICE = {
 }
 """Split -> what to change if a task has too few edits: previews and inversion use `train`, the evaluation `held_out`."""
 _SPLITS = tuple(_ADVICE)
-
 
 MAX_CACHED_BYTES = 2**29
 """Of scaled images in memory: 680 of 512 px."""
@@ -127,7 +128,7 @@ class PhotoBenchmark:
         Raises BenchmarkError, with file, row and column, for an invalid table."""
         self.folder, self.device = Path(folder), device
         self.settings = settings or read_judge(self.folder)
-        self.rows = [row for row in read_rows(self.folder) if can_be_judged(row)]
+        self.rows = [row for row in read_rows(self.folder) if can_be_judged(row, self.settings.clip)]
 
     def __call__(self, task: str, split: str, start: int, n: int) -> PhotoEdits:
         """Edits start to start + n - 1 of a task. Raises BenchmarkError if there are fewer."""
@@ -137,7 +138,14 @@ class PhotoBenchmark:
         """Raise BenchmarkError, as a call would, for fewer than n edits of a task; opens no image and no model."""
         self._rows(task, split, n)
 
+    def unchanged_error(self, row: Mapping[str, str]) -> ResultError:
+        """Error of the unedited image of a row with a result; opens no model."""
+        before, result = self._load(row["image"]), self._load(row["result"])
+        return ResultError.of(before, before, result)
+
     def _rows(self, task: str, split: str, n: int) -> list[dict[str, str]]:
+        if split not in _SPLITS:
+            raise BenchmarkError(f"want one of the splits {', '.join(_SPLITS)} of {self.folder}, got {split!r}")
         rows = [row for row in self.rows if row["task"] == task and row["split"] == split]
         if len(rows) < n:
             present = {name: sum(row["task"] == name for row in self.rows) for name in self.tasks}
@@ -175,7 +183,7 @@ class PhotoBenchmark:
         """Tasks with edits that are judged by captions, with the default bounds, which are not measured."""
         if self.settings.bounds != JudgeBounds():
             return ()
-        tasks = {row["task"] for row in self.rows if not is_compared(row)} - set(self.settings.task_bounds)
+        tasks = {row["task"] for row in self.rows if not is_compared(row, self.settings.clip)} - set(self.settings.task_bounds)
         return tuple(task for task in self.tasks if task in tasks)
 
     @cached_property
@@ -198,10 +206,15 @@ def write_judge(folder: Path, settings: JudgeFile) -> None:
 
 
 def read_judge(folder: Path) -> JudgeFile:
-    """Read `judge.yaml`. Raises BenchmarkError if it is missing."""
+    """Read `judge.yaml`. Raises BenchmarkError if it is missing or has invalid values."""
     file = folder / JUDGE
     _check_file(file)
-    return JudgeFile.model_validate(dict(config.read_yaml(file)))
+    try:
+        return JudgeFile.model_validate(dict(config.read_yaml(file)))
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, line['loc']))}: {line['msg']}, got {line['input']!r}" for line in error.errors()]
+        advice = f"correct it, or delete it and run `emuedit benchmark {folder} --calibrate`"
+        raise BenchmarkError(f"{file}: {join_problems(problems)}; {advice}") from error
 
 
 def _check_file(file: Path) -> None:
@@ -224,23 +237,7 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
     problems = [f"line {number}: {problem}" for number, row in enumerate(rows, start=2) if (problem := _check_row(row, folder))]
     if problems:
         raise BenchmarkError(f"{file}: {join_problems(problems)}")
-    return rows
-
-
-def can_be_judged(row: Mapping[str, str]) -> bool:
-    """False for equal captions, which give CLIP no direction of the edit, without a reference result to compare with."""
-    return bool(row.get("result")) or not has_equal_captions(row)
-
-
-def is_compared(row: Mapping[str, str]) -> bool:
-    """Whether outputs are compared with the row's reference result, without using captions and calibrated bounds."""
-    return bool(row.get("result")) and (get_task(row["task"]).annotated or has_equal_captions(row))
-
-
-def has_equal_captions(row: Mapping[str, str]) -> bool:
-    """Whether CLIP reads both captions as the same text: it ignores case and spaces."""
-    before, after = (row[column].casefold().split() for column in ("input_caption", "output_caption"))
-    return before == after
+    return [row | {"result": ""} if equals_image(row, folder) else row for row in rows]
 
 
 def _check_row(row: Mapping[str, str], folder: Path) -> str:
@@ -248,6 +245,8 @@ def _check_row(row: Mapping[str, str], folder: Path) -> str:
     for column in ("image", "result"):
         if (column == "image" or row.get(column)) and not (folder / row[column]).is_file():
             return f"want an image in {folder} as {column}, got {row[column]!r}"
+    if row.get("result") and (problem := check_aspect(folder / row["image"], folder / row["result"])):
+        return problem
     if empty := [column for column in ("instruction", "input_caption", "output_caption") if not row[column]]:
         return f"want a text as {' and '.join(empty)}, got none"
     if row["split"] not in _SPLITS:

@@ -10,8 +10,8 @@ StyleGAN-NADA, arXiv 2108.00946; CLIPdir of Emu Edit, arXiv 2311.10089):
 An edit succeeds if its gain is at least `min_gain` and the DINO cosine of both images at least `min_dino` (tasks that edit a
 part) or `min_dino_whole` (the whole image). For tasks whose captions do not describe the edit (boxes, maps, brightness), a
 reference result is needed: the mean difference to it is at most `max_result_l1`, and at most `max_left` of the difference between
-input and reference remains, since a box is thin and an image without it is near the reference. The bounds depend on the models:
-`calibrate` sets them from edits with reference results. Agreement with people is not measured.
+input and reference remains, since the input is near the reference of a thin box or a mild filter. The bounds depend on the
+models: `calibrate` sets them from edits with reference results. Agreement with people is not measured.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ from emuedit.models.dino import DinoScorer
 from emuedit.tasks import get_task
 
 Floats = npt.NDArray[np.float64]
+MIN_CALIBRATED_GAIN = 0.01
+"""Above the gain of an unchanged image, 0, and of rounding. Ours."""
+MIN_MARGIN = 0.2
+"""Of the accepted share of reference results over that of wrong ones. Ours."""
 _BATCH = 32
 _NEVER = -2.0
 """Gain for equal captions, where it is undefined and only a reference result can be compared with."""
@@ -40,8 +44,8 @@ _NEVER = -2.0
 class JudgeBounds(config.Params):
     """Bounds of the judge. The defaults are unmeasured starting points for CLIP ViT-L/14 and DINO ViT-B: calibrate them."""
 
-    min_gain: float = Field(0.05, ge=-1, le=2)
-    """Smallest CLIP gain of a successful edit."""
+    min_gain: float = Field(0.05, gt=0, le=2)
+    """Smallest CLIP gain of a successful edit; an unchanged image has the gain 0."""
     min_dino: float = Field(0.7, ge=-1, le=1)
     """Smallest DINO cosine between input and output of edits of a part of the image."""
     min_dino_whole: float = Field(0.3, ge=-1, le=1)
@@ -49,7 +53,7 @@ class JudgeBounds(config.Params):
     max_result_l1: float = Field(0.1, ge=0, le=1)
     """Largest mean |difference| to a reference result, for values in [0, 1]."""
     max_left: float = Field(0.5, ge=0, le=1)
-    """Largest remaining fraction of the difference between input and reference, over the pixels where they differ."""
+    """Largest remaining fraction of the difference between input and reference, see `ResultError.left`."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,10 @@ class ResultError:
     l1: float
     """Mean |difference|, for values in [0, 1]."""
     left: float
-    """Remaining fraction of the difference between input and reference, where they differ; 0 if they are equal."""
+    """Remaining fraction of the difference between input and reference: 0 for the reference, 1 for the input.
+
+    Over the pixels that differ by more than MIN_CHANGE, or over all pixels if these have less than half of the squared
+    difference, as in a mild change of the whole image. Infinite if input and reference are equal."""
 
     @classmethod
     def of(cls, before: Pictures, after: Pictures, result: Pictures) -> ResultError:
@@ -67,8 +74,26 @@ class ResultError:
         to_do = np.abs(np.subtract(before, result, dtype=np.int16))
         undone = np.abs(np.subtract(after, result, dtype=np.int16))
         differs = to_do.max(-1) > 255 * MIN_CHANGE
-        left = float(undone[differs].sum() / to_do[differs].sum()) if differs.any() else 0.0
-        return cls(float(undone.mean() / 255), left)
+        squares = np.square(to_do, dtype=np.float64).sum(-1)
+        if squares[differs].sum() < squares.sum() / 2:
+            differs[:] = True
+        total = int(to_do[differs].sum())
+        return cls(float(undone.mean() / 255), int(undone[differs].sum()) / total if total else float("inf"))
+
+    @property
+    def is_defined(self) -> bool:
+        """False if the reference result equals the input."""
+        return self.left < float("inf")
+
+    def objection(self, bounds: JudgeBounds) -> str:
+        """Why the output is rejected; empty if it is accepted."""
+        if not self.is_defined:
+            return "the reference result equals the input: it cannot be judged"
+        if self.l1 > bounds.max_result_l1:
+            return f"L1 to the reference result {self.l1:.3f} above max_result_l1 {bounds.max_result_l1:g}"
+        if self.left > bounds.max_left:
+            return f"remaining difference to the reference result {self.left:.2f} above max_left {bounds.max_left:g}"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +119,11 @@ class Calibration:
     unchanged: float
     """Accepted share of unedited images."""
     n: int
+
+    @property
+    def separates(self) -> bool:
+        """Whether the accepted share of reference results exceeds those of wrong and unchanged ones by at least MIN_MARGIN."""
+        return self.right - max(self.unrelated, self.unchanged) >= MIN_MARGIN
 
     @property
     def min_dino(self) -> float:
@@ -142,9 +172,10 @@ class SimilarityJudge:
     ) -> Calibration:
         """Calibrate bounds for one task from at least four edits with reference results.
 
-        `min_gain` best separates reference results from those of other edits (balanced accuracy); `min_dino` is the 5 % quantile
-        of the reference results. They apply to tasks judged by captions; annotated tasks are judged by their reference results.
-        Raises ValueError for fewer edits.
+        `min_gain`, at least MIN_CALIBRATED_GAIN, best separates reference results from wrong outputs (balanced accuracy): other
+        edits' reference results and one unchanged image, whose gain is 0 (with more of them, more of the others are accepted).
+        `min_dino` is the 5 % quantile of the reference results. They apply to tasks judged by captions; annotated tasks are
+        judged by their reference results. Check `separates` before using them. Raises ValueError for fewer edits.
         """
         n = len(before)
         if n < 4:
@@ -155,7 +186,7 @@ class SimilarityJudge:
         texts = [self.clip.embed_texts(list(of_side)).cpu() for of_side in captions]
         shifted = [torch.roll(embeddings, 1, 0) for embeddings in images]  # pair each edit with the captions of another
         others = project_gains(*shifted, *texts)
-        gain = best_threshold(verdicts.gain, others)
+        gain = max(best_threshold(verdicts.gain, np.append(others, 0.0)), MIN_CALIBRATED_GAIN)
         floor = float(np.quantile(verdicts.dino, 0.05))
         bounds = self.bounds.model_copy(update={"min_gain": gain, _dino_bound(task): floor})
         judge = SimilarityJudge(self.clip, self.dino, bounds)
@@ -200,11 +231,7 @@ def _rejection_reason(task: str, bounds: JudgeBounds, gain: float, cosine: float
     if gain == _NEVER or (row.annotated and error is not None):
         if error is None:
             return "CLIP cannot tell its captions apart and there is no reference result: it cannot be judged"
-        if error.l1 > bounds.max_result_l1:
-            return f"L1 to the reference result {error.l1:.3f} above max_result_l1 {bounds.max_result_l1:g}"
-        if error.left > bounds.max_left:
-            return f"remaining difference to the reference result {error.left:.2f} above max_left {bounds.max_left:g}"
-        return ""
+        return error.objection(bounds)
     floor = getattr(bounds, _dino_bound(task))
     objections = []
     if gain < bounds.min_gain:

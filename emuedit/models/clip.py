@@ -5,6 +5,7 @@ Shapes: B images or texts, H and W pixels, D the width of the shared space.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,6 +81,18 @@ def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.floa
     tokenizer = open_clip.get_tokenizer(name)
     _check_tokenizer(tokenizer, model, name_or_path)
     return ClipScorer(model.requires_grad_(False).eval(), tokenizer)
+
+
+def have_equal_tokens(name_or_path: str, first: str, second: str) -> bool:
+    """Whether the texts are equal for the model of `load`, as texts are that differ only beyond the context length."""
+    tokens = _load_tokenizer(name_or_path)([first, second])
+    return bool((tokens[0] == tokens[1]).all())
+
+
+@functools.cache
+def _load_tokenizer(name_or_path: str) -> Any:
+    open_clip = model_sources.import_library("open_clip")
+    return open_clip.get_tokenizer(_resolve_name(open_clip, name_or_path)[0])
 
 
 def _resolve_name(open_clip: Any, name_or_path: str) -> tuple[str, str | None, dict[str, Any]]:

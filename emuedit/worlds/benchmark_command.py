@@ -14,7 +14,7 @@ from emuedit.training.presets import with_preset
 if TYPE_CHECKING:
     from emuedit.metrics.photo_benchmark import JudgeFile, PhotoBenchmark
 
-_MIN_MARGIN, _SIZE = 0.2, 512
+_SIZE = 512
 _FEWEST_RESULTS = 4
 """Edits with results from which a task can be calibrated, see `SimilarityJudge.calibrate`."""
 _SHOWN = 10
@@ -40,39 +40,68 @@ def _run(options: argparse.Namespace) -> int:
     settings = _choose_settings(options)
     benchmark = photo_benchmark.PhotoBenchmark(options.folder, settings=settings)
     _print_rows(rows, benchmark)
+    _print_references(rows, benchmark)
     if options.calibrate:
-        settings = _calibrate(benchmark)
+        settings = benchmark.settings = _calibrate(benchmark)
     file = options.folder / JUDGE
     if not file.is_file() or settings != photo_benchmark.read_judge(options.folder):
         photo_benchmark.write_judge(options.folder, settings)
     if options.calibrate:
-        print(f"\n{file}: bounds of {', '.join(settings.task_bounds)}")
-    elif tasks := benchmark.uncalibrated_tasks:
-        print(f"\nuncalibrated, the judge's bounds are not measured: {', '.join(tasks)}; add --calibrate")
+        print(f"\n{file}: bounds of {', '.join(settings.task_bounds) or 'no task'}")
+    if tasks := benchmark.uncalibrated_tasks:
+        advice = "" if options.calibrate else "; add --calibrate"
+        print(f"\nuncalibrated, the judge's bounds are not measured: {', '.join(tasks)}{advice}")
     return 0
 
 
 def _print_rows(rows: Sequence[dict[str, str]], benchmark: "PhotoBenchmark") -> None:
     """Print the number of edits of each task, and the rows that cannot be judged."""
-    from emuedit.metrics.photo_benchmark import can_be_judged
+    from emuedit.metrics.benchmark_rows import can_be_judged
 
     print(f"{'task':12}{'edits':>7}{'results':>9}")
     for task in benchmark.tasks:
         of_task = [row for row in benchmark.rows if row["task"] == task]
         print(f"{task:12}{len(of_task):7d}{sum(bool(row.get('result')) for row in of_task):9d}")
-    if left_out := [(line, row["task"]) for line, row in enumerate(rows, start=2) if not can_be_judged(row)]:
-        lines = ", ".join(f"{line} ({task})" for line, task in left_out[:_SHOWN]) + (", ..." if len(left_out) > _SHOWN else "")
+    clip = benchmark.settings.clip
+    if left_out := [(line, row["task"]) for line, row in enumerate(rows, start=2) if not can_be_judged(row, clip)]:
         print(
-            f"\n{len(left_out)} of {len(rows)} edits are not used, because they cannot be judged: their captions are equal and "
-            f"they have no result. Add a result, or captions that differ, in the lines {lines}"
+            f"\n{len(left_out)} of {len(rows)} edits are not used, because they cannot be judged: their captions are equal, or "
+            "equal in what CLIP reads of them (77 tokens), and they have no result that differs from the image. Add a result, or "
+            f"captions that differ, in the lines {_join_lines(left_out)}"
         )
+
+
+def _print_references(rows: Sequence[dict[str, str]], benchmark: "PhotoBenchmark") -> None:
+    """Print the share of unedited images that are accepted in edits compared with a reference result."""
+    from emuedit.metrics.benchmark_rows import is_compared
+
+    settings = benchmark.settings
+    compared = [(line, row) for line, row in enumerate(rows, start=2) if is_compared(row, settings.clip)]
+    if not compared:
+        return
+    errors = [(line, row["task"], benchmark.unchanged_error(row)) for line, row in compared]
+    accepted = [
+        (line, task) for line, task, error in errors if not error.objection(settings.task_bounds.get(task, settings.bounds))
+    ]
+    where = f": the lines {_join_lines(accepted)}; lower max_left in {benchmark.folder / JUDGE}" if accepted else ""
+    share = len(accepted) / len(compared)
+    print(f"\n{share:.2f} of the unedited images are accepted in {len(compared)} edits compared with their result{where}")
+    if equal := [(line, task) for line, task, error in errors if not error.is_defined]:
+        print(f"no output is accepted where the result equals the image: replace it in the lines {_join_lines(equal)}")
+
+
+def _join_lines(lines: Sequence[tuple[int, str]]) -> str:
+    """The first lines of the table, each with its task."""
+    return ", ".join(f"{line} ({task})" for line, task in lines[:_SHOWN]) + (", ..." if len(lines) > _SHOWN else "")
 
 
 def _calibrate(benchmark: "PhotoBenchmark") -> "JudgeFile":
     """The settings with calibrated bounds. Prints the shares that the bounds accept; raises BenchmarkError without any."""
-    from emuedit.metrics.photo_benchmark import BenchmarkError, has_equal_captions
+    from emuedit.metrics.benchmark_rows import has_equal_captions
+    from emuedit.metrics.photo_benchmark import BenchmarkError
 
-    with_results = [row for row in benchmark.rows if row.get("result") and not has_equal_captions(row)]
+    clip = benchmark.settings.clip
+    with_results = [row for row in benchmark.rows if row.get("result") and not has_equal_captions(row, clip)]
     usable = {task: [row for row in with_results if row["task"] == task] for task in benchmark.tasks}
     needed = f"{_FEWEST_RESULTS} edits with results and different captions"
     if not any(len(rows) >= _FEWEST_RESULTS for rows in usable.values()):
@@ -92,9 +121,10 @@ def _calibrate(benchmark: "PhotoBenchmark") -> "JudgeFile":
         shares = f"{calibration.right:7.2f}{calibration.unrelated:7.2f}{calibration.unchanged:8.2f}"
         print(f"{task:12}{shares}   {calibration.bounds.min_gain:8.3f}  {calibration.min_dino:.2f}")
     for calibration in calibrations:
-        if calibration.right - max(calibration.unrelated, calibration.unchanged) < _MIN_MARGIN:
-            print(f"{calibration.task}: the judge barely separates correct results from wrong or unchanged ones")
-    bounds = {calibration.task: calibration.bounds for calibration in calibrations}
+        if not calibration.separates:
+            line = "the judge barely separates correct results from wrong or unchanged ones"
+            print(f"{calibration.task}: {line}, so its bounds are not written; check its captions and results, or add edits")
+    bounds = {calibration.task: calibration.bounds for calibration in calibrations if calibration.separates}
     return benchmark.settings.model_copy(update={"task_bounds": bounds})
 
 

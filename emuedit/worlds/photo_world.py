@@ -107,7 +107,7 @@ def render(world: PhotoWorld, root: Path, tuned: Mapping[str, Any] | None = None
     size_px = sizes.picture_px if sizes else preset.size_px
     max_words = _max_words(tuned or {})
     n_rows, n_usable, of_captions = _count_captions(world, root, max_words)
-    tasks, n_edits, of_benchmark = _read_benchmark(root / world.benchmark)
+    tasks, n_edits, of_benchmark = _read_benchmark(root / world.benchmark, world.models["clip"])
     further = list(_further_notes(world, root, size_px))
     n_captions = min(max(1, n_usable), world.n_captions or _FIRST_CAPTIONS)
     steps, steps_reason = _choose_steps(world.preset, n_captions)
@@ -206,17 +206,17 @@ def _count_captions(world: PhotoWorld, root: Path, max_words: int) -> tuple[int,
     return n_rows, n_usable, notes
 
 
-def _read_benchmark(folder: Path) -> tuple[list[str], int, list[str]]:
+def _read_benchmark(folder: Path, clip: str) -> tuple[list[str], int, list[str]]:
     """(tasks with enough edits, edits per task, notes for the user)."""
     if folder.suffix == ".py":
         return list(_WITHOUT_BENCHMARK), _MOST_EDITS, [f"evaluation.tasks: list the tasks that {folder.name} has edits of"]
     if not (folder / TABLE).is_file():
         advice = f"write {folder / TABLE} (docs/own-data.md), then run this again with --overwrite"
         return list(_WITHOUT_BENCHMARK), _MOST_EDITS, [f"evaluation.tasks: there is no benchmark yet; {advice}"]
-    from emuedit.metrics import photo_benchmark  # imports torch
+    from emuedit.metrics import benchmark_rows, photo_benchmark  # import torch
 
     all_rows = photo_benchmark.read_rows(folder)
-    rows = [row for row in all_rows if photo_benchmark.can_be_judged(row)]
+    rows = [row for row in all_rows if benchmark_rows.can_be_judged(row, clip)]
     counts = Counter(row["task"] for row in rows if row["split"] == photo_benchmark.HELD_OUT)
     tasks = [task for task in _TRAINED if counts[task] >= _FEWEST_EDITS]
     if not tasks:

@@ -59,17 +59,100 @@ def test_an_empty_split_is_the_default_one(tmp_path: Path) -> None:
 
 def test_edits_that_cannot_be_judged_are_listed_and_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The judge rejected each of their outputs."""
-    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
-    rows = ["a.png,depth,a,a dog,A  Dog,", "a.png,depth,a,a dog,a dog,a.png", "a.png,local,a,a dog,a cat,"]
+    for name, colour in (("a.png", "black"), ("copy.png", "black"), ("b.png", "white")):
+        Image.new("RGB", (16, 16), colour).save(tmp_path / name)
+    rows = ["a.png,depth,a,a dog,A  Dog,", "a.png,depth,a,a dog,a dog,b.png", "a.png,local,a,a dog,a cat,"]
+    rows.append("a.png,color,a,a dog,a dog,copy.png")
     (tmp_path / "edits.csv").write_text("\n".join([f"{HEADER},result", *rows]))
     assert cli.main(["benchmark", str(tmp_path), "--clip", "a/b", "--dino", "c/d"]) == 0
     output = capsys.readouterr().out
-    assert "1 of 3 edits are not used, because they cannot be judged: their captions are equal" in output
-    assert "in the lines 2 (depth)" in output
+    assert "2 of 4 edits are not used, because they cannot be judged: their captions are equal" in output
+    assert "in the lines 2 (depth), 5 (color)" in output
+    assert "0.00 of the unedited images are accepted in 1 edits compared with their result" in output
     edits = PhotoBenchmark(tmp_path)
     assert [row["task"] for row in edits.rows] == ["depth", "local"]
     with pytest.raises(BenchmarkError, match="want 2 edits of depth that can be judged in the split held_out"):
         edits("depth", "held_out", 0, 2)
+
+
+def test_a_result_with_the_pixels_of_its_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.bmp")
+    (tmp_path / "edits.csv").write_text(f"{HEADER},result\na.png,color,a,a dog,a dog,a.bmp\n")
+    assert cli.main(["benchmark", str(tmp_path), "--clip", "a/b", "--dino", "c/d"]) == 0
+    assert "where the result equals the image: replace it in the lines 2 (color)" in capsys.readouterr().out
+
+
+def test_the_accepted_share_of_unedited_images_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, grey in (("a.png", 100), ("b.png", 110)):
+        Image.new("RGB", (16, 16), (grey,) * 3).save(tmp_path / name)
+    (tmp_path / "edits.csv").write_text(f"{HEADER},result\na.png,color,a,a dog,a dog,b.png\n")
+    write_judge(tmp_path, JudgeFile(clip="a/b", dino="c/d", bounds=JudgeBounds(max_left=1)))
+    assert cli.main(["benchmark", str(tmp_path)]) == 0
+    assert (
+        "1.00 of the unedited images are accepted in 1 edits compared with their result: the lines 2" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("image", "result", "orientation", "is_refused"),
+    [
+        ((200, 90), (90, 90), 1, True),
+        ((200, 90), (90, 200), 1, True),
+        ((200, 90), (90, 200), 6, False),
+        ((200, 90), (200, 90), 6, True),
+        ((200, 90), (100, 45), 1, False),
+        ((400, 267), (40, 27), 1, False),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_a_result_shows_the_same_part_as_its_image(
+    image: tuple[int, int], result: tuple[int, int], orientation: int, is_refused: bool, suffix: str, tmp_path: Path
+) -> None:
+    """Both were cropped to their centre squares, which were compared although they show other parts."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", image).save(tmp_path / f"a.{suffix}", exif=exif)
+    Image.new("RGB", result, "white").save(tmp_path / "b.png")
+    (tmp_path / "edits.csv").write_text(f"{HEADER},result\na.{suffix},local,a,b,c,b.png\n")
+    if is_refused:
+        with pytest.raises(BenchmarkError, match=r"line 2: want a result with the aspect ratio of its image, got \d+ x \d+ of b"):
+            read_rows(tmp_path)
+    else:
+        assert read_rows(tmp_path)[0]["result"] == "b.png"
+
+
+def test_captions_that_differ_beyond_the_context_of_clip_are_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CLIP gave both the same embedding, so the judge rejected each of their outputs."""
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    Image.new("RGB", (16, 16), "white").save(tmp_path / "b.png")
+    words = "very " * 80
+    captions = f"a,{words}red,{words}blue"
+    rows = [f"a.png,local,{captions},", f"a.png,local,{captions},b.png", f"a.png,local,a,red {words},blue {words},"]
+    rows.append(f"a.png,local,a,{'very ' * 20}red,{'very ' * 20}blue,")  # long, but within the context
+    (tmp_path / "edits.csv").write_text("\n".join([f"{HEADER},result", *rows]))
+    assert cli.main(["benchmark", str(tmp_path), "--clip", "ViT-L-14/openai", "--dino", "c/d"]) == 0
+    output = capsys.readouterr().out
+    assert "1 of 4 edits are not used" in output
+    assert "in the lines 2 (local)" in output
+    assert "in 1 edits compared with their result" in output
+    with pytest.raises(BenchmarkError, match=r"want 4 edits of local that can be judged in the split held_out of .*, got 3"):
+        PhotoBenchmark(tmp_path).check("local", "held_out", 4)
+
+
+def test_an_unknown_split_is_an_error_that_names_the_splits(tmp_path: Path) -> None:
+    write_edits(tmp_path)
+    with pytest.raises(BenchmarkError, match=r"want one of the splits train, held_out of .*, got 'test'"):
+        PhotoBenchmark(tmp_path).check("local", "test", 3)
+
+
+def test_bounds_that_accept_unchanged_images_are_an_error(tmp_path: Path) -> None:
+    write_edits(tmp_path)
+    (tmp_path / "judge.yaml").write_text("{clip: a/b, dino: c/d, task_bounds: {local: {min_gain: -0.01}}}\n")
+    with pytest.raises(
+        BenchmarkError, match=r"judge\.yaml: task_bounds\.local\.min_gain: .* greater than 0, got -0\.01; correct"
+    ):
+        read_judge(tmp_path)
 
 
 def test_without_results_nothing_is_calibrated_or_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,9 +202,9 @@ def read_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def write_edits(folder: Path, size: int = 16) -> None:
-    for name in "ab":
+    for name in "abc":
         Image.new("RGB", (40, 20), (ord(name), 0, 0)).save(folder / f"{name}.png")
-    rows = "".join(f"{name}.png,local,a,b,c,b.png\n" for name in "ab")
+    rows = "".join(f"{name}.png,local,a,b,c,c.png\n" for name in "ab")
     (folder / "edits.csv").write_text(f"{HEADER},result\n{rows}")
     write_judge(folder, JudgeFile(clip="a/b", dino="c/d", size=size))
 
@@ -138,11 +221,11 @@ def test_edits_are_counted_without_reading_an_image(tmp_path: Path, read_files: 
 def test_each_image_is_read_once_in_a_process(tmp_path: Path, read_files: list[str]) -> None:
     write_edits(tmp_path)
     first, second = (benchmark.load(str(tmp_path))("local", "held_out", 0, 2) for _ in range(2))
-    assert sorted(read_files) == ["a.png", "b.png"]
+    assert sorted(read_files) == ["a.png", "b.png", "c.png"]
     assert (first.before == second.before).all()
     assert first.before[:, 0, 0, 0].tolist() == [ord("a"), ord("b")]
     assert first.exact is not None
-    assert first.exact[:, 0, 0, 0].tolist() == [ord("b"), ord("b")]
+    assert first.exact[:, 0, 0, 0].tolist() == [ord("c"), ord("c")]
 
 
 def test_another_file_or_size_is_read_again(tmp_path: Path, read_files: list[str]) -> None:

@@ -168,16 +168,18 @@ def test_a_folder_that_is_no_benchmark_gets_no_judge(tmp_path: Path, capsys: pyt
 def test_a_judge_that_cannot_tell_right_from_wrong_is_named(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its right results are noise, as those of models are that do not know such pictures."""
+    """The results of one task are its inputs apart from noise, as if wrong files were named in the table."""
     shutil.copytree(folder, noisy := tmp_path / "noisy")
-    rng = np.random.default_rng(0)
-    for picture in noisy.glob("local*-right.png"):
-        Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(picture)
+    for number in range(N):
+        pixels = np.array(Image.open(noisy / f"local{number}.png"))
+        Image.fromarray(pixels ^ 1).save(noisy / f"local{number}-right.png")
     capsys.readouterr()
     assert cli.main(["benchmark", str(noisy), "--calibrate"]) == 0
     output = capsys.readouterr().out
     assert "local: the judge barely separates correct results from wrong or unchanged ones" in output
     assert "background: the judge" not in output
+    assert "uncalibrated, the judge's bounds are not measured: local" in output
+    assert set(read_judge(noisy).task_bounds) == {"background", "depth"}
 
 
 def test_bounds_are_kept_until_the_judge_is_another(

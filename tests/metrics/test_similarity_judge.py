@@ -1,0 +1,109 @@
+"""The judge of edits of real images on networks that are replaced by simple features."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from emuedit.metrics import similarity_judge
+from emuedit.metrics.similarity_judge import Calibration, JudgeBounds, ResultError, SimilarityJudge
+
+Pictures = npt.NDArray[np.uint8]
+N = 8
+
+
+class FirstPixel:
+    """Replaces CLIP and DINO: an image is a direction with its first red value in degrees; "a" is east, "b" north."""
+
+    def embed_images(self, images: torch.Tensor) -> torch.Tensor:
+        angles = ((images[:, 0, 0, 0] + 1) * 127.5).deg2rad()
+        return torch.stack([angles.cos(), angles.sin()], 1)
+
+    def embed_texts(self, texts: list[str]) -> torch.Tensor:
+        return torch.tensor([[1.0, 0.0] if text == "a" else [0.0, 1.0] for text in texts])
+
+
+def make_judge() -> SimilarityJudge:
+    scorer: Any = FirstPixel()
+    return SimilarityJudge(scorer, scorer, JudgeBounds())
+
+
+def of_degrees(degrees: list[int]) -> Pictures:
+    return np.broadcast_to(np.array(degrees, np.uint8)[:, None, None, None], (len(degrees), 8, 8, 3)).copy()
+
+
+def photographs() -> Pictures:
+    return np.random.default_rng(0).integers(40, 200, (15, 32, 32, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["brighter by a factor", "brighter by a value", "with a few pixels that differ much"])
+def test_a_mild_filter_must_be_applied(kind: str) -> None:
+    """No pixel of these references differs by MIN_CHANGE, or too few do, and unedited and opposite results were accepted."""
+    before = photographs()
+    results = np.round(before * 1.08).astype(np.uint8) if "factor" in kind else (before + 20).astype(np.uint8)
+    if "few" in kind:
+        results[:, 0, :2] = before[:, 0, :2] + 30
+    opposite = (2 * before.astype(np.int16) - results).astype(np.uint8)
+    captions = (["a"] * len(before), ["a"] * len(before))
+
+    def accepted(after: Pictures) -> float:
+        return float(make_judge().judge("color", before, after, captions, list(results)).success.mean())
+
+    assert accepted(before) == 0
+    assert accepted(opposite) == 0
+    assert accepted(results) == 1
+    assert accepted(((before + 3.0 * results) / 4).astype(np.uint8)) == 1, "three quarters of the change"
+
+
+def test_noise_of_compression_does_not_hide_a_thin_box() -> None:
+    """The box covers less than 0.5 % of the image, the noise of the reference all of it."""
+    rng = np.random.default_rng(0)
+    before = rng.integers(40, 200, (256, 256, 3)).astype(np.uint8)
+    boxed = before.copy()
+    boxed[100:120, 100] = boxed[100:120, 140] = boxed[100, 100:140] = boxed[119, 100:140] = (255, 0, 255)
+    reference = np.clip(boxed + rng.normal(0, 2, boxed.shape), 0, 255).astype(np.uint8)
+    assert ResultError.of(before, boxed, reference).objection(JudgeBounds()) == ""
+    assert "remaining difference" in ResultError.of(before, before, reference).objection(JudgeBounds())
+
+
+def test_a_reference_that_equals_its_input_is_named() -> None:
+    before = photographs()[:1]
+    verdicts = make_judge().judge("color", before, before, (["a"], ["a"]), list(before))
+    assert verdicts.reason == ("the reference result equals the input: it cannot be judged",)
+
+
+def calibrate(before: list[int], exact: list[int]) -> Calibration:
+    n = len(before)
+    return make_judge().calibrate("local", of_degrees(before), of_degrees(exact), (["a"] * n, ["b"] * n))
+
+
+def test_unchanged_images_are_among_the_wrong_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other edits' results have negative gains, so a bound below 0 separated them best, and accepted unchanged images."""
+    before, exact = [10] * N, [12] * N
+    gains_of_others = iter([None, np.full(N, -0.05)])  # the second call is that for the results of other edits
+
+    def project(before: torch.Tensor, after: torch.Tensor, *_: torch.Tensor) -> npt.NDArray[np.float64]:
+        others = next(gains_of_others, None)
+        return others if others is not None else np.full(N, 0.0 if torch.equal(before, after) else 0.02)
+
+    monkeypatch.setattr(similarity_judge, "project_gains", project)
+    calibration = calibrate(before, exact)
+    assert calibration.bounds.min_gain == pytest.approx(0.01)
+    assert (calibration.right, calibration.unrelated, calibration.unchanged) == (1, 0, 0)
+    assert calibration.separates
+
+
+def test_results_like_those_of_other_edits_do_not_separate() -> None:
+    calibration = calibrate([10] * N, [40] * N)  # each result is also that of every other edit
+    assert calibration.bounds.min_gain > 0
+    assert calibration.right == calibration.unrelated
+    assert not calibration.separates
+
+
+def test_results_without_a_gain_give_a_bound_that_refuses_unchanged_images() -> None:
+    calibration = calibrate([10, 20, 30, 40] * 2, [10, 20, 30, 40] * 2)
+    assert calibration.bounds.min_gain > 0
+    assert calibration.unchanged == 0
+    assert not calibration.separates

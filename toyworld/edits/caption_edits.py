@@ -28,6 +28,11 @@ EditAnswer = dict[str, str]
 """One text for each of `KEYS`."""
 
 
+_BIG_SHARE = 0.6
+"""Share of the added objects that are big, where there is room."""
+_OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
+
+
 class UnsuitableCaptionError(ValueError):
     """The caption has nothing that this task could edit."""
 
@@ -135,17 +140,22 @@ def _add(caption: ParsedCaption, rng: random.Random, templates: TemplateTable) -
         raise UnsuitableCaptionError("the picture is full")
     if caption.style in STYLE_PHRASES["pixel art"]:
         raise UnsuitableCaptionError("nothing small can be seen in pixel art")
-    free_positions = [
-        phrase
-        for cell, phrases in POSITION_PHRASES.items()
-        if cell != "centre" and not used_positions & set(phrases)
-        for phrase in phrases
-    ]
+    free_cells = [cell for cell, phrases in POSITION_PHRASES.items() if cell != "centre" and not used_positions & set(phrases)]
+    cells_for_big = [cell for cell in free_cells if _has_room_for_big(caption, cell)]
+    is_big = bool(cells_for_big) and rng.random() < _BIG_SHARE
+    position = rng.choice(POSITION_PHRASES[rng.choice(cells_for_big if is_big else free_cells)])
     colours = [colour for colour in COLOURS if _is_visible(colour, caption.background)]
     shapes = [shape for shape in SHAPES if shape not in {other.noun for other in caption.objects}]
-    new = CaptionObject("small", rng.choice(colours), "", rng.choice(shapes), rng.choice(free_positions))
+    texture = rng.choice(("", "", *TEXTURES[1:])) if is_big else ""
+    new = CaptionObject("big" if is_big else "small", rng.choice(colours), texture, rng.choice(shapes), position)
     instruction = rng.choice(templates.of("add")).format(a_new=new)
     return _answer(instruction, "", _detector_name(new), replace(caption, objects=(*caption.objects, new)))
+
+
+def _has_room_for_big(caption: ParsedCaption, cell: str) -> bool:
+    """Whether a big object in this cell does not overlap others: big ones, or of unknown size, only opposite of it."""
+    near = {phrase for other, phrases in POSITION_PHRASES.items() if other not in (cell, _OPPOSITE[cell]) for phrase in phrases}
+    return all(other.size == "small" or other.position not in near for other in caption.objects)
 
 
 def _texture(caption: ParsedCaption, rng: random.Random, templates: TemplateTable) -> EditAnswer:

@@ -55,6 +55,8 @@ SYSTEMS: dict[str, dict[str, float]] = {
     "none": {"change_threshold": 0.0, "composite": 0},
     "naive": {"change_threshold": 0.0, "preserve": 0.0, "composite": 0},
 }
+LABELS = {"ours": "ours", "paper": "Emu Edit's threshold", "none": "blending only", "naive": "no preservation"}
+"""System -> its name in the images."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +147,6 @@ def measure(script: TurnScript, pictures: list[np.ndarray], scorer: dino.DinoSco
 def mean_of(values: list[float]) -> float | None:
     """The mean of six turns; None if there are fewer."""
     return float(np.mean(values)) if len(values) == 6 else None
-
-
-LABELS = {"ours": "ours", "paper": "Emu Edit's threshold", "none": "blending only", "naive": "no preservation"}
-"""System -> its name in the images."""
 
 
 def draw_chart(systems: dict[str, dict[str, list[float]]], path: Path) -> None:

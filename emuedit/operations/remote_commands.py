@@ -143,8 +143,7 @@ def _verify(options: argparse.Namespace) -> None:
         with waiting("uploading"):
             data_objects.upload_again(bucket, unreadable, data_objects.cache_folder(root))
         unreadable, n_objects = _find_unreadable(root, bucket, digests)
-    if unreadable:
-        raise RemoteError(_describe_unreadable(unreadable))
+    _refuse_unreadable(unreadable)
     print(f"the store has all {n_objects} objects of this commit's data")
 
 
@@ -156,11 +155,12 @@ def _find_unreadable(root: Path, bucket: Bucket, digests: set[str]) -> tuple[lis
     return sorted({*unreadable, *map(data_objects.object_name, missing_listings)}), len(digests | files)
 
 
-def _describe_unreadable(names: list[str]) -> str:
-    return (
-        f"want all data of this commit in the remote, but the store lists {data_objects.describe(names)} that it cannot read, as "
-        "after a stop during uploads; run `emuedit remote verify --repair`"
-    )
+def _refuse_unreadable(names: list[str]) -> None:
+    if names:
+        raise RemoteError(
+            f"want all data of this commit in the remote, but the store lists {data_objects.describe(names)} that it cannot "
+            "read, as after a stop during uploads; run `emuedit remote verify --repair`"
+        )
 
 
 def _publish(options: argparse.Namespace) -> None:
@@ -173,8 +173,7 @@ def _publish(options: argparse.Namespace) -> None:
     with waiting("comparing the data with the remote"):
         fields = data_manifest.describe_commit(root)
     unreadable, _ = _find_unreadable(root, bucket, set(fields["data"].values()))
-    if unreadable:
-        raise RemoteError(_describe_unreadable(unreadable))
+    _refuse_unreadable(unreadable)
     folder = f"{SCRATCH}/publish-{uuid4().hex[:12]}"
     if not conditional_writes(bucket, folder) and not bucket.is_versioned():
         warning = "this store ignores `If-None-Match: *`: of two concurrent publishers, one would overwrite the other"

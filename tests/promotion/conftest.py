@@ -42,3 +42,11 @@ def versions(store: str, store_of_versions: Path) -> int:
     """The number of versions of the model in the registry."""
     shutil.copy(store_of_versions, store.removeprefix("sqlite:///"))
     return N_VERSIONS
+
+
+@pytest.fixture
+def readable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every version has an editor."""
+    (tmp_path / "package/editor").mkdir(parents=True)
+    (tmp_path / "package/editor/model_index.json").write_text("{}")
+    monkeypatch.setattr(registry, "download_version", lambda uri: tmp_path / "package")

@@ -165,14 +165,6 @@ def test_promoting_a_champion_that_was_set_by_hand(versions: int, tmp_path: Path
     assert registry.get_version(2).tags[promote.REASON_TAG] == "measured"
 
 
-@pytest.fixture
-def readable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every version has an editor."""
-    (tmp_path / "package/editor").mkdir(parents=True)
-    (tmp_path / "package/editor/model_index.json").write_text("{}")
-    monkeypatch.setattr(registry, "download_version", lambda uri: tmp_path / "package")
-
-
 def test_a_champion_whose_promotion_was_killed_after_the_move_has_its_measurements(
     versions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,5 @@
 """A version that somebody deletes in MLflow, with which MLflow deletes its aliases, stops neither moves nor commands."""
 
-from pathlib import Path
-
 import pytest
 
 from emuedit import cli
@@ -10,14 +8,6 @@ from emuedit.tracking import alias_moves, move_tickets, registry
 from tests.promotion.stores import delete_version, draw_ticket, number_at
 
 pytestmark = pytest.mark.usefixtures("versions")
-
-
-@pytest.fixture
-def readable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every version has an editor."""
-    (tmp_path / "package/editor").mkdir(parents=True)
-    (tmp_path / "package/editor/model_index.json").write_text("{}")
-    monkeypatch.setattr(registry, "download_version", lambda uri: tmp_path / "package")
 
 
 def test_a_dead_waiting_ticket_of_a_deleted_version_blocks_nothing(

@@ -16,8 +16,8 @@ from harness import command
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_image
 
+from emuedit.editing.api import Editor
 from emuedit.editor import changed_area, sampling
-from emuedit.editor.package import Editor
 from emuedit.editor.settings import EditSettings
 from emuedit.models.image_tensors import from_uint8, to_uint8
 

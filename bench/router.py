@@ -6,7 +6,7 @@ captions, instructions of all sixteen tasks and a task predictor with the stages
 `held_out_templates`: instructions of templates that the training data do not use. `other_people`: the list
 `bench/wordings/other_people.yaml`, which no template generates. `two_tasks`: instructions that fit two tasks ("make it
 darker"); the share for which both are readings. `clear_but_ambiguous`: the share of the others with two readings.
-`non_instructions`: the texts `test` of `emuedit/editor/non_instructions.yaml`; the share that is
+`non_instructions`: the texts `test` of `emuedit/predictor/non_instructions.yaml`; the share that is
 refused, also per kind. `pipeline` has the results of the stage itself, from cross-fitting.
 
 The other systems are trained on the same instructions and texts to refuse. `tf_idf_words` and `tf_idf_letters`:
@@ -32,10 +32,10 @@ from harness.task_classifiers import Guess, LabelledText
 from emuedit import config
 from emuedit.data.publish import read_folder, read_summary
 from emuedit.data.records import Instruction
-from emuedit.editor import task_predictor
-from emuedit.editor.calibration import calibration_error
-from emuedit.editor.non_instructions import NON_INSTRUCTIONS, load_non_instructions
-from emuedit.editor.task_predictor import NO_EDIT, TaskPredictor
+from emuedit.predictor import task_predictor
+from emuedit.predictor.calibration import calibration_error
+from emuedit.predictor.non_instructions import NON_INSTRUCTIONS, load_non_instructions
+from emuedit.predictor.task_predictor import NO_EDIT, TaskPredictor
 from emuedit.stages import captions, instructions, router
 from emuedit.tasks import ALL_TASKS
 from toyworld.edits.caption_edits import UnsuitableCaptionError, write_edit

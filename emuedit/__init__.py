@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from emuedit.name_hints import RenamedModules
 
 if TYPE_CHECKING:
+    from emuedit.editing.api import Editor
+    from emuedit.editing.session import EditSession
     from emuedit.editor.edit_pipeline import EmuEditPipeline
-    from emuedit.editor.package import Editor
-    from emuedit.editor.session import EditSession
     from emuedit.editor.settings import EditSettings
 
 __all__ = ["EditSession", "EditSettings", "Editor", "EmuEditPipeline"]
@@ -25,9 +25,9 @@ __all__ = ["EditSession", "EditSettings", "Editor", "EmuEditPipeline"]
 sys.meta_path.insert(0, RenamedModules())
 
 _MODULES = {
-    "EditSession": "emuedit.editor.session",
+    "EditSession": "emuedit.editing.session",
     "EditSettings": "emuedit.editor.settings",
-    "Editor": "emuedit.editor.package",
+    "Editor": "emuedit.editing.api",
     "EmuEditPipeline": "emuedit.editor.edit_pipeline",
 }
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from emuedit.data.formats import FOLDER, FORMAT_NAMES
-from emuedit.editor import edit_commands, task_commands
+from emuedit.editing import edit_commands, learn_command, task_commands
 from emuedit.name_hints import check_options
 from emuedit.operations import ledger_commands, remote_commands, server_commands
 from emuedit.processes import QUIET_ENV, exit_process, keep_compiled_modules, set_env_defaults
 from emuedit.promotion import promotion_commands
 from emuedit.tracking import service_errors, store_address, sync_command
-from emuedit.training import learn_command
 from emuedit.worlds import benchmark_command, init_command
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def _task_origin(task: str | None, router: Path | None) -> "tuple[str, AssignTas
         return f"all {task}", lambda texts: [task] * len(texts)
     if router:
         from emuedit.data.publish import read_summary
-        from emuedit.editor import task_predictor
+        from emuedit.predictor import task_predictor
         from emuedit.runtime import Runtime
 
         predictor = task_predictor.load(str(router), Runtime.choose(dtype="float32").device)

@@ -26,7 +26,7 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
     def load_context(self, context: Any) -> None:
         """Open the editor, its task predictor and its task packs, once. Raises ManifestError for changed files."""
         from emuedit.data.file_manifest import check_manifest
-        from emuedit.editor.package import Editor
+        from emuedit.editing.api import Editor
 
         package = Path(context.artifacts["settings"]).parent
         check_manifest(package, is_required=True)

@@ -34,7 +34,7 @@ LONGEST_FILES = (
     "editor/test_task_adapter.py", "training/test_start.py", "test_tasks.py",
     "tracking/test_tracking.py", "flows/test_release.py", "toyworld/test_base_model_training.py",
     "models/test_constrained_decoding.py", "flows/test_publication.py", "doors/test_params.py", "toyworld/test_pair_judge.py",
-    "training/test_learn_task.py", "operations/test_mlflow_tables.py", "synthesis/test_attention_features.py",
+    "editing/test_learn_task.py", "operations/test_mlflow_tables.py", "synthesis/test_attention_features.py",
     "tracking/test_serve_model.py",
 )  # fmt: skip
 """Those that take nine seconds or more, the longest first (`uv run pytest --durations=0`). The first two stand for all files that

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from emuedit.editor.settings import EditSettings
-from emuedit.editor.task_predictor import TaskPrediction
+from emuedit.predictor.task_predictor import TaskPrediction
 
 
 @dataclasses.dataclass(frozen=True)

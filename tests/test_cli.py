@@ -13,8 +13,8 @@ from PIL import Image
 
 from emuedit import cli
 from emuedit.core import change_threshold
+from emuedit.editing.api import Editor
 from emuedit.editor import package_folder
-from emuedit.editor.package import Editor
 from emuedit.editor.settings import EditSettings
 from emuedit.name_hints import RENAMED
 from tests.red_editor import RedSampler, SampleCall, WordPredictor
@@ -32,11 +32,11 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def sampler(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> RedSampler:
     """The sampler behind `models/editor`, which is otherwise a package as training leaves it."""
-    from emuedit.editor import sampling, task_predictor
+    from emuedit.editor import sampling
 
     red = RedSampler()
     monkeypatch.setattr(sampling, "load", lambda folder, runtime: red)
-    monkeypatch.setattr(task_predictor, "load", lambda folder, device: WordPredictor())
+    monkeypatch.setattr("emuedit.predictor.task_predictor.load", lambda folder, device: WordPredictor())
     (workspace / "models/editor").mkdir(parents=True)
     (workspace / "models/router").mkdir()
     (workspace / "models/editor/model_index.json").write_text("{}")

@@ -9,8 +9,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from emuedit.editor.task_predictor import NO_EDIT
 from emuedit.models import clip
+from emuedit.predictor.task_predictor import NO_EDIT
 from harness import command
 
 LabelledText = tuple[str, str]

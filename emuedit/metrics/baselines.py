@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from emuedit import config
-from emuedit.editor import sampling, task_pack, task_predictor
-from emuedit.editor.package_layout import EDITOR, PACKS, ROUTER, find_packs
+from emuedit.editor import sampling, task_pack
+from emuedit.editor.package_layout import BUILT_IN_PACKS, EDITOR, ROUTER, find_packs
 from emuedit.editor.sampling import EditSampler, ReportStep
 from emuedit.editor.settings import EditSettings
-from emuedit.editor.task_predictor import NO_EDIT, TaskPredictor
 from emuedit.metrics.benchmark import Benchmark, Pictures
 from emuedit.models import image_tensors
+from emuedit.predictor import task_predictor
+from emuedit.predictor.task_predictor import NO_EDIT, TaskPredictor
 from emuedit.runtime import Runtime
 
 FEW_EDITS = 8
@@ -76,7 +77,7 @@ class Systems:
     def editor(self) -> EditSampler:
         """The trained editor, with the tasks learned by inversion."""
         editor = sampling.load(self.package / EDITOR, self.runtime)
-        for pack in find_packs(self.package / PACKS):
+        for pack in find_packs(self.package / BUILT_IN_PACKS):
             editor.add_pack(pack)
         return editor
 
@@ -84,7 +85,7 @@ class Systems:
     def predictor(self) -> TaskPredictor:
         """The trained task predictor, which also knows the instructions of the packs."""
         predictor = task_predictor.load(str(self.package / ROUTER), self.runtime.device)
-        for pack in map(task_pack.load, find_packs(self.package / PACKS)):
+        for pack in map(task_pack.load, find_packs(self.package / BUILT_IN_PACKS)):
             if predictor.can_add(pack.instructions):
                 predictor.add_task(pack.name, pack.instructions)
         return predictor

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from emuedit.data.png import encode_png
 from emuedit.data.records import EvalRecord, finite_or_none
-from emuedit.editor.task_predictor import NO_EDIT
 from emuedit.metrics.baselines import System
 from emuedit.metrics.benchmark import Benchmark
 from emuedit.models import edit_similarity, image_tensors
 from emuedit.models.clip import ClipScorer
 from emuedit.models.dino import DinoScorer
+from emuedit.predictor.task_predictor import NO_EDIT
 from emuedit.runtime import seed_for
 
 METRICS = {"clip_dir": "clip_direction", "clip_im": "clip_image", "clip_out": "clip_target", "l1": "l1", "dino": "dino"}

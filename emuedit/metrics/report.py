@@ -15,8 +15,8 @@ from emuedit.data import contact_sheet
 from emuedit.data.png import decode_png
 from emuedit.data.records import EvalRecord
 from emuedit.data.word_list import WordList
-from emuedit.editor.task_predictor import NO_EDIT
 from emuedit.metrics.edit_scores import METRICS
+from emuedit.predictor.task_predictor import NO_EDIT
 from emuedit.tasks import HELD_OUT, get_task
 
 Table = dict[str, dict[str, float | None]]

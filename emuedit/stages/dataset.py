@@ -24,7 +24,7 @@ from emuedit.data.publish import Summary, publish, read_summary, scratch_folder
 from emuedit.data.records import Verdict
 from emuedit.data.selection import PROBABILITY, REASSIGNED_TASK
 from emuedit.data.shards import write_shard
-from emuedit.editor import task_reassignment
+from emuedit.predictor import task_reassignment
 from emuedit.progress import Progress
 from emuedit.stages import stage_main
 

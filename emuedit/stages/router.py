@@ -27,14 +27,14 @@ from emuedit.data.atomic_file import replacing
 from emuedit.data.dependencies import find_file, work_key
 from emuedit.data.publish import Summary, publish, publish_logs, read_folder, scratch_folder
 from emuedit.data.records import Instruction
-from emuedit.editor import classifier_adapters, new_tasks, task_predictor
-from emuedit.editor.calibration import fit_weights, measure, refusal_threshold
-from emuedit.editor.classifier_adapters import AdapterSettings
-from emuedit.editor.cross_fitting import fold_of, wording, write_out_of_fold
-from emuedit.editor.ngram_classifier import NgramClassifier
-from emuedit.editor.non_instructions import NON_INSTRUCTIONS, load_non_instructions
-from emuedit.editor.task_predictor import NO_EDIT, TaskPredictor
-from emuedit.editor.wording_noise import WordingNoise, gibberish, vary
+from emuedit.predictor import classifier_adapters, new_tasks, task_predictor
+from emuedit.predictor.calibration import fit_weights, measure, refusal_threshold
+from emuedit.predictor.classifier_adapters import AdapterSettings
+from emuedit.predictor.cross_fitting import fold_of, wording, write_out_of_fold
+from emuedit.predictor.ngram_classifier import NgramClassifier
+from emuedit.predictor.non_instructions import NON_INSTRUCTIONS, load_non_instructions
+from emuedit.predictor.task_predictor import NO_EDIT, TaskPredictor
+from emuedit.predictor.wording_noise import WordingNoise, gibberish, vary
 from emuedit.progress import Progress
 from emuedit.runtime import Runtime, rng, seed_for
 from emuedit.stages import batch_divisor, stage_main
@@ -70,7 +70,7 @@ class RouterParams(config.Params):
     noise: WordingNoise = WordingNoise()
     """Typing errors, left-out words and courtesies, drawn again in each epoch."""
     non_instructions: str = NON_INSTRUCTIONS
-    """File of texts to refuse, see `emuedit/editor/non_instructions.py`; its list `fit` is used, and some of the captions."""
+    """File of texts to refuse, see `emuedit/predictor/non_instructions.py`; its list `fit` is used, and some of the captions."""
     non_instruction_repeats: int = Field(2, ge=1)
     """How often each of them is seen per epoch."""
     max_refused: float = Field(0.03, ge=0, lt=1)

@@ -34,7 +34,7 @@ def check(models: Mapping[str, str], root: Path, asks_hub: bool = True) -> tuple
     everyone, but its files only to those who accepted its licence. Endpoints, names of open_clip and checkpoint files are not
     checked, and missing or damaged files of a folder are left to `params_check`.
     """
-    from emuedit.editor.task_predictor import T5  # imports torch
+    from emuedit.predictor.task_predictor import T5  # imports torch
 
     problems, unreachable = [], ""
     for key, kind in (_KINDS | {"t5": T5}).items():

@@ -132,7 +132,7 @@ def test_the_command_line_names_missing_arguments(kept_pairs: list[Pair], capsys
 def test_a_router_assigns_the_tasks(
     kept_pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from emuedit.editor import task_predictor
+    from emuedit.predictor import task_predictor
 
     class FakePredictor:
         def predict(self, texts: list[str]) -> list[task_predictor.TaskPrediction]:

@@ -13,9 +13,9 @@ from PIL import Image
 
 from emuedit import Editor, EditSettings
 from emuedit.data.image_io import ImageError
+from emuedit.editing.api import TruncatedInstructionWarning
+from emuedit.editing.editor_inputs import check_images, check_instructions, check_settings, check_tasks, describe, to_rgb
 from emuedit.editor import sampling
-from emuedit.editor.editor_inputs import check_images, check_instructions, check_settings, check_tasks, describe, to_rgb
-from emuedit.editor.package import TruncatedInstructionWarning
 from emuedit.editor.package_folder import PackageError
 from emuedit.editor.settings import SettingsError
 from tests.editor.tiny_pipelines import save_editor

@@ -15,8 +15,8 @@ from PIL import Image
 
 from emuedit.data import image_io, pixel_budget
 from emuedit.data.pixel_budget import PixelBudget
+from emuedit.editing.edit_turn import TaskChoice, Turn
 from emuedit.editor.changed_area import ChangedArea
-from emuedit.editor.edit_turn import TaskChoice, Turn
 from emuedit.editor.settings import EditSettings
 
 

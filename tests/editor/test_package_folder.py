@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from emuedit import Editor, EditSettings
-from emuedit.editor import sampling, task_pack, task_predictor
+from emuedit.editor import sampling, task_pack
 from emuedit.editor.package_folder import PackageError, find_package, read_settings, resolve_source
 from emuedit.editor.package_layout import find_packs
 from emuedit.editor.settings import SettingsError
 from emuedit.editor.task_pack import TaskPack
+from emuedit.predictor import task_predictor
 
 T5 = Path(__file__).parents[2] / "toyworld" / "weights" / "t5"
 SETTINGS = EditSettings(steps=2, image_guidance_scale=1.0, guidance_scale=1.0)

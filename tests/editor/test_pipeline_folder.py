@@ -104,7 +104,7 @@ def test_the_card_is_pushed_unless_the_repository_has_its_own(pipe: EmuEditPipel
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::emuedit.editor.package.TruncatedInstructionWarning")  # a tiny text encoder reads 16 letters
+@pytest.mark.filterwarnings("ignore::emuedit.editing.api.TruncatedInstructionWarning")  # a tiny text encoder reads 16 letters
 @pytest.mark.parametrize("document", ["docs/api.md", "README.md"])
 def test_the_code_of_the_docs_and_of_the_card_runs(
     document: str,

@@ -47,8 +47,9 @@ print(json.dumps({
 
 @pytest.fixture
 def untrained(project: Path) -> dvc_graph.Graph:
-    from emuedit.editor import checkpoint, task_predictor
+    from emuedit.editor import checkpoint
     from emuedit.models import text_to_image
+    from emuedit.predictor import task_predictor
 
     torch.manual_seed(0)
     base_model = text_to_image.load(str(ROOT / "toyworld/weights/base_model"))

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from emuedit.config import ParamsError
-from emuedit.editor import sampling, task_predictor
+from emuedit.editor import sampling
 from emuedit.editor.settings import EditSettings
-from emuedit.editor.task_predictor import NO_EDIT, TaskPrediction
 from emuedit.metrics import report
 from emuedit.metrics.baselines import Systems
 from emuedit.metrics.benchmark import Benchmark
 from emuedit.metrics.edit_scores import REFUSAL, evaluate_system
+from emuedit.predictor import task_predictor
+from emuedit.predictor.task_predictor import NO_EDIT, TaskPrediction
 from emuedit.runtime import Runtime
 
 RUNTIME, SETTINGS = Runtime("cpu", "float32"), EditSettings(steps=3)

@@ -12,9 +12,9 @@ import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from emuedit.annotators import semantic_segmentation
-from emuedit.editor import task_predictor
 from emuedit.failures import FailureKind, kind_of
 from emuedit.models import clip, depth, detector, dino, local_llm, model_sources, segmenter, text_to_image
+from emuedit.predictor import task_predictor
 
 LOADERS = {
     "base_model": text_to_image.load,

@@ -41,7 +41,7 @@ def test_files_and_code_of_a_version_are_checked_against_the_registry(version: M
     for name in (
         "MLmodel",
         "weightless_model.py",
-        "code/emuedit/editor/package.py",
+        "code/emuedit/editing/api.py",
         "artifacts/manifest.json",
         "requirements.txt",
     ):
@@ -69,7 +69,7 @@ def test_files_and_code_of_a_version_are_checked_against_the_registry(version: M
         shutil.copytree(backup, files)
     forget(registry.download_version(version.uri))
     model = registry.download_model(version.uri, tmp_path / "served")
-    assert (model / "code/emuedit/editor/package.py").is_file()
+    assert (model / "code/emuedit/editing/api.py").is_file()
     runs.client().delete_model_version_tag(registry.MODEL_NAME, str(version.number), signed_files.MANIFEST_TAG)
     with pytest.raises(ManifestError, match=r"want the tag emuedit.manifest of models:/emuedit-editor/1 .*, got none"):
         registry.download_version(version.uri)

@@ -11,8 +11,8 @@ import yaml
 from emuedit.data.png import decode_png
 from emuedit.data.publish import read_folder
 from emuedit.data.records import EvalRecord, Instruction, Pair, Verdict
+from emuedit.editing.api import Editor
 from emuedit.editor import sampling
-from emuedit.editor.package import Editor
 from emuedit.editor.settings import EditSettings
 from emuedit.models import image_tensors
 from emuedit.tracking import registry

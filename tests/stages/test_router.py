@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from emuedit.data.publish import STATS_FILE, Summary, logs_folder, publish, read_folder, read_summary, scratch_folder
 from emuedit.data.records import Instruction
 from emuedit.data.shards import write_shard
-from emuedit.editor import new_tasks, task_predictor
-from emuedit.editor.cross_fitting import OUT_OF_FOLD
-from emuedit.editor.non_instructions import NON_INSTRUCTIONS, load_non_instructions
-from emuedit.editor.task_reassignment import predict_tasks
+from emuedit.predictor import new_tasks, task_predictor
+from emuedit.predictor.cross_fitting import OUT_OF_FOLD
+from emuedit.predictor.non_instructions import NON_INSTRUCTIONS, load_non_instructions
+from emuedit.predictor.task_reassignment import predict_tasks
 from emuedit.stages import MEMORY_ENV, router
 from emuedit.stages.router import Example, RouterError, RouterParams, run
 from tests.repository import ROOT

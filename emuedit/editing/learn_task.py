@@ -1,0 +1,126 @@
+"""Learn a task from a folder of examples: a task pack, its card, and a contact sheet of held-out examples."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from emuedit.data import contact_sheet, example_folder
+from emuedit.data.example_folder import ExampleEdit, ExamplePictures
+from emuedit.editing.api import Editor
+from emuedit.editor import task_pack
+from emuedit.editor.task_pack import TaskPack
+from emuedit.training.inversion_examples import encode_split
+from emuedit.training.task_inversion import InversionSettings, invert, training_loss
+
+HELD_OUT_EVERY = 5
+"""One in this many examples is held out, for early stopping and the sheet; none if there are fewer."""
+SHEET_COLUMNS = 6
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class LearnError(ValueError):
+    """Raised for an invalid task name."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of training and held-out examples; both are all rows if there are too few."""
+
+    learned: list[int]
+    held_out: list[int]
+
+    @classmethod
+    def of(cls, n: int) -> Split:
+        """Hold out every fifth example, from the second on."""
+        if n < HELD_OUT_EVERY:
+            return cls(list(range(n)), list(range(n)))
+        held_out = list(range(1, n, HELD_OUT_EVERY))
+        return cls([row for row in range(n) if row not in held_out], held_out)
+
+
+def check_name(name: str, editor: Editor) -> None:
+    """Raise LearnError for an invalid name and for one that the editor or its task predictor already has."""
+    if not _NAME.fullmatch(name):
+        raise LearnError(f"want a name of lower-case letters, digits and _, such as white_background; got {name!r}")
+    if name in editor.reserved_names:
+        raise LearnError(f"want a new name, got {name!r}; the editor has the names {', '.join(editor.reserved_names)}")
+
+
+def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSettings, out: Path) -> TaskPack:
+    """Learn the task `settings.task`, add it to the editor, and write `<task>.safetensors`, `.md` and `.png` to `out`.
+
+    `settings.n_examples` and `n_held_out` are as in `Split`. Raises LearnError for the name, ExampleError for the images, and
+    TaskPackError if `out` has another editor's pack of that name; nothing is computed or written then.
+    """
+    check_name(settings.task, editor)
+    sampler, file = editor.sampler, out / f"{settings.task}.safetensors"
+    task_pack.check_replaceable(file, sampler.weights)
+    side_px = editor.settings.resolution or sampler.resolution_px
+    pictures = example_folder.load_pictures(examples, max(1, round(side_px / sampler.grid_px)) * sampler.grid_px)
+    instructions = [example.instruction for example in examples]
+    split = Split.of(len(examples))
+    rows = (split.learned, split.held_out)
+    batches = encode_split(sampler, pictures.before, pictures.after, instructions, rows, settings.flip)
+    learned = invert(sampler, *batches, settings)
+    pack = learned.pack(sampler.weights, settings, instructions, {"settings": settings.model_dump(mode="json")})
+    out.mkdir(parents=True, exist_ok=True)
+    task_pack.save(pack, file)
+    editor.add_pack(file)
+    _draw_sheet(editor, settings.task, pictures, instructions, split, out / f"{settings.task}.png")
+    (out / f"{settings.task}.md").write_text(_card(pack, split, file), encoding="utf-8")
+    return pack
+
+
+def settings_for(name: str, n_examples: int, editor_folder: Path, **changes: int | float) -> InversionSettings:
+    """Settings for this many examples, with the loss settings of the editor's training if its folder has them."""
+    split = Split.of(n_examples)
+    values = {"adapter_rank": 32, "steps": 300, "batch_size": 8, "lr": 0.05, "patience": 10, "eval_every_steps": 10} | changes
+    return InversionSettings.model_validate(
+        values
+        | {"task": name, "n_examples": len(split.learned), "n_held_out": len(split.held_out)}
+        | training_loss(editor_folder)
+    )
+
+
+def _draw_sheet(editor: Editor, task: str, pictures: ExamplePictures, instructions: list[str], split: Split, file: Path) -> None:
+    rows = split.held_out[:SHEET_COLUMNS]
+    edited = editor.edit([pictures.before[row] for row in rows], [instructions[row] for row in rows], [task] * len(rows))
+    sheet = contact_sheet.picture_grid(
+        [("before", pictures.before[rows]), ("edited", np.stack(edited)), ("wanted", pictures.after[rows])],
+        [instructions[row] for row in rows],
+        lines=3,
+        title=f"{task}, {_held_out_words(split)}",
+    )
+    sheet.save(file)
+
+
+def _held_out_words(split: Split) -> str:
+    return "on the training examples" if split.held_out == split.learned else "on held-out examples"
+
+
+def _card(pack: TaskPack, split: Split, file: Path) -> str:
+    adapter = "only the embedding" if pack.adapter is None else f"the embedding and an adapter of rank {pack.adapter.rank}"
+    wordings = "\n".join(f"- {text}" for text in pack.instructions[:20])
+    return f"""\
+# {pack.name}
+
+A task pack for the editor `{pack.base}`: {adapter}, learned from {pack.n_examples} examples
+in {pack.record["steps"]} steps, starting from the task `{pack.record["start"]}`. The loss {_held_out_words(split)}
+fell from {pack.record["loss_start"]:.4f} to {pack.record["loss"]:.4f}.
+
+![edits {_held_out_words(split)}]({pack.name}.png)
+
+```sh
+uv run emuedit tasks add {file.name}
+uv run emuedit edit in.png "{pack.instructions[0]}" --task {pack.name} -o out.png
+```
+
+It works only with that editor. Its example instructions, from which the task predictor learns it:
+
+{wordings}
+"""

@@ -1,0 +1,42 @@
+"""Apply several edits in sequence; pixels that a turn does not change stay bit-identical."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from emuedit.editing.any_size import edit_any_size
+from emuedit.editor.sampling import EditSampler, ReportStep
+from emuedit.editor.settings import EditSettings
+from emuedit.models import image_tensors
+
+
+def edit_turns(
+    sampler: EditSampler,
+    image: Tensor,
+    instructions: Sequence[str],
+    tasks: Sequence[str],
+    settings: EditSettings,
+    report: ReportStep | None = None,
+    shifts: list[float | None] | None = None,
+) -> list[Tensor]:
+    """Image [1, 3, H, W] in [-1, 1] -> the image after each turn. Turn i uses seed + i.
+
+    Results are rounded to bytes, so a turn gives the same result in memory as from a file. `EditSampler.sample` keeps pixels that
+    change less than `change_threshold` (Emu Edit, arXiv 2311.10089). shifts: gets the shift of each turn, see `edit_any_size`.
+
+    Raises ValueError unless there is one image and one task per instruction, UnknownTaskError for an unknown task.
+    """
+    if len(image) != 1 or len(instructions) != len(tasks):
+        raise ValueError(
+            f"want one image and a task for each instruction, got {len(image)} images, {len(instructions)} instructions, "
+            f"{len(tasks)} tasks"
+        )
+    pictures: list[Tensor] = []
+    before = image.float().cpu()
+    for turn, (instruction, task) in enumerate(zip(instructions, tasks, strict=True)):
+        after = edit_any_size(sampler, before, [instruction], [task], settings, [settings.seed + turn], report, shifts)
+        before = image_tensors.from_uint8(image_tensors.to_uint8(after))
+        pictures.append(before)
+    return pictures

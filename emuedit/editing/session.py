@@ -1,0 +1,226 @@
+"""Editing session of one image: undo, redo, branches, and a file that reproduces every image.
+
+session = EditSession(Editor.load("models"), Image.open("in.png"))
+session.edit("make the circle red")
+session.edit("remove the star")
+session.undo()
+session.save("session.json")
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from emuedit.data import contact_sheet
+from emuedit.data.atomic_file import replacing
+from emuedit.editing.api import Editor
+from emuedit.editing.edit_turn import Turn
+from emuedit.editing.editor_inputs import Picture, check_instructions, to_rgb
+from emuedit.editor.changed_area import ChangedArea
+from emuedit.editor.settings import EditSettings
+
+if TYPE_CHECKING:
+    from emuedit.editor.sampling import ReportStep
+
+Pixels = npt.NDArray[np.uint8]
+FORMAT = 1
+"""Version of the session file."""
+ANIMATION_SUFFIXES = (".gif", ".webp", ".png")
+_CAPTION_LINES = 4
+
+
+class SessionError(ValueError):
+    """Raised for an impossible step and for an invalid or incompatible session file."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One turn of a session: instruction, settings and resulting image."""
+
+    turn: Turn
+    settings: EditSettings
+    """Settings with the seed of this turn."""
+
+    @property
+    def touched(self) -> ChangedArea:
+        """The changed area."""
+        return self.turn.touched
+
+    def record(self) -> dict[str, Any]:
+        """The data that reproduces the turn."""
+        return {"instruction": self.turn.instruction, "task": self.turn.choice.task, "settings": self.settings.model_dump()}
+
+
+class EditSession:
+    """The edit history of one image. Each turn edits the result of the previous turn."""
+
+    def __init__(self, editor: Editor, image: Picture) -> None:
+        """Raises PackageError for an invalid image."""
+        self.editor = editor
+        pixels = to_rgb(image)
+        is_shared = isinstance(image, np.ndarray)  # the caller may change its array later
+        self.original: Pixels = pixels.copy() if is_shared else pixels
+        self._steps: list[Step] = []
+        self._undone: list[Step] = []
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The turns, without undone ones."""
+        return tuple(self._steps)
+
+    @property
+    def pixels(self) -> Pixels:
+        """The current image, uint8 [H, W, 3]."""
+        return self._steps[-1].turn.pixels if self._steps else self.original
+
+    def edit(
+        self, instruction: str, task: str | None = None, settings: EditSettings | None = None, report: ReportStep | None = None
+    ) -> Step:
+        """Add a turn. Undone turns can then no longer be redone.
+
+        task: None: chosen by the task predictor. settings: default: the editor's, with the turn's number added to the seed.
+        Raises what `Editor.edit_turns` raises; the session is then unchanged.
+        """
+        if settings is None:
+            settings = self.editor.settings.with_changes({"seed": self.editor.settings.seed + len(self._steps)})
+        return self.extend([instruction], [task] if task else None, settings, report)[0]
+
+    def extend(
+        self,
+        instructions: Sequence[str],
+        tasks: Sequence[str | None] | None,
+        settings: EditSettings,
+        report: ReportStep | None = None,
+    ) -> list[Step]:
+        """Add several turns, all or none. The first uses the seed of `settings`; the seed increases by one per turn.
+
+        Raises SettingsError, before the first turn, if the seed of the last would be out of bounds.
+        """
+        check_instructions(instructions)
+        used = [settings.with_changes({"seed": settings.seed + number}) for number in range(len(instructions))]
+        first, *others = self.editor.edit_turns(self.pixels, instructions, tasks, settings, report)
+        turns = [replace(first, before=self.pixels), *others]  # without the copy that `edit_turns` makes
+        steps = [Step(*pair) for pair in zip(turns, used, strict=True)]
+        self._steps += steps
+        self._undone.clear()
+        return steps
+
+    def undo(self) -> Pixels:
+        """Undo the last turn and return the image. Raises SessionError if there is none."""
+        if not self._steps:
+            raise SessionError("want a turn to undo, got a session without turns")
+        self._undone.append(self._steps.pop())
+        return self.pixels
+
+    def redo(self) -> Pixels:
+        """Restore the turn that was undone last, without recomputing it. Raises SessionError if there is none."""
+        if not self._undone:
+            raise SessionError("want an undone turn to redo, got none; a new edit discards undone turns")
+        self._steps.append(self._undone.pop())
+        return self.pixels
+
+    def branch(self) -> EditSession:
+        """An independent copy of the session."""
+        other = copy.copy(self)
+        other._steps, other._undone = list(self._steps), []
+        return other
+
+    def save(self, file: str | Path) -> None:
+        """Write what reproduces every image: instructions, tasks, settings, and hashes of image and editor."""
+        content = {
+            "format": FORMAT,
+            "picture": hash_pixels(self.original),
+            "editor": self.editor.sampler.weights,
+            "packs": self._packs(step.turn.choice.task for step in self._steps),
+            "turns": [step.record() for step in self._steps],
+        }
+        with replacing(Path(file)) as partial:
+            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def replay(
+        cls, editor: Editor, image: Picture, file: str | Path, any_image: bool = False, report: ReportStep | None = None
+    ) -> EditSession:
+        """Repeat the turns of a saved session; on the same machine and device the images are bit-identical.
+
+        any_image: whether another input image is allowed. Raises SessionError for an invalid session file, for another input
+        image, and for another editor, whose results would differ.
+        """
+        content = _read(Path(file))
+        session = cls(editor, image)
+        if content["editor"] != editor.sampler.weights:
+            raise SessionError(
+                f"want the editor {content['editor']} that {file} was made with, got {editor.sampler.weights}; load that one"
+            )
+        if not any_image and content["picture"] != hash_pixels(session.original):
+            raise SessionError(f"want the input image of {file}, got another one; allow it with --any-image")
+        packs = session._packs(record["task"] for record in content["turns"])
+        for task, fingerprint in content.get("packs", {}).items():
+            if packs.get(task) != fingerprint:
+                raise SessionError(
+                    f"want the pack of the task {task!r} that {file} was made with, got another or none; add that one"
+                )
+        for record in content["turns"]:
+            settings = EditSettings().with_changes(record["settings"])
+            session.edit(record["instruction"], record["task"], settings, report)
+        return session
+
+    def _packs(self, tasks: Iterable[str]) -> dict[str, str]:
+        """Task -> hash of its pack, for those of the tasks that a pack added."""
+        from emuedit.editor import task_pack
+
+        sampler = self.editor.sampler
+        added = sorted(set(tasks) & set(sampler.inverted_tasks))
+        return {task: task_pack.fingerprint(sampler.net.table.rows([task])[0], sampler.adapters.get(task)) for task in added}
+
+    def contact_sheet(self) -> Image.Image:
+        """The images of all turns side by side, each with its instruction."""
+        pictures = np.stack([self.original, *(step.turn.pixels for step in self._steps)])
+        captions = ["", *(step.turn.instruction for step in self._steps)]
+        return contact_sheet.picture_grid([("", pictures)], captions, _CAPTION_LINES)
+
+    def save_animation(self, file: str | Path, seconds: float = 1.0) -> None:
+        """Write the turns as an animated GIF, WebP or PNG, by the suffix, `seconds` per image.
+
+        Raises SessionError for another suffix.
+        """
+        if Path(file).suffix.lower() not in ANIMATION_SUFFIXES:
+            raise SessionError(f"want an animation that ends in {', '.join(ANIMATION_SUFFIXES)}; got {file}")
+        frames = [Image.fromarray(pixels) for pixels in (self.original, *(step.turn.pixels for step in self._steps))]
+        with replacing(Path(file)) as partial:
+            frames[0].save(partial, save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0)
+
+
+def hash_pixels(pixels: Pixels) -> str:
+    """16 hex digits (blake2b) of an image's size and pixels."""
+    digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=8)
+    digest.update(np.ascontiguousarray(pixels).tobytes())
+    return digest.hexdigest()
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SessionError(f"want a session file, got {file}: {error}") from error
+    keys = {"format", "picture", "editor", "turns"}
+    if not isinstance(content, dict) or not keys <= set(content) or content["format"] != FORMAT:
+        raise SessionError(f"want a session file of format {FORMAT} with {', '.join(sorted(keys))}, got others in {file}")
+    turns, keys = content["turns"], {"instruction", "task", "settings"}
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) and keys <= set(turn) for turn in turns):
+        raise SessionError(f"want a list of turns with {', '.join(sorted(keys))} each; got others in {file}")
+    for turn in turns:
+        texts = (turn["instruction"], turn["task"])
+        if not all(isinstance(text, str) for text in texts) or not isinstance(turn["settings"], dict):
+            raise SessionError(f"want a turn with two texts and a mapping of settings, got {turn} in {file}")
+    return content

@@ -1,0 +1,41 @@
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from emuedit import cli
+from emuedit.data import example_folder
+from emuedit.editing import api, learn_task
+from emuedit.editor import package_folder
+
+
+@pytest.mark.parametrize("options", [[], ["--no-flip"]])
+def test_without_flips_no_mirrored_copy_is_learned_from_and_the_pack_says_so(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flips: list[bool] = []
+    recorded: list[bool] = []
+
+    def encode(sampler: Any, before: Any, after: Any, instructions: Any, rows: Any, flip: bool) -> tuple[None, None]:
+        flips.append(flip)
+        return None, None
+
+    class Stopped(Exception):  # noqa: N818 - not an error
+        pass
+
+    def pack(weights: str, settings: Any, instructions: Any, origin: Any) -> None:
+        recorded.append(origin["settings"]["flip"])
+        raise Stopped
+
+    sampler = SimpleNamespace(resolution_px=32, grid_px=8, weights="w")
+    editor = SimpleNamespace(folder=tmp_path, sampler=sampler, settings=SimpleNamespace(resolution=None), reserved_names=())
+    monkeypatch.setattr(api.Editor, "load", lambda model: editor)
+    monkeypatch.setattr(package_folder, "editor_folder", lambda folder: folder)
+    monkeypatch.setattr(example_folder, "read_examples", lambda folder, texts: [SimpleNamespace(instruction="links")] * 6)
+    monkeypatch.setattr(example_folder, "load_pictures", lambda *arguments: SimpleNamespace(before=None, after=None))
+    monkeypatch.setattr(learn_task, "encode_split", encode)
+    monkeypatch.setattr(learn_task, "invert", lambda *arguments: SimpleNamespace(pack=pack))
+    with pytest.raises(Stopped):
+        cli.main(["learn", str(tmp_path), "--name", "cutout", *options])
+    assert flips == recorded == [not options]

@@ -1,0 +1,20 @@
+from collections.abc import Callable
+
+import pytest
+
+from emuedit import Editor
+from emuedit.editing.api import TruncatedInstructionWarning
+from emuedit.editor.sampling import EditSampler
+from tests.editing.test_api import SETTINGS, pixels
+from tests.red_editor import WordPredictor
+
+
+def test_an_instruction_that_is_longer_than_the_text_encoder_reads_is_warned_of(
+    make_sampler: Callable[..., EditSampler],
+) -> None:
+    editor = Editor(make_sampler(), WordPredictor(), SETTINGS)  # type: ignore[arg-type]
+    with pytest.warns(
+        TruncatedInstructionWarning, match=r"'please please .* is truncated to the text encoder's \d+ tokens"
+    ) as warned:
+        editor.edit([pixels()] * 2, ["please " * 80 + "make it red", "red"])
+    assert len(warned) == 1

@@ -1,0 +1,180 @@
+"""Sessions: history, branches, and files from which every picture can be made again."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from emuedit import Editor, EditSession, EditSettings
+from emuedit.editing.session import SessionError, hash_pixels
+from emuedit.editor.sampling import EditSampler
+
+SETTINGS = EditSettings(steps=1, image_guidance_scale=1.0, guidance_scale=1.0, change_threshold=0.0, resolution=64, seed=5)
+TURNS = ["make it red", "add a star", "a ring"]
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (16, 20, 3), np.uint8)
+
+
+@pytest.fixture
+def editor(make_sampler: Callable[..., EditSampler]) -> Editor:
+    return Editor(make_sampler(), None, SETTINGS)
+
+
+@pytest.fixture
+def session(editor: Editor, picture: np.ndarray) -> EditSession:
+    session = EditSession(editor, picture)
+    for instruction in TURNS:
+        session.edit(instruction, "local")
+    return session
+
+
+def test_turns_are_those_of_edit_turns(session: EditSession, editor: Editor, picture: np.ndarray) -> None:
+    turns = editor.edit_turns(picture, TURNS, ["local"] * 3)
+    for step, turn in zip(session.steps, turns, strict=True):
+        np.testing.assert_array_equal(step.turn.pixels, turn.pixels)
+    assert [step.settings.seed for step in session.steps] == [5, 6, 7]
+
+
+def test_undo_and_redo_walk_through_the_history(session: EditSession, picture: np.ndarray) -> None:
+    pictures = [picture, *(step.turn.pixels for step in session.steps)]
+    for expected in reversed(pictures[:-1]):
+        np.testing.assert_array_equal(session.undo(), expected)
+    with pytest.raises(SessionError, match="want a turn to undo"):
+        session.undo()
+    for expected in pictures[1:]:
+        np.testing.assert_array_equal(session.redo(), expected)
+    with pytest.raises(SessionError, match="want an undone turn"):
+        session.redo()
+
+
+def test_a_new_edit_forgets_what_was_undone(session: EditSession) -> None:
+    session.undo()
+    session.edit("remove it", "remove")
+    assert [step.turn.instruction for step in session.steps] == ["make it red", "add a star", "remove it"]
+    with pytest.raises(SessionError):
+        session.redo()
+
+
+def test_a_failed_edit_leaves_the_session_as_it_was(session: EditSession) -> None:
+    session.undo()
+    with pytest.raises(ValueError, match="want one of the tasks"):
+        session.edit("fly", "flying")
+    assert len(session.steps) == 2
+    session.redo()
+
+
+def test_branches_go_their_own_ways(session: EditSession) -> None:
+    branch = session.branch()
+    branch.undo()
+    branch.edit("remove it", "remove")
+    assert [step.turn.instruction for step in session.steps] == TURNS
+    assert branch.steps[-1].turn.instruction == "remove it"
+    assert branch.steps[0] is session.steps[0]
+
+
+def test_a_saved_session_makes_the_same_pictures_again(session: EditSession, editor: Editor, tmp_path: Path) -> None:
+    session.save(tmp_path / "session.json")
+    again = EditSession.replay(editor, session.original, tmp_path / "session.json")
+    assert len(again.steps) == 3
+    for step, repeated in zip(session.steps, again.steps, strict=True):
+        np.testing.assert_array_equal(step.turn.pixels, repeated.turn.pixels)
+
+
+def test_turns_made_together_are_made_again_one_by_one(
+    make_sampler: Callable[..., EditSampler], picture: np.ndarray, tmp_path: Path
+) -> None:
+    """Replay begins every turn with the bytes of the picture before it."""
+    editor = Editor(make_sampler("sd15"), None, SETTINGS)
+    session = EditSession(editor, picture)
+    session.extend(TURNS, ["local"] * len(TURNS), SETTINGS)
+    session.save(tmp_path / "session.json")
+    again = EditSession.replay(editor, picture, tmp_path / "session.json")
+    for step, repeated in zip(session.steps, again.steps, strict=True):
+        np.testing.assert_array_equal(step.turn.pixels, repeated.turn.pixels)
+
+
+def test_another_picture_or_editor_is_refused(session: EditSession, editor: Editor, tmp_path: Path) -> None:
+    file = tmp_path / "session.json"
+    session.save(file)
+    with pytest.raises(SessionError, match=r"want the input image of .*, got another one"):
+        EditSession.replay(editor, 255 - session.original, file)
+    assert len(EditSession.replay(editor, 255 - session.original, file, any_image=True).steps) == 3
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"editor": "another"}))
+    with pytest.raises(SessionError, match="want the editor another that"):
+        EditSession.replay(editor, session.original, file)
+
+
+def test_a_task_that_was_learned_again_is_refused(editor: Editor, picture: np.ndarray, tmp_path: Path) -> None:
+    """Its name is the same, and so is the editor, but the images would be others."""
+    file, table = tmp_path / "session.json", editor.sampler.net.table
+    editor.sampler.add_task("cutout", torch.ones(table.d_v))
+    session = EditSession(editor, picture)
+    session.edit("cut it out", "cutout")
+    session.save(file)
+    assert len(EditSession.replay(editor, picture, file).steps) == 1
+    editor.sampler.remove_task("cutout")
+    editor.sampler.add_task("cutout", torch.zeros(table.d_v))
+    with pytest.raises(SessionError, match="want the pack of the task 'cutout' that"):
+        EditSession.replay(editor, picture, file)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"settings": None}, {"settings": []}, {"instruction": 5}, {"task": None}],
+    ids=["null", "list", "number", "no task"],
+)
+def test_a_turn_with_values_of_other_types_is_refused(
+    change: dict[str, Any], session: EditSession, editor: Editor, tmp_path: Path
+) -> None:
+    file = tmp_path / "session.json"
+    session.save(file)
+    content = json.loads(file.read_text())
+    content["turns"][0] |= change
+    file.write_text(json.dumps(content))
+    with pytest.raises(SessionError, match="want a turn with two texts and a mapping of settings, got "):
+        EditSession.replay(editor, session.original, file)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 9, "picture": "", "editor": "", "turns": []}'])
+def test_a_file_that_is_no_session_is_refused(text: str, editor: Editor, picture: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "session.json").write_text(text)
+    with pytest.raises(SessionError, match="want a session file"):
+        EditSession.replay(editor, picture, tmp_path / "session.json")
+
+
+@pytest.mark.parametrize("turns", [{}, "none", [1], [{"instruction": "make it red"}], [{"instruction": "x", "task": "local"}]])
+def test_turns_that_miss_something_are_refused(turns: Any, session: EditSession, editor: Editor, tmp_path: Path) -> None:
+    file = tmp_path / "session.json"
+    session.save(file)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"turns": turns}))
+    with pytest.raises(SessionError, match="want a list of turns with instruction, settings, task each"):
+        EditSession.replay(editor, session.original, file)
+
+
+def test_the_step_says_how_much_it_touched(session: EditSession) -> None:
+    touched = session.steps[0].touched
+    assert 0 < touched.share <= 1
+    assert touched.box is not None
+    assert "of the pixels changed" in str(touched)
+
+
+def test_a_session_is_shown_as_a_sheet_and_as_an_animation(session: EditSession, tmp_path: Path) -> None:
+    sheet = session.contact_sheet()
+    assert sheet.width > 4 * 128
+    session.save_animation(tmp_path / "session.gif", seconds=0.5)
+    with Image.open(tmp_path / "session.gif") as animation:
+        assert animation.n_frames == 4
+        assert animation.info["duration"] == 500
+
+
+def test_pictures_of_other_sizes_have_other_hashes(picture: np.ndarray) -> None:
+    assert hash_pixels(picture) != hash_pixels(picture.reshape(20, 16, 3))

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class CachingLLM:
     """An LLM that answers from a file of JSON lines where that has the same question: messages, seed, sampling and schema.
 
-    The file is for one LLM. Answers and refusals are kept; other errors are not, and the question is asked again. Only the place
-    of each line is held in memory. Safe to use from several threads, not from several processes.
+    The file is for one LLM. Answers and refusals are kept; other errors are not, and the question is asked again. That includes
+    answers that were cut, since a higher limit of tokens is not part of the question. Only the place of each line is held in
+    memory. Safe to use from several threads, not from several processes.
     """
 
     def __init__(self, llm: LLM, path: Path) -> None:

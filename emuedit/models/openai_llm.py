@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from emuedit.config import Params
-from emuedit.models.language_model import TEMPERATURE, TOP_P, LLMError, LLMRefusalError, Message
+from emuedit.models.language_model import (
+    TEMPERATURE,
+    TOP_P,
+    CutAnswerError,
+    LLMError,
+    LLMRefusalError,
+    Message,
+    has_system_message,
+    merge_system_message,
+)
 from emuedit.runtime import seed_for
 
 if TYPE_CHECKING:
@@ -33,6 +42,8 @@ _FILTERED = re.compile(
 _LIMIT, _NEW_LIMIT = "max_tokens", "max_completion_tokens"
 """The field for the longest answer. OpenAI's models since o1 answer 400 to the first name, and name the second. It is not the
 first choice, because other servers, such as Ollama, ignore it without an error."""
+_NO_SYSTEM_ROLE = re.compile(r"system role|roles must alternate", re.IGNORECASE)
+"""In the body of an error: the chat template, such as that of Gemma 2 or Mistral 7B 0.2, takes no message of the system."""
 _SETTING_OF_FIELD = {
     "response_format": "constrained_decoding: false",
     "temperature": "temperature: null",
@@ -70,7 +81,8 @@ class OpenAILLM:
     The API key is read from the environment variable `key_env` at each call; if it is not set, no Authorization header
     is sent. Retry n = 0, 1, ... waits for the seconds of the Retry-After header, if there is one, and a random time of at most
     2^n backoff_s, so that questions that failed together do not come back together; never more than a minute. The random
-    time follows from the question's seed. A server that takes the limit of tokens under its other name is asked with that.
+    time follows from the question's seed. A server that takes the limit of tokens under its other name is asked with that, and
+    a model without a system role gets the system text in the first message of the user.
     """
 
     def __init__(
@@ -87,6 +99,7 @@ class OpenAILLM:
         self.url, self.model, self.key_env = base_url.rstrip("/") + "/chat/completions", model, key_env
         self.settings, self.backoff_s = settings or EndpointSettings(), backoff_s
         self._limit_name = _LIMIT
+        self._has_system_role = True
 
     def write(
         self,
@@ -98,7 +111,7 @@ class OpenAILLM:
         schema: Schema | None = None,
     ) -> str:
         """See `LLM.write`. The schema is sent as `response_format`, which not every server supports."""
-        payload: dict[str, Any] = {"model": self.model, "messages": messages}
+        payload: dict[str, Any] = {"model": self.model}
         sampling = {"temperature": temperature, "top_p": top_p}
         payload |= {name: value for name, value in sampling.items() if value is not None}
         if schema is not None:
@@ -109,7 +122,7 @@ class OpenAILLM:
         while True:
             is_last = attempt == self.settings.retries
             retry_after_s = 0.0
-            request = payload | self._seed_field(seed, n_timeouts) | self._limit_field()
+            request = payload | self._messages_field(messages) | self._seed_field(seed, n_timeouts) | self._limit_field()
             try:
                 return self._request(request)
             except urllib.error.HTTPError as error:
@@ -119,17 +132,23 @@ class OpenAILLM:
                 if error.code == 400 and _LIMIT in request and _NEW_LIMIT in body:
                     self._limit_name = _NEW_LIMIT
                     continue
+                if _NO_SYSTEM_ROLE.search(body) and has_system_message(request["messages"]):
+                    self._has_system_role = False
+                    continue
                 if error.code not in RETRIED_STATUS or is_last:
                     hint = _fields_hint(request) if error.code in (400, 422) else ""
                     raise LLMError(f"{self.url} answered {error.code} for {self.model!r}: {body}{hint}") from error
                 n_timeouts += error.code in _TIMEOUT_STATUS
                 retry_after_s = _retry_after_s(error.headers.get("Retry-After"))
-            except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException, _NoCompletionError) as error:
+            except (OSError, HTTPException, _NoCompletionError) as error:  # of TLS or routing, too, while the answer is read
                 if is_last:
                     raise LLMError(f"{self.url} did not answer in {attempt + 1} attempts: {error}") from error
                 n_timeouts += isinstance(getattr(error, "reason", error), TimeoutError)
             time.sleep(min(LONGEST_WAIT_S, retry_after_s + jitter.uniform(0, self.backoff_s * 2**attempt)))
             attempt += 1
+
+    def _messages_field(self, messages: list[Message]) -> dict[str, list[Message]]:
+        return {"messages": messages if self._has_system_role else merge_system_message(messages)}
 
     def _seed_field(self, seed: int, n_timeouts: int) -> dict[str, int]:
         """The question's seed; after n timeouts another one, which follows from it and n."""
@@ -141,22 +160,30 @@ class OpenAILLM:
         return {} if self.settings.max_tokens is None else {self._limit_name: self.settings.max_tokens}
 
     def _request(self, payload: dict[str, Any]) -> str:
-        """Send one request and return the text of its first choice; half of a surrogate pair becomes a question mark."""
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.key_env):
-            headers["Authorization"] = f"Bearer {key}"
+        """Send one request and return the text of its first choice, see `_text_of`."""
+        headers = {"Content-Type": "application/json"} | self._key_header()
         data = json.dumps(payload).encode()
         request = urllib.request.Request(self.url, data=data, headers=headers)  # noqa: S310 - scheme is checked
         with urllib.request.urlopen(request, timeout=self.settings.timeout_s) as response:  # noqa: S310 - as above
             body: bytes = response.read()
-        return _text_of(body).encode("utf-8", "replace").decode()
+        return _text_of(body)
+
+    def _key_header(self) -> dict[str, str]:
+        """The header with the API key. A line end after the key, as in a file of a secret, is removed."""
+        key = os.environ.get(self.key_env, "").strip()
+        if re.search(r"[^!-~]", key):
+            raise LLMError(
+                f"want an API key of visible ASCII characters in {self.key_env}, got one with white space or other characters; "
+                "copy the key again"
+            )
+        return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _text_of(body: bytes) -> str:
-    """The text of a chat completion.
+    """The text of a chat completion; half of a surrogate pair becomes a question mark.
 
     Raises LLMRefusalError for a completion that was refused or filtered, LLMError for one that ran out of tokens before its text,
-    and _NoCompletionError for anything else.
+    CutAnswerError for one that ran out of tokens in its text, and _NoCompletionError for anything else.
     """
     try:
         choices = json.loads(body)["choices"]
@@ -171,6 +198,9 @@ def _text_of(body: bytes) -> str:
         raise LLMRefusalError(f"want a text, got none: refusal {refusal!r}, finish_reason {finish_reason!r}")
     if not isinstance(text, str):
         raise _NoCompletionError(f"want a text in a chat completion, got {body[:500]!r}")
+    text = text.encode("utf-8", "replace").decode()
+    if finish_reason == "length":
+        raise CutAnswerError(f"want a complete text, got one that was cut: finish_reason 'length'; {_MORE_TOKENS}", text)
     return text
 
 

@@ -19,11 +19,16 @@ ANSWER_KEYS = ("instruction", "original_object", "edited_object", "output_captio
 _REFUSAL = re.compile(r"\s*(i['’]?m sorry|i am sorry|sorry|i can(not|['’]t)|i won['’]t|i am unable|unfortunately)", re.IGNORECASE)
 CANNOT_EDIT_PREFIX = "I cannot:"
 """Start of an answer, or of its instruction, when the caption has nothing to edit. Such an answer is not retried."""
+_CANNOT_EDIT = re.compile(r"\W*i\W+can\s?not\W*:", re.IGNORECASE)
+"""The prefix as LLMs write it: in another case, in bold, with a space before the colon."""
+_REFUSED_INSTRUCTION = re.compile(r"\W*(i\s+(can\s?not|can['’]t|am\s+unable)|i['’]m\s+sorry|i\s+am\s+sorry)\b", re.IGNORECASE)
+_END_OF_THOUGHTS = "</think>"
+"""What a reasoning model writes before its answer; the thoughts may contain JSON objects."""
 _REQUIRED_PATTERN = r"^\S.{0,299}$"
 _OPTIONAL_PATTERN = r"^.{0,299}$"
 _CAPTION_PATTERN = r"^\S.{0,999}$"
-"""Texts are single lines of at most 300 characters, captions of 1000, so that one of 60 words is not cut (our own choice).
-They are patterns, because strict endpoints reject length limits."""
+"""Texts are single lines of at most 300 characters, captions and instructions that contain one of 1000, so that a caption of 60
+words is not cut (our own choice). They are patterns, because strict endpoints reject length limits."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ def answer_schema(task: str, choices: tuple[str, ...] = ()) -> dict[str, Any]:
     }
     properties = {key: {"type": "string", **constraints[need]} for key, need in _needs(task).items()}
     properties["output_caption"]["pattern"] = _CAPTION_PATTERN
+    if get_task(task).bidirectional:  # the instruction of a map-to-image edit describes the image
+        properties["instruction"]["pattern"] = _CAPTION_PATTERN
     if choices:
         properties["edited_object"] = {"type": "string", "enum": list(choices)}
     return {"type": "object", "properties": properties, "required": list(ANSWER_KEYS), "additionalProperties": False}
@@ -83,22 +90,17 @@ def answer_schema(task: str, choices: tuple[str, ...] = ()) -> dict[str, Any]:
 def parse_answer(text: str, question: Question, max_words: int, choices: tuple[str, ...] = ()) -> ProposedEdit:
     """Parse the answer to a question. `choices`: the only values of edited_object, if any are given.
 
-    Text around the JSON object is ignored, because chat models greet and use code blocks. Unknown keys are ignored.
-    Raises AnswerError for no object or several, a missing or empty key, a lone surrogate, an unchanged caption, and an
-    instruction of more than `max_words` words (not counting the caption where it is repeated).
+    Text around the JSON object is ignored, because chat models greet and use code blocks, as are the thoughts of a reasoning
+    model. Unknown keys are ignored. A comma within the name of an object is removed, since commas separate names; only the
+    objects of the task `background` are a list. Raises AnswerError for no object or several, a missing or empty key, a lone
+    surrogate, a refusal, an unchanged caption, and an instruction of more than `max_words` words. The caption is not counted
+    where it is repeated; in the direction `from_map` its number of words is added to `max_words`.
     """
-    answer = _find_json_object(text)
-    for key in ANSWER_KEYS:
-        if key not in answer:
-            raise AnswerError("lost_key", f"the key {key!r} is missing; want {', '.join(ANSWER_KEYS)}")
-        if not isinstance(answer[key], str | None):
-            raise AnswerError("no_text", f"the value of {key!r} must be text, got {json.dumps(answer[key])[:80]}")
-    values = {key: " ".join((answer[key] or "").split()) for key in ANSWER_KEYS}
-    for key, value in values.items():
-        if not is_unicode(value):
-            raise AnswerError("not_unicode", f"the value of {key!r} contains a lone surrogate: {json.dumps(value)[:80]}")
-    if values["instruction"].startswith(CANNOT_EDIT_PREFIX):
-        raise AnswerError("refused", values["instruction"], final=True)
+    values = _texts_of(_find_json_object(text))
+    _check_refusal(values["instruction"])
+    if question.task != "background":
+        for key in ("original_object", "edited_object"):
+            values[key] = " ".join(values[key].replace(",", " ").split())
     needs = _needs(question.task)
     for key, need in needs.items():
         if need == "required" and not values[key]:
@@ -116,6 +118,31 @@ def parse_answer(text: str, question: Question, max_words: int, choices: tuple[s
     )
 
 
+def _texts_of(answer: dict[str, Any]) -> dict[str, str]:
+    """The text of each key, in one line. Raises AnswerError for a missing key and for what is not a text."""
+    for key in ANSWER_KEYS:
+        if key not in answer:
+            raise AnswerError("lost_key", f"the key {key!r} is missing; want {', '.join(ANSWER_KEYS)}")
+        if not isinstance(answer[key], str | None):
+            raise AnswerError("no_text", f"the value of {key!r} must be text, got {json.dumps(answer[key])[:80]}")
+    values = {key: " ".join((answer[key] or "").split()) for key in ANSWER_KEYS}
+    for key, value in values.items():
+        if not is_unicode(value):
+            raise AnswerError("not_unicode", f"the value of {key!r} contains a lone surrogate: {json.dumps(value)[:80]}")
+    return values
+
+
+def _check_refusal(instruction: str) -> None:
+    if _CANNOT_EDIT.match(instruction):
+        raise AnswerError("refused", instruction, final=True)
+    if _REFUSED_INSTRUCTION.match(instruction):
+        raise AnswerError(
+            "refused",
+            f"'instruction' must be an edit that somebody asks for, got {instruction[:80]!r}; begin it with "
+            f"{CANNOT_EDIT_PREFIX!r} only if nothing in the caption can be edited",
+        )
+
+
 def _needs(task: str) -> dict[str, Need]:
     """Whether each key of the answer must have a text."""
     row = get_task(task)
@@ -126,13 +153,22 @@ def _check_change(values: dict[str, str], question: Question, max_words: int) ->
     changes_caption = get_task(question.task).changes_caption
     if changes_caption and _normalize_caption(values["output_caption"]) == _normalize_caption(question.caption):
         raise AnswerError("unchanged", "'output_caption' is the caption you were given; it must say what the edit changes")
-    n_words = len(values["instruction"].casefold().replace(question.caption.casefold(), "").split())
+    instruction, caption = values["instruction"].casefold(), _normalize_caption(question.caption)
+    if question.direction == "from_map":  # an LLM seldom repeats the caption letter by letter
+        max_words += len(caption.split())
+    else:
+        instruction = instruction.replace(caption, "")
+    n_words = len(instruction.split())
     if n_words > max_words:
         raise AnswerError("too_long", f"the instruction has {n_words} words; want {max_words} at most")
 
 
 def _find_json_object(text: str) -> dict[str, Any]:
-    """The only JSON object in a text. Raises AnswerError when there is none or several."""
+    """The JSON object after the thoughts in a text: the one that has all keys, which may be repeated, or else the only one.
+
+    Raises AnswerError when there is none, or several different ones.
+    """
+    text = text.rpartition(_END_OF_THOUGHTS)[2]
     decoder, objects, position = json.JSONDecoder(), [], 0
     while (start := text.find("{", position)) >= 0:
         try:
@@ -140,11 +176,14 @@ def _find_json_object(text: str) -> dict[str, Any]:
             objects.append(value)
         except (json.JSONDecodeError, RecursionError):
             position = start + 1
-    if len(objects) == 1:
-        return dict(objects[0])
-    if objects:
-        raise AnswerError("several", f"there are {len(objects)} JSON objects in the answer; want one")
-    if text.strip().startswith(CANNOT_EDIT_PREFIX):
+    complete = [value for value in objects if all(key in value for key in ANSWER_KEYS)]
+    candidates = complete or objects
+    different = [value for n, value in enumerate(candidates) if value not in candidates[:n]]
+    if len(different) == 1:
+        return dict(different[0])
+    if different:
+        raise AnswerError("several", f"there are {len(different)} JSON objects in the answer; want one")
+    if _CANNOT_EDIT.match(text):
         raise AnswerError("refused", text.strip(), final=True)
     if _REFUSAL.match(text):
         raise AnswerError("refused", "there is no JSON object in the answer; the caption describes a harmless picture to edit")

@@ -1,5 +1,6 @@
 """Diversity metrics of instructions."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
@@ -12,8 +13,12 @@ _COUNTED = ("texts", "words", "pairs", "verbs", "objects")
 
 
 def normalize_text(text: str) -> str:
-    """Remove case, punctuation and articles. Near-duplicates have equal normalized texts."""
-    letters = "".join(letter if letter.isalnum() else " " for letter in text.casefold())
+    """Remove case, punctuation and articles. Near-duplicates have equal normalized texts.
+
+    Marks are kept: the vowel signs of Indic scripts distinguish words. Letters and their accents are composed (Unicode NFC).
+    """
+    composed = unicodedata.normalize("NFC", text.casefold())
+    letters = "".join(letter if letter.isalnum() or unicodedata.category(letter)[0] == "M" else " " for letter in composed)
     return " ".join(word for word in letters.split() if word not in ("a", "an", "the"))
 
 

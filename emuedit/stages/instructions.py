@@ -25,15 +25,16 @@ from emuedit.data.shards import read_shard
 from emuedit.data.word_list import WordList, load_word_list
 from emuedit.models.answer_cache import CachingLLM
 from emuedit.models.failure_limit import FailureLimit
-from emuedit.models.language_model import LLM, LLMError, LLMRefusalError
+from emuedit.models.language_model import LLM, CutAnswerError, LLMError, LLMRefusalError, Message
 from emuedit.models.llm_loading import FACTORY_SPEC, is_local, load_llm
 from emuedit.models.local_llm import LocalLLM
 from emuedit.models.openai_llm import EndpointSettings
 from emuedit.progress import Progress, waiting
-from emuedit.prompts.answer_schema import AnswerError, Direction, ProposedEdit, Question, answer_schema, parse_answer
+from emuedit.prompts.answer_schema import AnswerError, Question, answer_schema, parse_answer
 from emuedit.prompts.conversation import TaskPrompt, load_task_prompt, retry_conversation
 from emuedit.prompts.deduplication import Deduplicator
 from emuedit.prompts.diversity import diversity
+from emuedit.prompts.instruction_record import build_instruction, choose_direction
 from emuedit.runtime import Runtime, seed_for
 from emuedit.stages import stage_main
 from emuedit.tasks import get_task
@@ -42,6 +43,8 @@ IN, OUT = "data/captions", "data/instructions"
 HEADLINE = "{kept} instructions kept, {dropped} answers dropped"
 ANSWERS = ".emuedit/answers"
 """The folder with all answers of each LLM, which later runs with more captions or other tasks use again."""
+_MAX_QUOTED = 300
+"""Characters of a cut answer that the LLM sees when it is asked again; the rest would only cost tokens."""
 _LIMITS = {"timeout_s", "retries", "max_tokens"}  # they change only answers that exceed them
 WITHOUT_EFFECT_ON_RESULT: dict[str, Any] = {"concurrency": True, "max_failed_share": True, "endpoint": _LIMITS}
 """Params that do not change the instructions: they may change before a stopped run goes on."""
@@ -61,7 +64,7 @@ class InstructionsParams(config.Params):
     n_captions: int = Field(ge=1)
     """Captions to use, at most."""
     choice: CaptionChoice = "first"
-    """Which of more captions to use: the first ones, or `random` ones, for a source that is sorted by category."""
+    """Which captions to use if there are more: the `first`, or `random` ones, for a source that is sorted by category."""
     prompts: str = "emuedit/prompts"
     """Folder of the task prompts, `<task>.yaml` each."""
     moderation: str = "emuedit/prompts/moderation.txt"
@@ -77,9 +80,10 @@ class InstructionsParams(config.Params):
     retries: int = Field(2, ge=0)
     """How often the LLM is asked again after an unusable answer, with the reason. Ours."""
     max_words: int = Field(30, ge=1)
-    """Longest instruction in words, not counting the caption where it is repeated. Ours."""
+    """Longest instruction in words, not counting the caption where it is repeated. Map-to-image instructions may have as many
+    words as the caption in addition. Ours."""
     max_repeat_share: float = Field(0.15, gt=0, le=1)
-    """An instruction may be repeated for this share of the captions within a task; more are near-duplicates. Ours."""
+    """An instruction may be repeated for this share of the captions used, within a task; more are near-duplicates. Ours."""
     max_per_task: int = Field(100_000, ge=1)
     """Instructions kept of one task; a task that has them is not asked any more. Ours."""
     max_failed_share: float = Field(0.02, ge=0, le=1)
@@ -105,40 +109,50 @@ class Questioner:
     def ask(self, caption: Caption, task: str) -> Instruction | Drop | LLMError:
         """The core function: ask for one edit until the answer is usable or the retries are used up.
 
-        An LLMError is returned, not raised: only the run can tell one odd caption from an endpoint that does not answer. It is
-        not asked again, because the endpoint has its own retries; nor is a question that the LLM refuses.
+        Returns an LLMError instead of raising it: only the caller sees whether a single question failed or the endpoint is
+        down. Such a question is not asked again, because the endpoint has its own retries; nor is one that the LLM refuses. An
+        answer that was cut is used if its JSON is complete, and is asked for again otherwise.
         """
         prompt, params = self.prompts[task], self.params
         source = f"{caption.id}/{task}"
         if self.forbidden.first_match([caption.text]):
             return Drop(caption.text, "moderated", source, caption.index)
-        question = Question(task, caption.text, _direction(caption, task))
+        question = Question(task, caption.text, choose_direction(caption, task))
         messages = prompt.build_conversation(question, params.exemplar_share, caption.id, task)
         schema = answer_schema(task, prompt.choices) if params.constrained_decoding else None
         failure: AnswerError | None = None
+        cut: CutAnswerError | None = None
         answer = ""
         for attempt in range(params.retries + 1):
             seed = seed_for("instructions", caption.id, task, attempt)
             try:
-                answer = self.llm.write(messages, seed=seed, temperature=params.temperature, top_p=params.top_p, schema=schema)
+                answer, cut = self._write(messages, seed, schema)
                 edit = parse_answer(answer, question, params.max_words, prompt.choices)
             except LLMRefusalError as error:
                 return Drop(str(error), "refused", source, caption.index)
             except LLMError as error:
                 return error
             except AnswerError as error:
-                failure = error
-                if error.final:
+                failure = AnswerError("cut", "it was cut because it is too long") if cut and not error.final else error
+                if failure.final:
                     break
-                messages = retry_conversation(messages, answer, error, question)
+                messages = retry_conversation(messages, answer[:_MAX_QUOTED] if cut else answer, failure, question)
                 continue
-            instruction = _instruction(caption, question, edit, seed, params.world.llm, answer)
+            instruction = build_instruction(caption, question, edit, seed, params.world.llm, answer)
             texts = (instruction.text, edit.output_caption, edit.original_object or "", edit.edited_object or "")
             if self.forbidden.first_match(texts):
                 return Drop(answer, "moderated", source, caption.index)
             return instruction
         assert failure is not None
-        return Drop(answer, failure.reason, source, caption.index)
+        return Drop(f"{cut}; the answer: {answer}" if cut else answer, failure.reason, source, caption.index)
+
+    def _write(self, messages: list[Message], seed: int, schema: dict[str, Any] | None) -> tuple[str, CutAnswerError | None]:
+        """The LLM's answer, and the error if it was cut. Raises other LLMErrors."""
+        temperature, top_p = self.params.temperature, self.params.top_p
+        try:
+            return self.llm.write(messages, seed=seed, temperature=temperature, top_p=top_p, schema=schema), None
+        except CutAnswerError as error:
+            return error.text, error
 
 
 def run(params: InstructionsParams, root: Path) -> Summary:
@@ -157,10 +171,10 @@ def run(params: InstructionsParams, root: Path) -> Summary:
     scratch = scratch_folder(root, "instructions", key)
     questioner = Questioner(llm, prompts, load_word_list(word_list), params)
     failures = FailureLimit(params.max_failed_share)
-    deduplicator = Deduplicator(max(1, round(params.max_repeat_share * params.n_captions)), params.max_per_task)
+    n_captions = min(params.n_captions, read_summary(root / IN).counts.get("kept", params.n_captions))
+    deduplicator = Deduplicator(max(1, round(params.max_repeat_share * n_captions)), params.max_per_task)
     counts: Counter[str] = Counter()
     captions = choose_captions(read_folder(root / IN, Caption), params.n_captions, params.choice)
-    n_captions = min(params.n_captions, read_summary(root / IN).counts.get("kept", params.n_captions))
     with Progress("instructions", n_captions * len(params.tasks), "question") as progress:
 
         def make_shard(captions_of_shard: list[Caption]) -> tuple[list[Instruction], list[Drop]]:
@@ -178,8 +192,9 @@ def run(params: InstructionsParams, root: Path) -> Summary:
     if not counts["kept"]:
         for file in scratch.glob("shard-*.parquet"):
             file.unlink()  # the next run asks again what was not answered; the other answers are kept
+        hint = "; answers were cut: raise instructions.endpoint.max_tokens" if counts["dropped_cut"] else ""
         raise InstructionsError(
-            f"want at least one instruction, got {dict(counts)}; read {scratch}/dropped-*.parquet for the LLM's answers"
+            f"want at least one instruction, got {dict(counts)}; read {scratch}/dropped-*.parquet for the LLM's answers{hint}"
         ) from failures.last_error
     instructions = (row for file in sorted(scratch.glob("shard-*.parquet")) for row in read_shard(file, Instruction))
     report = json.dumps(diversity(instructions), indent=1, ensure_ascii=False)
@@ -203,7 +218,7 @@ def _ask_all(
     failures: FailureLimit,
     progress: Progress,
 ) -> Iterator[Instruction | Drop]:
-    """The answers for every caption and every task that is not full, in that order, however many are asked at once."""
+    """The answers for each caption and each task that is not full; their order does not depend on `params.concurrency`."""
     params = questioner.params
     tasks = [task for task in params.tasks if deduplicator.n_kept[task] < params.max_per_task]
     progress.advance(len(captions) * (len(params.tasks) - len(tasks)))
@@ -222,39 +237,6 @@ def _ask_all(
                     yield answer
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # stopped, it does not wait for an endpoint that hangs
-
-
-def _instruction(caption: Caption, question: Question, edit: ProposedEdit, seed: int, llm: str, answer: str) -> Instruction:
-    """The record. Where a map becomes a picture, and for tasks built backwards, the picture generated first is the target's.
-
-    An annotated task uses the caption's image, if it has one; the base model can only edit what it generated.
-    """
-    image, image_hash = (caption.image, caption.image_hash) if get_task(question.task).annotated else (None, None)
-    source, target = caption.text, edit.output_caption
-    if question.direction == "from_map":
-        source, target = target, source
-    return Instruction(
-        caption_id=caption.id,
-        task=question.task,
-        text=edit.instruction,
-        source_caption=source,
-        target_caption=target,
-        source_object=edit.original_object,
-        target_object=edit.edited_object,
-        reverse=get_task(question.task).reversed or question.direction == "from_map",
-        seed=seed,
-        llm=llm,
-        answer=answer,
-        image=image,
-        image_hash=image_hash,
-    )
-
-
-def _direction(caption: Caption, task: str) -> Direction | None:
-    """Half of the captions each way, at random."""
-    if not get_task(task).bidirectional:
-        return None
-    return "from_map" if seed_for("instructions", "direction", caption.id, task) % 2 else "to_map"
 
 
 def _chunks(captions: Iterator[Caption], size: int) -> Iterator[list[Caption]]:
@@ -283,9 +265,9 @@ def _factory_files(spec: str) -> list[str]:
 
 
 def _llm_key(spec: str, root: Path, factory_files: Sequence[str]) -> str:
-    """16 hex digits that change with whatever decides an answer: an endpoint counts by its name, a model here by its content.
+    """Hash, 16 hex digits, of everything that determines an answer: the name of an endpoint, the files of a local model.
 
-    An LLM 'module:factory' counts by its modules and by the deps of the stage that are not this package's.
+    For an LLM 'module:factory' it covers the files of its package and the stage's deps outside this package.
     """
     folder = Path(config.resolve_path(spec, root))
     files = [folder] if folder.exists() else [Path(file) for file in factory_files]

@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 
 from emuedit.models.answer_cache import CachingLLM
-from emuedit.models.language_model import LLMError, LLMRefusalError, Message
+from emuedit.models.language_model import CutAnswerError, LLMError, LLMRefusalError, Message
 
 MESSAGES = [{"role": "user", "content": "red circle"}]
 
 
 class CountingLLM:
-    """Answers with the seed, refuses seed 1 and fails at seed 2; it records the seeds."""
+    """Answers with the seed, refuses seed 1, fails at seed 2 and is cut at seed 3; it records the seeds."""
 
     def __init__(self) -> None:
         self.seeds: list[int] = []
@@ -28,6 +28,8 @@ class CountingLLM:
             raise LLMRefusalError("not this one")
         if seed == 2:
             raise LLMError("out of reach")
+        if seed == 3:
+            raise CutAnswerError("cut", "answ")
         return f"answer\n{seed}, \u2028 \ud83d"
 
 
@@ -40,28 +42,28 @@ def ask(llm: CachingLLM, seed: int) -> str:
 
 def test_an_answer_or_a_refusal_is_not_asked_for_again_and_a_failure_is(tmp_path: Path) -> None:
     first, second = CountingLLM(), CountingLLM()
-    answers = [ask(CachingLLM(first, tmp_path / "answers.jsonl"), seed) for seed in (0, 1, 2, 2**62)]
+    answers = [ask(CachingLLM(first, tmp_path / "answers.jsonl"), seed) for seed in (0, 1, 2, 3, 2**62)]
     reopened = CachingLLM(second, tmp_path / "answers.jsonl")
-    assert [ask(reopened, seed) for seed in (0, 1, 2, 2**62)] == answers
+    assert [ask(reopened, seed) for seed in (0, 1, 2, 3, 2**62)] == answers
     assert answers[1] == "LLMRefusalError('not this one')"
-    assert first.seeds == [0, 1, 2, 2**62]
-    assert second.seeds == [2]
+    assert first.seeds == [0, 1, 2, 3, 2**62]
+    assert second.seeds == [2, 3]
 
 
 @pytest.mark.parametrize("n_lost", [1, 5, 20])
 def test_a_line_that_was_cut_short_is_asked_again_and_does_not_spoil_the_next(tmp_path: Path, n_lost: int) -> None:
     path = tmp_path / "answers.jsonl"
     llm = CachingLLM(CountingLLM(), path)
-    for seed in (3, 4):
+    for seed in (4, 5):
         ask(llm, seed)
     path.write_bytes(path.read_bytes()[:-n_lost])
     after_kill, later = CountingLLM(), CountingLLM()
     llm = CachingLLM(after_kill, path)
-    for seed in (3, 4, 5):
+    for seed in (4, 5, 6):
         ask(llm, seed)
-    assert after_kill.seeds == [4, 5]
+    assert after_kill.seeds == [5, 6]
     llm = CachingLLM(later, path)
-    for seed in (3, 4, 5):
+    for seed in (4, 5, 6):
         ask(llm, seed)
     assert later.seeds == []
 

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from emuedit.models import local_llm
-from emuedit.models.language_model import LLM
+from emuedit.models import constrained_decoding, local_llm
+from emuedit.models.language_model import LLM, LLMError
 from emuedit.models.llm_loading import load_llm
 
 MESSAGES = [{"role": "system", "content": "a small"}, {"role": "user", "content": "red circle"}]
@@ -71,6 +71,48 @@ def test_the_prompt_is_the_chat_template(chat_folder: str, monkeypatch: pytest.M
     monkeypatch.setattr(chat.model, "generate", generate)
     assert chat.write(MESSAGES, seed=0) == "blue stars"
     assert prompts == ["system a small user red circle a"]
+
+
+NO_SYSTEM_ROLE = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}{% endfor %}" + TEMPLATE
+)
+
+
+def test_the_system_text_begins_the_users_message_where_the_template_has_no_system_role(
+    chat_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = local_llm.load(chat_folder)
+    chat.tokenizer.chat_template = NO_SYSTEM_ROLE
+    prompts: list[str] = []
+
+    def generate(input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        prompts.append(chat.tokenizer.decode(input_ids[0], skip_special_tokens=True))
+        return input_ids
+
+    monkeypatch.setattr(chat.model, "generate", generate)
+    for seed in range(2):
+        chat.write(MESSAGES, seed=seed)
+    assert prompts == ["user a small red circle a"] * 2
+    with pytest.raises(LLMError, match=r"want a chat template .*roles must alternate; use another chat model"):
+        chat.write([*MESSAGES, MESSAGES[1]], seed=0)
+
+
+def test_a_model_that_also_reads_images_has_its_vocabulary_in_the_text_config(
+    chat_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import Gemma3Config
+
+    chat = local_llm.load(chat_folder)
+    text_config = {"vocab_size": chat.model.config.vocab_size, "hidden_size": 16}
+    monkeypatch.setattr(chat.model, "config", Gemma3Config(text_config=text_config))
+    sizes: list[int] = []
+    monkeypatch.setattr(
+        constrained_decoding, "build_constraint_tokenizer", lambda tokenizer, n_vocab, end_tokens: sizes.append(n_vocab)
+    )
+    _ = chat._constraint_tokenizer
+    assert sizes == [text_config["vocab_size"]]
 
 
 def test_a_model_without_a_chat_template_is_an_error(chat_folder: str) -> None:

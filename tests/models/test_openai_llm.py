@@ -1,12 +1,15 @@
+import errno
+import os
+import ssl
 import time
 import urllib.request
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from typing import Any
 
 import pytest
 
 from emuedit.failures import FailureKind, kind_of
-from emuedit.models.language_model import LLMError, LLMRefusalError
+from emuedit.models.language_model import CutAnswerError, LLMError, LLMRefusalError
 from emuedit.models.openai_llm import EndpointSettings, OpenAILLM
 
 MESSAGES = [{"role": "system", "content": "a small"}, {"role": "user", "content": "red circle"}]
@@ -111,6 +114,78 @@ def test_an_answer_without_a_text_for_want_of_tokens_names_the_setting(endpoint:
     endpoint.answers = [completion(message={"content": None}, finish_reason="length")]
     with pytest.raises(LLMError, match=r"ran out of tokens before it; set instructions.endpoint: \{max_tokens"):
         OpenAILLM(endpoint.url, "m").write(MESSAGES, seed=0)
+
+
+def test_a_text_that_was_cut_is_an_error_with_the_text_and_the_setting(endpoint: Any) -> None:
+    endpoint.answers = [completion(message={"content": "half \ud83d"}, finish_reason="length")]
+    with pytest.raises(CutAnswerError, match=r"one that was cut: .*; set instructions.endpoint: \{max_tokens") as error:
+        OpenAILLM(endpoint.url, "m").write(MESSAGES, seed=0)
+    assert error.value.text == "half ?"
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (400, "System role not supported"),
+        (400, "Conversation roles must alternate user/assistant/user/assistant/..."),
+        (500, "jinja: System role not supported"),
+    ],
+)
+def test_the_system_text_goes_to_the_user_where_the_model_has_no_system_role(endpoint: Any, status: int, message: str) -> None:
+    refusal = (status, {"error": {"message": message}})
+    endpoint.answers = [refusal, endpoint.chat_response("done"), endpoint.chat_response("done")]
+    llm = OpenAILLM(endpoint.url, "m", EndpointSettings(retries=0))
+    for seed in range(2):
+        assert llm.write(MESSAGES, seed=seed) == "done"
+    merged = [{"role": "user", "content": "a small\n\nred circle"}]
+    assert [body["messages"] for _, _, body in endpoint.requests] == [MESSAGES, merged, merged]
+    endpoint.answers = [refusal]
+    with pytest.raises(LLMError, match=f"answered {status}"):
+        llm.write(MESSAGES, seed=3)
+
+
+@pytest.mark.parametrize("key", ["k\n", " k\r\n"])
+def test_white_space_around_the_api_key_is_removed(endpoint: Any, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    endpoint.answers = [endpoint.chat_response("done")]
+    assert OpenAILLM(endpoint.url, "m").write(MESSAGES, seed=0) == "done"
+    assert endpoint.requests[0][1]["Authorization"] == "Bearer k"
+
+
+@pytest.mark.parametrize("key", ["a\nb", "a b", "ключ", "a\x00b"])
+def test_an_api_key_that_is_no_header_is_an_error_that_does_not_print_it(
+    endpoint: Any, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setattr(os, "environ", os.environ | {"OPENAI_API_KEY": key})  # the system takes no key with a zero byte
+    with pytest.raises(LLMError, match="want an API key of visible ASCII characters in OPENAI_API_KEY") as error:
+        OpenAILLM(endpoint.url, "m").write(MESSAGES, seed=0)
+    assert key not in str(error.value)
+    assert not endpoint.requests
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ssl.SSLError(1, "[SSL: DECRYPTION_FAILED_OR_BAD_RECORD_MAC] decryption failed or bad record mac"),
+        OSError(errno.EHOSTUNREACH, "No route to host"),
+        ConnectionResetError("reset"),
+    ],
+)
+def test_an_error_while_an_answer_is_read_is_retried(endpoint: Any, monkeypatch: pytest.MonkeyPatch, failure: OSError) -> None:
+    read, failures = HTTPResponse.read, [failure]
+
+    def read_or_fail(response: HTTPResponse, *arguments: Any) -> bytes:
+        if failures:
+            raise failures.pop()
+        return read(response, *arguments)
+
+    monkeypatch.setattr(HTTPResponse, "read", read_or_fail)
+    endpoint.answers = [endpoint.chat_response("lost"), endpoint.chat_response("done")]
+    assert OpenAILLM(endpoint.url, "m", backoff_s=0.001).write(MESSAGES, seed=0) == "done"
+    failures.append(failure)
+    endpoint.answers = [endpoint.chat_response("lost")]
+    with pytest.raises(LLMError, match="did not answer in 1 attempts"):
+        OpenAILLM(endpoint.url, "m", EndpointSettings(retries=0)).write(MESSAGES, seed=0)
 
 
 def test_an_endpoint_that_stays_busy_or_gives_no_text_is_an_error(endpoint: Any) -> None:

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from emuedit.data.records import Instruction
 from emuedit.prompts import conversation
 from emuedit.prompts.answer_schema import ANSWER_KEYS, AnswerError, Question, answer_schema, parse_answer
 from emuedit.prompts.diversity import diversity, normalize_text
+from emuedit.synthesis import masks
 from emuedit.tasks import TASKS
 
 PROMPTS = Path(__file__).parents[2] / "emuedit" / "prompts"
+COLOURS = "red|green|blue|yellow|orange|pink|purple|magenta|cyan|white|black|grey|brown"
 QUESTION = Question("remove", "a dog on a sofa")
 GOOD = {
     "instruction": "remove the dog", "original_object": "dog", "edited_object": "", "output_caption": "an empty sofa",
@@ -32,12 +35,83 @@ def test_an_answer_is_one_json_object() -> None:
     assert (edit.instruction, edit.original_object, edit.edited_object) == ("remove the dog", "dog", None)
     assert parse_answer(f"Sure!\n```json\n{json.dumps(GOOD, indent=2)}\n```\nDone {{}}"[:-3], QUESTION, 10) == edit
     assert parse_answer(json.dumps(GOOD | {"why": 3}), QUESTION, 10) == edit
-    assert error_reason(f"{text}\n{text}") == "several"
+    other = json.dumps(GOOD | {"instruction": "erase the dog"})
+    assert error_reason(f"{text}\n{other}") == "several"
+    assert error_reason('{}\n{"edit": 1}') == "several"
     assert error_reason(text[:-9]) == "no_json"
     assert error_reason("I am sorry, but I cannot help with that.") == "refused"
     with pytest.raises(AnswerError, match="there is nothing to remove") as error:
         parse_answer("I cannot: there is nothing to remove.", QUESTION, 10)
     assert error.value.final
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'<think>The input is {{"task": "remove"}}. Maybe {json.dumps(GOOD | {"instruction": "erase it"})}</think>\n',
+        'The question was {"task": "remove", "caption": "a dog on a sofa"}. ',
+        f"```json\n{json.dumps(GOOD, indent=1)}\n```\nOnce more: ",
+    ],
+)
+def test_objects_in_thoughts_repeated_questions_and_repeated_answers_are_ignored(text: str) -> None:
+    assert parse_answer(text + json.dumps(GOOD), QUESTION, 10) == parse_answer(json.dumps(GOOD), QUESTION, 10)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "final"),
+    [
+        ("i cannot: no object", True),
+        ("I cannot : no object", True),
+        ("**I cannot:** no object", True),
+        ("I cannot remove anything from this image", False),
+        ("I can't do that", False),
+        ("I’m sorry, there is nothing to remove.", False),
+        ('"I am unable to see a dog"', False),
+    ],
+)
+def test_a_refusal_in_the_instruction_is_no_edit(instruction: str, final: bool) -> None:
+    with pytest.raises(AnswerError) as error:
+        parse_answer(json.dumps(GOOD | {"instruction": instruction}), QUESTION, 10)
+    assert (error.value.reason, error.value.final) == ("refused", final)
+    if final:
+        with pytest.raises(AnswerError) as error:
+            parse_answer(instruction, QUESTION, 10)
+        assert error.value.final
+
+
+def test_a_wish_and_an_apology_in_passing_are_no_refusals() -> None:
+    for instruction in ("I want the dog gone", "sorry, but remove the dog", "icannot is a word: remove it"):
+        assert parse_answer(json.dumps(GOOD | {"instruction": instruction}), QUESTION, 10).instruction == instruction
+
+
+def test_commas_separate_objects_only_in_the_background_task() -> None:
+    objects = {"original_object": "small, brown dog", "edited_object": "big,black cat"}
+    edit = parse_answer(json.dumps(GOOD | objects), Question("local", "a dog on a sofa"), 10)
+    assert (edit.original_object, edit.edited_object) == ("small brown dog", "big black cat")
+    assert masks.split_phrases(edit.original_object) == ("small brown dog",)
+    background = {"original_object": "dog, cat", "edited_object": "beach"}
+    edit = parse_answer(json.dumps(GOOD | background), Question("background", "a dog and a cat"), 10)
+    assert masks.split_phrases(edit.original_object) == ("dog", "cat")
+    assert error_reason(json.dumps(GOOD | {"original_object": " , "})) == "empty"
+
+
+@pytest.mark.parametrize("direction", ["from_map", "to_map"])
+def test_a_caption_is_not_counted_where_it_is_repeated_without_its_period(direction: Any) -> None:
+    caption = " ".join(["word"] * 39) + " end."
+    question = Question("depth", caption, direction)
+    answer = {"original_object": "", "edited_object": "", "output_caption": f"a depth map of {caption}"}
+    answer["instruction"] = f"make a photo from this: {caption[:-1]}, please"
+    assert parse_answer(json.dumps(answer), question, 30).instruction == answer["instruction"]
+    answer["instruction"] = "please " * 75
+    assert error_reason(json.dumps(answer), question, 30) == "too_long"
+
+
+def test_a_caption_may_be_repeated_in_other_words_only_where_it_describes_the_image() -> None:
+    caption = "a woman, in a long dress, beside a clock"
+    answer = {"original_object": "", "edited_object": "", "output_caption": f"a depth map of {caption}"}
+    answer["instruction"] = f"a photo please: {caption.replace(',', '')}"
+    parse_answer(json.dumps(answer), Question("depth", caption, "from_map"), 3)
+    assert error_reason(json.dumps(answer), Question("depth", caption, "to_map"), 3) == "too_long"
 
 
 def test_a_caption_of_sixty_long_words_fits_into_the_schema() -> None:
@@ -46,7 +120,11 @@ def test_a_caption_of_sixty_long_words_fits_into_the_schema() -> None:
     schema = answer_schema("depth")
     long = " ".join(["photograph"] * 63)
     assert jsonschema.Draft202012Validator(schema).is_valid(answer | {"output_caption": f"a depth map of {long}"})
-    assert not jsonschema.Draft202012Validator(schema).is_valid(answer | {"instruction": long, "output_caption": "a map"})
+    from_map = {"instruction": f"make a photo of this depth map: {long}", "output_caption": f"a depth map of {long}"}
+    assert jsonschema.Draft202012Validator(schema).is_valid(answer | from_map)
+    style = jsonschema.Draft202012Validator(answer_schema("style"))
+    assert style.is_valid(answer | {"output_caption": "a map"})
+    assert not style.is_valid(answer | {"instruction": long, "output_caption": "a map"})
 
 
 def test_the_schema_accepts_only_valid_answers_and_refusals() -> None:
@@ -96,6 +174,25 @@ def test_every_task_has_a_prompt_with_valid_exemplars(task: str) -> None:
     assert len({exemplar.caption for exemplar in prompt.exemplars}) == len(prompt.exemplars)
 
 
+def test_every_choice_has_an_exemplar_and_hue_names_no_colour() -> None:
+    prompt = conversation.load_task_prompt(PROMPTS, "color")
+    assert {exemplar.answer["edited_object"] for exemplar in prompt.exemplars} == set(prompt.choices)
+    hue = [exemplar.answer["instruction"] for exemplar in prompt.exemplars if exemplar.answer["edited_object"] == "hue"]
+    assert not [text for text in hue if re.search(rf"\b({COLOURS}|warm\w*|cold\w*|tone|tint)\b", text)]
+
+
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_boxes_and_masks_have_no_colour_and_nothing_is_cut_out(task: str) -> None:
+    prompt = conversation.load_task_prompt(PROMPTS, task)
+    for exemplar in prompt.exemplars:
+        instruction = exemplar.answer["instruction"]
+        colours = set(re.findall(rf"\b({COLOURS})\b", instruction))
+        assert colours <= set(re.findall(COLOURS, exemplar.caption)), "a colour that is not that of an object"
+        assert not re.search(rf"\b({COLOURS}) (bounding )?(box|frame|mask)|(box|frame|mask) in ({COLOURS})", instruction)
+        assert not re.search(r"\bcut\b|\bisolate\b", instruction)
+    assert not {"cut out", "isolate", "fill", "colour in", "paint over"} & set(prompt.verbs)
+
+
 def test_the_conversation_samples_exemplars_verbs_and_manners_and_ends_in_the_question() -> None:
     prompt = conversation.load_task_prompt(PROMPTS, "remove")
     messages = prompt.build_conversation(QUESTION, 0.6, "c1", "remove")
@@ -124,6 +221,13 @@ def test_invalid_prompts_are_named(tmp_path: Path) -> None:
     (tmp_path / "sketch.yaml").write_text(sketch.replace("      direction: to_map\n", "", 1))
     with pytest.raises(conversation.TaskPromptError, match=r"exemplar 1 .* want a direction"):
         conversation.load_task_prompt(tmp_path, "sketch")
+
+
+def test_vowel_signs_distinguish_words_and_accents_may_be_composed() -> None:
+    """Words of Indic scripts without their vowel signs were dropped as repeated."""
+    assert normalize_text("काला कुत्ता!") == "काला कुत्ता"
+    assert normalize_text("काला कुत्ता") != normalize_text("कोली कित्तो")
+    assert normalize_text("add a cafe\u0301") == normalize_text("Add the Café") == "add café"
 
 
 def test_diversity_ignores_case_punctuation_and_articles() -> None:

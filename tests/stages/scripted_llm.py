@@ -35,7 +35,7 @@ def publish_captions(root: Path, *texts: str) -> list[Caption]:
     captions = [Caption(text, "c.txt", i) for i, text in enumerate(texts or [f"a dog on sofa {'i' * n}" for n in range(6)])]
     scratch = scratch_folder(root, "captions", "f")
     write_shard(scratch / "shard-00000.parquet", captions, Caption)
-    publish(scratch, root / instructions.IN, "captions", {}, {})
+    publish(scratch, root / instructions.IN, "captions", {}, {"kept": len(captions)})
     return captions
 
 

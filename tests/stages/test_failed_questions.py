@@ -206,6 +206,53 @@ def test_an_endpoint_that_fails_once_is_asked_again(tmp_path: Path, endpoint: An
     assert schemas == [answer_schema("remove")] * 8
 
 
+def cut_at(endpoint: Any, text: str) -> Any:
+    """Answers of an endpoint that needs 100 tokens for `text`, and gives half of it below."""
+
+    def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        is_cut = body["max_tokens"] < 100
+        content, reason = (text[: len(text) // 2], "length") if is_cut else (text, "stop")
+        return 200, {"choices": [{"message": {"content": content}, "finish_reason": reason}]}
+
+    return answer
+
+
+def test_answers_that_were_cut_are_asked_again_with_a_higher_limit(tmp_path: Path, endpoint: Any) -> None:
+    publish_captions(tmp_path, "one dog")
+    endpoint.answer = cut_at(endpoint, "<think>" + "well, " * 500 + "</think>" + json.dumps(ANSWER))
+    world = toy_world() | {"llm": f"{endpoint.url}#a-model"}
+    with pytest.raises(InstructionsError, match=r"'dropped_cut': 1.*raise instructions.endpoint.max_tokens"):
+        run(make_params(tasks=("remove",), world=world, endpoint={"max_tokens": 10}), tmp_path)
+    n_requests = len(endpoint.requests)
+    assert n_requests == 3
+    first, *_, last = (body["messages"] for *_, body in endpoint.requests)
+    assert "it was cut because it is too long" in last[-1]["content"]
+    assert sum(len(message["content"]) for message in last[len(first) :]) < 1500, "the thoughts are not sent again"
+    assert run(make_params(tasks=("remove",), world=world, endpoint={"max_tokens": 1000}), tmp_path).counts["kept"] == 1
+    assert len(endpoint.requests) == n_requests + 1
+
+
+def test_a_dropped_answer_that_was_cut_names_the_setting(tmp_path: Path, endpoint: Any) -> None:
+    publish_captions(tmp_path, "one dog", "two dogs")
+    long = cut_at(endpoint, "well, " * 500)
+    good = endpoint.chat_response(json.dumps(ANSWER))
+    endpoint.answer = lambda body: long(body) if "one dog" in body["messages"][-1]["content"] else good
+    world = toy_world() | {"llm": f"{endpoint.url}#a-model"}
+    run(make_params(tasks=("remove",), world=world, endpoint={"max_tokens": 10}), tmp_path)
+    (drop,) = read_drops(tmp_path)
+    assert drop.reason == "cut"
+    assert "set instructions.endpoint: {max_tokens: ...} higher" in drop.subject
+    assert "well, well" in drop.subject
+
+
+def test_a_complete_object_in_an_answer_that_was_cut_is_used(tmp_path: Path, endpoint: Any) -> None:
+    publish_captions(tmp_path, "one dog")
+    endpoint.answer = cut_at(endpoint, json.dumps(ANSWER) + " I hope that it helps. " * 50)
+    world = toy_world() | {"llm": f"{endpoint.url}#a-model"}
+    run(make_params(tasks=("remove",), world=world, endpoint={"max_tokens": 10}), tmp_path)
+    assert len(endpoint.requests) == 1
+
+
 def test_an_endpoint_that_refuses_the_key_gets_one_request_a_question(tmp_path: Path, endpoint: Any) -> None:
     publish_captions(tmp_path)
     endpoint.answer = lambda body: (401, {"error": "who are you"})

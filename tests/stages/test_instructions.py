@@ -96,6 +96,13 @@ def test_repeats_duplicates_full_tasks_and_unwanted_words_are_dropped(tmp_path: 
     assert len(llm.questions) == 2, "a task that is full must not be asked for the other shards"
 
 
+def test_the_share_of_repeats_is_that_of_the_captions_that_there_are(tmp_path: Path, use_llm: UseLLM) -> None:
+    publish_captions(tmp_path, "one dog", "two dogs", "three dogs", "four dogs")
+    use_llm(lambda *_: json.dumps(ANSWER))
+    summary = run(make_params(tasks=("remove",), n_captions=1000, max_repeat_share=0.5), tmp_path)
+    assert summary.counts == {"kept": 2, "dropped": 2, "kept_remove": 2, "dropped_repeated": 2, "dropped_remove_repeated": 2}
+
+
 def test_params_that_only_say_how_work_runs_do_not_change_the_result(tmp_path: Path, use_llm: UseLLM) -> None:
     publish_captions(tmp_path)
     use_llm()

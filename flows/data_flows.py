@@ -6,8 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from emuedit import process_identity
-from emuedit.operations import yield_ledger
+from emuedit.data_checks import yield_ledger
 from emuedit.tracking import registry, run_outbox, runs, service_errors
 from emuedit.tracking.service_errors import ServiceError
 from flows import (
@@ -34,13 +33,13 @@ def refresh_data(target: str, reason: str = "", push: bool = False) -> dict[str,
 
     reason: why it runs, see `run_reason`. push: whether to push the data to the remote afterwards.
     """
-    root, why = Path.cwd(), complete_reason(reason)
-    print(f"== {why}", flush=True)
+    root, reason = Path.cwd(), complete_reason(reason)
+    print(f"== {reason}", flush=True)
     with retrain_lock.exclusive(root, lambda text: print(f"== {text}", flush=True), FLOW):
-        return _refresh(root, target, why, push)
+        return _refresh(root, target, reason, push)
 
 
-def _refresh(root: Path, target: str, why: str, push: bool) -> dict[str, Any]:
+def _refresh(root: Path, target: str, reason: str, push: bool) -> dict[str, Any]:
     graph = dvc_graph.read(root)
     publication.check(graph, push, "")
     targets = graph.up_to(target)
@@ -48,13 +47,13 @@ def _refresh(root: Path, target: str, why: str, push: bool) -> dict[str, Any]:
     if not stale:
         decision = f"skipped: the {len(targets)} stages up to {target} are up to date"
         print(f"== {decision}", flush=True)
-        with run_history.recorded(root, RunLine(FLOW, why, outcome=decision)):
-            flow_artifacts.publish_refresh(f"{why}; {decision}", YieldRecord(), {}, "")
+        with run_history.recorded(root, RunLine(FLOW, reason, outcome=decision)):
+            flow_artifacts.publish_refresh(f"{reason}; {decision}", YieldRecord(), {}, "")
             if push:  # what an earlier run could not push
                 publication.push_data(root)
         return {"stages": {}, "skipped": sorted(targets), "run_id": ""}
     names = [stage.name for stage in graph.stages if stage.name in targets]
-    line = RunLine(FLOW, why, stale, {}, release.start(root))
+    line = RunLine(FLOW, reason, stale, {}, release.start(root))
     with run_history.recorded(root, line):
         _run(graph, line, names)
         if push:
@@ -67,10 +66,10 @@ def _run(graph: dvc_graph.Graph, line: RunLine, names: Sequence[str]) -> None:
     try:
         run_history.store_reasons(line, names)
         flow_artifacts.publish_stages(line, names)
-        run_stages(graph, line.why, line.run_id, force=False, max_parallel=1, seconds=line.seconds)
+        run_stages(graph, line.stale, line.run_id, force=False, max_parallel=1, seconds=line.seconds)
         finished = dvc_graph.read(graph.root)
         has_pairs = any(Path(yield_ledger.KEPT_PAIRS) in stage.outs for stage in graph.stages if stage.name in names)
-        record = yield_record.make(graph.root, finished, line.run_id, line.seconds) if has_pairs else YieldRecord()
+        record = yield_record.make(finished, line.run_id, line.seconds) if has_pairs else YieldRecord()
         _log(finished, line, record)
     except BaseException as error:
         release.fail(line.run_id, error, graph, line.seconds)
@@ -80,8 +79,8 @@ def _run(graph: dvc_graph.Graph, line: RunLine, names: Sequence[str]) -> None:
 
 def _log(graph: dvc_graph.Graph, line: RunLine, record: YieldRecord) -> None:
     """Log the results to the run. If MLflow cannot be used, they are stored and uploaded later, as those of a retrain."""
-    tags = {**yield_record.tags(graph, line.seconds), registry.WHY_TAG: line.reason, "stages.run": ", ".join(line.seconds)}
-    results = run_outbox.RunResults({}, record.metrics, {**tags, **run_history.why_tags(line.why)}, record.files)
+    tags = {**yield_record.tags(graph, line.seconds), registry.RUN_REASON_TAG: line.reason, "stages.run": ", ".join(line.seconds)}
+    results = run_outbox.RunResults({}, record.metrics, {**tags, **run_history.stage_reasons_tags(line.stale)}, record.files)
     try:
         with service_errors.converted():
             if not line.run_id:
@@ -89,5 +88,4 @@ def _log(graph: dvc_graph.Graph, line: RunLine, record: YieldRecord) -> None:
             results.send(line.run_id)
             runs.end_run(line.run_id, "FINISHED")
     except ServiceError as error:
-        entry = run_outbox.keep(graph.root, process_identity.workspace(graph.root), line.run_id, results)
-        print(f"== the run is stored in {entry.relative_to(graph.root)} ({error}); `emuedit sync` uploads it", flush=True)
+        release.store_for_upload(graph.root, line.run_id, results, error)

@@ -20,7 +20,7 @@ from emuedit.tracking.service_errors import hide_password
 from emuedit.tracking.store_address import tracking_uri
 
 if TYPE_CHECKING:
-    from emuedit.operations.yield_ledger import Ledger
+    from emuedit.data_checks.yield_ledger import Ledger
     from flows.dvc_graph import Graph
     from flows.release import RetrainResult
     from flows.run_history import RunLine
@@ -44,8 +44,8 @@ class Link:
 
 def publish_stages(line: "RunLine", stages: Sequence[str]) -> None:
     """Create the table of all `stages` of a flow before they run: which it runs, and why."""
-    rows = [{"stage": name, "state": "out of date" if name in line.why else "up to date"} for name in stages]
-    table = [row | {"why": "; ".join(line.why.get(row["stage"], ()))} for row in rows]
+    rows = [{"stage": name, "state": "out of date" if name in line.stale else "up to date"} for name in stages]
+    table = [row | {"why": "; ".join(line.stale.get(row["stage"], ()))} for row in rows]
     create_table_artifact(table, key="stages", description=f"{line.flow}: {line.reason}")
 
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +20,7 @@ from emuedit.tracking import moved_store, service_errors
 from emuedit.tracking.service_errors import ServiceError, hide_password
 from flows import prefect_access, process_guard
 from flows.error_output import print_trace
+from flows.retrain_options import RetrainOptions
 from flows.stopping import Stopped, stop_on_signals
 
 _STOP_S = 3.5  # time for a stopping flow to stop its stage and close its runs; then it is killed
@@ -30,19 +31,7 @@ class FlowError(RuntimeError):
     """Raised when the flow failed; the first line of the message gives the reason."""
 
 
-@dataclass(frozen=True)
-class FlowOptions:
-    """Arguments of the flow `retrain`."""
-
-    registry: bool = True
-    force: bool = False
-    max_parallel: int = 1
-    reason: str = ""
-    push: bool = False
-    branch: str = ""
-
-
-def run_flow(options: FlowOptions) -> dict[str, Any]:
+def run_flow(options: RetrainOptions) -> dict[str, Any]:
     """Run the flow and return its result, as from `RetrainResult.to_dict`.
 
     Raises FlowError if it failed or was killed, and Stopped if this process is asked to stop. No process is left in either case.
@@ -112,7 +101,7 @@ class _Report:
                 self._descriptor = -1
 
 
-def _run(options: FlowOptions, report: _Report) -> dict[str, Any]:
+def _run(options: RetrainOptions, report: _Report) -> dict[str, Any]:
     prefect_access.import_settings()
     from flows.local_server import local_server
 
@@ -123,7 +112,7 @@ def _run(options: FlowOptions, report: _Report) -> dict[str, Any]:
     with local_server(fail, meanwhile=_prepare):
         from flows import pipeline
 
-        return pipeline.retrain(**asdict(options))
+        return pipeline.retrain(**options.flow_parameters())
 
 
 def _prepare() -> None:
@@ -153,14 +142,18 @@ def _describe_exit(status: int | None) -> str:
     return f"exit status {status}"
 
 
-def _parse_arguments() -> tuple[FlowOptions, int, int]:
+def _parse_arguments() -> tuple[RetrainOptions, int, int]:
     parser = argparse.ArgumentParser(prog="flow_process", description="Run the flow for `retrain`.")
     parser.add_argument("--parent", type=int, required=True, help="process id of `retrain`")
     parser.add_argument("--result", type=int, required=True, help="file descriptor to which the result is written")
-    for field in fields(FlowOptions):
+    for field in fields(RetrainOptions):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=json.loads, default=field.default)
     options = vars(parser.parse_args())
-    return FlowOptions(**{field.name: options[field.name] for field in fields(FlowOptions)}), options["parent"], options["result"]
+    return (
+        RetrainOptions(**{field.name: options[field.name] for field in fields(RetrainOptions)}),
+        options["parent"],
+        options["result"],
+    )
 
 
 if __name__ == "__main__":

@@ -72,7 +72,10 @@ def _connect(url: str) -> smtplib.SMTP:
     parts = urlsplit(url)
     if parts.scheme not in _PORTS or not parts.hostname:
         raise MailError(f"want {SMTP_ENV} such as smtp://user:password@smtp.example.org:587, got {hide_password(url)}")
-    port = parts.port or _PORTS[parts.scheme]
+    try:
+        port = parts.port or _PORTS[parts.scheme]
+    except ValueError:  # its text has a part of a password with an unescaped slash
+        raise MailError(f"want a port number in {SMTP_ENV}; write / in a password as %2F, # as %23 and ? as %3F") from None
     if parts.scheme == "smtps":
         server: smtplib.SMTP = smtplib.SMTP_SSL(parts.hostname, port, timeout=_TIMEOUT_S, context=ssl.create_default_context())
     else:

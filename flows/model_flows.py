@@ -9,15 +9,21 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.deployments import run_deployment
 
 from emuedit.promotion import promote as promotion
+from emuedit.promotion import version_card
 from emuedit.tracking import alias_moves, registry
 from flows import dvc_graph
 from flows.mail_notification import mail_on_failure
+from flows.run_history import first_line
 
 _N_NAMED = 5  # stages listed in a reason
 
 
 class ChampionRegressedError(RuntimeError):
     """Raised if the champion's edit success dropped and no stage is out of date, so a retrain would produce the same model."""
+
+
+class BackfillError(RuntimeError):
+    """Raised at the end if some versions could not be measured, such as those whose files are gone; the others are tagged."""
 
 
 @flow(name="promote", validate_parameters=True, on_failure=[mail_on_failure], on_crashed=[mail_on_failure])
@@ -83,13 +89,32 @@ def _list_names(names: Sequence[str]) -> str:
 def backfill(versions: list[int] | None = None) -> dict[int, float]:
     """Measure registered `versions`, by default all, with the current judge and edits, and update their tag `edit_success`.
 
-    This keeps versions comparable after a change of the benchmark or its judge. Returns version -> edit success.
+    This keeps versions comparable after a change of the benchmark or its judge. Returns version -> edit success. A version that
+    cannot be measured does not keep it from measuring the others; then BackfillError is raised at the end.
     """
     numbers = versions or [version.number for version in registry.all_versions()]
     results: dict[int, float] = {}
+    problems: dict[int, str] = {}
     for number in numbers:
-        measurement = promotion.measure_version(registry.get_version(number), Path.cwd())
-        results[number] = measurement.overall
-        registry.set_version_tags(number, {"edit_success": f"{measurement.overall:.4f}", "edit_success.items": measurement.items})
-        print(f"== version {number}: {measurement.overall:.3f}", flush=True)
+        try:
+            results[number] = _measure_and_tag(number)
+        except Exception as error:  # any error of MLflow, of a store, or of damaged files
+            problems[number] = first_line(error)
+            print(f"== version {number}: not measured: {problems[number]}", flush=True)
+        else:
+            print(f"== version {number}: {results[number]:.3f}", flush=True)
+    if problems:
+        failed = "; ".join(f"version {number}: {problem}" for number, problem in problems.items())
+        raise BackfillError(
+            f"want all {len(numbers)} versions measured, got {len(results)}; {failed}. Restore their files, or name the others "
+            "in the parameter `versions`"
+        )
     return results
+
+
+def _measure_and_tag(number: int) -> float:
+    """Edit success of a version, which is also stored in its tags."""
+    measurement = promotion.measure_version(registry.get_version(number), Path.cwd())
+    success = {version_card.SUCCESS_TAG: f"{measurement.overall:.4f}"}
+    registry.set_version_tags(number, success | {version_card.SUCCESS_CONDITIONS_TAG: measurement.conditions_key})
+    return measurement.overall

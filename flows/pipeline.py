@@ -6,6 +6,7 @@ further retries and use of the GPU are set in its `meta:` in `dvc.yaml`.
 
 import contextlib
 import datetime as dt
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,6 @@ from typing import Any
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.concurrency.sync import concurrency
 from prefect.futures import PrefectFuture, as_completed
 from prefect.tasks import Task
 
@@ -32,19 +32,17 @@ from flows import (
     retrain_lock,
     run_history,
     run_stage,
+    stage_outputs,
 )
 from flows.failure_kinds import RETRIES, RETRY_DELAYS_S
+from flows.gpu_slot import gpu_slot
 from flows.lineage_events import LineageLog, StageTimes
 from flows.mail_notification import mail_on_failure
+from flows.retrain_options import RetrainOptions
 from flows.run_history import RunLine
 from flows.run_reason import complete_reason
 
 FLOW = "retrain"
-GPU_SLOT = "emuedit-gpu"
-"""Prefect's global concurrency limit for stages with `meta: {gpu: true}`; if the server has no such limit, they run at once."""
-GPU_LEASE_S = 60
-"""How long the server keeps a slot whose process is killed, in seconds: the shortest lease that Prefect allows, renewed every
-45 s."""
 _BUSY_WAIT_S, _BUSY_TRIES = 5.0, 60  # wait for another DVC process for five minutes
 _STOP_S = 10.0  # longest wait for stages that are being stopped
 
@@ -53,7 +51,7 @@ def should_retry(reproduction: "Task[..., float]", run: TaskRun, state: State[fl
     """Whether Prefect retries a stage, by the kind of failure and the number of earlier failures of this kind."""
     del reproduction, run
     error = state.result(raise_on_failure=False)
-    if not isinstance(error, run_stage.StageError) or isinstance(error, run_stage.BusyError):
+    if not isinstance(error, run_stage.StageError) or isinstance(error, run_stage.BusyError | run_stage.StageStoppedError):
         return False
     allowed = max(RETRIES[error.kind], error.extra_retries if error.kind is FailureKind.OTHER else 0)
     is_retried = error.n_same_kind <= allowed
@@ -61,11 +59,6 @@ def should_retry(reproduction: "Task[..., float]", run: TaskRun, state: State[fl
         smaller = ", with half the batch if it has one" if error.kind is FailureKind.MEMORY else ""
         print(f"== {str(error).splitlines()[0].removesuffix(':')} ({error.kind}); retrying{smaller}", flush=True)
     return is_retried
-
-
-def gpu_slot() -> contextlib.AbstractContextManager[None]:
-    """Context manager with a slot of GPU_SLOT, for which it waits."""
-    return concurrency(GPU_SLOT, occupy=1, lease_duration=GPU_LEASE_S)
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
@@ -79,14 +72,21 @@ def reproduce(
     needs_gpu: bool = False,
     extra_retries: int = 0,
 ) -> float:
-    """Run one stage and return its seconds. Waits while another DVC process uses the same files."""
+    """Run one stage and return its seconds. Waits before a retry, and while another DVC process uses the same files.
+
+    Waiting for any reason ends when the flow stops its stages, unlike the waiting of Prefect: a flow ends after its last task.
+    """
     state = _states[root]
     failures = state.failures.setdefault(stage, [])
+    if failures and state.stop.wait(RETRY_DELAYS_S[min(len(failures), len(RETRY_DELAYS_S)) - 1]):
+        raise run_stage.StageStoppedError(stage)
     print(f"== {announcement}", flush=True)
-    halvings = failures.count(FailureKind.MEMORY)
+    halvings = int(os.environ.get(MEMORY_ENV, "0")) + failures.count(FailureKind.MEMORY)
     variables = environment | ({MEMORY_ENV: str(halvings)} if halvings else {})
     try:
-        with gpu_slot() if needs_gpu else contextlib.nullcontext():
+        with gpu_slot(state.stop) if needs_gpu else contextlib.nullcontext(True) as may_run:
+            if not may_run:
+                raise run_stage.StageStoppedError(stage)
             start = dt.datetime.now(dt.UTC)
             try:
                 return _reproduce_when_free(stage, root, state.stop, timeout_s, variables, force)
@@ -144,59 +144,52 @@ def retrain(
     """
     if max_parallel < 1:
         raise ParamsError(f"want max_parallel of at least 1, got {max_parallel}; 1 runs one stage at a time")
-    root, why = Path.cwd(), complete_reason(reason)
-    print(f"== {why}", flush=True)
+    root, options = Path.cwd(), RetrainOptions(registry, force, max_parallel, complete_reason(reason), push, branch)
+    print(f"== {options.reason}", flush=True)
     with retrain_lock.exclusive(root, lambda text: print(f"== {text}", flush=True)):
-        return _retrain(root, why, registry, force, max_parallel, push, branch)
+        return _retrain(root, options)
 
 
-def _retrain(root: Path, why: str, registry: bool, force: bool, max_parallel: int, push: bool, branch: str) -> dict[str, Any]:
+def _retrain(root: Path, options: RetrainOptions) -> dict[str, Any]:
     graph = dvc_graph.read(root)
-    stale = graph.stale(force)
-    release.check(graph, bool(stale) and registry, push, branch)
-    source = publication.read_source(root) if branch else None
-    registered, problem = (None, "") if stale else release.look_up(graph)
-    if not stale and (not registry or registered or problem):
-        state = f"cannot check whether they are registered: {problem}" if problem else "and registered"
-        decision = f"skipped: all {len(graph.stages)} stages are up to date, {state}"
+    stale = graph.stale(options.force)
+    release.check(graph, options, will_run=bool(stale))
+    source = publication.read_source(root) if options.branch else None
+    if not stale and (up_to_date := release.up_to_date(graph, options)):
+        decision = f"skipped: {up_to_date.state}"
         print(f"== {decision}", flush=True)
-        with run_history.recorded(root, RunLine(FLOW, why, outcome=decision)):
-            result = registered or release.RetrainResult(table=release.success_table(graph))
-            flow_artifacts.publish(result, f"{why}; {decision}", graph)
-            _publish(graph, result, push, branch, why, source)
-        return result.to_dict() | {"skipped": decision}
+        with run_history.recorded(root, RunLine(FLOW, options.reason, outcome=decision)):
+            flow_artifacts.publish(up_to_date.result, f"{options.reason}; {decision}", graph)
+            _publish(graph, up_to_date.result, options, source)
+        return up_to_date.result.to_dict() | {"skipped": decision}
     at_start = result_origin.read_start(root)
     run_id = release.start(root)
     seconds: dict[str, float] = {}
-    line, names = RunLine(FLOW, why, stale, seconds, run_id), [stage.name for stage in graph.stages]
+    line, names = RunLine(FLOW, options.reason, stale, seconds, run_id), [stage.name for stage in graph.stages]
     with run_history.recorded(root, line):
         try:
             run_history.store_reasons(line, names)
             flow_artifacts.publish_stages(line, names)
-            run_stages(graph, stale, run_id, force, max_parallel, seconds)
+            run_stages(graph, stale, run_id, options.force, options.max_parallel, seconds)
             finished = dvc_graph.read(root) if stale else graph
-            result = release.finish(root, finished, run_id, seconds, registry, why, at_start)
+            result = release.finish(finished, run_id, seconds, options, at_start)
         except BaseException as error:
             release.fail(run_id, error, graph, seconds)
             raise
         if not run_id:  # MLflow did not answer at the start
             run_history.store_reasons(replace(line, run_id=result.run_id), names)
-        flow_artifacts.publish(result, why, finished)
-        _publish(finished, result, push, branch, why, source)
+        flow_artifacts.publish(result, options.reason, finished)
+        _publish(finished, result, options, source)
     return result.to_dict()
 
 
 def _publish(
-    graph: dvc_graph.Graph,
-    result: release.RetrainResult,
-    push: bool,
-    branch: str,
-    why: str,
-    source: publication.ResultSource | None,
+    graph: dvc_graph.Graph, result: release.RetrainResult, options: RetrainOptions, source: publication.ResultSource | None
 ) -> None:
     """Push the data and commit to the branch, as requested, and tag the version with the commit."""
-    commit = publication.publish(graph, push, branch, release.merge_metrics(graph), why, source)
-    result_origin.tag_published(result.version, branch, commit)
+    metrics = stage_outputs.merge_metrics(graph)
+    commit = publication.publish(graph, options.push, options.branch, metrics, options.reason, source)
+    result_origin.tag_published(result.version, options.branch, commit)
 
 
 def run_stages(
@@ -229,8 +222,7 @@ def run_stages(
                 n_left = len(waiting) + len(running)
                 announcement = f"{stage.name} ({', '.join(stale[stage.name][:3])}); {n_left} more to come"
                 n_retries = sum(RETRIES.values()) + stage.retries
-                delays_s = (RETRY_DELAYS_S + [RETRY_DELAYS_S[-1]] * n_retries)[:n_retries]
-                retried = reproduce.with_options(retries=n_retries, retry_delay_seconds=delays_s, retry_condition_fn=should_retry)
+                retried = reproduce.with_options(retries=n_retries, retry_delay_seconds=0, retry_condition_fn=should_retry)
                 arguments = (stage.name, root, stage.timeout_s, environment, force, announcement)
                 # The upstream stages have finished; `wait_for` records the edges, which Prefect shows.
                 upstream = [futures[name] for name in stage.after if name in futures]

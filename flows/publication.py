@@ -5,6 +5,7 @@ checkout is up to date for DVC. Metrics inside an out of a stage are committed b
 in which git tracks a file.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ _PUSH_DELAYS_S = RETRY_DELAYS_S[:2]
 _MAX_METRIC_LINES = 40
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ResultSource:
     """The sources of results: the commit that is checked out, and the pipeline files in the working tree."""
 
@@ -42,6 +42,8 @@ class ResultSource:
     """Existing `PIPELINE_FILES` -> git object with their content."""
     uncommitted: tuple[str, ...]
     """Tracked Python files with uncommitted changes."""
+    untracked: tuple[str, ...] = ()
+    """Python files that git neither tracks nor ignores; code of the results if they are inputs of a stage."""
 
 
 class PublicationError(RuntimeError):
@@ -71,12 +73,13 @@ def check(graph: Graph, push: bool, branch: str) -> None:
 def read_source(root: Path) -> ResultSource:
     """The source of the results. Read it before the first stage runs, since people edit files during training."""
     blobs = {path: _git(root, "hash-object", "-w", "--", str(path)) for path in PIPELINE_FILES if (root / path).is_file()}
-    changed = _git(root, "diff", "--name-only", "HEAD", "--", "*.py", check=False).splitlines()
-    return ResultSource(_git(root, "rev-parse", "--verify", "HEAD"), blobs, tuple(changed))
+    changed = _git(root, "diff", "--name-only", "--relative", "HEAD", "--", "*.py", check=False).splitlines()
+    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "--", "*.py", check=False).splitlines()
+    return ResultSource(_git(root, "rev-parse", "--verify", "HEAD"), blobs, tuple(changed), tuple(untracked))
 
 
 def publish(
-    graph: Graph, push: bool, branch: str, metrics: Mapping[str, Any], why: str, source: ResultSource | None = None
+    graph: Graph, push: bool, branch: str, metrics: Mapping[str, Any], reason: str, source: ResultSource | None = None
 ) -> str:
     """Push the data, if `push`, then commit `dvc.lock` and the metrics with their `source` to `branch`, unless it is empty.
 
@@ -89,7 +92,11 @@ def publish(
     if not branch:
         return ""
     files = {Path(LOCK): Path(LOCK), **_metrics_paths(graph)}
-    commit = commit_results(graph.root, branch, files, metrics, f"Retrain ({why})", source)
+    source = source or read_source(graph.root)
+    inputs = {dep["path"] for stage in graph.locked_stages().values() for dep in stage.get("deps", ())}
+    new = [path for path in source.untracked if not inputs.isdisjoint(map(str, (Path(path), *Path(path).parents)))]
+    source = dataclasses.replace(source, uncommitted=(*source.uncommitted, *new))
+    commit = commit_results(graph.root, branch, files, metrics, f"Retrain ({reason})", source)
     print(f"== {branch} is at {commit[:8]}", flush=True)
     return commit
 
@@ -227,12 +234,21 @@ def _check_folder(root: Path, url: str) -> None:
 
 
 def _check_branch(root: Path, branch: str) -> str:
-    """The reference of the branch. Raises PublicationError for an invalid or checked-out branch."""
+    """The reference of the branch. Raises PublicationError if it is invalid, checked out in a worktree, or cannot be created."""
     reference = f"refs/heads/{branch}"
     if not _git(root, "check-ref-format", "--branch", branch, check=False):
         raise PublicationError(f"{branch!r} is not a valid branch name")
-    if _git(root, "symbolic-ref", "--quiet", "HEAD", check=False) == reference:
-        raise PublicationError(f"want a branch that is not checked out, got {branch}; name another one")
+    for record in _git(root, "worktree", "list", "--porcelain").split("\n\n"):
+        fields = dict(line.partition(" ")[::2] for line in record.splitlines())
+        if fields.get("branch") == reference:
+            place = f"{branch}, which {fields['worktree']} has checked out"
+            raise PublicationError(f"want a branch that is not checked out, got {place}; name another one")
+    for other in _git(root, "for-each-ref", "--format=%(refname)", "refs/heads").splitlines():
+        if other.startswith(f"{reference}/") or reference.startswith(f"{other}/"):
+            raise PublicationError(
+                f"want a branch that git can create, got {branch} beside {other.removeprefix('refs/heads/')}, where one would be "
+                "the folder of the other; name another one"
+            )
     return reference
 
 

@@ -10,31 +10,28 @@
 import dataclasses
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from emuedit import process_identity
 from emuedit.data.data_card import CARD as DATA_CARD
-from emuedit.data.publish import STATS_FILE, logs_folder
+from emuedit.data_checks.yield_ledger import Ledger
 from emuedit.editor.package_layout import MODELS
-from emuedit.metrics.success_table import success_with_slices
-from emuedit.operations.yield_ledger import Ledger
 from emuedit.progress import waiting
 from emuedit.promotion import promote, version_card
 from emuedit.promotion.gate import Decision
 from emuedit.tracking import alias_moves, experiments, moved_store, registry, run_outbox, runs, service_errors
 from emuedit.tracking.service_errors import ServiceError
-from flows import dvc_graph, gate_stage, publication, result_origin, yield_record
+from flows import dvc_graph, gate_stage, publication, result_origin, run_history, stage_outputs, yield_record
 from flows.result_origin import StartState
+from flows.retrain_options import RetrainOptions
+from flows.stage_outputs import SuccessTable, content_tag, merge_metrics, model_parts, success_table
 from flows.yield_record import YieldRecord
 
 MODEL_FILE = Path(__file__).with_name("pyfunc_model.py")
-SUCCESS_TAG = "edit_success"
 """Tag of a version with its overall success in its own evaluation."""
-
-SuccessTable = Mapping[str, Mapping[str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class RetrainResult:
     is_new: bool = False
     """Whether this retrain registered the version."""
     decision: Decision | None = None
-    table: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    table: SuccessTable = field(default_factory=dict)
     """System -> task -> edit success."""
     ledger: Ledger | None = None
     """Yield of each task; None if no pairs were filtered."""
@@ -65,10 +62,13 @@ class RetrainResult:
         }
 
 
-def check(graph: dvc_graph.Graph, will_register: bool, push: bool, branch: str) -> None:
-    """Check at the start what would make the retrain fail at its end. Raises GateError, ParamsError or PublicationError."""
-    publication.check(graph, push, branch)
-    if will_register:
+def check(graph: dvc_graph.Graph, options: RetrainOptions, will_run: bool) -> None:
+    """Check at the start what would make the retrain fail at its end. Raises GateError, ParamsError or PublicationError.
+
+    will_run: whether a stage is out of date, so that the gate may have to decide.
+    """
+    publication.check(graph, options.push, options.branch)
+    if options.register and will_run:
         gate_stage.check(graph)
 
 
@@ -123,13 +123,36 @@ def look_up(graph: dvc_graph.Graph) -> tuple[RetrainResult | None, str]:
         return None, str(error)
 
 
+@dataclass(frozen=True)
+class UpToDate:
+    """A workspace in which a retrain has nothing to run and nothing to register."""
+
+    state: str
+    """Such as `all 5 stages are up to date, and registered`."""
+    result: RetrainResult
+
+
+def up_to_date(graph: dvc_graph.Graph, options: RetrainOptions) -> UpToDate | None:
+    """The state of a workspace without stages to run; None if its outputs have to be registered.
+
+    The version is looked up to register or to tag it. If MLflow cannot be used, there is nothing to do, and the state has the
+    reason.
+    """
+    registered, problem = look_up(graph) if options.register or options.branch else (None, "")
+    state = f"all {len(graph.stages)} stages are up to date"
+    if registered:
+        return UpToDate(f"{state}, and registered", registered)
+    if options.register and not problem:
+        return None
+    state += f"; cannot check whether they are registered: {problem}" if problem else ""
+    return UpToDate(state, RetrainResult(table=success_table(graph)))
+
+
 def finish(
-    root: Path,
     graph: dvc_graph.Graph,
     run_id: str,
     seconds: Mapping[str, float],
-    register: bool,
-    reason: str = "",
+    options: RetrainOptions,
     at_start: StartState | None = None,
 ) -> RetrainResult:
     """Log the results and the reason to the run, register the model if it is new, and apply the promotion gate.
@@ -137,24 +160,23 @@ def finish(
     at_start: the workspace before the first stage; None: as it is now, if no stage ran.
     If MLflow cannot be used, the results are stored, and uploaded by the next retrain or by `emuedit sync`.
     """
-    run_id = run_id or start(root)
-    at_start = at_start or result_origin.read_start(root)
-    record = yield_record.make(root, graph, run_id, seconds)
+    run_id = run_id or start(graph.root)
+    at_start = at_start or result_origin.read_start(graph.root)
+    record = yield_record.make(graph, run_id, seconds)
     result = RetrainResult(seconds, run_id, table=success_table(graph), ledger=record.ledger)
-    results = _results(root, graph, seconds, reason, record, at_start)
+    results = _results(graph, seconds, options.reason, record, at_start)
     try:
         with service_errors.converted():
             if not run_id:
                 raise ServiceError("MLflow is unreachable")
             results.send(run_id)
     except ServiceError as error:
-        entry = run_outbox.keep(root, process_identity.workspace(root), run_id, results)
-        print(f"== the run is stored in {entry.relative_to(root)} ({error}); `emuedit sync` uploads it", flush=True)
+        store_for_upload(graph.root, run_id, results, error)
         return result
     try:
         with service_errors.converted():
-            if register and model_parts(graph):
-                result = _decide(root, graph, _register(root, graph, result, reason, at_start))
+            if options.register and model_parts(graph):
+                result = _decide(graph, _register(graph, result, options.reason, at_start))
             runs.end_run(run_id, "FINISHED")
     except ServiceError as error:
         print(f"== not registered: {error}. The next retrain retries it without training", flush=True)
@@ -163,8 +185,13 @@ def finish(
     return result
 
 
+def store_for_upload(root: Path, run_id: str, results: run_outbox.RunResults, error: ServiceError) -> None:
+    """Store results that MLflow could not take; the next retrain or `emuedit sync` uploads them."""
+    entry = run_outbox.keep(root, process_identity.workspace(root), run_id, results)
+    print(f"== the run is stored in {entry.relative_to(root)} ({error}); `emuedit sync` uploads it", flush=True)
+
+
 def _results(
-    root: Path,
     graph: dvc_graph.Graph,
     seconds: Mapping[str, float],
     reason: str,
@@ -172,62 +199,27 @@ def _results(
     at_start: StartState,
 ) -> run_outbox.RunResults:
     """Everything to log to the run."""
-    reports = [path for stage in graph.stages for path in (stage.outs if stage.meta.get("report") else stage.plots)]
-    artifacts = {path.as_posix(): root / path for path in (*graph.metrics, *_without_shards(root, reports))}
+    root = graph.root
+    artifacts = {path.as_posix(): root / path for path in (*graph.metrics, *stage_outputs.report_files(graph))}
     for path in (out for stage in graph.stages for out in stage.outs):
         artifacts[f"{version_card.FOLDER}/{path.name}/{DATA_CARD}"] = root / path / DATA_CARD
     tags = {
-        **result_origin.make_tags(root, graph, content_tag(graph), at_start),
+        **result_origin.make_tags(graph, content_tag(graph), at_start),
         **yield_record.tags(graph, seconds),
-        registry.WHY_TAG: reason,
+        registry.RUN_REASON_TAG: reason,
         "stages.run": ", ".join(seconds),
-        "stages.skipped": ", ".join(stage.name for stage in graph.stages if stage.name not in seconds),
+        run_history.SKIPPED_TAG: ", ".join(stage.name for stage in graph.stages if stage.name not in seconds),
     }
     return run_outbox.RunResults(
         at_start.params,
         {**merge_metrics(graph), **record.metrics},
         tags,
         {**{name: path for name, path in artifacts.items() if path.exists()}, **record.files},
-        {stage.name: stats for stage in graph.stages for stats in _stats_files(root, stage)},
+        stage_outputs.stats_files(graph),
     )
 
 
-def _without_shards(root: Path, reports: Iterable[Path]) -> Iterator[Path]:
-    """Report files without shards, which would fill MLflow with every evaluated image; DVC stores them."""
-    for path in reports:
-        if not (root / path).is_dir():
-            yield path
-            continue
-        files = sorted(file for file in (root / path).rglob("*") if file.is_file())
-        yield from (file.relative_to(root) for file in files if not file.match("shard-*.parquet"))
-
-
-def model_parts(graph: dvc_graph.Graph) -> dict[str, Path]:
-    """Parts of the model -> their folders, as in `meta: {register: ...}` of the stages."""
-    return {name: path for stage in graph.stages for name, path in stage.parts().items()}
-
-
-def content_tag(graph: dvc_graph.Graph) -> str:
-    """16 hex digits, equal for models with equal weights and metrics."""
-    return graph.content_of([*model_parts(graph).values(), *graph.metrics])
-
-
-def merge_metrics(graph: dvc_graph.Graph) -> dict[str, Any]:
-    """All metrics files in one mapping. A key that exists already is stored as `<file>.<key>`."""
-    metrics: dict[str, Any] = {}
-    for path in graph.metrics:
-        if (graph.root / path).exists():
-            for key, value in runs.read_metrics_file(graph.root / path).items():
-                metrics[key if key not in metrics else f"{path.as_posix()}.{key}"] = value
-    return metrics
-
-
-def success_table(graph: dvc_graph.Graph) -> SuccessTable:
-    """System -> task or slice -> edit success; empty if it was not measured."""
-    return success_with_slices(merge_metrics(graph))
-
-
-def _register(root: Path, graph: dvc_graph.Graph, result: RetrainResult, reason: str, at_start: StartState) -> RetrainResult:
+def _register(graph: dvc_graph.Graph, result: RetrainResult, reason: str, at_start: StartState) -> RetrainResult:
     """Register the current outputs, unless they are registered; the version is pending until the gate decides."""
     stage = gate_stage.find(graph)
     if version := registry.find_version(content_tag(graph)):
@@ -237,14 +229,14 @@ def _register(root: Path, graph: dvc_graph.Graph, result: RetrainResult, reason:
     table = success_table(graph)
     overall = table.get(stage.system, {}).get("overall")
     tags = {
-        **result_origin.make_tags(root, graph, content_tag(graph), at_start),
+        **result_origin.make_tags(graph, content_tag(graph), at_start),
         **version_card.make_tags(table, stage.system, at_start.params, stage.section),
-        **({} if overall is None else {SUCCESS_TAG: f"{overall:.4f}"}),
-        **{registry.WHY_TAG: reason, promote.STATE_TAG: promote.PENDING, "run_id": result.run_id},
+        **({} if overall is None else {version_card.SUCCESS_TAG: f"{overall:.4f}"}),
+        **{registry.RUN_REASON_TAG: reason, promote.STATE_TAG: promote.PENDING, "run_id": result.run_id},
     }
     with tempfile.TemporaryDirectory() as temporary:
-        runs.log_run(result.run_id, {}, {}, {}, at_start.write_files(root, Path(temporary)))
-    folders = {name: root / path for name, path in model_parts(graph).items()}
+        runs.log_run(result.run_id, {}, {}, {}, at_start.write_files(graph.root, Path(temporary)))
+    folders = {name: graph.root / path for name, path in model_parts(graph).items()}
     settings = at_start.edit_settings(stage.section).model_dump()
     with waiting("registering the model"):
         new_version = registry.register_version(result.run_id, folders, MODEL_FILE, settings, tags)
@@ -256,14 +248,14 @@ def _register(root: Path, graph: dvc_graph.Graph, result: RetrainResult, reason:
     return dataclasses.replace(result, version=version, is_new=True)
 
 
-def _decide(root: Path, graph: dvc_graph.Graph, result: RetrainResult) -> RetrainResult:
+def _decide(graph: dvc_graph.Graph, result: RetrainResult) -> RetrainResult:
     """Apply the gate to a pending version."""
     version = result.version
     if version is None or version.tags.get(promote.STATE_TAG) != promote.PENDING:
         return result
     section = gate_stage.find(graph).section
     is_current = not any(name.partition("@")[0] == section for name in graph.stale())  # else its code or inputs were edited since
-    outcome = promote.promote(version, root, root / MODELS if is_current else None, section)
+    outcome = promote.promote(version, graph.root, graph.root / MODELS if is_current else None, section)
     if outcome.decision.rows:
         print(outcome.decision.table(), flush=True)
         runs.log_text(result.run_id, "promotion/decision.json", json.dumps(outcome.decision.to_dict(), indent=1))
@@ -277,9 +269,3 @@ def _send_waiting(root: Path) -> None:
         print(f"== the experiment {runs.EXPERIMENT!r} had been deleted in MLflow; restored it", flush=True)
     for run_id in run_outbox.send_all(root):
         print(f"== uploaded to MLflow: the run {run_id} of an earlier retrain", flush=True)
-
-
-def _stats_files(root: Path, stage: dvc_graph.Stage) -> list[Path]:
-    """The metrics file of a stage, even if DVC skipped it; empty if it has none."""
-    file = logs_folder(root, stage.name.partition("@")[0]) / STATS_FILE
-    return [file] if file.is_file() else []

@@ -66,9 +66,9 @@ def read_start(root: Path) -> StartState:
     return StartState(commit, _split(changed), _split(untracked), files, params)
 
 
-def make_tags(root: Path, graph: dvc_graph.Graph, content: str, at_start: StartState) -> dict[str, str]:
+def make_tags(graph: dvc_graph.Graph, content: str, at_start: StartState) -> dict[str, str]:
     """Tags with the origin of the current outputs. `content`: their content tag."""
-    tags = {registry.CONTENT_TAG: content, "dvc.lock": graph.lock_hash(), "parent": _parent(root, graph)}
+    tags = {registry.CONTENT_TAG: content, "dvc.lock": graph.lock_hash(), "parent": _parent(graph)}
     if "uv.lock" in at_start.files:
         tags["uv.lock"] = hashlib.blake2b(at_start.files["uv.lock"], digest_size=8).hexdigest()
     if at_start.commit:
@@ -110,10 +110,10 @@ def _number_formats(graph: dvc_graph.Graph) -> dict[str, str]:
     return tags
 
 
-def _parent(root: Path, graph: dvc_graph.Graph) -> str:
+def _parent(graph: dvc_graph.Graph) -> str:
     """The editor that the training continued, from its summary; empty if it started from the base model."""
     for folder in (path for stage in graph.stages for path in stage.parts().values()):
-        file = root / folder / SUMMARY_FILE
+        file = graph.root / folder / SUMMARY_FILE
         ancestors = json.loads(file.read_text(encoding="utf-8"))["params"].get("ancestors", ()) if file.is_file() else ()
         if ancestors:
             return str(ancestors[-1]["reference"])

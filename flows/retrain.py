@@ -19,8 +19,9 @@ from emuedit.processes import QUIET_ENV, keep_compiled_modules, set_env_defaults
 from emuedit.promotion.gate import Decision
 from emuedit.tracking import store_address
 from emuedit.tracking.service_errors import SERVICE_ENV, hide_password
-from flows import dvc_graph, flow_process, prefect_access, release, run_history
+from flows import dvc_graph, flow_process, prefect_access, release, run_history, stage_outputs
 from flows.error_output import print_trace
+from flows.retrain_options import RetrainOptions
 from flows.run_history import RunLine
 from flows.run_reason import complete_reason
 from flows.stopping import Stopped, stop_on_signals, stop_with_uv
@@ -66,43 +67,38 @@ def console_main() -> int:
     return main()
 
 
-def _retrain(options: argparse.Namespace) -> int:
-    start = time.monotonic()
-    root, why = Path.cwd(), complete_reason(options.reason)
+def _retrain(arguments: argparse.Namespace) -> int:
+    start, root, reason = time.monotonic(), Path.cwd(), complete_reason(arguments.reason)
+    options = RetrainOptions(
+        not arguments.no_register, arguments.force, arguments.max_parallel, reason, arguments.push, arguments.branch
+    )
     if note := store_address.use_server():
         print(note, file=sys.stderr, flush=True)
     params_check.check(root)
     graph = dvc_graph.read(root)
     stale = graph.stale(options.force)
-    release.check(graph, bool(stale) and not options.no_register, options.push, options.branch)
-    if options.dry_run:
+    release.check(graph, options, will_run=bool(stale))
+    if arguments.dry_run:
         _print_stale(graph, stale)
         return 0
-    registered, problem = release.look_up(graph) if not stale and not options.no_register else (None, "")
-    publishes = bool(options.push or options.branch)  # by the flow, also when no stage is out of date
-    if not stale and not publishes and (registered or problem or options.no_register):
-        state = f"all {len(graph.stages)} stages are up to date" + (", and registered" if registered else "")
-        run_history.append(root, RunLine("retrain", why, outcome=f"skipped: {state}"))
-        print(f"Nothing to do: {state}.")
-        if problem:
-            print(f"Cannot check whether they are registered: {problem}")
-        _print_report(root, graph, registered or release.RetrainResult(table=release.success_table(graph)), start)
+    if not stale and not options.publishes and (up_to_date := release.up_to_date(graph, options)):
+        run_history.append(root, RunLine("retrain", reason, outcome=f"skipped: {up_to_date.state}"))
+        print(f"Nothing to do: {up_to_date.state}.")
+        _print_report(graph, up_to_date.result, start)
         return 0
     prefect_access.check()
-    answer = flow_process.run_flow(
-        flow_process.FlowOptions(not options.no_register, options.force, options.max_parallel, why, options.push, options.branch)
-    )
+    answer = flow_process.run_flow(options)
     graph = dvc_graph.read(root)
-    registered, _ = (None, "") if options.no_register else release.look_up(graph)
+    registered, _ = release.look_up(graph) if options.register else (None, "")
     result = release.RetrainResult(
         answer["stages"],
         answer["run_id"],
         registered.version if registered else None,
         answer["new"],
         Decision(bool(answer["promoted"]), answer["reason"]) if answer["reason"] else None,
-        release.success_table(graph),
+        stage_outputs.success_table(graph),
     )
-    _print_report(root, graph, result, start)
+    _print_report(graph, result, start)
     return 0
 
 
@@ -112,7 +108,7 @@ def _print_stale(graph: dvc_graph.Graph, stale: Mapping[str, tuple[str, ...]]) -
         print(f"  {name}: {'; '.join(reasons)}")
 
 
-def _print_report(root: Path, graph: dvc_graph.Graph, result: release.RetrainResult, start: float) -> None:
+def _print_report(graph: dvc_graph.Graph, result: release.RetrainResult, start: float) -> None:
     """Print the table of edit success and the places of all results."""
     if result.table:
         print("\n" + format_success(result.table))
@@ -121,8 +117,8 @@ def _print_report(root: Path, graph: dvc_graph.Graph, result: release.RetrainRes
         print(f"metrics     {path}")
     for stage in graph.stages:
         if stage.meta.get("report"):
-            for image in sorted(file for out in stage.outs for file in (root / out).rglob("*.png")):
-                print(f"images      {image.relative_to(root)}")
+            for image in sorted(file for out in stage.outs for file in (graph.root / out).rglob("*.png")):
+                print(f"images      {image.relative_to(graph.root)}")
     if result.version:
         print(f"registered  {result.version.uri}" + ("" if result.is_new else " (as before)"))
     if result.decision:

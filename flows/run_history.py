@@ -17,7 +17,7 @@ from emuedit.tracking import registry, runs
 from emuedit.tracking.service_errors import hide_password
 
 FILE = Path(".emuedit/flow-runs.jsonl")
-WHY_TAG, SKIPPED_TAG = "stages.why", "stages.skipped"
+STAGE_REASONS_TAG, SKIPPED_TAG = "stages.why", "stages.skipped"
 """Tags of a run: why each stage was run; the stages that were up to date."""
 WHY_ARTIFACT = "stages/why.json"
 """Artifact of a run: stage -> list of reasons. Unlike the tag, it is never shortened."""
@@ -33,7 +33,7 @@ class RunLine:
     flow: str
     reason: str
     """Why it started, see `run_reason`."""
-    why: StaleStages = field(default_factory=dict)
+    stale: StaleStages = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     """Stages that finished -> their seconds; filled while the flow runs."""
     run_id: str = ""
@@ -44,7 +44,8 @@ class RunLine:
 
 def append(root: Path, line: RunLine) -> None:
     """Append a run to the file. An error, such as a folder that is not writable, is printed: the run itself is more important."""
-    entry = {"time": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), **asdict(line)}
+    fields = {"why" if name == "stale" else name: value for name, value in asdict(line).items()}
+    entry = {"time": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), **fields}
     try:
         (root / FILE).parent.mkdir(exist_ok=True)
         with (root / FILE).open("a", encoding="utf-8") as stream:
@@ -78,16 +79,16 @@ def store_reasons(line: RunLine, stages: Iterable[str]) -> None:
     """
     if not line.run_id:
         return
-    skipped = ", ".join(name for name in stages if name not in line.why)
-    tags = {registry.WHY_TAG: line.reason, SKIPPED_TAG: skipped, **why_tags(line.why)}
+    skipped = ", ".join(name for name in stages if name not in line.stale)
+    tags = {registry.RUN_REASON_TAG: line.reason, SKIPPED_TAG: skipped, **stage_reasons_tags(line.stale)}
     try:
         runs.client().update_run(line.run_id, name=line.flow)
         runs.log_run(line.run_id, {}, {}, tags, {})
-        runs.log_text(line.run_id, WHY_ARTIFACT, json.dumps(line.why, indent=1) + "\n")
+        runs.log_text(line.run_id, WHY_ARTIFACT, json.dumps(line.stale, indent=1) + "\n")
     except Exception as error:  # any error of MLflow: the stages can run without it
         print(f"== the reasons are only in {FILE}: {hide_password(str(error))}", flush=True)
 
 
-def why_tags(stale: StaleStages) -> dict[str, str]:
+def stage_reasons_tags(stale: StaleStages) -> dict[str, str]:
     """The tag with the reasons of all stages, such as `pairs: param pairs: modified; dataset: follows pairs`."""
-    return {WHY_TAG: "; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in stale.items())}
+    return {STAGE_REASONS_TAG: "; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in stale.items())}

@@ -44,6 +44,13 @@ class BusyError(StageError):
     """Raised if another DVC process uses the same outputs."""
 
 
+class StageStoppedError(StageError):
+    """Raised if a stage was stopped, or was to be stopped before it began."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(f"stage {stage} was stopped")
+
+
 def run(
     stage: str,
     root: Path,
@@ -55,8 +62,8 @@ def run(
     """Run `dvc repro --single-item` for one stage and return its seconds.
 
     All its processes are killed when `stop` is set or this process dies; later output is not shown. `environment`: additional
-    variables of the stage. Raises BusyError if another DVC process uses its files, and StageError with the end of its output
-    if it fails.
+    variables of the stage. Raises StageStoppedError after `stop`, BusyError if another DVC process uses its files, and
+    StageError with the end of its output if it fails.
     """
     dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), stage]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
@@ -82,7 +89,7 @@ def run(
             process_guard.end_guarded(child.pid)
     output = bytes(tail).decode(errors="replace")
     if stop.is_set():
-        raise StageError(f"stage {stage} was stopped")
+        raise StageStoppedError(stage)
     if child.returncode == _BUSY_STATUS and "is busy" in output:
         raise BusyError(f"another DVC process uses the files of stage {stage}:\n{_last_lines(output)}")
     if child.returncode != 0:

@@ -3,8 +3,8 @@
     python -m flows.server_setup --pool local --automations infra/prefect/automations.yaml
     python -m flows.server_setup --only-automations --automations infra/prefect/automations.yaml    # for another kind of pool
 
-Uses the server at PREFECT_API_URL. Existing objects are updated, so it can be repeated; schedules stay active or inactive, see
-`schedule_states`.
+Uses the server at PREFECT_API_URL. The deployments are those of prefect.yaml, in the pool that `--pool` names. Existing objects
+are updated, so it can be repeated; schedules stay active or inactive, see `schedule_states`.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate, WorkPoolCreate
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
+from prefect.flows import load_flow_arguments_from_entrypoint
 
 from emuedit.operations.server_stack import GPU_LIMIT
 from flows.schedule_states import kept_states
@@ -34,6 +36,8 @@ GPU_SLOTS_ENV = "EMUEDIT_GPU_SLOTS"
 """Environment variable with the default of `--gpu-slots`."""
 QUEUE = "registry"
 """Queue of the work pool for flows that only move aliases of the registry, as in prefect.yaml."""
+PREFECT_FILE = Path("prefect.yaml")
+"""File in the working folder with the deployments."""
 _DEFAULT_QUEUE = "default"
 _SUBJECT = "{{ flow_run.name }} of {{ flow.name }}: {{ flow_run.state.name }}"
 _BODY = "{{ flow_run.state.message }}"
@@ -105,10 +109,23 @@ def parse_slots(text: str) -> int | None:
     return int(text)
 
 
-async def deploy() -> int:
-    """Create or update the deployments of prefect.yaml in the working folder; returns the exit status of `prefect deploy`."""
-    async with kept_states():
-        return subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], check=False).returncode
+async def deploy(pool: str) -> int:
+    """Create or update the deployments of PREFECT_FILE in this work pool; returns the exit status of `prefect deploy`."""
+    content = yaml.safe_load(PREFECT_FILE.read_text(encoding="utf-8"))
+    for deployment in content["deployments"]:
+        deployment["work_pool"] = {**deployment.get("work_pool", {}), "name": pool}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, PREFECT_FILE.name)
+        file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(file), "--all"]
+        async with kept_states(deployment_names(content["deployments"])):
+            return subprocess.run(command, check=False).returncode
+
+
+def deployment_names(deployments: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names `<flow>/<deployment>` of deployments of a prefect.yaml, whose entrypoints are relative to the working folder."""
+    flows = [load_flow_arguments_from_entrypoint(entry["entrypoint"], {"name"})["name"] for entry in deployments]
+    return [f"{flow}/{entry['name']}" for flow, entry in zip(flows, deployments, strict=True)]
 
 
 async def _notification_actions() -> list[dict[str, Any]]:
@@ -132,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status of `prefect deploy`; 0 with `--only-automations`. arguments: None for those of the process."""
     parser = argparse.ArgumentParser(prog="server_setup", description="Prepare a Prefect server for the flows of this folder.")
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--pool", help="name of the work pool, of the type process")
+    target.add_argument("--pool", help="name of the work pool of the deployments, of the type process")
     target.add_argument(
         "--only-automations", action="store_true", help="apply the automations, without pool, GPU slots and deployments"
     )
@@ -150,11 +167,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.only_automations and not options.automations.exists():
         parser.error(f"want a file with automations, got {options.automations}, which does not exist; correct --automations")
     if not options.only_automations:
+        if not PREFECT_FILE.is_file():
+            parser.error(f"want {PREFECT_FILE} in the working folder, got none in {Path.cwd()}; run it in the project's folder")
         asyncio.run(create_pool(options.pool))
         print(f"slots of {GPU_LIMIT}:", asyncio.run(create_gpu_limit(options.gpu_slots)), flush=True)
     if options.automations.exists():
         print("automations:", ", ".join(asyncio.run(apply_automations(options.automations))), flush=True)
-    return 0 if options.only_automations else asyncio.run(deploy())
+    return 0 if options.only_automations else asyncio.run(deploy(options.pool))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emuedit.operations import yield_ledger
-from emuedit.operations.yield_ledger import Ledger
+from emuedit.data_checks import yield_ledger
+from emuedit.data_checks.yield_ledger import Ledger
 from emuedit.tracking import runs
 from emuedit.tracking.service_errors import hide_password
 from flows import dvc_graph
@@ -26,7 +26,7 @@ class YieldRecord:
     files: Mapping[str, Path] = field(default_factory=dict)
 
 
-def make(root: Path, graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, float]) -> YieldRecord:
+def make(graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, float]) -> YieldRecord:
     """The ledger of the current outputs. An error of MLflow is printed; then the seconds of skipped stages are unknown."""
     complete = dict(seconds)
     if run_id:
@@ -34,12 +34,13 @@ def make(root: Path, graph: dvc_graph.Graph, run_id: str, seconds: Mapping[str, 
             complete = all_seconds(graph, seconds)
         except Exception as error:  # any error of MLflow: the retrain is more important
             print(f"== the seconds of the skipped stages could not be looked up: {hide_password(str(error))}", flush=True)
-    ledger = yield_ledger.read(root, complete)
+    ledger = yield_ledger.read(graph.root, complete)
     if ledger is None:
         return YieldRecord()
-    (root / _FILE).parent.mkdir(parents=True, exist_ok=True)
-    (root / _FILE).write_text(json.dumps(ledger.to_dict(), indent=1) + "\n", encoding="utf-8")
-    return YieldRecord(ledger, ledger.metrics(), {yield_ledger.ARTIFACT: root / _FILE})
+    file = graph.root / _FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(ledger.to_dict(), indent=1) + "\n", encoding="utf-8")
+    return YieldRecord(ledger, ledger.metrics(), {yield_ledger.ARTIFACT: file})
 
 
 def all_seconds(graph: dvc_graph.Graph, seconds: Mapping[str, float]) -> dict[str, float]:

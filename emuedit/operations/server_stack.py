@@ -18,7 +18,7 @@ NAMES = ("postgres", ceph_store.NAME, "mlflow", "prefect", "worker")
 PORT_NAMES = ("postgres", "mlflow", "prefect", "worker", ceph_store.NAME, ceph_store.MONITOR)
 """Names of the ports, in the order in which they are chosen."""
 GPU_LIMIT = "emuedit-gpu"
-"""Prefect's global concurrency limit for stages with `meta: {gpu: true}`, as in flows/pipeline.py."""
+"""Prefect's global concurrency limit for stages with `meta: {gpu: true}`, as in flows/gpu_slot.py."""
 POOL = "local"
 """The Prefect work pool in prefect.yaml."""
 WORKER_LIMIT = "2"

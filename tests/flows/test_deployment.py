@@ -136,8 +136,8 @@ def test_prefect_accepts_the_deployments_and_a_second_time_keeps_what_people_set
         assert not end.value.code
         return capsys.readouterr().out
 
-    def deploy() -> Any:
-        run(server_setup.main, "--pool", "local", "--automations", "none.yaml")
+    def deploy(pool: str = "local") -> Any:
+        run(server_setup.main, "--pool", pool, "--automations", "none.yaml")
         with get_client(sync_client=True) as client:
             return client.read_deployment_by_name(name)
 
@@ -156,3 +156,19 @@ def test_prefect_accepts_the_deployments_and_a_second_time_keeps_what_people_set
     assert {(schedule.slug, schedule.active) for schedule in again.schedules} == {("nightly", True), (None, True)}
     assert again.paused
     assert nightly.parameter_openapi_schema["properties"].keys() >= {"registry", "force", "max_parallel", "reason"}
+    moved = deploy("other")
+    assert (moved.work_pool_name, moved.pull_steps, moved.path) == ("other", nightly.pull_steps, nightly.path)
+    with get_client(sync_client=True) as client:
+        rollback = client.read_deployment_by_name("rollback/champion")
+    assert (rollback.work_pool_name, rollback.work_queue_name) == ("other", server_setup.QUEUE)
+
+
+def test_a_folder_without_deployments_is_refused_before_the_server_is_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(server_setup, "get_client", lambda: pytest.fail("the server was asked"))
+    with pytest.raises(SystemExit) as end:
+        server_setup.main(["--pool", "local", "--automations", "none.yaml"])
+    assert end.value.code == 2
+    assert "want prefect.yaml in the working folder, got none in" in capsys.readouterr().err

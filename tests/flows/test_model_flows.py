@@ -32,7 +32,7 @@ def store_with_champion(empty_store: Path, home: Path, tmp_path_factory: pytest.
         for number in (1, 2):
             client.create_model_version(registry.MODEL_NAME, f"nowhere/{number}")
         table = json.dumps([["overall", 4, 0.4, 0.6], ["local", 4, 0.4, 0.6]])
-        registry.set_version_tags(1, {promotion.TABLE_TAG: table, promotion.ITEMS_TAG: "now"})
+        registry.set_version_tags(1, {promotion.TABLE_TAG: table, promotion.CONDITIONS_TAG: "now"})
         alias_moves.move_champion(1, "first")
     copy_database(folder / "draft.db", folder / "mlflow.db")
     return folder / "mlflow.db"
@@ -46,7 +46,7 @@ def promoted(store: str, store_with_champion: Path, project: Path, monkeypatch: 
     def measure(version: ModelVersion, root: Path, section: str = "evaluation", tasks: Sequence[str] = ("local",)) -> Measurement:
         assert list(tasks) == ["local"]
         success = {1: [True, False], 2: [True, True]}[version.number]
-        return Measurement(version.uri, {"local": success}, items="now")
+        return Measurement(version.uri, {"local": success}, conditions_key="now")
 
     started: list[dict[str, Any]] = []
 
@@ -90,7 +90,7 @@ def test_figures_of_other_conditions_are_reported_without_an_alarm(
 ) -> None:
     artifacts: list[str] = []
     monkeypatch.setattr(model_flows, "create_markdown_artifact", lambda text, **options: artifacts.append(text))
-    registry.set_version_tags(1, {promotion.ITEMS_TAG: "then"})
+    registry.set_version_tags(1, {promotion.CONDITIONS_TAG: "then"})
     result = model_flows.evaluate.fn(0.05, "retrain/weekly-retrain")
     assert (result["success"], result["at_promotion"], result["has_fallen"], promoted) == (0.5, 0.6, False, [])
     assert "conditions changed since the promotion" in artifacts[0]
@@ -107,6 +107,23 @@ def test_backfill_measures_all_versions_with_the_judge_of_now(promoted: list[dic
     assert model_flows.backfill.fn() == {1: 0.5, 2: 1.0}
     tags = registry.get_version(2).tags
     assert (tags["edit_success"], tags["edit_success.items"]) == ("1.0000", "now")
+
+
+def test_backfill_measures_the_others_if_the_files_of_a_version_are_gone(
+    promoted: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = promotion.measure_version
+
+    def fail_for_first(version: ModelVersion, root: Path) -> Measurement:
+        if version.number == 1:
+            raise FileNotFoundError("no such artifact: 1/artifacts")
+        return measure(version, root)
+
+    monkeypatch.setattr(promotion, "measure_version", fail_for_first)
+    with pytest.raises(model_flows.BackfillError, match="want all 2 versions measured, got 1; version 1: no such artifact"):
+        model_flows.backfill.fn([1, 2])
+    assert "edit_success" not in registry.get_version(1).tags
+    assert registry.get_version(2).tags["edit_success"] == "1.0000"
 
 
 def test_rollback_moves_the_champion(promoted: list[dict[str, Any]], project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

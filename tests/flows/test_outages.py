@@ -9,6 +9,7 @@ import pytest
 from emuedit import cli
 from emuedit.tracking import experiments, registry, run_outbox, runs
 from flows import dvc_graph, release, retrain
+from flows.retrain_options import RetrainOptions
 from tests.doors.fake_servers import broken_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -34,7 +35,7 @@ def test_a_retrain_trains_without_mlflow_and_sends_its_run_later(
         assert "`emuedit sync` uploads it" in output.out
         assert dvc_graph.read(project).stale() == {}
         assert retrain.main([]) == 0, "nothing is trained twice"
-        assert "Cannot check whether they are registered: MLflow at http" in capsys.readouterr().out
+        assert "cannot check whether they are registered: MLflow at http" in capsys.readouterr().out
         assert cli.main(["sync"]) == 1
         assert "1 runs are pending in .emuedit/unsent-runs" in capsys.readouterr().err
     assert len(run_outbox.entries(project)) == 1
@@ -62,7 +63,7 @@ def test_a_run_that_was_opened_before_the_outage_is_completed(
     with monkeypatch.context() as outage, broken_server(500) as url:
         outage.setenv("MLFLOW_TRACKING_URI", url)
         outage.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        assert release.finish(project, graph, run_id, {"scores": 1.0}, register=True).version is None
+        assert release.finish(graph, run_id, {"scores": 1.0}, RetrainOptions()).version is None
     (project / "reports/metrics.json").write_text("{}")  # of a later retrain
     second = release.start(project)
     assert "uploaded to MLflow: the run" in capsys.readouterr().out
@@ -82,11 +83,11 @@ def test_a_registry_that_cannot_be_written_costs_no_run(
     with monkeypatch.context() as reader:
         refusal = MlflowException("Permission denied", PERMISSION_DENIED)
         reader.setattr("mlflow.register_model", lambda *_, **__: (_ for _ in ()).throw(refusal))
-        result = release.finish(project, dvc_graph.read(project), release.start(project), {}, register=True)
+        result = release.finish(dvc_graph.read(project), release.start(project), {}, RetrainOptions())
     assert (result.version, retrain_runs()[0]["stages.run"] if retrain_runs() else "") == (None, "")
     assert "not registered: MLflow at sqlite:///" in capsys.readouterr().out
     assert len(retrain_runs()) == 1, "want the run ended, whose results MLflow took"
-    again = release.finish(project, dvc_graph.read(project), release.start(project), {}, register=True)
+    again = release.finish(dvc_graph.read(project), release.start(project), {}, RetrainOptions())
     assert again.version is not None
 
 
@@ -103,7 +104,7 @@ def test_a_run_that_cannot_be_ended_after_a_failed_registration_is_named(
     with monkeypatch.context() as outage:
         outage.setattr(release, "_register", go_away)
         outage.setattr(runs, "end_run", go_away)
-        assert release.finish(project, graph, run_id, {}, register=True).version is None
+        assert release.finish(graph, run_id, {}, RetrainOptions()).version is None
     output = capsys.readouterr().out
     assert f"the run {run_id} stays open: MLflow at sqlite:///" in output
     release.start(project)

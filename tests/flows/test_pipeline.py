@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from emuedit.tracking import registry, runs
-from flows import dvc_graph, flow_process, publication, release, retrain, run_history, run_stage
+from flows import dvc_graph, flow_process, publication, retrain, run_history, run_stage, stage_outputs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -160,7 +160,7 @@ def test_a_failure_names_the_stage_and_the_next_run_resumes(
     (project / "make.py").write_text(script)
     assert retrain.main(["--no-register", "--max-parallel", "2"]) == 0
     assert json.loads((project / "reports/metrics.json").read_text())["edit_success"]["emuedit"]["overall"] == 0.7
-    assert release.success_table(dvc_graph.read(project))["identity"]["overall"] == 0.1
+    assert stage_outputs.success_table(dvc_graph.read(project))["identity"]["overall"] == 0.1
     assert registry.version_at("champion") is None
 
 

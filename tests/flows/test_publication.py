@@ -98,6 +98,40 @@ def test_the_branch_that_is_checked_out_is_refused(committed: Path, shell: Shell
         commit_results(committed, branch, FILES, {}, "Retrain")
 
 
+def test_a_branch_that_another_worktree_has_checked_out_is_refused(committed: Path, tmp_path: Path, shell: Shell) -> None:
+    """Moving it would leave the reverse of the result staged there."""
+    shell("git", "worktree", "add", "-q", "-b", "retrained", tmp_path / "results", cwd=committed)
+    with pytest.raises(PublicationError, match=r"want a branch that is not checked out, got retrained, which .*/results has"):
+        publication.check(dvc_graph.Graph(committed, (), (), {}), False, "retrained")
+    shell("git", "worktree", "remove", tmp_path / "results", cwd=committed)
+    publication.check(dvc_graph.Graph(committed, (), (), {}), False, "retrained")
+
+
+@pytest.mark.parametrize(("present", "name"), [("retrained", "retrained/nightly"), ("retrained/nightly", "retrained")])
+def test_a_branch_that_git_cannot_create_beside_another_is_refused(
+    present: str, name: str, committed: Path, shell: Shell
+) -> None:
+    shell("git", "branch", present, cwd=committed)
+    graph = dvc_graph.Graph(committed, (), (), {})
+    with pytest.raises(PublicationError, match=f"want a branch that git can create, got {name} beside {present}"):
+        publication.check(graph, False, name)
+    publication.check(graph, False, "retrained-nightly")
+    publication.check(graph, False, present)
+
+
+def test_new_code_that_is_not_committed_is_listed_in_the_commit(committed: Path, shell: Shell) -> None:
+    for name in ("code/new.py", "make.py", "notes.py", "code/ignored.py"):
+        (committed / name).parent.mkdir(exist_ok=True)
+        (committed / name).write_text("# new")
+    (committed / ".gitignore").write_text("ignored.py\n")
+    source = publication.read_source(committed)
+    (committed / "code/after.py").write_text("# added while the stages ran")
+    (committed / "dvc.lock").write_text("stages: {network: {cmd: a, deps: [{path: code, md5: a.dir}]}}\n")
+    publication.publish(dvc_graph.Graph(committed, (), (), {}), False, "retrained", {}, "person: a", source)
+    message = shell("git", "show", "-s", "--format=%b", "retrained", cwd=committed)
+    assert "made with uncommitted changes: make.py, code/new.py\n" in message
+
+
 @pytest.mark.parametrize("name", ["my data", "a..b", "-x", ""])
 def test_what_is_no_name_of_a_branch_is_refused(name: str, committed: Path) -> None:
     with pytest.raises(PublicationError, match="is not a valid branch name"):

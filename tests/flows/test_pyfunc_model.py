@@ -13,6 +13,7 @@ from emuedit.data.file_manifest import ManifestError
 from emuedit.editor.settings import EditSettings
 from emuedit.tracking import registry
 from flows import dvc_graph, release
+from flows.retrain_options import RetrainOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 ELSEWHERE = """
@@ -74,7 +75,7 @@ def untrained(project: Path) -> dvc_graph.Graph:
 def test_the_model_answers_where_the_project_is_not_installed(
     project: Path, untrained: dvc_graph.Graph, store: str, tmp_path: Path
 ) -> None:
-    result = release.finish(project, untrained, release.start(project), {}, register=True)
+    result = release.finish(untrained, release.start(project), {}, RetrainOptions())
     assert result.decision is not None
     assert result.decision.reason.startswith("edit success 0.000 against 0.000 of the identity baseline")
     assert not result.decision.promote

@@ -14,6 +14,7 @@ from emuedit.promotion.gate import GateError
 from emuedit.promotion.promotion_commands import format_models
 from emuedit.tracking import alias_moves, model_signature, registry, runs
 from flows import dvc_graph, release
+from flows.retrain_options import RetrainOptions
 
 FinishStages = Callable[[float], dvc_graph.Graph]
 
@@ -59,7 +60,7 @@ def test_from_first_model_to_refusal_to_next_champion(
 ) -> None:
     def retrain(success: float) -> release.RetrainResult:
         graph = finish_stages(success)
-        return release.finish(project, graph, release.start(project), {"network": 1.5}, True, "data: new captions")
+        return release.finish(graph, release.start(project), {"network": 1.5}, RetrainOptions(reason="data: new captions"))
 
     first = retrain(0.5)
     assert first.version is not None
@@ -153,11 +154,11 @@ def test_a_model_that_cannot_answer_is_not_registered(
     graph = finish_stages(0.5)
     release.MODEL_FILE.write_text(release.MODEL_FILE.read_text().replace('[{"image"', 'no_such_name + [{"image"'))
     with pytest.raises(registry.RegistryError, match=r"fails on its input example: .*no_such_name"):
-        release.finish(project, graph, release.start(project), {}, register=True)
+        release.finish(graph, release.start(project), {}, RetrainOptions())
     assert registry.version_at("challenger") is None
     (project / "models/editor/weights.pkl").write_text("")
     with pytest.raises(registry.RegistryError, match=r"got \['weights.pkl'\]; other formats can run code"):
-        release.finish(project, graph, release.start(project), {}, register=True)
+        release.finish(graph, release.start(project), {}, RetrainOptions())
 
 
 @pytest.mark.slow
@@ -168,11 +169,11 @@ def test_a_version_whose_retrain_was_killed_before_the_gate_is_decided_about_by_
     with monkeypatch.context() as killed:
         killed.setattr(release.promote, "promote", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            release.finish(project, graph, release.start(project), {}, register=True)
+            release.finish(graph, release.start(project), {}, RetrainOptions())
     assert aliases() == [None, 1, None]
     runs.client().delete_registered_model_alias(registry.MODEL_NAME, "challenger")  # as if it was killed a moment earlier
     assert release.find_registered(graph) is None, "a version without a decision is unfinished work"
-    result = release.finish(project, graph, release.start(project), {}, register=True)
+    result = release.finish(graph, release.start(project), {}, RetrainOptions())
     assert aliases() == [1, None, None]
     assert (result.is_new, result.version and result.version.number) == (False, 1)
     assert release.find_registered(graph) is not None
@@ -201,7 +202,7 @@ def test_a_model_without_a_deciding_stage_is_refused(project: Path, finish_stage
     graph = finish_stages(0.5)
     undecided = dvc_graph.Graph(project, graph.stages[:1], graph.metrics, {})
     with pytest.raises(GateError, match="want one stage with `meta"):
-        release.finish(project, undecided, release.start(project), {}, register=True)
+        release.finish(undecided, release.start(project), {}, RetrainOptions())
 
 
 def test_numbers_are_flattened() -> None:

@@ -9,6 +9,7 @@ from emuedit.config import ParamsError
 from emuedit.promotion import lineage, version_card
 from emuedit.tracking import registry, runs
 from flows import dvc_graph, release, result_origin
+from flows.retrain_options import RetrainOptions
 
 Shell = Callable[..., str]
 LOCK = """\
@@ -45,7 +46,7 @@ def graph(project: Path, shell: Shell) -> dvc_graph.Graph:
 
 
 def tags_of(graph: dvc_graph.Graph, at_start: result_origin.StartState | None = None) -> dict[str, str]:
-    return result_origin.make_tags(graph.root, graph, "content", at_start or result_origin.read_start(graph.root))
+    return result_origin.make_tags(graph, "content", at_start or result_origin.read_start(graph.root))
 
 
 @pytest.mark.slow
@@ -58,7 +59,7 @@ def test_what_is_committed_and_edited_during_a_retrain_is_not_its_origin(
     (project / "params.yaml").write_text(params.replace("steps: 7", "steps: 8"))
     shell("git", "commit", "-qam", "second", cwd=project)
     (project / "make.py").write_text("")
-    result = release.finish(project, graph, release.start(project), {"network": 1.0}, True, "person: test", at_start)
+    result = release.finish(graph, release.start(project), {"network": 1.0}, RetrainOptions(reason="person: test"), at_start)
     assert result.version is not None
     version = registry.get_version(result.version.number)
     assert (version.tags["git.commit"], version.tags["git.dirty"], version.tags["git.changes"]) == (first, "false", "")

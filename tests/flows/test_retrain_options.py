@@ -1,5 +1,6 @@
 """Options of `retrain` and of its flow that are refused before anything runs."""
 
+import inspect
 import re
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from emuedit.config import ParamsError
 from flows import retrain
+from flows.retrain_options import RetrainOptions
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +32,16 @@ def test_the_flow_refuses_no_stage_at_a_time(count: int) -> None:
 
     with pytest.raises(ParamsError, match=f"want max_parallel of at least 1, got {count}; 1 runs"):
         pipeline.retrain.fn(max_parallel=count)
+
+
+def test_the_parameters_of_the_flow_are_the_options_of_the_command() -> None:
+    from flows import pipeline
+
+    options = RetrainOptions(register=False, force=True, max_parallel=2, reason="person: a", push=True, branch="retrained")
+    parameters = inspect.signature(pipeline.retrain.fn).parameters
+    assert list(options.flow_parameters()) == list(parameters)
+    assert RetrainOptions().flow_parameters() == {name: parameter.default for name, parameter in parameters.items()}
+    assert options.flow_parameters()["registry"] is False
 
 
 PIPELINE = "stages: {scores: {cmd: echo, outs: [reports], meta: {gate: emuedit}}}\n"

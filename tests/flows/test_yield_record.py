@@ -10,8 +10,9 @@ from emuedit.cli import main
 from emuedit.data_checks import pair_profile, reference_profile
 from emuedit.tracking import registry, runs
 from flows import dvc_graph, flow_artifacts, release, yield_record
+from flows.retrain_options import RetrainOptions
 from tests.data_checks.profiles import make_profile, make_vectors
-from tests.operations.test_yield_ledger import COUNTS, publish_workspace
+from tests.data_checks.test_yield_ledger import COUNTS, publish_workspace
 
 PROFILES = "reports/validation"
 
@@ -27,7 +28,7 @@ def make_graph(project: Path, hashes: dict[str, str]) -> dvc_graph.Graph:
 
 def finish(project: Path, hashes: dict[str, str], seconds: dict[str, float]) -> release.RetrainResult:
     graph = make_graph(project, hashes)
-    return release.finish(project, graph, release.start(project), seconds, register=False)
+    return release.finish(graph, release.start(project), seconds, RetrainOptions(register=False))
 
 
 @pytest.mark.slow

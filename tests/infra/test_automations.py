@@ -1,9 +1,10 @@
 """infra/prefect/automations.yaml, as Prefect reads it."""
 
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -64,6 +65,30 @@ def test_every_process_that_may_run_a_flow_sends_the_heartbeats_that_the_automat
     assert {place: variables.get(HEARTBEAT) for place, variables in places.items()} == dict.fromkeys(places, "30")
     field = type(get_current_settings().flows).model_fields["heartbeat_frequency"]
     assert HEARTBEAT.lower() in field.validation_alias.choices  # type: ignore[union-attr]
+
+
+def test_runs_of_other_flows_on_the_server_are_left_alone() -> None:
+    """Other teams send heartbeats every 180 s, as is Prefect's default, and their runs would be set to Crashed."""
+    from prefect.server.events.schemas.automations import EventTrigger
+    from prefect.server.events.schemas.events import ReceivedEvent
+
+    from flows.server_setup import deployment_names
+
+    content = yaml.safe_load(PATH.read_text())
+    triggers = [EventTrigger.model_validate(entry["trigger"]) for entry in content["automations"] + content["notifications"]]
+    files = ("prefect.yaml", "infra/k8s/prefect.yaml")
+    deployments = [entry for file in files for entry in yaml.safe_load((ROOT / file).read_text())["deployments"]]
+    names = {name.partition("/")[0] for name in deployment_names(deployments)}
+    assert names == set(content["definitions"]["flows"]["prefect.resource.name"])
+    tag = {"prefect.resource.id": "prefect.tag.auto-scheduled", "prefect.resource.role": "tag"}
+    for name in (*names, "billing-etl"):
+        flow = {"prefect.resource.id": f"prefect.flow.{uuid4()}", "prefect.resource.role": "flow", "prefect.resource.name": name}
+        run = {"prefect.resource.id": f"prefect.flow-run.{uuid4()}"}
+        event = ReceivedEvent(
+            occurred=datetime.now(UTC), event="prefect.flow-run.Crashed", resource=run, related=[flow, tag], id=uuid4()
+        )
+        covered = [trigger.covers_resources(event.resource, event.related) for trigger in triggers]
+        assert covered == [name in names] * 4, name
 
 
 def test_notifications_are_there_only_with_a_url() -> None:

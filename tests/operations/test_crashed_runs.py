@@ -30,17 +30,18 @@ deployments:
     work_pool: {name: local}
 """
 FLOW = """\
+import threading
 import time
 from pathlib import Path
 
 from prefect import flow
 
-from flows.pipeline import gpu_slot
+from flows.gpu_slot import gpu_slot
 
 
-@flow
+@flow(name="retrain")  # the automations act on our flows only
 def work():
-    with gpu_slot():
+    with gpu_slot(threading.Event()):
         if Path("hang").exists():
             Path("hang").unlink()
             time.sleep(900)
@@ -97,7 +98,7 @@ def test_a_killed_scheduled_run_is_crashed_releases_its_slot_and_is_restarted_on
 
     def slots_in_use() -> tuple[int, int]:
         """Slots of the deployment, and of the GPU."""
-        limits = [ask(f"{api}/deployments/name/work/minutely", 20).json()["global_concurrency_limit"]]
+        limits = [ask(f"{api}/deployments/name/retrain/minutely", 20).json()["global_concurrency_limit"]]
         limits.append(ask(f"{api}/v2/concurrency_limits/{server_stack.GPU_LIMIT}", 20).json())
         return limits[0]["active_slots"], limits[1]["active_slots"]
 

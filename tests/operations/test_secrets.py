@@ -13,6 +13,7 @@ from emuedit.stages import instructions
 from emuedit.tracking import Tracker
 from emuedit.tracking.stats import PARENT_RUN_ENV
 from flows import dvc_graph, release
+from flows.retrain_options import RetrainOptions
 from tests.flows.conftest import home, isolated_environment, project, repository, store, weightless_model
 from tests.stages.scripted_llm import ANSWER, make_params, publish_captions
 from tests.stages.workspace import toy_world
@@ -94,7 +95,7 @@ def test_no_secret_is_in_anything_that_a_retrain_writes(
     with monkeypatch.context() as patch:
         patch.setenv(PARENT_RUN_ENV, run_id)
         graph = write_model(project)
-    result = release.finish(project, graph, run_id, {"network": 1.5}, register=True, reason="data: new captions")
+    result = release.finish(graph, run_id, {"network": 1.5}, RetrainOptions(reason="data: new captions"))
     assert result.version is not None
     assert result.version.number == 1
     output = capfd.readouterr()

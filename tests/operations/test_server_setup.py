@@ -13,7 +13,7 @@ import yaml
 from prefect.exceptions import ObjectNotFound
 
 from emuedit.operations import server_stack
-from flows import dvc_graph, pipeline, run_stage, server_setup
+from flows import dvc_graph, gpu_slot, pipeline, run_stage, server_setup
 from tests.repository import ROOT
 
 
@@ -48,8 +48,7 @@ def test_the_limit_is_created_once_and_what_people_set_is_kept(monkeypatch: pyte
     monkeypatch.setattr(server_setup, "get_client", lambda: server)
     for n_slots, expected, n_changes in ((None, 1, 1), (None, 1, 1), (3, 3, 2), (3, 3, 2), (None, 3, 2)):
         assert asyncio.run(server_setup.create_gpu_limit(n_slots)) == expected
-        assert (server.limits, server.n_changes) == ({pipeline.GPU_SLOT: expected}, n_changes)
-    assert server_stack.GPU_LIMIT == pipeline.GPU_SLOT
+        assert (server.limits, server.n_changes) == ({server_stack.GPU_LIMIT: expected}, n_changes)
 
 
 def test_a_number_of_slots_is_at_least_one() -> None:
@@ -76,7 +75,7 @@ def test_a_stage_holds_a_slot_while_it_runs_if_its_meta_says_so(name: str, monke
 
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     needs_gpu = dvc_graph.Stage(name, meta=stages[name].get("meta", {})).needs_gpu
-    monkeypatch.setattr(pipeline, "concurrency", concurrency)
+    monkeypatch.setattr(gpu_slot, "concurrency", concurrency)
     monkeypatch.setattr(run_stage, "run", run)
     monkeypatch.setitem(pipeline._states, str(ROOT), pipeline._FlowState())
     assert pipeline.reproduce.fn(name, str(ROOT), None, {}, False, "starting", needs_gpu=needs_gpu) == 1.0

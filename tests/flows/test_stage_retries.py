@@ -1,0 +1,154 @@
+"""Waiting for a retry or a GPU slot ends when the flow stops its stages. A retry after out of memory has a smaller batch."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+
+from emuedit.failures import FailureKind
+from emuedit.stages import MEMORY_ENV
+from flows import dvc_graph, gpu_slot, pipeline, run_stage
+from flows.run_stage import StageError, StageStoppedError
+
+
+def refuse_slot(status: int) -> Callable[..., Any]:
+    """A replacement of Prefect's `concurrency` for a server that answers with this HTTP status."""
+
+    def concurrency(names: str, occupy: int, lease_duration: float, max_retries: int) -> Any:
+        assert max_retries == 0, "want no waiting in Prefect, which nothing stops"
+        error = ConcurrencySlotAcquisitionError(f"Unable to acquire concurrency slots on {names!r}")
+        raise error from _response_error(status)
+
+    return concurrency
+
+
+def _response_error(status: int) -> Exception:
+    error = RuntimeError(f"status {status}")
+    error.response = SimpleNamespace(status_code=status)  # type: ignore[attr-defined]
+    return error
+
+
+def run_two(tmp_path: Path, run: Callable[..., float], monkeypatch: pytest.MonkeyPatch, **meta: object) -> float:
+    """Run the stages `router` and `pairs`, the latter with this `meta:`, side by side until one fails. Returns the seconds."""
+    from prefect import flow
+
+    monkeypatch.setattr(run_stage, "run", run)
+    graph = dvc_graph.Graph(tmp_path, (dvc_graph.Stage("router"), dvc_graph.Stage("pairs", meta=meta)), (), {})
+
+    @flow
+    def two_stages() -> None:
+        pipeline.run_stages(graph, {"router": ("changed",), "pairs": ("changed",)}, "", False, 2)
+
+    start = time.monotonic()
+    with pytest.raises(StageError, match="router failed"):
+        two_stages()
+    return time.monotonic() - start
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect")
+def test_a_flow_that_failed_does_not_wait_for_a_gpu_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    has_refused = threading.Event()
+    refuse = refuse_slot(423)
+
+    def concurrency(*names: str, **options: Any) -> Any:
+        has_refused.set()
+        return refuse(*names, **options)
+
+    def run(stage: str, *_: object) -> float:
+        assert stage == "router", "want no stage without a slot"
+        assert has_refused.wait(60)
+        raise StageError("router failed")
+
+    monkeypatch.setattr(gpu_slot, "concurrency", concurrency)
+    assert run_two(tmp_path, run, monkeypatch, gpu=True, retries=3) < 15
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect")
+def test_a_flow_that_failed_does_not_wait_for_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = threading.Event()
+    tries: list[str] = []
+
+    def run(stage: str, *_: object) -> float:
+        tries.append(stage)
+        if stage == "pairs":
+            failed.set()
+            raise StageError("no network", FailureKind.NETWORK)
+        assert failed.wait(60)
+        raise StageError("router failed")
+
+    monkeypatch.setattr(pipeline, "RETRY_DELAYS_S", [300.0])
+    assert run_two(tmp_path, run, monkeypatch, retries=3) < 15
+    assert sorted(tries) == ["pairs", "router"]
+
+
+def test_a_slot_is_asked_for_until_there_is_one_and_other_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def grant(*_: str, **options: Any) -> Any:
+        return contextlib.nullcontext()
+
+    answers = iter([refuse_slot(423), refuse_slot(423), grant])
+    monkeypatch.setattr(gpu_slot, "POLL_S", 0.01)
+    monkeypatch.setattr(gpu_slot, "concurrency", lambda *names, **options: next(answers)(*names, **options))
+    with gpu_slot.gpu_slot(threading.Event()) as has_slot:
+        assert has_slot
+    assert next(answers, None) is None
+    monkeypatch.setattr(gpu_slot, "concurrency", refuse_slot(500))
+    with pytest.raises(ConcurrencySlotAcquisitionError), gpu_slot.gpu_slot(threading.Event()):
+        pytest.fail("the stage ran without an answer of the server")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect")
+def test_a_slot_of_a_real_server_is_refused_while_another_stage_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import server_setup
+
+    asyncio.run(server_setup.create_gpu_limit(1))
+    monkeypatch.setattr(gpu_slot, "POLL_S", 0.1)
+    stop = threading.Event()
+    threading.Timer(1.0, stop.set).start()
+    with gpu_slot.gpu_slot(threading.Event()) as is_first, gpu_slot.gpu_slot(stop) as is_second:
+        assert (is_first, is_second) == (True, False)
+    with gpu_slot.gpu_slot(threading.Event()) as is_free:
+        assert is_free
+
+
+@pytest.mark.parametrize(("variable", "expected"), [(None, [None, "1"]), ("2", ["2", "3"])])
+def test_a_retry_after_out_of_memory_halves_the_batch_once_more(
+    variable: str | None, expected: list[str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(MEMORY_ENV, raising=False)
+    if variable:
+        monkeypatch.setenv(MEMORY_ENV, variable)
+    seen: list[str | None] = []
+
+    def run(*arguments: Any) -> float:
+        seen.append(arguments[4].get(MEMORY_ENV))
+        if len(seen) == 1:
+            raise StageError("out of memory", FailureKind.MEMORY)
+        return 1.0
+
+    monkeypatch.setattr(run_stage, "run", run)
+    monkeypatch.setattr(pipeline, "RETRY_DELAYS_S", [0.0])
+    monkeypatch.setitem(pipeline._states, str(tmp_path), pipeline._FlowState())
+    with pytest.raises(StageError, match="out of memory"):
+        pipeline.reproduce.fn("train", str(tmp_path), None, {}, False, "train")
+    assert pipeline.reproduce.fn("train", str(tmp_path), None, {}, False, "train") == 1.0
+    assert seen == expected
+
+
+def test_a_stage_that_was_stopped_is_not_retried() -> None:
+    def should_retry(error: StageError) -> bool:
+        error.extra_retries = 3
+        state: Any = SimpleNamespace(result=lambda raise_on_failure: error)
+        return pipeline.should_retry(pipeline.reproduce, None, state)  # type: ignore[arg-type]
+
+    assert should_retry(StageError("stage train failed"))
+    assert not should_retry(StageStoppedError("train"))

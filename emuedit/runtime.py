@@ -31,11 +31,8 @@ class Runtime:
         On cuda that is bfloat16, on mps float32. On a CPU it is bfloat16 only where `number_format.probe` finds it faster
         than float32 and correct. Raises ValueError for an unknown value and for a device that this machine does not have.
         """
+        check_names(device, dtype)
         kind = device.split(":")[0]
-        if kind not in ("auto", *_DEVICES):
-            raise ValueError(f"want device 'auto', {_quoted(_DEVICES)} (or 'cuda:1'); got {device!r}")
-        if dtype not in ("auto", *_DTYPES):
-            raise ValueError(f"want dtype 'auto', {_quoted(_DTYPES)}; got {dtype!r}")
         present = _present_devices()
         if device == "auto":
             device = kind = present[0]
@@ -69,6 +66,14 @@ class Runtime:
         import torch
 
         return torch.autocast(self.torch_device.type, self.torch_dtype, enabled=self.dtype != "float32")
+
+
+def check_names(device: str, dtype: str) -> None:
+    """Raise ValueError for a device or number format of unknown name, whether or not this machine has the device."""
+    if device.split(":")[0] not in ("auto", *_DEVICES):
+        raise ValueError(f"want device 'auto', {_quoted(_DEVICES)} (or 'cuda:1'); got {device!r}")
+    if dtype not in ("auto", *_DTYPES):
+        raise ValueError(f"want dtype 'auto', {_quoted(_DTYPES)}; got {dtype!r}")
 
 
 def seed_for(*keys: str | int) -> int:

@@ -93,12 +93,21 @@ def replace(source_lengths: Sequence[int], target_lengths: Sequence[int], length
 
 
 def changed_words(source: Sequence[str], target: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Positions of the words that are in only one caption; punctuation and case are ignored."""
+    """Positions of the words that are in only one caption; punctuation and case are ignored.
+
+    Words are matched at equal positions if no alignment matches more words, so both lists are equal after a swap in place.
+    Otherwise they are matched by `align_tokens`, whose earliest matches alone would not find such a swap: after "in the sky in
+    the rain" becomes "on a beach in the rain", it matches the "in the" of the sky.
+    """
     source_words, target_words = ([word.strip(",.;:!?").lower() for word in words] for words in (source, target))
     partner = align_tokens(source_words, target_words)
     aligned = set(partner)
     removed = [i for i in range(len(source_words)) if i not in aligned]
     added = [j for j, i in enumerate(partner) if i is None]
+    if len(source_words) == len(target_words):
+        swapped = [i for i, words in enumerate(zip(source_words, target_words, strict=True)) if words[0] != words[1]]
+        if len(swapped) == len(added):
+            return swapped, swapped
     return removed, added
 
 

@@ -6,8 +6,9 @@ same time, so their key is computed from the same list. Tests check that the lis
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,35 @@ def content_key(params: Mapping[str, Any], *paths: str | Path) -> str:
     """Hash (16 hex digits) of params (any JSON values) and the content of files and folders."""
     digest = hashlib.blake2b(json.dumps(params, sort_keys=True).encode(), digest_size=8)
     for path in map(Path, paths):
-        for file in _files_below(path):
+        for file in files_below(path):
             name = file.relative_to(path).as_posix() if file != path else path.name
             digest.update(f"|{name}:{hash_file(file)}".encode())
     return digest.hexdigest()
+
+
+def files_below(path: Path) -> list[Path]:
+    """The files below a folder, sorted, except bytecode; a path that is no folder, itself.
+
+    Links to folders are followed, since a model is loaded through them, too: each folder once, and none that contains its link.
+    """
+    if not path.is_dir():
+        return [path]
+    files, linked = [], {path.resolve()}
+    for name, folders, names in os.walk(path, followlinks=True):
+        files += [file for file in (Path(name, file) for file in names) if file.is_file()]
+        here = Path(name).resolve()
+        for folder in sorted(folders):
+            target = Path(name, folder)
+            if target.is_symlink():
+                target = target.resolve()
+                is_new = target not in linked and not here.is_relative_to(target)
+                linked.add(target)
+            else:
+                is_new = folder != "__pycache__"
+            if not is_new:
+                folders.remove(folder)
+        folders.sort()
+    return sorted(files)
 
 
 def find_file(name: str, root: Path) -> Path:
@@ -89,13 +115,6 @@ def _summary_of(output: Path) -> Path:
     """The summary of a published folder, else the output itself."""
     summary = output / SUMMARY_FILE
     return summary if summary.is_file() else output
-
-
-def _files_below(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
-        yield path
-    else:
-        yield from sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
 
 
 def _fill_in(dep: str | dict[str, Any], params: Mapping[str, Any]) -> str:

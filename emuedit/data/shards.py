@@ -22,7 +22,8 @@ from emuedit.data.records import Record
 R = TypeVar("R", bound=Record)
 
 _KIND_KEY = b"emuedit.record"
-_SCORE_PREFIX = "score_"
+SCORE_PREFIX = "score_"
+"""Prefix of the columns with scores."""
 _PICTURE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), tuple: pa.list_(pa.string())}
 
@@ -70,7 +71,8 @@ def read_shard(path: str | Path, kind: type[R], verify: bool = False) -> list[R]
     """Read the records of a shard, in order. `verify`: compare every id with the content, which decodes the images.
 
     A field with a default may be missing in a shard of an earlier version. Raises ShardError, naming the file, if it is missing,
-    damaged, incomplete, of another class, or has a wrong id.
+    damaged, incomplete, of another class, or has a wrong id; MemoryError and errors of the system, such as PermissionError, as
+    they are.
     """
     path = Path(path)
     try:
@@ -78,6 +80,8 @@ def read_shard(path: str | Path, kind: type[R], verify: bool = False) -> list[R]
     except FileNotFoundError as error:
         raise ShardError(f"want a shard of {kind.__name__}, got no file at {path}; run the stage that writes it") from error
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+            raise  # out of memory, no permission, or a failing disk: the file may be complete
         raise ShardError(f"{path} is damaged or truncated ({error}); delete it and run its stage again") from error
     stored_kind = (table.schema.metadata or {}).get(_KIND_KEY, b"an unknown kind").decode()
     if stored_kind != kind.__name__:
@@ -86,7 +90,7 @@ def read_shard(path: str | Path, kind: type[R], verify: bool = False) -> list[R]
     required = {record_field.name for record_field in fields(kind)} - {"scores"} - optional
     if missing := required - set(table.column_names):
         raise ShardError(f"want columns {sorted(required)} in {path}, {sorted(missing)} are missing; run its stage again")
-    score_columns = [name for name in table.column_names if name.startswith(_SCORE_PREFIX)]
+    score_columns = [name for name in table.column_names if name.startswith(SCORE_PREFIX)]
     stored_fields = [field for field in fields(kind) if field.name not in optional - set(table.column_names)]
     records = []
     for row in table.to_pylist():
@@ -104,7 +108,7 @@ def _score_columns(scores: list[dict[str, float | None]], path: Path) -> dict[st
         if sorted(record_scores) != names:
             got = f"{names} and {sorted(record_scores)}"
             raise ShardError(f"want the same score names in all records of {path}, got {got}; None stands for undefined")
-    return {_SCORE_PREFIX + name: pa.array([row[name] for row in scores], pa.float64()) for name in names}
+    return {SCORE_PREFIX + name: pa.array([row[name] for row in scores], pa.float64()) for name in names}
 
 
 def _arrow_type(kind: type[Record], record_field: "Field[Any]") -> pa.DataType:
@@ -117,7 +121,7 @@ def _arrow_type(kind: type[Record], record_field: "Field[Any]") -> pa.DataType:
 def _field_value(record_field: "Field[Any]", row: dict[str, Any], score_columns: list[str]) -> Any:
     form = record_field.metadata.get("form", "plain")
     if form == "scores":
-        return {name.removeprefix(_SCORE_PREFIX): row[name] for name in score_columns}
+        return {name.removeprefix(SCORE_PREFIX): row[name] for name in score_columns}
     value = row[record_field.name]
     if form == "png":
         return value and value["bytes"]

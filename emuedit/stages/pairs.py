@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from emuedit import config
-from emuedit.data.dependencies import work_key
+from emuedit.data.dependencies import files_below, work_key
 from emuedit.data.publish import Summary, publish, read_folder, scratch_folder, shard_path, write_with_drops
 from emuedit.data.records import Instruction, Pair
 from emuedit.processes import prepare_workers
@@ -28,7 +28,15 @@ from emuedit.synthesis.model_set import MODELS, ModelSet
 from emuedit.synthesis.recipes import recipes_for
 from emuedit.synthesis.shard_maker import IN, make_shard
 from emuedit.synthesis.strategy import TrialCounts
-from emuedit.synthesis.worker_pool import LocalWorkers, Work, Workers, count_processes, worker_pool
+from emuedit.synthesis.worker_pool import (
+    LocalWorkers,
+    Work,
+    Workers,
+    choose_runtime,
+    connection,
+    count_processes,
+    worker_pool,
+)
 
 OUT, TRIALS_FILE = "data/pairs", "bandit.json"
 WORKER_MODULES = (
@@ -47,7 +55,7 @@ class PairsParams(SynthesisParams):
     """Params of the stage."""
 
     device: str = "auto"
-    """Device of the networks: auto, cuda, mps or cpu."""
+    """Device of the networks: auto, cuda, mps or cpu; with workers of kind ray, of the cluster."""
     dtype: str = "auto"
     """Number format of the base model: auto, float32, bfloat16 or float16."""
     instructions_per_shard: int = Field(48, ge=1)
@@ -84,7 +92,12 @@ def run(params: PairsParams, root: Path) -> Summary:
     instructions = list(read_folder(root / IN, Instruction))
     if not instructions:
         raise PairsError(f"want instructions in {root / IN}, got none; run the stage instructions")
-    runtime = Runtime.choose(params.device, params.dtype)
+    with connection(params.workers):
+        runtime = choose_runtime(params.workers, params.device, params.dtype)
+        return _make_shards(params, root, instructions, runtime)
+
+
+def _make_shards(params: PairsParams, root: Path, instructions: list[Instruction], runtime: Runtime) -> Summary:
     recorded = params.model_dump(mode="json", exclude={"workers", "device"}) | {"dtype": runtime.dtype}
     models = [config.resolve_path(getattr(params.world, name), root) for name in MODELS]
     weights_bytes = _weights_bytes(models)
@@ -162,8 +175,7 @@ def _weights_bytes(models: Sequence[str]) -> int | None:
     """Size of the models on disk; None if one is a hub id, whose size is unknown."""
     if not all(Path(model).exists() for model in models):
         return None
-    files = [file for model in map(Path, models) for file in (model.rglob("*") if model.is_dir() else [model])]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    return sum(file.stat().st_size for model in models for file in files_below(Path(model)))
 
 
 def _count(scratch: Path) -> Counter[str]:

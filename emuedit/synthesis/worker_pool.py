@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
@@ -18,6 +19,7 @@ from pydantic import Field
 from emuedit import config
 from emuedit.failures import FailureKind, ProcessFailedError, kind_of
 from emuedit.processes import available_cores, visible_gpus
+from emuedit.runtime import Runtime, check_names
 from emuedit.synthesis import local_processes
 
 J = TypeVar("J")
@@ -76,6 +78,50 @@ class RayWorkers(config.Params):
 Workers = Annotated[LocalWorkers | RayWorkers, Field(discriminator="kind")]
 
 
+def choose_runtime(workers: Workers, device: str, dtype: str) -> Runtime:
+    """Device and number format for all workers; `device` and `dtype` are as in `Runtime.choose`.
+
+    Local workers: those of this machine. Ray: this machine may have other devices than the cluster, so 'auto' is 'cuda' if the
+    cluster has a GPU now, else 'cpu', and a worker with the resources of an actor chooses the number format. 'cuda' waits for a
+    GPU. Raises ValueError for unknown names, WorkerPoolError for a numbered GPU with Ray and for a device that the worker lacks.
+    """
+    if isinstance(workers, LocalWorkers):
+        return Runtime.choose(device, dtype)
+    check_names(device, dtype)
+    if ":" in device:
+        raise WorkerPoolError(
+            f"want a device without a number for workers of kind ray, since Ray gives every actor a GPU, got {device!r}; "
+            f"use {device.split(':')[0]!r}"
+        )
+    with _ray_connection() as ray:
+        n_gpus = ray.cluster_resources().get("GPU", 0)
+        if device == "auto":
+            device = "cuda" if n_gpus >= 1 else "cpu"
+        elif device == "cuda" and n_gpus < 1:
+            print("the Ray cluster has no GPU now; waiting until it has, since the device is cuda", file=sys.stderr, flush=True)
+        choose = ray.remote(**_resources(workers, device))(_choose_here)
+        try:
+            runtime: Runtime = ray.get(choose.remote(device, dtype))
+        except ray.exceptions.RayError as error:
+            raise WorkerPoolError(f"in the choice of a number format by a worker: {error}", _kind_on_actor(ray, error)) from error
+    return runtime
+
+
+def _choose_here(device: str, dtype: str) -> Runtime:
+    with _failure_with_its_kind():
+        return Runtime.choose(device, dtype)
+
+
+@contextmanager
+def connection(workers: Workers) -> Iterator[None]:
+    """With workers of kind ray, one connection to Ray for everything in the block; else nothing."""
+    if isinstance(workers, LocalWorkers):
+        yield
+        return
+    with _ray_connection():
+        yield
+
+
 @contextmanager
 def worker_pool(
     workers: Workers,
@@ -86,9 +132,9 @@ def worker_pool(
 ) -> Iterator[Pool[J, R]]:
     """A pool whose workers call `build` once to load models, then the function that it returned for each job.
 
-    `device`: resolved device of the stage: 'cpu', 'cuda', 'cuda:1' or 'mps'. `weights_bytes`: size of one worker's models, None
-    if unknown; it limits the default number of processes. Errors name the job: in this process the original error is raised, from
-    another process or an actor a WorkerPoolError.
+    `device`: resolved by `choose_runtime`: 'cpu', 'cuda', 'mps' or, without Ray, 'cuda:1'. `weights_bytes`: size of one worker's
+    models, None if unknown; it limits the default number of processes. Errors name the job: in this process the original error is
+    raised, from another process or an actor a WorkerPoolError.
     """
     if isinstance(workers, RayWorkers):
         with _ray_pool(workers, build, device) as pool:
@@ -143,22 +189,33 @@ def _do_in_processes(group: local_processes.ProcessGroup, jobs: Mapping[str, Any
 
 
 @contextmanager
-def _ray_pool(workers: RayWorkers, build: Callable[[], Work[J, R]], device: str) -> Iterator[Pool[J, R]]:
+def _ray_connection() -> Iterator[Any]:
+    """The module `ray`, connected to a cluster: an existing connection, or one that ends with the block."""
     ray = _import_ray()
     started = not ray.is_initialized()
     if started:
         ray.init(logging_level="warning")
     try:
-        actor_type = ray.remote(num_cpus=workers.cpus, num_gpus=int(device.startswith("cuda")))(_Actor)
+        yield ray
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _resources(workers: RayWorkers, device: str) -> dict[str, int]:
+    return {"num_cpus": workers.cpus, "num_gpus": int(device == "cuda")}
+
+
+@contextmanager
+def _ray_pool(workers: RayWorkers, build: Callable[[], Work[J, R]], device: str) -> Iterator[Pool[J, R]]:
+    with _ray_connection() as ray:
+        actor_type = ray.remote(**_resources(workers, device))(_Actor)
         actors = [actor_type.remote(build) for _ in range(workers.actors)]
         try:
             yield partial(_do_on_actors, ray, actors)
         finally:
             for actor in actors:
                 ray.kill(actor)
-    finally:
-        if started:
-            ray.shutdown()
 
 
 class _Actor:

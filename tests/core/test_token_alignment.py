@@ -92,6 +92,19 @@ def test_changed_words_and_spans() -> None:
     assert token_alignment.spans([1, 2, 1]) == [range(1, 2), range(2, 4), range(4, 5)]
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "removed", "added"),
+    [
+        ("a star in the sky in the rain", "a star on a beach in the rain", [2, 3, 4], [2, 3, 4]),  # repeated words after a swap
+        ("a dog and a cat", "a cat and a dog", [1, 4], [1, 4]),
+        ("a brown dog on grass", "a dog on green grass", [1], [3]),
+        ("the old man", "man", [0, 1], []),
+    ],
+)
+def test_words_swapped_in_place_have_equal_positions(source: str, target: str, removed: list[int], added: list[int]) -> None:
+    assert token_alignment.changed_words(source.split(), target.split()) == (removed, added)
+
+
 def test_captions_that_cannot_be_mapped_are_an_error() -> None:
     with pytest.raises(ValueError, match="got 1 and 2; use refine"):
         token_alignment.replace([1], [1, 1], 9)

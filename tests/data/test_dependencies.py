@@ -12,7 +12,7 @@ import yaml
 
 from emuedit.config import ParamsError
 from emuedit.data import dependencies
-from emuedit.data.dependencies import content_key, find_file, hash_file, stage_dependencies, work_key
+from emuedit.data.dependencies import content_key, files_below, find_file, hash_file, stage_dependencies, work_key
 
 ROOT = Path(__file__).parents[2]
 WORLD: dict[str, str] = yaml.safe_load((ROOT / "params.yaml").read_text())["world"]
@@ -218,3 +218,25 @@ def test_the_hash_of_a_file_follows_its_content(tmp_path: Path) -> None:
     file.write_text("a")
     assert hash_file(file) == first
     assert content_key({"n": 1}, file) != content_key({"n": 2}, file)
+
+
+def test_linked_folders_of_a_model_are_part_of_its_content(tmp_path: Path) -> None:
+    model, unet = tmp_path / "model", tmp_path / "finetuned" / "unet"
+    for file in (model / "model_index.json", unet / "weights", model / "__pycache__" / "x.pyc"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("a")
+    (model / "unet").symlink_to(unet)
+    assert files_below(model) == [model / "model_index.json", model / "unet" / "weights"]
+    first = content_key({}, model)
+    (unet / "weights").write_text("bb")
+    assert content_key({}, model) != first
+
+
+def test_folders_that_link_to_each_other_are_read_to_an_end(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    (tmp_path / "a" / "parent").symlink_to(tmp_path)
+    (tmp_path / "a" / "to_b").symlink_to(tmp_path / "b")
+    (tmp_path / "b" / "to_a").symlink_to(tmp_path / "a")
+    assert files_below(tmp_path / "a") == [tmp_path / "a" / "file", tmp_path / "a" / "to_b" / "file"]

@@ -7,6 +7,7 @@ import datasets
 import duckdb
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -214,6 +215,19 @@ def test_damaged_shards_are_named(tmp_path: Path, damage: str) -> None:
     )
     with pytest.raises(ShardError, match=r"shard-00007.parquet is damaged or truncated .*; delete it and run its stage again"):
         read_shard(path, Pair)
+
+
+@pytest.mark.parametrize("error", [pa.ArrowMemoryError("malloc failed"), PermissionError(13, "Permission denied")])
+def test_a_shard_that_cannot_be_read_now_is_not_called_damaged(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    write_shard(tmp_path / "s.parquet", [Caption("a", "b", 1)])
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", fail)
+    with pytest.raises(type(error)):
+        read_shard(tmp_path / "s.parquet", Caption)
 
 
 def test_wrong_and_missing_shards_are_named(tmp_path: Path) -> None:

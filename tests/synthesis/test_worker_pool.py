@@ -1,10 +1,11 @@
-"""The same jobs in this process, in two processes and on a Ray cluster."""
+"""The same jobs in this process, in two processes and on a Ray cluster; the device and number format of the workers."""
 
 import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,19 @@ from emuedit.data.publish import publish, scratch_folder
 from emuedit.data.records import Instruction
 from emuedit.data.shards import write_shard
 from emuedit.failures import FailureKind
+from emuedit.runtime import Runtime
 from emuedit.stages import pairs
 from emuedit.synthesis import worker_pool as pool_module
-from emuedit.synthesis.worker_pool import LocalWorkers, RayWorkers, WorkerPoolError, Workers, processes_that_fit, worker_pool
+from emuedit.synthesis.worker_pool import (
+    LocalWorkers,
+    RayWorkers,
+    WorkerPoolError,
+    Workers,
+    choose_runtime,
+    connection,
+    processes_that_fit,
+    worker_pool,
+)
 from tests.synthesis.plain_jobs import Job, build_nothing, build_work, worker_pids
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +88,16 @@ def test_models_of_unknown_size_are_loaded_once_in_this_process(tmp_path: Path) 
     assert worker_pids(tmp_path) == {os.getpid()}
 
 
+def test_the_size_of_models_includes_linked_folders(tmp_path: Path) -> None:
+    for name, n_bytes in (("model/vae", 10), ("finetuned", 20), ("clip", 5)):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "weights").write_bytes(b"0" * n_bytes)
+    (tmp_path / "model" / "unet").symlink_to(tmp_path / "finetuned")
+    models = [str(tmp_path / "model"), str(tmp_path / "clip" / "weights")]
+    assert pairs._weights_bytes(models) == 35
+    assert pairs._weights_bytes([*models, "owner/name"]) is None
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_actor_that_the_cluster_has_no_room_for_delays_nobody(tmp_path: Path) -> None:
@@ -134,8 +155,96 @@ def test_the_params_choose_the_workers() -> None:
         validate({"kind": "ray", "actors": 2})
 
 
-def generate_pairs(workers: Workers, root: Path) -> dict[str, bytes]:
-    """The files of the stage `pairs`, made of three instructions in three shards."""
+class FakeRay:
+    """Ray on a cluster whose workers have a GPU for bfloat16 or none; this process has no GPU."""
+
+    exceptions = SimpleNamespace(RayError=LookupError)
+
+    def __init__(self, n_gpus: int, patch: pytest.MonkeyPatch) -> None:
+        self.n_gpus, self.patch = n_gpus, patch
+        self.resources: list[dict[str, int]] = []
+        self.connections = self.closed = 0
+        patch.setitem(sys.modules, "ray", self)
+        patch.setattr("torch.cuda.is_available", lambda: False)
+        patch.setattr("torch.backends.mps.is_available", lambda: False)
+
+    def init(self, **options: Any) -> None:
+        self.connections += 1
+
+    def shutdown(self) -> None:
+        self.closed += 1
+
+    def is_initialized(self) -> bool:
+        return self.connections > self.closed
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 8.0} | ({"GPU": float(self.n_gpus)} if self.n_gpus else {})
+
+    def remote(self, **resources: int) -> Callable[..., Any]:
+        self.resources.append(resources)
+        return lambda target: SimpleNamespace(remote=partial(self._run, target, resources["num_gpus"]))
+
+    def _run(self, target: Callable[..., Any], n_gpus: int, *arguments: Any) -> Any:
+        with self.patch.context() as patch:
+            patch.setattr("torch.cuda.is_available", lambda: bool(n_gpus))
+            patch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
+            patch.setattr("emuedit.runtime._auto_dtype", {"cuda": "bfloat16", "cpu": "float16"}.__getitem__)
+            return target(*arguments)
+
+    def get(self, result: Any) -> Any:
+        return result
+
+    def kill(self, actor: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("n_gpus", "device", "expected"),
+    [
+        (2, "auto", Runtime("cuda", "bfloat16")),
+        (2, "cuda", Runtime("cuda", "bfloat16")),
+        (0, "cuda", Runtime("cuda", "bfloat16")),  # a cluster that scales up
+        (2, "cpu", Runtime("cpu", "float16")),
+        (0, "auto", Runtime("cpu", "float16")),  # float16 on a CPU: what only the fake worker chooses
+    ],
+)
+def test_with_ray_a_worker_of_the_cluster_chooses_the_runtime_also_for_a_driver_without_a_gpu(
+    n_gpus: int, device: str, expected: Runtime, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray = FakeRay(n_gpus, monkeypatch)
+    runtime = choose_runtime(RAY, device, "auto")
+    assert runtime == expected
+    with worker_pool(RAY, build_nothing, runtime.device):
+        pass
+    n_gpus_per_actor = int(expected.device == "cuda")
+    assert ray.resources == [{"num_cpus": 1, "num_gpus": n_gpus_per_actor}] * 2  # the choice and the actors
+    assert ("no GPU now; waiting" in capsys.readouterr().err) == (n_gpus < n_gpus_per_actor)
+    assert choose_runtime(RAY, device, "float32") == Runtime(expected.device, "float32")
+
+
+def test_one_connection_to_ray_is_enough_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay(1, monkeypatch)
+    with connection(RAY):
+        runtime = choose_runtime(RAY, "auto", "auto")
+        with worker_pool(RAY, build_nothing, runtime.device):
+            pass
+        assert (ray.connections, ray.closed) == (1, 0)
+    assert (ray.connections, ray.closed) == (1, 1)
+    with connection(HERE):
+        assert choose_runtime(HERE, "auto", "float32") == Runtime("cpu", "float32")
+    assert ray.connections == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_worker_without_the_device_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(WorkerPoolError, match=r"choice of a number format by a worker: (.|\n)*want a device of this machine"):
+        choose_runtime(ACTOR, "mps", "auto")
+    assert choose_runtime(ACTOR, "auto", "bfloat16") == Runtime("cpu", "bfloat16")
+
+
+def publish_instructions(root: Path) -> None:
+    """Three instructions, and the models of the toy world."""
     instructions = [
         Instruction("c", "remove", "go", f"a red star on {ground}", f"an empty {ground}", "red star", None, False, 0, "", "")
         for ground in ("grass", "sand", "snow")
@@ -144,9 +253,36 @@ def generate_pairs(workers: Workers, root: Path) -> dict[str, bytes]:
     write_shard(scratch / "shard-00000.parquet", instructions, Instruction)
     publish(scratch, root / pairs.IN, "instructions", {}, {})
     (root / "toyworld").symlink_to(ROOT / "toyworld")
+
+
+def load_pairs_params(**changes: Any) -> pairs.PairsParams:
+    return load(pairs.PairsParams, "pairs", ROOT / "params.yaml").model_copy(update=changes)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "error", "message"),
+    [
+        ("cuda:1", "auto", WorkerPoolError, "without a number for workers of kind ray.* got 'cuda:1'; use 'cuda'"),
+        ("gpu", "auto", ValueError, "want device 'auto'"),
+        ("cuda", "fp16", ValueError, "want dtype 'auto'"),
+    ],
+)
+def test_devices_that_ray_cannot_give_are_refused_before_it_starts(
+    device: str, dtype: str, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = FakeRay(2, monkeypatch)
+    publish_instructions(tmp_path)
+    with pytest.raises(error, match=message):
+        pairs.run(load_pairs_params(device=device, dtype=dtype, workers=RAY), tmp_path)
+    assert not ray.resources
+
+
+def generate_pairs(workers: Workers, root: Path) -> dict[str, bytes]:
+    """The files of the stage `pairs`, made of three instructions in three shards."""
+    publish_instructions(root)
     quick = {"steps": 2, "device": "cpu", "dtype": "float32", "instructions_per_shard": 1}
     loose = {"detector_threshold": 0.0, "min_area": 0.0, "max_area": 1.0}  # two steps generate no star
-    params = load(pairs.PairsParams, "pairs", ROOT / "params.yaml").model_copy(update={**quick, **loose, "workers": workers})
+    params = load_pairs_params(**quick, **loose, workers=workers)
     assert pairs.run(params, root).counts["pairs_remove"] == 3
     return {path.name: path.read_bytes() for path in sorted((root / pairs.OUT).iterdir())}
 

@@ -57,8 +57,13 @@ class CaptionTokens:
 
 
 def map_tokens(source: CaptionTokens, target: CaptionTokens, length: int) -> token_alignment.TokenMapping:
-    """Map tokens by word swap (`replace`) for captions with equal numbers of words, else by `refine`. This rule is ours."""
-    if len(source.words) == len(target.words):
+    """Map tokens by word swap (`replace`) if only words at equal positions differ, else by `refine`. This rule is ours.
+
+    Equal numbers of words are not enough: if one word is removed and another is added elsewhere, the words between them are at
+    other positions, and a swap would give them each other's maps.
+    """
+    removed, added = token_alignment.changed_words(source.words, target.words)
+    if len(source.words) == len(target.words) and removed == added:
         return token_alignment.replace(source.lengths, target.lengths, length)
     return token_alignment.refine(source.sequence, target.sequence, length)
 

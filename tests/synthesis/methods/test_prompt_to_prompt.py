@@ -151,7 +151,7 @@ def test_the_noise_of_the_steps_is_that_of_the_source(make_base_model: Callable[
     assert_close(edits[0], sources[0], rtol=0, atol=1e-3)
 
 
-def test_the_number_of_words_decides_between_replace_and_refine(base_model: TextToImageModel) -> None:
+def test_words_swapped_in_place_are_replaced_and_added_words_refined(base_model: TextToImageModel) -> None:
     captions = ("a red star", "a BLUE star", "a big red star")
     source, swapped, longer = (CaptionTokens.from_caption(base_model.tokenizer, caption) for caption in captions)
     assert swapped.lengths == [1, 4, 1]
@@ -160,6 +160,17 @@ def test_the_number_of_words_decides_between_replace_and_refine(base_model: Text
     assert not replacement.target_weight.any()
     assert refinement.target_weight.nonzero().tolist() == [[2]]
     assert swapped.token_mask([1], 12).nonzero().flatten().tolist() == [2, 3, 4, 5]
+
+
+def test_unchanged_words_keep_their_maps_if_a_word_is_removed_and_another_added_elsewhere(base_model: TextToImageModel) -> None:
+    captions = ("a brown dog on grass", "a dog on green grass")
+    source, target = (CaptionTokens.from_caption(base_model.tokenizer, caption) for caption in captions)
+    mapping = map_tokens(source, target, 12)
+    for word in ("a", "dog", "on", "grass"):
+        source_of = mapping.A[:, 1 + target.words.index(word)]  # after the start token
+        assert source_of.nonzero().flatten().tolist() == [1 + source.words.index(word)], word
+        assert source_of.sum() == 1, word
+    assert mapping.target_weight.nonzero().flatten().tolist() == [1 + target.words.index("green")]
 
 
 def test_wrong_arguments_are_refused(base_model: TextToImageModel) -> None:

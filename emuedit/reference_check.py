@@ -9,7 +9,7 @@ from typing import Any
 from emuedit.config import renamed_hint
 from emuedit.data.dependencies import CODE_ROOT, PIPELINE_FILE, find_file
 from emuedit.metrics.benchmark_folder import TABLE, missing_files
-from emuedit.models import llm_loading, model_files
+from emuedit.models import llm_loading, model_files, model_sources
 from emuedit.models.model_files import base_model_sizes
 from emuedit.models.model_sources import HUB_ID
 from emuedit.name_hints import closest_match
@@ -76,6 +76,8 @@ def _caption_problems(reference: str, root: Path) -> Iterator[str]:
 
 def _model_problems(reference: str, root: Path) -> Iterator[str]:
     file = find_file(reference, root)
+    if file.is_file():
+        yield f"want a folder or hub id, got {model_sources.describe_file(reference)}"
     if file.is_dir():
         yield from (f"{reference}/{problem}; copy or download it again" for problem in model_files.problems(file))
     if file.exists() or "://" in reference or reference.startswith(("models:/", "runs:/")):
@@ -89,7 +91,11 @@ def _model_problems(reference: str, root: Path) -> Iterator[str]:
 
 def _checkpoint_problems(reference: str, root: Path) -> Iterator[str]:
     """Problems of the segmenter: segment-anything loads it only from a file or folder."""
-    if find_file(reference, root).exists():
+    file = find_file(reference, root)
+    if file.is_file():
+        if problem := model_files.checkpoint_problem(file):
+            yield f"{reference}: {problem}; copy or download it again"
+    elif file.is_dir():
         yield from _model_problems(reference, root)
     else:
         yield f"want an existing file or folder, got {reference!r}{_hint(reference, root)}"

@@ -10,7 +10,9 @@ from emuedit.annotators.drawing import luma
 RELIEF = 1.0
 """Assumed depth of the scene, in units of the image's longer side; relative depth does not provide it. Ours."""
 EDGE_SIGMA_PX = 1.0
-"""Standard deviation of the Gaussian of the edge filter. Ours."""
+"""Standard deviation of the Gaussian of the edge filter, for images up to `EDGE_SIDE_PX`. Ours."""
+EDGE_SIDE_PX = 512
+"""Longer side above which the deviation grows in proportion, since the edges of larger images are wider. Ours."""
 EDGE_GAIN = 4.0
 """Darkness of an edge per step in luma: a step of a quarter of the range from black to white is fully black. Ours."""
 
@@ -37,9 +39,10 @@ def edge_strength(images: np.ndarray) -> np.ndarray:
     ours.
     """
     grey = luma(images.astype(np.float32))
-    sigma = (0, EDGE_SIGMA_PX, EDGE_SIGMA_PX)  # `axes` alone would still blur across images
+    sigma_px = EDGE_SIGMA_PX * max(1.0, max(images.shape[1:3]) / EDGE_SIDE_PX)
+    sigma = (0, sigma_px, sigma_px)  # `axes` alone would still blur across images
     gradient = gaussian_gradient_magnitude(grey, sigma, mode="nearest", axes=(1, 2))
-    return np.clip(EDGE_GAIN * EDGE_SIGMA_PX * np.sqrt(2 * np.pi) * gradient, 0, 1)
+    return np.clip(EDGE_GAIN * sigma_px * np.sqrt(2 * np.pi) * gradient, 0, 1)
 
 
 def class_colours(labels: np.ndarray) -> np.ndarray:

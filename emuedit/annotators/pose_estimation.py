@@ -49,12 +49,19 @@ class PoseEstimator:
         if with_people:
             people_boxes = [boxes[i] for i in with_people]
             inputs = self.pose_processor(images=[image_bytes[i] for i in with_people], boxes=people_boxes, return_tensors="pt")
+            pixels = inputs["pixel_values"].to(self.pose.device, self.pose.dtype)
             with torch.no_grad():
-                out = self.pose(inputs["pixel_values"].to(self.pose.device, self.pose.dtype))
+                out = self.pose(pixels, dataset_index=self._dataset_index(len(pixels)))
             poses = self.pose_processor.post_process_pose_estimation(out, boxes=people_boxes)
             for i, people in zip(with_people, poses, strict=True):
                 joints[i] = np.stack([np.concatenate([person["keypoints"], person["scores"][:, None]], 1) for person in people])
         return joints
+
+    def _dataset_index(self, n_people: int) -> torch.Tensor | None:
+        """The dataset whose joints ViTPose++ (arXiv 2212.04246) estimates: 0, COCO, int64 [n_people]. None: ViTPose has one."""
+        if self.pose.config.backbone_config.num_experts == 1:
+            return None
+        return torch.zeros(n_people, dtype=torch.int64, device=self.pose.device)
 
     def _detect_people(self, image_bytes: list[torch.Tensor]) -> list[list[list[float]]]:
         """Boxes of the people in each image in COCO format: x0 y0 width height, px."""
@@ -93,7 +100,7 @@ def draw_stick_figures(joints: np.ndarray, height: int, width: int) -> np.ndarra
 def load(detector: str, pose: str, device: str) -> PoseEstimator:
     """Load both networks from transformers folders or hub ids.
 
-    Examples of hub ids: PekingU/rtdetr_r50vd_coco_o365 and usyd-community/vitpose-base-simple.
+    Examples of hub ids: PekingU/rtdetr_r50vd_coco_o365, and usyd-community/vitpose-base-simple or vitpose-plus-base.
     """
     model_sources.read_manifest(detector, DETECTOR)
     model_sources.read_manifest(pose, POSE)

@@ -16,6 +16,7 @@ class SemanticSegmenter:
     """Predicts the class of every pixel with the method `predict_labels`."""
 
     def __init__(self, model: Any, processor: Any) -> None:
+        model_sources.check_keeps_frame(processor)
         self.model, self.processor = model, processor
 
     def predict_labels(self, images: torch.Tensor) -> np.ndarray:

@@ -20,11 +20,11 @@ _FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 class ClipScorer:
     """`embed_images` and `embed_texts` return unit vectors, so their dot products are cosine similarities."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model: Any, tokenizer: Any, dtype: torch.dtype = torch.float32) -> None:
+        """dtype: of the pixels; open_clip converts only some weights, so a single parameter does not determine it."""
+        self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
         self.preprocess_cfg: dict[str, Any] = model.visual.preprocess_cfg
         self.device: torch.device = model.logit_scale.device
-        self.dtype: torch.dtype = next(model.visual.parameters()).dtype
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
         """Embed images [B, 3, H, W] in [-1, 1] as unit vectors, float32 [B, D] on the model's device."""
@@ -80,7 +80,7 @@ def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.floa
     model = open_clip.create_model(name, pretrained=tag, precision=precision, device=device, require_pretrained=True, **options)
     tokenizer = open_clip.get_tokenizer(name)
     _check_tokenizer(tokenizer, model, name_or_path)
-    return ClipScorer(model.requires_grad_(False).eval(), tokenizer)
+    return ClipScorer(model.requires_grad_(False).eval(), tokenizer, dtype)
 
 
 def have_equal_tokens(name_or_path: str, first: str, second: str) -> bool:

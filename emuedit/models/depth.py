@@ -16,10 +16,7 @@ class DepthEstimator:
     """Estimates depth maps with the method `depth`."""
 
     def __init__(self, model: Any, processor: Any) -> None:
-        if getattr(model.config, "depth_estimation_type", "relative") != "relative":
-            raise ValueError(
-                "want a model of relative inverse depth (nearer is larger), got a metric one, where nearer is smaller"
-            )
+        model_sources.check_keeps_frame(processor)
         self.model, self.processor = model, processor
 
     def depth(self, images: torch.Tensor) -> torch.Tensor:
@@ -47,7 +44,8 @@ def stretch(maps: torch.Tensor) -> torch.Tensor:
 def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> DepthEstimator:
     """Load an estimator from a transformers folder or a hub id.
 
-    Examples of hub ids: depth-anything/Depth-Anything-V2-Small-hf, Intel/dpt-large.
+    Examples of hub ids: depth-anything/Depth-Anything-V2-Small-hf, Intel/dpt-large. Raises ValueError for a metric model, and for
+    an image processor that pads or crops.
     """
     model_sources.read_manifest(name_or_path, model_sources.DEPTH)
     transformers = model_sources.import_library("transformers")

@@ -6,6 +6,7 @@ libraries' errors would name neither the file nor a fix.
 
 import json
 import re
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,20 @@ def problems(folder: Path) -> Iterator[str]:
             yield from _folder_problems(folder / name, f"{name}/")
             yield from _missing_files(folder / name, name)
             yield from _variants_only(folder / name, f"{name}/")
+
+
+def checkpoint_problem(file: Path) -> str:
+    """What is wrong with a file of weights, .safetensors or torch's format; empty if nothing is. Reads only its ends."""
+    if file.suffix == ".safetensors":
+        return _weights_problem(file)
+    with file.open("rb") as stream:
+        head = stream.read(_HEAD_BYTES)
+    if short := _short_problem(head):
+        return short
+    if head.lstrip().startswith(b"<"):
+        return "a web page"
+    is_archive = head.startswith(b"PK")  # torch's format since 1.6; an archive is complete if it has its directory at the end
+    return f"truncated to {file.stat().st_size} bytes" if is_archive and not zipfile.is_zipfile(file) else ""
 
 
 def _parts(index: Any) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ class ModelKind:
     accepts: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     """Other required files."""
+    refuses: tuple[tuple[str, object, str], ...] = ()
+    """(key, value, what such a model is) of manifests with an accepted value of `key` that are of another kind."""
 
     def __str__(self) -> str:
         values = f" with {self.key} {' | '.join(self.accepts)}" if self.accepts else ""
@@ -43,7 +45,12 @@ DETECTOR = ModelKind("a transformers zero-shot detector", "config.json", "model_
 SEGMENTER = ModelKind("a segment_anything", "config.json", "model_type", ("segment_anything",))
 CLIP = ModelKind("an open_clip", "open_clip_config.json")
 DINO = ModelKind("a transformers ViT", "config.json", "model_type", ("dinov2", "dinov2_with_registers", "vit"), _PREPROCESSOR)
-DEPTH = ModelKind("a transformers relative-depth", "config.json", "model_type", ("depth_anything", "dpt"), _PREPROCESSOR)
+_METRIC = "a model of metric depth, where nearer is smaller; use one of relative inverse depth"
+DEPTH = ModelKind(
+    "a transformers relative-depth", "config.json", "model_type", ("depth_anything", "dpt"), _PREPROCESSOR,
+    # DPT's config does not say what it estimates; only its metric models, facebook/dpt-dinov2-*-nyu and -kitti, have a projection
+    (("depth_estimation_type", "metric", _METRIC), ("add_projection", True, _METRIC)),
+)  # fmt: skip
 CHAT = ModelKind("a transformers chat model", "config.json")
 KINDS = (BASE_MODEL, EDITOR, DETECTOR, SEGMENTER, CLIP, DINO, DEPTH)
 
@@ -84,6 +91,8 @@ def read_manifest(name_or_path: str, kind: ModelKind) -> dict[str, Any]:
     Raises MissingModelError, or ModelFileError for another kind or incomplete files. The messages say what was wanted, what was
     found and what to do.
     """
+    if Path(name_or_path).is_file():
+        raise MissingModelError(f"want {kind}, got {describe_file(name_or_path)}")
     if is_folder(name_or_path):
         folder = Path(name_or_path)
         path = folder / kind.file
@@ -106,13 +115,44 @@ def read_manifest(name_or_path: str, kind: ModelKind) -> dict[str, Any]:
     except ValueError:  # not JSON: the check reports the file
         model_files.check(path.parent)
         raise
-    if kind.key is not None and manifest.get(kind.key) not in kind.accepts:
-        raise ModelFileError(f"want {kind}, got {name_or_path!r} with {kind.key} {manifest.get(kind.key)!r}")
+    if difference := find_difference(manifest, kind):
+        raise ModelFileError(f"want {kind}, got {name_or_path!r} with {difference}")
     if is_folder(name_or_path):
         if missing := [name for name in kind.also if not Path(name_or_path, name).is_file()]:
             raise MissingModelError(f"want {kind} and {', '.join(missing)}, got {name_or_path!r} without")
         model_files.check(Path(name_or_path))
     return manifest
+
+
+def check_keeps_frame(processor: Any) -> None:
+    """Raise ValueError for an image processor of transformers that pads or crops: maps of its output are resized to the image.
+
+    transformers' post-processing resizes maps too, without undoing either.
+    """
+    if changes := [name for name in ("do_pad", "do_center_crop") if getattr(processor, name, None)]:
+        raise ValueError(
+            f"want an image processor that only resizes, got {type(processor).__name__} with {' and '.join(changes)}, which "
+            "would shift the maps; set them to false in preprocessor_config.json, and do_resize to true, or use another model"
+        )
+
+
+def find_difference(manifest: Mapping[str, Any], kind: ModelKind) -> str:
+    """The value in a manifest that shows another kind, such as "model_type 'owlvit'"; empty if there is none."""
+    if kind.key is not None and manifest.get(kind.key) not in kind.accepts:
+        return f"{kind.key} {manifest.get(kind.key)!r}"
+    reasons = [f"{key} {value!r}, {meaning}" for key, value, meaning in kind.refuses if manifest.get(key) == value]
+    return reasons[0] if reasons else ""
+
+
+def describe_file(path: str) -> str:
+    """Describe a file that was named in place of a folder, and say what to do."""
+    advice = "name its folder"
+    if path.endswith((".safetensors", ".ckpt")):
+        advice += (
+            "; a single-file checkpoint of Stable Diffusion becomes one with "
+            "diffusers.StableDiffusionPipeline (or StableDiffusionXLPipeline).from_single_file(file).save_pretrained(folder)"
+        )
+    return f"the file {path!r}; {advice}"
 
 
 def describe_folder(folder: Path) -> str:
@@ -134,7 +174,7 @@ def _fits(folder: Path, kind: ModelKind) -> bool:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:  # not JSON
         return False
-    return kind.key is None or manifest.get(kind.key) in kind.accepts
+    return not find_difference(manifest, kind)
 
 
 def _download_manifest(hub_id: str, kind: ModelKind) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from emuedit.models import model_sources
+from emuedit.models import model_files, model_sources
 
 WEIGHTS = "model.safetensors"
 
@@ -114,6 +114,8 @@ def load(path: Path) -> tuple[Any, SamConfig]:
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    if problem := model_files.checkpoint_problem(path):
+        raise model_files.ModelFileError(f"want a complete checkpoint, got {path}: {problem}; copy or download it again")
     weights: dict[str, torch.Tensor]
     if path.suffix == ".safetensors":
         weights = model_sources.import_library("safetensors.torch").load_file(path)

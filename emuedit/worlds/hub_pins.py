@@ -14,13 +14,13 @@ _TIMEOUT_S = 10.0
 def pin(models: Mapping[str, str], root: Path) -> tuple[dict[str, str], str]:
     """(models with `owner/name@<commit>` for every hub id, a note if pinning was not possible, or an empty string).
 
-    Other names are unchanged: files and folders in `root`, endpoints, open_clip's 'model/tag', hub ids with a commit.
+    Other names are unchanged: files and folders in `root`, endpoints, open_clip's 'model/tag', hub ids with a commit, and
+    the segmenter, which is always a local file or folder, even one that is still to be downloaded.
     Raises ParamsError for a repository that does not exist or that the login cannot read.
     """
     pinned = dict(models)
-    for key, name in models.items():
-        if not _is_unpinned(name, root):
-            continue
+    unpinned = {key: name for key, name in models.items() if key != "segmenter" and _is_unpinned(name, root)}
+    for key, name in unpinned.items():
         try:
             commit: Any = import_library("huggingface_hub").HfApi().model_info(name, timeout=_TIMEOUT_S).sha
         except Exception as error:  # the hub has many error classes
@@ -29,7 +29,7 @@ def pin(models: Mapping[str, str], root: Path) -> tuple[dict[str, str], str]:
                 raise ParamsError(
                     f"world.{key}: {name!r} is not a local path, and the hub returned: {error}; check the name, or {advice}"
                 ) from error
-            left = ", ".join(each for each in models if pinned[each] == models[each] and _is_unpinned(models[each], root))
+            left = ", ".join(each for each in unpinned if pinned[each] == models[each])
             return pinned, f"not pinned to a commit, because the hub is unreachable ({type(error).__name__}): {left}"
         pinned[key] = f"{name}@{commit}"
     return pinned, ""

@@ -31,8 +31,9 @@ def check(models: Mapping[str, str], root: Path, asks_hub: bool = True) -> tuple
     """(problems, a note if the hub is unreachable, or an empty string). asks_hub: whether to check hub ids, too.
 
     Reads the manifest file of each folder in `root` and of each hub id. The hub shows a gated model's page and commit to
-    everyone, but its files only to those who accepted its licence. Endpoints, names of open_clip and checkpoint files are not
-    checked, and missing or damaged files of a folder are left to `params_check`.
+    everyone, but its files only to those who accepted its licence. Endpoints and names of open_clip are not checked. A file in
+    place of a folder is a problem, except for the segmenter, which may be a file of weights. Missing or damaged files of a folder
+    are left to `params_check`.
     """
     from emuedit.predictor.task_predictor import T5  # imports torch
 
@@ -43,6 +44,8 @@ def check(models: Mapping[str, str], root: Path, asks_hub: bool = True) -> tuple
             continue
         if (root / name).is_dir():
             problems += [f"world.{key}: {problem}" for problem in _folder_problems(root / name, kind)]
+        elif (root / name).is_file() and key != "segmenter":
+            problems.append(f"world.{key}: want {kind}, got {model_sources.describe_file(name)}")
         elif asks_hub and not unreachable and _is_on_hub(key, name, root):
             try:
                 _ask_hub(name, kind)
@@ -84,11 +87,11 @@ def _folder_problems(folder: Path, kind: ModelKind) -> Iterator[str]:
         yield f"want {kind}, got {model_sources.describe_folder(folder)}; name another model"
         return
     try:
-        value = json.loads(file.read_text(encoding="utf-8")).get(kind.key)
+        difference = model_sources.find_difference(json.loads(file.read_text(encoding="utf-8")), kind)
     except (ValueError, AttributeError):  # damaged
         return
-    if kind.key is not None and value not in kind.accepts:
-        yield f"want {kind}, got {str(folder)!r} with {kind.key} {value!r}; name another model"
+    if difference:
+        yield f"want {kind}, got {str(folder)!r} with {difference}; name another model"
 
 
 def _describe(error: Exception, name: str, kind: ModelKind) -> str:

@@ -17,6 +17,7 @@ from emuedit.config import ParamsError, read_yaml
 from emuedit.data import caption_sources
 from emuedit.data.word_list import load_word_list
 from emuedit.metrics.benchmark_folder import TABLE
+from emuedit.models import model_sources
 from emuedit.models.llm_loading import is_local
 from emuedit.models.model_files import base_model_sizes
 from emuedit.promotion.gate_settings import GateSettings
@@ -44,6 +45,7 @@ _T5_LR, _ADAPTERS_LR = 1.0e-4, 5.0e-4
 _OBJECT_PX, _WIDE_PX, _SIGMA_PX, _AT_PX = 30, 20, 8, 512
 """AnyEdit's mask dilation at 512 px; the toy world's blur, scaled to this size."""
 _SHOWN_WORDS = 5
+_INDEX = model_sources.BASE_MODEL.file
 
 
 @dataclass(frozen=True)
@@ -154,11 +156,23 @@ def _further_notes(world: PhotoWorld, root: Path, size_px: int) -> Iterator[str]
     base_model, preset = world.models["base_model"], PRESETS[world.preset]
     if not (root / base_model).exists() and base_model.partition("@")[0] != preset.base_model:
         yield f"pairs.recipes: masks are for images of {size_px} px; scale radius_px and sigma_px if {base_model} differs"
-    index = root / base_model / "model_index.json"
-    if index.is_file() and ("XL" in json.loads(index.read_text(encoding="utf-8"))["_class_name"]) != ("xl" in world.preset):
+    index = _find_index(base_model, root)
+    if index and ("XL" in json.loads(index.read_text(encoding="utf-8"))["_class_name"]) != ("xl" in world.preset):
         yield f"train.preset: {world.preset} does not fit the architecture of {base_model}; choose another --preset"
     if world.models["segmenter"] == MODELS["segmenter"] and not (root / MODELS["segmenter"]).exists():
         yield _GET_SAM
+
+
+def _find_index(base_model: str, root: Path) -> Path | None:
+    """`model_index.json` of a folder, or of a hub id if it was downloaded, as `model_access` does; else None."""
+    if (root / base_model).exists():
+        index = root / base_model / _INDEX
+        return index if index.is_file() else None
+    name, revision = model_sources.split_revision(base_model)
+    if not model_sources.HUB_ID.fullmatch(base_model):
+        return None
+    cached = model_sources.import_library("huggingface_hub").try_to_load_from_cache(name, _INDEX, revision=revision)
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def _max_words(tuned: Mapping[str, Any]) -> int:

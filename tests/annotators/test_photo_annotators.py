@@ -1,5 +1,5 @@
+import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -7,10 +7,12 @@ import torch
 import yaml
 
 from emuedit import config
-from emuedit.annotators import derived_maps, drawing, pose_estimation
-from emuedit.annotators.photo_annotators import MASK_RGB, Annotators, annotate
+from emuedit.annotators import derived_maps, pose_estimation, semantic_segmentation
+from emuedit.annotators.photo_annotators import Annotators, annotate
+from emuedit.models import image_tensors
 from emuedit.runtime import Runtime
 from emuedit.synthesis.model_set import ModelSet
+from tests.annotators.annotation import call
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,12 +61,13 @@ def save_rt_detr(folder: Path, names: tuple[str, ...] = ("person", "tie")) -> No
     RTDetrImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
 
 
-def save_vitpose(folder: Path) -> None:
+def save_vitpose(folder: Path, **experts: int) -> None:
     from transformers import VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEstimation, VitPoseImageProcessor
 
     backbone = VitPoseBackboneConfig(
-        image_size=[64, 48], patch_size=[16, 16], hidden_size=16, num_hidden_layers=1, num_attention_heads=2, out_indices=[1]
-    )
+        image_size=[64, 48], patch_size=[16, 16], hidden_size=16, num_hidden_layers=1, num_attention_heads=2, out_indices=[1],
+        **experts,
+    )  # fmt: skip
     names = {i: f"joint {i}" for i in range(17)}
     model = VitPoseForPoseEstimation(VitPoseConfig(backbone_config=backbone, id2label=names, scale_factor=4))
     with torch.no_grad():  # the peaks of random heat maps are near 0
@@ -99,107 +102,9 @@ def small_annotators(tmp_path_factory: pytest.TempPathFactory) -> Annotators:
     return Annotators(**folders, device="cpu")
 
 
-@pytest.fixture
-def images() -> np.ndarray:
-    """Two images 40 x 56: a white square on black, and uniform grey."""
-    array = np.zeros((2, 40, 56, 3), np.uint8)
-    array[0, 10:30, 16:36] = 255
-    array[1] = 128
-    return array
-
-
-def call(annotators: Any, task: str, images: np.ndarray, **inputs: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Call annotators with blank words, boxes and masks, except for those in `inputs`."""
-    n, *size, _ = images.shape
-    blank = {"words": [""] * n, "boxes_px": np.zeros((n, 4), np.float32), "masks": np.zeros((n, *size), bool)}
-    targets, valid = annotators(task, images, *(blank | inputs).values())
-    assert targets.shape == images.shape
-    assert targets.dtype == np.uint8
-    assert valid.shape == (n,)
-    assert valid.dtype == bool
-    return targets, valid
-
-
-def test_a_box_is_drawn_just_outside_the_object(images: np.ndarray) -> None:
-    boxes = np.array([[16.4, 10, 36, 29.5], [0, 0, 0, 0]], np.float32)
-    targets, valid = call(annotate, "detect", images, boxes_px=boxes)
-    assert valid.tolist() == [True, False]
-    line = (targets[0] != images[0]).any(-1)
-    expected = np.zeros((40, 56), bool)
-    expected[8:32, 14:38] = True
-    expected[10:30, 16:36] = False
-    np.testing.assert_array_equal(line, expected)
-    assert (targets[0][line] == (255, 0, 255)).all()
-    np.testing.assert_array_equal(targets[1], images[1])
-    whole_image = np.array([[0, 0, 56, 40]] * 2, np.float32)
-    assert not call(annotate, "detect", images, boxes_px=whole_image)[1].any()  # no room around the boxes
-
-
-def test_a_mask_is_filled_with_its_colour(images: np.ndarray) -> None:
-    masks = np.zeros((2, 40, 56), bool)
-    masks[0, 5:9, 7:20] = True
-    targets, valid = call(annotate, "segment", images, masks=masks)
-    assert valid.tolist() == [True, False]
-    np.testing.assert_array_equal(targets, np.where(masks[..., None], MASK_RGB, images))
-
-
-def test_colour_filters_do_what_their_names_say() -> None:
-    images = np.random.default_rng(0).integers(60, 180, (1, 12, 20, 3)).astype(np.uint8)
-
-    def apply(name: str) -> np.ndarray:
-        targets, valid = call(annotate, "color", images, words=[name])
-        assert valid.all()
-        return targets.astype(float)
-
-    p, std = images.astype(float), images.std()
-    np.testing.assert_allclose(apply("brighten"), 255 - 0.75 * (255 - p), atol=0.51)
-    np.testing.assert_allclose(apply("darken"), 0.6 * p, atol=0.51)
-    np.testing.assert_array_equal(apply("hue"), p[..., [2, 0, 1]])
-    assert apply("less contrast").std() < std < apply("more contrast").std()
-    assert apply("desaturate").std(-1).mean() < p.std(-1).mean() < apply("saturate").std(-1).mean()
-    assert apply("blur").std() < std < apply("sharpen").std()
-
-
-def test_the_colour_filters_are_the_choices_of_the_prompt(images: np.ndarray) -> None:
-    prompt = yaml.safe_load((ROOT / "emuedit/prompts/color.yaml").read_text())["color"]
-    assert set(prompt["choices"]) == set(drawing.COLOUR_FILTERS)
-    targets, valid = call(annotate, "color", images, words=["darken", "sing"])
-    assert valid.tolist() == [True, False]
-    np.testing.assert_array_equal(targets[1], images[1])
-
-
-def test_a_plane_has_one_normal() -> None:
-    y, x = np.mgrid[0:30, 0:40] / 40  # in units of the longer side
-    depth = np.stack([0.5 * x + 0.25 * y, np.zeros((30, 40)), 1 - x])
-    normals = 2 * derived_maps.normals(depth) - 1
-    # nearer to the right: the normal points left; nearer below: it points up
-    expected = np.array([[-0.5, 0.25, 1], [0, 0, 1], [1, 0, 1]])
-    expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
-    np.testing.assert_allclose(normals, np.broadcast_to(expected[:, None, None], normals.shape), atol=1e-6)
-
-
-def test_a_sketch_is_the_outline_of_a_square(images: np.ndarray) -> None:
-    targets, valid = call(annotate, "sketch", images)
-    assert valid.tolist() == [True, False]  # uniform grey has no edge
-    dark = targets[0].max(-1) < 128
-    assert dark[10:30, 15:17].all()  # both sides of the left edge
-    assert dark[9:11, 16:36].all()
-    assert (targets[0, 15:25, 21:31] == 255).all()  # no edge inside
-    assert (targets[0, :5] == 255).all()
-    faint = np.full((1, 20, 20, 3), 100, np.uint8)
-    faint[:, :, 10:] += 16  # a step of 1/16: the darkness of a step is its height times the gain
-    assert 255 - call(annotate, "sketch", faint)[0].min() == pytest.approx(16 * derived_maps.EDGE_GAIN, rel=0.15)
-
-
-def test_class_colours_are_those_of_pascal_voc() -> None:
-    expected = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (224, 224, 192)]
-    assert derived_maps.class_colours(np.array([0, 1, 2, 3, 4, 255])).tolist() == [list(rgb) for rgb in expected]
-    assert len(np.unique(derived_maps.class_colours(np.arange(256)), axis=0)) == 256
-
-
 @pytest.mark.parametrize("task", ["depth", "normal"])
 def test_depth_targets_are_bright_where_near(small_annotators: Annotators, task: str, images: np.ndarray) -> None:
-    from emuedit.models import depth, image_tensors
+    from emuedit.models import depth
 
     targets, valid = call(small_annotators, task, images[:1])
     assert valid.all()
@@ -226,6 +131,34 @@ def test_people_become_stick_figures(small_annotators: Annotators, images: np.nd
     targets, valid = call(small_annotators, "pose", images)
     assert not valid.any()  # no person found
     assert not targets.any()
+
+
+def test_the_experts_of_vitpose_plus_are_those_of_coco(small_annotators: Annotators, images: np.ndarray, tmp_path: Path) -> None:
+    save_vitpose(tmp_path, num_experts=6, part_features=4)
+    estimator = pose_estimation.load(small_annotators.people, str(tmp_path), "cpu")
+    batch = image_tensors.from_uint8(images)
+    joints = estimator.estimate_joints(batch)
+    assert [people.shape[1:] for people in joints] == [(17, 3)] * 2
+
+    def is_changed_by_expert(number: int) -> bool:
+        layer = estimator.pose.backbone.encoder.layer[0].mlp
+        weight = layer.experts[number].weight
+        kept = weight.clone()
+        weight.add_(torch.linspace(-3, 3, weight.numel()).view_as(weight))
+        changed = estimator.estimate_joints(batch)
+        weight.copy_(kept)
+        return not np.array_equal(np.concatenate(changed), np.concatenate(joints))
+
+    assert [is_changed_by_expert(number) for number in range(6)] == [True] + [False] * 5
+
+
+def test_a_segmenter_that_crops_its_input_is_an_error(tmp_path: Path) -> None:
+    save_segformer(tmp_path)
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    settings |= {"do_center_crop": True, "crop_size": {"height": 24, "width": 24}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"want an image processor that only resizes, got .* with do_center_crop"):
+        semantic_segmentation.load(str(tmp_path), "cpu")
 
 
 def test_a_stick_figure_has_the_limbs_with_confident_joints() -> None:

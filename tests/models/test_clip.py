@@ -100,6 +100,21 @@ def test_vocab_and_merges_files_give_the_same_tokenizer(
     torch.testing.assert_close(clip.load(str(tmp_path)).embed_texts(TEXTS), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_scorer_of_half_precision_has_about_the_same_embeddings(
+    dtype: torch.dtype, clip_tokenizer: Callable[..., Any], two_images: torch.Tensor, tmp_path: Path
+) -> None:
+    """open_clip leaves the class and position embeddings in float32; the first parameter had a dtype that the others refused."""
+    tokenizer = clip_tokenizer(24)
+    save(tmp_path, clip_config(tokenizer), tokenizer)
+    scorer, reference = clip.load(str(tmp_path), dtype=dtype), clip.load(str(tmp_path))
+    assert scorer.model.visual.conv1.weight.dtype == dtype
+    images, texts = scorer.embed_images(two_images), scorer.embed_texts(TEXTS)
+    assert images.dtype == texts.dtype == torch.float32
+    torch.testing.assert_close(images, reference.embed_images(two_images), rtol=0, atol=0.03)
+    torch.testing.assert_close(texts, reference.embed_texts(TEXTS), rtol=0, atol=0.03)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -55,7 +55,40 @@ def test_a_flat_map_is_all_zero() -> None:
     torch.testing.assert_close(depth.stretch(maps)[1], torch.arange(6.0).view(2, 3) / 5)
 
 
+def save_dpt(folder: Path, add_projection: bool, **processing: Any) -> None:
+    """Save a DPT with a DINOv2 backbone; the metric ones of facebook have `add_projection` and pad their images."""
+    from transformers import Dinov2Config, DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+
+    backbone = Dinov2Config(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=28, patch_size=7,
+        out_features=["stage1", "stage2", "stage3", "stage4"], reshape_hidden_states=False, apply_layernorm=True,
+    )  # fmt: skip
+    sizes = {"neck_hidden_sizes": [8, 8, 8, 8], "fusion_hidden_size": 256 if add_projection else 8}
+    DPTForDepthEstimation(DPTConfig(backbone_config=backbone, add_projection=add_projection, **sizes)).save_pretrained(folder)
+    DPTImageProcessor(size={"height": 28, "width": 28}, **processing).save_pretrained(folder)
+
+
+def test_a_metric_dpt_is_an_error(tmp_path: Path) -> None:
+    """Its config does not say so, and nothing else fails: near would be dark."""
+    save_dpt(tmp_path, add_projection=True)
+    with pytest.raises(ValueError, match="with add_projection True, a model of metric depth, where nearer is smaller; use"):
+        depth.load(str(tmp_path))
+
+
+def test_a_dpt_of_relative_depth_is_accepted(two_images: torch.Tensor, tmp_path: Path) -> None:
+    save_dpt(tmp_path, add_projection=False)
+    assert depth.load(str(tmp_path)).depth(two_images).shape == (2, 40, 56)
+
+
+@pytest.mark.parametrize("change", [{"do_resize": False, "do_pad": True, "size_divisor": 14}, {"do_center_crop": True}])
+def test_a_processor_that_changes_the_frame_is_an_error(change: dict[str, Any], tmp_path: Path) -> None:
+    """The map of the padded image was resized to the image, so nothing was where it belongs."""
+    save_dpt(tmp_path, add_projection=False, **change)
+    with pytest.raises(ValueError, match=r"only resizes, got DPTImageProcessor with do_(pad|center_crop), .* shift the maps"):
+        depth.load(str(tmp_path))
+
+
 def test_a_metric_model_is_an_error(tmp_path: Path) -> None:
     depth_anything(str(tmp_path), depth_estimation_type="metric", max_depth=20)
-    with pytest.raises(ValueError, match=r"relative inverse depth .* got a metric one"):
+    with pytest.raises(ValueError, match="with depth_estimation_type 'metric', a model of metric depth"):
         depth.load(str(tmp_path))

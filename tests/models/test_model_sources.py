@@ -11,6 +11,7 @@ import httpx2
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from emuedit import reference_check
 from emuedit.annotators import semantic_segmentation
 from emuedit.failures import FailureKind, kind_of
 from emuedit.models import clip, depth, detector, dino, local_llm, model_sources, segmenter, text_to_image
@@ -67,6 +68,18 @@ def test_a_folder_of_the_wrong_kind_is_an_error(tmp_path: Path) -> None:
     upscaler = write_folder(tmp_path / "up", "model_index.json", _class_name="StableDiffusionUpscalePipeline")
     with pytest.raises(ValueError, match=r"want .*StableDiffusionXLPipeline.* got .*StableDiffusionUpscalePipeline"):
         text_to_image.load(str(upscaler))
+
+
+def test_a_single_file_in_place_of_a_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative name looks like a hub id, and the message was about the network and the login."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    for name, advice in (("dream.safetensors", "a single-file checkpoint .*from_single_file"), ("config.json", "folder")):
+        (tmp_path / "weights" / name).write_bytes(b"")
+        with pytest.raises(FileNotFoundError, match=f"want a diffusers .* got the file 'weights/{name}'; .*{advice}"):
+            text_to_image.load(f"weights/{name}")
+        (problem,) = reference_check.problems({"world": {"base_model": f"weights/{name}"}}, {}, tmp_path)
+        assert re.match(f"world.base_model: want a folder or hub id, got the file 'weights/{name}'; .*{advice}", problem)
 
 
 def test_pickled_weights_are_an_error(tmp_path: Path) -> None:

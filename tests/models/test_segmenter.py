@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from emuedit import reference_check
 from emuedit.models import image_tensors, sam_builder, segmenter
 
 TINY = sam_builder.SamConfig(
@@ -103,6 +104,30 @@ def test_a_checkpoint_that_would_run_code_is_an_error(tmp_path: Path) -> None:
 
     torch.save({"image_encoder.pos_embed": print}, tmp_path / "sam.pth")
     with pytest.raises(pickle.UnpicklingError, match=r"[Ww]eights.only"):
+        segmenter.load(str(tmp_path / "sam.pth"))
+
+
+@pytest.mark.parametrize(("suffix", "message"), [(".pth", "truncated to"), (".safetensors", "bytes, want")])
+def test_a_checkpoint_that_was_not_downloaded_completely_is_named(suffix: str, message: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    file = tmp_path / f"sam{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(small_segmenter().model.state_dict(), file)
+    assert list(reference_check.problems({"world": {"segmenter": file.name}}, {}, tmp_path)) == []
+    with file.open("r+b") as stream:
+        stream.truncate(file.stat().st_size // 2)
+    (problem,) = reference_check.problems({"world": {"segmenter": file.name}}, {}, tmp_path)
+    assert problem.startswith(f"world.segmenter: {file.name}: ")
+    assert message in problem
+    with pytest.raises(ValueError, match=f"{file}.* {message}"):
+        segmenter.load(str(file))
+
+
+def test_a_web_page_in_place_of_a_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sam.pth").write_text("<!doctype html><title>403 Forbidden</title>")
+    (problem,) = reference_check.problems({"world": {"segmenter": "sam.pth"}}, {}, tmp_path)
+    assert problem == "world.segmenter: sam.pth: a web page; copy or download it again"
+    with pytest.raises(ValueError, match=r"want a complete checkpoint, got .*sam\.pth: a web page"):
         segmenter.load(str(tmp_path / "sam.pth"))
 
 

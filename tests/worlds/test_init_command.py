@@ -201,7 +201,7 @@ def test_hub_ids_are_pinned_and_other_names_are_left(tmp_path: Path, monkeypatch
     (tmp_path / "a/folder").mkdir(parents=True)
     names = {
         "base_model": "owner/name", "detector": f"owner/name@{COMMIT[::-1]}", "dino": "a/folder", "clip": "ViT-L-14/openai",
-        "llm": "http://localhost/v1#owner/name", "segmenter": "sam.pth",
+        "llm": "http://localhost/v1#owner/name", "segmenter": "weights/sam.pth",
     }  # fmt: skip
     pinned, note = hub_pins.pin(names, tmp_path)
     assert pinned == names | {"base_model": f"owner/name@{COMMIT}"}
@@ -256,7 +256,9 @@ def test_lines_of_dvc_yaml_that_people_added_are_kept(clone: Path, capsys: pytes
     assert (clone / "dvc.yaml").read_text() == broken
 
 
-def test_notes_say_what_the_models_ask_for(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_say_what_the_models_ask_for(
+    clone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (clone / "xl").mkdir()
     (clone / "xl/model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
     assert init("--base-model", "xl", "--no-pin") == 0
@@ -264,6 +266,10 @@ def test_notes_say_what_the_models_ask_for(clone: Path, capsys: pytest.CaptureFi
     assert init("--base-model", "owner/other", "--t5", "google/flan-t5-xl", "--no-pin", "--overwrite") == 0
     assert "masks are for images of 512 px; scale radius_px and sigma_px if owner/other differs" in capsys.readouterr().out
     assert read_params(clone)["router"]["lr"] == 5.0e-4
+    downloaded = {("owner/other", "model_index.json", COMMIT): str(clone / "xl/model_index.json")}
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names, revision: downloaded.get((*names, revision)))
+    assert init("--base-model", f"owner/other@{COMMIT}", "--overwrite") == 0
+    assert f"train.preset: sd15-512 does not fit the architecture of owner/other@{COMMIT}" in capsys.readouterr().out
     assert init("--segmenter", "facebook/sam-vit-base", "--no-pin", "--overwrite") == 0
     assert "world.segmenter: want an existing file or folder, got 'facebook/sam-vit-base'" in capsys.readouterr().out
 

@@ -19,6 +19,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MANIFESTS = {
     "owner/base": {"_class_name": "StableDiffusionPipeline"}, "owner/dinov3": {"model_type": "dinov3_vit"},
     "owner/depth": {"model_type": "depth_anything"},
+    "owner/metric": {"model_type": "depth_anything", "depth_estimation_type": "metric"},
 }  # fmt: skip
 
 
@@ -133,3 +134,23 @@ def test_nothing_is_written_for_a_model_of_the_wrong_kind(clone: Path, capsys: p
 def test_the_table_has_all_models_of_the_template() -> None:
     assert PRESETS
     assert {*model_access._KINDS, "t5"} == {*MODELS, "base_model"}
+
+
+def test_models_of_metric_depth_are_named(ask_hub: Any, tmp_path: Path) -> None:
+    """Of the same class as those of relative depth: the stage pairs failed, after thousands of requests to the LLM."""
+    ask_hub(MANIFESTS)
+    (tmp_path / "dpt").mkdir()
+    (tmp_path / "dpt/config.json").write_text(json.dumps({"model_type": "dpt", "add_projection": True}))
+    for name in ("owner/metric", "dpt"):
+        (problem,), _ = model_access.check({"depth": name}, tmp_path)
+        assert "a model of metric depth, where nearer is smaller; use one of relative inverse depth" in problem
+
+
+def test_a_file_in_place_of_a_folder_is_named(ask_hub: Any, tmp_path: Path) -> None:
+    requests = ask_hub({})
+    for name in ("sdxl.safetensors", "sam.pth"):
+        (tmp_path / name).write_bytes(b"")
+    (problem,), _ = model_access.check({"base_model": "sdxl.safetensors", "segmenter": "sam.pth"}, tmp_path)
+    assert problem.startswith("world.base_model: want a diffusers text-to-image pipeline folder with model_index.json")
+    assert "got the file 'sdxl.safetensors'; name its folder; a single-file checkpoint" in problem
+    assert not requests

@@ -1,7 +1,8 @@
 """Check all parameters before a run: called by `retrain`, its dry run, and each stage that `dvc repro` starts.
 
 The sections of all stages are validated by their params models, and all files and models that they name must exist. The params
-models import torch, so the check runs in another process, and is skipped for files that passed it before.
+models import torch, so the check runs in another process, and is skipped for files that passed it before. The same holds for a
+benchmark of images, each of which is decoded: a broken one would be found only after the training.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from typing import Any
 from emuedit import config, reference_check
 from emuedit.config import PARAMS_FILE, ParamsError
 from emuedit.data.dependencies import PIPELINE_FILE, find_file
+from emuedit.metrics.benchmark_folder import JUDGE, TABLE, missing_files
 from emuedit.name_hints import closest_match, new_name
 from emuedit.processes import exit_process
 from emuedit.progress import waiting
@@ -27,7 +29,7 @@ _STAGE_COMMAND = re.compile(r"python3? -m emuedit\.stages\.(\w+)")
 _WORLD = "world"
 _OPTIONAL = {
     "promotion": ("emuedit.promotion.gate_settings", "GateSettings"),
-    "ledger": ("emuedit.operations.yield_ledger", "LedgerSettings"),
+    "ledger": ("emuedit.data_checks.yield_ledger", "LedgerSettings"),
 }
 """Sections that belong to no stage -> their params models."""
 
@@ -54,7 +56,7 @@ def check(root: Path) -> None:
 
 
 def model_problems(root: Path, sections: list[str]) -> list[str]:
-    """Problems that the params models find in these sections; imports the models."""
+    """Problems that the params models find in these sections, and those of a benchmark's folder; imports the models."""
     problems = []
     for section in sections:
         module, name = _OPTIONAL.get(section, (f"emuedit.stages.{section}", f"{section.title()}Params"))
@@ -62,7 +64,28 @@ def model_problems(root: Path, sections: list[str]) -> list[str]:
             config.load(getattr(importlib.import_module(module), name), section, root / PARAMS_FILE)
         except ParamsError as error:
             problems.append(str(error).replace(f"{root / PARAMS_FILE}", PARAMS_FILE))
-    return problems
+    return [*problems, *_benchmark_problems(root)]
+
+
+def _benchmark_problems(root: Path) -> Iterator[str]:
+    """Problems of the table, images and judge of a benchmark's folder; files that are missing are no part of it."""
+    folder = _benchmark_folder(root)
+    if folder is None:
+        return
+    photo_benchmark = importlib.import_module("emuedit.metrics.photo_benchmark")
+    try:
+        photo_benchmark.check_images(folder, photo_benchmark.read_rows(folder))
+        if JUDGE not in missing_files(folder):
+            photo_benchmark.read_judge(folder)
+    except photo_benchmark.BenchmarkError as error:
+        yield f"{PARAMS_FILE}: {_WORLD}.benchmark: {str(error).replace(f'{root.resolve()}/', '')}"
+
+
+def _benchmark_folder(root: Path) -> Path | None:
+    """The folder that `world.benchmark` names, if it has a table."""
+    reference = _mapping(config.read_yaml(root / PARAMS_FILE).get(_WORLD)).get("benchmark")
+    folder = find_file(reference, root) if isinstance(reference, str) else None
+    return folder if folder and (folder / TABLE).is_file() else None
 
 
 def _sections(stages: Mapping[str, Any]) -> list[str]:
@@ -123,12 +146,16 @@ def _memory(root: Path) -> Path:
 
 
 def _key(root: Path) -> str:
-    """Hash of the params and of the code that reads them."""
+    """Hash of the params, of the code that reads them, and of the times and sizes of a benchmark's files."""
     digest = hashlib.blake2b((root / PARAMS_FILE).read_bytes(), digest_size=12)
     digest.update(find_file(PIPELINE_FILE, root).read_bytes())
     for file in sorted(_PACKAGE.rglob("*.py")) + sorted(_PACKAGE.rglob("*.yaml")):
         status = file.stat()
         digest.update(f"|{file.relative_to(_PACKAGE)}:{status.st_mtime_ns}:{status.st_size}".encode())
+    if folder := _benchmark_folder(root):
+        for file in sorted(folder.rglob("*")):
+            status = file.lstat()
+            digest.update(f"|{file.relative_to(folder)}:{status.st_mtime_ns}:{status.st_size}".encode())
     return digest.hexdigest()
 
 

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from emuedit.data.fonts import Font, drawable, load_font
 
 CELL_PX = 128
 PAD_PX = 8
@@ -16,7 +18,6 @@ _ROW_NAME_WIDTH_PX = 60
 _TITLE_HEIGHT_PX = 28
 
 Pictures = npt.NDArray[np.uint8]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def picture_grid(
@@ -30,17 +31,17 @@ def picture_grid(
 
     `marks`: row name -> N bools; True draws a green frame, False a red one.
     """
-    title_font, small_font = ImageFont.load_default(15), ImageFont.load_default(12)
+    title_font, small_font = load_font(15), load_font(12)
     left, top, step = _ROW_NAME_WIDTH_PX, _TITLE_HEIGHT_PX if title else PAD_PX, CELL_PX + PAD_PX
     n_columns = len(captions)
     captions_top = top + len(rows) * step
     size = (left + n_columns * step + PAD_PX, captions_top + lines * _CAPTION_LINE_PX + PAD_PX)
     sheet = Image.new("RGB", size, BACKGROUND_COLOR)
     draw = ImageDraw.Draw(sheet)
-    draw.text((PAD_PX, PAD_PX), title, TEXT_COLOR, title_font)
+    draw.text((PAD_PX, PAD_PX), drawable(title), TEXT_COLOR, title_font)
     for row_index, (row_name, pictures) in enumerate(rows):
         y = top + row_index * step
-        draw.text((PAD_PX, y + CELL_PX // 2 - 8), row_name, ROW_NAME_COLOR, small_font)
+        draw.text((PAD_PX, y + CELL_PX // 2 - 8), drawable(row_name), ROW_NAME_COLOR, small_font)
         for column_index in range(n_columns):
             x = left + column_index * step
             sheet.paste(_fit_cell(pictures[column_index]), (x, y))
@@ -65,6 +66,7 @@ def tile_sheets(sheets: Sequence[Image.Image], columns: int = 1) -> Image.Image:
 
 def _wrap_caption(caption: str, lines: int, font: Font) -> str:
     """Wrap the caption to at most `lines` lines of the cell's width; a truncated one ends in an ellipsis."""
+    caption = drawable(caption)
     for n_chars in range(CELL_PX, 0, -1):
         wrapped = textwrap.wrap(caption, n_chars)
         if len(wrapped) > lines:

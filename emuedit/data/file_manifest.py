@@ -7,6 +7,8 @@ from pathlib import Path
 from emuedit.data.dependencies import hash_file
 
 MANIFEST_FILE = "manifest.json"
+SETTINGS_FILE = "settings.json"
+"""Settings of the edits of a package."""
 _DIGEST_BYTES = 32
 _EARLIER_DIGEST_BYTES = 8  # of manifests of earlier versions
 _SHOWN = 5

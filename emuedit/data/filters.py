@@ -14,12 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import AfterValidator
 
+from emuedit.data.shards import SCORE_PREFIX
 from emuedit.tasks import get_task
 
 DEFAULT = "default"
 """Key of the filters for tasks without their own entry."""
-SCORE_PREFIX = "score_"
-"""Prefix of the column names of scores."""
 
 Edge = Literal["min", "max"]
 ScoreBounds = dict[Edge, float]

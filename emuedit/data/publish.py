@@ -66,6 +66,12 @@ def scratch_folder(root: str | Path, stage: str, key: str, params: Mapping[str, 
     return folder
 
 
+def scratch_name(command: str, out: Path) -> str:
+    """Name of the scratch of a command that writes to any folder `out`: `publish` deletes all work under a name."""
+    out = out.resolve()
+    return f"{command}-{out.name}-{content_key({'out': str(out)})}"
+
+
 @dataclass(frozen=True)
 class Shard(Generic[T, R]):
     """A unit of work: source, records and drops."""

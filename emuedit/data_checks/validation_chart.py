@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from emuedit.data.contact_sheet import BACKGROUND_COLOR, BAD_COLOR, GOOD_COLOR, ROW_NAME_COLOR, TEXT_COLOR, Font
+from emuedit.data.contact_sheet import BACKGROUND_COLOR, BAD_COLOR, GOOD_COLOR, ROW_NAME_COLOR, TEXT_COLOR
+from emuedit.data.fonts import Font, drawable, load_font
 from emuedit.data_checks.check_bounds import CheckResult
 from emuedit.data_checks.reference_profile import Reference
 
@@ -35,10 +36,11 @@ def draw(
 
 
 def _font(size: int = 13) -> Font:
-    return ImageFont.load_default(size)
+    return load_font(size)
 
 
 def _title(canvas: ImageDraw.ImageDraw, y: int, title: str, legend: Sequence[tuple[str, tuple[int, int, int]]] = ()) -> None:
+    title = drawable(title)
     canvas.text((PAD_PX, y), title, TEXT_COLOR, _font(15))
     x = PAD_PX + canvas.textlength(title, _font(15)) + 24
     for name, color in legend:
@@ -100,7 +102,7 @@ def _draw_drift(canvas: ImageDraw.ImageDraw, drift: Sequence[CheckResult], refer
         top = y + (number + 1) * ROW_PX + 8
         canvas.text((PAD_PX, top), result.name, TEXT_COLOR, _font())
         if result.value is None:
-            canvas.text((left, top), result.note, ROW_NAME_COLOR, _font())
+            canvas.text((left, top), drawable(result.note), ROW_NAME_COLOR, _font())
             continue
         limit = max(result.bound.fail or 0.0, result.bound.warn or 0.0, abs(result.value), 1e-9)
         canvas.rectangle((left, top, right, top + ROW_PX - 7), fill=_GRID_COLOR)

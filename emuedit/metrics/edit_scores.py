@@ -9,8 +9,8 @@ from torch import Tensor
 
 from emuedit.data.png import encode_png
 from emuedit.data.records import EvalRecord, finite_or_none
-from emuedit.metrics.baselines import System
 from emuedit.metrics.benchmark import Benchmark
+from emuedit.metrics.systems import System
 from emuedit.models import edit_similarity, image_tensors
 from emuedit.models.clip import ClipScorer
 from emuedit.models.dino import DinoScorer
@@ -19,6 +19,8 @@ from emuedit.runtime import seed_for
 
 METRICS = {"clip_dir": "clip_direction", "clip_im": "clip_image", "clip_out": "clip_target", "l1": "l1", "dino": "dino"}
 """Emu Edit's metric (arXiv 2311.10089) -> column of `measure_edits`. Outputs are compared with the input."""
+MAX_AT_ONCE = 32
+"""Edits measured in one pass of CLIP and DINO, twice as many images: benchmarks may have hundreds per task. Ours."""
 REFUSAL = "the task predictor refuses it"
 """Reason of an edit for which a system returns the task `NO_EDIT`; it is never a success, whatever the judge says."""
 
@@ -33,8 +35,8 @@ def evaluate_system(
 ) -> list[EvalRecord]:
     """One record per edit: the system's output, the judge's verdict and, with `scorers`, the metrics.
 
-    The noise of an edit depends on its task, position and `seed`, and is equal for all systems. Metrics are computed for
-    `at_once` edits at a time (None: all). A refused instruction (task `NO_EDIT`) is a failure with the reason `REFUSAL`.
+    The noise of an edit depends on its task, position and `seed`, and is equal for all systems. Metrics are computed for at most
+    `at_once` edits at a time (None: MAX_AT_ONCE). A refused instruction (task `NO_EDIT`) is a failure with the reason `REFUSAL`.
     """
     seeds = [seed_for("evaluation", edits.task, i, seed) for i in range(len(edits.instructions))]
     outputs, tasks = system(edits, seeds)
@@ -42,7 +44,7 @@ def evaluate_system(
     scores: dict[str, edit_similarity.Column] = {column: [None] * len(seeds) for column in METRICS.values()}
     if scorers is not None:
         scores = {column: [] for column in METRICS.values()}
-        size = at_once or max(1, len(seeds))
+        size = at_once or MAX_AT_ONCE
         for start in range(0, len(seeds), size):
             rows = slice(start, start + size)
             before, after = image_tensors.from_uint8(edits.before[rows]), image_tensors.from_uint8(outputs[rows])

@@ -23,6 +23,7 @@ from emuedit import config
 from emuedit.data import image_io
 from emuedit.data.edit_table import join_problems, read_edit_table
 from emuedit.data.text_tables import TableError
+from emuedit.data.threads import map_in_threads
 from emuedit.metrics.benchmark import Pictures
 from emuedit.metrics.benchmark_folder import JUDGE, REQUIRED, TABLE, missing_files
 from emuedit.metrics.benchmark_rows import can_be_judged, check_aspect, equals_image, is_compared
@@ -238,6 +239,29 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
     if problems:
         raise BenchmarkError(f"{file}: {join_problems(problems)}")
     return [row | {"result": ""} if equals_image(row, folder) else row for row in rows]
+
+
+def check_images(folder: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Decode the images and results of all rows of the table, see `read_rows`, each file once.
+
+    Raises BenchmarkError with the first line that names each file that is not an image, is damaged, too large or too small.
+    """
+    lines: dict[str, int] = {}
+    for number, row in enumerate(rows, start=2):
+        for name in filter(None, (row["image"], row.get("result"))):
+            lines.setdefault(name, number)
+    problems = map_in_threads(lambda name: _image_problem(folder / name), lines)
+    listed = [f"line {number}: {problem}" for number, problem in zip(lines.values(), problems, strict=True) if problem]
+    if listed:
+        raise BenchmarkError(f"{folder / TABLE}: {join_problems(listed)}; replace these images, or delete their lines")
+
+
+def _image_problem(file: Path) -> str:
+    try:
+        image_io.check_image(file)
+    except image_io.ImageError as error:
+        return str(error)
+    return ""
 
 
 def _check_row(row: Mapping[str, str], folder: Path) -> str:

@@ -22,7 +22,9 @@ from emuedit.tasks import HELD_OUT, get_task
 Table = dict[str, dict[str, float | None]]
 """System -> task, or `overall` -> value; None if nothing was measured."""
 REFUSED = "refused"
-_DIRECTION = "clip_dir"
+_DIRECTION, _IMAGE_SIMILARITY = "clip_dir", "clip_im"
+_ROUNDING = 1e-5
+"""Of a cosine of float32 vectors. CLIPim differs from 1 by less than 1e-8 where `similarity.LEAST_CHANGE` holds."""
 _EQUAL_CAPTIONS, _UNCHANGED_IMAGE = "equal_captions", "unchanged_image"
 
 
@@ -81,11 +83,17 @@ def _summarise(records: Sequence[EvalRecord], tasks: Sequence[str], metrics: Seq
 
 
 def _undefined_name(metric: str, record: EvalRecord) -> str:
-    """The table that counts an undefined value of this record."""
+    """The table that counts an undefined value of this record.
+
+    CLIPdir is undefined if a change has no direction: that of the captions, or that of the image, whose CLIPim is then 1. If both
+    have none, it counts as equal captions if the words are equal. Captions with other words may be equal in what CLIP reads.
+    """
     if metric != _DIRECTION:
         return f"undefined_{metric}"
     before, after = (caption.casefold().split() for caption in (record.source_caption, record.target_caption))  # as CLIP reads
-    return f"undefined_{metric}_{_EQUAL_CAPTIONS if before == after else _UNCHANGED_IMAGE}"
+    similarity = record.scores[_IMAGE_SIMILARITY]
+    is_unchanged = similarity is None or similarity > 1 - _ROUNDING
+    return f"undefined_{metric}_{_UNCHANGED_IMAGE if is_unchanged and before != after else _EQUAL_CAPTIONS}"
 
 
 def write_csv(path: Path, tables: dict[str, Table]) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark, report
-from emuedit.metrics.baselines import make_edits
 from emuedit.metrics.edit_scores import evaluate_system
+from emuedit.metrics.systems import make_edits
 
 NAME = "editor"
 

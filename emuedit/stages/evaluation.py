@@ -6,6 +6,7 @@ Out: `reports/evaluation/`: `metrics.json`, `metrics.csv`, `contact_sheet.png`, 
 """
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -20,9 +21,9 @@ from emuedit.data.word_list import load_word_list
 from emuedit.editor.package_layout import MODELS
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark, report
-from emuedit.metrics.baselines import FEW_EDITS, Systems
 from emuedit.metrics.edit_scores import evaluate_system
 from emuedit.metrics.success_table import format_success, success_with_slices
+from emuedit.metrics.systems import FEW_EDITS, Systems
 from emuedit.models import clip, dino
 from emuedit.models.clip import ClipScorer
 from emuedit.models.dino import DinoScorer
@@ -98,7 +99,7 @@ def run(params: EvaluationParams, root: Path) -> Summary:
             records = evaluate_system(system, systems[system], edits, scorers(), params.settings.seed, at_once)
             write_shard(paths[system, task], records, EvalRecord)
             progress.advance(params.n_edits if system == "identity" else params.n_edits / steps)
-    records = [record for path in paths.values() for record in read_shard(path, EvalRecord)]
+    records = [record for path in paths.values() for record in _read_records(path, params.sheet_columns)]
     tables = report.summarise(records, params.tasks, slices)
     note = benchmark.describe_judge(source, params.tasks)
     content = {**({"note": note} if note else {}), **tables}
@@ -113,6 +114,12 @@ def run(params: EvaluationParams, root: Path) -> Summary:
         for system, task in work
     }
     return publish(scratch, root / OUT, "evaluation", recorded, counts | {"edits": len(records)})
+
+
+def _read_records(path: Path, n_pictures: int) -> list[EvalRecord]:
+    """The records of a shard; only the first `n_pictures`, which the sheet shows, keep their images in memory."""
+    records = read_shard(path, EvalRecord)
+    return records[:n_pictures] + [replace(record, source=b"", output=b"", exact=None) for record in records[n_pictures:]]
 
 
 if __name__ == "__main__":

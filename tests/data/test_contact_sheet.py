@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emuedit.data import fonts
 from emuedit.data.contact_sheet import CELL_PX, PAD_PX, picture_grid
 
 LONG = "replace the background with " + "wood " * 40
@@ -22,3 +23,22 @@ def test_a_caption_does_not_reach_the_next_column(caption: str) -> None:
     left = sheet.width - 2 * (CELL_PX + PAD_PX) - PAD_PX
     assert left <= x.min()
     assert x.max() < left + CELL_PX + PAD_PX
+
+
+def draw_caption(caption: str) -> bytes:
+    return picture_grid([("", np.full((1, 64, 64, 3), 255, np.uint8))], [caption], lines=2).tobytes()
+
+
+@pytest.mark.parametrize("letters", ["é", "—", "ł", "Ж", "λ"])
+def test_letters_beyond_ascii_are_drawn(letters: str) -> None:
+    """Pillow's font has a box for all of them, as for a letter of no alphabet."""
+    assert draw_caption(letters) != draw_caption("\ue123")
+
+
+def test_an_accent_is_drawn_with_its_letter() -> None:
+    assert draw_caption("cafe\u0301") == draw_caption("café") != draw_caption("cafe")
+
+
+def test_without_matplotlib_accents_and_dashes_are_drawn_in_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fonts, "_font_file", lambda: None)
+    assert draw_caption("— « crème brûlée »") == draw_caption('- " creme brulee "')

@@ -102,6 +102,38 @@ def test_the_readme_has_front_matter_and_the_data_card(kept_pairs: list[Pair], t
     assert (tmp_path / "out/sheet_local.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("parts", "licences", "expected"),
+    [
+        (("base_model",), {}, "unknown"),
+        (("captions", "llm", "base_model", "clip"), {"captions": "MIT", "llm": "MIT", "base_model": "MIT"}, "mit"),
+        (("base_model",), {"base_model": "CreativeML OpenRAIL-M"}, "creativeml-openrail-m"),
+        (("captions", "base_model"), {"base_model": "MIT"}, "other"),
+        (("captions", "base_model"), {"captions": "MIT", "base_model": "Apache-2.0"}, "other"),
+        (("base_model", "detector"), {"base_model": "MIT", "detector": "Apache-2.0"}, "other"),
+        (("captions",), {"captions": "our own"}, "other"),
+    ],
+)
+def test_the_licence_of_a_part_is_not_that_of_the_dataset(
+    parts: tuple[str, ...], licences: dict[str, str], expected: str
+) -> None:
+    """The hub showed the only stated licence, which may not be that of the captions, and ids that it does not know."""
+    assert pair_export._hub_licence(dict.fromkeys(parts, "x"), licences) == expected
+
+
+def test_an_export_keeps_the_unfinished_work_of_another_folder(
+    kept_pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(pair_export, "publish", None)
+        with pytest.raises(TypeError):
+            export_pairs(tmp_path / "a/out", tmp_path)
+    unfinished = [*(tmp_path / "scratch").rglob("train-*.parquet")]
+    export_pairs(tmp_path / "b/out", tmp_path)
+    assert len(unfinished) == 2
+    assert [*(tmp_path / "scratch").rglob("train-*.parquet")] == unfinished
+
+
 def test_verdicts_of_other_pairs_and_used_folders_are_refused(kept_pairs: list[Pair], tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/mine.txt").write_text("keep me")
@@ -136,7 +168,7 @@ def test_a_router_assigns_the_tasks(
 
     class FakePredictor:
         def predict(self, texts: list[str]) -> list[task_predictor.TaskPrediction]:
-            return [task_predictor.TaskPrediction("remove" if "2" in text else "add", 0.9) for text in texts]
+            return [task_predictor.TaskPrediction("remove" if "2" in text else "add", 0.9, refused="5" in text) for text in texts]
 
     monkeypatch.setattr(task_predictor, "load", lambda folder, device: FakePredictor())
     publish(scratch_folder(tmp_path, "router", "f00d"), tmp_path / "models/router", "router", {}, {})
@@ -149,4 +181,5 @@ def test_a_router_assigns_the_tasks(
     assert {pair.instruction: pair.task for pair in read_folder("in", Pair)} == {
         "make it 0": "add", "make it 2": "remove", "make it 5": "add",
     }  # fmt: skip
+    assert "import: the task predictor refuses 1 of 3 instructions, such as 'make it 5'; their pairs" in capsys.readouterr().out
     assert f"by router {read_summary('models/router').key}" in Path("in/card.md").read_text()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emuedit import cli
 from emuedit.data import threads
 from emuedit.data.formats import FORMAT_NAMES, pair_format, pair_import
 from emuedit.data.formats.pair_format import FormatError, get_format
@@ -229,6 +230,19 @@ def test_a_stopped_import_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [drop.reason for drop in uninterrupted[1]] == ["duplicate", "duplicate"]
 
 
+def test_an_import_keeps_the_unfinished_work_of_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (write_dataset(tmp_path / name, "instructpix2pix", [ip2p_row(n)]) for n, name in enumerate("ab"))
+    with monkeypatch.context() as patch:
+        patch.setattr(pair_import, "publish", None)
+        with pytest.raises(TypeError):
+            import_pairs(make_options("instructpix2pix"), [*first.rglob("*.parquet")], tmp_path / "imported/a/train", tmp_path)
+    (unfinished,) = (tmp_path / "scratch").rglob("shard-*.parquet")
+    import_pairs(make_options("instructpix2pix"), [*second.rglob("*.parquet")], tmp_path / "imported/b/train", tmp_path)
+    assert [*(tmp_path / "scratch").rglob("shard-*.parquet")] == [unfinished]
+    import_pairs(make_options("instructpix2pix"), [*first.rglob("*.parquet")], tmp_path / "imported/a/train", tmp_path)
+    assert not [*(tmp_path / "scratch").iterdir()]
+
+
 def test_the_rows_of_a_shard_are_converted_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second row of each pair is finished first; the order and the duplicates are those of the file."""
     rows = [ip2p_row(0), ip2p_row(1), ip2p_row(0), ip2p_row(2, edit_prompt=" "), ip2p_row(3), ip2p_row(4)]
@@ -262,6 +276,16 @@ def test_files_are_selected_and_other_folders_are_not_overwritten(tmp_path: Path
         import_folder(folder, "magicbrush", folder)
     for _ in range(2):  # an earlier import may be replaced
         assert len(import_folder(folder, "magicbrush", tmp_path / "out")[0]) == 2
+
+
+def test_another_split_of_magicbrush_is_imported_only_if_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Editors are evaluated on the split dev."""
+    monkeypatch.chdir(tmp_path)
+    for number, split in enumerate(("train", "dev")):
+        write_dataset(tmp_path / "in", "magicbrush", [magicbrush_row(number)], split)
+    for options, numbers in (([], [0]), (["--files", "*.parquet"], [1, 0])):
+        assert cli.main(["import", "magicbrush", "in", "out", "--task", "local", *options]) == 0
+        assert [pair.instruction for pair in read_folder("out", Pair)] == [f"turn {number}" for number in numbers]
 
 
 def test_tasks_have_exactly_one_origin() -> None:

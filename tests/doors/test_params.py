@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from emuedit import params_check
 from emuedit.config import ParamsError
@@ -108,6 +109,30 @@ def test_the_files_of_the_project_pass_and_are_not_checked_twice(workspace: Path
         params_check.check(workspace)
     change(workspace, "n_edits: 32", "n_edit: 32")
     with pytest.raises(ParamsError, match="n_edit"):
+        params_check.check(workspace)
+
+
+def test_a_broken_image_of_the_benchmark_is_found_before_anything_runs(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The images are decoded again only after a change of the folder."""
+    (workspace / "edits").mkdir()
+    Image.effect_noise((64, 64), 50).save(workspace / "edits/a.jpg")
+    (workspace / "edits/judge.yaml").write_text("{clip: a/b, dino: c/d}\n")
+    header = "image,task,instruction,input_caption,output_caption"
+    (workspace / "edits/edits.csv").write_text(f"{header}\na.jpg,local,a,b,c\n")
+    change(workspace, "toyworld/edits/toy_benchmark.py", "edits")
+    params_check.check(workspace)
+    with monkeypatch.context() as patch:
+        patch.setattr(params_check, "_check_models", lambda *_: pytest.fail("checked twice"))
+        params_check.check(workspace)
+    (workspace / "edits/a.jpg").write_bytes((workspace / "edits/a.jpg").read_bytes()[:-200])
+    monkeypatch.chdir(workspace)
+    assert retrain.main(["--dry-run"]) == 1
+    assert "world.benchmark: edits/edits.csv: line 2: edits/a.jpg is damaged" in capsys.readouterr().err
+    (workspace / "edits/judge.yaml").write_text("{clip: a/b}\n")
+    Image.new("RGB", (64, 64)).save(workspace / "edits/a.jpg")
+    with pytest.raises(ParamsError, match=r"world.benchmark: edits/judge.yaml: dino: Field required"):
         params_check.check(workspace)
 
 

@@ -64,10 +64,11 @@ def test_the_last_line_of_a_retrain_that_failed(
 
 def test_errors_of_the_registry_name_the_store(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
     class NoVersions:
         def get_model_version(self, name: str, version: str) -> None:
-            raise MlflowException(f"no such version at {uri}")
+            raise MlflowException(f"no such version at {uri}", error_code=RESOURCE_DOES_NOT_EXIST)
 
     monkeypatch.setattr(registry, "client", NoVersions)
     with pytest.raises(registry.RegistryError, match=r"://\w+:\*\*\*@\w+.* has no models:/emuedit-editor/9") as caught:
@@ -88,6 +89,7 @@ def test_errors_of_downloads_name_the_store(uri: str, problem: str, tmp_path: Pa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(mlflow, "set_tracking_uri", lambda uri: None)
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", download)
+    monkeypatch.setattr(service_errors, "check", lambda: None)
     with pytest.raises(registry.RegistryError, match=r":\*\*\*@\S+( has no model at | lists )runs:/r1/e") as caught:
         registry.download_version("runs:/r1/emuedit-editor")
     assert PASSWORD not in str(caught.value)

@@ -51,6 +51,22 @@ def test_a_table_that_is_not_utf8_is_an_error_with_its_line(tmp_path: Path) -> N
         read_rows(tmp_path)
 
 
+def test_images_that_cannot_be_decoded_are_named_with_their_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the evaluation found them, after the training."""
+    for name in ("a.png", "b.jpg", "c.jpg"):
+        Image.effect_noise((64, 64), 50).save(tmp_path / name)
+    for name in ("b.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-200])
+    rows = ["a.png,local,a,b,c,", "b.jpg,local,a,b,c,", "a.png,local,a,b,c,c.jpg", "b.jpg,local,d,b,c,"]
+    (tmp_path / "edits.csv").write_text("\n".join([f"{HEADER},result", *rows]))
+    assert cli.main(["benchmark", str(tmp_path), "--clip", "a/b", "--dino", "c/d"]) == 2
+    message = capsys.readouterr().err
+    assert f"edits.csv: line 3: {tmp_path}/b.jpg is damaged" in message
+    assert f"; line 4: {tmp_path}/c.jpg is damaged" in message
+    assert "line 5" not in message, "the same file"
+    assert not (tmp_path / "judge.yaml").exists()
+
+
 def test_an_empty_split_is_the_default_one(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     (tmp_path / "edits.csv").write_text(f"{HEADER},split\na.png,local,a,b,c,\na.png,local,a,b,c,train\n")

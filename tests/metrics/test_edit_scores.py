@@ -78,6 +78,29 @@ def test_metrics_of_groups_are_those_of_all_edits(toy_edits: ToyEdits, scorers: 
         assert replace(group_record, scores=record.scores) == record
 
 
+def test_a_pass_measures_at_most_32_edits(toy_edits: ToyEdits, scorers: Scorers) -> None:
+    """All edits of a task were one pass: 512 at 512 px did not fit in memory."""
+    edits, sizes = toy_edits("background", 40), []
+
+    class RecordingScorer:
+        def __init__(self, scorer: clip.ClipScorer | dino.DinoScorer) -> None:
+            self.scorer = scorer
+
+        def embed_images(self, images: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(images))
+            return self.scorer.embed_images(images)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.scorer, name)
+
+    recording = (RecordingScorer(scorers[0]), RecordingScorer(scorers[1]))
+    records = evaluate_system("exact", answer_exactly, edits, recording, 0)  # type: ignore[arg-type]
+    assert sizes == [64, 64, 16, 16], "before and after, CLIP and DINO"
+    together = evaluate_system("exact", answer_exactly, edits, scorers, 0, at_once=40)
+    for record, reference in zip(records, together, strict=True):
+        assert record.scores == pytest.approx(reference.scores, abs=1e-5)
+
+
 def test_a_record_holds_the_edit_the_output_and_the_task_that_was_used(toy_edits: ToyEdits, scorers: Scorers) -> None:
     edits = toy_edits("add", 2)
     records = evaluate_system("exact", answer_exactly, edits, scorers, 0)

@@ -59,7 +59,7 @@ def test_undefined_values_are_left_out_and_counted() -> None:
 
 def test_a_clip_direction_is_undefined_for_equal_captions_or_an_unchanged_image(tmp_path: Path) -> None:
     """The former is a property of the benchmark, the latter of the system; both counts are in the CSV file."""
-    undefined = dict.fromkeys(METRICS, 0.4) | {"clip_dir": None}
+    undefined = dict.fromkeys(METRICS, 0.4) | {"clip_dir": None, "clip_im": 1 - 1e-7}
     captions = {"source_caption": "a red circle", "target_caption": "a blue circle"}
     records = [
         make_record("add", True, **captions),
@@ -76,6 +76,16 @@ def test_a_clip_direction_is_undefined_for_equal_captions_or_an_unchanged_image(
     with (tmp_path / "metrics.csv").open(newline="") as stream:
         rows = {row["task"]: row for row in csv.DictReader(stream)}
     assert [(rows[task][equal], rows[task][unchanged]) for task in ("overall", "add")] == [("1.0", "2.0"), ("1.0", "1.0")]
+
+
+@pytest.mark.parametrize(("similarity", "cause"), [(0.5, "equal_captions"), (1.0, "unchanged_image"), (None, "unchanged_image")])
+def test_captions_that_clip_reads_as_equal_are_no_unchanged_image(similarity: float | None, cause: str) -> None:
+    """They differ only beyond CLIP's 77 tokens, and the image changed: its CLIPim is not 1."""
+    captions = {"source_caption": "very " * 80 + "red", "target_caption": "very " * 80 + "blue"}
+    scores = dict.fromkeys(METRICS, 0.4) | {"clip_dir": None, "clip_im": similarity}
+    tables = report.summarise([make_record("add", True, **captions, scores=scores)], ("add",))
+    causes = {name for name in tables if name.startswith("undefined_clip_dir")}
+    assert causes == {f"undefined_clip_dir_{cause}"}
 
 
 def test_systems_are_kept_apart_and_in_their_order() -> None:

@@ -13,9 +13,9 @@ from emuedit.data.publish import read_folder
 from emuedit.data.records import EvalRecord
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark, report
-from emuedit.metrics.baselines import Systems
 from emuedit.metrics.benchmark import Benchmark, Pictures
 from emuedit.metrics.edit_scores import METRICS, evaluate_system
+from emuedit.metrics.systems import Systems
 from emuedit.models import clip, dino
 from emuedit.runtime import Runtime
 from emuedit.stages import MEMORY_ENV, evaluation
@@ -118,6 +118,21 @@ def test_an_interrupted_evaluation_resumes_after_the_last_task(
     assert len(list(read_folder(out, EvalRecord, verify=True))) == 12
     assert ["overall", "0.00", "1.00"] in [line.split() for line in capsys.readouterr().out.splitlines()]
     assert (out / "contact_sheet.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_only_images_of_the_sheet_are_in_memory_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A benchmark may have hundreds of edits per task, and three images for each, of every system."""
+    draw, kept = report.draw_contact_sheet, list[tuple[str, str, int]]()
+
+    def count(records: list[EvalRecord], *arguments: Any) -> Any:
+        kept.extend((record.system, record.task, sum(bool(png) for png in (record.source, record.output))) for record in records)
+        return draw(records, *arguments)
+
+    monkeypatch.setattr(report, "draw_contact_sheet", count)
+    evaluation.run(make_params(systems=("identity",), tasks=("remove", "add"), n_edits=3, sheet_columns=2), tmp_path)
+    assert kept == [("identity", task, n) for task in ("remove", "add") for n in (2, 2, 0)]
+    assert all(record.output for record in read_folder(tmp_path / evaluation.OUT, EvalRecord)), "all are on the disk"
 
 
 @pytest.mark.slow

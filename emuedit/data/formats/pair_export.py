@@ -7,7 +7,9 @@ the contact sheets and `summary.json`.
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,13 +22,21 @@ from emuedit.data.dependencies import content_key
 from emuedit.data.formats.emuedit_format import FORMAT
 from emuedit.data.formats.pair_format import IGNORED, FormatError
 from emuedit.data.formats.pair_import import check_output_folder
-from emuedit.data.publish import Summary, publish, read_summary, scratch_folder
+from emuedit.data.publish import Summary, publish, read_summary, scratch_folder, scratch_name
 from emuedit.data.records import Verdict
 from emuedit.data.shards import read_shard
 
 PAIRS, DATASET = "data/pairs", "data/dataset"
 README = "README.md"
 _ROW_GROUP_SIZE = 100  # rows per page in the hub's dataset viewer
+_CONTENT_PARTS = ("captions", "llm", "base_model", "annotators")
+"""Parts of the world that make the texts and images; the others locate, score and select."""
+_HUB_LICENCES = {
+    "apache-2.0", "bsd-3-clause", "cc0-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0",
+    "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cdla-permissive-2.0", "creativeml-openrail-m", "mit", "odbl", "odc-by", "openrail",
+    "openrail++", "pddl",
+}  # fmt: skip
+"""Ids of frequent licences on the hub, https://huggingface.co/docs/hub/repositories-licenses."""
 _SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _COLUMNS_SECTION = """\
 ## Columns
@@ -57,7 +67,8 @@ def export_pairs(out: Path, root: Path) -> Summary:
     n_kept = {shard: sum(verdict.kept for verdict in read_shard(root / DATASET / shard, Verdict)) for shard in shards}
     shards_with_kept = [shard for shard in shards if n_kept[shard]]
     params = {"pairs": pairs.key, "dataset": dataset.key}
-    scratch = scratch_folder(root, "export", content_key(params, *sorted(Path(__file__).parent.glob("*.py"))))
+    key = content_key(params, *sorted(Path(__file__).parent.glob("*.py")))
+    scratch = scratch_folder(root, scratch_name("export", out), key)
     for number, shard in enumerate(tqdm(shards_with_kept, unit="shard", desc="export")):
         path = scratch / f"train-{number:05d}-of-{len(shards_with_kept):05d}.parquet"
         if not path.exists():
@@ -66,7 +77,7 @@ def export_pairs(out: Path, root: Path) -> Summary:
         shutil.copy2(file, scratch / file.name)
     n_pairs = sum(n_kept.values())
     card = (root / DATASET / data_card.CARD).read_text(encoding="utf-8")
-    (scratch / README).write_text(_render_readme(n_pairs, dataset, card), encoding="utf-8")
+    (scratch / README).write_text(_render_readme(n_pairs, pairs, dataset, card), encoding="utf-8")
     return publish(scratch, out, "export", params, {"pairs": n_pairs})
 
 
@@ -93,11 +104,22 @@ def _write_table(path: Path, table: pa.Table) -> None:
         )
 
 
-def _render_readme(n_pairs: int, dataset: Summary, card: str) -> str:
+def _hub_licence(parts: Mapping[str, Any], licences: Mapping[str, str]) -> str:
+    """The hub's id of the licence of all pairs; `other` if there is no such id or not one for all, `unknown` if none is stated.
+
+    parts: those of the world, as the data card lists them. licences: part -> its licence.
+    """
+    if not licences:
+        return "unknown"
+    stated = [licences.get(part, "") for part in _CONTENT_PARTS if part in parts] + list(licences.values())
+    ids = {licence.strip().lower().replace(" ", "-") for licence in stated}
+    return ids.pop() if len(ids) == 1 and ids <= _HUB_LICENCES else "other"
+
+
+def _render_readme(n_pairs: int, pairs: Summary, dataset: Summary, card: str) -> str:
     """The dataset card: front matter for the hub, our data card, and a description of the columns."""
-    licences = sorted(set(dataset.params["licences"].values()))
     front_matter = {
-        "license": licences[0].lower() if len(licences) == 1 else "other" if licences else "unknown",
+        "license": _hub_licence(pairs.params.get("world", {}), dataset.params["licences"]),
         "pretty_name": card.splitlines()[0].removeprefix("# Data card: "),
         "task_categories": ["image-to-image"],
         "size_categories": [next((category for limit, category in _SIZE_CATEGORIES if n_pairs < limit), "n>1M")],

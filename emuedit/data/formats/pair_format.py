@@ -44,6 +44,8 @@ class PairFormat:
     """
     scores: str | None = None
     """Prefix of score columns; None: there are none."""
+    files: str = "*.parquet"
+    """Glob of the files to import, unless others are named: those of the training split."""
 
     @property
     def fields(self) -> set[str]:

@@ -23,7 +23,7 @@ from emuedit.data.example_folder import ExampleEdit
 from emuedit.data.formats import pair_folder
 from emuedit.data.formats.pair_format import Column, FormatError
 from emuedit.data.formats.row_conversion import AssignTasks, ImportOptions, RowRejected, duplicate_key
-from emuedit.data.publish import Summary, publish, read_summary, resumable_shards, scratch_folder
+from emuedit.data.publish import Summary, publish, read_summary, resumable_shards, scratch_folder, scratch_name
 from emuedit.data.records import Drop, Pair
 from emuedit.data.text_tables import BadRow, TableError
 from emuedit.data.threads import map_in_threads
@@ -79,7 +79,7 @@ def _import(options: ImportOptions, rows: "_Rows", counts: Counter[str], out: Pa
     }
     code = sorted(Path(__file__).parent.glob("*.py"))
     key = content_key({"texts": rows.texts, **params}, *rows.files, *code, image_io.__file__)
-    scratch = scratch_folder(root, f"import-{out.name}", key)
+    scratch = scratch_folder(root, scratch_name("import", out), key)
     seen: set[bytes] = set()
     with tqdm(total=rows.n_rows, unit="pair", desc=f"import {pair_format.name}") as progress:
         convert = partial(_convert_batch, options=options, seen=seen)

@@ -1,4 +1,4 @@
-"""The systems that an evaluation compares: the editor, and a baseline that returns its input. Each is one function."""
+"""The systems that an evaluation measures: the editor, and a baseline that returns its input. Each is one function."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ class Systems:
 
         As in `Editor.edit`, an instruction that the predictor refuses edits nothing: the output is the input, its task `NO_EDIT`.
         """
-        if edits.task in self.editor.inverted_tasks and edits.task not in self.predictor.new_tasks:
+        if edits.task in self.sampler.inverted_tasks and edits.task not in self.predictor.new_tasks:
             return self.true_task(edits, seeds)
-        predictions = self.predictor.predict(edits.instructions, self.editor.tasks)
+        predictions = self.predictor.predict(edits.instructions, self.sampler.tasks)
         # refused instructions are sampled as well, so that the time of an edit does not depend on them (`measure_speed`)
         outputs, tasks = self._edit(edits, [prediction.task for prediction in predictions], seeds)
         refused = np.array([prediction.refused for prediction in predictions], bool)
@@ -74,12 +74,12 @@ class Systems:
         return self._edit(edits, [edits.task] * len(seeds), seeds)
 
     @cached_property
-    def editor(self) -> EditSampler:
+    def sampler(self) -> EditSampler:
         """The trained editor, with the tasks learned by inversion."""
-        editor = sampling.load(self.package / EDITOR, self.runtime)
+        sampler = sampling.load(self.package / EDITOR, self.runtime)
         for pack in find_packs(self.package / BUILT_IN_PACKS):
-            editor.add_pack(pack)
-        return editor
+            sampler.add_pack(pack)
+        return sampler
 
     @cached_property
     def predictor(self) -> TaskPredictor:
@@ -93,12 +93,12 @@ class Systems:
     def _edit(self, edits: Benchmark, tasks: list[str], seeds: list[int]) -> tuple[Pictures, list[str]]:
         if self.divisor > 1:
             few_pixels = FEW_EDITS * math.prod(edits.before.shape[1:3])
-            self.editor.max_pixels_per_batch = min(sampling.MAX_PIXELS_PER_BATCH, few_pixels) // self.divisor
-        return make_edits(self.editor, edits, tasks, self.settings, seeds, self._report), tasks
+            self.sampler.max_pixels_per_batch = min(sampling.MAX_PIXELS_PER_BATCH, few_pixels) // self.divisor
+        return make_edits(self.sampler, edits, tasks, self.settings, seeds, self._report), tasks
 
 
 def make_edits(
-    editor: EditSampler,
+    sampler: EditSampler,
     edits: Benchmark,
     tasks: list[str],
     settings: EditSettings,
@@ -107,4 +107,4 @@ def make_edits(
 ) -> Pictures:
     """The editor's outputs for these tasks, uint8 [N, H, W, 3]."""
     before = image_tensors.from_uint8(edits.before)
-    return image_tensors.to_uint8(editor.sample(before, edits.instructions, tasks, settings, seeds, report))
+    return image_tensors.to_uint8(sampler.sample(before, edits.instructions, tasks, settings, seeds, report).images)

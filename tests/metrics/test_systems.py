@@ -10,11 +10,12 @@ import torch
 
 from emuedit.config import ParamsError
 from emuedit.editor import sampling
+from emuedit.editor.sampling_options import Edited
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import report
-from emuedit.metrics.baselines import Systems
 from emuedit.metrics.benchmark import Benchmark
 from emuedit.metrics.edit_scores import REFUSAL, evaluate_system
+from emuedit.metrics.systems import Systems
 from emuedit.predictor import task_predictor
 from emuedit.predictor.task_predictor import NO_EDIT, TaskPrediction
 from emuedit.runtime import Runtime
@@ -33,9 +34,9 @@ class InvertingSampler:
         self.calls: list[tuple[Any, ...]] = []
         self.packs: list[str] = []
 
-    def sample(self, images: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    def sample(self, images: torch.Tensor, *arguments: Any) -> Edited:
         self.calls.append(arguments)
-        return -images
+        return Edited(-images, (None,) * len(images))
 
     def add_pack(self, file: Path) -> None:
         self.packs.append(file.name)

@@ -15,9 +15,8 @@ import psutil
 from emuedit.operations.health_finding import Finding
 from emuedit.operations.http_probe import ask
 from emuedit.process_identity import workspace
+from emuedit.tracking.runs import WORKSPACE_TAG
 
-WORKSPACE_TAG = "emuedit.workspace"
-"""Tag of a run with the machine and the folder in which its flow runs."""
 _OLD_S = 24 * 3600.0
 _ANSWER_S = 10.0
 _FLOW_WORDS = ("flows.flow_process", "prefect.engine", "prefect.flow_engine")

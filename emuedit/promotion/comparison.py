@@ -7,10 +7,11 @@ champion is measured once for many challengers, and measurements under different
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,9 +26,9 @@ from emuedit.data.shards import read_shard, write_shard
 from emuedit.editor.package_layout import MODELS
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark
-from emuedit.metrics.baselines import Systems
 from emuedit.metrics.benchmark import MIN_CHANGE, Benchmark, EditSource
 from emuedit.metrics.edit_scores import evaluate_system
+from emuedit.metrics.systems import Systems
 from emuedit.progress import Progress
 from emuedit.promotion.gate import GateError, Measurement
 from emuedit.runtime import Runtime
@@ -43,6 +44,7 @@ _UNTOUCHED_SHARE = 0.05
 """Minimum share of pixels that the reference result leaves unchanged; otherwise untouched pixels are not measured."""
 _WHOLE_IMAGE = "of a task that changes the whole image"
 _NO_REFERENCE = "without a reference result"
+_ANOTHER_TASK = "refused, or with another predicted task"
 _ALL_CHANGED = f"with a reference result that leaves less than {_UNTOUCHED_SHARE:.0%} of the pixels unchanged"
 _TIMED_EDITS = 5
 
@@ -70,7 +72,7 @@ class ComparisonConditions:
         return content_key({"items": named}, *sorted(set(code)))
 
 
-def read_items(root: Path, section: str = "evaluation", extra_tasks: Sequence[str] = ()) -> ComparisonConditions:
+def read_conditions(root: Path, section: str = "evaluation", extra_tasks: Sequence[str] = ()) -> ComparisonConditions:
     """The edits of the workspace's evaluation, and those of further tasks. Raises ParamsError for a wrong section."""
     values = config.read_yaml(root / config.PARAMS_FILE)
     part = values.get(section)
@@ -82,61 +84,62 @@ def read_items(root: Path, section: str = "evaluation", extra_tasks: Sequence[st
     return ComparisonConditions(section, values["world"]["benchmark"], tasks, int(part["n_edits"]), settings, **optional)
 
 
-def check_tasks(items: ComparisonConditions, champion: str) -> None:
+def check_tasks(conditions: ComparisonConditions, champion_uri: str) -> None:
     """Raise GateError if the benchmark lacks edits of a task with which the champion was promoted."""
-    source = benchmark.load(items.benchmark, items.device)
-    for task in items.tasks:
+    source = benchmark.load(conditions.benchmark, conditions.device)
+    for task in conditions.tasks:
         try:
-            benchmark.check_edits(source, task, items.split, items.n_edits)
+            benchmark.check_edits(source, task, conditions.split, conditions.n_edits)
         except ValueError as error:
             raise GateError(
-                f"want {items.n_edits} edits of {task}, with which {champion} was promoted: {error}; or promote a version with "
-                "`emuedit promote N --force REASON`"
+                f"want {conditions.n_edits} edits of {task}, with which {champion_uri} was promoted: {error}; or promote a "
+                "version with `emuedit promote N --force REASON`"
             ) from error
 
 
-def with_tasks(items: ComparisonConditions, tasks: Sequence[str]) -> ComparisonConditions:
-    """The same conditions for the `tasks` with edits in the benchmark; unchanged `items` if none of them is a trained task."""
-    source = benchmark.load(items.benchmark, items.device)
+def with_tasks(conditions: ComparisonConditions, tasks: Sequence[str]) -> ComparisonConditions:
+    """The conditions for the `tasks` with edits in the benchmark; unchanged ones if none of them is a trained task."""
+    source = benchmark.load(conditions.benchmark, conditions.device)
     present = []
     for task in tasks:
         with contextlib.suppress(ValueError):
-            benchmark.check_edits(source, task, items.split, items.n_edits)
+            benchmark.check_edits(source, task, conditions.split, conditions.n_edits)
             present.append(task)
-    return replace(items, tasks=tuple(present)) if any(get_task(task) not in HELD_OUT for task in present) else items
+    return replace(conditions, tasks=tuple(present)) if any(get_task(task) not in HELD_OUT for task in present) else conditions
 
 
-def measure(package: Path, name: str, items: ComparisonConditions, root: Path) -> Measurement:
+def measure(package: Path, name: str, conditions: ComparisonConditions, root: Path) -> Measurement:
     """Measure the editor of a package on the edits. Tasks measured before with the same bytes and code are not run again."""
-    items_key = items.key(root)
-    folder = root / _CACHE / content_key({"items": items_key}, *_package_files(package))
+    conditions_key = conditions.key(root)
+    folder = root / _CACHE / content_key({"items": conditions_key}, *_package_files(package))
     folder.mkdir(parents=True, exist_ok=True)
-    source = benchmark.load(items.benchmark, items.device)
-    _adopt_evaluation(root, package, items, folder, source)
-    systems = Systems(package, items.settings, Runtime.choose(items.device, items.dtype))
-    records = _evaluate(name, systems, items, folder, source)
+    os.utime(folder)  # its last use, for `_prune`
+    source = benchmark.load(conditions.benchmark, conditions.device)
+    _adopt_evaluation(root, package, conditions, folder, source)
+    systems = Systems(package, conditions.settings, Runtime.choose(conditions.device, conditions.dtype))
+    shards = _evaluate(name, systems, conditions, folder, source)
     _prune(root / _CACHE, folder)
     size = sum(file.stat().st_size for file in _package_files(package))
-    note = benchmark.describe_judge(source, items.tasks)
-    return replace(_summarise(name, records, items_key), size_bytes=size, note=note)
+    note = benchmark.describe_judge(source, conditions.tasks)
+    records = ((task, read_shard(path, EvalRecord)) for task, path in shards.items())
+    return replace(_summarise(name, records, conditions_key), size_bytes=size, note=note)
 
 
-def measure_nothing(items: ComparisonConditions, root: Path) -> Measurement:
+def measure_nothing(conditions: ComparisonConditions, root: Path) -> Measurement:
     """Measure the identity baseline, which a first model must beat."""
-    source, records = benchmark.load(items.benchmark, items.device), {}
-    identity = Systems(root / MODELS, items.settings, Runtime.choose(items.device, items.dtype))["identity"]
-    for task in items.tasks:
-        edits = source(task, items.split, 0, items.n_edits)
-        records[task] = evaluate_system("identity", identity, edits, None, 0)
-    note = benchmark.describe_judge(source, items.tasks)
-    return replace(_summarise("the identity baseline", records, items.key(root)), note=note)
+    source = benchmark.load(conditions.benchmark, conditions.device)
+    identity = Systems(root / MODELS, conditions.settings, Runtime.choose(conditions.device, conditions.dtype))["identity"]
+    edits = ((task, source(task, conditions.split, 0, conditions.n_edits)) for task in conditions.tasks)
+    records = ((task, evaluate_system("identity", identity, of_task, None, 0)) for task, of_task in edits)
+    note = benchmark.describe_judge(source, conditions.tasks)
+    return replace(_summarise("the identity baseline", records, conditions.key(root)), note=note)
 
 
-def measure_speed(packages: Sequence[Path], items: ComparisonConditions) -> list[float]:
+def measure_speed(packages: Sequence[Path], conditions: ComparisonConditions) -> list[float]:
     """Seconds per edit of each package: the shortest of five, measured alternately, since other work only adds time."""
-    runtime = Runtime.choose(items.device, items.dtype)
-    edits = benchmark.load(items.benchmark)(items.tasks[0], items.split, 0, 1)
-    runs = [Systems(package, items.settings, runtime)[_SYSTEM] for package in packages]
+    runtime = Runtime.choose(conditions.device, conditions.dtype)
+    edits = benchmark.load(conditions.benchmark)(conditions.tasks[0], conditions.split, 0, 1)
+    runs = [Systems(package, conditions.settings, runtime)[_SYSTEM] for package in packages]
     seconds: list[list[float]] = [[] for _ in packages]
     for turn in range(_TIMED_EDITS + 1):
         for run, times in zip(runs, seconds, strict=True):
@@ -146,22 +149,21 @@ def measure_speed(packages: Sequence[Path], items: ComparisonConditions) -> list
     return [min(times[1:]) for times in seconds]  # the first one loads the models
 
 
-def _evaluate(
-    name: str, systems: Systems, items: ComparisonConditions, folder: Path, source: EditSource
-) -> dict[str, list[EvalRecord]]:
-    paths = {task: folder / f"{task}.parquet" for task in items.tasks}
+def _evaluate(name: str, systems: Systems, conditions: ComparisonConditions, folder: Path, source: EditSource) -> dict[str, Path]:
+    """The shard of each task; the edits of tasks without one are made."""
+    paths = {task: folder / f"{task}.parquet" for task in conditions.tasks}
     missing = [task for task, path in paths.items() if not path.exists()]
     if missing:
-        with Progress(f"measuring {name}", len(missing) * items.n_edits, "edit") as progress:
+        with Progress(f"measuring {name}", len(missing) * conditions.n_edits, "edit") as progress:
             for task in missing:
-                edits = source(task, items.split, 0, items.n_edits)
-                records = evaluate_system(_SYSTEM, systems[_SYSTEM], edits, None, items.settings.seed)
+                edits = source(task, conditions.split, 0, conditions.n_edits)
+                records = evaluate_system(_SYSTEM, systems[_SYSTEM], edits, None, conditions.settings.seed)
                 write_shard(paths[task], _with_references(records, edits), EvalRecord)
-                progress.advance(items.n_edits)
-    return {task: list(read_shard(path, EvalRecord)) for task, path in paths.items()}
+                progress.advance(conditions.n_edits)
+    return paths
 
 
-def _adopt_evaluation(root: Path, package: Path, items: ComparisonConditions, folder: Path, source: EditSource) -> None:
+def _adopt_evaluation(root: Path, package: Path, conditions: ComparisonConditions, folder: Path, source: EditSource) -> None:
     """Reuse the results of the stage `evaluation` for the workspace's models, if benchmark, settings and number format are equal.
 
     Its code and inputs are not compared here: whoever compares the workspace's models must know that the stage is up to date for
@@ -171,18 +173,19 @@ def _adopt_evaluation(root: Path, package: Path, items: ComparisonConditions, fo
     if package.resolve() != (root / MODELS).resolve() or not (out / SUMMARY_FILE).is_file():
         return
     params = read_summary(out).params
-    conditions = {
-        "benchmark": items.benchmark, "n_edits": items.n_edits, "split": items.split,
-        "settings": items.settings.model_dump(mode="json"), "dtype": Runtime.choose(items.device, items.dtype).dtype,
+    expected = {
+        "benchmark": conditions.benchmark, "n_edits": conditions.n_edits, "split": conditions.split,
+        "settings": conditions.settings.model_dump(mode="json"),
+        "dtype": Runtime.choose(conditions.device, conditions.dtype).dtype,
     }  # fmt: skip
-    if any(params.get(key) != value for key, value in conditions.items()):
+    if any(params.get(key) != value for key, value in expected.items()):
         return
     if not all(map(_has_its_bytes, package.iterdir())):
         return
-    for task in items.tasks:
+    for task in conditions.tasks:
         shard, path = out / f"shard-{_SYSTEM}-{task}.parquet", folder / f"{task}.parquet"
         if shard.exists() and not path.exists():
-            edits = source(task, items.split, 0, items.n_edits)
+            edits = source(task, conditions.split, 0, conditions.n_edits)
             write_shard(path, _with_references(list(read_shard(shard, EvalRecord)), edits), EvalRecord)
 
 
@@ -205,16 +208,17 @@ def _with_references(records: list[EvalRecord], edits: Benchmark) -> list[EvalRe
     return [replace(record, exact=reference) for record, reference in zip(records, references, strict=True)]
 
 
-def _summarise(name: str, records: dict[str, list[EvalRecord]], items_key: str) -> Measurement:
-    changes = {task: [_measure_untouched(record) for record in of_task] for task, of_task in records.items()}
-    gaps = Counter(change for of_task in changes.values() for change in of_task if isinstance(change, str))
-    return Measurement(
-        name,
-        {task: [record.success for record in of_task] for task, of_task in records.items()},
-        {task: [None if isinstance(change, str) else change for change in of_task] for task, of_task in changes.items()},
-        dict(gaps),
-        items=items_key,
-    )
+def _summarise(name: str, records: Iterable[tuple[str, Sequence[EvalRecord]]], conditions_key: str) -> Measurement:
+    """Pass over the records of one task after the other: all of them, with their images, may not fit in memory."""
+    success: dict[str, list[bool]] = {}
+    untouched: dict[str, list[float | None]] = {}
+    gaps = Counter[str]()
+    for task, of_task in records:
+        success[task] = [record.success for record in of_task]
+        changes = [_measure_untouched(record) for record in of_task]
+        untouched[task] = [None if isinstance(change, str) else change for change in changes]
+        gaps.update(change for change in changes if isinstance(change, str))
+    return Measurement(name, success, untouched, dict(gaps), conditions_key=conditions_key)
 
 
 def _measure_untouched(record: EvalRecord) -> float | str:
@@ -223,9 +227,12 @@ def _measure_untouched(record: EvalRecord) -> float | str:
     The mean distance of the output from the range between input and reference; where both are equal, this is |output - input|.
     So the noise of a compressed reference, and a faint change that it makes, are not counted against an output.
     A task that changes the whole image has no pixel that must stay, even where its reference result equals the input by chance.
+    An edit that was not made, or another edit in its place, says nothing about the pixels outside this one.
     """
     if changes_whole_image(record.task):
         return _WHOLE_IMAGE
+    if record.given_task != record.task:
+        return _ANOTHER_TASK
     if record.exact is None:
         return _NO_REFERENCE
     source, output, exact = (decode_png(png).astype(np.int16) for png in (record.source, record.output, record.exact))
@@ -243,6 +250,7 @@ def _package_files(package: Path) -> list[Path]:
 
 
 def _prune(cache: Path, newest: Path) -> None:
+    """Delete the measurements that were not used for the longest time."""
     others = (folder for folder in cache.iterdir() if folder != newest)
     folders = sorted(others, key=lambda folder: folder.stat().st_mtime, reverse=True)
     for folder in folders[_KEPT_MEASUREMENTS - 1 :]:

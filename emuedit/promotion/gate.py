@@ -31,7 +31,7 @@ class Measurement:
     """Why `untouched` is None -> number of such edits."""
     seconds_per_edit: float | None = None
     size_bytes: int | None = None
-    items: str = ""
+    conditions_key: str = ""
     """Hash of the edits, the settings and the judge: only measurements with equal hashes are compared."""
     note: str = ""
     """A note about the judge, see `benchmark.describe_judge`; the reason of the decision repeats it."""
@@ -72,8 +72,8 @@ class Decision:
     promote: bool
     reason: str
     rows: tuple[Row, ...] = ()
-    items: str = ""
-    """`Measurement.items` of the measurements."""
+    conditions_key: str = ""
+    """`Measurement.conditions_key` of the measurements."""
     outside: str = ""
     """The change of pixels outside the edit, as text: both values, or why they were not measured."""
 
@@ -110,11 +110,11 @@ def decide(challenger: Measurement, champion: Measurement, settings: GateSetting
     gap = "" if is_measured else f"; pixels outside the edit: {outside}"
     verdict = f": {'; '.join(objections)}" if objections else ", all criteria met" if is_measured else ", all other criteria met"
     note = f"; {challenger.note}" if challenger.note else ""
-    return Decision(not objections, f"{scores}{verdict}{gap}{note}", rows, challenger.items, outside)
+    return Decision(not objections, f"{scores}{verdict}{gap}{note}", rows, challenger.conditions_key, outside)
 
 
 def _check(challenger: Measurement, champion: Measurement, settings: GateSettings) -> None:
-    if challenger.items != champion.items:
+    if challenger.conditions_key != champion.conditions_key:
         raise GateError("want both editors measured on the same edits with the same settings and judge; measure both again")
     sizes = {task: len(values) for task, values in challenger.success.items()}
     if sizes != {task: len(values) for task, values in champion.success.items()}:
@@ -154,12 +154,14 @@ def _objection(difference: Difference, settings: GateSettings) -> str:
 
 
 def _other_objections(challenger: Measurement, champion: Measurement, settings: GateSettings) -> Iterator[str]:
-    changes = [_mean_untouched(measurement) for measurement in (challenger, champion)]
-    if None not in changes:
-        new, old = float(changes[0] or 0), float(changes[1] or 0)
+    if changes := _compare_untouched(challenger, champion):
+        new, old, n_edits = changes
         if new - old > settings.untouched_allowance:
             allowance = settings.untouched_allowance
-            yield f"pixels outside the edit change by {new:.4f}, the champion's by {old:.4f}; allowed increase {allowance:g}"
+            yield (
+                f"pixels outside the edit change by {new:.4f}, the champion's by {old:.4f} in the same {n_edits} edits; "
+                f"allowed increase {allowance:g}"
+            )
     if challenger.seconds_per_edit and champion.seconds_per_edit:
         ratio = challenger.seconds_per_edit / champion.seconds_per_edit
         if ratio > settings.max_slowdown:
@@ -172,16 +174,27 @@ def _other_objections(challenger: Measurement, champion: Measurement, settings: 
 
 def _describe_outside(challenger: Measurement, champion: Measurement) -> tuple[str, bool]:
     """The change of pixels outside the edit as text, and whether it was measured."""
-    new, old = _mean_untouched(challenger), _mean_untouched(champion)
+    changes = _compare_untouched(challenger, champion)
     n_edits = sum(map(len, challenger.success.values()))
     gaps = ", ".join(f"{reason} ({n} of {n_edits} edits)" for reason, n in challenger.untouched_gaps.items())
-    if new is None or old is None:
-        return f"not measured: {gaps or 'no values'}", False
-    return f"change by {new:.4f}, the champion's by {old:.4f}" + (f"; not measured: {gaps}" if gaps else ""), True
+    if changes is None:
+        return f"not measured: {gaps or 'in no edit of both editors'}", False
+    new, old, n_measured = changes
+    text = f"change by {new:.4f}, the champion's by {old:.4f} in the same {n_measured} edits"
+    return text + (f"; not measured: {gaps}" if gaps else ""), True
 
 
-def _mean_untouched(measurement: Measurement) -> float | None:
-    """Mean over tasks; None if nothing was measured."""
-    defined = [[value for value in values if value is not None] for values in measurement.untouched.values()]
-    means = [np.mean(values) for values in defined if values]
-    return float(np.mean(means)) if means else None
+def _compare_untouched(challenger: Measurement, champion: Measurement) -> tuple[float, float, int] | None:
+    """Mean change of untouched pixels of both, over tasks, and the number of edits; only edits that were measured of both.
+
+    Else an editor that does not edit, such as one that refuses an instruction, would have an advantage. None without such edits.
+    """
+    pairs = [
+        [pair for pair in zip(values, champion.untouched.get(task, ()), strict=False) if None not in pair]
+        for task, values in challenger.untouched.items()
+    ]
+    means = np.array([np.mean(np.array(of_task, dtype=float), axis=0) for of_task in pairs if of_task])
+    if not len(means):
+        return None
+    new, old = means.mean(axis=0)
+    return float(new), float(old), sum(map(len, pairs))

@@ -17,7 +17,7 @@ from emuedit.tracking import alias_moves, registry
 from emuedit.tracking.move_tickets import Move
 from emuedit.tracking.registry import ModelVersion
 
-STATE_TAG, REASON_TAG, TABLE_TAG, TASKS_TAG, AGAINST_TAG, ITEMS_TAG = (
+STATE_TAG, REASON_TAG, TABLE_TAG, TASKS_TAG, AGAINST_TAG, CONDITIONS_TAG = (
     "gate.state", "gate.reason", "gate.table", "gate.tasks", "gate.against", "gate.items",
 )  # fmt: skip
 PENDING, PROMOTED, REFUSED = "pending", "promoted", "refused"
@@ -69,29 +69,29 @@ def compare_with_champion(
     """Measure a package and the champion on the same edits now, and apply the gate.
 
     The edits are those of the workspace's evaluation, and of the tasks with which the champion was promoted. Without a champion,
-    the package must beat the identity baseline. Raises GateError for a champion whose files cannot be read, and for measurements
-    that no decision can rest on.
+    the package must beat the identity baseline. Raises GateError for a champion whose files are missing or damaged, and for
+    measurements that allow no decision, and ServiceError if MLflow or its artifact store cannot be used.
     """
     from emuedit.promotion import comparison  # imports torch
 
     settings = read_gate_settings(root)
     if champion is None:
-        items = comparison.read_items(root, section)
-        return gate.decide(
-            comparison.measure(package, name, items, root), comparison.measure_nothing(items, root), settings, is_first=True
-        )
-    items = comparison.read_items(root, section, [task for task in champion.tags.get(TASKS_TAG, "").split(",") if task])
-    comparison.check_tasks(items, champion.uri)
+        conditions = comparison.read_conditions(root, section)
+        identity = comparison.measure_nothing(conditions, root)
+        return gate.decide(comparison.measure(package, name, conditions, root), identity, settings, is_first=True)
+    tasks_at_promotion = [task for task in champion.tags.get(TASKS_TAG, "").split(",") if task]
+    conditions = comparison.read_conditions(root, section, tasks_at_promotion)
+    comparison.check_tasks(conditions, champion.uri)
     try:
         champion_package = find_package(registry.download_version(champion.uri))
-        of_champion = comparison.measure(champion_package, champion.uri, items, root)
+        of_champion = comparison.measure(champion_package, champion.uri, conditions, root)
     except _UNREADABLE as error:
         raise gate.GateError(
             f"want a champion with readable files, got version {champion.number}: {error}; restore its files, or replace it by "
             "`emuedit rollback --to N` or `emuedit promote N --force REASON`"
         ) from error
-    measurements = [comparison.measure(package, name, items, root), of_champion]
-    speeds = comparison.measure_speed([package, champion_package], items)
+    measurements = [comparison.measure(package, name, conditions, root), of_champion]
+    speeds = comparison.measure_speed([package, champion_package], conditions)
     new, old = (replace(measurement, seconds_per_edit=seconds) for measurement, seconds in zip(measurements, speeds, strict=True))
     return gate.decide(new, old, settings)
 
@@ -101,11 +101,11 @@ def promote(
 ) -> PromotionOutcome:
     """Compare a version with the champion, and make it the champion if the promotion gate accepts it or a person forces it.
 
-    package: where its parts lie already; None: they are downloaded. Give the workspace's models only if the stage `evaluation` is
-    up to date for DVC, because its results are then used. force_reason: why a person overrules a refusal; it is
-    recorded. The version's tags tell the decision. Raises GateError for an unreadable champion or measurements that no decision
-    can rest on, unless a reason to force it is given, and ChampionChangedError when the champion changes faster than versions can
-    be compared.
+    package: folder of the version's files; None: they are downloaded. Give the workspace's models only if the stage `evaluation`
+    is up to date for DVC, because its results are then used. force_reason: why a person overrules a refusal; it is recorded. The
+    decision is recorded in the version's tags. Raises GateError for an unreadable champion or measurements that allow no
+    decision, unless a reason to force it is given, ChampionChangedError when the champion changes faster than versions can be
+    compared, and ServiceError if MLflow or its artifact store cannot be used.
     """
     folder = package or find_package(registry.download_version(version.uri))
     for tries_left in range(_TRIES - 1, -1, -1):
@@ -130,7 +130,7 @@ def promote(
             AGAINST_TAG: str(number or ""),
             TABLE_TAG: json.dumps([(row.name, row.n, row.champion, row.challenger) for row in decision.rows]),
             TASKS_TAG: ",".join(row.name for row in decision.rows if row.name != gate.OVERALL),
-            ITEMS_TAG: decision.items,
+            CONDITIONS_TAG: decision.conditions_key,
         }
         registry.set_version_tags(version.number, measured)  # before the move: a killed process leaves a measured champion
         move = None
@@ -160,10 +160,10 @@ def measure_version(version: ModelVersion, root: Path, section: str = "evaluatio
     """
     from emuedit.promotion import comparison  # imports torch
 
-    items = comparison.read_items(root, section)
+    conditions = comparison.read_conditions(root, section)
     if tasks:
-        items = comparison.with_tasks(items, tasks)
-    return comparison.measure(find_package(registry.download_version(version.uri)), version.uri, items, root)
+        conditions = comparison.with_tasks(conditions, tasks)
+    return comparison.measure(find_package(registry.download_version(version.uri)), version.uri, conditions, root)
 
 
 def measure_again(version: ModelVersion, root: Path, section: str = "evaluation") -> Remeasurement:
@@ -175,7 +175,7 @@ def measure_again(version: ModelVersion, root: Path, section: str = "evaluation"
     if not tasks:
         return Remeasurement(measurement.overall, None, tuple(measurement.trained), CHANGED if success_at_promotion else "")
     n_lost = len(success_at_promotion) - len(set(measurement.success) & set(success_at_promotion))
-    notes = [] if version.tags.get(ITEMS_TAG) == measurement.items else [CHANGED]
+    notes = [] if version.tags.get(CONDITIONS_TAG) == measurement.conditions_key else [CHANGED]
     notes += [f"the benchmark has no edits of {n_lost} of its tasks"] if n_lost else []
     at_promotion = sum(success_at_promotion[task] for task in tasks) / len(tasks)
     return Remeasurement(measurement.share(tasks), at_promotion, tuple(tasks), "; ".join(notes))

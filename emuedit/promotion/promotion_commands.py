@@ -52,7 +52,7 @@ def format_models(versions: list[ModelVersion], aliases: dict[str, ModelVersion 
         names = " ".join(alias for alias, holder in aliases.items() if holder and holder.number == version.number)
         state = tags.get(promote.STATE_TAG, "")
         gate_text = f"{state}: {tags.get(promote.REASON_TAG, '')}".strip(": ")
-        pairs, why = tags.get("dvc.data/dataset", "")[:8], shorten(tags.get(registry.WHY_TAG, "-"), 24, placeholder="...")
+        pairs, why = tags.get("dvc.data/dataset", "")[:8], shorten(tags.get(registry.RUN_REASON_TAG, "-"), 24, placeholder="...")
         lines.append(
             f"{version.number:7d}  {names:22}{tags.get('edit_success', '-'):>7}  {_date(version.created_ms):16}  "
             f"{tags.get('git.commit', '-')[:8]:8}  {pairs:8}  {why:24}  {gate_text}"

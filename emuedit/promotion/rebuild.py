@@ -9,14 +9,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from emuedit.data.dependencies import PIPELINE_FILE
-from emuedit.tracking.registry import ModelVersion, RegistryError
+from emuedit.editor.package_folder import PARENT_ENV
+from emuedit.tracking.registry import RUNS_SCHEME, SCHEME, ModelVersion, RegistryError, download_version
 from emuedit.tracking.stats import PARENT_RUN_ENV
 from emuedit.tracking.store_address import TRACKING_URI_ENV
 
@@ -43,8 +44,10 @@ def rebuild(version: ModelVersion, repository: Path, folder: Path) -> list[Rebui
     """Check out the commit of a version at `folder`, run every stage again, and compare the hashes of its outputs.
 
     DVC's run cache is not used; data that no stage produces are pulled. The stages see no tracking server, so that nothing is
-    logged twice and today's champion cannot stop the validation. Raises RegistryError for a version with uncommitted changes,
-    and if a stage fails.
+    logged twice and today's champion cannot stop the validation; a registered model that the version continued is downloaded
+    before they run. Raises RegistryError for a version with uncommitted changes, for a parent that is not available or whose
+    name does not identify it, and if a stage fails; ManifestError for a parent with changed files; and ServiceError if MLflow or
+    its artifact store cannot be used.
     """
     commit = version.tags.get("git.commit")
     if not commit:
@@ -54,6 +57,7 @@ def rebuild(version: ModelVersion, repository: Path, folder: Path) -> list[Rebui
             f"want a version made from a commit, got {version.number}, made from {commit[:8]} with uncommitted "
             "changes; commit before you retrain"
         )
+    environment = _parent_environment(version)
     tags = {key: value for key, value in version.tags.items() if key.startswith(_PREFIX) and key != "dvc.lock"}
     hashes = {key.removeprefix(_PREFIX): md5 for key, md5 in sorted(tags.items())}
     _run(["git", "worktree", "add", "--detach", str(folder), commit], repository)
@@ -62,7 +66,9 @@ def rebuild(version: ModelVersion, repository: Path, folder: Path) -> list[Rebui
     remotes = repository / _LOCAL_CONFIG  # git does not track it
     if remotes.exists():
         shutil.copy2(remotes, folder / _LOCAL_CONFIG)
-    _run([sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", "--pull"], folder)
+    if environment:
+        _check_code(version, folder)
+    _run([sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", "--pull"], folder, environment)
     stages = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
     rebuilt = {out["path"]: out[out.get("hash", "md5")] for stage in stages.values() for out in stage.get("outs", ())}
     pipeline = yaml.safe_load((folder / PIPELINE_FILE).read_text(encoding="utf-8"))["stages"]
@@ -88,10 +94,37 @@ def removed_worktree(repository: Path, folder: Path, keep: bool) -> Iterator[Non
         _run(["git", "worktree", "remove", "--force", str(folder)], repository)
 
 
-def _run(command: list[str], folder: Path) -> None:
-    """Run a command with its output on the screen. Raises RegistryError if it fails."""
+def _parent_environment(version: ModelVersion) -> dict[str, str]:
+    """The variable that names the registered model from which the training started, which is downloaded; empty without one."""
+    parent = version.tags.get("parent", "")
+    if not parent.startswith((SCHEME, RUNS_SCHEME)):
+        return {}
+    if "@" in parent:
+        raise RegistryError(
+            f"want a version that continued a numbered version, got {version.number}, which continued {parent}: that may be "
+            "another version today. Newer versions record the number of their parent"
+        )
+    return {PARENT_ENV: f"{parent}={download_version(parent)}"}
+
+
+def _check_code(version: ModelVersion, folder: Path) -> None:
+    """Raise RegistryError if the code at `folder` ignores PARENT_ENV, and would start from another editor."""
+    command = [sys.executable, "-c", "from emuedit.editor.package_folder import find_rebuilt_parent"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
+    if result.returncode:
+        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RegistryError(
+            f"want a commit whose code can continue a downloaded model, got that of version {version.number}, which continued "
+            f"{version.tags['parent']} ({reason}). Versions of newer code can be rebuilt"
+        )
+
+
+def _run(command: list[str], folder: Path, added: Mapping[str, str] | None = None) -> None:
+    """Run a command with its output on the screen, and `added` variables. Raises RegistryError if it fails."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    environment = {key: value for key, value in os.environ.items() if key not in (TRACKING_URI_ENV, PARENT_RUN_ENV)}
-    status = subprocess.run(command, cwd=folder, env={**environment, "PATH": path}, check=False).returncode  # noqa: S603
+    removed = (TRACKING_URI_ENV, PARENT_RUN_ENV, PARENT_ENV)
+    environment = {key: value for key, value in os.environ.items() if key not in removed}
+    environment |= {"PATH": path, **(added or {})}
+    status = subprocess.run(command, cwd=folder, env=environment, check=False).returncode  # noqa: S603
     if status:
         raise RegistryError(f"{' '.join(command[:4])} failed with exit status {status} in {folder}; its output is above")

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from emuedit.promotion.gate import OVERALL
 from emuedit.tasks import ALL_TASKS, find_task
 from emuedit.tracking import registry, runs
 from emuedit.tracking.registry import ModelVersion
@@ -19,8 +20,9 @@ FOLDER = "cards"
 CARD = f"{FOLDER}/model.md"
 SCORES_TAG, SOURCES_TAG, N_EDITS_TAG = "card.scores", "card.sources", "card.n_edits"
 """Tags of a version, as JSON: system -> task -> edit success, part of the world -> [name, licence], and edits per task."""
+SUCCESS_TAG, SUCCESS_CONDITIONS_TAG = "edit_success", "edit_success.items"
+"""Tags of a version: its edit success, and the key of the conditions under which the flow `backfill` measured it, if it did."""
 _NOT_STATED = "not stated"
-_OVERALL = "overall"
 _DATA = "dvc.data/"
 
 _TEXT = """\
@@ -99,7 +101,7 @@ def render(version: ModelVersion) -> str:
         run_id=version.run_id,
         commit=f"`{tags['git.commit']}`, {describe_changes(tags)}" if "git.commit" in tags else "none",
         parent=f"`{tags['parent']}`" if tags.get("parent") else "none: trained from the base model",
-        why=_cell(tags.get(registry.WHY_TAG, "") or _NOT_STATED),
+        why=_cell(tags.get(registry.RUN_REASON_TAG, "") or _NOT_STATED),
         gate=_cell(_gate(tags)),
         precision=f" {n_edits} edits per task; ± is the standard error, from the spread over the edits." if n_edits else "",
         scores=_format_scores(_read(tags, SCORES_TAG), n_edits),
@@ -113,7 +115,8 @@ def render(version: ModelVersion) -> str:
 def summarise(version: ModelVersion) -> str:
     """One line: overall success, the gate's decision and the commit."""
     tags = version.tags
-    success = f"Edit success {tags['edit_success']} in its own evaluation. " if "edit_success" in tags else ""
+    source = "measured by the last backfill" if SUCCESS_CONDITIONS_TAG in tags else "in its own evaluation"
+    success = f"Edit success {tags[SUCCESS_TAG]} {source}. " if SUCCESS_TAG in tags else ""
     return f"{success}Gate: {_gate(tags)}. Commit {tags.get('git.commit', 'none')[:8]}, card: `{CARD}` of its run."
 
 
@@ -150,9 +153,9 @@ def _format_scores(scores: Mapping[str, Mapping[str, float | None]], n_edits: in
     if not scores:
         return "None were recorded."
     systems = list(scores)
-    tasks = sorted({task for values in scores.values() for task in values} - {_OVERALL})
+    tasks = sorted({task for values in scores.values() for task in values} - {OVERALL})
     lines = [f"| task | {' | '.join(systems)} |", "|---|" + "---:|" * len(systems)]
-    for task in (_OVERALL, *tasks):
+    for task in (OVERALL, *tasks):
         cells = [_format_score(scores[system], task, n_edits) for system in systems]
         lines.append(f"| {task} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -162,7 +165,7 @@ def _format_score(row: Mapping[str, float | None], task: str, n_edits: int | Non
     value = row.get(task)
     if value is None:
         return "-"
-    names = [name for name in row if name in ALL_TASKS] if task == _OVERALL else [task] if find_task(task) else []
+    names = [name for name in row if name in ALL_TASKS] if task == OVERALL else [task] if find_task(task) else []
     shares = [share for name in names if (share := row.get(name)) is not None]
     return f"{value:.3f}" + (f" ± {_standard_error(shares, n_edits):.3f}" if n_edits and shares else "")
 

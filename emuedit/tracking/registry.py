@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emuedit.data.file_manifest import write_manifest
+from emuedit.data.file_manifest import SETTINGS_FILE, write_manifest
 from emuedit.tracking import model_cache, model_signature, moved_store, service_errors, signed_files
 from emuedit.tracking.runs import client
 from emuedit.tracking.service_errors import hide_password, shown_uri
@@ -22,11 +22,10 @@ from emuedit.tracking.store_address import tracking_uri
 MODEL_NAME = "emuedit-editor"
 CONTENT_TAG = "emuedit.content"
 """Tag with equal values for versions with equal weights and metrics."""
-WHY_TAG = "reason"
+RUN_REASON_TAG = "reason"
 """Tag of a run and its version: why the run was started."""
 SCHEME = "models:/"
 RUNS_SCHEME = "runs:/"
-SETTINGS_FILE = "settings.json"
 _PACKAGE = Path(__file__).resolve().parents[1]  # the code that is stored with a version
 _ALLOWED_SUFFIXES = {".safetensors", ".json", ".jsonl", ".txt", ".model", ".md", ".csv", ".parquet", ".png"}
 _MAX_TAG_CHARS = 5000  # MLflow refuses longer values
@@ -177,10 +176,16 @@ def download_version(uri: str) -> Path:
     """Folder with the parts of `models:/emuedit-editor@champion`, `models:/emuedit-editor/3` or `runs:/<run id>/<name>`.
 
     A model is downloaded once and kept in the cache folder of the user, see `model_cache`. Raises RegistryError if there is no
-    such model, and ManifestError if its files are not those that were registered.
+    such model or its files are missing, ManifestError if its files are not those that were registered, and ServiceError if
+    MLflow or its artifact store cannot be used now: then it is unknown whether there is such a model.
     """
     source = _find_model(uri)
     return model_cache.get(source.cache_name, lambda folder: _download(source, uri, folder) / signed_files.ARTIFACTS)
+
+
+def numbered_uri(uri: str) -> str:
+    """The URI of the version that an alias such as `models:/emuedit-editor@champion` names now. Raises as `download_version`."""
+    return _find_registered_model(uri).uri
 
 
 def download_model(uri: str, folder: Path) -> Path:
@@ -213,15 +218,21 @@ def _find_model(uri: str) -> _ModelSource:
 
 def _download(source: _ModelSource, uri: str, folder: Path) -> Path:
     import mlflow
-    from mlflow.exceptions import MlflowException
 
     try:
         with service_errors.transferring():
             model = Path(mlflow.artifacts.download_artifacts(artifact_uri=source.uri, dst_path=str(folder)))
-    except (MlflowException, FileNotFoundError) as error:
+    except Exception as error:  # of MLflow, its HTTP library or the client of an artifact store
+        may_be_missing = service_errors.may_mean_missing(error)
+        if not may_be_missing and not service_errors.is_away(error):
+            raise
+        service_errors.check()
+        reason = " ".join(hide_password(str(error)).split())[:300]
+        if not may_be_missing:
+            problem = f"the artifact store of {shown_uri()} cannot be used now ({reason}); check it and try again"
+            raise service_errors.ServiceError(f"{uri} was not downloaded, because {problem}") from error
         place = moved_store.old_place(Path.cwd())
         advice = f"this workspace was moved from {place}; run `emuedit sync --moved`" if place else "choose another model"
-        reason = " ".join(hide_password(str(error)).split())[:300]
         raise RegistryError(f"{shown_uri()} has no model at {uri} ({reason}); {advice}") from error
     if not (model / signed_files.ARTIFACTS).is_dir():  # the download is empty if the store has no files
         raise RegistryError(f"{shown_uri()} lists {uri}, but its files are missing in the artifact store; choose another one")
@@ -237,11 +248,14 @@ def _find_registered_model(uri: str) -> _ModelSource:
     if not uri.startswith(SCHEME) or not name or not selector.removeprefix("@"):
         raise RegistryError(f"want {SCHEME}{MODEL_NAME}@champion or {SCHEME}{MODEL_NAME}/1, got {uri}")
     try:
-        if selector.startswith("@"):
-            version = client().get_model_version_by_alias(name, selector[1:])
-        else:
-            version = client().get_model_version(name, selector)
+        with service_errors.converted():
+            if selector.startswith("@"):
+                version = client().get_model_version_by_alias(name, selector[1:])
+            else:
+                version = client().get_model_version(name, selector)
     except MlflowException as error:
+        if error.error_code not in _MISSING:
+            raise
         raise RegistryError(
             f"{shown_uri()} has no {uri} ({hide_password(error.message)}); run `uv run retrain`, or name a folder"
         ) from error

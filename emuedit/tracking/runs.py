@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from emuedit.tracking import service_errors
-from emuedit.tracking.stats import RUN_UID_TAG, mlflow_client, read_stats, replay
+from emuedit.tracking.stats import RUN_UID_TAG, create_experiment, mlflow_client, read_stats, replay
 from emuedit.tracking.store_address import tracking_uri
 
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "emuedit"
-_WORKSPACE_TAG = "emuedit.workspace"
+WORKSPACE_TAG = "emuedit.workspace"
+"""Tag of a run with the machine and the folder in which its flow runs."""
 _MAX_PER_REQUEST = 100  # params or tags; MLflow refuses more
 _MAX_METRICS_PER_REQUEST = 1000  # MLflow refuses more
 _MAX_VALUE_CHARS = 5000  # of a tag or a param
@@ -41,20 +42,21 @@ def client() -> Any:
 
 def start_run(name: str, workspace: str) -> str:
     """Start a run and return its id."""
-    return str(client().create_run(_experiment_id(), tags={_WORKSPACE_TAG: workspace}, run_name=name).info.run_id)
+    return str(client().create_run(_experiment_id(), tags={WORKSPACE_TAG: workspace}, run_name=name).info.run_id)
 
 
 def end_open_runs(workspace: str) -> None:
     """Mark open runs of the workspace, left by a killed flow, as killed. Call it only if no other flow runs there."""
     mlflow = client()
     for run in mlflow.search_runs([_experiment_id()], "attributes.status = 'RUNNING'"):
-        if run.data.tags.get(_WORKSPACE_TAG) == workspace:  # compared here, since a path may contain quotes
+        if run.data.tags.get(WORKSPACE_TAG) == workspace:  # compared here, since a path may contain quotes
             mlflow.set_terminated(run.info.run_id, "KILLED")
 
 
 def _experiment_id() -> str:
-    experiment = client().get_experiment_by_name(EXPERIMENT)
-    return str(experiment.experiment_id if experiment else client().create_experiment(EXPERIMENT))
+    mlflow = client()
+    experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+    return str(experiment.experiment_id) if experiment else create_experiment(mlflow, EXPERIMENT)
 
 
 def is_active(run_id: str) -> bool:
@@ -174,21 +176,24 @@ def try_to_end_run(run_id: str, status: str) -> str:
 
 
 def run_id_of(stats: Path) -> str:
-    """Id of the run that mirrors a stats file. A file without a run is replayed first. Empty if that fails."""
+    """Id of the run that mirrors the stats file of a stage that has ended. Empty if there is none and none can be created.
+
+    A file without a run, and one whose run is still open because MLflow was lost during the stage, is replayed first.
+    """
     uid = read_stats(stats)[0]["uid"]
-    run_id = _find_run(uid)
-    if not run_id:
+    run = _find_run(uid)
+    if run is None or run.info.status == "RUNNING":
         replay(stats)
-        run_id = _find_run(uid)
-    return run_id
+        run = run or _find_run(uid)
+    return str(run.info.run_id) if run else ""
 
 
-def _find_run(uid: str) -> str:
-    """Id of the run with this uid of a stats file, in any experiment; empty if there is none."""
+def _find_run(uid: str) -> Any:
+    """The run with this uid of a stats file, in any experiment; None if there is none."""
     mlflow = client()
     experiment_ids = [experiment.experiment_id for experiment in mlflow.search_experiments()]
     matches = mlflow.search_runs(experiment_ids, f"tags.`{RUN_UID_TAG}` = '{uid}'", max_results=1)
-    return str(matches[0].info.run_id) if matches else ""
+    return matches[0] if matches else None
 
 
 def flatten(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -47,6 +47,13 @@ _REASONS = (
 )
 """Pattern in an error of MLflow -> description; the first match counts."""
 
+_OUTAGE = re.compile(
+    r"too many \d+ error|error code 5\d\d|\b5\d\d (Server|Internal|Bad|Service|Gateway)|[Tt]imed? ?out"
+    r"|Max retries exceeded|reached max retries|ConnectionError|Could not connect|Connection (aborted|broken|refused|reset)"
+    r"|\((5\d\d|SlowDown|ServiceUnavailable|InternalError)\)|OperationalError"
+)
+"""Texts of errors of a server, an artifact store or a database that cannot be used now."""
+
 _PASSWORD = re.compile(r"(://[^/:@\s]*):(?!\d+/)[^\s@]*@(?:[^/\s@]*@)*")  # digits and a slash: a port
 _PASSWORD_OF_QUERY = re.compile(r"([?&]password=)[^&\s'\"]*")
 
@@ -63,6 +70,18 @@ def is_away(error: BaseException) -> bool:
         return True
     is_unsupported = type(error).__name__.startswith("Unsupported")  # URI schemes
     return is_of_mlflow(error) and (is_unsupported or getattr(error, "error_code", "") in _AWAY_CODES)
+
+
+def may_mean_missing(error: Exception) -> bool:
+    """Whether an error of a download may mean that the files do not exist, instead of an outage.
+
+    MLflow gives both the code INTERNAL_ERROR, and collects the errors of the files of a folder as text, so the text decides.
+    """
+    if isinstance(error, FileNotFoundError) or getattr(getattr(error, "response", None), "status_code", 0) == 404:
+        return True
+    if getattr(error, "error_code", "") == "INTERNAL_ERROR":
+        return is_of_mlflow(error) and _OUTAGE.search(str(error)) is None
+    return is_of_mlflow(error) and not is_away(error)
 
 
 def is_of_mlflow(error: BaseException) -> bool:

@@ -5,9 +5,10 @@
 
 Every line is written to `folder/stats.jsonl` first. If MLFLOW_TRACKING_URI names a server, or EMUEDIT_PARENT_RUN the run of a
 flow, it is then sent to MLflow, with short time-outs. If that fails, one warning is logged, the stage continues, and the lines
-are kept in memory and sent later, at the latest by `close`. `replay` sends lines that are still unsent, including those of a
-stage that ran without a tracking server, such as under `dvc repro`. `store_address` says which MLflow
-a flow uses.
+are kept in memory and sent later, at the latest by `close`. A stage that continues its file sends all lines again, since those
+of a killed process may be missing; MLflow stores a repeated line once. `replay`, which `emuedit sync` and the end of a retrain
+call, sends lines that are still unsent, including those of a stage that ran without a tracking server, such as under
+`dvc repro`. `store_address` says which MLflow a flow uses.
 """
 
 import contextlib
@@ -56,6 +57,7 @@ class Tracker:
         else:
             self._write(head)
         self._mirror = _Mirror(head, is_enabled=any(os.environ.get(key) for key in (TRACKING_URI_ENV, PARENT_RUN_ENV)))
+        self._mirror.waiting += [line for line in lines if "metrics" in line]
 
     def log(self, step: int, **metrics: float) -> None:
         """Log metrics of one step. NaN and infinities are stored as text."""
@@ -76,7 +78,7 @@ class Tracker:
         self._stream.close()
         self._mirror.close(status)
         if self.unsent and self._mirror.is_enabled:
-            log.warning("%d lines of %s did not reach MLflow; `replay` sends them", self.unsent, self.path)
+            log.warning("%d lines of %s did not reach MLflow; `emuedit sync` sends them", self.unsent, self.path)
 
     def __enter__(self) -> "Tracker":
         return self
@@ -193,12 +195,25 @@ class _Mirror:
             for key, value in tags.items():
                 self._client.set_tag(run.info.run_id, key, value)
         else:
-            experiment_id = experiment_ids[0] if experiment_ids else self._client.create_experiment(name)
+            experiment_id = experiment_ids[0] if experiment_ids else create_experiment(self._client, name)
             run = self._client.create_run(experiment_id, tags=tags, run_name=run_name)
         params = [Param(key, str(value)) for key, value in self._head["params"].items()]
         for start in range(0, len(params), _MAX_PARAMS_PER_REQUEST):
             self._client.log_batch(run.info.run_id, params=params[start : start + _MAX_PARAMS_PER_REQUEST])
         self._run_id = run.info.run_id
+
+
+def create_experiment(mlflow: Any, name: str) -> str:
+    """Create an experiment and return its id; that of the existing one if another process created it first."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(mlflow.create_experiment(name))
+    except MlflowException as error:
+        experiment = mlflow.get_experiment_by_name(name) if error.error_code == "RESOURCE_ALREADY_EXISTS" else None
+        if experiment is None:
+            raise
+        return str(experiment.experiment_id)
 
 
 def mlflow_client() -> Any:

@@ -18,7 +18,6 @@ import pytest
 
 from emuedit.operations import doctor, installation_checks, machine_checks, running_runs, server_checks, workspace_checks
 from emuedit.operations.health_finding import Finding
-from emuedit.tracking import runs
 from tests.operations.conftest import Answers
 
 DEAD = 2**22 - 7  # above the ids that Linux gives by default
@@ -202,7 +201,6 @@ def test_runs_of_this_folder_without_a_process_are_found(tmp_path: Path) -> None
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "flows.flow_process"]) as process:
         assert only(server_checks.check_mlflow(), "MLflow runs").status == "pass"
         process.kill()
-    assert running_runs.WORKSPACE_TAG == runs._WORKSPACE_TAG
 
 
 def test_prefect_that_refuses_the_client_says_why(serve: Callable[[Answers], str], monkeypatch: pytest.MonkeyPatch) -> None:

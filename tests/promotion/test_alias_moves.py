@@ -169,7 +169,7 @@ def test_a_champion_whose_promotion_was_killed_after_the_move_has_its_measuremen
     versions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new, old = (Measurement(name, {"local": [number < n for number in range(100)]}) for name, n in (("new", 50), ("old", 10)))
-    decision = replace(decide(new, old, GateSettings(), is_first=True), reason="better", items="conditions")
+    decision = replace(decide(new, old, GateSettings(), is_first=True), reason="better", conditions_key="conditions")
     monkeypatch.setattr(promote, "compare_with_champion", lambda *arguments: decision)
     move_champion = alias_moves.move_champion
 
@@ -184,7 +184,7 @@ def test_a_champion_whose_promotion_was_killed_after_the_move_has_its_measuremen
     assert number_at("champion") == 2
     assert promote.promote(registry.get_version(2), tmp_path, tmp_path).decision.reason == "it is the champion already: better"
     tags = registry.get_version(2).tags
-    assert (tags[promote.TASKS_TAG], tags[promote.ITEMS_TAG], tags[promote.STATE_TAG]) == ("local", "conditions", "promoted")
+    assert (tags[promote.TASKS_TAG], tags[promote.CONDITIONS_TAG], tags[promote.STATE_TAG]) == ("local", "conditions", "promoted")
     assert json.loads(tags[promote.TABLE_TAG]) == [["overall", 100, 0.1, 0.5], ["local", 100, 0.1, 0.5]]
 
 

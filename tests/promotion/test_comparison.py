@@ -1,6 +1,7 @@
 """Both editors are measured on the same edits, now; what was measured under other conditions is not used."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,9 @@ import pytest
 
 from emuedit.config import ParamsError
 from emuedit.data.publish import publish, scratch_folder, write_summary
-from emuedit.data.records import EvalRecord
-from emuedit.data.shards import write_shard
 from emuedit.metrics import benchmark
-from emuedit.metrics.baselines import Systems
 from emuedit.metrics.benchmark import Benchmark, Pictures
+from emuedit.metrics.systems import Systems
 from emuedit.promotion import comparison, promote
 from emuedit.promotion.gate import GateError
 from emuedit.tracking.registry import ModelVersion
@@ -59,42 +58,52 @@ def edited(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 def test_measurements_hold_success_and_the_change_of_untouched_pixels(workspace: Path, edited: list[tuple[str, str]]) -> None:
-    items = comparison.read_items(workspace)
-    new = comparison.measure(workspace / "models", "new", items, workspace)
-    old = comparison.measure(workspace / "champion", "old", items, workspace)
+    conditions = comparison.read_conditions(workspace)
+    new = comparison.measure(workspace / "models", "new", conditions, workspace)
+    old = comparison.measure(workspace / "champion", "old", conditions, workspace)
     assert new.success == {"remove": [True] * 4, "background": [True] * 4}
     assert old.success == {"remove": [False] * 4, "background": [False] * 4}
     assert new.untouched["remove"] == [0.0] * 4
     assert all(0.1 < value < 0.21 for value in old.untouched["remove"] if value is not None)
     assert new.size_bytes is not None
-    assert new.items == old.items
+    assert new.conditions_key == old.conditions_key
 
 
 def test_a_champion_is_measured_once_until_edits_code_or_bytes_change(workspace: Path, edited: list[tuple[str, str]]) -> None:
-    items = comparison.read_items(workspace)
-    comparison.measure(workspace / "champion", "old", items, workspace)
-    comparison.measure(workspace / "champion", "old", items, workspace)
+    conditions = comparison.read_conditions(workspace)
+    comparison.measure(workspace / "champion", "old", conditions, workspace)
+    comparison.measure(workspace / "champion", "old", conditions, workspace)
     assert edited == [("old", "remove"), ("old", "background")]
     (workspace / "models/editor/weights.safetensors").write_text("newer")  # the challenger's bytes: no matter
-    comparison.measure(workspace / "champion", "old", items, workspace)
+    comparison.measure(workspace / "champion", "old", conditions, workspace)
     assert len(edited) == 2
     (workspace / "judge.py").write_text("2")
-    comparison.measure(workspace / "champion", "old", items, workspace)
+    comparison.measure(workspace / "champion", "old", conditions, workspace)
     assert len(edited) == 4
     (workspace / "champion/editor/weights.safetensors").write_text("older")
-    comparison.measure(workspace / "champion", "old", items, workspace)
+    comparison.measure(workspace / "champion", "old", conditions, workspace)
     assert len(edited) == 6
 
 
+def test_a_champion_stays_measured_through_many_challengers(workspace: Path, edited: list[tuple[str, str]]) -> None:
+    conditions = replace(comparison.read_conditions(workspace), tasks=("remove",), n_edits=1)
+    for number in range(comparison._KEPT_MEASUREMENTS + 2):
+        (workspace / "models/editor/weights.safetensors").write_text(f"new {number}")
+        comparison.measure(workspace / "champion", "old", conditions, workspace)
+        comparison.measure(workspace / "models", "new", conditions, workspace)
+    assert edited.count(("old", "remove")) == 1
+    assert len(list((workspace / "scratch/promotion").iterdir())) == comparison._KEPT_MEASUREMENTS
+
+
 def publish_evaluation(workspace: Path, steps: int) -> None:
-    items = comparison.read_items(workspace)
-    systems = Systems(workspace / "models", items.settings, comparison.Runtime("cpu", "float32"))
-    records = comparison._evaluate("new", systems, items, workspace, benchmark.load(items.benchmark))
-    settings = items.settings.model_dump(mode="json") | {"steps": steps}
-    params = {"benchmark": items.benchmark, "n_edits": 4, "split": "held_out", "settings": settings, "dtype": "float32"}
+    conditions = comparison.read_conditions(workspace)
+    systems = Systems(workspace / "models", conditions.settings, comparison.Runtime("cpu", "float32"))
+    shards = comparison._evaluate("new", systems, conditions, workspace, benchmark.load(conditions.benchmark))
+    settings = conditions.settings.model_dump(mode="json") | {"steps": steps}
+    params = {"benchmark": conditions.benchmark, "n_edits": 4, "split": "held_out", "settings": settings, "dtype": "float32"}
     scratch = scratch_folder(workspace, "evaluation", "key")
-    for task, of_task in records.items():
-        write_shard(scratch / f"shard-emuedit-{task}.parquet", of_task, EvalRecord)
+    for task, path in shards.items():
+        shutil.copy(path, scratch / f"shard-emuedit-{task}.parquet")
     publish(scratch, workspace / comparison.EVALUATION, "evaluation", params, {})
 
 
@@ -104,7 +113,7 @@ def test_the_evaluation_of_now_is_taken_over_if_it_made_the_same_edits(
 ) -> None:
     publish_evaluation(workspace, steps)
     edited.clear()
-    comparison.measure(workspace / "models", "new", comparison.read_items(workspace), workspace)
+    comparison.measure(workspace / "models", "new", comparison.read_conditions(workspace), workspace)
     assert len(edited) == calls
 
 
@@ -113,7 +122,7 @@ def test_the_evaluation_of_other_bytes_is_not_taken_over(workspace: Path, edited
     publish_evaluation(workspace, 3)
     edited.clear()
     (workspace / "models/editor/weights.safetensors").write_text("new, but edited")
-    comparison.measure(workspace / "models", "new", comparison.read_items(workspace), workspace)
+    comparison.measure(workspace / "models", "new", comparison.read_conditions(workspace), workspace)
     assert len(edited) == 2
 
 
@@ -158,8 +167,8 @@ def test_the_first_model_is_compared_with_doing_nothing(workspace: Path, edited:
 
 
 def test_speed_is_measured_by_turns(workspace: Path, edited: list[tuple[str, str]]) -> None:
-    items = comparison.read_items(workspace)
-    assert len(comparison.measure_speed([workspace / "models", workspace / "champion"], items)) == 2
+    conditions = comparison.read_conditions(workspace)
+    assert len(comparison.measure_speed([workspace / "models", workspace / "champion"], conditions)) == 2
     assert [name for name, _ in edited] == ["new", "old"] * 6, "five timed edits of each, and one that loads the models"
 
 
@@ -169,19 +178,19 @@ def test_other_work_on_the_machine_does_not_make_an_editor_slow(
     seconds = [9.0, 9.0, 3.3, 1.0, 3.1, 1.1, 1.0, 1.2, 3.4, 3.0, 3.2, 1.0]  # the first ones load the models
     readings = iter(np.cumsum([value for duration in seconds for value in (0.0, duration)]))
     monkeypatch.setattr(comparison.time, "perf_counter", lambda: next(readings))
-    items = comparison.read_items(workspace)
-    assert comparison.measure_speed([workspace / "models", workspace / "champion"], items) == pytest.approx([1.0, 1.0])
+    conditions = comparison.read_conditions(workspace)
+    assert comparison.measure_speed([workspace / "models", workspace / "champion"], conditions) == pytest.approx([1.0, 1.0])
 
 
 def test_a_workspace_without_an_evaluation_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("world: {}\n")
     with pytest.raises(ParamsError, match="want the tasks and n_edits of an evaluation under evaluation"):
-        comparison.read_items(tmp_path)
+        comparison.read_conditions(tmp_path)
 
 
 def test_the_default_gate_fits_the_default_evaluation() -> None:
-    items, settings = comparison.read_items(ROOT), promote.read_gate_settings(ROOT)
-    assert items.n_edits >= settings.min_edits
+    conditions, settings = comparison.read_conditions(ROOT), promote.read_gate_settings(ROOT)
+    assert conditions.n_edits >= settings.min_edits
 
 
 def test_the_edits_of_a_folder_are_counted_without_opening_images_and_models(workspace: Path) -> None:
@@ -192,11 +201,11 @@ def test_the_edits_of_a_folder_are_counted_without_opening_images_and_models(wor
     rows = "".join(f"{name}.png,remove,do it,a dog,a cat\n" for name in "ab")
     (folder / "edits.csv").write_text(f"image,task,instruction,input_caption,output_caption\n{rows}")
     (folder / "judge.yaml").write_text("{clip: not/opened, dino: not/opened}\n")
-    items = replace(comparison.read_items(workspace), benchmark=str(folder), tasks=("remove",), n_edits=2)
-    comparison.check_tasks(items, "the champion")
-    assert comparison.with_tasks(items, ["remove", "background"]).tasks == ("remove",)
+    conditions = replace(comparison.read_conditions(workspace), benchmark=str(folder), tasks=("remove",), n_edits=2)
+    comparison.check_tasks(conditions, "the champion")
+    assert comparison.with_tasks(conditions, ["remove", "background"]).tasks == ("remove",)
     with pytest.raises(GateError, match="want 3 edits of remove"):
-        comparison.check_tasks(replace(items, n_edits=3), "the champion")
+        comparison.check_tasks(replace(conditions, n_edits=3), "the champion")
 
 
 def test_a_champion_with_tasks_that_the_benchmark_lacks_is_an_error(
@@ -222,12 +231,12 @@ def test_a_champion_is_measured_again_on_the_tasks_of_its_promotion(
     tasks: str, measured: tuple[str, ...], note: str,
 ) -> None:  # fmt: skip
     """Other tasks in params.yaml change neither figure."""
-    key = comparison.read_items(workspace).key(workspace)
+    key = comparison.read_conditions(workspace).key(workspace)
     (workspace / "params.yaml").write_text(PARAMS.replace("remove, background", tasks.removesuffix(", flying")))
     then = [("overall", 8, 0.0, 0.75), ("remove", 4, 0.0, 1.0), ("add", 4, 0.0, 0.5)]
     if note:
         then[2] = ("flying", 4, 0.0, 0.5)
-    version = ModelVersion(7, "run", {promote.TABLE_TAG: json.dumps(then), promote.ITEMS_TAG: key})
+    version = ModelVersion(7, "run", {promote.TABLE_TAG: json.dumps(then), promote.CONDITIONS_TAG: key})
     monkeypatch.setattr(promote.registry, "download_version", lambda uri: workspace / "champion")
     result = promote.measure_again(version, workspace)
     assert {task for _, task in edited} == set(measured)
@@ -240,9 +249,9 @@ def test_other_edits_are_other_conditions(
 ) -> None:
     monkeypatch.setattr(promote.registry, "download_version", lambda uri: workspace / "champion")
     decision = promote.compare_with_champion(workspace / "models", "new", None, workspace)
-    assert decision.items == comparison.read_items(workspace).key(workspace)
+    assert decision.conditions_key == comparison.read_conditions(workspace).key(workspace)
     table = [(row.name, row.n, row.champion, row.challenger) for row in decision.rows]
-    version = ModelVersion(7, "run", {promote.TABLE_TAG: json.dumps(table), promote.ITEMS_TAG: decision.items})
+    version = ModelVersion(7, "run", {promote.TABLE_TAG: json.dumps(table), promote.CONDITIONS_TAG: decision.conditions_key})
     assert promote.measure_again(version, workspace).has_fallen(0.05)
     (workspace / "params.yaml").write_text(PARAMS.replace("n_edits: 4", "n_edits: 5"))
     result = promote.measure_again(version, workspace)

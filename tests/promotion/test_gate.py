@@ -25,7 +25,7 @@ def outcomes(share: float, seed: int = 0) -> list[bool]:
 
 def measurement(name: str = "editor", **shares: float) -> Measurement:
     tasks = shares or {"local": 0.5, "remove": 0.5}
-    return Measurement(name, {task: outcomes(share) for task, share in tasks.items()}, items="same")
+    return Measurement(name, {task: outcomes(share) for task, share in tasks.items()}, conditions_key="same")
 
 
 def test_a_better_challenger_is_promoted_with_figures() -> None:
@@ -47,8 +47,8 @@ def test_an_equal_challenger_is_refused_unless_not_worse_is_enough() -> None:
 
 def test_a_gain_within_the_noise_is_refused() -> None:
     """Other edits succeed than before, and two more of them: no evidence of a better editor."""
-    champion = Measurement("champion", {"local": outcomes(0.5, seed=1)}, items="same")
-    challenger = Measurement("editor", {"local": outcomes(0.53, seed=2)}, items="same")
+    champion = Measurement("champion", {"local": outcomes(0.5, seed=1)}, conditions_key="same")
+    challenger = Measurement("editor", {"local": outcomes(0.53, seed=2)}, conditions_key="same")
     decision = decide(challenger, champion, SETTINGS)
     assert decision.rows[0].challenger > decision.rows[0].champion
     assert not decision.promote
@@ -93,6 +93,17 @@ def test_untouched_pixels_time_and_size_have_their_bounds() -> None:
         assert words in decision.reason
 
 
+def test_untouched_pixels_are_compared_in_edits_that_both_editors_made() -> None:
+    """A champion that refuses most instructions leaves their pixels alone; that is no standard for an editor that edits."""
+    old = replace(measurement("champion", local=0.3), untouched={"local": [None, 0.03, None], "remove": [None]})
+    new = replace(measurement(local=0.9), untouched={"local": [0.2, 0.03, 0.2], "remove": [0.5]})
+    decision = decide(new, old, SETTINGS)
+    assert decision.promote
+    assert decision.outside == "change by 0.0300, the champion's by 0.0300 in the same 1 edits"
+    assert not decide(replace(new, untouched={"local": [None, 0.04, None]}), old, SETTINGS).promote
+    assert decide(replace(new, untouched={"local": [0.4, None, None]}), old, SETTINGS).outside.startswith("not measured")
+
+
 def test_untouched_pixels_that_were_not_measured_are_reported_with_the_reason() -> None:
     gaps = {"without a reference result": 60, "with a reference result that leaves less than 5% of the pixels unchanged": 4}
     old = replace(measurement("champion", local=0.3), untouched={"local": [None] * N}, untouched_gaps=gaps)
@@ -112,7 +123,7 @@ def test_the_table_has_the_change_of_untouched_pixels_and_the_number_of_gaps() -
     new = replace(measurement(local=0.9), untouched={"local": [0.002, None]}, untouched_gaps={"without a reference result": 1})
     line = decide(new, old, SETTINGS).table().splitlines()[-1]
     assert line == (
-        "pixels outside the edit: change by 0.0020, the champion's by 0.0010; "
+        "pixels outside the edit: change by 0.0020, the champion's by 0.0010 in the same 1 edits; "
         "not measured: without a reference result (1 of 64 edits)"
     )
 
@@ -127,7 +138,7 @@ def test_a_first_model_must_only_beat_doing_nothing() -> None:
 def test_measurements_of_other_edits_are_not_compared() -> None:
     """A champion of .600 on two tasks once lost to .650 on one of them alone."""
     with pytest.raises(GateError, match="want both editors measured on the same edits"):
-        decide(replace(measurement(), items="other"), measurement(), SETTINGS)
+        decide(replace(measurement(), conditions_key="other"), measurement(), SETTINGS)
     with pytest.raises(GateError, match="want the same edits of both editors"):
         decide(measurement(remove=0.65), measurement(local=0.6, remove=0.6), SETTINGS)
     with pytest.raises(GateError, match=r"want at least promotion.min_edits = 65 edits of each task, got \{'local': 64"):
@@ -167,8 +178,8 @@ def test_an_exact_tie_of_the_means_is_no_gain() -> None:
     result = compare_paired(counts, list(gains), 0.9, 100)
     assert result.mean == 0
     success = {task: ([False] * 10, [True] * abs(gain) + [False] * (10 - abs(gain))) for task, gain in gains.items()}
-    new = Measurement("new", {task: success[task][gain > 0] for task, gain in gains.items()}, items="same")
-    old = Measurement("old", {task: success[task][gain < 0] for task, gain in gains.items()}, items="same")
+    new = Measurement("new", {task: success[task][gain > 0] for task, gain in gains.items()}, conditions_key="same")
+    old = Measurement("old", {task: success[task][gain < 0] for task, gain in gains.items()}, conditions_key="same")
     settings = GateSettings(min_edits=1, confidence=0.501, task_allowance=1)
     assert not decide(new, old, settings).promote
 

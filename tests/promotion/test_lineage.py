@@ -12,6 +12,7 @@ from emuedit.promotion import lineage
 from emuedit.tracking import alias_moves, registry
 from emuedit.tracking.registry import ModelVersion, RegistryError
 from flows import dvc_graph, release
+from flows.retrain_options import RetrainOptions
 
 LOCK = """
 stages:
@@ -94,7 +95,7 @@ def test_a_version_is_listed_explained_and_made_again(
     shell("git", "add", ".", cwd=project)
     shell("git", "add", "--force", "reports/metrics.json", cwd=project)  # as retrains of earlier versions did on a branch
     shell("git", "commit", "-qm", "a pipeline and its results", cwd=project)
-    release.finish(project, dvc_graph.read(project), release.start(project), {}, register=True)
+    release.finish(dvc_graph.read(project), release.start(project), {}, RetrainOptions())
     capsys.readouterr()
 
     assert cli.main(["models"]) == 0

@@ -11,6 +11,7 @@ from emuedit.data.png import encode_png
 from emuedit.data.records import EvalRecord
 from emuedit.metrics.benchmark import Pictures
 from emuedit.metrics.photo_benchmark import PhotoEdits
+from emuedit.predictor.task_predictor import NO_EDIT
 from emuedit.promotion import comparison
 
 
@@ -63,11 +64,22 @@ def test_a_task_that_changes_the_whole_image_has_no_untouched_pixels() -> None:
     exact = source.copy()
     exact[:, :32] = (220, 20, 20)
     record = record_of(source, source + np.uint8(20), exact)
-    assert comparison._measure_untouched(replace(record, task="style")) == "of a task that changes the whole image"
+    style = replace(record, task="style", given_task="style")
+    assert comparison._measure_untouched(style) == "of a task that changes the whole image"
     assert comparison._measure_untouched(record) == pytest.approx(20 / 255)
-    measured = comparison._summarise("new", {"local": [record], "style": [replace(record, task="style")] * 2}, "key")
+    measured = comparison._summarise("new", {"local": [record], "style": [style] * 2}.items(), "key")
     assert measured.untouched == {"local": [pytest.approx(20 / 255)], "style": [None, None]}
     assert measured.untouched_gaps == {"of a task that changes the whole image": 2}
+
+
+def test_an_edit_that_was_not_made_says_nothing_about_untouched_pixels(photograph: tuple[Pictures, Pictures]) -> None:
+    """A refused instruction leaves every pixel; and another task's edit changes others."""
+    source, exact = photograph
+    edited = record_of(source, exact, exact)
+    records = [replace(edited, given_task=task) for task in (NO_EDIT, "style", "local")]
+    measured = comparison._summarise("new", {"local": records}.items(), "key")
+    assert measured.untouched == {"local": [None, None, 0.0]}
+    assert measured.untouched_gaps == {"refused, or with another predicted task": 2}
 
 
 def test_references_are_used_for_each_edit_that_has_one(photograph: tuple[Pictures, Pictures]) -> None:
@@ -75,6 +87,6 @@ def test_references_are_used_for_each_edit_that_has_one(photograph: tuple[Pictur
     source, exact = photograph
     edits = PhotoEdits("local", ["a", "b"], ["", ""], ["", ""], np.stack([source] * 2), [exact, None], None)  # type: ignore[arg-type]
     records = comparison._with_references([record_of(source, source, None)] * 2, edits)
-    measured = comparison._summarise("new", {"local": records}, "key")
+    measured = comparison._summarise("new", {"local": records}.items(), "key")
     assert measured.untouched == {"local": [0.0, None]}
     assert measured.untouched_gaps == {"without a reference result": 1}

@@ -78,6 +78,12 @@ def test_the_summary_is_one_line(tags: dict[str, str]) -> None:
     )
 
 
+def test_a_success_that_a_backfill_measured_is_not_called_that_of_its_own_evaluation(tags: dict[str, str]) -> None:
+    backfilled = tags | {version_card.SUCCESS_TAG: "0.5500", version_card.SUCCESS_CONDITIONS_TAG: "conditions"}
+    summary = version_card.summarise(ModelVersion(3, "run3", backfilled))
+    assert summary.startswith("Edit success 0.5500 measured by the last backfill. Gate: ")
+
+
 def test_uncommitted_changes_are_listed(tags: dict[str, str]) -> None:
     changed = tags | {"git.dirty": "true", "git.changes": "params.yaml, emuedit/tasks.py"}
     assert "with uncommitted changes: params.yaml, emuedit/tasks.py" in version_card.render(ModelVersion(3, "run3", changed))

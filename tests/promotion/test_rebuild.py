@@ -1,0 +1,74 @@
+"""A version that continued a registered model is rebuilt from that model, or not at all."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from emuedit.promotion import rebuild
+from emuedit.tracking.registry import ModelVersion, RegistryError
+
+PARENT = "models:/emuedit-editor/3"
+PIPELINE = """\
+stages:
+  train:
+    cmd: python -c "import os; open('editor.txt', 'w').write(os.environ['EMUEDIT_REBUILT_PARENT'])"
+    outs: [editor.txt]
+"""
+
+
+@pytest.fixture
+def commit(repository: Path, project: Path, shell: Callable[..., str]) -> str:
+    """A commit of a pipeline whose one stage writes the model that it continues."""
+    (project / "dvc.yaml").write_text(PIPELINE)
+    shell("git", "add", ".", cwd=project)
+    shell("git", "commit", "-qm", "a pipeline", cwd=project)
+    return shell("git", "rev-parse", "HEAD", cwd=project).strip()
+
+
+def version_of(commit: str, parent: str = PARENT, md5: str = "") -> ModelVersion:
+    return ModelVersion(7, "run", {"git.commit": commit, "git.dirty": "false", "parent": parent, "dvc.editor.txt": md5})
+
+
+@pytest.mark.slow
+def test_the_stages_start_from_the_registered_parent(
+    commit: str, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuild, "download_version", lambda uri: tmp_path / "cache" / uri.rpartition("/")[2])
+    text = f"{PARENT}={tmp_path}/cache/3"
+    version = version_of(commit, md5=hashlib.md5(text.encode(), usedforsecurity=False).hexdigest())
+    (output,) = rebuild.rebuild(version, project, tmp_path / "worktree")
+    assert (tmp_path / "worktree/editor.txt").read_text() == text
+    assert output.is_identical
+
+
+def test_a_parent_that_cannot_be_had_stops_the_rebuild_before_any_stage(
+    commit: str, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(uri: str) -> Path:
+        raise RegistryError(f"no files of {uri}")
+
+    monkeypatch.setattr(rebuild, "download_version", download)
+    with pytest.raises(RegistryError, match=f"no files of {PARENT}"):
+        rebuild.rebuild(version_of(commit), project, tmp_path / "worktree")
+    with pytest.raises(RegistryError, match=r"got 7, which continued models:/emuedit-editor@champion: .*another version today"):
+        rebuild.rebuild(version_of(commit, "models:/emuedit-editor@champion"), project, tmp_path / "worktree")
+    assert not (tmp_path / "worktree").exists()
+
+
+def test_code_that_would_start_from_another_editor_is_not_run(
+    project: Path, tmp_path: Path, shell: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("emuedit/__init__.py", "emuedit/editor/__init__.py", "emuedit/editor/package_folder.py"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("")
+    shell("git", "add", ".", cwd=project)
+    shell("git", "commit", "-qm", "older code", cwd=project)
+    monkeypatch.setattr(rebuild, "download_version", lambda uri: tmp_path)
+    commit = shell("git", "rev-parse", "HEAD", cwd=project).strip()
+    with pytest.raises(
+        RegistryError, match=rf"want a commit whose code can .*which continued {PARENT} \(ImportError: cannot import"
+    ):
+        rebuild.rebuild(version_of(commit), project, tmp_path / "worktree")
+    assert not (tmp_path / "worktree/dvc.lock").exists()

@@ -123,7 +123,7 @@ def run(sampler: EditSampler, script: TurnScript, settings: EditSettings, turns:
         cycle = turn % len(script.task)
         before = image_tensors.from_uint8(pictures[-1])
         seeds = [1000 * turn + row for row in range(n)]
-        after = sampler.sample(before, script.instructions[cycle], [script.task[cycle]] * n, settings, seeds)
+        after = sampler.sample(before, script.instructions[cycle], [script.task[cycle]] * n, settings, seeds).images
         pictures.append(image_tensors.to_uint8(after))
         progress.advance()
     return pictures[1:]

@@ -54,7 +54,7 @@ def make_sides(sampler: EditSampler, settings: EditSettings) -> dict[str, Edit]:
         return lambda images, texts, task, seeds: published_editor.edit(pipeline, sampler, images, texts, task, chosen, seeds)
 
     def ours(chosen: EditSettings) -> Edit:
-        return lambda images, texts, task, seeds: sampler.sample(images, texts, [task] * len(texts), chosen, seeds)
+        return lambda images, texts, task, seeds: sampler.sample(images, texts, [task] * len(texts), chosen, seeds).images
 
     return {
         "published": published(plain),

@@ -31,11 +31,11 @@ from scipy.ndimage import maximum_filter
 from emuedit import config
 from emuedit.data import filter_search
 from emuedit.data.filter_search import Edge, SelectionQuality, selection_quality
-from emuedit.data.filters import SCORE_PREFIX
 from emuedit.data.png import encode_png
 from emuedit.data.publish import read_folder
 from emuedit.data.records import Pair
 from emuedit.data.selection import NOT_BEST
+from emuedit.data.shards import SCORE_PREFIX
 from emuedit.models import text_to_image
 from emuedit.models.image_tensors import from_uint8, to_uint8
 from emuedit.models.text_to_image import TextToImageModel

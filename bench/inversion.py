@@ -26,7 +26,7 @@ from emuedit import config
 from emuedit.data import contact_sheet
 from emuedit.editor import sampling
 from emuedit.editor.settings import EditSettings
-from emuedit.metrics.baselines import make_edits
+from emuedit.metrics.systems import make_edits
 from emuedit.runtime import Runtime
 from emuedit.training.inversion_examples import encode_split
 from emuedit.training.loss import LossWeights
@@ -51,12 +51,12 @@ HELD_OUT = 8
 
 def run(folder: Path, task: str, method: str, n: int, seed: int, quick: bool) -> tuple[dict[str, Any], np.ndarray]:
     """Learn a task from n examples by a method: (results, outputs); outputs are uint8 [32, H, W, 3]."""
-    editor = sampling.load(folder, Runtime.choose("auto", "float32"))
+    sampler = sampling.load(folder, Runtime.choose("auto", "float32"))
     params = config.read_yaml(command.ROOT / config.PARAMS_FILE)
     weights = LossWeights.model_validate_json(json.dumps(params["inversion"]["loss_weights"]))
     examples = build_edits(task, "train", 1000 * seed, n + HELD_OUT)
     rows = (range(n), range(n, n + HELD_OUT))
-    learned_from, held_out = encode_split(editor, examples.before, examples.exact, examples.instructions, rows, flip=True)
+    learned_from, held_out = encode_split(sampler, examples.before, examples.exact, examples.instructions, rows, flip=True)
     changes: dict[str, Any] = {"steps": QUICK_STEPS if quick else STEPS} | METHODS[method]
     settings = InversionSettings(
         task=task, n_examples=n, n_held_out=HELD_OUT, lr=0.05, batch_size=8, eval_every_steps=25, patience=1000, seed=seed,
@@ -66,15 +66,15 @@ def run(folder: Path, task: str, method: str, n: int, seed: int, quick: bool) ->
     test = build_edits(task, "held_out", 0, QUICK_EDITS if quick else EDITS)
     edit_settings = EditSettings().with_changes(params["evaluation"]["settings"])
     learned = invert(
-        editor, learned_from, held_out,
+        sampler, learned_from, held_out,
         settings.model_copy(update={"steps": 0, "adapter_rank": 0}) if method == "textual_inversion" else settings,
     )  # fmt: skip
-    editor.add_task("new", learned.v, learned.adapter)
+    sampler.add_task("new", learned.v, learned.adapter)
     if method == "textual_inversion":
-        word = textual_inversion.learn(editor, learned_from, learned.v, settings)
+        word = textual_inversion.learn(sampler, learned_from, learned.v, settings)
         test.instructions[:] = [f"{word} {text}" for text in test.instructions]
     seconds = time.perf_counter() - start
-    output = make_edits(editor, test, ["new"] * len(test.instructions), edit_settings, list(range(len(test.instructions))))
+    output = make_edits(sampler, test, ["new"] * len(test.instructions), edit_settings, list(range(len(test.instructions))))
     success = test.judge(output).success
     figures = {"success": float(success.mean()), "n_edits": len(success), "seconds": round(seconds, 1), "start": learned.start}
     return figures, output

@@ -37,7 +37,7 @@ def edit_and_enlarge(editor: Editor, photo: np.ndarray, instruction: str, task: 
     side = editor.sampler.resolution_px
     small = np.asarray(Image.fromarray(photo).resize((side, side), Image.Resampling.BICUBIC))
     settings = SETTINGS.with_changes({"composite": 0, "change_threshold": 0.0, "preserve": 0.0})
-    edited = to_uint8(editor.sampler.sample(from_uint8(small), [instruction], [task], settings))[0]
+    edited = to_uint8(editor.sampler.sample(from_uint8(small), [instruction], [task], settings).images)[0]
     return np.asarray(Image.fromarray(edited).resize(photo.shape[1::-1], Image.Resampling.BICUBIC))
 
 

@@ -15,7 +15,7 @@ from harness import command
 
 from emuedit import config
 from emuedit.data import filters, selection
-from emuedit.data.filters import SCORE_PREFIX
+from emuedit.data.shards import SCORE_PREFIX
 from emuedit.stages.dataset import DatasetParams, filter_pairs
 from emuedit.tasks import TASKS
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from emuedit import config
 from emuedit.core import compositing
 from emuedit.editor import sampling
+from emuedit.editor.sampling_options import SamplingOptions
 from emuedit.editor.settings import EditSettings
 from emuedit.models.image_tensors import from_uint8, to_uint8
 from emuedit.progress import Progress
@@ -58,11 +59,14 @@ def main() -> None:
     edits = {task: build_edits(task, "held_out", 3000, n) for task in TASKS}
     exact = mean_of([seam_by_depth(from_uint8(edits[task].before), from_uint8(edits[task].exact)) for task in LOCAL])
     outputs: dict[str, Tensor] = {}
-    shifts: list[float | None] = []
+    shifts_px: list[float | None] = []
+    options = SamplingOptions(measure_shifts=True)
     with Progress("edits", len(TASKS) * n, "edit") as progress:
         for task in TASKS:
             arguments = (edits[task].instructions, [task] * n, settings.with_changes({"border_px": 0}), list(range(n)))
-            outputs[task] = sampler.sample(from_uint8(edits[task].before), *arguments, shifts=shifts)
+            edited = sampler.sample(from_uint8(edits[task].before), *arguments, options=options)
+            outputs[task] = edited.images
+            shifts_px += edited.shifts_px
             progress.advance(n)
     by_border: dict[str, dict[str, Any]] = {}
     for border_px in BORDERS_PX:
@@ -83,7 +87,7 @@ def main() -> None:
             "changed_share": round(sum(shares) / len(shares), 4),
             "success": {"mean": round(sum(success.values()) / len(success), 4)} | success,
         }
-    measured = [shift for shift in shifts if shift is not None]
+    measured = [shift for shift in shifts_px if shift is not None]
     figures = {
         "default_px": settings.border_px,
         "seam_default": by_border[f"{settings.border_px} px"]["seam"],
@@ -94,7 +98,7 @@ def main() -> None:
             zip(("median", "p90", "max"), (round(float(q), 3) for q in np.quantile(measured, (0.5, 0.9, 1))), strict=True)
         ),
         "shifts_measured": len(measured),
-        "shifts_undefined": len(shifts) - len(measured),
+        "shifts_undefined": len(shifts_px) - len(measured),
     }
     command.write_result(__file__, figures, args.quick)
 

@@ -31,7 +31,7 @@ LONGEST_FILES = (
     "toyworld/test_exact_edits.py", "promotion/test_alias_moves.py", "stages/test_router.py", "stages/test_validation.py",
     "doors/test_services.py", "training/test_task_inversion.py", "test_architecture.py", "flows/test_process_guard.py",
     "editor/test_sampling.py", "promotion/test_lineage.py", "toyworld/test_task_judge.py",
-    "editor/test_task_adapter.py", "training/test_start.py", "test_tasks.py",
+    "editor/test_task_adapter.py", "training/test_starting_point.py", "test_tasks.py",
     "tracking/test_tracking.py", "flows/test_release.py", "toyworld/test_base_model_training.py",
     "models/test_constrained_decoding.py", "flows/test_publication.py", "doors/test_params.py", "toyworld/test_pair_judge.py",
     "editing/test_learn_task.py", "operations/test_mlflow_tables.py", "synthesis/test_attention_features.py",

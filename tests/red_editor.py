@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from emuedit.editor.sampling_options import NO_OPTIONS, Edited, SamplingOptions
 from emuedit.editor.settings import EditSettings
 from emuedit.predictor.task_predictor import TaskPrediction
 
@@ -25,7 +26,7 @@ class RedSampler:
 
     tasks = ("local", "remove")
     resolution_px, grid_px, max_tokens = 1024, 8, 40
-    weights = "red"
+    fingerprint = "red"
     inverted_tasks = ()
 
     def __init__(self) -> None:
@@ -42,16 +43,14 @@ class RedSampler:
         settings: EditSettings,
         seeds: Sequence[int],
         report: Any = None,
-        shifts: list[float | None] | None = None,
-    ) -> torch.Tensor:
+        options: SamplingOptions = NO_OPTIONS,
+    ) -> Edited:
         self.calls.append(SampleCall(instructions[0], tasks[0], settings, seeds[0]))
         for _ in range(settings.steps if report else 0):
             report(len(images))
-        if shifts is not None:
-            shifts += [None] * len(images)
         changed = images.clone()
         changed[:, 0] = (changed[:, 0] + (0.5 if tasks[0] == "local" else -0.25)).clamp(-1, 1)
-        return changed
+        return Edited(changed, (None,) * len(images))
 
 
 class WordPredictor:

@@ -276,7 +276,7 @@ def test_help_describes_every_setting(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_session_is_saved_and_made_again(sampler: RedSampler, capsys: pytest.CaptureFixture[str]) -> None:
-    sampler.weights = "abc"  # type: ignore[attr-defined]
+    sampler.fingerprint = "abc"  # type: ignore[attr-defined]
     words = ["edit", "in.png", "make it red", "remove it", "-o", "out.png", "--session", "session.json", "--mask", "mask.png"]
     assert cli.main([*words, "--seed", "3"]) == 0
     assert np.asarray(Image.open("mask.png")).max() == 255

@@ -23,9 +23,9 @@ RATE = 5e-4
 """diffusers' example: 5.0e-4, times the batch size with --scale_lr."""
 
 
-def learn(editor: EditSampler, examples: Batch, v: Tensor, settings: InversionSettings) -> str:
+def learn(sampler: EditSampler, examples: Batch, v: Tensor, settings: InversionSettings) -> str:
     """Train the token on the examples, with the task embedding v [D_v]; returns its word for use in texts."""
-    tokenizer, encoder = editor.parts.pipeline.tokenizer, editor.parts.pipeline.text_encoder
+    tokenizer, encoder = sampler.parts.pipeline.tokenizer, sampler.parts.pipeline.text_encoder
     tokenizer.add_tokens([WORD])
     encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     row = tokenizer.convert_tokens_to_ids(WORD)
@@ -35,17 +35,17 @@ def learn(editor: EditSampler, examples: Batch, v: Tensor, settings: InversionSe
     table.requires_grad_(True)
     frozen = table.detach().clone()
     optimizer = torch.optim.AdamW([table], lr=RATE * settings.batch_size, weight_decay=1e-2)
-    n_timesteps = editor.parts.scheduler.config.num_train_timesteps
+    n_timesteps = sampler.parts.scheduler.config.num_train_timesteps
     for step in range(settings.steps):
         chosen = torch.from_numpy(rng("textual inversion", settings.seed, step).integers(len(examples), size=settings.batch_size))
         batch = select_examples(examples, chosen)
-        text = editor.parts.encode_text_with_grad([f"{WORD} {instruction}" for instruction in batch.instructions])
+        text = sampler.parts.encode_text_with_grad([f"{WORD} {instruction}" for instruction in batch.instructions])
         batch = Batch(**(vars(batch) | {"text": TextCondition(text.hidden, text.pooled)}))
         draws = draw_noise(
             tuple(batch.target.shape), n_timesteps, settings.dropout, 1.0, "textual inversion", settings.seed, step
         )
         rows = v.expand(len(batch), -1)
-        loss = loss_parts(editor.net, editor.parts.scheduler, batch, draws, rows, UNWEIGHTED).total(UNWEIGHTED).mean()
+        loss = loss_parts(sampler.net, sampler.parts.scheduler, batch, draws, rows, UNWEIGHTED).total(UNWEIGHTED).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from types import EllipsisType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from emuedit.core import compositing
 from emuedit.editor.sampling import EditSampler, ReportStep
+from emuedit.editor.sampling_options import Edited, SamplingOptions
 from emuedit.editor.settings import EditSettings
 from emuedit.tasks import changes_whole_image, edits_an_object, find_task
 
@@ -50,24 +50,24 @@ def edit_any_size(
     settings: EditSettings,
     seeds: Sequence[int],
     report: ReportStep | None = None,
-    shifts: list[float | None] | None = None,
-) -> Tensor:
+    measure_shifts: bool = False,
+) -> Edited:
     """Like `EditSampler.sample`, for images [B, 3, H, W] of one size, which may exceed the working size.
 
-    shifts: gets the shift of each edited image in px of the working size; with `settings.crop` that of the first edit.
+    measure_shifts: measure `shifts_px`, in px of the working size; with `settings.crop` the shift of the first edit.
     """
     height, width = images.shape[-2:]
     resolution_px = settings.resolution or sampler.resolution_px
     size = working_size(height, width, resolution_px, sampler.grid_px)
-    options: dict[str, Any] = {} if shifts is None else {"shifts": shifts}
+    options = SamplingOptions(measure_shifts=measure_shifts)
     if size == (height, width):
-        return sampler.sample(images, instructions, tasks, settings, seeds, report, **options)
+        return sampler.sample(images, instructions, tasks, settings, seeds, report, options)
     before = torch.cat([compositing.shrink(image[None], *size) for image in images.float().cpu()])
-    after = sampler.sample(before, instructions, tasks, settings, seeds, report, **options)
+    small = sampler.sample(before, instructions, tasks, settings, seeds, report, options)
     results = []
     for row, image in enumerate(images.float().cpu()[:, None]):
         task = find_task(tasks[row])
-        edit = (before[row : row + 1], after[row : row + 1])
+        edit = (before[row : row + 1], small.images[row : row + 1])
         window = _find_window(*edit, image.shape[-2:], resolution_px) if settings.crop and edits_an_object(tasks[row]) else None
         if window is None:
             keeps_detail = task is not None and task.keeps_detail
@@ -77,9 +77,9 @@ def edit_any_size(
         arguments = ([instructions[row]], [tasks[row]], settings.model_copy(update={"crop": 0}), [seeds[row]], report)
         result = image.clone()
         weight = compositing.window_border(window[1:], image.shape[-2:], settings.border_px)
-        result[window] = compositing.blend(inside, edit_any_size(sampler, inside, *arguments), weight)
+        result[window] = compositing.blend(inside, edit_any_size(sampler, inside, *arguments).images, weight)
         results.append(result)
-    return torch.cat(results)
+    return Edited(torch.cat(results), small.shifts_px)
 
 
 def _find_window(before: Tensor, after: Tensor, size: tuple[int, int], resolution_px: int) -> Window | None:

@@ -109,7 +109,7 @@ class Editor:
         workspace_packs = [] if beside.resolve() == PACK_FOLDER.resolve() else find_packs(PACK_FOLDER)
         for pack in (*find_packs(beside), *workspace_packs):
             try:
-                if source is not None and pack in workspace_packs and task_pack.read_base(pack) != sampler.weights:
+                if source is not None and pack in workspace_packs and task_pack.read_base(pack) != sampler.fingerprint:
                     continue  # most packs of the workspace are for its own editor
                 editor.add_pack(pack)
             except TaskPackError as error:  # e.g. after retraining: the editor works without this task
@@ -124,7 +124,7 @@ class Editor:
         from emuedit.editor import task_pack
 
         pack = task_pack.load(file)
-        task_pack.check(pack, self.sampler.weights, self.reserved_names)
+        task_pack.check(pack, self.sampler.fingerprint, self.reserved_names)
         self.sampler.add_task(pack.name, pack.v, pack.adapter)
         if self.predictor is not None and self.predictor.can_add(pack.instructions):
             self.predictor.add_task(pack.name, pack.instructions)
@@ -216,13 +216,12 @@ class Editor:
         choices = self.choose_tasks(instructions, tasks)
         before = to_rgb(image)
         chosen = [choice.task for choice in choices]
-        shifts: list[float | None] = []
-        pictures = multi_turn.edit_turns(self.sampler, from_uint8(before), instructions, chosen, settings, report, shifts)
+        results = multi_turn.edit_turns(self.sampler, from_uint8(before), instructions, chosen, settings, report)
         turns: list[Turn] = []
         before = before.copy() if isinstance(image, np.ndarray) else before  # the caller may change its array later
-        for instruction, choice, picture, shift_px in zip(instructions, choices, pictures, shifts, strict=True):
-            after = to_uint8(picture)[0]
-            turns.append(Turn(instruction, choice, after, before, changed_area.measure(before, after, shift_px)))
+        for instruction, choice, edited in zip(instructions, choices, results, strict=True):
+            after = to_uint8(edited.images)[0]
+            turns.append(Turn(instruction, choice, after, before, changed_area.measure(before, after, *edited.shifts_px)))
             before = after
         return turns
 
@@ -275,7 +274,7 @@ class Editor:
                 settings,
                 [settings.seed + row for row in rows],
             )
-            outputs |= dict(zip(rows, to_uint8(edited), strict=True))
+            outputs |= dict(zip(rows, to_uint8(edited.images), strict=True))
         return [outputs[row] for row in range(len(pixels))]
 
 

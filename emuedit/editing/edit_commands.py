@@ -15,7 +15,7 @@ from emuedit.editing.api import Editor, TruncatedInstructionWarning
 from emuedit.editing.edit_turn import Turn
 from emuedit.editing.session import ANIMATION_SUFFIXES, EditSession
 from emuedit.editor import changed_area
-from emuedit.editor.package_folder import CHAMPION
+from emuedit.editor.package_folder import CHAMPION_URI
 from emuedit.editor.package_layout import EDITOR, MODELS
 from emuedit.editor.settings import EditSettings
 from emuedit.progress import Progress, waiting
@@ -53,12 +53,11 @@ def _edit(options: argparse.Namespace) -> None:
             session.extend(options.instructions, tasks, settings, progress.advance)
     for warning in cut_instructions:
         print(f"emuedit: {warning.message}", file=sys.stderr)
-    for number, step in enumerate(session.steps, start=1):
-        turn = step.turn
+    for number, turn in enumerate(session.turns, start=1):
         path = turn_files[number - 1] if turn_files else None
         if path:
             _write(path, turn.pixels, picture)
-        print(f"{_describe(turn)}; {step.touched}" + (f" -> {path}" if path else ""))
+        print(f"{_describe(turn)}; {turn.touched}" + (f" -> {path}" if path else ""))
     edited = session.pixels
     _write(out, edited, picture)
     height, width = edited.shape[:2]
@@ -86,9 +85,9 @@ def _replay(options: argparse.Namespace) -> None:
     with waiting("editing"):
         session = EditSession.replay(editor, picture.pixels, options.session, options.any_image)
     _write(out, session.pixels, picture)
-    for step in session.steps:
-        print(f"{_describe(step.turn)}; {step.touched}")
-    print(f"{out}: {len(session.steps)} turns")
+    for turn in session.turns:
+        print(f"{_describe(turn)}; {turn.touched}")
+    print(f"{out}: {len(session.turns)} turns")
     if options.sheet:
         _write(options.sheet, np.asarray(session.contact_sheet().convert("RGB")), None)
         print(f"{options.sheet}: all turns")
@@ -149,7 +148,7 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
     several = "what to change; several instructions are applied in sequence"
     edit.add_argument("instructions", nargs="+", metavar="instruction", help=several)
     edit.add_argument("-o", "--out", type=Path, help="where to write the result; default: <image>-edited.png")
-    sources = f"folder, {CHAMPION}, runs:/<id>/<path> or hub id; default: the registered champion, else {MODELS / EDITOR}"
+    sources = f"folder, {CHAMPION_URI}, runs:/<id>/<path> or hub id; default: the registered champion, else {MODELS / EDITOR}"
     edit.add_argument("--model", help=sources)
     edit.add_argument("--task", help="use this task; skips the task predictor")
     edit.add_argument("--keep-turns", action="store_true", help="also write every turn, as <out>-1.png, <out>-2.png, ...")

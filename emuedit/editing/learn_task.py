@@ -59,7 +59,7 @@ def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSe
     """
     check_name(settings.task, editor)
     sampler, file = editor.sampler, out / f"{settings.task}.safetensors"
-    task_pack.check_replaceable(file, sampler.weights)
+    task_pack.check_replaceable(file, sampler.fingerprint)
     side_px = editor.settings.resolution or sampler.resolution_px
     pictures = example_folder.load_pictures(examples, max(1, round(side_px / sampler.grid_px)) * sampler.grid_px)
     instructions = [example.instruction for example in examples]
@@ -67,7 +67,7 @@ def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSe
     rows = (split.learned, split.held_out)
     batches = encode_split(sampler, pictures.before, pictures.after, instructions, rows, settings.flip)
     learned = invert(sampler, *batches, settings)
-    pack = learned.pack(sampler.weights, settings, instructions, {"settings": settings.model_dump(mode="json")})
+    pack = learned.pack(sampler.fingerprint, settings, instructions, {"settings": settings.model_dump(mode="json")})
     out.mkdir(parents=True, exist_ok=True)
     task_pack.save(pack, file)
     editor.add_pack(file)

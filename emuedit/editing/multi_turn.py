@@ -8,6 +8,7 @@ from torch import Tensor
 
 from emuedit.editing.any_size import edit_any_size
 from emuedit.editor.sampling import EditSampler, ReportStep
+from emuedit.editor.sampling_options import Edited
 from emuedit.editor.settings import EditSettings
 from emuedit.models import image_tensors
 
@@ -19,12 +20,11 @@ def edit_turns(
     tasks: Sequence[str],
     settings: EditSettings,
     report: ReportStep | None = None,
-    shifts: list[float | None] | None = None,
-) -> list[Tensor]:
-    """Image [1, 3, H, W] in [-1, 1] -> the image after each turn. Turn i uses seed + i.
+) -> list[Edited]:
+    """Image [1, 3, H, W] in [-1, 1] -> the image after each turn and its shift. Turn i uses seed + i.
 
     Results are rounded to bytes, so a turn gives the same result in memory as from a file. `EditSampler.sample` keeps pixels that
-    change less than `change_threshold` (Emu Edit, arXiv 2311.10089). shifts: gets the shift of each turn, see `edit_any_size`.
+    change less than `change_threshold` (Emu Edit, arXiv 2311.10089). Shifts: see `edit_any_size`.
 
     Raises ValueError unless there is one image and one task per instruction, UnknownTaskError for an unknown task.
     """
@@ -33,10 +33,11 @@ def edit_turns(
             f"want one image and a task for each instruction, got {len(image)} images, {len(instructions)} instructions, "
             f"{len(tasks)} tasks"
         )
-    pictures: list[Tensor] = []
+    turns: list[Edited] = []
     before = image.float().cpu()
     for turn, (instruction, task) in enumerate(zip(instructions, tasks, strict=True)):
-        after = edit_any_size(sampler, before, [instruction], [task], settings, [settings.seed + turn], report, shifts)
-        before = image_tensors.from_uint8(image_tensors.to_uint8(after))
-        pictures.append(before)
-    return pictures
+        seeds = [settings.seed + turn]
+        edited = edit_any_size(sampler, before, [instruction], [task], settings, seeds, report, measure_shifts=True)
+        before = image_tensors.from_uint8(image_tensors.to_uint8(edited.images))
+        turns.append(Edited(before, edited.shifts_px))
+    return turns

@@ -26,7 +26,6 @@ from emuedit.data.atomic_file import replacing
 from emuedit.editing.api import Editor
 from emuedit.editing.edit_turn import Turn
 from emuedit.editing.editor_inputs import Picture, check_instructions, to_rgb
-from emuedit.editor.changed_area import ChangedArea
 from emuedit.editor.settings import EditSettings
 
 if TYPE_CHECKING:
@@ -40,25 +39,19 @@ _CAPTION_LINES = 4
 
 
 class SessionError(ValueError):
-    """Raised for an impossible step and for an invalid or incompatible session file."""
+    """Raised for an impossible undo or redo and for an invalid or incompatible session file."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """One turn of a session: instruction, settings and resulting image."""
+class SessionTurn(Turn):
+    """One turn of a session, with the settings that reproduce it."""
 
-    turn: Turn
     settings: EditSettings
     """Settings with the seed of this turn."""
 
-    @property
-    def touched(self) -> ChangedArea:
-        """The changed area."""
-        return self.turn.touched
-
     def record(self) -> dict[str, Any]:
         """The data that reproduces the turn."""
-        return {"instruction": self.turn.instruction, "task": self.turn.choice.task, "settings": self.settings.model_dump()}
+        return {"instruction": self.instruction, "task": self.choice.task, "settings": self.settings.model_dump()}
 
 
 class EditSession:
@@ -70,29 +63,29 @@ class EditSession:
         pixels = to_rgb(image)
         is_shared = isinstance(image, np.ndarray)  # the caller may change its array later
         self.original: Pixels = pixels.copy() if is_shared else pixels
-        self._steps: list[Step] = []
-        self._undone: list[Step] = []
+        self._turns: list[SessionTurn] = []
+        self._undone: list[SessionTurn] = []
 
     @property
-    def steps(self) -> tuple[Step, ...]:
+    def turns(self) -> tuple[SessionTurn, ...]:
         """The turns, without undone ones."""
-        return tuple(self._steps)
+        return tuple(self._turns)
 
     @property
     def pixels(self) -> Pixels:
         """The current image, uint8 [H, W, 3]."""
-        return self._steps[-1].turn.pixels if self._steps else self.original
+        return self._turns[-1].pixels if self._turns else self.original
 
     def edit(
         self, instruction: str, task: str | None = None, settings: EditSettings | None = None, report: ReportStep | None = None
-    ) -> Step:
+    ) -> SessionTurn:
         """Add a turn. Undone turns can then no longer be redone.
 
         task: None: chosen by the task predictor. settings: default: the editor's, with the turn's number added to the seed.
         Raises what `Editor.edit_turns` raises; the session is then unchanged.
         """
         if settings is None:
-            settings = self.editor.settings.with_changes({"seed": self.editor.settings.seed + len(self._steps)})
+            settings = self.editor.settings.with_changes({"seed": self.editor.settings.seed + len(self._turns)})
         return self.extend([instruction], [task] if task else None, settings, report)[0]
 
     def extend(
@@ -101,7 +94,7 @@ class EditSession:
         tasks: Sequence[str | None] | None,
         settings: EditSettings,
         report: ReportStep | None = None,
-    ) -> list[Step]:
+    ) -> list[SessionTurn]:
         """Add several turns, all or none. The first uses the seed of `settings`; the seed increases by one per turn.
 
         Raises SettingsError, before the first turn, if the seed of the last would be out of bounds.
@@ -109,30 +102,30 @@ class EditSession:
         check_instructions(instructions)
         used = [settings.with_changes({"seed": settings.seed + number}) for number in range(len(instructions))]
         first, *others = self.editor.edit_turns(self.pixels, instructions, tasks, settings, report)
-        turns = [replace(first, before=self.pixels), *others]  # without the copy that `edit_turns` makes
-        steps = [Step(*pair) for pair in zip(turns, used, strict=True)]
-        self._steps += steps
+        results = [replace(first, before=self.pixels), *others]  # without the copy that `edit_turns` makes
+        turns = [SessionTurn(**vars(result), settings=chosen) for result, chosen in zip(results, used, strict=True)]
+        self._turns += turns
         self._undone.clear()
-        return steps
+        return turns
 
     def undo(self) -> Pixels:
         """Undo the last turn and return the image. Raises SessionError if there is none."""
-        if not self._steps:
+        if not self._turns:
             raise SessionError("want a turn to undo, got a session without turns")
-        self._undone.append(self._steps.pop())
+        self._undone.append(self._turns.pop())
         return self.pixels
 
     def redo(self) -> Pixels:
         """Restore the turn that was undone last, without recomputing it. Raises SessionError if there is none."""
         if not self._undone:
             raise SessionError("want an undone turn to redo, got none; a new edit discards undone turns")
-        self._steps.append(self._undone.pop())
+        self._turns.append(self._undone.pop())
         return self.pixels
 
     def branch(self) -> EditSession:
         """An independent copy of the session."""
         other = copy.copy(self)
-        other._steps, other._undone = list(self._steps), []
+        other._turns, other._undone = list(self._turns), []
         return other
 
     def save(self, file: str | Path) -> None:
@@ -140,9 +133,9 @@ class EditSession:
         content = {
             "format": FORMAT,
             "picture": hash_pixels(self.original),
-            "editor": self.editor.sampler.weights,
-            "packs": self._packs(step.turn.choice.task for step in self._steps),
-            "turns": [step.record() for step in self._steps],
+            "editor": self.editor.sampler.fingerprint,
+            "packs": self._packs(turn.choice.task for turn in self._turns),
+            "turns": [turn.record() for turn in self._turns],
         }
         with replacing(Path(file)) as partial:
             partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -158,9 +151,9 @@ class EditSession:
         """
         content = _read(Path(file))
         session = cls(editor, image)
-        if content["editor"] != editor.sampler.weights:
+        if content["editor"] != editor.sampler.fingerprint:
             raise SessionError(
-                f"want the editor {content['editor']} that {file} was made with, got {editor.sampler.weights}; load that one"
+                f"want the editor {content['editor']} that {file} was made with, got {editor.sampler.fingerprint}; load that one"
             )
         if not any_image and content["picture"] != hash_pixels(session.original):
             raise SessionError(f"want the input image of {file}, got another one; allow it with --any-image")
@@ -185,8 +178,8 @@ class EditSession:
 
     def contact_sheet(self) -> Image.Image:
         """The images of all turns side by side, each with its instruction."""
-        pictures = np.stack([self.original, *(step.turn.pixels for step in self._steps)])
-        captions = ["", *(step.turn.instruction for step in self._steps)]
+        pictures = np.stack([self.original, *(turn.pixels for turn in self._turns)])
+        captions = ["", *(turn.instruction for turn in self._turns)]
         return contact_sheet.picture_grid([("", pictures)], captions, _CAPTION_LINES)
 
     def save_animation(self, file: str | Path, seconds: float = 1.0) -> None:
@@ -196,7 +189,7 @@ class EditSession:
         """
         if Path(file).suffix.lower() not in ANIMATION_SUFFIXES:
             raise SessionError(f"want an animation that ends in {', '.join(ANIMATION_SUFFIXES)}; got {file}")
-        frames = [Image.fromarray(pixels) for pixels in (self.original, *(step.turn.pixels for step in self._steps))]
+        frames = [Image.fromarray(pixels) for pixels in (self.original, *(turn.pixels for turn in self._turns))]
         with replacing(Path(file)) as partial:
             frames[0].save(partial, save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0)
 

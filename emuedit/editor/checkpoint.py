@@ -78,11 +78,11 @@ def save(
     """
     from emuedit.editor.edit_pipeline import EmuEditPipeline
 
-    weights = fingerprint(net, dtype)
+    editor_fingerprint = fingerprint(net, dtype)
     parts = {name: getattr(pipeline, name, None) for name in FROZEN_PARTS}
     zero_null_text = bool(getattr(pipeline.config, "force_zeros_for_empty_prompt", False))
     training = getattr(pipeline.config, "training", None) if training is None else training
-    net.table.register_to_config(weights=weights)
+    net.table.register_to_config(weights=editor_fingerprint)
     editor = EmuEditPipeline(
         **parts, unet=net.unet, task_embedding=net.table, force_zeros_for_empty_prompt=zero_null_text,
         training=dict(training or {}),
@@ -94,7 +94,7 @@ def save(
             _drop_origin(folder / name / "config.json")
     editor.save_config(folder)
     model_card.write(editor, folder)
-    return weights
+    return editor_fingerprint
 
 
 def training_resolution(parts: TextToImageModel) -> int:
@@ -128,7 +128,7 @@ def load(folder: str, device: str, dtype: torch.dtype) -> tuple[EditorUNet, Froz
     pipeline = text_to_image.freeze(EmuEditPipeline.from_pretrained(folder, dtype=stored_dtype), device)
     parts = FrozenParts(pipeline)
     net = EditorUNet(parts.unet, pipeline.task_embedding, parts.factor).requires_grad_(False).eval()
-    return net, parts, pipeline.task_embedding.weights
+    return net, parts, pipeline.task_embedding.fingerprint
 
 
 def _drop_origin(config_file: Path) -> None:

@@ -142,7 +142,7 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         from emuedit.editor.sampling import EditSampler
 
         parts = FrozenParts(self)
-        return EditSampler(EditorUNet(self.unet, self.task_embedding, parts.factor), parts, self.task_embedding.weights)
+        return EditSampler(EditorUNet(self.unet, self.task_embedding, parts.factor), parts, self.task_embedding.fingerprint)
 
     @torch.no_grad()
     def __call__(
@@ -187,7 +187,7 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
           with the "latents" that it returns.
         Raises UnknownTaskError, SettingsError for a setting out of bounds, and ValueError for other invalid arguments.
         """
-        from emuedit.editor.sampling import SamplingOptions
+        from emuedit.editor.sampling_options import SamplingOptions
 
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"want one of the output types {', '.join(OUTPUT_TYPES)}; got {output_type!r}")
@@ -229,8 +229,10 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
 
             negative_prompts = repeat("negative_prompt", negative_prompt) if negative_prompt else []
             options = SamplingOptions(negative_prompts, latents, after_step)
-            edited = self.sampler().sample(
-                images, repeat("prompt", prompt), repeat("task", task), settings, generators, options=options
+            edited = (
+                self.sampler()
+                .sample(images, repeat("prompt", prompt), repeat("task", task), settings, generators, options=options)
+                .images
             )
         self.maybe_free_model_hooks()
         results = convert_output(edited, output_type)

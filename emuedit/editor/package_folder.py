@@ -11,15 +11,20 @@ A pipeline folder, as published by `EmuEditPipeline.push_to_hub`, is a package w
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 from emuedit import config
-from emuedit.editor.package_layout import EDITOR, MODELS, SETTINGS
+from emuedit.data.file_manifest import SETTINGS_FILE
+from emuedit.editor.package_layout import EDITOR, MODELS
 from emuedit.editor.settings import EditSettings
 
 EDITOR_FILE = "model_index.json"  # identifies an editor folder
-CHAMPION = "models:/emuedit-editor@champion"
+CHAMPION_URI = "models:/emuedit-editor@champion"
+PARENT_ENV = "EMUEDIT_REBUILT_PARENT"
+"""Set by `emuedit rebuild`, whose stages cannot use the registry: `<reference>=<folder>` of the registered model that the version
+continued."""
 
 
 class PackageError(ValueError):
@@ -65,6 +70,12 @@ def find_champion() -> tuple[Path, str] | None:
         return None if version is None else (registry.download_version(version.uri), version.uri)
 
 
+def find_rebuilt_parent() -> tuple[Path, str] | None:
+    """Folder and name of the registered model that the training continues under `emuedit rebuild`; None outside of it."""
+    name, _, folder = os.environ.get(PARENT_ENV, "").partition("=")
+    return (Path(folder), name) if folder else None
+
+
 def _default_source() -> tuple[Path, str]:
     """The champion; if there is none or it is unreachable, the workspace's models."""
     from emuedit.tracking.registry import RegistryError
@@ -72,7 +83,7 @@ def _default_source() -> tuple[Path, str]:
 
     try:
         if (champion := find_champion()) is not None:
-            return champion[0], CHAMPION
+            return champion[0], CHAMPION_URI
     except (ServiceError, RegistryError) as error:
         if not (MODELS / EDITOR).is_dir():
             raise PackageError(f"the champion is unreachable, and there is no {MODELS / EDITOR} here: {error}") from error
@@ -121,8 +132,8 @@ def read_settings(root: Path) -> EditSettings:
 
     Raises PackageError for a package of an earlier version.
     """
-    if (root / SETTINGS).is_file():
-        return EditSettings().with_changes(json.loads((root / SETTINGS).read_text(encoding="utf-8")))
+    if (root / SETTINGS_FILE).is_file():
+        return EditSettings().with_changes(json.loads((root / SETTINGS_FILE).read_text(encoding="utf-8")))
     if (root / "defaults.json").is_file():
         raise PackageError(
             f"{root} was packaged by an earlier version (it has defaults.json); register it again: `uv run retrain`"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-EDITOR, ROUTER, BUILT_IN_PACKS, SETTINGS = "editor", "router", "inversion", "settings.json"
+EDITOR, ROUTER, BUILT_IN_PACKS = "editor", "router", "inversion"
 MODELS = Path("models")
 USER_PACKS = "packs"
 """Task packs added by users, in addition to those of the package."""

@@ -20,6 +20,7 @@ from emuedit.core import compositing, diffusion, guidance
 from emuedit.core.guidance import GuidanceTerm
 from emuedit.editor import checkpoint, preservation, task_pack
 from emuedit.editor.checkpoint import FrozenParts
+from emuedit.editor.sampling_options import NO_OPTIONS, Edited, SamplingOptions
 from emuedit.editor.settings import EditSettings
 from emuedit.editor.task_adapter import TaskAdapter
 from emuedit.editor.unet import EditorUNet
@@ -32,25 +33,6 @@ ReportStep = Callable[[int], None]
 """Called after each denoising step with the number of samples."""
 
 
-@dataclass(frozen=True)
-class SamplingOptions:
-    """Optional replacements when B images are sampled; the defaults replace nothing."""
-
-    negative_prompts: Sequence[str] = ()
-    """B texts that replace guidance's null text."""
-    latents: Tensor | None = None
-    """Standard normal noise to start from, [B, C, h, w]; None: drawn from the seeds."""
-    after_step: Callable[[int, Tensor, Tensor], Tensor] | None = None
-    """Called with a step's number, its timestep and z_t [B, C, h, w]; returns the latents for the next step."""
-
-    def rows(self, rows: Sequence[int]) -> SamplingOptions:
-        """The options of the images with these row indices."""
-        prompts = [self.negative_prompts[row] for row in rows] if self.negative_prompts else ()
-        latents = None if self.latents is None else self.latents[list(rows)]
-        return SamplingOptions(prompts, latents, self.after_step)
-
-
-NO_OPTIONS = SamplingOptions()
 MAX_PIXELS_PER_BATCH = 8 * 512**2
 """Eight images of 512 px, which are 24 rows of the U-Net with guidance. Longer lists are split to fit a GPU."""
 
@@ -73,14 +55,14 @@ class EditConditions:
 
 
 class EditSampler:
-    """A trained editor on tensors. `weights`: fingerprint of the network, to which task packs are bound.
+    """A trained editor on tensors. `fingerprint`: of the network (16 hex digits), to which task packs are bound.
 
     `dtype`: number format of the computations. float32 weights run under autocast: in training, and on a CPU with bfloat16.
     Thread-safe; edits of several threads run one at a time.
     """
 
-    def __init__(self, net: EditorUNet, parts: FrozenParts, weights: str, dtype: torch.dtype = torch.float32) -> None:
-        self.net, self.parts, self.weights, self.dtype = net, parts, weights, dtype
+    def __init__(self, net: EditorUNet, parts: FrozenParts, fingerprint: str, dtype: torch.dtype = torch.float32) -> None:
+        self.net, self.parts, self.fingerprint, self.dtype = net, parts, fingerprint, dtype
         self._uses_autocast = dtype != torch.float32 and next(net.unet.parameters()).dtype == torch.float32
         self._lock = threading.RLock()  # an active adapter affects all users of the network
         self.adapters: dict[str, TaskAdapter] = {}
@@ -128,14 +110,12 @@ class EditSampler:
         seeds: Sequence[int | torch.Generator] | None = None,
         report: ReportStep | None = None,
         options: SamplingOptions = NO_OPTIONS,
-        shifts: list[float | None] | None = None,
-    ) -> Tensor:
-        """Edit images [B, 3, H, W] in [-1, 1] of any size: float32 [B, 3, H, W] on the CPU.
+    ) -> Edited:
+        """Edit images [B, 3, H, W] in [-1, 1] of any size.
 
         A sample depends only on its image, instruction, task and seed; `max_pixels_per_batch` bounds the memory. Default `seeds`:
         settings.seed + 0, 1, ...; a generator is accepted in place of a seed.
         Guidance costs up to three evaluations per step, in one forward: see `guidance.terms_of`.
-        shifts: gets the shift of each edited image, see `preservation.measure_shifts`; None: not measured.
         Raises UnknownTaskError for an unknown task, ValueError for images out of range and for lists of unequal length.
         """
         n = len(image_tensors.check_images(images))
@@ -157,12 +137,10 @@ class EditSampler:
             before, edited, names = before.float().cpu(), edited.float(), [tasks[row] for row in rows]
             weight = preservation.edit_weight(before, edited, unchanged, change, names, settings, self.parts.factor)
             after[rows] = compositing.blend(before, edited, weight)
-            if shifts is not None:
+            if options.measure_shifts:
                 has_head = bool(settings.composite) and change is not None
                 shift_of |= dict(zip(rows, preservation.measure_shifts(before, edited, weight, names, has_head), strict=True))
-        if shifts is not None:
-            shifts += [shift_of[row] for row in range(n)]
-        return after
+        return Edited(after, tuple(shift_of.get(row) for row in range(n)))
 
     def _groups(self, tasks: Sequence[str], at_once: int) -> Iterator[tuple[str | None, list[int]]]:
         """Batches of at most `at_once` rows: (task with an adapter, its rows), or (None, rows of tasks without one)."""
@@ -265,7 +243,7 @@ class EditSampler:
             raise ValueError(
                 f"want tasks without adapters in a pipeline folder, got {sorted(self.adapters)}; keep their packs next to it"
             )
-        self.weights = checkpoint.save(self.net, self.parts.pipeline, Path(folder), dtype)
+        self.fingerprint = checkpoint.save(self.net, self.parts.pipeline, Path(folder), dtype)
 
     def add_task(self, name: str, v: Tensor, adapter: TaskAdapter | None = None) -> None:
         """Add a task that inversion learned: append its embedding v [D_v]; its adapter is active only for this task."""
@@ -281,7 +259,7 @@ class EditSampler:
     def add_pack(self, file: str | Path) -> task_pack.TaskPack:
         """Add the task of a pack. Raises TaskPackError for an invalid file and for a pack of another editor."""
         pack = task_pack.load(file)
-        task_pack.check(pack, self.weights, self.tasks)
+        task_pack.check(pack, self.fingerprint, self.tasks)
         self.add_task(pack.name, pack.v, pack.adapter)
         return pack
 
@@ -292,5 +270,5 @@ def load(folder: str | Path, runtime: Runtime | None = None) -> EditSampler:
     On a CPU bfloat16 keeps float32 weights and runs under autocast. Raises FileNotFoundError for a base model.
     """
     runtime = runtime or Runtime("cpu", "float32")
-    net, parts, weights = checkpoint.load(str(folder), runtime.device, runtime.torch_dtype)
-    return EditSampler(net, parts, weights, runtime.torch_dtype)
+    net, parts, fingerprint = checkpoint.load(str(folder), runtime.device, runtime.torch_dtype)
+    return EditSampler(net, parts, fingerprint, runtime.torch_dtype)

@@ -26,7 +26,7 @@ class TaskEmbedding(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
     d_v: the width of a row.
     d_text: the width of a text token.
     n_trained: number of rows trained with the network; None: all.
-    weights: fingerprint of the network that the rows were trained with; empty before it is saved.
+    weights: key in the stored config of `fingerprint`; empty before it is saved.
     """
 
     _keep_in_fp32_modules: ClassVar = ["v", "to_token"]  # small, and inversion trains them in this dtype
@@ -57,8 +57,8 @@ class TaskEmbedding(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         return int(self.config["n_trained"])
 
     @property
-    def weights(self) -> str:
-        """Fingerprint of the network that the rows were trained with."""
+    def fingerprint(self) -> str:
+        """Fingerprint of the network that the rows were trained with, 16 hex digits; empty before it is saved."""
         return str(self.config["weights"])
 
     def rows(self, tasks: Sequence[str]) -> Tensor:

@@ -37,7 +37,7 @@ class TaskPack:
     name: str
     v: Tensor  # the task embedding [D_v]
     base: str
-    """`weights` (fingerprint) of its editor."""
+    """Fingerprint of its editor."""
     n_examples: int
     record: dict[str, Any]
     """Training params and results."""
@@ -89,7 +89,7 @@ def _reading(file: str | Path) -> Iterator[Any]:
         raise TaskPackError(f"{file} is not a task pack ({error}); {_LEARN_AGAIN}") from error
 
 
-def check_replaceable(file: Path, weights: str) -> None:
+def check_replaceable(file: Path, editor_fingerprint: str) -> None:
     """Raise TaskPackError if `file` exists and is not a pack of the editor with this fingerprint, which may be replaced."""
     if not file.exists():
         return
@@ -98,9 +98,9 @@ def check_replaceable(file: Path, weights: str) -> None:
     except TaskPackError:
         content = "is not a task pack"
     else:
-        if base == weights:
+        if base == editor_fingerprint:
             return
-        content = f"is the pack of another editor, {base}; this one is {weights}"
+        content = f"is the pack of another editor, {base}; this one is {editor_fingerprint}"
     raise TaskPackError(f"want a new name, got {file.stem!r}: {file} {content}; choose another name, or move that file away")
 
 
@@ -112,12 +112,12 @@ def fingerprint(v: Tensor, adapter: TaskAdapter | None) -> str:
     return digest.hexdigest()
 
 
-def check(pack: TaskPack, weights: str, tasks: Sequence[str] = ()) -> None:
+def check(pack: TaskPack, editor_fingerprint: str, tasks: Sequence[str] = ()) -> None:
     """Raise TaskPackError unless the pack was made for the network with this fingerprint, and its name is none of `tasks`."""
     if pack.name in tasks:
         raise TaskPackError(f"want a pack of a new task, got {pack.name!r}, which the editor already has; remove that one first")
-    if pack.base != weights:
+    if pack.base != editor_fingerprint:
         raise TaskPackError(
-            f"want a pack for the editor {weights}, got {pack.name!r}, made for {pack.base}: an embedding works only with its "
-            f"own network; {_LEARN_AGAIN}"
+            f"want a pack for the editor {editor_fingerprint}, got {pack.name!r}, made for {pack.base}: an embedding works only "
+            f"with its own network; {_LEARN_AGAIN}"
         )

@@ -19,11 +19,11 @@ from pydantic import AfterValidator, Field
 from emuedit import config
 from emuedit.data import data_card, filters, selection
 from emuedit.data.dependencies import work_key
-from emuedit.data.filters import SCORE_PREFIX, FilterResult, Filters, ScoreBounds
+from emuedit.data.filters import FilterResult, Filters, ScoreBounds
 from emuedit.data.publish import Summary, publish, read_summary, scratch_folder
 from emuedit.data.records import Verdict
 from emuedit.data.selection import PROBABILITY, REASSIGNED_TASK
-from emuedit.data.shards import write_shard
+from emuedit.data.shards import SCORE_PREFIX, write_shard
 from emuedit.predictor import task_reassignment
 from emuedit.progress import Progress
 from emuedit.stages import stage_main

@@ -54,25 +54,25 @@ def run(params: InversionParams, root: Path) -> Summary:
     params = params.model_copy(update={name: of_training[name] for name in of_training.keys() - params.model_fields_set})
     named = {"benchmark": params.world.benchmark, "dtype": runtime.dtype}
     recorded = params.model_dump(mode="json", exclude={"world", "device"}) | named
-    editor = sampling.load(root / EDITOR, runtime)
+    sampler = sampling.load(root / EDITOR, runtime)
     edits = benchmark.load(params.world.benchmark)(params.task, "train", 0, params.n_examples + params.n_held_out)
     n_passes = batch_divisor()
     if n_passes > 1:
         print(f"inversion: ran out of memory; retrying with {n_passes} passes per step", flush=True)
-    examples, held_out = encode_benchmark(editor, edits, params, n_passes)
+    examples, held_out = encode_benchmark(sampler, edits, params, n_passes)
     scratch = scratch_folder(root, "inversion", work_key("inversion", recorded, root))
     with Tracker(scratch, "inversion", params.model_dump(mode="json")) as tracker:
-        learned = invert(editor, examples, held_out, params, tracker, n_passes)
-    pack = learned.pack(editor.weights, params, edits.instructions[: params.n_examples], {"params": recorded})
+        learned = invert(sampler, examples, held_out, params, tracker, n_passes)
+    pack = learned.pack(sampler.fingerprint, params, edits.instructions[: params.n_examples], {"params": recorded})
     task_pack.save(pack, scratch / f"{params.task}.safetensors")
     counts = {"tasks": 1, "examples": params.n_examples, "steps": learned.steps}
-    recorded = recorded | {"editor": editor.weights, "record": pack.record}  # not |=, since the record contains the params
+    recorded = recorded | {"editor": sampler.fingerprint, "record": pack.record}  # not |=, since the record contains the params
     publish_logs(scratch, root, "inversion")
     return publish(scratch, root / OUT, "inversion", recorded, counts)
 
 
 def encode_benchmark(
-    editor: EditSampler, edits: Benchmark, settings: InversionSettings, n_passes: int = 1
+    sampler: EditSampler, edits: Benchmark, settings: InversionSettings, n_passes: int = 1
 ) -> tuple[Batch, Batch]:
     """The first `n_examples` edits with reference results, to learn from, and the others, held out; on the editor's device.
 
@@ -84,7 +84,7 @@ def encode_benchmark(
         )
     rows = range(len(edits.instructions))
     split = (rows[: settings.n_examples], rows[settings.n_examples :])
-    return encode_split(editor, edits.before, edits.exact, edits.instructions, split, settings.flip, n_passes)
+    return encode_split(sampler, edits.before, edits.exact, edits.instructions, split, settings.flip, n_passes)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ In: `data/instructions`, the world's T5. Out: `models/router`: the T5 as transfo
 distinguished from), `known_features.safetensors` (their features, from the trained T5), `out_of_fold.parquet`, `summary.json`;
 `logs/router`.
 
-The instructions are split into folds by their wording. Both classifiers are trained per fold on the others: their predictions
-for the fold are what `dataset` reassigns tasks by, what their weights and the refusal threshold are fitted to, and what is
-measured. Then the published ones are trained on everything.
+The instructions are split into folds by their wording. For each fold, both classifiers are trained on the other folds and
+predict it; these held-out predictions are used to reassign tasks (`dataset`), to fit the weights and the refusal threshold, and
+to compute the metrics. Then the published classifiers are trained on all instructions.
 """
 
 import json
@@ -74,7 +74,7 @@ class RouterParams(config.Params):
     non_instruction_repeats: int = Field(2, ge=1)
     """How often each of them is seen per epoch."""
     max_refused: float = Field(0.03, ge=0, lt=1)
-    """Share of true instructions of new wording that the refusal threshold may cost."""
+    """Maximum share of real instructions with unseen wordings that may be refused."""
     lora: Literal["auto", "on", "off"] = "auto"
     """Train low-rank adapters instead of all weights; auto: for a T5 of 1e9 parameters or more."""
     adapters: AdapterSettings = AdapterSettings()
@@ -89,7 +89,7 @@ class RouterParams(config.Params):
     warmup_steps: int = Field(30, ge=1)
     """Steps in which the rate rises."""
     weight_decay: float = Field(0.01, ge=0)
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
     max_tokens: int = Field(32, ge=4)

@@ -21,12 +21,11 @@ from emuedit.data.dependencies import work_key
 from emuedit.data.publish import PREVIEWS, Summary, publish_logs, read_summary, scratch_folder, write_summary
 from emuedit.editor import checkpoint
 from emuedit.editor.settings import EditSettings
-from emuedit.models.text_to_image import TextToImageModel
 from emuedit.processes import prepare_workers
 from emuedit.progress import waiting
 from emuedit.runtime import Runtime
 from emuedit.stages import batch_divisor, stage_main
-from emuedit.training import latent_files, replay, start, training_checks
+from emuedit.training import latent_files, replay, starting_point, training_checks
 from emuedit.training.accelerate_launch import LaunchConfig, run_accelerate
 from emuedit.training.aspect_buckets import AspectBuckets
 from emuedit.training.distributed import TrainingProcesses, n_passes, n_processes, open_accelerator, run_distributed
@@ -35,8 +34,8 @@ from emuedit.training.latent_cache import LatentCache
 from emuedit.training.latent_files import EncodingKeys
 from emuedit.training.loop import Preview, TrainLoop
 from emuedit.training.optimization import STATE_FILE, read_average
-from emuedit.training.start import BASE_MODEL, Encoders, Start
 from emuedit.training.start_average import average_with_start
+from emuedit.training.starting_point import BASE_MODEL, Encoders, StartingPoint
 from emuedit.training.train_settings import TrainSettings
 from emuedit.training.trainable_editor import TrainableEditor
 
@@ -96,8 +95,8 @@ def run(params: TrainParams, root: Path) -> Summary:
     params = params.model_copy(update={"dtype": runtime.dtype})
     launch = None if params.accelerate_config is None else LaunchConfig.read(root / params.accelerate_config)
     processes = _processes(params, runtime.device, launch)
-    begin = start.resolve(params.start, params.world, root)
-    training_checks.check_settings(params, begin, processes)
+    start = starting_point.resolve(params.start, params.world, root)
+    training_checks.check_settings(params, start, processes)
     if processes.n > 1 and launch is None:
         prepare_workers(runtime.device, WORKER_MODULES)
     dataset = read_summary(root / DATASET)
@@ -105,19 +104,20 @@ def run(params: TrainParams, root: Path) -> Summary:
     data: dict[str, Any] = {folder: read_summary(root / folder).shards for folder in (PAIRS, DATASET, *mixed)}
     folders = [root / folder for folder in (PAIRS, *mixed)]
     recorded = params.model_dump(mode="json", exclude={"world", "device"}) | {"base_model": params.world.base_model}
-    recorded |= {"start": begin.reference, "ancestors": list(begin.ancestors)}
+    recorded |= {"start": start.reference, "ancestors": list(start.ancestors)}
     params = _with_smaller_passes(params, processes.n)
-    encoders, buckets = _check_editor(params, begin, processes, TrainingPairs(folders, root / DATASET, begin.replay))
+    pairs = TrainingPairs(folders, root / DATASET, start.replay)
+    tasks = training_checks.tasks_to_train(pairs, params.held_out_share)
+    untrained, buckets = _untrained_editor(params, start, tasks)
+    _check_editor(untrained, params, processes, buckets, tasks)
 
     # Encode pairs and instructions once
-    encoders = Encoders.on(runtime.device, encoders.pipeline)
-    keys = EncodingKeys.of(begin.folder, runtime.dtype, root)
+    encoders = Encoders.on(runtime.device, untrained.parts.pipeline)
+    keys = EncodingKeys.of(start.folder, runtime.dtype, root)
     latents = _only_folder(root / "scratch" / "latents", keys.latents)
     with runtime.autocast():
-        latent_files.build(
-            folders, root / DATASET, encoders, latents, buckets, begin.replay, mirrored=params.flip, text_key=keys.texts
-        )
-    del encoders  # they are not needed for training
+        latent_files.build(pairs, encoders, latents, buckets, mirrored=params.flip, text_key=keys.texts)
+    del untrained, encoders, pairs  # they are not needed for training
     gc.collect()
     torch.cuda.empty_cache()  # other processes may train on this GPU
 
@@ -125,12 +125,12 @@ def run(params: TrainParams, root: Path) -> Summary:
     cache = LatentCache(latents, params.held_out_share)
     changes_the_result = {key: value for key, value in recorded.items() if key not in _WITHOUT_EFFECT_ON_RESULT}
     changes_the_result |= {"data": data}
-    scratch = scratch_folder(root, "train", work_key("train", changes_the_result, root, begin.folder), changes_the_result)
+    scratch = scratch_folder(root, "train", work_key("train", changes_the_result, root, start.folder), changes_the_result)
     n_earlier = int(cache.train.is_replay.sum())
     earlier = f" (and {n_earlier} replayed ones)" if n_earlier else ""
     n_pairs = len(cache.train) - n_earlier
-    print(f"train: from {begin.reference}, {n_pairs} pairs{earlier}, {processes.n} processes, {runtime}", flush=True)
-    job = (params, begin, latents, scratch)
+    print(f"train: from {start.reference}, {n_pairs} pairs{earlier}, {processes.n} processes, {runtime}", flush=True)
+    job = (params, start, latents, scratch)
     if launch is not None:
         run_accelerate(root / str(params.accelerate_config), _train, *job, processes.device)
     elif processes.n > 1:
@@ -143,10 +143,10 @@ def run(params: TrainParams, root: Path) -> Summary:
     trained = _train(*job, runtime.device) if launch is None and processes.n == 1 else None
     # Frozen weights are in half precision during LoRA training, so adapters are merged into the original weights
     editor = _read_trained(*job) if trained is None or params.lora is not None else trained
-    if begin.is_editor and params.start_share:
-        average_with_start(editor, _make_editor(params, begin, latents)[0], params.start_share, len(begin.trained_tasks))
+    if start.is_editor and params.start_share:
+        average_with_start(editor, _make_editor(params, start, latents)[0], params.start_share, len(start.trained_tasks))
     if params.replay_pairs:
-        replay.write(scratch / start.REPLAY, cache, folders, begin.replay, params.replay_pairs)
+        replay.write(scratch / starting_point.REPLAY, cache, folders, start.replay, params.replay_pairs)
     return _publish(editor, scratch, root, recorded | {"data": data}, counts, params.stored_dtype)
 
 
@@ -159,26 +159,30 @@ def _processes(params: TrainParams, device: str, launch: LaunchConfig | None) ->
     return processes
 
 
-def _check_editor(
-    params: TrainParams, begin: Start, processes: TrainingProcesses, pairs: TrainingPairs
-) -> tuple[TextToImageModel, AspectBuckets]:
-    """(the model with the encoders, the sizes of images), after checks of the untrained editor and the previews.
+def _untrained_editor(params: TrainParams, start: StartingPoint, tasks: Sequence[str]) -> tuple[TrainableEditor, AspectBuckets]:
+    """The initial editor for these tasks, and the sizes of the training images.
 
-    Raises StartError, ValueError for an objective that the scheduler does not allow, MemoryFitError, and what the benchmark
-    raises for a missing task.
+    Raises StartError, and ValueError for an objective that the scheduler does not allow.
     """
-    tasks = training_checks.tasks_to_train(pairs, params.held_out_share)
-    net, base_model = begin.editor(tasks, params.task_embedding_dim, params.change_mask, params.seed)
-    editor = TrainableEditor(net, base_model, params)
-    buckets = AspectBuckets.for_base_model(base_model, params.resolution, params.max_aspect_ratio)
+    net, parts = start.editor(tasks, params.task_embedding_dim, params.change_mask, params.seed)
+    buckets = AspectBuckets.for_base_model(parts, params.resolution, params.max_aspect_ratio)
+    return TrainableEditor(net, parts, params), buckets
+
+
+def _check_editor(
+    editor: TrainableEditor, params: TrainParams, processes: TrainingProcesses, buckets: AspectBuckets, tasks: Sequence[str]
+) -> None:
+    """Check that the training fits into memory and that the previews can be made.
+
+    Raises MemoryFitError, and what the benchmark raises for a missing task.
+    """
     training_checks.print_memory(editor, buckets, params, processes, params.preview is not None)
     if params.preview is not None:
         with tempfile.TemporaryDirectory() as discarded:
             _prepare_preview(params.preview, params, editor, tasks, Path(discarded), main=True)
-    return base_model, buckets
 
 
-def _train(params: TrainParams, begin: Start, latents: Path, scratch: Path, device: str) -> TrainableEditor:
+def _train(params: TrainParams, start: StartingPoint, latents: Path, scratch: Path, device: str) -> TrainableEditor:
     """Training in one process: create the editor, equal in every process, and run the loop."""
     with (
         open_accelerator(device, params.dtype, find_unused_parameters=params.lr_mult_text > 0) as accelerator,
@@ -186,7 +190,7 @@ def _train(params: TrainParams, begin: Start, latents: Path, scratch: Path, devi
     ):
         main, preview = accelerator.is_main_process, None
         with waiting("train: making the editor") if main else contextlib.nullcontext():
-            editor, cache = _make_editor(params, begin, latents)
+            editor, cache = _make_editor(params, start, latents)
             if params.preview is not None:
                 folder = scratch / PREVIEWS if main else Path(discarded)
                 preview = _prepare_preview(params.preview, params, editor, cache.tasks, folder, main)
@@ -195,20 +199,20 @@ def _train(params: TrainParams, begin: Start, latents: Path, scratch: Path, devi
     return editor
 
 
-def _read_trained(params: TrainParams, begin: Start, latents: Path, scratch: Path) -> TrainableEditor:
+def _read_trained(params: TrainParams, start: StartingPoint, latents: Path, scratch: Path) -> TrainableEditor:
     """Load the editor trained by other processes, on the CPU."""
-    editor, _ = _make_editor(params, begin, latents)
+    editor, _ = _make_editor(params, start, latents)
     editor.prepare(torch.device("cpu"))
     read_average(editor, scratch / STATE_FILE)
     editor.finish()
     return editor
 
 
-def _make_editor(params: TrainParams, begin: Start, latents: Path) -> tuple[TrainableEditor, LatentCache]:
+def _make_editor(params: TrainParams, start: StartingPoint, latents: Path) -> tuple[TrainableEditor, LatentCache]:
     """The initial editor and the pairs, whose tasks are its rows."""
     cache = LatentCache(latents, params.held_out_share)
-    net, base_model = begin.editor(cache.tasks, params.task_embedding_dim, params.change_mask, params.seed)
-    return TrainableEditor(net, base_model, params), cache.with_tasks(net.table.names)
+    net, parts = start.editor(cache.tasks, params.task_embedding_dim, params.change_mask, params.seed)
+    return TrainableEditor(net, parts, params), cache.with_tasks(net.table.names)
 
 
 def _prepare_preview(
@@ -257,9 +261,9 @@ def _publish(
     out = root / OUT
     shutil.rmtree(out, ignore_errors=True)
     facts = {key: recorded[key] for key in ("base_model", "start", "objective", "preset", "resolution") if recorded[key]} | counts
-    checkpoint.save(editor.net, editor.base_model.pipeline, out, getattr(torch, stored), facts)
-    if (scratch / start.REPLAY).is_dir():
-        shutil.copytree(scratch / start.REPLAY, out / start.REPLAY)
+    checkpoint.save(editor.net, editor.parts.pipeline, out, getattr(torch, stored), facts)
+    if (scratch / starting_point.REPLAY).is_dir():
+        shutil.copytree(scratch / starting_point.REPLAY, out / starting_point.REPLAY)
     publish_logs(scratch, root, "train")
     summary = write_summary(out, "train", scratch.name, recorded, counts)
     shutil.rmtree(scratch.parent)

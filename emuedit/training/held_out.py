@@ -31,7 +31,7 @@ def held_out_loss(editor: TrainableEditor, cache: LatentCache, accelerator: Acce
     processes, except with FSDP, where every forward pass needs all processes. Raises BadPairsError for a loss that is not finite.
     """
     rank, world_size = (0, 1) if is_sharded(accelerator) else (accelerator.process_index, accelerator.num_processes)
-    n_timesteps = editor.base_model.scheduler.config.num_train_timesteps
+    n_timesteps = editor.parts.scheduler.config.num_train_timesteps
     losses: dict[str, list[tuple[int, float, str]]] = {}  # task -> (time bucket, loss, id) of every pair
     rows_of = {name: (cache.held_out.task == row).nonzero()[0][:PAIRS_PER_TASK] for row, name in enumerate(cache.task_names)}
     for task in [name for name, rows in rows_of.items() if len(rows)][rank::world_size]:

@@ -21,7 +21,7 @@ PIXELS_PER_PASS = 8 * 512**2
 
 
 def encode_split(
-    editor: EditSampler,
+    sampler: EditSampler,
     before: Pictures,
     after: Pictures,
     instructions: Sequence[str],
@@ -41,24 +41,24 @@ def encode_split(
     )
     texts, held_out_texts = ([instructions[row] for row in rows] for rows in ([*learned, *mirrored], held_out))
     return (
-        encode_examples(editor, source, target, texts, n_passes),
-        encode_examples(editor, before[held_out], after[held_out], held_out_texts, n_passes),
+        encode_examples(sampler, source, target, texts, n_passes),
+        encode_examples(sampler, before[held_out], after[held_out], held_out_texts, n_passes),
     )
 
 
 def encode_examples(
-    editor: EditSampler, before: Pictures, after: Pictures, instructions: Sequence[str], n_passes: int = 1
+    sampler: EditSampler, before: Pictures, after: Pictures, instructions: Sequence[str], n_passes: int = 1
 ) -> Batch:
     """N edits as a batch on the editor's device: images before and after, uint8 [N, H, W, 3], and N instructions."""
     most = max(1, PIXELS_PER_PASS // math.prod(before.shape[1:3]))  # to limit the autoencoder's memory
     at_once = -(-min(len(before), most) // n_passes)
-    with editor.autocast():
+    with sampler.autocast():
         chunks = split_rows(len(before), at_once)
         source, target = (
-            torch.cat([editor.parts.encode(image_tensors.from_uint8(pictures[rows]).to(editor.device)) for rows in chunks])
+            torch.cat([sampler.parts.encode(image_tensors.from_uint8(pictures[rows]).to(sampler.device)) for rows in chunks])
             for pictures in (before, after)
         )
-        text, null = editor.parts.encode_text(instructions), editor.parts.null_text(1)
+        text, null = sampler.parts.encode_text(instructions), sampler.parts.null_text(1)
     ids = tuple(str(i) for i in range(len(source)))
     return Batch(source, target, text, null, torch.zeros(len(source), dtype=torch.long), ids, tuple(instructions))
 

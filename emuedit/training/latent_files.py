@@ -120,38 +120,35 @@ def held_out_bound(share: float) -> int:
 
 
 def build(
-    pairs: Sequence[Path],
-    dataset: Path,
-    base_model: TextToImageModel,
+    pairs: TrainingPairs,
+    encoders: TextToImageModel,
     folder: Path,
     buckets: AspectBuckets | None = None,
-    replay: Path | None = None,
     *,
     mirrored: bool = True,
     text_key: str = "texts",
 ) -> None:
-    """Encode the kept pairs of folders of pairs, shard by shard; existing files in `folder` are reused.
+    """Encode the kept pairs, shard by shard; existing files in `folder` are reused.
 
-    `buckets`: the sizes to which images are resized; None: images keep their sizes, each a bucket. `replay`: a folder with
-    earlier `pairs` and their `verdicts` (`training.start`), without those that are also in `pairs`. `mirrored`: also encode the
+    `buckets`: the sizes to which images are resized; None: images keep their sizes, each a bucket. `mirrored`: also encode the
     mirrored images of pairs that may be mirrored. `text_key`: `EncodingKeys.texts`. Raises PairEncodingError for images that
     cannot be used for training.
     """
     buckets = AspectBuckets.unchanged() if buckets is None else buckets
     folder.mkdir(parents=True, exist_ok=True)
-    training_pairs, parts_of, shards = TrainingPairs(pairs, dataset, replay), _encoded_parts(folder), list[_Shard]()
-    for shard in training_pairs.shards:
+    parts_of, shards = _encoded_parts(folder), list[_Shard]()
+    for shard in pairs.shards:
         content = content_key({"shard": shard.content, "buckets": buckets.sizes, "mirrored": mirrored})
-        kept = content_key({"kept": training_pairs.tasks_of(shard)})  # the tasks of one shard are in memory at a time
+        kept = content_key({"kept": pairs.tasks_of(shard)})  # the tasks of one shard are in memory at a time
         shards.append(_Shard(shard, folder, content, f"{content}-{kept}", parts_of.get(content, ())))
-    texts, text_hashes, n_enlarged, n_pairs = TextFiles(folder, base_model, text_key), [np.zeros(0, np.uint64)], 0, 0
+    texts, text_hashes, n_enlarged, n_pairs = TextFiles(folder, encoders, text_key), [np.zeros(0, np.uint64)], 0, 0
     parts_in_use: set[str] = set()
     n_done = sum(pairs_file(folder, work.key).exists() for work in shards)
     with Progress("train: encode pairs", len(shards), "shard", n_done) as progress:
         for work in shards:
             file = pairs_file(folder, work.key)
             if is_new := not file.exists():
-                work.write(training_pairs.tasks_of(work.shard), base_model, buckets, mirrored)
+                work.write(pairs.tasks_of(work.shard), encoders, buckets, mirrored)
             rows = np.load(file)
             texts.add(rows)
             text_hashes.append(np.unique(rows["text"]))
@@ -160,14 +157,14 @@ def build(
             progress.advance(int(is_new))
     keys = tuple(work.key for work in shards)
     text_keys = texts.keys_of(np.unique(np.concatenate(text_hashes)))
-    index = CacheIndex(keys, keys[len(training_pairs.new) :], text_keys, null_key(text_key))
+    index = CacheIndex(keys, keys[len(pairs.new) :], text_keys, null_key(text_key))
     with replacing(folder / INDEX_FILE) as partial:
         partial.write_text(json.dumps(asdict(index)), encoding="utf-8")
     _prune(folder, index, parts_in_use)
     if n_enlarged:
         print(f"train: {n_enlarged} of {n_pairs} pairs are smaller than their bucket and were enlarged", flush=True)
     if texts.truncated:
-        length, longest = base_model.tokenizer.model_max_length, max(texts.truncated, key=len)
+        length, longest = encoders.tokenizer.model_max_length, max(texts.truncated, key=len)
         print(
             f"train: {len(texts.truncated)} new instructions exceed the text encoder's {length} tokens, such as "
             f"{longest!r}; they are truncated",
@@ -188,21 +185,21 @@ class _Shard:
     parts: Sequence[int]
     """Numbers of its existing parts."""
 
-    def write(self, tasks: dict[str, str], base_model: TextToImageModel, buckets: AspectBuckets, mirrored: bool) -> None:
+    def write(self, tasks: dict[str, str], encoders: TextToImageModel, buckets: AspectBuckets, mirrored: bool) -> None:
         """Encode the pairs that are in no part, then write the rows of all kept pairs. tasks: id -> task of these."""
         parts = {part: np.load(_encoded_file(self.folder, self.content, part)) for part in self.parts}
         encoded = {f"{pair_id:016x}" for rows in parts.values() for pair_id in rows["id"].tolist()}
         if missing := tasks.keys() - encoded:
             number = max(parts, default=-1) + 1
             pairs = [pair for pair in read_shard(self.shard.path, Pair) if pair.id in missing]
-            parts[number] = self._encode(pairs, number, base_model, buckets, mirrored)
+            parts[number] = self._encode(pairs, number, encoders, buckets, mirrored)
         save_array(pairs_file(self.folder, self.key), _rows(parts, tasks))
 
     def _encode(
-        self, pairs: Sequence[Pair], part: int, base_model: TextToImageModel, buckets: AspectBuckets, mirrored: bool
+        self, pairs: Sequence[Pair], part: int, encoders: TextToImageModel, buckets: AspectBuckets, mirrored: bool
     ) -> NDArray[Any]:
         """Write the latents of a new part, one file per size, then its rows."""
-        placements = place_pairs(pairs, buckets, base_model.factor)
+        placements = place_pairs(pairs, buckets, encoders.factor)
         instructions = [pair.instruction.encode() for pair in pairs]
         rows = np.zeros(len(pairs), [*ENCODED, ("instruction", _text_type(instructions))])
         for row, pair, placement, instruction in zip(rows, pairs, placements, instructions, strict=True):
@@ -215,7 +212,7 @@ class _Shard:
         for size in sorted({placement.size for placement in placements}):
             selected = np.array([placement.size == size for placement in placements])
             numbers = np.flatnonzero(selected).tolist()
-            latents = encode_images([pairs[i] for i in numbers], [placements[i] for i in numbers], flips[selected], base_model)
+            latents = encode_images([pairs[i] for i in numbers], [placements[i] for i in numbers], flips[selected], encoders)
             save_array(latents_file(self.folder, self.content, part, size), latents)
             rows["position"][selected] = np.arange(len(numbers))
             rows["mirrored_position"][selected & flips] = np.arange(len(numbers), len(latents))

@@ -96,7 +96,7 @@ class TrainLoop:
         Raises TrainingError for the first step whose loss or gradient norm is not finite, and for a held-out loss that is not.
         """
         settings, optimization, accelerator = self.settings, self.optimization, self.accelerator
-        main, n_timesteps = accelerator.is_main_process, self.editor.base_model.scheduler.config.num_train_timesteps
+        main, n_timesteps = accelerator.is_main_process, self.editor.parts.scheduler.config.num_train_timesteps
         check_every = 1 if accelerator.device.type == "cpu" else settings.log_every_steps  # avoid a GPU synchronisation per step
         with (
             Tracker(self.scratch, "train", settings.model_dump(mode="json")) if main else nullcontext() as self._tracker,

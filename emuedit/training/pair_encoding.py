@@ -57,14 +57,14 @@ def place_pairs(pairs: Sequence[Pair], buckets: AspectBuckets, factor: int) -> l
 
 
 def encode_images(
-    pairs: Sequence[Pair], placements: Sequence[Placement], mirrored: NDArray[np.bool_], base_model: TextToImageModel
+    pairs: Sequence[Pair], placements: Sequence[Placement], mirrored: NDArray[np.bool_], encoders: TextToImageModel
 ) -> NDArray[np.float16]:
     """Encode source and target of n >= 1 pairs of one bucket, then, mirrored, those of the m pairs selected by `mirrored` [n].
 
     Returns float16 [n + m, 2, C, h, w]. The next batch is decoded while the VAE encodes. Raises
     PairEncodingError for latents that are not finite in float16.
     """
-    budget_px = PIXELS_PER_BATCH.get(base_model.device.type, PIXELS_PER_BATCH["cpu"])
+    budget_px = PIXELS_PER_BATCH.get(encoders.device.type, PIXELS_PER_BATCH["cpu"])
     images_per_batch = max(1, budget_px // math.prod(placements[0].size))
     pairs_per_batch = max(1, images_per_batch // 4)
     batches = [range(i, min(i + pairs_per_batch, len(pairs))) for i in range(0, len(pairs), pairs_per_batch)]
@@ -77,7 +77,7 @@ def encode_images(
             selected = mirrored[rows.start : rows.stop]
             both = np.concatenate([decoded, decoded[selected][:, :, :, ::-1]])
             images = both.reshape(-1, *both.shape[2:])
-            parts = [_encode(images[i : i + images_per_batch], base_model) for i in range(0, len(images), images_per_batch)]
+            parts = [_encode(images[i : i + images_per_batch], encoders) for i in range(0, len(images), images_per_batch)]
             z = np.concatenate(parts)
             z = z.reshape(*both.shape[:2], *z.shape[1:])
             not_finite = ~np.isfinite(z).reshape(len(z), -1).all(1)
@@ -91,10 +91,10 @@ def encode_images(
     return np.concatenate([*plain, *flipped])
 
 
-def encode_texts(texts: Sequence[str], base_model: TextToImageModel) -> EncodedTexts:
+def encode_texts(texts: Sequence[str], encoders: TextToImageModel) -> EncodedTexts:
     """Encode T >= 1 texts."""
     starts = range(0, len(texts), TEXTS_PER_BATCH)
-    parts = [to_float16(base_model.encode_text(texts[i : i + TEXTS_PER_BATCH])) for i in starts]
+    parts = [to_float16(encoders.encode_text(texts[i : i + TEXTS_PER_BATCH])) for i in starts]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -109,8 +109,8 @@ def _decode(pair: Pair, placement: Placement) -> NDArray[np.uint8]:
     return np.stack([placement.apply(decode_png(png)) for png in (pair.source, pair.target)])
 
 
-def _encode(pictures: NDArray[np.uint8], base_model: TextToImageModel) -> NDArray[np.float16]:
+def _encode(pictures: NDArray[np.uint8], encoders: TextToImageModel) -> NDArray[np.float16]:
     """uint8 [B, H, W, 3] -> latents float16 [B, C, h, w]; values beyond float16's range become infinite."""
     images = image_tensors.from_uint8(pictures)
-    z = base_model.encode(images.to(base_model.device, memory_format=torch.channels_last))
+    z = encoders.encode(images.to(encoders.device, memory_format=torch.channels_last))
     return z.to("cpu", torch.float16).numpy()

@@ -41,7 +41,7 @@ def check_memory(
     plan = MemoryPlan(
         micro_batch=settings.batch_size // (passes * processes.n),
         latent=_latent(editor, size),
-        n_tokens=editor.base_model.tokenizer.model_max_length,
+        n_tokens=editor.parts.tokenizer.model_max_length,
         device="cuda" if processes.device_type == "cuda" else "cpu",
         dtype="float32" if settings.dtype == "auto" else settings.dtype,
         gradient_checkpointing=settings.gradient_checkpointing,
@@ -55,7 +55,7 @@ def check_memory(
         fsdp=processes.is_sharded,
         previews=previews,
     )
-    frozen = [editor.base_model.vae, *([] if len(editor.text) else editor.base_model.text_encoders)]
+    frozen = [editor.parts.vae, *([] if len(editor.text) else editor.parts.text_encoders)]
     estimator = MemoryEstimator(editor.net, list(editor.text), frozen)
     estimate = estimator.estimate(plan)
     warning = check_fits(estimate, torch.device(processes.device), lambda: estimator.savings(plan))
@@ -64,7 +64,7 @@ def check_memory(
 
 def count_flops(editor: TrainableEditor, cache: LatentCache, settings: TrainSettings) -> int:
     """FLOPs of a training sample of the largest size. Call it before `TrainableEditor.prepare`."""
-    n_tokens, size = editor.base_model.tokenizer.model_max_length, max(cache.sizes, key=math.prod)
+    n_tokens, size = editor.parts.tokenizer.model_max_length, max(cache.sizes, key=math.prod)
     forward = forward_flops(editor.net, _latent(editor, size), n_tokens, list(editor.text))
     return training_flops(forward, lora=settings.lora is not None)
 
@@ -102,4 +102,4 @@ class SpeedMeter:
 def _latent(editor: TrainableEditor, size: Size) -> tuple[int, int, int]:
     """(C, h, w) of images of this size, (height, width) in px."""
     height, width = size
-    return editor.base_model.channels, height // editor.base_model.factor, width // editor.base_model.factor
+    return editor.parts.channels, height // editor.parts.factor, width // editor.parts.factor

@@ -102,11 +102,13 @@ class LearnedTask:
     loss: float
     """Held-out loss at the start and at the best step, from which v and the adapter are taken."""
 
-    def pack(self, weights: str, settings: InversionSettings, instructions: Sequence[str], origin: Mapping[str, Any]) -> TaskPack:
-        """The pack of the task, for the editor with these weights. Its record: training results and `origin`."""
+    def pack(
+        self, fingerprint: str, settings: InversionSettings, instructions: Sequence[str], origin: Mapping[str, Any]
+    ) -> TaskPack:
+        """The pack of the task, for the editor with this fingerprint. Its record: training results and `origin`."""
         figures = {"start": self.start, "steps": self.steps, "loss_start": self.loss_start, "loss": self.loss}
         wordings = tuple(dict.fromkeys(instructions))
-        return TaskPack(settings.task, self.v, weights, settings.n_examples, figures | dict(origin), self.adapter, wordings)
+        return TaskPack(settings.task, self.v, fingerprint, settings.n_examples, figures | dict(origin), self.adapter, wordings)
 
 
 def training_loss(editor_folder: Path) -> dict[str, Any]:
@@ -117,18 +119,18 @@ def training_loss(editor_folder: Path) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in chosen}
 
 
-def start_embeddings(editor: EditSampler) -> dict[str, Tensor]:
+def start_embeddings(sampler: EditSampler) -> dict[str, Tensor]:
     """Initial embeddings to try: every trained row of the task embedding, and their mean; each [D_v].
 
     Rows of added packs are left out: they fit their adapters, and the result would depend on which packs are installed.
     """
-    n_trained = editor.net.table.n_trained
-    rows = editor.net.table.v.detach()[:n_trained]
-    return {"mean": rows.mean(0)} | dict(zip(editor.tasks[:n_trained], rows, strict=True))
+    n_trained = sampler.net.table.n_trained
+    rows = sampler.net.table.v.detach()[:n_trained]
+    return {"mean": rows.mean(0)} | dict(zip(sampler.tasks[:n_trained], rows, strict=True))
 
 
 def invert(
-    editor: EditSampler,
+    sampler: EditSampler,
     examples: Batch,
     held_out: Batch,
     settings: InversionSettings,
@@ -142,20 +144,20 @@ def invert(
     `PIXELS_PER_PASS` reduce memory; the result is equal up to rounding. The editor is the same afterwards. Raises ValueError for
     an editor in float16, whose gradients would underflow.
     """
-    if editor.dtype == torch.float16:
+    if sampler.dtype == torch.float16:
         raise ValueError("want an editor in float32 or bfloat16 to learn a task, got float16; load it with another dtype")
-    with _set_up_for_training(editor):
-        return _train(editor, examples, held_out, settings, tracker, n_passes)
+    with _set_up_for_training(sampler):
+        return _train(sampler, examples, held_out, settings, tracker, n_passes)
 
 
 @contextmanager
-def _set_up_for_training(editor: EditSampler) -> Iterator[None]:
+def _set_up_for_training(sampler: EditSampler) -> Iterator[None]:
     """The U-Net's attention as for training, and on a GPU gradient checkpointing; both as before afterwards."""
-    unet = editor.net.unet
+    unet = sampler.net.unet
     processors, checkpoints = dict(unet.attn_processors), unet.is_gradient_checkpointing
     try:
-        use_unfused_attention_on_cpu(unet, [], editor.dtype)
-        if editor.device.type == "cuda":
+        use_unfused_attention_on_cpu(unet, [], sampler.dtype)
+        if sampler.device.type == "cuda":
             unet.enable_gradient_checkpointing()  # else a batch of 8 at 512 px needs 24 GiB for SD1.5
         yield
     finally:
@@ -165,18 +167,18 @@ def _set_up_for_training(editor: EditSampler) -> Iterator[None]:
 
 
 def _train(
-    editor: EditSampler, examples: Batch, held_out: Batch, settings: InversionSettings, tracker: Tracker | None, n_passes: int
+    sampler: EditSampler, examples: Batch, held_out: Batch, settings: InversionSettings, tracker: Tracker | None, n_passes: int
 ) -> LearnedTask:
     held_out = _repeat(held_out, MIN_HELD_OUT_DRAWS)
-    shape, n_timesteps = tuple(held_out.target.shape), editor.parts.scheduler.config.num_train_timesteps
+    shape, n_timesteps = tuple(held_out.target.shape), sampler.parts.scheduler.config.num_train_timesteps
     power, sampling = settings.loss_weights.power_at(0.0), settings.loss_weights.timestep_sampling
     fixed_draws = draw_noise(shape, n_timesteps, NO_DROPOUT, power, "inversion", "held out", timestep_sampling=sampling)
 
     def measure(v: Tensor) -> float:
         with torch.no_grad():
-            return sum(loss.item() for loss in _losses(editor, held_out, fixed_draws, v, settings, n_passes))
+            return sum(loss.item() for loss in _losses(sampler, held_out, fixed_draws, v, settings, n_passes))
 
-    starts = start_embeddings(editor)
+    starts = start_embeddings(sampler)
     with Progress("inversion: choose a start", len(starts), "row") as progress:
         losses = {}
         for name, row in starts.items():
@@ -184,7 +186,7 @@ def _train(
             progress.advance()
     start = min(losses, key=lambda name: losses[name])
     v = starts[start].clone().requires_grad_(True)
-    adapter = _new_adapter(editor, settings)
+    adapter = _new_adapter(sampler, settings)
     best, best_loss = _snapshot(v, adapter), losses[start]
     groups: list[dict[str, Any]] = [{"params": [v], "lr": settings.lr}]
     if adapter is not None:
@@ -193,12 +195,12 @@ def _train(
     # linear decay to a tenth, because the gradient is noisy
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 0.9 * step / max(1, settings.steps))
     evaluations_without_gain = steps_made = 0
-    applied = nullcontext() if adapter is None else adapter.applied(editor.net.unet)
+    applied = nullcontext() if adapter is None else adapter.applied(sampler.net.unet)
     with applied, Progress(f"inversion: learn {settings.task}", settings.steps, "step") as progress:
         for step in range(settings.steps):
             optimizer.zero_grad(set_to_none=True)
-            step_loss = torch.zeros((), device=editor.device)
-            for loss in _step_losses(editor, examples, v, settings, step, n_timesteps, n_passes):
+            step_loss = torch.zeros((), device=sampler.device)
+            for loss in _step_losses(sampler, examples, v, settings, step, n_timesteps, n_passes):
                 loss.backward()
                 step_loss += loss.detach()
             optimizer.step()
@@ -223,11 +225,11 @@ def _repeat(batch: Batch, n_rows: int) -> Batch:
     return select_examples(batch, torch.arange(len(batch), device=batch.target.device).repeat(-(-n_rows // len(batch))))
 
 
-def _new_adapter(editor: EditSampler, settings: InversionSettings) -> TaskAdapter | None:
+def _new_adapter(sampler: EditSampler, settings: InversionSettings) -> TaskAdapter | None:
     if not settings.adapter_rank:
         return None
     random = generator("inversion", settings.seed, "adapter")
-    adapter = TaskAdapter.untrained(editor.net.unet, settings.adapter_rank, settings.adapter_layers, random)
+    adapter = TaskAdapter.untrained(sampler.net.unet, settings.adapter_rank, settings.adapter_layers, random)
     for tensor in adapter.parameters():
         tensor.requires_grad_(True)
     return adapter
@@ -238,26 +240,26 @@ def _snapshot(v: Tensor, adapter: TaskAdapter | None) -> tuple[Tensor, TaskAdapt
 
 
 def _step_losses(
-    editor: EditSampler, examples: Batch, v: Tensor, settings: InversionSettings, step: int, n_timesteps: int, n_passes: int
+    sampler: EditSampler, examples: Batch, v: Tensor, settings: InversionSettings, step: int, n_timesteps: int, n_passes: int
 ) -> Iterator[Tensor]:
     rows = rng("inversion", settings.seed, step).integers(len(examples), size=settings.batch_size)
     batch = select_examples(examples, torch.from_numpy(rows).to(examples.target.device))
     power, sampling = settings.loss_weights.power_at(step / settings.steps), settings.loss_weights.timestep_sampling
     shape, keys = tuple(batch.target.shape), ("inversion", settings.seed, step)
     draws = draw_noise(shape, n_timesteps, settings.dropout, power, *keys, timestep_sampling=sampling)
-    return _losses(editor, batch, draws, v, settings, n_passes)
+    return _losses(sampler, batch, draws, v, settings, n_passes)
 
 
 def _losses(
-    editor: EditSampler, batch: Batch, draws: NoiseDraws, v: Tensor, settings: InversionSettings, n_passes: int
+    sampler: EditSampler, batch: Batch, draws: NoiseDraws, v: Tensor, settings: InversionSettings, n_passes: int
 ) -> Iterator[Tensor]:
     """Lazily yields the contribution of each pass to the mean loss of a batch."""
-    n_rows, scheduler, weights = len(batch), editor.parts.scheduler, settings.loss_weights
-    pixels = math.prod(batch.target.shape[-2:]) * editor.parts.factor**2
+    n_rows, scheduler, weights = len(batch), sampler.parts.scheduler, settings.loss_weights
+    pixels = math.prod(batch.target.shape[-2:]) * sampler.parts.factor**2
     for rows in split_rows(n_rows, min(-(-n_rows // n_passes), max(1, inversion_examples.PIXELS_PER_PASS // pixels))):
         part = select_examples(batch, torch.arange(rows.start, rows.stop, device=batch.target.device))
-        with editor.autocast():
+        with sampler.autocast():
             arguments = (part, draws.rows(rows), v.expand(len(part), -1), weights, settings.min_snr_gamma)
-            of_pass = loss_parts(editor.net, scheduler, *arguments).total(weights)
+            of_pass = loss_parts(sampler.net, scheduler, *arguments).total(weights)
             loss = of_pass.mean() * (len(part) / n_rows)
         yield loss

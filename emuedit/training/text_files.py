@@ -35,9 +35,9 @@ def text_file(folder: Path, key: str, part: str) -> Path:
     return folder / f"{key}.{part}.npy"
 
 
-def null_key(encoders: str) -> str:
+def null_key(text_key: str) -> str:
     """Key of the null text's files."""
-    return f"{encoders}-null"
+    return f"{text_key}-null"
 
 
 def text_hash(instruction: bytes) -> int:
@@ -48,15 +48,15 @@ def text_hash(instruction: bytes) -> int:
 class TextFiles:
     """The files with encoded instructions in one folder."""
 
-    def __init__(self, folder: Path, base_model: TextToImageModel, encoders: str) -> None:
-        """`encoders`: key of the text encoders and tokenizers."""
-        self.folder, self.base_model, self.encoders = folder, base_model, encoders
+    def __init__(self, folder: Path, encoders: TextToImageModel, text_key: str) -> None:
+        """`text_key`: key of the text encoders and tokenizers."""
+        self.folder, self.encoders, self.text_key = folder, encoders, text_key
         self.truncated: list[str] = []
         """New instructions that exceed the token limit of a text encoder."""
-        files = sorted(folder.glob(f"{encoders}-*.texts.npy"))
+        files = sorted(folder.glob(f"{text_key}-*.texts.npy"))
         self.file_of = {value: file.name.split(".")[0] for file in files for value in np.load(file).tolist()}
-        if not text_file(folder, null_key(encoders), "texts").exists():
-            self._save(null_key(encoders), to_float16(base_model.null_text(1)), np.zeros(0, np.uint64))
+        if not text_file(folder, null_key(text_key), "texts").exists():
+            self._save(null_key(text_key), to_float16(encoders.null_text(1)), np.zeros(0, np.uint64))
 
     def add(self, rows: NDArray[Any]) -> None:
         """Encode the instructions of a shard that are in no file. `rows`: columns `text` (hashes) and `instruction`."""
@@ -64,9 +64,9 @@ class TextFiles:
         is_new = np.array([value not in self.file_of for value in hashes.tolist()], np.bool_)
         if is_new.any():
             instructions = [bytes(instruction).decode() for instruction in rows["instruction"][first[is_new]]]
-            key = f"{self.encoders}-{content_key({'texts': instructions})}"
-            self._save(key, encode_texts(instructions, self.base_model), hashes[is_new])
-            self.truncated += [instruction for instruction in instructions if self.base_model.is_truncated(instruction)]
+            key = f"{self.text_key}-{content_key({'texts': instructions})}"
+            self._save(key, encode_texts(instructions, self.encoders), hashes[is_new])
+            self.truncated += [instruction for instruction in instructions if self.encoders.is_truncated(instruction)]
 
     def keys_of(self, hashes: NDArray[np.uint64]) -> tuple[str, ...]:
         """Keys of the files with these texts, sorted."""

@@ -33,21 +33,21 @@ class TrainableEditor(nn.Module):
     objective; the editor samples with it too.
     """
 
-    def __init__(self, net: EditorUNet, base_model: TextToImageModel, settings: TrainSettings) -> None:
+    def __init__(self, net: EditorUNet, parts: TextToImageModel, settings: TrainSettings) -> None:
         super().__init__()
-        self.net, self.text = net, nn.ModuleList(base_model.text_encoders if settings.lr_mult_text else [])
-        self.base_model, self.settings = base_model, settings
-        base_model.unet = base_model.pipeline.unet = net.unet
-        base_model.scheduler = base_model.pipeline.scheduler = objective.configure_scheduler(
-            base_model.scheduler, settings.objective, settings.zero_terminal_snr
+        self.net, self.text = net, nn.ModuleList(parts.text_encoders if settings.lr_mult_text else [])
+        self.parts, self.settings = parts, settings
+        parts.unet = parts.pipeline.unet = net.unet
+        parts.scheduler = parts.pipeline.scheduler = objective.configure_scheduler(
+            parts.scheduler, settings.objective, settings.zero_terminal_snr
         )
-        if objective.ends_in_noise(base_model.scheduler):
+        if objective.ends_in_noise(parts.scheduler):
             settings.refuse_min_snr("the noise schedule of the start, which ends in pure noise")
 
     @property
     def device(self) -> torch.device:
         """Device of the training."""
-        return self.base_model.device
+        return self.parts.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -67,11 +67,11 @@ class TrainableEditor(nn.Module):
             lora.add_adapters(unet, settings.lora, self.dtype if half else torch.float32)
         if device.type == "cuda" and not is_sharded:
             self.to(memory_format=torch.channels_last)  # slower on a CPU
-        objective.move_noise_schedule(self.base_model.scheduler, device)
+        objective.move_noise_schedule(self.parts.scheduler, device)
         use_unfused_attention_on_cpu(unet, self.text, self.dtype)
         if settings.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-            for encoder in self.base_model.text_encoders if self.text else ():
+            for encoder in self.parts.text_encoders if self.text else ():
                 encoder.activation_checkpointing_enable()
         if settings.compile:
             unet.compile()
@@ -91,8 +91,8 @@ class TrainableEditor(nn.Module):
 
         With FSDP all processes must sample the same.
         """
-        pipeline, device = self.base_model.pipeline, self.device
-        visitors = [part for part in (pipeline.vae, *self.base_model.text_encoders) if part.device != device]
+        pipeline, device = self.parts.pipeline, self.device
+        visitors = [part for part in (pipeline.vae, *self.parts.text_encoders) if part.device != device]
         for part in visitors:
             part.to(device)
         self.eval()
@@ -114,9 +114,9 @@ class TrainableEditor(nn.Module):
         texts = ["", *(batch.instructions if fixed_shape else dict.fromkeys(batch.instructions))]
         row_of = {text: row for row, text in enumerate(texts)} | {"": 0}
         rows = torch.tensor([row_of[instruction] for instruction in batch.instructions])
-        tokens = self.base_model.tokenize(texts)
+        tokens = self.parts.tokenize(texts)
         device = batch.target.device
-        return replace(batch, tokens=tuple(part.to(device) for part in tokens), token_rows=rows.to(device))
+        return replace(batch, tokens=tuple(ids.to(device) for ids in tokens), token_rows=rows.to(device))
 
     def forward(self, batch: Batch, draws: NoiseDraws, weights: LossWeights, weight_timesteps: bool = True) -> LossParts:
         """Parts of the loss of each sample; trained text encoders encode the instructions in every step.
@@ -125,8 +125,8 @@ class TrainableEditor(nn.Module):
         """
         batch = self.tokenized(batch)
         if batch.tokens is not None and batch.token_rows is not None:
-            text = self.base_model.encode_tokens(batch.tokens)
-            batch = replace(batch, text=text.take(batch.token_rows), null=self.base_model.as_null(text.take(slice(1))))
+            text = self.parts.encode_tokens(batch.tokens)
+            batch = replace(batch, text=text.take(batch.token_rows), null=self.parts.as_null(text.take(slice(1))))
         v = self.net.table.v[batch.tasks]
         gamma = self.settings.min_snr_gamma if weight_timesteps else None
-        return loss.loss_parts(self.net, self.base_model.scheduler, batch, draws, v, weights, min_snr_gamma=gamma)
+        return loss.loss_parts(self.net, self.parts.scheduler, batch, draws, v, weights, min_snr_gamma=gamma)

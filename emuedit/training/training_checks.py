@@ -12,13 +12,13 @@ from emuedit.training.latent_cache import check_task_weights, check_tasks, no_tr
 from emuedit.training.latent_files import caption_seed, held_out_bound
 from emuedit.training.optimizers import check_optimizer
 from emuedit.training.resources import check_memory
-from emuedit.training.start import Start, StartError
+from emuedit.training.starting_point import StartError, StartingPoint
 from emuedit.training.train_settings import TrainSettings
 from emuedit.training.trainable_editor import TrainableEditor
 from emuedit.training.training_error import TrainingError
 
 
-def check_settings(settings: TrainSettings, begin: Start, processes: TrainingProcesses) -> None:
+def check_settings(settings: TrainSettings, start: StartingPoint, processes: TrainingProcesses) -> None:
     """Check settings that need neither pairs nor weights.
 
     Raises ValueError for an uneven batch, LatentCacheError for a weight of an unknown task, StartError for a change-mask head
@@ -30,9 +30,9 @@ def check_settings(settings: TrainSettings, begin: Start, processes: TrainingPro
     if ignored := settings.ignored_loss_weights():
         names = ", ".join(f"{name} {value}" for name, value in ignored.items())
         print(f"train: change_mask is false, so these loss_weights have no effect: {names}", flush=True)
-    if settings.change_mask and not settings.loss_weights.change_loss_weight and not begin.is_editor:
+    if settings.change_mask and not settings.loss_weights.change_loss_weight and not start.is_editor:
         raise StartError(
-            f"want train.loss_weights.change_loss_weight above 0 with change_mask true and start {begin.reference}, got 0: an "
+            f"want train.loss_weights.change_loss_weight above 0 with change_mask true and start {start.reference}, got 0: an "
             "untrained head blends half of the source into every edit; set it to 0.5, or set train.change_mask to false"
         )
 

@@ -37,6 +37,7 @@ def _run(options: argparse.Namespace) -> int:
     from emuedit.metrics import photo_benchmark
 
     rows = photo_benchmark.read_rows(options.folder)  # raises for a folder that is not a benchmark
+    photo_benchmark.check_images(options.folder, rows)
     settings = _choose_settings(options)
     benchmark = photo_benchmark.PhotoBenchmark(options.folder, settings=settings)
     _print_rows(rows, benchmark)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from emuedit.editing.any_size import _find_window, edit_any_size, working_size
+from emuedit.editor.sampling_options import Edited, SamplingOptions
 from emuedit.editor.settings import EditSettings
 
 SETTINGS = EditSettings()
@@ -18,10 +19,9 @@ class Inverter:
 
     resolution_px, grid_px = 64, 4
 
-    def sample(self, images: Tensor, *rest: Any, **options: Any) -> Tensor:
-        shifts: list[float | None] = options.get("shifts", [])
-        shifts += [0.25] * len(images)
-        return images + 0.5
+    def sample(self, images: Tensor, *rest: Any) -> Edited:
+        is_measured = isinstance(rest[-1], SamplingOptions) and rest[-1].measure_shifts
+        return Edited(images + 0.5, (0.25 if is_measured else None,) * len(images))
 
 
 class SquarePainter:
@@ -32,9 +32,10 @@ class SquarePainter:
     def __init__(self) -> None:
         self.sizes: list[tuple[int, int]] = []
 
-    def sample(self, images: Tensor, instructions: Sequence[str], tasks: Sequence[str], *rest: Any) -> Tensor:
+    def sample(self, images: Tensor, instructions: Sequence[str], tasks: Sequence[str], *rest: Any) -> Edited:
         self.sizes.append(tuple(images.shape[-2:]))
-        return torch.where((images > 0.9).all(1, keepdim=True), torch.full_like(images, -1.0), images)
+        edited = torch.where((images > 0.9).all(1, keepdim=True), torch.full_like(images, -1.0), images)
+        return Edited(edited, (None,) * len(images))
 
 
 def photo(height: int, width: int, top: int, left: int, side: int) -> Tensor:
@@ -63,7 +64,7 @@ def test_the_working_size_has_the_proportions_and_the_pixels(picture: tuple[int,
 def test_a_small_picture_is_edited_as_it_is() -> None:
     editor = SquarePainter()
     image = photo(40, 50, 10, 10, 8)
-    result = edit_any_size(editor, image, ["a"], ["remove"], SETTINGS, [0])  # type: ignore[arg-type]
+    result = edit_any_size(editor, image, ["a"], ["remove"], SETTINGS, [0]).images  # type: ignore[arg-type]
     assert editor.sizes == [(40, 50)]
     assert (result[..., 10:18, 10:18] == -1).all()
 
@@ -71,7 +72,7 @@ def test_a_small_picture_is_edited_as_it_is() -> None:
 def test_a_large_photo_keeps_every_pixel_outside_the_edit() -> None:
     editor = SquarePainter()
     image = photo(1200, 1600, 400, 800, 200)
-    result = edit_any_size(editor, image, ["a"], ["remove"], SETTINGS, [0])  # type: ignore[arg-type]
+    result = edit_any_size(editor, image, ["a"], ["remove"], SETTINGS, [0]).images  # type: ignore[arg-type]
     assert editor.sizes == [(56, 72)]
     assert result.shape == image.shape
     assert (result[..., 440:560, 840:960] < -0.9).all()
@@ -87,7 +88,7 @@ def test_cropping_edits_a_small_object_again_at_its_own_resolution() -> None:
     edges = {}
     for crop in (0, 1):
         settings = SETTINGS.with_changes({"crop": crop})
-        result = edit_any_size(editor, image, ["a"], ["remove"], settings, [0])  # type: ignore[arg-type]
+        result = edit_any_size(editor, image, ["a"], ["remove"], settings, [0]).images  # type: ignore[arg-type]
         edges[crop] = float((result[..., 200:240, 300:340] == -1).float().mean())
     assert editor.sizes[0] == editor.sizes[1] == (56, 72)
     assert max(editor.sizes[2]) <= 100, "the window is small"
@@ -108,7 +109,7 @@ def test_a_setting_names_another_size() -> None:
 
 def test_pictures_of_a_batch_are_composited_one_by_one() -> None:
     images = torch.cat([photo(300, 400, 50, 60, 60), photo(300, 400, 200, 300, 60)])
-    results = edit_any_size(SquarePainter(), images, ["a", "b"], ["remove", "remove"], SETTINGS, [0, 1])  # type: ignore[arg-type]
+    results = edit_any_size(SquarePainter(), images, ["a", "b"], ["remove", "remove"], SETTINGS, [0, 1]).images  # type: ignore[arg-type]
     assert (results[0] == images[0])[:, 200:].all()
     assert (results[1] == images[1])[:, :100].all()
     assert (results != images).flatten(1).any(1).all()
@@ -116,13 +117,13 @@ def test_pictures_of_a_batch_are_composited_one_by_one() -> None:
 
 def test_the_second_edit_fades_in_at_the_sides_of_its_window() -> None:
     class FirstPaintsThenInverts(SquarePainter):
-        def sample(self, images: Tensor, *rest: Any, **options: Any) -> Tensor:
-            return super().sample(images, *rest) if not self.sizes else Inverter().sample(images)
+        def sample(self, images: Tensor, *rest: Any) -> Edited:
+            return super().sample(images, *rest) if not self.sizes else Inverter().sample(images, *rest)
 
     image = torch.full((1, 3, 600, 800), -0.5)
     image[..., 200:210, 300:310] = 1.0
     settings = SETTINGS.with_changes({"crop": 1, "resolution": 256, "border_px": 3})
-    result = edit_any_size(FirstPaintsThenInverts(), image, ["a"], ["remove"], settings, [0])  # type: ignore[arg-type]
+    result = edit_any_size(FirstPaintsThenInverts(), image, ["a"], ["remove"], settings, [0]).images  # type: ignore[arg-type]
     change = (result - image)[0, 0]
     assert float(change.max()) == pytest.approx(0.5)
     assert max(float(change.diff(dim=dim).abs().max()) for dim in (0, 1)) == pytest.approx(0.5 / 4, abs=1e-6)
@@ -130,10 +131,11 @@ def test_the_second_edit_fades_in_at_the_sides_of_its_window() -> None:
 
 @pytest.mark.parametrize("crop", [0, 1])
 def test_a_shift_is_that_of_the_first_edit(crop: int) -> None:
-    images, shifts = torch.cat([photo(600, 800, 200, 300, 40)] * 2), list[float | None]()
+    images = torch.cat([photo(600, 800, 200, 300, 40)] * 2)
     settings = SETTINGS.with_changes({"crop": crop})
-    edit_any_size(Inverter(), images, ["a", "b"], ["remove"] * 2, settings, [0, 1], shifts=shifts)  # type: ignore[arg-type]
-    assert shifts == [0.25, 0.25]
+    arguments: Any = (Inverter(), images, ["a", "b"], ["remove"] * 2, settings, [0, 1])
+    assert edit_any_size(*arguments, measure_shifts=True).shifts_px == (0.25, 0.25)
+    assert edit_any_size(*arguments).shifts_px == (None, None), "not measured"
 
 
 def test_the_task_decides_what_a_large_photo_gets_of_the_edit() -> None:
@@ -143,11 +145,11 @@ def test_the_task_decides_what_a_large_photo_gets_of_the_edit() -> None:
     def detail(image: Tensor) -> float:
         return float(image.diff(dim=-1).abs().mean())
 
-    light, other = (edit_any_size(Inverter(), image, ["a"], [task], SETTINGS, [0]) for task in ("global", "local"))  # type: ignore[arg-type]
+    light, other = (edit_any_size(Inverter(), image, ["a"], [task], SETTINGS, [0]).images for task in ("global", "local"))  # type: ignore[arg-type]
     assert detail(light) > 0.9 * detail(image)
     assert detail(other) < 0.5 * detail(image)
     image = photo(600, 800, 200, 300, 40)
-    style, other = (edit_any_size(SquarePainter(), image, ["a"], [task], SETTINGS, [0]) for task in ("style", "local"))  # type: ignore[arg-type]
+    style, other = (edit_any_size(SquarePainter(), image, ["a"], [task], SETTINGS, [0]).images for task in ("style", "local"))  # type: ignore[arg-type]
     assert (style == image).float().mean() < 0.1
     assert (other == image).float().mean() > 0.9
 
@@ -156,7 +158,7 @@ def test_the_second_edit_has_the_instruction_the_task_and_the_seed_of_its_image(
     calls: list[tuple[Any, ...]] = []
 
     class Recorder(SquarePainter):
-        def sample(self, images: Tensor, instructions: Any, tasks: Any, settings: Any, seeds: Any, *_: Any) -> Tensor:
+        def sample(self, images: Tensor, instructions: Any, tasks: Any, settings: Any, seeds: Any, *_: Any) -> Edited:
             calls.append((*instructions, *tasks, *seeds))
             return super().sample(images, instructions, tasks)
 

@@ -75,7 +75,7 @@ def test_an_array_gives_an_array_and_is_not_changed(editor: Editor) -> None:
     assert (edited.shape, edited.dtype) == (picture.shape, np.uint8)
     assert not np.array_equal(edited, picture)
     np.testing.assert_array_equal(picture, before)
-    want = editor.sampler.sample(from_uint8(picture), ["make it red"], ["local"], SETTINGS, [SETTINGS.seed])
+    want = editor.sampler.sample(from_uint8(picture), ["make it red"], ["local"], SETTINGS, [SETTINGS.seed]).images
     np.testing.assert_array_equal(edited, to_uint8(want)[0])
 
 

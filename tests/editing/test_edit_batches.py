@@ -10,7 +10,8 @@ import torch
 from emuedit import Editor, EditSettings
 from emuedit.editing import any_size, api
 from emuedit.editor.package_folder import PackageError
-from emuedit.editor.sampling import MAX_PIXELS_PER_BATCH, EditSampler, SamplingOptions
+from emuedit.editor.sampling import MAX_PIXELS_PER_BATCH, EditSampler
+from emuedit.editor.sampling_options import Edited, SamplingOptions
 
 SETTINGS = EditSettings(steps=1, image_guidance_scale=1.0, guidance_scale=1.0, change_threshold=0.0, resolution=64, seed=5)
 SIZES = [(16, 20), (16, 20), (90, 60), (16, 20), (90, 60), (24, 20), (90, 60), (16, 20)]
@@ -56,7 +57,7 @@ def test_large_images_are_not_all_floats_at_once(
     n_images: list[int] = []
     edit_any_size = any_size.edit_any_size
 
-    def record(sampler: EditSampler, batch: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+    def record(sampler: EditSampler, batch: torch.Tensor, *rest: Any, **options: Any) -> Edited:
         n_images.append(len(batch))
         return edit_any_size(sampler, batch, *rest, **options)
 

@@ -18,6 +18,7 @@ from emuedit.editor import changed_area
 from emuedit.editor.changed_area import ChangedArea
 from emuedit.editor.edit_pipeline import EmuEditPipeline
 from emuedit.editor.sampling import EditSampler
+from emuedit.editor.sampling_options import Edited
 from emuedit.models.image_tensors import from_uint8
 from emuedit.tracking import model_signature
 
@@ -29,18 +30,17 @@ BOX = ChangedArea(6 / 320, (4, 2, 7, 4))
 class PatchSampler:
     """Stands for an editor: inverts 2 x 3 px at row 2, column 4; nothing for the task `remove`."""
 
-    tasks, inverted_tasks, weights = ("local", "remove"), (), "patch"
+    tasks, inverted_tasks, fingerprint = ("local", "remove"), (), "patch"
     resolution_px, grid_px, max_tokens = 64, 4, 40
 
     def is_truncated(self, instruction: str) -> bool:
         return False
 
-    def sample(self, images: Any, instructions: Any, tasks: Any, *rest: Any, **options: Any) -> Any:
+    def sample(self, images: Any, instructions: Any, tasks: Any, *rest: Any) -> Edited:
         edited = images.clone()
-        options.get("shifts", []).extend([None] * len(images))
         if tasks[0] == "local":
             edited[..., 2:4, 4:7] *= -1
-        return edited
+        return Edited(edited, (None,) * len(images))
 
 
 @pytest.fixture
@@ -78,11 +78,11 @@ def test_a_session_measures_every_turn_once(editor: Editor, picture: np.ndarray,
     measure = changed_area.measure
     monkeypatch.setattr(changed_area, "measure", lambda *pair: (measured.append(pair), measure(*pair))[1])
     session = EditSession(editor, picture)
-    steps = session.extend(["a", "b"], ["local", "remove"], SETTINGS)
-    assert [step.touched for step in steps] == [BOX, ChangedArea(0.0, None)]
+    turns = session.extend(["a", "b"], ["local", "remove"], SETTINGS)
+    assert [turn.touched for turn in turns] == [BOX, ChangedArea(0.0, None)]
     assert len(measured) == 2
-    assert steps[0].turn.before is session.original, "without a copy of each image of the session"
-    assert steps[1].turn.before is steps[0].turn.pixels
+    assert turns[0].before is session.original, "without a copy of each image of the session"
+    assert turns[1].before is turns[0].pixels
 
 
 def test_a_seed_that_grows_out_of_bounds_is_an_error_before_the_first_turn(editor: Editor, picture: np.ndarray) -> None:
@@ -90,7 +90,7 @@ def test_a_seed_that_grows_out_of_bounds_is_an_error_before_the_first_turn(edito
     with pytest.raises(ValueError, match=r"seed: .*less than 9223372036854775808"):
         session.extend(["a", "b"], ["local", "local"], SETTINGS.with_changes({"seed": 2**63 - 1}), reported.append)
     assert not reported
-    assert not session.steps
+    assert not session.turns
 
 
 def encoded(pixels: np.ndarray) -> str:

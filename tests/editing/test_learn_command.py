@@ -24,11 +24,11 @@ def test_without_flips_no_mirrored_copy_is_learned_from_and_the_pack_says_so(
     class Stopped(Exception):  # noqa: N818 - not an error
         pass
 
-    def pack(weights: str, settings: Any, instructions: Any, origin: Any) -> None:
+    def pack(fingerprint: str, settings: Any, instructions: Any, origin: Any) -> None:
         recorded.append(origin["settings"]["flip"])
         raise Stopped
 
-    sampler = SimpleNamespace(resolution_px=32, grid_px=8, weights="w")
+    sampler = SimpleNamespace(resolution_px=32, grid_px=8, fingerprint="w")
     editor = SimpleNamespace(folder=tmp_path, sampler=sampler, settings=SimpleNamespace(resolution=None), reserved_names=())
     monkeypatch.setattr(api.Editor, "load", lambda model: editor)
     monkeypatch.setattr(package_folder, "editor_folder", lambda folder: folder)

@@ -158,7 +158,9 @@ def test_a_name_of_the_task_predictor_is_refused_and_its_pack_changes_nothing(wo
     for name in ("no_edit", "darken"):
         with pytest.raises(LearnError, match=f"want a new name, got '{name}'"):
             check_name(name, editor)
-        task_pack.save(task_pack.TaskPack(name, v, editor.sampler.weights, 1, {}, None, ("x",)), tmp_path / "pack.safetensors")
+        task_pack.save(
+            task_pack.TaskPack(name, v, editor.sampler.fingerprint, 1, {}, None, ("x",)), tmp_path / "pack.safetensors"
+        )
         with pytest.raises(TaskPackError, match="which the editor already has"):
             editor.add_pack(tmp_path / "pack.safetensors")
         assert name not in editor.tasks
@@ -170,7 +172,7 @@ def test_a_pack_is_used_by_its_own_editor_wherever_that_was_loaded_from(
     """A pack of the workspace that fits another editor is not mentioned."""
     shutil.copytree("models", "other")
     editor = Editor.load("other")
-    for name, base in (("fitting", editor.sampler.weights), ("unfitting", "0" * 16)):
+    for name, base in (("fitting", editor.sampler.fingerprint), ("unfitting", "0" * 16)):
         pack = task_pack.TaskPack(name, torch.zeros(editor.sampler.net.table.d_v), base, 1, {}, None, ())
         (workspace / "models/packs").mkdir(exist_ok=True)
         task_pack.save(pack, workspace / f"models/packs/{name}.safetensors")
@@ -220,7 +222,7 @@ def test_a_pack_of_another_editor_is_not_replaced(workspace: Path, capsys: pytes
     foreign = put_pack("darken", "0" * 16, packs / "darken.safetensors")
     assert cli.main(LEARN) == 2
     assert "darken.safetensors is the pack of another editor, 0000000000000000; this one is" in capsys.readouterr().err
-    put_pack("darken", Editor.load("models").sampler.weights, workspace / "new.safetensors")
+    put_pack("darken", Editor.load("models").sampler.fingerprint, workspace / "new.safetensors")
     assert cli.main(["tasks", "add", "new.safetensors"]) == 2
     assert "choose another name, or move that file away" in capsys.readouterr().err
     assert [file.name for file in packs.iterdir()] == ["darken.safetensors"]
@@ -252,7 +254,7 @@ def test_a_broken_file_among_the_packs_is_skipped_and_each_pack_is_read_once(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree("models", "other")
-    weights = Editor.load("other").sampler.weights
+    weights = Editor.load("other").sampler.fingerprint
     for name, base in (("fitting", weights), ("unfitting", "0" * 16)):
         put_pack(name, base, workspace / f"models/packs/{name}.safetensors")
     (workspace / "models/packs/bad.safetensors").write_bytes(b"x")

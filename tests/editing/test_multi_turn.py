@@ -48,17 +48,17 @@ def test_each_turn_edits_the_result_of_the_turn_before(
     calls: list[tuple[Any, ...]] = []
     sample = sampler.sample
     monkeypatch.setattr(sampler, "sample", lambda *arguments: (calls.append(arguments), sample(*arguments))[1])
-    results = edit_turns(sampler, image, INSTRUCTIONS, TASKS, SETTINGS)
+    results = [turn.images for turn in edit_turns(sampler, image, INSTRUCTIONS, TASKS, SETTINGS)]
     assert [(instructions, tasks) for _, instructions, tasks, *_ in calls] == [
         ([instruction], [task]) for instruction, task in zip(INSTRUCTIONS, TASKS, strict=True)
     ]
-    assert [seeds for *_, seeds, _ in calls] == [[10], [11], [12]]
+    assert [seeds for *_, seeds, _, _ in calls] == [[10], [11], [12]]
     for before, (images, *_) in zip([image, *results], calls, strict=False):
         assert torch.equal(images, before)
 
 
 def test_unchanged_pixels_are_kept_bit_for_bit(sampler: EditSampler, image: Tensor) -> None:
-    results = edit_turns(sampler, image, INSTRUCTIONS, TASKS, SETTINGS)
+    results = [turn.images for turn in edit_turns(sampler, image, INSTRUCTIONS, TASKS, SETTINGS)]
     assert len(results) == 3
     for result in results:
         assert torch.equal(result[..., 10:, 10:], image[..., 10:, 10:])
@@ -66,8 +66,8 @@ def test_unchanged_pixels_are_kept_bit_for_bit(sampler: EditSampler, image: Tens
 
 
 def test_a_threshold_of_zero_keeps_no_pixel(sampler: EditSampler, image: Tensor) -> None:
-    results = edit_turns(sampler, image, INSTRUCTIONS, TASKS, SETTINGS.with_changes({"change_threshold": 0.0}))
-    torch.testing.assert_close(results[-1][..., 10:, 10:], image[..., 10:, 10:] + 3 * LEVEL)
+    *_, last = edit_turns(sampler, image, INSTRUCTIONS, TASKS, SETTINGS.with_changes({"change_threshold": 0.0}))
+    torch.testing.assert_close(last.images[..., 10:, 10:], image[..., 10:, 10:] + 3 * LEVEL)
 
 
 def test_progress_is_reported_for_every_step_of_every_turn(sampler: EditSampler, image: Tensor) -> None:

@@ -12,6 +12,7 @@ from emuedit import Editor, EditSettings
 from emuedit.core import compositing
 from emuedit.core.soft_mask import dilate
 from emuedit.editor import sampling
+from emuedit.editor.sampling_options import Edited
 from toyworld.training.__main__ import WEIGHTS
 
 SETTINGS = EditSettings(steps=2, image_guidance_scale=1.0, guidance_scale=1.0)
@@ -22,10 +23,10 @@ def test_pixels_outside_of_the_edit_of_the_smaller_copy_are_kept_bit_for_bit(mon
     photo, sampler = load_sample_image("flower.jpg"), sampling.load(WEIGHTS / "base_editor")
     sample, edits = sampler.sample, list[tuple[Tensor, Tensor]]()
 
-    def record(images: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        after: Tensor = sample(images, *arguments, **options)
-        edits.append((images, after))
-        return after
+    def record(images: Tensor, *arguments: Any, **options: Any) -> Edited:
+        result: Edited = sample(images, *arguments, **options)
+        edits.append((images, result.images))
+        return result
 
     monkeypatch.setattr(sampler, "sample", record)
     edited = Editor(sampler, None, SETTINGS).edit(photo, "remove the flower", "remove")

@@ -38,13 +38,13 @@ def session(editor: Editor, picture: np.ndarray) -> EditSession:
 
 def test_turns_are_those_of_edit_turns(session: EditSession, editor: Editor, picture: np.ndarray) -> None:
     turns = editor.edit_turns(picture, TURNS, ["local"] * 3)
-    for step, turn in zip(session.steps, turns, strict=True):
-        np.testing.assert_array_equal(step.turn.pixels, turn.pixels)
-    assert [step.settings.seed for step in session.steps] == [5, 6, 7]
+    for ours, turn in zip(session.turns, turns, strict=True):
+        np.testing.assert_array_equal(ours.pixels, turn.pixels)
+    assert [turn.settings.seed for turn in session.turns] == [5, 6, 7]
 
 
 def test_undo_and_redo_walk_through_the_history(session: EditSession, picture: np.ndarray) -> None:
-    pictures = [picture, *(step.turn.pixels for step in session.steps)]
+    pictures = [picture, *(turn.pixels for turn in session.turns)]
     for expected in reversed(pictures[:-1]):
         np.testing.assert_array_equal(session.undo(), expected)
     with pytest.raises(SessionError, match="want a turn to undo"):
@@ -58,7 +58,7 @@ def test_undo_and_redo_walk_through_the_history(session: EditSession, picture: n
 def test_a_new_edit_forgets_what_was_undone(session: EditSession) -> None:
     session.undo()
     session.edit("remove it", "remove")
-    assert [step.turn.instruction for step in session.steps] == ["make it red", "add a star", "remove it"]
+    assert [turn.instruction for turn in session.turns] == ["make it red", "add a star", "remove it"]
     with pytest.raises(SessionError):
         session.redo()
 
@@ -67,7 +67,7 @@ def test_a_failed_edit_leaves_the_session_as_it_was(session: EditSession) -> Non
     session.undo()
     with pytest.raises(ValueError, match="want one of the tasks"):
         session.edit("fly", "flying")
-    assert len(session.steps) == 2
+    assert len(session.turns) == 2
     session.redo()
 
 
@@ -75,17 +75,17 @@ def test_branches_go_their_own_ways(session: EditSession) -> None:
     branch = session.branch()
     branch.undo()
     branch.edit("remove it", "remove")
-    assert [step.turn.instruction for step in session.steps] == TURNS
-    assert branch.steps[-1].turn.instruction == "remove it"
-    assert branch.steps[0] is session.steps[0]
+    assert [turn.instruction for turn in session.turns] == TURNS
+    assert branch.turns[-1].instruction == "remove it"
+    assert branch.turns[0] is session.turns[0]
 
 
 def test_a_saved_session_makes_the_same_pictures_again(session: EditSession, editor: Editor, tmp_path: Path) -> None:
     session.save(tmp_path / "session.json")
     again = EditSession.replay(editor, session.original, tmp_path / "session.json")
-    assert len(again.steps) == 3
-    for step, repeated in zip(session.steps, again.steps, strict=True):
-        np.testing.assert_array_equal(step.turn.pixels, repeated.turn.pixels)
+    assert len(again.turns) == 3
+    for turn, repeated in zip(session.turns, again.turns, strict=True):
+        np.testing.assert_array_equal(turn.pixels, repeated.pixels)
 
 
 def test_turns_made_together_are_made_again_one_by_one(
@@ -97,8 +97,8 @@ def test_turns_made_together_are_made_again_one_by_one(
     session.extend(TURNS, ["local"] * len(TURNS), SETTINGS)
     session.save(tmp_path / "session.json")
     again = EditSession.replay(editor, picture, tmp_path / "session.json")
-    for step, repeated in zip(session.steps, again.steps, strict=True):
-        np.testing.assert_array_equal(step.turn.pixels, repeated.turn.pixels)
+    for turn, repeated in zip(session.turns, again.turns, strict=True):
+        np.testing.assert_array_equal(turn.pixels, repeated.pixels)
 
 
 def test_another_picture_or_editor_is_refused(session: EditSession, editor: Editor, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_another_picture_or_editor_is_refused(session: EditSession, editor: Edit
     session.save(file)
     with pytest.raises(SessionError, match=r"want the input image of .*, got another one"):
         EditSession.replay(editor, 255 - session.original, file)
-    assert len(EditSession.replay(editor, 255 - session.original, file, any_image=True).steps) == 3
+    assert len(EditSession.replay(editor, 255 - session.original, file, any_image=True).turns) == 3
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"editor": "another"}))
     with pytest.raises(SessionError, match="want the editor another that"):
@@ -120,7 +120,7 @@ def test_a_task_that_was_learned_again_is_refused(editor: Editor, picture: np.nd
     session = EditSession(editor, picture)
     session.edit("cut it out", "cutout")
     session.save(file)
-    assert len(EditSession.replay(editor, picture, file).steps) == 1
+    assert len(EditSession.replay(editor, picture, file).turns) == 1
     editor.sampler.remove_task("cutout")
     editor.sampler.add_task("cutout", torch.zeros(table.d_v))
     with pytest.raises(SessionError, match="want the pack of the task 'cutout' that"):
@@ -160,8 +160,8 @@ def test_turns_that_miss_something_are_refused(turns: Any, session: EditSession,
         EditSession.replay(editor, session.original, file)
 
 
-def test_the_step_says_how_much_it_touched(session: EditSession) -> None:
-    touched = session.steps[0].touched
+def test_a_turn_says_how_much_it_touched(session: EditSession) -> None:
+    touched = session.turns[0].touched
     assert 0 < touched.share <= 1
     assert touched.box is not None
     assert "of the pixels changed" in str(touched)

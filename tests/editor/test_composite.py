@@ -35,14 +35,14 @@ class LeftHalfChanges(torch.nn.Module):
 def test_only_predicted_cells_of_an_object_are_edited(kind: str, width: int, make_sampler: Callable[..., EditSampler]) -> None:
     sampler, images = make_sampler(kind), pictures(2, 16, width)
     sampler.net = LeftHalfChanges(sampler)  # type: ignore[assignment]
-    local, style = (sampler.sample(images, ["a", "b"], [task] * 2, COMPOSITE) for task in ("remove", "style"))
+    local, style = (sampler.sample(images, ["a", "b"], [task] * 2, COMPOSITE).images for task in ("remove", "style"))
     assert torch.equal(local[..., 8:], images[..., 8:])
     assert torch.equal(local[..., :8], style[..., :8])
     assert (style[..., 8:] != images[..., 8:]).any(), "a task of the whole picture is exempt"
-    mixed = sampler.sample(images, ["a", "b"], ["style", "remove"], COMPOSITE)
+    mixed = sampler.sample(images, ["a", "b"], ["style", "remove"], COMPOSITE).images
     torch.testing.assert_close(mixed[1], local[1], rtol=1e-4, atol=1e-4)
     assert (mixed[0][..., 8:] != images[0][..., 8:]).any()
-    off = sampler.sample(images, ["a", "b"], ["remove"] * 2, COMPOSITE.with_changes({"composite": 0}))
+    off = sampler.sample(images, ["a", "b"], ["remove"] * 2, COMPOSITE.with_changes({"composite": 0})).images
     torch.testing.assert_close(off, style)
 
 
@@ -73,7 +73,7 @@ def test_the_edit_fades_in_inside_the_predicted_cells_only(make_sampler: Callabl
     sampler, images = make_sampler(), pictures(2, 16, 16)
     sampler.net = LeftHalfChanges(sampler)  # type: ignore[assignment]
     hard, soft = (
-        sampler.sample(images, ["a", "b"], ["remove", "style"], COMPOSITE.with_changes({"border_px": px})) for px in (0, 2)
+        sampler.sample(images, ["a", "b"], ["remove", "style"], COMPOSITE.with_changes({"border_px": px})).images for px in (0, 2)
     )
     assert torch.equal(soft[0, ..., 8:], images[0, ..., 8:])
     assert torch.equal(soft[0, ..., :6], hard[0, ..., :6])

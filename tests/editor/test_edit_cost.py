@@ -36,10 +36,10 @@ def test_a_term_of_guidance_without_weight_costs_nothing_and_has_no_effect(
     sampler, images = make_sampler(), pictures(2, 16, 16)
     batch_sizes = count_rows(sampler, monkeypatch)
     settings = SETTINGS.with_changes({"steps": 2, "image_guidance_scale": s_I, "guidance_scale": s_T})
-    got = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], settings, [3, 4])
+    got = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], settings, [3, 4]).images
     assert batch_sizes == [2 * n_terms] * 2
     almost = settings.with_changes({"image_guidance_scale": s_I + 1e-6, "guidance_scale": s_T + 2e-6})
-    near = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], almost, [3, 4])
+    near = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], almost, [3, 4]).images
     torch.testing.assert_close(got, near, rtol=0, atol=1e-3)
 
 
@@ -51,8 +51,8 @@ def test_steps_outside_of_the_guidance_interval_need_one_evaluation(
     interval = SETTINGS.with_changes({"steps": 4, "guidance_from": 0.25, "guidance_to": 0.75})
     sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], interval, [3, 4])
     assert batch_sizes == [2, 6, 6, 2]
-    nowhere = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], interval.with_changes({"guidance_to": 0.25}), [3, 4])
-    assert torch.equal(nowhere, sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], UNGUIDED, [3, 4]))
+    nowhere = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], interval.with_changes({"guidance_to": 0.25}), [3, 4]).images
+    assert torch.equal(nowhere, sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], UNGUIDED, [3, 4]).images)
 
 
 def test_every_step_of_a_scheduler_that_makes_one_more_is_guided(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from emuedit.editor import pipeline_images, sampling
 from emuedit.editor.edit_pipeline import EmuEditPipeline
+from emuedit.editor.sampling_options import Edited
 from emuedit.editor.settings import EditSettings, SettingsError
 from emuedit.models.image_tensors import from_uint8, to_uint8
 from emuedit.tasks import UnknownTaskError
@@ -47,7 +48,7 @@ def pipe(editor_folder: EditorFolder) -> EmuEditPipeline:
 def test_the_pipeline_gives_the_pixels_of_the_sampler(kind: str, editor_folder: EditorFolder) -> None:
     prompts, tasks = ["make it red", "a ring"], ["local", "sketch"]
     sampler = sampling.load(editor_folder(kind))
-    want = to_uint8(sampler.sample(from_uint8(pixels(2)), prompts, tasks, SETTINGS, [3, 4]))
+    want = to_uint8(sampler.sample(from_uint8(pixels(2)), prompts, tasks, SETTINGS, [3, 4]).images)
     pipe = EmuEditPipeline.from_pretrained(editor_folder(kind))
     pipe.set_progress_bar_config(disable=True)
     images = [Image.fromarray(picture) for picture in pixels(2)]
@@ -81,9 +82,9 @@ def test_arguments_have_the_names_of_diffusers() -> None:
 def test_every_argument_is_passed_on(pipe: EmuEditPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     passed: list[EditSettings] = []
 
-    def sample(sampler: Any, images: Tensor, prompts: Any, tasks: Any, settings: EditSettings, *_: Any, **options: Any) -> Tensor:
+    def sample(sampler: Any, images: Tensor, prompts: Any, tasks: Any, settings: EditSettings, *_: Any, **options: Any) -> Edited:
         passed.append(settings)
-        return images
+        return Edited(images, (None,) * len(images))
 
     monkeypatch.setattr(sampling.EditSampler, "sample", sample)
     pipe("make it red", pixels()[0], "local", composite=0, **ARGUMENTS)

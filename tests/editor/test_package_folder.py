@@ -30,12 +30,12 @@ def folder(editor_folder: Callable[[str], Path], tmp_path: Path) -> Path:
 
 def test_a_package_is_loaded_with_its_task_predictor_packs_and_settings(folder: Path) -> None:
     sampler = sampling.load(folder / "editor")
-    task_pack.save(TaskPack("contour", torch.arange(6) / 7, sampler.weights, 8, {}), folder / "inversion/contour.safetensors")
+    task_pack.save(TaskPack("contour", torch.arange(6) / 7, sampler.fingerprint, 8, {}), folder / "inversion/contour.safetensors")
     task_predictor.from_t5(str(T5), ["local", "remove"], 16).save(folder / "router")
     (folder / "settings.json").write_text(json.dumps({"steps": 3, "guidance_scale": 2.0}))
     editor = Editor.load(folder, "cpu", "float32")
     assert editor.tasks == (*sampler.tasks, "contour")
-    assert editor.sampler.weights == sampler.weights
+    assert editor.sampler.fingerprint == sampler.fingerprint
     assert editor.predictor is not None
     assert editor.predictor.tasks == ("local", "remove")
     assert editor.settings == EditSettings(steps=3, guidance_scale=2.0)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from emuedit import Editor, EditSettings
 from emuedit.editor import changed_area, preservation
 from emuedit.editor.sampling import EditSampler
+from emuedit.editor.sampling_options import SamplingOptions
 from emuedit.editor.unet import Prediction
 from emuedit.models.text_to_image import TextCondition
 
@@ -85,7 +86,7 @@ def test_the_text_of_a_changed_area_names_a_shift_above_the_bound() -> None:
 
 
 def test_shifts_of_a_batch_are_in_its_order(make_sampler: Callable[..., EditSampler], monkeypatch: pytest.MonkeyPatch) -> None:
-    sampler, shifts = make_sampler(), list[float | None]()
+    sampler = make_sampler()
     monkeypatch.setattr(sampler, "net", CentreChanges(sampler))
     monkeypatch.setattr(sampler, "max_pixels_per_batch", 2 * 64**2)
     images, batches = torch.cat([smooth(64, seed) for seed in range(3)]), iter([slice(0, 2), slice(2, 3)])
@@ -96,5 +97,6 @@ def test_shifts_of_a_batch_are_in_its_order(make_sampler: Callable[..., EditSamp
         return torch.lerp(images[rows], images[rows].roll(1, -1), offsets[rows])
 
     monkeypatch.setattr(sampler.parts, "decode", decode)
-    sampler.sample(images, ["a"] * 3, ["remove"] * 3, SETTINGS, [0, 1, 2], shifts=shifts)
-    assert shifts == pytest.approx([0.0, 0.5, 1.0], abs=0.1)
+    arguments = (images, ["a"] * 3, ["remove"] * 3, SETTINGS, [0, 1, 2])
+    edited = sampler.sample(*arguments, options=SamplingOptions(measure_shifts=True))
+    assert edited.shifts_px == pytest.approx([0.0, 0.5, 1.0], abs=0.1)

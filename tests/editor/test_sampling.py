@@ -32,7 +32,7 @@ def test_guidance_equals_three_separate_predictions(kind: str, make_sampler: Mak
     """The sampler has one forward per step for all terms; the reference here makes each prediction by itself."""
     sampler, images = make_sampler(kind), pictures(2, 16, 16)
     settings = SETTINGS.with_changes({"preserve": 0.5, "guidance_rescale": 0.7})
-    got = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], settings, [3, 4])
+    got = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], settings, [3, 4]).images
     parts, net = sampler.parts, sampler.net
     v, text = net.table.rows(TASKS[:2]), parts.encode_text(INSTRUCTIONS[:2])
     c_I, null = parts.encode(images), parts.null_text(2)
@@ -53,24 +53,24 @@ def test_guidance_equals_three_separate_predictions(kind: str, make_sampler: Mak
 @pytest.mark.slow
 def test_a_sample_depends_on_its_own_inputs_alone(make_sampler: MakeSampler) -> None:
     sampler, images = make_sampler(), pictures(3, 16, 16)
-    batch = sampler.sample(images, INSTRUCTIONS, TASKS, SETTINGS, [3, 4, 5])
+    batch = sampler.sample(images, INSTRUCTIONS, TASKS, SETTINGS, [3, 4, 5]).images
     for i in range(3):
-        alone = sampler.sample(images[i : i + 1], INSTRUCTIONS[i : i + 1], TASKS[i : i + 1], SETTINGS, [3 + i])
+        alone = sampler.sample(images[i : i + 1], INSTRUCTIONS[i : i + 1], TASKS[i : i + 1], SETTINGS, [3 + i]).images
         torch.testing.assert_close(alone, batch[i : i + 1], rtol=1e-4, atol=1e-4)
-    assert torch.equal(sampler.sample(images, INSTRUCTIONS, TASKS, SETTINGS, [3, 4, 5]), batch)
+    assert torch.equal(sampler.sample(images, INSTRUCTIONS, TASKS, SETTINGS, [3, 4, 5]).images, batch)
     inputs: dict[str, Any] = {"images": images, "instructions": INSTRUCTIONS, "tasks": TASKS, "seeds": [3, 4, 5]}
     changes: dict[str, Any] = {
         "images": images.flip(3), "instructions": INSTRUCTIONS[::-1], "tasks": TASKS[::-1], "seeds": [6, 7, 8],
     }  # fmt: skip
     for name, value in changes.items():
-        other = sampler.sample(**(inputs | {name: value}), settings=SETTINGS)
+        other = sampler.sample(**(inputs | {name: value}), settings=SETTINGS).images
         assert (other - batch)[0].abs().max() > 1e-3, f"{name} has no effect"
 
 
 def test_seeds_count_up_from_the_seed_of_the_settings(make_sampler: MakeSampler) -> None:
     sampler, images = make_sampler(), pictures(3, 16, 16)
-    want = sampler.sample(images, INSTRUCTIONS, TASKS, SETTINGS, [7, 8, 9])
-    assert torch.equal(sampler.sample(images, INSTRUCTIONS, TASKS, SETTINGS.with_changes({"seed": 7})), want)
+    got = sampler.sample(images, INSTRUCTIONS, TASKS, SETTINGS.with_changes({"seed": 7})).images
+    assert torch.equal(got, sampler.sample(images, INSTRUCTIONS, TASKS, SETTINGS, [7, 8, 9]).images)
 
 
 def test_progress_is_reported_after_every_step(make_sampler: MakeSampler) -> None:
@@ -82,9 +82,9 @@ def test_progress_is_reported_after_every_step(make_sampler: MakeSampler) -> Non
 def test_pictures_beyond_the_pixels_at_once_are_edited_afterwards(make_sampler: MakeSampler) -> None:
     sampler, images = make_sampler(), pictures(3, 16, 16)
     reported: list[int] = []
-    want = sampler.sample(images, INSTRUCTIONS, TASKS, SETTINGS, [3, 4, 5])
+    want = sampler.sample(images, INSTRUCTIONS, TASKS, SETTINGS, [3, 4, 5]).images
     sampler.max_pixels_per_batch = 2 * 16 * 16
-    together = sampler.sample(images, INSTRUCTIONS, TASKS, SETTINGS, [3, 4, 5], reported.append)
+    together = sampler.sample(images, INSTRUCTIONS, TASKS, SETTINGS, [3, 4, 5], reported.append).images
     torch.testing.assert_close(together, want, rtol=1e-4, atol=1e-4)
     assert reported == [2, 2, 2, 1, 1, 1]
     sampler.max_pixels_per_batch = 1
@@ -189,7 +189,7 @@ def test_a_real_architecture_edits_with_flow_matching_and_without_a_head(kind: s
     net.unet = extend_unet(base_model.unet, D_V, change_mask=False)
     base_model.scheduler = objective.configure_scheduler(base_model.scheduler, "flow")
     sampler, images = EditSampler(net.eval(), base_model, "0" * 16), pictures(2, 16, 16)
-    first, second = (sampler.sample(images, [text, text], TASKS[:2], SETTINGS, [3, 4]) for text in ("make it red", "add a star"))
+    first, second = (sampler.sample(images, [text, text], TASKS[:2], SETTINGS, [3, 4]).images for text in INSTRUCTIONS[:2])
     assert first.isfinite().all()
     assert (first - second).abs().max() > 1e-3
 
@@ -205,13 +205,13 @@ def test_epsilon_with_zero_terminal_snr_is_refused(make_sampler: MakeSampler) ->
 
 def test_pixels_that_change_less_than_the_threshold_keep_their_value(make_sampler: MakeSampler) -> None:
     sampler, images = make_sampler(), pictures(2, 16, 16)
-    without = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], SETTINGS)
+    without = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], SETTINGS).images
     changed = change_threshold.change_mask(images, without, alpha=1.0)
     assert 0 < changed.float().mean() < 1
     settings = SETTINGS.with_changes({"change_threshold": 1.0, "against_reconstruction": 0, "border_px": 0})
-    got = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], settings)
+    got = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], settings).images
     assert torch.equal(got, torch.where(changed, without, images))
-    results = [sampler.sample(images, INSTRUCTIONS[:2], ["style", "background"], choice) for choice in (SETTINGS, settings)]
+    results = [sampler.sample(images, INSTRUCTIONS[:2], ["style", "background"], case).images for case in (SETTINGS, settings)]
     assert [torch.equal(*pair) for pair in zip(*results, strict=True)] == [True, False]
 
 
@@ -224,9 +224,9 @@ def test_an_edit_that_changes_nothing_returns_the_picture_bit_for_bit(
     sampler, images = make_sampler(kind), pictures(2, 16, 20)
     monkeypatch.setattr(sampler, "net", NoChangeNetwork(sampler))
     settings = UNGUIDED.with_changes({"change_threshold": 0.03, "preserve": 1.0})
-    assert torch.equal(sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], settings, [3, 4]), images)
+    assert torch.equal(sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], settings, [3, 4]).images, images)
     paper = settings.with_changes({"against_reconstruction": 0})
-    assert not torch.equal(sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], paper, [3, 4]), images)
+    assert not torch.equal(sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], paper, [3, 4]).images, images)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (18, 31), (7, 40), (5, 3)])
@@ -241,7 +241,7 @@ def test_pictures_of_any_size_keep_their_size_and_are_not_shifted(
     monkeypatch.setattr(sampler.parts, "decode", torch.nn.PixelShuffle(factor))
     monkeypatch.setattr(sampler.parts, "channels", 3 * factor**2)
     images = pictures(2, *size)
-    got = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], UNGUIDED, [3, 4])
+    got = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], UNGUIDED, [3, 4]).images
     torch.testing.assert_close(got, images, rtol=0, atol=1e-4)
 
 
@@ -262,10 +262,10 @@ def test_padding_repeats_the_edge(make_sampler: MakeSampler, monkeypatch: pytest
 
 def test_bfloat16_is_close_to_float32(make_sampler: MakeSampler) -> None:
     images = pictures(2, 16, 16)
-    full = make_sampler().sample(images, INSTRUCTIONS[:2], TASKS[:2], SETTINGS, [3, 4])
+    full = make_sampler().sample(images, INSTRUCTIONS[:2], TASKS[:2], SETTINGS, [3, 4]).images
     half = make_sampler(dtype="bfloat16")
     assert half.net.unet.dtype == torch.float32
-    got = half.sample(images, INSTRUCTIONS[:2], TASKS[:2], SETTINGS, [3, 4])
+    got = half.sample(images, INSTRUCTIONS[:2], TASKS[:2], SETTINGS, [3, 4]).images
     assert got.dtype == torch.float32
     difference = (got - full).abs()
     assert 0 < difference.mean() < 0.05, f"mean {difference.mean():.3f}, largest {difference.max():.3f}"
@@ -294,7 +294,7 @@ def test_a_saved_editor_edits_as_before(objective_name: Any, make_sampler: MakeS
     sampler.save(tmp_path / "copy", torch.float32)
     loaded = sampling.load(tmp_path / "copy")
     assert loaded.tasks == sampler.tasks
-    assert loaded.weights == sampler.weights
+    assert loaded.fingerprint == sampler.fingerprint
     assert objective.prediction_type_of(loaded.parts.scheduler) == objective.prediction_type_of(scheduler)
-    first, second = (editor.sample(images, INSTRUCTIONS[:1], ["contour"], SETTINGS, [3]) for editor in (sampler, loaded))
+    first, second = (editor.sample(images, INSTRUCTIONS[:1], ["contour"], SETTINGS, [3]).images for editor in (sampler, loaded))
     assert torch.equal(first, second)

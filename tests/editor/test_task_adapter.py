@@ -41,10 +41,10 @@ def test_the_update_of_a_layer_is_that_of_the_sum_of_the_weights(layer: nn.Linea
 def test_an_untrained_adapter_changes_nothing_and_covers_the_layers_it_names(kind: str, make_sampler: MakeSampler) -> None:
     sampler = make_sampler(kind)
     images = torch.rand(1, 3, 32, 32) * 2 - 1
-    plain = sampler.sample(images, ["a"], ["local"], ONE_STEP)
+    plain = sampler.sample(images, ["a"], ["local"], ONE_STEP).images
     untrained = TaskAdapter.untrained(sampler.net.unet, 2, "all", torch.Generator())
     sampler.add_task("new", sampler.net.table.rows(["local"])[0], untrained)
-    assert torch.equal(sampler.sample(images, ["a"], ["new"], ONE_STEP), plain)
+    assert torch.equal(sampler.sample(images, ["a"], ["new"], ONE_STEP).images, plain)
     layers = [name for name, layer in sampler.net.unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     assert list(untrained.layers) == layers
     attention = TaskAdapter.untrained(sampler.net.unet, 2, "attention", torch.Generator())
@@ -59,7 +59,7 @@ def test_edits_in_other_threads_are_not_changed_by_an_adapter(make_sampler: Make
     images, settings = torch.rand(1, 3, 32, 32) * 2 - 1, ONE_STEP.with_changes({"steps": 8})
 
     def edit(task: str) -> torch.Tensor:
-        return sampler.sample(images, ["a"], [task], settings)
+        return sampler.sample(images, ["a"], [task], settings).images
 
     alone = {task: edit(task) for task in ("local", "new")}
     assert not torch.equal(alone["local"], alone["new"])
@@ -78,11 +78,11 @@ def test_each_picture_of_a_batch_is_edited_as_if_it_were_alone(kind: str, make_s
         sampler.add_task(name, row, random_adapter(sampler, seed=seed))
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     tasks, texts = ["first", "local", "second", "first"], list("abcd")
-    together = sampler.sample(images, texts, tasks, ONE_STEP, [3, 4, 5, 6])
+    together = sampler.sample(images, texts, tasks, ONE_STEP, [3, 4, 5, 6]).images
     for n, task in enumerate(tasks):
-        alone = sampler.sample(images[n : n + 1], texts[n : n + 1], [task], ONE_STEP, [3 + n])
+        alone = sampler.sample(images[n : n + 1], texts[n : n + 1], [task], ONE_STEP, [3 + n]).images
         torch.testing.assert_close(together[n : n + 1], alone, atol=1e-4, rtol=1e-4)
-        without = sampler.sample(images[n : n + 1], texts[n : n + 1], ["local"], ONE_STEP, [3 + n])
+        without = sampler.sample(images[n : n + 1], texts[n : n + 1], ["local"], ONE_STEP, [3 + n]).images
         assert torch.equal(alone, without) == (task == "local"), "the adapter is in force for its own task alone"
 
 

@@ -13,7 +13,7 @@ MakeSampler = Callable[..., EditSampler]
 
 def test_a_pack_adds_its_task_to_the_editor_it_was_made_for(make_sampler: MakeSampler, tmp_path: Path) -> None:
     sampler, file = make_sampler(), tmp_path / "contour.safetensors"
-    pack = TaskPack("contour", torch.arange(6) / 7, sampler.weights, 8, {"start": "sketch"})
+    pack = TaskPack("contour", torch.arange(6) / 7, sampler.fingerprint, 8, {"start": "sketch"})
     task_pack.save(pack, file)
     added = sampler.add_pack(file)
     assert vars(added) | {"v": 0} == vars(pack) | {"v": 0}
@@ -24,7 +24,7 @@ def test_a_pack_adds_its_task_to_the_editor_it_was_made_for(make_sampler: MakeSa
 
 def test_a_pack_is_refused_by_an_editor_with_other_weights(make_sampler: MakeSampler, tmp_path: Path) -> None:
     sampler, file = make_sampler(), tmp_path / "contour.safetensors"
-    task_pack.save(TaskPack("contour", torch.arange(6) / 7, sampler.weights, 8, {}), file)
+    task_pack.save(TaskPack("contour", torch.arange(6) / 7, sampler.fingerprint, 8, {}), file)
     with torch.no_grad():
         sampler.net.unet.conv_in.bias += 1
     sampler.save(tmp_path / "other")

@@ -63,7 +63,7 @@ def test_the_trained_editor_edits_a_picture(workspace: Workspace) -> None:
     record = next(read_folder(workspace.folder / "reports/evaluation", EvalRecord))
     image = image_tensors.from_uint8(decode_png(record.source))
     settings = EditSettings(steps=2, image_guidance_scale=1.3, guidance_scale=3.0)
-    edited = editor.sample(image, [record.instruction], [record.task], settings)
+    edited = editor.sample(image, [record.instruction], [record.task], settings).images
     assert edited.shape == image.shape
     assert not edited.equal(image)
 

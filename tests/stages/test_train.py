@@ -20,7 +20,7 @@ from emuedit.models import text_to_image
 from emuedit.stages import MEMORY_ENV, train
 from emuedit.stages.train import TrainParams
 from emuedit.tracking import read_stats
-from emuedit.training import loss, optimization, start, training_checks
+from emuedit.training import loss, optimization, starting_point, training_checks
 from emuedit.training.distributed import n_passes
 from emuedit.training.loss import LossParts
 from emuedit.training.optimization import Optimization
@@ -117,7 +117,7 @@ def test_a_complete_editor_and_the_record_of_its_training_are_published(trained:
     editor = sampling.load(trained / train.OUT)
     assert not torch.equal(editor.net.unet.conv_out.weight[:-1], load_base_model().unet.conv_out.weight)
     assert editor.net.unet.conv_in.weight[:, 8:].abs().max() > 0
-    edited = editor.sample(torch.zeros(1, 3, 64, 64), ["make it red"], ["local"], ONE_STEP)
+    edited = editor.sample(torch.zeros(1, 3, 64, 64), ["make it red"], ["local"], ONE_STEP).images
     assert edited.shape == (1, 3, 64, 64)
     assert not list((trained / "scratch").glob("train/*"))
 
@@ -243,7 +243,8 @@ def test_what_two_processes_trained_is_read_without_an_optimizer(
     warm_up()
     train.run(make_params(processes=2), root)
     params = make_params()
-    untrained, _ = start.resolve("base_model", params.world, root).editor(("local", "remove"), params.task_embedding_dim, True, 0)
+    start = starting_point.resolve("base_model", params.world, root)
+    untrained, _ = start.editor(("local", "remove"), params.task_embedding_dim, True, 0)
     before, alone, weights = (
         torch.cat([value.flatten() for _, value in sorted(net.state_dict().items())])
         for net in (untrained, *(sampling.load(folder / train.OUT).net for folder in (trained, root)))
@@ -285,7 +286,7 @@ def test_an_editor_is_continued_with_earlier_pairs_and_a_record_of_its_ancestors
     assert (parent_editor.resolution_px, editor.resolution_px) == (64, 32), "each is edited at the size of its training"
     assert editor.tasks == ("local", "remove", "segment")
     assert summary.counts["replayed_pairs"] > 0
-    assert [ancestor["weights"] for ancestor in summary.params["ancestors"]] == [parent_editor.weights]
+    assert [ancestor["weights"] for ancestor in summary.params["ancestors"]] == [parent_editor.fingerprint]
     change = (editor.net.unet.conv_in.weight - parent_editor.net.unet.conv_in.weight).abs().max()
     assert 0 < change < 0.1
     tasks = {verdict.task for verdict in read_folder(tmp_path / train.OUT / "replay/verdicts", Verdict)}

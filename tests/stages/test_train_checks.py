@@ -13,7 +13,7 @@ from emuedit.training import latent_files, memory_check
 from emuedit.training.accelerate_launch import LaunchConfigError
 from emuedit.training.memory_check import DeviceBusyError, MemoryFitError
 from emuedit.training.optimizers import OptimizerError
-from emuedit.training.start import StartError
+from emuedit.training.starting_point import StartError
 from emuedit.training.training_error import TrainingError
 from tests.stages.workspace import load_params, toy_world
 from toyworld.edits import exact_dataset

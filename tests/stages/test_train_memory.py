@@ -26,7 +26,7 @@ def test_memory_of_the_encoders_is_given_back_before_the_training(tmp_path: Path
     def begin_training(*arguments: Any) -> Any:
         raise TrainingBeginsError
 
-    monkeypatch.setattr(latent_files, "build", lambda *arguments, **options: encoders.append(type(arguments[2]).__name__))
+    monkeypatch.setattr(latent_files, "build", lambda *arguments, **options: encoders.append(type(arguments[1]).__name__))
     monkeypatch.setattr(train.gc, "collect", lambda: events.append("collected"))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append("emptied"))
     monkeypatch.setattr(train, "LatentCache", begin_training)

@@ -13,7 +13,7 @@ import torch
 from emuedit.editor import sampling
 from emuedit.stages import train
 from emuedit.stages.train import PreviewParams
-from emuedit.training import start
+from emuedit.training import starting_point
 from emuedit.training.optimization import STATE_FILE
 from tests.stages.workspace import load_params
 from toyworld.edits import exact_dataset
@@ -141,8 +141,8 @@ def test_processes_of_a_config_file_train_like_one(tmp_path: Path, capsys: Any) 
         train.run(params, root)
         weights.append(joined(sampling.load(root / train.OUT).net))
     assert ", 2 processes, " in capsys.readouterr().out
-    begin = start.resolve("base_model", params.world, root)
-    untrained, _ = begin.editor(("local", "remove"), params.task_embedding_dim, True, params.seed)
+    start = starting_point.resolve("base_model", params.world, root)
+    untrained, _ = start.editor(("local", "remove"), params.task_embedding_dim, True, params.seed)
     movement = (weights[0] - joined(untrained)).norm()
     assert 0 < (weights[1] - weights[0]).norm() < 0.01 * movement
 

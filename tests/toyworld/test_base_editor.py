@@ -10,11 +10,11 @@ from emuedit.data.records import Pair
 from emuedit.data.word_list import load_word_list
 from emuedit.editor import sampling
 from emuedit.editor.settings import EditSettings
-from emuedit.metrics.baselines import make_edits
+from emuedit.metrics.systems import make_edits
 from emuedit.stages.evaluation import EvaluationParams
 from emuedit.stages.instructions import InstructionsParams
 from emuedit.stages.train import TrainParams
-from emuedit.training import start
+from emuedit.training import starting_point
 from emuedit.training.kept_pairs import REPLAY_PAIRS
 from tests.repository import ROOT
 from toyworld.edits import exact_judge
@@ -76,15 +76,15 @@ def test_the_editor_is_published_with_its_metrics_and_replaces_the_former(tmp_pa
 
 def test_the_published_editor_knows_all_tasks_and_keeps_pairs_for_replay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    begin = start.resolve("base_editor", config.load(config.World, "world"), ROOT)
-    editor = sampling.load(begin.folder)
+    start = starting_point.resolve("base_editor", config.load(config.World, "world"), ROOT)
+    editor = sampling.load(start.folder)
     assert editor.tasks == TRAINED
-    assert begin.replay is not None
-    replayed = list(read_folder(begin.replay / REPLAY_PAIRS, Pair, verify=True))
+    assert start.replay is not None
+    replayed = list(read_folder(start.replay / REPLAY_PAIRS, Pair, verify=True))
     assert {pair.task for pair in replayed} == set(TRAINED)
     words = load_word_list(base_editor.FILES / "held_back.txt")
     assert words.first_match([pair.instruction for pair in replayed]) is None, "replay teaches a word that was held back"
-    metrics = json.loads((Path(begin.folder) / "metrics.json").read_text())
+    metrics = json.loads((Path(start.folder) / "metrics.json").read_text())
     for name in ("edit_success", "edit_success_new_words", "edit_success_without_new_words"):
         assert metrics[name]["true_task"].keys() == {"overall", *TRAINED}
 

@@ -11,6 +11,7 @@ import torch
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.training import latent_files, loss
 from emuedit.training.batch import Batch
+from emuedit.training.kept_pairs import TrainingPairs
 from emuedit.training.loss import LossParts
 from tests.editor.tiny_pipelines import build_base_model
 from tests.training.perfect_network import make_batch
@@ -39,7 +40,9 @@ def make_base_model() -> Callable[[str], TextToImageModel]:
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The latent cache of 60 pairs, encoded by the base model `toy`; not to be changed."""
     root = tmp_path_factory.mktemp("pairs")
-    latent_files.build(*write_pairs(root, [make_pair(n) for n in range(60)]), build_base_model("toy"), root / "cache")
+    latent_files.build(
+        TrainingPairs(*write_pairs(root, [make_pair(n) for n in range(60)])), build_base_model("toy"), root / "cache"
+    )
     return root / "cache"
 
 

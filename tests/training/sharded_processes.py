@@ -86,7 +86,7 @@ def train_with_previews(cache_folder: Path, scratch: Path, settings: TrainSettin
 
     def show(step: int) -> dict[str, float]:
         with editor.sampling() as sampler:
-            edited = sampler.sample(torch.zeros(2, 3, 64, 64), ["make it red"] * 2, editor.net.table.names[:2], PREVIEW)
+            edited = sampler.sample(torch.zeros(2, 3, 64, 64), ["make it red"] * 2, editor.net.table.names[:2], PREVIEW).images
         torch.save(edited, scratch / f"preview-{os.environ.get('RANK', '0')}.pt")
         return {"success": float(edited.mean())}
 

@@ -10,6 +10,7 @@ from emuedit.editor import checkpoint, sampling
 from emuedit.editor.edit_pipeline import EmuEditPipeline
 from emuedit.editor.settings import EditSettings
 from emuedit.training import latent_files
+from emuedit.training.kept_pairs import TrainingPairs
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.lora import LoraSettings
 from emuedit.training.optimization import STATE_FILE
@@ -34,7 +35,7 @@ def make_settings(**changes: Any) -> TrainSettings:
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
 def test_two_sizes_are_trained_resumed_saved_loaded_and_edited(kind: str, variant: str, tmp_path: Path) -> None:
     pairs = [make_pair(n, SIZES[n % 2]) for n in range(24)]
-    latent_files.build(*write_pairs(tmp_path, pairs), build_base_model(kind), tmp_path / "cache")
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, pairs)), build_base_model(kind), tmp_path / "cache")
     cache = LatentCache(tmp_path / "cache", SETTINGS.held_out_share)
     assert sorted(cache.sizes) == sorted(SIZES)
     settings = make_settings(**VARIANTS[variant])
@@ -53,10 +54,10 @@ def test_two_sizes_are_trained_resumed_saved_loaded_and_edited(kind: str, varian
     for name, value in uninterrupted.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
 
-    checkpoint.save(resumed.net, resumed.base_model.pipeline, tmp_path / "editor", torch.float32)
+    checkpoint.save(resumed.net, resumed.parts.pipeline, tmp_path / "editor", torch.float32)
     sampler = sampling.load(tmp_path / "editor")
     for height, width in SIZES:
-        image = sampler.sample(torch.zeros(1, 3, height, width), ["make it red"], ["local"], EditSettings(steps=1))
+        image = sampler.sample(torch.zeros(1, 3, height, width), ["make it red"], ["local"], EditSettings(steps=1)).images
         assert image.shape == (1, 3, height, width)
     assert "local" in EmuEditPipeline.from_pretrained(tmp_path / "editor").tasks
 
@@ -86,9 +87,9 @@ def test_an_editor_of_another_objective_is_trained_and_edits_with_its_own_schedu
     objective: str, cache_folder: Path, tmp_path: Path
 ) -> None:
     editor = train(cache_folder, tmp_path / "scratch", make_settings(objective=objective, steps=2))
-    checkpoint.save(editor.net, editor.base_model.pipeline, tmp_path / "editor", torch.float32)
+    checkpoint.save(editor.net, editor.parts.pipeline, tmp_path / "editor", torch.float32)
     sampler = sampling.load(tmp_path / "editor")
-    image = sampler.sample(torch.zeros(1, 3, 16, 16), ["make it red"], ["local"], EditSettings(steps=2))
+    image = sampler.sample(torch.zeros(1, 3, 16, 16), ["make it red"], ["local"], EditSettings(steps=2)).images
     assert torch.isfinite(image).all()
     name = type(sampler.parts.scheduler).__name__
     assert (name == "FlowMatchEulerDiscreteScheduler") == (objective == "flow")

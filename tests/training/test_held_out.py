@@ -8,6 +8,7 @@ import pytest
 from emuedit.training import held_out, latent_files
 from emuedit.training.batch import Batch
 from emuedit.training.distributed import open_accelerator
+from emuedit.training.kept_pairs import TrainingPairs
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loss import NO_DROPOUT, LossParts, NoiseDraws, draw_noise
 from tests.editor.tiny_pipelines import build_base_model
@@ -40,7 +41,7 @@ def evaluate(cache: LatentCache) -> dict[str, float]:
 def test_pairs_of_several_sizes_share_the_strata_of_the_timesteps(tmp_path: Path, drawn: dict[str, list[NoiseDraws]]) -> None:
     """Each of the eight pairs of a task has a timestep in an eighth of its own, whatever the sizes of the pictures are."""
     pairs = [make_pair(n, SIZES[n // 6 % 3]) for n in range(90)]
-    latent_files.build(*write_pairs(tmp_path, pairs), build_base_model("toy"), tmp_path / "cache")
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, pairs)), build_base_model("toy"), tmp_path / "cache")
     evaluate(LatentCache(tmp_path / "cache", 0.8))
     assert {len(parts) for parts in drawn.values()} == {3}
     for task, parts in drawn.items():
@@ -90,7 +91,7 @@ def test_held_out_pairs_are_not_mirrored(cache_folder: Path, monkeypatch: pytest
 def test_the_held_out_loss_is_not_weighted_by_min_snr(tmp_path: Path) -> None:
     """Presets train with it; noisy timesteps would seem to be learned."""
     data = write_pairs(tmp_path, [make_pair(n) for n in range(60)])
-    latent_files.build(*data, build_base_model("sd15"), tmp_path / "cache")
+    latent_files.build(TrainingPairs(*data), build_base_model("sd15"), tmp_path / "cache")
     cache, losses = LatentCache(tmp_path / "cache", 0.3), []
     with open_accelerator() as accelerator:
         for gamma in (None, 1e-3):

@@ -14,6 +14,7 @@ from emuedit.models.text_to_image import TextToImageModel
 from emuedit.tasks import TASKS
 from emuedit.training import latent_cache, latent_files, mirroring, text_files
 from emuedit.training.aspect_buckets import AspectBuckets
+from emuedit.training.kept_pairs import TrainingPairs
 from emuedit.training.latent_cache import LatentCache, LatentCacheError
 from tests.training.tiny_pairs import INSTRUCTIONS, KEPT, make_pair, make_picture, write_pairs
 
@@ -23,7 +24,7 @@ SIZES = ((16, 16), (13, 30), (40, 24))
 
 def test_kept_pairs_are_encoded_with_the_task_of_their_verdict(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     base_model, pairs = make_base_model("toy"), [make_pair(n) for n in range(6)]
-    latent_files.build(*write_pairs(tmp_path, pairs), base_model, tmp_path / "cache")
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, pairs)), base_model, tmp_path / "cache")
     cache = LatentCache(tmp_path / "cache", 0.0)
     kept = [n for n in range(6) if KEPT[n]]
     assert cache.train.pair_ids.tolist() == [pairs[n].id for n in kept]
@@ -42,7 +43,7 @@ def test_kept_pairs_are_encoded_with_the_task_of_their_verdict(make_base_model: 
 
 def test_the_pooled_text_of_sdxl_is_kept(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     base_model = make_base_model("sdxl")
-    latent_files.build(*write_pairs(tmp_path, [make_pair(0)]), base_model, tmp_path / "cache")
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, [make_pair(0)])), base_model, tmp_path / "cache")
     cache = LatentCache(tmp_path / "cache", 0.0)
     batch = cache.batch(cache.train, np.array([0, 0]), np.array([False, True]))
     want = base_model.encode_text([INSTRUCTIONS[0]]).pooled
@@ -53,7 +54,7 @@ def test_the_pooled_text_of_sdxl_is_kept(make_base_model: MakeBaseModel, tmp_pat
 
 def test_a_batch_takes_whole_instructions_of_several_shards(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     pairs = [replace(make_pair(n), instruction="make it brighter " * (1 + n // 4)) for n in range(12)]
-    latent_files.build(*write_pairs(tmp_path, pairs), make_base_model("toy"), tmp_path / "cache")
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, pairs)), make_base_model("toy"), tmp_path / "cache")
     cache = LatentCache(tmp_path / "cache", 0.0)
     positions = np.array([len(cache.train) - 1, 0, len(cache.train) // 2, 0])
     batch = cache.batch(cache.train, positions, positions < 0)
@@ -67,7 +68,7 @@ def sized_folder(make_base_model: MakeBaseModel, tmp_path: Path) -> Path:
     """The cache of 30 kept pairs of three sizes, one size a shard."""
     pairs = [make_pair(n, SIZES[n // 4 % 3]) for n in range(36)]
     buckets = AspectBuckets.around(16, 2.0, 4)
-    latent_files.build(*write_pairs(tmp_path, pairs), make_base_model("toy"), tmp_path / "cache", buckets)
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, pairs)), make_base_model("toy"), tmp_path / "cache", buckets)
     return tmp_path / "cache"
 
 
@@ -95,7 +96,7 @@ def test_the_crop_of_a_mirrored_picture_is_mirrored(make_base_model: MakeBaseMod
     """16 x 23 px become 16 x 16: 3 columns are cut off at the left and 4 at the right."""
     base_model = make_base_model("toy")
     data = write_pairs(tmp_path, [make_pair(0, (16, 23))])
-    latent_files.build(*data, base_model, tmp_path / "cache", AspectBuckets.around(16, 1.0, 4))
+    latent_files.build(TrainingPairs(*data), base_model, tmp_path / "cache", AspectBuckets.around(16, 1.0, 4))
     cache = LatentCache(tmp_path / "cache", 0.0)
     batch = cache.batch(cache.train, np.array([0, 0]), np.array([False, True]))
     assert batch.sizes is not None
@@ -158,7 +159,7 @@ def test_held_out_pairs_of_a_task_that_is_not_trained_are_left_out(make_base_mod
     is_held_out = [latent_files.caption_seed(pair.parent_ids[1]) < 0.3 * 2**63 for pair in pairs]
     local = [pair for n, pair in enumerate(pairs) if not is_held_out[n]][:1]  # the task of a pair follows from its place
     removed = [pair for n, pair in enumerate(pairs) if is_held_out[n]][:1]
-    latent_files.build(*write_pairs(tmp_path, local + removed), make_base_model("toy"), tmp_path / "cache")
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, local + removed)), make_base_model("toy"), tmp_path / "cache")
     cache = LatentCache(tmp_path / "cache", 0.3)
     assert (cache.tasks, cache.held_out.task.tolist()) == (("local",), [1])
     assert len(cache.with_tasks(cache.tasks).held_out) == 0
@@ -168,7 +169,7 @@ def test_pairs_of_a_task_that_cannot_be_trained_are_refused(
     make_base_model: MakeBaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.training.tiny_pairs.TASKS", ("superres",))
-    latent_files.build(*write_pairs(tmp_path, [make_pair(0)]), make_base_model("toy"), tmp_path / "cache")
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, [make_pair(0)])), make_base_model("toy"), tmp_path / "cache")
     with pytest.raises(LatentCacheError, match=r"want kept pairs of the tasks local, .*; got pairs of superres"):
         LatentCache(tmp_path / "cache", 0.0)
 

@@ -13,6 +13,7 @@ from emuedit.data.shards import ShardError
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.training import latent_files, pair_encoding
 from emuedit.training.aspect_buckets import AspectBuckets
+from emuedit.training.kept_pairs import TrainingPairs
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.latent_files import EncodingKeys
 from emuedit.training.pair_encoding import PairEncodingError
@@ -31,7 +32,7 @@ def test_an_encoding_that_was_stopped_is_resumed(
     base_model: TextToImageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_pairs(tmp_path, [make_pair(n) for n in range(6)], per_shard=2)
-    latent_files.build(*data, base_model, tmp_path / "uninterrupted")
+    latent_files.build(TrainingPairs(*data), base_model, tmp_path / "uninterrupted")
     encode, calls = base_model.encode, []
 
     def stop_at_the_second_shard(images: torch.Tensor) -> torch.Tensor:
@@ -42,10 +43,10 @@ def test_an_encoding_that_was_stopped_is_resumed(
 
     monkeypatch.setattr(base_model, "encode", stop_at_the_second_shard)
     with pytest.raises(KeyboardInterrupt):
-        latent_files.build(*data, base_model, tmp_path / "cache")
+        latent_files.build(TrainingPairs(*data), base_model, tmp_path / "cache")
     with pytest.raises(FileNotFoundError):
         LatentCache(tmp_path / "cache", 0.0)
-    latent_files.build(*data, base_model, tmp_path / "cache")
+    latent_files.build(TrainingPairs(*data), base_model, tmp_path / "cache")
     assert len(calls) == 4, "three shards, one of them twice"
     assert names(tmp_path / "uninterrupted") == names(tmp_path / "cache")
     for file in (tmp_path / "uninterrupted").iterdir():
@@ -56,8 +57,8 @@ def test_several_folders_of_pairs_are_encoded_one_after_another(base_model: Text
     pairs = [make_pair(n) for n in range(6)]
     (together,), dataset = write_pairs(tmp_path / "together", pairs)
     apart = [write_pairs(tmp_path / name, part)[0][0] for name, part in (("b", pairs[:4]), ("a", pairs[4:]))]
-    latent_files.build([together], dataset, base_model, tmp_path / "of one folder")
-    latent_files.build(apart, dataset, base_model, tmp_path / "of two folders")
+    latent_files.build(TrainingPairs([together], dataset), base_model, tmp_path / "of one folder")
+    latent_files.build(TrainingPairs(apart, dataset), base_model, tmp_path / "of two folders")
     assert names(tmp_path / "of one folder") == names(tmp_path / "of two folders")
     for file in (tmp_path / "of one folder").iterdir():
         assert file.read_bytes() == (tmp_path / "of two folders" / file.name).read_bytes()
@@ -66,7 +67,7 @@ def test_several_folders_of_pairs_are_encoded_one_after_another(base_model: Text
 def test_instructions_that_are_cut_are_told(base_model: TextToImageModel, tmp_path: Path, capsys: Any) -> None:
     length = base_model.tokenizer.model_max_length
     long = dataclasses.replace(make_pair(0), instruction="make it " + length * "very " + "red")
-    latent_files.build(*write_pairs(tmp_path, [long, make_pair(2)]), base_model, tmp_path / "cache")
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, [long, make_pair(2)])), base_model, tmp_path / "cache")
     assert f"train: 1 new instructions exceed the text encoder's {length} tokens, such as 'make it very" in (
         capsys.readouterr().out
     )
@@ -75,7 +76,7 @@ def test_instructions_that_are_cut_are_told(base_model: TextToImageModel, tmp_pa
 def test_only_what_is_new_is_encoded(base_model: TextToImageModel, tmp_path: Path, encoded: dict[str, Any]) -> None:
     """Shards that stay as they are, and instructions that some shard had before, are taken from the cache."""
     pairs, cache = [make_pair(n) for n in range(6)], tmp_path / "cache"
-    latent_files.build(*write_pairs(tmp_path, pairs[:4]), base_model, cache)
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, pairs[:4])), base_model, cache)
     assert encoded["pictures"] == [(8, 3, 16, 24)], "three of four pairs are kept, one of them may be mirrored"
     assert sorted(encoded["texts"]) == ["", "make it red", "remove the star on the left", "write A"]
     before = LatentCache(cache, 0.0)
@@ -83,7 +84,7 @@ def test_only_what_is_new_is_encoded(base_model: TextToImageModel, tmp_path: Pat
     encoded["pictures"].clear(), encoded["texts"].clear()
 
     more = [*pairs, make_pair(6)]
-    latent_files.build(*write_pairs(tmp_path, more), base_model, cache)
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, more)), base_model, cache)
     assert encoded["pictures"] == [(12, 3, 16, 24)], "the second shard alone: pairs 4, 5 and 6, all mirrored, too"
     assert sorted(encoded["texts"]) == ["add a ring", "add a star"], "the instruction of pair 6 is known"
     after = LatentCache(cache, 0.0)
@@ -95,7 +96,7 @@ def test_only_what_is_new_is_encoded(base_model: TextToImageModel, tmp_path: Pat
     assert torch.equal(batch.text.hidden[0], batch.text.hidden[1]), "pairs 0 and 6 have one instruction"
 
     encoded["pictures"].clear(), encoded["texts"].clear()
-    latent_files.build(*write_pairs(tmp_path, more), base_model, cache)
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, more)), base_model, cache)
     assert encoded == {"pictures": [], "texts": []}
 
 
@@ -103,17 +104,17 @@ def test_files_that_are_not_in_use_any_more_are_deleted(
     base_model: TextToImageModel, tmp_path: Path, encoded: dict[str, Any]
 ) -> None:
     pairs, cache = [make_pair(n) for n in range(6)], tmp_path / "cache"
-    latent_files.build(*write_pairs(tmp_path, pairs[:4]), base_model, cache)
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, pairs[:4])), base_model, cache)
     only_the_first = names(cache)
-    latent_files.build(*write_pairs(tmp_path, pairs), base_model, cache)
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, pairs)), base_model, cache)
     (cache / ".cut-short.16x24.part.npy").touch()
     assert only_the_first < names(cache)
-    latent_files.build(*write_pairs(tmp_path, pairs[:4]), base_model, cache)
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, pairs[:4])), base_model, cache)
     assert names(cache) == only_the_first
 
-    latent_files.build(*write_pairs(tmp_path, pairs[4:]), base_model, cache)
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, pairs[4:])), base_model, cache)
     encoded["texts"].clear()
-    latent_files.build(*write_pairs(tmp_path, pairs), base_model, cache)
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, pairs)), base_model, cache)
     assert len(encoded["texts"]) == 3, "the texts of the first shard were deleted with it"
     assert len(LatentCache(cache, 0.0).train) == 5
 
@@ -123,18 +124,18 @@ def test_a_shard_is_encoded_again_where_its_images_or_sizes_change(
     change: str, n_images: list[int], base_model: TextToImageModel, tmp_path: Path, encoded: dict[str, Any]
 ) -> None:
     pairs, cache = [make_pair(n) for n in range(7)], tmp_path / "cache"
-    latent_files.build(*write_pairs(tmp_path, pairs), base_model, cache)
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, pairs)), base_model, cache)
     encoded["pictures"].clear()
     if change == "picture":
         pairs[5] = dataclasses.replace(pairs[5], target=encode_png(make_picture(99)))
-    latent_files.build(*write_pairs(tmp_path, pairs), base_model, cache, BUCKETS if change == "buckets" else None)
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, pairs)), base_model, cache, BUCKETS if change == "buckets" else None)
     assert [shape[0] for shape in encoded["pictures"]] == n_images
 
 
 def test_pictures_of_several_sizes_go_to_their_buckets(base_model: TextToImageModel, tmp_path: Path, capsys: Any) -> None:
     sizes = [(16, 16), (40, 64), (10, 6), (16, 16), (20, 12), (12, 20)]
     data = write_pairs(tmp_path, [make_pair(n, size) for n, size in enumerate(sizes)], per_shard=6)
-    latent_files.build(*data, base_model, tmp_path / "cache", BUCKETS)
+    latent_files.build(TrainingPairs(*data), base_model, tmp_path / "cache", BUCKETS)
     cache = LatentCache(tmp_path / "cache", 0.0)
     assert cache.sizes == ((12, 20), (16, 16), (20, 12))
     assert [cache.sizes[i] for i in cache.train.bucket] == [(16, 16), (12, 20), (20, 12), (20, 12), (12, 20)]
@@ -150,7 +151,7 @@ def test_pictures_of_the_base_models_size_are_encoded_bit_for_bit(
     pictures: list[torch.Tensor] = []
     encode = base_model.encode
     monkeypatch.setattr(base_model, "encode", lambda images: (pictures.append(images), encode(images))[1])
-    latent_files.build(*write_pairs(tmp_path, [make_pair(0, (16, 16))]), base_model, tmp_path / "cache", buckets)
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, [make_pair(0, (16, 16))])), base_model, tmp_path / "cache", buckets)
     (images,) = pictures
     pixels = ((images.permute(0, 2, 3, 1) + 1) * 127.5).round().numpy().astype(np.uint8)
     for i, n in ((0, 0), (1, 1)):
@@ -163,7 +164,7 @@ def test_no_more_pixels_than_the_budget_are_encoded_or_decoded_at_a_time(
 ) -> None:
     data = write_pairs(tmp_path, [make_pair(6 * n, (64, 64)) for n in range(8)], per_shard=8)
     monkeypatch.setitem(pair_encoding.PIXELS_PER_BATCH, "cpu", 8 * 64**2)
-    latent_files.build(*data, base_model, tmp_path / "two pairs at a time")
+    latent_files.build(TrainingPairs(*data), base_model, tmp_path / "two pairs at a time")
     assert [shape[0] for shape in encoded["pictures"]] == [8, 8, 8, 4], "seven of eight pairs are kept"
     encoded["pictures"].clear()
     monkeypatch.setitem(pair_encoding.PIXELS_PER_BATCH, "cpu", 64**2 - 1)
@@ -175,7 +176,7 @@ def test_no_more_pixels_than_the_budget_are_encoded_or_decoded_at_a_time(
     monkeypatch.setattr(
         pair_encoding, "_encode", lambda *arguments: (n_decoded_when_encoded.append(len(decoded)), encode(*arguments))[1]
     )
-    latent_files.build(*data, base_model, tmp_path / "one picture at a time")
+    latent_files.build(TrainingPairs(*data), base_model, tmp_path / "one picture at a time")
     assert [shape[0] for shape in encoded["pictures"]] == [1] * 28
     n_encoded = np.repeat(range(1, 8), 4)
     assert all(pair <= n <= pair + 1 for n, pair in zip(n_decoded_when_encoded, n_encoded, strict=True))
@@ -194,7 +195,7 @@ def test_memory_does_not_grow_with_the_pictures(base_model: TextToImageModel, tm
     data = write_pairs(tmp_path, pairs, per_shard=64)
     del pairs
     tracemalloc.start()
-    latent_files.build(*data, base_model, tmp_path / "cache", AspectBuckets.around(32, 1.0, 4))
+    latent_files.build(TrainingPairs(*data), base_model, tmp_path / "cache", AspectBuckets.around(32, 1.0, 4))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert 64 * 2 * 3 * 256**2 > 20 * 2**20
@@ -204,10 +205,10 @@ def test_memory_does_not_grow_with_the_pictures(base_model: TextToImageModel, tm
 def test_sizes_of_a_pair_that_do_not_fit_are_refused(base_model: TextToImageModel, tmp_path: Path) -> None:
     pair = dataclasses.replace(make_pair(0), target=encode_png(make_picture(1, (24, 16))))
     with pytest.raises(PairEncodingError, match=rf"of one size, got .*\(16, 24\) and \(24, 16\) px in pair {pair.id}"):
-        latent_files.build(*write_pairs(tmp_path / "a", [pair]), base_model, tmp_path / "cache")
+        latent_files.build(TrainingPairs(*write_pairs(tmp_path / "a", [pair])), base_model, tmp_path / "cache")
     odd = make_pair(0, (16, 23))
     with pytest.raises(PairEncodingError, match=rf"multiples of 2 px, got .*\(16, 23\) px in pair {odd.id}; resize images to"):
-        latent_files.build(*write_pairs(tmp_path / "b", [odd]), base_model, tmp_path / "cache")
+        latent_files.build(TrainingPairs(*write_pairs(tmp_path / "b", [odd])), base_model, tmp_path / "cache")
 
 
 def test_latents_that_are_not_finite_are_refused_by_the_id_of_their_pair(
@@ -223,14 +224,14 @@ def test_latents_that_are_not_finite_are_refused_by_the_id_of_their_pair(
 
     monkeypatch.setattr(base_model, "encode", overflow)
     with pytest.raises(PairEncodingError, match=f"finite latents in float16, got others for pair {pairs[1].id}"):
-        latent_files.build(*write_pairs(tmp_path, pairs), base_model, tmp_path / "cache")
+        latent_files.build(TrainingPairs(*write_pairs(tmp_path, pairs)), base_model, tmp_path / "cache")
 
 
 def test_under_autocast_the_same_is_encoded_to_rounding(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     data, batches = write_pairs(tmp_path, [make_pair(n) for n in range(6)]), []
     for name, enabled in (("bfloat16", True), ("float32", False)):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            latent_files.build(*data, make_base_model("sdxl"), tmp_path / name)
+            latent_files.build(TrainingPairs(*data), make_base_model("sdxl"), tmp_path / name)
         cache = LatentCache(tmp_path / name, 0.0)
         batches.append(cache.batch(cache.train, np.arange(5), np.zeros(5, bool)))
     in_bfloat16, in_float32 = batches
@@ -242,7 +243,7 @@ def test_under_autocast_the_same_is_encoded_to_rounding(make_base_model: MakeBas
 def test_a_folder_that_was_not_published_is_refused(base_model: TextToImageModel, tmp_path: Path) -> None:
     pairs, _ = write_pairs(tmp_path, [make_pair(0)])
     with pytest.raises(ShardError, match="want a published folder"):
-        latent_files.build(pairs, tmp_path / "nothing", base_model, tmp_path / "cache")
+        latent_files.build(TrainingPairs(pairs, tmp_path / "nothing"), base_model, tmp_path / "cache")
 
 
 def test_the_code_that_the_key_covers_is_what_encoding_imports() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.training import latent_files
-from emuedit.training.kept_pairs import KeptPairs
+from emuedit.training.kept_pairs import KeptPairs, TrainingPairs
 from emuedit.training.latent_cache import LatentCache
 from tests.training.tiny_pairs import TASKS, make_pair, write_pairs
 
@@ -26,7 +26,7 @@ def test_what_is_kept_and_for_which_task_encodes_no_image_twice(
         monkeypatch.setattr("tests.training.tiny_pairs.KEPT", kept)
         monkeypatch.setattr("tests.training.tiny_pairs.TASKS", tasks)
         encoded["pictures"].clear()
-        latent_files.build(*write_pairs(tmp_path, pairs, per_shard=6), base_model, folder)
+        latent_files.build(TrainingPairs(*write_pairs(tmp_path, pairs, per_shard=6)), base_model, folder)
         return sum(shape[0] for shape in encoded["pictures"])
 
     assert build(cache, (True, False, False, False, True, False)) == 8
@@ -43,7 +43,7 @@ def test_what_is_kept_and_for_which_task_encodes_no_image_twice(
     assert (LatentCache(tmp_path / "new", 0.0).train.mirrored_position >= 0).tolist() == [True, False, True, True]
     assert (grown.train.mirrored_position >= 0).tolist() == [False, False, True, True], "text and a side are not mirrored"
     assert build(tmp_path / "plain", (True, True, False, True, True, False)) == 14
-    latent_files.build(*write_pairs(tmp_path, pairs), base_model, tmp_path / "unmirrored", mirrored=False)
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path, pairs)), base_model, tmp_path / "unmirrored", mirrored=False)
     assert (LatentCache(tmp_path / "unmirrored", 0.0).train.mirrored_position == -1).all()
 
 
@@ -51,9 +51,9 @@ def test_other_text_encoders_leave_the_latents_as_they_are(
     base_model: TextToImageModel, tmp_path: Path, encoded: dict[str, Any]
 ) -> None:
     data = write_pairs(tmp_path, [make_pair(n) for n in range(6)])
-    latent_files.build(*data, base_model, tmp_path / "cache", text_key="a")
+    latent_files.build(TrainingPairs(*data), base_model, tmp_path / "cache", text_key="a")
     encoded["pictures"].clear(), encoded["texts"].clear()
-    latent_files.build(*data, base_model, tmp_path / "cache", text_key="b")
+    latent_files.build(TrainingPairs(*data), base_model, tmp_path / "cache", text_key="b")
     assert not encoded["pictures"]
     assert len(encoded["texts"]) == 6
     assert not list((tmp_path / "cache").glob("a-*"))
@@ -73,15 +73,15 @@ def test_a_kill_while_unused_files_are_deleted_leaves_no_incomplete_shard(
             raise KeyboardInterrupt
         unlink(path, missing_ok)
 
-    latent_files.build(*both, base_model, cache)
+    latent_files.build(TrainingPairs(*both), base_model, cache)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", stop_soon)
         for _ in range(4):
             with pytest.raises(KeyboardInterrupt):
-                latent_files.build(*first, base_model, cache)
+                latent_files.build(TrainingPairs(*first), base_model, cache)
             with patch.context() as unpatched:
                 unpatched.setattr(Path, "unlink", unlink)
-                latent_files.build(*both, base_model, cache)
+                latent_files.build(TrainingPairs(*both), base_model, cache)
             loaded = LatentCache(cache, 0.0)
             assert loaded.batch(loaded.train, np.arange(5), np.ones(5, bool)).source.isfinite().all()
 
@@ -106,7 +106,9 @@ def test_the_tasks_of_one_shard_are_in_memory_at_a_time(
         return tasks
 
     monkeypatch.setattr(KeptPairs, "tasks_of", count)
-    latent_files.build(*write_pairs(tmp_path, [make_pair(n) for n in range(12)], per_shard=2), base_model, tmp_path / "cache")
+    latent_files.build(
+        TrainingPairs(*write_pairs(tmp_path, [make_pair(n) for n in range(12)], per_shard=2)), base_model, tmp_path / "cache"
+    )
     assert len(most) >= 6
     assert max(most) <= 2
     assert len(LatentCache(tmp_path / "cache", 0.0).train) == 10

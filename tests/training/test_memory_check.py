@@ -52,7 +52,7 @@ def test_a_training_counts_all_its_models(trains_text: bool, monkeypatch: pytest
     base_model = build_base_model("sdxl")
     encoders: list[Any] = base_model.text_encoders
     net = build_editor_unet(base_model)
-    editor: Any = Editor(net=net, text=nn.ModuleList(encoders if trains_text else []), base_model=base_model)
+    editor: Any = Editor(net=net, text=nn.ModuleList(encoders if trains_text else []), parts=base_model)
     estimates: list[MemoryEstimate] = []
     monkeypatch.setattr(resources, "check_fits", lambda estimate, device, savings: (estimates.append(estimate), "")[1])
     settings = TrainSettings(steps=1, batch_size=4, lr=1e-3, dtype="float32", accumulation_steps=2)

@@ -47,9 +47,9 @@ def test_every_trained_weight_is_averaged_but_the_rows_of_new_tasks(make_editor:
 
 def test_frozen_text_encoders_are_not_averaged(make_editor: MakeEditor) -> None:
     trained, first = make_editor(1.0, lr_mult_text=0.0), make_editor(5.0, lr_mult_text=0.0)
-    before = [weight.clone() for encoder in trained.base_model.text_encoders for weight in encoder.parameters()]
+    before = [weight.clone() for encoder in trained.parts.text_encoders for weight in encoder.parameters()]
     average_with_start(trained, first, 0.5, n_rows=3)
-    after = [weight for encoder in trained.base_model.text_encoders for weight in encoder.parameters()]
+    after = [weight for encoder in trained.parts.text_encoders for weight in encoder.parameters()]
     assert all(map(torch.equal, before, after))
 
 

@@ -143,12 +143,12 @@ def test_weights_in_bfloat16_edit_and_learn_as_float32_to_rounding(editor: EditS
     exact = learn(editor, samples, slice(0, 4), steps=0)
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     settings = EditSettings(steps=2, guidance_scale=1.0, image_guidance_scale=1.0, composite=0, change_threshold=0.0)
-    edited = editor.sample(images, ["a", "b"], [editor.tasks[0]] * 2, settings)
+    edited = editor.sample(images, ["a", "b"], [editor.tasks[0]] * 2, settings).images
     for part in (editor.net.unet, editor.parts.vae, *editor.parts.text_encoders):
         part.to(torch.bfloat16)
-    half = EditSampler(editor.net, editor.parts, editor.weights, torch.bfloat16)
+    half = EditSampler(editor.net, editor.parts, editor.fingerprint, torch.bfloat16)
     assert not half.autocast()._enabled
-    torch.testing.assert_close(half.sample(images, ["a", "b"], [editor.tasks[0]] * 2, settings), edited, rtol=0, atol=0.2)
+    torch.testing.assert_close(half.sample(images, ["a", "b"], [editor.tasks[0]] * 2, settings).images, edited, rtol=0, atol=0.2)
     learned = learn(half, samples, slice(0, 4), lr=0.3, steps=6, adapter_rank=2)
     assert learned.loss_start == pytest.approx(exact.loss_start, rel=0.05)
     assert learned.loss < learned.loss_start
@@ -157,10 +157,10 @@ def test_weights_in_bfloat16_edit_and_learn_as_float32_to_rounding(editor: EditS
 @pytest.mark.slow
 def test_learning_leaves_the_editor_as_it_was(editor: EditSampler, samples: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU in bfloat16, training uses other attention processors, and on a GPU gradient checkpointing; also if it fails."""
-    half, unet = EditSampler(editor.net, editor.parts, editor.weights, torch.bfloat16), editor.net.unet
+    half, unet = EditSampler(editor.net, editor.parts, editor.fingerprint, torch.bfloat16), editor.net.unet
     before, used = unet.attn_processors, set()
     images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    edited = half.sample(images, ["a"], ["local"], EditSettings(steps=1))
+    edited = half.sample(images, ["a"], ["local"], EditSettings(steps=1)).images
     losses = task_inversion._losses
 
     def record(*arguments: Any) -> Any:
@@ -176,7 +176,7 @@ def test_learning_leaves_the_editor_as_it_was(editor: EditSampler, samples: Batc
         learn(half, samples, steps=1, adapter_rank=2)
     assert unet.attn_processors == before
     assert not unet.is_gradient_checkpointing
-    assert torch.equal(half.sample(images, ["a"], ["local"], EditSettings(steps=1)), edited)
+    assert torch.equal(half.sample(images, ["a"], ["local"], EditSettings(steps=1)).images, edited)
 
 
 def test_the_loss_is_weighted_by_min_snr(editor: EditSampler, samples: Batch) -> None:

@@ -11,6 +11,7 @@ from emuedit.editor.settings import EditSettings
 from emuedit.models.text_to_image import TextCondition
 from emuedit.training import latent_files, lora
 from emuedit.training.batch import Batch
+from emuedit.training.kept_pairs import TrainingPairs
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.lora import LoraSettings
 from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, NoiseDraws, draw_noise
@@ -37,7 +38,7 @@ def test_frozen_text_encoders_are_no_part_of_the_editor(batch: Batch, draws: Noi
     editor.prepare(torch.device("cpu"))
     assert all(name.startswith("net.") for name, _ in editor.named_parameters())
     editor(batch, draws, UNWEIGHTED).denoising.mean().backward()
-    text_weights = list(editor.base_model.text_encoder.parameters())
+    text_weights = list(editor.parts.text_encoder.parameters())
     assert text_weights
     assert all(value.grad is None for value in text_weights)
 
@@ -88,8 +89,8 @@ def test_each_sample_has_the_embedding_of_its_own_task(batch: Batch, draws: Nois
 def test_the_base_models_own_network_is_given_up() -> None:
     """Two U-Nets in memory would be one too many."""
     editor = make_editor()
-    assert editor.base_model.unet is editor.net.unet
-    assert editor.base_model.pipeline.unet is editor.net.unet
+    assert editor.parts.unet is editor.net.unet
+    assert editor.parts.pipeline.unet is editor.net.unet
 
 
 @pytest.mark.parametrize("kind", ["toy", "sd15", "sdxl"])
@@ -98,7 +99,7 @@ def test_an_editor_in_training_makes_samples_and_trains_on(kind: str) -> None:
     editor.prepare(torch.device("cpu"))
     with editor.sampling() as sampler:
         assert not editor.training
-        image = sampler.sample(torch.zeros(1, 3, 16, 16), ["make it red"], ["local"], EditSettings(steps=1))
+        image = sampler.sample(torch.zeros(1, 3, 16, 16), ["make it red"], ["local"], EditSettings(steps=1)).images
     assert image.shape == (1, 3, 16, 16)
     assert editor.training
     assert all(value.requires_grad for value in editor.parameters())
@@ -111,7 +112,7 @@ def test_an_editor_with_adapters_in_float16_makes_samples(monkeypatch: pytest.Mo
     editor = make_editor(FROZEN_TEXT.model_copy(update={"dtype": "float16", "lora": LoraSettings(rank=2)}), kind="sdxl")
     editor.prepare(torch.device("cpu"))
     with editor.sampling() as sampler:
-        image = sampler.sample(torch.zeros(1, 3, 16, 16), ["make it red"], ["local"], EditSettings(steps=2))
+        image = sampler.sample(torch.zeros(1, 3, 16, 16), ["make it red"], ["local"], EditSettings(steps=2)).images
     assert image.isfinite().all()
 
 
@@ -152,7 +153,7 @@ def test_min_snr_is_refused_where_the_noise_schedule_of_the_start_ends_in_pure_n
 
 def test_the_loss_is_weighted_by_min_snr_unless_it_is_not_to_be(tmp_path: Path) -> None:
     data = write_pairs(tmp_path, [make_pair(n) for n in range(4)])
-    latent_files.build(*data, build_base_model("sd15"), tmp_path / "cache")
+    latent_files.build(TrainingPairs(*data), build_base_model("sd15"), tmp_path / "cache")
     cache = LatentCache(tmp_path / "cache", 0.0)
     batch = cache.batch(cache.train, np.arange(3), np.zeros(3, bool))
     draws = draw_noise(tuple(batch.target.shape), 1000, NO_DROPOUT, 1.0, "test")

@@ -13,13 +13,13 @@ from emuedit.training.kept_pairs import TrainingPairs
 from emuedit.training.latent_cache import LatentCache, LatentCacheError
 from emuedit.training.optimizers import OptimizerError
 from emuedit.training.presets import preset_names, with_preset
-from emuedit.training.start import Start, StartError
+from emuedit.training.starting_point import StartError, StartingPoint
 from emuedit.training.train_settings import TrainSettings
 from emuedit.training.training_error import TrainingError
 from tests.training.tiny_pairs import make_pair, write_pairs
 
 ONE_CPU, ONE_GPU, SHARDED = TrainingProcesses("cpu"), TrainingProcesses("cuda"), TrainingProcesses("cuda", 4, is_sharded=True)
-FROM_BASE, FROM_EDITOR = Start("base_model", "folder"), Start("base_editor", "folder", is_editor=True)
+FROM_BASE, FROM_EDITOR = StartingPoint("base_model", "folder"), StartingPoint("base_editor", "folder", is_editor=True)
 
 
 def settings(**changes: Any) -> TrainSettings:
@@ -85,10 +85,10 @@ def test_the_tasks_to_train_are_those_of_the_encoded_pairs(
     """With a replay sample, of which the pairs that are also new do not count as earlier ones."""
     old = [make_pair(n, (16, 16)) for n in range(12)]
     folders, dataset = write_pairs(tmp_path / "old", old)
-    latent_files.build(folders, dataset, base_model, tmp_path / "old cache")
+    latent_files.build(TrainingPairs(folders, dataset), base_model, tmp_path / "old cache")
     replay.write(tmp_path / "replay", LatentCache(tmp_path / "old cache", 0.0), folders, None, 5)
     folders, dataset = write_pairs(tmp_path / "new", [make_pair(n, (16, 16)) for n in (4, 10, 16, 22)])  # all of one task
-    latent_files.build(folders, dataset, base_model, tmp_path / "cache", replay=tmp_path / "replay")
+    latent_files.build(TrainingPairs(folders, dataset, tmp_path / "replay"), base_model, tmp_path / "cache")
     pairs = TrainingPairs(folders, dataset, tmp_path / "replay")
     try:
         tasks = LatentCache(tmp_path / "cache", held_out_share).tasks

@@ -1,4 +1,4 @@
-"""The start of a training: the base model, or an editor to continue, with a sample of its training pairs.
+"""The starting point of a training: the base model, or an editor to continue, with a sample of its training pairs.
 
 An editor's folder has `replay/`, a sample of its training pairs. Mixed with the new ones, they prevent forgetting (experience
 replay, Rolnick et al., arXiv 1811.11682). `ancestors` in its `summary.json` are the editors from which it was trained.
@@ -22,6 +22,7 @@ from emuedit.editor.unet import EditorUNet
 from emuedit.models import text_to_image
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.runtime import seed_for
+from emuedit.tracking import registry
 
 if TYPE_CHECKING:
     from emuedit.editor.task_embedding import TaskEmbedding
@@ -36,8 +37,8 @@ class StartError(ValueError):
 
 
 @dataclass(frozen=True)
-class Start:
-    """The start of a training."""
+class StartingPoint:
+    """What a training starts from."""
 
     reference: str
     """Its name: base_model, base_editor, a folder, a hub id or a registered version."""
@@ -118,15 +119,15 @@ class EditorParts(FrozenParts):
         return device
 
 
-def resolve(start: str, world: config.World, root: Path) -> Start:
+def resolve(start: str, world: config.World, root: Path) -> StartingPoint:
     """Resolve `train.start`.
 
     start: `base_model` (fine-tune the text-to-image model), `base_editor` (the world's), `champion` (of the
     registry; without one, the base editor, or the base model if the world has none), a folder, `models:/...`, `runs:/...` or a
-    hub id.
+    hub id. Under `emuedit rebuild`, a registered start is the one that the version had then.
     Raises StartError for a world without a base editor and PackageError for a source without an editor.
     """
-    base_start = Start(BASE_MODEL, config.resolve_path(world.base_model, root))
+    base_start = StartingPoint(BASE_MODEL, config.resolve_path(world.base_model, root))
     if start == BASE_MODEL:
         return base_start
     if start == "base":
@@ -135,6 +136,10 @@ def resolve(start: str, world: config.World, root: Path) -> Start:
         if world.base_editor is None:
             raise StartError(f"want a base editor (world.base_editor) to start from, got none; set it, or start: {BASE_MODEL}")
         return _of_editor(BASE_EDITOR, config.resolve_path(world.base_editor, root))
+    if start == CHAMPION or start.startswith(("models:/", "runs:/")):
+        parent = package_folder.find_rebuilt_parent()
+        if parent is not None:
+            return _of_editor(parent[1], parent[0])
     if start == CHAMPION:
         champion = package_folder.find_champion()
         if champion is not None:
@@ -142,11 +147,13 @@ def resolve(start: str, world: config.World, root: Path) -> Start:
         first = base_start if world.base_editor is None else resolve(BASE_EDITOR, world, root)
         print(f"train: no champion is registered yet; starting from {first.reference}", flush=True)
         return first
+    if start.startswith("models:/"):
+        start = registry.numbered_uri(start)  # recorded, since an alias may name another version later
     path = root / start
     return _of_editor(start, path if path.exists() else start)
 
 
-def _of_editor(reference: str, source: str | Path) -> Start:
+def _of_editor(reference: str, source: str | Path) -> StartingPoint:
     from emuedit.editor.task_embedding import TaskEmbedding
 
     folder = package_folder.editor_folder(package_folder.find_package(package_folder.resolve_source(source)[0]))
@@ -157,7 +164,7 @@ def _of_editor(reference: str, source: str | Path) -> Start:
         summary = read_summary(folder)
         ancestors = list(summary.params.get("ancestors", ()))
         this |= {key: summary.counts[key] for key in ("steps", "pairs") if key in summary.counts}
-    return Start(reference, str(folder), True, (*ancestors, this))
+    return StartingPoint(reference, str(folder), True, (*ancestors, this))
 
 
 def _extend(table: TaskEmbedding, tasks: Sequence[str]) -> TaskEmbedding:

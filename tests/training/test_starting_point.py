@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from emuedit.editor import checkpoint, package_folder
 from emuedit.editor.task_embedding import TaskEmbedding
 from emuedit.models import text_to_image
 from emuedit.models.text_to_image import TextToImageModel
-from emuedit.training import latent_files, replay, start
+from emuedit.tracking import registry
+from emuedit.training import latent_files, replay, starting_point
+from emuedit.training.kept_pairs import TrainingPairs
 from emuedit.training.latent_cache import LatentCache
-from emuedit.training.start import Encoders, Start, StartError
+from emuedit.training.starting_point import Encoders, StartError, StartingPoint
 from tests.stages.workspace import toy_world
 from tests.training.tiny_pairs import make_pair, write_pairs
 
@@ -45,42 +48,73 @@ def world(**changes: Any) -> config.World:
 
 @pytest.mark.slow
 def test_an_editor_is_continued_with_its_weights_and_rows_and_gets_rows_for_new_tasks(editor_folder: Path) -> None:
-    begin = start.resolve(str(editor_folder), world(), Path.cwd())
-    net, parts = begin.editor(("local", "add"), 32, True, 0)
+    start = starting_point.resolve(str(editor_folder), world(), Path.cwd())
+    net, parts = start.editor(("local", "add"), 32, True, 0)
     assert net.table.names == ("remove", "local", "add"), "its own tasks first; the row of an inversion fits other weights"
-    saved, again = checkpoint.load(str(editor_folder), "cpu", torch.float32)[0], begin.editor(("local", "add"), 32, True, 0)[0]
+    saved, again = checkpoint.load(str(editor_folder), "cpu", torch.float32)[0], start.editor(("local", "add"), 32, True, 0)[0]
     assert torch.equal(net.table.v[:2], saved.table.v[:2])
     assert torch.equal(net.table.v, again.table.v), "the new row follows from the seed"
     assert torch.equal(net.table.to_token.weight, saved.table.to_token.weight)
     assert all(torch.equal(value, saved.unet.state_dict()[name]) for name, value in net.unet.state_dict().items())
     assert parts.unet is net.unet
     with pytest.raises(StartError, match=r"want train.change_mask true, as the editor .* got false"):
-        begin.editor(("local",), 32, False, 0)
+        start.editor(("local",), 32, False, 0)
 
 
 def test_where_a_training_starts(editor_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     base = world().base_model
-    assert start.resolve("base_model", world(), Path.cwd()) == Start("base_model", config.resolve_path(base, Path.cwd()))
+    assert starting_point.resolve("base_model", world(), Path.cwd()) == StartingPoint(
+        "base_model", config.resolve_path(base, Path.cwd())
+    )
     with pytest.raises(StartError, match="want a base editor"):
-        start.resolve("base_editor", world(base_editor=None), tmp_path)
+        starting_point.resolve("base_editor", world(base_editor=None), tmp_path)
     with pytest.raises(StartError, match="want base_editor as train"):
-        start.resolve("base", world(base_editor=str(editor_folder)), tmp_path)
-    assert start.resolve("base_editor", world(base_editor=str(editor_folder)), tmp_path).folder == str(editor_folder)
+        starting_point.resolve("base", world(base_editor=str(editor_folder)), tmp_path)
+    assert starting_point.resolve("base_editor", world(base_editor=str(editor_folder)), tmp_path).folder == str(editor_folder)
     monkeypatch.setattr(package_folder, "find_champion", lambda: None)
-    assert start.resolve("champion", world(base_editor=str(editor_folder)), tmp_path).reference == "base_editor"
-    assert start.resolve("champion", world(base_editor=None), Path.cwd()).reference == "base_model"
+    assert starting_point.resolve("champion", world(base_editor=str(editor_folder)), tmp_path).reference == "base_editor"
+    assert starting_point.resolve("champion", world(base_editor=None), Path.cwd()).reference == "base_model"
     assert "no champion is registered yet; starting from base_model" in capsys.readouterr().out
     monkeypatch.setattr(package_folder, "find_champion", lambda: (editor_folder.parent, "models:/emuedit-editor/3"))
-    begin = start.resolve("champion", world(), tmp_path)
-    assert (begin.reference, begin.folder) == ("models:/emuedit-editor/3", str(editor_folder))
+    start = starting_point.resolve("champion", world(), tmp_path)
+    assert (start.reference, start.folder) == ("models:/emuedit-editor/3", str(editor_folder))
     weights = TaskEmbedding.load_config(editor_folder / "task_embedding")["weights"]
-    assert begin.ancestors == ({"reference": "models:/emuedit-editor/3", "weights": weights},)
+    assert start.ancestors == ({"reference": "models:/emuedit-editor/3", "weights": weights},)
+
+
+@pytest.mark.slow
+def test_an_alias_is_recorded_as_the_version_that_it_names(
+    editor_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Client:
+        def get_model_version_by_alias(self, name: str, alias: str) -> Any:
+            return SimpleNamespace(name=name, version={"champion": "3"}[alias], tags={}, run_id="run")
+
+    monkeypatch.setattr(registry, "client", Client)
+    monkeypatch.setattr(registry, "download_version", lambda uri: {"models:/emuedit-editor/3": editor_folder.parent}[uri])
+    start = starting_point.resolve("models:/emuedit-editor@champion", world(), tmp_path)
+    assert start.ancestors[-1]["reference"] == start.reference == "models:/emuedit-editor/3"
+
+
+@pytest.mark.slow
+def test_a_rebuild_starts_from_the_registered_model_of_its_time(
+    editor_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its stages see no registry, where `champion` would become the base editor and `models:/...` an error."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(package_folder.PARENT_ENV, f"models:/emuedit-editor/3={editor_folder.parent}")
+    for name in ("champion", "models:/emuedit-editor/3"):
+        start = starting_point.resolve(name, world(base_editor="none"), tmp_path)
+        assert (start.reference, start.folder) == ("models:/emuedit-editor/3", str(editor_folder))
+        assert start.ancestors[-1]["reference"] == "models:/emuedit-editor/3"
+    assert starting_point.resolve("base_model", world(), tmp_path).reference == "base_model"
 
 
 @pytest.fixture
 def cache(base_model: TextToImageModel, tmp_path: Path) -> LatentCache:
     pairs = [make_pair(n, (64, 64)) for n in range(36)]
-    latent_files.build(*write_pairs(tmp_path / "old", pairs), base_model, tmp_path / "cache")
+    latent_files.build(TrainingPairs(*write_pairs(tmp_path / "old", pairs)), base_model, tmp_path / "cache")
     return LatentCache(tmp_path / "cache", 0.0)
 
 
@@ -114,7 +148,7 @@ def test_earlier_pairs_are_drawn_with_their_share_and_never_twice(
     replay.write(tmp_path / "replay", cache, [tmp_path / "old/data/pairs"], None, 12)
     new = [make_pair(n, (64, 64)) for n in range(24, 72)]  # 24 to 35 are in both
     folders, dataset = write_pairs(tmp_path / "new", new)
-    latent_files.build(folders, dataset, base_model, tmp_path / "cache", replay=tmp_path / "replay")
+    latent_files.build(TrainingPairs(folders, dataset, tmp_path / "replay"), base_model, tmp_path / "cache")
     both = LatentCache(tmp_path / "cache", 0.0)
     ids = both.train.pair_ids.tolist()
     assert len(ids) == len(set(ids))
@@ -129,8 +163,8 @@ def test_earlier_pairs_are_drawn_with_their_share_and_never_twice(
 @pytest.mark.parametrize("is_editor", [False, True])
 def test_only_what_encodes_goes_to_the_device(is_editor: bool, editor_folder: Path) -> None:
     """The meta device takes the place of a GPU."""
-    begin = start.resolve(str(editor_folder) if is_editor else "base_model", world(), Path.cwd())
-    encoders = Encoders.on("meta", begin.editor(("local",), 8, True, 0)[1].pipeline)
+    start = starting_point.resolve(str(editor_folder) if is_editor else "base_model", world(), Path.cwd())
+    encoders = Encoders.on("meta", start.editor(("local",), 8, True, 0)[1].pipeline)
     parts = (encoders, encoders.vae, encoders.text_encoder, encoders.encode_text(["make it red"]).hidden)
     assert {part.device.type for part in parts} == {"meta"}
     assert encoders.unet.device.type == "cpu"
@@ -139,7 +173,10 @@ def test_only_what_encodes_goes_to_the_device(is_editor: bool, editor_folder: Pa
 @pytest.mark.slow
 def test_encoders_of_an_editor_and_of_its_base_model_encode_the_same(editor_folder: Path, base_model: TextToImageModel) -> None:
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    for begin in (start.resolve("base_model", world(), Path.cwd()), start.resolve(str(editor_folder), world(), Path.cwd())):
-        encoders = Encoders.on("cpu", begin.editor(("local",), 8, True, 0)[1].pipeline)
+    for start in (
+        starting_point.resolve("base_model", world(), Path.cwd()),
+        starting_point.resolve(str(editor_folder), world(), Path.cwd()),
+    ):
+        encoders = Encoders.on("cpu", start.editor(("local",), 8, True, 0)[1].pipeline)
         assert torch.equal(encoders.encode(images), base_model.encode(images))
         assert torch.equal(encoders.encode_text(["a"]).hidden, base_model.encode_text(["a"]).hidden)

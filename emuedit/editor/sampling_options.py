@@ -1,0 +1,42 @@
+"""Options and result of `EditSampler.sample`. Shapes: see there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Optional replacements when B images are sampled; the defaults replace nothing."""
+
+    negative_prompts: Sequence[str] = ()
+    """B texts that replace guidance's null text."""
+    latents: Tensor | None = None
+    """Standard normal noise to start from, [B, C, h, w]; None: drawn from the seeds."""
+    after_step: Callable[[int, Tensor, Tensor], Tensor] | None = None
+    """Called with a step's number, its timestep and z_t [B, C, h, w]; returns the latents for the next step."""
+    measure_shifts: bool = False
+    """Whether the shift of each edited image is measured, see `Edited.shifts_px`."""
+
+    def rows(self, rows: Sequence[int]) -> SamplingOptions:
+        """The options of the images with these row indices."""
+        prompts = [self.negative_prompts[row] for row in rows] if self.negative_prompts else ()
+        latents = None if self.latents is None else self.latents[list(rows)]
+        return dataclasses.replace(self, negative_prompts=prompts, latents=latents)
+
+
+NO_OPTIONS = SamplingOptions()
+
+
+@dataclass(frozen=True)
+class Edited:
+    """Result of sampling."""
+
+    images: Tensor
+    """Edited images, float32 [B, 3, H, W] on the CPU, in [-1, 1]."""
+    shifts_px: tuple[float | None, ...]
+    """Shift of each image against its input in px, see `preservation.measure_shifts`; None: undefined or not measured."""

@@ -67,6 +67,7 @@ RENAMED = {
     "hold": "preserve",
     "alpha": "change_threshold",
     # files named in params.yaml
+    "emuedit/editor/non_instructions.yaml": "emuedit/predictor/non_instructions.yaml",
     "emuedit/toyworld/grammar.py": "toyworld/scenes/caption_grammar.py",
     "emuedit/toyworld/annotators.py": "toyworld/reading/toy_annotators.py",
     "emuedit/toyworld/benchmark.py": "toyworld/edits/toy_benchmark.py",
@@ -127,7 +128,6 @@ RENAMED = {
     "emuedit.models.sam": "emuedit.models.sam_builder",
     "emuedit.models.sources": "emuedit.models.model_sources",
     "emuedit.models.writer": "emuedit.models.llm_loading",
-    "emuedit.operations.yield_ledger": "emuedit.data_checks.yield_ledger",
     "emuedit.params": "emuedit.config",
     "emuedit.photo": "emuedit.data.image_io",
     "emuedit.proposal": "emuedit.data.filter_search",

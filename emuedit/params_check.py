@@ -29,7 +29,7 @@ _STAGE_COMMAND = re.compile(r"python3? -m emuedit\.stages\.(\w+)")
 _WORLD = "world"
 _OPTIONAL = {
     "promotion": ("emuedit.promotion.gate_settings", "GateSettings"),
-    "ledger": ("emuedit.data_checks.yield_ledger", "LedgerSettings"),
+    "ledger": ("emuedit.operations.yield_ledger", "LedgerSettings"),
 }
 """Sections that belong to no stage -> their params models."""
 
@@ -68,7 +68,7 @@ def model_problems(root: Path, sections: list[str]) -> list[str]:
 
 
 def _benchmark_problems(root: Path) -> Iterator[str]:
-    """Problems of the table, images and judge of a benchmark's folder; files that are missing are no part of it."""
+    """Problems of the table, images and judge of a benchmark's folder; a missing table or judge.yaml is reported by `reference_check`."""
     folder = _benchmark_folder(root)
     if folder is None:
         return

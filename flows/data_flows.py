@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from emuedit.data_checks import yield_ledger
+from emuedit.operations import yield_ledger
 from emuedit.tracking import registry, run_outbox, runs, service_errors
 from emuedit.tracking.service_errors import ServiceError
 from flows import (

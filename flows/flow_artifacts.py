@@ -20,7 +20,7 @@ from emuedit.tracking.service_errors import hide_password
 from emuedit.tracking.store_address import tracking_uri
 
 if TYPE_CHECKING:
-    from emuedit.data_checks.yield_ledger import Ledger
+    from emuedit.operations.yield_ledger import Ledger
     from flows.dvc_graph import Graph
     from flows.release import RetrainResult
     from flows.run_history import RunLine

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emuedit.data_checks import yield_ledger
-from emuedit.data_checks.yield_ledger import Ledger
+from emuedit.operations import yield_ledger
+from emuedit.operations.yield_ledger import Ledger
 from emuedit.tracking import runs
 from emuedit.tracking.service_errors import hide_password
 from flows import dvc_graph

@@ -6,9 +6,8 @@ same time, so their key is computed from the same list. Tests check that the lis
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -65,28 +64,22 @@ def content_key(params: Mapping[str, Any], *paths: str | Path) -> str:
 
 
 def files_below(path: Path) -> list[Path]:
-    """The files below a folder, sorted, except bytecode; a path that is no folder, itself.
+    """The files below a folder, sorted, except bytecode; of a file: the file itself.
 
-    Links to folders are followed, since a model is loaded through them, too: each folder once, and none that contains its link.
+    Links to folders are followed, since a model is loaded through them, too; those that lead to a folder above them are not.
     """
-    if not path.is_dir():
-        return [path]
-    files, linked = [], {path.resolve()}
-    for name, folders, names in os.walk(path, followlinks=True):
-        files += [file for file in (Path(name, file) for file in names) if file.is_file()]
-        here = Path(name).resolve()
-        for folder in sorted(folders):
-            target = Path(name, folder)
-            if target.is_symlink():
-                target = target.resolve()
-                is_new = target not in linked and not here.is_relative_to(target)
-                linked.add(target)
-            else:
-                is_new = folder != "__pycache__"
-            if not is_new:
-                folders.remove(folder)
-        folders.sort()
-    return sorted(files)
+    return sorted(_walk(path, (path.resolve(),))) if path.is_dir() else [path]
+
+
+def _walk(folder: Path, resolved: tuple[Path, ...]) -> Iterator[Path]:
+    """The files of a folder; `resolved`: it and those above it, without links."""
+    for path in folder.iterdir():
+        if path.is_file():
+            yield path
+        elif path.is_dir() and path.name != "__pycache__":
+            target = path.resolve()
+            if target not in resolved and not resolved[-1].is_relative_to(target):
+                yield from _walk(path, (*resolved, target))
 
 
 def find_file(name: str, root: Path) -> Path:

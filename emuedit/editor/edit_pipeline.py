@@ -229,11 +229,8 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
 
             negative_prompts = repeat("negative_prompt", negative_prompt) if negative_prompt else []
             options = SamplingOptions(negative_prompts, latents, after_step)
-            edited = (
-                self.sampler()
-                .sample(images, repeat("prompt", prompt), repeat("task", task), settings, generators, options=options)
-                .images
-            )
+            prompts, tasks = repeat("prompt", prompt), repeat("task", task)
+            edited = self.sampler().sample(images, prompts, tasks, settings, generators, options=options).images
         self.maybe_free_model_hooks()
         results = convert_output(edited, output_type)
         return EditPipelineOutput(images=results, touched=measure_changes(images, edited)) if return_dict else (results,)

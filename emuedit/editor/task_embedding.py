@@ -26,7 +26,7 @@ class TaskEmbedding(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
     d_v: the width of a row.
     d_text: the width of a text token.
     n_trained: number of rows trained with the network; None: all.
-    weights: key in the stored config of `fingerprint`; empty before it is saved.
+    weights: the `fingerprint`, under the name that stored configs use; empty before it is saved.
     """
 
     _keep_in_fp32_modules: ClassVar = ["v", "to_token"]  # small, and inversion trains them in this dtype

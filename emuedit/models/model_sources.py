@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emuedit.data.dependencies import files_below
 from emuedit.models import model_files
 from emuedit.models.model_files import MissingModelError, ModelFileError
 
@@ -98,7 +99,7 @@ def read_manifest(name_or_path: str, kind: ModelKind) -> dict[str, Any]:
         path = folder / kind.file
         if not path.is_file():
             raise MissingModelError(f"want {kind}, got {describe_folder(folder)}")
-        if not any(folder.rglob("*.safetensors")):
+        if not any(file.suffix == ".safetensors" for file in files_below(folder)):
             raise MissingModelError(
                 f"want {kind} and *.safetensors weights, got {describe_folder(folder)} without them; "
                 "save it again with safe_serialization"

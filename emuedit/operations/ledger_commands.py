@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emuedit.data_checks import yield_ledger
-from emuedit.data_checks.yield_ledger import ALL, ARTIFACT, METRICS, Ledger, YieldRow
+from emuedit.operations import yield_ledger
+from emuedit.operations.yield_ledger import ALL, ARTIFACT, METRICS, Ledger, YieldRow
 from emuedit.tracking import runs, store_address
 from emuedit.tracking.runs import LoggedRun
 

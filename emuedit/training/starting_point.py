@@ -124,7 +124,7 @@ def resolve(start: str, world: config.World, root: Path) -> StartingPoint:
 
     start: `base_model` (fine-tune the text-to-image model), `base_editor` (the world's), `champion` (of the
     registry; without one, the base editor, or the base model if the world has none), a folder, `models:/...`, `runs:/...` or a
-    hub id. Under `emuedit rebuild`, a registered start is the one that the version had then.
+    hub id. Under `emuedit rebuild`, a registered start is the model that the rebuilt version continued.
     Raises StartError for a world without a base editor and PackageError for a source without an editor.
     """
     base_start = StartingPoint(BASE_MODEL, config.resolve_path(world.base_model, root))

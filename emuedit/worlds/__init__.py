@@ -1,1 +1,1 @@
-"""Worlds other than the toy world: `emuedit init` writes the params and the deps of a world of photographs."""
+"""Data of users: `emuedit init` writes params and deps for photographs; `benchmark`, `import` and `export` check and convert."""

@@ -1,8 +1,9 @@
 """The keys of scratch folders change exactly when DVC would run a stage again: with any of its deps, and with no other file."""
 
+import errno
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,33 @@ def test_linked_folders_of_a_model_are_part_of_its_content(tmp_path: Path) -> No
     first = content_key({}, model)
     (unet / "weights").write_text("bb")
     assert content_key({}, model) != first
+
+
+def test_two_links_to_one_folder_are_two_parts(tmp_path: Path) -> None:
+    model, shared = tmp_path / "model", tmp_path / "shared"
+    for folder in (model, shared):
+        folder.mkdir()
+    (shared / "weights").write_text("a")
+    (model / "text_encoder").symlink_to(shared)
+    first = content_key({}, model)
+    (model / "text_encoder_2").symlink_to(shared)
+    assert files_below(model) == [model / "text_encoder" / "weights", model / "text_encoder_2" / "weights"]
+    assert content_key({}, model) != first
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the key would be that of the other files."""
+    (tmp_path / "unet").mkdir()
+    read = Path.iterdir
+
+    def fail(folder: Path) -> Iterator[Path]:
+        if folder.name == "unet":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(folder)
+
+    monkeypatch.setattr(Path, "iterdir", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        files_below(tmp_path)
 
 
 def test_folders_that_link_to_each_other_are_read_to_an_end(tmp_path: Path) -> None:

@@ -254,8 +254,8 @@ def test_a_broken_file_among_the_packs_is_skipped_and_each_pack_is_read_once(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree("models", "other")
-    weights = Editor.load("other").sampler.fingerprint
-    for name, base in (("fitting", weights), ("unfitting", "0" * 16)):
+    fingerprint = Editor.load("other").sampler.fingerprint
+    for name, base in (("fitting", fingerprint), ("unfitting", "0" * 16)):
         put_pack(name, base, workspace / f"models/packs/{name}.safetensors")
     (workspace / "models/packs/bad.safetensors").write_bytes(b"x")
     read: list[str] = []

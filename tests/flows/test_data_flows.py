@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from emuedit.data_checks import yield_ledger
+from emuedit.operations import yield_ledger
 from emuedit.tracking import run_outbox, runs, service_errors
 from flows import dvc_graph, lineage_events, publication, retrain_lock, run_history, run_stage, yield_record
-from tests.data_checks.test_yield_ledger import publish_workspace
+from tests.operations.test_yield_ledger import publish_workspace
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("forked_dvc")]
 

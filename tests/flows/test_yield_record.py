@@ -12,7 +12,7 @@ from emuedit.tracking import registry, runs
 from flows import dvc_graph, flow_artifacts, release, yield_record
 from flows.retrain_options import RetrainOptions
 from tests.data_checks.profiles import make_profile, make_vectors
-from tests.data_checks.test_yield_ledger import COUNTS, publish_workspace
+from tests.operations.test_yield_ledger import COUNTS, publish_workspace
 
 PROFILES = "reports/validation"
 

@@ -6,9 +6,8 @@ import pytest
 
 from emuedit.cli import main
 from emuedit.data.publish import publish, scratch_folder
-from emuedit.data_checks import yield_ledger
-from emuedit.data_checks.yield_ledger import Ledger, LedgerSettings
-from emuedit.operations import ledger_commands
+from emuedit.operations import ledger_commands, yield_ledger
+from emuedit.operations.yield_ledger import Ledger, LedgerSettings
 from emuedit.tracking import runs
 
 COUNTS: dict[str, dict[str, int]] = {

@@ -150,6 +150,8 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
         raise ParamsError(f"{path} is not valid YAML: {_explain_yaml(path, error)}{hint}") from error
     except ParamsError as error:
         raise ParamsError(f"{path}: {error}") from error
+    except ValueError as error:  # not UTF-8, or a date that does not exist
+        raise ParamsError(f"{path} is not valid YAML in UTF-8: {error}") from error
     if not isinstance(content, dict):
         raise ParamsError(f"{path}: want a mapping of sections, got {type(content).__name__}")
     return content

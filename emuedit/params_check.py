@@ -68,7 +68,10 @@ def model_problems(root: Path, sections: list[str]) -> list[str]:
 
 
 def _benchmark_problems(root: Path) -> Iterator[str]:
-    """Problems of the table, images and judge of a benchmark's folder; a missing table or judge.yaml is reported by `reference_check`."""
+    """Problems of the table, images and judge of a benchmark's folder.
+
+    A missing table or judge.yaml is reported by `reference_check`.
+    """
     folder = _benchmark_folder(root)
     if folder is None:
         return

@@ -23,7 +23,7 @@ class ChampionRegressedError(RuntimeError):
 
 
 class BackfillError(RuntimeError):
-    """Raised at the end if some versions could not be measured, such as those whose files are gone; the others are tagged."""
+    """Raised at the end if the files of some versions are missing, changed or unreadable; the other versions are tagged."""
 
 
 @flow(name="promote", validate_parameters=True, on_failure=[mail_on_failure], on_crashed=[mail_on_failure])
@@ -89,8 +89,9 @@ def _list_names(names: Sequence[str]) -> str:
 def backfill(versions: list[int] | None = None) -> dict[int, float]:
     """Measure registered `versions`, by default all, with the current judge and edits, and update their tag `edit_success`.
 
-    This keeps versions comparable after a change of the benchmark or its judge. Returns version -> edit success. A version that
-    cannot be measured does not keep it from measuring the others; then BackfillError is raised at the end.
+    This keeps versions comparable after a change of the benchmark or its judge. Returns version -> edit success. A version whose
+    files are missing, changed or unreadable does not keep it from measuring the others; then BackfillError is raised at the end.
+    Any other error stops it at once, such as ServiceError if MLflow or its artifact store cannot be used.
     """
     numbers = versions or [version.number for version in registry.all_versions()]
     results: dict[int, float] = {}
@@ -98,7 +99,7 @@ def backfill(versions: list[int] | None = None) -> dict[int, float]:
     for number in numbers:
         try:
             results[number] = _measure_and_tag(number)
-        except Exception as error:  # any error of MLflow, of a store, or of damaged files
+        except promotion.UNREADABLE as error:
             problems[number] = first_line(error)
             print(f"== version {number}: not measured: {problems[number]}", flush=True)
         else:
@@ -113,8 +114,9 @@ def backfill(versions: list[int] | None = None) -> dict[int, float]:
 
 
 def _measure_and_tag(number: int) -> float:
-    """Edit success of a version, which is also stored in its tags."""
+    """Edit success of a version, which is also stored in its tags and its card."""
     measurement = promotion.measure_version(registry.get_version(number), Path.cwd())
     success = {version_card.SUCCESS_TAG: f"{measurement.overall:.4f}"}
     registry.set_version_tags(number, success | {version_card.SUCCESS_CONDITIONS_TAG: measurement.conditions_key})
+    version_card.update(number)
     return measurement.overall

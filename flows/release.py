@@ -17,8 +17,8 @@ from typing import Any
 
 from emuedit import process_identity
 from emuedit.data.data_card import CARD as DATA_CARD
-from emuedit.data_checks.yield_ledger import Ledger
 from emuedit.editor.package_layout import MODELS
+from emuedit.operations.yield_ledger import Ledger
 from emuedit.progress import waiting
 from emuedit.promotion import promote, version_card
 from emuedit.promotion.gate import Decision
@@ -31,7 +31,6 @@ from flows.stage_outputs import SuccessTable, content_tag, merge_metrics, model_
 from flows.yield_record import YieldRecord
 
 MODEL_FILE = Path(__file__).with_name("pyfunc_model.py")
-"""Tag of a version with its overall success in its own evaluation."""
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,13 @@ def test_the_marks_of_a_merge_conflict_are_named(tmp_path: Path) -> None:
     assert "line" in str(error.value)
 
 
+@pytest.mark.parametrize("content", [b"name: caf\xe9", b"name: 2026-13-01"])
+def test_other_encodings_and_dates_that_do_not_exist_are_errors_of_the_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(ParamsError, match=r"params.yaml is not valid YAML in UTF-8: "):
+        read_yaml(tmp_path / "params.yaml")
+
+
 def test_an_error_names_the_file_and_the_section(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match=r"params.yaml, section 'train':\n  missing"):
         load_example(tmp_path, "rate: 1")

@@ -207,14 +207,16 @@ def write_judge(folder: Path, settings: JudgeFile) -> None:
 
 
 def read_judge(folder: Path) -> JudgeFile:
-    """Read `judge.yaml`. Raises BenchmarkError if it is missing or has invalid values."""
+    """Read `judge.yaml`. Raises BenchmarkError if it is missing, is not valid YAML or has invalid values."""
     file = folder / JUDGE
     _check_file(file)
+    advice = f"correct it, or delete it and run `emuedit benchmark {folder} --calibrate`"
     try:
         return JudgeFile.model_validate(dict(config.read_yaml(file)))
+    except config.ParamsError as error:
+        raise BenchmarkError(f"{error}; {advice}") from error
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, line['loc']))}: {line['msg']}, got {line['input']!r}" for line in error.errors()]
-        advice = f"correct it, or delete it and run `emuedit benchmark {folder} --calibrate`"
         raise BenchmarkError(f"{file}: {join_problems(problems)}; {advice}") from error
 
 

@@ -157,10 +157,9 @@ def _other_objections(challenger: Measurement, champion: Measurement, settings: 
     if changes := _compare_untouched(challenger, champion):
         new, old, n_edits = changes
         if new - old > settings.untouched_allowance:
-            allowance = settings.untouched_allowance
             yield (
-                f"pixels outside the edit change by {new:.4f}, the champion's by {old:.4f} in the same {n_edits} edits; "
-                f"allowed increase {allowance:g}"
+                f"pixels outside the edit {_describe_changes(new, old, n_edits)}; "
+                f"allowed increase {settings.untouched_allowance:g}"
             )
     if challenger.seconds_per_edit and champion.seconds_per_edit:
         ratio = challenger.seconds_per_edit / champion.seconds_per_edit
@@ -176,12 +175,20 @@ def _describe_outside(challenger: Measurement, champion: Measurement) -> tuple[s
     """The change of pixels outside the edit as text, and whether it was measured."""
     changes = _compare_untouched(challenger, champion)
     n_edits = sum(map(len, challenger.success.values()))
-    gaps = ", ".join(f"{reason} ({n} of {n_edits} edits)" for reason, n in challenger.untouched_gaps.items())
+    reasons = ", ".join(f"{reason} ({n} of {n_edits} edits)" for reason, n in challenger.untouched_gaps.items())
+    gaps = [f"not measured: {reasons}"] if reasons else []
+    n_of_challenger = sum(value is not None for values in challenger.untouched.values() for value in values)
+    n_of_both = changes[2] if changes else 0
+    if n_of_challenger > n_of_both:
+        gaps.append(f"not measured of the champion ({n_of_challenger - n_of_both} of {n_edits} edits)")
     if changes is None:
-        return f"not measured: {gaps or 'in no edit of both editors'}", False
-    new, old, n_measured = changes
-    text = f"change by {new:.4f}, the champion's by {old:.4f} in the same {n_measured} edits"
-    return text + (f"; not measured: {gaps}" if gaps else ""), True
+        return "; ".join(gaps) or "not measured: in no edit of both editors", False
+    return "; ".join([_describe_changes(*changes), *gaps]), True
+
+
+def _describe_changes(new: float, old: float, n_edits: int) -> str:
+    edits = "edit" if n_edits == 1 else "edits"
+    return f"change by {new:.4f}, the champion's by {old:.4f} in the {n_edits} {edits} measured of both"
 
 
 def _compare_untouched(challenger: Measurement, champion: Measurement) -> tuple[float, float, int] | None:

@@ -22,7 +22,7 @@ STATE_TAG, REASON_TAG, TABLE_TAG, TASKS_TAG, AGAINST_TAG, CONDITIONS_TAG = (
 )  # fmt: skip
 PENDING, PROMOTED, REFUSED = "pending", "promoted", "refused"
 CHANGED = "conditions changed since the promotion"
-_UNREADABLE = (registry.RegistryError, PackageError, ManifestError)
+UNREADABLE = (registry.RegistryError, PackageError, ManifestError)
 """Errors for a version whose files are missing, changed or not a model package."""
 _TRIES = 5
 """Maximum number of comparisons if the champion keeps changing."""
@@ -85,7 +85,7 @@ def compare_with_champion(
     try:
         champion_package = find_package(registry.download_version(champion.uri))
         of_champion = comparison.measure(champion_package, champion.uri, conditions, root)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise gate.GateError(
             f"want a champion with readable files, got version {champion.number}: {error}; restore its files, or replace it by "
             "`emuedit rollback --to N` or `emuedit promote N --force REASON`"
@@ -203,7 +203,7 @@ def roll_back(to: int | None = None, reason: str = "") -> Move:
     target_version = registry.get_version(number)
     try:
         find_package(registry.download_version(target_version.uri))
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         consequence = f"so version {before} stays champion" if before else "so there is still no champion"
         raise registry.RegistryError(
             f"want a version with readable files, got {number}, {consequence} ({error}); "

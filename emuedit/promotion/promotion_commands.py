@@ -9,7 +9,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from emuedit.promotion import lineage, promote, rebuild
+from emuedit.promotion import lineage, promote, rebuild, version_card
 from emuedit.tracking import alias_moves, registry
 from emuedit.tracking.move_tickets import Move
 from emuedit.tracking.registry import ModelVersion
@@ -54,7 +54,7 @@ def format_models(versions: list[ModelVersion], aliases: dict[str, ModelVersion 
         gate_text = f"{state}: {tags.get(promote.REASON_TAG, '')}".strip(": ")
         pairs, why = tags.get("dvc.data/dataset", "")[:8], shorten(tags.get(registry.RUN_REASON_TAG, "-"), 24, placeholder="...")
         lines.append(
-            f"{version.number:7d}  {names:22}{tags.get('edit_success', '-'):>7}  {_date(version.created_ms):16}  "
+            f"{version.number:7d}  {names:22}{tags.get(version_card.SUCCESS_TAG, '-'):>7}  {_date(version.created_ms):16}  "
             f"{tags.get('git.commit', '-')[:8]:8}  {pairs:8}  {why:24}  {gate_text}"
         )
     return "\n".join(lines) if versions else "No version is registered yet; run `uv run retrain`."

@@ -21,9 +21,17 @@ CANNOT_EDIT_PREFIX = "I cannot:"
 """Start of an answer, or of its instruction, when the caption has nothing to edit. Such an answer is not retried."""
 _CANNOT_EDIT = re.compile(r"\W*i\W+can\s?not\W*:", re.IGNORECASE)
 """The prefix as LLMs write it: in another case, in bold, with a space before the colon."""
-_REFUSED_INSTRUCTION = re.compile(r"\W*(i\s+(can\s?not|can['’]t|am\s+unable)|i['’]m\s+sorry|i\s+am\s+sorry)\b", re.IGNORECASE)
-_END_OF_THOUGHTS = "</think>"
-"""What a reasoning model writes before its answer; the thoughts may contain JSON objects."""
+_REFUSED_VERBS = (
+    "add|alter|apply|assist|change|complete|comply|create|do|edit|find|fulfil|fulfill|generate|help|identify|make(?!\\s+out\\b)|modify|"
+    "perform|proceed|process|produce|provide|remove|replace"
+)
+_REFUSED_INSTRUCTION = re.compile(
+    rf"\W*(i\s+(can\s?not|can['’]t)(\W*$|\s+(\w+ly\s+)?({_REFUSED_VERBS})\b)|i(\s+a|['’])m\s+(unable|sorry)\b)", re.IGNORECASE
+)
+"""What an LLM cannot do, and apologies. Instructions may begin with what their author cannot see: "I can't see the faces, ...".
+"""
+_START_OF_THOUGHTS, _END_OF_THOUGHTS = "<think>", "</think>"
+"""Around what a reasoning model writes before its answer; the thoughts may contain JSON objects."""
 _REQUIRED_PATTERN = r"^\S.{0,299}$"
 _OPTIONAL_PATTERN = r"^.{0,299}$"
 _CAPTION_PATTERN = r"^\S.{0,999}$"
@@ -91,10 +99,10 @@ def parse_answer(text: str, question: Question, max_words: int, choices: tuple[s
     """Parse the answer to a question. `choices`: the only values of edited_object, if any are given.
 
     Text around the JSON object is ignored, because chat models greet and use code blocks, as are the thoughts of a reasoning
-    model. Unknown keys are ignored. A comma within the name of an object is removed, since commas separate names; only the
-    objects of the task `background` are a list. Raises AnswerError for no object or several, a missing or empty key, a lone
-    surrogate, a refusal, an unchanged caption, and an instruction of more than `max_words` words. The caption is not counted
-    where it is repeated; in the direction `from_map` its number of words is added to `max_words`.
+    model, also those that do not end. Unknown keys are ignored. A comma within the name of an object is removed, since commas
+    separate names; only the objects of the task `background` are a list. Raises AnswerError for no object or several, a missing
+    or empty key, a lone surrogate, a refusal, an unchanged caption, and an instruction of more than `max_words` words. The
+    caption is not counted where it is repeated; in the direction `from_map` its number of words is added to `max_words`.
     """
     values = _texts_of(_find_json_object(text))
     _check_refusal(values["instruction"])
@@ -169,6 +177,8 @@ def _find_json_object(text: str) -> dict[str, Any]:
     Raises AnswerError when there is none, or several different ones.
     """
     text = text.rpartition(_END_OF_THOUGHTS)[2]
+    if text.lstrip().startswith(_START_OF_THOUGHTS):
+        text = ""
     decoder, objects, position = json.JSONDecoder(), [], 0
     while (start := text.find("{", position)) >= 0:
         try:

@@ -1,5 +1,6 @@
 """Diversity metrics of instructions."""
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -10,15 +11,18 @@ from emuedit.data.records import Instruction
 
 _MAX_LISTED = 50
 _COUNTED = ("texts", "words", "pairs", "verbs", "objects")
+_VARIATION_SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+"""Unicode marks that choose the glyph of the character before, such as the coloured one of an emoji."""
 
 
 def normalize_text(text: str) -> str:
     """Remove case, punctuation and articles. Near-duplicates have equal normalized texts.
 
-    Marks are kept: the vowel signs of Indic scripts distinguish words. Letters and their accents are composed (Unicode NFC).
+    Marks are kept, except those of emoji: the vowel signs of Indic scripts distinguish words. Letters and their accents are
+    composed (Unicode NFC).
     """
-    composed = unicodedata.normalize("NFC", text.casefold())
-    letters = "".join(letter if letter.isalnum() or unicodedata.category(letter)[0] == "M" else " " for letter in composed)
+    composed = unicodedata.normalize("NFC", _VARIATION_SELECTORS.sub("", text.casefold()))
+    letters = "".join(letter if letter.isalnum() or unicodedata.category(letter) in ("Mn", "Mc") else " " for letter in composed)
     return " ".join(word for word in letters.split() if word not in ("a", "an", "the"))
 
 

@@ -45,6 +45,8 @@ ANSWERS = ".emuedit/answers"
 """The folder with all answers of each LLM, which later runs with more captions or other tasks use again."""
 _MAX_QUOTED = 300
 """Characters of a cut answer that the LLM sees when it is asked again; the rest would only cost tokens."""
+_INCOMPLETE = ("no_json", "lost_key")
+"""Reasons of an AnswerError for an answer that was cut before its object ended; a repeated question is an object, too."""
 _LIMITS = {"timeout_s", "retries", "max_tokens"}  # they change only answers that exceed them
 WITHOUT_EFFECT_ON_RESULT: dict[str, Any] = {"concurrency": True, "max_failed_share": True, "endpoint": _LIMITS}
 """Params that do not change the instructions: they may change before a stopped run goes on."""
@@ -111,7 +113,8 @@ class Questioner:
 
         Returns an LLMError instead of raising it: only the caller sees whether a single question failed or the endpoint is
         down. Such a question is not asked again, because the endpoint has its own retries; nor is one that the LLM refuses. An
-        answer that was cut is used if its JSON is complete, and is asked for again otherwise.
+        answer that was cut is used if its JSON is complete and valid, and is asked for again otherwise; its reason is `cut` only
+        if the JSON is not complete.
         """
         prompt, params = self.prompts[task], self.params
         source = f"{caption.id}/{task}"
@@ -133,7 +136,9 @@ class Questioner:
             except LLMError as error:
                 return error
             except AnswerError as error:
-                failure = AnswerError("cut", "it was cut because it is too long") if cut and not error.final else error
+                failure = error
+                if cut and error.reason in _INCOMPLETE:
+                    failure = AnswerError("cut", "it was cut because it is too long")
                 if failure.final:
                     break
                 messages = retry_conversation(messages, answer[:_MAX_QUOTED] if cut else answer, failure, question)
@@ -144,7 +149,8 @@ class Questioner:
                 return Drop(answer, "moderated", source, caption.index)
             return instruction
         assert failure is not None
-        return Drop(f"{cut}; the answer: {answer}" if cut else answer, failure.reason, source, caption.index)
+        subject = f"{cut}; the answer: {answer}" if failure.reason == "cut" else answer
+        return Drop(subject, failure.reason, source, caption.index)
 
     def _write(self, messages: list[Message], seed: int, schema: dict[str, Any] | None) -> tuple[str, CutAnswerError | None]:
         """The LLM's answer, and the error if it was cut. Raises other LLMErrors."""

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from emuedit import config
 from emuedit.data.dependencies import files_below, work_key
@@ -20,7 +20,7 @@ from emuedit.data.publish import Summary, publish, read_folder, scratch_folder, 
 from emuedit.data.records import Instruction, Pair
 from emuedit.processes import prepare_workers
 from emuedit.progress import Progress
-from emuedit.runtime import Runtime
+from emuedit.runtime import Runtime, check_names
 from emuedit.stages import batch_divisor, stage_main
 from emuedit.synthesis import strategy
 from emuedit.synthesis.candidate import SynthesisParams, source_key
@@ -55,13 +55,37 @@ class PairsParams(SynthesisParams):
     """Params of the stage."""
 
     device: str = "auto"
-    """Device of the networks: auto, cuda, mps or cpu; with workers of kind ray, of the cluster."""
+    """Device of the networks: auto, cuda, mps or cpu, or a GPU with its number, such as cuda:1. With workers of kind ray, the
+    devices of the cluster count, without a number."""
     dtype: str = "auto"
     """Number format of the base model: auto, float32, bfloat16 or float16."""
     instructions_per_shard: int = Field(48, ge=1)
     """Instructions per shard, the unit of work for restarts."""
     workers: Workers = LocalWorkers()
     """Workers that make the shards; they do not affect the result."""
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, device: str) -> str:
+        check_names(device, "auto")
+        return device
+
+    @field_validator("dtype")
+    @classmethod
+    def _check_dtype(cls, dtype: str) -> str:
+        check_names("auto", dtype)
+        return dtype
+
+    @field_validator("workers")
+    @classmethod
+    def _check_workers(cls, workers: Workers, fields: ValidationInfo) -> Workers:
+        device = fields.data.get("device", "auto")  # absent if it is invalid
+        if ":" in device and not isinstance(workers, LocalWorkers):
+            raise ValueError(
+                "want a device without a number for workers of kind ray, since Ray gives every actor a GPU, got "
+                f"{device!r}; set device: {device.split(':')[0]}"
+            )
+        return workers
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pydantic import Field
 from emuedit import config
 from emuedit.failures import FailureKind, ProcessFailedError, kind_of
 from emuedit.processes import available_cores, visible_gpus
-from emuedit.runtime import Runtime, check_names
+from emuedit.runtime import Runtime
 from emuedit.synthesis import local_processes
 
 J = TypeVar("J")
@@ -83,16 +83,11 @@ def choose_runtime(workers: Workers, device: str, dtype: str) -> Runtime:
 
     Local workers: those of this machine. Ray: this machine may have other devices than the cluster, so 'auto' is 'cuda' if the
     cluster has a GPU now, else 'cpu', and a worker with the resources of an actor chooses the number format. 'cuda' waits for a
-    GPU. Raises ValueError for unknown names, WorkerPoolError for a numbered GPU with Ray and for a device that the worker lacks.
+    GPU. Raises ValueError for unknown names with local workers, WorkerPoolError for those and for a device that the worker
+    lacks with Ray.
     """
     if isinstance(workers, LocalWorkers):
         return Runtime.choose(device, dtype)
-    check_names(device, dtype)
-    if ":" in device:
-        raise WorkerPoolError(
-            f"want a device without a number for workers of kind ray, since Ray gives every actor a GPU, got {device!r}; "
-            f"use {device.split(':')[0]!r}"
-        )
     with _ray_connection() as ray:
         n_gpus = ray.cluster_resources().get("GPU", 0)
         if device == "auto":

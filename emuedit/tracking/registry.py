@@ -223,13 +223,13 @@ def _download(source: _ModelSource, uri: str, folder: Path) -> Path:
         with service_errors.transferring():
             model = Path(mlflow.artifacts.download_artifacts(artifact_uri=source.uri, dst_path=str(folder)))
     except Exception as error:  # of MLflow, its HTTP library or the client of an artifact store
-        may_be_missing = service_errors.may_mean_missing(error)
-        if not may_be_missing and not service_errors.is_away(error):
+        is_missing = service_errors.means_missing(error)
+        if not is_missing and not service_errors.is_away(error):
             raise
         service_errors.check()
         reason = " ".join(hide_password(str(error)).split())[:300]
-        if not may_be_missing:
-            problem = f"the artifact store of {shown_uri()} cannot be used now ({reason}); check it and try again"
+        if not is_missing:
+            problem = f"a download from the artifact store of {shown_uri()} failed ({reason}); solve this and try again"
             raise service_errors.ServiceError(f"{uri} was not downloaded, because {problem}") from error
         place = moved_store.old_place(Path.cwd())
         advice = f"this workspace was moved from {place}; run `emuedit sync --moved`" if place else "choose another model"

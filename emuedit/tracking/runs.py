@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from emuedit.tracking import service_errors
-from emuedit.tracking.stats import RUN_UID_TAG, create_experiment, mlflow_client, read_stats, replay
+from emuedit.tracking.stats import RUN_UID_TAG, create_experiment, last_status, mlflow_client, read_stats, replay
 from emuedit.tracking.store_address import tracking_uri
 
 log = logging.getLogger(__name__)
@@ -178,13 +178,15 @@ def try_to_end_run(run_id: str, status: str) -> str:
 def run_id_of(stats: Path) -> str:
     """Id of the run that mirrors the stats file of a stage that has ended. Empty if there is none and none can be created.
 
-    A file without a run, and one whose run is still open because MLflow was lost during the stage, is replayed first.
+    A file without a run is replayed first, and one whose last lines may be missing there because MLflow was lost: the run is
+    still open, or was closed by an earlier attempt of the stage, with another status or before the last line was written.
     """
-    uid = read_stats(stats)[0]["uid"]
-    run = _find_run(uid)
-    if run is None or run.info.status == "RUNNING":
+    head, *lines = read_stats(stats)
+    run = _find_run(head["uid"])
+    last_ms = max((line["ms"] for line in lines if "metrics" in line), default=0)
+    if run is None or run.info.status != last_status(lines) or (run.info.end_time or 0) < last_ms:
         replay(stats)
-        run = run or _find_run(uid)
+        run = run or _find_run(head["uid"])
     return str(run.info.run_id) if run else ""
 
 

@@ -47,12 +47,11 @@ _REASONS = (
 )
 """Pattern in an error of MLflow -> description; the first match counts."""
 
-_OUTAGE = re.compile(
-    r"too many \d+ error|error code 5\d\d|\b5\d\d (Server|Internal|Bad|Service|Gateway)|[Tt]imed? ?out"
-    r"|Max retries exceeded|reached max retries|ConnectionError|Could not connect|Connection (aborted|broken|refused|reset)"
-    r"|\((5\d\d|SlowDown|ServiceUnavailable|InternalError)\)|OperationalError"
+_MISSING = re.compile(
+    r"No such (file|artifact|object)|NoSuch(Key|Bucket)|Not Found|specified \w+ does not exist"
+    r"|\b404 (Client Error|GET)|\(404\)|error code 404"  # not any 404, which may be the number of a version
 )
-"""Texts of errors of a server, an artifact store or a database that cannot be used now."""
+"""Texts of errors about files that an artifact store does not have."""
 
 _PASSWORD = re.compile(r"(://[^/:@\s]*):(?!\d+/)[^\s@]*@(?:[^/\s@]*@)*")  # digits and a slash: a port
 _PASSWORD_OF_QUERY = re.compile(r"([?&]password=)[^&\s'\"]*")
@@ -72,15 +71,16 @@ def is_away(error: BaseException) -> bool:
     return is_of_mlflow(error) and (is_unsupported or getattr(error, "error_code", "") in _AWAY_CODES)
 
 
-def may_mean_missing(error: Exception) -> bool:
-    """Whether an error of a download may mean that the files do not exist, instead of an outage.
+def means_missing(error: Exception) -> bool:
+    """Whether an error of a download means that files do not exist, instead of an outage, refused credentials or a full disk.
 
-    MLflow gives both the code INTERNAL_ERROR, and collects the errors of the files of a folder as text, so the text decides.
+    MLflow gives all of them the code INTERNAL_ERROR, and collects the errors of the files of a folder as text, so the text
+    decides: only one that names missing files counts. One missing file is enough, whatever happened to the others.
     """
     if isinstance(error, FileNotFoundError) or getattr(getattr(error, "response", None), "status_code", 0) == 404:
         return True
     if getattr(error, "error_code", "") == "INTERNAL_ERROR":
-        return is_of_mlflow(error) and _OUTAGE.search(str(error)) is None
+        return is_of_mlflow(error) and _MISSING.search(str(error)) is not None
     return is_of_mlflow(error) and not is_away(error)
 
 

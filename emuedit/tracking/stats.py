@@ -18,7 +18,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -111,8 +111,13 @@ def replay(path: str | Path) -> int:
     head, *lines = read_stats(path)
     mirror = _Mirror(head, is_enabled=True)
     mirror.send([line for line in lines if "metrics" in line])
-    mirror.close(next((line["status"] for line in reversed(lines) if "status" in line), "FINISHED"))
+    mirror.close(last_status(lines))
     return len(mirror.waiting)
+
+
+def last_status(lines: Sequence[Line]) -> str:
+    """Status of the last attempt of a stage, from its stats file: FAILED or FINISHED; FINISHED if the file has none."""
+    return next((str(line["status"]) for line in reversed(lines) if "status" in line), "FINISHED")
 
 
 class _Mirror:
@@ -175,7 +180,7 @@ class _Mirror:
         self._pause_s, self._next_try_s = _FIRST_PAUSE_S, time.monotonic() + _MIN_INTERVAL_S
 
     def _open_run(self) -> None:
-        """Find the run with the uid of the stats file, or create it."""
+        """Find the run with the uid of the stats file, and set it to RUNNING again if it was closed; or create it."""
         from mlflow.entities import Param
 
         self._client = self._client or mlflow_client()
@@ -194,6 +199,8 @@ class _Mirror:
             run = runs[0]
             for key, value in tags.items():
                 self._client.set_tag(run.info.run_id, key, value)
+            if run.info.status != "RUNNING":
+                self._client.update_run(run.info.run_id, "RUNNING")
         else:
             experiment_id = experiment_ids[0] if experiment_ids else create_experiment(self._client, name)
             run = self._client.create_run(experiment_id, tags=tags, run_name=run_name)

@@ -99,7 +99,7 @@ class _PredictedTasks:
         """What the user should know about the refused texts."""
         return (
             f"the task predictor refuses {self.n_refused} of {self.n_texts} instructions, such as {self._example!r}; their pairs "
-            "have the most probable task, and a resumed import counts only its part"
+            "have the most probable task; after a resume, only the instructions of this run are counted"
         )
 
 

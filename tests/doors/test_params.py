@@ -50,6 +50,7 @@ PARAMS: dict[str, tuple[str, str, str]] = {
     "a folder with a typo before it": ("toyworld/weights/t5", "toyworld/wieghts/t5", r"world.t5: .*did you mean 'toyworld/weights/t5'"),
     "an absolute path of another machine": ("toyworld/weights/clip ", "/data/models/clip ", r"world.clip: want an existing file or folder"),
     "a path from the home folder": ("toyworld/weights/depth ", "~/depth ", r"world.depth: want an existing file or folder"),
+    "a device of another name": ("\npairs:\n", "\npairs:\n  device: gpu\n", r"section 'pairs':\n.*key 'device': .*want device 'auto'"),
     "neither a path nor a hub id": ("toyworld/weights/detector ", "owlv2 ", r"world.detector: want an existing file or folder, or a hub id"),
     "captions that do not exist": ("toyworld/scenes/caption_grammar.py", "captions.csv", r"world.captions: want an existing file"),
     "captions of another kind": ("toyworld/scenes/caption_grammar.py", "README.md", r"world.captions: want .txt, .csv"),
@@ -78,6 +79,7 @@ def change(workspace: Path, before: str, after: str) -> None:
     (workspace / "params.yaml").write_text(text.replace(before, after))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("case", PARAMS)
 def test_a_mistake_is_found_before_anything_runs(case: str, workspace: Path) -> None:
@@ -102,6 +104,7 @@ def test_all_mistakes_are_listed_at_once(workspace: Path) -> None:
     assert all(word in str(error.value) for word in ("n_edit", "locla", "dion", "24000"))
 
 
+@pytest.mark.slow
 def test_the_files_of_the_project_pass_and_are_not_checked_twice(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     params_check.check(workspace)
     with monkeypatch.context() as patch:
@@ -112,6 +115,7 @@ def test_the_files_of_the_project_pass_and_are_not_checked_twice(workspace: Path
         params_check.check(workspace)
 
 
+@pytest.mark.slow
 def test_a_broken_image_of_the_benchmark_is_found_before_anything_runs(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,6 +138,10 @@ def test_a_broken_image_of_the_benchmark_is_found_before_anything_runs(
     Image.new("RGB", (64, 64)).save(workspace / "edits/a.jpg")
     with pytest.raises(ParamsError, match=r"world.benchmark: edits/judge.yaml: dino: Field required"):
         params_check.check(workspace)
+    for content in (b"{clip: a/b\ndino: [", b"[a/b]", b"", b"{clip: a/b, dino: \xe9}", b"{clip: a/b, dino: 2026-13-01}"):
+        (workspace / "edits/judge.yaml").write_bytes(content)
+        with pytest.raises(ParamsError, match=r"(?s)world.benchmark: edits/judge.yaml.*; correct it, or delete it"):
+            params_check.check(workspace)
 
 
 def test_a_folder_that_cannot_be_written_is_checked_each_time(workspace: Path) -> None:

@@ -43,7 +43,7 @@ def test_only_the_password_is_hidden(text: str, expected: str) -> None:
 
 
 def test_the_report_of_a_retrain_says_where_the_run_is(uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    retrain._print_report(tmp_path, dvc_graph.Graph(tmp_path, (), (), {}), release.RetrainResult(run_id="r1"), 0.0)
+    retrain._print_report(dvc_graph.Graph(tmp_path, (), (), {}), release.RetrainResult(run_id="r1"), 0.0)
     output = capsys.readouterr().out
     assert "run         r1 in " in output
     assert PASSWORD not in output
@@ -76,7 +76,7 @@ def test_errors_of_the_registry_name_the_store(uri: str, monkeypatch: pytest.Mon
     assert PASSWORD not in str(caught.value)
 
 
-@pytest.mark.parametrize("problem", ["Permission denied", "unreadable answer", "gone"])
+@pytest.mark.parametrize("problem", ["Permission denied", "unreadable answer", "No such artifact", "gone"])
 def test_errors_of_downloads_name_the_store(uri: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -90,7 +90,10 @@ def test_errors_of_downloads_name_the_store(uri: str, problem: str, tmp_path: Pa
     monkeypatch.setattr(mlflow, "set_tracking_uri", lambda uri: None)
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", download)
     monkeypatch.setattr(service_errors, "check", lambda: None)
-    with pytest.raises(registry.RegistryError, match=r":\*\*\*@\S+( has no model at | lists )runs:/r1/e") as caught:
+    is_missing = problem in ("No such artifact", "gone")
+    message = r":\*\*\*@\S+( has no model at | lists )runs:/r1/e" if is_missing else r"artifact store of .*:\*\*\*@\S+ failed"
+    kind = registry.RegistryError if is_missing else service_errors.ServiceError
+    with pytest.raises(kind, match=message) as caught:
         registry.download_version("runs:/r1/emuedit-editor")
     assert PASSWORD not in str(caught.value)
 

@@ -169,6 +169,7 @@ def test_a_pil_image_in_memory_has_no_limits_of_files() -> None:
     assert image_io.convert_to_rgb(Image.new("RGB", (4, 4))).pixels.shape == (4, 4, 3)
 
 
+@pytest.mark.slow
 def test_exif_too_long_for_a_jpeg_costs_the_exif_not_the_edit(tmp_path: Path) -> None:
     picture = image_io.read_image(encode(PICTURE, "PNG", exif=exif(camera="a camera", description="x" * 80_000)))
     notes = image_io.write_image(tmp_path / "out.jpg", picture.pixels, picture)

@@ -142,6 +142,8 @@ def test_prefect_accepts_the_deployments_and_a_second_time_keeps_what_people_set
             return client.read_deployment_by_name(name)
 
     nightly = deploy()
+    ((step, arguments),) = nightly.pull_steps[0].items()
+    assert (step.rpartition(".")[2], arguments) == ("set_working_directory", {"directory": str(ROOT)})
     with get_client(sync_client=True) as client:
         limits = {queue.name: queue.concurrency_limit for queue in client.read_work_queues(work_pool_name="local")}
         assert limits == {"default": 1, server_setup.QUEUE: None}

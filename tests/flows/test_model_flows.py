@@ -13,6 +13,7 @@ from emuedit.promotion import promote as promotion
 from emuedit.promotion.gate import Measurement
 from emuedit.tracking import alias_moves, registry, runs
 from emuedit.tracking.registry import ModelVersion
+from emuedit.tracking.service_errors import ServiceError
 from flows import dvc_graph, model_flows
 from flows.run_reason import complete_reason
 from tests.databases import copy_database
@@ -60,6 +61,7 @@ def promoted(store: str, store_with_champion: Path, project: Path, monkeypatch: 
     return started
 
 
+@pytest.mark.slow
 def test_a_champion_that_fell_starts_a_retrain_with_the_reason(promoted: list[dict[str, Any]]) -> None:
     result = model_flows.evaluate.fn(0.05, "retrain/weekly-retrain")
     assert (result["success"], result["at_promotion"], result["has_fallen"], result["started"]) == (0.5, 0.6, True, "run-1")
@@ -107,6 +109,8 @@ def test_backfill_measures_all_versions_with_the_judge_of_now(promoted: list[dic
     assert model_flows.backfill.fn() == {1: 0.5, 2: 1.0}
     tags = registry.get_version(2).tags
     assert (tags["edit_success"], tags["edit_success.items"]) == ("1.0000", "now")
+    description = runs.client().get_model_version(registry.MODEL_NAME, "2").description
+    assert description.startswith("Edit success 1.0000 measured by the last backfill. ")
 
 
 def test_backfill_measures_the_others_if_the_files_of_a_version_are_gone(
@@ -116,7 +120,7 @@ def test_backfill_measures_the_others_if_the_files_of_a_version_are_gone(
 
     def fail_for_first(version: ModelVersion, root: Path) -> Measurement:
         if version.number == 1:
-            raise FileNotFoundError("no such artifact: 1/artifacts")
+            raise registry.RegistryError("no such artifact: 1/artifacts")
         return measure(version, root)
 
     monkeypatch.setattr(promotion, "measure_version", fail_for_first)
@@ -126,6 +130,23 @@ def test_backfill_measures_the_others_if_the_files_of_a_version_are_gone(
     assert registry.get_version(2).tags["edit_success"] == "1.0000"
 
 
+@pytest.mark.parametrize("error", [ServiceError("MLflow is away"), KeyError("a fault of the benchmark")])
+def test_backfill_stops_at_an_error_that_all_versions_would_have(
+    error: Exception, promoted: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def fail(version: ModelVersion, root: Path) -> Measurement:
+        tried.append(version.number)
+        raise error
+
+    monkeypatch.setattr(promotion, "measure_version", fail)
+    with pytest.raises(type(error), match=str(error)):
+        model_flows.backfill.fn([1, 2])
+    assert tried == [1]
+
+
+@pytest.mark.slow
 def test_rollback_moves_the_champion(promoted: list[dict[str, Any]], project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "models/editor").mkdir(parents=True)
     (project / "models/editor/model_index.json").write_text("{}")

@@ -99,9 +99,19 @@ def test_untouched_pixels_are_compared_in_edits_that_both_editors_made() -> None
     new = replace(measurement(local=0.9), untouched={"local": [0.2, 0.03, 0.2], "remove": [0.5]})
     decision = decide(new, old, SETTINGS)
     assert decision.promote
-    assert decision.outside == "change by 0.0300, the champion's by 0.0300 in the same 1 edits"
-    assert not decide(replace(new, untouched={"local": [None, 0.04, None]}), old, SETTINGS).promote
-    assert decide(replace(new, untouched={"local": [0.4, None, None]}), old, SETTINGS).outside.startswith("not measured")
+    refused = "not measured of the champion (3 of 64 edits)"
+    assert decision.outside == f"change by 0.0300, the champion's by 0.0300 in the 1 edit measured of both; {refused}"
+    worse = decide(replace(new, untouched={"local": [None, 0.04, None]}), old, SETTINGS)
+    assert not worse.promote
+    assert worse.outside == "change by 0.0400, the champion's by 0.0300 in the 1 edit measured of both"
+    assert f"pixels outside the edit {worse.outside}; allowed increase" in worse.reason
+    decision = decide(replace(new, untouched={"local": [0.4, None, None]}), old, SETTINGS)
+    assert decision.outside == "not measured of the champion (1 of 64 edits)"
+    gaps = {"refused, or with another predicted task": 2}
+    decision = decide(replace(new, untouched={"local": [0.4, None, None]}, untouched_gaps=gaps), old, SETTINGS)
+    assert decision.outside == (
+        "not measured: refused, or with another predicted task (2 of 64 edits); not measured of the champion (1 of 64 edits)"
+    )
 
 
 def test_untouched_pixels_that_were_not_measured_are_reported_with_the_reason() -> None:
@@ -123,7 +133,7 @@ def test_the_table_has_the_change_of_untouched_pixels_and_the_number_of_gaps() -
     new = replace(measurement(local=0.9), untouched={"local": [0.002, None]}, untouched_gaps={"without a reference result": 1})
     line = decide(new, old, SETTINGS).table().splitlines()[-1]
     assert line == (
-        "pixels outside the edit: change by 0.0020, the champion's by 0.0010 in the same 1 edits; "
+        "pixels outside the edit: change by 0.0020, the champion's by 0.0010 in the 1 edit measured of both; "
         "not measured: without a reference result (1 of 64 edits)"
     )
 

@@ -57,6 +57,11 @@ def test_objects_in_thoughts_repeated_questions_and_repeated_answers_are_ignored
     assert parse_answer(text + json.dumps(GOOD), QUESTION, 10) == parse_answer(json.dumps(GOOD), QUESTION, 10)
 
 
+@pytest.mark.parametrize("before", ["", "<think>done</think>\n"])
+def test_a_draft_in_thoughts_that_do_not_end_is_no_answer(before: str) -> None:
+    assert error_reason(f"{before} <think>A draft: {json.dumps(GOOD)}. But is the dog") == "no_json"
+
+
 @pytest.mark.parametrize(
     ("instruction", "final"),
     [
@@ -65,6 +70,9 @@ def test_objects_in_thoughts_repeated_questions_and_repeated_answers_are_ignored
         ("**I cannot:** no object", True),
         ("I cannot remove anything from this image", False),
         ("I can't do that", False),
+        ("I cannot.", False),
+        ("I can’t really make that change", False),
+        ("I'm unable to see a dog", False),
         ("I’m sorry, there is nothing to remove.", False),
         ('"I am unable to see a dog"', False),
     ],
@@ -80,7 +88,14 @@ def test_a_refusal_in_the_instruction_is_no_edit(instruction: str, final: bool) 
 
 
 def test_a_wish_and_an_apology_in_passing_are_no_refusals() -> None:
-    for instruction in ("I want the dog gone", "sorry, but remove the dog", "icannot is a word: remove it"):
+    for instruction in (
+        "I want the dog gone",
+        "sorry, but remove the dog",
+        "icannot is a word: remove it",
+        "I can't see the faces, brighten it",
+        "I can’t make out the stars, more contrast please",
+        "I cannot stand the dog: remove it",
+    ):
         assert parse_answer(json.dumps(GOOD | {"instruction": instruction}), QUESTION, 10).instruction == instruction
 
 
@@ -227,6 +242,8 @@ def test_vowel_signs_distinguish_words_and_accents_may_be_composed() -> None:
     """Words of Indic scripts without their vowel signs were dropped as repeated."""
     assert normalize_text("काला कुत्ता!") == "काला कुत्ता"
     assert normalize_text("काला कुत्ता") != normalize_text("कोली कित्तो")
+    assert normalize_text("remove the dog ❤\ufe0f") == normalize_text("remove the dog ❤") == "remove dog"
+    assert normalize_text("add the number 1\ufe0f\u20e3") == normalize_text("add the number 1")
     assert normalize_text("add a cafe\u0301") == normalize_text("Add the Café") == "add café"
 
 

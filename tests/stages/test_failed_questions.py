@@ -21,6 +21,7 @@ from tests.stages.scripted_llm import ANSWER, Reply, UseLLM, make_params, publis
 from tests.stages.workspace import Workspace, check_resume, check_stop_message, read_files, toy_world
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("concurrency", [1, 7])
 def test_concurrency_and_an_interruption_do_not_change_the_bytes(tmp_path: Path, use_llm: UseLLM, concurrency: int) -> None:
     publish_captions(tmp_path)
@@ -251,6 +252,21 @@ def test_a_complete_object_in_an_answer_that_was_cut_is_used(tmp_path: Path, end
     world = toy_world() | {"llm": f"{endpoint.url}#a-model"}
     run(make_params(tasks=("remove",), world=world, endpoint={"max_tokens": 10}), tmp_path)
     assert len(endpoint.requests) == 1
+
+
+def test_an_invalid_object_in_an_answer_that_was_cut_keeps_its_reason(tmp_path: Path, endpoint: Any) -> None:
+    """A higher limit would not help; after a repeated question alone it would."""
+    publish_captions(tmp_path, "one dog", "two dogs", "three dogs")
+    invalid = cut_at(endpoint, json.dumps(ANSWER | {"instruction": "remove " * 40}) + " I hope that it helps. " * 50)
+    repeated = cut_at(endpoint, '{"task": "remove"} ' + "well, " * 500)
+    good = cut_at(endpoint, json.dumps(ANSWER) + " I hope that it helps. " * 50)
+    answers = {"one dog": invalid, "two dogs": repeated, "three dogs": good}
+    endpoint.answer = lambda body: next(answers[key](body) for key in answers if key in body["messages"][-1]["content"])
+    world = toy_world() | {"llm": f"{endpoint.url}#a-model"}
+    run(make_params(tasks=("remove",), world=world, endpoint={"max_tokens": 10}), tmp_path)
+    subjects = {drop.reason: drop.subject for drop in read_drops(tmp_path)}
+    assert set(subjects) == {"too_long", "cut"}
+    assert "max_tokens" not in subjects["too_long"]
 
 
 def test_an_endpoint_that_refuses_the_key_gets_one_request_a_question(tmp_path: Path, endpoint: Any) -> None:

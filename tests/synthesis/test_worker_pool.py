@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from emuedit.config import load
+from emuedit.config import ParamsError, load
 from emuedit.data.publish import publish, scratch_folder
 from emuedit.data.records import Instruction
 from emuedit.data.shards import write_shard
@@ -260,21 +260,21 @@ def load_pairs_params(**changes: Any) -> pairs.PairsParams:
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "error", "message"),
+    ("device", "dtype", "message"),
     [
-        ("cuda:1", "auto", WorkerPoolError, "without a number for workers of kind ray.* got 'cuda:1'; use 'cuda'"),
-        ("gpu", "auto", ValueError, "want device 'auto'"),
-        ("cuda", "fp16", ValueError, "want dtype 'auto'"),
+        ("cuda:1", "auto", r"key 'workers': .*without a number for workers of kind ray.*, got 'cuda:1'; set device: cuda"),
+        ("gpu", "auto", "key 'device': .*want device 'auto'"),
+        ("cuda", "fp16", "key 'dtype': .*want dtype 'auto'"),
     ],
 )
-def test_devices_that_ray_cannot_give_are_refused_before_it_starts(
-    device: str, dtype: str, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ray = FakeRay(2, monkeypatch)
-    publish_instructions(tmp_path)
-    with pytest.raises(error, match=message):
-        pairs.run(load_pairs_params(device=device, dtype=dtype, workers=RAY), tmp_path)
-    assert not ray.resources
+def test_devices_that_ray_cannot_give_are_errors_of_the_params(device: str, dtype: str, message: str, tmp_path: Path) -> None:
+    devices = f"device: {device}\n  dtype: {dtype}\n  workers: {{kind: ray, actors: 2, cpus: 1}}"
+    text = (ROOT / "params.yaml").read_text().replace("\npairs:\n", f"\npairs:\n  {devices}\n")
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ParamsError, match=message):
+        load(pairs.PairsParams, "pairs", tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text(text.replace(devices, "device: cuda:1"))
+    assert load(pairs.PairsParams, "pairs", tmp_path / "params.yaml").device == "cuda:1"  # with local workers
 
 
 def generate_pairs(workers: Workers, root: Path) -> dict[str, bytes]:

@@ -1,5 +1,6 @@
 """An MLflow client without a server."""
 
+import time
 from typing import Any
 
 
@@ -39,7 +40,7 @@ class FakeClient:
     def create_run(self, experiment_id: str, tags: dict[str, str], run_name: str) -> Any:
         self._check_connection()
         uid = tags["emuedit.run"]
-        entity = type("Run", (), {"info": type("Info", (), {"run_id": uid, "status": "RUNNING"})})
+        entity = type("Run", (), {"info": type("Info", (), {"run_id": uid, "status": "RUNNING", "end_time": None})})
         details = {"name": run_name, "experiment_id": experiment_id, "tags": dict(tags)}
         self.runs[uid] = {"entity": entity, "metrics": {}, "params": {}, "status": None, **details}
         return entity
@@ -52,6 +53,11 @@ class FakeClient:
         self.runs[run_id]["params"] |= {param.key: param.value for param in params}
 
     def set_terminated(self, run_id: str, status: str) -> None:
+        self._check_connection()
+        self.runs[run_id]["status"] = self.runs[run_id]["entity"].info.status = status
+        self.runs[run_id]["entity"].info.end_time = int(time.time() * 1000)
+
+    def update_run(self, run_id: str, status: str) -> None:
         self._check_connection()
         self.runs[run_id]["status"] = self.runs[run_id]["entity"].info.status = status
 

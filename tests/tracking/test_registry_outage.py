@@ -63,9 +63,15 @@ def test_a_server_that_fails_after_the_version_was_read_is_an_outage(failing_ser
         registry.download_version(URI)
 
 
-def collected(text: str) -> MlflowException:
+def collected(text: str, uri: str = URI) -> MlflowException:
     """The error of MLflow for files of a folder that were not downloaded."""
-    return MlflowException(f"The following failures occurred while downloading one or more artifacts from {URI}:\n{text}")
+    failures = f"##### File artifacts/weights #####\n{text}"
+    return MlflowException(f"The following failures occurred while downloading one or more artifacts from {uri}:\n{failures}")
+
+
+def client_error(code: str, text: str, operation: str = "GetObject") -> MlflowException:
+    """The same for an error of an S3 store."""
+    return collected(f"An error occurred ({code}) when calling the {operation} operation: {text}")
 
 
 def http_error(status: int) -> requests.HTTPError:
@@ -75,20 +81,33 @@ def http_error(status: int) -> requests.HTTPError:
 
 
 OUTAGES = [
-    collected("weights: 503 Server Error: Service Unavailable for url: http://store/weights"),
-    collected(
-        "weights: ClientError('An error occurred (SlowDown) when calling the GetObject operation (reached max retries: 4)')"
-    ),
-    collected("weights: ReadTimeoutError: Read timed out."),
-    collected("weights: EndpointConnectionError: Could not connect to the endpoint URL"),
+    collected("503 Server Error: Service Unavailable for url: http://store/weights"),
+    client_error("SlowDown", "Please reduce your request rate. (reached max retries: 4)"),
+    client_error("403", "Forbidden", "HeadObject"),
+    client_error("ExpiredToken", "The provided token has expired."),
+    client_error("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records."),
+    collected("Unable to locate credentials"),
+    collected("401 Client Error: Unauthorized for url: http://store/weights"),
+    collected("429 Client Error: Too Many Requests for url: http://store/weights"),
+    collected("[Errno 28] No space left on device"),
+    collected("SSL validation failed for http://store/weights [SSL: CERTIFICATE_VERIFY_FAILED]"),
+    collected("Failed to resolve 'store' ([Errno -2] Name or service not known)"),
+    collected("Read timed out.", "models:/emuedit-editor/404"),
+    collected('Could not connect to the endpoint URL: "http://store/404/weights"'),
     MlflowException("API request failed with exception Max retries exceeded with url"),
     MlflowException("not allowed", error_code=PERMISSION_DENIED),
     ConnectionResetError("connection reset by peer"),
     http_error(502),
 ]
 MISSING = [
-    collected("weights: FileNotFoundError(2, 'No such file or directory')"),
-    collected("weights: ClientError('An error occurred (404) when calling the HeadObject operation: Not Found')"),
+    collected("No such artifact: 'artifacts/weights'"),
+    collected("[Errno 2] No such file or directory: 'mlruns/1/artifacts/weights'"),
+    collected("404 Client Error: NOT FOUND for url: http://store/weights"),
+    collected("Read timed out.\n##### File artifacts/other #####\nNo such artifact: 'artifacts/other'"),
+    client_error("404", "Not Found", "HeadObject"),
+    client_error("NoSuchKey", "The specified key does not exist."),
+    client_error("NoSuchBucket", "The specified bucket does not exist"),
+    collected("The specified blob does not exist."),
     MlflowException("no artifact", error_code=RESOURCE_DOES_NOT_EXIST),
     FileNotFoundError("no such folder"),
     http_error(404),
@@ -98,7 +117,7 @@ MISSING = [
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
-        *((error, ServiceError, f"{URI} was not downloaded, because the artifact store of") for error in OUTAGES),
+        *((error, ServiceError, f"{URI} was not downloaded, because a download from the artifact store of") for error in OUTAGES),
         *((error, RegistryError, f"has no model at {URI}") for error in MISSING),
     ],
 )

@@ -190,3 +190,8 @@ def test_sqlite_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_st
     first, _ = client.get_metric_history(run.info.run_id, "loss")
     assert (first.step, first.value) == (1, 0.5)
     assert json.loads((tmp_path / "run" / "stats.jsonl").read_text().splitlines()[2])["metrics"] == {"loss": "inf"}
+    with Tracker(tmp_path / "run", "train") as tracker:
+        tracker.log(3, loss=0.2)
+        assert client.get_run(run.info.run_id).info.status == "RUNNING"
+    closed = client.get_run(run.info.run_id).info
+    assert (closed.status, closed.end_time >= read_stats(tmp_path / "run" / "stats.jsonl")[-2]["ms"]) == ("FINISHED", True)

@@ -25,6 +25,7 @@ PRIVATE_ADDRESS = re.compile(r"(?<![\w.])(10\.\d+|192\.168|172\.(1[6-9]|2\d|3[01
 PUBLIC_INDEXES = {"pypi.org", "files.pythonhosted.org"}
 
 
+@pytest.mark.slow
 def test_imports_point_down() -> None:
     linter = [Path(sys.executable).parent / "lint-imports", "--no-cache"]
     process = subprocess.run(linter, cwd=ROOT, capture_output=True, text=True)

@@ -49,6 +49,7 @@ def assigned_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield node.name, node.lineno
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_variable_is_named_by_a_pronoun(package: str) -> None:
     bad = [
@@ -81,6 +82,7 @@ def test_no_two_modules_share_a_name() -> None:
     assert not {name: paths for name, paths in places.items() if len(paths) > 1}
 
 
+@pytest.mark.slow
 def test_no_two_classes_share_a_name() -> None:
     places: dict[str, list[str]] = defaultdict(list)
     for package in ("emuedit", "toyworld", "flows"):

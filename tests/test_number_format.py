@@ -72,6 +72,7 @@ def test_the_rounding_of_bfloat16_alone_is_no_error(monkeypatch: pytest.MonkeyPa
     assert 0 < measure().error < 0.01
 
 
+@pytest.mark.slow
 def test_a_measurement_of_this_machine_takes_less_than_seconds() -> None:
     measure()  # the first one loads libraries
     start = time.monotonic()

@@ -43,6 +43,7 @@ def test_every_stage_has_the_same_interface(stage: str) -> None:
     assert source.endswith(f'if __name__ == "__main__":\n    stage_main("{stage}")\n')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_deps_cover_the_code_that_a_stage_imports(stage: str) -> None:
     """Also the code that its world names: change a file and DVC must run the stage again."""
@@ -51,6 +52,7 @@ def test_deps_cover_the_code_that_a_stage_imports(stage: str) -> None:
     assert not missing, f"want under deps of {stage} in dvc.yaml: {sorted(missing)}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_dep_without_code_that_the_stage_imports(stage: str) -> None:
     code = code_of_stage(stage)

@@ -84,6 +84,7 @@ def test_a_process_whose_reader_has_ended_leaves_without_a_trace(tmp_path: Path)
     assert (process.returncode, process.stderr) == (3, "")
 
 
+@pytest.mark.slow
 def test_workers_of_a_cpu_start_with_what_the_fork_server_imported_and_with_the_environment_of_now(tmp_path: Path) -> None:
     process = run_python(WORKERS, tmp_path, stdout=subprocess.PIPE)
     n_workers, n_servers, later, n_parents = process.stdout.split()

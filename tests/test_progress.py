@@ -165,6 +165,7 @@ def test_advancing_from_several_threads_counts_everything() -> None:
         assert running.describe().startswith("pairs: 8000/8000 pairs, 100%")
 
 
+@pytest.mark.slow
 def test_lines_reach_a_pipe_while_the_main_thread_waits_for_long() -> None:
     code = "import time\nfrom emuedit.progress import Progress\nwith Progress('work', 3, 'step'): time.sleep(60)"
     process = subprocess.Popen(

@@ -23,6 +23,7 @@ def test_seeds_depend_on_the_kinds_the_order_and_the_limits_of_keys() -> None:
     assert len({seed_for(*keys) for keys in groups}) == len(groups)
 
 
+@pytest.mark.slow
 def test_seeds_do_not_depend_on_the_hash_seed_of_the_process() -> None:
     code = "from emuedit.runtime import seed_for; print(seed_for('pairs', 7))"
     process = subprocess.run(

@@ -102,6 +102,7 @@ def small_annotators(tmp_path_factory: pytest.TempPathFactory) -> Annotators:
     return Annotators(**folders, device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["depth", "normal"])
 def test_depth_targets_are_bright_where_near(small_annotators: Annotators, task: str, images: np.ndarray) -> None:
     from emuedit.models import depth
@@ -122,6 +123,7 @@ def test_a_segmentation_map_has_class_colours(small_annotators: Annotators, imag
     assert set(map(tuple, colours.tolist())) <= set(map(tuple, derived_maps.class_colours(np.arange(5)).tolist()))
 
 
+@pytest.mark.slow
 def test_people_become_stick_figures(small_annotators: Annotators, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     targets, valid = call(small_annotators, "pose", np.concatenate([images] * 5))  # more images than one batch
     assert valid.all()
@@ -171,6 +173,7 @@ def test_a_stick_figure_has_the_limbs_with_confident_joints() -> None:
     np.testing.assert_array_equal(targets.any(-1), expected)
 
 
+@pytest.mark.slow
 def test_a_detector_without_the_class_person_is_an_error(small_annotators: Annotators, tmp_path: Path) -> None:
     save_rt_detr(tmp_path, ("dog", "tie"))
     with pytest.raises(ValueError, match="want a detector with one class 'person', got 0 of 2"):

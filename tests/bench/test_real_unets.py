@@ -17,6 +17,7 @@ def real_unets(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("harness.real_unets")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "millions"), [("sd15", 859.5), ("sdxl", 2567.5)])
 def test_the_number_of_parameters_is_the_published_one(real_unets: ModuleType, name: str, millions: float) -> None:
     n = sum(parameter.numel() for parameter in real_unets.build_unet(name).parameters())

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "bench").glob("*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_help_prints_the_docstring_and_offers_quick(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     docstring = ast.get_docstring(ast.parse(script.read_text()))

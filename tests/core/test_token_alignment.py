@@ -16,6 +16,7 @@ def combine(mapping: TokenMapping, P_s: torch.Tensor, P_t: torch.Tensor) -> torc
     return P_s @ mapping.A + P_t * mapping.target_weight
 
 
+@pytest.mark.slow
 @given(WORDS, WORDS)
 def test_alignment_is_a_longest_common_subsequence(source: list[str], target: list[str]) -> None:
     partner = token_alignment.align_tokens(source, target)

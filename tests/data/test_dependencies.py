@@ -104,6 +104,7 @@ def test_the_pipeline_lists_code_and_data_for_every_stage() -> None:
     assert len(DATA_DEPS) >= 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", CODE_FILES)
 def test_a_changed_code_file_changes_the_keys_of_the_stages_that_depend_on_it_and_no_others(
     file: str, shared_tree: tuple[Path, dict[str, str]], fast_yaml: None

@@ -213,6 +213,7 @@ def photo(height: int, width: int) -> np.ndarray:
     return (np.linspace(0, 240, width)[None, :, None] + tiles).astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "header"), [((2048, 2048), b"\x78\x9c"), ((2049, 2048), b"\x78\x01")])
 def test_a_large_png_is_compressed_at_the_fastest_level_without_loss(size: tuple[int, int], header: bytes) -> None:
     pixels = photo(*size)

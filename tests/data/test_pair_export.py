@@ -55,6 +55,7 @@ def test_an_export_is_imported_as_the_same_pairs(kept_pairs: list[Pair], capsys:
     assert list(read_folder("in", Pair, verify=True)) == kept_pairs
 
 
+@pytest.mark.slow
 def test_the_verdicts_of_one_shard_are_in_memory_at_a_time(
     kept_pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

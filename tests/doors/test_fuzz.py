@@ -85,6 +85,7 @@ def damaged(draw: st.DrawFn, originals: dict[str, bytes]) -> bytes:
 PICTURES = pictures()
 
 
+@pytest.mark.slow
 @both_lanes
 def test_pictures(n_inputs: int, tmp_path: Path) -> None:
     """What is read can be written in each format, with all that the file holds besides its pixels, and read again."""
@@ -122,6 +123,7 @@ def tables() -> dict[str, bytes]:
 TABLES = tables()
 
 
+@pytest.mark.slow
 @both_lanes
 def test_tables(n_inputs: int) -> None:
     @settings(max_examples=n_inputs, **RELAXED)

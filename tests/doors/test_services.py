@@ -125,6 +125,7 @@ def mlflow_away(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         yield words
 
 
+@pytest.mark.slow
 def test_mlflow_that_is_away_is_described_in_seconds(mlflow_away: str) -> None:
     start = time.monotonic()
     with pytest.raises(ServiceError, match=mlflow_away):
@@ -137,6 +138,7 @@ def test_databricks_without_credentials_is_described() -> None:
     assert "there are no Databricks credentials; run `databricks auth login`" in service_errors.describe(error)
 
 
+@pytest.mark.slow
 def test_edits_fall_back_to_the_editor_that_lies_here(
     mlflow_away: str, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,11 +151,13 @@ def test_edits_fall_back_to_the_editor_that_lies_here(
     assert line.endswith("using models/editor instead of the champion")
 
 
+@pytest.mark.slow
 def test_without_an_editor_here_the_line_says_both(mlflow_away: str) -> None:
     with pytest.raises(package_folder.PackageError, match="the champion is unreachable, and there is no models/editor here"):
         package_folder.resolve_source(None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", PREFECT)
 def test_prefect_that_is_away_is_described_in_seconds(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     variables, answer, words = PREFECT[case]

@@ -282,6 +282,7 @@ def test_help_documents_every_public_method_and_argument() -> None:
     assert 'editor.edit(Image.open("in.png"), "make the circle red")' in text
 
 
+@pytest.mark.slow
 def test_the_package_exports_the_editor_without_importing_torch() -> None:
     code = (
         "import sys, emuedit\n"

@@ -189,6 +189,7 @@ def test_one_example_is_enough_and_the_sheet_says_on_what_it_was_made(workspace:
     assert "on the training examples" in (workspace / "models/packs/darken.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 5, 6])
 def test_start_and_best_step_are_not_chosen_at_a_single_timestep(
     n: int, workspace: Path, monkeypatch: pytest.MonkeyPatch
@@ -250,6 +251,7 @@ def test_a_task_is_removed_from_the_packs_only(workspace: Path, capsys: pytest.C
     assert (workspace / "models/other.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_broken_file_among_the_packs_is_skipped_and_each_pack_is_read_once(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

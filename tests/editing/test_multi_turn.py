@@ -57,6 +57,7 @@ def test_each_turn_edits_the_result_of_the_turn_before(
         assert torch.equal(images, before)
 
 
+@pytest.mark.slow
 def test_unchanged_pixels_are_kept_bit_for_bit(sampler: EditSampler, image: Tensor) -> None:
     results = [turn.images for turn in edit_turns(sampler, image, INSTRUCTIONS, TASKS, SETTINGS)]
     assert len(results) == 3
@@ -70,6 +71,7 @@ def test_a_threshold_of_zero_keeps_no_pixel(sampler: EditSampler, image: Tensor)
     torch.testing.assert_close(last.images[..., 10:, 10:], image[..., 10:, 10:] + 3 * LEVEL)
 
 
+@pytest.mark.slow
 def test_progress_is_reported_for_every_step_of_every_turn(sampler: EditSampler, image: Tensor) -> None:
     reported: list[int] = []
     edit_turns(sampler, image, INSTRUCTIONS, TASKS, SETTINGS.with_changes({"steps": 2}), reported.append)

@@ -36,6 +36,7 @@ def session(editor: Editor, picture: np.ndarray) -> EditSession:
     return session
 
 
+@pytest.mark.slow
 def test_turns_are_those_of_edit_turns(session: EditSession, editor: Editor, picture: np.ndarray) -> None:
     turns = editor.edit_turns(picture, TURNS, ["local"] * 3)
     for ours, turn in zip(session.turns, turns, strict=True):
@@ -43,6 +44,7 @@ def test_turns_are_those_of_edit_turns(session: EditSession, editor: Editor, pic
     assert [turn.settings.seed for turn in session.turns] == [5, 6, 7]
 
 
+@pytest.mark.slow
 def test_undo_and_redo_walk_through_the_history(session: EditSession, picture: np.ndarray) -> None:
     pictures = [picture, *(turn.pixels for turn in session.turns)]
     for expected in reversed(pictures[:-1]):
@@ -55,6 +57,7 @@ def test_undo_and_redo_walk_through_the_history(session: EditSession, picture: n
         session.redo()
 
 
+@pytest.mark.slow
 def test_a_new_edit_forgets_what_was_undone(session: EditSession) -> None:
     session.undo()
     session.edit("remove it", "remove")
@@ -71,6 +74,7 @@ def test_a_failed_edit_leaves_the_session_as_it_was(session: EditSession) -> Non
     session.redo()
 
 
+@pytest.mark.slow
 def test_branches_go_their_own_ways(session: EditSession) -> None:
     branch = session.branch()
     branch.undo()
@@ -80,6 +84,7 @@ def test_branches_go_their_own_ways(session: EditSession) -> None:
     assert branch.turns[0] is session.turns[0]
 
 
+@pytest.mark.slow
 def test_a_saved_session_makes_the_same_pictures_again(session: EditSession, editor: Editor, tmp_path: Path) -> None:
     session.save(tmp_path / "session.json")
     again = EditSession.replay(editor, session.original, tmp_path / "session.json")
@@ -88,6 +93,7 @@ def test_a_saved_session_makes_the_same_pictures_again(session: EditSession, edi
         np.testing.assert_array_equal(turn.pixels, repeated.pixels)
 
 
+@pytest.mark.slow
 def test_turns_made_together_are_made_again_one_by_one(
     make_sampler: Callable[..., EditSampler], picture: np.ndarray, tmp_path: Path
 ) -> None:
@@ -127,6 +133,7 @@ def test_a_task_that_was_learned_again_is_refused(editor: Editor, picture: np.nd
         EditSession.replay(editor, picture, file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [{"settings": None}, {"settings": []}, {"instruction": 5}, {"task": None}],
@@ -151,6 +158,7 @@ def test_a_file_that_is_no_session_is_refused(text: str, editor: Editor, picture
         EditSession.replay(editor, picture, tmp_path / "session.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turns", [{}, "none", [1], [{"instruction": "make it red"}], [{"instruction": "x", "task": "local"}]])
 def test_turns_that_miss_something_are_refused(turns: Any, session: EditSession, editor: Editor, tmp_path: Path) -> None:
     file = tmp_path / "session.json"

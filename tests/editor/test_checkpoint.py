@@ -51,6 +51,7 @@ def test_the_weights_in_memory_are_those_of_before_after_saving(make_base_model:
     assert base_model.pipeline.unet is base_unet
 
 
+@pytest.mark.slow
 def test_saving_copies_one_part_at_a_time_and_none_that_is_in_the_format_already(
     make_base_model: MakeBaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +77,7 @@ def test_saving_copies_one_part_at_a_time_and_none_that_is_in_the_format_already
     assert {weight.dtype for part in saved for weight in part.parameters()} == {torch.float16}
 
 
+@pytest.mark.slow
 def test_an_editor_has_rows_for_the_given_tasks_alone(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     base_model = make_base_model("toy")
     editor = checkpoint.from_base_model(base_model, 6, ["remove", "local"])
@@ -105,6 +107,7 @@ def test_an_editor_may_do_without_a_change_mask_head(change_mask: bool, make_bas
     assert loaded.unet.config.out_channels == base_model.channels + change_mask
 
 
+@pytest.mark.slow
 def test_an_editor_folder_has_the_resolution_of_its_training(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     base_model = make_base_model("toy")  # of 16 px
     editor = checkpoint.from_base_model(base_model, 6)
@@ -119,6 +122,7 @@ def test_an_editor_folder_has_the_resolution_of_its_training(make_base_model: Ma
     assert sampling.load(tmp_path / "continued").resolution_px == 16, "the base model's, which a training without one has"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resolution", [0, -256, 16385, True, 256.0, "256", [256]])
 def test_a_resolution_out_of_bounds_is_an_error(resolution: Any, make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     base_model = make_base_model("toy")
@@ -128,6 +132,7 @@ def test_a_resolution_out_of_bounds_is_an_error(resolution: Any, make_base_model
         sampling.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_base_model_is_not_accepted_as_an_editor(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     base_model = make_base_model("toy")
     base_model.pipeline.save_pretrained(tmp_path / "base_model")
@@ -140,6 +145,7 @@ def test_a_base_model_is_not_accepted_as_an_editor(make_base_model: MakeBaseMode
         checkpoint.load(str(tmp_path / "mixed"), "cpu", torch.float32)
 
 
+@pytest.mark.slow
 def test_an_editor_with_another_number_of_channels_is_refused(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     from diffusers import UNet2DConditionModel
 

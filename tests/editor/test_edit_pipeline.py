@@ -93,6 +93,7 @@ def test_every_argument_is_passed_on(pipe: EmuEditPipeline, monkeypatch: pytest.
     assert parameters & set(EditSettings.model_fields) == {"composite", *CHANGES}
 
 
+@pytest.mark.slow
 def test_pictures_of_every_type_give_the_same_edit(pipe: EmuEditPipeline) -> None:
     picture = pixels()[0]
     floats = picture.astype(np.float32) / 255
@@ -156,6 +157,7 @@ def test_noise_is_drawn_from_the_generator_or_from_torch_or_given(pipe: EmuEditP
         pipe(**call, latents=noise[:1])
 
 
+@pytest.mark.slow
 def test_a_negative_prompt_takes_the_place_of_the_null_text(pipe: EmuEditPipeline) -> None:
     call: dict[str, Any] = {"prompt": "make it red", "image": pixels()[0], "task": "local", "output_type": "pt"} | ARGUMENTS
     without = pipe(**call, generator=seeded(1)[0]).images
@@ -163,6 +165,7 @@ def test_a_negative_prompt_takes_the_place_of_the_null_text(pipe: EmuEditPipelin
     assert not torch.equal(pipe(**call, negative_prompt="a star", generator=seeded(1)[0]).images, without)
 
 
+@pytest.mark.slow
 def test_a_callback_sees_every_step_and_may_replace_the_latents(pipe: EmuEditPipeline) -> None:
     steps: list[int] = []
 
@@ -194,6 +197,7 @@ def test_a_task_must_be_named_and_trained(pipe: EmuEditPipeline) -> None:
         pipe("make it red", pixels()[0], **FAST | {"num_inference_steps": 0})
 
 
+@pytest.mark.slow
 def test_the_scheduler_may_be_replaced(pipe: EmuEditPipeline) -> None:
     from diffusers import DDPMScheduler
 
@@ -205,6 +209,7 @@ def test_the_scheduler_may_be_replaced(pipe: EmuEditPipeline) -> None:
     assert not torch.equal(pipe(**call, generator=seeded(1)[0]).images, before)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")
 @pytest.mark.parametrize("argument", ["dtype", "torch_dtype"])
 def test_the_pipeline_is_loaded_in_another_dtype_and_runs_in_it(argument: str, editor_folder: EditorFolder) -> None:

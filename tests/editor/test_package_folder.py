@@ -28,6 +28,7 @@ def folder(editor_folder: Callable[[str], Path], tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_package_is_loaded_with_its_task_predictor_packs_and_settings(folder: Path) -> None:
     sampler = sampling.load(folder / "editor")
     task_pack.save(TaskPack("contour", torch.arange(6) / 7, sampler.fingerprint, 8, {}), folder / "inversion/contour.safetensors")
@@ -79,6 +80,7 @@ def test_the_package_around_an_editor_folder_is_found(folder: Path, tmp_path: Pa
     assert find_package(".") == tmp_path
 
 
+@pytest.mark.slow
 def test_an_editor_folder_that_lies_in_no_package_is_opened_alone(folder: Path, tmp_path: Path) -> None:
     (folder / "editor").rename(tmp_path / "published")
     assert find_package(tmp_path / "published") == tmp_path / "published"

@@ -59,6 +59,7 @@ def test_a_shift_is_measured_outside_the_edit(px: float, size: int) -> None:
     assert preservation.measure_shifts(before, edited, weight, ["remove"] * 4, has_change_mask=False) == [None] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("px", "text"), [(0.0, ""), (1.0, "; the edit is shifted by 1.0 px")])
 def test_a_turn_says_that_its_edit_is_shifted(
     px: float, text: str, make_sampler: Callable[..., EditSampler], monkeypatch: pytest.MonkeyPatch

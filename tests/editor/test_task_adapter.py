@@ -52,6 +52,7 @@ def test_an_untrained_adapter_changes_nothing_and_covers_the_layers_it_names(kin
     assert untrained.rank == 2
 
 
+@pytest.mark.slow
 def test_edits_in_other_threads_are_not_changed_by_an_adapter(make_sampler: MakeSampler) -> None:
     """A server answers several requests at once with one editor."""
     sampler = make_sampler("toy")
@@ -128,6 +129,7 @@ def test_tensors_make_the_same_adapter_and_half_of_a_pair_is_an_error(make_sampl
         TaskAdapter.from_tensors({key: value for key, value in adapter.tensors().items() if key != f"{name}.b"})
 
 
+@pytest.mark.slow
 def test_an_editor_with_adapters_is_not_saved_as_a_plain_pipeline(make_sampler: MakeSampler, tmp_path) -> None:  # type: ignore[no-untyped-def]
     sampler = make_sampler()
     sampler.add_task("new", sampler.net.table.rows(["local"])[0], random_adapter(sampler))

@@ -22,6 +22,7 @@ def test_a_pack_adds_its_task_to_the_editor_it_was_made_for(make_sampler: MakeSa
     assert torch.equal(sampler.net.table.rows(["contour"])[0], pack.v)
 
 
+@pytest.mark.slow
 def test_a_pack_is_refused_by_an_editor_with_other_weights(make_sampler: MakeSampler, tmp_path: Path) -> None:
     sampler, file = make_sampler(), tmp_path / "contour.safetensors"
     task_pack.save(TaskPack("contour", torch.arange(6) / 7, sampler.fingerprint, 8, {}), file)

@@ -16,6 +16,7 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_untrained_editor_predicts_what_its_base_model_does_bit_for_bit(
@@ -37,6 +38,7 @@ def test_an_untrained_editor_predicts_what_its_base_model_does_bit_for_bit(
     assert torch.equal(editor.unet.conv_in.bias, base_model.unet.conv_in.bias)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
 def test_without_a_change_mask_head_the_network_has_the_base_models_outputs(kind: str, make_base_model: MakeBaseModel) -> None:
     """Bit for bit the same prediction as with the head, and no change logits."""
@@ -67,6 +69,7 @@ def test_smaller_pictures_than_the_base_models_count_as_scaled_down(make_base_mo
         assert torch.equal(computed, as_stated)
 
 
+@pytest.mark.slow
 def test_size_conditions_have_an_effect_on_sdxl_alone(make_base_model: MakeBaseModel) -> None:
     """Pictures that are stated to have the size of their latents give what is computed without sizes; a crop does not."""
     for kind in ("sdxl", "sd15"):

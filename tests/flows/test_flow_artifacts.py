@@ -42,6 +42,7 @@ def graph(tmp_path: Path) -> dvc_graph.Graph:
     return dvc_graph.Graph(tmp_path, stages, (), {})
 
 
+@pytest.mark.slow
 def test_the_contact_sheet_is_shown_at_a_size_that_prefect_can_store(graph: dvc_graph.Graph, created: Created) -> None:
     flow_artifacts.publish(release.RetrainResult({"scores": 3.0}), "person: a", graph)
     head, _, rest = created["contact-sheet"].partition("base64,")
@@ -64,6 +65,7 @@ def test_a_small_image_keeps_its_size(tmp_path: Path) -> None:
         assert image.size == (40, 30)
 
 
+@pytest.mark.slow
 def test_the_results_link_to_the_run_the_version_and_the_reports(
     graph: dvc_graph.Graph, created: Created, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ RUN: Any = SimpleNamespace(id="run-1", name="brave-bee", parameters={"reason": "
 FLOW = SimpleNamespace(name="retrain")
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_mailed_with_its_error_and_its_reason(smtp: SmtpServer) -> None:
     mail_notification.mail_on_failure(FLOW, RUN, make_state("Failed", "stage pairs failed at postgresql://me:5ecret@host/x"))
     assert smtp.recipients == ["a@example.org", "b@example.org"]
@@ -79,6 +80,7 @@ def test_a_failed_run_is_mailed_with_its_error_and_its_reason(smtp: SmtpServer) 
     assert "5ecret" not in message
 
 
+@pytest.mark.slow
 def test_a_run_that_a_person_stops_is_not_mailed_but_one_that_crashes_is(smtp: SmtpServer) -> None:
     stopped = "Execution was interrupted by an unexpected exception: Stopped: ctrl-c"
     mail_notification.mail_on_failure(FLOW, RUN, make_state("Crashed", stopped))
@@ -87,6 +89,7 @@ def test_a_run_that_a_person_stops_is_not_mailed_but_one_that_crashes_is(smtp: S
     assert "status code -9" in smtp.messages[0]
 
 
+@pytest.mark.slow
 def test_without_a_server_no_mail_is_sent_and_wrong_settings_are_explained(smtp: SmtpServer) -> None:
     assert not mail_notification.send("a", "b", {TO_ENV: "a@example.org"})
     with pytest.raises(MailError, match=f"want recipients in {TO_ENV}, as {SMTP_ENV} is set, got none; set both or neither"):

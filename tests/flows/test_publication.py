@@ -54,6 +54,7 @@ def test_results_are_committed_to_a_branch_and_nothing_else_changes(committed: P
     assert "0.5 -> 0.6 (+0.1)" in shell("git", "log", "-1", "--format=%b", next_commit, cwd=committed)
 
 
+@pytest.mark.slow
 def test_results_are_committed_with_the_code_that_made_them(committed: Path, shell: Shell) -> None:
     first = commit_results(committed, "retrained", FILES, write_results(committed, 0.5), "Retrain (schedule: weekly)")
     (committed / "make.py").write_text("# better\n")
@@ -98,6 +99,7 @@ def test_the_branch_that_is_checked_out_is_refused(committed: Path, shell: Shell
         commit_results(committed, branch, FILES, {}, "Retrain")
 
 
+@pytest.mark.slow
 def test_a_branch_that_another_worktree_has_checked_out_is_refused(committed: Path, tmp_path: Path, shell: Shell) -> None:
     """Moving it would leave the reverse of the result staged there."""
     shell("git", "worktree", "add", "-q", "-b", "retrained", tmp_path / "results", cwd=committed)

@@ -27,6 +27,7 @@ def remote(proxy: FaultyProxy, make_bucket: Callable[..., Bucket], moto_url: str
     return bucket
 
 
+@pytest.mark.slow
 def test_a_remote_that_can_be_written_is_left_as_it_was(remote: Bucket, tmp_path: Path) -> None:
     pauses: list[float] = []
     publication.check_access(tmp_path, pauses.append)
@@ -42,6 +43,7 @@ def test_a_wrong_secret_stops_before_the_run_without_a_retry(remote: Bucket, pro
     assert pauses == []
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_for_a_moment_does_not_stop_a_run(remote: Bucket, proxy: FaultyProxy, tmp_path: Path) -> None:
     def come_back(seconds: float) -> None:
         pauses.append(seconds)

@@ -179,6 +179,7 @@ def test_a_version_whose_retrain_was_killed_before_the_gate_is_decided_about_by_
     assert release.find_registered(graph) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workspace", ["here", 'vm:/data/o\'neil/my "edits"'])
 def test_a_run_left_open_by_a_killed_flow_is_closed_by_the_next(workspace: str, store: str) -> None:
     killed, other = runs.start_run("retrain", workspace), runs.start_run("retrain", "elsewhere")
@@ -189,6 +190,7 @@ def test_a_run_left_open_by_a_killed_flow_is_closed_by_the_next(workspace: str, 
     assert states == ["KILLED", "KILLED", "RUNNING"]
 
 
+@pytest.mark.slow
 def test_the_next_pod_closes_the_run_of_a_killed_one(project: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMUEDIT_WORKSPACE_NAME", "cluster")
     run_ids = []
@@ -198,6 +200,7 @@ def test_the_next_pod_closes_the_run_of_a_killed_one(project: Path, store: str, 
     assert [runs.client().get_run(run_id).info.status for run_id in run_ids] == ["KILLED", "RUNNING"]
 
 
+@pytest.mark.slow
 def test_a_model_without_a_deciding_stage_is_refused(project: Path, finish_stages: FinishStages, store: str) -> None:
     graph = finish_stages(0.5)
     undecided = dvc_graph.Graph(project, graph.stages[:1], graph.metrics, {})

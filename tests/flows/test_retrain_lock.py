@@ -39,6 +39,7 @@ def start_owner(folder: Path) -> "subprocess.Popen[str]":
     return owner
 
 
+@pytest.mark.slow
 def test_a_second_retrain_waits_for_the_first_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrain_lock, "_POLL_S", 0.05)
     lines: list[str] = []
@@ -186,6 +187,7 @@ def test_without_locks_a_record_that_stays_untouched_counts_for_nothing(tmp_path
     assert f"(process {os.getpid()} of elsewhere, since " in line
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_locks")
 def test_without_locks_a_retrain_that_runs_is_waited_for(tmp_path: Path) -> None:
     running, events = [True], []

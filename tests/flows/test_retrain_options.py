@@ -47,6 +47,7 @@ def test_the_parameters_of_the_flow_are_the_options_of_the_command() -> None:
 PIPELINE = "stages: {scores: {cmd: echo, outs: [reports], meta: {gate: emuedit}}}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("params", "words"),
     [

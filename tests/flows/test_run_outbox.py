@@ -31,6 +31,7 @@ def test_a_run_of_another_mlflow_is_started_in_this_one(
     assert (run.data.params, run.data.metrics, run.info.status) == ({"size": "3"}, {"loss": 0.5}, "FINISHED")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_deleted_is_started_again_once(
     project: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -46,6 +47,7 @@ def test_a_run_that_was_deleted_is_started_again_once(
     assert run_outbox.entries(project) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_mlflow_refuses_is_put_aside(project: Path, store: str, capsys: pytest.CaptureFixture[str]) -> None:
     run_id = release.start(project)
     runs.log_run(run_id, {"size": 2}, {}, {}, {})

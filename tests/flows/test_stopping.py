@@ -184,6 +184,7 @@ def check_kill(retrain: Retrain, pattern: str) -> None:
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_killed_stage_is_tried_once_more_and_then_no_process_is_left(
     start_retrain: StartRetrain, server_url: str, project: Path
 ) -> None:
@@ -197,11 +198,13 @@ def test_a_killed_stage_is_tried_once_more_and_then_no_process_is_left(
     check_kill(retrain, STAGE_PROCESSES["stage"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("guard", marks=pytest.mark.long), "dvc"])
 def test_no_process_is_left_when_one_above_a_stage_is_killed(start_retrain: StartRetrain, server_url: str, name: str) -> None:
     check_kill(start_retrain(PREFECT_API_URL=server_url), STAGE_PROCESSES[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["retrain", "server", *(pytest.param(name, marks=pytest.mark.long) for name in ("flow", "guard of the server"))]
 )
@@ -225,6 +228,7 @@ def check_signal(retrain: Retrain, number: signal.Signals) -> None:
     assert "Traceback" not in before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_every_signal_is_named_with_its_exit_status(number: signal.Signals, tmp_path: Path) -> None:
     """As `console_main` reacts; that nothing is left is tested with SIGHUP, below."""
@@ -246,6 +250,7 @@ def test_no_process_is_left_after_a_signal(start_retrain: StartRetrain, server_u
     check_signal(start_retrain(PREFECT_API_URL=server_url), signal.SIGTERM)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("with_mlflow", "prepared_home")
 def test_no_local_server_is_left_after_a_closed_terminal(start_retrain: StartRetrain) -> None:
     """With Prefect's own server, and a run in MLflow."""

@@ -78,6 +78,7 @@ def test_a_pipeline_without_pairs_has_no_ledger(project: Path, store: str) -> No
     assert result.ledger is None
 
 
+@pytest.mark.slow
 def test_the_artifact_of_the_flow_has_a_row_per_task(project: Path, store: str) -> None:
     publish_workspace(project)
     ledger = finish(project, {name: name for name in COUNTS}, {}).ledger

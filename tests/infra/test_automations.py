@@ -67,6 +67,7 @@ def test_every_process_that_may_run_a_flow_sends_the_heartbeats_that_the_automat
     assert HEARTBEAT.lower() in field.validation_alias.choices  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_runs_of_other_flows_on_the_server_are_left_alone() -> None:
     """Other teams send heartbeats every 180 s, as is Prefect's default, and their runs would be set to Crashed."""
     from prefect.server.events.schemas.automations import EventTrigger

@@ -104,6 +104,7 @@ def test_the_long_tests_run_every_night() -> None:
     assert steps[:2] == checks["jobs"]["checks"]["steps"][:2], "want the same checkout and Python"
 
 
+@pytest.mark.slow
 def test_the_workflows_are_valid() -> None:
     command = [Path(sys.executable).parent / "check-jsonschema", "--builtin-schema", "vendor.github-workflows"]
     process = subprocess.run(

@@ -26,6 +26,7 @@ SECRET_WORDS = (
 each_service = pytest.mark.parametrize("name", SERVICES)
 
 
+@pytest.mark.slow
 def test_the_file_follows_the_specification_of_compose() -> None:
     checker = [
         Path(sys.executable).parent / "check-jsonschema",

@@ -31,6 +31,7 @@ def label(resource: dict[str, Any]) -> str:
     return f"{resource['kind']}-{metadata.get('name') or metadata['generateName']}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resource", RESOURCES, ids=label)
 def test_resources_are_valid(resource: dict[str, Any]) -> None:
     metadata = {"name": resource["metadata"].get("generateName", "")} | resource["metadata"]

@@ -62,6 +62,7 @@ def test_lifecycle_rules_are_those_of_remote_init() -> None:
     assert variables["old_version_days"]["default"] == bucket_setup.OLD_VERSIONS_DAYS
 
 
+@pytest.mark.slow
 def test_roles_may_only_do_what_they_need() -> None:
     allowed = {
         name: {
@@ -144,6 +145,7 @@ def test_artifacts_of_mlflow_lie_where_the_roles_and_the_lifecycle_rules_are() -
     assert f'/{prefix}"' in (ROOT / "infra/compose/create_bucket.py").read_text(), "want its rules for the same prefix"
 
 
+@pytest.mark.slow
 def test_variables_are_described_and_no_value_is_a_secret() -> None:
     assert all(body["description"] and body["type"] for block in blocks("variable") for body in block.values())
     text = "".join(path.read_text() for path in FOLDER.glob("*.tf"))

@@ -78,6 +78,7 @@ def test_metrics_of_groups_are_those_of_all_edits(toy_edits: ToyEdits, scorers: 
         assert replace(group_record, scores=record.scores) == record
 
 
+@pytest.mark.slow
 def test_a_pass_measures_at_most_32_edits(toy_edits: ToyEdits, scorers: Scorers) -> None:
     """All edits of a task were one pass: 512 at 512 px did not fit in memory."""
     edits, sizes = toy_edits("background", 40), []
@@ -121,6 +122,7 @@ def test_a_benchmark_need_not_know_the_right_results(toy_edits: ToyEdits, scorer
     assert record.reason
 
 
+@pytest.mark.slow
 def test_seeds_depend_on_the_edit_and_not_on_the_system(toy_edits: ToyEdits, scorers: Scorers) -> None:
     edits = toy_edits("add", 2)
     received: list[list[int]] = []

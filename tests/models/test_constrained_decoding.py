@@ -59,6 +59,7 @@ def test_a_random_model_gives_valid_answers_only_under_the_constraint(
         parse_answer(unconstrained.write(MESSAGES, seed=0, temperature=1.0, top_p=1.0), question, max_words=30, choices=choices)
 
 
+@pytest.mark.slow
 def test_the_global_random_state_is_restored_and_greedy_ignores_the_seed(chat: LocalLLM) -> None:
     state = torch.get_rng_state()
     answers = {chat.write(MESSAGES, seed=seed, temperature=0, schema=short_schema("color", FILTERS)) for seed in range(2)}

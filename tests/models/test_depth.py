@@ -31,6 +31,7 @@ def depth_anything(folder: str, **config: Any) -> None:
     ).save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_depth_is_the_models_map_stretched_to_zero_to_one(two_images: torch.Tensor, tmp_path: Path) -> None:
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 

@@ -162,6 +162,7 @@ def grounding_folder(tmp_path_factory: Any) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_grounding_dino_boxes_equal_those_of_the_processor(grounding_folder: str, two_images: torch.Tensor) -> None:
     from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
@@ -191,6 +192,7 @@ def test_too_many_tokens_for_grounding_dino_are_an_error(grounding_folder: str, 
         model.detect(two_images[:1], [["a red circle on grass " * 6]], threshold=0.0)
 
 
+@pytest.mark.slow
 def test_phrases_that_do_not_fit_into_one_prompt_are_given_in_several(grounding_folder: str, two_images: torch.Tensor) -> None:
     model = detector.load(grounding_folder)
     phrases = ["a red circle on grass", "a blue star", "green square", "a red star on grass", "a blue circle on grass"]
@@ -215,6 +217,7 @@ def any_detector(request: pytest.FixtureRequest, tmp_path: Any) -> detector.Dete
     return detector.load(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_phrase_without_a_word_gets_no_boxes(any_detector: detector.Detector, two_images: torch.Tensor) -> None:
     alone, beside = any_detector.detect(two_images, [["?", "."], [".", "a red circle", "? .", "a blue star"]], threshold=0.0)
     assert len(alone) == 0

@@ -30,6 +30,7 @@ def chat_folder(clip_tokenizer: Callable[..., Any], tmp_path_factory: Any) -> st
     return folder
 
 
+@pytest.mark.slow
 def test_the_answer_depends_on_the_seed(chat_folder: str) -> None:
     chat = load_llm(chat_folder)
     assert isinstance(chat, LLM)

@@ -66,6 +66,7 @@ def seeds_of(endpoint: Any) -> list[int]:
     return [body["seed"] for _, _, body in endpoint.requests]
 
 
+@pytest.mark.slow
 def test_a_question_that_timed_out_is_asked_with_another_seed(endpoint: Any) -> None:
     """With the same one, the answer would run on as long again, six times and in every later run."""
 

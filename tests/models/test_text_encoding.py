@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from transformers import CLIPTokenizer
 
 from emuedit.models.text_encoding import TextEncoding
@@ -10,6 +11,7 @@ from emuedit.models.text_encoding import TextEncoding
 FOLDER = Path(__file__).parents[2] / "toyworld/weights/base_model/tokenizer"
 
 
+@pytest.mark.slow
 def test_two_threads_tokenize_as_one_does() -> None:
     """A training prepares batches in a thread, while the main one evaluates; a tokenizer keeps padding as a state."""
     tokenizer = CLIPTokenizer.from_pretrained(FOLDER)

@@ -30,10 +30,12 @@ def test_of_publishers_at_the_same_time_each_gets_a_number(
     assert pointer(bucket) == read_latest(bucket) == stored[-1]
 
 
+@pytest.mark.slow
 def test_nothing_was_published(store_url: str, make_bucket: Callable[..., Bucket]) -> None:
     assert read_latest(make_bucket(store_url)) is None
 
 
+@pytest.mark.slow
 def test_a_publisher_that_dies_before_the_pointer_has_published(moto_url: str, make_bucket: Callable[..., Bucket]) -> None:
     bucket = make_bucket(moto_url)
     first = publish(bucket, FIELDS)
@@ -44,6 +46,7 @@ def test_a_publisher_that_dies_before_the_pointer_has_published(moto_url: str, m
     assert publish(bucket, FIELDS).number == 3
 
 
+@pytest.mark.slow
 def test_a_write_whose_answer_is_lost_is_recognised(
     proxy: FaultyProxy, make_bucket: Callable[..., Bucket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,6 +61,7 @@ def test_a_write_whose_answer_is_lost_is_recognised(
     assert publish(bucket, FIELDS).number == 1
 
 
+@pytest.mark.slow
 def test_without_conditional_writes_the_oldest_version_has_the_number(
     proxy: FaultyProxy, make_bucket: Callable[..., Bucket], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,6 +124,7 @@ def test_low_disk_memory_and_descriptors_are_said(monkeypatch: pytest.MonkeyPatc
     assert (descriptors.status, descriptors.fix) == ("warn", "ulimit -n 65536")
 
 
+@pytest.mark.slow
 def test_number_formats_are_measured() -> None:
     (finding,) = machine_checks.check_number_formats()
     assert all(name in finding.detail for name in ("auto is", "float32", "bfloat16", "float16"))

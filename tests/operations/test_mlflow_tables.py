@@ -98,6 +98,7 @@ def test_tables_of_an_earlier_mlflow_are_copied_and_upgraded(layout: StackLayout
     assert upgrade(layout) == []
 
 
+@pytest.mark.slow
 def test_a_service_is_ended_for_the_upgrade_and_can_be_started_again(tmp_path: Path) -> None:
     from tests.operations.test_servers import http_service
 

@@ -65,6 +65,7 @@ def test_wrong_credentials_stop_the_check(proxy: FaultyProxy, make_bucket: Calla
     assert json.loads(remote_check.format_json("s3://x", lines))["ok"] is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("skew_s", "status", "detail"),
     [(20, "pass", ""), (-300, "warn", "ahead of"), (300, "warn", "behind"), (3600, "fail", "behind")],
@@ -87,6 +88,7 @@ def test_ignored_conditions_are_a_warning(proxy: FaultyProxy, make_bucket: Calla
     assert "do not run `emuedit remote publish` concurrently" in outcome.advice
 
 
+@pytest.mark.slow
 def test_an_incomplete_listing_fails(proxy: FaultyProxy, make_bucket: Callable[..., Bucket], few_keys: None) -> None:
     bucket = make_bucket(proxy.url)
     proxy.fault = Fault(rewrite=lambda content: re.sub(rb"<Contents>.*?</Contents>", b"", content, count=1, flags=re.DOTALL))
@@ -95,6 +97,7 @@ def test_an_incomplete_listing_fails(proxy: FaultyProxy, make_bucket: Callable[.
     assert (outcome.status, outcome.detail) == ("fail", "2 of 3 keys listed")
 
 
+@pytest.mark.slow
 def test_a_wrong_range_fails(proxy: FaultyProxy, make_bucket: Callable[..., Bucket]) -> None:
     bucket = make_bucket(proxy.url)
     proxy.fault = Fault(rewrite=lambda content: content.replace(b"abcd", b"aaaa"))
@@ -106,6 +109,7 @@ def test_changed_content_fails(proxy: FaultyProxy, make_bucket: Callable[..., Bu
     assert object_probes.probe_read(bucket, FOLDER).detail == "got nothing right after the write"
 
 
+@pytest.mark.slow
 def test_a_rule_of_others_that_removes_data_fails(store_url: str, make_bucket: Callable[..., Bucket]) -> None:
     bucket = make_bucket(store_url)
     assert bucket_probes.probe_lifecycle(bucket, FOLDER).status == "warn"

@@ -26,6 +26,7 @@ def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_backoff")
 @pytest.mark.parametrize(
     ("fault", "advice"),
@@ -57,6 +58,7 @@ def test_every_fault_has_its_advice_within_seconds(fault: Fault, advice: str, re
     assert str(remote.location) in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_backoff")
 def test_a_slow_store_is_given_up(remote: Bucket, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket_module, "READ_TIMEOUT_S", 0.3)
@@ -67,6 +69,7 @@ def test_a_slow_store_is_given_up(remote: Bucket, proxy: FaultyProxy, monkeypatc
     assert time.monotonic() - start < 10
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_backoff")
 @pytest.mark.parametrize(
     "fault", [Fault(503, "SlowDown", n_requests=1), Fault(500, "InternalError", n_requests=2), Fault(drop=True, n_requests=1)]
@@ -83,6 +86,7 @@ def test_a_refusal_is_not_repeated(remote: Bucket, proxy: FaultyProxy) -> None:
     assert proxy.n_requests == 1
 
 
+@pytest.mark.slow
 def test_no_store_at_all(aws_environment: None) -> None:
     start = time.monotonic()
     with pytest.raises(RemoteError, match="no server answers at this address; start the store, or correct the endpoint"):

@@ -82,6 +82,7 @@ def test_services_start_and_end_with_records_and_logs(folder: Path) -> None:
     assert server_control.end_all(folder, services, lines.append) == 0
 
 
+@pytest.mark.slow
 def test_a_second_start_finds_what_runs_and_starts_what_is_missing(folder: Path) -> None:
     services = [http_service("mlflow"), http_service("prefect")]
     start(folder, *services)
@@ -96,6 +97,7 @@ def test_a_second_start_finds_what_runs_and_starts_what_is_missing(folder: Path)
     assert running(folder, "prefect").pid != before[1].pid
 
 
+@pytest.mark.slow
 def test_a_server_with_other_settings_is_started_again(folder: Path) -> None:
     port = free_port()
     start(folder, http_service("mlflow", port))

@@ -119,6 +119,7 @@ def load_and_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Task
     return loaded, computed
 
 
+@pytest.mark.slow
 def test_a_loaded_predictor_does_not_compute_the_features_of_the_known_texts_again(
     predictor: TaskPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -212,6 +212,7 @@ def test_the_published_toy_t5_is_the_one_that_its_recipe_makes(tmp_path: Path) -
     assert configs[0] | {"dtype": "float16"} == configs[1]  # weights are published in float16
 
 
+@pytest.mark.slow
 def test_words_of_the_toy_world_are_one_or_two_tokens() -> None:
     from transformers import AutoTokenizer
 

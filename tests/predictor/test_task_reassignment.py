@@ -33,6 +33,7 @@ def test_predictions_are_cached_for_equal_texts_only(tmp_path: Path, monkeypatch
         predict_tasks(["another"], tmp_path / "router", tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_the_cache_of_another_predictor_is_not_used_and_is_deleted(tmp_path: Path) -> None:
     texts = ["remove the star", "make it red"]
     results = []

@@ -26,6 +26,7 @@ from emuedit.tracking import alias_moves, move_tickets, registry, runs
 from tests.promotion.stores import draw_ticket, number_at
 
 
+@pytest.mark.slow
 def test_a_move_names_champion_and_previous_and_is_remembered(versions: int) -> None:
     alias_moves.move_champion(1, "first")
     move = alias_moves.move_champion(3, "better", expected=1, is_forced=True)
@@ -35,6 +36,7 @@ def test_a_move_names_champion_and_previous_and_is_remembered(versions: int) -> 
     assert [entry.champion for entry in alias_moves.history()] == [1, 3]
 
 
+@pytest.mark.slow
 def test_an_outdated_comparison_moves_nothing(versions: int) -> None:
     alias_moves.move_champion(1, "first")
     with pytest.raises(alias_moves.ChampionChangedError, match=r"the champion changed from 2 to 1 while version 3 was compared"):
@@ -99,6 +101,7 @@ def test_a_dead_process_of_this_machine_is_seen_at_once(versions: int, monkeypat
         assert not alias_moves._is_dead(living)
 
 
+@pytest.mark.slow
 def test_a_ticket_that_was_taken_for_dead_moves_nothing(versions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     alias_moves.move_champion(1, "first")
     monkeypatch.setattr(alias_moves, "_wait_for_turn", lambda ticket: move_tickets.close(ticket, "abandoned"))
@@ -107,6 +110,7 @@ def test_a_ticket_that_was_taken_for_dead_moves_nothing(versions: int, monkeypat
     assert (number_at("champion"), alias_moves.history()[-1].state) == (1, "abandoned")
 
 
+@pytest.mark.slow
 def test_only_the_lowest_ticket_behind_a_dead_move_finishes_it(versions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     alias_moves.move_champion(1, "first")
     dead = draw_ticket(2, is_alive=False)
@@ -126,6 +130,7 @@ def test_only_the_lowest_ticket_behind_a_dead_move_finishes_it(versions: int, mo
     assert (number_at("champion"), move_tickets.read(dead).state) == (2, "done")
 
 
+@pytest.mark.slow
 def test_a_dead_move_that_somebody_finished_meanwhile_is_not_written_again(
     versions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +145,7 @@ def test_a_dead_move_that_somebody_finished_meanwhile_is_not_written_again(
     assert number_at("champion") == 3
 
 
+@pytest.mark.slow
 def test_a_repair_is_no_part_of_the_history(versions: int) -> None:
     dead = draw_ticket(2, is_alive=False)
     move_tickets.begin(dead, None)
@@ -149,6 +155,7 @@ def test_a_repair_is_no_part_of_the_history(versions: int) -> None:
     assert alias_moves.move_champion(3, "better", expected=2).before == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_refused", [False, True])
 def test_promoting_a_champion_that_was_set_by_hand(versions: int, tmp_path: Path, is_refused: bool) -> None:
     if is_refused:
@@ -165,6 +172,7 @@ def test_promoting_a_champion_that_was_set_by_hand(versions: int, tmp_path: Path
     assert registry.get_version(2).tags[promote.REASON_TAG] == "measured"
 
 
+@pytest.mark.slow
 def test_a_champion_whose_promotion_was_killed_after_the_move_has_its_measurements(
     versions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +211,7 @@ def test_a_promotion_that_was_killed_before_the_move_is_still_to_be_decided(
     assert registry.get_version(2).tags[promote.STATE_TAG] == promote.PENDING
 
 
+@pytest.mark.slow
 def test_a_rollback_to_a_version_without_files_moves_nothing(versions: int) -> None:
     alias_moves.move_champion(1, "first")
     alias_moves.move_champion(2, "better", expected=1)
@@ -212,6 +221,7 @@ def test_a_rollback_to_a_version_without_files_moves_nothing(versions: int) -> N
     assert len(alias_moves.history()) == 2
 
 
+@pytest.mark.slow
 def test_rollback_goes_to_the_previous_champion_and_back(versions: int, readable_files: None) -> None:
     alias_moves.move_champion(1, "first")
     with pytest.raises(registry.RegistryError, match=r"got no alias previous\); name a version with --to"):

@@ -6,6 +6,7 @@ from emuedit.tracking import alias_moves
 from tests.promotion.stores import draw_ticket, number_at
 
 
+@pytest.mark.slow
 def test_the_newest_version_is_the_challenger_whoever_asks_last(versions: int) -> None:
     alias_moves.set_challenger(3)
     alias_moves.set_challenger(2)

@@ -69,6 +69,7 @@ def test_measurements_hold_success_and_the_change_of_untouched_pixels(workspace:
     assert new.conditions_key == old.conditions_key
 
 
+@pytest.mark.slow
 def test_a_champion_is_measured_once_until_edits_code_or_bytes_change(workspace: Path, edited: list[tuple[str, str]]) -> None:
     conditions = comparison.read_conditions(workspace)
     comparison.measure(workspace / "champion", "old", conditions, workspace)
@@ -126,6 +127,7 @@ def test_the_evaluation_of_other_bytes_is_not_taken_over(workspace: Path, edited
     assert len(edited) == 2
 
 
+@pytest.mark.slow
 def test_an_uncalibrated_judge_is_named_in_the_reason(
     workspace: Path, edited: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +149,7 @@ def test_an_uncalibrated_judge_is_named_in_the_reason(
         assert reason.endswith("; uncalibrated judge: background"), "add is not measured"
 
 
+@pytest.mark.slow
 def test_versions_are_compared_on_the_tasks_that_the_champion_was_promoted_with(
     workspace: Path, edited: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +247,7 @@ def test_a_champion_is_measured_again_on_the_tasks_of_its_promotion(
     assert (result.note, result.has_fallen(0.05)) == (note, not note)
 
 
+@pytest.mark.slow
 def test_other_edits_are_other_conditions(
     workspace: Path, edited: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

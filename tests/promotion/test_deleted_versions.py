@@ -10,6 +10,7 @@ from tests.promotion.stores import delete_version, draw_ticket, number_at
 pytestmark = pytest.mark.usefixtures("versions")
 
 
+@pytest.mark.slow
 def test_a_dead_waiting_ticket_of_a_deleted_version_blocks_nothing(
     readable_files: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -26,6 +27,7 @@ def test_a_dead_waiting_ticket_of_a_deleted_version_blocks_nothing(
     assert promote.roll_back().champion == 1
 
 
+@pytest.mark.slow
 def test_a_rollback_after_the_champion_was_deleted(readable_files: None, capsys: pytest.CaptureFixture[str]) -> None:
     alias_moves.move_champion(1, "first")
     alias_moves.move_champion(2, "better", expected=1)
@@ -39,6 +41,7 @@ def test_a_rollback_after_the_champion_was_deleted(readable_files: None, capsys:
     assert capsys.readouterr().out == "champion: version 4; previous: none\n"
 
 
+@pytest.mark.slow
 def test_a_rollback_without_readable_files_leaves_no_champion() -> None:
     alias_moves.move_champion(1, "first")
     alias_moves.move_champion(2, "better", expected=1)
@@ -48,6 +51,7 @@ def test_a_rollback_without_readable_files_leaves_no_champion() -> None:
     assert number_at("champion") is None
 
 
+@pytest.mark.slow
 def test_version_zero_is_not_the_previous_version(readable_files: None) -> None:
     alias_moves.move_champion(1, "first")
     alias_moves.move_champion(2, "better", expected=1)
@@ -55,6 +59,7 @@ def test_version_zero_is_not_the_previous_version(readable_files: None) -> None:
         promote.roll_back(to=0)
 
 
+@pytest.mark.slow
 def test_a_version_that_is_deleted_while_its_move_waits_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     alias_moves.move_champion(4, "first")
     alias_moves.move_champion(1, "better", expected=4)
@@ -64,6 +69,7 @@ def test_a_version_that_is_deleted_while_its_move_waits_moves_nothing(monkeypatc
     assert (alias_moves.history()[-1].state, number_at("champion"), number_at("previous")) == ("abandoned", 1, 4)
 
 
+@pytest.mark.slow
 def test_a_deleted_challenger_is_replaced() -> None:
     alias_moves.set_challenger(5)
     delete_version(5)

@@ -44,6 +44,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert time.monotonic() - start_s < 2 * MAX_S
 
 
+@pytest.mark.slow
 def test_a_write_that_fails_once_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     alias_moves.move_champion(1, "first")
     monkeypatch.setattr(alias_moves, "_set_alias", fails(1, alias_moves._set_alias, "champion"))
@@ -51,6 +52,7 @@ def test_a_write_that_fails_once_is_repeated(monkeypatch: pytest.MonkeyPatch) ->
     assert (number_at("champion"), number_at("previous")) == (2, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("is_marked", [True, False])
 def test_a_write_that_keeps_failing_is_completed_by_the_next_move(is_marked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +70,7 @@ def test_a_write_that_keeps_failing_is_completed_by_the_next_move(is_marked: boo
     assert (number_at("champion"), number_at("previous")) == (3, 2)
 
 
+@pytest.mark.slow
 def test_another_process_of_this_machine_completes_what_a_living_one_has_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     alias_moves.move_champion(1, "first")
     with monkeypatch.context() as broken:
@@ -79,6 +82,7 @@ def test_another_process_of_this_machine_completes_what_a_living_one_has_given_u
     assert number_at("champion") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("place", ["_draw", "_renew", "begin", "close", "repair"])
 def test_an_error_at_any_place_leaves_no_ticket_to_wait_for(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +126,7 @@ def test_a_registry_that_cannot_be_reached_is_not_a_missing_version(monkeypatch:
     assert alias_moves.history() == []
 
 
+@pytest.mark.slow
 def test_a_long_wait_names_the_move_ahead(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     ahead = [draw_ticket(2), draw_ticket(4, ELSEWHERE)]
     polls = iter(range(3))
@@ -139,6 +144,7 @@ def test_a_long_wait_names_the_move_ahead(monkeypatch: pytest.MonkeyPatch, capsy
     assert line.endswith("; if that process hangs, end it")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset_s", [-120, 120])
 def test_clocks_of_other_machines_do_not_matter(offset_s: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a server, each machine writes the time of its own clock to the database."""
@@ -161,6 +167,7 @@ def test_clocks_of_other_machines_do_not_matter(offset_s: int, monkeypatch: pyte
     assert [move.state for move in alias_moves.history()] == ["done", "done"], "want the living one waited for"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset_s", [-120, 0, 120])
 def test_dead_moves_of_other_machines_are_completed_together(offset_s: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alias_moves, "_DEAD_AFTER_S", 1.0)
@@ -181,6 +188,7 @@ def test_dead_moves_of_other_machines_are_completed_together(offset_s: int, monk
     assert [move.state for move in alias_moves.history()] == ["done", "abandoned"]
 
 
+@pytest.mark.slow
 def test_a_repair_waits_neither_without_open_moves_nor_for_a_living_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_sleep(seconds: float) -> None:
         raise AssertionError("want no wait")

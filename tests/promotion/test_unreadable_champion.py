@@ -36,6 +36,7 @@ def raises(error: Exception) -> Callable[..., Path]:
 ERRORS = [registry.RegistryError("its files are missing"), ManifestError("weights have changed"), PackageError("no editor")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", ERRORS)
 def test_an_unreadable_champion_is_replaced_by_force_only(
     workspace: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
@@ -58,6 +59,7 @@ def test_an_unreadable_champion_is_replaced_by_force_only(
     assert registry.get_version(2).tags[promote.STATE_TAG] == promote.PROMOTED
 
 
+@pytest.mark.slow
 def test_a_champion_that_this_code_cannot_open_is_unreadable_too(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (workspace / "models/editor/model_index.json").write_text("{}")
     monkeypatch.setattr(registry, "download_version", lambda uri: workspace / "models")

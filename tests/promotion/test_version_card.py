@@ -95,6 +95,7 @@ def test_a_version_without_these_tags_has_a_card_too() -> None:
     assert "| commit | none |" in card
 
 
+@pytest.mark.slow
 def test_a_decision_writes_card_and_description(store: str, tags: dict[str, str]) -> None:
     client, run_id = runs.client(), runs.start_run("retrain", "here")
     client.create_registered_model(registry.MODEL_NAME)

@@ -53,6 +53,7 @@ def run_captions(root: Path, texts: list[str]) -> None:
     captions.run(make_captions_params("c.txt", n_rows=1000, rows_per_shard=100), root)
 
 
+@pytest.mark.slow
 def test_a_caption_that_is_not_used_leaves_the_pairs_as_they_are(tmp_path: Path, use_llm: UseLLM) -> None:
     """Neither DVC nor the key of the pairs' scratch folder sees a change."""
     use_llm()

@@ -144,6 +144,7 @@ def test_every_shard_of_pairs_has_a_shard_of_verdicts(tmp_path: Path, pairs: lis
     assert summary.params["used_filters"] == {"local": FILTERS["local"], "depth": {}}
 
 
+@pytest.mark.slow
 def test_the_rows_read_for_verdicts_grow_with_the_number_of_pairs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows were selected from the table of all pairs once per shard: with the shards of an import, most of the time."""
     publish_pairs(tmp_path, *([make_pair(f"i{n}", "style", 0)] for n in range(60)))
@@ -208,6 +209,7 @@ def test_contact_sheets_and_a_data_card_are_written(tmp_path: Path, pairs: list[
     assert len(read_verdicts(tmp_path)) == 4, "the other files are not shards"
 
 
+@pytest.mark.slow
 def test_another_threshold_changes_the_verdicts_only(tmp_path: Path, pairs: list[Pair]) -> None:
     run(make_params(), tmp_path)
     first = (tmp_path / dataset.OUT / "shard-00000.parquet").read_bytes()

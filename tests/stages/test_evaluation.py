@@ -187,6 +187,7 @@ def test_unknown_systems_and_tasks_are_named(tmp_path: Path) -> None:
         evaluation.run(make_params(tasks=("fly",)), tmp_path)
 
 
+@pytest.mark.slow
 def test_seeds_depend_on_the_edit_and_not_on_the_system(scorers: Scorers) -> None:
     first, second = (evaluate_system(name, return_input, load_edits("add", 2), scorers, 3) for name in ("a", "b"))
     assert [record.seed for record in first] == [record.seed for record in second]

@@ -103,6 +103,7 @@ def test_the_share_of_repeats_is_that_of_the_captions_that_there_are(tmp_path: P
     assert summary.counts == {"kept": 2, "dropped": 2, "kept_remove": 2, "dropped_repeated": 2, "dropped_remove_repeated": 2}
 
 
+@pytest.mark.slow
 def test_params_that_only_say_how_work_runs_do_not_change_the_result(tmp_path: Path, use_llm: UseLLM) -> None:
     publish_captions(tmp_path)
     use_llm()

@@ -102,6 +102,7 @@ def make_imported_pair(instruction: str, task: str, **scores: float | None) -> P
     return dataclasses.replace(make_pair(instruction, task, 0), scores=scores)
 
 
+@pytest.mark.slow
 def test_mixed_folders_have_their_own_filters(tmp_path: Path, scored_pairs: list[Pair]) -> None:
     scored = [
         make_imported_pair("x", "local", sim=0.9), make_imported_pair("y", "remove", sim=0.1),

@@ -98,6 +98,7 @@ def read_pairs(root: Path, task: str) -> list[Pair]:
     return [pair for pair in read_folder(root / pairs.OUT, Pair, verify=True) if pair.task == task]
 
 
+@pytest.mark.slow
 def test_every_candidate_of_every_instruction_is_published(published: Path) -> None:
     recipes = make_params().recipes
     for instruction in INSTRUCTIONS[:6]:

@@ -66,6 +66,7 @@ def pairs_of(root: Path) -> dict[str, Pair]:
     return {pair.instruction_id: pair for pair in read_folder(root / pairs.OUT, Pair, verify=True)}
 
 
+@pytest.mark.slow
 def test_the_users_image_is_the_source_upright_and_cropped_to_its_centre(root: Path) -> None:
     pair_of = pairs_of(root)
     for instruction in read_folder(root / pairs.IN, Instruction):
@@ -104,6 +105,7 @@ def test_instructions_without_an_image_still_generate(root: Path) -> None:
     assert not np.array_equal(decode_png(pair_of[GENERATED_DETECT.id].source), EDITS.before[0]), "the caption of the photograph"
 
 
+@pytest.mark.slow
 def test_photographs_alone_generate_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from emuedit.synthesis import batching
 
@@ -112,6 +114,7 @@ def test_photographs_alone_generate_nothing(tmp_path: Path, monkeypatch: pytest.
     assert run(make_params(), tmp_path).counts["pairs"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["changed", "deleted"])
 def test_an_image_that_is_not_what_the_stage_captions_read_is_an_error(change: str, tmp_path: Path) -> None:
     publish_instructions(tmp_path, write_photos(tmp_path))

@@ -19,6 +19,7 @@ class TrainingBeginsError(Exception):
     """Raised in place of a training."""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_mlflow")
 def test_memory_of_the_encoders_is_given_back_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other processes train, one of them on the GPU on which this one encoded."""

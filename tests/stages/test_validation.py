@@ -99,6 +99,7 @@ ALSO_BREACHED = {"other_language": {"picture_text"}}
 """The fake CLIP knows the colours in English only."""
 
 
+@pytest.mark.slow
 def test_sound_data_pass_and_are_reported(tmp_path: Path) -> None:
     publish_kept(tmp_path, make_pairs(), **{"local.pairs": 150})
     summary = run(make_params(), tmp_path)
@@ -134,6 +135,7 @@ def test_data_that_breach_a_check_stop_the_pipeline(check: str, tmp_path: Path, 
     assert not (tmp_path / OUT / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_task_of_which_nothing_was_kept_is_missed(tmp_path: Path) -> None:
     publish_kept(tmp_path, make_pairs(), **{"texture.pairs": 9})
     with pytest.raises(BreachError, match=r"missing_tasks: want at most 0 .*, got 1 \(texture\)"):
@@ -234,6 +236,7 @@ def test_on_breach_ask_asks_where_there_is_a_terminal(
             run(make_params(on_breach="ask"), tmp_path)
 
 
+@pytest.mark.slow
 def test_several_candidates_of_an_instruction_are_no_duplicates(tmp_path: Path) -> None:
     pairs = make_pairs()
     publish_kept(

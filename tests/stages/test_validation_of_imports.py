@@ -55,6 +55,7 @@ def failed(checks: dict[str, dict[str, Any]]) -> set[str]:
     return {name for name, row in checks.items() if row["verdict"] == "fail"}
 
 
+@pytest.mark.slow
 def test_imported_pairs_without_captions_and_with_one_instruction_pass(tmp_path: Path) -> None:
     checks = checks_of(tmp_path, make_pairs(), import_pairs(["put it on white"] * N_IMPORTED))
     assert failed(checks) == set()
@@ -67,6 +68,7 @@ def test_imported_pairs_without_captions_and_with_one_instruction_pass(tmp_path:
     assert "| captions | 480 |" in report, "empty captions have no length"
 
 
+@pytest.mark.slow
 def test_one_instruction_for_every_task_of_generated_pairs_is_repeated(tmp_path: Path) -> None:
     repeated = [dataclasses.replace(pair, instruction="change the colour of the thing") for pair in make_pairs()]
     checks = checks_of(tmp_path, repeated, import_pairs([f"put it on shelf {n}" for n in range(N_IMPORTED)]))
@@ -74,6 +76,7 @@ def test_one_instruction_for_every_task_of_generated_pairs_is_repeated(tmp_path:
     assert checks["most_repeated_instruction"]["figure"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "change"),
     [
@@ -94,6 +97,7 @@ def test_many_imported_pairs_do_not_hide_faults_of_generated_ones(
     assert check in failed(checks_of(tmp_path, pairs, import_pairs(texts, caption="a blue mug stands on a red shelf in a room")))
 
 
+@pytest.mark.slow
 def test_equal_texts_of_one_imported_image_are_duplicates_and_of_images_with_one_caption_not(tmp_path: Path) -> None:
     again = import_pairs(["put it on white"] * N_IMPORTED, family="of all")
     assert "duplicate_instructions" in failed(checks_of(tmp_path / "imported", make_pairs(), again))
@@ -105,6 +109,7 @@ def test_equal_texts_of_one_imported_image_are_duplicates_and_of_images_with_one
     assert failed(checks_of(tmp_path / "photos", photos, ())) == {"most_repeated_instruction"}
 
 
+@pytest.mark.slow
 def test_what_imported_pairs_do_not_have_is_not_measured_without_generated_ones(tmp_path: Path) -> None:
     checks = checks_of(tmp_path, [], import_pairs(["put it on white"] * 200))
     assert failed(checks) == {"largest_task"}, "there is only one task"

@@ -53,6 +53,7 @@ def test_sources_are_the_pictures_of_the_base_model(base_model: TextToImageModel
     assert torch.equal(base_model.decode(trajectory.z[-1]), base_model.generate(CAPTIONS, SEEDS, steps=4, guidance_scale=3.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("self_fraction", "blend_to", "source_fraction"), [(0.0, 0.0, 0.0), (0.5, 0.0, 0.25), (1.0, 1.0, 0.0)])
 def test_an_empty_mask_gives_the_source_bit_for_bit(
@@ -73,6 +74,7 @@ def test_a_full_mask_gives_the_second_caption_bit_for_bit(base_model: TextToImag
     assert torch.equal(pictures, base_model.generate(captions, SEEDS, steps=4, guidance_scale=3.0))
 
 
+@pytest.mark.slow
 def test_each_row_has_its_own_guidance_scale(base_model: TextToImageModel) -> None:
     sampler, trajectory = shared_sources(base_model)
     scales = (1.0, 6.0)
@@ -83,6 +85,7 @@ def test_each_row_has_its_own_guidance_scale(base_model: TextToImageModel) -> No
     assert (pictures[0] - pictures[1]).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_full_guidance_interval_is_guidance_in_all_steps(base_model: TextToImageModel) -> None:
     sampler, trajectory = shared_sources(base_model, guidance_interval=(0.0, 1.0))
     expected = base_model.generate([*CAPTIONS, FREE.caption], [*SEEDS, SEEDS[0]], steps=4, guidance_scale=3.0)
@@ -92,6 +95,7 @@ def test_the_full_guidance_interval_is_guidance_in_all_steps(base_model: TextToI
     assert torch.equal(z, torch.cat([default_trajectory.z[-1], default.variants(default_trajectory, [FREE])]))
 
 
+@pytest.mark.slow
 def test_an_empty_guidance_interval_is_a_scale_of_one(base_model: TextToImageModel) -> None:
     sampler, trajectory = shared_sources(base_model, guidance_interval=(0.5, 0.5))
     unguided, unguided_trajectory = shared_sources(base_model, guidance_scale=1.0)
@@ -100,6 +104,7 @@ def test_an_empty_guidance_interval_is_a_scale_of_one(base_model: TextToImageMod
     assert torch.equal(sampler.variants(trajectory, [FREE]), expected)
 
 
+@pytest.mark.slow
 def test_steps_outside_the_guidance_interval_compute_no_rows_without_text(base_model: TextToImageModel) -> None:
     with count_rows(base_model) as rows:
         sampler, trajectory = sample_sources(base_model, guidance_interval=(0.25, 0.75))
@@ -112,6 +117,7 @@ def test_steps_outside_the_guidance_interval_compute_no_rows_without_text(base_m
     assert not torch.equal(trajectory.z[1], guided.z[1])
 
 
+@pytest.mark.slow
 def test_the_sampler_reports_the_rows_that_it_computes(base_model: TextToImageModel) -> None:
     reported: list[int] = []
     with count_rows(base_model) as rows:
@@ -159,6 +165,7 @@ def test_the_first_steps_are_those_of_the_source(base_model: TextToImageModel) -
     assert 0 < (half - source).abs().mean() < (free - source).abs().mean()
 
 
+@pytest.mark.slow
 def test_variants_do_not_depend_on_the_others_of_their_batch(base_model: TextToImageModel) -> None:
     sampler, trajectory = shared_sources(base_model)
     variants = [
@@ -179,6 +186,7 @@ def test_only_the_rows_that_are_needed_are_computed(base_model: TextToImageModel
     assert rows == [4, 4, 2, 4, 6, 6, 6, 6]  # twice the rows for guidance; one source for two variants
 
 
+@pytest.mark.slow
 def test_variants_use_the_noise_of_their_source(make_base_model: Callable[..., TextToImageModel]) -> None:
     from diffusers import EulerAncestralDiscreteScheduler
 
@@ -227,6 +235,7 @@ def test_attention_that_is_too_large_is_not_kept_beyond_its_bound(
     assert torch.equal(bounded.z, full.z)
 
 
+@pytest.mark.slow
 def test_batches_of_sources_join(base_model: TextToImageModel) -> None:
     sampler, together = shared_sources(base_model)
     parts = [sampler.sources([caption], [seed], 3.0) for caption, seed in zip(CAPTIONS, SEEDS, strict=True)]

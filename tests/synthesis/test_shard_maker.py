@@ -133,6 +133,7 @@ def test_prompt_to_prompt_preserves_the_source_as_soft_masks_do(models: ModelSet
     assert 1 < change(pairs[1]) < change(pairs[2])
 
 
+@pytest.mark.slow
 def test_prompt_to_prompt_reports_its_progress(models: ModelSet) -> None:
     """The shares of the base model, which are all but the sixth of the scores."""
     shares: list[float] = []
@@ -141,6 +142,7 @@ def test_prompt_to_prompt_reports_its_progress(models: ModelSet) -> None:
     assert sum(shares) == pytest.approx(1 / 1.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [ALIGNED_WORDS, object_recipe()])
 def test_captions_that_the_base_model_would_truncate_are_dropped_with_a_reason(recipe: Recipe, models: ModelSet) -> None:
     instructions = [
@@ -230,6 +232,7 @@ def located_object(area_px: int | None, like: torch.Tensor) -> LocatedObject | N
     return LocatedObject(0.9, torch.tensor([0.0, 0.0, 8.0, 8.0]), P)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reason", ["not_detected", "mask_too_small", "mask_too_large", "no_object", "no_difference", "caption_too_long"]
 )
@@ -248,6 +251,7 @@ def test_an_object_that_fills_the_image_may_get_another_background(shard: Reject
     assert isinstance(shard.regions[shard.instructions["close-up"].id], Region)
 
 
+@pytest.mark.slow
 def test_rejected_instructions_have_no_candidate_and_a_drop_with_their_reason(shard: RejectedShard) -> None:
     candidates: list[Candidate] = [*shard.maker.generate(shard.regions, Counter()), *shard.maker.annotate(shard.regions)]
     accepted = ("accepted", "close-up")

@@ -45,6 +45,7 @@ def make_pair(candidate: int, area: float, dino: float | None, task: str = "loca
     return Pair("i", (), task, "go", "a", "b", 0, "m", recipe, PICTURE, PICTURE, None, {"dino": dino})
 
 
+@pytest.mark.slow
 def test_the_posterior_is_beta_from_a_uniform_prior() -> None:
     arm = Arm("local", 0, 0)
     assert posterior(Counter(), arm) == (1, 1)
@@ -76,6 +77,7 @@ def test_object_sizes_have_separate_arms() -> None:
     assert choices == [[0], [1], [1]]
 
 
+@pytest.mark.slow
 def test_the_better_candidate_is_chosen_more_often(tmp_path: Path) -> None:
     """Candidate 0 succeeds nine times in ten, candidate 1 once; shards of ten instructions, rounds of two shards."""
     bandit, counts, n_chosen = make_bandit(), TrialCounts(), Counter[int]()

@@ -74,6 +74,7 @@ def test_the_editor_is_published_with_its_metrics_and_replaces_the_former(tmp_pa
     assert json.loads((out / "metrics.json").read_text()) == {"edit_success": {}}
 
 
+@pytest.mark.slow
 def test_the_published_editor_knows_all_tasks_and_keeps_pairs_for_replay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     start = starting_point.resolve("base_editor", config.load(config.World, "world"), ROOT)

@@ -115,6 +115,7 @@ def test_errors_name_the_wrong_argument(before: Scenes, exact: np.ndarray, alter
         exact_judge.judge(exact, images(before), exact, alternatives[:3])
 
 
+@pytest.mark.slow
 def test_rejects_a_right_edit_that_loses_another_object() -> None:
     change = local(scene_numbers("held_out", 0, 200))
     rows = np.arange(200)

@@ -88,6 +88,7 @@ def test_the_llm_of_the_measurements_uses_held_out_templates_only() -> None:
     assert RuleLLM().templates == "training"
 
 
+@pytest.mark.slow
 def test_no_template_makes_an_instruction_of_other_people() -> None:
     lists = yaml.safe_load((ROOT / "bench/wordings/other_people.yaml").read_text())
     assert set(lists) == set(ALL_TASKS)

@@ -104,6 +104,7 @@ def test_a_removal_leaves_no_shade() -> None:
     assert any("a trace of" in reason for reason in judgement.reason)
 
 
+@pytest.mark.slow
 def test_another_instance_of_a_background_is_as_good() -> None:
     numbers = scene_numbers("held_out", 0, 60)
     edits, target = build_edits("background", "held_out", 0, 60), background(numbers).target

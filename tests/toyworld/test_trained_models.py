@@ -50,6 +50,7 @@ def x() -> Tensor:
     return image_tensors.from_uint8(render.images(generate_scenes(scene_numbers("held_out", 0, 3))))
 
 
+@pytest.mark.slow
 def test_the_published_detector_loads_and_detects(published: dict[str, Path], x: Tensor) -> None:
     from emuedit.models import detector as adapter
 

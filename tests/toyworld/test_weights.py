@@ -48,6 +48,7 @@ def x(truth: render.GroundTruth) -> torch.Tensor:
     return image_tensors.from_uint8(truth.images)
 
 
+@pytest.mark.slow
 def test_the_detector_finds_the_object_of_a_phrase(
     world: dict[str, str], scenes: Scenes, truth: render.GroundTruth, x: torch.Tensor
 ) -> None:

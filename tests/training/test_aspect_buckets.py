@@ -38,6 +38,7 @@ def test_all_buckets_at_1024_px_are_among_those_that_sdxl_was_trained_at() -> No
         assert max(size) in published[min(size)]
 
 
+@pytest.mark.slow
 @given(grid=st.sampled_from([2, 8, 64]), sides=st.integers(1, 24), ratio=st.floats(1, 4))
 def test_every_bucket_is_on_the_grid_within_the_area_and_cannot_be_widened(grid: int, sides: int, ratio: float) -> None:
     resolution = grid * sides

@@ -39,6 +39,7 @@ def feed_step(cache: LatentCache, step: int = STEP, **changes: Any) -> MicroBatc
     return micro_batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, STEP])
 def test_the_pairs_are_in_the_order_of_the_settings(step: int, cache: LatentCache) -> None:
     positions, flip = cache.order(6, 1.0, 3, {"remove": 4.0}, 0.6).batch(step)

@@ -29,6 +29,7 @@ def test_flops_of_a_step_are_those_of_real_passes(kind: str, with_lora: bool, ch
     assert next(net.parameters()).device.type == "cpu"
 
 
+@pytest.mark.slow
 def test_attention_is_counted() -> None:
     """Its products grow with the square of the number of cells, all others linearly."""
     net = build_editor_unet(build_base_model("sd15"))

@@ -38,6 +38,7 @@ def evaluate(cache: LatentCache) -> dict[str, float]:
         return held_out.held_out_loss(make_editor(), cache, accelerator)
 
 
+@pytest.mark.slow
 def test_pairs_of_several_sizes_share_the_strata_of_the_timesteps(tmp_path: Path, drawn: dict[str, list[NoiseDraws]]) -> None:
     """Each of the eight pairs of a task has a timestep in an eighth of its own, whatever the sizes of the pictures are."""
     pairs = [make_pair(n, SIZES[n // 6 % 3]) for n in range(90)]
@@ -88,6 +89,7 @@ def test_held_out_pairs_are_not_mirrored(cache_folder: Path, monkeypatch: pytest
     assert not any(flips)
 
 
+@pytest.mark.slow
 def test_the_held_out_loss_is_not_weighted_by_min_snr(tmp_path: Path) -> None:
     """Presets train with it; noisy timesteps would seem to be learned."""
     data = write_pairs(tmp_path, [make_pair(n) for n in range(60)])

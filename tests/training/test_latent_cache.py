@@ -52,6 +52,7 @@ def test_the_pooled_text_of_sdxl_is_kept(make_base_model: MakeBaseModel, tmp_pat
     torch.testing.assert_close(batch.text.pooled.float(), want.expand(2, -1), rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_batch_takes_whole_instructions_of_several_shards(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     pairs = [replace(make_pair(n), instruction="make it brighter " * (1 + n // 4)) for n in range(12)]
     latent_files.build(TrainingPairs(*write_pairs(tmp_path, pairs)), make_base_model("toy"), tmp_path / "cache")
@@ -72,6 +73,7 @@ def sized_folder(make_base_model: MakeBaseModel, tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.mark.slow
 def test_a_batch_has_one_size_and_sdxls_size_conditions_of_it(sized_folder: Path) -> None:
     cache = LatentCache(sized_folder, 0.0)
     assert cache.sizes == ((12, 20), (16, 16), (20, 12))
@@ -107,6 +109,7 @@ def test_the_crop_of_a_mirrored_picture_is_mirrored(make_base_model: MakeBaseMod
         torch.testing.assert_close(batch.target[i : i + 1], want, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_pairs_of_two_sizes_are_no_batch(sized_folder: Path) -> None:
     cache = LatentCache(sized_folder, 0.0)
     positions = np.arange(len(cache.train))

@@ -61,6 +61,7 @@ def encode_for_training(base_models: Path, tmp_path: Path, monkeypatch: pytest.M
     return run
 
 
+@pytest.mark.slow
 def test_latents_are_reused_for_other_params_of_the_training(encode_for_training: Callable[..., tuple[str, int]]) -> None:
     name, n_encoded = encode_for_training()
     assert n_encoded == 2, "one batch for each of two shards"
@@ -68,6 +69,7 @@ def test_latents_are_reused_for_other_params_of_the_training(encode_for_training
     assert encode_for_training(lr=1e-5, steps=7, batch_size=2, seed=3) == (name, 0)
 
 
+@pytest.mark.slow
 def test_latents_of_another_number_format_are_not_reused_but_deleted(
     encode_for_training: Callable[..., tuple[str, int]],
 ) -> None:
@@ -77,6 +79,7 @@ def test_latents_of_another_number_format_are_not_reused_but_deleted(
     assert n_encoded == 2
 
 
+@pytest.mark.slow
 def test_latents_of_another_base_model_are_not_reused_but_deleted(
     encode_for_training: Callable[..., tuple[str, int]],
 ) -> None:
@@ -86,6 +89,7 @@ def test_latents_of_another_base_model_are_not_reused_but_deleted(
     assert n_encoded == 2
 
 
+@pytest.mark.slow
 def test_latents_of_other_weights_under_the_same_name_are_not_reused_but_deleted(
     encode_for_training: Callable[..., tuple[str, int]], tmp_path: Path
 ) -> None:
@@ -118,6 +122,7 @@ def test_latents_of_other_code_are_not_reused_but_deleted(
         assert len(names) == 1 + n_edited, path
 
 
+@pytest.mark.slow
 def test_latents_of_other_pairs_are_not_reused_but_deleted(
     encode_for_training: Callable[..., tuple[str, int]], tmp_path: Path
 ) -> None:

@@ -159,6 +159,7 @@ def test_pictures_of_the_base_models_size_are_encoded_bit_for_bit(
         np.testing.assert_array_equal(pixels[2 + i], make_picture(n, (16, 16))[:, ::-1])
 
 
+@pytest.mark.slow
 def test_no_more_pixels_than_the_budget_are_encoded_or_decoded_at_a_time(
     base_model: TextToImageModel, tmp_path: Path, encoded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +189,7 @@ def test_no_more_pixels_than_the_budget_are_encoded_or_decoded_at_a_time(
             np.testing.assert_allclose(singles, pairs_of_two, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_pictures(base_model: TextToImageModel, tmp_path: Path) -> None:
     """The pixels of one shard would take 20 times what is allowed here beyond the PNGs and latents."""
     flat = [encode_png(np.full((256, 256, 3), n, np.uint8)) for n in range(64)]
@@ -227,6 +229,7 @@ def test_latents_that_are_not_finite_are_refused_by_the_id_of_their_pair(
         latent_files.build(TrainingPairs(*write_pairs(tmp_path, pairs)), base_model, tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_under_autocast_the_same_is_encoded_to_rounding(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     data, batches = write_pairs(tmp_path, [make_pair(n) for n in range(6)]), []
     for name, enabled in (("bfloat16", True), ("float32", False)):

@@ -16,6 +16,7 @@ from emuedit.training.latent_cache import LatentCache
 from tests.training.tiny_pairs import TASKS, make_pair, write_pairs
 
 
+@pytest.mark.slow
 def test_what_is_kept_and_for_which_task_encodes_no_image_twice(
     base_model: TextToImageModel, tmp_path: Path, encoded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,6 +61,7 @@ def test_other_text_encoders_leave_the_latents_as_they_are(
     assert len(LatentCache(tmp_path / "cache", 0.0).train) == 5
 
 
+@pytest.mark.slow
 def test_a_kill_while_unused_files_are_deleted_leaves_no_incomplete_shard(
     base_model: TextToImageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

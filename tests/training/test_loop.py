@@ -186,6 +186,7 @@ def test_adapters_are_trained_resumed_and_merged(cache_folder: Path, tmp_path: P
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
+@pytest.mark.slow
 def test_the_editor_holds_the_averaged_weights_afterwards_and_is_frozen(finished: tuple[TrainableEditor, Path]) -> None:
     editor, scratch = finished
     saved, start = state(scratch), dict(make_editor().named_parameters())
@@ -225,6 +226,7 @@ def test_the_held_out_loss_is_that_of_the_averaged_weights(cache_folder: Path, f
     assert again == held_out_losses(scratch)
 
 
+@pytest.mark.slow
 def test_the_held_out_loss_reads_some_pairs_of_every_task(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     editor, cache = make_editor(), LatentCache(cache_folder, SETTINGS.held_out_share)
     batches: list[Any] = []

@@ -64,6 +64,7 @@ def test_logged_losses_keep_no_activations(cache_folder: Path, tmp_path: Path) -
     assert not losses.requires_grad
 
 
+@pytest.mark.slow
 def test_previews_keep_their_interval(cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The held-out loss is due after every step, and ten seconds pass until then."""
     now_s, preview_steps = [0.0], []

@@ -128,6 +128,7 @@ def test_encoded_pictures_change_where_pixels_do(kind: str, make_base_model: Mak
     assert changed[..., changed.shape[-1] // 2 :].mean() > 0.5
 
 
+@pytest.mark.slow
 def test_both_weights_have_an_effect_on_the_loss(make_base_model: MakeBaseModel, batch: Batch) -> None:
     torch.manual_seed(1)
     base_model = make_base_model("toy")

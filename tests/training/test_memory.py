@@ -168,6 +168,7 @@ def on_gpu(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, device="cuda", memory_format=layout)
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_what_autograd_saves() -> None:
     """An independent count: distinct storages that autograd asks its hooks to keep, parameters left out."""
     modules = trained_modules("sd15")
@@ -249,6 +250,7 @@ def test_the_network_is_not_changed() -> None:
     assert not any(p.requires_grad for p in net.parameters())
 
 
+@pytest.mark.slow
 def test_savings_are_those_of_the_changed_plan(estimator: MemoryEstimator) -> None:
     plan = replace(PLAN, micro_batch=4)
     savings = estimator.savings(plan)
@@ -260,6 +262,7 @@ def test_savings_are_those_of_the_changed_plan(estimator: MemoryEstimator) -> No
     assert "ema_device: cpu" in estimator.savings(on_gpu).keys() - estimator.savings(replace(on_gpu, fsdp=True)).keys()
 
 
+@pytest.mark.slow
 def test_the_vae_and_text_encoders_count_where_they_are() -> None:
     """On a CPU always, in each process; on a GPU during previews, when there are no activations."""
     base_model = build_base_model("sd15")

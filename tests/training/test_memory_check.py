@@ -47,6 +47,7 @@ class Editor(SimpleNamespace):
     """The parts of a `TrainableEditor` that an estimate needs."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trains_text", [False, True])
 def test_a_training_counts_all_its_models(trains_text: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     base_model = build_base_model("sdxl")

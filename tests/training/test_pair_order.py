@@ -28,6 +28,7 @@ def random_cells(seed: int, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64
     return random.integers(0, N_TASKS, n), random.integers(0, N_BUCKETS, n)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(
     seed=st.integers(0, 100), n=st.integers(1, 40), batch_size=st.integers(1, 8), balance=st.sampled_from([0.0, 0.5, 1.0]),
@@ -142,6 +143,7 @@ def test_weights_that_are_no_weights_are_refused(weight: float) -> None:
         make_order([0, 1, 1], task_weights=(1.0, weight, 1.0, 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module")  # which a thread of another test may do
 @given(shares=st.lists(st.integers(1, 2**40), min_size=1, max_size=8), n=st.integers(0, 10**6))
 @settings(max_examples=200)

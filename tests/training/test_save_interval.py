@@ -6,6 +6,7 @@ from emuedit.training.optimization import Optimization
 from tests.training.tiny_training import SETTINGS, train
 
 
+@pytest.mark.slow
 def test_slow_saves_are_made_less_often(cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The state of SD1.5 has 13.75 GB: saved every minute, it took a fifth to a half of the time."""
     now_s, saves = [0.0], []

@@ -51,6 +51,7 @@ def values_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: to_full(value).float().clone() for name, value in tensors.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.usefixtures("sharding")
 def test_the_average_of_sharded_weights_is_that_of_whole_ones(dtype: torch.dtype) -> None:

@@ -33,6 +33,7 @@ def make_editor() -> MakeEditor:
     return make
 
 
+@pytest.mark.slow
 def test_every_trained_weight_is_averaged_but_the_rows_of_new_tasks(make_editor: MakeEditor) -> None:
     trained, first = make_editor(1.0), make_editor(5.0)
     average_with_start(trained, first, 0.25, n_rows=2)
@@ -45,6 +46,7 @@ def test_every_trained_weight_is_averaged_but_the_rows_of_new_tasks(make_editor:
     assert all(bool((weight == 5).all()) for weight in first.parameters()), "the start is not changed"
 
 
+@pytest.mark.slow
 def test_frozen_text_encoders_are_not_averaged(make_editor: MakeEditor) -> None:
     trained, first = make_editor(1.0, lr_mult_text=0.0), make_editor(5.0, lr_mult_text=0.0)
     before = [weight.clone() for encoder in trained.parts.text_encoders for weight in encoder.parameters()]
@@ -53,6 +55,7 @@ def test_frozen_text_encoders_are_not_averaged(make_editor: MakeEditor) -> None:
     assert all(map(torch.equal, before, after))
 
 
+@pytest.mark.slow
 def test_editors_with_other_weights_are_refused_and_nothing_changes(make_editor: MakeEditor) -> None:
     trained, first = make_editor(1.0), make_editor(5.0, change_mask=False)
     with pytest.raises(ValueError, match=r"want two editors with equal weights, got different ones at net\.unet\.conv_out"):

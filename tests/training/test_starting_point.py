@@ -118,6 +118,7 @@ def cache(base_model: TextToImageModel, tmp_path: Path) -> LatentCache:
     return LatentCache(tmp_path / "cache", 0.0)
 
 
+@pytest.mark.slow
 def test_the_sample_of_pairs_is_balanced_and_stable(cache: LatentCache, tmp_path: Path) -> None:
     assert sorted(Counter(replay.sample(cache, 9).values()).values()) == [2, 2, 2, 3]
     assert set(replay.sample(cache, 5)) < set(replay.sample(cache, 9)), "the first ones stay"
@@ -131,6 +132,7 @@ def test_the_sample_of_pairs_is_balanced_and_stable(cache: LatentCache, tmp_path
     assert read_summary(tmp_path / "replay/verdicts").counts == {"kept": len(cache.train)}, "not as many as were asked for"
 
 
+@pytest.mark.slow
 def test_a_pair_that_is_continued_is_sampled_once(cache: LatentCache, tmp_path: Path) -> None:
     folders, first, second = [tmp_path / "old/data/pairs"], tmp_path / "first", tmp_path / "second"
     replay.write(first, cache, folders, None, 9)
@@ -160,6 +162,7 @@ def test_earlier_pairs_are_drawn_with_their_share_and_never_twice(
         assert abs(both.train.is_replay[drawn].mean() - share) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_editor", [False, True])
 def test_only_what_encodes_goes_to_the_device(is_editor: bool, editor_folder: Path) -> None:
     """The meta device takes the place of a GPU."""

@@ -112,6 +112,7 @@ def test_passes_and_batches_of_the_vae_have_a_bound_in_pixels(
     assert encoded == [2, 2, 1, 2, 2, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flip", [True, False])
 def test_examples_whose_instruction_has_no_side_are_mirrored_but_not_held_out_ones(flip: bool, editor: EditSampler) -> None:
     side = 8 * editor.parts.factor
@@ -179,12 +180,14 @@ def test_learning_leaves_the_editor_as_it_was(editor: EditSampler, samples: Batc
     assert torch.equal(half.sample(images, ["a"], ["local"], EditSettings(steps=1)).images, edited)
 
 
+@pytest.mark.slow
 def test_the_loss_is_weighted_by_min_snr(editor: EditSampler, samples: Batch) -> None:
     weighted, unlimited, plain = (learn(editor, samples, steps=0, min_snr_gamma=gamma).loss for gamma in (1e-3, 1e6, None))
     assert weighted < 0.5 * unlimited
     assert plain != unlimited
 
 
+@pytest.mark.slow
 def test_without_steps_the_embedding_is_the_start(editor: EditSampler, samples: Batch) -> None:
     learned = learn(editor, samples, steps=0)
     assert torch.equal(learned.v, start_embeddings(editor)[learned.start])
@@ -207,6 +210,7 @@ def test_it_starts_from_the_row_with_the_lowest_loss(
     assert learned.loss_start == min(losses.values()) < max(losses.values())
 
 
+@pytest.mark.slow
 def test_a_few_held_out_edits_are_measured_at_timesteps_of_the_whole_schedule(
     editor: EditSampler, samples: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +233,7 @@ def test_a_few_held_out_edits_are_measured_at_timesteps_of_the_whole_schedule(
         measured.clear()
 
 
+@pytest.mark.slow
 def test_it_stops_when_the_held_out_loss_no_longer_falls(editor: EditSampler, samples: Batch) -> None:
     learned = learn(editor, samples, lr=100.0, steps=40, eval_every_steps=1, patience=2)
     assert learned.steps < 40

@@ -93,6 +93,7 @@ def test_the_base_models_own_network_is_given_up() -> None:
     assert editor.parts.pipeline.unet is editor.net.unet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["toy", "sd15", "sdxl"])
 def test_an_editor_in_training_makes_samples_and_trains_on(kind: str) -> None:
     editor = make_editor(kind=kind)
@@ -105,6 +106,7 @@ def test_an_editor_in_training_makes_samples_and_trains_on(kind: str) -> None:
     assert all(value.requires_grad for value in editor.parameters())
 
 
+@pytest.mark.slow
 def test_an_editor_with_adapters_in_float16_makes_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU, where frozen weights stay in float32 but here; a GPU has them in float16."""
     add_adapters = lora.add_adapters
@@ -130,6 +132,7 @@ def test_tokens_of_a_fixed_shape_give_the_same_loss(batch: Batch, draws: NoiseDr
     assert torch.equal(losses[2], losses[0])
 
 
+@pytest.mark.slow
 def test_an_empty_instruction_is_the_null_text(batch: Batch, draws: NoiseDraws) -> None:
     editor = make_editor()
     editor.prepare(torch.device("cpu"))
@@ -143,6 +146,7 @@ def test_frozen_text_encoders_need_no_tokens(batch: Batch) -> None:
     assert make_editor(FROZEN_TEXT).tokenized(batch) is batch
 
 
+@pytest.mark.slow
 def test_min_snr_is_refused_where_the_noise_schedule_of_the_start_ends_in_pure_noise() -> None:
     """The settings alone do not show it: `objective: base` keeps the schedule of the base model or editor."""
     settings = SETTINGS.model_copy(update={"min_snr_gamma": 5.0})
@@ -151,6 +155,7 @@ def test_min_snr_is_refused_where_the_noise_schedule_of_the_start_ends_in_pure_n
     assert make_editor(settings, "sd15").settings.min_snr_gamma == 5.0
 
 
+@pytest.mark.slow
 def test_the_loss_is_weighted_by_min_snr_unless_it_is_not_to_be(tmp_path: Path) -> None:
     data = write_pairs(tmp_path, [make_pair(n) for n in range(4)])
     latent_files.build(TrainingPairs(*data), build_base_model("sd15"), tmp_path / "cache")

@@ -91,6 +91,7 @@ def test_masks_have_the_size_of_the_base_models_pictures(clone: Path) -> None:
     assert recipe.mask.radius_px == 4, "the toy world's base model makes pictures of 64 px"
 
 
+@pytest.mark.slow
 def test_models_here_are_deps_and_those_of_the_hub_and_of_the_toy_world_are_not(clone: Path) -> None:
     before = (clone / "dvc.yaml").read_text()
     assert init("--clip", LOCAL["--clip"], "--no-pin") == 0
@@ -256,6 +257,7 @@ def test_lines_of_dvc_yaml_that_people_added_are_kept(clone: Path, capsys: pytes
     assert (clone / "dvc.yaml").read_text() == broken
 
 
+@pytest.mark.slow
 def test_notes_say_what_the_models_ask_for(
     clone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

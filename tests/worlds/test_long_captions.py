@@ -18,6 +18,7 @@ def read_params(folder: Path) -> dict[str, Any]:
     return params
 
 
+@pytest.mark.slow
 def test_captions_that_are_too_long_are_counted_and_not_trained_for(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Captions of a vision language model often have more words: the stage `captions` then dropped them all."""
     short = [f"a dog number {number} at a lake" for number in range(100)]
@@ -37,6 +38,7 @@ def test_captions_that_are_too_long_are_counted_and_not_trained_for(clone: Path,
     assert (read_params(clone)["captions"]["max_words"], read_params(clone)["instructions"]["n_captions"]) == (50, 200)
 
 
+@pytest.mark.slow
 def test_captions_that_are_all_too_long_and_those_of_a_large_file_are_counted(
     clone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

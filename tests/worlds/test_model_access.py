@@ -146,6 +146,7 @@ def test_models_of_metric_depth_are_named(ask_hub: Any, tmp_path: Path) -> None:
         assert "a model of metric depth, where nearer is smaller; use one of relative inverse depth" in problem
 
 
+@pytest.mark.slow
 def test_a_file_in_place_of_a_folder_is_named(ask_hub: Any, tmp_path: Path) -> None:
     requests = ask_hub({})
     for name in ("sdxl.safetensors", "sam.pth"):

@@ -82,6 +82,7 @@ def test_keys_that_cannot_be_kept_are_replaced_and_listed() -> None:
     assert tuned_params.keep("# Written by `emuedit init`\n  a: [", rendered, template) == (rendered, [])
 
 
+@pytest.mark.slow
 def test_captions_that_the_word_list_drops_are_counted(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A catalogue lost all thirteen instructions of such a caption."""
     (clone / "captions.txt").write_text("a lace lingerie set\nlingerie on a table\na pot of gore\na mug\n")

@@ -105,6 +105,7 @@ def test_the_source_is_predicted_once_for_all_contrasts() -> None:
     assert [rows for rows, _ in base_model.calls] == [4, 4, 1, 4, 2]  # (1 + 2) captions of 3 noises, then (1 + 1)
 
 
+@pytest.mark.slow
 def test_masks_of_real_architectures_depend_on_their_own_seed_only(base_model: TextToImageModel) -> None:
     z_0 = torch.randn(2, base_model.channels, 8, 8, generator=torch.Generator().manual_seed(3))
     contrasts = [CONTRAST, replace(CONTRAST, source=1, before="two blue rings", after="two red rings at night")]

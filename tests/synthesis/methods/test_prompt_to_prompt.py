@@ -32,6 +32,7 @@ def generate(
     return PromptToPrompt(base_model, 4, **options).generate(CAPTIONS, SEEDS, [guidance_scale] * 2, edits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_without_control_it_equals_plain_generation_bit_for_bit(base_model: TextToImageModel, guidance_scale: float) -> None:
     edit = replace(PLAIN_EDIT, guidance_scale=guidance_scale)
@@ -42,6 +43,7 @@ def test_without_control_it_equals_plain_generation_bit_for_bit(base_model: Text
     assert torch.equal(base_model.decode(z), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", [PNDMScheduler(skip_prk_steps=True, steps_offset=1), UniPCMultistepScheduler(), None])
 def test_sources_are_those_of_the_sampler_also_where_the_scheduler_keeps_a_history(
     make_base_model: Callable[..., TextToImageModel], scheduler: Any

@@ -61,6 +61,7 @@ def test_no_variable_is_named_by_a_pronoun(package: str) -> None:
     assert not bad, f"{len(bad)} names say nothing about what they hold:\n" + "\n".join(bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["emuedit", "toyworld", "flows", "bench"])
 def test_no_word_of_the_old_dialect(package: str) -> None:
     bad = [

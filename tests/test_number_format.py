@@ -22,6 +22,7 @@ def use_seconds(monkeypatch: pytest.MonkeyPatch, float32: float, bfloat16: float
     monkeypatch.setattr(number_format, "_fastest", lambda run: seconds[run().dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("float32", "bfloat16", "expected"),
     [
@@ -67,6 +68,7 @@ def test_bfloat16_is_not_taken_where_its_results_are_wrong(
     assert not result.error <= MAX_ERROR
 
 
+@pytest.mark.slow
 def test_the_rounding_of_bfloat16_alone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     use_seconds(monkeypatch, 1.0, 0.1)
     assert 0 < measure().error < 0.01

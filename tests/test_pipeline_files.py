@@ -97,6 +97,7 @@ def test_the_file_stays_short(name: str) -> None:
     assert n_lines <= 125, f"{name} has {n_lines} lines, want at most 125; a param may stay at its default, out of the file"
 
 
+@pytest.mark.slow
 def test_flows_name_no_stage() -> None:
     for path in python_files("flows"):
         words = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}

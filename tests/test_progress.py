@@ -47,6 +47,7 @@ def progress_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("progress of")]
 
 
+@pytest.mark.slow
 def test_a_log_file_gets_a_line_at_the_start_one_every_interval_and_one_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMUEDIT_PROGRESS_SECONDS", "0.05")
     stream = io.StringIO()
@@ -118,6 +119,7 @@ def test_a_terminal_gets_a_bar() -> None:
     assert text.endswith("\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream_kind", [io.StringIO, Terminal])
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_nothing_is_left_open_after_an_error(

@@ -50,6 +50,7 @@ def test_colour_filters_do_what_their_names_say() -> None:
     assert apply("blur").std() < std < apply("sharpen").std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["blur", "sharpen"])
 def test_filters_of_detail_are_as_visible_in_large_images(name: str) -> None:
     """With a blur of 1 px at every size, the target of an image of 512 px was nearly the image."""

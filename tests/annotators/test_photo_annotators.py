@@ -135,6 +135,7 @@ def test_people_become_stick_figures(small_annotators: Annotators, images: np.nd
     assert not targets.any()
 
 
+@pytest.mark.slow
 def test_the_experts_of_vitpose_plus_are_those_of_coco(small_annotators: Annotators, images: np.ndarray, tmp_path: Path) -> None:
     save_vitpose(tmp_path, num_experts=6, part_features=4)
     estimator = pose_estimation.load(small_annotators.people, str(tmp_path), "cpu")

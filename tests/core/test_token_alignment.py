@@ -44,6 +44,7 @@ def test_padding_of_a_shorter_caption_gets_no_maps_of_the_words_that_the_source_
     assert combine(mapping, P_s, P_t).tolist() == [[0, 1, 4, 5, 6, 15, 16, 7, 8]]
 
 
+@pytest.mark.slow
 @given(WORDS, WORDS)
 def test_every_token_has_its_own_map_or_that_of_one_equal_token_which_is_used_once(source: list[str], target: list[str]) -> None:
     source, target = ["<s>", *source, "</s>"], ["<s>", *target, "</s>"]
@@ -73,6 +74,7 @@ def test_a_swap_of_one_token_for_two_spreads_its_map_and_shifts_the_rest() -> No
     assert_close(reverse, torch.tensor([[0.1, 0.2, 0.4, 0.2, 0.06, 0.04, 0.0]]))
 
 
+@pytest.mark.slow
 @given(LENGTHS)
 def test_a_swap_passes_on_all_of_every_map(words: list[tuple[int, int]]) -> None:
     mapping = token_alignment.replace([a for a, _ in words], [b for _, b in words], 18)

@@ -128,6 +128,7 @@ def test_a_new_and_a_deleted_file_of_a_code_folder_change_the_same_keys(folder: 
     assert changed_stages(tree, lambda: (tree / folder / "other.py").unlink()) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", DATA_DEPS)
 def test_changed_data_change_the_keys_of_the_stages_that_read_them_and_no_others(folder: str, tree: Path) -> None:
     expected = {stage for stage in STAGES if folder in DEPS[stage]}
@@ -136,6 +137,7 @@ def test_changed_data_change_the_keys_of_the_stages_that_read_them_and_no_others
     assert changed_stages(tree, lambda: shutil.rmtree(tree / folder)) == expected
 
 
+@pytest.mark.slow
 def test_the_output_of_a_stage_counts_by_its_summary_which_lists_the_hashes_of_its_files(tree: Path) -> None:
     folder = tree / "data/pairs"
     assert not changed_stages(tree, lambda: (folder / "shard-00000.parquet").write_bytes(b"other rows"))
@@ -158,6 +160,7 @@ def test_a_folder_that_no_stage_writes_counts_by_its_files_even_if_it_has_a_summ
     assert work_key("pairs", {}, tree, str(model)) != before
 
 
+@pytest.mark.slow
 def test_what_is_no_dep_changes_no_key(tree: Path) -> None:
     def add_unrelated_files() -> None:
         for name in ("README.md", "notes.py", "emuedit/cli.py", "emuedit/unrelated/new.py", "flows/pipeline.py"):
@@ -186,6 +189,7 @@ def test_params_and_models_change_the_key(tree: Path) -> None:
     assert work_key("pairs", {"n": 1}, tree, weights) == key, "a model that is a dep anyway counts once"
 
 
+@pytest.mark.slow
 def test_a_param_in_a_dep_is_filled_in(tree: Path) -> None:
     (tree / "mine.txt").write_text("a caption\n")
     content = yaml.safe_load((tree / "params.yaml").read_text())

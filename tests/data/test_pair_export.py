@@ -48,6 +48,7 @@ def kept_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Pair]:
     return [shards[0][0], shards[0][2], shards[2][0]]
 
 
+@pytest.mark.slow
 def test_an_export_is_imported_as_the_same_pairs(kept_pairs: list[Pair], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", "out"]) == 0
     assert capsys.readouterr().out == "out: {'pairs': 3}\n"
@@ -73,6 +74,7 @@ def test_the_verdicts_of_one_shard_are_in_memory_at_a_time(
     assert [n - before for n in counts] == [3, 1]
 
 
+@pytest.mark.slow
 def test_datasets_reads_pictures(kept_pairs: list[Pair], tmp_path: Path) -> None:
     export_pairs(tmp_path / "out", tmp_path)
     files = sorted(file.name for file in (tmp_path / "out").glob("*.parquet"))
@@ -149,6 +151,7 @@ def test_verdicts_of_other_pairs_and_used_folders_are_refused(kept_pairs: list[P
     assert (tmp_path / "notes/mine.txt").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_names_missing_arguments(kept_pairs: list[Pair], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", "out"]) == 0
     for words, message in (
@@ -162,6 +165,7 @@ def test_the_command_line_names_missing_arguments(kept_pairs: list[Pair], capsys
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_router_assigns_the_tasks(
     kept_pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,6 +77,7 @@ def test_what_is_missing_is_named(pictures: Path, capsys: pytest.CaptureFixture[
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_many_images_are_imported_in_order(pictures: Path) -> None:
     rng = np.random.default_rng(0)
     for number in range(70):

@@ -22,6 +22,7 @@ def start(budget: PixelBudget, n_pixels: int, order: list[int], leave: threading
     return thread
 
 
+@pytest.mark.slow
 def test_a_large_image_is_not_overtaken_by_small_ones() -> None:
     budget, order, leave = PixelBudget(10), list[int](), threading.Event()
     threads = [start(budget, n_pixels, order, leave) for n_pixels in (6, 8, 1, 2)]
@@ -34,6 +35,7 @@ def test_a_large_image_is_not_overtaken_by_small_ones() -> None:
     assert budget.in_flight == 0
 
 
+@pytest.mark.slow
 def test_more_than_the_limit_runs_alone() -> None:
     budget, order, leave = PixelBudget(10), list[int](), threading.Event()
     threads = [start(budget, n_pixels, order, leave) for n_pixels in (1, 99, 1)]

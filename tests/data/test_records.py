@@ -117,6 +117,7 @@ def test_ids_depend_on_pixels_not_on_compression() -> None:
     assert pair(source=stream.getvalue()).id == pair().id
 
 
+@pytest.mark.slow
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([(), (3,), (4,)]))
 def test_png_is_lossless(height: int, width: int, channels: tuple[int, ...]) -> None:
     pixels = noise(height, width, *channels)
@@ -158,6 +159,7 @@ def test_same_records_same_bytes_in_another_process(tmp_path: Path) -> None:
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
+@pytest.mark.slow
 def test_pandas_duckdb_and_datasets_read_a_shard(tmp_path: Path) -> None:
     path = tmp_path / "shard-00000.parquet"
     record = pair()

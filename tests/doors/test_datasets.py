@@ -130,6 +130,7 @@ def offline_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", GOOD)
 def test_rows_of_a_dataset_are_kept_or_counted(case: str, tmp_path: Path) -> None:
     make, captions, dropped = GOOD[case]
@@ -138,6 +139,7 @@ def test_rows_of_a_dataset_are_kept_or_counted(case: str, tmp_path: Path) -> Non
     assert read(tmp_path, "captions") == (captions, dropped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_dataset_that_cannot_be_read_is_refused(case: str, tmp_path: Path) -> None:
     make, words = REFUSED[case]

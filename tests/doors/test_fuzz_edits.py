@@ -217,6 +217,7 @@ def test_what_is_no_argument_is_named(case: str) -> None:
         call()
 
 
+@pytest.mark.slow
 def test_a_read_only_array_is_edited_without_a_warning(editor: Editor) -> None:
     """torch warns of it once per process, which is an error here."""
     picture = np.random.default_rng(0).integers(0, 256, (16, 20, 3), np.uint8)

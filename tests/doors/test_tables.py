@@ -223,6 +223,7 @@ PICTURES: dict[str, bytes] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["original_image", "edited_image"])
 def test_bad_pictures_among_300_cost_one_drop_each(field: str, tmp_path: Path) -> None:
     good = [pair(number) for number in range(300)]

@@ -129,6 +129,7 @@ def test_the_second_edit_fades_in_at_the_sides_of_its_window() -> None:
     assert max(float(change.diff(dim=dim).abs().max()) for dim in (0, 1)) == pytest.approx(0.5 / 4, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crop", [0, 1])
 def test_a_shift_is_that_of_the_first_edit(crop: int) -> None:
     images = torch.cat([photo(600, 800, 200, 300, 40)] * 2)

@@ -44,6 +44,7 @@ def pixels(height: int = 16, width: int = 20, seed: int = 0) -> np.ndarray:
 # Pictures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "I;16"])
 def test_a_pil_image_of_any_mode_gives_a_pil_image(mode: str, editor: Editor) -> None:
     if mode == "I;16":
@@ -114,6 +115,7 @@ def test_a_path_is_not_a_picture(editor: Editor) -> None:
 # Lists
 
 
+@pytest.mark.slow
 def test_a_list_is_edited_in_batches_of_one_size_with_the_seed_of_each_position(
     editor: Editor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +213,7 @@ def test_a_text_that_asks_for_no_edit_is_refused_unless_its_task_is_given(editor
     assert editor.choose_tasks([text], ["sketch"]) == [TaskChoice("sketch", None)]
 
 
+@pytest.mark.slow
 def test_the_editors_own_settings_apply_where_none_are_given(editor: Editor) -> None:
     picture, other = pixels(), SETTINGS.with_changes({"seed": 6})
     np.testing.assert_array_equal(
@@ -222,6 +225,7 @@ def test_the_editors_own_settings_apply_where_none_are_given(editor: Editor) -> 
 # Several turns
 
 
+@pytest.mark.slow
 def test_turns_keep_the_pixels_that_they_do_not_change_bit_for_bit(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
     """The decoder is replaced by one that errs by less than the threshold, and changes the upper left corner a lot."""
     picture, encoded = pixels(24, 24), []

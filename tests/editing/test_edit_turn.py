@@ -136,6 +136,7 @@ def test_the_signature_lists_what_the_model_answers(model: Any, picture: np.ndar
         assert [*answer.columns] == signature.outputs.input_names()[: 5 + len(request)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output_type", ["pil", "np"])
 def test_the_pipeline_reports_it_per_result(output_type: str, editor_folder: Callable[[str], Path], picture: np.ndarray) -> None:
     pipe = EmuEditPipeline.from_pretrained(editor_folder("toy"))
@@ -149,6 +150,7 @@ def test_the_pipeline_reports_it_per_result(output_type: str, editor_folder: Cal
     assert len(pipe("a", picture, return_dict=False, **arguments)) == 1
 
 
+@pytest.mark.slow
 def test_a_turn_of_the_real_sampler_leaves_the_rest_alone(make_sampler: Callable[..., EditSampler], picture: np.ndarray) -> None:
     turn: Turn
     (turn,) = Editor(make_sampler(), None, SETTINGS).edit_turns(Image.fromarray(picture), ["a"], ["local"])

@@ -9,6 +9,7 @@ from tests.editing.test_api import SETTINGS, pixels
 from tests.red_editor import WordPredictor
 
 
+@pytest.mark.slow
 def test_an_instruction_that_is_longer_than_the_text_encoder_reads_is_warned_of(
     make_sampler: Callable[..., EditSampler],
 ) -> None:

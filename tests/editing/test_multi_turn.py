@@ -42,6 +42,7 @@ def sampler(make_sampler: Callable[..., EditSampler], monkeypatch: pytest.Monkey
     return sampler
 
 
+@pytest.mark.slow
 def test_each_turn_edits_the_result_of_the_turn_before(
     sampler: EditSampler, image: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,6 +67,7 @@ def test_unchanged_pixels_are_kept_bit_for_bit(sampler: EditSampler, image: Tens
         assert not torch.equal(result[..., :4, :4], image[..., :4, :4])
 
 
+@pytest.mark.slow
 def test_a_threshold_of_zero_keeps_no_pixel(sampler: EditSampler, image: Tensor) -> None:
     *_, last = edit_turns(sampler, image, INSTRUCTIONS, TASKS, SETTINGS.with_changes({"change_threshold": 0.0}))
     torch.testing.assert_close(last.images[..., 10:, 10:], image[..., 10:, 10:] + 3 * LEVEL)

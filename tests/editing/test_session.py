@@ -66,6 +66,7 @@ def test_a_new_edit_forgets_what_was_undone(session: EditSession) -> None:
         session.redo()
 
 
+@pytest.mark.slow
 def test_a_failed_edit_leaves_the_session_as_it_was(session: EditSession) -> None:
     session.undo()
     with pytest.raises(ValueError, match="want one of the tasks"):
@@ -107,6 +108,7 @@ def test_turns_made_together_are_made_again_one_by_one(
         np.testing.assert_array_equal(turn.pixels, repeated.pixels)
 
 
+@pytest.mark.slow
 def test_another_picture_or_editor_is_refused(session: EditSession, editor: Editor, tmp_path: Path) -> None:
     file = tmp_path / "session.json"
     session.save(file)
@@ -119,6 +121,7 @@ def test_another_picture_or_editor_is_refused(session: EditSession, editor: Edit
         EditSession.replay(editor, session.original, file)
 
 
+@pytest.mark.slow
 def test_a_task_that_was_learned_again_is_refused(editor: Editor, picture: np.ndarray, tmp_path: Path) -> None:
     """Its name is the same, and so is the editor, but the images would be others."""
     file, table = tmp_path / "session.json", editor.sampler.net.table
@@ -151,6 +154,7 @@ def test_a_turn_with_values_of_other_types_is_refused(
         EditSession.replay(editor, session.original, file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 9, "picture": "", "editor": "", "turns": []}'])
 def test_a_file_that_is_no_session_is_refused(text: str, editor: Editor, picture: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "session.json").write_text(text)
@@ -168,6 +172,7 @@ def test_turns_that_miss_something_are_refused(turns: Any, session: EditSession,
         EditSession.replay(editor, session.original, file)
 
 
+@pytest.mark.slow
 def test_a_turn_says_how_much_it_touched(session: EditSession) -> None:
     touched = session.turns[0].touched
     assert 0 < touched.share <= 1
@@ -175,6 +180,7 @@ def test_a_turn_says_how_much_it_touched(session: EditSession) -> None:
     assert "of the pixels changed" in str(touched)
 
 
+@pytest.mark.slow
 def test_a_session_is_shown_as_a_sheet_and_as_an_animation(session: EditSession, tmp_path: Path) -> None:
     sheet = session.contact_sheet()
     assert sheet.width > 4 * 128

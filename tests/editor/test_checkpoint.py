@@ -40,6 +40,7 @@ def test_a_saved_editor_is_a_pipeline_folder_with_all_its_parts(
     assert not any(weight.requires_grad for weight in [*loaded.parameters(), *parts.text_encoder.parameters()])
 
 
+@pytest.mark.slow
 def test_the_weights_in_memory_are_those_of_before_after_saving(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     base_model = make_base_model("toy")
     base_unet = base_model.pipeline.unet
@@ -89,6 +90,7 @@ def test_an_editor_has_rows_for_the_given_tasks_alone(make_base_model: MakeBaseM
         loaded.table.rows(["add"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tasks", [[], ["local", "local"]])
 def test_an_editor_needs_different_tasks(tasks: list[str], make_base_model: MakeBaseModel) -> None:
     with pytest.raises(ValueError, match="want one or more different tasks to train on"):
@@ -159,6 +161,7 @@ def test_an_editor_with_another_number_of_channels_is_refused(make_base_model: M
         checkpoint.load(str(tmp_path), "cpu", torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["toy", "sdxl"])
 def test_an_editor_of_an_earlier_version_is_opened(kind: str, make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     """Its pipeline had the class of the base model, and its task embedding lay in `tasks/`."""

@@ -69,6 +69,7 @@ def test_a_cell_counts_from_one_half_on() -> None:
     assert changed.tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1], [0, 0, 1]]
 
 
+@pytest.mark.slow
 def test_the_edit_fades_in_inside_the_predicted_cells_only(make_sampler: Callable[..., EditSampler]) -> None:
     sampler, images = make_sampler(), pictures(2, 16, 16)
     sampler.net = LeftHalfChanges(sampler)  # type: ignore[assignment]

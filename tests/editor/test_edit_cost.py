@@ -43,6 +43,7 @@ def test_a_term_of_guidance_without_weight_costs_nothing_and_has_no_effect(
     torch.testing.assert_close(got, near, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_steps_outside_of_the_guidance_interval_need_one_evaluation(
     make_sampler: MakeSampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +56,7 @@ def test_steps_outside_of_the_guidance_interval_need_one_evaluation(
     assert torch.equal(nowhere, sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], UNGUIDED, [3, 4]).images)
 
 
+@pytest.mark.slow
 def test_every_step_of_a_scheduler_that_makes_one_more_is_guided(
     make_sampler: MakeSampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:

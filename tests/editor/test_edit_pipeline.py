@@ -114,6 +114,7 @@ def test_pictures_of_every_type_give_the_same_edit(pipe: EmuEditPipeline) -> Non
     assert (pipeline_images.read_images(clear) == 1).all(), "transparency is composited on white"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output_type", pipeline_images.OUTPUT_TYPES)
 def test_output_types_are_those_of_diffusers(output_type: str, pipe: EmuEditPipeline) -> None:
     call: dict[str, Any] = {"prompt": "make it red", "image": pixels(2), **FAST}
@@ -128,6 +129,7 @@ def test_output_types_are_those_of_diffusers(output_type: str, pipe: EmuEditPipe
         pipe(**call, output_type="latent")
 
 
+@pytest.mark.slow
 def test_results_of_a_prompt_follow_each_other_and_have_noise_of_their_own(pipe: EmuEditPipeline) -> None:
     call: dict[str, Any] = {"prompt": ["make it red", "a star"], "image": pixels()[0], "output_type": "pt", **FAST}
     four = pipe(**call, num_images_per_prompt=2, generator=seeded(1, 2, 3, 4)).images
@@ -144,6 +146,7 @@ def test_results_of_a_prompt_follow_each_other_and_have_noise_of_their_own(pipe:
         pipe(**call | {"image": pixels(2), "prompt": ["make it red"] * 3})
 
 
+@pytest.mark.slow
 def test_noise_is_drawn_from_the_generator_or_from_torch_or_given(pipe: EmuEditPipeline) -> None:
     call: dict[str, Any] = {"prompt": "make it red", "image": pixels(2, 16, 16), "output_type": "pt", **FAST}
     from_generator = pipe(**call, generator=seeded(5)[0]).images

@@ -44,6 +44,7 @@ def test_a_package_is_loaded_with_its_task_predictor_packs_and_settings(folder: 
     assert editor.choose_tasks(["make it red"])[0].task in ("local", "remove")
 
 
+@pytest.mark.slow
 def test_a_package_needs_no_more_than_an_editor(folder: Path) -> None:
     editor = Editor.load(str(folder), "cpu", "float32")
     assert editor.predictor is None

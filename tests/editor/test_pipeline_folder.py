@@ -48,11 +48,13 @@ def test_a_loaded_pipeline_is_saved_and_loaded_again(editor_folder: EditorFolder
     np.testing.assert_array_equal(*outputs)
 
 
+@pytest.mark.slow
 def test_pickled_weights_are_not_written(pipe: EmuEditPipeline, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="want safe_serialization=True"):
         pipe.save_pretrained(tmp_path, safe_serialization=False)
 
 
+@pytest.mark.slow
 def test_a_base_model_and_an_empty_folder_are_no_editors(tmp_path: Path) -> None:
     from tests.editor.tiny_pipelines import build_pipeline
 
@@ -78,6 +80,7 @@ def test_an_editor_is_opened_from_the_hub(editor_folder: EditorFolder, monkeypat
     assert not any(pattern.endswith((".bin", ".pt", ".ckpt", "*")) for pattern in options["allow_patterns"])
 
 
+@pytest.mark.slow
 def test_the_card_is_pushed_unless_the_repository_has_its_own(pipe: EmuEditPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 

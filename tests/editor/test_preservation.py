@@ -86,6 +86,7 @@ def test_the_text_of_a_changed_area_names_a_shift_above_the_bound() -> None:
     assert str(changed_area.measure(before, before, 0.9)) == "no pixel changed"
 
 
+@pytest.mark.slow
 def test_shifts_of_a_batch_are_in_its_order(make_sampler: Callable[..., EditSampler], monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = make_sampler()
     monkeypatch.setattr(sampler, "net", CentreChanges(sampler))

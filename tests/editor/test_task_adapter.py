@@ -108,6 +108,7 @@ def test_gradients_are_the_same_with_checkpointed_activations(kind: str, make_sa
         torch.testing.assert_close(plain, checkpointed, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_adapter_that_fails_midway_leaves_no_hook(make_sampler: MakeSampler) -> None:
     unet = make_sampler().net.unet
     layers = dict(TaskAdapter.untrained(unet, 2, "attention", torch.Generator()).layers)
@@ -117,6 +118,7 @@ def test_an_adapter_that_fails_midway_leaves_no_hook(make_sampler: MakeSampler) 
     assert not any(layer._forward_hooks for layer in unet.modules())
 
 
+@pytest.mark.slow
 def test_tensors_make_the_same_adapter_and_half_of_a_pair_is_an_error(make_sampler: MakeSampler) -> None:
     adapter = random_adapter(make_sampler(), "attention")
     again = TaskAdapter.from_tensors(adapter.tensors())

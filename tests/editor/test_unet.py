@@ -55,6 +55,7 @@ def test_without_a_change_mask_head_the_network_has_the_base_models_outputs(kind
     torch.testing.assert_close(e, want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_smaller_pictures_than_the_base_models_count_as_scaled_down(make_base_model: MakeBaseModel) -> None:
     """As the pairs of a training at a smaller size are. Edits named their own size, which no pair of the training had."""
     base_model = make_base_model("sdxl")

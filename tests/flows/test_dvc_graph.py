@@ -7,6 +7,7 @@ import pytest
 from flows import dvc_graph
 
 
+@pytest.mark.slow
 def test_the_graph_is_that_of_dvc(project: Path) -> None:
     graph = dvc_graph.read(project)
     assert {stage.name: stage.after for stage in graph.stages} == {

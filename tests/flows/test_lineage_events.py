@@ -42,6 +42,7 @@ def read_events(graph: dvc_graph.Graph) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (graph.root / lineage_events.FILE).read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_each_stage_has_two_events_with_its_times_that_join_by_content(graph: dvc_graph.Graph) -> None:
     log = LineageLog(graph, "run1")
     log.completed("pairs", times(0, 12))

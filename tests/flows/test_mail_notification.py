@@ -122,6 +122,7 @@ def test_prefect_calls_the_hook_of_a_failed_flow(smtp: SmtpServer) -> None:
     assert "want a reason that begins with" in smtp.messages[0].replace("=\n", "")
 
 
+@pytest.mark.slow
 def test_a_password_that_breaks_the_url_is_not_shown(smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SMTP_ENV, "smtp://user:se/cret@smtp.example.org:587")
     with pytest.raises(MailError, match="write / in a password as %2F") as caught:

@@ -105,6 +105,7 @@ def test_a_small_loss_starts_nothing(promoted: list[dict[str, Any]], max_loss: f
     assert promoted == []
 
 
+@pytest.mark.slow
 def test_backfill_measures_all_versions_with_the_judge_of_now(promoted: list[dict[str, Any]]) -> None:
     assert model_flows.backfill.fn() == {1: 0.5, 2: 1.0}
     tags = registry.get_version(2).tags
@@ -113,6 +114,7 @@ def test_backfill_measures_all_versions_with_the_judge_of_now(promoted: list[dic
     assert description.startswith("Edit success 1.0000 measured by the last backfill. ")
 
 
+@pytest.mark.slow
 def test_backfill_measures_the_others_if_the_files_of_a_version_are_gone(
     promoted: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

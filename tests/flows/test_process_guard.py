@@ -51,6 +51,7 @@ def have_ended(*pids: int, within_s: float = 3.0) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_exit_status_and_signals_come_through() -> None:
     assert run_guarded("sh", "-c", "exit 0")[0] == 0
     assert run_guarded("sh", "-c", "exit 3")[0] == 3

@@ -33,6 +33,7 @@ def write_results(root: Path, success: float) -> dict[str, Any]:
     return metrics
 
 
+@pytest.mark.slow
 def test_results_are_committed_to_a_branch_and_nothing_else_changes(committed: Path, shell: Shell) -> None:
     head = shell("git", "rev-parse", "HEAD", cwd=committed)
     (committed / "make.py").write_text("# being edited\n")
@@ -71,6 +72,7 @@ def test_results_are_committed_with_the_code_that_made_them(committed: Path, she
     assert shell("git", "show", "-s", "--format=%P", third, cwd=committed).split() == [second], "HEAD is in the branch already"
 
 
+@pytest.mark.slow
 def test_params_that_are_not_committed_are_published_as_they_were_before_the_run(committed: Path, shell: Shell) -> None:
     (committed / "params.yaml").write_text("first: {size: 4}\n")
     (committed / "dvc.yaml").write_text("stages: {}\n")
@@ -87,6 +89,7 @@ def test_params_that_are_not_committed_are_published_as_they_were_before_the_run
     assert "made with uncommitted changes: make.py" in message
 
 
+@pytest.mark.slow
 def test_a_branch_is_made_also_where_nothing_changed(committed: Path, shell: Shell) -> None:
     head = shell("git", "rev-parse", "HEAD", cwd=committed).strip()
     assert commit_results(committed, "retrained", FILES, {}, "Retrain (person: a)") == head

@@ -34,6 +34,7 @@ def test_a_remote_that_can_be_written_is_left_as_it_was(remote: Bucket, tmp_path
     assert (remote.names(""), pauses) == ([], [])
 
 
+@pytest.mark.slow
 def test_a_wrong_secret_stops_before_the_run_without_a_retry(remote: Bucket, proxy: FaultyProxy, tmp_path: Path) -> None:
     proxy.fault = Fault(403, "SignatureDoesNotMatch", method="PUT")
     pauses: list[float] = []
@@ -56,11 +57,13 @@ def test_a_store_that_fails_for_a_moment_does_not_stop_a_run(remote: Bucket, pro
     assert remote.names("") == []
 
 
+@pytest.mark.slow
 def test_a_permission_to_write_is_enough(remote: Bucket, proxy: FaultyProxy, tmp_path: Path) -> None:
     proxy.fault = Fault(403, "AccessDenied", method="GET")  # listing what to delete
     publication.check_access(tmp_path, pytest.fail)
 
 
+@pytest.mark.slow
 def test_a_push_that_fails_for_a_wrong_secret_is_not_repeated(
     remote: Bucket, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -175,6 +175,7 @@ def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(retrain_lock, name, seconds)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_locks")
 def test_without_locks_a_record_that_stays_untouched_counts_for_nothing(tmp_path: Path) -> None:
     write_record_of_another_machine(tmp_path)

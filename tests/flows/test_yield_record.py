@@ -63,6 +63,7 @@ def test_skipped_stages_cost_what_they_cost_when_they_ran(project: Path, store: 
     assert len(json.loads(capsys.readouterr().out)["runs"]) == 4
 
 
+@pytest.mark.slow
 def test_what_a_failed_run_made_is_known_to_the_next(project: Path, store: str) -> None:
     """A validation that stops comes after the stages that cost the most."""
     publish_workspace(project)
@@ -90,6 +91,7 @@ def test_the_artifact_of_the_flow_has_a_row_per_task(project: Path, store: str) 
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_profile_of_the_champion_is_the_reference_of_later_data(
     project: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 each_file = pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
 
 
+@pytest.mark.slow
 @each_file
 def test_hadolint_finds_nothing(path: Path) -> None:
     process = subprocess.run([Path(sys.executable).parent / "hadolint", "--no-color", path], capture_output=True, text=True)

@@ -52,6 +52,7 @@ def test_the_bucket_is_closed_versioned_and_encrypted() -> None:
     assert named("resource", "aws_s3_bucket_server_side_encryption_configuration", "data")["rule"]
 
 
+@pytest.mark.slow
 def test_lifecycle_rules_are_those_of_remote_init() -> None:
     rules = named("resource", "aws_s3_bucket_lifecycle_configuration", "data")["rule"]
     variables = {name: body for block in blocks("variable") for name, body in block.items()}
@@ -81,6 +82,7 @@ def test_roles_may_only_do_what_they_need() -> None:
                 assert all(resource.endswith("/${var.prefix}/*") for resource in statement["resources"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["trainer", "server"])
 def test_service_accounts_take_the_roles_only_by_their_names(name: str) -> None:
     trust = named("data", "aws_iam_policy_document", f"{name}_trust")
@@ -99,6 +101,7 @@ PROVIDER = "arn:aws:iam::111122223333:oidc-provider/oidc.eks.eu-central-1.amazon
 SUBJECT = '["system:serviceaccount:emuedit:emuedit"]'
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("terraform"), reason="terraform is not here")
 @pytest.mark.parametrize(
     ("values", "message"),

@@ -42,6 +42,7 @@ def answer_exactly(edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[s
     return edits.exact, ["local"] * len(seeds)
 
 
+@pytest.mark.slow
 def test_doing_nothing_keeps_the_picture_and_has_no_direction(toy_edits: ToyEdits, scorers: Scorers) -> None:
     records = evaluate_system("identity", do_nothing, toy_edits("remove"), scorers, 0)
     assert len(records) == 6
@@ -61,6 +62,7 @@ def test_the_exact_result_succeeds_and_moves_towards_its_caption(toy_edits: ToyE
     assert 0 < np.mean([record.scores["l1"] or 0 for record in records]) < 0.5
 
 
+@pytest.mark.slow
 def test_metrics_of_groups_are_those_of_all_edits(toy_edits: ToyEdits, scorers: Scorers) -> None:
     edits, sizes = toy_edits("background", 5), []
     clip_scorer, dino_scorer = scorers

@@ -142,6 +142,7 @@ def test_named_weights_choose_their_activation() -> None:
         clip.load("ViT-L-14/nobody")
 
 
+@pytest.mark.slow
 def test_a_larger_vit_with_a_larger_tokenizer(clip_tokenizer: Callable[..., Any], tmp_path: Path) -> None:
     tokenizer = clip_tokenizer(48, size=1000)
     config = clip_config(tokenizer)

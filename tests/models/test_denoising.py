@@ -64,6 +64,7 @@ def test_each_number_of_trailing_steps_has_as_many_trained_timesteps() -> None:
         assert timesteps[-1] >= 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "config"), BY_SPACING)
 def test_an_edit_in_61_steps_is_as_exact_as_in_62(kind: type, config: dict[str, Any]) -> None:
     """diffusers adds a 62nd step at the timestep -1 to 61 trailing steps."""

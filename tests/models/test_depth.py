@@ -69,6 +69,7 @@ def save_dpt(folder: Path, add_projection: bool, **processing: Any) -> None:
     DPTImageProcessor(size={"height": 28, "width": 28}, **processing).save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_a_metric_dpt_is_an_error(tmp_path: Path) -> None:
     """Its config does not say so, and nothing else fails: near would be dark."""
     save_dpt(tmp_path, add_projection=True)
@@ -81,6 +82,7 @@ def test_a_dpt_of_relative_depth_is_accepted(two_images: torch.Tensor, tmp_path:
     assert depth.load(str(tmp_path)).depth(two_images).shape == (2, 40, 56)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"do_resize": False, "do_pad": True, "size_divisor": 14}, {"do_center_crop": True}])
 def test_a_processor_that_changes_the_frame_is_an_error(change: dict[str, Any], tmp_path: Path) -> None:
     """The map of the padded image was resized to the image, so nothing was where it belongs."""

@@ -50,6 +50,7 @@ def assert_same_boxes(detections: detector.Detections, boxes: torch.Tensor, scor
     torch.testing.assert_close(detections.boxes_px, boxes[not_empty][order], rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_owl_boxes_equal_those_of_the_processor(owl_folder: str, two_images: torch.Tensor) -> None:
     from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
@@ -229,6 +230,7 @@ def test_a_phrase_without_a_word_gets_no_boxes(any_detector: detector.Detector, 
     assert torch.equal(beside.phrase, torch.tensor([1, 3])[expected.phrase])
 
 
+@pytest.mark.slow
 def test_a_phrase_that_the_tokenizer_drops_gets_no_boxes(grounding_folder: str, two_images: torch.Tensor) -> None:
     model = detector.load(grounding_folder)
     zero_width_space = "\u200b"

@@ -23,6 +23,7 @@ def small_segmenter() -> segmenter.Segmenter:
     return segmenter.Segmenter(model, TINY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sam_builder.CONFIGS)
 def test_the_named_configs_equal_those_of_segment_anything(name: str) -> None:
     from segment_anything import sam_model_registry
@@ -85,6 +86,7 @@ def test_a_saved_folder_gives_the_same_masks(two_images: torch.Tensor, tmp_path:
     assert bfloat16[0].iou.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_released_checkpoint_is_identified_by_its_width(
     suffix: str, two_images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -131,6 +131,7 @@ def test_a_stochastic_scheduler_uses_one_generator_per_sample(clip_tokenizer: Ca
     torch.testing.assert_close(ours.generate(["b"], [2], steps=3, guidance_scale=2.0)[0], batch[1], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_encode_and_decode_follow_the_vae(saved: tuple[Any, str], two_images: torch.Tensor) -> None:
     pipeline, folder = saved
     ours, vae = text_to_image.load(folder), pipeline.vae
@@ -151,6 +152,7 @@ def test_encode_and_decode_follow_the_vae(saved: tuple[Any, str], two_images: to
     torch.testing.assert_close(ours.decode(z), image, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_generate_in_another_size(saved: tuple[Any, str]) -> None:
     ours = text_to_image.load(saved[1])
     assert ours.generate(["a star"], [0], steps=2, guidance_scale=1.0, size=(16, 24)).shape == (1, 3, 16, 24)
@@ -158,6 +160,7 @@ def test_generate_in_another_size(saved: tuple[Any, str]) -> None:
         ours.generate(["a star"], [0], steps=2, guidance_scale=1.0, size=(15, 24))
 
 
+@pytest.mark.slow
 def test_text_conditions(saved: tuple[Any, str]) -> None:
     ours = text_to_image.load(saved[1])
     text = ours.encode_text(["a red circle", "a star"])
@@ -168,6 +171,7 @@ def test_text_conditions(saved: tuple[Any, str]) -> None:
     assert joined.pooled is None or joined.pooled.shape == (5, 20)
 
 
+@pytest.mark.slow
 def test_texts_are_encoded_as_by_the_pipeline_and_those_that_are_cut_are_known(saved: tuple[Any, str]) -> None:
     pipeline, folder = saved
     ours = text_to_image.load(folder)

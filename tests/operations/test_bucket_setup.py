@@ -22,6 +22,7 @@ class RestrictedBucket(Bucket):
         return RestrictedBucket(self.location, style)
 
 
+@pytest.mark.slow
 def test_a_role_that_may_list_below_the_prefix_only_can_use_the_bucket(moto_url: str, make_bucket: Callable[..., Bucket]) -> None:
     bucket = RestrictedBucket(make_bucket(moto_url).location)
     assert bucket_setup.create_bucket(bucket) is False

@@ -76,6 +76,7 @@ def test_without_conditional_writes_the_oldest_version_has_the_number(
     proxy.fault = Fault()
 
 
+@pytest.mark.slow
 def test_another_file_in_the_place_of_the_pointer(moto_url: str, make_bucket: Callable[..., Bucket]) -> None:
     bucket = make_bucket(moto_url)
     bucket.put_new("latest.json", b"{}")

@@ -12,6 +12,7 @@ from emuedit.operations import workspace_checks
 from emuedit.operations.bucket import Bucket, RemoteLocation
 
 
+@pytest.mark.slow
 def test_the_remote_is_asked_with_the_profile_and_the_region_of_dvc(
     moto_url: str, make_bucket: Callable[[str], Bucket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

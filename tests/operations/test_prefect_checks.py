@@ -82,6 +82,7 @@ def test_missing_and_disabled_automations_are_found(serve: Callable[[Answers], s
     assert "flows.server_setup" in finding.fix
 
 
+@pytest.mark.slow
 def test_a_missing_or_inactive_gpu_limit_is_found(serve: Callable[[Answers], str], monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = answers()
     url = serve(prepared)
@@ -101,6 +102,7 @@ def test_a_missing_or_inactive_gpu_limit_is_found(serve: Callable[[Answers], str
     assert "GPU slots" not in findings(url, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_shell_or_worker_with_slow_heartbeats_is_found(
     serve: Callable[[Answers], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ def test_a_good_store_passes_and_nothing_is_left(
     assert bucket.versions("") == []
 
 
+@pytest.mark.slow
 def test_wrong_credentials_stop_the_check(proxy: FaultyProxy, make_bucket: Callable[..., Bucket], few_keys: None) -> None:
     bucket = make_bucket(proxy.url)
     proxy.fault = Fault(403, "SignatureDoesNotMatch")
@@ -80,6 +81,7 @@ def test_the_clock_is_compared(
     assert detail in outcome.detail
 
 
+@pytest.mark.slow
 def test_ignored_conditions_are_a_warning(proxy: FaultyProxy, make_bucket: Callable[..., Bucket]) -> None:
     bucket = make_bucket(proxy.url, versioned=False)
     proxy.fault = Fault(without_header="if-none-match")
@@ -104,6 +106,7 @@ def test_a_wrong_range_fails(proxy: FaultyProxy, make_bucket: Callable[..., Buck
     assert object_probes.probe_multipart(bucket, FOLDER).status == "fail"
 
 
+@pytest.mark.slow
 def test_changed_content_fails(proxy: FaultyProxy, make_bucket: Callable[..., Bucket]) -> None:
     bucket = make_bucket(proxy.url)
     assert object_probes.probe_read(bucket, FOLDER).detail == "got nothing right after the write"
@@ -124,6 +127,7 @@ def test_a_rule_of_others_that_removes_data_fails(store_url: str, make_bucket: C
     assert bucket_probes.probe_lifecycle(bucket, FOLDER).status == "pass"
 
 
+@pytest.mark.slow
 def test_unfinished_uploads_are_counted(
     store_url: str, make_bucket: Callable[..., Bucket], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,7 @@ def test_a_passing_fault_is_not_noticed(fault: Fault, remote: Bucket, proxy: Fau
     assert remote.get("object") == b"content"
 
 
+@pytest.mark.slow
 def test_a_refusal_is_not_repeated(remote: Bucket, proxy: FaultyProxy) -> None:
     proxy.fault, proxy.n_requests = Fault(403, "SignatureDoesNotMatch"), 0
     with pytest.raises(RemoteError):
@@ -103,6 +104,7 @@ def test_no_credentials(moto_url: str, aws_environment: None, monkeypatch: pytes
         Bucket(RemoteLocation("bucket", endpoint=moto_url, profile="nobody")).get("object")
 
 
+@pytest.mark.slow
 @pytest.mark.real_s3
 @pytest.mark.parametrize("store_url", ["real"], indirect=True)
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ def running(folder: Path, name: str) -> ProcessRecord:
     return record
 
 
+@pytest.mark.slow
 def test_services_start_and_end_with_records_and_logs(folder: Path) -> None:
     services = [http_service("mlflow"), http_service("prefect")]
     assert [line.split(":")[0] for line in start(folder, *services)] == ["mlflow", "prefect"]
@@ -151,6 +152,7 @@ def test_when_one_does_not_come_up_all_that_were_started_are_ended(folder: Path)
     assert running(folder, "postgres")
 
 
+@pytest.mark.slow
 def test_a_server_that_ends_at_its_start_shows_its_log(folder: Path) -> None:
     service = http_service("mlflow", arguments=[sys.executable, "-c", "raise SystemExit('no such database')"])
     with pytest.raises(ServersError, match=r"mlflow exited during startup; the end of .*\n  no such database"):
@@ -263,6 +265,7 @@ def test_clients_do_not_follow_the_servers_own_address_of_the_store(tmp_path: Pa
     assert layout(tmp_path).exports["MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD"] == "false"
 
 
+@pytest.mark.slow
 def test_local_servers_are_reached_past_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("NO_PROXY", "example.org")

@@ -43,6 +43,7 @@ def test_a_text_half_way_between_a_known_and_a_new_task_is_the_known_one() -> No
     assert p_new[2] < 0.35
 
 
+@pytest.mark.slow
 def test_two_new_tasks_are_told_apart_and_the_fit_is_deterministic() -> None:
     instructions = {"cutout": CUTOUT, "night": ["now the circle in the night", "the picture at night", "night there"]}
     words = sorted({*WORDS, "night", "at", "now", "in"})
@@ -75,6 +76,7 @@ def predictor() -> TaskPredictor:
     return TaskPredictor(untrained.model, untrained.tokenizer, KNOWN)
 
 
+@pytest.mark.slow
 def test_a_predictor_knows_an_added_task_by_its_instructions_until_it_is_removed(predictor: TaskPredictor) -> None:
     texts = [*CUTOUT, *KNOWN["local"]]
     before = predictor.predict(texts)
@@ -138,6 +140,7 @@ def test_a_loaded_predictor_does_not_compute_the_features_of_the_known_texts_aga
     assert p == pytest.approx(expected_p, abs=2e-3), "equal up to the rounding to float16"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["texts", "T5"])
 def test_stored_features_of_other_texts_or_of_another_t5_are_not_used(
     other: str, predictor: TaskPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -20,6 +20,7 @@ def predictor() -> TaskPredictor:
     return task_predictor.from_t5(str(T5), TASKS, 16)
 
 
+@pytest.mark.slow
 def test_a_new_head_follows_from_the_seed_alone(predictor: TaskPredictor) -> None:
     state = torch.get_rng_state()
     same, other = task_predictor.from_t5(str(T5), TASKS, 16), task_predictor.from_t5(str(T5), TASKS, 16, seed=1)
@@ -28,6 +29,7 @@ def test_a_new_head_follows_from_the_seed_alone(predictor: TaskPredictor) -> Non
     assert not torch.equal(other.probabilities(TEXTS), predictor.probabilities(TEXTS))
 
 
+@pytest.mark.slow
 def test_a_saved_predictor_is_a_standard_folder_and_predicts_the_same(predictor: TaskPredictor, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -121,6 +123,7 @@ def test_a_probable_second_task_makes_an_instruction_ambiguous(
     assert prediction.ambiguous == (len(readings) == 2)
 
 
+@pytest.mark.slow
 def test_temperature_and_threshold_are_saved(predictor: TaskPredictor, tmp_path: Path) -> None:
     assert (predictor.temperature, predictor.min_support) == (1.0, 0.0)
     before = predictor.probabilities(TEXTS)
@@ -133,6 +136,7 @@ def test_temperature_and_threshold_are_saved(predictor: TaskPredictor, tmp_path:
     assert loaded.predict(TEXTS) == predictor.predict(TEXTS)
 
 
+@pytest.mark.slow
 def test_the_n_gram_classifier_is_a_second_expert(predictor: TaskPredictor, tmp_path: Path) -> None:
     alone = predictor.probabilities(TEXTS)
     predictor.ngrams = NgramClassifier.fit(["make it", "remove it", "draw it", "hello"], [0, 1, 2, 3], 4)
@@ -150,6 +154,7 @@ def test_the_n_gram_classifier_is_a_second_expert(predictor: TaskPredictor, tmp_
         task_predictor.load(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_predictor_on_the_hub_has_its_n_grams_and_known_texts(
     predictor: TaskPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

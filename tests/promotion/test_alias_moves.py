@@ -62,6 +62,7 @@ def test_concurrent_moves_leave_one_champion_and_the_right_previous(versions: in
     assert (number_at("champion"), number_at("previous")) == (moves[-1].champion, moves[-2].champion)
 
 
+@pytest.mark.slow
 def test_a_ticket_that_was_drawn_twice_for_one_request_does_not_wait_for_itself(
     versions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +93,7 @@ def test_a_move_whose_process_cannot_be_looked_for_is_given_up_after_a_minute_wi
         assert alias_moves._is_dead(ticket) == is_dead
 
 
+@pytest.mark.slow
 def test_a_dead_process_of_this_machine_is_seen_at_once(versions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tickets = draw_ticket(2), draw_ticket(2, is_alive=False)
     living, dead = (move_tickets.read(ticket) for ticket in tickets)
@@ -196,6 +198,7 @@ def test_a_champion_whose_promotion_was_killed_after_the_move_has_its_measuremen
     assert json.loads(tags[promote.TABLE_TAG]) == [["overall", 100, 0.1, 0.5], ["local", 100, 0.1, 0.5]]
 
 
+@pytest.mark.slow
 def test_a_promotion_that_was_killed_before_the_move_is_still_to_be_decided(
     versions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ def test_the_newest_version_is_the_challenger_whoever_asks_last(versions: int) -
     assert [move.champion for move in alias_moves.history()] == [3, 5]
 
 
+@pytest.mark.slow
 def test_a_challenger_waits_for_its_turn(versions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise it could be set while a promotion of the same version removes it."""
     draw_ticket(2)

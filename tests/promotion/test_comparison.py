@@ -57,6 +57,7 @@ def edited(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return calls
 
 
+@pytest.mark.slow
 def test_measurements_hold_success_and_the_change_of_untouched_pixels(workspace: Path, edited: list[tuple[str, str]]) -> None:
     conditions = comparison.read_conditions(workspace)
     new = comparison.measure(workspace / "models", "new", conditions, workspace)
@@ -86,6 +87,7 @@ def test_a_champion_is_measured_once_until_edits_code_or_bytes_change(workspace:
     assert len(edited) == 6
 
 
+@pytest.mark.slow
 def test_a_champion_stays_measured_through_many_challengers(workspace: Path, edited: list[tuple[str, str]]) -> None:
     conditions = replace(comparison.read_conditions(workspace), tasks=("remove",), n_edits=1)
     for number in range(comparison._KEPT_MEASUREMENTS + 2):
@@ -221,6 +223,7 @@ def test_a_champion_with_tasks_that_the_benchmark_lacks_is_an_error(
     assert edited == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tasks", "measured", "note"),
     [

@@ -202,6 +202,7 @@ def test_a_repair_waits_neither_without_open_moves_nor_for_a_living_process(monk
         assert alias_moves.repair() == []
 
 
+@pytest.mark.slow
 def test_a_repair_ends_when_another_machine_sends_a_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
     ticket = draw_ticket(2, ELSEWHERE)
     n_sleeps = []

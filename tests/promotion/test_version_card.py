@@ -109,6 +109,7 @@ def test_a_decision_writes_card_and_description(store: str, tags: dict[str, str]
     assert description.startswith("Edit success 0.6000 in its own evaluation. Gate: promoted: forced by hand.")
 
 
+@pytest.mark.slow
 def test_a_card_that_cannot_be_written_stops_nothing(versions: int, capsys: pytest.CaptureFixture[str]) -> None:
     version_card.update(99)
     assert "== the card of version 99 was not written: want a version of emuedit-editor, got 99" in capsys.readouterr().out

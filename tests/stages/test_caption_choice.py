@@ -38,6 +38,7 @@ def test_a_further_caption_replaces_at_most_one_random_caption() -> None:
     assert set(after) - set(before) <= {SORTED[0]}
 
 
+@pytest.mark.slow
 def test_the_stage_asks_for_the_captions_of_its_choice(tmp_path: Path, use_llm: UseLLM) -> None:
     texts = [caption.text for caption in SORTED]
     run_captions(tmp_path, texts)

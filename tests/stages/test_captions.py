@@ -68,6 +68,7 @@ def write_source(folder: Path, kind: str) -> str:
     return name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [".txt", ".csv", ".jsonl", ".parquet", "-dataset", "-saved", ".py"])
 def test_every_kind_of_source_gives_the_same_captions(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -80,6 +81,7 @@ def test_every_kind_of_source_gives_the_same_captions(tmp_path: Path, kind: str,
     assert read_summary(out) == summary
 
 
+@pytest.mark.slow
 def test_split_and_column_of_a_dataset_are_chosen_by_params(tmp_path: Path) -> None:
     source = write_source(tmp_path, "-dataset")
     for name in (source, write_source(tmp_path, "-saved")):

@@ -45,6 +45,7 @@ def return_exact_result(edits: Benchmark, seeds: list[int]) -> tuple[Pictures, l
     return edits.exact, ["local"] * len(seeds)
 
 
+@pytest.mark.slow
 def test_a_system_that_does_nothing_keeps_the_picture_and_has_no_direction(scorers: Scorers) -> None:
     records = evaluate_system("identity", return_input, load_edits("remove"), scorers, 0)
     tables = report.summarise(records, ("remove",))
@@ -54,6 +55,7 @@ def test_a_system_that_does_nothing_keeps_the_picture_and_has_no_direction(score
     assert "undefined_clip_dir_equal_captions" not in tables
 
 
+@pytest.mark.slow
 def test_the_exact_result_succeeds_and_moves_towards_its_caption(scorers: Scorers) -> None:
     records = evaluate_system("exact", return_exact_result, load_edits("background"), scorers, 0)
     assert all(record.success and not record.reason for record in records)
@@ -214,6 +216,7 @@ def test_the_default_params_name_systems_tasks_and_a_benchmark_that_exist(tmp_pa
     assert {task for task in params.tasks if get_task(task) in HELD_OUT} <= {inverted}, "nothing learns the other tasks"
 
 
+@pytest.mark.slow
 def test_the_contact_sheet_frames_right_outputs_green_and_wrong_ones_red(scorers: Scorers) -> None:
     records = evaluate_system("true_task", return_exact_result, load_edits("remove", 3), scorers, 0)
     records += evaluate_system("true_task", return_input, load_edits("detect", 3), scorers, 0)

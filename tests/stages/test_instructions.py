@@ -79,6 +79,7 @@ def test_an_unusable_answer_is_asked_again_and_then_dropped(tmp_path: Path, use_
     assert summary.counts["dropped_remove_refused"] == summary.counts["kept"] == 1
 
 
+@pytest.mark.slow
 def test_repeats_duplicates_full_tasks_and_unwanted_words_are_dropped(tmp_path: Path, use_llm: UseLLM) -> None:
     publish_captions(tmp_path, "a dog", "the dog", "two dogs", "three dogs", "four dogs", "a gory dog")
 
@@ -145,6 +146,7 @@ def test_prompts_and_word_lists_that_do_not_exist_are_named(tmp_path: Path, chan
         run(make_params(**changes), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_toy_llm_answers_for_every_task(tmp_path: Path) -> None:
     objects = "a red card with the letter A on the left and a blue person waving on the right"
     publish_captions(

@@ -64,6 +64,7 @@ def test_all_processes_make_a_preview_and_the_main_one_prints_it(
     assert capsys.readouterr().out == (f"train: step 7, 0.25 of the edits succeed; see {tmp_path}\n" if main else "")
 
 
+@pytest.mark.slow
 def test_the_making_of_the_editor_is_reported(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a large base model it takes a minute, before the first line of the loop."""
 

@@ -201,6 +201,7 @@ def test_what_passed_says_only_that_it_passed(tmp_path: Path) -> None:
     assert len(contents) == 1
 
 
+@pytest.mark.slow
 def test_a_breach_can_be_accepted_and_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_kept(tmp_path, make_pairs(90))
     with pytest.raises(BreachError):
@@ -214,6 +215,7 @@ def test_a_breach_can_be_accepted_and_is_not_measured_again(tmp_path: Path, monk
     )
 
 
+@pytest.mark.slow
 def test_on_breach_warn_goes_on_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     publish_kept(tmp_path, make_pairs(90))
     assert run(make_params(on_breach="warn"), tmp_path).counts["fail"] == 1

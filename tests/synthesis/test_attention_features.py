@@ -59,6 +59,7 @@ def test_batches_of_sources_keep_their_features_in_order(base_model: TextToImage
     assert Trajectory.cat(parts[0], unrecorded).features == ()
 
 
+@pytest.mark.slow
 def test_nothing_is_recorded_that_needs_more_memory_than_allowed(base_model: TextToImageModel) -> None:
     _, trajectory = sample(base_model, ENOUGH)
     n_bytes = sum(step.n_bytes for step in trajectory.features)
@@ -68,6 +69,7 @@ def test_nothing_is_recorded_that_needs_more_memory_than_allowed(base_model: Tex
     assert type(next(iter(base_model.unet.attn_processors.values()))).__name__ == "AttnProcessor2_0"
 
 
+@pytest.mark.slow
 def test_guided_variants_of_unguided_sources_run_beside_them(base_model: TextToImageModel) -> None:
     """The recorded attention has no null half then."""
     sampler, trajectory = sample(base_model, ENOUGH, guidance_scale=1.0)
@@ -76,6 +78,7 @@ def test_guided_variants_of_unguided_sources_run_beside_them(base_model: TextToI
     assert torch.equal(sampler.variants(trajectory, [MASKED]), expected)
 
 
+@pytest.mark.slow
 def test_unguided_variants_take_the_text_half_of_guided_sources(base_model: TextToImageModel) -> None:
     sampler, trajectory = sample(base_model, ENOUGH)
     unguided = replace(MASKED, guidance_scale=1.0)

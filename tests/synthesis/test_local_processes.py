@@ -60,6 +60,7 @@ def one_process(tmp_path: Path) -> Iterator[ProcessGroup]:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
     rounds = [{f"shard-{n}": Job("square", n) for n in numbers} for numbers in (range(5), range(5, 8), ())]
     results, shares = [], []
@@ -77,6 +78,7 @@ def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
     assert os.getpid() not in worker_pids(tmp_path / "2")
 
 
+@pytest.mark.slow
 def test_a_result_that_nobody_read_is_not_taken_for_that_of_a_later_job(tmp_path: Path) -> None:
     with local_processes.start(2, partial(plain_jobs.build_work, tmp_path), ignore_report) as group:
         results = group.do({"shard-0": Job("square", 2), "shard-1": Job("square", 3, wait_for="go")})
@@ -86,12 +88,14 @@ def test_a_result_that_nobody_read_is_not_taken_for_that_of_a_later_job(tmp_path
         assert dict(group.do({"shard-2": Job("square", 5), "shard-3": Job("square", 6)})) == {"shard-2": 25, "shard-3": 36}
 
 
+@pytest.mark.slow
 def test_jobs_begin_in_order_and_a_slow_job_delays_no_other(tmp_path: Path) -> None:
     jobs = {"slow": Job("square", 0, wait_for="done-3")} | {f"quick-{n}": Job("square", n) for n in (1, 2, 3)}
     with pool_of(2, tmp_path) as pool:
         assert [name for name, _ in pool(jobs)] == ["quick-1", "quick-2", "quick-3", "slow"]
 
 
+@pytest.mark.slow
 def test_the_cores_are_shared_among_the_processes(tmp_path: Path) -> None:
     with pool_of(2, tmp_path) as pool:
         assert dict(pool({"shard-0": Job("count threads")})) == {"shard-0": max(1, available_cores() // 2)}
@@ -115,6 +119,7 @@ def test_the_workers_of_a_stage_on_any_gpu_have_one_each(monkeypatch: pytest.Mon
     assert gpu_of_worker("cuda", 2) == {"CUDA_VISIBLE_DEVICES": "2"}
 
 
+@pytest.mark.slow
 def test_a_failed_job_reaches_the_caller_at_once_and_ends_all_workers(tmp_path: Path) -> None:
     jobs = {"shard-0": Job("wait for ever", 0), "shard-1": Job("ValueError", 1), "shard-2": Job("square", 2)}
     with (
@@ -144,6 +149,7 @@ def test_a_worker_that_cannot_start_says_why_also_to_a_later_job() -> None:
             list(group.do({"shard-0": Job("square")}))
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_at_work_is_named_with_its_job(tmp_path: Path) -> None:
     jobs = {"shard-0": Job("wait for ever", 0), "shard-1": Job("die", 1)}
     with (
@@ -153,6 +159,7 @@ def test_a_worker_that_is_killed_at_work_is_named_with_its_job(tmp_path: Path) -
         list(pool(jobs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("action", "kind"),
     [
@@ -180,6 +187,7 @@ def test_a_worker_that_was_killed_before_its_job_is_named_with_the_job(n_earlier
         list(one_process.do({"shard-1": Job("square", 1)}))
 
 
+@pytest.mark.slow
 def test_an_exception_of_the_caller_ends_the_workers(tmp_path: Path) -> None:
     def use_pool() -> None:
         with pool_of(2, tmp_path) as pool:
@@ -190,6 +198,7 @@ def test_an_exception_of_the_caller_ends_the_workers(tmp_path: Path) -> None:
         use_pool()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a busy process with its parent")
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     parent = multiprocessing.get_context("spawn").Process(target=plain_jobs.keep_two_workers, args=(tmp_path,))

@@ -47,6 +47,7 @@ def count_rows(base_model: TextToImageModel) -> Iterator[list[int]]:
         hook.remove()
 
 
+@pytest.mark.slow
 def test_sources_are_the_pictures_of_the_base_model(base_model: TextToImageModel) -> None:
     _, trajectory = shared_sources(base_model)
     assert trajectory.z.shape[:2] == (5, 2)
@@ -66,6 +67,7 @@ def test_an_empty_mask_gives_the_source_bit_for_bit(
     assert torch.equal(sampler.variants(trajectory, variants), trajectory.z[-1][[0, 0, 1, 1]])
 
 
+@pytest.mark.slow
 def test_a_full_mask_gives_the_second_caption_bit_for_bit(base_model: TextToImageModel) -> None:
     sampler, trajectory = shared_sources(base_model)
     variants = [FREE, replace(FREE, source=1, caption="a green cross")]
@@ -126,6 +128,7 @@ def test_the_sampler_reports_the_rows_that_it_computes(base_model: TextToImageMo
     assert reported == rows
 
 
+@pytest.mark.slow
 def test_blending_to_the_end_changes_nothing_outside_the_mask(base_model: TextToImageModel) -> None:
     sampler, trajectory = shared_sources(base_model)
     (z,) = sampler.variants(trajectory, [replace(FREE, M=square(), blend_to=1.0)])
@@ -156,6 +159,7 @@ def test_injected_self_attention_changes_nothing_for_the_caption_of_the_source(b
     assert torch.equal(sampler.variants(trajectory, variants), trajectory.z[-1])
 
 
+@pytest.mark.slow
 def test_the_first_steps_are_those_of_the_source(base_model: TextToImageModel) -> None:
     sampler, trajectory = shared_sources(base_model)
     half, full = sampler.variants(trajectory, [replace(FREE, source_fraction=0.5), replace(FREE, source_fraction=1.0)])
@@ -178,6 +182,7 @@ def test_variants_do_not_depend_on_the_others_of_their_batch(base_model: TextToI
     assert_close(together, alone, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_only_the_rows_that_are_needed_are_computed(base_model: TextToImageModel) -> None:
     sampler, trajectory = shared_sources(base_model)
     with count_rows(base_model) as rows:

@@ -66,6 +66,7 @@ def test_judge_accepts_the_exact_result_and_rejects_input_and_alternatives(edits
         assert not judge(edits.alternatives[:, k], edits.before, edits.exact, edits.alternatives).success.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["contour", "depth", "sketch", "normal", "pose", "segmap"])
 def test_a_map_without_the_objects_is_refused(edits_of: dict[str, Edits], task: str) -> None:
     """A black picture was accepted as the contours of nearly every picture, because most of a right map is black."""
@@ -92,6 +93,7 @@ def test_letters_and_poses_are_uniform_and_never_in_pixel_art() -> None:
         assert not (source.style == PIXEL_ART).any()
 
 
+@pytest.mark.slow
 def test_all_other_colours_are_alternatives_of_a_recolouring() -> None:
     edits = build_edits("local", "held_out", 0, 60)
     recolourings = [n for n, text in enumerate(edits.instructions) if any(colour in text.split()[-1] for colour in COLOURS)]
@@ -100,6 +102,7 @@ def test_all_other_colours_are_alternatives_of_a_recolouring() -> None:
         assert len({image.tobytes() for image in edits.alternatives[n]}) == len(COLOURS) - 1
 
 
+@pytest.mark.slow
 def test_captions_keep_the_words_for_unedited_parts() -> None:
     for task in ("remove", "add", "local", "texture"):
         edits = build_edits(task, "held_out", 0, 60)

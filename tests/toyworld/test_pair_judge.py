@@ -58,6 +58,7 @@ def test_change_outside_the_mask_is_a_fault() -> None:
     assert all("rest_outside" in verdict.faults for verdict in verdicts)
 
 
+@pytest.mark.slow
 def test_judge_accepts_earlier_readings() -> None:
     edits = build_edits("detect", "held_out", 0, 2)
     pairs = pairs_with_targets(edits, edits.exact)

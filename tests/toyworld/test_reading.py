@@ -129,6 +129,7 @@ def test_the_file_of_references_is_what_the_code_computes() -> None:
     np.testing.assert_allclose(stored.typical_max, computed.typical_max, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_scene_class_is_read_whatever_the_objects() -> None:
     scenes = generate_scenes(scene_numbers("held_out", 7000, 200))
     predicted = SCENE_CLASSES[classify_scenes(images(scenes).astype(np.float32) / 255).scene_class]

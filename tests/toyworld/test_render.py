@@ -26,6 +26,7 @@ def without_weather_and_style(scenes: Scenes) -> Scenes:
     return replace(scenes, condition=zeros, style=zeros)
 
 
+@pytest.mark.slow
 def test_batching_changes_nothing(held_out: Scenes, truth: render.GroundTruth) -> None:
     np.testing.assert_array_equal(render.images(held_out), truth.images)
     single_images = np.concatenate([render.images(held_out[i : i + 1]) for i in range(70, 80)])
@@ -64,6 +65,7 @@ def test_a_plain_circle_has_its_colour_inside_and_the_background_outside() -> No
     np.testing.assert_allclose(area, np.pi * (0.94 * 13) ** 2, rtol=0.03)
 
 
+@pytest.mark.slow
 def test_removing_all_objects_keeps_the_background(held_out: Scenes) -> None:
     clear = without_weather_and_style(held_out)
     empty = replace(clear, kind=np.full_like(clear.kind, EMPTY))

@@ -81,6 +81,7 @@ def test_an_unknown_task_is_an_error(held_out: Scenes) -> None:
         annotate("remove", render.images(held_out[:1]))
 
 
+@pytest.mark.slow
 def test_readings_can_be_rendered(held_out: Scenes) -> None:
     images = render.images(held_out)
     read_back = toy_annotators.scenes_from_readings(toy_annotators.read_scenes(images))

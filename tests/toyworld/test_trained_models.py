@@ -98,6 +98,7 @@ def test_the_published_scorers_load_and_embed(name: str, published: dict[str, Pa
         assert scorer.embed_texts(["a star", "a very long word " * 40]).shape == (2, 128)
 
 
+@pytest.mark.slow
 def test_the_published_depth_model_loads_and_predicts(published: dict[str, Path], x: Tensor) -> None:
     from emuedit.models import depth as adapter
 

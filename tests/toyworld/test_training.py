@@ -204,6 +204,7 @@ def test_a_batch_of_empty_scenes_has_a_finite_loss() -> None:
     assert torch.isfinite(value)
 
 
+@pytest.mark.slow
 def test_a_newly_trained_vocabulary_has_the_words_of_captions(tmp_path: Path) -> None:
     tokens.train_vocabulary(tmp_path)
     tokenizer = CLIPTokenizer(vocab=str(tmp_path / "vocab.json"), merges=str(tmp_path / "merges.txt"))

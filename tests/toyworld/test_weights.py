@@ -59,6 +59,7 @@ def test_the_detector_finds_the_object_of_a_phrase(
     assert (overlap > 0.5).float().mean() > 0.8
 
 
+@pytest.mark.slow
 def test_the_segmenter_predicts_the_mask_of_the_object_in_a_box(
     world: dict[str, str], truth: render.GroundTruth, x: torch.Tensor
 ) -> None:
@@ -81,6 +82,7 @@ def test_dino_recognises_a_scene_with_other_background_noise(world: dict[str, st
     assert similarity.diag().mean() > similarity[~torch.eye(len(scenes), dtype=torch.bool)].mean() + 0.1
 
 
+@pytest.mark.slow
 def test_the_depth_of_an_object_is_nearer_than_the_background(
     world: dict[str, str], truth: render.GroundTruth, x: torch.Tensor
 ) -> None:

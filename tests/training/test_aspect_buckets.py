@@ -52,6 +52,7 @@ def test_every_bucket_is_on_the_grid_within_the_area_and_cannot_be_widened(grid:
         assert max(height, width) <= ratio * min(height, width)
 
 
+@pytest.mark.slow
 @given(height=st.integers(20, 3000), width=st.integers(20, 3000))
 def test_a_picture_goes_to_the_nearest_aspect_ratio_and_covers_its_bucket(height: int, width: int) -> None:
     buckets = AspectBuckets.around(512, 2.0, 64)

@@ -25,6 +25,7 @@ def train_on(device: str, cache_folder: Path, scratch: Path, cuda_graph: bool) -
     return {name: value.cpu() for name, value in editor.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_a_cuda_graph_is_refused_with_every_reason(cache_folder: Path, tmp_path: Path) -> None:
     settings = GRAPH.model_copy(update={"accumulation_steps": 2})
     with (

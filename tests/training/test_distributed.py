@@ -71,6 +71,7 @@ def test_a_failure_in_one_process_ends_all_and_is_explained() -> None:
         run_distributed(2, "cpu", fail_in_process, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("failure", "message", "kind"),
     [
@@ -121,6 +122,7 @@ def test_only_gradients_of_gpus_are_exchanged_in_bfloat16(device: str, hook: str
         assert handlers[0].comm_hook.value == hook
 
 
+@pytest.mark.slow
 def test_processes_of_which_one_alone_has_a_state_do_not_train_on(tmp_path: Path) -> None:
     """Machines that share no folder would train the first weights and those of the fourth step together."""
     with pytest.raises(

@@ -52,6 +52,7 @@ def test_pairs_of_several_sizes_share_the_strata_of_the_timesteps(tmp_path: Path
         assert len(noise) == 3, "parts have noise of their own"
 
 
+@pytest.mark.slow
 def test_pairs_of_one_size_have_the_draws_of_their_task(cache_folder: Path, drawn: dict[str, list[NoiseDraws]]) -> None:
     evaluate(LatentCache(cache_folder, 0.3))
     assert len(drawn) > 1
@@ -75,6 +76,7 @@ def test_quarters_of_the_timesteps_are_in_the_order_of_their_noise(cache_folder:
         assert 250 * quarter <= losses[f"held_out.t{quarter}"] < 250 * (quarter + 1)
 
 
+@pytest.mark.slow
 def test_held_out_pairs_are_not_mirrored(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flips: list[bool] = []
     make_batch = LatentCache.batch

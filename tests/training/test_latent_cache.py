@@ -22,6 +22,7 @@ MakeBaseModel = Callable[[str], TextToImageModel]
 SIZES = ((16, 16), (13, 30), (40, 24))
 
 
+@pytest.mark.slow
 def test_kept_pairs_are_encoded_with_the_task_of_their_verdict(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     base_model, pairs = make_base_model("toy"), [make_pair(n) for n in range(6)]
     latent_files.build(TrainingPairs(*write_pairs(tmp_path, pairs)), base_model, tmp_path / "cache")
@@ -41,6 +42,7 @@ def test_kept_pairs_are_encoded_with_the_task_of_their_verdict(make_base_model: 
     torch.testing.assert_close(batch.null.hidden.float(), base_model.null_text(1).hidden, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_pooled_text_of_sdxl_is_kept(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     base_model = make_base_model("sdxl")
     latent_files.build(TrainingPairs(*write_pairs(tmp_path, [make_pair(0)])), base_model, tmp_path / "cache")
@@ -94,6 +96,7 @@ def test_a_batch_has_one_size_and_sdxls_size_conditions_of_it(sized_folder: Path
     assert seen == set(cache.sizes)
 
 
+@pytest.mark.slow
 def test_the_crop_of_a_mirrored_picture_is_mirrored(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     """16 x 23 px become 16 x 16: 3 columns are cut off at the left and 4 at the right."""
     base_model = make_base_model("toy")
@@ -157,6 +160,7 @@ def test_only_tasks_with_pairs_to_train_on_are_tasks_of_the_cache(cache_folder: 
         cache.with_tasks(("local", "remove", "add"))
 
 
+@pytest.mark.slow
 def test_held_out_pairs_of_a_task_that_is_not_trained_are_left_out(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     pairs = [make_pair(n) for n in range(60)]
     is_held_out = [latent_files.caption_seed(pair.parent_ids[1]) < 0.3 * 2**63 for pair in pairs]

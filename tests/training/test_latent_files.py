@@ -28,6 +28,7 @@ def names(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_an_encoding_that_was_stopped_is_resumed(
     base_model: TextToImageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,6 +54,7 @@ def test_an_encoding_that_was_stopped_is_resumed(
         assert file.read_bytes() == (tmp_path / "cache" / file.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_several_folders_of_pairs_are_encoded_one_after_another(base_model: TextToImageModel, tmp_path: Path) -> None:
     pairs = [make_pair(n) for n in range(6)]
     (together,), dataset = write_pairs(tmp_path / "together", pairs)
@@ -73,6 +75,7 @@ def test_instructions_that_are_cut_are_told(base_model: TextToImageModel, tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_only_what_is_new_is_encoded(base_model: TextToImageModel, tmp_path: Path, encoded: dict[str, Any]) -> None:
     """Shards that stay as they are, and instructions that some shard had before, are taken from the cache."""
     pairs, cache = [make_pair(n) for n in range(6)], tmp_path / "cache"
@@ -100,6 +103,7 @@ def test_only_what_is_new_is_encoded(base_model: TextToImageModel, tmp_path: Pat
     assert encoded == {"pictures": [], "texts": []}
 
 
+@pytest.mark.slow
 def test_files_that_are_not_in_use_any_more_are_deleted(
     base_model: TextToImageModel, tmp_path: Path, encoded: dict[str, Any]
 ) -> None:
@@ -119,6 +123,7 @@ def test_files_that_are_not_in_use_any_more_are_deleted(
     assert len(LatentCache(cache, 0.0).train) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "n_images"), [("picture", [12]), ("buckets", [8, 12])])
 def test_a_shard_is_encoded_again_where_its_images_or_sizes_change(
     change: str, n_images: list[int], base_model: TextToImageModel, tmp_path: Path, encoded: dict[str, Any]

@@ -88,6 +88,7 @@ def test_a_kill_while_unused_files_are_deleted_leaves_no_incomplete_shard(
             assert loaded.batch(loaded.train, np.arange(5), np.ones(5, bool)).source.isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_tasks_of_one_shard_are_in_memory_at_a_time(
     base_model: TextToImageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

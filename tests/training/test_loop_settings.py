@@ -27,6 +27,7 @@ def open_loop(cache_folder: Path, scratch: Path, settings: TrainSettings, previe
         yield TrainLoop(make_editor(settings), cache, settings, scratch, accelerator, preview)
 
 
+@pytest.mark.slow
 def test_the_optimizer_and_the_average_have_the_settings(
     cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,6 +57,7 @@ def test_the_optimizer_and_the_average_have_the_settings(
     assert set(multipliers.values()) == {3.0, 0.5, 1.0}
 
 
+@pytest.mark.slow
 def test_logged_losses_keep_no_activations(cache_folder: Path, tmp_path: Path) -> None:
     """They wait for the next line of the log, and a graph of every step would wait with them."""
     with open_loop(cache_folder, tmp_path, SETTINGS) as loop, BatchFeed(loop.cache, SETTINGS, 1000, loop.accelerator) as feed:

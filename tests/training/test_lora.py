@@ -49,6 +49,7 @@ def test_new_adapters_change_nothing_and_merged_ones_compute_the_same(kind: str,
     torch.testing.assert_close(predict(net, kind), trained, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_only_adapters_and_new_layers_are_trained() -> None:
     net = make_net("sd15", LoraSettings(rank=2))
     trained = {name for name, parameter in net.unet.named_parameters() if parameter.requires_grad}
@@ -58,6 +59,7 @@ def test_only_adapters_and_new_layers_are_trained() -> None:
     assert all(parameter.requires_grad for parameter in net.table.parameters())
 
 
+@pytest.mark.slow
 def test_frozen_weights_may_be_half_as_large() -> None:
     net = build_editor_unet(build_base_model("sd15")).float()
     lora.add_adapters(net.unet, LoraSettings(rank=2), torch.bfloat16)

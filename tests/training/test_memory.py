@@ -200,6 +200,7 @@ def test_parts_follow_from_the_number_of_parameters(estimator: MemoryEstimator) 
     assert on_gpu.certain == on_gpu.total - on_gpu.workspace - on_gpu.context
 
 
+@pytest.mark.slow
 def test_optimizer_state_in_8_bits(estimator: MemoryEstimator) -> None:
     """2 bytes and the scales of blocks of 256 for large parameters, two float32 moments for those below 4096 elements."""
     sizes = [p.numel() for p in build_editor_unet(build_base_model("sd15")).parameters()]
@@ -221,6 +222,7 @@ def test_adapters_have_the_only_gradients(estimator: MemoryEstimator) -> None:
     assert prepared.parts == estimator.estimate(replace(plan, dtype="float32")).parts, "adapters that are there are not added"
 
 
+@pytest.mark.slow
 def test_sharding_divides_the_state_and_ddp_does_not(estimator: MemoryEstimator) -> None:
     alone, ddp = estimator.estimate(PLAN), estimator.estimate(replace(PLAN, world_size=4))
     fsdp = estimator.estimate(replace(PLAN, world_size=4, fsdp=True))

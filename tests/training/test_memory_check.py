@@ -67,6 +67,7 @@ def test_a_training_counts_all_its_models(trains_text: bool, monkeypatch: pytest
     assert plan.latent == (base_model.channels, 64 // base_model.factor, 48 // base_model.factor)
 
 
+@pytest.mark.slow
 def test_a_training_that_would_fit_into_the_empty_device_is_repeated_later(
     estimator: MemoryEstimator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

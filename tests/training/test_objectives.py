@@ -45,6 +45,7 @@ def test_a_perfect_network_has_no_loss(has_head: bool, min_snr_gamma: float | No
         torch.testing.assert_close(losses, torch.zeros(4), rtol=0, atol=1e-6, msg=f"{choice}: {losses.tolist()}")
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_the_paper_at_the_defaults(make_base_model: MakeBaseModel, batch: Batch) -> None:
     """Bit for bit the mean squared error, computed here from the betas alone; with v at zero terminal SNR, and with eps."""
     for kind in ("toy", "sd15"):

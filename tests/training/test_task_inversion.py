@@ -132,6 +132,7 @@ def test_examples_whose_instruction_has_no_side_are_mirrored_but_not_held_out_on
         torch.testing.assert_close(latents, encoded)
 
 
+@pytest.mark.slow
 def test_an_editor_in_float16_learns_no_task(editor: EditSampler, samples: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(editor, "dtype", torch.float16)
     with pytest.raises(ValueError, match="want an editor in float32 or bfloat16 to learn a task, got float16"):

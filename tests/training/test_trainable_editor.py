@@ -52,6 +52,7 @@ def test_with_frozen_text_encoders_cached_texts_are_used(batch: Batch, draws: No
     assert torch.equal(editor(same_text, draws, UNWEIGHTED).denoising, losses)
 
 
+@pytest.mark.slow
 def test_trained_text_encoders_encode_the_instructions_again_and_get_gradients(batch: Batch, draws: NoiseDraws) -> None:
     editor = make_editor()
     editor.prepare(torch.device("cpu"))
@@ -65,6 +66,7 @@ def test_trained_text_encoders_encode_the_instructions_again_and_get_gradients(b
     torch.testing.assert_close(editor(other_cached_text, draws, UNWEIGHTED).denoising, losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["toy", "sdxl"])
 def test_preparing_switches_to_training_of_every_weight(kind: str) -> None:
     editor = make_editor(kind=kind)
@@ -118,6 +120,7 @@ def test_an_editor_with_adapters_in_float16_makes_samples(monkeypatch: pytest.Mo
     assert image.isfinite().all()
 
 
+@pytest.mark.slow
 def test_tokens_of_a_fixed_shape_give_the_same_loss(batch: Batch, draws: NoiseDraws) -> None:
     editor = make_editor()
     editor.prepare(torch.device("cpu"))
@@ -142,6 +145,7 @@ def test_an_empty_instruction_is_the_null_text(batch: Batch, draws: NoiseDraws) 
         torch.testing.assert_close(editor(empty, draws, UNWEIGHTED).denoising, editor(batch, dropped, UNWEIGHTED).denoising)
 
 
+@pytest.mark.slow
 def test_frozen_text_encoders_need_no_tokens(batch: Batch) -> None:
     assert make_editor(FROZEN_TEXT).tokenized(batch) is batch
 

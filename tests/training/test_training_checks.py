@@ -78,6 +78,7 @@ def test_a_preset_trains_the_head_or_has_none(name: str) -> None:
     training_checks.check_settings(TrainSettings.model_validate_json(values), FROM_BASE, ONE_GPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_out_share", [0.0, 0.5, 0.9])
 def test_the_tasks_to_train_are_those_of_the_encoded_pairs(
     held_out_share: float, base_model: TextToImageModel, tmp_path: Path

@@ -124,6 +124,7 @@ def test_the_kind_of_a_folder_is_checked(tmp_path: Path) -> None:
     assert "with model_type" in problems[1]
 
 
+@pytest.mark.slow
 def test_nothing_is_written_for_a_model_of_the_wrong_kind(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (clone / "params.yaml").read_bytes()
     assert cli.main(["init", "captions.txt", "--no-pin", "--dino", str(ROOT / "toyworld/weights/depth")]) == 2

@@ -124,6 +124,7 @@ def test_masks_of_real_architectures_depend_on_their_own_seed_only(base_model: T
     assert not torch.equal(stack_masks(*contrasts, seeds=(9, 8))[0], masks[0])
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_scales_its_input_gives_the_same_mask(make_base_model: Any) -> None:
     from diffusers import EulerDiscreteScheduler
 

@@ -55,12 +55,14 @@ def test_sources_are_those_of_the_sampler_also_where_the_scheduler_keeps_a_histo
     assert_close(edits[0], expected[0])
 
 
+@pytest.mark.slow
 def test_the_full_guidance_interval_is_guidance_in_all_steps(base_model: TextToImageModel) -> None:
     edit = replace(PLAIN_EDIT, self_fraction=0.5, cross_fraction=0.5)
     in_interval = torch.cat(generate(base_model, edit, guidance_interval=(0.0, 1.0)))
     assert torch.equal(in_interval, torch.cat(generate(base_model, edit)))
 
 
+@pytest.mark.slow
 def test_an_empty_guidance_interval_is_a_scale_of_one(base_model: TextToImageModel) -> None:
     edit = replace(PLAIN_EDIT, self_fraction=0.5, cross_fraction=0.5, blend=BLEND)
     in_interval = torch.cat(generate(base_model, edit, guidance_interval=(0.5, 0.5)))
@@ -68,6 +70,7 @@ def test_an_empty_guidance_interval_is_a_scale_of_one(base_model: TextToImageMod
     assert torch.equal(in_interval, torch.cat(unguided))
 
 
+@pytest.mark.slow
 def test_steps_outside_the_guidance_interval_compute_no_rows_without_text(base_model: TextToImageModel) -> None:
     edits = [replace(PLAIN_EDIT, cross_fraction=0.8, self_fraction=0.4, blend=BLEND), replace(PLAIN_EDIT, source=1)]
     rows: list[int] = []
@@ -84,6 +87,7 @@ def test_steps_outside_the_guidance_interval_compute_no_rows_without_text(base_m
         assert (z - z_guided).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("null_too", [False, True])
 def test_an_unchanged_caption_under_full_control_gives_the_source_bit_for_bit(
@@ -95,6 +99,7 @@ def test_an_unchanged_caption_under_full_control_gives_the_source_bit_for_bit(
     assert torch.equal(edits, sources)
 
 
+@pytest.mark.slow
 def test_sources_do_not_depend_on_their_edits(base_model: TextToImageModel) -> None:
     alone, _ = generate(base_model)
     edits = [replace(PLAIN_EDIT, cross_fraction=0.8, self_fraction=0.4, blend=BLEND), replace(PLAIN_EDIT, source=1)]
@@ -126,6 +131,7 @@ def test_edits_do_not_depend_on_other_edits_of_the_batch(base_model: TextToImage
     assert_close(together, alone, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_local_blend_keeps_the_source_away_from_the_changed_words(base_model: TextToImageModel) -> None:
     thresholds = (0.995, 1.0)
     edits = [replace(PLAIN_EDIT, blend=replace(BLEND, threshold=threshold, start=0.0)) for threshold in thresholds]

@@ -46,10 +46,10 @@ def check(root: Path) -> None:
     present = [name for name in (*sections, *_OPTIONAL) if name in params]
     if present:
         problems = [f"{PARAMS_FILE}: {problem}" for problem in problems]
-    if present and not _is_known_good(root):
+    if present and not _record_of(root, key := _key(root, params)).exists():
         misfits = _check_models(root, present)
         if not (misfits or problems):
-            _remember(root)
+            _remember(root, key)
         problems = misfits + problems
     if problems:
         raise ParamsError("\n".join(problems))
@@ -72,7 +72,7 @@ def _benchmark_problems(root: Path) -> Iterator[str]:
 
     A missing table or judge.yaml is reported by `reference_check`.
     """
-    folder = _benchmark_folder(root)
+    folder = _benchmark_folder(root, config.read_yaml(root / PARAMS_FILE))
     if folder is None:
         return
     photo_benchmark = importlib.import_module("emuedit.metrics.photo_benchmark")
@@ -84,9 +84,9 @@ def _benchmark_problems(root: Path) -> Iterator[str]:
         yield f"{PARAMS_FILE}: {_WORLD}.benchmark: {str(error).replace(f'{root.resolve()}/', '')}"
 
 
-def _benchmark_folder(root: Path) -> Path | None:
+def _benchmark_folder(root: Path, params: Mapping[str, Any]) -> Path | None:
     """The folder that `world.benchmark` names, if it has a table."""
-    reference = _mapping(config.read_yaml(root / PARAMS_FILE).get(_WORLD)).get("benchmark")
+    reference = _mapping(params.get(_WORLD)).get("benchmark")
     folder = find_file(reference, root) if isinstance(reference, str) else None
     return folder if folder and (folder / TABLE).is_file() else None
 
@@ -131,31 +131,28 @@ def _check_models(root: Path, sections: list[str]) -> list[str]:
     return list(json.loads(process.stdout.splitlines()[-1]))
 
 
-def _is_known_good(root: Path) -> bool:
-    return (_memory(root) / _key(root)).exists()
-
-
-def _remember(root: Path) -> None:
-    """Record that these files passed; if that fails, they are checked again next time."""
+def _remember(root: Path, key: str) -> None:
+    """Record that the files with this key passed; if that fails, they are checked again next time."""
+    record = _record_of(root, key)
     with contextlib.suppress(OSError):
-        _memory(root).mkdir(parents=True, exist_ok=True)
-        for old in _memory(root).iterdir():
+        record.parent.mkdir(parents=True, exist_ok=True)
+        for old in record.parent.iterdir():
             old.unlink(missing_ok=True)
-        (_memory(root) / _key(root)).touch()
+        record.touch()
 
 
-def _memory(root: Path) -> Path:
-    return root / "scratch" / "params-check"
+def _record_of(root: Path, key: str) -> Path:
+    return root / "scratch" / "params-check" / key
 
 
-def _key(root: Path) -> str:
+def _key(root: Path, params: Mapping[str, Any]) -> str:
     """Hash of the params, of the code that reads them, and of the times and sizes of a benchmark's files."""
     digest = hashlib.blake2b((root / PARAMS_FILE).read_bytes(), digest_size=12)
     digest.update(find_file(PIPELINE_FILE, root).read_bytes())
     for file in sorted(_PACKAGE.rglob("*.py")) + sorted(_PACKAGE.rglob("*.yaml")):
         status = file.stat()
         digest.update(f"|{file.relative_to(_PACKAGE)}:{status.st_mtime_ns}:{status.st_size}".encode())
-    if folder := _benchmark_folder(root):
+    if folder := _benchmark_folder(root, params):
         for file in sorted(folder.rglob("*")):
             status = file.lstat()
             digest.update(f"|{file.relative_to(folder)}:{status.st_mtime_ns}:{status.st_size}".encode())

@@ -116,7 +116,8 @@ class Workspace:
             params[section] |= changes
         (folder / "params.yaml").write_text(yaml.safe_dump(params))
         if not params_check.model_problems(folder, [name for name in params if name != "world"]):
-            params_check._remember(folder)  # or every process of a test would import torch to check the same
+            key = params_check._key(folder, params)
+            params_check._remember(folder, key)  # or every process of a test would import torch to check the same
 
     def start(self, stage: str, pause_s: float = 0.0) -> StageProcess:
         """Start a stage that pauses after every shard it writes."""

@@ -121,11 +121,7 @@ class Editor:
 
         Raises TaskPackError for an invalid file, a pack of another editor, and a name that exists; nothing is added then.
         """
-        from emuedit.editor import task_pack
-
-        pack = task_pack.load(file)
-        task_pack.check(pack, self.sampler.fingerprint, self.reserved_names)
-        self.sampler.add_task(pack.name, pack.v, pack.adapter)
+        pack = self.sampler.add_pack(file, self.reserved_names)
         if self.predictor is not None and self.predictor.can_add(pack.instructions):
             self.predictor.add_task(pack.name, pack.instructions)
         return pack

@@ -256,10 +256,14 @@ class EditSampler:
         self.net.table.remove(name)
         self.adapters.pop(name, None)
 
-    def add_pack(self, file: str | Path) -> task_pack.TaskPack:
-        """Add the task of a pack. Raises TaskPackError for an invalid file and for a pack of another editor."""
+    def add_pack(self, file: str | Path, reserved_names: Sequence[str] = ()) -> task_pack.TaskPack:
+        """Add the task of a pack.
+
+        reserved_names: names that it cannot have, besides those of `tasks`. Raises TaskPackError for an invalid file, a pack of
+        another editor, and a name that exists; nothing is added then.
+        """
         pack = task_pack.load(file)
-        task_pack.check(pack, self.fingerprint, self.tasks)
+        task_pack.check(pack, self.fingerprint, (*self.tasks, *reserved_names))
         self.add_task(pack.name, pack.v, pack.adapter)
         return pack
 

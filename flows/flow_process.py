@@ -148,12 +148,9 @@ def _parse_arguments() -> tuple[RetrainOptions, int, int]:
     parser.add_argument("--result", type=int, required=True, help="file descriptor to which the result is written")
     for field in fields(RetrainOptions):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=json.loads, default=field.default)
-    options = vars(parser.parse_args())
-    return (
-        RetrainOptions(**{field.name: options[field.name] for field in fields(RetrainOptions)}),
-        options["parent"],
-        options["result"],
-    )
+    values = vars(parser.parse_args())
+    parent, result = values.pop("parent"), values.pop("result")
+    return RetrainOptions(**values), parent, result
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from emuedit.failures import FailureKind
 from emuedit.operations import dvc_remote
 from emuedit.operations.remote_error import RemoteError
 from emuedit.tracking.runs import flatten
-from flows import push_access
+from flows import push_access, result_origin
 from flows.dvc_graph import LOCK, Graph
 from flows.failure_kinds import RETRY_DELAYS_S
 
@@ -93,8 +93,7 @@ def publish(
         return ""
     files = {Path(LOCK): Path(LOCK), **_metrics_paths(graph)}
     source = source or read_source(graph.root)
-    inputs = {dep["path"] for stage in graph.locked_stages().values() for dep in stage.get("deps", ())}
-    new = [path for path in source.untracked if not inputs.isdisjoint(map(str, (Path(path), *Path(path).parents)))]
+    new = result_origin.only_inputs(graph, source.untracked)
     source = dataclasses.replace(source, uncommitted=(*source.uncommitted, *new))
     commit = commit_results(graph.root, branch, files, metrics, f"Retrain ({reason})", source)
     print(f"== {branch} is at {commit[:8]}", flush=True)

@@ -8,7 +8,7 @@ has its hash.
 import hashlib
 import json
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,13 @@ def uncommitted_inputs(graph: dvc_graph.Graph, at_start: StartState) -> list[str
     Outputs of stages do not count. Other untracked files, such as notes, do not change a result. An input that `dvc add` tracks
     counts by its `.dvc` file.
     """
-    stages = graph.locked_stages().values()
-    inputs, outputs = ([item["path"] for stage in stages for item in stage.get(kind, ())] for kind in ("deps", "outs"))
-    new = [path for path in at_start.untracked if _is_below(path.removesuffix(".dvc"), inputs)]
-    return [path for path in (*at_start.changed, *new) if not _is_below(path, outputs)]
+    inputs, outputs = _locked_paths(graph)
+    return [path for path in (*at_start.changed, *_only_below(inputs, at_start.untracked)) if not _is_below(path, outputs)]
+
+
+def only_inputs(graph: dvc_graph.Graph, paths: Iterable[str]) -> list[str]:
+    """The paths that are inputs of a stage, as `dvc.lock` has them, or below one."""
+    return _only_below(_locked_paths(graph)[0], paths)
 
 
 def tag_published(version: ModelVersion | None, branch: str, commit: str) -> None:
@@ -122,6 +125,18 @@ def _parent(graph: dvc_graph.Graph) -> str:
 
 def _read_files(root: Path, names: Iterable[str]) -> dict[str, bytes]:
     return {name: (root / name).read_bytes() for name in names if (root / name).is_file()}
+
+
+def _locked_paths(graph: dvc_graph.Graph) -> tuple[list[str], list[str]]:
+    """The inputs and the outputs of all stages."""
+    stages = graph.locked_stages().values()
+    inputs, outputs = ([item["path"] for stage in stages for item in stage.get(kind, ())] for kind in ("deps", "outs"))
+    return inputs, outputs
+
+
+def _only_below(folders: Sequence[str], paths: Iterable[str]) -> list[str]:
+    """The paths in the folders; a `.dvc` file counts as what it tracks."""
+    return [path for path in paths if _is_below(path.removesuffix(".dvc"), folders)]
 
 
 def _is_below(path: str, folders: Iterable[str]) -> bool:

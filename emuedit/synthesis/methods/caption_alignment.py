@@ -63,7 +63,7 @@ def map_tokens(source: CaptionTokens, target: CaptionTokens, length: int) -> tok
     other positions, and a swap would give them each other's maps.
     """
     removed, added = token_alignment.changed_words(source.words, target.words)
-    if len(source.words) == len(target.words) and removed == added:
+    if removed == added:  # as many words on both sides, then
         return token_alignment.replace(source.lengths, target.lengths, length)
     return token_alignment.refine(source.sequence, target.sequence, length)
 

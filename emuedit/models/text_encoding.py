@@ -9,7 +9,7 @@ Shapes: B texts, L tokens, D the total width of the hidden states, P the width o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -45,7 +45,8 @@ class TextEncoding:
 
     def __init__(self, tokenizers: Sequence[Any], encoders: Sequence[Any]) -> None:
         self.tokenizers, self.encoders = tuple(tokenizers), tuple(encoders)
-        self._tokens = lru_cache(REMEMBERED_TEXTS)(self._tokenize)
+        # No bound method: a reference cycle would keep the encoders in memory after their last use.
+        self._tokens = lru_cache(REMEMBERED_TEXTS)(partial(_tokenize, self.tokenizers))
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tokens, ...]:
         """Tokens for each encoder, on the CPU, truncated to the tokenizer's maximum length."""
@@ -73,17 +74,18 @@ class TextEncoding:
         """Whether a text is truncated by an encoder."""
         return any(tokens.is_truncated for tokens in self._tokens(text))
 
-    def _tokenize(self, text: str) -> tuple[_OneText, ...]:
-        """The tokens of the text for each encoder, padded or truncated.
 
-        Tokenizers store padding and truncation as state set by each call, so only one thread may call them: batches are
-        prepared in a separate thread.
-        """
-        tokens = []
-        for tokenizer in self.tokenizers:
-            length = tokenizer.model_max_length
-            with _TOKENIZER_LOCK:
-                padded = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-                is_truncated = len(tokenizer(text, verbose=False).input_ids) > length
-            tokens.append(_OneText(padded.input_ids[0], padded.attention_mask[0], is_truncated))
-        return tuple(tokens)
+def _tokenize(tokenizers: Sequence[Any], text: str) -> tuple[_OneText, ...]:
+    """The tokens of the text for each encoder, padded or truncated.
+
+    Tokenizers store padding and truncation as state set by each call, so only one thread may call them: batches are prepared in
+    a separate thread.
+    """
+    tokens = []
+    for tokenizer in tokenizers:
+        length = tokenizer.model_max_length
+        with _TOKENIZER_LOCK:
+            padded = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+            is_truncated = len(tokenizer(text, verbose=False).input_ids) > length
+        tokens.append(_OneText(padded.input_ids[0], padded.attention_mask[0], is_truncated))
+    return tuple(tokens)

@@ -68,9 +68,11 @@ class ShardMaker:
     def __init__(
         self, instructions: Sequence[Instruction], models: ModelSet, params: SynthesisParams, report: ReportShare | None
     ) -> None:
-        self.instructions, self.models, self.params, self._report = instructions, models, params, report
+        self.instructions, self.models, self.params = instructions, models, params
         self.usable = [instruction for instruction in instructions if captions_fit(instruction, models.base_model)]
-        self._rows_to_come = params.estimate_rows(self.usable)
+        rows_to_come = params.estimate_rows(self.usable)
+        # No bound method: the sampler would be in a reference cycle, and the memory of the shard's sources be freed late.
+        self._count_rows = None if report is None else (lambda rows: report(rows / rows_to_come))
         self.sampler = Sampler(
             models.base_model, params.steps, models.runtime.torch_dtype, params.guidance_interval, self._count_rows
         )
@@ -294,7 +296,3 @@ class ShardMaker:
         return get_task(instruction.task).annotated or any(
             recipe.mask is not None and recipe.mask.needs_objects for recipe in recipes
         )
-
-    def _count_rows(self, rows: int) -> None:
-        if self._report is not None:
-            self._report(rows / self._rows_to_come)

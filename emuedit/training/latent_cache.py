@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ class LatentCache:
         Raises LatentCacheError if there is no training pair.
         """
         self._folder, self._index = folder, latent_files.read_index(folder)
-        self._open = lru_cache(OPEN_FILES)(self._map_file)
+        self._open = lru_cache(OPEN_FILES)(partial(_map_file, folder, self._index))  # no bound method: a reference cycle
         text_hashes = [np.load(text_file(folder, key, "texts")) for key in self._index.texts]
         self._has_pooled_text = text_file(folder, self._index.null_text, "pooled").exists()
         self._text_starts = np.cumsum([0, *map(len, text_hashes)])
@@ -196,21 +196,6 @@ class LatentCache:
             out[samples] = file[row[samples]]
         return out
 
-    def _map_file(self, kind: str, number: int, size: Size | None) -> NDArray[Any]:
-        """Memory-map the pairs or latents of a file number, or encoded texts ("hidden" or "pooled"; -1: the null text).
-
-        Returned as a plain array: numpy's class for mapped arrays makes each access several times slower.
-        """
-        shard, part = divmod(number, MAX_PARTS)
-        if kind == "pairs":
-            path = latent_files.pairs_file(self._folder, self._index.shards[shard])
-        elif kind == "latents" and size is not None:
-            path = latent_files.latents_file(self._folder, self._index.shards[shard], part, size)
-        else:
-            path = text_file(self._folder, self._index.null_text if number < 0 else self._index.texts[number], kind)
-        mapped: NDArray[Any] = np.asarray(np.load(path, mmap_mode="r"))
-        return mapped
-
     def _text(self, texts: NDArray[np.int32] | None) -> TextCondition:
         """Encoded texts by row, or the null text; float16, as stored."""
         files, rows = np.full(1, -1, np.int64), np.zeros(1, np.int64)
@@ -266,3 +251,19 @@ def _size_conditions(notes: NDArray[Any], mirrored: NDArray[np.bool_]) -> NDArra
     """SDXL's size conditions of the pairs, [B, 6]: original size, crop, target size (arXiv 2307.01952, section 2.2)."""
     left = np.where(mirrored, notes["mirrored_left"], notes["crop"][:, 1])
     return np.column_stack([notes["original"], notes["crop"][:, 0], left, notes["size"]]).astype(np.float32)
+
+
+def _map_file(folder: Path, index: latent_files.CacheIndex, kind: str, number: int, size: Size | None) -> NDArray[Any]:
+    """Memory-map the pairs or latents of a file number, or encoded texts ("hidden" or "pooled"; -1: the null text).
+
+    Returned as a plain array: numpy's class for mapped arrays makes each access several times slower.
+    """
+    shard, part = divmod(number, MAX_PARTS)
+    if kind == "pairs":
+        path = latent_files.pairs_file(folder, index.shards[shard])
+    elif kind == "latents" and size is not None:
+        path = latent_files.latents_file(folder, index.shards[shard], part, size)
+    else:
+        path = text_file(folder, index.null_text if number < 0 else index.texts[number], kind)
+    mapped: NDArray[Any] = np.asarray(np.load(path, mmap_mode="r"))
+    return mapped

@@ -1,5 +1,6 @@
 """Shards of the toy world: candidates of both methods, masks from both sources, and every reason for a rejection."""
 
+import gc
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from emuedit.data.records import Drop, Instruction, Pair
 from emuedit.runtime import Runtime
 from emuedit.stages.pairs import PairsParams
 from emuedit.synthesis import masks
+from emuedit.synthesis.attention_features import AttentionFeatures
 from emuedit.synthesis.candidate import Candidate, Region, SynthesisParams
 from emuedit.synthesis.masks import LocatedObject, MaskParams
 from emuedit.synthesis.methods.diffedit import NoiseDifference
@@ -140,6 +142,18 @@ def test_prompt_to_prompt_reports_its_progress(models: ModelSet) -> None:
     params = make_params(recipes=make_params().recipes | {"local": (ALIGNED_WORDS,)})
     make_shard([make_instruction(BLUE, "red star")], models, params, Counter(), shares.append)
     assert sum(shares) == pytest.approx(1 / 1.2)
+
+
+@pytest.mark.slow
+def test_the_attention_features_of_a_shard_are_freed_with_it(models: ModelSet) -> None:
+    """They are most of a shard's memory, and a worker makes hundreds of shards."""
+    gc.collect()
+    gc.disable()
+    try:
+        make_shard([make_instruction(BLUE, "red star")], models, make_params(), Counter(), lambda share: None)
+        assert not [features for features in gc.get_objects() if isinstance(features, AttentionFeatures)]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.slow

@@ -37,7 +37,8 @@ from emuedit.editor.settings import EditSettings
 from emuedit.models import dino, image_tensors
 from emuedit.progress import Progress
 from emuedit.runtime import Runtime
-from toyworld.edits import exact_judge, phrasings
+from toyworld.edits import exact_judge, phrasings, task_judge
+from toyworld.edits.exact_edits import build_edits
 from toyworld.edits.scene_changes import CHANGES
 from toyworld.scenes import render
 from toyworld.scenes.caption_grammar import slot_noun
@@ -75,9 +76,11 @@ class TurnScript:
         return maximum_filter(exact_judge.edit_region(*self.states), (1, RIM_PX, RIM_PX))
 
     def judge(self, turn: int, output: np.ndarray) -> np.ndarray:
-        """Whether the outputs of a turn show the requested state, bool [N]."""
-        state = self.state[turn % len(self.state)]
-        return exact_judge.judge(output, self.states[1 - state], self.states[state], self.others[state]).success
+        """Whether the outputs of a turn show the requested state, by the judge of the turn's task; bool [N]."""
+        cycle = turn % len(self.state)
+        state = self.state[cycle]
+        before, exact = self.states[1 - state], self.states[state]
+        return task_judge.judge(self.task[cycle], output, before, exact, self.others[state]).success
 
 
 def recolour(n: int) -> TurnScript:
@@ -107,12 +110,12 @@ def recolour(n: int) -> TurnScript:
 def add_and_remove(n: int) -> TurnScript:
     """An object is added, and removed again."""
     change = CHANGES["add"](scene_numbers("held_out", 500, n))
-    pictures = render.images(change.source), render.images(change.target)
+    added, removed = (build_edits(task, "held_out", 500, n) for task in ("add", "remove"))
     there = [phrasings.ADD[0].format(**values) for values in change.values]
     nouns = [slot_noun(change.target, row, slot) for row, slot in enumerate(change.slots)]
     back = [phrasings.REMOVE[0].format(the=f"the {noun}") for noun in nouns]
-    wrong = np.stack([render.images(other) for other in change.alternatives[:4]], 1)
-    return TurnScript(("add", "remove"), (1, 0), (there, back), pictures, (wrong, wrong))
+    others = removed.alternatives, added.alternatives
+    return TurnScript(("add", "remove"), (1, 0), (there, back), (added.before, added.exact), others)
 
 
 def run(sampler: EditSampler, script: TurnScript, settings: EditSettings, turns: int, progress: Progress) -> list[np.ndarray]:

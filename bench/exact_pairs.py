@@ -30,14 +30,16 @@ SYSTEM = "true_task"
 
 
 def create_workspace(root: Path, params_file: Path, editor: Path | None = None) -> Path:
-    """A workspace with the same params and toy models, and this editor, without inverted tasks."""
+    """A workspace with the same params and toy models, and this editor, without inverted tasks.
+
+    A workspace of an earlier run gets links to the present inputs.
+    """
     (root / "models" / "inversion").mkdir(parents=True, exist_ok=True)
     links = {root / "params.yaml": params_file, root / "toyworld": CODE_ROOT / "toyworld"}
     if editor is not None:
         links[root / train.OUT] = editor
     for link, target in links.items():
-        if not link.exists():
-            link.symlink_to(target.resolve())
+        command.replace_link(link, target)
     return root
 
 

@@ -1,8 +1,9 @@
 """How many examples does a new task need? Task inversion compared with alternatives.
 
 `uv run python bench/inversion.py [--quick]` writes `bench/results/inversion.json` and `inversion.png`; its last line is the same
-JSON. Results are stored as they finish, and the same command resumes. The editor is the toy world's base
-editor, which was not trained on the tasks. All methods get the same examples; success is the toy world's judge on 32 other edits.
+JSON. The editor is the toy world's base editor, which was not trained on the tasks. All methods get the same examples; success is
+the toy world's judge on 32 other edits. Finished entries are stored in `scratch/bench/inversion/`, from which the same command
+resumes, as long as editor, settings and code are the same.
 
 - `zero_shot`: the editor's task with the lowest loss on the examples, without training;
 - `embedding`: only the task embedding, as in Emu Edit (arXiv 2311.10089);
@@ -13,8 +14,8 @@ editor, which was not trained on the tasks. All methods get the same examples; s
 
 from __future__ import annotations
 
-import argparse
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from harness import command, textual_inversion
 
 from emuedit import config
 from emuedit.data import contact_sheet
+from emuedit.data.atomic_file import replacing
+from emuedit.data.dependencies import content_key
 from emuedit.editor import sampling
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics.systems import make_edits
@@ -45,6 +48,13 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 STEPS, QUICK_STEPS = 300, 2
 EDITS, QUICK_EDITS = 32, 4
+CODE = (
+    "toyworld/edits", "toyworld/scenes", "emuedit/training", "emuedit/editor", "bench/inversion.py",
+    "bench/harness/textual_inversion.py",
+)  # fmt: skip
+"""Files and folders of the code whose change makes stored results invalid."""
+Entry = tuple[str, str, int, int]
+"""(task, method, examples, seed)"""
 HELD_OUT = 8
 """Examples for early stopping, in addition to a method's training examples."""
 
@@ -80,7 +90,7 @@ def run(folder: Path, task: str, method: str, n: int, seed: int, quick: bool) ->
     return figures, output
 
 
-def plan(quick: bool) -> list[tuple[str, str, int, int]]:
+def plan(quick: bool) -> list[Entry]:
     """(task, method, examples, seed), most important first."""
     if quick:
         return [("contour", method, 1, 0) for method in METHODS]
@@ -119,12 +129,33 @@ def mean_success(results: list[dict[str, Any]], task: str, method: str, n: int) 
     return float(np.mean(values)) if values else None
 
 
-def write(results: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Write the result file and the chart from all results so far."""
-    draw_chart(results, command.result_path(__file__, args.quick, ".png"))
-    thirty = {task: {method: mean_success(results, task, method, 30) for method in METHODS} for task in TASKS}
-    figures = {"success_at_30_examples": thirty, "results": results}
-    command.write_result(__file__, figures, args.quick)
+def results_key(editor: Path, quick: bool) -> str:
+    """Hash of what the results depend on: the editor, the settings, and the code that learns, edits and judges."""
+    params = config.read_yaml(command.ROOT / config.PARAMS_FILE)
+    settings = {
+        "quick": quick, "edit": params["evaluation"]["settings"], "loss_weights": params["inversion"]["loss_weights"],
+    }  # fmt: skip
+    return content_key(settings, editor, *(command.ROOT / path for path in CODE))
+
+
+def read_finished(folder: Path) -> dict[Entry, dict[str, Any]]:
+    """The finished entries that an earlier run stored in the folder, with their rows of the result."""
+    rows = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("[!.]*.json"))]
+    return {(row["task"], row["method"], row["examples"], row["seed"]): row for row in rows}
+
+
+def run_and_store(folder: Path, entry: Entry, editor: Path, quick: bool) -> None:
+    """Run one entry of the plan; its row and, for the main ones, a sheet of edits are stored in the folder."""
+    task, method, n, seed = entry
+    figures, output = run(editor, task, method, n, seed, quick)
+    if (method, n, seed) == ("adapter", 30, 0):
+        test = build_edits(task, "held_out", 0, 8)
+        sheet = [("before", test.before), ("edited", output[:8]), ("exact", test.exact)]
+        grid = contact_sheet.picture_grid(sheet, test.instructions, 2, f"{task}, learned from {n} examples")
+        grid.save(folder / f"{task}.png")
+    row = {"task": task, "method": method, "examples": n, "seed": seed, **figures}
+    with replacing(folder / f"{task}-{method}-{n}-{seed}.json") as file:
+        file.write_text(json.dumps(row) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -133,20 +164,22 @@ def main() -> None:
     command.add_editor(parser)
     parser.add_argument("--most", type=int, default=10**6, metavar="N", help="stop after the first N entries of the plan")
     args = parser.parse_args()
-    file = command.result_path(__file__, args.quick)
-    results = json.loads(file.read_text(encoding="utf-8"))["results"] if file.is_file() and not args.quick else []
-    finished = {(row["task"], row["method"], row["examples"], row["seed"]) for row in results}
-    for task, method, n, seed in plan(args.quick)[: args.most]:
-        if (task, method, n, seed) in finished:
-            continue
-        figures, output = run(args.editor, task, method, n, seed, args.quick)
-        results.append({"task": task, "method": method, "examples": n, "seed": seed, **figures})
-        if (method, n, seed) == ("adapter", 30, 0):
-            test = build_edits(task, "held_out", 0, 8)
-            sheet = [("before", test.before), ("edited", output[:8]), ("exact", test.exact)]
-            grid = contact_sheet.picture_grid(sheet, test.instructions, 2, f"{task}, learned from {n} examples")
-            grid.save(command.result_path(__file__, args.quick, f"_{task}.png"))
-        write(results, args)
+    folder = command.ROOT / "scratch" / "bench" / "inversion" / results_key(args.editor, args.quick)
+    if args.quick:
+        shutil.rmtree(folder, ignore_errors=True)  # a smoke test runs everything
+    folder.mkdir(parents=True, exist_ok=True)
+    finished = read_finished(folder)
+    for entry in plan(args.quick)[: args.most]:
+        if entry not in finished:
+            run_and_store(folder, entry, args.editor, args.quick)
+    finished = read_finished(folder)
+    results = [finished[entry] for entry in plan(args.quick) if entry in finished]
+    draw_chart(results, command.result_path(__file__, args.quick, ".png"))
+    for sheet in folder.glob("*.png"):
+        shutil.copyfile(sheet, command.result_path(__file__, args.quick, f"_{sheet.name}"))
+    thirty = {task: {method: mean_success(results, task, method, 30) for method in METHODS} for task in TASKS}
+    figures = {"success_at_30_examples": thirty, "results": results}
+    command.write_result(__file__, figures, args.quick)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,12 @@ def prepare(root: Path) -> Path:
 
 
 def published_files(folder: Path) -> dict[str, Any]:
-    """Published files of a stage, by name: hashes, and the summary without the hashes of volatile files."""
+    """Published files of a stage, by name: hashes, and the summary without the hashes of volatile files.
+
+    Empty for a folder that is not published.
+    """
+    if not (folder / SUMMARY_FILE).is_file():
+        return {}
     summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     summary["shards"] = {name: digest for name, digest in summary["shards"].items() if Path(name).name not in VOLATILE}
     return {**killing.file_hashes(folder, ignored=(*VOLATILE, SUMMARY_FILE)), SUMMARY_FILE: summary}

@@ -3,11 +3,11 @@
 `uv run python bench/promotions.py [--quick]` writes `bench/results/promotions.json`; its last line is the same JSON.
 
 Several processes concurrently promote versions of one registry (SQLite): with `alias_moves.move_champion`, and like a simple
-script, which reads the alias `champion`, then sets `previous` and `champion`. `promotions` counts successful promotions, and
-`chain_breaks` those that did not start from the champion set by the previous one: each is a champion that was lost without a
-record. In the last part every second process is killed at a random time; `repaired` counts the moves that the next command
-finished, and `is_consistent` says whether aliases and history then agree. `seconds_per_promotion` is the total time divided by
-their number.
+script, which reads the alias `champion`, then sets `previous` and `champion`. `promotions` counts successful promotions,
+`failed` the others, and `chain_breaks` the successful ones that did not start from the champion set by the previous one: each is
+a champion that was lost without a record. In the last part every second process is killed at a random time; `repaired` counts the
+moves that the next command finished, and `is_consistent` says whether aliases and history then agree. `seconds_per_promotion` is
+the total time divided by the number of versions.
 """
 
 import itertools
@@ -30,7 +30,7 @@ from harness import command
 PROMOTIONS, PROCESSES = 50, 10
 QUICK_PROMOTIONS, QUICK_PROCESSES = 8, 4
 WORKER = """
-import json, sys, time
+import json, sys, time, traceback
 from concurrent.futures import ThreadPoolExecutor
 from emuedit.tracking import alias_moves, registry, runs
 from mlflow.tracking import MlflowClient
@@ -51,8 +51,15 @@ def script(number):
     runs.client().set_registered_model_alias(registry.MODEL_NAME, "champion", str(number))
     return before, number
 
+def attempt(number):
+    try:
+        return {"ours": ours, "script": script}[method](number)
+    except Exception:
+        traceback.print_exc()
+        return None
+
 with ThreadPoolExecutor(len(numbers)) as pool:
-    print(json.dumps(list(pool.map({"ours": ours, "script": script}[method], numbers))))
+    print(json.dumps(list(pool.map(attempt, numbers))))
 """
 
 
@@ -76,7 +83,13 @@ def start_workers(method: str, n_versions: int, n_processes: int) -> list["subpr
     groups = [list(range(1, n_versions + 1))[index::n_processes] for index in range(n_processes)]
     start = time.time() + 4 + 2 * n_processes  # each imports MLflow first
     arguments = [[sys.executable, "-c", WORKER, method, str(start), json.dumps(group)] for group in groups]
-    return [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for words in arguments]
+    return [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for words in arguments]
+
+
+def read_moves(answers: list[str]) -> list[tuple[int | None, int]]:
+    """(before, number) of every successful promotion. A failed one is null in its process's answer."""
+    results = [result for answer in answers if answer for result in json.loads(answer)]
+    return [(before, number) for before, number in filter(None, results)]
 
 
 def count_chain_breaks(moves: list[tuple[int | None, int]]) -> int:
@@ -93,11 +106,11 @@ def measure(method: str, n_versions: int, n_processes: int) -> dict[str, Any]:
         start = time.time() + 4 + 2 * n_processes
         answers = [worker.communicate()[0] for worker in workers]
         seconds = time.time() - start
-        moves = [(before, number) for answer in answers if answer for before, number in json.loads(answer)]
+        moves = read_moves(answers)
         aliases = {alias: version.number if version else None for alias, version in alias_moves.current().items()}
         history = alias_moves.history() if method == "ours" else []
     result = {
-        "promotions": len(moves), "chain_breaks": count_chain_breaks(moves),
+        "promotions": len(moves), "failed": n_versions - len(moves), "chain_breaks": count_chain_breaks(moves),
         "seconds_per_promotion": round(max(seconds, 0.0) / n_versions, 3),
     }  # fmt: skip
     if history:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from harness import command
+from harness import command, real_unets
 from tokenizers.pre_tokenizers import ByteLevel
 from tqdm import tqdm
 
@@ -78,11 +78,11 @@ def random_base_model(architecture: str, scale: Scale, device: str, dtype: torch
         "text_encoder": random_text_encoder(tokenizer, first_width, n_layers=12, n_heads=12 if is_real_size else 1),
     }  # fmt: skip
     if architecture == "sd15":
-        unet = random_unet_sd15(scale, first_width)
+        unet = random_unet("sd15", scale, first_width)
         without_checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         pipeline = diffusers.StableDiffusionPipeline(unet=unet, **shared, **without_checker)
     else:
-        unet = random_unet_sdxl(scale, first_width + second_width, pooled_width=second_width)
+        unet = random_unet("sdxl", scale, first_width + second_width, pooled_width=second_width)
         n_layers, n_heads = (32, 20) if is_real_size else (4, 1)
         second = random_text_encoder(tokenizer, second_width, n_layers, n_heads, with_projection=True)
         pipeline = diffusers.StableDiffusionXLPipeline(
@@ -95,26 +95,19 @@ def random_base_model(architecture: str, scale: Scale, device: str, dtype: torch
     return base_model
 
 
-def random_unet_sd15(scale: Scale, text_width: int) -> Any:
-    """The U-Net of Stable Diffusion 1.5."""
-    return import_library("diffusers").UNet2DConditionModel(
-        sample_size=scale.px // 8, layers_per_block=2, attention_head_dim=8, cross_attention_dim=text_width,
-        block_out_channels=[scaled_width(channels, scale) for channels in (320, 640, 1280, 1280)],
-    )  # fmt: skip
-
-
-def random_unet_sdxl(scale: Scale, text_width: int, pooled_width: int) -> Any:
-    """The U-Net of Stable Diffusion XL."""
-    return import_library("diffusers").UNet2DConditionModel(
-        sample_size=scale.px // 8, layers_per_block=2, cross_attention_dim=text_width,
-        block_out_channels=[scaled_width(channels, scale) for channels in (320, 640, 1280)],
-        attention_head_dim=[5, 10, 20] if scale.width == REAL_WIDTH else [1, 2, 4],
-        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        transformer_layers_per_block=[1, 2, 10], use_linear_projection=True,
-        addition_embed_type="text_time", addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=pooled_width + 6 * 256,
-    )  # fmt: skip
+def random_unet(architecture: str, scale: Scale, text_width: int, pooled_width: int = 0) -> Any:
+    """The U-Net of Stable Diffusion 1.5 or XL at this scale; `pooled_width`: of XL's pooled text embedding."""
+    config = real_unets.CONFIGS[architecture]
+    changes: dict[str, Any] = {
+        "sample_size": scale.px // real_unets.FACTOR,
+        "cross_attention_dim": text_width,
+        "block_out_channels": tuple(scaled_width(channels, scale) for channels in config["block_out_channels"]),
+    }
+    if architecture == "sdxl":
+        changes["projection_class_embeddings_input_dim"] = pooled_width + 6 * config["addition_time_embed_dim"]
+        if scale.width != REAL_WIDTH:
+            changes["attention_head_dim"] = (1, 2, 4)
+    return real_unets.build_unet(architecture, "cpu", **changes)
 
 
 def random_text_encoder(tokenizer: Any, width: int, n_layers: int, n_heads: int, with_projection: bool = False) -> Any:

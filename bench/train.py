@@ -37,10 +37,8 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 """Measured settings; `ours` is used for the speed ratio, `ours, small` for the memory ratio."""
-THEIRS: dict[str, dict[str, tuple[str, ...]]] = {
-    "cpu": {"published": ()},
-    "cuda": {"published": ()},
-}
+PUBLISHED = "published"
+"""Name of diffusers' script in the results."""
 
 
 def run(module: str, out: Path, *arguments: str) -> dict[str, Any]:
@@ -76,14 +74,10 @@ def measure(name: str, published: Path, folder: Path, dtype: str, steps: int, wa
     shape, device = SHAPES[name], "cuda" if torch.cuda.is_available() else "cpu"
     write_workspace(folder, shape, device)
     torch.cuda.empty_cache()
-    rows: dict[str, Any] = {}
-    for system, more in THEIRS[device].items():
-        out = folder / f"{system}.json"
-        rows[system] = run(
-            "published_trainer", out, str(published), str(folder), str(out), dtype, str(steps), str(warm_up), str(shape.batch),
-            str(shape.size_px), *more,
-        )  # fmt: skip
-        print(f"{name}: {system}: {rows[system]}", file=sys.stderr, flush=True)
+    out = folder / f"{PUBLISHED}.json"
+    arguments = (published, folder, out, dtype, steps, warm_up, shape.batch, shape.size_px)
+    rows: dict[str, Any] = {PUBLISHED: run("published_trainer", out, *map(str, arguments))}
+    print(f"{name}: {PUBLISHED}: {rows[PUBLISHED]}", file=sys.stderr, flush=True)
     common = {
         "preset": None, "resolution": shape.size_px, "batch_size": shape.batch, "dtype": dtype, "lr": 1e-4, "lr_mult_text": 0.0,
         "device": device,
@@ -100,7 +94,7 @@ def ratios(rows: dict[str, Any]) -> dict[str, float | None]:
     """Ratio of ours to the published script, in speed and in memory."""
 
     def ratio(system: str, key: str) -> float | None:
-        value, published = rows[system].get(key), rows["published"].get(key)
+        value, published = rows[system].get(key), rows[PUBLISHED].get(key)
         return round(value / published, 3) if value and published else None
 
     return {

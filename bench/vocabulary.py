@@ -85,8 +85,7 @@ def main() -> None:
     params_file = args.workspace / config.PARAMS_FILE
     start = create_workspace(folder / "start", params_file, args.editor)
     retrained = create_workspace(folder / "retrained", params_file, args.workspace / train.OUT)
-    if not (retrained / router.OUT).exists():
-        (retrained / router.OUT).symlink_to((args.workspace / router.OUT).resolve())
+    command.replace_link(retrained / router.OUT, args.workspace / router.OUT)
     tables = {"start": evaluate(start, ("true_task",), args), "retrained": evaluate(retrained, ("true_task", "emuedit"), args)}
     systems = {"start": ("start", "true_task"), "retrained": ("retrained", "true_task"), "predicted": ("retrained", "emuedit")}
     figures: dict[str, Any] = {

@@ -57,6 +57,16 @@ def require_outputs(workspace: Path, *folders: str) -> None:
         sys.exit(f"want {', '.join(missing)} in {workspace}, got none; run `uv run retrain` there, or name another --workspace")
 
 
+def replace_link(link: Path, target: Path) -> None:
+    """Let `link` be a symbolic link to a file or folder; a link to another one, from an earlier run, is replaced."""
+    target = target.resolve()
+    if link.is_symlink():
+        if link.readlink() == target:
+            return
+        link.unlink()
+    link.symlink_to(target)
+
+
 def result_path(script: str, quick: bool, suffix: str = ".json") -> Path:
     """Output file of a script (its `__file__`): `bench/results/<name><suffix>`, `<name>.quick<suffix>` with `--quick`."""
     return RESULTS / f"{Path(script).stem}{'.quick' if quick else ''}{suffix}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -32,8 +33,13 @@ def start(root: Path, stage: str) -> subprocess.Popen[bytes]:
 
 
 def finish(root: Path, stage: str) -> bool:
-    """Run the command; returns whether it succeeded."""
-    return start(root, stage).wait(TIMEOUT_S) == 0
+    """Run the command; returns whether it succeeded. After TIMEOUT_S all its processes are killed, and it has failed."""
+    running = start(root, stage)
+    try:
+        return running.wait(TIMEOUT_S) == 0
+    except subprocess.TimeoutExpired:
+        kill_session(running)
+        return False
 
 
 def repeat_until_done(root: Path, stage: str) -> int:
@@ -83,12 +89,23 @@ def forked_workers(session: int) -> list[int]:
 def kill(running: subprocess.Popen[bytes], victim: int) -> int:
     """SIGKILL a process of a running command; returns how many of its session remained after ENDING_S and were killed."""
     os.kill(victim, signal.SIGKILL)
-    running.wait(TIMEOUT_S)
+    try:
+        running.wait(TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return kill_session(running)
     until = time.monotonic() + ENDING_S
     while (left := session_processes(running.pid)) and time.monotonic() < until:
         time.sleep(0.05)
+    return kill_session(running) if left else 0
+
+
+def kill_session(running: subprocess.Popen[bytes]) -> int:
+    """SIGKILL all processes of a command's session, and wait for the command; returns how many there were."""
+    left = session_processes(running.pid)
     for process in left:
-        os.kill(process, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    running.wait()
     return len(left)
 
 

@@ -24,8 +24,9 @@ METHOD_LABELS = {
     "instruct_pix2pix_1_candidates_keep_1": "InstructPix2Pix, one",
     "instruct_pix2pix": "InstructPix2Pix, best of four",
 }
+"""Method -> its label in the chart."""
 SOFT_MASK_METHODS = ("soft_mask", "hard_mask", "no_mask", "recipe_grid")
-"""Method prefix -> label; these are green in the chart."""
+"""Prefixes of the methods that are green in the chart."""
 FIGURE_TITLES = {
     "right_per_cpu_s": "correct pairs per CPU second",
     "yield": "correct pairs per instruction",

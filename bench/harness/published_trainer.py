@@ -1,6 +1,6 @@
 """Run diffusers' `train_instruct_pix2pix.py` unmodified on the pairs of a workspace, and time its steps.
 
-    python -m harness.published_trainer SCRIPT WORKSPACE OUT DTYPE STEPS WARM_UP BATCH SIZE_PX [more arguments of the script]
+    python -m harness.published_trainer SCRIPT WORKSPACE OUT DTYPE STEPS WARM_UP BATCH SIZE_PX
 
 Only two parts are replaced: `load_dataset` returns the workspace's pairs as a `datasets.Dataset`, and the progress bar records
 the time and ends the run after the last step, before the script saves its pipeline.
@@ -23,7 +23,7 @@ class _LastStep(Exception):  # noqa: N818  not an error
 
 def main() -> None:
     """See above."""
-    script, workspace, out, dtype, steps, warm_up, batch, size_px, *more = sys.argv[1:]
+    script, workspace, out, dtype, steps, warm_up, batch, size_px = sys.argv[1:]
     import datasets
     import tqdm.auto
     from PIL import Image
@@ -58,7 +58,7 @@ def main() -> None:
         "--output_dir", f"{workspace}/published", "--resolution", size_px, "--train_batch_size", batch,
         "--max_train_steps", str(int(steps) + 1), "--learning_rate", "1e-4", "--lr_warmup_steps", "0",
         "--conditioning_dropout_prob", "0.05", "--random_flip", "--use_ema", "--mixed_precision", precision, "--seed", "0",
-        "--report_to", "all", *more,
+        "--report_to", "all",
     ]  # fmt: skip
     try:
         runpy.run_path(script, run_name="__main__")

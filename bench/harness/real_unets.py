@@ -13,7 +13,7 @@ D_V = 32
 FACTOR = 8
 """Pixels per latent cell and side."""
 N_PARAMETERS = {"sd15": 859_520_964, "sdxl": 2_567_463_684}
-"""Configs of the base models' U-Nets."""
+"""Name of a base model -> number of parameters of its U-Net."""
 CONFIGS: dict[str, dict[str, Any]] = {
     # unet/config.json of stable-diffusion-v1-5/stable-diffusion-v1-5; other values are diffusers' defaults
     "sd15": {
@@ -39,6 +39,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 2816,
     },
 }
+"""Name of a base model -> config of its U-Net."""
 
 
 def build_unet(name: str, device: str = "meta", **changes: Any) -> Any:

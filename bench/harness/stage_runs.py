@@ -18,6 +18,7 @@ import yaml
 
 from emuedit import config
 from emuedit.data.dependencies import PIPELINE_FILE, SUMMARY_FILE
+from harness.command import replace_link
 
 PACKAGES = ("emuedit", "toyworld", "flows")
 DTYPE_SECTIONS = ("pairs", "train", "inversion", "evaluation")
@@ -41,10 +42,13 @@ class StageRunner:
     def prepare(self, changes: Mapping[str, Any]) -> None:
         """Create the workspace. `changes`: dotted name -> value; names that are not in `params.yaml` are ignored.
 
-        Exits with an explanation if the workspace has other params.
+        Exits with an explanation if the workspace has measurements of other params or of another checkout.
         """
         if not (self.code / PIPELINE_FILE).is_file():
             sys.exit(f"want a checkout of the project with {PIPELINE_FILE}, got {self.code}")
+        link = self.workspace / PACKAGES[0]
+        if self._measurements() and link.is_symlink() and link.readlink() != (self.code / PACKAGES[0]).resolve():
+            sys.exit(f"{self.workspace} was measured with the code {link.readlink()}; name another --workspace, or delete it")
         text = changed_params(self.code / config.PARAMS_FILE, changes)
         self.workspace.mkdir(parents=True, exist_ok=True)
         file = self.workspace / config.PARAMS_FILE
@@ -53,9 +57,8 @@ class StageRunner:
         file.write_text(text, encoding="utf-8")
         shutil.copy2(self.code / PIPELINE_FILE, self.workspace / PIPELINE_FILE)
         for package in PACKAGES:
-            link = self.workspace / package
-            if (self.code / package).is_dir() and not link.exists():
-                link.symlink_to(self.code.resolve() / package)
+            if (self.code / package).is_dir():
+                replace_link(self.workspace / package, self.code / package)
 
     @cached_property
     def stages(self) -> dict[str, dict[str, Any]]:

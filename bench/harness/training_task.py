@@ -19,6 +19,7 @@ from emuedit.data.publish import publish, scratch_folder
 from emuedit.data.records import Pair, Verdict
 from emuedit.data.shards import write_shard
 from harness.command import ROOT
+from harness.real_unets import CONFIGS
 from toyworld.edits.exact_dataset import build_pairs
 from toyworld.edits.exact_edits import build_edits
 
@@ -46,12 +47,7 @@ _TOY_UNET: dict[str, Any] = {
     "norm_num_groups": 16, "sample_size": 16, "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
 }  # fmt: skip
-_SD15_UNET: dict[str, Any] = {
-    "block_out_channels": (320, 640, 1280, 1280),
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "sample_size": 64,
-}
+_SD15_UNET = CONFIGS["sd15"]
 _KL_VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4, "scaling_factor": 0.18215,
     "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,

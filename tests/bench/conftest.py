@@ -1,4 +1,5 @@
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,12 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     module = importlib.import_module("harness.command")
     monkeypatch.setattr(module, "RESULTS", tmp_path)
     return module
+
+
+@pytest.fixture
+def load_script(command: ModuleType) -> Callable[[str], ModuleType]:
+    """Imports a benchmark or a module of the harness by its name; results go to a temporary folder."""
+    return importlib.import_module
 
 
 @pytest.fixture

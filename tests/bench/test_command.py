@@ -44,3 +44,14 @@ def test_missing_inputs_are_named(command: ModuleType, tmp_path: Path) -> None:
     command.require_outputs(tmp_path, "data/pairs")
     with pytest.raises(SystemExit, match=r"want models/editor in .*uv run retrain"):
         command.require_outputs(tmp_path, "data/pairs", "models/editor")
+
+
+def test_a_link_of_an_earlier_run_is_replaced(command: ModuleType, tmp_path: Path) -> None:
+    for editor in ("first", "second"):
+        (tmp_path / editor).mkdir()
+        command.replace_link(tmp_path / "editor", tmp_path / editor)
+        assert (tmp_path / "editor").resolve() == tmp_path / editor
+    (tmp_path / "second").rmdir()
+    (tmp_path / "third").mkdir()
+    command.replace_link(tmp_path / "editor", tmp_path / "third")
+    assert (tmp_path / "editor").resolve() == tmp_path / "third", "also one that leads nowhere"

@@ -1,16 +1,23 @@
 import ast
 import contextlib
 import io
+import json
 import re
 import runpy
 from pathlib import Path
 
 import pytest
 
+from emuedit import config
+from emuedit.data import filters
 from emuedit.processes import QUIET_ENV
+from emuedit.stages.dataset import DatasetParams
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "bench").glob("*.py"))
+RESULTS = [path for path in sorted((ROOT / "bench" / "results").glob("*.json")) if ".quick." not in path.name]
+WITHOUT_HARDWARE = {"pairs", "rendering", "sizes"}
+"""Results from before the hardware was recorded. A new run of the benchmark removes its name here."""
 
 
 @pytest.mark.slow
@@ -41,6 +48,22 @@ def test_results_are_written_by_the_shared_function(script: Path) -> None:
 def test_every_result_file_has_a_script() -> None:
     names = {path.name.partition(".")[0] for path in (ROOT / "bench" / "results").glob("*.json")}
     assert names <= {script.stem for script in SCRIPTS}
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
+def test_results_say_on_what_they_were_measured(file: Path) -> None:
+    result = json.loads(file.read_text())
+    assert ({"hardware", "quick"} <= set(result)) == (file.stem not in WITHOUT_HARDWARE)
+    assert not result.get("quick"), "a smoke test is no result"
+
+
+def test_results_of_the_filters_have_the_present_names_of_scores() -> None:
+    file = ROOT / "bench" / "results" / "filters.json"
+    if not file.is_file():
+        pytest.skip("no results")
+    names = {name for row in json.loads(file.read_text())["tasks"].values() for name in row["filters"]}
+    scores = {name.rpartition("_")[0] for name in names}
+    assert scores <= set(filters.scores_used(config.load(DatasetParams, "dataset", ROOT / "params.yaml").filters))
 
 
 def test_bench_scripts_do_not_hide_a_package() -> None:

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -97,3 +98,15 @@ def test_a_workspace_keeps_its_params(stage_runs: ModuleType, checkout: Path, tm
 def test_a_folder_that_is_no_checkout_is_refused(stage_runs: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="want a checkout of the project"):
         stage_runs.StageRunner(tmp_path, tmp_path / "workspace").prepare({})
+
+
+def test_a_workspace_measures_one_checkout(stage_runs: ModuleType, checkout: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(checkout, other)
+    stage_runs.StageRunner(checkout, tmp_path / "workspace").prepare({})
+    runner = stage_runs.StageRunner(other, tmp_path / "workspace")
+    runner.prepare({})
+    assert (runner.workspace / "emuedit").resolve() == other / "emuedit", "nothing was measured yet"
+    runner.measure("captions", force=False)
+    with pytest.raises(SystemExit, match=r"measured with the code .*other/emuedit; name another --workspace"):
+        stage_runs.StageRunner(checkout, tmp_path / "workspace").prepare({})

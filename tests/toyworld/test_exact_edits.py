@@ -27,8 +27,8 @@ ALL_TASKS = toy_tasks.TRAINED + toy_tasks.HELD_OUT
 
 @pytest.fixture(scope="module")
 def edits_of() -> dict[str, Edits]:
-    """Task -> 30 held-out edits."""
-    return {task: build_edits(task, "held_out", 0, 30) for task in ALL_TASKS}
+    """Task -> 12 held-out edits."""
+    return {task: build_edits(task, "held_out", 0, 12) for task in ALL_TASKS}
 
 
 def test_the_toy_world_has_tasks_of_the_table_in_its_order() -> None:

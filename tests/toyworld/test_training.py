@@ -162,16 +162,6 @@ def test_an_unknown_model_is_an_error(capsys: pytest.CaptureFixture[str], monkey
     assert "detectro; known are vae, base_model, detector" in capsys.readouterr().err
 
 
-def test_the_former_flag_is_an_error_that_names_the_new_one(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("sys.argv", ["toyworld.training", "base_model", "--on", "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit):
-        command.main()
-    assert "--continue" in capsys.readouterr().err.splitlines()[-1]
-    assert not (tmp_path / "out").exists()
-
-
 def test_the_continue_flag_starts_from_the_published_base_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: list[tuple[Path, Path]] = []
 

@@ -9,10 +9,11 @@ import numpy as np
 from toyworld.edits import exact_judge, exact_targets, phrasings, task_judge, toy_tasks
 from toyworld.edits.exact_judge import Judgement, edit_region
 from toyworld.edits.exact_targets import FILTERS
-from toyworld.edits.scene_changes import CHANGES, add, scenes_with_object, wrong_scenes
+from toyworld.edits.scene_changes import CHANGES, add, scenes_with_object
+from toyworld.edits.wrong_scenes import wrong_scenes
 from toyworld.scenes import render
 from toyworld.scenes.caption_grammar import all_captions, referring_expression, slot_noun, wording_rng
-from toyworld.scenes.palette import COLOURS, PERSON
+from toyworld.scenes.palette import BOX_RGB, COLOURS, PERSON
 from toyworld.scenes.scene import SLOTS, Scenes, pick, scene_numbers, uniform
 
 GREY = 128
@@ -238,7 +239,8 @@ def _held_out_edits(task: str, numbers: np.ndarray) -> Edits:
 
     def render_alternatives() -> Iterator[np.ndarray]:
         if task == "add_detect":
-            yield truth.images
+            line = (exact == render.quantise(BOX_RGB)).all(-1, keepdims=True)
+            yield from (np.where(line, exact, render.images(scenes)) for scenes in change.alternatives)
             return
         yield from (exact_targets.depth(truth), exact_targets.sketch(truth), exact_targets.segmap(source, truth))
         for rows, scenes in wrong_scenes(source):

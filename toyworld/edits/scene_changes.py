@@ -1,11 +1,12 @@
 """Edits of the scene itself: for each task the source scenes, the target scenes, and plausible wrong targets."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from toyworld.edits import phrasings
+from toyworld.edits.wrong_scenes import with_other_details
 from toyworld.scenes.caption_grammar import BACKGROUND_PHRASES, describe_object, indefinite_article, slot_noun, wording_rng
 from toyworld.scenes.palette import (
     ALLOWED_COLOURS,
@@ -24,8 +25,6 @@ from toyworld.scenes.palette import (
     TEXTURES,
 )
 from toyworld.scenes.scene import EMPTY, PIXEL_ART, SLOTS, Scenes, generate_scenes, pick, uniform
-
-NIGHT = CONDITIONS.index("night")
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,11 @@ def remove(numbers: np.ndarray) -> SceneChange:
 
 
 def add(numbers: np.ndarray) -> SceneChange:
-    """Add an object: the reverse of `remove`, as in Emu Edit (arXiv 2311.10089). The target is the generated scene."""
+    """Add an object: the reverse of `remove`, as in Emu Edit (arXiv 2311.10089). The target is the generated scene.
+
+    Alternatives: all attributes that the instruction names, except the size and the position, by which the images differ more
+    than the judge allows. Colours come first.
+    """
     removal = remove(numbers)
     rows = np.arange(len(numbers))
     target, slots = removal.source, removal.slots
@@ -150,6 +153,7 @@ def add(numbers: np.ndarray) -> SceneChange:
     alternatives += [
         target.replace_fields(rows, slots, kind=(kind + k) % len(SHAPES), variant=0, texture=0) for k in range(1, len(SHAPES))
     ]
+    alternatives += [with_other_details(target, slots, k) for k in range(1, max(map(len, (TEXTURES, LETTERS, POSES))))]
     values = [{"a_new": _describe_new_object(target, n, slots[n], in_full=True)} for n in range(len(rows))]
     return SceneChange(removal.target, target, alternatives, slots, [phrasings.ADD] * len(rows), values)
 
@@ -253,31 +257,3 @@ CHANGES: dict[str, Callable[[np.ndarray], SceneChange]] = {
     "text": text,
 }
 """Task -> function that builds its scene changes from scene numbers `[N]`."""
-
-
-def wrong_scenes(source: Scenes) -> Iterator[tuple[np.ndarray, Scenes]]:
-    """Wrong scenes: without objects, with other light or background, or with one object removed or changed.
-
-    Yields (rows, scenes): `rows` of `source` are changed, the other rows are unchanged.
-    """
-    rows = np.arange(len(source))
-    yield rows, _without_objects(source)
-    yield rows, replace(source, condition=np.where(source.condition == NIGHT, 0, NIGHT).astype(np.int16))
-    for k in range(1, len(BACKGROUNDS)):
-        yield rows, replace(source, background=(source.background + k) % len(BACKGROUNDS))
-    for slot in range(SLOTS):
-        present = rows[source.present[:, slot]]
-        scenes = source[present]
-        positions, slots = np.arange(len(present)), np.full(len(present), slot)
-        yield present, scenes.replace_fields(positions, slots, kind=EMPTY)
-        for k in range(1, len(SHAPES)):
-            kind = (scenes.kind[:, slot] + k) % len(SHAPES)
-            yield present, scenes.replace_fields(positions, slots, kind=kind, variant=0)
-        for k in range(1, len(COLOURS)):
-            yield present, scenes.replace_fields(positions, slots, colour=(scenes.colour[:, slot] + k) % len(COLOURS))
-
-
-def _without_objects(source: Scenes) -> Scenes:
-    """The same scenes without objects. Their maps are blank, and nearer to the exact maps than the images are."""
-    rows, slots = np.nonzero(source.kind != EMPTY)
-    return source.replace_fields(rows, slots, kind=EMPTY)

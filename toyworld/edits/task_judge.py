@@ -2,6 +2,7 @@
 
 - add: the instruction names a part of the image, not a pixel, so the object may be up to `MAX_SHIFT_PX` from the exact position.
 - detect: a line that is one pixel off is a correct box; an open line, or one around more than the object, is not.
+- add_detect: the line as in detect, and the object without the line, which has more pixels than a wrong colour changes.
 - remove: remains of an object may be nearer to the background than to the object, and still be visible.
 - background: the exact result is one instance of a texture; other instances are equally correct.
 
@@ -46,6 +47,34 @@ def judge(task: str, output: np.ndarray, before: np.ndarray, exact: np.ndarray, 
 
 def judge_added_object(output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray) -> Judgement:
     """Like `exact_judge.judge`, after moving the exact result and every alternative to best fit the output."""
+    moved, wrong, regions = _move_all_to_fit(output, before, exact, alternatives)
+    nearest = exact_judge.find_nearest(output, before, moved, wrong, regions)
+    return exact_judge.conclude(output, moved, edit_region(before, moved), nearest)
+
+
+def judge_added_and_boxed_object(
+    output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray
+) -> Judgement:
+    """Both parts must be right: the object, judged without the pixels of the line, and the line, as by `judge_box`.
+
+    The exact result may be moved like an added object, together with its box. The alternatives have the exact result's line.
+    """
+    moved, wrong, regions = _move_all_to_fit(output, before, exact, alternatives)
+    line = (moved == quantise(BOX_RGB)).all(-1)
+    nearest = exact_judge.find_nearest(output, before, moved, wrong, regions & ~line)
+    without_line = np.where(line[..., None], before, moved)
+    line_faults, near_line = _line_faults(output, (before, without_line), line)
+    faults = [
+        "; ".join(filter(None, (exact_judge.fault_inside(int(image)), fault)))
+        for image, fault in zip(nearest, line_faults, strict=True)
+    ]
+    return exact_judge.conclude(output, moved, near_line | edit_region(before, moved), nearest, faults)
+
+
+def _move_all_to_fit(
+    output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The exact results and the alternatives, each moved to best fit the output, and bool [N, 64, 64]: where they may be."""
     moved, wrong, regions = exact.copy(), alternatives.copy(), np.zeros(exact.shape[:3], bool)
     padded_output, padded_before = (np.pad(images, ((0, 0), _MARGIN, _MARGIN, (0, 0))) for images in (output, before))
     padded_errors = np.pad(l1(output, before), ((0, 0), _MARGIN, _MARGIN))
@@ -57,8 +86,7 @@ def judge_added_object(output: np.ndarray, before: np.ndarray, exact: np.ndarray
             _move_to_fit(padded_output[n], padded_before[n], padded_errors[n], image, pixels)
             for image, pixels in zip(images, changed, strict=True)
         )
-    nearest = exact_judge.find_nearest(output, before, moved, wrong, regions)
-    return exact_judge.conclude(output, moved, edit_region(before, moved), nearest)
+    return moved, wrong, regions
 
 
 def _move_to_fit(
@@ -87,9 +115,19 @@ def judge_box(output: np.ndarray, before: np.ndarray, exact: np.ndarray, alterna
     for boundaries (Martin, Fowlkes and Malik 2004). The alternatives, boxes of other objects, have too little recall.
     """
     del alternatives
+    faults, near_line = _line_faults(output, (before,), (exact != before).any(-1))
+    nearest = np.where([not fault for fault in faults], EXACT, INPUT)
+    return exact_judge.conclude(output, exact, near_line, nearest, faults)
+
+
+def _line_faults(output: np.ndarray, without_line: tuple[np.ndarray, ...], line: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """The fault of each drawn line, or '', and bool [N, H, W]: the pixels near the exact `line`, bool [N, H, W].
+
+    A pixel is drawn if it is nearer to the colour of boxes than to each of the images `without_line`, uint8 [N, H, W, 3].
+    """
     rgb = quantise(BOX_RGB)
-    line = (exact != before).any(-1)
-    drawn = (l1(output, rgb) < l1(output, before)) & (l1(before, rgb) > CHANGED_L1)
+    to_rgb = l1(output, rgb)
+    drawn = np.all([(to_rgb < l1(output, image)) & (l1(image, rgb) > CHANGED_L1) for image in without_line], 0)
     near_line, near_drawn = _near(line), _near(drawn)
     recall = exact_judge.masked_mean(near_drawn, line)
     precision = exact_judge.masked_mean(near_line, drawn)
@@ -98,7 +136,7 @@ def judge_box(output: np.ndarray, before: np.ndarray, exact: np.ndarray, alterna
         "" if right[n] else f"recall {recall[n]:.2f} and precision {precision[n]:.2f} of the box's line"
         for n in range(len(output))
     ]
-    return exact_judge.conclude(output, exact, near_line, np.where(right, EXACT, INPUT), faults)
+    return faults, near_line
 
 
 def _near(pixels: np.ndarray) -> np.ndarray:
@@ -133,5 +171,11 @@ def _blur(images: np.ndarray, sigma_px: float) -> np.ndarray:
     return gaussian_filter(images, (0, sigma_px, sigma_px, 0))
 
 
-_JUDGES = {"add": judge_added_object, "background": judge_background, "detect": judge_box, "remove": judge_removal}
+_JUDGES = {
+    "add": judge_added_object,
+    "add_detect": judge_added_and_boxed_object,
+    "background": judge_background,
+    "detect": judge_box,
+    "remove": judge_removal,
+}
 """Task -> judge, for tasks with another judge than `exact_judge.judge`."""

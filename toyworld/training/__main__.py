@@ -99,11 +99,8 @@ def main() -> None:
         dest="continue_training",
         help="continue the training of the published base model instead of training a new one; its VAE does not change",
     )
-    parser.add_argument("--on", action="store_true", help=argparse.SUPPRESS)  # the former name of --continue
     parser.add_argument("--scratch", type=Path, default=SCRATCH, help="folder for training state")
     args = parser.parse_args()
-    if args.on:
-        parser.error("unknown flag --on; it is now called --continue")
     if unknown := sorted(set(args.names) - set(TRAININGS)):
         parser.error(f"unknown models {', '.join(unknown)}; known are {', '.join(TRAININGS)}")
     args.out.mkdir(parents=True, exist_ok=True)

@@ -4,20 +4,47 @@ Input: one row per edit, `image` (base64 PNG, JPEG, ...), `instruction` and opti
 Output: `image` (base64 PNG), `task`, `probability`, `changed_share` (fraction of changed pixels), `changed_box` (left, top, right
 and bottom of the changed area in px, the latter two exclusive; empty if nothing changed). With the param `mask`, also `mask`: the
 changed pixels in white, as base64 PNG.
+
+Status of a server's answer: 400 for invalid input, 503 if memory or the time of the request runs out, 500 for other failures.
 """
 
 import base64
-from collections.abc import Mapping
+import contextvars
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 
 COLUMNS = ("image", "instruction", "task")
 OUTPUTS = ("image", "task", "probability", "changed_share", "changed_box")
 MASK = "mask"
 """Param, and the column of the answer that it adds."""
+_TIMEOUT = "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"
+"""Seconds after which MLflow's server answers 504; its thread goes on."""
+_IS_SERVER = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
+_ARRIVAL = "emuedit_arrival_s"
+"""Name of the context variable of `flows.serving_app`, which is not stored with the model, so it is looked up by name."""
+_EDITS = threading.BoundedSemaphore(2)
+"""One edit is in the network and one before or after it. Others wait here, where they can give up, not for the network's lock."""
+_LOGGER = logging.getLogger(__name__)
+
+
+class RequestError(MlflowException, ValueError):  # type: ignore[misc]  # mlflow is Any
+    """Raised for invalid input: status 400 in a server, a ValueError in Python."""
+
+    def __init__(self, text: str) -> None:
+        MlflowException.__init__(self, text, error_code=INVALID_PARAMETER_VALUE)
 
 
 class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is Any
@@ -36,53 +63,132 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
         """One edit per row. `params`: `mask`, and fields of EditSettings; by default those with which the editor was evaluated.
 
         Thread-safe: a row waits until its pixels fit into those that all requests may process at once, see `IN_FLIGHT`.
-        Raises ValueError, which names the row, for invalid input; then no row is answered.
+        Raises RequestError, which names the row, for invalid input, and MlflowException for other failures; then no row is
+        answered. In a server, a request ends at its time limit, as its client has got status 504 by then, and a CUDA error,
+        after which no other CUDA call succeeds, ends the process.
         """
+        deadline_s = _deadline_s()
+        try:
+            return self._answer_rows(model_input, dict(params or {}), deadline_s)
+        except MlflowException:
+            raise
+        except Exception as error:
+            raise _to_answer(error) from error
+
+    def _answer_rows(self, model_input: pd.DataFrame, changes: dict[str, Any], deadline_s: float) -> pd.DataFrame:
+        """The answers to all rows. changes: the params. deadline_s: on the clock of `time.monotonic`."""
         from emuedit.data import image_io
         from emuedit.data.pixel_budget import IN_FLIGHT
 
         if not {"image", "instruction"} <= set(model_input.columns):
-            raise ValueError(f"want columns {', '.join(COLUMNS)} (the last may be missing), got {[*model_input.columns]}")
-        changes = dict(params or {})
+            raise RequestError(f"want columns {', '.join(COLUMNS)} (the last may be missing), got {[*model_input.columns]}")
         with_mask = changes.pop(MASK, False)
         if with_mask not in (True, False):
-            raise ValueError(f"want true or false for the param {MASK}, got {with_mask!r}")
+            raise RequestError(f"want true or false for the param {MASK}, got {with_mask!r}")
         settings = self.editor.settings.with_changes(changes)
         answers = []
         for number, row in enumerate(model_input.to_dict("records")):
             try:
                 content = _decode(row["image"])
                 with IN_FLIGHT.reserve(image_io.count_pixels(content)):
-                    answers.append(self._answer(content, row, settings, with_mask))
+                    answers.append(self._answer(content, row, settings, with_mask, deadline_s))
             except ValueError as error:
-                raise ValueError(f"row {number}: {error}") from error
+                if _is_of_input(error):
+                    raise RequestError(f"row {number}: {error}") from error
+                raise
         return pd.DataFrame(answers, columns=[*OUTPUTS, *([MASK] if with_mask else [])])
 
-    def _answer(self, content: bytes, row: Mapping[Any, Any], settings: Any, with_mask: bool) -> dict[str, Any]:
+    def _answer(
+        self, content: bytes, row: Mapping[Any, Any], settings: Any, with_mask: bool, deadline_s: float
+    ) -> dict[str, Any]:
         """The answer to one row: read, edit and encode, each of which needs memory for the whole image."""
         from emuedit.data import image_io
         from emuedit.editor import changed_area
 
+        _check_time(deadline_s)
         source = image_io.read_image(content)
         task = row.get("task")
         tasks = [task] if isinstance(task, str) and task else None
-        (turn,) = self.editor.edit_turns(source.pixels, [_instruction(row["instruction"])], tasks, settings)
+        instruction = _instruction(row["instruction"])
+        with _place_among_edits(deadline_s):
+            arguments = ([instruction], tasks, settings, lambda _: _check_time(deadline_s))
+            (turn,) = self.editor.edit_turns(source.pixels, *arguments)
         choice = turn.choice
         answer = {
             "image": _encode(image_io.to_png(turn.pixels, source)),
             "task": choice.task,
             "probability": 1.0 if choice.probability is None else choice.probability,
-            "changed_share": turn.touched.share,
-            "changed_box": list(turn.touched.box or ()),
+            "changed_share": turn.changed.share,
+            "changed_box": list(turn.changed.box or ()),
         }
         if with_mask:
             answer[MASK] = _encode(image_io.to_png(changed_area.mask_image(turn.mask)))
         return answer
 
 
+def _deadline_s() -> float:
+    """When this request's client gets status 504, on the clock of `time.monotonic`; infinity outside a server."""
+    limit_s = os.environ.get(_TIMEOUT)
+    if limit_s is None or not _is_server():
+        return math.inf
+    arrivals = [value for variable, value in contextvars.copy_context().items() if variable.name == _ARRIVAL]
+    start_s: float = arrivals[0] if arrivals else time.monotonic()
+    return start_s + float(limit_s)
+
+
+def _check_time(deadline_s: float) -> None:
+    if time.monotonic() >= deadline_s:
+        raise _too_late()
+
+
+def _too_late() -> MlflowException:
+    limit = os.environ.get(_TIMEOUT)
+    message = f"want an answer within {limit} s, got none yet, as the server is busy; try again later, or send fewer rows"
+    return MlflowException(message, error_code=TEMPORARILY_UNAVAILABLE)
+
+
+@contextmanager
+def _place_among_edits(deadline_s: float) -> Iterator[None]:
+    """Wait for one of the places of `_EDITS`, at most until the deadline."""
+    wait_s = None if deadline_s == math.inf else max(0.0, deadline_s - time.monotonic())
+    if not _EDITS.acquire(timeout=wait_s):
+        raise _too_late()
+    try:
+        yield
+    finally:
+        _EDITS.release()
+
+
+def _is_server() -> bool:
+    return os.environ.get(_IS_SERVER) == "true"
+
+
+def _is_of_input(error: Exception) -> bool:
+    """Whether an error is about the input. ValueErrors of libraries are not: the input was checked before."""
+    return isinstance(error, RequestError) or (
+        isinstance(error, ValueError) and type(error).__module__.partition(".")[0] == "emuedit"
+    )
+
+
+def _to_answer(error: Exception) -> MlflowException:
+    """The error with the status of the answer. Ends a server whose GPU answers no more; it answers its open requests first."""
+    from emuedit.failures import FailureKind, kind_of
+
+    if _is_of_input(error):
+        return RequestError(str(error))
+    _LOGGER.error("an edit failed", exc_info=error)
+    cause = f"{type(error).__name__}: {error}"
+    if kind_of(error) is FailureKind.MEMORY:
+        text = f"want memory for the edit, got {cause}; try again later, or send a smaller image"
+        return MlflowException(text, error_code=TEMPORARILY_UNAVAILABLE)
+    if _is_server() and (type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return MlflowException(f"want an edit, got {cause}; the server's log has the traceback", error_code=INTERNAL_ERROR)
+
+
 def _instruction(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():  # pandas uses NaN for an empty cell
-        raise ValueError(f"want an instruction, such as 'make the circle red', got {value!r}")
+        raise RequestError(f"want an instruction, such as 'make the circle red', got {value!r}")
     return value
 
 
@@ -93,13 +199,13 @@ def _encode(content: bytes) -> str:
 def _decode(text: Any) -> bytes:
     """Decode base64 in its usual forms: with line breaks, URL-safe, without padding, or as a data URL."""
     if not isinstance(text, str):
-        raise ValueError(f"want the bytes of an image file in base64, got {type(text).__name__}")
+        raise RequestError(f"want the bytes of an image file in base64, got {type(text).__name__}")
     letters = "".join((text.partition("base64,")[2] if text.lstrip().startswith("data:") else text).split())
     letters = letters.rstrip("=").replace("-", "+").replace("_", "/")
     try:
         return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
     except ValueError as error:  # binascii.Error, or non-ASCII text
-        raise ValueError(f"want the bytes of an image file in base64, got {text[:40]!r} ({error})") from error
+        raise RequestError(f"want the bytes of an image file in base64, got {text[:40]!r} ({error})") from error
 
 
 mlflow.models.set_model(EditorModel())

@@ -2,6 +2,7 @@
 
 import contextlib
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from emuedit.operations.bucket import SCRATCH, Bucket, RemoteLocation
@@ -9,6 +10,7 @@ from emuedit.operations.remote_error import RemoteError
 
 ABORT_UPLOADS_DAYS, SCRATCH_DAYS, OLD_VERSIONS_DAYS = 2, 7, 30
 """Days after which the rules abort unfinished uploads, and remove scratch objects and old versions."""
+_DEFAULT_REGION = "us-east-1"  # that of a bucket without a LocationConstraint, which AWS refuses for this region
 
 
 def create_bucket(bucket: Bucket) -> bool:
@@ -26,10 +28,22 @@ def create_bucket(bucket: Bucket) -> bool:
             raise
     else:
         return False
-    region = bucket.location.region
-    constraint = {"CreateBucketConfiguration": {"LocationConstraint": region}} if region not in (None, "us-east-1") else {}
+    region = _region(bucket)
+    constraint = {"CreateBucketConfiguration": {"LocationConstraint": region}} if region != _DEFAULT_REGION else {}
     bucket.call("create_bucket", **constraint)
     return True
+
+
+def _region(bucket: Bucket) -> str:
+    """The region of a new bucket: that of the location, or on AWS that of the environment or the profile.
+
+    Other stores do not know the regions of AWS, so the settings for AWS do not apply to them.
+    """
+    if bucket.location.region:
+        return bucket.location.region
+    client = bucket.client.meta
+    is_aws = (urlsplit(client.endpoint_url).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
+    return client.region_name if is_aws and client.region_name not in (None, "aws-global") else _DEFAULT_REGION
 
 
 def _can_write(bucket: Bucket) -> bool:

@@ -108,15 +108,36 @@ def _claim(bucket: Bucket, name: str, body: bytes) -> bool:
     if not bucket.put_new(name, body):
         # If the answer to a write is lost, the client repeats it, and the store refuses the repetition: then the content is ours.
         return bucket.get(name) == body
-    versions = bucket.versions(name) if bucket.is_versioned() else []
-    if len(versions) < 2:
-        return True
-    contents = {entry["VersionId"]: _read_version(bucket, entry) for entry in versions}
-    if contents[versions[-1]["VersionId"]] == body:
+    contents = _read_versions(bucket, name)
+    if len(contents) < 2 or list(contents.values())[-1] == body:
         return True
     key = bucket.location.key(name)
     bucket.delete([{"Key": key, "VersionId": version} for version, content in contents.items() if content == body])
     return False
+
+
+def orders_versions(bucket: Bucket) -> bool:
+    """Whether `publish` can tell the oldest of several versions: the store keeps them, and these credentials may list them."""
+    try:
+        return bool(bucket.is_versioned()) and bucket.versions(f"{FOLDER}/") is not None
+    except RemoteError as error:
+        if error.code == "AccessDenied":
+            return False
+        raise
+
+
+def _read_versions(bucket: Bucket, name: str) -> dict[str, bytes | None]:
+    """Version id -> content of the versions of an object, the newest first.
+
+    Empty without versions, and if these credentials may not list or read them: then only the conditional write counts.
+    """
+    try:
+        versions = bucket.versions(name) if bucket.is_versioned() else []
+        return {entry["VersionId"]: _read_version(bucket, entry) for entry in versions} if len(versions) > 1 else {}
+    except RemoteError as error:
+        if error.code == "AccessDenied":
+            return {}
+        raise
 
 
 def _read_version(bucket: Bucket, entry: Mapping[str, str]) -> bytes | None:

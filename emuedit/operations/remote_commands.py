@@ -175,7 +175,7 @@ def _publish(options: argparse.Namespace) -> None:
     unreadable, _ = _find_unreadable(root, bucket, set(fields["data"].values()))
     _refuse_unreadable(unreadable)
     folder = f"{SCRATCH}/publish-{uuid4().hex[:12]}"
-    if not conditional_writes(bucket, folder) and not bucket.is_versioned():
+    if not conditional_writes(bucket, folder) and not data_manifest.orders_versions(bucket):
         warning = "this store ignores `If-None-Match: *`: of two concurrent publishers, one would overwrite the other"
         print(f"WARNING: {warning}; publish from one place at a time", file=sys.stderr)
     remove_folder(bucket, folder)

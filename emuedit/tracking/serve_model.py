@@ -19,7 +19,7 @@ from emuedit.tracking.store_address import tracking_uri
 
 REQUEST_S = 300
 """Default time limit for an answer, in seconds. The server waits 10 s longer before it exits."""
-_APP = "mlflow.pyfunc.scoring_server.app:app"
+_APP = "flows.serving_app:app"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

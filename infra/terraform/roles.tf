@@ -80,7 +80,7 @@ data "aws_iam_policy_document" "trainer" {
   }
   statement {
     sid       = "ListPrefix"
-    actions   = ["s3:ListBucket"]
+    actions   = ["s3:ListBucket", "s3:ListBucketVersions"]
     resources = [aws_s3_bucket.data.arn]
     condition {
       test     = "StringLike"

@@ -28,7 +28,7 @@ class EchoEditor:
     def __init__(self) -> None:
         self.requests: list[tuple[Any, ...]] = []
 
-    def edit_turns(self, pixels: Any, instructions: list[str], tasks: Any, settings: EditSettings) -> list[Turn]:
+    def edit_turns(self, pixels: Any, instructions: list[str], tasks: Any, settings: EditSettings, report: Any) -> list[Turn]:
         self.requests.append((instructions, tasks, settings))
         return [Turn(instructions[0], TaskChoice("local", None), pixels, pixels, ChangedArea(0.0, None))]
 

@@ -104,6 +104,13 @@ def test_the_long_tests_run_every_night() -> None:
     assert steps[:2] == checks["jobs"]["checks"]["steps"][:2], "want the same checkout and Python"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").glob("*.yaml")), ids=lambda path: path.stem)
+def test_workflows_may_only_read_the_repository(path: Path) -> None:
+    workflow = yaml.safe_load(path.read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    assert not [name for name, job in workflow["jobs"].items() if "permissions" in job]
+
+
 @pytest.mark.slow
 def test_the_workflows_are_valid() -> None:
     command = [Path(sys.executable).parent / "check-jsonschema", "--builtin-schema", "vendor.github-workflows"]

@@ -18,7 +18,7 @@ from tests.repository import ROOT
 INFRA = ROOT / "infra"
 COMPOSE: dict[str, Any] = yaml.safe_load((INFRA / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-ONE_SHOT = {"bucket-init", "mlflow-upgrade", "prefect-setup"}
+ONE_SHOT = {"bucket-init", "mlflow-upgrade", "mlflow-serving-user", "prefect-setup"}
 DOCKERFILES = {name: f"infra/docker/{name}.Dockerfile" for name in ("serve", "train")}
 SECRET_WORDS = (
     "PASSWORD", "SECRET", "ACCESS_KEY", "API_KEY", "TOKEN", "AUTH_STRING", "CONNECTION_URL", "STORE_URI", "WEBHOOK",
@@ -134,7 +134,7 @@ def test_requests_may_end_before_the_champion_does() -> None:
 
 def test_the_champion_has_no_keys_of_the_store() -> None:
     """It gets its model from MLflow; those keys write to the bucket."""
-    assert SERVICES["champion"]["secrets"] == ["mlflow_admin_password"]
+    assert SERVICES["champion"]["secrets"] == ["mlflow_serving_password"]
     assert not [name for name in SERVICES["champion"]["environment"] if name.startswith(("AWS_", "MLFLOW_S3_", "S3_"))]
 
 

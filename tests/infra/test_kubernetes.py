@@ -73,6 +73,13 @@ def test_serving_is_probed_and_scaled_and_the_job_has_a_gpu() -> None:
     assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"]
 
 
+def test_serving_computes_with_the_cpus_that_it_requests() -> None:
+    """The autoscaler compares the use with the request: with a thread per core of the machine, one client fills all replicas."""
+    (container,) = pod_of("Deployment")["containers"]
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert environment["OMP_NUM_THREADS"] == container["resources"]["requests"]["cpu"]
+
+
 def test_requests_may_end_before_a_pod_does() -> None:
     from emuedit.tracking import serve_model
 
@@ -184,6 +191,27 @@ def test_serving_has_neither_the_role_nor_the_keys_of_retrains() -> None:
     assert annotated == [accounts["Job"]]
 
 
+def test_the_worker_of_the_pool_may_make_jobs_and_watch_them_and_no_more() -> None:
+    by_kind = {resource["kind"]: resource for resource in RESOURCES}
+    role, binding = by_kind["Role"], by_kind["RoleBinding"]
+    verbs = {
+        (group, resource): set(rule["verbs"])
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    watch = {"get", "list", "watch"}
+    assert verbs == {
+        ("batch", "jobs"): watch | {"create", "patch", "delete"},
+        **{("", name): watch for name in ("pods", "pods/log", "events")},
+    }
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role["metadata"]["name"]}
+    assert (binding["roleRef"], binding["metadata"]["namespace"]) == (reference, JOB_VARIABLES["namespace"])
+    pods = {"emuedit", "serving"}
+    assert not [entry for entry in binding["subjects"] if entry["name"] in pods], "pods have no rights in the cluster"
+    assert f"OBSERVER_NAMESPACES={role['metadata']['namespace']}" in (FOLDER / "prefect.yaml").read_text()
+
+
 def secrets(pod: dict[str, Any]) -> set[str]:
     (container,) = pod["containers"]
     return {source["secretRef"]["name"] for source in container["envFrom"] if "secretRef" in source}
@@ -206,7 +234,10 @@ def test_mlflow_is_where_the_policies_let_pods_reach_it() -> None:
 
 def test_the_kustomization_names_all_files_but_the_template() -> None:
     assert set(KUSTOMIZATION["resources"]) == {path.name for path in FILES} - {"training-job.yaml"}
-    if shutil.which("kubectl"):
-        built = subprocess.run(["kubectl", "kustomize", FOLDER], capture_output=True, text=True)
-        assert built.returncode == 0, built.stderr
-        assert len(list(yaml.safe_load_all(built.stdout))) == len(RESOURCES) - 1
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="wants kubectl")
+def test_kubectl_builds_the_kustomization() -> None:
+    built = subprocess.run(["kubectl", "kustomize", FOLDER], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert len(list(yaml.safe_load_all(built.stdout))) == len(RESOURCES) - 1

@@ -34,10 +34,10 @@ def named(kind: str, resource_type: str, name: str) -> dict[str, Any]:
     return next(block[resource_type][name] for block in blocks(kind) if name in block.get(resource_type, {}))
 
 
+@pytest.mark.skipif(shutil.which("terraform") is None, reason="wants terraform")
 def test_the_files_are_formatted() -> None:
-    if shutil.which("terraform"):
-        process = subprocess.run(["terraform", "fmt", "-check", "-diff", FOLDER], capture_output=True, text=True)
-        assert process.returncode == 0, process.stdout + process.stderr
+    process = subprocess.run(["terraform", "fmt", "-check", "-diff", FOLDER], capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
 @pytest.mark.slow
@@ -80,6 +80,45 @@ def test_roles_may_only_do_what_they_need() -> None:
         for statement in named("data", "aws_iam_policy_document", name)["statement"]:
             if any("Object" in action for action in statement["actions"]):
                 assert all(resource.endswith("/${var.prefix}/*") for resource in statement["resources"])
+
+
+ACTIONS = {
+    "list_objects_v2": "s3:ListBucket",
+    "list_object_versions": "s3:ListBucketVersions",
+    "list_multipart_uploads": "s3:ListBucketMultipartUploads",
+    "get_bucket_location": "s3:GetBucketLocation",
+    "get_bucket_versioning": "s3:GetBucketVersioning",
+    "get_bucket_lifecycle_configuration": "s3:GetLifecycleConfiguration",
+    "get_object": "s3:GetObject",
+    "head_object": "s3:GetObject",
+    "put_object": "s3:PutObject",
+    "upload_fileobj": "s3:PutObject",
+    "create_multipart_upload": "s3:PutObject",
+    "upload_part": "s3:PutObject",
+    "complete_multipart_upload": "s3:PutObject",
+    "abort_multipart_upload": "s3:AbortMultipartUpload",
+    "delete_object": "s3:DeleteObject",
+    "delete_objects": "s3:DeleteObject",
+}
+"""Operation of the client -> the permission that it needs (Service Authorization Reference of AWS). DeleteObjects and GetObject
+with a version need another one, without which `remove_folder` and `publish` do."""
+OF_THE_OWNER = {"create_bucket", "put_bucket_versioning", "put_bucket_lifecycle_configuration"}
+"""Operations of `remote init` that set up the bucket. Terraform does that here, and `init` skips what it may not do."""
+WITHOUT_REQUEST = {"generate_presigned_url"}
+
+
+@pytest.mark.slow
+def test_the_trainer_may_do_what_the_code_asks_of_the_store() -> None:
+    pattern = re.compile(r"""(?:\bcall\(|\.get_paginator\()\s*"([a-z0-9_]+)"|\bclient\.(?!get_paginator)([a-z0-9_]+)\(""")
+    files = [path for path in (ROOT / "emuedit/operations").glob("*.py") if "Bucket" in path.read_text()]
+    names = {first or second for path in files for first, second in pattern.findall(path.read_text())}
+    assert names == ACTIONS.keys() | OF_THE_OWNER | WITHOUT_REQUEST
+    statements = named("data", "aws_iam_policy_document", "trainer")["statement"]
+    allowed = {action: statement for statement in statements for action in statement["actions"]}
+    assert set(ACTIONS.values()) <= allowed.keys()
+    for action in ("s3:ListBucket", "s3:ListBucketVersions"):
+        (condition,) = allowed[action]["condition"]
+        assert (condition["variable"], condition["values"]) == ("s3:prefix", ["${var.prefix}", "${var.prefix}/*"])
 
 
 @pytest.mark.slow

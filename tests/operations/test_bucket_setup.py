@@ -1,6 +1,9 @@
 """The bucket of `emuedit remote init`: created, or used by credentials that may do no more than they need."""
 
+import contextlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,3 +75,41 @@ def test_wrong_credentials_are_said_at_once(code: str, aws_environment: None, mo
     with pytest.raises(RemoteError, match=code):
         bucket_setup.create_bucket(Bucket(RemoteLocation("bucket", "prefix", "http://127.0.0.1:9")))
     assert calls == ["list_objects_v2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("region", "setting", "value", "place"),
+    [
+        (None, "AWS_DEFAULT_REGION", "eu-central-1", "eu-central-1"),
+        ("eu-west-1", "AWS_DEFAULT_REGION", "eu-central-1", "eu-west-1"),
+        (None, "AWS_DEFAULT_REGION", "us-east-1", None),
+        (None, "AWS_DEFAULT_REGION", "aws-global", None),
+        (None, "AWS_PROFILE", "frankfurt", "eu-central-1"),
+    ],
+)
+def test_a_bucket_on_aws_is_created_in_the_region_of_the_settings(
+    region: str | None, setting: str, value: str, place: str | None, aws_environment: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moto import mock_aws
+
+    Path(os.environ["AWS_CONFIG_FILE"]).write_text("[profile frankfurt]\nregion = eu-central-1\n")
+    with mock_aws():
+        monkeypatch.setenv(setting, value)
+        bucket = Bucket(RemoteLocation.parse("s3://my-bucket/emuedit", region=region))
+        assert bucket_setup.create_bucket(bucket) is True
+        assert bucket.call("get_bucket_location")["LocationConstraint"] == place
+
+
+@pytest.mark.slow
+def test_a_region_of_aws_is_not_sent_to_another_store(
+    moto_url: str, aws_environment: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_url)
+    sent: list[dict[str, Any]] = []
+    bucket = Bucket(RemoteLocation.parse("s3://another-bucket/emuedit"))
+    bucket.client.meta.events.register("provide-client-params.s3.CreateBucket", lambda params, **_: sent.append(params))
+    with contextlib.suppress(RemoteError):  # moto wants the region, as AWS does
+        bucket_setup.create_bucket(bucket)
+    assert sent == [{"Bucket": "another-bucket"}]

@@ -1,10 +1,12 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from emuedit.operations.bucket import Bucket
-from emuedit.operations.data_manifest import DataManifest, data_hashes, publish, read_latest
+from emuedit.operations.data_manifest import DataManifest, data_hashes, orders_versions, publish, read_latest
 from emuedit.operations.remote_error import RemoteError
 from tests.operations.faulty_proxy import Fault, FaultyProxy
 
@@ -74,6 +76,43 @@ def test_without_conditional_writes_the_oldest_version_has_the_number(
     assert publish(bucket, FIELDS).number == 2
     assert DataManifest.model_validate_json(bucket.get("manifests/000001.json") or b"") == rival
     proxy.fault = Fault()
+
+
+def deny(bucket: Bucket, operation: str) -> None:
+    """The store refuses an operation of this bucket's client, as it does without the permission."""
+
+    def refuse(**_: Any) -> tuple[Any, dict[str, Any]]:
+        error = {"Code": "AccessDenied", "Message": "not authorized"}
+        answer = {"Error": error, "ResponseMetadata": {"HTTPStatusCode": 403}}
+        return SimpleNamespace(status_code=403, headers={}), answer
+
+    bucket.client.meta.events.register(f"before-call.s3.{operation}", refuse)
+
+
+@pytest.mark.slow
+def test_credentials_that_may_not_list_versions_publish_by_the_conditional_write(
+    moto_url: str, make_bucket: Callable[..., Bucket]
+) -> None:
+    bucket = make_bucket(moto_url)
+    assert orders_versions(bucket)
+    restricted = Bucket(bucket.location)
+    deny(restricted, "ListObjectVersions")
+    assert not orders_versions(restricted)
+    assert [publish(restricted, FIELDS).number for _ in range(2)] == [1, 2]
+    assert bucket.names("manifests/") == ["manifests/000001.json", "manifests/000002.json"]
+    assert pointer(bucket).number == 2
+
+
+@pytest.mark.slow
+def test_a_number_whose_manifest_was_deleted_is_published_without_the_right_to_read_versions(
+    moto_url: str, make_bucket: Callable[..., Bucket]
+) -> None:
+    bucket = make_bucket(moto_url)
+    publish(bucket, FIELDS)
+    bucket.call("delete_object", Key=bucket.location.key("manifests/000001.json"))
+    restricted = Bucket(bucket.location)
+    deny(restricted, "GetObject")
+    assert publish(restricted, FIELDS).number == 1
 
 
 @pytest.mark.slow

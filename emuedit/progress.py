@@ -20,7 +20,7 @@ _REFRESH_S = 1.0  # of a bar on a terminal
 
 
 class Progress:
-    """Counts `total` units of work, of which `done` were finished by an earlier run.
+    """Counts `total` units of work, of which `done` were finished by an earlier run. total None: unknown; 0: nothing is counted.
 
         with Progress("pairs", total=1649, unit="pair") as progress:
             progress.advance(96)
@@ -28,7 +28,7 @@ class Progress:
     Thread-safe. Amounts may be fractions of a unit.
     """
 
-    def __init__(self, label: str, total: float, unit: str, done: float = 0, stream: TextIO | None = None) -> None:
+    def __init__(self, label: str, total: float | None, unit: str, done: float = 0, stream: TextIO | None = None) -> None:
         self.label, self.total, self.unit = label, total, unit
         self._stream = stream or sys.stderr
         self._done = self._first = done
@@ -38,6 +38,8 @@ class Progress:
         self._bar: tqdm[Any] | None = None
         if self._stream.isatty():
             bar_format = "{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+            if total is None:
+                bar_format = "{desc}: {n:.0f} {unit}s [{elapsed}, {rate_fmt}{postfix}]"
             self._bar = tqdm(total=total, desc=label, unit=unit, initial=done, file=self._stream, bar_format=bar_format)
         self._thread = threading.Thread(target=self._report_regularly, name=f"progress of {label}", daemon=True)
 
@@ -53,7 +55,7 @@ class Progress:
         with self._lock:
             if self._bar is not None:
                 self._bar.close()
-        if self._bar is None and kind is None and self.total:
+        if self._bar is None and kind is None and self.total != 0:
             self._report()
 
     def advance(self, amount: float = 1, note: str | None = None) -> None:
@@ -68,11 +70,18 @@ class Progress:
         return (self._end or time.monotonic()) - self._start
 
     def describe(self) -> str:
-        """The current state in one line: counts, share, rate and time left."""
+        """The current state in one line: counts, share, rate and time left; of an unknown total no share and no time left."""
         with self._lock:
             done, note = self._done, self._note
         seconds = self.seconds
         rate = (done - self._first) / seconds if seconds > 0 else 0.0
+        if self.total is None:
+            parts = [f"{self.label}: {done:.0f} {self.unit}s"]
+            if rate > 0 and not self._end:
+                parts.append(f"{rate:.3g} {self.unit}s/s")
+            if not self._end:
+                parts.append(f"{format_duration(seconds)} so far")
+            return ", ".join(parts + ([note] if note else []))
         if not self.total:
             return f"{self.label}, {format_duration(seconds)} so far" if seconds >= 1 else f"{self.label} ..."
         parts = [f"{self.label}: {done:.0f}/{self.total:.0f} {self.unit}s, {done / self.total:.0%}"]

@@ -100,6 +100,21 @@ def test_work_of_an_earlier_run_counts_as_done_but_not_for_the_rate(clock: Clock
     assert running.describe() == "pairs: 80/100 pairs, 80%, 2 pairs/s, 10 s left"
 
 
+def test_work_of_unknown_length_has_neither_share_nor_time_left(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Progress("captions", None, "row", stream=stream) as running:
+        clock.now += 20
+        assert running.describe() == "captions: 0 rows, 20 s so far"
+        running.advance(40, note="3 dropped")
+        assert running.describe() == "captions: 40 rows, 2 rows/s, 20 s so far, 3 dropped"
+    assert stream.getvalue().splitlines()[-1] == "captions: 40 rows, 3 dropped"
+    terminal = Terminal()
+    with Progress("captions", None, "row", stream=terminal) as running:
+        running.advance(40)
+    assert "captions: " in terminal.getvalue()
+    assert "%" not in terminal.getvalue()
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (12600, "3.5 h")])
 def test_durations_have_the_unit_that_people_would_use(seconds: float, text: str) -> None:
     assert progress.format_duration(seconds) == text

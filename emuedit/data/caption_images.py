@@ -20,7 +20,8 @@ _STORED = "image-"
 
 
 class CaptionImageError(ValueError):
-    """Raised for an image that is not below a dep of the stage, so that a change of the image would not be noticed."""
+    """Raised for an image that a dataset names and that cannot be read, and for one that is not below a dep of the stage, so that
+    a change of the image would not be noticed."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,20 @@ class CaptionImages:
     """Hashes of the contents that were decoded without an error."""
 
     def file_of(self, value: Any, caption: str) -> Path | BadRow:
-        """The file of a row's image: a path relative to the source, or a struct {bytes, path} as `datasets` stores images."""
+        """The file of a row's image: a path relative to the source, or a struct {bytes, path} as `datasets` stores images.
+
+        If the struct has only the path of a file in an archive or on the hub, the file is read; raises CaptionImageError if that
+        fails.
+        """
         content, name = value, value
         if isinstance(value, Mapping):
             content, name = value.get("bytes"), value.get("path")
+            if not content and isinstance(name, str) and _is_in_archive_or_hub(name):
+                try:
+                    content = _read_streamed(name)
+                except FileNotFoundError:
+                    return BadRow.of("no_image", f"{caption}: {name}")
+                name = name.split("::")[0]
         if isinstance(content, bytes) and content:
             digest = hashlib.blake2b(content, digest_size=8).hexdigest()
             path = self.scratch / f"{_STORED}{digest}{Path(name).suffix if isinstance(name, str) else ''}"
@@ -110,6 +121,26 @@ class CaptionImages:
     def _relative(self, file: Path) -> str:
         path, root = file.resolve(), self.root.resolve()
         return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def _is_in_archive_or_hub(name: str) -> bool:
+    """Whether a streamed dataset names a file in an archive or on the hub: zip://0.png::/folder/train.zip, hf://datasets/..."""
+    return "://" in name and not name.split("::")[-1].startswith(("http://", "https://"))  # those are not pinned
+
+
+def _read_streamed(name: str) -> bytes:
+    from datasets.utils.file_utils import xopen
+
+    try:
+        with xopen(name, "rb") as stream:
+            content: bytes = stream.read()
+            return content
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of the network, the hub, or a damaged archive: a dozen classes
+        raise CaptionImageError(
+            f"want the image {name}, got none that can be read: {error}; run this again, or check it"
+        ) from error
 
 
 def _find_error(file: Path) -> ImageError | None:

@@ -85,6 +85,21 @@ def read_batches(
         yield start, batch
 
 
+def count_rows(source: Path, n_rows: int) -> int | None:
+    """Number of rows that `read_batches` gives, at most `n_rows`; None for a dataset, whose rows are not counted.
+
+    At most `n_rows` rows are read; of a Parquet file, only the footer. Raises TableError for a file that cannot be read.
+    """
+    if source.suffix == ".py":
+        return n_rows
+    if source.is_dir() or source.suffix not in LIST_SUFFIXES:
+        return None
+    if source.suffix == ".parquet":
+        return min(n_rows, text_tables.parquet_shape(source)[1])
+    read = {".txt": text_tables.read_lines, ".csv": text_tables.read_csv, ".jsonl": text_tables.read_jsonl}[source.suffix]
+    return sum(1 for _ in islice(read(source), n_rows))
+
+
 def _read_texts(source: Path, split: str, column: str, images: CaptionImages | None) -> Iterator[CaptionRow]:
     """Texts of a text file (one per line), or of one column of any other source.
 
@@ -134,7 +149,12 @@ def _read_table(source: Path, split: str, column: str, image_column: str | None)
     if source.is_dir() or source.suffix == ".yaml":
         return _read_dataset(source, split, columns)
     if source.suffix == ".parquet":
-        text_tables.check_file(source)
+        names, _ = text_tables.parquet_shape(source)
+        for name, param in ((column, "column"), (image_column, "image_column")):
+            if name is not None and name not in names:  # before any image is read
+                raise CaptionSourceError(
+                    f"want key {name!r} in {source}, got {sorted(names)}; set captions.{param} in params.yaml"
+                )
         if image_column is not None:
             return text_tables.read_parquet(source, columns, _ROWS_WITH_IMAGES)
         return text_tables.read_parquet(source, columns)

@@ -8,6 +8,7 @@ from emuedit.data.text_tables import BadRow, TableError
 
 _SHOWN = 5
 _ADVICE = {
+    "unclosed_quote": 'want a quotation mark that is closed, got none up to the end of the file: {text!r}; close it, or write ""',
     "ragged_row": "want as many cells as the header has, got {text!r}; put texts with commas in double quotes",
     "not_utf8": "want UTF-8, got {text!r}; save the table as CSV in UTF-8",
 }

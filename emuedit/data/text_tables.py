@@ -34,7 +34,7 @@ class BadRow:
     """A row that cannot be read."""
 
     reason: str
-    """not_utf8, not_json, not_an_object, ragged_row, field_too_long, not_unicode, ..."""
+    """not_utf8, not_json, not_an_object, ragged_row, unclosed_quote, field_too_long, not_unicode, ..."""
     text: str
     """Its beginning; invalid characters are replaced by question marks."""
 
@@ -63,28 +63,39 @@ def read_lines(path: Path) -> Iterator[str | BadRow]:
 
 
 def read_csv(path: Path) -> Iterator[dict[str, Any] | BadRow]:
-    """Rows of a CSV file with a header line. Raises TableError for a header with a name twice."""
-    with _open_text(path, newline="") as lines:
+    """Rows of a CSV file with a header line. Raises TableError for a header with a name twice.
+
+    A quotation mark that is not closed up to the end of the file gives one bad row, which names its lines. Before the limit of a
+    field's length is reached, `csv` takes all of them as one field.
+    """
+    with _open_text(path, newline="") as stream:
+        lines = _Lines(stream)
         rows = csv.reader(lines)
         try:
             header = next(rows)
         except (StopIteration, csv.Error) as error:
             raise TableError(f"want a header line in {path}, got none that can be read: {error}") from error
+        if lines.have_ended():
+            raise TableError(f"want a header line in {path}, got a quotation mark that is not closed in line 1; close it")
         if len(set(header)) < len(header):
             raise TableError(f"want different names of columns in {path}, got {header}")
         while True:
+            first = rows.line_num + 1
             try:
                 row = next(rows)
             except StopIteration:
                 return
             except csv.Error:  # the only remaining cause: a field that is too long
-                yield BadRow.of("field_too_long", f"line {rows.line_num}")
+                yield BadRow.of("field_too_long", _name_lines(first, rows.line_num))
                 continue
             if not row:  # an empty line, which csv.DictReader skips as well
                 continue
             text = ",".join(row)
+            if lines.have_ended():  # a complete row is returned before the end of the file is seen
+                yield BadRow.of("unclosed_quote", f"{_name_lines(first, rows.line_num)}: {text}")
+                continue
             if len(row) != len(header):
-                yield BadRow.of("ragged_row", text)
+                yield BadRow.of("ragged_row", text if first == rows.line_num else f"{_name_lines(first, rows.line_num)}: {text}")
                 continue
             checked = _check_text(text)
             yield checked if isinstance(checked, BadRow) else dict(zip(header, row, strict=True))
@@ -101,22 +112,28 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any] | BadRow]:
 
 
 def read_parquet(path: Path, columns: Sequence[str], batch_size: int = 65_536) -> Iterator[dict[str, Any] | BadRow]:
-    """Rows of a Parquet file, of which at most `batch_size` are in memory; only `columns` are read, if they all exist.
+    """Rows of a Parquet file, of which at most `batch_size` are in memory; only `columns` are read.
 
-    Raises TableError for a damaged file.
+    Raises TableError for a damaged file. A missing column must be noticed before (`parquet_shape`); its rows lack the key.
     """
     n_rows = 0
     try:
         with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            for batch in file.iter_batches(batch_size, columns=list(columns) if set(columns) <= set(names) else names):
+            for batch in file.iter_batches(batch_size, columns=list(columns)):
                 yield from to_rows(batch)
                 n_rows += batch.num_rows
     except (pa.ArrowException, OSError, ValueError) as error:
-        where = f"after row {n_rows}" if n_rows else "or not a Parquet file"
-        raise TableError(
-            f"want a Parquet file, got {path}, which is damaged {where}: {_first_line(error)}; download it again"
-        ) from error
+        raise _damaged(path, f"after row {n_rows}" if n_rows else "or not a Parquet file", error) from error
+
+
+def parquet_shape(path: Path) -> tuple[list[str], int]:
+    """(names of the columns, number of rows) of a Parquet file, from its footer. Raises TableError for a damaged file."""
+    check_file(path)
+    try:
+        with pq.ParquetFile(path) as file:
+            return list(file.schema_arrow.names), file.metadata.num_rows
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(path, "or not a Parquet file", error) from error
 
 
 def to_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadRow]:
@@ -156,6 +173,30 @@ def _head(path: Path) -> bytes:
         return stream.read(_PROBE_BYTES)
 
 
+class _Lines:
+    """Iterates over lines, and says whether their end was reached."""
+
+    def __init__(self, stream: Iterator[str]) -> None:
+        self._stream, self._ended = stream, False
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            return next(self._stream)
+        except StopIteration:
+            self._ended = True
+            raise
+
+    def have_ended(self) -> bool:
+        return self._ended
+
+
+def _name_lines(first: int, last: int) -> str:
+    return f"line {first}" if first == last else f"lines {first} to {last}"
+
+
 def _check_text(text: str) -> str | BadRow:
     if len(text) > MAX_FIELD_CHARS:
         return BadRow.of("field_too_long", text)
@@ -173,6 +214,10 @@ def _parse_json(line: str) -> dict[str, Any] | BadRow:
     except (ValueError, RecursionError):
         return BadRow.of("not_json", checked)
     return row if isinstance(row, dict) else BadRow.of("not_an_object", checked)
+
+
+def _damaged(path: Path, where: str, error: Exception) -> TableError:
+    return TableError(f"want a Parquet file, got {path}, which is damaged {where}: {_first_line(error)}; download it again")
 
 
 def _first_line(error: Exception) -> str:

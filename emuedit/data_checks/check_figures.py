@@ -2,8 +2,6 @@
 
 from collections.abc import Collection
 
-import numpy as np
-
 from emuedit.data_checks import distribution_drift as drift
 from emuedit.data_checks.check_bounds import CHECKS, Measured
 from emuedit.data_checks.pair_profile import Embeddings, PairProfile
@@ -13,7 +11,8 @@ DRIFT = ("new_words", "task_drift", "picture_drift")
 """Checks that need a reference."""
 SIGNIFICANCE = 0.01
 """A CMMD with a higher p-value is not counted as drift, since small samples vary. Ours."""
-_MIN_SAMPLE = 16  # images needed on each side for a comparison
+_MIN_SAMPLE = 8
+"""Distinct source images that a comparison needs on each side. The permutation test holds for any number of them."""
 _LISTED_WORDS = 12
 _EXCLUDED = {
     "caption_words": "empty captions of imported pairs",
@@ -62,16 +61,15 @@ def _measure_drift(
 
 
 def _picture_drift(profile: PairProfile, embeddings: Embeddings, former: PairProfile, reference: Reference) -> Measured:
-    """The larger CMMD of the images before and after, with its p-value."""
+    """The larger CMMD of the images before and after, with its p-value; of one pair per source image."""
     if profile.clip != former.clip:
         return Measured(None, f"not comparable: CLIP is {profile.clip}, the reference's is {former.clip}")
-    compared = []
-    for side, x in embeddings.items():
-        y = reference.embeddings.get(side, np.zeros((0, 1)))
-        if min(len(x), len(y)) < _MIN_SAMPLE:
-            return Measured(None, f"not comparable: {len(x)} images here, {len(y)} in the reference; want {_MIN_SAMPLE}")
-        compared.append((drift.cmmd(x, y), side, x, y))
-    value, side, x, y = max(compared, key=lambda item: item[0])
+    here, there = drift.one_pair_per_source(embeddings), drift.one_pair_per_source(reference.embeddings)
+    n_here, n_there = len(here.get("source", ())), len(there.get("source", ()))
+    if min(n_here, n_there) < _MIN_SAMPLE:
+        return Measured(None, f"not comparable: {n_here} source images here, {n_there} in the reference; want {_MIN_SAMPLE}")
+    value, side = max((drift.cmmd(here[side], there[side]), side) for side in here)
+    x, y = here[side], there[side]
     p_value = drift.cmmd_p_value(x, y)
     if p_value > SIGNIFICANCE:
         return Measured(0.0, f"CMMD {value:.3f} of the {side} images, within chance (p = {p_value:.2f})")

@@ -16,10 +16,24 @@ SIGMA, SCALE = 10.0, 1000.0
 N_PERMUTATIONS = 100
 
 
+def one_pair_per_source(embeddings: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """The rows of a random pair of each distinct source image. embeddings: `source` and other sides, [N, D]; may be empty.
+
+    All pairs of a caption share their source image, and their targets resemble it. The estimate and the test of CMMD want
+    independent images: repeated ones count as similar within a sample, but never between two.
+    """
+    source = embeddings.get("source", np.zeros((0, 1)))
+    order = rng("one pair per source", len(source)).permutation(len(source))
+    _, first = np.unique(source[order], axis=0, return_index=True)
+    rows = np.sort(order[first])
+    return {side: vectors[rows] for side, vectors in embeddings.items()}
+
+
 def cmmd(x: FloatArray, y: FloatArray) -> float:
     """CMMD between unit vectors float [N, D] and [M, D]: SCALE * MMD^2 with a Gaussian kernel; N, M >= 2.
 
     The unbiased estimate of Gretton et al. 2012 (JMLR 13, eq. 3), as used by Jayasumana et al. 2024; it may be slightly negative.
+    The rows of each sample must be independent (`one_pair_per_source`), also for the p-value.
     """
     kernel = _kernel(np.concatenate([x, y]))
     return _mmd_squared(kernel, np.arange(len(x)), np.arange(len(x), len(kernel)))

@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+
+from emuedit.data.atomic_file import replacing
 
 PROFILE, EMBEDDINGS = "profile.json", "embeddings.safetensors"
 MAX_WORDS = 50_000
@@ -63,14 +66,16 @@ Embeddings = dict[str, FloatArray]
 
 
 def write(folder: Path, profile: PairProfile, embeddings: Embeddings) -> None:
-    """Write a profile to a folder; `profile.json` last."""
+    """Write a profile to a folder, each file atomically; `profile.json` last."""
     arrays = {name: np.ascontiguousarray(vectors, np.float16) for name, vectors in embeddings.items()}
-    save_file(arrays, folder / EMBEDDINGS)
-    (folder / PROFILE).write_text(json.dumps(asdict(profile), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with replacing(folder / EMBEDDINGS) as partial:
+        save_file(arrays, partial)
+    with replacing(folder / PROFILE) as partial:
+        partial.write_text(json.dumps(asdict(profile), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> tuple[PairProfile, Embeddings]:
-    """Read a profile. Raises ProfileError if it is missing or has another format."""
+    """Read a profile. Raises ProfileError if it is missing, damaged or has another format."""
     try:
         values = json.loads((folder / PROFILE).read_text(encoding="utf-8"))
         if values.get("format") != FORMAT:
@@ -84,6 +89,10 @@ def read(folder: Path) -> tuple[PairProfile, Embeddings]:
         raise ProfileError(
             f"want {PROFILE} and {EMBEDDINGS} of a validation, got no {Path(error.filename or EMBEDDINGS).name} in {folder}"
         ) from error
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ProfileError(f"{folder / PROFILE} is not a profile ({error!r}); run the validation that wrote it again") from error
+    except SafetensorError as error:
+        raise ProfileError(
+            f"{folder / EMBEDDINGS} is not a profile's ({error}); run the validation that wrote it again"
+        ) from error
     return profile, vectors

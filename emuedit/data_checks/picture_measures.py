@@ -5,19 +5,20 @@ Shapes: N sampled pairs, B pairs of a batch, D width of CLIP's space.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from scipy.spatial.distance import cdist
 
-from emuedit.data.png import PictureError, decode_png
+from emuedit.data.image_io import Pixels
+from emuedit.data.png import PngError, decode_png, png_size
 from emuedit.data_checks.pair_profile import Embeddings
 from emuedit.models import image_tensors
 from emuedit.runtime import seed_for
@@ -25,11 +26,12 @@ from emuedit.training.kept_pairs import KeptPairs, PairShard
 
 SIDES = ("source", "target")
 MAX_EXAMPLES = 20
+PAIRS_PER_BATCH, PIXELS_PER_BATCH = 64, 2 * 64 * 256**2
+"""Limits of a batch, whose images are decoded and embedded together: measuring needs about 30 bytes per pixel. Ours."""
 _ROWS_PER_READ = 16
 _THUMBNAIL_PX = 16
 _EQUAL_LEVELS = 8.0
 """Two images look equal if no value of their thumbnails differs by more than this (of 255). Ours."""
-Pixels = npt.NDArray[np.uint8]
 
 
 class Embedder(Protocol):
@@ -65,7 +67,7 @@ class PictureMeasures:
             self.n_pairs += 1
             try:
                 before_after = {side: decode_png(row[side]["bytes"]) for side in SIDES}
-            except PictureError as error:
+            except PngError as error:
                 self.n_damaged += 1
                 self._note("damaged", f"{row['id']} {error}")
                 continue
@@ -154,6 +156,32 @@ def read_sampled(shard: PairShard, ids: set[str]) -> Iterator[dict[str, Any]]:
     for batch in pq.ParquetFile(shard.path).iter_batches(batch_size=_ROWS_PER_READ, columns=columns):
         rows = [number for number, pair_id in enumerate(batch["id"].to_pylist()) if pair_id in ids]
         yield from batch.take(pa.array(rows, pa.int64())).to_pylist()
+
+
+def in_batches(rows: Iterable[Mapping[str, Any]], divisor: int = 1) -> Iterator[list[Mapping[str, Any]]]:
+    """Rows of pairs in batches of bounded memory: at most PAIRS_PER_BATCH pairs and PIXELS_PER_BATCH pixels, at least one pair.
+
+    divisor: for smaller batches. Only the headers of the images are read.
+    """
+    batch: list[Mapping[str, Any]] = []
+    n_pixels = 0
+    for row in rows:
+        added = _count_pixels(row)
+        if batch and (len(batch) >= PAIRS_PER_BATCH // divisor or n_pixels + added > PIXELS_PER_BATCH // divisor):
+            yield batch
+            batch, n_pixels = [], 0
+        batch.append(row)
+        n_pixels += added
+    if batch:
+        yield batch
+
+
+def _count_pixels(row: Mapping[str, Any]) -> int:
+    """Pixels of both images of a pair; 0 for a damaged one."""
+    try:
+        return sum(math.prod(png_size(row[side]["bytes"])) for side in SIDES)
+    except PngError:
+        return 0
 
 
 def embed(pictures: Sequence[Pixels], clip: Embedder) -> list[torch.Tensor]:

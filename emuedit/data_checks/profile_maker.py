@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 from emuedit.data.publish import read_summary
@@ -12,8 +12,6 @@ from emuedit.data_checks.picture_measures import Embedder, PictureMeasures
 from emuedit.data_checks.text_measures import MAX_EXAMPLES, TextMeasures, TextSettings
 from emuedit.progress import Progress
 from emuedit.training.kept_pairs import KeptPairs, pair_shards
-
-_BATCH = 64  # pairs in memory, whose images are embedded together
 
 
 class DamagedVerdictsError(ValueError):
@@ -64,7 +62,7 @@ def make(
             progress.advance()
     with Progress("validation: images", sum(map(len, sampled.values())), "pair") as progress:
         rows = chain.from_iterable(picture_measures.read_sampled(shard, ids) for shard, ids in sampled.items())
-        while batch := list(islice(rows, max(1, _BATCH // batch_divisor))):
+        for batch in picture_measures.in_batches(rows, batch_divisor):
             pictures.add(batch, clip)
             progress.advance(len(batch))
     picture_figures = pictures.figures(clip)

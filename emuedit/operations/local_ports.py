@@ -5,6 +5,8 @@ import socket
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from emuedit.data.atomic_file import replacing
+
 HOST = "127.0.0.1"
 _MAX_TRIES = 200
 
@@ -39,5 +41,6 @@ def choose_ports(folder: Path, names: Sequence[str], base: int, running: Collect
             if port is None:
                 raise PortError(f"want a free port from {base} to {base + _MAX_TRIES - 1}, got none; choose another --port-base")
             ports[name] = port
-    path.write_text(json.dumps(ports, indent=1) + "\n", encoding="utf-8")
+    with replacing(path) as partial:  # a file that was cut would stop every later start
+        partial.write_text(json.dumps(ports, indent=1) + "\n", encoding="utf-8")
     return ports

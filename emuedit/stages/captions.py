@@ -119,7 +119,7 @@ def run(params: CaptionsParams, root: Path) -> Summary:
     seen: set[str] = set()
     files: set[str] = set()
     counts: Counter[str] = Counter()
-    with Progress("captions", params.n_rows, "row") as progress:
+    with Progress("captions", caption_sources.count_rows(source, params.n_rows), "row") as progress:
         make = partial(_clean_rows, seen=seen, params=params, images=images, advance=progress.advance)
         for shard in resumable_shards(scratch, batches, make, Caption):
             seen.update(duplicate_key(caption.text, caption.image_hash) for caption in shard.records)

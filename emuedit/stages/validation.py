@@ -24,7 +24,7 @@ from emuedit.data.publish import Summary, publish, read_summary, scratch_folder
 from emuedit.data_checks import pair_profile, profile_maker, reference_profile, validation_report
 from emuedit.data_checks.check_bounds import CHECKS, CheckBounds, CheckNames, CheckResult, judge
 from emuedit.data_checks.check_figures import measure_checks
-from emuedit.data_checks.pair_profile import PROFILE
+from emuedit.data_checks.pair_profile import PROFILE, ProfileError
 from emuedit.data_checks.profile_maker import SampleSettings
 from emuedit.data_checks.reference_profile import CHAMPION
 from emuedit.data_checks.text_measures import TextSettings
@@ -128,8 +128,14 @@ def count(results: list[CheckResult]) -> dict[str, int]:
 
 
 def _was_measured(scratch: Path) -> bool:
-    """Whether an earlier run that stopped at a breach left a profile without damaged files, which may be repaired by now."""
-    return (scratch / PROFILE).exists() and not pair_profile.read(scratch)[0].texts["damaged"]
+    """Whether an earlier run, which stopped at a breach, left a readable profile without damaged files (may be repaired now)."""
+    if not (scratch / PROFILE).exists():
+        return False
+    try:
+        profile, _ = pair_profile.read(scratch)
+    except ProfileError:
+        return False
+    return not profile.texts["damaged"]
 
 
 def _wanted_tasks(root: Path, dataset: Summary) -> set[str]:

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from emuedit.config import ParamsError, load
 from emuedit.data_checks import pair_profile, reference_profile
 from emuedit.data_checks.check_bounds import CHECKS, CheckBound, judge
 from emuedit.data_checks.check_figures import DRIFT, measure_checks
-from emuedit.data_checks.pair_profile import ProfileError
+from emuedit.data_checks.pair_profile import Embeddings, ProfileError
 from emuedit.data_checks.reference_profile import Reference
 from emuedit.stages.validation import ValidationParams
 from tests.data_checks.profiles import PICTURES, TEXTS, make_profile, make_vectors
@@ -65,6 +66,28 @@ def test_a_drift_of_either_side_is_a_drift(side: str) -> None:
     assert measured["picture_drift"].note.startswith(f"of the {side} images")
 
 
+def repeated(n_images: int, n_times: int, seed: int, shift: float = 0.0) -> Embeddings:
+    """Each caption's source image `n_times`, with targets that resemble it."""
+    source = np.repeat(make_vectors(seed, n_images, shift)["source"], n_times, axis=0)
+    target = source + np.random.default_rng(seed).normal(0, 0.02, source.shape).astype(np.float32)
+    return {"source": source, "target": target / np.linalg.norm(target, axis=1, keepdims=True)}
+
+
+@pytest.mark.parametrize("seed", [1, 3, 5, 7, 9])
+def test_many_pairs_of_the_same_few_source_images_are_no_drift(seed: int) -> None:
+    reference = Reference("former", make_profile(), repeated(13, 8, seed))
+    measured = measure_checks(make_profile(), repeated(13, 8, seed + 1), reference, ())["picture_drift"]
+    assert measured.value == 0.0
+    assert "within chance" in measured.note
+
+
+def test_a_drift_of_few_source_images_with_many_pairs_is_found() -> None:
+    reference = Reference("former", make_profile(), repeated(13, 8, 1))
+    measured = measure_checks(make_profile(), repeated(13, 8, 2, shift=1.6), reference, ())["picture_drift"]
+    assert measured.value is not None
+    assert measured.value > 1
+
+
 def test_without_a_reference_the_drift_checks_pass_and_say_so() -> None:
     reference = reference_profile.resolve(None, Path(), "reports/validation")
     measured = measure_checks(make_profile(words={"dragon": 1}), make_vectors(2, shift=9), reference, {"local"})
@@ -72,6 +95,13 @@ def test_without_a_reference_the_drift_checks_pass_and_say_so() -> None:
     for name in DRIFT:
         assert results[name].verdict == "pass"
         assert results[name].note.startswith("no reference")
+
+
+def test_without_a_readable_image_there_is_no_drift() -> None:
+    for embeddings in ({}, {side: np.zeros((0, 1), np.float32) for side in ("source", "target")}):
+        drift = measure_checks(make_profile(), embeddings, REFERENCE, ())["picture_drift"]
+        assert drift.value is None
+        assert drift.note == "not comparable: 0 source images here, 64 in the reference; want 8"
 
 
 @pytest.mark.parametrize(("changes", "n"), [({"clip": "other"}, 64), ({}, 3)])
@@ -123,10 +153,41 @@ def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "got no profile.json"), ('{"format": 0}', "want a profile of format 1"), ('{"format": 1}', "is not a profile")],
-)
+    [
+        (None, "got no profile.json"), ('{"format": 0}', "want a profile of format 1"), ('{"format": 1}', "is not a profile"),
+        ('{"format"', "is not a profile"), ("[]", "is not a profile"), ('"\\udcff', "is not a profile"),
+    ],
+)  # fmt: skip
 def test_a_folder_without_a_profile_is_an_error(tmp_path: Path, content: str | None, message: str) -> None:
     if content:
-        (tmp_path / "profile.json").write_text(content)
+        (tmp_path / "profile.json").write_text(content, errors="surrogateescape")  # one of them is cut inside a letter
     with pytest.raises(ProfileError, match=message):
         reference_profile.resolve(".", tmp_path, "reports/validation")
+
+
+@pytest.mark.parametrize("name", ["profile.json", "embeddings.safetensors"])
+def test_a_cut_profile_is_an_error(tmp_path: Path, name: str) -> None:
+    pair_profile.write(tmp_path, make_profile(), make_vectors(1))
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ProfileError, match=f"{name} is not a profile"):
+        pair_profile.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["profile.json", "embeddings.safetensors"])
+def test_a_profile_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair_profile.write(tmp_path, make_profile(), make_vectors(1))
+    replace = Path.replace
+
+    def fail(path: Path, target: Path) -> Path:
+        if target.name == name:
+            raise OSError(28, "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match=name):
+        pair_profile.write(tmp_path, make_profile(sample=9), make_vectors(1))
+    assert pair_profile.read(tmp_path)[0] == make_profile()
+    assert not list(tmp_path.glob(".*"))

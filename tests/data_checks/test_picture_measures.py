@@ -9,13 +9,19 @@ import torch
 from numpy.typing import NDArray
 
 from emuedit.data.png import encode_png
-from emuedit.data_checks.picture_measures import PictureMeasures
+from emuedit.data_checks import picture_measures
+from emuedit.data_checks.picture_measures import PictureMeasures, in_batches
 
 
 class StubEmbedder:
     """Gives all images and texts the same vector."""
 
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        """Number of values of each batch of images."""
+
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(images.numel())
         return torch.eye(4)[:1].expand(len(images), -1)
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
@@ -49,3 +55,43 @@ def test_each_fault_of_a_pair_is_counted(name: str) -> None:
     measures = PictureMeasures(min_side_px=16)
     measures.add([row], StubEmbedder())
     assert {check for check, share in measures.figures(StubEmbedder()).items() if share == 1.0} == want
+
+
+class MeanEmbedder(StubEmbedder):
+    """Embeds an image as its mean colour."""
+
+    def embed_images(self, images: torch.Tensor) -> torch.Tensor:
+        super().embed_images(images)
+        return torch.nn.functional.normalize(images.mean((2, 3)))
+
+
+def make_row(number: int, *shape: int) -> dict[str, Any]:
+    pictures = {side: {"bytes": encode_png(make_image(2 * number + k, *shape))} for k, side in enumerate(("source", "target"))}
+    return {"id": str(number), "source_caption": "a", "target_caption": "b", **pictures}
+
+
+def measure(rows: Sequence[dict[str, Any]], divisor: int = 1) -> tuple[dict[str, NDArray[Any]], list[int]]:
+    """The vectors, and the number of values of each batch of images."""
+    measures, clip = PictureMeasures(min_side_px=16), MeanEmbedder()
+    for batch in in_batches(rows, divisor):
+        measures.add(batch, clip)
+    return measures.vectors(), clip.sizes
+
+
+@pytest.mark.slow
+def test_batches_of_large_images_are_bounded_by_their_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [make_row(number, 64, 96, 3) for number in range(12)]
+    at_once, sizes = measure(rows)
+    assert sizes == [12 * 64 * 96 * 3] * 2
+    for limit_px, divisor, n_pairs in ((6 * 64 * 96 + 1, 1, 3), (6 * 64 * 96, 3, 1), (100, 1, 1)):
+        monkeypatch.setattr(picture_measures, "PIXELS_PER_BATCH", limit_px)
+        vectors, sizes = measure(rows, divisor)
+        assert sizes == [n_pairs * 64 * 96 * 3] * (24 // n_pairs)
+        assert all(np.allclose(vectors[side], at_once[side]) for side in ("source", "target"))
+
+
+def test_batches_of_small_images_are_bounded_by_the_number_of_pairs_and_damaged_ones_are_in_them() -> None:
+    row, damaged = make_row(0, 16, 16, 3), {"id": "1", "source": {"bytes": b"x"}, "target": {"bytes": b""}}
+    assert [len(batch) for batch in in_batches([row, damaged] * 50)] == [64, 36]
+    assert [len(batch) for batch in in_batches([row] * 3, divisor=1000)] == [1, 1, 1]
+    assert not list(in_batches([]))

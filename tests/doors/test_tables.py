@@ -58,7 +58,11 @@ GOOD: dict[str, tuple[str, bytes, list[str], dict[str, int]]] = {
     "CSV with a row of cp1252": ("c.csv", b"caption,n\na caf\xe9,1\na red star,2\n", ["a red star"], {"not_utf8": 1}),
     "CSV with a short and a long row": ("c.csv", b"caption,n\na ring\na red star,1\na ring,1,2\n", ["a red star"], {"ragged_row": 2}),
     "CSV with a huge field": ("c.csv", f"caption,n\n{HUGE},1\na red star,2\n".encode(), ["a red star"], {"field_too_long": 1}),
-    "CSV with an open quote": ("c.csv", b'caption,n\na red star,1\n"a ring,2\na cross,3\n', ["a red star"], {"ragged_row": 1}),
+    "CSV with an open quote": ("c.csv", b'caption,n\na red star,1\n"a ring,2\na cross,3\n', ["a red star"], {"unclosed_quote": 1}),
+    "CSV with an open quote in the last line": ("c.csv", b'caption,n\na red star,1\na ring,"2', ["a red star"], {"unclosed_quote": 1}),
+    "CSV with an open quote in the last column": ("c.csv", b'n,caption\n1,a red star\n4,"a 5 inch screen\n5,a cross\n', ["a red star"], {"unclosed_quote": 1}),
+    "CSV with quotes inside": ("c.csv", b'n,caption\n1,"blue" bike\n2,a 5" screen\n3,"a ""red"" star"', ["blue bike", 'a 5" screen', 'a "red" star'], {}),
+    "CSV with an open quote before many lines": ("c.csv", f'n,caption\n1,"a ring\n{HUGE}\n2,a red star\n'.encode(), ["a red star"], {"field_too_long": 1}),
     "CSV with a newline in a field": ("c.csv", b'caption,n\n"a red\nstar",1\n', ["a red star"], {}),
     "CSV with empty lines": ("c.csv", b"caption,n\n\na red star,1\n\n", ["a red star"], {}),
     "JSONL with a byte-order mark": ("c.jsonl", b'\xef\xbb\xbf{"caption": "a red star"}\n', ["a red star"], {}),
@@ -100,6 +104,16 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "another column": ("c.csv", b"text\na red star\n", r"want key 'caption' .*set captions.column"),
     "another separator": ("c.csv", b"caption;n\na red star;1\n", r"want key 'caption' .*got \['caption;n'\]"),
     "a column of numbers": ("c.jsonl", b'{"caption": 3}\n', r"want text in 'caption'"),
+    "a header with an open quote": (
+        "c.csv",
+        b'n,"caption\n1,a red star\n',
+        r"want a header line in .*, got a quotation mark that is not closed",
+    ),
+    "another column of a Parquet": (
+        "c.parquet",
+        table("a red star", column="text"),
+        r"want key 'caption' in .*, got \['text'\]; set captions.column",
+    ),
     "a column twice": ("c.csv", b"caption,caption\na,b\n", r"want different names of columns"),
     "nothing but bad rows": ("c.jsonl", b"{\x22caption\n", r"want at least one caption.*'dropped_not_json': 1"),
     "a header alone": ("c.csv", b"caption,n\n", r"want at least one caption"),
@@ -123,6 +137,25 @@ def test_bad_rows_are_dropped_and_counted(case: str, tmp_path: Path) -> None:
     name, content, captions, dropped = GOOD[case]
     (tmp_path / name).write_bytes(content)
     assert read(tmp_path, name) == (captions, dropped)
+
+
+def test_an_unclosed_quote_names_the_lines_that_it_took(tmp_path: Path) -> None:
+    rows = [f"{number},a ring number {number}" for number in range(2, 301)]
+    rows[2] = '4,"a 5 inch screen'
+    (tmp_path / "c.csv").write_text("\n".join(["n,caption", *rows]) + "\n")
+    assert read(tmp_path, "c.csv") == (["a ring number 2", "a ring number 3"], {"unclosed_quote": 1})
+    (drop,) = read_folder(tmp_path / OUT, Drop, "dropped-*.parquet")
+    assert drop.subject.startswith("lines 4 to 300: 4,a 5 inch screen")
+
+
+def test_no_image_of_a_parquet_file_is_read_before_its_columns_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = pa.array([{"bytes": b"image", "path": None}] * 3)
+    pq.write_table(pa.table({"image": images, "text": ["a red star"] * 3}), tmp_path / "c.parquet")
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: pytest.fail("want no rows read"))
+    with pytest.raises(ValueError, match=r"want key 'caption' in .*, got \['image', 'text'\]"):
+        read(tmp_path, "c.parquet")
 
 
 @pytest.mark.parametrize("case", REFUSED)

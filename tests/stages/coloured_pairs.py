@@ -23,14 +23,17 @@ THINGS = ("house", "chair", "boat", "lamp", "bottle")
 
 
 class ColorClip:
-    """Embeds a picture as its mean colour, and a text as the first colour that it names."""
+    """Embeds a picture as its mean colour and the place of its brightness, and a text as the first colour that it names."""
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.normalize(images.mean((2, 3)) + 1e-3, dim=-1)
+        x, y = (torch.linspace(-1, 1, n_px) for n_px in (images.shape[3], images.shape[2]))
+        places = [(images.mean((1, 2)) * x).mean(1), (images.mean((1, 3)) * y).mean(1)]
+        return torch.nn.functional.normalize(torch.cat([images.mean((2, 3)) + 1e-3, torch.stack(places, 1)], 1), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         colors = [next((COLORS[word] for word in text.split() if word in COLORS), (255, 255, 255)) for text in texts]
-        return torch.nn.functional.normalize(torch.tensor(colors, dtype=torch.float32) / 127.5 - 1 + 1e-3, dim=-1)
+        vectors = torch.nn.functional.pad(torch.tensor(colors, dtype=torch.float32) / 127.5 - 1 + 1e-3, (0, 2))
+        return torch.nn.functional.normalize(vectors, dim=-1)
 
 
 def make_picture(color: str, number: int, side_px: int = 32) -> np.ndarray:

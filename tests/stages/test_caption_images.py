@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from zipfile import ZipFile
 
 import datasets
 import numpy as np
@@ -15,11 +16,12 @@ import yaml
 from PIL import Image
 
 from emuedit.data import image_io, threads
-from emuedit.data.caption_images import CaptionImageError
+from emuedit.data.caption_images import CaptionImageError, CaptionImages
 from emuedit.data.caption_sources import CaptionSourceError
 from emuedit.data.dependencies import hash_file
 from emuedit.data.publish import read_folder, read_summary
 from emuedit.data.records import Caption, Drop
+from emuedit.data.text_tables import BadRow
 from emuedit.stages import captions
 from emuedit.stages.captions import run
 from tests.stages.test_captions import make_params
@@ -246,6 +248,35 @@ def test_a_folder_of_images_with_metadata_is_a_source(tmp_path: Path) -> None:
     assert (first.text, second.text) == ("a red star", "a blue ring")
     pixels = image_io.read_image(tmp_path / str(second.image)).pixels
     assert np.array_equal(pixels, PIXELS[::-1])
+
+
+@pytest.mark.slow
+def test_a_folder_with_a_zip_of_images_is_a_source(tmp_path: Path) -> None:
+    """`datasets` streams such images as a path without bytes: zip://0.png::/folder/train.zip."""
+    contents = [encode(PIXELS[number:], "PNG") for number in range(3)]
+    (tmp_path / "photos").mkdir()
+    with ZipFile(tmp_path / "photos/train.zip", "w") as archive:
+        for number, content in enumerate(contents):
+            archive.writestr(f"{number}.png", content)
+        archive.writestr("metadata.csv", "file_name,caption\n0.png,a red star\n1.png,a blue ring\n2.png,a green cross\n")
+    run(make_params("photos", image_column="image"), tmp_path)
+    assert [caption.text for caption in kept(tmp_path)] == ["a red star", "a blue ring", "a green cross"]
+    assert [(tmp_path / str(caption.image)).read_bytes() for caption in kept(tmp_path)] == contents
+    assert all(str(caption.image).endswith(".png") for caption in kept(tmp_path))
+
+
+def test_images_that_a_dataset_names_but_does_not_have(tmp_path: Path) -> None:
+    with ZipFile(tmp_path / "train.zip", "w") as archive:
+        archive.writestr("0.png", encode(PIXELS, "PNG"))
+    images = CaptionImages("image", tmp_path, tmp_path, tmp_path, "out", [tmp_path])
+    for name in (f"zip://1.png::{tmp_path}/train.zip", f"zip://0.png::{tmp_path}/absent.zip"):
+        assert isinstance(images.file_of({"bytes": None, "path": name}, "a star"), BadRow)
+    file = images.file_of({"bytes": None, "path": "https://host/0.png"}, "a star")
+    assert isinstance(file, Path), "what no commit pins is not downloaded"
+    assert not file.exists()
+    (tmp_path / "train.zip").write_bytes(b"PK")
+    with pytest.raises(CaptionImageError, match=r"want the image zip://0.png::.*, got none that can be read"):
+        images.file_of({"bytes": None, "path": f"zip://0.png::{tmp_path}/./train.zip"}, "a star")
 
 
 @pytest.mark.parametrize(

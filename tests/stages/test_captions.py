@@ -131,6 +131,25 @@ def test_captions_in_other_languages_are_dropped(tmp_path: Path) -> None:
         probability("a dog", ["english"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [".txt", ".csv", ".jsonl", ".parquet", "-dataset", ".py"])
+def test_progress_counts_the_rows_that_there_are(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = write_source(tmp_path, kind)
+    for n_rows in (4, 6) if kind == ".py" else (4, 10000):
+        run(make_params(source, n_rows=n_rows), tmp_path)
+        n_read = min(n_rows, len(LINES))
+        first, *_, last = (line for line in capsys.readouterr().err.splitlines() if line.startswith("captions: "))
+        if kind == "-dataset":
+            assert "%" not in first, "its rows are not counted before"
+            assert last == f"captions: {n_read} rows"
+        else:
+            assert first.startswith(f"captions: 0/{n_read} rows, 0%")
+            assert last == f"captions: {n_read}/{n_read} rows, 100%"
+
+
 def test_at_most_n_rows_are_read(tmp_path: Path) -> None:
     run(make_params(write_source(tmp_path, ".txt"), n_rows=3), tmp_path)
     out = tmp_path / captions.OUT

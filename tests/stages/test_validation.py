@@ -216,6 +216,19 @@ def test_a_breach_can_be_accepted_and_is_not_measured_again(tmp_path: Path, monk
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["profile.json", "embeddings.safetensors"])
+def test_a_profile_that_was_cut_is_measured_again(name: str, tmp_path: Path) -> None:
+    publish_kept(tmp_path, make_pairs(90))
+    with pytest.raises(BreachError):
+        run(make_params(), tmp_path)
+    (file,) = (tmp_path / "scratch/validation").rglob(name)
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    run(make_params(accept=("kept_pairs",)), tmp_path)
+    assert (tmp_path / OUT / name).read_bytes() == content
+
+
+@pytest.mark.slow
 def test_on_breach_warn_goes_on_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     publish_kept(tmp_path, make_pairs(90))
     assert run(make_params(on_breach="warn"), tmp_path).counts["fail"] == 1

@@ -126,13 +126,14 @@ def run(params: RouterParams, root: Path) -> Summary:
     others += rng("router", "captions").permutation(sorted(captions))[: len(others) // 4].tolist()
     examples = [*instructions, *(Example(text, NO_EDIT, fold_of(text, params.folds)) for text in others)]
     with Tracker(scratch, "router", recorded) as tracker:
+        training = PredictorTraining(tasks, base, params, scratch, tracker)
         experts = torch.zeros(2, len(examples), len(tasks) + 1)
         for fold in range(params.folds):
             inside = [row for row, example in enumerate(examples) if example.fold == fold]
-            experts[0, inside] = fold_logits(fold, examples, tasks, base, params, scratch, tracker)
+            experts[0, inside] = training.fold_logits(fold, examples)
             ngrams = fit_ngrams([example for example in examples if example.fold != fold], tasks)
             experts[1, inside] = ngrams.logits([examples[row].text for row in inside])
-        predictor = train_on(examples, tasks, base, params, scratch / STATE_FILE, tracker)
+        predictor = training.train(examples)
         predictor.ngrams = fit_ngrams(examples, tasks)
         metrics = cross_fit(predictor, experts, examples, params, scratch)
         tracker.log(params.epochs, **{name: value for name, value in metrics.items() if isinstance(value, float)})
@@ -155,52 +156,94 @@ def label_instructions(rows: Iterable[Instruction], n_folds: int) -> list[Exampl
     return [Example(row.text, row.task, fold_by_text.setdefault(row.text, fold_of(wording(row), n_folds))) for row in rows]
 
 
-def fold_logits(
-    fold: int, examples: list[Example], tasks: list[str], base: str, params: RouterParams, scratch: Path, tracker: Tracker
-) -> Tensor:
-    """T5's logits [n, K + 1] for the n examples of a fold, by a model that was trained on the other folds; kept in scratch."""
-    file = scratch / f".fold-{fold}.npy"
-    if not file.exists():
-        others = [example for example in examples if example.fold != fold]
-        state = scratch / f"{STATE_FILE}.fold-{fold}"
-        predictor = train_on(others, tasks, base, params, state, tracker, f"loss_fold_{fold}")
-        logits = predictor.all_logits([example.text for example in examples if example.fold == fold])
-        with replacing(file) as partial:
-            np.save(partial, logits.numpy())
-        state.unlink(missing_ok=True)
-    return torch.from_numpy(np.load(file))
+@dataclass(frozen=True)
+class PredictorTraining:
+    """What the trainings of the predictor share: of a T5 for each fold, and of the published one."""
+
+    tasks: list[str]
+    base: str
+    """Folder or hub id of the T5."""
+    params: RouterParams
+    scratch: Path
+    tracker: Tracker
+
+    def fold_logits(self, fold: int, examples: list[Example]) -> Tensor:
+        """T5's logits [n, K + 1] for the n examples of a fold, by a model that was trained on the others; kept in scratch."""
+        file = self.scratch / f".fold-{fold}.npy"
+        if not file.exists():
+            predictor = self.train([example for example in examples if example.fold != fold], fold)
+            logits = predictor.all_logits([example.text for example in examples if example.fold == fold])
+            with replacing(file) as partial:
+                np.save(partial, logits.numpy())
+            self._state_file(fold).unlink(missing_ok=True)
+        return torch.from_numpy(np.load(file))
+
+    def train(self, examples: list[Example], left_out: int | None = None) -> TaskPredictor:
+        """A predictor trained on these examples, with the weights of `base` merged with the adapters, if there are any.
+
+        left_out: the fold whose examples are missing; None: none is.
+        """
+        params = self.params
+        runtime = Runtime.choose(params.device, "float32")
+        uses_lora, dtype = choose_precision(params, self.base)
+        predictor = task_predictor.from_t5(self.base, self.tasks, params.max_tokens, runtime.device, params.seed, dtype)
+        if uses_lora:
+            with torch.random.fork_rng([]):
+                torch.manual_seed(seed_for("router", "adapters", params.seed))
+                classifier_adapters.add_adapters(predictor.model, params.adapters)
+        if batch_divisor() > 1:  # smaller passes would draw another dropout
+            print("router: ran out of memory; activations are now computed again where they are needed", flush=True)
+            predictor.model.activation_checkpointing_enable({"use_reentrant": False})
+        self._fit(predictor, examples, left_out)
+        if uses_lora:
+            classifier_adapters.merge_adapters(predictor.model)
+        return predictor
+
+    def _fit(self, predictor: TaskPredictor, examples: list[Example], left_out: int | None) -> None:
+        """Cross-entropy of the class. Order, noise and dropout depend on (seed, epoch); the state is saved after every epoch."""
+        params, loss_name = self.params, "loss" if left_out is None else f"loss_fold_{left_out}"
+        model, device = predictor.model, predictor.model.device
+        class_of = {label: i for i, label in enumerate(predictor.labels)}
+        seen = [example for example in examples for _ in range(params.non_instruction_repeats if example.label == NO_EDIT else 1)]
+        n_gibberish = sum(example.label == NO_EDIT for example in examples) // 2
+        per_epoch = -(-(len(seen) + n_gibberish) // params.batch_size)
+        n_steps = params.epochs * per_epoch
+        schedule = LrSchedule(n_steps, params.lr, params.warmup_steps, decay_share=1.0)
+        optimization = Optimization(model, schedule, weight_decay=params.weight_decay, max_grad_norm=params.max_grad_norm)
+        state = self._state_file(left_out)
+        optimization.resume(state)
+        with Progress(loss_name.replace("loss", "router"), n_steps, "step", optimization.step) as progress:
+            for epoch in range(optimization.step // per_epoch, params.epochs):
+                random = rng("router", "order", params.seed, epoch)
+                rows = [(vary(example.text, params.noise, random), class_of[example.label]) for example in seen]
+                rows += [(gibberish(random), class_of[NO_EDIT]) for _ in range(n_gibberish)]
+                order = random.permutation(len(rows)).tolist()
+                losses: list[Tensor] = []
+                model.train()
+                with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                    torch.manual_seed(seed_for("router", "dropout", params.seed, epoch))
+                    for start in range(0, len(order), params.batch_size):
+                        batch = [rows[i] for i in order[start : start + params.batch_size]]
+                        labels = torch.tensor([label for _, label in batch], device=device)
+                        loss = F.cross_entropy(predictor.logits([text for text, _ in batch]), labels)
+                        loss.backward()
+                        optimization.update()
+                        losses.append(loss.detach())
+                        progress.advance()
+                mean_loss = float(torch.stack(losses).mean())
+                if not torch.isfinite(torch.tensor(mean_loss)):
+                    raise RouterError(f"want a finite loss, got {mean_loss} in epoch {epoch}; lower router.lr in params.yaml")
+                self.tracker.log(epoch, **{loss_name: mean_loss})
+                optimization.save(state)
+
+    def _state_file(self, left_out: int | None) -> Path:
+        return self.scratch / (STATE_FILE if left_out is None else f"{STATE_FILE}.fold-{left_out}")
 
 
 def fit_ngrams(examples: Sequence[Example], tasks: Sequence[str]) -> NgramClassifier:
     """The linear classifier of the K + 1 classes, fitted to these examples."""
     label_of = {label: k for k, label in enumerate((*tasks, NO_EDIT))}
     return NgramClassifier.fit([example.text for example in examples], [label_of[e.label] for e in examples], len(label_of))
-
-
-def train_on(
-    examples: list[Example],
-    tasks: list[str],
-    base: str,
-    params: RouterParams,
-    state: Path,
-    tracker: Tracker,
-    loss_name: str = "loss",
-) -> TaskPredictor:
-    """A predictor trained on these examples, with the weights of `base` merged with the adapters, if there are any."""
-    runtime = Runtime.choose(params.device, "float32")
-    uses_lora, dtype = choose_precision(params, base)
-    predictor = task_predictor.from_t5(base, tasks, params.max_tokens, runtime.device, params.seed, dtype)
-    if uses_lora:
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed_for("router", "adapters", params.seed))
-            classifier_adapters.add_adapters(predictor.model, params.adapters)
-    if batch_divisor() > 1:  # smaller passes would draw another dropout
-        print("router: ran out of memory; activations are now computed again where they are needed", flush=True)
-        predictor.model.activation_checkpointing_enable({"use_reentrant": False})
-    train(predictor, examples, params, state, tracker, loss_name)
-    if uses_lora:
-        classifier_adapters.merge_adapters(predictor.model)
-    return predictor
 
 
 def choose_precision(params: RouterParams, base: str) -> tuple[bool, torch.dtype]:
@@ -213,44 +256,6 @@ def choose_precision(params: RouterParams, base: str) -> tuple[bool, torch.dtype
     if dtype == "bfloat16" and not uses_lora:
         raise RouterError("want router.lora on with router.dtype bfloat16, got all weights trained; use float32 or lora: on")
     return uses_lora, torch.bfloat16 if dtype == "bfloat16" else torch.float32
-
-
-def train(
-    predictor: TaskPredictor, examples: list[Example], params: RouterParams, state: Path, tracker: Tracker, loss_name: str
-) -> None:
-    """Cross-entropy of the class. Order, noise and dropout depend on (seed, epoch); the state is saved after every epoch."""
-    model, device = predictor.model, predictor.model.device
-    class_of = {label: i for i, label in enumerate(predictor.labels)}
-    seen = [example for example in examples for _ in range(params.non_instruction_repeats if example.label == NO_EDIT else 1)]
-    n_gibberish = sum(example.label == NO_EDIT for example in examples) // 2
-    per_epoch = -(-(len(seen) + n_gibberish) // params.batch_size)
-    n_steps = params.epochs * per_epoch
-    schedule = LrSchedule(n_steps, params.lr, params.warmup_steps, decay_share=1.0)
-    optimization = Optimization(model, schedule, weight_decay=params.weight_decay, max_grad_norm=params.max_grad_norm)
-    optimization.resume(state)
-    with Progress(loss_name.replace("loss", "router"), n_steps, "step", optimization.step) as progress:
-        for epoch in range(optimization.step // per_epoch, params.epochs):
-            random = rng("router", "order", params.seed, epoch)
-            rows = [(vary(example.text, params.noise, random), class_of[example.label]) for example in seen]
-            rows += [(gibberish(random), class_of[NO_EDIT]) for _ in range(n_gibberish)]
-            order = random.permutation(len(rows)).tolist()
-            losses: list[Tensor] = []
-            model.train()
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                torch.manual_seed(seed_for("router", "dropout", params.seed, epoch))
-                for start in range(0, len(order), params.batch_size):
-                    batch = [rows[i] for i in order[start : start + params.batch_size]]
-                    labels = torch.tensor([label for _, label in batch], device=device)
-                    loss = F.cross_entropy(predictor.logits([text for text, _ in batch]), labels)
-                    loss.backward()
-                    optimization.update()
-                    losses.append(loss.detach())
-                    progress.advance()
-            mean_loss = float(torch.stack(losses).mean())
-            if not torch.isfinite(torch.tensor(mean_loss)):
-                raise RouterError(f"want a finite loss, got {mean_loss} in epoch {epoch}; lower router.lr in params.yaml")
-            tracker.log(epoch, **{loss_name: mean_loss})
-            optimization.save(state)
 
 
 def cross_fit(

@@ -10,6 +10,7 @@ import gc
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,49 @@ class TrainParams(TrainSettings):
     machines, the first one (`machine_rank: 0`) publishes the editor."""
 
 
+@dataclass(frozen=True)
+class TrainJob:
+    """The training that each of its processes does; it can be pickled, to send it to them."""
+
+    params: TrainParams
+    start: StartingPoint
+    latents: Path
+    """Folder of the encoded pairs."""
+    scratch: Path
+    """Folder of the training's state, previews and log."""
+
+    def make_editor(self) -> tuple[TrainableEditor, LatentCache]:
+        """The initial editor, equal in every process, and the pairs, whose tasks are its rows."""
+        cache = LatentCache(self.latents, self.params.held_out_share)
+        net, parts = self.start.editor(cache.tasks, self.params.task_embedding_dim, self.params.change_mask, self.params.seed)
+        return TrainableEditor(net, parts, self.params), cache.with_tasks(net.table.names)
+
+    def train(self, device: str) -> TrainableEditor:
+        """Train in this process, alone or as one of several, from the last saved step; returns the trained editor."""
+        params = self.params
+        with (
+            open_accelerator(device, params.dtype, find_unused_parameters=params.lr_mult_text > 0) as accelerator,
+            tempfile.TemporaryDirectory() as discarded,  # with FSDP all processes make previews
+        ):
+            main, preview = accelerator.is_main_process, None
+            with waiting("train: making the editor") if main else contextlib.nullcontext():
+                editor, cache = self.make_editor()
+                if params.preview is not None:
+                    folder = self.scratch / PREVIEWS if main else Path(discarded)
+                    preview = _prepare_preview(params.preview, params, editor, cache.tasks, folder, main)
+                loop = TrainLoop(editor, cache, params, self.scratch, accelerator, preview)
+            loop.run()
+        return editor
+
+    def read_trained(self) -> TrainableEditor:
+        """Load the trained editor from the state of the training, on the CPU."""
+        editor, _ = self.make_editor()
+        editor.prepare(torch.device("cpu"))
+        read_average(editor, self.scratch / STATE_FILE)
+        editor.finish()
+        return editor
+
+
 def run(params: TrainParams, root: Path) -> Summary:
     """Check the training, encode new data, train from the last saved step, publish to `models/editor`.
 
@@ -106,22 +150,10 @@ def run(params: TrainParams, root: Path) -> Summary:
     recorded = params.model_dump(mode="json", exclude={"world", "device"}) | {"base_model": params.world.base_model}
     recorded |= {"start": start.reference, "ancestors": list(start.ancestors)}
     params = _with_smaller_passes(params, processes.n)
-    pairs = TrainingPairs(folders, root / DATASET, start.replay)
-    tasks = training_checks.tasks_to_train(pairs, params.held_out_share)
-    untrained, buckets = _untrained_editor(params, start, tasks)
-    _check_editor(untrained, params, processes, buckets, tasks)
-
-    # Encode pairs and instructions once
-    encoders = Encoders.on(runtime.device, untrained.parts.pipeline)
-    keys = EncodingKeys.of(start.folder, runtime.dtype, root)
-    latents = _only_folder(root / "scratch" / "latents", keys.latents)
-    with runtime.autocast():
-        latent_files.build(pairs, encoders, latents, buckets, mirrored=params.flip, text_key=keys.texts)
-    del untrained, encoders, pairs  # they are not needed for training
-    gc.collect()
+    latents = _encode_pairs(params, start, processes, runtime, folders, root)
+    gc.collect()  # what encoded them is not needed for training
     torch.cuda.empty_cache()  # other processes may train on this GPU
 
-    # Train
     cache = LatentCache(latents, params.held_out_share)
     changes_the_result = {key: value for key, value in recorded.items() if key not in _WITHOUT_EFFECT_ON_RESULT}
     changes_the_result |= {"data": data}
@@ -130,21 +162,17 @@ def run(params: TrainParams, root: Path) -> Summary:
     earlier = f" (and {n_earlier} replayed ones)" if n_earlier else ""
     n_pairs = len(cache.train) - n_earlier
     print(f"train: from {start.reference}, {n_pairs} pairs{earlier}, {processes.n} processes, {runtime}", flush=True)
-    job = (params, start, latents, scratch)
-    if launch is not None:
-        run_accelerate(root / str(params.accelerate_config), _train, *job, processes.device)
-    elif processes.n > 1:
-        run_distributed(processes.n, runtime.device, _train, *job, runtime.device)
+    job = TrainJob(params, start, latents, scratch)
+    trained = _train_in_processes(job, processes, launch, root)
     counts = {"steps": params.steps, "pairs": n_pairs, "held_out_pairs": len(cache.held_out)}
     counts |= {"replayed_pairs": n_earlier} if n_earlier else {}
     if launch is not None and launch.machine_rank:
         print(f"train: done; the first machine (machine_rank 0) publishes to {OUT}", flush=True)
         return Summary("train", scratch.name, recorded | {"data": data}, counts, {})
-    trained = _train(*job, runtime.device) if launch is None and processes.n == 1 else None
     # Frozen weights are in half precision during LoRA training, so adapters are merged into the original weights
-    editor = _read_trained(*job) if trained is None or params.lora is not None else trained
+    editor = job.read_trained() if trained is None or params.lora is not None else trained
     if start.is_editor and params.start_share:
-        average_with_start(editor, _make_editor(params, start, latents)[0], params.start_share, len(start.trained_tasks))
+        average_with_start(editor, job.make_editor()[0], params.start_share, len(start.trained_tasks))
     if params.replay_pairs:
         replay.write(scratch / starting_point.REPLAY, cache, folders, start.replay, params.replay_pairs)
     return _publish(editor, scratch, root, recorded | {"data": data}, counts, params.stored_dtype)
@@ -159,14 +187,26 @@ def _processes(params: TrainParams, device: str, launch: LaunchConfig | None) ->
     return processes
 
 
-def _untrained_editor(params: TrainParams, start: StartingPoint, tasks: Sequence[str]) -> tuple[TrainableEditor, AspectBuckets]:
-    """The initial editor for these tasks, and the sizes of the training images.
+def _encode_pairs(
+    params: TrainParams, start: StartingPoint, processes: TrainingProcesses, runtime: Runtime, folders: Sequence[Path], root: Path
+) -> Path:
+    """Check that the editor can be trained, then encode pairs and instructions once; returns the folder of the latents.
 
-    Raises StartError, and ValueError for an objective that the scheduler does not allow.
+    Raises StartError, MemoryFitError, ValueError for an objective that the scheduler does not allow, and what the benchmark
+    raises for a missing task.
     """
+    pairs = TrainingPairs(folders, root / DATASET, start.replay)
+    tasks = training_checks.tasks_to_train(pairs, params.held_out_share)
     net, parts = start.editor(tasks, params.task_embedding_dim, params.change_mask, params.seed)
     buckets = AspectBuckets.for_base_model(parts, params.resolution, params.max_aspect_ratio)
-    return TrainableEditor(net, parts, params), buckets
+    untrained = TrainableEditor(net, parts, params)
+    _check_editor(untrained, params, processes, buckets, tasks)
+    encoders = Encoders.on(runtime.device, untrained.parts.pipeline)
+    keys = EncodingKeys.of(start.folder, runtime.dtype, root)
+    latents = _only_folder(root / "scratch" / "latents", keys.latents)
+    with runtime.autocast():
+        latent_files.build(pairs, encoders, latents, buckets, mirrored=params.flip, text_key=keys.texts)
+    return latents
 
 
 def _check_editor(
@@ -182,37 +222,20 @@ def _check_editor(
             _prepare_preview(params.preview, params, editor, tasks, Path(discarded), main=True)
 
 
-def _train(params: TrainParams, start: StartingPoint, latents: Path, scratch: Path, device: str) -> TrainableEditor:
-    """Training in one process: create the editor, equal in every process, and run the loop."""
-    with (
-        open_accelerator(device, params.dtype, find_unused_parameters=params.lr_mult_text > 0) as accelerator,
-        tempfile.TemporaryDirectory() as discarded,  # with FSDP all processes make previews
-    ):
-        main, preview = accelerator.is_main_process, None
-        with waiting("train: making the editor") if main else contextlib.nullcontext():
-            editor, cache = _make_editor(params, start, latents)
-            if params.preview is not None:
-                folder = scratch / PREVIEWS if main else Path(discarded)
-                preview = _prepare_preview(params.preview, params, editor, cache.tasks, folder, main)
-            loop = TrainLoop(editor, cache, params, scratch, accelerator, preview)
-        loop.run()
-    return editor
+def _train_in_processes(
+    job: TrainJob, processes: TrainingProcesses, launch: LaunchConfig | None, root: Path
+) -> TrainableEditor | None:
+    """Train as `accelerate launch` does, in new processes, or in this one. Returns the editor that this process trained, if any.
 
-
-def _read_trained(params: TrainParams, start: StartingPoint, latents: Path, scratch: Path) -> TrainableEditor:
-    """Load the editor trained by other processes, on the CPU."""
-    editor, _ = _make_editor(params, start, latents)
-    editor.prepare(torch.device("cpu"))
-    read_average(editor, scratch / STATE_FILE)
-    editor.finish()
-    return editor
-
-
-def _make_editor(params: TrainParams, start: StartingPoint, latents: Path) -> tuple[TrainableEditor, LatentCache]:
-    """The initial editor and the pairs, whose tasks are its rows."""
-    cache = LatentCache(latents, params.held_out_share)
-    net, parts = start.editor(cache.tasks, params.task_embedding_dim, params.change_mask, params.seed)
-    return TrainableEditor(net, parts, params), cache.with_tasks(net.table.names)
+    Raises DistributedError if another process fails.
+    """
+    if launch is not None:
+        run_accelerate(root / str(job.params.accelerate_config), job.train, processes.device)
+        return None
+    if processes.n > 1:
+        run_distributed(processes.n, processes.device, job.train, processes.device)
+        return None
+    return job.train(processes.device)
 
 
 def _prepare_preview(

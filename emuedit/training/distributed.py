@@ -16,7 +16,7 @@ import signal
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,6 +101,16 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return str(accelerator.distributed_type).endswith("FSDP")
 
 
+def keep_float32_losses(plugin: Any) -> None:
+    """Let FSDP2 cast weights alone to half precision: latents, noise and losses stay float32, as with autocast.
+
+    plugin: accelerate's, whose policy also casts the inputs and outputs of every sharded module. Ours need neither: `EditorUNet`
+    casts the inputs of the U-Net to the format of its weights, and its output to float32.
+    """
+    policy = plugin.mixed_precision_policy
+    plugin.mixed_precision_policy = replace(policy, output_dtype=None, cast_forward_inputs=False)
+
+
 @contextlib.contextmanager
 def open_accelerator(device: str = "cpu", dtype: str = "float32", find_unused_parameters: bool = False) -> Iterator[Accelerator]:
     """The Accelerator of this process for one training; afterwards another one can be opened.
@@ -123,6 +133,8 @@ def open_accelerator(device: str = "cpu", dtype: str = "float32", find_unused_pa
         )
         handlers = [ddp, InitProcessGroupKwargs(timeout=GROUP_TIMEOUT)]
         accelerator = accelerate.Accelerator(cpu=is_cpu, mixed_precision=_MIXED_PRECISION[dtype], kwargs_handlers=handlers)
+        if dtype != "float32" and accelerator.is_fsdp2:
+            keep_float32_losses(accelerator.state.fsdp_plugin)
         on_gpu = accelerator.device.type == "cuda"  # make it the current GPU, for streams and graphs
         if on_gpu and dtype == "bfloat16":  # halves the traffic; such gradients have no more precision
             ddp.comm_hook = DDPCommunicationHookType.BF16  # a torch without CUDA cannot register it

@@ -6,24 +6,23 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from emuedit.data.image_io import Pixels
 from emuedit.editor.sampling import EditSampler
 from emuedit.models import image_tensors
 from emuedit.training.batch import Batch
 from emuedit.training.mirroring import has_no_side
 
-Pictures = npt.NDArray[np.uint8]
 PIXELS_PER_PASS = 8 * 512**2
 """Pixels per VAE batch and per pass: eight examples of 512 px. Ours."""
 
 
 def encode_split(
     sampler: EditSampler,
-    before: Pictures,
-    after: Pictures,
+    before: Pixels,
+    after: Pixels,
     instructions: Sequence[str],
     split: tuple[Sequence[int], Sequence[int]],
     flip: bool,
@@ -46,9 +45,7 @@ def encode_split(
     )
 
 
-def encode_examples(
-    sampler: EditSampler, before: Pictures, after: Pictures, instructions: Sequence[str], n_passes: int = 1
-) -> Batch:
+def encode_examples(sampler: EditSampler, before: Pixels, after: Pixels, instructions: Sequence[str], n_passes: int = 1) -> Batch:
     """N edits as a batch on the editor's device: images before and after, uint8 [N, H, W, 3], and N instructions."""
     most = max(1, PIXELS_PER_PASS // math.prod(before.shape[1:3]))  # to limit the autoencoder's memory
     at_once = -(-min(len(before), most) // n_passes)

@@ -35,7 +35,10 @@ class LoraSettings(config.Params):
 
 
 def add_adapters(unet: Any, settings: LoraSettings, frozen_dtype: torch.dtype = torch.float32) -> None:
-    """Freeze the U-Net in `frozen_dtype` and add adapters, in float32; untrained adapters have no effect."""
+    """Freeze the U-Net in `frozen_dtype` and add adapters, in float32; untrained adapters have no effect.
+
+    Their weights are drawn from PyTorch's global generator on the CPU.
+    """
     unet.requires_grad_(False)
     nn.Module.to(unet, frozen_dtype)
     alpha = settings.alpha or settings.rank

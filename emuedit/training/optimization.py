@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from emuedit.data.atomic_file import replacing
 from emuedit.training.ema import Ema, EmaSettings
@@ -92,8 +93,9 @@ class Optimization:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * group["lr_mult"]
-        clip = nn.utils.clip_grad_norm_ if self.accelerator is None else self.accelerator.clip_grad_norm_
-        norm = to_full(clip(list(self.parameters.values()), self.max_grad_norm))
+        if self.accelerator is not None:
+            self.accelerator.unscale_gradients(self.optimizer)  # FSDP2: its clip_grad_norm_ unscales twice if weights are frozen
+        norm = to_full(nn.utils.clip_grad_norm_(list(self.parameters.values()), self.max_grad_norm))
         self.optimizer.step()
         if not keep_gradients:
             self.optimizer.zero_grad(set_to_none=True)
@@ -238,19 +240,21 @@ def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _place_state(value: Any, parameter: Tensor, optimizer: Any) -> Any:
-    """A value of a saved optimizer state on the parameter's device, sharded like the parameter if it has its shape.
+    """A value of a saved optimizer state on the parameter's device, with its memory layout and sharding if it has its shape.
 
-    For a paged optimizer, bitsandbytes allocates it in memory shared by GPU and CPU.
+    The state may have another layout: convolutions are channels_last on a GPU, but not on a CPU or with FSDP. Fused optimizers
+    read both in the order of their memory. For a paged optimizer, bitsandbytes allocates it in memory shared by GPU and CPU.
     """
     if not isinstance(value, Tensor):
         return value
-    is_sharded_alike = value.shape == parameter.shape
+    if value.shape != parameter.shape:
+        return value.to(parameter.device, copy=True)
+    if isinstance(parameter, DTensor):
+        return like_sharded(value.clone(memory_format=torch.contiguous_format), parameter)
     allocator = getattr(optimizer, "optimizer", optimizer)  # wrapped by accelerate
-    if getattr(allocator, "is_paged", False) and is_sharded_alike:
-        buffer = allocator.get_state_buffer(parameter, dtype=value.dtype)
-        buffer.copy_(value)
-        return buffer
-    return like_sharded(value.clone(), parameter) if is_sharded_alike else value.to(parameter.device, copy=True)
+    is_paged = getattr(allocator, "is_paged", False)
+    allocate = allocator.get_state_buffer if is_paged else torch.empty_like
+    return allocate(parameter, dtype=value.dtype).copy_(value)
 
 
 def check_recipe(file: Path, recipe: Mapping[str, object], may_change: tuple[str, ...] = ()) -> None:
@@ -262,4 +266,5 @@ def check_recipe(file: Path, recipe: Mapping[str, object], may_change: tuple[str
             raise OptimizationError(
                 f"{file.parent} was started with another recipe ({', '.join(different)}); delete it to start over"
             )
-    file.write_text(json.dumps(dict(recipe)))
+    with replacing(file) as partial:  # a file that was cut would stop every later start
+        partial.write_text(json.dumps(dict(recipe)))

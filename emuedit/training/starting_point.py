@@ -135,25 +135,26 @@ def resolve(start: str, world: config.World, root: Path) -> StartingPoint:
     if start == BASE_EDITOR:
         if world.base_editor is None:
             raise StartError(f"want a base editor (world.base_editor) to start from, got none; set it, or start: {BASE_MODEL}")
-        return _of_editor(BASE_EDITOR, config.resolve_path(world.base_editor, root))
+        return _of_editor(config.resolve_path(world.base_editor, root), BASE_EDITOR)
     if start == CHAMPION or start.startswith(("models:/", "runs:/")):
         parent = package_folder.find_rebuilt_parent()
         if parent is not None:
-            return _of_editor(parent[1], parent[0])
+            return _of_editor(*parent)
     if start == CHAMPION:
         champion = package_folder.find_champion()
         if champion is not None:
-            return _of_editor(champion[1], champion[0])
+            return _of_editor(*champion)
         first = base_start if world.base_editor is None else resolve(BASE_EDITOR, world, root)
         print(f"train: no champion is registered yet; starting from {first.reference}", flush=True)
         return first
     if start.startswith("models:/"):
         start = registry.numbered_uri(start)  # recorded, since an alias may name another version later
     path = root / start
-    return _of_editor(start, path if path.exists() else start)
+    return _of_editor(path if path.exists() else start, start)
 
 
-def _of_editor(reference: str, source: str | Path) -> StartingPoint:
+def _of_editor(source: str | Path, reference: str) -> StartingPoint:
+    """The editor at a source (see `package_folder`), under the name by which it is recorded."""
     from emuedit.editor.task_embedding import TaskEmbedding
 
     folder = package_folder.editor_folder(package_folder.find_package(package_folder.resolve_source(source)[0]))

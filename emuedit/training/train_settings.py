@@ -27,7 +27,7 @@ class TrainSettings(config.Params):
     preset: str | None = None
     """Preset with default settings: toy, sd15-256, sd15-512, sdxl-512 or emu-edit (`presets/`); keys given here override it."""
     seed: int = Field(0, ge=0)
-    """Seed of the task embedding, the order of pairs, timesteps, noise and dropout."""
+    """Seed of the task embedding, adapters (LoRA), the order of pairs, timesteps, noise and dropout."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the network's computations (autocast): auto, float32, bfloat16 or float16 (GPU only).
     Trained weights, gradients and optimizer are float32."""
@@ -49,7 +49,7 @@ class TrainSettings(config.Params):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: a third more time, a fraction of the memory."""
     compile: bool = False
-    """Compile the U-Net with torch.compile; takes minutes, pays off in long runs on a GPU."""
+    """Compile the U-Net with torch.compile; takes minutes on a GPU, longer on a CPU; pays off in long runs on a GPU."""
     cuda_graph: bool = False
     """Launch the passes of a step as one CUDA graph: for a small U-Net on one GPU, whose kernels run faster than the CPU launches
     them. Not with several processes, image sizes or accumulation steps, nor with float16. It does not share activation memory

@@ -19,6 +19,7 @@ from emuedit.editor.unet import EditorUNet
 from emuedit.models import objective
 from emuedit.models.attention_processor import use_unfused_attention_on_cpu
 from emuedit.models.text_to_image import TextToImageModel
+from emuedit.runtime import seed_for
 from emuedit.training import lora, loss
 from emuedit.training.batch import Batch
 from emuedit.training.loss import LossParts, LossWeights, NoiseDraws
@@ -64,7 +65,9 @@ class TrainableEditor(nn.Module):
         self.to(device, torch.float32).train().requires_grad_(True)
         if settings.lora is not None:
             half = settings.dtype != "float32" and device.type != "cpu"
-            lora.add_adapters(unet, settings.lora, self.dtype if half else torch.float32)
+            with torch.random.fork_rng([]):
+                torch.manual_seed(seed_for("editor", "lora", settings.seed))
+                lora.add_adapters(unet, settings.lora, self.dtype if half else torch.float32)
         if device.type == "cuda" and not is_sharded:
             self.to(memory_format=torch.channels_last)  # slower on a CPU
         objective.move_noise_schedule(self.parts.scheduler, device)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from emuedit.config import ParamsError, load
+from emuedit.data.image_io import Pixels
 from emuedit.data.publish import read_folder
 from emuedit.data.records import EvalRecord
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark, report
-from emuedit.metrics.benchmark import Benchmark, Pictures
+from emuedit.metrics.benchmark import Benchmark
 from emuedit.metrics.edit_scores import METRICS, evaluate_system
 from emuedit.metrics.systems import Systems
 from emuedit.models import clip, dino
@@ -37,11 +38,11 @@ def load_edits(task: str, n: int = 6) -> Benchmark:
     return benchmark.load("toyworld/edits/toy_benchmark.py")(task, "held_out", 0, n)
 
 
-def return_input(edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
+def return_input(edits: Benchmark, seeds: list[int]) -> tuple[Pixels, list[str]]:
     return edits.before, [edits.task] * len(seeds)
 
 
-def return_exact_result(edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
+def return_exact_result(edits: Benchmark, seeds: list[int]) -> tuple[Pixels, list[str]]:
     return edits.exact, ["local"] * len(seeds)
 
 
@@ -93,7 +94,7 @@ def test_an_interrupted_evaluation_resumes_after_the_last_task(
     evaluated_tasks: list[str] = []
 
     class InterruptedSystems(Systems):
-        def true_task(self, edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
+        def true_task(self, edits: Benchmark, seeds: list[int]) -> tuple[Pixels, list[str]]:
             evaluated_tasks.append(edits.task)
             if evaluated_tasks == ["remove", "detect"]:
                 raise KeyboardInterrupt
@@ -158,7 +159,7 @@ def test_an_evaluation_that_ran_out_of_memory_makes_a_few_edits_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class ExactSystems(Systems):
-        def true_task(self, edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
+        def true_task(self, edits: Benchmark, seeds: list[int]) -> tuple[Pixels, list[str]]:
             divisors.append(self.divisor)
             return return_exact_result(edits, seeds)
 

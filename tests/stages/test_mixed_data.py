@@ -22,7 +22,7 @@ from emuedit.stages import dataset, train
 from emuedit.stages.dataset import DatasetError
 from emuedit.training.latent_cache import LatentCache
 from tests.stages.scored_pairs import make_pair, make_params, publish_toy_pairs, read_verdicts
-from tests.stages.workspace import load_params
+from tests.stages.workspace import load_params, skip_estimates
 from toyworld.edits import exact_dataset
 
 SMALL = {
@@ -64,7 +64,10 @@ def generated_pairs(tmp_path: Path) -> list[Pair]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_mlflow")
-def test_imported_pairs_are_filtered_and_trained_on(generated_pairs: list[Pair], tmp_path: Path) -> None:
+def test_imported_pairs_are_filtered_and_trained_on(
+    generated_pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_estimates(monkeypatch)
     imported_pairs = import_pairs(tmp_path, 3)
     mix = {"data/imported": {"default": {}}}
     section = {"filters": {"default": {"dino": {"min": 0.5}}}, "mix": mix, "rank_by": "dino", "reassignment": None}

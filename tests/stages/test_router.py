@@ -83,11 +83,11 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
     params = publish_little(root, n_captions=60, texts_per_kind=8, epochs=6)
     texts: list[set[str]] = []
     ngram_texts: list[set[str]] = []
-    train, fit_ngrams = router.train, router.fit_ngrams
+    fit, fit_ngrams = router.PredictorTraining._fit, router.fit_ngrams
 
-    def record(predictor: Any, examples: list[Example], *arguments: Any) -> None:
+    def record(self: Any, predictor: Any, examples: list[Example], left_out: int | None) -> None:
         texts.append({example.text for example in examples})
-        train(predictor, examples, *arguments)
+        fit(self, predictor, examples, left_out)
 
     def record_ngrams(examples: list[Example], tasks: list[str]) -> Any:
         ngram_texts.append({example.text for example in examples})
@@ -95,7 +95,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
 
     with pytest.MonkeyPatch.context() as patch:
         hide_mlflow(patch, tmp_path_factory.mktemp("no-mlflow"))
-        patch.setattr(router, "train", record)
+        patch.setattr(router.PredictorTraining, "_fit", record)
         patch.setattr(router, "fit_ngrams", record_ngrams)
         return Training(root, run(params, root), texts, ngram_texts)
 
@@ -171,14 +171,14 @@ def test_no_record_is_in_memory_while_models_are_trained(tmp_path: Path, monkeyp
     class TrainingStarts(Exception):  # noqa: N818 - not an error
         pass
 
-    def stop(fold: int, examples: list[Example], *arguments: Any) -> None:
+    def stop(self: Any, fold: int, examples: list[Example]) -> None:
         assert len(examples) > 24
         raise TrainingStarts(sum(type(thing) is Instruction for thing in gc.get_objects()))
 
     params = publish_little(tmp_path)
     gc.collect()
     before = sum(type(thing) is Instruction for thing in gc.get_objects())
-    monkeypatch.setattr(router, "fold_logits", stop)
+    monkeypatch.setattr(router.PredictorTraining, "fold_logits", stop)
     with pytest.raises(TrainingStarts) as started:
         run(params, tmp_path)
     assert started.value.args[0] <= before

@@ -15,7 +15,7 @@ from emuedit.stages import train
 from emuedit.stages.train import PreviewParams
 from emuedit.training import starting_point
 from emuedit.training.optimization import STATE_FILE
-from tests.stages.workspace import load_params
+from tests.stages.workspace import load_params, skip_estimates
 from toyworld.edits import exact_dataset
 
 TWO_PROCESSES = """\
@@ -86,10 +86,10 @@ def test_the_making_of_the_editor_is_reported(tmp_path: Path, capsys: Any, monke
         return StubEditor(), None
 
     monkeypatch.setenv("EMUEDIT_PROGRESS_SECONDS", "0.1")
-    monkeypatch.setattr(train, "_make_editor", make)
+    monkeypatch.setattr(train.TrainJob, "make_editor", make)
     monkeypatch.setattr(train, "TrainLoop", StubLoop)
     params = load_params(train.TrainParams, "train", preview=None, dtype="float32")
-    train._train(params, None, tmp_path, tmp_path, "cpu")  # type: ignore[arg-type]
+    train.TrainJob(params, None, tmp_path, tmp_path).train("cpu")  # type: ignore[arg-type]
     _, loop, after = capsys.readouterr().err.partition("loop")
     assert loop
     assert "making" not in after
@@ -99,6 +99,7 @@ def test_the_making_of_the_editor_is_reported(tmp_path: Path, capsys: Any, monke
 @pytest.mark.usefixtures("no_mlflow")
 def test_of_several_machines_the_first_one_alone_publishes(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a folder that they share, the others would delete and write it at the same time; without one they have no state."""
+    skip_estimates(monkeypatch)
     exact_dataset.write_dataset(tmp_path, {"local": 4, "remove": 4})
     launched: list[Path] = []
     monkeypatch.setattr(train, "run_accelerate", lambda config, *work: launched.append(config))

@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 
 import accelerate
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 from torch import distributed, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from emuedit.editor.settings import EditSettings
 from emuedit.tracking import stats
@@ -35,27 +36,31 @@ class ShardingAccelerator(accelerate.Accelerator):
     reshard_after_forward = True
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> Any:  # type: ignore[override]
-        """The same module, sharded in place, and the same optimizer with the sharded weights."""
+        """The same module, sharded in place, and accelerate's wrapper of the optimizer with the sharded weights."""
         names = {value: name for name, value in module.named_parameters()}
         groups = [[names[value] for value in group["params"]] for group in optimizer.param_groups]
         shard_layers(module, self.reshard_after_forward)
         sharded = dict(module.named_parameters())
         for group, members in zip(optimizer.param_groups, groups, strict=True):
             group["params"] = [sharded[name] for name in members]
-        return module, optimizer
+        wrapped = AcceleratedOptimizer(optimizer, device_placement=False, scaler=self.scaler)
+        self._models.append(module)
+        self._optimizers.append(wrapped)
+        return module, wrapped
 
     def no_sync(self, model: nn.Module) -> NoReturn:  # type: ignore[override]
         """FSDP would keep the gradients of all weights in each process."""
         raise AssertionError("want gradients that are shared out after each pass")
 
 
-def shard_layers(module: nn.Module, reshard_after_forward: bool = True) -> nn.Module:
+def shard_layers(module: nn.Module, reshard_after_forward: bool = True, policy: MixedPrecisionPolicy | None = None) -> nn.Module:
     """Shard a network over all processes, its large layers each by itself."""
     mesh = distributed.init_device_mesh("cpu", (distributed.get_world_size(),))
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy or MixedPrecisionPolicy()}
     for layer in list(module.modules()):
         if type(layer).__name__ in FSDP_UNITS:
-            fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward)
-    return fully_shard(module, mesh=mesh, reshard_after_forward=reshard_after_forward)
+            fully_shard(layer, reshard_after_forward=reshard_after_forward, **options)
+    return fully_shard(module, reshard_after_forward=reshard_after_forward, **options)
 
 
 @contextmanager

@@ -114,7 +114,7 @@ def test_only_gradients_of_gpus_are_exchanged_in_bfloat16(device: str, hook: str
 
     def open_on_device(kwargs_handlers: list[Any], **options: Any) -> SimpleNamespace:
         handlers.extend(kwargs_handlers)
-        return SimpleNamespace(device=torch.device(device))
+        return SimpleNamespace(device=torch.device(device), is_fsdp2=False)
 
     monkeypatch.setattr(accelerate, "Accelerator", open_on_device)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())

@@ -14,6 +14,7 @@ from emuedit.models.text_to_image import TextToImageModel
 from emuedit.stages import train
 from emuedit.training.latent_cache import LatentCache
 from tests.editor.tiny_pipelines import build_pipeline
+from tests.stages.workspace import skip_estimates
 from tests.training.tiny_pairs import make_pair, write_pairs
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,7 @@ def encode_for_training(base_models: Path, tmp_path: Path, monkeypatch: pytest.M
     write_pairs(tmp_path, [make_pair(n) for n in range(6)])
     shutil.copytree(base_models, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(train, "gc", SimpleNamespace(collect=int))  # takes longer than all else
+    skip_estimates(monkeypatch)
     params = config.load(train.TrainParams, "train", ROOT / "params.yaml").model_copy(update={"start": train.BASE_MODEL})
     n_encoded: list[int] = []
     encode = TextToImageModel.encode
@@ -46,7 +48,7 @@ def encode_for_training(base_models: Path, tmp_path: Path, monkeypatch: pytest.M
     def stop(*arguments: Any) -> None:
         raise StoppedError
 
-    monkeypatch.setattr(train, "_train", stop)
+    monkeypatch.setattr(train.TrainJob, "train", stop)
 
     def run(base_model: str = "toy", **changes: Any) -> tuple[str, int]:
         n_encoded.clear()

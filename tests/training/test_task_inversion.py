@@ -10,6 +10,7 @@ from emuedit.editor.sampling import EditSampler
 from emuedit.editor.settings import EditSettings
 from emuedit.models import image_tensors
 from emuedit.models.text_to_image import TextCondition
+from emuedit.tasks import ALL_TASKS
 from emuedit.training import inversion_examples, task_inversion
 from emuedit.training.batch import Batch
 from emuedit.training.inversion_examples import encode_examples, encode_split, select_examples
@@ -24,7 +25,7 @@ SETTINGS = InversionSettings(
 
 @pytest.fixture(scope="module")
 def editor_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_editor("toy", tmp_path_factory.mktemp("editor"))
+    return save_editor("toy", tmp_path_factory.mktemp("editor"), ALL_TASKS[:3])  # the loss of each is computed as a start
 
 
 @pytest.fixture

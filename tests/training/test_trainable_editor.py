@@ -121,6 +121,21 @@ def test_an_editor_with_adapters_in_float16_makes_samples(monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
+def test_new_adapters_depend_on_the_seed_alone() -> None:
+    def adapters(seed: int, n_draws: int = 0) -> torch.Tensor:
+        editor = make_editor(FROZEN_TEXT.model_copy(update={"lora": LoraSettings(rank=2), "seed": seed}))
+        torch.rand(n_draws)
+        state = torch.get_rng_state()
+        editor.prepare(torch.device("cpu"))
+        assert torch.equal(torch.get_rng_state(), state)
+        return torch.cat([value.detach().flatten() for name, value in editor.named_parameters() if "lora_A" in name])
+
+    first = adapters(0)
+    assert torch.equal(adapters(0, n_draws=3), first)
+    assert (adapters(1) != first).all()
+
+
+@pytest.mark.slow
 def test_tokens_of_a_fixed_shape_give_the_same_loss(batch: Batch, draws: NoiseDraws) -> None:
     editor = make_editor()
     editor.prepare(torch.device("cpu"))

@@ -14,9 +14,6 @@ from emuedit.promotion import promotion_commands
 from emuedit.tracking import service_errors, store_address, sync_command
 from emuedit.worlds import benchmark_command, dataset_commands, init_command
 
-_REGISTRY_COMMANDS = {module.__name__ for module in (promotion_commands, ledger_commands, sync_command)}
-"""They name the MLflow that they use, if `emuedit up` was called in the working folder."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 failed or not healthy, 2 invalid input, 130 after ctrl-c."""
@@ -26,9 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_options(words)
         options = _parser().parse_args(words)
-        if options.run.__module__ in _REGISTRY_COMMANDS and (note := store_address.use_server()):
+        if options.uses_registry and (note := store_address.use_server()):
             print(note, file=sys.stderr)
-        if options.run.__module__ == promotion_commands.__name__:
+        if options.needs_registry:
             service_errors.check()
         return int(options.run(options) or 0)
     except (ValueError, FileNotFoundError, service_errors.ServiceError) as error:
@@ -55,7 +52,13 @@ def console_main() -> NoReturn:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """The parser. A command sets `run` and, if they are true of it, these defaults:
+
+    uses_registry: it uses MLflow, and names which one if `emuedit up` was called in the working folder. needs_registry: it does
+    nothing if MLflow cannot be used.
+    """
     parser = argparse.ArgumentParser(prog="emuedit", description="An open Emu Edit: edit images by instruction.")
+    parser.set_defaults(uses_registry=False, needs_registry=False)
     commands = parser.add_subparsers(required=True, metavar="command")
     init_command.add_commands(commands)
     edit_commands.add_commands(commands)

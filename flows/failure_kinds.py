@@ -18,6 +18,11 @@ RETRIES = {FailureKind.NETWORK: 3, FailureKind.MEMORY: 1, FailureKind.OTHER: 0}
 RETRY_DELAYS_S = [10.0, 60.0, 300.0]
 
 
+def max_retries(kind: FailureKind, extra_retries: int) -> int:
+    """Number of retries of a stage with `meta: {retries: <extra_retries>}` after failures of one kind."""
+    return max(RETRIES[kind], extra_retries) if kind is FailureKind.OTHER else RETRIES[kind]
+
+
 def classify(output: str) -> FailureKind:
     """The kind of a failure, from the exit status in DVC's output.
 

@@ -99,14 +99,14 @@ def links(run_id: str, version: int | None, reports: Sequence[Path]) -> list[Lin
 
 def find_contact_sheet(graph: "Graph") -> Path | None:
     """The contact sheet of the stages with `meta: {report: true}`, relative to the root; None if there is none."""
-    return next((path for path in _report_files(graph) if path.name == CONTACT_SHEET), None)
+    return next((path for path in _files_of_report_stages(graph) if path.name == CONTACT_SHEET), None)
 
 
 def find_reports(graph: "Graph") -> list[Path]:
     """The file for people of each stage with `meta: {report: true}`: `report.md`, else the contact sheet, else metrics."""
     reports: dict[Path, Path] = {}
     for name in ("report.md", CONTACT_SHEET, "metrics.json"):
-        for path in _report_files(graph):
+        for path in _files_of_report_stages(graph):
             if path.name == name:
                 reports.setdefault(path.parent, path)
     return list(reports.values())
@@ -161,7 +161,7 @@ def _seconds_table(seconds: Mapping[str, float]) -> list[str]:
     return ["", "| stage | seconds |", "|---|---|", *rows] if rows else []
 
 
-def _report_files(graph: "Graph") -> Iterator[Path]:
+def _files_of_report_stages(graph: "Graph") -> Iterator[Path]:
     """Files of the stages with `meta: {report: true}`, relative to the root."""
     for out in (out for stage in graph.stages if stage.meta.get("report") for out in stage.outs):
         yield from sorted(file.relative_to(graph.root) for file in (graph.root / out).rglob("*") if file.is_file())

@@ -112,7 +112,7 @@ def _run(options: RetrainOptions, report: _Report) -> dict[str, Any]:
     with local_server(fail, meanwhile=_prepare):
         from flows import pipeline
 
-        return pipeline.retrain(**options.flow_parameters())
+        return pipeline.retrain(**asdict(options))
 
 
 def _prepare() -> None:

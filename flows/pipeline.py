@@ -34,13 +34,14 @@ from flows import (
     run_stage,
     stage_outputs,
 )
-from flows.failure_kinds import RETRIES, RETRY_DELAYS_S
+from flows.failure_kinds import RETRIES, RETRY_DELAYS_S, max_retries
 from flows.gpu_slot import gpu_slot
 from flows.lineage_events import LineageLog, StageTimes
 from flows.mail_notification import mail_on_failure
 from flows.retrain_options import RetrainOptions
 from flows.run_history import RunLine
 from flows.run_reason import complete_reason
+from flows.run_stage import BusyError, StageCall, StageError, StageStoppedError
 
 FLOW = "retrain"
 _BUSY_WAIT_S, _BUSY_TRIES = 5.0, 60  # wait for another DVC process for five minutes
@@ -48,70 +49,58 @@ _STOP_S = 10.0  # longest wait for stages that are being stopped
 
 
 def should_retry(reproduction: "Task[..., float]", run: TaskRun, state: State[float]) -> bool:
-    """Whether Prefect retries a stage, by the kind of failure and the number of earlier failures of this kind."""
+    """Whether Prefect retries a stage, as `reproduce` decided."""
     del reproduction, run
     error = state.result(raise_on_failure=False)
-    if not isinstance(error, run_stage.StageError) or isinstance(error, run_stage.BusyError | run_stage.StageStoppedError):
-        return False
-    allowed = max(RETRIES[error.kind], error.extra_retries if error.kind is FailureKind.OTHER else 0)
-    is_retried = error.n_same_kind <= allowed
-    if is_retried:
-        smaller = ", with half the batch if it has one" if error.kind is FailureKind.MEMORY else ""
-        print(f"== {str(error).splitlines()[0].removesuffix(':')} ({error.kind}); retrying{smaller}", flush=True)
-    return is_retried
+    return isinstance(error, StageError) and error.is_retried
 
 
-@task(task_run_name="{stage}", cache_policy=NO_CACHE)
-def reproduce(
-    stage: str,
-    root: str,
-    timeout_s: float | None,
-    environment: dict[str, str],
-    force: bool,
-    announcement: str,
-    needs_gpu: bool = False,
-    extra_retries: int = 0,
-) -> float:
+@task(task_run_name="{call.name}", cache_policy=NO_CACHE)
+def reproduce(call: StageCall, announcement: str, needs_gpu: bool = False, extra_retries: int = 0) -> float:
     """Run one stage and return its seconds. Waits before a retry, and while another DVC process uses the same files.
 
     Waiting for any reason ends when the flow stops its stages, unlike the waiting of Prefect: a flow ends after its last task.
+    A StageError says whether the stage is to be retried, by its kind and the number of failures of this kind.
     """
-    state = _states[root]
+    stage, state = call.name, _states[call.root]
     failures = state.failures.setdefault(stage, [])
     if failures and state.stop.wait(RETRY_DELAYS_S[min(len(failures), len(RETRY_DELAYS_S)) - 1]):
-        raise run_stage.StageStoppedError(stage)
+        raise StageStoppedError(stage)
     print(f"== {announcement}", flush=True)
-    halvings = int(os.environ.get(MEMORY_ENV, "0")) + failures.count(FailureKind.MEMORY)
-    variables = environment | ({MEMORY_ENV: str(halvings)} if halvings else {})
+    if halvings := int(os.environ.get(MEMORY_ENV, "0")) + failures.count(FailureKind.MEMORY):
+        call = replace(call, environment={**call.environment, MEMORY_ENV: str(halvings)})
     try:
         with gpu_slot(state.stop) if needs_gpu else contextlib.nullcontext(True) as may_run:
             if not may_run:
-                raise run_stage.StageStoppedError(stage)
+                raise StageStoppedError(stage)
             start = dt.datetime.now(dt.UTC)
             try:
-                return _reproduce_when_free(stage, root, state.stop, timeout_s, variables, force)
+                return _reproduce_when_free(call, state.stop)
             finally:
                 first = state.times[stage].start if stage in state.times else start
                 state.times[stage] = StageTimes(first, dt.datetime.now(dt.UTC))
-    except run_stage.StageError as error:
+    except (BusyError, StageStoppedError):  # not retried
+        raise
+    except StageError as error:
         failures.append(error.kind)
-        error.n_same_kind, error.extra_retries = failures.count(error.kind), extra_retries
+        error.is_retried = failures.count(error.kind) <= max_retries(error.kind, extra_retries)
+        if error.is_retried:
+            smaller = ", with half the batch if it has one" if error.kind is FailureKind.MEMORY else ""
+            print(f"== {str(error).splitlines()[0].removesuffix(':')} ({error.kind}); retrying{smaller}", flush=True)
         raise
 
 
-def _reproduce_when_free(
-    stage: str, root: str, stop: threading.Event, timeout_s: float | None, environment: dict[str, str], force: bool
-) -> float:
+def _reproduce_when_free(call: StageCall, stop: threading.Event) -> float:
     for tries_left in range(_BUSY_TRIES, -1, -1):
         try:
-            seconds = run_stage.run(stage, Path(root), stop, timeout_s, environment, force)
-        except run_stage.BusyError as error:
+            seconds = run_stage.run(call, stop)
+        except BusyError as error:
             if not tries_left or stop.is_set():
                 raise
-            print(f"== {stage}: {str(error).splitlines()[0]}; retrying in {_BUSY_WAIT_S:g} s", flush=True)
+            print(f"== {call.name}: {str(error).splitlines()[0]}; retrying in {_BUSY_WAIT_S:g} s", flush=True)
             stop.wait(_BUSY_WAIT_S)
         else:
-            print(f"== {stage}: {seconds:.1f} s", flush=True)
+            print(f"== {call.name}: {seconds:.1f} s", flush=True)
             return seconds
     raise AssertionError("not reached")
 
@@ -128,7 +117,7 @@ class _FlowState:
     """Stages that have ended at least once."""
 
 
-_states: dict[str, _FlowState] = {}  # root -> its flow
+_states: dict[Path, _FlowState] = {}  # root -> its flow
 
 
 @flow(name=FLOW, validate_parameters=True, on_failure=[mail_on_failure], on_crashed=[mail_on_failure])
@@ -144,7 +133,10 @@ def retrain(
     """
     if max_parallel < 1:
         raise ParamsError(f"want max_parallel of at least 1, got {max_parallel}; 1 runs one stage at a time")
-    root, options = Path.cwd(), RetrainOptions(registry, force, max_parallel, complete_reason(reason), push, branch)
+    root = Path.cwd()
+    options = RetrainOptions(
+        registry=registry, force=force, max_parallel=max_parallel, reason=complete_reason(reason), push=push, branch=branch
+    )
     print(f"== {options.reason}", flush=True)
     with retrain_lock.exclusive(root, lambda text: print(f"== {text}", flush=True)):
         return _retrain(root, options)
@@ -154,15 +146,14 @@ def _retrain(root: Path, options: RetrainOptions) -> dict[str, Any]:
     graph = dvc_graph.read(root)
     stale = graph.stale(options.force)
     release.check(graph, options, will_run=bool(stale))
-    source = publication.read_source(root) if options.branch else None
+    at_start = result_origin.read_start(root)  # before the first stage, since people edit files during training
     if not stale and (up_to_date := release.up_to_date(graph, options)):
         decision = f"skipped: {up_to_date.state}"
         print(f"== {decision}", flush=True)
         with run_history.recorded(root, RunLine(FLOW, options.reason, outcome=decision)):
             flow_artifacts.publish(up_to_date.result, f"{options.reason}; {decision}", graph)
-            _publish(graph, up_to_date.result, options, source)
+            _publish(graph, up_to_date.result, options, at_start)
         return up_to_date.result.to_dict() | {"skipped": decision}
-    at_start = result_origin.read_start(root)
     run_id = release.start(root)
     seconds: dict[str, float] = {}
     line, names = RunLine(FLOW, options.reason, stale, seconds, run_id), [stage.name for stage in graph.stages]
@@ -179,16 +170,16 @@ def _retrain(root: Path, options: RetrainOptions) -> dict[str, Any]:
         if not run_id:  # MLflow did not answer at the start
             run_history.store_reasons(replace(line, run_id=result.run_id), names)
         flow_artifacts.publish(result, options.reason, finished)
-        _publish(finished, result, options, source)
+        _publish(finished, result, options, at_start)
     return result.to_dict()
 
 
 def _publish(
-    graph: dvc_graph.Graph, result: release.RetrainResult, options: RetrainOptions, source: publication.ResultSource | None
+    graph: dvc_graph.Graph, result: release.RetrainResult, options: RetrainOptions, at_start: result_origin.StartState
 ) -> None:
     """Push the data and commit to the branch, as requested, and tag the version with the commit."""
     metrics = stage_outputs.merge_metrics(graph)
-    commit = publication.publish(graph, options.push, options.branch, metrics, options.reason, source)
+    commit = publication.publish(graph, options.push, options.branch, metrics, options.reason, at_start)
     result_origin.tag_published(result.version, options.branch, commit)
 
 
@@ -205,8 +196,8 @@ def run_stages(
     The OpenLineage events of a stage are sent when it ends. run_id: the MLflow run of the flow, the parent of the stages' runs;
     empty: none. seconds: a mapping that is filled and returned; after a failure it contains the stages that finished.
     """
-    root, lineage = str(graph.root), LineageLog(graph, run_id)
-    state = _states[root] = _FlowState()
+    lineage = LineageLog(graph, run_id)
+    state = _states[graph.root] = _FlowState()
     waiting = [stage for stage in graph.stages if stage.name in stale]
     print(f"== {len(graph.stages) - len(waiting)} of {len(graph.stages)} stages are up to date", flush=True)
     seconds = {} if seconds is None else seconds
@@ -223,12 +214,10 @@ def run_stages(
                 announcement = f"{stage.name} ({', '.join(stale[stage.name][:3])}); {n_left} more to come"
                 n_retries = sum(RETRIES.values()) + stage.retries
                 retried = reproduce.with_options(retries=n_retries, retry_delay_seconds=0, retry_condition_fn=should_retry)
-                arguments = (stage.name, root, stage.timeout_s, environment, force, announcement)
+                call = StageCall(stage.name, graph.root, stage.timeout_s, environment, force)
                 # The upstream stages have finished; `wait_for` records the edges, which Prefect shows.
                 upstream = [futures[name] for name in stage.after if name in futures]
-                future = retried.submit(
-                    *arguments, needs_gpu=stage.needs_gpu, extra_retries=stage.retries, return_state=False, wait_for=upstream
-                )
+                future = retried.submit(call, announcement, stage.needs_gpu, stage.retries, return_state=False, wait_for=upstream)
                 running[future], futures[stage.name] = stage.name, future
             finished = next(iter(as_completed(list(running))))
             name = running.pop(finished)
@@ -245,5 +234,5 @@ def run_stages(
             future.wait(_STOP_S)
         raise
     finally:
-        del _states[root]
+        del _states[graph.root]
     return seconds

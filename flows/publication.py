@@ -5,9 +5,7 @@ checkout is up to date for DVC. Metrics inside an out of a stage are committed b
 in which git tracks a file.
 """
 
-import dataclasses
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from emuedit import git
 from emuedit.failures import FailureKind
 from emuedit.operations import dvc_remote
 from emuedit.operations.remote_error import RemoteError
@@ -23,6 +22,7 @@ from emuedit.tracking.runs import flatten
 from flows import push_access, result_origin
 from flows.dvc_graph import LOCK, Graph
 from flows.failure_kinds import RETRY_DELAYS_S
+from flows.result_origin import StartState
 
 PIPELINE_FILES = (Path("dvc.yaml"), Path("params.yaml"))
 """Files that determine a result and are often edited without a commit."""
@@ -31,19 +31,6 @@ METRICS = Path("metrics")
 TEMPORARY = ("/tmp", "/dev/shm")  # noqa: S108 - nothing is written there
 _PUSH_DELAYS_S = RETRY_DELAYS_S[:2]
 _MAX_METRIC_LINES = 40
-
-
-@dataclasses.dataclass(frozen=True)
-class ResultSource:
-    """The sources of results: the commit that is checked out, and the pipeline files in the working tree."""
-
-    commit: str
-    blobs: Mapping[Path, str]
-    """Existing `PIPELINE_FILES` -> git object with their content."""
-    uncommitted: tuple[str, ...]
-    """Tracked Python files with uncommitted changes."""
-    untracked: tuple[str, ...] = ()
-    """Python files that git neither tracks nor ignores; code of the results if they are inputs of a stage."""
 
 
 class PublicationError(RuntimeError):
@@ -62,29 +49,22 @@ def check(graph: Graph, push: bool, branch: str) -> None:
             raise PublicationError(
                 f"{taken[0]} is both a stage output and the path of a metrics file on the branch; rename the output in dvc.yaml"
             )
-        _git(root, "rev-parse", "--verify", "HEAD")
+        git.run(root, "rev-parse", "--verify", "HEAD")
         for name in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
-            if not _git(root, "var", name, check=False):
+            if not git.try_run(root, "var", name):
                 raise PublicationError(
                     "want a name and an address for commits, got none; set git config user.name and user.email"
                 )
 
 
-def read_source(root: Path) -> ResultSource:
-    """The source of the results. Read it before the first stage runs, since people edit files during training."""
-    blobs = {path: _git(root, "hash-object", "-w", "--", str(path)) for path in PIPELINE_FILES if (root / path).is_file()}
-    changed = _git(root, "diff", "--name-only", "--relative", "HEAD", "--", "*.py", check=False).splitlines()
-    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "--", "*.py", check=False).splitlines()
-    return ResultSource(_git(root, "rev-parse", "--verify", "HEAD"), blobs, tuple(changed), tuple(untracked))
-
-
 def publish(
-    graph: Graph, push: bool, branch: str, metrics: Mapping[str, Any], reason: str, source: ResultSource | None = None
+    graph: Graph, push: bool, branch: str, metrics: Mapping[str, Any], reason: str, at_start: StartState | None = None
 ) -> str:
-    """Push the data, if `push`, then commit `dvc.lock` and the metrics with their `source` to `branch`, unless it is empty.
+    """Push the data, if `push`, then commit `dvc.lock` and the metrics with their origin to `branch`, unless it is empty.
 
+    at_start: the workspace before the first stage, since people edit files during training; None: as it is now.
     Returns the commit of the branch; empty without a branch. Idempotent: the next retrain retries what could not be published.
-    Raises PublicationError.
+    Raises PublicationError or GitError.
     """
     if push:
         push_data(graph.root)
@@ -92,10 +72,10 @@ def publish(
     if not branch:
         return ""
     files = {Path(LOCK): Path(LOCK), **_metrics_paths(graph)}
-    source = source or read_source(graph.root)
-    new = result_origin.only_inputs(graph, source.untracked)
-    source = dataclasses.replace(source, uncommitted=(*source.uncommitted, *new))
-    commit = commit_results(graph.root, branch, files, metrics, f"Retrain ({reason})", source)
+    at_start = at_start or result_origin.read_start(graph.root)
+    code = [path for path in result_origin.uncommitted_inputs(graph, at_start) if path.endswith(".py")]
+    note = f"made with uncommitted changes: {', '.join(code)}" if code else ""
+    commit = commit_results(graph.root, branch, files, metrics, f"Retrain ({reason})", at_start, note)
     print(f"== {branch} is at {commit[:8]}", flush=True)
     return commit
 
@@ -148,43 +128,53 @@ def commit_results(
     files: Mapping[Path, Path],
     metrics: Mapping[str, Any],
     title: str,
-    source: ResultSource | None = None,
+    at_start: StartState,
+    note: str = "",
 ) -> str:
     """Commit current files to a branch, with the code and the pipeline files that produced them. Returns the commit.
 
     files: path in the branch -> path below `root`; a file committed under another path is removed from its original path.
-    source: None: the current one. Its commit provides all other files, and is the second parent unless the branch contains it.
-    `params.yaml` and `dvc.yaml` are those of the source, even if HEAD has others, since they determine the result. Uncommitted
-    code is not included; the commit message lists it. The working tree, the index and the checked-out branch are not touched.
-    The message is `title` and the changes of the metrics on the branch. Raises PublicationError if git fails. If the tree equals
-    that of the branch, no commit is created; a missing branch is still created.
+    at_start: its commit provides all other files, and is the second parent unless the branch contains it. `params.yaml` and
+    `dvc.yaml` are those at the start, even if HEAD has others, since they determine the result. Uncommitted code is not included.
+    The working tree, the index and the checked-out branch are not touched. The message is `title`, the changes of the metrics on
+    the branch, and `note`. If the tree equals that of the branch, no commit is created; a missing branch is still created.
+    Raises PublicationError for a branch that cannot be used, and GitError.
     """
     reference = _check_branch(root, branch)
-    source = source or read_source(root)
-    tip = _git(root, "rev-parse", "--verify", "--quiet", reference, check=False) or source.commit
+    tip = git.try_run(root, "rev-parse", "--verify", "--quiet", reference) or at_start.commit
     present = {path: file for path, file in files.items() if (root / file).is_file()}
     before = [_show(root, tip, path) for path in present if path.suffix == ".json"]
-    blobs = {**source.blobs, **{path: _git(root, "hash-object", "-w", "--", str(file)) for path, file in present.items()}}
     with tempfile.TemporaryDirectory() as folder:
+        blobs = _write_pipeline_files(root, at_start, Path(folder))
+        blobs |= {path: git.run(root, "hash-object", "-w", "--", str(file)) for path, file in present.items()}
         index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
-        _git(root, "read-tree", source.commit, environment=index)
+        git.run(root, "read-tree", at_start.commit, environment=index)
         for path, file in files.items():
             if path != file:
-                _git(root, "update-index", "--force-remove", "--", file.as_posix(), environment=index)
+                git.run(root, "update-index", "--force-remove", "--", file.as_posix(), environment=index)
         for path, blob in blobs.items():
-            _git(root, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path.as_posix()}", environment=index)
-        tree = _git(root, "write-tree", environment=index)
-    if tree == _git(root, "rev-parse", f"{tip}^{{tree}}"):
+            git.run(root, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path.as_posix()}", environment=index)
+        tree = git.run(root, "write-tree", environment=index)
+    if tree == git.run(root, "rev-parse", f"{tip}^{{tree}}"):
         if not _exists(root, reference):
-            _git(root, "update-ref", reference, tip, "")
+            git.run(root, "update-ref", reference, tip, "")
         return tip
     old = {key: value for values in before for key, value in flatten(values)}
-    notes = [f"made with uncommitted changes: {', '.join(source.uncommitted)}"] if source.uncommitted else []
-    message = "\n".join([title, "", *metric_changes(old, dict(flatten(metrics))), *notes])
-    parents = [tip] if _git(root, "merge-base", source.commit, tip, check=False) == source.commit else [tip, source.commit]
-    commit = _git(root, "commit-tree", tree, *(word for parent in parents for word in ("-p", parent)), "-m", message)
-    _git(root, "update-ref", reference, commit, tip if _exists(root, reference) else "")
+    message = "\n".join([title, "", *metric_changes(old, dict(flatten(metrics))), *([note] if note else [])])
+    parents = [tip] if git.try_run(root, "merge-base", at_start.commit, tip) == at_start.commit else [tip, at_start.commit]
+    commit = git.run(root, "commit-tree", tree, *(word for parent in parents for word in ("-p", parent)), "-m", message)
+    git.run(root, "update-ref", reference, commit, tip if _exists(root, reference) else "")
     return commit
+
+
+def _write_pipeline_files(root: Path, at_start: StartState, folder: Path) -> dict[Path, str]:
+    """Write the pipeline files at the start as git objects, by way of a temporary `folder`. Returns path -> object."""
+    blobs: dict[Path, str] = {}
+    for path in PIPELINE_FILES:
+        if path.name in at_start.files:
+            (folder / path.name).write_bytes(at_start.files[path.name])
+            blobs[path] = git.run(root, "hash-object", "-w", f"--path={path}", "--", str(folder / path.name))
+    return blobs
 
 
 def metric_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -235,14 +225,14 @@ def _check_folder(root: Path, url: str) -> None:
 def _check_branch(root: Path, branch: str) -> str:
     """The reference of the branch. Raises PublicationError if it is invalid, checked out in a worktree, or cannot be created."""
     reference = f"refs/heads/{branch}"
-    if not _git(root, "check-ref-format", "--branch", branch, check=False):
+    if not git.try_run(root, "check-ref-format", "--branch", branch):
         raise PublicationError(f"{branch!r} is not a valid branch name")
-    for record in _git(root, "worktree", "list", "--porcelain").split("\n\n"):
+    for record in git.run(root, "worktree", "list", "--porcelain").split("\n\n"):
         fields = dict(line.partition(" ")[::2] for line in record.splitlines())
         if fields.get("branch") == reference:
             place = f"{branch}, which {fields['worktree']} has checked out"
             raise PublicationError(f"want a branch that is not checked out, got {place}; name another one")
-    for other in _git(root, "for-each-ref", "--format=%(refname)", "refs/heads").splitlines():
+    for other in git.run(root, "for-each-ref", "--format=%(refname)", "refs/heads").splitlines():
         if other.startswith(f"{reference}/") or reference.startswith(f"{other}/"):
             raise PublicationError(
                 f"want a branch that git can create, got {branch} beside {other.removeprefix('refs/heads/')}, where one would be "
@@ -252,18 +242,9 @@ def _check_branch(root: Path, branch: str) -> str:
 
 
 def _exists(root: Path, reference: str) -> bool:
-    return bool(_git(root, "rev-parse", "--verify", "--quiet", reference, check=False))
+    return bool(git.try_run(root, "rev-parse", "--verify", "--quiet", reference))
 
 
 def _show(root: Path, commit: str, path: Path) -> Any:
-    text = _git(root, "show", f"{commit}:{path.as_posix()}", check=False)
+    text = git.try_run(root, "show", f"{commit}:{path.as_posix()}")
     return json.loads(text) if text else {}
-
-
-def _git(root: Path, *arguments: str, check: bool = True, environment: Mapping[str, str] | None = None) -> str:
-    variables = {**os.environ, **(environment or {})}
-    process = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False, env=variables)
-    if process.returncode and check:
-        reason = " ".join(process.stderr.split())[:300] or f"exit status {process.returncode}"
-        raise PublicationError(f"git {arguments[0]} failed: {reason}")
-    return process.stdout.strip() if process.returncode == 0 else ""

@@ -22,7 +22,7 @@ from emuedit.operations.yield_ledger import Ledger
 from emuedit.progress import waiting
 from emuedit.promotion import promote, version_card
 from emuedit.promotion.gate import Decision
-from emuedit.tracking import alias_moves, experiments, moved_store, registry, run_outbox, runs, service_errors
+from emuedit.tracking import alias_moves, moved_store, registry, run_outbox, runs, service_errors
 from emuedit.tracking.service_errors import ServiceError
 from flows import dvc_graph, gate_stage, publication, result_origin, run_history, stage_outputs, yield_record
 from flows.result_origin import StartState
@@ -67,7 +67,7 @@ def check(graph: dvc_graph.Graph, options: RetrainOptions, will_run: bool) -> No
     will_run: whether a stage is out of date, so that the gate may have to decide.
     """
     publication.check(graph, options.push, options.branch)
-    if options.register and will_run:
+    if options.registry and will_run:
         gate_stage.check(graph)
 
 
@@ -97,7 +97,7 @@ def fail(run_id: str, error: BaseException, graph: dvc_graph.Graph, seconds: Map
     try:
         if run_id:
             runs.end_run(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
-            runs.log_run(run_id, {}, {}, yield_record.tags(graph, seconds), {})
+            runs.log_run(run_id, tags=yield_record.tags(graph, seconds))
     except Exception as tracking_error:  # any error of MLflow: the flow's own error is more important
         print(f"== the run {run_id} could not be closed: {service_errors.hide_password(str(tracking_error))}", flush=True)
 
@@ -137,11 +137,11 @@ def up_to_date(graph: dvc_graph.Graph, options: RetrainOptions) -> UpToDate | No
     The version is looked up to register or to tag it. If MLflow cannot be used, there is nothing to do, and the state has the
     reason.
     """
-    registered, problem = look_up(graph) if options.register or options.branch else (None, "")
+    registered, problem = look_up(graph) if options.registry or options.branch else (None, "")
     state = f"all {len(graph.stages)} stages are up to date"
     if registered:
         return UpToDate(f"{state}, and registered", registered)
-    if options.register and not problem:
+    if options.registry and not problem:
         return None
     state += f"; cannot check whether they are registered: {problem}" if problem else ""
     return UpToDate(state, RetrainResult(table=success_table(graph)))
@@ -174,7 +174,7 @@ def finish(
         return result
     try:
         with service_errors.converted():
-            if options.register and model_parts(graph):
+            if options.registry and model_parts(graph):
                 result = _decide(graph, _register(graph, result, options.reason, at_start))
             runs.end_run(run_id, "FINISHED")
     except ServiceError as error:
@@ -234,7 +234,7 @@ def _register(graph: dvc_graph.Graph, result: RetrainResult, reason: str, at_sta
         **{registry.RUN_REASON_TAG: reason, promote.STATE_TAG: promote.PENDING, "run_id": result.run_id},
     }
     with tempfile.TemporaryDirectory() as temporary:
-        runs.log_run(result.run_id, {}, {}, {}, at_start.write_files(graph.root, Path(temporary)))
+        runs.log_run(result.run_id, files=at_start.write_files(graph.root, Path(temporary)))
     folders = {name: graph.root / path for name, path in model_parts(graph).items()}
     settings = at_start.edit_settings(stage.section).model_dump()
     with waiting("registering the model"):
@@ -264,7 +264,7 @@ def _decide(graph: dvc_graph.Graph, result: RetrainResult) -> RetrainResult:
 
 def _send_waiting(root: Path) -> None:
     """Upload pending runs."""
-    if experiments.restore(runs.EXPERIMENT):
+    if runs.restore_experiment():
         print(f"== the experiment {runs.EXPERIMENT!r} had been deleted in MLflow; restored it", flush=True)
     for run_id in run_outbox.send_all(root):
         print(f"== uploaded to MLflow: the run {run_id} of an earlier retrain", flush=True)

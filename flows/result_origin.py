@@ -7,13 +7,12 @@ has its hash.
 
 import hashlib
 import json
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emuedit import config
+from emuedit import config, git
 from emuedit.data.dependencies import SUMMARY_FILE
 from emuedit.editor.settings import EditSettings
 from emuedit.promotion import lineage
@@ -54,15 +53,18 @@ class StartState:
 
 
 def read_start(root: Path) -> StartState:
-    """The current state of the workspace. Raises ParamsError for a `params.yaml` that cannot be read."""
+    """The current state of the workspace.
+
+    Raises ParamsError for a `params.yaml` that cannot be read, and GitError if git cannot list the changes since the commit.
+    """
     file = root / config.PARAMS_FILE
     files = _read_files(root, [name for name in lineage.FILES if name != dvc_graph.LOCK])
     params = config.read_yaml(file) if file.exists() else {}
-    commit = _git(root, "rev-parse", "--verify", "HEAD").strip()
+    commit = git.try_run(root, "rev-parse", "--verify", "HEAD")
     if not commit:
         return StartState(files=files, params=params)
-    changed = _git(root, "diff", "--name-only", "--relative", "-z", "HEAD", "--", ".", f":(exclude){dvc_graph.LOCK}")
-    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "-z")
+    changed = git.run(root, "diff", "--name-only", "--relative", "-z", "HEAD", "--", ".", f":(exclude){dvc_graph.LOCK}")
+    untracked = git.run(root, "ls-files", "--others", "--exclude-standard", "-z")
     return StartState(commit, _split(changed), _split(untracked), files, params)
 
 
@@ -85,11 +87,6 @@ def uncommitted_inputs(graph: dvc_graph.Graph, at_start: StartState) -> list[str
     """
     inputs, outputs = _locked_paths(graph)
     return [path for path in (*at_start.changed, *_only_below(inputs, at_start.untracked)) if not _is_below(path, outputs)]
-
-
-def only_inputs(graph: dvc_graph.Graph, paths: Iterable[str]) -> list[str]:
-    """The paths that are inputs of a stage, as `dvc.lock` has them, or below one."""
-    return _only_below(_locked_paths(graph)[0], paths)
 
 
 def tag_published(version: ModelVersion | None, branch: str, commit: str) -> None:
@@ -145,8 +142,3 @@ def _is_below(path: str, folders: Iterable[str]) -> bool:
 
 def _split(output: str) -> tuple[str, ...]:
     return tuple(path for path in output.split("\0") if path)
-
-
-def _git(root: Path, *arguments: str) -> str:
-    process = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
-    return process.stdout if process.returncode == 0 else ""

@@ -70,7 +70,12 @@ def console_main() -> int:
 def _retrain(arguments: argparse.Namespace) -> int:
     start, root, reason = time.monotonic(), Path.cwd(), complete_reason(arguments.reason)
     options = RetrainOptions(
-        not arguments.no_register, arguments.force, arguments.max_parallel, reason, arguments.push, arguments.branch
+        registry=not arguments.no_register,
+        force=arguments.force,
+        max_parallel=arguments.max_parallel,
+        reason=reason,
+        push=arguments.push,
+        branch=arguments.branch,
     )
     if note := store_address.use_server():
         print(note, file=sys.stderr, flush=True)
@@ -89,7 +94,7 @@ def _retrain(arguments: argparse.Namespace) -> int:
     prefect_access.check()
     answer = flow_process.run_flow(options)
     graph = dvc_graph.read(root)
-    registered, _ = release.look_up(graph) if options.register else (None, "")
+    registered, _ = release.look_up(graph) if options.registry else (None, "")
     result = release.RetrainResult(
         answer["stages"],
         answer["run_id"],

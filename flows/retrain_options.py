@@ -1,14 +1,13 @@
 """Options of the command and the flow `retrain`."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class RetrainOptions:
-    """What a retrain does besides running the stages that are out of date."""
+    """What a retrain does besides running the stages that are out of date. The fields are the parameters of the flow."""
 
-    register: bool = True
+    registry: bool = True
     """Whether to register the model and let the promotion gate decide."""
     force: bool = False
     """Whether to run all stages."""
@@ -25,8 +24,3 @@ class RetrainOptions:
     def publishes(self) -> bool:
         """Whether it pushes data or commits to a branch, also if no stage is out of date."""
         return self.push or bool(self.branch)
-
-    def flow_parameters(self) -> dict[str, Any]:
-        """The parameters of the flow, whose deployments call the option `register` `registry`."""
-        options = asdict(self)
-        return {"registry": options.pop("register")} | options

@@ -83,7 +83,7 @@ def store_reasons(line: RunLine, stages: Iterable[str]) -> None:
     tags = {registry.RUN_REASON_TAG: line.reason, SKIPPED_TAG: skipped, **stage_reasons_tags(line.stale)}
     try:
         runs.client().update_run(line.run_id, name=line.flow)
-        runs.log_run(line.run_id, {}, {}, tags, {})
+        runs.log_run(line.run_id, tags=tags)
         runs.log_text(line.run_id, WHY_ARTIFACT, json.dumps(line.stale, indent=1) + "\n")
     except Exception as error:  # any error of MLflow: the stages can run without it
         print(f"== the reasons are only in {FILE}: {hide_password(str(error))}", flush=True)

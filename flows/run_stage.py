@@ -13,6 +13,7 @@ import termios
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from emuedit.failures import FailureKind
@@ -34,10 +35,8 @@ class StageError(RuntimeError):
     def __init__(self, message: str, kind: FailureKind = FailureKind.OTHER) -> None:
         super().__init__(message)
         self.kind = kind
-        self.n_same_kind = 1
-        """Number of failures of this kind of this stage in this flow."""
-        self.extra_retries = 0
-        """Retries set in the stage's `meta:`, for any kind."""
+        self.is_retried = False
+        """Whether the flow runs the stage again, which it decides by the number of failures of this kind."""
 
 
 class BusyError(StageError):
@@ -51,30 +50,37 @@ class StageStoppedError(StageError):
         super().__init__(f"stage {stage} was stopped")
 
 
-def run(
-    stage: str,
-    root: Path,
-    stop: threading.Event,
-    timeout_s: float | None,
-    environment: Mapping[str, str],
-    force: bool = False,
-) -> float:
+@dataclass(frozen=True)
+class StageCall:
+    """One stage to run, and how."""
+
+    name: str
+    root: Path
+    timeout_s: float | None = None
+    """Time limit in seconds; None: no limit."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Additional variables of the stage."""
+    force: bool = False
+    """Whether to run it even if it is up to date."""
+
+
+def run(call: StageCall, stop: threading.Event) -> float:
     """Run `dvc repro --single-item` for one stage and return its seconds.
 
-    All its processes are killed when `stop` is set or this process dies; later output is not shown. `environment`: additional
-    variables of the stage. Raises StageStoppedError after `stop`, BusyError if another DVC process uses its files, and
-    StageError with the end of its output if it fails.
+    All its processes are killed when `stop` is set or this process dies; later output is not shown. Raises StageStoppedError
+    after `stop`, BusyError if another DVC process uses its files, and StageError with the end of its output if it fails.
     """
-    dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), stage]
+    force = ["--force"] if call.force else []
+    dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *force, call.name]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     start = time.monotonic()
-    with _echo_output(stage, stop) as (sink, tail), _echo_without_hints(stop) as stdout:
+    with _echo_output(call.name, stop) as (sink, tail), _echo_without_hints(stop) as stdout:
         child = subprocess.Popen(
-            process_guard.command(dvc, timeout_s),
-            cwd=root,
+            process_guard.command(dvc, call.timeout_s),
+            cwd=call.root,
             stdout=stdout,
             stderr=sink,
-            env={**os.environ, **_terminal_width(), **environment, "PATH": path},
+            env={**os.environ, **_terminal_width(), **call.environment, "PATH": path},
         )
         try:
             while child.poll() is None:
@@ -89,12 +95,13 @@ def run(
             process_guard.end_guarded(child.pid)
     output = bytes(tail).decode(errors="replace")
     if stop.is_set():
-        raise StageStoppedError(stage)
+        raise StageStoppedError(call.name)
     if child.returncode == _BUSY_STATUS and "is busy" in output:
-        raise BusyError(f"another DVC process uses the files of stage {stage}:\n{_last_lines(output)}")
+        raise BusyError(f"another DVC process uses the files of stage {call.name}:\n{_last_lines(output)}")
     if child.returncode != 0:
         kind = classify(output)
-        raise StageError(f"stage {stage} {_describe_failure(child.returncode, timeout_s)}:\n{_last_lines(output)}", kind)
+        reason = _describe_failure(child.returncode, call.timeout_s)
+        raise StageError(f"stage {call.name} {reason}:\n{_last_lines(output)}", kind)
     return time.monotonic() - start
 
 

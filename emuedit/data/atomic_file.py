@@ -1,5 +1,7 @@
-"""Atomic file writes."""
+"""Atomic file writes, and copies that share their bytes."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,3 +32,14 @@ def replacing(path: Path, writer: object = "") -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Make a new file with the content of `source`: a hard link, or a copy where the file system has none between them.
+
+    Of a symbolic link, the file that it leads to counts.
+    """
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:  # another file system, or no support for hard links
+        shutil.copy2(source, target)

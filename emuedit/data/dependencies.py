@@ -26,18 +26,18 @@ def stage_dependencies(stage: str, root: Path) -> list[Path]:
     `dvc.yaml` and deps that are missing in the workspace are looked up next to the code.
     Deps that exist nowhere are returned as paths below `root`. Raises ParamsError for a stage that is not in the pipeline.
     """
-    stages = _yaml(find_file(PIPELINE_FILE, root)).get("stages", {})
+    stages = config.read_yaml(find_file(PIPELINE_FILE, root)).get("stages", {})
     names = [name for name in stages if name.partition("@")[0] == stage]
     if not names:
         raise config.ParamsError(f"want stage '{stage}' in {PIPELINE_FILE}, got {', '.join(stages)}")
-    params = _yaml(find_file(config.PARAMS_FILE, root))
+    params = config.read_yaml(find_file(config.PARAMS_FILE, root))
     return [find_file(_fill_in(dep, params), root) for name in names for dep in stages[name].get("deps", ())]
 
 
 def stage_outputs(root: Path) -> list[Path]:
     """The files and folders that the stages of `dvc.yaml` write."""
-    params = _yaml(find_file(config.PARAMS_FILE, root))
-    stages = _yaml(find_file(PIPELINE_FILE, root)).get("stages", {}).values()
+    params = config.read_yaml(find_file(config.PARAMS_FILE, root))
+    stages = config.read_yaml(find_file(PIPELINE_FILE, root)).get("stages", {}).values()
     return [root / _fill_in(out, params) for stage in stages for out in stage.get("outs", ())]
 
 
@@ -121,7 +121,3 @@ def _fill_in(dep: str | dict[str, Any], params: Mapping[str, Any]) -> str:
         return str(value)
 
     return re.sub(r"\$\{([\w.]+)\}", value_of, text)
-
-
-def _yaml(path: Path) -> Mapping[str, Any]:
-    return config.read_yaml(path)

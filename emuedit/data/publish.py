@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from emuedit.data.atomic_file import replacing
+from emuedit.data.atomic_file import link_or_copy, replacing
 from emuedit.data.dependencies import SUMMARY_FILE, content_key, hash_file
 from emuedit.data.records import Drop, Record
 from emuedit.data.shards import ShardError, read_shard, write_shard
@@ -141,7 +141,7 @@ def publish(scratch: Path, out: str | Path, stage: str, params: Mapping[str, Any
     out.mkdir(parents=True)
     for file in sorted(scratch.iterdir()):
         if not file.name.startswith(".") and file.name not in (STATS_FILE, PREVIEWS):  # "." begins unfinished files
-            _link(file, out / file.name)
+            link_or_copy(file, out / file.name)
     summary = write_summary(out, stage, None, params, counts)
     shutil.rmtree(scratch.parent)
     return summary
@@ -187,10 +187,3 @@ def read_folder(folder: str | Path, kind: type[R], pattern: str = "shard-*.parqu
         )
     for name in listed:
         yield from read_shard(folder / name, kind, verify)
-
-
-def _link(file: Path, target: Path) -> None:
-    try:
-        os.link(file, target)
-    except OSError:  # another file system, or no support for hard links
-        shutil.copy2(file, target)

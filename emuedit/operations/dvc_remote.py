@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from emuedit import git
+from emuedit.git import GitError
 from emuedit.operations.bucket import RemoteLocation
 from emuedit.operations.remote_error import RemoteError
 
@@ -32,19 +34,10 @@ def run_dvc(arguments: Sequence[str], root: Path, with_warnings: bool = False) -
 
 def run_git(arguments: Sequence[str], root: Path) -> str:
     """The output of `git ARGUMENTS`. Raises RemoteError if it fails, or if it would ask for a password."""
-    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
-    command = ["git", *arguments]
     try:
-        process = subprocess.run(  # noqa: S603 - fixed words
-            command, cwd=root, env=environment, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S
-        )
-    except subprocess.TimeoutExpired as error:
-        raise RemoteError(
-            f"`git {arguments[0]}` gave no answer within {_GIT_TIMEOUT_S} s; check the network", "GitFailed"
-        ) from error
-    if process.returncode:
-        raise RemoteError(f"`git {' '.join(arguments)}` failed: {process.stderr.strip()[-500:]}", "GitFailed")
-    return process.stdout
+        return git.run(root, *arguments, timeout_s=_GIT_TIMEOUT_S)
+    except GitError as error:
+        raise RemoteError(str(error), "GitFailed") from error
 
 
 def read_settings(root: Path) -> dict[str, str]:

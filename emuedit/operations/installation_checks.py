@@ -10,6 +10,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from emuedit import git
 from emuedit.operations.health_finding import Finding
 
 _PROJECT = "emuedit"
@@ -82,10 +83,9 @@ def check_git() -> Iterator[Finding]:
     if not shutil.which("git"):
         yield Finding("git", "fail", "is not in PATH; runs cannot be tagged with their commit", "install git")
         return
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=_TOOL_S, check=False)  # noqa: S603
-    if process.returncode == 0:
-        yield Finding("git", "pass", f"commit {process.stdout.strip()}")
+    commit = git.try_run(Path(), "rev-parse", "--short", "HEAD", timeout_s=_TOOL_S)
+    if commit is not None:
+        yield Finding("git", "pass", f"commit {commit}")
     else:
         yield Finding(
             "git", "warn", "this folder is not in a clone with a commit", "git init && git add -A && git commit, or clone"

@@ -19,7 +19,7 @@ _KEPT = f"{METRICS}.{ALL}.kept"
 def add_commands(commands: Any) -> None:
     """Add the command to `emuedit`'s parser."""
     command = commands.add_parser("ledger", help="show the yield of each task, and the cost of a kept pair")
-    command.set_defaults(run=_show)
+    command.set_defaults(run=_show, uses_registry=True)
     command.add_argument("--runs", type=int, default=5, metavar="N", help="runs of the trend (default: 5)")
     command.add_argument("--json", action="store_true", help="print JSON")
 

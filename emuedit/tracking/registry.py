@@ -5,7 +5,6 @@ required code, so it can be loaded without an installation of this project.
 """
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from emuedit.data.atomic_file import link_or_copy
 from emuedit.data.file_manifest import SETTINGS_FILE, write_manifest
 from emuedit.tracking import model_cache, model_signature, moved_store, service_errors, signed_files
 from emuedit.tracking.runs import client
@@ -150,7 +150,7 @@ def register_version(
         shutil.copytree(_PACKAGE, code_copy, ignore=_ignore_all_but_code)
         part_copies.mkdir()
         for name, folder in parts.items():  # MLflow names a part after its folder, and refuses external symbolic links
-            shutil.copytree(folder, part_copies / name, copy_function=_link_or_copy)
+            shutil.copytree(folder, part_copies / name, copy_function=link_or_copy)
         (part_copies / SETTINGS_FILE).write_text(json.dumps(dict(settings), indent=1) + "\n", encoding="utf-8")
         write_manifest(part_copies)
         with service_errors.transferring():
@@ -285,13 +285,6 @@ def check_part(name: str, folder: Path) -> None:
         raise RegistryError(
             f"want safetensors, JSON, Parquet and PNG only in {folder}, got {refused[:5]}; other formats can run code"
         )
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(os.path.realpath(source), target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copy2(source, target)
 
 
 def _ignore_all_but_code(folder: str, names: list[str]) -> list[str]:

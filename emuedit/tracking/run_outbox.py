@@ -43,7 +43,7 @@ class RunResults:
         with _parent(run_id):
             children = {f"run.{stage}": runs.run_id_of(path) for stage, path in self.stats.items()}
         tags = {**self.tags, **{name: child for name, child in children.items() if child}}
-        runs.log_run(run_id, self.params, self.metrics, tags, self.files)
+        runs.log_run(run_id, params=self.params, metrics=self.metrics, tags=tags, files=self.files)
 
 
 def keep(root: Path, workspace: str, run_id: str, results: RunResults) -> Path:

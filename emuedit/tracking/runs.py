@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from emuedit.tracking import service_errors
-from emuedit.tracking.stats import RUN_UID_TAG, create_experiment, last_status, mlflow_client, read_stats, replay
+from emuedit.tracking.stats import RUN_UID_TAG, create_experiment, last_status, read_stats, replay
+from emuedit.tracking.stats import client as client
 from emuedit.tracking.store_address import tracking_uri
 
 log = logging.getLogger(__name__)
@@ -35,11 +37,6 @@ class LoggedRun:
     metrics: Mapping[str, float]
 
 
-def client() -> Any:
-    """An MlflowClient for the tracking server in use."""
-    return mlflow_client()
-
-
 def start_run(name: str, workspace: str) -> str:
     """Start a run and return its id."""
     return str(client().create_run(_experiment_id(), tags={WORKSPACE_TAG: workspace}, run_name=name).info.run_id)
@@ -59,6 +56,19 @@ def _experiment_id() -> str:
     return str(experiment.experiment_id) if experiment else create_experiment(mlflow, EXPERIMENT)
 
 
+def restore_experiment() -> bool:
+    """Restore the experiment of the flows with its runs, if it was deleted, and return whether it was.
+
+    A deleted experiment accepts no runs, but its name cannot be used for a new one.
+    """
+    mlflow = client()
+    experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+    if experiment is None or experiment.lifecycle_stage != "deleted":
+        return False
+    mlflow.restore_experiment(experiment.experiment_id)
+    return True
+
+
 def is_active(run_id: str) -> bool:
     """Whether a run exists in MLflow and is not deleted."""
     from mlflow.exceptions import MlflowException
@@ -72,7 +82,12 @@ def is_active(run_id: str) -> bool:
 
 
 def log_run(
-    run_id: str, params: Mapping[str, Any], metrics: Mapping[str, Any], tags: Mapping[str, str], files: Mapping[str, Path]
+    run_id: str,
+    *,
+    params: Mapping[str, Any] = MappingProxyType({}),
+    metrics: Mapping[str, Any] = MappingProxyType({}),
+    tags: Mapping[str, str] = MappingProxyType({}),
+    files: Mapping[str, Path] = MappingProxyType({}),
 ) -> None:
     """Log params, metrics, tags and artifacts to a run.
 

@@ -183,7 +183,7 @@ class _Mirror:
         """Find the run with the uid of the stats file, and set it to RUNNING again if it was closed; or create it."""
         from mlflow.entities import Param
 
-        self._client = self._client or mlflow_client()
+        self._client = self._client or client()
         name, uid, parent_id = self._head["experiment"], self._head["uid"], os.environ.get(PARENT_RUN_ENV, "")
         experiment = self._client.get_experiment_by_name(name)
         if experiment and experiment.lifecycle_stage == "deleted":  # its name cannot be used for another one
@@ -223,7 +223,7 @@ def create_experiment(mlflow: Any, name: str) -> str:
         return str(experiment.experiment_id)
 
 
-def mlflow_client() -> Any:
+def client() -> Any:
     """An MlflowClient for `tracking_uri()`, which prints no link after a run if the link would contain a password."""
     from mlflow.tracking import MlflowClient
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from emuedit.data.publish import LOGS, STATS_FILE
-from emuedit.tracking import experiments, moved_store, run_outbox, runs, service_errors, stats, store_address
+from emuedit.tracking import moved_store, run_outbox, runs, service_errors, stats, store_address
 from emuedit.tracking.service_errors import ServiceError
 
 
@@ -15,7 +15,7 @@ def add_commands(commands: Any) -> None:
     command = commands.add_parser(
         "sync", help="upload runs that MLflow did not receive while it was unreachable", allow_abbrev=False
     )
-    command.set_defaults(run=_sync)
+    command.set_defaults(run=_sync, uses_registry=True)
     moved = f"first update the paths in {store_address.DATABASE} after the folder was moved or copied"
     command.add_argument("--moved", action="store_true", help=moved)
 
@@ -29,7 +29,7 @@ def _sync(options: argparse.Namespace) -> int:
         moved_store.check(root)
         service_errors.check()
         with service_errors.converted():
-            if waiting and experiments.restore(runs.EXPERIMENT):
+            if waiting and runs.restore_experiment():
                 print(f"the experiment {runs.EXPERIMENT!r} had been deleted; restored it")
             sent = run_outbox.send_all(root)
             for run_id in sent:

@@ -1,14 +1,14 @@
 """`emuedit init`: write the params and deps of a photo world into a clone that has those of the toy world."""
 
 import argparse
-import subprocess
 from pathlib import Path
 from typing import Any
 
-from emuedit import params_check
+from emuedit import git, params_check
 from emuedit.config import PARAMS_FILE, ParamsError
 from emuedit.data.atomic_file import replacing
 from emuedit.data.dependencies import PIPELINE_FILE
+from emuedit.git import GitError
 from emuedit.worlds import hub_pins, model_access, photo_world, pipeline_deps, tuned_params
 from emuedit.worlds.photo_world import MODELS, PRESETS, PhotoWorld
 
@@ -63,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
     )
     earlier, template = (file.read_text(encoding="utf-8") for file in (root / PARAMS_FILE, photo_world.TEMPLATE))
     params, further = photo_world.render(world, root, tuned_params.sections(earlier))
-    params, kept = tuned_params.keep(earlier, params, template)
+    params, kept = tuned_params.keep(earlier, params, template, world.options())
     notes = [note for note in (unpinned, unchecked, *kept) if note]
     for name, text in zip(_FILES, (params, pipeline), strict=True):
         with replacing(root / name) as partial:
@@ -83,13 +83,9 @@ def _run(options: argparse.Namespace) -> int:
 
 def _check_unchanged(root: Path) -> None:
     """Raise ParamsError if the files differ from the last commit or have none: their content would be lost."""
-    command = ["git", "status", "--porcelain", "--", *_FILES]
     try:
-        process = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)  # noqa: S603  our own words
-        reason = "they have uncommitted changes" if process.stdout.strip() else ""
-    except FileNotFoundError:
-        reason = "git cannot show their last version"
-    except subprocess.CalledProcessError as error:
-        reason = error.stderr.strip()
+        reason = "they have uncommitted changes" if git.run(root, "status", "--porcelain", "--", *_FILES) else ""
+    except GitError as error:
+        reason = str(error)
     if reason:
         raise ParamsError(f"{' and '.join(_FILES)} would be overwritten: {reason}; commit them, or add --overwrite")

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from emuedit.data.atomic_file import replacing
+from emuedit.data.atomic_file import link_or_copy, replacing
 
 
 def test_a_file_is_replaced_when_it_is_complete(tmp_path: Path) -> None:
@@ -58,3 +58,22 @@ def test_writers_of_the_same_path_do_not_meet(tmp_path: Path) -> None:
         first.write_text("1")
         second.write_text("2")
     assert path.read_text() == "1"
+
+
+def test_a_link_has_the_bytes_of_the_file_that_a_symbolic_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "file.txt").write_text("content")
+    (tmp_path / "link.txt").symlink_to("file.txt")
+    link_or_copy(tmp_path / "link.txt", tmp_path / "new.txt")
+    assert not (tmp_path / "new.txt").is_symlink()
+    assert (tmp_path / "new.txt").samefile(tmp_path / "file.txt")
+
+
+def test_where_there_are_no_hard_links_a_file_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", refuse)
+    (tmp_path / "file.txt").write_text("content")
+    link_or_copy(str(tmp_path / "file.txt"), str(tmp_path / "new.txt"))
+    assert (tmp_path / "new.txt").read_text() == "content"
+    assert not (tmp_path / "new.txt").samefile(tmp_path / "file.txt")

@@ -150,6 +150,6 @@ def test_mlflow_prints_no_link_with_it(monkeypatch: pytest.MonkeyPatch, capsys: 
     with broken_server(200, run) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url.replace("//", f"//user:{PASSWORD}@"))
         with contextlib.suppress(KeyError):
-            stats.mlflow_client().set_terminated("r1", "FINISHED")
+            stats.client().set_terminated("r1", "FINISHED")
     output = capsys.readouterr()
     assert PASSWORD not in output.out + output.err

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -241,7 +242,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, prefect: None, forked_dvc: None)
     """The flow runs in this process, where tests can replace the model; `test_stopping` has real processes."""
     from flows import pipeline  # not above: it imports Prefect, in four seconds
 
-    monkeypatch.setattr(flow_process, "run_flow", lambda options: pipeline.retrain(**options.flow_parameters()))
+    monkeypatch.setattr(flow_process, "run_flow", lambda options: pipeline.retrain(**asdict(options)))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from emuedit import cli
-from emuedit.tracking import experiments, registry, run_outbox, runs
+from emuedit.tracking import registry, run_outbox, runs
 from flows import dvc_graph, release, retrain
 from flows.retrain_options import RetrainOptions
 from tests.doors.fake_servers import broken_server
@@ -118,4 +118,4 @@ def test_a_deleted_experiment_is_restored(project: Path, store: str, capsys: pyt
     second = release.start(project)
     assert "'emuedit' had been deleted in MLflow; restored it" in capsys.readouterr().out
     assert runs.client().get_run(second).info.experiment_id == experiment_id
-    assert not experiments.restore(runs.EXPERIMENT)
+    assert not runs.restore_experiment()

@@ -11,6 +11,7 @@ import pytest
 
 from emuedit.tracking import registry, runs
 from flows import dvc_graph, flow_process, publication, retrain, run_history, run_stage, stage_outputs
+from flows.run_stage import StageCall
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -47,7 +48,6 @@ def test_a_second_retrain_has_nothing_to_do(
     assert retrain.main([]) == 0
     output = capsys.readouterr().out
     assert "== first (never run here); 4 more to come" in output
-    assert "4 more to come" in output
     assert "champion: edit success 0.500 against 0.100 of the identity baseline" in output
     assert "registered  models:/emuedit-editor/1\n" in output
     assert dvc_graph.read(project).stale() == {}
@@ -173,17 +173,17 @@ def test_another_dvc_is_waited_for(project: Path, shell: Callable[..., str]) -> 
     try:
         wait_for(project / "started")
         with pytest.raises(run_stage.BusyError, match="is busy"):
-            run_stage.run("slow", project, threading.Event(), None, {})
+            run_stage.run(StageCall("slow", project), threading.Event())
     finally:
         (project / "may-end").touch()
         other.join()
-    assert run_stage.run("slow", project, threading.Event(), None, {}) > 0
+    assert run_stage.run(StageCall("slow", project), threading.Event()) > 0
 
 
 def test_a_stage_can_be_stopped_and_has_a_time_limit(project: Path) -> None:
     (project / "dvc.yaml").write_text("stages:\n  slow:\n    cmd: touch started && sleep 60\n    always_changed: true\n")
     with pytest.raises(run_stage.StageError, match=r"slow exceeded its time limit of 1 s"):
-        run_stage.run("slow", project, threading.Event(), 1.0, {})
+        run_stage.run(StageCall("slow", project, timeout_s=1.0), threading.Event())
     (project / "started").unlink(missing_ok=True)
     stop = threading.Event()
 
@@ -196,13 +196,13 @@ def test_a_stage_can_be_stopped_and_has_a_time_limit(project: Path) -> None:
     threading.Thread(target=stop_when_started, daemon=True).start()
     start = time.monotonic()
     with pytest.raises(run_stage.StageError, match="was stopped"):
-        run_stage.run("slow", project, stop, None, {})
+        run_stage.run(StageCall("slow", project), stop)
     assert time.monotonic() - start < 15
 
 
 def test_what_a_stage_prints_is_shown_without_the_hints_of_dvc(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (project / "dvc.yaml").write_text("stages:\n  slow:\n    cmd: echo '  12 pairs' && touch done.txt\n    outs: [done.txt]\n")
-    run_stage.run("slow", project, threading.Event(), None, {})
+    run_stage.run(StageCall("slow", project), threading.Event())
     assert capfd.readouterr().out == "> echo '  12 pairs' && touch done.txt\n  12 pairs\n"
 
 
@@ -211,7 +211,7 @@ def test_a_silent_stage_is_reported_until_it_prints(
 ) -> None:
     monkeypatch.setenv("EMUEDIT_PROGRESS_SECONDS", "0.5")
     (project / "dvc.yaml").write_text("stages:\n  slow:\n    cmd: sleep 3 && echo loaded\n    always_changed: true\n")
-    run_stage.run("slow", project, threading.Event(), None, {})
+    run_stage.run(StageCall("slow", project), threading.Event())
     before, _, _ = capfd.readouterr().err.partition("loaded")
     reports = [line for line in before.splitlines() if line.startswith("slow: running, ")]
     assert len(reports) >= 2, "want a line a second, half of it the margin for lines of the stage"

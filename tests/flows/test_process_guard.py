@@ -16,7 +16,7 @@ FLOW = """
 import sys, threading
 from pathlib import Path
 from flows import run_stage
-run_stage.run("slow", Path.cwd(), threading.Event(), None, {})
+run_stage.run(run_stage.StageCall("slow", Path.cwd()), threading.Event())
 """
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from emuedit.git import GitError
 from flows import dvc_graph, publication
 from flows.publication import PublicationError, commit_results, metric_changes, push_data
+from flows.result_origin import read_start
 from flows.run_reason import ReasonError, complete_reason
 
 Shell = Callable[..., str]
@@ -33,13 +35,17 @@ def write_results(root: Path, success: float) -> dict[str, Any]:
     return metrics
 
 
+def commit_now(root: Path, branch: str, metrics: dict[str, Any], title: str) -> str:
+    return commit_results(root, branch, FILES, metrics, title, read_start(root))
+
+
 @pytest.mark.slow
 def test_results_are_committed_to_a_branch_and_nothing_else_changes(committed: Path, shell: Shell) -> None:
     head = shell("git", "rev-parse", "HEAD", cwd=committed)
     (committed / "make.py").write_text("# being edited\n")
     metrics = write_results(committed, 0.5)
     state = shell("git", "status", "--porcelain", cwd=committed)
-    commit = commit_results(committed, "retrained", FILES, metrics, "Retrain (schedule: weekly)")
+    commit = commit_now(committed, "retrained", metrics, "Retrain (schedule: weekly)")
     assert shell("git", "rev-parse", "HEAD", cwd=committed) == head
     assert shell("git", "status", "--porcelain", cwd=committed) == state
     assert shell("git", "show", "--stat", "--format=%s", commit, cwd=committed).splitlines()[0] == "Retrain (schedule: weekly)"
@@ -48,27 +54,27 @@ def test_results_are_committed_to_a_branch_and_nothing_else_changes(committed: P
     message = shell("git", "log", "-1", "--format=%b", "retrained", cwd=committed)
     assert "edit_success.emuedit.overall 0.4 -> 0.5 (+0.1)" in message
 
-    again = commit_results(committed, "retrained", FILES, metrics, "Retrain (person: a)")
+    again = commit_now(committed, "retrained", metrics, "Retrain (person: a)")
     assert again == commit, "an unchanged result makes no commit"
-    next_commit = commit_results(committed, "retrained", FILES, write_results(committed, 0.6), "Retrain (data: new captions)")
+    next_commit = commit_now(committed, "retrained", write_results(committed, 0.6), "Retrain (data: new captions)")
     assert shell("git", "rev-parse", "retrained~1", cwd=committed).strip() == commit
     assert "0.5 -> 0.6 (+0.1)" in shell("git", "log", "-1", "--format=%b", next_commit, cwd=committed)
 
 
 @pytest.mark.slow
 def test_results_are_committed_with_the_code_that_made_them(committed: Path, shell: Shell) -> None:
-    first = commit_results(committed, "retrained", FILES, write_results(committed, 0.5), "Retrain (schedule: weekly)")
+    first = commit_now(committed, "retrained", write_results(committed, 0.5), "Retrain (schedule: weekly)")
     (committed / "make.py").write_text("# better\n")
     (committed / "new.py").write_text("# new\n")
     shell("git", "add", "make.py", "new.py", cwd=committed)
     shell("git", "commit", "-qm", "better", cwd=committed)
     head = shell("git", "rev-parse", "HEAD", cwd=committed).strip()
-    second = commit_results(committed, "retrained", FILES, write_results(committed, 0.6), "Retrain (data: new)")
+    second = commit_now(committed, "retrained", write_results(committed, 0.6), "Retrain (data: new)")
     assert shell("git", "diff", "--name-only", "HEAD", second, cwd=committed).split() == ["dvc.lock", "reports/metrics.json"]
     assert shell("git", "show", "-s", "--format=%P", second, cwd=committed).split() == [first, head]
     assert "overall 0.5 -> 0.6 (+0.1)" in shell("git", "show", "-s", "--format=%b", second, cwd=committed)
-    assert commit_results(committed, "retrained", FILES, {}, "Retrain (person: a)") == second
-    third = commit_results(committed, "retrained", FILES, write_results(committed, 0.7), "Retrain (data: new)")
+    assert commit_now(committed, "retrained", {}, "Retrain (person: a)") == second
+    third = commit_now(committed, "retrained", write_results(committed, 0.7), "Retrain (data: new)")
     assert shell("git", "show", "-s", "--format=%P", third, cwd=committed).split() == [second], "HEAD is in the branch already"
 
 
@@ -77,11 +83,11 @@ def test_params_that_are_not_committed_are_published_as_they_were_before_the_run
     (committed / "params.yaml").write_text("first: {size: 4}\n")
     (committed / "dvc.yaml").write_text("stages: {}\n")
     (committed / "make.py").write_text("# being edited\n")
-    source = publication.read_source(committed)
+    at_start = read_start(committed)
     (committed / "params.yaml").write_text("first: {size: 5}  # for the next run, edited while this one trains\n")
     state = shell("git", "status", "--porcelain", cwd=committed)
-    metrics = write_results(committed, 0.4)
-    commit = commit_results(committed, "retrained", FILES, metrics, "Retrain (person: a)", source)
+    metrics, graph = write_results(committed, 0.4), dvc_graph.Graph(committed, (), (Path("reports/metrics.json"),), {})
+    commit = publication.publish(graph, False, "retrained", metrics, "person: a", at_start)
     assert shell("git", "status", "--porcelain", cwd=committed) == state
     assert shell("git", "diff", "--name-only", "HEAD", commit, cwd=committed).split() == ["dvc.yaml", "params.yaml"]
     assert shell("git", "show", f"{commit}:params.yaml", cwd=committed) == "first: {size: 4}\n"
@@ -92,14 +98,14 @@ def test_params_that_are_not_committed_are_published_as_they_were_before_the_run
 @pytest.mark.slow
 def test_a_branch_is_made_also_where_nothing_changed(committed: Path, shell: Shell) -> None:
     head = shell("git", "rev-parse", "HEAD", cwd=committed).strip()
-    assert commit_results(committed, "retrained", FILES, {}, "Retrain (person: a)") == head
+    assert commit_now(committed, "retrained", {}, "Retrain (person: a)") == head
     assert shell("git", "rev-parse", "retrained", cwd=committed).strip() == head
 
 
 def test_the_branch_that_is_checked_out_is_refused(committed: Path, shell: Shell) -> None:
     branch = shell("git", "branch", "--show-current", cwd=committed).strip()
     with pytest.raises(PublicationError, match="want a branch that is not checked out"):
-        commit_results(committed, branch, FILES, {}, "Retrain")
+        commit_now(committed, branch, {}, "Retrain")
 
 
 @pytest.mark.slow
@@ -125,22 +131,22 @@ def test_a_branch_that_git_cannot_create_beside_another_is_refused(
 
 
 def test_new_code_that_is_not_committed_is_listed_in_the_commit(committed: Path, shell: Shell) -> None:
-    for name in ("code/new.py", "make.py", "notes.py", "code/ignored.py"):
+    for name in ("code/größe.py", "make.py", "notes.py", "code/notes.txt", "code/ignored.py"):
         (committed / name).parent.mkdir(exist_ok=True)
         (committed / name).write_text("# new")
     (committed / ".gitignore").write_text("ignored.py\n")
-    source = publication.read_source(committed)
+    at_start = read_start(committed)
     (committed / "code/after.py").write_text("# added while the stages ran")
     (committed / "dvc.lock").write_text("stages: {network: {cmd: a, deps: [{path: code, md5: a.dir}]}}\n")
-    publication.publish(dvc_graph.Graph(committed, (), (), {}), False, "retrained", {}, "person: a", source)
+    publication.publish(dvc_graph.Graph(committed, (), (), {}), False, "retrained", {}, "person: a", at_start)
     message = shell("git", "show", "-s", "--format=%b", "retrained", cwd=committed)
-    assert "made with uncommitted changes: make.py, code/new.py\n" in message
+    assert "made with uncommitted changes: make.py, code/größe.py\n" in message
 
 
 @pytest.mark.parametrize("name", ["my data", "a..b", "-x", ""])
 def test_what_is_no_name_of_a_branch_is_refused(name: str, committed: Path) -> None:
     with pytest.raises(PublicationError, match="is not a valid branch name"):
-        commit_results(committed, name, FILES, {}, "Retrain")
+        commit_now(committed, name, {}, "Retrain")
 
 
 def test_that_nothing_can_be_committed_is_said_before_anything_runs(
@@ -157,7 +163,7 @@ def test_that_nothing_can_be_committed_is_said_before_anything_runs(
 
 
 def test_without_a_commit_there_is_no_branch_to_write(project: Path) -> None:
-    with pytest.raises(PublicationError, match="git rev-parse failed: fatal: Needed a single revision"):
+    with pytest.raises(GitError, match="`git rev-parse --verify HEAD` failed: fatal: Needed a single revision"):
         publication.check(dvc_graph.Graph(project, (), (), {}), False, "retrained")
 
 

@@ -90,9 +90,14 @@ def test_missing_credentials_are_no_failure_of_the_network(remote: Bucket, tmp_p
 
 
 @pytest.mark.parametrize("option", push_access._OTHER_CREDENTIALS)
-def test_credentials_that_only_dvc_reads_are_not_tried(option: str, tmp_path: Path) -> None:
-    settings = {"core.remote": "s3", "remote.s3.url": "s3://no-such-bucket/x", f"remote.s3.{option}": "x"}
+def test_credentials_that_only_dvc_reads_are_not_tried(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    buckets: list[Bucket] = []
+    monkeypatch.setattr(push_access, "_try_bucket", buckets.append)
+    settings = {"core.remote": "s3", "remote.s3.url": "s3://no-such-bucket/x"}
+    push_access.try_write(tmp_path, settings | {f"remote.s3.{option}": "x"})
+    assert not buckets
     push_access.try_write(tmp_path, settings)
+    assert [bucket.location.bucket for bucket in buckets] == ["no-such-bucket"]
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from emuedit.config import ParamsError
+from emuedit.git import GitError
 from emuedit.promotion import lineage, version_card
 from emuedit.tracking import registry, runs
 from flows import dvc_graph, release, result_origin
@@ -126,6 +127,13 @@ def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "params.yaml").write_text("[")
     with pytest.raises(ParamsError, match="not valid YAML"):
         result_origin.read_start(tmp_path)
+
+
+def test_changes_that_git_cannot_list_are_an_error(project: Path, graph: dvc_graph.Graph) -> None:
+    """The results would be recorded as made from the commit."""
+    (project / ".git/index").write_bytes(b"damaged")
+    with pytest.raises(GitError, match=r"`git diff .*` failed: .*index"):
+        result_origin.read_start(project)
 
 
 def test_a_branch_that_cannot_be_tagged_is_reported(store: str, capsys: pytest.CaptureFixture[str]) -> None:

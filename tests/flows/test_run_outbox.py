@@ -50,7 +50,7 @@ def test_a_run_that_was_deleted_is_started_again_once(
 @pytest.mark.slow
 def test_a_run_that_mlflow_refuses_is_put_aside(project: Path, store: str, capsys: pytest.CaptureFixture[str]) -> None:
     run_id = release.start(project)
-    runs.log_run(run_id, {"size": 2}, {}, {}, {})
+    runs.log_run(run_id, params={"size": 2})
     entry = keep(project, run_id)  # MLflow changes no param of a run
     keep(project, "")
     assert cli.main(["sync"]) == 1

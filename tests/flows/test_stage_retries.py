@@ -15,7 +15,7 @@ from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from emuedit.failures import FailureKind
 from emuedit.stages import MEMORY_ENV
 from flows import dvc_graph, gpu_slot, pipeline, run_stage
-from flows.run_stage import StageError, StageStoppedError
+from flows.run_stage import BusyError, StageCall, StageError, StageStoppedError
 
 
 def refuse_slot(status: int) -> Callable[..., Any]:
@@ -62,8 +62,8 @@ def test_a_flow_that_failed_does_not_wait_for_a_gpu_slot(tmp_path: Path, monkeyp
         has_refused.set()
         return refuse(*names, **options)
 
-    def run(stage: str, *_: object) -> float:
-        assert stage == "router", "want no stage without a slot"
+    def run(call: StageCall, stop: threading.Event) -> float:
+        assert call.name == "router", "want no stage without a slot"
         assert has_refused.wait(60)
         raise StageError("router failed")
 
@@ -77,9 +77,9 @@ def test_a_flow_that_failed_does_not_wait_for_a_retry(tmp_path: Path, monkeypatc
     failed = threading.Event()
     tries: list[str] = []
 
-    def run(stage: str, *_: object) -> float:
-        tries.append(stage)
-        if stage == "pairs":
+    def run(call: StageCall, stop: threading.Event) -> float:
+        tries.append(call.name)
+        if call.name == "pairs":
             failed.set()
             raise StageError("no network", FailureKind.NETWORK)
         assert failed.wait(60)
@@ -129,26 +129,53 @@ def test_a_retry_after_out_of_memory_halves_the_batch_once_more(
         monkeypatch.setenv(MEMORY_ENV, variable)
     seen: list[str | None] = []
 
-    def run(*arguments: Any) -> float:
-        seen.append(arguments[4].get(MEMORY_ENV))
+    def run(call: StageCall, stop: threading.Event) -> float:
+        seen.append(call.environment.get(MEMORY_ENV))
         if len(seen) == 1:
             raise StageError("out of memory", FailureKind.MEMORY)
         return 1.0
 
     monkeypatch.setattr(run_stage, "run", run)
     monkeypatch.setattr(pipeline, "RETRY_DELAYS_S", [0.0])
-    monkeypatch.setitem(pipeline._states, str(tmp_path), pipeline._FlowState())
+    monkeypatch.setitem(pipeline._states, tmp_path, pipeline._FlowState())
     with pytest.raises(StageError, match="out of memory"):
-        pipeline.reproduce.fn("train", str(tmp_path), None, {}, False, "train")
-    assert pipeline.reproduce.fn("train", str(tmp_path), None, {}, False, "train") == 1.0
+        pipeline.reproduce.fn(StageCall("train", tmp_path), "train")
+    assert pipeline.reproduce.fn(StageCall("train", tmp_path), "train") == 1.0
     assert seen == expected
 
 
-def test_a_stage_that_was_stopped_is_not_retried() -> None:
-    def should_retry(error: StageError) -> bool:
-        error.extra_retries = 3
-        state: Any = SimpleNamespace(result=lambda raise_on_failure: error)
+NETWORK, MEMORY, OTHER = FailureKind.NETWORK, FailureKind.MEMORY, FailureKind.OTHER
+
+
+@pytest.mark.parametrize(
+    ("errors", "extra_retries", "expected"),
+    [
+        ([StageError("a", NETWORK) for _ in range(4)], 0, [True, True, True, False]),
+        ([StageError("a", MEMORY), StageError("b", NETWORK), StageError("c", MEMORY)], 0, [True, True, False]),
+        ([StageError("a", MEMORY), StageError("b", MEMORY)], 3, [True, False]),
+        ([StageError("a", OTHER)], 0, [False]),
+        ([StageError("a", OTHER), StageError("b", NETWORK), StageError("c", OTHER)], 1, [True, True, False]),
+        ([StageStoppedError("train")], 3, [False]),
+        ([BusyError("another DVC process")], 3, [False]),
+    ],
+)
+def test_a_stage_is_retried_as_often_as_the_kind_of_failure_allows(
+    errors: list[StageError], extra_retries: int, expected: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`meta: {retries: n}` counts for other failures than of the network and memory. A stopped stage is never retried."""
+    answers = iter(errors)
+
+    def run(call: StageCall, stop: threading.Event) -> float:
+        raise next(answers)
+
+    def is_retried() -> bool:
+        with pytest.raises(StageError) as failure:
+            pipeline.reproduce.fn(StageCall("train", tmp_path), "train", extra_retries=extra_retries)
+        state: Any = SimpleNamespace(result=lambda raise_on_failure: failure.value)
         return pipeline.should_retry(pipeline.reproduce, None, state)  # type: ignore[arg-type]
 
-    assert should_retry(StageError("stage train failed"))
-    assert not should_retry(StageStoppedError("train"))
+    monkeypatch.setattr(run_stage, "run", run)
+    monkeypatch.setattr(pipeline, "RETRY_DELAYS_S", [0.0])
+    monkeypatch.setattr(pipeline, "_BUSY_TRIES", 0)
+    monkeypatch.setitem(pipeline._states, tmp_path, pipeline._FlowState())
+    assert [is_retried() for _ in errors] == expected

@@ -28,7 +28,7 @@ def make_graph(project: Path, hashes: dict[str, str]) -> dvc_graph.Graph:
 
 def finish(project: Path, hashes: dict[str, str], seconds: dict[str, float]) -> release.RetrainResult:
     graph = make_graph(project, hashes)
-    return release.finish(graph, release.start(project), seconds, RetrainOptions(register=False))
+    return release.finish(graph, release.start(project), seconds, RetrainOptions(registry=False))
 
 
 @pytest.mark.slow

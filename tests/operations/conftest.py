@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 from uuid import uuid4
 
 import pytest
@@ -143,10 +144,11 @@ def empty_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_command("git", "init", "-q", "-b", "main", ".", cwd=root)
     for name, value in {"user.name": "Ada", "user.email": "ada@example.org"}.items():
         run_command("git", "config", name, value, cwd=root)
-    run_command(sys.executable, "-m", "dvc", "init", "-q", cwd=root)
     (root / "data").mkdir()
     (root / "data/a.txt").write_text("first")
-    run_command(sys.executable, "-m", "dvc", "add", "-q", "data", cwd=root)
+    with contextlib.chdir(root):
+        for words in (["init", "-q"], ["add", "-q", "data"]):
+            assert run_dvc_here(words) == 0, f"dvc {' '.join(words)}"
     run_command("git", "add", "-A", cwd=root)
     run_command("git", "commit", "-qm", "first data", cwd=root)
     return root
@@ -189,7 +191,7 @@ def run_dvc_here(words: Sequence[str]) -> int:
     for handler in logging.getLogger("dvc").handlers:
         if isinstance(handler, LoggerHandler):  # it has the stream of the moment at which DVC was imported, maybe closed by now
             handler.stream = sys.stderr if handler.level >= logging.WARNING else sys.stdout
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), patch.dict(os.environ, {"DVC_TEST": "true"}):  # else JSON goes to the first standard output
         warnings.simplefilter("ignore")  # of DVC's libraries
         return int(main(list(words)))
 

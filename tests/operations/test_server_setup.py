@@ -77,7 +77,7 @@ def test_a_stage_holds_a_slot_while_it_runs_if_its_meta_says_so(name: str, monke
     needs_gpu = dvc_graph.Stage(name, meta=stages[name].get("meta", {})).needs_gpu
     monkeypatch.setattr(gpu_slot, "concurrency", concurrency)
     monkeypatch.setattr(run_stage, "run", run)
-    monkeypatch.setitem(pipeline._states, str(ROOT), pipeline._FlowState())
-    assert pipeline.reproduce.fn(name, str(ROOT), None, {}, False, "starting", needs_gpu=needs_gpu) == 1.0
+    monkeypatch.setitem(pipeline._states, ROOT, pipeline._FlowState())
+    assert pipeline.reproduce.fn(run_stage.StageCall(name, ROOT), "starting", needs_gpu=needs_gpu) == 1.0
     assert during_run == [[("emuedit-gpu", 1, 60)] if name == "train" else []]
     assert occupied == []

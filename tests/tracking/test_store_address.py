@@ -1,6 +1,8 @@
 """Which MLflow the commands of a folder use, with records of `emuedit up` as it writes them."""
 
+import contextlib
 import os
+import sqlite3
 import time
 from pathlib import Path
 
@@ -76,10 +78,12 @@ def test_commands_name_the_server_that_they_use_instead_of_the_file(
     assert not (empty_folder / "mlflow.db").exists()
 
 
-def test_the_paths_of_a_file_that_is_not_used_do_not_matter(
-    empty_folder: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(moved_store, "sqlite3", None)  # it is not opened
+def test_the_paths_of_a_file_that_is_not_used_do_not_matter(empty_folder: Path, empty_store: Path) -> None:
     (empty_folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+    with contextlib.closing(sqlite3.connect(empty_folder / "mlflow.db")) as connection, connection:
+        values = "(1, 'retrain', '/elsewhere/mlruns/1', 'active')"
+        connection.execute(f"INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage) VALUES {values}")
+    with pytest.raises(moved_store.ServiceError, match=r"mlflow.db still points to /elsewhere"):
+        moved_store.check(empty_folder)
     write_server(empty_folder, start_mark(os.getpid()))
     moved_store.check(empty_folder)

@@ -4,6 +4,7 @@ Defaults live in the models. Unknown keys, missing keys and wrong types are erro
 """
 
 import importlib
+import inspect
 import json
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -25,6 +26,16 @@ class ParamsError(ValueError):
     """Raised for missing, unknown or invalid parameters."""
 
 
+def _describe_fields(model: type[BaseModel]) -> str:
+    """The fields of a model with their defaults, each followed by its description in indented lines."""
+    lines = []
+    for name, field in model.model_fields.items():
+        default = f"{type(field.default).__name__}(...)" if isinstance(field.default, BaseModel) else repr(field.default)
+        lines.append(f"{name}, required" if field.is_required() else f"{name} = {default}")
+        lines += [f"    {line}" for line in (field.description or "").splitlines()]
+    return "\n".join(lines)
+
+
 class Params(BaseModel):
     """Base class of all params models: unknown keys are errors, and values are not converted.
 
@@ -32,6 +43,12 @@ class Params(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """List the fields with their defaults and descriptions in the docstring, for `help`."""
+        super().__pydantic_init_subclass__(**kwargs)
+        cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\n{_describe_fields(cls)}".strip()
 
     @classmethod
     def complete(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -42,12 +41,11 @@ class RedSampler:
         tasks: Sequence[str],
         settings: EditSettings,
         seeds: Sequence[int],
-        report: Any = None,
         options: SamplingOptions = NO_OPTIONS,
     ) -> Edited:
         self.calls.append(SampleCall(instructions[0], tasks[0], settings, seeds[0]))
-        for _ in range(settings.steps if report else 0):
-            report(len(images))
+        for _ in range(settings.steps if options.report else 0):
+            options.report(len(images))
         changed = images.clone()
         changed[:, 0] = (changed[:, 0] + (0.5 if tasks[0] == "local" else -0.25)).clamp(-1, 1)
         return Edited(changed, (None,) * len(images))

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from emuedit import cli
-from emuedit.core import change_threshold
 from emuedit.editing.api import Editor
 from emuedit.editor import package_folder
 from emuedit.editor.settings import EditSettings
@@ -151,7 +150,6 @@ def test_settings_are_those_the_editor_was_evaluated_with(sampler: RedSampler) -
     Path("models/settings.json").write_text('{"steps": 5}')
     assert cli.main(["edit", "in.png", "make it red", "--guidance-scale", "3"]) == 0
     assert sampler.calls[1].settings == EditSettings(steps=5, guidance_scale=3.0)
-    assert EditSettings().change_threshold == change_threshold.ALPHA
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from emuedit.core.soft_mask import blur
 
-ALPHA = 0.03
 SIGMA_PX = 1.0
 
 
-def change_mask(before: Tensor, after: Tensor, alpha: float = ALPHA, sigma_px: float = SIGMA_PX) -> Tensor:
+def exceeds_threshold(before: Tensor, after: Tensor, alpha: float, sigma_px: float = SIGMA_PX) -> Tensor:
     """Where d_bar >= alpha: images [B, 3, H, W] in [-1, 1] -> bool [B, 1, H, W]. `before` may be a reconstruction.
 
     Raises ValueError for images of different or wrong shapes.

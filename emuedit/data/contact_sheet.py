@@ -3,11 +3,10 @@
 import textwrap
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from emuedit.data.fonts import Font, drawable, load_font
+from emuedit.data.image_io import Pixels
 
 CELL_PX = 128
 PAD_PX = 8
@@ -17,11 +16,9 @@ _CAPTION_LINE_PX = 15
 _ROW_NAME_WIDTH_PX = 60
 _TITLE_HEIGHT_PX = 28
 
-Pictures = npt.NDArray[np.uint8]
-
 
 def picture_grid(
-    rows: Sequence[tuple[str, Pictures | Sequence[Pictures]]],
+    rows: Sequence[tuple[str, Pixels | Sequence[Pixels]]],
     captions: Sequence[str],
     lines: int,
     title: str = "",
@@ -76,7 +73,7 @@ def _wrap_caption(caption: str, lines: int, font: Font) -> str:
     return "\n".join(wrapped)
 
 
-def _fit_cell(picture: Pictures) -> Image.Image:
+def _fit_cell(picture: Pixels) -> Image.Image:
     """Scale the longer side to the cell and centre the image. Small images are enlarged by nearest neighbour."""
     image = Image.fromarray(picture)
     scale = CELL_PX / max(image.size)

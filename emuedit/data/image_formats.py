@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from emuedit.data import git_lfs
@@ -62,6 +63,18 @@ def has_16_bits(image: Image.Image) -> bool:
     arguments = [tile[3] for tile in getattr(image, "tile", ())]
     raw_modes = [values[0] if isinstance(values, tuple) and values else values for values in arguments]
     return any(isinstance(mode, str) and ";16" in mode for mode in raw_modes)
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """A loaded image with 16-bit grey values divided by 257, so that white stays white; other images unchanged."""
+    if not image.mode.startswith("I;16"):  # in other modes, Pillow has reduced them
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+    """A loaded image with transparency, in mode RGBA."""
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
 
 
 def is_raw_preview(image: Image.Image, content: bytes) -> bool:

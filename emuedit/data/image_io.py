@@ -19,6 +19,8 @@ from PIL import Image, ImageOps
 from emuedit.data import colour_profile, image_formats
 from emuedit.data.atomic_file import replacing
 
+Pixels = npt.NDArray[np.uint8]
+"""An image uint8 [H, W, 3], or N images [N, H, W, 3], unless another shape is stated."""
 MAX_PIXELS = 2**26
 """Maximum image size: reading needs about 50 bytes per pixel. Ours."""
 MIN_SIDE_PX = 8
@@ -57,9 +59,9 @@ class Metadata:
     profile: bytes = b""
     """ICC profile of an RGB colour space; empty: sRGB."""
     dpi: tuple[float, float] | None = None
-    in_profile: npt.NDArray[np.uint8] | None = None
+    in_profile: Pixels | None = None
     """The pixels in the space of `profile`, [H, W, 3]; None for sRGB."""
-    transparent: npt.NDArray[np.uint8] | None = None
+    transparent: Pixels | None = None
     """The pixels with their alpha, sRGB [H, W, 4]; None for an opaque image."""
 
 
@@ -67,7 +69,7 @@ class Metadata:
 class LoadedImage:
     """An image to edit."""
 
-    pixels: npt.NDArray[np.uint8]
+    pixels: Pixels
     """[H, W, 3], sRGB."""
     notes: tuple[str, ...]
     """Notes on the applied conversions."""
@@ -83,6 +85,17 @@ def read_image(source: str | Path | bytes) -> LoadedImage:
     """
     with _opened(source) as image:
         return _convert_to_rgb(image)
+
+
+def read_mask(source: str | Path | bytes) -> Pixels:
+    """Read a mask [H, W] from an image file, or its bytes: 255 where an image with alpha is transparent, else the grey values.
+
+    Without regard to colour profiles; otherwise as `read_image`, with the same errors.
+    """
+    with _opened(source) as image:
+        mask = image_formats.to_8_bits(_turn_upright(image, [])[0])
+        has_alpha = mask.has_transparency_data
+        return 255 - np.asarray(image_formats.with_alpha(mask).getchannel("A")) if has_alpha else np.array(mask.convert("L"))
 
 
 def check_image(source: str | Path | bytes) -> None:
@@ -159,13 +172,12 @@ def _convert_to_rgb(image: Image.Image) -> LoadedImage:
         notes.append(f"the first of {image.n_frames} images in the file")  # type: ignore[attr-defined]
     has_16_bits = image_formats.has_16_bits(image)  # no longer known after loading
     upright, exif = _turn_upright(image, notes)
-    if upright.mode.startswith("I;16"):  # in other modes, Pillow has reduced them
-        upright = Image.fromarray((np.asarray(upright).astype(np.uint32) // 257).astype(np.uint8))
+    upright = image_formats.to_8_bits(upright)
     if has_16_bits:
         notes.append("16 bits reduced to 8")
     profile, transparent = image.info.get("icc_profile") or b"", None
     if upright.has_transparency_data:
-        with_alpha = (upright.convert("LA") if upright.mode == "La" else upright).convert("RGBA")
+        with_alpha = image_formats.with_alpha(upright)
         if np.asarray(with_alpha.getchannel("A")).min() < 255:
             notes.append("transparency composited on white")
             transparent = None if profile else np.array(with_alpha)
@@ -183,19 +195,19 @@ def _convert_to_rgb(image: Image.Image) -> LoadedImage:
     return LoadedImage(np.array(in_srgb.convert("RGB")), tuple(notes), metadata)
 
 
-def fit_square(pixels: npt.NDArray[np.uint8], side_px: int) -> npt.NDArray[np.uint8]:
+def fit_square(pixels: Pixels, side_px: int) -> Pixels:
     """The centre square of an image [H, W, 3], scaled to side_px."""
     return np.asarray(ImageOps.fit(Image.fromarray(pixels), (side_px, side_px), Image.Resampling.LANCZOS))
 
 
-def to_png(pixels: npt.NDArray[np.uint8], source: LoadedImage | None = None) -> bytes:
+def to_png(pixels: Pixels, source: LoadedImage | None = None) -> bytes:
     """Encode uint8 [H, W, 3] as the bytes of a PNG file; with the metadata of `source`, the unedited image."""
     stream = io.BytesIO()
     _save(stream, "PNG", pixels, source)
     return stream.getvalue()
 
 
-def write_image(path: Path, pixels: npt.NDArray[np.uint8], source: LoadedImage | None = None) -> tuple[str, ...]:
+def write_image(path: Path, pixels: Pixels, source: LoadedImage | None = None) -> tuple[str, ...]:
     """Write uint8 [H, W, 3] in the format of the suffix, one of WRITABLE_SUFFIXES; all but JPEG are lossless.
 
     source: the unedited image; its EXIF, resolution and colour profile are written too, and unchanged pixels get the file's
@@ -214,7 +226,7 @@ def write_image(path: Path, pixels: npt.NDArray[np.uint8], source: LoadedImage |
     return notes
 
 
-def _save(stream: Any, kind: str, pixels: npt.NDArray[np.uint8], source: LoadedImage | None) -> tuple[str, ...]:
+def _save(stream: Any, kind: str, pixels: Pixels, source: LoadedImage | None) -> tuple[str, ...]:
     metadata = source.metadata if source is not None else Metadata()
     exif, notes = metadata.exif, tuple[str, ...]()
     options: dict[str, Any] = {"dpi": metadata.dpi} if metadata.dpi and kind != "WEBP" else {}

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from types import EllipsisType
 
 import torch
 from torch import Tensor
 
 from emuedit.core import compositing
-from emuedit.editor.sampling import EditSampler, ReportStep
-from emuedit.editor.sampling_options import Edited, SamplingOptions
+from emuedit.editor.sampling import EditSampler
+from emuedit.editor.sampling_options import NO_OPTIONS, Edited, SamplingOptions
 from emuedit.editor.settings import EditSettings
 from emuedit.tasks import changes_whole_image, edits_an_object, find_task
 
@@ -49,21 +50,20 @@ def edit_any_size(
     tasks: Sequence[str],
     settings: EditSettings,
     seeds: Sequence[int],
-    report: ReportStep | None = None,
-    measure_shifts: bool = False,
+    options: SamplingOptions = NO_OPTIONS,
 ) -> Edited:
     """Like `EditSampler.sample`, for images [B, 3, H, W] of one size, which may exceed the working size.
 
-    measure_shifts: measure `shifts_px`, in px of the working size; with `settings.crop` the shift of the first edit.
+    options: `latents` are those of the working size. Shifts are in px of the working size. With `settings.crop`, latents and
+    shifts are those of the first edit.
     """
     height, width = images.shape[-2:]
     resolution_px = settings.resolution or sampler.resolution_px
     size = working_size(height, width, resolution_px, sampler.grid_px)
-    options = SamplingOptions(measure_shifts=measure_shifts)
     if size == (height, width):
-        return sampler.sample(images, instructions, tasks, settings, seeds, report, options)
+        return sampler.sample(images, instructions, tasks, settings, seeds, options)
     before = torch.cat([compositing.shrink(image[None], *size) for image in images.float().cpu()])
-    small = sampler.sample(before, instructions, tasks, settings, seeds, report, options)
+    small = sampler.sample(before, instructions, tasks, settings, seeds, options)
     results = []
     for row, image in enumerate(images.float().cpu()[:, None]):
         task = find_task(tasks[row])
@@ -74,7 +74,8 @@ def edit_any_size(
             results.append(compositing.enlarge_edit(image, *edit, keeps_detail, changes_whole_image(tasks[row])))
             continue
         inside = image[window]
-        arguments = ([instructions[row]], [tasks[row]], settings.model_copy(update={"crop": 0}), [seeds[row]], report)
+        second_options = replace(options.rows([row]), latents=None, measure_shifts=False)
+        arguments = ([instructions[row]], [tasks[row]], settings.model_copy(update={"crop": 0}), [seeds[row]], second_options)
         result = image.clone()
         weight = compositing.window_border(window[1:], image.shape[-2:], settings.border_px)
         result[window] = compositing.blend(inside, edit_any_size(sampler, inside, *arguments).images, weight)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from emuedit.data.file_manifest import check_manifest
-from emuedit.data.image_io import MAX_PIXELS
+from emuedit.data.image_io import MAX_PIXELS, Pixels
+from emuedit.editing.edit_error import EditError, RefusedInstructionError
 from emuedit.editing.edit_turn import TaskChoice, Turn
 from emuedit.editing.editor_inputs import (
     Picture,
@@ -25,16 +25,17 @@ from emuedit.editing.editor_inputs import (
     to_rgb,
 )
 from emuedit.editor import changed_area
-from emuedit.editor.package_folder import PackageError, editor_folder, find_package, read_settings, resolve_source
+from emuedit.editor.package_folder import editor_folder, find_package, read_settings, resolve_source
 from emuedit.editor.package_layout import BUILT_IN_PACKS, PACK_FOLDER, ROUTER, USER_PACKS, find_packs
 from emuedit.editor.settings import EditSettings
 
 if TYPE_CHECKING:
-    from emuedit.editor.sampling import EditSampler, ReportStep
+    from emuedit.editor.sampling import EditSampler
+    from emuedit.editor.sampling_options import ReportStep
     from emuedit.editor.task_pack import TaskPack
     from emuedit.predictor.task_predictor import TaskPredictor
 
-P = TypeVar("P", Image.Image, npt.NDArray[np.uint8])
+P = TypeVar("P", Image.Image, Pixels)
 
 
 class TruncatedInstructionWarning(UserWarning):
@@ -48,7 +49,11 @@ class Editor:
         edited = editor.edit(Image.open("in.png"), "make the circle red")
         turns = editor.edit_turns(pixels, ["make the circle red", "remove the star"])
 
-    `settings` defaults to the settings of the evaluation; every method accepts others.
+    sampler: the trained editor on tensors, with the tasks that packs added.
+    predictor: chooses the task of an instruction; None: every call names its task.
+    settings: defaults of all edits, those of the evaluation unless `load` gets others; every method accepts others.
+    name: display name, such as `models:/emuedit-editor@champion`.
+    folder: the package from which it was loaded.
     """
 
     def __init__(
@@ -60,13 +65,10 @@ class Editor:
         folder: Path = Path(),
         max_pixels_per_batch: int | None = None,
     ) -> None:
-        """name: display name, such as `models:/emuedit-editor@champion`. folder: where it was loaded from.
-
-        max_pixels_per_batch: see `load`.
-        """
+        """The arguments are the attributes of the class, max_pixels_per_batch: see `load`. Raises EditError for one below 1."""
         if max_pixels_per_batch is not None:
             if max_pixels_per_batch < 1:
-                raise PackageError(f"want max_pixels_per_batch of at least 1, got {max_pixels_per_batch}; None: the default")
+                raise EditError(f"want max_pixels_per_batch of at least 1, got {max_pixels_per_batch}; None: the default")
             sampler.max_pixels_per_batch = max_pixels_per_batch
         self.sampler, self.predictor, self.settings = sampler, predictor, settings
         self.name, self.folder = name, folder
@@ -127,9 +129,9 @@ class Editor:
         return pack
 
     def remove_task(self, name: str) -> None:
-        """Remove the task of a pack. Raises PackageError for a task that was not added by a pack."""
+        """Remove the task of a pack. Raises EditError for a task that was not added by a pack."""
         if name not in self.sampler.inverted_tasks:
-            raise PackageError(
+            raise EditError(
                 f"want a task added by a pack, got {name!r}; added tasks: {', '.join(self.sampler.inverted_tasks) or 'none'}"
             )
         self.sampler.remove_task(name)
@@ -167,8 +169,9 @@ class Editor:
         tasks: names from `editor.tasks`; None: chosen by the task predictor.
         settings: steps, guidance, seed and so on; default: `editor.settings`.
         Returns the input's type: an image for an image, an array for an array, a list for a list.
-        Raises PackageError for an empty instruction, a text that is not an edit instruction, an unknown task, lists of unequal
-        length or a missing task predictor.
+        Raises RefusedInstructionError for a text that the task predictor does not take for an edit instruction, EditError for
+        other invalid arguments: an image of another type, an empty instruction, an unknown task, lists of unequal length, a
+        missing task predictor. ImageError for a damaged image.
         """
         if isinstance(images, Image.Image | np.ndarray):
             return self._edit_list([images], [instructions], None if tasks is None else [tasks], settings)[0]
@@ -182,7 +185,7 @@ class Editor:
         settings: EditSettings | None,
     ) -> list[Picture]:
         if isinstance(instructions, str) or not isinstance(instructions, Sequence) or len(images) != len(instructions):
-            raise PackageError(f"want one instruction for each of the {len(images)} images, got {describe(instructions)}")
+            raise EditError(f"want one instruction for each of the {len(images)} images, got {describe(instructions)}")
         settings = check_settings(settings, self.settings)
         choices = self.choose_tasks(instructions, tasks)
         pixels = [to_rgb(image) for image in images]
@@ -202,17 +205,19 @@ class Editor:
     ) -> list[Turn]:
         """Apply instructions to one image in sequence; pixels that a turn does not change stay bit-identical.
 
-        Arguments as for `edit`; `report` is called after each denoising step. A turn has the image before and after it, and which
-        area it changed (`Turn.touched`, `Turn.mask`).
+        Arguments and errors as for `edit`; `report` is called after each denoising step. A turn has the image before and after
+        it, and which area it changed (`Turn.changed`, `Turn.mask`).
         """
         from emuedit.editing import multi_turn
+        from emuedit.editor.sampling_options import SamplingOptions
         from emuedit.models.image_tensors import from_uint8, to_uint8
 
         settings = check_settings(settings, self.settings)
         choices = self.choose_tasks(instructions, tasks)
         before = to_rgb(image)
         chosen = [choice.task for choice in choices]
-        results = multi_turn.edit_turns(self.sampler, from_uint8(before), instructions, chosen, settings, report)
+        options = SamplingOptions(report=report)
+        results = multi_turn.edit_turns(self.sampler, from_uint8(before), instructions, chosen, settings, options)
         turns: list[Turn] = []
         before = before.copy() if isinstance(image, np.ndarray) else before  # the caller may change its array later
         for instruction, choice, edited in zip(instructions, choices, results, strict=True):
@@ -224,9 +229,9 @@ class Editor:
     def choose_tasks(self, instructions: Sequence[str], tasks: Sequence[str | None] | None = None) -> list[TaskChoice]:
         """The task of each instruction: the given one, or the task predictor's choice.
 
-        An ambiguous instruction gets its more probable task; `second` is the other. Raises PackageError for an unknown task,
-        lists of unequal length, a missing task predictor, and a text without a given task that is not an edit instruction. Warns
-        (TruncatedInstructionWarning) if an instruction exceeds the text encoder's token limit.
+        An ambiguous instruction gets its more probable task; `second` is the other. Raises RefusedInstructionError for a text
+        without a given task that is not an edit instruction, EditError for an unknown task, lists of unequal length and a missing
+        task predictor. Warns (TruncatedInstructionWarning) if an instruction exceeds the text encoder's token limit.
         """
         texts = check_instructions(instructions)
         task_or_none = check_tasks(tasks, len(texts))
@@ -240,18 +245,18 @@ class Editor:
     def _choose_task(self, instruction: str, task: str | None) -> TaskChoice:
         if task is not None:
             if not isinstance(task, str) or task not in self.tasks:
-                raise PackageError(f"want one of the tasks {', '.join(self.tasks)}; got {describe(task)}")
+                raise EditError(f"want one of the tasks {', '.join(self.tasks)}; got {describe(task)}")
             return TaskChoice(task, None)
         if self.predictor is None:
-            raise PackageError("want a task predictor (the folder `router`) to choose the task, got none; name the task")
+            raise EditError("want a task predictor (the folder `router`) to choose the task, got none; name the task")
         (prediction,) = self.predictor.predict([instruction], self.tasks)
         if prediction.refused:
-            raise PackageError(prediction.explain_refusal(instruction))
+            raise RefusedInstructionError(prediction.explain_refusal(instruction))
         return TaskChoice(*prediction.readings[0], *(prediction.readings[1] if prediction.ambiguous else ()))
 
     def _edit_by_size(
-        self, pixels: list[npt.NDArray[np.uint8]], instructions: Sequence[str], tasks: list[str], settings: EditSettings
-    ) -> list[npt.NDArray[np.uint8]]:
+        self, pixels: list[Pixels], instructions: Sequence[str], tasks: list[str], settings: EditSettings
+    ) -> list[Pixels]:
         """Edit images of equal size together; the noise of an image depends on its position in the list.
 
         At most `MAX_PIXELS` pixels (at least one image) are float32 at the images' size at once, and those of
@@ -260,7 +265,7 @@ class Editor:
         from emuedit.editing.any_size import edit_any_size
         from emuedit.models.image_tensors import from_uint8, to_uint8
 
-        outputs: dict[int, npt.NDArray[np.uint8]] = {}
+        outputs: dict[int, Pixels] = {}
         for rows in _batches_by_size(pixels):
             edited = edit_any_size(
                 self.sampler,
@@ -274,7 +279,7 @@ class Editor:
         return [outputs[row] for row in range(len(pixels))]
 
 
-def _batches_by_size(pixels: Sequence[npt.NDArray[np.uint8]]) -> Iterator[list[int]]:
+def _batches_by_size(pixels: Sequence[Pixels]) -> Iterator[list[int]]:
     """Indices of images of equal size, for at most `MAX_PIXELS` pixels (at least one image) at once."""
     for height, width, _ in sorted({picture.shape for picture in pixels}):
         rows = [row for row, picture in enumerate(pixels) if picture.shape[:2] == (height, width)]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from emuedit.data import image_io
 from emuedit.editing.api import Editor, TruncatedInstructionWarning
@@ -57,7 +56,7 @@ def _edit(options: argparse.Namespace) -> None:
         path = turn_files[number - 1] if turn_files else None
         if path:
             _write(path, turn.pixels, picture)
-        print(f"{_describe(turn)}; {turn.touched}" + (f" -> {path}" if path else ""))
+        print(f"{_describe(turn)}; {turn.changed}" + (f" -> {path}" if path else ""))
     edited = session.pixels
     _write(out, edited, picture)
     height, width = edited.shape[:2]
@@ -86,7 +85,7 @@ def _replay(options: argparse.Namespace) -> None:
         session = EditSession.replay(editor, picture.pixels, options.session, options.any_image)
     _write(out, session.pixels, picture)
     for turn in session.turns:
-        print(f"{_describe(turn)}; {turn.touched}")
+        print(f"{_describe(turn)}; {turn.changed}")
     print(f"{out}: {len(session.turns)} turns")
     if options.sheet:
         _write(options.sheet, np.asarray(session.contact_sheet().convert("RGB")), None)
@@ -127,7 +126,7 @@ def _check_distinct(files: Sequence[Path]) -> None:
         seen.add(file.resolve())
 
 
-def _write(path: Path, pixels: npt.NDArray[np.uint8], source: image_io.LoadedImage | None) -> None:
+def _write(path: Path, pixels: image_io.Pixels, source: image_io.LoadedImage | None) -> None:
     for note in image_io.write_image(path, pixels, source):
         print(f"{path}: {note}")
 

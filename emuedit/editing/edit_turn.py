@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from emuedit.data.image_io import Pixels
 from emuedit.editor import changed_area
 from emuedit.editor.changed_area import ChangedArea
 
@@ -30,11 +31,11 @@ class Turn:
 
     instruction: str
     choice: TaskChoice
-    pixels: npt.NDArray[np.uint8]
+    pixels: Pixels
     """The image after the turn, [H, W, 3]."""
-    before: npt.NDArray[np.uint8]
+    before: Pixels
     """The image before the turn, [H, W, 3]."""
-    touched: ChangedArea
+    changed: ChangedArea
     """Share and bounding box of the pixels that the turn changed; all others are bit-identical."""
 
     @property

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from emuedit.data import image_io
-from emuedit.editor.package_folder import PackageError
+from emuedit.data.image_io import Pixels
+from emuedit.editing.edit_error import EditError
 from emuedit.editor.settings import EditSettings
 
-Picture = Image.Image | npt.NDArray[np.uint8]
+Picture = Image.Image | Pixels
 """A PIL image, or uint8 [H, W, 3]."""
 _SHORT_REPR = reprlib.Repr()
 _SHORT_REPR.maxstring = _SHORT_REPR.maxother = 120
@@ -25,29 +25,29 @@ def describe(value: Any) -> str:
     return _SHORT_REPR.repr(value)
 
 
-def to_rgb(image: Picture) -> npt.NDArray[np.uint8]:
+def to_rgb(image: Picture) -> Pixels:
     """A PIL image or uint8 [H, W, 3] -> uint8 [H, W, 3]; transparency is composited on white, see `image_io.read_image`.
 
-    An array is not copied; of a subclass, such as a masked array, the data are used. Raises PackageError for another array, an
+    An array is not copied; of a subclass, such as a masked array, the data are used. Raises EditError for another array, an
     image without pixels, and a PIL image with 32 bits per value, whose range is unknown; ImageError for a damaged image.
     """
     is_picture = isinstance(image, Image.Image) and image.mode not in ("I", "F")
     is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
     if not is_picture and not is_array:
         kind = " ".join(str(getattr(image, name)) for name in ("mode", "dtype", "shape") if hasattr(image, name))
-        raise PackageError(
+        raise EditError(
             f"want a PIL image of 8 or 16 bits per value, or uint8 [H, W, 3]; got {type(image).__name__} {kind}".rstrip()
         )
     width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
     if not width or not height:
-        raise PackageError(f"want an image of at least one pixel, got {width} x {height}; pass an image with pixels")
+        raise EditError(f"want an image of at least one pixel, got {width} x {height}; pass an image with pixels")
     return image_io.convert_to_rgb(image).pixels if isinstance(image, Image.Image) else np.asarray(image)
 
 
 def check_images(images: Any) -> Sequence[Picture]:
-    """The images of a list. Raises PackageError for anything else, such as a path, a generator or a tensor."""
+    """The images of a list. Raises EditError for anything else, such as a path, a generator or a tensor."""
     if not isinstance(images, Sequence) or isinstance(images, str | bytes):
-        raise PackageError(
+        raise EditError(
             f"want a PIL image, uint8 [H, W, 3], or a list of them; got {type(images).__name__} {describe(images)}; "
             "open files with PIL.Image.open"
         )
@@ -55,37 +55,37 @@ def check_images(images: Any) -> Sequence[Picture]:
 
 
 def check_instructions(instructions: Any) -> Sequence[str]:
-    """The instructions of a list. Raises PackageError unless there is at least one and all are texts that are not blank."""
+    """The instructions of a list. Raises EditError unless there is at least one and all are texts that are not blank."""
     if isinstance(instructions, str) or not isinstance(instructions, Sequence):
         kind = "the text" if isinstance(instructions, str) else type(instructions).__name__
-        raise PackageError(f"want a list of instructions, got {kind} {describe(instructions)}; pass a list")
+        raise EditError(f"want a list of instructions, got {kind} {describe(instructions)}; pass a list")
     if not instructions or not all(isinstance(text, str) and text.strip() for text in instructions):
-        raise PackageError(f"want an instruction, such as 'make the circle red'; got {describe(list(instructions))}")
+        raise EditError(f"want an instruction, such as 'make the circle red'; got {describe(list(instructions))}")
     for text in instructions:
         try:
             text.encode()
         except UnicodeEncodeError as error:  # half of a surrogate pair, which tokenizers reject
-            raise PackageError(f"want a text of Unicode characters, got {describe(text)}: {error.reason}; remove them") from error
+            raise EditError(f"want a text of Unicode characters, got {describe(text)}: {error.reason}; remove them") from error
     return instructions
 
 
 def check_tasks(tasks: Any, n: int) -> Sequence[str | None]:
-    """A task, or None, for each of n instructions; None or an empty list: n times None. Raises PackageError for other lengths."""
+    """A task, or None, for each of n instructions; None or an empty list: n times None. Raises EditError for other lengths."""
     if tasks is None:
         return [None] * n
     if isinstance(tasks, str) or not isinstance(tasks, Sequence):
-        raise PackageError(f"want a list of tasks, got {type(tasks).__name__} {describe(tasks)}; pass a list or None")
+        raise EditError(f"want a list of tasks, got {type(tasks).__name__} {describe(tasks)}; pass a list or None")
     if tasks and len(tasks) != n:
-        raise PackageError(f"want a task for each of the {n} instructions or none; got {describe(list(tasks))}")
+        raise EditError(f"want a task for each of the {n} instructions or none; got {describe(list(tasks))}")
     return tasks or [None] * n
 
 
 def check_settings(settings: Any, default: EditSettings) -> EditSettings:
-    """The settings, or the default for None. Raises PackageError for another type, such as a mapping."""
+    """The settings, or the default for None. Raises EditError for another type, such as a mapping."""
     if settings is None:
         return default
     if not isinstance(settings, EditSettings):
-        raise PackageError(
+        raise EditError(
             f"want EditSettings, got {type(settings).__name__} {describe(settings)}; use editor.settings.with_changes(...)"
         )
     return settings

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from emuedit.editing.any_size import edit_any_size
-from emuedit.editor.sampling import EditSampler, ReportStep
-from emuedit.editor.sampling_options import Edited
+from emuedit.editor.sampling import EditSampler
+from emuedit.editor.sampling_options import NO_OPTIONS, Edited, SamplingOptions
 from emuedit.editor.settings import EditSettings
 from emuedit.models import image_tensors
 
@@ -19,13 +20,14 @@ def edit_turns(
     instructions: Sequence[str],
     tasks: Sequence[str],
     settings: EditSettings,
-    report: ReportStep | None = None,
+    options: SamplingOptions = NO_OPTIONS,
 ) -> list[Edited]:
     """Image [1, 3, H, W] in [-1, 1] -> the image after each turn and its shift. Turn i uses seed + i.
 
     Results are rounded to bytes, so a turn gives the same result in memory as from a file. `EditSampler.sample` keeps pixels that
     change less than `change_threshold` (Emu Edit, arXiv 2311.10089). Shifts: see `edit_any_size`.
 
+    options: for every turn; the shifts are measured in any case.
     Raises ValueError unless there is one image and one task per instruction, UnknownTaskError for an unknown task.
     """
     if len(image) != 1 or len(instructions) != len(tasks):
@@ -33,11 +35,12 @@ def edit_turns(
             f"want one image and a task for each instruction, got {len(image)} images, {len(instructions)} instructions, "
             f"{len(tasks)} tasks"
         )
+    options = replace(options, measure_shifts=True)
     turns: list[Edited] = []
     before = image.float().cpu()
     for turn, (instruction, task) in enumerate(zip(instructions, tasks, strict=True)):
         seeds = [settings.seed + turn]
-        edited = edit_any_size(sampler, before, [instruction], [task], settings, seeds, report, measure_shifts=True)
+        edited = edit_any_size(sampler, before, [instruction], [task], settings, seeds, options)
         before = image_tensors.from_uint8(image_tensors.to_uint8(edited.images))
         turns.append(Edited(before, edited.shifts_px))
     return turns

@@ -18,20 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from emuedit.data import contact_sheet
 from emuedit.data.atomic_file import replacing
+from emuedit.data.image_io import Pixels
 from emuedit.editing.api import Editor
 from emuedit.editing.edit_turn import Turn
 from emuedit.editing.editor_inputs import Picture, check_instructions, to_rgb
 from emuedit.editor.settings import EditSettings
 
 if TYPE_CHECKING:
-    from emuedit.editor.sampling import ReportStep
+    from emuedit.editor.sampling_options import ReportStep
 
-Pixels = npt.NDArray[np.uint8]
 FORMAT = 1
 """Version of the session file."""
 ANIMATION_SUFFIXES = (".gif", ".webp", ".png")
@@ -58,7 +57,7 @@ class EditSession:
     """The edit history of one image. Each turn edits the result of the previous turn."""
 
     def __init__(self, editor: Editor, image: Picture) -> None:
-        """Raises PackageError for an invalid image."""
+        """Raises EditError for an invalid image."""
         self.editor = editor
         pixels = to_rgb(image)
         is_shared = isinstance(image, np.ndarray)  # the caller may change its array later

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Pixels = npt.NDArray[np.uint8]
+from emuedit.data.image_io import Pixels
+
 MAX_SHIFT_PX = 0.5
 """Shift above which the text of a `ChangedArea` mentions it; estimates err by 0.05 px (median). Ours."""
 

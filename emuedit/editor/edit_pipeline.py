@@ -233,7 +233,7 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
             edited = self.sampler().sample(images, prompts, tasks, settings, generators, options=options).images
         self.maybe_free_model_hooks()
         results = convert_output(edited, output_type)
-        return EditPipelineOutput(images=results, touched=measure_changes(images, edited)) if return_dict else (results,)
+        return EditPipelineOutput(images=results, changed=measure_changes(images, edited)) if return_dict else (results,)
 
 
 def _one_per_result(generator: torch.Generator | Sequence[torch.Generator] | None, n: int) -> list[torch.Generator]:

@@ -28,7 +28,7 @@ continued."""
 
 
 class PackageError(ValueError):
-    """Raised for a folder without an editor, and for an invalid edit."""
+    """Raised for a source that holds no editor, or one of an earlier version."""
 
 
 def resolve_source(source: str | Path | None) -> tuple[Path, str]:

@@ -26,7 +26,7 @@ OUTPUT_TYPES = ("pil", "np", "pt")
 class EditPipelineOutput(ImagePipelineOutput):  # type: ignore[misc]  # diffusers is Any
     """Edited images, and how much of each was changed."""
 
-    touched: list[ChangedArea]
+    changed: list[ChangedArea]
     """Share and bounding box of the pixels that differ from the input, as 8-bit images; one per result."""
 
 

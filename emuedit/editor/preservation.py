@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from emuedit.core import change_threshold, compositing
 from emuedit.core.registration import estimate_shift
+from emuedit.editor.sampling_options import RawEdit
 from emuedit.editor.settings import EditSettings
 from emuedit.tasks import changes_whole_image, edits_an_object
 
@@ -23,28 +24,19 @@ REGISTRATION_PX = 256
 """Larger images are averaged to at most this size for the estimate of a shift, which takes 0.2 s there. Ours."""
 
 
-def edit_weight(
-    before: Tensor,
-    edited: Tensor,
-    unchanged: Tensor | None,
-    change: Tensor | None,
-    tasks: Sequence[str],
-    settings: EditSettings,
-    factor: int,
-) -> Tensor:
+def edit_weight(before: Tensor, edit: RawEdit, tasks: Sequence[str], settings: EditSettings, factor: int) -> Tensor:
     """Weight [B, 1, H, W] of the edited image: 0 in preserved pixels, 1 inside the changed region and in whole-image tasks.
 
-    unchanged: decoded image without an edit, from which `change_threshold` is measured; None: `before`.
-    change: probability that a latent cell of `factor` px per side changes, [B, 1, h, w]; None: the editor has no change mask.
+    `change_threshold` is measured from `edit.reconstruction`, or from `before` without one. factor: side in px of a latent cell.
     """
     height, width = before.shape[-2:]
     changed = torch.ones(len(before), 1, height, width, dtype=torch.bool)
     if settings.change_threshold > 0:
-        reference = before if unchanged is None else unchanged
-        is_over = change_threshold.change_mask(reference, edited, settings.change_threshold)
+        reference = before if edit.reconstruction is None else edit.reconstruction
+        is_over = change_threshold.exceeds_threshold(reference, edit.image, settings.change_threshold)
         changed = is_over | _flags(changes_whole_image(task) for task in tasks)
-    if settings.composite and change is not None:
-        cells = compositing.changed_cells(change, factor, height, width)
+    if settings.composite and edit.change_probability is not None:
+        cells = compositing.changed_cells(edit.change_probability, factor, height, width)
         changed = changed & (cells | _flags(not edits_an_object(task) for task in tasks))
     return compositing.soft_border(changed, settings.border_px)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from emuedit.core import compositing, diffusion, guidance
 from emuedit.core.guidance import GuidanceTerm
 from emuedit.editor import checkpoint, preservation, task_pack
 from emuedit.editor.checkpoint import FrozenParts
-from emuedit.editor.sampling_options import NO_OPTIONS, Edited, SamplingOptions
+from emuedit.editor.sampling_options import NO_OPTIONS, Edited, RawEdit, SamplingOptions
 from emuedit.editor.settings import EditSettings
 from emuedit.editor.task_adapter import TaskAdapter
 from emuedit.editor.unet import EditorUNet
@@ -28,10 +28,6 @@ from emuedit.models import image_tensors
 from emuedit.models.denoising import Denoiser
 from emuedit.models.text_to_image import TextCondition, grid_of
 from emuedit.runtime import Runtime
-
-ReportStep = Callable[[int], None]
-"""Called after each denoising step with the number of samples."""
-
 
 MAX_PIXELS_PER_BATCH = 8 * 512**2
 """Eight images of 512 px, which are 24 rows of the U-Net with guidance. Longer lists are split to fit a GPU."""
@@ -108,7 +104,6 @@ class EditSampler:
         tasks: Sequence[str],
         settings: EditSettings,
         seeds: Sequence[int | torch.Generator] | None = None,
-        report: ReportStep | None = None,
         options: SamplingOptions = NO_OPTIONS,
     ) -> Edited:
         """Edit images [B, 3, H, W] in [-1, 1] of any size.
@@ -133,13 +128,14 @@ class EditSampler:
             before, texts, randoms = images[rows], [instructions[row] for row in rows], [generators[row] for row in rows]
             chosen = options if len(rows) == n else options.rows(rows)
             with self._lock, self._adapter_of(task):
-                edited, unchanged, change = self._sample_rows(before, texts, v[rows], settings, randoms, report, chosen)
-            before, edited, names = before.float().cpu(), edited.float(), [tasks[row] for row in rows]
-            weight = preservation.edit_weight(before, edited, unchanged, change, names, settings, self.parts.factor)
-            after[rows] = compositing.blend(before, edited, weight)
+                edit = self._sample_rows(before, texts, v[rows], settings, randoms, chosen)
+            before, names = before.float().cpu(), [tasks[row] for row in rows]
+            weight = preservation.edit_weight(before, edit, names, settings, self.parts.factor)
+            after[rows] = compositing.blend(before, edit.image, weight)
             if options.measure_shifts:
-                has_head = bool(settings.composite) and change is not None
-                shift_of |= dict(zip(rows, preservation.measure_shifts(before, edited, weight, names, has_head), strict=True))
+                has_head = bool(settings.composite) and edit.change_probability is not None
+                shifts = preservation.measure_shifts(before, edit.image, weight, names, has_head)
+                shift_of |= dict(zip(rows, shifts, strict=True))
         return Edited(after, tuple(shift_of.get(row) for row in range(n)))
 
     def _groups(self, tasks: Sequence[str], at_once: int) -> Iterator[tuple[str | None, list[int]]]:
@@ -161,21 +157,19 @@ class EditSampler:
         v: Tensor,
         settings: EditSettings,
         generators: list[torch.Generator],
-        report: ReportStep | None,
         options: SamplingOptions,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Rows with one adapter or none, on the CPU: decoded edits without `composite` and thresholding, what they would be
-        without an edit (if `settings` need it), and the change probability of `_denoise`."""
+    ) -> RawEdit:
+        """Edit rows with one adapter or none, without `composite` and thresholding."""
         height, width = images.shape[-2:]
         padding = (0, -width % self.grid_px, 0, -height % self.grid_px)
         padded = F.pad(images.float(), padding, mode="replicate").to(self.device)
         with torch.inference_mode(), self.autocast():
             conditions = EditConditions(self.parts.encode(padded), self.parts.encode_text(instructions), v.to(self.device))
-            z, change = self._denoise(conditions, generators, settings, report, options)
-            after = self._decode(z, height, width)
-            measures_error = settings.change_threshold > 0 and settings.against_reconstruction
-            unchanged = self._decode(conditions.c_I, height, width) if measures_error else None
-        return after, unchanged, None if change is None else change.cpu()
+            z, change_probability = self._denoise(conditions, generators, settings, options)
+            edited = self._decode(z, height, width)
+            needs_reconstruction = settings.change_threshold > 0 and settings.against_reconstruction
+            reconstruction = self._decode(conditions.c_I, height, width) if needs_reconstruction else None
+        return RawEdit(edited.float(), reconstruction, None if change_probability is None else change_probability.cpu())
 
     def _decode(self, z: Tensor, height: int, width: int) -> Tensor:
         """Latents [B, C, h, w] -> images [B, 3, height, width] on the CPU, without the padding."""
@@ -186,14 +180,13 @@ class EditSampler:
         conditions: EditConditions,
         generators: list[torch.Generator],
         settings: EditSettings,
-        report: ReportStep | None,
         options: SamplingOptions,
     ) -> tuple[Tensor, Tensor | None]:
         """Denoise to latents [B, C, h, w] of the edited images.
 
         Also returns, with a change-mask head, the last step's probability that a cell changes, [B, 1, h, w].
         """
-        change = clean = None
+        change_probability = clean = None
         s_I, s_T = settings.image_guidance_scale, settings.guidance_scale
         denoiser = Denoiser(self.parts.scheduler, settings.steps, self.device, generators)
         source, n = conditions.c_I, len(conditions.c_I)
@@ -202,7 +195,7 @@ class EditSampler:
         guided_steps = guidance.guided_steps((settings.guidance_from, settings.guidance_to), len(denoiser.timesteps))
         negative_texts = [self.parts.null_text(1, text) for text in options.negative_prompts]
         null = TextCondition.cat(*negative_texts) if negative_texts else self.parts.null_text(n)
-        guided_rows = conditions.with_guidance_terms(null, terms)
+        guided_conditions = conditions.with_guidance_terms(null, terms)
         noise = self.parts.initial_noise(generators, size_px) if options.latents is None else options.latents
         if noise.shape != source.shape:
             raise ValueError(f"want latents {tuple(source.shape)}, the shape of the padded images; got {tuple(noise.shape)}")
@@ -210,29 +203,30 @@ class EditSampler:
         for step, t in enumerate(denoiser.timesteps):
             scaled = denoiser.scale(z_t, t)
             is_guided = len(terms) > 1 and step in guided_steps
-            rows = guided_rows if is_guided else conditions
-            e, change_logits = self.net(scaled.repeat(len(rows.v) // n, 1, 1, 1), t, rows.c_I, rows.c_T, rows.v)
+            inputs = guided_conditions if is_guided else conditions
+            z_in = scaled.repeat(len(inputs.v) // n, 1, 1, 1)
+            e, change_logits = self.net(z_in, t, inputs.c_I, inputs.c_T, inputs.v)
             if is_guided:
                 by_term = dict(zip(terms, e.chunk(len(terms)), strict=True))
                 e = guidance.two_conditions(by_term.get("null"), by_term.get("image"), by_term["full"], s_I, s_T)
                 if settings.guidance_rescale:
                     e = guidance.rescale(e, by_term["full"], settings.guidance_rescale)
-            change = None if change_logits is None else change_logits[-n:].sigmoid()
-            if settings.preserve and change is not None:
+            change_probability = None if change_logits is None else change_logits[-n:].sigmoid()
+            if settings.preserve and change_probability is not None:
                 levels = denoiser.noise_levels(t, scaled)
                 e_source = diffusion.prediction_for_clean(source, scaled, *levels, denoiser.prediction_type)
-                e = guidance.blend_with_source(e, e_source, change, settings.preserve)
+                e = guidance.blend_with_source(e, e_source, change_probability, settings.preserve)
                 if step == len(denoiser.timesteps) - 1:
                     clean = diffusion.clean_from_prediction(scaled, e, *levels, denoiser.prediction_type)
             z_t = denoiser.step(e, t, z_t)
-            if clean is not None and change is not None:
+            if clean is not None and change_probability is not None:
                 # schedules with a last alpha_bar below 1, such as SD1.5's, leave noise (3 % of a latent) in unchanged regions
-                z_t = torch.lerp(z_t, clean.to(z_t), settings.preserve * (1 - change).to(z_t))
+                z_t = torch.lerp(z_t, clean.to(z_t), settings.preserve * (1 - change_probability).to(z_t))
             if options.after_step is not None:
                 z_t = options.after_step(step, t, z_t)
-            if report is not None:
-                report(n)
-        return z_t, change
+            if options.report is not None:
+                options.report(n)
+        return z_t, change_probability
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the editor, including added tasks, as a pipeline folder for `load`.

@@ -1,4 +1,4 @@
-"""Options and result of `EditSampler.sample`. Shapes: see there."""
+"""Options and results of `EditSampler.sample`. Shapes: see there."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+ReportStep = Callable[[int], None]
+"""Called after each denoising step with the number of samples."""
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """Optional replacements when B images are sampled; the defaults replace nothing."""
+    """What can be replaced, called or measured when B images are sampled; the defaults do nothing."""
 
     negative_prompts: Sequence[str] = ()
     """B texts that replace guidance's null text."""
@@ -19,6 +22,8 @@ class SamplingOptions:
     """Standard normal noise to start from, [B, C, h, w]; None: drawn from the seeds."""
     after_step: Callable[[int, Tensor, Tensor], Tensor] | None = None
     """Called with a step's number, its timestep and z_t [B, C, h, w]; returns the latents for the next step."""
+    report: ReportStep | None = None
+    """Called after each step of a batch with the number of its images."""
     measure_shifts: bool = False
     """Whether the shift of each edited image is measured, see `Edited.shifts_px`."""
 
@@ -30,6 +35,18 @@ class SamplingOptions:
 
 
 NO_OPTIONS = SamplingOptions()
+
+
+@dataclass(frozen=True)
+class RawEdit:
+    """Decoded edits of B images on the CPU, before pixels are preserved."""
+
+    image: Tensor
+    """Edited images, [B, 3, H, W] in [-1, 1]."""
+    reconstruction: Tensor | None
+    """The images as the autoencoder reconstructs them, [B, 3, H, W]; None if `change_threshold` is measured from the images."""
+    change_probability: Tensor | None
+    """Probability that a latent cell changes, [B, 1, h, w] in [0, 1]; None: the editor has no change mask."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from emuedit import config
+from emuedit.data.image_io import Pixels
 
-Pictures = npt.NDArray[np.uint8]
-"""uint8 [N, H, W, 3]."""
 MIN_CHANGE = 0.1
 """Minimum difference between input and reference result of a changed pixel, in the channel that differs most, in [0, 1]; less is
 noise, since JPEG compression and scaling of photographs change most pixels a little."""
@@ -57,16 +56,16 @@ class Benchmark(Protocol):
         ...
 
     @property
-    def before(self) -> Pictures:
+    def before(self) -> Pixels:
         """The images to edit."""
         ...
 
     @property
-    def exact(self) -> Pictures | None:
+    def exact(self) -> Pixels | None:
         """The reference results, of the same shape, or None if unknown. Task inversion trains on them."""
         ...
 
-    def judge(self, output: Pictures) -> Assessment:
+    def judge(self, output: Pixels) -> Assessment:
         """Judge the N outputs of a system."""
         ...
 

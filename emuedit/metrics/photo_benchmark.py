@@ -22,12 +22,12 @@ from pydantic import Field, ValidationError
 from emuedit import config
 from emuedit.data import image_io
 from emuedit.data.edit_table import join_problems, read_edit_table
+from emuedit.data.image_io import Pixels
 from emuedit.data.text_tables import TableError
 from emuedit.data.threads import map_in_threads
-from emuedit.metrics.benchmark import Pictures
 from emuedit.metrics.benchmark_folder import JUDGE, REQUIRED, TABLE, missing_files
 from emuedit.metrics.benchmark_rows import can_be_judged, check_aspect, equals_image, is_compared
-from emuedit.metrics.similarity_judge import Calibration, JudgeBounds, ResultError, SimilarityJudge, Verdicts
+from emuedit.metrics.similarity_judge import Calibration, JudgeBounds, JudgeResults, ResultError, SimilarityJudge
 from emuedit.tasks import get_task
 
 HELD_OUT = "held_out"
@@ -69,18 +69,18 @@ class PhotoEdits:
     instructions: list[str]
     input_captions: list[str]
     output_captions: list[str]
-    before: Pictures
-    results: list[Pictures | None]
+    before: Pixels
+    results: list[Pixels | None]
     """Reference result of each edit, uint8 [H, W, 3], or None."""
     judge_of_folder: SimilarityJudge
 
     @property
-    def exact(self) -> Pictures | None:
+    def exact(self) -> Pixels | None:
         """The reference results uint8 [N, H, W, 3], or None unless all are known."""
         pictures = [result for result in self.results if result is not None]
         return np.stack(pictures) if len(pictures) == len(self.results) else None
 
-    def judge(self, output: Pictures) -> Verdicts:
+    def judge(self, output: Pixels) -> JudgeResults:
         """Judge the N outputs of a system, uint8 [N, H, W, 3]."""
         captions = self.input_captions, self.output_captions
         return self.judge_of_folder.judge(self.task, self.before, output, captions, self.results)
@@ -93,10 +93,10 @@ class _SquareCache:
     """
 
     def __init__(self) -> None:
-        self._squares: dict[tuple[str, int, int, int], Pictures] = {}
+        self._squares: dict[tuple[str, int, int, int], Pixels] = {}
         self._n_bytes = 0
 
-    def load(self, file: Path, side_px: int) -> Pictures:
+    def load(self, file: Path, side_px: int) -> Pixels:
         """The centre square of an image, see `image_io.fit_square`; read again if the file has another time or size."""
         key = (str(file.resolve()), *_version(file), side_px)
         if key not in self._squares:
@@ -197,7 +197,7 @@ class PhotoBenchmark:
         models = clip.load(self.settings.clip, device), dino.load(self.settings.dino, device)
         return SimilarityJudge(*models, self.settings.bounds, self.settings.task_bounds)
 
-    def _load(self, name: str) -> Pictures:
+    def _load(self, name: str) -> Pixels:
         return _squares.load(self.folder / name, self.settings.size)
 
 

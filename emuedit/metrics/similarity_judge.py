@@ -25,7 +25,8 @@ import torch
 from pydantic import Field
 
 from emuedit import config
-from emuedit.metrics.benchmark import MIN_CHANGE, Pictures
+from emuedit.data.image_io import Pixels
+from emuedit.metrics.benchmark import MIN_CHANGE
 from emuedit.models import image_tensors
 from emuedit.models.clip import ClipScorer
 from emuedit.models.dino import DinoScorer
@@ -69,7 +70,7 @@ class ResultError:
     difference, as in a mild change of the whole image. Infinite if input and reference are equal."""
 
     @classmethod
-    def of(cls, before: Pictures, after: Pictures, result: Pictures) -> ResultError:
+    def of(cls, before: Pixels, after: Pixels, result: Pixels) -> ResultError:
         """Compute it for one output; all images are uint8 [H, W, 3]."""
         to_do = np.abs(np.subtract(before, result, dtype=np.int16))
         undone = np.abs(np.subtract(after, result, dtype=np.int16))
@@ -97,7 +98,7 @@ class ResultError:
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class JudgeResults:
     """The judge's verdicts on N outputs."""
 
     success: npt.NDArray[np.bool_]
@@ -143,11 +144,11 @@ class SimilarityJudge:
     def judge(
         self,
         task: str,
-        before: Pictures,
-        after: Pictures,
+        before: Pixels,
+        after: Pixels,
         captions: tuple[Sequence[str], Sequence[str]],
-        results: Sequence[Pictures | None],
-    ) -> Verdicts:
+        results: Sequence[Pixels | None],
+    ) -> JudgeResults:
         """Judge N outputs of one task, uint8 [N, H, W, 3]. captions: of the inputs and of the results.
 
         results: reference result of each, uint8 [H, W, 3], or None.
@@ -165,11 +166,9 @@ class SimilarityJudge:
             _rejection_reason(task, bounds, float(gain), float(cosine), error)
             for gain, cosine, error in zip(gains, cosines, errors, strict=True)
         )
-        return Verdicts(np.array([not reason for reason in reasons]), reasons, gains, cosines)
+        return JudgeResults(np.array([not reason for reason in reasons]), reasons, gains, cosines)
 
-    def calibrate(
-        self, task: str, before: Pictures, exact: Pictures, captions: tuple[Sequence[str], Sequence[str]]
-    ) -> Calibration:
+    def calibrate(self, task: str, before: Pixels, exact: Pixels, captions: tuple[Sequence[str], Sequence[str]]) -> Calibration:
         """Calibrate bounds for one task from at least four edits with reference results.
 
         `min_gain`, at least MIN_CALIBRATED_GAIN, best separates reference results from wrong outputs (balanced accuracy): other
@@ -192,14 +191,14 @@ class SimilarityJudge:
         judge = SimilarityJudge(self.clip, self.dino, bounds)
         results = list(exact) if get_task(task).annotated else unknown
 
-        def accepted(after: Pictures) -> float:
+        def accepted(after: Pixels) -> float:
             return float(judge.judge(task, before, after, captions, results).success.mean())
 
         unrelated = accepted(np.roll(exact, 1, 0)) if get_task(task).annotated else float((others >= gain).mean())
         return Calibration(task, bounds, accepted(exact), unrelated, accepted(before), n)
 
     @staticmethod
-    def _embed(scorer: ClipScorer | DinoScorer, pictures: Pictures) -> torch.Tensor:
+    def _embed(scorer: ClipScorer | DinoScorer, pictures: Pixels) -> torch.Tensor:
         batches = (pictures[start : start + _BATCH] for start in range(0, len(pictures), _BATCH))
         return torch.cat([scorer.embed_images(image_tensors.from_uint8(batch)).cpu() for batch in batches])
 

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from emuedit import config
+from emuedit.data.image_io import Pixels
 from emuedit.editor import sampling, task_pack
 from emuedit.editor.package_layout import BUILT_IN_PACKS, EDITOR, ROUTER, find_packs
-from emuedit.editor.sampling import EditSampler, ReportStep
+from emuedit.editor.sampling import EditSampler
+from emuedit.editor.sampling_options import NO_OPTIONS, ReportStep, SamplingOptions
 from emuedit.editor.settings import EditSettings
-from emuedit.metrics.benchmark import Benchmark, Pictures
+from emuedit.metrics.benchmark import Benchmark
 from emuedit.models import image_tensors
 from emuedit.predictor import task_predictor
 from emuedit.predictor.task_predictor import NO_EDIT, TaskPredictor
@@ -22,7 +24,7 @@ from emuedit.runtime import Runtime
 
 FEW_EDITS = 8
 """Batch size of edits and metrics after a stage ran out of memory, before it is divided by `divisor` (2 or more). Ours."""
-System = Callable[[Benchmark, list[int]], tuple[Pictures, list[str]]]
+System = Callable[[Benchmark, list[int]], tuple[Pixels, list[str]]]
 """N edits and N seeds -> outputs uint8 [N, H, W, 3], and the task used for each: `NO_EDIT` where nothing was edited."""
 
 
@@ -51,11 +53,11 @@ class Systems:
             raise config.ParamsError(f"want systems from {', '.join(systems)}; got {name!r}")
         return systems[name]
 
-    def identity(self, edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
+    def identity(self, edits: Benchmark, seeds: list[int]) -> tuple[Pixels, list[str]]:
         """Return the input images: nothing is edited, so everything that must not change is correct."""
         return edits.before, [edits.task] * len(seeds)
 
-    def emuedit(self, edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
+    def emuedit(self, edits: Benchmark, seeds: list[int]) -> tuple[Pixels, list[str]]:
         """The editor with the predicted task; with the true task if the predictor cannot know it (pack without instructions).
 
         As in `Editor.edit`, an instruction that the predictor refuses edits nothing: the output is the input, its task `NO_EDIT`.
@@ -69,7 +71,7 @@ class Systems:
         outputs = np.where(refused[:, None, None, None], edits.before, outputs)
         return outputs, [NO_EDIT if is_refused else task for task, is_refused in zip(tasks, refused, strict=True)]
 
-    def true_task(self, edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
+    def true_task(self, edits: Benchmark, seeds: list[int]) -> tuple[Pixels, list[str]]:
         """The editor with the true task."""
         return self._edit(edits, [edits.task] * len(seeds), seeds)
 
@@ -90,11 +92,11 @@ class Systems:
                 predictor.add_task(pack.name, pack.instructions)
         return predictor
 
-    def _edit(self, edits: Benchmark, tasks: list[str], seeds: list[int]) -> tuple[Pictures, list[str]]:
+    def _edit(self, edits: Benchmark, tasks: list[str], seeds: list[int]) -> tuple[Pixels, list[str]]:
         if self.divisor > 1:
             few_pixels = FEW_EDITS * math.prod(edits.before.shape[1:3])
             self.sampler.max_pixels_per_batch = min(sampling.MAX_PIXELS_PER_BATCH, few_pixels) // self.divisor
-        return make_edits(self.sampler, edits, tasks, self.settings, seeds, self._report), tasks
+        return make_edits(self.sampler, edits, tasks, self.settings, seeds, SamplingOptions(report=self._report)), tasks
 
 
 def make_edits(
@@ -103,8 +105,8 @@ def make_edits(
     tasks: list[str],
     settings: EditSettings,
     seeds: list[int],
-    report: ReportStep | None = None,
-) -> Pictures:
+    options: SamplingOptions = NO_OPTIONS,
+) -> Pixels:
     """The editor's outputs for these tasks, uint8 [N, H, W, 3]."""
     before = image_tensors.from_uint8(edits.before)
-    return image_tensors.to_uint8(sampler.sample(before, edits.instructions, tasks, settings, seeds, report).images)
+    return image_tensors.to_uint8(sampler.sample(before, edits.instructions, tasks, settings, seeds, options).images)

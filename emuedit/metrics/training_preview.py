@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from emuedit.data.image_io import Pixels
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark, report
@@ -29,7 +30,7 @@ class TrainingPreview:
     def __call__(self, sampler: EditSampler, step: int) -> dict[str, float]:
         """Edit, write `preview-<step>.png`, and return the success per task and its mean."""
 
-        def edit(edits: benchmark.Benchmark, seeds: list[int]) -> tuple[benchmark.Pictures, list[str]]:
+        def edit(edits: benchmark.Benchmark, seeds: list[int]) -> tuple[Pixels, list[str]]:
             tasks = [edits.task] * len(seeds)
             return make_edits(sampler, edits, tasks, self.settings, seeds), tasks
 

@@ -1,12 +1,15 @@
 import pytest
 import torch
 
-from emuedit.core.change_threshold import change_mask
+from emuedit.core.change_threshold import exceeds_threshold
+
+ALPHA = 0.03
+"""Emu Edit's threshold."""
 
 
 def keep_unchanged(before: torch.Tensor, after: torch.Tensor, unchanged: torch.Tensor | None = None) -> torch.Tensor:
     """`after` where it changed from `unchanged` (default: `before`), else `before`."""
-    return torch.where(change_mask(before if unchanged is None else unchanged, after), after, before)
+    return torch.where(exceeds_threshold(before if unchanged is None else unchanged, after, ALPHA), after, before)
 
 
 def edit_with_noise() -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,10 +34,10 @@ def test_noise_is_removed_and_the_edit_is_kept() -> None:
 def test_the_threshold_is_on_the_sum_over_colours_in_zero_to_one() -> None:
     before = torch.zeros(1, 3, 16, 16)
     for step, expected in ((0.0199, False), (0.0201, True)):  # in [-1, 1]: 3 channels of 0.02 are 0.03 in [0, 1]
-        assert change_mask(before, before + step).all().item() is expected
+        assert exceeds_threshold(before, before + step, ALPHA).all().item() is expected
     one_channel = before.clone()
     one_channel[:, 0] = 0.0601
-    assert change_mask(before, one_channel).all()
+    assert exceeds_threshold(before, one_channel, ALPHA).all()
 
 
 def test_twenty_turns_without_an_edit_do_not_drift() -> None:
@@ -53,7 +56,7 @@ def test_the_error_of_an_autoencoder_is_no_change() -> None:
     reconstruction = (before + 0.1 * torch.randn(before.shape, generator=generator)).clamp(
         -1, 1
     )  # the toy VAE errs by 0.05 in [0, 1]
-    assert change_mask(before, reconstruction).all()
+    assert exceeds_threshold(before, reconstruction, ALPHA).all()
     assert torch.equal(keep_unchanged(before, reconstruction, unchanged=reconstruction), before)
     after = reconstruction.clone()
     after[..., 10:20, 10:20] *= -1
@@ -64,4 +67,4 @@ def test_the_error_of_an_autoencoder_is_no_change() -> None:
 
 def test_images_of_different_sizes_are_an_error() -> None:
     with pytest.raises(ValueError, match="of one size"):
-        change_mask(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 5))
+        exceeds_threshold(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 5), ALPHA)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from emuedit.data.dependencies import content_key
-from emuedit.data.png import PictureError, decode_png, encode_png
+from emuedit.data.png import PngError, decode_png, encode_png
 from emuedit.data.publish import publish, read_folder, read_summary, scratch_folder
 from emuedit.data.records import Caption, Drop, EvalRecord, Instruction, Pair, Record, Verdict
 from emuedit.data.shards import ShardError, read_shard, write_shard
@@ -128,13 +128,13 @@ def test_png_is_lossless(height: int, width: int, channels: tuple[int, ...]) -> 
 
 @pytest.mark.parametrize("wrong", [noise(4, 4, 2), noise(3, 4, 4, 3), noise(4, 4, 3) / 255.0, noise(4, 0, 3), noise(4)])
 def test_encode_png_refuses_other_arrays(wrong: NDArray[np.generic]) -> None:
-    with pytest.raises(PictureError, match=r"want uint8 \[H,W\].*; got (uint8|float64) \["):
+    with pytest.raises(PngError, match=r"want uint8 \[H,W\].*; got (uint8|float64) \["):
         encode_png(wrong)
 
 
 @pytest.mark.parametrize("wrong", [b"", b"nonsense", encode_png(noise(32, 32, 3))[:500]])
 def test_damaged_png_is_refused(wrong: bytes) -> None:
-    with pytest.raises(PictureError, match="want PNG bytes"):
+    with pytest.raises(PngError, match="want PNG bytes"):
         decode_png(wrong)
 
 

@@ -11,12 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from emuedit import Editor, EditSettings
+from emuedit import EditError, Editor, EditSettings
 from emuedit.data.image_io import ImageError
 from emuedit.editing.api import TruncatedInstructionWarning
 from emuedit.editing.editor_inputs import check_images, check_instructions, check_settings, check_tasks, describe, to_rgb
 from emuedit.editor import sampling
-from emuedit.editor.package_folder import PackageError
 from emuedit.editor.settings import SettingsError
 from tests.editor.tiny_pipelines import save_editor
 from tests.red_editor import WordPredictor
@@ -49,7 +48,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "composite": (0, 1, 2, True), "change_threshold": (0, 0.03, 3, 3.1, "much"), "against_reconstruction": (0, 1, -1),
     "resolution": (0, 1, 2, 16, 64, 16385, -1), "crop": (0, 1, 2), "stepz": (1,),
 }  # fmt: skip
-ALLOWED = (PackageError, ImageError, SettingsError)
+ALLOWED = (EditError, ImageError, SettingsError)
 
 
 def choose(random: np.random.Generator, values: Any) -> Any:
@@ -137,7 +136,7 @@ def try_once(editor: Editor, seed: int, sizes: Any) -> bool:
             images, results = images[:1] * n, [turn.pixels for turn in turns]
             for turn in turns:
                 np.testing.assert_array_equal(turn.pixels[~turn.mask], turn.before[~turn.mask])
-                assert turn.touched.share == turn.mask.mean()
+                assert turn.changed.share == turn.mask.mean()
         else:
             wrong: tuple[Any, ...] = (images, texts, tasks, None, [], (), {}, "abc", iter(texts), set(), np.zeros(3), 7)
             results = editor.edit(choose(random, wrong), choose(random, wrong), choose(random, wrong), settings)
@@ -187,7 +186,7 @@ def test_edits(n_inputs: int, sizes: Any, editor: Editor) -> None:
 def test_a_mode_of_pillow_is_edited_or_refused(mode: str, size: tuple[int, int], editor: Editor) -> None:
     image = Image.new(mode, size)
     if mode in ("I", "F"):
-        with pytest.raises(PackageError, match=rf"want a PIL image of 8 or 16 bits per value, .*; got Image {mode}$"):
+        with pytest.raises(EditError, match=rf"want a PIL image of 8 or 16 bits per value, .*; got Image {mode}$"):
             editor.edit(image, "a", "local")
     else:
         assert editor.edit(image, "a", "local").size == size
@@ -213,7 +212,7 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_no_argument_is_named(case: str) -> None:
     call, message = CASES[case]
-    with pytest.raises(PackageError, match=message):
+    with pytest.raises(EditError, match=message):
         call()
 
 
@@ -234,7 +233,7 @@ def test_a_read_only_array_is_edited_without_a_warning(editor: Editor) -> None:
 def test_the_data_of_a_masked_array_are_edited(editor: Editor) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (16, 20, 3), np.uint8)
     (turn,), (want,) = (editor.edit_turns(image, ["a"], ["local"]) for image in (np.ma.masked_greater_equal(picture, 0), picture))
-    assert turn.touched == want.touched
+    assert turn.changed == want.changed
     assert type(turn.before) is type(turn.mask) is np.ndarray
     np.testing.assert_array_equal(turn.pixels, want.pixels)
 

@@ -135,7 +135,7 @@ def test_a_shift_is_that_of_the_first_edit(crop: int) -> None:
     images = torch.cat([photo(600, 800, 200, 300, 40)] * 2)
     settings = SETTINGS.with_changes({"crop": crop})
     arguments: Any = (Inverter(), images, ["a", "b"], ["remove"] * 2, settings, [0, 1])
-    assert edit_any_size(*arguments, measure_shifts=True).shifts_px == (0.25, 0.25)
+    assert edit_any_size(*arguments, SamplingOptions(measure_shifts=True)).shifts_px == (0.25, 0.25)
     assert edit_any_size(*arguments).shifts_px == (None, None), "not measured"
 
 
@@ -155,18 +155,22 @@ def test_the_task_decides_what_a_large_photo_gets_of_the_edit() -> None:
     assert (other == image).float().mean() > 0.9
 
 
-def test_the_second_edit_has_the_instruction_the_task_and_the_seed_of_its_image() -> None:
+def test_the_second_edit_has_the_inputs_and_options_of_its_image() -> None:
     calls: list[tuple[Any, ...]] = []
+    all_options: list[SamplingOptions] = []
 
     class Recorder(SquarePainter):
-        def sample(self, images: Tensor, instructions: Any, tasks: Any, settings: Any, seeds: Any, *_: Any) -> Edited:
+        def sample(self, images: Tensor, instructions: Any, tasks: Any, settings: Any, seeds: Any, options: Any) -> Edited:
             calls.append((*instructions, *tasks, *seeds))
+            all_options.append(options)
             return super().sample(images, instructions, tasks)
 
     images = torch.cat([photo(600, 800, 200, 300, 40), photo(600, 800, 400, 100, 40)])
     settings = SETTINGS.with_changes({"crop": 1})
-    edit_any_size(Recorder(), images, ["a", "b"], ["remove", "local"], settings, [5, 6])  # type: ignore[arg-type]
+    options = SamplingOptions(["x", "y"], torch.zeros(2, 4, 8, 8), report=print, measure_shifts=True)
+    edit_any_size(Recorder(), images, ["a", "b"], ["remove", "local"], settings, [5, 6], options)  # type: ignore[arg-type]
     assert calls == [("a", "b", "remove", "local", 5, 6), ("a", "remove", 5), ("b", "local", 6)]
+    assert all_options == [options, *(SamplingOptions([text], report=print) for text in ("x", "y"))]
 
 
 def test_the_window_of_the_second_edit_has_a_margin_of_half_the_change() -> None:

@@ -13,10 +13,10 @@ from PIL import Image
 
 from emuedit import Editor, EditSettings
 from emuedit.data import image_io
+from emuedit.editing.edit_error import EditError, RefusedInstructionError
 from emuedit.editing.edit_turn import TaskChoice
 from emuedit.editing.editor_inputs import to_rgb
 from emuedit.editor import sampling
-from emuedit.editor.package_folder import PackageError
 from emuedit.editor.sampling import EditSampler
 from emuedit.models.image_tensors import from_uint8, to_uint8
 from emuedit.predictor.task_predictor import TaskPrediction
@@ -93,22 +93,22 @@ def test_an_array_gives_an_array_and_is_not_changed(editor: Editor) -> None:
 )
 def test_a_picture_of_another_type_or_shape_is_an_error(picture: Any, message: str, editor: Editor) -> None:
     want = r"want a PIL image of 8 or 16 bits per value, or uint8 \[H, W, 3\]; "
-    with pytest.raises(PackageError, match=want + message):
+    with pytest.raises(EditError, match=want + message):
         editor.edit(picture, "make it red", "local")
-    with pytest.raises(PackageError, match=want + message):
+    with pytest.raises(EditError, match=want + message):
         editor.edit_turns(picture, ["make it red"], ["local"])
-    with pytest.raises(PackageError, match=want + message):
+    with pytest.raises(EditError, match=want + message):
         editor.edit([picture], ["make it red"], ["local"])
 
 
 @pytest.mark.parametrize("picture", [np.zeros((0, 5, 3), np.uint8), np.zeros((5, 0, 3), np.uint8), Image.new("RGB", (0, 5))])
 def test_an_image_without_pixels_is_an_error(picture: Any, editor: Editor) -> None:
-    with pytest.raises(PackageError, match="want "):
+    with pytest.raises(EditError, match="want "):
         editor.edit(picture, "make it red", "local")
 
 
 def test_a_path_is_not_a_picture(editor: Editor) -> None:
-    with pytest.raises(PackageError, match=r"got str$"):
+    with pytest.raises(EditError, match=r"got str$"):
         editor.edit(["in.png"], ["make it red"], ["local"])  # type: ignore[type-var]
 
 
@@ -141,13 +141,13 @@ def test_a_list_is_edited_in_batches_of_one_size_with_the_seed_of_each_position(
 
 def test_lists_of_unequal_length_are_errors(editor: Editor) -> None:
     pictures = [pixels(), pixels()]
-    with pytest.raises(PackageError, match=r"one instruction for each of the 2 images, got \['make it red'\]"):
+    with pytest.raises(EditError, match=r"one instruction for each of the 2 images, got \['make it red'\]"):
         editor.edit(pictures, ["make it red"])
-    with pytest.raises(PackageError, match="one instruction for each of the 2 images, got 'make it red'"):
+    with pytest.raises(EditError, match="one instruction for each of the 2 images, got 'make it red'"):
         editor.edit(pictures, "make it red")  # type: ignore[call-overload]
-    with pytest.raises(PackageError, match=r"want a task for each of the 2 instructions or none; got \['local'\]"):
+    with pytest.raises(EditError, match=r"want a task for each of the 2 instructions or none; got \['local'\]"):
         editor.edit(pictures, ["make it red", "add a star"], ["local"])
-    with pytest.raises(PackageError, match=r"want a task for each of the 2 instructions or none; got \['local'\]"):
+    with pytest.raises(EditError, match=r"want a task for each of the 2 instructions or none; got \['local'\]"):
         editor.edit_turns(pictures[0], ["make it red", "add a star"], ["local"])
 
 
@@ -156,28 +156,28 @@ def test_lists_of_unequal_length_are_errors(editor: Editor) -> None:
 
 @pytest.mark.parametrize("instruction", ["", "  ", None, ["make it red"]])
 def test_an_instruction_must_be_a_text_that_is_not_empty(instruction: Any, editor: Editor) -> None:
-    with pytest.raises(PackageError, match="want an instruction, such as 'make the circle red'; got "):
+    with pytest.raises(EditError, match="want an instruction, such as 'make the circle red'; got "):
         editor.edit(pixels(), instruction, "local")
-    with pytest.raises(PackageError, match="want an instruction, such as 'make the circle red'; got "):
+    with pytest.raises(EditError, match="want an instruction, such as 'make the circle red'; got "):
         editor.edit_turns(pixels(), ["make it red", instruction])
 
 
 def test_no_instruction_at_all_is_an_error(editor: Editor) -> None:
-    with pytest.raises(PackageError, match=r"want an instruction, .* got \[\]"):
+    with pytest.raises(EditError, match=r"want an instruction, .* got \[\]"):
         editor.edit_turns(pixels(), [])
-    with pytest.raises(PackageError, match=r"want an instruction, .* got \[\]"):
+    with pytest.raises(EditError, match=r"want an instruction, .* got \[\]"):
         editor.edit([], [])
 
 
 def test_a_single_text_is_not_taken_for_a_list_of_letters(editor: Editor) -> None:
-    with pytest.raises(PackageError, match="want a list of instructions, got the text 'brighten'; pass a list"):
+    with pytest.raises(EditError, match="want a list of instructions, got the text 'brighten'; pass a list"):
         editor.edit_turns(pixels(), "brighten")
-    with pytest.raises(PackageError, match="want a list of instructions, got the text 'brighten'"):
+    with pytest.raises(EditError, match="want a list of instructions, got the text 'brighten'"):
         editor.choose_tasks("brighten")
 
 
 def test_an_unknown_task_is_an_error_that_lists_the_known_ones(editor: Editor) -> None:
-    with pytest.raises(PackageError, match=r"want one of the tasks local, remove, .*; got 'dance'"):
+    with pytest.raises(EditError, match=r"want one of the tasks local, remove, .*; got 'dance'"):
         editor.edit(pixels(), "make it red", "dance")
 
 
@@ -208,7 +208,7 @@ def test_a_text_that_asks_for_no_edit_is_refused_unless_its_task_is_given(editor
     text = "what is the weather in Paris?"
     expected = r"got 'what is the weather in Paris\?'; the nearest tasks are local \(50%\), add \(40%\).*--task"
     for edit in (editor.edit, lambda picture, words: editor.edit_turns(picture, [words])):
-        with pytest.raises(PackageError, match=expected):
+        with pytest.raises(RefusedInstructionError, match=expected):
             edit(pixels(), text)
     assert editor.choose_tasks([text], ["sketch"]) == [TaskChoice("sketch", None)]
 

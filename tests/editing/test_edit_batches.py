@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from emuedit import Editor, EditSettings
+from emuedit import EditError, Editor, EditSettings
 from emuedit.editing import any_size, api
-from emuedit.editor.package_folder import PackageError
 from emuedit.editor.sampling import MAX_PIXELS_PER_BATCH, EditSampler
 from emuedit.editor.sampling_options import Edited, SamplingOptions
 
@@ -74,7 +73,7 @@ def test_the_bound_has_a_default_and_is_checked(make_sampler: Callable[..., Edit
     sampler = make_sampler()
     assert Editor(sampler, None, SETTINGS).sampler.max_pixels_per_batch == MAX_PIXELS_PER_BATCH
     assert Editor(sampler, None, SETTINGS, max_pixels_per_batch=99).sampler.max_pixels_per_batch == 99
-    with pytest.raises(PackageError, match="want max_pixels_per_batch of at least 1, got 0"):
+    with pytest.raises(EditError, match="want max_pixels_per_batch of at least 1, got 0"):
         Editor(sampler, None, SETTINGS, max_pixels_per_batch=0)
 
 

@@ -56,7 +56,7 @@ def picture() -> np.ndarray:
 def test_a_turn_reports_what_it_changed_itself(editor: Editor, picture: np.ndarray) -> None:
     """The second turn undoes the first, so that the same pixels change again; the third changes nothing."""
     turns = editor.edit_turns(picture, ["a", "b", "c"], ["local", "local", "remove"])
-    assert [turn.touched for turn in turns] == [BOX, BOX, ChangedArea(0.0, None)]
+    assert [turn.changed for turn in turns] == [BOX, BOX, ChangedArea(0.0, None)]
     for turn, before in zip(turns, (picture, turns[0].pixels, turns[1].pixels), strict=True):
         np.testing.assert_array_equal(turn.before, before)
         np.testing.assert_array_equal(turn.mask, changed_area.changed_mask(before, turn.pixels))
@@ -79,7 +79,7 @@ def test_a_session_measures_every_turn_once(editor: Editor, picture: np.ndarray,
     monkeypatch.setattr(changed_area, "measure", lambda *pair: (measured.append(pair), measure(*pair))[1])
     session = EditSession(editor, picture)
     turns = session.extend(["a", "b"], ["local", "remove"], SETTINGS)
-    assert [turn.touched for turn in turns] == [BOX, ChangedArea(0.0, None)]
+    assert [turn.changed for turn in turns] == [BOX, ChangedArea(0.0, None)]
     assert len(measured) == 2
     assert turns[0].before is session.original, "without a copy of each image of the session"
     assert turns[1].before is turns[0].pixels
@@ -145,8 +145,8 @@ def test_the_pipeline_reports_it_per_result(output_type: str, editor_folder: Cal
     output = pipe("a", [picture, picture[::-1]], num_images_per_prompt=2, output_type=output_type, **arguments)
     results = [np.asarray(image) if output_type == "pil" else (image * 255).round().astype(np.uint8) for image in output.images]
     inputs = [picture, picture, picture[::-1], picture[::-1]]
-    assert output.touched == [changed_area.measure(*pair) for pair in zip(inputs, results, strict=True)]
-    assert max(area.share for area in output.touched) > 0
+    assert output.changed == [changed_area.measure(*pair) for pair in zip(inputs, results, strict=True)]
+    assert max(area.share for area in output.changed) > 0
     assert len(pipe("a", picture, return_dict=False, **arguments)) == 1
 
 
@@ -155,5 +155,5 @@ def test_a_turn_of_the_real_sampler_leaves_the_rest_alone(make_sampler: Callable
     turn: Turn
     (turn,) = Editor(make_sampler(), None, SETTINGS).edit_turns(Image.fromarray(picture), ["a"], ["local"])
     np.testing.assert_array_equal(turn.pixels[~turn.mask], picture[~turn.mask])
-    assert turn.touched.share == turn.mask.mean()
+    assert turn.changed.share == turn.mask.mean()
     assert from_uint8(turn.pixels).shape == (1, 3, 16, 20)

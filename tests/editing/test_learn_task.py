@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from emuedit import Editor, cli
+from emuedit import EditError, Editor, cli
 from emuedit.data import example_folder, image_io
 from emuedit.data.publish import write_summary
 from emuedit.editing import learn_task, task_commands
 from emuedit.editing.learn_task import LearnError, Split, check_name, settings_for
 from emuedit.editor import task_pack
-from emuedit.editor.package_folder import PackageError
 from emuedit.editor.task_pack import TaskPackError
+from emuedit.tasks import ALL_TASKS
 from emuedit.training import task_inversion
 from emuedit.training.loss import ConditionDropout, LossWeights
 from tests.editor.tiny_pipelines import save_editor
@@ -28,7 +28,7 @@ LEARN = ["learn", "examples", "--name", "darken", "--instruction", "darken it", 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
-    save_editor("toy", root / "editor")
+    save_editor("toy", root / "editor", ALL_TASKS[:3])  # the loss of each is computed as a start
     return root
 
 
@@ -294,7 +294,7 @@ def test_the_loss_is_that_of_the_editors_own_training_where_it_is_recorded(tmp_p
 
 def test_only_a_task_of_a_pack_can_be_removed(workspace: Path) -> None:
     editor = Editor.load("models")
-    with pytest.raises(PackageError, match="want a task added by a pack, got 'remove'; added tasks: none"):
+    with pytest.raises(EditError, match="want a task added by a pack, got 'remove'; added tasks: none"):
         editor.remove_task("remove")
     with pytest.raises(LearnError, match="want a new name"):
         check_name("remove", editor)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from emuedit.editing.multi_turn import edit_turns
 from emuedit.editor.sampling import EditSampler
+from emuedit.editor.sampling_options import SamplingOptions
 from emuedit.editor.settings import EditSettings
 from emuedit.models.image_tensors import from_uint8
 
@@ -53,7 +54,7 @@ def test_each_turn_edits_the_result_of_the_turn_before(
     assert [(instructions, tasks) for _, instructions, tasks, *_ in calls] == [
         ([instruction], [task]) for instruction, task in zip(INSTRUCTIONS, TASKS, strict=True)
     ]
-    assert [seeds for *_, seeds, _, _ in calls] == [[10], [11], [12]]
+    assert [seeds for *_, seeds, _ in calls] == [[10], [11], [12]]
     for before, (images, *_) in zip([image, *results], calls, strict=False):
         assert torch.equal(images, before)
 
@@ -76,7 +77,8 @@ def test_a_threshold_of_zero_keeps_no_pixel(sampler: EditSampler, image: Tensor)
 @pytest.mark.slow
 def test_progress_is_reported_for_every_step_of_every_turn(sampler: EditSampler, image: Tensor) -> None:
     reported: list[int] = []
-    edit_turns(sampler, image, INSTRUCTIONS, TASKS, SETTINGS.with_changes({"steps": 2}), reported.append)
+    options = SamplingOptions(report=reported.append)
+    edit_turns(sampler, image, INSTRUCTIONS, TASKS, SETTINGS.with_changes({"steps": 2}), options)
     assert reported == [1] * 6
 
 

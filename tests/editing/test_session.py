@@ -173,11 +173,11 @@ def test_turns_that_miss_something_are_refused(turns: Any, session: EditSession,
 
 
 @pytest.mark.slow
-def test_a_turn_says_how_much_it_touched(session: EditSession) -> None:
-    touched = session.turns[0].touched
-    assert 0 < touched.share <= 1
-    assert touched.box is not None
-    assert "of the pixels changed" in str(touched)
+def test_a_turn_says_how_much_it_changed(session: EditSession) -> None:
+    changed = session.turns[0].changed
+    assert 0 < changed.share <= 1
+    assert changed.box is not None
+    assert "of the pixels changed" in str(changed)
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def test_a_no_op_returns_the_image_bit_for_bit(name: str, make_no_op_editor: Cal
         for task in ("local", "background"):
             (turn,) = editor.edit_turns(image, ["a"], [task])
             np.testing.assert_array_equal(turn.pixels, image)
-            assert turn.touched.box is None
+            assert turn.changed.box is None
     before = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
     parts = editor.sampler.parts
     error = (parts.decode(parts.encode(before)) - before).abs().mean()

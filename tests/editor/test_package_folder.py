@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from emuedit import Editor, EditSettings
+from emuedit import EditError, Editor, EditSettings
 from emuedit.editor import sampling, task_pack
 from emuedit.editor.package_folder import PackageError, find_package, read_settings, resolve_source
 from emuedit.editor.package_layout import find_packs
@@ -50,7 +50,7 @@ def test_a_package_needs_no_more_than_an_editor(folder: Path) -> None:
     assert editor.predictor is None
     assert editor.settings == EditSettings()
     assert editor.edit(PIXELS, "make it red", "local", SETTINGS).shape == (16, 20, 3)
-    with pytest.raises(PackageError, match=r"want a task predictor .* got none; name the task"):
+    with pytest.raises(EditError, match=r"want a task predictor .* got none; name the task"):
         editor.edit(PIXELS, "make it red")
 
 

@@ -70,11 +70,11 @@ def test_a_turn_says_that_its_edit_is_shifted(
     before = torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1
     monkeypatch.setattr(sampler.parts, "decode", lambda z: move(before, px).where(torch.arange(64) != 31, -before))
     (turn,) = Editor(sampler, None, SETTINGS).edit_turns(picture, ["remove it"], ["remove"])
-    assert turn.touched.shift_px == pytest.approx(px, abs=0.1)
-    assert 0 < turn.touched.share < 0.1
-    assert str(turn.touched).partition("; ")[2] == text.removeprefix("; ")
+    assert turn.changed.shift_px == pytest.approx(px, abs=0.1)
+    assert 0 < turn.changed.share < 0.1
+    assert str(turn.changed).partition("; ")[2] == text.removeprefix("; ")
     (other,) = Editor(sampler, None, SETTINGS).edit_turns(picture, ["a night"], ["background"])
-    assert other.touched.shift_px is None
+    assert other.changed.shift_px is None
 
 
 def test_the_text_of_a_changed_area_names_a_shift_above_the_bound() -> None:

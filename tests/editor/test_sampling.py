@@ -9,6 +9,7 @@ from torch import Tensor
 from emuedit.core import change_threshold, diffusion, guidance
 from emuedit.editor import sampling
 from emuedit.editor.sampling import EditSampler
+from emuedit.editor.sampling_options import SamplingOptions
 from emuedit.editor.settings import EditSettings
 from emuedit.editor.unet import Prediction, extend_unet
 from emuedit.models import objective
@@ -74,21 +75,20 @@ def test_seeds_count_up_from_the_seed_of_the_settings(make_sampler: MakeSampler)
 
 
 def test_progress_is_reported_after_every_step(make_sampler: MakeSampler) -> None:
-    reported: list[int] = []
-    make_sampler().sample(pictures(2, 16, 16), INSTRUCTIONS[:2], TASKS[:2], SETTINGS, report=reported.append)
+    sampler, reported = make_sampler(), list[int]()
+    sampler.sample(pictures(2, 16, 16), INSTRUCTIONS[:2], TASKS[:2], SETTINGS, options=SamplingOptions(report=reported.append))
     assert reported == [2, 2, 2]
 
 
 def test_pictures_beyond_the_pixels_at_once_are_edited_afterwards(make_sampler: MakeSampler) -> None:
-    sampler, images = make_sampler(), pictures(3, 16, 16)
-    reported: list[int] = []
+    sampler, images, reported = make_sampler(), pictures(3, 16, 16), list[int]()
     want = sampler.sample(images, INSTRUCTIONS, TASKS, SETTINGS, [3, 4, 5]).images
     sampler.max_pixels_per_batch = 2 * 16 * 16
-    together = sampler.sample(images, INSTRUCTIONS, TASKS, SETTINGS, [3, 4, 5], reported.append).images
-    torch.testing.assert_close(together, want, rtol=1e-4, atol=1e-4)
+    arguments = (images, INSTRUCTIONS, TASKS, SETTINGS, [3, 4, 5], SamplingOptions(report=reported.append))
+    torch.testing.assert_close(sampler.sample(*arguments).images, want, rtol=1e-4, atol=1e-4)
     assert reported == [2, 2, 2, 1, 1, 1]
     sampler.max_pixels_per_batch = 1
-    sampler.sample(images, INSTRUCTIONS, TASKS, SETTINGS, [3, 4, 5], reported.append)
+    sampler.sample(*arguments)
     assert reported[6:] == [1] * 9
 
 
@@ -206,7 +206,7 @@ def test_epsilon_with_zero_terminal_snr_is_refused(make_sampler: MakeSampler) ->
 def test_pixels_that_change_less_than_the_threshold_keep_their_value(make_sampler: MakeSampler) -> None:
     sampler, images = make_sampler(), pictures(2, 16, 16)
     without = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], SETTINGS).images
-    changed = change_threshold.change_mask(images, without, alpha=1.0)
+    changed = change_threshold.exceeds_threshold(images, without, alpha=1.0)
     assert 0 < changed.float().mean() < 1
     settings = SETTINGS.with_changes({"change_threshold": 1.0, "against_reconstruction": 0, "border_px": 0})
     got = sampler.sample(images, INSTRUCTIONS[:2], TASKS[:2], settings).images

@@ -5,7 +5,6 @@ import pytest
 from pydantic import ValidationError
 
 from emuedit import EditSettings
-from emuedit.core import change_threshold
 from emuedit.editor.settings import SettingsError
 
 DEFAULTS = {
@@ -28,7 +27,6 @@ INTEGERS = ("steps", "composite", "border_px", "against_reconstruction", "resolu
 
 def test_the_defaults_are_those_of_the_paper_or_our_own() -> None:
     assert EditSettings().model_dump() == DEFAULTS
-    assert EditSettings().change_threshold == change_threshold.ALPHA
 
 
 def test_every_setting_has_bounds_and_a_line_of_documentation() -> None:

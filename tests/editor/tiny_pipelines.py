@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from emuedit.editor import checkpoint
 from emuedit.editor.unet import EditorUNet
 from emuedit.models.text_to_image import TextToImageModel
+from emuedit.tasks import ALL_TASKS
 
 KINDS = ("toy", "sd15", "sd2", "sdxl")
 D_V = 6
@@ -27,9 +29,9 @@ def build_base_model(kind: str) -> TextToImageModel:
     return TextToImageModel(build_pipeline(kind))
 
 
-def build_editor_unet(base_model: TextToImageModel) -> EditorUNet:
+def build_editor_unet(base_model: TextToImageModel, tasks: Sequence[str] = ALL_TASKS) -> EditorUNet:
     """An editor in which, as after training, no weight is zero: picture, text and task all have an effect."""
-    net = checkpoint.from_base_model(base_model, D_V)
+    net = checkpoint.from_base_model(base_model, D_V, tasks)
     random = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for weight in net.parameters():
@@ -37,10 +39,10 @@ def build_editor_unet(base_model: TextToImageModel) -> EditorUNet:
     return net
 
 
-def save_editor(kind: str, folder: Path) -> Path:
+def save_editor(kind: str, folder: Path, tasks: Sequence[str] = ALL_TASKS) -> Path:
     """Write a random editor in float32; returns the folder."""
     base_model = build_base_model(kind)
-    checkpoint.save(build_editor_unet(base_model), base_model.pipeline, folder, torch.float32)
+    checkpoint.save(build_editor_unet(base_model, tasks), base_model.pipeline, folder, torch.float32)
     return folder
 
 

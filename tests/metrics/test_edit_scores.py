@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from emuedit.data.image_io import Pixels
 from emuedit.data.png import decode_png
-from emuedit.metrics.benchmark import Benchmark, Pictures
+from emuedit.metrics.benchmark import Benchmark
 from emuedit.metrics.edit_scores import METRICS, evaluate_system
 from emuedit.models import clip, dino
 
@@ -34,11 +35,11 @@ class WithoutResults:
         return getattr(self.edits, name)
 
 
-def do_nothing(edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
+def do_nothing(edits: Benchmark, seeds: list[int]) -> tuple[Pixels, list[str]]:
     return edits.before, [edits.task] * len(seeds)
 
 
-def answer_exactly(edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
+def answer_exactly(edits: Benchmark, seeds: list[int]) -> tuple[Pixels, list[str]]:
     return edits.exact, ["local"] * len(seeds)
 
 
@@ -129,7 +130,7 @@ def test_seeds_depend_on_the_edit_and_not_on_the_system(toy_edits: ToyEdits, sco
     edits = toy_edits("add", 2)
     received: list[list[int]] = []
 
-    def keep_seeds(edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
+    def keep_seeds(edits: Benchmark, seeds: list[int]) -> tuple[Pixels, list[str]]:
         received.append(seeds)
         return do_nothing(edits, seeds)
 

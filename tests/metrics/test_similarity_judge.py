@@ -7,10 +7,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from emuedit.data.image_io import Pixels
 from emuedit.metrics import similarity_judge
 from emuedit.metrics.similarity_judge import Calibration, JudgeBounds, ResultError, SimilarityJudge
 
-Pictures = npt.NDArray[np.uint8]
 N = 8
 
 
@@ -30,11 +30,11 @@ def make_judge() -> SimilarityJudge:
     return SimilarityJudge(scorer, scorer, JudgeBounds())
 
 
-def of_degrees(degrees: list[int]) -> Pictures:
+def of_degrees(degrees: list[int]) -> Pixels:
     return np.broadcast_to(np.array(degrees, np.uint8)[:, None, None, None], (len(degrees), 8, 8, 3)).copy()
 
 
-def photographs() -> Pictures:
+def photographs() -> Pixels:
     return np.random.default_rng(0).integers(40, 200, (15, 32, 32, 3)).astype(np.uint8)
 
 
@@ -48,7 +48,7 @@ def test_a_mild_filter_must_be_applied(kind: str) -> None:
     opposite = (2 * before.astype(np.int16) - results).astype(np.uint8)
     captions = (["a"] * len(before), ["a"] * len(before))
 
-    def accepted(after: Pictures) -> float:
+    def accepted(after: Pixels) -> float:
         return float(make_judge().judge("color", before, after, captions, list(results)).success.mean())
 
     assert accepted(before) == 0

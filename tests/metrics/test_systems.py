@@ -10,7 +10,7 @@ import torch
 
 from emuedit.config import ParamsError
 from emuedit.editor import sampling
-from emuedit.editor.sampling_options import Edited
+from emuedit.editor.sampling_options import Edited, SamplingOptions
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import report
 from emuedit.metrics.benchmark import Benchmark
@@ -97,7 +97,7 @@ def test_the_editor_gets_the_predicted_or_the_true_task(
     outputs, tasks = Systems(tmp_path, SETTINGS, RUNTIME, report)[system](edits, [7, 8])
     np.testing.assert_array_equal(outputs, 255 - edits.before)
     assert tasks == [used] * 2
-    assert sampler.calls[1:] == [(edits.instructions, [used] * 2, SETTINGS, [7, 8], report)]
+    assert sampler.calls[1:] == [(edits.instructions, [used] * 2, SETTINGS, [7, 8], SamplingOptions(report=report))]
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from emuedit.config import ParamsError
+from emuedit.data.image_io import Pixels
 from emuedit.data.publish import publish, scratch_folder, write_summary
 from emuedit.metrics import benchmark
-from emuedit.metrics.benchmark import Benchmark, Pictures
+from emuedit.metrics.benchmark import Benchmark
 from emuedit.metrics.systems import Systems
 from emuedit.promotion import comparison, promote
 from emuedit.promotion.gate import GateError
@@ -46,7 +47,7 @@ def edited(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """The editor `new` gives the exact results, `old` leaves the picture and darkens it. Returns (editor, task) of every call."""
     calls: list[tuple[str, str]] = []
 
-    def emuedit(self: Systems, edits: Benchmark, seeds: list[int]) -> tuple[Pictures, list[str]]:
+    def emuedit(self: Systems, edits: Benchmark, seeds: list[int]) -> tuple[Pixels, list[str]]:
         weights = (self.package / "editor/weights.safetensors").read_text()
         calls.append((weights, edits.task))
         assert edits.exact is not None

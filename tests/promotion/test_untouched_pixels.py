@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emuedit.data.image_io import Pixels
 from emuedit.data.png import encode_png
 from emuedit.data.records import EvalRecord
-from emuedit.metrics.benchmark import Pictures
 from emuedit.metrics.photo_benchmark import PhotoEdits
 from emuedit.predictor.task_predictor import NO_EDIT
 from emuedit.promotion import comparison
 
 
-def record_of(source: Pictures, output: Pictures, exact: Pictures | None) -> EvalRecord:
+def record_of(source: Pixels, output: Pixels, exact: Pixels | None) -> EvalRecord:
     pngs = [None if pixels is None else encode_png(pixels) for pixels in (source, output, exact)]
     return EvalRecord(
         system="emuedit", task="local", instruction="make it red", source_caption="", target_caption="", given_task="local",
@@ -23,14 +23,14 @@ def record_of(source: Pictures, output: Pictures, exact: Pictures | None) -> Eva
     )  # fmt: skip
 
 
-def as_jpeg(pixels: Pictures, quality: int) -> Pictures:
+def as_jpeg(pixels: Pixels, quality: int) -> Pixels:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=quality)
     return np.asarray(Image.open(stream))
 
 
 @pytest.fixture
-def photograph() -> tuple[Pictures, Pictures]:
+def photograph() -> tuple[Pixels, Pixels]:
     """A textured image and its reference result with a red quarter, both after JPEG compression."""
     noise = np.random.default_rng(0).integers(0, 40, (64, 64, 3))
     picture = (np.linspace(60, 180, 64)[:, None, None] + noise).astype(np.uint8)
@@ -39,7 +39,7 @@ def photograph() -> tuple[Pictures, Pictures]:
     return as_jpeg(picture, 90), as_jpeg(result, 85)
 
 
-def test_untouched_pixels_of_photographs_are_measured_despite_compression(photograph: tuple[Pictures, Pictures]) -> None:
+def test_untouched_pixels_of_photographs_are_measured_despite_compression(photograph: tuple[Pixels, Pixels]) -> None:
     source, exact = photograph
     assert (source == exact).all(-1).mean() < 0.05
     darker, brighter = np.clip(source, 20, None) - 20, np.clip(source, None, 235) + 20
@@ -51,7 +51,7 @@ def test_untouched_pixels_of_photographs_are_measured_despite_compression(photog
     assert all(isinstance(changes[name], float) and 0.05 < float(changes[name]) < 0.08 for name in ("darker", "brighter"))
 
 
-def test_edits_without_untouched_pixels_have_a_reason(photograph: tuple[Pictures, Pictures]) -> None:
+def test_edits_without_untouched_pixels_have_a_reason(photograph: tuple[Pixels, Pixels]) -> None:
     source, _ = photograph
     assert comparison._measure_untouched(record_of(source, source, None)) == "without a reference result"
     other = ((source.astype(int) + 100) % 256).astype(np.uint8)
@@ -72,7 +72,7 @@ def test_a_task_that_changes_the_whole_image_has_no_untouched_pixels() -> None:
     assert measured.untouched_gaps == {"of a task that changes the whole image": 2}
 
 
-def test_an_edit_that_was_not_made_says_nothing_about_untouched_pixels(photograph: tuple[Pictures, Pictures]) -> None:
+def test_an_edit_that_was_not_made_says_nothing_about_untouched_pixels(photograph: tuple[Pixels, Pixels]) -> None:
     """A refused instruction leaves every pixel; and another task's edit changes others."""
     source, exact = photograph
     edited = record_of(source, exact, exact)
@@ -82,7 +82,7 @@ def test_an_edit_that_was_not_made_says_nothing_about_untouched_pixels(photograp
     assert measured.untouched_gaps == {"refused, or with another predicted task": 2}
 
 
-def test_references_are_used_for_each_edit_that_has_one(photograph: tuple[Pictures, Pictures]) -> None:
+def test_references_are_used_for_each_edit_that_has_one(photograph: tuple[Pixels, Pixels]) -> None:
     """`exact` of a benchmark of photographs is None unless all edits have a reference result."""
     source, exact = photograph
     edits = PhotoEdits("local", ["a", "b"], ["", ""], ["", ""], np.stack([source] * 2), [exact, None], None)  # type: ignore[arg-type]

@@ -25,28 +25,38 @@ FOLDER = Path(__file__).parent
 KINDS = ("toy", "sd15", "sdxl")
 """The kinds of `tiny_base_models`."""
 LONGEST_FILES = (
-    "flows/test_stopping.py", "stages/test_train.py", "stages/test_chain.py", "synthesis/test_worker_pool.py",
-    "operations/test_server_commands.py", "operations/test_remote_commands.py", "training/test_memory.py", "doors/test_places.py",
-    "training/test_architectures.py", "flows/test_pyfunc_model.py", "toyworld/test_reading.py", "operations/test_remote_check.py",
-    "toyworld/test_exact_edits.py", "promotion/test_alias_moves.py", "stages/test_router.py", "stages/test_validation.py",
-    "doors/test_services.py", "training/test_task_inversion.py", "test_architecture.py", "flows/test_process_guard.py",
-    "editor/test_sampling.py", "promotion/test_lineage.py", "toyworld/test_task_judge.py",
-    "editor/test_task_adapter.py", "training/test_starting_point.py", "test_tasks.py",
-    "tracking/test_tracking.py", "flows/test_release.py", "toyworld/test_base_model_training.py",
-    "models/test_constrained_decoding.py", "flows/test_publication.py", "doors/test_params.py", "toyworld/test_pair_judge.py",
-    "editing/test_learn_task.py", "operations/test_mlflow_tables.py", "synthesis/test_attention_features.py",
-    "tracking/test_serve_model.py",
+    "stages/test_train.py", "flows/test_stopping.py", "operations/test_remote_commands.py",
+    "operations/test_server_commands.py", "synthesis/test_worker_pool.py", "stages/test_train_processes.py",
+    "stages/test_chain.py", "training/test_accelerate_launch.py", "training/test_memory.py", "doors/test_places.py",
+    "flows/test_pyfunc_model.py", "training/test_architectures.py", "editor/test_edit_pipeline.py",
+    "toyworld/test_reading.py", "stages/test_validation.py", "synthesis/test_sampler.py", "test_architecture.py",
+    "flows/test_release.py", "doors/test_services.py", "promotion/test_failed_moves.py", "doors/test_fuzz_edits.py",
+    "synthesis/methods/test_prompt_to_prompt.py", "promotion/test_alias_moves.py", "editor/test_task_adapter.py",
+    "editor/test_sampling.py", "training/test_task_inversion.py", "synthesis/test_shard_maker.py",
+    "toyworld/test_exact_edits.py", "data/test_dependencies.py", "synthesis/test_shard_maker_architectures.py",
+    "toyworld/test_task_judge.py", "toyworld/test_base_model_training.py", "doors/test_params.py",
+    "promotion/test_lineage.py", "test_tasks.py", "stages/test_train_checks.py", "stages/test_validation_of_imports.py",
+    "promotion/test_postgres_moves.py", "editing/test_learn_task.py", "flows/test_process_guard.py",
+    "toyworld/test_pair_judge.py", "bench/test_session_processes.py", "metrics/test_photo_benchmark.py",
+    "editor/test_checkpoint.py", "promotion/test_killed_moves.py", "models/test_text_to_image.py", "editing/test_session.py",
+    "training/test_latent_cache_reuse.py", "synthesis/test_attention_features.py",
 )  # fmt: skip
-"""Those that take nine seconds or more, the longest first (`uv run pytest --durations=0`). The first two stand for all files that
-share their server."""
+"""Those that take nine seconds or more, the longest first (`uv run pytest --durations=0`). The first three stand for all files
+that share their server."""
 SHARED_SERVERS = {
     "a Prefect server": (
         "flows/test_stopping", "flows/test_pipeline", "flows/test_deployment", "flows/test_outages", "flows/test_data_flows",
-        "flows/test_mail_notification",
+        "flows/test_mail_notification", "flows/test_stage_retries",
     ),
     "a fork server that has imported torch": (
-        "stages/test_train", "stages/test_pairs", "stages/test_inversion",
-        "training/test_loop", "training/test_distributed", "training/test_sharded",
+        "stages/test_train", "stages/test_pairs", "stages/test_inversion", "stages/test_captions", "stages/test_dataset",
+        "stages/test_evaluation", "stages/test_failed_questions", "stages/test_router",
+        "training/test_loop", "training/test_distributed", "training/test_sharded", "training/test_process_counts",
+    ),
+    "moto": (
+        "operations/test_remote_commands", "operations/test_remote_check", "operations/test_remote_faults",
+        "operations/test_dvc_faults", "operations/test_bucket_setup", "operations/test_data_manifest",
+        "operations/test_doctor_remote", "flows/test_push_access",
     ),
 }  # fmt: skip
 """Groups of files that run in the same process, because their server takes ten seconds of a core or more to start."""

@@ -67,6 +67,7 @@ def import_closure(module: str) -> set[Path]:
     return {path for path in map(module_file, (names | packages) - set(NO_EFFECT_ON_RESULTS)) if path.exists() and has_code(path)}
 
 
+@cache
 def has_code(path: Path) -> bool:
     """Whether a file holds more than a docstring: an `__init__.py` that does not cannot change a result."""
     return any(not isinstance(node, ast.Expr) for node in ast.parse(path.read_text()).body)

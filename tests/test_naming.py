@@ -3,8 +3,10 @@
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -34,13 +36,13 @@ def python_files(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
-def assigned_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
+def assigned_names(nodes: Sequence[ast.AST]) -> Iterator[tuple[str, int]]:
     """Every name that is bound, with its line; names bound in a comprehension of one line, or by an import, are left out."""
     short: set[ast.AST] = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp) and node.lineno == node.end_lineno:
             short.update(child for generator in node.generators for child in ast.walk(generator.target))
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node not in short:
             yield node.id, node.lineno
         elif isinstance(node, ast.arg):
@@ -49,15 +51,25 @@ def assigned_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield node.name, node.lineno
 
 
+class Names(NamedTuple):
+    """Names in a file."""
+
+    pronouns: list[tuple[str, int]]  # with their lines
+    classes: list[str]
+
+
+@cache
+def names_in(path: Path) -> Names:
+    """What the tests ask about a file, which is parsed once; the trees of all files would fill the memory."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    pronouns = [(name, line) for name, line in assigned_names(nodes) if name.strip("_") in PRONOUNS]
+    return Names(pronouns, [node.name for node in nodes if isinstance(node, ast.ClassDef) and not node.name.startswith("_")])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_variable_is_named_by_a_pronoun(package: str) -> None:
-    bad = [
-        f"{path.relative_to(ROOT)}:{line} {name}"
-        for path in python_files(package)
-        for name, line in assigned_names(ast.parse(path.read_text()))
-        if name.strip("_") in PRONOUNS and not (isinstance(name, str) and name == "_")
-    ]
+    bad = [f"{path.relative_to(ROOT)}:{line} {name}" for path in python_files(package) for name, line in names_in(path).pronouns]
     assert not bad, f"{len(bad)} names say nothing about what they hold:\n" + "\n".join(bad)
 
 
@@ -88,7 +100,6 @@ def test_no_two_classes_share_a_name() -> None:
     places: dict[str, list[str]] = defaultdict(list)
     for package in ("emuedit", "toyworld", "flows"):
         for path in python_files(package):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                    places[node.name].append(str(path.relative_to(ROOT)))
+            for name in names_in(path).classes:
+                places[name].append(str(path.relative_to(ROOT)))
     assert not {name: paths for name, paths in places.items() if len(paths) > 1}

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,16 @@ def work_keys(root: Path) -> dict[str, str]:
 
 
 def changed_stages(root: Path, change: Callable[[], object]) -> set[str]:
-    before = work_keys(root)
-    change()
-    after = work_keys(root)
-    return {stage for stage in STAGES if before[stage] != after[stage]}
+    return changed_by_each(root, change)[0]
+
+
+def changed_by_each(root: Path, *changes: Callable[[], object]) -> list[set[str]]:
+    """For each change, one after the other, the stages whose keys it changes."""
+    keys = [work_keys(root)]
+    for change in changes:
+        change()
+        keys.append(work_keys(root))
+    return [{stage for stage in STAGES if before[stage] != after[stage]} for before, after in pairwise(keys)]
 
 
 def test_the_pipeline_lists_code_and_data_for_every_stage() -> None:
@@ -123,9 +130,8 @@ def test_a_changed_code_file_changes_the_keys_of_the_stages_that_depend_on_it_an
 @pytest.mark.parametrize("folder", [dep for dep in CODE_DEPS if files_of(dep) != [dep]])
 def test_a_new_and_a_deleted_file_of_a_code_folder_change_the_same_keys(folder: str, tree: Path) -> None:
     expected = stages_that_depend_on(f"{folder}/new.py")
-    assert changed_stages(tree, lambda: (tree / folder / "new.py").touch()) == expected
-    assert changed_stages(tree, lambda: (tree / folder / "new.py").rename(tree / folder / "other.py")) == expected
-    assert changed_stages(tree, lambda: (tree / folder / "other.py").unlink()) == expected
+    new, other = (tree / folder / name for name in ("new.py", "other.py"))
+    assert changed_by_each(tree, new.touch, lambda: new.rename(other), other.unlink) == [expected] * 3
 
 
 @pytest.mark.slow
@@ -133,17 +139,20 @@ def test_a_new_and_a_deleted_file_of_a_code_folder_change_the_same_keys(folder: 
 def test_changed_data_change_the_keys_of_the_stages_that_read_them_and_no_others(folder: str, tree: Path) -> None:
     expected = {stage for stage in STAGES if folder in DEPS[stage]}
     assert expected
-    assert changed_stages(tree, lambda: (tree / folder / "summary.json").write_text("{}\n")) == expected
-    assert changed_stages(tree, lambda: shutil.rmtree(tree / folder)) == expected
+    summary = tree / folder / "summary.json"
+    assert changed_by_each(tree, lambda: summary.write_text("{}\n"), lambda: shutil.rmtree(tree / folder)) == [expected] * 2
 
 
 @pytest.mark.slow
 def test_the_output_of_a_stage_counts_by_its_summary_which_lists_the_hashes_of_its_files(tree: Path) -> None:
     folder = tree / "data/pairs"
-    assert not changed_stages(tree, lambda: (folder / "shard-00000.parquet").write_bytes(b"other rows"))
-    readers = {stage for stage in STAGES if "data/pairs" in DEPS[stage]}
-    assert changed_stages(tree, lambda: (folder / "summary.json").unlink()) == readers
-    assert changed_stages(tree, lambda: (folder / "shard-00000.parquet").write_bytes(b"rows again")) == readers
+    shard, readers = folder / "shard-00000.parquet", {stage for stage in STAGES if "data/pairs" in DEPS[stage]}
+    changes = (
+        lambda: shard.write_bytes(b"other rows"),
+        (folder / "summary.json").unlink,
+        lambda: shard.write_bytes(b"rows again"),
+    )
+    assert changed_by_each(tree, *changes) == [set(), readers, readers]
 
 
 def test_a_folder_that_no_stage_writes_counts_by_its_files_even_if_it_has_a_summary(tree: Path) -> None:

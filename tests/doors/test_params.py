@@ -144,15 +144,25 @@ def test_a_broken_image_of_the_benchmark_is_found_before_anything_runs(
             params_check.check(workspace)
 
 
-def test_a_folder_that_cannot_be_written_is_checked_each_time(workspace: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_checked_each_time(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks: list[str] = []
+    monkeypatch.setattr(params_check, "_check_models", lambda root, sections: checks.append("") or [])
     (workspace / "scratch").write_text("a file where the folder should be")
-    params_check.check(workspace)
+    for _ in range(2):
+        params_check.check(workspace)
+    assert len(checks) == 2
+    assert (workspace / "scratch").read_text() == "a file where the folder should be"
 
 
 def test_other_pipelines_are_left_alone(tmp_path: Path) -> None:
+    pipeline = "stages:\n  first:\n    cmd: python make.py\n    params: [first]\n"
     (tmp_path / "params.yaml").write_text("first: {size: 3}\nwhatever: 1\n")
-    (tmp_path / "dvc.yaml").write_text("stages:\n  first:\n    cmd: python make.py\n    params: [first]\n")
+    (tmp_path / "dvc.yaml").write_text(pipeline)
     params_check.check(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dvc.yaml", "params.yaml"]
+    (tmp_path / "dvc.yaml").write_text(pipeline.replace("make.py", "-m emuedit.stages.captions"))
+    with pytest.raises(ParamsError, match="no stage reads the section 'whatever'"):
+        params_check.check(tmp_path)
 
 
 def test_a_dry_run_says_it_too(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,7 +100,10 @@ def test_a_server_and_a_new_database_are_left_alone(original: Path, tmp_path: Pa
     moved_store.check(tmp_path)
     (tmp_path / "mlflow.db").write_text("no database")
     moved_store.check(tmp_path)
+    assert (tmp_path / "mlflow.db").read_text() == "no database"
     shutil.copy(original / "mlflow.db", tmp_path)
+    with pytest.raises(moved_store.ServiceError, match="run `emuedit sync --moved`"):
+        moved_store.check(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     moved_store.check(tmp_path)
 

@@ -194,9 +194,13 @@ def test_settings_that_prefect_cannot_read_are_named(workspace: Path) -> None:
 
 
 def test_a_prefect_server_that_answers_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    urls: list[str] = []
+    ask = prefect_access.ask
+    monkeypatch.setattr(prefect_access, "ask", lambda url, *rest: (urls.append(url), ask(url, *rest))[1])
     with broken_server(200, b"true") as url:
         monkeypatch.setenv("PREFECT_API_URL", f"{url}/api")
         prefect_access.check()
+    assert (urls, os.environ["PREFECT_API_URL"]) == ([f"{url}/api/health"], f"{url}/api")
 
 
 def test_a_home_that_is_read_only_is_replaced_where_nobody_named_it(

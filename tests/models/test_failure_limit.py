@@ -22,6 +22,11 @@ def test_failures_that_are_far_apart_do_not_add_up() -> None:
         limit.count(LLMError("odd"))
         for _ in range(WINDOW - 1):
             limit.start_caption()
+    limit.start_caption()
+    limit.count(LLMError("odd"))
+    limit.start_caption()
+    with pytest.raises(LLMError, match=f"got 2 of {WINDOW}"):
+        limit.count(LLMError("odd"))
 
 
 def test_without_a_share_the_first_failure_stops_and_with_all_of_it_none_does() -> None:

@@ -5,7 +5,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from emuedit import prompts
-from emuedit.config import ParamsError, read_yaml
+from emuedit.config import ParamsError
 from emuedit.data import caption_sources
 from emuedit.data.word_list import load_word_list
 from emuedit.metrics.benchmark_folder import TABLE
@@ -21,7 +21,7 @@ from emuedit.models import model_sources
 from emuedit.models.llm_loading import is_local
 from emuedit.models.model_files import base_model_sizes
 from emuedit.promotion.gate_settings import GateSettings
-from emuedit.training.presets import FOLDER as PRESET_FOLDER
+from emuedit.worlds import training_amount
 
 TEMPLATE = Path(__file__).with_name("photo_params.yaml")
 _TRAINED = (
@@ -39,8 +39,8 @@ _GET_SAM = "world.segmenter: curl -LO https://dl.fbaipublicfiles.com/segment_any
 _COMMENTED, _COMMENT_COLUMN = re.compile(r"( *\w+:.*?) {2,}# (.*)"), 42
 _LARGE_T5 = re.compile(r"-(x+l|3b|11b)/?(@|$)")
 _ENDPOINT_CONCURRENCY = 8
-_PASSES, _KEPT_SHARE, _FEWEST_STEPS = 20, 0.3, 500
-"""Emu Edit kept three of ten candidates; the other values are ours."""
+_KEPT_SHARE = 0.3
+"""Emu Edit kept three of ten candidates."""
 _T5_LR, _ADAPTERS_LR = 1.0e-4, 5.0e-4
 _OBJECT_PX, _WIDE_PX, _SIGMA_PX, _AT_PX = 30, 20, 8, 512
 """AnyEdit's mask dilation at 512 px; the toy world's blur, scaled to this size."""
@@ -92,6 +92,11 @@ class PhotoWorld:
     n_captions: int | None = None
     """Captions to use; None: at most 500."""
 
+    def options(self) -> set[str]:
+        """The `$` names in the template whose values are chosen; the others are computed."""
+        chosen = {"name", "captions", "column", "preset", "benchmark", *self.models}
+        return chosen | ({"n_captions"} if self.n_captions is not None else set())
+
 
 def render(world: PhotoWorld, root: Path, tuned: Mapping[str, Any] | None = None) -> tuple[str, list[str]]:
     """(text of `params.yaml`, notes for the user). tuned: sections of an earlier `params.yaml`, of which `captions.max_words` is
@@ -112,7 +117,7 @@ def render(world: PhotoWorld, root: Path, tuned: Mapping[str, Any] | None = None
     tasks, n_edits, of_benchmark = _read_benchmark(root / world.benchmark, world.models["clip"])
     further = list(_further_notes(world, root, size_px))
     n_captions = min(max(1, n_usable), world.n_captions or _FIRST_CAPTIONS)
-    steps, steps_reason = _choose_steps(world.preset, n_captions)
+    training = asdict(training_amount.choose(world.preset, n_captions * len(_TRAINED) * _KEPT_SHARE))
     per_px = size_px / _AT_PX
     values: dict[str, Any] = dict(world.models) | {
         "name": world.name,
@@ -133,22 +138,10 @@ def render(world: PhotoWorld, root: Path, tuned: Mapping[str, Any] | None = None
         "resolution": min(preset.resolution_px, size_px),
         "evaluated": tasks,
         "n_edits": n_edits,
-        "steps": steps,
     }
-    texts = {key: _yaml(value) for key, value in values.items()} | {"steps_reason": steps_reason}
+    texts = {key: value if key.endswith("_reason") else _yaml(value) for key, value in (values | training).items()}
     lines = [_fill(line, texts) for line in TEMPLATE.read_text(encoding="utf-8").splitlines()]
     return "\n".join(lines) + "\n", [*of_captions, *of_benchmark, *further]
-
-
-def _choose_steps(preset: str, n_captions: int) -> tuple[int, str]:
-    """Training steps and the reason for them; presets are made for hundreds of thousands of pairs."""
-    settings = read_yaml(PRESET_FOLDER / f"{preset}.yaml")
-    n_pairs = n_captions * len(_TRAINED) * _KEPT_SHARE
-    n_steps = max(_FEWEST_STEPS, round(_PASSES * n_pairs / settings["batch_size"], -2))
-    if n_steps >= settings["steps"]:
-        return settings["steps"], "from the preset"
-    reason = f"{_PASSES} passes over about {n_pairs:.0f} kept pairs; the preset's {settings['steps']} are for more pairs"
-    return int(n_steps), reason
 
 
 def _further_notes(world: PhotoWorld, root: Path, size_px: int) -> Iterator[str]:

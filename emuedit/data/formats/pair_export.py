@@ -78,6 +78,7 @@ def export_pairs(out: Path, root: Path) -> Summary:
     n_pairs = sum(n_kept.values())
     card = (root / DATASET / data_card.CARD).read_text(encoding="utf-8")
     (scratch / README).write_text(_render_readme(n_pairs, pairs, dataset, card), encoding="utf-8")
+    check_output_folder(out, "export")
     return publish(scratch, out, "export", params, {"pairs": n_pairs})
 
 

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from emuedit.data import example_folder, image_io, text_tables
-from emuedit.data.dependencies import content_key
+from emuedit import tasks
+from emuedit.data import example_folder, image_formats, image_io, text_tables
+from emuedit.data.dependencies import SUMMARY_FILE, content_key, hash_file
 from emuedit.data.example_folder import ExampleEdit
 from emuedit.data.formats import pair_folder
 from emuedit.data.formats.pair_format import Column, FormatError
@@ -31,6 +32,7 @@ from emuedit.data.threads import map_in_threads
 CARD = "card.md"
 ROWS_PER_SHARD = 256
 """Rows per shard: in memory at a time, and the unit of work for restarts."""
+_SHOWN_FILES = 3
 _CARD_TEMPLATE = """\
 # Data card: imported pairs
 
@@ -78,7 +80,9 @@ def _import(options: ImportOptions, rows: "_Rows", counts: Counter[str], out: Pa
         "size": f"{options.size} px per side" if options.size else "original sizes",
     }
     code = sorted(Path(__file__).parent.glob("*.py"))
-    key = content_key({"texts": rows.texts, **params}, *rows.files, *code, image_io.__file__)
+    key = content_key(
+        {"texts": rows.texts, **params}, *rows.files, *code, image_io.__file__, image_formats.__file__, tasks.__file__
+    )
     scratch = scratch_folder(root, scratch_name("import", out), key)
     seen: set[bytes] = set()
     with tqdm(total=rows.n_rows, unit="pair", desc=f"import {pair_format.name}") as progress:
@@ -96,6 +100,7 @@ def _import(options: ImportOptions, rows: "_Rows", counts: Counter[str], out: Pa
     dropped = [f"| {key.removeprefix('dropped_')} | {n} |" for key, n in sorted(counts.items()) if key.startswith("dropped_")]
     card = _CARD_TEMPLATE.format(**params, pairs=counts["pairs"], dropped="\n".join(dropped) or "| none | 0 |")
     (scratch / CARD).write_text(card, encoding="utf-8")
+    check_output_folder(out, "import")  # an import may take hours
     return publish(scratch, out, "import", params, counts)
 
 
@@ -110,10 +115,25 @@ def find_parquet_files(folder: Path, pattern: str) -> list[Path]:
 
 
 def check_output_folder(out: Path, command: str) -> None:
-    """Raise FormatError unless `out` is new, is empty, or was published by the same command."""
-    published_before = (out / "summary.json").is_file() and read_summary(out).stage == command
-    if out.exists() and not published_before and (not out.is_dir() or any(out.iterdir())):
-        raise FormatError(f"want a new folder to write to, got {out}, which has other contents; name another")
+    """Raise FormatError unless `out` is new, is empty, or has only what the same command published there.
+
+    `publish` deletes `out`. So files that the command did not write are an error, as are texts and sheets that were edited since;
+    Parquet files may be too large to compare.
+    """
+    summary = read_summary(out) if (out / SUMMARY_FILE).is_file() else None
+    if summary is None or summary.stage != command:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise FormatError(f"want a new folder to write to, got {out}, which has other contents; name another")
+        return
+    files = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_symlink() or not path.is_dir()}
+    others = sorted(files.keys() - {SUMMARY_FILE, *summary.shards})
+    texts = sorted(name for name in files.keys() & summary.shards.keys() if not name.endswith(".parquet"))
+    others += [f"{name} (edited)" for name in texts if hash_file(files[name]) != summary.shards[name]]
+    if others:
+        raise FormatError(
+            f"want a folder with only what `emuedit {command}` wrote, got other or edited files in {out} that would be deleted: "
+            f"{', '.join(others[:_SHOWN_FILES])}{', ...' if len(others) > _SHOWN_FILES else ''}; move them or name another folder"
+        )
 
 
 @dataclass(frozen=True)
@@ -195,5 +215,5 @@ def _convert_batch(batch: _Batch, options: ImportOptions, seen: set[bytes]) -> t
 def _set_tasks(pairs: list[Pair], assign_tasks: AssignTasks | None) -> list[Pair]:
     if assign_tasks is None or not pairs:
         return pairs
-    tasks = assign_tasks([pair.instruction for pair in pairs])
-    return [replace(pair, task=task) for pair, task in zip(pairs, tasks, strict=True)]
+    names = assign_tasks([pair.instruction for pair in pairs])
+    return [replace(pair, task=task) for pair, task in zip(pairs, names, strict=True)]

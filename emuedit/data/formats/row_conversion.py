@@ -1,7 +1,6 @@
 """Convert one row of a published dataset to a Pair, or state why it is rejected."""
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,15 @@ from emuedit.data.formats.pair_format import NOTE, SCORE, Column, FormatError, P
 from emuedit.data.png import encode_png
 from emuedit.data.records import Pair, finite_or_none
 from emuedit.runtime import seed_for
+from emuedit.tasks import find_task
 
 NO_SEED = -1
 """Seed of pairs from datasets without seeds."""
 MAX_ASPECT_ERROR = 0.01
 """Largest relative difference between the aspect ratios of mask and image. Ours."""
+
+_FEWEST_PARENTS = 2
+"""The parents of a Pair: its instruction and its caption, by which training holds out pairs."""
 
 AssignTasks = Callable[[Sequence[str]], Sequence[str]]
 """Instructions -> tasks."""
@@ -87,6 +90,8 @@ class ImportOptions:
                 origin = self._own_origin(values)
             except (ValueError, TypeError, AttributeError):  # invalid JSON, or an empty cell
                 return RowRejected("origin_unreadable")
+            if not _is_trained(origin["task"]):
+                return RowRejected("unknown_task")
         else:
             origin = self._imported_origin(row, columns, instruction, captions)
         return Pair(
@@ -105,6 +110,8 @@ class ImportOptions:
         json.dumps(recipe, allow_nan=False)  # ids are hashes of JSON, which has no NaN
         if None in (*fields.values(), *parents) or not isinstance(recipe, dict):
             raise ValueError("want a value in each of these cells, got an empty one")
+        if len(parents) < _FEWEST_PARENTS:
+            raise ValueError(f"want the ids of the instruction and the caption, got {len(parents)} ids")
         return fields | {"recipe": recipe, "parent_ids": parents}
 
     def _imported_origin(
@@ -138,23 +145,27 @@ def duplicate_key(pair: Pair) -> bytes:
     return digest.digest()
 
 
+def _is_trained(task: str) -> bool:
+    """Whether the task has a row in the task embedding."""
+    task_in_table = find_task(task)
+    return task_in_table is not None and task_in_table.index is not None
+
+
 def _read_mask(value: Mapping[str, Any], width: int, height: int) -> npt.NDArray[np.uint8] | RowRejected:
-    """Mask uint8 [H,W], 255 in the edited region: the transparent pixels of an image with alpha, else the white pixels.
+    """Mask uint8 [H,W], 255 in the edited region, see `image_io.read_mask`.
 
     A mask of another resolution is resized to the image; a mask of another aspect ratio is rejected.
     """
     try:
-        with Image.open(io.BytesIO(_picture_bytes(value))) as picture:
-            has_alpha = picture.has_transparency_data
-            grey = picture.convert("RGBA").getchannel("A") if has_alpha else picture.convert("L")
-    except Exception:  # decoders raise many classes, see `image_io.read_image`
+        mask = image_io.read_mask(_picture_bytes(value))
+    except image_io.ImageError:
         return RowRejected("mask_unreadable")
-    if abs(grey.width * height / (grey.height * width) - 1) > MAX_ASPECT_ERROR:
+    mask_height, mask_width = mask.shape
+    if abs(mask_width * height / (mask_height * width) - 1) > MAX_ASPECT_ERROR:
         return RowRejected("mask_shape_differs")
-    if grey.size != (width, height):
-        grey = grey.resize((width, height), Image.Resampling.LANCZOS)
-    pixels = np.asarray(grey, dtype=np.uint8)
-    return 255 - pixels if has_alpha else pixels
+    if mask.shape == (height, width):
+        return mask
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _picture_bytes(value: Mapping[str, Any] | None) -> bytes:

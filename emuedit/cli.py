@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_options(words)
         options = _parser().parse_args(words)
-        if options.uses_registry and (note := store_address.use_server()):
+        if (options.uses_registry or options.needs_registry) and (note := store_address.use_server()):
             print(note, file=sys.stderr)
         if options.needs_registry:
             service_errors.check()
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     """The parser. A command sets `run` and, if they are true of it, these defaults:
 
     uses_registry: it uses MLflow, and names which one if `emuedit up` was called in the working folder. needs_registry: it does
-    nothing if MLflow cannot be used.
+    nothing if MLflow cannot be used, which implies the other.
     """
     parser = argparse.ArgumentParser(prog="emuedit", description="An open Emu Edit: edit images by instruction.")
     parser.set_defaults(uses_registry=False, needs_registry=False)

@@ -20,7 +20,7 @@ RETRY_DELAYS_S = [10.0, 60.0, 300.0]
 
 def max_retries(kind: FailureKind, extra_retries: int) -> int:
     """Number of retries of a stage with `meta: {retries: <extra_retries>}` after failures of one kind."""
-    return max(RETRIES[kind], extra_retries) if kind is FailureKind.OTHER else RETRIES[kind]
+    return extra_retries if kind is FailureKind.OTHER else RETRIES[kind]
 
 
 def classify(output: str) -> FailureKind:

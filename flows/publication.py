@@ -38,18 +38,21 @@ class PublicationError(RuntimeError):
 
 
 def check(graph: Graph, push: bool, branch: str) -> None:
-    """Raise PublicationError, before anything runs, if `publish` would fail: no writable remote, or an unusable branch."""
+    """Raise an error, before anything runs, if `publish` would fail.
+
+    PublicationError: no writable remote, or an unusable branch. GitError: no git, or no commit.
+    """
     root = graph.root
     if push:
         check_remote(root)
         check_access(root)
     if branch:
+        git.run(root, "rev-parse", "--verify", "HEAD")
         _check_branch(root, branch)
         if taken := [str(path) for path in _metrics_paths(graph) if graph.is_cached(path)]:
             raise PublicationError(
                 f"{taken[0]} is both a stage output and the path of a metrics file on the branch; rename the output in dvc.yaml"
             )
-        git.run(root, "rev-parse", "--verify", "HEAD")
         for name in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
             if not git.try_run(root, "var", name):
                 raise PublicationError(

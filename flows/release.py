@@ -62,8 +62,9 @@ class RetrainResult:
 
 
 def check(graph: dvc_graph.Graph, options: RetrainOptions, will_run: bool) -> None:
-    """Check at the start what would make the retrain fail at its end. Raises GateError, ParamsError or PublicationError.
+    """Check at the start what would make the retrain fail at its end.
 
+    Raises GateError, ParamsError, PublicationError or GitError.
     will_run: whether a stage is out of date, so that the gate may have to decide.
     """
     publication.check(graph, options.push, options.branch)

@@ -40,7 +40,7 @@ def test_the_listed_names_are_public_classes_modules_and_python_names() -> None:
     others = set(dir(emuedit)) - set(emuedit.__all__)
     assert all(name.startswith("__") or inspect.ismodule(getattr(emuedit, name)) for name in others)
     assert "editor" in others
-    assert not others & {"importlib", "sys", "Any", "RenamedModules"}
+    assert not others & {"importlib", "sys", "Any", "RenamedCommands"}
 
 
 def test_the_help_of_settings_describes_each_with_its_default() -> None:

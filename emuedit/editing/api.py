@@ -65,7 +65,7 @@ class Editor:
         folder: Path = Path(),
         max_pixels_per_batch: int | None = None,
     ) -> None:
-        """The arguments are the attributes of the class, max_pixels_per_batch: see `load`. Raises EditError for one below 1."""
+        """Arguments: the attributes of the class, and max_pixels_per_batch, see `load`. Raises EditError if it is below 1."""
         if max_pixels_per_batch is not None:
             if max_pixels_per_batch < 1:
                 raise EditError(f"want max_pixels_per_batch of at least 1, got {max_pixels_per_batch}; None: the default")
@@ -91,7 +91,7 @@ class Editor:
         max_pixels_per_batch: bound on the memory of a list of edits: pixels, at the size at which images are edited, that enter
           the network at once, at least one image; None: eight images of 512 px. Results do not depend on it, up to rounding.
         Raises PackageError for a source without an editor (the message says what was found), and ManifestError for a
-        registered package whose files were changed.
+        registered package whose files were changed, EditError for max_pixels_per_batch below 1.
         """
         from emuedit.editor import sampling, task_pack
         from emuedit.editor.task_pack import TaskPackError

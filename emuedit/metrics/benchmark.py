@@ -57,7 +57,7 @@ class Benchmark(Protocol):
 
     @property
     def before(self) -> Pixels:
-        """The images to edit."""
+        """The images to edit, uint8 [N, H, W, 3]."""
         ...
 
     @property

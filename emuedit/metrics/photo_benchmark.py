@@ -70,6 +70,7 @@ class PhotoEdits:
     input_captions: list[str]
     output_captions: list[str]
     before: Pixels
+    """The images to edit, uint8 [N, H, W, 3]."""
     results: list[Pixels | None]
     """Reference result of each edit, uint8 [H, W, 3], or None."""
     judge_of_folder: SimilarityJudge

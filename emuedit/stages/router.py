@@ -181,7 +181,7 @@ class PredictorTraining:
     def train(self, examples: list[Example], left_out: int | None = None) -> TaskPredictor:
         """A predictor trained on these examples, with the weights of `base` merged with the adapters, if there are any.
 
-        left_out: the fold whose examples are missing; None: none is.
+        left_out: the fold whose examples are missing; None: no fold is missing.
         """
         params = self.params
         runtime = Runtime.choose(params.device, "float32")

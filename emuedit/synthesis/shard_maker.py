@@ -71,7 +71,7 @@ class ShardMaker:
         self.instructions, self.models, self.params = instructions, models, params
         self.usable = [instruction for instruction in instructions if captions_fit(instruction, models.base_model)]
         rows_to_come = params.estimate_rows(self.usable)
-        # No bound method: the sampler would be in a reference cycle, and the memory of the shard's sources be freed late.
+        # A bound method would make a reference cycle, and the memory of the shard's sources would be freed late.
         self._count_rows = None if report is None else (lambda rows: report(rows / rows_to_come))
         self.sampler = Sampler(
             models.base_model, params.steps, models.runtime.torch_dtype, params.guidance_interval, self._count_rows

@@ -102,7 +102,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 
 def keep_float32_losses(plugin: Any) -> None:
-    """Let FSDP2 cast weights alone to half precision: latents, noise and losses stay float32, as with autocast.
+    """Let FSDP2 cast only the weights to half precision: latents, noise and losses stay float32, as with autocast.
 
     plugin: accelerate's, whose policy also casts the inputs and outputs of every sharded module. Ours need neither: `EditorUNet`
     casts the inputs of the U-Net to the format of its weights, and its output to float32.

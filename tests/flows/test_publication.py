@@ -167,6 +167,12 @@ def test_without_a_commit_there_is_no_branch_to_write(project: Path) -> None:
         publication.check(dvc_graph.Graph(project, (), (), {}), False, "retrained")
 
 
+def test_missing_git_is_not_taken_for_an_invalid_name(committed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(committed))
+    with pytest.raises(GitError, match="want git in PATH, got none"):
+        publication.check(dvc_graph.Graph(committed, (), (), {}), False, "retrained")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("dvc_in_process")
 @pytest.mark.parametrize(

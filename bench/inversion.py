@@ -49,8 +49,8 @@ METHODS: dict[str, dict[str, Any]] = {
 STEPS, QUICK_STEPS = 300, 2
 EDITS, QUICK_EDITS = 32, 4
 CODE = (
-    "toyworld/edits", "toyworld/scenes", "emuedit/training", "emuedit/editor", "bench/inversion.py",
-    "bench/harness/textual_inversion.py",
+    "toyworld/edits", "toyworld/scenes", "emuedit/core", "emuedit/models", "emuedit/training", "emuedit/editor",
+    "emuedit/metrics", "bench/inversion.py", "bench/harness/textual_inversion.py",
 )  # fmt: skip
 """Files and folders of the code whose change makes stored results invalid."""
 Entry = tuple[str, str, int, int]

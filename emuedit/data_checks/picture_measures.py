@@ -5,6 +5,7 @@ Shapes: N sampled pairs, B pairs of a batch, D width of CLIP's space.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,6 +59,8 @@ class PictureMeasures:
     embeddings: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     captions: dict[str, list[str]] = field(default_factory=dict)
     """`source` and `target` -> caption of each embedding; empty for an imported image without a caption."""
+    vector_of: dict[bytes, torch.Tensor] = field(default_factory=dict)
+    """Hash of an image -> its vector: equal images have equal vectors, whatever else is in their batch."""
 
     def add(self, rows: Sequence[Mapping[str, Any]], clip: Embedder) -> None:
         """Measure B pairs, given as rows of a shard."""
@@ -76,7 +79,10 @@ class PictureMeasures:
             readable.append(row)
         for side in SIDES:
             self.captions.setdefault(side, []).extend(row[f"{side}_caption"] for row in readable)
-            self.embeddings.setdefault(side, []).extend(embed([picture[side] for picture in pictures], clip))
+            keys = [hashlib.blake2b(row[side]["bytes"], digest_size=16).digest() for row in readable]
+            new = {key: picture[side] for key, picture in zip(keys, pictures, strict=True) if key not in self.vector_of}
+            self.vector_of |= dict(zip(new, embed(list(new.values()), clip), strict=True))
+            self.embeddings.setdefault(side, []).extend(self.vector_of[key] for key in keys)
 
     def _look(self, pair_id: str, pictures: Mapping[str, Pixels]) -> None:
         before, after = (pictures[side] for side in SIDES)

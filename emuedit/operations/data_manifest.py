@@ -117,9 +117,13 @@ def _claim(bucket: Bucket, name: str, body: bytes) -> bool:
 
 
 def orders_versions(bucket: Bucket) -> bool:
-    """Whether `publish` can tell the oldest of several versions: the store keeps them, and these credentials may list them."""
+    """Whether `publish` can tell the oldest of several versions: the store keeps them, and these credentials may read them."""
     try:
-        return bool(bucket.is_versioned()) and bucket.versions(f"{FOLDER}/") is not None
+        if not bucket.is_versioned():
+            return False
+        for entry in bucket.versions(f"{FOLDER}/")[:1]:
+            _read_version(bucket, entry)
+        return True
     except RemoteError as error:
         if error.code == "AccessDenied":
             return False

@@ -41,6 +41,7 @@ def choose(preset: str, n_pairs: float) -> TrainingAmount:
     at_least = max(n_samples / most_pairs, _FEWEST_STEPS)
     steps = min(most_steps, int(round(max(at_least, math.sqrt(_FEWEST_STEPS * n_samples / _BATCH)), -2)))
     batch = min(most_pairs, max(_BATCH, round(n_samples / steps / _BATCH) * _BATCH))
+    steps = min(most_steps, max(_FEWEST_STEPS, int(round(n_samples / batch, -2))))  # the batch was rounded
     passes, share, per_pass = steps * batch / n_pairs, batch / most_pairs, most_pairs // n_accumulated
     limit = f"the preset's {most_steps} are for more pairs"
     if steps in (most_steps, _FEWEST_STEPS):

@@ -75,18 +75,27 @@ def _split_record(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _replace_values(text: str, rendered: str, paths: Collection[_Path]) -> str:
-    """`text` with the values of `rendered` at these paths, if it has them and they differ; everything else stays as it is."""
+    """`text` with the values of `rendered` at these paths, if it has them and they differ; everything else stays as it is.
+
+    So does an alias, since its text is that of the anchor, which may be at a tuned key.
+    """
     old, new = yaml.compose(text), yaml.compose(rendered)
     old_values, new_values = yaml.safe_load(text), yaml.safe_load(rendered)
+    written_at: dict[int, _Path] = {}
+    for place, leaf in _walk(old):
+        written_at.setdefault(id(leaf), place)
     edits: dict[tuple[int, int], str] = {}
     for path in paths:
         node, source = _find(old, path), _find(new, path)
-        if node is not None and source is not None and _get(old_values, path) != _get(new_values, path):
+        if node is None or source is None or written_at.get(id(node), path) != path:
+            continue
+        if _get(old_values, path) != _get(new_values, path):
             start, end = _span(source, rendered)
             edits[_span(node, text)] = rendered[start:end]
     for (start, end), value in sorted(edits.items(), reverse=True):
         is_below_key = "\n" in text[:start][len(text[:start].rstrip()) :] and text[:start].rstrip().endswith(":")
-        head = text[:start].rstrip() + " " if is_below_key else text[:start]
+        is_empty = start == end and text[:start].endswith(":")
+        head = text[:start].rstrip() + " " if is_below_key or is_empty else text[:start]
         rest, growth = text[end:], len(value) - (end - start)
         if comment := _COMMENT_AFTER.match(rest):
             rest = comment[1] + " " * max(1, len(comment[2]) - growth) + rest[comment.end() :]
@@ -105,15 +114,16 @@ def _span(node: yaml.Node, text: str) -> tuple[int, int]:
 
 
 def _walk(node: yaml.Node | None, path: _Path = ()) -> Iterator[tuple[_Path, yaml.Node]]:
-    """(path, node) of all values that are not mappings or lists."""
+    """(path, node) of all values, in the order of the text; a value with aliases also at each of them."""
+    if node is None:
+        return
+    yield path, node
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             yield from _walk(value, (*path, key.value))
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             yield from _walk(item, (*path, index))
-    elif node is not None:
-        yield path, node
 
 
 def _find(node: yaml.Node | None, path: _Path) -> yaml.Node | None:

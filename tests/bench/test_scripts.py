@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emuedit import config
-from emuedit.data import filters
 from emuedit.processes import QUIET_ENV
-from emuedit.stages.dataset import DatasetParams
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "bench").glob("*.py"))
@@ -55,15 +52,6 @@ def test_results_say_on_what_they_were_measured(file: Path) -> None:
     result = json.loads(file.read_text())
     assert ({"hardware", "quick"} <= set(result)) == (file.stem not in WITHOUT_HARDWARE)
     assert not result.get("quick"), "a smoke test is no result"
-
-
-def test_results_of_the_filters_have_the_present_names_of_scores() -> None:
-    file = ROOT / "bench" / "results" / "filters.json"
-    if not file.is_file():
-        pytest.skip("no results")
-    names = {name for row in json.loads(file.read_text())["tasks"].values() for name in row["filters"]}
-    scores = {name.rpartition("_")[0] for name in names}
-    assert scores <= set(filters.scores_used(config.load(DatasetParams, "dataset", ROOT / "params.yaml").filters))
 
 
 def test_bench_scripts_do_not_hide_a_package() -> None:

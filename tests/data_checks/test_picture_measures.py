@@ -78,6 +78,19 @@ def measure(rows: Sequence[dict[str, Any]], divisor: int = 1) -> tuple[dict[str,
     return measures.vectors(), clip.sizes
 
 
+def test_an_image_of_several_pairs_is_embedded_once() -> None:
+    """Networks give an image other last bits in another batch, and pairs with one source are found by its vector."""
+    rows = [make_row(number, 8, 8, 3) for number in range(4)]
+    rows[3]["source"] = rows[0]["source"]
+    measures, clip = PictureMeasures(min_side_px=4), MeanEmbedder()
+    for batch in (rows[:2], rows[2:]):
+        measures.add(batch, clip)
+    source, target = (measures.vectors()[side] for side in ("source", "target"))
+    assert clip.sizes == [n * 8 * 8 * 3 for n in (2, 2, 1, 2)]
+    assert np.array_equal(source[3], source[0])
+    assert len({*map(bytes, source), *map(bytes, target)}) == 7
+
+
 @pytest.mark.slow
 def test_batches_of_large_images_are_bounded_by_their_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [make_row(number, 64, 96, 3) for number in range(12)]

@@ -149,6 +149,16 @@ def test_a_damaged_record_replaces_computed_values_only() -> None:
         assert init_again(template, damaged, a="2").startswith(f"{MARK}pairs:\n  a: 2\n  b: 7\n")
 
 
+def test_a_value_with_aliases_is_kept_and_an_empty_one_filled() -> None:
+    """The text of an alias is that of its anchor, which may be a tuned value; that of nothing begins right after the colon."""
+    template = MARK + "pairs:\n  a: $a\n  b: 1\nmore:\n  c: $c\n"
+    first = init_again(template, "", a="2", c="3")
+    shared = first.replace("b: 1", "b: &x 7").replace("c: 3", "c: *x")
+    assert yaml.safe_load(init_again(template, shared, a="2", c="9")) == {"pairs": {"a": 2, "b": 7}, "more": {"c": 7}}
+    empty = first.replace("a: 2", "a:").replace("b: 1", "b: 7").replace("c: 3", "c:")
+    assert yaml.safe_load(init_again(template, empty, a="3", c="4")) == {"pairs": {"a": 3, "b": 7}, "more": {"c": 4}}
+
+
 def test_keys_that_cannot_be_kept_are_replaced_and_listed() -> None:
     template = "# Written by `emuedit init`\npairs:\n  a: $a\ndataset:\n  b: 3\n"
     earlier = "# Written by `emuedit init`\npairs:\n  a: [&p 1]\ndataset:\n  b: *p\n"

@@ -66,7 +66,12 @@ def test_a_fallen_champion_starts_a_deployment_that_exists() -> None:
 def test_the_pages_name_deployments_that_exist() -> None:
     names = {f"{load_flow(deployment).name}/{deployment['name']}" for deployment in DEPLOYMENTS}
     flows = "|".join({name.partition("/")[0] for name in names})
-    for page in (ROOT / "docs/operations.md", ROOT / "bench/harness/team_day.py", ROOT / "flows/model_flows.py"):
+    for page in (
+        ROOT / "docs/operations.md",
+        ROOT / "docs/promotion.md",
+        ROOT / "bench/harness/team_day.py",
+        ROOT / "flows/model_flows.py",
+    ):
         mentions = set(re.findall(rf"(?<![\w/])(?:{flows})/[a-z][a-z-]+(?![\w./])", page.read_text()))
         assert mentions
         assert mentions <= names, page
@@ -109,7 +114,7 @@ def test_automations_alone_are_applied_for_a_pool_of_another_kind(
 def test_the_kubernetes_pool_gets_the_automations() -> None:
     """Without them a run whose pod died holds its slot for ever."""
     command = "uv run python -m flows.server_setup --only-automations --automations infra/prefect/automations.yaml"
-    for file in ("infra/k8s/prefect.yaml", "docs/operations.md"):
+    for file in ("infra/k8s/prefect.yaml", "docs/deployment.md"):
         assert command in (ROOT / file).read_text(), file
 
 

@@ -185,7 +185,7 @@ def test_serving_has_neither_the_role_nor_the_keys_of_retrains() -> None:
     assert set(by_name) == set(accounts.values())
     assert all(entry["automountServiceAccountToken"] is False for entry in by_name.values())
     assert "annotations" not in by_name[accounts["Deployment"]]["metadata"]
-    page = (ROOT / "docs/operations.md").read_text()
+    page = (ROOT / "docs/deployment.md").read_text()
     assert set(re.findall(rf"system:serviceaccount:{KUSTOMIZATION['namespace']}:([a-z-]+)", page)) == {accounts["Job"]}
     annotated = re.findall(r"kubectl --namespace emuedit annotate serviceaccount ([a-z-]+) eks.amazonaws.com/role-arn=", page)
     assert annotated == [accounts["Job"]]
@@ -220,7 +220,7 @@ def secrets(pod: dict[str, Any]) -> set[str]:
 def test_each_secret_of_a_pod_is_created_in_the_docs() -> None:
     training, serving = secrets(pod_of("Job")), secrets(pod_of("Deployment"))
     assert not training & serving, "a secret of retrains may have keys that write to the bucket"
-    page = (ROOT / "docs/operations.md").read_text()
+    page = (ROOT / "docs/deployment.md").read_text()
     assert set(re.findall(r"create secret generic ([a-z-]+)", page)) == training | serving
 
 

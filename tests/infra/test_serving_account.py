@@ -34,7 +34,7 @@ def test_the_champion_is_no_administrator_of_mlflow() -> None:
 
 
 def test_the_docs_make_the_account_of_the_pods_with_the_same_command() -> None:
-    kubernetes = (ROOT / "docs/operations.md").read_text().partition("**Kubernetes.**")[2]
+    kubernetes = (ROOT / "docs/deployment.md").read_text().partition("**Kubernetes.**")[2]
     command, secret = kubernetes.index(str(SCRIPT.relative_to(ROOT))), kubernetes.index("generic serving-credentials")
     assert command < secret
     user = re.search(r"MLFLOW_TRACKING_USERNAME=(\w+)", kubernetes[secret:])
@@ -118,7 +118,7 @@ def test_all_random_passwords_can_be_changed() -> None:
     script = (FOLDER / "rotate-secrets").read_text()
     (accepted,) = re.findall(r"^ +(\w+(?: \| \w+)+)\) ;;$", script, re.MULTILINE)
     assert set(accepted.split(" | ")) == set(passwords)
-    page = (ROOT / "docs/operations.md").read_text()
+    page = (ROOT / "docs/deployment.md").read_text()
     documented = {
         word for line in re.findall(r"^infra/compose/rotate-secrets (.*)$", page, re.MULTILINE) for word in line.split()
     }

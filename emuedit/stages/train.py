@@ -106,7 +106,7 @@ class TrainJob:
         """Train in this process, alone or as one of several, from the last saved step; returns the trained editor."""
         params = self.params
         with (
-            open_accelerator(device, params.dtype, find_unused_parameters=params.lr_mult_text > 0) as accelerator,
+            open_accelerator(device, params.dtype) as accelerator,
             tempfile.TemporaryDirectory() as discarded,  # with FSDP all processes make previews
         ):
             main, preview = accelerator.is_main_process, None

@@ -111,13 +111,20 @@ def keep_float32_losses(plugin: Any) -> None:
     plugin.mixed_precision_policy = replace(policy, output_dtype=None, cast_forward_inputs=False)
 
 
+def find_unused_weights(accelerator: Accelerator) -> None:
+    """Let DDP search for weights without a gradient in each step, for a module that has some, before it is prepared.
+
+    The search goes through the graph of each pass, and warns on stderr where there are none.
+    """
+    accelerator.ddp_handler.find_unused_parameters = True
+
+
 @contextlib.contextmanager
-def open_accelerator(device: str = "cpu", dtype: str = "float32", find_unused_parameters: bool = False) -> Iterator[Accelerator]:
+def open_accelerator(device: str = "cpu", dtype: str = "float32") -> Iterator[Accelerator]:
     """The Accelerator of this process for one training; afterwards another one can be opened.
 
     device: device of a single process; with several, each uses the GPU of its local rank.
     dtype: of the computations; weights, gradients and optimizer stay float32.
-    find_unused_parameters: needed if a step does not use all trained weights.
     """
     import accelerate
     from accelerate.state import AcceleratorState
@@ -127,10 +134,7 @@ def open_accelerator(device: str = "cpu", dtype: str = "float32", find_unused_pa
     if "LOCAL_RANK" not in os.environ:
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
     try:
-        ddp = DistributedDataParallelKwargs(
-            find_unused_parameters=find_unused_parameters,
-            gradient_as_bucket_view=True,
-        )
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         handlers = [ddp, InitProcessGroupKwargs(timeout=GROUP_TIMEOUT)]
         accelerator = accelerate.Accelerator(cpu=is_cpu, mixed_precision=_MIXED_PRECISION[dtype], kwargs_handlers=handlers)
         if dtype != "float32" and accelerator.is_fsdp2:

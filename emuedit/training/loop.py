@@ -23,7 +23,7 @@ from emuedit.tracking import Tracker
 from emuedit.training.batch import Batch
 from emuedit.training.batch_feed import BatchFeed
 from emuedit.training.cuda_graph import GraphedPasses
-from emuedit.training.distributed import TrainingProcesses, is_sharded, n_passes
+from emuedit.training.distributed import TrainingProcesses, find_unused_weights, is_sharded, n_passes
 from emuedit.training.ema import EmaSettings
 from emuedit.training.held_out import held_out_loss
 from emuedit.training.latent_cache import LatentCache
@@ -73,6 +73,8 @@ class TrainLoop:
         self._names: tuple[str, ...] = ()  # names of the loss and its parts
         self._graph = GraphedPasses(self._passes, accelerator.device) if settings.cuda_graph else None
         editor.prepare(accelerator.device, self._is_sharded)
+        if editor.has_unused_weights:
+            find_unused_weights(accelerator)
         self.optimization = Optimization(
             editor,
             settings.schedule,

@@ -88,6 +88,11 @@ class TrainableEditor(nn.Module):
             lora.merge_adapters(unet)
         self.eval().requires_grad_(False)
 
+    @property
+    def has_unused_weights(self) -> bool:
+        """Whether trained weights never get a gradient: those of the last layers of SDXL's two text encoders."""
+        return len(self.text) > 1
+
     @contextmanager
     def sampling(self) -> Iterator[EditSampler]:
         """Context manager with a sampler of the current weights; the VAE and frozen text encoders are moved to its device.

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,11 +14,12 @@ from emuedit.training import latent_files
 from emuedit.training.kept_pairs import TrainingPairs
 from emuedit.training.latent_cache import LatentCache
 from emuedit.training.lora import LoraSettings
+from emuedit.training.loss import NO_DROPOUT, draw_noise
 from emuedit.training.optimization import STATE_FILE
 from emuedit.training.train_settings import TrainSettings
 from tests.editor.tiny_pipelines import build_base_model
 from tests.training.tiny_pairs import make_pair, write_pairs
-from tests.training.tiny_training import SETTINGS, train
+from tests.training.tiny_training import SETTINGS, make_editor, train
 
 SIZES = ((16, 24), (24, 16))
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -60,6 +62,23 @@ def test_two_sizes_are_trained_resumed_saved_loaded_and_edited(kind: str, varian
         image = sampler.sample(torch.zeros(1, 3, height, width), ["make it red"], ["local"], EditSettings(steps=1)).images
         assert image.shape == (1, 3, height, width)
     assert "local" in EmuEditPipeline.from_pretrained(tmp_path / "editor").tasks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["toy", "sd15", "sdxl"])
+def test_weights_without_a_gradient_are_known(kind: str, tmp_path: Path) -> None:
+    """Several processes wait for the gradients of all weights, except for those that are known to have none."""
+    latent_files.build(
+        TrainingPairs(*write_pairs(tmp_path, [make_pair(n) for n in range(6)])), build_base_model(kind), tmp_path / "cache"
+    )
+    cache = LatentCache(tmp_path / "cache", 0.0)
+    editor = make_editor(SETTINGS, kind)
+    editor.prepare(torch.device("cpu"))
+    batch = cache.batch(cache.train, np.arange(2), np.zeros(2, bool))
+    draws = draw_noise(tuple(batch.target.shape), 1000, NO_DROPOUT, 1.0, "test")
+    editor(batch, draws, SETTINGS.loss_weights).total(SETTINGS.loss_weights).sum().backward()
+    unused = [name for name, value in editor.named_parameters() if value.grad is None]
+    assert editor.has_unused_weights == bool(unused), unused
 
 
 class StopAfter:

@@ -20,7 +20,7 @@ def train_on(device: str, cache_folder: Path, scratch: Path, cuda_graph: bool) -
     scratch.mkdir()
     settings = GRAPH.model_copy(update={"cuda_graph": cuda_graph})
     editor = make_editor(settings)
-    with open_accelerator(device, settings.dtype, find_unused_parameters=True) as accelerator:
+    with open_accelerator(device, settings.dtype) as accelerator:
         TrainLoop(editor, LatentCache(cache_folder, settings.held_out_share), settings, scratch, accelerator).run()
     return {name: value.cpu() for name, value in editor.state_dict().items()}
 

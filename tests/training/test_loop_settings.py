@@ -22,7 +22,7 @@ from tests.training.tiny_training import SETTINGS, make_editor
 
 @contextmanager
 def open_loop(cache_folder: Path, scratch: Path, settings: TrainSettings, preview: Preview | None = None) -> Iterator[TrainLoop]:
-    with open_accelerator("cpu", settings.dtype, find_unused_parameters=True) as accelerator:
+    with open_accelerator("cpu", settings.dtype) as accelerator:
         cache = LatentCache(cache_folder, settings.held_out_share)
         yield TrainLoop(make_editor(settings), cache, settings, scratch, accelerator, preview)
 

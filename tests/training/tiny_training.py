@@ -40,7 +40,7 @@ def train(cache_folder: Path, scratch: Path, settings: TrainSettings = SETTINGS,
     """Train from the state in `scratch`, if there is one."""
     scratch.mkdir(parents=True, exist_ok=True)
     editor = make_editor(settings, kind)
-    with open_accelerator("cpu", settings.dtype, find_unused_parameters=settings.lr_mult_text > 0) as accelerator:
+    with open_accelerator("cpu", settings.dtype) as accelerator:
         TrainLoop(editor, LatentCache(cache_folder, settings.held_out_share), settings, scratch, accelerator).run()
     return editor
 

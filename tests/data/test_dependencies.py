@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from emuedit import config
 from emuedit.config import ParamsError
-from emuedit.data import dependencies
 from emuedit.data.dependencies import content_key, files_below, find_file, hash_file, stage_dependencies, work_key
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def parse_yaml(content: bytes) -> Any:
 
 @pytest.fixture
 def fast_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dependencies, "_yaml", lambda path: parse_yaml(path.read_bytes()))
+    monkeypatch.setattr(config, "read_yaml", lambda path: parse_yaml(path.read_bytes()))
 
 
 def make_tree(root: Path) -> Path:

@@ -1,5 +1,6 @@
 """Contact sheets: images in named rows, with a caption under every column."""
 
+import math
 import textwrap
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ PAD_PX = 8
 TEXT_COLOR, BACKGROUND_COLOR, ROW_NAME_COLOR = (32, 32, 36), (252, 252, 250), (120, 120, 126)
 GOOD_COLOR, BAD_COLOR = (38, 152, 84), (206, 56, 48)
 _CAPTION_LINE_PX = 15
-_ROW_NAME_WIDTH_PX = 60
+_MIN_ROW_NAME_WIDTH_PX = 60
 _TITLE_HEIGHT_PX = 28
 
 
@@ -29,7 +30,9 @@ def picture_grid(
     `marks`: row name -> N bools; True draws a green frame, False a red one.
     """
     title_font, small_font = load_font(15), load_font(12)
-    left, top, step = _ROW_NAME_WIDTH_PX, _TITLE_HEIGHT_PX if title else PAD_PX, CELL_PX + PAD_PX
+    name_width = max((small_font.getlength(drawable(name)) for name, _ in rows), default=0)
+    left = max(_MIN_ROW_NAME_WIDTH_PX, math.ceil(name_width) + 2 * PAD_PX)
+    top, step = _TITLE_HEIGHT_PX if title else PAD_PX, CELL_PX + PAD_PX
     n_columns = len(captions)
     captions_top = top + len(rows) * step
     size = (left + n_columns * step + PAD_PX, captions_top + lines * _CAPTION_LINE_PX + PAD_PX)

@@ -6,6 +6,7 @@ from PIL import Image
 
 from emuedit.data import fonts
 from emuedit.data.contact_sheet import CELL_PX, PAD_PX, picture_grid
+from emuedit.data.fonts import load_font
 
 LONG = "replace the background with " + "wood " * 40
 
@@ -23,6 +24,19 @@ def test_a_caption_does_not_reach_the_next_column(caption: str) -> None:
     left = sheet.width - 2 * (CELL_PX + PAD_PX) - PAD_PX
     assert left <= x.min()
     assert x.max() < left + CELL_PX + PAD_PX
+
+
+@pytest.mark.parametrize("name", ["ours", "InstructPix2Pix, 20 steps"])
+def test_the_name_of_a_row_is_drawn_whole(name: str) -> None:
+    """The images covered all but the first 60 pixels of it."""
+    white = np.full((1, 64, 64, 3), 255, np.uint8)
+    sheet = picture_grid([(name, white)], [""], lines=1)
+    left = sheet.width - CELL_PX - 2 * PAD_PX
+    length = load_font(12).getlength(name)
+    _, x = np.nonzero(ink(sheet))
+    assert x.min() >= PAD_PX
+    assert length - 3 < x.max() - PAD_PX < length + 3
+    assert x.max() < left
 
 
 def draw_caption(caption: str) -> bytes:

@@ -13,7 +13,7 @@ from emuedit.processes import QUIET_ENV
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "bench").glob("*.py"))
 RESULTS = [path for path in sorted((ROOT / "bench" / "results").glob("*.json")) if ".quick." not in path.name]
-WITHOUT_HARDWARE = {"pairs", "rendering", "sizes"}
+WITHOUT_HARDWARE = {"pairs"}
 """Results from before the hardware was recorded. A new run of the benchmark removes its name here."""
 
 

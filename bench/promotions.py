@@ -54,7 +54,7 @@ def script(number):
 def attempt(number):
     try:
         return {"ours": ours, "script": script}[method](number)
-    except Exception:
+    except Exception:  # of MLflow or the database, which differ by method; one failure must not lose the other answers
         traceback.print_exc()
         return None
 

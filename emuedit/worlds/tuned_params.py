@@ -79,15 +79,13 @@ def _replace_values(text: str, rendered: str, paths: Collection[_Path]) -> str:
 
     So does an alias, since its text is that of the anchor, which may be at a tuned key.
     """
-    old, new = yaml.compose(text), yaml.compose(rendered)
+    old, new = (dict(_walk(yaml.compose(content))) for content in (text, rendered))
     old_values, new_values = yaml.safe_load(text), yaml.safe_load(rendered)
-    written_at: dict[int, _Path] = {}
-    for place, leaf in _walk(old):
-        written_at.setdefault(id(leaf), place)
+    written_at = {id(node): path for path, node in reversed(old.items())}  # the first path of a value with aliases
     edits: dict[tuple[int, int], str] = {}
     for path in paths:
-        node, source = _find(old, path), _find(new, path)
-        if node is None or source is None or written_at.get(id(node), path) != path:
+        node, source = old.get(path), new.get(path)
+        if node is None or source is None or written_at[id(node)] != path:
             continue
         if _get(old_values, path) != _get(new_values, path):
             start, end = _span(source, rendered)
@@ -124,18 +122,6 @@ def _walk(node: yaml.Node | None, path: _Path = ()) -> Iterator[tuple[_Path, yam
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             yield from _walk(item, (*path, index))
-
-
-def _find(node: yaml.Node | None, path: _Path) -> yaml.Node | None:
-    """The node at a path, or None."""
-    for part in path:
-        if isinstance(node, yaml.MappingNode):
-            node = next((value for key, value in node.value if key.value == part), None)
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-        else:
-            return None
-    return node
 
 
 def _get(content: Any, path: _Path) -> Any:

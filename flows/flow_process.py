@@ -16,6 +16,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from emuedit.processes import exit_process
 from emuedit.tracking import moved_store, service_errors
 from emuedit.tracking.service_errors import ServiceError, hide_password
 from flows import prefect_access, process_guard
@@ -154,4 +155,4 @@ def _parse_arguments() -> tuple[RetrainOptions, int, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_process(main(), wait_for_threads=True)

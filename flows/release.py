@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from emuedit import process_identity
 from emuedit.data.data_card import CARD as DATA_CARD
@@ -59,6 +59,13 @@ class RetrainResult:
             "promoted": self.decision.promote if self.decision else None,
             "reason": self.decision.reason if self.decision else "",
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The result from `to_dict`, without the tags of the version, the table and the ledger."""
+        version = registry.ModelVersion(values["version"], values["run_id"]) if values["version"] else None
+        decision = Decision(bool(values["promoted"]), values["reason"]) if values["reason"] else None
+        return cls(values["stages"], values["run_id"], version, values["new"], decision)
 
 
 def check(graph: dvc_graph.Graph, options: RetrainOptions, will_run: bool) -> None:

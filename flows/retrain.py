@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from emuedit import params_check
@@ -16,7 +17,6 @@ from emuedit.metrics.success_table import format_success
 from emuedit.name_hints import check_options
 from emuedit.operations.server_stack import HEARTBEAT_ENV
 from emuedit.processes import QUIET_ENV, keep_compiled_modules, set_env_defaults
-from emuedit.promotion.gate import Decision
 from emuedit.tracking import store_address
 from emuedit.tracking.service_errors import SERVICE_ENV, hide_password
 from flows import dvc_graph, flow_process, prefect_access, release, run_history, stage_outputs
@@ -92,18 +92,8 @@ def _retrain(arguments: argparse.Namespace) -> int:
         _print_report(graph, up_to_date.result, start)
         return 0
     prefect_access.check()
-    answer = flow_process.run_flow(options)
-    graph = dvc_graph.read(root)
-    registered, _ = release.look_up(graph) if options.registry else (None, "")
-    result = release.RetrainResult(
-        answer["stages"],
-        answer["run_id"],
-        registered.version if registered else None,
-        answer["new"],
-        Decision(bool(answer["promoted"]), answer["reason"]) if answer["reason"] else None,
-        stage_outputs.success_table(graph),
-    )
-    _print_report(graph, result, start)
+    result = release.RetrainResult.from_dict(flow_process.run_flow(options))
+    _print_report(graph, replace(result, table=stage_outputs.success_table(graph)), start)
     return 0
 
 

@@ -51,6 +51,18 @@ atexit.register(print, "exit handler")
 print("buffered", end=", ")
 processes.exit_process(3)
 """
+LEAVING_THREAD = """
+import atexit, threading, time
+from emuedit import processes
+
+def end_later():
+    time.sleep(0.2)
+    print("thread", end=", ")
+
+atexit.register(print, "exit handler")
+threading.Thread(target=end_later).start()
+processes.exit_process(0, wait_for_threads=WAITS)
+"""
 
 
 def run_python(code: str, folder: Path, **options: object) -> "subprocess.CompletedProcess[str]":
@@ -74,6 +86,12 @@ def test_modules_are_compiled_once_where_the_environment_forbids_it(monkeypatch:
 def test_a_process_leaves_after_its_exit_handlers_and_without_taking_modules_apart(tmp_path: Path) -> None:
     process = run_python(LEAVING, tmp_path, stdout=subprocess.PIPE)
     assert (process.returncode, process.stdout, process.stderr) == (3, "buffered, exit handler\n", "")
+
+
+@pytest.mark.parametrize(("waits", "output"), [("False", "exit handler\n"), ("True", "thread, exit handler\n")])
+def test_a_process_waits_for_its_threads_on_request(tmp_path: Path, waits: str, output: str) -> None:
+    process = run_python(LEAVING_THREAD.replace("WAITS", waits), tmp_path, stdout=subprocess.PIPE)
+    assert (process.returncode, process.stdout, process.stderr) == (0, output, "")
 
 
 def test_a_process_whose_reader_has_ended_leaves_without_a_trace(tmp_path: Path) -> None:

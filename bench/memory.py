@@ -24,10 +24,11 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from emuedit.editor.unet import EditorUNet
-from emuedit.training import flops, lora
+from emuedit.training import lora
 from emuedit.training.lora import LoraSettings
-from emuedit.training.memory import GIB, MemoryEstimator, MemoryPlan
-from emuedit.training.meta_step import editor_loss
+from emuedit.training.memory import flops
+from emuedit.training.memory.memory_estimator import GIB, MemoryEstimator, MemoryPlan
+from emuedit.training.memory.meta_step import editor_loss
 
 NAMES = {"sd15": "SD1.5", "sdxl": "SDXL"}
 LORA = LoraSettings(rank=16)

@@ -8,7 +8,8 @@ from typing import NoReturn
 
 from emuedit.editing import edit_commands, learn_command, task_commands
 from emuedit.name_hints import check_options
-from emuedit.operations import ledger_commands, remote_commands, server_commands
+from emuedit.operations import ledger_commands, server_commands
+from emuedit.operations.storage import remote_commands
 from emuedit.processes import QUIET_ENV, exit_process, keep_compiled_modules, set_env_defaults
 from emuedit.promotion import promotion_commands
 from emuedit.tracking import service_errors, store_address, sync_command

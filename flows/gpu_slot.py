@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 
-from emuedit.operations.server_stack import GPU_LIMIT
+from emuedit.operations.servers.server_stack import GPU_LIMIT
 
 LEASE_S = 60
 """How long the server keeps a slot whose process is killed, in seconds: the shortest lease that Prefect allows, renewed every

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from emuedit.operations.http_probe import ask
+from emuedit.operations.servers.http_probe import ask
 from emuedit.tracking.service_errors import hide_password
 
 _ANSWER_S = 5.0

@@ -16,8 +16,8 @@ from typing import Any
 
 from emuedit import git
 from emuedit.failures import FailureKind
-from emuedit.operations import dvc_remote
-from emuedit.operations.remote_error import RemoteError
+from emuedit.operations.storage import dvc_remote
+from emuedit.operations.storage.remote_error import RemoteError
 from emuedit.tracking.runs import flatten
 from flows import push_access, result_origin
 from flows.dvc_graph import LOCK, Graph

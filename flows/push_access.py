@@ -7,9 +7,9 @@ from pathlib import Path
 from uuid import uuid4
 
 from emuedit.failures import FailureKind, kind_of
-from emuedit.operations import dvc_remote, object_probes
-from emuedit.operations.bucket import SCRATCH, Bucket
-from emuedit.operations.remote_error import RemoteError
+from emuedit.operations.storage import dvc_remote, object_probes
+from emuedit.operations.storage.bucket import SCRATCH, Bucket
+from emuedit.operations.storage.remote_error import RemoteError
 
 _OTHER_CREDENTIALS = ("credentialpath", "configpath", "allow_anonymous_login")
 """Options of a DVC remote that `Bucket` does not read: with them, the attempt would use other credentials than DVC."""

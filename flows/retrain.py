@@ -15,7 +15,7 @@ from emuedit import params_check
 from emuedit.config import ParamsError
 from emuedit.metrics.success_table import format_success
 from emuedit.name_hints import check_options
-from emuedit.operations.server_stack import HEARTBEAT_ENV
+from emuedit.operations.servers.server_stack import HEARTBEAT_ENV
 from emuedit.processes import QUIET_ENV, keep_compiled_modules, set_env_defaults
 from emuedit.tracking import store_address
 from emuedit.tracking.service_errors import SERVICE_ENV, hide_password

@@ -27,7 +27,7 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_arguments_from_entrypoint
 
-from emuedit.operations.server_stack import GPU_LIMIT
+from emuedit.operations.servers.server_stack import GPU_LIMIT
 from flows.schedule_states import kept_states
 
 WEBHOOK_ENV, SLACK_ENV = "EMUEDIT_WEBHOOK_URL", "EMUEDIT_SLACK_URL"

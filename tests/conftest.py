@@ -25,10 +25,10 @@ FOLDER = Path(__file__).parent
 KINDS = ("toy", "sd15", "sdxl")
 """The kinds of `tiny_base_models`."""
 LONGEST_FILES = (
-    "stages/test_train.py", "flows/test_stopping.py", "operations/test_remote_commands.py",
+    "stages/test_train.py", "flows/test_stopping.py", "operations/storage/test_remote_commands.py",
     "operations/test_server_commands.py", "synthesis/test_worker_pool.py", "stages/test_train_processes.py",
-    "stages/test_chain.py", "training/test_accelerate_launch.py", "training/test_memory.py", "doors/test_places.py",
-    "flows/test_pyfunc_model.py", "training/test_architectures.py", "editor/test_edit_pipeline.py",
+    "stages/test_chain.py", "training/test_accelerate_launch.py", "training/memory/test_memory_estimator.py",
+    "doors/test_places.py", "flows/test_pyfunc_model.py", "training/test_architectures.py", "editor/test_edit_pipeline.py",
     "toyworld/test_reading.py", "stages/test_validation.py", "synthesis/test_sampler.py", "test_architecture.py",
     "flows/test_release.py", "doors/test_services.py", "promotion/test_failed_moves.py", "doors/test_fuzz_edits.py",
     "synthesis/methods/test_prompt_to_prompt.py", "promotion/test_alias_moves.py", "editor/test_task_adapter.py",
@@ -39,7 +39,7 @@ LONGEST_FILES = (
     "promotion/test_postgres_moves.py", "editing/test_learn_task.py", "flows/test_process_guard.py",
     "toyworld/test_pair_judge.py", "bench/test_session_processes.py", "metrics/test_photo_benchmark.py",
     "editor/test_checkpoint.py", "promotion/test_killed_moves.py", "models/test_text_to_image.py", "editing/test_session.py",
-    "training/test_latent_cache_reuse.py", "synthesis/test_attention_features.py",
+    "training/batches/test_latent_cache_reuse.py", "synthesis/test_attention_features.py",
 )  # fmt: skip
 """Those that take nine seconds or more, the longest first (`uv run pytest --durations=0`). The first three stand for all files
 that share their server."""
@@ -54,9 +54,10 @@ SHARED_SERVERS = {
         "training/test_loop", "training/test_distributed", "training/test_sharded", "training/test_process_counts",
     ),
     "moto": (
-        "operations/test_remote_commands", "operations/test_remote_check", "operations/test_remote_faults",
-        "operations/test_dvc_faults", "operations/test_bucket_setup", "operations/test_data_manifest",
-        "operations/test_doctor_remote", "flows/test_push_access",
+        "operations/storage/test_remote_commands", "operations/storage/test_remote_check",
+        "operations/storage/test_remote_faults", "operations/storage/test_dvc_faults",
+        "operations/storage/test_bucket_setup", "operations/storage/test_data_manifest",
+        "operations/health/test_doctor_remote", "flows/test_push_access",
     ),
 }  # fmt: skip
 """Groups of files that run in the same process, because their server takes ten seconds of a core or more to start."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import LONGEST_FILES, SHARED_SERVERS
 from tests.repository import ROOT, module_name, python_files, tracked_files
 
 PACKAGES = ("emuedit", "toyworld", "flows", "bench", "tests")
@@ -142,3 +143,8 @@ def test_weights_are_small_and_safe() -> None:
 
 def test_the_lock_file_names_public_indexes_only() -> None:
     assert set(re.findall(r"https?://([\w.-]+)", (ROOT / "uv.lock").read_text())) == PUBLIC_INDEXES
+
+
+def test_the_files_that_the_scheduler_of_the_tests_names_exist() -> None:
+    names = [*LONGEST_FILES, *(f"{name}.py" for files in SHARED_SERVERS.values() for name in files)]
+    assert [name for name in names if not (ROOT / "tests" / name).is_file()] == []

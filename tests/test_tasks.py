@@ -120,7 +120,7 @@ from emuedit.stages.dataset import DatasetParams
 from emuedit.stages.evaluation import EvaluationParams
 from emuedit.stages.pairs import PairsParams
 from emuedit.synthesis.recipes import recipes_for
-from emuedit.training.mirroring import may_flip
+from emuedit.training.batches.mirroring import may_flip
 
 root = Path.cwd()
 assert Path(emuedit.__file__).is_relative_to(root)

@@ -26,7 +26,7 @@ def main() -> None:
     from emuedit.data.publish import STATS_FILE, logs_folder
     from emuedit.stages import train
     from emuedit.tracking import read_stats
-    from emuedit.training import latent_files
+    from emuedit.training.batches import latent_files
 
     root, encoding_s = Path(workspace), 0.0
     params = config.load(train.TrainParams, "train", root / "params.yaml")

@@ -19,7 +19,7 @@ import psutil
 import yaml
 
 from emuedit import config
-from emuedit.operations.bucket import Bucket, RemoteLocation
+from emuedit.operations.storage.bucket import Bucket, RemoteLocation
 from harness import command
 
 STORE_PORT, SERVER_PORT = 6158, 9500

@@ -13,7 +13,7 @@ from torch import Tensor
 from emuedit.editor.sampling import EditSampler
 from emuedit.models.text_to_image import TextCondition
 from emuedit.runtime import rng
-from emuedit.training.batch import Batch
+from emuedit.training.batches.batch import Batch
 from emuedit.training.inversion_examples import select_examples
 from emuedit.training.loss import UNWEIGHTED, draw_noise, loss_parts
 from emuedit.training.task_inversion import InversionSettings

@@ -23,7 +23,7 @@ from emuedit.data.png import PngError, decode_png, png_size
 from emuedit.data_checks.pair_profile import Embeddings
 from emuedit.models import image_tensors
 from emuedit.runtime import seed_for
-from emuedit.training.kept_pairs import KeptPairs, PairShard
+from emuedit.training.batches.kept_pairs import KeptPairs, PairShard
 
 SIDES = ("source", "target")
 MAX_EXAMPLES = 20

@@ -11,7 +11,7 @@ from emuedit.data_checks.pair_profile import MAX_WORDS, Embeddings, PairProfile
 from emuedit.data_checks.picture_measures import Embedder, PictureMeasures
 from emuedit.data_checks.text_measures import MAX_EXAMPLES, TextMeasures, TextSettings
 from emuedit.progress import Progress
-from emuedit.training.kept_pairs import KeptPairs, pair_shards
+from emuedit.training.batches.kept_pairs import KeptPairs, pair_shards
 
 
 class DamagedVerdictsError(ValueError):

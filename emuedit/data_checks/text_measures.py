@@ -24,7 +24,7 @@ from emuedit.data.dependencies import hash_file
 from emuedit.data.filters import read_columns
 from emuedit.data.records import Pair
 from emuedit.prompts.diversity import normalize_text
-from emuedit.training.kept_pairs import KeptPairs, PairShard
+from emuedit.training.batches.kept_pairs import KeptPairs, PairShard
 
 MAX_EXAMPLES = 20
 _COLUMNS = ("id", "instruction_id", "instruction", "source_caption", "target_caption")

@@ -1,1 +1,1 @@
-"""What the people who run the project need beside the pipeline: data in S3-compatible storage, and servers."""
+"""What the people who run the project need beside the pipeline: storage, servers, health checks, and the yield ledger."""

@@ -8,18 +8,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from emuedit.operations import (
+from emuedit.operations.health import registry_checks
+from emuedit.operations.servers import (
     ceph_store,
     local_ports,
     mlflow_tables,
     postgres_server,
-    registry_checks,
     server_control,
     server_stack,
     worker_variables,
 )
-from emuedit.operations.background_process import read_record
-from emuedit.operations.remote_error import RemoteError
+from emuedit.operations.servers.background_process import read_record
+from emuedit.operations.storage.remote_error import RemoteError
 from emuedit.progress import format_duration, waiting
 
 DATA = Path(".emuedit")
@@ -151,7 +151,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from emuedit.operations.doctor import examine
+    from emuedit.operations.health.doctor import examine
 
     return examine(as_json=options.json)
 

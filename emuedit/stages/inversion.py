@@ -17,7 +17,7 @@ from emuedit.metrics.benchmark import Benchmark
 from emuedit.runtime import Runtime
 from emuedit.stages import batch_divisor, stage_main
 from emuedit.tracking import Tracker
-from emuedit.training.batch import Batch
+from emuedit.training.batches.batch import Batch
 from emuedit.training.inversion_examples import encode_split
 from emuedit.training.task_inversion import InversionSettings, invert, training_loss
 

@@ -40,8 +40,8 @@ from emuedit.runtime import Runtime, rng, seed_for
 from emuedit.stages import batch_divisor, stage_main
 from emuedit.tasks import TASKS
 from emuedit.tracking import Tracker
-from emuedit.training.lr_schedule import LrSchedule
-from emuedit.training.optimization import STATE_FILE, Optimization
+from emuedit.training.optim.lr_schedule import LrSchedule
+from emuedit.training.optim.optimization import STATE_FILE, Optimization
 
 IN, OUT = "data/instructions", "models/router"
 HEADLINE = (

@@ -26,15 +26,16 @@ from emuedit.processes import prepare_workers
 from emuedit.progress import waiting
 from emuedit.runtime import Runtime
 from emuedit.stages import batch_divisor, stage_main
-from emuedit.training import latent_files, replay, starting_point, training_checks
+from emuedit.training import starting_point, training_checks
 from emuedit.training.accelerate_launch import LaunchConfig, run_accelerate
-from emuedit.training.aspect_buckets import AspectBuckets
+from emuedit.training.batches import latent_files, replay
+from emuedit.training.batches.aspect_buckets import AspectBuckets
+from emuedit.training.batches.kept_pairs import TrainingPairs
+from emuedit.training.batches.latent_cache import LatentCache
+from emuedit.training.batches.latent_files import EncodingKeys
 from emuedit.training.distributed import TrainingProcesses, n_passes, n_processes, open_accelerator, run_distributed
-from emuedit.training.kept_pairs import TrainingPairs
-from emuedit.training.latent_cache import LatentCache
-from emuedit.training.latent_files import EncodingKeys
 from emuedit.training.loop import Preview, TrainLoop
-from emuedit.training.optimization import STATE_FILE, read_average
+from emuedit.training.optim.optimization import STATE_FILE, read_average
 from emuedit.training.start_average import average_with_start
 from emuedit.training.starting_point import BASE_MODEL, Encoders, StartingPoint
 from emuedit.training.train_settings import TrainSettings

@@ -1,1 +1,1 @@
-"""Training of the editor: latent cache, loss, training loop, distributed processes."""
+"""Training of the editor: training loop, loss, task inversion, distributed processes; batches, optimizers and memory."""

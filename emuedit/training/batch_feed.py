@@ -7,9 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from emuedit.training.batch import Batch
+from emuedit.training.batches.batch import Batch
+from emuedit.training.batches.latent_cache import LatentCache
 from emuedit.training.distributed import n_passes, shard
-from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loss import NoiseDraws, draw_noise
 from emuedit.training.train_settings import TrainSettings
 

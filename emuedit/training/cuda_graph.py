@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emuedit.training.batch import Batch
+from emuedit.training.batches.batch import Batch
 from emuedit.training.loss import NoiseDraws
 
 N_EAGER_CALLS = 3

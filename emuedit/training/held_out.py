@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from emuedit.training.batches.latent_cache import LatentCache
 from emuedit.training.distributed import is_sharded
-from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, NoiseDraws, draw_noise
 from emuedit.training.trainable_editor import TrainableEditor
 from emuedit.training.training_error import BadPairsError

@@ -12,8 +12,8 @@ from torch import Tensor
 from emuedit.data.image_io import Pixels
 from emuedit.editor.sampling import EditSampler
 from emuedit.models import image_tensors
-from emuedit.training.batch import Batch
-from emuedit.training.mirroring import has_no_side
+from emuedit.training.batches.batch import Batch
+from emuedit.training.batches.mirroring import has_no_side
 
 PIXELS_PER_PASS = 8 * 512**2
 """Pixels per VAE batch and per pass: eight examples of 512 px. Ours."""

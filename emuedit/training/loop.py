@@ -20,15 +20,15 @@ from torch import Tensor
 
 from emuedit.progress import Progress
 from emuedit.tracking import Tracker
-from emuedit.training.batch import Batch
 from emuedit.training.batch_feed import BatchFeed
+from emuedit.training.batches.batch import Batch
+from emuedit.training.batches.latent_cache import LatentCache
 from emuedit.training.cuda_graph import GraphedPasses
 from emuedit.training.distributed import TrainingProcesses, find_unused_weights, is_sharded, n_passes
-from emuedit.training.ema import EmaSettings
 from emuedit.training.held_out import held_out_loss
-from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loss import LossParts, NoiseDraws
-from emuedit.training.optimization import STATE_FILE, Optimization
+from emuedit.training.optim.ema import EmaSettings
+from emuedit.training.optim.optimization import STATE_FILE, Optimization
 from emuedit.training.resources import SpeedMeter, count_flops
 from emuedit.training.train_settings import TrainSettings
 from emuedit.training.trainable_editor import TrainableEditor

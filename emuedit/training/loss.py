@@ -22,7 +22,7 @@ from emuedit.editor.unet import EditorUNet
 from emuedit.models import objective
 from emuedit.models.text_to_image import TextCondition
 from emuedit.runtime import generator
-from emuedit.training.batch import Batch, to_device
+from emuedit.training.batches.batch import Batch, to_device
 
 TimestepSampling = Literal["power", "logit_normal"]
 

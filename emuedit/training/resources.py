@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from emuedit.training.aspect_buckets import Size
+from emuedit.training.batches.aspect_buckets import Size
+from emuedit.training.batches.latent_cache import LatentCache
 from emuedit.training.distributed import TrainingProcesses, n_passes
-from emuedit.training.flops import forward_flops, mfu, training_flops
-from emuedit.training.latent_cache import LatentCache
-from emuedit.training.memory import MemoryEstimator
-from emuedit.training.memory_check import check_fits
-from emuedit.training.memory_plan import GIB, MemoryPlan
+from emuedit.training.memory.flops import forward_flops, mfu, training_flops
+from emuedit.training.memory.memory_check import check_fits
+from emuedit.training.memory.memory_estimator import MemoryEstimator
+from emuedit.training.memory.memory_plan import GIB, MemoryPlan
 from emuedit.training.train_settings import TrainSettings
 from emuedit.training.trainable_editor import TrainableEditor
 

@@ -30,7 +30,7 @@ from emuedit.progress import Progress
 from emuedit.runtime import generator, rng
 from emuedit.tracking import Tracker
 from emuedit.training import inversion_examples
-from emuedit.training.batch import Batch
+from emuedit.training.batches.batch import Batch
 from emuedit.training.inversion_examples import select_examples, split_rows
 from emuedit.training.loss import (
     NO_DROPOUT,

@@ -11,8 +11,8 @@ from emuedit import config
 from emuedit.models.objective import Objective
 from emuedit.training.lora import LAYERS_WITH_NEW_INPUTS, LoraSettings
 from emuedit.training.loss import ConditionDropout, LossWeights
-from emuedit.training.lr_schedule import Decay, LrSchedule
-from emuedit.training.optimizers import OptimizerName
+from emuedit.training.optim.lr_schedule import Decay, LrSchedule
+from emuedit.training.optim.optimizers import OptimizerName
 from emuedit.training.presets import with_preset
 
 NEW_WEIGHTS = (*(f"net.unet.{layer}." for layer in LAYERS_WITH_NEW_INPUTS), "net.table.")

@@ -21,9 +21,9 @@ from emuedit.models.attention_processor import use_unfused_attention_on_cpu
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.runtime import seed_for
 from emuedit.training import lora, loss
-from emuedit.training.batch import Batch
+from emuedit.training.batches.batch import Batch
 from emuedit.training.loss import LossParts, LossWeights, NoiseDraws
-from emuedit.training.sharded_tensors import gathered_root
+from emuedit.training.optim.sharded_tensors import gathered_root
 from emuedit.training.train_settings import TrainSettings
 
 

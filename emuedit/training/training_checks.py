@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 from emuedit.tasks import ALL_TASKS
-from emuedit.training.aspect_buckets import AspectBuckets
+from emuedit.training.batches.aspect_buckets import AspectBuckets
+from emuedit.training.batches.kept_pairs import TrainingPairs
+from emuedit.training.batches.latent_cache import check_task_weights, check_tasks, no_training_pairs
+from emuedit.training.batches.latent_files import caption_seed, held_out_bound
 from emuedit.training.distributed import TrainingProcesses, n_passes
-from emuedit.training.kept_pairs import TrainingPairs
-from emuedit.training.latent_cache import check_task_weights, check_tasks, no_training_pairs
-from emuedit.training.latent_files import caption_seed, held_out_bound
-from emuedit.training.optimizers import check_optimizer
+from emuedit.training.optim.optimizers import check_optimizer
 from emuedit.training.resources import check_memory
 from emuedit.training.starting_point import StartError, StartingPoint
 from emuedit.training.train_settings import TrainSettings

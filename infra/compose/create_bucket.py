@@ -2,8 +2,8 @@
 
 import os
 
-from emuedit.operations import bucket_setup
-from emuedit.operations.bucket import Bucket, RemoteLocation
+from emuedit.operations.storage import bucket_setup
+from emuedit.operations.storage.bucket import Bucket, RemoteLocation
 
 if __name__ == "__main__":
     bucket = Bucket(RemoteLocation.parse(f"s3://{os.environ['EMUEDIT_BUCKET']}/emuedit", os.environ["AWS_ENDPOINT_URL"]))

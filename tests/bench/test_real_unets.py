@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from emuedit.training import flops
+from emuedit.training.memory import flops
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 

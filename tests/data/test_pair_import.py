@@ -21,7 +21,7 @@ from emuedit.data.formats.row_conversion import ImportOptions
 from emuedit.data.png import decode_png
 from emuedit.data.publish import read_folder, read_summary
 from emuedit.data.records import Drop, Pair
-from emuedit.training.latent_files import caption_seed
+from emuedit.training.batches.latent_files import caption_seed
 
 FLOAT, TEXT, IMAGE = datasets.Value("float64"), datasets.Value("string"), datasets.Image()
 SCORES = ("clip_sim_source", "clip_sim_target", "clip_sim_dir", "clip_sim_image", "dinov2_sim", "ssim")

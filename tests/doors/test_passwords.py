@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from emuedit.operations import http_probe, server_checks
+from emuedit.operations.health import server_checks
+from emuedit.operations.servers import http_probe
 from emuedit.tracking import registry, service_errors, stats
 from flows import dvc_graph, prefect_access, release, retrain
 from tests.doors.fake_servers import broken_server

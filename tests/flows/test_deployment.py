@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from emuedit.operations import prefect_checks, server_stack
+from emuedit.operations.health import prefect_checks
+from emuedit.operations.servers import server_stack
 from flows import server_setup
 from flows.run_reason import complete_reason
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from emuedit.failures import FailureKind
-from emuedit.operations.bucket import Bucket
-from emuedit.operations.remote_error import RemoteError
+from emuedit.operations.storage.bucket import Bucket
+from emuedit.operations.storage.remote_error import RemoteError
 from flows import publication, push_access
 from flows.publication import PublicationError
 from tests.operations.conftest import aws_environment, make_bucket, moto_url, proxy

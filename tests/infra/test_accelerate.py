@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.distributed.fsdp import CPUOffloadPolicy
 
-from emuedit.training.memory import FSDP_UNITS
+from emuedit.training.memory.memory_estimator import FSDP_UNITS
 from tests.repository import ROOT
 
 FOLDER = ROOT / "infra/accelerate"

@@ -9,7 +9,8 @@ from uuid import uuid4
 import pytest
 import yaml
 
-from emuedit.operations import server_checks, server_stack
+from emuedit.operations.health import server_checks
+from emuedit.operations.servers import server_stack
 from tests.repository import ROOT
 
 (HEARTBEAT,) = server_stack.HEARTBEAT_ENV

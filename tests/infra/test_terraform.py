@@ -10,7 +10,7 @@ from typing import Any
 import hcl2
 import pytest
 
-from emuedit.operations import bucket_setup
+from emuedit.operations.storage import bucket_setup
 from tests.repository import ROOT
 
 FOLDER = ROOT / "infra/terraform"
@@ -110,7 +110,7 @@ WITHOUT_REQUEST = {"generate_presigned_url"}
 @pytest.mark.slow
 def test_the_trainer_may_do_what_the_code_asks_of_the_store() -> None:
     pattern = re.compile(r"""(?:\bcall\(|\.get_paginator\()\s*"([a-z0-9_]+)"|\bclient\.(?!get_paginator)([a-z0-9_]+)\(""")
-    files = [path for path in (ROOT / "emuedit/operations").glob("*.py") if "Bucket" in path.read_text()]
+    files = [path for path in (ROOT / "emuedit/operations").rglob("*.py") if "Bucket" in path.read_text()]
     names = {first or second for path in files for first, second in pattern.findall(path.read_text())}
     assert names == ACTIONS.keys() | OF_THE_OWNER | WITHOUT_REQUEST
     statements = named("data", "aws_iam_policy_document", "trainer")["statement"]
@@ -179,7 +179,7 @@ def test_names_of_roles_and_issuers(tmp_path: Path, values: dict[str, str], mess
 
 def test_artifacts_of_mlflow_lie_where_the_roles_and_the_lifecycle_rules_are() -> None:
     (prefix,) = (block["prefix"]["default"] for block in blocks("variable") if "prefix" in block)
-    files = ("infra/compose.yaml", "docs/deployment.md", "emuedit/operations/server_stack.py")
+    files = ("infra/compose.yaml", "docs/deployment.md", "emuedit/operations/servers/server_stack.py")
     for file in files:
         urls = re.findall(r"s3://[^/\s`]+/\S*mlflow\b", (ROOT / file).read_text())
         assert urls, file

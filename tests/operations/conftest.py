@@ -18,9 +18,9 @@ from uuid import uuid4
 
 import pytest
 
-from emuedit.operations import bucket_setup, dvc_remote
-from emuedit.operations.bucket import Bucket, RemoteLocation
-from emuedit.operations.object_probes import remove_folder
+from emuedit.operations.storage import bucket_setup, dvc_remote
+from emuedit.operations.storage.bucket import Bucket, RemoteLocation
+from emuedit.operations.storage.object_probes import remove_folder
 from tests.operations.faulty_proxy import FaultyProxy
 
 Answers = dict[str, tuple[int, Any]]

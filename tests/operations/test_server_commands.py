@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from emuedit import cli
-from emuedit.operations import ceph_store, server_stack
-from emuedit.operations.bucket import Bucket, RemoteLocation
-from emuedit.operations.http_probe import ask
+from emuedit.operations.servers import ceph_store, server_stack
+from emuedit.operations.servers.http_probe import ask
+from emuedit.operations.storage.bucket import Bucket, RemoteLocation
 from tests.repository import ROOT
 
 PREFECT_YAML = """\

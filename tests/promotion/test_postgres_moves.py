@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy import text
 
-from emuedit.operations import postgres_server
+from emuedit.operations.servers import postgres_server
 from emuedit.tracking import alias_moves, move_tickets, registry, runs
 from tests.promotion.stores import number_at
 

@@ -20,7 +20,7 @@ from emuedit.data.records import Pair, Verdict
 from emuedit.data.shards import write_shard
 from emuedit.stages import dataset, train
 from emuedit.stages.dataset import DatasetError
-from emuedit.training.latent_cache import LatentCache
+from emuedit.training.batches.latent_cache import LatentCache
 from tests.stages.scored_pairs import make_pair, make_params, publish_toy_pairs, read_verdicts
 from tests.stages.workspace import load_params, skip_estimates
 from toyworld.edits import exact_dataset

@@ -20,11 +20,11 @@ from emuedit.models import text_to_image
 from emuedit.stages import MEMORY_ENV, train
 from emuedit.stages.train import TrainParams
 from emuedit.tracking import read_stats
-from emuedit.training import loss, optimization, starting_point, training_checks
+from emuedit.training import loss, starting_point, training_checks
 from emuedit.training.distributed import n_passes
 from emuedit.training.loss import LossParts
-from emuedit.training.optimization import Optimization
-from emuedit.training.optimizers import OptimizerError
+from emuedit.training.optim.optimization import Optimization
+from emuedit.training.optim.optimizers import OptimizerError
 from emuedit.training.training_error import TrainingError
 from tests.stages.workspace import Workspace, check_stop_message, hide_mlflow, load_params, toy_world
 from tests.warm_server import warm_up
@@ -238,7 +238,7 @@ def test_what_two_processes_trained_is_read_without_an_optimizer(
     def refuse(*arguments: object) -> NoReturn:
         raise OptimizerError("want a GPU")
 
-    monkeypatch.setattr(optimization, "build_optimizer", refuse)  # not in the processes that train
+    monkeypatch.setattr("emuedit.training.optim.optimization.build_optimizer", refuse)  # not in the processes that train
     root = link_data(exact_pairs, tmp_path)
     warm_up()
     train.run(make_params(processes=2), root)

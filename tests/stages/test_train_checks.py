@@ -9,10 +9,11 @@ from PIL import Image
 
 from emuedit.metrics.photo_benchmark import BenchmarkError
 from emuedit.stages import train
-from emuedit.training import latent_files, memory_check
 from emuedit.training.accelerate_launch import LaunchConfigError
-from emuedit.training.memory_check import DeviceBusyError, MemoryFitError
-from emuedit.training.optimizers import OptimizerError
+from emuedit.training.batches import latent_files
+from emuedit.training.memory import memory_check
+from emuedit.training.memory.memory_check import DeviceBusyError, MemoryFitError
+from emuedit.training.optim.optimizers import OptimizerError
 from emuedit.training.starting_point import StartError
 from emuedit.training.training_error import TrainingError
 from tests.stages.workspace import load_params, toy_world

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from emuedit.stages import train
-from emuedit.training import latent_files, training_checks
-from emuedit.training.kept_pairs import TrainingPairs
+from emuedit.training import training_checks
+from emuedit.training.batches import latent_files
+from emuedit.training.batches.kept_pairs import TrainingPairs
 from emuedit.training.starting_point import Encoders
 from tests.stages.workspace import load_params
 from tests.training.tiny_pairs import make_pair, write_pairs

@@ -14,7 +14,7 @@ from emuedit.editor import sampling
 from emuedit.stages import train
 from emuedit.stages.train import PreviewParams
 from emuedit.training import starting_point
-from emuedit.training.optimization import STATE_FILE
+from emuedit.training.optim.optimization import STATE_FILE
 from tests.stages.workspace import load_params, skip_estimates
 from toyworld.edits import exact_dataset
 

@@ -15,7 +15,7 @@ from emuedit.stages.evaluation import EvaluationParams
 from emuedit.stages.instructions import InstructionsParams
 from emuedit.stages.train import TrainParams
 from emuedit.training import starting_point
-from emuedit.training.kept_pairs import REPLAY_PAIRS
+from emuedit.training.batches.kept_pairs import REPLAY_PAIRS
 from tests.repository import ROOT
 from toyworld.edits import exact_judge
 from toyworld.edits.exact_edits import build_edits

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from emuedit import cli
-from emuedit.operations import server_control
-from emuedit.operations.background_process import ProcessRecord
+from emuedit.operations.servers import server_control
+from emuedit.operations.servers.background_process import ProcessRecord
 from emuedit.process_identity import start_mark
 from emuedit.tracking import moved_store, store_address
 from flows import retrain

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from emuedit.models.text_to_image import TextToImageModel
-from emuedit.training import latent_files, loss
-from emuedit.training.batch import Batch
-from emuedit.training.kept_pairs import TrainingPairs
+from emuedit.training import loss
+from emuedit.training.batches import latent_files
+from emuedit.training.batches.batch import Batch
+from emuedit.training.batches.kept_pairs import TrainingPairs
 from emuedit.training.loss import LossParts
 from tests.editor.tiny_pipelines import build_base_model
 from tests.training.perfect_network import make_batch

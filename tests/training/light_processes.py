@@ -11,8 +11,8 @@ from torch import distributed
 
 from emuedit.processes import prepare_workers
 from emuedit.training.distributed import open_accelerator, run_distributed
-from emuedit.training.lr_schedule import LrSchedule
-from emuedit.training.optimization import STATE_FILE, Optimization
+from emuedit.training.optim.lr_schedule import LrSchedule
+from emuedit.training.optim.optimization import STATE_FILE, Optimization
 from emuedit.training.training_error import TrainingError
 from tests.warm_server import fork_servers
 

@@ -10,7 +10,7 @@ from emuedit.editor.unet import Prediction
 from emuedit.models import objective
 from emuedit.models.text_to_image import TextCondition
 from emuedit.training import loss
-from emuedit.training.batch import Batch
+from emuedit.training.batches.batch import Batch
 from emuedit.training.loss import LossWeights, NoiseDraws
 
 WEIGHTS = LossWeights(

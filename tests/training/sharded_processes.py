@@ -18,10 +18,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from emuedit.editor.settings import EditSettings
 from emuedit.tracking import stats
 from emuedit.training import loop
+from emuedit.training.batches.latent_cache import LatentCache
 from emuedit.training.distributed import open_accelerator
-from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loop import Preview, TrainLoop
-from emuedit.training.memory import FSDP_UNITS
+from emuedit.training.memory.memory_estimator import FSDP_UNITS
 from emuedit.training.train_settings import TrainSettings
 from tests.training.tiny_training import make_editor
 

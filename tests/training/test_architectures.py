@@ -10,12 +10,12 @@ import torch
 from emuedit.editor import checkpoint, sampling
 from emuedit.editor.edit_pipeline import EmuEditPipeline
 from emuedit.editor.settings import EditSettings
-from emuedit.training import latent_files
-from emuedit.training.kept_pairs import TrainingPairs
-from emuedit.training.latent_cache import LatentCache
+from emuedit.training.batches import latent_files
+from emuedit.training.batches.kept_pairs import TrainingPairs
+from emuedit.training.batches.latent_cache import LatentCache
 from emuedit.training.lora import LoraSettings
 from emuedit.training.loss import NO_DROPOUT, draw_noise
-from emuedit.training.optimization import STATE_FILE
+from emuedit.training.optim.optimization import STATE_FILE
 from emuedit.training.train_settings import TrainSettings
 from tests.editor.tiny_pipelines import build_base_model
 from tests.training.tiny_pairs import make_pair, write_pairs
@@ -48,7 +48,7 @@ def test_two_sizes_are_trained_resumed_saved_loaded_and_edited(kind: str, varian
     uninterrupted = train(tmp_path / "cache", tmp_path / "uninterrupted", settings, kind)
     stop_after_two = StopAfter(2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("emuedit.training.optimization.Optimization.update", stop_after_two.update)
+        patch.setattr("emuedit.training.optim.optimization.Optimization.update", stop_after_two.update)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "cache", tmp_path / "stopped", settings, kind)
     assert torch.load(tmp_path / "stopped" / STATE_FILE, weights_only=True)["step"] == 2
@@ -85,7 +85,7 @@ class StopAfter:
     """An `Optimization.update` that interrupts the training after some steps."""
 
     def __init__(self, steps: int) -> None:
-        from emuedit.training.optimization import Optimization
+        from emuedit.training.optim.optimization import Optimization
 
         self.steps, self.made, self.original = steps, 0, Optimization.update
 

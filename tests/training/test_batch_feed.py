@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from emuedit.training.batch_feed import BatchFeed, MicroBatch
-from emuedit.training.latent_cache import LatentCache
+from emuedit.training.batches.latent_cache import LatentCache
 from emuedit.training.loss import ConditionDropout, LossWeights, draw_noise
 from emuedit.training.train_settings import TrainSettings
 

@@ -6,9 +6,9 @@ import accelerate
 import pytest
 import torch
 
+from emuedit.training.batches.latent_cache import LatentCache
 from emuedit.training.cuda_graph import GraphedPasses
 from emuedit.training.distributed import open_accelerator
-from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loop import TrainLoop
 from emuedit.training.training_error import TrainingError
 from tests.training.tiny_training import SETTINGS, make_editor

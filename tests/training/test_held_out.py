@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from emuedit.training import held_out, latent_files
-from emuedit.training.batch import Batch
+from emuedit.training import held_out
+from emuedit.training.batches import latent_files
+from emuedit.training.batches.batch import Batch
+from emuedit.training.batches.kept_pairs import TrainingPairs
+from emuedit.training.batches.latent_cache import LatentCache
 from emuedit.training.distributed import open_accelerator
-from emuedit.training.kept_pairs import TrainingPairs
-from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loss import NO_DROPOUT, LossParts, NoiseDraws, draw_noise
 from tests.editor.tiny_pipelines import build_base_model
 from tests.training.tiny_pairs import make_pair, write_pairs

@@ -8,11 +8,11 @@ import torch
 
 from emuedit.tasks import TASKS
 from emuedit.tracking import read_stats
+from emuedit.training.batches.latent_cache import LatentCache
 from emuedit.training.distributed import DistributedError, open_accelerator, run_distributed
 from emuedit.training.held_out import PAIRS_PER_TASK, held_out_loss
-from emuedit.training.latent_cache import LatentCache
 from emuedit.training.lora import LoraSettings
-from emuedit.training.optimization import STATE_FILE
+from emuedit.training.optim.optimization import STATE_FILE
 from emuedit.training.trainable_editor import TrainableEditor
 from tests.training.tiny_training import SETTINGS, make_editor, train, train_in_process
 from tests.warm_server import warm_up

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from emuedit.training import optimization
 from emuedit.training.batch_feed import BatchFeed
+from emuedit.training.batches.latent_cache import LatentCache
 from emuedit.training.distributed import open_accelerator
-from emuedit.training.ema import EmaSettings
-from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loop import Preview, TrainLoop
-from emuedit.training.optimizers import build_optimizer
+from emuedit.training.optim import optimization
+from emuedit.training.optim.ema import EmaSettings
+from emuedit.training.optim.optimizers import build_optimizer
 from emuedit.training.train_settings import TrainSettings
 from tests.training.tiny_training import SETTINGS, make_editor
 

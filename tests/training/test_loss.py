@@ -9,7 +9,7 @@ import torch
 from emuedit.editor import checkpoint
 from emuedit.models.text_to_image import TextCondition, TextToImageModel
 from emuedit.training import loss
-from emuedit.training.batch import Batch
+from emuedit.training.batches.batch import Batch
 from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, ConditionDropout, LossWeights
 from tests.training.perfect_network import WEIGHTS, PerfectNetwork, WrongNetwork, draw_at, losses_of, normal
 

@@ -11,10 +11,10 @@ import torch
 from emuedit.tasks import ALL_TASKS
 from emuedit.tracking import read_stats
 from emuedit.training.batch_feed import BatchFeed
+from emuedit.training.batches.latent_cache import LatentCache
 from emuedit.training.distributed import open_accelerator
-from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loop import TrainLoop
-from emuedit.training.optimization import STATE_FILE, Optimization
+from emuedit.training.optim.optimization import STATE_FILE, Optimization
 from emuedit.training.training_error import TrainingError
 from tests.training.tiny_training import SETTINGS, make_editor, train
 

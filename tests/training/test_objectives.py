@@ -16,7 +16,7 @@ from emuedit.models import objective
 from emuedit.models.objective import Objective
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.training import loss
-from emuedit.training.batch import Batch
+from emuedit.training.batches.batch import Batch
 from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED
 from tests.editor.tiny_pipelines import SCHEDULE
 from tests.training.perfect_network import WEIGHTS, PerfectNetwork, WrongNetwork, draw_at, losses_of, normal

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from emuedit.training.distributed import run_distributed
-from emuedit.training.optimization import STATE_FILE
+from emuedit.training.optim.optimization import STATE_FILE
 from tests.training.tiny_training import SETTINGS, make_editor, train_for_some_steps
 from tests.warm_server import warm_up
 

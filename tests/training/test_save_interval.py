@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from emuedit.training.optimization import Optimization
+from emuedit.training.optim.optimization import Optimization
 from tests.training.tiny_training import SETTINGS, train
 
 

@@ -12,13 +12,13 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from emuedit.tracking import read_stats
+from emuedit.training.batches.latent_cache import LatentCache
 from emuedit.training.distributed import run_distributed
-from emuedit.training.ema import Ema, EmaSettings
-from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loop import TrainLoop
-from emuedit.training.lr_schedule import LrSchedule
-from emuedit.training.optimization import STATE_FILE, Optimization
-from emuedit.training.sharded_tensors import to_full
+from emuedit.training.optim.ema import Ema, EmaSettings
+from emuedit.training.optim.lr_schedule import LrSchedule
+from emuedit.training.optim.optimization import STATE_FILE, Optimization
+from emuedit.training.optim.sharded_tensors import to_full
 from emuedit.training.training_error import TrainingError
 from tests.training.sharded_processes import lone_process, shard_layers, sharding_accelerator, train_with_previews
 from tests.training.tiny_training import SETTINGS, make_editor

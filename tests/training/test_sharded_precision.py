@@ -11,12 +11,12 @@ import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 
-from emuedit.training.batch import Batch
+from emuedit.training.batches.batch import Batch
 from emuedit.training.distributed import open_accelerator
 from emuedit.training.loss import NO_DROPOUT, draw_noise
-from emuedit.training.lr_schedule import LrSchedule
-from emuedit.training.optimization import Optimization
-from emuedit.training.sharded_tensors import to_full
+from emuedit.training.optim.lr_schedule import LrSchedule
+from emuedit.training.optim.optimization import Optimization
+from emuedit.training.optim.sharded_tensors import to_full
 from tests.training.sharded_processes import lone_process, shard_layers, sharding_accelerator
 from tests.training.tiny_training import SETTINGS, make_editor
 

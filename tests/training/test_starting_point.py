@@ -17,9 +17,10 @@ from emuedit.editor.task_embedding import TaskEmbedding
 from emuedit.models import text_to_image
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.tracking import registry
-from emuedit.training import latent_files, replay, starting_point
-from emuedit.training.kept_pairs import TrainingPairs
-from emuedit.training.latent_cache import LatentCache
+from emuedit.training import starting_point
+from emuedit.training.batches import latent_files, replay
+from emuedit.training.batches.kept_pairs import TrainingPairs
+from emuedit.training.batches.latent_cache import LatentCache
 from emuedit.training.starting_point import Encoders, StartError, StartingPoint
 from tests.stages.workspace import toy_world
 from tests.training.tiny_pairs import make_pair, write_pairs

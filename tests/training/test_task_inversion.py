@@ -12,7 +12,7 @@ from emuedit.models import image_tensors
 from emuedit.models.text_to_image import TextCondition
 from emuedit.tasks import ALL_TASKS
 from emuedit.training import inversion_examples, task_inversion
-from emuedit.training.batch import Batch
+from emuedit.training.batches.batch import Batch
 from emuedit.training.inversion_examples import encode_examples, encode_split, select_examples
 from emuedit.training.loss import LossParts
 from emuedit.training.task_inversion import MIN_HELD_OUT_DRAWS, InversionSettings, LearnedTask, invert, start_embeddings

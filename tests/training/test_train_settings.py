@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from emuedit.training.lr_schedule import Decay, LrSchedule
+from emuedit.training.optim.lr_schedule import Decay, LrSchedule
 from emuedit.training.train_settings import NEW_WEIGHTS, TrainSettings
 from tests.training.tiny_training import make_editor
 

@@ -9,10 +9,11 @@ import torch
 
 from emuedit.editor.settings import EditSettings
 from emuedit.models.text_to_image import TextCondition
-from emuedit.training import latent_files, lora
-from emuedit.training.batch import Batch
-from emuedit.training.kept_pairs import TrainingPairs
-from emuedit.training.latent_cache import LatentCache
+from emuedit.training import lora
+from emuedit.training.batches import latent_files
+from emuedit.training.batches.batch import Batch
+from emuedit.training.batches.kept_pairs import TrainingPairs
+from emuedit.training.batches.latent_cache import LatentCache
 from emuedit.training.lora import LoraSettings
 from emuedit.training.loss import NO_DROPOUT, UNWEIGHTED, NoiseDraws, draw_noise
 from tests.editor.tiny_pipelines import build_base_model

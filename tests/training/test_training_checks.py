@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from emuedit.models.text_to_image import TextToImageModel
-from emuedit.training import latent_files, replay, training_checks
+from emuedit.training import training_checks
+from emuedit.training.batches import latent_files, replay
+from emuedit.training.batches.kept_pairs import TrainingPairs
+from emuedit.training.batches.latent_cache import LatentCache, LatentCacheError
 from emuedit.training.distributed import TrainingProcesses
-from emuedit.training.kept_pairs import TrainingPairs
-from emuedit.training.latent_cache import LatentCache, LatentCacheError
-from emuedit.training.optimizers import OptimizerError
+from emuedit.training.optim.optimizers import OptimizerError
 from emuedit.training.presets import preset_names, with_preset
 from emuedit.training.starting_point import StartError, StartingPoint
 from emuedit.training.train_settings import TrainSettings
@@ -52,7 +53,7 @@ def test_settings_that_the_processes_do_not_allow_are_refused(
 
 def test_an_optimizer_in_8_bits_is_refused_with_sharded_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """bitsandbytes is present, and its optimizer would update each part as if it was a parameter by itself."""
-    monkeypatch.setattr("emuedit.training.optimizers.importlib.import_module", lambda name: name)
+    monkeypatch.setattr("emuedit.training.optim.optimizers.importlib.import_module", lambda name: name)
     with pytest.raises(TrainingError, match=r"want train.optimizer adamw with sharded weights \(FSDP\), got adamw_8bit; set it"):
         training_checks.check_processes(settings(optimizer="adamw_8bit"), SHARDED)
     training_checks.check_processes(settings(optimizer="adamw_8bit"), ONE_GPU)

@@ -10,8 +10,8 @@ import torch
 from emuedit.editor import checkpoint
 from emuedit.tracking import stats
 from emuedit.training import loss
+from emuedit.training.batches.latent_cache import LatentCache
 from emuedit.training.distributed import open_accelerator
-from emuedit.training.latent_cache import LatentCache
 from emuedit.training.loop import TrainLoop
 from emuedit.training.loss import ConditionDropout, LossParts, LossWeights
 from emuedit.training.train_settings import TrainSettings

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from emuedit.progress import Progress
 from emuedit.runtime import Runtime
-from emuedit.training.ema import EmaSettings
-from emuedit.training.lr_schedule import LrSchedule
-from emuedit.training.optimization import STATE_FILE, Optimization, check_recipe
+from emuedit.training.optim.ema import EmaSettings
+from emuedit.training.optim.lr_schedule import LrSchedule
+from emuedit.training.optim.optimization import STATE_FILE, Optimization, check_recipe
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

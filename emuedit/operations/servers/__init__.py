@@ -1,0 +1,1 @@
+"""The servers of one machine: PostgreSQL, MLflow, Prefect and an S3 store; their start, state and end."""

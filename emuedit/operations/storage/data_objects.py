@@ -1,0 +1,84 @@
+"""The objects of DVC's data in a remote: their names, and whether the store can still read them.
+
+A store that stops during an upload may later list an object that it cannot read: Ceph's gateway, killed during uploads to a
+bucket with versions, did so with 5 of 218 objects. DVC believes the listing, so `dvc push` does not upload the object again.
+"""
+
+import json
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from emuedit.operations.storage.bucket import THREADS, Bucket
+from emuedit.operations.storage.dvc_remote import run_dvc
+from emuedit.operations.storage.remote_error import RemoteError
+
+OBJECTS = "files/md5/"
+"""DVC's folder in a remote and in its cache."""
+_GONE = "NoSuchKey"
+_N_SHOWN = 5
+
+
+def object_name(digest: str) -> str:
+    """Name below the prefix of a remote, and below DVC's cache, of the file or listing with this hash."""
+    return f"{OBJECTS}{digest[:2]}/{digest[2:]}"
+
+
+def cache_folder(root: Path) -> Path:
+    """DVC's cache of the clone at `root`."""
+    return root / run_dvc(["cache", "dir"], root).strip()
+
+
+def files_of_folders(digests: Collection[str], cache: Path, bucket: Bucket) -> tuple[set[str], set[str]]:
+    """The hashes of the files in the folders among `digests`, and the folders whose listing is nowhere.
+
+    Listings are read from the cache, else from the remote.
+    """
+    files, missing = set[str](), set[str]()
+    for folder in sorted(digest for digest in digests if digest.endswith(".dir")):
+        local = cache / object_name(folder)
+        content = local.read_bytes() if local.exists() else bucket.get(object_name(folder))
+        if content is None:
+            missing.add(folder)
+        else:
+            files.update(entry["md5"] for entry in json.loads(content))
+    return files, missing
+
+
+def find_unreadable(bucket: Bucket, digests: Collection[str]) -> list[str]:
+    """The names of those of the listed objects with these hashes that cannot be read, or have another size than listed."""
+    start = len(bucket.location.key(""))
+    listed = {key[start:]: size for key, size in bucket.sizes(OBJECTS).items()}
+    names = sorted(name for name in map(object_name, digests) if name in listed)
+    bucket.client  # noqa: B018 - created before the threads, because creating a client is not thread-safe
+    with ThreadPoolExecutor(THREADS) as pool:
+        sizes = pool.map(lambda name: _size(bucket, name), names)
+        return [name for name, size in zip(names, sizes, strict=True) if size != listed[name]]
+
+
+def upload_again(bucket: Bucket, names: Collection[str], cache: Path) -> None:
+    """Replace objects of the remote by the files of the cache. Raises RemoteError, before any upload, if the cache lacks some."""
+    if absent := [name for name in names if not (cache / name).exists()]:
+        raise RemoteError(
+            f"want {describe(absent)} in DVC's cache, got none; run this in a clone that has them, or run their stages again"
+        )
+    client = bucket.client
+    for name in names:
+        with bucket.explained(), (cache / name).open("rb") as file:
+            client.upload_fileobj(file, bucket.location.bucket, bucket.location.key(name))
+
+
+def describe(names: Collection[str]) -> str:
+    """The number of objects and the names of the first."""
+    more = f" and {len(names) - _N_SHOWN} more" if len(names) > _N_SHOWN else ""
+    return f"{len(names)} objects ({', '.join(sorted(names)[:_N_SHOWN])}{more})"
+
+
+def _size(bucket: Bucket, name: str) -> int | None:
+    """Bytes of an object; None if the store has none of this name."""
+    try:
+        return int(bucket.call("head_object", Key=bucket.location.key(name))["ContentLength"])
+    except RemoteError as error:
+        if error.code == _GONE:
+            return None
+        raise

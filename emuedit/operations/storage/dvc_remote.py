@@ -1,0 +1,108 @@
+"""The settings of DVC's remote, read and written through `python -m dvc`, and the subprocesses of dvc and git."""
+
+import configparser
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from emuedit import git
+from emuedit.git import GitError
+from emuedit.operations.storage.bucket import RemoteLocation
+from emuedit.operations.storage.remote_error import RemoteError
+
+INIT = "create one with `emuedit remote init s3://bucket/prefix`"
+_GIT_TIMEOUT_S = 60
+
+
+def run_dvc(arguments: Sequence[str], root: Path, with_warnings: bool = False) -> str:
+    """The output of `dvc ARGUMENTS`, optionally with its warnings.
+
+    Raises RemoteError with DVC's text if it fails, including outside a DVC project.
+    """
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "true", "COLUMNS": "1000"}
+    command = [sys.executable, "-W", "ignore", "-m", "dvc", *arguments]
+    process = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)  # noqa: S603 - fixed words
+    if process.returncode:
+        reason = process.stderr.strip() or process.stdout.strip()
+        _, _, errors = reason.partition("ERROR: ")  # warnings precede it
+        reason = (errors or reason)[-1500:]
+        raise RemoteError(f"`dvc {arguments[0]}` failed with status {process.returncode}: {reason}", "DvcFailed")
+    return process.stdout + (process.stderr if with_warnings else "")
+
+
+def run_git(arguments: Sequence[str], root: Path) -> str:
+    """The output of `git ARGUMENTS`. Raises RemoteError if it fails, or if it would ask for a password."""
+    try:
+        return git.run(root, *arguments, timeout_s=_GIT_TIMEOUT_S)
+    except GitError as error:
+        raise RemoteError(str(error), "GitFailed") from error
+
+
+def read_settings(root: Path) -> dict[str, str]:
+    """All DVC settings in effect for the project at `root`, such as {'core.remote': 's3', 'remote.s3.url': 's3://...'}."""
+    lines = run_dvc(["config", "--list"], root).splitlines()
+    return dict(line.split("=", maxsplit=1) for line in lines if "=" in line)
+
+
+def read_location(root: Path) -> tuple[str, RemoteLocation]:
+    """Name and location of the default DVC remote. Raises RemoteError if there is none in S3-compatible storage."""
+    settings = read_settings(root)
+    name = settings.get("core.remote")
+    url = settings.get(f"remote.{name}.url")
+    if name is None or url is None:
+        raise RemoteError(f"want a default DVC remote, got none in {root / '.dvc/config'}; {INIT}", "NoRemote")
+    if not url.startswith("s3://"):
+        raise RemoteError(f"want a DVC remote in S3-compatible storage, got {name!r} at {url}; {INIT}", "NoRemote")
+    remote = {key.removeprefix(f"remote.{name}."): value for key, value in settings.items() if key.startswith(f"remote.{name}.")}
+    return name, to_location(remote)
+
+
+def read_s3_remote() -> dict[str, str] | None:
+    """Options of the default remote of the working folder if it is in S3, read without DVC, which takes a second to start."""
+    parser = configparser.ConfigParser()
+    parser.read([".dvc/config", ".dvc/config.local"])
+    section = f"'remote \"{parser.get('core', 'remote', fallback='')}\"'"
+    if section not in parser or not parser[section].get("url", "").startswith("s3://"):
+        return None
+    return dict(parser[section])
+
+
+def to_location(remote: Mapping[str, str]) -> RemoteLocation:
+    """The location from the options of a DVC remote in S3-compatible storage. Raises RemoteError."""
+    place = RemoteLocation.parse(remote["url"], remote.get("endpointurl"), remote.get("region"), remote.get("profile"))
+    verify = remote.get("ssl_verify")
+    return RemoteLocation(
+        place.bucket, place.prefix, place.endpoint, place.region, place.profile,
+        remote.get("access_key_id"), remote.get("secret_access_key"), remote.get("session_token"),
+        {"false": False, "true": True}.get(verify.lower(), verify) if verify else None,
+    )  # fmt: skip
+
+
+def write_location(root: Path, name: str, location: RemoteLocation, local: bool) -> str | None:
+    """Write the remote and make it the default; returns the previous URL of a remote with this name, if it differs.
+
+    local: to .dvc/config.local, which git ignores, instead of .dvc/config. Credentials are never written.
+    """
+    before = read_settings(root).get(f"remote.{name}.url")
+    where = ["--local"] if local else []
+    run_dvc(["remote", "add", *where, "--default", "--force", name, location.url], root)
+    for setting, value in {"endpointurl": location.endpoint, "region": location.region, "profile": location.profile}.items():
+        if value is not None:
+            run_dvc(["remote", "modify", *where, name, setting, value], root)
+    return before if before != location.url else None
+
+
+def find_root(start: Path | None = None) -> Path:
+    """The root of the DVC project that contains `start` (default: the working folder). Raises RemoteError outside a project."""
+    folder = (start or Path.cwd()).resolve()
+    for candidate in (folder, *folder.parents):
+        if (candidate / ".dvc").is_dir():
+            return candidate
+    raise RemoteError(f"want a folder of a DVC project, got {folder}; run it in the clone of the project")
+
+
+def is_pushed(root: Path) -> bool:
+    """Whether a remote-tracking branch contains the current commit."""
+    return bool(run_git(["branch", "--remotes", "--contains", "HEAD"], root).strip())

@@ -1,0 +1,1 @@
+"""The memory and the FLOPs of a training, computed before it starts."""

@@ -43,8 +43,11 @@ _PERMANENT = {
 }  # fmt: skip
 """Permanent errors of huggingface_hub: wrong name, missing permission, offline mode."""
 _TRANSIENT_STATUS = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)  # transient ones below 500
-_MEMORY_PHRASES = ("can't allocate memory", "MPS backend out of memory", "CUDA error: out of memory")
-"""Messages of torch's plain RuntimeErrors: on a CPU, on macOS, and of CUDA outside its allocator."""
+_MEMORY_PHRASES = (
+    "can't allocate memory", "MPS backend out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)  # fmt: skip
+"""Messages of torch's plain RuntimeErrors: on a CPU, on macOS, and of CUDA and its libraries outside torch's allocator."""
 
 
 def kind_of(error: BaseException) -> FailureKind:

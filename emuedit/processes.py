@@ -8,6 +8,7 @@ cannot use CUDA once its parent has initialised it.
 import atexit
 import contextlib
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Literal, NoReturn
 
 QUIET_ENV = {
@@ -29,6 +31,7 @@ QUIET_ENV = {
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**31), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 """Keep freed buffers (glibc, read when a process starts). Returning them to the system after every operator costs a sixth of a
 training step on a CPU, and the same share of pair generation."""
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def set_env_defaults(defaults: Mapping[str, str] = QUIET_ENV) -> None:
@@ -46,16 +49,31 @@ def keep_compiled_modules() -> None:
 
 
 def available_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use: those of its affinity, and at most the quota of its container, rounded up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period_us = _container_limit("cpu.max").partition(" ")  # microseconds per period
+    return min(cores, max(1, math.ceil(int(quota) / int(period_us)))) if quota.isdecimal() else cores
+
+
+def memory_capacity() -> int:
+    """Memory of this machine, or the limit of its container, in bytes."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = _container_limit("memory.max")
+    return min(physical, int(limit)) if limit.isdecimal() else physical
+
+
+def _container_limit(name: str) -> str:
+    """A limit of cgroup v2; `max` or empty: none."""
+    file = CGROUP / name
+    return file.read_text().strip() if file.is_file() else ""
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them, up to its first wrong entry."""
     import torch
 
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
+    named, n_gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ""), torch.cuda.device_count()
+    return named.split(",")[:n_gpus] if named else [str(i) for i in range(n_gpus)]
 
 
 def exit_process(status: int, wait_for_threads: bool = False) -> NoReturn:

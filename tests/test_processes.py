@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from emuedit.processes import keep_compiled_modules, start_method
+from emuedit import processes
+from emuedit.processes import available_cores, keep_compiled_modules, memory_capacity, start_method
 
 SLOW_MODULE = """
 import os, time
@@ -81,6 +82,27 @@ def test_modules_are_compiled_once_where_the_environment_forbids_it(monkeypatch:
     keep_compiled_modules()
     assert "PYTHONDONTWRITEBYTECODE" not in os.environ
     assert not sys.dont_write_bytecode
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max 100000", 6), ("250000 100000", 3), ("50000 100000", 1), ("900000 100000", 6), (None, 6)]
+)
+def test_cores_are_limited_by_the_quota_of_a_container(
+    quota: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert available_cores() == cores
+
+
+def test_memory_is_limited_by_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "CGROUP", tmp_path)
+    physical = memory_capacity()
+    for limit, expected in (("max", physical), ("3000000", 3_000_000), (str(2**60), physical)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert memory_capacity() == expected
 
 
 def test_a_process_leaves_after_its_exit_handlers_and_without_taking_modules_apart(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from emuedit.stages.pairs import PairsParams
 from emuedit.synthesis import batching
 from emuedit.synthesis.candidate import source_caption, variant_caption
 from emuedit.synthesis.methods import prompt_to_prompt
-from emuedit.synthesis.methods.prompt_to_prompt import LocalBlend, PromptToPromptEdit
+from emuedit.synthesis.methods.local_blend import LocalBlend
+from emuedit.synthesis.methods.prompt_to_prompt import PromptToPromptEdit
 from emuedit.synthesis.recipes import SoftMaskRecipe, recipes_for
 from emuedit.synthesis.strategy import AllCandidates, BanditStrategy, Strategy, TrialCounts, choose_candidates
 from emuedit.synthesis.variant_plan import Variant
@@ -175,7 +176,7 @@ class PromptToPromptMethod:
         base_model, scale = setup.models.base_model, GUIDANCE_SCALE * setup.guidance_factor
         height, width = (n // base_model.factor for n in base_model.size)
         n_tokens = round(height * width * LAYER_SHARE)
-        blend = LocalBlend(n_tokens, BLEND_THRESHOLD, BLEND_START) if self.blend else None
+        blend = LocalBlend(n_tokens=n_tokens, threshold=BLEND_THRESHOLD, start=BLEND_START) if self.blend else None
         like = PromptToPromptEdit(0, "", CROSS_FRACTION, SELF_FRACTION, n_tokens, scale, blend=blend)
         pairs = []
         for batch in _pack_by_caption(instructions, setup.params.rows_per_batch):

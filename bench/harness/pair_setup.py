@@ -73,9 +73,8 @@ class Setup:
 
     @cached_property
     def prompt_to_prompt(self) -> PromptToPrompt:
-        """Prompt-to-Prompt with the same base model."""
-        dtype, interval = self.models.runtime.torch_dtype, self.params.guidance_interval
-        return PromptToPrompt(self.models.base_model, self.params.steps, dtype, interval)
+        """Prompt-to-Prompt with the same settings."""
+        return PromptToPrompt(self.sampler)
 
     @property
     def guidance_factor(self) -> float:

@@ -33,7 +33,8 @@ Annotation = tuple[np.ndarray, np.ndarray]
 class Annotators:
     """A callable with the networks of the vision tasks.
 
-    Networks are folders, relative to the working directory, or hub ids; each is loaded on first use.
+    Networks are hub ids, or folders relative to the working directory (in the stage `pairs`, to the project's); each is loaded on
+    first use.
     """
 
     depth: str | None

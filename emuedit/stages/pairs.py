@@ -124,8 +124,8 @@ def run(params: PairsParams, root: Path) -> Summary:
 def _make_shards(params: PairsParams, root: Path, instructions: list[Instruction], runtime: Runtime) -> Summary:
     recorded = params.model_dump(mode="json", exclude={"workers", "device"}) | {"dtype": runtime.dtype}
     models = [config.resolve_path(getattr(params.world, name), root) for name in MODELS]
-    weights_bytes = _weights_bytes(models)
-    if isinstance(params.workers, LocalWorkers) and count_processes(params.workers, runtime.device, weights_bytes) > 1:
+    workers = _with_fewer_processes(params.workers, runtime.device, _weights_bytes(models))
+    if isinstance(workers, LocalWorkers) and workers.processes > 1:
         prepare_workers(runtime.device, WORKER_MODULES)
     changes_the_result = recorded | {"rows_per_batch": None}
     scratch = scratch_folder(root, "pairs", work_key("pairs", changes_the_result, root, *models), changes_the_result)
@@ -146,7 +146,7 @@ def _make_shards(params: PairsParams, root: Path, instructions: list[Instruction
             progress.advance(share * n_pairs[name], note=f"{n_dropped} dropped")
 
         build = partial(_build_work, _with_smaller_batches(params), root, scratch, runtime)
-        with worker_pool(params.workers, build, runtime.device, report, weights_bytes) as pool:
+        with worker_pool(workers, build, runtime.device, report) as pool:
             for numbers in strategy.shard_rounds(params.strategy, len(shards)):
                 missing = [number for number in numbers if not paths[number].exists()]
                 jobs = {paths[n].name: ShardJob(paths[n], shards[n], trial_counts) for n in missing}
@@ -174,6 +174,18 @@ def _build_work(params: PairsParams, root: Path, scratch: Path, runtime: Runtime
         return len(drops)
 
     return make
+
+
+def _with_fewer_processes(workers: Workers, device: str, weights_bytes: int | None) -> Workers:
+    """The workers with their number of processes; after running out of a machine's memory, half of the processes."""
+    if not isinstance(workers, LocalWorkers):
+        return workers
+    processes = count_processes(workers, device, weights_bytes)
+    if device == "cpu" and batch_divisor() > 1:
+        before, processes = (max(1, processes // divisor) for divisor in (batch_divisor() // 2, batch_divisor()))
+        if processes < before:
+            print(f"pairs: ran out of memory with {before} processes; retrying with {processes}", flush=True)
+    return workers.model_copy(update={"processes": processes})
 
 
 def _with_smaller_batches(params: PairsParams) -> PairsParams:

@@ -43,18 +43,19 @@ class MaskControl:
         self._qk_row = attention_mixing.injection_rows(rows, source_row, inject)
 
     def set_recorded(
-        self, features: AttentionFeatures, source_of: Tensor, M: Tensor, inject: Tensor, size: tuple[int, int], halves: int
+        self, features: AttentionFeatures, source_of: Tensor, M: Tensor, inject: Tensor, size: tuple[int, int], n_terms: int
     ) -> None:
-        """Describe the next forward pass of only K variants, `halves` times each, with recorded attention of their sources.
+        """Describe the next forward pass of only K variants, with recorded attention of their sources.
 
         `source_of` int64 [K]: index of each variant's source in `features`; M [K, 1, H, W], `inject` [K] and
-        `size` are as for `set`. Raises ValueError for features with fewer halves, and as `set`.
+        `size` are as for `set`. `n_terms`: terms of guidance in the pass, which has K rows for each; 1 is only the text. Raises
+        ValueError for features with fewer terms, and as `set`.
         """
-        if features.halves < halves:
-            raise ValueError(f"want the sources' attention for {halves} halves of guidance, got {features.halves}")
-        has_source = torch.ones(len(source_of) * halves, dtype=torch.bool, device=source_of.device)
-        self._set(source_of.repeat(halves), M.repeat(halves, 1, 1, 1), inject.repeat(halves), size, has_source)
-        self._features, self._source_of, self._halves = features, source_of, halves
+        if features.n_terms < n_terms:
+            raise ValueError(f"want the sources' attention for {n_terms} terms of guidance, got {features.n_terms}")
+        has_source = torch.ones(len(source_of) * n_terms, dtype=torch.bool, device=source_of.device)
+        self._set(source_of.repeat(n_terms), M.repeat(n_terms, 1, 1, 1), inject.repeat(n_terms), size, has_source)
+        self._features, self._source_of, self._n_terms = features, source_of, n_terms
 
     def _set(self, source_row: Tensor, M: Tensor, inject: Tensor, size: tuple[int, int], has_source: Tensor) -> None:
         if not len(source_row) == len(M) == len(inject):
@@ -93,8 +94,8 @@ class MaskControl:
         return attention_mixing.mix_outputs(out, out_source, self._token_masks[n_tokens])
 
     def _recorded(self, layer: Tensor) -> Tensor:
-        """The features [H, G, ...] of one layer as batch rows [R, ...]; without guidance, only the text half."""
-        return layer[-self._halves :, self._source_of].flatten(0, 1)
+        """The features [E, G, ...] of one layer as batch rows [R, ...]; without guidance, only those of the text."""
+        return layer[-self._n_terms :, self._source_of].flatten(0, 1)
 
     def _check_rows(self, rows: Tensor) -> None:
         """Raise ValueError if `set` was not called, or was called for another number of rows."""

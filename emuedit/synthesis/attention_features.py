@@ -1,6 +1,6 @@
 """Record the attention of sources while they are sampled, so that forward passes of variants need no source rows.
 
-Shapes: H halves of classifier-free guidance (null before text), G sources, N tokens of a layer, D the layer's width.
+Shapes: E terms of classifier-free guidance (null before text), G sources, N tokens of a layer, D the layer's width.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from emuedit.models.attention_processor import HookedAttnProcessor, install_proc
 class AttentionFeatures:
     """Attention of G sources in one forward pass of a U-Net, by layer in execution order."""
 
-    queries: tuple[Tensor, ...]  # of the self-attentions [H, G, heads, N, D / heads]
+    queries: tuple[Tensor, ...]  # of the self-attentions [E, G, heads, N, D / heads]
     keys: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]  # of all attentions, before their output projection [H, G, N, D]
+    outputs: tuple[Tensor, ...]  # of all attentions, before their output projection [E, G, N, D]
 
     @property
-    def halves(self) -> int:
-        """1 for a forward pass without guidance, else 2."""
+    def n_terms(self) -> int:
+        """E: 1 for a forward pass without guidance, else 2."""
         return len(self.outputs[0])
 
     @property

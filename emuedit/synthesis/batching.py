@@ -57,7 +57,7 @@ def generate_edits(
         renumbered = [replace(edit, source=sources.index(edit.source)) for edit in batch]
         scales = [guidance_scale] * len(sources)
         _, z = method.generate([captions[g] for g in sources], [seeds[g] for g in sources], scales, renumbered)
-        yield decode_in_batches(method.base_model, z, max_rows)
+        yield decode_in_batches(method.sampler.base_model, z, max_rows)
 
 
 class _HasSource(Protocol):

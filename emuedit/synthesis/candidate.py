@@ -15,7 +15,7 @@ from torch import Tensor
 from emuedit import config
 from emuedit.data.records import Instruction
 from emuedit.synthesis.masks import DetectionLimits
-from emuedit.synthesis.methods.prompt_to_prompt import LocalBlend, PromptToPromptEdit
+from emuedit.synthesis.methods.prompt_to_prompt import PromptToPromptEdit
 from emuedit.synthesis.recipes import PromptToPromptRecipe, Recipe, Recipes, SoftMaskRecipe, recipes_for
 from emuedit.synthesis.strategy import AllCandidates, Strategy
 from emuedit.synthesis.variant_plan import Variant
@@ -124,17 +124,29 @@ class Job:
 
     def variant(self, recipe: SoftMaskRecipe) -> Variant:
         """The job as a variant for the sampler."""
-        fractions = (recipe.source_fraction, recipe.self_fraction, recipe.blend_from, recipe.blend_to)
-        return Variant(self.source, variant_caption(self.instruction), self.M, *fractions, recipe.guidance_scale)
+        return Variant(
+            source=self.source,
+            caption=variant_caption(self.instruction),
+            M=self.M,
+            source_fraction=recipe.source_fraction,
+            self_fraction=recipe.self_fraction,
+            blend_from=recipe.blend_from,
+            blend_to=recipe.blend_to,
+            guidance_scale=recipe.guidance_scale,
+        )
 
     def prompt_to_prompt_edit(self, recipe: PromptToPromptRecipe) -> PromptToPromptEdit:
         """The job as an edit for Prompt-to-Prompt."""
-        blend = None
-        if recipe.blend is not None:
-            blend = LocalBlend(recipe.blend.n_tokens, recipe.blend.threshold, recipe.blend.start)
-        fractions = (recipe.cross_fraction, recipe.self_fraction, recipe.self_tokens)
-        caption = variant_caption(self.instruction)
-        return PromptToPromptEdit(self.source, caption, *fractions, recipe.guidance_scale, recipe.null_too, blend=blend)
+        return PromptToPromptEdit(
+            source=self.source,
+            caption=variant_caption(self.instruction),
+            cross_fraction=recipe.cross_fraction,
+            self_fraction=recipe.self_fraction,
+            self_tokens=recipe.self_tokens,
+            guidance_scale=recipe.guidance_scale,
+            null_too=recipe.null_too,
+            blend=recipe.blend,
+        )
 
 
 @dataclass(frozen=True)

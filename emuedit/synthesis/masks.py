@@ -7,6 +7,7 @@ Shapes: B images of H x W pixels.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -91,7 +92,7 @@ def split_phrases(objects: str | None) -> tuple[str, ...]:
 
 
 def detect_each(
-    detector: Detector, images: Tensor, queries: Sequence[Query], threshold: float, nms_iou: float, batch: int
+    detector: Detector, images: Tensor, queries: Sequence[Query], threshold: float, nms_iou: float | None, batch: int
 ) -> list[Detections]:
     """Detect the phrase of each query in its image, images [B, 3, H, W]; detections are sorted by descending score.
 
@@ -121,18 +122,22 @@ def locate_objects(
     """
     detections = detect_each(detector, images, queries, limits.threshold, limits.nms_iou, batch)
     detected = {query: boxes for query, boxes in zip(queries, detections, strict=True) if len(boxes)}
+    boxes_px = {query: boxes.boxes_px if query in with_all else boxes.boxes_px[:1] for query, boxes in detected.items()}
+    queries_of: dict[int, list[Query]] = defaultdict(list)  # index of an image -> its queries
+    for query in detected:
+        queries_of[query[0]].append(query)
+    image_indices = sorted(queries_of)
     located: dict[Query, LocatedObject | None] = dict.fromkeys(queries)
-    image_indices = sorted({image for image, _ in detected})
     for start in range(0, len(image_indices), batch):
         batch_indices = image_indices[start : start + batch]
-        image_queries = [[query for query in detected if query[0] == image] for image in batch_indices]
-        n_boxes = {query: len(detected[query]) if query in with_all else 1 for group in image_queries for query in group}
-        boxes_px = [torch.cat([detected[query].boxes_px[: n_boxes[query]] for query in group]) for group in image_queries]
-        segmented = segmenter.segment(images[batch_indices], boxes_px)
-        for group, image_masks in zip(image_queries, segmented, strict=True):
-            for query, P in zip(group, image_masks.masks.split([n_boxes[query] for query in group]), strict=True):
+        groups = [queries_of[image] for image in batch_indices]
+        group_boxes_px = [torch.cat([boxes_px[query] for query in group]) for group in groups]
+        segmented = segmenter.segment(images[batch_indices], group_boxes_px)
+        for group, image_masks in zip(groups, segmented, strict=True):
+            n_boxes = [len(boxes_px[query]) for query in group]
+            for query, P in zip(group, image_masks.masks.split(n_boxes), strict=True):
                 P_all = P.any(0) if query in with_all else None
-                located[query] = LocatedObject(float(detected[query].scores[0]), detected[query].boxes_px[0], P[0], P_all)
+                located[query] = LocatedObject(float(detected[query].scores[0]), boxes_px[query][0], P[0], P_all)
     return located
 
 

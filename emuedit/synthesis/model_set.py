@@ -63,14 +63,18 @@ class ModelSet:
     def annotate(self) -> Any:
         """The function that produces targets of the vision tasks, see `config.World.annotators`.
 
-        Annotators with device `auto` use this set's device, and those without a depth network use the world's.
+        Annotators with device `auto` use this set's device, and those without a depth network use the world's. Their local model
+        folders are relative to this set's root, since remote workers have another working folder.
         """
         annotate: Any = config.import_function(self.world.annotators, "annotate")
         if not dataclasses.is_dataclass(annotate):
             return annotate
         ours = {"device": ("auto", self.runtime.device), "depth": (None, self._path("depth"))}
         filled = {name: value for name, (unset, value) in ours.items() if getattr(annotate, name, value) == unset}
-        return dataclasses.replace(annotate, **filled)  # type: ignore[type-var]
+        names = [field.name for field in dataclasses.fields(annotate) if field.init and field.name != "device"]
+        texts = {name: value for name in names if isinstance(value := getattr(annotate, name), str) and value}
+        paths = {name: str(self.root / value) for name, value in texts.items() if (self.root / value).exists()}
+        return dataclasses.replace(annotate, **paths | filled)  # type: ignore[type-var]
 
     @cached_property
     def revision(self) -> str:

@@ -106,7 +106,7 @@ def object_left_in_mask(images: Tensor, edits: Sequence[ScoredEdit], detector: D
         batch_checks = checks[start : start + batch]
         batch_images = images[[image for _, image, _ in batch_checks]]
         phrases = [caption_phrases(f"{edits[n].source_caption}, {edits[n].target_caption}") for n, *_ in batch_checks]
-        detections = detector.detect(batch_images, phrases, 0.0, 1.0)
+        detections = detector.detect(batch_images, phrases, 0.0)
         for (n, _, M), boxes in zip(batch_checks, detections, strict=True):
             inside = _share_inside(M[0] > 0.5, boxes.boxes_px) >= 0.5
             column[n] = float(boxes.scores[inside].max()) if inside.any() else 0.0
@@ -144,7 +144,7 @@ def _presence(
     queries_of = [[(image, phrase) for phrase in masks.split_phrases(phrases)] for image, phrases in objects]
     queries = sorted({query for item_queries in queries_of for query in item_queries})
     best_score: dict[masks.Query, float] = {}
-    for query, boxes in zip(queries, masks.detect_each(detector, images, queries, 0.0, 1.0, batch), strict=True):
+    for query, boxes in zip(queries, masks.detect_each(detector, images, queries, 0.0, None, batch), strict=True):
         best_score[query] = float(boxes.scores[0]) if len(boxes) else 0.0
     return [min(best_score[query] for query in item_queries) if item_queries else None for item_queries in queries_of]
 

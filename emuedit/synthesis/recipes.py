@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from emuedit import config
 from emuedit.data.records import Instruction
 from emuedit.synthesis.masks import MaskParams
+from emuedit.synthesis.methods.local_blend import LocalBlend
 from emuedit.tasks import get_task
 
 DEFAULT = "default"
@@ -43,17 +44,6 @@ class SoftMaskRecipe(config.Params):
         return self
 
 
-class WordBlend(config.Params):
-    """LocalBlend of Prompt-to-Prompt: keep the source's latents where attention to changed words is low."""
-
-    n_tokens: int = Field(ge=1)
-    """Layers with this many tokens are used; authors: 256 for latents of 64 x 64."""
-    threshold: float = Field(0.3, ge=0, lt=1)
-    """Threshold on a map divided by its maximum; authors: 0.3."""
-    start: float = Field(0.2, ge=0, le=1)
-    """Fraction of the steps before the first blend; authors: 0.2."""
-
-
 class PromptToPromptRecipe(config.Params):
     """Prompt-to-Prompt (Hertz et al., arXiv 2208.01626): attention maps transfer what both captions share.
 
@@ -73,8 +63,8 @@ class PromptToPromptRecipe(config.Params):
     self_tokens: int = Field(ge=0)
     """Self-attention is copied in layers of at most this many tokens; authors: 256 for latents of 64 x 64."""
     null_too: bool = False
-    """Whether it is also copied in the half without text, as in InstructPix2Pix."""
-    blend: WordBlend | None = None
+    """Whether it is also copied in the rows without text, as in InstructPix2Pix."""
+    blend: LocalBlend | None = None
     """LocalBlend; null: off."""
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from emuedit.core import guidance, soft_mask
 from emuedit.models.denoising import Denoiser, memoryless_scheduler
 from emuedit.models.text_to_image import TextCondition, TextToImageModel
-from emuedit.synthesis.attention_control import mask_control
+from emuedit.synthesis.attention_control import MaskControl, mask_control
 from emuedit.synthesis.attention_features import AttentionFeatures, record_features
-from emuedit.synthesis.variant_plan import Variant, VariantPlan
+from emuedit.synthesis.variant_plan import StepRows, Variant, VariantPlan
 
 ReportRows = Callable[[int], None]
 """Called after each forward pass of the U-Net with its number of rows."""
@@ -33,17 +33,26 @@ class Trajectory:
     text: TextCondition  # G
     guidance_scale: float
     generator_states: tuple[tuple[Tensor, ...], ...]  # [S][G] before each step; empty for a scheduler that draws nothing
-    e_null: tuple[
-        Tensor | None, ...
-    ] = ()  # [S] with `features`: predictions for the null text [G, C, h, w], None without guidance
-    features: tuple[AttentionFeatures, ...] = ()  # [S] attention of the sources; empty if it was not recorded
+    e_null: tuple[Tensor | None, ...] = ()
+    """[S] if `features` are recorded: predictions for the null text [G, C, h, w], None in a step without guidance."""
+    features: tuple[AttentionFeatures, ...] = ()
+    """[S] attention of the sources; empty if it was not recorded."""
 
     def __len__(self) -> int:
         return self.z.shape[1]
 
+    def generators(self, step: int, sources: Sequence[int]) -> list[torch.Generator]:
+        """New generators in the states that those of these sources had before a step."""
+        generators = [torch.Generator() for _ in sources]
+        for generator, source in zip(generators, sources, strict=True):
+            generator.set_state(self.generator_states[step][source])
+        return generators
+
     @staticmethod
     def cat(*parts: Trajectory) -> Trajectory:
-        """Concatenate the sources of several batches sampled with equal settings."""
+        """Concatenate the sources of several batches sampled with equal settings. A single part is not copied."""
+        if len(parts) == 1:
+            return parts[0]
         states = tuple(sum(step, ()) for step in zip(*(part.generator_states for part in parts), strict=True))
         text = TextCondition.cat(*(part.text for part in parts))
         e_null: tuple[Tensor | None, ...] = ()
@@ -55,6 +64,24 @@ class Trajectory:
             )
         z = torch.cat([part.z for part in parts], dim=1)
         return Trajectory(z, text, parts[0].guidance_scale, states, e_null, features)
+
+
+@dataclass(frozen=True)
+class _ActiveVariants:
+    """The V variants that are computed in a step."""
+
+    rows: StepRows
+    z: Tensor  # float32 [V, C, h, w] before the step
+    text: TextCondition  # V
+    M: Tensor  # float32 [V, 1, H, W]
+    scale: Tensor  # [V] guidance scales
+    source_of: Tensor  # int64 [V], among the G sources of the trajectory
+    inject: Tensor  # bool [V]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w)."""
+        return self.z.shape[-2], self.z.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -91,7 +118,7 @@ class Sampler:
         max_bytes = max_feature_bytes / self.steps
         with record_features(self.base_model.unet, max_bytes) if max_feature_bytes > 0 else nullcontext() as recorder:
             for step, t in enumerate(denoiser.timesteps):
-                e, e_null = self._predict_guided(denoiser, step, z_t, text, null, scale)
+                e, e_null = self.predict_guided(denoiser, step, z_t, text, null, scale)
                 if recorder is not None and recorder.is_recording:
                     nulls.append(e_null)
                     features.append(recorder.take(len(z_t)))
@@ -115,9 +142,8 @@ class Sampler:
                 f"want a trajectory of {self.steps} steps, got one of {len(trajectory.z) - 1}; sample it with this sampler"
             )
         denoiser, device = self.denoiser(), trajectory.z.device
-        size = (trajectory.z.shape[-2], trajectory.z.shape[-1])
         M = torch.stack([variant.M for variant in variants]).to(device, torch.float32)  # [K, 1, H, W]
-        M_z = soft_mask.resize(M, *size)  # [K, 1, h, w]
+        M_z = soft_mask.resize(M, trajectory.z.shape[-2], trajectory.z.shape[-1])  # [K, 1, h, w]
         source_of = torch.tensor([variant.source for variant in variants], device=device)
         text = self.base_model.encode_text([variant.caption for variant in variants])
         text = _lean_pooled_text(text, trajectory.text, source_of, M)
@@ -131,31 +157,14 @@ class Sampler:
                     continue
                 k = list(rows.variants)
                 inject = torch.tensor(rows.inject, device=device)
-                halves = self._halves(denoiser, step, scale[k])
-                if trajectory.features and trajectory.features[step].halves >= halves:
-                    e_null = trajectory.e_null[step] if all(plan.start[row] == step for row in k) else None
-                    if e_null is not None:
-                        e_null, halves = e_null[source_of[k]], 1
-                    control.set_recorded(trajectory.features[step], source_of[k], M[k], inject, size, halves)
-                    e, _ = self._predict_guided(denoiser, step, z[k], text.take(k), null, scale[k], e_null)
+                active = _ActiveVariants(rows, z[k], text.take(k), M[k], scale[k], source_of[k], inject)
+                n_terms = self.n_terms(denoiser, step, active.scale)
+                if trajectory.features and trajectory.features[step].n_terms >= n_terms:
+                    e = self._predict_from_features(control, denoiser, step, trajectory, active, null)
                 else:
-                    g = list(rows.sources)
-                    scales = torch.cat([scale.new_full((len(g),), trajectory.guidance_scale), scale[k]])
-                    row = torch.tensor((*range(len(g)), *rows.source_row), device=device)
-                    halves = self._halves(denoiser, step, scales)
-                    control.set(
-                        torch.cat([row + half * len(row) for half in range(halves)]),
-                        torch.cat([M.new_ones(len(g), *M.shape[1:]), M[k]]).repeat(halves, 1, 1, 1),
-                        torch.cat([inject.new_zeros(len(g)), inject]).repeat(halves),
-                        size,
-                    )
-                    both = TextCondition.cat(trajectory.text.take(g), text.take(k))
-                    z_both = torch.cat([trajectory.z[step, g], z[k]])
-                    e = self._predict_guided(denoiser, step, z_both, both, null, scales)[0][len(g) :]
-                generators = [
-                    _generator_from(trajectory.generator_states[step][variants[row].source])
-                    for row in (k if denoiser.draws_noise else ())
-                ]
+                    e = self._predict_with_sources(control, denoiser, step, trajectory, active, null)
+                sources = [variants[row].source for row in k]
+                generators = trajectory.generators(step, sources) if denoiser.draws_noise else []
                 z[k] = denoiser.step(e, t, z[k], generators)
                 blended = [row for row in k if plan.blends(row, step)]
                 z[blended] = torch.lerp(trajectory.z[step + 1, source_of[blended]], z[blended], M_z[blended])
@@ -169,12 +178,12 @@ class Sampler:
             self.report(len(z_t))
         return e
 
-    def _halves(self, denoiser: Denoiser, step: int, scale: Tensor) -> int:
-        """2 if classifier-free guidance is applied in a step, for any of the scales [R]; else 1."""
+    def n_terms(self, denoiser: Denoiser, step: int, scale: Tensor) -> int:
+        """Terms of classifier-free guidance in a step: 2, null text and text, for a scale [R] other than 1; else 1, the text."""
         guided_steps = guidance.guided_steps(self.guidance_interval, len(denoiser.timesteps))
         return 2 if step in guided_steps and bool((scale != 1).any()) else 1
 
-    def _predict_guided(
+    def predict_guided(
         self,
         denoiser: Denoiser,
         step: int,
@@ -184,13 +193,13 @@ class Sampler:
         scale: Tensor,
         e_null: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Classifier-free guidance with one scale per row [R]; both halves in one forward pass.
+        """Classifier-free guidance with one scale per row [R]; both terms in one forward pass.
 
         `e_null` [R, C, h, w]: prediction for the null text, if known. It is returned together with the guided prediction; None in
         a step without guidance.
         """
         t = denoiser.timesteps[step]
-        if self._halves(denoiser, step, scale) == 1:
+        if self.n_terms(denoiser, step, scale) == 1:
             return self.predict(denoiser, z_t, t, text), None
         if e_null is None:
             both = TextCondition.cat(null.repeat(len(text)), text)
@@ -199,11 +208,50 @@ class Sampler:
             e_text = self.predict(denoiser, z_t, t, text)
         return guidance.classifier_free(e_null, e_text, scale.view(-1, 1, 1, 1)), e_null
 
+    def _predict_from_features(
+        self,
+        control: MaskControl,
+        denoiser: Denoiser,
+        step: int,
+        trajectory: Trajectory,
+        active: _ActiveVariants,
+        null: TextCondition,
+    ) -> Tensor:
+        """Predictions [V, C, h, w] with the recorded attention of the sources, which are not computed again.
 
-def _generator_from(state: Tensor) -> torch.Generator:
-    generator = torch.Generator()
-    generator.set_state(state)
-    return generator
+        If it is the first step of all variants, their predictions for the null text are those of the sources, which are recorded,
+        too.
+        """
+        e_null_sources = trajectory.e_null[step] if active.rows.all_start else None
+        e_null = None if e_null_sources is None else e_null_sources[active.source_of]
+        n_terms = self.n_terms(denoiser, step, active.scale) if e_null is None else 1
+        control.set_recorded(trajectory.features[step], active.source_of, active.M, active.inject, active.size, n_terms)
+        return self.predict_guided(denoiser, step, active.z, active.text, null, active.scale, e_null)[0]
+
+    def _predict_with_sources(
+        self,
+        control: MaskControl,
+        denoiser: Denoiser,
+        step: int,
+        trajectory: Trajectory,
+        active: _ActiveVariants,
+        null: TextCondition,
+    ) -> Tensor:
+        """Predictions [V, C, h, w]; the needed sources are computed in the same forward pass, before the variants."""
+        sources, M, inject = list(active.rows.sources), active.M, active.inject
+        n_sources = len(sources)
+        scale = torch.cat([active.scale.new_full((n_sources,), trajectory.guidance_scale), active.scale])  # [R]
+        n_terms = self.n_terms(denoiser, step, scale)
+        source_row = torch.tensor((*range(n_sources), *active.rows.source_row), device=M.device)  # [R]
+        control.set(
+            torch.cat([source_row + term * len(source_row) for term in range(n_terms)]),
+            torch.cat([M.new_ones(n_sources, *M.shape[1:]), M]).repeat(n_terms, 1, 1, 1),
+            torch.cat([inject.new_zeros(n_sources), inject]).repeat(n_terms),
+            active.size,
+        )
+        text = TextCondition.cat(trajectory.text.take(sources), active.text)
+        z = torch.cat([trajectory.z[step, sources], active.z])
+        return self.predict_guided(denoiser, step, z, text, null, scale)[0][n_sources:]
 
 
 def _lean_pooled_text(text: TextCondition, source: TextCondition, source_of: Tensor, M: Tensor) -> TextCondition:

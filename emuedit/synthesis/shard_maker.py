@@ -72,10 +72,8 @@ class ShardMaker:
         self.usable = [instruction for instruction in instructions if captions_fit(instruction, models.base_model)]
         rows_to_come = params.estimate_rows(self.usable)
         # A bound method would make a reference cycle, and the memory of the shard's sources would be freed late.
-        self._count_rows = None if report is None else (lambda rows: report(rows / rows_to_come))
-        self.sampler = Sampler(
-            models.base_model, params.steps, models.runtime.torch_dtype, params.guidance_interval, self._count_rows
-        )
+        count_rows = None if report is None else (lambda rows: report(rows / rows_to_come))
+        self.sampler = Sampler(models.base_model, params.steps, models.runtime.torch_dtype, params.guidance_interval, count_rows)
         self.sources = make_sources(self.usable, self.sampler, params, models.root)
 
     def locate(self) -> dict[str, Region | Rejected]:
@@ -109,9 +107,7 @@ class ShardMaker:
         if len(variants) + len(edits) < len(jobs):
             raise TypeError("want recipes of the types that are generated here, got another; add its batches to `generate`")
         max_rows, sources = self.params.rows_per_batch, self.sources
-        method = PromptToPrompt(
-            self.models.base_model, self.params.steps, self.sampler.dtype, self.params.guidance_interval, self._count_rows
-        )
+        method = PromptToPrompt(self.sampler)
         batches = [
             *batching.generate_variants(self.sampler, trajectory, [variant for _, variant in variants], max_rows),
             *batching.generate_edits(

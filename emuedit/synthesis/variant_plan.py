@@ -31,10 +31,10 @@ class StepRows:
 
     sources: tuple[int, ...]  # [G]
     variants: tuple[int, ...]  # [V]
-    source_row: tuple[
-        int, ...
-    ]  # [V] row of each variant's source in the batch; a variant that needs no source in this step points at itself
+    source_row: tuple[int, ...]
+    """[V] row of each variant's source in the batch; a variant that needs no source in this step points at itself."""
     inject: tuple[bool, ...]  # [V] whether queries and keys are taken from the source
+    all_start: bool  # whether it is the first step of all variants, which still equal their sources
 
 
 class VariantPlan:
@@ -66,4 +66,5 @@ class VariantPlan:
         row_of = {source: row for row, source in enumerate(sources)}
         rows = enumerate(variants, start=len(sources))
         source_row = tuple(row_of.get(self._source[k], row) for row, k in rows)
-        return StepRows(sources, variants, source_row, tuple(step < self._inject_until[k] for k in variants))
+        inject = tuple(step < self._inject_until[k] for k in variants)
+        return StepRows(sources, variants, source_row, inject, all_start=all(self.start[k] == step for k in variants))

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from emuedit import config
 from emuedit.failures import FailureKind, ProcessFailedError, kind_of
-from emuedit.processes import available_cores, visible_gpus
+from emuedit.processes import available_cores, memory_capacity, visible_gpus
 from emuedit.runtime import Runtime
 from emuedit.synthesis import local_processes
 
@@ -53,6 +53,10 @@ def _ignore_share(share: float) -> None:
 
 class WorkerPoolError(ProcessFailedError):
     """Raised for a failed job, a worker that did not start, and a missing installation of Ray."""
+
+
+WORKER_BYTES = 2 * 2**30
+"""Memory of a worker beside its models: 1 GiB of libraries and images, and the features of `batching.MAX_FEATURE_BYTES`."""
 
 
 class LocalWorkers(config.Params):
@@ -149,21 +153,17 @@ def count_processes(workers: LocalWorkers, device: str, weights_bytes: int | Non
         return workers.processes
     if device == "cuda":
         return max(1, len(visible_gpus()))
-    return processes_that_fit(weights_bytes, _physical_bytes()) if device == "cpu" else 1
+    return processes_that_fit(weights_bytes, memory_capacity()) if device == "cpu" else 1
 
 
 def processes_that_fit(weights_bytes: int | None, memory_bytes: int) -> int:
-    """One process per core, limited to half of the memory: 1 GiB plus four times the weights each.
+    """One process per core, limited to three quarters of the memory: WORKER_BYTES plus four times the weights each.
 
     The factor covers float32 copies of half-precision weights, and activations. One process if the size is unknown.
     """
     if weights_bytes is None:
         return 1
-    return max(1, min(available_cores(), memory_bytes // 2 // (2**30 + 4 * weights_bytes)))
-
-
-def _physical_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(available_cores(), memory_bytes * 3 // 4 // (WORKER_BYTES + 4 * weights_bytes)))
 
 
 def _do_here(get_work: Callable[[], Work[J, R]], report: Report, jobs: Mapping[str, J]) -> Iterator[tuple[str, R]]:

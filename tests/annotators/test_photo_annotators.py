@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,16 @@ def test_networks_run_where_the_pairs_are_made(monkeypatch: pytest.MonkeyPatch) 
     of_photographs = world.model_copy(update={"annotators": "emuedit/annotators/photo_annotators.py"})
     assert ModelSet(of_photographs, ROOT, Runtime("cuda:1", "float32")).annotate.device == "cuda:1"
     assert annotate.device == "auto"
+
+
+def test_local_networks_are_those_of_the_project_on_any_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models/rtdetr").mkdir(parents=True)
+    ours = replace(annotate, people="models/rtdetr", pose="owner/name")
+    monkeypatch.setattr(config, "import_function", lambda *names: ours)
+    world = config.World.model_validate(yaml.safe_load((ROOT / "params.yaml").read_text())["world"])
+    of_hub = world.model_copy(update={"depth": "owner/depth"})
+    annotators = ModelSet(of_hub, tmp_path, Runtime("cpu", "float32")).annotate
+    assert (annotators.people, annotators.pose) == (str(tmp_path / "models/rtdetr"), "owner/name")
 
 
 def test_the_default_depth_network_is_that_of_the_world() -> None:

@@ -42,6 +42,8 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (OutOfMemoryError("CUDA out of memory"), stages.OUT_OF_MEMORY_STATUS),
         (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory"), stages.OUT_OF_MEMORY_STATUS),
         (RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"), stages.OUT_OF_MEMORY_STATUS),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), stages.OUT_OF_MEMORY_STATUS),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), stages.OUT_OF_MEMORY_STATUS),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), stages.OUT_OF_MEMORY_STATUS),
         (DistributedError("a training process failed", FailureKind.MEMORY), stages.OUT_OF_MEMORY_STATUS),
         (caused(WorkerPoolError("in shard-1", FailureKind.NETWORK), EOFError()), stages.NETWORK_STATUS),

@@ -71,15 +71,15 @@ def test_nothing_is_recorded_that_needs_more_memory_than_allowed(base_model: Tex
 
 @pytest.mark.slow
 def test_guided_variants_of_unguided_sources_run_beside_them(base_model: TextToImageModel) -> None:
-    """The recorded attention has no null half then."""
+    """The recorded attention has no null term then."""
     sampler, trajectory = sample(base_model, ENOUGH, guidance_scale=1.0)
-    assert {step.halves for step in trajectory.features} == {1}
+    assert {step.n_terms for step in trajectory.features} == {1}
     expected = sampler.variants(replace(trajectory, features=()), [MASKED])
     assert torch.equal(sampler.variants(trajectory, [MASKED]), expected)
 
 
 @pytest.mark.slow
-def test_unguided_variants_take_the_text_half_of_guided_sources(base_model: TextToImageModel) -> None:
+def test_unguided_variants_take_the_text_term_of_guided_sources(base_model: TextToImageModel) -> None:
     sampler, trajectory = sample(base_model, ENOUGH)
     unguided = replace(MASKED, guidance_scale=1.0)
     with count_rows(base_model) as rows:

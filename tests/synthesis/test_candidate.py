@@ -11,7 +11,8 @@ from emuedit.data.records import Instruction
 from emuedit.stages.pairs import PairsParams
 from emuedit.synthesis.candidate import Job, Region, SynthesisParams, source_caption, variant_caption
 from emuedit.synthesis.masks import DetectionLimits
-from emuedit.synthesis.recipes import PromptToPromptRecipe, SoftMaskRecipe, WordBlend
+from emuedit.synthesis.methods.local_blend import LocalBlend
+from emuedit.synthesis.recipes import PromptToPromptRecipe, SoftMaskRecipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,7 +70,7 @@ def test_a_job_carries_its_recipe_to_the_method() -> None:
     assert variant.M is M
     prompt_to_prompt = PromptToPromptRecipe(
         method="prompt_to_prompt", mask=None, guidance_scale=5.0, cross_fraction=0.6, self_fraction=0.5, self_tokens=64,
-        null_too=True, blend=WordBlend(n_tokens=16, threshold=0.2, start=0.1),
+        null_too=True, blend=LocalBlend(n_tokens=16, threshold=0.2, start=0.1),
     )  # fmt: skip
     edit = Job(make_instruction(False), prompt_to_prompt, {}, 2, M).prompt_to_prompt_edit(prompt_to_prompt)
     assert (edit.source, edit.caption, edit.guidance_scale, edit.null_too) == (2, "a cat on grass", 5.0, True)

@@ -109,10 +109,13 @@ def test_one_gpu_has_this_process_unless_the_params_say_otherwise(tmp_path: Path
 
 
 def test_the_workers_of_a_stage_on_any_gpu_have_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5")
     assert count_processes(LocalWorkers(), "cuda", 10**9) == 2
     assert [gpu_of_worker("cuda", n)["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["2", "GPU-5", "2"]
     assert gpu_of_worker("cuda:1", 0) == gpu_of_worker("cpu", 0) == {}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5,-1,3")
+    assert count_processes(LocalWorkers(), "cuda", 10**9) == 2, "CUDA ignores what follows a wrong entry"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     assert count_processes(LocalWorkers(), "cuda", None) == 3

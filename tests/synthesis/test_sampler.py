@@ -244,6 +244,7 @@ def test_attention_that_is_too_large_is_not_kept_beyond_its_bound(
 def test_batches_of_sources_join(base_model: TextToImageModel) -> None:
     sampler, together = shared_sources(base_model)
     parts = [sampler.sources([caption], [seed], 3.0) for caption, seed in zip(CAPTIONS, SEEDS, strict=True)]
+    assert Trajectory.cat(parts[0]) is parts[0], "one batch is not copied"
     joined = Trajectory.cat(*parts)
     assert len(joined) == 2
     assert_close(joined.z, together.z, rtol=0, atol=1e-4)

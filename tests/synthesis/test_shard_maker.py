@@ -21,8 +21,9 @@ from emuedit.synthesis.attention_features import AttentionFeatures
 from emuedit.synthesis.candidate import Candidate, Region, SynthesisParams
 from emuedit.synthesis.masks import LocatedObject, MaskParams
 from emuedit.synthesis.methods.diffedit import NoiseDifference
+from emuedit.synthesis.methods.local_blend import LocalBlend
 from emuedit.synthesis.model_set import ModelSet
-from emuedit.synthesis.recipes import PromptToPromptRecipe, Recipe, SoftMaskRecipe, WordBlend
+from emuedit.synthesis.recipes import PromptToPromptRecipe, Recipe, SoftMaskRecipe
 from emuedit.synthesis.rejection import Rejected
 from emuedit.synthesis.shard_maker import IN, ShardMaker, make_shard
 
@@ -116,7 +117,7 @@ def test_prompt_to_prompt_preserves_the_source_as_soft_masks_do(models: ModelSet
     """Without control it is plain sampling; with an unchanged caption under full control it gives the source again."""
     mask = object_recipe().mask
     settings: dict[str, Any] = {"method": "prompt_to_prompt", "mask": mask, "self_tokens": 1 << 20, "null_too": True}
-    blend = WordBlend(n_tokens=256, threshold=0.3, start=0.0)
+    blend = LocalBlend(n_tokens=256, threshold=0.3, start=0.0)
     controlled = PromptToPromptRecipe(cross_fraction=1.0, self_fraction=1.0, blend=blend, **settings)
     free = PromptToPromptRecipe(cross_fraction=0.0, self_fraction=0.0, blend=None, **settings)
     instructions = [make_instruction(BLUE, "red star"), make_instruction(STAR, "red star")]

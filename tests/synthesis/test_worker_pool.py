@@ -26,7 +26,6 @@ from emuedit.synthesis.worker_pool import (
     Workers,
     choose_runtime,
     connection,
-    processes_that_fit,
     worker_pool,
 )
 from tests.synthesis.plain_jobs import Job, build_nothing, build_work, worker_pids
@@ -69,17 +68,6 @@ def test_every_job_is_done_once_by_workers_that_are_built_once(workers: Workers,
     assert {path.name for path in tmp_path.glob("begun-*")} == {f"begun-{n}" for n in range(8)}  # a second begin is an error
     pids = worker_pids(tmp_path)  # a second build in one process is an error, too
     assert (pids == {os.getpid()}) if workers.kind == "local" else (len(pids) in (1, 2) and os.getpid() not in pids)
-
-
-@pytest.mark.parametrize(
-    ("weights_bytes", "memory_bytes", "processes"),
-    [(0, 64 * GIB, 8), (GIB, 20 * GIB, 2), (GIB, 29 * GIB, 2), (GIB, 30 * GIB, 3), (GIB, 2 * GIB, 1), (None, 64 * GIB, 1)],
-)
-def test_processes_are_limited_by_cores_and_memory(
-    weights_bytes: int | None, memory_bytes: int, processes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool_module, "available_cores", lambda: 8)
-    assert processes_that_fit(weights_bytes, memory_bytes) == processes
 
 
 def test_models_of_unknown_size_are_loaded_once_in_this_process(tmp_path: Path) -> None:

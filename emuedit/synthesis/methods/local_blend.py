@@ -9,9 +9,22 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
+from emuedit import config
 from emuedit.core import attention_mixing
+
+
+class LocalBlend(config.Params):
+    """LocalBlend of Prompt-to-Prompt: keep the source's latents where attention to changed words is low."""
+
+    n_tokens: int = Field(ge=1)
+    """Layers with this many tokens are used; authors: 256 for latents of 64 x 64."""
+    threshold: float = Field(0.3, ge=0, lt=1)
+    """Threshold on a map divided by its maximum; authors: 0.3."""
+    start: float = Field(0.2, ge=0, le=1)
+    """Fraction of the steps before the first blend; authors: 0.2."""
 
 
 def blend_latents(z: Tensor, z_source: Tensor, changed: Iterable[tuple[Tensor, Tensor]], threshold: float) -> Tensor:

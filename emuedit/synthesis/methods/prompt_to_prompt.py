@@ -19,25 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emuedit.core import guidance
-from emuedit.models.denoising import Denoiser, memoryless_scheduler
-from emuedit.models.text_to_image import TextCondition, TextToImageModel
 from emuedit.synthesis.methods.attention_maps import AttentionMapControl, MapEdits, control_attention_maps
 from emuedit.synthesis.methods.caption_alignment import CaptionAlignment, CaptionTokens
-from emuedit.synthesis.methods.local_blend import blend_latents
-from emuedit.synthesis.sampler import ReportRows
+from emuedit.synthesis.methods.local_blend import LocalBlend, blend_latents
+from emuedit.synthesis.sampler import Sampler
 
 ALL_LAYERS = 1 << 30
 """Value of `PromptToPromptEdit.self_tokens` for layers of any size."""
-
-
-@dataclass(frozen=True)
-class LocalBlend:
-    """Keep the source's latents where cross-attention to the changed words of both captions is low."""
-
-    n_tokens: int  # of the layers whose maps are used; authors: 16 x 16 for latents of 64 x 64
-    threshold: float  # of a map divided by its maximum; authors: 0.3
-    start: float  # fraction of the steps before the first blend; authors: 0.2
 
 
 @dataclass(frozen=True)
@@ -67,18 +55,22 @@ class PromptToPromptEdit:
 
 def instruct_pix2pix(source: int, caption: str, self_fraction: float, guidance_scale: float) -> PromptToPromptEdit:
     """InstructPix2Pix's variant: self-attention of the source in all layers and all rows, cross-attention unchanged."""
-    return PromptToPromptEdit(source, caption, 0.0, self_fraction, ALL_LAYERS, guidance_scale, null_too=True)
+    return PromptToPromptEdit(
+        source=source,
+        caption=caption,
+        cross_fraction=0.0,
+        self_fraction=self_fraction,
+        self_tokens=ALL_LAYERS,
+        guidance_scale=guidance_scale,
+        null_too=True,
+    )
 
 
 @dataclass(frozen=True)
 class PromptToPrompt:
-    """Generates sources and edits together. A `dtype` other than float32 runs the U-Net under autocast."""
+    """Generates sources and edits together, with the base model and the settings of a sampler."""
 
-    base_model: TextToImageModel
-    steps: int
-    dtype: torch.dtype = torch.float32
-    guidance_interval: tuple[float, float] = (0.0, 1.0)  # see `Sampler.guidance_interval`
-    report: ReportRows | None = None
+    sampler: Sampler
 
     def generate(
         self,
@@ -89,39 +81,27 @@ class PromptToPrompt:
     ) -> tuple[Tensor, Tensor]:
         """Generate G sources and K edits in one batch: latents float32 [G, C, h, w] and [K, C, h, w].
 
-        An edit has the same noise as its source, initially and in every step. The scheduler is that of `Sampler`, which gives
-        equal sources. Raises ValueError for unequal numbers of captions, seeds and guidance scales, and for captions that exceed
-        the tokenizer's maximum if words are aligned.
+        The sources are those of `Sampler.sources`; an edit has the same noise as its source, initially and in every step. Raises
+        ValueError for unequal numbers of captions, seeds and guidance scales, and for captions that exceed the tokenizer's
+        maximum if words are aligned.
         """
         if not len(captions) == len(seeds) == len(guidance_scales) or not captions:
             raise ValueError(
                 f"want a seed and a guidance scale per caption, got {len(captions)}, {len(seeds)} and {len(guidance_scales)}"
             )
-        n_sources = len(captions)
+        base_model, n_sources = self.sampler.base_model, len(captions)
         source_of = [*range(n_sources), *(edit.source for edit in edits)]  # [R]
         generators = [torch.Generator().manual_seed(seeds[g]) for g in source_of]
-        scheduler = memoryless_scheduler(self.base_model.scheduler)
-        denoiser = Denoiser(scheduler, self.steps, self.base_model.device, generators)
-        z = denoiser.start(self.base_model.initial_noise(generators))  # [R, C, h, w]
-        scale = torch.tensor([*guidance_scales, *(edit.guidance_scale for edit in edits)], device=z.device).view(-1, 1, 1, 1)
-        guided_steps = guidance.guided_steps(self.guidance_interval, len(denoiser.timesteps))
-        any_scale = bool((scale != 1).any())
-        text = self.base_model.encode_text([*captions, *(edit.caption for edit in edits)])
-        both = TextCondition.cat(self.base_model.null_text(len(z)), text)
-        alignments = align_captions(self.base_model.tokenizer, captions, edits, text.hidden.shape[1])
-        with control_attention_maps(self.base_model.unet) as control, torch.no_grad():
-            step_control = StepControl(control, edits, alignments, n_sources, self.steps)
+        denoiser = self.sampler.denoiser(generators)
+        z = denoiser.start(base_model.initial_noise(generators))  # [R, C, h, w]
+        scale = torch.tensor([*guidance_scales, *(edit.guidance_scale for edit in edits)], device=z.device)
+        text, null = base_model.encode_text([*captions, *(edit.caption for edit in edits)]), base_model.null_text(1)
+        alignments = align_captions(base_model.tokenizer, captions, edits, text.hidden.shape[1])
+        with control_attention_maps(base_model.unet) as control:
+            step_control = StepControl(control, edits, alignments, n_sources, self.sampler.steps)
             for i, t in enumerate(denoiser.timesteps):
-                guided = any_scale and i in guided_steps
-                step_control.set_step(i, guided)
-                scaled = denoiser.scale(z, t)
-                with torch.autocast(z.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                    e = self.base_model.predict(torch.cat([scaled, scaled]) if guided else scaled, t, both if guided else text)
-                if self.report is not None:
-                    self.report(len(e))
-                if guided:
-                    e_null, e_text = e.chunk(2)
-                    e = guidance.classifier_free(e_null, e_text, scale)
+                step_control.set_step(i, guided=self.sampler.n_terms(denoiser, i, scale) > 1)
+                e, _ = self.sampler.predict_guided(denoiser, i, z, text, null, scale)
                 z = step_control.apply_local_blend(i, denoiser.step(e, t, z))
         return z[:n_sources], z[n_sources:]
 

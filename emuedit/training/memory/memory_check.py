@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import torch
 
+from emuedit.processes import CGROUP, memory_capacity
 from emuedit.training.memory.memory_plan import GIB, MemoryEstimate
 
 _PROC = Path("/proc")
-_CGROUP = Path("/sys/fs/cgroup")
 _N_USERS = 3  # processes that an error lists
 FRAGMENTATION = 0.05
 """Assumed fragmentation of the allocator's memory: a training this close to the limit may fail."""
@@ -85,10 +85,7 @@ def capacity_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         _, total = torch.cuda.mem_get_info(device)
         return total
-    limit = _CGROUP / "memory.max"
-    is_limited = limit.is_file() and limit.read_text().strip() != "max"
-    total = _kib_field(_PROC / "meminfo", "MemTotal")
-    return min(total, int(limit.read_text())) if is_limited else total
+    return memory_capacity()
 
 
 def device_users(device: torch.device) -> list[str]:
@@ -119,10 +116,10 @@ def _kib_field(file: Path, name: str) -> int:
 
 def _cgroup_bytes() -> int:
     """Remaining bytes of the container's limit (cgroup v2); page cache that can be dropped counts as free."""
-    limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
     if not limit.is_file() or not used.is_file() or limit.read_text().strip() == "max":
         return 2**63
-    statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
     return int(limit.read_text()) - int(used.read_text()) + int(statistics.get("inactive_file", 0))
 
 

@@ -9,10 +9,9 @@ from torch.testing import assert_close
 
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.synthesis.methods.caption_alignment import CaptionTokens, map_tokens
-from emuedit.synthesis.methods.local_blend import attention_region
+from emuedit.synthesis.methods.local_blend import LocalBlend, attention_region
 from emuedit.synthesis.methods.prompt_to_prompt import (
     ALL_LAYERS,
-    LocalBlend,
     PromptToPrompt,
     PromptToPromptEdit,
     instruct_pix2pix,
@@ -23,13 +22,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 
 CAPTIONS, SEEDS = ["a red star on grass", "two blue rings"], [3, 4]
 PLAIN_EDIT = PromptToPromptEdit(0, "a blue star on grass", 0.0, 0.0, ALL_LAYERS, 3.0)
-BLEND = LocalBlend(16, 0.3, 0.25)
+BLEND = LocalBlend(n_tokens=16, threshold=0.3, start=0.25)
 
 
 def generate(
     base_model: TextToImageModel, *edits: PromptToPromptEdit, guidance_scale: float = 3.0, **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return PromptToPrompt(base_model, 4, **options).generate(CAPTIONS, SEEDS, [guidance_scale] * 2, edits)
+    return PromptToPrompt(Sampler(base_model, 4, **options)).generate(CAPTIONS, SEEDS, [guidance_scale] * 2, edits)
 
 
 @pytest.mark.slow
@@ -134,7 +133,8 @@ def test_edits_do_not_depend_on_other_edits_of_the_batch(base_model: TextToImage
 @pytest.mark.slow
 def test_local_blend_keeps_the_source_away_from_the_changed_words(base_model: TextToImageModel) -> None:
     thresholds = (0.995, 1.0)
-    edits = [replace(PLAIN_EDIT, blend=replace(BLEND, threshold=threshold, start=0.0)) for threshold in thresholds]
+    blends = [BLEND.model_copy(update={"threshold": threshold, "start": 0.0}) for threshold in thresholds]
+    edits = [replace(PLAIN_EDIT, blend=blend) for blend in blends]
     sources, (local_edit, empty_edit) = generate(base_model, *edits)
     assert torch.equal(empty_edit, sources[0])
     preserved = (local_edit == sources[0]).all(0)  # [h, w]
@@ -187,6 +187,6 @@ def test_wrong_arguments_are_refused(base_model: TextToImageModel) -> None:
     with pytest.raises(ValueError, match=r"at most 12 tokens.*got 14"):
         generate(base_model, replace(PLAIN_EDIT, cross_fraction=1.0, caption="a " * 12))
     with pytest.raises(ValueError, match="got 2, 1 and 2"):
-        PromptToPrompt(base_model, 4).generate(CAPTIONS, [1], [3.0] * 2, [])
+        PromptToPrompt(Sampler(base_model, 4)).generate(CAPTIONS, [1], [3.0] * 2, [])
     with pytest.raises(ValueError, match="layers of 9 tokens"):
-        generate(base_model, replace(PLAIN_EDIT, blend=replace(BLEND, n_tokens=9)))
+        generate(base_model, replace(PLAIN_EDIT, blend=BLEND.model_copy(update={"n_tokens": 9})))

@@ -23,6 +23,7 @@ from emuedit.metrics.benchmark_folder import JUDGE, TABLE, missing_files
 from emuedit.name_hints import closest_match, new_name
 from emuedit.processes import exit_process
 from emuedit.progress import waiting
+from emuedit.reference_check import as_mapping
 
 _PACKAGE = Path(__file__).resolve().parent
 _STAGE_COMMAND = re.compile(r"python3? -m emuedit\.stages\.(\w+)")
@@ -40,7 +41,7 @@ def check(root: Path) -> None:
     Takes milliseconds if the same params and code have passed the check before.
     """
     params = config.read_yaml(root / PARAMS_FILE)
-    stages = _mapping(config.read_yaml(find_file(PIPELINE_FILE, root)).get("stages"))
+    stages = as_mapping(config.read_yaml(find_file(PIPELINE_FILE, root)).get("stages"))
     sections = _sections(stages)
     problems = [*_name_problems(params, stages, sections), *reference_check.problems(params, stages, root)]
     present = [name for name in (*sections, *_OPTIONAL) if name in params]
@@ -86,7 +87,7 @@ def _benchmark_problems(root: Path) -> Iterator[str]:
 
 def _benchmark_folder(root: Path, params: Mapping[str, Any]) -> Path | None:
     """The folder that `world.benchmark` names, if it has a table."""
-    reference = _mapping(params.get(_WORLD)).get("benchmark")
+    reference = as_mapping(params.get(_WORLD)).get("benchmark")
     folder = find_file(reference, root) if isinstance(reference, str) else None
     return folder if folder and (folder / TABLE).is_file() else None
 
@@ -116,7 +117,7 @@ def _name_problems(params: Mapping[str, Any], stages: Mapping[str, Any], section
 
 def _params_of(stage: Any) -> list[str]:
     """The `params` of a stage."""
-    listed = _mapping(_mapping(stage).get("do") or stage).get("params") or ()
+    listed = as_mapping(as_mapping(stage).get("do") or stage).get("params") or ()
     return [key if isinstance(key, str) else "" for key in listed]
 
 
@@ -157,10 +158,6 @@ def _key(root: Path, params: Mapping[str, Any]) -> str:
             status = file.lstat()
             digest.update(f"|{file.relative_to(folder)}:{status.st_mtime_ns}:{status.st_size}".encode())
     return digest.hexdigest()
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import ast
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,6 @@ from emuedit.tasks import ALL_TASKS, HELD_OUT, UnknownTaskError, get_task
 _MODELS = ("base_model", "base_editor", "detector", "segmenter", "clip", "dino", "depth", "t5")
 MODELS_OR_FOLDERS = (*_MODELS, "llm")
 """Keys of `world` that name either a local file or folder, which is a dep, or a remote model, which is not."""
-_FUNCTIONS = {"annotators": "annotate", "benchmark": "edits"}
-"""Keys of `world` that name a Python file -> the function that it must have."""
 _FILES = {
     "instructions": ("prompts", "moderation"),
     "router": ("non_instructions",),
@@ -32,32 +31,18 @@ _READ_MIX = ("dataset", "validation", "train")
 
 def problems(params: Mapping[str, Any], stages: Mapping[str, Any], root: Path) -> Iterator[str]:
     """Lines such as `world.clip: want ..., got ...`. `stages`: the stages of `dvc.yaml`. Values of wrong types are skipped."""
-    world = _mapping(params, "world")
-    if isinstance(reference := world.get("captions"), str):
-        yield from _caption_problems(reference, root)
-    for key in _MODELS:
+    world = as_mapping(params.get("world"))
+    for key, check in _CHECKS.items():
         if isinstance(reference := world.get(key), str):
-            problems_of = _checkpoint_problems if key == "segmenter" else _model_problems
-            yield from (f"world.{key}: {problem}" for problem in problems_of(reference, root))
-    if isinstance(reference := world.get("llm"), str):
-        yield from (f"world.llm: {problem}" for problem in _llm_problems(reference, root))
-        yield from _concurrency_problems(reference, _mapping(params, "instructions"))
-    for key, function in _FUNCTIONS.items():
-        if not isinstance(reference := world.get(key), str):
-            continue
-        if key == "benchmark" and (folder := find_file(reference, root)).is_dir():
-            yield from (f"world.{key}: {problem}" for problem in missing_files(folder).values())
-        elif key == "benchmark" and not folder.exists() and not folder.suffix:
-            yield f"world.{key}: want a folder with {TABLE}, or a Python file, got none at {reference}"
-        else:
-            yield from (f"world.{key}: {problem}" for problem in _function_problems(reference, function, root))
+            yield from (f"world.{key}: {problem}" for problem in check(reference, root))
+    yield from _concurrency_problems(params, world)
     for section, keys in _FILES.items():
         for key in keys:
-            name = _mapping(params, section).get(key)
+            name = as_mapping(params.get(section)).get(key)
             if isinstance(name, str) and not find_file(name, root).exists():
                 yield f"{section}.{key}: want an existing file or folder, got none at {name}{_hint(name, root)}"
     yield from _task_problems(params)
-    yield from _mix_problems(_mapping(params, "dataset"), stages, root)
+    yield from _mix_problems(as_mapping(params.get("dataset")), stages, root)
     yield from _dep_problems(world, stages, root)
     yield from _size_problems(params, world, root)
 
@@ -67,11 +52,11 @@ def _caption_problems(reference: str, root: Path) -> Iterator[str]:
 
     path = find_file(reference, root)
     if not path.exists():
-        yield f"world.captions: want an existing file or folder, got none at {reference}{_hint(reference, root)}"
+        yield f"want an existing file or folder, got none at {reference}{_hint(reference, root)}"
     elif path.is_file() and path.suffix not in caption_sources.SUFFIXES:
-        yield f"world.captions: want {', '.join(caption_sources.SUFFIXES)} or a dataset's folder, got {reference}"
+        yield f"want {', '.join(caption_sources.SUFFIXES)} or a dataset's folder, got {reference}"
     elif path.suffix == ".py":
-        yield from (f"world.captions: {problem}" for problem in _function_problems(reference, "captions", root))
+        yield from _function_problems(reference, root, "captions")
 
 
 def _model_problems(reference: str, root: Path) -> Iterator[str]:
@@ -101,9 +86,10 @@ def _checkpoint_problems(reference: str, root: Path) -> Iterator[str]:
         yield f"want an existing file or folder, got {reference!r}{_hint(reference, root)}"
 
 
-def _concurrency_problems(llm: str, instructions: Mapping[str, Any]) -> Iterator[str]:
-    concurrency = instructions.get("concurrency", 4)  # default of the stage, copied here to avoid importing it
-    if llm_loading.is_local(llm) and isinstance(concurrency, int) and concurrency > 1:
+def _concurrency_problems(params: Mapping[str, Any], world: Mapping[str, Any]) -> Iterator[str]:
+    llm = world.get("llm")
+    concurrency = as_mapping(params.get("instructions")).get("concurrency", 4)  # default of the stage, which is not imported here
+    if isinstance(llm, str) and llm_loading.is_local(llm) and isinstance(concurrency, int) and concurrency > 1:
         yield f"instructions.concurrency: want 1 for a chat model on this machine ({llm}), got {concurrency}"
 
 
@@ -118,12 +104,12 @@ def _llm_problems(reference: str, root: Path) -> Iterator[str]:
         return
     file = module.replace(".", "/") + ".py"
     if find_file(file, root).exists():  # other modules may be installed; only an import would tell
-        yield from _function_problems(file, function, root)
+        yield from _function_problems(file, root, function)
     elif find_file(module.split(".")[0], root).is_dir():
         yield f"want an importable 'module:factory', got {reference!r}: no {file}{_hint(file, root) or renamed_hint(reference)}"
 
 
-def _function_problems(reference: str, function: str, root: Path) -> Iterator[str]:
+def _function_problems(reference: str, root: Path, function: str) -> Iterator[str]:
     """Whether a Python file defines a function, or imports the name, without running the file."""
     path = find_file(reference, root)
     if not path.is_file() or path.suffix != ".py":
@@ -148,6 +134,27 @@ def _function_problems(reference: str, function: str, root: Path) -> Iterator[st
         yield f"want a function {function} in {reference}, got {listed}{closest_match(function, names)}"
 
 
+def _benchmark_problems(reference: str, root: Path) -> Iterator[str]:
+    path = find_file(reference, root)
+    if path.is_dir():
+        yield from missing_files(path).values()
+    elif path.exists() or path.suffix:
+        yield from _function_problems(reference, root, "edits")
+    else:
+        yield f"want a folder with {TABLE}, or a Python file, got none at {reference}"
+
+
+_CHECKS: dict[str, Callable[[str, Path], Iterator[str]]] = {
+    "captions": _caption_problems,
+    **dict.fromkeys(_MODELS, _model_problems),
+    "segmenter": _checkpoint_problems,  # replaces that of _MODELS
+    "llm": _llm_problems,
+    "annotators": partial(_function_problems, function="annotate"),
+    "benchmark": _benchmark_problems,
+}
+"""Key of `world` -> the check of its value."""
+
+
 def _task_problems(params: Mapping[str, Any]) -> Iterator[str]:
     for section, key in _TASK_LISTS.items():
         for name in _texts(params, section, key):
@@ -158,7 +165,7 @@ def _task_problems(params: Mapping[str, Any]) -> Iterator[str]:
                 continue
             if section != "evaluation" and not is_trained:
                 yield f"{section}.{key}: {name} is learned by inversion only; want tasks out of {', '.join(ALL_TASKS)}"
-    inversion = _mapping(params, "inversion")
+    inversion = as_mapping(params.get("inversion"))
     learned = inversion.get("task") if inversion.get("enabled", True) else "none: inversion.enabled is false"
     for name in _texts(params, "evaluation", "tasks"):
         if isinstance(learned, str) and name in {task.name for task in HELD_OUT} - {learned}:
@@ -167,12 +174,12 @@ def _task_problems(params: Mapping[str, Any]) -> Iterator[str]:
 
 def _texts(params: Mapping[str, Any], section: str, key: str) -> list[str]:
     """The texts in a list; empty if the value is not a list, which the params model rejects."""
-    values = _mapping(params, section).get(key)
+    values = as_mapping(params.get(section)).get(key)
     return [value for value in values if isinstance(value, str)] if isinstance(values, list | tuple) else []
 
 
 def _mix_problems(dataset: Mapping[str, Any], stages: Mapping[str, Any], root: Path) -> Iterator[str]:
-    for folder in map(str, _mapping(dataset, "mix")):
+    for folder in map(str, as_mapping(dataset.get("mix"))):
         if not (root / folder / "summary.json").is_file():
             yield f"dataset.mix: want imported pairs (`emuedit import`), got none at {folder}{_hint(folder, root)}"
         for name in (stage for stage in _READ_MIX if stage in stages):
@@ -188,26 +195,25 @@ def _dep_problems(world: Mapping[str, Any], stages: Mapping[str, Any], root: Pat
             continue
         file, interpolated = find_file(reference, root), f"${{world.{key}}}"
         for name, stage in stages.items():
-            listed = _mapping(stages, name).get("params")
+            listed = as_mapping(stages.get(name)).get("params")
             if not isinstance(listed, list) or f"world.{key}" not in listed:
                 continue
             deps = [dep for dep in stage.get("deps", ()) if isinstance(dep, str)]
             is_dep = interpolated in deps or any(file.resolve().is_relative_to(find_file(dep, root).resolve()) for dep in deps)
             if file.exists() and not is_dep:
                 yield f'{PIPELINE_FILE}: want "{interpolated}" in the deps of {name}, since world.{key} is a local file or folder'
-            if not file.exists() and interpolated in deps:
+            if not file.exists() and interpolated in deps and key != "segmenter":  # it must be local, see `_checkpoint_problems`
                 yield f'{PIPELINE_FILE}: "{interpolated}" in the deps of {name} is not a local file ({reference}); remove it'
 
 
 def _size_problems(params: Mapping[str, Any], world: Mapping[str, Any], root: Path) -> Iterator[str]:
     """Incompatible sizes."""
-    n_captions, n_rows = _mapping(params, "instructions").get("n_captions"), _mapping(params, "captions").get("n_rows")
+    n_captions = as_mapping(params.get("instructions")).get("n_captions")
+    n_rows = as_mapping(params.get("captions")).get("n_rows")
     if isinstance(n_captions, int) and isinstance(n_rows, int) and n_captions > n_rows:
         yield f"instructions.n_captions: want at most the {n_rows} rows of captions.n_rows, got {n_captions}"
-    resolution, sizes = (
-        _mapping(params, "train").get("resolution"),
-        base_model_sizes(find_file(str(world.get("base_model")), root)),
-    )
+    resolution = as_mapping(params.get("train")).get("resolution")
+    sizes = base_model_sizes(find_file(str(world.get("base_model")), root))
     if isinstance(resolution, int) and sizes and resolution % (grid_px := sizes.grid_px):
         near = max(1, round(resolution / grid_px)) * grid_px
         yield f"train.resolution: want a multiple of {grid_px} px, the base model's grid, got {resolution}; use {near}"
@@ -230,6 +236,6 @@ def _near(reference: str, root: Path) -> str:
     return ""
 
 
-def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    section = values.get(key)
-    return section if isinstance(section, Mapping) else {}
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """The value if it is a mapping; else an empty one, since the params models reject other types."""
+    return value if isinstance(value, Mapping) else {}

@@ -5,14 +5,16 @@ Every random number comes from `seed_for` with keys that describe its use, such 
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 _DEVICES = ("cuda", "mps", "cpu")
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -92,6 +94,12 @@ def seed_for(*keys: str | int) -> int:
 def rng(*keys: str | int) -> np.random.Generator:
     """A numpy generator seeded by `seed_for(*keys)`."""
     return np.random.default_rng(seed_for(*keys))
+
+
+def sample(values: Sequence[T], n: int, random: np.random.Generator) -> list[T]:
+    """Up to n different values in random order. `random.permutation(values)` would make an array, in which each text takes as
+    much memory as the longest."""
+    return [values[i] for i in random.permutation(len(values))[:n]]
 
 
 def generator(*keys: str | int, device: str = "cpu") -> "torch.Generator":

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import tracemalloc
 from unittest import mock
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from emuedit import number_format
 from emuedit.number_format import ProbeResult
-from emuedit.runtime import Runtime, generator, rng, seed_for
+from emuedit.runtime import Runtime, generator, rng, sample, seed_for
 
 
 def test_seeds_never_change() -> None:
@@ -79,6 +80,19 @@ def test_auto_takes_the_best_device_and_on_a_cpu_the_probed_number_format(
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: "no bfloat16" not in present)
     with mock.patch("emuedit.runtime._present_devices", return_value=present):
         assert Runtime.choose() == expected
+
+
+def test_a_sample_is_a_part_of_the_permutation_and_takes_no_memory_for_the_longest_text_each() -> None:
+    texts = [str(number) for number in range(100)]
+    assert sample(texts, 7, rng("x")) == rng("x").permutation(texts)[:7].tolist()
+    assert sample(texts, 1000, rng("x")) == rng("x").permutation(texts).tolist()
+    assert sample([], 3, rng("x")) == []
+    tracemalloc.start()
+    try:
+        sample([*texts * 20, "long" * 5000], 10, rng("x"))
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_autocast_is_off_for_float32_only() -> None:

@@ -26,6 +26,7 @@ LIST_SUFFIXES = (".txt", *_TABLE_SUFFIXES)
 SUFFIXES = (*LIST_SUFFIXES, ".yaml", ".py")
 """Suffixes of all caption files; a dataset may also be a folder."""
 _SHOWN_CHARS, _POINTER_BYTES = 80, 1024
+_COLUMN_ADVICE = "set captions.column in params.yaml to a column of texts, or --column of `emuedit init`"
 _ROWS_WITH_IMAGES = 16  # read at a time
 
 CaptionFunction = Callable[[str, int, int], list[str]]
@@ -116,11 +117,10 @@ def _read_texts(source: Path, split: str, column: str, images: CaptionImages | N
             continue
         if is_first and column not in row:
             got = f"{sorted(row)} in row {number}"
-            raise CaptionSourceError(f"want key {column!r} in {source}, got {got}; set captions.column in params.yaml")
+            raise CaptionSourceError(f"want key {column!r} in {source}, got {got}; {_COLUMN_ADVICE}")
         if is_first and not isinstance(row[column], str | None):
             raise CaptionSourceError(
-                f"want text in {column!r} of {source}, got {str(row[column])[:_SHOWN_CHARS]!r} in row {number}; "
-                "set captions.column in params.yaml to a column of texts"
+                f"want text in {column!r} of {source}, got {str(row[column])[:_SHOWN_CHARS]!r} in row {number}; {_COLUMN_ADVICE}"
             )
         if is_first and image_column is not None and image_column not in row:
             got = f"{sorted(row)} in row {number}"
@@ -150,18 +150,16 @@ def _read_table(source: Path, split: str, column: str, image_column: str | None)
         return _read_dataset(source, split, columns)
     if source.suffix == ".parquet":
         names, _ = text_tables.parquet_shape(source)
-        for name, param in ((column, "column"), (image_column, "image_column")):
+        for name, advice in ((column, _COLUMN_ADVICE), (image_column, "set captions.image_column in params.yaml")):
             if name is not None and name not in names:  # before any image is read
-                raise CaptionSourceError(
-                    f"want key {name!r} in {source}, got {sorted(names)}; set captions.{param} in params.yaml"
-                )
+                raise CaptionSourceError(f"want key {name!r} in {source}, got {sorted(names)}; {advice}")
         if image_column is not None:
             return text_tables.read_parquet(source, columns, _ROWS_WITH_IMAGES)
         return text_tables.read_parquet(source, columns)
     if source.suffix == ".csv":
         return text_tables.read_csv(source)
     if source.suffix == ".jsonl":
-        return text_tables.read_jsonl(source)
+        return text_tables.read_jsonl(source, columns)
     raise CaptionSourceError(f"want a caption source {', '.join(SUFFIXES)}, or a dataset's folder; got {source}")
 
 

@@ -97,15 +97,18 @@ def read_csv(path: Path) -> Iterator[dict[str, Any] | BadRow]:
             if len(row) != len(header):
                 yield BadRow.of("ragged_row", text if first == rows.line_num else f"{_name_lines(first, rows.line_num)}: {text}")
                 continue
-            checked = _check_text(text)
-            yield checked if isinstance(checked, BadRow) else dict(zip(header, row, strict=True))
+            reason = next(filter(None, map(_fault_of, row)), None)
+            yield BadRow.of(reason, text) if reason else dict(zip(header, row, strict=True))
 
 
-def read_jsonl(path: Path) -> Iterator[dict[str, Any] | BadRow]:
-    """Rows of a file with a JSON object in each line. Raises TableError for a JSON document that spans several lines."""
+def read_jsonl(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, Any] | BadRow]:
+    """Rows of a file with a JSON object in each line. Raises TableError for a JSON document that spans several lines.
+
+    `columns`: the keys that are used, whose texts are limited to `MAX_FIELD_CHARS`; others, such as images in base64, are not.
+    """
     with _open_text(path) as lines:
         for number, line in enumerate(filter(str.strip, lines), start=1):
-            row = _parse_json(line)
+            row = _parse_json(line.strip(), columns)
             if number == 1 and (line.strip() in ("[", "{") or line.lstrip().startswith("[{")):
                 raise TableError(f"want one JSON object in each line of {path}, got one document; `jq -c '.[]'` converts a list")
             yield row
@@ -198,22 +201,28 @@ def _name_lines(first: int, last: int) -> str:
 
 
 def _check_text(text: str) -> str | BadRow:
+    reason = _fault_of(text)
+    return BadRow.of(reason, text) if reason else text
+
+
+def _fault_of(text: str) -> str | None:
+    """The reason of a bad row for a field; None: there is none."""
     if len(text) > MAX_FIELD_CHARS:
-        return BadRow.of("field_too_long", text)
-    if not is_unicode(text):
-        return BadRow.of("not_utf8", text)
-    return text
+        return "field_too_long"
+    return None if is_unicode(text) else "not_utf8"
 
 
-def _parse_json(line: str) -> dict[str, Any] | BadRow:
-    checked = _check_text(line.strip())
-    if isinstance(checked, BadRow):
-        return checked
+def _parse_json(line: str, columns: Sequence[str]) -> dict[str, Any] | BadRow:
+    if not is_unicode(line):
+        return BadRow.of("not_utf8", line)
     try:
-        row = json.loads(checked)
+        row = json.loads(line)
     except (ValueError, RecursionError):
-        return BadRow.of("not_json", checked)
-    return row if isinstance(row, dict) else BadRow.of("not_an_object", checked)
+        return BadRow.of("not_json", line)
+    if not isinstance(row, dict):
+        return BadRow.of("not_an_object", line)
+    texts = (row[name] for name in columns if isinstance(row.get(name), str))
+    return BadRow.of("field_too_long", line) if any(len(text) > MAX_FIELD_CHARS for text in texts) else row
 
 
 def _damaged(path: Path, where: str, error: Exception) -> TableError:

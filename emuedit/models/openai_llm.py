@@ -9,6 +9,7 @@ import re
 import time
 import urllib.error
 import urllib.request
+from http import HTTPStatus
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +36,16 @@ _TIMEOUT_STATUS = {408, 504}
 LONGEST_WAIT_S = 60.0
 _N_SEEDS = 2**31  # Gemini's endpoint takes seeds of 32 bits with a sign
 _FILTERED = re.compile(
-    r'"(content_filter|content_policy_violation|moderation_blocked|data_inspection_failed)"'
-    r"|prompt was flagged|for safety reasons"  # of OpenAI's invalid_prompt, which stands for malformed prompts, too
+    r'"(content_filter|content_policy_violation|moderation_blocked|data_inspection_failed|flagged_input)"'
+    r"|(prompt|input) was flagged|for safety reasons"  # of OpenAI's invalid_prompt, which stands for malformed prompts, too
 )
-"""In the body of status 400 and 403: the question was refused by a content filter (Azure, OpenAI, Alibaba Cloud)."""
+"""In an error, or the body of status 400 and 403: a content filter refused the question (Azure, OpenAI, Alibaba, OpenRouter)."""
+_FILTER_REASON = re.compile(r"content_?filter|safety|prohibited|blocklist|spii|recitation|sensitive|refusal", re.IGNORECASE)
+"""The finish reason of a completion that a content filter stopped, by OpenAI, Gemini, Zhipu and Anthropic."""
+_STOPPED = {"abort", "error", "insufficient_system_resource"}
+"""The finish reason of a completion that the server stopped before its end: vLLM, OpenRouter and DeepSeek."""
+_REASONING_FIELDS = ("reasoning_content", "reasoning")
+"""Where a server puts the thoughts of a reasoning model: SGLang, DeepSeek and older vLLM; newer vLLM, Ollama and OpenRouter."""
 _LIMIT, _NEW_LIMIT = "max_tokens", "max_completion_tokens"
 """The field for the longest answer. OpenAI's models since o1 answer 400 to the first name, and name the second. It is not the
 first choice, because other servers, such as Ollama, ignore it without an error."""
@@ -62,8 +69,8 @@ class EndpointSettings(Params):
     timeout_s: float = Field(60.0, gt=0)
     """Longest time in which the endpoint sends nothing; more for a reasoning model, which thinks before it answers."""
     retries: int = Field(5, ge=0, le=100)
-    """How often a request is sent again after 408, 409, 429, 5xx, a lost connection or a timeout; after a timeout with another
-    seed, since an answer that runs on would take as long again."""
+    """How often a request is sent again after 408, 409, 429, 5xx, a lost connection, an answer that the server stopped, or a
+    timeout; after a timeout with another seed, since an answer that runs on would take as long again."""
     max_tokens: int | None = Field(1024, ge=1)
     """Longest answer in tokens, several times that of a usable one; the thoughts of a reasoning model count, too. null: not
     sent, for endpoints that do not know the field and for reasoning models."""
@@ -73,6 +80,10 @@ class EndpointSettings(Params):
 
 class _NoCompletionError(ValueError):
     """Raised for a body that is no chat completion, such as the error page of a proxy."""
+
+
+class _StoppedAnswerError(ConnectionError):
+    """Raised for a completion that the server stopped before its end."""
 
 
 class OpenAILLM:
@@ -136,14 +147,16 @@ class OpenAILLM:
                     self._has_system_role = False
                     continue
                 if error.code not in RETRIED_STATUS or is_last:
-                    hint = _fields_hint(request) if error.code in (400, 422) else ""
+                    hint = _status_hint(error.code, request)
                     raise LLMError(f"{self.url} answered {error.code} for {self.model!r}: {body}{hint}") from error
                 n_timeouts += error.code in _TIMEOUT_STATUS
                 retry_after_s = _retry_after_s(error.headers.get("Retry-After"))
             except (OSError, HTTPException, _NoCompletionError) as error:  # of TLS or routing, too, while the answer is read
+                is_timeout = isinstance(getattr(error, "reason", error), TimeoutError)
                 if is_last:
-                    raise LLMError(f"{self.url} did not answer in {attempt + 1} attempts: {error}") from error
-                n_timeouts += isinstance(getattr(error, "reason", error), TimeoutError)
+                    hint = _timeout_hint(self.settings.timeout_s) if is_timeout else ""
+                    raise LLMError(f"{self.url} did not answer in {attempt + 1} attempts: {error}{hint}") from error
+                n_timeouts += is_timeout
             time.sleep(min(LONGEST_WAIT_S, retry_after_s + jitter.uniform(0, self.backoff_s * 2**attempt)))
             attempt += 1
 
@@ -182,26 +195,51 @@ class OpenAILLM:
 def _text_of(body: bytes) -> str:
     """The text of a chat completion; half of a surrogate pair becomes a question mark.
 
-    Raises LLMRefusalError for a completion that was refused or filtered, LLMError for one that ran out of tokens before its text,
-    CutAnswerError for one that ran out of tokens in its text, and _NoCompletionError for anything else.
+    Raises LLMRefusalError for a completion that was refused or filtered, LLMError for one that has thoughts or ran out of tokens,
+    but has no text, CutAnswerError for one that ran out of tokens in its text, and, for what may be otherwise in another attempt,
+    _StoppedAnswerError for one that the server stopped and _NoCompletionError for anything else.
     """
     try:
-        choices = json.loads(body)["choices"]
-        choice = choices[0] if choices else {}  # Gemini's endpoint gives no choice, or one without a content
-        message, finish_reason = choice.get("message", {}), choice.get("finish_reason")
+        completion = json.loads(body)
+        if completion["choices"] == [] and not completion.get("error"):  # Gemini's endpoint, for a question that was filtered
+            raise LLMRefusalError("want a text, got none: the chat completion has no choices")
+        choice = completion["choices"][0]
+        message, finish_reason, failure = choice.get("message", {}), choice.get("finish_reason"), choice.get("error")
         refusal, text = message.get("refusal"), message.get("content")
+        thoughts = next((message[name] for name in _REASONING_FIELDS if message.get(name)), None)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise _NoCompletionError(f"want a chat completion, got {body[:500]!r}") from error
-    if not refusal and not text and finish_reason == "length":
+    if refusal or _FILTER_REASON.search(str(finish_reason)) or (failure and _FILTERED.search(json.dumps(failure))):
+        raise LLMRefusalError(f"want a text, got none: refusal {refusal!r}, finish_reason {finish_reason!r}, error {failure!r}")
+    if failure or finish_reason in _STOPPED:
+        raise _StoppedAnswerError(f"want a complete answer, got one with finish_reason {finish_reason!r}, error {failure!r}")
+    if not text and finish_reason == "length":
         raise LLMError(f"want a text, got none: finish_reason 'length', the model ran out of tokens before it; {_MORE_TOKENS}")
-    if refusal or text is None or finish_reason == "content_filter":
-        raise LLMRefusalError(f"want a text, got none: refusal {refusal!r}, finish_reason {finish_reason!r}")
+    if not text and thoughts:
+        raise LLMError(
+            f"want a text, got only the thoughts of a reasoning model: {str(thoughts)[:500]!r}; start the server with the "
+            "reasoning parser of this model, or without one, or disable the model's thoughts"
+        )
     if not isinstance(text, str):
         raise _NoCompletionError(f"want a text in a chat completion, got {body[:500]!r}")
     text = text.encode("utf-8", "replace").decode()
     if finish_reason == "length":
         raise CutAnswerError(f"want a complete text, got one that was cut: finish_reason 'length'; {_MORE_TOKENS}", text)
     return text
+
+
+def _status_hint(status: int, payload: dict[str, Any]) -> str:
+    """What to set in `params.yaml` for an endpoint that answers this request with this status."""
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return "; lower instructions.concurrency in params.yaml, or set instructions.endpoint: {retries: ...} higher"
+    return _fields_hint(payload) if status in (400, 422) else ""
+
+
+def _timeout_hint(timeout_s: float) -> str:
+    return (
+        f"; if it needs more than {timeout_s:g} s, set instructions.endpoint: {{timeout_s: ...}} higher in params.yaml, or lower "
+        "instructions.concurrency"
+    )
 
 
 def _fields_hint(payload: dict[str, Any]) -> str:

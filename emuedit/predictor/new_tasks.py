@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from emuedit.predictor.wording_noise import WordingNoise, vary
-from emuedit.runtime import rng
+from emuedit.runtime import rng, sample
 
 KNOWN_INSTRUCTIONS = "known_instructions.json"
 """File in a task predictor's folder: class -> a sample of its training texts."""
@@ -108,7 +108,7 @@ def write_known(folder: Path, texts: Sequence[str], labels: Sequence[str]) -> No
     for text, label in zip(texts, labels, strict=True):
         by_class.setdefault(label, []).append(text)
     random = rng("known instructions")
-    kept = {label: random.permutation(sorted(set(wordings)))[:PER_CLASS].tolist() for label, wordings in sorted(by_class.items())}
+    kept = {label: sample(sorted(set(wordings)), PER_CLASS, random) for label, wordings in sorted(by_class.items())}
     (folder / KNOWN_INSTRUCTIONS).write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

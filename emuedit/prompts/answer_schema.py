@@ -30,8 +30,11 @@ _REFUSED_INSTRUCTION = re.compile(
 )
 """What an LLM cannot do, and apologies. Instructions may begin with what their author cannot see: "I can't see the faces, ...".
 """
-_START_OF_THOUGHTS, _END_OF_THOUGHTS = "<think>", "</think>"
-"""Around what a reasoning model writes before its answer; the thoughts may contain JSON objects."""
+_START_OF_THOUGHTS = ("<think>", "[THINK]", "<seed:think>")
+_END_OF_THOUGHTS = re.compile(r"</(?:seed:)?think>|\[/THINK\]")
+"""Around what a reasoning model writes before its answer (Qwen and DeepSeek, Mistral, Seed), which may contain JSON objects. The
+start is missing if the chat template ends in it."""
+_START_OF_JSON = re.compile(r"\s*(```\w*\s*)?\{")
 _REQUIRED_PATTERN = r"^\S.{0,299}$"
 _OPTIONAL_PATTERN = r"^.{0,299}$"
 _CAPTION_PATTERN = r"^\S.{0,999}$"
@@ -95,16 +98,20 @@ def answer_schema(task: str, choices: tuple[str, ...] = ()) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(ANSWER_KEYS), "additionalProperties": False}
 
 
-def parse_answer(text: str, question: Question, max_words: int, choices: tuple[str, ...] = ()) -> ProposedEdit:
+def parse_answer(
+    text: str, question: Question, max_words: int, choices: tuple[str, ...] = (), *, is_cut: bool = False
+) -> ProposedEdit:
     """Parse the answer to a question. `choices`: the only values of edited_object, if any are given.
 
     Text around the JSON object is ignored, because chat models greet and use code blocks, as are the thoughts of a reasoning
-    model, also those that do not end. Unknown keys are ignored. A comma within the name of an object is removed, since commas
-    separate names; only the objects of the task `background` are a list. Raises AnswerError for no object or several, a missing
-    or empty key, a lone surrogate, a refusal, an unchanged caption, and an instruction of more than `max_words` words. The
-    caption is not counted where it is repeated; in the direction `from_map` its number of words is added to `max_words`.
+    model, also those that do not end. `is_cut`: the text ended at a limit of tokens; all of it may be thoughts, unless their end
+    is in it or it begins with the object. Unknown keys are ignored. Line breaks in a text become spaces. A comma within the name
+    of an object is removed, since commas separate names; only the objects of the task `background` are a list. Raises AnswerError
+    for no object or several, a missing or empty key, a lone surrogate, a refusal, an unchanged caption, and an instruction of
+    more than `max_words` words. The caption is not counted where it is repeated; in the direction `from_map` its number of words
+    is added to `max_words`.
     """
-    values = _texts_of(_find_json_object(text))
+    values = _texts_of(_find_json_object(text, is_cut))
     _check_refusal(values["instruction"])
     if question.task != "background":
         for key in ("original_object", "edited_object"):
@@ -171,21 +178,16 @@ def _check_change(values: dict[str, str], question: Question, max_words: int) ->
         raise AnswerError("too_long", f"the instruction has {n_words} words; want {max_words} at most")
 
 
-def _find_json_object(text: str) -> dict[str, Any]:
+def _find_json_object(text: str, is_cut: bool) -> dict[str, Any]:
     """The JSON object after the thoughts in a text: the one that has all keys, which may be repeated, or else the only one.
 
     Raises AnswerError when there is none, or several different ones.
     """
-    text = text.rpartition(_END_OF_THOUGHTS)[2]
+    *thoughts, text = _END_OF_THOUGHTS.split(text)
+    may_be_thoughts = is_cut and not thoughts and not _START_OF_JSON.match(text)
     if text.lstrip().startswith(_START_OF_THOUGHTS):
         text = ""
-    decoder, objects, position = json.JSONDecoder(), [], 0
-    while (start := text.find("{", position)) >= 0:
-        try:
-            value, position = decoder.raw_decode(text, start)
-            objects.append(value)
-        except (json.JSONDecodeError, RecursionError):
-            position = start + 1
+    objects = [] if may_be_thoughts else _json_objects(text)
     complete = [value for value in objects if all(key in value for key in ANSWER_KEYS)]
     candidates = complete or objects
     different = [value for n, value in enumerate(candidates) if value not in candidates[:n]]
@@ -198,6 +200,18 @@ def _find_json_object(text: str) -> dict[str, Any]:
     if _REFUSAL.match(text):
         raise AnswerError("refused", "there is no JSON object in the answer; the caption describes a harmless picture to edit")
     raise AnswerError("no_json", "there is no complete JSON object in the answer")
+
+
+def _json_objects(text: str) -> list[dict[str, Any]]:
+    """The complete JSON objects in a text, in order. Their texts may contain line breaks, which JSON forbids and LLMs write."""
+    decoder, objects, position = json.JSONDecoder(strict=False), [], 0
+    while (start := text.find("{", position)) >= 0:
+        try:
+            value, position = decoder.raw_decode(text, start)
+            objects.append(value)
+        except (json.JSONDecodeError, RecursionError):
+            position = start + 1
+    return objects
 
 
 def _normalize_caption(caption: str) -> str:

@@ -85,7 +85,8 @@ class InstructionsParams(config.Params):
     """Longest instruction in words, not counting the caption where it is repeated. Map-to-image instructions may have as many
     words as the caption in addition. Ours."""
     max_repeat_share: float = Field(0.15, gt=0, le=1)
-    """An instruction may be repeated for this share of the captions used, within a task; more are near-duplicates. Ours."""
+    """An instruction may be repeated for this share of the captions used, or of `max_per_task` if that is less, within a task;
+    more are near-duplicates. Ours."""
     max_per_task: int = Field(100_000, ge=1)
     """Instructions kept of one task; a task that has them is not asked any more. Ours."""
     max_failed_share: float = Field(0.02, ge=0, le=1)
@@ -130,7 +131,7 @@ class Questioner:
             seed = seed_for("instructions", caption.id, task, attempt)
             try:
                 answer, cut = self._write(messages, seed, schema)
-                edit = parse_answer(answer, question, params.max_words, prompt.choices)
+                edit = parse_answer(answer, question, params.max_words, prompt.choices, is_cut=cut is not None)
             except LLMRefusalError as error:
                 return Drop(str(error), "refused", source, caption.index)
             except LLMError as error:
@@ -178,7 +179,8 @@ def run(params: InstructionsParams, root: Path) -> Summary:
     questioner = Questioner(llm, prompts, load_word_list(word_list), params)
     failures = FailureLimit(params.max_failed_share)
     n_captions = min(params.n_captions, read_summary(root / IN).counts.get("kept", params.n_captions))
-    deduplicator = Deduplicator(max(1, round(params.max_repeat_share * n_captions)), params.max_per_task)
+    max_repeats = max(1, round(params.max_repeat_share * min(n_captions, params.max_per_task)))
+    deduplicator = Deduplicator(max_repeats, params.max_per_task)
     counts: Counter[str] = Counter()
     captions = choose_captions(read_folder(root / IN, Caption), params.n_captions, params.choice)
     with Progress("instructions", n_captions * len(params.tasks), "question") as progress:

@@ -36,7 +36,7 @@ from emuedit.predictor.non_instructions import NON_INSTRUCTIONS, load_non_instru
 from emuedit.predictor.task_predictor import NO_EDIT, TaskPredictor
 from emuedit.predictor.wording_noise import WordingNoise, gibberish, vary
 from emuedit.progress import Progress
-from emuedit.runtime import Runtime, rng, seed_for
+from emuedit.runtime import Runtime, rng, sample, seed_for
 from emuedit.stages import batch_divisor, stage_main
 from emuedit.tasks import TASKS
 from emuedit.tracking import Tracker
@@ -123,7 +123,7 @@ def run(params: RouterParams, root: Path) -> Summary:
             f"want instructions of two tasks, and wordings for {params.folds} folds; got {tasks} and wordings for {len(folds)}"
         )
     others = [text for texts in load_non_instructions(texts_file, "fit").values() for text in texts]
-    others += rng("router", "captions").permutation(sorted(captions))[: len(others) // 4].tolist()
+    others += sample(sorted(captions), len(others) // 4, rng("router", "captions"))
     examples = [*instructions, *(Example(text, NO_EDIT, fold_of(text, params.folds)) for text in others)]
     with Tracker(scratch, "router", recorded) as tracker:
         training = PredictorTraining(tasks, base, params, scratch, tracker)

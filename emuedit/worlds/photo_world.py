@@ -182,6 +182,8 @@ def _count_captions(world: PhotoWorld, root: Path, max_words: int) -> tuple[int,
     if not source.exists():
         raise ParamsError(f"want an existing file or folder of captions, got none at {source.resolve()}")
     if source.suffix not in caption_sources.LIST_SUFFIXES:
+        if source.is_dir():  # a column that it lacks is an error now, not in the first stage
+            next(caption_sources.read_batches(source, world.captions, "train", world.column, 1, 1), None)
         n_rows = max(_MANY_ROWS, world.n_captions or 0)
         return n_rows, n_rows, [f"captions.n_rows: at most {n_rows} rows of {world.captions} are read; change it as you like"]
     batches = caption_sources.read_batches(source, world.captions, "train", world.column, sys.maxsize, _MANY_ROWS)

@@ -212,12 +212,15 @@ INVALID_PROMPT = {
     "message": "your prompt was flagged as potentially violating our usage policy",
 }
 
+OPENROUTER = {"code": 403, "message": "Your chosen model requires moderation and your input was flagged"}
+
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
         ((400, AZURE), "content filter of .*ResponsibleAIPolicyViolation"),
         ((400, {"error": INVALID_PROMPT}), "content filter of .*was flagged"),
+        ((403, {"error": OPENROUTER}), "content filter of .*was flagged"),
         (completion(message={"content": None, "refusal": "I will not"}, finish_reason="stop"), "refusal 'I will not'"),
         (completion(message={"content": None}, finish_reason="content_filter"), "finish_reason 'content_filter'"),
         (completion(message={"content": "half of an ans"}, finish_reason="content_filter"), "finish_reason 'content_filter'"),
@@ -266,7 +269,9 @@ def test_the_time_limit_of_a_request_is_that_of_the_settings(monkeypatch: pytest
         raise TimeoutError("too slow")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    with pytest.raises(LLMError, match="did not answer in 1 attempts: too slow"):
+    with pytest.raises(
+        LLMError, match=r"in 1 attempts: too slow; if it needs more than 300 s, set .*endpoint: \{timeout_s: \.\.\.\}"
+    ):
         OpenAILLM("http://host/v1", "m", EndpointSettings(timeout_s=300, retries=0)).write(MESSAGES, seed=0)
     assert limits == [300]
 

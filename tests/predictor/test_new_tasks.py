@@ -1,3 +1,4 @@
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,6 +68,18 @@ def test_some_texts_of_every_class_are_kept_once_each(tmp_path: Path) -> None:
     assert len(set(by_class["local"])) == len(by_class["local"]) == new_tasks.PER_CLASS
     assert by_class["remove"] == ["remove it"]
     assert new_tasks.read_known(tmp_path / "none") == {}
+
+
+def test_the_texts_that_are_kept_take_no_memory_for_the_longest_of_them_each(tmp_path: Path) -> None:
+    """An array of strings would have its width for all."""
+    texts = [*(f"make it {number}" for number in range(2000)), "word " * 4000]
+    tracemalloc.start()
+    try:
+        new_tasks.write_known(tmp_path, texts, ["local"] * len(texts))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10_000_000
 
 
 @pytest.fixture

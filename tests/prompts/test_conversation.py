@@ -51,6 +51,8 @@ def test_an_answer_is_one_json_object() -> None:
         f'<think>The input is {{"task": "remove"}}. Maybe {json.dumps(GOOD | {"instruction": "erase it"})}</think>\n',
         'The question was {"task": "remove", "caption": "a dog on a sofa"}. ',
         f"```json\n{json.dumps(GOOD, indent=1)}\n```\nOnce more: ",
+        f"[THINK]Maybe {json.dumps(GOOD | {'instruction': 'erase it'})}[/THINK]",
+        f"<seed:think>{json.dumps(GOOD | {'instruction': 'erase it'})} or</seed:think>",
     ],
 )
 def test_objects_in_thoughts_repeated_questions_and_repeated_answers_are_ignored(text: str) -> None:
@@ -58,8 +60,23 @@ def test_objects_in_thoughts_repeated_questions_and_repeated_answers_are_ignored
 
 
 @pytest.mark.parametrize("before", ["", "<think>done</think>\n"])
-def test_a_draft_in_thoughts_that_do_not_end_is_no_answer(before: str) -> None:
-    assert error_reason(f"{before} <think>A draft: {json.dumps(GOOD)}. But is the dog") == "no_json"
+@pytest.mark.parametrize("start", ["<think>", "[THINK]", "<seed:think>"])
+def test_a_draft_in_thoughts_that_do_not_end_is_no_answer(before: str, start: str) -> None:
+    assert error_reason(f"{before} {start}A draft: {json.dumps(GOOD)}. But is the dog") == "no_json"
+
+
+def test_a_draft_in_a_cut_answer_may_be_a_thought_whose_start_is_in_the_chat_template() -> None:
+    answer = json.dumps(GOOD)
+    assert error_reason(f"Okay. A draft: {answer}. But is the dog", is_cut=True) == "no_json"
+    edit = parse_answer(answer, QUESTION, 10)
+    for before in ("", "\n ", "```json\n", "```\n", f"Draft: {{}}</think> I like {GOOD['instruction']!r}: ", "well[/THINK]"):
+        assert parse_answer(f"{before}{answer} I hope", QUESTION, 10, is_cut=True) == edit
+    assert parse_answer(f"Okay: {answer} I hope", QUESTION, 10) == edit, "an answer that was not cut has no unfinished thoughts"
+
+
+def test_line_breaks_in_a_text_become_spaces() -> None:
+    text = json.dumps(GOOD).replace("the dog", "the\ndog").replace("empty sofa", "empty\tsofa")
+    assert parse_answer(text, QUESTION, 10) == parse_answer(json.dumps(GOOD), QUESTION, 10)
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,15 @@ def test_the_share_of_repeats_is_that_of_the_captions_that_there_are(tmp_path: P
     assert summary.counts == {"kept": 2, "dropped": 2, "kept_remove": 2, "dropped_repeated": 2, "dropped_remove_repeated": 2}
 
 
+def test_the_share_of_repeats_is_that_of_the_instructions_that_a_task_keeps(tmp_path: Path, use_llm: UseLLM) -> None:
+    publish_captions(tmp_path, *(f"{number} dogs" for number in range(40)))
+    use_llm(lambda *_: json.dumps(ANSWER))
+    params = make_params(tasks=("remove",), n_captions=40, captions_per_shard=40, max_per_task=10, max_repeat_share=0.15)
+    summary = run(params, tmp_path)
+    assert summary.counts["kept"] == 2
+    assert summary.counts["dropped_repeated"] == 38
+
+
 @pytest.mark.slow
 def test_params_that_only_say_how_work_runs_do_not_change_the_result(tmp_path: Path, use_llm: UseLLM) -> None:
     publish_captions(tmp_path)

@@ -1,8 +1,10 @@
-"""`emuedit init` with captions that have more words than `captions.max_words`."""
+"""`emuedit init` counts captions with more words than `captions.max_words`, and reads a row of a dataset's folder."""
 
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -51,3 +53,14 @@ def test_captions_that_are_all_too_long_and_those_of_a_large_file_are_counted(
     assert init("--overwrite", "--n-captions", "9000") == 0
     assert "captions.max_words: 5000 of the first 10000 captions have more than 45 words" in capsys.readouterr().out
     assert read_params(clone)["instructions"]["n_captions"] == 6_000
+
+
+@pytest.mark.slow
+def test_the_column_of_a_folder_is_checked_too(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (clone / "pictures").mkdir()
+    pq.write_table(pa.table({"text": ["a dog at a lake"]}), clone / "pictures/train-0.parquet")
+    before = (clone / "params.yaml").read_bytes()
+    assert cli.main(["init", "pictures", "--no-pin"]) == 2
+    assert "want key 'caption' in pictures, got ['text'] in row 1; set captions.column" in capsys.readouterr().err
+    assert (clone / "params.yaml").read_bytes() == before
+    assert cli.main(["init", "pictures", "--column", "text", "--no-pin"]) == 0

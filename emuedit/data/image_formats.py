@@ -1,4 +1,4 @@
-"""Image file formats: supported formats, descriptions of other files, and EXIF tags to keep."""
+"""Image file formats: supported formats, descriptions of other files, 16-bit values and transparency."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from emuedit.data import git_lfs
+from emuedit.data.image_exif import DNG_VERSION
 
 _READ = (
     "PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "JPEG2000", "ICO",
@@ -20,13 +21,7 @@ _KINDS_BY_HEAD = (
     (b"\x89PNG", "a PNG that is damaged or ends early"),
 )
 """First bytes -> file type and advice."""
-_SUBFILE_TYPE, _DNG_VERSION = 254, 50706
-_TIFF_STRUCTURE = (
-    *range(254, 269), 273, *range(277, 282), 284, *range(288, 296), 297, 301, *range(317, 348), 400, *range(512, 533),
-    700, 32997, 32998, 33723, 34377, 34675, 37724,
-)  # fmt: skip
-"""Tags of TIFF 6.0 and its supplements that describe the storage of pixels in one file, or contain a packet (XMP, IPTC,
-Photoshop, ICC) that may repeat the orientation. Written with other pixels, they make the file unreadable."""
+_SUBFILE_TYPE = 254
 
 
 def readable_formats() -> list[str]:
@@ -66,15 +61,29 @@ def has_16_bits(image: Image.Image) -> bool:
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
-    """A loaded image with 16-bit grey values divided by 257, so that white stays white; other images unchanged."""
+    """A loaded image with 16-bit grey values divided by 257, so that white stays white; other images unchanged.
+
+    A value that counts as transparent (PNG) becomes an alpha channel.
+    """
     if not image.mode.startswith("I;16"):  # in other modes, Pillow has reduced them
         return image
-    return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
+    values = np.asarray(image).astype(np.uint32)
+    grey = Image.fromarray((values // 257).astype(np.uint8))
+    if "transparency" not in image.info:
+        return grey
+    alpha = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)
+    return Image.merge("LA", (grey, Image.fromarray(alpha)))
 
 
 def with_alpha(image: Image.Image) -> Image.Image:
     """A loaded image with transparency, in mode RGBA."""
-    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    if image.mode == "La":
+        return image.convert("LA").convert("RGBA")
+    colour = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(colour, tuple) and max(colour) > 255:  # a colour of 16 bits per value
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in colour)  # as Pillow reduces the pixels
+    return image.convert("RGBA")
 
 
 def is_raw_preview(image: Image.Image, content: bytes) -> bool:
@@ -84,10 +93,4 @@ def is_raw_preview(image: Image.Image, content: bytes) -> bool:
         return False
     kind = tags.get(_SUBFILE_TYPE, 0)
     is_reduced = isinstance(kind, int) and bool(kind & 1)
-    return is_reduced or _DNG_VERSION in tags or content[8:10] == b"CR"
-
-
-def keep_descriptive(exif: Image.Exif) -> None:
-    """Remove tags about the file's storage; keep tags about the image, such as camera, date and place."""
-    for tag in [tag for tag in exif if tag in _TIFF_STRUCTURE or tag >= _DNG_VERSION]:
-        del exif[tag]
+    return is_reduced or DNG_VERSION in tags or content[8:10] == b"CR"

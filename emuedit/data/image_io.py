@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from emuedit.data import colour_profile, image_formats
+from emuedit.data import colour_profile, image_exif, image_formats
 from emuedit.data.atomic_file import replacing
 
 Pixels = npt.NDArray[np.uint8]
@@ -25,14 +25,6 @@ MAX_PIXELS = 2**26
 """Maximum image size: reading needs about 50 bytes per pixel. Ours."""
 MIN_SIDE_PX = 8
 WRITABLE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-_EXIF_ORIENTATION = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
-"""EXIF orientation -> transposition that makes the image upright; 1 is upright."""
-_SIDEWAYS = (5, 6, 7, 8)
-"""EXIF orientations that swap width and height."""
 _WITH_PROFILE = {"PNG", "JPEG", "WEBP", "TIFF"}
 """Formats for which Pillow can write EXIF and a colour profile."""
 _WITH_ALPHA = {"PNG", "WEBP", "TIFF"}
@@ -62,7 +54,7 @@ class Metadata:
     in_profile: Pixels | None = None
     """The pixels in the space of `profile`, [H, W, 3]; None for sRGB."""
     transparent: Pixels | None = None
-    """The pixels with their alpha, sRGB [H, W, 4]; None for an opaque image."""
+    """The pixels with their alpha in the space of `profile`, [H, W, 4]; None for an opaque image."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +85,7 @@ def read_mask(source: str | Path | bytes) -> Pixels:
     Without regard to colour profiles; otherwise as `read_image`, with the same errors.
     """
     with _opened(source) as image:
-        mask = image_formats.to_8_bits(_turn_upright(image, [])[0])
+        mask = image_formats.to_8_bits(image_exif.turn_upright(image, [])[0])
         has_alpha = mask.has_transparency_data
         return 255 - np.asarray(image_formats.with_alpha(mask).getchannel("A")) if has_alpha else np.array(mask.convert("L"))
 
@@ -118,10 +110,10 @@ def read_size(file: Path) -> tuple[int, int]:
     try:
         with Image.open(file, formats=image_formats.readable_formats()) as image:
             width, height = image.size
-            is_turned = image.getexif().get(_EXIF_ORIENTATION, 1) in _SIDEWAYS and image.format != "TIFF"  # Pillow has turned it
+            swaps_sides = image_exif.swaps_sides(image)
     except Exception as error:  # as for `Image.open`
         raise ImageError(f"want an image (PNG, JPEG, WebP, ...), got {file}, whose header cannot be read") from error
-    return (height, width) if is_turned else (width, height)
+    return (height, width) if swaps_sides else (width, height)
 
 
 @contextmanager
@@ -171,28 +163,38 @@ def _convert_to_rgb(image: Image.Image) -> LoadedImage:
     if getattr(image, "format", None) == "MPO" and getattr(image, "n_frames", 1) > 1:
         notes.append(f"the first of {image.n_frames} images in the file")  # type: ignore[attr-defined]
     has_16_bits = image_formats.has_16_bits(image)  # no longer known after loading
-    upright, exif = _turn_upright(image, notes)
+    upright, exif = image_exif.turn_upright(image, notes)
     upright = image_formats.to_8_bits(upright)
     if has_16_bits:
         notes.append("16 bits reduced to 8")
-    profile, transparent = image.info.get("icc_profile") or b"", None
-    if upright.has_transparency_data:
-        with_alpha = image_formats.with_alpha(upright)
-        if np.asarray(with_alpha.getchannel("A")).min() < 255:
-            notes.append("transparency composited on white")
-            transparent = None if profile else np.array(with_alpha)
-        upright = Image.alpha_composite(Image.new("RGBA", with_alpha.size, "white"), with_alpha)
-    in_srgb, note = colour_profile.to_srgb(upright, profile)
-    notes += [note] if note else []
-    keeps_profile = in_srgb is not upright and upright.mode in ("RGB", "RGBA")
+    opaque, with_alpha = _composite_on_white(upright)
+    if with_alpha is not None:
+        notes.append("transparency composited on white")
+    profile = image.info.get("icc_profile") or b""
+    in_srgb = colour_profile.to_srgb(opaque, profile)
+    notes += [in_srgb.note] if in_srgb.note else []
+    if with_alpha is not None and in_srgb.image is not opaque and in_srgb.in_profile is None:  # will be written as sRGB
+        alpha = with_alpha.getchannel("A")
+        with_alpha = colour_profile.to_srgb(with_alpha.convert(opaque.mode), profile).image
+        with_alpha.putalpha(alpha)
     metadata = Metadata(
         exif,
-        profile if keeps_profile else b"",
+        profile if in_srgb.in_profile is not None else b"",
         _dpi(image),
-        np.array(upright.convert("RGB")) if keeps_profile else None,
-        transparent,
+        np.array(in_srgb.in_profile) if in_srgb.in_profile is not None else None,
+        np.array(with_alpha) if with_alpha is not None else None,
     )
-    return LoadedImage(np.array(in_srgb.convert("RGB")), tuple(notes), metadata)
+    return LoadedImage(np.array(in_srgb.image.convert("RGB")), tuple(notes), metadata)
+
+
+def _composite_on_white(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """An image without alpha, grey if it was grey, and the image in mode RGBA if any of its pixels is transparent."""
+    if not image.has_transparency_data:
+        return image, None
+    with_alpha = image_formats.with_alpha(image)
+    opaque = Image.alpha_composite(Image.new("RGBA", with_alpha.size, "white"), with_alpha)
+    is_transparent = np.asarray(with_alpha.getchannel("A")).min() < 255
+    return opaque.convert("L" if colour_profile.is_grey(image) else "RGB"), with_alpha if is_transparent else None
 
 
 def fit_square(pixels: Pixels, side_px: int) -> Pixels:
@@ -242,39 +244,29 @@ def _save(stream: Any, kind: str, pixels: Pixels, source: LoadedImage | None) ->
             exif, notes = b"", (*notes, "its EXIF data are too long for a JPEG and were dropped")
     if kind in _WITH_PROFILE:
         options |= {"exif": exif} if exif else {}
-        if metadata.in_profile is not None and source is not None:
-            unchanged = (pixels == source.pixels).all(axis=-1, keepdims=True)
-            converted = np.asarray(colour_profile.from_srgb(Image.fromarray(pixels), metadata.profile))
-            pixels = np.where(unchanged, metadata.in_profile, converted)
-            options |= {"icc_profile": metadata.profile}
-    if metadata.transparent is not None and source is not None and kind in _WITH_ALPHA:
-        unchanged = (pixels == source.pixels).all(axis=-1, keepdims=True)
-        opaque = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
-        pixels = np.where(unchanged, metadata.transparent, opaque)
+        options |= {"icc_profile": metadata.profile} if metadata.profile else {}
+        if source is not None:
+            pixels = _with_original_values(pixels, source, kind in _WITH_ALPHA)
     Image.fromarray(pixels).save(stream, kind, **options)
     return notes
 
 
-def _turn_upright(image: Image.Image, notes: list[str]) -> tuple[Image.Image, bytes]:
-    """Apply the EXIF orientation. Returns the image and its EXIF data without orientation; notes dropped data."""
-    orientation_of_tiff = getattr(image, "tag_v2", {}).get(_EXIF_ORIENTATION, 1)  # Pillow rotates a TIFF when it loads it
-    image.load()
-    try:
-        exif = image.getexif()
-        orientation = exif.get(_EXIF_ORIENTATION, 1)
-    except Exception:  # Pillow's parser raises many classes: struct.error, SyntaxError, KeyError, ...
-        notes.append("its EXIF data cannot be read and were dropped")
-        return image, b""
-    upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
-    if orientation in _TURNS or orientation_of_tiff in _TURNS:
-        notes.append("rotated by its EXIF orientation")
-    exif.pop(_EXIF_ORIENTATION, None)
-    image_formats.keep_descriptive(exif)
-    try:
-        return upright, exif.tobytes() if len(exif) else b""
-    except Exception:  # e.g. struct.error for a negative rational
-        notes.append("its EXIF data cannot be written and were dropped")
-        return upright, b""
+def _with_original_values(pixels: Pixels, source: LoadedImage, keeps_alpha: bool) -> Pixels:
+    """sRGB [H, W, 3] in the space of the source's profile; pixels equal to the source's have the values of its file.
+
+    Returns [H, W, 4] for a source with transparency if `keeps_alpha`: changed pixels are opaque.
+    """
+    profile, in_profile, transparent = source.metadata.profile, source.metadata.in_profile, source.metadata.transparent
+    if in_profile is None and transparent is None:
+        return pixels
+    unchanged = (pixels == source.pixels).all(axis=-1, keepdims=True)
+    if in_profile is not None:
+        converted = np.asarray(colour_profile.from_srgb(Image.fromarray(pixels), profile))
+        pixels = np.where(unchanged, in_profile, converted)
+    if transparent is not None and keeps_alpha:
+        opaque = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+        pixels = np.where(unchanged, transparent, opaque)
+    return pixels
 
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:

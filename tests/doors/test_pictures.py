@@ -10,11 +10,11 @@ import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
 
 from emuedit.data import image_io
+from tests.data import icc_profiles
 
 PIXELS = np.kron(np.random.default_rng(0).integers(0, 256, (4, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8)
 PICTURE = Image.fromarray(PIXELS)
 UPRIGHT, TURNED = (32, 48, 3), (48, 32, 3)
-SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LAB = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
 TURN_NOTE = ("rotated by its EXIF orientation",)
@@ -72,7 +72,16 @@ ACCEPTED: dict[str, tuple[bytes, tuple[int, int, int], tuple[str, ...]]] = {
         encode(PICTURE.convert("P"), "PNG", transparency=bytes(200)), UPRIGHT, ("transparency composited on white",)
     ),
     "a colour that counts as transparent": (encode(PICTURE, "PNG", transparency=(1, 2, 3)), UPRIGHT, ()),
-    "the profile of colour pictures in a grey one": (encode(PICTURE.convert("L"), "PNG", icc_profile=SRGB), UPRIGHT, ()),
+    "the profile of colour pictures in a grey one": (
+        encode(PICTURE.convert("L"), "PNG", icc_profile=icc_profiles.srgb()), UPRIGHT, ()
+    ),
+    "the profile of a scanner, which has no way back": (
+        encode(PICTURE, "TIFF", icc_profile=icc_profiles.scanner()), UPRIGHT,
+        ("Scanner converted to sRGB; its profile cannot be written again",),
+    ),
+    "a grey picture with the profile of grey ones": (
+        encode(PICTURE.convert("L"), "JPEG", icc_profile=icc_profiles.grey(1.8)), UPRIGHT, ("Grey converted to sRGB",)
+    ),
     "a profile that fits no picture": (
         encode(PICTURE, "PNG", icc_profile=LAB), UPRIGHT,
         ("its colour profile is unusable (cannot build transform); assumed sRGB",),

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from emuedit import tasks
-from emuedit.data import example_folder, image_formats, image_io, text_tables
+from emuedit.data import colour_profile, example_folder, image_exif, image_formats, image_io, text_tables
 from emuedit.data.dependencies import SUMMARY_FILE, content_key, hash_file
 from emuedit.data.example_folder import ExampleEdit
 from emuedit.data.formats import pair_folder
@@ -80,9 +80,8 @@ def _import(options: ImportOptions, rows: "_Rows", counts: Counter[str], out: Pa
         "size": f"{options.size} px per side" if options.size else "original sizes",
     }
     code = sorted(Path(__file__).parent.glob("*.py"))
-    key = content_key(
-        {"texts": rows.texts, **params}, *rows.files, *code, image_io.__file__, image_formats.__file__, tasks.__file__
-    )
+    code += [Path(str(module.__file__)) for module in (image_io, image_formats, image_exif, colour_profile, tasks)]
+    key = content_key({"texts": rows.texts, **params}, *rows.files, *code)
     scratch = scratch_folder(root, scratch_name("import", out), key)
     seen: set[bytes] = set()
     with tqdm(total=rows.n_rows, unit="pair", desc=f"import {pair_format.name}") as progress:
